@@ -1,0 +1,3 @@
+"""jaxmm: multimodal pretraining and fine-tuning in JAX, on packed sequences."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,79 @@
+"""The arrays of one batch, the same on host and device, and the legend of their dimensions.
+
+Dimensions, which arrays carry as a suffix (``q_BTHD``):
+
+    B  rows of a batch              T  text positions of a row       N  patch positions of a row
+    F  audio frames of a row        M  media tiles of a row          S  soft tokens of a row
+    P  bytes of a patch             A  coordinate axes               D  width, of a model or of a head
+    H  attention heads              K  key-value heads               V  vocabulary
+    E  experts                      L  layers
+
+Everything is a tuple of arrays, so that NumPy fills it in the loader's workers and JAX takes it as a pytree; this
+module imports neither.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+Array = Any  # a numpy.ndarray on the host, a jax.Array on the device, a jax.ShapeDtypeStruct in tests of shapes
+
+IGNORED = -1  # in `slots` : no soft token stands here
+
+# Flags of a run of text tokens, stored in the prepared index.
+TARGET = 1  # the loss predicts these tokens
+ANSWER = 2  # an assistant's turn, up to and including its end marker: what exact match is measured on
+
+
+class Stream(NamedTuple):
+    """A row-wise sequence of units of one modality.
+
+    ``segments`` is 0 on padding and 1.. for each attention unit (a document of text, a tile of patches); the units of
+    one segment are adjacent. ``positions`` restart in each segment: (B, T, 1) for text (3 axes for multi-axis rotary),
+    (B, N, 3) for patches as (frame, row, column). A row of -1 marks a class or register token, numbered by its column.
+    """
+
+    values: Array  # tokens (B, T) int32; patches (B, N, P) uint8; features (B, S, D) float
+    positions: Array  # int32
+    segments: Array  # int32
+
+
+class Batch(NamedTuple):
+    """One global batch, or the rows of it that this process feeds."""
+
+    text: Stream
+    patches: Stream
+    grids_BM3: Array  # int32 (frames, rows, columns) of the tile with segment m + 1, in patches; 0 where there is none
+    slots_BT: Array  # int32: row of the row's soft-token table that stands at a text position, or IGNORED
+    blocks_BT: Array  # int32: 0 is causal, 1.. a run of positions that see each other both ways (image block or prefix)
+    targets_BT: Array  # int32: the token that position t predicts
+    weights_BT: Array  # float32: its weight in the loss, 0 where nothing is predicted
+    sources_BT: Array  # int32: which data source the position belongs to
+    features: Stream | None = None  # cached features, after the tower's outputs in the soft-token table
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSpec:
+    """How an image becomes tiles, patches and soft tokens: what the data side must know of a vision tower.
+
+    Attributes:
+      patch_size: side of a square patch in pixels.
+      merge: side, in patches, of the square of patches that becomes one soft token.
+      min_pixels, max_pixels: bounds on the area an image is resized to, with its aspect kept.
+    """
+
+    patch_size: int = 16
+    merge: int = 2
+    min_pixels: int = 64 * 64
+    max_pixels: int = 512 * 512
+
+    def __post_init__(self) -> None:
+        factor = self.patch_size * self.merge
+        if self.patch_size < 1 or self.merge < 1:
+            raise ValueError(f"patch_size {self.patch_size} and merge {self.merge} must be positive")
+        if not factor * factor <= self.max_pixels or self.min_pixels > self.max_pixels:
+            raise ValueError(
+                f"min_pixels {self.min_pixels} and max_pixels {self.max_pixels} must be in order and hold "
+                f"one soft token of {factor}x{factor} pixels"
+            )

@@ -1,0 +1,16 @@
+"""The one exception that means "the user can mend this": commands print it as one line and exit with status 1."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake in what the user asked for. The message says what, where and what to do, in one line."""
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """Returns ``"; did you mean 'x'?"`` for the closest of ``choices``, or '' where none is close."""
+    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else ""
