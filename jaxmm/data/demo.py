@@ -1,0 +1,465 @@
+"""The embedded demo corpus: pictures of coloured shapes and texts about them, drawn from a seed.
+
+It lets a fresh machine train and judge a model with nothing to download. It is small enough to be learnt in minutes and
+honest: answers are balanced, a question never tells its own answer, and the test asks about colour-shape pairs
+(``HELD_OUT``) that no training picture or text shows.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import io
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import PIL.Image
+import PIL.ImageDraw
+
+from jaxmm.data.documents import Document, Image, Source, Text, Turn
+
+GENERATOR = 1  # part of the fingerprint: raise it with any change to what a seed draws
+TRAINING, TEST = 0, 1  # splits: the second word of a document's seed
+
+# No two colours and no two shapes share their first letter: a model of bytes can tell a name, and say it, by one byte.
+COLOURS = {
+    "red": (216, 38, 44),
+    "green": (30, 150, 62),
+    "blue": (36, 84, 220),
+    "yellow": (246, 208, 20),
+    "purple": (166, 48, 186),
+    "orange": (245, 125, 10),
+}
+SHAPES = ("circle", "square", "triangle", "plus", "ring")
+ANSWERS = {
+    "colour": tuple(COLOURS),
+    "shape": SHAPES,
+    "count": ("1", "2", "3", "4"),
+    "relation": ("left", "right", "above", "below"),
+}
+KINDS = tuple(ANSWERS)
+OPPOSITES = {"left": "right", "right": "left", "above": "below", "below": "above"}
+
+Pair = tuple[str, str]  # (colour, shape)
+# One of each colour, so that every colour and every shape stays frequent in training.
+HELD_OUT: tuple[Pair, ...] = (
+    ("red", "plus"),
+    ("green", "circle"),
+    ("blue", "triangle"),
+    ("yellow", "square"),
+    ("purple", "ring"),
+    ("orange", "plus"),
+)
+SEEN: tuple[Pair, ...] = tuple((c, s) for c in COLOURS for s in SHAPES if (c, s) not in HELD_OUT)
+
+CELL = 8  # pixels; boxes of shapes stand on this grid, which halves the pictures a small tower needs to see
+SIDES = (48, 64, 80)  # pixels: the sides of a picture, each drawn alone
+BOXES = (2, 3)  # cells: the sides of a shape's box
+MARGIN = 1  # pixels that a shape keeps from the edge of its box
+TEXTURES = ("plain", "stripes", "dots", "noise")
+
+# Of a hundred training documents; the rest is text alone.
+CONVERSATIONS, CAPTIONS, INTERLEAVED = 64, 20, 8
+# How often a picture has 1, 2, 3, 4 shapes: mostly few, where naming colours and shapes is learnt before finding them.
+# The rarer numbers are asked for more often, so that the answers to the count are even.
+SHAPE_COUNTS = (0.4, 0.25, 0.2, 0.15)
+ALL_DIFFERENT = 0.75  # how often no two shapes of a picture may share their colour or their form
+# How often the other turns ask each kind, while questions of that kind are left.
+KIND_WEIGHTS = {"colour": 0.28, "shape": 0.32, "relation": 0.4}
+BLOCK = 120  # test documents in which each kind and each answer have their share, in a random order
+
+FACTS = (
+    "A circle is round and full.",
+    "A ring is round with a hole.",
+    "A square has 4 sides.",
+    "A triangle has 3 sides.",
+    "A plus has 4 arms.",
+    "A shape is a circle, a square, a triangle, a plus or a ring.",
+    "A colour is red, green, blue, yellow, purple or orange.",
+    "Left is the opposite of right.",
+    "Above is the opposite of below.",
+    "1 shape and 1 shape make 2 shapes.",
+    "2 shapes and 1 shape make 3 shapes.",
+    "2 shapes and 2 shapes make 4 shapes.",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Object:
+    """A shape in a picture: its centre (x right, y down) and the side of its box, in pixels."""
+
+    colour: str
+    shape: str
+    x: int
+    y: int
+    size: int
+
+    @property
+    def pair(self) -> Pair:
+        return self.colour, self.shape
+
+    @property
+    def name(self) -> str:
+        return f"{self.colour} {self.shape}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """All that a picture shows; ``draw`` is a pure function of it."""
+
+    width: int
+    height: int
+    ground: tuple[int, int, int]
+    texture: str
+    grain: int  # seed of what needs no name: the texture's phase, the shades of the shapes
+    objects: tuple[Object, ...]
+
+
+class Question(NamedTuple):
+    kind: str
+    text: str
+    answer: str
+    about: tuple[Object, ...]  # what it names or asks for: nothing for a count
+
+
+class Draft(NamedTuple):
+    """A document before drawing: turns of (role, parts), with a Scene where the picture will stand."""
+
+    turns: tuple[tuple[str, tuple[str | Scene, ...]], ...]
+    labels: tuple[str, ...] = ()
+
+
+def training_source(seed: int = 0, examples: int = 6000) -> Source:
+    """Returns the demo's training split: ``examples`` documents, of four kinds."""
+    return _source("demo", TRAINING, seed, examples)
+
+
+def test_source(seed: int = 0, examples: int = 600) -> Source:  # noqa: PT028  (no pytest test, for all its name)
+    """Returns the held-out questions, one a picture, labelled (kind,) or (kind, "unseen")."""
+    return _source("demo_test", TEST, seed, examples)
+
+
+def _source(name: str, split: int, seed: int, examples: int) -> Source:
+    entry = {"examples": examples, "generator": GENERATOR, "seed": seed, "split": split}
+    return Source(
+        name=name,
+        files=(),
+        entry=json.dumps(entry, sort_keys=True, separators=(",", ":")),
+        documents=functools.partial(_documents, name, split, seed, examples),
+    )
+
+
+def _documents(name: str, split: int, seed: int, examples: int) -> Iterator[Document]:
+    for index in range(examples):
+        turns, labels = draft(seed, split, index)
+        yield Document(
+            turns=tuple(
+                Turn(role, tuple(_part(part) for part in parts), target=role in ("document", "assistant"))
+                for role, parts in turns
+            ),
+            origin=f"{name}, document {index}",
+            labels=labels,
+        )
+
+
+def _part(part: str | Scene) -> Text | Image:
+    return Text(part) if isinstance(part, str) else Image(data=encode(draw(part), part.grain))
+
+
+def draft(seed: int, split: int, index: int) -> Draft:
+    """Returns document ``index`` of a split, a pure function of the three numbers."""
+    rng = np.random.default_rng([seed, split, index])
+    if split == TEST:
+        return _test(rng, *_test_case(seed, index))
+    lot = rng.integers(100)
+    if lot < CONVERSATIONS:
+        return _conversation(rng)
+    if lot < CONVERSATIONS + CAPTIONS:
+        picture = scene(rng, _pairs(rng, _count(rng)))
+        return Draft((("document", (picture, caption(picture))),))
+    if lot < CONVERSATIONS + CAPTIONS + INTERLEAVED:
+        return _interleaved(rng)
+    return _text_only(rng)
+
+
+# --- Scenes and what is true of them
+
+
+def scene(rng: np.random.Generator, pairs: Sequence[Pair]) -> Scene:
+    """Returns a picture that shows ``pairs`` (one to four) at random places, apart from each other."""
+    # The sides don't depend on how many shapes there are: the size of a picture tells nothing.
+    width, height = (int(side) for side in rng.choice(SIDES, 2))
+    objects: list[Object] = []
+    while len(objects) < len(pairs):
+        objects, taken = [], np.zeros((height // CELL, width // CELL), bool)
+        boxes = rng.choice(BOXES, len(pairs)).tolist()
+        for (colour, shape), box in zip(pairs, boxes, strict=True):
+            for across, down in rng.random((8, 2)).tolist():
+                left, top = int(across * (taken.shape[1] - box + 1)), int(down * (taken.shape[0] - box + 1))
+                if not taken[top : top + box, left : left + box].any():
+                    taken[top : top + box, left : left + box] = True
+                    x, y = ((2 * at + box) * CELL // 2 for at in (left, top))
+                    objects.append(Object(colour, shape, x, y, box * CELL - 2 * MARGIN))
+                    break
+    grey, red, green, blue = (rng.integers((172, -14, -14, -14), (226, 15, 15, 15))).tolist()
+    return Scene(
+        width=width,
+        height=height,
+        ground=(grey + red, grey + green, grey + blue),
+        texture=TEXTURES[rng.integers(len(TEXTURES))],
+        grain=int(rng.integers(2**32)),
+        objects=tuple(objects),
+    )
+
+
+def relation(a: Object, b: Object) -> str:
+    """Returns where ``a`` is from ``b``, or '' where neither axis clearly dominates."""
+    across, down = a.x - b.x, a.y - b.y
+    if abs(across) >= 2 * abs(down):
+        return "left" if across < 0 else "right"
+    if abs(down) >= 2 * abs(across):
+        return "above" if down < 0 else "below"
+    return ""
+
+
+def questions(picture: Scene) -> list[Question]:
+    """Returns every question that has one answer in the picture."""
+    objects = picture.objects
+    colours = collections.Counter(o.colour for o in objects)
+    shapes = collections.Counter(o.shape for o in objects)
+    found = [Question("count", "How many shapes?", str(len(objects)), ())]
+    for o in objects:
+        if shapes[o.shape] == 1:
+            found.append(Question("colour", f"What colour is the {o.shape}?", o.colour, (o,)))
+        if colours[o.colour] == 1:
+            found.append(Question("shape", f"What shape is {o.colour}?", o.shape, (o,)))
+    for a in objects:
+        for b in objects:
+            if a is not b and (side := relation(a, b)):
+                found.append(Question("relation", f"Where is the {a.name} from the {b.name}?", side, (a, b)))
+    return found
+
+
+def caption(picture: Scene) -> str:
+    """Returns a line that names every shape from left to right, so that a model can foresee it. No word is wasted."""
+    objects = sorted(picture.objects, key=lambda o: (o.x, o.y))
+    if len(objects) == 2 and (side := relation(*objects)):
+        if side == "below":
+            objects, side = objects[::-1], "above"
+        return f"{objects[0].name} {'left of' if side == 'left' else side} {objects[1].name}."
+    return ", ".join(o.name for o in objects) + "."
+
+
+# --- Documents
+
+
+def _count(rng: np.random.Generator, least: int = 1) -> int:
+    """Returns how many shapes a picture has."""
+    shares = np.cumsum(SHAPE_COUNTS[least - 1 :])
+    return least + int(np.searchsorted(shares, rng.random() * shares[-1], side="right"))
+
+
+def _pairs(rng: np.random.Generator, count: int) -> list[Pair]:
+    """Returns ``count`` different colour-shape pairs that training may show."""
+    all_different = rng.random() < ALL_DIFFERENT
+    while True:
+        pairs = [SEEN[k] for k in rng.permutation(len(SEEN))[:count]]
+        if not all_different or all(len(set(names)) == count for names in zip(*pairs, strict=True)):
+            return pairs
+
+
+def _conversation(rng: np.random.Generator) -> Draft:
+    """Up to six questions about one picture (one or two where it shows one shape), none answered by an earlier turn."""
+    count = _count(rng)
+    picture = scene(rng, _pairs(rng, count))
+    how_many, *left = questions(picture)
+    ask_count = rng.random() < min(SHAPE_COUNTS) / SHAPE_COUNTS[count - 1]
+    wanted = int(rng.integers(3, 7)) - ask_count
+    asked: list[Question] = []
+    while left and len(asked) < wanted:
+        kinds = [k for k in KIND_WEIGHTS if any(q.kind == k for q in left)]
+        weights = np.cumsum([KIND_WEIGHTS[k] for k in kinds])
+        kind = kinds[int(np.searchsorted(weights, rng.random() * weights[-1], side="right"))]
+        choice = [q for q in left if q.kind == kind]
+        question = choice[rng.integers(len(choice))]
+        asked.append(question)
+        left = [q for q in left if not _given_away(q, question)]
+    if ask_count or not asked:
+        asked.insert(int(rng.integers(len(asked) + 1)), how_many)
+    return _dialogue(picture, asked)
+
+
+def _given_away(question: Question, earlier: Question) -> bool:
+    """Tells whether an earlier question and its answer tell the answer of this one."""
+    if question.kind == "relation":
+        return earlier.kind == "relation" and set(question.about) == set(earlier.about)
+    return question.about[0] in earlier.about
+
+
+def _dialogue(picture: Scene, asked: Sequence[Question], labels: tuple[str, ...] = ()) -> Draft:
+    turns: list[tuple[str, tuple[str | Scene, ...]]] = []
+    for question in asked:
+        turns.append(("user", (question.text,) if turns else (picture, question.text)))
+        turns.append(("assistant", (question.answer,)))
+    return Draft(tuple(turns), labels)
+
+
+def _interleaved(rng: np.random.Generator) -> Draft:
+    """Two or three captioned pictures in one text, which ends by comparing them."""
+    parts: list[str | Scene] = []
+    counts = (rng.permutation(4)[: rng.integers(2, 4)] + 1).tolist()
+    for number, count in enumerate(counts, 1):
+        picture = scene(rng, _pairs(rng, count))
+        parts += [f"{' ' if parts else ''}Picture {number}: ", picture, caption(picture)]
+    parts.append(f" Picture {counts.index(max(counts)) + 1} has the most shapes.")
+    return Draft((("document", tuple(parts)),))
+
+
+def _text_only(rng: np.random.Generator) -> Draft:
+    if rng.random() < 0.5:
+        facts = rng.permutation(len(FACTS))[:3]
+        return Draft((("document", (" ".join(FACTS[k] for k in facts),)),))
+    a, b = (" ".join(pair) for pair in _pairs(rng, 2))
+    side = ANSWERS["relation"][rng.integers(4)]
+    told = f"The {a} is {side}{' of' if side in ('left', 'right') else ''} the {b}."
+    return Draft(
+        (("user", (f"{told} Where is the {b} from the {a}?",)), ("assistant", (OPPOSITES[side],))),
+    )
+
+
+@functools.lru_cache(maxsize=16)
+def _test_order(seed: int, block: int) -> np.ndarray:
+    return np.random.default_rng([seed, TEST, block, BLOCK]).permutation(BLOCK)
+
+
+def _test_case(seed: int, index: int) -> tuple[str, str]:
+    """Returns the kind and the answer of a test question.
+
+    Each has its exact share of a block; the order within a block is random, so that a question and the one at any
+    fixed distance have nothing in common (a blind test swaps their pictures).
+    """
+    block, place = divmod(index, BLOCK)
+    number = block * BLOCK + int(_test_order(seed, block)[place])
+    kind = KINDS[number % len(KINDS)]
+    return kind, ANSWERS[kind][number // len(KINDS) % len(ANSWERS[kind])]
+
+
+def _test(rng: np.random.Generator, kind: str, answer: str) -> Draft:
+    """One question of that kind and answer; a third of those about an object ask about a held-out pair."""
+    unseen = kind != "count" and rng.random() < 1 / 3
+    count = int(answer) if kind == "count" else _count(rng, 2 if kind == "relation" else 1)
+    while True:
+        pairs = _pairs(rng, count)  # what is not asked about looks as in training
+        place = int(rng.integers(2)) if kind == "relation" else 0
+        if kind in ("colour", "shape") or unseen:
+            pool = HELD_OUT if unseen else SEEN
+            pool = tuple(p for p in pool if kind == "relation" or answer in p)
+            pairs[place] = pool[rng.integers(len(pool))]
+        picture = scene(rng, pairs)
+        about = picture.objects[: {"colour": 1, "shape": 1, "count": 0, "relation": 2}[kind]]
+        for question in questions(picture):
+            if (question.kind, question.answer, question.about) == (kind, answer, about):
+                return _dialogue(picture, [question], (kind, "unseen") if unseen else (kind,))
+
+
+# --- Pictures
+
+
+def draw(picture: Scene) -> PIL.Image.Image:
+    """Returns the scene as an RGB picture."""
+    rng = np.random.default_rng(picture.grain)
+    height, width = picture.height, picture.width
+    ground = np.empty((height, width, 3), np.int16)
+    ground[:] = picture.ground
+    if picture.texture == "noise":
+        ground += rng.integers(-14, 15, (height, width, 1), dtype=np.int16)
+    elif picture.texture != "plain":
+        period, phase, way, shift = rng.integers((6, 0, 0, 8), (13, 12, 4, 17)).tolist()
+        y, x = np.ogrid[phase : phase + height, phase : phase + width]
+        if picture.texture == "dots":
+            marks = (x % period < 3) & (y % period < 3)
+        else:
+            marks = (x, y, x + y, x - y)[way] % period < period // 2
+        ground -= (marks * np.int16(shift))[:, :, None]
+    image = PIL.Image.fromarray(ground.astype(np.uint8))
+    shades = rng.integers(-10, 11, (len(picture.objects), 3)).tolist()
+    for o, shade in zip(picture.objects, shades, strict=True):
+        colour = tuple(min(255, max(0, c + s)) for c, s in zip(COLOURS[o.colour], shade, strict=True))
+        image.paste(colour, (o.x - o.size // 2, o.y - o.size // 2), _mask(o.shape, o.size))
+    return image
+
+
+@functools.cache
+def _mask(shape: str, size: int) -> PIL.Image.Image:
+    """Returns the coverage of a shape in its box, antialiased by drawing it eight times as large."""
+    scale = 8
+    end = size * scale - 1
+    mask = PIL.Image.new("L", (size * scale, size * scale))
+    pen = PIL.ImageDraw.Draw(mask)
+    if shape == "square":
+        pen.rectangle((0, 0, end, end), fill=255)
+    elif shape == "triangle":
+        pen.polygon(((end / 2, 0), (end, end), (0, end)), fill=255)
+    elif shape == "plus":
+        pen.rectangle((end / 3, 0, end * 2 / 3, end), fill=255)
+        pen.rectangle((0, end / 3, end, end * 2 / 3), fill=255)
+    else:
+        pen.ellipse((0, 0, end, end), fill=255)
+        if shape == "ring":
+            pen.ellipse((end * 0.26, end * 0.26, end * 0.74, end * 0.74), fill=0)
+    return mask.reduce(scale)
+
+
+def encode(image: PIL.Image.Image, lot: int) -> bytes:
+    """Returns the picture as a file: of ten lots, eight PNG, one JPEG, one WebP."""
+    file = io.BytesIO()
+    if lot % 10 == 0:
+        image.save(file, "JPEG", quality=95, subsampling=0)
+    elif lot % 10 == 1:
+        image.save(file, "WEBP", quality=95, method=0)
+    else:
+        image.save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+# --- What needs no picture
+
+
+def baselines(documents: Iterable[Document], seed: int = 0, examples: int = 6000) -> dict[str, dict[str, float]]:
+    """Returns what answers without a look at the picture score on test documents.
+
+    Args:
+      documents: of ``test_source``.
+      seed, examples: the training split whose answers are counted.
+
+    Returns:
+      accuracy by kind and "overall" of "random" (an answer of the kind, expected), "majority" (the kind's most
+      frequent answer in training) and "question" (the most frequent training answer to that very question, or else
+      the majority).
+    """
+    answers: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    kind_of = {answer: kind for kind, all_answers in ANSWERS.items() for answer in all_answers}
+    for index in range(examples):
+        turns = draft(seed, TRAINING, index).turns
+        for (_, asked), (role, answered) in itertools.pairwise(turns):
+            if role == "assistant":
+                answers[str(asked[-1])][str(answered[0])] += 1
+                answers[kind_of[str(answered[0])]][str(answered[0])] += 1
+    scores: dict[str, dict[str, list[float]]] = {
+        way: collections.defaultdict(list) for way in ("random", "majority", "question")
+    }
+    for document in documents:
+        kind = document.labels[0]
+        (text,) = (part.text for part in document.turns[0].parts if isinstance(part, Text))
+        (answer,) = (part.text for part in document.turns[1].parts if isinstance(part, Text))
+        majority = answers[kind].most_common(1)[0][0]
+        guess = answers[text].most_common(1)[0][0] if text in answers else majority
+        for group in (kind, "overall"):
+            scores["random"][group].append(1 / len(ANSWERS[kind]))
+            scores["majority"][group].append(float(answer == majority))
+            scores["question"][group].append(float(answer == guess))
+    return {way: {group: float(np.mean(hits)) for group, hits in groups.items()} for way, groups in scores.items()}

@@ -1,0 +1,217 @@
+"""Text to token ids and back: the tokenizer, the special tokens that structure a sequence, and the two templates.
+
+After this file there are no magic strings. What a user wrote is always tokenized as text, so that a literal
+``<|image_start|>`` or ``</s>`` in a caption is letters; only the template puts special tokens into a sequence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxmm.batch import ANSWER, TARGET
+from jaxmm.data.documents import Document, Image, Turn
+from jaxmm.errors import UserError, nearest
+
+FORMAT = 1  # part of the fingerprint: raise it with any change to what a template writes
+OBJECTIVES = ("pretrain", "sft")
+
+IMAGE_START, IMAGE_END, END = "<|image_start|>", "<|image_end|>", "<|end|>"
+ROLE_MARKERS = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>"}
+SPECIAL_TOKENS = (IMAGE_START, IMAGE_END, *ROLE_MARKERS.values(), END)
+
+
+class Encoded(NamedTuple):
+    """A document as text tokens; the soft tokens of its images are counted when the vision tower is known.
+
+    Attributes:
+      tokens: int32 (n,) with separators and turn markers, without the positions of soft tokens.
+      run_starts: int32 (r,) where runs of tokens with equal flags start; the first is 0, and the last ends at n.
+      run_flags: uint8 (r,) of batch.TARGET and batch.ANSWER, by run.
+      image_at: int32 (images,): the soft tokens of image k stand before token ``image_at[k]``, its ``<|image_end|>``,
+        and after its ``<|image_start|>``.
+    """
+
+    tokens: np.ndarray
+    run_starts: np.ndarray
+    run_flags: np.ndarray
+    image_at: np.ndarray
+
+
+def load_tokenizer(folder: str) -> Any:
+    """Returns the tokenizer of a ``transformers`` folder, or ByT5's (bytes, no files) for ''.
+
+    Raises:
+      UserError: if the folder is not there or holds no tokenizer.
+    """
+    # Importing transformers takes a second: not everything that imports this file needs it.
+    from transformers import AutoTokenizer, ByT5Tokenizer
+
+    if not folder:
+        return ByT5Tokenizer()
+    if not os.path.isdir(os.path.expanduser(folder)):
+        raise UserError(f"config.data.tokenizer: no folder {folder}; give a folder with a tokenizer, or '' for bytes")
+    try:
+        return AutoTokenizer.from_pretrained(os.path.expanduser(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # transformers raises what its many loaders raise
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"config.data.tokenizer: transformers loads no tokenizer from {folder}: {reason}") from error
+
+
+class Template:
+    """Turns documents into tokens with flags, by one of two objectives, and tokens back into text.
+
+    ``sft``: a conversation is ``<|user|>question<|end|><|assistant|>answer<|end|>``, and the tokens of each answer with
+    its ``<|end|>`` are targets. A plain document is its text and the tokenizer's end token, all targets.
+    ``pretrain``: no turn markers; turns are joined by a newline, the end token follows, and all text is a target.
+    In both, an answer (with what ends it: ``<|end|>``, the newline, or the end token) is flagged ANSWER. An image is
+    ``<|image_start|>``, its soft tokens, ``<|image_end|>``, and these separators are never targets. A sequence begins
+    with the tokenizer's begin token where it has one; that is no target either, as nothing precedes it.
+    """
+
+    def __init__(self, tokenizer: Any, objective: str):
+        """Adds the special tokens to ``tokenizer``, which belongs to the template from then on.
+
+        Raises:
+          UserError: if ``objective`` is not one of OBJECTIVES.
+        """
+        if objective not in OBJECTIVES:
+            known = f"{', '.join(OBJECTIVES)}{nearest(objective, OBJECTIVES)}"
+            raise UserError(f"config.data.objective '{objective}' is not one of {known}")
+        self.tokenizer, self.objective = tokenizer, objective
+        tokenizer.add_tokens(list(SPECIAL_TOKENS), special_tokens=True)
+        ids = dict(zip(SPECIAL_TOKENS, tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)), strict=True))
+        self.image_start_id, self.image_end_id, self.end_id = ids[IMAGE_START], ids[IMAGE_END], ids[END]
+        self.role_ids = {role: ids[marker] for role, marker in ROLE_MARKERS.items()}
+        self.bos_id: int | None = tokenizer.bos_token_id
+        self.eos_id: int = self.end_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+        self.pad_id: int = self.eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        self.vocab_size: int = len(tokenizer)
+        self._ids = _text_encoder(tokenizer)
+        self._newline = self._ids("\n")
+        # In pretrain an answer ends where its line does.
+        newline = {int(self._newline[0])} if objective == "pretrain" and len(self._newline) == 1 else set()
+        self.stop_ids: tuple[int, ...] = tuple(sorted({self.end_id, self.eos_id} | newline))
+        self.fingerprint = _fingerprint(tokenizer, objective)
+
+    def encode(self, document: Document) -> Encoded:
+        """Returns the document's tokens, with the flags that training needs."""
+        writer = _Writer()
+        self._write(writer, document.turns)
+        return writer.encoded()
+
+    def encode_prompt(self, turns: Sequence[Turn]) -> Encoded:
+        """Returns the tokens after which the model writes: the turns, then the opening of the assistant's own.
+
+        Where the last turn is a document or the assistant's, the text stays open for the model to go on with it.
+        """
+        writer = _Writer()
+        self._write(writer, turns, is_open=True)
+        return writer.encoded()
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Returns the text of token ids; special tokens, and ids that the padded vocabulary has on top, are dropped."""
+        kept = [i for i in map(int, ids) if 0 <= i < self.vocab_size]
+        return self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def _write(self, writer: _Writer, turns: Sequence[Turn], is_open: bool = False) -> None:
+        if turns and self.bos_id is not None:
+            writer.add([self.bos_id], 0)
+        for i, turn in enumerate(turns):
+            is_last = i == len(turns) - 1
+            with_markers = self.objective == "sft" and turn.role != "document"
+            all_targets = self.objective == "pretrain" or turn.role == "document"
+            flags = TARGET * (turn.target or all_targets) | ANSWER * (turn.role == "assistant")
+            if with_markers:
+                writer.add([self.role_ids[turn.role]], 0)
+            for part in turn.parts:
+                if isinstance(part, Image):
+                    writer.add([self.image_start_id], 0)
+                    writer.add_image()
+                    writer.add([self.image_end_id], 0)
+                else:
+                    writer.add(self._ids(part.text), flags)
+            if is_last and is_open and turn.role in ("document", "assistant"):
+                return
+            if with_markers:
+                writer.add([self.end_id], flags)
+            elif self.objective == "sft" or (is_last and not is_open):
+                writer.add([self.eos_id], flags)
+            else:
+                writer.add(self._newline, flags)
+        if is_open and self.objective == "sft":
+            writer.add([self.role_ids["assistant"]], 0)
+
+
+class _Writer:
+    """Collects the tokens of a document, runs of equal flags merged."""
+
+    def __init__(self) -> None:
+        self._chunks: list[Sequence[int] | np.ndarray] = []
+        self._starts: list[int] = []
+        self._flags: list[int] = []
+        self._image_at: list[int] = []
+        self._count = 0
+
+    def add(self, ids: Sequence[int] | np.ndarray, flags: int) -> None:
+        if not len(ids):
+            return
+        if not self._flags or self._flags[-1] != flags:
+            self._starts.append(self._count)
+            self._flags.append(flags)
+        self._chunks.append(ids)
+        self._count += len(ids)
+
+    def add_image(self) -> None:
+        self._image_at.append(self._count)
+
+    def encoded(self) -> Encoded:
+        tokens = np.empty(self._count, np.int32)
+        at = 0
+        for ids in self._chunks:
+            tokens[at : at + len(ids)] = ids
+            at += len(ids)
+        return Encoded(
+            tokens=tokens,
+            run_starts=np.array(self._starts, np.int32),
+            run_flags=np.array(self._flags, np.uint8),
+            image_at=np.array(self._image_at, np.int32),
+        )
+
+
+def _text_encoder(tokenizer: Any) -> Callable[[str], Sequence[int] | np.ndarray]:
+    """Returns the function from text to ids, in which special tokens stay text."""
+    from transformers import ByT5Tokenizer
+
+    if isinstance(tokenizer, ByT5Tokenizer):
+        # Its own way is a dictionary look-up a byte: 3 MB/s. The same ids, far faster:
+        offset = np.int32(tokenizer.offset)
+        return lambda text: np.frombuffer(text.encode(), np.uint8) + offset
+
+    def encode(text: str) -> list[int]:
+        # verbose=False: no warning where a document is longer than the length the tokenizer was made for.
+        return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
+
+    return encode
+
+
+def _fingerprint(tokenizer: Any, objective: str) -> str:
+    """Returns a hash of all that decides the ids, the same on every machine."""
+    state: dict[str, Any] = {
+        "format": FORMAT,
+        "objective": objective,
+        "special": [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id],
+        "vocabulary": sorted(tokenizer.get_vocab().items()),
+    }
+    if tokenizer.is_fast:
+        backend = json.loads(tokenizer.backend_tokenizer.to_str())
+        # Left behind by the last call, and of no effect on ours.
+        state["backend"] = {k: v for k, v in backend.items() if k not in ("truncation", "padding")}
+    else:
+        state["class"] = type(tokenizer).__name__
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,152 @@
+"""Eight virtual CPU devices, one compile cache for the run, and the switches for slow and parity tests."""
+
+from __future__ import annotations
+
+import os
+
+# Before anything imports jax; programs that tests start inherit it.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+
+import importlib.util
+import io
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import hypothesis
+import numpy as np
+import PIL.Image
+import pytest
+
+from jaxmm.batch import Batch, ImageSpec
+from jaxmm.data.documents import Document, Image, Part, Text, Turn
+from jaxmm.data.plan import Lengths
+from jaxmm.data.prepare import InMemory
+
+hypothesis.settings.register_profile(
+    "jaxmm", max_examples=20, deadline=None, derandomize=True, database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.data_too_large],
+)  # fmt: skip
+hypothesis.settings.load_profile("jaxmm")
+
+IMAGE = ImageSpec(patch_size=4, merge=2, min_pixels=8 * 8, max_pixels=24 * 24)  # 1 to 9 soft tokens an image
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+    parser.addoption("--parity", action="store_true", help="also run the tests that need torch, where it is installed")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    cache = config.cache.mkdir("compiled")  # type: ignore[union-attr]
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
+    os.environ["JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    has_torch = importlib.util.find_spec("torch") is not None
+    run = {"slow": config.getoption("--slow"), "parity": config.getoption("--parity") and has_torch}
+    out = [item for item in items if any(item.get_closest_marker(mark) and not on for mark, on in run.items())]
+    if out:
+        config.hook.pytest_deselected(items=out)
+        items[:] = [item for item in items if item not in set(out)]
+
+
+@pytest.fixture(scope="session")
+def image_spec() -> ImageSpec:
+    return IMAGE
+
+
+@pytest.fixture(scope="session")
+def template() -> Any:
+    """Conversations over bytes; a vocabulary of 390."""
+    from jaxmm.data.text import Template, load_tokenizer
+
+    return Template(load_tokenizer(""), "sft")
+
+
+class Tiny(NamedTuple):
+    """A model of a few thousand parameters, and its ways in."""
+
+    spec: Any
+    compute: Any
+    init: Callable[..., Any]
+    apply: Callable[..., Any]  # as of make_model
+    params: Any
+
+    def forward(self, params: Any, batch: Batch) -> Any:
+        """(hidden_BTD, head_VD), as the steps want it."""
+        return self.apply(params, batch, self.compute)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Tiny:
+    import jax
+
+    from jaxmm.models.connector import ConnectorSpec
+    from jaxmm.models.decoder import DecoderSpec
+    from jaxmm.models.multimodal import Compute, ModelSpec, make_model
+    from jaxmm.models.vit import VisionSpec
+
+    spec = ModelSpec(
+        VisionSpec(width=16, layers=2, heads=4, mlp=32, patch_size=IMAGE.patch_size, positions=4),
+        ConnectorSpec(merge=IMAGE.merge, mlp=32),
+        DecoderSpec(vocab_size=392, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=48),
+    )
+    init, apply = make_model(spec)
+    return Tiny(spec, Compute(), init, apply, jax.jit(init)(jax.random.key(0)))
+
+
+def picture(height: int, width: int, seed: int = 0) -> Image:
+    """A PNG of noise."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(file, "PNG")
+    return Image(data=file.getvalue())
+
+
+def plain(*parts: str | Image, origin: str = "made") -> Document:
+    """A plain or interleaved document: every text token is a target."""
+    return Document((Turn("document", _parts(parts), True),), origin)
+
+
+def chat(question: Sequence[str | Image], answer: str, origin: str = "made") -> Document:
+    """A question and its answer: the answer is the target."""
+    turns = Turn("user", _parts(question), False), Turn("assistant", (Text(answer),), True)
+    return Document(turns, origin)
+
+
+def _parts(parts: Sequence[str | Image]) -> tuple[Part, ...]:
+    return tuple(Text(part) if isinstance(part, str) else part for part in parts)
+
+
+def random_documents(count: int, seed: int, longest: int = 40) -> list[Document]:
+    """Plain, text-only, interleaved and question documents of all kinds of lengths."""
+    rng = np.random.default_rng(seed)
+
+    def words(most: int) -> str:
+        return bytes(rng.integers(97, 123, rng.integers(1, max(most, 2)), dtype=np.uint8)).decode()
+
+    def image() -> Image:
+        height, width = rng.integers(4, 40, 2)
+        return picture(int(height), int(width), int(rng.integers(1 << 30)))
+
+    kinds: list[Callable[[], Document]] = [
+        lambda: plain(words(longest)),
+        lambda: plain(image(), words(longest)),
+        lambda: plain(words(longest // 2), image(), image(), words(longest // 2)),
+        lambda: chat((image(), words(longest // 2)), words(longest // 4)),
+    ]
+    return [kinds[rng.integers(len(kinds))]() for _ in range(count)]
+
+
+@pytest.fixture(scope="session")
+def lengths_of(template: Any) -> Callable[..., Lengths]:
+    """``lengths_of(documents, name="made")``: the documents as a source, sized for the tiny model's images."""
+
+    def build(documents: Sequence[Document], name: str = "made") -> Lengths:
+        images = [[part for turn in d.turns for part in turn.parts if isinstance(part, Image)] for d in documents]
+        source = InMemory(name, [template.encode(d) for d in documents], images, template.fingerprint)
+        return Lengths(source, IMAGE)
+
+    return build
