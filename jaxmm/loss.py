@@ -1,0 +1,139 @@
+"""The vocabulary projection and cross-entropy, at target positions only and in chunks of them.
+
+The loss is one sum over one sum: this module returns sums, and whoever calls it divides by the weight of the whole
+global batch. The gradient of a chunk's logits is made in the forward pass, where they exist anyway, so that no chunk is
+projected twice and the logits of one chunk are all that is ever held.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxmm.batch import Batch
+
+
+class Targets(NamedTuple):
+    """The target positions of each row, first to last, padded to the target budget with weight 0."""
+
+    at_BR: jax.Array  # text position, int32 (R: the target budget)
+    tokens_BR: jax.Array
+    weights_BR: jax.Array
+    sources_BR: jax.Array
+
+
+def select_targets(batch: Batch, budget: int) -> Targets:
+    """Gathers the positions with weight: the plan guarantees that no row has more than ``budget`` of them."""
+    budget = min(budget, batch.weights_BT.shape[1])
+    idle_BT = (batch.weights_BT == 0).astype(jnp.int32)
+    at_BR = jnp.argsort(idle_BT, axis=1, stable=True)[:, :budget].astype(jnp.int32)
+
+    def pick(x_BT):
+        return jnp.take_along_axis(x_BT, at_BR, axis=1)
+
+    return Targets(at_BR, pick(batch.targets_BT), pick(batch.weights_BT), pick(batch.sources_BT))
+
+
+class TokenLoss(NamedTuple):
+    """Per target: negative log-likelihood in nats, and whether the most likely token is the target."""
+
+    nll_BR: jax.Array
+    correct_BR: jax.Array
+
+
+def _chunks(x, size: int):
+    """(B, R, ...) to (R / size, B, size, ...): rows stay whole, so that their sharding does."""
+    B, R = x.shape[:2]
+    return jnp.moveaxis(x.reshape(B, R // size, size, *x.shape[2:]), 1, 0)
+
+
+def _unchunk(x):
+    x = jnp.moveaxis(x, 0, 1)
+    return x.reshape(x.shape[0], -1, *x.shape[3:])
+
+
+def _logit_terms(x_BCD, head_VD, tokens_BC):
+    logits_BCV = jnp.einsum("bcd,vd->bcv", x_BCD, head_VD, preferred_element_type=jnp.float32)
+    top = logits_BCV.max(-1, keepdims=True)
+    exp_BCV = jnp.exp(logits_BCV - top)
+    total = exp_BCV.sum(-1, keepdims=True)
+    log_z = (jnp.log(total) + top)[..., 0]
+    is_target = jnp.arange(head_VD.shape[0]) == tokens_BC[..., None]
+    target_logit = jnp.where(is_target, logits_BCV, 0.0).sum(-1)
+    correct = logits_BCV.argmax(-1) == tokens_BC
+    return exp_BCV / total, log_z, log_z - target_logit, correct, is_target
+
+
+def _padded(x_BRD, tokens_BR, weights_BR, chunk: int):
+    """Pads targets to a multiple of the chunk with weight 0, and cuts them into chunks."""
+    padding = -x_BRD.shape[1] % chunk
+    widths = ((0, 0), (0, padding))
+    arrays = jnp.pad(x_BRD, (*widths, (0, 0))), jnp.pad(tokens_BR, widths), jnp.pad(weights_BR, widths)
+    return tuple(_chunks(a, chunk) for a in arrays)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def cross_entropy(x_BRD, head_VD, tokens_BR, weights_BR, z_loss: float = 0.0, chunk: int = 512):
+    """Weighted sum of cross-entropies of ``softmax(x @ head.T)``, in nats, and the terms of each target.
+
+    Args:
+      x_BRD: hidden states at target positions; ``head_VD`` is cast to their dtype.
+      weights_BR: float32; a target of weight 0 adds nothing.
+      z_loss: factor of log(Z)**2, which keeps the softmax's normaliser near 1 (PaLM, section 5).
+      chunk: targets of a row projected at a time.
+    Returns:
+      (sum, TokenLoss); only the sum has a gradient.
+    """
+    R = x_BRD.shape[1]
+    head_VD = head_VD.astype(x_BRD.dtype)
+
+    def step(total, chunk_inputs):
+        x, tokens, weights = chunk_inputs
+        _, log_z, nll, correct, _ = _logit_terms(x, head_VD, tokens)
+        return total + (weights * (nll + z_loss * log_z**2)).sum(), TokenLoss(nll, correct)
+
+    total, terms = lax.scan(step, jnp.float32(0), _padded(x_BRD, tokens_BR, weights_BR, min(chunk, R)))
+    return total, TokenLoss(*(_unchunk(a)[:, :R] for a in terms))
+
+
+def _forward(x_BRD, head_VD, tokens_BR, weights_BR, z_loss: float, chunk: int):
+    R = x_BRD.shape[1]
+    head = head_VD.astype(x_BRD.dtype)
+
+    def step(carry, chunk_inputs):
+        total, dhead_VD = carry
+        x, tokens, weights = chunk_inputs
+        p, log_z, nll, correct, is_target = _logit_terms(x, head, tokens)
+        total += (weights * (nll + z_loss * log_z**2)).sum()
+        scale = (weights * (1 + 2 * z_loss * log_z))[..., None]
+        dlogits = (p * scale - jnp.where(is_target, weights[..., None], 0.0)).astype(x.dtype)
+        dhead_VD += jnp.einsum("bcv,bcd->vd", dlogits, x, preferred_element_type=jnp.float32)
+        return (total, dhead_VD), (jnp.einsum("bcv,vd->bcd", dlogits, head), TokenLoss(nll, correct))
+
+    start = jnp.float32(0), jnp.zeros(head_VD.shape, jnp.float32)
+    inputs = _padded(x_BRD, tokens_BR, weights_BR, min(chunk, R))
+    (total, dhead_VD), (dx, terms) = lax.scan(step, start, inputs)
+    outputs = total, TokenLoss(*(_unchunk(a)[:, :R] for a in terms))
+    return outputs, (_unchunk(dx)[:, :R], dhead_VD.astype(head_VD.dtype))
+
+
+def _backward(z_loss: float, chunk: int, saved, cotangents):
+    del z_loss, chunk
+    dx_BRD, dhead_VD = saved
+    g = cotangents[0]
+    return g.astype(dx_BRD.dtype) * dx_BRD, g.astype(dhead_VD.dtype) * dhead_VD, None, None
+
+
+cross_entropy.defvjp(_forward, _backward)
+
+
+def batch_loss(hidden_BTD, head_VD, batch: Batch, budget: int, z_loss: float) -> tuple[jax.Array, Targets, TokenLoss]:
+    """The summed loss of a batch at its targets, with what was predicted where and how well."""
+    targets = select_targets(batch, budget)
+    x_BRD = jnp.take_along_axis(hidden_BTD, targets.at_BR[..., None], axis=1)
+    total, terms = cross_entropy(x_BRD, head_VD, targets.tokens_BR, targets.weights_BR, z_loss)
+    return total, targets, terms

@@ -1,0 +1,1 @@
+"""The vision tower, the connector, the decoder and the parts they share."""

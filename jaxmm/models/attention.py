@@ -1,0 +1,99 @@
+"""One attention op for every mask: query i sees the keys in [start_i, end_i). Also the intervals each kind of mask is.
+
+A mask is two int32 vectors a row, never a T x T array. Packing leaks nothing because an interval never leaves its
+segment; padding has the empty interval and gives 0.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxmm import sharding
+from jaxmm.models.interval_blocks import block_attention
+
+Intervals = tuple[jax.Array, jax.Array]  # start and end, int32 (B, T)
+
+BACKENDS = ("blocks",)  # by name; each must express any interval or raise
+
+
+def choose_backend(name: str = "") -> str:
+    """Returns the backend to use: ``name``, or for '' the best one for this platform."""
+    if not name:
+        return "blocks"
+    if name not in BACKENDS:
+        raise ValueError(f"attention backend '{name}' is not one of {', '.join(BACKENDS)}")
+    return name
+
+
+def attention(q_BTHD, k_BTKD, v_BTKD, intervals: Intervals, *, backend: str = "", block: int = 64):
+    """Softmax attention over intervals, with grouped key-value heads (H a multiple of K) and scale 1 / sqrt(D).
+
+    Rows may be sharded over the batch mesh axes and heads over ``tensor``: each device then works on its own.
+
+    Args:
+      intervals: start and end, int32 (B, T); an empty interval (end <= start) gives 0.
+      backend: one of BACKENDS, '' for the platform's best.
+      block: side of the square blocks that are computed or skipped.
+    Returns:
+      (B, T, H, D) in the dtype of ``q_BTHD``.
+    """
+    T, H, K = q_BTHD.shape[1], q_BTHD.shape[2], k_BTKD.shape[2]
+    if H % K:
+        raise ValueError(f"{H} attention heads are no multiple of {K} key-value heads")
+    choose_backend(backend)
+    block = min(block, -(-T // 16) * 16)
+    padding = -T % block
+    if padding:
+        widths = ((0, 0), (0, padding), (0, 0), (0, 0))
+        q_BTHD, k_BTKD, v_BTKD = (jnp.pad(x, widths) for x in (q_BTHD, k_BTKD, v_BTKD))
+        start_BT, end_BT = (jnp.pad(x, widths[:2]) for x in intervals)
+        intervals = start_BT, end_BT
+    run = functools.partial(block_attention, block=block)
+    out_BTHD = sharding.over_rows_and_heads(run, heads=K)(q_BTHD, k_BTKD, v_BTKD, *intervals)
+    return out_BTHD[:, :T]
+
+
+def runs(keys_BT, *more_keys_BT) -> Intervals:
+    """The interval of the run of equal keys that each position lies in. Equal keys need not be adjacent elsewhere."""
+    T = keys_BT.shape[1]
+    changed = jnp.zeros((keys_BT.shape[0], T - 1), bool)
+    for keys in (keys_BT, *more_keys_BT):
+        changed |= keys[:, 1:] != keys[:, :-1]
+    edge = jnp.ones_like(changed[:, :1]) if T > 1 else jnp.ones(keys_BT.shape, bool)
+    index = jnp.arange(T, dtype=jnp.int32)
+    start = lax.cummax(jnp.where(jnp.concatenate([edge, changed], 1), index, 0), axis=1)
+    end = lax.cummin(jnp.where(jnp.concatenate([changed, edge], 1), index + 1, T), axis=1, reverse=True)
+    return start, end
+
+
+def _hide_padding(start, end, segments_BT) -> Intervals:
+    real = segments_BT > 0
+    return jnp.where(real, start, 0), jnp.where(real, end, 0)
+
+
+def two_way(segments_BT, *window_keys_BT) -> Intervals:
+    """Every position sees its whole segment (vision towers); with keys, only its run of equal keys in it (windows)."""
+    return _hide_padding(*runs(segments_BT, *window_keys_BT), segments_BT)
+
+
+def causal(segments_BT, blocks_BT=None, window: int = 0) -> Intervals:
+    """Each position sees itself and what came before it in its segment.
+
+    Args:
+      segments_BT: 0 is padding.
+      blocks_BT: runs of equal non-zero numbers see each other both ways (image blocks, prefixes): end is the block's.
+      window: how many positions back are seen, itself included; 0 is all. It binds inside two-way blocks too.
+    """
+    index = jnp.arange(segments_BT.shape[1], dtype=jnp.int32)[None]
+    start, _ = runs(segments_BT)
+    end = jnp.broadcast_to(index + 1, segments_BT.shape)
+    if window:
+        start = jnp.maximum(start, index - window + 1)
+    if blocks_BT is not None:
+        _, block_end = runs(segments_BT, blocks_BT)
+        end = jnp.where(blocks_BT > 0, block_end, end)
+    return _hide_padding(start, end, segments_BT)

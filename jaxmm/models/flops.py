@@ -1,0 +1,64 @@
+"""Model FLOPs of a batch, counted from what is in it: real patches, real positions, real attention spans, real targets.
+
+Two per multiply-add of a matmul; a backward pass is two more forwards. Padding, recomputation, norms and softmax count
+nothing, as in PaLM's model FLOPs utilisation (Chowdhery et al., 2022, appendix B).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from jaxmm.batch import Batch
+from jaxmm.models.multimodal import ModelSpec
+
+
+def _pairs(segments: np.ndarray) -> float:
+    """Sum over segments of length squared."""
+    total = 0.0
+    for row in segments:
+        total += float((np.bincount(row)[1:].astype(float) ** 2).sum())
+    return total
+
+
+def batch_flops(spec: ModelSpec, batch: Batch, frozen: tuple[str, ...] = ()) -> float:
+    """FLOPs of one training step on a NumPy Batch, forward and backward.
+
+    A frozen part has no weight gradient; it passes the gradient on only if something before it is trained.
+    """
+    vision, connector, decoder = spec.vision, spec.connector, spec.decoder
+    patches = float((np.asarray(batch.patches.segments) > 0).sum())
+    positions = float((np.asarray(batch.text.segments) > 0).sum())
+    targets = float((np.asarray(batch.weights_BT) > 0).sum())
+    group = connector.merge**2
+
+    vision_layer = 4 * vision.width**2 + 2 * vision.width * vision.mlp
+    forward = {
+        "vision": 2 * patches * (3 * vision.patch_size**2 * vision.width + vision.layers * vision_layer)
+        + 4 * vision.layers * vision.width * _pairs(np.asarray(batch.patches.segments)),
+        "connector": 2 * patches / group * connector.mlp * (vision.width * group + decoder.width),
+    }
+    head_width = decoder.heads * decoder.head_dim
+    decoder_layer = decoder.width * (2 * head_width + 2 * decoder.kv_heads * decoder.head_dim + 3 * decoder.mlp)
+    forward["decoder"] = (
+        2 * positions * decoder.layers * decoder_layer
+        + 2 * targets * decoder.width * decoder.vocab_size
+        + 4 * decoder.layers * head_width * _pairs(np.asarray(batch.text.segments)) / 2  # causal
+    )
+    total, trained_before = 0.0, False
+    for part in ("vision", "connector", "decoder"):
+        trained = part not in frozen
+        total += forward[part] * (1 + trained + (trained_before or (trained and part != "vision")))
+        total += forward[part] if trained and part == "vision" else 0.0
+        trained_before = trained_before or trained
+    return total
+
+
+def parameter_counts(params: dict[str, Any]) -> dict[str, int]:
+    """Numbers of parameters by part."""
+
+    def count(tree: Any) -> int:
+        return sum(count(v) for v in tree.values()) if isinstance(tree, dict) else int(np.prod(tree.shape))
+
+    return {part: count(tree) for part, tree in params.items()}

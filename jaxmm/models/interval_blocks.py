@@ -1,0 +1,188 @@
+"""The interval attention backend that runs everywhere: blocks of keys that no query needs are never touched.
+
+The rows of a batch are laid end to end as one long sequence with intervals of their own, and its query blocks are taken
+in groups. A group meets the keys one diagonal at a time: at offset o, query block n meets key block n - o. All blocks
+of a group thus meet one contiguous slab of keys in one batched matmul, and the loop runs only over the offsets that
+some query of the group can see. The softmax is the running one of Milakov and Gimelshein (2018) and FlashAttention-2
+(Dao, 2023); memory is linear in T, work follows the area of the mask.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+_MASKED = -1e30  # finite, so that a row of masked logits gives no NaN
+_EMPTY = _MASKED / 10  # a query that sees nothing keeps this maximum: exp(_MASKED - _EMPTY) is exactly 0
+_GROUP = 1024  # queries a group holds: enough for a matmul to fill the cores, few enough to skip finely
+
+
+class _Grid(NamedTuple):
+    """How the L = B * T positions are cut: ``groups`` groups of ``size`` blocks of ``block`` positions."""
+
+    block: int
+    size: int
+    groups: int
+
+
+class _Inputs(NamedTuple):
+    """Blocked copies of the inputs, heads first (K key-value heads with G query heads each, n blocks of b)."""
+
+    q_KnGbD: jax.Array  # scaled by 1 / sqrt(D), the heads of a key-value head side by side
+    k_KnbD: jax.Array  # with size - 1 empty blocks before and after
+    v_KnbD: jax.Array
+    start_nb: jax.Array  # intervals over the long sequence
+    end_nb: jax.Array
+    first_offset: jax.Array  # (groups,): smallest and largest + 1 offset that some query of a group sees
+    last_offset: jax.Array
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def block_attention(q_BTHD, k_BTKD, v_BTKD, start_BT, end_BT, block: int):
+    """Softmax attention in which query i sees the keys in [start_i, end_i); T must be a multiple of ``block``.
+
+    Returns (B, T, H, D) in the dtype of ``q_BTHD``; logits and sums are float32. An empty interval gives 0.
+    """
+    return _forward(q_BTHD, k_BTKD, v_BTKD, start_BT, end_BT, block)[0]
+
+
+def _grid(positions: int, block: int) -> _Grid:
+    blocks = positions // block
+    size = min(blocks, max(1, _GROUP // block))
+    while blocks % size:
+        size -= 1
+    return _Grid(block, size, blocks // size)
+
+
+def _blocked(x_BTHD, grid: _Grid, kv_heads: int):
+    """(B, T, H, D) to (K, n, G * b, D): the query heads of one key-value head share a matmul."""
+    H, D = x_BTHD.shape[2:]
+    x = x_BTHD.reshape(grid.groups * grid.size, grid.block, kv_heads, H // kv_heads, D)
+    return x.transpose(2, 0, 3, 1, 4).reshape(kv_heads, grid.groups * grid.size, -1, D)
+
+
+def _unblocked(x_KnGbD, grid: _Grid, shape):
+    H, D = shape[2:]
+    K = x_KnGbD.shape[0]
+    x = x_KnGbD.reshape(K, grid.groups * grid.size, H // K, grid.block, D)
+    return x.transpose(1, 3, 0, 2, 4).reshape(shape)
+
+
+def _prepare(q_BTHD, k_BTKD, v_BTKD, start_BT, end_BT, grid: _Grid) -> _Inputs:
+    B, T, _, D = q_BTHD.shape
+    K = k_BTKD.shape[2]
+    row = jnp.arange(B, dtype=jnp.int32)[:, None] * T
+    start_nb, end_nb = ((x + row).reshape(-1, grid.block) for x in (start_BT, end_BT))
+    index = jnp.arange(start_nb.shape[0], dtype=jnp.int32)
+    visible = end_nb > start_nb
+    far = B * T // grid.block
+    largest = jnp.where(visible, index[:, None] - start_nb // grid.block, -far).max(-1)
+    smallest = jnp.where(visible, index[:, None] - (end_nb - 1) // grid.block, far).min(-1)
+    margin = ((0, 0), (grid.size - 1, grid.size - 1), (0, 0), (0, 0))
+    return _Inputs(
+        q_KnGbD=_blocked(q_BTHD * jnp.asarray(D**-0.5, q_BTHD.dtype), grid, K),
+        k_KnbD=jnp.pad(_blocked(k_BTKD, grid, K), margin),
+        v_KnbD=jnp.pad(_blocked(v_BTKD, grid, K), margin),
+        start_nb=start_nb,
+        end_nb=end_nb,
+        first_offset=smallest.reshape(grid.groups, -1).min(-1),
+        last_offset=largest.reshape(grid.groups, -1).max(-1) + 1,
+    )
+
+
+def _slab(x_KnbD, first, size: int):
+    """``size`` consecutive blocks of every head, from block ``first`` on."""
+    return lax.dynamic_slice_in_dim(x_KnbD, first, size, axis=1)
+
+
+def _dot(a, b, contract: tuple[int, int]):
+    """Matmul of (K, size, x, y) arrays over one of their last two dims, accumulated in float32."""
+    dims = (((contract[0],), (contract[1],)), ((0, 1), (0, 1)))
+    return lax.dot_general(a, b, dims, preferred_element_type=jnp.float32)
+
+
+def _masked(logits, inputs: _Inputs, first, offset, grid: _Grid, fill: float):
+    """Logits (K, size, G * b, b) of the query blocks from ``first`` on, ``fill`` where a key is not visible."""
+    K, size, Gb, b = logits.shape
+    start, end = (lax.dynamic_slice_in_dim(x, first, size)[..., None] for x in (inputs.start_nb, inputs.end_nb))
+    keys = (first - offset + jnp.arange(size))[:, None, None] * b + jnp.arange(b)
+    mask = (keys >= start) & (keys < end)
+    by_head = jnp.where(mask[None, :, None], logits.reshape(K, size, Gb // b, b, b), fill)
+    return by_head.reshape(logits.shape)
+
+
+def _forward(q_BTHD, k_BTKD, v_BTKD, start_BT, end_BT, block: int):
+    grid = _grid(q_BTHD.shape[0] * q_BTHD.shape[1], block)
+    inputs = _prepare(q_BTHD, k_BTKD, v_BTKD, start_BT, end_BT, grid)
+    size = grid.size
+
+    def one_group(g):
+        first = g * size
+        q = _slab(inputs.q_KnGbD, first, size)
+
+        def one_offset(carry):
+            offset, acc, top, total = carry
+            slab = first - offset + size - 1  # in the padded keys
+            logits = _dot(q, _slab(inputs.k_KnbD, slab, size), (3, 3))
+            logits = _masked(logits, inputs, first, offset, grid, _MASKED)
+            new_top = jnp.maximum(top, logits.max(-1))
+            p = jnp.exp(logits - new_top[..., None])
+            scale = jnp.exp(top - new_top)
+            pv = _dot(p.astype(v_BTKD.dtype), _slab(inputs.v_KnbD, slab, size), (3, 2))
+            return offset + 1, acc * scale[..., None] + pv, new_top, total * scale + p.sum(-1)
+
+        zeros = jnp.zeros(q.shape[:-1], jnp.float32)
+        start = inputs.first_offset[g], jnp.zeros(q.shape, jnp.float32), zeros + _EMPTY, zeros
+        _, acc, top, total = lax.while_loop(lambda c: c[0] < inputs.last_offset[g], one_offset, start)
+        total = jnp.where(total == 0, 1.0, total)
+        return (acc / total[..., None]).astype(q_BTHD.dtype), top + jnp.log(total)
+
+    out, lse = lax.map(one_group, jnp.arange(grid.groups))  # (groups, K, size, G * b[, D])
+    out_KnGbD, lse_KnGb = (jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:]) for x in (out, lse))
+    return _unblocked(out_KnGbD, grid, q_BTHD.shape), (inputs, out_KnGbD, lse_KnGb)
+
+
+def _backward(block: int, saved, grad_BTHD):
+    inputs, out_KnGbD, lse_KnGb = saved
+    B, T, _, D = grad_BTHD.shape
+    K, dtype = inputs.q_KnGbD.shape[0], inputs.q_KnGbD.dtype
+    grid = _grid(B * T, block)
+    size = grid.size
+    grad_KnGbD = _blocked(grad_BTHD, grid, K)
+    delta_KnGb = (grad_KnGbD.astype(jnp.float32) * out_KnGbD.astype(jnp.float32)).sum(-1)
+
+    def one_group(sums, g):
+        first = g * size
+        q, grad = _slab(inputs.q_KnGbD, first, size), _slab(grad_KnGbD, first, size)
+        lse, delta = (_slab(x, first, size)[..., None] for x in (lse_KnGb, delta_KnGb))
+
+        def one_offset(carry):
+            offset, dq, dk_KnbD, dv_KnbD = carry
+            slab = first - offset + size - 1
+            k, v = _slab(inputs.k_KnbD, slab, size), _slab(inputs.v_KnbD, slab, size)
+            logits = _masked(_dot(q, k, (3, 3)), inputs, first, offset, grid, _MASKED)
+            p = jnp.exp(logits - lse)
+            ds = (p * (_dot(grad, v, (3, 3)) - delta)).astype(dtype)
+            dk = _slab(dk_KnbD, slab, size) + _dot(ds, q, (2, 2))
+            dv = _slab(dv_KnbD, slab, size) + _dot(p.astype(dtype), grad, (2, 2))
+            dk_KnbD = lax.dynamic_update_slice_in_dim(dk_KnbD, dk, slab, axis=1)
+            dv_KnbD = lax.dynamic_update_slice_in_dim(dv_KnbD, dv, slab, axis=1)
+            return offset + 1, dq + _dot(ds, k, (3, 2)), dk_KnbD, dv_KnbD
+
+        start = inputs.first_offset[g], jnp.zeros(q.shape, jnp.float32), *sums
+        _, dq, *sums = lax.while_loop(lambda c: c[0] < inputs.last_offset[g], one_offset, start)
+        return tuple(sums), (dq * D**-0.5).astype(dtype)
+
+    zeros = jnp.zeros(inputs.k_KnbD.shape, jnp.float32)
+    (dk_KnbD, dv_KnbD), dq = lax.scan(one_group, (zeros, zeros), jnp.arange(grid.groups))
+    dq_KnGbD = jnp.moveaxis(dq, 0, 1).reshape(inputs.q_KnGbD.shape)
+    inside = slice(size - 1, size - 1 + grid.groups * size)
+    dk_BTKD, dv_BTKD = (_unblocked(x[:, inside].astype(dtype), grid, (B, T, K, D)) for x in (dk_KnbD, dv_KnbD))
+    return _unblocked(dq_KnGbD, grid, grad_BTHD.shape), dk_BTKD, dv_BTKD, None, None
+
+
+block_attention.defvjp(_forward, _backward)

@@ -1,0 +1,113 @@
+"""What every part of the model is made of: parameters with their logical axes, linear maps, norms, stacked layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+Initializer = Callable[..., jax.Array]
+
+zeros = jax.nn.initializers.zeros
+ones = jax.nn.initializers.ones
+# LeCun's: variance 1 / fan-in, with the fan counted over `in_axis`.
+fan_in = jax.nn.initializers.variance_scaling
+
+
+def parameter(rngs: nnx.Rngs, shape: Sequence[int], axes: Sequence[str | None], init: Initializer) -> nnx.Param:
+    """Declares one float32 parameter: its shape, its logical axes (see ``sharding.RULES``) and its initialiser."""
+    if len(shape) != len(axes):
+        raise ValueError(f"parameter of shape {tuple(shape)} has logical axes {tuple(axes)}")
+    return nnx.Param(init(rngs.params(), tuple(shape), jnp.float32), axes=tuple(axes))
+
+
+class Linear(nnx.Module):
+    """A linear map between groups of dims: (..., *inputs) to (..., *outputs), computed in the dtype of its input."""
+
+    def __init__(
+        self,
+        inputs: Sequence[int],
+        outputs: Sequence[int],
+        axes: Sequence[str | None],
+        *,
+        bias: bool,
+        rngs: nnx.Rngs,
+        scale: float = 1.0,
+    ):
+        """``axes`` names the dims of inputs, then outputs; ``scale`` multiplies the initial variance 1 / fan-in."""
+        shape, split = (*inputs, *outputs), len(inputs)
+        self.inputs = split
+        init = fan_in(max(scale, 1e-10), "fan_in", "normal", in_axis=range(split), out_axis=range(split, len(shape)))
+        self.kernel = parameter(rngs, shape, axes, init)
+        self.bias = parameter(rngs, outputs, axes[split:], zeros) if bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        contract = (tuple(range(x.ndim - self.inputs, x.ndim)), tuple(range(self.inputs)))
+        y = lax.dot_general(x, self.kernel[...].astype(x.dtype), (contract, ((), ())))
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation over the last dim, statistics in float32 (Ba et al., 2016)."""
+
+    def __init__(self, width: int, eps: float, *, rngs: nnx.Rngs):
+        self.eps = eps
+        self.scale = parameter(rngs, (width,), ("embed",), ones)
+        self.bias = parameter(rngs, (width,), ("embed",), zeros)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.float32)
+        centred = wide - wide.mean(-1, keepdims=True)
+        normal = centred * lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + self.eps)
+        return (normal * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square normalisation over the last dim, statistics in float32 (Zhang and Sennrich, 2019)."""
+
+    def __init__(self, width: int, eps: float, *, rngs: nnx.Rngs):
+        self.eps = eps
+        self.scale = parameter(rngs, (width,), ("embed",), ones)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.float32)
+        normal = wide * lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.eps)
+        return (normal * self.scale[...]).astype(x.dtype)
+
+
+# What a layer keeps for its backward pass, by name. None: everything; the rest is computed again.
+REMAT: dict[str, Any] = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def stack(layers: int, make: Callable[[nnx.Rngs], nnx.Module], rngs: nnx.Rngs) -> Any:
+    """Builds ``layers`` modules as one, each parameter with a leading dim of layers."""
+    return nnx.vmap(make)(rngs.fork(split=layers))
+
+
+def apply_stack(
+    stacked: nnx.Module, x: jax.Array, call: Callable[[Any, jax.Array], jax.Array], remat: str, unroll: int
+):
+    """Runs x through the layers of ``stack`` in turn: ``call(layer, x)`` under one scan.
+
+    Args:
+      remat: a key of REMAT.
+      unroll: layers per scan iteration; a shallow stack unrolled whole saves the loop's copies.
+    """
+    if remat not in REMAT:
+        raise ValueError(f"remat policy '{remat}' is not one of {', '.join(REMAT)}")
+    graph, layers = nnx.split(stacked)
+
+    def body(x, layer):
+        return call(nnx.merge(graph, layer), x), None
+
+    if REMAT[remat] is not None:
+        body = jax.checkpoint(body, policy=REMAT[remat])
+    return lax.scan(body, x, layers, unroll=unroll)[0]

@@ -1,0 +1,119 @@
+"""The whole model: tower, connector, soft tokens in their text positions, decoder."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxmm import sharding
+from jaxmm.batch import Batch
+from jaxmm.models.connector import Connector, ConnectorSpec
+from jaxmm.models.decoder import Decoder, DecoderSpec
+from jaxmm.models.vit import VisionSpec, VisionTower
+
+PARTS = ("vision", "connector", "decoder")
+
+Params = dict[str, Any]  # nested dict of arrays, its first keys PARTS
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSpec:
+    """A vision-language model: the specs of its parts."""
+
+    vision: VisionSpec = dataclasses.field(default_factory=VisionSpec)
+    connector: ConnectorSpec = dataclasses.field(default_factory=ConnectorSpec)
+    decoder: DecoderSpec = dataclasses.field(default_factory=DecoderSpec)
+
+
+@dataclasses.dataclass(frozen=True)
+class Compute:
+    """How the model is computed, which changes no parameter: dtype of activations, remat policy, layers unrolled."""
+
+    dtype: str = "float32"
+    remat: str = "none"
+    unroll: int = 1
+
+
+class MultimodalModel(nnx.Module):
+    """Vision tower -> connector -> decoder over one packed Batch."""
+
+    def __init__(self, spec: ModelSpec, *, rngs: nnx.Rngs):
+        self.vision = VisionTower(spec.vision, rngs=rngs)
+        self.connector = Connector(spec.connector, spec.vision.width, spec.decoder.width, rngs=rngs)
+        self.decoder = Decoder(spec.decoder, rngs=rngs)
+
+    def soft_tokens(self, batch: Batch, compute: Compute):
+        """The rows' soft-token tables, (B, S, D): the tower's outputs, then cached features."""
+        dtype = jnp.dtype(compute.dtype)
+        features = self.vision(batch.patches, batch.grids_BM3, dtype=dtype, remat=compute.remat, unroll=compute.unroll)
+        table_BSD = self.connector(features)
+        if batch.features is not None:
+            table_BSD = jnp.concatenate([table_BSD, batch.features.values.astype(dtype)], axis=1)
+        return table_BSD
+
+    def hidden(self, batch: Batch, soft_BSD, compute: Compute):
+        """Hidden states (B, T, D) of text and soft tokens together."""
+        x_BTD = self.decoder.embed(batch.text.values, jnp.dtype(compute.dtype))
+        placed_BTD = jnp.take_along_axis(soft_BSD, jnp.maximum(batch.slots_BT, 0)[..., None], axis=1)
+        x_BTD = jnp.where((batch.slots_BT >= 0)[..., None], placed_BTD, x_BTD)
+        x_BTD = sharding.constrain(x_BTD, "rows", None, None)
+        return self.decoder(
+            x_BTD, batch.text.positions, batch.text.segments, batch.blocks_BT,
+            remat=compute.remat, unroll=compute.unroll,
+        )  # fmt: skip
+
+    def projection(self):
+        """The vocabulary projection, float32 (V, D)."""
+        return self.decoder.projection()
+
+    def __call__(self, batch: Batch, compute: Compute):
+        """Returns hidden states (B, T, D) and the vocabulary projection (V, D)."""
+        return self.hidden(batch, self.soft_tokens(batch, compute), compute), self.projection()
+
+
+def flat_axes(spec: ModelSpec) -> dict[tuple[str, ...], tuple[tuple[int, ...], tuple[str | None, ...]]]:
+    """Shape and logical axes of every parameter by its path; nothing is allocated."""
+    model = nnx.eval_shape(lambda: MultimodalModel(spec, rngs=nnx.Rngs(0)))
+
+    def describe(variable):
+        shape = variable.get_value().shape
+        axes = variable.get_metadata()["axes"]
+        return tuple(shape), ("layers",) * (len(shape) - len(axes)) + tuple(axes)
+
+    state = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    return {tuple(str(key) for key in path): describe(variable) for path, variable in state}
+
+
+def logical_axes(spec: ModelSpec) -> Params:
+    """The tree of parameters with (shape, logical axes) in place of arrays."""
+    tree: Params = {}
+    for path, value in flat_axes(spec).items():
+        node = tree
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+        node[path[-1]] = value
+    return tree
+
+
+def make_model(spec: ModelSpec) -> tuple[Callable[[jax.Array], Params], Callable[..., Any]]:
+    """Returns ``init(key) -> params`` and ``apply(params, *args, method=name)``, both pure and ready for ``jax.jit``.
+
+    ``apply(params, batch, compute)`` is the model's ``__call__``.
+    """
+    graph, abstract = nnx.split(nnx.eval_shape(lambda: MultimodalModel(spec, rngs=nnx.Rngs(0))))
+
+    def init(key: jax.Array) -> Params:
+        model = MultimodalModel(spec, rngs=nnx.Rngs(params=key))
+        return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+    def apply(params: Params, *args, method: str = "__call__"):
+        state = jax.tree.map(lambda x: x, abstract)
+        nnx.replace_by_pure_dict(state, params)
+        return getattr(nnx.merge(graph, state), method)(*args)
+
+    return init, apply

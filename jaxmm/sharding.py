@@ -1,0 +1,151 @@
+"""The device mesh, the one table from logical to mesh axes, and placing trees and batches by it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxmm.errors import UserError
+
+AXES = ("data", "fsdp", "tensor", "context")
+BATCH_AXES = ("data", "fsdp")  # rows of a batch are dealt over these
+
+# Logical axis of a parameter's or an activation's dim -> mesh axis. Dims not named here are whole on each device.
+RULES: dict[str, str | tuple[str, ...]] = {
+    "rows": BATCH_AXES,
+    "embed": "fsdp",
+    "vocab": "tensor",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "mlp": "tensor",
+}
+
+
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
+    """Builds the mesh over all devices; one axis may be -1 and takes what the others leave.
+
+    Raises:
+      UserError: if the sizes do not multiply to the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    unknown = sorted(set(sizes) - set(AXES))
+    if unknown:
+        raise UserError(f"config.mesh has no axis '{unknown[0]}': the axes are {', '.join(AXES)}")
+    wanted = {axis: int(sizes.get(axis, 1)) for axis in AXES}
+    shown = ", ".join(f"{axis}={size}" for axis, size in wanted.items())
+    free = [axis for axis, size in wanted.items() if size == -1]
+    fixed = math.prod(size for size in wanted.values() if size != -1)
+    if len(free) > 1 or any(size < 1 and size != -1 for size in wanted.values()):
+        raise UserError(f"config.mesh ({shown}) must be positive sizes, at most one of them -1")
+    if free and len(devices) % fixed == 0:
+        wanted[free[0]] = len(devices) // fixed
+    if math.prod(wanted.values()) != len(devices):
+        raise UserError(
+            f"config.mesh ({shown}) does not divide the {len(devices)} devices here: "
+            f"the sizes must multiply to {len(devices)}, with one axis at -1 to fill"
+        )
+    if wanted["context"] > 1:
+        raise UserError("config.mesh.context above 1 is not supported yet: use fsdp or tensor")
+    shape = tuple(wanted[axis] for axis in AXES)
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def check_rows(mesh: Mesh, batch_size: int, accumulation: int) -> None:
+    """Raises UserError where the rows of a batch cannot be dealt evenly over devices and accumulation steps."""
+    shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    if batch_size % (shards * accumulation):
+        raise UserError(
+            f"config.batch_size {batch_size} does not divide into {shards} row shards (mesh data x fsdp) "
+            f"times config.accumulation {accumulation}: make it a multiple of {shards * accumulation}"
+        )
+
+
+def partition(axes: Sequence[str | None], shape: Sequence[int], mesh: Any) -> PartitionSpec:
+    """The PartitionSpec of an array by RULES.
+
+    A dim that its mesh axes do not divide stays whole (see ``replicated_dims`` for the report of these).
+
+    Raises:
+      ValueError: if ``axes`` does not fit ``shape``, or one mesh axis would be used for two dims.
+    """
+    if len(axes) != len(shape):
+        raise ValueError(f"logical axes {tuple(axes)} do not fit shape {tuple(shape)}")
+    entries: list[Any] = []
+    used: set[str] = set()
+    for name, size in zip(axes, shape, strict=True):
+        rule = RULES.get(name) if name else None
+        mesh_axes = (rule,) if isinstance(rule, str) else rule or ()
+        twice = used & set(mesh_axes)
+        if twice:
+            raise ValueError(f"mesh axis '{twice.pop()}' is used twice by logical axes {tuple(axes)}")
+        used |= set(mesh_axes)
+        divides = mesh_axes and size % math.prod(mesh.shape[a] for a in mesh_axes) == 0
+        entries.append((mesh_axes if len(mesh_axes) > 1 else mesh_axes[0]) if divides else None)
+    return PartitionSpec(*entries)
+
+
+def replicated_dims(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh) -> list[str]:
+    """The logical axes that have a rule but stay whole, because their size is no multiple of the mesh axis."""
+    spec = partition(axes, shape, mesh)
+    return [name for name, entry in zip(axes, spec, strict=True) if name in RULES and entry is None]
+
+
+def report_replicated(mesh: Mesh, parameters: Mapping[tuple[str, ...], tuple[Any, Any]]) -> list[str]:
+    """One line for each logical axis that the mesh cannot split evenly, so that nothing is whole in silence."""
+    found: dict[str, str] = {}
+    for path, (shape, axes) in parameters.items():
+        for name in replicated_dims(axes, shape, mesh):
+            found.setdefault(name, f"{name} of {'.'.join(path)} {tuple(shape)}")
+    return [f"not split over mesh axis '{RULES[name]}': {where}" for name, where in found.items()]
+
+
+def row_sharding(mesh: Mesh) -> NamedSharding:
+    """Sharding of any array whose first dim is rows of a batch."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def local_rows(mesh: Mesh, batch_size: int) -> list[int]:
+    """The rows of a global batch whose shards are addressable here, in order: what this process must load."""
+    index_map = row_sharding(mesh).addressable_devices_indices_map((batch_size,))
+    shards = [index[0] for index in index_map.values() if index is not None]
+    return sorted({row for rows in shards for row in range(*rows.indices(batch_size))})
+
+
+def place_batch(batch: Any, mesh: Mesh) -> Any:
+    """Puts this process's rows (a pytree of NumPy arrays) on its devices as global arrays."""
+    where = row_sharding(mesh)
+    if jax.process_count() == 1:
+        return jax.device_put(batch, where)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(where, np.asarray(x)), batch)
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Pins an activation's layout by logical axes, where a mesh is set; elsewhere returns it as it is."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, partition(axes, x.shape, mesh))
+
+
+def over_rows_and_heads(f: Callable, heads: int) -> Callable:
+    """Wraps ``f(q_BTHD, k_BTKD, v_BTKD, start_BT, end_BT)`` so that each device runs it on its own rows and heads."""
+
+    def wrapped(q_BTHD, k_BTKD, v_BTKD, start_BT, end_BT):
+        mesh = jax.sharding.get_abstract_mesh()
+        if mesh.empty or mesh.size == 1:
+            return f(q_BTHD, k_BTKD, v_BTKD, start_BT, end_BT)
+        rows, _, by_head, _ = partition(("rows", None, "heads", None), (*q_BTHD.shape[:2], heads, 1), mesh)
+        wide, narrow = PartitionSpec(rows, None, by_head, None), PartitionSpec(rows, None)
+        run = jax.shard_map(f, in_specs=(wide, wide, wide, narrow, narrow), out_specs=wide, check_vma=False)
+        return run(q_BTHD, k_BTKD, v_BTKD, start_BT, end_BT)
+
+    return wrapped
