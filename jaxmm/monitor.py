@@ -1,0 +1,425 @@
+"""What a run tells: metrics.jsonl, TensorBoard, the progress line, skipped.jsonl, summary.json, and honest rates.
+
+Plain numbers come in; nothing here calls JAX. Rates are sums over seconds in which steps ran: the first step (which
+compiles), evaluation and saving are left out of both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import re
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, TextIO
+
+# Dense bf16 FLOP/s of one device, by `jax.Device.device_kind`.
+_TPU_PEAKS = {  # cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+}
+_GPU_PEAKS = (  # NVIDIA's data sheets: half of the sparse figure they print. The first name found in the kind counts.
+    ("A100", 312e12),
+    ("H100 PCIe", 756e12),
+    ("H100 NVL", 835e12),
+    ("H100", 989e12),
+    ("GH200", 989e12),
+    ("H200", 989e12),
+    ("B200", 2250e12),
+)
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Dense bf16 FLOP/s of one device, or None where it is not known (CPUs among them)."""
+    gpus = (peak for name, peak in _GPU_PEAKS if re.search(rf"\b{name}\b", device_kind))
+    return _TPU_PEAKS.get(device_kind) or next(gpus, None)
+
+
+def mfu(flops_per_second: float, device_kind: str, devices: int) -> float | None:
+    """Model FLOP/s over the peak of all devices, or None where the peak is not known."""
+    peak = peak_flops(device_kind)
+    return flops_per_second / (peak * devices) if peak else None
+
+
+def peak_memory_bytes(devices: Iterable[Any]) -> int:
+    """The largest device peak so far; on devices that keep no count (CPUs) the peak of this process.
+
+    Args:
+      devices: this process's jax.Devices.
+    """
+    peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in devices]
+    unit = 1 if sys.platform == "darwin" else 1024
+    return max(peaks, default=0) or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+# Rates
+
+
+@dataclasses.dataclass
+class Counts:
+    """Sums over steps of the global batch. ``tokens`` are the non-padding text positions, soft tokens included."""
+
+    steps: int = 0
+    examples: int = 0
+    tokens: int = 0
+    token_capacity: int = 0  # rows x seq_len
+    images: int = 0
+    patches: int = 0
+    patch_capacity: int = 0  # rows x patch_budget
+    flops: float = 0.0  # of the model, forward and backward
+    wait_seconds: float = 0.0  # that the loop waited for data
+    seconds: float = 0.0  # all of the steps' time, waiting included; set by the Meter
+
+    def __iadd__(self, other: Counts) -> Counts:
+        for field in dataclasses.fields(self):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+        return self
+
+
+class Meter:
+    """Counts steps and measures their time. Feed it once a step, when the step's results are there.
+
+    Args:
+      device_kind, devices: of the whole mesh, for MFU.
+      clock: seconds; for tests.
+    """
+
+    def __init__(self, device_kind: str = "", devices: int = 1, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._device = device_kind, devices
+        self._clock = clock
+        self._started = self._mark = clock()
+        self.first_step_seconds = 0.0  # from the Meter's making to the end of the first step: tracing and compiling
+        self.all = Counts()  # every step of this call
+        self._timed = Counts()  # without the first
+        self._window, self._timed_window = Counts(), Counts()
+
+    def step(self, counts: Counts) -> None:
+        """Adds one step, which ended now. ``counts.steps`` and ``counts.seconds`` are filled in here."""
+        now = self._clock()
+        counts = dataclasses.replace(counts, steps=1, seconds=now - self._mark)
+        self._mark = now
+        self.all += counts
+        self._window += counts
+        if self.all.steps == 1:
+            self.first_step_seconds = counts.seconds
+        else:
+            self._timed += counts
+            self._timed_window += counts
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leaves the time of the block (evaluation, saving) out of all rates. Read the running step's results first."""
+        began = self._clock()
+        try:
+            yield
+        finally:
+            self._mark += self._clock() - began
+
+    def window(self) -> dict[str, float | None]:
+        """The figures of the steps since the last call, for a log line."""
+        figures = self._figures(self._window, self._timed_window)
+        if self._timed_window.steps:
+            figures["step_seconds"] = self._timed_window.seconds / self._timed_window.steps
+        self._window, self._timed_window = Counts(), Counts()
+        return figures
+
+    def totals(self) -> dict[str, float | None]:
+        """The figures of the whole call, by their names in summary.json."""
+        return self._figures(self.all, self._timed)
+
+    @property
+    def wall_seconds(self) -> float:
+        """Since the Meter was made, with everything."""
+        return self._clock() - self._started
+
+    def _figures(self, every: Counts, timed: Counts) -> dict[str, float | None]:
+        """Fill over every step; rates over the timed ones: None where none was timed yet."""
+        kind, devices = self._device
+
+        def rate(amount: float) -> float | None:
+            return amount / timed.seconds if timed.seconds > 0 else None
+
+        flops = rate(timed.flops)
+        return {
+            "tokens_per_second": rate(timed.tokens),
+            "images_per_second": rate(timed.images),
+            "token_fill": every.tokens / every.token_capacity if every.token_capacity else None,
+            "patch_fill": every.patches / every.patch_capacity if every.patch_capacity else None,
+            "data_wait_fraction": rate(timed.wait_seconds),
+            "mfu": mfu(flops, kind, devices) if flops else None,
+        }
+
+
+class Summary(NamedTuple):
+    """summary.json, field by field. None is null: not known."""
+
+    steps: int
+    loss: float | None
+    eval: Mapping[str, Mapping[str, Any]]  # source -> {"loss", "answer_accuracy", ...}
+    tokens_per_second: float | None
+    images_per_second: float | None
+    token_fill: float | None
+    patch_fill: float | None
+    data_wait_fraction: float | None
+    mfu: float | None
+    first_step_seconds: float
+    wall_seconds: float
+    examples_seen: int
+    examples_skipped: int
+    peak_memory_bytes: int
+
+
+# Files
+
+
+def plain(value: Any) -> Any:
+    """``value`` as strict JSON holds it: NaN and infinities are None, tuples lists, NumPy and JAX scalars numbers."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes strict JSON so that a reader finds the old file or the new one, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole = path.with_name(f".{path.name}.tmp")
+    with whole.open("w") as file:
+        json.dump(plain(value), file, indent=2, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    whole.replace(path)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a .jsonl file that a kill may have cut in a line; [] where there is no file."""
+    objects = []
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):
+            objects.append(json.loads(line))
+    return [item for item in objects if isinstance(item, dict)]
+
+
+def _rewrite(path: Path, objects: Sequence[Mapping[str, Any]]) -> None:
+    whole = path.with_name(f".{path.name}.tmp")
+    whole.write_text("".join(f"{json.dumps(item)}\n" for item in objects))
+    whole.replace(path)
+
+
+class SkippedFile:
+    """skipped.jsonl: {"file", "record", "reason"} of each record that could not be used, once, over resumes too."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        known = read_lines(path)
+        self._seen = {self._key(item) for item in known}
+        if path.exists() and not path.read_bytes().endswith(b"\n"):  # a kill cut the last line
+            _rewrite(path, known)
+
+    def __len__(self) -> int:
+        return len(self._seen)
+
+    def add(self, file: str, record: str | int, reason: str) -> bool:
+        """Records one; returns whether it was new."""
+        item = {"file": file, "record": record, "reason": reason}
+        if self._key(item) in self._seen:
+            return False
+        self._seen.add(self._key(item))
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a") as out:
+            out.write(f"{json.dumps(item)}\n")
+        return True
+
+    def _key(self, item: Mapping[str, Any]) -> tuple[str, str, str]:
+        return str(item.get("file")), str(item.get("record")), str(item.get("reason"))
+
+
+# The log
+
+
+class Monitor:
+    """Logs steps: a line of metrics.jsonl, TensorBoard events, and a progress line (in place on a terminal).
+
+    Args:
+      workdir: of the run. None, for all processes but the first: nothing is written and nothing printed.
+      steps: of the whole run, for the progress line.
+      start: the step the run goes on from. Lines of later steps, which a killed run left, are dropped.
+      tensorboard: whether to write events into the workdir.
+      out: where the progress line goes.
+    """
+
+    def __init__(
+        self, workdir: Path | None, steps: int, start: int = 0, tensorboard: bool = True, out: TextIO | None = None
+    ) -> None:
+        self._steps = steps
+        self._out = out or sys.stderr
+        self._in_place = self._out.isatty()
+        self._shown = ""
+        self._file: TextIO | None = None
+        self._events: Any = None
+        self._last: tuple[int, int, dict[str, Any]] = (-1, 0, {})  # step, offset in the file, figures
+        if workdir is None:
+            return
+        path = workdir / "metrics.jsonl"
+        workdir.mkdir(parents=True, exist_ok=True)
+        _rewrite(path, [line for line in read_lines(path) if line.get("step", math.inf) <= start])
+        self._file = path.open("a")
+        if tensorboard:
+            from tensorboardX import SummaryWriter  # imports torch where that is installed: a second
+
+            self._events = SummaryWriter(str(workdir), purge_step=start + 1)
+
+    def __enter__(self) -> Monitor:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def log(self, step: int, figures: Mapping[str, Any]) -> None:
+        """Logs a step. A second call for the same step (its evaluation, say) adds to the step's line.
+
+        Args:
+          figures: numbers, None, or mappings of them, as deep as they come.
+        """
+        if self._file is None:
+            return
+        figures = plain(figures)
+        last, offset, logged = self._last
+        if step == last:
+            self._file.truncate(offset)
+            self._file.seek(offset)
+            logged = {**logged, **figures}
+        else:
+            offset, logged = self._file.seek(0, os.SEEK_END), {"step": step, **figures}
+        self._last = step, offset, logged
+        self._file.write(f"{json.dumps(logged, allow_nan=False)}\n")
+        self._file.flush()
+        if self._events is not None:
+            for name, value in _scalars(figures):
+                self._events.add_scalar(name, value, step)
+        if "loss" in figures:
+            self._show(progress(step, self._steps, figures))
+
+    def say(self, text: str) -> None:
+        """Prints lines of their own, above the progress line."""
+        if self._file is None:
+            return
+        self._clear()
+        print(text, file=self._out, flush=True)
+        if self._shown:
+            self._show(self._shown)
+
+    def close(self) -> None:
+        """Ends the progress line and the files."""
+        if self._in_place and self._shown:
+            print(file=self._out, flush=True)
+        self._shown = ""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        if self._events is not None:
+            self._events.close()
+            self._events = None
+
+    def _clear(self) -> None:
+        if self._in_place and self._shown:
+            self._out.write("\r\x1b[K")
+
+    def _show(self, line: str) -> None:
+        self._clear()
+        if self._in_place:
+            self._shown = line
+            self._out.write(line[: shutil.get_terminal_size().columns - 1])
+        else:
+            self._out.write(f"{line}\n")
+        self._out.flush()
+
+
+def _scalars(figures: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for name, value in figures.items():
+        if isinstance(value, Mapping):
+            yield from _scalars(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float):
+            yield f"{prefix}{name}", float(value)
+
+
+def progress(step: int, steps: int, figures: Mapping[str, Any]) -> str:
+    """The progress line of one step; leaves out what ``figures`` lacks."""
+
+    def shown(name: str, form: Callable[[float], str]) -> str:
+        value = figures.get(name)
+        return "" if value is None else form(value)
+
+    loss = figures.get("loss")
+    fills = [shown(name, "{:.2f}".format) for name in ("token_fill", "patch_fill")]
+    pace = figures.get("step_seconds")
+    parts = [
+        f"step {step}/{steps}",
+        f"loss {loss:.4f}" if loss is not None else "loss not finite",
+        shown("tokens_per_second", lambda x: f"{short(x)} tok/s"),
+        shown("images_per_second", lambda x: f"{short(x)} img/s"),
+        f"fill {'/'.join(filter(None, fills))}" if any(fills) else "",
+        shown("data_wait_fraction", "wait {:.0%}".format),
+        shown("mfu", "mfu {:.1%}".format),
+        shown("grad_norm", "grad {:.2f}".format),
+        shown("learning_rate", "lr {:.1e}".format),
+        f"ETA {duration((steps - step) * pace)}" if pace is not None else "",
+    ]
+    return "  ".join(filter(None, parts))
+
+
+# Text
+
+
+def short(value: float) -> str:
+    """1234567 -> '1.23M': three digits and a unit."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= 0.9995 * size:
+            return f"{value / size:.3g}{unit}" if abs(value) < 999.5 * size else f"{value / size:.0f}{unit}"
+    return f"{value:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """75 -> '1m15s'; minutes and seconds, or hours and minutes."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def table(rows: Sequence[Sequence[Any]]) -> str:
+    """Aligned plain text; columns that hold numbers to the right, None as '-'. Rows may differ in length."""
+
+    def cell(value: Any) -> str:
+        if isinstance(value, float):
+            return f"{value:.4g}" if abs(value) < 10_000 else f"{value:.0f}"
+        return "-" if value is None else str(value)
+
+    columns = []
+    for index in range(max(map(len, rows), default=0)):
+        values = [row[index] if index < len(row) else "" for row in rows]
+        align = str.rjust if any(isinstance(value, int | float) for value in values) else str.ljust
+        width = max(len(cell(value)) for value in values)
+        columns.append([align(cell(value), width) for value in values])
+    return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))

@@ -1,0 +1,270 @@
+"""Every mistake on the command line is one line that names the nearest right thing, and status 1."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from jaxmm import command
+from jaxmm.errors import UserError
+
+CONFIG = """
+from ml_collections import ConfigDict
+
+def get_config():
+    config = ConfigDict()
+    config.steps = 100
+    config.data = ConfigDict({"path": "", "shuffle": True})
+    config.optimizer = ConfigDict({"learning_rate": 1e-3, "betas": (0.9, 0.99), "freeze": ()})
+    return config
+"""
+FLAGS: command.Flags = {
+    "workdir": ("", "folder of the run"),
+    "count": (3, "how many"),
+    "verbose": (False, "say more"),
+}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """The current folder: a config, and a run of it."""
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "base.py").write_text(CONFIG)
+    (tmp_path / "runs" / "base").mkdir(parents=True)
+    config = command.parse(["--config", str(tmp_path / "configs" / "base.py")], {}).config
+    (tmp_path / "runs" / "base" / "config.json").write_text(json.dumps(command.to_json(config)))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def parse(*argv: str, **kwargs):
+    return command.parse(["--config=configs/base.py", *argv], FLAGS, **kwargs)
+
+
+def test_values_take_the_type_of_their_key(folder):
+    args = parse(
+        "--config.steps=2e4",
+        "--config.data.path=a:0.5,b=c.json",
+        "--config.data.shuffle=false",
+        "--config.optimizer.learning_rate=1",
+        "--config.optimizer.betas=0.5,0.6",
+        "--config.optimizer.freeze",
+        "vision,connector",
+    )
+    assert args.config_name == "base"
+    assert args.config.to_dict() == {
+        "steps": 20000,
+        "data": {"path": "a:0.5,b=c.json", "shuffle": False},
+        "optimizer": {"learning_rate": 1.0, "betas": (0.5, 0.6), "freeze": ("vision", "connector")},
+    }
+    assert isinstance(args.config.steps, int)
+    assert isinstance(args.config.optimizer.learning_rate, float)
+    assert parse("--config.optimizer.betas=").config.optimizer.betas == ()
+    assert parse("--config.steps=9007199254740993").config.steps == 9007199254740993  # no float holds it
+
+
+def test_flags_take_both_forms_and_the_last_one_counts(folder):
+    args = parse("--workdir", "runs/x", "--count=-4", "--verbose", "--config.steps=1", "--config.steps=2")
+    assert (args.workdir, args.count, args.verbose, args.config.steps) == ("runs/x", -4, True, 2)
+    assert parse("--verbose=false").verbose is False
+    assert parse().count == 3
+
+
+def test_the_config_is_locked(folder):
+    with pytest.raises(AttributeError):
+        parse().config.stepz = 3
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--config.data.pth=x", "unknown config key 'data.pth'; did you mean 'data.path'?"),
+        ("--config.learning_rate=1", "unknown config key 'learning_rate'; did you mean 'optimizer.learning_rate'?"),
+        ("--config.steps.x=1", "unknown config key 'steps.x'; did you mean 'steps'?"),
+        ("--config.data.qqq=1", "unknown config key 'data.qqq'; config.data has path, shuffle"),
+        ("--config.dta.path=1", "unknown config key 'dta.path'; did you mean 'data.path'?"),
+        ("--config.data.betas=1", "unknown config key 'data.betas'; did you mean 'optimizer.betas'?"),
+        ("--config.qqq=1", "unknown config key 'qqq'; config has data, optimizer, steps"),
+        ("--config.data=x", "config.data is a group of keys; set one of --config.data.path, --config.data.shuffle"),
+        ("--config.steps=abc", "config.steps: 'abc' is not an integer (default: 100)"),
+        ("--config.steps=1.5", "config.steps: '1.5' is not an integer (default: 100)"),
+        ("--config.steps=", "config.steps: '' is not an integer (default: 100)"),
+        ("--config.steps", "config.steps needs a value: config.steps=VALUE"),
+        ("--config.data.shuffle=maybe", "config.data.shuffle: 'maybe' is not true or false (default: True)"),
+        ("--config.optimizer.learning_rate=nan", "config.optimizer.learning_rate: 'nan' is not a finite number"),
+        ("--config.optimizer.betas=0.9,x", "config.optimizer.betas: 'x' is not a finite number"),
+        ("--wrkdir=x", "unknown flag --wrkdir; did you mean '--workdir'?"),
+        ("--data.path=x", "unknown flag --data.path; did you mean '--config.data.path'?"),
+        ("--qqqqqq", "unknown flag --qqqqqq; --help lists the flags"),
+        ("--count=many", "--count: 'many' is not an integer (default: 3)"),
+        ("workdir=x", "unexpected argument 'workdir=x': arguments look like --name=value"),
+    ],
+)
+def test_a_mistaken_argument_names_the_right_one(folder, argument, message):
+    with pytest.raises(UserError) as error:
+        parse(argument)
+    assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (CONFIG.replace("get_config", "get_confg"), "config file 'x.py' defines no function get_config()"),
+        ("def get_config(:\n", "config file 'x.py', line 1: SyntaxError"),
+        (CONFIG.replace("= 100", "= undefined"), "config file 'x.py', line 6: NameError: name 'undefined'"),
+        ("import qqq", "config file 'x.py', line 1: ModuleNotFoundError: No module named 'qqq'"),
+        (CONFIG.replace("return config", "return"), "config file 'x.py': get_config() returned NoneType"),
+        (CONFIG.replace('"path": ""', '"path": None'), "config file 'x.py': data.path is None; each key needs"),
+        (CONFIG.replace("1e-3", "float('inf')"), "config file 'x.py': optimizer.learning_rate is inf; each key needs"),
+        (CONFIG.replace('"path": ""', '"path": {1}'), "config file 'x.py': data.path is a set; each key needs"),
+    ],
+)
+def test_a_broken_config_file_names_the_place(folder, text, message):
+    Path("x.py").write_text(text)
+    with pytest.raises(UserError) as error:
+        command.parse(["--config=x.py"], FLAGS)
+    assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("configs/bse.py", "does not exist; did you mean 'base.py'?"),
+        ("configs/zzz.py", "the configs come with the repository"),
+        ("/nowhere/x.py", "config file '/nowhere/x.py' does not exist"),
+        ("", "--config is missing: give a config file, such as --config=configs/base.py"),
+    ],
+)
+def test_a_missing_config_file_says_what_to_do(folder, name, message):
+    with pytest.raises(UserError) as error:
+        command.parse([f"--config={name}"], FLAGS)
+    assert message in str(error.value)
+
+
+def test_a_config_of_the_clone_is_found_from_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "jaxmm").mkdir()
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "own.py").write_text(CONFIG)
+    monkeypatch.setattr("jaxmm.__file__", str(tmp_path / "jaxmm" / "__init__.py"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"it is .*/configs/own\.py"):
+        command.parse(["--config=configs/own.py"], FLAGS)
+
+
+def test_a_config_may_build_on_the_one_beside_it(folder):
+    text = "import base\n\ndef get_config():\n    config = base.get_config()\n    config.steps = 5\n    return config\n"
+    (folder / "configs" / "longer.py").write_text(text)
+    before = list(sys.path)
+    args = command.parse(["--config=configs/longer.py"], FLAGS)
+    assert (args.config.steps, args.config_name) == (5, "longer")
+    assert sys.path == before
+
+
+def test_a_run_keeps_its_config_and_takes_changes(folder):
+    args = command.parse(["--workdir=runs/base", "--config.steps=7"], FLAGS, config="workdir")
+    assert args.config.steps == 7
+    assert args.config.optimizer.betas == (0.9, 0.99)
+    assert command.differences(parse().config, args.config) == ["steps: 100 -> 7"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "--workdir is missing"),
+        (["--wrkdir=runs/base"], "unknown flag --wrkdir; did you mean '--workdir'?"),
+        (["--workdir=runs/bas"], "workdir 'runs/bas' does not exist; did you mean 'runs/base'?"),
+        (["--workdir=runs"], "workdir 'runs' holds no run: there is no config.json in it"),
+        (["--workdir=runs/base", "--config=configs/base.py"], "this command takes no --config (it reads the run's own"),
+        (["--workdir=runs/base", "--config.data.pth=x"], "unknown config key 'data.pth'; did you mean 'data.path'?"),
+    ],
+)
+def test_a_mistaken_workdir_says_what_to_do(folder, argv, message):
+    with pytest.raises(UserError) as error:
+        command.parse(argv, FLAGS, config="workdir")
+    assert str(error.value).startswith(message)
+
+
+def test_a_command_without_a_config_takes_none(folder):
+    assert vars(command.parse(["--count=4"], FLAGS, config="none")) == {"workdir": "", "count": 4, "verbose": False}
+    with pytest.raises(UserError, match="takes no --config"):
+        command.parse(["--config=configs/base.py"], FLAGS, config="none")
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["--config=configs/base.py", "-h", "--unknown"]])
+def test_help_lists_flags_and_keys(folder, argv, capsys):
+    with pytest.raises(SystemExit) as status:
+        command.parse(argv, FLAGS, about="Trains.")
+    assert status.value.code == 0
+    out = capsys.readouterr().out
+    assert out.startswith("Trains.\n")
+    assert "--count=3  how many" in out
+    assert ("--config.optimizer.learning_rate=0.001" in out) == ("-h" in argv)
+
+
+def test_a_config_survives_json(folder):
+    config = parse().config
+    again = command.from_json(json.loads(json.dumps(command.to_json(config))))
+    assert command.differences(config, again) == []
+    assert command.differences(config, command.to_json(config)) == []
+    assert again.is_locked
+    assert isinstance(again.optimizer.betas, tuple)
+
+
+def test_differences_name_both_sides_and_leave_out_what_is_free():
+    old = ConfigDict({"steps": 1, "data": {"path": "x", "rate": 1}, "eval": {"every": 5}})
+    new = ConfigDict({"steps": 2, "data": {"path": "y", "rate": 1.0}, "eval": {"every": 6}, "mesh": 3})
+    assert command.differences(old, new, free=("steps", "eval")) == [
+        "data.path: 'x' -> 'y'",
+        "data.rate: 1 -> 1.0",
+        "mesh: (absent) -> 3",
+    ]
+
+
+SCRIPT = """
+from jaxmm import command
+from jaxmm.errors import UserError
+
+def main(argv):
+    args = command.parse(argv, {"fail": (False, "raise")})
+    if args.fail:
+        raise UserError("two\\nlines")
+    return args.config.steps
+
+command.run(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("argument", "status", "message"),
+    [
+        ("--config.steps=3", 3, ""),
+        ("--config.data.pth=x", 1, "error: unknown config key 'data.pth'; did you mean 'data.path'?\n"),
+        ("--fail", 1, "error: two lines\n"),
+    ],
+)
+def test_a_process_exits_with_the_status_and_one_line(folder, argument, status, message):
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, "--config=configs/base.py", argument],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", message)
+
+
+def test_an_interrupt_is_no_traceback(capsys, monkeypatch):
+    def main(argv: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["command"])
+    with pytest.raises(SystemExit) as status:
+        command.run(main)
+    assert status.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"

@@ -1,0 +1,251 @@
+"""Figures are honest, files are whole after a kill, and the progress line fits where it goes."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxmm import monitor
+from jaxmm.monitor import Counts, Meter, Monitor, SkippedFile
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def read(path: Path) -> list[dict]:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return [json.loads(line, parse_constant=refuse) for line in path.read_text().splitlines()]
+
+
+STEP = Counts(
+    examples=5, tokens=90, token_capacity=100, images=4, patches=30, patch_capacity=60, flops=1e12, wait_seconds=0.5
+)
+
+
+def test_rates_leave_out_the_first_step_and_every_pause():
+    clock = Clock()
+    meter = Meter("NVIDIA H100 80GB HBM3", 2, clock)
+    clock.now += 30  # compiles
+    meter.step(STEP)
+    assert meter.first_step_seconds == 30
+    assert meter.window()["tokens_per_second"] is None
+    for _ in range(4):
+        clock.now += 2
+        meter.step(STEP)
+        with meter.pause():
+            clock.now += 100  # evaluates
+    figures = meter.window()
+    assert figures == {
+        "tokens_per_second": 45,
+        "images_per_second": 2,
+        "token_fill": 0.9,
+        "patch_fill": 0.5,
+        "data_wait_fraction": 0.25,
+        "mfu": pytest.approx(0.5e12 / (2 * 989e12)),
+        "step_seconds": 2,
+    }
+    del figures["step_seconds"]
+    assert meter.totals() == figures
+    assert meter.all.examples == 25
+    assert meter.wall_seconds == 438
+
+
+def test_a_window_is_a_sum_over_a_sum():
+    clock = Clock()
+    meter = Meter(clock=clock)
+    meter.step(Counts())
+    for tokens, seconds in ((10, 1), (90, 3)):
+        clock.now += seconds
+        meter.step(Counts(tokens=tokens, token_capacity=100))
+    figures = meter.window()
+    assert figures["tokens_per_second"] == 25
+    assert figures["token_fill"] == 0.5
+    assert figures["patch_fill"] is None
+    assert figures["mfu"] is None
+    assert meter.window()["tokens_per_second"] is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "peak"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA GH200 480GB", 989e12),
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA B200", 2250e12),
+        ("TPU v5 lite", 197e12),
+        ("TPU v5", 459e12),
+        ("TPU v4 lite", None),
+        ("cpu", None),
+    ],
+)
+def test_the_peak_goes_by_the_device_kind(kind, peak):
+    assert monitor.peak_flops(kind) == peak
+    assert monitor.mfu(1e15, kind, 4) == (None if peak is None else 1e15 / (4 * peak))
+
+
+def test_peak_memory_is_the_devices_or_else_the_process():
+    class Device:
+        def __init__(self, stats: dict | None) -> None:
+            self.memory_stats = lambda: stats
+
+    assert monitor.peak_memory_bytes([Device({"peak_bytes_in_use": 5}), Device({"peak_bytes_in_use": 7})]) == 7
+    assert monitor.peak_memory_bytes([Device(None)]) > 1_000_000
+
+
+def test_the_summary_has_the_promised_fields(tmp_path):
+    evaluated = {"demo_test": {"loss": np.float32(0.5), "answer_accuracy_by_kind": {"count": 1.0}}}
+    summary = monitor.Summary(3, math.nan, evaluated, 1.0, 2.0, 0.9, 0.5, 0.0, None, 1.0, 2.0, 7, 0, 11)
+    monitor.write_json(tmp_path / "summary.json", summary._asdict())
+    written = json.loads((tmp_path / "summary.json").read_text())
+    assert ", ".join(written) == (
+        "steps, loss, eval, tokens_per_second, images_per_second, token_fill, patch_fill, data_wait_fraction, mfu, "
+        "first_step_seconds, wall_seconds, examples_seen, examples_skipped, peak_memory_bytes"
+    )
+    assert written["loss"] is None
+    assert written["eval"] == {"demo_test": {"loss": 0.5, "answer_accuracy_by_kind": {"count": 1.0}}}
+
+
+def test_a_json_file_is_the_old_one_or_the_new_one(tmp_path):
+    path = tmp_path / "config.json"
+    monitor.write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        monitor.write_json(path, {"a": object()})
+    assert json.loads(path.read_text()) == {"a": 1}
+
+
+def test_metrics_are_strict_json_one_line_a_step(tmp_path):
+    with Monitor(tmp_path, 10, tensorboard=False, out=io.StringIO()) as log:
+        log.log(1, {"loss": np.float32(2.0), "grad_norm": math.inf, "sources": {"demo": {"loss": math.nan}}})
+        assert len(read(tmp_path / "metrics.jsonl")) == 1  # written at once
+        log.log(2, {"loss": 1.0})
+        log.log(2, {"eval": {"demo_test": {"loss": 0.5}}})
+        log.log(3, {"loss": 0.5})
+    assert read(tmp_path / "metrics.jsonl") == [
+        {"step": 1, "loss": 2.0, "grad_norm": None, "sources": {"demo": {"loss": None}}},
+        {"step": 2, "loss": 1.0, "eval": {"demo_test": {"loss": 0.5}}},
+        {"step": 3, "loss": 0.5},
+    ]
+
+
+def test_a_resumed_run_drops_the_lines_after_its_checkpoint(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(f'{{"step": {step}}}\n' for step in range(1, 8)) + '{"step": 8, "lo')
+    with Monitor(tmp_path, 10, start=5, tensorboard=False, out=io.StringIO()) as log:
+        assert [line["step"] for line in read(path)] == [1, 2, 3, 4, 5]
+        log.log(6, {"loss": 1.0})
+    assert [line["step"] for line in read(path)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_tensorboard_events_are_written(tmp_path):
+    with Monitor(tmp_path, 10, out=io.StringIO()) as log:
+        log.log(1, {"loss": 1.0, "eval": {"demo_test": {"loss": None, "answer_accuracy": 0.5}}})
+    events = b"".join(path.read_bytes() for path in tmp_path.glob("events.out.tfevents.*"))
+    assert b"eval/demo_test/answer_accuracy" in events
+    assert b"eval/demo_test/loss" not in events
+
+
+def test_other_processes_write_and_print_nothing(tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with Monitor(None, 10) as log:
+        log.log(1, {"loss": 1.0})
+        log.say("hello")
+    assert capfd.readouterr() == ("", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+FIGURES = {
+    "loss": 1.23456,
+    "tokens_per_second": 12345.6,
+    "images_per_second": 99.96,
+    "token_fill": 0.987,
+    "patch_fill": 0.5,
+    "data_wait_fraction": 0.014,
+    "mfu": None,
+    "grad_norm": 0.5,
+    "learning_rate": 3e-4,
+    "step_seconds": 0.5,
+}
+
+
+def test_the_progress_line_tells_what_it_knows():
+    assert monitor.progress(20, 200, FIGURES) == (
+        "step 20/200  loss 1.2346  12.3k tok/s  100 img/s  fill 0.99/0.50  wait 1%  grad 0.50  lr 3.0e-04  ETA 1m30s"
+    )
+    assert monitor.progress(1, 200, {"loss": None, "token_fill": 0.5}) == "step 1/200  loss not finite  fill 0.50"
+
+
+def test_progress_is_rewritten_in_place_on_a_terminal_only(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    terminal, pipe = Terminal(), io.StringIO()
+    for out in (terminal, pipe):
+        with Monitor(tmp_path, 9, tensorboard=False, out=out) as log:
+            log.log(1, FIGURES)
+            log.log(2, {"eval": {}})
+            log.log(2, FIGURES)
+            log.say("saved")
+    lines = terminal.getvalue().split("\r\x1b[K")
+    assert [line[:8] for line in lines] == ["step 1/9", "step 2/9", "saved\n", "step 2/9"]
+    assert all(len(line) < 40 for text in lines for line in text.split("\n"))
+    assert terminal.getvalue().endswith("\n")
+    assert [line[:8] for line in pipe.getvalue().splitlines()] == ["step 1/9", "step 2/9", "saved"]
+
+
+def test_a_skipped_record_is_listed_once_over_resumes_and_kills(tmp_path):
+    path = tmp_path / "skipped.jsonl"
+    skipped = SkippedFile(path)
+    assert not path.exists()
+    assert skipped.add("a.json", 3, "missing")
+    assert not skipped.add("a.json", 3, "missing")
+    assert skipped.add("a.json", 4, "truncated")
+    path.write_text(path.read_text() + '{"file": "a.js')
+    skipped = SkippedFile(path)
+    assert len(skipped) == 2
+    assert not skipped.add("a.json", 4, "truncated")
+    assert skipped.add("b.json", "c4", "missing")
+    assert read(path) == [
+        {"file": "a.json", "record": 3, "reason": "missing"},
+        {"file": "a.json", "record": 4, "reason": "truncated"},
+        {"file": "b.json", "record": "c4", "reason": "missing"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.5, "0.5"), (999.4, "999"), (999.9, "1k"), (12345, "12.3k"), (999_600, "1M"), (2.5e9, "2.5G"), (1e12, "1000G")],
+)
+def test_large_numbers_are_short(value, text):
+    assert monitor.short(value) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(-1, "0s"), (59.6, "1m00s"), (75, "1m15s"), (7260, "2h01m")])
+def test_durations_are_short(seconds, text):
+    assert monitor.duration(seconds) == text
+
+
+def test_a_table_is_aligned():
+    rows = [("kind", "questions", "accuracy"), ("colour", 120, 0.98765432), ("count", 7, None), ("all", 123456.7)]
+    assert monitor.table(rows).splitlines() == [
+        "kind    questions  accuracy",
+        "colour        120    0.9877",
+        "count           7         -",
+        "all        123457",
+    ]
+    assert monitor.table([]) == ""
