@@ -1,0 +1,95 @@
+"""The embedded default: a small vision-language model from random weights, on the demo or your own data, in minutes."""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0
+    config.steps = 800
+    config.batch_size = 8  # rows in a global batch
+    config.seq_len = 512  # text and soft tokens in a row
+    config.patch_budget = 0  # patches in a row; 0 picks it from the data
+    config.target_budget = 0  # predicted tokens in a row; 0 picks it from the data
+    config.accumulation = 1  # microbatches a global batch is computed in
+    config.init_from = ""  # workdir of another run: its weights, with a fresh optimizer
+
+    config.data = ConfigDict()
+    config.data.path = ""  # dataset_info.json, one data file or a prepared folder; "" is the demo
+    config.data.mixture = ""  # name:share,name:share (shares of tokens); "" is everything, by size
+    config.data.objective = "sft"  # "sft": assistant turns are targets; "pretrain": all text is
+    config.data.long_documents = "split"  # or "truncate", "drop"
+    config.data.tokenizer = ""  # folder of a transformers tokenizer; "" is ByT5's bytes
+    config.data.cache = ""  # where prepared data is kept; "" is $XDG_CACHE_HOME/jaxmm
+    config.data.threads = 1  # threads that make batches ahead
+    config.data.workers = 0  # processes that do, instead of threads
+
+    config.image = ConfigDict()
+    config.image.patch_size = 8
+    config.image.merge = 2  # merge x merge patches become one soft token
+    config.image.min_pixels = 48 * 48
+    config.image.max_pixels = 96 * 96
+
+    config.vision = ConfigDict()
+    config.vision.width = 128
+    config.vision.layers = 4
+    config.vision.heads = 4
+    config.vision.mlp = 384
+    config.vision.positions = 12
+
+    config.connector = ConfigDict()
+    config.connector.mlp = 256
+
+    config.decoder = ConfigDict()
+    config.decoder.width = 192
+    config.decoder.layers = 4
+    config.decoder.heads = 4
+    config.decoder.kv_heads = 2
+    config.decoder.head_dim = 48
+    config.decoder.mlp = 512
+    config.decoder.rope_theta = 10000.0
+    config.decoder.norm_eps = 1e-5
+    config.decoder.tie_embeddings = False
+
+    config.optimizer = ConfigDict()
+    config.optimizer.rate = 2e-3
+    config.optimizer.warmup = 40
+    config.optimizer.schedule = "cosine"  # or "wsd", "constant"
+    config.optimizer.end_factor = 0.02
+    config.optimizer.decay_fraction = 0.2  # of the steps, for "wsd"
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.98
+    config.optimizer.weight_decay = 0.05
+    config.optimizer.clip = 1.0
+    config.optimizer.z_loss = 1e-4
+    config.optimizer.freeze = ""  # parts, comma between them: vision, connector, decoder
+    config.optimizer.vision_rate = 1.0  # multiples of the rate
+    config.optimizer.connector_rate = 1.0
+    config.optimizer.decoder_rate = 1.0
+
+    config.compute = ConfigDict()
+    config.compute.dtype = ""  # of activations; "" is bfloat16, on CPU float32
+    config.compute.remat = "none"  # or "dots", "full"
+    config.compute.unroll = 0  # layers a scan iteration runs; 0 is all of them on CPU, 1 elsewhere
+
+    config.mesh = ConfigDict()
+    config.mesh.data = -1  # -1 takes the devices the others leave
+    config.mesh.fsdp = 1
+    config.mesh.tensor = 1
+    config.mesh.context = 1
+
+    config.eval = ConfigDict()
+    config.eval.path = ""  # held-out data, in the same way as data.path; "" is the demo's, for the demo
+    config.eval.mixture = ""
+    config.eval.every = 200  # steps; 0 is only at the end
+    config.eval.examples = 1000  # at most, of each source
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every = 200  # steps
+    config.checkpoint.keep = 2  # newest ones
+    config.checkpoint.keep_best = 1  # by evaluation loss
+
+    config.log = ConfigDict()
+    config.log.every = 20  # steps
+    config.log.tensorboard = True
+    return config

@@ -1,0 +1,214 @@
+"""From a config to the parts that every command needs: template, sources, specs. Below here nobody sees a config."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+from ml_collections import ConfigDict
+
+from jaxmm import sharding
+from jaxmm.batch import ImageSpec
+from jaxmm.checkpoint import Checkpoints
+from jaxmm.data import demo
+from jaxmm.data.documents import Source, read_sources
+from jaxmm.data.plan import Budgets, Lengths, choose_budgets
+from jaxmm.data.prepare import Prepared, prepare
+from jaxmm.data.text import Template, load_tokenizer
+from jaxmm.errors import UserError, nearest
+from jaxmm.models.connector import ConnectorSpec
+from jaxmm.models.decoder import DecoderSpec
+from jaxmm.models.multimodal import PARTS, Compute, ModelSpec, Params, flat_axes, make_model
+from jaxmm.models.vit import VisionSpec
+
+VOCABULARY_MULTIPLE = 128  # the embedding's rows are padded to a multiple, for even shards and aligned matmuls
+
+
+def cache_folder(config: ConfigDict) -> Path:
+    """Where prepared data and compiled programs are kept: outside any workdir."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxmm"
+    return Path(config.data.cache).expanduser() if config.data.cache else default
+
+
+def parse_mixture(text: str, key: str = "config.data.mixture") -> dict[str, float]:
+    """Reads ``name:share,name:share``; a name without a share has 0, to be set from its size.
+
+    Raises:
+      UserError: for a share that is no positive number, or where only some names have one.
+    """
+    shares: dict[str, float] = {}
+    for entry in filter(None, (e.strip() for e in text.split(","))):
+        name, colon, share = entry.rpartition(":") if ":" in entry else (entry, "", "")
+        try:
+            shares[name] = float(share) if colon else 0.0
+        except ValueError:
+            shares[name] = -1.0
+        if colon and not 0 < shares[name] < float("inf"):
+            raise UserError(f"{key}: '{entry}' has no positive share; write name:share,name:share")
+    if shares and 0 < sum(s > 0 for s in shares.values()) < len(shares):
+        raise UserError(f"{key} '{text}': give every name a share, or none of them")
+    return shares
+
+
+class Corpus(NamedTuple):
+    """Prepared sources with their share of tokens."""
+
+    lengths: list[Lengths]
+    shares: list[float]
+    folders: list[Path]
+
+    @property
+    def names(self) -> list[str]:
+        return [source.name for source in self.lengths]
+
+
+def _prepared_folders(path: Path, names: Sequence[str]) -> list[Path]:
+    """The prepared sources in a folder, or those of them that are named."""
+    if (path / "meta.json").is_file():
+        return [path]
+    folders = {str(Prepared(f.parent).meta["name"]): f.parent for f in sorted(path.glob("*/meta.json"))}
+    if not folders:
+        raise UserError(f"{path} holds no prepared data (no meta.json): give a dataset_info.json or a prepared folder")
+    for name in names:
+        if name not in folders:
+            raise UserError(f"{path} has no source '{name}': it has {', '.join(folders)}{nearest(name, folders)}")
+    return [folders[name] for name in names] if names else list(folders.values())
+
+
+def load_corpus(path: str, mixture: str, template: Template, image: ImageSpec, cache: Path, default: Source) -> Corpus:
+    """Opens the sources of a ``data`` or ``eval`` group, preparing what is not in the cache yet."""
+    shares = parse_mixture(mixture)
+    if path and Path(path).is_dir():
+        folders = _prepared_folders(Path(path), list(shares))
+    else:
+        sources = read_sources(path, list(shares)) if path else [default]
+        folders = [prepare(source, template, cache / "prepared") for source in sources]
+    opened = [Prepared(folder) for folder in folders]
+    for prepared in opened:
+        if prepared.meta["template"] != template.fingerprint:
+            raise UserError(
+                f"{prepared.folder} was prepared with another tokenizer or objective: prepare it again, "
+                f"or set config.data.tokenizer and config.data.objective as they were"
+            )
+    lengths = [Lengths(prepared, image) for prepared in opened]
+    sizes = [float(source.tokens_E.sum()) for source in lengths]
+    asked = [shares.get(source.name, 0.0) for source in lengths]
+    return Corpus(lengths, asked if all(asked) else sizes, folders)
+
+
+class Recipe(NamedTuple):
+    """The specs a config asks for."""
+
+    template: Template
+    image: ImageSpec
+    model: ModelSpec
+    compute: Compute
+    frozen: tuple[str, ...]
+    cache: Path
+
+
+def read_recipe(config: ConfigDict) -> Recipe:
+    """Builds the specs; mistakes in them are UserErrors that name the group."""
+    template = Template(load_tokenizer(config.data.tokenizer), config.data.objective)
+    try:
+        image = ImageSpec(**config.image)
+        vocabulary = -(-template.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+        model = ModelSpec(
+            vision=VisionSpec(**config.vision, patch_size=image.patch_size),
+            connector=ConnectorSpec(**config.connector, merge=image.merge),
+            decoder=DecoderSpec(**config.decoder, vocab_size=vocabulary),
+        )
+    except (TypeError, ValueError) as error:
+        raise UserError(f"config.image, vision, connector or decoder: {error}") from error
+    frozen = tuple(p.strip() for p in config.optimizer.freeze.split(",") if p.strip())
+    for part in frozen:
+        if part not in PARTS:
+            raise UserError(f"config.optimizer.freeze: no part '{part}': the parts are {', '.join(PARTS)}")
+    if set(frozen) == set(PARTS):
+        raise UserError("config.optimizer.freeze freezes every part: nothing is left to train")
+    return Recipe(template, image, model, read_compute(config), frozen, cache_folder(config))
+
+
+def read_compute(config: ConfigDict) -> Compute:
+    on_cpu = jax.default_backend() == "cpu"
+    layers = max(config.vision.layers, config.decoder.layers)
+    return Compute(
+        dtype=config.compute.dtype or ("float32" if on_cpu else "bfloat16"),
+        remat=config.compute.remat,
+        unroll=config.compute.unroll or (layers if on_cpu else 1),
+    )
+
+
+def train_corpus(config: ConfigDict, recipe: Recipe) -> Corpus:
+    default = demo.training_source(seed=0)
+    return load_corpus(config.data.path, config.data.mixture, recipe.template, recipe.image, recipe.cache, default)
+
+
+def eval_corpus(config: ConfigDict, recipe: Recipe) -> Corpus | None:
+    """The held-out sources: the demo's for the demo, else what ``config.eval.path`` names, or None."""
+    if not config.eval.path and config.data.path:
+        return None
+    default = demo.test_source(seed=0)
+    return load_corpus(config.eval.path, config.eval.mixture, recipe.template, recipe.image, recipe.cache, default)
+
+
+def read_budgets(config: ConfigDict, corpus: Corpus) -> Budgets:
+    return choose_budgets(
+        corpus.lengths, corpus.shares, config.seq_len, config.patch_budget, config.target_budget, config.image.merge
+    )
+
+
+def place_params(model: ModelSpec, tree: Any, mesh: Mesh) -> Any:
+    """Shardings of a tree that holds parameters, or moments of theirs, under the parameters' own paths.
+
+    A leaf whose path ends in a parameter's path lies as that parameter does; all others are on every device.
+    """
+    axes = {path: (shape, names) for path, (shape, names) in flat_axes(model).items()}
+
+    def where(path: tuple, leaf: Any) -> NamedSharding:
+        keys = tuple(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+        for start in range(len(keys)):
+            found = axes.get(keys[start:])
+            if found and found[0] == tuple(leaf.shape):
+                return NamedSharding(mesh, sharding.partition(found[1], found[0], mesh))
+        return sharding.replicated(mesh)
+
+    return jax.tree_util.tree_map_with_path(where, tree)
+
+
+def init_params(config: ConfigDict, recipe: Recipe, mesh: Mesh, restoring: bool = False) -> Params:
+    """Parameters on the mesh: fresh from the seed, or from ``config.init_from``.
+
+    With ``restoring`` only their shapes, for a checkpoint to fill.
+    """
+    init, _ = make_model(recipe.model)
+    abstract = jax.eval_shape(init, jax.random.key(0))
+    where = place_params(recipe.model, abstract, mesh)
+    if restoring:
+        return abstract
+    if config.init_from:
+        return saved_params(Path(config.init_from), recipe, mesh)
+    # Sharded parameters get the same numbers as unsharded ones: JAX's keys are counters.
+    return jax.jit(init, out_shardings=where)(jax.random.key(config.seed))
+
+
+def load_params(workdir: Path, abstract: Params, step: int | None = None) -> Params:
+    """The parameters of another run's newest checkpoint, onto the shardings of ``abstract``."""
+    folder = workdir / "checkpoints"
+    if not folder.is_dir():
+        kind = "a Hugging Face folder, which is not supported yet" if (workdir / "config.json").exists() else "no run"
+        raise UserError(f"{workdir} holds no checkpoints ({kind}): give the workdir of a run that has saved")
+    with Checkpoints(folder) as checkpoints:
+        return checkpoints.restore_part(abstract, "params", step)
+
+
+def saved_params(workdir: Path, recipe: Recipe, mesh: Mesh, step: int | None = None) -> Params:
+    """The parameters of a run's checkpoint (the newest by default), on this mesh."""
+    abstract = jax.eval_shape(make_model(recipe.model)[0], jax.random.key(0))
+    where = place_params(recipe.model, abstract, mesh)
+    shapes = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, where)
+    return load_params(workdir, shapes, step)

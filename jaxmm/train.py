@@ -1,0 +1,454 @@
+"""Trains a vision-language model end to end.
+
+    python -m jaxmm.train --config=configs/base.py --workdir=runs/base --config.KEY=VALUE
+
+If the workdir holds a checkpoint, the run goes on from it. Ctrl-C and SIGTERM save first.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+import jaxmm
+from jaxmm import command, monitor, samples, sharding
+from jaxmm.checkpoint import Checkpoints
+from jaxmm.data.documents import split_origin
+from jaxmm.data.loader import Assembler, Loaded, batches
+from jaxmm.data.plan import Plan
+from jaxmm.errors import UserError
+from jaxmm.evaluate import Evaluator, Figures, closing_rows, mean_loss
+from jaxmm.generate import answers, make_generator
+from jaxmm.models.flops import batch_flops, parameter_counts
+from jaxmm.models.multimodal import flat_axes, make_model
+from jaxmm.optimizer import make_optimizer, make_schedule
+from jaxmm.recipe import Corpus, Recipe, eval_corpus, init_params, place_params, read_budgets, read_recipe, train_corpus
+from jaxmm.train_step import Metrics, TrainState, init_state, make_train_step
+
+FLAGS: command.Flags = {
+    "workdir": ("", "folder of the run; default: runs/<name of the config file>"),
+}
+# What may differ when a run goes on; data is told apart by its content, not by where it lies.
+FREE = ("steps", "mesh", "compute", "eval", "checkpoint", "log", "data.cache", "data.threads", "data.workers",
+        "data.path", "data.tokenizer", "init_from")  # fmt: skip
+MAX_BAD_STEPS = 20  # non-finite steps in a row that end a run
+MAX_SKIPPED = 0.05  # of the examples seen, once MIN_SEEN were
+MIN_SEEN = 100
+
+
+class Stop:
+    """Notes SIGTERM and SIGINT, so that the loop ends between two steps; a second Ctrl-C interrupts at once."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> Stop:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._old[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: Any) -> None:
+        del frame
+        if self.signal and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def agreed(self) -> int:
+        """The signal that any process got, the same answer in all of them."""
+        if jax.process_count() == 1:
+            return self.signal
+        from jax.experimental import multihost_utils
+
+        return int(multihost_utils.process_allgather(np.int32(self.signal)).max())
+
+
+class Identity(NamedTuple):
+    """What a workdir's checkpoints belong to: the config, and the content of the data."""
+
+    config: dict[str, Any]
+    data: dict[str, Any]
+
+    @classmethod
+    def of(cls, config: ConfigDict, corpus: Corpus, budgets: Any) -> Identity:
+        sources = {s.name: s.prepared.meta["fingerprint"] for s in corpus.lengths}
+        return cls(command.to_json(config), {"sources": sources, "budgets": list(budgets)})
+
+    def check(self, meta: dict[str, Any], workdir: Path) -> None:
+        """Raises UserError with the differences to what a checkpoint was saved with."""
+        found = command.differences(meta["config"], self.config, FREE)
+        found += [f"content of {line}" for line in command.differences(meta["data"], self.data)]
+        if found:
+            raise UserError(
+                f"{workdir} holds a run with other settings ({'; '.join(found)}): "
+                f"set them as they were, or give another --workdir"
+            )
+
+
+def prefetch(source: Iterator[Loaded], place: Callable[[Any], Any], depth: int = 2) -> Iterator[tuple[Loaded, Any]]:
+    """Keeps ``depth`` batches on the device ahead of the loop."""
+    queue: collections.deque[tuple[Loaded, Any]] = collections.deque()
+    for loaded in source:
+        queue.append((loaded, place(loaded.batch)))
+        if len(queue) == depth:
+            yield queue.popleft()
+    yield from queue
+
+
+def count(loaded: Loaded, flops: float, wait: float) -> monitor.Counts:
+    """What a batch holds, for the rates and fills; every process counts its rows, and all have as many."""
+    text, patches = loaded.batch.text, loaded.batch.patches
+    n = jax.process_count()
+    return monitor.Counts(
+        examples=n * sum(piece.first == 0 for row in loaded.rows for piece in row),
+        tokens=n * int((text.segments > 0).sum()),
+        token_capacity=n * text.segments.size,
+        images=n * int((loaded.batch.grids_BM3[..., 0] > 0).sum()),
+        patches=n * int((patches.segments > 0).sum()),
+        patch_capacity=n * patches.segments.size,
+        flops=n * flops,
+        wait_seconds=wait,
+    )
+
+
+class Run:
+    """One training run: everything built once, then ``train`` steps through it."""
+
+    def __init__(self, config: ConfigDict, workdir: Path):
+        self.config, self.workdir = config, workdir
+        self.is_first = jax.process_index() == 0
+        if config.steps < 1:
+            raise UserError(f"config.steps is {config.steps}: it must be at least 1")
+        self.mesh = sharding.make_mesh(config.mesh)
+        sharding.check_rows(self.mesh, config.batch_size, config.accumulation)
+        self.recipe: Recipe = read_recipe(config)
+        self.corpus = train_corpus(config, self.recipe)
+        self.held_out = eval_corpus(config, self.recipe)
+        self.budgets = read_budgets(config, self.corpus)
+        self.plan = Plan(
+            self.corpus.lengths, self.corpus.shares, self.budgets, config.batch_size, config.seed,
+            config.data.long_documents,
+        )  # fmt: skip
+        self.identity = Identity.of(config, self.corpus, self.budgets)
+        self.checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep, config.checkpoint.keep_best)
+        self.start = self.checkpoints.latest() or 0
+        if self.start:
+            self.meta = self.checkpoints.meta(self.start)
+            self.identity.check(self.meta, workdir)
+        elif (workdir / "metrics.jsonl").exists() and (workdir / "summary.json").exists():
+            raise UserError(f"{workdir} holds a finished run without checkpoints: give another --workdir")
+        else:
+            self.meta = {"examples_seen": 0}
+        self.skipped = monitor.SkippedFile(workdir / "skipped.jsonl")
+        self._note_unprepared()
+        self._build_step()
+
+    def _note_unprepared(self) -> None:
+        """Copies what preparing left out into the workdir's skipped.jsonl."""
+        for folder in self.corpus.folders + (self.held_out.folders if self.held_out else []):
+            for line in monitor.read_lines(folder / "skipped.jsonl"):
+                self.skipped.add(line["file"], line["record"], line["reason"])
+
+    def _build_step(self) -> None:
+        config, recipe = self.config, self.recipe
+        options = config.optimizer
+        try:
+            schedule = make_schedule(
+                rate=options.rate, steps=config.steps, warmup=options.warmup, name=options.schedule,
+                end_factor=options.end_factor, decay_fraction=options.decay_fraction,
+            )  # fmt: skip
+        except ValueError as error:
+            raise UserError(f"config.optimizer: {error}") from error
+        self.schedule = schedule
+        self.optimizer = make_optimizer(
+            schedule, b1=options.b1, b2=options.b2, weight_decay=options.weight_decay, clip=options.clip,
+            part_rates={part: options[f"{part}_rate"] for part in ("vision", "connector", "decoder")},
+        )  # fmt: skip
+        _, apply = make_model(recipe.model)
+        self.step = make_train_step(
+            lambda params, batch: apply(params, batch, recipe.compute),
+            self.optimizer,
+            frozen=recipe.frozen,
+            accumulation=config.accumulation,
+            target_budget=self.budgets.targets,
+            sources=len(self.corpus.lengths),
+            z_loss=options.z_loss,
+        )
+
+    def initial_state(self) -> TrainState:
+        """The state at ``self.start``: restored onto this mesh, from ``init_from``, or fresh."""
+        make = functools.partial(init_state, optimizer=self.optimizer, frozen=self.recipe.frozen)
+        params = init_params(self.config, self.recipe, self.mesh, restoring=bool(self.start))
+        if not self.start:
+            return jax.jit(make, out_shardings=self._state_shardings(make, params))(params)
+        abstract = jax.eval_shape(make, params)
+        where = self._state_shardings(make, params)
+        abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, where)
+        return self.checkpoints.restore(abstract, self.start)
+
+    def _state_shardings(self, make: Callable[..., TrainState], params: Any) -> Any:
+        """Optimizer moments lie where their parameters do; all else is on every device."""
+        return place_params(self.recipe.model, jax.eval_shape(make, params), self.mesh)
+
+    def train(self) -> int:
+        """Runs to the last step, or to a signal. Returns the exit status."""
+        with jax.set_mesh(self.mesh), self.checkpoints, Stop() as stop:
+            self.monitor = monitor.Monitor(
+                self.workdir if self.is_first else None, self.config.steps, self.start, self.config.log.tensorboard
+            )
+            with self.monitor:
+                return self._train(stop)
+
+    def _train(self, stop: Stop) -> int:
+        config, say = self.config, self.monitor.say
+        state = self.initial_state()
+        self._greet(state)
+        self.evaluator = None
+        if self.held_out:
+            self.evaluator = Evaluator(
+                self.held_out, self.recipe, self.mesh,
+                seq_len=config.seq_len, batch_size=config.batch_size, examples=config.eval.examples,
+            )  # fmt: skip
+        self.meter = monitor.Meter(jax.devices()[0].device_kind, len(jax.devices()))
+        self.sums: list[Metrics] = []
+        self.recent: collections.deque[Loaded] = collections.deque(maxlen=MAX_BAD_STEPS)
+        self.loss: float | None = None
+        local = sharding.local_rows(self.mesh, config.batch_size)
+        assemble = Assembler(self.corpus.lengths, self.budgets, self.recipe.image)
+        source = batches(
+            self.plan, assemble, self.start, config.steps, local_rows=local,
+            threads=config.data.threads, workers=config.data.workers,
+        )  # fmt: skip
+        ahead = prefetch(source, lambda batch: sharding.place_batch(batch, self.mesh))
+        compiled = None
+        pending: tuple[Metrics, monitor.Counts, Loaded] | None = None
+        step, figures, evaluated = self.start, {}, -1
+        while step < config.steps and not stop.agreed():
+            began = time.perf_counter()
+            loaded, batch = next(ahead)
+            wait = time.perf_counter() - began
+            if compiled is None:
+                # Compiled ahead of time: a batch of another shape or layout fails, and never compiles a second step.
+                compiled = jax.jit(self.step, donate_argnums=0).lower(state, batch).compile()
+            state, metrics = compiled(state, batch)
+            step += 1
+            flops = batch_flops(self.recipe.model, loaded.batch, self.recipe.frozen)
+            counts = count(loaded, flops, wait)
+            if pending:
+                self._finish(*pending)
+            pending = metrics, counts, loaded
+            log, save, evaluate = (self._is_due(step, every) for every in
+                                   (config.log.every, config.checkpoint.every, config.eval.every))  # fmt: skip
+            if not (log or save or evaluate):
+                continue
+            self._finish(*pending)
+            pending = None
+            if log:
+                self._log(step)
+            if step == config.steps:
+                continue  # the end evaluates and saves once more, with everything
+            with self.meter.pause():
+                if evaluate and self.evaluator:
+                    figures, evaluated = self.evaluator(state.params), step
+                    self.monitor.log(step, {"eval": figures})
+                    say(f"step {step}: " + "  ".join(_one_line(figures)))
+                if save:
+                    self._save(step, state, mean_loss(figures) if evaluated == step else None)
+        if pending:
+            self._finish(*pending)
+        if self.sums:
+            self._log(step)
+        if step < config.steps:
+            self._save(step, state, None)
+            self.checkpoints.wait()
+            say(f"stopped after step {step} of {config.steps} and saved; the same command goes on at step {step + 1}")
+            return 128 + (stop.signal or stop.agreed())
+        self._close(state)
+        return 0
+
+    def _is_due(self, step: int, every: int) -> bool:
+        return step == self.config.steps or (every > 0 and step % every == 0)
+
+    def _greet(self, state: TrainState) -> None:
+        say = self.monitor.say
+        counts = parameter_counts(state.params)
+        sizes = ", ".join(f"{part} {monitor.short(n)}" for part, n in counts.items())
+        shape = " x ".join(f"{axis} {n}" for axis, n in self.mesh.shape.items() if n > 1) or "one device"
+        say(f"jaxmm {jaxmm.__version__} on {jax.devices()[0].device_kind}, {shape}; compute in "
+            f"{self.recipe.compute.dtype}, attention by '{_backend()}'")  # fmt: skip
+        say(f"parameters: {sizes}" + (f"; frozen: {', '.join(self.recipe.frozen)}" if self.recipe.frozen else ""))
+        total = sum(self.corpus.shares)
+        for source, share in zip(self.corpus.lengths, self.corpus.shares, strict=True):
+            say(f"data: {source.name}, {len(source)} documents, {monitor.short(float(source.tokens_E.sum()))} tokens, "
+                f"{len(source.patches_I)} images, share {share / total:.3f}")  # fmt: skip
+        b = self.budgets
+        say(f"a row holds {b.tokens} tokens, {b.patches} patches, {b.items} images, {b.targets} targets; "
+            f"a batch {self.config.batch_size} rows")  # fmt: skip
+        for line in sharding.report_replicated(self.mesh, flat_axes(self.recipe.model)):
+            say(line)
+        if self.start:
+            say(f"{self.workdir} has a checkpoint: going on at step {self.start + 1} of {self.config.steps}")
+
+    def _finish(self, metrics: Metrics, counts: monitor.Counts, loaded: Loaded) -> None:
+        """Reads a step's metrics, which waits for it, and counts it."""
+        metrics = jax.device_get(metrics)
+        self.meter.step(counts)
+        self.sums.append(metrics)
+        self.recent.append(loaded)
+        self.meta["examples_seen"] += counts.examples
+        for skip in loaded.skipped:
+            self.skipped.add(*split_origin(skip.origin), skip.reason)
+        seen = self.meter.all.examples
+        if seen >= MIN_SEEN and len(self.skipped) > MAX_SKIPPED * max(self.meta["examples_seen"], seen):
+            raise UserError(
+                f"{len(self.skipped)} of {self.meta['examples_seen']} documents could not be used, more than "
+                f"{MAX_SKIPPED:.0%}: see {self.workdir / 'skipped.jsonl'}"
+            )
+        if int(metrics.bad_steps) >= MAX_BAD_STEPS:
+            pieces = sorted({(p.source, p.example) for batch in self.recent for row in batch.rows for p in row})
+            names = ", ".join(f"{self.corpus.names[s]}:{e}" for s, e in pieces[:50])
+            more = f" and {len(pieces) - 50} more" if len(pieces) > 50 else ""
+            raise UserError(
+                f"the loss or its gradient was not finite in {MAX_BAD_STEPS} steps in a row, none of which changed a "
+                f"parameter; lower config.optimizer.rate or look at these examples: {names}{more}"
+            )
+
+    def _log(self, step: int) -> None:
+        if not self.sums:
+            return
+        total = jax.tree.map(lambda *x: np.sum(x, axis=0), *self.sums)
+        weight = float(total.weight_sum)
+        self.loss = float(total.loss_sum) / weight if weight else None
+        last = self.sums[-1]
+        by_source = {
+            name: {
+                "loss": float(total.source_loss_sum[i] / total.source_weight_sum[i])
+                if total.source_weight_sum[i] else None,
+                "targets": float(total.source_weight_sum[i]),
+            }
+            for i, name in enumerate(self.corpus.names)
+        }  # fmt: skip
+        window = self.meter.window()
+        self.monitor.log(step, {
+            "loss": self.loss,
+            "target_accuracy": float(total.correct_sum) / weight if weight else None,
+            "learning_rate": float(self.schedule(step - 1)),
+            "grad_norm": float(last.grad_norms["all"]),
+            "grad_norm_by_part": {k: float(v) for k, v in last.grad_norms.items() if k != "all"},
+            "bad_steps": int(last.bad_steps),
+            "sources": by_source,
+            "examples_seen": self.meta["examples_seen"],
+            "examples_skipped": len(self.skipped),
+            **window,
+        })  # fmt: skip
+        self.sums = []
+
+    def _save(self, step: int, state: TrainState, metric: float | None) -> None:
+        versions = {"jaxmm": jaxmm.__version__, "jax": jax.__version__}
+        meta = {
+            "position": step,
+            "config": self.identity.config,
+            "data": self.identity.data,
+            "versions": versions,
+            "examples_seen": self.meta["examples_seen"],
+        }
+        self.checkpoints.save(step, state, meta, metric)
+
+    def _close(self, state: TrainState) -> None:
+        """The end of a run: a last evaluation, checkpoint, samples, summary, table, and what to do next."""
+        config, say = self.config, self.monitor.say
+        figures: dict[str, Figures] = self.evaluator(state.params, blind=True) if self.evaluator else {}
+        if figures:
+            self.monitor.log(config.steps, {"eval": figures})
+        self._save(config.steps, state, mean_loss(figures))
+        self.checkpoints.wait()
+        summary = monitor.Summary(
+            steps=config.steps,
+            loss=self.loss,
+            eval=figures,
+            **self.meter.totals(),
+            first_step_seconds=self.meter.first_step_seconds,
+            wall_seconds=self.meter.wall_seconds,
+            examples_seen=self.meta["examples_seen"],
+            examples_skipped=len(self.skipped),
+            peak_memory_bytes=monitor.peak_memory_bytes(jax.local_devices()),
+        )
+        if self.is_first:
+            monitor.write_json(self.workdir / "summary.json", summary._asdict())
+        drawn = self._draw_samples(state)
+        rows = [(k, v) for k, v in summary._asdict().items() if k != "eval"] + closing_rows(figures)
+        say("")
+        say(monitor.table(rows))
+        say("")
+        if drawn:
+            say(f"look at the model's answers: {drawn}")
+        say(f'ask it:   python -m jaxmm.generate --workdir={self.workdir} --image=PICTURE.png --prompt="..."')
+        say(f"evaluate: python -m jaxmm.evaluate --workdir={self.workdir}")
+        say("your own data: --config.data.path=dataset_info.json --config.data.mixture=name:share --workdir=NEW")
+
+    def _draw_samples(self, state: TrainState, number: int = 16) -> str:
+        """Draws held-out questions with the model's answers; returns the pictures' folder, or ''."""
+        if not self.held_out:
+            return ""
+        generate = make_generator(self.recipe.model, self.recipe.compute, self.recipe.template.stop_ids)
+        folder = self.workdir / "samples"
+        drawn = ""
+        for source in self.held_out.lengths:
+            asked = samples.questions(source.prepared, self.recipe.template, number)
+            if asked:
+                given = answers(
+                    generate, state.params, [prompt for prompt, _ in asked], self.recipe.template, self.recipe.image, 32
+                )
+                if self.is_first:
+                    samples.draw(asked, given, folder / f"{source.name}.png")
+                drawn = str(folder)
+        return drawn
+
+
+def _backend() -> str:
+    from jaxmm.models.attention import choose_backend
+
+    return choose_backend()
+
+
+def _one_line(figures: dict[str, Figures]) -> Iterator[str]:
+    for name, found in figures.items():
+        if found["loss"] is None:
+            yield f"{name}: nothing to predict"
+            continue
+        right = found["answer_accuracy"]
+        yield f"{name} loss {found['loss']:.4f}" + ("" if right is None else f", answers right {right:.3f}")
+
+
+def main(argv: list[str]) -> int:
+    args = command.parse(argv, FLAGS, about=__doc__ or "")
+    workdir = Path(args.workdir or f"runs/{args.config_name}")
+    run = Run(args.config, workdir)
+    if run.start >= args.config.steps:
+        print(
+            f"{workdir} is finished: {run.start} of {args.config.steps} steps are done. "
+            f"To go on, raise config.steps; to start anew, give another --workdir."
+        )
+        return 0
+    if run.is_first:
+        monitor.write_json(workdir / "config.json", command.to_json(args.config))
+    return run.train()
+
+
+if __name__ == "__main__":
+    command.run(main)
