@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
-    config.steps = 800
+    config.steps = 450
     config.batch_size = 8  # rows in a global batch
     config.seq_len = 512  # text and soft tokens in a row
     config.patch_budget = 0  # patches in a row; 0 picks it from the data
@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.path = ""  # dataset_info.json, one data file or a prepared folder; "" is the demo
-    config.data.mixture = ""  # name:share,name:share (shares of tokens); "" is everything, by size
+    config.data.mixture = ""  # name:share,name:share (shares of tokens); "" is all of one file or folder, by size
     config.data.objective = "sft"  # "sft": assistant turns are targets; "pretrain": all text is
     config.data.long_documents = "split"  # or "truncate", "drop"
     config.data.tokenizer = ""  # folder of a transformers tokenizer; "" is ByT5's bytes
@@ -31,22 +31,22 @@ def get_config() -> ConfigDict:
     config.image.max_pixels = 96 * 96
 
     config.vision = ConfigDict()
-    config.vision.width = 128
-    config.vision.layers = 4
-    config.vision.heads = 4
-    config.vision.mlp = 384
+    config.vision.width = 96
+    config.vision.layers = 3
+    config.vision.heads = 3
+    config.vision.mlp = 288
     config.vision.positions = 12
 
     config.connector = ConfigDict()
     config.connector.mlp = 256
 
     config.decoder = ConfigDict()
-    config.decoder.width = 192
-    config.decoder.layers = 4
+    config.decoder.width = 128
+    config.decoder.layers = 3
     config.decoder.heads = 4
     config.decoder.kv_heads = 2
-    config.decoder.head_dim = 48
-    config.decoder.mlp = 512
+    config.decoder.head_dim = 32
+    config.decoder.mlp = 384
     config.decoder.rope_theta = 10000.0
     config.decoder.norm_eps = 1e-5
     config.decoder.tie_embeddings = False
@@ -81,15 +81,15 @@ def get_config() -> ConfigDict:
     config.eval = ConfigDict()
     config.eval.path = ""  # held-out data, in the same way as data.path; "" is the demo's, for the demo
     config.eval.mixture = ""
-    config.eval.every = 200  # steps; 0 is only at the end
+    config.eval.every = 150  # steps; 0 is only at the end
     config.eval.examples = 1000  # at most, of each source
 
     config.checkpoint = ConfigDict()
-    config.checkpoint.every = 200  # steps
+    config.checkpoint.every = 150  # steps
     config.checkpoint.keep = 2  # newest ones
     config.checkpoint.keep_best = 1  # by evaluation loss
 
     config.log = ConfigDict()
-    config.log.every = 20  # steps
+    config.log.every = 15  # steps
     config.log.tensorboard = True
     return config

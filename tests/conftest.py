@@ -1,4 +1,4 @@
-"""Eight virtual CPU devices, one compile cache for the run, and the switches for slow and parity tests."""
+"""What all tests share: eight virtual CPU devices, one compile cache, the options, and a tiny world."""
 
 from __future__ import annotations
 

@@ -63,10 +63,12 @@ MARGIN = 1  # pixels that a shape keeps from the edge of its box
 TEXTURES = ("plain", "stripes", "dots", "noise")
 
 # Of a hundred training documents; the rest is text alone.
-CONVERSATIONS, CAPTIONS, INTERLEAVED = 64, 20, 8
+CONVERSATIONS, CAPTIONS, INTERLEAVED = 73, 13, 7
 # How often a picture has 1, 2, 3, 4 shapes: mostly few, where naming colours and shapes is learnt before finding them.
 # The rarer numbers are asked for more often, so that the answers to the count are even.
 SHAPE_COUNTS = (0.4, 0.25, 0.2, 0.15)
+TURNS = (1, 2)  # questions of a conversation: few, so that a picture is a good part of what its answers look back on
+ASK_COUNT = 0.6  # how often a picture with the rarest number of shapes is asked for it
 ALL_DIFFERENT = 0.75  # how often no two shapes of a picture may share their colour or their form
 # How often the other turns ask each kind, while questions of that kind are left.
 KIND_WEIGHTS = {"colour": 0.28, "shape": 0.32, "relation": 0.4}
@@ -133,7 +135,7 @@ class Draft(NamedTuple):
     labels: tuple[str, ...] = ()
 
 
-def training_source(seed: int = 0, examples: int = 6000) -> Source:
+def training_source(seed: int = 0, examples: int = 8000) -> Source:
     """Returns the demo's training split: ``examples`` documents, of four kinds."""
     return _source("demo", TRAINING, seed, examples)
 
@@ -273,12 +275,12 @@ def _pairs(rng: np.random.Generator, count: int) -> list[Pair]:
 
 
 def _conversation(rng: np.random.Generator) -> Draft:
-    """Up to six questions about one picture (one or two where it shows one shape), none answered by an earlier turn."""
+    """One or two questions about one picture, none answered by an earlier turn."""
     count = _count(rng)
     picture = scene(rng, _pairs(rng, count))
     how_many, *left = questions(picture)
-    ask_count = rng.random() < min(SHAPE_COUNTS) / SHAPE_COUNTS[count - 1]
-    wanted = int(rng.integers(3, 7)) - ask_count
+    ask_count = rng.random() < ASK_COUNT * min(SHAPE_COUNTS) / SHAPE_COUNTS[count - 1]
+    wanted = int(rng.integers(TURNS[0], TURNS[1] + 1)) - ask_count
     asked: list[Question] = []
     while left and len(asked) < wanted:
         kinds = [k for k in KIND_WEIGHTS if any(q.kind == k for q in left)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -150,13 +150,12 @@ def pack(needs: np.ndarray, budgets: Budgets) -> list[list[int]]:
     Returns the items of each row. The caller sees to it that every item fits an empty row.
     """
     limits = np.array(budgets, np.int64)
-    share = (needs / limits).max(1)
-    order = np.argsort(-share, kind="stable")
+    weight = (needs.sum(0) / limits) ** 4 + 1e-12
+    weight = weight / weight.sum()  # the scarcest budget counts most, in "largest" and in "fullest"
+    order = np.argsort(-(needs / limits @ weight), kind="stable")
     room = np.empty((len(needs), len(limits)), np.int64)
     slack = np.empty(len(needs))
     rows: list[list[int]] = []
-    weight = (needs.sum(0) / limits) + 1e-9
-    weight = weight / weight.sum()  # a budget that is short counts most in "fullest"
     for item in order:
         need, used = needs[item], len(rows)
         fits = (room[:used] >= need).all(1)
@@ -200,8 +199,9 @@ def choose_budgets(
 ) -> Budgets:
     """The budgets of a row; those given as 0 are picked from the index.
 
-    A picked budget holds what ``seq_len`` average tokens of the mixture need and a tenth more, and the largest example
-    that fits ``seq_len``, rounded up to a multiple of 64.
+    A picked budget holds what ``seq_len`` average tokens of the mixture need with some room, and the largest example
+    that fits ``seq_len``, rounded up to a multiple of 64. Patches get a fifth more, as they are what a tower pays for;
+    targets six tenths, as documents that are all targets would else leave rows half empty.
     """
     totals = np.zeros(4)
     largest = np.zeros(4, np.int64)
@@ -216,7 +216,7 @@ def choose_budgets(
             largest[1] = max(largest[1], source.patches_I.max())
         if len(whole) < len(needs):  # a piece of a long example may be targets from end to end
             largest[3] = seq_len
-    typical = totals * seq_len * 1.1
+    typical = totals * seq_len * (1.0, 1.2, 2.0, 1.6)
 
     def pick(column: int) -> int:
         return int(-(-max(typical[column], largest[column], 1) // 64) * 64)
@@ -224,31 +224,34 @@ def choose_budgets(
     patches = patch_budget or -(-pick(1) // group) * group
     if patches % group:
         raise UserError(f"config.patch_budget {patches} is no multiple of config.image.merge squared, {group}")
-    items = max(8, int(largest[2]), int(np.ceil(2 * typical[2])))
+    items = max(8, int(largest[2]), int(np.ceil(typical[2])))
     return Budgets(seq_len, patches, min(items, patches // group), min(target_budget or pick(3), seq_len))
 
 
 class _Stream:
-    """One source as an endless stream: epoch after epoch, each a permutation of its examples."""
+    """One source as an endless stream: epoch after epoch, each a permutation of its examples.
 
-    def __init__(self, lengths: Lengths, seed: Sequence[int]):
-        self.lengths, self.seed = lengths, tuple(seed)
+    ``tokens_E`` is what each example adds to the source's share.
+    """
+
+    def __init__(self, tokens_E: np.ndarray, seed: Sequence[int]):
+        self.tokens_E, self.seed = tokens_E, tuple(seed)
         self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def epoch(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """(examples in order, their tokens cumulated) of an epoch; the two last asked for are kept."""
         if number not in self._epochs:
-            order = np.random.default_rng((*self.seed, number)).permutation(len(self.lengths))
+            order = np.random.default_rng((*self.seed, number)).permutation(len(self.tokens_E))
             while len(self._epochs) > 1:
                 del self._epochs[min(self._epochs)]
-            self._epochs[number] = order, np.cumsum(self.lengths.tokens_E[order])
+            self._epochs[number] = order, np.cumsum(self.tokens_E[order])
         return self._epochs[number]
 
     def take(self, start: int, tokens: int) -> tuple[np.ndarray, int]:
         """Examples from stream position ``start`` on, until they hold at least ``tokens``; and the tokens they hold."""
         taken, count = [], 0
         while count < tokens:
-            number, offset = divmod(start, len(self.lengths))
+            number, offset = divmod(start, len(self.tokens_E))
             order, total = self.epoch(number)
             before = total[offset - 1] if offset else 0
             stop = int(np.searchsorted(total, before + tokens - count, side="left")) + 1
@@ -286,11 +289,18 @@ class Plan:
         self.batch_size, self.seed, self.long_documents = batch_size, seed, long_documents
         self.window_tokens = window_rows * budgets.tokens
         self._check_sources()
-        self._streams = [_Stream(source, (seed, i)) for i, source in enumerate(self.lengths)]
+        self._streams = [_Stream(self._used_tokens(i), (seed, i)) for i in range(len(self.lengths))]
         # Before each window: rows so far, and each stream's position and tokens so far.
         self._row_starts = [0]
         self._stream_starts = [(np.zeros(len(self.lengths), np.int64), np.zeros(len(self.lengths), np.int64))]
         self._windows: dict[int, list[Row]] = {}
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:  # to worker processes, each with a lock of its own
+        return {k: v for k, v in self.__dict__.items() if k != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
         self._lock = threading.Lock()
 
     def _check_sources(self) -> None:
@@ -307,6 +317,17 @@ class Plan:
             if len(large) and self.long_documents != "drop":
                 example = int(np.searchsorted(source.prepared.images_E1, large[0], side="right")) - 1
                 cut(source, i, example, self.budgets)
+
+    def _used_tokens(self, source: int) -> np.ndarray:
+        """(E,) tokens of each example that get into rows: what a source's share is counted in."""
+        lengths = self.lengths[source]
+        tokens_E = lengths.tokens_E.copy()
+        if self.long_documents != "split":
+            long = np.flatnonzero((lengths.needs(np.arange(len(lengths))) > np.array(self.budgets)).any(1))
+            tokens_E[long] = 0
+            if self.long_documents == "truncate":
+                tokens_E[long] = [cut(lengths, source, e, self.budgets)[0][0].last for e in long.tolist()]
+        return tokens_E
 
     def pieces(self, source: int, examples: np.ndarray) -> tuple[list[Piece], np.ndarray]:
         """The pieces of examples and their needs (n, 4), long ones split, truncated or dropped."""

@@ -1,0 +1,197 @@
+"""The loader: what the plan says, laid out exactly; a broken image costs its own document and nothing else."""
+
+from __future__ import annotations
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import numpy as np
+import pytest
+from absl import flags
+from conftest import IMAGE, chat, picture, plain, random_documents
+
+from jaxmm.batch import IGNORED
+from jaxmm.data import media
+from jaxmm.data.documents import Image, Source
+from jaxmm.data.loader import Assembler, Loaded, batches, lay_out
+from jaxmm.data.plan import Budgets, Lengths, Pass, Piece, Plan
+from jaxmm.data.prepare import Prepared, prepare
+
+BUDGETS = Budgets(tokens=96, patches=96, items=6, targets=96)
+
+
+def load(lengths: Lengths, *rows: list[int]) -> Loaded:
+    """Whole documents, by number, in rows."""
+    pieces = [[Piece(0, e, 0, int(lengths.tokens_E[e])) for e in row] for row in rows]
+    return Assembler([lengths], BUDGETS, IMAGE)(pieces)
+
+
+def assert_same(found: Loaded, wanted: Loaded):
+    jax.tree.map(np.testing.assert_array_equal, found.batch, wanted.batch)
+    np.testing.assert_array_equal(found.answers_BT, wanted.answers_BT)
+    assert (found.rows, found.skipped) == (wanted.rows, wanted.skipped)
+
+
+@hypothesis.given(st.integers(0, 1 << 30))
+def test_rows_hold_what_the_plan_says(lengths_of, template, seed):
+    lengths = lengths_of(random_documents(12, seed, longest=150))
+    plan = Plan([lengths], [1], BUDGETS, 4, seed)
+    loaded = Assembler([lengths], BUDGETS, IMAGE)(plan.batch(0))
+    batch = loaded.batch
+    separators = [template.image_start_id, template.image_end_id]
+    for b, row in enumerate(loaded.rows):
+        segments, slots = batch.text.segments[b], batch.slots_BT[b]
+        lengths_in_row = np.bincount(segments, minlength=len(row) + 1)[1:]
+        assert lengths_in_row.tolist() == [p.last - p.first for p in row]
+        for s in range(1, len(row) + 1):
+            here = segments == s
+            np.testing.assert_array_equal(batch.text.positions[b, here, 0], np.arange(here.sum()))
+        # Slots count the soft tokens of the row's patches, in order; each soft token stands in one place.
+        soft = int((batch.patches.segments[b] > 0).sum()) // IMAGE.merge**2
+        np.testing.assert_array_equal(slots[slots >= 0], np.arange(soft))
+        assert not (slots[segments == 0] >= 0).any()
+        # What a position predicts is the next token of its own piece, never a soft token or a separator.
+        for t in np.flatnonzero(batch.weights_BT[b]):
+            assert segments[t + 1] == segments[t]
+            assert slots[t + 1] == IGNORED
+            assert batch.targets_BT[b, t] == batch.text.values[b, t + 1]
+            assert batch.targets_BT[b, t] not in separators
+        # Each tile's patches are adjacent, positioned over its grid.
+        for m, (frames, rows, columns) in enumerate(batch.grids_BM3[b]):
+            positions = batch.patches.positions[b, batch.patches.segments[b] == m + 1]
+            assert len(positions) == frames * rows * columns
+            assert {tuple(p) for p in positions} == {(0, r, c) for r in range(rows) for c in range(columns)}
+
+
+def test_a_question_with_an_image_is_laid_out_as_written_by_hand(lengths_of, template):
+    lengths = lengths_of([chat(("ab", picture(8, 16, 1), "c"), "de")])
+    loaded = load(lengths, [0])
+    batch = loaded.batch
+    user, assistant = template.role_ids["user"], template.role_ids["assistant"]
+    a, b, c, d, e = (ord(x) + 3 for x in "abcde")  # ByT5's bytes begin at 3
+    start, end, stop = template.image_start_id, template.image_end_id, template.end_id
+    tokens = [user, a, b, start, 0, 0, end, c, stop, assistant, d, e, stop]
+    assert batch.text.values[0, :13].tolist() == tokens
+    assert batch.slots_BT[0, :13].tolist() == [-1] * 4 + [0, 1] + [-1] * 7
+    assert batch.weights_BT[0].nonzero()[0].tolist() == [9, 10, 11]
+    assert batch.targets_BT[0, 9:12].tolist() == [d, e, stop]
+    assert loaded.answers_BT[0].nonzero()[0].tolist() == [9, 10, 11]
+    assert batch.grids_BM3[0, 0].tolist() == [1, 2, 4]
+    # Two merge groups of 2 x 2 patches, each group's patches side by side.
+    assert batch.patches.positions[0, :8, 1:].tolist() == [
+        [0, 0], [0, 1], [1, 0], [1, 1], [0, 2], [0, 3], [1, 2], [1, 3],
+    ]  # fmt: skip
+
+
+def test_patches_are_the_pixels_of_their_places(lengths_of):
+    image = picture(8, 16, 5)
+    batch = load(lengths_of([plain(image)]), [0]).batch
+    pixels = np.asarray(media.decode(image))
+    for values, (_, row, column) in zip(batch.patches.values[0, :8], batch.patches.positions[0, :8], strict=True):
+        here = pixels[4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
+        np.testing.assert_array_equal(values.reshape(4, 4, 3), here)
+
+
+def test_a_literal_separator_in_user_text_gives_no_slots(lengths_of, template):
+    words = "<|image_start|> </s> <|end|> <image> <|assistant|>"
+    lengths = lengths_of([plain(words)])
+    batch = load(lengths, [0]).batch
+    assert int(lengths.tokens_E[0]) == len(words) + 1
+    assert batch.text.values[0, : len(words)].tolist() == [ord(x) + 3 for x in words]
+    assert (batch.slots_BT == IGNORED).all()
+    assert (batch.patches.segments == 0).all()
+
+
+def cut_short(image: Image) -> Image:
+    return Image(data=image.data[: len(image.data) * 2 // 3])
+
+
+def test_a_broken_image_becomes_padding_and_changes_nothing_else(lengths_of):
+    documents = random_documents(3, 1, longest=12)
+    whole, broken = picture(16, 24, 9), cut_short(picture(16, 24, 9))
+    good = load(lengths_of([*documents, plain("x", whole, "y")]), [0, 3, 1], [2])
+    bad = load(lengths_of([*documents, plain("x", broken, "y")]), [0, 3, 1], [2])
+    assert [(s.origin, s.reason) for s in bad.skipped] == [("made, record 3", "truncated")]
+    assert not good.skipped
+    hole = good.batch.text.segments == 2
+    assert hole.sum() == 1 + 2 + 6 + 1 + 1
+    assert not bad.batch.text.segments[hole].any()
+    assert not bad.batch.weights_BT[hole].any()
+    assert (bad.batch.slots_BT[hole] == IGNORED).all()
+    for name in ("values", "positions", "segments"):
+        found, wanted = getattr(bad.batch.text, name), getattr(good.batch.text, name)
+        np.testing.assert_array_equal(found[~hole], wanted[~hole])
+    np.testing.assert_array_equal(bad.batch.weights_BT[~hole], good.batch.weights_BT[~hole])
+    # The images of the others are the same, whatever place they move up to.
+    slots = good.batch.slots_BT[0][hole[0]]
+    first, last = slots[slots >= 0][0] * 4, slots.max() * 4 + 4
+    real = [good.batch.patches.segments[b] > 0 for b in range(2)]
+    real[0][first:last] = False
+    for b in range(2):
+        found = bad.batch.patches.values[b, bad.batch.patches.segments[b] > 0]
+        np.testing.assert_array_equal(found, good.batch.patches.values[b, real[b]])
+
+
+def test_a_document_that_is_nothing_but_a_broken_image_leaves_an_empty_row(lengths_of):
+    loaded = load(lengths_of([plain(cut_short(picture(24, 24)))]), [0])
+    assert len(loaded.skipped) == 1
+    assert not loaded.batch.text.segments.any()
+    assert not loaded.batch.weights_BT.any()
+
+
+def test_answers_are_numbered_over_the_row_and_a_cut_one_is_none(lengths_of):
+    lengths = lengths_of([chat(("a",), "first"), plain("text"), chat(("b",), "second"), chat(("c",), "")])
+    loaded = load(lengths, [0, 1, 2, 3])
+    answers, segments = loaded.answers_BT[0], loaded.batch.text.segments[0]
+    assert {s: set(answers[segments == s]) for s in (1, 2, 3, 4)} == {1: {0, 1}, 2: {0}, 3: {0, 2}, 4: {0, 3}}
+    assert [(answers == n).sum() for n in (1, 2, 3)] == [6, 7, 1]  # with the end marker, which is all of an empty one
+    record = lengths.prepared.read(0)
+    size = int(lengths.tokens_E[0])
+    assert not lay_out(lengths, Piece(0, 0, 0, size - 2), record.tokens).answers.any()
+    assert not lay_out(lengths, Piece(0, 0, size - 2, size), record.tokens).answers.any()
+
+
+def test_pieces_of_a_split_document_predict_each_of_its_tokens_but_the_first_of_a_piece(lengths_of):
+    lengths = lengths_of([plain("x" * 250)])
+    rows = Pass([lengths], BUDGETS, 1).rows(0, 3)
+    loaded = Assembler([lengths], BUDGETS, IMAGE)(rows)
+    assert loaded.batch.weights_BT.sum() == 251 - 3
+    assert loaded.batch.text.positions[:, 0].tolist() == [[0], [0], [0]]
+
+
+def test_tokens_that_differ_from_the_index_raise_both_numbers(lengths_of):
+    lengths = lengths_of([plain("abc")])
+    with pytest.raises(ValueError, match="has 2 tokens, its index says 4"):
+        lay_out(lengths, Piece(0, 0, 0, 4), np.zeros(2, np.int32))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, template):
+    """A prepared source on disk, as a run has it; one image in it is broken."""
+    documents = [*random_documents(40, 3), plain(cut_short(picture(16, 16)), "broken")]
+    source = Source("disk", (), "{}", lambda: iter(documents))
+    return prepare(source, template, tmp_path_factory.mktemp("prepared"))
+
+
+def planned(folder):
+    lengths = [Lengths(Prepared(folder), IMAGE)]
+    return Plan(lengths, [1], BUDGETS, 4, 0, window_rows=8), Assembler(lengths, BUDGETS, IMAGE)
+
+
+@pytest.mark.parametrize(("threads", "workers"), [(1, 0), (2, 0), (2, 1)])
+def test_batches_are_the_same_from_any_number_of_threads_and_workers(folder, threads, workers):
+    if workers:
+        flags.FLAGS(["test"])  # Grain's workers want them parsed; the commands see to it
+    plan, assemble = planned(folder)
+    found = list(batches(plan, assemble, 3, 9, threads=threads, workers=workers, buffer=2))
+    assert len(found) == 6
+    plan, assemble = planned(folder)
+    for k, loaded in zip(range(3, 9), found, strict=True):
+        assert_same(loaded, assemble(plan.batch(k)))
+
+
+def test_a_process_loads_its_own_rows_of_each_batch(folder):
+    plan, assemble = planned(folder)
+    (whole,) = batches(plan, assemble, 2, 3)
+    (part,) = batches(plan, assemble, 2, 3, local_rows=[1, 3])
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[[1, 3]]), part.batch, whole.batch)

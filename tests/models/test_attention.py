@@ -1,0 +1,162 @@
+"""The interval op against dense attention written out in float64, and the intervals against masks by definition."""
+
+from __future__ import annotations
+
+import functools
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmm.models import attention as attn
+from jaxmm.models import interval_blocks
+
+B, T, H, K, D = 2, 88, 4, 2, 8  # T is no multiple of the block
+BLOCK = 16
+
+
+def dense(q_BTHD, k_BTKD, v_BTKD, mask_BTT, grad_BTHD):
+    """Output of masked softmax attention and the gradients of q, k, v for ``grad_BTHD``, all in float64."""
+    q, k, v, grad = (np.asarray(x, np.float64) for x in (q_BTHD, k_BTKD, v_BTKD, grad_BTHD))
+    group = q.shape[2] // k.shape[2]
+    k, v = np.repeat(k, group, 2), np.repeat(v, group, 2)
+    scale = q.shape[-1] ** -0.5
+    mask = mask_BTT[:, None]
+    logits = np.einsum("bthd,bshd->bhts", q, k) * scale
+    logits = np.where(mask, logits, -np.inf)
+    e = np.exp(logits - logits.max(-1, keepdims=True, initial=-1e30))
+    p = e / np.maximum(e.sum(-1, keepdims=True), 1e-300)
+    dp = np.einsum("bthd,bshd->bhts", grad, v)
+    ds = p * (dp - (dp * p).sum(-1, keepdims=True)) * scale
+
+    def ungroup(x):
+        return x.reshape(*x.shape[:2], -1, group, x.shape[-1]).sum(3)
+
+    dk, dv = np.einsum("bhts,bthd->bshd", ds, q), np.einsum("bhts,bthd->bshd", p, grad)
+    return np.einsum("bhts,bshd->bthd", p, v), np.einsum("bhts,bshd->bthd", ds, k), ungroup(dk), ungroup(dv)
+
+
+def mask_by_definition(segments, *, causal, blocks=None, window=0, keys=None):
+    """The dense mask of one kind of attention, from what it is said to be."""
+    i, j = np.arange(segments.shape[1])[:, None], np.arange(segments.shape[1])[None]
+    same = (segments[:, :, None] == segments[:, None]) & (segments > 0)[:, :, None]
+    if not causal:
+        return same if keys is None else same & (keys[:, :, None] == keys[:, None])
+    seen = np.broadcast_to(j <= i, same.shape)
+    if blocks is not None:
+        seen = seen | ((blocks[:, :, None] == blocks[:, None]) & (blocks > 0)[:, :, None])
+    return same & seen & ((j > i - window) if window else True)
+
+
+def qkv(seed: int, t: int = T):
+    rng = np.random.default_rng(seed)
+    return [rng.normal(size=(B, t, heads, D)).astype(np.float32) for heads in (H, K, K, H)]
+
+
+@functools.cache
+def forward_and_gradients(group: int):
+    """One compiled function for all layouts; with ``group`` queries a group, so that a small T has several."""
+
+    def run(q, k, v, grad, start, end):
+        out, pull = jax.vjp(lambda q, k, v: attn.attention(q, k, v, (start, end), block=BLOCK), q, k, v)
+        return out, *pull(grad)
+
+    kept, interval_blocks._GROUP = interval_blocks._GROUP, group
+    try:
+        shapes = [jax.ShapeDtypeStruct((B, T, heads, D), jnp.float32) for heads in (H, K, K, H)]
+        return jax.jit(run).lower(*shapes, *[jax.ShapeDtypeStruct((B, T), jnp.int32)] * 2).compile()
+    finally:
+        interval_blocks._GROUP = kept
+
+
+def assert_equals_dense(intervals, mask_BTT, group: int, seed: int = 0):
+    q, k, v, grad = qkv(seed)
+    out, *grads = forward_and_gradients(group)(q, k, v, grad, *intervals)
+    expected, *expected_grads = dense(q, k, v, mask_BTT, grad)
+    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
+    for found, wanted in zip(grads, expected_grads, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    assert not np.asarray(out)[~mask_BTT.any(-1)].any(), "padding gives exactly 0"
+
+
+@st.composite
+def run_numbers(draw, zeros: bool = True):
+    """(B, T) int32: runs of equal numbers, each number once, 0 (padding, or no block) anywhere between them."""
+    rows = []
+    for _ in range(B):
+        lengths = draw(st.lists(st.integers(1, 40), min_size=T // 40 + 1, max_size=30))
+        real = draw(st.lists(st.booleans() if zeros else st.just(True), min_size=len(lengths), max_size=len(lengths)))
+        numbers = np.where(real, np.cumsum(real), 0)
+        row = np.repeat(numbers, lengths)[:T]
+        rows.append(np.pad(row, (0, T - len(row))))
+    return np.stack(rows).astype(np.int32)
+
+
+@pytest.mark.parametrize("group", [32, 1024])
+@hypothesis.given(run_numbers(), st.sampled_from([0, 1, 7, 30]))
+def test_causal_attention_in_windows_equals_dense_attention(group, segments, window):
+    mask = mask_by_definition(segments, causal=True, window=window)
+    assert_equals_dense(attn.causal(jnp.array(segments), window=window), mask, group)
+
+
+@hypothesis.given(run_numbers(), run_numbers(), st.sampled_from([0, 9]))
+def test_two_way_blocks_within_causal_attention_equal_dense_attention(segments, blocks, window):
+    mask = mask_by_definition(segments, causal=True, blocks=blocks, window=window)
+    assert_equals_dense(attn.causal(jnp.array(segments), jnp.array(blocks), window), mask, 32)
+
+
+@hypothesis.given(run_numbers(), st.one_of(st.none(), run_numbers(zeros=False)))
+def test_two_way_attention_and_its_windows_equal_dense_attention(segments, keys):
+    mask = mask_by_definition(segments, causal=False, keys=keys)
+    assert_equals_dense(attn.two_way(jnp.array(segments), *([] if keys is None else [jnp.array(keys)])), mask, 32)
+
+
+@pytest.mark.parametrize("t", [1, 65, 130])
+def test_any_length_works_with_the_blocks_of_its_choice(t):
+    segments = np.ones((B, t), np.int32)
+    q, k, v, grad = qkv(t, t)
+    out = jax.jit(lambda q, k, v, s: attn.attention(q, k, v, attn.causal(s)))(q, k, v, segments)
+    np.testing.assert_allclose(out, dense(q, k, v, mask_by_definition(segments, causal=True), grad)[0], atol=1e-5)
+
+
+def test_large_logits_overflow_nothing():
+    q, k, v, grad = qkv(0)
+    segments = np.repeat([[1, 2]], B, 0).repeat(T // 2, 1).astype(np.int32)
+    out, *grads = forward_and_gradients(32)(300 * q, k, v, grad, *attn.causal(jnp.array(segments)))
+    expected = dense(300 * q, k, v, mask_by_definition(segments, causal=True), grad)[0]
+    np.testing.assert_allclose(out, expected, atol=1e-3)
+    assert all(np.isfinite(g).all() for g in grads)
+
+
+def compiled_temporary_bytes(t: int) -> int:
+    def loss(q, k, v, segments):
+        return attn.attention(q, k, v, attn.causal(segments)).sum()
+
+    shapes = [jax.ShapeDtypeStruct((1, t, heads, 32), jnp.float32) for heads in (4, 2, 2)]
+    segments = jax.ShapeDtypeStruct((1, t), jnp.int32)
+    compiled = jax.jit(jax.value_and_grad(loss, (0, 1, 2))).lower(*shapes, segments).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize("lengths", [(2048, 8192), pytest.param((8192, 32768), marks=pytest.mark.slow)])
+def test_compiled_memory_grows_linearly(lengths):
+    short, long = lengths
+    few, many = compiled_temporary_bytes(short), compiled_temporary_bytes(long)
+    assert few > 0
+    assert many < 1.25 * long / short * few
+    assert many < long * long * 4 / 2, "no T x T array of one head, let alone four"
+
+
+def test_a_backend_that_does_not_exist_raises():
+    q, k, v, _ = qkv(0)
+    with pytest.raises(ValueError, match="backend 'cudnnn' is not one of blocks"):
+        attn.attention(q, k, v, attn.causal(jnp.ones((B, T), jnp.int32)), backend="cudnnn")
+
+
+def test_heads_that_do_not_group_raise():
+    q, k, v, _ = qkv(0)
+    with pytest.raises(ValueError, match="3 attention heads are no multiple of 2"):
+        attn.attention(q[:, :, :3], k, v, attn.causal(jnp.ones((B, T), jnp.int32)))

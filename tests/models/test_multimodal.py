@@ -1,0 +1,155 @@
+"""Packed equals alone: nothing of a document reaches another one in its row, forward or backward."""
+
+from __future__ import annotations
+
+import functools
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import IMAGE, Tiny, picture, plain, random_documents
+
+from jaxmm.batch import Batch
+from jaxmm.data.loader import Assembler
+from jaxmm.data.plan import Budgets, Lengths, Piece, Row, pack
+from jaxmm.loss import batch_loss
+from jaxmm.models.flops import parameter_counts
+from jaxmm.models.multimodal import PARTS, logical_axes, make_model
+
+ROWS = 2
+BUDGETS = Budgets(tokens=160, patches=160, items=8, targets=160)
+
+
+@pytest.fixture(scope="module")
+def run(tiny: Tiny):
+    """``run(batch) -> (hidden, logits, parameter gradients of the summed loss)``: compiled once for all tests here."""
+
+    def loss(params, batch):
+        hidden, head = tiny.forward(params, batch)
+        return batch_loss(hidden, head, batch, BUDGETS.targets, 1e-3)[0], (hidden, hidden @ head.T)
+
+    both = jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+    def run(batch: Batch):
+        (_, (hidden, logits)), grads = both(tiny.params, batch)
+        return np.asarray(hidden), np.asarray(logits), jax.tree.map(np.asarray, grads)
+
+    return run
+
+
+def packed(lengths: Lengths) -> list[Row]:
+    """As many of the documents as fit ROWS rows, by the plan's own packing."""
+    needs = lengths.needs(np.arange(len(lengths)))
+    rows = pack(needs, BUDGETS)[:ROWS]
+    rows += [[] for _ in range(ROWS - len(rows))]
+    return [[Piece(0, e, 0, int(lengths.tokens_E[e])) for e in row] for row in rows]
+
+
+def places(rows: list[Row]):
+    """(example, row, slice) of each document."""
+    for b, row in enumerate(rows):
+        at = 0
+        for piece in row:
+            yield piece, b, slice(at, at + piece.last)
+            at += piece.last
+
+
+def assert_close(found, wanted, tolerance: float):
+    """Equal relative to the scale of the whole array; the gradient of a key's bias is nothing but rounding."""
+    assert np.abs(found - wanted).max() <= tolerance * max(np.abs(wanted).max(), 1e-1)
+
+
+@hypothesis.settings(max_examples=8)
+@hypothesis.given(seed=st.integers(0, 1 << 30), count=st.integers(2, 9))
+def test_packed_documents_give_the_logits_and_gradients_of_the_same_documents_alone(run, lengths_of, seed, count):
+    lengths = lengths_of(random_documents(count, seed))
+    assemble = Assembler([lengths], BUDGETS, IMAGE)
+    rows = packed(lengths)
+    _, logits, grads = run(assemble(rows).batch)
+    alone_grads = []
+    for piece, b, here in places(rows):
+        _, alone_logits, alone = run(assemble([[piece], *[[]] * (ROWS - 1)]).batch)
+        assert_close(logits[b, here], alone_logits[0, : piece.last], 1e-5)
+        alone_grads.append(alone)
+    jax.tree.map(lambda found, *each: assert_close(found, functools.reduce(np.add, each), 1e-5), grads, *alone_grads)
+
+
+@hypothesis.settings(max_examples=8)
+@hypothesis.given(seed=st.integers(0, 1 << 30), count=st.integers(3, 9))
+def test_changing_one_document_changes_no_other_by_a_bit(run, lengths_of, seed, count):
+    lengths = lengths_of(random_documents(count, seed))
+    rows = packed(lengths)
+    batch = Assembler([lengths], BUDGETS, IMAGE)(rows).batch
+    spots = list(places(rows))
+    piece, b, here = spots[seed % len(spots)]
+    rng = np.random.default_rng(seed)
+    values, pixels = batch.text.values.copy(), batch.patches.values.copy()
+    values[b, here] = rng.integers(0, 300, piece.last)
+    slots = batch.slots_BT[b, here]
+    for slot in slots[slots >= 0]:
+        pixels[b, 4 * slot : 4 * slot + 4] = rng.integers(0, 256, (4, pixels.shape[-1]))
+    changed = batch._replace(text=batch.text._replace(values=values), patches=batch.patches._replace(values=pixels))
+    hidden, other = run(batch)[0], run(changed)[0]
+    for piece_i, row, where in spots:
+        if piece_i is piece:
+            assert not np.array_equal(hidden[row, where], other[row, where])
+        else:
+            np.testing.assert_array_equal(hidden[row, where], other[row, where])
+
+
+def test_the_decoder_looks_at_the_image(run, lengths_of):
+    """Pixels change what stands after the image, and not what stands before it."""
+    outputs = []
+    for seed in (1, 2):
+        lengths = lengths_of([plain("before", picture(16, 16, seed), "after")])
+        batch = Assembler([lengths], BUDGETS, IMAGE)([[Piece(0, 0, 0, int(lengths.tokens_E[0]))], []]).batch
+        outputs.append(run(batch)[0][0])
+    first, second = outputs
+    np.testing.assert_array_equal(first[:7], second[:7])  # the text and <|image_start|>
+    assert np.abs(first[7:15] - second[7:15]).max(-1).min() > 1e-4
+
+
+def test_every_parameter_of_a_packed_batch_gets_a_gradient(run, lengths_of):
+    lengths = lengths_of(random_documents(8, 5))
+    *_, grads = run(Assembler([lengths], BUDGETS, IMAGE)(packed(lengths)).batch)
+    dead = [jax.tree_util.keystr(path) for path, g in jax.tree_util.tree_flatten_with_path(grads)[0] if not np.any(g)]
+    # The softmax does not see what is added to every logit of a query: a key bias has no effect, by nature.
+    assert [path for path in dead if "key" not in path] == []
+
+
+def test_padding_rows_and_text_alone_give_finite_numbers(run, lengths_of):
+    lengths = lengths_of([plain("only text")])
+    batch = Assembler([lengths], BUDGETS, IMAGE)([[Piece(0, 0, 0, int(lengths.tokens_E[0]))], []]).batch
+    hidden, logits, grads = run(batch)
+    assert np.isfinite(hidden).all()
+    assert np.isfinite(logits).all()
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
+    assert not any(np.any(g) for g in jax.tree.leaves((grads["vision"], grads["connector"])))
+
+
+def test_the_tree_of_logical_axes_is_the_tree_of_parameters(tiny):
+    axes = logical_axes(tiny.spec)
+    assert set(tiny.params) == set(PARTS)
+
+    def is_leaf(x):
+        return isinstance(x, tuple)
+
+    described = jax.tree.leaves(axes, is_leaf=is_leaf)
+    arrays = jax.tree.leaves(tiny.params)
+    assert jax.tree.structure(axes, is_leaf=is_leaf) == jax.tree.structure(tiny.params)
+    for array, (shape, names) in zip(arrays, described, strict=True):
+        assert array.shape == shape
+        assert len(names) == len(shape)
+    assert sum(parameter_counts(tiny.params).values()) == sum(a.size for a in arrays)
+
+
+def test_initialisation_is_a_function_of_the_key_alone(tiny):
+    init, _ = make_model(tiny.spec)
+    same, other = jax.jit(init)(jax.random.key(0)), jax.jit(init)(jax.random.key(1))
+    jax.tree.map(np.testing.assert_array_equal, tiny.params, same)
+    assert not np.array_equal(same["decoder"]["embedding"], other["decoder"]["embedding"])
+    layers = jnp.asarray(same["decoder"]["blocks"]["up"]["kernel"])
+    assert not np.array_equal(layers[0], layers[1]), "stacked layers start from different numbers"

@@ -1,0 +1,228 @@
+"""The train command, end to end on a small dataset of the user's: files, resuming, stopping, and mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import orbax.checkpoint as ocp
+import PIL.Image
+import pytest
+
+from jaxmm import evaluate, generate, monitor, train
+from jaxmm.checkpoint import Checkpoints
+from jaxmm.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+COLOURS = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (40, 80, 220)}
+TINY = (
+    "--config.batch_size=8", "--config.seq_len=128", "--config.mesh.data=1", "--config.mesh.fsdp=8",
+    "--config.image.min_pixels=256", "--config.image.max_pixels=1024",
+    "--config.vision.width=16", "--config.vision.layers=1", "--config.vision.heads=2", "--config.vision.mlp=32",
+    "--config.connector.mlp=32", "--config.decoder.width=32", "--config.decoder.layers=2", "--config.decoder.heads=2",
+    "--config.decoder.head_dim=16", "--config.decoder.mlp=64", "--config.log.every=2", "--config.eval.every=4",
+    "--config.checkpoint.every=2", "--config.log.tensorboard=False", "--config.optimizer.warmup=2",
+    "--config.optimizer.schedule=constant",  # one that does not depend on the steps
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """A LLaMA-Factory folder: pictures of one colour with one-word answers, and plain text longer than a row."""
+    folder = tmp_path_factory.mktemp("data")
+    records = []
+    for i in range(24):
+        name = list(COLOURS)[i % 3]
+        PIL.Image.new("RGB", (32, 24), COLOURS[name]).save(folder / f"{i}.png")
+        turns = [{"role": "user", "content": "<image>Colour?"}, {"role": "assistant", "content": name}]
+        records.append({"messages": turns, "images": [f"{i}.png"]})
+    (folder / "colours.json").write_text(json.dumps(records))
+    (folder / "pages.jsonl").write_text("\n".join(json.dumps({"text": f"{i} " + "words " * 50}) for i in range(8)))
+    tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
+    columns = {"messages": "messages", "images": "images"}
+    info = {
+        "colours": {"file_name": "colours.json", "formatting": "sharegpt", "columns": columns, "tags": tags},
+        "pages": {"file_name": "pages.jsonl", "columns": {"prompt": "text"}},
+    }
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def arguments(data, tmp_path_factory) -> list[str]:
+    cache = tmp_path_factory.getbasetemp() / "cache"
+    info = data / "dataset_info.json"
+    return [
+        f"--config={ROOT / 'configs/base.py'}", *TINY, f"--config.data.cache={cache}", f"--config.data.path={info}",
+        "--config.data.mixture=colours:0.7,pages:0.3", f"--config.eval.path={info}", "--config.eval.mixture=colours",
+        "--config.steps=8",
+    ]  # fmt: skip
+
+
+def saved(workdir: Path, step: int) -> dict[str, np.ndarray]:
+    """Every array of a checkpoint by its name, as they lie on disk."""
+    with warnings.catch_warnings(action="ignore"):  # Orbax warns that the arrays keep the sharding they were saved with
+        tree = ocp.PyTreeCheckpointer().restore(workdir / "checkpoints" / str(step) / "state")
+    return {name: np.asarray(array) for name, array in tree.items()}
+
+
+def assert_same_bits(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def finished(arguments, tmp_path_factory) -> Path:
+    """The workdir of a whole run of 8 steps."""
+    workdir = tmp_path_factory.mktemp("finished")
+    assert train.main([*arguments, f"--workdir={workdir}"]) == 0
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def stopped(arguments, tmp_path_factory) -> Path:
+    """The workdir of a run that ended after 4 steps."""
+    workdir = tmp_path_factory.mktemp("stopped")
+    assert train.main([*arguments, "--config.steps=4", f"--workdir={workdir}"]) == 0
+    return workdir
+
+
+def test_a_run_leaves_every_file_it_promises(finished):
+    summary = json.loads((finished / "summary.json").read_text())
+    assert set(summary) == set(monitor.Summary._fields)
+    assert summary["steps"] == 8
+    assert summary["eval"]["colours"]["answers"] == 24
+    assert (finished / "config.json").exists()
+    assert list((finished / "samples").glob("*.png"))
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4, 6, 8]
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert set(lines[0]["sources"]) == {"colours", "pages"}
+
+
+def test_a_run_stopped_and_resumed_has_the_bits_of_one_that_was_not(finished, stopped, arguments, tmp_path):
+    resumed = shutil.copytree(stopped, tmp_path / "resumed")
+    assert train.main([*arguments, f"--workdir={resumed}"]) == 0
+    assert_same_bits(saved(finished, 8), saved(resumed, 8))
+
+
+def test_a_run_resumes_on_another_mesh_with_the_same_loss(finished, stopped, arguments, tmp_path):
+    resumed = shutil.copytree(stopped, tmp_path / "resumed")
+    other = ["--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"]
+    assert train.main([*arguments, *other, f"--workdir={resumed}"]) == 0
+    last, reference = (
+        json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["loss"] for folder in (resumed, finished)
+    )
+    assert last == pytest.approx(reference, rel=1e-5)
+
+
+def test_evaluate_repeats_the_figures_of_the_run(finished):
+    assert evaluate.main([f"--workdir={finished}"]) == 0
+    told = json.loads((finished / "summary.json").read_text())["eval"]
+    assert json.loads((finished / "eval.json").read_text()) == told
+
+
+def test_generate_answers_about_a_picture(finished, data, capsys):
+    capsys.readouterr()
+    assert generate.main([f"--workdir={finished}", f"--image={data / '0.png'}", "--prompt=Colour?"]) == 0
+    assert capsys.readouterr().out.endswith("\n")
+
+
+def test_a_finished_run_says_so(finished, arguments, capsys):
+    assert train.main([*arguments, f"--workdir={finished}"]) == 0
+    assert "raise config.steps" in capsys.readouterr().out
+
+
+def test_another_seed_in_the_same_workdir_is_refused_with_the_difference(finished, arguments):
+    with pytest.raises(UserError, match="seed: 0 -> 1"):
+        train.main([*arguments, "--config.steps=9", "--config.seed=1", f"--workdir={finished}"])
+
+
+def test_init_from_another_run_starts_with_its_weights_alone(finished, arguments, tmp_path):
+    options = ["--config.steps=1", "--config.optimizer.rate=0.0", f"--config.init_from={finished}", "--config.seed=3"]
+    assert train.main([*arguments, *options, f"--workdir={tmp_path}"]) == 0
+    theirs, ours = saved(finished, 8), saved(tmp_path, 1)
+    names = [name for name in ours if name.startswith("params.")]
+    assert names
+    assert_same_bits({name: theirs[name] for name in names}, {name: ours[name] for name in names})
+    assert int(ours["step"]) == 1
+
+
+def test_a_mixture_name_that_is_not_there_lists_what_is(arguments, tmp_path):
+    with pytest.raises(UserError, match="colours"):
+        train.main([*arguments, "--config.data.mixture=colors:1", f"--workdir={tmp_path}"])
+
+
+def test_a_mesh_that_does_not_divide_the_devices_is_refused(arguments, tmp_path):
+    with pytest.raises(UserError, match="8 devices"):
+        train.main([*arguments, "--config.mesh.fsdp=3", f"--workdir={tmp_path}"])
+
+
+def test_a_batch_that_does_not_divide_the_mesh_is_refused(arguments, tmp_path):
+    with pytest.raises(UserError, match=r"config\.batch_size 6"):
+        train.main([*arguments, "--config.batch_size=6", f"--workdir={tmp_path}"])
+
+
+def test_an_image_larger_than_a_row_is_refused_by_name(arguments, tmp_path):
+    with pytest.raises(UserError, match=r"colours\.json.*patch_budget"):
+        train.main([*arguments, "--config.patch_budget=4", f"--workdir={tmp_path}"])
+
+
+def test_a_mistake_ends_in_one_line_and_status_1(tmp_path):
+    command = [sys.executable, "-m", "jaxmm.train", f"--config={ROOT / 'configs/base.py'}", "--config.data.pth=x"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "data.path" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def start(argv: list[str], workdir: Path) -> subprocess.Popen:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, "-m", "jaxmm.train", *argv, f"--workdir={workdir}"],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def wait_for(path: Path, seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} did not appear"
+        time.sleep(0.05)
+
+
+def test_sigterm_saves_and_says_how_to_go_on(arguments, tmp_path):
+    process = start([*arguments, "--config.steps=100000", "--config.eval.every=0"], tmp_path)
+    wait_for(tmp_path / "checkpoints" / "2")
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, out
+    assert "the same command goes on" in out
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert (checkpoints.latest() or 0) >= 2
+
+
+@pytest.mark.slow
+def test_killed_at_random_and_resumed_the_parameters_are_bit_equal(arguments, tmp_path):
+    argv = [*arguments, "--config.steps=30", "--config.eval.every=0"]
+    assert train.main([*argv, f"--workdir={tmp_path / 'whole'}"]) == 0
+    rng, killed = random.Random(0), tmp_path / "killed"
+    for kill in range(4):
+        process = start(argv, killed)
+        wait_for(killed / "checkpoints" / str(2 * (kill + 1)))
+        time.sleep(rng.random())
+        process.kill()
+        process.communicate()
+    assert train.main([*argv, f"--workdir={killed}"]) == 0
+    assert_same_bits(saved(tmp_path / "whole", 30), saved(killed, 30))
