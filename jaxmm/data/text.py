@@ -49,6 +49,8 @@ def load_tokenizer(folder: str) -> Any:
     Raises:
       UserError: if the folder is not there or holds no tokenizer.
     """
+    # A tokenizer needs no PyTorch: without this, transformers tells every user that it misses it.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     # Importing transformers takes a second: not everything that imports this file needs it.
     from transformers import AutoTokenizer, ByT5Tokenizer
 
