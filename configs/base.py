@@ -32,7 +32,7 @@ def get_config() -> ConfigDict:
 
     config.vision = ConfigDict()
     config.vision.width = 96
-    config.vision.layers = 3
+    config.vision.layers = 2
     config.vision.heads = 3
     config.vision.mlp = 288
     config.vision.positions = 12
@@ -52,7 +52,8 @@ def get_config() -> ConfigDict:
     config.decoder.tie_embeddings = False
 
     config.optimizer = ConfigDict()
-    config.optimizer.rate = 2e-3
+    config.optimizer.name = "muon"  # for linear maps, AdamW for all else; or "adamw" for everything
+    config.optimizer.rate = 4e-3
     config.optimizer.warmup = 40
     config.optimizer.schedule = "cosine"  # or "wsd", "constant"
     config.optimizer.end_factor = 0.02

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxmm import command, monitor, sharding
+from jaxmm import command, monitor, sharding, startup
 from jaxmm.data.loader import Assembler, Loaded, batches
 from jaxmm.data.plan import Budgets, Lengths, Pass, choose_budgets
 from jaxmm.data.prepare import Columns
@@ -152,6 +152,7 @@ def main(argv: list[str]) -> int:
     """Evaluates a run's checkpoint on the held-out data of its config and writes eval.json."""
     args = command.parse(argv, FLAGS, config="workdir", about=__doc__ or "")
     workdir = Path(args.workdir)
+    startup.split_cpu(args.config.mesh, args.config.batch_size)
     recipe = read_recipe(args.config)
     corpus = eval_corpus(args.config, recipe)
     if corpus is None:

@@ -1,14 +1,19 @@
-"""AdamW with warm-up, decay and per-part rates, over the trainable parts of the parameters."""
+"""Muon and AdamW with warm-up, decay and per-part rates, over the trainable parts of the parameters."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from optax import contrib
 
+Dims = tuple[int, ...]
+
+OPTIMIZERS = ("muon", "adamw")
 SCHEDULES = ("cosine", "wsd", "constant")
 
 
@@ -49,9 +54,39 @@ def split_frozen(params: Mapping[str, Any], frozen: tuple[str, ...]) -> tuple[di
     return {k: v for k, v in params.items() if k not in frozen}, {k: v for k, v in params.items() if k in frozen}
 
 
+def _names(path: tuple) -> tuple[str, ...]:
+    return tuple(str(getattr(key, "key", key)) for key in path)
+
+
 def decays(path: tuple) -> bool:
     """Whether weight decay applies: to matrices; not to biases, norms, embeddings or position tables."""
-    return str(getattr(path[-1], "key", path[-1])) in ("kernel", "head")
+    return _names(path)[-1] in ("kernel", "head")
+
+
+MUON_RMS = 0.2  # of an update, as AdamW's: one rate and one decay serve both (Liu et al., 2025, section 2.2)
+
+
+def _muon(linear_maps: Mapping[tuple[str, ...], tuple[Dims, Dims]]) -> optax.GradientTransformation:
+    """Muon (Jordan et al., 2024): momentum, made orthogonal by Newton-Schulz steps, at AdamW's size."""
+
+    def dims(tree):
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: contrib.MuonDimensionNumbers(*linear_maps[_names(path)]), tree
+        )
+
+    def scale(updates, state, params=None):
+        del params
+
+        def of(path, x):
+            longest = max(math.prod(x.shape[d] for d in side) for side in linear_maps[_names(path)])
+            return x * (MUON_RMS * longest**0.5)
+
+        return jax.tree_util.tree_map_with_path(of, updates), state
+
+    return optax.chain(
+        contrib.scale_by_muon(weight_dimension_numbers=dims),
+        optax.GradientTransformation(lambda params: optax.EmptyState(), scale),
+    )
 
 
 def make_optimizer(
@@ -63,25 +98,33 @@ def make_optimizer(
     weight_decay: float = 0.1,
     clip: float = 1.0,
     part_rates: Mapping[str, float] | None = None,
+    linear_maps: Mapping[tuple[str, ...], tuple[Dims, Dims]] | None = None,
 ) -> optax.GradientTransformation:
-    """AdamW (Loshchilov and Hutter, 2019): global-norm clip, decoupled decay, each part's rate a multiple of the whole.
+    """AdamW (Loshchilov and Hutter, 2019), or Muon where ``linear_maps`` says so.
+
+    Both clip the global norm, decay decoupled from the gradient, and multiply each part's rate by its own factor.
 
     Args:
       clip: largest global gradient norm; 0 does not clip.
       part_rates: multiple of the scheduled rate by part (``vision``, ``connector``, ``decoder``); 1 where not named.
+      linear_maps: the parameters that Muon updates, by path, with the dims they take in and give out.
     """
-    rates = dict(part_rates or {})
+    rates, maps = dict(part_rates or {}), dict(linear_maps or {})
 
     def decay_mask(params):
         return jax.tree_util.tree_map_with_path(lambda path, x: decays(path), params)
+
+    def rule(params):
+        return jax.tree_util.tree_map_with_path(lambda path, x: "muon" if _names(path) in maps else "adam", params)
 
     def scale_parts(updates, state, params=None):
         del params
         return {part: optax.tree.scale(rates.get(part, 1.0), tree) for part, tree in updates.items()}, state
 
+    adam = optax.scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=jnp.float32)
     return optax.chain(
         optax.clip_by_global_norm(clip) if clip else optax.identity(),
-        optax.scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=jnp.float32),
+        optax.partition({"muon": _muon(maps), "adam": adam}, rule) if maps else adam,
         optax.add_decayed_weights(weight_decay, mask=decay_mask),
         optax.GradientTransformation(lambda params: optax.EmptyState(), scale_parts),
         optax.scale_by_learning_rate(schedule),

@@ -7,6 +7,11 @@ If the workdir holds a checkpoint, the run goes on from it. Ctrl-C and SIGTERM s
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from jaxmm import startup
+
+    startup.use_huge_pages()  # may start this process again, so before large imports
+
 import collections
 import functools
 import signal
@@ -21,7 +26,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import jaxmm
-from jaxmm import command, monitor, samples, sharding
+from jaxmm import command, monitor, samples, sharding, startup
 from jaxmm.checkpoint import Checkpoints
 from jaxmm.data.documents import split_origin
 from jaxmm.data.loader import Assembler, Loaded, batches
@@ -30,8 +35,8 @@ from jaxmm.errors import UserError
 from jaxmm.evaluate import Evaluator, Figures, closing_rows, mean_loss
 from jaxmm.generate import answers, make_generator
 from jaxmm.models.flops import batch_flops, parameter_counts
-from jaxmm.models.multimodal import flat_axes, make_model
-from jaxmm.optimizer import make_optimizer, make_schedule
+from jaxmm.models.multimodal import flat_axes, linear_maps, make_model
+from jaxmm.optimizer import OPTIMIZERS, make_optimizer, make_schedule
 from jaxmm.recipe import Corpus, Recipe, eval_corpus, init_params, place_params, read_budgets, read_recipe, train_corpus
 from jaxmm.train_step import Metrics, TrainState, init_state, make_train_step
 
@@ -167,6 +172,8 @@ class Run:
     def _build_step(self) -> None:
         config, recipe = self.config, self.recipe
         options = config.optimizer
+        if options.name not in OPTIMIZERS:
+            raise UserError(f"config.optimizer.name '{options.name}' is not one of {', '.join(OPTIMIZERS)}")
         try:
             schedule = make_schedule(
                 rate=options.rate, steps=config.steps, warmup=options.warmup, name=options.schedule,
@@ -177,6 +184,7 @@ class Run:
         self.schedule = schedule
         self.optimizer = make_optimizer(
             schedule, b1=options.b1, b2=options.b2, weight_decay=options.weight_decay, clip=options.clip,
+            linear_maps=linear_maps(recipe.model) if options.name == "muon" else None,
             part_rates={part: options[f"{part}_rate"] for part in ("vision", "connector", "decoder")},
         )  # fmt: skip
         _, apply = make_model(recipe.model)
@@ -438,6 +446,7 @@ def _one_line(figures: dict[str, Figures]) -> Iterator[str]:
 def main(argv: list[str]) -> int:
     args = command.parse(argv, FLAGS, about=__doc__ or "")
     workdir = Path(args.workdir or f"runs/{args.config_name}")
+    startup.split_cpu(args.config.mesh, args.config.batch_size // max(args.config.accumulation, 1))
     run = Run(args.config, workdir)
     if run.start >= args.config.steps:
         print(

@@ -1,4 +1,4 @@
-"""AdamW against its paper's formula in NumPy, the schedules by their corners, and freezing."""
+"""AdamW against its paper's formula in NumPy, Muon against the SVD, the schedules by their corners, and freezing."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 
+from jaxmm.models.multimodal import linear_maps
 from jaxmm.optimizer import decays, make_optimizer, make_schedule, split_frozen
 
 
@@ -48,6 +49,38 @@ def test_updates_are_those_of_the_paper(clip):
     wanted = adamw(params, grads, schedule, decay=0.1, **options)
     for part, name in paths:
         np.testing.assert_allclose(found[part][name], wanted[part, name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("ins", "outs", "shape"), [((0,), (1,), (6, 16)), ((1, 2), (3,), (3, 2, 4, 5))])
+def test_muon_steps_are_orthogonal_maps_of_the_size_of_adamw_s(ins, outs, shape):
+    """All singular values of a step are about equal, its singular vectors the gradient's (Jordan et al., 2024)."""
+    rng = np.random.default_rng(0)
+    params = {"decoder": {"kernel": np.zeros(shape, np.float32), "bias": np.zeros(4, np.float32)}}
+    grads = {"decoder": {name: rng.normal(size=x.shape).astype(np.float32) for name, x in params["decoder"].items()}}
+    schedule = make_schedule(rate=0.1, steps=10, warmup=0, name="constant")
+    maps = {("decoder", "kernel"): (ins, outs)}
+    optimizer = make_optimizer(schedule, clip=0.0, weight_decay=0.0, linear_maps=maps, part_rates={"decoder": 0.5})
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["decoder"]["bias"], -0.05 * np.sign(grads["decoder"]["bias"]), rtol=1e-4)
+
+    layers = 1 if 0 in ins else shape[0]
+    flat = (layers, int(np.prod([shape[d] for d in ins])), int(np.prod([shape[d] for d in outs])))
+    steps, gradients = (np.asarray(tree["decoder"]["kernel"]).reshape(flat) for tree in (updates, grads))
+    for step, gradient in zip(steps / (-0.05 * 0.2 * max(flat[1:]) ** 0.5), gradients, strict=True):
+        u, _, vt = np.linalg.svd(gradient, full_matrices=False)
+        inner = u.T @ step @ vt.T
+        assert (np.diag(inner) > 0.6).all()
+        assert (np.diag(inner) < 1.3).all()
+        np.testing.assert_allclose(inner, np.diag(np.diag(inner)), atol=1e-3)
+        assert step.std() * 0.2 * max(flat[1:]) ** 0.5 == pytest.approx(0.2, rel=0.3)  # AdamW's size
+
+
+def test_muon_takes_every_linear_map_of_the_model_and_nothing_else(tiny):
+    paths = {tuple(key.key for key in path) for path, _ in jax.tree_util.tree_flatten_with_path(tiny.params)[0]}
+    maps = linear_maps(tiny.spec)
+    assert set(maps) == {path for path in paths if path[-1] == "kernel"}
+    assert maps["decoder", "blocks", "attention", "out", "kernel"] == ((1, 2), (3,))
+    assert maps["connector", "up", "kernel"] == ((0,), (1,))
 
 
 def rates(**options) -> np.ndarray:

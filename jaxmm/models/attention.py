@@ -18,6 +18,7 @@ from jaxmm.models.interval_blocks import block_attention
 Intervals = tuple[jax.Array, jax.Array]  # start and end, int32 (B, T)
 
 BACKENDS = ("blocks",)  # by name; each must express any interval or raise
+_GROUPS = {"cpu": 64}  # queries computed at a time; elsewhere 1024
 
 
 def choose_backend(name: str = "") -> str:
@@ -29,7 +30,7 @@ def choose_backend(name: str = "") -> str:
     return name
 
 
-def attention(q_BTHD, k_BTKD, v_BTKD, intervals: Intervals, *, backend: str = "", block: int = 64):
+def attention(q_BTHD, k_BTKD, v_BTKD, intervals: Intervals, *, backend: str = "", block: int = 64, group: int = 0):
     """Softmax attention over intervals, with grouped key-value heads (H a multiple of K) and scale 1 / sqrt(D).
 
     Rows may be sharded over the batch mesh axes and heads over ``tensor``: each device then works on its own.
@@ -38,6 +39,7 @@ def attention(q_BTHD, k_BTKD, v_BTKD, intervals: Intervals, *, backend: str = ""
       intervals: start and end, int32 (B, T); an empty interval (end <= start) gives 0.
       backend: one of BACKENDS, '' for the platform's best.
       block: side of the square blocks that are computed or skipped.
+      group: queries that are computed at a time, 0 for the platform's best.
     Returns:
       (B, T, H, D) in the dtype of ``q_BTHD``.
     """
@@ -52,7 +54,7 @@ def attention(q_BTHD, k_BTKD, v_BTKD, intervals: Intervals, *, backend: str = ""
         q_BTHD, k_BTKD, v_BTKD = (jnp.pad(x, widths) for x in (q_BTHD, k_BTKD, v_BTKD))
         start_BT, end_BT = (jnp.pad(x, widths[:2]) for x in intervals)
         intervals = start_BT, end_BT
-    run = functools.partial(block_attention, block=block)
+    run = functools.partial(block_attention, block=block, group=group or _GROUPS.get(jax.default_backend(), 1024))
     out_BTHD = sharding.over_rows_and_heads(run, heads=K)(q_BTHD, k_BTKD, v_BTKD, *intervals)
     return out_BTHD[:, :T]
 

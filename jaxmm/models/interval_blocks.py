@@ -18,7 +18,6 @@ from jax import lax
 
 _MASKED = -1e30  # finite, so that a row of masked logits gives no NaN
 _EMPTY = _MASKED / 10  # a query that sees nothing keeps this maximum: exp(_MASKED - _EMPTY) is exactly 0
-_GROUP = 1024  # queries a group holds: enough for a matmul to fill the cores, few enough to skip finely
 
 
 class _Grid(NamedTuple):
@@ -41,18 +40,21 @@ class _Inputs(NamedTuple):
     last_offset: jax.Array
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def block_attention(q_BTHD, k_BTKD, v_BTKD, start_BT, end_BT, block: int):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def block_attention(q_BTHD, k_BTKD, v_BTKD, start_BT, end_BT, block: int, group: int):
     """Softmax attention in which query i sees the keys in [start_i, end_i); T must be a multiple of ``block``.
+
+    ``group``: at most how many queries meet their keys in one matmul. Few skip finely and stay in a core's cache; many
+    fill a wide device.
 
     Returns (B, T, H, D) in the dtype of ``q_BTHD``; logits and sums are float32. An empty interval gives 0.
     """
-    return _forward(q_BTHD, k_BTKD, v_BTKD, start_BT, end_BT, block)[0]
+    return _forward(q_BTHD, k_BTKD, v_BTKD, start_BT, end_BT, block, group)[0]
 
 
-def _grid(positions: int, block: int) -> _Grid:
+def _grid(positions: int, block: int, group: int) -> _Grid:
     blocks = positions // block
-    size = min(blocks, max(1, _GROUP // block))
+    size = min(blocks, max(1, group // block))
     while blocks % size:
         size -= 1
     return _Grid(block, size, blocks // size)
@@ -115,8 +117,8 @@ def _masked(logits, inputs: _Inputs, first, offset, grid: _Grid, fill: float):
     return by_head.reshape(logits.shape)
 
 
-def _forward(q_BTHD, k_BTKD, v_BTKD, start_BT, end_BT, block: int):
-    grid = _grid(q_BTHD.shape[0] * q_BTHD.shape[1], block)
+def _forward(q_BTHD, k_BTKD, v_BTKD, start_BT, end_BT, block: int, group: int):
+    grid = _grid(q_BTHD.shape[0] * q_BTHD.shape[1], block, group)
     inputs = _prepare(q_BTHD, k_BTKD, v_BTKD, start_BT, end_BT, grid)
     size = grid.size
 
@@ -146,11 +148,11 @@ def _forward(q_BTHD, k_BTKD, v_BTKD, start_BT, end_BT, block: int):
     return _unblocked(out_KnGbD, grid, q_BTHD.shape), (inputs, out_KnGbD, lse_KnGb)
 
 
-def _backward(block: int, saved, grad_BTHD):
+def _backward(block: int, group: int, saved, grad_BTHD):
     inputs, out_KnGbD, lse_KnGb = saved
     B, T, _, D = grad_BTHD.shape
     K, dtype = inputs.q_KnGbD.shape[0], inputs.q_KnGbD.dtype
-    grid = _grid(B * T, block)
+    grid = _grid(B * T, block, group)
     size = grid.size
     grad_KnGbD = _blocked(grad_BTHD, grid, K)
     delta_KnGb = (grad_KnGbD.astype(jnp.float32) * out_KnGbD.astype(jnp.float32)).sum(-1)

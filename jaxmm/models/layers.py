@@ -18,11 +18,18 @@ ones = jax.nn.initializers.ones
 fan_in = jax.nn.initializers.variance_scaling
 
 
-def parameter(rngs: nnx.Rngs, shape: Sequence[int], axes: Sequence[str | None], init: Initializer) -> nnx.Param:
-    """Declares one float32 parameter: its shape, its logical axes (see ``sharding.RULES``) and its initialiser."""
+def parameter(
+    rngs: nnx.Rngs, shape: Sequence[int], axes: Sequence[str | None], init: Initializer, inputs: int = 0
+) -> nnx.Param:
+    """Declares one float32 parameter.
+
+    Args:
+      axes: logical axes of its dims (see ``sharding.RULES``).
+      inputs: of a linear map, how many leading dims it takes in; the others it gives out.
+    """
     if len(shape) != len(axes):
         raise ValueError(f"parameter of shape {tuple(shape)} has logical axes {tuple(axes)}")
-    return nnx.Param(init(rngs.params(), tuple(shape), jnp.float32), axes=tuple(axes))
+    return nnx.Param(init(rngs.params(), tuple(shape), jnp.float32), axes=tuple(axes), inputs=inputs)
 
 
 class Linear(nnx.Module):
@@ -42,7 +49,7 @@ class Linear(nnx.Module):
         shape, split = (*inputs, *outputs), len(inputs)
         self.inputs = split
         init = fan_in(max(scale, 1e-10), "fan_in", "normal", in_axis=range(split), out_axis=range(split, len(shape)))
-        self.kernel = parameter(rngs, shape, axes, init)
+        self.kernel = parameter(rngs, shape, axes, init, inputs=split)
         self.bias = parameter(rngs, outputs, axes[split:], zeros) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:

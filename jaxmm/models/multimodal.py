@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from jaxmm.models.vit import VisionSpec, VisionTower
 PARTS = ("vision", "connector", "decoder")
 
 Params = dict[str, Any]  # nested dict of arrays, its first keys PARTS
+ParamPath = tuple[str, ...]  # of a parameter in it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,17 +77,30 @@ class MultimodalModel(nnx.Module):
         return self.hidden(batch, self.soft_tokens(batch, compute), compute), self.projection()
 
 
-def flat_axes(spec: ModelSpec) -> dict[tuple[str, ...], tuple[tuple[int, ...], tuple[str | None, ...]]]:
-    """Shape and logical axes of every parameter by its path; nothing is allocated."""
+def _declared(spec: ModelSpec) -> Iterator[tuple[ParamPath, tuple[int, ...], dict[str, Any]]]:
+    """Path, shape and metadata of every parameter; nothing is allocated."""
     model = nnx.eval_shape(lambda: MultimodalModel(spec, rngs=nnx.Rngs(0)))
+    for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+        yield tuple(map(str, path)), tuple(variable.get_value().shape), variable.get_metadata()
 
-    def describe(variable):
-        shape = variable.get_value().shape
-        axes = variable.get_metadata()["axes"]
-        return tuple(shape), ("layers",) * (len(shape) - len(axes)) + tuple(axes)
 
-    state = nnx.to_flat_state(nnx.state(model, nnx.Param))
-    return {tuple(str(key) for key in path): describe(variable) for path, variable in state}
+def flat_axes(spec: ModelSpec) -> dict[ParamPath, tuple[tuple[int, ...], tuple[str | None, ...]]]:
+    """Shape and logical axes of every parameter by its path."""
+    return {
+        path: (shape, ("layers",) * (len(shape) - len(metadata["axes"])) + tuple(metadata["axes"]))
+        for path, shape, metadata in _declared(spec)
+    }
+
+
+def linear_maps(spec: ModelSpec) -> dict[ParamPath, tuple[tuple[int, ...], tuple[int, ...]]]:
+    """The dims that each linear map takes in and gives out, by its path; dims of stacked layers are in neither."""
+    maps = {}
+    for path, shape, metadata in _declared(spec):
+        if metadata["inputs"]:
+            first = len(shape) - len(metadata["axes"])
+            split = first + metadata["inputs"]
+            maps[path] = tuple(range(first, split)), tuple(range(split, len(shape)))
+    return maps
 
 
 def logical_axes(spec: ModelSpec) -> Params:

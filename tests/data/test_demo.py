@@ -76,10 +76,11 @@ def test_the_entry_tells_sources_apart_and_is_canonical():
         assert source.entry == json.dumps(json.loads(source.entry), sort_keys=True, separators=(",", ":"))
 
 
-def test_held_out_pairs_are_one_of_each_colour_and_leave_every_shape_several_colours():
-    assert sorted(colour for colour, _ in demo.HELD_OUT) == sorted(demo.COLOURS)
+def test_held_out_pairs_are_one_of_each_shape_and_leave_every_colour_several_shapes():
+    assert sorted(shape for _, shape in demo.HELD_OUT) == sorted(demo.SHAPES)
+    assert len({colour for colour, _ in demo.HELD_OUT}) == len(demo.HELD_OUT)
     assert len(demo.SEEN) == len(demo.COLOURS) * len(demo.SHAPES) - len(demo.HELD_OUT)
-    assert min(collections.Counter(shape for _, shape in demo.SEEN).values()) >= 4
+    assert min(collections.Counter(colour for colour, _ in demo.SEEN).values()) >= 4
 
 
 def test_training_never_shows_a_held_out_pair(training):
@@ -123,14 +124,19 @@ def test_every_answer_is_true_of_its_picture(training, held_out):
                 question = asked[-1]
                 if match := re.fullmatch(r"What colour is the (\w+)\?", question):
                     assert [o.colour for o in objects if o.shape == match[1]] == [answer]
+                elif match := re.fullmatch(r"What (colour|shape) is it\?", question):
+                    assert [getattr(o, match[1]) for o in objects] == [answer]
                 elif match := re.fullmatch(r"What shape is (\w+)\?", question):
                     assert [o.shape for o in objects if o.colour == match[1]] == [answer]
-                elif match := re.fullmatch(r"Where is the (\w+ \w+) from the (\w+ \w+)\?", question):
-                    ((a,), (b,)) = ([o for o in objects if o.name == name] for name in match.groups())
-                    step = {"left": (-1, 0), "right": (1, 0), "above": (0, -1), "below": (0, 1)}[answer]
-                    along = (a.x - b.x) * step[0] + (a.y - b.y) * step[1]
-                    aside = (a.x - b.x) * step[1] + (a.y - b.y) * step[0]
-                    assert along >= 2 * abs(aside)
+                elif match := re.fullmatch(r"What (colour|shape) is next to (?:the )?(\w+)\?", question):
+                    named = [o for o in objects if match[2] in o.pair]
+                    assert len(named) == 1
+                    assert [getattr(o, match[1]) for o in objects if o not in named] == [answer]
+                elif match := re.fullmatch(r"What (colour|shape) is nearest the (\w+)\?", question):
+                    x, y = {"left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1)}[match[2]]
+                    *_, second, first = sorted(objects, key=lambda o: o.x * x + o.y * y)
+                    assert getattr(first, match[1]) == answer
+                    assert (first.x - second.x) * x + (first.y - second.y) * y >= demo.CELL
                 else:
                     assert question == "How many shapes?"
                     assert answer == str(len(objects))
@@ -142,8 +148,15 @@ def test_captions_are_true_of_their_pictures(training):
         role, parts = one.turns[0]
         for picture, text in itertools.pairwise(parts):
             if role == "document" and isinstance(picture, demo.Scene):
-                named = re.findall(rf"(\w+) ({'|'.join(demo.SHAPES)})", text)
-                assert sorted(named) == sorted(o.pair for o in picture.objects)
+                start = re.match(r"From the (\w+): ", text)
+                named = [tuple(re.split(" in | ", name)) for name in re.findall(r"\w+ (?:in )?\w+(?=[,.])", text)]
+                pairs = [pair if pair[0] in demo.COLOURS else pair[::-1] for pair in named[: len(picture.objects)]]
+                assert sorted(pairs) == sorted(o.pair for o in picture.objects)
+                x, y = {"left": (1, 0), "right": (-1, 0), "top": (0, 1), "bottom": (0, -1)}[
+                    start[1] if start else "top"
+                ]
+                place = {o.pair: o.x * x + o.y * y for o in picture.objects}
+                assert [place[pair] for pair in pairs] == sorted(place.values())
                 checked += 1
     assert checked > 200
 
@@ -152,8 +165,7 @@ def test_no_question_is_answered_by_an_earlier_turn(training):
     for _, asked in dialogues(training):
         for k, question in enumerate(asked):
             for earlier in asked[:k]:
-                assert question.kind == "relation" or not set(question.about) & set(earlier.about)
-                assert question.kind == "count" or set(question.about) != set(earlier.about)
+                assert not set(question.about) & set(earlier.about)
 
 
 def test_test_answers_are_balanced_exactly(held_out):
@@ -174,7 +186,7 @@ def test_training_answers_are_balanced(training):
     for kind in demo.KINDS:
         shares = np.array([answers[kind][answer] for answer in demo.ANSWERS[kind]]) / answers[kind].total()
         assert shares.max() <= 0.3
-        assert shares.min() >= 0.5 / len(shares)
+        assert shares.min() >= 0.4 / len(shares)
         assert answers[kind].total() >= 0.15 * sum(counts.total() for counts in answers.values())
 
 
@@ -203,7 +215,7 @@ def test_every_kind_of_document_has_its_share(training):
             kinds["conversation"] += 1
         else:
             kinds["caption" if seen == 1 else "interleaved"] += 1
-    assert kinds["conversation"] >= 0.65 * ROUNDS
+    assert kinds["conversation"] >= 0.5 * ROUNDS
     for kind in ("caption", "interleaved", "text"):
         assert kinds[kind] >= 0.05 * ROUNDS
 
@@ -215,7 +227,7 @@ def test_pictures_vary_in_size_and_aspect_and_show_one_to_four_shapes_apart(trai
     assert {picture.texture for picture in found} == set(demo.TEXTURES)
     for picture in found:
         for o in picture.objects:
-            assert 14 <= o.size <= min(2 * o.x, 2 * o.y, 2 * (picture.width - o.x), 2 * (picture.height - o.y))
+            assert 12 <= o.size <= min(2 * o.x, 2 * o.y, 2 * (picture.width - o.x), 2 * (picture.height - o.y))
             for other in picture.objects:
                 apart = max(abs(o.x - other.x), abs(o.y - other.y)) - (o.size + other.size) / 2
                 assert o is other or apart >= 2
@@ -238,7 +250,7 @@ def test_all_formats_occur_and_decode_to_the_drawn_picture(documents):
                 formats[opened.format] += 1
                 assert opened.size == (picture.width, picture.height)
                 error = np.abs(np.asarray(opened.convert("RGB"), int) - np.asarray(demo.draw(picture), int))
-                assert error.max() == 0 if opened.format == "PNG" else error.mean() < 6
+                assert error.max() == 0 if opened.format == "PNG" else error.mean() < 8
     assert set(formats) == {"PNG", "JPEG", "WEBP"}
     assert formats["PNG"] > 0.7 * formats.total()
 

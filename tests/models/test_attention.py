@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from jaxmm.models import attention as attn
-from jaxmm.models import interval_blocks
 
 B, T, H, K, D = 2, 88, 4, 2, 8  # T is no multiple of the block
 BLOCK = 16
@@ -61,15 +60,11 @@ def forward_and_gradients(group: int):
     """One compiled function for all layouts; with ``group`` queries a group, so that a small T has several."""
 
     def run(q, k, v, grad, start, end):
-        out, pull = jax.vjp(lambda q, k, v: attn.attention(q, k, v, (start, end), block=BLOCK), q, k, v)
+        out, pull = jax.vjp(lambda q, k, v: attn.attention(q, k, v, (start, end), block=BLOCK, group=group), q, k, v)
         return out, *pull(grad)
 
-    kept, interval_blocks._GROUP = interval_blocks._GROUP, group
-    try:
-        shapes = [jax.ShapeDtypeStruct((B, T, heads, D), jnp.float32) for heads in (H, K, K, H)]
-        return jax.jit(run).lower(*shapes, *[jax.ShapeDtypeStruct((B, T), jnp.int32)] * 2).compile()
-    finally:
-        interval_blocks._GROUP = kept
+    shapes = [jax.ShapeDtypeStruct((B, T, heads, D), jnp.float32) for heads in (H, K, K, H)]
+    return jax.jit(run).lower(*shapes, *[jax.ShapeDtypeStruct((B, T), jnp.int32)] * 2).compile()
 
 
 def assert_equals_dense(intervals, mask_BTT, group: int, seed: int = 0):

@@ -1,0 +1,54 @@
+"""How a CPU is split, in processes of their own, as it is settled once and before JAX starts."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from jaxmm import startup
+
+CORES = len(os.sched_getaffinity(0))
+
+
+def run(code: str, **env: str) -> str:
+    clean = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "GLIBC_TUNABLES", "JAXMM_HUGE_PAGES")}
+    done = subprocess.run([sys.executable, "-c", code], env=clean | env, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def devices(mesh: dict[str, int], rows: int, **env: str) -> int:
+    return int(run(f"import jax; from jaxmm import startup; startup.split_cpu({mesh}, {rows}); "
+                   "print(len(jax.devices()))", **env))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("mesh", "rows", "env", "expected"),
+    [
+        ({"data": -1, "fsdp": 1}, 2 * CORES, {}, CORES),
+        ({"data": 1, "fsdp": 1}, 2 * CORES, {}, 1),  # the mesh names every size: nothing to fill
+        ({"data": -1, "fsdp": 1}, 1, {}, 1),  # one row cannot be dealt
+        ({"data": -1}, 12, {"XLA_FLAGS": "--xla_force_host_platform_device_count=3"}, 3),  # the user's number stands
+    ],
+)
+def test_the_cpu_is_split_as_far_as_rows_and_mesh_allow(mesh, rows, env, expected):
+    assert devices(mesh, rows, **env) == expected
+
+
+def test_huge_pages_start_the_process_again_once_and_can_be_turned_off(monkeypatch):
+    started = []
+    monkeypatch.setattr(os, "execv", lambda *args: started.append(args))
+    monkeypatch.setattr(startup, "_offered", lambda: True)
+    monkeypatch.setattr(startup.platform, "libc_ver", lambda: ("glibc", "2.36"))
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    monkeypatch.setenv("JAXMM_HUGE_PAGES", "0")
+    startup.use_huge_pages()
+    assert not started
+    monkeypatch.delenv("JAXMM_HUGE_PAGES")
+    startup.use_huge_pages()
+    assert started == [(sys.executable, sys.orig_argv)]
+    assert os.environ["GLIBC_TUNABLES"] == startup.TUNABLE
+    startup.use_huge_pages()
+    assert len(started) == 1
