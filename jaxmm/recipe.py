@@ -72,7 +72,9 @@ def _prepared_folders(path: Path, names: Sequence[str]) -> list[Path]:
         return [path]
     folders = {str(Prepared(f.parent).meta["name"]): f.parent for f in sorted(path.glob("*/meta.json"))}
     if not folders:
-        raise UserError(f"{path} holds no prepared data (no meta.json): give a dataset_info.json or a prepared folder")
+        raise UserError(
+            f"{path} holds neither a dataset_info.json nor prepared data (meta.json): give one of these, or a file"
+        )
     for name in names:
         if name not in folders:
             raise UserError(f"{path} has no source '{name}': it has {', '.join(folders)}{nearest(name, folders)}")
@@ -82,6 +84,8 @@ def _prepared_folders(path: Path, names: Sequence[str]) -> list[Path]:
 def load_corpus(path: str, mixture: str, template: Template, image: ImageSpec, cache: Path, default: Source) -> Corpus:
     """Opens the sources of a ``data`` or ``eval`` group, preparing what is not in the cache yet."""
     shares = parse_mixture(mixture)
+    if path and (Path(path) / "dataset_info.json").is_file():
+        path = str(Path(path) / "dataset_info.json")
     if path and Path(path).is_dir():
         folders = _prepared_folders(Path(path), list(shares))
     else:

@@ -11,6 +11,7 @@ on a vision tower. A prepared source is a folder:
 
 from __future__ import annotations
 
+import abc
 import array
 import collections
 import hashlib
@@ -248,7 +249,7 @@ class _Shards:
             self._writer = None
 
 
-class Columns:
+class Columns(abc.ABC):
     """The index of a prepared source, of E examples with R runs of flags and I images.
 
     Attributes:
@@ -277,9 +278,9 @@ class Columns:
     def __len__(self) -> int:
         return len(self.tokens_E)
 
+    @abc.abstractmethod
     def read(self, example: int) -> Record:
         """Returns the content of an example; any thread may call it."""
-        raise NotImplementedError
 
 
 class Prepared(Columns):
