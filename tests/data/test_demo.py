@@ -13,7 +13,7 @@ import pytest
 from jaxmm.data import demo
 from jaxmm.data.documents import Document, Image, Text
 
-ROUNDS = 1500
+ROUNDS = 3000
 
 
 @pytest.fixture(scope="module")
@@ -101,10 +101,10 @@ def test_the_label_unseen_is_true_of_the_scene(held_out):
         assert one.labels == ((question.kind, "unseen") if strange else (question.kind,))
 
 
-def test_a_third_of_the_questions_about_objects_are_about_unseen_pairs(held_out):
+def test_about_a_quarter_of_the_questions_about_shapes_are_about_unseen_pairs(held_out):
     for kind in ("colour", "shape", "relation"):
         unseen = sum(one.labels == (kind, "unseen") for one in held_out)
-        assert 35 <= unseen <= 65
+        assert 25 <= unseen <= 55
     asked = {o.pair for _, (question,) in dialogues(held_out) for o in question.about}
     assert asked >= set(demo.HELD_OUT)
 
@@ -128,15 +128,10 @@ def test_every_answer_is_true_of_its_picture(training, held_out):
                     assert [getattr(o, match[1]) for o in objects] == [answer]
                 elif match := re.fullmatch(r"What shape is (\w+)\?", question):
                     assert [o.shape for o in objects if o.colour == match[1]] == [answer]
-                elif match := re.fullmatch(r"What (colour|shape) is next to (?:the )?(\w+)\?", question):
-                    named = [o for o in objects if match[2] in o.pair]
-                    assert len(named) == 1
-                    assert [getattr(o, match[1]) for o in objects if o not in named] == [answer]
-                elif match := re.fullmatch(r"What (colour|shape) is nearest the (\w+)\?", question):
-                    x, y = {"left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1)}[match[2]]
-                    *_, second, first = sorted(objects, key=lambda o: o.x * x + o.y * y)
-                    assert getattr(first, match[1]) == answer
-                    assert (first.x - second.x) * x + (first.y - second.y) * y >= demo.CELL
+                elif match := re.fullmatch(r"What colour is on the (left|right)\?", question):
+                    first, second, *_ = sorted(objects, key=lambda o: o.x, reverse=match[1] == "right")
+                    assert first.colour == answer
+                    assert abs(first.x - second.x) >= demo.CELL
                 else:
                     assert question == "How many shapes?"
                     assert answer == str(len(objects))
@@ -148,15 +143,11 @@ def test_captions_are_true_of_their_pictures(training):
         role, parts = one.turns[0]
         for picture, text in itertools.pairwise(parts):
             if role == "document" and isinstance(picture, demo.Scene):
-                start = re.match(r"From the (\w+): ", text)
-                named = [tuple(re.split(" in | ", name)) for name in re.findall(r"\w+ (?:in )?\w+(?=[,.])", text)]
-                pairs = [pair if pair[0] in demo.COLOURS else pair[::-1] for pair in named[: len(picture.objects)]]
-                assert sorted(pairs) == sorted(o.pair for o in picture.objects)
-                x, y = {"left": (1, 0), "right": (-1, 0), "top": (0, 1), "bottom": (0, -1)}[
-                    start[1] if start else "top"
-                ]
-                place = {o.pair: o.x * x + o.y * y for o in picture.objects}
-                assert [place[pair] for pair in pairs] == sorted(place.values())
+                colours, shapes = (re.findall("|".join(names), text) for names in (demo.COLOURS, demo.SHAPES))
+                named = list(zip(colours, shapes, strict=False))[: len(picture.objects)]
+                assert sorted(named) == sorted(o.pair for o in picture.objects)
+                across = {o.pair: o.x for o in picture.objects}
+                assert [across[pair] for pair in named] == sorted(across.values())
                 checked += 1
     assert checked > 200
 
@@ -187,7 +178,7 @@ def test_training_answers_are_balanced(training):
         shares = np.array([answers[kind][answer] for answer in demo.ANSWERS[kind]]) / answers[kind].total()
         assert shares.max() <= 0.3
         assert shares.min() >= 0.4 / len(shares)
-        assert answers[kind].total() >= 0.15 * sum(counts.total() for counts in answers.values())
+        assert answers[kind].total() >= 0.1 * sum(counts.total() for counts in answers.values())
 
 
 def test_pictures_at_a_fixed_distance_tell_nothing_about_an_answer(held_out):
@@ -217,7 +208,7 @@ def test_every_kind_of_document_has_its_share(training):
             kinds["caption" if seen == 1 else "interleaved"] += 1
     assert kinds["conversation"] >= 0.5 * ROUNDS
     for kind in ("caption", "interleaved", "text"):
-        assert kinds[kind] >= 0.05 * ROUNDS
+        assert kinds[kind] >= 0.03 * ROUNDS
 
 
 def test_pictures_vary_in_size_and_aspect_and_show_one_to_four_shapes_apart(training):
