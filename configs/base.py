@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
-    config.steps = 540
+    config.steps = 570
     config.batch_size = 8  # rows in a global batch
     config.seq_len = 512  # text and soft tokens in a row
     config.patch_budget = 0  # patches in a row; 0 picks it from the data
@@ -82,11 +82,11 @@ def get_config() -> ConfigDict:
     config.eval = ConfigDict()
     config.eval.path = ""  # held-out data, in the same way as data.path; "" is the demo's, for the demo
     config.eval.mixture = ""
-    config.eval.every = 180  # steps; 0 is only at the end
+    config.eval.every = 285  # steps; 0 is only at the end
     config.eval.examples = 1000  # at most, of each source
 
     config.checkpoint = ConfigDict()
-    config.checkpoint.every = 180  # steps
+    config.checkpoint.every = 285  # steps
     config.checkpoint.keep = 2  # newest ones
     config.checkpoint.keep_best = 1  # by evaluation loss
 

@@ -42,6 +42,7 @@ ANSWERS = {
 }
 KINDS = tuple(ANSWERS)
 OPPOSITES = {"left": "right", "right": "left", "above": "below", "below": "above"}
+
 Pair = tuple[str, str]  # (colour, shape)
 # One of each shape in a colour of its own, so that every colour and every shape stays frequent in training.
 HELD_OUT: tuple[Pair, ...] = (
@@ -347,8 +348,8 @@ def _test_case(seed: int, index: int) -> tuple[str, str]:
 
 
 def _test(rng: np.random.Generator, kind: str, answer: str) -> Draft:
-    """One question of that kind and answer; about a quarter of those about a shape ask about a held-out pair."""
-    unseen = any(answer in pair for pair in HELD_OUT) and rng.random() < 0.3
+    """One question of that kind and answer; a fifth of those about a shape ask about a held-out pair."""
+    unseen = any(answer in pair for pair in HELD_OUT) and rng.random() < 0.25
     count = int(answer) if kind == "count" else _count(rng, 2 if kind == "relation" else 1)
     while True:
         pairs = _pairs(rng, count)  # what is not asked about looks as in training
