@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
     config.init_from = ""  # workdir of another run: its weights, with a fresh optimizer
 
     config.data = ConfigDict()
-    config.data.path = ""  # dataset_info.json, one data file or a prepared folder; "" is the demo
+    config.data.path = ""  # dataset_info.json or its folder, a data file, or prepared data; "" is the demo
     config.data.mixture = ""  # name:share,name:share (shares of tokens); "" is all of one file or folder, by size
     config.data.objective = "sft"  # "sft": assistant turns are targets; "pretrain": all text is
     config.data.long_documents = "split"  # or "truncate", "drop"
@@ -58,7 +58,7 @@ def get_config() -> ConfigDict:
     config.optimizer.schedule = "cosine"  # or "wsd", "constant"
     config.optimizer.end_factor = 0.02
     config.optimizer.decay_fraction = 0.2  # of the steps, for "wsd"
-    config.optimizer.b1 = 0.9
+    config.optimizer.b1 = 0.9  # of AdamW; Muon's momentum is 0.95
     config.optimizer.b2 = 0.98
     config.optimizer.weight_decay = 0.05
     config.optimizer.clip = 1.0

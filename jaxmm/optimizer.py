@@ -105,6 +105,7 @@ def make_optimizer(
     Both clip the global norm, decay decoupled from the gradient, and multiply each part's rate by its own factor.
 
     Args:
+      b1, b2, eps: of AdamW alone; Muon's momentum is 0.95.
       clip: largest global gradient norm; 0 does not clip.
       part_rates: multiple of the scheduled rate by part (``vision``, ``connector``, ``decoder``); 1 where not named.
       linear_maps: the parameters that Muon updates, by path, with the dims they take in and give out.

@@ -10,11 +10,12 @@ import pytest
 
 from jaxmm import startup
 
-CORES = len(os.sched_getaffinity(0))
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run(code: str, **env: str) -> str:
-    clean = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "GLIBC_TUNABLES", "JAXMM_HUGE_PAGES")}
+    ours = ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES", "GLIBC_TUNABLES", "JAXMM_HUGE_PAGES")
+    clean = {k: v for k, v in os.environ.items() if k not in ours}
     done = subprocess.run([sys.executable, "-c", code], env=clean | env, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
@@ -31,6 +32,7 @@ def devices(mesh: dict[str, int], rows: int, **env: str) -> int:
         ({"data": 1, "fsdp": 1}, 2 * CORES, {}, 1),  # the mesh names every size: nothing to fill
         ({"data": -1, "fsdp": 1}, 1, {}, 1),  # one row cannot be dealt
         ({"data": -1}, 12, {"XLA_FLAGS": "--xla_force_host_platform_device_count=3"}, 3),  # the user's number stands
+        ({"data": -1}, 12, {"JAX_NUM_CPU_DEVICES": "3"}, 3),
     ],
 )
 def test_the_cpu_is_split_as_far_as_rows_and_mesh_allow(mesh, rows, env, expected):

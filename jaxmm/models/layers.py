@@ -21,11 +21,11 @@ fan_in = jax.nn.initializers.variance_scaling
 def parameter(
     rngs: nnx.Rngs, shape: Sequence[int], axes: Sequence[str | None], init: Initializer, inputs: int = 0
 ) -> nnx.Param:
-    """Declares one float32 parameter.
+    """Declares one float32 parameter: its shape, its logical axes and its initialiser.
 
     Args:
-      axes: logical axes of its dims (see ``sharding.RULES``).
-      inputs: of a linear map, how many leading dims it takes in; the others it gives out.
+      axes: a name or None for each dim (see ``sharding.RULES``).
+      inputs: of a linear map, how many leading dims it takes in, the others it gives out; 0 for all else.
     """
     if len(shape) != len(axes):
         raise ValueError(f"parameter of shape {tuple(shape)} has logical axes {tuple(axes)}")
