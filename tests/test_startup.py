@@ -44,7 +44,7 @@ def test_huge_pages_start_the_process_again_once_and_can_be_turned_off(monkeypat
     monkeypatch.setattr(os, "execv", lambda *args: started.append(args))
     monkeypatch.setattr(startup, "_offered", lambda: True)
     monkeypatch.setattr(startup.platform, "libc_ver", lambda: ("glibc", "2.36"))
-    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    monkeypatch.setenv("GLIBC_TUNABLES", "")  # so that it is put back afterwards
     monkeypatch.setenv("JAXMM_HUGE_PAGES", "0")
     startup.use_huge_pages()
     assert not started

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -77,11 +78,14 @@ class MultimodalModel(nnx.Module):
         return self.hidden(batch, self.soft_tokens(batch, compute), compute), self.projection()
 
 
-def _declared(spec: ModelSpec) -> Iterator[tuple[ParamPath, tuple[int, ...], dict[str, Any]]]:
+@functools.cache  # the model is traced once for all who ask
+def _declared(spec: ModelSpec) -> tuple[tuple[ParamPath, tuple[int, ...], dict[str, Any]], ...]:
     """Path, shape and metadata of every parameter; nothing is allocated."""
     model = nnx.eval_shape(lambda: MultimodalModel(spec, rngs=nnx.Rngs(0)))
-    for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
-        yield tuple(map(str, path)), tuple(variable.get_value().shape), variable.get_metadata()
+    return tuple(
+        (tuple(map(str, path)), tuple(variable.get_value().shape), variable.get_metadata())
+        for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param))
+    )
 
 
 def flat_axes(spec: ModelSpec) -> dict[ParamPath, tuple[tuple[int, ...], tuple[str | None, ...]]]:

@@ -104,7 +104,7 @@ def test_the_label_unseen_is_true_of_the_scene(held_out):
 def test_about_a_fifth_of_the_questions_about_shapes_are_about_unseen_pairs(held_out):
     for kind in ("colour", "shape", "relation"):
         unseen = sum(one.labels == (kind, "unseen") for one in held_out)
-        assert 20 <= unseen <= 45
+        assert 20 <= unseen <= 40
     asked = {o.pair for _, (question,) in dialogues(held_out) for o in question.about}
     assert asked >= set(demo.HELD_OUT)
 
@@ -177,8 +177,8 @@ def test_training_answers_are_balanced(training):
     for kind in demo.KINDS:
         shares = np.array([answers[kind][answer] for answer in demo.ANSWERS[kind]]) / answers[kind].total()
         assert shares.max() <= 0.3
-        assert shares.min() >= 0.4 / len(shares)
-        assert answers[kind].total() >= 0.1 * sum(counts.total() for counts in answers.values())
+        assert shares.min() >= 0.5 / len(shares)
+        assert answers[kind].total() >= 0.12 * sum(counts.total() for counts in answers.values())
 
 
 def test_pictures_at_a_fixed_distance_tell_nothing_about_an_answer(held_out):
@@ -206,9 +206,9 @@ def test_every_kind_of_document_has_its_share(training):
             kinds["conversation"] += 1
         else:
             kinds["caption" if seen == 1 else "interleaved"] += 1
-    assert kinds["conversation"] >= 0.5 * ROUNDS
+    assert kinds["conversation"] >= 0.65 * ROUNDS
     for kind in ("caption", "interleaved", "text"):
-        assert kinds[kind] >= 0.03 * ROUNDS
+        assert kinds[kind] >= 0.04 * ROUNDS
 
 
 def test_pictures_vary_in_size_and_aspect_and_show_one_to_four_shapes_apart(training):
@@ -218,7 +218,7 @@ def test_pictures_vary_in_size_and_aspect_and_show_one_to_four_shapes_apart(trai
     assert {picture.texture for picture in found} == set(demo.TEXTURES)
     for picture in found:
         for o in picture.objects:
-            assert 12 <= o.size <= min(2 * o.x, 2 * o.y, 2 * (picture.width - o.x), 2 * (picture.height - o.y))
+            assert 14 <= o.size <= min(2 * o.x, 2 * o.y, 2 * (picture.width - o.x), 2 * (picture.height - o.y))
             for other in picture.objects:
                 apart = max(abs(o.x - other.x), abs(o.y - other.y)) - (o.size + other.size) / 2
                 assert o is other or apart >= 2
@@ -241,7 +241,7 @@ def test_all_formats_occur_and_decode_to_the_drawn_picture(documents):
                 formats[opened.format] += 1
                 assert opened.size == (picture.width, picture.height)
                 error = np.abs(np.asarray(opened.convert("RGB"), int) - np.asarray(demo.draw(picture), int))
-                assert error.max() == 0 if opened.format == "PNG" else error.mean() < 8
+                assert error.max() == 0 if opened.format == "PNG" else error.mean() < 7
     assert set(formats) == {"PNG", "JPEG", "WEBP"}
     assert formats["PNG"] > 0.7 * formats.total()
 
