@@ -19,7 +19,7 @@ import numpy as np
 import PIL.Image
 import PIL.ImageDraw
 
-from jaxmm.data.documents import Document, Image, Source, Text, Turn
+from jaxmm.data.documents import Document, Image, Source, Text, Turn, Unit
 
 GENERATOR = 3  # part of the fingerprint: raise it with any change to what a seed draws
 TRAINING, TEST = 0, 1  # splits: the second word of a document's seed
@@ -54,6 +54,7 @@ HELD_OUT: tuple[Pair, ...] = (
 )
 SEEN: tuple[Pair, ...] = tuple((c, s) for c in COLOURS for s in SHAPES if (c, s) not in HELD_OUT)
 
+UNIT = 1000  # documents that are drawn and prepared as one shard
 CELL = 16  # pixels; boxes of shapes stand on this grid, that of the base model's soft tokens
 SIDES = (48, 64, 80)  # pixels: the sides of a picture, each drawn alone
 BOXES = (1, 2)  # cells: the sides of a shape's box
@@ -145,12 +146,17 @@ def _source(name: str, split: int, seed: int, examples: int) -> Source:
         name=name,
         files=(),
         entry=json.dumps(entry, sort_keys=True, separators=(",", ":")),
-        documents=functools.partial(_documents, name, split, seed, examples),
+        units=functools.partial(_units, examples),
+        read=functools.partial(_read, name=name, split=split, seed=seed),
     )
 
 
-def _documents(name: str, split: int, seed: int, examples: int) -> Iterator[Document]:
-    for index in range(examples):
+def _units(examples: int) -> list[Unit]:
+    return [Unit("", at, min(at + UNIT, examples), at) for at in range(0, examples, UNIT)]
+
+
+def _read(unit: Unit, name: str, split: int, seed: int) -> Iterator[Document]:
+    for index in range(unit.start, unit.stop):
         turns, labels = draft(seed, split, index)
         yield Document(
             turns=tuple(

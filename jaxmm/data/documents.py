@@ -97,21 +97,42 @@ class Skip(NamedTuple):
     reason: str
 
 
+class Unit(NamedTuple):
+    """A part of a source that is read by itself, and prepared to one shard.
+
+    Attributes:
+      file: path or URL; one of ``Source.files``, or '' for a source that reads none.
+      start, stop: [start, stop) of it in the format's own measure: bytes, row groups, or documents.
+      first: number of its first record in the file, for origins.
+    """
+
+    file: str
+    start: int
+    stop: int
+    first: int
+
+
 @dataclass(frozen=True)
 class Source:
-    """One named data source that can be read again and again.
+    """One named data source that can be read again and again, as a whole or by units.
 
     Attributes:
       name: as in a mixture.
-      files: what it reads, as absolute paths: their sizes and times decide whether prepared data is still valid.
+      files: what it reads, absolute: their versions decide whether prepared data is still valid.
       entry: canonical JSON of how it is read.
-      documents: starts a fresh pass.
+      units: lists the units, in order: the same ones on every machine, however many workers read them.
+      read: starts a fresh pass over a unit. It pickles, as ``units`` does, so that a worker process may call it.
     """
 
     name: str
     files: tuple[str, ...]
     entry: str
-    documents: Callable[[], Iterator[Document | Skip]]
+    units: Callable[[], Sequence[Unit]]
+    read: Callable[[Unit], Iterator[Document | Skip]]
+
+    def documents(self) -> Iterator[Document | Skip]:
+        """Starts a fresh pass over all of it."""
+        return itertools.chain.from_iterable(map(self.read, self.units()))
 
 
 def split_origin(origin: str) -> tuple[str, int | str]:
@@ -131,7 +152,7 @@ def read_sources(path: str, names: Sequence[str]) -> list[Source]:
 
     Raises:
       UserError: for a file, an entry or a column that is not there or not supported. A record that makes no sense
-        raises it later, from ``Source.documents``: images that differ in number from their placeholders, most of all.
+        raises it later, from ``Source.read``: images that differ in number from their placeholders, most of all.
     """
     path = os.path.abspath(os.path.expanduser(path))
     if not os.path.isfile(path):
@@ -266,16 +287,20 @@ def _source(name: str, files: Sequence[str], root: str, layout: _Layout) -> Sour
     for path in files:
         if os.path.splitext(path)[1] not in SUFFIXES:
             raise UserError(f"dataset '{name}': {path} is not supported yet: the file types are {', '.join(SUFFIXES)}")
-    return Source(name, tuple(files), layout.canonical(), functools.partial(_documents, tuple(files), root, layout))
+    units = functools.partial(_units, tuple(files))
+    return Source(name, tuple(files), layout.canonical(), units, functools.partial(_read, root=root, layout=layout))
 
 
-def _documents(files: Sequence[str], root: str, layout: _Layout) -> Iterator[Document | Skip]:
-    for path in files:
-        for origin, record in _records(path, os.path.relpath(path, root)):
-            try:
-                yield _document(origin, record, root, layout)
-            except UnicodeEncodeError:
-                yield Skip(origin, "broken text")
+def _units(files: Sequence[str]) -> list[Unit]:
+    return [Unit(path, 0, os.path.getsize(path), 0) for path in files]
+
+
+def _read(unit: Unit, root: str, layout: _Layout) -> Iterator[Document | Skip]:
+    for origin, record in _records(unit.file, os.path.relpath(unit.file, root)):
+        try:
+            yield _document(origin, record, root, layout)
+        except UnicodeEncodeError:
+            yield Skip(origin, "broken text")
 
 
 def _records(path: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:

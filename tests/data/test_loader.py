@@ -12,7 +12,7 @@ from conftest import IMAGE, chat, picture, plain, random_documents
 
 from jaxmm.batch import IGNORED
 from jaxmm.data import media
-from jaxmm.data.documents import Image, Source
+from jaxmm.data.documents import Image, Source, Unit
 from jaxmm.data.loader import Assembler, Loaded, batches, lay_out
 from jaxmm.data.plan import Budgets, Lengths, Pass, Piece, Plan
 from jaxmm.data.prepare import Prepared, prepare
@@ -169,7 +169,7 @@ def test_tokens_that_differ_from_the_index_raise_both_numbers(lengths_of):
 def folder(tmp_path_factory, template):
     """A prepared source on disk, as a run has it; one image in it is broken."""
     documents = [*random_documents(40, 3), plain(cut_short(picture(16, 16)), "broken")]
-    source = Source("disk", (), "{}", lambda: iter(documents))
+    source = Source("disk", (), "{}", lambda: [Unit("", 0, len(documents), 0)], lambda _: iter(documents))
     return prepare(source, template, tmp_path_factory.mktemp("prepared"))
 
 

@@ -16,12 +16,13 @@ import pytest
 
 from jaxmm.data import media
 from jaxmm.data import prepare as prepare_module
-from jaxmm.data.documents import Document, Image, Part, Skip, Source, Text, Turn, read_sources
+from jaxmm.data.documents import Document, Image, Part, Skip, Source, Text, Turn, Unit, read_sources
 from jaxmm.data.prepare import COLUMNS, InMemory, Prepared, prepare
 from jaxmm.data.text import Template, load_tokenizer
 from jaxmm.errors import UserError
 
 TEMPLATE = Template(load_tokenizer(""), "sft")
+ALL = Unit("", 0, 1, 0)
 
 
 def png(height: int, width: int, tmp_path: Path) -> bytes:
@@ -31,7 +32,7 @@ def png(height: int, width: int, tmp_path: Path) -> bytes:
 
 
 def source_of(documents: Sequence[Document | Skip]) -> Source:
-    return Source("made", (), json.dumps(len(documents)), lambda: iter(documents))
+    return Source("made", (), json.dumps(len(documents)), lambda: [ALL], lambda _: iter(documents))
 
 
 def document(*parts: Part, i: int = 0, labels: tuple[str, ...] = ()) -> Document:
@@ -158,11 +159,11 @@ def test_what_is_prepared_is_not_prepared_again(tmp_path):
     read = []
 
     def counted(source: Source) -> Source:
-        def documents():
+        def counting(unit: Unit):
             read.append(source.name)
-            return source.documents()
+            return source.read(unit)
 
-        return dataclasses.replace(source, documents=documents)
+        return dataclasses.replace(source, read=counting)
 
     def folder(template: Template = TEMPLATE) -> Path:
         return prepare(counted(read_sources(str(data), [])[0]), template, tmp_path / "cache")
@@ -205,11 +206,11 @@ def test_the_fingerprint_tells_contents_apart(documents, tmp_path):
 def test_two_that_prepare_at_once_share_what_the_first_finishes(tmp_path):
     together = threading.Barrier(2)
 
-    def documents():
+    def documents(_):
         together.wait(10)
         yield document(Text("Text."))
 
-    source = Source("made", (), "{}", documents)
+    source = Source("made", (), "{}", lambda: [ALL], documents)
     with ThreadPoolExecutor(2) as pool:
         folders = list(pool.map(lambda _: prepare(source, TEMPLATE, tmp_path), range(2)))
     assert folders[0] == folders[1]
@@ -218,12 +219,12 @@ def test_two_that_prepare_at_once_share_what_the_first_finishes(tmp_path):
 
 
 def test_what_fails_leaves_nothing(tmp_path):
-    def documents():
+    def documents(_):
         yield document(Text("Text."))
         raise UserError("broken")
 
     with pytest.raises(UserError, match="broken"):
-        prepare(Source("made", (), "{}", documents), TEMPLATE, tmp_path)
+        prepare(Source("made", (), "{}", lambda: [ALL], documents), TEMPLATE, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,0 +1,100 @@
+"""Files by path or URL: the one place that knows whether bytes lie on this machine or in a bucket.
+
+A name is a local path, or a URL that fsspec opens (``s3://``, ``gs://``, ``memory://``), where its extra is installed.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from typing import Any, BinaryIO, NamedTuple, cast
+
+from jaxmm.errors import UserError
+
+
+class Version(NamedTuple):
+    """What tells one content of a file from another without reading it: its size, and a time or the store's tag."""
+
+    size: int
+    tag: str
+
+
+def is_remote(name: str) -> bool:
+    """Whether a name is a URL; anything else is a local path."""
+    return "://" in name
+
+
+def absolute(name: str) -> str:
+    """Returns a path made absolute, ``~`` expanded; a URL as it is."""
+    return name if is_remote(name) else os.path.abspath(os.path.expanduser(name))
+
+
+def join(folder: str, name: str) -> str:
+    """Returns ``name`` as seen from ``folder``; a URL or an absolute path stands for itself."""
+    if is_remote(name) or os.path.isabs(name):
+        return name
+    if is_remote(folder):
+        scheme, _, place = folder.partition("://")
+        return f"{scheme}://{posixpath.normpath(posixpath.join(place, name))}"
+    return os.path.abspath(os.path.join(folder, name))
+
+
+def open_binary(name: str) -> BinaryIO:
+    """Opens a file to be read; seekable.
+
+    Raises:
+      OSError: if it is not there or cannot be read.
+      UserError: if the URL's scheme needs a package that is not installed.
+    """
+    if not is_remote(name):
+        return open(name, "rb")
+    fs, path = _store(name)
+    return cast(BinaryIO, fs.open(path, "rb"))
+
+
+def is_file(name: str) -> bool:
+    if not is_remote(name):
+        return os.path.isfile(name)
+    fs, path = _store(name)
+    return bool(fs.isfile(path))
+
+
+def is_folder(name: str) -> bool:
+    if not is_remote(name):
+        return os.path.isdir(name)
+    fs, path = _store(name)
+    return bool(fs.isdir(path))
+
+
+def listed(folder: str) -> list[str]:
+    """Returns the names of what lies in a folder, absolute and sorted."""
+    if not is_remote(folder):
+        return [os.path.join(folder, name) for name in sorted(os.listdir(folder))]
+    fs, path = _store(folder)
+    return sorted(fs.unstrip_protocol(found) for found in fs.ls(path, detail=False))
+
+
+def version(name: str) -> Version:
+    """Returns the version of a file.
+
+    Raises:
+      OSError: if there is no such file.
+    """
+    if not is_remote(name):
+        status = os.stat(name)
+        return Version(status.st_size, str(status.st_mtime_ns))
+    fs, path = _store(name)
+    found = fs.info(path)
+    tag = next((found[k] for k in ("ETag", "etag", "md5Hash", "mtime", "LastModified", "created") if found.get(k)), "")
+    return Version(int(found["size"]), str(tag))
+
+
+def _store(url: str) -> tuple[Any, str]:
+    import fsspec  # only where a URL is given
+
+    try:
+        return fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        raise UserError(f"{url}: {error}") from error
+    except ValueError as error:
+        raise UserError(f"{url}: no such kind of storage: {error}") from error
