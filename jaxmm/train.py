@@ -139,6 +139,8 @@ class Run:
         self.is_first = jax.process_index() == 0
         if config.steps < 1:
             raise UserError(f"config.steps is {config.steps}: it must be at least 1")
+        if not 0 <= config.data.jitter < 0.5:
+            raise UserError(f"config.data.jitter is {config.data.jitter}: it must be 0, or less than 0.5")
         self.mesh = sharding.make_mesh(config.mesh)
         sharding.check_rows(self.mesh, config.batch_size, config.accumulation)
         self.recipe: Recipe = read_recipe(config)
@@ -237,7 +239,9 @@ class Run:
         self.recent: collections.deque[Loaded] = collections.deque(maxlen=MAX_BAD_STEPS)
         self.loss: float | None = None
         local = sharding.local_rows(self.mesh, config.batch_size)
-        assemble = Assembler(self.corpus.lengths, self.budgets, self.recipe.image)
+        assemble = Assembler(
+            self.corpus.lengths, self.budgets, self.recipe.image, jitter=config.data.jitter, seed=config.seed
+        )
         source = batches(
             self.plan, assemble, self.start, config.steps, local_rows=local,
             threads=config.data.threads, workers=config.data.workers,

@@ -14,7 +14,12 @@ import numpy as np
 
 from jaxmm.batch import ANSWER, IGNORED, TARGET, Batch, ImageSpec, Stream
 from jaxmm.data import media
+from jaxmm.data.documents import Image
 from jaxmm.data.plan import Budgets, Lengths, Piece, Plan, Row, expanded_flags
+
+# Repeating data up to four times teaches about as much as new data does (Muennighoff et al., 2023); later passes over a
+# small set are where pictures are learnt by heart.
+JITTER_FROM = 4
 
 
 class Skipped(NamedTuple):
@@ -123,8 +128,16 @@ def empty_batch(rows: int, budgets: Budgets, spec: ImageSpec) -> Batch:
 class Assembler:
     """Fills Batches with planned rows. Pickles to worker processes; opens its files lazily in each."""
 
-    def __init__(self, lengths: Sequence[Lengths], budgets: Budgets, spec: ImageSpec):
+    def __init__(
+        self, lengths: Sequence[Lengths], budgets: Budgets, spec: ImageSpec, *, jitter: float = 0.0, seed: int = 0
+    ):
+        """
+        Args:
+          jitter: how far, as a part of its side, an edge of a picture moves at most, in or out, from the picture's
+            pass JITTER_FROM on; seed: of how far it does.
+        """
         self.lengths, self.budgets, self.spec = list(lengths), budgets, spec
+        self.jitter, self.seed = jitter, seed
 
     def __call__(self, rows: list[Row]) -> Loaded:
         """Assembles rows, each a list of pieces, into a Batch of len(rows)."""
@@ -145,7 +158,7 @@ class Assembler:
             at = here.stop
             first_image = int(lengths.prepared.images_E1[piece.example])
             try:
-                decoded = [self._image(lengths, record.images[i - first_image], i) for i in layout.images]
+                decoded = [self._image(piece, record.images[i - first_image], i) for i in layout.images]
             except media.BadMedia as error:
                 skipped.append(Skipped(record.origin, str(error)))
                 continue  # its place stays padding: the plan does not move
@@ -167,13 +180,21 @@ class Assembler:
                 batch.grids_BM3[b, tile] = 1, grid_rows, grid_columns
                 patch_at, tile = there.stop, tile + 1
 
-    def _image(self, lengths: Lengths, image, i: int) -> tuple[np.ndarray, tuple[int, int]]:
+    def _image(self, piece: Piece, image: Image, i: int) -> tuple[np.ndarray, tuple[int, int]]:
+        lengths = self.lengths[piece.source]
         prepared = lengths.prepared
         size = int(prepared.image_height_I[i]), int(prepared.image_width_I[i])
-        pixels, grid = media.patches(image, self.spec, size)
+        pixels, grid = media.patches(image, self.spec, size, self._edges(piece, i))
         if len(pixels) != lengths.patches_I[i]:
             raise ValueError(f"{lengths.name}: image {i} gave {len(pixels)} patches, planned {lengths.patches_I[i]}")
         return pixels, grid
+
+    def _edges(self, piece: Piece, i: int) -> media.Edges | None:
+        """Other ones for each pass over an image, the same ones for whoever loads it."""
+        if not self.jitter or piece.epoch < JITTER_FROM:
+            return None
+        rng = np.random.default_rng((self.seed, piece.source, i, piece.epoch))
+        return media.Edges(*rng.uniform(-self.jitter, self.jitter, 4).tolist())
 
 
 class _Batches:

@@ -11,7 +11,7 @@ import io
 import struct
 import zlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -170,11 +170,26 @@ def _to_rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
     return white
 
 
-def patches(image: Image, spec: ImageSpec, size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
+class Edges(NamedTuple):
+    """How far each edge of a picture moves before it is resized, as parts of its side.
+
+    A positive number moves inward and cuts that much off; a negative one moves outward, and repeats the last pixels.
+    """
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+def patches(
+    image: Image, spec: ImageSpec, size: tuple[int, int], edges: Edges | None = None
+) -> tuple[np.ndarray, tuple[int, int]]:
     """Decodes an image, resizes it (bicubic) to its grid, and cuts it into patches.
 
     Args:
       size: the (height, width) it had when it was prepared.
+      edges: where given, the grid stays and what it shows moves with them.
 
     Returns:
       uint8 (rows * columns, patch_size**2 * 3) in tower order, and (rows, columns). The bytes of a patch are in the
@@ -188,12 +203,25 @@ def patches(image: Image, spec: ImageSpec, size: tuple[int, int]) -> tuple[np.nd
     if picture.size != (width, height):
         raise BadMedia("changed")
     rows, columns = grid_size(height, width, spec)
-    resized = (columns * spec.patch_size, rows * spec.patch_size)
-    if picture.size != resized:
-        picture = picture.resize(resized, PIL.Image.Resampling.BICUBIC)
+    pixels = _resized(picture, columns * spec.patch_size, rows * spec.patch_size, edges)
     merge, side = spec.merge, spec.patch_size
-    pixels = np.asarray(picture).reshape(rows // merge, merge, side, columns // merge, merge, side, 3)
+    pixels = pixels.reshape(rows // merge, merge, side, columns // merge, merge, side, 3)
     return pixels.transpose(0, 3, 1, 4, 2, 5, 6).reshape(rows * columns, side * side * 3), (rows, columns)
+
+
+def _resized(picture: PIL.Image.Image, width: int, height: int, edges: Edges | None) -> np.ndarray:
+    """Returns uint8 (height, width, 3)."""
+    if edges is None:
+        if picture.size != (width, height):
+            picture = picture.resize((width, height), PIL.Image.Resampling.BICUBIC)
+        return np.asarray(picture)
+    left, right = (round(max(0.0, -edge) * width) for edge in (edges.left, edges.right))  # pixels repeated
+    top, bottom = (round(max(0.0, -edge) * height) for edge in (edges.top, edges.bottom))
+    cut = [max(0.0, edge) for edge in edges]
+    box = (cut[0] * picture.width, cut[1] * picture.height, (1 - cut[2]) * picture.width, (1 - cut[3]) * picture.height)
+    inner = (max(1, width - left - right), max(1, height - top - bottom))
+    pixels = np.asarray(picture.resize(inner, PIL.Image.Resampling.BICUBIC, box=box))
+    return np.pad(pixels, ((top, height - top - inner[1]), (left, width - left - inner[0]), (0, 0)), mode="edge")
 
 
 def patch_positions(rows: int, columns: int, spec: ImageSpec) -> np.ndarray:

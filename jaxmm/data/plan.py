@@ -32,12 +32,16 @@ class Budgets(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """Positions [first, last) of an example, soft tokens counted: a whole example, or a part of a long one."""
+    """Positions [first, last) of an example, soft tokens counted: a whole example, or a part of a long one.
+
+    ``epoch`` counts the passes over its source, from 0.
+    """
 
     source: int
     example: int
     first: int
     last: int
+    epoch: int = 0
 
 
 Row = list[Piece]
@@ -102,7 +106,9 @@ def expanded_flags(prepared: Columns, example: int, slots: np.ndarray) -> tuple[
     return token_at, flags, image_at + before[:-1]
 
 
-def cut(lengths: Lengths, source: int, example: int, budgets: Budgets) -> list[tuple[Piece, np.ndarray]]:
+def cut(
+    lengths: Lengths, source: int, example: int, budgets: Budgets, epoch: int = 0
+) -> list[tuple[Piece, np.ndarray]]:
     """Cuts a long example into the fewest pieces, front to back, that each fit a row; no image is cut.
 
     An image goes with its separators. Returns pieces with their needs, in the order of Budgets.
@@ -139,7 +145,7 @@ def cut(lengths: Lengths, source: int, example: int, budgets: Budgets) -> list[t
                 f"config.seq_len {budgets.tokens}): raise these or lower config.image.max_pixels"
             )
         needs = np.array([last - first, held, items, targets_before[last] - targets_before[first]])
-        pieces.append((Piece(source, example, first, last), needs))
+        pieces.append((Piece(source, example, first, last, epoch), needs))
         first, image = last, image + items
     return pieces
 
@@ -329,18 +335,17 @@ class Plan:
                 tokens_E[long] = [cut(lengths, source, e, self.budgets)[0][0].last for e in long.tolist()]
         return tokens_E
 
-    def pieces(self, source: int, examples: np.ndarray) -> tuple[list[Piece], np.ndarray]:
-        """The pieces of examples and their needs (n, 4), long ones split, truncated or dropped."""
+    def pieces(self, source: int, examples: np.ndarray, epochs: np.ndarray) -> tuple[list[Piece], np.ndarray]:
+        """The pieces of examples, each of an epoch, and their needs (n, 4), long ones split, truncated or dropped."""
         lengths = self.lengths[source]
         needs = lengths.needs(examples)
         long = (needs > np.array(self.budgets)).any(1)
-        pieces = [
-            Piece(source, e, 0, n) for e, n in zip(examples[~long].tolist(), needs[~long, 0].tolist(), strict=True)
-        ]
+        whole = (examples[~long].tolist(), needs[~long, 0].tolist(), epochs[~long].tolist())
+        pieces = [Piece(source, example, 0, last, epoch) for example, last, epoch in zip(*whole, strict=True)]
         all_needs = [needs[~long]]
         if self.long_documents != "drop":
-            for example in examples[long].tolist():
-                parts = cut(lengths, source, example, self.budgets)
+            for example, epoch in zip(examples[long].tolist(), epochs[long].tolist(), strict=True):
+                parts = cut(lengths, source, example, self.budgets, epoch)
                 for piece, need in parts[: 1 if self.long_documents == "truncate" else None]:
                     pieces.append(piece)
                     all_needs.append(need[None])
@@ -355,9 +360,10 @@ class Plan:
         for i, stream in enumerate(self._streams):
             wanted = int(self.shares[i] * self.window_tokens * (window + 1)) - int(tokens[i])
             examples, count = stream.take(int(starts[i]), wanted)
+            epochs = np.arange(starts[i], starts[i] + len(examples)) // len(self.lengths[i])
             starts[i] += len(examples)
             tokens[i] += count
-            found, found_needs = self.pieces(i, examples)
+            found, found_needs = self.pieces(i, examples, epochs)
             pieces += found
             needs.append(found_needs)
         rows = [[pieces[i] for i in row] for row in pack(np.concatenate(needs), self.budgets)]
@@ -410,7 +416,7 @@ class Pass(Plan):
         needs = []
         for i, source in enumerate(self.lengths):
             count = min(len(source), examples or len(source))
-            found, found_needs = self.pieces(i, np.arange(count))
+            found, found_needs = self.pieces(i, np.arange(count), np.zeros(count, np.int64))
             pieces += found
             needs.append(found_needs)
         packed = [[pieces[i] for i in row] for row in pack(np.concatenate(needs), budgets)]

@@ -13,7 +13,7 @@ from conftest import IMAGE, chat, picture, plain, random_documents
 from jaxmm.batch import IGNORED
 from jaxmm.data import media
 from jaxmm.data.documents import Image, Source, Unit
-from jaxmm.data.loader import Assembler, Loaded, batches, lay_out
+from jaxmm.data.loader import JITTER_FROM, Assembler, Loaded, batches, lay_out
 from jaxmm.data.plan import Budgets, Lengths, Pass, Piece, Plan
 from jaxmm.data.prepare import Prepared, prepare
 
@@ -130,6 +130,24 @@ def test_a_broken_image_becomes_padding_and_changes_nothing_else(lengths_of):
     for b in range(2):
         found = bad.batch.patches.values[b, bad.batch.patches.segments[b] > 0]
         np.testing.assert_array_equal(found, good.batch.patches.values[b, real[b]])
+
+
+def test_pictures_move_from_their_fifth_pass_on_the_same_way_for_whoever_loads_them(lengths_of):
+    lengths = lengths_of([plain(picture(24, 24, seed=1), "a", picture(16, 24, seed=2))])
+
+    def loaded(epoch: int, seed: int = 0, jitter: float = 0.2) -> Loaded:
+        assemble = Assembler([lengths], BUDGETS, IMAGE, jitter=jitter, seed=seed)
+        return assemble([[Piece(0, 0, 0, int(lengths.tokens_E[0]), epoch)]])
+
+    def pixels(found: Loaded) -> bytes:
+        return found.batch.patches.values.tobytes()
+
+    still = [pixels(loaded(epoch)) for epoch in range(JITTER_FROM)] + [pixels(loaded(9, jitter=0))]
+    assert len(set(still)) == 1
+    moved = [loaded(JITTER_FROM), loaded(JITTER_FROM + 1), loaded(JITTER_FROM, seed=1)]
+    assert len({pixels(found) for found in moved} | set(still)) == 4
+    assert pixels(loaded(JITTER_FROM)) == pixels(moved[0])
+    np.testing.assert_array_equal(moved[0].batch.patches.segments, loaded(0).batch.patches.segments)
 
 
 def test_a_document_that_is_nothing_but_a_broken_image_leaves_an_empty_row(lengths_of):

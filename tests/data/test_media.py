@@ -279,6 +279,28 @@ def test_a_picture_of_another_size_than_prepared_has_changed():
         media.patches(encoded(PICTURE), SPEC, (30, 20))
 
 
+def test_edges_move_what_a_grid_shows_and_never_the_grid():
+    columns = np.repeat(np.arange(0, 240, 10, dtype=np.uint8)[None, :, None], 16, 0).repeat(3, 2)  # 16 x 24, a ramp
+    image, spec = encoded(PIL.Image.fromarray(columns)), ImageSpec(patch_size=4, merge=1, min_pixels=0)
+
+    def across(*edges: float) -> np.ndarray:
+        pixels, grid = media.patches(image, spec, (16, 24), media.Edges(*edges) if edges else None)
+        assert grid == (4, 6)
+        whole = pixels.reshape(4, 6, 4, 4, 3).transpose(0, 2, 1, 3, 4).reshape(16, 24, 3)
+        assert (whole == whole[:1]).all()
+        return whole[0, :, 0].astype(int)
+
+    np.testing.assert_array_equal(across(0, 0, 0, 0), across())
+    cut = across(0.25, 0, 0.25, 0)  # the middle half, twice as wide
+    assert abs(cut[0] - 60) <= 5
+    assert abs(cut[-1] - 170) <= 5
+    assert (np.diff(cut) >= 0).all()
+    wide = across(-0.25, 0.1, 0, -0.2)  # a quarter of its first column, then all of it
+    assert (wide[:6] == wide[6]).all()
+    assert wide[6] <= 5
+    assert wide[-1] >= 225
+
+
 @pytest.mark.parity
 def test_patches_are_those_of_transformers_siglip2():
     from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil

@@ -107,6 +107,9 @@ def test_every_example_of_every_source_comes_exactly_once_an_epoch(seed, sources
         assert all(len(n) == 1 for n in times if n), "pieces of one example come together"
         found = [max(n, default=0) for n in times]
         assert sorted(found) == [epochs] * (len(source) - rest) + [epochs + 1] * rest
+        named = Counter((p.example, p.first, p.epoch) for row in rows for p in row if p.source == i)
+        assert set(named.values()) <= {1}, "an epoch has each piece once"
+        assert max(p.epoch for row in rows for p in row if p.source == i) == (starts[i] - 1) // len(source)
         assert sum(found) == starts[i]
 
 
@@ -117,7 +120,7 @@ def test_split_loses_nothing_truncate_keeps_the_beginning_drop_leaves_out(seed):
     long = {int(e) for e in every if (source.needs(every[e : e + 1]) > np.array(BUDGETS)).any()}
     by_mode = {}
     for mode in ("split", "truncate", "drop"):
-        pieces, needs = plan_of([source], long=mode).pieces(0, every)
+        pieces, needs = plan_of([source], long=mode).pieces(0, every, np.zeros_like(every))
         np.testing.assert_array_equal(needs, [needs_of(source, p) for p in pieces])
         by_mode[mode] = {e: [p for p in pieces if p.example == e] for e in range(len(source))}
     for e in range(len(source)):
