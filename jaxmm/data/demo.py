@@ -130,7 +130,7 @@ class Draft(NamedTuple):
     labels: tuple[str, ...] = ()
 
 
-def training_source(seed: int = 0, examples: int = 8000) -> Source:
+def training_source(seed: int = 0, examples: int = 9000) -> Source:
     """Returns the demo's training split: ``examples`` documents, of four kinds."""
     return _source("demo", TRAINING, seed, examples)
 
@@ -429,7 +429,7 @@ def encode(image: PIL.Image.Image, lot: int) -> bytes:
 # --- What needs no picture
 
 
-def baselines(documents: Iterable[Document], seed: int = 0, examples: int = 8000) -> dict[str, dict[str, float]]:
+def baselines(documents: Iterable[Document], seed: int = 0, examples: int = 9000) -> dict[str, dict[str, float]]:
     """Returns what answers without a look at the picture score on test documents.
 
     Args:

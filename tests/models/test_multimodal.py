@@ -56,9 +56,9 @@ def places(rows: list[Row]):
             at += piece.last
 
 
-def assert_close(found, wanted, tolerance: float):
-    """Equal relative to the scale of the whole array; the gradient of a key's bias is nothing but rounding."""
-    assert np.abs(found - wanted).max() <= tolerance * max(np.abs(wanted).max(), 1e-1)
+def assert_close(found, wanted, tolerance: float, scale: float = 0.0):
+    """Equal relative to the scale of the whole array, or to a larger one."""
+    assert np.abs(found - wanted).max() <= tolerance * max(np.abs(wanted).max(), scale)
 
 
 @hypothesis.settings(max_examples=8)
@@ -73,7 +73,10 @@ def test_packed_documents_give_the_logits_and_gradients_of_the_same_documents_al
         _, alone_logits, alone = run(assemble([[piece], *[[]] * (ROWS - 1)]).batch)
         assert_close(logits[b, here], alone_logits[0, : piece.last], 1e-5)
         alone_grads.append(alone)
-    jax.tree.map(lambda found, *each: assert_close(found, functools.reduce(np.add, each), 1e-5), grads, *alone_grads)
+    summed = jax.tree.map(lambda *each: functools.reduce(np.add, each), *alone_grads)
+    # The gradient of a key's bias is 0 but for rounding: no leaf is held to less than a hundredth of the largest.
+    scale = 1e-2 * max(np.abs(leaf).max() for leaf in jax.tree.leaves(summed))
+    jax.tree.map(lambda found, wanted: assert_close(found, wanted, 1e-5, scale), grads, summed)
 
 
 @hypothesis.settings(max_examples=8)
