@@ -5,6 +5,7 @@ A name is a local path, or a URL that fsspec opens (``s3://``, ``gs://``, ``memo
 
 from __future__ import annotations
 
+import glob
 import os
 import posixpath
 from typing import Any, BinaryIO, NamedTuple, cast
@@ -72,6 +73,14 @@ def listed(folder: str) -> list[str]:
         return [os.path.join(folder, name) for name in sorted(os.listdir(folder))]
     fs, path = _store(folder)
     return sorted(fs.unstrip_protocol(found) for found in fs.ls(path, detail=False))
+
+
+def matched(pattern: str) -> list[str]:
+    """Returns the files that match a pattern with ``*``, ``?``, ``[...]`` or ``**``, absolute and sorted."""
+    if not is_remote(pattern):
+        return sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)))
+    fs, path = _store(pattern)
+    return sorted(fs.unstrip_protocol(found) for found in fs.glob(path))
 
 
 def version(name: str) -> Version:

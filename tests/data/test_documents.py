@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from jaxmm.data.documents import SKIP_REASONS, Document, Image, Skip, Source, Text, Turn, read_sources, split_origin
+from jaxmm.data.documents import SKIP_REASONS, Document, Image, Skip, Source, Text, Turn, split_origin
+from jaxmm.data.sources import read_sources
 from jaxmm.errors import UserError
 
 OPENAI = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
