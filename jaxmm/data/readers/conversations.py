@@ -88,11 +88,16 @@ class Conversation:
                 said.insert(0, ("system", text(origin, f"'{self.system}'", system)))
         told = record.get(self.tools) if self.tools else None
         if told:
-            own = said.pop(0)[1] if said[0][0] == "system" else ""
+            own = said[0][1] if said[0][0] == "system" else ""
+            content: Content
             if isinstance(own, str):
-                said.insert(0, ("system", tools.with_tools(origin, own, self.tools, told)))
+                content = tools.with_tools(origin, own, self.tools, told)
             else:
-                said.insert(0, ("system", [*own, Text("\n\n" + tools.with_tools(origin, "", self.tools, told))]))
+                content = [*own, Text("\n\n" + tools.with_tools(origin, "", self.tools, told))]
+            if said[0][0] == "system":
+                said[0] = ("system", content)
+            elif content:
+                said.insert(0, ("system", content))
 
 
 def recognise(record: Mapping[str, Any]) -> Conversation | None:

@@ -40,7 +40,7 @@ def records(unit: Unit) -> Iterator[tuple[int, Any]]:
 class _Header(tarfile.TarInfo):
     """A member's header, which raises where tarfile takes one that is cut or broken for the tar's end.
 
-    That is a block of zeros, which is an EOFHeaderError.
+    The end of a whole tar is a block of zeros (EOFHeaderError).
     """
 
     @classmethod
