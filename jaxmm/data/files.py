@@ -72,7 +72,7 @@ def listed(folder: str) -> list[str]:
     if not is_remote(folder):
         return [os.path.join(folder, name) for name in sorted(os.listdir(folder))]
     fs, path = _store(folder)
-    return sorted(fs.unstrip_protocol(found) for found in fs.ls(path, detail=False))
+    return sorted(_url(fs, folder, found) for found in fs.ls(path, detail=False))
 
 
 def matched(pattern: str) -> list[str]:
@@ -80,7 +80,7 @@ def matched(pattern: str) -> list[str]:
     if not is_remote(pattern):
         return sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)))
     fs, path = _store(pattern)
-    return sorted(fs.unstrip_protocol(found) for found in fs.glob(path))
+    return sorted(_url(fs, pattern, found) for found in fs.glob(path))
 
 
 def version(name: str) -> Version:
@@ -96,6 +96,11 @@ def version(name: str) -> Version:
     found = fs.info(path)
     tag = next((found[k] for k in ("ETag", "etag", "md5Hash", "mtime", "LastModified", "created") if found.get(k)), "")
     return Version(int(found["size"]), str(tag))
+
+
+def _url(fs: Any, like: str, found: str) -> str:
+    """Returns the URL of what a store found, with as many slashes as the one it was asked for."""
+    return str(fs.unstrip_protocol(found if like.partition("://")[2].startswith("/") else found.lstrip("/")))
 
 
 def _store(url: str) -> tuple[Any, str]:

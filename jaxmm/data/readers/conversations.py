@@ -93,7 +93,8 @@ class Conversation:
             if isinstance(own, str):
                 content = tools.with_tools(origin, own, self.tools, told)
             else:
-                content = [*own, Text("\n\n" + tools.with_tools(origin, "", self.tools, told))]
+                added = tools.with_tools(origin, "", self.tools, told)
+                content = [*own, Text(f"\n\n{added}")] if added else own
             if said[0][0] == "system":
                 said[0] = ("system", content)
             elif content:

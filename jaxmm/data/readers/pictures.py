@@ -13,7 +13,7 @@ from typing import Any
 
 from jaxmm.data import files
 from jaxmm.data.documents import Image
-from jaxmm.data.readers.parts import LeftOut
+from jaxmm.data.readers.parts import LeftOut, text
 
 # Where an object names its image, in the order of trust: the Hugging Face struct first.
 KEYS = ("bytes", "path", "url", "image", "image_url", "data", "base64", "source", "value")
@@ -71,12 +71,11 @@ class Pictures:
             return Image(data=_decoded(content))
         if len(value) >= SHORTEST_BASE64 and value.startswith(MAGIC) and _BASE64.fullmatch(value):
             return Image(data=_decoded(value))
-        if not value.isascii():
-            _check(value)
+        text("an image", "its path", value)  # a file's name has no NUL and no half of a pair either
         for scheme in LOCAL_SCHEMES:
             if value.startswith(scheme):
                 value = value[len(scheme) :]
-        if "\0" in value or "::" in value:  # a chain of fsspec's may end in a local file
+        if "::" in value:  # a chain of fsspec's may end in a local file
             raise LeftOut("outside")
         if files.is_remote(value):
             return Image(path=value)
@@ -106,16 +105,9 @@ def _real(folder: str) -> str:
     return os.path.realpath(folder)
 
 
-def _check(path: str) -> None:
+def _decoded(encoded: str) -> bytes:
     try:
-        path.encode()
-    except UnicodeEncodeError as error:
-        raise LeftOut("broken text") from error
-
-
-def _decoded(text: str) -> bytes:
-    try:
-        data = base64.b64decode("".join(text.split()) if not text.isalnum() else text, validate=True)
+        data = base64.b64decode("".join(encoded.split()), validate=True)
     except (binascii.Error, ValueError) as error:
         raise LeftOut("unreadable") from error
     if not data:
