@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxmm.data import files
 from jaxmm.data.documents import Document, Skip, Unit
-from jaxmm.data.readers import arrays, lines, tables, tars
+from jaxmm.data.readers import arrays, commas, lines, tables, tars
 from jaxmm.data.readers.parts import LeftOut
 from jaxmm.data.readers.pictures import Pictures
 
@@ -44,6 +44,7 @@ def _count_all(each: Callable[[Unit], Iterator[Any]], unit: Unit) -> int:
 TEXT = Container(lines.units, lines.texts, lines.count)
 LINES = Container(lines.units, lines.objects, lines.count)
 ARRAY = Container(arrays.units, arrays.records, functools.partial(_count_all, arrays.elements))
+COMMAS = Container(commas.units, commas.records, functools.partial(_count_all, commas.records))
 TAR = Container(tars.units, tars.records, functools.partial(_count_all, tars.records))
 PARQUET = Container(tables.parquet_units, tables.parquet_records, tables.parquet_count)
 ARROW = Container(tables.arrow_units, tables.arrow_records, functools.partial(_count_all, tables.arrow_records))
@@ -53,6 +54,7 @@ CONTAINERS = {
     ".jsonl": LINES,
     ".ndjson": LINES,
     ".txt": TEXT,
+    ".csv": COMMAS,
     ".parquet": PARQUET,
     ".arrow": ARROW,
     ".tar": TAR,

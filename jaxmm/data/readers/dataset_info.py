@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxmm.data import files
+from jaxmm.data.readers import arrays
 from jaxmm.data.readers.alpaca import Alpaca, Plain
 from jaxmm.data.readers.containers import SUFFIXES, Format, suffix
 from jaxmm.data.readers.conversations import Conversation
@@ -87,6 +88,8 @@ def read_info(path: str) -> dict[str, dict[str, Any]] | None:
     """Reads a dataset_info.json, under whatever name; None if the file holds records."""
     is_named = path.rpartition("/")[2] == NAME
     if not is_named and (not path.endswith(".json") or files.version(path).size > MAX_BYTES):
+        return None
+    if not is_named and arrays.is_array(path):
         return None
     with files.open_binary(path) as opened:
         try:

@@ -72,37 +72,45 @@ class Pictures:
         if len(value) >= SHORTEST_BASE64 and value.startswith(MAGIC) and _BASE64.fullmatch(value):
             return Image(data=_decoded(value))
         text("an image", "its path", value)  # a file's name has no NUL and no half of a pair either
-        for scheme in LOCAL_SCHEMES:
-            if value.startswith(scheme):
-                value = value[len(scheme) :]
+        if value.startswith(LOCAL_SCHEMES):
+            value = value.partition("://")[2]
         if "::" in value:  # a chain of fsspec's may end in a local file
             raise LeftOut("outside")
         if files.is_remote(value):
             return Image(path=value)
-        path = files.join(self.folder, value)
-        if not files.is_remote(path):
-            path = os.path.normpath(path)
-        if not self.follow_outside and not self._is_inside(path):
-            raise LeftOut("outside")
+        # What is asked of the system is asked of a folder, once; of an image, only whether it is a link.
+        head, slash, name = value.rpartition("/")
+        if name in ("", ".", ".."):
+            raise LeftOut("outside")  # a folder
+        folder = _joined(self.folder, head + slash)
+        path = f"{folder.rstrip('/')}/{name}"
+        if not self.follow_outside:
+            if not _is_inside(folder, self.folder, self.data_folder):
+                raise LeftOut("outside")
+            if not files.is_remote(path) and os.path.islink(path):
+                target = os.path.dirname(os.path.realpath(path))
+                if not _is_inside(target, self.folder, self.data_folder):
+                    raise LeftOut("outside")
         return Image(path=path)
-
-    def _is_inside(self, path: str) -> bool:
-        if files.is_remote(path):
-            return any(path.startswith(folder.rstrip("/") + "/") for folder in (self.folder, self.data_folder))
-        if os.path.islink(path):
-            path = os.path.realpath(path)
-        else:  # only the folder needs resolving, and it is the last image's too
-            path = os.path.join(_real(os.path.dirname(path)), os.path.basename(path))
-        return any(
-            path.startswith(_real(folder).rstrip(os.sep) + os.sep)
-            for folder in (self.folder, self.data_folder)
-            if not files.is_remote(folder)
-        )
 
 
 @functools.lru_cache(maxsize=1 << 12)
-def _real(folder: str) -> str:
-    return os.path.realpath(folder)
+def _joined(folder: str, head: str) -> str:
+    joined = files.join(folder, head) if head else folder
+    return joined if files.is_remote(joined) else os.path.normpath(joined)
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _is_inside(folder: str, *allowed: str) -> bool:
+    """Whether a folder is one of those allowed or lies in it, all links followed."""
+    is_remote = files.is_remote(folder)
+    place = folder if is_remote else os.path.realpath(folder)
+    for other in allowed:
+        if files.is_remote(other) == is_remote:
+            root = (other if is_remote else os.path.realpath(other)).rstrip("/")
+            if place == root or place.startswith(root + "/"):
+                return True
+    return False
 
 
 def _decoded(encoded: str) -> bytes:

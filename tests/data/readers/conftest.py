@@ -1,7 +1,8 @@
 from pathlib import Path
 
 import pytest
-from reading import Folder
+
+from readers.reading import Folder
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reading import refused, said
 
 from jaxmm.data.documents import Skip, Unit
 from jaxmm.data.readers import arrays, containers
 from jaxmm.data.readers.parts import LeftOut
 from jaxmm.errors import UserError
+from readers.reading import refused, said
 
 TRICKY = st.text(alphabet='ab"\\[]{},: \n\u00e9\u2603\U0001f600', max_size=12)
 VALUES = st.recursive(

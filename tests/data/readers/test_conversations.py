@@ -4,9 +4,9 @@ import base64
 import json
 
 import pytest
-from reading import only, openai, refused, said, skipped
 
 from jaxmm.data.documents import Image, Text
+from readers.reading import only, openai, refused, said, skipped
 
 PIXELS = b"\x89PNG\r\n\x1a\n" + bytes(range(90))
 BASE64 = base64.b64encode(PIXELS).decode()

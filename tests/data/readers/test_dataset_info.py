@@ -6,11 +6,11 @@ import pickle
 from collections import Counter
 
 import pytest
-from reading import OPENAI, only, openai, refused, said
 
 from jaxmm.data.documents import Document, Image, Skip, Text, Turn
 from jaxmm.data.sources import read_sources
 from jaxmm.errors import UserError
+from readers.reading import OPENAI, only, openai, refused, said
 
 # Conversations
 

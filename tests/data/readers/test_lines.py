@@ -6,12 +6,12 @@ from pathlib import Path
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reading import said, skipped
 
 from jaxmm.data import files
 from jaxmm.data.documents import Unit
 from jaxmm.data.readers import containers, lines
 from jaxmm.data.sources import read_sources
+from readers.reading import said, skipped
 
 LINES = st.lists(
     st.sampled_from([b"{}", b'{"a": 1}', b"", b"  ", b"\r", b"\t\x0b", b"no json", b"x" * 30, b"\xff"]), max_size=20

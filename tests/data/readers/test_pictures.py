@@ -4,11 +4,11 @@ import os
 import pickle
 
 import pytest
-from reading import Folder, openai, skipped
 
 from jaxmm.data.documents import Image
 from jaxmm.data.readers.parts import LeftOut
 from jaxmm.data.readers.pictures import Pictures
+from readers.reading import Folder, openai, skipped
 
 
 @pytest.fixture

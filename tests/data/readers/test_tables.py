@@ -9,12 +9,12 @@ import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from reading import Folder, only, openai, refused, said, skipped
 
 from jaxmm.data.documents import Document, Image
 from jaxmm.data.readers import containers, tables
 from jaxmm.data.sources import read_sources
 from jaxmm.errors import UserError
+from readers.reading import Folder, only, openai, refused, said, skipped
 
 
 @pytest.fixture(autouse=True)

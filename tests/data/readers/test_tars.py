@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import webdataset
-from reading import Folder, only, said, skipped
 
 from jaxmm.data.documents import Skip, Source
 from jaxmm.data.sources import read_sources
 from jaxmm.errors import UserError
+from readers.reading import Folder, only, said, skipped
 
 
 def shard(folder: Folder, samples: list[dict], name: str = "shard-0.tar") -> str:
