@@ -85,13 +85,24 @@ def _is_prepared(path: Path) -> bool:
     return (path / "meta.json").is_file() or any(path.glob("*/meta.json"))
 
 
-def load_corpus(path: str, mixture: str, template: Template, image: ImageSpec, cache: Path, default: Source) -> Corpus:
+def load_corpus(
+    path: str,
+    mixture: str,
+    template: Template,
+    image: ImageSpec,
+    cache: Path,
+    default: Source,
+    media_dir: str = "",
+    follow_outside: bool = False,
+) -> Corpus:
     """Opens the sources of a ``data`` or ``eval`` group, preparing what is not in the cache yet."""
     shares = parse_mixture(mixture)
     if path and _is_prepared(Path(path)):
         folders = _prepared_folders(Path(path), list(shares))
     else:
-        sources = read_sources(path, list(shares)) if path else [default]
+        sources = [default]
+        if path:
+            sources = read_sources(path, list(shares), media_dir=media_dir, follow_outside=follow_outside)
         folders = [prepare(source, template, cache / "prepared") for source in sources]
     opened = [Prepared(folder) for folder in folders]
     for prepared in opened:
@@ -149,9 +160,22 @@ def read_compute(config: ConfigDict) -> Compute:
     )
 
 
+def _load(config: ConfigDict, group: ConfigDict, recipe: Recipe, default: Source) -> Corpus:
+    return load_corpus(
+        group.path,
+        group.mixture,
+        recipe.template,
+        recipe.image,
+        recipe.cache,
+        default,
+        media_dir=config.data.media_dir,
+        follow_outside=config.data.follow_outside,
+    )
+
+
 def train_corpus(config: ConfigDict, recipe: Recipe) -> Corpus:
     default = demo.training_source(seed=0)
-    return load_corpus(config.data.path, config.data.mixture, recipe.template, recipe.image, recipe.cache, default)
+    return _load(config, config.data, recipe, default)
 
 
 def eval_corpus(config: ConfigDict, recipe: Recipe) -> Corpus | None:
@@ -159,7 +183,7 @@ def eval_corpus(config: ConfigDict, recipe: Recipe) -> Corpus | None:
     if not config.eval.path and config.data.path:
         return None
     default = demo.test_source(seed=0)
-    return load_corpus(config.eval.path, config.eval.mixture, recipe.template, recipe.image, recipe.cache, default)
+    return _load(config, config.eval, recipe, default)
 
 
 def read_budgets(config: ConfigDict, corpus: Corpus) -> Budgets:
