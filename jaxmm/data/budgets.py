@@ -1,0 +1,91 @@
+"""The budgets of a row that are picked from the data, by packing a sample of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxmm.data.lengths import Budgets, Lengths
+from jaxmm.data.pack import assign
+from jaxmm.data.shuffle import Permutation
+from jaxmm.errors import UserError
+
+SAMPLE_ROWS = 400
+MULTIPLE = 64  # of picked budgets
+STEPS = 1.0, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 6.0, 8.0  # of the average need: what is tried
+LOSS = 0.015  # of the rows' tokens that a smaller budget may cost
+
+
+def choose_budgets(
+    lengths: Sequence[Lengths], shares: Sequence[float], seq_len: int, patch_budget: int, target_budget: int, merge: int
+) -> Budgets:
+    """The budgets of a row; those given as 0 are picked from the index.
+
+    A picked budget holds the largest example that fits ``seq_len``. It is the smallest, of some multiples of what
+    ``seq_len`` tokens of the mixture need on average, with which a sample of the mixture packs into about as few rows
+    as without it. Where the needs are coarse (few large images, beside long texts without any) that is well above the
+    average: rows of text alone leave theirs to the others.
+
+    Raises:
+      UserError: if ``patch_budget`` is no multiple of ``merge`` squared.
+    """
+    group = merge**2
+    if patch_budget % group:
+        raise UserError(f"config.patch_budget {patch_budget} is no multiple of config.image.merge squared, {group}")
+    largest = np.max([_largest(source, seq_len) for source in lengths], 0)
+    sample = np.concatenate(
+        [
+            _sample(source, share / sum(shares) * SAMPLE_ROWS * seq_len, seq_len)
+            for source, share in zip(lengths, shares, strict=True)
+        ]
+    )
+    typical = sample.sum(0) / max(sample[:, 0].sum(), 1) * seq_len
+    multiple = math.lcm(MULTIPLE, group)
+
+    def rows(patches: int, targets: int) -> int:
+        columns = [0, 1, 3]
+        limits = np.array([seq_len, patches, targets])
+        return int(assign(np.minimum(sample[:, columns], limits), limits.tolist()).max(initial=0)) + 1
+
+    def pick(column: int, most: int, count) -> int:
+        """The smallest of the steps with which ``count(budget)`` rows are few enough."""
+        least = max(int(largest[column]), 1)
+        tried = sorted({-(-max(int(step * typical[column]), least) // multiple) * multiple for step in STEPS})
+        tried = [t for t in tried if t < most]
+        few = count(most) * (1 + LOSS)
+        return next((budget for budget in tried if count(budget) <= few), tried[-1] if tried else most)
+
+    boundless = 1 << 40
+    patches = patch_budget or pick(1, boundless, lambda budget: rows(budget, seq_len))
+    targets = target_budget or pick(3, seq_len, lambda budget: rows(patches, budget))
+    items = max(8, int(largest[2]), math.ceil(2 * typical[2]))
+    return Budgets(seq_len, patches, min(items, patches // group), min(targets, seq_len))
+
+
+def _largest(source: Lengths, seq_len: int) -> np.ndarray:
+    """int64 (4,): the largest need of an example that fits a row's tokens, and of a part of one that does not."""
+    largest = np.zeros(4, np.int64)
+    for _, needs in source.blocks():
+        fits = needs[:, 0] <= seq_len
+        largest = np.maximum(largest, needs[fits].max(0, initial=0))
+        if not fits.all():
+            largest[3] = seq_len  # a part may be targets from end to end
+    if len(source.patches_I):
+        largest[1] = max(largest[1], source.patches_I.max())
+    return largest
+
+
+def _sample(source: Lengths, tokens: float, seq_len: int) -> np.ndarray:
+    """Needs of random examples with about so many tokens, those longer than a row in even parts."""
+    total = max(1, int(source.totals[0]))
+    count = min(max(1, round(tokens / total * len(source))), 1 << 15)
+    needs = source.needs(Permutation(len(source), 0)(np.arange(count) % len(source)))
+    parts = -(-needs[:, 0] // seq_len)
+    even = np.repeat(needs, parts, 0) // np.repeat(parts, parts)[:, None]
+    even[:, 0] = np.maximum(even[:, 0], 1)
+    is_last = np.cumsum(parts) - 1  # an image is not divided: all of them to the last part, as far as they go
+    even[:, 1:3] = np.where(np.repeat(parts, parts)[:, None] > 1, 0, even[:, 1:3])
+    even[is_last, 1:3] = needs[:, 1:3]
+    return even
