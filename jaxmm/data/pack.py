@@ -45,7 +45,8 @@ def assign(needs: np.ndarray, limits: Sequence[int]) -> np.ndarray:
             count = len(opened) if len(opened) < FEW else int(AT_ONCE * len(opened))
             rows.fill(left, opened[:count], least=count // 400 if count < len(opened) else 1)
             left, opened = rows.unplaced(left), opened[count:]
-    return np.unique(rows.of_item, return_inverse=True)[1].astype(np.int64)
+    is_used = np.bincount(rows.of_item) > 0
+    return (np.cumsum(is_used) - 1)[rows.of_item]
 
 
 def ordered(keys: np.ndarray) -> np.ndarray:
@@ -86,8 +87,8 @@ class _Rows:
     def place(self, items: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Puts each item in its row, all of them different, where there is room; returns which were put."""
         taken = [(need[items], room[rows]) for need, room in zip(self.needs, self.room, strict=True)]
-        fits = taken[0][0] <= taken[0][1]
-        for need, room in taken[1:]:
+        fits = np.ones(len(items), bool)
+        for need, room in taken:
             fits &= need <= room
         for room, (need, before) in zip(self.room, taken, strict=True):
             room[rows] = before - np.where(fits, need, 0)
@@ -109,19 +110,21 @@ class _Rows:
         sizes = self.needs[0][items]
         order = ordered(sizes)
         items, sizes = items[order], sizes[order]
+        spread = (rows * GOLDEN) % 1
         failed = np.zeros(len(rows), np.int64)
         while len(items) and len(rows):
             # A row whose room is a little more than the largest item would be left with a gap too small for any: it
             # keeps room for one item more. Rows keep it for items of all sizes, as they come: not all for the same.
             room = self.room[0][rows]
-            last = sizes[(len(sizes) * ((rows * GOLDEN) % 1)).astype(np.int64)]
+            last = sizes[(len(sizes) * spread).astype(np.int64)]
             wants = np.where((room > sizes[-1]) & (room < sizes[-1] + last), np.maximum(room - last, sizes[0]), room)
             order = ordered(-wants)
-            rows, wants, failed = rows[order], wants[order], failed[order]
+            rows, wants, failed, spread = rows[order], wants[order], failed[order], spread[order]
 
             choice = np.searchsorted(sizes, wants, side="right") - 1
             # Refused by another budget, a row looks among smaller items, each row elsewhere.
-            choice -= np.where(failed, choice * failed * (1 + rows % 7) // (14 * TRIES), 0)
+            if failed.any():
+                choice -= (choice * failed * (0.5 + spread) / (2 * TRIES)).astype(np.int64)
             steps = np.arange(len(rows))
             choice = np.minimum.accumulate(choice + steps) - steps  # each at least one below the row before
             count = int(np.searchsorted(-choice, 0, side="right"))
@@ -136,7 +139,7 @@ class _Rows:
             if count - int(np.count_nonzero(kept[choice])) < least or not len(items):
                 return
             live = (self.room[0][rows] >= sizes[0]) & (failed <= TRIES)
-            rows, failed = rows[live], failed[live]
+            rows, failed, spread = rows[live], failed[live], spread[live]
 
     def _match(
         self, choice: np.ndarray, items: np.ndarray, sizes: np.ndarray, rows: np.ndarray, wants: np.ndarray
@@ -150,8 +153,8 @@ class _Rows:
         row_order = np.argsort(self.room[1][rows[:whole]].reshape(-1, BLOCK), axis=1, kind="stable")
         matched = np.empty_like(chosen)
         np.put_along_axis(matched, row_order, np.take_along_axis(chosen, item_order, 1), 1)
-        fits = (sizes[matched] <= wants[:whole].reshape(-1, BLOCK)).all(1)
-        choice[:whole] = np.where(fits[:, None], matched, chosen).ravel()
+        fits = np.all(sizes[matched] <= wants[:whole].reshape(-1, BLOCK), axis=1, keepdims=True)
+        choice[:whole] = np.where(fits, matched, chosen).ravel()
 
 
 def pack(needs: np.ndarray, limits: Sequence[int]) -> list[list[int]]:
