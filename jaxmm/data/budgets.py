@@ -16,6 +16,7 @@ from jaxmm.errors import UserError
 SAMPLE_ROWS, SAMPLE_EXAMPLES = 400, 1 << 14
 MULTIPLE = 64  # of picked budgets
 STEPS = 1.0, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 6.0, 8.0  # of the average need: what is tried
+BOUNDLESS = 1 << 40
 LOSS = 0.015  # of the rows' tokens that a smaller budget may cost
 
 
@@ -43,24 +44,27 @@ def choose_budgets(
     typical = sample.sum(0) / max(sample[:, 0].sum(), 1) * seq_len
     multiple = math.lcm(MULTIPLE, group)
 
-    def rows(patches: int, targets: int) -> int:
-        columns = [0, 1, 3]
-        limits = np.array([seq_len, patches, targets])
-        return int(assign(np.minimum(sample[:, columns], limits), limits.tolist()).max(initial=0)) + 1
+    def rows(limits: Budgets) -> int:
+        return int(assign(np.minimum(sample, np.array(limits)), limits).max(initial=0)) + 1
 
-    def pick(column: int, most: int, count) -> int:
-        """The smallest of the steps with which ``count(budget)`` rows are few enough."""
+    def pick(name: str, limits: Budgets, multiple: int, most: int) -> int:
+        """The smallest of the steps in a budget with which few enough rows hold the sample."""
+        column = Budgets._fields.index(name)
         least = max(int(largest[column]), 1)
-        tried = sorted({-(-max(int(step * typical[column]), least) // multiple) * multiple for step in STEPS})
-        tried = [t for t in tried if t < most]
-        few = count(most) * (1 + LOSS)
-        return next((budget for budget in tried if count(budget) <= few), tried[-1] if tried else most)
+        few = rows(limits) * (1 + LOSS)
+        for step in STEPS:
+            budget = -(-max(math.ceil(step * typical[column]), least) // multiple) * multiple
+            if budget >= most or rows(limits._replace(**{name: budget})) <= few:
+                break
+        return min(budget, most)
 
-    boundless = 1 << 40
-    patches = patch_budget or pick(1, boundless, lambda budget: rows(budget, seq_len))
-    targets = target_budget or pick(3, seq_len, lambda budget: rows(patches, budget))
-    items = max(8, int(largest[2]), math.ceil(2 * typical[2]))
-    return Budgets(seq_len, patches, min(items, patches // group), min(targets, seq_len))
+    limits = Budgets(seq_len, patch_budget or BOUNDLESS, BOUNDLESS, min(target_budget or seq_len, seq_len))
+    if not patch_budget:
+        limits = limits._replace(patches=pick("patches", limits, multiple, BOUNDLESS))
+    limits = limits._replace(items=pick("items", limits, 8, limits.patches // group))
+    if not target_budget:
+        limits = limits._replace(targets=pick("targets", limits, MULTIPLE, seq_len))
+    return limits
 
 
 def _largest(source: Lengths, seq_len: int) -> np.ndarray:
@@ -81,7 +85,7 @@ def _sample(source: Lengths, tokens: float, seq_len: int) -> np.ndarray:
     count = round(tokens / max(1, int(source.totals[0])) * len(source))
     count = max(count, int(tokens > 0))
     examples = Permutation(len(source), 0)(np.arange(count) % len(source))
-    boundless = Budgets(seq_len, 1 << 40, 1 << 40, seq_len)
+    boundless = Budgets(seq_len, BOUNDLESS, BOUNDLESS, seq_len)
     try:
         return pieces_of(source, 0, examples, examples, boundless, "split")[1]
     except UserError:  # an image larger than a row; whoever cuts it for a row says so

@@ -7,6 +7,7 @@ others the next smaller ones. With rows and items sorted, that is one pass of ``
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,6 +17,7 @@ BLOCK = 64  # neighbours in size, among which the second budget says who gets wh
 MATTERS = 0.3  # of the load of the scarcest budget; one that is loaded less is kept, but not balanced
 AT_ONCE = 0.7  # of the open rows that are filled next
 FEW = 16  # rows that are not divided any more
+ENOUGH = 1.005  # times the least number of rows: not worth another try
 TRIES = 8  # times in a row that a row may choose what another budget forbids
 
 
@@ -32,11 +34,18 @@ def assign(needs: np.ndarray, limits: Sequence[int]) -> np.ndarray:
     Returns:
       int64 (n,): the row of each item; rows count from 0, without gaps.
     """
-    rows = _Rows(np.asarray(needs, np.int64), np.asarray(limits, np.int64))
-    left = np.arange(len(needs))
+    rows = _packed(_Rows(np.asarray(needs, np.int64), np.asarray(limits, np.int64)))
+    if rows.two and rows.of_item.max() + 1 > ENOUGH * max(rows.loads()):
+        # Dealt first, coarse items may leave room for none of the others: then they go with all others by size.
+        other = _packed(rows.emptied(two=False))
+        rows = min(rows, other, key=lambda found: int(found.of_item.max()))
+    return rows.of_item
+
+
+def _packed(rows: _Rows) -> _Rows:
+    left = np.arange(len(rows.of_item))
     while len(left):
-        loads = [int(need[left].sum()) / limit for need, limit in zip(rows.needs, rows.limits, strict=True)]
-        opened = rows.open(max(1, int(np.ceil(max(loads)))))
+        opened = rows.open(max(1, int(np.ceil(max(rows.loads(left))))))
         if rows.two:
             rows.deal(left, opened)
             left = rows.unplaced(left)
@@ -46,7 +55,8 @@ def assign(needs: np.ndarray, limits: Sequence[int]) -> np.ndarray:
             rows.fill(left, opened[:count], least=count // 400 if count < len(opened) else 1)
             left, opened = rows.unplaced(left), opened[count:]
     is_used = np.bincount(rows.of_item) > 0
-    return (np.cumsum(is_used) - 1)[rows.of_item]
+    rows.of_item = (np.cumsum(is_used) - 1)[rows.of_item]
+    return rows
 
 
 def ordered(keys: np.ndarray) -> np.ndarray:
@@ -71,9 +81,22 @@ class _Rows:
                 binding.append(j)
         self.needs = [np.ascontiguousarray(needs[:, j]) for j in binding]
         self.limits = [int(limits[j]) for j in binding]
-        self.room = [np.zeros(0, np.int64) for _ in binding]
-        self.of_item = np.full(len(needs), -1, np.int64)
-        self.two = len(binding) > 1 and bool(loads[binding[1]] > MATTERS * loads[binding[0]])
+        self._empty(len(binding) > 1 and bool(loads[binding[1]] > MATTERS * loads[binding[0]]))
+
+    def _empty(self, two: bool) -> None:
+        self.two = two
+        self.room = [np.zeros(0, np.int64) for _ in self.limits]
+        self.of_item = np.full(len(self.needs[0]), -1, np.int64)
+
+    def emptied(self, two: bool) -> _Rows:
+        """The same items and budgets, and no rows yet."""
+        rows = copy.copy(self)
+        rows._empty(two)
+        return rows
+
+    def loads(self, items: np.ndarray | slice = slice(None)) -> list[float]:
+        """The least number of rows that hold some items, by budget."""
+        return [int(need[items].sum()) / limit for need, limit in zip(self.needs, self.limits, strict=True)]
 
     def open(self, count: int) -> np.ndarray:
         """Returns the numbers of ``count`` new rows."""
