@@ -17,6 +17,7 @@ BLOCK = 64  # neighbours in size, among which the second budget says who gets wh
 MATTERS = 0.3  # of the load of the scarcest budget; one that is loaded less is kept, but not balanced
 AT_ONCE = 0.7  # of the open rows that are filled next
 FEW = 16  # rows that are not divided any more
+SMALL = 600  # items that are also packed one by one, if their rows are not full
 ENOUGH = 1.005  # times the least number of rows: not worth another try
 TRIES = 8  # times in a row that a row may choose what another budget forbids
 
@@ -35,11 +36,13 @@ def assign(needs: np.ndarray, limits: Sequence[int]) -> np.ndarray:
       int64 (n,): the row of each item; rows count from 0, without gaps.
     """
     rows = _packed(_Rows(np.asarray(needs, np.int64), np.asarray(limits, np.int64)))
-    if rows.two and rows.of_item.max() + 1 > ENOUGH * max(rows.loads()):
-        # Dealt first, coarse items may leave room for none of the others: then they go with all others by size.
-        other = _packed(rows.emptied(two=False))
-        rows = min(rows, other, key=lambda found: int(found.of_item.max()))
-    return rows.of_item
+    tries = [rows]
+    if len(needs) and rows.of_item.max() + 1 > ENOUGH * max(rows.loads()):
+        if rows.two:  # dealt first, coarse items may leave room for none of the others: then all go by size
+            tries.append(_packed(rows.emptied(two=False)))
+        if len(needs) <= SMALL:
+            tries.append(_one_by_one(rows.emptied(two=False)))
+    return min(tries, key=lambda found: int(found.of_item.max(initial=-1))).of_item
 
 
 def _packed(rows: _Rows) -> _Rows:
@@ -65,6 +68,21 @@ def ordered(keys: np.ndarray) -> np.ndarray:
     return np.sort((keys << bits) | np.arange(len(keys))) & ((1 << bits) - 1)
 
 
+def _one_by_one(rows: _Rows) -> _Rows:
+    """Best fit, the largest item first, each to the fullest row with room: what a few items have time for."""
+    needs, limits = np.stack(rows.needs, 1), np.array(rows.limits)
+    parts = needs / limits
+    room, slack, used = np.tile(limits, (len(needs), 1)), np.full(len(needs), float(len(limits))), 0
+    for item in np.argsort(-parts.max(1), kind="stable").tolist():
+        fits = (room[:used] >= needs[item]).all(1)
+        row = int(np.where(fits, slack[:used], np.inf).argmin()) if fits.any() else used
+        used = max(used, row + 1)
+        room[row] -= needs[item]
+        slack[row] -= parts[item].sum()
+        rows.of_item[item] = row
+    return rows
+
+
 class _Rows:
     """Rows being filled. Budgets are sorted, the scarcest first; those that cannot bind are left out.
 
@@ -73,7 +91,7 @@ class _Rows:
     """
 
     def __init__(self, needs: np.ndarray, limits: np.ndarray):
-        parts = needs / limits
+        parts = needs / np.maximum(limits, 1)
         loads = parts.sum(0)
         binding: list[int] = []
         for j in np.argsort(-loads, kind="stable").tolist():
@@ -136,11 +154,8 @@ class _Rows:
         spread = (rows * GOLDEN) % 1
         failed = np.zeros(len(rows), np.int64)
         while len(items) and len(rows):
-            # A row whose room is a little more than the largest item would be left with a gap too small for any: it
-            # keeps room for one item more. Rows keep it for items of all sizes, as they come: not all for the same.
             room = self.room[0][rows]
-            last = sizes[(len(sizes) * spread).astype(np.int64)]
-            wants = np.where((room > sizes[-1]) & (room < sizes[-1] + last), np.maximum(room - last, sizes[0]), room)
+            wants = _wants(room, sizes, spread)
             order = ordered(-wants)
             rows, wants, failed, spread = rows[order], wants[order], failed[order], spread[order]
 
@@ -178,6 +193,22 @@ class _Rows:
         np.put_along_axis(matched, row_order, np.take_along_axis(chosen, item_order, 1), 1)
         fits = np.all(sizes[matched] <= wants[:whole].reshape(-1, BLOCK), axis=1, keepdims=True)
         choice[:whole] = np.where(fits, matched, chosen).ravel()
+
+
+def _wants(room: np.ndarray, sizes: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    """How much of its room each row would fill now, by one of some items of sorted sizes.
+
+    A row whose room is a little more than the largest item would be left with a gap too small for any other. It keeps
+    room for one item more, if the two are then more than the largest alone. Which one is given by ``spread``, evenly
+    over all: not all rows can have the same.
+    """
+    wants = room.copy()
+    last = sizes[(len(sizes) * spread).astype(np.int64)]
+    near = np.flatnonzero((room > sizes[-1]) & (room < sizes[-1] + last) & (room >= sizes[0] + last))
+    now = sizes[np.searchsorted(sizes, room[near] - last[near], side="right") - 1]
+    near = near[now + last[near] > sizes[-1]]
+    wants[near] -= last[near]
+    return wants
 
 
 def pack(needs: np.ndarray, limits: Sequence[int]) -> list[list[int]]:

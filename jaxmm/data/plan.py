@@ -8,12 +8,14 @@ and a table of where each begins, which is also kept on disk, makes any batch on
 from __future__ import annotations
 
 import abc
+import contextlib
 import hashlib
 import itertools
 import json
 import os
 import secrets
 import threading
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +25,7 @@ import numpy as np
 from jaxmm.data.budgets import choose_budgets
 from jaxmm.data.lengths import Budgets, Lengths, expanded_flags
 from jaxmm.data.mixture import Mixture, Position, Stage, Streams, make_mixture
-from jaxmm.data.pack import assign, balanced_order, balanced_orders, ordered, pack
+from jaxmm.data.pack import GOLDEN, assign, balanced_order, balanced_orders, ordered, pack
 from jaxmm.data.pieces import (
     LONG_DOCUMENTS,
     LongDocuments,
@@ -93,6 +95,12 @@ def joined_rows(parts: Sequence[Rows]) -> Rows:
 def in_rows(pieces: Pieces, row_of: np.ndarray) -> Rows:
     """Brings pieces together by the number of their row."""
     return Rows(pieces.take(ordered(row_of)), np.concatenate([[0], np.cumsum(np.bincount(row_of))]))
+
+
+def _inverse(order: np.ndarray) -> np.ndarray:
+    inverse = np.empty_like(order)
+    inverse[order] = np.arange(len(order))
+    return inverse
 
 
 class Batches(abc.ABC):
@@ -221,19 +229,21 @@ class Plan(Batches):
         return rows * row_tokens
 
     def _shuffled(self, pieces: Pieces, row_of: np.ndarray, window: int) -> np.ndarray:
-        """Where each row goes: a random order in which the rows that are mostly of one source lie evenly."""
+        """Where each row goes: an order in which each source lies evenly, and all else is left to chance.
+
+        Rows with most tokens of one source, by how many these are, go to multiples of the golden ratio: so each stretch
+        of the window has about as many of each kind.
+        """
         count, sources = int(row_of.max(initial=-1)) + 1, len(self.lengths)
-        chance = random_bits(key_of(self.seed, _ROWS, window), np.arange(2 * count)).reshape(2, count)
+        key = key_of(self.seed, _ROWS, window)
+        chance = random_bits(key, np.arange(count + sources)) / 2.0**64
+        if sources == 1:
+            return _inverse(np.argsort(chance[:count], kind="stable"))
         tokens = (pieces.last - pieces.first).astype(float)
         held = np.bincount(row_of * sources + pieces.source, tokens, count * sources).reshape(count, sources)
         group = held.argmax(1)
-        order = np.lexsort((chance[0], group))
-        sizes = np.bincount(group, minlength=sources)
-        rank = np.arange(count) - (np.cumsum(sizes) - sizes)[group[order]]
-        place = (rank + chance[1] / 2.0**64) / sizes[group[order]]
-        new = np.empty(count, np.int64)
-        new[order[np.argsort(place, kind="stable")]] = np.arange(count)
-        return new
+        rank = _inverse(np.lexsort((chance[:count], held[np.arange(count), group], group)))
+        return _inverse(np.argsort((rank * GOLDEN + chance[count + group]) % 1, kind="stable"))
 
     def _window(self, window: int) -> Rows:
         if window not in self._windows:
@@ -282,10 +292,14 @@ class Plan(Batches):
             return self.origin.batch + -(-self._table.starts[-1] // self.batch_size)
 
     def seen(self, batch: int) -> tuple[int, ...]:
-        """How many examples of each source, epochs counted, the batches before ``batch`` have begun."""
+        """How many examples of each source, epochs counted, the batches before ``batch`` have begun.
+
+        It also writes the table: a run asks when it saves.
+        """
         row = (batch - self.origin.batch) * self.batch_size
         with self._lock:
             self._plan_to(row)
+            self._table.save()
             window = int(np.searchsorted(self._table.starts, row, side="right")) - 1
             before = self._table.positions[window].taken
             if row == self._table.starts[window]:
@@ -310,7 +324,8 @@ class _Table:
         self.long: tuple[LongDocuments, ...] | None = None
         self._saved = 0
         if file is not None and file.is_file():
-            self._load(file)
+            with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):  # cut short: made anew
+                self._load(file)
 
     def add(self, row: int, position: Position, has_ended: bool) -> None:
         """Notes the end of the last window, or that there was none."""
@@ -346,11 +361,11 @@ class _Table:
 
     def _load(self, file: Path) -> None:
         with np.load(file) as found:
-            self.starts = found["starts"].tolist()
-            taken, owed = found["taken"].tolist(), found["owed"].tolist()
-            self.positions = [Position(tuple(t), tuple(o)) for t, o in zip(taken, owed, strict=True)]
-            self.has_ended = bool(found["has_ended"])
-            self.long = tuple(LongDocuments(*row) for row in found["long"].tolist())
+            starts, taken, owed, has_ended, long = (
+                found[name].tolist() for name in ("starts", "taken", "owed", "has_ended", "long")
+            )
+        self.positions = [Position(tuple(t), tuple(o)) for t, o in zip(taken, owed, strict=True)]
+        self.starts, self.has_ended, self.long = starts, has_ended, tuple(LongDocuments(*counts) for counts in long)
         self._saved = len(self.starts)
 
 
