@@ -9,12 +9,14 @@ import numpy as np
 
 from jaxmm.data.lengths import Budgets, Lengths
 from jaxmm.data.pack import assign
+from jaxmm.data.pieces import pieces_of
 from jaxmm.data.shuffle import Permutation
 from jaxmm.errors import UserError
 
-SAMPLE_ROWS = 400
+SAMPLE_ROWS, SAMPLE_EXAMPLES = 400, 1 << 14
 MULTIPLE = 64  # of picked budgets
 STEPS = 1.0, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 6.0, 8.0  # of the average need: what is tried
+BOUNDLESS = 1 << 40
 LOSS = 0.015  # of the rows' tokens that a smaller budget may cost
 
 
@@ -35,33 +37,34 @@ def choose_budgets(
     if patch_budget % group:
         raise UserError(f"config.patch_budget {patch_budget} is no multiple of config.image.merge squared, {group}")
     largest = np.max([_largest(source, seq_len) for source in lengths], 0)
-    sample = np.concatenate(
-        [
-            _sample(source, share / sum(shares) * SAMPLE_ROWS * seq_len, seq_len)
-            for source, share in zip(lengths, shares, strict=True)
-        ]
-    )
+    parts = [share / sum(shares) for share in shares]
+    density = sum(part * len(s) / max(1, int(s.totals[0])) for s, part in zip(lengths, parts, strict=True))
+    tokens = min(SAMPLE_ROWS * seq_len, SAMPLE_EXAMPLES / density)
+    sample = np.concatenate([_sample(s, part * tokens, seq_len) for s, part in zip(lengths, parts, strict=True)])
     typical = sample.sum(0) / max(sample[:, 0].sum(), 1) * seq_len
     multiple = math.lcm(MULTIPLE, group)
 
-    def rows(patches: int, targets: int) -> int:
-        columns = [0, 1, 3]
-        limits = np.array([seq_len, patches, targets])
-        return int(assign(np.minimum(sample[:, columns], limits), limits.tolist()).max(initial=0)) + 1
+    def rows(limits: Budgets) -> int:
+        return int(assign(np.minimum(sample, np.array(limits)), limits).max(initial=0)) + 1
 
-    def pick(column: int, most: int, count) -> int:
-        """The smallest of the steps with which ``count(budget)`` rows are few enough."""
+    def pick(name: str, limits: Budgets, multiple: int, most: int) -> int:
+        """The smallest of the steps in a budget with which few enough rows hold the sample."""
+        column = Budgets._fields.index(name)
         least = max(int(largest[column]), 1)
-        tried = sorted({-(-max(int(step * typical[column]), least) // multiple) * multiple for step in STEPS})
-        tried = [t for t in tried if t < most]
-        few = count(most) * (1 + LOSS)
-        return next((budget for budget in tried if count(budget) <= few), tried[-1] if tried else most)
+        few = rows(limits) * (1 + LOSS)
+        for step in STEPS:
+            budget = -(-max(math.ceil(step * typical[column]), least) // multiple) * multiple
+            if budget >= most or rows(limits._replace(**{name: budget})) <= few:
+                break
+        return min(budget, most)
 
-    boundless = 1 << 40
-    patches = patch_budget or pick(1, boundless, lambda budget: rows(budget, seq_len))
-    targets = target_budget or pick(3, seq_len, lambda budget: rows(patches, budget))
-    items = max(8, int(largest[2]), math.ceil(2 * typical[2]))
-    return Budgets(seq_len, patches, min(items, patches // group), min(targets, seq_len))
+    limits = Budgets(seq_len, patch_budget or BOUNDLESS, BOUNDLESS, min(target_budget or seq_len, seq_len))
+    if not patch_budget:
+        limits = limits._replace(patches=pick("patches", limits, multiple, BOUNDLESS))
+    limits = limits._replace(items=pick("items", limits, 8, limits.patches // group))
+    if not target_budget:
+        limits = limits._replace(targets=pick("targets", limits, MULTIPLE, seq_len))
+    return limits
 
 
 def _largest(source: Lengths, seq_len: int) -> np.ndarray:
@@ -78,14 +81,12 @@ def _largest(source: Lengths, seq_len: int) -> np.ndarray:
 
 
 def _sample(source: Lengths, tokens: float, seq_len: int) -> np.ndarray:
-    """Needs of random examples with about so many tokens, those longer than a row in even parts."""
-    total = max(1, int(source.totals[0]))
-    count = min(max(1, round(tokens / total * len(source))), 1 << 15)
-    needs = source.needs(Permutation(len(source), 0)(np.arange(count) % len(source)))
-    parts = -(-needs[:, 0] // seq_len)
-    even = np.repeat(needs, parts, 0) // np.repeat(parts, parts)[:, None]
-    even[:, 0] = np.maximum(even[:, 0], 1)
-    is_last = np.cumsum(parts) - 1  # an image is not divided: all of them to the last part, as far as they go
-    even[:, 1:3] = np.where(np.repeat(parts, parts)[:, None] > 1, 0, even[:, 1:3])
-    even[is_last, 1:3] = needs[:, 1:3]
-    return even
+    """(n, 4) needs of random examples, cut to rows, with about so many tokens."""
+    count = round(tokens / max(1, int(source.totals[0])) * len(source))
+    count = max(count, int(tokens > 0))
+    examples = Permutation(len(source), 0)(np.arange(count) % len(source))
+    boundless = Budgets(seq_len, BOUNDLESS, BOUNDLESS, seq_len)
+    try:
+        return pieces_of(source, 0, examples, examples, boundless, "split")[1]
+    except UserError:  # an image larger than a row; whoever cuts it for a row says so
+        return pieces_of(source, 0, examples, examples, boundless, "drop")[1]

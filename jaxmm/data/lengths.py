@@ -132,7 +132,7 @@ def _count(prepared: Columns, spec: ImageSpec) -> tuple[np.ndarray, np.ndarray]:
         block = slice(int(images[0]), int(images[-1]))
         rows, columns = media.grid_size(prepared.image_height_I[block], prepared.image_width_I[block], spec)
         patches_I[block] = rows * columns
-        images -= block.start
+        images = images - block.start  # not in place: it may be the index itself
         needs = needs_E4[start:stop]
         needs[:, 0] = tokens + _sums(patches_I[block] // spec.merge**2, images)
         needs[:, 1] = _sums(patches_I[block], images)

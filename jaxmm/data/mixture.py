@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxmm.data.lengths import Budgets, Lengths
-from jaxmm.data.pieces import Pieces, joined, pieces_of
+from jaxmm.data.pieces import Pieces, joined_pieces, pieces_of
 from jaxmm.data.shuffle import Permutation, key_of
 from jaxmm.errors import UserError
 
@@ -72,12 +72,23 @@ class Position(NamedTuple):
     owed: tuple[float, ...]  # tokens of its share that a source has not had yet; negative where it had more
 
 
+class Drawn(NamedTuple):
+    """Pieces, and what each takes: (n, 4) in the order of Budgets."""
+
+    pieces: Pieces
+    needs: np.ndarray
+
+
+def joined(parts: Sequence[Drawn]) -> Drawn:
+    none = Drawn(Pieces(*[np.zeros(0, np.int64)] * 5), np.zeros((0, 4), np.int64))
+    pieces, needs = zip(none, *parts, strict=True)
+    return Drawn(joined_pieces(pieces), np.concatenate(needs))
+
+
 class Streams:
     """The sources of a mixture, each an endless stream of its examples: epoch after epoch, in another order each."""
 
-    def __init__(
-        self, lengths: Sequence[Lengths], mixture: Mixture, budgets: Budgets, seed: int, long_documents: str
-    ):
+    def __init__(self, lengths: Sequence[Lengths], mixture: Mixture, budgets: Budgets, seed: int, long_documents: str):
         self.lengths, self.mixture, self.budgets = list(lengths), mixture, budgets
         self.seed, self.long_documents = seed, long_documents
 
@@ -94,7 +105,7 @@ class Streams:
             examples = Permutation(whole, key_of(self.seed, source, _SUBSET))(examples)
         return examples, np.concatenate(epochs)
 
-    def take(self, source: int, start: int, tokens: float) -> tuple[Pieces, int, int]:
+    def take(self, source: int, start: int, tokens: float) -> tuple[Drawn, int, int]:
         """Takes examples from a position on until they hold ``tokens`` or the source has run out.
 
         Returns:
@@ -110,17 +121,18 @@ class Streams:
             stop = at + int((tokens - held) / mean * 1.02) + 8
             stop = min(stop, end) if end else stop
             examples, epochs = self.examples(source, at, stop)
-            pieces, of = pieces_of(lengths, source, examples, epochs, self.budgets, self.long_documents)
+            pieces, needs, of = pieces_of(lengths, source, examples, epochs, self.budgets, self.long_documents)
             sums = np.cumsum(np.bincount(of, pieces.last - pieces.first, len(examples)))
             count = min(int(np.searchsorted(sums, tokens - held, side="left")) + 1, len(examples))
-            found.append(pieces.take(slice(0, int(np.searchsorted(of, count, side="left")))))
+            inside = slice(0, int(np.searchsorted(of, count, side="left")))
+            found.append(Drawn(pieces.take(inside), needs[inside]))
             held += int(sums[count - 1])
             at += count
             if not held and at - start > self.mixture.examples[source]:
                 raise UserError(f"data source '{lengths.name}' has no example that fits a row: nothing to train on")
-        return joined(found) if found else no_pieces(), at, held
+        return joined(found), at, held
 
-    def draw(self, position: Position, tokens: float, step: int) -> tuple[Pieces, Position]:
+    def draw(self, position: Position, tokens: float, step: int) -> tuple[Drawn, Position]:
         """Takes a window's worth: each source's share of ``tokens``, and what it is owed from before.
 
         The share of a source that has run out goes to the others. Where none with a share in the stage of ``step`` is
@@ -128,7 +140,7 @@ class Streams:
         """
         taken, owed = list(position.taken), np.array(position.owed)
         shares = self._shares(taken, step)
-        found: list[Pieces] = []
+        found: list[Drawn] = []
         if shares is not None:
             owed += tokens * shares
         while shares is not None:
@@ -142,11 +154,15 @@ class Streams:
             if not spare or shares is None:
                 break
             owed += spare * shares
-        return joined(found) if found else no_pieces(), Position(tuple(taken), tuple(owed.tolist()))
+        return joined(found), Position(tuple(taken), tuple(owed.tolist()))
 
     def has_run_out(self, source: int, taken: int) -> bool:
         end = self.mixture.ends[source]
         return bool(end) and taken >= end
+
+    def is_over(self, position: Position, step: int) -> bool:
+        """Whether nothing is left to draw."""
+        return self._shares(position.taken, step) is None
 
     def _shares(self, taken: Sequence[int], step: int) -> np.ndarray | None:
         """Shares at a step, those of sources that have run out given to the others, or None if there is none left."""
@@ -158,7 +174,3 @@ class Streams:
             if shares.sum() > 0:
                 return shares / shares.sum()
         return None
-
-
-def no_pieces() -> Pieces:
-    return Pieces(*(np.zeros(0, np.int64) for _ in range(5)), np.zeros((0, 4), np.int64))  # type: ignore[arg-type]

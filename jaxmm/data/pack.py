@@ -7,6 +7,7 @@ others the next smaller ones. With rows and items sorted, that is one pass of ``
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,6 +17,8 @@ BLOCK = 64  # neighbours in size, among which the second budget says who gets wh
 MATTERS = 0.3  # of the load of the scarcest budget; one that is loaded less is kept, but not balanced
 AT_ONCE = 0.7  # of the open rows that are filled next
 FEW = 16  # rows that are not divided any more
+SMALL = 600  # items that are also packed one by one, if their rows are not full
+ENOUGH = 1.005  # times the least number of rows: not worth another try
 TRIES = 8  # times in a row that a row may choose what another budget forbids
 
 
@@ -32,11 +35,20 @@ def assign(needs: np.ndarray, limits: Sequence[int]) -> np.ndarray:
     Returns:
       int64 (n,): the row of each item; rows count from 0, without gaps.
     """
-    rows = _Rows(np.asarray(needs, np.int64), np.asarray(limits, np.int64))
-    left = np.arange(len(needs))
+    rows = _packed(_Rows(np.asarray(needs, np.int64), np.asarray(limits, np.int64)))
+    tries = [rows]
+    if len(needs) and rows.of_item.max() + 1 > ENOUGH * max(rows.loads()):
+        if rows.two:  # dealt first, coarse items may leave room for none of the others: then all go by size
+            tries.append(_packed(rows.emptied(two=False)))
+        if len(needs) <= SMALL:
+            tries.append(_one_by_one(rows.emptied(two=False)))
+    return min(tries, key=lambda found: int(found.of_item.max(initial=-1))).of_item
+
+
+def _packed(rows: _Rows) -> _Rows:
+    left = np.arange(len(rows.of_item))
     while len(left):
-        loads = [int(need[left].sum()) / limit for need, limit in zip(rows.needs, rows.limits, strict=True)]
-        opened = rows.open(max(1, int(np.ceil(max(loads)))))
+        opened = rows.open(max(1, int(np.ceil(max(rows.loads(left))))))
         if rows.two:
             rows.deal(left, opened)
             left = rows.unplaced(left)
@@ -45,13 +57,30 @@ def assign(needs: np.ndarray, limits: Sequence[int]) -> np.ndarray:
             count = len(opened) if len(opened) < FEW else int(AT_ONCE * len(opened))
             rows.fill(left, opened[:count], least=count // 400 if count < len(opened) else 1)
             left, opened = rows.unplaced(left), opened[count:]
-    return np.unique(rows.of_item, return_inverse=True)[1].astype(np.int64)
+    is_used = np.bincount(rows.of_item) > 0
+    rows.of_item = (np.cumsum(is_used) - 1)[rows.of_item]
+    return rows
 
 
 def ordered(keys: np.ndarray) -> np.ndarray:
     """A stable argsort of int64 keys below 2**40, by sorting keys and indices as one number: the faster way."""
     bits = max(1, len(keys).bit_length())
     return np.sort((keys << bits) | np.arange(len(keys))) & ((1 << bits) - 1)
+
+
+def _one_by_one(rows: _Rows) -> _Rows:
+    """Best fit, the largest item first, each to the fullest row with room: what a few items have time for."""
+    needs, limits = np.stack(rows.needs, 1), np.array(rows.limits)
+    parts = needs / limits
+    room, slack, used = np.tile(limits, (len(needs), 1)), np.full(len(needs), float(len(limits))), 0
+    for item in np.argsort(-parts.max(1), kind="stable").tolist():
+        fits = (room[:used] >= needs[item]).all(1)
+        row = int(np.where(fits, slack[:used], np.inf).argmin()) if fits.any() else used
+        used = max(used, row + 1)
+        room[row] -= needs[item]
+        slack[row] -= parts[item].sum()
+        rows.of_item[item] = row
+    return rows
 
 
 class _Rows:
@@ -62,7 +91,7 @@ class _Rows:
     """
 
     def __init__(self, needs: np.ndarray, limits: np.ndarray):
-        parts = needs / limits
+        parts = needs / np.maximum(limits, 1)
         loads = parts.sum(0)
         binding: list[int] = []
         for j in np.argsort(-loads, kind="stable").tolist():
@@ -70,9 +99,22 @@ class _Rows:
                 binding.append(j)
         self.needs = [np.ascontiguousarray(needs[:, j]) for j in binding]
         self.limits = [int(limits[j]) for j in binding]
-        self.room = [np.zeros(0, np.int64) for _ in binding]
-        self.of_item = np.full(len(needs), -1, np.int64)
-        self.two = len(binding) > 1 and bool(loads[binding[1]] > MATTERS * loads[binding[0]])
+        self._empty(len(binding) > 1 and bool(loads[binding[1]] > MATTERS * loads[binding[0]]))
+
+    def _empty(self, two: bool) -> None:
+        self.two = two
+        self.room = [np.zeros(0, np.int64) for _ in self.limits]
+        self.of_item = np.full(len(self.needs[0]), -1, np.int64)
+
+    def emptied(self, two: bool) -> _Rows:
+        """The same items and budgets, and no rows yet."""
+        rows = copy.copy(self)
+        rows._empty(two)
+        return rows
+
+    def loads(self, items: np.ndarray | slice = slice(None)) -> list[float]:
+        """The least number of rows that hold some items, by budget."""
+        return [int(need[items].sum()) / limit for need, limit in zip(self.needs, self.limits, strict=True)]
 
     def open(self, count: int) -> np.ndarray:
         """Returns the numbers of ``count`` new rows."""
@@ -86,8 +128,8 @@ class _Rows:
     def place(self, items: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Puts each item in its row, all of them different, where there is room; returns which were put."""
         taken = [(need[items], room[rows]) for need, room in zip(self.needs, self.room, strict=True)]
-        fits = taken[0][0] <= taken[0][1]
-        for need, room in taken[1:]:
+        fits = np.ones(len(items), bool)
+        for need, room in taken:
             fits &= need <= room
         for room, (need, before) in zip(self.room, taken, strict=True):
             room[rows] = before - np.where(fits, need, 0)
@@ -109,19 +151,18 @@ class _Rows:
         sizes = self.needs[0][items]
         order = ordered(sizes)
         items, sizes = items[order], sizes[order]
+        spread = (rows * GOLDEN) % 1
         failed = np.zeros(len(rows), np.int64)
         while len(items) and len(rows):
-            # A row whose room is a little more than the largest item would be left with a gap too small for any: it
-            # keeps room for one item more. Rows keep it for items of all sizes, as they come: not all for the same.
             room = self.room[0][rows]
-            last = sizes[(len(sizes) * ((rows * GOLDEN) % 1)).astype(np.int64)]
-            wants = np.where((room > sizes[-1]) & (room < sizes[-1] + last), np.maximum(room - last, sizes[0]), room)
+            wants = _wants(room, sizes, spread)
             order = ordered(-wants)
-            rows, wants, failed = rows[order], wants[order], failed[order]
+            rows, wants, failed, spread = rows[order], wants[order], failed[order], spread[order]
 
             choice = np.searchsorted(sizes, wants, side="right") - 1
             # Refused by another budget, a row looks among smaller items, each row elsewhere.
-            choice -= np.where(failed, choice * failed * (1 + rows % 7) // (14 * TRIES), 0)
+            if failed.any():
+                choice -= (choice * failed * (0.5 + spread) / (2 * TRIES)).astype(np.int64)
             steps = np.arange(len(rows))
             choice = np.minimum.accumulate(choice + steps) - steps  # each at least one below the row before
             count = int(np.searchsorted(-choice, 0, side="right"))
@@ -136,7 +177,7 @@ class _Rows:
             if count - int(np.count_nonzero(kept[choice])) < least or not len(items):
                 return
             live = (self.room[0][rows] >= sizes[0]) & (failed <= TRIES)
-            rows, failed = rows[live], failed[live]
+            rows, failed, spread = rows[live], failed[live], spread[live]
 
     def _match(
         self, choice: np.ndarray, items: np.ndarray, sizes: np.ndarray, rows: np.ndarray, wants: np.ndarray
@@ -150,8 +191,24 @@ class _Rows:
         row_order = np.argsort(self.room[1][rows[:whole]].reshape(-1, BLOCK), axis=1, kind="stable")
         matched = np.empty_like(chosen)
         np.put_along_axis(matched, row_order, np.take_along_axis(chosen, item_order, 1), 1)
-        fits = (sizes[matched] <= wants[:whole].reshape(-1, BLOCK)).all(1)
-        choice[:whole] = np.where(fits[:, None], matched, chosen).ravel()
+        fits = np.all(sizes[matched] <= wants[:whole].reshape(-1, BLOCK), axis=1, keepdims=True)
+        choice[:whole] = np.where(fits, matched, chosen).ravel()
+
+
+def _wants(room: np.ndarray, sizes: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    """How much of its room each row would fill now, by one of some items of sorted sizes.
+
+    A row whose room is a little more than the largest item would be left with a gap too small for any other. It keeps
+    room for one item more, if the two are then more than the largest alone. Which one is given by ``spread``, evenly
+    over all: not all rows can have the same.
+    """
+    wants = room.copy()
+    last = sizes[(len(sizes) * spread).astype(np.int64)]
+    near = np.flatnonzero((room > sizes[-1]) & (room < sizes[-1] + last) & (room >= sizes[0] + last))
+    now = sizes[np.searchsorted(sizes, room[near] - last[near], side="right") - 1]
+    near = near[now + last[near] > sizes[-1]]
+    wants[near] -= last[near]
+    return wants
 
 
 def pack(needs: np.ndarray, limits: Sequence[int]) -> list[list[int]]:

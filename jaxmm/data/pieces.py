@@ -34,24 +34,22 @@ Row = list[Piece]
 
 
 class Pieces(NamedTuple):
-    """Many pieces: int64 arrays of one length, and what each takes, (n, 4) in the order of Budgets."""
+    """Many pieces: int64 arrays of one length."""
 
     source: np.ndarray
     example: np.ndarray
     first: np.ndarray
     last: np.ndarray
     epoch: np.ndarray
-    needs: np.ndarray
 
     def take(self, which: np.ndarray | slice) -> Pieces:
         return Pieces(*(column[which] for column in self))
 
     def listed(self) -> list[Piece]:
-        fields = (column.tolist() for column in self[:5])
-        return [Piece(*fields_of_one) for fields_of_one in zip(*fields, strict=True)]
+        return list(map(Piece, *(column.tolist() for column in self)))
 
 
-def joined(parts: Sequence[Pieces]) -> Pieces:
+def joined_pieces(parts: Sequence[Pieces]) -> Pieces:
     return Pieces(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
 
@@ -216,17 +214,21 @@ def pieces_of(
     epochs: np.ndarray,
     budgets: Budgets,
     long_documents: str,
-) -> tuple[Pieces, np.ndarray]:
+) -> tuple[Pieces, np.ndarray, np.ndarray]:
     """The pieces of examples, each of an epoch: those no row holds are split, truncated or dropped.
 
     Returns:
-      The pieces, in the order of the examples, and of which of the examples each is.
+      The pieces, in the order of the examples; what each takes, (n, 4) in the order of Budgets; and which of the
+      examples it is of.
     """
     needs = lengths.needs(examples)
     is_long = lengths.is_long(needs, budgets)
-    of = np.flatnonzero(~is_long) if is_long.any() else np.arange(len(examples))
+    if not is_long.any():
+        of = np.arange(len(examples))
+        return Pieces(np.full(len(of), source), examples, np.zeros_like(of), needs[:, 0], epochs), needs, of
+    of = np.flatnonzero(~is_long)
     first, last, taken = np.zeros_like(of), needs[of, 0], needs[of]
-    if long_documents != "drop" and len(of) < len(examples):
+    if long_documents != "drop":
         long = np.flatnonzero(is_long)
         parts = cut_examples(lengths, examples[long], budgets, only_first=long_documents == "truncate")
         of = np.concatenate([of, long[parts.of]])
@@ -235,7 +237,7 @@ def pieces_of(
         first = np.concatenate([first, parts.first])[order]
         last = np.concatenate([last, parts.last])[order]
         taken = np.concatenate([taken, parts.needs])[order]
-    return Pieces(np.full(len(of), source), examples[of], first, last, epochs[of], taken), of
+    return Pieces(np.full(len(of), source), examples[of], first, last, epochs[of]), taken, of
 
 
 class LongDocuments(NamedTuple):

@@ -49,9 +49,9 @@ def random_order(key: int, size: int) -> np.ndarray:
 class Permutation:
     """A permutation of range(size) that is a function of its key.
 
-    A Feistel network over pairs (left, right) of about sqrt(size) values each (the generalised one of Black and Rogaway,
-    2002): each round adds a random function of one to the other. There are a few more pairs than numbers; whoever lands
-    on one of those walks on.
+    A Feistel network over pairs (left, right) of about sqrt(size) values each (the generalised one of Black and
+    Rogaway, 2002): each round adds a random function of one to the other. There are a few more pairs than numbers;
+    whoever lands on one of those walks on.
     """
 
     def __init__(self, size: int, key: int):
