@@ -37,7 +37,15 @@ from jaxmm.models.flops import batch_flops, parameter_counts
 from jaxmm.models.multimodal import flat_axes, linear_maps, make_model
 from jaxmm.optimizer import OPTIMIZERS, make_optimizer, make_schedule
 from jaxmm.recipe import (
-    Corpus, Recipe, eval_corpus, init_params, make_assembler, make_plan, place_params, read_budgets, read_recipe,
+    Corpus,
+    Recipe,
+    eval_corpus,
+    init_params,
+    make_assembler,
+    make_plan,
+    place_params,
+    read_budgets,
+    read_recipe,
     train_corpus,
 )  # fmt: skip
 from jaxmm.train_step import Metrics, TrainState, init_state, make_train_step
