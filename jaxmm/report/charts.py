@@ -20,9 +20,10 @@ class Histogram(NamedTuple):
 
     @classmethod
     def of(cls, title: str, unit: str, values: np.ndarray, low: float, high: float, bins: int = 24) -> Histogram:
-        """Counts values, which all lie in [low, high], in bins of one width; integers get no bin narrower than one."""
-        if np.issubdtype(values.dtype, np.integer):
-            bins = max(1, min(bins, int(high - low)))
+        """Counts values, which all lie in [low, high], in bins of one width; a few integers get a bin each."""
+        if np.issubdtype(values.dtype, np.integer) and high - low < bins:
+            high += 1
+            bins = int(high - low)
         counts, edges = np.histogram(values, bins, (low, max(high, low + 1e-9)))
         return cls(title, unit, counts.tolist(), edges.tolist())
 

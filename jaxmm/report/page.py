@@ -220,7 +220,7 @@ def _shares(report: Report) -> Iterator[str]:
             f"<td>{source.asked:.1%}</td><td>{share:.1%}</td>"
             f'<td class="bar"><span class="share" style="--h:{_hue(i)}" aria-hidden="true">'
             f'<i style="width:{100 * share:.4g}%"></i><b style="left:{100 * source.asked:.4g}%"></b></span></td>'
-            f"<td>{sums.documents:,}<small> of {source.documents:,}</small></td><td>{passes or '–'}</td>"
+            f"<td>{source.documents:,}</td><td>{passes or '–'}</td><td>{sums.documents:,}</td>"
             f"<td>{sums.text:,}</td><td>{sums.soft:,}</td><td>{sums.targets:,}</td><td>{sums.images:,}</td>"
             f"<td>{sums.patches:,}</td></tr>"
         )
@@ -251,7 +251,7 @@ def _charts(report: Report) -> Iterator[Histogram]:
     yield Histogram.of("Rows by patch fill", "part of the budget", tally.used[:, 1] / budgets.patches, 0, 1, 20)
     if tally.total.images:
         images = tally.used[:, 2]
-        yield Histogram.of("Rows by images", "images", images, 0, int(images.max()) + 1)
+        yield Histogram.of("Rows by images", "images", images, 0, int(images.max()))
 
 
 def _counts(counts: Iterable[tuple[str, int]]) -> str:
