@@ -16,8 +16,9 @@ import pytest
 
 from jaxmm.data import media
 from jaxmm.data import prepare as prepare_module
-from jaxmm.data.documents import Document, Image, Part, Skip, Source, Text, Turn, Unit, read_sources
+from jaxmm.data.documents import Document, Image, Part, Skip, Source, Text, Turn, Unit
 from jaxmm.data.prepare import COLUMNS, InMemory, Prepared, prepare
+from jaxmm.data.sources import read_sources
 from jaxmm.data.text import Template, load_tokenizer
 from jaxmm.errors import UserError
 
