@@ -58,7 +58,7 @@ function figure(span) {
   const made = make("figure"), canvas = make("div", "canvas"), img = make("img");
   img.src = image.src;
   img.alt = `Image of ${width} by ${height} pixels, ${rows} by ${columns} patches`;
-  const scale = Math.max(1, Math.min(6, Math.floor(288 / Math.max(width, height))));
+  const scale = Math.max(1, Math.min(10, Math.floor(288 / Math.max(width, height))));
   img.width = width * scale;
   img.height = height * scale;
   const svg = drawn("svg", { viewBox: `0 0 ${columns} ${rows}`, preserveAspectRatio: "none", "aria-hidden": "true" });
@@ -71,7 +71,7 @@ function figure(span) {
   canvas.append(img, svg);
   const soft = span[2] - span[1];
   const told = `${width} × ${height} pixels · ${columns} × ${rows} patches, from ${number(image.patch)} · ` +
-    `${plural(soft, "soft token")} at positions ${range([span[1], span[2]])}` + (image.exact ? "" : " · shown as JPEG");
+    `${plural(soft, "soft token")} at position${soft === 1 ? "" : "s"} ${range([span[1], span[2]])}` + (image.exact ? "" : " · shown as JPEG");
   const caption = make("figcaption", "", told);
   canvas.addEventListener("pointermove", (event) => {
     const box = canvas.getBoundingClientRect();
