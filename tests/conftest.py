@@ -47,6 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     has_torch = importlib.util.find_spec("torch") is not None
     run = {"slow": config.getoption("--slow"), "parity": config.getoption("--parity") and has_torch}
+    run["ray"] = importlib.util.find_spec("ray") is not None
     out = [item for item in items if any(item.get_closest_marker(mark) and not on for mark, on in run.items())]
     if out:
         config.hook.pytest_deselected(items=out)

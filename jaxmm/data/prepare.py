@@ -73,7 +73,8 @@ def prepare(
     name = re.sub(r"[^\w.-]", "_", source.name)
     folder = cache / f"{name}-{_key(source, versions, template)[:16]}"
     unfinished = cache / f".{folder.name}.part"
-    if _is_whole(folder) and not unfinished.exists():
+    lock = cache / f".{folder.name}.lock"
+    if _is_whole(folder) and not (unfinished.exists() or lock.exists()):
         return folder
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -83,7 +84,7 @@ def prepare(
     def wait() -> None:
         progress.say(f"another process is preparing {source.name} in {cache}: waiting for it")
 
-    with space_wanted(cache), locked(cache / f".{folder.name}.lock", wait):
+    with space_wanted(cache), locked(lock, wait):
         if not _is_whole(folder):
             if folder.exists():
                 raise UserError(f"{folder} is in the way and not whole: delete it")
