@@ -15,8 +15,10 @@ def get_config() -> ConfigDict:
     config.init_from = ""  # workdir of another run: its weights, with a fresh optimizer
 
     config.data = ConfigDict()
-    config.data.path = ""  # dataset_info.json or its folder, a data file, or prepared data; "" is the demo
+    config.data.path = ""  # dataset_info.json, data file, folder or pattern, or prepared data; "" is the demo
     config.data.mixture = ""  # name:share,name:share (shares of tokens); "" is all of one file or folder, by size
+    config.data.media_dir = ""  # folder that images' paths count from; "" is that of the data
+    config.data.follow_outside = False  # whether records may name images outside the data's folder and media_dir
     config.data.objective = "sft"  # "sft": assistant turns are targets; "pretrain": all text is
     config.data.long_documents = "split"  # or "truncate", "drop"
     config.data.jitter = 0.15  # from a picture's fifth pass on, its edges move up to this part of its side

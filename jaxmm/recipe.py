@@ -15,9 +15,10 @@ from jaxmm import sharding
 from jaxmm.batch import ImageSpec
 from jaxmm.checkpoint import Checkpoints
 from jaxmm.data import demo
-from jaxmm.data.documents import Source, read_sources
+from jaxmm.data.documents import Source
 from jaxmm.data.plan import Budgets, Lengths, choose_budgets
 from jaxmm.data.prepare import Prepared, prepare
+from jaxmm.data.sources import read_sources
 from jaxmm.data.text import Template, load_tokenizer
 from jaxmm.errors import UserError, nearest
 from jaxmm.models.connector import ConnectorSpec
@@ -71,25 +72,37 @@ def _prepared_folders(path: Path, names: Sequence[str]) -> list[Path]:
     if (path / "meta.json").is_file():
         return [path]
     folders = {str(Prepared(f.parent).meta["name"]): f.parent for f in sorted(path.glob("*/meta.json"))}
-    if not folders:
-        raise UserError(
-            f"{path} holds neither a dataset_info.json nor prepared data (meta.json): give one of these, or a file"
-        )
     for name in names:
         if name not in folders:
             raise UserError(f"{path} has no source '{name}': it has {', '.join(folders)}{nearest(name, folders)}")
     return [folders[name] for name in names] if names else list(folders.values())
 
 
-def load_corpus(path: str, mixture: str, template: Template, image: ImageSpec, cache: Path, default: Source) -> Corpus:
+def _is_prepared(path: Path) -> bool:
+    """Whether a path is a folder of prepared sources, or one of them; else the readers know what it is."""
+    if not path.is_dir() or (path / "dataset_info.json").is_file():
+        return False
+    return (path / "meta.json").is_file() or any(path.glob("*/meta.json"))
+
+
+def load_corpus(
+    path: str,
+    mixture: str,
+    template: Template,
+    image: ImageSpec,
+    cache: Path,
+    default: Source,
+    media_dir: str = "",
+    follow_outside: bool = False,
+) -> Corpus:
     """Opens the sources of a ``data`` or ``eval`` group, preparing what is not in the cache yet."""
     shares = parse_mixture(mixture)
-    if path and (Path(path) / "dataset_info.json").is_file():
-        path = str(Path(path) / "dataset_info.json")
-    if path and Path(path).is_dir():
+    if path and _is_prepared(Path(path)):
         folders = _prepared_folders(Path(path), list(shares))
     else:
-        sources = read_sources(path, list(shares)) if path else [default]
+        sources = [default]
+        if path:
+            sources = read_sources(path, list(shares), media_dir=media_dir, follow_outside=follow_outside)
         folders = [prepare(source, template, cache / "prepared") for source in sources]
     opened = [Prepared(folder) for folder in folders]
     for prepared in opened:
@@ -147,9 +160,22 @@ def read_compute(config: ConfigDict) -> Compute:
     )
 
 
+def _load(config: ConfigDict, group: ConfigDict, recipe: Recipe, default: Source) -> Corpus:
+    return load_corpus(
+        group.path,
+        group.mixture,
+        recipe.template,
+        recipe.image,
+        recipe.cache,
+        default,
+        media_dir=config.data.media_dir,
+        follow_outside=config.data.follow_outside,
+    )
+
+
 def train_corpus(config: ConfigDict, recipe: Recipe) -> Corpus:
     default = demo.training_source(seed=0)
-    return load_corpus(config.data.path, config.data.mixture, recipe.template, recipe.image, recipe.cache, default)
+    return _load(config, config.data, recipe, default)
 
 
 def eval_corpus(config: ConfigDict, recipe: Recipe) -> Corpus | None:
@@ -157,7 +183,7 @@ def eval_corpus(config: ConfigDict, recipe: Recipe) -> Corpus | None:
     if not config.eval.path and config.data.path:
         return None
     default = demo.test_source(seed=0)
-    return load_corpus(config.eval.path, config.eval.mixture, recipe.template, recipe.image, recipe.cache, default)
+    return _load(config, config.eval, recipe, default)
 
 
 def read_budgets(config: ConfigDict, corpus: Corpus) -> Budgets:

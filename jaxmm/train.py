@@ -45,7 +45,7 @@ FLAGS: command.Flags = {
 }
 # What may differ when a run goes on; data is told apart by its content, not by where it lies.
 FREE = ("steps", "mesh", "compute", "eval", "checkpoint", "log", "data.cache", "data.threads", "data.workers",
-        "data.path", "data.tokenizer", "init_from")  # fmt: skip
+        "data.path", "data.media_dir", "data.follow_outside", "data.tokenizer", "init_from")  # fmt: skip
 MAX_BAD_STEPS = 20  # non-finite steps in a row that end a run
 MAX_SKIPPED = 0.05  # of the examples seen, once MIN_SEEN were
 MIN_SEEN = 100

@@ -5,6 +5,7 @@ A name is a local path, or a URL that fsspec opens (``s3://``, ``gs://``, ``memo
 
 from __future__ import annotations
 
+import glob
 import os
 import posixpath
 from typing import Any, BinaryIO, NamedTuple, cast
@@ -71,7 +72,15 @@ def listed(folder: str) -> list[str]:
     if not is_remote(folder):
         return [os.path.join(folder, name) for name in sorted(os.listdir(folder))]
     fs, path = _store(folder)
-    return sorted(fs.unstrip_protocol(found) for found in fs.ls(path, detail=False))
+    return sorted(_url(fs, folder, found) for found in fs.ls(path, detail=False))
+
+
+def matched(pattern: str) -> list[str]:
+    """Returns the files that match a pattern with ``*``, ``?``, ``[...]`` or ``**``, absolute and sorted."""
+    if not is_remote(pattern):
+        return sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)))
+    fs, path = _store(pattern)
+    return sorted(_url(fs, pattern, found) for found in fs.glob(path))
 
 
 def version(name: str) -> Version:
@@ -87,6 +96,11 @@ def version(name: str) -> Version:
     found = fs.info(path)
     tag = next((found[k] for k in ("ETag", "etag", "md5Hash", "mtime", "LastModified", "created") if found.get(k)), "")
     return Version(int(found["size"]), str(tag))
+
+
+def _url(fs: Any, like: str, found: str) -> str:
+    """Returns the URL of what a store found, with as many slashes as the one it was asked for."""
+    return str(fs.unstrip_protocol(found if like.partition("://")[2].startswith("/") else found.lstrip("/")))
 
 
 def _store(url: str) -> tuple[Any, str]:

@@ -36,7 +36,8 @@ from jaxmm.errors import UserError
 __all__ = ["COLUMNS", "FORMAT", "Columns", "InMemory", "Prepared", "Record", "prepare"]
 
 MAX_SKIPPED = 0.05  # of a source's documents; a single one never stops
-SHARD_BYTES = 8 << 20  # of input: smaller units are joined up to it
+SHARD_BYTES = 8 << 20  # of input: smaller units are joined up to it,
+SHARDS, LARGE_SHARD_BYTES = 1000, 256 << 20  # or up to so much that there are about so many shards
 MANY_BYTES = 16 << 20  # of input that are worth the seconds in which worker processes start
 DOCUMENT_BYTES = 1000  # taken for the size of a document where a unit counts documents
 
@@ -156,18 +157,21 @@ def joined_units(units: Sequence[Unit], versions: Mapping[str, files.Version]) -
     spans: collections.Counter[str] = collections.Counter()
     for unit in units:
         spans[unit.file] += unit.stop - unit.start
-    groups: list[tuple[list[Unit], int]] = []
+    sizes = []
     for unit in units:
         span = unit.stop - unit.start
-        if unit.file in versions:
-            size = versions[unit.file].size * span // max(spans[unit.file], 1)
-        else:
-            size = span * DOCUMENT_BYTES
-        if groups and groups[-1][1] + size <= SHARD_BYTES:
-            groups[-1] = [*groups[-1][0], unit], groups[-1][1] + size
-        else:
-            groups.append(([unit], size))
-    return [Shard(number, tuple(group), size) for number, (group, size) in enumerate(groups)]
+        is_file = unit.file in versions
+        sizes.append(versions[unit.file].size * span // max(spans[unit.file], 1) if is_file else span * DOCUMENT_BYTES)
+    most = max(SHARD_BYTES, min(sum(sizes) // SHARDS, LARGE_SHARD_BYTES))
+    groups: list[list[Unit]] = []
+    bytes_of: list[int] = []
+    for unit, size in zip(units, sizes, strict=True):
+        if not groups or bytes_of[-1] + size > most:
+            groups.append([])
+            bytes_of.append(0)
+        groups[-1].append(unit)
+        bytes_of[-1] += size
+    return [Shard(k, tuple(group), size) for k, (group, size) in enumerate(zip(groups, bytes_of, strict=True))]
 
 
 def _make_room(unfinished: Path, shards: Sequence[Shard]) -> None:

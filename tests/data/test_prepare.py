@@ -35,11 +35,12 @@ from made import (
 from jaxmm.data import media, on_ray, processes
 from jaxmm.data import prepare as prepare_module
 from jaxmm.data.disk import DiskFull
-from jaxmm.data.documents import Document, Image, Skip, Source, Text, Unit, read_sources
+from jaxmm.data.documents import Document, Image, Skip, Source, Text, Unit
 from jaxmm.data.files import Version
 from jaxmm.data.prepare import joined_units, prepare
 from jaxmm.data.prepared import Prepared
 from jaxmm.data.progress import Progress
+from jaxmm.data.sources import read_sources
 from jaxmm.data.text import Template, load_tokenizer
 from jaxmm.errors import UserError
 
@@ -385,7 +386,8 @@ def test_shards_cut_by_another_version_are_made_anew(reference, tmp_path, monkey
 PROGRAM = """
 import sys
 from jaxmm.data import prepare as prepare_module
-from jaxmm.data.documents import read_sources
+from jaxmm.data.sources import read_sources
+from jaxmm.data.sources import read_sources
 from jaxmm.data.text import Template, load_tokenizer
 prepare_module.SHARD_BYTES = 0
 source, = read_sources(sys.argv[1], ["many"])
@@ -524,6 +526,7 @@ if MAY_MOUNT:
         (tmp_path / "disk").mkdir()
         program = f"""
 from jaxmm.data import prepare as prepare_module
+from jaxmm.data.sources import read_sources
 from jaxmm.data.text import Template, load_tokenizer
 from jaxmm.errors import UserError
 import made, sys
@@ -591,9 +594,10 @@ def test_a_ray_cluster_writes_the_same_bytes(tmp_path, monkeypatch):
     try:
         many = prepare(source, TEMPLATE, tmp_path / "many", engine=on_ray.run)
         assert contents(many) == contents(one)
-        (tmp_path / "data" / "many" / "002.jsonl").write_text("[1")
+        record = {"conversations": [{"from": "human", "value": "<image>"}], "images": []}
+        (tmp_path / "data" / "many" / "002.jsonl").write_text(json.dumps(record))
         (source,) = read_sources(str(tmp_path / "data" / "dataset_info.json"), ["many"])
-        with pytest.raises(UserError, match=r"002\.jsonl"):
+        with pytest.raises(UserError, match=r"002\.jsonl, record 0 has 1"):
             prepare(source, TEMPLATE, tmp_path / "many", engine=on_ray.run)
     finally:
         ray.shutdown()

@@ -1,0 +1,92 @@
+"""Questions with answers in columns (alpaca), and plain text or captions, which are an alpaca without an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jaxmm.data.documents import Document
+from jaxmm.data.readers import tools
+from jaxmm.data.readers.conversations import find_images
+from jaxmm.data.readers.parts import LeftOut, column, document, refuse_later, text
+from jaxmm.data.readers.pictures import Pictures
+from jaxmm.errors import UserError
+
+TEXTS = ("text", "caption", "captions", "content")
+IMAGES = ("images", "image", "jpg", "jpeg", "png", "webp", "image_path", "image_url")
+
+
+@dataclass(frozen=True)
+class Alpaca:
+    """Records with a question and an answer, and perhaps earlier ones.
+
+    Attributes: the columns, '' for none. ``later`` must be empty, as they are not read yet.
+    """
+
+    prompt: str
+    query: str
+    response: str
+    history: str = ""
+    system: str = ""
+    tools: str = ""
+    images: tuple[str, ...] = ()
+    later: tuple[str, ...] = ()
+
+    def __call__(self, origin: str, record: Mapping[str, Any], pictures: Pictures) -> Document:
+        refuse_later(origin, record, self.later)
+
+        def value(name: str) -> str:
+            found = record.get(name) if name else None
+            return "" if found is None else text(origin, f"'{name}'", found)
+
+        column(origin, record, self.prompt)
+        prompt = "\n".join(filter(None, (value(self.prompt), value(self.query))))
+        told = record.get(self.tools) if self.tools else None
+        system = tools.with_tools(origin, value(self.system), self.tools, told)
+        said = [("system", system)] if system else []
+        for pair in (record.get(self.history) if self.history else None) or []:
+            if not isinstance(pair, list | tuple) or len(pair) != 2:
+                raise UserError(f"{origin}: '{self.history}' must be a list of [question, answer]")
+            said += [("user", text(origin, "history", pair[0])), ("assistant", text(origin, "history", pair[1]))]
+        said.append(("user", prompt))
+        if column(origin, record, self.response) is not None:
+            said.append(("assistant", value(self.response)))
+        name, images = find_images(origin, record, self.images, pictures)
+        return document(origin, said, images, in_front=name == "image")
+
+
+@dataclass(frozen=True)
+class Plain:
+    """Records of one text each, with images where its placeholders are, or one before it: a caption.
+
+    Attributes:
+      texts: columns, joined by a newline.
+      images: columns that may hold images. In a record that has none of them, ``<image>`` is text.
+      later: columns that must be empty, as they are not read yet.
+    """
+
+    texts: tuple[str, ...]
+    images: tuple[str, ...] = ()
+    later: tuple[str, ...] = ()
+
+    def __call__(self, origin: str, record: Mapping[str, Any], pictures: Pictures) -> Document:
+        refuse_later(origin, record, self.later)
+        column(origin, record, self.texts[0])
+        found = (text(origin, f"'{name}'", record[name]) for name in self.texts if record.get(name) is not None)
+        said = "\n".join(filter(None, found))
+        name, images = find_images(origin, record, self.images, pictures)
+        if images and not said:
+            raise LeftOut("empty")  # nothing is learnt from a picture alone
+        has_column = any(name in record for name in self.images)
+        return document(origin, [("document", said)], images, placeholders=has_column, in_front=name != "images")
+
+
+def recognise(record: Mapping[str, Any]) -> Alpaca | Plain | None:
+    """Returns the format of a record that has a question and an answer, or a text, or None."""
+    if "instruction" in record and "output" in record:
+        return Alpaca("instruction", "input", "output", "history", "system", "tools", ("images", "image"))
+    for name in TEXTS:
+        if isinstance(record.get(name), str):
+            return Plain((name,), IMAGES)
+    return None

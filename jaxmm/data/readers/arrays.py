@@ -1,0 +1,175 @@
+"""JSON arrays, element by element: a scanner finds where each ends, and no more than one block is held at a time.
+
+The scanner looks at quotes, backslashes and brackets alone, a block at once in NumPy; what is between two ends is
+parsed by itself. So a broken element costs itself, not the file, and a file is cut into units without parsing it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from jaxmm.data import files
+from jaxmm.data.documents import Unit
+from jaxmm.data.readers.lines import BYTE_ORDER_MARK, parsed
+from jaxmm.data.readers.parts import LeftOut
+from jaxmm.errors import UserError
+
+BLOCK = 1 << 20
+MAX_ELEMENT = 1 << 28  # a longer one has a quote or a bracket missing
+
+OPEN, CLOSE, COMMA, QUOTE, BACKSLASH = 1, -1, 2, 3, 4
+_KINDS = np.zeros(256, np.int8)
+for _characters, _kind in ((b"[{", OPEN), (b"]}", CLOSE), (b",", COMMA), (b'"', QUOTE), (b"\\", BACKSLASH)):
+    _KINDS[list(_characters)] = _kind
+
+
+class Scanner:
+    """Finds where the elements of an array end, given its bytes in blocks of any sizes.
+
+    Args:
+      depth: 0 before the array's opening bracket, 1 between two elements.
+    """
+
+    def __init__(self, depth: int = 0):
+        self.depth = depth
+        self._in_string = 0
+        self._escapes = False  # the last byte escapes the next block's first
+
+    def ends(self, block: bytes) -> np.ndarray:
+        """Returns int64: where in the block a comma or the closing bracket ends an element, in order."""
+        bytes_ = np.frombuffer(block, np.uint8)
+        kinds = _KINDS.take(bytes_)
+        at = np.flatnonzero(kinds)
+        kinds = kinds[at]
+        at, kinds = self._without_escaped(at, kinds, len(bytes_))
+        quotes = kinds == QUOTE
+        inside = np.cumsum(quotes) + self._in_string & 1
+        self._in_string = int(self._in_string + quotes.sum()) & 1
+        structure = (inside == 0) & (kinds <= COMMA)
+        at, kinds = at[structure], kinds[structure]
+        depth = np.cumsum(np.where(kinds == COMMA, 0, kinds), dtype=np.int64) + self.depth
+        if len(depth):
+            self.depth = int(depth[-1])
+        return at[((kinds == COMMA) & (depth == 1)) | ((kinds == CLOSE) & (depth == 0))]
+
+    def _without_escaped(self, at: np.ndarray, kinds: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Drops what a backslash takes its meaning from: what follows a run of an odd number of them."""
+        if size and self._escapes:
+            kept = at != 0
+            at, kinds = at[kept], kinds[kept]
+        self._escapes = self._escapes and not size
+        slashes = at[kinds == BACKSLASH]
+        if len(slashes):
+            starts = np.flatnonzero(np.diff(slashes, prepend=-2) != 1)
+            lengths = np.diff(starts, append=len(slashes))
+            escaped = (slashes[starts] + lengths)[lengths % 2 == 1]
+            self._escapes = bool(len(escaped)) and int(escaped[-1]) == size
+            is_escaped = np.zeros(size + 1, bool)
+            is_escaped[escaped] = True
+            kept = ~is_escaped[at]
+            at, kinds = at[kept], kinds[kept]
+        return at, kinds
+
+
+def is_array(file: str) -> bool:
+    """Whether the first character of a file that is not blank is an array's bracket."""
+    with files.open_binary(file) as opened:
+        return _start(opened) is not None
+
+
+def units(file: str, unit_bytes: int) -> list[Unit]:
+    """Cuts a file after separators into units of at least ``unit_bytes``; one of up to two is not scanned."""
+    size = files.version(file).size
+    if size <= 2 * unit_bytes:
+        return [Unit(file, 0, size, 0)]
+    found: list[Unit] = []
+    start = first = number = 0
+    with files.open_binary(file) as opened:
+        for end in _ends(opened, 0, size, BLOCK):
+            number += 1
+            if end + 1 - start >= unit_bytes and size - end > unit_bytes:
+                found.append(Unit(file, start, end + 1, first))
+                start, first = end + 1, number
+    return [*found, Unit(file, start, size, first)]
+
+
+def records(unit: Unit, block_bytes: int = BLOCK) -> Iterator[tuple[int, Any]]:
+    """Yields (number, record or LeftOut) of an array's elements, or of a unit of them.
+
+    An array that is not closed ends in a LeftOut "cut short".
+
+    Raises:
+      UserError: where brackets or quotes do not match, so that nobody can tell where elements end.
+    """
+    number = unit.first
+    for raw in elements(unit, block_bytes):
+        yield number, raw if isinstance(raw, LeftOut) else parsed(raw)
+        number += 1
+
+
+def elements(unit: Unit, block_bytes: int = BLOCK) -> Iterator[bytes | LeftOut]:
+    """Yields the JSON text of each element."""
+    with files.open_binary(unit.file) as opened:
+        start = _start(opened) if unit.start == 0 else None
+        at = unit.start if start is None else start + 1
+        opened.seek(at)
+        scanner, held, is_first = Scanner(1), b"", unit.start == 0
+        while scanner.depth > 0 and at < unit.stop:
+            block = opened.read(min(max(block_bytes, len(held)), unit.stop - at))
+            if not block:
+                break
+            at += len(block)
+            block, scanned = held + block, len(held)
+            begin = 0
+            for end in (scanner.ends(block[scanned:]) + scanned).tolist():
+                raw = block[begin:end]
+                is_last = block[end : end + 1] != b","
+                if not (is_first and is_last and not raw.strip()):  # [] has no element, [1,] a broken one
+                    yield raw
+                is_first, begin = False, end + 1
+                if is_last:
+                    if block[end : end + 1] != b"]" or (block[begin:] + opened.read(block_bytes)).strip():
+                        raise UserError(
+                            f"{unit.file}, byte {at - len(block) + end}: the array ends here, but more follows: "
+                            f"a bracket or a quote before it is missing or one too many"
+                        )
+                    return
+            held = block[begin:]
+            if len(held) > MAX_ELEMENT:
+                raise UserError(
+                    f"{unit.file}, byte {at - len(held)}: an element has no end within {MAX_ELEMENT >> 20} MiB: "
+                    f"a quote or a bracket is missing"
+                )
+        if held.strip() or not opened.read(1):
+            yield LeftOut("cut short")
+
+
+def _ends(opened: BinaryIO, start: int, stop: int, block_bytes: int) -> Iterator[int]:
+    """Yields where each element ends, up to the array's own end."""
+    scanner, at = Scanner(0), start
+    opened.seek(start)
+    while at < stop:
+        block = opened.read(min(block_bytes, stop - at))
+        if not block:
+            return
+        for end in scanner.ends(block).tolist():
+            yield at + end
+            if block[end : end + 1] != b",":
+                return
+        at += len(block)
+
+
+def _start(opened: BinaryIO) -> int | None:
+    """Returns where the opening bracket is; None if the file begins with anything else."""
+    opened.seek(0)
+    at = len(BYTE_ORDER_MARK) if opened.read(len(BYTE_ORDER_MARK)) == BYTE_ORDER_MARK else 0
+    opened.seek(at)
+    while block := opened.read(1 << 12):
+        rest = block.lstrip()
+        if rest:
+            return at + len(block) - len(rest) if rest.startswith(b"[") else None
+        at += len(block)
+    return None

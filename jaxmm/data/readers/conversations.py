@@ -1,0 +1,175 @@
+"""Conversations: sharegpt, openai, LLaVA, and messages of typed parts are one format with other names for things."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jaxmm.data.documents import Document, Image, Text
+from jaxmm.data.readers import tools
+from jaxmm.data.readers.parts import NEXT, Content, column, document, refuse_later, text
+from jaxmm.data.readers.pictures import Pictures
+from jaxmm.errors import UserError, nearest
+
+# Who speaks, by any of the names seen in data without a description.
+ROLES = {
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "model": "assistant",
+    "system": "system",
+    "developer": "system",
+    "function_call": "assistant",  # what it calls is written by the model,
+    "tool": "user",  # and what comes back is read
+    "observation": "user",
+    "function": "user",
+    "ipython": "user",
+}
+KEYS = (("role", "content"), ("from", "value"))
+TEXT_TYPES, IMAGE_TYPES = ("text", "input_text", "output_text"), ("image", "image_url", "input_image")
+IMAGE_KEYS = ("image", "image_url", "url", "path", "bytes", "base64", "data", "source", "value")
+TEXT_KEYS = ("text", "value", "content")
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Records with a list of messages.
+
+    Attributes:
+      messages: the column that holds them.
+      role_key, content_key: of a message.
+      roles: ours for each of theirs.
+      system, tools: columns, '' for none.
+      images: columns that may hold images; of a record, the first that has some.
+      later: columns that must be empty, as they are not read yet.
+    """
+
+    messages: str
+    role_key: str
+    content_key: str
+    roles: Mapping[str, str]
+    system: str = ""
+    tools: str = ""
+    images: tuple[str, ...] = ()
+    later: tuple[str, ...] = ()
+
+    def __call__(self, origin: str, record: Mapping[str, Any], pictures: Pictures) -> Document:
+        refuse_later(origin, record, self.later)
+        messages = column(origin, record, self.messages)
+        if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
+            raise UserError(f"{origin}: '{self.messages}' must be a list of objects, not {messages!r:.40}")
+        said = [self._turn(origin, message, pictures) for message in messages]
+        self._add_system(origin, record, said)
+        name, images = find_images(origin, record, self.images, pictures)
+        return document(origin, said, images, in_front=name == "image")
+
+    def _turn(self, origin: str, message: Mapping[str, Any], pictures: Pictures) -> tuple[str, Content]:
+        name = column(origin, message, self.role_key)
+        role = self.roles.get(name) if isinstance(name, str) else None
+        if role is None:
+            known = f"{', '.join(self.roles)}{nearest(str(name), self.roles)}"
+            raise UserError(f"{origin}: role {name!r:.40} is none of {known}")
+        if message.get("tool_calls"):
+            return role, tools.calls(origin, message.get(self.content_key), message["tool_calls"])
+        content = column(origin, message, self.content_key)
+        if isinstance(content, list):
+            return role, typed_parts(origin, f"what '{name}' says", content, pictures)
+        return role, text(origin, f"what '{name}' says", content)
+
+    def _add_system(self, origin: str, record: Mapping[str, Any], said: list[tuple[str, Content]]) -> None:
+        """Puts the system column first, unless the conversation has its own; tools go at the end of either."""
+        if not said:
+            return
+        if said[0][0] != "system":
+            system = record.get(self.system) if self.system else None
+            if system:
+                said.insert(0, ("system", text(origin, f"'{self.system}'", system)))
+        told = record.get(self.tools) if self.tools else None
+        if told:
+            own = said[0][1] if said[0][0] == "system" else ""
+            content: Content
+            if isinstance(own, str):
+                content = tools.with_tools(origin, own, self.tools, told)
+            else:
+                added = tools.with_tools(origin, "", self.tools, told)
+                content = [*own, Text(f"\n\n{added}")] if added else own
+            if said[0][0] == "system":
+                said[0] = ("system", content)
+            elif content:
+                said.insert(0, ("system", content))
+
+
+def recognise(record: Mapping[str, Any]) -> Conversation | None:
+    """Returns the format of a record that has messages, or None."""
+    for name in ("messages", "conversations", "conversation"):
+        messages = record.get(name)
+        if isinstance(messages, list) and all(isinstance(m, dict) for m in messages):
+            first = messages[0] if messages else {}
+            role_key, content_key = next((keys for keys in KEYS if keys[0] in first), KEYS[0])
+            return Conversation(
+                name,
+                role_key,
+                content_key,
+                ROLES,
+                system="system",
+                tools="tools",
+                images=("images", "image"),
+                later=("videos", "video", "audios", "audio"),
+            )
+    return None
+
+
+def find_images(
+    origin: str, record: Mapping[str, Any], columns: Sequence[str], pictures: Pictures
+) -> tuple[str, list[Image]]:
+    """Returns the first of the columns that has something, and its images: of a list, or a single one."""
+    for name in columns:
+        value = record.get(name)
+        if value:
+            values = value if isinstance(value, list) else [value]
+            try:
+                return name, [pictures.image(v) for v in values]
+            except ValueError as error:
+                raise UserError(f"{origin}: '{name}': {error}") from error
+    return "", []
+
+
+def typed_parts(origin: str, what: str, content: Sequence[Any], pictures: Pictures) -> list[Text | Image | None]:
+    """Returns the pieces of a list of parts: ``{"type": "text", "text": ...}``, ``{"type": "image", ...}``.
+
+    An image without a value of its own is the next of the record's images. Text is text: no placeholder counts in it.
+    Some write no type, and some (a table with one schema for all) write every key, most of them null.
+    """
+    pieces: list[Text | Image | None] = []
+    for part in content:
+        kind = _kind(part)
+        if kind == "text":
+            value = text(origin, what, next((part[k] for k in TEXT_KEYS if part.get(k) is not None), ""))
+            if value:
+                pieces.append(Text(value))
+        elif kind == "image":
+            own = next((part[k] for k in IMAGE_KEYS if part.get(k)), None)
+            try:
+                pieces.append(NEXT if own is None else pictures.image(part))
+            except ValueError as error:
+                raise UserError(f"{origin}: {what}: {error}") from error
+        else:
+            raise UserError(f"{origin}: {what} has a part that is neither text nor image: {part!r:.60}")
+    return pieces
+
+
+def _kind(part: Any) -> str:
+    if not isinstance(part, dict):
+        return ""
+    kind = part.get("type")
+    if kind in TEXT_TYPES:
+        return "text"
+    if kind in IMAGE_TYPES:
+        return "image"
+    if kind is not None:
+        return ""
+    return (
+        "image" if part.get("image") or part.get("image_url") else "text" if isinstance(part.get("text"), str) else ""
+    )

@@ -1,0 +1,244 @@
+"""LLaMA-Factory's dataset_info.json: what each entry says about files, columns and tags, with its defaults."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from jaxmm.data import files
+from jaxmm.data.readers import arrays
+from jaxmm.data.readers.alpaca import Alpaca, Plain
+from jaxmm.data.readers.containers import SUFFIXES, Format, suffix
+from jaxmm.data.readers.conversations import Conversation
+from jaxmm.errors import UserError, nearest
+
+NAME = "dataset_info.json"
+HUBS = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
+MAX_BYTES = 1 << 24  # records may be large, a list of datasets is not
+
+# LLaMA-Factory's names for what an entry maps, with its defaults; '' is "none".
+CONVERSATION = {"messages": "conversations", "system": "", "tools": "", "images": "", "videos": "", "audios": ""}
+COLUMNS = {
+    "sharegpt": CONVERSATION,
+    "openai": {**CONVERSATION, "messages": "messages"},
+    "alpaca": {
+        "prompt": "instruction",
+        "query": "input",
+        "response": "output",
+        "history": "",
+        "system": "",
+        "tools": "",
+        "images": "",
+        "videos": "",
+        "audios": "",
+    },
+}
+PREFERENCE = ("chosen", "rejected", "kto_tag")
+TAGS = {
+    "role_tag": "from",
+    "content_tag": "value",
+    "user_tag": "human",
+    "assistant_tag": "gpt",
+    "observation_tag": "observation",
+    "function_tag": "function_call",
+    "system_tag": "system",
+}
+# LLaMA-Factory has no defaults of its own for these; without tags it finds nothing in such files.
+OPENAI_TAGS = {
+    **TAGS,
+    "role_tag": "role",
+    "content_tag": "content",
+    "user_tag": "user",
+    "assistant_tag": "assistant",
+    "observation_tag": "tool",
+}
+KEYS = (
+    "file_name",
+    "formatting",
+    "columns",
+    "tags",
+    "ranking",
+    "num_samples",
+    "folder",
+    "subset",
+    "split",
+    "media_dir",
+    "revision",
+    *HUBS,
+)
+
+
+class Entry(NamedTuple):
+    """A dataset as described: its files, in order, and how their records are read.
+
+    Attributes:
+      media: folder of the images, absolute; '' if the entry says nothing.
+      num_samples: how many records to choose; 0 for all.
+    """
+
+    files: tuple[str, ...]
+    form: Format
+    media: str
+    num_samples: int
+
+
+def read_info(path: str) -> dict[str, dict[str, Any]] | None:
+    """Reads a dataset_info.json, under whatever name; None if the file holds records."""
+    is_named = path.rpartition("/")[2] == NAME
+    if not is_named and (not path.endswith(".json") or files.version(path).size > MAX_BYTES):
+        return None
+    if not is_named and arrays.is_array(path):
+        return None
+    with files.open_binary(path) as opened:
+        try:
+            found = json.loads(opened.read().decode("utf-8-sig", "surrogateescape"))
+        except (ValueError, RecursionError) as error:
+            if is_named:
+                raise UserError(f"{path} is not JSON: {error}") from error
+            return None
+    places = {"file_name", *HUBS}
+    is_info = isinstance(found, dict) and all(isinstance(e, dict) and places & e.keys() for e in found.values())
+    if is_named and not is_info:
+        raise UserError(f"{path}: every entry must be an object with a file_name or a hub's url")
+    return found if is_info else None
+
+
+def read_entry(info: str, name: str, entries: Mapping[str, dict[str, Any]]) -> Entry:
+    """Returns what an entry describes.
+
+    Raises:
+      UserError: for an entry, a file, a column or a tag that is not there, or asks for what is not supported.
+    """
+    if name not in entries:
+        raise UserError(f"{info} has no dataset '{name}'{nearest(name, entries)}; it has {listed(entries)}")
+    entry = entries[name]
+    where = f"{info}: dataset '{name}'"
+    for key in entry:  # others may note what they like, but a slip of the pen changes what is read
+        close = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.8) if key not in KEYS else []
+        if close:
+            raise UserError(f"{where}: '{key}' is no key of an entry; did you mean '{close[0]}'?")
+    if "file_name" not in entry:
+        (place, *_) = [hub for hub in HUBS if hub in entry]
+        raise UserError(f"{where} has a {place}, not supported yet: download it and give its file_name")
+    form = _form(where, entry)
+    root = info.rpartition("/")[0]
+    wanted = entry.get("num_samples") or 0
+    if not isinstance(wanted, int) or wanted < 0:
+        raise UserError(f"{where}: num_samples must be a positive number, not {wanted!r:.40}")
+    media = entry.get("media_dir") or ""
+    return Entry(_files(where, root, entry), form, files.join(root, media) if media else "", wanted)
+
+
+def listed(entries: Mapping[str, Any]) -> str:
+    """Names the entries, those with a file first, and not more than a line of them."""
+    names = sorted(entries, key=lambda name: "file_name" not in entries[name])
+    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+    return ", ".join(names[:20]) + more
+
+
+def _files(where: str, root: str, entry: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the files of an entry: one, or all of a folder; ``folder``, ``subset`` and ``split`` choose in it."""
+    place = files.join(root, entry["file_name"])
+    parts = [entry[key] for key in ("folder", "subset") if entry.get(key)]
+    if files.is_file(place):
+        if parts or entry.get("split", "train") != "train":
+            raise UserError(f"{where}: {place} is one file: folder, subset and split choose among a folder's files")
+        found = [place]
+    else:
+        for part in parts:
+            place = files.join(place, part)
+        if not files.is_folder(place):
+            raise UserError(f"{where} names the file {place}, which does not exist")
+        found = _split(where, place, entry.get("split") or "")
+    for file in found:
+        if not suffix(file):
+            raise UserError(f"{where}: {file} is not supported yet: the file types are {', '.join(SUFFIXES)}")
+    return tuple(found)
+
+
+def _split(where: str, folder: str, split: str) -> list[str]:
+    """Returns a folder's files: those of a split by name (``test-00000.parquet``) or in a folder of its name."""
+    inside = files.listed(folder)
+    names = {file: file.rpartition("/")[2] for file in inside}
+    if split:
+        chosen = [file for file in inside if names[file].startswith((f"{split}-", f"{split}.", f"{split}_"))]
+        if not chosen and files.is_folder(files.join(folder, split)):
+            return _split(where, files.join(folder, split), "")
+        if chosen or split != "train":  # files that are not split at all are "train", as in LLaMA-Factory
+            if not chosen:
+                raise UserError(f"{where} asks for the split '{split}', but no file of {folder} is named so")
+            inside = chosen
+    is_saved = f"{folder.rstrip('/')}/state.json" in inside  # by datasets' save_to_disk
+    found = [f for f in inside if not names[f].startswith(".") and (not is_saved or names[f].endswith(".arrow"))]
+    found = [file for file in found if files.is_file(file)]
+    if not found:
+        raise UserError(f"{where} names the folder {folder}, which has no files")
+    return found
+
+
+def _form(where: str, entry: Mapping[str, Any]) -> Format:
+    formatting = entry.get("formatting", "alpaca")
+    if formatting not in COLUMNS:
+        known = f"{', '.join(COLUMNS)}{nearest(str(formatting), COLUMNS)}"
+        raise UserError(f"{where}: formatting '{formatting}' is not supported: those that are: {known}")
+    columns, tags = entry.get("columns") or {}, entry.get("tags") or {}
+    defaults = COLUMNS[formatting]
+    _known(where, columns, (*defaults, *PREFERENCE))
+    _known(where, tags, tuple(TAGS))
+    wanted = [f"the column '{c}'" for c in PREFERENCE if columns.get(c)] + ["ranking"] * bool(entry.get("ranking"))
+    if wanted:
+        raise UserError(f"{where} asks for {', '.join(wanted)}: preference data is not supported yet")
+    if formatting == "alpaca" and columns:  # as LLaMA-Factory: a column that is not mapped is then not there
+        defaults = dict.fromkeys(defaults, "")
+    columns = {key: columns.get(key) or default for key, default in defaults.items()}
+    images = (columns["images"],) if columns["images"] else ()
+    later = tuple(columns[key] for key in ("videos", "audios") if columns[key])
+    if formatting == "alpaca":
+        return _alpaca(where, columns, images, later)
+    given = OPENAI_TAGS if formatting == "openai" else TAGS
+    tags = {key: tags.get(key) or default for key, default in given.items()}
+    roles = {
+        tags["function_tag"]: "assistant",  # what it calls is written by the model,
+        tags["observation_tag"]: "user",  # and what comes back is read
+        tags["system_tag"]: "system",
+        tags["assistant_tag"]: "assistant",
+        tags["user_tag"]: "user",
+    }
+    return Conversation(
+        columns["messages"],
+        tags["role_tag"],
+        tags["content_tag"],
+        roles,
+        columns["system"],
+        columns["tools"],
+        images,
+        later,
+    )
+
+
+def _alpaca(where: str, columns: Mapping[str, str], images: tuple[str, ...], later: tuple[str, ...]) -> Format:
+    if not columns["prompt"]:
+        raise UserError(f"{where}: columns must say which one is the prompt")
+    if columns["response"]:
+        return Alpaca(
+            columns["prompt"],
+            columns["query"],
+            columns["response"],
+            columns["history"],
+            columns["system"],
+            columns["tools"],
+            images,
+            later,
+        )
+    for name in ("history", "system", "tools"):
+        if columns[name]:
+            raise UserError(f"{where}: a {name} column needs a response column")
+    return Plain(tuple(filter(None, (columns["prompt"], columns["query"]))), images, later)
+
+
+def _known(where: str, given: Mapping[str, Any], known: Sequence[str]) -> None:
+    for key in given:
+        if key not in known:
+            raise UserError(f"{where}: '{key}' is none of {', '.join(known)}{nearest(key, known)}")

@@ -1,0 +1,108 @@
+"""JSON lines and plain text, cut into units at line ends. Also what a piece of JSON text becomes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from jaxmm.data import files
+from jaxmm.data.documents import Unit
+from jaxmm.data.readers.parts import LeftOut
+
+BLOCK = 1 << 20  # bytes that are held at once, and a line more
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+# In a block, what may be a blank line: only then are its lines looked at one by one.
+_MAYBE_BLANK = (b"\n\n", b"\n\r", b"\n ", b"\n\t", b"\n\v", b"\n\f")
+
+
+def units(file: str, unit_bytes: int) -> list[Unit]:
+    """Cuts a file at line ends into units of about ``unit_bytes`` to twice that; a small one is not even opened."""
+    size = files.version(file).size
+    found: list[Unit] = []
+    start = first = 0
+    if size > 2 * unit_bytes:
+        with files.open_binary(file) as opened:
+            while size - start > 2 * unit_bytes:
+                block = opened.read(unit_bytes) + opened.readline()
+                found.append(Unit(file, start, start + len(block), first))
+                start += len(block)
+                first += _count(block)
+    if start < size or not found:
+        found.append(Unit(file, start, size, first))
+    return found
+
+
+def count(unit: Unit) -> int:
+    """Returns how many records a unit has."""
+    return sum(map(_count, _blocks(unit)))
+
+
+def texts(unit: Unit) -> Iterator[tuple[int, Any]]:
+    """Yields (number, record) of plain text, a record a line; blank lines are none."""
+    for number, line in _lines(unit):
+        yield number, {"text": line.decode("utf-8", "surrogateescape").rstrip("\r")}
+
+
+def objects(unit: Unit) -> Iterator[tuple[int, Any]]:
+    """Yields (number, record or LeftOut) of JSON lines; blank lines are no records."""
+    for number, line in _lines(unit):
+        yield number, parsed(line)
+
+
+def parsed(data: bytes) -> dict[str, Any] | LeftOut:
+    """Returns the object that a piece of JSON text is, or why it is none.
+
+    What is not UTF-8 becomes lone surrogates, which the formats find: it costs the record that has it, and no other.
+    """
+    try:
+        value = _DECODER.decode(data.decode("utf-8", "surrogateescape"))
+    except _DuplicateKeys:
+        return LeftOut("duplicate keys")
+    except (ValueError, RecursionError):  # RecursionError: nested a thousand deep
+        return LeftOut("broken JSON")
+    return value if isinstance(value, dict) else LeftOut("not an object")
+
+
+class _DuplicateKeys(ValueError):
+    pass
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise _DuplicateKeys
+    return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+
+
+def _blocks(unit: Unit) -> Iterator[bytes]:
+    """Yields the unit's bytes in blocks of whole lines."""
+    with files.open_binary(unit.file) as opened:
+        opened.seek(at := unit.start)
+        while at < unit.stop:
+            block = opened.read(min(BLOCK, unit.stop - at))
+            if not block:
+                return
+            if at + len(block) < unit.stop:
+                block += opened.readline()
+            yield block.removeprefix(BYTE_ORDER_MARK) if at == 0 else block
+            at += len(block)
+
+
+def _lines(unit: Unit) -> Iterator[tuple[int, bytes]]:
+    number = unit.first
+    for block in _blocks(unit):
+        for line in block.split(b"\n"):
+            if line.strip():
+                yield number, line
+                number += 1
+
+
+def _count(block: bytes) -> int:
+    block = block.removeprefix(BYTE_ORDER_MARK)  # of interest at the start of a file only, where a line may be blank
+    if any(blank in block for blank in _MAYBE_BLANK) or not block[:1].strip():
+        return sum(bool(line.strip()) for line in block.split(b"\n"))
+    return block.count(b"\n") + (not block.endswith(b"\n"))

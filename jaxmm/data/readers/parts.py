@@ -1,0 +1,111 @@
+"""What formats have in common: checks of a record's values, and turns made of texts, placeholders and images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from jaxmm.data.documents import PLACEHOLDER, Document, Image, Part, Text, Turn
+from jaxmm.errors import UserError, nearest
+
+
+class LeftOut(Exception):
+    """A record that gives no document. ``reason`` is one of SKIP_REASONS."""
+
+    def __init__(self, reason: str):
+        super().__init__(reason)
+        self.reason = reason
+
+
+NEXT = None  # in a list of pieces: here stands the next of the record's images
+Content = str | Sequence[Text | Image | None]  # a string in which placeholders count, or pieces
+
+
+def column(origin: str, record: Mapping[str, Any], name: str) -> Any:
+    """Returns a record's value, which must be there, if only as null."""
+    if name not in record:
+        raise UserError(f"{origin} has no '{name}'{nearest(name, record)}; it has {', '.join(record) or 'nothing'}")
+    return record[name]
+
+
+def text(origin: str, what: str, value: Any) -> str:
+    """Returns a value that must be text.
+
+    Raises:
+      LeftOut: for half of a surrogate pair (which is also what a byte that is not UTF-8 is read as), or a NUL.
+      UserError: for anything but text.
+    """
+    if not isinstance(value, str):
+        raise UserError(f"{origin}: {what} must be text, not {value!r:.40}")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise LeftOut("broken text") from error
+    if "\0" in value:
+        raise LeftOut("broken text")
+    return value
+
+
+def refuse_later(origin: str, record: Mapping[str, Any], columns: Sequence[str]) -> None:
+    """Raises for a record that has something in a column which is not read yet; an empty list is nothing."""
+    for name in columns:
+        if record.get(name):
+            raise UserError(f"{origin} has something in '{name}', which is not supported yet: leave such records out")
+
+
+def document(
+    origin: str,
+    said: Sequence[tuple[str, Content]],
+    images: Sequence[Image] = (),
+    *,
+    placeholders: bool = True,
+    in_front: bool = False,
+) -> Document:
+    """Puts a record's images where its placeholders are.
+
+    Args:
+      said: (role, content) of each turn.
+      images: of the record, in the order of the placeholders.
+      placeholders: whether ``<image>`` in a string is one; else it is text.
+      in_front: a single image without a placeholder goes before the first turn's text that is no system turn's.
+
+    Raises:
+      LeftOut: if there are no turns.
+      UserError: if placeholders and images differ in number.
+    """
+    if not said:
+        raise LeftOut("empty")
+    count = sum(
+        (content.count(PLACEHOLDER) if placeholders else 0) if isinstance(content, str) else content.count(NEXT)
+        for _, content in said
+    )
+    front = in_front and count == 0 and len(images) == 1
+    if count != len(images) and not front:
+        raise UserError(
+            f"{origin} has {count} {PLACEHOLDER} placeholders but {len(images)} images: "
+            f"give each image one placeholder, and each placeholder an image"
+        )
+    left = iter(images)
+    opening = next((i for i, (role, _) in enumerate(said) if role != "system"), 0) if front else -1
+    turns = []
+    for i, (role, content) in enumerate(said):
+        parts = _parts(content, left, placeholders and count > 0)
+        if i == opening:
+            parts = (next(left), *parts)
+        turns.append(Turn(role, parts, role in ("document", "assistant")))
+    return Document(tuple(turns), origin)
+
+
+def _parts(content: Content, images: Iterator[Image], placeholders: bool) -> tuple[Part, ...]:
+    if isinstance(content, str):
+        if not placeholders or PLACEHOLDER not in content:
+            return (Text(content),) if content else ()
+        parts: list[Part] = []
+        for i, piece in enumerate(content.split(PLACEHOLDER)):
+            if i:
+                parts.append(next(images))
+            if piece:
+                parts.append(Text(piece))
+        return tuple(parts)
+    return tuple(next(images) if piece is NEXT else piece for piece in content)

@@ -1,0 +1,123 @@
+"""What stands for an image in a record: a path, a URL, bytes, a struct of them, a data URI or bare base64."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import functools
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jaxmm.data import files
+from jaxmm.data.documents import Image
+from jaxmm.data.readers.parts import LeftOut, text
+
+# Where an object names its image, in the order of trust: the Hugging Face struct first.
+KEYS = ("bytes", "path", "url", "image", "image_url", "data", "base64", "source", "value")
+LOCAL_SCHEMES = ("file://", "local://")
+# How base64 of JPEG, PNG, GIF, WebP, BMP and TIFF begins. A path may begin so too, but has a dot or is short.
+MAGIC = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "Qk", "SUkq", "TU0A")
+SHORTEST_BASE64 = 80
+_BASE64 = re.compile(r"[A-Za-z0-9+/\s]+={0,2}\s*")
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Where images named by path lie, and what a record may name.
+
+    A path is relative to ``folder``. It may lead nowhere but into ``folder`` or ``data_folder``, by ``..``, a symlink
+    or an absolute path: data from elsewhere must not decide which files of this machine are read. Absolute paths are
+    common in LLaMA-Factory's files; where they do not lie under the data, ``media_dir`` names their folder, or
+    ``follow_outside`` allows all. A URL is no file of this machine, and is taken as it is.
+
+    Attributes:
+      folder: absolute path or URL.
+      data_folder: of the dataset_info.json or the data file.
+      follow_outside: whether to take any path.
+    """
+
+    folder: str
+    data_folder: str
+    follow_outside: bool = False
+
+    def image(self, value: Any) -> Image:
+        """Returns the image that a record's value stands for.
+
+        Raises:
+          LeftOut: for what lies outside, or base64 that is none.
+          ValueError: if the value stands for no image.
+        """
+        if isinstance(value, str) and value:
+            return self._from_text(value)
+        if isinstance(value, bytes) and value:
+            return Image(data=value)
+        if isinstance(value, Mapping):
+            for key in KEYS:
+                found = value.get(key)
+                if key in ("data", "base64") and isinstance(found, str) and found and not found.startswith("data:"):
+                    return Image(data=_decoded(found))
+                if found:
+                    return self.image(found)
+        raise ValueError(f"an image must be a path, a URL, bytes or base64, not {value!r:.40}")
+
+    def _from_text(self, value: str) -> Image:
+        if value.startswith("data:"):
+            head, comma, content = value.partition(",")
+            if not comma or not head.endswith(";base64"):
+                raise LeftOut("unreadable")
+            return Image(data=_decoded(content))
+        if len(value) >= SHORTEST_BASE64 and value.startswith(MAGIC) and _BASE64.fullmatch(value):
+            return Image(data=_decoded(value))
+        text("an image", "its path", value)  # a file's name has no NUL and no half of a pair either
+        if value.startswith(LOCAL_SCHEMES):
+            value = value.partition("://")[2]
+        if "::" in value:  # a chain of fsspec's may end in a local file
+            raise LeftOut("outside")
+        if files.is_remote(value):
+            return Image(path=value)
+        # What is asked of the system is asked of a folder, once; of an image, only whether it is a link.
+        head, slash, name = value.rpartition("/")
+        if name in ("", ".", ".."):
+            raise LeftOut("outside")  # a folder
+        folder = _joined(self.folder, head + slash)
+        path = f"{folder.rstrip('/')}/{name}"
+        if not self.follow_outside:
+            if not _is_inside(folder, self.folder, self.data_folder):
+                raise LeftOut("outside")
+            if not files.is_remote(path) and os.path.islink(path):
+                target = os.path.dirname(os.path.realpath(path))
+                if not _is_inside(target, self.folder, self.data_folder):
+                    raise LeftOut("outside")
+        return Image(path=path)
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _joined(folder: str, head: str) -> str:
+    joined = files.join(folder, head) if head else folder
+    return joined if files.is_remote(joined) else os.path.normpath(joined)
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _is_inside(folder: str, *allowed: str) -> bool:
+    """Whether a folder is one of those allowed or lies in it, all links followed."""
+    is_remote = files.is_remote(folder)
+    place = folder if is_remote else os.path.realpath(folder)
+    for other in allowed:
+        if files.is_remote(other) == is_remote:
+            root = (other if is_remote else os.path.realpath(other)).rstrip("/")
+            if place == root or place.startswith(root + "/"):
+                return True
+    return False
+
+
+def _decoded(encoded: str) -> bytes:
+    try:
+        data = base64.b64decode("".join(encoded.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise LeftOut("unreadable") from error
+    if not data:
+        raise LeftOut("unreadable")
+    return data

@@ -1,0 +1,31 @@
+"""docs/formats.md: its examples read, and its lists are the code's."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import jaxmm
+from jaxmm.data.documents import SKIP_REASONS
+from jaxmm.data.readers import containers, conversations, dataset_info
+from readers.reading import only, said
+
+PAGE = (Path(jaxmm.__file__).parents[1] / "docs" / "formats.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_every_example_reads(folder, example):
+    found = "".join(shown for _, shown in said(only(folder.source([json.loads(example)]))))
+    for image in re.findall(r"[\w/:.]*\d\.jpg", example):
+        assert f"[{image if '://' in image else image.rpartition('/')[2]}]" in found
+
+
+def test_the_page_names_all_there_is():
+    assert len(EXAMPLES) == 9
+    for name in (*SKIP_REASONS, *containers.SUFFIXES, *conversations.ROLES, *dataset_info.TAGS, *dataset_info.HUBS):
+        assert f"`{name}`" in PAGE, name
+    for columns in dataset_info.COLUMNS.values():
+        assert all(f"`{name}`" in PAGE for name in columns)
+    assert all(f"`{name}`" in PAGE for name in (*conversations.IMAGE_KEYS, *conversations.TEXT_KEYS))
