@@ -48,6 +48,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     has_torch = importlib.util.find_spec("torch") is not None
     run = {"slow": config.getoption("--slow"), "parity": config.getoption("--parity") and has_torch}
     run["ray"] = importlib.util.find_spec("ray") is not None
+    run["s3"] = all(importlib.util.find_spec(name) is not None for name in ("s3fs", "moto", "flask"))
     out = [item for item in items if any(item.get_closest_marker(mark) and not on for mark, on in run.items())]
     if out:
         config.hook.pytest_deselected(items=out)

@@ -71,8 +71,7 @@ def prepare(
     """
     cache, progress = Path(cache), progress or Silent()
     versions = _versions(source)
-    name = re.sub(r"[^\w.-]", "_", source.name)
-    folder = cache / f"{name}-{_key(source, versions, template)[:16]}"
+    folder = cache / _folder_name(source, versions, template)
     unfinished = cache / f".{folder.name}.part"
     lock = cache / f".{folder.name}.lock"
     if _is_whole(folder) and not (unfinished.exists() or lock.exists()):
@@ -119,9 +118,15 @@ def _versions(source: Source) -> dict[str, files.Version]:
         raise UserError(f"data source '{source.name}': a file cannot be read: {error}") from error
 
 
-def _key(source: Source, versions: Mapping[str, files.Version], template: Template) -> str:
+def folder_name(source: Source, template: Template) -> str:
+    """Returns how ``prepare`` names the folder of a source: its name, and a key of all that decides what is in it."""
+    return _folder_name(source, _versions(source), template)
+
+
+def _folder_name(source: Source, versions: Mapping[str, files.Version], template: Template) -> str:
     parts = [FORMAT, source.name, list(versions.items()), source.entry, template.fingerprint]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return f"{re.sub(r'[^a-zA-Z0-9_.-]', '_', source.name)}-{key[:16]}"
 
 
 def _make(

@@ -76,14 +76,14 @@ def write_data(folder: Path, images: int = 3) -> Path:
     return folder / "cats.json"
 
 
-def write_many(folder: Path, files: int, records: int) -> Path:
-    """A dataset_info.json whose dataset "many" is a folder of files, a tenth of the records with an image."""
+def write_many(folder: Path, files: int, records: int, images: bool = True) -> Path:
+    """A dataset_info.json whose dataset "many" is a folder of files; a tenth of the records may have an image."""
     (folder / "many").mkdir(parents=True)
     PIL.Image.new("RGB", (31, 17)).save(folder / "one.png")
     for f in range(files):
         lines = []
         for i in range(records):
-            image = (f + i) % 10 == 0
+            image = images and (f + i) % 10 == 0
             turns = [{"from": "human", "value": f"{'<image>' * image}What is {f}?"}, {"from": "gpt", "value": "x" * i}]
             lines.append(json.dumps({"conversations": turns, "images": ["one.png"] * image}))
         (folder / "many" / f"{f:03d}.jsonl").write_text("\n".join(lines) + "\n")

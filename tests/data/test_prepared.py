@@ -13,7 +13,7 @@ import fsspec
 import numpy as np
 import PIL.Image
 import pytest
-from made import document, numbered, source_of
+from made import document, numbered, source_of, write_many
 
 from jaxmm.data import prepare as prepare_module
 from jaxmm.data import prepared as prepared_module
@@ -21,6 +21,7 @@ from jaxmm.data import remote
 from jaxmm.data.documents import Document, Image, Text, Turn
 from jaxmm.data.prepare import prepare
 from jaxmm.data.prepared import COLUMNS, InMemory, Prepared
+from jaxmm.data.sources import read_sources
 from jaxmm.data.text import Template, load_tokenizer
 from jaxmm.errors import UserError
 
@@ -241,6 +242,37 @@ def test_another_shard_in_its_place_raises_when_it_is_read(at_url, tmp_path, sto
 def test_a_url_without_prepared_data_says_so(store, tmp_path):
     with pytest.raises(UserError, match=r"memory://bucket/none holds no prepared data"):
         Prepared("memory://bucket/none", tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.s3
+def test_an_s3_server_gives_raw_data_and_keeps_what_is_prepared(tmp_path, monkeypatch):
+    import s3fs
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(port=0)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.setenv(name, "test")
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        s3 = s3fs.S3FileSystem()
+        s3.mkdir("raw")
+        s3.mkdir("ready")
+        info = write_many(tmp_path / "data", 3, 20, images=False)
+        s3.put(str(info.parent), "raw", recursive=True)
+        monkeypatch.setattr(prepare_module, "SHARD_BYTES", 0)
+        local = prepare(read_sources(str(info), ["many"])[0], TEMPLATE, tmp_path / "local")
+        (source,) = read_sources("s3://raw/data/dataset_info.json", ["many"])
+        folder = prepare(source, TEMPLATE, tmp_path / "cache", workers=2)
+        remote.put(folder, "s3://ready/many")
+        ours, theirs = Prepared("s3://ready/many", tmp_path / "copies"), Prepared(local)
+        assert ours.meta["fingerprint"] == theirs.meta["fingerprint"]
+        for e in range(60):
+            np.testing.assert_array_equal(ours.read(e).tokens, theirs.read(e).tokens)
+    finally:
+        server.stop()
 
 
 # Size
