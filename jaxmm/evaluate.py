@@ -15,7 +15,7 @@ import numpy as np
 from jaxmm import command, monitor, sharding, startup
 from jaxmm.data.loader import Assembler, Loaded, batches
 from jaxmm.data.plan import Budgets, Lengths, Pass, choose_budgets
-from jaxmm.data.prepare import Columns
+from jaxmm.data.prepared import Columns
 from jaxmm.errors import UserError
 from jaxmm.models.multimodal import Compute, make_model
 from jaxmm.recipe import Corpus, Recipe, eval_corpus, read_recipe, saved_params

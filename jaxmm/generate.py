@@ -20,7 +20,7 @@ from jaxmm.batch import Batch, ImageSpec
 from jaxmm.data.documents import Image, Part, Text, Turn
 from jaxmm.data.loader import Assembler
 from jaxmm.data.plan import Budgets, Lengths, Piece
-from jaxmm.data.prepare import InMemory
+from jaxmm.data.prepared import InMemory
 from jaxmm.data.text import Template
 from jaxmm.errors import UserError
 from jaxmm.models.multimodal import Compute, make_model

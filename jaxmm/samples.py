@@ -12,7 +12,7 @@ from PIL import ImageDraw, ImageFont
 
 from jaxmm.batch import ANSWER
 from jaxmm.data import media
-from jaxmm.data.prepare import Columns
+from jaxmm.data.prepared import Columns
 from jaxmm.data.text import Template
 from jaxmm.generate import Prompt
 

@@ -23,7 +23,7 @@ import pytest
 from jaxmm.batch import Batch, ImageSpec
 from jaxmm.data.documents import Document, Image, Part, Text, Turn
 from jaxmm.data.plan import Lengths
-from jaxmm.data.prepare import InMemory
+from jaxmm.data.prepared import InMemory
 
 hypothesis.settings.register_profile(
     "jaxmm", max_examples=20, deadline=None, derandomize=True, database=None,
@@ -48,10 +48,15 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     has_torch = importlib.util.find_spec("torch") is not None
     programs = [shutil.which(name) for name in ("chromium", "chromedriver")]
+    is_here = {
+        name: importlib.util.find_spec(name) is not None for name in ("selenium", "ray", "s3fs", "moto", "flask")
+    }
     run = {
         "slow": config.getoption("--slow"),
         "parity": config.getoption("--parity") and has_torch,
-        "browser": all(programs) and importlib.util.find_spec("selenium") is not None,
+        "browser": all(programs) and is_here["selenium"],
+        "ray": is_here["ray"],
+        "s3": is_here["s3fs"] and is_here["moto"] and is_here["flask"],
     }
     out = [item for item in items if any(item.get_closest_marker(mark) and not on for mark, on in run.items())]
     if out:

@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxmm.batch import TARGET, ImageSpec
 from jaxmm.data import media
-from jaxmm.data.prepare import Columns
+from jaxmm.data.prepared import Columns
 from jaxmm.errors import UserError
 
 LONG_DOCUMENTS = ("split", "truncate", "drop")

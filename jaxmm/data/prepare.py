@@ -1,407 +1,314 @@
-"""Prepared sources on disk: token ids and encoded images in shards, and a columnar index that plans are made from.
+"""Preparing: from a raw source to the folder that ``prepared`` opens, once, however often it is interrupted.
 
-Preparing reads a source once, tokenizes it, and looks at each image's header; no pixel is decoded, and nothing depends
-on a vision tower. A prepared source is a folder:
-
-    meta.json                   name, content fingerprint, counts, names of labels, shards with their record counts
-    tokens_E.npy, ...           the columns of ``Prepared``
-    shard-00000.array_record    one msgpack record an example: tokens, images (bytes or path), origin
-    skipped.jsonl               {"file", "record", "reason"} of each document left out
+A source is read once, tokenized, and each image's header looked at; no pixel is decoded, and nothing depends on a
+vision tower. The work is cut into shards, which any process may make (``shard``). They are collected in an unfinished
+folder, ``.NAME-KEY.part``, until all are there; then their columns are joined and the folder takes its name,
+``NAME-KEY``. The bytes in it are the same for any number of workers, for either engine, and after any interruption.
 """
 
 from __future__ import annotations
 
-import abc
-import array
 import collections
+import contextlib
 import hashlib
 import json
 import os
 import re
-import secrets
 import shutil
-import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgpack
 import numpy as np
-from array_record.python import array_record_module
 
-from jaxmm.data import media
-from jaxmm.data.documents import Document, Image, Skip, Source, split_origin
-from jaxmm.data.text import Encoded, Template
+from jaxmm.data import files, processes
+from jaxmm.data.disk import DiskFull, published, space_wanted, sync_folder
+from jaxmm.data.documents import Source, Unit
+from jaxmm.data.lock import locked
+from jaxmm.data.prepared import COLUMNS, FORMAT, Columns, InMemory, Prepared, Record
+from jaxmm.data.progress import Progress, Silent
+from jaxmm.data.report import report
+from jaxmm.data.shard import DATA, INDEX, Part, PrepareUnit, Shard, part_path, read_part
+from jaxmm.data.text import Template
 from jaxmm.errors import UserError
 
-FORMAT = 1  # raise it with any change to what is written
-MAX_SKIPPED = 0.05  # of a source's documents
-SHARD_BYTES, SHARD_RECORDS = 64 << 20, 10_000
-OPEN_SHARDS = 128  # at a time, of one source in one process
+__all__ = ["COLUMNS", "FORMAT", "Columns", "InMemory", "Prepared", "Record", "prepare"]
 
-# Columns over examples (E), runs of flags (R) and images (I); E1 are offsets, one more than examples.
-COLUMNS = {
-    "tokens_E": np.int32,
-    "labels_E": np.uint64,
-    "runs_E1": np.int64,
-    "run_start_R": np.int32,
-    "run_flags_R": np.uint8,
-    "images_E1": np.int64,
-    "image_at_I": np.int32,
-    "image_height_I": np.int32,
-    "image_width_I": np.int32,
-}
+MAX_SKIPPED = 0.05  # of a source's documents; a single one never stops
+SHARD_BYTES = 8 << 20  # of input: smaller units are joined up to it,
+SHARDS, LARGE_SHARD_BYTES = 1000, 256 << 20  # or up to so much that there are about so many shards
+MANY_BYTES = 16 << 20  # of input that are worth the seconds in which worker processes start
+DOCUMENT_BYTES = 1000  # taken for the size of a document where a unit counts documents
+
+# What runs a task over items: (task, items, workers, tick, done), as processes.run.
+Engine = Callable[[processes.Task, Sequence[Any], int, Callable[..., None], Callable[[Any], None]], None]
 
 
-class Record(NamedTuple):
-    """One example's content. ``tokens`` is int32 (tokens_E[example],)."""
+def prepare(
+    source: Source,
+    template: Template,
+    cache: Path,
+    *,
+    workers: int = 0,
+    engine: Engine = processes.run,
+    progress: Progress | None = None,
+) -> Path:
+    """Returns the folder of the prepared source, which is made unless the cache has it.
 
-    tokens: np.ndarray
-    images: list[Image]
-    origin: str
+    The cache knows a source by its files (name, size, time or tag), how they are read, and the template. Images named
+    by path are not looked at again: after mending some, touch the data file to have their documents in. Of several
+    processes that prepare one source at once, one does and the others wait; a killed one leaves its finished shards
+    to the next.
 
-
-def prepare(source: Source, template: Template, cache: Path) -> Path:
-    """Returns the folder of the prepared source, which is written unless the cache has it.
-
-    The cache knows a source by its files (path, size, time), how they are read, and the template. Images named by path
-    are not looked at again: after mending some, touch the data file to have their documents in. Several processes may
-    prepare one source at once; the first to finish wins, and a killed one leaves only a folder with a leading dot.
+    Args:
+      cache: a local folder, or one on a disk that several machines share.
+      workers: processes; 1 is this one, 0 picks: this one for little, else one a core.
 
     Raises:
-      UserError: if a record makes no sense, nothing is left, or more than MAX_SKIPPED of the documents are skipped.
+      UserError: if a record makes no sense, nothing is left, more than MAX_SKIPPED of the documents are skipped, a
+        worker dies, or the disk is full.
     """
-    cache = Path(cache)
-    name = re.sub(r"[^\w.-]", "_", source.name)
-    folder = cache / f"{name}-{_key(source, template)[:16]}"
-    if (folder / "meta.json").is_file():
+    cache, progress = Path(cache), progress or Silent()
+    versions = _versions(source)
+    folder = cache / _folder_name(source, versions, template)
+    unfinished = cache / f".{folder.name}.part"
+    lock = cache / f".{folder.name}.lock"
+    if _is_whole(folder) and not (unfinished.exists() or lock.exists()):
         return folder
-    cache.mkdir(parents=True, exist_ok=True)
-    unfinished = cache / f".{folder.name}-{secrets.token_hex(4)}"
-    unfinished.mkdir()
     try:
-        _write(source, template, unfinished)
-        try:
-            unfinished.rename(folder)
-        except OSError as error:
-            if not (folder / "meta.json").is_file():
-                raise UserError(f"{folder} is in the way and not whole: delete it ({error})") from error
-            # else another process was faster
-    finally:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{cache}: no folder can be made here ({error.strerror}): choose another cache") from error
+
+    def wait() -> None:
+        progress.say(f"another process is preparing {source.name} in {cache}: waiting for it")
+
+    with space_wanted(cache), locked(lock, wait):
+        if not _is_whole(folder):
+            if folder.exists():
+                raise UserError(f"{folder} is in the way and not whole: delete it")
+            try:
+                _make(source, template, versions, unfinished, workers, engine, progress)
+            except (DiskFull, processes.WorkerDied):
+                raise
+            except UserError:
+                # Mended files have another key, and mended images must be looked at again.
+                shutil.rmtree(unfinished, ignore_errors=True)
+                raise
+            finally:
+                progress.close()
+            os.rename(unfinished / DATA, folder)
+            sync_folder(cache)
         shutil.rmtree(unfinished, ignore_errors=True)
     return folder
 
 
-def _key(source: Source, template: Template) -> str:
-    files = []
-    for path in source.files:
-        status = os.stat(path)
-        files.append((os.path.abspath(path), status.st_size, status.st_mtime_ns))
-    return hashlib.sha256(
-        json.dumps([FORMAT, source.name, files, source.entry, template.fingerprint]).encode()
-    ).hexdigest()
+def _is_whole(folder: Path) -> bool:
+    return (folder / "meta.json").is_file()
 
 
-def _write(source: Source, template: Template, folder: Path) -> None:
-    index, shards = _Index(), _Shards(folder)
-    root = os.path.dirname(source.files[0]) if source.files else ""
-    content = hashlib.sha256()
-    reasons: collections.Counter[str] = collections.Counter()
-    first_skipped = ""
-    with open(folder / "skipped.jsonl", "w", encoding="utf-8") as skipped:
-        for document in source.documents():
-            found = document if isinstance(document, Skip) else _example(document, template)
-            if isinstance(found, Skip):
-                reasons[found.reason] += 1
-                first_skipped = first_skipped or f"{found.origin} ({found.reason})"
-                file, record = split_origin(found.origin)
-                skipped.write(json.dumps({"file": file, "record": record, "reason": found.reason}) + "\n")
-                continue
-            index.add(found.encoded, found.sizes, found.labels)
-            tokens = found.encoded.tokens.astype("<i4").tobytes()
-            shards.write(msgpack.packb({"tokens": tokens, "images": _packed(found.images), "origin": found.origin}))
-            content.update(tokens)
-            for image in found.images:
-                # A path counts from the data's folder on: the same data elsewhere has the same fingerprint.
-                content.update(os.path.relpath(image.path, root).encode() if image.path else image.data)
-    shards.close()
+def _versions(source: Source) -> dict[str, files.Version]:
+    try:
+        if not any(map(files.is_remote, source.files)):
+            return {file: files.version(file) for file in source.files}
+        with ThreadPoolExecutor(32) as pool:
+            return dict(zip(source.files, pool.map(files.version, source.files), strict=True))
+    except OSError as error:
+        raise UserError(f"data source '{source.name}': a file cannot be read: {error}") from error
 
-    examples, total = len(index), len(index) + reasons.total()
-    if reasons.total() > MAX_SKIPPED * total:
-        counts = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
-        raise UserError(
-            f"data source '{source.name}': {reasons.total()} of {total} documents cannot be used ({counts}), more than "
-            f"{MAX_SKIPPED:.0%}; the first is {first_skipped}: mend the files"
-        )
-    if not examples:
-        raise UserError(f"data source '{source.name}' has no documents")
-    columns = index.columns()
-    for name, column in columns.items():
-        np.save(folder / f"{name}.npy", column)
-        content.update(column.astype(column.dtype.newbyteorder("<")).tobytes())
-    content.update(json.dumps(index.labels).encode())
+
+def folder_name(source: Source, template: Template) -> str:
+    """Returns how ``prepare`` names the folder of a source: its name, and a key of all that decides what is in it."""
+    return _folder_name(source, _versions(source), template)
+
+
+def _folder_name(source: Source, versions: Mapping[str, files.Version], template: Template) -> str:
+    parts = [FORMAT, source.name, list(versions.items()), source.entry, template.fingerprint]
+    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return f"{re.sub(r'[^a-zA-Z0-9_.-]', '_', source.name)}-{key[:16]}"
+
+
+def _make(
+    source: Source,
+    template: Template,
+    versions: Mapping[str, files.Version],
+    unfinished: Path,
+    workers: int,
+    engine: Engine,
+    progress: Progress,
+) -> None:
+    """Makes the shards that are not there yet, then all else that the finished folder holds."""
+    shards = joined_units(source.units(), versions)
+    _make_room(unfinished, shards)
+    left = [shard for shard in shards if not part_path(unfinished, shard.number).is_file()]
+    total, todo = sum(shard.bytes for shard in shards), sum(shard.bytes for shard in left)
+    progress.start(source.name, total, total - todo)
+    if 0 < len(left) < len(shards):
+        progress.say(f"preparing {source.name}: going on after {len(shards) - len(left)} of {len(shards)} shards")
+    if not workers and engine is processes.run:
+        workers = processes.cores() if todo >= MANY_BYTES else 1
+    # The longest first, so that no worker is left with one at the end.
+    order = sorted(left, key=lambda shard: -shard.bytes)
+    engine(
+        PrepareUnit(source, template, unfinished), order, workers,
+        progress.tick, lambda shard: progress.done(shard.bytes),
+    )  # fmt: skip
+    _finish(source, template, unfinished, [shard.number for shard in shards])
+
+
+def joined_units(units: Sequence[Unit], versions: Mapping[str, files.Version]) -> list[Shard]:
+    """Returns what becomes a shard each: units, small ones of them joined, so that many small files are few shards."""
+    spans: collections.Counter[str] = collections.Counter()
+    for unit in units:
+        spans[unit.file] += unit.stop - unit.start
+    sizes = []
+    for unit in units:
+        span = unit.stop - unit.start
+        is_file = unit.file in versions
+        sizes.append(versions[unit.file].size * span // max(spans[unit.file], 1) if is_file else span * DOCUMENT_BYTES)
+    most = max(SHARD_BYTES, min(sum(sizes) // SHARDS, LARGE_SHARD_BYTES))
+    groups: list[list[Unit]] = []
+    bytes_of: list[int] = []
+    for unit, size in zip(units, sizes, strict=True):
+        if not groups or bytes_of[-1] + size > most:
+            groups.append([])
+            bytes_of.append(0)
+        groups[-1].append(unit)
+        bytes_of[-1] += size
+    return [Shard(k, tuple(group), size) for k, (group, size) in enumerate(zip(groups, bytes_of, strict=True))]
+
+
+def _make_room(unfinished: Path, shards: Sequence[Shard]) -> None:
+    """Makes an unfinished folder, or clears what a killed process left half-done in it."""
+    plan = json.dumps(shards) + "\n"
+    kept = unfinished / "shards.json"
+    if unfinished.exists() and not (kept.is_file() and kept.read_text() == plan):
+        shutil.rmtree(unfinished)  # cut into other shards, by another version
+    for name in (DATA, INDEX):
+        (unfinished / name).mkdir(parents=True, exist_ok=True)
+        for temporary in (unfinished / name).glob(".*"):
+            temporary.unlink()
+    if not kept.exists():
+        with published(kept) as temporary:
+            temporary.write_text(plan)
+
+
+class _Totals(NamedTuple):
+    """What is known when each shard's part of the index has been looked at once."""
+
+    labels: list[str]
+    sizes: dict[str, int]  # of the joined columns
+    shards: list[dict[str, Any]]
+    reasons: collections.Counter[str]
+    fingerprint: str
+
+
+def _finish(source: Source, template: Template, unfinished: Path, numbers: Sequence[int]) -> None:
+    totals = _add_up(source, unfinished, numbers)
+    data = unfinished / DATA
+    expected = {shard["file"] for shard in totals.shards}
+    for found in data.iterdir():
+        if found.name not in expected:
+            found.unlink()
+    _write_columns(unfinished, numbers, totals)
+    columns = {name: np.load(data / f"{name}.npy", mmap_mode="r") for name in COLUMNS}
     meta = {
         "format": FORMAT,
         "name": source.name,
-        "fingerprint": content.hexdigest(),
+        "fingerprint": totals.fingerprint,
         "template": template.fingerprint,
-        "examples": examples,
+        "examples": len(columns["tokens_E"]),
         "tokens": int(columns["tokens_E"].sum(dtype=np.int64)),
         "images": len(columns["image_at_I"]),
-        "labels": index.labels,
-        "shards": shards.written,
-        "skipped": reasons.total(),
+        "labels": totals.labels,
+        "shards": totals.shards,
+        "skipped": totals.reasons.total(),
     }
-    (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
+    _write_json(data / "report.json", report(meta, columns, totals.reasons))
+    _write_json(data / "meta.json", meta)
+    sync_folder(data)
 
 
-class _Example(NamedTuple):
-    """A document, encoded, with the (height, width) of its images."""
+def _add_up(source: Source, unfinished: Path, numbers: Iterable[int]) -> _Totals:
+    """Looks at each part of the index once.
 
-    origin: str
-    labels: tuple[str, ...]
-    encoded: Encoded
-    images: list[Image]
-    sizes: list[tuple[int, int]]
-
-
-def _example(document: Document, template: Template) -> _Example | Skip:
-    images = [part for turn in document.turns for part in turn.parts if isinstance(part, Image)]
-    try:
-        sizes = [media.image_size(image) for image in images]
-    except media.BadMedia as error:
-        return Skip(document.origin, error.reason)
-    encoded = template.encode(document)
-    if not len(encoded.tokens):
-        return Skip(document.origin, "empty")
-    return _Example(document.origin, document.labels, encoded, images, sizes)
-
-
-def _packed(images: Sequence[Image]) -> list[dict[str, Any]]:
-    return [{"path": image.path} if image.path else {"data": image.data} for image in images]
-
-
-class _Index:
-    """The columns, growing."""
-
-    def __init__(self) -> None:
-        self.labels: list[str] = []
-        self._parts: dict[str, array.array] = {n: array.array(np.dtype(t).char) for n, t in COLUMNS.items()}
-        self._parts["runs_E1"].append(0)
-        self._parts["images_E1"].append(0)
-
-    def __len__(self) -> int:
-        return len(self._parts["tokens_E"])
-
-    def add(self, encoded: Encoded, sizes: Sequence[tuple[int, int]], labels: Sequence[str]) -> None:
-        parts = self._parts
-        parts["tokens_E"].append(len(encoded.tokens))
-        parts["labels_E"].append(self._mask(labels))
-        parts["run_start_R"].extend(encoded.run_starts.tolist())
-        parts["run_flags_R"].extend(encoded.run_flags.tolist())
-        parts["runs_E1"].append(len(parts["run_start_R"]))
-        parts["image_at_I"].extend(encoded.image_at.tolist())
-        parts["image_height_I"].extend(height for height, _ in sizes)
-        parts["image_width_I"].extend(width for _, width in sizes)
-        parts["images_E1"].append(len(parts["image_at_I"]))
-
-    def _mask(self, labels: Sequence[str]) -> int:
-        mask = 0
-        for label in labels:
-            if label not in self.labels:
-                self.labels.append(label)
-            mask |= 1 << self.labels.index(label)
-        if mask >> 64:
-            raise UserError(
-                f"more than 64 different labels, the last '{self.labels[-1]}': group documents more coarsely"
-            )
-        return mask
-
-    def columns(self) -> dict[str, np.ndarray]:
-        return {name: np.array(part, COLUMNS[name]) for name, part in self._parts.items()}
-
-
-class _Shards:
-    """Writes records to numbered files, each closed at a number of bytes or records."""
-
-    def __init__(self, folder: Path):
-        self.written: list[dict[str, Any]] = []
-        self._folder = folder
-        self._writer: Any = None
-        self._bytes = 0
-
-    def write(self, record: bytes) -> None:
-        if self._writer is None:
-            file = f"shard-{len(self.written):05d}.array_record"
-            # One record a group: any record is one read. Images and ids hardly compress.
-            self._writer = array_record_module.ArrayRecordWriter(str(self._folder / file), "group_size:1,uncompressed")
-            self.written.append({"file": file, "records": 0})
-            self._bytes = 0
-        self._writer.write(record)
-        self.written[-1]["records"] += 1
-        self._bytes += len(record)
-        if self._bytes >= SHARD_BYTES or self.written[-1]["records"] >= SHARD_RECORDS:
-            self.close()
-
-    def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-
-
-class Columns(abc.ABC):
-    """The index of a prepared source, of E examples with R runs of flags and I images.
-
-    Attributes:
-      meta: what meta.json holds.
-      tokens_E: int32, text tokens of each example, without soft tokens.
-      labels_E: uint64, bit k for the k-th of meta["labels"].
-      runs_E1: int64 (E + 1,): example e has the runs runs_E1[e] to runs_E1[e + 1] of run_start_R and run_flags_R.
-      run_start_R: int32, where in its example a run of tokens with equal flags starts; run_flags_R: uint8, batch.TARGET
-        and batch.ANSWER.
-      images_E1: int64 (E + 1,): offsets, in the same way, into image_at_I, image_height_I and image_width_I.
-      image_at_I: int32, before which token of its example the image's soft tokens stand.
-      image_height_I, image_width_I: int32, in pixels, EXIF orientation applied.
+    Raises:
+      UserError: if too many documents were skipped, none is left, or there are too many labels.
     """
-
-    meta: dict[str, Any]
-    tokens_E: np.ndarray
-    labels_E: np.ndarray
-    runs_E1: np.ndarray
-    run_start_R: np.ndarray
-    run_flags_R: np.ndarray
-    images_E1: np.ndarray
-    image_at_I: np.ndarray
-    image_height_I: np.ndarray
-    image_width_I: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.tokens_E)
-
-    @abc.abstractmethod
-    def read(self, example: int) -> Record:
-        """Returns the content of an example; any thread may call it."""
-
-
-class Prepared(Columns):
-    """A prepared folder: its columns mapped from disk, its records read at random.
-
-    It pickles small: a loader's worker processes open the files anew.
-    """
-
-    def __init__(self, folder: str | Path):
-        """Opens a folder.
-
-        Raises:
-          UserError: if it is not whole: a file is missing, or a shard's count of records is not what meta.json says.
-        """
-        self.folder = Path(folder)
-        try:
-            self.meta = json.loads((self.folder / "meta.json").read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{self.folder} holds no prepared data (no readable meta.json): prepare it again"
-            ) from error
-        if self.meta.get("format") != FORMAT:
-            raise UserError(
-                f"{self.folder} has format {self.meta.get('format')}, this version reads {FORMAT}: prepare it again"
-            )
-        self._open()
-        self._check()
-
-    def read(self, example: int) -> Record:
-        shard = int(np.searchsorted(self._ends, example, side="right"))
-        first = int(self._ends[shard - 1]) if shard else 0
-        (packed,) = self._reader(shard).read([int(example) - first])
-        content = msgpack.unpackb(packed)
-        images = [Image(image.get("data", b""), image.get("path", "")) for image in content["images"]]
-        return Record(np.frombuffer(content["tokens"], "<i4"), images, content["origin"])
-
-    def _open(self) -> None:
-        for name in COLUMNS:
-            if name not in self.__dict__:
-                path = self.folder / f"{name}.npy"
-                try:
-                    setattr(self, name, np.load(path, mmap_mode="r"))
-                except (OSError, ValueError) as error:
-                    raise UserError(
-                        f"{path} is missing or broken: delete {self.folder} and prepare it again"
-                    ) from error
-        self._ends = np.cumsum([shard["records"] for shard in self.meta["shards"]])
-        self._readers: dict[int, Any] = {}
-        self._lock = threading.Lock()
-
-    def _check(self) -> None:
-        for shard in self.meta["shards"]:
-            path = self.folder / shard["file"]
-            # A reader on a missing file reads 0 records and says nothing; on a cut one it raises what it likes.
-            try:
-                count = _open_shard(path).num_records() if path.is_file() else 0
-            except Exception:
-                count = 0
-            if count != shard["records"]:
-                raise UserError(
-                    f"{path} holds {count} of its {shard['records']} records: delete {self.folder} and prepare it again"
-                )
-        sizes = (len(self), len(self.image_at_I), len(self.run_flags_R))
-        expected = (self.meta["examples"], int(self.images_E1[-1]), int(self.runs_E1[-1]))
-        if sizes != expected or sizes[0] != int(self._ends[-1]):
-            raise UserError(f"{self.folder}: columns and shards disagree: delete it and prepare it again")
-
-    def _reader(self, shard: int) -> Any:
-        # Reading at given indices is thread-safe in ArrayRecord, so that one reader serves all threads.
-        with self._lock:
-            if shard not in self._readers:
-                if len(self._readers) >= OPEN_SHARDS:
-                    del self._readers[next(iter(self._readers))]  # closes when the last thread is done with it
-                self._readers[shard] = _open_shard(self.folder / self.meta["shards"][shard]["file"])
-            return self._readers[shard]
-
-    def __getstate__(self) -> dict[str, Any]:
-        closed = ("_readers", "_lock", "_ends")
-        return {k: v for k, v in self.__dict__.items() if k not in closed and not isinstance(v, np.memmap)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._open()
+    totals = _Totals([], dict.fromkeys(COLUMNS, 0), [], collections.Counter(), "")
+    content = hashlib.sha256()
+    first_skipped, examples = "", 0
+    for number in numbers:
+        part, columns = read_part(part_path(unfinished, number))
+        content.update(part.digest.encode())
+        totals.labels.extend(label for label in part.labels if label not in totals.labels)
+        for name, column in columns.items():
+            totals.sizes[name] += len(column)
+        if part.records:
+            totals.shards.append({"file": part.file, "records": part.records, "bytes": part.bytes})
+        for file, record, reason in part.skipped:
+            totals.reasons[reason] += 1
+            first_skipped = first_skipped or f"{file}{f', record {record}' if record != '' else ''} ({reason})"
+        examples += part.records
+    for name in ("runs_E1", "images_E1"):
+        totals.sizes[name] = examples + 1
+    skipped = totals.reasons.total()
+    if skipped > max(1, MAX_SKIPPED * (examples + skipped)) or (skipped and not examples):
+        counts = ", ".join(f"{count} {reason}" for reason, count in totals.reasons.most_common())
+        raise UserError(
+            f"data source '{source.name}': {skipped} of {examples + skipped} documents cannot be used ({counts}), more "
+            f"than {MAX_SKIPPED:.0%}; the first is {first_skipped}: mend the files"
+        )
+    if not examples:
+        raise UserError(f"data source '{source.name}' has no documents")
+    if len(totals.labels) > 64:
+        raise UserError(f"more than 64 different labels, the last '{totals.labels[-1]}': group documents more coarsely")
+    return totals._replace(fingerprint=content.hexdigest())
 
 
-def _open_shard(path: Path) -> Any:
-    return array_record_module.ArrayRecordReader(
-        str(path), options="readahead_buffer_size:0,max_parallelism:0", file_reader_buffer_size=32768
-    )
+def _write_columns(unfinished: Path, numbers: Iterable[int], totals: _Totals) -> None:
+    """Joins the columns of all parts, one part in memory at a time, and lists what was skipped."""
+    data = unfinished / DATA
+    rows = dict.fromkeys(COLUMNS, 0)
+    with contextlib.ExitStack() as stack:
+        opened = {name: stack.enter_context(open(data / f"{name}.npy", "wb")) for name in COLUMNS}
+        for name, kind in COLUMNS.items():
+            header = {"descr": np.dtype(kind).str, "fortran_order": False, "shape": (totals.sizes[name],)}
+            np.lib.format.write_array_header_1_0(opened[name], header)
+        for name in ("runs_E1", "images_E1"):
+            opened[name].write(np.zeros(1, COLUMNS[name]).tobytes())
+        with open(data / "skipped.jsonl", "w", encoding="utf-8") as skipped:
+            for number in numbers:
+                part, columns = read_part(part_path(unfinished, number))
+                for file, record, reason in part.skipped:
+                    skipped.write(json.dumps({"file": file, "record": record, "reason": reason}) + "\n")
+                columns["labels_E"] = _renamed(columns["labels_E"], part, totals.labels)
+                columns["runs_E1"] = columns["runs_E1"][1:] + rows["run_start_R"]
+                columns["images_E1"] = columns["images_E1"][1:] + rows["image_at_I"]
+                for name, column in columns.items():
+                    opened[name].write(column.tobytes())
+                    rows[name] += len(column)
+            _sync(skipped)
+        for column_file in opened.values():
+            _sync(column_file)
 
 
-class InMemory(Columns):
-    """Encoded documents that were never written: prompts, mostly."""
-
-    def __init__(self, name: str, encoded: Sequence[Encoded], images: Sequence[Sequence[Image]], template: str):
-        """
-        Args:
-          images: of each document, in order.
-          template: the fingerprint of the template that encoded them.
-
-        Raises:
-          UserError: if the header of an image cannot be read.
-        """
-        index = _Index()
-        for i, (one, pictures) in enumerate(zip(encoded, images, strict=True)):
-            if len(one.image_at) != len(pictures):
-                raise ValueError(f"{name}, record {i}: {len(pictures)} images for {len(one.image_at)} places")
-            index.add(one, [_size_or_error(f"{name}, record {i}", picture) for picture in pictures], ())
-        self.__dict__.update(index.columns())
-        self.meta = {"format": FORMAT, "name": name, "template": template, "examples": len(index), "labels": []}
-        self._records = [
-            Record(one.tokens, list(pictures), f"{name}, record {i}")
-            for i, (one, pictures) in enumerate(zip(encoded, images, strict=True))
-        ]
-
-    def read(self, example: int) -> Record:
-        return self._records[example]
+def _renamed(labels_E: np.ndarray, part: Part, names: Sequence[str]) -> np.ndarray:
+    """A part's label bits as bits of the whole source's names."""
+    renamed = np.zeros_like(labels_E)
+    for bit, label in enumerate(part.labels):
+        has = labels_E >> np.uint64(bit) & np.uint64(1)
+        renamed |= has << np.uint64(names.index(label))
+    return renamed
 
 
-def _size_or_error(where: str, image: Image) -> tuple[int, int]:
-    try:
-        return media.image_size(image)
-    except media.BadMedia as error:
-        raise UserError(f"{where}: the image {image.path} cannot be used: {error.reason}") from error
+def _write_json(path: Path, value: Any) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(json.dumps(value, indent=1) + "\n")
+        _sync(file)
+
+
+def _sync(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())

@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxmm.batch import ANSWER, TARGET
-from jaxmm.data.documents import Document, Image, Turn
+from jaxmm.data.documents import Document, Image, Text, Turn
 from jaxmm.errors import UserError, nearest
 
 FORMAT = 1  # part of the fingerprint: raise it with any change to what a template writes
@@ -24,6 +24,9 @@ OBJECTIVES = ("pretrain", "sft")
 IMAGE_START, IMAGE_END, END = "<|image_start|>", "<|image_end|>", "<|end|>"
 ROLE_MARKERS = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>"}
 SPECIAL_TOKENS = (IMAGE_START, IMAGE_END, *ROLE_MARKERS.values(), END)
+
+
+Ids = Sequence[int] | np.ndarray
 
 
 class Encoded(NamedTuple):
@@ -95,7 +98,7 @@ class Template:
         self.pad_id: int = self.eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self.vocab_size: int = len(tokenizer)
         self._ids = _text_encoder(tokenizer)
-        self._newline = self._ids("\n")
+        (self._newline,) = self._ids(["\n"])
         # In pretrain an answer ends where its line does.
         newline = {int(self._newline[0])} if objective == "pretrain" and len(self._newline) == 1 else set()
         self.stop_ids: tuple[int, ...] = tuple(sorted({self.end_id, self.eos_id} | newline))
@@ -103,9 +106,17 @@ class Template:
 
     def encode(self, document: Document) -> Encoded:
         """Returns the document's tokens, with the flags that training needs."""
-        writer = _Writer()
-        self._write(writer, document.turns)
-        return writer.encoded()
+        return self.encode_all([document])[0]
+
+    def encode_all(self, documents: Sequence[Document]) -> list[Encoded]:
+        """Returns what ``encode`` gives for each; a fast tokenizer takes many texts at once on all cores."""
+        texts = self._texts(turn for document in documents for turn in document.turns)
+        encoded = []
+        for document in documents:
+            writer = _Writer()
+            self._write(writer, document.turns, texts)
+            encoded.append(writer.encoded())
+        return encoded
 
     def encode_prompt(self, turns: Sequence[Turn]) -> Encoded:
         """Returns the tokens after which the model writes: the turns, then the opening of the assistant's own.
@@ -113,7 +124,7 @@ class Template:
         Where the last turn is a document or the assistant's, the text stays open for the model to go on with it.
         """
         writer = _Writer()
-        self._write(writer, turns, is_open=True)
+        self._write(writer, turns, self._texts(turns), is_open=True)
         return writer.encoded()
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -121,7 +132,12 @@ class Template:
         kept = [i for i in map(int, ids) if 0 <= i < self.vocab_size]
         return self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-    def _write(self, writer: _Writer, turns: Sequence[Turn], is_open: bool = False) -> None:
+    def _texts(self, turns: Iterable[Turn]) -> Iterator[Ids]:
+        """Yields the ids of each text part, in order."""
+        return iter(self._ids([part.text for turn in turns for part in turn.parts if isinstance(part, Text)]))
+
+    def _write(self, writer: _Writer, turns: Sequence[Turn], texts: Iterator[Ids], is_open: bool = False) -> None:
+        """Writes turns; ``texts`` gives the ids of their text parts."""
         if turns and self.bos_id is not None:
             writer.add([self.bos_id], 0)
         for i, turn in enumerate(turns):
@@ -137,7 +153,7 @@ class Template:
                     writer.add_image()
                     writer.add([self.image_end_id], 0)
                 else:
-                    writer.add(self._ids(part.text), flags)
+                    writer.add(next(texts), flags)
             if is_last and is_open and turn.role in ("document", "assistant"):
                 return
             if with_markers:
@@ -154,13 +170,13 @@ class _Writer:
     """Collects the tokens of a document, runs of equal flags merged."""
 
     def __init__(self) -> None:
-        self._chunks: list[Sequence[int] | np.ndarray] = []
+        self._chunks: list[Ids] = []
         self._starts: list[int] = []
         self._flags: list[int] = []
         self._image_at: list[int] = []
         self._count = 0
 
-    def add(self, ids: Sequence[int] | np.ndarray, flags: int) -> None:
+    def add(self, ids: Ids, flags: int) -> None:
         if not len(ids):
             return
         if not self._flags or self._flags[-1] != flags:
@@ -186,20 +202,55 @@ class _Writer:
         )
 
 
-def _text_encoder(tokenizer: Any) -> Callable[[str], Sequence[int] | np.ndarray]:
-    """Returns the function from text to ids, in which special tokens stay text."""
-    from transformers import ByT5Tokenizer
+class _Bytes:
+    """ByT5's ids. Its own way is a dictionary look-up a byte: 3 MB/s."""
+
+    def __init__(self, tokenizer: Any):
+        self.offset = np.int32(tokenizer.offset)
+
+    def __call__(self, texts: Sequence[str]) -> list[Ids]:
+        return [np.frombuffer(text.encode(), np.uint8) + self.offset for text in texts]
+
+
+class _Batches:
+    """The ids of a tokenizer that is the tokenizers library's: many texts a call, which it deals to its threads."""
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+
+    def __call__(self, texts: Sequence[str]) -> list[Ids]:
+        backend = self.tokenizer.backend_tokenizer
+        # Whoever else used the tokenizer may have left these.
+        backend.encode_special_tokens = True
+        if backend.truncation is not None:
+            backend.no_truncation()
+        if backend.padding is not None:
+            backend.no_padding()
+        # Without offsets, which nobody reads.
+        return [one.ids for one in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+
+class _OneByOne:
+    """The ids of any other tokenizer, by its own method."""
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+
+    def __call__(self, texts: Sequence[str]) -> list[Ids]:
+        # verbose=False: no warning where a document is longer than the length the tokenizer was made for.
+        options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+        return [self.tokenizer.encode(text, **options) for text in texts]
+
+
+def _text_encoder(tokenizer: Any) -> _Bytes | _Batches | _OneByOne:
+    """Returns the function from texts to ids, in which special tokens stay text; it pickles."""
+    from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
     if isinstance(tokenizer, ByT5Tokenizer):
-        # Its own way is a dictionary look-up a byte: 3 MB/s. The same ids, far faster:
-        offset = np.int32(tokenizer.offset)
-        return lambda text: np.frombuffer(text.encode(), np.uint8) + offset
-
-    def encode(text: str) -> list[int]:
-        # verbose=False: no warning where a document is longer than the length the tokenizer was made for.
-        return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
-
-    return encode
+        return _Bytes(tokenizer)
+    fast, methods = PreTrainedTokenizerFast, ("encode", "__call__", "_encode_plus")
+    is_plain = isinstance(tokenizer, fast) and all(getattr(type(tokenizer), m) is getattr(fast, m) for m in methods)
+    return _Batches(tokenizer) if is_plain else _OneByOne(tokenizer)  # a class may have a way of its own
 
 
 def _fingerprint(tokenizer: Any, objective: str) -> str:

@@ -13,7 +13,7 @@ from conftest import IMAGE, picture, plain
 
 from jaxmm.batch import TARGET
 from jaxmm.data.plan import Budgets, Lengths, Pass, Piece, Plan, balanced_order, choose_budgets, cut, pack
-from jaxmm.data.prepare import Columns
+from jaxmm.data.prepared import Columns
 from jaxmm.errors import UserError
 
 BUDGETS = Budgets(tokens=64, patches=96, items=4, targets=48)

@@ -1,0 +1,78 @@
+"""Writing files so that a name only ever stands for a whole file, and a full disk is said in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+from jaxmm.errors import UserError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL_TEXTS = ("No space left on device", "Disk quota exceeded")  # what comes out of C++ has no errno
+
+
+@contextlib.contextmanager
+def published(path: Path) -> Iterator[Path]:
+    """Gives a temporary name to write to; on leaving, the file is on the disk and takes its own name at once."""
+    temporary = path.with_name(f".{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder last through a power cut, where the file system can."""
+    with contextlib.suppress(OSError):
+        _sync(folder)
+
+
+@contextlib.contextmanager
+def space_wanted(folder: Path) -> Iterator[None]:
+    """Turns whatever a full disk makes the block raise into one line.
+
+    Raises:
+      DiskFull: if there was no space, or no quota, left.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if is_full(error):
+            raise DiskFull(folder) from error
+        raise
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a full disk or an exhausted quota is what an exception says."""
+    return getattr(error, "errno", None) in _FULL or any(text in str(error) for text in _FULL_TEXTS)
+
+
+class DiskFull(UserError):
+    """There is no space left where prepared data is written."""
+
+    def __init__(self, folder: Path):
+        super().__init__(
+            f"no space left on the disk of {folder}: free some and run the same command again, which goes on from what "
+            f"is finished, or choose another disk (config.data.cache, or --output of prepare_data.py)"
+        )
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[type, tuple[Path]]:
+        return DiskFull, (self.folder,)

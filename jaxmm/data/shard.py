@@ -1,0 +1,246 @@
+"""One shard of a prepared source, from one unit of the raw one: the function that any process, on any machine, runs.
+
+What it writes depends on the unit and the template alone. Its part of the index lies beside the data until all shards
+are there (``prepare``): a shard is finished when that part has its name.
+"""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from array_record.python import array_record_module
+
+from jaxmm.data import files, media
+from jaxmm.data.disk import published, space_wanted
+from jaxmm.data.documents import SKIP_REASONS, Document, Image, Skip, Source, Text, Unit, split_origin
+from jaxmm.data.prepared import COLUMNS, Index, Record, count_records, pack_record
+from jaxmm.data.text import Template
+
+DATA, INDEX = "data", "index"  # of an unfinished folder: what will be the finished one, and a file for each shard
+CHUNK_DOCUMENTS, CHUNK_BYTES = 1000, 8 << 20  # tokenized at once
+REMOTE_READS = 16  # headers of images at URLs, at once
+
+Tick = Callable[[int, int, int], None]  # documents, bytes of input read, documents skipped: since the last call
+
+
+class Shard(NamedTuple):
+    """What becomes one shard: a unit, or several small ones that follow each other.
+
+    Attributes:
+      number: from 0; the order of shards is that of examples.
+      bytes: of input, about.
+    """
+
+    number: int
+    units: tuple[Unit, ...]
+    bytes: int
+
+    @property
+    def where(self) -> str:
+        """For messages: the file, or files."""
+        names = list(dict.fromkeys(unit.file for unit in self.units))
+        return f"{names[0] or 'the source'}{f' and {len(names) - 1} more' if len(names) > 1 else ''}"
+
+
+class Part(NamedTuple):
+    """What is known of a finished shard, beside its columns.
+
+    Attributes:
+      file: of the records, '' if there is none: every document was skipped.
+      digest: of its content.
+      labels: names by bit of its own labels_E.
+      skipped: (file, record, reason) of each document left out.
+    """
+
+    number: int
+    file: str
+    records: int
+    bytes: int
+    digest: str
+    labels: tuple[str, ...]
+    skipped: tuple[tuple[str, int | str, str], ...]
+
+
+class PrepareUnit(NamedTuple):
+    """The work on one shard, as a value that pickles: ``task(shard, tick)``."""
+
+    source: Source
+    template: Template
+    folder: Path
+
+    def __call__(self, shard: Shard, tick: Tick) -> None:
+        prepare_unit(self.source, shard, self.template, self.folder, tick)
+
+    def where(self, shard: Shard) -> str:
+        return shard.where
+
+
+def prepare_unit(source: Source, shard: Shard, template: Template, folder: Path, tick: Tick) -> None:
+    """Writes a shard and its part of the index into an unfinished folder.
+
+    Raises:
+      UserError: if a record makes no sense, or the disk is full.
+    """
+    index, skipped, content = Index(), [], hashlib.sha256()
+    root = _root(source)
+    name = f"shard-{shard.number:05d}.array_record"
+    with space_wanted(folder):
+        with published(folder / DATA / name) as temporary:
+            # One record a group: any record is one read. Images and ids hardly compress.
+            writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
+            try:
+                for found in _examples(source, shard, template, tick):
+                    if isinstance(found, Skip):
+                        skipped.append((*split_origin(found.origin), found.reason))
+                        continue
+                    index.add(found.encoded, found.sizes, found.labels)
+                    tokens = found.encoded.tokens
+                    writer.write(pack_record(Record(tokens, found.images, found.origin)))
+                    content.update(tokens.astype("<i4", copy=False).tobytes())
+                    for image in found.images:
+                        # A path counts from the data's folder on: the same data elsewhere has the same fingerprint.
+                        content.update(_relative(image.path, root).encode() if image.path else image.data)
+            finally:
+                writer.close()
+            count, size = count_records(temporary), temporary.stat().st_size
+            if count != len(index):
+                raise OSError(f"{folder / DATA / name}: {count} of {len(index)} records arrived on the disk")
+        columns = index.columns()
+        for column in columns.values():
+            content.update(column.astype(column.dtype.newbyteorder("<"), copy=False).tobytes())
+        content.update(json.dumps(index.labels).encode())
+        if not len(index):
+            (folder / DATA / name).unlink()
+            name, size = "", 0
+        labels = tuple(index.labels)
+        part = Part(shard.number, name, len(index), size, content.hexdigest(), labels, tuple(skipped))
+        with published(part_path(folder, shard.number)) as temporary, open(temporary, "wb") as file:
+            described = np.frombuffer(json.dumps(part._asdict()).encode(), np.uint8)
+            np.savez(file, **{"part": described, **columns})  # type: ignore[arg-type]
+
+
+def part_path(folder: Path, number: int) -> Path:
+    return folder / INDEX / f"{number:05d}.npz"
+
+
+def read_part(path: Path) -> tuple[Part, dict[str, np.ndarray]]:
+    """Returns a finished shard's part of the index."""
+    with np.load(path) as stored:
+        part = Part(**json.loads(stored["part"].tobytes()))
+        columns = {name: stored[name] for name in COLUMNS}
+    skipped = tuple((file, record, reason) for file, record, reason in part.skipped)
+    return part._replace(labels=tuple(part.labels), skipped=skipped), columns
+
+
+class _Example(NamedTuple):
+    """A document, encoded, with the (height, width) of its images."""
+
+    origin: str
+    labels: tuple[str, ...]
+    encoded: Any
+    images: list[Image]
+    sizes: list[tuple[int, int]]
+
+
+def _examples(source: Source, shard: Shard, template: Template, tick: Tick) -> Iterator[_Example | Skip]:
+    """Yields the documents of a shard, encoded a chunk at a time, and those that cannot be."""
+    for unit in shard.units:
+        for chunk, size in _chunks(source.read(unit)):
+            whole = _looked_at(chunk)
+            documents = [found[0] for found in whole if not isinstance(found, Skip)]
+            encoded = iter(template.encode_all(documents))
+            bad = 0
+            for found in whole:
+                if isinstance(found, Skip):
+                    assert found.reason in SKIP_REASONS + media.REASONS, found
+                    bad += 1
+                    yield found
+                    continue
+                document, images, sizes = found
+                tokens = next(encoded)
+                if len(tokens.tokens):
+                    yield _Example(document.origin, document.labels, tokens, images, sizes)
+                else:
+                    bad += 1
+                    yield Skip(document.origin, "empty")
+            tick(len(whole), size, bad)
+
+
+def _chunks(documents: Iterable[Document | Skip]) -> Iterator[tuple[list[Document | Skip], int]]:
+    """Yields some documents at a time, and how many bytes they hold."""
+    chunk: list[Document | Skip] = []
+    size = 0
+    for document in documents:
+        chunk.append(document)
+        if isinstance(document, Document):
+            for turn in document.turns:
+                for part in turn.parts:
+                    if isinstance(part, Image):
+                        size += len(part.data) + len(part.path)
+                    elif isinstance(part, Text):
+                        size += len(part.text)
+        if len(chunk) >= CHUNK_DOCUMENTS or size >= CHUNK_BYTES:
+            yield chunk, size
+            chunk, size = [], 0
+    if chunk:
+        yield chunk, size
+
+
+_Looked = tuple[Document, list[Image], list[tuple[int, int]]]
+
+
+def _looked_at(chunk: Sequence[Document | Skip]) -> list[_Looked | Skip]:
+    """Reads the headers of the images; a document with a bad one becomes a Skip."""
+    images_of = [
+        [] if isinstance(d, Skip) else [part for turn in d.turns for part in turn.parts if isinstance(part, Image)]
+        for d in chunk
+    ]
+    images = [image for images in images_of for image in images]
+    if any(files.is_remote(image.path) for image in images):
+        with ThreadPoolExecutor(REMOTE_READS) as pool:
+            sizes = iter(list(pool.map(_size, images)))
+    else:
+        sizes = map(_size, images)
+    looked: list[_Looked | Skip] = []
+    for document, pictures in zip(chunk, images_of, strict=True):
+        found = [next(sizes) for _ in pictures]
+        bad = next((size for size in found if isinstance(size, str)), "")
+        if isinstance(document, Skip):
+            looked.append(document)
+        elif bad:
+            looked.append(Skip(document.origin, bad))
+        else:
+            looked.append((document, pictures, [size for size in found if not isinstance(size, str)]))
+    return looked
+
+
+def _size(image: Image) -> tuple[int, int] | str:
+    """(height, width), or why there is none."""
+    try:
+        return media.image_size(image)
+    except media.BadMedia as error:
+        return error.reason
+
+
+def _root(source: Source) -> str:
+    first = source.files[0] if source.files else ""
+    return first.rpartition("/")[0] if files.is_remote(first) else os.path.dirname(first)
+
+
+def _relative(path: str, root: str) -> str:
+    """An image's path, or URL, as seen from the data's folder; one of the other kind stays as it is."""
+    if files.is_remote(path) or files.is_remote(root):
+        return path.removeprefix(f"{root}/")
+    return os.path.relpath(path, root)
+
+
+def reasons(part: Part) -> collections.Counter[str]:
+    return collections.Counter(reason for _, _, reason in part.skipped)
