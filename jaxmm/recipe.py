@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,11 +15,14 @@ from ml_collections import ConfigDict
 from jaxmm import sharding
 from jaxmm.batch import ImageSpec
 from jaxmm.checkpoint import Checkpoints
-from jaxmm.data import demo
+from jaxmm.data import demo, files
 from jaxmm.data.documents import Source
 from jaxmm.data.loader import Assembler
 from jaxmm.data.plan import Budgets, Lengths, Origin, Plan, choose_budgets, make_mixture
-from jaxmm.data.prepare import Prepared, prepare
+from jaxmm.data.prepare import prepare
+from jaxmm.data.prepared import Prepared, holds_prepared, open_prepared
+from jaxmm.data.progress import Progress
+from jaxmm.data.remote import default_cache
 from jaxmm.data.sources import read_sources
 from jaxmm.data.text import Template, load_tokenizer
 from jaxmm.errors import UserError, nearest
@@ -34,8 +36,7 @@ VOCABULARY_MULTIPLE = 128  # the embedding's rows are padded to a multiple, for 
 
 def cache_folder(config: ConfigDict) -> Path:
     """Where prepared data and compiled programs are kept: outside any workdir."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxmm"
-    return Path(config.data.cache).expanduser() if config.data.cache else default
+    return Path(config.data.cache).expanduser() if config.data.cache else default_cache()
 
 
 def parse_mixture(text: str, key: str = "config.data.mixture") -> dict[str, float]:
@@ -111,24 +112,6 @@ class Corpus(NamedTuple):
         return [source.name for source in self.lengths]
 
 
-def _prepared_folders(path: Path, names: Sequence[str]) -> list[Path]:
-    """The prepared sources in a folder, or those of them that are named."""
-    if (path / "meta.json").is_file():
-        return [path]
-    folders = {str(Prepared(f.parent).meta["name"]): f.parent for f in sorted(path.glob("*/meta.json"))}
-    for name in names:
-        if name not in folders:
-            raise UserError(f"{path} has no source '{name}': it has {', '.join(folders)}{nearest(name, folders)}")
-    return [folders[name] for name in names] if names else list(folders.values())
-
-
-def _is_prepared(path: Path) -> bool:
-    """Whether a path is a folder of prepared sources, or one of them; else the readers know what it is."""
-    if not path.is_dir() or (path / "dataset_info.json").is_file():
-        return False
-    return (path / "meta.json").is_file() or any(path.glob("*/meta.json"))
-
-
 def load_corpus(
     path: str,
     mixture: str,
@@ -141,14 +124,16 @@ def load_corpus(
 ) -> Corpus:
     """Opens the sources of a ``data`` or ``eval`` group, preparing what is not in the cache yet."""
     shares = parse_mixture(mixture)
-    if path and _is_prepared(Path(path)):
-        folders = _prepared_folders(Path(path), list(shares))
+    path = files.absolute(path) if path else ""
+    is_info = path and files.is_file(files.join(path, "dataset_info.json"))
+    if path and not is_info and holds_prepared(path):
+        opened = open_prepared(path, list(shares), cache)
     else:
         sources = [default]
         if path:
             sources = read_sources(path, list(shares), media_dir=media_dir, follow_outside=follow_outside)
-        folders = [prepare(source, template, cache / "prepared") for source in sources]
-    opened = [Prepared(folder) for folder in folders]
+        progress = Progress()
+        opened = [Prepared(prepare(source, template, cache / "prepared", progress=progress)) for source in sources]
     for prepared in opened:
         if prepared.meta["template"] != template.fingerprint:
             raise UserError(
@@ -158,7 +143,25 @@ def load_corpus(
     lengths = [Lengths(prepared, image, cache / "plans") for prepared in opened]
     sizes = [float(source.tokens_E.sum()) for source in lengths]
     asked = [shares.get(source.name, 0.0) for source in lengths]
-    return Corpus(lengths, asked if all(asked) else sizes, folders)
+    return Corpus(lengths, asked if all(asked) else sizes, [prepared.folder for prepared in opened])
+
+
+class DataRecipe(NamedTuple):
+    """What the data side needs of a config: enough to plan and to fill batches, and no JAX device is looked for."""
+
+    template: Template
+    image: ImageSpec
+    cache: Path
+
+
+def read_data(config: ConfigDict) -> DataRecipe:
+    """Builds the data side's specs; mistakes in them are UserErrors that name the group."""
+    template = Template(load_tokenizer(config.data.tokenizer), config.data.objective)
+    try:
+        image = ImageSpec(**config.image)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"config.image: {error}") from error
+    return DataRecipe(template, image, cache_folder(config))
 
 
 class Recipe(NamedTuple):
@@ -174,9 +177,8 @@ class Recipe(NamedTuple):
 
 def read_recipe(config: ConfigDict) -> Recipe:
     """Builds the specs; mistakes in them are UserErrors that name the group."""
-    template = Template(load_tokenizer(config.data.tokenizer), config.data.objective)
+    template, image, cache = read_data(config)
     try:
-        image = ImageSpec(**config.image)
         vocabulary = -(-template.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
         model = ModelSpec(
             vision=VisionSpec(**config.vision, patch_size=image.patch_size),
@@ -184,14 +186,14 @@ def read_recipe(config: ConfigDict) -> Recipe:
             decoder=DecoderSpec(**config.decoder, vocab_size=vocabulary),
         )
     except (TypeError, ValueError) as error:
-        raise UserError(f"config.image, vision, connector or decoder: {error}") from error
+        raise UserError(f"config.vision, connector or decoder: {error}") from error
     frozen = tuple(p.strip() for p in config.optimizer.freeze.split(",") if p.strip())
     for part in frozen:
         if part not in PARTS:
             raise UserError(f"config.optimizer.freeze: no part '{part}': the parts are {', '.join(PARTS)}")
     if set(frozen) == set(PARTS):
         raise UserError("config.optimizer.freeze freezes every part: nothing is left to train")
-    return Recipe(template, image, model, read_compute(config), frozen, cache_folder(config))
+    return Recipe(template, image, model, read_compute(config), frozen, cache)
 
 
 def read_compute(config: ConfigDict) -> Compute:
@@ -204,7 +206,7 @@ def read_compute(config: ConfigDict) -> Compute:
     )
 
 
-def _load(config: ConfigDict, path: str, mixture: str, recipe: Recipe, default: Source) -> Corpus:
+def _load(config: ConfigDict, path: str, mixture: str, recipe: Recipe | DataRecipe, default: Source) -> Corpus:
     return load_corpus(
         path,
         mixture,
@@ -217,7 +219,7 @@ def _load(config: ConfigDict, path: str, mixture: str, recipe: Recipe, default: 
     )
 
 
-def train_corpus(config: ConfigDict, recipe: Recipe) -> Corpus:
+def train_corpus(config: ConfigDict, recipe: Recipe | DataRecipe) -> Corpus:
     default = demo.training_source(seed=0)
     stages = parse_schedule(config.data.mixture)
     names = ",".join(dict.fromkeys(name for _, shares in stages for name in shares))

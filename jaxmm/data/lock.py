@@ -28,9 +28,10 @@ def locked(path: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[N
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):
-            path.unlink()  # while it is held: whoever waits on this file finds that it is no longer the one
-        os.close(file)
+        try:
+            path.unlink(missing_ok=True)  # while it is held: whoever waits on it finds that it is no longer the one
+        finally:
+            os.close(file)
 
 
 def _acquire(path: Path, on_wait: Callable[[], None]) -> int:

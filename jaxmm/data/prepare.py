@@ -36,7 +36,8 @@ from jaxmm.errors import UserError
 __all__ = ["COLUMNS", "FORMAT", "Columns", "InMemory", "Prepared", "Record", "prepare"]
 
 MAX_SKIPPED = 0.05  # of a source's documents; a single one never stops
-SHARD_BYTES = 8 << 20  # of input: smaller units are joined up to it
+SHARD_BYTES = 8 << 20  # of input: smaller units are joined up to it,
+SHARDS, LARGE_SHARD_BYTES = 1000, 256 << 20  # or up to so much that there are about so many shards
 MANY_BYTES = 16 << 20  # of input that are worth the seconds in which worker processes start
 DOCUMENT_BYTES = 1000  # taken for the size of a document where a unit counts documents
 
@@ -70,10 +71,10 @@ def prepare(
     """
     cache, progress = Path(cache), progress or Silent()
     versions = _versions(source)
-    name = re.sub(r"[^\w.-]", "_", source.name)
-    folder = cache / f"{name}-{_key(source, versions, template)[:16]}"
+    folder = cache / _folder_name(source, versions, template)
     unfinished = cache / f".{folder.name}.part"
-    if _is_whole(folder) and not unfinished.exists():
+    lock = cache / f".{folder.name}.lock"
+    if _is_whole(folder) and not (unfinished.exists() or lock.exists()):
         return folder
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -83,7 +84,7 @@ def prepare(
     def wait() -> None:
         progress.say(f"another process is preparing {source.name} in {cache}: waiting for it")
 
-    with space_wanted(cache), locked(cache / f".{folder.name}.lock", wait):
+    with space_wanted(cache), locked(lock, wait):
         if not _is_whole(folder):
             if folder.exists():
                 raise UserError(f"{folder} is in the way and not whole: delete it")
@@ -117,9 +118,15 @@ def _versions(source: Source) -> dict[str, files.Version]:
         raise UserError(f"data source '{source.name}': a file cannot be read: {error}") from error
 
 
-def _key(source: Source, versions: Mapping[str, files.Version], template: Template) -> str:
+def folder_name(source: Source, template: Template) -> str:
+    """Returns how ``prepare`` names the folder of a source: its name, and a key of all that decides what is in it."""
+    return _folder_name(source, _versions(source), template)
+
+
+def _folder_name(source: Source, versions: Mapping[str, files.Version], template: Template) -> str:
     parts = [FORMAT, source.name, list(versions.items()), source.entry, template.fingerprint]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return f"{re.sub(r'[^a-zA-Z0-9_.-]', '_', source.name)}-{key[:16]}"
 
 
 def _make(
@@ -155,18 +162,21 @@ def joined_units(units: Sequence[Unit], versions: Mapping[str, files.Version]) -
     spans: collections.Counter[str] = collections.Counter()
     for unit in units:
         spans[unit.file] += unit.stop - unit.start
-    groups: list[tuple[list[Unit], int]] = []
+    sizes = []
     for unit in units:
         span = unit.stop - unit.start
-        if unit.file in versions:
-            size = versions[unit.file].size * span // max(spans[unit.file], 1)
-        else:
-            size = span * DOCUMENT_BYTES
-        if groups and groups[-1][1] + size <= SHARD_BYTES:
-            groups[-1] = [*groups[-1][0], unit], groups[-1][1] + size
-        else:
-            groups.append(([unit], size))
-    return [Shard(number, tuple(group), size) for number, (group, size) in enumerate(groups)]
+        is_file = unit.file in versions
+        sizes.append(versions[unit.file].size * span // max(spans[unit.file], 1) if is_file else span * DOCUMENT_BYTES)
+    most = max(SHARD_BYTES, min(sum(sizes) // SHARDS, LARGE_SHARD_BYTES))
+    groups: list[list[Unit]] = []
+    bytes_of: list[int] = []
+    for unit, size in zip(units, sizes, strict=True):
+        if not groups or bytes_of[-1] + size > most:
+            groups.append([])
+            bytes_of.append(0)
+        groups[-1].append(unit)
+        bytes_of[-1] += size
+    return [Shard(k, tuple(group), size) for k, (group, size) in enumerate(zip(groups, bytes_of, strict=True))]
 
 
 def _make_room(unfinished: Path, shards: Sequence[Shard]) -> None:

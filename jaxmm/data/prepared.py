@@ -26,8 +26,9 @@ from array_record.python import array_record_module
 from jaxmm.data import files, media, remote
 from jaxmm.data.documents import Image
 from jaxmm.data.text import Encoded
-from jaxmm.errors import UserError
+from jaxmm.errors import UserError, nearest
 
+META = "meta.json"  # a folder that has it is whole
 FORMAT = 2  # raise it with any change to what is written
 OPEN_SHARDS = 128  # at a time, of one source in one process
 
@@ -121,9 +122,9 @@ class Prepared(Columns):
         self.url = str(folder) if files.is_remote(str(folder)) else ""
         try:
             if self.url:
-                self.meta = remote.read_json(files.join(self.url, "meta.json"))
+                self.meta = remote.read_json(files.join(self.url, META))
             else:
-                self.meta = json.loads((Path(folder) / "meta.json").read_text())
+                self.meta = json.loads((Path(folder) / META).read_text())
         except (OSError, ValueError) as error:
             raise UserError(f"{folder} holds no prepared data (no readable meta.json): prepare it again") from error
         if self.meta.get("format") != FORMAT:
@@ -213,6 +214,33 @@ def count_records(path: Path) -> int:
         return int(open_shard(path).num_records()) if path.is_file() else 0
     except Exception:
         return 0
+
+
+def holds_prepared(path: str) -> bool:
+    """Whether a path or URL is a folder of prepared sources, or one of them."""
+    return files.is_file(files.join(path, META)) or bool(files.matched(files.join(path, f"*/{META}")))
+
+
+def open_prepared(path: str, names: Sequence[str], cache: Path) -> list[Prepared]:
+    """Opens the sources in a folder that ``holds_prepared``: all of them, or those named, in that order.
+
+    Raises:
+      UserError: if one is not there or not whole, or two have one name.
+    """
+    if files.is_file(files.join(path, META)):
+        return [Prepared(path, cache)]
+    folders: dict[str, str] = {}
+    for meta in files.matched(files.join(path, f"*/{META}")):
+        with files.open_binary(meta) as file:
+            name = str(json.load(file)["name"])
+        folder = meta.removesuffix(f"/{META}")
+        if name in folders and (not names or name in names):
+            raise UserError(f"{path} holds '{name}' twice, as {folders[name]} and {folder}: delete one of them")
+        folders[name] = folder
+    for name in names:
+        if name not in folders:
+            raise UserError(f"{path} has no source '{name}': it has {', '.join(folders)}{nearest(name, folders)}")
+    return [Prepared(folders[name], cache) for name in names or folders]
 
 
 class InMemory(Columns):

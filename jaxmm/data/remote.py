@@ -30,7 +30,7 @@ def read_json(url: str) -> Any:
 
 def mirror_folder(url: str, meta: dict[str, Any], cache: Path) -> Path:
     """Returns the local folder that stands for a prepared one at a URL; one for each content, wherever it is."""
-    folder = cache / "remote" / f"{meta['name']}-{meta['fingerprint'][:16]}"
+    folder = cache / "remote" / f"{url.rstrip('/').rpartition('/')[2]}-{meta['fingerprint'][:16]}"
     folder.mkdir(parents=True, exist_ok=True)
     with published(folder / "meta.json") as temporary:
         temporary.write_text(json.dumps(meta, indent=1) + "\n")

@@ -1,0 +1,133 @@
+"""tools/prepare_data.py: raw data in, a folder out that a run takes, and a report of what is in it."""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import PIL.Image
+import pytest
+
+from jaxmm.batch import ImageSpec
+from jaxmm.data import demo
+from jaxmm.data.prepared import Prepared
+from jaxmm.data.text import Template, load_tokenizer
+from jaxmm.errors import UserError
+from jaxmm.recipe import load_corpus
+
+TOOL = Path(__file__).parents[2] / "tools" / "prepare_data.py"
+SPEC = importlib.util.spec_from_file_location("prepare_data", TOOL)
+assert SPEC
+assert SPEC.loader
+tool = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(tool)
+IMAGE = ImageSpec(patch_size=4, merge=2, min_pixels=8 * 8, max_pixels=24 * 24)
+
+
+def write(folder: Path, records: int = 30) -> Path:
+    """A dataset_info.json with "cats" (images, one of them missing) and "pages" (text)."""
+    folder.mkdir(parents=True)
+    PIL.Image.new("RGB", (32, 16)).save(folder / "cat.png")
+    cats = [
+        {"conversations": [{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": f"Cat {i}."}],
+         "images": ["none.png" if i == 3 else "cat.png"]}
+        for i in range(records)
+    ]  # fmt: skip
+    (folder / "cats.json").write_text(json.dumps(cats))
+    (folder / "pages.jsonl").write_text("\n".join(json.dumps({"text": "x" * i}) for i in range(1, records + 1)))
+    info = {
+        "cats": {"file_name": "cats.json", "formatting": "sharegpt", "columns": {"images": "images"}},
+        "pages": {"file_name": "pages.jsonl", "columns": {"prompt": "text"}},
+    }
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    return folder / "dataset_info.json"
+
+
+def corpus(path: str, mixture: str, cache: Path):
+    template = Template(load_tokenizer(""), "sft")
+    return load_corpus(path, mixture, template, IMAGE, cache, demo.test_source(seed=0))
+
+
+def test_what_it_writes_is_what_a_run_takes(tmp_path, capsys):
+    info = write(tmp_path / "data")
+    arguments = [f"--input={info}", f"--output={tmp_path / 'out'}", "--mixture=cats:0.7,pages:0.3"]
+    assert tool.main(arguments) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"source +modality +documents +tokens +images +megapixels +skipped\n", out)
+    assert re.search(r"cats +image +29 +\d+ +29 +0\.01485 +1\n", out)
+    assert re.search(r"pages +text +30 +495 +0 +0 +0\n", out)
+    assert re.search(r"<= 32 +15 +#+\n", out)
+    assert re.search(r"left out .*\ncats +missing +1\n", out)
+    path = re.search(r"--config\.data\.path=(\S+) --config\.data\.mixture=cats:0\.7,pages:0\.3", out)
+    assert path
+    found = corpus(path[1], "cats:0.7,pages:0.3", tmp_path / "cache")
+    assert found.names == ["cats", "pages"]
+    assert found.shares == [0.7, 0.3]
+    raw = corpus(str(info), "cats:0.7,pages:0.3", tmp_path / "cache")
+    assert [s.prepared.meta for s in found.lengths] == [s.prepared.meta for s in raw.lengths]
+    assert corpus(path[1], "", tmp_path / "cache").names == ["cats", "pages"]
+    assert tool.main(arguments) == 0  # nothing to do, and the same report
+    assert capsys.readouterr().out == out
+
+
+def test_the_program_prepares_with_workers_and_tells_its_progress_in_plain_lines(tmp_path):
+    info = write(tmp_path / "data", 3000)
+    command = [sys.executable, str(TOOL), "--input", str(info), "--mixture=pages", "--output", str(tmp_path / "out")]
+    done = subprocess.run([*command, "--workers=2"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "ready: --config.data.path" in done.stdout
+    (folder,) = (tmp_path / "out").iterdir()
+    assert len(Prepared(folder)) == 3000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--output=x"], "--input is missing"),
+        (["--input=x"], "--output is missing"),
+        (["--input=x", "--output=y", "--engine=rai"], "'rai' is not one of local, ray; did you mean 'ray'"),
+        (["--input=/no/where", "--output=y"], "no file /no/where"),
+        (["--input=x", "--output=y", "--mixture=a:b"], "--mixture: 'a:b' has no positive share"),
+        (["--input=x", "--output=y", "--worker=2"], "unknown flag --worker; did you mean '--workers'"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments, says):
+    with pytest.raises(UserError) as caught:
+        tool.main(arguments)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_earlier_state_in_the_output_is_named_and_not_mixed_in(tmp_path, capsys):
+    info = write(tmp_path / "data")
+    arguments = [f"--input={info}", f"--output={tmp_path / 'out'}", "--mixture=pages"]
+    tool.main(arguments)
+    (before,) = (tmp_path / "out").iterdir()
+    os.utime(tmp_path / "data" / "pages.jsonl", ns=(1, 1))
+    with pytest.raises(UserError, match=rf"{before} holds 'pages' as it was.*: delete it, or give another --output"):
+        tool.main(arguments)
+    assert [f.name for f in (tmp_path / "out").iterdir()] == [before.name]
+
+
+def test_raw_data_at_a_url_is_prepared_to_a_url_and_read_from_it(tmp_path, capsys):
+    memory = fsspec.filesystem("memory")
+    memory.store.clear()
+    local = write(tmp_path / "data")
+    memory.put(str(local.parent), "/raw", recursive=True)
+    url = "memory://ready/here"
+    arguments = ["--input=memory://raw/dataset_info.json", f"--output={url}", f"--cache={tmp_path / 'cache'}"]
+    assert tool.main([*arguments, "--mixture=pages"]) == 0
+    found = corpus(url, "", tmp_path / "elsewhere")
+    assert found.names == ["pages"]
+    reference = corpus(str(local), "pages", tmp_path / "cache")
+    ours, theirs = found.lengths[0].prepared, reference.lengths[0].prepared
+    assert ours.meta == theirs.meta
+    for e in range(len(ours)):
+        np.testing.assert_array_equal(ours.read(e).tokens, theirs.read(e).tokens)
+        assert ours.read(e).origin == theirs.read(e).origin
+    memory.store.clear()

@@ -1,0 +1,111 @@
+"""Prepares raw data once, for any number of runs: tokens and encoded images in shards with an index.
+
+    python tools/prepare_data.py --input=dataset_info.json --mixture=a:0.7,b:0.3 --output=prepared
+    python -m jaxmm.train --config=configs/base.py --config.data.path=prepared
+
+The folder is what config.data.path takes, with the same tokenizer and objective. Kill it at any moment and run it
+again: finished shards are kept, and the bytes come out the same. train prepares by itself, in its cache, what is not.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jaxmm import command, monitor
+from jaxmm.data import files, on_ray, processes, remote, report
+from jaxmm.data.documents import Source
+from jaxmm.data.prepare import folder_name, prepare
+from jaxmm.data.progress import Progress
+from jaxmm.data.sources import read_sources
+from jaxmm.data.text import Template, load_tokenizer
+from jaxmm.errors import UserError, nearest
+from jaxmm.recipe import parse_mixture
+
+ENGINES = {"local": processes.run, "ray": on_ray.run}
+
+FLAGS: command.Flags = {
+    "input": ("", "dataset_info.json, data file, folder of them, or pattern; a path or a URL"),
+    "output": ("", "folder for the prepared sources; a path, or a URL to which they are copied in the end"),
+    "mixture": ("", "name:share,name:share or name,name: which sources of the input; shares change nothing here"),
+    "objective": ("sft", "as config.data.objective: sft or pretrain"),
+    "tokenizer": ("", "as config.data.tokenizer: folder of a transformers tokenizer; '' is ByT5's bytes"),
+    "media_dir": ("", "as config.data.media_dir: folder that images' paths count from; '' is that of the data"),
+    "follow_outside": (False, "whether records may name images outside the data's folder and media_dir"),
+    "workers": (0, "processes; 0 is one a core where the input is large, else this one alone"),
+    "engine": ("local", "local, or ray: a Ray cluster (RAY_ADDRESS), whose machines must all see input and output"),
+    "cache": ("", "where shards are made when --output is a URL; '' is $XDG_CACHE_HOME/jaxmm"),
+}
+
+
+def main(argv: list[str]) -> int:
+    """Prepares each source of the input, and prints what they hold."""
+    args = command.parse(argv, FLAGS, config="none", about=__doc__ or "")
+    for name in ("input", "output"):
+        if not getattr(args, name):
+            raise UserError(f"--{name} is missing: {FLAGS[name][1]}")
+    if args.engine not in ENGINES:
+        raise UserError(f"--engine '{args.engine}' is not one of {', '.join(ENGINES)}{nearest(args.engine, ENGINES)}")
+    template = Template(load_tokenizer(args.tokenizer), args.objective)
+    sources = read_sources(
+        args.input, list(parse_mixture(args.mixture, "--mixture")),
+        media_dir=args.media_dir, follow_outside=args.follow_outside,
+    )  # fmt: skip
+    output = files.absolute(args.output)
+    is_url = files.is_remote(output)
+    cache = Path(args.cache).expanduser() if args.cache else remote.default_cache()
+    local = cache / "prepared" if is_url else Path(output)
+    for source in sources:
+        refuse_another(source, template, output)
+    progress = Progress(quiet_seconds=0.5)
+    reports = []
+    for source in sources:
+        folder = prepare(
+            source, template, local, workers=args.workers, engine=ENGINES[args.engine], progress=progress
+        )  # fmt: skip
+        if is_url:
+            progress.say(f"copying {folder} to {output}")
+            remote.put(folder, files.join(output, folder.name))
+        reports.append(json.loads((folder / "report.json").read_text()))
+    print(closing(reports))
+    mixture = f" --config.data.mixture={args.mixture}" if args.mixture else ""
+    print(f"\nready: --config.data.path={output}{mixture} --config.data.objective={args.objective}", end="")
+    print(f" --config.data.tokenizer={args.tokenizer}" if args.tokenizer else "")
+    return 0
+
+
+def refuse_another(source: Source, template: Template, output: str) -> None:
+    """Raises UserError if the output holds the source in another state: a run would not know which to take."""
+    wanted = folder_name(source, template)
+    for meta in files.matched(files.join(output, "*/meta.json")):
+        folder = meta.removesuffix("/meta.json")
+        if folder.rpartition("/")[2] == wanted:
+            continue
+        with files.open_binary(meta) as file:
+            is_same = json.load(file).get("name") == source.name
+        if is_same:
+            raise UserError(
+                f"{folder} holds '{source.name}' as it was, or with another tokenizer or objective: delete it, or give "
+                f"another --output"
+            )
+
+
+def closing(reports: list[dict[str, Any]]) -> str:
+    """The closing report as text."""
+    blocks = [monitor.table(report.summary_rows(reports))]
+    for one in reports:
+        blocks.append(f"{one['name']}: tokens of text in a document\n" + _histogram(one, "token_lengths"))
+        if one["image_pixels"]:
+            blocks.append(f"{one['name']}: pixels of an image\n" + _histogram(one, "image_pixels"))
+    if skipped := report.skipped_rows(reports):
+        blocks.append("left out (each is in skipped.jsonl)\n" + monitor.table(skipped))
+    return "\n\n".join(blocks)
+
+
+def _histogram(one: dict[str, Any], key: str) -> str:
+    return monitor.table(report.histogram_rows(one, key))
+
+
+if __name__ == "__main__":
+    command.run(main)
