@@ -1,21 +1,25 @@
 """From planned rows to Batches: reads records, decodes images, and lays both out in preallocated arrays.
 
-Grain runs this in threads or worker processes; batch k is a pure function of the plan and k, so any worker may make it.
+Threads or worker processes make batches ahead of the step. Batch k is a pure function of the plan and k, so that any of
+them may make it.
 """
 
 from __future__ import annotations
 
+import collections
 import functools
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
 from typing import NamedTuple
 
-import grain
 import numpy as np
 
 from jaxmm.batch import ANSWER, IGNORED, TARGET, Batch, ImageSpec, Stream
 from jaxmm.data import media
 from jaxmm.data.documents import Image
 from jaxmm.data.plan import Batches, Budgets, Lengths, Piece, Row, expanded_flags
+from jaxmm.data.workers import Workers
 
 # Repeating data up to four times teaches about as much as new data does (Muennighoff et al., 2023); later passes over a
 # small set are where pictures are learnt by heart.
@@ -137,15 +141,17 @@ class Assembler:
         jitter: float = 0.0,
         seed: int = 0,
         loss_weights: Sequence[float] = (),
+        fast_decode: bool = False,
     ):
         """
         Args:
           loss_weights: by source, what a target of it weighs in the loss; 1 by default.
           jitter: how far, as a part of its side, an edge of a picture moves at most, in or out, from the picture's
             pass JITTER_FROM on; seed: of how far it does.
+          fast_decode: whether JPEGs are decoded at a smaller scale where that is large enough, see ``media.patches``.
         """
         self.lengths, self.budgets, self.spec = list(lengths), budgets, spec
-        self.jitter, self.seed = jitter, seed
+        self.jitter, self.seed, self.fast_decode = jitter, seed, fast_decode
         self.loss_weights = list(loss_weights) or [1.0] * len(self.lengths)
 
     def __call__(self, rows: list[Row]) -> Loaded:
@@ -166,9 +172,12 @@ class Assembler:
             here = slice(at, at + piece.last - piece.first)
             at = here.stop
             first_image = int(lengths.prepared.images_E1[piece.example])
+            images = {i: record.images[i - first_image] for i in layout.images}
+            free_NP = batch.patches.values[b, patch_at:]
             try:
-                decoded = [self._image(piece, record.images[i - first_image], i) for i in layout.images]
+                grids = self._fill_patches(free_NP, piece, images)
             except media.BadMedia as error:
+                free_NP[: sum(int(lengths.patches_I[i]) for i in images)] = 0  # of the images before the bad one
                 skipped.append(Skipped(record.origin, str(error)))
                 continue  # its place stays padding: the plan does not move
             group = self.spec.merge**2
@@ -181,22 +190,34 @@ class Assembler:
             batch.sources_BT[b, here] = piece.source
             answers_BT[b, here] = np.where(layout.answers > 0, layout.answers + answer, 0)
             answer += int(layout.answers.max(initial=0))
-            for pixels, (grid_rows, grid_columns) in decoded:
-                there = slice(patch_at, patch_at + len(pixels))
-                batch.patches.values[b, there] = pixels
+            for grid_rows, grid_columns in grids:
+                there = slice(patch_at, patch_at + grid_rows * grid_columns)
                 batch.patches.positions[b, there, 1:] = _patch_positions(grid_rows, grid_columns, self.spec)
                 batch.patches.segments[b, there] = tile + 1
                 batch.grids_BM3[b, tile] = 1, grid_rows, grid_columns
                 patch_at, tile = there.stop, tile + 1
 
-    def _image(self, piece: Piece, image: Image, i: int) -> tuple[np.ndarray, tuple[int, int]]:
+    def _fill_patches(self, free_NP: np.ndarray, piece: Piece, images: dict[int, Image]) -> list[tuple[int, int]]:
+        """Writes the patches of a piece's images, by their numbers in the source, one after the other.
+
+        Returns:
+          (rows, columns) of each.
+
+        Raises:
+          BadMedia: if one cannot be used; some patches may then be written.
+        """
         lengths = self.lengths[piece.source]
         prepared = lengths.prepared
-        size = int(prepared.image_height_I[i]), int(prepared.image_width_I[i])
-        pixels, grid = media.patches(image, self.spec, size, self._edges(piece, i))
-        if len(pixels) != lengths.patches_I[i]:
-            raise ValueError(f"{lengths.name}: image {i} gave {len(pixels)} patches, planned {lengths.patches_I[i]}")
-        return pixels, grid
+        grids, at = [], 0
+        for i, image in images.items():
+            size = int(prepared.image_height_I[i]), int(prepared.image_width_I[i])
+            there = free_NP[at : at + int(lengths.patches_I[i])]
+            _, grid = media.patches(
+                image, self.spec, size, self._edges(piece, i), fast=self.fast_decode, out=there
+            )  # fmt: skip
+            grids.append(grid)
+            at += len(there)
+        return grids
 
     def _edges(self, piece: Piece, i: int) -> media.Edges | None:
         """Other ones for each pass over an image, the same ones for whoever loads it."""
@@ -206,18 +227,56 @@ class Assembler:
         return media.Edges(*rng.uniform(-self.jitter, self.jitter, 4).tolist())
 
 
-class _Batches:
-    """The source Grain reads: element k is the part of global batch k that this process feeds."""
+class Ahead(Iterator[Loaded]):
+    """``make(k)`` for the numbers k, in their order, made ahead from the moment this exists."""
 
-    def __init__(self, plan: Batches, assemble: Assembler, local_rows: Sequence[int], batches: int):
-        self.plan, self.assemble, self.local_rows, self.batches = plan, assemble, list(local_rows), batches
+    def __init__(
+        self,
+        make: Callable[[int], Loaded],
+        numbers: range,
+        threads: int,
+        buffer: int,
+        close: Callable[[], None] | None = None,
+    ):
+        """
+        Args:
+          buffer: how many are made or being made at a time.
+          close: what to call at the end.
+        """
+        self._make, self._numbers, self._buffer = make, iter(numbers), buffer
+        self._executor = futures.ThreadPoolExecutor(threads, "batches")
+        self._made: collections.deque[futures.Future[Loaded]] = collections.deque()
+        # Neither thread nor future refers to this object: what nobody iterates any more ends.
+        self._end = weakref.finalize(self, _end, self._executor, close)
+        self._fill()
 
-    def __len__(self) -> int:
-        return self.batches
+    def _fill(self) -> None:
+        while len(self._made) < self._buffer and (k := next(self._numbers, None)) is not None:
+            self._made.append(self._executor.submit(self._make, k))
 
-    def __getitem__(self, k: int) -> Loaded:
-        rows = self.plan.batch(k)
-        return self.assemble([rows[i] for i in self.local_rows])
+    def __next__(self) -> Loaded:
+        if not self._made:
+            self.close()
+            raise StopIteration
+        first = self._made.popleft()
+        self._fill()
+        try:
+            return first.result()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Ends the making; what was not taken is lost."""
+        self._numbers = iter(())
+        self._made.clear()
+        self._end()
+
+
+def _end(executor: futures.ThreadPoolExecutor, close: Callable[[], None] | None) -> None:
+    executor.shutdown(wait=False, cancel_futures=True)
+    if close:
+        close()
 
 
 def batches(
@@ -230,17 +289,26 @@ def batches(
     threads: int = 2,
     workers: int = 0,
     buffer: int = 4,
-) -> Iterator[Loaded]:
+) -> Ahead:
     """Yields global batches start..stop of a plan, made ahead in threads, or in worker processes if ``workers``.
+
+    A batch from a worker lies in memory that is used again when the batch, and all that was made of it without a copy,
+    is gone.
 
     Args:
       local_rows: the rows of each global batch this process needs; all by default.
-      buffer: batches made ahead.
+      buffer: batches made ahead; at least one a thread or worker.
+
+    Raises:
+      UserError: while iterating, if a worker process dies.
     """
-    rows = range(plan.batch_size) if local_rows is None else local_rows
-    source = grain.MapDataset.source(_Batches(plan, assemble, rows, stop))[start:]
-    options = grain.ReadOptions(num_threads=max(threads, 1), prefetch_buffer_size=max(buffer, 1))
-    dataset = source.to_iter_dataset(options)
-    if workers:
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
-    return iter(dataset)
+    local = list(range(plan.batch_size) if local_rows is None else local_rows)
+    pool = Workers(assemble, workers) if workers else None
+    assemble_here: Callable[[list[Row]], Loaded] = pool or assemble
+
+    def make(k: int) -> Loaded:
+        rows = plan.batch(k)  # planned here once, not by each worker
+        return assemble_here([rows[i] for i in local])
+
+    threads = workers or max(threads, 1)
+    return Ahead(make, range(start, stop), threads, max(buffer, threads), pool.close if pool else None)
