@@ -7,6 +7,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.steps = 570
+    config.epochs = 0.0  # above 0, the run ends when each source has been seen so often, whatever the steps
     config.batch_size = 8  # rows in a global batch
     config.seq_len = 512  # text and soft tokens in a row
     config.patch_budget = 0  # patches in a row; 0 picks it from the data
@@ -16,13 +17,17 @@ def get_config() -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.path = ""  # dataset_info.json, data file, folder or pattern, or prepared data; "" is the demo
-    config.data.mixture = ""  # name:share,name:share (shares of tokens); "" is all of one file or folder, by size
+    config.data.mixture = ""  # name:share,name:share (shares of tokens) [@STEP other shares]; "" is all, by size
+    config.data.max_epochs = ""  # name:epochs,name:epochs; then a source's share goes to the others
+    config.data.max_examples = ""  # name:count,name:count: no more of its examples than these are used
+    config.data.loss_weight = ""  # name:weight,name:weight of its targets in the loss; 1 where not named
     config.data.media_dir = ""  # folder that images' paths count from; "" is that of the data
     config.data.follow_outside = False  # whether records may name images outside the data's folder and media_dir
     config.data.objective = "sft"  # "sft": assistant turns are targets; "pretrain": all text is
     config.data.long_documents = "split"  # or "truncate", "drop"
     config.data.jitter = 0.15  # from a picture's fifth pass on, its edges move up to this part of its side
     config.data.tokenizer = ""  # folder of a transformers tokenizer; "" is ByT5's bytes
+    config.data.allow_change = False  # go on with other data than the run has seen so far
     config.data.cache = ""  # where prepared data is kept; "" is $XDG_CACHE_HOME/jaxmm
     config.data.threads = 1  # threads that make batches ahead
     config.data.workers = 0  # processes that do, instead of threads

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,14 +18,14 @@ from jaxmm.checkpoint import Checkpoints
 from jaxmm.data import demo, files
 from jaxmm.data.documents import Source
 from jaxmm.data.loader import Assembler
-from jaxmm.data.plan import Budgets, Lengths, Plan, choose_budgets
+from jaxmm.data.plan import Budgets, Lengths, Origin, Plan, choose_budgets, make_mixture
 from jaxmm.data.prepare import prepare
 from jaxmm.data.prepared import Prepared, holds_prepared, open_prepared
 from jaxmm.data.progress import Progress
 from jaxmm.data.remote import default_cache
 from jaxmm.data.sources import read_sources
 from jaxmm.data.text import Template, load_tokenizer
-from jaxmm.errors import UserError
+from jaxmm.errors import UserError, nearest
 from jaxmm.models.connector import ConnectorSpec
 from jaxmm.models.decoder import DecoderSpec
 from jaxmm.models.multimodal import PARTS, Compute, ModelSpec, Params, flat_axes, make_model
@@ -56,12 +59,53 @@ def parse_mixture(text: str, key: str = "config.data.mixture") -> dict[str, floa
     return shares
 
 
+def parse_schedule(text: str) -> list[tuple[int, dict[str, float]]]:
+    """Reads shares that change: ``a:0.9,b:0.1 @1000 a:0.5,b:0.5`` has others from step 1000 on.
+
+    Returns:
+      (step, shares by name), the first of step 0; each as ``parse_mixture`` gives it.
+    """
+    first, *rest = re.split(r"\s*@\s*(\d+)\s+", text.strip())
+    stages = [(0, parse_mixture(first))]
+    for step, shares in zip(rest[::2], rest[1::2], strict=True):
+        stages.append((int(step), parse_mixture(shares)))
+        if stages[-1][0] <= stages[-2][0] or not stages[-1][1] or not stages[0][1]:
+            raise UserError(
+                f"config.data.mixture '{text}': shares change at steps above 0, in order, and each time name sources; "
+                f"write name:share,name:share @STEP name:share,name:share"
+            )
+    if "@" in "".join([first, *rest[1::2]]):
+        raise UserError(f"config.data.mixture '{text}': write a change of shares as ' @STEP name:share,name:share'")
+    return stages
+
+
+def parse_numbers(text: str, key: str, names: Sequence[str], least: float = 0.0) -> dict[str, float]:
+    """Reads ``name:number,name:number`` for some of the sources.
+
+    Raises:
+      UserError: for a name that is no source, or a number that is not finite and above ``least``.
+    """
+    numbers: dict[str, float] = {}
+    for entry in filter(None, (e.strip() for e in text.split(","))):
+        name, _, number = entry.rpartition(":")
+        try:
+            numbers[name] = float(number)
+        except ValueError:
+            numbers[name] = math.nan
+        if not least < numbers[name] < math.inf:
+            raise UserError(f"{key}: '{entry}' has no number in range; write name:number,name:number")
+        if name not in names:
+            raise UserError(f"{key} '{text}': no source '{name}': there are {', '.join(names)}{nearest(name, names)}")
+    return numbers
+
+
 class Corpus(NamedTuple):
-    """Prepared sources with their share of tokens."""
+    """Prepared sources with their share of tokens, and what it becomes from a step on: (step, shares)."""
 
     lengths: list[Lengths]
     shares: list[float]
     folders: list[Path]
+    later: tuple[tuple[int, list[float]], ...] = ()
 
     @property
     def names(self) -> list[str]:
@@ -96,7 +140,7 @@ def load_corpus(
                 f"{prepared.folder} was prepared with another tokenizer or objective: prepare it again, "
                 f"or set config.data.tokenizer and config.data.objective as they were"
             )
-    lengths = [Lengths(prepared, image) for prepared in opened]
+    lengths = [Lengths(prepared, image, cache / "plans") for prepared in opened]
     sizes = [float(source.tokens_E.sum()) for source in lengths]
     asked = [shares.get(source.name, 0.0) for source in lengths]
     return Corpus(lengths, asked if all(asked) else sizes, [prepared.folder for prepared in opened])
@@ -162,10 +206,10 @@ def read_compute(config: ConfigDict) -> Compute:
     )
 
 
-def _load(config: ConfigDict, group: ConfigDict, recipe: Recipe | DataRecipe, default: Source) -> Corpus:
+def _load(config: ConfigDict, path: str, mixture: str, recipe: Recipe | DataRecipe, default: Source) -> Corpus:
     return load_corpus(
-        group.path,
-        group.mixture,
+        path,
+        mixture,
         recipe.template,
         recipe.image,
         recipe.cache,
@@ -177,7 +221,19 @@ def _load(config: ConfigDict, group: ConfigDict, recipe: Recipe | DataRecipe, de
 
 def train_corpus(config: ConfigDict, recipe: Recipe | DataRecipe) -> Corpus:
     default = demo.training_source(seed=0)
-    return _load(config, config.data, recipe, default)
+    stages = parse_schedule(config.data.mixture)
+    names = ",".join(dict.fromkeys(name for _, shares in stages for name in shares))
+    corpus = _load(config, config.data.path, names, recipe, default)
+
+    def shares_of(asked: dict[str, float]) -> list[float]:
+        by_size = not any(asked.values())
+        return [
+            size if by_size and (not asked or name in asked) else asked.get(name, 0.0)
+            for name, size in zip(corpus.names, corpus.shares, strict=True)
+        ]
+
+    shares = [(step, shares_of(asked)) for step, asked in stages]
+    return corpus._replace(shares=shares[0][1], later=tuple(shares[1:]))
 
 
 def eval_corpus(config: ConfigDict, recipe: Recipe) -> Corpus | None:
@@ -185,25 +241,61 @@ def eval_corpus(config: ConfigDict, recipe: Recipe) -> Corpus | None:
     if not config.eval.path and config.data.path:
         return None
     default = demo.test_source(seed=0)
-    return _load(config, config.eval, recipe, default)
+    return _load(config, config.eval.path, config.eval.mixture, recipe, default)
 
 
 def read_budgets(config: ConfigDict, corpus: Corpus) -> Budgets:
-    return choose_budgets(
-        corpus.lengths, corpus.shares, config.seq_len, config.patch_budget, config.target_budget, config.image.merge
-    )
+    """The budgets of a row, enough for every stage of the mixture."""
+    found = [
+        choose_budgets(
+            corpus.lengths, shares, config.seq_len, config.patch_budget, config.target_budget, config.image.merge
+        )
+        for shares in (corpus.shares, *(shares for _, shares in corpus.later))
+    ]
+    return Budgets(*map(max, zip(*found, strict=True)))
 
 
-def make_plan(config: ConfigDict, corpus: Corpus, budgets: Budgets) -> Plan:
+def make_plan(config: ConfigDict, corpus: Corpus, budgets: Budgets, origin: Origin = Origin()) -> Plan:  # noqa: B008
     """The rows of every batch of a run."""
-    return Plan(corpus.lengths, corpus.shares, budgets, config.batch_size, config.seed, config.data.long_documents)
+    if config.epochs < 0:
+        raise UserError(f"config.epochs is {config.epochs}: it must be above 0, or 0 for a run of config.steps")
+    data, names = config.data, corpus.names
+    counts = parse_numbers(data.max_examples, "config.data.max_examples", names, least=0.5)
+    mixture = make_mixture(
+        corpus.lengths,
+        [(0, corpus.shares), *corpus.later],
+        max_examples={name: round(count) for name, count in counts.items()},
+        max_epochs=parse_numbers(data.max_epochs, "config.data.max_epochs", names),
+        epochs=config.epochs,
+    )
+    return Plan(
+        corpus.lengths, mixture, budgets, config.batch_size, config.seed, data.long_documents,
+        table=cache_folder(config) / "plans", origin=origin,
+    )  # fmt: skip
+
+
+def read_steps(config: ConfigDict, plan: Plan) -> int:
+    """The steps of a run: ``config.steps``; with ``config.epochs`` as many as the plan has, and never more than that.
+
+    Raises:
+      UserError: if there are none.
+    """
+    if config.epochs:
+        return plan.batches()
+    if config.steps < 1:
+        raise UserError(f"config.steps is {config.steps}: it must be at least 1, or config.epochs above 0")
+    return config.steps if plan.mixture.is_endless else min(config.steps, plan.batches())
 
 
 def make_assembler(config: ConfigDict, image: ImageSpec, corpus: Corpus, budgets: Budgets) -> Assembler:
     """What fills the batches of a run with planned rows."""
     if not 0 <= config.data.jitter < 0.5:
         raise UserError(f"config.data.jitter is {config.data.jitter}: it must be 0, or less than 0.5")
-    return Assembler(corpus.lengths, budgets, image, jitter=config.data.jitter, seed=config.seed)
+    weights = parse_numbers(config.data.loss_weight, "config.data.loss_weight", corpus.names, least=-1e-9)
+    return Assembler(
+        corpus.lengths, budgets, image, jitter=config.data.jitter, seed=config.seed,
+        loss_weights=[weights.get(name, 1.0) for name in corpus.names],
+    )  # fmt: skip
 
 
 def place_params(model: ModelSpec, tree: Any, mesh: Mesh) -> Any:

@@ -17,7 +17,7 @@ import functools
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +30,8 @@ from jaxmm import command, monitor, samples, sharding, startup
 from jaxmm.checkpoint import Checkpoints
 from jaxmm.data.documents import split_origin
 from jaxmm.data.loader import Loaded, batches
+from jaxmm.data.plan import FORMAT as PLAN_FORMAT
+from jaxmm.data.plan import Origin
 from jaxmm.errors import UserError
 from jaxmm.evaluate import Evaluator, Figures, closing_rows, mean_loss
 from jaxmm.generate import answers, make_generator
@@ -46,8 +48,9 @@ from jaxmm.recipe import (
     place_params,
     read_budgets,
     read_recipe,
+    read_steps,
     train_corpus,
-)  # fmt: skip
+)
 from jaxmm.train_step import Metrics, TrainState, init_state, make_train_step
 
 FLAGS: command.Flags = {
@@ -55,7 +58,9 @@ FLAGS: command.Flags = {
 }
 # What may differ when a run goes on; data is told apart by its content, not by where it lies.
 FREE = ("steps", "mesh", "compute", "eval", "checkpoint", "log", "data.cache", "data.threads", "data.workers",
-        "data.path", "data.media_dir", "data.follow_outside", "data.tokenizer", "init_from")  # fmt: skip
+        "data.path", "data.media_dir", "data.follow_outside", "data.tokenizer", "data.allow_change",
+        "init_from")  # fmt: skip
+CHANGEABLE = ("data", "epochs")  # what data.allow_change lets differ besides, and with it the content of the data
 MAX_BAD_STEPS = 20  # non-finite steps in a row that end a run
 MAX_SKIPPED = 0.05  # of the examples seen, once MIN_SEEN were
 MIN_SEEN = 100
@@ -100,19 +105,30 @@ class Identity(NamedTuple):
     data: dict[str, Any]
 
     @classmethod
-    def of(cls, config: ConfigDict, corpus: Corpus, budgets: Any) -> Identity:
+    def of(cls, config: ConfigDict, corpus: Corpus, budgets: Any, template: str) -> Identity:
         sources = {s.name: s.prepared.meta["fingerprint"] for s in corpus.lengths}
-        return cls(command.to_json(config), {"sources": sources, "budgets": list(budgets)})
+        data = {"sources": sources, "template": template, "budgets": list(budgets), "plan": PLAN_FORMAT}
+        return cls(command.to_json(config), data)
 
-    def check(self, meta: dict[str, Any], workdir: Path) -> None:
-        """Raises UserError with the differences to what a checkpoint was saved with."""
-        found = command.differences(meta["config"], self.config, FREE)
-        found += [f"content of {line}" for line in command.differences(meta["data"], self.data)]
-        if found:
+    def check(self, meta: dict[str, Any], workdir: Path, allow_change: bool) -> list[str]:
+        """Compares with what a checkpoint was saved with.
+
+        Returns:
+          The differences in the data, which ``allow_change`` lets pass; none if it is all the same.
+
+        Raises:
+          UserError: with the differences.
+        """
+        data = [f"content of {line}" for line in command.differences(meta["data"], self.data)]
+        every = command.differences(meta["config"], self.config, FREE)
+        fixed = command.differences(meta["config"], self.config, (*FREE, *CHANGEABLE))
+        if fixed or "plan" not in meta or ((every or data) and not allow_change):
+            way_out = "" if fixed or "plan" not in meta else ", go on with the other data by config.data.allow_change"
             raise UserError(
-                f"{workdir} holds a run with other settings ({'; '.join(found)}): "
-                f"set them as they were, or give another --workdir"
+                f"{workdir} holds a run with other settings ({'; '.join(every + data)}): "
+                f"set them as they were{way_out}, or give another --workdir"
             )
+        return every + data
 
 
 def prefetch(source: Iterator[Loaded], place: Callable[[Any], Any], depth: int = 2) -> Iterator[tuple[Loaded, Any]]:
@@ -147,29 +163,38 @@ class Run:
     def __init__(self, config: ConfigDict, workdir: Path):
         self.config, self.workdir = config, workdir
         self.is_first = jax.process_index() == 0
-        if config.steps < 1:
-            raise UserError(f"config.steps is {config.steps}: it must be at least 1")
         self.mesh = sharding.make_mesh(config.mesh)
         sharding.check_rows(self.mesh, config.batch_size, config.accumulation)
         self.recipe: Recipe = read_recipe(config)
         self.corpus = train_corpus(config, self.recipe)
         self.held_out = eval_corpus(config, self.recipe)
         self.budgets = read_budgets(config, self.corpus)
-        self.plan = make_plan(config, self.corpus, self.budgets)
         self.assemble = make_assembler(config, self.recipe.image, self.corpus, self.budgets)
-        self.identity = Identity.of(config, self.corpus, self.budgets)
+        self.identity = Identity.of(config, self.corpus, self.budgets, self.recipe.template.fingerprint)
         self.checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep, config.checkpoint.keep_best)
         self.start = self.checkpoints.latest() or 0
+        self.changed: list[str] = []
         if self.start:
             self.meta = self.checkpoints.meta(self.start)
-            self.identity.check(self.meta, workdir)
+            self.changed = self.identity.check(self.meta, workdir, config.data.allow_change)
         elif (workdir / "metrics.jsonl").exists() and (workdir / "summary.json").exists():
             raise UserError(f"{workdir} holds a finished run without checkpoints: give another --workdir")
         else:
             self.meta = {"examples_seen": 0}
+        self.plan = make_plan(config, self.corpus, self.budgets, self._origin())
+        self.steps = read_steps(config, self.plan)
         self.skipped = monitor.SkippedFile(workdir / "skipped.jsonl")
         self._note_unprepared()
         self._build_step()
+
+    def _origin(self) -> Origin:
+        """Where the plan begins: with the run, or, after a change of the data, with the examples seen until then."""
+        if not self.start:
+            return Origin()
+        saved = self.meta["plan"]
+        if self.changed:
+            saved = {"batch": self.start, "begun_after": saved["seen"]}
+        return Origin(saved["batch"], tuple(int(saved["begun_after"].get(name, 0)) for name in self.corpus.names))
 
     def _note_unprepared(self) -> None:
         """Copies what preparing left out into the workdir's skipped.jsonl."""
@@ -184,7 +209,7 @@ class Run:
             raise UserError(f"config.optimizer.name '{options.name}' is not one of {', '.join(OPTIMIZERS)}")
         try:
             schedule = make_schedule(
-                rate=options.rate, steps=config.steps, warmup=options.warmup, name=options.schedule,
+                rate=options.rate, steps=self.steps, warmup=options.warmup, name=options.schedule,
                 end_factor=options.end_factor, decay_fraction=options.decay_fraction,
             )  # fmt: skip
         except ValueError as error:
@@ -225,7 +250,7 @@ class Run:
         """Runs to the last step, or to a signal. Returns the exit status."""
         with jax.set_mesh(self.mesh), self.checkpoints, Stop() as stop:
             self.monitor = monitor.Monitor(
-                self.workdir if self.is_first else None, self.config.steps, self.start, self.config.log.tensorboard
+                self.workdir if self.is_first else None, self.steps, self.start, self.config.log.tensorboard
             )
             with self.monitor:
                 return self._train(stop)
@@ -242,18 +267,19 @@ class Run:
             )  # fmt: skip
         self.meter = monitor.Meter(jax.devices()[0].device_kind, len(jax.devices()))
         self.sums: list[Metrics] = []
+        self.run_out = self.plan.run_out(self.start)
         self.recent: collections.deque[Loaded] = collections.deque(maxlen=MAX_BAD_STEPS)
         self.loss: float | None = None
         local = sharding.local_rows(self.mesh, config.batch_size)
         source = batches(
-            self.plan, self.assemble, self.start, config.steps, local_rows=local,
+            self.plan, self.assemble, self.start, self.steps, local_rows=local,
             threads=config.data.threads, workers=config.data.workers,
         )  # fmt: skip
         ahead = prefetch(source, lambda batch: sharding.place_batch(batch, self.mesh))
         compiled = None
         pending: tuple[Metrics, monitor.Counts, Loaded] | None = None
         step, figures, evaluated = self.start, {}, -1
-        while step < config.steps and not stop.agreed():
+        while step < self.steps and not stop.agreed():
             began = time.perf_counter()
             loaded, batch = next(ahead)
             wait = time.perf_counter() - began
@@ -275,7 +301,7 @@ class Run:
             pending = None
             if log:
                 self._log(step)
-            if step == config.steps:
+            if step == self.steps:
                 continue  # the end evaluates and saves once more, with everything
             with self.meter.pause():
                 if evaluate and self.evaluator:
@@ -288,16 +314,16 @@ class Run:
             self._finish(*pending)
         if self.sums:
             self._log(step)
-        if step < config.steps:
+        if step < self.steps:
             self._save(step, state, None)
             self.checkpoints.wait()
-            say(f"stopped after step {step} of {config.steps} and saved; the same command goes on at step {step + 1}")
+            say(f"stopped after step {step} of {self.steps} and saved; the same command goes on at step {step + 1}")
             return 128 + (stop.signal or stop.agreed())
         self._close(state)
         return 0
 
     def _is_due(self, step: int, every: int) -> bool:
-        return step == self.config.steps or (every > 0 and step % every == 0)
+        return step == self.steps or (every > 0 and step % every == 0)
 
     def _greet(self, state: TrainState) -> None:
         say = self.monitor.say
@@ -311,13 +337,24 @@ class Run:
         for source, share in zip(self.corpus.lengths, self.corpus.shares, strict=True):
             say(f"data: {source.name}, {len(source)} documents, {monitor.short(float(source.tokens_E.sum()))} tokens, "
                 f"{len(source.patches_I)} images, share {share / total:.3f}")  # fmt: skip
+        for source, long in zip(self.corpus.lengths, self.plan.long, strict=True):
+            if line := long.line(source.name, self.config.data.long_documents):
+                say(f"data: {line}")
+        for step, shares in self.corpus.later:
+            changed = ", ".join(f"{n} {s / sum(shares):.3f}" for n, s in zip(self.corpus.names, shares, strict=True))
+            say(f"data: shares from step {step} on: {changed}")
+        if not self.plan.mixture.is_endless:
+            say(f"data: all of it ends after step {self.plan.batches()}; this run has {self.steps} steps")
         b = self.budgets
         say(f"a row holds {b.tokens} tokens, {b.patches} patches, {b.items} images, {b.targets} targets; "
             f"a batch {self.config.batch_size} rows")  # fmt: skip
         for line in sharding.report_replicated(self.mesh, flat_axes(self.recipe.model)):
             say(line)
         if self.start:
-            say(f"{self.workdir} has a checkpoint: going on at step {self.start + 1} of {self.config.steps}")
+            if self.changed:
+                seen = ", ".join(f"{n} of {name}" for name, n in self._by_name(self.plan.origin.seen).items())
+                say(f"the data has changed ({'; '.join(self.changed)}); examples seen so far: {seen}")
+            say(f"{self.workdir} has a checkpoint: going on at step {self.start + 1} of {self.steps}")
 
     def _finish(self, metrics: Metrics, counts: monitor.Counts, loaded: Loaded) -> None:
         """Reads a step's metrics, which waits for it, and counts it."""
@@ -372,6 +409,10 @@ class Run:
             **window,
         })  # fmt: skip
         self.sums = []
+        for name in self.plan.run_out(step):
+            if name not in self.run_out:
+                self.run_out.append(name)
+                self.monitor.say(f"data: {name} has run out before step {step}; the others share what it had")
 
     def _save(self, step: int, state: TrainState, metric: float | None) -> None:
         versions = {"jaxmm": jaxmm.__version__, "jax": jax.__version__}
@@ -381,19 +422,27 @@ class Run:
             "data": self.identity.data,
             "versions": versions,
             "examples_seen": self.meta["examples_seen"],
+            "plan": {
+                "batch": self.plan.origin.batch,
+                "begun_after": self._by_name(self.plan.origin.seen),
+                "seen": self._by_name(self.plan.seen(step)),
+            },
         }
         self.checkpoints.save(step, state, meta, metric)
 
+    def _by_name(self, counts: Sequence[int]) -> dict[str, int]:
+        return dict(zip(self.corpus.names, counts, strict=False))
+
     def _close(self, state: TrainState) -> None:
         """The end of a run: a last evaluation, checkpoint, samples, summary, table, and what to do next."""
-        config, say = self.config, self.monitor.say
+        say = self.monitor.say
         figures: dict[str, Figures] = self.evaluator(state.params, blind=True) if self.evaluator else {}
         if figures:
-            self.monitor.log(config.steps, {"eval": figures})
-        self._save(config.steps, state, mean_loss(figures))
+            self.monitor.log(self.steps, {"eval": figures})
+        self._save(self.steps, state, mean_loss(figures))
         self.checkpoints.wait()
         summary = monitor.Summary(
-            steps=config.steps,
+            steps=self.steps,
             loss=self.loss,
             eval=figures,
             **self.meter.totals(),
@@ -455,10 +504,11 @@ def main(argv: list[str]) -> int:
     workdir = Path(args.workdir or f"runs/{args.config_name}")
     startup.split_cpu(args.config.mesh, args.config.batch_size // max(args.config.accumulation, 1))
     run = Run(args.config, workdir)
-    if run.start >= args.config.steps:
+    if run.start >= run.steps:
+        key = "config.steps" if run.steps == args.config.steps else "config.epochs or data.max_epochs"
         print(
-            f"{workdir} is finished: {run.start} of {args.config.steps} steps are done. "
-            f"To go on, raise config.steps; to start anew, give another --workdir."
+            f"{workdir} is finished: {run.start} of {run.steps} steps are done. "
+            f"To go on, raise {key}; to start anew, give another --workdir."
         )
         return 0
     if run.is_first:

@@ -15,7 +15,7 @@ import numpy as np
 from jaxmm.batch import ANSWER, IGNORED, TARGET, Batch, ImageSpec, Stream
 from jaxmm.data import media
 from jaxmm.data.documents import Image
-from jaxmm.data.plan import Budgets, Lengths, Piece, Plan, Row, expanded_flags
+from jaxmm.data.plan import Batches, Budgets, Lengths, Piece, Row, expanded_flags
 
 # Repeating data up to four times teaches about as much as new data does (Muennighoff et al., 2023); later passes over a
 # small set are where pictures are learnt by heart.
@@ -129,15 +129,24 @@ class Assembler:
     """Fills Batches with planned rows. Pickles to worker processes; opens its files lazily in each."""
 
     def __init__(
-        self, lengths: Sequence[Lengths], budgets: Budgets, spec: ImageSpec, *, jitter: float = 0.0, seed: int = 0
+        self,
+        lengths: Sequence[Lengths],
+        budgets: Budgets,
+        spec: ImageSpec,
+        *,
+        jitter: float = 0.0,
+        seed: int = 0,
+        loss_weights: Sequence[float] = (),
     ):
         """
         Args:
+          loss_weights: by source, what a target of it weighs in the loss; 1 by default.
           jitter: how far, as a part of its side, an edge of a picture moves at most, in or out, from the picture's
             pass JITTER_FROM on; seed: of how far it does.
         """
         self.lengths, self.budgets, self.spec = list(lengths), budgets, spec
         self.jitter, self.seed = jitter, seed
+        self.loss_weights = list(loss_weights) or [1.0] * len(self.lengths)
 
     def __call__(self, rows: list[Row]) -> Loaded:
         """Assembles rows, each a list of pieces, into a Batch of len(rows)."""
@@ -168,7 +177,7 @@ class Assembler:
             batch.text.segments[b, here] = segment
             batch.slots_BT[b, here] = np.where(layout.slots >= 0, layout.slots + patch_at // group, IGNORED)
             batch.targets_BT[b, here] = layout.targets
-            batch.weights_BT[b, here] = layout.weights
+            batch.weights_BT[b, here] = layout.weights * self.loss_weights[piece.source]
             batch.sources_BT[b, here] = piece.source
             answers_BT[b, here] = np.where(layout.answers > 0, layout.answers + answer, 0)
             answer += int(layout.answers.max(initial=0))
@@ -200,7 +209,7 @@ class Assembler:
 class _Batches:
     """The source Grain reads: element k is the part of global batch k that this process feeds."""
 
-    def __init__(self, plan: Plan, assemble: Assembler, local_rows: Sequence[int], batches: int):
+    def __init__(self, plan: Batches, assemble: Assembler, local_rows: Sequence[int], batches: int):
         self.plan, self.assemble, self.local_rows, self.batches = plan, assemble, list(local_rows), batches
 
     def __len__(self) -> int:
@@ -212,7 +221,7 @@ class _Batches:
 
 
 def batches(
-    plan: Plan,
+    plan: Batches,
     assemble: Assembler,
     start: int,
     stop: int,

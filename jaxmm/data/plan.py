@@ -1,406 +1,376 @@
 """Which piece of which example stands in which row: integers only, long before a pixel is decoded.
 
-The rows of global batch k are a pure function of (prepared index, shares, budgets, seed, k). Each source is an endless
-stream of its examples, permuted anew each epoch; a window takes as many from each as its share of tokens asks for,
-packs them by best fit under several budgets, and shuffles the rows. Windows follow each other without a gap, so that a
-table of rows per window finds any batch.
+The rows of global batch k are a pure function of (prepared index, mixture, budgets, seed, k). A window of rows takes of
+each source what its share of tokens asks for, packs it, and shuffles the rows. Windows follow each other without a gap,
+and a table of where each begins, which is also kept on disk, makes any batch one look-up and one window away.
 """
 
 from __future__ import annotations
 
+import abc
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import secrets
 import threading
+import zipfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxmm.batch import TARGET, ImageSpec
-from jaxmm.data import media
-from jaxmm.data.prepared import Columns
+from jaxmm.data.budgets import choose_budgets
+from jaxmm.data.lengths import Budgets, Lengths, expanded_flags
+from jaxmm.data.mixture import Mixture, Position, Stage, Streams, make_mixture
+from jaxmm.data.pack import GOLDEN, assign, balanced_order, balanced_orders, ordered, pack
+from jaxmm.data.pieces import (
+    LONG_DOCUMENTS,
+    LongDocuments,
+    Piece,
+    Pieces,
+    Row,
+    count_long,
+    cut,
+    joined_pieces,
+    pieces_of,
+)
+from jaxmm.data.shuffle import key_of, random_bits
 from jaxmm.errors import UserError
 
-LONG_DOCUMENTS = ("split", "truncate", "drop")
+__all__ = [
+    "Batches", "Budgets", "Lengths", "LongDocuments", "Mixture", "Origin", "Pass", "Piece", "Plan", "Row",
+    "Rows", "Stage", "balanced_order", "choose_budgets", "cut", "expanded_flags", "make_mixture", "pack",
+]  # fmt: skip
+
+FORMAT = 2  # raise it with any change to which rows a plan gives
+WINDOW_PIECES = 1 << 15  # about what a window holds: thousands of rows pack tightly, and are planned in an instant
+MIN_ROWS = 256  # of a window, even where it is many epochs
+KEPT_WINDOWS = 4  # in memory, of a few megabytes each
+_ROWS = 1 << 41  # in the place of a source, in keys
 
 
-class Budgets(NamedTuple):
-    """What a row holds at most: text positions (soft tokens included), patches, media items, targets."""
+class Rows(NamedTuple):
+    """Rows as arrays: row r is made of the pieces starts[r] to starts[r + 1]."""
 
-    tokens: int
-    patches: int
-    items: int
-    targets: int
+    pieces: Pieces
+    starts: np.ndarray  # int64 (rows + 1,)
 
+    @property
+    def size(self) -> int:
+        return len(self.starts) - 1
 
-class Piece(NamedTuple):
-    """Positions [first, last) of an example, soft tokens counted: a whole example, or a part of a long one.
+    def part(self, start: int, stop: int) -> Rows:
+        starts = self.starts[start : stop + 1]
+        return Rows(self.pieces.take(slice(int(starts[0]), int(starts[-1]))), starts - starts[0])
 
-    ``epoch`` counts the passes over its source, from 0.
-    """
+    def reordered(self, order: np.ndarray) -> Rows:
+        counts = np.diff(self.starts)[order]
+        starts = np.concatenate([[0], np.cumsum(counts)])
+        places = np.repeat(self.starts[:-1][order] - starts[:-1], counts) + np.arange(starts[-1])
+        return Rows(self.pieces.take(places), starts)
 
-    source: int
-    example: int
-    first: int
-    last: int
-    epoch: int = 0
+    def padded(self, count: int) -> Rows:
+        """With empty rows at the end, up to ``count``."""
+        return Rows(self.pieces, np.append(self.starts, np.full(count - self.size, self.starts[-1])))
 
+    def work(self) -> np.ndarray:
+        """float64 (rows,): causal attention work, in pairs of positions."""
+        total = np.concatenate([[0.0], np.cumsum((self.pieces.last - self.pieces.first).astype(float) ** 2)])
+        return total[self.starts[1:]] - total[self.starts[:-1]]
 
-Row = list[Piece]
-
-
-class Lengths:
-    """The sizes of one source's examples under an ImageSpec: (E,) arrays, and (I,) arrays of their images."""
-
-    def __init__(self, prepared: Columns, spec: ImageSpec):
-        self.prepared = prepared
-        self.name = str(prepared.meta["name"])
-        self.rows_I, self.columns_I = media.grid_size(prepared.image_height_I, prepared.image_width_I, spec)
-        self.patches_I = self.rows_I * self.columns_I
-        self.slots_I = self.patches_I // spec.merge**2
-        images = np.asarray(prepared.images_E1)
-        self.items_E = np.diff(images)
-        self.patches_E = _sums(self.patches_I, images)
-        self.tokens_E = np.asarray(prepared.tokens_E, np.int64) + _sums(self.slots_I, images)
-        self.targets_E = _target_counts(prepared)
-
-    def __len__(self) -> int:
-        return len(self.tokens_E)
-
-    def needs(self, examples: np.ndarray) -> np.ndarray:
-        """(len(examples), 4): what each takes of each budget, in the order of Budgets."""
-        columns = (self.tokens_E, self.patches_E, self.items_E, self.targets_E)
-        return np.stack([c[examples] for c in columns], 1)
+    def listed(self) -> list[Row]:
+        pieces, starts = self.pieces.listed(), self.starts.tolist()
+        return [pieces[start:stop] for start, stop in itertools.pairwise(starts)]
 
 
-def _sums(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """Sums of ``values`` between consecutive offsets; empty ranges give 0."""
-    total = np.concatenate([[0], np.cumsum(values, dtype=np.int64)])
-    return total[offsets[1:]] - total[offsets[:-1]]
+def joined_rows(parts: Sequence[Rows]) -> Rows:
+    ends = np.cumsum([0] + [len(part.pieces.source) for part in parts])
+    starts = [part.starts[:-1] + end for part, end in zip(parts, ends, strict=False)]
+    return Rows(joined_pieces([part.pieces for part in parts]), np.concatenate([*starts, ends[-1:]]))
 
 
-def _target_counts(prepared: Columns) -> np.ndarray:
-    """Targets of each example: the lengths of its runs flagged TARGET, summed."""
-    runs = np.asarray(prepared.runs_E1)
-    starts = np.asarray(prepared.run_start_R, np.int64)
-    ends = np.empty_like(starts)
-    ends[:-1] = starts[1:]
-    last = runs[1:][np.diff(runs) > 0] - 1
-    ends[last] = np.asarray(prepared.tokens_E)[np.diff(runs) > 0]
-    is_target = (np.asarray(prepared.run_flags_R) & TARGET) > 0
-    return _sums(np.where(is_target, ends - starts, 0), runs)
+def in_rows(pieces: Pieces, row_of: np.ndarray) -> Rows:
+    """Brings pieces together by the number of their row."""
+    return Rows(pieces.take(ordered(row_of)), np.concatenate([[0], np.cumsum(np.bincount(row_of))]))
 
 
-def expanded_flags(prepared: Columns, example: int, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The layout of one example with its soft tokens in place.
-
-    Returns:
-      token_at: (tokens,) position of each text token; flags: (tokens,) of batch.TARGET and batch.ANSWER;
-      slot_at: (images,) position of each image's first soft token.
-    """
-    count = int(prepared.tokens_E[example])
-    image_at = np.asarray(prepared.image_at_I[slice(*prepared.images_E1[example : example + 2])], np.int64)
-    run_slice = slice(*prepared.runs_E1[example : example + 2])
-    starts = np.asarray(prepared.run_start_R[run_slice], np.int64)
-    flags = np.repeat(np.asarray(prepared.run_flags_R[run_slice]), np.diff(np.append(starts, count)))
-    before = np.concatenate([[0], np.cumsum(slots)])
-    token_at = np.arange(count) + before[np.searchsorted(image_at, np.arange(count), side="right")]
-    return token_at, flags, image_at + before[:-1]
+def _inverse(order: np.ndarray) -> np.ndarray:
+    inverse = np.empty_like(order)
+    inverse[order] = np.arange(len(order))
+    return inverse
 
 
-def cut(
-    lengths: Lengths, source: int, example: int, budgets: Budgets, epoch: int = 0
-) -> list[tuple[Piece, np.ndarray]]:
-    """Cuts a long example into the fewest pieces, front to back, that each fit a row; no image is cut.
+class Batches(abc.ABC):
+    """Batches of rows, each in the one order that balances its work over devices."""
 
-    An image goes with its separators. Returns pieces with their needs, in the order of Budgets.
+    batch_size: int
 
-    Raises:
-      UserError: if a single image exceeds a budget.
-    """
-    prepared = lengths.prepared
-    images = slice(*(int(i) for i in prepared.images_E1[example : example + 2]))
-    slots, patches = lengths.slots_I[images], lengths.patches_I[images]
-    token_at, flags, slot_at = expanded_flags(prepared, example, slots)
-    length = int(lengths.tokens_E[example])
-    is_target = np.zeros(length + 1, np.int64)
-    is_target[token_at[(flags & TARGET) > 0] + 1] = 1
-    targets_before = np.cumsum(is_target)  # targets before each position
-    atoms = [(int(at) - 1, int(at + n) + 1, int(p)) for at, n, p in zip(slot_at, slots, patches, strict=True)]
+    @abc.abstractmethod
+    def row_arrays(self, start: int, stop: int) -> Rows:
+        """Rows [start, stop), before they are ordered within their batches."""
 
-    pieces, first, image = [], 0, 0
-    while first < length:
-        limit = int(np.searchsorted(targets_before, targets_before[first] + budgets.targets, side="right")) - 1
-        last, items, held = min(first + budgets.tokens, length, limit), 0, 0
-        while image + items < len(atoms):
-            start, end, patch_count = atoms[image + items]
-            if start >= last:
-                break
-            if end > last or items == budgets.items or held + patch_count > budgets.patches:
-                last = start
-                break
-            items, held = items + 1, held + patch_count
-        if last <= first:
-            raise UserError(
-                f"{lengths.name}: {prepared.read(example).origin} has an image of {patches[image]} patches "
-                f"({slots[image] + 2} tokens), more than a row holds (config.patch_budget {budgets.patches}, "
-                f"config.seq_len {budgets.tokens}): raise these or lower config.image.max_pixels"
-            )
-        needs = np.array([last - first, held, items, targets_before[last] - targets_before[first]])
-        pieces.append((Piece(source, example, first, last, epoch), needs))
-        first, image = last, image + items
-    return pieces
+    def batch_arrays(self, start: int, stop: int) -> Rows:
+        """The rows of batches [start, stop), batch after batch."""
+        rows = self.row_arrays(start * self.batch_size, stop * self.batch_size)
+        orders = balanced_orders(rows.work().reshape(stop - start, self.batch_size))
+        return rows.reordered((orders + np.arange(stop - start)[:, None] * self.batch_size).ravel())
+
+    def batch(self, k: int) -> list[Row]:
+        """The rows of global batch ``k``."""
+        return self.batch_arrays(k, k + 1).listed()
 
 
-def pack(needs: np.ndarray, budgets: Budgets) -> list[list[int]]:
-    """Packs items of (n, 4) needs into rows by best fit, largest first: the fullest row with room takes the next.
+class Origin(NamedTuple):
+    """Where a plan begins that goes on in the place of another one: at a batch, with examples seen by source."""
 
-    Returns the items of each row. The caller sees to it that every item fits an empty row.
-    """
-    limits = np.array(budgets, np.int64)
-    weight = (needs.sum(0) / limits) ** 4 + 1e-12
-    weight = weight / weight.sum()  # the scarcest budget counts most, in "largest" and in "fullest"
-    order = np.argsort(-(needs / limits @ weight), kind="stable")
-    room = np.empty((len(needs), len(limits)), np.int64)
-    slack = np.empty(len(needs))
-    rows: list[list[int]] = []
-    for item in order:
-        need, used = needs[item], len(rows)
-        fits = (room[:used] >= need).all(1)
-        row = int(np.where(fits, slack[:used], np.inf).argmin()) if used else 0
-        if not used or not fits[row]:
-            row = used
-            rows.append([])
-            room[row] = limits
-        rows[row].append(int(item))
-        room[row] -= need
-        slack[row] = (room[row] / limits) @ weight
-    return rows
+    batch: int = 0
+    seen: tuple[int, ...] = ()
 
 
-def balanced_order(work: np.ndarray) -> list[int]:
-    """Orders rows so that the work of every power-of-two split into equal runs is about even."""
-
-    def deal(rows: list[int]) -> list[int]:
-        if len(rows) < 2 or len(rows) % 2:
-            return rows
-        halves: tuple[list[int], list[int]] = ([], [])
-        totals = [0.0, 0.0]
-        for heavy, light in zip(rows[::2], rows[1::2], strict=True):
-            lighter = int(totals[1] < totals[0])
-            halves[lighter].append(heavy)
-            halves[1 - lighter].append(light)
-            totals[lighter] += work[heavy]
-            totals[1 - lighter] += work[light]
-        return deal(halves[0]) + deal(halves[1])
-
-    return deal([int(r) for r in np.argsort(-work, kind="stable")])
-
-
-def _work(rows: Sequence[Row]) -> np.ndarray:
-    """Causal attention work of rows, in pairs of positions."""
-    return np.array([sum((p.last - p.first) ** 2 for p in row) for row in rows], float)
-
-
-def choose_budgets(
-    lengths: Sequence[Lengths], shares: Sequence[float], seq_len: int, patch_budget: int, target_budget: int, merge: int
-) -> Budgets:
-    """The budgets of a row; those given as 0 are picked from the index.
-
-    A picked budget holds what ``seq_len`` average tokens of the mixture need with some room, and the largest example
-    that fits ``seq_len``, rounded up to a multiple of 64. Patches get a fifth more, as they are what a tower pays for;
-    targets six tenths, as documents that are all targets would else leave rows half empty.
-    """
-    totals = np.zeros(4)
-    largest = np.zeros(4, np.int64)
-    group = merge**2
-    for source, share in zip(lengths, np.array(shares, float) / np.sum(shares), strict=True):
-        needs = source.needs(np.arange(len(source)))
-        totals += share * needs.sum(0) / max(needs[:, 0].sum(), 1)
-        whole = needs[needs[:, 0] <= seq_len]
-        if len(whole):
-            largest = np.maximum(largest, whole.max(0))
-        if len(source.patches_I):
-            largest[1] = max(largest[1], source.patches_I.max())
-        if len(whole) < len(needs):  # a piece of a long example may be targets from end to end
-            largest[3] = seq_len
-    typical = totals * seq_len * (1.0, 1.2, 2.0, 1.6)
-
-    def pick(column: int) -> int:
-        return int(-(-max(typical[column], largest[column], 1) // 64) * 64)
-
-    patches = patch_budget or -(-pick(1) // group) * group
-    if patches % group:
-        raise UserError(f"config.patch_budget {patches} is no multiple of config.image.merge squared, {group}")
-    items = max(8, int(largest[2]), int(np.ceil(typical[2])))
-    return Budgets(seq_len, patches, min(items, patches // group), min(target_budget or pick(3), seq_len))
-
-
-class _Stream:
-    """One source as an endless stream: epoch after epoch, each a permutation of its examples.
-
-    ``tokens_E`` is what each example adds to the source's share.
-    """
-
-    def __init__(self, tokens_E: np.ndarray, seed: Sequence[int]):
-        self.tokens_E, self.seed = tokens_E, tuple(seed)
-        self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-
-    def epoch(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """(examples in order, their tokens cumulated) of an epoch; the two last asked for are kept."""
-        if number not in self._epochs:
-            order = np.random.default_rng((*self.seed, number)).permutation(len(self.tokens_E))
-            while len(self._epochs) > 1:
-                del self._epochs[min(self._epochs)]
-            self._epochs[number] = order, np.cumsum(self.tokens_E[order])
-        return self._epochs[number]
-
-    def take(self, start: int, tokens: int) -> tuple[np.ndarray, int]:
-        """Examples from stream position ``start`` on, until they hold at least ``tokens``; and the tokens they hold."""
-        taken, count = [], 0
-        while count < tokens:
-            number, offset = divmod(start, len(self.tokens_E))
-            order, total = self.epoch(number)
-            before = total[offset - 1] if offset else 0
-            stop = int(np.searchsorted(total, before + tokens - count, side="left")) + 1
-            stop = min(stop, len(order))
-            taken.append(order[offset:stop])
-            count += int(total[stop - 1] - before)
-            start += stop - offset
-        return (np.concatenate(taken) if taken else np.zeros(0, np.int64)), count
-
-
-class Plan:
-    """Rows of any batch of an endless run over a mixture of sources."""
+class Plan(Batches):
+    """Rows of any batch of a run over a mixture of sources, endless unless all of them have an end."""
 
     def __init__(
         self,
         lengths: Sequence[Lengths],
-        shares: Sequence[float],
+        mixture: Mixture | Sequence[float],
         budgets: Budgets,
         batch_size: int,
         seed: int,
         long_documents: str = "split",
-        window_rows: int = 512,
+        window_rows: int = 0,
+        *,
+        table: Path | None = None,
+        origin: Origin = Origin(),  # noqa: B008
     ):
         """
         Args:
-          shares: of tokens (text plus soft tokens) by source; positive, any sum.
-          window_rows: about how many rows are planned at a time; more packs tighter, fewer starts sooner.
+          mixture: or only shares of tokens (text plus soft tokens) by source; positive, any sum.
+          window_rows: about how many rows are planned at a time; 0 picks it from the data.
+          table: a folder that keeps where windows begin, for sources that are told apart by a fingerprint.
+          origin: the plan's first batch, and the examples of each source that it begins after.
+
         Raises:
           UserError: if an example's smallest piece exceeds a budget, or nothing is left to train on.
         """
         if long_documents not in LONG_DOCUMENTS:
             raise UserError(f"config.data.long_documents '{long_documents}' is not one of {', '.join(LONG_DOCUMENTS)}")
-        self.lengths, self.budgets = list(lengths), budgets
-        self.shares = np.array(shares, float) / np.sum(shares)
-        self.batch_size, self.seed, self.long_documents = batch_size, seed, long_documents
-        self.window_tokens = window_rows * budgets.tokens
-        self._check_sources()
-        self._streams = [_Stream(self._used_tokens(i), (seed, i)) for i in range(len(self.lengths))]
-        # Before each window: rows so far, and each stream's position and tokens so far.
-        self._row_starts = [0]
-        self._stream_starts = [(np.zeros(len(self.lengths), np.int64), np.zeros(len(self.lengths), np.int64))]
-        self._windows: dict[int, list[Row]] = {}
+        if not isinstance(mixture, Mixture):
+            mixture = make_mixture(lengths, [(0, mixture)])
+        self.lengths, self.mixture, self.budgets = list(lengths), mixture, budgets
+        self.batch_size, self.seed, self.long_documents, self.origin = batch_size, seed, long_documents, origin
+        for source in lengths:
+            if not len(source):
+                raise UserError(f"data source '{source.name}' has no example that fits a row: nothing to train on")
+        self._streams = Streams(lengths, mixture, budgets, seed, long_documents)
+        self._sizes = [self._window_size(stage, window_rows) for stage in mixture.stages]
+        seen = origin.seen or (0,) * len(self.lengths)
+        self._table = _Table(self._table_file(table), Position(seen, (0.0,) * len(seen)))
+        self._windows: dict[int, Rows] = {}
         self._lock = threading.Lock()
+        if self._table.long is None:
+            self._table.long = tuple(count_long(source, budgets, long_documents) for source in self.lengths)
+        self.long = self._table.long
+        for source, found in zip(self.lengths, self.long, strict=True):
+            if long_documents == "drop" and found.long == found.examples:
+                raise UserError(f"data source '{source.name}' has no example that fits a row: nothing to train on")
 
     def __getstate__(self) -> dict[str, Any]:  # to worker processes, each with a lock of its own
-        return {k: v for k, v in self.__dict__.items() if k != "_lock"}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_windows")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._lock = threading.Lock()
+        self._windows, self._lock = {}, threading.Lock()
 
-    def _check_sources(self) -> None:
-        limits = np.array(self.budgets)
-        for i, source in enumerate(self.lengths):
-            needs = source.needs(np.arange(len(source)))
-            long = np.flatnonzero((needs > limits).any(1))
-            if len(source) == 0 or (self.long_documents == "drop" and len(long) == len(source)):
-                raise UserError(f"data source '{source.name}' has no example that fits a row: nothing to train on")
-            # Only a long example with an image can fail to be cut; those with an image too large for a row do.
-            large = np.flatnonzero(
-                (source.patches_I > self.budgets.patches) | (source.slots_I + 2 > self.budgets.tokens)
-            )
-            if len(large) and self.long_documents != "drop":
-                example = int(np.searchsorted(source.prepared.images_E1, large[0], side="right")) - 1
-                cut(source, i, example, self.budgets)
+    def _window_size(self, stage: Stage, window_rows: int) -> tuple[int, float]:
+        """(rows of a window, tokens of a row) to aim at in a stage."""
+        present = [(source, share) for source, share in zip(self.lengths, stage.shares, strict=True) if share]
+        needs = np.sum([share * source.totals / max(int(source.totals[0]), 1) for source, share in present], 0)
+        row_tokens = 1 / max(need / limit for need, limit in zip(needs.tolist(), self.budgets, strict=True))
+        pieces = sum(share * len(source) / max(int(source.totals[0]), 1) for source, share in present) * row_tokens + 1
+        epoch = max(int(source.totals[0]) / share for source, share in present) / row_tokens
+        return window_rows or int(max(min(WINDOW_PIECES / pieces, epoch), MIN_ROWS)), row_tokens
 
-    def _used_tokens(self, source: int) -> np.ndarray:
-        """(E,) tokens of each example that get into rows: what a source's share is counted in."""
-        lengths = self.lengths[source]
-        tokens_E = lengths.tokens_E.copy()
-        if self.long_documents != "split":
-            long = np.flatnonzero((lengths.needs(np.arange(len(lengths))) > np.array(self.budgets)).any(1))
-            tokens_E[long] = 0
-            if self.long_documents == "truncate":
-                tokens_E[long] = [cut(lengths, source, e, self.budgets)[0][0].last for e in long.tolist()]
-        return tokens_E
+    def _table_file(self, folder: Path | None) -> Path | None:
+        """The file of this plan's table: its name is of everything that the rows depend on."""
+        fingerprints = [source.prepared.meta.get("fingerprint") for source in self.lengths]
+        if folder is None or not all(fingerprints):
+            return None
+        specs = [list(vars(source.spec).values()) for source in self.lengths]
+        batch_size = self.batch_size if len(self.mixture.stages) > 1 else 0  # what a step is, where one is named
+        text = json.dumps([FORMAT, fingerprints, specs, self.mixture, self.budgets, batch_size, self.seed,
+                           self.long_documents, self._sizes, self.origin])  # fmt: skip
+        return folder / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.npz"
 
-    def pieces(self, source: int, examples: np.ndarray, epochs: np.ndarray) -> tuple[list[Piece], np.ndarray]:
-        """The pieces of examples, each of an epoch, and their needs (n, 4), long ones split, truncated or dropped."""
-        lengths = self.lengths[source]
-        needs = lengths.needs(examples)
-        long = (needs > np.array(self.budgets)).any(1)
-        whole = (examples[~long].tolist(), needs[~long, 0].tolist(), epochs[~long].tolist())
-        pieces = [Piece(source, example, 0, last, epoch) for example, last, epoch in zip(*whole, strict=True)]
-        all_needs = [needs[~long]]
-        if self.long_documents != "drop":
-            for example, epoch in zip(examples[long].tolist(), epochs[long].tolist(), strict=True):
-                parts = cut(lengths, source, example, self.budgets, epoch)
-                for piece, need in parts[: 1 if self.long_documents == "truncate" else None]:
-                    pieces.append(piece)
-                    all_needs.append(need[None])
-        return pieces, np.concatenate(all_needs)
-
-    def _plan_window(self, window: int) -> list[Row]:
+    def _plan_window(self, window: int) -> Rows:
         """Plans one window, whose predecessors are planned, and notes where the next one starts."""
-        starts, tokens = self._stream_starts[window]
-        starts, tokens = starts.copy(), tokens.copy()
-        pieces: list[Piece] = []
-        needs = []
-        for i, stream in enumerate(self._streams):
-            wanted = int(self.shares[i] * self.window_tokens * (window + 1)) - int(tokens[i])
-            examples, count = stream.take(int(starts[i]), wanted)
-            epochs = np.arange(starts[i], starts[i] + len(examples)) // len(self.lengths[i])
-            starts[i] += len(examples)
-            tokens[i] += count
-            found, found_needs = self.pieces(i, examples, epochs)
-            pieces += found
-            needs.append(found_needs)
-        rows = [[pieces[i] for i in row] for row in pack(np.concatenate(needs), self.budgets)]
-        order = np.random.default_rng((self.seed, 1 << 20, window)).permutation(len(rows))
-        if len(self._row_starts) == window + 1:
-            self._row_starts.append(self._row_starts[window] + len(rows))
-            self._stream_starts.append((starts, tokens))
-        return [rows[i] for i in order]
+        row, before = self._table.starts[window], self._table.positions[window]
+        step = self.origin.batch + row // self.batch_size
+        tokens = self._window_tokens(row, step)
+        (pieces, needs), after = self._streams.draw(before, tokens, step)
+        row_of = assign(needs, self.budgets)
+        rows = in_rows(pieces, self._shuffled(pieces, row_of, window)[row_of])
+        if len(self._table.starts) == window + 1:
+            self._table.add(row + rows.size, after, has_ended=self._streams.is_over(after, step) and not rows.size)
+        return rows
 
-    def _window(self, window: int) -> list[Row]:
+    def _window_tokens(self, row: int, step: int) -> float:
+        """Tokens to take for a window: fewer and fewer as a change of shares comes near, to meet its step."""
+        stages = self.mixture.stages
+        stage = max(i for i, s in enumerate(stages) if s.step <= step or i == 0)
+        rows, row_tokens = self._sizes[stage]
+        if stage + 1 < len(stages):
+            left = (stages[stage + 1].step - self.origin.batch) * self.batch_size - row
+            if left < rows * 4 / 3:
+                rows = left if left <= 16 else left * 3 // 4
+        return rows * row_tokens
+
+    def _shuffled(self, pieces: Pieces, row_of: np.ndarray, window: int) -> np.ndarray:
+        """Where each row goes: an order in which each source lies evenly, and all else is left to chance.
+
+        Rows with most tokens of one source, by how many these are, go to multiples of the golden ratio: so each stretch
+        of the window has about as many of each kind.
+        """
+        count, sources = int(row_of.max(initial=-1)) + 1, len(self.lengths)
+        key = key_of(self.seed, _ROWS, window)
+        chance = random_bits(key, np.arange(count + sources)) / 2.0**64
+        if sources == 1:
+            return _inverse(np.argsort(chance[:count], kind="stable"))
+        tokens = (pieces.last - pieces.first).astype(float)
+        held = np.bincount(row_of * sources + pieces.source, tokens, count * sources).reshape(count, sources)
+        group = held.argmax(1)
+        rank = _inverse(np.lexsort((chance[:count], held[np.arange(count), group], group)))
+        return _inverse(np.argsort((rank * GOLDEN + chance[count + group]) % 1, kind="stable"))
+
+    def _window(self, window: int) -> Rows:
         if window not in self._windows:
-            while len(self._windows) > 1:
+            while len(self._windows) >= KEPT_WINDOWS:
                 del self._windows[min(self._windows)]
             self._windows[window] = self._plan_window(window)
         return self._windows[window]
 
+    def _plan_to(self, row: int) -> None:
+        """Plans windows until one holds a row, or the plan ends."""
+        while self._table.starts[-1] <= row and not self._table.has_ended:
+            self._window(len(self._table.starts) - 1)
+
+    def row_arrays(self, start: int, stop: int) -> Rows:
+        start, stop = (n - self.origin.batch * self.batch_size for n in (start, stop))
+        if start < 0:
+            raise ValueError(f"row {start} before the plan's first batch, {self.origin.batch}")
+        with self._lock:
+            self._plan_to(stop - 1)
+            last = self._table.starts[-1]
+            if stop - last >= self.batch_size:
+                raise IndexError(f"the plan ends with batch {self.origin.batch + -(-last // self.batch_size) - 1}")
+            window = int(np.searchsorted(self._table.starts, start, side="right")) - 1
+            found, row = [self._window(window).part(0, 0)], start
+            while row < min(stop, last):
+                begin, end = self._table.starts[window], self._table.starts[window + 1]
+                if begin < end:
+                    found.append(self._window(window).part(row - begin, min(stop, end) - begin))
+                row, window = end, window + 1
+        return joined_rows(found).padded(stop - start)
+
     def rows(self, start: int, stop: int) -> list[Row]:
         """Rows [start, stop) of the run."""
+        return self.row_arrays(start, stop).listed()
+
+    def batches(self) -> int:
+        """The number of the last batch, plus 1; the last one may end in empty rows.
+
+        Every window is planned that is not in the table. Raises ValueError if the mixture is endless.
+        """
+        if self.mixture.is_endless:
+            raise ValueError("an endless plan has no number of batches")
         with self._lock:
-            while self._row_starts[-1] < stop:
-                self._window(len(self._row_starts) - 1)
-            found: list[Row] = []
-            window = int(np.searchsorted(self._row_starts, start, side="right")) - 1
-            while start + len(found) < stop:
-                offset = start + len(found) - self._row_starts[window]
-                found += self._window(window)[offset : offset + stop - start - len(found)]
-                window += 1
-            return found
+            self._plan_to(1 << 62)
+            self._table.save()
+            return self.origin.batch + -(-self._table.starts[-1] // self.batch_size)
 
-    def batch(self, k: int) -> list[Row]:
-        """The rows of global batch ``k``, in the one order that balances their work over devices."""
-        rows = self.rows(k * self.batch_size, (k + 1) * self.batch_size)
-        return [rows[i] for i in balanced_order(_work(rows))]
+    def seen(self, batch: int) -> tuple[int, ...]:
+        """How many examples of each source, epochs counted, the batches before ``batch`` have begun.
+
+        It also writes the table: a run asks when it saves.
+        """
+        row = (batch - self.origin.batch) * self.batch_size
+        with self._lock:
+            self._plan_to(row)
+            self._table.save()
+            window = int(np.searchsorted(self._table.starts, row, side="right")) - 1
+            before = self._table.positions[window].taken
+            if row == self._table.starts[window]:
+                return before
+            pieces = self._window(window).part(0, row - self._table.starts[window]).pieces
+            counts = np.bincount(pieces.source[pieces.first == 0], minlength=len(before))
+            return tuple((np.array(before) + counts).tolist())
+
+    def run_out(self, batch: int) -> list[str]:
+        """The names of the sources that have run out before ``batch``, to a window."""
+        taken = self.seen(batch) if not self.mixture.is_endless or any(self.mixture.ends) else ()
+        return [self.lengths[i].name for i, n in enumerate(taken) if self._streams.has_run_out(i, n)]
 
 
-class Pass(Plan):
-    """Every example of the sources once, in order, the last batch filled up with empty rows: for evaluation."""
+class _Table:
+    """Where each window begins: its first row, and the streams' positions. Kept in a file, if one is given."""
+
+    def __init__(self, file: Path | None, position: Position):
+        self.file = file
+        self.starts, self.positions = [0], [position]
+        self.has_ended = False
+        self.long: tuple[LongDocuments, ...] | None = None
+        self._saved = 0
+        if file is not None and file.is_file():
+            with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):  # cut short: made anew
+                self._load(file)
+
+    def add(self, row: int, position: Position, has_ended: bool) -> None:
+        """Notes the end of the last window, or that there was none."""
+        self.has_ended = has_ended
+        if not has_ended:
+            self.starts.append(row)
+            self.positions.append(position)
+        if len(self.starts) >= self._saved + 8 + self._saved // 8:
+            self.save()
+
+    def save(self) -> None:
+        """Writes the file, whole; several processes may, and all that any writes is right."""
+        if self.file is None or self.long is None or self._saved == len(self.starts):
+            return
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = self.file.with_name(f".{self.file.name}-{secrets.token_hex(4)}")
+        try:
+            with open(unfinished, "wb") as opened:
+                np.savez(
+                    opened,
+                    starts=np.array(self.starts),
+                    taken=np.array([p.taken for p in self.positions]),
+                    owed=np.array([p.owed for p in self.positions]),
+                    has_ended=self.has_ended,
+                    long=np.array(self.long),
+                )
+            os.replace(unfinished, self.file)
+            self._saved = len(self.starts)
+        except OSError as error:
+            raise UserError(f"{self.file} could not be written: {error}") from error
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+    def _load(self, file: Path) -> None:
+        with np.load(file) as found:
+            starts, taken, owed, has_ended, long = (
+                found[name].tolist() for name in ("starts", "taken", "owed", "has_ended", "long")
+            )
+        self.positions = [Position(tuple(t), tuple(o)) for t, o in zip(taken, owed, strict=True)]
+        self.starts, self.has_ended, self.long = starts, has_ended, tuple(LongDocuments(*counts) for counts in long)
+        self._saved = len(self.starts)
+
+
+class Pass(Batches):
+    """Every example of the sources once, the last batch filled up with empty rows: for evaluation."""
 
     def __init__(
         self,
@@ -411,20 +381,21 @@ class Pass(Plan):
         examples: int = 0,
     ):
         """``examples``: at most that many of each source, the first ones; 0 is all."""
-        super().__init__(lengths, [1.0] * len(lengths), budgets, batch_size, 0, long_documents)
-        pieces: list[Piece] = []
-        needs = []
+        self.lengths, self.budgets, self.batch_size = list(lengths), budgets, batch_size
+        found = []
         for i, source in enumerate(self.lengths):
-            count = min(len(source), examples or len(source))
-            found, found_needs = self.pieces(i, np.arange(count), np.zeros(count, np.int64))
-            pieces += found
-            needs.append(found_needs)
-        packed = [[pieces[i] for i in row] for row in pack(np.concatenate(needs), budgets)]
-        self._rows = packed + [[] for _ in range(-len(packed) % batch_size)]
+            which = np.arange(min(len(source), examples or len(source)))
+            found.append(pieces_of(source, i, which, np.zeros_like(which), budgets, long_documents))
+        pieces, needs, _ = zip(*found, strict=True)
+        rows = in_rows(joined_pieces(pieces), assign(np.concatenate(needs), budgets))
+        self._rows = rows.padded(-(-rows.size // batch_size) * batch_size)
 
     def __len__(self) -> int:
         """Batches in the pass."""
-        return len(self._rows) // self.batch_size
+        return self._rows.size // self.batch_size
+
+    def row_arrays(self, start: int, stop: int) -> Rows:
+        return self._rows.part(start, stop)
 
     def rows(self, start: int, stop: int) -> list[Row]:
-        return self._rows[start:stop]
+        return self.row_arrays(start, stop).listed()

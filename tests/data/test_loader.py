@@ -15,7 +15,8 @@ from jaxmm.data import media
 from jaxmm.data.documents import Image, Source, Unit
 from jaxmm.data.loader import JITTER_FROM, Assembler, Loaded, batches, lay_out
 from jaxmm.data.plan import Budgets, Lengths, Pass, Piece, Plan
-from jaxmm.data.prepare import Prepared, prepare
+from jaxmm.data.prepare import prepare
+from jaxmm.data.prepared import Prepared
 
 BUDGETS = Budgets(tokens=96, patches=96, items=6, targets=96)
 

@@ -2,79 +2,32 @@
 
 from __future__ import annotations
 
+import json
+import pickle
+import subprocess
+import sys
 from collections import Counter
-from typing import NamedTuple
+from pathlib import Path
 
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from conftest import IMAGE, picture, plain
+from conftest import IMAGE
+from made_index import BUDGETS, Made, is_whole, made, needs_of, texts
 
 from jaxmm.batch import TARGET
-from jaxmm.data.plan import Budgets, Lengths, Pass, Piece, Plan, balanced_order, choose_budgets, cut, pack
-from jaxmm.data.prepared import Columns
+from jaxmm.data import plan as plan_module
+from jaxmm.data.lengths import Lengths
+from jaxmm.data.mixture import Streams
+from jaxmm.data.plan import Budgets, Pass, Plan, choose_budgets, make_mixture
 from jaxmm.errors import UserError
 
-BUDGETS = Budgets(tokens=64, patches=96, items=4, targets=48)
+ROOT = Path(__file__).parents[2]
 
 
-class Made(Columns):
-    """An index without content: plans need no more."""
-
-    def __init__(self, name: str, tokens: list[int], images: list[list[tuple[int, int, int]]], flags: list[int]):
-        """``images``: of each example, (before which token, height, width); ``flags``: one run an example."""
-        flat = [one for each in images for one in each]
-        self.meta = {"name": name, "labels": []}
-        self.tokens_E = np.array(tokens, np.int32)
-        self.labels_E = np.zeros(len(tokens), np.uint64)
-        self.runs_E1 = np.arange(len(tokens) + 1)
-        self.run_start_R = np.zeros(len(tokens), np.int32)
-        self.run_flags_R = np.array(flags, np.uint8)
-        self.images_E1 = np.cumsum([0, *map(len, images)])
-        columns = np.array(flat, np.int32).reshape(-1, 3).T
-        self.image_at_I, self.image_height_I, self.image_width_I = columns
-
-    def read(self, example: int):
-        class Named(NamedTuple):
-            origin: str
-
-        return Named(f"{self.meta['name']}, record {example}")
-
-
-def made(seed: int, examples: int = 60, name: str = "made", longest: int = 50) -> Lengths:
-    """Random examples, some longer than a row; each image stands between two separators of its own."""
-    rng = np.random.default_rng(seed)
-    tokens, images = [], []
-    for _ in range(examples):
-        spaces = rng.integers(1, longest // 2, rng.integers(1, 5))
-        at = np.cumsum(spaces[:-1] + 2) - 1  # each image before its end separator
-        images.append([(int(a), *map(int, rng.integers(4, 40, 2))) for a in at])
-        tokens.append(int(spaces.sum()) + 2 * len(at))
-    return Lengths(Made(name, tokens, images, rng.integers(0, 2, examples).tolist()), IMAGE)
-
-
-def plan_of(sources, shares=None, seed: int = 0, long: str = "split", batch_size: int = 4, window: int = 16) -> Plan:
-    return Plan(sources, shares or [1.0] * len(sources), BUDGETS, batch_size, seed, long, window)
-
-
-def needs_of(lengths: Lengths, piece: Piece) -> np.ndarray:
-    """What a piece holds, counted position by position from the index."""
-    index = lengths.prepared
-    images = range(*index.images_E1[piece.example : piece.example + 2])
-    kinds: list[tuple[str, int]] = [("text", 0)] * int(index.tokens_E[piece.example])
-    for i in reversed(images):
-        kinds[index.image_at_I[i] : index.image_at_I[i]] = [("soft", i)] * int(lengths.slots_I[i])
-    held = kinds[piece.first : piece.last]
-    whole = {i for kind, i in held if kind == "soft"}
-    for i in whole:
-        assert held.count(("soft", i)) == lengths.slots_I[i], "an image is cut"
-        first = kinds.index(("soft", i))
-        assert piece.first < first, "an image without its start separator"
-        assert first + lengths.slots_I[i] < piece.last, "an image without its end separator"
-    is_target = index.run_flags_R[piece.example] & TARGET
-    targets = sum(kind == "text" for kind, _ in held) if is_target else 0
-    return np.array([len(held), sum(lengths.patches_I[i] for i in whole), len(whole), targets])
+def plan_of(sources, shares=None, seed: int = 0, long: str = "split", batch_size: int = 4, window: int = 16, **more):
+    return Plan(sources, shares or [1.0] * len(sources), BUDGETS, batch_size, seed, long, window, **more)
 
 
 @hypothesis.given(st.integers(0, 1 << 30), st.sampled_from(["split", "truncate", "drop"]))
@@ -85,49 +38,22 @@ def test_no_budget_is_exceeded_and_no_image_is_cut(seed, long):
         assert (sum(needs_of(source, piece) for piece in row) <= np.array(BUDGETS)).all()
 
 
-def split_whole(source: Lengths, pieces: list[Piece]) -> bool:
-    """Whether the pieces of an example are all of it, without gap or overlap."""
-    pieces = sorted(pieces, key=lambda p: p.first)
-    ends = [0, *(p.last for p in pieces)]
-    return [p.first for p in pieces] == ends[:-1] and ends[-1] == source.tokens_E[pieces[0].example]
-
-
 @hypothesis.given(st.integers(0, 1 << 30), st.integers(1, 3))
 def test_every_example_of_every_source_comes_exactly_once_an_epoch(seed, sources):
     lengths = [made(seed + i, 20 + 9 * i, f"s{i}") for i in range(sources)]
     plan = plan_of(lengths, shares=list(range(1, sources + 1)), seed=seed)
-    rows = plan.rows(0, 200)
-    starts, _ = plan._stream_starts[-1]  # examples taken from each source in the windows planned
-    rows = plan.rows(0, plan._row_starts[-1])
+    plan.rows(0, 200)
+    taken = plan._table.positions[-1].taken  # examples of each source in the windows planned
+    rows = plan.rows(0, plan._table.starts[-1])
     for i, source in enumerate(lengths):
-        counts = Counter((p.example, p.first) for row in rows for p in row if p.source == i)
-        epochs, rest = divmod(int(starts[i]), len(source))
-        by_example = {e: {n for (x, _), n in counts.items() if x == e} for e in range(len(source))}
-        times = [by_example[e] for e in range(len(source))]
-        assert all(len(n) == 1 for n in times if n), "pieces of one example come together"
-        found = [max(n, default=0) for n in times]
-        assert sorted(found) == [epochs] * (len(source) - rest) + [epochs + 1] * rest
-        named = Counter((p.example, p.first, p.epoch) for row in rows for p in row if p.source == i)
-        assert set(named.values()) <= {1}, "an epoch has each piece once"
-        assert max(p.epoch for row in rows for p in row if p.source == i) == (starts[i] - 1) // len(source)
-        assert sum(found) == starts[i]
-
-
-@hypothesis.given(st.integers(0, 1 << 30))
-def test_split_loses_nothing_truncate_keeps_the_beginning_drop_leaves_out(seed):
-    source = made(seed)
-    every = np.arange(len(source))
-    long = {int(e) for e in every if (source.needs(every[e : e + 1]) > np.array(BUDGETS)).any()}
-    by_mode = {}
-    for mode in ("split", "truncate", "drop"):
-        pieces, needs = plan_of([source], long=mode).pieces(0, every, np.zeros_like(every))
-        np.testing.assert_array_equal(needs, [needs_of(source, p) for p in pieces])
-        by_mode[mode] = {e: [p for p in pieces if p.example == e] for e in range(len(source))}
-    for e in range(len(source)):
-        assert split_whole(source, by_mode["split"][e])
-        assert (len(by_mode["split"][e]) > 1) == (e in long)
-        assert by_mode["truncate"][e] == by_mode["split"][e][:1]
-        assert by_mode["drop"][e] == ([] if e in long else by_mode["split"][e])
+        pieces = [p for row in rows for p in row if p.source == i]
+        assert max(Counter((p.example, p.first, p.epoch) for p in pieces).values()) == 1, "an epoch has each piece once"
+        epochs, rest = divmod(taken[i], len(source))
+        for epoch in range(epochs + bool(rest)):
+            held = {e: [p for p in pieces if (p.example, p.epoch) == (e, epoch)] for e in range(len(source))}
+            assert sum(map(bool, held.values())) == (len(source) if epoch < epochs else rest)
+            assert all(is_whole(source, p) for p in held.values() if p), "pieces of one example come together"
+        assert max(p.epoch for p in pieces) == (taken[i] - 1) // len(source)
 
 
 @hypothesis.given(st.integers(0, 1 << 30), st.permutations(range(12)))
@@ -139,61 +65,35 @@ def test_batch_k_is_a_function_of_k_alone(seed, asked):
         assert plan.batch(k) == in_order[k]
     fresh = plan_of([made(seed, 30, "a"), made(seed + 1, 50, "b")], [1, 2], seed)
     assert fresh.batch(11) == in_order[11]
+    assert pickle.loads(pickle.dumps(fresh)).batch(3) == in_order[3], "in a worker process"
     smaller = plan_of(sources, [1, 2], seed, batch_size=2)
     rows = sorted(row for k in range(24) for row in smaller.batch(k))
     assert rows == sorted(row for batch in in_order for row in batch), "the batch size only regroups the rows"
 
 
-def test_the_order_differs_by_seed_and_by_epoch():
+def test_arrays_of_many_batches_are_the_batches_one_by_one():
+    sources = [made(3, 30, "a"), made(4, 50, "b")]
+    plan = plan_of(sources)
+    many = plan.batch_arrays(2, 13).listed()
+    assert many == [row for k in range(2, 13) for row in plan.batch(k)]
+    work = [sum((p.last - p.first) ** 2 for p in row) for row in many]
+    np.testing.assert_array_equal(plan.batch_arrays(2, 13).work(), work)
+
+
+def test_the_order_differs_by_seed_source_and_epoch():
     source = made(0)
     assert plan_of([source], seed=1).batch(0) != plan_of([source], seed=2).batch(0)
-    stream = plan_of([source])._streams[0]
-    assert stream.epoch(0)[0].tolist() != stream.epoch(1)[0].tolist()
-
-
-@pytest.mark.parametrize(
-    ("shares", "long"), [([1, 1], "split"), ([0.9, 0.1], "drop"), ([1, 1, 1], "truncate"), ([3, 1, 6], "drop")]
-)
-def test_shares_of_tokens_hold_within_a_percent(shares, long):
-    sources = [made(i, 40 + 30 * i, f"s{i}", longest=20 + 20 * i) for i in range(len(shares))]
-    plan = plan_of(sources, shares, window=64, long=long)
-    held = np.zeros(len(shares))
-    for row in plan.rows(0, 3000):
-        for piece in row:
-            held[piece.source] += piece.last - piece.first
-    np.testing.assert_allclose(held / held.sum(), np.array(shares) / np.sum(shares), atol=0.01)
-
-
-@hypothesis.given(st.integers(0, 1 << 30))
-def test_best_fit_leaves_no_two_rows_that_would_fit_one(seed):
-    needs = made(seed).needs(np.arange(60))
-    needs = needs[(needs <= np.array(BUDGETS)).all(1)]
-    rows = pack(needs, BUDGETS)
-    assert sorted(i for row in rows for i in row) == list(range(len(needs)))
-    totals = [needs[row].sum(0) for row in rows]
-    for i, a in enumerate(totals):
-        assert (a <= np.array(BUDGETS)).all()
-        # What opened a later row found no room in an earlier one.
-        for row in rows[i + 1 :]:
-            assert (a + needs[row[0]] > np.array(BUDGETS)).any()
+    streams = Streams([source, source], make_mixture([source, source], [(0, [1, 1])]), BUDGETS, 0, "split")
+    orders = [tuple(streams.examples(i, 60 * e, 60 * e + 60)[0]) for i in range(2) for e in range(50)]
+    assert len(set(orders)) == 100
+    assert {tuple(sorted(order)) for order in orders} == {tuple(range(60))}
 
 
 def test_small_documents_fill_the_binding_budget():
     source = made(3, 400, longest=16)
     rows = plan_of([source], window=64).rows(0, 60)
     used = np.mean([sum(needs_of(source, p) for p in row) / np.array(BUDGETS) for row in rows], 0)
-    assert used.max() > 0.93
-
-
-@hypothesis.given(st.integers(0, 1 << 30), st.sampled_from([8, 16, 32]))
-def test_every_power_of_two_split_of_a_batch_has_about_even_work(seed, rows):
-    work = np.random.default_rng(seed).uniform(0.2, 1, rows)
-    order = balanced_order(work)
-    assert sorted(order) == list(range(rows))
-    for parts in (2, 4):
-        sums = work[order].reshape(parts, -1).sum(1)
-        assert sums.max() - sums.min() <= work.max() * 1.01
-    assert balanced_order(work) == order
+    assert used.max() > 0.95
 
 
 def test_a_pass_covers_each_example_once_and_fills_up_with_empty_rows():
@@ -204,10 +104,74 @@ def test_a_pass_covers_each_example_once_and_fills_up_with_empty_rows():
     assert sum(not row for row in rows) < 8
     for i, source in enumerate(sources):
         for e in range(len(source)):
-            assert split_whole(source, [p for row in rows for p in row if (p.source, p.example) == (i, e)])
+            assert is_whole(source, [p for row in rows for p in row if (p.source, p.example) == (i, e)])
     few = Pass(sources, BUDGETS, 8, examples=10)
     examples = {(p.source, p.example) for k in range(len(few)) for row in few.batch(k) for p in row}
     assert examples == {(i, e) for i in range(2) for e in range(10)}
+
+
+def windows_planned(monkeypatch) -> list[int]:
+    """A list that grows by each window that is planned."""
+    planned: list[int] = []
+    original = Plan._plan_window
+
+    def noted(self, window):
+        planned.append(window)
+        return original(self, window)
+
+    monkeypatch.setattr(Plan, "_plan_window", noted)
+    return planned
+
+
+def test_with_its_table_on_disk_a_plan_plans_no_earlier_window_again(tmp_path, monkeypatch):
+    sources = [made(1, 40, "a"), made(2, 50, "b")]
+    first = plan_of(sources, table=tmp_path)
+    wanted = [first.batch(k) for k in range(60)]
+    assert len(first._table.starts) > 12
+    first.seen(60)
+    planned = windows_planned(monkeypatch)
+    again = plan_of([made(1, 40, "a"), made(2, 50, "b")], table=tmp_path)
+    window = int(np.searchsorted(again._table.starts, 180, side="right")) - 1
+    assert [again.batch(45), again.long] == [wanted[45], first.long]
+    assert set(planned) <= {window, window + 1}
+    assert not any(source.prepared.reads for source in sources), "planning reads no record"
+    assert [again.batch(k) for k in range(60)] == wanted
+
+
+def test_a_table_belongs_to_everything_that_its_rows_depend_on(tmp_path):
+    def files(**changes) -> set[str]:
+        arguments = {"sources": [made(1, 40, "a")], "shares": None, "seed": 0, "table": tmp_path, **changes}
+        plan_of(**arguments).batch(60)
+        return {file.name for file in tmp_path.iterdir()}
+
+    count = len(files())
+    assert count == len(files()) == 1
+    assert len(files(batch_size=2)) == 1, "the batch size only regroups rows"
+    for change in (
+        {"seed": 1}, {"long": "drop"}, {"window": 32}, {"sources": [made(2, 40, "a")]},
+        {"shares": make_mixture([made(1, 40, "a")], [(0, [1])], max_examples={"a": 9})},
+        {"origin": plan_module.Origin(3, (5,))},
+    ):  # fmt: skip
+        assert len(files(**change)) == (count := count + 1)
+
+
+def test_a_table_that_was_cut_short_is_made_anew(tmp_path):
+    plan_of([made(1, 40, "a")], table=tmp_path).batch(60)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:100])
+    plan = plan_of([made(1, 40, "a")], table=tmp_path)
+    assert plan.batch(60) == plan_of([made(1, 40, "a")]).batch(60)
+    assert np.load(file)["starts"].tolist() == plan._table.starts[: len(np.load(file)["starts"])]
+
+
+def test_windows_are_large_for_large_data_and_small_for_small():
+    def window(count: int, tokens: int, row: int = 2048) -> int:
+        limits = Budgets(row, 4, 1, row)
+        return Plan([texts(np.full(count, tokens))], [1], limits, 8, 0)._sizes[0][0]
+
+    assert window(1500, 300) == plan_module.MIN_ROWS
+    assert 3000 < window(100_000, 300) < 5000, "thousands of rows"
+    assert window(100_000, 300, 100_000) < 300, "but no more than some ten thousand pieces"
 
 
 @hypothesis.given(st.integers(0, 1 << 30))
@@ -221,14 +185,17 @@ def test_budgets_picked_from_the_index_hold_every_example_that_fits_a_row(seed):
         assert (needs[needs[:, 0] <= 64] <= np.array(budgets)).all()
 
 
-def test_an_image_larger_than_a_row_is_one_line_with_its_file(lengths_of):
-    source = lengths_of([plain("a"), plain(picture(24, 24))])
-    with pytest.raises(UserError, match=r"made, record 1 has an image of 36 patches .*config.patch_budget 32"):
-        Plan([source], [1], BUDGETS._replace(patches=32), 1, 0)
-    with pytest.raises(UserError, match=r"config\.seq_len 10"):
-        cut(source, 0, 1, BUDGETS._replace(tokens=10))
-    kept = Plan([source], [1], BUDGETS._replace(patches=32), 1, 0, "drop").rows(0, 5)
-    assert {p.example for row in kept for p in row} == {0}
+def test_coarse_images_beside_long_texts_leave_no_rows_half_empty():
+    # Half of the tokens fill rows alone, so the other rows need twice the patches of an average one.
+    shown = [[(3, 24, 24)]] * 40
+    pictures = Lengths(Made("a", [90] * 40, shown, [[(0, TARGET)]] * 40), IMAGE)  # 99 tokens, 36 patches
+    long = texts([500] * 40, "b")
+    budgets = choose_budgets([pictures, long], [1, 1], 512, 0, 0, IMAGE.merge)
+    assert 180 <= budgets.patches <= 256
+    plan = Plan([pictures, long], [1, 1], budgets, 8, 0)
+    rows = plan.batch_arrays(0, 100).pieces
+    assert (rows.last - rows.first).sum() / (800 * 512) > 0.95
+    assert choose_budgets([long], [1], 512, 0, 0, IMAGE.merge).patches == 64, "text alone needs next to none"
 
 
 def test_mistakes_are_one_line():
@@ -239,3 +206,18 @@ def test_mistakes_are_one_line():
         Plan([made(1, 3)], [1], Budgets(1, 4, 1, 1), 1, 0, "drop")
     with pytest.raises(UserError, match="patch_budget 30 is no multiple"):
         choose_budgets([source], [1], 64, 30, 0, 2)
+    with pytest.raises(ValueError, match="endless"):
+        plan_of([source]).batches()
+
+
+@pytest.mark.slow
+def test_ten_million_examples_are_planned_in_seconds_and_a_batch_far_on_is_there_at_once(tmp_path):
+    program = [sys.executable, str(ROOT / "tools/measure_plan.py"), "--examples=10000000", f"--cache={tmp_path}"]
+    done = subprocess.run(program, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
+    found = json.loads(done.stdout)
+    assert found["examples"] >= 10_000_000
+    assert found["fill"] >= 0.998
+    assert found["examples_per_second"] >= 500_000, "a million on a machine with nothing else to do"
+    assert found["peak_memory_bytes"] < 1e9
+    assert found["again"]["process_seconds"] < 4, "two on a machine with nothing else to do"
+    assert found["again"]["reads"] == found["again"]["records_of_the_batch"]

@@ -1,0 +1,190 @@
+"""What each example takes of a row's budgets, from the index and an ImageSpec.
+
+It is counted a block of examples at a time, and for a large source once: what is counted is kept on disk and mapped.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxmm.batch import TARGET, ImageSpec
+from jaxmm.data import media
+from jaxmm.data.prepared import Columns
+from jaxmm.errors import UserError
+
+BLOCK = 1 << 18  # examples at a time
+SAVED_FROM = 1 << 18  # examples from which on lengths are kept on disk
+FORMAT = 1  # raise it with any change to what is saved
+
+
+class Budgets(NamedTuple):
+    """What a row holds at most: text positions (soft tokens included), patches, media items, targets."""
+
+    tokens: int
+    patches: int
+    items: int
+    targets: int
+
+
+class Lengths:
+    """The sizes of one source's examples under an ImageSpec.
+
+    Attributes:
+      needs_E4: int32, what each example takes of each budget, in the order of Budgets; its columns are ``tokens_E``
+        (soft tokens included), ``patches_E``, ``items_E`` and ``targets_E``.
+      patches_I: int32, patches of each image; ``slots_I`` are its soft tokens.
+    """
+
+    def __init__(self, prepared: Columns, spec: ImageSpec, cache: Path | None = None):
+        """``cache``: a folder where the lengths of a large source are kept, so that another process need not count."""
+        self.prepared, self.spec = prepared, spec
+        self.name = str(prepared.meta["name"])
+        self._files: tuple[Path, Path] | None = None
+        if cache is not None and len(prepared) >= SAVED_FROM and "fingerprint" in prepared.meta:
+            text = json.dumps([FORMAT, prepared.meta["fingerprint"], *vars(spec).values()])
+            stem = hashlib.sha256(text.encode()).hexdigest()[:16]
+            self._files = cache / f"{stem}.needs.npy", cache / f"{stem}.patches.npy"
+        self._open()
+
+    def _open(self) -> None:
+        if self._files is None:
+            self.needs_E4, self.patches_I = _count(self.prepared, self.spec)
+            return
+        try:
+            self.needs_E4, self.patches_I = (np.load(file, mmap_mode="r") for file in self._files)
+        except (OSError, ValueError):  # not there yet, or cut short
+            for file, array in zip(self._files, _count(self.prepared, self.spec), strict=True):
+                _save(file, array)
+            self.needs_E4, self.patches_I = (np.load(file, mmap_mode="r") for file in self._files)
+
+    def __getstate__(self) -> dict:  # a worker process maps the files anew
+        mapped = ("needs_E4", "patches_I", "slots_I") if self._files else ()
+        return {k: v for k, v in self.__dict__.items() if k not in mapped}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        if self._files:
+            self._open()
+
+    def __len__(self) -> int:
+        return len(self.needs_E4)
+
+    @property
+    def tokens_E(self) -> np.ndarray:
+        return self.needs_E4[:, 0]
+
+    @property
+    def patches_E(self) -> np.ndarray:
+        return self.needs_E4[:, 1]
+
+    @property
+    def items_E(self) -> np.ndarray:
+        return self.needs_E4[:, 2]
+
+    @property
+    def targets_E(self) -> np.ndarray:
+        return self.needs_E4[:, 3]
+
+    @functools.cached_property
+    def slots_I(self) -> np.ndarray:
+        return self.patches_I // self.spec.merge**2
+
+    @functools.cached_property
+    def totals(self) -> np.ndarray:
+        """int64 (4,): the needs of all examples, summed."""
+        return sum((needs.sum(0, dtype=np.int64) for _, needs in self.blocks()), np.zeros(4, np.int64))
+
+    def needs(self, examples: np.ndarray) -> np.ndarray:
+        """int64 (len(examples), 4): what each takes of each budget, in the order of Budgets."""
+        return self.needs_E4[examples].astype(np.int64)
+
+    def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
+        """All needs, a block at a time, each with the number of its first example."""
+        for start in range(0, len(self), BLOCK):
+            yield start, self.needs_E4[start : start + BLOCK]
+
+    def is_long(self, needs: np.ndarray, budgets: Budgets) -> np.ndarray:
+        """Which of (n, 4) needs no row holds."""
+        found = needs[:, 0] > budgets.tokens
+        for column in range(1, 4):
+            found |= needs[:, column] > budgets[column]
+        return found
+
+
+def _count(prepared: Columns, spec: ImageSpec) -> tuple[np.ndarray, np.ndarray]:
+    """(needs_E4, patches_I) of a source."""
+    count = len(prepared.tokens_E)
+    needs_E4 = np.empty((count, 4), np.int32)
+    patches_I = np.empty(len(prepared.image_at_I), np.int32)
+    for start in range(0, count, BLOCK):
+        stop = min(start + BLOCK, count)
+        tokens = np.asarray(prepared.tokens_E[start:stop], np.int64)
+        images = np.asarray(prepared.images_E1[start : stop + 1], np.int64)
+        block = slice(int(images[0]), int(images[-1]))
+        rows, columns = media.grid_size(prepared.image_height_I[block], prepared.image_width_I[block], spec)
+        patches_I[block] = rows * columns
+        images = images - block.start  # not in place: it may be the index itself
+        needs = needs_E4[start:stop]
+        needs[:, 0] = tokens + _sums(patches_I[block] // spec.merge**2, images)
+        needs[:, 1] = _sums(patches_I[block], images)
+        needs[:, 2] = np.diff(images)
+        runs = np.asarray(prepared.runs_E1[start : stop + 1], np.int64)
+        runs_here = slice(int(runs[0]), int(runs[-1]))
+        needs[:, 3] = _sums(_run_targets(prepared, runs_here, runs - runs_here.start, tokens), runs - runs_here.start)
+    return needs_E4, patches_I
+
+
+def _run_targets(prepared: Columns, runs: slice, offsets: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """Targets in each of a slice of runs, those of consecutive examples with ``offsets`` into the slice."""
+    starts = np.asarray(prepared.run_start_R[runs], np.int64)
+    ends = np.empty_like(starts)
+    ends[:-1] = starts[1:]
+    has_runs = np.diff(offsets) > 0
+    ends[offsets[1:][has_runs] - 1] = tokens[has_runs]
+    return np.where(np.asarray(prepared.run_flags_R[runs]) & TARGET, ends - starts, 0)
+
+
+def _sums(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Sums of ``values`` between consecutive offsets; empty ranges give 0."""
+    total = np.concatenate([[0], np.cumsum(values, dtype=np.int64)])
+    return total[offsets[1:]] - total[offsets[:-1]]
+
+
+def _save(file: Path, array: np.ndarray) -> None:
+    """Writes a file that is whole or not there; two processes that write it write the same."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_name(f".{file.name}-{secrets.token_hex(4)}")
+    try:
+        with open(unfinished, "wb") as opened:
+            np.save(opened, array)
+        os.replace(unfinished, file)
+    except OSError as error:
+        raise UserError(f"{file} could not be written: {error}") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def expanded_flags(prepared: Columns, example: int, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The layout of one example with its soft tokens in place.
+
+    Returns:
+      token_at: (tokens,) position of each text token; flags: (tokens,) of batch.TARGET and batch.ANSWER;
+      slot_at: (images,) position of each image's first soft token.
+    """
+    count = int(prepared.tokens_E[example])
+    image_at = np.asarray(prepared.image_at_I[slice(*prepared.images_E1[example : example + 2])], np.int64)
+    run_slice = slice(*prepared.runs_E1[example : example + 2])
+    starts = np.asarray(prepared.run_start_R[run_slice], np.int64)
+    flags = np.repeat(np.asarray(prepared.run_flags_R[run_slice]), np.diff(np.append(starts, count)))
+    before = np.concatenate([[0], np.cumsum(slots)])
+    token_at = np.arange(count) + before[np.searchsorted(image_at, np.arange(count), side="right")]
+    return token_at, flags, image_at + before[:-1]

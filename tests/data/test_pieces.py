@@ -1,0 +1,137 @@
+"""Lengths and cuts: counted as by hand, position by position, and no image is ever cut."""
+
+from __future__ import annotations
+
+import pickle
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from conftest import IMAGE, picture, plain
+from made_index import BUDGETS, is_whole, made, needs_of, positions, texts
+
+from jaxmm.data import lengths as lengths_module
+from jaxmm.data.lengths import Budgets, Lengths
+from jaxmm.data.pieces import Piece, count_long, cut, cut_examples, pieces_of
+from jaxmm.errors import UserError
+
+budgets = st.builds(
+    Budgets, st.integers(40, 80), st.integers(9, 30).map(lambda n: 4 * n), st.integers(1, 5), st.integers(3, 60)
+)
+
+
+@hypothesis.given(st.integers(0, 1 << 30))
+def test_lengths_are_what_stands_in_the_index(seed):
+    source = made(seed)
+    for example in range(len(source)):
+        whole = Piece(0, example, 0, int(source.tokens_E[example]))
+        np.testing.assert_array_equal(source.needs(np.array([example]))[0], needs_of(source, whole))
+    np.testing.assert_array_equal(source.totals, source.needs(np.arange(len(source))).sum(0))
+
+
+def cut_by_hand(source: Lengths, example: int, limits: Budgets) -> list[tuple[int, int]]:
+    """Position by position: a part grows while it fits, and ends at the last place that is not inside an image."""
+    kinds, _ = positions(source, example)
+    inside = set()  # places between two positions where an image with its separators would be cut
+    for i in {n for kind, n in kinds if kind == "soft"}:
+        at = kinds.index(("soft", i))
+        inside |= set(range(at, at + int(source.slots_I[i]) + 1))
+    edges, first = [], 0
+    while first < len(kinds):
+        last = first
+        for stop in range(first + 1, len(kinds) + 1):
+            if stop in inside:
+                continue
+            if (needs_of(source, Piece(0, example, first, stop)) > np.array(limits)).any():
+                break
+            last = stop
+        assert last > first
+        edges.append((first, last))
+        first = last
+    return edges
+
+
+@hypothesis.given(st.integers(0, 1 << 30), budgets)
+@hypothesis.settings(max_examples=30)
+def test_a_cut_gives_the_fewest_parts_that_fit_and_no_image_is_cut(seed, limits):
+    source = made(seed, 12)
+    for example in range(len(source)):
+        found = cut(source, 3, example, limits, 2)
+        assert [(p.first, p.last) for p, _ in found] == cut_by_hand(source, example, limits)
+        for piece, needs in found:
+            assert piece[:2] == (3, example)
+            assert piece.epoch == 2
+            np.testing.assert_array_equal(needs, needs_of(source, piece))
+
+
+@hypothesis.given(st.integers(0, 1 << 30), budgets)
+def test_examples_cut_together_are_cut_as_each_by_itself(seed, limits):
+    source = made(seed)
+    asked = np.random.default_rng(seed).permutation(len(source))[:20]
+    parts = cut_examples(source, asked, limits)
+    alone = [(i, p.first, p.last, *need) for i, e in enumerate(asked) for p, need in cut(source, 0, int(e), limits)]
+    assert [(*row[:3], *row[3]) for row in zip(*parts, strict=True)] == alone
+    first = cut_examples(source, asked, limits, only_first=True)
+    assert first.of.tolist() == list(range(20))
+    assert list(zip(first.of, first.last, strict=True)) == [(i, last) for i, start, last, *_ in alone if start == 0]
+
+
+@hypothesis.given(st.integers(0, 1 << 30))
+def test_split_loses_nothing_truncate_keeps_the_beginning_drop_leaves_out(seed):
+    source = made(seed)
+    every = np.arange(len(source))
+    long = set(np.flatnonzero((source.needs(every) > np.array(BUDGETS)).any(1)).tolist())
+    by_mode = {}
+    for mode in ("split", "truncate", "drop"):
+        found, needs, of = pieces_of(source, 0, every, every + 7, BUDGETS, mode)
+        pieces = found.listed()
+        np.testing.assert_array_equal(needs, [needs_of(source, p) for p in pieces])
+        assert [p.example for p in pieces] == of.tolist()
+        assert all(p.epoch == p.example + 7 for p in pieces)
+        by_mode[mode] = {e: [p for p in pieces if p.example == e] for e in range(len(source))}
+        counted = count_long(source, BUDGETS, mode)
+        assert counted == (len(source), len(long), sum(len(by_mode[mode][e]) for e in long))
+    for e in range(len(source)):
+        assert is_whole(source, by_mode["split"][e])
+        assert (len(by_mode["split"][e]) > 1) == (e in long)
+        assert by_mode["truncate"][e] == by_mode["split"][e][:1]
+        assert by_mode["drop"][e] == ([] if e in long else by_mode["split"][e])
+
+
+def test_long_documents_are_told_in_a_line():
+    source = texts([10, 64, 65, 200])
+    assert count_long(source, BUDGETS, "split").line("web", "split") == (
+        "web, 3 of 4 documents longer than a row: split into 9 pieces"
+    )
+    assert count_long(source, BUDGETS, "drop").line("web", "drop").endswith("longer than a row: dropped")
+    assert count_long(texts([5]), BUDGETS, "split").line("web", "split") == ""
+
+
+def test_an_image_larger_than_a_row_is_one_line_with_its_file(lengths_of):
+    source = lengths_of([plain("a"), plain(picture(24, 24))])
+    with pytest.raises(UserError, match=r"made, record 1 has an image of 36 patches .*config.patch_budget 32"):
+        count_long(source, BUDGETS._replace(patches=32), "truncate")
+    with pytest.raises(UserError, match=r"config\.seq_len 10"):
+        cut(source, 0, 1, BUDGETS._replace(tokens=10))
+    assert count_long(source, BUDGETS._replace(patches=32), "drop").long == 1
+
+
+def test_lengths_of_a_large_source_are_counted_once_and_mapped(tmp_path, monkeypatch):
+    monkeypatch.setattr(lengths_module, "SAVED_FROM", 60)
+    monkeypatch.setattr(lengths_module, "BLOCK", 7)
+    whole = made(5)
+    index = whole.prepared
+    first = Lengths(index, IMAGE, tmp_path)
+    monkeypatch.setattr(lengths_module, "_count", None)  # a second count would fail
+    again = Lengths(index, IMAGE, tmp_path)
+    for name in ("needs_E4", "patches_I", "slots_I", "totals"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(whole, name))
+    assert isinstance(again.needs_E4, np.memmap)
+    assert len(pickle.dumps(again)) < len(pickle.dumps(index)) + 1000, "the columns do not travel"
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(again)).needs_E4, first.needs_E4)
+    (cut_short,) = tmp_path.glob("*.needs.npy")
+    cut_short.write_bytes(cut_short.read_bytes()[:200])
+    monkeypatch.undo()
+    monkeypatch.setattr(lengths_module, "SAVED_FROM", 60)
+    np.testing.assert_array_equal(Lengths(index, IMAGE, tmp_path).needs_E4, whole.needs_E4)
