@@ -39,8 +39,8 @@ class Lengths:
     """The sizes of one source's examples under an ImageSpec.
 
     Attributes:
-      all_needs: int32 (E, 4), what each example takes of each budget, in the order of Budgets; its columns are ``tokens_E``
-        (soft tokens included), ``patches_E``, ``items_E`` and ``targets_E``.
+      all_needs: int32 (E, 4), what each example takes of each budget, in the order of Budgets; its columns are
+        ``tokens_E`` (soft tokens included), ``patches_E``, ``items_E`` and ``targets_E``.
       patches_I: int32, patches of each image; ``slots_I`` are its soft tokens.
     """
 
