@@ -428,6 +428,7 @@ class Run:
                 "seen": self._by_name(self.plan.seen(step)),
             },
         }
+        self.plan.save()
         self.checkpoints.save(step, state, meta, metric)
 
     def _by_name(self, counts: Sequence[int]) -> dict[str, int]:

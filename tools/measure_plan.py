@@ -142,7 +142,7 @@ def planning(examples: int, cache: Path | None = None) -> dict[str, float]:
     """Plans as many batches as hold ``examples``: shuffle, mixture, packing and order."""
     began = time.perf_counter()
     plan = made_plan(examples, cache)
-    opened = time.perf_counter()
+    opened, cpu = time.perf_counter(), time.process_time()
     tokens = pieces = k = 0
     step = 16  # batches at a time
     while sum(plan.seen(k)) < examples:
@@ -150,7 +150,8 @@ def planning(examples: int, cache: Path | None = None) -> dict[str, float]:
         tokens += int((rows.pieces.last - rows.pieces.first).sum())
         pieces += len(rows.pieces.source)
         k += step
-    ended = time.perf_counter()
+    plan.save()
+    ended, cpu = time.perf_counter(), time.process_time() - cpu
     seen = sum(plan.seen(k))
     return {
         "examples": seen,
@@ -158,6 +159,7 @@ def planning(examples: int, cache: Path | None = None) -> dict[str, float]:
         "fill": tokens / (k * BATCH * plan.budgets.tokens),
         "open_seconds": opened - began,
         "examples_per_second": seen / (ended - opened),
+        "examples_per_cpu_second": seen / cpu,  # what a core does that has nothing else to do
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
 

@@ -158,6 +158,15 @@ def test_a_document_that_is_nothing_but_a_broken_image_leaves_an_empty_row(lengt
     assert not loaded.batch.weights_BT.any()
 
 
+def test_a_source_weighs_in_the_loss_what_the_config_says(lengths_of):
+    sources = [lengths_of([plain("abc")], "a"), lengths_of([plain("defg")], "b")]
+    row = [Piece(0, 0, 0, 4), Piece(1, 0, 0, 5)]
+    weights = Assembler(sources, BUDGETS, IMAGE, loss_weights=[1.0, 0.25])([row]).batch.weights_BT[0]
+    even = Assembler(sources, BUDGETS, IMAGE)([row]).batch.weights_BT[0]
+    assert weights[:9].tolist() == [1, 1, 1, 0, 0.25, 0.25, 0.25, 0.25, 0]
+    np.testing.assert_array_equal(weights > 0, even > 0)
+
+
 def test_answers_are_numbered_over_the_row_and_a_cut_one_is_none(lengths_of):
     lengths = lengths_of([chat(("a",), "first"), plain("text"), chat(("b",), "second"), chat(("c",), "")])
     loaded = load(lengths, [0, 1, 2, 3])
