@@ -14,7 +14,8 @@ from jaxmm.batch import ImageSpec
 from jaxmm.checkpoint import Checkpoints
 from jaxmm.data import demo, files
 from jaxmm.data.documents import Source
-from jaxmm.data.plan import Budgets, Lengths, choose_budgets
+from jaxmm.data.loader import Assembler
+from jaxmm.data.plan import Budgets, Lengths, Plan, choose_budgets
 from jaxmm.data.prepare import prepare
 from jaxmm.data.prepared import Prepared, holds_prepared, open_prepared
 from jaxmm.data.progress import Progress
@@ -101,6 +102,24 @@ def load_corpus(
     return Corpus(lengths, asked if all(asked) else sizes, [prepared.folder for prepared in opened])
 
 
+class DataRecipe(NamedTuple):
+    """What the data side needs of a config: enough to plan and to fill batches, and no JAX device is looked for."""
+
+    template: Template
+    image: ImageSpec
+    cache: Path
+
+
+def read_data(config: ConfigDict) -> DataRecipe:
+    """Builds the data side's specs; mistakes in them are UserErrors that name the group."""
+    template = Template(load_tokenizer(config.data.tokenizer), config.data.objective)
+    try:
+        image = ImageSpec(**config.image)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"config.image: {error}") from error
+    return DataRecipe(template, image, cache_folder(config))
+
+
 class Recipe(NamedTuple):
     """The specs a config asks for."""
 
@@ -114,9 +133,8 @@ class Recipe(NamedTuple):
 
 def read_recipe(config: ConfigDict) -> Recipe:
     """Builds the specs; mistakes in them are UserErrors that name the group."""
-    template = Template(load_tokenizer(config.data.tokenizer), config.data.objective)
+    template, image, cache = read_data(config)
     try:
-        image = ImageSpec(**config.image)
         vocabulary = -(-template.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
         model = ModelSpec(
             vision=VisionSpec(**config.vision, patch_size=image.patch_size),
@@ -124,14 +142,14 @@ def read_recipe(config: ConfigDict) -> Recipe:
             decoder=DecoderSpec(**config.decoder, vocab_size=vocabulary),
         )
     except (TypeError, ValueError) as error:
-        raise UserError(f"config.image, vision, connector or decoder: {error}") from error
+        raise UserError(f"config.vision, connector or decoder: {error}") from error
     frozen = tuple(p.strip() for p in config.optimizer.freeze.split(",") if p.strip())
     for part in frozen:
         if part not in PARTS:
             raise UserError(f"config.optimizer.freeze: no part '{part}': the parts are {', '.join(PARTS)}")
     if set(frozen) == set(PARTS):
         raise UserError("config.optimizer.freeze freezes every part: nothing is left to train")
-    return Recipe(template, image, model, read_compute(config), frozen, cache_folder(config))
+    return Recipe(template, image, model, read_compute(config), frozen, cache)
 
 
 def read_compute(config: ConfigDict) -> Compute:
@@ -144,7 +162,7 @@ def read_compute(config: ConfigDict) -> Compute:
     )
 
 
-def _load(config: ConfigDict, group: ConfigDict, recipe: Recipe, default: Source) -> Corpus:
+def _load(config: ConfigDict, group: ConfigDict, recipe: Recipe | DataRecipe, default: Source) -> Corpus:
     return load_corpus(
         group.path,
         group.mixture,
@@ -157,7 +175,7 @@ def _load(config: ConfigDict, group: ConfigDict, recipe: Recipe, default: Source
     )
 
 
-def train_corpus(config: ConfigDict, recipe: Recipe) -> Corpus:
+def train_corpus(config: ConfigDict, recipe: Recipe | DataRecipe) -> Corpus:
     default = demo.training_source(seed=0)
     return _load(config, config.data, recipe, default)
 
@@ -174,6 +192,18 @@ def read_budgets(config: ConfigDict, corpus: Corpus) -> Budgets:
     return choose_budgets(
         corpus.lengths, corpus.shares, config.seq_len, config.patch_budget, config.target_budget, config.image.merge
     )
+
+
+def make_plan(config: ConfigDict, corpus: Corpus, budgets: Budgets) -> Plan:
+    """The rows of every batch of a run."""
+    return Plan(corpus.lengths, corpus.shares, budgets, config.batch_size, config.seed, config.data.long_documents)
+
+
+def make_assembler(config: ConfigDict, image: ImageSpec, corpus: Corpus, budgets: Budgets) -> Assembler:
+    """What fills the batches of a run with planned rows."""
+    if not 0 <= config.data.jitter < 0.5:
+        raise UserError(f"config.data.jitter is {config.data.jitter}: it must be 0, or less than 0.5")
+    return Assembler(corpus.lengths, budgets, image, jitter=config.data.jitter, seed=config.seed)
 
 
 def place_params(model: ModelSpec, tree: Any, mesh: Mesh) -> Any:

@@ -29,15 +29,25 @@ import jaxmm
 from jaxmm import command, monitor, samples, sharding, startup
 from jaxmm.checkpoint import Checkpoints
 from jaxmm.data.documents import split_origin
-from jaxmm.data.loader import Assembler, Loaded, batches
-from jaxmm.data.plan import Plan
+from jaxmm.data.loader import Loaded, batches
 from jaxmm.errors import UserError
 from jaxmm.evaluate import Evaluator, Figures, closing_rows, mean_loss
 from jaxmm.generate import answers, make_generator
 from jaxmm.models.flops import batch_flops, parameter_counts
 from jaxmm.models.multimodal import flat_axes, linear_maps, make_model
 from jaxmm.optimizer import OPTIMIZERS, make_optimizer, make_schedule
-from jaxmm.recipe import Corpus, Recipe, eval_corpus, init_params, place_params, read_budgets, read_recipe, train_corpus
+from jaxmm.recipe import (
+    Corpus,
+    Recipe,
+    eval_corpus,
+    init_params,
+    make_assembler,
+    make_plan,
+    place_params,
+    read_budgets,
+    read_recipe,
+    train_corpus,
+)  # fmt: skip
 from jaxmm.train_step import Metrics, TrainState, init_state, make_train_step
 
 FLAGS: command.Flags = {
@@ -139,18 +149,14 @@ class Run:
         self.is_first = jax.process_index() == 0
         if config.steps < 1:
             raise UserError(f"config.steps is {config.steps}: it must be at least 1")
-        if not 0 <= config.data.jitter < 0.5:
-            raise UserError(f"config.data.jitter is {config.data.jitter}: it must be 0, or less than 0.5")
         self.mesh = sharding.make_mesh(config.mesh)
         sharding.check_rows(self.mesh, config.batch_size, config.accumulation)
         self.recipe: Recipe = read_recipe(config)
         self.corpus = train_corpus(config, self.recipe)
         self.held_out = eval_corpus(config, self.recipe)
         self.budgets = read_budgets(config, self.corpus)
-        self.plan = Plan(
-            self.corpus.lengths, self.corpus.shares, self.budgets, config.batch_size, config.seed,
-            config.data.long_documents,
-        )  # fmt: skip
+        self.plan = make_plan(config, self.corpus, self.budgets)
+        self.assemble = make_assembler(config, self.recipe.image, self.corpus, self.budgets)
         self.identity = Identity.of(config, self.corpus, self.budgets)
         self.checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep, config.checkpoint.keep_best)
         self.start = self.checkpoints.latest() or 0
@@ -239,11 +245,8 @@ class Run:
         self.recent: collections.deque[Loaded] = collections.deque(maxlen=MAX_BAD_STEPS)
         self.loss: float | None = None
         local = sharding.local_rows(self.mesh, config.batch_size)
-        assemble = Assembler(
-            self.corpus.lengths, self.budgets, self.recipe.image, jitter=config.data.jitter, seed=config.seed
-        )
         source = batches(
-            self.plan, assemble, self.start, config.steps, local_rows=local,
+            self.plan, self.assemble, self.start, config.steps, local_rows=local,
             threads=config.data.threads, workers=config.data.workers,
         )  # fmt: skip
         ahead = prefetch(source, lambda batch: sharding.place_batch(batch, self.mesh))

@@ -11,6 +11,7 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backen
 
 import importlib.util
 import io
+import shutil
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -46,9 +47,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     has_torch = importlib.util.find_spec("torch") is not None
-    run = {"slow": config.getoption("--slow"), "parity": config.getoption("--parity") and has_torch}
-    run["ray"] = importlib.util.find_spec("ray") is not None
-    run["s3"] = all(importlib.util.find_spec(name) is not None for name in ("s3fs", "moto", "flask"))
+    programs = [shutil.which(name) for name in ("chromium", "chromedriver")]
+    is_here = {
+        name: importlib.util.find_spec(name) is not None for name in ("selenium", "ray", "s3fs", "moto", "flask")
+    }
+    run = {
+        "slow": config.getoption("--slow"),
+        "parity": config.getoption("--parity") and has_torch,
+        "browser": all(programs) and is_here["selenium"],
+        "ray": is_here["ray"],
+        "s3": is_here["s3fs"] and is_here["moto"] and is_here["flask"],
+    }
     out = [item for item in items if any(item.get_closest_marker(mark) and not on for mark, on in run.items())]
     if out:
         config.hook.pytest_deselected(items=out)

@@ -47,6 +47,8 @@ def allowed(name: str) -> set[str]:
         return {"errors"}
     if package == "data":
         return {"batch", "errors", "data"}
+    if package == "report":
+        return {"batch", "errors", "data", "report"}
     if package == "models":
         return {"batch", "errors", "sharding", "models"}
     if name == "loss":
@@ -61,7 +63,7 @@ def test_imports_point_down(name):
     assert {i.split(".")[0] for i in ours(name)} <= allowed(name)
 
 
-@pytest.mark.parametrize("name", [n for n in FILES if n.startswith("data.")])
+@pytest.mark.parametrize("name", [n for n in FILES if n.startswith(("data.", "report."))])
 def test_the_data_side_names_no_jax(name):
     assert not {i for i in imports(name) if i.split(".")[0] in ("jax", "jaxlib", "flax", "optax")}
 

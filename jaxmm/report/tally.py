@@ -1,0 +1,107 @@
+"""Sums over batches: how full rows are, which source and which modality has how much, and what was cut or left out."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxmm.data.loader import Loaded, Skipped
+from jaxmm.data.plan import Budgets, Lengths
+
+
+class SourceSums(NamedTuple):
+    """What one source has in the batches seen. ``soft`` are positions of soft tokens, ``text`` all others."""
+
+    documents: int = 0
+    text: int = 0
+    soft: int = 0
+    targets: int = 0
+    images: int = 0
+    patches: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return self.text + self.soft
+
+
+class Tally:
+    """Adds batches up.
+
+    Attributes:
+      used: (rows, 4) what each row holds of each budget, in the order of Budgets.
+      sources: sums of each source; lengths: tokens of each document.
+      parts: (source, example, epoch) of documents of which only a part stands in a row, with how many of the parts.
+      skipped: pieces that became padding; epochs: the most passes begun over each source.
+    """
+
+    def __init__(self, lengths: Sequence[Lengths], budgets: Budgets, merge: int):
+        self._lengths, self.budgets, self._group = list(lengths), budgets, merge**2
+        self._used: list[np.ndarray] = []
+        self._tokens: list[np.ndarray] = []
+        self._sums = np.zeros((len(self._lengths), len(SourceSums._fields)), np.int64)
+        self.parts: collections.Counter[tuple[int, int, int]] = collections.Counter()
+        self.skipped: list[Skipped] = []
+        self.epochs = [0] * len(self._lengths)
+        self.batches = 0
+
+    @property
+    def used(self) -> np.ndarray:
+        return np.concatenate(self._used) if self._used else np.zeros((0, 4), np.int64)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.concatenate(self._tokens) if self._tokens else np.zeros(0, np.int64)
+
+    @property
+    def sources(self) -> list[SourceSums]:
+        return [SourceSums(*row.tolist()) for row in self._sums]
+
+    @property
+    def total(self) -> SourceSums:
+        return SourceSums(*self._sums.sum(0).tolist())
+
+    def add(self, loaded: Loaded) -> None:
+        """Adds a batch; all sums are of its arrays."""
+        batch = loaded.batch
+        self.batches += 1
+        self.skipped += loaded.skipped
+        here, soft = batch.text.segments > 0, batch.slots_BT >= 0
+        used = (here, batch.patches.segments > 0, batch.grids_BM3[..., 0] > 0, batch.weights_BT > 0)
+        self._used.append(np.stack([column.sum(1) for column in used], 1))
+        for b, row in enumerate(loaded.rows):
+            tokens = np.bincount(batch.text.segments[b], minlength=len(row) + 1)[1:]
+            self._tokens.append(tokens[tokens > 0])
+            for piece, length in zip(row, tokens.tolist(), strict=True):
+                self._sums[piece.source, 0] += length > 0
+                self.epochs[piece.source] = max(self.epochs[piece.source], piece.epoch + 1)
+                if length and length < self._lengths[piece.source].tokens_E[piece.example]:
+                    self.parts[piece.source, piece.example, piece.epoch] += 1
+            self._sums[:, 4:] += self._images(batch, b)
+        counted = (here & ~soft, here & soft, batch.weights_BT > 0)
+        for column, where in enumerate(counted, start=1):
+            self._sums[:, column] += np.bincount(batch.sources_BT[where], minlength=len(self._sums))
+
+    def _images(self, batch, b: int) -> np.ndarray:
+        """(sources, 2) images and patches of a row: a tile is of the source where its soft tokens stand."""
+        sums = np.zeros((len(self._sums), 2), np.int64)
+        tiles = batch.patches.segments[b, :: self._group]
+        at = np.flatnonzero((batch.slots_BT[b] >= 0) & (batch.slots_BT[b] < len(tiles)))
+        tile, first = np.unique(tiles[batch.slots_BT[b, at]], return_index=True)
+        counts = np.bincount(batch.patches.segments[b], minlength=int(tile.max(initial=0)) + 1)
+        np.add.at(sums, batch.sources_BT[b, at[first]], np.stack([np.ones_like(tile), counts[tile]], 1))
+        return sums
+
+
+def over_budget(lengths: Lengths, budgets: Budgets) -> dict[str, int]:
+    """How many examples of a source are over each budget, and over "any": they are split, truncated or dropped."""
+    needs = {
+        "tokens": lengths.tokens_E > budgets.tokens,
+        "patches": lengths.patches_E > budgets.patches,
+        "images": lengths.items_E > budgets.items,
+        "targets": lengths.targets_E > budgets.targets,
+    }
+    needs["any"] = np.logical_or.reduce(list(needs.values()))
+    return {name: int(over.sum()) for name, over in needs.items()}

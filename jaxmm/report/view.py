@@ -1,0 +1,212 @@
+"""Reads a Batch back: the documents in its rows, with their text, targets, pictures and places.
+
+Nothing here looks at where the arrays came from: text is decoded from the tokens the model gets, pictures are put
+together from its patches. What does not fit together raises, so that a page is never nicer than the batch.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from jaxmm.batch import ImageSpec
+from jaxmm.data.loader import Loaded
+from jaxmm.data.plan import Lengths, Piece
+from jaxmm.data.text import SPECIAL_TOKENS, Template
+
+
+class Picture(NamedTuple):
+    """An image as the tower gets it.
+
+    Attributes:
+      pixels: uint8 (height, width, 3), of rows x columns patches.
+      patch: the row's first patch of it.
+    """
+
+    pixels: np.ndarray
+    rows: int
+    columns: int
+    patch: int
+
+
+class Span(NamedTuple):
+    """Positions [first, last) of a row that are shown as one thing.
+
+    ``text`` is what they say, or a special token's name. Where ``is_target``, each of them is predicted by the position
+    before it.
+    """
+
+    kind: Literal["text", "special", "picture", "features"]
+    first: int
+    last: int
+    text: str = ""
+    is_target: bool = False
+    picture: Picture | None = None
+
+
+class View(NamedTuple):
+    """One document of a row: a piece of the plan and what the Batch holds of it.
+
+    Attributes:
+      name: its example's id; origin: the file and record it was read from.
+      place: positions [first, last) of the row; length: tokens of the whole example, of which the piece is a part.
+      positions: the first and last position the model is told.
+      spans: what stands there, in order; none where the piece became padding.
+      weights: the loss weights of its targets, each once, from small to large.
+      skipped: why the piece became padding, or ''.
+    """
+
+    piece: Piece
+    name: str
+    origin: str
+    place: tuple[int, int]
+    length: int
+    positions: tuple[int, int]
+    spans: list[Span]
+    targets: int
+    weights: list[float]
+    skipped: str = ""
+
+    @property
+    def pictures(self) -> list[Picture]:
+        return [span.picture for span in self.spans if span.picture]
+
+    @property
+    def text(self) -> str:
+        return "".join(span.text for span in self.spans if span.kind == "text")
+
+
+def example_id(lengths: Lengths, example: int) -> str:
+    """``NAME/NUMBER``: the source, and the example's number in it, from 0."""
+    return f"{lengths.name}/{example}"
+
+
+def places(row: Sequence[Piece]) -> list[tuple[int, int]]:
+    """Positions [first, last) of each piece in its row: they follow each other from 0."""
+    ends = np.cumsum([piece.last - piece.first for piece in row]).tolist()
+    return list(zip([0, *ends[:-1]], ends, strict=True)) if row else []
+
+
+class Viewer:
+    """Views of the documents in loaded batches."""
+
+    def __init__(self, lengths: Sequence[Lengths], template: Template, spec: ImageSpec):
+        self.lengths, self.template, self.spec = list(lengths), template, spec
+        tokenizer = template.tokenizer
+        known = {template.bos_id, template.eos_id, template.pad_id, *tokenizer.all_special_ids}
+        known |= set(tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)))
+        self._special = np.array(sorted(known - {None}), np.int64)
+
+    def row(self, loaded: Loaded, b: int) -> list[View]:
+        """The documents of row ``b``, in order.
+
+        Raises:
+          ValueError: if the arrays contradict the plan or each other; that is a bug, and the row is named.
+        """
+        reasons = dict(loaded.skipped)
+        pieces = loaded.rows[b]
+        return [
+            self._view(loaded, b, segment, piece, place, reasons)
+            for segment, (piece, place) in enumerate(zip(pieces, places(pieces), strict=True), start=1)
+        ]
+
+    def _view(
+        self, loaded: Loaded, b: int, segment: int, piece: Piece, place: tuple[int, int], reasons: dict[str, str]
+    ) -> View:
+        lengths = self.lengths[piece.source]
+        name, text = example_id(lengths, piece.example), loaded.batch.text
+        origin = lengths.prepared.read(piece.example).origin
+        shown = View(piece, name, origin, place, int(lengths.tokens_E[piece.example]), (0, 0), [], 0, [])
+        here = slice(*place)
+        found = np.unique(text.segments[b, here]).tolist()
+        if found == [0] and origin in reasons:
+            return shown._replace(skipped=reasons[origin])
+        _agree(found == [segment], name, f"its place has the segments {found}, not {segment} alone")
+        weights = loaded.batch.weights_BT[b, here]
+        positions = text.positions[b, here, 0]
+        return shown._replace(
+            positions=(int(positions[0]), int(positions[-1])),
+            spans=list(self._spans(loaded.batch, b, here, name)),
+            targets=int((weights > 0).sum()),
+            weights=np.unique(weights[weights > 0]).tolist(),
+        )
+
+    def _spans(self, batch: Any, b: int, here: slice, name: str) -> Iterator[Span]:
+        values, slots = batch.text.values[b, here], batch.slots_BT[b, here]
+        learnt = _learnt(batch, b, here, name)
+        is_special = np.isin(values, self._special) | (values >= self.template.vocab_size)
+        # What is shown as one thing: runs of text, each special token by itself, the slots of one tile.
+        thing = np.where(is_special, np.arange(1, len(values) + 1), 0)
+        tile = self._tiles(batch, b, slots)
+        thing = np.where(slots >= 0, -1 - tile, thing)
+        cuts = [0, *(np.flatnonzero(np.diff(thing)) + 1).tolist(), len(values)]
+        for start, stop in itertools.pairwise(cuts):
+            first, last = here.start + start, here.start + stop
+            if thing[start] < -1:
+                picture = self._picture(batch, b, slots[start:stop], int(tile[start]), name)
+                yield Span("picture", first, last, picture=picture)
+            elif thing[start] == -1:
+                yield Span("features", first, last)
+            elif thing[start] > 0:
+                yield Span("special", first, last, self._special_name(int(values[start])), bool(learnt[start]))
+            else:
+                yield from self._text(values[start:stop], learnt[start:stop], first)
+
+    def _tiles(self, batch: Any, b: int, slots: np.ndarray) -> np.ndarray:
+        """Which tile the soft token in each slot is of, from 1; 0 for those that are ready-made features."""
+        tiles = batch.patches.segments[b, :: self.spec.merge**2]
+        return np.where((slots >= 0) & (slots < len(tiles)), tiles[np.clip(slots, 0, len(tiles) - 1)], 0)
+
+    def _picture(self, batch: Any, b: int, slots: np.ndarray, tile: int, name: str) -> Picture:
+        """Puts the patches of a tile, which the soft tokens in ``slots`` are made of, back into a picture."""
+        _, rows, columns = batch.grids_BM3[b, tile - 1].tolist()
+        group, side = self.spec.merge**2, self.spec.patch_size
+        patches = np.flatnonzero(batch.patches.segments[b] == tile)
+        made_of = (slots[:, None] * group + np.arange(group)).reshape(-1)
+        _agree(
+            len(patches) == rows * columns and np.array_equal(made_of, patches),
+            name, f"tile {tile} of {rows} x {columns} patches has {len(patches)}, and {len(slots)} soft tokens",
+        )  # fmt: skip
+        row, column = batch.patches.positions[b, patches, 1:].T
+        _agree(len(set(zip(row.tolist(), column.tolist(), strict=True))) == len(patches), name, "patches overlap")
+        pixels = np.zeros((rows * side, columns * side, 3), np.uint8)
+        grid = pixels.reshape(rows, side, columns, side, 3).swapaxes(1, 2)  # a view
+        grid[row, column] = batch.patches.values[b, patches].reshape(-1, side, side, 3)
+        return Picture(pixels, rows, columns, int(patches[0]))
+
+    def _text(self, tokens: np.ndarray, learnt: np.ndarray, first: int) -> Iterator[Span]:
+        """Decodes a run of text as a whole, then parts what is learnt from what is only read."""
+        text = self.template.decode(tokens)
+        cuts = [0, *(np.flatnonzero(np.diff(learnt)) + 1).tolist(), len(tokens)]
+        ends = [_common(text, self.template.decode(tokens[:cut])) for cut in cuts[1:-1]]
+        at = 0
+        for (start, stop), end in zip(itertools.pairwise(cuts), [*ends, len(text)], strict=True):
+            end = max(at, end)  # a character whose bytes are cut through goes with what follows
+            yield Span("text", first + start, first + stop, text[at:end], bool(learnt[start]))
+            at = end
+
+    def _special_name(self, token: int) -> str:
+        if token >= self.template.vocab_size:
+            return f"token {token}"
+        return str(self.template.tokenizer.convert_ids_to_tokens(token))
+
+
+def _learnt(batch: Any, b: int, here: slice, name: str) -> np.ndarray:
+    """(n,) whether the loss predicts each token; a target is always the token after it."""
+    weighed = batch.weights_BT[b, here] > 0
+    after = np.append(batch.text.values[b, here][1:], -1)
+    _agree(np.array_equal(batch.targets_BT[b, here][weighed], after[weighed]), name, "a target is not the next token")
+    return np.concatenate([[False], weighed[:-1]])
+
+
+def _common(one: str, other: str) -> int:
+    """How many characters two texts have in common from the start."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+def _agree(holds: bool, name: str, what: str) -> None:
+    if not holds:
+        raise ValueError(f"{name}: {what}")
