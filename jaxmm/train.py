@@ -240,8 +240,9 @@ class Run:
         self.loss: float | None = None
         local = sharding.local_rows(self.mesh, config.batch_size)
         assemble = Assembler(
-            self.corpus.lengths, self.budgets, self.recipe.image, jitter=config.data.jitter, seed=config.seed
-        )
+            self.corpus.lengths, self.budgets, self.recipe.image,
+            jitter=config.data.jitter, seed=config.seed, fast_decode=config.data.fast_decode,
+        )  # fmt: skip
         source = batches(
             self.plan, assemble, self.start, config.steps, local_rows=local,
             threads=config.data.threads, workers=config.data.workers,
