@@ -173,7 +173,7 @@ def far_batch(examples: int, cache: Path, batch: int) -> dict[str, float]:
     wanted = {(p.source, p.example) for row in rows for p in row}
     for source, example in wanted:
         plan.lengths[source].prepared.read(example)
-    reads = sum(len(source.prepared.reads) for source in plan.lengths)  # type: ignore[attr-defined]
+    reads = sum(len(source.prepared.reads) for source in plan.lengths)  # type: ignore[attr-defined, misc]
     return {"seconds": seconds, "reads": reads, "records_of_the_batch": len(wanted)}
 
 

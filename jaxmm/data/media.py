@@ -1,23 +1,29 @@
 """Encoded images to uint8 patches: sizes from headers alone, the grid rule, decoding, and the order of patches.
 
 Sizes are all that preparing and planning need; pixels are decoded once, in the loader. Nothing here sets Pillow's
-globals.
+globals. Headers are Pillow's to read: its checks decide what can be decoded, and it reads tens of thousands a second.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
+import math
 import struct
+import time
+import warnings
 import zlib
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import PIL.Image
 
 from jaxmm.batch import ImageSpec
+from jaxmm.data import files
 from jaxmm.data.documents import Image
+from jaxmm.errors import UserError
 
 MAX_PIXELS = 178_956_970  # a larger picture is taken for a decompression bomb, at the area where Pillow raises too
 REASONS = ("missing", "unreadable", "truncated", "empty", "too large", "changed")
@@ -25,6 +31,8 @@ REASONS = ("missing", "unreadable", "truncated", "empty", "too large", "changed"
 # No others: some of Pillow's (EPS) run programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 ORIENTATION = 0x0112  # the EXIF tag
+RETRY_SECONDS = (0.5, 2.0)  # waits between the tries to read an image by URL
+
 _TURNS = {
     2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
     3: PIL.Image.Transpose.ROTATE_180,
@@ -34,6 +42,12 @@ _TURNS = {
     7: PIL.Image.Transpose.TRANSVERSE,
     8: PIL.Image.Transpose.ROTATE_90,
 }
+# What each turn is: an exchange of the axes (5 to 8), and then these flips.
+_FLIPS_X, _FLIPS_Y = (2, 3, 6, 7), (3, 4, 7, 8)
+
+# What Pillow warns of is dealt with here: MAX_PIXELS, unreadable EXIF, transparency in a palette.
+warnings.filterwarnings("ignore", category=PIL.Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 class BadMedia(Exception):
@@ -44,13 +58,22 @@ class BadMedia(Exception):
         self.reason = reason
 
 
+class Header(NamedTuple):
+    """What a header tells. Height and width are those of the picture as it is meant to be seen.
+
+    ``is_animated`` if there are pictures after the first one, which alone is used.
+    """
+
+    height: int
+    width: int
+    is_animated: bool
+
+
 @contextlib.contextmanager
 def _opened(image: Image) -> Iterator[PIL.Image.Image]:
     """Opens an image by its header; whatever goes wrong inside leaves as BadMedia."""
-    if not image.path and not image.data:
-        raise BadMedia("empty")
     try:
-        with PIL.Image.open(image.path or io.BytesIO(image.data), formats=FORMATS) as opened:
+        with _file(image) as file, PIL.Image.open(file, formats=FORMATS) as opened:
             if opened.width * opened.height > MAX_PIXELS:
                 raise BadMedia("too large")
             yield opened
@@ -58,22 +81,42 @@ def _opened(image: Image) -> Iterator[PIL.Image.Image]:
         raise BadMedia("too large") from error
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise BadMedia("missing") from error
-    except PIL.UnidentifiedImageError as error:
-        raise BadMedia("empty" if _is_empty(image) else "unreadable") from error
     except (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, IndexError, KeyError) as error:
         # What Pillow's decoders raise on broken files; only the text tells a file that ends early.
         raise BadMedia("truncated" if "truncated" in str(error).lower() else "unreadable") from error
 
 
-def _is_empty(image: Image) -> bool:
-    if not image.path:
-        return False
-    with open(image.path, "rb") as file:
-        return not file.read(1)
+@contextlib.contextmanager
+def _file(image: Image) -> Iterator[IO[bytes]]:
+    """The encoded bytes, of which there is at least one."""
+    is_local = image.path and not files.is_remote(image.path)
+    with open(image.path, "rb") if is_local else io.BytesIO(_fetched(image.path) if image.path else image.data) as file:
+        if not file.read(1):
+            raise BadMedia("empty")
+        file.seek(0)
+        yield file
+
+
+def _fetched(url: str) -> bytes:
+    """Reads an image by URL, at once whole: a store's errors must not look like Pillow's."""
+    for wait in (*RETRY_SECONDS, None):
+        try:
+            with files.open_binary(url) as file:
+                return file.read()
+        except UserError:
+            raise
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            break
+        except Exception:  # each store has errors of its own
+            if wait is not None:
+                time.sleep(wait)
+    raise BadMedia("missing")
 
 
 def _orientation(opened: PIL.Image.Image) -> int:
-    """The EXIF orientation that the header gives, 1 to 8."""
+    """The EXIF orientation that the header gives and Pillow leaves to us, 1 to 8."""
+    if opened.format == "TIFF":
+        return 1  # Pillow turns these itself, in the header's size as in the pixels
     # The base class's method on purpose: PNG's own decodes the whole picture where no EXIF precedes the pixels.
     try:
         value = PIL.Image.Image.getexif(opened).get(ORIENTATION, 1)
@@ -89,8 +132,24 @@ def image_size(image: Image) -> tuple[int, int]:
       BadMedia: if there is no such file, it is no image, or it is too large.
     """
     with _opened(image) as opened:
-        width, height = opened.size
-        return (width, height) if _orientation(opened) >= 5 else (height, width)
+        return _size(opened, _orientation(opened))
+
+
+def header(image: Image) -> Header:
+    """As ``image_size``, and whether more pictures follow the first; of a GIF this walks over the first one's bytes."""
+    with _opened(image) as opened:
+        height, width = _size(opened, _orientation(opened))
+        try:
+            is_animated = bool(getattr(opened, "is_animated", False))
+        except Exception:  # what follows the first picture is broken, and not needed
+            is_animated = True
+        return Header(height, width, is_animated)
+
+
+def _size(opened: PIL.Image.Image, orientation: int) -> tuple[int, int]:
+    """(height, width) after the turn."""
+    width, height = opened.size
+    return (width, height) if orientation >= 5 else (height, width)
 
 
 def grid_size(height: Any, width: Any, spec: ImageSpec) -> tuple[Any, Any]:
@@ -132,6 +191,11 @@ def grid_size(height: Any, width: Any, spec: ImageSpec) -> tuple[Any, Any]:
     return (rows, columns) if rows.ndim else (int(rows), int(columns))
 
 
+@functools.lru_cache(maxsize=65536)
+def _grid(height: int, width: int, spec: ImageSpec) -> tuple[int, int]:
+    return grid_size(height, width, spec)
+
+
 def soft_tokens(rows: Any, columns: Any, spec: ImageSpec) -> Any:
     """Returns how many soft tokens a grid of patches gives; ints or arrays."""
     return rows * columns // spec.merge**2
@@ -148,15 +212,18 @@ def decode(image: Image) -> PIL.Image.Image:
       BadMedia: if it cannot be decoded to its end.
     """
     with _opened(image) as opened:
-        turn = _TURNS.get(_orientation(opened))
-        opened.load()
-        picture = _to_rgb(opened)
-        return picture if turn is None else picture.transpose(turn)
+        return _decoded(opened, _orientation(opened))
+
+
+def _decoded(opened: PIL.Image.Image, orientation: int) -> PIL.Image.Image:
+    opened.load()
+    picture = _to_rgb(opened)
+    return picture.transpose(_TURNS[orientation]) if orientation in _TURNS else picture
 
 
 def _to_rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
     if picture.mode == "RGB" and not picture.has_transparency_data:
-        return picture.copy()  # it outlives the file
+        return picture  # it is in memory, and so outlives the file
     if picture.mode.startswith("I"):  # 16-bit grey, which Pillow may hold in 32 bits
         values = np.clip(np.asarray(picture).astype(np.int64), 0, 65535)
         return PIL.Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
@@ -182,14 +249,26 @@ class Edges(NamedTuple):
     bottom: float
 
 
+NO_EDGES = Edges(0.0, 0.0, 0.0, 0.0)
+
+
 def patches(
-    image: Image, spec: ImageSpec, size: tuple[int, int], edges: Edges | None = None
+    image: Image,
+    spec: ImageSpec,
+    size: tuple[int, int],
+    edges: Edges | None = None,
+    *,
+    fast: bool = False,
+    out: np.ndarray | None = None,
 ) -> tuple[np.ndarray, tuple[int, int]]:
     """Decodes an image, resizes it (bicubic) to its grid, and cuts it into patches.
 
     Args:
       size: the (height, width) it had when it was prepared.
       edges: where given, the grid stays and what it shows moves with them.
+      fast: whether a JPEG may be decoded at a half, quarter or eighth of its sides, where that is no smaller than what
+        it is resized to. The pixels are close to the exact ones, not equal.
+      out: where to write the patches: contiguous, as large as what is returned, which it then is.
 
     Returns:
       uint8 (rows * columns, patch_size**2 * 3) in tower order, and (rows, columns). The bytes of a patch are in the
@@ -198,30 +277,82 @@ def patches(
     Raises:
       BadMedia: if it cannot be decoded to its end, or now has another size.
     """
-    picture = decode(image)
-    height, width = size
-    if picture.size != (width, height):
-        raise BadMedia("changed")
-    rows, columns = grid_size(height, width, spec)
-    pixels = _resized(picture, columns * spec.patch_size, rows * spec.patch_size, edges)
+    rows, columns = _grid(*size, spec)
     merge, side = spec.merge, spec.patch_size
-    pixels = pixels.reshape(rows // merge, merge, side, columns // merge, merge, side, 3)
-    return pixels.transpose(0, 3, 1, 4, 2, 5, 6).reshape(rows * columns, side * side * 3), (rows, columns)
+    frame = _frame(columns * side, rows * side, edges)
+    with _opened(image) as opened:
+        orientation = _orientation(opened)
+        if _size(opened, orientation) != tuple(size):
+            raise BadMedia("changed")
+        extent = _draft(opened, orientation, frame) if fast else (0.0, 0.0, float(size[1]), float(size[0]))
+        picture = _decoded(opened, orientation)
+    pixels = _resized(picture, extent, frame)
+    if out is None:
+        out = np.empty((rows * columns, side * side * 3), np.uint8)
+    # A patch's row of pixels is moved as one item.
+    line = np.dtype(("V", side * 3))
+    lines = pixels.reshape(rows * side, -1).view(line).reshape(rows // merge, merge, side, columns // merge, merge)
+    out.view(line).reshape(rows // merge, columns // merge, merge, merge, side)[...] = lines.transpose(0, 3, 1, 4, 2)
+    return out, (rows, columns)
 
 
-def _resized(picture: PIL.Image.Image, width: int, height: int, edges: Edges | None) -> np.ndarray:
-    """Returns uint8 (height, width, 3)."""
+class _Frame(NamedTuple):
+    """How a picture fills width x height pixels: what is cut off it, as parts of its sides, and what it is resized to.
+
+    The pixels between (left, top, left + inner_width, top + inner_height) and the border repeat its outermost ones.
+    """
+
+    width: int
+    height: int
+    cut: Edges
+    left: int
+    top: int
+    inner_width: int
+    inner_height: int
+
+
+def _frame(width: int, height: int, edges: Edges | None) -> _Frame:
     if edges is None:
-        if picture.size != (width, height):
-            picture = picture.resize((width, height), PIL.Image.Resampling.BICUBIC)
-        return np.asarray(picture)
-    left, right = (round(max(0.0, -edge) * width) for edge in (edges.left, edges.right))  # pixels repeated
+        return _Frame(width, height, NO_EDGES, 0, 0, width, height)
+    left, right = (round(max(0.0, -edge) * width) for edge in (edges.left, edges.right))
     top, bottom = (round(max(0.0, -edge) * height) for edge in (edges.top, edges.bottom))
-    cut = [max(0.0, edge) for edge in edges]
-    box = (cut[0] * picture.width, cut[1] * picture.height, (1 - cut[2]) * picture.width, (1 - cut[3]) * picture.height)
-    inner = (max(1, width - left - right), max(1, height - top - bottom))
-    pixels = np.asarray(picture.resize(inner, PIL.Image.Resampling.BICUBIC, box=box))
-    return np.pad(pixels, ((top, height - top - inner[1]), (left, width - left - inner[0]), (0, 0)), mode="edge")
+    cut = Edges(*(max(0.0, edge) for edge in edges))
+    return _Frame(width, height, cut, left, top, max(1, width - left - right), max(1, height - top - bottom))
+
+
+def _draft(opened: PIL.Image.Image, orientation: int, frame: _Frame) -> tuple[float, float, float, float]:
+    """Has a JPEG decoded smaller where that is large enough; returns what of the turned result is the picture.
+
+    That is (left, top, right, bottom): where a side is no multiple of the scale, its last pixel is in it in part.
+    """
+    cut = frame.cut
+    needed = (
+        math.ceil(frame.inner_width / (1 - cut.left - cut.right)),
+        math.ceil(frame.inner_height / (1 - cut.top - cut.bottom)),
+    )
+    done = opened.draft(None, needed if orientation < 5 else needed[::-1])  # None for what is no JPEG
+    width, height = opened.size
+    _, (_, _, right, bottom) = done or (None, (0, 0, width, height))
+    if orientation >= 5:
+        width, height, right, bottom = height, width, bottom, right
+    left = width - right if orientation in _FLIPS_X else 0.0
+    top = height - bottom if orientation in _FLIPS_Y else 0.0
+    return left, top, left + right, top + bottom
+
+
+def _resized(picture: PIL.Image.Image, extent: tuple[float, float, float, float], frame: _Frame) -> np.ndarray:
+    """Returns uint8 (frame.height, frame.width, 3) of what of a picture is within ``extent``."""
+    left, top, right, bottom = extent
+    width, height, cut = right - left, bottom - top, frame.cut
+    box = (left + cut.left * width, top + cut.top * height, right - cut.right * width, bottom - cut.bottom * height)
+    inner = (frame.inner_width, frame.inner_height)
+    if picture.size != inner or box != (0, 0, *inner):
+        picture = picture.resize(inner, PIL.Image.Resampling.BICUBIC, box=box)
+    pixels = np.frombuffer(picture.tobytes(), np.uint8).reshape(frame.inner_height, frame.inner_width, 3)
+    if inner == (frame.width, frame.height):
+        return pixels
+    after = (frame.height - frame.top - frame.inner_height, frame.width - frame.left - frame.inner_width)
+    return np.pad(pixels, ((frame.top, after[0]), (frame.left, after[1]), (0, 0)), mode="edge")
 
 
 def patch_positions(rows: int, columns: int, spec: ImageSpec) -> np.ndarray:

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import io
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+
 import hypothesis
 import hypothesis.strategies as st
 import jax
 import numpy as np
 import pytest
-from absl import flags
 from conftest import IMAGE, chat, picture, plain, random_documents
 
 from jaxmm.batch import IGNORED
 from jaxmm.data import media
+from jaxmm.data.assemble import JITTER_FROM, Assembler, Loaded, Skipped, lay_out
 from jaxmm.data.documents import Image, Source, Unit
-from jaxmm.data.loader import JITTER_FROM, Assembler, Loaded, batches, lay_out
+from jaxmm.data.loader import batches
 from jaxmm.data.plan import Budgets, Lengths, Pass, Piece, Plan
 from jaxmm.data.prepare import prepare
 from jaxmm.data.prepared import Prepared
+from jaxmm.data.workers import Workers
+from jaxmm.errors import UserError
 
 BUDGETS = Budgets(tokens=96, patches=96, items=6, targets=96)
 
@@ -206,15 +217,29 @@ def planned(folder):
     return Plan(lengths, [1], BUDGETS, 4, 0, window_rows=8), Assembler(lengths, BUDGETS, IMAGE)
 
 
-@pytest.mark.parametrize(("threads", "workers"), [(1, 0), (2, 0), (2, 1)])
-def test_batches_are_the_same_from_any_number_of_threads_and_workers(folder, threads, workers):
-    if workers:
-        flags.FLAGS(["test"])  # Grain's workers want them parsed; the commands see to it
+@pytest.mark.parametrize(("threads", "workers", "buffer"), [(1, 0, 1), (2, 0, 2), (3, 0, 1), (1, 1, 2), (1, 2, 3)])
+def test_batches_are_the_same_from_any_number_of_threads_and_workers(folder, threads, workers, buffer):
     plan, assemble = planned(folder)
-    found = list(batches(plan, assemble, 3, 9, threads=threads, workers=workers, buffer=2))
+    found = list(batches(plan, assemble, 3, 9, threads=threads, workers=workers, buffer=buffer))
     assert len(found) == 6
+    assert any(loaded.skipped for loaded in found)
     plan, assemble = planned(folder)
     for k, loaded in zip(range(3, 9), found, strict=True):
+        assert_same(loaded, assemble(plan.batch(k)))
+
+
+@hypothesis.given(st.lists(st.integers(0, 3), min_size=1, max_size=4), st.integers(1, 3), st.integers(1, 5))
+@hypothesis.settings(max_examples=10)
+def test_rows_are_the_same_after_any_stop(folder, taken, threads, buffer):
+    """A run that takes so many batches, stops, and goes on from there, again and again."""
+    at, found = 2, []
+    for count in taken:
+        source = batches(*planned(folder), at, 60, threads=threads, buffer=buffer)  # a new process would plan anew
+        found += [next(source) for _ in range(count)]
+        source.close()
+        at += count
+    plan, assemble = planned(folder)
+    for k, loaded in enumerate(found, start=2):
         assert_same(loaded, assemble(plan.batch(k)))
 
 
@@ -223,3 +248,120 @@ def test_a_process_loads_its_own_rows_of_each_batch(folder):
     (whole,) = batches(plan, assemble, 2, 3)
     (part,) = batches(plan, assemble, 2, 3, local_rows=[1, 3])
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[[1, 3]]), part.batch, whole.batch)
+
+
+def test_fast_decoding_changes_pixels_of_large_jpegs_and_nothing_else(lengths_of):
+    blurred = media.decode(picture(16, 16, 4)).resize((96, 96))
+    file = io.BytesIO()
+    blurred.save(file, "JPEG")
+    lengths = lengths_of([plain("a", Image(data=file.getvalue()), picture(24, 24), "b")])
+    rows = [[Piece(0, 0, 0, int(lengths.tokens_E[0]))]]
+    exact = Assembler([lengths], BUDGETS, IMAGE)(rows).batch
+    fast = Assembler([lengths], BUDGETS, IMAGE, fast_decode=True)(rows).batch
+    same = fast._replace(patches=fast.patches._replace(values=exact.patches.values))
+    jax.tree.map(np.testing.assert_array_equal, same, exact)
+    difference = np.abs(fast.patches.values[0].astype(int) - exact.patches.values[0])
+    assert difference[:36].any()
+    assert difference.mean() < 4
+    assert not difference[36:].any()  # the PNG after it
+
+
+def test_a_bad_second_image_leaves_nothing_of_the_first(lengths_of):
+    first, second = picture(16, 16, 1), picture(16, 24, 2)
+    documents = [plain(first, cut_short(second)), plain(picture(8, 8, 3), "x")]
+    loaded = load(lengths_of(documents), [0, 1])
+    assert [skip.reason for skip in loaded.skipped] == ["truncated"]
+    patches = loaded.batch.patches
+    assert (patches.segments[0] > 0).sum() == 4  # the second document's, moved up to the start
+    assert not patches.values[0, 4:].any()
+
+
+def test_an_image_that_changed_size_is_skipped_with_its_reason(tmp_path, template):
+    path = tmp_path / "a.png"
+    path.write_bytes(picture(16, 16).data)
+    documents = [plain(Image(path=str(path)), "a", origin="x, record 1"), plain("b" * 30)]
+    source = Source("moved", (), "{}", lambda: [Unit("", 0, 2, 0)], lambda _: iter(documents))
+    lengths = Lengths(Prepared(prepare(source, template, tmp_path / "cache")), IMAGE)
+    path.write_bytes(picture(16, 24).data)
+    assert load(lengths, [0, 1]).skipped == [Skipped("x, record 1", "changed")]
+    path.unlink()
+    assert load(lengths, [0, 1]).skipped == [Skipped("x, record 1", "missing")]
+
+
+# Memory and processes
+
+
+def test_a_batch_that_jax_holds_is_never_written_over(folder):
+    """On CPU JAX takes NumPy's memory as it is, so that the batch is in a slot as long as JAX needs it."""
+    source = batches(*planned(folder), 0, 12, workers=1, buffer=2)
+    plan, assemble = planned(folder)
+    held, shared = [], 0
+    for loaded in source:
+        batch = jax.device_put(loaded.batch)
+        pixels = loaded.batch.patches.values
+        shared += batch.patches.values.unsafe_buffer_pointer() == pixels.ctypes.data
+        held.append(batch)
+        del loaded, pixels  # nothing but JAX holds the memory now
+    assert shared == 12, "JAX copies: this test shows nothing"
+    for k, batch in enumerate(held):
+        jax.tree.map(np.testing.assert_array_equal, jax.device_get(batch), assemble(plan.batch(k)).batch)
+
+
+def test_a_worker_imports_no_jax(folder):
+    plan, assemble = planned(folder)
+    needs = pickle.dumps((assemble, plan.batch(0)))
+    made = f"(lambda assemble, rows: assemble(rows))(*__import__('pickle').loads({needs!r}))"
+    workers = Workers(eval, 1)
+    loaded, modules = workers(f"({made}, sorted(__import__('sys').modules))")
+    workers.close()
+    assert_same(loaded, assemble(plan.batch(0)))
+    assert not [name for name in modules if name.split(".")[0] in ("jax", "jaxlib", "flax")]
+
+
+def test_a_worker_that_is_killed_is_one_line_within_seconds(folder):
+    plan, _ = planned(folder)
+    source = batches(plan, Slow(), 0, 9, workers=1)
+    pid = next(source)
+    threading.Timer(0.3, os.kill, (pid, signal.SIGKILL)).start()
+    began = time.monotonic()
+    with pytest.raises(UserError, match=r"was killed.*memory.*config.data.workers") as caught:
+        next(source)
+    assert time.monotonic() - began < 5
+    assert "\n" not in str(caught.value)
+    source.close()
+
+
+class Slow:
+    """Gives a worker's process number for the first batch; the second takes a minute."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, rows):
+        self.calls += 1
+        return os.getpid() if self.calls == 1 else time.sleep(60)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1])
+def test_memory_is_flat_over_ten_thousand_batches(folder, workers):
+    """In a process of its own, whose memory nothing else grows."""
+    program = (
+        "import pathlib, re, sys\n"
+        "from jaxmm.batch import ImageSpec\n"
+        "from jaxmm.data.assemble import Assembler\n"
+        "from jaxmm.data.loader import batches\n"
+        "from jaxmm.data.plan import Budgets, Lengths, Plan\n"
+        "from jaxmm.data.prepared import Prepared\n"
+        f"spec, budgets = {IMAGE!r}, Budgets{tuple(BUDGETS)!r}\n"
+        f"lengths = [Lengths(Prepared({str(folder)!r}), spec)]\n"
+        "plan, assemble = Plan(lengths, [1], budgets, 2, 0, window_rows=8), Assembler(lengths, budgets, spec)\n"
+        "def kilobytes():\n"
+        "    return int(re.search(r'VmRSS:\\s*(\\d+)', pathlib.Path('/proc/self/status').read_text())[1])\n"
+        f"for k, loaded in enumerate(batches(plan, assemble, 0, 10_001, workers={workers})):\n"
+        "    if k in (1000, 10_000):\n"
+        "        print(kilobytes())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=900, check=True)
+    early, late = map(int, done.stdout.split())
+    assert late - early < 4096, f"{early} kB after 1,000 batches, {late} kB after 10,000"

@@ -2,6 +2,10 @@
 
 import contextlib
 import io
+import struct
+import subprocess
+import sys
+import zlib
 from typing import Any
 
 import numpy as np
@@ -13,6 +17,7 @@ from hypothesis import strategies as st
 from jaxmm.batch import ImageSpec
 from jaxmm.data import media
 from jaxmm.data.documents import Image
+from jaxmm.errors import UserError
 
 SPEC = ImageSpec(patch_size=4, merge=2, min_pixels=16 * 16, max_pixels=64 * 64)
 PICTURE = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))
@@ -127,7 +132,7 @@ def test_the_size_comes_from_the_header(kind):
             media.decode(half)
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_turns_size_and_pixels_alike(kind, orientation):
     corners = PIL.Image.new("RGB", (32, 16))
@@ -312,3 +317,266 @@ def test_patches_are_those_of_transformers_siglip2():
     reference = processor(picture, return_tensors="np")
     assert reference["spatial_shapes"].tolist() == [list(grid)]
     np.testing.assert_array_equal(got, reference["pixel_values"][0])
+
+
+# Fast decoding and rows of a batch
+
+
+def smooth(height: int, width: int) -> PIL.Image.Image:
+    """A picture in which each corner has its own colour, and none of it is noise."""
+    y, x = np.mgrid[0:height, 0:width]
+    return PIL.Image.fromarray(
+        np.stack([x * 255 / width, y * 255 / height, 255 - (x + y) * 255 / (width + height)], -1).astype(np.uint8)
+    )
+
+
+def decoded_sizes(monkeypatch) -> list[tuple[int, int]]:
+    """The sizes that pictures are decoded at from now on."""
+    found: list[tuple[int, int]] = []
+    whole = media._decoded
+
+    def noted(opened: PIL.Image.Image, orientation: int) -> PIL.Image.Image:
+        found.append(opened.size)
+        return whole(opened, orientation)
+
+    monkeypatch.setattr(media, "_decoded", noted)
+    return found
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("edges", [None, media.Edges(0.1, -0.05, 0.0, 0.2)])
+def test_fast_decoding_shows_what_exact_decoding_does(monkeypatch, orientation, edges):
+    spec = ImageSpec(patch_size=8, merge=1, min_pixels=0, max_pixels=48 * 48)
+    image = encoded(smooth(205, 301), "JPEG", quality=95, subsampling=0, exif=with_orientation(orientation))
+    size = media.image_size(image)
+    sizes = decoded_sizes(monkeypatch)
+    exact, grid = media.patches(image, spec, size, edges)
+    fast, fast_grid = media.patches(image, spec, size, edges, fast=True)
+    assert grid == fast_grid == media.grid_size(*size, spec)
+    assert sizes[0] == (301, 205)
+    assert sizes[1] in ((151, 103), (76, 52))
+    difference = np.abs(exact.astype(int) - fast)
+    assert difference.mean() < 1.5  # half a pixel to one side would be 2.5
+    assert difference.max() < 16
+
+
+@given(st.integers(8, 400), st.integers(8, 400), st.integers(1, 8), st.floats(-0.3, 0.3), st.floats(-0.3, 0.3))
+def test_fast_decoding_never_decodes_smaller_than_what_it_resizes_to(height, width, orientation, left, bottom):
+    spec = ImageSpec(patch_size=4, merge=1, min_pixels=0, max_pixels=40 * 40)
+    image = encoded(smooth(height, width), "JPEG", exif=with_orientation(orientation))
+    with pytest.MonkeyPatch.context() as patch:
+        size = media.image_size(image)
+        sizes = decoded_sizes(patch)
+        edges = media.Edges(left, 0.0, 0.0, bottom)
+        frame = media._frame(*(4 * side for side in media.grid_size(*size, spec)[::-1]), edges)
+        media.patches(image, spec, size, edges, fast=True)
+    (decoded,) = sizes
+    seen_width, seen_height = decoded if orientation < 5 else decoded[::-1]
+    if decoded != (width, height):
+        assert seen_width * (1 - max(left, 0)) >= frame.inner_width
+        assert seen_height * (1 - max(bottom, 0)) >= frame.inner_height
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF"])
+def test_only_jpegs_are_decoded_fast(kind):
+    spec = ImageSpec(patch_size=4, merge=1, min_pixels=0, max_pixels=16 * 16)
+    image = encoded(smooth(100, 120), kind)
+    fast, exact = (media.patches(image, spec, (100, 120), fast=fast)[0] for fast in (True, False))
+    np.testing.assert_array_equal(fast, exact)
+
+
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.integers(1, 9))
+def test_patches_written_to_a_place_are_those_returned(rows, columns, merge, side):
+    spec = ImageSpec(side, merge, min_pixels=0, max_pixels=10**6)
+    height, width = rows * merge * side, columns * merge * side
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    image = encoded(PIL.Image.fromarray(pixels))
+    place = np.zeros((rows * columns * merge**2 + 2, side * side * 3), np.uint8)
+    got, grid = media.patches(image, spec, (height, width), out=place[1:-1])
+    assert np.shares_memory(got, place)
+    assert not place[[0, -1]].any()
+    alone, _ = media.patches(image, spec, (height, width))
+    np.testing.assert_array_equal(got, alone)
+    for patch, (row, column) in zip(got, media.patch_positions(*grid, spec), strict=True):
+        here = pixels[row * side : (row + 1) * side, column * side : (column + 1) * side]
+        np.testing.assert_array_equal(patch.reshape(side, side, 3), here)
+
+
+# Bad media
+
+
+def png_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
+    """(kind, content) of each chunk."""
+    found, at = [], 8
+    while at < len(data):
+        (size,) = struct.unpack(">I", data[at : at + 4])
+        found.append((data[at + 4 : at + 8], data[at + 8 : at + 8 + size]))
+        at += 12 + size
+    return found
+
+
+def png_of(chunks: list[tuple[bytes, bytes]], broken: bytes = b"") -> Image:
+    """A PNG of chunks; the checksums of those of kind ``broken`` are wrong."""
+    parts = [b"\x89PNG\r\n\x1a\n"]
+    for kind, content in chunks:
+        checksum = zlib.crc32(kind + content) ^ (kind == broken)
+        parts.append(struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum))
+    return Image(data=b"".join(parts))
+
+
+def test_a_png_with_damaged_or_too_few_pixels_is_skipped():
+    chunks = png_chunks(encoded(PICTURE).data)
+    assert media.decode(png_of(chunks)).tobytes() == PICTURE.tobytes()
+    with pytest.raises(media.BadMedia, match="unreadable"):
+        media.image_size(png_of(chunks, broken=b"IHDR"))
+    whole = png_of(chunks).data
+    start, end = whole.index(b"IDAT") + 4, whole.index(b"IEND") - 8
+    reasons = []
+    for at in range(start, end, 53):
+        damaged = Image(data=whole[:at] + bytes([whole[at] ^ 16]) + whole[at + 1 :])
+        assert media.image_size(damaged) == (20, 30)  # headers cannot tell
+        try:
+            assert media.decode(damaged).tobytes() == PICTURE.tobytes()  # a bit that meant nothing
+        except media.BadMedia as error:
+            reasons.append(error.reason)
+    assert set(reasons) <= {"unreadable", "truncated"}
+    assert len(reasons) > 30
+    # Zlib's own checksum holds the pixels together: where only the chunk's is wrong, they are right.
+    assert media.decode(png_of(chunks, broken=b"IDAT")).tobytes() == PICTURE.tobytes()
+    pixels = zlib.decompress(b"".join(content for kind, content in chunks if kind == b"IDAT"))
+    short = [(kind, zlib.compress(pixels[:900]) if kind == b"IDAT" else content) for kind, content in chunks]
+    with pytest.raises(media.BadMedia, match="truncated"):
+        media.decode(png_of(short))
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (20000, 10), (10, 20000)])
+@pytest.mark.parametrize("fast", [False, True])
+def test_pictures_of_extreme_shape_become_patches(height, width, fast):
+    image = encoded(PIL.Image.new("RGB", (width, height), (10, 200, 30)), "JPEG", quality=95)
+    assert media.image_size(image) == (height, width)
+    got, (rows, columns) = media.patches(image, SPEC, (height, width), fast=fast)
+    assert got.shape == (rows * columns, SPEC.patch_size**2 * 3)
+    assert np.abs(got.reshape(-1, 3).astype(int) - (10, 200, 30)).max() < 8
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_print_colours_grey_and_progressive_jpegs_are_decoded(fast):
+    for mode, options in (("CMYK", {}), ("L", {}), ("RGB", {"progressive": True})):
+        picture = smooth(120, 160).convert(mode)
+        got, _ = media.patches(encoded(picture, "JPEG", quality=95, **options), SPEC, (120, 160), fast=fast)
+        exact, _ = media.patches(encoded(picture.convert("RGB")), SPEC, (120, 160))
+        assert np.abs(got.astype(int) - exact).mean() < 3, mode
+
+
+def test_a_bomb_is_too_large_at_the_named_limit_and_nothing_is_printed():
+    """In a program of its own: pytest would hide what is printed."""
+
+    def header_of(height: int, width: int) -> str:
+        chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", b"")]
+        return repr(png_of(chunks).data)
+
+    side = media.MAX_PIXELS // 10_000
+    program = (
+        "from jaxmm.data import media\n"
+        "from jaxmm.data.documents import Image\n"
+        f"print(media.image_size(Image({header_of(10_000, side)})))\n"
+        "try:\n"
+        f"    print(media.image_size(Image({header_of(10_000, side + 1)})))\n"
+        "except media.BadMedia as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-W", "always", "-c", program], capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.stderr) == (f"(10000, {side})\ntoo large\n", "")
+
+
+def test_broken_exif_and_palette_transparency_print_nothing():
+    broken = encoded(PICTURE, "JPEG", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff")
+    palette = PIL.Image.new("P", (4, 4), 0)
+    palette.putpalette([200, 10, 20, 30, 210, 40])
+    clear = encoded(palette, transparency=bytes([0, 128]))
+    program = (
+        "from jaxmm.data import media\n"
+        "from jaxmm.data.documents import Image\n"
+        f"print(media.image_size(Image({broken.data!r})), media.decode(Image({clear.data!r})).getpixel((0, 0)))\n"
+    )
+    done = subprocess.run([sys.executable, "-W", "always", "-c", program], capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.stderr) == ("(20, 30) (255, 255, 255)\n", "")
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_a_header_tells_whether_pictures_follow_the_first(kind):
+    frames = [PIL.Image.new("RGB", (8, 6), colour) for colour in ((255, 0, 0), (0, 0, 255))]
+    moving = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
+    assert media.header(moving) == (6, 8, True)
+    assert media.header(encoded(frames[0], kind)) == (6, 8, False)
+    red, _, blue = media.decode(moving).getpixel((3, 3))
+    assert red > 240
+    assert blue < 15
+
+
+def test_of_two_pictures_in_one_jpeg_the_first_counts():
+    frames = [smooth(64, 48), PIL.Image.new("RGB", (64, 48))]
+    double = encoded(frames[0], "MPO", save_all=True, append_images=frames[1:])
+    assert media.header(double) == (64, 48, True)
+    spec = ImageSpec(patch_size=4, merge=1, min_pixels=0, max_pixels=16 * 16)
+    for fast in (False, True):
+        got, _ = media.patches(double, spec, (64, 48), fast=fast)
+        wanted, _ = media.patches(encoded(frames[0]), spec, (64, 48))
+        assert np.abs(got.astype(int) - wanted).mean() < 3
+
+
+# Images by URL
+
+
+class Flaky:
+    """A store that fails so many times and then has the picture."""
+
+    def __init__(self, failures: list[Exception], data: bytes = b""):
+        self.failures, self.data, self.opened = failures, data, 0
+
+    def __call__(self, url: str) -> io.BytesIO:
+        self.opened += 1
+        if self.failures:
+            raise self.failures.pop(0)
+        return io.BytesIO(self.data)
+
+
+@pytest.fixture
+def waits(monkeypatch) -> list[float]:
+    found: list[float] = []
+    monkeypatch.setattr(media.time, "sleep", found.append)
+    return found
+
+
+def test_an_image_by_url_is_the_image(tmp_path):
+    import fsspec
+
+    with fsspec.open("memory://pictures/a.png", "wb") as file:
+        file.write(encoded(PICTURE).data)
+    image = Image(path="memory://pictures/a.png")
+    assert media.image_size(image) == (20, 30)
+    assert media.decode(image).tobytes() == PICTURE.tobytes()
+    with pytest.raises(media.BadMedia, match="missing"):
+        media.image_size(Image(path="memory://pictures/none.png"))
+    with pytest.raises(UserError, match="nosuchscheme"):
+        media.image_size(Image(path="nosuchscheme://a.png"))
+
+
+def test_a_store_that_stumbles_is_asked_again_and_one_that_is_down_gives_missing(monkeypatch, waits):
+    image = Image(path="s3://bucket/a.png")
+    store = Flaky([ConnectionResetError("reset"), TimeoutError("slow")], encoded(PICTURE).data)
+    monkeypatch.setattr(media.files, "open_binary", store)
+    assert media.image_size(image) == (20, 30)
+    assert (store.opened, waits) == (3, list(media.RETRY_SECONDS))
+
+    store = Flaky([OSError("truncated connection")] * 9)
+    monkeypatch.setattr(media.files, "open_binary", store)
+    with pytest.raises(media.BadMedia, match="missing"):
+        media.image_size(image)
+    assert store.opened == 1 + len(media.RETRY_SECONDS)
+
+    store = Flaky([FileNotFoundError()] * 9)
+    monkeypatch.setattr(media.files, "open_binary", store)
+    with pytest.raises(media.BadMedia, match="missing"):
+        media.image_size(image)
+    assert store.opened == 1  # it answered: asking again would not help
