@@ -26,6 +26,7 @@ def get_config() -> ConfigDict:
     config.data.objective = "sft"  # "sft": assistant turns are targets; "pretrain": all text is
     config.data.long_documents = "split"  # or "truncate", "drop"
     config.data.jitter = 0.15  # from a picture's fifth pass on, its edges move up to this part of its side
+    config.data.fast_decode = False  # JPEGs at a smaller scale, for models that start from random weights
     config.data.tokenizer = ""  # folder of a transformers tokenizer; "" is ByT5's bytes
     config.data.allow_change = False  # go on with other data than the run has seen so far
     config.data.cache = ""  # where prepared data is kept; "" is $XDG_CACHE_HOME/jaxmm

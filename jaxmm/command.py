@@ -15,7 +15,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from absl import flags as absl_flags
 from ml_collections import ConfigDict
 
 import jaxmm
@@ -29,7 +28,6 @@ _KINDS = {bool: "true or false", int: "an integer", float: "a finite number", st
 
 def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Runs a command on the process's arguments and exits: main's status, or 1 after one line for a UserError."""
-    absl_flags.FLAGS(sys.argv[:1])  # unused by us, but Grain's workers fail where absl's flags are unparsed
     try:
         status = main(sys.argv[1:])
     except UserError as error:

@@ -13,7 +13,8 @@ import jax
 import numpy as np
 
 from jaxmm import command, monitor, sharding, startup
-from jaxmm.data.loader import Assembler, Loaded, batches
+from jaxmm.data.assemble import Assembler, Loaded
+from jaxmm.data.loader import batches
 from jaxmm.data.plan import Budgets, Lengths, Pass, choose_budgets
 from jaxmm.data.prepared import Columns
 from jaxmm.errors import UserError

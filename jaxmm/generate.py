@@ -17,8 +17,8 @@ from jax import lax
 
 from jaxmm import command, sharding
 from jaxmm.batch import Batch, ImageSpec
+from jaxmm.data.assemble import Assembler
 from jaxmm.data.documents import Image, Part, Text, Turn
-from jaxmm.data.loader import Assembler
 from jaxmm.data.plan import Budgets, Lengths, Piece
 from jaxmm.data.prepared import InMemory
 from jaxmm.data.text import Template

@@ -16,8 +16,8 @@ from jaxmm import sharding
 from jaxmm.batch import ImageSpec
 from jaxmm.checkpoint import Checkpoints
 from jaxmm.data import demo, files
+from jaxmm.data.assemble import Assembler
 from jaxmm.data.documents import Source
-from jaxmm.data.loader import Assembler
 from jaxmm.data.plan import Budgets, Lengths, Origin, Plan, choose_budgets, make_mixture
 from jaxmm.data.prepare import prepare
 from jaxmm.data.prepared import Prepared, holds_prepared, open_prepared
@@ -294,7 +294,7 @@ def make_assembler(config: ConfigDict, image: ImageSpec, corpus: Corpus, budgets
     weights = parse_numbers(config.data.loss_weight, "config.data.loss_weight", corpus.names, least=-1e-9)
     return Assembler(
         corpus.lengths, budgets, image, jitter=config.data.jitter, seed=config.seed,
-        loss_weights=[weights.get(name, 1.0) for name in corpus.names],
+        loss_weights=[weights.get(name, 1.0) for name in corpus.names], fast_decode=config.data.fast_decode,
     )  # fmt: skip
 
 

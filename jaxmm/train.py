@@ -28,8 +28,9 @@ from ml_collections import ConfigDict
 import jaxmm
 from jaxmm import command, monitor, samples, sharding, startup
 from jaxmm.checkpoint import Checkpoints
+from jaxmm.data.assemble import Loaded
 from jaxmm.data.documents import split_origin
-from jaxmm.data.loader import Loaded, batches
+from jaxmm.data.loader import batches
 from jaxmm.data.plan import FORMAT as PLAN_FORMAT
 from jaxmm.data.plan import Origin
 from jaxmm.errors import UserError
@@ -428,6 +429,7 @@ class Run:
                 "seen": self._by_name(self.plan.seen(step)),
             },
         }
+        self.plan.save()
         self.checkpoints.save(step, state, meta, metric)
 
     def _by_name(self, counts: Sequence[int]) -> dict[str, int]:

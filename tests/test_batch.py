@@ -11,7 +11,7 @@ from conftest import IMAGE
 
 from jaxmm import batch as batch_module
 from jaxmm.batch import ImageSpec
-from jaxmm.data.loader import empty_batch
+from jaxmm.data.assemble import empty_batch
 from jaxmm.data.plan import Budgets
 
 

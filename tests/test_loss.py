@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import IMAGE
 
-from jaxmm.data.loader import empty_batch
+from jaxmm.data.assemble import empty_batch
 from jaxmm.data.plan import Budgets
 from jaxmm.loss import batch_loss, cross_entropy, select_targets
 

@@ -23,6 +23,7 @@ from jaxmm.checkpoint import Checkpoints
 from jaxmm.errors import UserError
 
 ROOT = Path(__file__).parents[1]
+PAGES = 8
 COLOURS = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (40, 80, 220)}
 TINY = (
     "--config.batch_size=8", "--config.seq_len=128", "--config.mesh.data=1", "--config.mesh.fsdp=8",
@@ -46,7 +47,7 @@ def data(tmp_path_factory) -> Path:
         turns = [{"role": "user", "content": "<image>Colour?"}, {"role": "assistant", "content": name}]
         records.append({"messages": turns, "images": [f"{i}.png"]})
     (folder / "colours.json").write_text(json.dumps(records))
-    (folder / "pages.jsonl").write_text("\n".join(json.dumps({"text": f"{i} " + "words " * 50}) for i in range(8)))
+    (folder / "pages.jsonl").write_text("\n".join(json.dumps({"text": f"{i} " + "words " * 50}) for i in range(PAGES)))
     tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
     columns = {"messages": "messages", "images": "images"}
     info = {
@@ -146,6 +147,44 @@ def test_a_finished_run_says_so(finished, arguments, capsys):
 def test_another_seed_in_the_same_workdir_is_refused_with_the_difference(finished, arguments):
     with pytest.raises(UserError, match="seed: 0 -> 1"):
         train.main([*arguments, "--config.steps=9", "--config.seed=1", f"--workdir={finished}"])
+
+
+def test_a_changed_mixture_is_refused_by_name_or_goes_on_from_the_examples_seen(stopped, arguments, tmp_path, capsys):
+    changed = [*arguments, "--config.data.mixture=colours:0.2,pages:0.8", "--config.steps=6", "--config.eval.every=0"]
+    resumed = shutil.copytree(stopped, tmp_path / "resumed")
+    with pytest.raises(UserError, match=r"data.mixture: 'colours:0.7,pages:0.3' -> .*config.data.allow_change"):
+        train.main([*changed, f"--workdir={resumed}"])
+    with pytest.raises(UserError, match="seed: 0 -> 1"):
+        train.main([*changed, "--config.data.allow_change=True", "--config.seed=1", f"--workdir={resumed}"])
+    allowed = [*changed, "--config.data.allow_change=True", f"--workdir={resumed}"]
+    assert train.main(allowed) == 0
+    with Checkpoints(stopped / "checkpoints") as old, Checkpoints(resumed / "checkpoints") as new:
+        seen, plan = old.meta(4)["plan"]["seen"], new.meta(6)["plan"]
+    assert plan["batch"] == 4
+    assert plan["begun_after"] == seen
+    assert all(plan["seen"][name] > seen[name] for name in ("colours", "pages"))
+    assert f"{seen['colours']} of colours, {seen['pages']} of pages" in capsys.readouterr().err
+    # From here on the new plan is the run's own: it resumes without leave.
+    assert train.main([*changed, "--config.steps=8", f"--workdir={resumed}"]) == 0
+    with Checkpoints(resumed / "checkpoints") as again:
+        assert again.meta(8)["plan"]["begun_after"] == seen
+
+
+def test_epochs_set_the_steps_and_every_example_is_seen_as_often(arguments, tmp_path, capsys):
+    options = ["--config.epochs=2", "--config.data.max_epochs=pages:1", "--config.eval.every=0"]
+    weights = ["--config.data.loss_weight=pages:0", "--config.optimizer.schedule=cosine"]
+    assert train.main([*arguments, *options, *weights, f"--workdir={tmp_path}"]) == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert f"all of it ends after step {summary['steps']}" in capsys.readouterr().err
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        meta = checkpoints.meta()
+    assert meta["plan"]["seen"] == {"colours": 48, "pages": PAGES}
+    assert meta["examples_seen"] == 48 + PAGES
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    lines = [line for line in lines if "sources" in line]
+    assert lines[-1]["step"] == summary["steps"]
+    assert all(line["sources"]["pages"]["targets"] == 0 < line["sources"]["colours"]["targets"] for line in lines[:1])
+    assert lines[-1]["learning_rate"] < 0.6 * max(line["learning_rate"] for line in lines), "the rate falls by its end"
 
 
 def test_init_from_another_run_starts_with_its_weights_alone(finished, arguments, tmp_path):

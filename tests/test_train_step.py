@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding
 
 from jaxmm import sharding
 from jaxmm.batch import Batch
-from jaxmm.data.loader import Assembler
+from jaxmm.data.assemble import Assembler
 from jaxmm.data.plan import Budgets, Piece
 from jaxmm.models.multimodal import logical_axes
 from jaxmm.optimizer import make_optimizer, make_schedule

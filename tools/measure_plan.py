@@ -17,13 +17,14 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from jaxmm.batch import TARGET, ImageSpec
 from jaxmm.data.pack import assign
 from jaxmm.data.plan import Budgets, Lengths, Plan, choose_budgets
-from jaxmm.data.prepare import Columns, Record
+from jaxmm.data.prepared import Columns, Record
 
 IMAGE = ImageSpec(patch_size=16, merge=2, min_pixels=64 * 16**2, max_pixels=2304 * 16**2)
 SEPARATORS = 2  # tokens around an image
@@ -141,7 +142,7 @@ def planning(examples: int, cache: Path | None = None) -> dict[str, float]:
     """Plans as many batches as hold ``examples``: shuffle, mixture, packing and order."""
     began = time.perf_counter()
     plan = made_plan(examples, cache)
-    opened = time.perf_counter()
+    opened, cpu = time.perf_counter(), time.process_time()
     tokens = pieces = k = 0
     step = 16  # batches at a time
     while sum(plan.seen(k)) < examples:
@@ -149,7 +150,8 @@ def planning(examples: int, cache: Path | None = None) -> dict[str, float]:
         tokens += int((rows.pieces.last - rows.pieces.first).sum())
         pieces += len(rows.pieces.source)
         k += step
-    ended = time.perf_counter()
+    plan.save()
+    ended, cpu = time.perf_counter(), time.process_time() - cpu
     seen = sum(plan.seen(k))
     return {
         "examples": seen,
@@ -157,6 +159,7 @@ def planning(examples: int, cache: Path | None = None) -> dict[str, float]:
         "fill": tokens / (k * BATCH * plan.budgets.tokens),
         "open_seconds": opened - began,
         "examples_per_second": seen / (ended - opened),
+        "examples_per_cpu_second": seen / cpu,  # what a core does that has nothing else to do
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
 
@@ -170,7 +173,7 @@ def far_batch(examples: int, cache: Path, batch: int) -> dict[str, float]:
     wanted = {(p.source, p.example) for row in rows for p in row}
     for source, example in wanted:
         plan.lengths[source].prepared.read(example)
-    reads = sum(len(source.prepared.reads) for source in plan.lengths)  # type: ignore[attr-defined]
+    reads = sum(len(source.prepared.reads) for source in plan.lengths)  # type: ignore[attr-defined, misc]
     return {"seconds": seconds, "reads": reads, "records_of_the_batch": len(wanted)}
 
 
@@ -181,7 +184,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=-1)
     args = parser.parse_args()
     if not args.examples:
-        found = {
+        found: dict[str, Any] = {
             "one budget": fill_of_one_budget(),
             **{f"two budgets, {ratio} of the patches needed": fill_of_two_budgets(ratio) for ratio in (0.8, 1.2)},
         }

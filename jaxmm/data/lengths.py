@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxmm.batch import TARGET, ImageSpec
 from jaxmm.data import media
-from jaxmm.data.prepare import Columns
+from jaxmm.data.prepared import Columns
 from jaxmm.errors import UserError
 
 BLOCK = 1 << 18  # examples at a time
@@ -39,8 +39,8 @@ class Lengths:
     """The sizes of one source's examples under an ImageSpec.
 
     Attributes:
-      needs_E4: int32, what each example takes of each budget, in the order of Budgets; its columns are ``tokens_E``
-        (soft tokens included), ``patches_E``, ``items_E`` and ``targets_E``.
+      all_needs: int32 (E, 4), what each example takes of each budget, in the order of Budgets; its columns are
+        ``tokens_E`` (soft tokens included), ``patches_E``, ``items_E`` and ``targets_E``.
       patches_I: int32, patches of each image; ``slots_I`` are its soft tokens.
     """
 
@@ -57,17 +57,17 @@ class Lengths:
 
     def _open(self) -> None:
         if self._files is None:
-            self.needs_E4, self.patches_I = _count(self.prepared, self.spec)
+            self.all_needs, self.patches_I = _count(self.prepared, self.spec)
             return
         try:
-            self.needs_E4, self.patches_I = (np.load(file, mmap_mode="r") for file in self._files)
+            self.all_needs, self.patches_I = (np.load(file, mmap_mode="r") for file in self._files)
         except (OSError, ValueError):  # not there yet, or cut short
             for file, array in zip(self._files, _count(self.prepared, self.spec), strict=True):
                 _save(file, array)
-            self.needs_E4, self.patches_I = (np.load(file, mmap_mode="r") for file in self._files)
+            self.all_needs, self.patches_I = (np.load(file, mmap_mode="r") for file in self._files)
 
     def __getstate__(self) -> dict:  # a worker process maps the files anew
-        mapped = ("needs_E4", "patches_I", "slots_I") if self._files else ()
+        mapped = ("all_needs", "patches_I", "slots_I") if self._files else ()
         return {k: v for k, v in self.__dict__.items() if k not in mapped}
 
     def __setstate__(self, state: dict) -> None:
@@ -76,23 +76,23 @@ class Lengths:
             self._open()
 
     def __len__(self) -> int:
-        return len(self.needs_E4)
+        return len(self.all_needs)
 
     @property
     def tokens_E(self) -> np.ndarray:
-        return self.needs_E4[:, 0]
+        return self.all_needs[:, 0]
 
     @property
     def patches_E(self) -> np.ndarray:
-        return self.needs_E4[:, 1]
+        return self.all_needs[:, 1]
 
     @property
     def items_E(self) -> np.ndarray:
-        return self.needs_E4[:, 2]
+        return self.all_needs[:, 2]
 
     @property
     def targets_E(self) -> np.ndarray:
-        return self.needs_E4[:, 3]
+        return self.all_needs[:, 3]
 
     @functools.cached_property
     def slots_I(self) -> np.ndarray:
@@ -105,12 +105,12 @@ class Lengths:
 
     def needs(self, examples: np.ndarray) -> np.ndarray:
         """int64 (len(examples), 4): what each takes of each budget, in the order of Budgets."""
-        return self.needs_E4[examples].astype(np.int64)
+        return self.all_needs[examples].astype(np.int64)
 
     def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
         """All needs, a block at a time, each with the number of its first example."""
         for start in range(0, len(self), BLOCK):
-            yield start, self.needs_E4[start : start + BLOCK]
+            yield start, self.all_needs[start : start + BLOCK]
 
     def is_long(self, needs: np.ndarray, budgets: Budgets) -> np.ndarray:
         """Which of (n, 4) needs no row holds."""
@@ -121,9 +121,9 @@ class Lengths:
 
 
 def _count(prepared: Columns, spec: ImageSpec) -> tuple[np.ndarray, np.ndarray]:
-    """(needs_E4, patches_I) of a source."""
+    """(all_needs, patches_I) of a source."""
     count = len(prepared.tokens_E)
-    needs_E4 = np.empty((count, 4), np.int32)
+    all_needs = np.empty((count, 4), np.int32)
     patches_I = np.empty(len(prepared.image_at_I), np.int32)
     for start in range(0, count, BLOCK):
         stop = min(start + BLOCK, count)
@@ -133,14 +133,14 @@ def _count(prepared: Columns, spec: ImageSpec) -> tuple[np.ndarray, np.ndarray]:
         rows, columns = media.grid_size(prepared.image_height_I[block], prepared.image_width_I[block], spec)
         patches_I[block] = rows * columns
         images = images - block.start  # not in place: it may be the index itself
-        needs = needs_E4[start:stop]
+        needs = all_needs[start:stop]
         needs[:, 0] = tokens + _sums(patches_I[block] // spec.merge**2, images)
         needs[:, 1] = _sums(patches_I[block], images)
         needs[:, 2] = np.diff(images)
         runs = np.asarray(prepared.runs_E1[start : stop + 1], np.int64)
         runs_here = slice(int(runs[0]), int(runs[-1]))
         needs[:, 3] = _sums(_run_targets(prepared, runs_here, runs - runs_here.start, tokens), runs - runs_here.start)
-    return needs_E4, patches_I
+    return all_needs, patches_I
 
 
 def _run_targets(prepared: Columns, runs: slice, offsets: np.ndarray, tokens: np.ndarray) -> np.ndarray:

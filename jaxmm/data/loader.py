@@ -1,282 +1,31 @@
-"""From planned rows to Batches: reads records, decodes images, and lays both out in preallocated arrays.
+"""Batches made ahead of the step: Grain's threads make them, or wait for worker processes of ours that do.
 
-Threads or worker processes make batches ahead of the step. Batch k is a pure function of the plan and k, so that any of
-them may make it.
+Batch k is a pure function of the plan and k, so that any of them may make it.
 """
 
 from __future__ import annotations
 
-import collections
-import functools
-import weakref
-from collections.abc import Callable, Iterator, Sequence
-from concurrent import futures
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
-import numpy as np
+import grain
 
-from jaxmm.batch import ANSWER, IGNORED, TARGET, Batch, ImageSpec, Stream
-from jaxmm.data import media
-from jaxmm.data.documents import Image
-from jaxmm.data.plan import Batches, Budgets, Lengths, Piece, Row, expanded_flags
+from jaxmm.data.assemble import Assembler, Loaded
+from jaxmm.data.plan import Batches, Row
 from jaxmm.data.workers import Workers
 
-# Repeating data up to four times teaches about as much as new data does (Muennighoff et al., 2023); later passes over a
-# small set are where pictures are learnt by heart.
-JITTER_FROM = 4
 
+class _Batches:
+    """The source Grain reads: element k is the part of global batch k that this process feeds."""
 
-class Skipped(NamedTuple):
-    """A piece that became padding, because an image of it could not be decoded."""
+    def __init__(self, plan: Batches, assemble: Callable[[list[Row]], Loaded], local_rows: Sequence[int], stop: int):
+        self.plan, self.assemble, self.local_rows, self.stop = plan, assemble, list(local_rows), stop
 
-    origin: str
-    reason: str
+    def __len__(self) -> int:
+        return self.stop
 
-
-class Loaded(NamedTuple):
-    """A Batch of this process's rows, and what only the host needs to know of it."""
-
-    batch: Batch
-    rows: list[Row]  # the pieces in each row
-    answers_BT: np.ndarray  # int32: which answer of the row the target at t belongs to, 1.., or 0
-    skipped: list[Skipped]
-
-
-class Layout(NamedTuple):
-    """Text positions of a piece, as (length,) arrays; slots count from the piece's first soft token."""
-
-    tokens: np.ndarray
-    slots: np.ndarray
-    targets: np.ndarray
-    weights: np.ndarray
-    answers: np.ndarray
-    images: range  # which images of the example the piece holds
-
-
-def lay_out(lengths: Lengths, piece: Piece, tokens: np.ndarray) -> Layout:
-    """Expands the text tokens of a piece's example to positions with soft tokens, and cuts the piece out.
-
-    Position t predicts the token at t + 1 if that is a target; the position of a soft token is never one.
-
-    Raises:
-      ValueError: if slots and images disagree, with both numbers.
-    """
-    prepared = lengths.prepared
-    first_image, last_image = (int(i) for i in prepared.images_E1[piece.example : piece.example + 2])
-    counts = lengths.slots_I[first_image:last_image]
-    token_at, token_flags, slot_at = expanded_flags(prepared, piece.example, counts)
-    if len(tokens) != len(token_at):
-        raise ValueError(
-            f"{lengths.name}: example {piece.example} has {len(tokens)} tokens, its index says {len(token_at)}"
-        )
-    size = len(tokens) + int(counts.sum())
-    values, flags = np.zeros(size + 1, np.int32), np.zeros(size + 1, np.uint8)
-    values[token_at], flags[token_at] = tokens, token_flags
-    slots = np.full(size, IGNORED, np.int32)
-    is_slot = np.ones(size, bool)
-    is_slot[token_at] = False
-    inside = [i for i, at in enumerate(slot_at) if piece.first <= at < piece.last]
-    images = range(inside[0], inside[-1] + 1) if inside else range(0)
-    expected = int(counts[images.start : images.stop].sum())
-    found = int(is_slot[piece.first : piece.last].sum())
-    if found != expected:
-        raise ValueError(f"{lengths.name}: example {piece.example} has {found} slots for {expected} soft tokens")
-    cut = slice(piece.first, piece.last)
-    piece_slots = slots[cut]
-    piece_slots[is_slot[cut]] = np.arange(found)
-
-    after = slice(piece.first + 1, piece.last + 1)
-    next_flags = flags[after].copy()
-    next_flags[-1:] = 0  # what follows the piece is not in it
-    answer = (flags & ANSWER) > 0
-    begins = answer & ~np.concatenate([[False], answer[:-1]])
-    numbers = np.where(answer, np.cumsum(begins), 0)
-    answers = numbers[after].copy()
-    answers[-1:] = 0
-    whole = np.bincount(answers, minlength=numbers.max() + 1) == np.bincount(numbers)
-    answers[~whole[answers]] = 0  # an answer that a cut goes through, or that nothing predicts
-    return Layout(
-        tokens=values[cut],
-        slots=piece_slots,
-        targets=values[after],
-        weights=((next_flags & TARGET) > 0).astype(np.float32),
-        answers=answers.astype(np.int32),
-        images=range(first_image + images.start, first_image + images.stop),
-    )
-
-
-@functools.lru_cache(maxsize=4096)
-def _patch_positions(rows: int, columns: int, spec: ImageSpec) -> np.ndarray:
-    return media.patch_positions(rows, columns, spec)
-
-
-def empty_batch(rows: int, budgets: Budgets, spec: ImageSpec) -> Batch:
-    """A Batch of nothing but padding."""
-    B, T, N, M = rows, budgets.tokens, budgets.patches, budgets.items
-
-    def zeros(*shape: int, dtype=np.int32) -> np.ndarray:
-        return np.zeros(shape, dtype)
-
-    return Batch(
-        text=Stream(zeros(B, T), zeros(B, T, 1), zeros(B, T)),
-        patches=Stream(zeros(B, N, spec.patch_size**2 * 3, dtype=np.uint8), zeros(B, N, 3), zeros(B, N)),
-        grids_BM3=zeros(B, M, 3),
-        slots_BT=np.full((B, T), IGNORED, np.int32),
-        blocks_BT=zeros(B, T),
-        targets_BT=zeros(B, T),
-        weights_BT=zeros(B, T, dtype=np.float32),
-        sources_BT=zeros(B, T),
-    )
-
-
-class Assembler:
-    """Fills Batches with planned rows. Pickles to worker processes; opens its files lazily in each."""
-
-    def __init__(
-        self,
-        lengths: Sequence[Lengths],
-        budgets: Budgets,
-        spec: ImageSpec,
-        *,
-        jitter: float = 0.0,
-        seed: int = 0,
-        loss_weights: Sequence[float] = (),
-        fast_decode: bool = False,
-    ):
-        """
-        Args:
-          loss_weights: by source, what a target of it weighs in the loss; 1 by default.
-          jitter: how far, as a part of its side, an edge of a picture moves at most, in or out, from the picture's
-            pass JITTER_FROM on; seed: of how far it does.
-          fast_decode: whether JPEGs are decoded at a smaller scale where that is large enough, see ``media.patches``.
-        """
-        self.lengths, self.budgets, self.spec = list(lengths), budgets, spec
-        self.jitter, self.seed, self.fast_decode = jitter, seed, fast_decode
-        self.loss_weights = list(loss_weights) or [1.0] * len(self.lengths)
-
-    def __call__(self, rows: list[Row]) -> Loaded:
-        """Assembles rows, each a list of pieces, into a Batch of len(rows)."""
-        batch = empty_batch(len(rows), self.budgets, self.spec)
-        answers_BT = np.zeros_like(batch.targets_BT)
-        skipped: list[Skipped] = []
-        for b, row in enumerate(rows):
-            self._fill_row(batch, answers_BT, b, row, skipped)
-        return Loaded(batch, rows, answers_BT, skipped)
-
-    def _fill_row(self, batch: Batch, answers_BT: np.ndarray, b: int, row: Row, skipped: list[Skipped]) -> None:
-        at, patch_at, tile, answer = 0, 0, 0, 0
-        for segment, piece in enumerate(row, start=1):
-            lengths = self.lengths[piece.source]
-            record = lengths.prepared.read(piece.example)
-            layout = lay_out(lengths, piece, record.tokens)
-            here = slice(at, at + piece.last - piece.first)
-            at = here.stop
-            first_image = int(lengths.prepared.images_E1[piece.example])
-            images = {i: record.images[i - first_image] for i in layout.images}
-            free_NP = batch.patches.values[b, patch_at:]
-            try:
-                grids = self._fill_patches(free_NP, piece, images)
-            except media.BadMedia as error:
-                free_NP[: sum(int(lengths.patches_I[i]) for i in images)] = 0  # of the images before the bad one
-                skipped.append(Skipped(record.origin, str(error)))
-                continue  # its place stays padding: the plan does not move
-            group = self.spec.merge**2
-            batch.text.values[b, here] = layout.tokens
-            batch.text.positions[b, here, 0] = np.arange(len(layout.tokens))
-            batch.text.segments[b, here] = segment
-            batch.slots_BT[b, here] = np.where(layout.slots >= 0, layout.slots + patch_at // group, IGNORED)
-            batch.targets_BT[b, here] = layout.targets
-            batch.weights_BT[b, here] = layout.weights * self.loss_weights[piece.source]
-            batch.sources_BT[b, here] = piece.source
-            answers_BT[b, here] = np.where(layout.answers > 0, layout.answers + answer, 0)
-            answer += int(layout.answers.max(initial=0))
-            for grid_rows, grid_columns in grids:
-                there = slice(patch_at, patch_at + grid_rows * grid_columns)
-                batch.patches.positions[b, there, 1:] = _patch_positions(grid_rows, grid_columns, self.spec)
-                batch.patches.segments[b, there] = tile + 1
-                batch.grids_BM3[b, tile] = 1, grid_rows, grid_columns
-                patch_at, tile = there.stop, tile + 1
-
-    def _fill_patches(self, free_NP: np.ndarray, piece: Piece, images: dict[int, Image]) -> list[tuple[int, int]]:
-        """Writes the patches of a piece's images, by their numbers in the source, one after the other.
-
-        Returns:
-          (rows, columns) of each.
-
-        Raises:
-          BadMedia: if one cannot be used; some patches may then be written.
-        """
-        lengths = self.lengths[piece.source]
-        prepared = lengths.prepared
-        grids, at = [], 0
-        for i, image in images.items():
-            size = int(prepared.image_height_I[i]), int(prepared.image_width_I[i])
-            there = free_NP[at : at + int(lengths.patches_I[i])]
-            _, grid = media.patches(
-                image, self.spec, size, self._edges(piece, i), fast=self.fast_decode, out=there
-            )  # fmt: skip
-            grids.append(grid)
-            at += len(there)
-        return grids
-
-    def _edges(self, piece: Piece, i: int) -> media.Edges | None:
-        """Other ones for each pass over an image, the same ones for whoever loads it."""
-        if not self.jitter or piece.epoch < JITTER_FROM:
-            return None
-        rng = np.random.default_rng((self.seed, piece.source, i, piece.epoch))
-        return media.Edges(*rng.uniform(-self.jitter, self.jitter, 4).tolist())
-
-
-class Ahead(Iterator[Loaded]):
-    """``make(k)`` for the numbers k, in their order, made ahead from the moment this exists."""
-
-    def __init__(
-        self,
-        make: Callable[[int], Loaded],
-        numbers: range,
-        threads: int,
-        buffer: int,
-        close: Callable[[], None] | None = None,
-    ):
-        """
-        Args:
-          buffer: how many are made or being made at a time.
-          close: what to call at the end.
-        """
-        self._make, self._numbers, self._buffer = make, iter(numbers), buffer
-        self._executor = futures.ThreadPoolExecutor(threads, "batches")
-        self._made: collections.deque[futures.Future[Loaded]] = collections.deque()
-        # Neither thread nor future refers to this object: what nobody iterates any more ends.
-        self._end = weakref.finalize(self, _end, self._executor, close)
-        self._fill()
-
-    def _fill(self) -> None:
-        while len(self._made) < self._buffer and (k := next(self._numbers, None)) is not None:
-            self._made.append(self._executor.submit(self._make, k))
-
-    def __next__(self) -> Loaded:
-        if not self._made:
-            self.close()
-            raise StopIteration
-        first = self._made.popleft()
-        self._fill()
-        try:
-            return first.result()
-        except BaseException:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        """Ends the making; what was not taken is lost."""
-        self._numbers = iter(())
-        self._made.clear()
-        self._end()
-
-
-def _end(executor: futures.ThreadPoolExecutor, close: Callable[[], None] | None) -> None:
-    executor.shutdown(wait=False, cancel_futures=True)
-    if close:
-        close()
+    def __getitem__(self, k: int) -> Loaded:
+        rows = self.plan.batch(k)  # planned here once, not by each worker
+        return self.assemble([rows[i] for i in self.local_rows])
 
 
 def batches(
@@ -289,26 +38,25 @@ def batches(
     threads: int = 2,
     workers: int = 0,
     buffer: int = 4,
-) -> Ahead:
-    """Yields global batches start..stop of a plan, made ahead in threads, or in worker processes if ``workers``.
+) -> grain.DatasetIterator[Loaded]:
+    """Yields global batches start..stop of a plan, made ahead from this call on in threads, or in worker processes.
 
     A batch from a worker lies in memory that is used again when the batch, and all that was made of it without a copy,
     is gone.
 
     Args:
       local_rows: the rows of each global batch this process needs; all by default.
+      workers: processes that assemble; 0 for none, and threads do it.
       buffer: batches made ahead; at least one a thread or worker.
 
     Raises:
       UserError: while iterating, if a worker process dies.
     """
-    local = list(range(plan.batch_size) if local_rows is None else local_rows)
-    pool = Workers(assemble, workers) if workers else None
-    assemble_here: Callable[[list[Row]], Loaded] = pool or assemble
-
-    def make(k: int) -> Loaded:
-        rows = plan.batch(k)  # planned here once, not by each worker
-        return assemble_here([rows[i] for i in local])
-
+    rows = range(plan.batch_size) if local_rows is None else local_rows
     threads = workers or max(threads, 1)
-    return Ahead(make, range(start, stop), threads, max(buffer, threads), pool.close if pool else None)
+    # A worker's thread only waits for it; the processes end with the dataset.
+    source = _Batches(plan, Workers(assemble, workers) if workers else assemble, rows, stop)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(buffer, threads))
+    iterator = iter(grain.MapDataset.source(source)[start:].to_iter_dataset(options))
+    iterator.start_prefetch()
+    return iterator

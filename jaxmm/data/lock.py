@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from jaxmm.data.disk import is_full
 from jaxmm.errors import UserError
 
 
@@ -22,7 +23,7 @@ def locked(path: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[N
       on_wait: called once if another holds it.
 
     Raises:
-      UserError: if the file system has no locks.
+      UserError: if the file system has no locks, or cannot be written to.
     """
     file = _acquire(path, on_wait)
     try:
@@ -37,7 +38,12 @@ def locked(path: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[N
 def _acquire(path: Path, on_wait: Callable[[], None]) -> int:
     has_waited = False
     while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            if is_full(error):
+                raise
+            raise UserError(f"{path.parent}: nothing can be written here ({error.strerror})") from error
         try:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

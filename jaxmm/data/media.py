@@ -279,7 +279,7 @@ def patches(
     """
     rows, columns = _grid(*size, spec)
     merge, side = spec.merge, spec.patch_size
-    frame = _frame(columns * side, rows * side, edges or NO_EDGES)
+    frame = _frame(columns * side, rows * side, edges)
     with _opened(image) as opened:
         orientation = _orientation(opened)
         if _size(opened, orientation) != tuple(size):
@@ -311,7 +311,9 @@ class _Frame(NamedTuple):
     inner_height: int
 
 
-def _frame(width: int, height: int, edges: Edges) -> _Frame:
+def _frame(width: int, height: int, edges: Edges | None) -> _Frame:
+    if edges is None:
+        return _Frame(width, height, NO_EDGES, 0, 0, width, height)
     left, right = (round(max(0.0, -edge) * width) for edge in (edges.left, edges.right))
     top, bottom = (round(max(0.0, -edge) * height) for edge in (edges.top, edges.bottom))
     cut = Edges(*(max(0.0, edge) for edge in edges))
@@ -346,7 +348,7 @@ def _resized(picture: PIL.Image.Image, extent: tuple[float, float, float, float]
     inner = (frame.inner_width, frame.inner_height)
     if picture.size != inner or box != (0, 0, *inner):
         picture = picture.resize(inner, PIL.Image.Resampling.BICUBIC, box=box)
-    pixels = np.asarray(picture)
+    pixels = np.frombuffer(picture.tobytes(), np.uint8).reshape(frame.inner_height, frame.inner_width, 3)
     if inner == (frame.width, frame.height):
         return pixels
     after = (frame.height - frame.top - frame.inner_height, frame.width - frame.left - frame.inner_width)

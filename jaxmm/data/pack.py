@@ -202,12 +202,14 @@ def _wants(room: np.ndarray, sizes: np.ndarray, spread: np.ndarray) -> np.ndarra
     room for one item more, if the two are then more than the largest alone. Which one is given by ``spread``, evenly
     over all: not all rows can have the same.
     """
+    largest = sizes[-1]
+    near = np.flatnonzero((room > largest) & (room < 2 * largest))
+    last = sizes[(len(sizes) * spread[near]).astype(np.int64)]
+    rest = room[near] - last
+    now = sizes[np.searchsorted(sizes, rest, side="right") - 1]
+    keeps = (rest < largest) & (rest >= sizes[0]) & (now + last > largest)
     wants = room.copy()
-    last = sizes[(len(sizes) * spread).astype(np.int64)]
-    near = np.flatnonzero((room > sizes[-1]) & (room < sizes[-1] + last) & (room >= sizes[0] + last))
-    now = sizes[np.searchsorted(sizes, room[near] - last[near], side="right") - 1]
-    near = near[now + last[near] > sizes[-1]]
-    wants[near] -= last[near]
+    wants[near[keeps]] = rest[keeps]
     return wants
 
 

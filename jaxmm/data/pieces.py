@@ -86,7 +86,7 @@ class _Long:
 
     def __init__(self, lengths: Lengths, examples: np.ndarray):
         prepared = lengths.prepared
-        self.length_E = lengths.needs_E4[examples, 0].astype(np.int64)
+        self.length_E = lengths.all_needs[examples, 0].astype(np.int64)
         tokens_E = np.asarray(prepared.tokens_E[examples], np.int64)
         self.text_E = np.concatenate([[0], np.cumsum(tokens_E + 2)])[:-1]
         self.line_E = np.concatenate([[0], np.cumsum(self.length_E + 4)])[:-1]

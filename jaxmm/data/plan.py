@@ -288,18 +288,14 @@ class Plan(Batches):
             raise ValueError("an endless plan has no number of batches")
         with self._lock:
             self._plan_to(1 << 62)
-            self._table.save()
-            return self.origin.batch + -(-self._table.starts[-1] // self.batch_size)
+        self.save()
+        return self.origin.batch + -(-self._table.starts[-1] // self.batch_size)
 
     def seen(self, batch: int) -> tuple[int, ...]:
-        """How many examples of each source, epochs counted, the batches before ``batch`` have begun.
-
-        It also writes the table: a run asks when it saves.
-        """
+        """How many examples of each source, epochs counted, the batches before ``batch`` have begun."""
         row = (batch - self.origin.batch) * self.batch_size
         with self._lock:
             self._plan_to(row)
-            self._table.save()
             window = int(np.searchsorted(self._table.starts, row, side="right")) - 1
             before = self._table.positions[window].taken
             if row == self._table.starts[window]:
@@ -307,6 +303,11 @@ class Plan(Batches):
             pieces = self._window(window).part(0, row - self._table.starts[window]).pieces
             counts = np.bincount(pieces.source[pieces.first == 0], minlength=len(before))
             return tuple((np.array(before) + counts).tolist())
+
+    def save(self) -> None:
+        """Writes the table as far as it goes, if it has a place: a run that goes on plans none of it again."""
+        with self._lock:
+            self._table.save()
 
     def run_out(self, batch: int) -> list[str]:
         """The names of the sources that have run out before ``batch``, to a window."""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxmm.data.loader import Loaded, Skipped
+from jaxmm.data.assemble import Loaded, Skipped
 from jaxmm.data.plan import Budgets, Lengths
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from jaxmm.batch import ImageSpec
-from jaxmm.data.loader import Loaded
+from jaxmm.data.assemble import Loaded
 from jaxmm.data.plan import Lengths, Piece
 from jaxmm.data.text import SPECIAL_TOKENS, Template
 

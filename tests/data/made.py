@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -57,6 +58,11 @@ def leave(unit: Unit) -> None:
 
 def fail(unit: Unit) -> None:
     raise ZeroDivisionError(f"in unit {unit.start}")
+
+
+def wait(unit: Unit) -> None:
+    Path(os.environ["WAITING"], f"waiting-{os.getpid()}").touch()
+    time.sleep(600)
 
 
 def look_for_jax(unit: Unit) -> None:

@@ -9,7 +9,7 @@ from conftest import IMAGE
 
 from jaxmm.batch import TARGET
 from jaxmm.data.plan import Budgets, Lengths, Piece
-from jaxmm.data.prepare import Columns, Record
+from jaxmm.data.prepared import Columns, Record
 
 BUDGETS = Budgets(tokens=64, patches=96, items=4, targets=48)
 

@@ -20,10 +20,12 @@ from conftest import IMAGE, chat, picture, plain, random_documents
 
 from jaxmm.batch import IGNORED
 from jaxmm.data import media
+from jaxmm.data.assemble import JITTER_FROM, Assembler, Loaded, Skipped, lay_out
 from jaxmm.data.documents import Image, Source, Unit
-from jaxmm.data.loader import JITTER_FROM, Assembler, Loaded, Skipped, batches, lay_out
+from jaxmm.data.loader import batches
 from jaxmm.data.plan import Budgets, Lengths, Pass, Piece, Plan
-from jaxmm.data.prepare import Prepared, prepare
+from jaxmm.data.prepare import prepare
+from jaxmm.data.prepared import Prepared
 from jaxmm.data.workers import Workers
 from jaxmm.errors import UserError
 
@@ -165,6 +167,15 @@ def test_a_document_that_is_nothing_but_a_broken_image_leaves_an_empty_row(lengt
     assert len(loaded.skipped) == 1
     assert not loaded.batch.text.segments.any()
     assert not loaded.batch.weights_BT.any()
+
+
+def test_a_source_weighs_in_the_loss_what_the_config_says(lengths_of):
+    sources = [lengths_of([plain("abc")], "a"), lengths_of([plain("defg")], "b")]
+    row = [Piece(0, 0, 0, 4), Piece(1, 0, 0, 5)]
+    weights = Assembler(sources, BUDGETS, IMAGE, loss_weights=[1.0, 0.25])([row]).batch.weights_BT[0]
+    even = Assembler(sources, BUDGETS, IMAGE)([row]).batch.weights_BT[0]
+    assert weights[:9].tolist() == [1, 1, 1, 0, 0.25, 0.25, 0.25, 0.25, 0]
+    np.testing.assert_array_equal(weights > 0, even > 0)
 
 
 def test_answers_are_numbered_over_the_row_and_a_cut_one_is_none(lengths_of):
@@ -317,8 +328,7 @@ def test_a_worker_that_is_killed_is_one_line_within_seconds(folder):
         next(source)
     assert time.monotonic() - began < 5
     assert "\n" not in str(caught.value)
-    with pytest.raises(StopIteration):
-        next(source)
+    source.close()
 
 
 class Slow:
@@ -339,9 +349,10 @@ def test_memory_is_flat_over_ten_thousand_batches(folder, workers):
     program = (
         "import pathlib, re, sys\n"
         "from jaxmm.batch import ImageSpec\n"
-        "from jaxmm.data.loader import Assembler, batches\n"
+        "from jaxmm.data.assemble import Assembler\n"
+        "from jaxmm.data.loader import batches\n"
         "from jaxmm.data.plan import Budgets, Lengths, Plan\n"
-        "from jaxmm.data.prepare import Prepared\n"
+        "from jaxmm.data.prepared import Prepared\n"
         f"spec, budgets = {IMAGE!r}, Budgets{tuple(BUDGETS)!r}\n"
         f"lengths = [Lengths(Prepared({str(folder)!r}), spec)]\n"
         "plan, assemble = Plan(lengths, [1], budgets, 2, 0, window_rows=8), Assembler(lengths, budgets, spec)\n"

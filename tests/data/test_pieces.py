@@ -125,13 +125,13 @@ def test_lengths_of_a_large_source_are_counted_once_and_mapped(tmp_path, monkeyp
     first = Lengths(index, IMAGE, tmp_path)
     monkeypatch.setattr(lengths_module, "_count", None)  # a second count would fail
     again = Lengths(index, IMAGE, tmp_path)
-    for name in ("needs_E4", "patches_I", "slots_I", "totals"):
+    for name in ("all_needs", "patches_I", "slots_I", "totals"):
         np.testing.assert_array_equal(getattr(again, name), getattr(whole, name))
-    assert isinstance(again.needs_E4, np.memmap)
+    assert isinstance(again.all_needs, np.memmap)
     assert len(pickle.dumps(again)) < len(pickle.dumps(index)) + 1000, "the columns do not travel"
-    np.testing.assert_array_equal(pickle.loads(pickle.dumps(again)).needs_E4, first.needs_E4)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(again)).all_needs, first.all_needs)
     (cut_short,) = tmp_path.glob("*.needs.npy")
     cut_short.write_bytes(cut_short.read_bytes()[:200])
     monkeypatch.undo()
     monkeypatch.setattr(lengths_module, "SAVED_FROM", 60)
-    np.testing.assert_array_equal(Lengths(index, IMAGE, tmp_path).needs_E4, whole.needs_E4)
+    np.testing.assert_array_equal(Lengths(index, IMAGE, tmp_path).all_needs, whole.all_needs)

@@ -128,7 +128,7 @@ def test_with_its_table_on_disk_a_plan_plans_no_earlier_window_again(tmp_path, m
     first = plan_of(sources, table=tmp_path)
     wanted = [first.batch(k) for k in range(60)]
     assert len(first._table.starts) > 12
-    first.seen(60)
+    first.save()
     planned = windows_planned(monkeypatch)
     again = plan_of([made(1, 40, "a"), made(2, 50, "b")], table=tmp_path)
     window = int(np.searchsorted(again._table.starts, 180, side="right")) - 1
@@ -217,7 +217,7 @@ def test_ten_million_examples_are_planned_in_seconds_and_a_batch_far_on_is_there
     found = json.loads(done.stdout)
     assert found["examples"] >= 10_000_000
     assert found["fill"] >= 0.998
-    assert found["examples_per_second"] >= 500_000, "a million on a machine with nothing else to do"
+    assert found["examples_per_cpu_second"] >= 600_000, "a million on a machine with nothing else to do"
     assert found["peak_memory_bytes"] < 1e9
     assert found["again"]["process_seconds"] < 4, "two on a machine with nothing else to do"
     assert found["again"]["reads"] == found["again"]["records_of_the_batch"]

@@ -170,6 +170,22 @@ def test_more_than_five_in_a_hundred_skipped_stop(tmp_path, bad, stops):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("bad", "good", "stops"), [(1, 2, False), (2, 2, True), (1, 0, True)])
+def test_a_single_bad_document_never_stops_a_small_source(tmp_path, bad, good, stops):
+    some: list[Document | Skip] = [Skip(f"made, record {i}", "empty") for i in range(bad)]
+    some += [document(Text("Text."), i=i) for i in range(good)]
+    if stops:
+        with pytest.raises(UserError, match=f"{bad} of {bad + good} documents cannot be used"):
+            prepare(source_of(some), TEMPLATE, tmp_path)
+    else:
+        assert len(Prepared(prepare(source_of(some), TEMPLATE, tmp_path))) == good
+
+
+def test_a_reason_that_is_not_on_the_list_is_an_error_of_ours(tmp_path):
+    with pytest.raises(AssertionError, match="bad luck"):
+        prepare(source_of([document(Text("Text.")), Skip("made, record 1", "bad luck")]), TEMPLATE, tmp_path)
+
+
 def test_a_source_without_documents_says_so(tmp_path):
     with pytest.raises(UserError, match="'made' has no documents"):
         prepare(source_of([]), TEMPLATE, tmp_path)
@@ -303,6 +319,36 @@ def test_only_large_inputs_start_processes(tmp_path, monkeypatch):
     prepare(numbered(4, 2), TEMPLATE, tmp_path / "b", engine=run)
     prepare(numbered(4, 2), TEMPLATE, tmp_path / "c", engine=run, workers=3)
     assert asked == [1, 7, 3]
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    program = """
+import made, sys
+from jaxmm.data import prepare as prepare_module
+from jaxmm.data.text import Template, load_tokenizer
+prepare_module.SHARD_BYTES = 0
+prepare_module.prepare(made.numbered(4, 2, made.wait), Template(load_tokenizer(""), "sft"), sys.argv[1], workers=2)
+"""
+    environment = {**os.environ, "WAITING": str(tmp_path)}
+    parent = subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "cache")], cwd=HERE, env=environment)
+    try:
+        while len(waiting := list(tmp_path.glob("waiting-*"))) < 2:
+            assert parent.poll() is None
+            time.sleep(0.05)
+    finally:
+        parent.kill()
+        parent.wait()
+    for file in waiting:
+        until = time.monotonic() + 20
+        while Path(f"/proc/{file.name.removeprefix('waiting-')}/cmdline").exists():
+            assert time.monotonic() < until
+            time.sleep(0.05)
+
+
+def test_a_cache_that_cannot_be_written_to_says_so(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="no folder can be made here"):
+        prepare(numbered(4, 2), TEMPLATE, tmp_path / "file" / "cache")
 
 
 # Interruptions

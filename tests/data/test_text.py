@@ -1,6 +1,7 @@
 """Templates: what becomes which token, what is a target, and that a user's text is only ever text."""
 
 import copy
+import pickle
 from typing import Any
 
 import numpy as np
@@ -197,6 +198,46 @@ def test_bytes_are_tokenized_as_byt5_itself_does(text):
 
 
 BYTES = Template(load_tokenizer(""), "sft")
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@given(many=st.lists(turns, max_size=4))
+def test_many_documents_at_once_are_each_encoded_as_alone(templates, objective, many):
+    template = templates[objective]
+    documents = [Document(said, "test, record 0") for said in many]
+    for together, document in zip(template.encode_all(documents), documents, strict=True):
+        for a, b in zip(together, template.encode(document), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@given(text=st.one_of(tokens_of_text, st.sampled_from(SPECIAL_TOKENS).map(lambda s: f"{s} a</s>{s}")))
+def test_a_fast_tokenizer_gives_what_transformers_gives_without_special_tokens(fast_folder, text):
+    template = Template(load_tokenizer(fast_folder), "pretrain")
+    template.tokenizer(["a", "b c"], padding=True, truncation=True, max_length=1)  # leaves both switched on
+    encoded = template.encode(Document((Turn("document", (Text(text),), True),), "test, record 0"))
+    reference = template.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+    assert encoded.tokens.tolist() == [template.bos_id, *reference, template.eos_id]
+
+
+def test_a_tokenizer_with_a_way_of_its_own_is_asked_for_it(fast_folder):
+    from transformers import PreTrainedTokenizerFast
+
+    class Own(PreTrainedTokenizerFast):
+        def _encode_plus(self, text, **options):
+            assert options["split_special_tokens"]
+            return super()._encode_plus(text.upper(), **options)
+
+    template = Template(Own.from_pretrained(fast_folder), "pretrain")
+    encoded = template.encode(Document((Turn("document", (Text("a cat"),), True),), "test, record 0"))
+    assert template.decode(encoded.tokens) == "A CAT"
+
+
+def test_a_template_pickles(templates):
+    for template in templates.values():
+        again = pickle.loads(pickle.dumps(template))
+        document = conversation(("user", "Who? </s>"), ("assistant", "A cat."))
+        np.testing.assert_array_equal(again.encode(document).tokens, template.encode(document).tokens)
+        assert again.fingerprint == template.fingerprint
 
 
 # Prompts

@@ -12,7 +12,7 @@ import pytest
 from conftest import IMAGE, Tiny, picture, plain, random_documents
 
 from jaxmm.batch import Batch
-from jaxmm.data.loader import Assembler
+from jaxmm.data.assemble import Assembler
 from jaxmm.data.plan import Budgets, Lengths, Piece, Row, pack
 from jaxmm.loss import batch_loss
 from jaxmm.models.flops import parameter_counts

@@ -10,8 +10,8 @@ import pytest
 from conftest import IMAGE, chat, picture, plain, random_documents
 
 from jaxmm.data import media
+from jaxmm.data.assemble import Assembler, Loaded
 from jaxmm.data.documents import Image
-from jaxmm.data.loader import Assembler, Loaded
 from jaxmm.data.plan import Budgets, Piece, cut
 from jaxmm.report.tally import SourceSums, Tally, over_budget
 from jaxmm.report.view import Viewer, places

@@ -26,7 +26,7 @@ import jaxmm
 from jaxmm import command, recipe
 from jaxmm.data import demo, media
 from jaxmm.data.plan import Plan
-from jaxmm.data.prepare import Prepared
+from jaxmm.data.prepared import Prepared
 from jaxmm.errors import UserError
 from jaxmm.report.page import DrawnRow
 

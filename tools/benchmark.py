@@ -1,0 +1,175 @@
+"""Measures what the documentation promises, beside what is needed, and writes the figures down with the machine.
+
+    python tools/benchmark.py --part=data --output=FILE.json --only=NAME,NAME
+
+Each row runs in a process of its own. Figures of a busy machine say little: look at the load that is written beside
+them, and at what was measured in the same run.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmark_row import Measured, Row, Settings, is_met
+
+from jaxmm import command, monitor
+from jaxmm.errors import UserError, nearest
+
+# By part, the modules beside this file whose ROWS it has.
+PARTS = {"data": ("benchmark_media", "benchmark_loader")}
+PLANNED = ("step", "peer")
+PACKAGES = ("jaxmm", "numpy", "pillow", "jax", "jaxlib", "flax", "transformers", "torch", "torchvision")
+
+FLAGS: command.Flags = {
+    "part": ("data", "what to measure: data"),
+    "output": ("", "JSON file to write"),
+    "only": ("", "names of rows, comma between them; default: all of the part"),
+    "repeats": (7, "samples of each figure"),
+    "seed": (0, "of what the rows' data is drawn from"),
+    "scale": (1.0, "of the data's size; the needed numbers are for 1"),
+}
+
+
+def rows_of(part: str, only: str = "") -> list[Row]:
+    """The rows of a part, or those of them that are named, in the part's order.
+
+    Raises:
+      UserError: if there is no such part or row.
+    """
+    if part in PLANNED:
+        raise UserError(f"--part={part} is not there yet: the parts are {', '.join(PARTS)}")
+    if part not in PARTS:
+        raise UserError(f"--part={part} is no part: the parts are {', '.join(PARTS)}{nearest(part, PARTS)}")
+    rows: list[Row] = [row for module in PARTS[part] for row in importlib.import_module(module).ROWS]
+    names = [name.strip() for name in only.split(",") if name.strip()]
+    known = [row.name for row in rows]
+    for name in names:
+        if name not in known:
+            raise UserError(f"--only: no row '{name}' in {part}: it has {', '.join(known)}{nearest(name, known)}")
+    return [row for row in rows if not names or row.name in names]
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    model = ""
+    if os.path.exists("/proc/cpuinfo"):
+        lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
+        model = next((value.strip() for key, _, value in lines if key.strip() == "model name"), "")
+    return {
+        "processor": model or platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "system": platform.platform(),
+        "load": list(os.getloadavg()),
+    }
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def described(row: Row, measured: Measured) -> dict[str, Any]:
+    """A row with its figures, as JSON has it."""
+    for name in row.needed:
+        if name not in measured.figures:
+            raise ValueError(f"row {row.name} needs a figure '{name}' that it did not measure")
+    figures = {}
+    for name, figure in measured.figures.items():
+        needed = row.needed.get(name, "")
+        figures[name] = {
+            "median": figure.median,
+            "spread": list(figure.spread),
+            "samples": len(figure.samples),
+            "unit": figure.unit,
+            "needed": needed,
+            "met": is_met(needed, figure.median) if needed else None,
+        }
+    return {"row": row.name, "data": row.data, "figures": figures, "notes": list(measured.notes)}
+
+
+def measure(row: Row, repeats: int, seed: int, scale: float) -> dict[str, Any]:
+    """Measures a row here."""
+    with tempfile.TemporaryDirectory() as folder:
+        began, load = time.perf_counter(), os.getloadavg()[0]
+        measured = row.measure(Settings(repeats, seed, scale, folder))
+        took = {"seconds": time.perf_counter() - began, "load": [load, os.getloadavg()[0]]}
+        return described(row, measured) | took
+
+
+def measure_apart(row: Row, part: str, repeats: int, seed: int, scale: float) -> dict[str, Any]:
+    """Measures a row in a process of its own: what one sets (cores, devices, threads) must not reach the next."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "row.json"
+        flags = [f"--part={part}", f"--only={row.name}", f"--output={output}"]
+        flags += [f"--repeats={repeats}", f"--seed={seed}", f"--scale={scale}"]
+        done = subprocess.run([sys.executable, __file__, *flags], stdout=subprocess.DEVNULL)
+        if done.returncode:
+            raise UserError(f"row '{row.name}' failed: see above, or run it alone with --only={row.name}")
+        return json.loads(output.read_text())["rows"][0]
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The figures for people: what, needed, measured, and the samples' range."""
+    lines = [("row", "what", "needed", "measured", "smallest to largest", "")]
+    for row in rows:
+        for name, figure in row["figures"].items():
+            low, high = (monitor.short(value) for value in figure["spread"])
+            met = {None: "", True: "met", False: "NOT MET"}[figure["met"]]
+            measured = f"{monitor.short(figure['median'])} {figure['unit']}".strip()
+            lines.append((row["row"], name, figure["needed"], measured, f"{low} to {high}", met))
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    notes = [f"{row['row']}: {note}" for row in rows for note in (row["data"], *row["notes"])]
+    return "\n".join([*text, "", *notes])
+
+
+def main(argv: list[str]) -> int:
+    """Measures the rows, prints a table, and writes the JSON."""
+    args = command.parse(argv, FLAGS, config="none", about=__doc__ or "")
+    if args.repeats < 1 or args.scale <= 0:
+        raise UserError("--repeats and --scale must be positive")
+    rows = rows_of(args.part, args.only)
+    if args.output and not Path(args.output).absolute().parent.is_dir():
+        raise UserError(f"--output={args.output}: there is no folder {Path(args.output).absolute().parent}")
+    report: dict[str, Any] = {
+        "part": args.part,
+        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": machine(),
+        "versions": versions(),
+        "repeats": args.repeats,
+        "seed": args.seed,
+        "scale": args.scale,
+        "rows": [],
+    }
+    for row in rows:
+        alone = len(rows) == 1
+        found = measure(row, args.repeats, args.seed, args.scale) if alone else measure_apart(
+            row, args.part, args.repeats, args.seed, args.scale
+        )  # fmt: skip
+        report["rows"].append(found)
+        if args.output:
+            monitor.write_json(Path(args.output), report)
+    print(table(report["rows"]))
+    return 0
+
+
+if __name__ == "__main__":
+    command.run(main)

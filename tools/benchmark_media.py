@@ -1,0 +1,151 @@
+"""Rows of the benchmark: sizes from headers, and JPEGs to patches in rows. One core, one thread."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+from benchmark_row import Measured, Row, Settings, in_turns, rates
+
+from jaxmm.batch import ImageSpec
+from jaxmm.data import media
+from jaxmm.data.documents import Image
+
+HEIGHT, WIDTH = 480, 640
+SPEC = ImageSpec(patch_size=16, merge=2, min_pixels=64 * 64, max_pixels=224 * 224)
+QUALITY = 75  # Pillow's and libjpeg's default
+
+
+def natural(height: int, width: int, rng: np.random.Generator) -> PIL.Image.Image:
+    """A picture with the spectrum of photographs, amplitude falling as 1 / frequency**1.2, and faint colours."""
+    y, x = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]
+    amplitude = np.maximum(np.hypot(y, x), 1 / max(height, width)) ** -1.2
+
+    def field() -> np.ndarray:
+        phases = np.exp(2j * np.pi * rng.random(amplitude.shape))
+        values = np.fft.irfft2(amplitude * phases, (height, width))
+        return values / values.std()
+
+    light, red, blue = field(), field(), field()
+    pixels = 128 + 45 * np.stack([light + 0.3 * red, light, light + 0.3 * blue], -1)
+    return PIL.Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+def encoded(picture: PIL.Image.Image, kind: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()
+
+
+def header_lengths(settings: Settings) -> Measured:
+    """Sizes of files, a format at a time and all together, half of those that can hold EXIF with an orientation."""
+    one_core()
+    rng = np.random.default_rng(settings.seed)
+    exif = PIL.Image.Exif()
+    exif[media.ORIENTATION], exif[0x010F], exif[0x0110] = 6, "A maker of cameras", "Its model"
+    kinds: dict[str, list[Image]] = {}
+    for kind in ("JPEG", "PNG", "WEBP", "GIF"):
+        for i in range(settings.count(8)):
+            options = {"exif": exif.tobytes()} if i % 2 and kind != "GIF" else {}
+            path = Path(settings.folder) / f"{i}.{kind.lower()}"
+            path.write_bytes(encoded(natural(HEIGHT, WIDTH, rng), kind, **options))
+            kinds.setdefault(kind, []).append(Image(path=str(path)))
+    kinds["all"] = [image for images in kinds.values() for image in images]
+    again = settings.count(25)
+
+    def sizes(images: list[Image]) -> Callable[[], None]:
+        def read() -> None:
+            for _ in range(again):
+                for image in images:
+                    media.image_size(image)
+
+        return read
+
+    seconds = in_turns({kind: sizes(images) for kind, images in kinds.items()}, settings.repeats)
+    return Measured({kind: rates(seconds[kind], again * len(kinds[kind]), "images") for kind in kinds})
+
+
+def jpeg_patches(settings: Settings) -> Measured:
+    """Encoded bytes to patches in the row of a batch; beside it Pillow alone and transformers' fast processor."""
+    one_core()
+    rng = np.random.default_rng(settings.seed)
+    pictures = [encoded(natural(HEIGHT, WIDTH, rng), "JPEG", quality=QUALITY) for _ in range(settings.count(24))]
+    rows, columns = media.grid_size(HEIGHT, WIDTH, SPEC)
+    size, count = (columns * SPEC.patch_size, rows * SPEC.patch_size), rows * columns
+    row_NP = np.zeros((len(pictures) * count, SPEC.patch_size**2 * 3), np.uint8)
+
+    def ours(fast: bool) -> Callable[[], None]:
+        def run() -> None:
+            for i, data in enumerate(pictures):
+                there = row_NP[i * count : (i + 1) * count]
+                media.patches(Image(data=data), SPEC, (HEIGHT, WIDTH), fast=fast, out=there)
+
+        return run
+
+    def pillow(draft: bool) -> Callable[[], None]:
+        def run() -> None:
+            for data in pictures:
+                with PIL.Image.open(io.BytesIO(data)) as opened:
+                    if draft:
+                        opened.draft(None, size)
+                    opened.resize(size, PIL.Image.Resampling.BICUBIC)
+
+        return run
+
+    things = {"fast": ours(True), "exact": ours(False), "Pillow draft": pillow(True), "Pillow": pillow(False)}
+    notes = [
+        f"{HEIGHT} x {WIDTH} to {size[1]} x {size[0]} (the area of 224 x 224, the aspect kept), "
+        f"{sum(map(len, pictures)) / len(pictures) / 1000:.0f} kB a picture",
+        "Pillow: decoded and resized, without patches",
+    ]
+    try:
+        things["transformers"] = transformers_fast(pictures, count)
+        notes.append("transformers: its Siglip2ImageProcessor on torchvision, one picture a call, without rows")
+    except Exception as error:  # torchvision raises what it likes where it does not go with torch
+        notes.append(f"transformers' fast processor cannot be run here: {type(error).__name__}: {error}")
+    seconds = in_turns(things, settings.repeats)
+    return Measured({name: rates(each, len(pictures), "images") for name, each in seconds.items()}, notes)
+
+
+def transformers_fast(pictures: list[bytes], patches: int) -> Callable[[], None]:
+    """The fast image processor of the same family of models, on the same pictures."""
+    import torch
+    from transformers.models.siglip2.image_processing_siglip2 import Siglip2ImageProcessor
+
+    torch.set_num_threads(1)
+    processor = Siglip2ImageProcessor(patch_size=SPEC.patch_size, max_num_patches=patches)
+
+    def run() -> None:
+        for data in pictures:
+            with PIL.Image.open(io.BytesIO(data)) as opened:
+                processor(opened.convert("RGB"), return_tensors="pt")
+
+    run()
+    return run
+
+
+def one_core() -> None:
+    """Keeps this process on one core, where the system can."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+
+
+ROWS = [
+    Row(
+        "headers",
+        f"files of {WIDTH} x {HEIGHT}, the spectrum of photographs; EXIF with an orientation in every other one",
+        {"all": ">= 5000"},
+        header_lengths,
+    ),
+    Row(
+        "jpeg",
+        f"JPEGs of {WIDTH} x {HEIGHT} at quality {QUALITY}, the spectrum of photographs",
+        {"fast": ">= 600", "exact": ">= 330"},
+        jpeg_patches,
+    ),
+]

@@ -1,0 +1,95 @@
+"""What a row of the benchmark is: a name, what is needed, and a function that measures; and how things are timed.
+
+Things that are compared run in turns, one after the other and again, so that what else the machine does meets all of
+them; of each, the median counts, and the spread is told beside it.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+
+class Settings(NamedTuple):
+    """How a row is measured.
+
+    Attributes:
+      repeats: samples of each figure.
+      seed: of what the row's data is drawn from.
+      scale: of the data's size; 1 is what the needed numbers are for.
+      folder: an empty one, for files.
+    """
+
+    repeats: int
+    seed: int
+    scale: float
+    folder: str
+
+    def count(self, full: int) -> int:
+        """A number of things, ``full`` at scale 1; at least 1."""
+        return max(1, round(full * self.scale))
+
+
+class Figure(NamedTuple):
+    """One measured number: its samples, and their unit."""
+
+    samples: Sequence[float]
+    unit: str
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.samples)
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """The smallest and the largest sample."""
+        return min(self.samples), max(self.samples)
+
+
+class Measured(NamedTuple):
+    """What a row found: its figures by name, and what they must not be read without."""
+
+    figures: Mapping[str, Figure]
+    notes: Sequence[str] = ()
+
+
+class Row(NamedTuple):
+    """A row of the benchmark.
+
+    Attributes:
+      name: for ``--only``.
+      data: what it is measured on, in words; its code draws that from ``Settings.seed``.
+      needed: by the name of a figure, ">= 600" or "<= 1.03", in the figure's unit.
+      measure: does it.
+    """
+
+    name: str
+    data: str
+    needed: Mapping[str, str]
+    measure: Callable[[Settings], Measured]
+
+
+def is_met(need: str, value: float) -> bool:
+    """Whether a value is what ``need`` (">= 600") asks for."""
+    sign, _, bound = need.partition(" ")
+    return {">=": value >= float(bound), "<=": value <= float(bound)}[sign]
+
+
+def in_turns(things: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Seconds each thing takes, ``repeats`` times each after one run that is not counted, one after the other."""
+    for thing in things.values():
+        thing()
+    seconds: dict[str, list[float]] = {name: [] for name in things}
+    for _ in range(repeats):
+        for name, thing in things.items():
+            began = time.perf_counter()
+            thing()
+            seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def rates(seconds: Sequence[float], count: int, unit: str) -> Figure:
+    """``count`` things a sample, as things a second."""
+    return Figure([count / each for each in seconds], f"{unit}/s")
