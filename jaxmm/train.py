@@ -142,10 +142,10 @@ def prefetch(source: Iterator[Loaded], place: Callable[[Any], Any], depth: int =
     yield from queue
 
 
-def count(loaded: Loaded, flops: float, wait: float) -> monitor.Counts:
-    """What a batch holds, for the rates and fills; every process counts its rows, and all have as many."""
+def count(loaded: Loaded, batch_size: int, flops: float, wait: float) -> monitor.Counts:
+    """What a global batch holds, for the rates and fills, by this process's rows of it: all processes have as many."""
     text, patches = loaded.batch.text, loaded.batch.patches
-    n = jax.process_count()
+    n = batch_size // len(loaded.rows)  # not the number of processes: where tensor spans some, they have the same rows
     return monitor.Counts(
         examples=n * sum(piece.first == 0 for row in loaded.rows for piece in row),
         tokens=n * int((text.segments > 0).sum()),
@@ -290,7 +290,7 @@ class Run:
             state, metrics = compiled(state, batch)
             step += 1
             flops = batch_flops(self.recipe.model, loaded.batch, self.recipe.frozen)
-            counts = count(loaded, flops, wait)
+            counts = count(loaded, config.batch_size, flops, wait)
             if pending:
                 self._finish(*pending)
             pending = metrics, counts, loaded

@@ -26,10 +26,20 @@ from jaxmm.data.documents import Image
 from jaxmm.errors import UserError
 
 MAX_PIXELS = 178_956_970  # a larger picture is taken for a decompression bomb, at the area where Pillow raises too
-REASONS = ("missing", "unreadable", "truncated", "empty", "too large", "changed")
-
 # No others: some of Pillow's (EPS) run programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+
+# Why an image cannot be used: a closed list, each with what to do about it.
+ADVICE = {
+    "missing": "an image's file is not there: set config.data.media_dir to the folder that its path counts from",
+    "unreadable": f"an image's bytes are no picture of {', '.join(FORMATS)}",
+    "truncated": "an image's file ends early: download or write it again",
+    "empty": "an image's file has no bytes",
+    "too large": f"an image has more than {MAX_PIXELS:,} pixels: make it smaller",
+    "changed": "an image has another size than when it was prepared: touch its data file and prepare again",
+}
+REASONS = tuple(ADVICE)
+
 ORIENTATION = 0x0112  # the EXIF tag
 RETRY_SECONDS = (0.5, 2.0)  # waits between the tries to read an image by URL
 

@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxmm.data import files, processes
+from jaxmm.data import files, media, processes
 from jaxmm.data.disk import DiskFull, published, space_wanted, sync_folder
-from jaxmm.data.documents import Source, Unit
+from jaxmm.data.documents import SKIP_ADVICE, Source, Unit
 from jaxmm.data.lock import locked
 from jaxmm.data.prepared import COLUMNS, FORMAT, Columns, InMemory, Prepared, Record
 from jaxmm.data.progress import Progress, Silent
@@ -256,9 +256,11 @@ def _add_up(source: Source, unfinished: Path, numbers: Iterable[int]) -> _Totals
     skipped = totals.reasons.total()
     if skipped > max(1, MAX_SKIPPED * (examples + skipped)) or (skipped and not examples):
         counts = ", ".join(f"{count} {reason}" for reason, count in totals.reasons.most_common())
+        most = totals.reasons.most_common(1)[0][0]
+        advice = ", or ".join(known[most] for known in (SKIP_ADVICE, media.ADVICE) if most in known)
         raise UserError(
             f"data source '{source.name}': {skipped} of {examples + skipped} documents cannot be used ({counts}), more "
-            f"than {MAX_SKIPPED:.0%}; the first is {first_skipped}: mend the files"
+            f"than {MAX_SKIPPED:.0%}; the first is {first_skipped}; {advice}"
         )
     if not examples:
         raise UserError(f"data source '{source.name}' has no documents")
