@@ -79,9 +79,8 @@ class Template:
     with the tokenizer's begin token where it has one; that is no target either, as nothing precedes it.
 
     Discrete image tokens stand between the same separators, their ids counted from ``image_offset``, after the
-    tokenizer's. With ``predict_image_tokens`` they are targets where text in their place is, and so is their
-    ``<|image_end|>``: a model that draws must know when it has done. ``<|image_start|>`` stays what the prompt gives.
-    None of them is flagged ANSWER, which exact match is measured on.
+    tokenizer's. With ``predict_image_tokens`` they are targets where text in their place is, but never flagged ANSWER,
+    which exact match is measured on.
     """
 
     def __init__(self, tokenizer: Any, objective: str, image_tokens: int = 0, predict_image_tokens: bool = False):
@@ -149,7 +148,7 @@ class Template:
         return writer.encoded()
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Returns the text of ids; special tokens, image tokens and what the padded vocabulary has on top are dropped."""
+        """Returns the text of ids; special and image tokens, and what the padded vocabulary has on top, are dropped."""
         kept = [i for i in map(int, ids) if 0 <= i < self.image_offset]
         return self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
@@ -176,11 +175,9 @@ class Template:
                     continue
                 writer.add([self.image_start_id], 0)
                 writer.add_image()
-                drawn = 0
                 if isinstance(part, Tokens):
-                    drawn = flags & TARGET if self.predict_image_tokens else 0
-                    writer.add(self._image_ids(part, origin), drawn)
-                writer.add([self.image_end_id], drawn)
+                    writer.add(self._image_ids(part, origin), flags & TARGET if self.predict_image_tokens else 0)
+                writer.add([self.image_end_id], 0)
             if is_last and is_open and turn.role in ("document", "assistant"):
                 return
             if with_markers:
@@ -191,7 +188,6 @@ class Template:
                 writer.add(self._newline, flags)
         if is_open and self.objective == "sft":
             writer.add([self.role_ids["assistant"]], 0)
-
 
     def _image_ids(self, tokens: Tokens, origin: str) -> np.ndarray:
         ids = np.array(tokens.ids, np.int64)

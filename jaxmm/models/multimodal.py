@@ -50,13 +50,16 @@ class MultimodalModel(nnx.Module):
         self.decoder = Decoder(spec.decoder, rngs=rngs)
 
     def soft_tokens(self, batch: Batch, compute: Compute):
-        """The rows' soft-token tables, (B, S, D): the tower's outputs, then cached features."""
-        dtype = jnp.dtype(compute.dtype)
-        features = self.vision(batch.patches, batch.grids_BM3, dtype=dtype, remat=compute.remat, unroll=compute.unroll)
-        table_BSD = self.connector(features)
+        """The rows' soft-token tables, (B, S, D): of the tower's outputs, then of ready-made ones."""
+        features_BND = self.features(batch, compute)
         if batch.features is not None:
-            table_BSD = jnp.concatenate([table_BSD, batch.features.values.astype(dtype)], axis=1)
-        return table_BSD
+            features_BND = jnp.concatenate([features_BND, batch.features.values.astype(features_BND.dtype)], axis=1)
+        return self.connector(features_BND)
+
+    def features(self, batch: Batch, compute: Compute):
+        """The tower's outputs (B, N, D)."""
+        dtype = jnp.dtype(compute.dtype)
+        return self.vision(batch.patches, batch.grids_BM3, dtype=dtype, remat=compute.remat, unroll=compute.unroll)
 
     def hidden(self, batch: Batch, soft_BSD, compute: Compute):
         """Hidden states (B, T, D) of text and soft tokens together."""
