@@ -19,7 +19,7 @@ from jaxmm.data.assemble import Assembler, Loaded
 from jaxmm.data.budgets import choose_budgets
 from jaxmm.data.documents import Document, Features, Skip, Text, Tokens, Turn
 from jaxmm.data.features import Extent, extent, read_vectors
-from jaxmm.data.pieces import count_long
+from jaxmm.data.pieces import count_long, cut
 from jaxmm.data.plan import Budgets, Lengths, Piece, Plan
 from jaxmm.data.prepare import prepare
 from jaxmm.data.prepared import InMemory, Prepared
@@ -118,8 +118,7 @@ def test_split_documents_keep_every_run_of_image_tokens_in_one_piece(seed):
     media_of = [[part for part in parts if isinstance(part, Tokens)]]
     source = Lengths(InMemory("made", [template.encode(plain(*parts))], media_of, ""), IMAGE)
     budgets = Budgets(tokens=48, patches=16, items=1, targets=40)
-    plan = Plan([source], [1], budgets, 1, seed)
-    pieces = sorted(piece for k in range(12) for row in plan.batch(k) for piece in row if piece.epoch == 0)
+    pieces = [piece for piece, _ in cut(source, 0, 0, budgets)]
     loaded = Assembler([source], budgets, IMAGE)([[piece] for piece in pieces])
     whole = []
     for b, piece in enumerate(pieces):
