@@ -231,6 +231,7 @@ class Run:
             target_budget=self.budgets.targets,
             sources=len(self.corpus.lengths),
             z_loss=options.z_loss,
+            image_offset=recipe.template.image_offset if recipe.template.predict_image_tokens else 0,
         )
 
     def initial_state(self) -> TrainState:
@@ -397,6 +398,10 @@ class Run:
             }
             for i, name in enumerate(self.corpus.names)
         }  # fmt: skip
+        by_modality = {
+            name: {"loss": float(loss / of) if of else None, "targets": float(of)}
+            for name, (loss, of) in total.modality_sums.items()
+        }
         window = self.meter.window()
         self.monitor.log(step, {
             "loss": self.loss,
@@ -406,6 +411,7 @@ class Run:
             "grad_norm_by_part": {k: float(v) for k, v in last.grad_norms.items() if k != "all"},
             "bad_steps": int(last.bad_steps),
             "sources": by_source,
+            **({"modalities": by_modality} if by_modality else {}),
             "examples_seen": self.meta["examples_seen"],
             "examples_skipped": len(self.skipped),
             **window,
