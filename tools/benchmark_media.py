@@ -115,6 +115,13 @@ def jpeg_patches(settings: Settings) -> Measured:
 def transformers_fast(pictures: list[bytes], patches: int) -> Callable[[], None]:
     """The fast image processor of the same family of models, on the same pictures."""
     import torch
+
+    # Where torch and torchvision are of different builds, its own operators are missing, and no import goes on without
+    # their names. The processor uses none of them.
+    operators = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        if not hasattr(torch.ops.torchvision, name):
+            operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     from transformers.models.siglip2.image_processing_siglip2 import Siglip2ImageProcessor
 
     torch.set_num_threads(1)
