@@ -30,6 +30,7 @@ def first_batch(settings: Settings) -> Measured:
     """All between a config that names raw files and the first batch, with an empty cache each time."""
     from jaxmm import recipe
 
+    load_tokenizer("")  # imports what tokenizers need
     folder = Path(settings.folder)
     path = chats(folder / "raw", settings.count(RECORDS), settings.seed)
     seconds: dict[str, list[float]] = {"raw files to batch": [], "to the index": []}
