@@ -76,7 +76,7 @@ def compare(changes: list[str], settings: Settings) -> Measured:
     ).config
     startup.split_cpu(config.mesh, config.batch_size)
     bench = Bench(config, Path(settings.folder) / "run")
-    steps = settings.count(24)
+    steps = settings.count(12)
     seconds: dict[str, list[float]] = {"loader": [], "cached": []}
     for _ in range(settings.repeats):
         for name in seconds:
