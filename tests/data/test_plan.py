@@ -170,7 +170,7 @@ def test_windows_are_large_for_large_data_and_small_for_small():
         return Plan([texts(np.full(count, tokens))], [1], limits, 8, 0)._sizes[0][0]
 
     assert window(1500, 300) == plan_module.MIN_ROWS
-    assert 3000 < window(100_000, 300) < 5000, "thousands of rows"
+    assert 7000 < window(100_000, 300) < 10_000, "thousands of rows"
     assert window(100_000, 300, 100_000) < 300, "but no more than some ten thousand pieces"
 
 
