@@ -91,12 +91,13 @@ def fill_of_two_budgets(settings: Settings) -> Measured:
 
 
 def text_and_images(ratio: float, count: int, seed: int, row: int = 8192) -> tuple[Budgets, np.ndarray]:
-    """Budgets whose patches are ``ratio`` times what a row full of tokens needs, and int64 (count, 4) needs."""
+    """Budgets whose patches are ``ratio`` times what a row full of tokens needs, and what each needs of them."""
     images, patches_D4 = image_patches(count, seed)
     patches = patches_D4.sum(1)
     tokens = text_lengths(count, 0.9, 298, seed, row // 2) + patches // IMAGE.merge**2 + SEPARATORS * images
     limits = Budgets(row, int(patches.sum() / tokens.sum() * row * ratio) // 64 * 64, 64, row)
-    return limits, np.stack([tokens, patches, images, tokens // 2], 1)
+    needs = {"tokens": tokens, "patches": patches, "items": images, "targets": tokens // 2}
+    return limits, np.stack([needs.get(name, np.zeros_like(tokens)) for name in Budgets._fields], 1)
 
 
 def windows(items: np.ndarray) -> list[np.ndarray]:
