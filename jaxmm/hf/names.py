@@ -28,7 +28,7 @@ class Rule(NamedTuple):
 
 
 def _linear(name: str, path: str) -> list[Rule]:
-    return [Rule(f"{name}.weight", (f"{path}.kernel",), "transpose"), Rule(f"{name}.bias", (f"{path}.bias",))]
+    return [Rule(f"{name}.weight", (f"{path}.kernel",), "transpose"), Rule(f"{name}.bias", (f"{path}.bias",), "flat")]
 
 
 def _norm(name: str, path: str) -> list[Rule]:
@@ -39,7 +39,7 @@ def _qkv(name: str, path: str) -> list[Rule]:
     parts = [f"{path}.{part}" for part in ("query", "key", "value")]
     return [
         Rule(f"{name}.weight", tuple(f"{part}.kernel" for part in parts), "transpose"),
-        Rule(f"{name}.bias", tuple(f"{part}.bias" for part in parts)),
+        Rule(f"{name}.bias", tuple(f"{part}.bias" for part in parts), "flat"),
     ]
 
 
@@ -77,7 +77,7 @@ def _siglip(patches: str) -> list[Rule]:
         "mlp.fc1": "mlp.up", "mlp.fc2": "mlp.down",
     }  # fmt: skip
     return [
-        Rule("vision.embeddings.class_embedding", ("vision.class_embedding",)),
+        Rule("vision.embeddings.class_embedding", ("vision.class_embedding",), "flat"),
         Rule("vision.embeddings.patch_embedding.weight", ("vision.patch_embedding.kernel",), patches),
         Rule("vision.embeddings.patch_embedding.bias", ("vision.patch_embedding.bias",)),
         Rule("vision.embeddings.position_embedding.weight", ("vision.position_embedding",)),
@@ -101,9 +101,9 @@ def _intern() -> list[Rule]:
         "attention.q_norm": "attention.query_norm", "attention.k_norm": "attention.key_norm",
     }  # fmt: skip
     return [
-        Rule("vision.embeddings.cls_token", ("vision.class_embedding",)),
-        Rule("vision.embeddings.position_embeddings", ("vision.position_embedding",)),
-        Rule("vision.embeddings.patch_embeddings.projection.weight", ("vision.patch_embedding.kernel",), "patches"),
+        Rule("vision.embeddings.cls_token", ("vision.class_embedding",), "after two"),
+        Rule("vision.embeddings.position_embeddings", ("vision.position_embedding",), "after one"),
+        Rule("vision.embeddings.patch_embeddings.projection.weight", ("vision.patch_embedding.kernel",), "convolution"),
         Rule("vision.embeddings.patch_embeddings.projection.bias", ("vision.patch_embedding.bias",)),
         *_norm("vision.layernorm", "vision.norm"),
         Rule(f"{layer}.lambda_1", (f"{block}.scale_attention",)),
@@ -118,7 +118,7 @@ def _qwen(mlp: Mapping[str, str], merger: Sequence[Rule]) -> list[Rule]:
     layer, block = "vision.blocks.{i}", "vision.blocks"
     maps = {"attn.proj": "attention.out", **mlp}
     return [
-        Rule("vision.patch_embed.proj.weight", ("vision.patch_embedding.kernel",), "patches"),
+        Rule("vision.patch_embed.proj.weight", ("vision.patch_embedding.kernel",), "convolution"),
         Rule("vision.patch_embed.proj.bias", ("vision.patch_embedding.bias",)),
         Rule("vision.pos_embed.weight", ("vision.position_embedding",)),
         *_norm(f"{layer}.norm1", f"{block}.norm_attention"),
@@ -165,14 +165,15 @@ _GEMMA_PROJECTOR = [
 
 DECODERS = {"llama": _decoder(post_norms=False), "gemma": _decoder(post_norms=True)}
 TOWERS = {
-    "clip": _siglip("patches"), "siglip": _siglip("patches"), "siglip2": _siglip("transpose"),
+    "clip": _siglip("convolution"), "siglip": _siglip("convolution"), "siglip2": _siglip("transpose"),
     "intern": _intern(), "qwen2.5": _qwen2_5(), "qwen3": _qwen3(),
 }  # fmt: skip
 CONNECTORS = {"mlp": _PROJECTOR, "gemma": _GEMMA_PROJECTOR, "in tower": []}
 
 # Tensors that our model has no use for: they are kept as they are, and go out again with an export.
 SPARE = (
-    r"vision\.head\.", r"vision\.post_layernorm\.", r"vision\.encoder\.layers\.\d+\.", r"vision\.embeddings\.mask_token",
+    r"vision\.head\.", r"vision\.post_layernorm\.", r"vision\.encoder\.layers\.\d+\.",
+    r"vision\.embeddings\.mask_token",
     r".*\.position_ids$", r".*\.inv_freq$",
 )  # fmt: skip
 # Parts of a checkpoint that a tower or a decoder is taken from, and that are not it.
@@ -197,6 +198,11 @@ def common_name(name: str) -> str:
         if found:
             return common + name[found.end() :]
     return name
+
+
+def is_other(name: str) -> bool:
+    """Whether a tensor belongs to a part of a checkpoint that is neither tower nor decoder."""
+    return any(re.match(pattern, name) for pattern in OTHERS)
 
 
 def foreign_name(name: str, prefixes: Mapping[str, str]) -> str:

@@ -326,9 +326,7 @@ def _qwen2_5_vl(config: Any) -> Family:
     tower = tower_of(config.vision_config)
     decoder = decoder_of(config.text_config, config.tie_word_embeddings)
     merge = config.vision_config.spatial_merge_size
-    connector = ConnectorSpec(
-        merge=merge, mlp=tower.spec.width * merge**2, norm="rms", norm_first=True, norm_eps=1e-6
-    )
+    connector = ConnectorSpec(merge=merge, mlp=tower.spec.width * merge**2, norm="rms", norm_first=True, norm_eps=1e-6)
     prefixes = {"text": "model.", "vision": "visual.", "lm_head": "lm_head."}
     return Family(ModelSpec(tower.spec, connector, decoder.spec), tower.names, decoder.names, "in tower", prefixes)
 

@@ -9,29 +9,42 @@ import numpy as np
 
 
 class Transform(NamedTuple):
-    """``into(array, shape)`` gives an array of our shape; ``out(array, shape)`` one of the foreign shape."""
+    """``into(array, shape)`` gives an array of our shape; ``out(array, inputs)`` the foreign tensor.
+
+    ``inputs``: of a linear map's kernel, how many leading dims it takes in.
+    """
 
     into: Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
-    out: Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
+    out: Callable[[np.ndarray, int], np.ndarray]
 
 
-def _from_patches(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """A convolution's kernel (D, 3, [frames,] P, P) to (frames * P * P * 3, D), channels last."""
-    last = np.moveaxis(array, 1, -1)  # (D, [frames,] P, P, 3)
+def _reshaped(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    return array.reshape(shape)
+
+
+def _transposed_out(array: np.ndarray, inputs: int) -> np.ndarray:
+    return array.reshape(int(np.prod(array.shape[:inputs])), -1).T
+
+
+def _from_convolution(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A convolution's kernel (D, 3, [frames,] P, P) to ([frames,] P * P * 3, D), channels last."""
+    last = np.moveaxis(array, 1, -1)
     return last.reshape(last.shape[0], -1).T.reshape(shape)
 
 
-def _to_patches(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    D, channels, *rest = shape
-    return np.moveaxis(array.reshape(-1, D).T.reshape(D, *rest, channels), -1, 1)
+def _to_convolution(array: np.ndarray, inputs: int) -> np.ndarray:
+    side = round((array.shape[-2] / 3) ** 0.5)
+    frames = array.shape[:-2]
+    return np.moveaxis(array.reshape(-1, array.shape[-1]).T.reshape(-1, *frames, side, side, 3), -1, 1)
 
 
 TRANSFORMS = {
-    "copy": Transform(lambda x, shape: x.reshape(shape), lambda x, shape: x.reshape(shape)),
-    "transpose": Transform(
-        lambda x, shape: x.T.reshape(shape), lambda x, shape: x.reshape(-1, shape[0]).T.reshape(shape)
-    ),
-    "patches": Transform(_from_patches, _to_patches),
+    "copy": Transform(_reshaped, lambda x, _: x),
+    "flat": Transform(_reshaped, lambda x, _: x.reshape(-1)),
+    "after one": Transform(_reshaped, lambda x, _: x[None]),
+    "after two": Transform(_reshaped, lambda x, _: x[None].reshape(1, 1, -1)),
+    "transpose": Transform(lambda x, shape: x.T.reshape(shape), _transposed_out),
+    "convolution": Transform(_from_convolution, _to_convolution),
 }
 
 
@@ -41,7 +54,7 @@ def into_parts(array: np.ndarray, transform: str, shapes: Sequence[tuple[int, ..
     return [TRANSFORMS[transform].into(part, shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
-def out_of_parts(arrays: Sequence[np.ndarray], transform: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The foreign tensor of ``shape`` that ``into_parts`` makes these parameters of."""
-    part = (shape[0] // len(arrays), *shape[1:])
-    return np.concatenate([TRANSFORMS[transform].out(array, part) for array in arrays]).reshape(shape)
+def out_of_parts(arrays: Sequence[np.ndarray], transform: str, inputs: int = 0) -> np.ndarray:
+    """The foreign tensor that ``into_parts`` makes these parameters of."""
+    parts = [TRANSFORMS[transform].out(array, inputs) for array in arrays]
+    return np.concatenate(parts) if len(parts) > 1 else parts[0]
