@@ -27,6 +27,8 @@ def get_config() -> ConfigDict:
     config.data.long_documents = "split"  # or "truncate", "drop"
     config.data.jitter = 0.15  # from a picture's fifth pass on, its edges move up to this part of its side
     config.data.fast_decode = False  # JPEGs at a smaller scale, for models that start from random weights
+    config.data.image_tokens = 0  # size of the codebook of discrete image tokens; 0 is none
+    config.data.predict_image_tokens = False  # whether they are targets where text in their place is
     config.data.tokenizer = ""  # folder of a transformers tokenizer; "" is ByT5's bytes
     config.data.allow_change = False  # go on with other data than the run has seen so far
     config.data.cache = ""  # where prepared data is kept; "" is $XDG_CACHE_HOME/jaxmm

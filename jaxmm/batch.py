@@ -32,9 +32,10 @@ class Stream(NamedTuple):
     ``segments`` is 0 on padding and 1.. for each attention unit (a document of text, a tile of patches); the units of
     one segment are adjacent. ``positions`` restart in each segment: (B, T, 1) for text (3 axes for multi-axis rotary),
     (B, N, 3) for patches as (frame, row, column). A row of -1 marks a class or register token, numbered by its column.
+    Ready-made features have (B, N, 1).
     """
 
-    values: Array  # tokens (B, T) int32; patches (B, N, P) uint8; features (B, S, D) float
+    values: Array  # tokens (B, T) int32; patches (B, N, P) uint8; ready-made features (B, N, D) float32
     positions: Array  # int32
     segments: Array  # int32
 
@@ -50,7 +51,7 @@ class Batch(NamedTuple):
     targets_BT: Array  # int32: the token that position t predicts
     weights_BT: Array  # float32: its weight in the loss, 0 where nothing is predicted
     sources_BT: Array  # int32: which data source the position belongs to
-    features: Stream | None = None  # cached features, after the tower's outputs in the soft-token table
+    features: Stream | None = None  # ready-made tower outputs: their soft tokens come after the patches' in the table
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxmm import command, monitor, sharding, startup
 from jaxmm.data.assemble import Assembler, Loaded
+from jaxmm.data.features import TOKENS
 from jaxmm.data.loader import batches
 from jaxmm.data.plan import Budgets, Lengths, Pass, choose_budgets
 from jaxmm.data.prepared import Columns
@@ -29,7 +30,7 @@ class SwappedImages(Columns):
     """A source in which each example shows the image of another one: what is answered then was not seen."""
 
     def __init__(self, prepared: Columns):
-        if not (np.diff(prepared.images_E1) == 1).all():
+        if not (np.diff(prepared.images_E1) == 1).all() or (prepared.image_kind_I == TOKENS).any():
             raise ValueError("images can only be swapped where each example has one")
         self.__dict__.update(prepared.__dict__)
         self._original = prepared
@@ -38,6 +39,7 @@ class SwappedImages(Columns):
         self._from[cycle] = np.roll(cycle, -1)
         self.image_height_I = np.asarray(prepared.image_height_I)[self._from]
         self.image_width_I = np.asarray(prepared.image_width_I)[self._from]
+        self.image_kind_I = np.asarray(prepared.image_kind_I)[self._from]
 
     def read(self, example: int):
         images = self._original.read(int(self._from[example])).images

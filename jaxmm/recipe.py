@@ -137,8 +137,8 @@ def load_corpus(
     for prepared in opened:
         if prepared.meta["template"] != template.fingerprint:
             raise UserError(
-                f"{prepared.folder} was prepared with another tokenizer or objective: prepare it again, "
-                f"or set config.data.tokenizer and config.data.objective as they were"
+                f"{prepared.folder} was prepared with another tokenizer, objective or codebook: prepare it "
+                f"again, or set config.data.tokenizer, objective, image_tokens and predict_image_tokens as they were"
             )
     lengths = [Lengths(prepared, image, cache / "plans") for prepared in opened]
     sizes = [float(source.tokens_E.sum()) for source in lengths]
@@ -156,7 +156,8 @@ class DataRecipe(NamedTuple):
 
 def read_data(config: ConfigDict) -> DataRecipe:
     """Builds the data side's specs; mistakes in them are UserErrors that name the group."""
-    template = Template(load_tokenizer(config.data.tokenizer), config.data.objective)
+    data = config.data
+    template = Template(load_tokenizer(data.tokenizer), data.objective, data.image_tokens, data.predict_image_tokens)
     try:
         image = ImageSpec(**config.image)
     except (TypeError, ValueError) as error:
@@ -207,7 +208,7 @@ def read_compute(config: ConfigDict) -> Compute:
 
 
 def _load(config: ConfigDict, path: str, mixture: str, recipe: Recipe | DataRecipe, default: Source) -> Corpus:
-    return load_corpus(
+    corpus = load_corpus(
         path,
         mixture,
         recipe.template,
@@ -217,6 +218,14 @@ def _load(config: ConfigDict, path: str, mixture: str, recipe: Recipe | DataReci
         media_dir=config.data.media_dir,
         follow_outside=config.data.follow_outside,
     )
+    for source in corpus.lengths:
+        others = [n for n in source.prepared.meta["feature_widths"] if n != config.vision.width]
+        if others:
+            raise UserError(
+                f"{source.name} has feature vectors of width {others[0]}, but config.vision.width is "
+                f"{config.vision.width}: set it to what the tower that made them has, or make them with this one"
+            )
+    return corpus
 
 
 def train_corpus(config: ConfigDict, recipe: Recipe | DataRecipe) -> Corpus:

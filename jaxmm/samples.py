@@ -12,6 +12,7 @@ from PIL import ImageDraw, ImageFont
 
 from jaxmm.batch import ANSWER
 from jaxmm.data import media
+from jaxmm.data.documents import Image
 from jaxmm.data.prepared import Columns
 from jaxmm.data.text import Template
 from jaxmm.generate import Prompt
@@ -37,12 +38,11 @@ def _first_answer(prepared: Columns, template: Template, example: int) -> tuple[
         if flags & ANSWER:
             images = slice(*(int(i) for i in prepared.images_E1[example : example + 2]))
             shown = int((prepared.image_at_I[images] <= start).sum())
-            if not shown:
-                return None
+            pictures = [image for image in record.images[:shown] if isinstance(image, Image)]
+            if not pictures or len(pictures) < shown:
+                return None  # ready-made media cannot be drawn
             text = template.decode(record.tokens[:start].tolist()).strip()
-            return Prompt(tuple(record.images[:shown]), text), template.decode(
-                record.tokens[start:stop].tolist()
-            ).strip()
+            return Prompt(tuple(pictures), text), template.decode(record.tokens[start:stop].tolist()).strip()
     return None
 
 

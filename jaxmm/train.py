@@ -144,13 +144,14 @@ def prefetch(source: Iterator[Loaded], place: Callable[[Any], Any], depth: int =
 
 def count(loaded: Loaded, batch_size: int, flops: float, wait: float) -> monitor.Counts:
     """What a global batch holds, for the rates and fills, by this process's rows of it: all processes have as many."""
-    text, patches = loaded.batch.text, loaded.batch.patches
+    text, patches, features = loaded.batch.text, loaded.batch.patches, loaded.batch.features
+    ready = 0 if features is None else int(features.segments.max(1).sum())
     n = batch_size // len(loaded.rows)  # not the number of processes: where tensor spans some, they have the same rows
     return monitor.Counts(
         examples=n * sum(piece.first == 0 for row in loaded.rows for piece in row),
         tokens=n * int((text.segments > 0).sum()),
         token_capacity=n * text.segments.size,
-        images=n * int((loaded.batch.grids_BM3[..., 0] > 0).sum()),
+        images=n * (int((loaded.batch.grids_BM3[..., 0] > 0).sum()) + ready),
         patches=n * int((patches.segments > 0).sum()),
         patch_capacity=n * patches.segments.size,
         flops=n * flops,
@@ -230,6 +231,7 @@ class Run:
             target_budget=self.budgets.targets,
             sources=len(self.corpus.lengths),
             z_loss=options.z_loss,
+            image_offset=recipe.template.image_offset if recipe.template.predict_image_tokens else 0,
         )
 
     def initial_state(self) -> TrainState:
@@ -337,7 +339,7 @@ class Run:
         total = sum(self.corpus.shares)
         for source, share in zip(self.corpus.lengths, self.corpus.shares, strict=True):
             say(f"data: {source.name}, {len(source)} documents, {monitor.short(float(source.tokens_E.sum()))} tokens, "
-                f"{len(source.patches_I)} images, share {share / total:.3f}")  # fmt: skip
+                f"{len(source.units_I)} images, share {share / total:.3f}")  # fmt: skip
         for source, long in zip(self.corpus.lengths, self.plan.long, strict=True):
             if line := long.line(source.name, self.config.data.long_documents):
                 say(f"data: {line}")
@@ -396,6 +398,10 @@ class Run:
             }
             for i, name in enumerate(self.corpus.names)
         }  # fmt: skip
+        by_modality = {
+            name: {"loss": float(loss / of) if of else None, "targets": float(of)}
+            for name, (loss, of) in total.modality_sums.items()
+        }
         window = self.meter.window()
         self.monitor.log(step, {
             "loss": self.loss,
@@ -405,6 +411,7 @@ class Run:
             "grad_norm_by_part": {k: float(v) for k, v in last.grad_norms.items() if k != "all"},
             "bad_steps": int(last.bad_steps),
             "sources": by_source,
+            **({"modalities": by_modality} if by_modality else {}),
             "examples_seen": self.meta["examples_seen"],
             "examples_skipped": len(self.skipped),
             **window,

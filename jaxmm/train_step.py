@@ -34,6 +34,7 @@ class Metrics(NamedTuple):
     source_loss_sum: jax.Array
     source_weight_sum: jax.Array
     correct_sum: jax.Array  # weighted count of targets that were the most likely token
+    modality_sums: dict[str, tuple[jax.Array, jax.Array]]  # (loss, weight) of "text" and "image_tokens", or empty
     grad_norms: dict[str, jax.Array]  # by part, and "all"
     bad_steps: jax.Array
 
@@ -43,10 +44,8 @@ def init_state(params, optimizer: optax.GradientTransformation, frozen: tuple[st
     return TrainState(jnp.int32(0), params, optimizer.init(trainable), jnp.int32(0))
 
 
-def _sums(
-    targets: Targets, terms: TokenLoss, sources: int
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
-    """(loss, weight, loss by source, weight by source, correct), each a sum over the targets."""
+def _sums(targets: Targets, terms: TokenLoss, sources: int, image_offset: int) -> tuple[Any, ...]:
+    """(loss, weight, loss by source, weight by source, correct, by modality), each a sum over the targets."""
     weights = targets.weights_BR
     nll = weights * terms.nll_BR
     is_source = targets.sources_BR[..., None] == jnp.arange(sources)
@@ -54,7 +53,13 @@ def _sums(
     def by_source(x_BR):
         return jnp.where(is_source, x_BR[..., None], 0.0).sum((0, 1))
 
-    return nll.sum(), weights.sum(), by_source(nll), by_source(weights), (weights * terms.correct_BR).sum()
+    modalities = {}
+    if image_offset:
+        is_image = targets.tokens_BR >= image_offset
+        for name, where in (("text", ~is_image), ("image_tokens", is_image)):
+            modalities[name] = jnp.where(where, nll, 0.0).sum(), jnp.where(where, weights, 0.0).sum()
+    correct = (weights * terms.correct_BR).sum()
+    return nll.sum(), weights.sum(), by_source(nll), by_source(weights), correct, modalities
 
 
 def make_train_step(
@@ -66,18 +71,20 @@ def make_train_step(
     target_budget: int,
     sources: int,
     z_loss: float = 0.0,
+    image_offset: int = 0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Builds ``step(state, batch) -> (state, metrics)``.
 
     The loss is one sum over one sum: the weights of the whole global batch are added up first, and every microbatch
     divides by that number, so that the number of microbatches changes nothing. Rows are dealt to microbatches in
     strides, which keeps each device's rows its own. A step whose loss or gradient is not finite changes no parameter.
+    With ``image_offset``, the first image token of the vocabulary, the loss is also summed by modality.
     """
 
     def microbatch_loss(trainable, fixed, batch: Batch, total_weight):
         hidden_BTD, head_VD = apply({**trainable, **fixed}, batch)
         loss_sum, targets, terms = batch_loss(hidden_BTD, head_VD, batch, target_budget, z_loss)
-        return loss_sum / total_weight, _sums(targets, terms, sources)
+        return loss_sum / total_weight, _sums(targets, terms, sources, image_offset)
 
     def gradients(trainable, fixed, batch: Batch):
         total_weight = jnp.maximum(batch.weights_BT.sum(), 1e-6)
@@ -111,8 +118,8 @@ def make_train_step(
         trainable, opt_state = lax.cond(finite, update, lambda operand: operand, (trainable, state.opt_state))
         bad_steps = jnp.where(finite, 0, state.bad_steps + 1)
         state = TrainState(state.step + 1, {**trainable, **fixed}, opt_state, bad_steps)
-        loss, weight, by_source, weight_by_source, correct = sums
-        return state, Metrics(loss, weight, by_source, weight_by_source, correct, norms, bad_steps)
+        loss, weight, by_source, weight_by_source, correct, modalities = sums
+        return state, Metrics(loss, weight, by_source, weight_by_source, correct, modalities, norms, bad_steps)
 
     return step
 

@@ -164,8 +164,8 @@ def lengths_of(template: Any) -> Callable[..., Lengths]:
     """``lengths_of(documents, name="made")``: the documents as a source, sized for the tiny model's images."""
 
     def build(documents: Sequence[Document], name: str = "made") -> Lengths:
-        images = [[part for turn in d.turns for part in turn.parts if isinstance(part, Image)] for d in documents]
-        source = InMemory(name, [template.encode(d) for d in documents], images, template.fingerprint)
+        media = [[part for turn in d.turns for part in turn.parts if not isinstance(part, Text)] for d in documents]
+        source = InMemory(name, [template.encode(d) for d in documents], media, template.fingerprint)
         return Lengths(source, IMAGE)
 
     return build

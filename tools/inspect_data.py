@@ -50,7 +50,7 @@ def piece_patches(lengths: Lengths, piece: Piece) -> int:
     images = slice(*(int(i) for i in columns.images_E1[piece.example : piece.example + 2]))
     before = np.concatenate([[0], np.cumsum(lengths.slots_I[images])[:-1]])  # soft tokens before each image
     first = np.asarray(columns.image_at_I[images], np.int64) + before[: images.stop - images.start]
-    return int(lengths.patches_I[images][(first >= piece.first) & (first < piece.last)].sum())
+    return int(lengths.patches_of(images)[(first >= piece.first) & (first < piece.last)].sum())
 
 
 def plan_line(k: int, rows: Sequence[Row], lengths: Sequence[Lengths]) -> dict[str, Any]:

@@ -31,6 +31,8 @@ FLAGS: command.Flags = {
     "mixture": ("", "name:share,name:share or name,name: which sources of the input; shares change nothing here"),
     "objective": ("sft", "as config.data.objective: sft or pretrain"),
     "tokenizer": ("", "as config.data.tokenizer: folder of a transformers tokenizer; '' is ByT5's bytes"),
+    "image_tokens": (0, "as config.data.image_tokens: size of the codebook of discrete image tokens"),
+    "predict_image_tokens": (False, "as config.data.predict_image_tokens"),
     "media_dir": ("", "as config.data.media_dir: folder that images' paths count from; '' is that of the data"),
     "follow_outside": (False, "whether records may name images outside the data's folder and media_dir"),
     "workers": (0, "processes; 0 is one a core where the input is large, else this one alone"),
@@ -47,7 +49,7 @@ def main(argv: list[str]) -> int:
             raise UserError(f"--{name} is missing: {FLAGS[name][1]}")
     if args.engine not in ENGINES:
         raise UserError(f"--engine '{args.engine}' is not one of {', '.join(ENGINES)}{nearest(args.engine, ENGINES)}")
-    template = Template(load_tokenizer(args.tokenizer), args.objective)
+    template = Template(load_tokenizer(args.tokenizer), args.objective, args.image_tokens, args.predict_image_tokens)
     sources = read_sources(
         args.input, list(parse_mixture(args.mixture, "--mixture")),
         media_dir=args.media_dir, follow_outside=args.follow_outside,
@@ -71,7 +73,9 @@ def main(argv: list[str]) -> int:
     print(closing(reports))
     mixture = f" --config.data.mixture={args.mixture}" if args.mixture else ""
     print(f"\nready: --config.data.path={output}{mixture} --config.data.objective={args.objective}", end="")
-    print(f" --config.data.tokenizer={args.tokenizer}" if args.tokenizer else "")
+    for name in ("tokenizer", "image_tokens", "predict_image_tokens"):
+        print(f" --config.data.{name}={getattr(args, name)}" if getattr(args, name) else "", end="")
+    print()
     return 0
 
 

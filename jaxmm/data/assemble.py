@@ -14,7 +14,8 @@ import numpy as np
 
 from jaxmm.batch import ANSWER, IGNORED, TARGET, Batch, ImageSpec, Stream
 from jaxmm.data import media
-from jaxmm.data.documents import Image
+from jaxmm.data.documents import Features, Image
+from jaxmm.data.features import Extent, read_vectors
 from jaxmm.data.plan import Budgets, Lengths, Piece, Row, expanded_flags
 
 # Repeating data up to four times teaches about as much as new data does (Muennighoff et al., 2023); later passes over a
@@ -46,7 +47,7 @@ class Layout(NamedTuple):
     targets: np.ndarray
     weights: np.ndarray
     answers: np.ndarray
-    images: range  # which images of the example the piece holds
+    images: range  # which of the source's media the piece holds
 
 
 def lay_out(lengths: Lengths, piece: Piece, tokens: np.ndarray) -> Layout:
@@ -106,9 +107,9 @@ def _patch_positions(rows: int, columns: int, spec: ImageSpec) -> np.ndarray:
     return media.patch_positions(rows, columns, spec)
 
 
-def empty_batch(rows: int, budgets: Budgets, spec: ImageSpec) -> Batch:
-    """A Batch of nothing but padding."""
-    B, T, N, M = rows, budgets.tokens, budgets.patches, budgets.items
+def empty_batch(rows: int, budgets: Budgets, spec: ImageSpec, feature_width: int = 0) -> Batch:
+    """A Batch of nothing but padding; without a budget for ready-made features it has none."""
+    B, T, N, M, F = rows, budgets.tokens, budgets.patches, budgets.items, budgets.features
 
     def zeros(*shape: int, dtype=np.int32) -> np.ndarray:
         return np.zeros(shape, dtype)
@@ -122,7 +123,26 @@ def empty_batch(rows: int, budgets: Budgets, spec: ImageSpec) -> Batch:
         targets_BT=zeros(B, T),
         weights_BT=zeros(B, T, dtype=np.float32),
         sources_BT=zeros(B, T),
+        features=Stream(zeros(B, F, feature_width, dtype=np.float32), zeros(B, F, 1), zeros(B, F)) if F else None,
     )
+
+
+class _Free(NamedTuple):
+    """What of a row is not taken yet: its first free patch, tile, feature vector, and number of a medium of those."""
+
+    patch: int
+    tile: int
+    vector: int
+    medium: int
+
+
+def _clear_media(batch: Batch, b: int, free: _Free) -> None:
+    """Makes padding of what is not taken."""
+    for array in batch.patches:
+        array[b, free.patch :] = 0
+    batch.grids_BM3[b, free.tile :] = 0
+    for array in batch.features or ():
+        array[b, free.vector :] = 0
 
 
 class Assembler:
@@ -149,10 +169,11 @@ class Assembler:
         self.lengths, self.budgets, self.spec = list(lengths), budgets, spec
         self.jitter, self.seed, self.fast_decode = jitter, seed, fast_decode
         self.loss_weights = list(loss_weights) or [1.0] * len(self.lengths)
+        self.feature_width = max((source.feature_width for source in self.lengths), default=0)
 
     def __call__(self, rows: list[Row]) -> Loaded:
         """Assembles rows, each a list of pieces, into a Batch of len(rows)."""
-        batch = empty_batch(len(rows), self.budgets, self.spec)
+        batch = empty_batch(len(rows), self.budgets, self.spec, self.feature_width)
         answers_BT = np.zeros_like(batch.targets_BT)
         skipped: list[Skipped] = []
         for b, row in enumerate(rows):
@@ -160,7 +181,7 @@ class Assembler:
         return Loaded(batch, rows, answers_BT, skipped)
 
     def _fill_row(self, batch: Batch, answers_BT: np.ndarray, b: int, row: Row, skipped: list[Skipped]) -> None:
-        at, patch_at, tile, answer = 0, 0, 0, 0
+        at, answer, free = 0, 0, _Free(0, 0, 0, 0)
         for segment, piece in enumerate(row, start=1):
             lengths = self.lengths[piece.source]
             record = lengths.prepared.read(piece.example)
@@ -169,51 +190,71 @@ class Assembler:
             at = here.stop
             first_image = int(lengths.prepared.images_E1[piece.example])
             images = {i: record.images[i - first_image] for i in layout.images}
-            free_NP = batch.patches.values[b, patch_at:]
             try:
-                grids = self._fill_patches(free_NP, piece, images)
+                free, slots = self._fill_media(batch, b, free, piece, images)
             except media.BadMedia as error:
-                free_NP[: sum(int(lengths.patches_I[i]) for i in images)] = 0  # of the images before the bad one
+                _clear_media(batch, b, free)  # of those before the bad one
                 skipped.append(Skipped(record.origin, str(error)))
                 continue  # its place stays padding: the plan does not move
-            group = self.spec.merge**2
             batch.text.values[b, here] = layout.tokens
             batch.text.positions[b, here, 0] = np.arange(len(layout.tokens))
             batch.text.segments[b, here] = segment
-            batch.slots_BT[b, here] = np.where(layout.slots >= 0, layout.slots + patch_at // group, IGNORED)
+            batch.slots_BT[b, here] = np.where(layout.slots >= 0, slots[layout.slots], IGNORED)
             batch.targets_BT[b, here] = layout.targets
             batch.weights_BT[b, here] = layout.weights * self.loss_weights[piece.source]
             batch.sources_BT[b, here] = piece.source
             answers_BT[b, here] = np.where(layout.answers > 0, layout.answers + answer, 0)
             answer += int(layout.answers.max(initial=0))
-            for grid_rows, grid_columns in grids:
-                there = slice(patch_at, patch_at + grid_rows * grid_columns)
-                batch.patches.positions[b, there, 1:] = _patch_positions(grid_rows, grid_columns, self.spec)
-                batch.patches.segments[b, there] = tile + 1
-                batch.grids_BM3[b, tile] = 1, grid_rows, grid_columns
-                patch_at, tile = there.stop, tile + 1
 
-    def _fill_patches(self, free_NP: np.ndarray, piece: Piece, images: dict[int, Image]) -> list[tuple[int, int]]:
-        """Writes the patches of a piece's images, by their numbers in the source, one after the other.
+    def _fill_media(
+        self, batch: Batch, b: int, free: _Free, piece: Piece, images: dict[int, Image | Features | None]
+    ) -> tuple[_Free, np.ndarray]:
+        """Writes a piece's media, by their numbers in the source, one after the other.
 
         Returns:
-          (rows, columns) of each.
+          What is free then, and where in the row's soft-token table the piece's soft tokens are. There is one more,
+          which is no soft token's.
 
         Raises:
-          BadMedia: if one cannot be used; some patches may then be written.
+          BadMedia: if one cannot be used; some patches and vectors may then be written.
         """
+        lengths, group = self.lengths[piece.source], self.spec.merge**2
+        table = [np.full(1, IGNORED)]
+        for i, medium in images.items():
+            units = int(lengths.units_I[i])
+            if isinstance(medium, Image):
+                first = free.patch // group
+                self._fill_image(batch, b, free, piece, i, medium)
+                free = free._replace(patch=free.patch + units, tile=free.tile + 1)
+            elif isinstance(medium, Features):
+                first = (self.budgets.patches + free.vector) // group
+                self._fill_features(batch, b, free, piece, i, medium)
+                free = free._replace(vector=free.vector + units, medium=free.medium + 1)
+            else:
+                continue  # discrete tokens are text
+            table.insert(-1, np.arange(first, first + units // group))
+        return free, np.concatenate(table)
+
+    def _fill_image(self, batch: Batch, b: int, free: _Free, piece: Piece, i: int, image: Image) -> None:
         lengths = self.lengths[piece.source]
         prepared = lengths.prepared
-        grids, at = [], 0
-        for i, image in images.items():
-            size = int(prepared.image_height_I[i]), int(prepared.image_width_I[i])
-            there = free_NP[at : at + int(lengths.patches_I[i])]
-            _, grid = media.patches(
-                image, self.spec, size, self._edges(piece, i), fast=self.fast_decode, out=there
-            )  # fmt: skip
-            grids.append(grid)
-            at += len(there)
-        return grids
+        size = int(prepared.image_height_I[i]), int(prepared.image_width_I[i])
+        there = slice(free.patch, free.patch + int(lengths.units_I[i]))
+        values = batch.patches.values[b, there]
+        _, grid = media.patches(image, self.spec, size, self._edges(piece, i), fast=self.fast_decode, out=values)
+        batch.patches.positions[b, there, 1:] = _patch_positions(*grid, self.spec)
+        batch.patches.segments[b, there] = free.tile + 1
+        batch.grids_BM3[b, free.tile] = 1, *grid
+
+    def _fill_features(self, batch: Batch, b: int, free: _Free, piece: Piece, i: int, features: Features) -> None:
+        lengths = self.lengths[piece.source]
+        prepared = lengths.prepared
+        known = Extent(int(prepared.image_height_I[i]), int(prepared.image_width_I[i]), int(prepared.image_kind_I[i]))
+        there = slice(free.vector, free.vector + int(lengths.units_I[i]))
+        assert batch.features is not None, "a source with features has a budget for them"
+        batch.features.values[b, there] = read_vectors(features, self.spec, known)
+        batch.features.positions[b, there, 0] = np.arange(there.stop - there.start)
+        batch.features.segments[b, there] = free.medium + 1
 
     def _edges(self, piece: Piece, i: int) -> media.Edges | None:
         """Other ones for each pass over an image, the same ones for whoever loads it."""

@@ -9,14 +9,13 @@ import numpy as np
 
 from jaxmm.data.lengths import Budgets, Lengths
 from jaxmm.data.pack import assign
-from jaxmm.data.pieces import pieces_of
+from jaxmm.data.pieces import BOUNDLESS, pieces_of
 from jaxmm.data.shuffle import Permutation
 from jaxmm.errors import UserError
 
 SAMPLE_ROWS, SAMPLE_EXAMPLES = 400, 1 << 14
 MULTIPLE = 64  # of picked budgets
 STEPS = 1.0, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 6.0, 8.0  # of the average need: what is tried
-BOUNDLESS = 1 << 40
 LOSS = 0.015  # of the rows' tokens that a smaller budget may cost
 
 
@@ -58,34 +57,41 @@ def choose_budgets(
                 break
         return min(budget, most)
 
-    limits = Budgets(seq_len, patch_budget or BOUNDLESS, BOUNDLESS, min(target_budget or seq_len, seq_len))
+    features = BOUNDLESS if any(source.feature_width for source in lengths) else 0
+    limits = Budgets(seq_len, patch_budget or BOUNDLESS, BOUNDLESS, min(target_budget or seq_len, seq_len), features)
     if not patch_budget:
         limits = limits._replace(patches=pick("patches", limits, multiple, BOUNDLESS))
     limits = limits._replace(items=pick("items", limits, 8, limits.patches // group))
+    if features:
+        limits = limits._replace(features=pick("features", limits, multiple, BOUNDLESS))
     if not target_budget:
         limits = limits._replace(targets=pick("targets", limits, MULTIPLE, seq_len))
     return limits
 
 
 def _largest(source: Lengths, seq_len: int) -> np.ndarray:
-    """int64 (4,): the largest need of an example that fits a row's tokens, and of a part of one that does not."""
-    largest = np.zeros(4, np.int64)
+    """int64 (budgets,): the largest need of an example that fits a row's tokens, and of a part of one that does not."""
+    largest = np.zeros(len(Budgets._fields), np.int64)
     for _, needs in source.blocks():
         fits = needs[:, 0] <= seq_len
         largest = np.maximum(largest, needs[fits].max(0, initial=0))
         if not fits.all():
             largest[3] = seq_len  # a part may be targets from end to end
-    if len(source.patches_I):
-        largest[1] = max(largest[1], source.patches_I.max())
+    if not source.feature_width and len(source.units_I):
+        largest[1] = max(largest[1], source.units_I.max())
+    elif source.feature_width:
+        patches = source.patches_of(slice(None))
+        largest[1] = max(largest[1], patches.max())
+        largest[4] = max(largest[4], (source.units_I - patches).max())
     return largest
 
 
 def _sample(source: Lengths, tokens: float, seq_len: int) -> np.ndarray:
-    """(n, 4) needs of random examples, cut to rows, with about so many tokens."""
+    """(n, budgets) needs of random examples, cut to rows, with about so many tokens."""
     count = round(tokens / max(1, int(source.totals[0])) * len(source))
     count = max(count, int(tokens > 0))
     examples = Permutation(len(source), 0)(np.arange(count) % len(source))
-    boundless = Budgets(seq_len, BOUNDLESS, BOUNDLESS, seq_len)
+    boundless = Budgets(seq_len, BOUNDLESS, BOUNDLESS, seq_len, BOUNDLESS)
     try:
         return pieces_of(source, 0, examples, examples, boundless, "split")[1]
     except UserError:  # an image larger than a row; whoever cuts it for a row says so

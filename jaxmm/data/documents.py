@@ -1,7 +1,7 @@
 """Documents, the one form in which every data format reaches the rest, and sources, which yield them by units.
 
 The readers (``data/sources.py``, ``data/readers``) turn a record into turns of typed parts. What a placeholder in a
-string meant is settled there; later there is text, which is only text, and images.
+string meant is settled there; later there is text, which is only text, and media.
 """
 
 from __future__ import annotations
@@ -41,7 +41,25 @@ class Image(NamedTuple):
     path: str = ""
 
 
-Part = Text | Image
+class Features(NamedTuple):
+    """What a vision tower made of a picture, before the connector: an ``.npy`` file's bytes, or its path or URL.
+
+    It holds float16, float32 or float64: (rows, columns, D), a vector for each patch of a grid, or (n, D), vectors in
+    the order in which they leave the tower (those of one soft token adjacent).
+    """
+
+    data: bytes = b""
+    path: str = ""
+
+
+class Tokens(NamedTuple):
+    """A picture as discrete tokens: ids in a codebook, from 0. There is at least one."""
+
+    ids: tuple[int, ...]
+
+
+Media = Image | Features | Tokens
+Part = Text | Media
 
 
 class Turn(NamedTuple):

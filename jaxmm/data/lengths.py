@@ -18,56 +18,61 @@ import numpy as np
 
 from jaxmm.batch import TARGET, ImageSpec
 from jaxmm.data import media
+from jaxmm.data.features import IMAGE
 from jaxmm.data.prepared import Columns
 from jaxmm.errors import UserError
 
 BLOCK = 1 << 18  # examples at a time
 SAVED_FROM = 1 << 18  # examples from which on lengths are kept on disk
-FORMAT = 1  # raise it with any change to what is saved
+FORMAT = 2  # raise it with any change to what is saved
 
 
 class Budgets(NamedTuple):
-    """What a row holds at most: text positions (soft tokens included), patches, media items, targets."""
+    """What a row holds at most: text positions (soft tokens included), patches, images, targets, feature vectors."""
 
     tokens: int
     patches: int
     items: int
     targets: int
+    features: int = 0
 
 
 class Lengths:
     """The sizes of one source's examples under an ImageSpec.
 
     Attributes:
-      all_needs: int32 (E, 4), what each example takes of each budget, in the order of Budgets; its columns are
-        ``tokens_E`` (soft tokens included), ``patches_E``, ``items_E`` and ``targets_E``.
-      patches_I: int32, patches of each image; ``slots_I`` are its soft tokens.
+      all_needs: int32 (E, budgets), what each example takes of each budget, in the order of Budgets; its columns are
+        ``tokens_E`` (soft tokens included), ``patches_E``, ``items_E``, ``targets_E`` and ``features_E``.
+      units_I: int32, patches of each image, vectors of ready-made features, 0 of discrete tokens; ``slots_I`` are its
+        soft tokens.
+      feature_width: D of the feature vectors, 0 where there are none.
     """
 
     def __init__(self, prepared: Columns, spec: ImageSpec, cache: Path | None = None):
         """``cache``: a folder where the lengths of a large source are kept, so that another process need not count."""
         self.prepared, self.spec = prepared, spec
         self.name = str(prepared.meta["name"])
+        self.feature_width: int = max(prepared.meta.get("feature_widths", ()), default=0)
         self._files: tuple[Path, Path] | None = None
         if cache is not None and len(prepared) >= SAVED_FROM and "fingerprint" in prepared.meta:
             text = json.dumps([FORMAT, prepared.meta["fingerprint"], *vars(spec).values()])
             stem = hashlib.sha256(text.encode()).hexdigest()[:16]
-            self._files = cache / f"{stem}.needs.npy", cache / f"{stem}.patches.npy"
+            self._files = cache / f"{stem}.needs.npy", cache / f"{stem}.units.npy"
         self._open()
 
     def _open(self) -> None:
         if self._files is None:
-            self.all_needs, self.patches_I = _count(self.prepared, self.spec)
+            self.all_needs, self.units_I = _count(self.prepared, self.spec)
             return
         try:
-            self.all_needs, self.patches_I = (np.load(file, mmap_mode="r") for file in self._files)
+            self.all_needs, self.units_I = (np.load(file, mmap_mode="r") for file in self._files)
         except (OSError, ValueError):  # not there yet, or cut short
             for file, array in zip(self._files, _count(self.prepared, self.spec), strict=True):
                 _save(file, array)
-            self.all_needs, self.patches_I = (np.load(file, mmap_mode="r") for file in self._files)
+            self.all_needs, self.units_I = (np.load(file, mmap_mode="r") for file in self._files)
 
     def __getstate__(self) -> dict:  # a worker process maps the files anew
-        mapped = ("all_needs", "patches_I", "slots_I") if self._files else ()
+        mapped = ("all_needs", "units_I", "slots_I") if self._files else ()
         return {k: v for k, v in self.__dict__.items() if k not in mapped}
 
     def __setstate__(self, state: dict) -> None:
@@ -94,17 +99,27 @@ class Lengths:
     def targets_E(self) -> np.ndarray:
         return self.all_needs[:, 3]
 
+    @property
+    def features_E(self) -> np.ndarray:
+        return self.all_needs[:, 4]
+
     @functools.cached_property
     def slots_I(self) -> np.ndarray:
-        return self.patches_I // self.spec.merge**2
+        return self.units_I // self.spec.merge**2
+
+    def patches_of(self, images: np.ndarray | slice) -> np.ndarray:
+        """int64: the patches of some media, 0 of those that are no images."""
+        is_image = np.asarray(self.prepared.image_kind_I[images]) == IMAGE
+        return np.where(is_image, self.units_I[images], 0).astype(np.int64)
 
     @functools.cached_property
     def totals(self) -> np.ndarray:
-        """int64 (4,): the needs of all examples, summed."""
-        return sum((needs.sum(0, dtype=np.int64) for _, needs in self.blocks()), np.zeros(4, np.int64))
+        """int64 (budgets,): the needs of all examples, summed."""
+        none = np.zeros(len(Budgets._fields), np.int64)
+        return sum((needs.sum(0, dtype=np.int64) for _, needs in self.blocks()), none)
 
     def needs(self, examples: np.ndarray) -> np.ndarray:
-        """int64 (len(examples), 4): what each takes of each budget, in the order of Budgets."""
+        """int64 (len(examples), budgets): what each takes of each budget, in the order of Budgets."""
         return self.all_needs[examples].astype(np.int64)
 
     def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
@@ -113,34 +128,63 @@ class Lengths:
             yield start, self.all_needs[start : start + BLOCK]
 
     def is_long(self, needs: np.ndarray, budgets: Budgets) -> np.ndarray:
-        """Which of (n, 4) needs no row holds."""
+        """Which of (n, budgets) needs no row holds."""
         found = needs[:, 0] > budgets.tokens
-        for column in range(1, 4):
+        for column in range(1, len(budgets)):
             found |= needs[:, column] > budgets[column]
         return found
 
 
 def _count(prepared: Columns, spec: ImageSpec) -> tuple[np.ndarray, np.ndarray]:
-    """(all_needs, patches_I) of a source."""
+    """(all_needs, units_I) of a source.
+
+    Raises:
+      UserError: if feature vectors cannot be merged to soft tokens.
+    """
     count = len(prepared.tokens_E)
-    all_needs = np.empty((count, 4), np.int32)
-    patches_I = np.empty(len(prepared.image_at_I), np.int32)
+    all_needs = np.zeros((count, len(Budgets._fields)), np.int32)
+    units_I = np.empty(len(prepared.image_at_I), np.int32)
     for start in range(0, count, BLOCK):
         stop = min(start + BLOCK, count)
         tokens = np.asarray(prepared.tokens_E[start:stop], np.int64)
         images = np.asarray(prepared.images_E1[start : stop + 1], np.int64)
         block = slice(int(images[0]), int(images[-1]))
-        rows, columns = media.grid_size(prepared.image_height_I[block], prepared.image_width_I[block], spec)
-        patches_I[block] = rows * columns
+        is_image = np.asarray(prepared.image_kind_I[block]) == IMAGE
         images = images - block.start  # not in place: it may be the index itself
+        units_I[block] = units = _units(prepared, block, spec)
         needs = all_needs[start:stop]
-        needs[:, 0] = tokens + _sums(patches_I[block] // spec.merge**2, images)
-        needs[:, 1] = _sums(patches_I[block], images)
+        needs[:, 0] = tokens + _sums(units // spec.merge**2, images)
+        needs[:, 1] = needs_of_all = _sums(units, images)
         needs[:, 2] = np.diff(images)
+        if not is_image.all():
+            needs[:, 1] = _sums(np.where(is_image, units, 0), images)
+            needs[:, 2] = _sums(is_image, images)
+            needs[:, 4] = needs_of_all - needs[:, 1]
         runs = np.asarray(prepared.runs_E1[start : stop + 1], np.int64)
         runs_here = slice(int(runs[0]), int(runs[-1]))
         needs[:, 3] = _sums(_run_targets(prepared, runs_here, runs - runs_here.start, tokens), runs - runs_here.start)
-    return all_needs, patches_I
+    return all_needs, units_I
+
+
+def _units(prepared: Columns, media_slice: slice, spec: ImageSpec) -> np.ndarray:
+    """Patches or vectors of a slice of media."""
+    height, width, kind = (
+        np.asarray(column[media_slice])
+        for column in (prepared.image_height_I, prepared.image_width_I, prepared.image_kind_I)
+    )
+    rows, columns = media.grid_size(height, width, spec)
+    if not kind.any():
+        return rows * columns
+    is_features, merge = kind > IMAGE, spec.merge
+    # Vectors in tower order, (n, 1), need whole groups; a grid needs whole squares.
+    uneven = np.where(width == 1, height % merge**2, height % merge + width % merge) > 0
+    if (is_features & uneven).any():
+        which = int(np.argmax(is_features & uneven))
+        raise UserError(
+            f"{prepared.meta['name']} has feature vectors of {height[which]} x {width[which]}, which do not merge by "
+            f"{merge} x {merge}: set config.image.merge to what divides them"
+        )
+    return np.where(is_features, height * width, np.where(kind == IMAGE, rows * columns, 0))
 
 
 def _run_targets(prepared: Columns, runs: slice, offsets: np.ndarray, tokens: np.ndarray) -> np.ndarray:
@@ -178,7 +222,7 @@ def expanded_flags(prepared: Columns, example: int, slots: np.ndarray) -> tuple[
 
     Returns:
       token_at: (tokens,) position of each text token; flags: (tokens,) of batch.TARGET and batch.ANSWER;
-      slot_at: (images,) position of each image's first soft token.
+      slot_at: (images,) position of each image's first soft token, or of the first of discrete image tokens.
     """
     count = int(prepared.tokens_E[example])
     image_at = np.asarray(prepared.image_at_I[slice(*prepared.images_E1[example : example + 2])], np.int64)

@@ -22,7 +22,7 @@ import PIL.Image
 
 from jaxmm.batch import ImageSpec
 from jaxmm.data import files
-from jaxmm.data.documents import Image
+from jaxmm.data.documents import Features, Image
 from jaxmm.errors import UserError
 
 MAX_PIXELS = 178_956_970  # a larger picture is taken for a decompression bomb, at the area where Pillow raises too
@@ -32,6 +32,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 # Why an image cannot be used: a closed list, each with what to do about it.
 ADVICE = {
     "missing": "an image's file is not there: set config.data.media_dir to the folder that its path counts from",
+    "no features": "a file of feature vectors must be a .npy of floats, (rows, columns, D) or (n, D)",
+    "not finite": "a file of feature vectors holds a number that is not finite",
     "unreadable": f"an image's bytes are no picture of {', '.join(FORMATS)}",
     "truncated": "an image's file ends early: download or write it again",
     "empty": "an image's file has no bytes",
@@ -83,7 +85,7 @@ class Header(NamedTuple):
 def _opened(image: Image) -> Iterator[PIL.Image.Image]:
     """Opens an image by its header; whatever goes wrong inside leaves as BadMedia."""
     try:
-        with _file(image) as file, PIL.Image.open(file, formats=FORMATS) as opened:
+        with opened_file(image) as file, PIL.Image.open(file, formats=FORMATS) as opened:
             if opened.width * opened.height > MAX_PIXELS:
                 raise BadMedia("too large")
             yield opened
@@ -97,7 +99,7 @@ def _opened(image: Image) -> Iterator[PIL.Image.Image]:
 
 
 @contextlib.contextmanager
-def _file(image: Image) -> Iterator[IO[bytes]]:
+def opened_file(image: Image | Features) -> Iterator[IO[bytes]]:
     """The encoded bytes, of which there is at least one."""
     is_local = image.path and not files.is_remote(image.path)
     with open(image.path, "rb") if is_local else io.BytesIO(_fetched(image.path) if image.path else image.data) as file:

@@ -73,14 +73,14 @@ class Position(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """Pieces, and what each takes: (n, 4) in the order of Budgets."""
+    """Pieces, and what each takes: (n, budgets) in the order of Budgets."""
 
     pieces: Pieces
     needs: np.ndarray
 
 
 def joined(parts: Sequence[Drawn]) -> Drawn:
-    none = Drawn(Pieces(*[np.zeros(0, np.int64)] * 5), np.zeros((0, 4), np.int64))
+    none = Drawn(Pieces(*[np.zeros(0, np.int64)] * 5), np.zeros((0, len(Budgets._fields)), np.int64))
     pieces, needs = zip(none, *parts, strict=True)
     return Drawn(joined_pieces(pieces), np.concatenate(needs))
 

@@ -11,10 +11,12 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxmm.batch import TARGET
+from jaxmm.data.features import IMAGE, TOKENS
 from jaxmm.data.lengths import Budgets, Lengths
 from jaxmm.errors import UserError
 
 LONG_DOCUMENTS = ("split", "truncate", "drop")
+BOUNDLESS = 1 << 40  # a budget that never binds
 
 
 class Piece(NamedTuple):
@@ -54,7 +56,7 @@ def joined_pieces(parts: Sequence[Pieces]) -> Pieces:
 
 
 class Parts(NamedTuple):
-    """Parts of examples: int64 arrays of one length, and what each takes, (n, 4) in the order of Budgets.
+    """Parts of examples: int64 arrays of one length, and what each takes, (n, budgets) in the order of Budgets.
 
     ``of`` is an index into the examples that were asked for; [first, last) are positions with soft tokens counted.
     """
@@ -81,7 +83,8 @@ class _Long:
     """Some examples laid end to end, so that a search finds a place in all of them at once.
 
     Text tokens and positions (soft tokens counted) have each a line of their own, on which examples keep a distance;
-    ``text_E`` and ``line_E`` say where each starts. Images and runs of targets are numbered from example to example.
+    ``text_E`` and ``line_E`` say where each starts. Images, or other media, and runs of targets are numbered from
+    example to example.
     """
 
     def __init__(self, lengths: Lengths, examples: np.ndarray):
@@ -93,13 +96,21 @@ class _Long:
 
         images, self.images_E1 = ragged(prepared.images_E1, examples)
         owner = np.repeat(np.arange(len(examples)), np.diff(self.images_E1))
-        slots = np.asarray(lengths.patches_I[images], np.int64) // lengths.spec.merge**2
-        self.patches_before = np.concatenate([[0], np.cumsum(lengths.patches_I[images], dtype=np.int64)])
-        self.slots_before = np.concatenate([[0], np.cumsum(slots)])
+        units = np.asarray(lengths.units_I[images], np.int64)
+        kinds = np.asarray(prepared.image_kind_I[images])
+        slots = units // lengths.spec.merge**2
+        # What media before each take of the budgets that only they take of, by the number of the budget.
+        self.taken_before = {
+            1: _before(np.where(kinds == IMAGE, units, 0)),
+            2: _before(kinds == IMAGE),
+            4: _before(np.where(kinds > IMAGE, units, 0)),
+        }
+        self.slots_before = _before(slots)
+        drawn = np.where(kinds == TOKENS, prepared.image_width_I[images], 0)  # discrete tokens, which are text
         at = np.asarray(prepared.image_at_I[images], np.int64)
         self.image_text = self.text_E[owner] + at
         place = self.line_E[owner] + at + self.slots_before[:-1] - self.slots_before[self.images_E1[owner]]
-        self.image_start, self.image_end = place - 1, place + slots + 1  # with the separators around it
+        self.image_start, self.image_end = place - 1, place + slots + drawn + 1  # with the separators around it
         self.first_slot_end = place + slots
 
         runs, runs_E1 = ragged(prepared.runs_E1, examples)
@@ -136,10 +147,15 @@ class _Long:
         return np.where(there & (position < self.length_E[example]), position, self.length_E[example])
 
 
+def _before(values: np.ndarray) -> np.ndarray:
+    """The sums of what stands before each, and of all."""
+    return np.concatenate([[0], np.cumsum(values, dtype=np.int64)])
+
+
 def cut_examples(lengths: Lengths, examples: np.ndarray, budgets: Budgets, only_first: bool = False) -> Parts:
     """Cuts examples, each into the fewest parts, front to back, that fit a row; no image is cut.
 
-    An image goes with its separators. All examples are cut at once, a part of each in a round.
+    An image, or another medium, goes with its separators. All examples are cut at once, a part of each in a round.
 
     Args:
       only_first: return the first part of each alone.
@@ -156,45 +172,49 @@ def cut_examples(lengths: Lengths, examples: np.ndarray, budgets: Budgets, only_
         targets = long.targets_at(line + first)
         last = np.minimum(first + budgets.tokens, long.length_E[of])
         last = np.minimum(last, long.place_of_target(targets + budgets.targets, of))
-        room = np.searchsorted(long.patches_before, long.patches_before[image] + budgets.patches, side="right") - 1
-        taken = np.minimum(image + budgets.items, room)
-        taken = np.minimum(taken, np.searchsorted(long.image_end, line + last, side="right"))
+        taken = np.searchsorted(long.image_end, line + last, side="right")
+        for column, before in long.taken_before.items():
+            room = np.searchsorted(before, before[image] + budgets[column], side="right") - 1
+            taken = np.minimum(taken, room)
         touched = np.minimum(np.searchsorted(long.image_start, line + last, side="left"), image_stop)
         taken = np.clip(taken, image, image_stop)
         blocked = taken < touched
         last[blocked] = long.image_start[taken[blocked]] - line[blocked]
         if (last <= first).any():
             _raise_too_large(lengths, int(examples[of[np.argmax(last <= first)]]), budgets)
-        needs = np.stack(
-            [
-                last - first,
-                long.patches_before[taken] - long.patches_before[image],
-                taken - image,
-                long.targets_at(line + last) - targets,
-            ],
-            1,
-        )
-        found.append(Parts(of, first, last, needs))
+        needs = {0: last - first, 3: long.targets_at(line + last) - targets}
+        needs |= {column: before[taken] - before[image] for column, before in long.taken_before.items()}
+        found.append(Parts(of, first, last, np.stack([needs[column] for column in sorted(needs)], 1)))
         goes_on = (last < long.length_E[of]) & (not only_first)
         of, first, image = of[goes_on], last[goes_on], taken[goes_on]
     if not found:
-        return Parts(of, of, of, np.zeros((0, 4), np.int64))
+        return Parts(of, of, of, np.zeros((0, len(budgets)), np.int64))
     parts = Parts(*(np.concatenate(field) for field in zip(*found, strict=True)))
     order = np.argsort(parts.of, kind="stable")
     return Parts(*(field[order] for field in parts))
 
 
 def _raise_too_large(lengths: Lengths, example: int, budgets: Budgets) -> None:
-    """Names the first image of an example that no row holds."""
-    images = slice(*(int(i) for i in lengths.prepared.images_E1[example : example + 2]))
-    patches = np.asarray(lengths.patches_I[images])
-    slots = patches // lengths.spec.merge**2
-    too_large = (patches > budgets.patches) | (slots + 2 > budgets.tokens)
+    """Names the first image, or other medium, of an example that no row holds."""
+    prepared = lengths.prepared
+    images = slice(*(int(i) for i in prepared.images_E1[example : example + 2]))
+    kinds, units = np.asarray(prepared.image_kind_I[images]), np.asarray(lengths.units_I[images])
+    drawn = np.where(kinds == TOKENS, prepared.image_width_I[images], 0)
+    tokens = units // lengths.spec.merge**2 + drawn + 2
+    of_budget = np.where(kinds == IMAGE, budgets.patches, np.where(kinds == TOKENS, BOUNDLESS, budgets.features))
+    too_large = (units > of_budget) | (tokens > budgets.tokens) | (drawn > budgets.targets)
     which = int(np.argmax(too_large))
+    origin, size = prepared.read(example).origin, int(units[which])
+    if kinds[which] == IMAGE:
+        raise UserError(
+            f"{lengths.name}: {origin} has an image of {size} patches ({tokens[which]} tokens), more than a row holds "
+            f"(config.patch_budget {budgets.patches}, config.seq_len {budgets.tokens}): raise these or lower "
+            f"config.image.max_pixels"
+        )
+    what = f"{drawn[which]} image tokens" if kinds[which] == TOKENS else f"{size} feature vectors for an image"
     raise UserError(
-        f"{lengths.name}: {lengths.prepared.read(example).origin} has an image of {patches[which]} patches "
-        f"({slots[which] + 2} tokens), more than a row holds (config.patch_budget {budgets.patches}, "
-        f"config.seq_len {budgets.tokens}): raise these or lower config.image.max_pixels"
+        f"{lengths.name}: {origin} has {what} ({tokens[which]} tokens), more than a row holds (config.seq_len "
+        f"{budgets.tokens}, {budgets.targets} targets): raise config.seq_len, or config.target_budget if it is set"
     )
 
 
@@ -218,7 +238,7 @@ def pieces_of(
     """The pieces of examples, each of an epoch: those no row holds are split, truncated or dropped.
 
     Returns:
-      The pieces, in the order of the examples; what each takes, (n, 4) in the order of Budgets; and which of the
+      The pieces, in the order of the examples; what each takes, (n, budgets) in the order of Budgets; and which of the
       examples it is of.
     """
     needs = lengths.needs(examples)

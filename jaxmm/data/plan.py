@@ -189,7 +189,8 @@ class Plan(Batches):
         """(rows of a window, tokens of a row) to aim at in a stage."""
         present = [(source, share) for source, share in zip(self.lengths, stage.shares, strict=True) if share]
         needs = np.sum([share * source.totals / max(int(source.totals[0]), 1) for source, share in present], 0)
-        row_tokens = 1 / max(need / limit for need, limit in zip(needs.tolist(), self.budgets, strict=True))
+        # A budget of 0 is of what no source has.
+        row_tokens = 1 / max(need / limit for need, limit in zip(needs.tolist(), self.budgets, strict=True) if limit)
         pieces = sum(share * len(source) / max(int(source.totals[0]), 1) for source, share in present) * row_tokens + 1
         epoch = max(int(source.totals[0]) / share for source, share in present) / row_tokens
         return window_rows or int(max(min(WINDOW_PIECES / pieces, epoch), MIN_ROWS)), row_tokens

@@ -25,6 +25,7 @@ import numpy as np
 from jaxmm.data import files, media, processes
 from jaxmm.data.disk import DiskFull, published, space_wanted, sync_folder
 from jaxmm.data.documents import SKIP_ADVICE, Source, Unit
+from jaxmm.data.features import feature_widths
 from jaxmm.data.lock import locked
 from jaxmm.data.prepared import COLUMNS, FORMAT, Columns, InMemory, Prepared, Record
 from jaxmm.data.progress import Progress, Silent
@@ -221,6 +222,7 @@ def _finish(source: Source, template: Template, unfinished: Path, numbers: Seque
         "examples": len(columns["tokens_E"]),
         "tokens": int(columns["tokens_E"].sum(dtype=np.int64)),
         "images": len(columns["image_at_I"]),
+        "feature_widths": feature_widths(columns["image_kind_I"]),
         "labels": totals.labels,
         "shards": totals.shards,
         "skipped": totals.reasons.total(),

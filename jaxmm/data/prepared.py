@@ -24,15 +24,16 @@ import numpy as np
 from array_record.python import array_record_module
 
 from jaxmm.data import files, media, remote
-from jaxmm.data.documents import Image
+from jaxmm.data.documents import Features, Image, Media, Tokens
+from jaxmm.data.features import Extent, extent, feature_widths
 from jaxmm.data.text import Encoded
 from jaxmm.errors import UserError, nearest
 
 META = "meta.json"  # a folder that has it is whole
-FORMAT = 2  # raise it with any change to what is written
+FORMAT = 3  # raise it with any change to what is written
 OPEN_SHARDS = 128  # at a time, of one source in one process
 
-# Columns over examples (E), runs of flags (R) and images (I); E1 are offsets, one more than examples.
+# Columns over examples (E), runs of flags (R) and media, called images (I); E1 are offsets, one more than examples.
 COLUMNS = {
     "tokens_E": np.int32,
     "labels_E": np.uint64,
@@ -43,32 +44,51 @@ COLUMNS = {
     "image_at_I": np.int32,
     "image_height_I": np.int32,
     "image_width_I": np.int32,
+    "image_kind_I": np.int32,
 }
 
 
 class Record(NamedTuple):
-    """One example's content. ``tokens`` is int32 (tokens_E[example],)."""
+    """One example's content.
+
+    Attributes:
+      tokens: int32 (tokens_E[example],).
+      images: its media in order; None for discrete image tokens, which are in ``tokens``.
+    """
 
     tokens: np.ndarray
-    images: list[Image]
+    images: list[Image | Features | None]
     origin: str
 
 
 def pack_record(record: Record) -> bytes:
     """Returns what a shard holds of an example."""
-    images = [{"path": image.path} if image.path else {"data": image.data} for image in record.images]
+    images = [_packed(image) for image in record.images]
     tokens = record.tokens.astype("<i4", copy=False).tobytes()
     return msgpack.packb({"tokens": tokens, "images": images, "origin": record.origin})
 
 
 def unpack_record(packed: bytes) -> Record:
     content = msgpack.unpackb(packed)
-    images = [Image(image.get("data", b""), image.get("path", "")) for image in content["images"]]
+    images = [_unpacked(**image) for image in content["images"]]
     return Record(np.frombuffer(content["tokens"], "<i4"), images, content["origin"])
 
 
+def _packed(image: Image | Features | None) -> dict[str, Any]:
+    if image is None:
+        return {}
+    packed: dict[str, Any] = {"path": image.path} if image.path else {"data": image.data}
+    return packed | {"features": True} if isinstance(image, Features) else packed
+
+
+def _unpacked(data: bytes = b"", path: str = "", features: bool = False) -> Image | Features | None:
+    if not (data or path):
+        return None
+    return Features(data, path) if features else Image(data, path)
+
+
 class Columns(abc.ABC):
-    """The index of a prepared source, of E examples with R runs of flags and I images.
+    """The index of a prepared source, of E examples with R runs of flags and I images, or other media.
 
     Attributes:
       meta: what meta.json holds.
@@ -77,9 +97,12 @@ class Columns(abc.ABC):
       runs_E1: int64 (E + 1,): example e has the runs runs_E1[e] to runs_E1[e + 1] of run_start_R and run_flags_R.
       run_start_R: int32, where in its example a run of tokens with equal flags starts; run_flags_R: uint8, batch.TARGET
         and batch.ANSWER.
-      images_E1: int64 (E + 1,): offsets, in the same way, into image_at_I, image_height_I and image_width_I.
-      image_at_I: int32, before which token of its example the image's soft tokens stand.
-      image_height_I, image_width_I: int32, in pixels, EXIF orientation applied.
+      images_E1: int64 (E + 1,): offsets, in the same way, into the columns that end in _I.
+      image_at_I: int32, before which token of its example the image's soft tokens stand; of discrete image tokens, the
+        first of them.
+      image_height_I, image_width_I: int32, in pixels, EXIF orientation applied; of feature vectors rows and columns, or
+        their number and 1; of discrete tokens 1 and their number.
+      image_kind_I: int32, features.IMAGE, features.TOKENS, or of feature vectors their width.
     """
 
     meta: dict[str, Any]
@@ -92,6 +115,7 @@ class Columns(abc.ABC):
     image_at_I: np.ndarray
     image_height_I: np.ndarray
     image_width_I: np.ndarray
+    image_kind_I: np.ndarray
 
     def __len__(self) -> int:
         return len(self.tokens_E)
@@ -246,10 +270,10 @@ def open_prepared(path: str, names: Sequence[str], cache: Path) -> list[Prepared
 class InMemory(Columns):
     """Encoded documents that were never written: prompts, mostly."""
 
-    def __init__(self, name: str, encoded: Sequence[Encoded], images: Sequence[Sequence[Image]], template: str):
+    def __init__(self, name: str, encoded: Sequence[Encoded], images: Sequence[Sequence[Media]], template: str):
         """
         Args:
-          images: of each document, in order.
+          images: the media of each document, in order.
           template: the fingerprint of the template that encoded them.
 
         Raises:
@@ -261,9 +285,12 @@ class InMemory(Columns):
                 raise ValueError(f"{name}, record {i}: {len(pictures)} images for {len(one.image_at)} places")
             index.add(one, [_size_or_error(f"{name}, record {i}", picture) for picture in pictures], ())
         self.__dict__.update(index.columns())
-        self.meta = {"format": FORMAT, "name": name, "template": template, "examples": len(index), "labels": []}
+        self.meta = {
+            "format": FORMAT, "name": name, "template": template, "examples": len(index), "labels": [],
+            "feature_widths": feature_widths(self.image_kind_I),
+        }  # fmt: skip
         self._records = [
-            Record(one.tokens, list(pictures), f"{name}, record {i}")
+            Record(one.tokens, stored(pictures), f"{name}, record {i}")
             for i, (one, pictures) in enumerate(zip(encoded, images, strict=True))
         ]
 
@@ -271,11 +298,17 @@ class InMemory(Columns):
         return self._records[example]
 
 
-def _size_or_error(where: str, image: Image) -> tuple[int, int]:
+def stored(found: Sequence[Media]) -> list[Image | Features | None]:
+    """A document's media, as a record holds them."""
+    return [None if isinstance(medium, Tokens) else medium for medium in found]
+
+
+def _size_or_error(where: str, medium: Media) -> Extent:
     try:
-        return media.image_size(image)
+        return extent(medium)
     except media.BadMedia as error:
-        raise UserError(f"{where}: the image {image.path} cannot be used: {error.reason}") from error
+        path = getattr(medium, "path", "")
+        raise UserError(f"{where}: the image {path} cannot be used: {error.reason}") from error
 
 
 class Index:
@@ -290,7 +323,7 @@ class Index:
     def __len__(self) -> int:
         return len(self._parts["tokens_E"])
 
-    def add(self, encoded: Encoded, sizes: Sequence[tuple[int, int]], labels: Sequence[str]) -> None:
+    def add(self, encoded: Encoded, sizes: Sequence[Extent], labels: Sequence[str]) -> None:
         parts = self._parts
         parts["tokens_E"].append(len(encoded.tokens))
         parts["labels_E"].append(self._mask(labels))
@@ -298,8 +331,9 @@ class Index:
         parts["run_flags_R"].extend(encoded.run_flags.tolist())
         parts["runs_E1"].append(len(parts["run_start_R"]))
         parts["image_at_I"].extend(encoded.image_at.tolist())
-        parts["image_height_I"].extend(height for height, _ in sizes)
-        parts["image_width_I"].extend(width for _, width in sizes)
+        parts["image_height_I"].extend(size.height for size in sizes)
+        parts["image_width_I"].extend(size.width for size in sizes)
+        parts["image_kind_I"].extend(size.kind for size in sizes)
         parts["images_E1"].append(len(parts["image_at_I"]))
 
     def _mask(self, labels: Sequence[str]) -> int:

@@ -20,8 +20,9 @@ from array_record.python import array_record_module
 
 from jaxmm.data import files, media
 from jaxmm.data.disk import published, space_wanted
-from jaxmm.data.documents import SKIP_REASONS, Document, Image, Skip, Source, Text, Unit, split_origin
-from jaxmm.data.prepared import COLUMNS, Index, Record, count_records, pack_record
+from jaxmm.data.documents import SKIP_REASONS, Document, Media, Skip, Source, Text, Tokens, Unit, split_origin
+from jaxmm.data.features import Extent, extent
+from jaxmm.data.prepared import COLUMNS, Index, Record, count_records, pack_record, stored
 from jaxmm.data.text import Template
 
 DATA, INDEX = "data", "index"  # of an unfinished folder: what will be the finished one, and a file for each shard
@@ -103,11 +104,13 @@ def prepare_unit(source: Source, shard: Shard, template: Template, folder: Path,
                         continue
                     index.add(found.encoded, found.sizes, found.labels)
                     tokens = found.encoded.tokens
-                    writer.write(pack_record(Record(tokens, found.images, found.origin)))
+                    images = stored(found.images)
+                    writer.write(pack_record(Record(tokens, images, found.origin)))
                     content.update(tokens.astype("<i4", copy=False).tobytes())
-                    for image in found.images:
-                        # A path counts from the data's folder on: the same data elsewhere has the same fingerprint.
-                        content.update(_relative(image.path, root).encode() if image.path else image.data)
+                    for image in images:
+                        if image is not None:
+                            # A path counts from the data's folder on: the same data elsewhere has the same fingerprint.
+                            content.update(_relative(image.path, root).encode() if image.path else image.data)
             finally:
                 writer.close()
             count, size = count_records(temporary), temporary.stat().st_size
@@ -141,13 +144,13 @@ def read_part(path: Path) -> tuple[Part, dict[str, np.ndarray]]:
 
 
 class _Example(NamedTuple):
-    """A document, encoded, with the (height, width) of its images."""
+    """A document, encoded, with its media and what their headers tell."""
 
     origin: str
     labels: tuple[str, ...]
     encoded: Any
-    images: list[Image]
-    sizes: list[tuple[int, int]]
+    images: list[Media]
+    sizes: list[Extent]
 
 
 def _examples(source: Source, shard: Shard, template: Template, tick: Tick) -> Iterator[_Example | Skip]:
@@ -183,10 +186,12 @@ def _chunks(documents: Iterable[Document | Skip]) -> Iterator[tuple[list[Documen
         if isinstance(document, Document):
             for turn in document.turns:
                 for part in turn.parts:
-                    if isinstance(part, Image):
-                        size += len(part.data) + len(part.path)
-                    elif isinstance(part, Text):
+                    if isinstance(part, Text):
                         size += len(part.text)
+                    elif isinstance(part, Tokens):
+                        size += 4 * len(part.ids)
+                    else:
+                        size += len(part.data) + len(part.path)
         if len(chunk) >= CHUNK_DOCUMENTS or size >= CHUNK_BYTES:
             yield chunk, size
             chunk, size = [], 0
@@ -194,17 +199,17 @@ def _chunks(documents: Iterable[Document | Skip]) -> Iterator[tuple[list[Documen
         yield chunk, size
 
 
-_Looked = tuple[Document, list[Image], list[tuple[int, int]]]
+_Looked = tuple[Document, list[Media], list[Extent]]
 
 
 def _looked_at(chunk: Sequence[Document | Skip]) -> list[_Looked | Skip]:
-    """Reads the headers of the images; a document with a bad one becomes a Skip."""
-    images_of = [
-        [] if isinstance(d, Skip) else [part for turn in d.turns for part in turn.parts if isinstance(part, Image)]
+    """Reads the headers of the media; a document with a bad one becomes a Skip."""
+    images_of: list[list[Media]] = [
+        [] if isinstance(d, Skip) else [part for turn in d.turns for part in turn.parts if not isinstance(part, Text)]
         for d in chunk
     ]
     images = [image for images in images_of for image in images]
-    if any(files.is_remote(image.path) for image in images):
+    if any(not isinstance(image, Tokens) and files.is_remote(image.path) for image in images):
         with ThreadPoolExecutor(REMOTE_READS) as pool:
             sizes = iter(list(pool.map(_size, images)))
     else:
@@ -222,10 +227,10 @@ def _looked_at(chunk: Sequence[Document | Skip]) -> list[_Looked | Skip]:
     return looked
 
 
-def _size(image: Image) -> tuple[int, int] | str:
-    """(height, width), or why there is none."""
+def _size(medium: Media) -> Extent | str:
+    """What a header tells, or why it cannot be used."""
     try:
-        return media.image_size(image)
+        return extent(medium)
     except media.BadMedia as error:
         return error.reason
 

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxmm.batch import ANSWER, TARGET
-from jaxmm.data.documents import Document, Image, Text, Turn
+from jaxmm.data.documents import Document, Text, Tokens, Turn
 from jaxmm.errors import UserError, nearest
 
-FORMAT = 1  # part of the fingerprint: raise it with any change to what a template writes
+FORMAT = 2  # part of the fingerprint: raise it with any change to what a template writes
 OBJECTIVES = ("pretrain", "sft")
 
 IMAGE_START, IMAGE_END, END = "<|image_start|>", "<|image_end|>", "<|end|>"
@@ -36,8 +36,8 @@ class Encoded(NamedTuple):
       tokens: int32 (n,) with separators and turn markers, without the positions of soft tokens.
       run_starts: int32 (r,) where runs of tokens with equal flags start; the first is 0, and the last ends at n.
       run_flags: uint8 (r,) of batch.TARGET and batch.ANSWER, by run.
-      image_at: int32 (images,): the soft tokens of image k stand before token ``image_at[k]``, its ``<|image_end|>``,
-        and after its ``<|image_start|>``.
+      image_at: int32 (media,): the soft tokens of medium k stand before token ``image_at[k]``, its ``<|image_end|>``,
+        and after its ``<|image_start|>``; of discrete image tokens it is the first.
     """
 
     tokens: np.ndarray
@@ -77,14 +77,28 @@ class Template:
     In both, an answer (with what ends it: ``<|end|>``, the newline, or the end token) is flagged ANSWER. An image is
     ``<|image_start|>``, its soft tokens, ``<|image_end|>``, and these separators are never targets. A sequence begins
     with the tokenizer's begin token where it has one; that is no target either, as nothing precedes it.
+
+    Discrete image tokens stand between the same separators, their ids counted from ``image_offset``, after the
+    tokenizer's. With ``predict_image_tokens`` they are targets where text in their place is, but never flagged ANSWER,
+    which exact match is measured on.
     """
 
-    def __init__(self, tokenizer: Any, objective: str):
+    def __init__(self, tokenizer: Any, objective: str, image_tokens: int = 0, predict_image_tokens: bool = False):
         """Adds the special tokens to ``tokenizer``, which belongs to the template from then on.
 
+        Args:
+          image_tokens: the size of the codebook of discrete image tokens, 0 for none.
+          predict_image_tokens: whether they may be targets.
+
         Raises:
-          UserError: if ``objective`` is not one of OBJECTIVES.
+          UserError: if ``objective`` is not one of OBJECTIVES, or there is no codebook to predict from.
         """
+        if image_tokens < 0:
+            raise UserError(f"config.data.image_tokens is {image_tokens}: give the size of the codebook, or 0 for none")
+        if predict_image_tokens and not image_tokens:
+            raise UserError(
+                "config.data.predict_image_tokens=True needs config.data.image_tokens: the size of the codebook"
+            )
         if objective not in OBJECTIVES:
             known = f"{', '.join(OBJECTIVES)}{nearest(objective, OBJECTIVES)}"
             raise UserError(f"config.data.objective '{objective}' is not one of {known}")
@@ -96,25 +110,31 @@ class Template:
         self.bos_id: int | None = tokenizer.bos_token_id
         self.eos_id: int = self.end_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
         self.pad_id: int = self.eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        self.vocab_size: int = len(tokenizer)
+        self.image_offset: int = len(tokenizer)  # of the codebook's first token
+        self.image_tokens, self.predict_image_tokens = image_tokens, predict_image_tokens
+        self.vocab_size: int = self.image_offset + image_tokens
         self._ids = _text_encoder(tokenizer)
         (self._newline,) = self._ids(["\n"])
         # In pretrain an answer ends where its line does.
         newline = {int(self._newline[0])} if objective == "pretrain" and len(self._newline) == 1 else set()
         self.stop_ids: tuple[int, ...] = tuple(sorted({self.end_id, self.eos_id} | newline))
-        self.fingerprint = _fingerprint(tokenizer, objective)
+        self.fingerprint = _fingerprint(tokenizer, objective, image_tokens, predict_image_tokens)
 
     def encode(self, document: Document) -> Encoded:
         """Returns the document's tokens, with the flags that training needs."""
         return self.encode_all([document])[0]
 
     def encode_all(self, documents: Sequence[Document]) -> list[Encoded]:
-        """Returns what ``encode`` gives for each; a fast tokenizer takes many texts at once on all cores."""
+        """Returns what ``encode`` gives for each; a fast tokenizer takes many texts at once on all cores.
+
+        Raises:
+          UserError: for an image token that the codebook does not have.
+        """
         texts = self._texts(turn for document in documents for turn in document.turns)
         encoded = []
         for document in documents:
             writer = _Writer()
-            self._write(writer, document.turns, texts)
+            self._write(writer, document.turns, texts, origin=document.origin)
             encoded.append(writer.encoded())
         return encoded
 
@@ -128,15 +148,17 @@ class Template:
         return writer.encoded()
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Returns the text of token ids; special tokens, and ids that the padded vocabulary has on top, are dropped."""
-        kept = [i for i in map(int, ids) if 0 <= i < self.vocab_size]
+        """Returns the text of ids; special and image tokens, and what the padded vocabulary has on top, are dropped."""
+        kept = [i for i in map(int, ids) if 0 <= i < self.image_offset]
         return self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def _texts(self, turns: Iterable[Turn]) -> Iterator[Ids]:
         """Yields the ids of each text part, in order."""
         return iter(self._ids([part.text for turn in turns for part in turn.parts if isinstance(part, Text)]))
 
-    def _write(self, writer: _Writer, turns: Sequence[Turn], texts: Iterator[Ids], is_open: bool = False) -> None:
+    def _write(
+        self, writer: _Writer, turns: Sequence[Turn], texts: Iterator[Ids], is_open: bool = False, origin: str = ""
+    ) -> None:
         """Writes turns; ``texts`` gives the ids of their text parts."""
         if turns and self.bos_id is not None:
             writer.add([self.bos_id], 0)
@@ -148,12 +170,14 @@ class Template:
             if with_markers:
                 writer.add([self.role_ids[turn.role]], 0)
             for part in turn.parts:
-                if isinstance(part, Image):
-                    writer.add([self.image_start_id], 0)
-                    writer.add_image()
-                    writer.add([self.image_end_id], 0)
-                else:
+                if isinstance(part, Text):
                     writer.add(next(texts), flags)
+                    continue
+                writer.add([self.image_start_id], 0)
+                writer.add_image()
+                if isinstance(part, Tokens):
+                    writer.add(self._image_ids(part, origin), flags & TARGET if self.predict_image_tokens else 0)
+                writer.add([self.image_end_id], 0)
             if is_last and is_open and turn.role in ("document", "assistant"):
                 return
             if with_markers:
@@ -164,6 +188,19 @@ class Template:
                 writer.add(self._newline, flags)
         if is_open and self.objective == "sft":
             writer.add([self.role_ids["assistant"]], 0)
+
+    def _image_ids(self, tokens: Tokens, origin: str) -> np.ndarray:
+        ids = np.array(tokens.ids, np.int64)
+        where = f"{origin} has" if origin else "there are"
+        if not self.image_tokens:
+            raise UserError(f"{where} image tokens, but config.data.image_tokens is 0: give the size of the codebook")
+        outside = ids[(ids < 0) | (ids >= self.image_tokens)]
+        if len(outside):
+            raise UserError(
+                f"{where} the image token {outside[0]}, but config.data.image_tokens is {self.image_tokens}: "
+                f"ids are 0 to {self.image_tokens - 1}"
+            )
+        return ids + self.image_offset
 
 
 class _Writer:
@@ -253,11 +290,12 @@ def _text_encoder(tokenizer: Any) -> _Bytes | _Batches | _OneByOne:
     return _Batches(tokenizer) if is_plain else _OneByOne(tokenizer)  # a class may have a way of its own
 
 
-def _fingerprint(tokenizer: Any, objective: str) -> str:
+def _fingerprint(tokenizer: Any, objective: str, image_tokens: int, predict_image_tokens: bool) -> str:
     """Returns a hash of all that decides the ids, the same on every machine."""
     state: dict[str, Any] = {
         "format": FORMAT,
         "objective": objective,
+        "image_tokens": [image_tokens, predict_image_tokens],
         "special": [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id],
         "vocabulary": sorted(tokenizer.get_vocab().items()),
     }

@@ -29,6 +29,7 @@ def batch_flops(spec: ModelSpec, batch: Batch, frozen: tuple[str, ...] = ()) -> 
     """
     vision, connector, decoder = spec.vision, spec.connector, spec.decoder
     patches = float((np.asarray(batch.patches.segments) > 0).sum())
+    vectors = patches if batch.features is None else patches + float((np.asarray(batch.features.segments) > 0).sum())
     positions = float((np.asarray(batch.text.segments) > 0).sum())
     targets = float((np.asarray(batch.weights_BT) > 0).sum())
     group = connector.merge**2
@@ -37,7 +38,7 @@ def batch_flops(spec: ModelSpec, batch: Batch, frozen: tuple[str, ...] = ()) -> 
     forward = {
         "vision": 2 * patches * (3 * vision.patch_size**2 * vision.width + vision.layers * vision_layer)
         + 4 * vision.layers * vision.width * _pairs(np.asarray(batch.patches.segments)),
-        "connector": 2 * patches / group * connector.mlp * (vision.width * group + decoder.width),
+        "connector": 2 * vectors / group * connector.mlp * (vision.width * group + decoder.width),
     }
     head_width = decoder.heads * decoder.head_dim
     decoder_layer = decoder.width * (2 * head_width + 2 * decoder.kv_heads * decoder.head_dim + 3 * decoder.mlp)

@@ -15,7 +15,7 @@ from jaxmm import sharding
 from jaxmm.batch import Batch
 from jaxmm.models.connector import Connector, ConnectorSpec
 from jaxmm.models.decoder import Decoder, DecoderSpec, Deep
-from jaxmm.models.vit import VisionSpec, VisionTower
+from jaxmm.models.vit import Features, VisionSpec, VisionTower
 
 PARTS = ("vision", "connector", "decoder")
 
@@ -59,14 +59,22 @@ class MultimodalModel(nnx.Module):
         self.decoder = Decoder(spec.decoder, rngs=rngs)
 
     def soft_tokens(self, batch: Batch, compute: Compute) -> SoftTokens:
-        """The rows' soft-token tables: the tower's outputs, then cached features."""
-        dtype = jnp.dtype(compute.dtype)
-        features = self.vision(batch.patches, batch.grids_BM3, dtype=dtype, remat=compute.remat, unroll=compute.unroll)
-        table_BSD = self.connector(features.last_BND)
+        """The rows' soft-token tables: of the tower's outputs, then of ready-made ones."""
+        features = self.features(batch, compute)
+        last_BND = features.last_BND
         if batch.features is not None:
-            table_BSD = jnp.concatenate([table_BSD, batch.features.values.astype(dtype)], axis=1)
-        deep_KBSD = self.connector.deep_tables(jnp.stack(features.taps)) if features.taps else None
-        return SoftTokens(table_BSD, deep_KBSD)
+            last_BND = jnp.concatenate([last_BND, batch.features.values.astype(last_BND.dtype)], axis=1)
+        table_BSD = self.connector(last_BND)
+        if not features.taps:
+            return SoftTokens(table_BSD)
+        deep_KBSD = self.connector.deep_tables(jnp.stack(features.taps))
+        ready_made = table_BSD.shape[1] - deep_KBSD.shape[2]  # they have no tapped layers
+        return SoftTokens(table_BSD, jnp.pad(deep_KBSD, ((0, 0), (0, 0), (0, ready_made), (0, 0))))
+
+    def features(self, batch: Batch, compute: Compute) -> Features:
+        """The tower's outputs."""
+        dtype = jnp.dtype(compute.dtype)
+        return self.vision(batch.patches, batch.grids_BM3, dtype=dtype, remat=compute.remat, unroll=compute.unroll)
 
     def hidden(self, batch: Batch, soft: SoftTokens, compute: Compute):
         """Hidden states (B, T, D) of text and soft tokens together."""

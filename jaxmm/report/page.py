@@ -160,7 +160,7 @@ def _marks(spans: list[list[Any]]) -> Iterator[tuple[str, int, int, Any]]:
         if run:
             yield "target", *run, None
             run = None
-        if kind in ("picture", "features"):
+        if kind in ("picture", "features", "tokens"):
             yield kind, first, last, content
     if run:
         yield "target", *run, None
@@ -179,14 +179,17 @@ def _about(report: Report) -> str:
 
 def _budgets(report: Report) -> Iterator[str]:
     used, budgets = report.tally.used, report.tally.budgets
-    names = ("Tokens", "Patches", "Images", "Targets")
+    names = ("Tokens", "Patches", "Images", "Targets", "Features")
     notes = (
         "text and soft tokens; <code>seq_len</code>",
         f"of {report.image.patch_size} × {report.image.patch_size} pixels; {report.image.merge**2} make a soft token",
         "at most in a row",
         "tokens the loss predicts",
+        f"ready-made vectors; {report.image.merge**2} make a soft token",
     )
     for name, note, budget, column in zip(names, notes, budgets, used.T, strict=True):
+        if not budget:
+            continue  # no source has any
         full = float(column.mean()) / budget
         yield (
             f'<div class="tile"><dt>{name} a row</dt><dd><b>{budget:,}</b>'

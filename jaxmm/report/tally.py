@@ -31,7 +31,7 @@ class Tally:
     """Adds batches up.
 
     Attributes:
-      used: (rows, 4) what each row holds of each budget, in the order of Budgets.
+      used: (rows, budgets) what each row holds of each budget, in the order of Budgets.
       sources: sums of each source; lengths: tokens of each document.
       parts: (source, example, epoch) of documents of which only a part stands in a row, with how many of the parts.
       skipped: pieces that became padding; epochs: the most passes begun over each source.
@@ -49,7 +49,7 @@ class Tally:
 
     @property
     def used(self) -> np.ndarray:
-        return np.concatenate(self._used) if self._used else np.zeros((0, 4), np.int64)
+        return np.concatenate(self._used) if self._used else np.zeros((0, len(Budgets._fields)), np.int64)
 
     @property
     def lengths(self) -> np.ndarray:
@@ -69,7 +69,8 @@ class Tally:
         self.batches += 1
         self.skipped += loaded.skipped
         here, soft = batch.text.segments > 0, batch.slots_BT >= 0
-        used = (here, batch.patches.segments > 0, batch.grids_BM3[..., 0] > 0, batch.weights_BT > 0)
+        ready = np.zeros_like(here) if batch.features is None else batch.features.segments > 0
+        used = (here, batch.patches.segments > 0, batch.grids_BM3[..., 0] > 0, batch.weights_BT > 0, ready)
         self._used.append(np.stack([column.sum(1) for column in used], 1))
         for b, row in enumerate(loaded.rows):
             tokens = np.bincount(batch.text.segments[b], minlength=len(row) + 1)[1:]
@@ -85,13 +86,21 @@ class Tally:
             self._sums[:, column] += np.bincount(batch.sources_BT[where], minlength=len(self._sums))
 
     def _images(self, batch, b: int) -> np.ndarray:
-        """(sources, 2) images and patches of a row: a tile is of the source where its soft tokens stand."""
+        """(sources, 2) images and patches of a row: each is of the source where its soft tokens stand.
+
+        Feature vectors count as images without patches.
+        """
         sums = np.zeros((len(self._sums), 2), np.int64)
         tiles = batch.patches.segments[b, :: self._group]
         at = np.flatnonzero((batch.slots_BT[b] >= 0) & (batch.slots_BT[b] < len(tiles)))
         tile, first = np.unique(tiles[batch.slots_BT[b, at]], return_index=True)
         counts = np.bincount(batch.patches.segments[b], minlength=int(tile.max(initial=0)) + 1)
         np.add.at(sums, batch.sources_BT[b, at[first]], np.stack([np.ones_like(tile), counts[tile]], 1))
+        if batch.features is not None:
+            media = batch.features.segments[b, :: self._group]
+            at = np.flatnonzero(batch.slots_BT[b] >= len(tiles))
+            _, first = np.unique(media[batch.slots_BT[b, at] - len(tiles)], return_index=True)
+            np.add.at(sums[:, 0], batch.sources_BT[b, at[first]], 1)
         return sums
 
 
@@ -103,5 +112,7 @@ def over_budget(lengths: Lengths, budgets: Budgets) -> dict[str, int]:
         "images": lengths.items_E > budgets.items,
         "targets": lengths.targets_E > budgets.targets,
     }
+    if budgets.features:
+        needs["features"] = lengths.features_E > budgets.features
     needs["any"] = np.logical_or.reduce(list(needs.values()))
     return {name: int(over.sum()) for name, over in needs.items()}

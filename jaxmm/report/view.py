@@ -17,6 +17,8 @@ from jaxmm.data.assemble import Loaded
 from jaxmm.data.plan import Lengths, Piece
 from jaxmm.data.text import SPECIAL_TOKENS, Template
 
+SHOWN_IDS = 8  # of a run of image tokens
+
 
 class Picture(NamedTuple):
     """An image as the tower gets it.
@@ -35,11 +37,11 @@ class Picture(NamedTuple):
 class Span(NamedTuple):
     """Positions [first, last) of a row that are shown as one thing.
 
-    ``text`` is what they say, or a special token's name. Where ``is_target``, each of them is predicted by the position
-    before it.
+    ``text`` is what they say, a special token's name, or which image tokens these are. Where ``is_target``, each of
+    them is predicted by the position before it.
     """
 
-    kind: Literal["text", "special", "picture", "features"]
+    kind: Literal["text", "special", "picture", "features", "tokens"]
     first: int
     last: int
     text: str = ""
@@ -138,8 +140,10 @@ class Viewer:
         values, slots = batch.text.values[b, here], batch.slots_BT[b, here]
         learnt = _learnt(batch, b, here, name)
         is_special = np.isin(values, self._special) | (values >= self.template.vocab_size)
-        # What is shown as one thing: runs of text, each special token by itself, the slots of one tile.
+        is_drawn = (values >= self.template.image_offset) & (values < self.template.vocab_size)
+        # What is shown as one thing: runs of text, each special token by itself, image tokens, the slots of one tile.
         thing = np.where(is_special, np.arange(1, len(values) + 1), 0)
+        thing = np.where(is_drawn, len(values) + 1, thing)
         tile = self._tiles(batch, b, slots)
         thing = np.where(slots >= 0, -1 - tile, thing)
         cuts = [0, *(np.flatnonzero(np.diff(thing)) + 1).tolist(), len(values)]
@@ -150,6 +154,8 @@ class Viewer:
                 yield Span("picture", first, last, picture=picture)
             elif thing[start] == -1:
                 yield Span("features", first, last)
+            elif thing[start] > len(values):
+                yield Span("tokens", first, last, self._drawn_name(values[start:stop]), bool(learnt[start]))
             elif thing[start] > 0:
                 yield Span("special", first, last, self._special_name(int(values[start])), bool(learnt[start]))
             else:
@@ -187,6 +193,12 @@ class Viewer:
             end = max(at, end)  # a character whose bytes are cut through goes with what follows
             yield Span("text", first + start, first + stop, text[at:end], bool(learnt[start]))
             at = end
+
+    def _drawn_name(self, tokens: np.ndarray) -> str:
+        """``256 image tokens: 5 7 0 ...``, their ids in the codebook."""
+        ids = (tokens[:SHOWN_IDS] - self.template.image_offset).tolist()
+        more = " ..." if len(tokens) > len(ids) else ""
+        return f"{len(tokens)} image token{'' if len(tokens) == 1 else 's'}: {' '.join(map(str, ids))}{more}"
 
     def _special_name(self, token: int) -> str:
         if token >= self.template.vocab_size:

@@ -14,6 +14,7 @@ from jaxmm.data.pack import assign, balanced_order, balanced_orders, ordered, pa
 def best_fit(needs: np.ndarray, limits: np.ndarray) -> int:
     """Rows by the plain loop: the largest item first, to the fullest row with room."""
     room = np.zeros((0, len(limits)), np.int64)
+    limits = np.maximum(limits, 1)
     parts = needs / limits
     for item in np.argsort(-parts.max(1), kind="stable"):
         fits = np.flatnonzero((room >= needs[item]).all(1))
@@ -49,8 +50,8 @@ def test_no_budget_is_exceeded_and_each_item_has_one_row(problem):
 
 
 def test_nothing_packs_into_no_rows():
-    assert assign(np.zeros((0, 4), int), BUDGETS).tolist() == []
-    assert pack(np.zeros((0, 4), int), BUDGETS) == []
+    assert assign(np.zeros((0, 5), int), BUDGETS).tolist() == []
+    assert pack(np.zeros((0, 5), int), BUDGETS) == []
 
 
 @hypothesis.given(problems())

@@ -9,7 +9,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from conftest import IMAGE, picture, plain
-from made_index import BUDGETS, is_whole, made, needs_of, positions, texts
+from made_index import BUDGETS, is_whole, made, needs_of, positions, positions_of, texts
 
 from jaxmm.data import lengths as lengths_module
 from jaxmm.data.lengths import Budgets, Lengths
@@ -17,13 +17,14 @@ from jaxmm.data.pieces import Piece, count_long, cut, cut_examples, pieces_of
 from jaxmm.errors import UserError
 
 budgets = st.builds(
-    Budgets, st.integers(40, 80), st.integers(9, 30).map(lambda n: 4 * n), st.integers(1, 5), st.integers(3, 60)
-)
+    Budgets, st.integers(40, 80), st.integers(9, 30).map(lambda n: 4 * n), st.integers(1, 5), st.integers(9, 60),
+    st.integers(9, 20).map(lambda n: 4 * n),
+)  # fmt: skip
 
 
-@hypothesis.given(st.integers(0, 1 << 30))
-def test_lengths_are_what_stands_in_the_index(seed):
-    source = made(seed)
+@hypothesis.given(st.integers(0, 1 << 30), st.booleans())
+def test_lengths_are_what_stands_in_the_index(seed, ready):
+    source = made(seed, ready=ready)
     for example in range(len(source)):
         whole = Piece(0, example, 0, int(source.tokens_E[example]))
         np.testing.assert_array_equal(source.needs(np.array([example]))[0], needs_of(source, whole))
@@ -36,7 +37,7 @@ def cut_by_hand(source: Lengths, example: int, limits: Budgets) -> list[tuple[in
     inside = set()  # places between two positions where an image with its separators would be cut
     for i in {n for kind, n in kinds if kind == "soft"}:
         at = kinds.index(("soft", i))
-        inside |= set(range(at, at + int(source.slots_I[i]) + 1))
+        inside |= set(range(at, at + positions_of(source, i) + 1))
     edges, first = [], 0
     while first < len(kinds):
         last = first
@@ -52,10 +53,10 @@ def cut_by_hand(source: Lengths, example: int, limits: Budgets) -> list[tuple[in
     return edges
 
 
-@hypothesis.given(st.integers(0, 1 << 30), budgets)
-@hypothesis.settings(max_examples=30)
-def test_a_cut_gives_the_fewest_parts_that_fit_and_no_image_is_cut(seed, limits):
-    source = made(seed, 12)
+@hypothesis.given(st.integers(0, 1 << 30), budgets, st.booleans())
+@hypothesis.settings(max_examples=40)
+def test_a_cut_gives_the_fewest_parts_that_fit_and_no_image_is_cut(seed, limits, ready):
+    source = made(seed, 12, ready=ready)
     for example in range(len(source)):
         found = cut(source, 3, example, limits, 2)
         assert [(p.first, p.last) for p, _ in found] == cut_by_hand(source, example, limits)
@@ -65,9 +66,9 @@ def test_a_cut_gives_the_fewest_parts_that_fit_and_no_image_is_cut(seed, limits)
             np.testing.assert_array_equal(needs, needs_of(source, piece))
 
 
-@hypothesis.given(st.integers(0, 1 << 30), budgets)
-def test_examples_cut_together_are_cut_as_each_by_itself(seed, limits):
-    source = made(seed)
+@hypothesis.given(st.integers(0, 1 << 30), budgets, st.booleans())
+def test_examples_cut_together_are_cut_as_each_by_itself(seed, limits, ready):
+    source = made(seed, ready=ready)
     asked = np.random.default_rng(seed).permutation(len(source))[:20]
     parts = cut_examples(source, asked, limits)
     alone = [(i, p.first, p.last, *need) for i, e in enumerate(asked) for p, need in cut(source, 0, int(e), limits)]
@@ -125,7 +126,7 @@ def test_lengths_of_a_large_source_are_counted_once_and_mapped(tmp_path, monkeyp
     first = Lengths(index, IMAGE, tmp_path)
     monkeypatch.setattr(lengths_module, "_count", None)  # a second count would fail
     again = Lengths(index, IMAGE, tmp_path)
-    for name in ("all_needs", "patches_I", "slots_I", "totals"):
+    for name in ("all_needs", "units_I", "slots_I", "totals"):
         np.testing.assert_array_equal(getattr(again, name), getattr(whole, name))
     assert isinstance(again.all_needs, np.memmap)
     assert len(pickle.dumps(again)) < len(pickle.dumps(index)) + 1000, "the columns do not travel"

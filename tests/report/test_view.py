@@ -11,8 +11,10 @@ from conftest import IMAGE, chat, picture, plain, random_documents
 
 from jaxmm.data import media
 from jaxmm.data.assemble import Assembler, Loaded
-from jaxmm.data.documents import Image
-from jaxmm.data.plan import Budgets, Piece, cut
+from jaxmm.data.documents import Features, Image, Tokens
+from jaxmm.data.plan import Budgets, Lengths, Piece, cut
+from jaxmm.data.prepared import InMemory
+from jaxmm.data.text import Template, load_tokenizer
 from jaxmm.report.tally import SourceSums, Tally, over_budget
 from jaxmm.report.view import Viewer, places
 
@@ -92,6 +94,28 @@ def test_a_document_that_became_padding_says_why(template, lengths_of):
     tally.add(batch)
     assert tally.total.documents == 2
     assert len(tally.skipped) == 1
+
+
+def test_ready_made_media_are_named_in_their_places(lengths_of):
+    template = Template(load_tokenizer(""), "sft", 16, True)
+    file = io.BytesIO()
+    np.save(file, np.ones((2, 4, 16), np.float32))
+    parts = "a", Features(data=file.getvalue()), Tokens((3,) * 12), "b"
+    source = InMemory("made", [template.encode(plain(*parts))], [parts[1:3]], template.fingerprint)
+    lengths = Lengths(source, IMAGE)
+    budgets = BUDGETS._replace(features=16)
+    batch = Assembler([lengths], budgets, IMAGE)([whole(lengths, 0)])
+    (view,) = Viewer([lengths], template, IMAGE).row(batch, 0)
+    start, end = ("special", "<|image_start|>", False), ("special", "<|image_end|>", False)
+    assert [(s.kind, s.text, s.is_target) for s in view.spans] == [
+        ("text", "a", False), start, ("features", "", False), end,
+        start, ("tokens", "12 image tokens: 3 3 3 3 3 3 3 3 ...", True), end,
+        ("text", "b", True), ("special", "</s>", True),
+    ]  # fmt: skip
+    tally = Tally([lengths], budgets, IMAGE.merge)
+    tally.add(batch)
+    assert tally.used.tolist() == [[*lengths.all_needs[0, :3], int(lengths.targets_E[0]) - 1, 8]]  # "a" has no place
+    assert (tally.total.images, tally.total.patches, tally.total.soft) == (1, 0, 2)
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,13 @@ from typing import Any
 
 from jaxmm.data.documents import Document
 from jaxmm.data.readers import tools
-from jaxmm.data.readers.conversations import find_images
+from jaxmm.data.readers.conversations import find_images, may_hold_images
 from jaxmm.data.readers.parts import LeftOut, column, document, refuse_later, text
-from jaxmm.data.readers.pictures import Pictures
+from jaxmm.data.readers.pictures import FEATURES, TOKENS, Pictures
 from jaxmm.errors import UserError
 
 TEXTS = ("text", "caption", "captions", "content")
-IMAGES = ("images", "image", "jpg", "jpeg", "png", "webp", "image_path", "image_url")
+IMAGES = ("images", "image", "jpg", "jpeg", "png", "webp", "image_path", "image_url", FEATURES, TOKENS)
 
 
 @dataclass(frozen=True)
@@ -78,14 +78,21 @@ class Plain:
         name, images = find_images(origin, record, self.images, pictures)
         if images and not said:
             raise LeftOut("empty")  # nothing is learnt from a picture alone
-        has_column = any(name in record for name in self.images)
-        return document(origin, [("document", said)], images, placeholders=has_column, in_front=name != "images")
+        return document(
+            origin,
+            [("document", said)],
+            images,
+            placeholders=may_hold_images(record, self.images),
+            in_front=name != "images",
+        )
 
 
 def recognise(record: Mapping[str, Any]) -> Alpaca | Plain | None:
     """Returns the format of a record that has a question and an answer, or a text, or None."""
     if "instruction" in record and "output" in record:
-        return Alpaca("instruction", "input", "output", "history", "system", "tools", ("images", "image"))
+        return Alpaca(
+            "instruction", "input", "output", "history", "system", "tools", ("images", "image", FEATURES, TOKENS)
+        )
     for name in TEXTS:
         if isinstance(record.get(name), str):
             return Plain((name,), IMAGES)

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxmm.data.documents import Document, Image, Text
+from jaxmm.data.documents import Document, Media, Part, Text
 from jaxmm.data.readers import tools
 from jaxmm.data.readers.parts import NEXT, Content, column, document, refuse_later, text
-from jaxmm.data.readers.pictures import Pictures
+from jaxmm.data.readers.pictures import FEATURES, TOKENS, Pictures
 from jaxmm.errors import UserError, nearest
 
 # Who speaks, by any of the names seen in data without a description.
@@ -26,9 +26,11 @@ ROLES = {
     "observation": "user",
     "function": "user",
     "ipython": "user",
+    "document": "document",  # a page or a caption, learnt from end to end
 }
 KEYS = (("role", "content"), ("from", "value"))
 TEXT_TYPES, IMAGE_TYPES = ("text", "input_text", "output_text"), ("image", "image_url", "input_image")
+OWN_KEYS = {FEATURES: ("features", "path", "url", "bytes", "value"), TOKENS: ("ids", "image_tokens", "value")}
 IMAGE_KEYS = ("image", "image_url", "url", "path", "bytes", "base64", "data", "source", "value")
 TEXT_KEYS = ("text", "value", "content")
 
@@ -42,7 +44,7 @@ class Conversation:
       role_key, content_key: of a message.
       roles: ours for each of theirs.
       system, tools: columns, '' for none.
-      images: columns that may hold images; of a record, the first that has some.
+      images: columns that may hold images, or ready-made media; of a record, the first that has some.
       later: columns that must be empty, as they are not read yet.
     """
 
@@ -115,7 +117,7 @@ def recognise(record: Mapping[str, Any]) -> Conversation | None:
                 ROLES,
                 system="system",
                 tools="tools",
-                images=("images", "image"),
+                images=("images", "image", FEATURES, TOKENS),
                 later=("videos", "video", "audios", "audio"),
             )
     return None
@@ -123,36 +125,53 @@ def recognise(record: Mapping[str, Any]) -> Conversation | None:
 
 def find_images(
     origin: str, record: Mapping[str, Any], columns: Sequence[str], pictures: Pictures
-) -> tuple[str, list[Image]]:
-    """Returns the first of the columns that has something, and its images: of a list, or a single one."""
+) -> tuple[str, list[Media]]:
+    """Returns the first of the columns that has something, and its images: of a list, or a single one.
+
+    A column ``features`` of .npy files or ``image_tokens`` of lists holds ready-made media.
+    """
     for name in columns:
         value = record.get(name)
-        if value:
+        if value and _counts(name, value):
             values = value if isinstance(value, list) else [value]
             try:
-                return name, [pictures.image(v) for v in values]
+                return name, [pictures.medium(name, v) for v in values]
             except ValueError as error:
                 raise UserError(f"{origin}: '{name}': {error}") from error
     return "", []
 
 
-def typed_parts(origin: str, what: str, content: Sequence[Any], pictures: Pictures) -> list[Text | Image | None]:
+def may_hold_images(record: Mapping[str, Any], columns: Sequence[str]) -> bool:
+    """Whether a record has one of the columns, if only as null."""
+    return any(name in record and _counts(name, record[name]) for name in columns)
+
+
+def _counts(name: str, value: Any) -> bool:
+    """Whether a column is ours: others have columns with the names of ready-made media that hold something else."""
+    values = value if isinstance(value, list) else [value]
+    if name == FEATURES:
+        return all(isinstance(v, bytes) or (isinstance(v, str) and v.endswith(".npy")) for v in values)
+    return name != TOKENS or all(isinstance(v, list) for v in values)
+
+
+def typed_parts(origin: str, what: str, content: Sequence[Any], pictures: Pictures) -> list[Part | None]:
     """Returns the pieces of a list of parts: ``{"type": "text", "text": ...}``, ``{"type": "image", ...}``.
 
-    An image without a value of its own is the next of the record's images. Text is text: no placeholder counts in it.
-    Some write no type, and some (a table with one schema for all) write every key, most of them null.
+    Ready-made media are ``{"type": "features", "path": ...}`` and ``{"type": "image_tokens", "ids": [...]}``. A medium
+    without a value of its own is the next of the record's. Text is text: no placeholder counts in it. Some write no
+    type, and some (a table with one schema for all) write every key, most of them null.
     """
-    pieces: list[Text | Image | None] = []
+    pieces: list[Part | None] = []
     for part in content:
         kind = _kind(part)
         if kind == "text":
             value = text(origin, what, next((part[k] for k in TEXT_KEYS if part.get(k) is not None), ""))
             if value:
                 pieces.append(Text(value))
-        elif kind == "image":
-            own = next((part[k] for k in IMAGE_KEYS if part.get(k)), None)
+        elif kind:
+            own = next((part[k] for k in OWN_KEYS.get(kind, IMAGE_KEYS) if part.get(k)), None)
             try:
-                pieces.append(NEXT if own is None else pictures.image(part))
+                pieces.append(NEXT if own is None else pictures.medium(kind, part))
             except ValueError as error:
                 raise UserError(f"{origin}: {what}: {error}") from error
         else:
@@ -168,6 +187,8 @@ def _kind(part: Any) -> str:
         return "text"
     if kind in IMAGE_TYPES:
         return "image"
+    if kind in OWN_KEYS:
+        return kind
     if kind is not None:
         return ""
     return (

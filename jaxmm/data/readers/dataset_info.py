@@ -12,6 +12,7 @@ from jaxmm.data.readers import arrays
 from jaxmm.data.readers.alpaca import Alpaca, Plain
 from jaxmm.data.readers.containers import SUFFIXES, Format, suffix
 from jaxmm.data.readers.conversations import Conversation
+from jaxmm.data.readers.pictures import FEATURES, TOKENS
 from jaxmm.errors import UserError, nearest
 
 NAME = "dataset_info.json"
@@ -193,7 +194,8 @@ def _form(where: str, entry: Mapping[str, Any]) -> Format:
     if formatting == "alpaca" and columns:  # as LLaMA-Factory: a column that is not mapped is then not there
         defaults = dict.fromkeys(defaults, "")
     columns = {key: columns.get(key) or default for key, default in defaults.items()}
-    images = (columns["images"],) if columns["images"] else ()
+    # What LLaMA-Factory has no name for is found under ours.
+    images = (*filter(None, [columns["images"]]), FEATURES, TOKENS)
     later = tuple(columns[key] for key in ("videos", "audios") if columns[key])
     if formatting == "alpaca":
         return _alpaca(where, columns, images, later)
@@ -206,6 +208,7 @@ def _form(where: str, entry: Mapping[str, Any]) -> Format:
         tags["assistant_tag"]: "assistant",
         tags["user_tag"]: "user",
     }
+    roles.setdefault("document", "document")
     return Conversation(
         columns["messages"],
         tags["role_tag"],

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jaxmm.data.documents import Document, Image, Text
+from jaxmm.data.documents import Document, Image, Part, Text
 from jaxmm.data.readers.conversations import find_images
 from jaxmm.data.readers.parts import Content, LeftOut, column, document, text
 from jaxmm.data.readers.pictures import Pictures
@@ -27,7 +27,7 @@ class Parallel:
         texts, images = _lists(origin, record, "texts", "images")
         if len(texts) != len(images):
             raise UserError(f"{origin} has {len(texts)} texts but {len(images)} images: give null where there is none")
-        pieces: list[Text | Image] = []
+        pieces: list[Part] = []
         for said, image in zip(texts, images, strict=True):
             if image is not None:
                 pieces.append(_image(origin, image, pictures))
@@ -51,7 +51,7 @@ class Matched:
             if found is None:
                 raise UserError(f"{origin}: an image has none of {', '.join(MMC4_IMAGES)}")
             before.setdefault(place, []).append(_image(origin, found, pictures))
-        pieces: list[Text | Image] = []
+        pieces: list[Part] = []
         for place, said in enumerate(texts):
             pieces.extend(before.get(place, ()))
             _add(pieces, text(origin, "a text", said), SENTENCE)
@@ -101,7 +101,7 @@ def _image(origin: str, value: Any, pictures: Pictures) -> Image:
         raise UserError(f"{origin}: {error}") from error
 
 
-def _add(pieces: list[Text | Image], said: str, between: str) -> None:
+def _add(pieces: list[Part], said: str, between: str) -> None:
     if not said:
         return
     if pieces and isinstance(pieces[-1], Text):
@@ -110,7 +110,7 @@ def _add(pieces: list[Text | Image], said: str, between: str) -> None:
         pieces.append(Text(said))
 
 
-def _page(origin: str, pieces: list[Text | Image]) -> Document:
+def _page(origin: str, pieces: list[Part]) -> Document:
     if not any(isinstance(piece, Text) for piece in pieces):
         raise LeftOut("empty")
     return document(origin, [("document", pieces)])

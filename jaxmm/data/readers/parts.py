@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from jaxmm.data.documents import PLACEHOLDER, Document, Image, Part, Text, Turn
+from jaxmm.data.documents import PLACEHOLDER, Document, Media, Part, Text, Turn
 from jaxmm.errors import UserError, nearest
 
 
@@ -17,8 +17,8 @@ class LeftOut(Exception):
         self.reason = reason
 
 
-NEXT = None  # in a list of pieces: here stands the next of the record's images
-Content = str | Sequence[Text | Image | None]  # a string in which placeholders count, or pieces
+NEXT = None  # in a list of pieces: here stands the next of the record's images, or other media
+Content = str | Sequence[Part | None]  # a string in which placeholders count, or pieces
 
 
 def column(origin: str, record: Mapping[str, Any], name: str) -> Any:
@@ -57,7 +57,7 @@ def refuse_later(origin: str, record: Mapping[str, Any], columns: Sequence[str])
 def document(
     origin: str,
     said: Sequence[tuple[str, Content]],
-    images: Sequence[Image] = (),
+    images: Sequence[Media] = (),
     *,
     placeholders: bool = True,
     in_front: bool = False,
@@ -66,7 +66,7 @@ def document(
 
     Args:
       said: (role, content) of each turn.
-      images: of the record, in the order of the placeholders.
+      images: of the record, or other media, in the order of the placeholders.
       placeholders: whether ``<image>`` in a string is one; else it is text.
       in_front: a single image without a placeholder goes before the first turn's text that is no system turn's.
 
@@ -97,7 +97,7 @@ def document(
     return Document(tuple(turns), origin)
 
 
-def _parts(content: Content, images: Iterator[Image], placeholders: bool) -> tuple[Part, ...]:
+def _parts(content: Content, images: Iterator[Media], placeholders: bool) -> tuple[Part, ...]:
     if isinstance(content, str):
         if not placeholders or PLACEHOLDER not in content:
             return (Text(content),) if content else ()

@@ -1,4 +1,7 @@
-"""What stands for an image in a record: a path, a URL, bytes, a struct of them, a data URI or bare base64."""
+"""What stands for an image in a record: a path, a URL, bytes, a struct of them, a data URI or bare base64.
+
+Feature vectors are named in the same ways, and discrete image tokens are a list of ids.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxmm.data import files
-from jaxmm.data.documents import Image
+from jaxmm.data.documents import Features, Image, Media, Tokens
 from jaxmm.data.readers.parts import LeftOut, text
 
 # Where an object names its image, in the order of trust: the Hugging Face struct first.
 KEYS = ("bytes", "path", "url", "image", "image_url", "data", "base64", "source", "value")
+FEATURES, TOKENS = "features", "image_tokens"  # types of parts, and columns
 LOCAL_SCHEMES = ("file://", "local://")
 # How base64 of JPEG, PNG, GIF, WebP, BMP and TIFF begins. A path may begin so too, but has a dot or is short.
 MAGIC = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "Qk", "SUkq", "TU0A")
@@ -62,6 +66,19 @@ class Pictures:
                 if found:
                     return self.image(found)
         raise ValueError(f"an image must be a path, a URL, bytes or base64, not {value!r:.40}")
+
+    def medium(self, kind: str, value: Any) -> Media:
+        """Returns what a value stands for: features, image tokens, or else an image. Raises as ``image``."""
+        if kind == FEATURES:
+            found = self.image(value.get(FEATURES) or value if isinstance(value, Mapping) else value)
+            return Features(found.data, found.path)
+        if kind == TOKENS:
+            if isinstance(value, Mapping):
+                value = next((value[key] for key in ("ids", TOKENS, "value") if value.get(key)), None)
+            if not isinstance(value, list) or not value or not all(type(token) is int for token in value):
+                raise ValueError(f"image tokens must be a list of ids, not {value!r:.40}")
+            return Tokens(tuple(value))
+        return self.image(value)
 
     def _from_text(self, value: str) -> Image:
         if value.startswith("data:"):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from jaxmm.data.documents import Document, Skip, Source, Text
+from jaxmm.data.documents import Document, Skip, Source, Text, Tokens
 from jaxmm.data.sources import read_sources
 from jaxmm.errors import UserError
 
@@ -56,6 +56,8 @@ def said(document: Document | Skip) -> list[tuple[str, str]]:
 def _shown(part: Any) -> str:
     if isinstance(part, Text):
         return part.text
+    if isinstance(part, Tokens):
+        return f"[{' '.join(map(str, part.ids))}]"
     if part.data:
         return f"[{part.data.decode()}]"
     return f"[{part.path if '://' in part.path else os.path.basename(part.path)}]"

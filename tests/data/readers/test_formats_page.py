@@ -18,12 +18,12 @@ EXAMPLES = re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_every_example_reads(folder, example):
     found = "".join(shown for _, shown in said(only(folder.source([json.loads(example)]))))
-    for image in re.findall(r"[\w/:.]*\d\.jpg", example):
+    for image in re.findall(r"[\w/:.]*\d\.(?:jpg|npy)", example):
         assert f"[{image if '://' in image else image.rpartition('/')[2]}]" in found
 
 
 def test_the_page_names_all_there_is():
-    assert len(EXAMPLES) == 9
+    assert len(EXAMPLES) == 12
     for name in (*SKIP_REASONS, *containers.SUFFIXES, *conversations.ROLES, *dataset_info.TAGS, *dataset_info.HUBS):
         assert f"`{name}`" in PAGE, name
     for columns in dataset_info.COLUMNS.values():
