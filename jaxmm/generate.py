@@ -24,7 +24,8 @@ from jaxmm.data.prepared import InMemory
 from jaxmm.data.text import Template
 from jaxmm.errors import UserError
 from jaxmm.models.multimodal import Compute, make_model
-from jaxmm.recipe import read_recipe, saved_params
+from jaxmm.parameters import saved_params
+from jaxmm.recipe import read_recipe
 
 
 class Prompt(NamedTuple):
@@ -139,7 +140,7 @@ def main(argv: list[str]) -> int:
         if not Path(name).is_file():
             raise UserError(f"--image {name}: there is no such file")
         pictures.append(Image(path=str(Path(name).resolve())))
-    recipe = read_recipe(args.config)
+    recipe = read_recipe(args.config, Path(args.workdir))
     mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
     with jax.set_mesh(mesh):
         params = saved_params(Path(args.workdir), recipe, mesh, args.step or None)

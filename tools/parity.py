@@ -107,7 +107,8 @@ def our_gradients(world: World) -> dict[str, np.ndarray]:
     batch = packed(world.documents, world.family.spec)
 
     def loss(params):
-        return batch_loss(*apply(params, batch, Compute()), batch, batch.targets_BT.shape[1], 0.0)[0]
+        hidden_BTD, head_VD = apply(params, batch, Compute())
+        return batch_loss(hidden_BTD, head_VD, batch, batch.targets_BT.shape[1], 0.0)[0]
 
     gradients = jax.device_get(jax.jit(jax.grad(loss))(world.params))
     return {tensor.name: tensor.make() for tensor in hf.outgoing(world.family, hf.flat(gradients), np.float32)}

@@ -98,7 +98,7 @@ def llava(vision: dict[str, Any], decoder: dict[str, Any], **changes: Any) -> Ca
     return config
 
 
-QWEN_TOKENS = {
+QWEN_TOKENS: dict[str, Any] = {
     "image_token_id": IMAGE_TOKEN, "video_token_id": VIDEO_TOKEN, "vision_start_token_id": START_TOKEN,
     "vision_end_token_id": END_TOKEN,
 }  # fmt: skip
@@ -205,7 +205,7 @@ def make(case: Case, folder: Path, seed: int = 0) -> Any:
     rng = np.random.default_rng(seed)
     config = case.config(rng)
     torch.manual_seed(seed)
-    kind = transformers.AutoModelForImageTextToText._model_mapping[type(config)]
+    kind: Any = transformers.AutoModelForImageTextToText._model_mapping[type(config)]
     model = kind._from_config(config, attn_implementation="eager").eval().float()
     with torch.no_grad():
         for parameter in model.parameters():

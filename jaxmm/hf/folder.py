@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -128,7 +129,7 @@ def outgoing(
         with weights.opened(spare) as opened:
             for name in opened.keys():  # noqa: SIM118
                 value = opened.get_tensor(name)
-                yield weights.Outgoing(name, value.nbytes, lambda value=value: value)
+                yield weights.Outgoing(name, value.nbytes, functools.partial(np.asarray, value))
 
 
 def nested(params: Mapping[Path_, Any]) -> dict[str, Any]:

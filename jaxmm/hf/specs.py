@@ -268,9 +268,9 @@ TOWERS: dict[str, Callable[[Any], Tower]] = {
 
 # Whole models
 
-_NEW = {"text": "model.language_model.", "vision": "model.vision_tower.", "lm_head": "lm_head.",
+NEW = {"text": "model.language_model.", "vision": "model.vision_tower.", "lm_head": "lm_head.",
         "connector": "model.multi_modal_projector."}  # fmt: skip
-_OLD = {"text": "language_model.model.", "vision": "vision_tower.", "lm_head": "language_model.lm_head.",
+OLD = {"text": "language_model.model.", "vision": "vision_tower.", "lm_head": "language_model.lm_head.",
         "connector": "multi_modal_projector."}  # fmt: skip
 
 
@@ -296,7 +296,7 @@ def _lfm2_vl(config: Any) -> Family:
         merge=config.downsample_factor, mlp=config.projector_hidden_size, bias=config.projector_bias,
         norm="layer" if config.projector_use_layernorm else "", activation=_activation(config.projector_hidden_act),
     )  # fmt: skip
-    return Family(ModelSpec(tower.spec, connector, decoder.spec), tower.names, decoder.names, "mlp", _NEW)
+    return Family(ModelSpec(tower.spec, connector, decoder.spec), tower.names, decoder.names, "mlp", NEW)
 
 
 def _llava(config: Any) -> Family:
@@ -319,7 +319,7 @@ def _llava(config: Any) -> Family:
         merge=1, mlp=decoder.spec.width, bias=config.multimodal_projector_bias, norm="",
         activation=_activation(config.projector_hidden_act),
     )  # fmt: skip
-    return Family(ModelSpec(vision, connector, decoder.spec), tower.names, decoder.names, "mlp", _OLD)
+    return Family(ModelSpec(vision, connector, decoder.spec), tower.names, decoder.names, "mlp", OLD)
 
 
 def _qwen2_5_vl(config: Any) -> Family:
@@ -350,7 +350,7 @@ def _gemma3(config: Any) -> Family:
         merge=tower.spec.positions // side, mlp=0, pool="mean", norm="rms_offset", norm_eps=tower.spec.norm_eps,
         bias=False,
     )  # fmt: skip
-    return Family(ModelSpec(tower.spec, connector, decoder.spec), tower.names, decoder.names, "gemma", _OLD)
+    return Family(ModelSpec(tower.spec, connector, decoder.spec), tower.names, decoder.names, "gemma", OLD)
 
 
 def _internvl(config: Any) -> Family:
@@ -361,7 +361,72 @@ def _internvl(config: Any) -> Family:
         merge=round(1 / config.downsample_ratio), mlp=decoder.spec.width,
         activation=_activation(config.projector_hidden_act),
     )  # fmt: skip
-    return Family(ModelSpec(tower.spec, connector, decoder.spec), tower.names, decoder.names, "mlp", _OLD)
+    return Family(ModelSpec(tower.spec, connector, decoder.spec), tower.names, decoder.names, "mlp", OLD)
+
+
+def lfm2_vl_config(
+    vision: dict[str, Any], text: dict[str, Any], connector: ConnectorSpec, tied: bool
+) -> dict[str, Any]:
+    """The ``config.json`` of a tower and a decoder in LFM2-VL's layout, from their own configs."""
+    activations = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
+    return {
+        "architectures": ["Lfm2VlForConditionalGeneration"],
+        "model_type": "lfm2_vl",
+        "vision_config": {**vision, "vision_use_head": False},
+        "text_config": text,
+        "downsample_factor": connector.merge,
+        "projector_hidden_size": connector.mlp,
+        "projector_hidden_act": activations[connector.activation],
+        "projector_bias": connector.bias,
+        "projector_use_layernorm": bool(connector.norm),
+        "tie_word_embeddings": tied,
+    }
+
+
+def configs_of(spec: ModelSpec) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(vision_config, text_config) of a model of our own: a SigLIP 2 tower and a Llama decoder.
+
+    Raises:
+      UserError: if it has features that these do not have.
+    """
+    vision, decoder = spec.vision, spec.decoder
+    plain_vision = VisionSpec(
+        **{name: getattr(vision, name) for name in ("width", "layers", "heads", "mlp", "patch_size", "positions")},
+        norm_eps=vision.norm_eps, mean=vision.mean, std=vision.std,
+    )  # fmt: skip
+    sizes = ("vocab_size", "width", "layers", "heads", "kv_heads", "head_dim", "mlp", "rope_theta", "norm_eps")
+    plain_decoder = DecoderSpec(
+        **{name: getattr(decoder, name) for name in sizes}, tie_embeddings=decoder.tie_embeddings
+    )  # fmt: skip
+    if plain_vision != vision or plain_decoder != decoder:
+        raise UserError("this model has features that SigLIP 2 with Llama does not have: start it from a folder")
+    return (
+        {
+            "model_type": "siglip2_vision_model",
+            "hidden_size": vision.width,
+            "num_hidden_layers": vision.layers,
+            "num_attention_heads": vision.heads,
+            "intermediate_size": vision.mlp,
+            "patch_size": vision.patch_size,
+            "num_patches": vision.positions**2,
+            "layer_norm_eps": vision.norm_eps,
+            "hidden_act": "gelu_pytorch_tanh",
+        },
+        {
+            "model_type": "llama",
+            "vocab_size": decoder.vocab_size,
+            "hidden_size": decoder.width,
+            "num_hidden_layers": decoder.layers,
+            "num_attention_heads": decoder.heads,
+            "num_key_value_heads": decoder.kv_heads,
+            "head_dim": decoder.head_dim,
+            "intermediate_size": decoder.mlp,
+            "rope_theta": decoder.rope_theta,
+            "rms_norm_eps": decoder.norm_eps,
+            "hidden_act": "silu",
+            "tie_word_embeddings": decoder.tie_embeddings,
+        },
+    )
 
 
 FAMILIES: dict[str, Callable[[Any], Family]] = {

@@ -271,7 +271,7 @@ def write(folder: Path, tensors: Iterable[Outgoing], shard_bytes: int = SHARD_BY
         if shards[-1] and sum(t.bytes for t in shards[-1]) + tensor.bytes > shard_bytes:
             shards.append([])
         shards[-1].append(tensor)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         file = SINGLE if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
         write_file(folder / file, {t.name: t.make() for t in shard})
