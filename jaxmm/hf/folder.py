@@ -59,6 +59,11 @@ def read_config(folder: Path) -> Any:
         return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except UserError:
         raise
+    except ImportError as error:
+        raise UserError(
+            f"transformers cannot read {path} here ({error.__cause__ or error}): most often torchvision does not "
+            f"go with torch: install the one that does, or uninstall it"
+        ) from error
     except Exception as error:  # transformers checks values with errors of many kinds
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{path} cannot be read: {first}") from error
