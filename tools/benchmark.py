@@ -28,7 +28,7 @@ from jaxmm import command, monitor
 from jaxmm.errors import UserError, nearest
 
 # By part, the modules beside this file whose ROWS it has.
-PARTS = {"data": ("benchmark_media", "benchmark_loader")}
+PARTS = {"data": ("benchmark_plan", "benchmark_media", "benchmark_prepare", "benchmark_loader")}
 PLANNED = ("step", "peer")
 PACKAGES = ("jaxmm", "numpy", "pillow", "jax", "jaxlib", "flax", "transformers", "torch", "torchvision")
 

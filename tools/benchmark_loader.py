@@ -32,7 +32,7 @@ def step_wide(settings: Settings) -> Measured:
     data = small_images(Path(settings.folder), settings.count(400), settings.seed)
     return compare(
         [
-            f"--config.data.path={data}", "--config.batch_size=4", "--config.seq_len=1024", "--config.data.jitter=0",
+            f"--config.data.path={data}", "--config.batch_size=2", "--config.seq_len=1024", "--config.data.jitter=0",
             "--config.decoder.width=384", "--config.decoder.heads=6", "--config.decoder.kv_heads=2",
             "--config.decoder.head_dim=64", "--config.decoder.mlp=1024", "--config.vision.width=192",
             "--config.vision.heads=6", "--config.vision.mlp=768",
@@ -76,7 +76,7 @@ def compare(changes: list[str], settings: Settings) -> Measured:
     ).config
     startup.split_cpu(config.mesh, config.batch_size)
     bench = Bench(config, Path(settings.folder) / "run")
-    steps = settings.count(24)
+    steps = settings.count(12)
     seconds: dict[str, list[float]] = {"loader": [], "cached": []}
     for _ in range(settings.repeats):
         for name in seconds:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
-from benchmark_row import Measured, Row, Settings, in_turns, rates
+from benchmark_row import Figure, Measured, Row, Settings, in_turns, rates
 
 from jaxmm.batch import ImageSpec
 from jaxmm.data import media
@@ -109,12 +109,24 @@ def jpeg_patches(settings: Settings) -> Measured:
     except Exception as error:  # torchvision raises what it likes where it does not go with torch
         notes.append(f"transformers' fast processor cannot be run here: {type(error).__name__}: {error}")
     seconds = in_turns(things, settings.repeats)
-    return Measured({name: rates(each, len(pictures), "images") for name, each in seconds.items()}, notes)
+    figures = {name: rates(each, len(pictures), "images") for name, each in seconds.items()}
+    if theirs := seconds.get("transformers"):
+        for name in ("fast", "exact"):
+            ratio = [a / b for a, b in zip(theirs, seconds[name], strict=True)]
+            figures[f"{name} / transformers"] = Figure(ratio, "")
+    return Measured(figures, notes)
 
 
 def transformers_fast(pictures: list[bytes], patches: int) -> Callable[[], None]:
     """The fast image processor of the same family of models, on the same pictures."""
     import torch
+
+    # Where torch and torchvision are of different builds, its own operators are missing, and no import goes on without
+    # their names. The processor uses none of them.
+    operators = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        if not hasattr(torch.ops.torchvision, name):
+            operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     from transformers.models.siglip2.image_processing_siglip2 import Siglip2ImageProcessor
 
     torch.set_num_threads(1)

@@ -202,7 +202,9 @@ def _raise_too_large(lengths: Lengths, example: int, budgets: Budgets) -> None:
     drawn = np.where(kinds == TOKENS, prepared.image_width_I[images], 0)
     tokens = units // lengths.spec.merge**2 + drawn + 2
     of_budget = np.where(kinds == IMAGE, budgets.patches, np.where(kinds == TOKENS, BOUNDLESS, budgets.features))
-    too_large = (units > of_budget) | (tokens > budgets.tokens) | (drawn > budgets.targets)
+    line = _Long(lengths, np.array([example]))
+    targets = line.targets_at(line.image_end) - line.targets_at(line.image_start)
+    too_large = (units > of_budget) | (tokens > budgets.tokens) | (targets > budgets.targets)
     which = int(np.argmax(too_large))
     origin, size = prepared.read(example).origin, int(units[which])
     if kinds[which] == IMAGE:

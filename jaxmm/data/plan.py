@@ -45,8 +45,8 @@ __all__ = [
     "Rows", "Stage", "balanced_order", "choose_budgets", "cut", "expanded_flags", "make_mixture", "pack",
 ]  # fmt: skip
 
-FORMAT = 2  # raise it with any change to which rows a plan gives
-WINDOW_PIECES = 1 << 15  # about what a window holds: thousands of rows pack tightly, and are planned in an instant
+FORMAT = 3  # raise it with any change to which rows a plan gives
+WINDOW_PIECES = 1 << 16  # about what a window holds: thousands of rows pack tightly, and are planned in an instant
 MIN_ROWS = 256  # of a window, even where it is many epochs
 KEPT_WINDOWS = 4  # in memory, of a few megabytes each
 _ROWS = 1 << 41  # in the place of a source, in keys

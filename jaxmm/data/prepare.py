@@ -39,7 +39,7 @@ __all__ = ["COLUMNS", "FORMAT", "Columns", "InMemory", "Prepared", "Record", "pr
 MAX_SKIPPED = 0.05  # of a source's documents; a single one never stops
 SHARD_BYTES = 8 << 20  # of input: smaller units are joined up to it,
 SHARDS, LARGE_SHARD_BYTES = 1000, 256 << 20  # or up to so much that there are about so many shards
-MANY_BYTES = 16 << 20  # of input that are worth the seconds in which worker processes start
+MANY_BYTES = 64 << 20  # of input that are worth the seconds in which worker processes start
 DOCUMENT_BYTES = 1000  # taken for the size of a document where a unit counts documents
 
 # What runs a task over items: (task, items, workers, tick, done), as processes.run.

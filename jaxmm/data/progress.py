@@ -16,15 +16,20 @@ class Progress:
     Args:
       out: stderr by default.
       quiet_seconds: nothing is shown before, so that a short preparation says nothing.
+      doing: what is done to a source.
     """
 
     def __init__(
-        self, out: TextIO | None = None, quiet_seconds: float = 3.0, clock: Callable[[], float] = time.monotonic
+        self,
+        out: TextIO | None = None,
+        quiet_seconds: float = 3.0,
+        clock: Callable[[], float] = time.monotonic,
+        doing: str = "preparing",
     ):
         self._out = out or sys.stderr
         self._in_place = self._out.isatty()
         self._every = 0.2 if self._in_place else 10.0
-        self._clock, self._quiet = clock, quiet_seconds
+        self._clock, self._quiet, self._doing = clock, quiet_seconds, doing
         self._lock = threading.Lock()
         self._shown = False
         self.start("", 0, 0)
@@ -74,11 +79,12 @@ class Progress:
         read = min(self._read, max(self._total - self._finished, 0))
         share = (self._finished + read) / self._total if self._total else 0.0
         parts = [
-            f"preparing {self._name}: {self._documents:,} documents"
+            f"{self._doing} {self._name}: {self._documents:,} documents"
             + (f" ({self._skipped:,} skipped)" if self._skipped else ""),
             f"{self._documents / seconds:,.0f}/s",
-            f"{self._read / seconds / 1e6:.1f} MB/s",
         ]
+        if self._read or self._total:
+            parts.append(f"{self._read / seconds / 1e6:.1f} MB/s")
         if self._total:
             left = (self._total - self._finished - read) * seconds / read if read else None
             parts += [f"{share:.0%}", f"ETA {_duration(left)}" if left is not None else ""]

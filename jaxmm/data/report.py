@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from jaxmm.data.features import IMAGE, TOKENS
+
+NOTHING, FEATURES = -2, 1  # beside features.IMAGE and TOKENS: no media, and feature vectors of any width
 TOP_IMAGES = 8  # documents with more count together
 
 
@@ -20,22 +23,31 @@ def report(meta: Mapping[str, Any], columns: Mapping[str, np.ndarray], skipped: 
       skipped: documents left out, by reason.
 
     Returns:
-      ``modalities``: documents, text tokens, images and pixels of the documents without images ("text") and with them
-      ("image"). ``token_lengths`` and ``image_pixels``: [upper bound, count] by powers of two, of text tokens in a
-      document and of pixels in an image. ``images_per_document``: [images, count], the last of TOP_IMAGES and more.
+      ``modalities``: documents, text tokens, images and pixels of the documents without media ("text") and of those
+      with, by the first of them: "image", and where there are any, "features" and "image_tokens", which are tokens too
+      and have no pixels. ``token_lengths`` and ``image_pixels``: [upper bound, count] by powers of two, of text tokens
+      in a document and of pixels in an image. ``images_per_document``: [images, count], the last of TOP_IMAGES and
+      more.
     """
     tokens_E = columns["tokens_E"]
     images_E = np.diff(columns["images_E1"])
-    pixels_I = np.multiply(columns["image_height_I"], columns["image_width_I"], dtype=np.int64)
+    kind_I = np.minimum(columns["image_kind_I"], FEATURES)
+    area_I = np.multiply(columns["image_height_I"], columns["image_width_I"], dtype=np.int64)
+    pixels_I = area_I[kind_I == IMAGE]
     seen = images_E > 0
+    first_E = np.full(len(tokens_E), NOTHING)
+    first_E[seen] = kind_I[columns["images_E1"][:-1][seen]]
     modalities = {}
-    for name, is_in in (("text", ~seen), ("image", seen)):
-        has = name == "image"
+    for name, kind in (("text", NOTHING), ("image", IMAGE), ("features", FEATURES), ("image_tokens", TOKENS)):
+        is_in = first_E == kind
+        found = int((kind_I == kind).sum())
+        if kind in (FEATURES, TOKENS) and not found:
+            continue
         modalities[name] = {
             "documents": int(is_in.sum()),
             "tokens": int(tokens_E[is_in].sum(dtype=np.int64)),
-            "images": len(pixels_I) if has else 0,
-            "pixels": int(pixels_I.sum()) if has else 0,
+            "images": found,
+            "pixels": int(pixels_I.sum()) if kind == IMAGE else 0,
         }
     per_document = np.bincount(np.minimum(images_E, TOP_IMAGES), minlength=1)
     return {

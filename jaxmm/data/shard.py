@@ -11,9 +11,9 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from array_record.python import array_record_module
@@ -23,12 +23,13 @@ from jaxmm.data.disk import published, space_wanted
 from jaxmm.data.documents import SKIP_REASONS, Document, Media, Skip, Source, Text, Tokens, Unit, split_origin
 from jaxmm.data.features import Extent, extent
 from jaxmm.data.prepared import COLUMNS, Index, Record, count_records, pack_record, stored
-from jaxmm.data.text import Template
+from jaxmm.data.text import Encoded, Template
 
 DATA, INDEX = "data", "index"  # of an unfinished folder: what will be the finished one, and a file for each shard
 CHUNK_DOCUMENTS, CHUNK_BYTES = 1000, 8 << 20  # tokenized at once
 REMOTE_READS = 16  # headers of images at URLs, at once
 
+T = TypeVar("T")
 Tick = Callable[[int, int, int], None]  # documents, bytes of input read, documents skipped: since the last call
 
 
@@ -155,26 +156,49 @@ class _Example(NamedTuple):
 
 def _examples(source: Source, shard: Shard, template: Template, tick: Tick) -> Iterator[_Example | Skip]:
     """Yields the documents of a shard, encoded a chunk at a time, and those that cannot be."""
+    # While one chunk is written the next is tokenized, which needs no interpreter, and the one after that is read.
+    for whole, results, size in _ahead(_encoded(_ahead(_read(source, shard)), template)):
+        encoded = iter(results)
+        bad = 0
+        for found in whole:
+            if isinstance(found, Skip):
+                assert found.reason in SKIP_REASONS + media.REASONS, found
+                bad += 1
+                yield found
+                continue
+            document, images, sizes = found
+            tokens = next(encoded)
+            if len(tokens.tokens):
+                yield _Example(document.origin, document.labels, tokens, images, sizes)
+            else:
+                bad += 1
+                yield Skip(document.origin, "empty")
+        tick(len(whole), size, bad)
+
+
+def _read(source: Source, shard: Shard) -> Iterator[tuple[list[_Looked | Skip], int]]:
+    """Yields chunks of documents with the sizes of their images, and how many bytes they hold."""
     for unit in shard.units:
         for chunk, size in _chunks(source.read(unit)):
-            whole = _looked_at(chunk)
-            documents = [found[0] for found in whole if not isinstance(found, Skip)]
-            encoded = iter(template.encode_all(documents))
-            bad = 0
-            for found in whole:
-                if isinstance(found, Skip):
-                    assert found.reason in SKIP_REASONS + media.REASONS, found
-                    bad += 1
-                    yield found
-                    continue
-                document, images, sizes = found
-                tokens = next(encoded)
-                if len(tokens.tokens):
-                    yield _Example(document.origin, document.labels, tokens, images, sizes)
-                else:
-                    bad += 1
-                    yield Skip(document.origin, "empty")
-            tick(len(whole), size, bad)
+            yield _looked_at(chunk), size
+
+
+def _encoded(
+    chunks: Iterable[tuple[list[_Looked | Skip], int]], template: Template
+) -> Iterator[tuple[list[_Looked | Skip], list[Encoded], int]]:
+    """Yields chunks with the tokens of the documents in them."""
+    for whole, size in chunks:
+        yield whole, template.encode_all([found[0] for found in whole if not isinstance(found, Skip)]), size
+
+
+def _ahead(items: Iterator[T]) -> Iterator[T]:
+    """Yields the items, each made by a thread while the one before it is in use."""
+    end = object()
+    with ThreadPoolExecutor(1) as pool:
+        coming: Future[Any] = pool.submit(next, items, end)
+        while (item := coming.result()) is not end:
+            coming = pool.submit(next, items, end)
+            yield item
 
 
 def _chunks(documents: Iterable[Document | Skip]) -> Iterator[tuple[list[Document | Skip], int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -260,6 +261,11 @@ def test_prepared_media_read_back_as_they_were(tmp_path):
     assert prepared.image_kind_I.tolist() == [WIDTH, -1, 0, WIDTH]
     assert prepared.image_height_I.tolist() == [2, 1, 8, 8]
     assert prepared.image_width_I.tolist() == [4, 2, 16, 1]
+    told = json.loads((prepared.folder / "report.json").read_text())
+    assert {name: (one["documents"], one["images"], one["pixels"]) for name, one in told["modalities"].items()} == {
+        "text": (0, 0, 0), "image": (0, 1, 128), "features": (1, 2, 0), "image_tokens": (0, 1, 0)
+    }  # fmt: skip
+    assert sum(count for _, count in told["image_pixels"]) == 1
 
 
 # Records

@@ -17,7 +17,7 @@ from jaxmm.data.pieces import Piece, count_long, cut, cut_examples, pieces_of
 from jaxmm.errors import UserError
 
 budgets = st.builds(
-    Budgets, st.integers(40, 80), st.integers(9, 30).map(lambda n: 4 * n), st.integers(1, 5), st.integers(9, 60),
+    Budgets, st.integers(40, 80), st.integers(9, 30).map(lambda n: 4 * n), st.integers(1, 5), st.integers(10, 60),
     st.integers(9, 20).map(lambda n: 4 * n),
 )  # fmt: skip
 
