@@ -37,7 +37,7 @@ class DecoderSpec:
       norm_offset: added to the scales of norms: 1 where they are stored around 0 (Gemma).
       embed_scale: multiplies embedded tokens, not soft tokens.
       attention_scale: of the logits of attention; 0 is 1 / sqrt(head_dim).
-      attention_softcap, logit_softcap: bend logits of attention, and of the vocabulary, by a tanh; 0 does not.
+      attention_softcap: bends logits of attention by a tanh (Gemma 2); 0 does not.
     """
 
     vocab_size: int = 512
@@ -67,7 +67,6 @@ class DecoderSpec:
     embed_scale: float = 1.0
     attention_scale: float = 0.0
     attention_softcap: float = 0.0
-    logit_softcap: float = 0.0
 
     @property
     def text_axes(self) -> int:
