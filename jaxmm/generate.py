@@ -62,7 +62,9 @@ def prompt_batch(prompts: Sequence[Prompt], template: Template, image: ImageSpec
         raise UserError(f"{loaded.skipped[0].origin}: {loaded.skipped[0].reason}")
     # The answer's positions belong to the document from the start: causal attention keeps them unseen till written.
     inside = np.arange(budgets.tokens)[None] < (lengths.tokens_E + max_tokens)[:, None]
-    positions = np.broadcast_to(np.arange(budgets.tokens, dtype=np.int32)[None, :, None], (*inside.shape, 1))
+    positions = loaded.batch.text.positions.copy()
+    for row, length in zip(positions, lengths.tokens_E, strict=True):  # what is written goes on after the prompt
+        row[length:] = row[:length].max(initial=-1) + 1 + np.arange(len(row) - length)[:, None]
     text = loaded.batch.text._replace(segments=inside.astype(np.int32), positions=positions)
     return loaded.batch._replace(text=text), np.asarray(lengths.tokens_E, np.int32)
 

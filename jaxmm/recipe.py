@@ -21,9 +21,9 @@ from jaxmm.data.prepared import Prepared, holds_prepared, open_prepared
 from jaxmm.data.progress import Progress
 from jaxmm.data.remote import default_cache
 from jaxmm.data.sources import read_sources
-from jaxmm.data.text import Template, load_tokenizer
+from jaxmm.data.text import Markup, Template, load_tokenizer
 from jaxmm.errors import UserError, nearest
-from jaxmm.hf.start import Start, image_settings, read_start
+from jaxmm.hf.start import MARKUP, Start, image_settings, read_start
 from jaxmm.models.connector import ConnectorSpec
 from jaxmm.models.decoder import DecoderSpec
 from jaxmm.models.multimodal import PARTS, Compute, ModelSpec
@@ -174,7 +174,8 @@ def read_data(config: ConfigDict, workdir: Path | None = None) -> DataRecipe:
                 f"the folder is not whole, or its files are of two models"
             )
         image |= image_settings(start)
-    template = Template(tokenizer, data.objective, data.image_tokens, data.predict_image_tokens)
+    markup = Markup(*MARKUP.get(start.config["model_type"], Markup())) if start else Markup()
+    template = Template(tokenizer, data.objective, data.image_tokens, data.predict_image_tokens, markup)
     try:
         spec = ImageSpec(**image)
     except (TypeError, ValueError) as error:

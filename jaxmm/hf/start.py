@@ -164,25 +164,50 @@ def save(start: Start, spare: list[str], folder: Path) -> None:
     (folder / hf.CONFIG).write_text(json.dumps(start.config, indent=2, sort_keys=True))
 
 
-NATIVE = ("lfm2_vl",)  # families whose images keep their aspect, on a grid of their own
+# What stands around an image's soft tokens, by family; the others have our own.
+MARKUP = {
+    "qwen2_5_vl": ("<|vision_start|>", "<|vision_end|>"),
+    "qwen3_vl": ("<|vision_start|>", "<|vision_end|>"),
+    "gemma3": ("\n\n<start_of_image>", "<end_of_image>\n\n"),
+    "llava": ("", ""),
+}
+RESAMPLES = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
 
 def image_settings(start: Start) -> dict[str, Any]:
-    """What of ``ImageSpec`` the folder decides: patches and merge by the model, limits of size by its processor.
+    """What of ``ImageSpec`` the folder decides: patches, merge and order by the model, sizes by its processor.
 
     Raises:
       UserError: for a family whose images are not processed here.
     """
-    kind = start.config["model_type"]
-    if kind not in NATIVE:
+    kind, processor, spec = start.config["model_type"], start.processor, start.family.spec
+    vision, merge = spec.vision, spec.connector.merge
+    found: dict[str, Any] = {
+        "patch_size": vision.patch_size, "merge": merge, "window": vision.window,
+        "class_tokens": vision.class_tokens, "text_axes": spec.decoder.text_axes,
+        "two_way": spec.decoder.two_way_blocks,
+    }  # fmt: skip
+    if "resample" in processor:
+        if processor["resample"] not in RESAMPLES:
+            raise UserError(
+                f"{start.tokenizer}: images resampled by Pillow's {processor['resample']} are not supported"
+            )
+        found["resample"] = RESAMPLES[processor["resample"]]
+    if kind == "lfm2_vl":
+        area = (vision.patch_size * merge) ** 2
+        sizes = {"min_pixels": "min_image_tokens", "max_pixels": "max_image_tokens"}
+        found |= {ours: int(processor[theirs]) * area for ours, theirs in sizes.items() if theirs in processor}
+    elif kind in ("qwen2_5_vl", "qwen3_vl"):
+        size = processor.get("size") or {}
+        for ours, theirs in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
+            if processor.get(ours) or theirs in size:
+                found[ours] = int(processor.get(ours) or size[theirs])
+    elif kind in ("llava", "gemma3"):
+        side = vision.positions * vision.patch_size
+        found |= {"side": side, "crop": bool(processor.get("do_center_crop")), "max_pixels": side**2, "min_pixels": 1}
+    else:
         raise UserError(
             f"a model of '{kind}' can be read and written, but its images are not processed here yet: train one of "
-            f"{', '.join(NATIVE)}, or a tower and a decoder as vision:DIR,decoder:DIR"
+            f"lfm2_vl, llava, qwen2_5_vl, qwen3_vl, gemma3, or a tower and a decoder as vision:DIR,decoder:DIR"
         )
-    spec, processor = start.family.spec, start.processor
-    found: dict[str, Any] = {"patch_size": spec.vision.patch_size, "merge": spec.connector.merge}
-    area = (spec.vision.patch_size * spec.connector.merge) ** 2
-    for ours, theirs in (("min_pixels", "min_image_tokens"), ("max_pixels", "max_image_tokens")):
-        if theirs in processor:
-            found[ours] = int(processor[theirs]) * area
     return found
