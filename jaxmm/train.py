@@ -338,6 +338,8 @@ class Run:
         say(f"jaxmm {jaxmm.__version__} on {jax.devices()[0].device_kind}, {shape}; compute in "
             f"{self.recipe.compute.dtype}, attention by '{_backend()}'")  # fmt: skip
         say(f"parameters: {sizes}" + (f"; frozen: {', '.join(self.recipe.frozen)}" if self.recipe.frozen else ""))
+        for line in self.recipe.start.differences() if self.recipe.start else ():
+            say(f"init_from: {line}")
         total = sum(self.corpus.shares)
         for source, share in zip(self.corpus.lengths, self.corpus.shares, strict=True):
             say(f"data: {source.name}, {len(source)} documents, {monitor.short(float(source.tokens_E.sum()))} tokens, "

@@ -44,6 +44,17 @@ class Start(NamedTuple):
     tokenizer: Path
     processor: dict[str, Any]
 
+    def differences(self) -> list[str]:
+        """What the folder does with images or text and we do not, for people to know."""
+        found = [
+            f"the folder's {key} is not followed: each image is one tile"
+            for key in ("do_image_splitting", "do_pan_and_scan", "crop_to_patches")
+            if self.processor.get(key)
+        ]
+        if any((self.tokenizer / name).exists() for name in ("chat_template.jinja", "chat_template.json")):
+            found.append("the folder's chat template is not followed: conversations have jaxmm's own markers")
+        return found
+
     def grown(self, vocabulary: int) -> Start:
         """With an embedding of so many rows."""
         model = self.family.spec
