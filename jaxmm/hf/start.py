@@ -19,6 +19,7 @@ from jaxmm.models.connector import ConnectorSpec
 from jaxmm.models.multimodal import ModelSpec
 
 SPARE = "spare.safetensors"
+OWN_END = "<|end|>"  # a chat template that has it is of an export of ours
 # What a tokenizer and an image processor are saved as.
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt",
@@ -51,7 +52,9 @@ class Start(NamedTuple):
             for key in ("do_image_splitting", "do_pan_and_scan", "crop_to_patches")
             if self.processor.get(key)
         ]
-        if any((self.tokenizer / name).exists() for name in ("chat_template.jinja", "chat_template.json")):
+        templates = [self.tokenizer / name for name in ("chat_template.jinja", "chat_template.json")]
+        written = "".join(path.read_text() for path in templates if path.exists())
+        if written and OWN_END not in written:
             found.append("the folder's chat template is not followed: conversations have jaxmm's own markers")
         return found
 
