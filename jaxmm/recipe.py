@@ -284,10 +284,9 @@ def eval_corpus(config: ConfigDict, recipe: Recipe) -> Corpus | None:
 
 def read_budgets(config: ConfigDict, corpus: Corpus) -> Budgets:
     """The budgets of a row, enough for every stage of the mixture."""
+    merge = corpus.lengths[0].spec.merge  # a folder's model may have another than the config
     found = [
-        choose_budgets(
-            corpus.lengths, shares, config.seq_len, config.patch_budget, config.target_budget, config.image.merge
-        )
+        choose_budgets(corpus.lengths, shares, config.seq_len, config.patch_budget, config.target_budget, merge)
         for shares in (corpus.shares, *(shares for _, shares in corpus.later))
     ]
     return Budgets(*map(max, zip(*found, strict=True)))
