@@ -62,17 +62,38 @@ class ImageSpec:
       patch_size: side of a square patch in pixels.
       merge: side, in patches, of the square of patches that becomes one soft token.
       min_pixels, max_pixels: bounds on the area an image is resized to, with its aspect kept.
+      side: of the square that every image is resized to instead; 0 is none.
+      crop: with a side, the aspect is kept, and what is longer is cut off at both ends (CLIP).
+      resample: "bicubic" or "bilinear".
+      window: side, in patches, of the windows whose patches travel together; 0 is none.
+      class_tokens: learned tokens of each image, which travel after its patches; with padding they fill merge groups.
+      text_axes: coordinates of a text position: 3 where soft tokens have a row and a column of their own (Qwen-VL).
+      two_way: the soft tokens of an image see each other both ways (Gemma 3).
     """
 
     patch_size: int = 16
     merge: int = 2
     min_pixels: int = 64 * 64
     max_pixels: int = 512 * 512
+    side: int = 0
+    crop: bool = False
+    resample: str = "bicubic"
+    window: int = 0
+    class_tokens: int = 0
+    text_axes: int = 1
+    two_way: bool = False
+
+    @property
+    def extra(self) -> int:
+        """Patch positions of an image that are no patches: class tokens, and what fills their merge groups."""
+        return -(-self.class_tokens // self.merge**2) * self.merge**2
 
     def __post_init__(self) -> None:
         factor = self.patch_size * self.merge
         if self.patch_size < 1 or self.merge < 1:
             raise ValueError(f"patch_size {self.patch_size} and merge {self.merge} must be positive")
+        if self.side % factor or self.window % self.merge:
+            raise ValueError(f"side {self.side} and window {self.window} must be whole soft tokens of {factor} pixels")
         if not factor * factor <= self.max_pixels or self.min_pixels > self.max_pixels:
             raise ValueError(
                 f"min_pixels {self.min_pixels} and max_pixels {self.max_pixels} must be in order and hold "

@@ -20,7 +20,8 @@ from jaxmm.data.plan import Budgets, Lengths, Pass, choose_budgets
 from jaxmm.data.prepared import Columns
 from jaxmm.errors import UserError
 from jaxmm.models.multimodal import Compute, make_model
-from jaxmm.recipe import Corpus, Recipe, eval_corpus, read_recipe, saved_params
+from jaxmm.parameters import saved_params
+from jaxmm.recipe import Corpus, Recipe, eval_corpus, read_recipe
 from jaxmm.train_step import Predictions, make_eval_step
 
 Figures = dict[str, Any]  # of one source: "loss", "answer_accuracy", ...
@@ -156,7 +157,7 @@ def main(argv: list[str]) -> int:
     args = command.parse(argv, FLAGS, config="workdir", about=__doc__ or "")
     workdir = Path(args.workdir)
     startup.split_cpu(args.config.mesh, args.config.batch_size)
-    recipe = read_recipe(args.config)
+    recipe = read_recipe(args.config, Path(args.workdir))
     corpus = eval_corpus(args.config, recipe)
     if corpus is None:
         raise UserError("this run has no held-out data: give --config.eval.path (and --config.eval.mixture)")

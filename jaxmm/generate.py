@@ -24,7 +24,8 @@ from jaxmm.data.prepared import InMemory
 from jaxmm.data.text import Template
 from jaxmm.errors import UserError
 from jaxmm.models.multimodal import Compute, make_model
-from jaxmm.recipe import read_recipe, saved_params
+from jaxmm.parameters import saved_params
+from jaxmm.recipe import read_recipe
 
 
 class Prompt(NamedTuple):
@@ -61,7 +62,9 @@ def prompt_batch(prompts: Sequence[Prompt], template: Template, image: ImageSpec
         raise UserError(f"{loaded.skipped[0].origin}: {loaded.skipped[0].reason}")
     # The answer's positions belong to the document from the start: causal attention keeps them unseen till written.
     inside = np.arange(budgets.tokens)[None] < (lengths.tokens_E + max_tokens)[:, None]
-    positions = np.broadcast_to(np.arange(budgets.tokens, dtype=np.int32)[None, :, None], (*inside.shape, 1))
+    positions = loaded.batch.text.positions.copy()
+    for row, length in zip(positions, lengths.tokens_E, strict=True):  # what is written goes on after the prompt
+        row[length:] = row[:length].max(initial=-1) + 1 + np.arange(len(row) - length)[:, None]
     text = loaded.batch.text._replace(segments=inside.astype(np.int32), positions=positions)
     return loaded.batch._replace(text=text), np.asarray(lengths.tokens_E, np.int32)
 
@@ -139,7 +142,7 @@ def main(argv: list[str]) -> int:
         if not Path(name).is_file():
             raise UserError(f"--image {name}: there is no such file")
         pictures.append(Image(path=str(Path(name).resolve())))
-    recipe = read_recipe(args.config)
+    recipe = read_recipe(args.config, Path(args.workdir))
     mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
     with jax.set_mesh(mesh):
         params = saved_params(Path(args.workdir), recipe, mesh, args.step or None)

@@ -6,15 +6,12 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
-from jaxmm import sharding
 from jaxmm.batch import ImageSpec
-from jaxmm.checkpoint import Checkpoints
 from jaxmm.data import demo, files
 from jaxmm.data.assemble import Assembler
 from jaxmm.data.documents import Source
@@ -24,13 +21,15 @@ from jaxmm.data.prepared import Prepared, holds_prepared, open_prepared
 from jaxmm.data.progress import Progress
 from jaxmm.data.remote import default_cache
 from jaxmm.data.sources import read_sources
-from jaxmm.data.text import Template, load_tokenizer
+from jaxmm.data.text import Markup, Template, load_tokenizer
 from jaxmm.errors import UserError, nearest
+from jaxmm.hf.start import MARKUP, Start, image_settings, read_start
 from jaxmm.models.connector import ConnectorSpec
 from jaxmm.models.decoder import DecoderSpec
-from jaxmm.models.multimodal import PARTS, Compute, ModelSpec, Params, flat_axes, make_model
+from jaxmm.models.multimodal import PARTS, Compute, ModelSpec
 from jaxmm.models.vit import VisionSpec
 
+MODEL = "model"  # folder of a workdir: the small files of the model that the run started from
 VOCABULARY_MULTIPLE = 128  # the embedding's rows are padded to a multiple, for even shards and aligned matmuls
 
 
@@ -147,22 +146,41 @@ def load_corpus(
 
 
 class DataRecipe(NamedTuple):
-    """What the data side needs of a config: enough to plan and to fill batches, and no JAX device is looked for."""
+    """What the data side needs of a config: enough to plan and to fill batches, and no JAX device is looked for.
+
+    ``start``: the Hugging Face model that ``config.init_from`` names, if it does.
+    """
 
     template: Template
     image: ImageSpec
     cache: Path
+    start: Start | None
 
 
-def read_data(config: ConfigDict) -> DataRecipe:
-    """Builds the data side's specs; mistakes in them are UserErrors that name the group."""
-    data = config.data
-    template = Template(load_tokenizer(data.tokenizer), data.objective, data.image_tokens, data.predict_image_tokens)
+def read_data(config: ConfigDict, workdir: Path | None = None) -> DataRecipe:
+    """Builds the data side's specs; mistakes in them are UserErrors that name the group.
+
+    Args:
+      workdir: of the run, which keeps the small files of the model that it started from.
+    """
+    data, image = config.data, dict(config.image)
+    start = read_start(config.init_from, workdir and workdir / MODEL, config.image.merge, config.connector.mlp)
+    tokenizer = load_tokenizer(data.tokenizer or (str(start.tokenizer) if start else ""))
+    if start:
+        rows = start.family.spec.decoder.vocab_size
+        if len(tokenizer) > rows and not data.tokenizer:
+            raise UserError(
+                f"{start.tokenizer}: its tokenizer has {len(tokenizer)} tokens, the model's vocabulary only {rows}: "
+                f"the folder is not whole, or its files are of two models"
+            )
+        image |= image_settings(start)
+    markup = Markup(*MARKUP.get(start.config["model_type"], Markup())) if start else Markup()
+    template = Template(tokenizer, data.objective, data.image_tokens, data.predict_image_tokens, markup)
     try:
-        image = ImageSpec(**config.image)
+        spec = ImageSpec(**image)
     except (TypeError, ValueError) as error:
         raise UserError(f"config.image: {error}") from error
-    return DataRecipe(template, image, cache_folder(config))
+    return DataRecipe(template, spec, cache_folder(config), start)
 
 
 class Recipe(NamedTuple):
@@ -174,32 +192,43 @@ class Recipe(NamedTuple):
     compute: Compute
     frozen: tuple[str, ...]
     cache: Path
+    start: Start | None = None
 
 
-def read_recipe(config: ConfigDict) -> Recipe:
-    """Builds the specs; mistakes in them are UserErrors that name the group."""
-    template, image, cache = read_data(config)
-    try:
-        vocabulary = -(-template.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
-        model = ModelSpec(
-            vision=VisionSpec(**config.vision, patch_size=image.patch_size),
-            connector=ConnectorSpec(**config.connector, merge=image.merge),
-            decoder=DecoderSpec(**config.decoder, vocab_size=vocabulary),
-        )
-    except (TypeError, ValueError) as error:
-        raise UserError(f"config.vision, connector or decoder: {error}") from error
+def read_recipe(config: ConfigDict, workdir: Path | None = None) -> Recipe:
+    """Builds the specs; mistakes in them are UserErrors that name the group. ``workdir``: as of ``read_data``."""
+    template, image, cache, start = read_data(config, workdir)
+    vocabulary = -(-template.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+    if start:
+        if template.vocab_size > start.family.spec.decoder.vocab_size:
+            start = start.grown(vocabulary)
+        model = start.family.spec
+    else:
+        model = _model_of(config, image, vocabulary)
     frozen = tuple(p.strip() for p in config.optimizer.freeze.split(",") if p.strip())
     for part in frozen:
         if part not in PARTS:
             raise UserError(f"config.optimizer.freeze: no part '{part}': the parts are {', '.join(PARTS)}")
     if set(frozen) == set(PARTS):
         raise UserError("config.optimizer.freeze freezes every part: nothing is left to train")
-    return Recipe(template, image, model, read_compute(config), frozen, cache)
+    return Recipe(template, image, model, read_compute(config, model), frozen, cache, start)
 
 
-def read_compute(config: ConfigDict) -> Compute:
+def _model_of(config: ConfigDict, image: ImageSpec, vocabulary: int) -> ModelSpec:
+    """The model whose sizes the config has."""
+    try:
+        return ModelSpec(
+            vision=VisionSpec(**config.vision, patch_size=image.patch_size),
+            connector=ConnectorSpec(**config.connector, merge=image.merge),
+            decoder=DecoderSpec(**config.decoder, vocab_size=vocabulary),
+        )
+    except (TypeError, ValueError) as error:
+        raise UserError(f"config.vision, connector or decoder: {error}") from error
+
+
+def read_compute(config: ConfigDict, model: ModelSpec) -> Compute:
     on_cpu = jax.default_backend() == "cpu"
-    layers = max(config.vision.layers, config.decoder.layers)
+    layers = max(model.vision.layers, model.decoder.layers)
     return Compute(
         dtype=config.compute.dtype or ("float32" if on_cpu else "bfloat16"),
         remat=config.compute.remat,
@@ -255,10 +284,9 @@ def eval_corpus(config: ConfigDict, recipe: Recipe) -> Corpus | None:
 
 def read_budgets(config: ConfigDict, corpus: Corpus) -> Budgets:
     """The budgets of a row, enough for every stage of the mixture."""
+    merge = corpus.lengths[0].spec.merge  # a folder's model may have another than the config
     found = [
-        choose_budgets(
-            corpus.lengths, shares, config.seq_len, config.patch_budget, config.target_budget, config.image.merge
-        )
+        choose_budgets(corpus.lengths, shares, config.seq_len, config.patch_budget, config.target_budget, merge)
         for shares in (corpus.shares, *(shares for _, shares in corpus.later))
     ]
     return Budgets(*map(max, zip(*found, strict=True)))
@@ -305,55 +333,3 @@ def make_assembler(config: ConfigDict, image: ImageSpec, corpus: Corpus, budgets
         corpus.lengths, budgets, image, jitter=config.data.jitter, seed=config.seed,
         loss_weights=[weights.get(name, 1.0) for name in corpus.names], fast_decode=config.data.fast_decode,
     )  # fmt: skip
-
-
-def place_params(model: ModelSpec, tree: Any, mesh: Mesh) -> Any:
-    """Shardings of a tree that holds parameters, or moments of theirs, under the parameters' own paths.
-
-    A leaf whose path ends in a parameter's path lies as that parameter does; all others are on every device.
-    """
-    axes = {path: (shape, names) for path, (shape, names) in flat_axes(model).items()}
-
-    def where(path: tuple, leaf: Any) -> NamedSharding:
-        keys = tuple(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
-        for start in range(len(keys)):
-            found = axes.get(keys[start:])
-            if found and found[0] == tuple(leaf.shape):
-                return NamedSharding(mesh, sharding.partition(found[1], found[0], mesh))
-        return sharding.replicated(mesh)
-
-    return jax.tree_util.tree_map_with_path(where, tree)
-
-
-def init_params(config: ConfigDict, recipe: Recipe, mesh: Mesh, restoring: bool = False) -> Params:
-    """Parameters on the mesh: fresh from the seed, or from ``config.init_from``.
-
-    With ``restoring`` only their shapes, for a checkpoint to fill.
-    """
-    init, _ = make_model(recipe.model)
-    abstract = jax.eval_shape(init, jax.random.key(0))
-    where = place_params(recipe.model, abstract, mesh)
-    if restoring:
-        return abstract
-    if config.init_from:
-        return saved_params(Path(config.init_from), recipe, mesh)
-    # Sharded parameters get the same numbers as unsharded ones: JAX's keys are counters.
-    return jax.jit(init, out_shardings=where)(jax.random.key(config.seed))
-
-
-def load_params(workdir: Path, abstract: Params, step: int | None = None) -> Params:
-    """The parameters of another run's newest checkpoint, onto the shardings of ``abstract``."""
-    folder = workdir / "checkpoints"
-    if not folder.is_dir():
-        kind = "a Hugging Face folder, which is not supported yet" if (workdir / "config.json").exists() else "no run"
-        raise UserError(f"{workdir} holds no checkpoints ({kind}): give the workdir of a run that has saved")
-    with Checkpoints(folder) as checkpoints:
-        return checkpoints.restore_part(abstract, "params", step)
-
-
-def saved_params(workdir: Path, recipe: Recipe, mesh: Mesh, step: int | None = None) -> Params:
-    """The parameters of a run's checkpoint (the newest by default), on this mesh."""
-    abstract = jax.eval_shape(make_model(recipe.model)[0], jax.random.key(0))
-    where = place_params(recipe.model, abstract, mesh)
-    shapes = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, where)
-    return load_params(workdir, shapes, step)

@@ -39,14 +39,13 @@ from jaxmm.generate import answers, make_generator
 from jaxmm.models.flops import batch_flops, parameter_counts
 from jaxmm.models.multimodal import flat_axes, linear_maps, make_model
 from jaxmm.optimizer import OPTIMIZERS, make_optimizer, make_schedule
+from jaxmm.parameters import init_params, place_params
 from jaxmm.recipe import (
     Corpus,
     Recipe,
     eval_corpus,
-    init_params,
     make_assembler,
     make_plan,
-    place_params,
     read_budgets,
     read_recipe,
     read_steps,
@@ -167,7 +166,7 @@ class Run:
         self.is_first = jax.process_index() == 0
         self.mesh = sharding.make_mesh(config.mesh)
         sharding.check_rows(self.mesh, config.batch_size, config.accumulation)
-        self.recipe: Recipe = read_recipe(config)
+        self.recipe: Recipe = read_recipe(config, workdir)
         self.corpus = train_corpus(config, self.recipe)
         self.held_out = eval_corpus(config, self.recipe)
         self.budgets = read_budgets(config, self.corpus)
@@ -237,9 +236,12 @@ class Run:
     def initial_state(self) -> TrainState:
         """The state at ``self.start``: restored onto this mesh, from ``init_from``, or fresh."""
         make = functools.partial(init_state, optimizer=self.optimizer, frozen=self.recipe.frozen)
-        params = init_params(self.config, self.recipe, self.mesh, restoring=bool(self.start))
         if not self.start:
+            params = init_params(
+                self.recipe, self.mesh, self.workdir, init_from=self.config.init_from, seed=self.config.seed
+            )  # fmt: skip
             return jax.jit(make, out_shardings=self._state_shardings(make, params))(params)
+        params = jax.eval_shape(make_model(self.recipe.model)[0], jax.random.key(0))
         abstract = jax.eval_shape(make, params)
         where = self._state_shardings(make, params)
         abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, where)
@@ -336,6 +338,8 @@ class Run:
         say(f"jaxmm {jaxmm.__version__} on {jax.devices()[0].device_kind}, {shape}; compute in "
             f"{self.recipe.compute.dtype}, attention by '{_backend()}'")  # fmt: skip
         say(f"parameters: {sizes}" + (f"; frozen: {', '.join(self.recipe.frozen)}" if self.recipe.frozen else ""))
+        for line in self.recipe.start.differences() if self.recipe.start else ():
+            say(f"init_from: {line}")
         total = sum(self.corpus.shares)
         for source, share in zip(self.corpus.lengths, self.corpus.shares, strict=True):
             say(f"data: {source.name}, {len(source)} documents, {monitor.short(float(source.tokens_E.sum()))} tokens, "

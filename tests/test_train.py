@@ -10,76 +10,25 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from pathlib import Path
 
-import numpy as np
-import orbax.checkpoint as ocp
-import PIL.Image
 import pytest
+import small_run
+from small_run import PAGES, ROOT, assert_same_bits, saved
 
 from jaxmm import evaluate, generate, monitor, train
 from jaxmm.checkpoint import Checkpoints
 from jaxmm.errors import UserError
 
-ROOT = Path(__file__).parents[1]
-PAGES = 8
-COLOURS = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (40, 80, 220)}
-TINY = (
-    "--config.batch_size=8", "--config.seq_len=128", "--config.mesh.data=1", "--config.mesh.fsdp=8",
-    "--config.image.min_pixels=256", "--config.image.max_pixels=1024",
-    "--config.vision.width=16", "--config.vision.layers=1", "--config.vision.heads=2", "--config.vision.mlp=32",
-    "--config.connector.mlp=32", "--config.decoder.width=32", "--config.decoder.layers=2", "--config.decoder.heads=2",
-    "--config.decoder.head_dim=16", "--config.decoder.mlp=64", "--config.log.every=2", "--config.eval.every=4",
-    "--config.checkpoint.every=2", "--config.log.tensorboard=False", "--config.optimizer.warmup=2",
-    "--config.optimizer.schedule=constant",  # one that does not depend on the steps
-)  # fmt: skip
-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """A LLaMA-Factory folder: pictures of one colour with one-word answers, and plain text longer than a row."""
-    folder = tmp_path_factory.mktemp("data")
-    records = []
-    for i in range(24):
-        name = list(COLOURS)[i % 3]
-        PIL.Image.new("RGB", (32, 24), COLOURS[name]).save(folder / f"{i}.png")
-        turns = [{"role": "user", "content": "<image>Colour?"}, {"role": "assistant", "content": name}]
-        records.append({"messages": turns, "images": [f"{i}.png"]})
-    (folder / "colours.json").write_text(json.dumps(records))
-    (folder / "pages.jsonl").write_text("\n".join(json.dumps({"text": f"{i} " + "words " * 50}) for i in range(PAGES)))
-    tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
-    columns = {"messages": "messages", "images": "images"}
-    info = {
-        "colours": {"file_name": "colours.json", "formatting": "sharegpt", "columns": columns, "tags": tags},
-        "pages": {"file_name": "pages.jsonl", "columns": {"prompt": "text"}},
-    }
-    (folder / "dataset_info.json").write_text(json.dumps(info))
-    return folder
+    return small_run.make_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
 def arguments(data, tmp_path_factory) -> list[str]:
-    cache = tmp_path_factory.getbasetemp() / "cache"
-    info = data / "dataset_info.json"
-    return [
-        f"--config={ROOT / 'configs/base.py'}", *TINY, f"--config.data.cache={cache}", f"--config.data.path={info}",
-        "--config.data.mixture=colours:0.7,pages:0.3", f"--config.eval.path={info}", "--config.eval.mixture=colours",
-        "--config.steps=8",
-    ]  # fmt: skip
-
-
-def saved(workdir: Path, step: int) -> dict[str, np.ndarray]:
-    """Every array of a checkpoint by its name, as they lie on disk."""
-    with warnings.catch_warnings(action="ignore"):  # Orbax warns that the arrays keep the sharding they were saved with
-        tree = ocp.PyTreeCheckpointer().restore(workdir / "checkpoints" / str(step) / "state")
-    return {name: np.asarray(array) for name, array in tree.items()}
-
-
-def assert_same_bits(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
-    assert a.keys() == b.keys()
-    for name in a:
-        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+    return small_run.arguments(data, tmp_path_factory.getbasetemp() / "cache")
 
 
 @pytest.fixture(scope="module")

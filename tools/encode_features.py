@@ -37,7 +37,8 @@ from jaxmm.data.progress import Progress
 from jaxmm.data.sources import read_sources
 from jaxmm.errors import UserError, nearest
 from jaxmm.models.multimodal import make_model
-from jaxmm.recipe import Recipe, parse_schedule, read_recipe, saved_params
+from jaxmm.parameters import saved_params
+from jaxmm.recipe import Recipe, parse_schedule, read_recipe
 
 CHUNK_DOCUMENTS = 256  # whose images are encoded together
 PATCHES = 4096  # encoded at once, or those of the largest image
@@ -63,7 +64,7 @@ class Encoder:
         self.patches = max(largest, PATCHES // spec.merge**2 * spec.merge**2)
         _, apply = make_model(recipe.model)
         self._run: Callable[[Any, Batch], jax.Array] = jax.jit(
-            lambda params, batch: apply(params, batch, recipe.compute, method="features")
+            lambda params, batch: apply(params, batch, recipe.compute, method="features").last_BND
         )
         self._pool = ThreadPoolExecutor(processes.cores())
 
@@ -295,7 +296,9 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--output is missing: {FLAGS['output'][1]}")
     if args.dtype not in DTYPES:
         raise UserError(f"--dtype '{args.dtype}' is not one of {', '.join(DTYPES)}{nearest(args.dtype, DTYPES)}")
-    recipe, output = read_recipe(args.config), Path(args.output)
+    recipe, output = read_recipe(args.config, Path(args.workdir)), Path(args.output)
+    if recipe.model.vision.taps:
+        raise UserError("this tower's inner layers go to the decoder too, which ready-made features cannot hold")
     sources = raw_sources(args.config)
     mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
     with jax.set_mesh(mesh), space_wanted(output):

@@ -102,6 +102,40 @@ def lay_out(lengths: Lengths, piece: Piece, tokens: np.ndarray) -> Layout:
     )
 
 
+def text_positions(slots: np.ndarray, grids: Sequence[tuple[int, int]], spec: ImageSpec) -> np.ndarray:
+    """int32 (T, axes): positions of a piece.
+
+    With several axes the soft tokens of an image count its rows and columns from where it stands, and the text after it
+    goes on after the larger of the two (Qwen2-VL).
+
+    Args:
+      slots: of each position, the number of its soft token in the piece, or IGNORED.
+      grids: (rows, columns) of soft tokens of each medium.
+    """
+    places = np.arange(len(slots), dtype=np.int32)
+    if spec.text_axes == 1 or not grids:
+        return np.repeat(places[:, None], spec.text_axes, 1)
+    found = np.repeat(places[:, None], spec.text_axes, 1)
+    starts = np.flatnonzero(slots >= 0)[np.cumsum([0, *(rows * columns for rows, columns in grids[:-1])])]
+    moved = 0
+    for start, (rows, columns) in zip(starts.tolist(), grids, strict=True):
+        stop = start + rows * columns
+        found[start:stop] = start + moved
+        found[start:stop, 1] += np.repeat(np.arange(rows, dtype=np.int32), columns)
+        found[start:stop, 2] += np.tile(np.arange(columns, dtype=np.int32), rows)
+        step = max(rows, columns) - rows * columns
+        found[stop:] += step
+        moved += step
+    return found
+
+
+def two_way_blocks(slots: np.ndarray, grids: Sequence[tuple[int, int]]) -> np.ndarray:
+    """int32 (T,): the number of the medium, from 1, whose soft token stands at a position; 0 for text."""
+    counts = [rows * columns for rows, columns in grids]
+    number = np.append(np.repeat(np.arange(1, len(grids) + 1), counts), 0)
+    return number[slots].astype(np.int32)  # IGNORED, -1, is the last
+
+
 @functools.lru_cache(maxsize=4096)
 def _patch_positions(rows: int, columns: int, spec: ImageSpec) -> np.ndarray:
     return media.patch_positions(rows, columns, spec)
@@ -115,7 +149,7 @@ def empty_batch(rows: int, budgets: Budgets, spec: ImageSpec, feature_width: int
         return np.zeros(shape, dtype)
 
     return Batch(
-        text=Stream(zeros(B, T), zeros(B, T, 1), zeros(B, T)),
+        text=Stream(zeros(B, T), zeros(B, T, spec.text_axes), zeros(B, T)),
         patches=Stream(zeros(B, N, spec.patch_size**2 * 3, dtype=np.uint8), zeros(B, N, 3), zeros(B, N)),
         grids_BM3=zeros(B, M, 3),
         slots_BT=np.full((B, T), IGNORED, np.int32),
@@ -191,13 +225,15 @@ class Assembler:
             first_image = int(lengths.prepared.images_E1[piece.example])
             images = {i: record.images[i - first_image] for i in layout.images}
             try:
-                free, slots = self._fill_media(batch, b, free, piece, images)
+                free, slots, grids = self._fill_media(batch, b, free, piece, images)
             except media.BadMedia as error:
                 _clear_media(batch, b, free)  # of those before the bad one
                 skipped.append(Skipped(record.origin, str(error)))
                 continue  # its place stays padding: the plan does not move
             batch.text.values[b, here] = layout.tokens
-            batch.text.positions[b, here, 0] = np.arange(len(layout.tokens))
+            batch.text.positions[b, here] = text_positions(layout.slots, grids, self.spec)
+            if self.spec.two_way:
+                batch.blocks_BT[b, here] = two_way_blocks(layout.slots, grids)
             batch.text.segments[b, here] = segment
             batch.slots_BT[b, here] = np.where(layout.slots >= 0, slots[layout.slots], IGNORED)
             batch.targets_BT[b, here] = layout.targets
@@ -208,45 +244,58 @@ class Assembler:
 
     def _fill_media(
         self, batch: Batch, b: int, free: _Free, piece: Piece, images: dict[int, Image | Features | None]
-    ) -> tuple[_Free, np.ndarray]:
+    ) -> tuple[_Free, np.ndarray, list[tuple[int, int]]]:
         """Writes a piece's media, by their numbers in the source, one after the other.
 
         Returns:
-          What is free then, and where in the row's soft-token table the piece's soft tokens are. There is one more,
-          which is no soft token's.
+          What is free then; where in the row's soft-token table the piece's soft tokens are, and one more, which is no
+          soft token's; and (rows, columns) of soft tokens of each medium that has some.
 
         Raises:
           BadMedia: if one cannot be used; some patches and vectors may then be written.
         """
         lengths, group = self.lengths[piece.source], self.spec.merge**2
-        table = [np.full(1, IGNORED)]
+        table, grids = [np.full(1, IGNORED)], []
         for i, medium in images.items():
-            units = int(lengths.units_I[i])
+            units, count = int(lengths.units_I[i]), int(lengths.slots_I[i])
+            order = np.arange(count)
             if isinstance(medium, Image):
                 first = free.patch // group
-                self._fill_image(batch, b, free, piece, i, medium)
+                grid = self._fill_image(batch, b, free, piece, i, medium)
+                order = np.argsort(media.group_order(*grid, self.spec))
                 free = free._replace(patch=free.patch + units, tile=free.tile + 1)
             elif isinstance(medium, Features):
                 first = (self.budgets.patches + free.vector) // group
-                self._fill_features(batch, b, free, piece, i, medium)
+                grid = self._fill_features(batch, b, free, piece, i, medium)
                 free = free._replace(vector=free.vector + units, medium=free.medium + 1)
             else:
                 continue  # discrete tokens are text
-            table.insert(-1, np.arange(first, first + units // group))
-        return free, np.concatenate(table)
+            table.insert(-1, first + order)
+            grids.append(grid)
+        return free, np.concatenate(table), grids
 
-    def _fill_image(self, batch: Batch, b: int, free: _Free, piece: Piece, i: int, image: Image) -> None:
+    def _fill_image(self, batch: Batch, b: int, free: _Free, piece: Piece, i: int, image: Image) -> tuple[int, int]:
+        """Writes one image; returns (rows, columns) of its soft tokens."""
         lengths = self.lengths[piece.source]
         prepared = lengths.prepared
         size = int(prepared.image_height_I[i]), int(prepared.image_width_I[i])
-        there = slice(free.patch, free.patch + int(lengths.units_I[i]))
+        count, extra = int(lengths.units_I[i]), self.spec.extra
+        there = slice(free.patch, free.patch + count - extra)
         values = batch.patches.values[b, there]
         _, grid = media.patches(image, self.spec, size, self._edges(piece, i), fast=self.fast_decode, out=values)
         batch.patches.positions[b, there, 1:] = _patch_positions(*grid, self.spec)
         batch.patches.segments[b, there] = free.tile + 1
         batch.grids_BM3[b, free.tile] = 1, *grid
+        learned = slice(there.stop, there.stop + self.spec.class_tokens)
+        batch.patches.positions[b, learned, 1] = -1
+        batch.patches.positions[b, learned, 2] = np.arange(self.spec.class_tokens)
+        batch.patches.segments[b, learned] = free.tile + 1
+        return grid[0] // self.spec.merge, grid[1] // self.spec.merge
 
-    def _fill_features(self, batch: Batch, b: int, free: _Free, piece: Piece, i: int, features: Features) -> None:
+    def _fill_features(
+        self, batch: Batch, b: int, free: _Free, piece: Piece, i: int, features: Features
+    ) -> tuple[int, int]:
+        """Writes the vectors of one image; returns (rows, columns) of its soft tokens, or (count, 1)."""
         lengths = self.lengths[piece.source]
         prepared = lengths.prepared
         known = Extent(int(prepared.image_height_I[i]), int(prepared.image_width_I[i]), int(prepared.image_kind_I[i]))
@@ -255,6 +304,9 @@ class Assembler:
         batch.features.values[b, there] = read_vectors(features, self.spec, known)
         batch.features.positions[b, there, 0] = np.arange(there.stop - there.start)
         batch.features.segments[b, there] = free.medium + 1
+        merge = self.spec.merge
+        is_grid = known.width > 1
+        return (known.height // merge, known.width // merge) if is_grid else (known.height // merge**2, 1)
 
     def _edges(self, piece: Piece, i: int) -> media.Edges | None:
         """Other ones for each pass over an image, the same ones for whoever loads it."""

@@ -5,6 +5,7 @@ A file's header is all that preparing and planning need, as of an image; vectors
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import IO, Any, NamedTuple
 
@@ -64,7 +65,8 @@ def read_vectors(features: Features, spec: ImageSpec, known: Extent) -> np.ndarr
     except (OSError, ValueError, EOFError) as error:
         raise BadMedia("truncated") from error  # its header was whole
     if found.ndim == 3:
-        row, column = media.patch_positions(found.shape[0], found.shape[1], spec).T
+        in_groups = dataclasses.replace(spec, window=0)  # soft tokens of ready-made features are in reading order
+        row, column = media.patch_positions(found.shape[0], found.shape[1], in_groups).T
         found = found[row, column]
     with np.errstate(over="ignore"):
         found = np.asarray(found, np.float32)

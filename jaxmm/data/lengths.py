@@ -12,7 +12,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -43,8 +43,8 @@ class Lengths:
     Attributes:
       all_needs: int32 (E, budgets), what each example takes of each budget, in the order of Budgets; its columns are
         ``tokens_E`` (soft tokens included), ``patches_E``, ``items_E``, ``targets_E`` and ``features_E``.
-      units_I: int32, patches of each image, vectors of ready-made features, 0 of discrete tokens; ``slots_I`` are its
-        soft tokens.
+      units_I: int32, patch positions of each image (class tokens included), vectors of ready-made features, 0 of
+        discrete tokens; ``slots_I`` are its soft tokens.
       feature_width: D of the feature vectors, 0 where there are none.
     """
 
@@ -105,7 +105,7 @@ class Lengths:
 
     @functools.cached_property
     def slots_I(self) -> np.ndarray:
-        return self.units_I // self.spec.merge**2
+        return soft_tokens(self.units_I, self.prepared.image_kind_I, self.spec)
 
     def patches_of(self, images: np.ndarray | slice) -> np.ndarray:
         """int64: the patches of some media, 0 of those that are no images."""
@@ -135,6 +135,11 @@ class Lengths:
         return found
 
 
+def soft_tokens(units: Any, kinds: Any, spec: ImageSpec) -> Any:
+    """How many soft tokens media give, by their patch positions or vectors and by their kinds; ints or arrays."""
+    return (units - spec.extra * (np.asarray(kinds) == IMAGE)) // spec.merge**2
+
+
 def _count(prepared: Columns, spec: ImageSpec) -> tuple[np.ndarray, np.ndarray]:
     """(all_needs, units_I) of a source.
 
@@ -153,7 +158,8 @@ def _count(prepared: Columns, spec: ImageSpec) -> tuple[np.ndarray, np.ndarray]:
         images = images - block.start  # not in place: it may be the index itself
         units_I[block] = units = _units(prepared, block, spec)
         needs = all_needs[start:stop]
-        needs[:, 0] = tokens + _sums(units // spec.merge**2, images)
+        kinds = np.asarray(prepared.image_kind_I[block])
+        needs[:, 0] = tokens + _sums(soft_tokens(units, kinds, spec), images)
         needs[:, 1] = needs_of_all = _sums(units, images)
         needs[:, 2] = np.diff(images)
         if not is_image.all():
@@ -173,8 +179,9 @@ def _units(prepared: Columns, media_slice: slice, spec: ImageSpec) -> np.ndarray
         for column in (prepared.image_height_I, prepared.image_width_I, prepared.image_kind_I)
     )
     rows, columns = media.grid_size(height, width, spec)
+    patches = rows * columns + spec.extra
     if not kind.any():
-        return rows * columns
+        return patches
     is_features, merge = kind > IMAGE, spec.merge
     # Vectors in tower order, (n, 1), need whole groups; a grid needs whole squares.
     uneven = np.where(width == 1, height % merge**2, height % merge + width % merge) > 0
@@ -184,7 +191,7 @@ def _units(prepared: Columns, media_slice: slice, spec: ImageSpec) -> np.ndarray
             f"{prepared.meta['name']} has feature vectors of {height[which]} x {width[which]}, which do not merge by "
             f"{merge} x {merge}: set config.image.merge to what divides them"
         )
-    return np.where(is_features, height * width, np.where(kind == IMAGE, rows * columns, 0))
+    return np.where(is_features, height * width, np.where(kind == IMAGE, patches, 0))
 
 
 def _run_targets(prepared: Columns, runs: slice, offsets: np.ndarray, tokens: np.ndarray) -> np.ndarray:

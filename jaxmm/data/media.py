@@ -42,6 +42,7 @@ ADVICE = {
 }
 REASONS = tuple(ADVICE)
 
+RESAMPLES = {"bicubic": PIL.Image.Resampling.BICUBIC, "bilinear": PIL.Image.Resampling.BILINEAR}
 ORIENTATION = 0x0112  # the EXIF tag
 RETRY_SECONDS = (0.5, 2.0)  # waits between the tries to read an image by URL
 
@@ -178,6 +179,9 @@ def grid_size(height: Any, width: Any, spec: ImageSpec) -> tuple[Any, Any]:
     Returns:
       Multiples of spec.merge, at least one each: ints, or int64 arrays of that shape.
     """
+    if spec.side:
+        square = np.full(np.shape(height), spec.side // spec.patch_size, np.int64)
+        return (square, square) if square.ndim else (int(square), int(square))
     factor = spec.patch_size * spec.merge
     largest = spec.max_pixels // factor**2  # area in soft tokens
     area = np.multiply(height, width, dtype=np.float64)
@@ -206,11 +210,6 @@ def grid_size(height: Any, width: Any, spec: ImageSpec) -> tuple[Any, Any]:
 @functools.lru_cache(maxsize=65536)
 def _grid(height: int, width: int, spec: ImageSpec) -> tuple[int, int]:
     return grid_size(height, width, spec)
-
-
-def soft_tokens(rows: Any, columns: Any, spec: ImageSpec) -> Any:
-    """Returns how many soft tokens a grid of patches gives; ints or arrays."""
-    return rows * columns // spec.merge**2
 
 
 def decode(image: Image) -> PIL.Image.Image:
@@ -273,7 +272,7 @@ def patches(
     fast: bool = False,
     out: np.ndarray | None = None,
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """Decodes an image, resizes it (bicubic) to its grid, and cuts it into patches.
+    """Decodes an image, resizes it to its grid, and cuts it into patches.
 
     Args:
       size: the (height, width) it had when it was prepared.
@@ -283,29 +282,49 @@ def patches(
       out: where to write the patches: contiguous, as large as what is returned, which it then is.
 
     Returns:
-      uint8 (rows * columns, patch_size**2 * 3) in tower order, and (rows, columns). The bytes of a patch are in the
-      order (row, column, channel), as transformers' Siglip2 image processor flattens them.
+      uint8 (rows * columns, patch_size**2 * 3) in the order of ``patch_positions``, and (rows, columns). The bytes of a
+      patch are in the order (row, column, channel), as transformers' Siglip2 image processor flattens them.
 
     Raises:
       BadMedia: if it cannot be decoded to its end, or now has another size.
     """
     rows, columns = _grid(*size, spec)
     merge, side = spec.merge, spec.patch_size
-    frame = _frame(columns * side, rows * side, edges)
+    shown = _before_crop(*size, spec) if spec.crop else (rows * side, columns * side)
+    frame = _frame(shown[1], shown[0], edges)
     with _opened(image) as opened:
         orientation = _orientation(opened)
         if _size(opened, orientation) != tuple(size):
             raise BadMedia("changed")
         extent = _draft(opened, orientation, frame) if fast else (0.0, 0.0, float(size[1]), float(size[0]))
         picture = _decoded(opened, orientation)
-    pixels = _resized(picture, extent, frame)
+    pixels = _resized(picture, extent, frame, RESAMPLES[spec.resample])
+    if spec.crop:
+        pixels = _middle(pixels, spec.side)
     if out is None:
         out = np.empty((rows * columns, side * side * 3), np.uint8)
     # A patch's row of pixels is moved as one item.
     line = np.dtype(("V", side * 3))
     lines = pixels.reshape(rows * side, -1).view(line).reshape(rows // merge, merge, side, columns // merge, merge)
-    out.view(line).reshape(rows // merge, columns // merge, merge, merge, side)[...] = lines.transpose(0, 3, 1, 4, 2)
+    groups = out.view(line).reshape(-1, merge, merge, side)
+    in_rows = lines.transpose(0, 3, 1, 4, 2)
+    if spec.window:
+        groups[...] = in_rows.reshape(groups.shape)[group_order(rows // merge, columns // merge, spec)]
+    else:
+        groups.reshape(in_rows.shape)[...] = in_rows
     return out, (rows, columns)
+
+
+def _before_crop(height: int, width: int, spec: ImageSpec) -> tuple[int, int]:
+    """(height, width) of a picture whose shorter side is ``spec.side``, as CLIP's processor rounds it."""
+    short = min(height, width)
+    return int(spec.side * height / short), int(spec.side * width / short)
+
+
+def _middle(pixels: np.ndarray, side: int) -> np.ndarray:
+    """The square in the middle of (height, width, 3)."""
+    top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
+    return np.ascontiguousarray(pixels[top : top + side, left : left + side])
 
 
 class _Frame(NamedTuple):
@@ -352,14 +371,16 @@ def _draft(opened: PIL.Image.Image, orientation: int, frame: _Frame) -> tuple[fl
     return left, top, left + right, top + bottom
 
 
-def _resized(picture: PIL.Image.Image, extent: tuple[float, float, float, float], frame: _Frame) -> np.ndarray:
+def _resized(
+    picture: PIL.Image.Image, extent: tuple[float, float, float, float], frame: _Frame, resample: PIL.Image.Resampling
+) -> np.ndarray:
     """Returns uint8 (frame.height, frame.width, 3) of what of a picture is within ``extent``."""
     left, top, right, bottom = extent
     width, height, cut = right - left, bottom - top, frame.cut
     box = (left + cut.left * width, top + cut.top * height, right - cut.right * width, bottom - cut.bottom * height)
     inner = (frame.inner_width, frame.inner_height)
     if picture.size != inner or box != (0, 0, *inner):
-        picture = picture.resize(inner, PIL.Image.Resampling.BICUBIC, box=box)
+        picture = picture.resize(inner, resample, box=box)
     pixels = np.frombuffer(picture.tobytes(), np.uint8).reshape(frame.inner_height, frame.inner_width, 3)
     if inner == (frame.width, frame.height):
         return pixels
@@ -370,9 +391,19 @@ def _resized(picture: PIL.Image.Image, extent: tuple[float, float, float, float]
 def patch_positions(rows: int, columns: int, spec: ImageSpec) -> np.ndarray:
     """Returns int32 (rows * columns, 2): (row, column) of each patch in tower order.
 
-    Groups of merge x merge patches, which become one soft token, follow each other row by row; so do the patches of a
-    group within it.
+    Groups of merge x merge patches, which become one soft token, follow each other row by row, or window by window; so
+    do the patches of a group within it.
     """
     merge = spec.merge
     grid = np.indices((rows, columns), np.int32).reshape(2, rows // merge, merge, columns // merge, merge)
-    return grid.transpose(1, 3, 2, 4, 0).reshape(rows * columns, 2)
+    groups = grid.transpose(1, 3, 2, 4, 0).reshape(-1, merge**2, 2)
+    return groups[group_order(rows // merge, columns // merge, spec)].reshape(rows * columns, 2)
+
+
+def group_order(rows: int, columns: int, spec: ImageSpec) -> np.ndarray:
+    """int64 (rows * columns,): the merge groups of an image, numbered row by row, in the order in which they travel."""
+    if not spec.window:
+        return np.arange(rows * columns)
+    row, column = np.indices((rows, columns)).reshape(2, -1)
+    side = spec.window // spec.merge
+    return np.lexsort((column, row, column // side, row // side))

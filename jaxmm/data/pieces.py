@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxmm.batch import TARGET
 from jaxmm.data.features import IMAGE, TOKENS
-from jaxmm.data.lengths import Budgets, Lengths
+from jaxmm.data.lengths import Budgets, Lengths, soft_tokens
 from jaxmm.errors import UserError
 
 LONG_DOCUMENTS = ("split", "truncate", "drop")
@@ -98,7 +98,7 @@ class _Long:
         owner = np.repeat(np.arange(len(examples)), np.diff(self.images_E1))
         units = np.asarray(lengths.units_I[images], np.int64)
         kinds = np.asarray(prepared.image_kind_I[images])
-        slots = units // lengths.spec.merge**2
+        slots = soft_tokens(units, kinds, lengths.spec)
         # What media before each take of the budgets that only they take of, by the number of the budget.
         self.taken_before = {
             1: _before(np.where(kinds == IMAGE, units, 0)),
@@ -200,7 +200,7 @@ def _raise_too_large(lengths: Lengths, example: int, budgets: Budgets) -> None:
     images = slice(*(int(i) for i in prepared.images_E1[example : example + 2]))
     kinds, units = np.asarray(prepared.image_kind_I[images]), np.asarray(lengths.units_I[images])
     drawn = np.where(kinds == TOKENS, prepared.image_width_I[images], 0)
-    tokens = units // lengths.spec.merge**2 + drawn + 2
+    tokens = soft_tokens(units, kinds, lengths.spec) + drawn + 2
     of_budget = np.where(kinds == IMAGE, budgets.patches, np.where(kinds == TOKENS, BOUNDLESS, budgets.features))
     line = _Long(lengths, np.array([example]))
     targets = line.targets_at(line.image_end) - line.targets_at(line.image_start)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -68,6 +69,13 @@ def load_tokenizer(folder: str) -> Any:
         raise UserError(f"config.data.tokenizer: transformers loads no tokenizer from {folder}: {reason}") from error
 
 
+class Markup(NamedTuple):
+    """What stands before and after the soft tokens of an image: text in which special tokens count as such."""
+
+    before: str = IMAGE_START
+    after: str = IMAGE_END
+
+
 class Template:
     """Turns documents into tokens with flags, by one of two objectives, and tokens back into text.
 
@@ -83,15 +91,24 @@ class Template:
     which exact match is measured on.
     """
 
-    def __init__(self, tokenizer: Any, objective: str, image_tokens: int = 0, predict_image_tokens: bool = False):
+    def __init__(
+        self,
+        tokenizer: Any,
+        objective: str,
+        image_tokens: int = 0,
+        predict_image_tokens: bool = False,
+        markup: Markup = Markup(),  # noqa: B008
+    ):
         """Adds the special tokens to ``tokenizer``, which belongs to the template from then on.
 
         Args:
           image_tokens: the size of the codebook of discrete image tokens, 0 for none.
           predict_image_tokens: whether they may be targets.
+          markup: around an image; the tokens of one that is not our own must be in the vocabulary.
 
         Raises:
-          UserError: if ``objective`` is not one of OBJECTIVES, or there is no codebook to predict from.
+          UserError: if ``objective`` is not one of OBJECTIVES, there is no codebook to predict from, or a token of the
+            markup is not there.
         """
         if image_tokens < 0:
             raise UserError(f"config.data.image_tokens is {image_tokens}: give the size of the codebook, or 0 for none")
@@ -103,9 +120,17 @@ class Template:
             known = f"{', '.join(OBJECTIVES)}{nearest(objective, OBJECTIVES)}"
             raise UserError(f"config.data.objective '{objective}' is not one of {known}")
         self.tokenizer, self.objective = tokenizer, objective
-        tokenizer.add_tokens(list(SPECIAL_TOKENS), special_tokens=True)
-        ids = dict(zip(SPECIAL_TOKENS, tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)), strict=True))
-        self.image_start_id, self.image_end_id, self.end_id = ids[IMAGE_START], ids[IMAGE_END], ids[END]
+        added = SPECIAL_TOKENS if markup == Markup() else tuple(t for t in SPECIAL_TOKENS if t not in Markup())
+        missing = [t for t in re.findall(r"<[^<>\s]+>", "".join(markup)) if t not in tokenizer.get_vocab()]
+        if missing and markup != Markup():
+            raise UserError(
+                f"the tokenizer lacks {missing[0]}, which stands by images in this family: is it the folder's?"
+            )
+        tokenizer.add_tokens(list(added), special_tokens=True)
+        ids = dict(zip(added, tokenizer.convert_tokens_to_ids(list(added)), strict=True))
+        self.markup, self.end_id = markup, ids[END]
+        self._around = [tokenizer.encode(text, add_special_tokens=False) for text in markup]
+        self.image_start_id, self.image_end_id = ids.get(IMAGE_START, -1), ids.get(IMAGE_END, -1)
         self.role_ids = {role: ids[marker] for role, marker in ROLE_MARKERS.items()}
         self.bos_id: int | None = tokenizer.bos_token_id
         self.eos_id: int = self.end_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
@@ -118,7 +143,7 @@ class Template:
         # In pretrain an answer ends where its line does.
         newline = {int(self._newline[0])} if objective == "pretrain" and len(self._newline) == 1 else set()
         self.stop_ids: tuple[int, ...] = tuple(sorted({self.end_id, self.eos_id} | newline))
-        self.fingerprint = _fingerprint(tokenizer, objective, image_tokens, predict_image_tokens)
+        self.fingerprint = _fingerprint(tokenizer, objective, image_tokens, predict_image_tokens, markup)
 
     def encode(self, document: Document) -> Encoded:
         """Returns the document's tokens, with the flags that training needs."""
@@ -173,11 +198,11 @@ class Template:
                 if isinstance(part, Text):
                     writer.add(next(texts), flags)
                     continue
-                writer.add([self.image_start_id], 0)
+                writer.add(self._around[0], 0)
                 writer.add_image()
                 if isinstance(part, Tokens):
                     writer.add(self._image_ids(part, origin), flags & TARGET if self.predict_image_tokens else 0)
-                writer.add([self.image_end_id], 0)
+                writer.add(self._around[1], 0)
             if is_last and is_open and turn.role in ("document", "assistant"):
                 return
             if with_markers:
@@ -290,12 +315,13 @@ def _text_encoder(tokenizer: Any) -> _Bytes | _Batches | _OneByOne:
     return _Batches(tokenizer) if is_plain else _OneByOne(tokenizer)  # a class may have a way of its own
 
 
-def _fingerprint(tokenizer: Any, objective: str, image_tokens: int, predict_image_tokens: bool) -> str:
+def _fingerprint(tokenizer: Any, objective: str, image_tokens: int, predict_image_tokens: bool, markup: Markup) -> str:
     """Returns a hash of all that decides the ids, the same on every machine."""
     state: dict[str, Any] = {
         "format": FORMAT,
         "objective": objective,
         "image_tokens": [image_tokens, predict_image_tokens],
+        "markup": list(markup),
         "special": [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id],
         "vocabulary": sorted(tokenizer.get_vocab().items()),
     }

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxmm import sharding
-from jaxmm.models.interval_blocks import block_attention
+from jaxmm.models.interval_blocks import Logits, block_attention
 
 Intervals = tuple[jax.Array, jax.Array]  # start and end, int32 (B, T)
 
@@ -30,13 +30,18 @@ def choose_backend(name: str = "") -> str:
     return name
 
 
-def attention(q_BTHD, k_BTKD, v_BTKD, intervals: Intervals, *, backend: str = "", block: int = 64, group: int = 0):
-    """Softmax attention over intervals, with grouped key-value heads (H a multiple of K) and scale 1 / sqrt(D).
+def attention(
+    q_BTHD, k_BTKD, v_BTKD, intervals: Intervals, *,
+    scale: float = 0.0, softcap: float = 0.0, backend: str = "", block: int = 64, group: int = 0,
+):  # fmt: skip
+    """Softmax attention over intervals, with grouped key-value heads (H a multiple of K).
 
     Rows may be sharded over the batch mesh axes and heads over ``tensor``: each device then works on its own.
 
     Args:
       intervals: start and end, int32 (B, T); an empty interval (end <= start) gives 0.
+      scale: of the logits; 0 is 1 / sqrt(D).
+      softcap: bends logits to within plus and minus this by a tanh (Gemma 2); 0 does not.
       backend: one of BACKENDS, '' for the platform's best.
       block: side of the square blocks that are computed or skipped.
       group: queries that are computed at a time, 0 for the platform's best.
@@ -54,7 +59,9 @@ def attention(q_BTHD, k_BTKD, v_BTKD, intervals: Intervals, *, backend: str = ""
         q_BTHD, k_BTKD, v_BTKD = (jnp.pad(x, widths) for x in (q_BTHD, k_BTKD, v_BTKD))
         start_BT, end_BT = (jnp.pad(x, widths[:2]) for x in intervals)
         intervals = start_BT, end_BT
-    run = functools.partial(block_attention, block=block, group=group or _GROUPS.get(jax.default_backend(), 1024))
+    group = group or _GROUPS.get(jax.default_backend(), 1024)
+    logits = Logits(scale or q_BTHD.shape[-1] ** -0.5, softcap)
+    run = functools.partial(block_attention, block=block, group=group, logits=logits)
     out_BTHD = sharding.over_rows_and_heads(run, heads=K)(q_BTHD, k_BTKD, v_BTKD, *intervals)
     return out_BTHD[:, :T]
 

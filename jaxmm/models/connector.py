@@ -1,4 +1,4 @@
-"""From tower features to soft tokens: pixel unshuffle and an MLP, as in LFM2-VL and SmolVLM."""
+"""From tower features to soft tokens: each merge group of patches becomes one, by an MLP or a projection."""
 
 from __future__ import annotations
 
@@ -7,33 +7,90 @@ import dataclasses
 import jax
 from flax import nnx
 
-from jaxmm.models.layers import LayerNorm, Linear
+from jaxmm.models.layers import LayerNorm, Linear, RMSNorm, activation, stack
+
+NORMS = ("", "layer", "rms", "rms_offset")
+POOLS = ("concat", "mean")
 
 
 @dataclasses.dataclass(frozen=True)
 class ConnectorSpec:
-    """``merge``: side of the square of patches that becomes one soft token; ``mlp``: hidden width."""
+    """Sizes and named features of the connector. The defaults are those of LFM2-VL and SmolVLM.
+
+    Attributes:
+      merge: side of the square of patches that becomes one soft token.
+      mlp: hidden width; 0 is one projection and no MLP.
+      pool: how a square becomes one vector: "concat" (pixel unshuffle) or "mean".
+      norm: of what goes in: "layer", "rms", "rms_offset" (scales stored around 0) or "" for none.
+      norm_first: it norms each patch before they are pooled, not the pooled vector.
+      deep: soft tokens of so many tapped layers, each by an MLP of its own that norms the pooled vector (Qwen3-VL).
+    """
 
     merge: int = 2
     mlp: int = 256
     norm_eps: float = 1e-5
+    pool: str = "concat"
+    norm: str = "layer"
+    norm_first: bool = False
+    activation: str = "gelu"
+    bias: bool = True
+    deep: int = 0
+
+    def __post_init__(self):
+        if self.norm not in NORMS:
+            raise ValueError(f"connector norm '{self.norm}' is not one of {', '.join(map(repr, NORMS))}")
+        if self.pool not in POOLS:
+            raise ValueError(f"connector pool '{self.pool}' is not one of {', '.join(POOLS)}")
+
+    def pooled_width(self, inputs: int) -> int:
+        """Width of the vector of a merge group."""
+        return inputs * self.merge**2 if self.pool == "concat" else inputs
 
 
-class Connector(nnx.Module):
-    """Concatenates each merge group and maps it to the decoder's width.
+def _make_norm(spec: ConnectorSpec, width: int, rngs: nnx.Rngs) -> LayerNorm | RMSNorm:
+    if spec.norm == "layer":
+        return LayerNorm(width, spec.norm_eps, rngs=rngs)
+    return RMSNorm(width, spec.norm_eps, rngs=rngs, offset=float(spec.norm == "rms_offset"))
 
-    Patches travel in merge groups, so that the unshuffle is a reshape: (B, N, D) to (B, N / merge**2, D * merge**2).
+
+class Projector(nnx.Module):
+    """Features (B, N, D) to soft tokens (B, N / merge**2, outputs).
+
+    Patches travel in merge groups, so that the unshuffle is a reshape.
     """
 
     def __init__(self, spec: ConnectorSpec, inputs: int, outputs: int, *, rngs: nnx.Rngs):
-        self.group = spec.merge**2
-        wide = inputs * self.group
-        self.norm = LayerNorm(wide, spec.norm_eps, rngs=rngs)
-        self.up = Linear([wide], [spec.mlp], ("embed", "mlp"), bias=True, rngs=rngs)
-        self.down = Linear([spec.mlp], [outputs], ("mlp", "embed"), bias=True, rngs=rngs)
+        self.spec = spec
+        wide = spec.pooled_width(inputs)
+        width = inputs if spec.norm_first else wide
+        self.norm = _make_norm(spec, width, rngs) if spec.norm else None
+        self.up = Linear([wide], [spec.mlp], ("embed", "mlp"), bias=spec.bias, rngs=rngs) if spec.mlp else None
+        axes = ("mlp", "embed") if spec.mlp else (None, "embed")
+        self.down = Linear([spec.mlp or wide], [outputs], axes, bias=spec.bias, rngs=rngs)
 
-    def __call__(self, features_BND: jax.Array) -> jax.Array:
-        """Returns soft tokens (B, S, width of the decoder)."""
-        B, N, D = features_BND.shape
-        x_BSD = features_BND.reshape(B, N // self.group, D * self.group)
-        return self.down(jax.nn.gelu(self.up(self.norm(x_BSD)), approximate=False))
+    def __call__(self, x_BND: jax.Array) -> jax.Array:
+        spec = self.spec
+        if self.norm is not None and spec.norm_first:
+            x_BND = self.norm(x_BND)
+        B, N, D = x_BND.shape
+        groups_BSGD = x_BND.reshape(B, N // spec.merge**2, spec.merge**2, D)
+        x_BSD = groups_BSGD.mean(2) if spec.pool == "mean" else groups_BSGD.reshape(B, groups_BSGD.shape[1], -1)
+        if self.norm is not None and not spec.norm_first:
+            x_BSD = self.norm(x_BSD)
+        if self.up is not None:
+            x_BSD = activation(spec.activation)(self.up(x_BSD))
+        return self.down(x_BSD)
+
+
+class Connector(Projector):
+    """The projector of features, and those of tapped layers."""
+
+    def __init__(self, spec: ConnectorSpec, inputs: int, outputs: int, *, taps: int = 0, rngs: nnx.Rngs):
+        """``taps``: width of a tapped layer's output."""
+        super().__init__(spec, inputs, outputs, rngs=rngs)
+        pooled = dataclasses.replace(spec, norm_first=False, deep=0)
+        self.deep = stack(spec.deep, lambda r: Projector(pooled, taps, outputs, rngs=r), rngs) if spec.deep else None
+
+    def deep_tables(self, taps_KBND: jax.Array) -> jax.Array:
+        """Soft tokens of tapped layers: (K, B, S, outputs)."""
+        return nnx.vmap(lambda projector, x_BND: projector(x_BND))(self.deep, taps_KBND)

@@ -1,16 +1,21 @@
-"""The decoder: Llama (Touvron et al., 2023) with rotary positions, grouped-query attention and a gated MLP."""
+"""The decoder: Llama's layout (Touvron et al., 2023), with the named features in which the families of today differ."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax import lax
 
 from jaxmm import sharding
 from jaxmm.models import attention as attn
-from jaxmm.models.layers import Linear, RMSNorm, apply_stack, fan_in, parameter, stack
+from jaxmm.models import rope
+from jaxmm.models.layers import MLP, Linear, RMSNorm, apply_stack, fan_in, parameter, stack
+from jaxmm.models.rope import RopeScaling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,8 +25,19 @@ class DecoderSpec:
     Attributes:
       vocab_size: rows of the embedding, separators included, padded as the caller likes.
       tie_embeddings: the vocabulary projection is the embedding, transposed.
-      window: how many positions back attention reaches, 0 for all.
+      window: how many positions back attention reaches, itself included; 0 is all.
+      global_layers: with a window, the layers that see everything all the same.
+      local_rope_theta: of the layers with a window, which then have no scaling; 0 is as the others.
       two_way_blocks: positions of one block of the batch (an image, a prefix) see each other both ways.
+      rope_sections: frequencies of each axis of positions (frame, row, column); () is one axis.
+      rope_interleaved: the axes take turns; else they follow each other.
+      qkv_bias, out_bias, mlp_bias: which linear maps have biases.
+      qk_norm: queries and keys are normed, each head by itself (Qwen 3, Gemma 3).
+      post_norms: what attention and MLP give is normed too, before it is added (Gemma 2).
+      norm_offset: added to the scales of norms: 1 where they are stored around 0 (Gemma).
+      embed_scale: multiplies embedded tokens, not soft tokens.
+      attention_scale: of the logits of attention; 0 is 1 / sqrt(head_dim).
+      attention_softcap: bends logits of attention by a tanh (Gemma 2); 0 does not.
     """
 
     vocab_size: int = 512
@@ -35,54 +51,111 @@ class DecoderSpec:
     norm_eps: float = 1e-5
     tie_embeddings: bool = False
     window: int = 0
+    global_layers: tuple[int, ...] = ()
+    local_rope_theta: float = 0.0
     two_way_blocks: bool = False
+    rope_scaling: RopeScaling = dataclasses.field(default_factory=RopeScaling)
+    rope_sections: tuple[int, ...] = ()
+    rope_interleaved: bool = False
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    post_norms: bool = False
+    norm_offset: float = 0.0
+    activation: str = "silu"
+    embed_scale: float = 1.0
+    attention_scale: float = 0.0
+    attention_softcap: float = 0.0
+
+    @property
+    def text_axes(self) -> int:
+        """Coordinates of a text position."""
+        return max(1, len(self.rope_sections))
+
+    def is_local(self) -> np.ndarray:
+        """bool (layers,): which layers see a window."""
+        return np.array([bool(self.window) and i not in self.global_layers for i in range(self.layers)])
 
 
-def rotary_angles(positions_BT, head_dim: int, theta: float):
-    """Angles of rotary position embedding (Su et al., 2021), float32 (B, T, head_dim / 2)."""
-    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    return positions_BT.astype(jnp.float32)[..., None] * frequencies
+class Deep(NamedTuple):
+    """What is added to soft tokens after the first layers (DeepStack, Meng et al., 2024): one table a layer."""
+
+    tables_KBSD: jax.Array
+    slots_BT: jax.Array
+
+    def added(self, x_BTD, layer):
+        """x with the layer's table added at the positions of soft tokens; as it is after the last table."""
+
+        def add(x):
+            table_BSD = lax.dynamic_index_in_dim(self.tables_KBSD, layer, keepdims=False)
+            placed = jnp.take_along_axis(table_BSD, jnp.maximum(self.slots_BT, 0)[..., None], axis=1)
+            return x + jnp.where((self.slots_BT >= 0)[..., None], placed.astype(x.dtype), 0)
+
+        return lax.cond(layer < self.tables_KBSD.shape[0], add, lambda x: x, x_BTD)
 
 
-def rotate(x_BTHD, angles_BTD):
-    """Rotates pairs (d, d + D / 2) of each head by the position's angles, in float32."""
-    first, second = jnp.split(x_BTHD.astype(jnp.float32), 2, axis=-1)
-    cos, sin = jnp.cos(angles_BTD)[:, :, None], jnp.sin(angles_BTD)[:, :, None]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x_BTHD.dtype)
+class Where(NamedTuple):
+    """Where the positions of a row are, and what they see, to layers of one kind."""
+
+    rotation: tuple[jax.Array, jax.Array]
+    intervals: attn.Intervals
 
 
 class SelfAttention(nnx.Module):
-    """Grouped-query attention with rotary positions, without biases."""
+    """Grouped-query attention with rotary positions."""
 
     def __init__(self, spec: DecoderSpec, *, rngs: nnx.Rngs):
         q, kv = (spec.heads, spec.head_dim), (spec.kv_heads, spec.head_dim)
-        self.query = Linear([spec.width], q, ("embed", "heads", None), bias=False, rngs=rngs)
-        self.key = Linear([spec.width], kv, ("embed", "kv_heads", None), bias=False, rngs=rngs)
-        self.value = Linear([spec.width], kv, ("embed", "kv_heads", None), bias=False, rngs=rngs)
+        self.spec, bias = spec, spec.qkv_bias
+        self.query = Linear([spec.width], q, ("embed", "heads", None), bias=bias, rngs=rngs)
+        self.key = Linear([spec.width], kv, ("embed", "kv_heads", None), bias=bias, rngs=rngs)
+        self.value = Linear([spec.width], kv, ("embed", "kv_heads", None), bias=bias, rngs=rngs)
         depth = 0.5 / spec.layers  # keeps the residual stream's variance flat in depth (GPT-2)
-        self.out = Linear(q, [spec.width], ("heads", None, "embed"), bias=False, rngs=rngs, scale=depth)
+        self.out = Linear(q, [spec.width], ("heads", None, "embed"), bias=spec.out_bias, rngs=rngs, scale=depth)
+        self.query_norm = self._head_norm(rngs) if spec.qk_norm else None
+        self.key_norm = self._head_norm(rngs) if spec.qk_norm else None
 
-    def __call__(self, x_BTD, angles_BTD, intervals: attn.Intervals):
-        q_BTHD, k_BTKD = (rotate(project(x_BTD), angles_BTD) for project in (self.query, self.key))
-        return self.out(attn.attention(q_BTHD, k_BTKD, self.value(x_BTD), intervals))
+    def _head_norm(self, rngs: nnx.Rngs) -> RMSNorm:
+        spec = self.spec
+        return RMSNorm(spec.head_dim, spec.norm_eps, rngs=rngs, offset=spec.norm_offset, axis=None)
+
+    def projected(self, x_BTD, rotation):
+        """Queries (B, T, H, D), keys and values (B, T, K, D), ready to meet."""
+        q_BTHD, k_BTKD = self.query(x_BTD), self.key(x_BTD)
+        if self.query_norm is not None and self.key_norm is not None:
+            q_BTHD, k_BTKD = self.query_norm(q_BTHD), self.key_norm(k_BTKD)
+        return rope.rotate(q_BTHD, rotation), rope.rotate(k_BTKD, rotation), self.value(x_BTD)
+
+    def __call__(self, x_BTD, where: Where):
+        q_BTHD, k_BTKD, v_BTKD = self.projected(x_BTD, where.rotation)
+        spec = self.spec
+        return self.out(
+            attn.attention(
+                q_BTHD, k_BTKD, v_BTKD, where.intervals, scale=spec.attention_scale, softcap=spec.attention_softcap
+            )
+        )
 
 
 class Block(nnx.Module):
-    """Pre-norm transformer layer with a SwiGLU MLP (Shazeer, 2020)."""
+    """Pre-norm transformer layer with a gated MLP."""
 
     def __init__(self, spec: DecoderSpec, *, rngs: nnx.Rngs):
-        self.norm_attention = RMSNorm(spec.width, spec.norm_eps, rngs=rngs)
-        self.attention = SelfAttention(spec, rngs=rngs)
-        self.norm_mlp = RMSNorm(spec.width, spec.norm_eps, rngs=rngs)
-        self.gate = Linear([spec.width], [spec.mlp], ("embed", "mlp"), bias=False, rngs=rngs)
-        self.up = Linear([spec.width], [spec.mlp], ("embed", "mlp"), bias=False, rngs=rngs)
-        depth = 0.5 / spec.layers
-        self.down = Linear([spec.mlp], [spec.width], ("mlp", "embed"), bias=False, rngs=rngs, scale=depth)
+        def norm() -> RMSNorm:
+            return RMSNorm(spec.width, spec.norm_eps, rngs=rngs, offset=spec.norm_offset)
 
-    def __call__(self, x_BTD, angles_BTD, intervals: attn.Intervals):
-        x_BTD = x_BTD + self.attention(self.norm_attention(x_BTD), angles_BTD, intervals)
-        h_BTD = self.norm_mlp(x_BTD)
-        x_BTD = x_BTD + self.down(jax.nn.silu(self.gate(h_BTD)) * self.up(h_BTD))
+        self.norm_attention, self.norm_mlp = norm(), norm()
+        self.attention = SelfAttention(spec, rngs=rngs)
+        depth = 0.5 / spec.layers
+        self.mlp = MLP(spec.width, spec.mlp, spec.activation, gated=True, bias=spec.mlp_bias, rngs=rngs, scale=depth)
+        self.norm_attention_out = norm() if spec.post_norms else None
+        self.norm_mlp_out = norm() if spec.post_norms else None
+
+    def __call__(self, x_BTD, where: Where):
+        h_BTD = self.attention(self.norm_attention(x_BTD), where)
+        x_BTD = x_BTD + (h_BTD if self.norm_attention_out is None else self.norm_attention_out(h_BTD))
+        h_BTD = self.mlp(self.norm_mlp(x_BTD))
+        x_BTD = x_BTD + (h_BTD if self.norm_mlp_out is None else self.norm_mlp_out(h_BTD))
         return sharding.constrain(x_BTD, "rows", None, None)
 
 
@@ -92,24 +165,64 @@ class Decoder(nnx.Module):
     def __init__(self, spec: DecoderSpec, *, rngs: nnx.Rngs):
         self.spec = spec
         shape, axes = (spec.vocab_size, spec.width), ("vocab", "embed")
-        self.embedding = parameter(rngs, shape, axes, jax.nn.initializers.normal(spec.width**-0.5))
+        init = jax.nn.initializers.normal(spec.width**-0.5 / spec.embed_scale)
+        self.embedding = parameter(rngs, shape, axes, init)
         self.blocks = stack(spec.layers, lambda r: Block(spec, rngs=r), rngs)
-        self.norm = RMSNorm(spec.width, spec.norm_eps, rngs=rngs)
+        self.norm = RMSNorm(spec.width, spec.norm_eps, rngs=rngs, offset=spec.norm_offset)
         if not spec.tie_embeddings:
             init = fan_in(1.0, "fan_in", "normal", in_axis=1, out_axis=0)
             self.head = parameter(rngs, shape, axes, init)
 
     def embed(self, tokens_BT, dtype):
-        return jnp.take(self.embedding[...].astype(dtype), tokens_BT, axis=0)
+        embedded = jnp.take(self.embedding[...].astype(dtype), tokens_BT, axis=0)
+        return embedded if self.spec.embed_scale == 1 else embedded * jnp.asarray(self.spec.embed_scale, dtype)
 
     def projection(self):
         """The vocabulary projection, float32 (V, D)."""
         return (self.embedding if self.spec.tie_embeddings else self.head)[...]
 
-    def __call__(self, x_BTD, positions_BTA, segments_BT, blocks_BT, *, remat: str = "none", unroll: int = 1):
-        """Runs embedded positions (B, T, D) through the layers; returns normed hidden states of the same shape."""
+    def rotations(self, positions_BTA, lengths_BT) -> dict[bool, tuple[jax.Array, jax.Array]]:
+        """Rotations of global layers (False) and of local ones (True).
+
+        Args:
+          lengths_BT: positions in the document of each position.
+        """
         spec = self.spec
-        angles = rotary_angles(positions_BTA[..., 0], spec.head_dim, spec.rope_theta)
-        intervals = attn.causal(segments_BT, blocks_BT if spec.two_way_blocks else None, spec.window)
-        x_BTD = apply_stack(self.blocks, x_BTD, lambda block, x: block(x, angles, intervals), remat, unroll)
+        axes = rope.axis_of_frequency(spec.rope_sections, spec.rope_interleaved, spec.head_dim // 2)
+        scaled = rope.frequencies(spec.rope_theta, spec.head_dim, spec.rope_scaling, lengths_BT)
+        found = {False: rope.rotations(positions_BTA, scaled, axes, rope.attention_factor(spec.rope_scaling))}
+        found[True] = found[False]
+        if spec.local_rope_theta:
+            plain = rope.frequencies(spec.local_rope_theta, spec.head_dim, RopeScaling())
+            found[True] = rope.rotations(positions_BTA, plain, axes, 1.0)
+        return found
+
+    def places(self, positions_BTA, segments_BT, blocks_BT) -> dict[bool, Where]:
+        """Where positions are to global layers (False) and to local ones (True)."""
+        spec = self.spec
+        blocks_BT = blocks_BT if spec.two_way_blocks else None
+        start_BT, end_BT = attn.runs(segments_BT)
+        rotations = self.rotations(positions_BTA, end_BT - start_BT)
+        return {
+            local: Where(rotations[local], attn.causal(segments_BT, blocks_BT, spec.window if local else 0))
+            for local in set(spec.is_local().tolist())
+        }
+
+    def __call__(
+        self, x_BTD, positions_BTA, segments_BT, blocks_BT, deep: Deep | None = None, *,
+        remat: str = "none", unroll: int = 1,
+    ):  # fmt: skip
+        """Runs embedded positions (B, T, D) through the layers; returns normed hidden states of the same shape."""
+        places = self.places(positions_BTA, segments_BT, blocks_BT)
+        each = {"layer": np.arange(self.spec.layers), "is_local": self.spec.is_local()}
+
+        def call(block: Block, x: jax.Array, mine: Any) -> jax.Array:
+            if len(places) == 1:
+                (where,) = places.values()
+            else:
+                where = jax.tree.map(lambda a, b: jnp.where(mine["is_local"], a, b), places[True], places[False])
+            x = block(x, where)
+            return x if deep is None else deep.added(x, mine["layer"])
+
+        x_BTD, _ = apply_stack(self.blocks, x_BTD, call, remat, unroll, each=each)
         return self.norm(x_BTD)

@@ -34,11 +34,13 @@ def batch_flops(spec: ModelSpec, batch: Batch, frozen: tuple[str, ...] = ()) -> 
     targets = float((np.asarray(batch.weights_BT) > 0).sum())
     group = connector.merge**2
 
-    vision_layer = 4 * vision.width**2 + 2 * vision.width * vision.mlp
+    vision_layer = 4 * vision.width**2 + (3 if vision.gated else 2) * vision.width * vision.mlp
+    wide = connector.pooled_width(vision.feature_width)
+    connector_map = (wide + decoder.width) * connector.mlp if connector.mlp else wide * decoder.width
     forward = {
         "vision": 2 * patches * (3 * vision.patch_size**2 * vision.width + vision.layers * vision_layer)
         + 4 * vision.layers * vision.width * _pairs(np.asarray(batch.patches.segments)),
-        "connector": 2 * vectors / group * connector.mlp * (vision.width * group + decoder.width),
+        "connector": 2 * vectors / group * connector_map * (1 + connector.deep),
     }
     head_width = decoder.heads * decoder.head_dim
     decoder_layer = decoder.width * (2 * head_width + 2 * decoder.kv_heads * decoder.head_dim + 3 * decoder.mlp)

@@ -31,7 +31,7 @@ class _Grid(NamedTuple):
 class _Inputs(NamedTuple):
     """Blocked copies of the inputs, heads first (K key-value heads with G query heads each, n blocks of b)."""
 
-    q_KnGbD: jax.Array  # scaled by 1 / sqrt(D), the heads of a key-value head side by side
+    q_KnGbD: jax.Array  # scaled, the heads of a key-value head side by side
     k_KnbD: jax.Array  # with size - 1 empty blocks before and after
     v_KnbD: jax.Array
     start_nb: jax.Array  # intervals over the long sequence
@@ -40,8 +40,22 @@ class _Inputs(NamedTuple):
     last_offset: jax.Array
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def block_attention(q_BTHD, k_BTKD, v_BTKD, start_BT, end_BT, block: int, group: int):
+class Logits(NamedTuple):
+    """How logits come from products of queries and keys: times ``scale``, then bent to within +-``cap`` (0: not)."""
+
+    scale: float
+    cap: float = 0.0
+
+    def bent(self, x):
+        return self.cap * jnp.tanh(x / self.cap) if self.cap else x
+
+    def slope(self, bent):
+        """The derivative of ``bent`` where it has that value."""
+        return 1 - jnp.square(bent / self.cap) if self.cap else 1.0
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
+def block_attention(q_BTHD, k_BTKD, v_BTKD, start_BT, end_BT, block: int, group: int, logits: Logits):
     """Softmax attention in which query i sees the keys in [start_i, end_i); T must be a multiple of ``block``.
 
     ``group``: at most how many queries meet their keys in one matmul. Few skip finely and stay in a core's cache; many
@@ -49,7 +63,7 @@ def block_attention(q_BTHD, k_BTKD, v_BTKD, start_BT, end_BT, block: int, group:
 
     Returns (B, T, H, D) in the dtype of ``q_BTHD``; logits and sums are float32. An empty interval gives 0.
     """
-    return _forward(q_BTHD, k_BTKD, v_BTKD, start_BT, end_BT, block, group)[0]
+    return _forward(q_BTHD, k_BTKD, v_BTKD, start_BT, end_BT, block, group, logits)[0]
 
 
 def _grid(positions: int, block: int, group: int) -> _Grid:
@@ -74,8 +88,8 @@ def _unblocked(x_KnGbD, grid: _Grid, shape):
     return x.transpose(1, 3, 0, 2, 4).reshape(shape)
 
 
-def _prepare(q_BTHD, k_BTKD, v_BTKD, start_BT, end_BT, grid: _Grid) -> _Inputs:
-    B, T, _, D = q_BTHD.shape
+def _prepare(q_BTHD, k_BTKD, v_BTKD, start_BT, end_BT, grid: _Grid, scale: float) -> _Inputs:
+    B, T = q_BTHD.shape[:2]
     K = k_BTKD.shape[2]
     row = jnp.arange(B, dtype=jnp.int32)[:, None] * T
     start_nb, end_nb = ((x + row).reshape(-1, grid.block) for x in (start_BT, end_BT))
@@ -86,7 +100,7 @@ def _prepare(q_BTHD, k_BTKD, v_BTKD, start_BT, end_BT, grid: _Grid) -> _Inputs:
     smallest = jnp.where(visible, index[:, None] - (end_nb - 1) // grid.block, far).min(-1)
     margin = ((0, 0), (grid.size - 1, grid.size - 1), (0, 0), (0, 0))
     return _Inputs(
-        q_KnGbD=_blocked(q_BTHD * jnp.asarray(D**-0.5, q_BTHD.dtype), grid, K),
+        q_KnGbD=_blocked(q_BTHD * jnp.asarray(scale, q_BTHD.dtype), grid, K),
         k_KnbD=jnp.pad(_blocked(k_BTKD, grid, K), margin),
         v_KnbD=jnp.pad(_blocked(v_BTKD, grid, K), margin),
         start_nb=start_nb,
@@ -117,9 +131,9 @@ def _masked(logits, inputs: _Inputs, first, offset, grid: _Grid, fill: float):
     return by_head.reshape(logits.shape)
 
 
-def _forward(q_BTHD, k_BTKD, v_BTKD, start_BT, end_BT, block: int, group: int):
+def _forward(q_BTHD, k_BTKD, v_BTKD, start_BT, end_BT, block: int, group: int, kind: Logits):
     grid = _grid(q_BTHD.shape[0] * q_BTHD.shape[1], block, group)
-    inputs = _prepare(q_BTHD, k_BTKD, v_BTKD, start_BT, end_BT, grid)
+    inputs = _prepare(q_BTHD, k_BTKD, v_BTKD, start_BT, end_BT, grid, kind.scale)
     size = grid.size
 
     def one_group(g):
@@ -129,7 +143,7 @@ def _forward(q_BTHD, k_BTKD, v_BTKD, start_BT, end_BT, block: int, group: int):
         def one_offset(carry):
             offset, acc, top, total = carry
             slab = first - offset + size - 1  # in the padded keys
-            logits = _dot(q, _slab(inputs.k_KnbD, slab, size), (3, 3))
+            logits = kind.bent(_dot(q, _slab(inputs.k_KnbD, slab, size), (3, 3)))
             logits = _masked(logits, inputs, first, offset, grid, _MASKED)
             new_top = jnp.maximum(top, logits.max(-1))
             p = jnp.exp(logits - new_top[..., None])
@@ -148,7 +162,7 @@ def _forward(q_BTHD, k_BTKD, v_BTKD, start_BT, end_BT, block: int, group: int):
     return _unblocked(out_KnGbD, grid, q_BTHD.shape), (inputs, out_KnGbD, lse_KnGb)
 
 
-def _backward(block: int, group: int, saved, grad_BTHD):
+def _backward(block: int, group: int, kind: Logits, saved, grad_BTHD):
     inputs, out_KnGbD, lse_KnGb = saved
     B, T, _, D = grad_BTHD.shape
     K, dtype = inputs.q_KnGbD.shape[0], inputs.q_KnGbD.dtype
@@ -166,9 +180,9 @@ def _backward(block: int, group: int, saved, grad_BTHD):
             offset, dq, dk_KnbD, dv_KnbD = carry
             slab = first - offset + size - 1
             k, v = _slab(inputs.k_KnbD, slab, size), _slab(inputs.v_KnbD, slab, size)
-            logits = _masked(_dot(q, k, (3, 3)), inputs, first, offset, grid, _MASKED)
-            p = jnp.exp(logits - lse)
-            ds = (p * (_dot(grad, v, (3, 3)) - delta)).astype(dtype)
+            bent = kind.bent(_dot(q, k, (3, 3)))
+            p = jnp.exp(_masked(bent, inputs, first, offset, grid, _MASKED) - lse)
+            ds = (p * (_dot(grad, v, (3, 3)) - delta) * kind.slope(bent)).astype(dtype)
             dk = _slab(dk_KnbD, slab, size) + _dot(ds, q, (2, 2))
             dv = _slab(dv_KnbD, slab, size) + _dot(p.astype(dtype), grad, (2, 2))
             dk_KnbD = lax.dynamic_update_slice_in_dim(dk_KnbD, dk, slab, axis=1)
@@ -177,7 +191,7 @@ def _backward(block: int, group: int, saved, grad_BTHD):
 
         start = inputs.first_offset[g], jnp.zeros(q.shape, jnp.float32), *sums
         _, dq, *sums = lax.while_loop(lambda c: c[0] < inputs.last_offset[g], one_offset, start)
-        return tuple(sums), (dq * D**-0.5).astype(dtype)
+        return tuple(sums), (dq * kind.scale).astype(dtype)
 
     zeros = jnp.zeros(inputs.k_KnbD.shape, jnp.float32)
     (dk_KnbD, dv_KnbD), dq = lax.scan(one_group, (zeros, zeros), jnp.arange(grid.groups))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
 
@@ -76,14 +77,53 @@ class LayerNorm(nnx.Module):
 class RMSNorm(nnx.Module):
     """Root-mean-square normalisation over the last dim, statistics in float32 (Zhang and Sennrich, 2019)."""
 
-    def __init__(self, width: int, eps: float, *, rngs: nnx.Rngs):
-        self.eps = eps
-        self.scale = parameter(rngs, (width,), ("embed",), ones)
+    def __init__(self, width: int, eps: float, *, rngs: nnx.Rngs, offset: float = 0.0, axis: str | None = "embed"):
+        """
+        Args:
+          offset: what is added to the scale: 1 where scales are stored around 0, as Gemma's are.
+          axis: logical axis of the last dim.
+        """
+        self.eps, self.offset = eps, offset
+        self.scale = parameter(rngs, (width,), (axis,), zeros if offset else ones)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         wide = x.astype(jnp.float32)
         normal = wide * lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.eps)
-        return (normal * self.scale[...]).astype(x.dtype)
+        return (normal * (self.scale[...] + self.offset)).astype(x.dtype)
+
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+}
+
+
+def activation(name: str) -> Callable[[jax.Array], jax.Array]:
+    """Returns the activation of that name; raises ValueError with those there are."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"activation '{name}' is not one of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+class MLP(nnx.Module):
+    """Two linear maps and an activation between them; gated, that of a third map multiplies (Shazeer, 2020)."""
+
+    def __init__(
+        self, width: int, hidden: int, act: str, *, gated: bool, bias: bool, rngs: nnx.Rngs, scale: float = 1.0
+    ):
+        """``scale``: of the initial variance of the map that leads out."""
+        self.act = activation(act)
+        axes = ("embed", "mlp")
+        self.gate = Linear([width], [hidden], axes, bias=bias, rngs=rngs) if gated else None
+        self.up = Linear([width], [hidden], axes, bias=bias, rngs=rngs)
+        self.down = Linear([hidden], [width], ("mlp", "embed"), bias=bias, rngs=rngs, scale=scale)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        h = self.up(x)
+        return self.down(self.act(h) if self.gate is None else self.act(self.gate(x)) * h)
 
 
 # What a layer keeps for its backward pass, by name. None: everything; the rest is computed again.
@@ -99,22 +139,60 @@ def stack(layers: int, make: Callable[[nnx.Rngs], nnx.Module], rngs: nnx.Rngs) -
     return nnx.vmap(make)(rngs.fork(split=layers))
 
 
+class Taps(NamedTuple):
+    """Which layers' outputs to keep, beside the last one's: layer numbers, from 0, in order."""
+
+    layers: tuple[int, ...] = ()
+
+    def places(self, count: int) -> np.ndarray:
+        """int32 (count,): where a layer's output is kept, or -1."""
+        found = np.full(count, -1, np.int32)
+        found[list(self.layers)] = np.arange(len(self.layers))
+        return found
+
+
 def apply_stack(
-    stacked: nnx.Module, x: jax.Array, call: Callable[[Any, jax.Array], jax.Array], remat: str, unroll: int
-):
-    """Runs x through the layers of ``stack`` in turn: ``call(layer, x)`` under one scan.
+    stacked: nnx.Module,
+    x: jax.Array,
+    call: Callable[[Any, jax.Array, Any], jax.Array],
+    remat: str,
+    unroll: int,
+    *,
+    each: Any = None,
+    taps: Taps = Taps(),  # noqa: B008
+) -> tuple[jax.Array, jax.Array | None]:
+    """Runs x through the layers of ``stack`` in turn: ``call(layer, x, each of it)`` under one scan.
 
     Args:
       remat: a key of REMAT.
       unroll: layers per scan iteration; a shallow stack unrolled whole saves the loop's copies.
+      each: a pytree of arrays with a leading dim of layers: what differs between them, besides parameters.
+      taps: layers whose outputs are kept.
+    Returns:
+      The last layer's output, and (taps, *x.shape) of the kept ones, or None.
     """
     if remat not in REMAT:
         raise ValueError(f"remat policy '{remat}' is not one of {', '.join(REMAT)}")
     graph, layers = nnx.split(stacked)
 
     def body(x, layer):
-        return call(nnx.merge(graph, layer), x), None
+        state, mine = layer
+        return call(nnx.merge(graph, state), x, mine), None
 
     if REMAT[remat] is not None:
         body = jax.checkpoint(body, policy=REMAT[remat])
-    return lax.scan(body, x, layers, unroll=unroll)[0]
+    if not taps.layers:
+        return lax.scan(body, x, (layers, each), unroll=unroll)[0], None
+
+    def body_with_taps(carry, layer):
+        x, kept = carry
+        *inputs, place = layer
+        x, _ = body(x, tuple(inputs))
+        written = lambda kept: lax.dynamic_update_index_in_dim(kept, x, place, 0)  # noqa: E731
+        return (x, lax.cond(place >= 0, written, lambda kept: kept, kept)), None
+
+    count = jax.tree.leaves(layers)[0].shape[0]
+    start = x, jnp.zeros((len(taps.layers), *x.shape), x.dtype)
+    inputs = layers, each, jnp.asarray(taps.places(count))
+    (x, kept), _ = lax.scan(body_with_taps, start, inputs, unroll=unroll)
+    return x, kept

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,8 @@ from flax import nnx
 from jaxmm import sharding
 from jaxmm.batch import Batch
 from jaxmm.models.connector import Connector, ConnectorSpec
-from jaxmm.models.decoder import Decoder, DecoderSpec
-from jaxmm.models.vit import VisionSpec, VisionTower
+from jaxmm.models.decoder import Decoder, DecoderSpec, Deep
+from jaxmm.models.vit import Features, VisionSpec, VisionTower
 
 PARTS = ("vision", "connector", "decoder")
 
@@ -41,34 +41,50 @@ class Compute:
     unroll: int = 1
 
 
+class SoftTokens(NamedTuple):
+    """What images become: a table a row (B, S, D), and tables for the decoder's first layers, (K, B, S, D) or None."""
+
+    table_BSD: jax.Array
+    deep_KBSD: jax.Array | None = None
+
+
 class MultimodalModel(nnx.Module):
     """Vision tower -> connector -> decoder over one packed Batch."""
 
     def __init__(self, spec: ModelSpec, *, rngs: nnx.Rngs):
         self.vision = VisionTower(spec.vision, rngs=rngs)
-        self.connector = Connector(spec.connector, spec.vision.width, spec.decoder.width, rngs=rngs)
+        self.connector = Connector(
+            spec.connector, spec.vision.feature_width, spec.decoder.width, taps=spec.vision.width, rngs=rngs
+        )
         self.decoder = Decoder(spec.decoder, rngs=rngs)
 
-    def soft_tokens(self, batch: Batch, compute: Compute):
-        """The rows' soft-token tables, (B, S, D): of the tower's outputs, then of ready-made ones."""
-        features_BND = self.features(batch, compute)
+    def soft_tokens(self, batch: Batch, compute: Compute) -> SoftTokens:
+        """The rows' soft-token tables: of the tower's outputs, then of ready-made ones."""
+        features = self.features(batch, compute)
+        last_BND = features.last_BND
         if batch.features is not None:
-            features_BND = jnp.concatenate([features_BND, batch.features.values.astype(features_BND.dtype)], axis=1)
-        return self.connector(features_BND)
+            last_BND = jnp.concatenate([last_BND, batch.features.values.astype(last_BND.dtype)], axis=1)
+        table_BSD = self.connector(last_BND)
+        if not features.taps:
+            return SoftTokens(table_BSD)
+        deep_KBSD = self.connector.deep_tables(jnp.stack(features.taps))
+        ready_made = table_BSD.shape[1] - deep_KBSD.shape[2]  # they have no tapped layers
+        return SoftTokens(table_BSD, jnp.pad(deep_KBSD, ((0, 0), (0, 0), (0, ready_made), (0, 0))))
 
-    def features(self, batch: Batch, compute: Compute):
-        """The tower's outputs (B, N, D)."""
+    def features(self, batch: Batch, compute: Compute) -> Features:
+        """The tower's outputs."""
         dtype = jnp.dtype(compute.dtype)
         return self.vision(batch.patches, batch.grids_BM3, dtype=dtype, remat=compute.remat, unroll=compute.unroll)
 
-    def hidden(self, batch: Batch, soft_BSD, compute: Compute):
+    def hidden(self, batch: Batch, soft: SoftTokens, compute: Compute):
         """Hidden states (B, T, D) of text and soft tokens together."""
         x_BTD = self.decoder.embed(batch.text.values, jnp.dtype(compute.dtype))
-        placed_BTD = jnp.take_along_axis(soft_BSD, jnp.maximum(batch.slots_BT, 0)[..., None], axis=1)
+        placed_BTD = jnp.take_along_axis(soft.table_BSD, jnp.maximum(batch.slots_BT, 0)[..., None], axis=1)
         x_BTD = jnp.where((batch.slots_BT >= 0)[..., None], placed_BTD, x_BTD)
         x_BTD = sharding.constrain(x_BTD, "rows", None, None)
+        deep = None if soft.deep_KBSD is None else Deep(soft.deep_KBSD, batch.slots_BT)
         return self.decoder(
-            x_BTD, batch.text.positions, batch.text.segments, batch.blocks_BT,
+            x_BTD, batch.text.positions, batch.text.segments, batch.blocks_BT, deep,
             remat=compute.remat, unroll=compute.unroll,
         )  # fmt: skip
 

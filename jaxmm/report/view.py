@@ -170,10 +170,11 @@ class Viewer:
         """Puts the patches of a tile, which the soft tokens in ``slots`` are made of, back into a picture."""
         _, rows, columns = batch.grids_BM3[b, tile - 1].tolist()
         group, side = self.spec.merge**2, self.spec.patch_size
-        patches = np.flatnonzero(batch.patches.segments[b] == tile)
+        of_tile = (batch.patches.segments[b] == tile) & (batch.patches.positions[b, :, 1] >= 0)  # no class tokens
+        patches = np.flatnonzero(of_tile)
         made_of = (slots[:, None] * group + np.arange(group)).reshape(-1)
         _agree(
-            len(patches) == rows * columns and np.array_equal(made_of, patches),
+            len(patches) == rows * columns and np.array_equal(np.sort(made_of), patches),
             name, f"tile {tile} of {rows} x {columns} patches has {len(patches)}, and {len(slots)} soft tokens",
         )  # fmt: skip
         row, column = batch.patches.positions[b, patches, 1:].T

@@ -155,3 +155,28 @@ def test_heads_that_do_not_group_raise():
     q, k, v, _ = qkv(0)
     with pytest.raises(ValueError, match="3 attention heads are no multiple of 2"):
         attn.attention(q[:, :, :3], k, v, attn.causal(jnp.ones((B, T), jnp.int32)))
+
+
+@pytest.mark.parametrize(("scale", "cap"), [(0.7, 0.0), (0.0, 1.5), (0.9, 0.8)])
+def test_scaled_and_capped_logits_give_the_numbers_of_autodiff(scale, cap):
+    """Against the plain formula, differentiated by JAX in float64."""
+    q, k, v, grad = qkv(4)
+    segments = np.repeat(np.array([1, 1, 2, 0], np.int32), T // 4)[None].repeat(B, 0)
+    mask = mask_by_definition(segments, causal=True)
+
+    def plain(q, k, v):
+        k, v = (jnp.repeat(x, H // K, 2) for x in (k, v))
+        logits = jnp.einsum("bthd,bshd->bhts", q, k) * (scale or D**-0.5)
+        logits = cap * jnp.tanh(logits / cap) if cap else logits
+        p = jax.nn.softmax(jnp.where(mask[:, None], logits, -1e30), -1) * mask.any(-1)[:, None, :, None]
+        return jnp.einsum("bhts,bshd->bthd", p, v)
+
+    def ours(q, k, v):
+        return attn.attention(q, k, v, attn.causal(jnp.asarray(segments)), scale=scale, softcap=cap, block=BLOCK)
+
+    with jax.enable_x64(True):
+        wanted, pull = jax.vjp(plain, *(x.astype(np.float64) for x in (q, k, v)))
+        wanted = [wanted, *pull(grad.astype(np.float64))]
+    found, pull = jax.vjp(ours, q, k, v)
+    for a, b in zip([found, *pull(grad)], wanted, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)

@@ -155,5 +155,5 @@ def test_initialisation_is_a_function_of_the_key_alone(tiny):
     jax.tree.map(np.testing.assert_array_equal, first, same)
     assert jax.tree.map(np.shape, first) == jax.tree.map(np.shape, tiny.params)
     assert not np.array_equal(first["decoder"]["embedding"], other["decoder"]["embedding"])
-    layers = np.asarray(first["decoder"]["blocks"]["up"]["kernel"])
+    layers = np.asarray(first["decoder"]["blocks"]["mlp"]["up"]["kernel"])
     assert not np.array_equal(layers[0], layers[1]), "stacked layers start from different numbers"

@@ -48,7 +48,7 @@ def patches_of(grids: list[tuple[int, int]], padding: int = 0) -> tuple[Stream, 
 def features(tower, stream, grids, **options):
     graph, state = nnx.split(tower)
     run = jax.jit(lambda state, *args: nnx.merge(graph, state)(*args, dtype=jnp.float32, **options))
-    return np.asarray(run(state, stream, grids))[0]
+    return np.asarray(run(state, stream, grids).last_BND)[0]
 
 
 def test_features_follow_their_patches_into_any_order(tower):

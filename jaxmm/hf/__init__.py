@@ -1,0 +1,1 @@
+"""Hugging Face's folders: their configs as our specs, their tensors by our names, in and out."""

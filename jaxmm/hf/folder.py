@@ -1,0 +1,164 @@
+"""A Hugging Face folder as a whole: its config as a family, its tensors as parameters, and both written again."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxmm.errors import UserError
+from jaxmm.hf import names, specs, weights
+from jaxmm.hf.names import Rule
+from jaxmm.hf.specs import Family
+from jaxmm.models.multimodal import ModelSpec, flat_axes, linear_maps
+
+CONFIG = "config.json"
+ARCHITECTURES = {
+    "lfm2_vl": "Lfm2VlForConditionalGeneration", "llava": "LlavaForConditionalGeneration",
+    "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration", "qwen3_vl": "Qwen3VLForConditionalGeneration",
+    "gemma3": "Gemma3ForConditionalGeneration", "internvl": "InternVLForConditionalGeneration",
+}  # fmt: skip
+
+Path_ = names.Path
+
+
+def is_folder(folder: Path) -> bool:
+    """Whether it looks like a Hugging Face model, and not like a run's workdir."""
+    config = folder / CONFIG
+    if not config.is_file():
+        return False
+    try:
+        return "model_type" in json.loads(config.read_text())
+    except (ValueError, TypeError):
+        return False
+
+
+def read_config(folder: Path) -> Any:
+    """The folder's config, as ``transformers`` reads it; no code of the folder is run.
+
+    Raises:
+      UserError: if it is not there, is broken, or is of an architecture that ``transformers`` does not know.
+    """
+    import transformers
+
+    path = folder / CONFIG
+    if not path.is_file():
+        raise UserError(f"{folder} has no {CONFIG}: give the folder of a Hugging Face model")
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    try:
+        found = json.loads(path.read_text())
+        kind = found.get("model_type", "")
+        if kind not in transformers.CONFIG_MAPPING:
+            raise UserError(f"{path}: model '{kind}' is not supported: those are {', '.join(specs.FAMILIES)}")
+        return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except UserError:
+        raise
+    except ImportError as error:
+        raise UserError(
+            f"transformers cannot read {path} here ({error.__cause__ or error}): most often torchvision does not "
+            f"go with torch: install the one that does, or uninstall it"
+        ) from error
+    except Exception as error:  # transformers checks values with errors of many kinds
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path} cannot be read: {first}") from error
+
+
+def rules_of(family: Family) -> list[Rule]:
+    """The tables of all three parts."""
+    return [*names.TOWERS[family.tower], *names.CONNECTORS[family.connector], *names.DECODERS[family.decoder]]
+
+
+Where = Callable[[Path_, tuple[int, ...]], Any]  # of a parameter's path and shape, its sharding
+
+
+class Read(NamedTuple):
+    """What was read: parameters by path, and the names of the tensors that our model does not use."""
+
+    params: dict[Path_, jax.Array]
+    spare: list[str]
+
+
+def read_model(folder: Path, family: Family, where: Where) -> Read:
+    """Reads a whole model."""
+    return _read(folder, rules_of(family), family.spec, lambda path: True, where)
+
+
+def read_decoder(folder: Path, rules: Sequence[Rule], spec: ModelSpec, where: Where) -> Read:
+    """Reads the decoder of ``spec`` from a language model's folder."""
+    return _read(folder, rules, spec, lambda path: path[0] == "decoder", where)
+
+
+def read_tower(folder: Path, rules: Sequence[Rule], spec: ModelSpec, where: Where) -> Read:
+    """Reads the tower of ``spec`` from a vision model's folder, or from one that has a text tower too."""
+
+    def spelling(name: str) -> str:
+        common = names.common_name(name)
+        return common if common.startswith("vision.") or names.is_other(common) else f"vision.{name}"
+
+    return _read(folder, rules, spec, lambda path: path[0] == "vision", where, spelling, names.OTHERS)
+
+
+def _read(
+    folder: Path, rules: Sequence[Rule], spec: ModelSpec, is_read: Callable[[Path_], bool], where: Where,
+    spelling: weights.Spelling = names.common_name, others: Sequence[str] = (),
+) -> Read:  # fmt: skip
+    parameters = {
+        path: (shape, where(path, shape)) for path, (shape, _) in flat_axes(spec).items() if is_read(path)
+    }  # fmt: skip
+    vocabulary = [("decoder", "embedding"), ("decoder", "head")]
+    with weights.Checkpoint(folder) as checkpoint:
+        found = weights.read_params(
+            checkpoint, rules, parameters, spelling=spelling, others=others, grows=vocabulary
+        )  # fmt: skip
+    return Read(*found)
+
+
+def outgoing(
+    family: Family, params: Mapping[Path_, Any], dtype: Any, spare: Path | None = None
+) -> Iterator[weights.Outgoing]:
+    """The tensors of a whole model, as its family names them.
+
+    Args:
+      spare: a safetensors file of the tensors that our model does not use.
+    """
+    inputs = {path: len(into) for path, (into, _) in linear_maps(family.spec).items()}
+    for tensor in weights.outgoing(params, rules_of(family), inputs, dtype):
+        yield tensor._replace(name=names.foreign_name(tensor.name, family.prefixes))
+    if spare is not None and spare.exists():
+        with weights.opened(spare) as opened:
+            for name in opened.keys():  # noqa: SIM118
+                value = opened.get_tensor(name)
+                yield weights.Outgoing(name, value.nbytes, functools.partial(np.asarray, value))
+
+
+def nested(params: Mapping[Path_, Any]) -> dict[str, Any]:
+    """The tree of parameters by their paths."""
+    tree: dict[str, Any] = {}
+    for path, value in params.items():
+        node = tree
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+        node[path[-1]] = value
+    return tree
+
+
+def flat(tree: Mapping[str, Any], above: Path_ = ()) -> dict[Path_, Any]:
+    """The other way round."""
+    found: dict[Path_, Any] = {}
+    for key, value in tree.items():
+        found |= flat(value, (*above, key)) if isinstance(value, Mapping) else {(*above, key): value}
+    return found
+
+
+def save_spare(source: Path, spare: Sequence[str], file: Path) -> None:
+    """Keeps the tensors that our model does not use, to the bit."""
+    if not spare:
+        return
+    with weights.Checkpoint(source) as checkpoint:
+        weights.write_file(file, {name: np.asarray(checkpoint.raw(name)) for name in spare})

@@ -1,0 +1,440 @@
+"""A folder's ``config.json`` as our specs: sizes and features are read, nothing is typed in.
+
+``transformers`` reads the file, old spellings included; what a family's code does beyond its config is here, as data.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jaxmm.errors import UserError, nearest
+from jaxmm.models.connector import ConnectorSpec
+from jaxmm.models.decoder import DecoderSpec
+from jaxmm.models.multimodal import ModelSpec
+from jaxmm.models.rope import RopeScaling
+from jaxmm.models.vit import VisionSpec
+
+ACTIVATIONS = {
+    "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "quick_gelu": "quick_gelu",
+    "relu": "relu", "silu": "silu", "swish": "silu",
+}  # fmt: skip
+
+
+class Decoder(NamedTuple):
+    """A decoder: its spec, and the key of its table in ``names.DECODERS``."""
+
+    spec: DecoderSpec
+    names: str
+
+
+class Tower(NamedTuple):
+    """A vision tower: its spec, and the key of its table in ``names.TOWERS``."""
+
+    spec: VisionSpec
+    names: str
+
+
+class Family(NamedTuple):
+    """A whole model.
+
+    Attributes:
+      tower, decoder, connector: the keys of their tables in ``names``.
+      prefixes: what stands for "text", "vision", "connector" and "lm_head" in the names of its checkpoints.
+    """
+
+    spec: ModelSpec
+    tower: str
+    decoder: str
+    connector: str
+    prefixes: dict[str, str]
+
+
+def _activation(name: str) -> str:
+    if name not in ACTIVATIONS:
+        raise UserError(f"activation '{name}' of the checkpoint is not supported: those are {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+def _refuse(config: Any, **wanted: Any) -> None:
+    """Raises UserError for a value of the config that this code does not follow."""
+    for key, value in wanted.items():
+        found = getattr(config, key, value)
+        if found != value:
+            raise UserError(f"config.json: {config.model_type} with {key}={found} is not supported: only {value}")
+
+
+# Decoders
+
+
+def _scaling(rope: dict[str, Any], max_positions: int) -> RopeScaling:
+    kind = rope.get("rope_type", "default")
+    if kind == "mrope":
+        kind = "default"
+    trained = rope.get("original_max_position_embeddings") or max_positions
+    factor = rope.get("factor")
+    if factor is None:
+        factor = max_positions / trained if kind in ("yarn", "longrope") else 1.0
+    if kind not in ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional"):
+        raise UserError(f"config.json: rotary embedding of rope_type '{kind}' is not supported")
+    if kind != "proportional" and rope.get("partial_rotary_factor", 1.0) != 1.0:
+        raise UserError(f"config.json: partial_rotary_factor with rope_type '{kind}' is not supported")
+    return RopeScaling(
+        kind=kind,
+        factor=float(factor),
+        trained_length=int(max_positions if kind == "dynamic" else trained),
+        fraction=float(rope.get("partial_rotary_factor", 1.0)),
+        attention_factor=float(rope.get("attention_factor") or 0.0),
+        low_frequency_factor=float(rope.get("low_freq_factor", 1.0)),
+        high_frequency_factor=float(rope.get("high_freq_factor", 4.0)),
+        beta_fast=float(rope.get("beta_fast") or 32.0),
+        beta_slow=float(rope.get("beta_slow") or 1.0),
+        truncate=bool(rope.get("truncate", True)),
+        mscale=float(rope.get("mscale") or 0.0),
+        mscale_all_dim=float(rope.get("mscale_all_dim") or 0.0),
+        short_factors=tuple(rope.get("short_factor", ())),
+        long_factors=tuple(rope.get("long_factor", ())),
+    )
+
+
+def _windows(config: Any) -> dict[str, Any]:
+    """Which layers see a window, from ``layer_types`` where it is, else from ``sliding_window`` for all."""
+    window = getattr(config, "sliding_window", None) or 0
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        return {"window": window}
+    known = {"full_attention", "sliding_attention"}
+    if set(kinds) - known:
+        raise UserError(f"config.json: layers of type '{(set(kinds) - known).pop()}' are not supported")
+    if "sliding_attention" not in kinds or not window:
+        return {}
+    return {"window": window, "global_layers": tuple(i for i, kind in enumerate(kinds) if kind == "full_attention")}
+
+
+def _decoder(config: Any, tied: bool, rope: dict[str, Any] | None = None, **features: Any) -> DecoderSpec:
+    """``rope``: its parameters, where layers of different kinds have their own."""
+    rope = rope or config.rope_parameters
+    return DecoderSpec(
+        vocab_size=config.vocab_size,
+        width=config.hidden_size,
+        layers=config.num_hidden_layers,
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+        mlp=config.intermediate_size,
+        norm_eps=config.rms_norm_eps,
+        tie_embeddings=tied,
+        activation=_activation(getattr(config, "hidden_act", None) or config.hidden_activation),
+        rope_theta=rope["rope_theta"],
+        rope_scaling=_scaling(rope, config.max_position_embeddings),
+        **_windows(config),
+        **features,
+    )
+
+
+def _llama(config: Any, tied: bool) -> Decoder:
+    bias = bool(getattr(config, "attention_bias", False))
+    mlp = bool(getattr(config, "mlp_bias", False))
+    return Decoder(_decoder(config, tied, qkv_bias=bias, out_bias=bias, mlp_bias=mlp), "llama")
+
+
+def _mistral(config: Any, tied: bool) -> Decoder:
+    return Decoder(_decoder(config, tied), "llama")
+
+
+def _qwen2(config: Any, tied: bool) -> Decoder:
+    # Qwen 2's attention ignores head_dim where it is not hidden_size / heads only in the config's absence.
+    return Decoder(_decoder(config, tied, qkv_bias=True), "llama")
+
+
+def _qwen3(config: Any, tied: bool) -> Decoder:
+    bias = bool(config.attention_bias)
+    return Decoder(_decoder(config, tied, qkv_bias=bias, out_bias=bias, qk_norm=True), "llama")
+
+
+def _sections(config: Any, default: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(config.rope_parameters.get("mrope_section") or default)
+
+
+def _qwen2_5_vl_text(config: Any, tied: bool) -> Decoder:
+    found = _decoder(config, tied, qkv_bias=True, rope_sections=_sections(config, (16, 24, 24)))
+    return Decoder(found, "llama")
+
+
+def _qwen3_vl_text(config: Any, tied: bool) -> Decoder:
+    bias = bool(config.attention_bias)
+    found = _decoder(
+        config, tied, qkv_bias=bias, out_bias=bias, qk_norm=True,
+        rope_sections=_sections(config, (24, 20, 20)), rope_interleaved=True,
+    )  # fmt: skip
+    return Decoder(found, "llama")
+
+
+def _gemma3_text(config: Any, tied: bool) -> Decoder:
+    _refuse(config, use_bidirectional_attention=False)
+    rope = config.rope_parameters
+    spec = _decoder(
+        config, tied, rope["full_attention"],
+        local_rope_theta=rope["sliding_attention"]["rope_theta"],
+        qkv_bias=bool(config.attention_bias), out_bias=bool(config.attention_bias),
+        qk_norm=True, post_norms=True, norm_offset=1.0,
+        embed_scale=config.hidden_size**0.5, attention_scale=config.query_pre_attn_scalar**-0.5,
+        two_way_blocks=True,
+    )  # fmt: skip
+    return Decoder(spec, "gemma")
+
+
+DECODERS: dict[str, Callable[[Any, bool], Decoder]] = {
+    "llama": _llama, "mistral": _mistral, "qwen2": _qwen2, "qwen3": _qwen3, "gemma3_text": _gemma3_text,
+    "qwen2_5_vl_text": _qwen2_5_vl_text, "qwen3_vl_text": _qwen3_vl_text,
+}  # fmt: skip
+
+
+# Towers
+
+
+def _square(value: Any, what: str) -> int:
+    """A side given as a number, or as two equal ones."""
+    sides = list(value) if isinstance(value, (list, tuple)) else [value, value]
+    if sides[0] != sides[1]:
+        raise UserError(f"config.json: {what} of {sides[0]} x {sides[1]} is not supported: only squares are")
+    return int(sides[0])
+
+
+def _vit(config: Any, **features: Any) -> VisionSpec:
+    return VisionSpec(
+        width=config.hidden_size,
+        layers=getattr(config, "num_hidden_layers", None) or config.depth,
+        heads=getattr(config, "num_attention_heads", None) or config.num_heads,
+        mlp=config.intermediate_size,
+        patch_size=_square(config.patch_size, "patch_size"),
+        norm_eps=getattr(config, "layer_norm_eps", 1e-6),
+        activation=_activation(config.hidden_act),
+        **features,
+    )
+
+
+def _siglip2(config: Any) -> Tower:
+    return Tower(_vit(config, positions=int(config.num_patches**0.5)), "siglip2")
+
+
+def _siglip(config: Any) -> Tower:
+    side = _square(config.image_size, "image_size") // _square(config.patch_size, "patch_size")
+    return Tower(_vit(config, positions=side), "siglip")
+
+
+def _clip(config: Any) -> Tower:
+    side = _square(config.image_size, "image_size") // _square(config.patch_size, "patch_size")
+    spec = _vit(config, positions=side, class_tokens=1, patch_bias=False, pre_norm=True, final_norm=False)
+    return Tower(spec, "clip")
+
+
+def _intern(config: Any) -> Tower:
+    side = _square(config.image_size, "image_size") // _square(config.patch_size, "patch_size")
+    spec = _vit(
+        config, positions=side if config.use_absolute_position_embeddings else 0, class_tokens=1,
+        norm="rms" if config.norm_type == "rms_norm" else "layer", qkv_bias=bool(config.attention_bias),
+        qk_norm=bool(config.use_qk_norm), layer_scale=float(config.layer_scale_init_value),
+        final_norm=not config.use_mean_pooling,
+    )  # fmt: skip
+    return Tower(spec, "intern")
+
+
+def _qwen2_5_vision(config: Any) -> Tower:
+    spec = _vit(
+        config, positions=0, norm="rms", gated=True, patch_bias=False, final_norm=False,
+        frames=config.temporal_patch_size, rope_theta=10000.0,
+        window=config.window_size // config.spatial_merge_size // config.patch_size * config.spatial_merge_size,
+        global_layers=tuple(config.fullatt_block_indexes),
+    )  # fmt: skip
+    return Tower(spec, "qwen2.5")
+
+
+def _qwen3_vision(config: Any) -> Tower:
+    spec = _vit(
+        config, positions=int(config.num_position_embeddings**0.5), resize="corners", final_norm=False,
+        frames=config.temporal_patch_size, rope_theta=10000.0, taps=tuple(config.deepstack_visual_indexes),
+    )  # fmt: skip
+    return Tower(spec, "qwen3")
+
+
+TOWERS: dict[str, Callable[[Any], Tower]] = {
+    "siglip2_vision_model": _siglip2, "siglip_vision_model": _siglip, "clip_vision_model": _clip,
+    "internvl_vision": _intern, "qwen2_5_vl_vision": _qwen2_5_vision, "qwen2_5_vl": _qwen2_5_vision,
+    "qwen3_vl_vision": _qwen3_vision, "qwen3_vl": _qwen3_vision,
+}  # fmt: skip
+
+
+# Whole models
+
+NEW = {"text": "model.language_model.", "vision": "model.vision_tower.", "lm_head": "lm_head.",
+        "connector": "model.multi_modal_projector."}  # fmt: skip
+OLD = {"text": "language_model.model.", "vision": "vision_tower.", "lm_head": "language_model.lm_head.",
+        "connector": "multi_modal_projector."}  # fmt: skip
+
+
+def decoder_of(config: Any, tied: bool) -> Decoder:
+    """Raises UserError for an architecture that is not there."""
+    return _known(DECODERS, config.model_type, "decoder")(config, tied)
+
+
+def tower_of(config: Any) -> Tower:
+    """Raises UserError for an architecture that is not there."""
+    return _known(TOWERS, config.model_type, "vision tower")(config)
+
+
+def _known(table: dict[str, Any], name: str, what: str) -> Any:
+    if name not in table:
+        raise UserError(f"{what} '{name}' is not supported: those are {', '.join(table)}{nearest(name, table)}")
+    return table[name]
+
+
+def _lfm2_vl(config: Any) -> Family:
+    tower, decoder = tower_of(config.vision_config), decoder_of(config.text_config, config.tie_word_embeddings)
+    connector = ConnectorSpec(
+        merge=config.downsample_factor, mlp=config.projector_hidden_size, bias=config.projector_bias,
+        norm="layer" if config.projector_use_layernorm else "", activation=_activation(config.projector_hidden_act),
+    )  # fmt: skip
+    return Family(ModelSpec(tower.spec, connector, decoder.spec), tower.names, decoder.names, "mlp", NEW)
+
+
+def _llava(config: Any) -> Family:
+    tower, decoder = tower_of(config.vision_config), decoder_of(config.text_config, config.tie_word_embeddings)
+    has_class = bool(tower.spec.class_tokens)
+    if (config.vision_feature_select_strategy == "default") != has_class:
+        raise UserError(
+            f"config.json: vision_feature_select_strategy '{config.vision_feature_select_strategy}' with a tower "
+            f"{'with' if has_class else 'without'} a class token is not supported"
+        )
+    chosen = config.vision_feature_layer
+    layers = tower.spec.layers
+    # Number 0 of the hidden states is what goes into the layers.
+    states = [i + layers + 1 if i < 0 else i for i in (chosen if isinstance(chosen, list) else [chosen])]
+    if not all(1 <= i <= layers for i in states):
+        raise UserError(f"config.json: vision_feature_layer {chosen} is no layer of a tower of {layers}")
+    features = tuple(i - 1 for i in states) if len(states) > 1 else ()
+    vision = dataclasses.replace(tower.spec, layers=max(states), final_norm=False, features=features)
+    connector = ConnectorSpec(
+        merge=1, mlp=decoder.spec.width, bias=config.multimodal_projector_bias, norm="",
+        activation=_activation(config.projector_hidden_act),
+    )  # fmt: skip
+    return Family(ModelSpec(vision, connector, decoder.spec), tower.names, decoder.names, "mlp", OLD)
+
+
+def _qwen2_5_vl(config: Any) -> Family:
+    tower = tower_of(config.vision_config)
+    decoder = decoder_of(config.text_config, config.tie_word_embeddings)
+    merge = config.vision_config.spatial_merge_size
+    connector = ConnectorSpec(merge=merge, mlp=tower.spec.width * merge**2, norm="rms", norm_first=True, norm_eps=1e-6)
+    prefixes = {"text": "model.", "vision": "visual.", "lm_head": "lm_head."}
+    return Family(ModelSpec(tower.spec, connector, decoder.spec), tower.names, decoder.names, "in tower", prefixes)
+
+
+def _qwen3_vl(config: Any) -> Family:
+    tower = tower_of(config.vision_config)
+    decoder = decoder_of(config.text_config, config.tie_word_embeddings)
+    merge = config.vision_config.spatial_merge_size
+    connector = ConnectorSpec(
+        merge=merge, mlp=tower.spec.width * merge**2, norm_first=True, norm_eps=1e-6, deep=len(tower.spec.taps)
+    )
+    prefixes = {"text": "model.language_model.", "vision": "model.visual.", "lm_head": "lm_head."}
+    return Family(ModelSpec(tower.spec, connector, decoder.spec), tower.names, decoder.names, "in tower", prefixes)
+
+
+def _gemma3(config: Any) -> Family:
+    tower = tower_of(config.vision_config)
+    decoder = decoder_of(config.text_config, config.tie_word_embeddings)
+    side = round(config.mm_tokens_per_image**0.5)
+    connector = ConnectorSpec(
+        merge=tower.spec.positions // side, mlp=0, pool="mean", norm="rms_offset", norm_eps=tower.spec.norm_eps,
+        bias=False,
+    )  # fmt: skip
+    return Family(ModelSpec(tower.spec, connector, decoder.spec), tower.names, decoder.names, "gemma", OLD)
+
+
+def _internvl(config: Any) -> Family:
+    _refuse(config, vision_feature_layer=-1, vision_feature_select_strategy="default")
+    tower = tower_of(config.vision_config)
+    decoder = decoder_of(config.text_config, config.tie_word_embeddings)
+    connector = ConnectorSpec(
+        merge=round(1 / config.downsample_ratio), mlp=decoder.spec.width,
+        activation=_activation(config.projector_hidden_act),
+    )  # fmt: skip
+    return Family(ModelSpec(tower.spec, connector, decoder.spec), tower.names, decoder.names, "mlp", OLD)
+
+
+def lfm2_vl_config(
+    vision: dict[str, Any], text: dict[str, Any], connector: ConnectorSpec, tied: bool
+) -> dict[str, Any]:
+    """The ``config.json`` of a tower and a decoder in LFM2-VL's layout, from their own configs."""
+    activations = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
+    return {
+        "architectures": ["Lfm2VlForConditionalGeneration"],
+        "model_type": "lfm2_vl",
+        "vision_config": {**vision, "vision_use_head": False},
+        "text_config": text,
+        "downsample_factor": connector.merge,
+        "projector_hidden_size": connector.mlp,
+        "projector_hidden_act": activations[connector.activation],
+        "projector_bias": connector.bias,
+        "projector_use_layernorm": bool(connector.norm),
+        "tie_word_embeddings": tied,
+    }
+
+
+def configs_of(spec: ModelSpec) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(vision_config, text_config) of a model of our own: a SigLIP 2 tower and a Llama decoder.
+
+    Raises:
+      UserError: if it has features that these do not have.
+    """
+    vision, decoder = spec.vision, spec.decoder
+    plain_vision = VisionSpec(
+        **{name: getattr(vision, name) for name in ("width", "layers", "heads", "mlp", "patch_size", "positions")},
+        norm_eps=vision.norm_eps, mean=vision.mean, std=vision.std,
+    )  # fmt: skip
+    sizes = ("vocab_size", "width", "layers", "heads", "kv_heads", "head_dim", "mlp", "rope_theta", "norm_eps")
+    plain_decoder = DecoderSpec(
+        **{name: getattr(decoder, name) for name in sizes}, tie_embeddings=decoder.tie_embeddings
+    )  # fmt: skip
+    if plain_vision != vision or plain_decoder != decoder:
+        raise UserError("this model has features that SigLIP 2 with Llama does not have: start it from a folder")
+    return (
+        {
+            "model_type": "siglip2_vision_model",
+            "hidden_size": vision.width,
+            "num_hidden_layers": vision.layers,
+            "num_attention_heads": vision.heads,
+            "intermediate_size": vision.mlp,
+            "patch_size": vision.patch_size,
+            "num_patches": vision.positions**2,
+            "layer_norm_eps": vision.norm_eps,
+            "hidden_act": "gelu_pytorch_tanh",
+        },
+        {
+            "model_type": "llama",
+            "vocab_size": decoder.vocab_size,
+            "hidden_size": decoder.width,
+            "num_hidden_layers": decoder.layers,
+            "num_attention_heads": decoder.heads,
+            "num_key_value_heads": decoder.kv_heads,
+            "head_dim": decoder.head_dim,
+            "intermediate_size": decoder.mlp,
+            "rope_theta": decoder.rope_theta,
+            "rms_norm_eps": decoder.norm_eps,
+            "hidden_act": "silu",
+            "tie_word_embeddings": decoder.tie_embeddings,
+        },
+    )
+
+
+FAMILIES: dict[str, Callable[[Any], Family]] = {
+    "lfm2_vl": _lfm2_vl, "llava": _llava, "qwen2_5_vl": _qwen2_5_vl, "qwen3_vl": _qwen3_vl, "gemma3": _gemma3,
+    "internvl": _internvl,
+}  # fmt: skip
+
+
+def family_of(config: Any) -> Family:
+    """Raises UserError for an architecture that is not there, with those that are."""
+    return _known(FAMILIES, config.model_type, "model")(config)

@@ -1,0 +1,60 @@
+"""How a foreign tensor becomes a parameter, and back to the bit: named, so that tables can say which."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Transform(NamedTuple):
+    """``into(array, shape)`` gives an array of our shape; ``out(array, inputs)`` the foreign tensor.
+
+    ``inputs``: of a linear map's kernel, how many leading dims it takes in.
+    """
+
+    into: Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
+    out: Callable[[np.ndarray, int], np.ndarray]
+
+
+def _reshaped(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    return array.reshape(shape)
+
+
+def _transposed_out(array: np.ndarray, inputs: int) -> np.ndarray:
+    return array.reshape(int(np.prod(array.shape[:inputs])), -1).T
+
+
+def _from_convolution(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A convolution's kernel (D, 3, [frames,] P, P) to ([frames,] P * P * 3, D), channels last."""
+    last = np.moveaxis(array, 1, -1)
+    return last.reshape(last.shape[0], -1).T.reshape(shape)
+
+
+def _to_convolution(array: np.ndarray, inputs: int) -> np.ndarray:
+    side = round((array.shape[-2] / 3) ** 0.5)
+    frames = array.shape[:-2]
+    return np.moveaxis(array.reshape(-1, array.shape[-1]).T.reshape(-1, *frames, side, side, 3), -1, 1)
+
+
+TRANSFORMS = {
+    "copy": Transform(_reshaped, lambda x, _: x),
+    "flat": Transform(_reshaped, lambda x, _: x.reshape(-1)),
+    "after one": Transform(_reshaped, lambda x, _: x[None]),
+    "after two": Transform(_reshaped, lambda x, _: x[None].reshape(1, 1, -1)),
+    "transpose": Transform(lambda x, shape: x.T.reshape(shape), _transposed_out),
+    "convolution": Transform(_from_convolution, _to_convolution),
+}
+
+
+def into_parts(array: np.ndarray, transform: str, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+    """A foreign tensor as one parameter, or, fused along its first dim, as several of equal size."""
+    parts = np.split(array, len(shapes), axis=0) if len(shapes) > 1 else [array]
+    return [TRANSFORMS[transform].into(part, shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def out_of_parts(arrays: Sequence[np.ndarray], transform: str, inputs: int = 0) -> np.ndarray:
+    """The foreign tensor that ``into_parts`` makes these parameters of."""
+    parts = [TRANSFORMS[transform].out(array, inputs) for array in arrays]
+    return np.concatenate(parts) if len(parts) > 1 else parts[0]

@@ -1,0 +1,282 @@
+"""Tensors of safetensors files, in and out: one at a time, from mapped files straight to where they belong.
+
+Pickled weights are never opened: they may run code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import ml_dtypes
+import numpy as np
+import safetensors
+import safetensors.numpy
+from jax import lax
+
+from jaxmm.errors import UserError
+from jaxmm.hf import names, transforms
+from jaxmm.hf.names import Rule
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}  # what float32 holds to the bit
+SHARD_BYTES = 5 << 30
+LISTED = 8  # names in an error
+
+
+class Entry(NamedTuple):
+    """Where a tensor is, and what."""
+
+    file: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class Checkpoint:
+    """The tensors of a folder, by name; a context manager that holds the files open."""
+
+    def __init__(self, folder: Path):
+        """
+        Raises:
+          UserError: if there are no safetensors, or they are broken, or two files have the same tensor.
+        """
+        self.folder = folder
+        self._files = contextlib.ExitStack()
+        self._open: dict[str, Any] = {}
+        self.entries: dict[str, Entry] = {}
+        for file in _listed(folder):
+            try:
+                opened = self._files.enter_context(safetensors.safe_open(folder / file, "np"))
+            except FileNotFoundError as error:
+                raise UserError(f"{folder / INDEX} names {file}, which is not there: download it again") from error
+            except Exception as error:
+                raise UserError(f"{folder / file} is not whole ({error}): download it again") from error
+            self._open[file] = opened
+            for name in opened.keys():  # noqa: SIM118
+                if name in self.entries:
+                    raise UserError(f"tensor {name} is in {self.entries[name].file} and in {file} of {folder}")
+                part = opened.get_slice(name)
+                self.entries[name] = Entry(file, tuple(part.get_shape()), part.get_dtype())
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._open.clear()
+        self._files.close()
+
+    def read(self, name: str) -> np.ndarray:
+        """Returns a tensor in its own dtype.
+
+        Raises:
+          UserError: if float32 cannot hold it.
+        """
+        entry = self.entries[name]
+        if entry.dtype not in DTYPES:
+            raise UserError(
+                f"{self.folder / entry.file}: tensor {name} is {entry.dtype}, which cannot be held as float32: "
+                f"convert it to one of {', '.join(DTYPES)}"
+            )
+        return self.raw(name)
+
+    def raw(self, name: str) -> np.ndarray:
+        """Returns a tensor in its own dtype, whatever that is."""
+        return self._open[self.entries[name].file].get_tensor(name)
+
+
+def opened(file: Path) -> Any:
+    """A safetensors file as a context manager with ``keys()`` and ``get_tensor(name)``."""
+    return safetensors.safe_open(file, "np")
+
+
+def write_file(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes one safetensors file."""
+    safetensors.numpy.save_file(dict(tensors), file, metadata={"format": "pt"})
+
+
+def _listed(folder: Path) -> list[str]:
+    """The folder's safetensors files."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: there is no such folder")
+    index = folder / INDEX
+    if index.exists():
+        try:
+            return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{index} is not a whole index of weights: download it again") from error
+    if (folder / SINGLE).exists():
+        return [SINGLE]
+    pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
+    if pickled:
+        raise UserError(
+            f"{folder} has its weights as {pickled[0]}, a pickle, which may run code and is not opened: "
+            f"take the release with {SINGLE}, or convert it"
+        )
+    raise UserError(f"{folder} has no weights: there is neither {SINGLE} nor {INDEX}")
+
+
+Spelling = Callable[[str], str]
+
+
+def read_params(
+    checkpoint: Checkpoint,
+    rules: Sequence[Rule],
+    parameters: Mapping[names.Path, tuple[tuple[int, ...], Any]],
+    *,
+    spelling: Spelling = names.common_name,
+    others: Sequence[str] = (),
+    grows: Sequence[names.Path] = (),
+) -> tuple[dict[names.Path, jax.Array], list[str]]:
+    """Reads parameters, float32, each tensor straight to its devices.
+
+    Args:
+      parameters: (shape, sharding) by path; of stacked ones, the shape of the stack.
+      others: patterns of tensors, in the common spelling, that are no part of what is read, and not missed.
+      grows: of ours that may have more rows than the checkpoint; new rows are the mean of the others.
+    Returns:
+      The parameters, and the names of tensors that are kept for an export though our model does not use them.
+
+    Raises:
+      UserError: with the list, if tensors are missing, unknown, or of another shape.
+    """
+    shapes = {path: shape for path, (shape, _) in parameters.items()}
+    wanted = {tensor.name: tensor for tensor in names.tensors(rules, shapes)}
+    found = {spelling(name): name for name in checkpoint.entries}
+    unknown = [name for common, name in found.items() if common not in wanted]
+    spare = [name for name in unknown if _is_any(spelling(name), names.SPARE)]
+    unused = [name for name in unknown if name not in set(spare) and not _is_any(spelling(name), others)]
+    missing = [name for name in wanted if name not in found]
+    where = checkpoint.folder
+    if missing:
+        raise UserError(f"{where} lacks {len(missing)} tensors that its config asks for: {_some(missing)}")
+    if unused:
+        raise UserError(f"{where} has {len(unused)} tensors that this model has no place for: {_some(unused)}")
+    misshapen = []
+    for common, tensor in wanted.items():
+        parts = [_part_shape(shapes[path], tensor.layer) for path in _paths(tensor.rule)]
+        has = checkpoint.entries[found[common]].shape
+        may_grow = _paths(tensor.rule)[0] in grows and has[1:] == parts[0][1:] and has[0] <= parts[0][0]
+        if not may_grow and int(np.prod(has)) != sum(int(np.prod(part)) for part in parts):
+            misshapen.append(f"{found[common]} {has} for {' + '.join(map(str, parts))}")
+    if misshapen:
+        raise UserError(f"{where} has {len(misshapen)} tensors of another shape: {_some(misshapen)}")
+    params: dict[names.Path, jax.Array] = {}
+    for common, tensor in sorted(wanted.items(), key=lambda item: checkpoint.entries[found[item[0]]].file):
+        array = checkpoint.read(found[common])
+        paths = _paths(tensor.rule)
+        parts = [_part_shape(shapes[path], tensor.layer) for path in paths]
+        if paths[0] in grows and array.shape[0] < parts[0][0]:
+            array = _grown(array, parts[0][0])
+        for path, value in zip(paths, transforms.into_parts(array, tensor.rule.transform, parts), strict=True):
+            _place(params, path, value, tensor.layer, *parameters[path])
+    return params, spare
+
+
+def _is_any(name: str, patterns: Iterable[str]) -> bool:
+    return any(re.match(pattern, name) for pattern in patterns)
+
+
+def _some(lines: Sequence[str]) -> str:
+    more = len(lines) - LISTED
+    return ", ".join(lines[:LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _paths(rule: Rule) -> list[names.Path]:
+    return [tuple(path.split(".")) for path in rule.paths]
+
+
+def _part_shape(shape: tuple[int, ...], layer: int | None) -> tuple[int, ...]:
+    return shape if layer is None else shape[1:]
+
+
+def _grown(array: np.ndarray, rows: int) -> np.ndarray:
+    mean = array.astype(np.float32).mean(0).astype(array.dtype)
+    return np.concatenate([array, np.broadcast_to(mean, (rows - len(array), *array.shape[1:]))])
+
+
+def _place(
+    params: dict[names.Path, jax.Array], path: names.Path, value: np.ndarray, layer: int | None,
+    shape: tuple[int, ...], where: Any,
+) -> None:  # fmt: skip
+    """Puts a tensor on its devices: as a parameter, or as one layer of a stack, written in place."""
+    if layer is None:
+        params[path] = _put(value, where)
+        return
+    if path not in params:
+        params[path] = jax.jit(functools.partial(jax.numpy.zeros, shape, np.float32), out_shardings=where)()
+    one_layer = jax.sharding.NamedSharding(where.mesh, jax.sharding.PartitionSpec(*where.spec[1:]))
+    params[path] = _writer(where)(params[path], _put(value, one_layer), layer)
+
+
+def _put(value: np.ndarray, where: Any) -> jax.Array:
+    return jax.make_array_from_callback(
+        value.shape, where, lambda index: np.asarray(value[index], np.float32, order="C")
+    )  # fmt: skip
+
+
+@functools.cache
+def _writer(where: Any) -> Callable[[jax.Array, jax.Array, int], jax.Array]:
+    def write(stack: jax.Array, value: jax.Array, layer: int) -> jax.Array:
+        return lax.dynamic_update_index_in_dim(stack, value, layer, 0)
+
+    return jax.jit(write, donate_argnums=0, out_shardings=where)
+
+
+class Outgoing(NamedTuple):
+    """A tensor to be written: its name, its size in bytes, and what makes it."""
+
+    name: str
+    bytes: int
+    make: Callable[[], np.ndarray]
+
+
+def outgoing(
+    params: Mapping[names.Path, Any], rules: Sequence[Rule], inputs: Mapping[names.Path, int], dtype: Any
+) -> Iterator[Outgoing]:
+    """The tensors of a checkpoint, in the common spelling, by the same tables that read it.
+
+    Args:
+      inputs: how many leading dims each linear map takes in, without that of stacked layers.
+      dtype: of what is written.
+    """
+    shapes = {path: tuple(value.shape) for path, value in params.items()}
+    for tensor in names.tensors(rules, shapes):
+        paths = _paths(tensor.rule)
+
+        def make(tensor: names.Tensor = tensor, paths: Sequence[names.Path] = paths) -> np.ndarray:
+            parts = [np.asarray(params[p] if tensor.layer is None else params[p][tensor.layer]) for p in paths]
+            whole = transforms.out_of_parts(parts, tensor.rule.transform, inputs.get(paths[0], 0))
+            return np.ascontiguousarray(whole.astype(dtype))
+
+        elements = sum(int(np.prod(_part_shape(shapes[path], tensor.layer))) for path in paths)
+        yield Outgoing(tensor.name, elements * np.dtype(dtype).itemsize, make)
+
+
+def write(folder: Path, tensors: Iterable[Outgoing], shard_bytes: int = SHARD_BYTES) -> int:
+    """Writes tensors in files of at most ``shard_bytes``, with an index; one file's tensors are in memory at a time.
+
+    Returns:
+      The number of bytes of all tensors.
+    """
+    shards: list[list[Outgoing]] = [[]]
+    for tensor in tensors:
+        if shards[-1] and sum(t.bytes for t in shards[-1]) + tensor.bytes > shard_bytes:
+            shards.append([])
+        shards[-1].append(tensor)
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards, start=1):
+        file = SINGLE if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+        write_file(folder / file, {t.name: t.make() for t in shard})
+        weight_map |= {t.name: file for t in shard}
+    total = sum(t.bytes for shard in shards for t in shard)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / INDEX).write_text(json.dumps(index, indent=1))
+    return total

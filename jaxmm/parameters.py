@@ -1,0 +1,91 @@
+"""The parameters a run begins with, on its mesh: fresh, another run's, or a Hugging Face model's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+
+from jaxmm import sharding
+from jaxmm.checkpoint import Checkpoints
+from jaxmm.errors import UserError
+from jaxmm.hf import folder as hf
+from jaxmm.hf.start import Start, read_params, save
+from jaxmm.models.multimodal import ModelSpec, Params, flat_axes, make_model
+from jaxmm.recipe import MODEL, Recipe
+
+
+def place_params(model: ModelSpec, tree: Any, mesh: Mesh) -> Any:
+    """Shardings of a tree that holds parameters, or moments of theirs, under the parameters' own paths.
+
+    A leaf whose path ends in a parameter's path lies as that parameter does; all others are on every device.
+    """
+    axes = {path: (shape, names) for path, (shape, names) in flat_axes(model).items()}
+
+    def where(path: tuple, leaf: Any) -> NamedSharding:
+        keys = tuple(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+        for start in range(len(keys)):
+            found = axes.get(keys[start:])
+            if found and found[0] == tuple(leaf.shape):
+                return NamedSharding(mesh, sharding.partition(found[1], found[0], mesh))
+        return sharding.replicated(mesh)
+
+    return jax.tree_util.tree_map_with_path(where, tree)
+
+
+def _place(recipe: Recipe, mesh: Mesh) -> tuple[Params, Params]:
+    """Shapes of the parameters, and their shardings."""
+    abstract = jax.eval_shape(make_model(recipe.model)[0], jax.random.key(0))
+    return abstract, place_params(recipe.model, abstract, mesh)
+
+
+def init_params(recipe: Recipe, mesh: Mesh, workdir: Path, *, init_from: str, seed: int) -> Params:
+    """Parameters on the mesh: fresh from the seed, or from what ``init_from`` names.
+
+    The small files of a Hugging Face model go to the workdir.
+    """
+    if recipe.start:
+        return _started(recipe, recipe.start, mesh, seed, workdir)
+    if init_from:
+        return saved_params(Path(init_from), recipe, mesh)
+    # Sharded parameters get the same numbers as unsharded ones: JAX's keys are counters.
+    init, _ = make_model(recipe.model)
+    return jax.jit(init, out_shardings=_place(recipe, mesh)[1])(jax.random.key(seed))
+
+
+def _started(recipe: Recipe, start: Start, mesh: Mesh, seed: int, workdir: Path) -> Params:
+    """Parameters of a Hugging Face model; what its folders do not have is fresh."""
+    where = hf.flat(_place(recipe, mesh)[1])
+    read = read_params(start, lambda path, shape: where[path])
+    missing = {path: place for path, place in where.items() if path not in read.params}
+    if missing:
+        init, _ = make_model(recipe.model)
+
+        def fresh(key: jax.Array) -> Params:  # what is not taken is never computed
+            return hf.nested({path: value for path, value in hf.flat(init(key)).items() if path in missing})
+
+        read.params.update(hf.flat(jax.jit(fresh, out_shardings=hf.nested(missing))(jax.random.key(seed))))
+    if jax.process_index() == 0:
+        save(start, read.spare, workdir / MODEL)
+    return hf.nested({path: read.params[path] for path in where})
+
+
+def load_params(workdir: Path, abstract: Params, step: int | None = None) -> Params:
+    """The parameters of another run's newest checkpoint, onto the shardings of ``abstract``."""
+    folder = workdir / "checkpoints"
+    if not folder.is_dir():
+        raise UserError(
+            f"{workdir} holds neither checkpoints nor a Hugging Face model: give the workdir of a run that has saved, "
+            f"or the folder of a model"
+        )
+    with Checkpoints(folder) as checkpoints:
+        return checkpoints.restore_part(abstract, "params", step)
+
+
+def saved_params(workdir: Path, recipe: Recipe, mesh: Mesh, step: int | None = None) -> Params:
+    """The parameters of a run's checkpoint (the newest by default), on this mesh."""
+    abstract, where = _place(recipe, mesh)
+    shapes = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, where)
+    return load_params(workdir, shapes, step)

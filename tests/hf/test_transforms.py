@@ -1,0 +1,69 @@
+"""Named transforms: there and back is the identity, to the bit, for any shape."""
+
+from __future__ import annotations
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+
+from jaxmm.hf.transforms import TRANSFORMS, into_parts, out_of_parts
+
+sizes = st.integers(1, 4)
+
+
+def numbers(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+@hypothesis.given(sizes, sizes, sizes, sizes)
+def test_a_linear_map_is_turned_round_and_its_heads_are_taken_apart(D, H, d, out):
+    foreign = numbers(H * d, D)
+    (ours,) = into_parts(foreign, "transpose", [(D, H, d)])
+    x = numbers(D)
+    np.testing.assert_allclose(np.einsum("i,ihd->hd", x, ours).ravel(), foreign @ x, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(out_of_parts([ours], "transpose", inputs=1), foreign)
+    foreign = numbers(out, H * d)  # the map that leads out takes two dims in
+    (ours,) = into_parts(foreign, "transpose", [(H, d, out)])
+    np.testing.assert_array_equal(out_of_parts([ours], "transpose", inputs=2), foreign)
+
+
+@hypothesis.given(sizes, sizes, sizes)
+def test_fused_queries_keys_and_values_are_taken_apart_in_order(D, H, d):
+    foreign = numbers(3 * H * d, D)
+    ours = into_parts(foreign, "transpose", [(D, H, d)] * 3)
+    for part, wanted in zip(ours, np.split(foreign, 3), strict=True):
+        np.testing.assert_array_equal(part.reshape(D, -1), wanted.T)
+    np.testing.assert_array_equal(out_of_parts(ours, "transpose", inputs=1), foreign)
+
+
+@pytest.mark.parametrize("frames", [(), (2,)])
+@hypothesis.given(sizes, st.integers(1, 3))
+def test_a_convolution_is_a_linear_map_of_patches_with_channels_last(frames, D, side):
+    foreign = numbers(D, 3, *frames, side, side)
+    (ours,) = into_parts(foreign, "convolution", [(*frames, side * side * 3, D)])
+    patch = numbers(*frames, side, side, 3)
+    found = np.tensordot(patch.reshape(*frames, -1), ours, axes=len(frames) + 1)
+    wanted = np.tensordot(np.moveaxis(patch, -1, 0), foreign, axes=(range(patch.ndim), range(1, foreign.ndim)))
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(out_of_parts([ours], "convolution"), foreign)
+
+
+@pytest.mark.parametrize(
+    ("name", "foreign", "ours"),
+    [
+        ("copy", (3, 4), (3, 4)),
+        ("flat", (12,), (3, 4)),
+        ("after one", (1, 3, 4), (3, 4)),
+        ("after two", (1, 1, 4), (1, 4)),
+    ],
+)
+def test_the_others_only_change_the_shape(name, foreign, ours):
+    array = numbers(*foreign)
+    (found,) = into_parts(array, name, [ours])
+    assert found.shape == ours
+    np.testing.assert_array_equal(out_of_parts([found], name), array)
+
+
+def test_all_of_them_are_tested_here():
+    assert set(TRANSFORMS) == {"copy", "flat", "after one", "after two", "transpose", "convolution"}

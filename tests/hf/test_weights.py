@@ -1,0 +1,169 @@
+"""Folders of safetensors: what is broken, missing or unknown is one line; what is read lies where it belongs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from jaxmm import sharding
+from jaxmm.errors import UserError
+from jaxmm.hf import names, weights
+from jaxmm.hf.names import Rule
+
+RULES = [
+    Rule("text.embed_tokens.weight", ("decoder.embedding",)),
+    Rule("text.layers.{i}.mlp.up_proj.weight", ("decoder.blocks.mlp.up.kernel",), "transpose"),
+]
+EMBEDDING, UP = ("decoder", "embedding"), ("decoder", "blocks", "mlp", "up", "kernel")
+SHAPES = {EMBEDDING: (6, 4), UP: (2, 4, 8)}
+
+
+def tensors() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    found = {f"model.layers.{i}.mlp.up_proj.weight": rng.normal(size=(8, 4)).astype(np.float32) for i in range(2)}
+    return found | {"model.embed_tokens.weight": rng.normal(size=(6, 4)).astype(np.float32)}
+
+
+def parameters(mesh=None, shapes=SHAPES):
+    mesh = mesh or sharding.make_mesh({"data": 1}, jax.devices()[:1])
+    axes = {EMBEDDING: ("vocab", "embed"), UP: ("layers", "embed", "mlp")}
+    return {
+        path: (shape, jax.sharding.NamedSharding(mesh, sharding.partition(axes[path], shape, mesh)))
+        for path, shape in shapes.items()
+    }
+
+
+def read(folder: Path, **options):
+    with weights.Checkpoint(folder) as checkpoint:
+        return weights.read_params(checkpoint, RULES, options.pop("parameters", parameters()), **options)
+
+
+def saved(folder: Path, **changes: np.ndarray | None) -> Path:
+    found = {name: value for name, value in (tensors() | changes).items() if value is not None}
+    safetensors.numpy.save_file(found, folder / "model.safetensors")
+    return folder
+
+
+def test_layers_are_stacked_and_maps_turned_round(tmp_path):
+    params, spare = read(saved(tmp_path))
+    np.testing.assert_array_equal(params[EMBEDDING], tensors()["model.embed_tokens.weight"])
+    for i in range(2):
+        np.testing.assert_array_equal(params[UP][i], tensors()[f"model.layers.{i}.mlp.up_proj.weight"].T)
+    assert spare == []
+
+
+def test_each_tensor_goes_to_its_own_devices(tmp_path):
+    mesh = sharding.make_mesh({"fsdp": 2, "tensor": 2}, jax.devices()[:4])
+    params, _ = read(saved(tmp_path), parameters=parameters(mesh))
+    whole, _ = read(tmp_path)
+    for path, value in params.items():
+        assert value.sharding.spec == parameters(mesh)[path][1].spec
+        np.testing.assert_array_equal(value, whole[path])
+    assert params[UP].addressable_shards[0].data.shape == (2, 2, 4)
+
+
+def test_half_precision_is_held_to_the_bit(tmp_path):
+    half = {name: value.astype(ml_dtypes.bfloat16) for name, value in tensors().items()}
+    safetensors.numpy.save_file(half, tmp_path / "model.safetensors")
+    params, _ = read(tmp_path)
+    assert params[EMBEDDING].dtype == np.float32
+    np.testing.assert_array_equal(params[EMBEDDING], half["model.embed_tokens.weight"].astype(np.float32))
+
+
+def test_several_files_with_an_index_are_one_checkpoint(tmp_path):
+    made = [
+        weights.Outgoing(name, value.nbytes, lambda value=value: value) for name, value in sorted(tensors().items())
+    ]  # fmt: skip
+    weights.write(tmp_path, made, shard_bytes=230)
+    assert len(list(tmp_path.glob("model-*-of-00002.safetensors"))) == 2
+    params, _ = read(tmp_path)
+    np.testing.assert_array_equal(params[EMBEDDING], tensors()["model.embed_tokens.weight"])
+    index = json.loads((tmp_path / weights.INDEX).read_text())
+    assert index["metadata"]["total_size"] == sum(value.nbytes for value in tensors().values())
+
+
+def test_new_rows_of_the_vocabulary_are_the_mean_of_the_old(tmp_path):
+    grown = parameters(shapes={**SHAPES, EMBEDDING: (9, 4)})
+    params, _ = read(saved(tmp_path), parameters=grown, grows=[EMBEDDING])
+    old = tensors()["model.embed_tokens.weight"]
+    np.testing.assert_array_equal(params[EMBEDDING][:6], old)
+    np.testing.assert_allclose(params[EMBEDDING][6:], np.broadcast_to(old.mean(0), (3, 4)), rtol=1e-6)
+
+
+def test_what_our_model_does_not_use_is_kept_by_name(tmp_path):
+    _, spare = read(saved(tmp_path, **{"vision_tower.vision_model.head.probe": np.ones((1, 4), np.float32)}))
+    assert spare == ["vision_tower.vision_model.head.probe"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model.embed_tokens.weight": None}, r"lacks 1 tensors .* text.embed_tokens.weight$"),
+        (
+            {"model.layers.2.mlp.up_proj.weight": np.ones((8, 4), np.float32)},
+            r"has 1 tensors .* no place for: .*layers.2",
+        ),
+        ({"model.embed_tokens.weight": np.ones((6, 5), np.float32)}, r"another shape: .*\(6, 5\) for \(6, 4\)"),
+        ({"model.embed_tokens.weight": np.ones((6, 4), np.float64)}, "is F64, which cannot be held as float32"),
+        ({"model.embed_tokens.weight": np.ones((6, 4), np.int8)}, "is I8, which cannot be held as float32"),
+    ],
+)
+def test_what_does_not_fit_is_named(tmp_path, changes, message):
+    with pytest.raises(UserError, match=message) as caught:
+        read(saved(tmp_path, **changes))
+    assert "\n" not in str(caught.value)
+
+
+def broken(folder: Path, how: str) -> None:
+    file = folder / "model.safetensors"
+    data = saved(folder) and file.read_bytes()
+    if how == "truncated":
+        file.write_bytes(data[:-20])
+    elif how == "header":
+        file.write_bytes(data[:8] + b"x" + data[9:])
+    elif how == "length":
+        file.write_bytes((1 << 60).to_bytes(8, "little") + data[8:])
+    elif how == "pickle":
+        file.rename(folder / "pytorch_model.bin")
+    elif how == "nothing":
+        file.unlink()
+    elif how == "index":
+        (folder / weights.INDEX).write_text('{"weight_map": ')
+    elif how == "missing file":
+        (folder / weights.INDEX).write_text(json.dumps({"weight_map": {"a": "model-1.safetensors"}}))
+    elif how == "twice":
+        safetensors.numpy.save_file(
+            {"model.embed_tokens.weight": np.ones((6, 4), np.float32)}, folder / "b.safetensors"
+        )
+        files = {"a": "model.safetensors", "b": "b.safetensors"}
+        (folder / weights.INDEX).write_text(json.dumps({"weight_map": files}))
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("truncated", "is not whole"), ("header", "is not whole"), ("length", "is not whole"),
+        ("pickle", "pytorch_model.bin, a pickle, which may run code"), ("nothing", "has no weights"),
+        ("index", "is not a whole index"), ("missing file", "which is not there"), ("twice", r"is in .* and in "),
+    ],
+)  # fmt: skip
+def test_broken_folders_are_one_line(tmp_path, how, message):
+    broken(tmp_path, how)
+    with pytest.raises(UserError, match=message) as caught:
+        read(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_names_of_all_releases_come_to_one_spelling():
+    for written in ("model.language_model.layers.0.x", "language_model.model.layers.0.x", "model.layers.0.x"):
+        assert names.common_name(written) == "text.layers.0.x"
+    for written in ("vision_tower.vision_model.encoder.x", "model.vision_tower.encoder.x", "vision_model.encoder.x"):
+        assert names.common_name(written) == "vision.encoder.x"
+    assert names.common_name("language_model.lm_head.weight") == names.common_name("lm_head.weight") == "lm_head.weight"
+    assert names.common_name("model.visual.blocks.0.x") == names.common_name("visual.blocks.0.x") == "vision.blocks.0.x"

@@ -1,0 +1,67 @@
+"""A run of seconds on a small dataset of the user's, for the tests of the commands."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import orbax.checkpoint as ocp
+import PIL.Image
+
+ROOT = Path(__file__).parents[1]
+PAGES = 8
+COLOURS = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (40, 80, 220)}
+TINY = (
+    "--config.batch_size=8", "--config.seq_len=128", "--config.mesh.data=1", "--config.mesh.fsdp=8",
+    "--config.image.min_pixels=256", "--config.image.max_pixels=1024",
+    "--config.vision.width=16", "--config.vision.layers=1", "--config.vision.heads=2", "--config.vision.mlp=32",
+    "--config.connector.mlp=32", "--config.decoder.width=32", "--config.decoder.layers=2", "--config.decoder.heads=2",
+    "--config.decoder.head_dim=16", "--config.decoder.mlp=64", "--config.log.every=2", "--config.eval.every=4",
+    "--config.checkpoint.every=2", "--config.log.tensorboard=False", "--config.optimizer.warmup=2",
+    "--config.optimizer.schedule=constant",  # one that does not depend on the steps
+)  # fmt: skip
+
+
+def make_data(folder: Path) -> Path:
+    """A LLaMA-Factory folder: pictures of one colour with one-word answers, and plain text longer than a row."""
+    records = []
+    for i in range(24):
+        name = list(COLOURS)[i % 3]
+        PIL.Image.new("RGB", (32, 24), COLOURS[name]).save(folder / f"{i}.png")
+        turns = [{"role": "user", "content": "<image>Colour?"}, {"role": "assistant", "content": name}]
+        records.append({"messages": turns, "images": [f"{i}.png"]})
+    (folder / "colours.json").write_text(json.dumps(records))
+    (folder / "pages.jsonl").write_text("\n".join(json.dumps({"text": f"{i} " + "words " * 50}) for i in range(PAGES)))
+    tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
+    columns = {"messages": "messages", "images": "images"}
+    info = {
+        "colours": {"file_name": "colours.json", "formatting": "sharegpt", "columns": columns, "tags": tags},
+        "pages": {"file_name": "pages.jsonl", "columns": {"prompt": "text"}},
+    }
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    return folder
+
+
+def arguments(data: Path, cache: Path) -> list[str]:
+    """Of ``train``, for a run of 8 steps on that data."""
+    info = data / "dataset_info.json"
+    return [
+        f"--config={ROOT / 'configs/base.py'}", *TINY, f"--config.data.cache={cache}", f"--config.data.path={info}",
+        "--config.data.mixture=colours:0.7,pages:0.3", f"--config.eval.path={info}", "--config.eval.mixture=colours",
+        "--config.steps=8",
+    ]  # fmt: skip
+
+
+def saved(workdir: Path, step: int) -> dict[str, np.ndarray]:
+    """Every array of a checkpoint by its name, as they lie on disk."""
+    with warnings.catch_warnings(action="ignore"):  # Orbax warns that the arrays keep the sharding they were saved with
+        tree = ocp.PyTreeCheckpointer().restore(workdir / "checkpoints" / str(step) / "state")
+    return {name: np.asarray(array) for name, array in tree.items()}
+
+
+def assert_same_bits(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)

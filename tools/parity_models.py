@@ -1,0 +1,215 @@
+"""Tiny random models of ``transformers``, one or more for each family: what parity is measured against.
+
+Sizes are unequal wherever a model lets them be, so that no two dims can be mistaken for each other.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+VOCABULARY = 203
+IMAGE_TOKEN, VIDEO_TOKEN, START_TOKEN, END_TOKEN = 202, 201, 200, 199
+TEXT_TOKENS = (3, 198)  # drawn from, the last one exclusive
+PATCH = 4
+
+
+def let_torchvision_import() -> None:
+    """Declares torchvision's operators where its own library does not load, as that of a CUDA build without CUDA.
+
+    ``transformers`` imports torchvision for its image processors, which need none of these operators.
+    """
+    import torch
+
+    found = importlib.util.find_spec("torchvision")
+    if found is None or not found.submodule_search_locations:
+        return
+    if hasattr(torch.ops.torchvision, "nms"):
+        return
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    source = Path(found.submodule_search_locations[0], "_meta_registrations.py").read_text()
+    for name in sorted(set(re.findall(r'"(?:torchvision::)?(\w+)"\)', source))):
+        library.define(f"{name}(Tensor x) -> Tensor")
+    _KEPT.append(library)
+
+
+_KEPT: list[Any] = []  # torch forgets a library's operators when it is gone
+
+
+class Case(NamedTuple):
+    """One kind of model.
+
+    Attributes:
+      name: of the case; ``family``: of docs and tables.
+      config: makes the config of ``transformers``, of a family's class, from a generator of numbers.
+      fixed: all images have the tower's own grid.
+    """
+
+    name: str
+    family: str
+    config: Callable[[np.random.Generator], Any]
+    fixed: bool = False
+
+
+def text(kind: str, **changes: Any) -> dict[str, Any]:
+    """A decoder's config, of 6 heads of 16 over 2 key-value heads, 3 layers."""
+    sizes = {
+        "model_type": kind, "vocab_size": VOCABULARY, "hidden_size": 48, "intermediate_size": 72,
+        "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 16,
+        "max_position_embeddings": 512, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+    }  # fmt: skip
+    return sizes | changes
+
+
+def vit(kind: str, **changes: Any) -> dict[str, Any]:
+    sizes = {
+        "model_type": kind, "hidden_size": 24, "intermediate_size": 44, "num_hidden_layers": 3,
+        "num_attention_heads": 3, "patch_size": PATCH,
+    }  # fmt: skip
+    return sizes | changes
+
+
+def rope(kind: str, **parameters: Any) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_type": kind, "rope_theta": 10000.0, **parameters}}
+
+
+def lfm2_vl(decoder: dict[str, Any], **changes: Any) -> Callable[[np.random.Generator], Any]:
+    def config(rng: np.random.Generator) -> Any:
+        from transformers import Lfm2VlConfig
+
+        vision = vit("siglip2_vision_model", num_patches=int(rng.integers(3, 7)) ** 2, vision_use_head=False)
+        sizes = {"projector_hidden_size": 56, "image_token_id": IMAGE_TOKEN, "tie_word_embeddings": False}
+        return Lfm2VlConfig(vision_config=vision, text_config=decoder, **(sizes | changes))
+
+    return config
+
+
+def llava(vision: dict[str, Any], decoder: dict[str, Any], **changes: Any) -> Callable[[np.random.Generator], Any]:
+    def config(rng: np.random.Generator) -> Any:
+        from transformers import LlavaConfig
+
+        return LlavaConfig(vision_config=vision, text_config=decoder, image_token_index=IMAGE_TOKEN, **changes)
+
+    return config
+
+
+QWEN_TOKENS: dict[str, Any] = {
+    "image_token_id": IMAGE_TOKEN, "video_token_id": VIDEO_TOKEN, "vision_start_token_id": START_TOKEN,
+    "vision_end_token_id": END_TOKEN,
+}  # fmt: skip
+
+
+def qwen2_5_vl(rng: np.random.Generator) -> Any:
+    from transformers import Qwen2_5_VLConfig
+
+    vision = {
+        "depth": 3, "hidden_size": 32, "intermediate_size": 44, "num_heads": 2, "patch_size": PATCH,
+        "out_hidden_size": 48, "window_size": 4 * PATCH, "fullatt_block_indexes": [1],
+    }  # fmt: skip
+    decoder = text("qwen2_5_vl_text", head_dim=8, **rope("default", mrope_section=[2, 1, 1]))
+    return Qwen2_5_VLConfig(vision_config=vision, text_config=decoder, tie_word_embeddings=False, **QWEN_TOKENS)
+
+
+def qwen3_vl(rng: np.random.Generator) -> Any:
+    from transformers import Qwen3VLConfig
+
+    vision = {
+        "depth": 4, "hidden_size": 32, "intermediate_size": 44, "num_heads": 2, "patch_size": PATCH,
+        "out_hidden_size": 48, "num_position_embeddings": int(rng.integers(3, 7)) ** 2,
+        "deepstack_visual_indexes": [0, 2],
+    }  # fmt: skip
+    decoder = text("qwen3_vl_text", **rope("default", mrope_section=[4, 2, 2], mrope_interleaved=True))
+    return Qwen3VLConfig(vision_config=vision, text_config=decoder, tie_word_embeddings=True, **QWEN_TOKENS)
+
+
+def gemma3(rng: np.random.Generator) -> Any:
+    from transformers import Gemma3Config
+
+    decoder = text(
+        "gemma3_text", sliding_window=int(rng.integers(5, 9)), query_pre_attn_scalar=20,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        rope_parameters={
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 50000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+        },
+    )  # fmt: skip
+    return Gemma3Config(
+        vision_config=vit("siglip_vision_model", image_size=4 * PATCH, vision_use_head=False), text_config=decoder,
+        mm_tokens_per_image=4, image_token_index=IMAGE_TOKEN, boi_token_index=START_TOKEN, eoi_token_index=END_TOKEN,
+    )  # fmt: skip
+
+
+def internvl(**vision: Any) -> Callable[[np.random.Generator], Any]:
+    def config(rng: np.random.Generator) -> Any:
+        from transformers import InternVLConfig
+
+        return InternVLConfig(
+            vision_config=vit("internvl_vision", image_size=4 * PATCH, **vision),
+            text_config=text("qwen2", head_dim=8), image_token_id=IMAGE_TOKEN,
+            tie_word_embeddings=False,
+        )  # fmt: skip
+
+    return config
+
+
+CLIP = vit("clip_vision_model", image_size=4 * PATCH, projection_dim=20)
+SIGLIP = vit("siglip_vision_model", image_size=5 * PATCH)
+LONGROPE = {"original_max_position_embeddings": 8, "short_factor": [1.0 + i / 8 for i in range(8)],
+            "long_factor": [2.0 + i for i in range(8)]}  # fmt: skip
+
+CASES = (
+    Case("siglip2 + llama", "lfm2_vl", lfm2_vl(text("llama"))),
+    Case("llama, biases, tied", "lfm2_vl", lfm2_vl(text("llama", attention_bias=True, mlp_bias=True),
+         tie_word_embeddings=True, projector_use_layernorm=False, projector_bias=False)),
+    Case("llama, linear rope", "lfm2_vl", lfm2_vl(text("llama", **rope("linear", factor=2.0)))),
+    Case("llama, dynamic rope", "lfm2_vl",
+         lfm2_vl(text("llama", **rope("dynamic", factor=2.0) | {"max_position_embeddings": 10}))),
+    Case("llama, yarn rope", "lfm2_vl",
+         lfm2_vl(text("llama", **rope("yarn", factor=4.0, original_max_position_embeddings=128)))),
+    Case("llama, longrope", "lfm2_vl", lfm2_vl(text("llama", **rope("longrope", **LONGROPE)))),
+    Case("llama, llama3 rope", "lfm2_vl", lfm2_vl(text("llama", **rope(
+        "llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64)))),
+    Case("mistral, window", "lfm2_vl", lfm2_vl(text("mistral", sliding_window=6))),
+    Case("qwen2", "lfm2_vl", lfm2_vl(text("qwen2", head_dim=8))),
+    Case("qwen2, some windows", "lfm2_vl", lfm2_vl(text("qwen2", head_dim=8, sliding_window=5,
+         use_sliding_window=True, max_window_layers=2))),
+    Case("qwen3", "lfm2_vl", lfm2_vl(text("qwen3"), downsample_factor=3)),
+    Case("llava, clip", "llava", llava(CLIP, text("llama")), fixed=True),
+    Case("llava, clip, two layers", "llava", llava(CLIP, text("llama"), vision_feature_layer=[-2, 1]), fixed=True),
+    Case("llava, siglip", "llava",
+         llava(SIGLIP, text("qwen2", head_dim=8), vision_feature_select_strategy="full"), fixed=True),
+    Case("qwen2.5-vl", "qwen2_5_vl", qwen2_5_vl),
+    Case("qwen3-vl", "qwen3_vl", qwen3_vl),
+    Case("gemma3", "gemma3", gemma3, fixed=True),
+    Case("internvl", "internvl", internvl(), fixed=True),
+    Case("internvl, 6B's tower", "internvl",
+         internvl(use_qk_norm=True, attention_bias=True, norm_type="rms_norm"), fixed=True),
+)  # fmt: skip
+
+
+def case(name: str, cases: Sequence[Case] = CASES) -> Case:
+    return next(c for c in cases if c.name == name)
+
+
+def make(case: Case, folder: Path, seed: int = 0) -> Any:
+    """Saves a model of random weights, none of them at its initial value; returns it, ready for evaluation."""
+    let_torchvision_import()
+    import torch
+    import transformers
+
+    rng = np.random.default_rng(seed)
+    config = case.config(rng)
+    torch.manual_seed(seed)
+    kind: Any = transformers.AutoModelForImageTextToText._model_mapping[type(config)]
+    model = kind._from_config(config, attn_implementation="eager").eval().float()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            is_scale = parameter.ndim == 1 and bool((parameter == 1).all())
+            parameter.copy_(0.15 * torch.randn_like(parameter) + float(is_scale))
+    model.save_pretrained(folder)
+    return model
