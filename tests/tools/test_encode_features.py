@@ -19,7 +19,8 @@ from jaxmm.data.plan import Budgets, Plan
 from jaxmm.errors import UserError
 from jaxmm.loss import batch_loss
 from jaxmm.models.multimodal import make_model
-from jaxmm.recipe import read_recipe, saved_params, train_corpus
+from jaxmm.parameters import saved_params
+from jaxmm.recipe import read_recipe, train_corpus
 
 ROOT = Path(__file__).parents[2]
 TINY = (
