@@ -129,8 +129,10 @@ class Template:
         tokenizer.add_tokens(list(added), special_tokens=True)
         ids = dict(zip(added, tokenizer.convert_tokens_to_ids(list(added)), strict=True))
         self.markup, self.end_id = markup, ids[END]
-        self._around = [tokenizer.encode(text, add_special_tokens=False) for text in markup]
         self.image_start_id, self.image_end_id = ids.get(IMAGE_START, -1), ids.get(IMAGE_END, -1)
+        self._around = [[self.image_start_id], [self.image_end_id]]
+        if markup != Markup():
+            self._around = [tokenizer.encode(text, add_special_tokens=False) for text in markup]
         self.role_ids = {role: ids[marker] for role, marker in ROLE_MARKERS.items()}
         self.bos_id: int | None = tokenizer.bos_token_id
         self.eos_id: int = self.end_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
