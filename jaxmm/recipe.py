@@ -21,7 +21,8 @@ from jaxmm.data.prepared import Prepared, holds_prepared, open_prepared
 from jaxmm.data.progress import Progress
 from jaxmm.data.remote import default_cache
 from jaxmm.data.sources import read_sources
-from jaxmm.data.text import Markup, Template, load_tokenizer
+from jaxmm.data.text import Markup, Template
+from jaxmm.data.tokenizer import load_tokenizer
 from jaxmm.errors import UserError, nearest
 from jaxmm.hf.start import MARKUP, Start, image_settings, read_start
 from jaxmm.models.connector import ConnectorSpec

@@ -72,7 +72,8 @@ def image_spec() -> ImageSpec:
 @pytest.fixture(scope="session")
 def template() -> Any:
     """Conversations over bytes; a vocabulary of 390."""
-    from jaxmm.data.text import Template, load_tokenizer
+    from jaxmm.data.text import Template
+    from jaxmm.data.tokenizer import load_tokenizer
 
     return Template(load_tokenizer(""), "sft")
 

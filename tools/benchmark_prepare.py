@@ -17,7 +17,8 @@ from jaxmm import command
 from jaxmm.data.prepare import prepare
 from jaxmm.data.prepared import Prepared
 from jaxmm.data.sources import read_sources
-from jaxmm.data.text import Template, load_tokenizer
+from jaxmm.data.text import Template
+from jaxmm.data.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = 1000

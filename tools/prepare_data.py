@@ -19,7 +19,8 @@ from jaxmm.data.documents import Source
 from jaxmm.data.prepare import folder_name, prepare
 from jaxmm.data.progress import Progress
 from jaxmm.data.sources import read_sources
-from jaxmm.data.text import Template, load_tokenizer
+from jaxmm.data.text import Template
+from jaxmm.data.tokenizer import load_tokenizer
 from jaxmm.errors import UserError, nearest
 from jaxmm.recipe import parse_mixture
 

@@ -1,4 +1,4 @@
-"""Text to token ids and back: the tokenizer, the special tokens that structure a sequence, and the two templates.
+"""Text to token ids and back: the special tokens that structure a sequence, and the two templates.
 
 After this file there are no magic strings. What a user wrote is always tokenized as text, so that a literal
 ``<|image_start|>`` or ``</s>`` in a caption is letters; only the template puts special tokens into a sequence.
@@ -7,8 +7,8 @@ After this file there are no magic strings. What a user wrote is always tokenize
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -16,7 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxmm.batch import ANSWER, TARGET
-from jaxmm.data.documents import Document, Text, Tokens, Turn
+from jaxmm.data.chat import ChatFormat, Chunk, Medium, Special, Step
+from jaxmm.data.documents import Document, Part, Text, Tokens, Turn
+from jaxmm.data.tokenizer import Ids, text_encoder
 from jaxmm.errors import UserError, nearest
 
 FORMAT = 2  # part of the fingerprint: raise it with any change to what a template writes
@@ -25,9 +27,6 @@ OBJECTIVES = ("pretrain", "sft")
 IMAGE_START, IMAGE_END, END = "<|image_start|>", "<|image_end|>", "<|end|>"
 ROLE_MARKERS = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>"}
 SPECIAL_TOKENS = (IMAGE_START, IMAGE_END, *ROLE_MARKERS.values(), END)
-
-
-Ids = Sequence[int] | np.ndarray
 
 
 class Encoded(NamedTuple):
@@ -47,28 +46,6 @@ class Encoded(NamedTuple):
     image_at: np.ndarray
 
 
-def load_tokenizer(folder: str) -> Any:
-    """Returns the tokenizer of a ``transformers`` folder, or ByT5's (bytes, no files) for ''.
-
-    Raises:
-      UserError: if the folder is not there or holds no tokenizer.
-    """
-    # A tokenizer needs no PyTorch: without this, transformers tells every user that it misses it.
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    # Importing transformers takes a second: not everything that imports this file needs it.
-    from transformers import AutoTokenizer, ByT5Tokenizer
-
-    if not folder:
-        return ByT5Tokenizer()
-    if not os.path.isdir(os.path.expanduser(folder)):
-        raise UserError(f"config.data.tokenizer: no folder {folder}; give a folder with a tokenizer, or '' for bytes")
-    try:
-        return AutoTokenizer.from_pretrained(os.path.expanduser(folder), local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # transformers raises what its many loaders raise
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"config.data.tokenizer: transformers loads no tokenizer from {folder}: {reason}") from error
-
-
 class Markup(NamedTuple):
     """What stands before and after the soft tokens of an image: text in which special tokens count as such."""
 
@@ -82,6 +59,7 @@ class Template:
     ``sft``: a conversation is ``<|user|>question<|end|><|assistant|>answer<|end|>``, and the tokens of each answer with
     its ``<|end|>`` are targets. A plain document is its text and the tokenizer's end token, all targets.
     ``pretrain``: no turn markers; turns are joined by a newline, the end token follows, and all text is a target.
+    Where the tokenizer has a chat template, ``sft`` writes conversations by it, and learns answers with what ends them.
     In both, an answer (with what ends it: ``<|end|>``, the newline, or the end token) is flagged ANSWER. An image is
     ``<|image_start|>``, its soft tokens, ``<|image_end|>``, and these separators are never targets. A sequence begins
     with the tokenizer's begin token where it has one; that is no target either, as nothing precedes it.
@@ -120,31 +98,37 @@ class Template:
             known = f"{', '.join(OBJECTIVES)}{nearest(objective, OBJECTIVES)}"
             raise UserError(f"config.data.objective '{objective}' is not one of {known}")
         self.tokenizer, self.objective = tokenizer, objective
-        added = SPECIAL_TOKENS if markup == Markup() else tuple(t for t in SPECIAL_TOKENS if t not in Markup())
         missing = [t for t in re.findall(r"<[^<>\s]+>", "".join(markup)) if t not in tokenizer.get_vocab()]
         if missing and markup != Markup():
             raise UserError(
-                f"the tokenizer lacks {missing[0]}, which stands by images in this family: is it the folder's?"
+                f"the tokenizer lacks {missing[0]}, which stands by this family's images: is it the folder's?"
             )
-        tokenizer.add_tokens(list(added), special_tokens=True)
-        ids = dict(zip(added, tokenizer.convert_tokens_to_ids(list(added)), strict=True))
-        self.markup, self.end_id = markup, ids[END]
+        has_own = has_chat_template(tokenizer) and objective == "sft"
+        added = [
+            t for t in SPECIAL_TOKENS if (not has_own or t in Markup()) and (markup == Markup() or t not in Markup())
+        ]
+        tokenizer.add_tokens(added, special_tokens=True)
+        ids = dict(zip(added, tokenizer.convert_tokens_to_ids(added), strict=True))
+        self.chat = ChatFormat(tokenizer) if has_own else None
+        self.markup = markup
         self.image_start_id, self.image_end_id = ids.get(IMAGE_START, -1), ids.get(IMAGE_END, -1)
         self._around = [[self.image_start_id], [self.image_end_id]]
         if markup != Markup():
             self._around = [tokenizer.encode(text, add_special_tokens=False) for text in markup]
-        self.role_ids = {role: ids[marker] for role, marker in ROLE_MARKERS.items()}
+        self.end_id: int = self.chat.stop_ids[0] if self.chat else ids[END]
+        self.role_ids = {role: ids[marker] for role, marker in ROLE_MARKERS.items() if marker in ids}
         self.bos_id: int | None = tokenizer.bos_token_id
         self.eos_id: int = self.end_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
         self.pad_id: int = self.eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self.image_offset: int = len(tokenizer)  # of the codebook's first token
         self.image_tokens, self.predict_image_tokens = image_tokens, predict_image_tokens
         self.vocab_size: int = self.image_offset + image_tokens
-        self._ids = _text_encoder(tokenizer)
+        self._ids = text_encoder(tokenizer)
         (self._newline,) = self._ids(["\n"])
         # In pretrain an answer ends where its line does.
         newline = {int(self._newline[0])} if objective == "pretrain" and len(self._newline) == 1 else set()
-        self.stop_ids: tuple[int, ...] = tuple(sorted({self.end_id, self.eos_id} | newline))
+        ends = set(self.chat.stop_ids) if self.chat else {self.end_id}
+        self.stop_ids: tuple[int, ...] = tuple(sorted(ends | {self.eos_id} | newline))
         self.fingerprint = _fingerprint(tokenizer, objective, image_tokens, predict_image_tokens, markup)
 
     def encode(self, document: Document) -> Encoded:
@@ -157,11 +141,18 @@ class Template:
         Raises:
           UserError: for an image token that the codebook does not have.
         """
-        texts = self._texts(turn for document in documents for turn in document.turns)
+        steps = [self._steps(document.turns) for document in documents]
+        texts = self._texts(
+            turn for document, own in zip(documents, steps, strict=True) if own is None for turn in document.turns
+        )
+        chunks = self._chunks(steps)
         encoded = []
-        for document in documents:
+        for document, own in zip(documents, steps, strict=True):
             writer = _Writer()
-            self._write(writer, document.turns, texts, origin=document.origin)
+            if own is None:
+                self._write(writer, document.turns, texts, origin=document.origin)
+            else:
+                self._write_steps(writer, own, chunks, origin=document.origin)
             encoded.append(writer.encoded())
         return encoded
 
@@ -170,14 +161,50 @@ class Template:
 
         Where the last turn is a document or the assistant's, the text stays open for the model to go on with it.
         """
-        writer = _Writer()
-        self._write(writer, turns, self._texts(turns), is_open=True)
+        writer, steps = _Writer(), self._steps(turns, is_open=True)
+        if steps is None:
+            self._write(writer, turns, self._texts(turns), is_open=True)
+        else:
+            self._write_steps(writer, steps, self._chunks([steps]))
         return writer.encoded()
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of ids; special and image tokens, and what the padded vocabulary has on top, are dropped."""
         kept = [i for i in map(int, ids) if 0 <= i < self.image_offset]
         return self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def _steps(self, turns: Sequence[Turn], is_open: bool = False) -> list[Step] | None:
+        """What the tokenizer's chat template writes of a conversation; None where our own format does, or of a page."""
+        if self.chat is None or not turns or any(turn.role == "document" for turn in turns):
+            return None
+        return self.chat.steps(turns, is_open)
+
+    def _chunks(self, steps: Iterable[list[Step] | None]) -> Iterator[tuple[Ids, np.ndarray]]:
+        """Yields (ids, flags) of each chunk of text, in order."""
+        chunks = [step for own in steps for step in own or () if isinstance(step, Chunk)]
+        return iter(self.chat.encode(chunks) if self.chat and chunks else ())
+
+    def _write_steps(
+        self, writer: _Writer, steps: Sequence[Step], chunks: Iterator[tuple[Ids, np.ndarray]], origin: str = ""
+    ) -> None:
+        """Writes what the chat template has; ``chunks`` gives the ids of its texts."""
+        for step in steps:
+            if isinstance(step, Special):
+                writer.add([step.token], step.flags)
+            elif isinstance(step, Medium):
+                self._write_medium(writer, step.part, step.flags, origin)
+            else:
+                ids, flags = next(chunks)
+                starts = [0, *(np.flatnonzero(np.diff(flags)) + 1).tolist(), len(ids)]
+                for first, last in itertools.pairwise(starts):
+                    writer.add(ids[first:last], int(flags[first]) if last > first else 0)
+
+    def _write_medium(self, writer: _Writer, part: Part, flags: int, origin: str) -> None:
+        writer.add(self._around[0], 0)
+        writer.add_image()
+        if isinstance(part, Tokens):
+            writer.add(self._image_ids(part, origin), flags & TARGET if self.predict_image_tokens else 0)
+        writer.add(self._around[1], 0)
 
     def _texts(self, turns: Iterable[Turn]) -> Iterator[Ids]:
         """Yields the ids of each text part, in order."""
@@ -200,11 +227,7 @@ class Template:
                 if isinstance(part, Text):
                     writer.add(next(texts), flags)
                     continue
-                writer.add(self._around[0], 0)
-                writer.add_image()
-                if isinstance(part, Tokens):
-                    writer.add(self._image_ids(part, origin), flags & TARGET if self.predict_image_tokens else 0)
-                writer.add(self._around[1], 0)
+                self._write_medium(writer, part, flags, origin)
             if is_last and is_open and turn.role in ("document", "assistant"):
                 return
             if with_markers:
@@ -266,55 +289,11 @@ class _Writer:
         )
 
 
-class _Bytes:
-    """ByT5's ids. Its own way is a dictionary look-up a byte: 3 MB/s."""
-
-    def __init__(self, tokenizer: Any):
-        self.offset = np.int32(tokenizer.offset)
-
-    def __call__(self, texts: Sequence[str]) -> list[Ids]:
-        return [np.frombuffer(text.encode(), np.uint8) + self.offset for text in texts]
-
-
-class _Batches:
-    """The ids of a tokenizer that is the tokenizers library's: many texts a call, which it deals to its threads."""
-
-    def __init__(self, tokenizer: Any):
-        self.tokenizer = tokenizer
-
-    def __call__(self, texts: Sequence[str]) -> list[Ids]:
-        backend = self.tokenizer.backend_tokenizer
-        # Whoever else used the tokenizer may have left these.
-        backend.encode_special_tokens = True
-        if backend.truncation is not None:
-            backend.no_truncation()
-        if backend.padding is not None:
-            backend.no_padding()
-        # Without offsets, which nobody reads.
-        return [one.ids for one in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
-
-
-class _OneByOne:
-    """The ids of any other tokenizer, by its own method."""
-
-    def __init__(self, tokenizer: Any):
-        self.tokenizer = tokenizer
-
-    def __call__(self, texts: Sequence[str]) -> list[Ids]:
-        # verbose=False: no warning where a document is longer than the length the tokenizer was made for.
-        options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
-        return [self.tokenizer.encode(text, **options) for text in texts]
-
-
-def _text_encoder(tokenizer: Any) -> _Bytes | _Batches | _OneByOne:
-    """Returns the function from texts to ids, in which special tokens stay text; it pickles."""
-    from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
-
-    if isinstance(tokenizer, ByT5Tokenizer):
-        return _Bytes(tokenizer)
-    fast, methods = PreTrainedTokenizerFast, ("encode", "__call__", "_encode_plus")
-    is_plain = isinstance(tokenizer, fast) and all(getattr(type(tokenizer), m) is getattr(fast, m) for m in methods)
-    return _Batches(tokenizer) if is_plain else _OneByOne(tokenizer)  # a class may have a way of its own
+def has_chat_template(tokenizer: Any) -> bool:
+    """Whether conversations are written by the tokenizer's own template: not where that is an export of ours."""
+    written = getattr(tokenizer, "chat_template", None) or ""
+    is_ours = isinstance(written, str) and END in written and ROLE_MARKERS["assistant"] in written
+    return bool(written) and not is_ours
 
 
 def _fingerprint(tokenizer: Any, objective: str, image_tokens: int, predict_image_tokens: bool, markup: Markup) -> str:
@@ -324,6 +303,7 @@ def _fingerprint(tokenizer: Any, objective: str, image_tokens: int, predict_imag
         "objective": objective,
         "image_tokens": [image_tokens, predict_image_tokens],
         "markup": list(markup),
+        "chat": str(tokenizer.chat_template) if has_chat_template(tokenizer) else "",
         "special": [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id],
         "vocabulary": sorted(tokenizer.get_vocab().items()),
     }

@@ -19,7 +19,6 @@ from jaxmm.models.connector import ConnectorSpec
 from jaxmm.models.multimodal import ModelSpec
 
 SPARE = "spare.safetensors"
-OWN_END = "<|end|>"  # a chat template that has it is of an export of ours
 # What a tokenizer and an image processor are saved as.
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt",
@@ -46,17 +45,12 @@ class Start(NamedTuple):
     processor: dict[str, Any]
 
     def differences(self) -> list[str]:
-        """What the folder does with images or text and we do not, for people to know."""
-        found = [
+        """What the folder does with images and we do not, for people to know."""
+        return [
             f"the folder's {key} is not followed: each image is one tile"
             for key in ("do_image_splitting", "do_pan_and_scan", "crop_to_patches")
             if self.processor.get(key)
         ]
-        templates = [self.tokenizer / name for name in ("chat_template.jinja", "chat_template.json")]
-        written = "".join(path.read_text() for path in templates if path.exists())
-        if written and OWN_END not in written:
-            found.append("the folder's chat template is not followed: conversations have jaxmm's own markers")
-        return found
 
     def grown(self, vocabulary: int) -> Start:
         """With an embedding of so many rows."""

@@ -24,7 +24,8 @@ from jaxmm.data.pieces import count_long, cut
 from jaxmm.data.plan import Budgets, Lengths, Piece, Plan
 from jaxmm.data.prepare import prepare
 from jaxmm.data.prepared import InMemory, Prepared
-from jaxmm.data.text import Template, load_tokenizer
+from jaxmm.data.text import Template
+from jaxmm.data.tokenizer import load_tokenizer
 from jaxmm.errors import UserError
 
 WIDTH = 16

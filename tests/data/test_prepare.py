@@ -41,7 +41,8 @@ from jaxmm.data.prepare import joined_units, prepare
 from jaxmm.data.prepared import Prepared
 from jaxmm.data.progress import Progress
 from jaxmm.data.sources import read_sources
-from jaxmm.data.text import Template, load_tokenizer
+from jaxmm.data.text import Template
+from jaxmm.data.tokenizer import load_tokenizer
 from jaxmm.errors import UserError
 
 TEMPLATE = Template(load_tokenizer(""), "sft")
@@ -325,7 +326,8 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
     program = """
 import made, sys
 from jaxmm.data import prepare as prepare_module
-from jaxmm.data.text import Template, load_tokenizer
+from jaxmm.data.text import Template
+from jaxmm.data.tokenizer import load_tokenizer
 prepare_module.SHARD_BYTES = 0
 prepare_module.prepare(made.numbered(4, 2, made.wait), Template(load_tokenizer(""), "sft"), sys.argv[1], workers=2)
 """
@@ -434,7 +436,8 @@ import sys
 from jaxmm.data import prepare as prepare_module
 from jaxmm.data.sources import read_sources
 from jaxmm.data.sources import read_sources
-from jaxmm.data.text import Template, load_tokenizer
+from jaxmm.data.text import Template
+from jaxmm.data.tokenizer import load_tokenizer
 prepare_module.SHARD_BYTES = 0
 source, = read_sources(sys.argv[1], ["many"])
 template = Template(load_tokenizer(""), "sft")
@@ -573,7 +576,8 @@ if MAY_MOUNT:
         program = f"""
 from jaxmm.data import prepare as prepare_module
 from jaxmm.data.sources import read_sources
-from jaxmm.data.text import Template, load_tokenizer
+from jaxmm.data.text import Template
+from jaxmm.data.tokenizer import load_tokenizer
 from jaxmm.errors import UserError
 import made, sys
 prepare_module.SHARD_BYTES = 0

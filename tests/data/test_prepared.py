@@ -22,7 +22,8 @@ from jaxmm.data.documents import Document, Image, Text, Turn
 from jaxmm.data.prepare import prepare
 from jaxmm.data.prepared import COLUMNS, InMemory, Prepared
 from jaxmm.data.sources import read_sources
-from jaxmm.data.text import Template, load_tokenizer
+from jaxmm.data.text import Template
+from jaxmm.data.tokenizer import load_tokenizer
 from jaxmm.errors import UserError
 
 TEMPLATE = Template(load_tokenizer(""), "sft")
@@ -303,7 +304,8 @@ def _in_a_program(text: str) -> None:
     """Runs lines that may ask for ``grown()``: MB by which this process's peak is above what its imports took."""
     program = """
         import resource, jaxmm.data.prepare
-        from jaxmm.data.text import Template, load_tokenizer
+        from jaxmm.data.text import Template
+        from jaxmm.data.tokenizer import load_tokenizer
         TEMPLATE = Template(load_tokenizer(""), "sft")
         def peak():
             return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from jaxmm.batch import ANSWER, TARGET
 from jaxmm.data.documents import Document, Image, Part, Text, Turn
-from jaxmm.data.text import END, OBJECTIVES, SPECIAL_TOKENS, Encoded, Template, load_tokenizer
+from jaxmm.data.text import END, OBJECTIVES, SPECIAL_TOKENS, Encoded, Template
+from jaxmm.data.tokenizer import load_tokenizer
 from jaxmm.errors import UserError
 
 CORPUS = ["the cat sat on the mat, the dog did not", "Was ist das? Ein rotes Dreieck.", "a < b | c > d </ s"] * 9

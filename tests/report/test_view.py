@@ -14,7 +14,8 @@ from jaxmm.data.assemble import Assembler, Loaded
 from jaxmm.data.documents import Features, Image, Tokens
 from jaxmm.data.plan import Budgets, Lengths, Piece, cut
 from jaxmm.data.prepared import InMemory
-from jaxmm.data.text import Template, load_tokenizer
+from jaxmm.data.text import Template
+from jaxmm.data.tokenizer import load_tokenizer
 from jaxmm.report.tally import SourceSums, Tally, over_budget
 from jaxmm.report.view import Viewer, places
 

@@ -16,7 +16,8 @@ import pytest
 from jaxmm.batch import ImageSpec
 from jaxmm.data import demo
 from jaxmm.data.prepared import Prepared
-from jaxmm.data.text import Template, load_tokenizer
+from jaxmm.data.text import Template
+from jaxmm.data.tokenizer import load_tokenizer
 from jaxmm.errors import UserError
 from jaxmm.recipe import load_corpus
 

@@ -1,0 +1,86 @@
+"""A folder's tokenizer, and its fastest way from many texts to their ids."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxmm.errors import UserError
+
+Ids = Sequence[int] | np.ndarray
+
+
+def load_tokenizer(folder: str) -> Any:
+    """Returns the tokenizer of a ``transformers`` folder, or ByT5's (bytes, no files) for ''.
+
+    Raises:
+      UserError: if the folder is not there or holds no tokenizer.
+    """
+    # A tokenizer needs no PyTorch: without this, transformers tells every user that it misses it.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    # Importing transformers takes a second: not everything that imports this file needs it.
+    from transformers import AutoTokenizer, ByT5Tokenizer
+
+    if not folder:
+        return ByT5Tokenizer()
+    if not os.path.isdir(os.path.expanduser(folder)):
+        raise UserError(f"config.data.tokenizer: no folder {folder}; give a folder with a tokenizer, or '' for bytes")
+    try:
+        return AutoTokenizer.from_pretrained(os.path.expanduser(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # transformers raises what its many loaders raise
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"config.data.tokenizer: transformers loads no tokenizer from {folder}: {reason}") from error
+
+
+def text_encoder(tokenizer: Any) -> _Bytes | _Batches | _OneByOne:
+    """Returns the function from texts to ids, in which special tokens stay text; it pickles."""
+    from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
+
+    if isinstance(tokenizer, ByT5Tokenizer):
+        return _Bytes(tokenizer)
+    fast, methods = PreTrainedTokenizerFast, ("encode", "__call__", "_encode_plus")
+    is_plain = isinstance(tokenizer, fast) and all(getattr(type(tokenizer), m) is getattr(fast, m) for m in methods)
+    return _Batches(tokenizer) if is_plain else _OneByOne(tokenizer)  # a class may have a way of its own
+
+
+class _Bytes:
+    """ByT5's ids. Its own way is a dictionary look-up a byte: 3 MB/s."""
+
+    def __init__(self, tokenizer: Any):
+        self.offset = np.int32(tokenizer.offset)
+
+    def __call__(self, texts: Sequence[str]) -> list[Ids]:
+        return [np.frombuffer(text.encode(), np.uint8) + self.offset for text in texts]
+
+
+class _Batches:
+    """The ids of a tokenizer that is the tokenizers library's: many texts a call, which it deals to its threads."""
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+
+    def __call__(self, texts: Sequence[str]) -> list[Ids]:
+        backend = self.tokenizer.backend_tokenizer
+        # Whoever else used the tokenizer may have left these.
+        backend.encode_special_tokens = True
+        if backend.truncation is not None:
+            backend.no_truncation()
+        if backend.padding is not None:
+            backend.no_padding()
+        # Without offsets, which nobody reads.
+        return [one.ids for one in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+
+class _OneByOne:
+    """The ids of any other tokenizer, by its own method."""
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+
+    def __call__(self, texts: Sequence[str]) -> list[Ids]:
+        # verbose=False: no warning where a document is longer than the length the tokenizer was made for.
+        options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+        return [self.tokenizer.encode(text, **options) for text in texts]
