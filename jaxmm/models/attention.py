@@ -66,8 +66,9 @@ def attention(
     return out_BTHD[:, :T]
 
 
-def attention_of_one(q_B1HD, k_BCKD, v_BCKD, intervals: Intervals, *, scale: float = 0.0, softcap: float = 0.0):
-    """The same for one query a row, whose keys are a cache's: its logits, (B, H, C), are few enough to be held.
+def attention_of_one(q_B1HD, k_BKCD, v_BKCD, intervals: Intervals, *, scale: float = 0.0, softcap: float = 0.0):
+    """The same for one query a row, whose keys and values are a cache's, heads first: its logits, (B, H, C), are few
+    enough to be held.
 
     Args:
       intervals: start and end in the cache, int32 (B, 1), never empty.
@@ -75,14 +76,14 @@ def attention_of_one(q_B1HD, k_BCKD, v_BCKD, intervals: Intervals, *, scale: flo
       (B, 1, H, D) in the dtype of ``q_B1HD``.
     """
     B, _, H, D = q_B1HD.shape
-    C, K = k_BCKD.shape[1:3]
+    K, C = k_BKCD.shape[1:3]
     kind = Logits(scale or D**-0.5, softcap)
     q_BKGD = (q_B1HD * jnp.asarray(kind.scale, q_B1HD.dtype)).reshape(B, K, H // K, D)
-    logits_BKGC = kind.bent(jnp.einsum("bkgd,bckd->bkgc", q_BKGD, k_BCKD, preferred_element_type=jnp.float32))
+    logits_BKGC = kind.bent(jnp.einsum("bkgd,bkcd->bkgc", q_BKGD, k_BKCD, preferred_element_type=jnp.float32))
     keys = jnp.arange(C, dtype=jnp.int32)
     seen_BC = (keys >= intervals[0]) & (keys < intervals[1])
     p_BKGC = jax.nn.softmax(jnp.where(seen_BC[:, None, None], logits_BKGC, -jnp.inf), axis=-1)
-    out = jnp.einsum("bkgc,bckd->bkgd", p_BKGC.astype(v_BCKD.dtype), v_BCKD, preferred_element_type=jnp.float32)
+    out = jnp.einsum("bkgc,bkcd->bkgd", p_BKGC.astype(v_BKCD.dtype), v_BKCD, preferred_element_type=jnp.float32)
     return out.reshape(B, 1, H, D).astype(q_B1HD.dtype)
 
 

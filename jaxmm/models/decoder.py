@@ -257,7 +257,7 @@ class Decoder(nnx.Module):
         spec, (B, T) = self.spec, segments_BT.shape
         if size < T:
             raise ValueError(f"a cache of {size} positions does not hold rows of {T}")
-        shape = spec.layers, B, size, spec.kv_heads, spec.head_dim
+        shape = spec.layers, B, spec.kv_heads, size, spec.head_dim
         cache = Cache.empty(shape, x_BTD.dtype, positions_BTA, segments_BT)
         places = self.places(positions_BTA, segments_BT, blocks_BT)
         return self._run(x_BTD, cache, places, _attend_own, deep, "none", unroll)
