@@ -93,7 +93,11 @@ class Evaluator:
         self.skipped: set[str] = set()
         _, apply = make_model(recipe.model)
         compute: Compute = recipe.compute
-        step = make_eval_step(lambda p, b: apply(p, b, compute), target_budget=self.budgets.targets)
+        step = make_eval_step(
+            lambda p, b: apply(p, b, compute),
+            target_budget=self.budgets.targets,
+            logit_softcap=recipe.model.decoder.logit_softcap,
+        )
         self._step = jax.jit(step, out_shardings=sharding.replicated(mesh))
 
     def _run(self, params, lengths: list[Lengths]) -> list[_Tally]:

@@ -1,19 +1,23 @@
-"""Greedy answers to prompts with images, as a command and for the samples of a run.
+"""Answers to prompts with images, as a command and for the samples of a run.
 
 python -m jaxmm.generate --workdir=runs/base --image=cat.png --prompt="What is this?"
+python -m jaxmm.generate --workdir=runs/base --prompts=prompts.jsonl > answers.jsonl
+
+The most likely answer, unless --temperature is above 0. On a terminal it is printed as it is written.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+import json
+import math
+import re
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from jaxmm import command, sharding
 from jaxmm.batch import Batch, ImageSpec
@@ -22,10 +26,21 @@ from jaxmm.data.documents import Image, Part, Text, Turn
 from jaxmm.data.plan import Budgets, Lengths, Piece
 from jaxmm.data.prepared import InMemory
 from jaxmm.data.text import Template
+from jaxmm.decoding import Generator
 from jaxmm.errors import UserError
-from jaxmm.models.multimodal import Compute, make_model
+from jaxmm.models.multimodal import Compute, ModelSpec
 from jaxmm.parameters import saved_params
-from jaxmm.recipe import read_recipe
+from jaxmm.recipe import Recipe, read_recipe
+from jaxmm.reply import Reply
+from jaxmm.sampling import GREEDY, Sampling
+
+ROUND = 64  # rows of prompts, and the room for answers, are rounded up to a multiple: few shapes to compile for
+STOP_EVERY = 8  # tokens written between two looks for stop strings
+LARGEST_SEED = 2**31 - 1
+
+
+def _rounded(count: int, multiple: int = ROUND) -> int:
+    return -(-count // multiple) * multiple
 
 
 class Prompt(NamedTuple):
@@ -39,8 +54,8 @@ class Prompt(NamedTuple):
         return Turn("user", parts, False)
 
 
-def prompt_batch(prompts: Sequence[Prompt], template: Template, image: ImageSpec, max_tokens: int) -> tuple[Batch, Any]:
-    """One prompt a row, with room for ``max_tokens`` after it; returns the Batch and each prompt's length.
+def prompt_batch(prompts: Sequence[Prompt], template: Template, image: ImageSpec) -> Batch:
+    """One prompt a row.
 
     Raises:
       UserError: if an image cannot be read.
@@ -48,11 +63,10 @@ def prompt_batch(prompts: Sequence[Prompt], template: Template, image: ImageSpec
     encoded = [template.encode_prompt((prompt.turn(),)) for prompt in prompts]
     source = InMemory("prompts", encoded, [prompt.images for prompt in prompts], template.fingerprint)
     lengths = Lengths(source, image)
-    longest = int(lengths.tokens_E.max()) + max_tokens
     group = image.merge**2
     budgets = Budgets(
-        tokens=-(-longest // 64) * 64,
-        patches=-(-max(int(lengths.patches_E.max()), 64) // (16 * group)) * 16 * group,
+        tokens=_rounded(int(lengths.tokens_E.max())),
+        patches=_rounded(max(int(lengths.patches_E.max()), 64), 16 * group),
         items=max(1, int(lengths.items_E.max())),
         targets=1,
     )
@@ -60,95 +74,204 @@ def prompt_batch(prompts: Sequence[Prompt], template: Template, image: ImageSpec
     loaded = Assembler([lengths], budgets, image)(rows)
     if loaded.skipped:
         raise UserError(f"{loaded.skipped[0].origin}: {loaded.skipped[0].reason}")
-    # The answer's positions belong to the document from the start: causal attention keeps them unseen till written.
-    inside = np.arange(budgets.tokens)[None] < (lengths.tokens_E + max_tokens)[:, None]
-    positions = loaded.batch.text.positions.copy()
-    for row, length in zip(positions, lengths.tokens_E, strict=True):  # what is written goes on after the prompt
-        row[length:] = row[:length].max(initial=-1) + 1 + np.arange(len(row) - length)[:, None]
-    text = loaded.batch.text._replace(segments=inside.astype(np.int32), positions=positions)
-    return loaded.batch._replace(text=text), np.asarray(lengths.tokens_E, np.int32)
+    return loaded.batch
 
 
-def make_generator(model_spec, compute: Compute, stop_ids: Sequence[int]) -> Callable[..., jax.Array]:
-    """Builds ``generate(params, batch, lengths, max_tokens) -> tokens (B, T)``, compiled for each shape.
+def make_generator(spec: ModelSpec, compute: Compute, stop_ids: Sequence[int]) -> Generator:
+    """Builds what ``write`` and ``answers`` take."""
+    return Generator(spec, compute, stop_ids)
 
-    The vision tower runs once; the decoder runs over the whole row for each token.
+
+def write(
+    generate: Generator, params: Any, prompts: Sequence[Prompt], template: Template, image: ImageSpec, max_tokens: int,
+    *, sampling: Sampling = GREEDY, stops: Sequence[str] = (), first: int = 0, every: int = 0,
+) -> Iterator[list[Reply]]:  # fmt: skip
+    """Writes the answers to prompts, in one batch; yields them as they are, the last time whole.
+
+    Args:
+      stops: strings that end an answer.
+      first: the number of the first prompt, which draws depend on.
+      every: tokens from one time to the next; 0 is as many as can be.
     """
-    _, apply = make_model(model_spec)
-    stops = jnp.array(list(stop_ids), jnp.int32)
-
-    @functools.partial(jax.jit, static_argnums=3)
-    def generate(params, batch: Batch, lengths_B, max_tokens: int):
-        soft_BSD = apply(params, batch, compute, method="soft_tokens")
-        rows = jnp.arange(lengths_B.shape[0])
-
-        def more(carry):
-            written, _, stopped_B = carry
-            return (written < max_tokens) & ~stopped_B.all()
-
-        def write(carry):
-            written, tokens_BT, stopped_B = carry
-            now = batch._replace(text=batch.text._replace(values=tokens_BT))
-            hidden_BTD = apply(params, now, soft_BSD, compute, method="hidden")
-            last_BD = hidden_BTD[rows, lengths_B + written - 1].astype(jnp.float32)
-            chosen_B = (last_BD @ apply(params, method="projection").T).argmax(-1).astype(jnp.int32)
-            chosen_B = jnp.where(stopped_B, stops[0], chosen_B)
-            tokens_BT = tokens_BT.at[rows, lengths_B + written].set(chosen_B)
-            return written + 1, tokens_BT, stopped_B | (chosen_B[:, None] == stops).any(-1)
-
-        start = jnp.int32(0), batch.text.values, jnp.zeros(lengths_B.shape, bool)
-        return lax.while_loop(more, write, start)[1]
-
-    return generate
+    replies = [Reply(template.decode, template.stop_ids, stops) for _ in prompts]
+    every = every or (STOP_EVERY if stops else max_tokens)
+    batch = prompt_batch(prompts, template, image)
+    writing, seen = generate.begin(params, batch, _rounded(max_tokens), sampling, first), 0
+    while True:
+        written = int(writing.written)
+        for reply, tokens in zip(replies, np.asarray(writing.tokens_BW)[:, seen:written], strict=True):
+            reply.add(tokens.tolist())
+        yield replies
+        done = np.array([reply.done for reply in replies])
+        if written >= max_tokens or done.all():
+            return
+        seen = written
+        writing = generate.go_on(params, writing, done, min(written + every, max_tokens))
 
 
 def answers(
-    generate: Callable[..., jax.Array],
+    generate: Generator,
     params: Any,
     prompts: Sequence[Prompt],
     template: Template,
     image: ImageSpec,
     max_tokens: int,
+    **options: Any,
 ) -> list[str]:
-    """The model's answer to each prompt, as text up to the first stop token."""
-    batch, lengths = prompt_batch(prompts, template, image, max_tokens)
-    tokens_BT = np.asarray(generate(params, batch, lengths, max_tokens))
-    found = []
-    for tokens, length in zip(tokens_BT, lengths, strict=True):
-        written = tokens[length : length + max_tokens].tolist()
-        stop = next((i for i, token in enumerate(written) if token in template.stop_ids), len(written))
-        found.append(template.decode(written[:stop]))
-    return found
+    """The model's answers as text, without what ends them; ``options`` are those of ``write``."""
+    *_, replies = write(generate, params, prompts, template, image, max_tokens, **options)
+    return [reply.text for reply in replies]
 
 
 FLAGS: command.Flags = {
     "workdir": ("", "folder of the run to ask"),
     "image": ((), "pictures, comma between them; may be left out"),
     "prompt": ("", "what to ask"),
+    "prompts": ("", "in place of them, a file with a JSON object a line: prompt, and image or images (paths from it)"),
+    "batch_size": (8, "prompts of such a file that are answered at a time"),
     "max_tokens": (64, "longest answer, in tokens"),
+    "temperature": (0.0, "0 is the most likely answer; above 0 answers are drawn, the larger the wilder"),
+    "top_p": (1.0, "draw from the likeliest tokens that have this probability together"),
+    "seed": (0, "of the draws"),
+    "stop": ("", "texts that end an answer, comma between them; \\n, \\t, \\, and \\\\ are what they look like"),
+    "stream": (False, "print the answer as it is written; on a terminal it always is"),
     "step": (0, "checkpoint to ask; 0 is the newest"),
 }
 
 
+def read_stops(text: str) -> list[str]:
+    """Reads ``one,other`` with escapes: a comma, a newline, a tab and a backslash are written behind a backslash."""
+    plain = {"n": "\n", "t": "\t", ",": ",", "\\": "\\"}
+    words = [""]
+    for piece in re.findall(r"\\.|,|[^\\,]+|\\", text, re.DOTALL):
+        if piece == ",":
+            words.append("")
+        elif piece[0] == "\\" and piece[1:] not in plain:
+            raise UserError(f"--stop '{text}': '{piece}' means nothing; a backslash itself is '\\\\'")
+        else:
+            words[-1] += plain[piece[1]] if piece[0] == "\\" else piece
+    return [word for word in words if word]
+
+
+def _image(path: Path, where: str) -> Image:
+    if not path.is_file():
+        raise UserError(f"{where} {path}: there is no such file")
+    return Image(path=str(path.resolve()))
+
+
+def read_prompts(name: str) -> list[tuple[dict[str, Any], Prompt]]:
+    """Reads the objects of a file of prompts, each with the prompt it asks; images are paths from the file's folder.
+
+    Raises:
+      UserError: naming the line that is no object with a prompt or images.
+    """
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise UserError(f"--prompts {name}: there is no such file")
+    found = []
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"--prompts {name} is not UTF-8: {error.reason} at byte {error.start}") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where = f"{name}, line {number}:"
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{where} no valid JSON: {error}") from error
+        if not isinstance(record, dict) or not isinstance(record.get("prompt", ""), str):
+            raise UserError(f'{where} give an object such as {{"prompt": "What is this?", "image": "cat.png"}}')
+        if "answer" in record or {"image", "images"} <= record.keys():
+            raise UserError(f"{where} give 'image' or 'images', and no 'answer': that is the model's")
+        images = record.get("images", record.get("image", []))
+        images = [images] if isinstance(images, str) else images
+        if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
+            raise UserError(f"{where} 'image' is a path, 'images' a list of paths")
+        prompt = Prompt(tuple(_image(path.parent / image, where) for image in images), record.get("prompt", ""))
+        if not prompt.images and not prompt.text:
+            raise UserError(f"{where} neither a prompt nor an image")
+        found.append((record, prompt))
+    if not found:
+        raise UserError(f"--prompts {name} holds no prompt")
+    return found
+
+
+def _check(args: Any) -> None:
+    """Raises UserError for flags that are out of range or say nothing together."""
+    if args.prompts and (args.prompt or args.image or args.stream):
+        raise UserError("--prompts is a file of prompts: it goes without --prompt, --image and --stream")
+    if not (args.prompts or args.prompt or args.image):
+        raise UserError("nothing to answer: give --prompt, --image or both, or --prompts")
+    for name in ("max_tokens", "batch_size"):
+        if vars(args)[name] < 1:
+            raise UserError(f"--{name} is {vars(args)[name]}: it must be at least 1")
+    if not 0 <= args.temperature < math.inf:
+        raise UserError(f"--temperature is {args.temperature}: it must be 0 or above")
+    if not 0 < args.top_p <= 1:
+        raise UserError(f"--top_p is {args.top_p}: it must be above 0 and at most 1")
+    if args.top_p < 1 and not args.temperature:
+        raise UserError("--top_p chooses what is drawn from: it needs a --temperature above 0")
+    if not 0 <= args.seed <= LARGEST_SEED:
+        raise UserError(f"--seed is {args.seed}: it must be 0 to {LARGEST_SEED}")
+
+
+class _Asker(NamedTuple):
+    """A model, and how it is to answer."""
+
+    generate: Generator
+    params: Any
+    recipe: Recipe
+    max_tokens: int
+    options: dict[str, Any]
+
+    def write(self, prompts: Sequence[Prompt], **options: Any) -> Iterator[list[Reply]]:
+        recipe = self.recipe
+        return write(
+            self.generate, self.params, prompts, recipe.template, recipe.image, self.max_tokens,
+            **self.options, **options,
+        )  # fmt: skip
+
+
+def _print_one(asker: _Asker, prompt: Prompt, stream: bool) -> None:
+    """Prints an answer, with ``stream`` as far as it is sure."""
+    printed, reply = 0, None
+    for (reply,) in asker.write([prompt], every=int(stream)):
+        if stream:
+            print(reply.sure()[printed:], end="", flush=True)
+            printed = max(printed, len(reply.sure()))
+    print(reply.text[printed:] if reply else "")
+
+
+def _print_all(asker: _Asker, asked: Sequence[tuple[dict[str, Any], Prompt]], batch_size: int) -> None:
+    """Prints each object with its "answer" in it, in order."""
+    for first in range(0, len(asked), batch_size):
+        group = asked[first : first + batch_size]
+        prompts = [prompt for _, prompt in group]
+        prompts += prompts[-1:] * (min(batch_size, len(asked)) - len(group))  # as many rows as the others: no compiling
+        *_, replies = asker.write(prompts, first=first)
+        for (record, _), reply in zip(group, replies, strict=False):
+            print(json.dumps({**record, "answer": reply.text}, ensure_ascii=False), flush=True)
+
+
 def main(argv: list[str]) -> int:
-    """Prints the model's greedy answer to one prompt."""
+    """Prints the model's answer to one prompt, or to each of a file."""
     args = command.parse(argv, FLAGS, config="workdir", about=__doc__ or "")
-    if not args.prompt and not args.image:
-        raise UserError("nothing to answer: give --prompt, --image or both")
-    if args.max_tokens < 1:
-        raise UserError(f"--max_tokens is {args.max_tokens}: it must be at least 1")
-    pictures = []
-    for name in args.image:
-        if not Path(name).is_file():
-            raise UserError(f"--image {name}: there is no such file")
-        pictures.append(Image(path=str(Path(name).resolve())))
+    _check(args)
+    options = {"sampling": Sampling(args.temperature, args.top_p, args.seed), "stops": read_stops(args.stop)}
+    asked = read_prompts(args.prompts) if args.prompts else []
+    pictures = tuple(_image(Path(name), "--image") for name in args.image)
     recipe = read_recipe(args.config, Path(args.workdir))
     mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
     with jax.set_mesh(mesh):
         params = saved_params(Path(args.workdir), recipe, mesh, args.step or None)
         generate = make_generator(recipe.model, recipe.compute, recipe.template.stop_ids)
-        prompt = Prompt(tuple(pictures), args.prompt)
-        print(answers(generate, params, [prompt], recipe.template, recipe.image, args.max_tokens)[0])
+        asker = _Asker(generate, params, recipe, args.max_tokens, options)
+        if asked:
+            _print_all(asker, asked, args.batch_size)
+        else:
+            _print_one(asker, Prompt(pictures, args.prompt), args.stream or sys.stdout.isatty())
     return 0
 
 

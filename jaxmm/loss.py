@@ -56,8 +56,12 @@ def _unchunk(x):
     return x.reshape(x.shape[0], -1, *x.shape[3:])
 
 
-def _logit_terms(x_BCD, head_VD, tokens_BC):
+def _logit_terms(x_BCD, head_VD, tokens_BC, softcap: float):
     logits_BCV = jnp.einsum("bcd,vd->bcv", x_BCD, head_VD, preferred_element_type=jnp.float32)
+    slope: jax.Array | float = 1.0  # of the bent logits
+    if softcap:
+        bent = jnp.tanh(logits_BCV / softcap)
+        logits_BCV, slope = softcap * bent, 1 - bent**2
     top = logits_BCV.max(-1, keepdims=True)
     exp_BCV = jnp.exp(logits_BCV - top)
     total = exp_BCV.sum(-1, keepdims=True)
@@ -65,7 +69,7 @@ def _logit_terms(x_BCD, head_VD, tokens_BC):
     is_target = jnp.arange(head_VD.shape[0]) == tokens_BC[..., None]
     target_logit = jnp.where(is_target, logits_BCV, 0.0).sum(-1)
     correct = logits_BCV.argmax(-1) == tokens_BC
-    return exp_BCV / total, log_z, log_z - target_logit, correct, is_target
+    return exp_BCV / total, log_z, log_z - target_logit, correct, is_target, slope
 
 
 def _padded(x_BRD, tokens_BR, weights_BR, chunk: int):
@@ -76,8 +80,10 @@ def _padded(x_BRD, tokens_BR, weights_BR, chunk: int):
     return tuple(_chunks(a, chunk) for a in arrays)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def cross_entropy(x_BRD, head_VD, tokens_BR, weights_BR, z_loss: float = 0.0, chunk: int = 512):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def cross_entropy(
+    x_BRD, head_VD, tokens_BR, weights_BR, z_loss: float = 0.0, chunk: int = 512, softcap: float = 0.0
+):  # fmt: skip
     """Weighted sum of cross-entropies of ``softmax(x @ head.T)``, in nats, and the terms of each target.
 
     Args:
@@ -85,6 +91,7 @@ def cross_entropy(x_BRD, head_VD, tokens_BR, weights_BR, z_loss: float = 0.0, ch
       weights_BR: float32; a target of weight 0 adds nothing.
       z_loss: factor of log(Z)**2, which keeps the softmax's normaliser near 1 (PaLM, section 5).
       chunk: targets of a row projected at a time.
+      softcap: bends the logits to within plus and minus this by a tanh (Gemma 2); 0 does not.
     Returns:
       (sum, TokenLoss); only the sum has a gradient.
     """
@@ -93,24 +100,24 @@ def cross_entropy(x_BRD, head_VD, tokens_BR, weights_BR, z_loss: float = 0.0, ch
 
     def step(total, chunk_inputs):
         x, tokens, weights = chunk_inputs
-        _, log_z, nll, correct, _ = _logit_terms(x, head_VD, tokens)
+        _, log_z, nll, correct, *_ = _logit_terms(x, head_VD, tokens, softcap)
         return total + (weights * (nll + z_loss * log_z**2)).sum(), TokenLoss(nll, correct)
 
     total, terms = lax.scan(step, jnp.float32(0), _padded(x_BRD, tokens_BR, weights_BR, min(chunk, R)))
     return total, TokenLoss(*(_unchunk(a)[:, :R] for a in terms))
 
 
-def _forward(x_BRD, head_VD, tokens_BR, weights_BR, z_loss: float, chunk: int):
+def _forward(x_BRD, head_VD, tokens_BR, weights_BR, z_loss: float, chunk: int, softcap: float):
     R = x_BRD.shape[1]
     head = head_VD.astype(x_BRD.dtype)
 
     def step(carry, chunk_inputs):
         total, dhead_VD = carry
         x, tokens, weights = chunk_inputs
-        p, log_z, nll, correct, is_target = _logit_terms(x, head, tokens)
+        p, log_z, nll, correct, is_target, slope = _logit_terms(x, head, tokens, softcap)
         total += (weights * (nll + z_loss * log_z**2)).sum()
         scale = (weights * (1 + 2 * z_loss * log_z))[..., None]
-        dlogits = (p * scale - jnp.where(is_target, weights[..., None], 0.0)).astype(x.dtype)
+        dlogits = ((p * scale - jnp.where(is_target, weights[..., None], 0.0)) * slope).astype(x.dtype)
         dhead_VD += jnp.einsum("bcv,bcd->vd", dlogits, x, preferred_element_type=jnp.float32)
         return (total, dhead_VD), (jnp.einsum("bcv,vd->bcd", dlogits, head), TokenLoss(nll, correct))
 
@@ -121,8 +128,8 @@ def _forward(x_BRD, head_VD, tokens_BR, weights_BR, z_loss: float, chunk: int):
     return outputs, (_unchunk(dx)[:, :R], dhead_VD.astype(head_VD.dtype))
 
 
-def _backward(z_loss: float, chunk: int, saved, cotangents):
-    del z_loss, chunk
+def _backward(z_loss: float, chunk: int, softcap: float, saved, cotangents):
+    del z_loss, chunk, softcap
     dx_BRD, dhead_VD = saved
     g = cotangents[0]
     return g.astype(dx_BRD.dtype) * dx_BRD, g.astype(dhead_VD.dtype) * dhead_VD, None, None
@@ -131,9 +138,11 @@ def _backward(z_loss: float, chunk: int, saved, cotangents):
 cross_entropy.defvjp(_forward, _backward)
 
 
-def batch_loss(hidden_BTD, head_VD, batch: Batch, budget: int, z_loss: float) -> tuple[jax.Array, Targets, TokenLoss]:
+def batch_loss(
+    hidden_BTD, head_VD, batch: Batch, budget: int, z_loss: float, softcap: float = 0.0
+) -> tuple[jax.Array, Targets, TokenLoss]:
     """The summed loss of a batch at its targets, with what was predicted where and how well."""
     targets = select_targets(batch, budget)
     x_BRD = jnp.take_along_axis(hidden_BTD, targets.at_BR[..., None], axis=1)
-    total, terms = cross_entropy(x_BRD, head_VD, targets.tokens_BR, targets.weights_BR, z_loss)
+    total, terms = cross_entropy(x_BRD, head_VD, targets.tokens_BR, targets.weights_BR, z_loss, softcap=softcap)
     return total, targets, terms

@@ -230,6 +230,7 @@ class Run:
             target_budget=self.budgets.targets,
             sources=len(self.corpus.lengths),
             z_loss=options.z_loss,
+            logit_softcap=recipe.model.decoder.logit_softcap,
             image_offset=recipe.template.image_offset if recipe.template.predict_image_tokens else 0,
         )
 

@@ -71,6 +71,7 @@ def make_train_step(
     target_budget: int,
     sources: int,
     z_loss: float = 0.0,
+    logit_softcap: float = 0.0,
     image_offset: int = 0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Builds ``step(state, batch) -> (state, metrics)``.
@@ -83,7 +84,7 @@ def make_train_step(
 
     def microbatch_loss(trainable, fixed, batch: Batch, total_weight):
         hidden_BTD, head_VD = apply({**trainable, **fixed}, batch)
-        loss_sum, targets, terms = batch_loss(hidden_BTD, head_VD, batch, target_budget, z_loss)
+        loss_sum, targets, terms = batch_loss(hidden_BTD, head_VD, batch, target_budget, z_loss, logit_softcap)
         return loss_sum / total_weight, _sums(targets, terms, sources, image_offset)
 
     def gradients(trainable, fixed, batch: Batch):
@@ -133,12 +134,14 @@ class Predictions(NamedTuple):
     correct_BR: jax.Array
 
 
-def make_eval_step(apply: Apply, *, target_budget: int) -> Callable[[Any, Batch], Predictions]:
+def make_eval_step(
+    apply: Apply, *, target_budget: int, logit_softcap: float = 0.0
+) -> Callable[[Any, Batch], Predictions]:
     """Builds ``step(params, batch) -> Predictions``; it does no gradient work."""
 
     def step(params, batch: Batch) -> Predictions:
         hidden_BTD, head_VD = apply(params, batch)
-        _, targets, terms = batch_loss(hidden_BTD, head_VD, batch, target_budget, 0.0)
+        _, targets, terms = batch_loss(hidden_BTD, head_VD, batch, target_budget, 0.0, logit_softcap)
         return Predictions(targets.at_BR, targets.weights_BR, terms.nll_BR, terms.correct_BR)
 
     return step

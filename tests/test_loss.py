@@ -55,6 +55,30 @@ def test_loss_and_gradients_in_chunks_equal_log_softmax(chunk, z_loss):
     np.testing.assert_allclose(terms.nll_BR, nll, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("z_loss", [0.0, 0.1])
+@pytest.mark.parametrize("softcap", [0.7, 3.0])  # the logits here reach 8
+def test_loss_and_gradients_of_bent_logits_equal_those_of_autodiff(softcap, z_loss):
+    x, head, tokens, weights = problem(5)
+
+    def expected(x, head):
+        logits = softcap * jnp.tanh(x @ head.T / softcap)
+        log_z = jax.nn.logsumexp(logits, axis=-1)
+        nll = log_z - jnp.take_along_axis(logits, tokens[..., None], -1)[..., 0]
+        return (weights * (nll + z_loss * log_z**2)).sum(), nll
+
+    def found(x, head):
+        total, terms = cross_entropy(x, head, tokens, weights, z_loss, 7, softcap)
+        return total, terms.nll_BR
+
+    (total, nll), gradients = jax.value_and_grad(found, (0, 1), has_aux=True)(x, head)
+    (wanted, wanted_nll), wanted_gradients = jax.value_and_grad(expected, (0, 1), has_aux=True)(x, head)
+    np.testing.assert_allclose(total, wanted, rtol=1e-5)
+    np.testing.assert_allclose(nll, wanted_nll, rtol=1e-5, atol=1e-5)
+    for one, other in zip(gradients, wanted_gradients, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found(x, head)[0], wanted, rtol=1e-5)  # without a gradient it is another program
+
+
 def test_the_gradient_follows_what_the_loss_is_multiplied_by():
     x, head, tokens, weights = problem(3)
     dx = jax.grad(lambda x: 3 * cross_entropy(x, head, tokens, weights)[0])(x)

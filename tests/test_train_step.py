@@ -212,3 +212,13 @@ def test_evaluation_predicts_what_training_measures(tiny, batch, whole):
     found = jax.jit(make_eval_step(tiny.forward, target_budget=BUDGETS.targets))(tiny.params, batch)
     loss = (found.nll_BR * found.weights_BR).sum() / found.weights_BR.sum()
     assert float(loss) == pytest.approx(float(whole[0]), rel=1e-5)
+
+
+def test_training_and_evaluation_bend_the_logits_of_a_model_that_asks_for_it(tiny, batch, whole):
+    options = {"target_budget": BUDGETS.targets, "logit_softcap": 0.5}
+    found = jax.jit(make_eval_step(tiny.forward, **options))(tiny.params, batch)
+    loss = float((found.nll_BR * found.weights_BR).sum() / found.weights_BR.sum())
+    assert abs(loss - float(whole[0])) > 1e-3
+    state = init_state(tiny.params, keep_gradient, ())
+    _, metrics = jax.jit(step_of(tiny, z_loss=0.0, logit_softcap=0.5))(state, batch)
+    assert float(metrics.loss_sum / metrics.weight_sum) == pytest.approx(loss, rel=1e-5)

@@ -66,6 +66,27 @@ def attention(
     return out_BTHD[:, :T]
 
 
+def attention_of_one(q_B1HD, k_BKCD, v_BKCD, intervals: Intervals, *, scale: float = 0.0, softcap: float = 0.0):
+    """The same for one query a row, whose keys and values are a cache's, heads first: its logits, (B, H, C), are few
+    enough to be held.
+
+    Args:
+      intervals: start and end in the cache, int32 (B, 1), never empty.
+    Returns:
+      (B, 1, H, D) in the dtype of ``q_B1HD``.
+    """
+    B, _, H, D = q_B1HD.shape
+    K, C = k_BKCD.shape[1:3]
+    kind = Logits(scale or D**-0.5, softcap)
+    q_BKGD = (q_B1HD * jnp.asarray(kind.scale, q_B1HD.dtype)).reshape(B, K, H // K, D)
+    logits_BKGC = kind.bent(jnp.einsum("bkgd,bkcd->bkgc", q_BKGD, k_BKCD, preferred_element_type=jnp.float32))
+    keys = jnp.arange(C, dtype=jnp.int32)
+    seen_BC = (keys >= intervals[0]) & (keys < intervals[1])
+    p_BKGC = jax.nn.softmax(jnp.where(seen_BC[:, None, None], logits_BKGC, -jnp.inf), axis=-1)
+    out = jnp.einsum("bkgc,bkcd->bkgd", p_BKGC.astype(v_BKCD.dtype), v_BKCD, preferred_element_type=jnp.float32)
+    return out.reshape(B, 1, H, D).astype(q_B1HD.dtype)
+
+
 def runs(keys_BT, *more_keys_BT) -> Intervals:
     """The interval of the run of equal keys that each position lies in. Equal keys need not be adjacent elsewhere."""
     T = keys_BT.shape[1]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +16,7 @@ from jax import lax
 from jaxmm import sharding
 from jaxmm.models import attention as attn
 from jaxmm.models import rope
+from jaxmm.models.cache import Cache
 from jaxmm.models.layers import MLP, Linear, RMSNorm, apply_stack, fan_in, parameter, stack
 from jaxmm.models.rope import RopeScaling
 
@@ -37,7 +40,8 @@ class DecoderSpec:
       norm_offset: added to the scales of norms: 1 where they are stored around 0 (Gemma).
       embed_scale: multiplies embedded tokens, not soft tokens.
       attention_scale: of the logits of attention; 0 is 1 / sqrt(head_dim).
-      attention_softcap: bends logits of attention by a tanh (Gemma 2); 0 does not.
+      attention_softcap, logit_softcap: bend logits of attention, and those of the vocabulary, by a tanh (Gemma 2); 0
+        does not.
     """
 
     vocab_size: int = 512
@@ -67,6 +71,7 @@ class DecoderSpec:
     embed_scale: float = 1.0
     attention_scale: float = 0.0
     attention_softcap: float = 0.0
+    logit_softcap: float = 0.0
 
     @property
     def text_axes(self) -> int:
@@ -102,6 +107,21 @@ class Where(NamedTuple):
     intervals: attn.Intervals
 
 
+Attend = Callable[..., tuple[jax.Array, Cache | None]]
+
+
+def _attend_own(q_BTHD, k_BTKD, v_BTKD, intervals, *, cache: Cache | None, layer, **logits):
+    """Positions meet those of their own pass, which a cache then holds, where there is one."""
+    out_BTHD = attn.attention(q_BTHD, k_BTKD, v_BTKD, intervals, **logits)
+    return out_BTHD, None if cache is None else cache.filled(layer, k_BTKD, v_BTKD)
+
+
+def _attend_cached(q_B1HD, k_B1KD, v_B1KD, intervals, *, cache: Cache, layer, **logits):
+    """One position a row meets all that its row's cache holds, itself included."""
+    cache = cache.added(layer, k_B1KD, v_B1KD)
+    return attn.attention_of_one(q_B1HD, *cache.of(layer), intervals, **logits), cache
+
+
 class SelfAttention(nnx.Module):
     """Grouped-query attention with rotary positions."""
 
@@ -127,14 +147,13 @@ class SelfAttention(nnx.Module):
             q_BTHD, k_BTKD = self.query_norm(q_BTHD), self.key_norm(k_BTKD)
         return rope.rotate(q_BTHD, rotation), rope.rotate(k_BTKD, rotation), self.value(x_BTD)
 
-    def __call__(self, x_BTD, where: Where):
-        q_BTHD, k_BTKD, v_BTKD = self.projected(x_BTD, where.rotation)
+    def __call__(self, x_BTD, where: Where, attend: Attend):
         spec = self.spec
-        return self.out(
-            attn.attention(
-                q_BTHD, k_BTKD, v_BTKD, where.intervals, scale=spec.attention_scale, softcap=spec.attention_softcap
-            )
-        )
+        out_BTHD, cache = attend(
+            *self.projected(x_BTD, where.rotation), where.intervals,
+            scale=spec.attention_scale, softcap=spec.attention_softcap,
+        )  # fmt: skip
+        return self.out(out_BTHD), cache
 
 
 class Block(nnx.Module):
@@ -151,12 +170,12 @@ class Block(nnx.Module):
         self.norm_attention_out = norm() if spec.post_norms else None
         self.norm_mlp_out = norm() if spec.post_norms else None
 
-    def __call__(self, x_BTD, where: Where):
-        h_BTD = self.attention(self.norm_attention(x_BTD), where)
+    def __call__(self, x_BTD, where: Where, attend: Attend):
+        h_BTD, cache = self.attention(self.norm_attention(x_BTD), where, attend)
         x_BTD = x_BTD + (h_BTD if self.norm_attention_out is None else self.norm_attention_out(h_BTD))
         h_BTD = self.mlp(self.norm_mlp(x_BTD))
         x_BTD = x_BTD + (h_BTD if self.norm_mlp_out is None else self.norm_mlp_out(h_BTD))
-        return sharding.constrain(x_BTD, "rows", None, None)
+        return sharding.constrain(x_BTD, "rows", None, None), cache
 
 
 class Decoder(nnx.Module):
@@ -208,21 +227,60 @@ class Decoder(nnx.Module):
             for local in set(spec.is_local().tolist())
         }
 
+    def places_in(self, cache: Cache) -> dict[bool, Where]:
+        """Where the next position of each row is, (B, 1), and what of the cache it sees."""
+        spec, end_B1 = self.spec, cache.length_B[:, None] + 1
+        positions_B1A = jnp.broadcast_to(cache.position_B[:, None, None], (*end_B1.shape, spec.text_axes))
+        rotations = self.rotations(positions_B1A, end_B1)
+
+        def seen(local: bool) -> attn.Intervals:
+            return jnp.maximum(end_B1 - spec.window, 0) if local else jnp.zeros_like(end_B1), end_B1
+
+        return {local: Where(rotations[local], seen(local)) for local in set(spec.is_local().tolist())}
+
     def __call__(
         self, x_BTD, positions_BTA, segments_BT, blocks_BT, deep: Deep | None = None, *,
         remat: str = "none", unroll: int = 1,
     ):  # fmt: skip
         """Runs embedded positions (B, T, D) through the layers; returns normed hidden states of the same shape."""
         places = self.places(positions_BTA, segments_BT, blocks_BT)
+        return self._run(x_BTD, None, places, _attend_own, deep, remat, unroll)[0]
+
+    def prefill(
+        self, x_BTD, positions_BTA, segments_BT, blocks_BT, deep: Deep | None = None, *, size: int, unroll: int = 1
+    ):  # fmt: skip
+        """The same for one document a row, from its first position on, with a cache for ``size`` positions.
+
+        Returns:
+          (hidden states, Cache).
+        """
+        spec, (B, T) = self.spec, segments_BT.shape
+        if size < T:
+            raise ValueError(f"a cache of {size} positions does not hold rows of {T}")
+        shape = spec.layers, B, spec.kv_heads, size, spec.head_dim
+        cache = Cache.empty(shape, x_BTD.dtype, positions_BTA, segments_BT)
+        places = self.places(positions_BTA, segments_BT, blocks_BT)
+        return self._run(x_BTD, cache, places, _attend_own, deep, "none", unroll)
+
+    def step(self, x_B1D, cache: Cache, *, unroll: int = 1):
+        """Runs one more embedded text position of each row; returns (hidden states (B, 1, D), Cache)."""
+        x_B1D, cache = self._run(x_B1D, cache, self.places_in(cache), _attend_cached, None, "none", unroll)
+        return x_B1D, cache.grown()
+
+    def _run(
+        self, x_BTD, cache: Cache | None, places: dict[bool, Where], attend: Attend, deep: Deep | None, remat: str,
+        unroll: int,
+    ):  # fmt: skip
         each = {"layer": np.arange(self.spec.layers), "is_local": self.spec.is_local()}
 
-        def call(block: Block, x: jax.Array, mine: Any) -> jax.Array:
+        def call(block: Block, carry: tuple[jax.Array, Cache | None], mine: Any) -> tuple[jax.Array, Cache | None]:
+            x, cache = carry
             if len(places) == 1:
                 (where,) = places.values()
             else:
                 where = jax.tree.map(lambda a, b: jnp.where(mine["is_local"], a, b), places[True], places[False])
-            x = block(x, where)
-            return x if deep is None else deep.added(x, mine["layer"])
+            x, cache = block(x, where, functools.partial(attend, cache=cache, layer=mine["layer"]))
+            return x if deep is None else deep.added(x, mine["layer"]), cache
 
-        x_BTD, _ = apply_stack(self.blocks, x_BTD, call, remat, unroll, each=each)
-        return self.norm(x_BTD)
+        (x_BTD, cache), _ = apply_stack(self.blocks, (x_BTD, cache), call, remat, unroll, each=each)
+        return self.norm(x_BTD), cache

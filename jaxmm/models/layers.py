@@ -153,17 +153,18 @@ class Taps(NamedTuple):
 
 def apply_stack(
     stacked: nnx.Module,
-    x: jax.Array,
-    call: Callable[[Any, jax.Array, Any], jax.Array],
+    x: Any,
+    call: Callable[[Any, Any, Any], Any],
     remat: str,
     unroll: int,
     *,
     each: Any = None,
     taps: Taps = Taps(),  # noqa: B008
-) -> tuple[jax.Array, jax.Array | None]:
+) -> tuple[Any, jax.Array | None]:
     """Runs x through the layers of ``stack`` in turn: ``call(layer, x, each of it)`` under one scan.
 
     Args:
+      x: an array, or without taps any pytree.
       remat: a key of REMAT.
       unroll: layers per scan iteration; a shallow stack unrolled whole saves the loop's copies.
       each: a pytree of arrays with a leading dim of layers: what differs between them, besides parameters.

@@ -13,6 +13,7 @@ from flax import nnx
 
 from jaxmm import sharding
 from jaxmm.batch import Batch
+from jaxmm.models.cache import Cache
 from jaxmm.models.connector import Connector, ConnectorSpec
 from jaxmm.models.decoder import Decoder, DecoderSpec, Deep
 from jaxmm.models.vit import Features, VisionSpec, VisionTower
@@ -76,17 +77,37 @@ class MultimodalModel(nnx.Module):
         dtype = jnp.dtype(compute.dtype)
         return self.vision(batch.patches, batch.grids_BM3, dtype=dtype, remat=compute.remat, unroll=compute.unroll)
 
-    def hidden(self, batch: Batch, soft: SoftTokens, compute: Compute):
-        """Hidden states (B, T, D) of text and soft tokens together."""
+    def _inputs(self, batch: Batch, soft: SoftTokens, compute: Compute) -> tuple[Any, ...]:
+        """What the decoder takes: embeddings and soft tokens in their places, and where these are."""
         x_BTD = self.decoder.embed(batch.text.values, jnp.dtype(compute.dtype))
         placed_BTD = jnp.take_along_axis(soft.table_BSD, jnp.maximum(batch.slots_BT, 0)[..., None], axis=1)
         x_BTD = jnp.where((batch.slots_BT >= 0)[..., None], placed_BTD, x_BTD)
         x_BTD = sharding.constrain(x_BTD, "rows", None, None)
         deep = None if soft.deep_KBSD is None else Deep(soft.deep_KBSD, batch.slots_BT)
-        return self.decoder(
-            x_BTD, batch.text.positions, batch.text.segments, batch.blocks_BT, deep,
-            remat=compute.remat, unroll=compute.unroll,
-        )  # fmt: skip
+        return x_BTD, batch.text.positions, batch.text.segments, batch.blocks_BT, deep
+
+    def hidden(self, batch: Batch, soft: SoftTokens, compute: Compute):
+        """Hidden states (B, T, D) of text and soft tokens together."""
+        return self.decoder(*self._inputs(batch, soft, compute), remat=compute.remat, unroll=compute.unroll)
+
+    def prefill(self, batch: Batch, size: int, compute: Compute) -> tuple[jax.Array, Cache]:
+        """Logits (B, V) of what follows the one document of each row, and a cache for ``size`` positions of it."""
+        inputs = self._inputs(batch, self.soft_tokens(batch, compute), compute)
+        hidden_BTD, cache = self.decoder.prefill(*inputs, size=size, unroll=compute.unroll)
+        last_B1D = jnp.take_along_axis(hidden_BTD, cache.length_B[:, None, None] - 1, axis=1)
+        return self.logits(last_B1D[:, 0]), cache
+
+    def step(self, tokens_B, cache: Cache, compute: Compute) -> tuple[jax.Array, Cache]:
+        """Logits (B, V) of what follows one more token of each row, and the cache with it."""
+        x_B1D = self.decoder.embed(tokens_B[:, None], jnp.dtype(compute.dtype))
+        hidden_B1D, cache = self.decoder.step(x_B1D, cache, unroll=compute.unroll)
+        return self.logits(hidden_B1D[:, 0]), cache
+
+    def logits(self, hidden_BD):
+        """Float32 logits (B, V) of the vocabulary."""
+        logits_BV = hidden_BD.astype(jnp.float32) @ self.projection().T
+        cap = self.decoder.spec.logit_softcap
+        return cap * jnp.tanh(logits_BV / cap) if cap else logits_BV
 
     def projection(self):
         """The vocabulary projection, float32 (V, D)."""
