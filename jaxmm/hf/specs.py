@@ -173,7 +173,7 @@ def _qwen3_vl_text(config: Any, tied: bool) -> Decoder:
 
 def _gemma3_text(config: Any, tied: bool) -> Decoder:
     _refuse(config, use_bidirectional_attention=False)
-    # attn_logit_softcapping and final_logit_softcapping may be in the file; transformers applies neither in this family.
+    # The file may have attn_logit_softcapping and final_logit_softcapping: transformers applies neither here.
     rope = config.rope_parameters
     spec = _decoder(
         config, tied, rope["full_attention"],
