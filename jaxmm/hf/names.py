@@ -118,7 +118,7 @@ def _qwen(mlp: Mapping[str, str], merger: Sequence[Rule]) -> list[Rule]:
     layer, block = "vision.blocks.{i}", "vision.blocks"
     maps = {"attn.proj": "attention.out", **mlp}
     return [
-        Rule("vision.patch_embed.proj.weight", ("vision.patch_embedding.kernel",), "convolution"),
+        Rule("vision.patch_embed.proj.weight", ("vision.patch_embedding.kernel",), "convolution of frames"),
         Rule("vision.patch_embed.proj.bias", ("vision.patch_embedding.bias",)),
         Rule("vision.pos_embed.weight", ("vision.position_embedding",)),
         *_norm(f"{layer}.norm1", f"{block}.norm_attention"),

@@ -122,7 +122,7 @@ def _joined(folders: dict[str, Path], merge: int, mlp: int) -> Start:
     vision = getattr(vision, "vision_config", vision)
     text = getattr(text, "text_config", text)
     tower = specs.tower_of(vision)
-    decoder = specs.decoder_of(text, bool(getattr(text, "tie_word_embeddings", False)))
+    decoder = specs.plain_decoder_of(text, bool(getattr(text, "tie_word_embeddings", False)))
     connector = ConnectorSpec(merge=merge, mlp=mlp)
     processor = _processor(folders["vision"])
     spec = _normalised(ModelSpec(tower.spec, connector, decoder.spec), processor)

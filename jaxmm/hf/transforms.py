@@ -38,6 +38,11 @@ def _to_convolution(array: np.ndarray, inputs: int) -> np.ndarray:
     return np.moveaxis(array.reshape(-1, array.shape[-1]).T.reshape(-1, *frames, side, side, 3), -1, 1)
 
 
+def _to_convolution_of_frames(array: np.ndarray, inputs: int) -> np.ndarray:
+    """The same, with a dim of frames even where there is one."""
+    return _to_convolution(array if array.ndim == 3 else array[None], inputs)
+
+
 TRANSFORMS = {
     "copy": Transform(_reshaped, lambda x, _: x),
     "flat": Transform(_reshaped, lambda x, _: x.reshape(-1)),
@@ -45,6 +50,7 @@ TRANSFORMS = {
     "after two": Transform(_reshaped, lambda x, _: x[None].reshape(1, 1, -1)),
     "transpose": Transform(lambda x, shape: x.T.reshape(shape), _transposed_out),
     "convolution": Transform(_from_convolution, _to_convolution),
+    "convolution of frames": Transform(_from_convolution, _to_convolution_of_frames),
 }
 
 
