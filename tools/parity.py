@@ -50,10 +50,9 @@ def world(case: Case, folder: Path, seed: int = 0) -> World:
 
     from jaxmm import sharding
     from jaxmm.hf import folder as hf
-    from jaxmm.hf import specs
 
     model = make(case, folder, seed)
-    family = specs.family_of(hf.read_config(folder))
+    family, _ = hf.read_family(folder)
     where = sharding.replicated(sharding.make_mesh({"data": 1}, jax.devices()[:1]))
     read = hf.read_model(folder, family, lambda path, shape: where)
     made = documents(family.spec, np.random.default_rng(seed), case.grid(model.config))

@@ -71,8 +71,9 @@ def decoder(draw: Draw, kind: str, free_head_dim: bool = True) -> dict[str, Any]
     found: dict[str, Any] = {
         "model_type": kind, "vocab_size": VOCABULARY + draw.between(0, 60), "intermediate_size": draw.between(9, 80),
         "num_hidden_layers": draw.between(1, 5), "num_attention_heads": heads, "num_key_value_heads": kv,
-        "max_position_embeddings": length, "rms_norm_eps": draw.of(1e-5, 1e-6, 1e-3), "hidden_act": draw.of(*ACTIVATIONS),
-        "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "tie_word_embeddings": draw.maybe(),
+        "max_position_embeddings": length, "rms_norm_eps": draw.of(1e-5, 1e-6, 1e-3),
+        "hidden_act": draw.of(*ACTIVATIONS), "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+        "tie_word_embeddings": draw.maybe(),
     }  # fmt: skip
     head_dim = 2 * draw.between(2, 8)
     if free_head_dim and draw.maybe():

@@ -177,7 +177,12 @@ SPARE = (
     r".*\.position_ids$", r".*\.inv_freq$",
 )  # fmt: skip
 # Parts of a checkpoint that a tower or a decoder is taken from, and that are not it.
-OTHERS = (r"text_model\.", r"logit_scale", r"logit_bias", r"visual_projection\.", r"text_projection\.")
+OTHERS = (
+    r"text_model\.", r"text\.", r"lm_head\.", r"connector\.", r"logit_scale", r"logit_bias", r"visual_projection\.",
+    r"text_projection\.",
+)  # fmt: skip
+SEEING = (r"vision\.", r"connector\.")  # of a whole model that a decoder is taken from
+HEAD, EMBEDDING = "lm_head.weight", "text.embed_tokens.weight"
 
 # (what releases write, the common spelling), the first that fits.
 SPELLINGS = (

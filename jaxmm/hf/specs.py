@@ -276,8 +276,8 @@ def _qwen3_vision(config: Any) -> Tower:
     if taps != sorted(set(taps) & set(range(config.depth))):
         raise UserError(f"config.json: deepstack_visual_indexes {taps} are not some layers of {config.depth}, in order")
     spec = _vit(
-        config, positions=_root(config.num_position_embeddings, "num_position_embeddings"), resize="corners", final_norm=False,
-        frames=config.temporal_patch_size, rope_theta=10000.0, taps=tuple(taps),
+        config, positions=_root(config.num_position_embeddings, "num_position_embeddings"), resize="corners",
+        frames=config.temporal_patch_size, rope_theta=10000.0, taps=tuple(taps), final_norm=False,
     )  # fmt: skip
     return Tower(spec, "qwen3")
 
@@ -479,4 +479,8 @@ FAMILIES: dict[str, Callable[[Any], Family]] = {
 
 def family_of(config: Any) -> Family:
     """Raises UserError for an architecture that is not there, with those that are."""
+    kind = config.model_type
+    tower = getattr(config, "vision_config", config)
+    if kind not in FAMILIES and (kind in DECODERS or getattr(tower, "model_type", "") in TOWERS):
+        raise UserError(f"'{kind}' is no whole model but a part of one: name both parts, as vision:DIR,decoder:DIR")
     return _known(FAMILIES, config.model_type, "model")(config)

@@ -49,6 +49,15 @@ def test_a_convolution_is_a_linear_map_of_patches_with_channels_last(frames, D, 
     np.testing.assert_array_equal(out_of_parts([ours], "convolution"), foreign)
 
 
+@pytest.mark.parametrize("frames", [1, 2])
+def test_one_frame_of_video_is_a_dim_of_its_own_and_no_dim_of_ours(frames):
+    foreign, shape = numbers(5, 3, frames, 2, 2), (frames, 12, 5)[frames == 1 :]
+    (ours,) = into_parts(foreign, "convolution of frames", [shape])
+    np.testing.assert_array_equal(out_of_parts([ours], "convolution of frames"), foreign)
+    (wanted,) = into_parts(foreign[:, :, 0], "convolution", [(12, 5)])
+    np.testing.assert_array_equal(ours.reshape(frames, 12, 5)[0], wanted)
+
+
 @pytest.mark.parametrize(
     ("name", "foreign", "ours"),
     [
@@ -66,4 +75,12 @@ def test_the_others_only_change_the_shape(name, foreign, ours):
 
 
 def test_all_of_them_are_tested_here():
-    assert set(TRANSFORMS) == {"copy", "flat", "after one", "after two", "transpose", "convolution"}
+    assert set(TRANSFORMS) == {
+        "copy",
+        "flat",
+        "after one",
+        "after two",
+        "transpose",
+        "convolution",
+        "convolution of frames",
+    }

@@ -110,8 +110,22 @@ def test_what_our_model_does_not_use_is_kept_by_name(tmp_path):
             r"has 1 tensors .* no place for: .*layers.2",
         ),
         ({"model.embed_tokens.weight": np.ones((6, 5), np.float32)}, r"another shape: .*\(6, 5\) for \(6, 4\)"),
-        ({"model.embed_tokens.weight": np.ones((6, 4), np.float64)}, "is F64, which cannot be held as float32"),
-        ({"model.embed_tokens.weight": np.ones((6, 4), np.int8)}, "is I8, which cannot be held as float32"),
+        (
+            {"language_model.model.embed_tokens.weight": np.ones((6, 4), np.float32)},
+            "1 tensors a second time by another name: .* as ",
+        ),
+        (
+            {"model.embed_tokens.weight": np.ones((6, 4), ml_dtypes.float8_e4m3fn)},
+            "dtype F8_E4M3, which cannot be held",
+        ),
+        (
+            {"model.embed_tokens.weight": np.ones((6, 4), np.float64)},
+            "dtype F64, which cannot be held as float32: model.embed_tokens",
+        ),
+        (
+            {"model.embed_tokens.weight": np.ones((6, 4), np.int8)},
+            "dtype I8, which cannot be held as float32: model.embed_tokens",
+        ),
     ],
 )
 def test_what_does_not_fit_is_named(tmp_path, changes, message):
