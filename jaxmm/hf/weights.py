@@ -192,8 +192,9 @@ def read_params(
         parts = [_part_shape(shapes[path], tensor.layer) for path in _paths(tensor.rule)]
         has = checkpoint.entries[found[common]].shape
         may_grow = _paths(tensor.rule)[0] in grows and has[1:] == parts[0][1:] and has[0] <= parts[0][0]
-        if not may_grow and int(np.prod(has)) != sum(int(np.prod(part)) for part in parts):
-            misshapen.append(f"{found[common]} {has} for {' + '.join(map(str, parts))}")
+        fitting = transforms.foreign_shapes(tensor.rule.transform, parts)
+        if not may_grow and has not in fitting:
+            misshapen.append(f"{found[common]} {has} for {' or '.join(map(str, fitting))}")
     if misshapen:
         raise UserError(f"{where} has {len(misshapen)} tensors of another shape: {_some(misshapen)}")
     params: dict[names.Path, jax.Array] = {}

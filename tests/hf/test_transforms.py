@@ -7,7 +7,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from jaxmm.hf.transforms import TRANSFORMS, into_parts, out_of_parts
+from jaxmm.hf.transforms import TRANSFORMS, foreign_shapes, into_parts, out_of_parts
 
 sizes = st.integers(1, 4)
 
@@ -84,3 +84,20 @@ def test_all_of_them_are_tested_here():
         "convolution",
         "convolution of frames",
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "ours", "fitting", "others"),
+    [
+        ("copy", [(3, 4)], [(3, 4)], [(4, 3), (12,), ()]),
+        ("flat", [(3, 4)], [(12,)], [(3, 4)]),
+        ("transpose", [(5, 2, 3)], [(6, 5), (3, 10)], [(5, 6), (30,), (5, 2, 3)]),
+        ("transpose", [(5, 2, 3)] * 3, [(18, 5), (9, 10)], [(6, 5), (5, 18), (17, 5)]),
+        ("convolution", [(12, 7)], [(7, 3, 2, 2)], [(7, 2, 2, 3), (7, 12), (7, 3, 1, 2, 2)]),
+        ("convolution of frames", [(12, 7)], [(7, 3, 1, 2, 2)], [(7, 3, 2, 2)]),
+        ("convolution of frames", [(2, 12, 7)], [(7, 3, 2, 2, 2)], [(7, 3, 1, 2, 2)]),
+    ],
+)
+def test_a_tensor_of_another_shape_does_not_fit_be_its_size_the_same(name, ours, fitting, others):
+    assert set(fitting) == set(foreign_shapes(name, ours))
+    assert not set(others) & set(fitting)

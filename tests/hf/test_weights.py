@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -10,6 +13,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+import small_run
 
 from jaxmm import sharding
 from jaxmm.errors import UserError
@@ -21,6 +25,7 @@ RULES = [
     Rule("text.layers.{i}.mlp.up_proj.weight", ("decoder.blocks.mlp.up.kernel",), "transpose"),
 ]
 EMBEDDING, UP = ("decoder", "embedding"), ("decoder", "blocks", "mlp", "up", "kernel")
+PROGRAM = {**os.environ, "PYTHONPATH": str(small_run.ROOT)}
 SHAPES = {EMBEDDING: (6, 4), UP: (2, 4, 8)}
 
 
@@ -111,6 +116,10 @@ def test_what_our_model_does_not_use_is_kept_by_name(tmp_path):
         ),
         ({"model.embed_tokens.weight": np.ones((6, 5), np.float32)}, r"another shape: .*\(6, 5\) for \(6, 4\)"),
         (
+            {"model.layers.1.mlp.up_proj.weight": np.ones((4, 8), np.float32)},
+            r"another shape: .*layers.1.* \(4, 8\) for \(8, 4\)",
+        ),
+        (
             {"language_model.model.embed_tokens.weight": np.ones((6, 4), np.float32)},
             "1 tensors a second time by another name: .* as ",
         ),
@@ -134,6 +143,24 @@ def test_what_does_not_fit_is_named(tmp_path, changes, message):
     assert "\n" not in str(caught.value)
 
 
+def _tensor(header: dict) -> dict:
+    return header["model.embed_tokens.weight"]
+
+
+def _moved(header: dict, by: int) -> None:
+    _tensor(header)["data_offsets"] = [offset + by for offset in _tensor(header)["data_offsets"]]
+
+
+HEADERS = {  # what is done to a file's header
+    "offsets beyond": lambda header: _moved(header, 1 << 20),
+    "offsets over others": lambda header: _moved(header, 4),
+    "shape of another size": lambda header: _tensor(header).update(shape=[6, 5]),
+    "dtype nobody knows": lambda header: _tensor(header).update(dtype="I4X"),
+    "no offsets": lambda header: _tensor(header).pop("data_offsets"),
+    "huge shape": lambda header: _tensor(header).update(shape=[1 << 40, 1 << 40]),
+}
+
+
 def broken(folder: Path, how: str) -> None:
     file = folder / "model.safetensors"
     data = saved(folder) and file.read_bytes()
@@ -143,6 +170,22 @@ def broken(folder: Path, how: str) -> None:
         file.write_bytes(data[:8] + b"x" + data[9:])
     elif how == "length":
         file.write_bytes((1 << 60).to_bytes(8, "little") + data[8:])
+    elif how in HEADERS:
+        size = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + size])
+        HEADERS[how](header)
+        text = json.dumps(header).encode()
+        file.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
+    elif how == "not JSON":
+        file.write_bytes((4).to_bytes(8, "little") + b"oops")
+    elif how == "empty":
+        file.write_bytes(b"")
+    elif how == "page":
+        file.write_text("<html>404</html>")
+    elif how == "outside":
+        (folder / weights.INDEX).write_text(json.dumps({"weight_map": {"a": "../x.safetensors"}}))
+    elif how == "pickle in index":
+        (folder / weights.INDEX).write_text(json.dumps({"weight_map": {"a": "pytorch_model-1.bin"}}))
     elif how == "pickle":
         file.rename(folder / "pytorch_model.bin")
     elif how == "nothing":
@@ -162,7 +205,9 @@ def broken(folder: Path, how: str) -> None:
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("truncated", "is not whole"), ("header", "is not whole"), ("length", "is not whole"),
+        *((how, "is not whole") for how in (*HEADERS, "truncated", "header", "length", "not JSON", "empty", "page")),
+        ("outside", "../x.safetensors, which is not a file of this folder"),
+        ("pickle in index", "pytorch_model-1.bin, a pickle, which may run code"),
         ("pickle", "pytorch_model.bin, a pickle, which may run code"), ("nothing", "has no weights"),
         ("index", "is not a whole index"), ("missing file", "which is not there"), ("twice", r"is in .* and in "),
     ],
@@ -181,3 +226,14 @@ def test_names_of_all_releases_come_to_one_spelling():
         assert names.common_name(written) == "vision.encoder.x"
     assert names.common_name("language_model.lm_head.weight") == names.common_name("lm_head.weight") == "lm_head.weight"
     assert names.common_name("model.visual.blocks.0.x") == names.common_name("visual.blocks.0.x") == "vision.blocks.0.x"
+
+
+def test_a_program_that_is_given_a_broken_folder_says_so_in_one_line_and_exits_with_1(tmp_path):
+    broken(tmp_path, "truncated")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava", "tie_word_embeddings": True}))
+    command = [sys.executable, "-m", "jaxmm.train", f"--config={small_run.ROOT / 'configs' / 'base.py'}"]
+    flags = [f"--workdir={tmp_path / 'run'}", f"--config.init_from={tmp_path}"]
+    done = subprocess.run([*command, *flags], capture_output=True, text=True, cwd=tmp_path, env=PROGRAM)
+    assert done.returncode == 1
+    assert "model.safetensors is not whole" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
