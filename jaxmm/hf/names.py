@@ -172,10 +172,10 @@ CONNECTORS = {"mlp": _PROJECTOR, "gemma": _GEMMA_PROJECTOR, "in tower": []}
 
 # Tensors that our model has no use for: they are kept as they are, and go out again with an export.
 SPARE = (
-    r"vision\.head\.", r"vision\.post_layernorm\.", r"vision\.encoder\.layers\.\d+\.",
-    r"vision\.embeddings\.mask_token",
+    r"vision\.head\.", r"vision\.post_layernorm\.", r"vision\.layernorm\.", r"vision\.embeddings\.mask_token",
     r".*\.position_ids$", r".*\.inv_freq$",
 )  # fmt: skip
+SPARE_LAYERS = r"vision\.encoder\.layers?\.\d+\."  # those after the last one whose output is taken
 # Parts of a checkpoint that a tower or a decoder is taken from, and that are not it.
 OTHERS = (
     r"text_model\.", r"text\.", r"lm_head\.", r"connector\.", r"logit_scale", r"logit_bias", r"visual_projection\.",

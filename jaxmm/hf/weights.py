@@ -169,7 +169,8 @@ def read_params(
     found = {spelling(name): name for name in checkpoint.entries}
     twice = [name for name in checkpoint.entries if found[spelling(name)] != name]
     unknown = [name for common, name in found.items() if common not in wanted]
-    spare = [name for name in unknown if _is_any(spelling(name), names.SPARE)]
+    layers = {layer.group() for layer in (re.match(names.SPARE_LAYERS, name) for name in wanted) if layer}
+    spare = [name for name in unknown if _is_spare(spelling(name), layers)]
     unused = [name for name in unknown if name not in set(spare) and not _is_any(spelling(name), others)]
     missing = [name for name in wanted if name not in found]
     where = checkpoint.folder
@@ -207,6 +208,12 @@ def read_params(
         for path, value in zip(paths, transforms.into_parts(array, tensor.rule.transform, parts), strict=True):
             _place(params, path, value, tensor.layer, *parameters[path])
     return params, spare
+
+
+def _is_spare(name: str, layers: set[str]) -> bool:
+    """``layers``: what the names of those that the model has begin with."""
+    layer = re.match(names.SPARE_LAYERS, name)
+    return _is_any(name, names.SPARE) or (layer is not None and layer.group() not in layers)
 
 
 def _is_any(name: str, patterns: Iterable[str]) -> bool:

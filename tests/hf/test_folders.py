@@ -15,7 +15,7 @@ import pytest
 import safetensors.numpy
 import small_run
 
-from jaxmm import sharding
+from jaxmm import command, sharding, train
 from jaxmm.errors import UserError
 from jaxmm.hf import folder as hf
 from jaxmm.hf import names, specs, start, weights
@@ -132,6 +132,17 @@ def test_a_head_of_its_own_is_used_whatever_the_config_says_of_ties(tmp_path):
     assert begun.config["tie_word_embeddings"] is begun.config["text_config"]["tie_word_embeddings"] is False
 
 
+def test_layers_that_nobody_listens_to_are_kept_and_strange_tensors_in_the_others_are_not(tmp_path):
+    made("llava, clip", tmp_path)  # of 3 layers, the second last one's output is taken
+    layer = "vision_tower.vision_model.encoder.layers"
+    bias = np.ones(24, np.float32)
+    rewritten(tmp_path, lambda tensors: {**tensors, f"{layer}.2.layer_norm1.bias": bias})
+    assert read(tmp_path)[1].spare == [f"{layer}.2.layer_norm1.bias"]
+    rewritten(tmp_path, lambda tensors: {**tensors, f"{layer}.1.layer_norm3.bias": bias})
+    with pytest.raises(UserError, match=r"1 tensors that this model has no place for: .*layers.1.layer_norm3.bias"):
+        read(tmp_path)
+
+
 def test_a_part_is_taken_from_a_whole_model(tmp_path):
     whole = made("qwen3", tmp_path / "whole")
     begun = start.read_start(f"vision:{tmp_path / 'whole'},decoder:{tmp_path / 'whole'}", None, 2, 20)
@@ -139,6 +150,20 @@ def test_a_part_is_taken_from_a_whole_model(tmp_path):
     where = sharding.replicated(sharding.make_mesh({"data": 1}, jax.devices()[:1]))
     found = start.read_params(begun, lambda path, shape: where)
     assert_same(found.params, {path: value for path, value in whole.items() if path[0] != "connector"})
+
+
+def test_a_program_that_is_given_a_broken_folder_says_so_in_one_line_and_exits_with_1(tmp_path, monkeypatch, capsys):
+    made("llama, biases, tied", tmp_path / "model")  # a tie is checked first
+    file = tmp_path / "model" / weights.SINGLE
+    file.write_bytes(file.read_bytes()[:-20])
+    flags = [f"--workdir={tmp_path / 'run'}", f"--config.init_from={tmp_path / 'model'}"]
+    monkeypatch.setattr(sys, "argv", ["train", f"--config={small_run.ROOT / 'configs' / 'base.py'}", *flags])
+    with pytest.raises(SystemExit) as ended:
+        command.run(train.main)
+    assert ended.value.code == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert "model.safetensors is not whole" in last
 
 
 def test_files_outside_the_folder_are_not_opened(tmp_path):
