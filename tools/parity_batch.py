@@ -27,16 +27,22 @@ Document = list[Words | Picture]
 
 
 def documents(
-    case: Case, spec: ModelSpec, rng: np.random.Generator, images: Sequence[int] = (1, 2, 0)
+    spec: ModelSpec, rng: np.random.Generator, grid: int = 0, images: Sequence[int] = (1, 2, 0)
 ) -> list[Document]:
-    """Documents with so many pictures each, of mixed aspect ratio where the family takes them, text around them."""
+    """Documents with so many pictures each, text around them.
+
+    Args:
+      grid: patches on a side of every picture; 0 is pictures of mixed aspect ratio.
+    """
 
     def words(low: int, high: int) -> Words:
         return Words(rng.integers(*TEXT_TOKENS, rng.integers(low, high)))
 
     def picture() -> Picture:
         side, merge = spec.vision.patch_size, spec.connector.merge
-        rows, columns = (spec.vision.positions,) * 2 if case.fixed else (int(n) * merge for n in rng.integers(1, 5, 2))
+        rows, columns = (grid,) * 2 if grid else (int(n) * merge for n in rng.integers(1, 5, 2))
+        # On a CPU torch gives all rows of a square that it resizes to one column the first row's values.
+        columns = columns if grid else max(columns, 2)
         return Picture(rng.integers(0, 256, (rows * side, columns * side, 3)).astype(np.uint8))
 
     return [
@@ -154,7 +160,7 @@ def alone(document: Document, case: Case, spec: ModelSpec) -> dict[str, Any]:
         for picture, (rows, columns) in zip(pictures, shapes, strict=True):
             order, _ = travelling_order(rows, columns, merge, 0)  # it puts windows together itself
             blocks = picture.reshape(rows, side, columns, side, 3).transpose(0, 2, 4, 1, 3)
-            frames = np.repeat(blocks.reshape(rows * columns, 3, 1, side, side)[order], 2, axis=2)
+            frames = np.repeat(blocks.reshape(rows * columns, 3, 1, side, side)[order], spec.vision.frames, axis=2)
             flat.append(frames.reshape(rows * columns, -1))
         found["pixel_values"] = torch.tensor(np.concatenate(flat), dtype=torch.float32)
         found["image_grid_thw"] = torch.tensor([[1, *shape] for shape in shapes])

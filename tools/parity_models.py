@@ -55,6 +55,15 @@ class Case(NamedTuple):
     config: Callable[[np.random.Generator], Any]
     fixed: bool = False
 
+    def grid(self, config: Any) -> int:
+        """Patches on a side of every image, by the config of a model of this case; 0 where it takes any shape."""
+
+        def side(size: Any) -> int:
+            return size[0] if isinstance(size, (list, tuple)) else size
+
+        vision = config.vision_config
+        return side(vision.image_size) // side(vision.patch_size) if self.fixed else 0
+
 
 def text(kind: str, **changes: Any) -> dict[str, Any]:
     """A decoder's config, of 6 heads of 16 over 2 key-value heads, 3 layers."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import logging
@@ -39,6 +40,10 @@ def is_folder(folder: Path) -> bool:
         return False
 
 
+def _parts(config: dict[str, Any]) -> list[dict[str, Any]]:
+    return [value for key, value in config.items() if key.endswith("_config") and isinstance(value, dict)]
+
+
 def read_config(folder: Path) -> Any:
     """The folder's config, as ``transformers`` reads it; no code of the folder is run.
 
@@ -56,6 +61,10 @@ def read_config(folder: Path) -> Any:
         kind = found.get("model_type", "")
         if kind not in transformers.CONFIG_MAPPING:
             raise UserError(f"{path}: model '{kind}' is not supported: those are {', '.join(specs.FAMILIES)}")
+        quantised = [part for part in (found, *_parts(found)) if part.get("quantization_config")]
+        if quantised:
+            method = quantised[0]["quantization_config"].get("quant_method", "some method")
+            raise UserError(f"{path}: weights quantised by {method} are not supported: take the release without")
         return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except UserError:
         raise
@@ -67,6 +76,29 @@ def read_config(folder: Path) -> Any:
     except Exception as error:  # transformers checks values with errors of many kinds
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{path} cannot be read: {first}") from error
+
+
+def is_tied(folder: Path, tied: bool) -> bool:
+    """Whether the vocabulary projection is the embedding: not where a folder that says so has two that differ."""
+    if not tied or not weights.is_there(folder):
+        return tied
+    with weights.Checkpoint(folder) as checkpoint:
+        by_common = {names.common_name(name): name for name in checkpoint.entries}
+        if names.HEAD not in by_common or names.EMBEDDING not in by_common:
+            return tied
+        return checkpoint.are_equal(by_common[names.HEAD], by_common[names.EMBEDDING])
+
+
+def read_family(folder: Path) -> tuple[Family, dict[str, Any]]:
+    """The family of a whole model, and its ``config.json``, which says of ties what the tensors say."""
+    config = read_config(folder)
+    family = specs.family_of(config)
+    found, decoder = config.to_dict(), family.spec.decoder
+    if is_tied(folder, decoder.tie_embeddings) != decoder.tie_embeddings:
+        decoder = dataclasses.replace(decoder, tie_embeddings=False)
+        family = family._replace(spec=dataclasses.replace(family.spec, decoder=decoder))
+        found["tie_word_embeddings"] = found["text_config"]["tie_word_embeddings"] = False
+    return family, found
 
 
 def rules_of(family: Family) -> list[Rule]:
@@ -91,7 +123,7 @@ def read_model(folder: Path, family: Family, where: Where) -> Read:
 
 def read_decoder(folder: Path, rules: Sequence[Rule], spec: ModelSpec, where: Where) -> Read:
     """Reads the decoder of ``spec`` from a language model's folder."""
-    return _read(folder, rules, spec, lambda path: path[0] == "decoder", where)
+    return _read(folder, rules, spec, lambda path: path[0] == "decoder", where, others=names.SEEING)
 
 
 def read_tower(folder: Path, rules: Sequence[Rule], spec: ModelSpec, where: Where) -> Read:
@@ -112,6 +144,8 @@ def _read(
         path: (shape, where(path, shape)) for path, (shape, _) in flat_axes(spec).items() if is_read(path)
     }  # fmt: skip
     vocabulary = [("decoder", "embedding"), ("decoder", "head")]
+    if is_tied(folder, spec.decoder.tie_embeddings):
+        others = [*others, names.HEAD]  # the same once more
     with weights.Checkpoint(folder) as checkpoint:
         found = weights.read_params(
             checkpoint, rules, parameters, spelling=spelling, others=others, grows=vocabulary

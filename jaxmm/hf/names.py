@@ -118,7 +118,7 @@ def _qwen(mlp: Mapping[str, str], merger: Sequence[Rule]) -> list[Rule]:
     layer, block = "vision.blocks.{i}", "vision.blocks"
     maps = {"attn.proj": "attention.out", **mlp}
     return [
-        Rule("vision.patch_embed.proj.weight", ("vision.patch_embedding.kernel",), "convolution"),
+        Rule("vision.patch_embed.proj.weight", ("vision.patch_embedding.kernel",), "convolution of frames"),
         Rule("vision.patch_embed.proj.bias", ("vision.patch_embedding.bias",)),
         Rule("vision.pos_embed.weight", ("vision.position_embedding",)),
         *_norm(f"{layer}.norm1", f"{block}.norm_attention"),
@@ -172,12 +172,17 @@ CONNECTORS = {"mlp": _PROJECTOR, "gemma": _GEMMA_PROJECTOR, "in tower": []}
 
 # Tensors that our model has no use for: they are kept as they are, and go out again with an export.
 SPARE = (
-    r"vision\.head\.", r"vision\.post_layernorm\.", r"vision\.encoder\.layers\.\d+\.",
-    r"vision\.embeddings\.mask_token",
+    r"vision\.head\.", r"vision\.post_layernorm\.", r"vision\.layernorm\.", r"vision\.embeddings\.mask_token",
     r".*\.position_ids$", r".*\.inv_freq$",
 )  # fmt: skip
+SPARE_LAYERS = r"vision\.encoder\.layers?\.\d+\."  # those after the last one whose output is taken
 # Parts of a checkpoint that a tower or a decoder is taken from, and that are not it.
-OTHERS = (r"text_model\.", r"logit_scale", r"logit_bias", r"visual_projection\.", r"text_projection\.")
+OTHERS = (
+    r"text_model\.", r"text\.", r"lm_head\.", r"connector\.", r"logit_scale", r"logit_bias", r"visual_projection\.",
+    r"text_projection\.",
+)  # fmt: skip
+SEEING = (r"vision\.", r"connector\.")  # of a whole model that a decoder is taken from
+HEAD, EMBEDDING = "lm_head.weight", "text.embed_tokens.weight"
 
 # (what releases write, the common spelling), the first that fits.
 SPELLINGS = (

@@ -16,9 +16,11 @@ from jaxmm.models.multimodal import ModelSpec
 from jaxmm.models.rope import RopeScaling
 from jaxmm.models.vit import VisionSpec
 
+# The first of several names is the one that is written.
 ACTIVATIONS = {
     "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "quick_gelu": "quick_gelu",
-    "relu": "relu", "silu": "silu", "swish": "silu",
+    "relu": "relu", "silu": "silu", "swish": "silu", "gelu_fast": "gelu_tanh", "gelu_python_tanh": "gelu_tanh",
+    "gelu_python": "gelu", "gelu_accurate": "gelu_tanh",
 }  # fmt: skip
 
 
@@ -158,7 +160,12 @@ def _sections(config: Any, default: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _qwen2_5_vl_text(config: Any, tied: bool) -> Decoder:
+    _refuse(config, head_dim=config.hidden_size // config.num_attention_heads)
     found = _decoder(config, tied, qkv_bias=True, rope_sections=_sections(config, (16, 24, 24)))
+    if sum(found.rope_sections) != found.head_dim // 2:
+        raise UserError(
+            f"config.json: mrope_section {found.rope_sections} does not add up to half of a head of {found.head_dim}"
+        )
     return Decoder(found, "llama")
 
 
@@ -203,7 +210,16 @@ def _square(value: Any, what: str) -> int:
     return int(sides[0])
 
 
+def _root(value: int, what: str) -> int:
+    """The side of a square of so many."""
+    side = round(value**0.5)
+    if side**2 != value:
+        raise UserError(f"config.json: {what}={value} is not supported: it is no square")
+    return side
+
+
 def _vit(config: Any, **features: Any) -> VisionSpec:
+    _refuse(config, num_channels=3, in_channels=3)
     return VisionSpec(
         width=config.hidden_size,
         layers=getattr(config, "num_hidden_layers", None) or config.depth,
@@ -217,7 +233,7 @@ def _vit(config: Any, **features: Any) -> VisionSpec:
 
 
 def _siglip2(config: Any) -> Tower:
-    return Tower(_vit(config, positions=int(config.num_patches**0.5)), "siglip2")
+    return Tower(_vit(config, positions=_root(config.num_patches, "num_patches")), "siglip2")
 
 
 def _siglip(config: Any) -> Tower:
@@ -232,11 +248,14 @@ def _clip(config: Any) -> Tower:
 
 
 def _intern(config: Any) -> Tower:
+    if not config.use_mean_pooling:  # the norm after the layers is LayerNorm, whatever the layers have
+        _refuse(config, norm_type="layer_norm")
     side = _square(config.image_size, "image_size") // _square(config.patch_size, "patch_size")
     spec = _vit(
         config, positions=side if config.use_absolute_position_embeddings else 0, class_tokens=1,
         norm="rms" if config.norm_type == "rms_norm" else "layer", qkv_bias=bool(config.attention_bias),
-        qk_norm=bool(config.use_qk_norm), layer_scale=float(config.layer_scale_init_value),
+        # Its initial value, which no checkpoint keeps; 0 would be a tower without it.
+        qk_norm=bool(config.use_qk_norm), layer_scale=float(config.layer_scale_init_value) or 1e-6,
         final_norm=not config.use_mean_pooling,
     )  # fmt: skip
     return Tower(spec, "intern")
@@ -253,9 +272,12 @@ def _qwen2_5_vision(config: Any) -> Tower:
 
 
 def _qwen3_vision(config: Any) -> Tower:
+    taps = list(config.deepstack_visual_indexes)
+    if taps != sorted(set(taps) & set(range(config.depth))):
+        raise UserError(f"config.json: deepstack_visual_indexes {taps} are not some layers of {config.depth}, in order")
     spec = _vit(
-        config, positions=int(config.num_position_embeddings**0.5), resize="corners", final_norm=False,
-        frames=config.temporal_patch_size, rope_theta=10000.0, taps=tuple(config.deepstack_visual_indexes),
+        config, positions=_root(config.num_position_embeddings, "num_position_embeddings"), resize="corners",
+        frames=config.temporal_patch_size, rope_theta=10000.0, taps=tuple(taps), final_norm=False,
     )  # fmt: skip
     return Tower(spec, "qwen3")
 
@@ -285,6 +307,20 @@ def tower_of(config: Any) -> Tower:
     return _known(TOWERS, config.model_type, "vision tower")(config)
 
 
+def plain_decoder_of(config: Any, tied: bool) -> Decoder:
+    """A decoder in a family that gives it one position an axis, and images that are seen as text is."""
+    found = decoder_of(config, tied)
+    return found._replace(spec=dataclasses.replace(found.spec, rope_sections=(), two_way_blocks=False))
+
+
+def _states(chosen: Any, layers: int) -> list[int]:
+    """``vision_feature_layer`` as numbers of hidden states, of which 0 is what goes into the layers."""
+    numbers = [i + layers + 1 if i < 0 else i for i in (chosen if isinstance(chosen, (list, tuple)) else [chosen])]
+    if not numbers or not all(1 <= i <= layers for i in numbers):
+        raise UserError(f"config.json: vision_feature_layer {chosen} is no layer of a tower of {layers}")
+    return numbers
+
+
 def _known(table: dict[str, Any], name: str, what: str) -> Any:
     if name not in table:
         raise UserError(f"{what} '{name}' is not supported: those are {', '.join(table)}{nearest(name, table)}")
@@ -292,7 +328,7 @@ def _known(table: dict[str, Any], name: str, what: str) -> Any:
 
 
 def _lfm2_vl(config: Any) -> Family:
-    tower, decoder = tower_of(config.vision_config), decoder_of(config.text_config, config.tie_word_embeddings)
+    tower, decoder = tower_of(config.vision_config), plain_decoder_of(config.text_config, config.tie_word_embeddings)
     connector = ConnectorSpec(
         merge=config.downsample_factor, mlp=config.projector_hidden_size, bias=config.projector_bias,
         norm="layer" if config.projector_use_layernorm else "", activation=_activation(config.projector_hidden_act),
@@ -301,19 +337,14 @@ def _lfm2_vl(config: Any) -> Family:
 
 
 def _llava(config: Any) -> Family:
-    tower, decoder = tower_of(config.vision_config), decoder_of(config.text_config, config.tie_word_embeddings)
+    tower, decoder = tower_of(config.vision_config), plain_decoder_of(config.text_config, config.tie_word_embeddings)
     has_class = bool(tower.spec.class_tokens)
     if (config.vision_feature_select_strategy == "default") != has_class:
         raise UserError(
             f"config.json: vision_feature_select_strategy '{config.vision_feature_select_strategy}' with a tower "
             f"{'with' if has_class else 'without'} a class token is not supported"
         )
-    chosen = config.vision_feature_layer
-    layers = tower.spec.layers
-    # Number 0 of the hidden states is what goes into the layers.
-    states = [i + layers + 1 if i < 0 else i for i in (chosen if isinstance(chosen, list) else [chosen])]
-    if not all(1 <= i <= layers for i in states):
-        raise UserError(f"config.json: vision_feature_layer {chosen} is no layer of a tower of {layers}")
+    states = _states(config.vision_feature_layer, tower.spec.layers)
     features = tuple(i - 1 for i in states) if len(states) > 1 else ()
     vision = dataclasses.replace(tower.spec, layers=max(states), final_norm=False, features=features)
     connector = ConnectorSpec(
@@ -346,7 +377,9 @@ def _qwen3_vl(config: Any) -> Family:
 def _gemma3(config: Any) -> Family:
     tower = tower_of(config.vision_config)
     decoder = decoder_of(config.text_config, config.tie_word_embeddings)
-    side = round(config.mm_tokens_per_image**0.5)
+    side = _root(config.mm_tokens_per_image, "mm_tokens_per_image")
+    if tower.spec.positions % side:
+        raise UserError(f"config.json: {side} soft tokens along {tower.spec.positions} patches are not supported")
     connector = ConnectorSpec(
         merge=tower.spec.positions // side, mlp=0, pool="mean", norm="rms_offset", norm_eps=tower.spec.norm_eps,
         bias=False,
@@ -355,11 +388,19 @@ def _gemma3(config: Any) -> Family:
 
 
 def _internvl(config: Any) -> Family:
-    _refuse(config, vision_feature_layer=-1, vision_feature_select_strategy="default")
+    _refuse(config, vision_feature_select_strategy="default")
     tower = tower_of(config.vision_config)
-    decoder = decoder_of(config.text_config, config.tie_word_embeddings)
+    decoder = plain_decoder_of(config.text_config, config.tie_word_embeddings)
+    chosen = config.vision_feature_layer
+    if chosen != -1:
+        (state,) = _states(chosen, tower.spec.layers)
+        vision = dataclasses.replace(tower.spec, layers=state, final_norm=False)
+        tower = tower._replace(spec=vision)
+    merge = round(1 / config.downsample_ratio)
+    if merge * config.downsample_ratio != 1:
+        raise UserError(f"config.json: downsample_ratio={config.downsample_ratio} is not supported: only 1 / n is")
     connector = ConnectorSpec(
-        merge=round(1 / config.downsample_ratio), mlp=decoder.spec.width,
+        merge=merge, mlp=decoder.spec.width,
         activation=_activation(config.projector_hidden_act),
     )  # fmt: skip
     return Family(ModelSpec(tower.spec, connector, decoder.spec), tower.names, decoder.names, "mlp", OLD)
@@ -438,4 +479,8 @@ FAMILIES: dict[str, Callable[[Any], Family]] = {
 
 def family_of(config: Any) -> Family:
     """Raises UserError for an architecture that is not there, with those that are."""
+    kind = config.model_type
+    tower = getattr(config, "vision_config", config)
+    if kind not in FAMILIES and (kind in DECODERS or getattr(tower, "model_type", "") in TOWERS):
+        raise UserError(f"'{kind}' is no whole model but a part of one: name both parts, as vision:DIR,decoder:DIR")
     return _known(FAMILIES, config.model_type, "model")(config)

@@ -100,10 +100,9 @@ def read_start(text: str, saved: Path | None, merge: int, mlp: int) -> Start | N
 
 
 def _whole(folder: Path) -> Start:
-    config, processor = hf.read_config(folder), _processor(folder)
-    family = specs.family_of(config)
+    (family, config), processor = hf.read_family(folder), _processor(folder)
     family = family._replace(spec=_normalised(family.spec, processor))
-    return Start(family, config.to_dict(), {"model": folder}, folder, processor)
+    return Start(family, config, {"model": folder}, folder, processor)
 
 
 def _normalised(spec: ModelSpec, processor: dict[str, Any]) -> ModelSpec:
@@ -119,10 +118,11 @@ def _normalised(spec: ModelSpec, processor: dict[str, Any]) -> ModelSpec:
 def _joined(folders: dict[str, Path], merge: int, mlp: int) -> Start:
     """A tower and a decoder in LFM2-VL's layout."""
     vision, text = (hf.read_config(folders[part]) for part in ("vision", "decoder"))
+    tied = hf.is_tied(folders["decoder"], bool(getattr(text, "tie_word_embeddings", False)))
     vision = getattr(vision, "vision_config", vision)
     text = getattr(text, "text_config", text)
     tower = specs.tower_of(vision)
-    decoder = specs.decoder_of(text, bool(getattr(text, "tie_word_embeddings", False)))
+    decoder = specs.plain_decoder_of(text, tied)
     connector = ConnectorSpec(merge=merge, mlp=mlp)
     processor = _processor(folders["vision"])
     spec = _normalised(ModelSpec(tower.spec, connector, decoder.spec), processor)

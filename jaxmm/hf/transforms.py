@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+Shape = tuple[int, ...]
+
 
 class Transform(NamedTuple):
     """``into(array, shape)`` gives an array of our shape; ``out(array, inputs)`` the foreign tensor.
 
-    ``inputs``: of a linear map's kernel, how many leading dims it takes in.
+    ``inputs``: of a linear map's kernel, how many leading dims it takes in. ``shapes``: those that the foreign tensor
+    of a parameter of our shape may have; a linear map's depends on how many dims it takes in.
     """
 
-    into: Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
+    into: Callable[[np.ndarray, Shape], np.ndarray]
     out: Callable[[np.ndarray, int], np.ndarray]
+    shapes: Callable[[Shape], set[Shape]]
 
 
 def _reshaped(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -24,6 +29,10 @@ def _reshaped(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 def _transposed_out(array: np.ndarray, inputs: int) -> np.ndarray:
     return array.reshape(int(np.prod(array.shape[:inputs])), -1).T
+
+
+def _transposed_shapes(shape: Shape) -> set[Shape]:
+    return {(math.prod(shape[split:]), math.prod(shape[:split])) for split in range(1, len(shape))}
 
 
 def _from_convolution(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -38,14 +47,36 @@ def _to_convolution(array: np.ndarray, inputs: int) -> np.ndarray:
     return np.moveaxis(array.reshape(-1, array.shape[-1]).T.reshape(-1, *frames, side, side, 3), -1, 1)
 
 
+def _convolution_shapes(shape: Shape) -> set[Shape]:
+    *frames, pixels, width = shape
+    side = math.isqrt(pixels // 3)
+    return {(width, 3, *frames, side, side)}
+
+
+def _convolution_of_frames_shapes(shape: Shape) -> set[Shape]:
+    return _convolution_shapes(shape if len(shape) == 3 else (1, *shape))
+
+
+def _to_convolution_of_frames(array: np.ndarray, inputs: int) -> np.ndarray:
+    """The same, with a dim of frames even where there is one."""
+    return _to_convolution(array if array.ndim == 3 else array[None], inputs)
+
+
 TRANSFORMS = {
-    "copy": Transform(_reshaped, lambda x, _: x),
-    "flat": Transform(_reshaped, lambda x, _: x.reshape(-1)),
-    "after one": Transform(_reshaped, lambda x, _: x[None]),
-    "after two": Transform(_reshaped, lambda x, _: x[None].reshape(1, 1, -1)),
-    "transpose": Transform(lambda x, shape: x.T.reshape(shape), _transposed_out),
-    "convolution": Transform(_from_convolution, _to_convolution),
+    "copy": Transform(_reshaped, lambda x, _: x, lambda shape: {shape}),
+    "flat": Transform(_reshaped, lambda x, _: x.reshape(-1), lambda shape: {(math.prod(shape),)}),
+    "after one": Transform(_reshaped, lambda x, _: x[None], lambda shape: {(1, *shape)}),
+    "after two": Transform(_reshaped, lambda x, _: x[None].reshape(1, 1, -1), lambda shape: {(1, 1, math.prod(shape))}),
+    "transpose": Transform(lambda x, shape: x.T.reshape(shape), _transposed_out, _transposed_shapes),
+    "convolution": Transform(_from_convolution, _to_convolution, _convolution_shapes),
+    "convolution of frames": Transform(_from_convolution, _to_convolution_of_frames, _convolution_of_frames_shapes),
 }
+
+
+def foreign_shapes(transform: str, shapes: Sequence[Shape]) -> list[Shape]:
+    """The shapes that the foreign tensor of one parameter, or of several equal ones fused, may have."""
+    found = TRANSFORMS[transform].shapes(shapes[0])
+    return sorted({(len(shapes) * shape[0], *shape[1:]) for shape in found} if len(shapes) > 1 else found)
 
 
 def into_parts(array: np.ndarray, transform: str, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:

@@ -6,6 +6,7 @@ Pickled weights are never opened: they may run code.
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import functools
 import json
 import re
@@ -29,6 +30,7 @@ SINGLE = "model.safetensors"
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}  # what float32 holds to the bit
 SHARD_BYTES = 5 << 30
+COMPARED_ROWS = 4096
 LISTED = 8  # names in an error
 
 
@@ -73,23 +75,27 @@ class Checkpoint:
         self._open.clear()
         self._files.close()
 
-    def read(self, name: str) -> np.ndarray:
-        """Returns a tensor in its own dtype.
+    def is_held(self, name: str) -> bool:
+        """Whether float32 holds a tensor to the bit."""
+        return self.entries[name].dtype in DTYPES
 
-        Raises:
-          UserError: if float32 cannot hold it.
-        """
-        entry = self.entries[name]
-        if entry.dtype not in DTYPES:
-            raise UserError(
-                f"{self.folder / entry.file}: tensor {name} is {entry.dtype}, which cannot be held as float32: "
-                f"convert it to one of {', '.join(DTYPES)}"
-            )
-        return self.raw(name)
+    def are_equal(self, one: str, other: str) -> bool:
+        """Whether two tensors are the same to the bit; a piece of each is in memory at a time."""
+        if self.entries[one][1:] != self.entries[other][1:]:
+            return False
+        slices = [self._open[self.entries[name].file].get_slice(name) for name in (one, other)]
+        rows = self.entries[one].shape[0]
+        pieces = [slice(i, min(rows, i + COMPARED_ROWS)) for i in range(0, rows, COMPARED_ROWS)]
+        return all(slices[0][piece].tobytes() == slices[1][piece].tobytes() for piece in pieces)
 
     def raw(self, name: str) -> np.ndarray:
-        """Returns a tensor in its own dtype, whatever that is."""
+        """Returns a tensor in its own dtype."""
         return self._open[self.entries[name].file].get_tensor(name)
+
+
+def is_there(folder: Path) -> bool:
+    """Whether the folder has safetensors at all."""
+    return (folder / INDEX).exists() or (folder / SINGLE).exists()
 
 
 def opened(file: Path) -> Any:
@@ -109,18 +115,29 @@ def _listed(folder: Path) -> list[str]:
     index = folder / INDEX
     if index.exists():
         try:
-            return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            outside = [file for file in files if Path(file).is_absolute() or ".." in Path(file).parts]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{index} is not a whole index of weights: download it again") from error
+        if outside:
+            raise UserError(f"{index} names {outside[0]}, which is not a file of this folder")
+        pickled = [file for file in files if any(fnmatch.fnmatch(file, pattern) for pattern in PICKLED)]
+        if pickled:
+            raise _pickled(folder, pickled[0])
+        return files
     if (folder / SINGLE).exists():
         return [SINGLE]
     pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
     if pickled:
-        raise UserError(
-            f"{folder} has its weights as {pickled[0]}, a pickle, which may run code and is not opened: "
-            f"take the release with {SINGLE}, or convert it"
-        )
+        raise _pickled(folder, pickled[0])
     raise UserError(f"{folder} has no weights: there is neither {SINGLE} nor {INDEX}")
+
+
+def _pickled(folder: Path, file: str) -> UserError:
+    return UserError(
+        f"{folder} has its weights as {file}, a pickle, which may run code and is not opened: "
+        f"take the release with {SINGLE}, or convert it"
+    )
 
 
 Spelling = Callable[[str], str]
@@ -145,16 +162,28 @@ def read_params(
       The parameters, and the names of tensors that are kept for an export though our model does not use them.
 
     Raises:
-      UserError: with the list, if tensors are missing, unknown, or of another shape.
+      UserError: with the list, if tensors are missing, unknown, there twice, or of another shape or dtype.
     """
     shapes = {path: shape for path, (shape, _) in parameters.items()}
     wanted = {tensor.name: tensor for tensor in names.tensors(rules, shapes)}
     found = {spelling(name): name for name in checkpoint.entries}
+    twice = [name for name in checkpoint.entries if found[spelling(name)] != name]
     unknown = [name for common, name in found.items() if common not in wanted]
-    spare = [name for name in unknown if _is_any(spelling(name), names.SPARE)]
+    layers = {layer.group() for layer in (re.match(names.SPARE_LAYERS, name) for name in wanted) if layer}
+    spare = [name for name in unknown if _is_spare(spelling(name), layers)]
     unused = [name for name in unknown if name not in set(spare) and not _is_any(spelling(name), others)]
     missing = [name for name in wanted if name not in found]
     where = checkpoint.folder
+    if twice:
+        same = [f"{name} as {found[spelling(name)]}" for name in twice]
+        raise UserError(f"{where} has {len(twice)} tensors a second time by another name: {_some(same)}")
+    unheld = [name for common, name in found.items() if common in wanted and not checkpoint.is_held(name)]
+    if unheld:
+        kinds = sorted({checkpoint.entries[name].dtype for name in unheld})
+        raise UserError(
+            f"{where} has {len(unheld)} tensors of dtype {', '.join(kinds)}, which cannot be held as float32: "
+            f"{_some(unheld)}: convert them to one of {', '.join(DTYPES)}"
+        )
     if missing:
         raise UserError(f"{where} lacks {len(missing)} tensors that its config asks for: {_some(missing)}")
     if unused:
@@ -164,13 +193,14 @@ def read_params(
         parts = [_part_shape(shapes[path], tensor.layer) for path in _paths(tensor.rule)]
         has = checkpoint.entries[found[common]].shape
         may_grow = _paths(tensor.rule)[0] in grows and has[1:] == parts[0][1:] and has[0] <= parts[0][0]
-        if not may_grow and int(np.prod(has)) != sum(int(np.prod(part)) for part in parts):
-            misshapen.append(f"{found[common]} {has} for {' + '.join(map(str, parts))}")
+        fitting = transforms.foreign_shapes(tensor.rule.transform, parts)
+        if not may_grow and has not in fitting:
+            misshapen.append(f"{found[common]} {has} for {' or '.join(map(str, fitting))}")
     if misshapen:
         raise UserError(f"{where} has {len(misshapen)} tensors of another shape: {_some(misshapen)}")
     params: dict[names.Path, jax.Array] = {}
     for common, tensor in sorted(wanted.items(), key=lambda item: checkpoint.entries[found[item[0]]].file):
-        array = checkpoint.read(found[common])
+        array = checkpoint.raw(found[common])
         paths = _paths(tensor.rule)
         parts = [_part_shape(shapes[path], tensor.layer) for path in paths]
         if paths[0] in grows and array.shape[0] < parts[0][0]:
@@ -178,6 +208,12 @@ def read_params(
         for path, value in zip(paths, transforms.into_parts(array, tensor.rule.transform, parts), strict=True):
             _place(params, path, value, tensor.layer, *parameters[path])
     return params, spare
+
+
+def _is_spare(name: str, layers: set[str]) -> bool:
+    """``layers``: what the names of those that the model has begin with."""
+    layer = re.match(names.SPARE_LAYERS, name)
+    return _is_any(name, names.SPARE) or (layer is not None and layer.group() not in layers)
 
 
 def _is_any(name: str, patterns: Iterable[str]) -> bool:

@@ -133,11 +133,12 @@ def axis_of_frequency(sections: tuple[int, ...], interleaved: bool, count: int) 
 
     Args:
       sections: frequencies of each axis; () is one axis.
-      interleaved: axes take turns (Qwen3-VL: the first takes what the others leave); else they follow each other.
+      interleaved: axes take turns (Qwen3-VL: the first takes what the others leave, be it more or less than its
+        section says); else they follow each other.
     """
     if not sections:
         return np.zeros(count, np.int32)
-    if sum(sections) != count:
+    if not interleaved and sum(sections) != count:
         raise ValueError(f"rotary sections {sections} do not add up to {count} frequencies")
     if not interleaved:
         return np.repeat(np.arange(len(sections), dtype=np.int32), sections)

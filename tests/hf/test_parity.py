@@ -22,17 +22,23 @@ def world(request, tmp_path_factory):
     return parity.world(request.param, tmp_path_factory.mktemp("theirs"))
 
 
-def test_packed_documents_give_the_logits_of_transformers(world):
+@pytest.fixture(scope="module")
+def difference(world):
     import parity
 
-    assert parity.logit_difference(world) < parity.LOGITS
+    return parity.difference(world)
 
 
-def test_the_gradient_of_every_tensor_is_that_of_transformers(world):
+def test_packed_documents_give_the_logits_of_transformers(difference):
     import parity
 
-    difference, where = parity.gradient_difference(world)
-    assert difference < parity.GRADIENTS, where
+    assert difference.logits < parity.LOGITS
+
+
+def test_the_gradient_of_every_tensor_is_that_of_transformers(difference):
+    import parity
+
+    assert difference.gradients < parity.GRADIENTS, difference.tensor
 
 
 def test_what_is_read_and_written_again_is_the_same_to_the_bit(world, tmp_path):

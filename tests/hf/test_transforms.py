@@ -7,7 +7,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from jaxmm.hf.transforms import TRANSFORMS, into_parts, out_of_parts
+from jaxmm.hf.transforms import TRANSFORMS, foreign_shapes, into_parts, out_of_parts
 
 sizes = st.integers(1, 4)
 
@@ -49,6 +49,15 @@ def test_a_convolution_is_a_linear_map_of_patches_with_channels_last(frames, D, 
     np.testing.assert_array_equal(out_of_parts([ours], "convolution"), foreign)
 
 
+@pytest.mark.parametrize("frames", [1, 2])
+def test_one_frame_of_video_is_a_dim_of_its_own_and_no_dim_of_ours(frames):
+    foreign, shape = numbers(5, 3, frames, 2, 2), (frames, 12, 5)[frames == 1 :]
+    (ours,) = into_parts(foreign, "convolution of frames", [shape])
+    np.testing.assert_array_equal(out_of_parts([ours], "convolution of frames"), foreign)
+    (wanted,) = into_parts(foreign[:, :, 0], "convolution", [(12, 5)])
+    np.testing.assert_array_equal(ours.reshape(frames, 12, 5)[0], wanted)
+
+
 @pytest.mark.parametrize(
     ("name", "foreign", "ours"),
     [
@@ -66,4 +75,29 @@ def test_the_others_only_change_the_shape(name, foreign, ours):
 
 
 def test_all_of_them_are_tested_here():
-    assert set(TRANSFORMS) == {"copy", "flat", "after one", "after two", "transpose", "convolution"}
+    assert set(TRANSFORMS) == {
+        "copy",
+        "flat",
+        "after one",
+        "after two",
+        "transpose",
+        "convolution",
+        "convolution of frames",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "ours", "fitting", "others"),
+    [
+        ("copy", [(3, 4)], [(3, 4)], [(4, 3), (12,), ()]),
+        ("flat", [(3, 4)], [(12,)], [(3, 4)]),
+        ("transpose", [(5, 2, 3)], [(6, 5), (3, 10)], [(5, 6), (30,), (5, 2, 3)]),
+        ("transpose", [(5, 2, 3)] * 3, [(18, 5), (9, 10)], [(6, 5), (5, 18), (17, 5)]),
+        ("convolution", [(12, 7)], [(7, 3, 2, 2)], [(7, 2, 2, 3), (7, 12), (7, 3, 1, 2, 2)]),
+        ("convolution of frames", [(12, 7)], [(7, 3, 1, 2, 2)], [(7, 3, 2, 2)]),
+        ("convolution of frames", [(2, 12, 7)], [(7, 3, 2, 2, 2)], [(7, 3, 1, 2, 2)]),
+    ],
+)
+def test_a_tensor_of_another_shape_does_not_fit_be_its_size_the_same(name, ours, fitting, others):
+    assert set(fitting) == set(foreign_shapes(name, ours))
+    assert not set(others) & set(fitting)

@@ -110,14 +110,50 @@ def test_what_our_model_does_not_use_is_kept_by_name(tmp_path):
             r"has 1 tensors .* no place for: .*layers.2",
         ),
         ({"model.embed_tokens.weight": np.ones((6, 5), np.float32)}, r"another shape: .*\(6, 5\) for \(6, 4\)"),
-        ({"model.embed_tokens.weight": np.ones((6, 4), np.float64)}, "is F64, which cannot be held as float32"),
-        ({"model.embed_tokens.weight": np.ones((6, 4), np.int8)}, "is I8, which cannot be held as float32"),
+        (
+            {"model.layers.1.mlp.up_proj.weight": np.ones((4, 8), np.float32)},
+            r"another shape: .*layers.1.* \(4, 8\) for \(8, 4\)",
+        ),
+        (
+            {"language_model.model.embed_tokens.weight": np.ones((6, 4), np.float32)},
+            "1 tensors a second time by another name: .* as ",
+        ),
+        (
+            {"model.embed_tokens.weight": np.ones((6, 4), ml_dtypes.float8_e4m3fn)},
+            "dtype F8_E4M3, which cannot be held",
+        ),
+        (
+            {"model.embed_tokens.weight": np.ones((6, 4), np.float64)},
+            "dtype F64, which cannot be held as float32: model.embed_tokens",
+        ),
+        (
+            {"model.embed_tokens.weight": np.ones((6, 4), np.int8)},
+            "dtype I8, which cannot be held as float32: model.embed_tokens",
+        ),
     ],
 )
 def test_what_does_not_fit_is_named(tmp_path, changes, message):
     with pytest.raises(UserError, match=message) as caught:
         read(saved(tmp_path, **changes))
     assert "\n" not in str(caught.value)
+
+
+def _tensor(header: dict) -> dict:
+    return header["model.embed_tokens.weight"]
+
+
+def _moved(header: dict, by: int) -> None:
+    _tensor(header)["data_offsets"] = [offset + by for offset in _tensor(header)["data_offsets"]]
+
+
+HEADERS = {  # what is done to a file's header
+    "offsets beyond": lambda header: _moved(header, 1 << 20),
+    "offsets over others": lambda header: _moved(header, 4),
+    "shape of another size": lambda header: _tensor(header).update(shape=[6, 5]),
+    "dtype nobody knows": lambda header: _tensor(header).update(dtype="I4X"),
+    "no offsets": lambda header: _tensor(header).pop("data_offsets"),
+    "huge shape": lambda header: _tensor(header).update(shape=[1 << 40, 1 << 40]),
+}
 
 
 def broken(folder: Path, how: str) -> None:
@@ -129,6 +165,22 @@ def broken(folder: Path, how: str) -> None:
         file.write_bytes(data[:8] + b"x" + data[9:])
     elif how == "length":
         file.write_bytes((1 << 60).to_bytes(8, "little") + data[8:])
+    elif how in HEADERS:
+        size = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + size])
+        HEADERS[how](header)
+        text = json.dumps(header).encode()
+        file.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
+    elif how == "not JSON":
+        file.write_bytes((4).to_bytes(8, "little") + b"oops")
+    elif how == "empty":
+        file.write_bytes(b"")
+    elif how == "page":
+        file.write_text("<html>404</html>")
+    elif how == "outside":
+        (folder / weights.INDEX).write_text(json.dumps({"weight_map": {"a": "../x.safetensors"}}))
+    elif how == "pickle in index":
+        (folder / weights.INDEX).write_text(json.dumps({"weight_map": {"a": "pytorch_model-1.bin"}}))
     elif how == "pickle":
         file.rename(folder / "pytorch_model.bin")
     elif how == "nothing":
@@ -148,7 +200,9 @@ def broken(folder: Path, how: str) -> None:
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("truncated", "is not whole"), ("header", "is not whole"), ("length", "is not whole"),
+        *((how, "is not whole") for how in (*HEADERS, "truncated", "header", "length", "not JSON", "empty", "page")),
+        ("outside", "../x.safetensors, which is not a file of this folder"),
+        ("pickle in index", "pytorch_model-1.bin, a pickle, which may run code"),
         ("pickle", "pytorch_model.bin, a pickle, which may run code"), ("nothing", "has no weights"),
         ("index", "is not a whole index"), ("missing file", "which is not there"), ("twice", r"is in .* and in "),
     ],

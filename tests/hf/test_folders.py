@@ -1,0 +1,175 @@
+"""Folders of whole models as releases lay them out: all spellings of names, files, dtypes and ties give one model."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+import small_run
+
+from jaxmm import command, sharding, train
+from jaxmm.errors import UserError
+from jaxmm.hf import folder as hf
+from jaxmm.hf import names, specs, start, weights
+from jaxmm.models.multimodal import flat_axes
+
+sys.path.insert(0, str(small_run.ROOT / "tools"))
+import parity_models
+
+CASES = ("llava, clip", "llava, siglip", "qwen2.5-vl", "qwen3-vl", "gemma3", "internvl", "qwen3")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def whole_transformers():
+    """A torchvision that does not load would keep transformers from its configs."""
+    if importlib.util.find_spec("torch"):
+        parity_models.let_torchvision_import()
+
+
+def numbers(spec: Any) -> dict[names.Path, np.ndarray]:
+    """Parameters that bfloat16 holds, those of a large dim cheap to make."""
+    rng = np.random.default_rng(0)
+    drawn = {path: rng.standard_normal(shape, np.float32) for path, (shape, _) in flat_axes(spec).items()}
+    return {path: value.astype(ml_dtypes.bfloat16).astype(np.float32) for path, value in drawn.items()}
+
+
+def config_of(name: str) -> Any:
+    return parity_models.case(name).config(np.random.default_rng(0))
+
+
+def made(name: str, folder: Path, dtype: Any = np.float32, shard_bytes: int = 1 << 30) -> dict[names.Path, np.ndarray]:
+    """Writes the case's model; returns its parameters."""
+    config = config_of(name)
+    family = specs.family_of(config)
+    params = numbers(family.spec)
+    folder.mkdir(exist_ok=True)
+    weights.write(folder, hf.outgoing(family, params, dtype), shard_bytes)
+    (folder / "config.json").write_text(json.dumps(config.to_dict(), default=str))
+    return params
+
+
+def read(folder: Path) -> tuple[specs.Family, hf.Read]:
+    family, _ = hf.read_family(folder)
+    where = sharding.replicated(sharding.make_mesh({"data": 1}, jax.devices()[:1]))
+    return family, hf.read_model(folder, family, lambda path, shape: where)
+
+
+def assert_same(found: Any, wanted: dict[names.Path, np.ndarray]) -> None:
+    assert found.keys() == wanted.keys()
+    for path, value in wanted.items():
+        np.testing.assert_array_equal(found[path], value, err_msg=".".join(path))
+
+
+def rewritten(folder: Path, change: Any) -> None:
+    """``change``: from tensors by name to others."""
+    file = folder / weights.SINGLE
+    (folder / weights.INDEX).unlink(missing_ok=True)
+    safetensors.numpy.save_file(change(safetensors.numpy.load_file(file)), file)
+
+
+OLD = {"text.": "language_model.model.", "vision.": "vision_tower.vision_model.", "lm_head.": "language_model.lm_head.",
+       "connector.": "multi_modal_projector."}  # fmt: skip
+NEW = {"text.": "model.language_model.", "vision.": "model.vision_tower.", "lm_head.": "lm_head.",
+       "connector.": "model.multi_modal_projector."}  # fmt: skip
+QWEN_OLD = {"text.": "model.", "vision.": "visual.", "lm_head.": "lm_head."}
+QWEN_NEW = {"text.": "model.language_model.", "vision.": "model.visual.", "lm_head.": "lm_head."}
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("age", ["old", "new"])
+def test_old_and_new_names_of_tensors_are_both_read(name, age, tmp_path):
+    wanted = made(name, tmp_path)
+    spellings = ((QWEN_OLD, QWEN_NEW) if "-vl" in name else (OLD, NEW))[age == "new"]
+
+    def change(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        common = {names.common_name(key): value for key, value in tensors.items()}
+        found = {names.foreign_name(key, {k[:-1]: v for k, v in spellings.items()}): v for key, v in common.items()}
+        assert len(found) == len(tensors)
+        return found
+
+    rewritten(tmp_path, change)
+    _, found = read(tmp_path)
+    assert_same(found.params, wanted)
+    assert found.spare == []
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16])
+def test_half_precision_in_many_files_is_the_same_model(dtype, tmp_path):
+    wanted = made("qwen3-vl", tmp_path, dtype, shard_bytes=1 << 15)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 5
+    _, found = read(tmp_path)
+    assert_same(found.params, {path: value.astype(dtype).astype(np.float32) for path, value in wanted.items()})
+
+
+def test_a_head_that_is_the_embedding_once_more_is_read_and_not_written(tmp_path):
+    wanted = made("gemma3", tmp_path)
+    embedding = ("decoder", "embedding")
+    rewritten(tmp_path, lambda tensors: {**tensors, "lm_head.weight": wanted[embedding]})
+    family, found = read(tmp_path)
+    assert family.spec.decoder.tie_embeddings
+    assert_same(found.params, wanted)
+    assert "lm_head" not in " ".join(tensor.name for tensor in hf.outgoing(family, found.params, np.float32))
+
+
+def test_a_head_of_its_own_is_used_whatever_the_config_says_of_ties(tmp_path):
+    """As ``transformers`` does; configs of InternVL 3, say, leave it out."""
+    wanted = made("gemma3", tmp_path)
+    head = wanted["decoder", "embedding"][::-1].copy()
+    rewritten(tmp_path, lambda tensors: {**tensors, "language_model.lm_head.weight": head})
+    family, found = read(tmp_path)
+    assert not family.spec.decoder.tie_embeddings
+    assert_same(found.params, wanted | {("decoder", "head"): head})
+    begun = start.read_start(str(tmp_path), None, 1, 0)
+    assert begun is not None
+    assert begun.config["tie_word_embeddings"] is begun.config["text_config"]["tie_word_embeddings"] is False
+
+
+def test_layers_that_nobody_listens_to_are_kept_and_strange_tensors_in_the_others_are_not(tmp_path):
+    made("llava, clip", tmp_path)  # of 3 layers, the second last one's output is taken
+    layer = "vision_tower.vision_model.encoder.layers"
+    bias = np.ones(24, np.float32)
+    rewritten(tmp_path, lambda tensors: {**tensors, f"{layer}.2.layer_norm1.bias": bias})
+    assert read(tmp_path)[1].spare == [f"{layer}.2.layer_norm1.bias"]
+    rewritten(tmp_path, lambda tensors: {**tensors, f"{layer}.1.layer_norm3.bias": bias})
+    with pytest.raises(UserError, match=r"1 tensors that this model has no place for: .*layers.1.layer_norm3.bias"):
+        read(tmp_path)
+
+
+def test_a_part_is_taken_from_a_whole_model(tmp_path):
+    whole = made("qwen3", tmp_path / "whole")
+    begun = start.read_start(f"vision:{tmp_path / 'whole'},decoder:{tmp_path / 'whole'}", None, 2, 20)
+    assert begun is not None
+    where = sharding.replicated(sharding.make_mesh({"data": 1}, jax.devices()[:1]))
+    found = start.read_params(begun, lambda path, shape: where)
+    assert_same(found.params, {path: value for path, value in whole.items() if path[0] != "connector"})
+
+
+def test_a_program_that_is_given_a_broken_folder_says_so_in_one_line_and_exits_with_1(tmp_path, monkeypatch, capsys):
+    made("llama, biases, tied", tmp_path / "model")  # a tie is checked first
+    file = tmp_path / "model" / weights.SINGLE
+    file.write_bytes(file.read_bytes()[:-20])
+    flags = [f"--workdir={tmp_path / 'run'}", f"--config.init_from={tmp_path / 'model'}"]
+    monkeypatch.setattr(sys, "argv", ["train", f"--config={small_run.ROOT / 'configs' / 'base.py'}", *flags])
+    with pytest.raises(SystemExit) as ended:
+        command.run(train.main)
+    assert ended.value.code == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert "model.safetensors is not whole" in last
+
+
+def test_files_outside_the_folder_are_not_opened(tmp_path):
+    made("gemma3", tmp_path / "model")
+    (tmp_path / "model" / weights.SINGLE).rename(tmp_path / "other.safetensors")
+    index = {"weight_map": {"a": "../other.safetensors"}}
+    (tmp_path / "model" / weights.INDEX).write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"names ../other.safetensors, which is not a file of this folder"):
+        read(tmp_path / "model")

@@ -1,0 +1,294 @@
+"""Configs in the shape of the releases, old spellings and missing fields included: their sizes come out."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import small_run
+
+from jaxmm.errors import UserError
+from jaxmm.hf import folder as hf
+from jaxmm.hf import specs
+from jaxmm.models.multimodal import ModelSpec, flat_axes
+
+sys.path.insert(0, str(small_run.ROOT / "tools"))
+import parity_models
+
+
+@pytest.fixture(scope="module", autouse=True)
+def whole_transformers():
+    """A torchvision that does not load would keep transformers from its configs."""
+    if importlib.util.find_spec("torch"):
+        parity_models.let_torchvision_import()
+
+
+LLAVA = {  # llava-hf/llava-1.5-7b-hf
+    "architectures": ["LlavaForConditionalGeneration"], "ignore_index": -100, "image_token_index": 32000,
+    "model_type": "llava", "pad_token_id": 32001, "projector_hidden_act": "gelu",
+    "text_config": {
+        "_name_or_path": "lmsys/vicuna-7b-v1.5", "architectures": ["LlamaForCausalLM"],
+        "max_position_embeddings": 4096, "model_type": "llama", "rms_norm_eps": 1e-05, "torch_dtype": "float16",
+        "vocab_size": 32064,
+    },
+    "tie_word_embeddings": False, "torch_dtype": "float16", "transformers_version": "4.36.0.dev0",
+    "vision_config": {
+        "hidden_size": 1024, "image_size": 336, "intermediate_size": 4096, "model_type": "clip_vision_model",
+        "num_attention_heads": 16, "num_hidden_layers": 24, "patch_size": 14, "projection_dim": 768,
+        "vocab_size": 32000,
+    },
+    "vision_feature_layer": -2, "vision_feature_select_strategy": "default", "vocab_size": 32064,
+}  # fmt: skip
+QWEN2_5_VL = {  # Qwen/Qwen2.5-VL-7B-Instruct: the text's fields are at the top
+    "architectures": ["Qwen2_5_VLForConditionalGeneration"], "attention_dropout": 0.0, "bos_token_id": 151643,
+    "eos_token_id": 151645, "vision_start_token_id": 151652, "vision_end_token_id": 151653,
+    "vision_token_id": 151654, "image_token_id": 151655, "video_token_id": 151656, "hidden_act": "silu",
+    "hidden_size": 3584, "initializer_range": 0.02, "intermediate_size": 18944, "max_position_embeddings": 128000,
+    "max_window_layers": 28, "model_type": "qwen2_5_vl", "num_attention_heads": 28, "num_hidden_layers": 28,
+    "num_key_value_heads": 4, "rms_norm_eps": 1e-06, "rope_theta": 1000000.0, "sliding_window": 32768,
+    "tie_word_embeddings": False, "torch_dtype": "bfloat16", "transformers_version": "4.41.2", "use_cache": True,
+    "use_sliding_window": False,
+    "vision_config": {
+        "depth": 32, "hidden_act": "silu", "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16,
+        "in_chans": 3, "out_hidden_size": 3584, "patch_size": 14, "spatial_merge_size": 2, "spatial_patch_size": 14,
+        "window_size": 112, "fullatt_block_indexes": [7, 15, 23, 31], "tokens_per_second": 2,
+        "temporal_patch_size": 2,
+    },
+    "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}, "vocab_size": 152064,
+}  # fmt: skip
+QWEN2_5_VL_3B = {  # Qwen/Qwen2.5-VL-3B-Instruct
+    **QWEN2_5_VL, "hidden_size": 2048, "intermediate_size": 11008, "max_window_layers": 70, "num_attention_heads": 16,
+    "num_hidden_layers": 36, "num_key_value_heads": 2, "tie_word_embeddings": True, "vocab_size": 151936,
+    "vision_config": {**QWEN2_5_VL["vision_config"], "out_hidden_size": 2048},  # type: ignore[dict-item]
+}  # fmt: skip
+QWEN3_VL = {  # Qwen/Qwen3-VL-4B-Instruct
+    "architectures": ["Qwen3VLForConditionalGeneration"], "image_token_id": 151655, "model_type": "qwen3_vl",
+    "text_config": {
+        "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 151643, "dtype": "bfloat16",
+        "eos_token_id": 151645, "head_dim": 128, "hidden_act": "silu", "hidden_size": 2560,
+        "initializer_range": 0.02, "intermediate_size": 9728, "max_position_embeddings": 262144,
+        "model_type": "qwen3_vl_text", "num_attention_heads": 32, "num_hidden_layers": 36, "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-06,
+        "rope_scaling": {"mrope_interleaved": True, "mrope_section": [24, 20, 20], "rope_type": "default"},
+        "rope_theta": 5000000, "tie_word_embeddings": True, "use_cache": True, "vocab_size": 151936,
+    },
+    "tie_word_embeddings": True, "transformers_version": "4.57.0.dev0", "video_token_id": 151656,
+    "vision_config": {
+        "deepstack_visual_indexes": [5, 11, 17], "depth": 24, "hidden_act": "gelu_pytorch_tanh", "hidden_size": 1024,
+        "in_channels": 3, "initializer_range": 0.02, "intermediate_size": 4096, "model_type": "qwen3_vl",
+        "num_heads": 16, "num_position_embeddings": 2304, "out_hidden_size": 2560, "patch_size": 16,
+        "spatial_merge_size": 2, "temporal_patch_size": 2,
+    },
+    "vision_end_token_id": 151653, "vision_start_token_id": 151652,
+}  # fmt: skip
+GEMMA3 = {  # google/gemma-3-4b-it: most of the text's fields are not there
+    "architectures": ["Gemma3ForConditionalGeneration"], "boi_token_index": 255999, "eoi_token_index": 256000,
+    "eos_token_id": [1, 106], "image_token_index": 262144, "initializer_range": 0.02, "mm_tokens_per_image": 256,
+    "model_type": "gemma3",
+    "text_config": {
+        "hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text", "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024,
+    },
+    "torch_dtype": "bfloat16", "transformers_version": "4.50.0.dev0",
+    "vision_config": {
+        "hidden_size": 1152, "image_size": 896, "intermediate_size": 4304, "model_type": "siglip_vision_model",
+        "num_attention_heads": 16, "num_hidden_layers": 27, "patch_size": 14, "vision_use_head": False,
+    },
+}  # fmt: skip
+INTERNVL3 = {  # OpenGVLab/InternVL3-1B-hf
+    "architectures": ["InternVLForConditionalGeneration"], "downsample_ratio": 0.5, "image_seq_length": 256,
+    "image_token_id": 151667, "model_type": "internvl", "projector_hidden_act": "gelu",
+    "text_config": {
+        "architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 151643,
+        "eos_token_id": 151645, "hidden_act": "silu", "hidden_size": 896, "initializer_range": 0.02,
+        "intermediate_size": 4864, "max_position_embeddings": 32768, "max_window_layers": 21, "model_type": "qwen2",
+        "num_attention_heads": 14, "num_hidden_layers": 24, "num_key_value_heads": 2, "rms_norm_eps": 1e-06,
+        "rope_scaling": {"factor": 2.0, "rope_type": "dynamic", "type": "dynamic"}, "rope_theta": 1000000.0,
+        "sliding_window": None, "torch_dtype": "bfloat16", "use_cache": True, "use_sliding_window": False,
+        "vocab_size": 151674,
+    },
+    "torch_dtype": "bfloat16", "transformers_version": "4.52.0.dev0",
+    "vision_config": {
+        "architectures": ["InternVisionModel"], "attention_bias": True, "attention_dropout": 0.0, "dropout": 0.0,
+        "hidden_act": "gelu", "hidden_dropout_prob": 0.0, "hidden_size": 1024, "image_size": [448, 448],
+        "initializer_factor": 1.0, "initializer_range": 0.02, "intermediate_size": 4096, "layer_norm_eps": 1e-06,
+        "layer_scale_init_value": 0.1, "model_type": "internvl_vision", "norm_type": "layer_norm",
+        "num_attention_heads": 16, "num_channels": 3, "num_hidden_layers": 24, "patch_size": [14, 14],
+        "projection_dropout": 0.0, "torch_dtype": "bfloat16", "use_absolute_position_embeddings": True,
+        "use_mask_token": False, "use_mean_pooling": True, "use_qk_norm": False,
+    },
+    "vision_feature_layer": -1, "vision_feature_select_strategy": "default",
+}  # fmt: skip
+SIGLIP2 = {  # google/siglip2-so400m-patch16-naflex
+    "architectures": ["Siglip2Model"], "initializer_factor": 1.0, "model_type": "siglip2",
+    "text_config": {
+        "hidden_size": 1152, "intermediate_size": 4304, "model_type": "siglip2_text_model",
+        "num_attention_heads": 16, "num_hidden_layers": 27, "projection_size": 1152, "torch_dtype": "float32",
+        "vocab_size": 256000,
+    },
+    "torch_dtype": "float32", "transformers_version": "4.49.0.dev0",
+    "vision_config": {
+        "hidden_size": 1152, "intermediate_size": 4304, "model_type": "siglip2_vision_model",
+        "num_attention_heads": 16, "num_hidden_layers": 27, "num_patches": 256, "torch_dtype": "float32",
+    },
+}  # fmt: skip
+QWEN3 = {  # Qwen/Qwen3-0.6B
+    "architectures": ["Qwen3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 151643,
+    "eos_token_id": 151645, "head_dim": 128, "hidden_act": "silu", "hidden_size": 1024, "initializer_range": 0.02,
+    "intermediate_size": 3072, "max_position_embeddings": 40960, "max_window_layers": 28, "model_type": "qwen3",
+    "num_attention_heads": 16, "num_hidden_layers": 28, "num_key_value_heads": 8, "rms_norm_eps": 1e-06,
+    "rope_scaling": None, "rope_theta": 1000000, "sliding_window": None, "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16", "transformers_version": "4.51.0", "use_cache": True, "use_sliding_window": False,
+    "vocab_size": 151936,
+}  # fmt: skip
+LLAMA3 = {  # meta-llama/Llama-3.2-1B
+    "architectures": ["LlamaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 128000,
+    "eos_token_id": 128001, "head_dim": 64, "hidden_act": "silu", "hidden_size": 2048, "initializer_range": 0.02,
+    "intermediate_size": 8192, "max_position_embeddings": 131072, "mlp_bias": False, "model_type": "llama",
+    "num_attention_heads": 32, "num_hidden_layers": 16, "num_key_value_heads": 8, "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": {
+        "factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0, "original_max_position_embeddings": 8192,
+        "rope_type": "llama3",
+    },
+    "rope_theta": 500000.0, "tie_word_embeddings": True, "torch_dtype": "bfloat16",
+    "transformers_version": "4.45.0.dev0", "use_cache": True, "vocab_size": 128256,
+}  # fmt: skip
+MISTRAL = {  # mistralai/Mistral-7B-v0.1
+    "architectures": ["MistralForCausalLM"], "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu",
+    "hidden_size": 4096, "initializer_range": 0.02, "intermediate_size": 14336, "max_position_embeddings": 32768,
+    "model_type": "mistral", "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-05, "rope_theta": 10000.0, "sliding_window": 4096, "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16", "transformers_version": "4.34.0.dev0", "use_cache": True, "vocab_size": 32000,
+}  # fmt: skip
+
+
+def config_of(config: dict[str, Any], folder: Path) -> Any:
+    (folder / "config.json").write_text(json.dumps(config))
+    return hf.read_config(folder)
+
+
+def count(spec: ModelSpec, *parts: str) -> int:
+    return sum(math.prod(shape) for path, (shape, _) in flat_axes(spec).items() if path[0] in parts)
+
+
+@pytest.mark.parametrize(
+    ("config", "parameters"),
+    [
+        # Of LLaVA's tower the last layer (12,596,224) and the norm after it (2,048) are not used.
+        (LLAVA, 7_063_427_072 - 12_596_224 - 2_048),
+        (QWEN2_5_VL, 8_292_166_656),
+        (QWEN2_5_VL_3B, 3_754_622_976),
+        (QWEN3_VL, 4_437_815_808),
+        (GEMMA3, 4_300_079_472),
+    ],
+    ids=lambda x: x["model_type"] if isinstance(x, dict) else "",
+)
+def test_a_released_config_gives_as_many_parameters_as_the_release_has(config, parameters, tmp_path):
+    family = specs.family_of(config_of(config, tmp_path))
+    assert count(family.spec, "vision", "connector", "decoder") == parameters
+
+
+@pytest.mark.parametrize(
+    ("config", "parameters"),
+    [(QWEN3, 596_049_920), (LLAMA3, 1_235_814_400), (MISTRAL, 7_241_732_096)],
+    ids=lambda x: x["model_type"] if isinstance(x, dict) else "",
+)
+def test_a_released_decoder_has_as_many_parameters(config, parameters, tmp_path):
+    found = config_of(config, tmp_path)
+    decoder = specs.plain_decoder_of(found, found.tie_word_embeddings)
+    assert count(ModelSpec(decoder=decoder.spec), "decoder") == parameters
+
+
+def test_what_sparse_configs_do_not_say_is_what_the_family_means(tmp_path):
+    gemma = specs.family_of(config_of(GEMMA3, tmp_path)).spec
+    assert (gemma.decoder.heads, gemma.decoder.kv_heads, gemma.decoder.head_dim) == (8, 4, 256)
+    assert (gemma.decoder.rope_theta, gemma.decoder.local_rope_theta) == (1e6, 1e4)
+    assert (gemma.decoder.rope_scaling.kind, gemma.decoder.rope_scaling.factor) == ("linear", 8.0)
+    assert (gemma.decoder.window, gemma.decoder.global_layers) == (1024, (5, 11, 17, 23, 29))
+    assert (gemma.decoder.vocab_size, gemma.decoder.tie_embeddings, gemma.connector.merge) == (262208, True, 4)
+    tower = specs.tower_of(config_of(SIGLIP2, tmp_path).vision_config).spec
+    assert (tower.width, tower.layers, tower.heads, tower.mlp) == (1152, 27, 16, 4304)
+    assert (tower.patch_size, tower.positions, tower.activation) == (16, 16, "gelu_tanh")
+    llava = specs.family_of(config_of(LLAVA, tmp_path)).spec
+    assert (llava.decoder.layers, llava.decoder.kv_heads, llava.decoder.rope_theta) == (32, 32, 10000.0)
+    assert (llava.vision.layers, llava.vision.positions, llava.vision.activation) == (23, 24, "quick_gelu")
+
+
+def test_old_spellings_of_rotary_positions_are_read(tmp_path):
+    qwen = specs.family_of(config_of(QWEN2_5_VL, tmp_path)).spec
+    assert (qwen.decoder.rope_theta, qwen.decoder.rope_sections, qwen.decoder.window) == (1e6, (16, 24, 24), 0)
+    assert (qwen.vision.window, qwen.vision.global_layers, qwen.vision.frames) == (8, (7, 15, 23, 31), 2)
+    three = specs.family_of(config_of(QWEN2_5_VL_3B, tmp_path)).spec
+    assert three.decoder.tie_embeddings
+    qwen3 = specs.family_of(config_of(QWEN3_VL, tmp_path)).spec
+    assert (qwen3.decoder.rope_theta, qwen3.decoder.rope_sections) == (5e6, (24, 20, 20))
+    assert (qwen3.vision.taps, qwen3.vision.positions) == ((5, 11, 17), 48)
+    intern = specs.family_of(config_of(INTERNVL3, tmp_path)).spec
+    assert (intern.vision.positions, intern.vision.patch_size, intern.vision.qkv_bias) == (32, 14, True)
+    assert (intern.decoder.width, intern.decoder.head_dim, intern.decoder.window) == (896, 64, 0)
+    scaling = intern.decoder.rope_scaling
+    assert (scaling.kind, scaling.factor, scaling.trained_length) == ("dynamic", 2.0, 32768)
+    llama = specs.decoder_of(config_of(LLAMA3, tmp_path), True).spec
+    assert (llama.rope_scaling.kind, llama.rope_scaling.trained_length, llama.rope_theta) == ("llama3", 8192, 5e5)
+    old = {**MISTRAL, "model_type": "llama", "rope_scaling": {"type": "linear", "factor": 4.0}}
+    assert specs.decoder_of(config_of(old, tmp_path), False).spec.rope_scaling.factor == 4.0
+    assert specs.decoder_of(config_of(MISTRAL, tmp_path), False).spec.window == 4096
+
+
+def changed(config: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """With other values: ``vision__x`` and ``text__x`` go to x of these configs."""
+    found = json.loads(json.dumps(config))
+    for name, value in changes.items():
+        part, _, key = name.rpartition("__")
+        (found[f"{part}_config"] if part else found)[key] = value
+    return found
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (changed(GEMMA3, mm_tokens_per_image=250), "mm_tokens_per_image=250 is not supported: it is no square"),
+        (changed(GEMMA3, mm_tokens_per_image=225), "15 soft tokens along 64 patches are not supported"),
+        (changed(GEMMA3, text__use_bidirectional_attention=True), "use_bidirectional_attention=True is not supported"),
+        (changed(LLAVA, vision_feature_layer=-30), "vision_feature_layer -30 is no layer of a tower of 24"),
+        (changed(LLAVA, vision_feature_select_strategy="full"), "strategy 'full' with a tower with a class token"),
+        (changed(LLAVA, vision__hidden_act="mish"), "activation 'mish' of the checkpoint is not supported"),
+        (changed(LLAVA, vision__num_channels=4), "num_channels=4 is not supported: only 3"),
+        (changed(LLAVA, vision__image_size=[336, 224]), "image_size of 336 x 224 is not supported: only squares"),
+        (changed(LLAVA, text__model_type="opt"), "decoder 'opt' is not supported: those are llama, mistral"),
+        (changed(LLAVA, vision__model_type="dinov2"), "vision tower 'dinov2' is not supported: those are siglip2"),
+        (changed(QWEN3_VL, vision__deepstack_visual_indexes=[5, 11, 40]), r"deepstack_visual_indexes \[5, 11, 40\]"),
+        (changed(QWEN3_VL, vision__num_position_embeddings=2300), "num_position_embeddings=2300 is not supported"),
+        (changed(QWEN2_5_VL, rope_scaling={"type": "mrope", "mrope_section": [16, 24, 8]}), "does not add up to half"),
+        (changed(INTERNVL3, downsample_ratio=0.3), "downsample_ratio=0.3 is not supported: only 1 / n is"),
+        (changed(INTERNVL3, vision__use_mean_pooling=False, vision__norm_type="rms_norm"), "norm_type=rms_norm is not"),
+        ({"model_type": "qwen3"}, "'qwen3' is no whole model but a part of one: name both parts, as vision:DIR"),
+        ({"model_type": "siglip2"}, "'siglip2' is no whole model but a part of one: name both parts"),
+        ({"model_type": "bert_of_mine"}, "model 'bert_of_mine' is not supported: those are lfm2_vl, llava"),
+        (changed(LLAVA, quantization_config={"quant_method": "awq"}), "weights quantised by awq are not supported"),
+        ({"architectures": ["Mystery"]}, "model '' is not supported: those are lfm2_vl, llava"),
+    ],
+)  # fmt: skip
+def test_what_a_config_asks_and_we_do_not_do_is_one_line(config, message, tmp_path):
+    with pytest.raises(UserError, match=message) as caught:
+        specs.family_of(config_of(config, tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [(None, "has no config.json"), ("{", "config.json cannot be read"), ("[1]", "config.json cannot be read"),
+     (json.dumps(changed(LLAVA, text__hidden_size="wide")), "config.json cannot be read")],
+)  # fmt: skip
+def test_a_folder_without_a_readable_config_is_one_line(text, message, tmp_path):
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=message) as caught:
+        hf.read_config(tmp_path)
+    assert "\n" not in str(caught.value)
