@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
     config.patch_budget = 0  # patches in a row; 0 picks it from the data
     config.target_budget = 0  # predicted tokens in a row; 0 picks it from the data
     config.accumulation = 1  # microbatches a global batch is computed in
-    config.init_from = ""  # workdir of another run: its weights, with a fresh optimizer
+    config.init_from = ""  # workdir of another run, a Hugging Face folder, or vision:DIR,decoder:DIR
 
     config.data = ConfigDict()
     config.data.path = ""  # dataset_info.json, data file, folder or pattern, or prepared data; "" is the demo
@@ -61,6 +61,7 @@ def get_config() -> ConfigDict:
     config.decoder.rope_theta = 10000.0
     config.decoder.norm_eps = 1e-5
     config.decoder.tie_embeddings = False
+    config.decoder.qk_norm = False  # queries and keys are normed, as Qwen 3's
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "muon"  # for linear maps, AdamW for all else; or "adamw" for everything

@@ -22,12 +22,22 @@ from jaxmm.errors import UserError, nearest
 from jaxmm.hf import folder as hf
 from jaxmm.hf import specs, weights
 from jaxmm.hf.specs import Family
-from jaxmm.hf.start import PROCESSOR_FILES, SPARE
+from jaxmm.hf.start import MODEL, PROCESSOR_FILES, RESAMPLES, SPARE
 from jaxmm.parameters import saved_params
-from jaxmm.recipe import MODEL, Recipe, read_recipe
+from jaxmm.recipe import Recipe, read_recipe
 
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 IMAGE = "<image>"  # what a soft token's place is to transformers' processor
+
+# Before a decoder's own chat template, which knows text alone: parts of a message become one text.
+WITH_IMAGES = (
+    "{%- set flat = namespace(messages=[]) %}{%- for message in messages %}"
+    "{%- set text = namespace(value='') %}{%- if message.content is string or message.content is none %}"
+    "{%- set text.value = message.content %}{%- else %}{%- for part in message.content %}"
+    "{%- set text.value = text.value + ('" + IMAGE + "' if part.type == 'image' else part.text | default('')) %}"
+    "{%- endfor %}{%- endif %}{%- set flat.messages = flat.messages + [dict(message, content=text.value)] %}"
+    "{%- endfor %}{%- set messages = flat.messages %}"
+)
 
 FLAGS: command.Flags = {
     "workdir": ("", "folder of the run to export"),
@@ -110,6 +120,8 @@ def write_tokenizer(recipe: Recipe, config: dict[str, Any], workdir: Path, folde
     tokenizer = recipe.template.tokenizer
     if not getattr(tokenizer, "chat_template", None):
         tokenizer.chat_template = chat_template(recipe.template)
+    elif recipe.start and recipe.start.is_joined and IMAGE not in tokenizer.chat_template:
+        tokenizer.chat_template = WITH_IMAGES + tokenizer.chat_template
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     found = json.loads(path.read_text())
@@ -138,7 +150,8 @@ def chat_template(template: Template) -> str:
 def write_processor(recipe: Recipe, workdir: Path, folder: Path) -> None:
     """Writes how images are processed, so that ``transformers`` gives the patches that the model was trained on."""
     kept = workdir / MODEL
-    if recipe.start and any((kept / name).exists() for name in PROCESSOR_FILES):
+    is_joined = recipe.start is not None and recipe.start.is_joined  # the tower's own files say nothing of soft tokens
+    if recipe.start and not is_joined and any((kept / name).exists() for name in PROCESSOR_FILES):
         for name in PROCESSOR_FILES:
             if (kept / name).exists():
                 shutil.copyfile(kept / name, folder / name)
@@ -157,7 +170,7 @@ def write_processor(recipe: Recipe, workdir: Path, folder: Path) -> None:
         "tile_size": image.patch_size * image.merge,
         "image_mean": list(recipe.model.vision.mean),
         "image_std": list(recipe.model.vision.std),
-        "resample": 3,  # bicubic
+        "resample": next(number for number, name in RESAMPLES.items() if name == image.resample),
         "do_resize": True,
         "do_rescale": True,
         "do_normalize": True,

@@ -12,9 +12,9 @@ from jaxmm import sharding
 from jaxmm.checkpoint import Checkpoints
 from jaxmm.errors import UserError
 from jaxmm.hf import folder as hf
-from jaxmm.hf.start import Start, read_params, save
+from jaxmm.hf.start import MODEL, Start, read_params, save
 from jaxmm.models.multimodal import ModelSpec, Params, flat_axes, make_model
-from jaxmm.recipe import MODEL, Recipe
+from jaxmm.recipe import Recipe
 
 
 def place_params(model: ModelSpec, tree: Any, mesh: Mesh) -> Any:
@@ -46,6 +46,10 @@ def init_params(recipe: Recipe, mesh: Mesh, workdir: Path, *, init_from: str, se
 
     The small files of a Hugging Face model go to the workdir.
     """
+    if recipe.start and recipe.start.run:
+        if jax.process_index() == 0:
+            save(recipe.start, [], workdir / MODEL)
+        return saved_params(recipe.start.run, recipe, mesh)
     if recipe.start:
         return _started(recipe, recipe.start, mesh, seed, workdir)
     if init_from:

@@ -24,13 +24,12 @@ from jaxmm.data.sources import read_sources
 from jaxmm.data.text import Markup, Template
 from jaxmm.data.tokenizer import load_tokenizer
 from jaxmm.errors import UserError, nearest
-from jaxmm.hf.start import MARKUP, Start, image_settings, read_start
+from jaxmm.hf.start import MARKUP, MODEL, Start, image_settings, read_start
 from jaxmm.models.connector import ConnectorSpec
 from jaxmm.models.decoder import DecoderSpec
 from jaxmm.models.multimodal import PARTS, Compute, ModelSpec
 from jaxmm.models.vit import VisionSpec
 
-MODEL = "model"  # folder of a workdir: the small files of the model that the run started from
 VOCABULARY_MULTIPLE = 128  # the embedding's rows are padded to a multiple, for even shards and aligned matmuls
 
 

@@ -426,7 +426,7 @@ def lfm2_vl_config(
 
 
 def configs_of(spec: ModelSpec) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(vision_config, text_config) of a model of our own: a SigLIP 2 tower and a Llama decoder.
+    """(vision_config, text_config) of a model of our own: a SigLIP 2 tower and a Llama, or normed Qwen 3, decoder.
 
     Raises:
       UserError: if it has features that these do not have.
@@ -436,7 +436,8 @@ def configs_of(spec: ModelSpec) -> tuple[dict[str, Any], dict[str, Any]]:
         **{name: getattr(vision, name) for name in ("width", "layers", "heads", "mlp", "patch_size", "positions")},
         norm_eps=vision.norm_eps, mean=vision.mean, std=vision.std,
     )  # fmt: skip
-    sizes = ("vocab_size", "width", "layers", "heads", "kv_heads", "head_dim", "mlp", "rope_theta", "norm_eps")
+    sizes = ("vocab_size", "width", "layers", "heads", "kv_heads", "head_dim", "mlp")
+    sizes += ("rope_theta", "norm_eps", "qk_norm")
     plain_decoder = DecoderSpec(
         **{name: getattr(decoder, name) for name in sizes}, tie_embeddings=decoder.tie_embeddings
     )  # fmt: skip
@@ -455,7 +456,7 @@ def configs_of(spec: ModelSpec) -> tuple[dict[str, Any], dict[str, Any]]:
             "hidden_act": "gelu_pytorch_tanh",
         },
         {
-            "model_type": "llama",
+            "model_type": "qwen3" if decoder.qk_norm else "llama",
             "vocab_size": decoder.vocab_size,
             "hidden_size": decoder.width,
             "num_hidden_layers": decoder.layers,

@@ -18,6 +18,7 @@ from jaxmm.hf.specs import Family
 from jaxmm.models.connector import ConnectorSpec
 from jaxmm.models.multimodal import ModelSpec
 
+MODEL = "model"  # folder of a workdir: the small files of the model that the run started from
 SPARE = "spare.safetensors"
 # What a tokenizer and an image processor are saved as.
 TOKENIZER_FILES = (
@@ -36,6 +37,7 @@ class Start(NamedTuple):
       folders: of tensors: "model", or "vision" and "decoder".
       tokenizer: its folder.
       processor: the folder's image processing, {} where it says nothing.
+      run: the workdir of a run that started from such a model, and whose parameters count.
     """
 
     family: Family
@@ -43,6 +45,12 @@ class Start(NamedTuple):
     folders: dict[str, Path]
     tokenizer: Path
     processor: dict[str, Any]
+    run: Path | None = None
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether it is a tower and a decoder that no folder had together."""
+        return self.config["model_type"] == "lfm2_vl" and "min_image_tokens" not in self.processor
 
     def differences(self) -> list[str]:
         """What the folder does with images and we do not, for people to know."""
@@ -95,7 +103,10 @@ def read_start(text: str, saved: Path | None, merge: int, mlp: int) -> Start | N
         return _whole(saved)
     folders = parse(text)
     if "model" in folders:
-        return _whole(folders["model"]) if hf.is_folder(folders["model"]) else None
+        folder = folders["model"]
+        if hf.is_folder(folder):
+            return _whole(folder)
+        return _whole(folder / MODEL)._replace(run=folder) if hf.is_folder(folder / MODEL) else None
     return _joined(folders, merge, mlp) if folders else None
 
 
@@ -159,6 +170,8 @@ def read_params(start: Start, where: hf.Where) -> hf.Read:
 def save(start: Start, spare: list[str], folder: Path) -> None:
     """Keeps the small files, and the tensors that our model does not use."""
     folder.mkdir(parents=True, exist_ok=True)
+    if start.run and (start.run / MODEL / SPARE).exists():
+        shutil.copyfile(start.run / MODEL / SPARE, folder / SPARE)
     for name in TOKENIZER_FILES:
         if (start.tokenizer / name).exists():
             shutil.copyfile(start.tokenizer / name, folder / name)
@@ -166,7 +179,7 @@ def save(start: Start, spare: list[str], folder: Path) -> None:
     for name in PROCESSOR_FILES:
         if (source / name).exists():
             shutil.copyfile(source / name, folder / name)
-    if "model" in start.folders:
+    if "model" in start.folders and not start.run:
         hf.save_spare(start.folders["model"], spare, folder / SPARE)
     # The config is last: with it the folder is whole.
     (folder / hf.CONFIG).write_text(json.dumps(start.config, indent=2, sort_keys=True))
