@@ -14,11 +14,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxmm import sharding
 from jaxmm.batch import Batch
 
 
 class Targets(NamedTuple):
-    """The target positions of each row, first to last, padded to the target budget with weight 0."""
+    """The target positions of each row, first to last, padded to the target budget with weight 0.
+
+    Where positions are dealt over ``context``, a row here is what one device has of a row.
+    """
 
     at_BR: jax.Array  # text position, int32 (R: the target budget)
     tokens_BR: jax.Array
@@ -26,16 +30,15 @@ class Targets(NamedTuple):
     sources_BR: jax.Array
 
 
-def select_targets(batch: Batch, budget: int) -> Targets:
-    """Gathers the positions with weight: the plan guarantees that no row has more than ``budget`` of them."""
-    budget = min(budget, batch.weights_BT.shape[1])
-    idle_BT = (batch.weights_BT == 0).astype(jnp.int32)
-    at_BR = jnp.argsort(idle_BT, axis=1, stable=True)[:, :budget].astype(jnp.int32)
-
-    def pick(x_BT):
-        return jnp.take_along_axis(x_BT, at_BR, axis=1)
-
-    return Targets(at_BR, pick(batch.targets_BT), pick(batch.weights_BT), pick(batch.sources_BT))
+def select_targets(hidden_BTD, batch: Batch, budget: int) -> tuple[jax.Array, Targets]:
+    """Gathers the positions with weight, and their hidden states: the plan guarantees that no row has more than
+    ``budget`` of them."""
+    index_BT = jnp.broadcast_to(jnp.arange(batch.weights_BT.shape[1], dtype=jnp.int32), batch.weights_BT.shape)
+    of_batch = index_BT, batch.targets_BT, batch.weights_BT, batch.sources_BT
+    index, tokens, weights, sources = (sharding.as_rows(sharding.deal(x)) for x in of_batch)
+    chosen = jnp.argsort((weights == 0).astype(jnp.int32), axis=1, stable=True)[:, :budget]
+    hidden = jnp.take_along_axis(sharding.as_rows(hidden_BTD), chosen[..., None], axis=1)
+    return hidden, Targets(*(jnp.take_along_axis(x, chosen, axis=1) for x in (index, tokens, weights, sources)))
 
 
 class TokenLoss(NamedTuple):
@@ -142,7 +145,6 @@ def batch_loss(
     hidden_BTD, head_VD, batch: Batch, budget: int, z_loss: float, softcap: float = 0.0
 ) -> tuple[jax.Array, Targets, TokenLoss]:
     """The summed loss of a batch at its targets, with what was predicted where and how well."""
-    targets = select_targets(batch, budget)
-    x_BRD = jnp.take_along_axis(hidden_BTD, targets.at_BR[..., None], axis=1)
+    x_BRD, targets = select_targets(hidden_BTD, batch, budget)
     total, terms = cross_entropy(x_BRD, head_VD, targets.tokens_BR, targets.weights_BR, z_loss, softcap=softcap)
     return total, targets, terms

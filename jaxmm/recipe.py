@@ -25,6 +25,7 @@ from jaxmm.data.text import Markup, Template
 from jaxmm.data.tokenizer import load_tokenizer
 from jaxmm.errors import UserError, nearest
 from jaxmm.hf.start import MARKUP, Start, image_settings, read_start
+from jaxmm.models.attention import choose_backend
 from jaxmm.models.connector import ConnectorSpec
 from jaxmm.models.decoder import DecoderSpec
 from jaxmm.models.multimodal import PARTS, Compute, ModelSpec
@@ -230,10 +231,15 @@ def _model_of(config: ConfigDict, image: ImageSpec, vocabulary: int) -> ModelSpe
 def read_compute(config: ConfigDict, model: ModelSpec) -> Compute:
     on_cpu = jax.default_backend() == "cpu"
     layers = max(model.vision.layers, model.decoder.layers)
+    try:
+        backend = choose_backend(config.compute.attention, jax.default_backend(), config.seq_len)
+    except ValueError as error:
+        raise UserError(f"config.compute.attention: {error}") from error
     return Compute(
         dtype=config.compute.dtype or ("float32" if on_cpu else "bfloat16"),
         remat=config.compute.remat,
         unroll=config.compute.unroll or (layers if on_cpu else 1),
+        attention=backend,
     )
 
 

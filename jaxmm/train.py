@@ -337,7 +337,7 @@ class Run:
         sizes = ", ".join(f"{part} {monitor.short(n)}" for part, n in counts.items())
         shape = " x ".join(f"{axis} {n}" for axis, n in self.mesh.shape.items() if n > 1) or "one device"
         say(f"jaxmm {jaxmm.__version__} on {jax.devices()[0].device_kind}, {shape}; compute in "
-            f"{self.recipe.compute.dtype}, attention by '{_backend()}'")  # fmt: skip
+            f"{self.recipe.compute.dtype}, attention by '{self.recipe.compute.attention}'")  # fmt: skip
         say(f"parameters: {sizes}" + (f"; frozen: {', '.join(self.recipe.frozen)}" if self.recipe.frozen else ""))
         for line in self.recipe.start.differences() if self.recipe.start else ():
             say(f"init_from: {line}")
@@ -465,6 +465,7 @@ class Run:
             examples_seen=self.meta["examples_seen"],
             examples_skipped=len(self.skipped),
             peak_memory_bytes=monitor.peak_memory_bytes(jax.local_devices()),
+            attention=self.recipe.compute.attention,
         )
         if self.is_first:
             monitor.write_json(self.workdir / "summary.json", summary._asdict())
@@ -496,12 +497,6 @@ class Run:
                     samples.draw(asked, given, folder / f"{source.name}.png")
                 drawn = str(folder)
         return drawn
-
-
-def _backend() -> str:
-    from jaxmm.models.attention import choose_backend
-
-    return choose_backend()
 
 
 def _one_line(figures: dict[str, Figures]) -> Iterator[str]:
