@@ -89,6 +89,8 @@ def cross_entropy(
 ):  # fmt: skip
     """Weighted sum of cross-entropies of ``softmax(x @ head.T)``, in nats, and the terms of each target.
 
+    Each device goes through its own rows with the whole head, which is gathered once, and its gradient summed once.
+
     Args:
       x_BRD: hidden states at target positions; ``head_VD`` is cast to their dtype.
       weights_BR: float32; a target of weight 0 adds nothing.
@@ -98,37 +100,43 @@ def cross_entropy(
     Returns:
       (sum, TokenLoss); only the sum has a gradient.
     """
-    R = x_BRD.shape[1]
-    head_VD = head_VD.astype(x_BRD.dtype)
 
-    def step(total, chunk_inputs):
-        x, tokens, weights = chunk_inputs
-        _, log_z, nll, correct, *_ = _logit_terms(x, head_VD, tokens, softcap)
-        return total + (weights * (nll + z_loss * log_z**2)).sum(), TokenLoss(nll, correct)
+    def own(x_BRD, head_VD, tokens_BR, weights_BR):
+        def step(total, chunk_inputs):
+            x, tokens, weights = chunk_inputs
+            _, log_z, nll, correct, *_ = _logit_terms(x, head_VD, tokens, softcap)
+            return total + (weights * (nll + z_loss * log_z**2)).sum(), TokenLoss(nll, correct)
 
-    total, terms = lax.scan(step, jnp.float32(0), _padded(x_BRD, tokens_BR, weights_BR, min(chunk, R)))
-    return total, TokenLoss(*(_unchunk(a)[:, :R] for a in terms))
+        R = x_BRD.shape[1]
+        total, terms = lax.scan(step, jnp.float32(0), _padded(x_BRD, tokens_BR, weights_BR, min(chunk, R)))
+        return TokenLoss(*(_unchunk(a)[:, :R] for a in terms)), (total,)
+
+    inputs = x_BRD, head_VD.astype(x_BRD.dtype), tokens_BR, weights_BR
+    terms, (total,) = sharding.over_row_parts(own, whole=1)(*inputs)
+    return total, terms
 
 
 def _forward(x_BRD, head_VD, tokens_BR, weights_BR, z_loss: float, chunk: int, softcap: float):
-    R = x_BRD.shape[1]
-    head = head_VD.astype(x_BRD.dtype)
+    def own(x_BRD, head_VD, tokens_BR, weights_BR):
+        def step(carry, chunk_inputs):
+            total, dhead_VD = carry
+            x, tokens, weights = chunk_inputs
+            p, log_z, nll, correct, is_target, slope = _logit_terms(x, head_VD, tokens, softcap)
+            total += (weights * (nll + z_loss * log_z**2)).sum()
+            scale = (weights * (1 + 2 * z_loss * log_z))[..., None]
+            dlogits = ((p * scale - jnp.where(is_target, weights[..., None], 0.0)) * slope).astype(x.dtype)
+            dhead_VD += jnp.einsum("bcv,bcd->vd", dlogits, x, preferred_element_type=jnp.float32)
+            return (total, dhead_VD), (jnp.einsum("bcv,vd->bcd", dlogits, head_VD), TokenLoss(nll, correct))
 
-    def step(carry, chunk_inputs):
-        total, dhead_VD = carry
-        x, tokens, weights = chunk_inputs
-        p, log_z, nll, correct, is_target, slope = _logit_terms(x, head, tokens, softcap)
-        total += (weights * (nll + z_loss * log_z**2)).sum()
-        scale = (weights * (1 + 2 * z_loss * log_z))[..., None]
-        dlogits = ((p * scale - jnp.where(is_target, weights[..., None], 0.0)) * slope).astype(x.dtype)
-        dhead_VD += jnp.einsum("bcv,bcd->vd", dlogits, x, preferred_element_type=jnp.float32)
-        return (total, dhead_VD), (jnp.einsum("bcv,vd->bcd", dlogits, head), TokenLoss(nll, correct))
+        R = x_BRD.shape[1]
+        start = jnp.float32(0), jnp.zeros(head_VD.shape, jnp.float32)
+        inputs = _padded(x_BRD, tokens_BR, weights_BR, min(chunk, R))
+        sums, of_rows = lax.scan(step, start, inputs)
+        return jax.tree.map(lambda a: _unchunk(a)[:, :R], of_rows), sums
 
-    start = jnp.float32(0), jnp.zeros(head_VD.shape, jnp.float32)
-    inputs = _padded(x_BRD, tokens_BR, weights_BR, min(chunk, R))
-    (total, dhead_VD), (dx, terms) = lax.scan(step, start, inputs)
-    outputs = total, TokenLoss(*(_unchunk(a)[:, :R] for a in terms))
-    return outputs, (_unchunk(dx)[:, :R], dhead_VD.astype(head_VD.dtype))
+    inputs = x_BRD, head_VD.astype(x_BRD.dtype), tokens_BR, weights_BR
+    (dx, terms), (total, dhead_VD) = sharding.over_row_parts(own, whole=1)(*inputs)
+    return (total, terms), (dx, dhead_VD.astype(head_VD.dtype))
 
 
 def _backward(z_loss: float, chunk: int, softcap: float, saved, cotangents):

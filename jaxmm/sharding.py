@@ -159,6 +159,55 @@ def over_queries(f: Callable, heads: int) -> Callable:
     return wrapped
 
 
+def over_row_parts(f: Callable, whole: int) -> Callable:
+    """Wraps ``f(*inputs) -> (of rows, sums)`` so that each device runs it on its own rows, or parts of dealt ones.
+
+    All inputs but number ``whole``, a parameter by ("vocab", "embed"), have a first dim of rows. The sums are added up
+    over the devices, once; one of the parameter's shape ends up where the parameter lies.
+    """
+
+    def wrapped(*inputs):
+        mesh = jax.sharding.get_abstract_mesh()
+        rows = () if mesh.empty or mesh.size == 1 else _row_axes(inputs[0].shape[0], mesh)
+        if not rows:
+            return f(*inputs)
+        shape = inputs[whole].shape
+        axes = [axis if axis in rows else None for axis in partition(("vocab", "embed"), shape, mesh)]
+
+        def own(*inputs):
+            of_rows, sums = f(*inputs)
+            return of_rows, jax.tree.map(summed, sums)
+
+        def summed(x):
+            """Adds up over the devices; what is of the parameter's shape is split as the parameter is."""
+            split = {axis: dim for dim, axis in enumerate(axes) if axis and x.shape == shape}
+            for axis, dim in split.items():
+                x = jax.lax.psum_scatter(x, axis, scatter_dimension=dim, tiled=True)
+            return jax.lax.psum(x, tuple(axis for axis in rows if axis not in split))
+
+        of_rows, sums = jax.eval_shape(f, *inputs)
+        by_row, by_param = PartitionSpec(rows), PartitionSpec(*axes)
+        run = jax.shard_map(
+            own,
+            in_specs=tuple(PartitionSpec() if i == whole else by_row for i in range(len(inputs))),
+            out_specs=(
+                jax.tree.map(lambda x: by_row, of_rows),
+                jax.tree.map(lambda x: by_param if x.shape == shape else PartitionSpec(), sums),
+            ),
+            axis_names=set(rows),
+            check_vma=False,
+        )
+        return run(*inputs)
+
+    return wrapped
+
+
+def _row_axes(rows: int, mesh: Any) -> tuple[str, ...]:
+    """The mesh axes that rows, or parts of dealt rows, can be split over: () if there are none."""
+    found = (partition((name,), (rows,), mesh)[0] for name in ("row_parts", "rows"))
+    return next((axes for axes in found if axes), ())
+
+
 # Positions of long rows are dealt over ``context`` like cards, forth and back: of 2 * C chunks, device r of C holds
 # number r and number 2 * C - 1 - r. In causal attention the later a query, the more keys it sees: so the work is even.
 CHUNK = 16  # a chunk is a multiple of it
