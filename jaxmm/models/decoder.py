@@ -18,6 +18,7 @@ from jaxmm.models import attention as attn
 from jaxmm.models import rope
 from jaxmm.models.cache import Cache
 from jaxmm.models.compute import Compute
+from jaxmm.models.embedding import look_up
 from jaxmm.models.layers import MLP, Linear, RMSNorm, apply_stack, fan_in, parameter, stack
 from jaxmm.models.rope import RopeScaling
 
@@ -197,7 +198,7 @@ class Decoder(nnx.Module):
             self.head = parameter(rngs, shape, axes, init)
 
     def embed(self, tokens_BT, dtype):
-        embedded = jnp.take(self.embedding[...].astype(dtype), tokens_BT, axis=0)
+        embedded = look_up(self.embedding[...], tokens_BT, dtype)
         return embedded if self.spec.embed_scale == 1 else embedded * jnp.asarray(self.spec.embed_scale, dtype)
 
     def projection(self):
