@@ -14,11 +14,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxmm import sharding
 from jaxmm.batch import Batch
 
 
 class Targets(NamedTuple):
-    """The target positions of each row, first to last, padded to the target budget with weight 0."""
+    """The target positions of each row, first to last, padded to the target budget with weight 0.
+
+    Where positions are dealt over ``context``, a row here is what one device has of a row.
+    """
 
     at_BR: jax.Array  # text position, int32 (R: the target budget)
     tokens_BR: jax.Array
@@ -26,16 +30,15 @@ class Targets(NamedTuple):
     sources_BR: jax.Array
 
 
-def select_targets(batch: Batch, budget: int) -> Targets:
-    """Gathers the positions with weight: the plan guarantees that no row has more than ``budget`` of them."""
-    budget = min(budget, batch.weights_BT.shape[1])
-    idle_BT = (batch.weights_BT == 0).astype(jnp.int32)
-    at_BR = jnp.argsort(idle_BT, axis=1, stable=True)[:, :budget].astype(jnp.int32)
-
-    def pick(x_BT):
-        return jnp.take_along_axis(x_BT, at_BR, axis=1)
-
-    return Targets(at_BR, pick(batch.targets_BT), pick(batch.weights_BT), pick(batch.sources_BT))
+def select_targets(hidden_BTD, batch: Batch, budget: int) -> tuple[jax.Array, Targets]:
+    """Gathers the positions with weight, and their hidden states: the plan guarantees that no row has more than
+    ``budget`` of them."""
+    index_BT = jnp.broadcast_to(jnp.arange(batch.weights_BT.shape[1], dtype=jnp.int32), batch.weights_BT.shape)
+    of_batch = index_BT, batch.targets_BT, batch.weights_BT, batch.sources_BT
+    index, tokens, weights, sources = (sharding.as_rows(sharding.deal(x)) for x in of_batch)
+    chosen = jnp.argsort((weights == 0).astype(jnp.int32), axis=1, stable=True)[:, :budget]
+    hidden = jnp.take_along_axis(sharding.as_rows(hidden_BTD), chosen[..., None], axis=1)
+    return hidden, Targets(*(jnp.take_along_axis(x, chosen, axis=1) for x in (index, tokens, weights, sources)))
 
 
 class TokenLoss(NamedTuple):
@@ -86,6 +89,8 @@ def cross_entropy(
 ):  # fmt: skip
     """Weighted sum of cross-entropies of ``softmax(x @ head.T)``, in nats, and the terms of each target.
 
+    Each device goes through its own rows with the whole head, which is gathered once, and its gradient summed once.
+
     Args:
       x_BRD: hidden states at target positions; ``head_VD`` is cast to their dtype.
       weights_BR: float32; a target of weight 0 adds nothing.
@@ -95,37 +100,43 @@ def cross_entropy(
     Returns:
       (sum, TokenLoss); only the sum has a gradient.
     """
-    R = x_BRD.shape[1]
-    head_VD = head_VD.astype(x_BRD.dtype)
 
-    def step(total, chunk_inputs):
-        x, tokens, weights = chunk_inputs
-        _, log_z, nll, correct, *_ = _logit_terms(x, head_VD, tokens, softcap)
-        return total + (weights * (nll + z_loss * log_z**2)).sum(), TokenLoss(nll, correct)
+    def own(x_BRD, head_VD, tokens_BR, weights_BR):
+        def step(total, chunk_inputs):
+            x, tokens, weights = chunk_inputs
+            _, log_z, nll, correct, *_ = _logit_terms(x, head_VD, tokens, softcap)
+            return total + (weights * (nll + z_loss * log_z**2)).sum(), TokenLoss(nll, correct)
 
-    total, terms = lax.scan(step, jnp.float32(0), _padded(x_BRD, tokens_BR, weights_BR, min(chunk, R)))
-    return total, TokenLoss(*(_unchunk(a)[:, :R] for a in terms))
+        R = x_BRD.shape[1]
+        total, terms = lax.scan(step, jnp.float32(0), _padded(x_BRD, tokens_BR, weights_BR, min(chunk, R)))
+        return TokenLoss(*(_unchunk(a)[:, :R] for a in terms)), (total,)
+
+    inputs = x_BRD, head_VD.astype(x_BRD.dtype), tokens_BR, weights_BR
+    terms, (total,) = sharding.over_row_parts(own, whole=1)(*inputs)
+    return total, terms
 
 
 def _forward(x_BRD, head_VD, tokens_BR, weights_BR, z_loss: float, chunk: int, softcap: float):
-    R = x_BRD.shape[1]
-    head = head_VD.astype(x_BRD.dtype)
+    def own(x_BRD, head_VD, tokens_BR, weights_BR):
+        def step(carry, chunk_inputs):
+            total, dhead_VD = carry
+            x, tokens, weights = chunk_inputs
+            p, log_z, nll, correct, is_target, slope = _logit_terms(x, head_VD, tokens, softcap)
+            total += (weights * (nll + z_loss * log_z**2)).sum()
+            scale = (weights * (1 + 2 * z_loss * log_z))[..., None]
+            dlogits = ((p * scale - jnp.where(is_target, weights[..., None], 0.0)) * slope).astype(x.dtype)
+            dhead_VD += jnp.einsum("bcv,bcd->vd", dlogits, x, preferred_element_type=jnp.float32)
+            return (total, dhead_VD), (jnp.einsum("bcv,vd->bcd", dlogits, head_VD), TokenLoss(nll, correct))
 
-    def step(carry, chunk_inputs):
-        total, dhead_VD = carry
-        x, tokens, weights = chunk_inputs
-        p, log_z, nll, correct, is_target, slope = _logit_terms(x, head, tokens, softcap)
-        total += (weights * (nll + z_loss * log_z**2)).sum()
-        scale = (weights * (1 + 2 * z_loss * log_z))[..., None]
-        dlogits = ((p * scale - jnp.where(is_target, weights[..., None], 0.0)) * slope).astype(x.dtype)
-        dhead_VD += jnp.einsum("bcv,bcd->vd", dlogits, x, preferred_element_type=jnp.float32)
-        return (total, dhead_VD), (jnp.einsum("bcv,vd->bcd", dlogits, head), TokenLoss(nll, correct))
+        R = x_BRD.shape[1]
+        start = jnp.float32(0), jnp.zeros(head_VD.shape, jnp.float32)
+        inputs = _padded(x_BRD, tokens_BR, weights_BR, min(chunk, R))
+        sums, of_rows = lax.scan(step, start, inputs)
+        return jax.tree.map(lambda a: _unchunk(a)[:, :R], of_rows), sums
 
-    start = jnp.float32(0), jnp.zeros(head_VD.shape, jnp.float32)
-    inputs = _padded(x_BRD, tokens_BR, weights_BR, min(chunk, R))
-    (total, dhead_VD), (dx, terms) = lax.scan(step, start, inputs)
-    outputs = total, TokenLoss(*(_unchunk(a)[:, :R] for a in terms))
-    return outputs, (_unchunk(dx)[:, :R], dhead_VD.astype(head_VD.dtype))
+    inputs = x_BRD, head_VD.astype(x_BRD.dtype), tokens_BR, weights_BR
+    (dx, terms), (total, dhead_VD) = sharding.over_row_parts(own, whole=1)(*inputs)
+    return (total, terms), (dx, dhead_VD.astype(head_VD.dtype))
 
 
 def _backward(z_loss: float, chunk: int, softcap: float, saved, cotangents):
@@ -142,7 +153,6 @@ def batch_loss(
     hidden_BTD, head_VD, batch: Batch, budget: int, z_loss: float, softcap: float = 0.0
 ) -> tuple[jax.Array, Targets, TokenLoss]:
     """The summed loss of a batch at its targets, with what was predicted where and how well."""
-    targets = select_targets(batch, budget)
-    x_BRD = jnp.take_along_axis(hidden_BTD, targets.at_BR[..., None], axis=1)
+    x_BRD, targets = select_targets(hidden_BTD, batch, budget)
     total, terms = cross_entropy(x_BRD, head_VD, targets.tokens_BR, targets.weights_BR, z_loss, softcap=softcap)
     return total, targets, terms

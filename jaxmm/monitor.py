@@ -180,6 +180,7 @@ class Summary(NamedTuple):
     examples_seen: int
     examples_skipped: int
     peak_memory_bytes: int
+    attention: str  # backend
 
 
 # Files

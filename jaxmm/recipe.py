@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from jaxmm.batch import ImageSpec
 from jaxmm.data import demo, files
 from jaxmm.data.assemble import Assembler
+from jaxmm.data.budgets import MULTIPLE
 from jaxmm.data.documents import Source
 from jaxmm.data.plan import Budgets, Lengths, Origin, Plan, choose_budgets, make_mixture
 from jaxmm.data.prepare import prepare
@@ -25,6 +26,7 @@ from jaxmm.data.text import Markup, Template
 from jaxmm.data.tokenizer import load_tokenizer
 from jaxmm.errors import UserError, nearest
 from jaxmm.hf.start import MARKUP, MODEL, Start, image_settings, read_start
+from jaxmm.models.attention import choose_backend
 from jaxmm.models.connector import ConnectorSpec
 from jaxmm.models.decoder import DecoderSpec
 from jaxmm.models.multimodal import PARTS, Compute, ModelSpec
@@ -195,8 +197,13 @@ class Recipe(NamedTuple):
     start: Start | None = None
 
 
-def read_recipe(config: ConfigDict, workdir: Path | None = None) -> Recipe:
-    """Builds the specs; mistakes in them are UserErrors that name the group. ``workdir``: as of ``read_data``."""
+def read_recipe(config: ConfigDict, workdir: Path | None = None, platform: str = "") -> Recipe:
+    """Builds the specs; mistakes in them are UserErrors that name the group.
+
+    Args:
+      workdir: as of ``read_data``.
+      platform: that the model will run on, "cpu", "gpu" or "tpu"; "" is this process's.
+    """
     template, image, cache, start = read_data(config, workdir)
     vocabulary = -(-template.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
     if start:
@@ -211,7 +218,9 @@ def read_recipe(config: ConfigDict, workdir: Path | None = None) -> Recipe:
             raise UserError(f"config.optimizer.freeze: no part '{part}': the parts are {', '.join(PARTS)}")
     if set(frozen) == set(PARTS):
         raise UserError("config.optimizer.freeze freezes every part: nothing is left to train")
-    return Recipe(template, image, model, read_compute(config, model), frozen, cache, start)
+    return Recipe(
+        template, image, model, read_compute(config, model, platform or jax.default_backend()), frozen, cache, start
+    )
 
 
 def _model_of(config: ConfigDict, image: ImageSpec, vocabulary: int) -> ModelSpec:
@@ -226,13 +235,18 @@ def _model_of(config: ConfigDict, image: ImageSpec, vocabulary: int) -> ModelSpe
         raise UserError(f"config.vision, connector or decoder: {error}") from error
 
 
-def read_compute(config: ConfigDict, model: ModelSpec) -> Compute:
-    on_cpu = jax.default_backend() == "cpu"
+def read_compute(config: ConfigDict, model: ModelSpec, platform: str) -> Compute:
+    on_cpu = platform == "cpu"
     layers = max(model.vision.layers, model.decoder.layers)
+    try:
+        backend = choose_backend(config.compute.attention, platform, config.seq_len)
+    except ValueError as error:
+        raise UserError(f"config.compute.attention: {error}") from error
     return Compute(
         dtype=config.compute.dtype or ("float32" if on_cpu else "bfloat16"),
         remat=config.compute.remat,
         unroll=config.compute.unroll or (layers if on_cpu else 1),
+        attention=backend,
     )
 
 
@@ -290,6 +304,16 @@ def read_budgets(config: ConfigDict, corpus: Corpus) -> Budgets:
         for shares in (corpus.shares, *(shares for _, shares in corpus.later))
     ]
     return Budgets(*map(max, zip(*found, strict=True)))
+
+
+def unseen_budgets(config: ConfigDict, image: ImageSpec) -> Budgets:
+    """Budgets where no data is there to pick them from: what the config leaves open is as if half of a row's positions
+    were images, of 64 soft tokens or more."""
+    group = image.merge**2
+    multiple = math.lcm(MULTIPLE, group)
+    patches = config.patch_budget or -(-config.seq_len * group // (2 * multiple)) * multiple
+    items = max(8, patches // (64 * group))
+    return Budgets(config.seq_len, patches, items, config.target_budget or config.seq_len)
 
 
 def make_plan(config: ConfigDict, corpus: Corpus, budgets: Budgets, origin: Origin = Origin()) -> Plan:  # noqa: B008

@@ -18,6 +18,8 @@ BATCH_AXES = ("data", "fsdp")  # rows of a batch are dealt over these
 # Logical axis of a parameter's or an activation's dim -> mesh axis. Dims not named here are whole on each device.
 RULES: dict[str, str | tuple[str, ...]] = {
     "rows": BATCH_AXES,
+    "positions": "context",
+    "row_parts": (*BATCH_AXES, "context"),
     "embed": "fsdp",
     "vocab": "tensor",
     "heads": "tensor",
@@ -49,8 +51,6 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
             f"config.mesh ({shown}) does not divide the {len(devices)} devices here: "
             f"the sizes must multiply to {len(devices)}, with one axis at -1 to fill"
         )
-    if wanted["context"] > 1:
-        raise UserError("config.mesh.context above 1 is not supported yet: use fsdp or tensor")
     shape = tuple(wanted[axis] for axis in AXES)
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
@@ -136,16 +136,126 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, partition(axes, x.shape, mesh))
 
 
-def over_rows_and_heads(f: Callable, heads: int) -> Callable:
-    """Wraps ``f(q_BTHD, k_BTKD, v_BTKD, start_BT, end_BT)`` so that each device runs it on its own rows and heads."""
+def over_queries(f: Callable, heads: int) -> Callable:
+    """Wraps ``f(q_BTHD, k_BSKD, v_BSKD, start_BT, end_BT)`` so that each device runs it on its own rows and heads and,
+    of dealt positions, on its own queries with all keys of the row, in their true order."""
 
     def wrapped(q_BTHD, k_BTKD, v_BTKD, start_BT, end_BT):
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.empty or mesh.size == 1:
             return f(q_BTHD, k_BTKD, v_BTKD, start_BT, end_BT)
-        rows, _, by_head, _ = partition(("rows", None, "heads", None), (*q_BTHD.shape[:2], heads, 1), mesh)
-        wide, narrow = PartitionSpec(rows, None, by_head, None), PartitionSpec(rows, None)
-        run = jax.shard_map(f, in_specs=(wide, wide, wide, narrow, narrow), out_specs=wide, check_vma=False)
+        B, T = start_BT.shape
+        rows, positions, by_head, _ = partition(("rows", positions_axis(T), "heads", None), (B, T, heads, 1), mesh)
+
+        def own(q, k, v, start, end):
+            if positions:
+                k, v = (dealt_back(jax.lax.all_gather(x, "context", axis=1, tiled=True), mesh) for x in (k, v))
+            return f(q, k, v, start, end)
+
+        wide, narrow = PartitionSpec(rows, positions, by_head, None), PartitionSpec(rows, positions)
+        run = jax.shard_map(own, in_specs=(wide, wide, wide, narrow, narrow), out_specs=wide, check_vma=False)
         return run(q_BTHD, k_BTKD, v_BTKD, start_BT, end_BT)
 
     return wrapped
+
+
+def over_row_parts(f: Callable, whole: int) -> Callable:
+    """Wraps ``f(*inputs) -> (of rows, sums)`` so that each device runs it on its own rows, or parts of dealt ones.
+
+    All inputs but number ``whole``, a parameter by ("vocab", "embed"), have a first dim of rows. The sums are added up
+    over the devices, once; one of the parameter's shape ends up where the parameter lies.
+    """
+
+    def wrapped(*inputs):
+        mesh = jax.sharding.get_abstract_mesh()
+        rows = () if mesh.empty or mesh.size == 1 else _row_axes(inputs[0].shape[0], mesh)
+        if not rows:
+            return f(*inputs)
+        shape = inputs[whole].shape
+        axes = [axis if axis in rows else None for axis in partition(("vocab", "embed"), shape, mesh)]
+
+        def own(*inputs):
+            of_rows, sums = f(*inputs)
+            return of_rows, jax.tree.map(summed, sums)
+
+        def summed(x):
+            """Adds up over the devices; what is of the parameter's shape is split as the parameter is."""
+            split = {axis: dim for dim, axis in enumerate(axes) if axis and x.shape == shape}
+            for axis, dim in split.items():
+                x = jax.lax.psum_scatter(x, axis, scatter_dimension=dim, tiled=True)
+            return jax.lax.psum(x, tuple(axis for axis in rows if axis not in split))
+
+        of_rows, sums = jax.eval_shape(f, *inputs)
+        by_row, by_param = PartitionSpec(rows), PartitionSpec(*axes)
+        run = jax.shard_map(
+            own,
+            in_specs=tuple(PartitionSpec() if i == whole else by_row for i in range(len(inputs))),
+            out_specs=(
+                jax.tree.map(lambda x: by_row, of_rows),
+                jax.tree.map(lambda x: by_param if x.shape == shape else PartitionSpec(), sums),
+            ),
+            axis_names=set(rows),
+            check_vma=False,
+        )
+        return run(*inputs)
+
+    return wrapped
+
+
+def _row_axes(rows: int, mesh: Any) -> tuple[str, ...]:
+    """The mesh axes that rows, or parts of dealt rows, can be split over: () if there are none."""
+    found = (partition((name,), (rows,), mesh)[0] for name in ("row_parts", "rows"))
+    return next((axes for axes in found if axes), ())
+
+
+# Positions of long rows are dealt over ``context`` like cards, forth and back: of 2 * C chunks, device r of C holds
+# number r and number 2 * C - 1 - r. In causal attention the later a query, the more keys it sees: so the work is even.
+CHUNK = 16  # a chunk is a multiple of it
+
+
+def _context(mesh: Any = None) -> int:
+    mesh = mesh or jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.shape["context"]
+
+
+def positions_axis(length: int) -> str | None:
+    """The logical axis of the positions of rows of this length: "positions" where they can be dealt, else None."""
+    return "positions" if length % (2 * _context() * CHUNK) == 0 else None
+
+
+def _order(C: int) -> np.ndarray:
+    """The chunks in the order in which devices hold them."""
+    return np.array([chunk for r in range(C) for chunk in (r, 2 * C - 1 - r)])
+
+
+def _in_order(x: jax.Array, order: np.ndarray) -> jax.Array:
+    chunks = x.reshape(x.shape[0], len(order), -1, *x.shape[2:])
+    return chunks[:, order].reshape(x.shape)
+
+
+def deal(x: jax.Array) -> jax.Array:
+    """Puts (B, T, ...) in the order of the devices that positions are dealt to; as it is where they are not."""
+    if _context() == 1 or not positions_axis(x.shape[1]):
+        return x
+    return constrain(_in_order(x, _order(_context())), "rows", "positions", *[None] * (x.ndim - 2))
+
+
+def dealt_back(x: jax.Array, mesh: Any = None) -> jax.Array:
+    """The inverse of ``deal``."""
+    if _context(mesh) == 1 or not positions_axis(x.shape[1]):
+        return x
+    return _in_order(x, np.argsort(_order(_context(mesh))))
+
+
+def as_rows(x: jax.Array) -> jax.Array:
+    """Makes what each device has of a row of dealt positions a row of its own: (B, T, ...) to (B * C, T / C, ...)."""
+    C = _context()
+    if C == 1 or not positions_axis(x.shape[1]):
+        return x
+    return constrain(x.reshape(x.shape[0] * C, -1, *x.shape[2:]), "row_parts", *[None] * (x.ndim - 1))
+
+
+def own_chunks() -> list[Any]:
+    """The numbers of the chunks that a device holds; for code that each device runs on its own."""
+    r = jax.lax.axis_index("context")
+    return [r, 2 * _context() - 1 - r]

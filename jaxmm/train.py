@@ -13,7 +13,6 @@ if __name__ == "__main__":
     startup.use_huge_pages()  # may start this process again, so before large imports
 
 import collections
-import functools
 import signal
 import threading
 import time
@@ -37,9 +36,9 @@ from jaxmm.errors import UserError
 from jaxmm.evaluate import Evaluator, Figures, closing_rows, mean_loss
 from jaxmm.generate import answers, make_generator
 from jaxmm.models.flops import batch_flops, parameter_counts
-from jaxmm.models.multimodal import flat_axes, linear_maps, make_model
-from jaxmm.optimizer import OPTIMIZERS, make_optimizer, make_schedule
-from jaxmm.parameters import init_params, place_params
+from jaxmm.models.multimodal import flat_axes
+from jaxmm.parameters import init_params
+from jaxmm.program import make_program
 from jaxmm.recipe import (
     Corpus,
     Recipe,
@@ -51,7 +50,7 @@ from jaxmm.recipe import (
     read_steps,
     train_corpus,
 )
-from jaxmm.train_step import Metrics, TrainState, init_state, make_train_step
+from jaxmm.train_step import Metrics, TrainState
 
 FLAGS: command.Flags = {
     "workdir": ("", "folder of the run; default: runs/<name of the config file>"),
@@ -186,7 +185,9 @@ class Run:
         self.steps = read_steps(config, self.plan)
         self.skipped = monitor.SkippedFile(workdir / "skipped.jsonl")
         self._note_unprepared()
-        self._build_step()
+        self.program = make_program(
+            config, self.recipe, steps=self.steps, targets=self.budgets.targets, sources=len(self.corpus.lengths)
+        )
 
     def _origin(self) -> Origin:
         """Where the plan begins: with the run, or, after a change of the data, with the examples seen until then."""
@@ -203,54 +204,14 @@ class Run:
             for line in monitor.read_lines(folder / "skipped.jsonl"):
                 self.skipped.add(line["file"], line["record"], line["reason"])
 
-    def _build_step(self) -> None:
-        config, recipe = self.config, self.recipe
-        options = config.optimizer
-        if options.name not in OPTIMIZERS:
-            raise UserError(f"config.optimizer.name '{options.name}' is not one of {', '.join(OPTIMIZERS)}")
-        try:
-            schedule = make_schedule(
-                rate=options.rate, steps=self.steps, warmup=options.warmup, name=options.schedule,
-                end_factor=options.end_factor, decay_fraction=options.decay_fraction,
-            )  # fmt: skip
-        except ValueError as error:
-            raise UserError(f"config.optimizer: {error}") from error
-        self.schedule = schedule
-        self.optimizer = make_optimizer(
-            schedule, b1=options.b1, b2=options.b2, weight_decay=options.weight_decay, clip=options.clip,
-            linear_maps=linear_maps(recipe.model) if options.name == "muon" else None,
-            part_rates={part: options[f"{part}_rate"] for part in ("vision", "connector", "decoder")},
-        )  # fmt: skip
-        _, apply = make_model(recipe.model)
-        self.step = make_train_step(
-            lambda params, batch: apply(params, batch, recipe.compute),
-            self.optimizer,
-            frozen=recipe.frozen,
-            accumulation=config.accumulation,
-            target_budget=self.budgets.targets,
-            sources=len(self.corpus.lengths),
-            z_loss=options.z_loss,
-            logit_softcap=recipe.model.decoder.logit_softcap,
-            image_offset=recipe.template.image_offset if recipe.template.predict_image_tokens else 0,
-        )
-
     def initial_state(self) -> TrainState:
         """The state at ``self.start``: restored onto this mesh, from ``init_from``, or fresh."""
-        make = functools.partial(init_state, optimizer=self.optimizer, frozen=self.recipe.frozen)
-        if not self.start:
-            params = init_params(
-                self.recipe, self.mesh, self.workdir, init_from=self.config.init_from, seed=self.config.seed
-            )  # fmt: skip
-            return jax.jit(make, out_shardings=self._state_shardings(make, params))(params)
-        params = jax.eval_shape(make_model(self.recipe.model)[0], jax.random.key(0))
-        abstract = jax.eval_shape(make, params)
-        where = self._state_shardings(make, params)
-        abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, where)
-        return self.checkpoints.restore(abstract, self.start)
-
-    def _state_shardings(self, make: Callable[..., TrainState], params: Any) -> Any:
-        """Optimizer moments lie where their parameters do; all else is on every device."""
-        return place_params(self.recipe.model, jax.eval_shape(make, params), self.mesh)
+        if self.start:
+            return self.checkpoints.restore(self.program.abstract_state(self.mesh), self.start)
+        params = init_params(
+            self.recipe, self.mesh, self.workdir, init_from=self.config.init_from, seed=self.config.seed
+        )  # fmt: skip
+        return jax.jit(self.program.first_state, out_shardings=self.program.shardings(self.mesh))(params)
 
     def train(self) -> int:
         """Runs to the last step, or to a signal. Returns the exit status."""
@@ -291,7 +252,7 @@ class Run:
             wait = time.perf_counter() - began
             if compiled is None:
                 # Compiled ahead of time: a batch of another shape or layout fails, and never compiles a second step.
-                compiled = jax.jit(self.step, donate_argnums=0).lower(state, batch).compile()
+                compiled = jax.jit(self.program.step, donate_argnums=0).lower(state, batch).compile()
             state, metrics = compiled(state, batch)
             step += 1
             flops = batch_flops(self.recipe.model, loaded.batch, self.recipe.frozen)
@@ -337,7 +298,7 @@ class Run:
         sizes = ", ".join(f"{part} {monitor.short(n)}" for part, n in counts.items())
         shape = " x ".join(f"{axis} {n}" for axis, n in self.mesh.shape.items() if n > 1) or "one device"
         say(f"jaxmm {jaxmm.__version__} on {jax.devices()[0].device_kind}, {shape}; compute in "
-            f"{self.recipe.compute.dtype}, attention by '{_backend()}'")  # fmt: skip
+            f"{self.recipe.compute.dtype}, attention by '{self.recipe.compute.attention}'")  # fmt: skip
         say(f"parameters: {sizes}" + (f"; frozen: {', '.join(self.recipe.frozen)}" if self.recipe.frozen else ""))
         for line in self.recipe.start.differences() if self.recipe.start else ():
             say(f"init_from: {line}")
@@ -411,7 +372,7 @@ class Run:
         self.monitor.log(step, {
             "loss": self.loss,
             "target_accuracy": float(total.correct_sum) / weight if weight else None,
-            "learning_rate": float(self.schedule(step - 1)),
+            "learning_rate": float(self.program.schedule(step - 1)),
             "grad_norm": float(last.grad_norms["all"]),
             "grad_norm_by_part": {k: float(v) for k, v in last.grad_norms.items() if k != "all"},
             "bad_steps": int(last.bad_steps),
@@ -465,6 +426,7 @@ class Run:
             examples_seen=self.meta["examples_seen"],
             examples_skipped=len(self.skipped),
             peak_memory_bytes=monitor.peak_memory_bytes(jax.local_devices()),
+            attention=self.recipe.compute.attention,
         )
         if self.is_first:
             monitor.write_json(self.workdir / "summary.json", summary._asdict())
@@ -496,12 +458,6 @@ class Run:
                     samples.draw(asked, given, folder / f"{source.name}.png")
                 drawn = str(folder)
         return drawn
-
-
-def _backend() -> str:
-    from jaxmm.models.attention import choose_backend
-
-    return choose_backend()
 
 
 def _one_line(figures: dict[str, Figures]) -> Iterator[str]:

@@ -126,7 +126,7 @@ def make_train_step(
 
 
 class Predictions(NamedTuple):
-    """What the evaluation needs of each target, as host code groups them by document: all (B, R)."""
+    """What the evaluation needs of each target, as host code groups them by document: all (B, R), by rows."""
 
     at_BR: jax.Array
     weights_BR: jax.Array
@@ -142,6 +142,7 @@ def make_eval_step(
     def step(params, batch: Batch) -> Predictions:
         hidden_BTD, head_VD = apply(params, batch)
         _, targets, terms = batch_loss(hidden_BTD, head_VD, batch, target_budget, 0.0, logit_softcap)
-        return Predictions(targets.at_BR, targets.weights_BR, terms.nll_BR, terms.correct_BR)
+        found = Predictions(targets.at_BR, targets.weights_BR, terms.nll_BR, terms.correct_BR)
+        return jax.tree.map(lambda x: x.reshape(batch.weights_BT.shape[0], -1), found)
 
     return step

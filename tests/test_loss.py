@@ -106,11 +106,13 @@ def batch_with(weights_BT):
 def test_the_target_budget_holds_every_target_in_order(weights):
     batch = batch_with(np.array(weights).reshape(2, 12))
     budget = max(int((batch.weights_BT > 0).sum(1).max()), 1)
-    chosen = select_targets(batch, budget)
+    hidden = np.arange(2 * 12, dtype=np.float32).reshape(2, 12, 1)
+    x_BRD, chosen = select_targets(hidden, batch, budget)
     assert chosen.at_BR.shape == (2, budget)
     for b in range(2):
         at = np.flatnonzero(batch.weights_BT[b])
         np.testing.assert_array_equal(chosen.at_BR[b, : len(at)], at)
+        np.testing.assert_array_equal(x_BRD[b, : len(at), 0], hidden[b, at, 0])
         np.testing.assert_array_equal(chosen.tokens_BR[b, : len(at)], batch.targets_BT[b, at])
         np.testing.assert_array_equal(chosen.sources_BR[b, : len(at)], batch.sources_BT[b, at])
         np.testing.assert_array_equal(chosen.weights_BR[b, : len(at)], batch.weights_BT[b, at])
@@ -118,7 +120,8 @@ def test_the_target_budget_holds_every_target_in_order(weights):
 
 
 def test_a_budget_above_the_row_is_the_row():
-    assert select_targets(batch_with(np.ones((2, 12))), 500).at_BR.shape == (2, 12)
+    _, chosen = select_targets(np.zeros((2, 12, 1)), batch_with(np.ones((2, 12))), 500)
+    assert chosen.at_BR.shape == (2, 12)
 
 
 def test_a_batch_without_targets_gives_zero_and_no_nan():

@@ -121,5 +121,5 @@ def test_each_device_runs_attention_on_its_own_rows_and_heads():
 
     q, kv, edge = np.zeros((8, 16, 4, 8)), np.zeros((8, 16, 2, 8)), np.zeros((8, 16), np.int32)
     with jax.set_mesh(sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})):
-        jax.jit(sharding.over_rows_and_heads(look, heads=2))(q, kv, kv, edge, edge)
+        jax.jit(sharding.over_queries(look, heads=2))(q, kv, kv, edge, edge)
     assert seen[-1] == ((2, 16, 2, 8), (2, 16, 1, 8), (2, 16))

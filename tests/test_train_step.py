@@ -20,7 +20,7 @@ from jaxmm.models.multimodal import logical_axes
 from jaxmm.optimizer import make_optimizer, make_schedule
 from jaxmm.train_step import init_state, make_eval_step, make_train_step
 
-BUDGETS = Budgets(tokens=96, patches=96, items=4, targets=96)
+BUDGETS = Budgets(tokens=128, patches=128, items=4, targets=96)
 ROWS = 8
 
 # Losses of 20 steps, in nats a target. A refactor shows the same ones.
@@ -108,6 +108,11 @@ def test_accumulation_changes_neither_loss_nor_gradients(tiny, batch, whole, acc
         ({"data": 2}, 1),
         ({"data": 8}, 1),
         ({"fsdp": 2, "tensor": 2}, 1),
+        ({"context": 2}, 1),
+        ({"context": 4}, 2),
+        ({"data": 2, "context": 2}, 1),
+        ({"fsdp": 2, "context": 2}, 1),
+        ({"tensor": 2, "context": 2}, 1),
         pytest.param({"data": 2, "fsdp": 2, "tensor": 2}, 2, marks=pytest.mark.slow),
     ],
 )

@@ -7,6 +7,8 @@ segment; padding has the empty interval and gives 0.
 from __future__ import annotations
 
 import functools
+import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -17,17 +19,30 @@ from jaxmm.models.interval_blocks import Logits, block_attention
 
 Intervals = tuple[jax.Array, jax.Array]  # start and end, int32 (B, T)
 
-BACKENDS = ("blocks",)  # by name; each must express any interval or raise
-_GROUPS = {"cpu": 64}  # queries computed at a time; elsewhere 1024
+# By name, what they are; each expresses any interval, or raises when it is traced.
+BACKENDS = {"blocks": "XLA, anywhere", "splash": "JAX's Pallas kernels for TPUs"}
+_GROUPS = {"cpu": 64}  # queries that "blocks" computes at a time; elsewhere 1024
 
 
-def choose_backend(name: str = "") -> str:
-    """Returns the backend to use: ``name``, or for '' the best one for this platform."""
-    if not name:
-        return "blocks"
-    if name not in BACKENDS:
+def choose_backend(name: str, platform: str, longest: int) -> str:
+    """Returns the backend to use: ``name``, or for '' the best one.
+
+    Args:
+      platform: "cpu", "tpu" or "gpu"; "" for one that is not to be asked.
+      longest: positions of the longest row.
+
+    Raises:
+      ValueError: if there is no such backend.
+    """
+    if name not in (*BACKENDS, ""):
         raise ValueError(f"attention backend '{name}' is not one of {', '.join(BACKENDS)}")
-    return name
+    if name == "splash" and platform not in ("tpu", ""):
+        raise ValueError(f"attention backend 'splash' runs on TPUs, not on {platform}: give '' for the best here")
+    if name or platform != "tpu":
+        return name or "blocks"
+    from jaxmm.models.splash import LONGEST
+
+    return "splash" if longest <= LONGEST else "blocks"
 
 
 def attention(
@@ -36,33 +51,54 @@ def attention(
 ):  # fmt: skip
     """Softmax attention over intervals, with grouped key-value heads (H a multiple of K).
 
-    Rows may be sharded over the batch mesh axes and heads over ``tensor``: each device then works on its own.
+    Rows may be sharded over the batch mesh axes and heads over ``tensor``: each device then works on its own. Where
+    positions are dealt over ``context`` (``sharding.deal``), each device computes its own queries against the keys of
+    the whole row.
 
     Args:
-      intervals: start and end, int32 (B, T); an empty interval (end <= start) gives 0.
+      intervals: start and end, int32 (B, T), in the order of ``q_BTHD``, of keys in their true order; an empty interval
+        (end <= start) gives 0.
       scale: of the logits; 0 is 1 / sqrt(D).
       softcap: bends logits to within plus and minus this by a tanh (Gemma 2); 0 does not.
-      backend: one of BACKENDS, '' for the platform's best.
-      block: side of the square blocks that are computed or skipped.
-      group: queries that are computed at a time, 0 for the platform's best.
+      backend: one of BACKENDS; '' is "blocks".
+      block: of "blocks", the side of the squares that are computed or skipped.
+      group: of "blocks", queries that are computed at a time, 0 for the platform's best.
     Returns:
       (B, T, H, D) in the dtype of ``q_BTHD``.
     """
     T, H, K = q_BTHD.shape[1], q_BTHD.shape[2], k_BTKD.shape[2]
     if H % K:
         raise ValueError(f"{H} attention heads are no multiple of {K} key-value heads")
-    choose_backend(backend)
-    block = min(block, -(-T // 16) * 16)
-    padding = -T % block
-    if padding:
-        widths = ((0, 0), (0, padding), (0, 0), (0, 0))
-        q_BTHD, k_BTKD, v_BTKD = (jnp.pad(x, widths) for x in (q_BTHD, k_BTKD, v_BTKD))
-        start_BT, end_BT = (jnp.pad(x, widths[:2]) for x in intervals)
-        intervals = start_BT, end_BT
-    group = group or _GROUPS.get(jax.default_backend(), 1024)
-    logits = Logits(scale or q_BTHD.shape[-1] ** -0.5, softcap)
-    run = functools.partial(block_attention, block=block, group=group, logits=logits)
-    out_BTHD = sharding.over_rows_and_heads(run, heads=K)(q_BTHD, k_BTKD, v_BTKD, *intervals)
+    scale = scale or q_BTHD.shape[-1] ** -0.5
+    run: Callable[..., jax.Array]
+    if choose_backend(backend, "", T) == "splash":
+        from jaxmm.models.splash import splash_attention
+
+        run = functools.partial(splash_attention, scale=scale, softcap=softcap)
+    else:
+        block = min(block, -(-T // 16) * 16)
+        group = group or _GROUPS.get(jax.default_backend(), 1024)
+        run = functools.partial(_by_blocks, block=block, group=group, logits=Logits(scale, softcap))
+    return sharding.over_queries(run, heads=K)(q_BTHD, k_BTKD, v_BTKD, *intervals)
+
+
+def _by_blocks(q_BTHD, k_BSKD, v_BSKD, start_BT, end_BT, *, block: int, group: int, logits: Logits):
+    """``block_attention`` for any length; queries that are a device's share of a row's are in two runs."""
+    T, S = q_BTHD.shape[1], k_BSKD.shape[1]
+    if T < S:
+        starts = sharding.own_chunks()
+        chunk = T // len(starts)
+        block, group = math.gcd(block, chunk), min(group, chunk)
+        places_N = jnp.concatenate([start * (chunk // block) + jnp.arange(chunk // block) for start in starts])
+    else:
+        places_N = jnp.arange(-(-T // block))
+    widths = ((0, 0), (0, -T % block), (0, 0), (0, 0))
+    if T % block:
+        q_BTHD, k_BSKD, v_BSKD = (jnp.pad(x, widths) for x in (q_BTHD, k_BSKD, v_BSKD))
+        start_BT, end_BT = (jnp.pad(x, widths[:2]) for x in (start_BT, end_BT))
+    out_BTHD = block_attention(
+        q_BTHD, k_BSKD, v_BSKD, start_BT, end_BT, places_N.astype(jnp.int32), block, group, logits
+    )  # fmt: skip
     return out_BTHD[:, :T]
 
 

@@ -17,6 +17,8 @@ from jaxmm import sharding
 from jaxmm.models import attention as attn
 from jaxmm.models import rope
 from jaxmm.models.cache import Cache
+from jaxmm.models.compute import Compute
+from jaxmm.models.embedding import look_up
 from jaxmm.models.layers import MLP, Linear, RMSNorm, apply_stack, fan_in, parameter, stack
 from jaxmm.models.rope import RopeScaling
 
@@ -110,14 +112,17 @@ class Where(NamedTuple):
 Attend = Callable[..., tuple[jax.Array, Cache | None]]
 
 
-def _attend_own(q_BTHD, k_BTKD, v_BTKD, intervals, *, cache: Cache | None, layer, **logits):
+def _attend_own(q_BTHD, k_BTKD, v_BTKD, intervals, *, cache: Cache | None, layer, backend: str, **logits):
     """Positions meet those of their own pass, which a cache then holds, where there is one."""
-    out_BTHD = attn.attention(q_BTHD, k_BTKD, v_BTKD, intervals, **logits)
-    return out_BTHD, None if cache is None else cache.filled(layer, k_BTKD, v_BTKD)
+    out_BTHD = attn.attention(q_BTHD, k_BTKD, v_BTKD, intervals, backend=backend, **logits)
+    if cache is not None:
+        cache = cache.filled(layer, sharding.dealt_back(k_BTKD), sharding.dealt_back(v_BTKD))
+    return out_BTHD, cache
 
 
-def _attend_cached(q_B1HD, k_B1KD, v_B1KD, intervals, *, cache: Cache, layer, **logits):
+def _attend_cached(q_B1HD, k_B1KD, v_B1KD, intervals, *, cache: Cache, layer, backend: str, **logits):
     """One position a row meets all that its row's cache holds, itself included."""
+    del backend  # one query needs none
     cache = cache.added(layer, k_B1KD, v_B1KD)
     return attn.attention_of_one(q_B1HD, *cache.of(layer), intervals, **logits), cache
 
@@ -175,7 +180,7 @@ class Block(nnx.Module):
         x_BTD = x_BTD + (h_BTD if self.norm_attention_out is None else self.norm_attention_out(h_BTD))
         h_BTD = self.mlp(self.norm_mlp(x_BTD))
         x_BTD = x_BTD + (h_BTD if self.norm_mlp_out is None else self.norm_mlp_out(h_BTD))
-        return sharding.constrain(x_BTD, "rows", None, None), cache
+        return sharding.constrain(x_BTD, "rows", sharding.positions_axis(x_BTD.shape[1]), None), cache
 
 
 class Decoder(nnx.Module):
@@ -193,7 +198,7 @@ class Decoder(nnx.Module):
             self.head = parameter(rngs, shape, axes, init)
 
     def embed(self, tokens_BT, dtype):
-        embedded = jnp.take(self.embedding[...].astype(dtype), tokens_BT, axis=0)
+        embedded = look_up(self.embedding[...], tokens_BT, dtype)
         return embedded if self.spec.embed_scale == 1 else embedded * jnp.asarray(self.spec.embed_scale, dtype)
 
     def projection(self):
@@ -217,15 +222,16 @@ class Decoder(nnx.Module):
         return found
 
     def places(self, positions_BTA, segments_BT, blocks_BT) -> dict[bool, Where]:
-        """Where positions are to global layers (False) and to local ones (True)."""
+        """Where positions are to global layers (False) and to local ones (True), in the order they are dealt in."""
         spec = self.spec
         blocks_BT = blocks_BT if spec.two_way_blocks else None
         start_BT, end_BT = attn.runs(segments_BT)
         rotations = self.rotations(positions_BTA, end_BT - start_BT)
-        return {
+        places = {
             local: Where(rotations[local], attn.causal(segments_BT, blocks_BT, spec.window if local else 0))
             for local in set(spec.is_local().tolist())
         }
+        return jax.tree.map(sharding.deal, places)
 
     def places_in(self, cache: Cache) -> dict[bool, Where]:
         """Where the next position of each row is, (B, 1), and what of the cache it sees."""
@@ -239,20 +245,24 @@ class Decoder(nnx.Module):
         return {local: Where(rotations[local], seen(local)) for local in set(spec.is_local().tolist())}
 
     def __call__(
-        self, x_BTD, positions_BTA, segments_BT, blocks_BT, deep: Deep | None = None, *,
-        remat: str = "none", unroll: int = 1,
+        self, x_BTD, positions_BTA, segments_BT, blocks_BT, deep: Deep | None = None, *, compute: Compute
     ):  # fmt: skip
-        """Runs embedded positions (B, T, D) through the layers; returns normed hidden states of the same shape."""
+        """Runs embedded positions (B, T, D), dealt over ``context``, through the layers; positions, segments and blocks
+        are in their true order.
+
+        Returns normed hidden states of the same shape, dealt too.
+        """
         places = self.places(positions_BTA, segments_BT, blocks_BT)
-        return self._run(x_BTD, None, places, _attend_own, deep, remat, unroll)[0]
+        return self._run(x_BTD, None, places, _attend_own, deep, compute)[0]
 
     def prefill(
-        self, x_BTD, positions_BTA, segments_BT, blocks_BT, deep: Deep | None = None, *, size: int, unroll: int = 1
+        self, x_BTD, positions_BTA, segments_BT, blocks_BT, deep: Deep | None = None, *, size: int,
+        compute: Compute,
     ):  # fmt: skip
         """The same for one document a row, from its first position on, with a cache for ``size`` positions.
 
         Returns:
-          (hidden states, Cache).
+          (hidden states in their true order, Cache).
         """
         spec, (B, T) = self.spec, segments_BT.shape
         if size < T:
@@ -260,16 +270,17 @@ class Decoder(nnx.Module):
         shape = spec.layers, B, spec.kv_heads, size, spec.head_dim
         cache = Cache.empty(shape, x_BTD.dtype, positions_BTA, segments_BT)
         places = self.places(positions_BTA, segments_BT, blocks_BT)
-        return self._run(x_BTD, cache, places, _attend_own, deep, "none", unroll)
+        x_BTD, cache = self._run(x_BTD, cache, places, _attend_own, deep, compute)
+        return sharding.dealt_back(x_BTD), cache
 
-    def step(self, x_B1D, cache: Cache, *, unroll: int = 1):
+    def step(self, x_B1D, cache: Cache, compute: Compute):
         """Runs one more embedded text position of each row; returns (hidden states (B, 1, D), Cache)."""
-        x_B1D, cache = self._run(x_B1D, cache, self.places_in(cache), _attend_cached, None, "none", unroll)
+        x_B1D, cache = self._run(x_B1D, cache, self.places_in(cache), _attend_cached, None, compute)
         return x_B1D, cache.grown()
 
     def _run(
-        self, x_BTD, cache: Cache | None, places: dict[bool, Where], attend: Attend, deep: Deep | None, remat: str,
-        unroll: int,
+        self, x_BTD, cache: Cache | None, places: dict[bool, Where], attend: Attend, deep: Deep | None,
+        compute: Compute,
     ):  # fmt: skip
         each = {"layer": np.arange(self.spec.layers), "is_local": self.spec.is_local()}
 
@@ -279,8 +290,12 @@ class Decoder(nnx.Module):
                 (where,) = places.values()
             else:
                 where = jax.tree.map(lambda a, b: jnp.where(mine["is_local"], a, b), places[True], places[False])
-            x, cache = block(x, where, functools.partial(attend, cache=cache, layer=mine["layer"]))
+            x, cache = block(
+                x, where, functools.partial(attend, cache=cache, layer=mine["layer"], backend=compute.attention)
+            )
             return x if deep is None else deep.added(x, mine["layer"]), cache
 
-        (x_BTD, cache), _ = apply_stack(self.blocks, (x_BTD, cache), call, remat, unroll, each=each)
+        (x_BTD, cache), _ = apply_stack(
+            self.blocks, (x_BTD, cache), call, compute.remat if cache is None else "none", compute.unroll, each=each
+        )  # fmt: skip
         return self.norm(x_BTD), cache

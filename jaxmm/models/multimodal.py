@@ -14,6 +14,7 @@ from flax import nnx
 from jaxmm import sharding
 from jaxmm.batch import Batch
 from jaxmm.models.cache import Cache
+from jaxmm.models.compute import Compute
 from jaxmm.models.connector import Connector, ConnectorSpec
 from jaxmm.models.decoder import Decoder, DecoderSpec, Deep
 from jaxmm.models.vit import Features, VisionSpec, VisionTower
@@ -31,15 +32,6 @@ class ModelSpec:
     vision: VisionSpec = dataclasses.field(default_factory=VisionSpec)
     connector: ConnectorSpec = dataclasses.field(default_factory=ConnectorSpec)
     decoder: DecoderSpec = dataclasses.field(default_factory=DecoderSpec)
-
-
-@dataclasses.dataclass(frozen=True)
-class Compute:
-    """How the model is computed, which changes no parameter: dtype of activations, remat policy, layers unrolled."""
-
-    dtype: str = "float32"
-    remat: str = "none"
-    unroll: int = 1
 
 
 class SoftTokens(NamedTuple):
@@ -74,33 +66,33 @@ class MultimodalModel(nnx.Module):
 
     def features(self, batch: Batch, compute: Compute) -> Features:
         """The tower's outputs."""
-        dtype = jnp.dtype(compute.dtype)
-        return self.vision(batch.patches, batch.grids_BM3, dtype=dtype, remat=compute.remat, unroll=compute.unroll)
+        return self.vision(batch.patches, batch.grids_BM3, compute)
 
     def _inputs(self, batch: Batch, soft: SoftTokens, compute: Compute) -> tuple[Any, ...]:
         """What the decoder takes: embeddings and soft tokens in their places, and where these are."""
-        x_BTD = self.decoder.embed(batch.text.values, jnp.dtype(compute.dtype))
-        placed_BTD = jnp.take_along_axis(soft.table_BSD, jnp.maximum(batch.slots_BT, 0)[..., None], axis=1)
-        x_BTD = jnp.where((batch.slots_BT >= 0)[..., None], placed_BTD, x_BTD)
-        x_BTD = sharding.constrain(x_BTD, "rows", None, None)
-        deep = None if soft.deep_KBSD is None else Deep(soft.deep_KBSD, batch.slots_BT)
+        slots_BT = sharding.deal(batch.slots_BT)
+        x_BTD = self.decoder.embed(sharding.deal(batch.text.values), jnp.dtype(compute.dtype))
+        placed_BTD = jnp.take_along_axis(soft.table_BSD, jnp.maximum(slots_BT, 0)[..., None], axis=1)
+        x_BTD = jnp.where((slots_BT >= 0)[..., None], placed_BTD, x_BTD)
+        x_BTD = sharding.constrain(x_BTD, "rows", sharding.positions_axis(slots_BT.shape[1]), None)
+        deep = None if soft.deep_KBSD is None else Deep(soft.deep_KBSD, slots_BT)
         return x_BTD, batch.text.positions, batch.text.segments, batch.blocks_BT, deep
 
     def hidden(self, batch: Batch, soft: SoftTokens, compute: Compute):
-        """Hidden states (B, T, D) of text and soft tokens together."""
-        return self.decoder(*self._inputs(batch, soft, compute), remat=compute.remat, unroll=compute.unroll)
+        """Hidden states (B, T, D) of text and soft tokens together, dealt over ``context``."""
+        return self.decoder(*self._inputs(batch, soft, compute), compute=compute)
 
     def prefill(self, batch: Batch, size: int, compute: Compute) -> tuple[jax.Array, Cache]:
         """Logits (B, V) of what follows the one document of each row, and a cache for ``size`` positions of it."""
         inputs = self._inputs(batch, self.soft_tokens(batch, compute), compute)
-        hidden_BTD, cache = self.decoder.prefill(*inputs, size=size, unroll=compute.unroll)
+        hidden_BTD, cache = self.decoder.prefill(*inputs, size=size, compute=compute)
         last_B1D = jnp.take_along_axis(hidden_BTD, cache.length_B[:, None, None] - 1, axis=1)
         return self.logits(last_B1D[:, 0]), cache
 
     def step(self, tokens_B, cache: Cache, compute: Compute) -> tuple[jax.Array, Cache]:
         """Logits (B, V) of what follows one more token of each row, and the cache with it."""
         x_B1D = self.decoder.embed(tokens_B[:, None], jnp.dtype(compute.dtype))
-        hidden_B1D, cache = self.decoder.step(x_B1D, cache, unroll=compute.unroll)
+        hidden_B1D, cache = self.decoder.step(x_B1D, cache, compute)
         return self.logits(hidden_B1D[:, 0]), cache
 
     def logits(self, hidden_BD):
@@ -114,7 +106,7 @@ class MultimodalModel(nnx.Module):
         return self.decoder.projection()
 
     def __call__(self, batch: Batch, compute: Compute):
-        """Returns hidden states (B, T, D) and the vocabulary projection (V, D)."""
+        """Returns hidden states (B, T, D), dealt over ``context``, and the vocabulary projection (V, D)."""
         return self.hidden(batch, self.soft_tokens(batch, compute), compute), self.projection()
 
 

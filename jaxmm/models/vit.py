@@ -17,6 +17,7 @@ from jaxmm import sharding
 from jaxmm.batch import Stream
 from jaxmm.models import attention as attn
 from jaxmm.models import rope
+from jaxmm.models.compute import Compute
 from jaxmm.models.layers import MLP, LayerNorm, Linear, RMSNorm, Taps, apply_stack, parameter, stack
 
 
@@ -152,7 +153,9 @@ class SelfAttention(nnx.Module):
         self.query_norm = RMSNorm(width, 1e-6, rngs=rngs) if spec.qk_norm else None
         self.key_norm = RMSNorm(width, 1e-6, rngs=rngs) if spec.qk_norm else None
 
-    def __call__(self, x_BND, intervals: attn.Intervals, rotation: tuple[jax.Array, jax.Array] | None):
+    def __call__(
+        self, x_BND, intervals: attn.Intervals, rotation: tuple[jax.Array, jax.Array] | None, backend: str
+    ):  # fmt: skip
         q_BNHD, k_BNHD = self.query(x_BND), self.key(x_BND)
         if self.query_norm is not None and self.key_norm is not None:
             q_BNHD, k_BNHD = (
@@ -161,7 +164,7 @@ class SelfAttention(nnx.Module):
             )
         if rotation is not None:
             q_BNHD, k_BNHD = rope.rotate(q_BNHD, rotation), rope.rotate(k_BNHD, rotation)
-        return self.out(attn.attention(q_BNHD, k_BNHD, self.value(x_BND), intervals))
+        return self.out(attn.attention(q_BNHD, k_BNHD, self.value(x_BND), intervals, backend=backend))
 
 
 class Block(nnx.Module):
@@ -177,14 +180,16 @@ class Block(nnx.Module):
         self.scale_attention = parameter(rngs, shape, ("embed",), init) if spec.layer_scale else None
         self.scale_mlp = parameter(rngs, shape, ("embed",), init) if spec.layer_scale else None
 
-    def __call__(self, x_BND, intervals: attn.Intervals, rotation: tuple[jax.Array, jax.Array] | None):
+    def __call__(
+        self, x_BND, intervals: attn.Intervals, rotation: tuple[jax.Array, jax.Array] | None, backend: str
+    ):  # fmt: skip
         def scaled(y_BND, scale):
             return y_BND if scale is None else y_BND * scale[...].astype(y_BND.dtype)
 
-        h_BND = self.attention(self.norm_attention(x_BND), intervals, rotation)
+        h_BND = self.attention(self.norm_attention(x_BND), intervals, rotation, backend)
         x_BND = x_BND + scaled(h_BND, self.scale_attention)
         x_BND = x_BND + scaled(self.mlp(self.norm_mlp(x_BND)), self.scale_mlp)
-        return sharding.constrain(x_BND, "rows", None, None)
+        return sharding.constrain(x_BND, "rows", sharding.positions_axis(x_BND.shape[1]), None)
 
 
 class VisionTower(nnx.Module):
@@ -204,34 +209,35 @@ class VisionTower(nnx.Module):
         self.blocks = stack(spec.layers, lambda r: Block(spec, rngs=r), rngs)
         self.norm = norm(width, spec.norm_eps, rngs=rngs) if spec.final_norm else None
 
-    def __call__(self, patches: Stream, grids_BM3, *, dtype, remat: str = "none", unroll: int = 1) -> Features:
-        """Returns features in ``dtype``; those of padding are finite and meaningless."""
+    def __call__(self, patches: Stream, grids_BM3, compute: Compute) -> Features:
+        """Returns features in the dtype of ``compute``; those of padding are finite and meaningless."""
         spec = self.spec
-        x_BND = self._embedded(patches, grids_BM3, dtype)
+        intervals, rotation = jax.tree.map(sharding.deal, (self._intervals(patches), self._rotation(patches)))
+        patches = Stream(*map(sharding.deal, patches))
+        axes = "rows", sharding.positions_axis(patches.segments.shape[1]), None
+        x_BND = self._embedded(patches, grids_BM3, jnp.dtype(compute.dtype))
         if self.pre_norm is not None:
             x_BND = self.pre_norm(x_BND)
-        x_BND = sharding.constrain(x_BND, "rows", None, None)
-        intervals, rotation = self._intervals(patches), self._rotation(patches)
+        x_BND = sharding.constrain(x_BND, *axes)
 
         def call(block: Block, x: jax.Array, is_local: Any) -> jax.Array:
             if len(intervals) == 1:
                 (seen,) = intervals.values()
             else:
                 seen = jax.tree.map(lambda a, b: jnp.where(is_local, a, b), intervals[True], intervals[False])
-            return block(x, seen, rotation)
+            return block(x, seen, rotation, compute.attention)
 
         kept = tuple(sorted({*spec.taps, *spec.features}))
         x_BND, kept_KBND = apply_stack(
-            self.blocks, x_BND, call, remat, unroll, each=spec.is_local(), taps=Taps(kept)
+            self.blocks, x_BND, call, compute.remat, compute.unroll, each=spec.is_local(), taps=Taps(kept)
         )  # fmt: skip
         if self.norm is not None:
             x_BND = self.norm(x_BND)
-        if kept_KBND is None:
-            return Features(x_BND)
-        by_layer = dict(zip(kept, kept_KBND, strict=True))
+        by_layer = {} if kept_KBND is None else dict(zip(kept, kept_KBND, strict=True))
         if spec.features:
             x_BND = jnp.concatenate([by_layer[i] for i in spec.features], -1)
-        return Features(x_BND, tuple(by_layer[i] for i in spec.taps))
+        found = Features(x_BND, tuple(by_layer[i] for i in spec.taps))
+        return jax.tree.map(lambda x: sharding.constrain(sharding.dealt_back(x), *axes), found)
 
     def _embedded(self, patches: Stream, grids_BM3, dtype):
         """Patches, and class tokens where they are, with their position embeddings: (B, N, D)."""

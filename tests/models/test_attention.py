@@ -147,7 +147,7 @@ def test_compiled_memory_grows_linearly(lengths):
 
 def test_a_backend_that_does_not_exist_raises():
     q, k, v, _ = qkv(0)
-    with pytest.raises(ValueError, match="backend 'cudnnn' is not one of blocks"):
+    with pytest.raises(ValueError, match="backend 'cudnnn' is not one of blocks, splash"):
         attn.attention(q, k, v, attn.causal(jnp.ones((B, T), jnp.int32)), backend="cudnnn")
 
 

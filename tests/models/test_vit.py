@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from jaxmm.batch import Stream
+from jaxmm.models.compute import Compute
 from jaxmm.models.vit import VisionSpec, VisionTower, position_weights
 
 SPEC = VisionSpec(width=16, layers=3, heads=2, mlp=24, patch_size=2, positions=4)
@@ -47,7 +48,7 @@ def patches_of(grids: list[tuple[int, int]], padding: int = 0) -> tuple[Stream, 
 
 def features(tower, stream, grids, **options):
     graph, state = nnx.split(tower)
-    run = jax.jit(lambda state, *args: nnx.merge(graph, state)(*args, dtype=jnp.float32, **options))
+    run = jax.jit(lambda state, *args: nnx.merge(graph, state)(*args, Compute(**options)))
     return np.asarray(run(state, stream, grids).last_BND)[0]
 
 

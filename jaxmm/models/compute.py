@@ -1,0 +1,22 @@
+"""How a model is computed, which changes no parameter."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Compute:
+    """How a model is computed.
+
+    Attributes:
+      dtype: of activations.
+      remat: what layers keep for the backward pass, a key of ``layers.REMAT``.
+      unroll: layers that one iteration of the scan over them runs.
+      attention: a backend of ``attention.BACKENDS``; '' is "blocks".
+    """
+
+    dtype: str = "float32"
+    remat: str = "none"
+    unroll: int = 1
+    attention: str = ""

@@ -1,0 +1,107 @@
+"""The interval attention backend for TPUs: JAX's splash kernel, told on the device which keys each query sees.
+
+Splash (``jax.experimental.pallas.ops.tpu``) skips blocks by a ``MaskInfo`` that is meant to be made of a mask known
+beforehand. Here it is made of the batch's own intervals, and they are all the mask there is: a query's start and end
+travel in its ``q_sequence``, and a mask function reads them there.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask_info as mask_info
+
+LANES = 128
+LARGEST_BLOCK = 512
+_BITS = 16  # of an end in q_sequence; the start has the others
+LONGEST = 1 << _BITS  # keys of a row
+
+
+def splash_attention(
+    q_BTHD, k_BSKD, v_BSKD, start_BT, end_BT, *, scale: float, softcap: float = 0.0, interpret: bool = False
+):  # fmt: skip
+    """Softmax attention of T queries over S keys, in which query i sees the keys in [start_i, end_i).
+
+    Heads of 64, 72, 80, 96, 128 and 256 are known to compile. Memory is linear in T and S.
+
+    Args:
+      interpret: run the kernel's steps one by one, anywhere.
+    Returns:
+      (B, T, H, D) in the dtype of ``q_BTHD``; an empty interval gives 0.
+    """
+    T, S = q_BTHD.shape[1], k_BSKD.shape[1]
+    if S > LONGEST:
+        raise ValueError(f"attention by 'splash' takes at most {LONGEST} keys a row, not {S}: use 'blocks'")
+    block_q, block_k = _block(T), _block(S)
+    q_BTHD, k_BSKD, v_BSKD = (
+        _padded(x, block) for x, block in ((q_BTHD, block_q), (k_BSKD, block_k), (v_BSKD, block_k))
+    )
+    is_seeing = _padded(end_BT > start_BT, block_q)
+    # Queries that see nothing see one key all the same, which saves the kernel from an empty sum; 0 is put there after.
+    one = jnp.minimum(jnp.arange(is_seeing.shape[1], dtype=jnp.int32), S - 1)
+    start_BT = jnp.where(is_seeing, _padded(start_BT, block_q), one)
+    last_BT = jnp.where(is_seeing, _padded(end_BT, block_q) - 1, one)
+    sizes = splash.BlockSizes(
+        block_q=block_q, block_kv=block_k, block_kv_compute=block_k,
+        block_q_dkv=block_q, block_kv_dkv=block_k, block_kv_dkv_compute=block_k,
+        block_q_dq=block_q, block_kv_dq=block_k,  # two kernels: one that does both needs memory for every block of dq
+    )  # fmt: skip
+
+    def of_row(q_HTD, k_KSD, v_KSD, start_T, last_T):
+        by_query, by_key = _mask_infos(start_T, last_T, k_KSD.shape[1], block_q, block_k)
+        kernel = splash.SplashAttentionKernel(
+            by_query, by_query, by_key, block_sizes=sizes, is_mqa=False, save_residuals=False,
+            mask_value=splash.DEFAULT_MASK_VALUE, attn_logits_soft_cap=softcap or None, residual_checkpoint_name=None,
+            mask_function=_is_seen, interpret=interpret,
+        )  # fmt: skip
+        return kernel(q_HTD, k_KSD, v_KSD)
+
+    heads_first = functools.partial(jnp.swapaxes, axis1=1, axis2=2)
+    q_BHTD, k_BKSD, v_BKSD = map(heads_first, (q_BTHD * jnp.asarray(scale, q_BTHD.dtype), k_BSKD, v_BSKD))
+    out_BHTD = jax.vmap(of_row)(q_BHTD, k_BKSD, v_BKSD, start_BT, last_BT)
+    out_BTHD = jnp.where(is_seeing[..., None, None], heads_first(out_BHTD), 0)
+    return out_BTHD[:, :T]
+
+
+def _block(length: int) -> int:
+    """The side of blocks: the largest for which padding a row to a multiple of it adds no more than an eighth."""
+    lanes = -(-length // LANES)
+    return LANES * next(n for n in range(min(lanes, LARGEST_BLOCK // LANES), 0, -1) if 8 * (-lanes % n) <= lanes)
+
+
+def _padded(x, block: int):
+    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % block), *[(0, 0)] * (x.ndim - 2)))
+
+
+def _is_seen(bounds, key):
+    """The mask: ``bounds`` is a query's start, then its last key."""
+    return (key >= jax.lax.shift_right_logical(bounds, _BITS)) & (key <= bounds & (LONGEST - 1))
+
+
+def _mask_infos(
+    start_T, last_T, keys: int, block_q: int, block_k: int
+) -> tuple[mask_info.MaskInfo, mask_info.MaskInfo]:  # fmt: skip
+    """Which blocks of keys a block of queries meets, and which comes next: for the kernels that go through keys, and
+    for the one that goes through queries.
+
+    A block of queries meets all blocks from the first that one of them sees to the last.
+    """
+    queries_n, keys_m = (jnp.arange(n // b, dtype=jnp.int32) for n, b in ((len(start_T), block_q), (keys, block_k)))
+    first_n = start_T.reshape(-1, block_q).min(1) // block_k
+    last_n = last_T.reshape(-1, block_q).max(1) // block_k
+    meets_nm = (keys_m >= first_n[:, None]) & (keys_m <= last_n[:, None])
+    next_key_nm = jnp.clip(keys_m, first_n[:, None], last_n[:, None])
+    first_m = jnp.argmax(meets_nm, 0).astype(jnp.int32)
+    last_m = len(queries_n) - 1 - jnp.argmax(meets_nm[::-1], 0).astype(jnp.int32)
+    next_query_nm = jnp.clip(queries_n[:, None], first_m, last_m)
+
+    def info(next_nm) -> mask_info.MaskInfo:
+        return mask_info.MaskInfo(
+            data_next=next_nm[None], mask_next=None, block_mask=meets_nm[None].astype(jnp.int32),
+            partial_mask_blocks=None, q_sequence=(start_T << _BITS) | last_T,
+        )  # fmt: skip
+
+    return info(next_key_nm), info(next_query_nm)

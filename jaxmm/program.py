@@ -1,0 +1,105 @@
+"""The training step that a config asks for, and the shapes and shardings of what it works on; nothing is allocated."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from jaxmm import sharding
+from jaxmm.batch import Batch
+from jaxmm.data.assemble import empty_batch
+from jaxmm.data.lengths import Budgets
+from jaxmm.errors import UserError
+from jaxmm.models.multimodal import linear_maps, make_model
+from jaxmm.optimizer import OPTIMIZERS, make_optimizer, make_schedule
+from jaxmm.parameters import place_params
+from jaxmm.recipe import Recipe
+from jaxmm.train_step import Metrics, TrainState, init_state, make_train_step
+
+
+class Program(NamedTuple):
+    """What is compiled for a run.
+
+    Attributes:
+      step: ``step(state, batch) -> (state, metrics)``.
+      first_state: the state of parameters before any step.
+      schedule: the learning rate of each step.
+    """
+
+    recipe: Recipe
+    step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+    first_state: Callable[[Any], TrainState]
+    schedule: optax.Schedule
+
+    def shardings(self, mesh: Mesh) -> TrainState:
+        """Where the state lies: optimizer moments where their parameters do, all else on every device."""
+        return place_params(self.recipe.model, self._shapes(), mesh)
+
+    def abstract_state(self, mesh: Mesh) -> TrainState:
+        """Shapes and shardings of the state."""
+        return jax.tree.map(
+            lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+            self._shapes(),
+            self.shardings(mesh),
+        )
+
+    def _shapes(self) -> TrainState:
+        init, _ = make_model(self.recipe.model)
+        return jax.eval_shape(lambda: self.first_state(init(jax.random.key(0))))
+
+
+def make_program(config: ConfigDict, recipe: Recipe, *, steps: int, targets: int, sources: int) -> Program:
+    """Builds the step of a run.
+
+    Args:
+      steps: of the schedule.
+      targets: the target budget of a row.
+      sources: of data.
+
+    Raises:
+      UserError: for a mistake in config.optimizer.
+    """
+    options = config.optimizer
+    if options.name not in OPTIMIZERS:
+        raise UserError(f"config.optimizer.name '{options.name}' is not one of {', '.join(OPTIMIZERS)}")
+    try:
+        schedule = make_schedule(
+            rate=options.rate, steps=steps, warmup=options.warmup, name=options.schedule,
+            end_factor=options.end_factor, decay_fraction=options.decay_fraction,
+        )  # fmt: skip
+    except ValueError as error:
+        raise UserError(f"config.optimizer: {error}") from error
+    optimizer = make_optimizer(
+        schedule, b1=options.b1, b2=options.b2, weight_decay=options.weight_decay, clip=options.clip,
+        linear_maps=linear_maps(recipe.model) if options.name == "muon" else None,
+        part_rates={part: options[f"{part}_rate"] for part in ("vision", "connector", "decoder")},
+    )  # fmt: skip
+    _, apply = make_model(recipe.model)
+    step = make_train_step(
+        lambda params, batch: apply(params, batch, recipe.compute),
+        optimizer,
+        frozen=recipe.frozen,
+        accumulation=config.accumulation,
+        target_budget=targets,
+        sources=sources,
+        z_loss=options.z_loss,
+        logit_softcap=recipe.model.decoder.logit_softcap,
+        image_offset=recipe.template.image_offset if recipe.template.predict_image_tokens else 0,
+    )
+    first_state = functools.partial(init_state, optimizer=optimizer, frozen=recipe.frozen)
+    return Program(recipe, step, first_state, schedule)
+
+
+def abstract_batch(recipe: Recipe, budgets: Budgets, rows: int, mesh: Mesh) -> Batch:
+    """Shapes and shardings of a global batch."""
+    where = sharding.row_sharding(mesh)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype, sharding=where),
+        empty_batch(1, budgets, recipe.image),
+    )

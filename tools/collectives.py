@@ -1,0 +1,198 @@
+"""What a compiled program sends between devices: bytes by kind of collective and by mesh axis, from its HLO text."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+BYTES = {"pred": 1, "bf16": 2, "f16": 2, "c64": 8, "c128": 16}  # others have their bits in their name
+
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
+_SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
+_CALLED = re.compile(r"(?:body|calls|to_apply|condition|true_computation|false_computation)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+
+
+class Collective(NamedTuple):
+    """One operation.
+
+    Attributes:
+      bytes: of what it gives on one device, each time.
+      times: it runs in a step.
+      axes: of the mesh, over which it sends.
+    """
+
+    kind: str
+    bytes: int
+    times: int
+    axes: tuple[str, ...]
+
+    @property
+    def total(self) -> int:
+        return self.bytes * self.times
+
+
+class _Instruction(NamedTuple):
+    name: str
+    shape: str
+    kind: str
+    rest: str
+
+
+def collectives(text: str, mesh: Mesh) -> list[Collective]:
+    """Reads the optimised HLO of a program that was compiled for this mesh.
+
+    Loops count as often as their condition says they run, where it compares with a constant. Of the parts in which a
+    collective runs beside other work, one counts.
+    """
+    computations = dict(_computations(text))
+    times = _times(computations)
+    groupings = _groupings(mesh)
+    found: dict[tuple[str, str], Collective] = {}
+    for name, instructions in computations.items():
+        for each in instructions:
+            kind = each.kind.removesuffix("-start")
+            if kind not in KINDS:
+                continue
+            channel = re.search(r"channel_id=(\d+)", each.rest)
+            key = kind, channel[1] if channel else f"{name}/{each.name}"
+            one = Collective(kind, _size(each), times[name], _axes(each.rest, groupings, mesh))
+            if key not in found or one.total > found[key].total:
+                found[key] = one
+    return [one for one in found.values() if one.times and one.axes]
+
+
+def by_kind_and_axes(found: Sequence[Collective]) -> dict[tuple[str, str], int]:
+    """Bytes a step and device, by kind and by axes ("data+fsdp")."""
+    total: dict[tuple[str, str], int] = defaultdict(int)
+    for one in found:
+        total[one.kind, "+".join(one.axes)] += one.total
+    return dict(sorted(total.items(), key=lambda item: -item[1]))
+
+
+def _computations(text: str) -> Iterator[tuple[str, list[_Instruction]]]:
+    name, instructions = "", list[_Instruction]()
+    for line in text.splitlines():
+        if head := _COMPUTATION.match(line):
+            name, instructions = ("ENTRY" if head[1] else head[2]), []
+        elif line.startswith("}") and name:
+            yield name, instructions
+            name = ""
+        elif name and (match := _INSTRUCTION.match(line)):
+            instructions.append(_Instruction(*match.groups()))
+
+
+def _times(computations: dict[str, list[_Instruction]]) -> dict[str, int]:
+    """How often each computation runs in a step."""
+    callers: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    for name, instructions in computations.items():
+        for each in instructions:
+            called = _CALLED.findall(each.rest)
+            for group in _BRANCHES.findall(each.rest):
+                called += [one.strip().lstrip("%") for one in group.split(",")]
+            often = _trips(each, computations) if each.kind == "while" else 1
+            for one in called:
+                callers[one].append((name, often))
+    known: dict[str, int] = {"ENTRY": 1}
+
+    def of(name: str) -> int:
+        if name not in known:
+            known[name] = 0  # of nobody, until its callers are counted
+            known[name] = sum(of(caller) * often for caller, often in callers[name])
+        return known[name]
+
+    return {name: of(name) for name in computations}
+
+
+def _trips(loop: _Instruction, computations: dict[str, list[_Instruction]]) -> int:
+    """How often a loop runs: what the compiler noted, or the constant that its condition compares a counter with."""
+    if noted := _TRIPS.search(loop.rest):
+        return int(noted[1])
+    condition = re.search(r"condition=%?([\w.\-]+)", loop.rest)
+    constants = [
+        int(match[1])
+        for each in computations.get(condition[1] if condition else "", [])
+        if each.kind == "constant"
+        and re.match(r"[su]32\[\]", each.shape)
+        and (match := re.match(r"(\d+)\)", each.rest))
+    ]
+    return max(constants, default=1)
+
+
+def _size(instruction: _Instruction) -> int:
+    """Bytes of the result; of an operation that is only started, of the last of its arrays."""
+    sizes = [
+        math.prod(int(n) for n in dims.split(",") if n) * _item_bytes(dtype)
+        for dtype, dims in _SHAPE.findall(re.sub(r"\{[^}]*\}", "", instruction.shape))
+        if dtype != "token"
+    ]
+    if instruction.kind.endswith("-start") and instruction.shape.startswith("("):
+        return max(sizes, default=0)
+    return sum(sizes)
+
+
+def _item_bytes(dtype: str) -> int:
+    bits = re.search(r"\d+", dtype)
+    return BYTES.get(dtype) or (max(1, int(bits[0]) // 8) if bits else 0)
+
+
+Grouping = frozenset[frozenset[int]]
+
+
+def _grouped(ids: np.ndarray, dims: Sequence[int]) -> Grouping:
+    """The devices that differ only along these dims, together."""
+    last = np.moveaxis(ids, dims, range(ids.ndim - len(dims), ids.ndim))
+    return frozenset(frozenset(row.tolist()) for row in last.reshape(-1, math.prod(ids.shape[d] for d in dims)))
+
+
+def _groupings(mesh: Mesh) -> dict[Grouping, tuple[str, ...]]:
+    """For each set of the mesh's axes, the devices it groups; numbered as they are in the mesh."""
+    ids = np.arange(mesh.size).reshape(mesh.devices.shape)
+    wide = [i for i, size in enumerate(ids.shape) if size > 1]
+    sets = itertools.chain.from_iterable(itertools.combinations(wide, n) for n in range(1, len(wide) + 1))
+    return {_grouped(ids, dims): tuple(mesh.axis_names[d] for d in dims) for dims in sets}
+
+
+def _axes(rest: str, groupings: dict[Grouping, tuple[str, ...]], mesh: Mesh) -> tuple[str, ...]:
+    if pairs := re.search(r"source_target_pairs=\{(\{.*?\})\}", rest):
+        ends = [tuple(map(int, pair.split(","))) for pair in re.findall(r"\{(\d+,\d+)\}", pairs[1])]
+        differ = {
+            axis
+            for source, target in ends
+            for axis, a, b in zip(
+                mesh.axis_names, *(np.unravel_index(i, mesh.devices.shape) for i in (source, target)), strict=True
+            )
+            if a != b
+        }
+        return tuple(axis for axis in mesh.axis_names if axis in differ)
+    grouping = _replica_groups(rest, mesh.size)
+    if grouping is None or all(len(group) == 1 for group in grouping):
+        return ()
+    return groupings.get(grouping, ("other",))
+
+
+def _replica_groups(rest: str, devices: int) -> Grouping | None:
+    """The groups in one of the ways in which HLO writes them."""
+    if named := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", rest):
+        sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", named[1])}
+        chosen = [list(sizes).index(name) for name in re.findall(r"'([^']+)'", named[2])]
+        return _grouped(np.arange(devices).reshape(list(sizes.values())), chosen)
+    if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest):
+        ids = np.arange(devices).reshape([int(n) for n in iota[3].split(",")])
+        if iota[4]:
+            ids = ids.transpose([int(n) for n in iota[4].split(",")])
+        return frozenset(frozenset(row.tolist()) for row in ids.reshape(int(iota[1]), int(iota[2])))
+    if listed := re.search(r"replica_groups=\{(\{.*?\})\}", rest):
+        groups = re.findall(r"\{([\d,]+)\}", listed[1])
+        return frozenset(frozenset(map(int, group.split(","))) for group in groups)
+    return frozenset([frozenset(range(devices))]) if "replica_groups={}" in rest else None

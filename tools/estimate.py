@@ -1,0 +1,200 @@
+"""What a training step needs, without the hardware: memory, FLOPs, what is sent between devices, and whether it fits.
+
+    python tools/estimate.py --config=configs/base.py --target=tpu:v5e:4x4 --config.batch_size=32
+
+For ``cpu`` and ``tpu:NAME:TOPOLOGY`` (v5e:4x4, v5p:4x4x4, v6e:4x4) the step is compiled for these very devices, and
+the figures are the compiler's; TPUs need the extra 'estimate'. For ``gpu:NAME:COUNT`` (h100:8) nothing is compiled:
+memory follows from shapes by a formula, and is labelled so. No data is read: rows are taken as full, of documents of
+equal length, and a patch budget that the data would choose as half of the row's positions.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from estimate_target import Target, errors_of_libraries, read_target
+
+from jaxmm import command, monitor
+from jaxmm.errors import UserError
+
+FLAGS: command.Flags = {
+    "target": ("cpu", "cpu, tpu:v5e:4x4, tpu:v5p:4x4x4, tpu:v6e:4x4, gpu:h100:8, ..."),
+    "documents": (8, "documents a row is taken to hold, each with an equal share of its patches"),
+    "output": ("", "JSON file to write"),
+}
+UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
+RESERVED = 0.03  # of a device's memory, that the runtime keeps
+REMATERIALIZED = "involuntary full rematerialization"  # what the partitioner says where it gathers an array whole
+
+
+def shard_bytes(tree: Any) -> int:
+    """Bytes on one device of a tree of shapes with shardings."""
+    import jax
+
+    return sum(x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(tree))
+
+
+def full_rows(batch: Any, documents: int, group: int) -> Any:
+    """A NumPy batch whose rows are full: documents of equal length, each with an image of its share of the patches."""
+    import numpy as np
+
+    def numbers(like: np.ndarray) -> np.ndarray:
+        length = like.shape[1]
+        return np.broadcast_to(1 + np.arange(length, dtype=np.int32) * documents // length, like.shape)
+
+    soft = batch.patches.segments.shape[1] // group
+    weights = np.zeros(batch.weights_BT.shape, np.float32)
+    weights[:, : max(weights.shape[1] - soft, 1)] = 1
+    return batch._replace(
+        text=batch.text._replace(segments=numbers(batch.text.segments)),
+        patches=batch.patches._replace(segments=numbers(batch.patches.segments)),
+        weights_BT=weights,
+    )
+
+
+def estimate(config: Any, target: Target, documents: int) -> dict[str, Any]:
+    """The figures of a step, by name; all bytes are of one device.
+
+    Raises:
+      UserError: for what is wrong in the config, as ``train`` does.
+    """
+    from jaxmm import sharding
+    from jaxmm.data.assemble import empty_batch
+    from jaxmm.models.flops import batch_flops, parameter_counts
+    from jaxmm.program import make_program
+    from jaxmm.recipe import read_recipe, unseen_budgets
+
+    mesh = sharding.make_mesh(config.mesh, target.devices)
+    sharding.check_rows(mesh, config.batch_size, config.accumulation)
+    recipe = read_recipe(config, platform=target.platform)
+    budgets = unseen_budgets(config, recipe.image)
+    program = make_program(config, recipe, steps=max(config.steps, 1), targets=budgets.targets, sources=1)
+    state = program.abstract_state(mesh)
+    row = full_rows(empty_batch(1, budgets, recipe.image), documents, recipe.image.merge**2)
+    flops = batch_flops(recipe.model, row, recipe.frozen) * config.batch_size
+    compute = recipe.compute
+    figures: dict[str, Any] = {
+        "target": {"kind": target.kind, "devices": mesh.size, "memory": target.memory, "mesh": dict(mesh.shape)},
+        "batch": {"rows": config.batch_size, **budgets._asdict(), "documents": documents},
+        "compute": {"dtype": compute.dtype, "remat": compute.remat, "attention": compute.attention},
+        "parameters": parameter_counts(state.params),
+        "parameter_bytes": shard_bytes(state.params),
+        "optimizer_bytes": shard_bytes(state.opt_state),
+        "flops": flops,
+    }
+    if peak := monitor.peak_flops(target.kind):
+        figures["seconds_at_half_of_peak"] = flops / (0.5 * peak * mesh.size)
+    make = by_formula if target.platform == "gpu" else compiled
+    figures |= make(program, budgets, config.batch_size, mesh)
+    if target.memory and "fits" not in figures:
+        figures["fits"] = figures["peak_bytes"] <= (1 - RESERVED) * target.memory
+    return figures
+
+
+def compiled(program: Any, budgets: Any, rows: int, mesh: Any) -> dict[str, Any]:
+    """The compiler's own figures."""
+    import jax
+    from collectives import by_kind_and_axes, collectives
+
+    from jaxmm.program import abstract_batch
+
+    state, batch = program.abstract_state(mesh), abstract_batch(program.recipe, budgets, rows, mesh)
+    began = time.perf_counter()
+    with jax.set_mesh(mesh), errors_of_libraries() as said:
+        step = jax.jit(program.step, donate_argnums=0, out_shardings=(program.shardings(mesh), None))
+        try:
+            done = step.lower(state, batch).compile()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            return {"source": "compiled", "fits": False, "compiler": " ".join(str(error).split())[:300]}
+    memory: Any = done.memory_analysis()
+    sent = collectives(done.as_text() or "", mesh)
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return {
+        "source": "compiled",
+        "compile_seconds": time.perf_counter() - began,
+        "argument_bytes": memory.argument_size_in_bytes,
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "peak_bytes": max(memory.peak_memory_in_bytes, held + memory.temp_size_in_bytes),
+        "sent_bytes": {f"{kind} over {axes}": count for (kind, axes), count in by_kind_and_axes(sent).items()},
+        "largest_all_gather_bytes": max((one.bytes for one in sent if one.kind == "all-gather"), default=0),
+        "involuntary_rematerialization": REMATERIALIZED in "".join(said).lower(),
+    }
+
+
+def by_formula(program: Any, budgets: Any, rows: int, mesh: Any) -> dict[str, Any]:
+    """Parameters, moments, gradients, what the forward pass keeps, and the working memory of the largest operations.
+
+    What is kept is counted by JAX for one row, and taken to be dealt over the devices of ``data``, ``fsdp`` and
+    ``context``; what a fused kernel or a compiler saves of it is not known here.
+    """
+    import jax
+
+    from jaxmm.models.multimodal import make_model
+    from jaxmm.program import abstract_batch
+
+    recipe, state = program.recipe, program.abstract_state(mesh)
+    _, apply = make_model(recipe.model)
+
+    def kept(params: Any, batch: Any) -> Any:
+        return jax.vjp(lambda params: apply(params, batch, recipe.compute), params)[1]
+
+    def total(tree: Any) -> int:
+        return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+    one_row = abstract_batch(recipe, budgets, 1, mesh)
+    with_params = total(jax.eval_shape(kept, state.params, one_row))
+    shards = math.prod(mesh.shape[axis] for axis in ("data", "fsdp", "context"))
+    kept_bytes = max(0, with_params - total(state.params)) * rows // shards
+    trained = {part: tree for part, tree in state.params.items() if part not in recipe.frozen}
+    decoder, item = recipe.model.decoder, 2 if recipe.compute.dtype != "float32" else 4
+    head = decoder.vocab_size * decoder.width // mesh.shape["tensor"]
+    chunk = min(512, budgets.targets) * -(-rows // shards) * decoder.vocab_size // mesh.shape["tensor"]
+    working = head * (item + 4) + 3 * 4 * chunk
+    held = shard_bytes(state) + shard_bytes(trained)
+    return {
+        "source": "formula, nothing compiled",
+        "gradient_bytes": shard_bytes(trained),
+        "kept_bytes": kept_bytes,
+        "working_bytes": working,
+        "peak_bytes": held + kept_bytes + working,
+    }
+
+
+def in_units(count: float) -> str:
+    unit = next((unit for unit in ("GiB", "MiB", "KiB") if count >= UNITS[unit]), "B")
+    return f"{count / UNITS.get(unit, 1):.3g} {unit}"
+
+
+def shown(figures: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Rows for people."""
+    rows: list[tuple[str, Any]] = []
+    for name, value in figures.items():
+        if isinstance(value, dict):
+            pairs = [(f"{name} {key}", each) for key, each in value.items()]
+        else:
+            pairs = [(name, value)]
+        for key, each in pairs:
+            is_bytes = "bytes" in key or key == "target memory"
+            rows.append((key, in_units(each) if is_bytes else f"{each:.3g}" if key == "flops" else each))
+    return rows
+
+
+def main(argv: list[str]) -> int:
+    """Prints the figures as a table; exit status 2 where the step does not fit."""
+    args = command.parse(argv, FLAGS, about=__doc__ or "")
+    if args.documents < 1:
+        raise UserError(f"--documents is {args.documents}: it must be at least 1")
+    figures = estimate(args.config, read_target(args.target, args.config.mesh), args.documents)
+    if args.output:
+        monitor.write_json(Path(args.output), figures)
+    print(monitor.table(shown(figures)))
+    return 0 if figures.get("fits", True) else 2
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,95 @@
+"""Devices that are not here: what a step is compiled for, or what its shapes are dealt over."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from jaxmm.errors import UserError
+
+GIB = 2**30
+TPU_MEMORY = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}  # GiB a chip: cloud.google.com/tpu/docs
+GPU_MEMORY = {"a100": 80, "h100": 80, "h200": 141, "b200": 180, "l4": 24, "l40s": 48}  # GB: NVIDIA's data sheets
+GPU_KIND = {"a100": "NVIDIA A100", "h100": "NVIDIA H100", "h200": "NVIDIA H200", "b200": "NVIDIA B200"}
+
+
+class Target(NamedTuple):
+    """Devices to estimate for.
+
+    Attributes:
+      platform: "cpu", "tpu" or "gpu".
+      devices: stand-ins that a mesh can be made of.
+      memory: bytes of one, 0 where it is not bounded.
+      kind: whose peak FLOPs are known.
+    """
+
+    platform: str
+    devices: list[Any]
+    memory: float
+    kind: str
+
+
+def read_target(text: str, mesh: Any) -> Target:
+    """Raises UserError for a target that is not known, or a package that is missing."""
+    platform, _, rest = text.partition(":")
+    name, _, size = rest.partition(":")
+    if platform == "cpu" and not rest:
+        return Target("cpu", _cpus(math.prod(max(1, size) for size in mesh.values())), 0, "cpu")
+    if platform == "gpu" and name in GPU_MEMORY and size.isdigit() and int(size):
+        return Target("gpu", _cpus(int(size)), GPU_MEMORY[name] * 1e9, GPU_KIND.get(name, name))
+    if platform == "tpu" and name in TPU_MEMORY and re.fullmatch(r"\d+(x\d+){1,2}", size):
+        devices = _tpus(f"{name}:{size}")
+        return Target("tpu", devices, TPU_MEMORY[name] * GIB, devices[0].device_kind)
+    raise UserError(
+        f"--target={text} is not known: give cpu, tpu:NAME:TOPOLOGY with {', '.join(TPU_MEMORY)} (tpu:v5e:4x4), "
+        f"or gpu:NAME:COUNT with {', '.join(GPU_MEMORY)} (gpu:h100:8)"
+    )
+
+
+def _cpus(count: int) -> list[Any]:
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", count)
+    return jax.devices()
+
+
+def _tpus(topology: str) -> list[Any]:
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # this machine has none to ask
+    import jax
+    from jax.experimental import topologies
+
+    jax.config.update("jax_platforms", "cpu")
+    try:
+        import libtpu  # noqa: F401
+    except ImportError as error:
+        raise UserError("estimates for TPUs need the package libtpu: pip install 'jaxmm[estimate]'") from error
+    try:
+        with errors_of_libraries():
+            return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+    except Exception as error:  # whatever the plugin raises for a topology that does not exist
+        raise UserError(f"--target=tpu:{topology}: {' '.join(str(error).split())[:200]}") from error
+
+
+@contextmanager
+def errors_of_libraries() -> Iterator[list[str]]:
+    """Takes what C++ writes to standard error; the list has it as one text at the end."""
+    found: list[str] = []
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield found
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+            file.seek(0)
+            found.append(file.read().decode(errors="replace"))

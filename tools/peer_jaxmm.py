@@ -1,0 +1,102 @@
+"""Our side of the comparison: the training step of ``jaxmm.train``, on the same weights and the same batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from peer_case import BETAS, CLIP, DECAY, EPS, RATE, PeerCase
+
+
+def family_of(case: PeerCase) -> Any:
+    """What ``jaxmm.hf`` reads from the model's config, without ``transformers``: it would import PyTorch here too."""
+    from jaxmm.hf import specs
+    from jaxmm.models.connector import ConnectorSpec
+    from jaxmm.models.decoder import DecoderSpec
+    from jaxmm.models.multimodal import ModelSpec
+    from jaxmm.models.vit import VisionSpec
+
+    vision = VisionSpec(
+        width=case.vision_width, layers=case.vision_layers, heads=case.vision_heads, mlp=case.vision_mlp,
+        patch_size=case.patch, positions=case.grid, final_norm=False,
+    )  # fmt: skip
+    decoder = DecoderSpec(
+        vocab_size=case.vocabulary, width=case.width, layers=case.layers, heads=case.heads, kv_heads=case.kv_heads,
+        head_dim=case.width // case.heads, mlp=case.mlp, norm_eps=1e-6,
+    )  # fmt: skip
+    connector = ConnectorSpec(merge=1, mlp=case.width, norm="", activation="gelu")
+    return specs.Family(ModelSpec(vision, connector, decoder), "siglip", "llama", "mlp", specs.OLD)
+
+
+class Ours:
+    """A model that is stepped."""
+
+    def __init__(self, case: PeerCase, folder: Path, seed: int):
+        from jaxmm import startup
+
+        startup.split_cpu({"data": -1, "fsdp": 1}, case.rows)
+        import jax
+        import optax
+
+        from jaxmm import sharding
+        from jaxmm.hf import folder as hf
+        from jaxmm.models.multimodal import Compute, make_model
+        from jaxmm.optimizer import make_optimizer
+        from jaxmm.train_step import init_state, make_train_step
+
+        family = family_of(case)
+        self.mesh = sharding.make_mesh({"data": -1})
+        where = sharding.replicated(self.mesh)
+        params = hf.nested(hf.read_model(folder, family, lambda path, shape: where).params)
+        optimizer = make_optimizer(
+            optax.constant_schedule(RATE), b1=BETAS[0], b2=BETAS[1], eps=EPS, weight_decay=DECAY, clip=CLIP
+        )
+        _, apply = make_model(family.spec)
+        compute = Compute("float32", "none", unroll=max(case.layers, case.vision_layers))
+        step = make_train_step(
+            lambda params, batch: apply(params, batch, compute), optimizer,
+            target_budget=case.documents * (case.text - 1), sources=1,
+        )  # fmt: skip
+        with jax.set_mesh(self.mesh):
+            self.state = jax.jit(lambda p: init_state(p, optimizer, ()), out_shardings=where)(params)
+            self.batch = sharding.place_batch(self.arrays(case, case.tokens(seed), case.pixels(seed)), self.mesh)
+            self.compiled = jax.jit(step, donate_argnums=0).lower(self.state, self.batch).compile()
+
+    def arrays(self, case: PeerCase, tokens: np.ndarray, pixels: np.ndarray):
+        """The batch in NumPy."""
+        from jaxmm.batch import Batch, Stream
+
+        B, M, P = case.rows, case.documents, case.grid**2
+        blocks = pixels.reshape(B * M, case.grid, case.patch, case.grid, case.patch, 3).transpose(0, 1, 3, 2, 4, 5)
+        row, column = np.divmod(np.arange(P), case.grid)
+        places = np.stack([np.zeros(P), row, column], -1).astype(np.int32)
+        is_image = case.positions() < P
+        slot = np.cumsum(is_image, 1) - 1
+        # A position is a target of the one before it; the first of a text is not one, as on the other side.
+        target = np.zeros((B, case.length), bool)
+        target[:, :-1] = (case.positions() > P)[:, 1:]
+        return Batch(
+            text=Stream(
+                np.where(is_image, 0, tokens).astype(np.int32), case.positions()[..., None], case.segments()
+            ),
+            patches=Stream(
+                blocks.reshape(B, M * P, -1), np.tile(places, (B, M, 1)),
+                np.broadcast_to(np.repeat(np.arange(1, M + 1, dtype=np.int32), P), (B, M * P)),
+            ),
+            grids_BM3=np.tile(np.array([1, case.grid, case.grid], np.int32), (B, M, 1)),
+            slots_BT=np.where(is_image, slot, -1).astype(np.int32),
+            blocks_BT=np.where(is_image, case.segments(), 0).astype(np.int32),
+            targets_BT=np.roll(tokens, -1, 1).astype(np.int32),
+            weights_BT=target.astype(np.float32),
+            sources_BT=np.zeros((B, case.length), np.int32),
+        )  # fmt: skip
+
+    def step(self) -> float:
+        """Runs one step; returns its loss."""
+        import jax
+
+        with jax.set_mesh(self.mesh):
+            self.state, metrics = self.compiled(self.state, self.batch)
+            metrics = jax.device_get(metrics)
+        return float(metrics.loss_sum / metrics.weight_sum)
