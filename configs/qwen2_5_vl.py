@@ -1,7 +1,7 @@
 """Qwen2.5-VL goes on learning on your data, all parts, gently.
 
-    hf download Qwen/Qwen2.5-VL-7B-Instruct --local-dir models/Qwen2.5-VL-7B-Instruct
-    python -m jaxmm.train --config=configs/qwen2_5_vl.py --config.data.path=conversations.json
+hf download Qwen/Qwen2.5-VL-7B-Instruct --local-dir models/Qwen2.5-VL-7B-Instruct
+python -m jaxmm.train --config=configs/qwen2_5_vl.py --config.data.path=conversations.json
 """
 
 import base

@@ -1,6 +1,6 @@
 """A SigLIP 2 tower and a Qwen 3 decoder, second stage: all parts learn, from the run of the first stage.
 
-    python -m jaxmm.train --config=configs/siglip2_qwen3.py --config.data.path=conversations.json
+python -m jaxmm.train --config=configs/siglip2_qwen3.py --config.data.path=conversations.json
 """
 
 import siglip2_qwen3_connector

@@ -14,7 +14,7 @@ import jaxmm
 ROOT = Path(jaxmm.__file__).parent
 FILES = sorted(path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".") for path in ROOT.rglob("*.py"))
 COMMANDS = {"train", "evaluate", "generate", "export"}
-KNOW_CONFIG = COMMANDS | {"command", "recipe"}
+KNOW_CONFIG = COMMANDS | {"command", "recipe", "program"}
 SERVE_COMMANDS = {"samples"}  # built of a command's parts, for another command
 
 
@@ -52,7 +52,7 @@ def allowed(name: str) -> set[str]:
     if package == "models":
         return {"batch", "errors", "sharding", "models"}
     if name == "loss":
-        return {"batch"}
+        return {"batch", "sharding"}
     if name == "train_step":
         return {"batch", "loss", "optimizer"}
     return {i.split(".")[0] for i in FILES}

@@ -152,13 +152,13 @@ Grouping = frozenset[frozenset[int]]
 def _grouped(ids: np.ndarray, dims: Sequence[int]) -> Grouping:
     """The devices that differ only along these dims, together."""
     last = np.moveaxis(ids, dims, range(ids.ndim - len(dims), ids.ndim))
-    return frozenset(frozenset(row.tolist()) for row in last.reshape(-1, math.prod(ids.shape[d] for d in dims)))
+    return frozenset(frozenset(row.tolist()) for row in last.reshape(-1, math.prod(int(ids.shape[d]) for d in dims)))
 
 
 def _groupings(mesh: Mesh) -> dict[Grouping, tuple[str, ...]]:
     """For each set of the mesh's axes, the devices it groups; numbered as they are in the mesh."""
     ids = np.arange(mesh.size).reshape(mesh.devices.shape)
-    wide = [i for i, size in enumerate(ids.shape) if size > 1]
+    wide = [dim for dim, axis in enumerate(mesh.axis_names) if mesh.shape[axis] > 1]
     sets = itertools.chain.from_iterable(itertools.combinations(wide, n) for n in range(1, len(wide) + 1))
     return {_grouped(ids, dims): tuple(mesh.axis_names[d] for d in dims) for dims in sets}
 

@@ -436,7 +436,7 @@ def configs_of(spec: ModelSpec) -> tuple[dict[str, Any], dict[str, Any]]:
         **{name: getattr(vision, name) for name in ("width", "layers", "heads", "mlp", "patch_size", "positions")},
         norm_eps=vision.norm_eps, mean=vision.mean, std=vision.std,
     )  # fmt: skip
-    sizes = ("vocab_size", "width", "layers", "heads", "kv_heads", "head_dim", "mlp")
+    sizes: tuple[str, ...] = ("vocab_size", "width", "layers", "heads", "kv_heads", "head_dim", "mlp")
     sizes += ("rope_theta", "norm_eps", "qk_norm")
     plain_decoder = DecoderSpec(
         **{name: getattr(decoder, name) for name in sizes}, tie_embeddings=decoder.tie_embeddings

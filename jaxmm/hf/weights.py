@@ -9,6 +9,7 @@ import contextlib
 import fnmatch
 import functools
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -106,6 +107,8 @@ def opened(file: Path) -> Any:
 def write_file(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
     """Writes one safetensors file."""
     safetensors.numpy.save_file(dict(tensors), file, metadata={"format": "pt"})
+    os.umask(mask := os.umask(0))  # the library's files are their owner's alone, whatever the umask says
+    file.chmod(0o666 & ~mask)
 
 
 def _listed(folder: Path) -> list[str]:

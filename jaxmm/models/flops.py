@@ -10,16 +10,35 @@ from typing import Any
 
 import numpy as np
 
-from jaxmm.batch import Batch
+from jaxmm.batch import Batch, Stream
+from jaxmm.models.decoder import DecoderSpec
 from jaxmm.models.multimodal import ModelSpec
+from jaxmm.models.vit import VisionSpec
 
 
-def _pairs(segments: np.ndarray) -> float:
-    """Sum over segments of length squared."""
-    total = 0.0
-    for row in segments:
-        total += float((np.bincount(row)[1:].astype(float) ** 2).sum())
-    return total
+def _lengths(segments: np.ndarray, *keys: np.ndarray) -> np.ndarray:
+    """float64: how many positions each segment of each row has; with keys, each run of equal keys in it."""
+    rows = np.broadcast_to(np.arange(len(segments))[:, None], segments.shape)
+    where = np.stack([rows, segments, *keys], -1)[segments > 0]
+    return np.unique(where, axis=0, return_counts=True)[1].astype(float) if len(where) else np.zeros(0)
+
+
+def _tower_pairs(spec: VisionSpec, patches: Stream) -> float:
+    """Pairs of patches that see each other, over all layers."""
+    segments, places = np.asarray(patches.segments), np.asarray(patches.positions)
+    is_local = spec.is_local()
+    total = (~is_local).sum() * (_lengths(segments) ** 2).sum()
+    if is_local.any():
+        total += is_local.sum() * (_lengths(segments, *np.moveaxis(places[..., 1:] // spec.window, -1, 0)) ** 2).sum()
+    return float(total)
+
+
+def _decoder_pairs(spec: DecoderSpec, segments: np.ndarray) -> float:
+    """Pairs of positions and what they see, over all layers: half of the square, less what a window cuts off."""
+    lengths = _lengths(segments)
+    cut_off = np.maximum(lengths - spec.window, 0) if spec.window else np.zeros_like(lengths)
+    is_local = spec.is_local()
+    return float(len(is_local) * (lengths**2).sum() - is_local.sum() * (cut_off**2).sum()) / 2
 
 
 def batch_flops(spec: ModelSpec, batch: Batch, frozen: tuple[str, ...] = ()) -> float:
@@ -39,7 +58,7 @@ def batch_flops(spec: ModelSpec, batch: Batch, frozen: tuple[str, ...] = ()) -> 
     connector_map = (wide + decoder.width) * connector.mlp if connector.mlp else wide * decoder.width
     forward = {
         "vision": 2 * patches * (3 * vision.patch_size**2 * vision.width + vision.layers * vision_layer)
-        + 4 * vision.layers * vision.width * _pairs(np.asarray(batch.patches.segments)),
+        + 4 * vision.width * _tower_pairs(vision, batch.patches),
         "connector": 2 * vectors / group * connector_map * (1 + connector.deep),
     }
     head_width = decoder.heads * decoder.head_dim
@@ -47,7 +66,7 @@ def batch_flops(spec: ModelSpec, batch: Batch, frozen: tuple[str, ...] = ()) -> 
     forward["decoder"] = (
         2 * positions * decoder.layers * decoder_layer
         + 2 * targets * decoder.width * decoder.vocab_size
-        + 4 * decoder.layers * head_width * _pairs(np.asarray(batch.text.segments)) / 2  # causal
+        + 4 * head_width * _decoder_pairs(decoder, np.asarray(batch.text.segments))
     )
     total, trained_before = 0.0, False
     for part in ("vision", "connector", "decoder"):

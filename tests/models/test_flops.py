@@ -1,0 +1,64 @@
+"""Model FLOPs of attention, against the pairs that the masks themselves let see each other."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conftest import IMAGE
+from test_vit import patches_of
+
+from jaxmm.batch import Stream
+from jaxmm.data.assemble import empty_batch
+from jaxmm.data.lengths import Budgets
+from jaxmm.models import attention as attn
+from jaxmm.models.connector import ConnectorSpec
+from jaxmm.models.decoder import DecoderSpec
+from jaxmm.models.flops import batch_flops
+from jaxmm.models.multimodal import ModelSpec
+from jaxmm.models.vit import VisionSpec
+
+
+def seen(intervals) -> float:
+    start, end = map(np.asarray, intervals)
+    return float(np.maximum(end - start, 0).sum())
+
+
+def in_windows(stream: Stream, side: int) -> Stream:
+    """In the order in which patches travel: window by window."""
+    places = stream.positions[0]
+    keys = (places[:, 2], places[:, 1], places[:, 2] // side, places[:, 1] // side, stream.segments[0])
+    order = np.lexsort(keys)
+    return Stream(*(x[:, order] for x in stream))
+
+
+@pytest.mark.parametrize("window", [0, 2])
+def test_a_tower_counts_what_each_of_its_layers_sees(window):
+    stream, grids = patches_of([(4, 6), (2, 5)])
+    stream = in_windows(stream, window or 1)
+    batch = empty_batch(1, Budgets(16, stream.segments.shape[1], 2, 1), IMAGE)._replace(patches=stream, grids_BM3=grids)
+    sizes = {"width": 16, "layers": 3, "heads": 2, "mlp": 32, "patch_size": 2}
+
+    def flops(**changes) -> float:
+        model = ModelSpec(VisionSpec(**sizes, **changes), ConnectorSpec(merge=1, mlp=8), DecoderSpec())
+        return batch_flops(model, batch)
+
+    whole = seen(attn.two_way(stream.segments))
+    places = stream.positions // max(window, 1)
+    local = seen(attn.two_way(stream.segments, places[..., 1], places[..., 2]))
+    saved = flops() - flops(window=window, global_layers=(1,))
+    assert saved == pytest.approx(3 * 4 * 16 * 2 * (whole - local) * bool(window))
+    assert not window or saved > 0
+
+
+@pytest.mark.parametrize("window", [0, 7, 500])
+def test_a_decoder_counts_what_windows_leave(window):
+    segments = np.repeat([[1, 2, 3, 0]], 1, 0).repeat([40, 90, 5, 9], 1).astype(np.int32)
+    batch = empty_batch(1, Budgets(segments.shape[1], 16, 1, 1), IMAGE)
+    batch = batch._replace(text=batch.text._replace(segments=segments))
+    layers, width = 4, DecoderSpec().heads * DecoderSpec().head_dim
+    sparse, full = (
+        batch_flops(ModelSpec(decoder=DecoderSpec(window=w, global_layers=(3,))), batch) for w in (window, 0)
+    )
+    cut_off = seen(attn.causal(segments)) - seen(attn.causal(segments, window=window))
+    # A position counts half of itself, which windows of few positions notice.
+    assert full - sparse == pytest.approx(3 * 4 * (layers - 1) * width * cut_off, rel=0.05)
