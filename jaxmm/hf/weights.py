@@ -5,7 +5,6 @@ Pickled weights are never opened: they may run code.
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
 import functools
 import json
@@ -43,7 +42,10 @@ class Entry(NamedTuple):
 
 
 class Checkpoint:
-    """The tensors of a folder, by name; a context manager that holds the files open."""
+    """The tensors of a folder, by name.
+
+    A file is mapped only while one of its tensors is read: pages of a mapping that was read count as the process's.
+    """
 
     def __init__(self, folder: Path):
         """
@@ -51,29 +53,22 @@ class Checkpoint:
           UserError: if there are no safetensors, or they are broken, or two files have the same tensor.
         """
         self.folder = folder
-        self._files = contextlib.ExitStack()
-        self._open: dict[str, Any] = {}
         self.entries: dict[str, Entry] = {}
         for file in _listed(folder):
-            try:
-                opened = self._files.enter_context(safetensors.safe_open(folder / file, "np"))
-            except FileNotFoundError as error:
-                raise UserError(f"{folder / INDEX} names {file}, which is not there: download it again") from error
-            except Exception as error:
-                raise UserError(f"{folder / file} is not whole ({error}): download it again") from error
-            self._open[file] = opened
-            for name in opened.keys():  # noqa: SIM118
+            for name, entry in self._entries(file):
                 if name in self.entries:
                     raise UserError(f"tensor {name} is in {self.entries[name].file} and in {file} of {folder}")
-                part = opened.get_slice(name)
-                self.entries[name] = Entry(file, tuple(part.get_shape()), part.get_dtype())
+                self.entries[name] = entry
 
-    def __enter__(self) -> Checkpoint:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._open.clear()
-        self._files.close()
+    def _entries(self, file: str) -> list[tuple[str, Entry]]:
+        try:
+            with opened(self.folder / file) as tensors:
+                slices = [(name, tensors.get_slice(name)) for name in tensors.keys()]  # noqa: SIM118
+                return [(name, Entry(file, tuple(s.get_shape()), s.get_dtype())) for name, s in slices]
+        except FileNotFoundError as error:
+            raise UserError(f"{self.folder / INDEX} names {file}, which is not there: download it again") from error
+        except Exception as error:
+            raise UserError(f"{self.folder / file} is not whole ({error}): download it again") from error
 
     def is_held(self, name: str) -> bool:
         """Whether float32 holds a tensor to the bit."""
@@ -83,14 +78,20 @@ class Checkpoint:
         """Whether two tensors are the same to the bit; a piece of each is in memory at a time."""
         if self.entries[one][1:] != self.entries[other][1:]:
             return False
-        slices = [self._open[self.entries[name].file].get_slice(name) for name in (one, other)]
         rows = self.entries[one].shape[0]
-        pieces = [slice(i, min(rows, i + COMPARED_ROWS)) for i in range(0, rows, COMPARED_ROWS)]
-        return all(slices[0][piece].tobytes() == slices[1][piece].tobytes() for piece in pieces)
+        return all(
+            self._rows(one, i, min(rows, i + COMPARED_ROWS)) == self._rows(other, i, min(rows, i + COMPARED_ROWS))
+            for i in range(0, rows, COMPARED_ROWS)
+        )
+
+    def _rows(self, name: str, start: int, stop: int) -> bytes:
+        with opened(self.folder / self.entries[name].file) as tensors:
+            return tensors.get_slice(name)[start:stop].tobytes()
 
     def raw(self, name: str) -> np.ndarray:
         """Returns a tensor in its own dtype."""
-        return self._open[self.entries[name].file].get_tensor(name)
+        with opened(self.folder / self.entries[name].file) as tensors:
+            return tensors.get_tensor(name)
 
 
 def is_there(folder: Path) -> bool:

@@ -40,8 +40,8 @@ def parameters(mesh=None, shapes=SHAPES):
 
 
 def read(folder: Path, **options):
-    with weights.Checkpoint(folder) as checkpoint:
-        return weights.read_params(checkpoint, RULES, options.pop("parameters", parameters()), **options)
+    checkpoint = weights.Checkpoint(folder)
+    return weights.read_params(checkpoint, RULES, options.pop("parameters", parameters()), **options)
 
 
 def saved(folder: Path, **changes: np.ndarray | None) -> Path:
