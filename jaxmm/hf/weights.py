@@ -30,6 +30,7 @@ PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}  # what float32 holds to the bit
 SHARD_BYTES = 5 << 30
 COMPARED_ROWS = 4096
+MOVED_BYTES = 128 << 20  # of float32 on the host at a time
 LISTED = 8  # names in an error
 
 
@@ -39,6 +40,7 @@ class Entry(NamedTuple):
     file: str
     shape: tuple[int, ...]
     dtype: str
+    offset: int  # in the file
 
 
 class Checkpoint:
@@ -62,9 +64,16 @@ class Checkpoint:
 
     def _entries(self, file: str) -> list[tuple[str, Entry]]:
         try:
-            with opened(self.folder / file) as tensors:
-                slices = [(name, tensors.get_slice(name)) for name in tensors.keys()]  # noqa: SIM118
-                return [(name, Entry(file, tuple(s.get_shape()), s.get_dtype())) for name, s in slices]
+            with opened(self.folder / file):  # which checks the header against the file
+                pass
+            with open(self.folder / file, "rb") as raw:
+                length = int.from_bytes(raw.read(8), "little")
+                header = json.loads(raw.read(length))
+            return [
+                (name, Entry(file, tuple(about["shape"]), about["dtype"], 8 + length + about["data_offsets"][0]))
+                for name, about in header.items()
+                if name != "__metadata__"
+            ]
         except FileNotFoundError as error:
             raise UserError(f"{self.folder / INDEX} names {file}, which is not there: download it again") from error
         except Exception as error:
@@ -76,20 +85,23 @@ class Checkpoint:
 
     def are_equal(self, one: str, other: str) -> bool:
         """Whether two tensors are the same to the bit; a piece of each is in memory at a time."""
-        if self.entries[one][1:] != self.entries[other][1:]:
+        a, b = self.entries[one], self.entries[other]
+        if a[1:3] != b[1:3] or not self.is_held(one):
             return False
-        rows = self.entries[one].shape[0]
         return all(
-            self._rows(one, i, min(rows, i + COMPARED_ROWS)) == self._rows(other, i, min(rows, i + COMPARED_ROWS))
-            for i in range(0, rows, COMPARED_ROWS)
+            self.mapped(one)[i : i + COMPARED_ROWS].tobytes() == self.mapped(other)[i : i + COMPARED_ROWS].tobytes()
+            for i in range(0, a.shape[0], COMPARED_ROWS)
         )
 
-    def _rows(self, name: str, start: int, stop: int) -> bytes:
-        with opened(self.folder / self.entries[name].file) as tensors:
-            return tensors.get_slice(name)[start:stop].tobytes()
+    def mapped(self, name: str) -> np.ndarray:
+        """A tensor that is held, in its own dtype; what is read of it is its file's pages, as long as it lives."""
+        file, shape, dtype, offset = self.entries[name]
+        if 0 in shape:
+            return np.empty(shape, DTYPES[dtype])
+        return np.memmap(self.folder / file, DTYPES[dtype], "r", offset, shape)
 
     def raw(self, name: str) -> np.ndarray:
-        """Returns a tensor in its own dtype."""
+        """A copy of any tensor in its own dtype."""
         with opened(self.folder / self.entries[name].file) as tensors:
             return tensors.get_tensor(name)
 
@@ -201,7 +213,7 @@ def read_params(
         raise UserError(f"{where} has {len(misshapen)} tensors of another shape: {_some(misshapen)}")
     params: dict[names.Path, jax.Array] = {}
     for common, tensor in sorted(wanted.items(), key=lambda item: checkpoint.entries[found[item[0]]].file):
-        array = checkpoint.raw(found[common])
+        array = checkpoint.mapped(found[common])
         paths = _paths(tensor.rule)
         parts = [_part_shape(shapes[path], tensor.layer) for path in paths]
         if paths[0] in grows and array.shape[0] < parts[0][0]:
@@ -235,7 +247,7 @@ def _part_shape(shape: tuple[int, ...], layer: int | None) -> tuple[int, ...]:
 
 
 def _grown(array: np.ndarray, rows: int) -> np.ndarray:
-    mean = array.astype(np.float32).mean(0).astype(array.dtype)
+    mean = array.mean(0, dtype=np.float32).astype(array.dtype)
     return np.concatenate([array, np.broadcast_to(mean, (rows - len(array), *array.shape[1:]))])
 
 
@@ -254,9 +266,29 @@ def _place(
 
 
 def _put(value: np.ndarray, where: Any) -> jax.Array:
-    return jax.make_array_from_callback(
-        value.shape, where, lambda index: np.asarray(value[index], np.float32, order="C")
-    )  # fmt: skip
+    """Float32, each device's part by itself: the host never holds a large tensor as float32."""
+    indices = where.addressable_devices_indices_map(value.shape)
+    parts = [_on_device(value[index], device) for device, index in indices.items()]
+    return jax.make_array_from_single_device_arrays(value.shape, where, parts)
+
+
+def _on_device(value: np.ndarray, device: Any) -> jax.Array:
+    def moved(rows: slice) -> jax.Array:
+        return jax.device_put(np.asarray(value[rows], np.float32, order="C"), device)
+
+    if value.size * 4 <= MOVED_BYTES:
+        return moved(slice(None) if value.ndim else ...)  # type: ignore[arg-type]
+    count = max(1, MOVED_BYTES // (4 * int(np.prod(value.shape[1:]))))
+    zeros = functools.partial(jax.numpy.zeros, value.shape, np.float32)
+    whole = jax.jit(zeros, out_shardings=jax.sharding.SingleDeviceSharding(device))()
+    for start in range(0, len(value), count):
+        whole = jax.block_until_ready(_write_rows(whole, moved(slice(start, start + count)), start))
+    return whole
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _write_rows(whole: jax.Array, rows: jax.Array, start: int) -> jax.Array:
+    return lax.dynamic_update_slice_in_dim(whole, rows, start, 0)
 
 
 @functools.cache
