@@ -82,11 +82,11 @@ def is_tied(folder: Path, tied: bool) -> bool:
     """Whether the vocabulary projection is the embedding: not where a folder that says so has two that differ."""
     if not tied or not weights.is_there(folder):
         return tied
-    with weights.Checkpoint(folder) as checkpoint:
-        by_common = {names.common_name(name): name for name in checkpoint.entries}
-        if names.HEAD not in by_common or names.EMBEDDING not in by_common:
-            return tied
-        return checkpoint.are_equal(by_common[names.HEAD], by_common[names.EMBEDDING])
+    checkpoint = weights.Checkpoint(folder)
+    by_common = {names.common_name(name): name for name in checkpoint.entries}
+    if names.HEAD not in by_common or names.EMBEDDING not in by_common:
+        return tied
+    return checkpoint.are_equal(by_common[names.HEAD], by_common[names.EMBEDDING])
 
 
 def read_family(folder: Path) -> tuple[Family, dict[str, Any]]:
@@ -146,10 +146,10 @@ def _read(
     vocabulary = [("decoder", "embedding"), ("decoder", "head")]
     if is_tied(folder, spec.decoder.tie_embeddings):
         others = [*others, names.HEAD]  # the same once more
-    with weights.Checkpoint(folder) as checkpoint:
-        found = weights.read_params(
-            checkpoint, rules, parameters, spelling=spelling, others=others, grows=vocabulary
-        )  # fmt: skip
+    checkpoint = weights.Checkpoint(folder)
+    found = weights.read_params(
+        checkpoint, rules, parameters, spelling=spelling, others=others, grows=vocabulary
+    )  # fmt: skip
     return Read(*found)
 
 
@@ -194,5 +194,5 @@ def save_spare(source: Path, spare: Sequence[str], file: Path) -> None:
     """Keeps the tensors that our model does not use, to the bit."""
     if not spare:
         return
-    with weights.Checkpoint(source) as checkpoint:
-        weights.write_file(file, {name: np.asarray(checkpoint.raw(name)) for name in spare})
+    checkpoint = weights.Checkpoint(source)
+    weights.write_file(file, {name: np.asarray(checkpoint.raw(name)) for name in spare})

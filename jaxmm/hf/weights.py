@@ -5,7 +5,6 @@ Pickled weights are never opened: they may run code.
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
 import functools
 import json
@@ -32,6 +31,7 @@ PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}  # what float32 holds to the bit
 SHARD_BYTES = 5 << 30
 COMPARED_ROWS = 4096
+MOVED_BYTES = 128 << 20  # of float32 on the host at a time
 LISTED = 8  # names in an error
 
 
@@ -41,10 +41,14 @@ class Entry(NamedTuple):
     file: str
     shape: tuple[int, ...]
     dtype: str
+    offset: int  # in the file
 
 
 class Checkpoint:
-    """The tensors of a folder, by name; a context manager that holds the files open."""
+    """The tensors of a folder, by name.
+
+    A file is mapped only while one of its tensors is read: pages of a mapping that was read count as the process's.
+    """
 
     def __init__(self, folder: Path):
         """
@@ -52,29 +56,29 @@ class Checkpoint:
           UserError: if there are no safetensors, or they are broken, or two files have the same tensor.
         """
         self.folder = folder
-        self._files = contextlib.ExitStack()
-        self._open: dict[str, Any] = {}
         self.entries: dict[str, Entry] = {}
         for file in _listed(folder):
-            try:
-                opened = self._files.enter_context(safetensors.safe_open(folder / file, "np"))
-            except FileNotFoundError as error:
-                raise UserError(f"{folder / INDEX} names {file}, which is not there: download it again") from error
-            except Exception as error:
-                raise UserError(f"{folder / file} is not whole ({error}): download it again") from error
-            self._open[file] = opened
-            for name in opened.keys():  # noqa: SIM118
+            for name, entry in self._entries(file):
                 if name in self.entries:
                     raise UserError(f"tensor {name} is in {self.entries[name].file} and in {file} of {folder}")
-                part = opened.get_slice(name)
-                self.entries[name] = Entry(file, tuple(part.get_shape()), part.get_dtype())
+                self.entries[name] = entry
 
-    def __enter__(self) -> Checkpoint:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._open.clear()
-        self._files.close()
+    def _entries(self, file: str) -> list[tuple[str, Entry]]:
+        try:
+            with opened(self.folder / file):  # which checks the header against the file
+                pass
+            with open(self.folder / file, "rb") as raw:
+                length = int.from_bytes(raw.read(8), "little")
+                header = json.loads(raw.read(length))
+            return [
+                (name, Entry(file, tuple(about["shape"]), about["dtype"], 8 + length + about["data_offsets"][0]))
+                for name, about in header.items()
+                if name != "__metadata__"
+            ]
+        except FileNotFoundError as error:
+            raise UserError(f"{self.folder / INDEX} names {file}, which is not there: download it again") from error
+        except Exception as error:
+            raise UserError(f"{self.folder / file} is not whole ({error}): download it again") from error
 
     def is_held(self, name: str) -> bool:
         """Whether float32 holds a tensor to the bit."""
@@ -82,16 +86,25 @@ class Checkpoint:
 
     def are_equal(self, one: str, other: str) -> bool:
         """Whether two tensors are the same to the bit; a piece of each is in memory at a time."""
-        if self.entries[one][1:] != self.entries[other][1:]:
+        a, b = self.entries[one], self.entries[other]
+        if a[1:3] != b[1:3] or not self.is_held(one):
             return False
-        slices = [self._open[self.entries[name].file].get_slice(name) for name in (one, other)]
-        rows = self.entries[one].shape[0]
-        pieces = [slice(i, min(rows, i + COMPARED_ROWS)) for i in range(0, rows, COMPARED_ROWS)]
-        return all(slices[0][piece].tobytes() == slices[1][piece].tobytes() for piece in pieces)
+        return all(
+            self.mapped(one)[i : i + COMPARED_ROWS].tobytes() == self.mapped(other)[i : i + COMPARED_ROWS].tobytes()
+            for i in range(0, a.shape[0], COMPARED_ROWS)
+        )
+
+    def mapped(self, name: str) -> np.ndarray:
+        """A tensor that is held, in its own dtype; what is read of it is its file's pages, as long as it lives."""
+        file, shape, dtype, offset = self.entries[name]
+        if 0 in shape:
+            return np.empty(shape, DTYPES[dtype])
+        return np.memmap(self.folder / file, DTYPES[dtype], "r", offset, shape)
 
     def raw(self, name: str) -> np.ndarray:
-        """Returns a tensor in its own dtype."""
-        return self._open[self.entries[name].file].get_tensor(name)
+        """A copy of any tensor in its own dtype."""
+        with opened(self.folder / self.entries[name].file) as tensors:
+            return tensors.get_tensor(name)
 
 
 def is_there(folder: Path) -> bool:
@@ -203,7 +216,7 @@ def read_params(
         raise UserError(f"{where} has {len(misshapen)} tensors of another shape: {_some(misshapen)}")
     params: dict[names.Path, jax.Array] = {}
     for common, tensor in sorted(wanted.items(), key=lambda item: checkpoint.entries[found[item[0]]].file):
-        array = checkpoint.raw(found[common])
+        array = checkpoint.mapped(found[common])
         paths = _paths(tensor.rule)
         parts = [_part_shape(shapes[path], tensor.layer) for path in paths]
         if paths[0] in grows and array.shape[0] < parts[0][0]:
@@ -237,7 +250,7 @@ def _part_shape(shape: tuple[int, ...], layer: int | None) -> tuple[int, ...]:
 
 
 def _grown(array: np.ndarray, rows: int) -> np.ndarray:
-    mean = array.astype(np.float32).mean(0).astype(array.dtype)
+    mean = array.mean(0, dtype=np.float32).astype(array.dtype)
     return np.concatenate([array, np.broadcast_to(mean, (rows - len(array), *array.shape[1:]))])
 
 
@@ -256,9 +269,29 @@ def _place(
 
 
 def _put(value: np.ndarray, where: Any) -> jax.Array:
-    return jax.make_array_from_callback(
-        value.shape, where, lambda index: np.asarray(value[index], np.float32, order="C")
-    )  # fmt: skip
+    """Float32, each device's part by itself: the host never holds a large tensor as float32."""
+    indices = where.addressable_devices_indices_map(value.shape)
+    parts = [_on_device(value[index], device) for device, index in indices.items()]
+    return jax.make_array_from_single_device_arrays(value.shape, where, parts)
+
+
+def _on_device(value: np.ndarray, device: Any) -> jax.Array:
+    def moved(rows: slice) -> jax.Array:
+        return jax.device_put(np.asarray(value[rows], np.float32, order="C"), device)
+
+    if value.size * 4 <= MOVED_BYTES:
+        return moved(slice(None) if value.ndim else ...)  # type: ignore[arg-type]
+    count = max(1, MOVED_BYTES // (4 * int(np.prod(value.shape[1:]))))
+    zeros = functools.partial(jax.numpy.zeros, value.shape, np.float32)
+    whole = jax.jit(zeros, out_shardings=jax.sharding.SingleDeviceSharding(device))()
+    for start in range(0, len(value), count):
+        whole = jax.block_until_ready(_write_rows(whole, moved(slice(start, start + count)), start))
+    return whole
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _write_rows(whole: jax.Array, rows: jax.Array, start: int) -> jax.Array:
+    return lax.dynamic_update_slice_in_dim(whole, rows, start, 0)
 
 
 @functools.cache

@@ -40,8 +40,8 @@ def parameters(mesh=None, shapes=SHAPES):
 
 
 def read(folder: Path, **options):
-    with weights.Checkpoint(folder) as checkpoint:
-        return weights.read_params(checkpoint, RULES, options.pop("parameters", parameters()), **options)
+    checkpoint = weights.Checkpoint(folder)
+    return weights.read_params(checkpoint, RULES, options.pop("parameters", parameters()), **options)
 
 
 def saved(folder: Path, **changes: np.ndarray | None) -> Path:
@@ -66,6 +66,27 @@ def test_each_tensor_goes_to_its_own_devices(tmp_path):
         assert value.sharding.spec == parameters(mesh)[path][1].spec
         np.testing.assert_array_equal(value, whole[path])
     assert params[UP].addressable_shards[0].data.shape == (2, 2, 4)
+
+
+def test_a_large_tensor_comes_in_pieces_and_is_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "MOVED_BYTES", 48)  # 3 rows of the embedding, 1 of the others
+    mesh = sharding.make_mesh({"fsdp": 2, "tensor": 2}, jax.devices()[:4])
+    for placed in (parameters(), parameters(mesh)):
+        params, _ = read(saved(tmp_path), parameters=placed)
+        np.testing.assert_array_equal(params[EMBEDDING], tensors()["model.embed_tokens.weight"])
+        np.testing.assert_array_equal(params[UP][1], tensors()["model.layers.1.mlp.up_proj.weight"].T)
+
+
+@pytest.mark.parametrize("padding", range(8))
+def test_tensors_may_begin_anywhere_in_their_file(tmp_path, padding):
+    half = {name: value.astype(ml_dtypes.bfloat16) for name, value in tensors().items()}
+    file = tmp_path / "model.safetensors"
+    safetensors.numpy.save_file(half, file)
+    data = file.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    file.write_bytes((size + padding).to_bytes(8, "little") + data[8 : 8 + size] + b" " * padding + data[8 + size :])
+    params, _ = read(tmp_path)
+    np.testing.assert_array_equal(params[EMBEDDING], half["model.embed_tokens.weight"].astype(np.float32))
 
 
 def test_half_precision_is_held_to_the_bit(tmp_path):

@@ -1,0 +1,105 @@
+"""Reading streams: what the host holds beside the parameters is under the largest tensor and a gigabyte."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+import small_run
+
+from jaxmm.hf import names, weights
+from jaxmm.models.decoder import DecoderSpec
+from jaxmm.models.multimodal import ModelSpec, flat_axes
+
+SPEC = DecoderSpec(
+    vocab_size=100_000, width=2048, layers=7, heads=16, kv_heads=8, head_dim=128, mlp=6144
+)  # fmt: skip
+READ = """
+import json, re, sys
+from pathlib import Path
+import jax
+from jaxmm import sharding
+from jaxmm.hf import folder as hf, names
+from test_reading_memory import SPEC
+from jaxmm.models.multimodal import ModelSpec
+
+def memory(name):
+    return int(re.search(name + r":\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+
+mesh = sharding.make_mesh(json.loads(sys.argv[2]), jax.devices()[: int(sys.argv[3])])
+axes = sharding.replicated(mesh) if int(sys.argv[3]) == 1 else None
+
+def where(path, shape):
+    return axes or jax.sharding.NamedSharding(mesh, sharding.partition(AXES[path][1], shape, mesh))
+
+from jaxmm.models.multimodal import flat_axes
+AXES = flat_axes(ModelSpec(decoder=SPEC))
+jax.block_until_ready(jax.numpy.zeros(8) + 1)
+Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
+before = memory("VmRSS")
+found = hf.read_decoder(Path(sys.argv[1]), names.DECODERS["llama"], ModelSpec(decoder=SPEC), where)
+jax.block_until_ready(found.params)
+held = sum(s.data.nbytes for p in found.params.values() for s in p.addressable_shards)
+print(json.dumps({"peak": memory("VmHWM") - before, "held": held}))
+"""
+
+
+def patterned(shape: tuple[int, ...]) -> np.ndarray:
+    """Numbers that are quickly made."""
+    return np.resize(np.linspace(-1, 1, 4093, dtype=np.float32).astype(ml_dtypes.bfloat16), math.prod(shape)).reshape(
+        shape
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """1.5 GB of bfloat16 in files of 300 MB, those of embedding and head larger."""
+    model = ModelSpec(decoder=SPEC)
+    shapes = {path: shape for path, (shape, _) in flat_axes(model).items() if path[0] == "decoder"}
+    inputs = dict.fromkeys(shapes, 1)
+    inputs[("decoder", "blocks", "attention", "out", "kernel")] = 2
+    folder = tmp_path_factory.mktemp("large")
+
+    class Lazy:
+        def __init__(self, shape: tuple[int, ...]):
+            self.shape = shape
+
+        def __getitem__(self, layer: int) -> np.ndarray:
+            return patterned(self.shape[1:])
+
+        def __array__(self, dtype=None, copy=None) -> np.ndarray:
+            return patterned(self.shape)
+
+    params = {path: Lazy(shape) for path, shape in shapes.items()}
+    tensors = weights.outgoing(params, names.DECODERS["llama"], inputs, ml_dtypes.bfloat16)
+    prefixes = {"text": "model.", "lm_head": "lm_head."}
+    renamed = (tensor._replace(name=names.foreign_name(tensor.name, prefixes)) for tensor in tensors)
+    # The largest ones last, as releases have the head: all else is held when they are read.
+    last = sorted(renamed, key=lambda tensor: tensor.bytes)
+    weights.write(folder, last, shard_bytes=300 << 20)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mesh", "devices"), [({"data": 1}, 1), ({"fsdp": 2, "tensor": 2}, 4)])
+def test_the_host_holds_little_beside_the_parameters(folder, mesh, devices):
+    assert len(list(folder.glob("*.safetensors"))) > 3
+    path = os.pathsep.join([str(small_run.ROOT), str(Path(__file__).parent), str(small_run.ROOT / "tests")])
+    command = [sys.executable, "-c", READ, str(folder), json.dumps(mesh), str(devices)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": path})
+    found = json.loads(done.stdout.splitlines()[-1])
+    parameters = sum(
+        math.prod(shape) * 4 for path, (shape, _) in flat_axes(ModelSpec(decoder=SPEC)).items() if path[0] == "decoder"
+    )
+    assert found["held"] >= parameters
+    beyond = found["peak"] - found["held"]
+    largest = SPEC.vocab_size * SPEC.width * 2
+    print(f"parameters {found['held'] / 1e9:.2f} GB, beyond them {beyond / 1e9:.2f} GB, largest tensor {largest / 1e9}")
+    assert beyond < largest + 1e9

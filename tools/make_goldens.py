@@ -1,0 +1,125 @@
+"""Writes the golden files of tests/hf: what ``transformers`` answers, for tests that do not have it.
+
+    python tools/make_goldens.py --output=DIR
+
+A file has one tiny model's config, the names and shapes of its tensors, three documents and their logits. The tensors
+themselves are drawn again from their names by ``RandomState``, whose numbers NumPy never changes. It needs the extra
+'parity'; the same versions write the same bytes on the same machine.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import zlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import parity
+from parity_batch import Document, Picture, Words, alone
+from parity_models import case, make
+
+from jaxmm import command
+
+FOLDER = Path(__file__).resolve().parents[1] / "tests" / "hf" / "goldens"
+FLAGS: command.Flags = {"output": (str(FOLDER), "folder to write")}
+# The main case of each family, and what else reaches code of its own.
+CASES = (
+    "siglip2 + llama", "llama, yarn rope", "mistral, window", "qwen3", "llava, clip, two layers",
+    "llava, siglip", "qwen2.5-vl", "qwen3-vl", "gemma3", "internvl", "internvl, 6B's tower",
+)  # fmt: skip
+
+
+class Golden(NamedTuple):
+    """One file.
+
+    Attributes:
+      config: ``config.json``.
+      listed: (name, shape, mean) of each tensor.
+      logits: float32 (positions, vocabulary) of each document.
+    """
+
+    config: dict[str, Any]
+    listed: list[tuple[str, list[int], float]]
+    documents: list[Document]
+    logits: list[np.ndarray]
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """The weights, float32 by name."""
+        found = {}
+        for name, shape, mean in self.listed:
+            noise = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
+            found[name] = (mean + 0.15 * noise).astype(np.float32)
+        return found
+
+
+def path_of(name: str, folder: Path = FOLDER) -> Path:
+    """The file of a case."""
+    return folder / ("-".join("".join(c if c.isalnum() else " " for c in name).split()) + ".npz")
+
+
+def save(golden: Golden, file: Path) -> None:
+    parts: dict[str, np.ndarray] = {}
+    for i, document in enumerate(golden.documents):
+        for j, part in enumerate(document):
+            parts[f"part{i}.{j}"] = part.ids.astype(np.uint8) if isinstance(part, Words) else part.pixels
+        parts[f"logits{i}"] = golden.logits[i]
+    about = {"config": golden.config, "listed": golden.listed, "lengths": [len(d) for d in golden.documents]}
+    parts["about"] = np.frombuffer(json.dumps(about, sort_keys=True).encode(), np.uint8)
+    np.savez_compressed(file, **parts)  # type: ignore[arg-type]
+
+
+def load(file: Path) -> Golden:
+    with np.load(file) as opened:
+        parts = dict(opened)
+    about = json.loads(parts["about"].tobytes())
+
+    def part(name: str) -> Words | Picture:
+        value = parts[name]
+        return Picture(value) if value.ndim == 3 else Words(value.astype(np.int64))
+
+    documents = [[part(f"part{i}.{j}") for j in range(length)] for i, length in enumerate(about["lengths"])]
+    logits = [parts[f"logits{i}"] for i in range(len(documents))]
+    return Golden(about["config"], [tuple(entry) for entry in about["listed"]], documents, logits)
+
+
+def made(name: str) -> Golden:
+    """Runs the case's model by ``transformers``."""
+    import safetensors.numpy
+    import torch
+
+    chosen = case(name)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        kind = type(make(chosen, folder))
+        file = folder / "model.safetensors"
+        listed = [
+            (name, list(value.shape), float(value.ndim == 1 and value.mean() > 0.5))
+            for name, value in sorted(safetensors.numpy.load_file(file).items())
+        ]
+        config = json.loads((folder / "config.json").read_text())
+        golden = Golden(config, listed, [], [])
+        safetensors.numpy.save_file(golden.tensors(), file, metadata={"format": "pt"})
+        model = kind.from_pretrained(folder, attn_implementation="eager").eval()
+        world = parity.world(chosen, folder / "again")
+        with torch.no_grad():
+            logits = [
+                model(**alone(document, chosen, world.family.spec)).logits[0].numpy() for document in world.documents
+            ]
+        return golden._replace(documents=world.documents, logits=logits)
+
+
+def main(argv: list[str]) -> int:
+    """Writes all files."""
+    args = command.parse(argv, FLAGS, config="none", about=__doc__ or "")
+    folder = Path(args.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in CASES:
+        save(made(name), path_of(name, folder))
+    print(f"wrote {len(CASES)} files, {sum(path_of(name, folder).stat().st_size for name in CASES):,} bytes")
+    return 0
+
+
+if __name__ == "__main__":
+    command.run(main)
