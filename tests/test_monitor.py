@@ -112,12 +112,12 @@ def test_peak_memory_is_the_devices_or_else_the_process():
 
 def test_the_summary_has_the_promised_fields(tmp_path):
     evaluated = {"demo_test": {"loss": np.float32(0.5), "answer_accuracy_by_kind": {"count": 1.0}}}
-    summary = monitor.Summary(3, math.nan, evaluated, 1.0, 2.0, 0.9, 0.5, 0.0, None, 1.0, 2.0, 7, 0, 11)
+    summary = monitor.Summary(3, math.nan, evaluated, 1.0, 2.0, 0.9, 0.5, 0.0, None, 1.0, 2.0, 7, 0, 11, "blocks")
     monitor.write_json(tmp_path / "summary.json", summary._asdict())
     written = json.loads((tmp_path / "summary.json").read_text())
     assert ", ".join(written) == (
         "steps, loss, eval, tokens_per_second, images_per_second, token_fill, patch_fill, data_wait_fraction, mfu, "
-        "first_step_seconds, wall_seconds, examples_seen, examples_skipped, peak_memory_bytes"
+        "first_step_seconds, wall_seconds, examples_seen, examples_skipped, peak_memory_bytes, attention"
     )
     assert written["loss"] is None
     assert written["eval"] == {"demo_test": {"loss": 0.5, "answer_accuracy_by_kind": {"count": 1.0}}}

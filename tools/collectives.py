@@ -183,10 +183,13 @@ def _axes(rest: str, groupings: dict[Grouping, tuple[str, ...]], mesh: Mesh) -> 
 
 def _replica_groups(rest: str, devices: int) -> Grouping | None:
     """The groups in one of the ways in which HLO writes them."""
-    if named := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", rest):
+    if named := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((.*?)\))?\s*\{([^}]*)\}", rest):
         sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", named[1])}
-        chosen = [list(sizes).index(name) for name in re.findall(r"'([^']+)'", named[2])]
-        return _grouped(np.arange(devices).reshape(list(sizes.values())), chosen)
+        chosen = [list(sizes).index(name) for name in re.findall(r"'([^']+)'", named[3])]
+        ids = np.arange(devices)
+        if order := re.match(r"\[([\d,]+)\]T\(([\d,]+)", named[2] or ""):
+            ids = ids.reshape([int(n) for n in order[1].split(",")]).transpose([int(n) for n in order[2].split(",")])
+        return _grouped(ids.reshape(list(sizes.values())), chosen)
     if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest):
         ids = np.arange(devices).reshape([int(n) for n in iota[3].split(",")])
         if iota[4]:

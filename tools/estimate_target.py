@@ -55,9 +55,15 @@ def read_target(text: str, mesh: Any) -> Target:
 def _cpus(count: int) -> list[Any]:
     import jax
 
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", count)
-    return jax.devices()
+    try:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError:  # JAX runs already, and has the devices it has
+        pass
+    devices = jax.devices("cpu")[:count]
+    if len(devices) < count:
+        raise UserError(f"this process has {len(devices)} CPU devices, and {count} are needed: unset XLA_FLAGS")
+    return devices
 
 
 def _tpus(topology: str) -> list[Any]:

@@ -1,0 +1,123 @@
+"""What a step needs without the hardware: collectives read from HLO, figures of CPU meshes, targets and mistakes."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small_run
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxmm import sharding
+from jaxmm.errors import UserError
+
+sys.path.insert(0, str(small_run.ROOT / "tools"))
+import collectives
+import estimate
+import estimate_target
+
+
+def compiled_text(mesh, f, *shapes_and_axes) -> str:
+    shapes = [
+        jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, PartitionSpec(*axes)))
+        for shape, axes in shapes_and_axes
+    ]
+    with jax.set_mesh(mesh):
+        return jax.jit(f, out_shardings=NamedSharding(mesh, PartitionSpec())).lower(*shapes).compile().as_text()
+
+
+@pytest.mark.parametrize("axes", [("data",), ("tensor",), ("data", "tensor"), ("fsdp", "tensor")])
+def test_a_gather_is_found_with_its_axes_and_bytes(axes):
+    mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    text = compiled_text(mesh, lambda x: x * 2, ((64, 32), (axes,)))
+    found = collectives.by_kind_and_axes(collectives.collectives(text, mesh))
+    assert found == {("all-gather", "+".join(axes)): 64 * 32 * 4}
+
+
+def test_what_a_loop_sends_counts_as_often_as_the_loop_runs():
+    mesh = sharding.make_mesh({"data": 8})
+
+    def loop(x, kernels):
+        def layer(x, kernel):
+            return jnp.tanh(x @ sharding.constrain(kernel, None, None)), None
+
+        return jax.lax.scan(layer, x, kernels)[0]
+
+    text = compiled_text(mesh, loop, ((4, 16), ()), ((5, 16, 16), (None, "data")))
+    found = collectives.by_kind_and_axes(collectives.collectives(text, mesh))
+    assert found[("all-gather", "data")] in (5 * 16 * 16 * 4, 5 * 16 * 16 * 4 + 4 * 16 * 4)
+
+
+@pytest.mark.parametrize(
+    ("groups", "axes"),
+    [
+        ("replica_groups={{0,1},{2,3},{4,5},{6,7}}", ("tensor",)),
+        ("replica_groups={{0,4},{1,5},{2,6},{3,7}}", ("data",)),
+        ("replica_groups=[4,2]<=[8]", ("tensor",)),
+        ("replica_groups=[4,2]<=[2,4]T(1,0)", ("data",)),
+        ("replica_groups=mesh['a'=2,'b'=2,'c'=2] {'b','c'}", ("fsdp", "tensor")),
+        ("replica_groups={}", ("data", "fsdp", "tensor")),
+        ("source_target_pairs={{0,2},{2,0},{1,3},{3,1}}", ("fsdp",)),
+        ("replica_groups={{0,3},{1,2},{4,7},{5,6}}", ("other",)),
+    ],
+)
+def test_groups_are_read_in_every_way_they_are_written(groups, axes):
+    mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    assert collectives._axes(f"x), {groups}, to_apply=%add", collectives._groupings(mesh), mesh) == axes
+
+
+@pytest.fixture(scope="module")
+def figures(tmp_path_factory):
+    output = tmp_path_factory.mktemp("estimate") / "figures.json"
+    arguments = [
+        f"--config={small_run.ROOT / 'configs/base.py'}", *small_run.TINY, "--config.mesh.fsdp=4",
+        "--config.mesh.data=2", f"--output={output}",
+    ]  # fmt: skip
+    assert estimate.main(arguments) == 0
+    return json.loads(output.read_text())
+
+
+def test_a_cpu_mesh_is_compiled_for(figures):
+    assert figures["source"] == "compiled"
+    assert figures["target"]["devices"] == 8
+    whole = 4 * sum(figures["parameters"].values())
+    assert whole / 4 <= figures["parameter_bytes"] < 1.1 * whole / 4
+    assert figures["peak_bytes"] >= figures["argument_bytes"] > figures["parameter_bytes"] + figures["optimizer_bytes"]
+    assert figures["flops"] > 0
+    assert any("fsdp" in name for name in figures["sent_bytes"])
+
+
+def test_no_whole_tree_is_gathered_and_nothing_rematerialised(figures):
+    assert figures["largest_all_gather_bytes"] < 4 * sum(figures["parameters"].values()) / 2
+    assert not figures["involuntary_rematerialization"]
+
+
+def test_gpus_are_estimated_by_a_formula_that_says_so(capsys):
+    arguments = [f"--config={small_run.ROOT / 'configs/base.py'}", *small_run.TINY, "--config.mesh.fsdp=-1"]
+    assert estimate.main([*arguments, "--config.mesh.data=1", "--target=gpu:h100:8"]) == 0
+    shown = capsys.readouterr().out
+    assert "formula, nothing compiled" in shown
+    assert "NVIDIA H100" in shown
+    wide = ["--config.decoder.width=16384", "--config.decoder.mlp=65536", "--config.decoder.layers=96"]
+    assert estimate.main([*arguments, *wide, "--config.mesh.data=1", "--target=gpu:h100:8"]) == 2
+
+
+def test_full_rows_have_documents_of_equal_length():
+    from conftest import IMAGE
+
+    from jaxmm.data.assemble import empty_batch
+    from jaxmm.data.lengths import Budgets
+
+    full = estimate.full_rows(empty_batch(2, Budgets(64, 64, 4, 64), IMAGE), 4, 4)
+    assert np.bincount(full.text.segments[0]).tolist() == [0, 16, 16, 16, 16]
+    assert (full.weights_BT > 0).sum(1).tolist() == [48, 48]
+
+
+@pytest.mark.parametrize("text", ["tpu", "tpu:v9:4x4", "tpu:v5e", "gpu:h100", "gpu:h100:none", "cpu:8", "abacus"])
+def test_a_target_that_is_not_known_is_one_line(text):
+    with pytest.raises(UserError, match=r"is not known: give cpu, tpu:NAME:TOPOLOGY with v4, v5e"):
+        estimate_target.read_target(text, {"data": 1})
