@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import small_run
+from test_families import byte_level_tokenizer
 
 from jaxmm import command, sharding, train
 from jaxmm.errors import UserError
@@ -164,6 +165,15 @@ def test_a_program_that_is_given_a_broken_folder_says_so_in_one_line_and_exits_w
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("error: ")
     assert "model.safetensors is not whole" in last
+
+
+def test_a_vocabulary_that_is_smaller_than_its_tokenizers_is_one_line(tmp_path):
+    made("siglip2 + llama", tmp_path)
+    byte_level_tokenizer().save_pretrained(tmp_path)
+    flags = [f"--config={small_run.ROOT / 'configs' / 'base.py'}", f"--workdir={tmp_path / 'run'}"]
+    with pytest.raises(UserError, match=r"has 262 tokens, the model's vocabulary only 203: .* two models") as caught:
+        train.main([*flags, f"--config.init_from={tmp_path}"])
+    assert "\n" not in str(caught.value)
 
 
 def test_files_outside_the_folder_are_not_opened(tmp_path):
