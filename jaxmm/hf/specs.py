@@ -393,8 +393,10 @@ def _internvl(config: Any) -> Family:
     decoder = plain_decoder_of(config.text_config, config.tie_word_embeddings)
     chosen = config.vision_feature_layer
     if chosen != -1:
-        (state,) = _states(chosen, tower.spec.layers)
-        vision = dataclasses.replace(tower.spec, layers=state, final_norm=False)
+        states = _states(chosen, tower.spec.layers)
+        if len(states) > 1:
+            raise UserError(f"config.json: internvl with vision_feature_layer={chosen} is not supported: only one is")
+        vision = dataclasses.replace(tower.spec, layers=states[0], final_norm=False)
         tower = tower._replace(spec=vision)
     merge = round(1 / config.downsample_ratio)
     if merge * config.downsample_ratio != 1:

@@ -266,6 +266,7 @@ def changed(config: dict[str, Any], **changes: Any) -> dict[str, Any]:
         (changed(QWEN3_VL, vision__deepstack_visual_indexes=[5, 11, 40]), r"deepstack_visual_indexes \[5, 11, 40\]"),
         (changed(QWEN3_VL, vision__num_position_embeddings=2300), "num_position_embeddings=2300 is not supported"),
         (changed(QWEN2_5_VL, rope_scaling={"type": "mrope", "mrope_section": [16, 24, 8]}), "does not add up to half"),
+        (changed(INTERNVL3, vision_feature_layer=[-1, -2]), r"vision_feature_layer=\[-1, -2\] is not supported"),
         (changed(INTERNVL3, downsample_ratio=0.3), "downsample_ratio=0.3 is not supported: only 1 / n is"),
         (changed(INTERNVL3, vision__use_mean_pooling=False, vision__norm_type="rms_norm"), "norm_type=rms_norm is not"),
         ({"model_type": "qwen3"}, "'qwen3' is no whole model but a part of one: name both parts, as vision:DIR"),
