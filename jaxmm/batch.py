@@ -65,8 +65,6 @@ class ImageSpec:
       side: of the square that every image is resized to instead; 0 is none.
       crop: with a side, the aspect is kept, and what is longer is cut off at both ends (CLIP).
       resample: "bicubic" or "bilinear".
-      tiles: with a side, the fewest and the most squares that an image is cut into (InternVL); thumbnail: whether the
-        whole image follows as one more, where there are several.
       window: side, in patches, of the windows whose patches travel together; 0 is none.
       class_tokens: learned tokens of each image, which travel after its patches; with padding they fill merge groups.
       text_axes: coordinates of a text position: 3 where soft tokens have a row and a column of their own (Qwen-VL).
@@ -80,8 +78,6 @@ class ImageSpec:
     side: int = 0
     crop: bool = False
     resample: str = "bicubic"
-    tiles: tuple[int, int] = (1, 1)
-    thumbnail: bool = False
     window: int = 0
     class_tokens: int = 0
     text_axes: int = 1
@@ -92,18 +88,7 @@ class ImageSpec:
         """Patch positions of an image that are no patches: class tokens, and what fills their merge groups."""
         return -(-self.class_tokens // self.merge**2) * self.merge**2
 
-    @property
-    def is_tiled(self) -> bool:
-        return self.tiles[1] > 1
-
-    @property
-    def tile_units(self) -> int:
-        """Patch positions of one square, with a side."""
-        return (self.side // self.patch_size) ** 2 + self.extra
-
     def __post_init__(self) -> None:
-        if not 1 <= self.tiles[0] <= self.tiles[1] or (self.is_tiled and (not self.side or self.crop)):
-            raise ValueError(f"tiles {self.tiles} must be in order, and need a side and no crop")
         factor = self.patch_size * self.merge
         if self.patch_size < 1 or self.merge < 1:
             raise ValueError(f"patch_size {self.patch_size} and merge {self.merge} must be positive")

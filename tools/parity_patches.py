@@ -32,12 +32,12 @@ class Processor(NamedTuple):
     Attributes:
       case: of ``parity_models``, whose model it goes with.
       make: the processor.
-      patches: runs it on a picture, and gives those of each tile.
+      patches: runs it on a picture.
     """
 
     case: str
     make: Callable[[], Any]
-    patches: Callable[[Any, PIL.Image.Image], list[Patches]]
+    patches: Callable[[Any, PIL.Image.Image], Patches]
 
 
 def picture(height: int, width: int, rng: np.random.Generator) -> PIL.Image.Image:
@@ -53,18 +53,16 @@ def _bytes(values: Any, processor: Any) -> np.ndarray:
     return (np.asarray(values, np.float64) * processor.image_std + processor.image_mean) * 255
 
 
-def _of_squares(processor: Any, shown: PIL.Image.Image) -> list[Patches]:
-    """Of a processor that gives pictures, channels first."""
-    found = []
-    for pixels in np.asarray(processor(shown, return_tensors="np")["pixel_values"]):
-        last = _bytes(pixels.transpose(1, 2, 0), processor)
-        rows, columns = last.shape[0] // PATCH, last.shape[1] // PATCH
-        blocks = last.reshape(rows, PATCH, columns, PATCH, 3).transpose(0, 2, 1, 3, 4)
-        found.append(Patches(blocks.reshape(rows * columns, -1), (rows, columns)))
-    return found
+def _of_square(processor: Any, shown: PIL.Image.Image) -> Patches:
+    """Of a processor that gives one picture, channels first."""
+    pixels = np.asarray(processor(shown, return_tensors="np")["pixel_values"][0])
+    pixels = _bytes(pixels.transpose(1, 2, 0), processor)
+    rows, columns = pixels.shape[0] // PATCH, pixels.shape[1] // PATCH
+    blocks = pixels.reshape(rows, PATCH, columns, PATCH, 3).transpose(0, 2, 1, 3, 4)
+    return Patches(blocks.reshape(rows * columns, -1), (rows, columns))
 
 
-def _of_qwen(processor: Any, shown: PIL.Image.Image) -> list[Patches]:
+def _of_qwen(processor: Any, shown: PIL.Image.Image) -> Patches:
     """Of one that gives patches by merge groups, each with two equal frames."""
     found = processor(shown, return_tensors="np")
     _, rows, columns = (int(n) for n in found["image_grid_thw"][0])
@@ -76,15 +74,15 @@ def _of_qwen(processor: Any, shown: PIL.Image.Image) -> list[Patches]:
     order = np.arange(rows * columns).reshape(rows // merge, merge, columns // merge, merge).transpose(0, 2, 1, 3)
     raster = np.empty_like(frames[:, 0])
     raster[order.reshape(-1)] = frames[:, 0]
-    return [Patches(raster, (rows, columns))]
+    return Patches(raster, (rows, columns))
 
 
-def _of_naflex(processor: Any, shown: PIL.Image.Image) -> list[Patches]:
+def _of_naflex(processor: Any, shown: PIL.Image.Image) -> Patches:
     found = processor(shown, return_tensors="pt")
     rows, columns = (int(n) for n in found["spatial_shapes"][0])
     values = np.asarray(found["pixel_values"][0])[: rows * columns]
     pixels = _bytes(values.reshape(len(values), -1, 3), processor)
-    return [Patches(pixels.reshape(len(values), -1), (rows, columns))]
+    return Patches(pixels.reshape(len(values), -1), (rows, columns))
 
 
 def _clip() -> Any:
@@ -112,13 +110,6 @@ def _gemma() -> Any:
     return Gemma3ImageProcessorPil(size={"height": 4 * PATCH, "width": 4 * PATCH}, do_pan_and_scan=False)
 
 
-def _internvl() -> Any:
-    from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
-
-    size = {"height": 4 * PATCH, "width": 4 * PATCH}
-    return GotOcr2ImageProcessorPil(size=size, crop_to_patches=True, min_patches=1, max_patches=7)
-
-
 def _lfm2_vl() -> Any:
     from transformers.models.lfm2_vl.image_processing_lfm2_vl import Lfm2VlImageProcessor
 
@@ -130,12 +121,11 @@ def _lfm2_vl() -> Any:
 
 PROCESSORS: Mapping[str, Processor] = {
     "lfm2_vl": Processor("siglip2 + llama", _lfm2_vl, _of_naflex),
-    "llava, clip": Processor("llava, clip", _clip, _of_squares),
-    "llava, siglip": Processor("llava, siglip", _siglip, _of_squares),
+    "llava, clip": Processor("llava, clip", _clip, _of_square),
+    "llava, siglip": Processor("llava, siglip", _siglip, _of_square),
     "qwen2_5_vl": Processor("qwen2.5-vl", _qwen, _of_qwen),
     "qwen3_vl": Processor("qwen3-vl", _qwen, _of_qwen),
-    "gemma3": Processor("gemma3", _gemma, _of_squares),
-    "internvl": Processor("internvl", _internvl, _of_squares),
+    "gemma3": Processor("gemma3", _gemma, _of_square),
 }
 
 
@@ -164,13 +154,11 @@ def patch_difference(name: str, folder: Path, seed: int = 0) -> float:
     for size in SIZES:
         shown, file = picture(*size, rng), io.BytesIO()
         shown.save(file, "PNG")
-        image, grid = Image(data=file.getvalue()), media.grid_size(*size, spec)
-        ours = media.tiles(image, spec, size) if spec.is_tiled else [media.patches(image, spec, size)[0]]
+        values, grid = media.patches(Image(data=file.getvalue()), spec, size)
         theirs = family.patches(processor, shown)
-        if [grid] * len(ours) != [each.grid for each in theirs]:
-            raise AssertionError(f"{name}: a picture of {size} gives {len(ours)} of {grid}, theirs {theirs}")
+        if grid != theirs.grid:
+            raise AssertionError(f"{name}: a picture of {size} has the grid {grid}, theirs {theirs.grid}")
         places = media.patch_positions(*grid, spec)
         order = places[:, 0] * grid[1] + places[:, 1]
-        for values, each in zip(ours, theirs, strict=True):
-            worst = max(worst, float(np.abs(values - each.values[order]).max()))
+        worst = max(worst, float(np.abs(values - theirs.values[order]).max()))
     return worst

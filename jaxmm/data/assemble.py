@@ -170,15 +170,6 @@ class _Free(NamedTuple):
     medium: int
 
 
-class _Filled(NamedTuple):
-    """An image that was written: (rows, columns) of its soft tokens, where each stands among its groups of patches, and
-    how many items of the tower it is."""
-
-    grid: tuple[int, int]
-    order: np.ndarray
-    tiles: int
-
-
 def _clear_media(batch: Batch, b: int, free: _Free) -> None:
     """Makes padding of what is not taken."""
     for array in batch.patches:
@@ -270,9 +261,9 @@ class Assembler:
             order = np.arange(count)
             if isinstance(medium, Image):
                 first = free.patch // group
-                fill = self._fill_tiles if self.spec.is_tiled else self._fill_image
-                grid, order, tiles = fill(batch, b, free, piece, i, medium)
-                free = free._replace(patch=free.patch + units, tile=free.tile + tiles)
+                grid = self._fill_image(batch, b, free, piece, i, medium)
+                order = np.argsort(media.group_order(*grid, self.spec))
+                free = free._replace(patch=free.patch + units, tile=free.tile + 1)
             elif isinstance(medium, Features):
                 first = (self.budgets.patches + free.vector) // group
                 grid = self._fill_features(batch, b, free, piece, i, medium)
@@ -283,42 +274,23 @@ class Assembler:
             grids.append(grid)
         return free, np.concatenate(table), grids
 
-    def _fill_image(self, batch: Batch, b: int, free: _Free, piece: Piece, i: int, image: Image) -> _Filled:
-        """Writes one image as one item of the tower."""
-        lengths, merge = self.lengths[piece.source], self.spec.merge
-        there = slice(free.patch, free.patch + int(lengths.units_I[i]) - self.spec.extra)
-        values, size = batch.patches.values[b, there], self._size(lengths, i)
+    def _fill_image(self, batch: Batch, b: int, free: _Free, piece: Piece, i: int, image: Image) -> tuple[int, int]:
+        """Writes one image; returns (rows, columns) of its soft tokens."""
+        lengths = self.lengths[piece.source]
+        prepared = lengths.prepared
+        size = int(prepared.image_height_I[i]), int(prepared.image_width_I[i])
+        count, extra = int(lengths.units_I[i]), self.spec.extra
+        there = slice(free.patch, free.patch + count - extra)
+        values = batch.patches.values[b, there]
         _, grid = media.patches(image, self.spec, size, self._edges(piece, i), fast=self.fast_decode, out=values)
-        self._place(batch, b, there, free.tile, grid)
-        soft = grid[0] // merge, grid[1] // merge
-        return _Filled(soft, np.argsort(media.group_order(*soft, self.spec)), 1)
-
-    def _fill_tiles(self, batch: Batch, b: int, free: _Free, piece: Piece, i: int, image: Image) -> _Filled:
-        """Writes one image as the squares it is cut into, each an item of the tower."""
-        spec, size = self.spec, self._size(self.lengths[piece.source], i)
-        found = media.tiles(image, spec, size, self._edges(piece, i), fast=self.fast_decode)
-        side, group = spec.side // spec.patch_size, spec.merge**2
-        for number, values in enumerate(found):
-            start = free.patch + number * spec.tile_units
-            there = slice(start, start + side * side)
-            batch.patches.values[b, there] = values
-            self._place(batch, b, there, free.tile + number, (side, side))
-        soft = side // spec.merge
-        order = np.add.outer(np.arange(len(found)) * (spec.tile_units // group), np.arange(soft * soft))
-        return _Filled((len(found) * soft, soft), order.reshape(-1), len(found))
-
-    def _size(self, lengths: Lengths, i: int) -> tuple[int, int]:
-        return int(lengths.prepared.image_height_I[i]), int(lengths.prepared.image_width_I[i])
-
-    def _place(self, batch: Batch, b: int, there: slice, tile: int, grid: tuple[int, int]) -> None:
-        """Writes where an item's patches are, and the learned tokens after them."""
         batch.patches.positions[b, there, 1:] = _patch_positions(*grid, self.spec)
-        batch.patches.segments[b, there] = tile + 1
-        batch.grids_BM3[b, tile] = 1, *grid
+        batch.patches.segments[b, there] = free.tile + 1
+        batch.grids_BM3[b, free.tile] = 1, *grid
         learned = slice(there.stop, there.stop + self.spec.class_tokens)
         batch.patches.positions[b, learned, 1] = -1
         batch.patches.positions[b, learned, 2] = np.arange(self.spec.class_tokens)
-        batch.patches.segments[b, learned] = tile + 1
+        batch.patches.segments[b, learned] = free.tile + 1
+        return grid[0] // self.spec.merge, grid[1] // self.spec.merge
 
     def _fill_features(
         self, batch: Batch, b: int, free: _Free, piece: Piece, i: int, features: Features

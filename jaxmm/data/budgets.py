@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxmm.data.lengths import Budgets, Lengths, tile_counts
+from jaxmm.data.lengths import Budgets, Lengths
 from jaxmm.data.pack import assign
 from jaxmm.data.pieces import BOUNDLESS, pieces_of
 from jaxmm.data.shuffle import Permutation
@@ -79,7 +79,6 @@ def _largest(source: Lengths, seq_len: int) -> np.ndarray:
             largest[3] = seq_len  # a part may be targets from end to end
     if not source.feature_width and len(source.units_I):
         largest[1] = max(largest[1], source.units_I.max())
-        largest[2] = max(largest[2], tile_counts(source.units_I, source.prepared.image_kind_I, source.spec).max())
     elif source.feature_width:
         patches = source.patches_of(slice(None))
         largest[1] = max(largest[1], patches.max())

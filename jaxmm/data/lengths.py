@@ -137,13 +137,7 @@ class Lengths:
 
 def soft_tokens(units: Any, kinds: Any, spec: ImageSpec) -> Any:
     """How many soft tokens media give, by their patch positions or vectors and by their kinds; ints or arrays."""
-    return (units - spec.extra * tile_counts(units, kinds, spec)) // spec.merge**2
-
-
-def tile_counts(units: Any, kinds: Any, spec: ImageSpec) -> Any:
-    """How many items of a tower media are: 1 of an image, or its tiles; 0 of what is no image."""
-    is_image = np.asarray(kinds) == IMAGE
-    return is_image * (units // spec.tile_units) if spec.is_tiled else is_image.astype(np.int64)
+    return (units - spec.extra * (np.asarray(kinds) == IMAGE)) // spec.merge**2
 
 
 def _count(prepared: Columns, spec: ImageSpec) -> tuple[np.ndarray, np.ndarray]:
@@ -167,10 +161,10 @@ def _count(prepared: Columns, spec: ImageSpec) -> tuple[np.ndarray, np.ndarray]:
         kinds = np.asarray(prepared.image_kind_I[block])
         needs[:, 0] = tokens + _sums(soft_tokens(units, kinds, spec), images)
         needs[:, 1] = needs_of_all = _sums(units, images)
-        needs[:, 2] = _sums(tile_counts(units, kinds, spec), images) if spec.is_tiled else np.diff(images)
+        needs[:, 2] = np.diff(images)
         if not is_image.all():
             needs[:, 1] = _sums(np.where(is_image, units, 0), images)
-            needs[:, 2] = _sums(tile_counts(units, kinds, spec), images)
+            needs[:, 2] = _sums(is_image, images)
             needs[:, 4] = needs_of_all - needs[:, 1]
         runs = np.asarray(prepared.runs_E1[start : stop + 1], np.int64)
         runs_here = slice(int(runs[0]), int(runs[-1]))
@@ -185,7 +179,7 @@ def _units(prepared: Columns, media_slice: slice, spec: ImageSpec) -> np.ndarray
         for column in (prepared.image_height_I, prepared.image_width_I, prepared.image_kind_I)
     )
     rows, columns = media.grid_size(height, width, spec)
-    patches = (rows * columns + spec.extra) * media.tile_count(height, width, spec)
+    patches = rows * columns + spec.extra
     if not kind.any():
         return patches
     is_features, merge = kind > IMAGE, spec.merge

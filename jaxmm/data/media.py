@@ -212,39 +212,6 @@ def _grid(height: int, width: int, spec: ImageSpec) -> tuple[int, int]:
     return grid_size(height, width, spec)
 
 
-@functools.cache
-def _arrangements(fewest: int, most: int) -> tuple[tuple[int, int], ...]:
-    """(columns, rows) of so many squares, those of few squares first."""
-    found = [(c, r) for c in range(1, most + 1) for r in range(1, most // c + 1) if c * r >= fewest]
-    return tuple(sorted(found, key=lambda grid: grid[0] * grid[1]))
-
-
-@functools.lru_cache(maxsize=65536)
-def tiling(height: int, width: int, spec: ImageSpec) -> tuple[int, int]:
-    """(rows, columns) of the squares that an image is cut into: those whose aspect is closest to its own.
-
-    Of equally close ones it is the larger, as long as the image has more than half of its pixels (InternVL).
-    """
-    aspect, best, apart = width / height, (1, 1), math.inf
-    for columns, rows in _arrangements(*spec.tiles):
-        difference = abs(aspect - columns / rows)
-        is_filled = height * width > 0.5 * spec.side**2 * columns * rows
-        if difference < apart or (difference == apart and is_filled):
-            best, apart = (rows, columns), difference
-    return best
-
-
-def tile_count(height: Any, width: Any, spec: ImageSpec) -> Any:
-    """How many squares images of these sizes give, thumbnails included: int64 of their shape."""
-    if not spec.is_tiled:
-        return np.ones(np.shape(height), np.int64)
-    sizes, which = np.unique(np.stack([np.ravel(height), np.ravel(width)], -1), axis=0, return_inverse=True)
-    grids = [tiling(int(h), int(w), spec) for h, w in sizes]
-    counts = np.array([rows * columns for rows, columns in grids], np.int64)
-    counts += spec.thumbnail & (counts > 1)
-    return counts[which.reshape(-1)].reshape(np.shape(height))
-
-
 def decode(image: Image) -> PIL.Image.Image:
     """Decodes to RGB, turned as its EXIF orientation says; of an animation, the first frame.
 
@@ -322,55 +289,20 @@ def patches(
       BadMedia: if it cannot be decoded to its end, or now has another size.
     """
     rows, columns = _grid(*size, spec)
-    shown = _before_crop(*size, spec) if spec.crop else (rows * spec.patch_size, columns * spec.patch_size)
+    merge, side = spec.merge, spec.patch_size
+    shown = _before_crop(*size, spec) if spec.crop else (rows * side, columns * side)
     frame = _frame(shown[1], shown[0], edges)
-    picture, extent = _picture(image, size, frame, fast)
-    pixels = _resized(picture, extent, frame, RESAMPLES[spec.resample])
-    if spec.crop:
-        pixels = _middle(pixels, spec.side)
-    if out is None:
-        out = np.empty((rows * columns, spec.patch_size**2 * 3), np.uint8)
-    _cut(pixels, spec, out)
-    return out, (rows, columns)
-
-
-def tiles(
-    image: Image, spec: ImageSpec, size: tuple[int, int], edges: Edges | None = None, *, fast: bool = False
-) -> list[np.ndarray]:
-    """As ``patches``, of the squares that an image is cut into, row by row, and of its thumbnail: those of each."""
-    rows, columns = tiling(*size, spec)
-    side = spec.side
-    frame = _frame(columns * side, rows * side, edges)
-    picture, extent = _picture(image, size, frame, fast)
-    whole = _resized(picture, extent, frame, RESAMPLES[spec.resample])
-    squares = [
-        np.ascontiguousarray(whole[r * side : (r + 1) * side, c * side : (c + 1) * side])
-        for r in range(rows) for c in range(columns)
-    ]  # fmt: skip
-    if spec.thumbnail and len(squares) > 1:
-        squares.append(_resized(picture, extent, _frame(side, side, edges), RESAMPLES[spec.resample]))
-    found = [np.empty(((side // spec.patch_size) ** 2, spec.patch_size**2 * 3), np.uint8) for _ in squares]
-    for pixels, out in zip(squares, found, strict=True):
-        _cut(pixels, spec, out)
-    return found
-
-
-def _picture(
-    image: Image, size: tuple[int, int], frame: _Frame, fast: bool
-) -> tuple[PIL.Image.Image, tuple[float, float, float, float]]:
-    """Decodes an image that had that size, and tells what of it is the picture."""
     with _opened(image) as opened:
         orientation = _orientation(opened)
         if _size(opened, orientation) != tuple(size):
             raise BadMedia("changed")
         extent = _draft(opened, orientation, frame) if fast else (0.0, 0.0, float(size[1]), float(size[0]))
-        return _decoded(opened, orientation), extent
-
-
-def _cut(pixels: np.ndarray, spec: ImageSpec, out: np.ndarray) -> None:
-    """Writes the patches of pixels (height, width, 3), in the order in which they travel."""
-    merge, side = spec.merge, spec.patch_size
-    rows, columns = pixels.shape[0] // side, pixels.shape[1] // side
+        picture = _decoded(opened, orientation)
+    pixels = _resized(picture, extent, frame, RESAMPLES[spec.resample])
+    if spec.crop:
+        pixels = _middle(pixels, spec.side)
+    if out is None:
+        out = np.empty((rows * columns, side * side * 3), np.uint8)
     # A patch's row of pixels is moved as one item.
     line = np.dtype(("V", side * 3))
     lines = pixels.reshape(rows * side, -1).view(line).reshape(rows // merge, merge, side, columns // merge, merge)
@@ -380,6 +312,7 @@ def _cut(pixels: np.ndarray, spec: ImageSpec, out: np.ndarray) -> None:
         groups[...] = in_rows.reshape(groups.shape)[group_order(rows // merge, columns // merge, spec)]
     else:
         groups.reshape(in_rows.shape)[...] = in_rows
+    return out, (rows, columns)
 
 
 def _before_crop(height: int, width: int, spec: ImageSpec) -> tuple[int, int]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxmm.batch import TARGET
 from jaxmm.data.features import IMAGE, TOKENS
-from jaxmm.data.lengths import Budgets, Lengths, soft_tokens, tile_counts
+from jaxmm.data.lengths import Budgets, Lengths, soft_tokens
 from jaxmm.errors import UserError
 
 LONG_DOCUMENTS = ("split", "truncate", "drop")
@@ -102,7 +102,7 @@ class _Long:
         # What media before each take of the budgets that only they take of, by the number of the budget.
         self.taken_before = {
             1: _before(np.where(kinds == IMAGE, units, 0)),
-            2: _before(tile_counts(units, kinds, lengths.spec)),
+            2: _before(kinds == IMAGE),
             4: _before(np.where(kinds > IMAGE, units, 0)),
         }
         self.slots_before = _before(slots)

@@ -56,7 +56,7 @@ class Start(NamedTuple):
         """What the folder does with images and we do not, for people to know."""
         return [
             f"the folder's {key} is not followed: each image is one tile"
-            for key in ("do_image_splitting", "do_pan_and_scan")
+            for key in ("do_image_splitting", "do_pan_and_scan", "crop_to_patches")
             if self.processor.get(key)
         ]
 
@@ -191,7 +191,6 @@ MARKUP = {
     "qwen3_vl": ("<|vision_start|>", "<|vision_end|>"),
     "gemma3": ("\n\n<start_of_image>", "<end_of_image>\n\n"),
     "llava": ("", ""),
-    "internvl": ("<img>", "</img>"),
 }
 RESAMPLES = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
@@ -200,7 +199,7 @@ def image_settings(start: Start) -> dict[str, Any]:
     """What of ``ImageSpec`` the folder decides: patches, merge and order by the model, sizes by its processor.
 
     Raises:
-      UserError: for a filter that we do not have.
+      UserError: for a family whose images are not processed here.
     """
     kind, processor, spec = start.config["model_type"], start.processor, start.family.spec
     vision, merge = spec.vision, spec.connector.merge
@@ -227,8 +226,9 @@ def image_settings(start: Start) -> dict[str, Any]:
     elif kind in ("llava", "gemma3"):
         side = vision.positions * vision.patch_size
         found |= {"side": side, "crop": bool(processor.get("do_center_crop")), "max_pixels": side**2, "min_pixels": 1}
-    elif kind == "internvl":  # its processor cuts tiles whatever the file's crop_to_patches says
-        side = vision.positions * vision.patch_size
-        tiles = int(processor.get("min_patches", 1)), int(processor.get("max_patches", 12))
-        found |= {"side": side, "max_pixels": side**2, "min_pixels": 1, "tiles": tiles, "thumbnail": True}
+    else:
+        raise UserError(
+            f"a model of '{kind}' can be read and written, but its images are not processed here yet: train one of "
+            f"lfm2_vl, llava, qwen2_5_vl, qwen3_vl, gemma3, or a tower and a decoder as vision:DIR,decoder:DIR"
+        )
     return found

@@ -122,32 +122,3 @@ def test_a_cropped_square_is_the_middle_of_the_picture_resized_by_its_shorter_si
     wanted = np.asarray(resized.crop((left, top, left + 16, top + 16)))
     found = patches.reshape(4, 4, 4, 4, 3).swapaxes(1, 2).reshape(16, 16, 3)
     np.testing.assert_array_equal(found, wanted)
-
-
-TILED = ImageSpec(4, 2, 1, 256, side=16, tiles=(1, 6), thumbnail=True, class_tokens=1)
-
-
-def test_an_image_is_cut_into_the_squares_whose_aspect_is_closest_to_its_own():
-    grids = [media.tiling(h, w, TILED) for h, w in [(16, 16), (16, 32), (64, 31), (20, 100), (1000, 1000), (7, 500)]]
-    assert grids == [(1, 1), (1, 2), (2, 1), (1, 5), (2, 2), (1, 6)]
-    counts = media.tile_count(np.array([16, 16, 64]), np.array([16, 32, 31]), TILED)
-    assert counts.tolist() == [1, 3, 3], "with the thumbnail, where there are several"
-
-
-def test_a_tile_is_an_item_of_the_tower_and_all_soft_tokens_of_an_image_follow_each_other(lengths_of):
-    documents = [plain("a", picture(16, 33, 1), "bc", picture(15, 16, 2)), plain("text alone")]
-    lengths = Lengths(lengths_of(documents).prepared, TILED)
-    # 3 tiles and 1, each 16 patches and a group for the class token, 4 soft tokens.
-    assert lengths.units_I.tolist() == [3 * 20, 20]
-    assert lengths.slots_I.tolist() == [12, 4]
-    assert lengths.all_needs[:, 1:3].tolist() == [[80, 4], [0, 0]]
-    budgets = Budgets(64, 160, 8, 64)
-    batch = Assembler([lengths], budgets, TILED)([[Piece(0, 0, 0, int(lengths.tokens_E[0]))]]).batch
-    slots = batch.slots_BT[0][batch.slots_BT[0] >= 0]
-    # A tile has five groups; the fifth is the class token's.
-    assert slots.tolist() == [0, 1, 2, 3, 5, 6, 7, 8, 10, 11, 12, 13, 15, 16, 17, 18]
-    assert np.bincount(batch.patches.segments[0])[1:].tolist() == [17] * 4
-    assert batch.grids_BM3[0, :4].tolist() == [[1, 4, 4]] * 4
-    assert not batch.grids_BM3[0, 4:].any()
-    for tile, values in enumerate(media.tiles(picture(16, 33, 1), TILED, (16, 33))):
-        np.testing.assert_array_equal(batch.patches.values[0, 20 * tile : 20 * tile + 16], values)

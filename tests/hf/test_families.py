@@ -21,7 +21,7 @@ from jaxmm.models.multimodal import make_model
 sys.path.insert(0, str(small_run.ROOT / "tools"))
 import parity_models
 
-CASES = ("siglip2 + llama", "qwen3", "llava, clip", "llava, siglip", "qwen2.5-vl", "qwen3-vl", "gemma3", "internvl")
+CASES = ("siglip2 + llama", "qwen3", "llava, clip", "llava, siglip", "qwen2.5-vl", "qwen3-vl", "gemma3")
 VOCABULARY = 512
 IMAGES = {"min_pixels": 64, "max_pixels": 1024, "size": {"shortest_edge": 64, "longest_edge": 1024}, "resample": 3}
 
@@ -51,7 +51,7 @@ def byte_level_tokenizer():
     inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = tokenizers.decoders.ByteLevel()
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", pad_token="<pad>")
-    around = ["<|vision_start|>", "<|vision_end|>", "<start_of_image>", "<end_of_image>", "<img>", "</img>"]
+    around = ["<|vision_start|>", "<|vision_end|>", "<start_of_image>", "<end_of_image>"]
     tokenizer.add_tokens(around, special_tokens=True)
     return tokenizer
 
