@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from parity_batch import Document, alone, documents, packed
 from parity_models import CASES, Case, case, make
-from parity_patches import PROCESSORS, patch_difference
 
 from jaxmm import command, monitor
 from jaxmm.errors import UserError, nearest
@@ -26,7 +25,6 @@ FLAGS: command.Flags = {
     "seed": (0, "of weights, documents and sizes"),
 }
 LOGITS, GRADIENTS = 1e-4, 1e-3  # what is allowed: logits absolutely, gradients relative to the largest of a tensor
-LEVELS = 1.001  # of a byte of a patch
 
 
 class World(NamedTuple):
@@ -172,8 +170,6 @@ def measured(case: Case, seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         found = world(case, Path(folder) / "theirs", seed)
         apart = difference(found)
-        mine = [name for name, processor in PROCESSORS.items() if processor.case == case.name]
-        apart_of_patches = [patch_difference(name, Path(folder) / "processor", seed) for name in mine]
         return {
             "case": case.name,
             "family": case.family,
@@ -181,7 +177,6 @@ def measured(case: Case, seed: int) -> dict[str, Any]:
             "gradients": apart.gradients,
             "worst_gradient": apart.tensor,
             "bits_differ": bits_differ(found, Path(folder)),
-            "patches": max(apart_of_patches, default=None),
         }
 
 
@@ -194,11 +189,10 @@ def main(argv: list[str]) -> int:
         if name not in known:
             raise UserError(f"--only: no case '{name}': there are {'; '.join(known)}{nearest(name, known)}")
     rows = [measured(case(name), args.seed) for name in chosen]
-    shown = [("case", "family", "logits", "gradients", "patches", "written again")]
+    shown = [("case", "family", "logits", "gradients", "written again")]
     for row in rows:
-        patches = "" if row["patches"] is None else f"{row['patches']:.1f}"
         written = "to the bit" if not row["bits_differ"] else f"{len(row['bits_differ'])} differ"
-        shown.append((row["case"], row["family"], f"{row['logits']:.1e}", f"{row['gradients']:.1e}", patches, written))
+        shown.append((row["case"], row["family"], f"{row['logits']:.1e}", f"{row['gradients']:.1e}", written))
     widths = [max(len(line[i]) for line in shown) for i in range(len(shown[0]))]
     print("\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in shown))
     if args.output:
@@ -207,12 +201,9 @@ def main(argv: list[str]) -> int:
         r["case"]
         for r in rows
         if not (r["logits"] <= LOGITS and r["gradients"] <= GRADIENTS and not r["bits_differ"])  # NaN is out too
-        or (r["patches"] or 0) > LEVELS
     ]
     if out_of_bounds:
-        raise UserError(
-            f"out of bounds (logits {LOGITS}, gradients {GRADIENTS}, patches {LEVELS}): {', '.join(out_of_bounds)}"
-        )
+        raise UserError(f"out of bounds (logits {LOGITS}, gradients {GRADIENTS}): {', '.join(out_of_bounds)}")
     return 0
 
 
