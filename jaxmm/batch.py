@@ -65,6 +65,7 @@ class ImageSpec:
       side: of the square that every image is resized to instead; 0 is none.
       crop: with a side, the aspect is kept, and what is longer is cut off at both ends (CLIP).
       resample: "bicubic" or "bilinear".
+      thin: a side below half a soft token makes a picture small, however long the other one is (Qwen-VL).
       window: side, in patches, of the windows whose patches travel together; 0 is none.
       class_tokens: learned tokens of each image, which travel after its patches; with padding they fill merge groups.
       text_axes: coordinates of a text position: 3 where soft tokens have a row and a column of their own (Qwen-VL).
@@ -78,6 +79,7 @@ class ImageSpec:
     side: int = 0
     crop: bool = False
     resample: str = "bicubic"
+    thin: bool = False
     window: int = 0
     class_tokens: int = 0
     text_axes: int = 1

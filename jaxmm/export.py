@@ -22,7 +22,7 @@ from jaxmm.errors import UserError, nearest
 from jaxmm.hf import folder as hf
 from jaxmm.hf import specs, weights
 from jaxmm.hf.specs import Family
-from jaxmm.hf.start import PROCESSOR_FILES, SPARE
+from jaxmm.hf.start import PROCESSOR_FILES, RESAMPLES, SPARE, is_of_family
 from jaxmm.parameters import saved_params
 from jaxmm.recipe import MODEL, Recipe, read_recipe
 
@@ -138,7 +138,9 @@ def chat_template(template: Template) -> str:
 def write_processor(recipe: Recipe, workdir: Path, folder: Path) -> None:
     """Writes how images are processed, so that ``transformers`` gives the patches that the model was trained on."""
     kept = workdir / MODEL
-    if recipe.start and any((kept / name).exists() for name in PROCESSOR_FILES):
+    # A tower alone has a processor of its own, which knows nothing of soft tokens: its images were resized by our rule.
+    is_followed = recipe.start and is_of_family(recipe.start)
+    if is_followed and any((kept / name).exists() for name in PROCESSOR_FILES):
         for name in PROCESSOR_FILES:
             if (kept / name).exists():
                 shutil.copyfile(kept / name, folder / name)
@@ -157,7 +159,7 @@ def write_processor(recipe: Recipe, workdir: Path, folder: Path) -> None:
         "tile_size": image.patch_size * image.merge,
         "image_mean": list(recipe.model.vision.mean),
         "image_std": list(recipe.model.vision.std),
-        "resample": 3,  # bicubic
+        "resample": next(number for number, name in RESAMPLES.items() if name == image.resample),
         "do_resize": True,
         "do_rescale": True,
         "do_normalize": True,

@@ -184,17 +184,21 @@ def grid_size(height: Any, width: Any, spec: ImageSpec) -> tuple[Any, Any]:
         return (square, square) if square.ndim else (int(square), int(square))
     factor = spec.patch_size * spec.merge
     largest = spec.max_pixels // factor**2  # area in soft tokens
-    area = np.multiply(height, width, dtype=np.float64)
-    tall, wide = np.true_divide(height, factor), np.true_divide(width, factor)
-    rows, columns = np.rint(tall), np.rint(wide)
+    height, width = np.asarray(height, np.float64), np.asarray(width, np.float64)
+    area = height * width
+    rows, columns = np.rint(height / factor), np.rint(width / factor)
+    least = 0 if spec.thin else 1
 
+    # In the order of operations of the original: an exact number of tokens must not fall to the one below.
     grow = np.sqrt(spec.min_pixels / area)
-    is_small = np.maximum(rows, 1) * np.maximum(columns, 1) * factor**2 < spec.min_pixels
-    rows, columns = np.where(is_small, np.ceil(tall * grow), rows), np.where(is_small, np.ceil(wide * grow), columns)
+    is_small = np.maximum(rows, least) * np.maximum(columns, least) * factor**2 < spec.min_pixels
+    rows = np.where(is_small, np.ceil(height * grow / factor), rows)
+    columns = np.where(is_small, np.ceil(width * grow / factor), columns)
 
-    shrink = np.sqrt(spec.max_pixels / area)
+    shrink = np.sqrt(area / spec.max_pixels)
     is_large = np.maximum(rows, 1) * np.maximum(columns, 1) > largest
-    rows, columns = np.where(is_large, tall * shrink, rows), np.where(is_large, wide * shrink, columns)
+    rows = np.where(is_large, height / shrink / factor, rows)
+    columns = np.where(is_large, width / shrink / factor, columns)
     rows = np.clip(np.floor(rows), 1, largest).astype(np.int64)
     columns = np.clip(np.floor(columns), 1, largest).astype(np.int64)
 
