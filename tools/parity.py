@@ -3,8 +3,8 @@
     python tools/parity.py --output=FILE.json --only="qwen3-vl,gemma3"
 
 Each case is a tiny model of random weights, saved by ``transformers``, read by jaxmm, and run on documents with images:
-by ``transformers`` one at a time, by jaxmm packed in one row. Pictures go through the family's image processor and ours:
-"patches" is the largest difference in levels of 255. It needs the extra 'parity'.
+by ``transformers`` one at a time, by jaxmm packed in one row. Pictures go through the family's image processor and
+ours: "patches" is the largest difference in levels of 255. It needs the extra 'parity'.
 """
 
 from __future__ import annotations

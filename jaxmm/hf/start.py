@@ -48,7 +48,7 @@ class Start(NamedTuple):
         """What the folder does with images and we do not, for people to know."""
         return [
             f"the folder's {key} is not followed: each image is one tile"
-            for key in ("do_image_splitting", "do_pan_and_scan", "crop_to_patches")
+            for key in ("do_image_splitting", "do_pan_and_scan")
             if self.processor.get(key)
         ]
 
@@ -182,6 +182,7 @@ MARKUP = {
     "qwen3_vl": ("<|vision_start|>", "<|vision_end|>"),
     "gemma3": ("\n\n<start_of_image>", "<end_of_image>\n\n"),
     "llava": ("", ""),
+    "internvl": ("<img>", "</img>\n"),  # the line's end is its chat template's
 }
 RESAMPLES = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
@@ -217,10 +218,8 @@ def processor_kind(processor: dict[str, Any], family: str) -> str:
     Raises:
       UserError: if it is another.
     """
-    named = (
-        processor.get("image_processor_type") or processor.get("feature_extractor_type") or OF_FAMILY.get(family, "")
-    )
-    kind = str(named).removesuffix("Fast").removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor")
+    named = processor.get("image_processor_type") or OF_FAMILY.get(family, "")
+    kind = str(named).removesuffix("Fast").removesuffix("Pil")
     if kind not in DEFAULTS:
         raise UserError(f"images processed by {named or 'nothing'} are not supported: those are {', '.join(DEFAULTS)}")
     return kind
@@ -262,8 +261,13 @@ def image_settings(start: Start) -> dict[str, Any]:
             if processor.get(ours) or theirs in size:
                 found[ours] = int(processor.get(ours) or size[theirs])
     else:
-        side = vision.positions * vision.patch_size
+        size = start.config["vision_config"]["image_size"]
+        side = size if isinstance(size, int) else size[0]
         found |= {"side": side, "crop": _is_cropped(start, side), "max_pixels": side**2, "min_pixels": 1}
+    if kind == "internvl":
+        # The model's processor cuts tiles, whatever crop_to_patches of its image processor says.
+        least, most = (int(processor.get(key, 1)) for key in ("min_patches", "max_patches"))
+        found |= {"min_tiles": least, "max_tiles": most} if most > 1 else {}
     return found
 
 
@@ -281,7 +285,7 @@ def _is_cropped(start: Start, side: int) -> bool:
     is_cropped = bool(processor.get("do_center_crop"))
     resized = {"shortest_edge": side} if is_cropped else square
     if size in (resized, square, side) and (not is_cropped or crop in (square, side)):
-        return is_cropped and size != square
+        return is_cropped and size == resized
     raise UserError(
         f"{start.tokenizer}: its image processor makes pictures of size {size}"
         f"{f', cropped to {crop}' if is_cropped else ''}, its tower takes {side} x {side}: that is not supported"

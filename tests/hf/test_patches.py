@@ -9,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 
-from parity_models import CASES, case  # noqa: E402
+from parity_models import CASES, case
 
 pytestmark = pytest.mark.parity
 
