@@ -24,7 +24,9 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt",
     "added_tokens.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
-PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "generation_config.json")
+PROCESSOR_FILES = (
+    "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json", "generation_config.json",
+)  # fmt: skip
 
 
 class Start(NamedTuple):
@@ -46,11 +48,14 @@ class Start(NamedTuple):
 
     def differences(self) -> list[str]:
         """What the folder does with images and we do not, for people to know."""
-        return [
+        found = [
             f"the folder's {key} is not followed: each image is one tile"
             for key in ("do_image_splitting", "do_pan_and_scan")
             if self.processor.get(key)
         ]
+        if self.config["model_type"] == "llava" and self.processor.get("do_pad"):
+            found.append("the folder's do_pad is not followed: images are not padded to squares")
+        return found
 
     def grown(self, vocabulary: int) -> Start:
         """With an embedding of so many rows."""
