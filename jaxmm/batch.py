@@ -63,8 +63,11 @@ class ImageSpec:
       merge: side, in patches, of the square of patches that becomes one soft token.
       min_pixels, max_pixels: bounds on the area an image is resized to, with its aspect kept.
       side: of the square that every image is resized to instead; 0 is none.
+      min_tiles, max_tiles: with a side, an image is resized to a grid of so many squares of it, of about its aspect,
+        each a tile by itself; where they are more than one, the whole image is one more tile after them (InternVL).
       crop: with a side, the aspect is kept, and what is longer is cut off at both ends (CLIP).
       resample: "bicubic" or "bilinear".
+      thin: a side below half a soft token makes a picture small, however long the other one is (Qwen-VL).
       window: side, in patches, of the windows whose patches travel together; 0 is none.
       class_tokens: learned tokens of each image, which travel after its patches; with padding they fill merge groups.
       text_axes: coordinates of a text position: 3 where soft tokens have a row and a column of their own (Qwen-VL).
@@ -76,8 +79,11 @@ class ImageSpec:
     min_pixels: int = 64 * 64
     max_pixels: int = 512 * 512
     side: int = 0
+    min_tiles: int = 1
+    max_tiles: int = 1
     crop: bool = False
     resample: str = "bicubic"
+    thin: bool = False
     window: int = 0
     class_tokens: int = 0
     text_axes: int = 1
@@ -88,12 +94,21 @@ class ImageSpec:
         """Patch positions of an image that are no patches: class tokens, and what fills their merge groups."""
         return -(-self.class_tokens // self.merge**2) * self.merge**2
 
+    @property
+    def tile_patches(self) -> int:
+        """Patch positions of a tile, where all are of one size."""
+        return (self.side // self.patch_size) ** 2 + self.extra
+
     def __post_init__(self) -> None:
         factor = self.patch_size * self.merge
         if self.patch_size < 1 or self.merge < 1:
             raise ValueError(f"patch_size {self.patch_size} and merge {self.merge} must be positive")
         if self.side % factor or self.window % self.merge:
             raise ValueError(f"side {self.side} and window {self.window} must be whole soft tokens of {factor} pixels")
+        if not 1 <= self.min_tiles <= self.max_tiles or (self.max_tiles > 1 and not self.side):
+            raise ValueError(f"tiles {self.min_tiles} to {self.max_tiles} of side {self.side}: squares, in order")
+        if self.max_tiles > 1 and (self.crop or self.window or self.text_axes > 1):
+            raise ValueError("an image of several tiles has no crop, windows or axes of text")
         if not factor * factor <= self.max_pixels or self.min_pixels > self.max_pixels:
             raise ValueError(
                 f"min_pixels {self.min_pixels} and max_pixels {self.max_pixels} must be in order and hold "

@@ -22,7 +22,7 @@ from jaxmm.errors import UserError, nearest
 from jaxmm.hf import folder as hf
 from jaxmm.hf import specs, weights
 from jaxmm.hf.specs import Family
-from jaxmm.hf.start import MODEL, PROCESSOR_FILES, RESAMPLES, SPARE
+from jaxmm.hf.start import MODEL, PROCESSOR_FILES, RESAMPLES, SPARE, is_of_family
 from jaxmm.parameters import saved_params
 from jaxmm.recipe import Recipe, read_recipe
 
@@ -150,8 +150,9 @@ def chat_template(template: Template) -> str:
 def write_processor(recipe: Recipe, workdir: Path, folder: Path) -> None:
     """Writes how images are processed, so that ``transformers`` gives the patches that the model was trained on."""
     kept = workdir / MODEL
-    is_joined = recipe.start is not None and recipe.start.is_joined  # the tower's own files say nothing of soft tokens
-    if recipe.start and not is_joined and any((kept / name).exists() for name in PROCESSOR_FILES):
+    # A tower alone has a processor of its own, which knows nothing of soft tokens: its images were resized by our rule.
+    is_followed = recipe.start and is_of_family(recipe.start)
+    if is_followed and any((kept / name).exists() for name in PROCESSOR_FILES):
         for name in PROCESSOR_FILES:
             if (kept / name).exists():
                 shutil.copyfile(kept / name, folder / name)

@@ -99,6 +99,8 @@ def test_a_tower_and_a_decoder_start_a_run_with_a_fresh_connector(run, exported,
         )
     for path in exported.glob("*token*"):
         (tmp_path / "decoder" / path.name).write_bytes(path.read_bytes())
+    tower_s = {"image_processor_type": "Siglip2ImageProcessor", "max_num_patches": 64, "image_mean": [0.4, 0.5, 0.6]}
+    (tmp_path / "vision" / "preprocessor_config.json").write_text(json.dumps(tower_s))
     workdir = tmp_path / "joined"
     start = f"vision:{tmp_path / 'vision'},decoder:{tmp_path / 'decoder'}"
     assert train.main([*still(arguments, start), f"--workdir={workdir}"]) == 0
@@ -109,6 +111,9 @@ def test_a_tower_and_a_decoder_start_a_run_with_a_fresh_connector(run, exported,
     # The workdir is enough: the folders may go.
     (tmp_path / "vision").rename(tmp_path / "gone")
     assert export.main([f"--workdir={workdir}", f"--output={tmp_path / 'out'}"]) == 0
+    written = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
+    wanted = {"image_processor_type": "Lfm2VlImageProcessor", "resample": 2, "image_mean": [0.4, 0.5, 0.6]}
+    assert wanted.items() <= written.items(), "a tower's own processor knows nothing of soft tokens"
 
 
 @pytest.mark.parametrize(

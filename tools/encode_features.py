@@ -297,6 +297,8 @@ def main(argv: list[str]) -> int:
     if args.dtype not in DTYPES:
         raise UserError(f"--dtype '{args.dtype}' is not one of {', '.join(DTYPES)}{nearest(args.dtype, DTYPES)}")
     recipe, output = read_recipe(args.config, Path(args.workdir)), Path(args.output)
+    if recipe.image.max_tiles > 1:
+        raise UserError(f"{args.workdir}: its images are cut into tiles, whose vectors make no grid")
     if recipe.model.vision.taps:
         raise UserError("this tower's inner layers go to the decoder too, which ready-made features cannot hold")
     sources = raw_sources(args.config)

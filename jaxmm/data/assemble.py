@@ -15,7 +15,8 @@ import numpy as np
 from jaxmm.batch import ANSWER, IGNORED, TARGET, Batch, ImageSpec, Stream
 from jaxmm.data import media
 from jaxmm.data.documents import Features, Image
-from jaxmm.data.features import Extent, read_vectors
+from jaxmm.data.features import IMAGE, Extent, read_vectors
+from jaxmm.data.lengths import tiles
 from jaxmm.data.plan import Budgets, Lengths, Piece, Row, expanded_flags
 
 # Repeating data up to four times teaches about as much as new data does (Muennighoff et al., 2023); later passes over a
@@ -261,9 +262,12 @@ class Assembler:
             order = np.arange(count)
             if isinstance(medium, Image):
                 first = free.patch // group
-                grid = self._fill_image(batch, b, free, piece, i, medium)
+                grid, cut_into = self._fill_image(batch, b, free, piece, i, medium)
                 order = np.argsort(media.group_order(*grid, self.spec))
-                free = free._replace(patch=free.patch + units, tile=free.tile + 1)
+                if cut_into > 1:
+                    starts = np.arange(cut_into) * (units // cut_into // group)
+                    order, grid = (starts[:, None] + order).reshape(-1), (cut_into * grid[0], grid[1])
+                free = free._replace(patch=free.patch + units, tile=free.tile + cut_into)
             elif isinstance(medium, Features):
                 first = (self.budgets.patches + free.vector) // group
                 grid = self._fill_features(batch, b, free, piece, i, medium)
@@ -274,23 +278,29 @@ class Assembler:
             grids.append(grid)
         return free, np.concatenate(table), grids
 
-    def _fill_image(self, batch: Batch, b: int, free: _Free, piece: Piece, i: int, image: Image) -> tuple[int, int]:
-        """Writes one image; returns (rows, columns) of its soft tokens."""
+    def _fill_image(
+        self, batch: Batch, b: int, free: _Free, piece: Piece, i: int, image: Image
+    ) -> tuple[tuple[int, int], int]:
+        """Writes one image; returns (rows, columns) of the soft tokens of a tile, and the number of tiles."""
         lengths = self.lengths[piece.source]
         prepared = lengths.prepared
         size = int(prepared.image_height_I[i]), int(prepared.image_width_I[i])
-        count, extra = int(lengths.units_I[i]), self.spec.extra
-        there = slice(free.patch, free.patch + count - extra)
-        values = batch.patches.values[b, there]
-        _, grid = media.patches(image, self.spec, size, self._edges(piece, i), fast=self.fast_decode, out=values)
-        batch.patches.positions[b, there, 1:] = _patch_positions(*grid, self.spec)
-        batch.patches.segments[b, there] = free.tile + 1
-        batch.grids_BM3[b, free.tile] = 1, *grid
-        learned = slice(there.stop, there.stop + self.spec.class_tokens)
-        batch.patches.positions[b, learned, 1] = -1
-        batch.patches.positions[b, learned, 2] = np.arange(self.spec.class_tokens)
-        batch.patches.segments[b, learned] = free.tile + 1
-        return grid[0] // self.spec.merge, grid[1] // self.spec.merge
+        spec, units = self.spec, int(lengths.units_I[i])
+        cut_into = int(tiles(units, IMAGE, spec))
+        tile = units // cut_into
+        starts = range(free.patch, free.patch + units, tile)
+        out = [batch.patches.values[b, start : start + tile - spec.extra] for start in starts]
+        grid = media.fill(out, image, spec, size, self._edges(piece, i), fast=self.fast_decode)
+        for number, start in enumerate(starts, start=free.tile):
+            there = slice(start, start + tile - spec.extra)
+            batch.patches.positions[b, there, 1:] = _patch_positions(*grid, spec)
+            batch.patches.segments[b, there] = number + 1
+            batch.grids_BM3[b, number] = 1, *grid
+            learned = slice(there.stop, there.stop + spec.class_tokens)
+            batch.patches.positions[b, learned, 1] = -1
+            batch.patches.positions[b, learned, 2] = np.arange(spec.class_tokens)
+            batch.patches.segments[b, learned] = number + 1
+        return (grid[0] // spec.merge, grid[1] // spec.merge), cut_into
 
     def _fill_features(
         self, batch: Batch, b: int, free: _Free, piece: Piece, i: int, features: Features

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxmm.data.lengths import Budgets, Lengths
+from jaxmm.data.lengths import Budgets, Lengths, tiles
 from jaxmm.data.pack import assign
 from jaxmm.data.pieces import BOUNDLESS, pieces_of
 from jaxmm.data.shuffle import Permutation
@@ -77,6 +77,9 @@ def _largest(source: Lengths, seq_len: int) -> np.ndarray:
         largest = np.maximum(largest, needs[fits].max(0, initial=0))
         if not fits.all():
             largest[3] = seq_len  # a part may be targets from end to end
+    if source.spec.max_tiles > 1:
+        cut_into = tiles(source.units_I, source.prepared.image_kind_I, source.spec)
+        largest[2] = max(largest[2], cut_into.max(initial=0))
     if not source.feature_width and len(source.units_I):
         largest[1] = max(largest[1], source.units_I.max())
     elif source.feature_width:

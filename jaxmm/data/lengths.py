@@ -28,7 +28,7 @@ FORMAT = 2  # raise it with any change to what is saved
 
 
 class Budgets(NamedTuple):
-    """What a row holds at most: text positions (soft tokens included), patches, images, targets, feature vectors."""
+    """What a row holds at most: text positions (soft tokens included), patches, tiles, targets, feature vectors."""
 
     tokens: int
     patches: int
@@ -137,7 +137,13 @@ class Lengths:
 
 def soft_tokens(units: Any, kinds: Any, spec: ImageSpec) -> Any:
     """How many soft tokens media give, by their patch positions or vectors and by their kinds; ints or arrays."""
-    return (units - spec.extra * (np.asarray(kinds) == IMAGE)) // spec.merge**2
+    return (units - spec.extra * tiles(units, kinds, spec)) // spec.merge**2
+
+
+def tiles(units: Any, kinds: Any, spec: ImageSpec) -> Any:
+    """How many tiles media are cut into: 0 of what is no image, 1 of most images."""
+    is_image = np.asarray(kinds) == IMAGE
+    return is_image * (units // spec.tile_patches) if spec.max_tiles > 1 else is_image.astype(np.int64)
 
 
 def _count(prepared: Columns, spec: ImageSpec) -> tuple[np.ndarray, np.ndarray]:
@@ -161,10 +167,10 @@ def _count(prepared: Columns, spec: ImageSpec) -> tuple[np.ndarray, np.ndarray]:
         kinds = np.asarray(prepared.image_kind_I[block])
         needs[:, 0] = tokens + _sums(soft_tokens(units, kinds, spec), images)
         needs[:, 1] = needs_of_all = _sums(units, images)
-        needs[:, 2] = np.diff(images)
+        needs[:, 2] = np.diff(images) if spec.max_tiles == 1 else _sums(tiles(units, kinds, spec), images)
         if not is_image.all():
             needs[:, 1] = _sums(np.where(is_image, units, 0), images)
-            needs[:, 2] = _sums(is_image, images)
+            needs[:, 2] = _sums(tiles(units, kinds, spec), images)
             needs[:, 4] = needs_of_all - needs[:, 1]
         runs = np.asarray(prepared.runs_E1[start : stop + 1], np.int64)
         runs_here = slice(int(runs[0]), int(runs[-1]))
@@ -180,6 +186,8 @@ def _units(prepared: Columns, media_slice: slice, spec: ImageSpec) -> np.ndarray
     )
     rows, columns = media.grid_size(height, width, spec)
     patches = rows * columns + spec.extra
+    if spec.max_tiles > 1:
+        patches = patches * media.tile_count(height, width, spec)
     if not kind.any():
         return patches
     is_features, merge = kind > IMAGE, spec.merge

@@ -14,7 +14,7 @@ import struct
 import time
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import IO, Any, NamedTuple
 
 import numpy as np
@@ -184,17 +184,21 @@ def grid_size(height: Any, width: Any, spec: ImageSpec) -> tuple[Any, Any]:
         return (square, square) if square.ndim else (int(square), int(square))
     factor = spec.patch_size * spec.merge
     largest = spec.max_pixels // factor**2  # area in soft tokens
-    area = np.multiply(height, width, dtype=np.float64)
-    tall, wide = np.true_divide(height, factor), np.true_divide(width, factor)
-    rows, columns = np.rint(tall), np.rint(wide)
+    height, width = np.asarray(height, np.float64), np.asarray(width, np.float64)
+    area = height * width
+    rows, columns = np.rint(height / factor), np.rint(width / factor)
+    least = 0 if spec.thin else 1
 
+    # In the order of operations of the original: an exact number of tokens must not fall to the one below.
     grow = np.sqrt(spec.min_pixels / area)
-    is_small = np.maximum(rows, 1) * np.maximum(columns, 1) * factor**2 < spec.min_pixels
-    rows, columns = np.where(is_small, np.ceil(tall * grow), rows), np.where(is_small, np.ceil(wide * grow), columns)
+    is_small = np.maximum(rows, least) * np.maximum(columns, least) * factor**2 < spec.min_pixels
+    rows = np.where(is_small, np.ceil(height * grow / factor), rows)
+    columns = np.where(is_small, np.ceil(width * grow / factor), columns)
 
-    shrink = np.sqrt(spec.max_pixels / area)
+    shrink = np.sqrt(area / spec.max_pixels)
     is_large = np.maximum(rows, 1) * np.maximum(columns, 1) > largest
-    rows, columns = np.where(is_large, tall * shrink, rows), np.where(is_large, wide * shrink, columns)
+    rows = np.where(is_large, height / shrink / factor, rows)
+    columns = np.where(is_large, width / shrink / factor, columns)
     rows = np.clip(np.floor(rows), 1, largest).astype(np.int64)
     columns = np.clip(np.floor(columns), 1, largest).astype(np.int64)
 
@@ -205,6 +209,47 @@ def grid_size(height: Any, width: Any, spec: ImageSpec) -> tuple[Any, Any]:
         np.where(is_tall, columns, np.minimum(columns, largest // rows)) * spec.merge,
     )
     return (rows, columns) if rows.ndim else (int(rows), int(columns))
+
+
+def tile_grid(height: Any, width: Any, spec: ImageSpec) -> tuple[Any, Any]:
+    """Returns (rows, columns) of the tiles that an image of height x width pixels is cut into, one and one for most.
+
+    The rule is that of transformers' GotOcr2 processor: of all grids of min_tiles to max_tiles, the one whose aspect is
+    nearest; of those equally near, the one of most tiles whose area is less than twice the image's.
+
+    Args:
+      height, width: positive, ints or int arrays of one shape.
+    """
+    tall, wide = np.asarray(height, np.float64), np.asarray(width, np.float64)
+    rows, columns = np.ones(tall.shape, np.int64), np.ones(tall.shape, np.int64)
+    if spec.max_tiles > 1:
+        aspect, area, nearest = wide / tall, wide * tall, np.full(tall.shape, np.inf)
+        for grid_columns, grid_rows in _tile_grids(spec.min_tiles, spec.max_tiles):
+            distance = np.abs(aspect - grid_columns / grid_rows)
+            is_better = distance < nearest
+            is_better |= (distance == nearest) & (area > 0.5 * spec.side * spec.side * grid_columns * grid_rows)
+            rows, columns = np.where(is_better, grid_rows, rows), np.where(is_better, grid_columns, columns)
+            nearest = np.minimum(nearest, distance)
+    return (rows, columns) if rows.ndim else (int(rows), int(columns))
+
+
+@functools.lru_cache(maxsize=16)
+def _tile_grids(least: int, most: int) -> list[tuple[int, int]]:
+    """All (columns, rows) of so many tiles, the fewest first."""
+    sides = range(1, most + 1)
+    found = [(columns, rows) for columns in sides for rows in sides if least <= columns * rows <= most]
+    return sorted(found, key=lambda grid: grid[0] * grid[1])
+
+
+def tile_count(height: Any, width: Any, spec: ImageSpec) -> Any:
+    """How many tiles an image becomes, the one of the whole image included."""
+    rows, columns = tile_grid(height, width, spec)
+    return rows * columns + (rows * columns > 1)
+
+
+@functools.lru_cache(maxsize=65536)
+def _tiles(height: int, width: int, spec: ImageSpec) -> tuple[int, int]:
+    return tile_grid(height, width, spec)
 
 
 @functools.lru_cache(maxsize=65536)
@@ -272,25 +317,54 @@ def patches(
     fast: bool = False,
     out: np.ndarray | None = None,
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """Decodes an image, resizes it to its grid, and cuts it into patches.
+    """Decodes an image, resizes it to its grid, and cuts it into patches: those of one tile after another.
 
     Args:
+      out: where to write the patches: contiguous, as large as what is returned, which it then is.
+      The others are as of ``fill``.
+
+    Returns:
+      uint8 (tiles * rows * columns, patch_size**2 * 3), and (rows, columns) of a tile.
+    """
+    rows, columns = _grid(*size, spec)
+    count, tile = int(tile_count(*size, spec)) if spec.max_tiles > 1 else 1, rows * columns
+    if out is None:
+        out = np.empty((count * tile, spec.patch_size**2 * 3), np.uint8)
+    grid = fill([out[n * tile : (n + 1) * tile] for n in range(count)], image, spec, size, edges, fast=fast)
+    return out, grid
+
+
+def fill(
+    out: Sequence[np.ndarray],
+    image: Image,
+    spec: ImageSpec,
+    size: tuple[int, int],
+    edges: Edges | None = None,
+    *,
+    fast: bool = False,
+) -> tuple[int, int]:
+    """Decodes an image, resizes it, and writes the patches of its tiles.
+
+    Args:
+      out: for each tile uint8 (rows * columns, patch_size**2 * 3), contiguous: its patches in the order of
+        ``patch_positions``. The bytes of a patch are in the order (row, column, channel), as transformers' Siglip2
+        image processor flattens them.
       size: the (height, width) it had when it was prepared.
       edges: where given, the grid stays and what it shows moves with them.
       fast: whether a JPEG may be decoded at a half, quarter or eighth of its sides, where that is no smaller than what
         it is resized to. The pixels are close to the exact ones, not equal.
-      out: where to write the patches: contiguous, as large as what is returned, which it then is.
 
     Returns:
-      uint8 (rows * columns, patch_size**2 * 3) in the order of ``patch_positions``, and (rows, columns). The bytes of a
-      patch are in the order (row, column, channel), as transformers' Siglip2 image processor flattens them.
+      (rows, columns) of a tile, in patches.
 
     Raises:
       BadMedia: if it cannot be decoded to its end, or now has another size.
     """
     rows, columns = _grid(*size, spec)
-    merge, side = spec.merge, spec.patch_size
-    shown = _before_crop(*size, spec) if spec.crop else (rows * side, columns * side)
+    down, across = _tiles(*size, spec) if spec.max_tiles > 1 else (1, 1)
+    shown = _before_crop(*size, spec) if spec.crop else (
+        down * rows * spec.patch_size, across * columns * spec.patch_size
+    )  # fmt: skip
     frame = _frame(shown[1], shown[0], edges)
     with _opened(image) as opened:
         orientation = _orientation(opened)
@@ -301,8 +375,27 @@ def patches(
     pixels = _resized(picture, extent, frame, RESAMPLES[spec.resample])
     if spec.crop:
         pixels = _middle(pixels, spec.side)
-    if out is None:
-        out = np.empty((rows * columns, side * side * 3), np.uint8)
+    if len(out) == 1:
+        _cut(pixels, spec, out[0])
+        return rows, columns
+    for there, tile in zip(out, _squares(pixels, spec.side), strict=False):
+        _cut(tile, spec, there)
+    whole = _frame(spec.side, spec.side, edges)
+    _cut(_resized(picture, extent, whole, RESAMPLES[spec.resample]), spec, out[-1])
+    return rows, columns
+
+
+def _squares(pixels: np.ndarray, side: int) -> Iterator[np.ndarray]:
+    """The squares of side x side pixels in (height, width, 3), row by row."""
+    for top in range(0, pixels.shape[0], side):
+        for left in range(0, pixels.shape[1], side):
+            yield np.ascontiguousarray(pixels[top : top + side, left : left + side])
+
+
+def _cut(pixels: np.ndarray, spec: ImageSpec, out: np.ndarray) -> None:
+    """Writes the patches of a contiguous (height, width, 3) in the order in which they travel."""
+    merge, side = spec.merge, spec.patch_size
+    rows, columns = pixels.shape[0] // side, pixels.shape[1] // side
     # A patch's row of pixels is moved as one item.
     line = np.dtype(("V", side * 3))
     lines = pixels.reshape(rows * side, -1).view(line).reshape(rows // merge, merge, side, columns // merge, merge)
@@ -312,7 +405,6 @@ def patches(
         groups[...] = in_rows.reshape(groups.shape)[group_order(rows // merge, columns // merge, spec)]
     else:
         groups.reshape(in_rows.shape)[...] = in_rows
-    return out, (rows, columns)
 
 
 def _before_crop(height: int, width: int, spec: ImageSpec) -> tuple[int, int]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxmm.batch import TARGET
 from jaxmm.data.features import IMAGE, TOKENS
-from jaxmm.data.lengths import Budgets, Lengths, soft_tokens
+from jaxmm.data.lengths import Budgets, Lengths, soft_tokens, tiles
 from jaxmm.errors import UserError
 
 LONG_DOCUMENTS = ("split", "truncate", "drop")
@@ -102,7 +102,7 @@ class _Long:
         # What media before each take of the budgets that only they take of, by the number of the budget.
         self.taken_before = {
             1: _before(np.where(kinds == IMAGE, units, 0)),
-            2: _before(kinds == IMAGE),
+            2: _before(tiles(units, kinds, lengths.spec)),
             4: _before(np.where(kinds > IMAGE, units, 0)),
         }
         self.slots_before = _before(slots)
@@ -204,9 +204,17 @@ def _raise_too_large(lengths: Lengths, example: int, budgets: Budgets) -> None:
     of_budget = np.where(kinds == IMAGE, budgets.patches, np.where(kinds == TOKENS, BOUNDLESS, budgets.features))
     line = _Long(lengths, np.array([example]))
     targets = line.targets_at(line.image_end) - line.targets_at(line.image_start)
+    cut_into = tiles(units, kinds, lengths.spec)
     too_large = (units > of_budget) | (tokens > budgets.tokens) | (targets > budgets.targets)
+    too_large |= cut_into > budgets.items
     which = int(np.argmax(too_large))
     origin, size = prepared.read(example).origin, int(units[which])
+    if kinds[which] == IMAGE and lengths.spec.max_tiles > 1:
+        raise UserError(
+            f"{lengths.name}: {origin} has an image of {cut_into[which]} tiles, {size} patches ({tokens[which]} "
+            f"tokens), more than a row holds (config.patch_budget {budgets.patches}, config.seq_len {budgets.tokens}): "
+            f"raise these, or leave such documents out by config.data.long_documents=drop"
+        )
     if kinds[which] == IMAGE:
         raise UserError(
             f"{lengths.name}: {origin} has an image of {size} patches ({tokens[which]} tokens), more than a row holds "

@@ -25,7 +25,9 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt",
     "added_tokens.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
-PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "generation_config.json")
+PROCESSOR_FILES = (
+    "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json", "generation_config.json",
+)  # fmt: skip
 
 
 class Start(NamedTuple):
@@ -50,15 +52,19 @@ class Start(NamedTuple):
     @property
     def is_joined(self) -> bool:
         """Whether it is a tower and a decoder that no folder had together."""
-        return self.config["model_type"] == "lfm2_vl" and "min_image_tokens" not in self.processor
+        kind = self.config["model_type"]
+        return kind == "lfm2_vl" and (not self.processor or processor_kind(self.processor, kind) != OF_FAMILY[kind])
 
     def differences(self) -> list[str]:
         """What the folder does with images and we do not, for people to know."""
-        return [
+        found = [
             f"the folder's {key} is not followed: each image is one tile"
-            for key in ("do_image_splitting", "do_pan_and_scan", "crop_to_patches")
+            for key in ("do_image_splitting", "do_pan_and_scan")
             if self.processor.get(key)
         ]
+        if self.config["model_type"] == "llava" and self.processor.get("do_pad"):
+            found.append("the folder's do_pad is not followed: images are not padded to squares")
+        return found
 
     def grown(self, vocabulary: int) -> Start:
         """With an embedding of so many rows."""
@@ -111,13 +117,16 @@ def read_start(text: str, saved: Path | None, merge: int, mlp: int) -> Start | N
 
 
 def _whole(folder: Path) -> Start:
-    (family, config), processor = hf.read_family(folder), _processor(folder)
+    family, config = hf.read_family(folder)
+    processor = _processor(folder, config["model_type"])
     family = family._replace(spec=_normalised(family.spec, processor))
     return Start(family, config, {"model": folder}, folder, processor)
 
 
 def _normalised(spec: ModelSpec, processor: dict[str, Any]) -> ModelSpec:
     """With the mean and standard deviation of pixels that the folder's processor has."""
+    if processor.get("do_normalize") is False:
+        processor = {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}
     found = {
         ours: tuple(float(x) for x in processor[theirs])
         for ours, theirs in (("mean", "image_mean"), ("std", "image_std"))
@@ -135,14 +144,15 @@ def _joined(folders: dict[str, Path], merge: int, mlp: int) -> Start:
     tower = specs.tower_of(vision)
     decoder = specs.plain_decoder_of(text, tied)
     connector = ConnectorSpec(merge=merge, mlp=mlp)
-    processor = _processor(folders["vision"])
+    processor = _processor(folders["vision"], "lfm2_vl")
     spec = _normalised(ModelSpec(tower.spec, connector, decoder.spec), processor)
     family = Family(spec, tower.names, decoder.names, "mlp", specs.NEW)
     config = specs.lfm2_vl_config(vision.to_dict(), text.to_dict(), connector, decoder.spec.tie_embeddings)
     return Start(family, config, folders, folders["decoder"], processor)
 
 
-def _processor(folder: Path) -> dict[str, Any]:
+def _processor(folder: Path, family: str) -> dict[str, Any]:
+    """What a folder says of its images, and what its kind of processor does where it does not; {} without one."""
     for name in ("preprocessor_config.json", "processor_config.json"):
         path = folder / name
         if not path.exists():
@@ -153,7 +163,7 @@ def _processor(folder: Path) -> dict[str, Any]:
             raise UserError(f"{path} is no JSON: download it again") from error
         found = found.get("image_processor", found)
         if found:
-            return found
+            return DEFAULTS[processor_kind(found, family)] | found
     return {}
 
 
@@ -191,15 +201,60 @@ MARKUP = {
     "qwen3_vl": ("<|vision_start|>", "<|vision_end|>"),
     "gemma3": ("\n\n<start_of_image>", "<end_of_image>\n\n"),
     "llava": ("", ""),
+    "internvl": ("<img>", "</img>\n"),  # the line's end is its chat template's
 }
 RESAMPLES = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+
+# What the image processors of transformers do where a folder does not say it.
+_HALF = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+_CLIP = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
+_CROP = {"resample": 3, "size": {"shortest_edge": 224}, "crop_size": 224, "do_center_crop": True, **_CLIP}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "Lfm2VlImageProcessor": {
+        "resample": 2, "min_image_tokens": 64, "max_image_tokens": 256, "do_image_splitting": True, **_HALF,
+    },
+    "Siglip2ImageProcessor": {"resample": 2, **_HALF},
+    "CLIPImageProcessor": _CROP,
+    "LlavaImageProcessor": _CROP,
+    "SiglipImageProcessor": {"resample": 3, "size": {"height": 224, "width": 224}, **_HALF},
+    "Qwen2VLImageProcessor": {
+        "resample": 3, "size": {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}, **_CLIP,
+    },
+    "Gemma3ImageProcessor": {"resample": 2, "size": {"height": 224, "width": 224}, **_HALF},
+    "GotOcr2ImageProcessor": {
+        "resample": 3, "size": {"height": 384, "width": 384}, "min_patches": 1, "max_patches": 12, **_CLIP,
+    },
+}  # fmt: skip
+OF_FAMILY = {
+    "lfm2_vl": "Lfm2VlImageProcessor", "llava": "LlavaImageProcessor", "qwen2_5_vl": "Qwen2VLImageProcessor",
+    "qwen3_vl": "Qwen2VLImageProcessor", "gemma3": "Gemma3ImageProcessor", "internvl": "GotOcr2ImageProcessor",
+}  # fmt: skip
+
+
+def processor_kind(processor: dict[str, Any], family: str) -> str:
+    """The class of ``transformers`` that a folder's processor is of, one of DEFAULTS, whatever its backend.
+
+    Raises:
+      UserError: if it is another.
+    """
+    named = processor.get("image_processor_type") or OF_FAMILY.get(family, "")
+    kind = str(named).removesuffix("Fast").removesuffix("Pil")
+    if kind not in DEFAULTS:
+        raise UserError(f"images processed by {named or 'nothing'} are not supported: those are {', '.join(DEFAULTS)}")
+    return kind
+
+
+def is_of_family(start: Start) -> bool:
+    """Whether the folder's processor is one that ``transformers`` runs with the whole model."""
+    kind = start.config["model_type"]
+    return not start.processor or kind != "lfm2_vl" or processor_kind(start.processor, kind) == OF_FAMILY[kind]
 
 
 def image_settings(start: Start) -> dict[str, Any]:
     """What of ``ImageSpec`` the folder decides: patches, merge and order by the model, sizes by its processor.
 
     Raises:
-      UserError: for a family whose images are not processed here.
+      UserError: for a processor of another kind than DEFAULTS, and for what of it we cannot do.
     """
     kind, processor, spec = start.config["model_type"], start.processor, start.family.spec
     vision, merge = spec.vision, spec.connector.merge
@@ -219,16 +274,38 @@ def image_settings(start: Start) -> dict[str, Any]:
         sizes = {"min_pixels": "min_image_tokens", "max_pixels": "max_image_tokens"}
         found |= {ours: int(processor[theirs]) * area for ours, theirs in sizes.items() if theirs in processor}
     elif kind in ("qwen2_5_vl", "qwen3_vl"):
+        found["thin"] = True
         size = processor.get("size") or {}
         for ours, theirs in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
             if processor.get(ours) or theirs in size:
                 found[ours] = int(processor.get(ours) or size[theirs])
-    elif kind in ("llava", "gemma3"):
-        side = vision.positions * vision.patch_size
-        found |= {"side": side, "crop": bool(processor.get("do_center_crop")), "max_pixels": side**2, "min_pixels": 1}
     else:
-        raise UserError(
-            f"a model of '{kind}' can be read and written, but its images are not processed here yet: train one of "
-            f"lfm2_vl, llava, qwen2_5_vl, qwen3_vl, gemma3, or a tower and a decoder as vision:DIR,decoder:DIR"
-        )
+        size = start.config["vision_config"]["image_size"]
+        side = size if isinstance(size, int) else size[0]
+        found |= {"side": side, "crop": _is_cropped(start, side), "max_pixels": side**2, "min_pixels": 1}
+    if kind == "internvl":
+        # The model's processor cuts tiles, whatever crop_to_patches of its image processor says.
+        least, most = (int(processor.get(key, 1)) for key in ("min_patches", "max_patches"))
+        found |= {"min_tiles": least, "max_tiles": most} if most > 1 else {}
     return found
+
+
+def _is_cropped(start: Start, side: int) -> bool:
+    """Whether pictures are cropped to a square of ``side``, or resized to it.
+
+    Raises:
+      UserError: if the folder's processor makes something else of them.
+    """
+    processor = start.processor
+    if not processor:
+        return False
+    size, crop = processor.get("size"), processor.get("crop_size")
+    square = {"height": side, "width": side}
+    is_cropped = bool(processor.get("do_center_crop"))
+    resized = {"shortest_edge": side} if is_cropped else square
+    if size in (resized, square, side) and (not is_cropped or crop in (square, side)):
+        return is_cropped and size == resized
+    raise UserError(
+        f"{start.tokenizer}: its image processor makes pictures of size {size}"
+        f"{f', cropped to {crop}' if is_cropped else ''}, its tower takes {side} x {side}: that is not supported"
+    )

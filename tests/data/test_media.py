@@ -1,6 +1,7 @@
 """Images: sizes from headers, the grid rule, RGB from anything, and the bytes and order of patches."""
 
 import contextlib
+import dataclasses
 import io
 import struct
 import subprocess
@@ -116,6 +117,14 @@ def test_grids_of_a_known_rule():
     assert media.grid_size(224, 224, spec) == (14, 14)
     assert media.grid_size(48, 80, spec) == (4, 4)  # 1.5 and 2.5 round to even, as in the reference
     assert media.grid_size(10, 10, spec) == (4, 4)
+    # What comes to whole tokens stays whole: 1000 / sqrt(1000 * 1000 / 512**2) / 32 is 16.
+    assert all(media.grid_size(side, side, spec) == (32, 32) for side in range(529, 3000))
+
+
+def test_a_thin_picture_is_grown_only_where_its_family_does_that():
+    spec = ImageSpec(patch_size=14, merge=2, min_pixels=56 * 56, max_pixels=1003520)
+    assert media.grid_size(10, 1990, spec) == (2, 142)
+    assert media.grid_size(10, 1990, dataclasses.replace(spec, thin=True)) == (2, 58)  # 10 / 28 rounds to 0
 
 
 # Sizes and decoding

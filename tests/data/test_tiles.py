@@ -1,0 +1,150 @@
+"""Images of several tiles: how many, what they cost, and where they stand in a row."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import PIL.Image
+import pytest
+from conftest import picture, plain
+from made_index import Made
+
+from jaxmm.batch import IGNORED, TARGET, ImageSpec
+from jaxmm.data import media
+from jaxmm.data.assemble import Assembler
+from jaxmm.data.lengths import Lengths
+from jaxmm.data.pieces import BOUNDLESS
+from jaxmm.data.plan import Budgets, Piece, Plan, choose_budgets
+from jaxmm.data.prepared import InMemory
+from jaxmm.data.text import Template
+from jaxmm.data.tokenizer import load_tokenizer
+from jaxmm.errors import UserError
+
+SPEC = ImageSpec(patch_size=4, merge=2, min_pixels=1, max_pixels=256, side=16, max_tiles=6, class_tokens=1)
+TILE, SOFT = 20, 4  # patch positions of a tile: 16 patches, a class token, and what fills its merge group; soft tokens
+
+
+def counted(height: int, width: int, spec: ImageSpec) -> tuple[int, int]:
+    """The rule in plain words: the nearest aspect; of equal ones the last that the image fills by half."""
+    best, found = float("inf"), (1, 1)
+    for total in range(spec.min_tiles, spec.max_tiles + 1):
+        for columns in range(1, total + 1):
+            if total % columns:
+                continue
+            rows = total // columns
+            distance = abs(width / height - columns / rows)
+            if distance < best or (distance == best and height * width > 0.5 * spec.side**2 * total):
+                best, found = distance, (rows, columns)
+    return found
+
+
+@hypothesis.given(
+    st.lists(st.tuples(st.integers(1, 3000), st.integers(1, 3000)), min_size=1, max_size=20),
+    st.integers(1, 4), st.integers(0, 12),
+)  # fmt: skip
+def test_tiles_are_chosen_by_the_nearest_aspect_many_at_once_as_one_by_one(sizes, least, more):
+    spec = dataclasses.replace(SPEC, side=448, min_tiles=least, max_tiles=least + more, max_pixels=448**2)
+    heights, widths = np.array(sizes, np.int32).T
+    rows, columns = media.tile_grid(heights, widths, spec)
+    expected = [counted(*size, spec) if spec.max_tiles > 1 else (1, 1) for size in sizes]
+    assert list(zip(rows.tolist(), columns.tolist(), strict=True)) == expected
+    assert [media.tile_grid(*size, spec) for size in sizes] == expected
+
+
+def test_a_picture_is_cut_into_squares_row_by_row_and_the_whole_comes_last():
+    image = picture(40, 60, 3)
+    rows, columns = media.tile_grid(40, 60, SPEC)
+    assert (rows, columns) == (2, 3)
+    found, grid = media.patches(image, SPEC, (40, 60))
+    assert grid == (4, 4)
+    assert len(found) == 16 * (rows * columns + 1)
+    decoded = media.decode(image)
+    large = decoded.resize((16 * columns, 16 * rows), PIL.Image.Resampling.BICUBIC)
+    boxes = [(16 * c, 16 * r, 16 * c + 16, 16 * r + 16) for r in range(rows) for c in range(columns)]
+    wanted = [large.crop(box) for box in boxes] + [decoded.resize((16, 16), PIL.Image.Resampling.BICUBIC)]
+    positions = media.patch_positions(4, 4, SPEC)
+    for tile, square in zip(found.reshape(-1, 16, 48), wanted, strict=True):
+        pixels = np.asarray(square)
+        for patch, (row, column) in zip(tile, positions, strict=True):
+            here = pixels[4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
+            np.testing.assert_array_equal(patch.reshape(4, 4, 3), here)
+
+
+@pytest.fixture(scope="module")
+def lengths():
+    template = Template(load_tokenizer(""), "sft")
+    images = [picture(16, 16, 1), picture(16, 32, 2), picture(40, 20, 3)]
+    documents = [plain("ab", images[1], "c", images[0], "d"), plain(images[2], "e"), plain("fgh")]
+    encoded = [template.encode(document) for document in documents]
+    held = [[images[1], images[0]], [images[2]], []]
+    return Lengths(InMemory("made", encoded, held, template.fingerprint), SPEC)
+
+
+def test_what_an_image_costs_is_counted_from_its_header(lengths):
+    assert [media.tile_count(*size, SPEC) for size in ((16, 32), (16, 16), (40, 20))] == [3, 1, 3]
+    assert lengths.units_I.tolist() == [3 * TILE, TILE, 3 * TILE]
+    assert lengths.slots_I.tolist() == [3 * SOFT, SOFT, 3 * SOFT]
+    assert lengths.items_E.tolist() == [4, 3, 0]
+    assert lengths.patches_E.tolist() == [4 * TILE, 3 * TILE, 0]
+    assert (lengths.tokens_E - lengths.prepared.tokens_E).tolist() == [4 * SOFT, 3 * SOFT, 0]
+
+
+def test_each_tile_is_a_segment_and_its_soft_tokens_follow_each_other_in_one_run(lengths):
+    budgets = Budgets(tokens=64, patches=160, items=8, targets=64)
+    row = [Piece(0, e, 0, int(lengths.tokens_E[e])) for e in (0, 1)]
+    loaded = Assembler([lengths], budgets, SPEC)([row])
+    assert not loaded.skipped
+    batch = loaded.batch
+    segments, positions = batch.patches.segments[0], batch.patches.positions[0]
+    for tile in range(7):
+        there = slice(tile * TILE, tile * TILE + 16)
+        assert (segments[there] == tile + 1).all()
+        np.testing.assert_array_equal(positions[there, 1:], media.patch_positions(4, 4, SPEC))
+        assert segments[there.stop] == tile + 1, "its class token"
+        assert positions[there.stop].tolist() == [0, -1, 0]
+        assert not segments[there.stop + 1 : (tile + 1) * TILE].any()
+    assert not segments[7 * TILE :].any()
+    assert batch.grids_BM3[0].tolist() == [[1, 4, 4]] * 7 + [[0, 0, 0]]
+    slots = batch.slots_BT[0]
+    # The soft tokens of tile k are rows 5k to 5k + 3 of the table; row 5k + 4 is its class token's group.
+    assert slots[slots != IGNORED].tolist() == [5 * tile + n for tile in range(7) for n in range(SOFT)]
+    runs = np.flatnonzero(np.diff(np.concatenate([[False], slots != IGNORED, [False]]).astype(int)))
+    assert (runs[1::2] - runs[::2]).tolist() == [3 * SOFT, SOFT, 3 * SOFT]
+    alone, _ = media.patches(lengths.prepared.read(1).images[0], SPEC, (40, 20))
+    for n in range(3):
+        found = batch.patches.values[0, (4 + n) * TILE : (4 + n) * TILE + 16]
+        np.testing.assert_array_equal(found, alone[16 * n : 16 * n + 16])
+
+
+def index_of(images: list[tuple[int, int]]) -> Lengths:
+    """One image of a size, between separators, in each example."""
+    return Lengths(
+        Made("made", [4] * len(images), [[(2, *size)] for size in images], [[(0, TARGET)]] * len(images)), SPEC
+    )
+
+
+def test_picked_budgets_hold_the_image_of_most_tiles():
+    lengths = index_of([(16, 16)] * 50 + [(16, 96)])
+    budgets = choose_budgets([lengths], [1.0], 64, 0, 0, SPEC.merge)
+    assert budgets.items >= 7
+    assert budgets.patches >= 7 * TILE
+    rows = Plan([lengths], [1.0], budgets, 4, 0, "split").rows(0, 40)
+    assert 50 in {piece.example for row in rows for piece in row}
+
+
+def test_an_image_of_more_tiles_than_a_row_holds_is_named_or_left_out():
+    lengths = index_of([(16, 16)] * 5 + [(16, 96)])
+    for budgets in (Budgets(20, BOUNDLESS, 64, 20), Budgets(64, 6 * TILE, 64, 64), Budgets(64, BOUNDLESS, 6, 64)):
+        with pytest.raises(UserError, match=r"record 5 has an image of 7 tiles, 140 patches \(30 tokens\)"):
+            Plan([lengths], [1.0], budgets, 4, 0, "split").rows(0, 8)
+        rows = Plan([lengths], [1.0], budgets, 4, 0, "drop").rows(0, 8)
+        assert {piece.example for row in rows for piece in row} == set(range(5))
+
+
+def test_tiles_need_a_square_and_an_order():
+    for wrong in ({"side": 0}, {"min_tiles": 7}, {"min_tiles": 0}, {"crop": True}, {"text_axes": 3}):
+        with pytest.raises(ValueError, match="tiles"):
+            dataclasses.replace(SPEC, **wrong)

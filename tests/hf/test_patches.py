@@ -1,0 +1,32 @@
+"""Pictures become the patches that each family's own image processor in ``transformers`` makes of them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
+
+from parity_models import CASES, case
+
+pytestmark = pytest.mark.parity
+
+PUBLISHED = ("siglip2 + llama", "llava, clip", "llava, siglip", "qwen2.5-vl", "qwen3-vl", "gemma3", "internvl")
+
+
+@pytest.mark.parametrize("name", [case.name for case in CASES])
+def test_patches_are_those_of_transformers_to_one_level(name, tmp_path):
+    import parity_patches
+
+    difference, where = parity_patches.patch_difference(case(name), tmp_path / "theirs")
+    assert difference <= parity_patches.PATCHES + 1e-3, where
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_patches_of_published_sizes_are_those_of_transformers_to_one_level(name, tmp_path):
+    import parity_patches
+
+    difference, where = parity_patches.patch_difference(case(name), tmp_path / "theirs", published=True)
+    assert difference <= parity_patches.PATCHES + 1e-3, where

@@ -1,0 +1,71 @@
+"""What a folder says of its images, and what its kind of processor does where it does not say it."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from test_families import IMAGES, parity_models, whole_transformers  # noqa: F401
+
+from jaxmm.batch import ImageSpec
+from jaxmm.errors import UserError
+from jaxmm.hf.start import image_settings, read_start
+
+
+def start_of(name: str, folder, **processor):
+    folder.mkdir(exist_ok=True)
+    config = parity_models.case(name).config(np.random.default_rng(0))
+    (folder / "config.json").write_text(json.dumps(config.to_dict(), default=str))
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    return read_start(str(folder), None, 2, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "wanted"),
+    [
+        ("siglip2 + llama", {"do_convert_rgb": True}, {"min_pixels": 64 * 64, "max_pixels": 256 * 64,
+         "resample": "bilinear"}),
+        ("llava, clip", IMAGES["llava, clip"], {"side": 16, "crop": True, "resample": "bicubic"}),
+        ("llava, clip", {"size": 16, "crop_size": 16, "do_center_crop": False}, {"side": 16, "crop": False}),
+        ("llava, siglip", IMAGES["llava, siglip"], {"side": 20, "crop": False, "resample": "bicubic"}),
+        ("qwen2.5-vl", {"min_pixels": 256, "max_pixels": 4096}, {"min_pixels": 256, "max_pixels": 4096, "thin": True}),
+        ("gemma3", IMAGES["gemma3"], {"side": 16, "resample": "bilinear", "max_tiles": 1}),
+        ("internvl", {"size": {"height": 16, "width": 16}}, {"side": 16, "min_tiles": 1, "max_tiles": 12}),
+        ("internvl", {**IMAGES["internvl"], "max_patches": 1}, {"side": 16, "max_tiles": 1}),
+    ],
+)  # fmt: skip
+def test_images_are_processed_as_the_family_does_by_default(name, said, wanted, tmp_path):
+    spec = vars(ImageSpec(**image_settings(start_of(name, tmp_path, **said))))
+    assert {key: spec[key] for key in wanted} == wanted
+
+
+def test_mean_and_deviation_are_the_folders_else_the_kinds(tmp_path):
+    def vision(**processor):
+        return start_of("llava, clip", tmp_path, size=16, crop_size=16, **processor).family.spec.vision
+
+    assert vision().mean == (0.48145466, 0.4578275, 0.40821073)
+    assert vision(image_mean=[0.1, 0.2, 0.3]).mean == (0.1, 0.2, 0.3)
+    assert vision(image_mean=[0.1, 0.2, 0.3], do_normalize=False).std == (1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"size": {"shortest_edge": 20}, "crop_size": 16}, "takes 16 x 16"),
+        ({"size": {"shortest_edge": 16}, "do_center_crop": False}, "takes 16 x 16"),
+        ({"image_processor_type": "BlipImageProcessor"}, "processed by BlipImageProcessor are not supported"),
+        ({**IMAGES["llava, clip"], "resample": 1}, "resampled by Pillow's 1"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(said, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        image_settings(start_of("llava, clip", tmp_path, **said))
+
+
+def test_what_is_not_followed_is_told(tmp_path):
+    assert start_of("internvl", tmp_path, **IMAGES["internvl"], crop_to_patches=True).differences() == []
+    (line,) = start_of("siglip2 + llama", tmp_path, max_image_tokens=64).differences()
+    assert "do_image_splitting is not followed" in line
+    (line,) = start_of("llava, clip", tmp_path, **IMAGES["llava, clip"], do_pad=True).differences()
+    assert "do_pad" in line

@@ -1,0 +1,74 @@
+"""InternVL's tiles through the whole model: from a conversation with images to the logits of ``transformers``."""
+
+from __future__ import annotations
+
+import numpy as np
+import PIL.Image
+import pytest
+from test_families import folder_of
+
+pytestmark = pytest.mark.parity
+
+SIZES = ((64, 64), (70, 31), (15, 60), (9, 7))  # (height, width): of five, three, five tiles and one
+
+
+def saved(folder, name: str, height: int, width: int):
+    pixels = np.random.default_rng(height).integers(0, 256, (height // 4 + 1, width // 4 + 1, 3), dtype=np.uint8)
+    picture = PIL.Image.fromarray(pixels).resize((width, height), PIL.Image.Resampling.BICUBIC)
+    picture.save(folder / name)
+    return picture
+
+
+def test_a_conversation_with_tiles_gives_the_tokens_and_logits_of_transformers(tmp_path):
+    import jax
+    from parity_models import let_torchvision_import
+
+    let_torchvision_import()
+    import torch
+    import transformers
+
+    from jaxmm import sharding
+    from jaxmm.batch import ImageSpec
+    from jaxmm.data.documents import Image
+    from jaxmm.data.text import Markup, Template
+    from jaxmm.data.tokenizer import load_tokenizer
+    from jaxmm.generate import Prompt, prompt_batch
+    from jaxmm.hf import folder as hf
+    from jaxmm.hf.start import MARKUP, image_settings, read_start
+    from jaxmm.models.multimodal import Compute, make_model
+
+    folder = folder_of("internvl", tmp_path / "theirs")
+    start = read_start(str(folder), None, 2, 0)
+    assert start.differences() == []
+    template = Template(load_tokenizer(str(folder)), "sft", markup=Markup(*MARKUP["internvl"]))
+    where = sharding.replicated(sharding.make_mesh({"data": 1}, jax.devices()[:1]))
+    params = hf.nested(hf.read_model(folder, start.family, lambda path, shape: where).params)
+    model, info = transformers.AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)
+    assert not any(info.values()), info
+    processor = transformers.AutoProcessor.from_pretrained(folder)
+    assert type(processor).__name__ == "InternVLProcessor"
+    # Torchvision's filter differs by a level here and there, Pillow's does not.
+    processor.image_processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
+    _, apply = make_model(start.family.spec)
+
+    pictures = [saved(tmp_path, f"{n}.png", *size) for n, size in enumerate(SIZES)]
+    chosen = [(0, 1), (2,), (3,), ()]  # one prompt each, in one batch of ours
+    prompts = [Prompt(tuple(Image(path=str(tmp_path / f"{n}.png")) for n in own), "What is it?") for own in chosen]
+    batch = prompt_batch(prompts, template, ImageSpec(**image_settings(start)))
+    assert (batch.grids_BM3[:, :, 0].sum(1) == [8, 5, 1, 0]).all()
+    hidden_BTD, head_VD = jax.jit(lambda params, batch: apply(params, batch, Compute()))(params, batch)
+    ours_BTV = np.asarray(hidden_BTD @ head_VD.T)
+    for b, own in enumerate(chosen):
+        said = [{"type": "image"}] * len(own) + [{"type": "text", "text": "What is it?"}]
+        prompt = processor.apply_chat_template(
+            [{"role": "user", "content": said}], add_generation_prompt=True, tokenize=False
+        )
+        images = {"images": [pictures[n] for n in own]} if own else {}
+        inputs = processor(text=prompt, return_tensors="pt", **images)
+        length = inputs["input_ids"].shape[1]
+        tokens = np.where(batch.slots_BT[b] >= 0, model.config.image_token_id, batch.text.values[b])
+        assert (batch.text.segments[b] > 0).sum() == length
+        np.testing.assert_array_equal(tokens[:length], inputs["input_ids"][0].numpy())
+        with torch.no_grad():
+            theirs_TV = model(**inputs).logits[0].numpy()
+        np.testing.assert_allclose(ours_BTV[b, :length], theirs_TV, atol=1e-4)
