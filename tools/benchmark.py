@@ -28,12 +28,15 @@ from jaxmm import command, monitor
 from jaxmm.errors import UserError, nearest
 
 # By part, the modules beside this file whose ROWS it has.
-PARTS = {"data": ("benchmark_plan", "benchmark_media", "benchmark_prepare", "benchmark_loader")}
-PLANNED = ("step", "peer")
+PARTS = {
+    "data": ("benchmark_plan", "benchmark_media", "benchmark_prepare", "benchmark_loader"),
+    "peer": ("benchmark_peer",),
+}
+PLANNED = ("step",)
 PACKAGES = ("jaxmm", "numpy", "pillow", "jax", "jaxlib", "flax", "transformers", "torch", "torchvision")
 
 FLAGS: command.Flags = {
-    "part": ("data", "what to measure: data"),
+    "part": ("data", "what to measure: data, or peer: our step beside PyTorch's (extra 'parity')"),
     "output": ("", "JSON file to write"),
     "only": ("", "names of rows, comma between them; default: all of the part"),
     "repeats": (7, "samples of each figure"),
