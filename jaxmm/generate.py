@@ -98,8 +98,8 @@ def write(
     batch = prompt_batch(prompts, template, image)
     writing, seen = generate.begin(params, batch, _rounded(max_tokens), sampling, first), 0
     while True:
-        written = int(writing.written)
-        for reply, tokens in zip(replies, np.asarray(writing.tokens_BW)[:, seen:written], strict=True):
+        written = int(sharding.fetched(writing.written))
+        for reply, tokens in zip(replies, sharding.fetched(writing.tokens_BW)[:, seen:written], strict=True):
             reply.add(tokens.tolist())
         yield replies
         done = np.array([reply.done for reply in replies])

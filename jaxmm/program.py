@@ -41,6 +41,12 @@ class Program(NamedTuple):
         """Where the state lies: optimizer moments where their parameters do, all else on every device."""
         return place_params(self.recipe.model, self._shapes(), mesh)
 
+    def jitted(self, mesh: Mesh) -> Any:
+        """The step under jit, which uses up the state; every process can read the metrics."""
+        return jax.jit(
+            self.step, donate_argnums=0, out_shardings=(self.shardings(mesh), sharding.replicated(mesh))
+        )  # fmt: skip
+
     def abstract_state(self, mesh: Mesh) -> TrainState:
         """Shapes and shardings of the state."""
         return jax.tree.map(

@@ -128,6 +128,15 @@ def place_batch(batch: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(where, np.asarray(x)), batch)
 
 
+def fetched(x: jax.Array) -> np.ndarray:
+    """The whole array on the host, in every process of a job; all of them must ask."""
+    if x.is_fully_addressable or x.is_fully_replicated:
+        return np.asarray(x)
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Pins an activation's layout by logical axes, where a mesh is set; elsewhere returns it as it is."""
     mesh = jax.sharding.get_abstract_mesh()

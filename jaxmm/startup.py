@@ -1,4 +1,4 @@
-"""What a process must settle before JAX starts: the allocator's pages and how a CPU is split into devices.
+"""What a process must settle before JAX starts: the allocator's pages, the job it is of, how a CPU is split.
 
 Nothing of JAX is imported at the top, so that a command can call ``use_huge_pages`` before its own imports.
 """
@@ -11,8 +11,12 @@ import platform
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from jaxmm.errors import UserError
 
 TUNABLE = "glibc.malloc.hugetlb=1"
+JOB = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
@@ -51,6 +55,7 @@ def split_cpu(mesh: Mapping[str, int], rows: int) -> None:
 
     flags = os.environ.get("XLA_FLAGS", "")
     given = "xla_force_host_platform_device_count" in flags or jax.config.values["jax_num_cpu_devices"] > 0
+    given = given or jax.distributed.is_initialized()  # processes of one job must have equal numbers of devices
     free = [axis for axis, size in mesh.items() if size == -1]
     if given or len(free) != 1 or free[0] not in ("data", "fsdp"):
         return
@@ -61,3 +66,36 @@ def split_cpu(mesh: Mapping[str, int], rows: int) -> None:
         if devices % fixed == 0 and rows % (dealt * devices // fixed) == 0:
             jax.config.update("jax_num_cpu_devices", devices)
             return
+
+
+def join_processes() -> None:
+    """Joins the processes of one job, where the environment says that there are several.
+
+    JAX finds SLURM's steps and TPU pods by itself; it is asked to where SLURM_STEP_NODELIST is there with more than one
+    of SLURM_NTASKS, TPU_WORKER_HOSTNAMES names several hosts, or JAXMM_DISTRIBUTED=1. Anything else says where its
+    first process is by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. Must come before anything asks
+    JAX for its devices.
+
+    Raises:
+      UserError: if only some of these variables are there, or the processes do not find each other.
+    """
+    import jax
+
+    env = os.environ
+    named = [name for name in JOB if env.get(name)]
+    in_steps = "SLURM_STEP_NODELIST" in env and env.get("SLURM_NTASKS", "1") != "1"
+    on_a_pod = "," in env.get("TPU_WORKER_HOSTNAMES", "")
+    options: dict[str, Any] = {}
+    if named:
+        if len(named) < len(JOB):
+            raise UserError(f"{named[0]} is set but not {min(set(JOB) - set(named))}: set {', '.join(JOB)}, or none")
+        address, count, number = (env[name] for name in JOB)
+        if not (count.isdigit() and number.isdigit() and int(number) < int(count)):
+            raise UserError(f"JAX_PROCESS_ID={number} of JAX_NUM_PROCESSES={count}: they are counted from 0")
+        options = {"coordinator_address": address, "num_processes": int(count), "process_id": int(number)}
+    elif not (in_steps or on_a_pod or env.get("JAXMM_DISTRIBUTED") == "1"):
+        return
+    try:
+        jax.distributed.initialize(**options, initialization_timeout=int(env.get("JAXMM_JOIN_SECONDS", "300")))
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"the processes of this job did not find each other: {' '.join(str(error).split())}") from error

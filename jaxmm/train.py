@@ -252,7 +252,7 @@ class Run:
             wait = time.perf_counter() - began
             if compiled is None:
                 # Compiled ahead of time: a batch of another shape or layout fails, and never compiles a second step.
-                compiled = jax.jit(self.program.step, donate_argnums=0).lower(state, batch).compile()
+                compiled = self.program.jitted(self.mesh).lower(state, batch).compile()
             state, metrics = compiled(state, batch)
             step += 1
             flops = batch_flops(self.recipe.model, loaded.batch, self.recipe.frozen)
@@ -472,6 +472,7 @@ def _one_line(figures: dict[str, Figures]) -> Iterator[str]:
 def main(argv: list[str]) -> int:
     args = command.parse(argv, FLAGS, about=__doc__ or "")
     workdir = Path(args.workdir or f"runs/{args.config_name}")
+    startup.join_processes()
     startup.split_cpu(args.config.mesh, args.config.batch_size // max(args.config.accumulation, 1))
     run = Run(args.config, workdir)
     if run.start >= run.steps:

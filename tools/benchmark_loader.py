@@ -109,8 +109,7 @@ class Bench:
         with jax.set_mesh(self.run.mesh):
             self.state = self.run.initial_state()
             self.cached = [(None, self.place(self.assemble(self.run.plan.batch(k)).batch)) for k in range(CACHED)]
-            step = jax.jit(self.run.program.step, donate_argnums=0)
-            self.compiled = step.lower(self.state, self.cached[0][1]).compile()
+            self.compiled = self.run.program.jitted(self.run.mesh).lower(self.state, self.cached[0][1]).compile()
 
     def source(self, name: str, steps: int) -> Iterator[tuple[Any, Any]]:
         from jaxmm.data.loader import batches

@@ -104,9 +104,8 @@ def compiled(program: Any, budgets: Any, rows: int, mesh: Any) -> dict[str, Any]
     state, batch = program.abstract_state(mesh), abstract_batch(program.recipe, budgets, rows, mesh)
     began = time.perf_counter()
     with jax.set_mesh(mesh), errors_of_libraries() as said:
-        step = jax.jit(program.step, donate_argnums=0, out_shardings=(program.shardings(mesh), None))
         try:
-            done = step.lower(state, batch).compile()
+            done = program.jitted(mesh).lower(state, batch).compile()
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
