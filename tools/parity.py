@@ -29,6 +29,14 @@ FLAGS: command.Flags = {
 LOGITS, GRADIENTS = 1e-4, 1e-3  # what is allowed: logits absolutely, gradients relative to the largest of a tensor
 
 
+NOT_SUPPORTED = (
+    "other whole models, decoders and towers than those of jaxmm.hf.specs (the error lists them), LFM2's own decoder",
+    "LFM2-VL's do_image_splitting, Gemma 3's do_pan_and_scan, LLaVA's do_pad: an image is one tile there",
+    "partial_rotary_factor, patches and position squares that are not square, feature layer 0",
+    "pickled and quantised weights, code of a folder's own",
+)
+
+
 class World(NamedTuple):
     """A case with its model on both sides.
 
@@ -199,6 +207,7 @@ def main(argv: list[str]) -> int:
         shown.append((row["case"], row["family"], *numbers, written))
     widths = [max(len(line[i]) for line in shown) for i in range(len(shown[0]))]
     print("\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in shown))
+    print("\n".join(["", "not supported:", *(f"- {line}" for line in NOT_SUPPORTED)]))
     if args.output:
         monitor.write_json(Path(args.output), {"seed": args.seed, "cases": rows})
     bounds = {"logits": LOGITS, "gradients": GRADIENTS, "patches": PATCHES + 1e-3}
