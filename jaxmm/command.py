@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import types
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -211,7 +212,8 @@ def _load_file(name: str) -> ConfigDict:
     if not path.is_file():
         raise UserError(f"config file '{name}' does not exist{_where(path)}")
     # As for a script, so that one config can import another that lies beside it.
-    sys.path.insert(0, str(path.resolve().parent))
+    beside, known = str(path.resolve().parent), set(sys.modules)
+    sys.path.insert(0, beside)
     space: dict[str, Any] = {"__name__": "config", "__file__": str(path)}
     try:
         exec(compile(path.read_text(), str(path), "exec"), space)
@@ -223,7 +225,10 @@ def _load_file(name: str) -> ConfigDict:
     except Exception as error:
         raise UserError(f"config file '{name}'{_line(error, path)}: {type(error).__name__}: {error}") from error
     finally:
-        sys.path.remove(str(path.resolve().parent))
+        sys.path.remove(beside)
+        for module in set(sys.modules) - known:  # another config's neighbours may have the same names
+            if (getattr(sys.modules[module], "__file__", None) or "").startswith(beside + os.sep):
+                del sys.modules[module]
     if not isinstance(config, ConfigDict):
         raise UserError(f"config file '{name}': get_config() returned {type(config).__name__}, not a ConfigDict")
     for key, value in _leaves(config).items():

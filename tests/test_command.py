@@ -268,3 +268,16 @@ def test_an_interrupt_is_no_traceback(capsys, monkeypatch):
         command.run(main)
     assert status.value.code == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_configs_of_two_folders_import_each_their_own_neighbour(tmp_path):
+    for name, value in (("one", 1), ("two", 2)):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "neighbour.py").write_text(f"VALUE = {value}")
+        (folder / "mine.py").write_text(
+            "from ml_collections import ConfigDict\nimport neighbour\n"
+            "def get_config():\n    return ConfigDict({'value': neighbour.VALUE})\n"
+        )
+    found = [command.parse([f"--config={tmp_path / name / 'mine.py'}"], {}).config.value for name in ("one", "two")]
+    assert found == [1, 2]

@@ -59,7 +59,7 @@ def arguments(tmp_path_factory) -> list[str]:
     return [*plain, *mesh, "--config.eval.every=0", "--config.eval.examples=8", "--config.checkpoint.every=100"]
 
 
-def byte_level_tokenizer(family: str):
+def byte_level_tokenizer(family: str = ""):
     """Of bytes, with an end, and with what families put around images; InternVL's with its names for them."""
     import tokenizers
     import transformers
