@@ -65,6 +65,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session")
+def whole_transformers() -> None:
+    """Where there is torch: a torchvision that does not load would keep ``transformers`` from many of its classes."""
+    if importlib.util.find_spec("torch"):
+        from parity_models import let_torchvision_import
+
+        let_torchvision_import()
+
+
+@pytest.fixture(scope="session")
 def image_spec() -> ImageSpec:
     return IMAGE
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,20 +10,12 @@ import PIL.Image
 import pytest
 import safetensors.numpy
 import small_run
-from small_run import ROOT, saved
+from small_run import saved
 
 from jaxmm import export, generate, train
 from jaxmm.errors import UserError
 
-
-@pytest.fixture(scope="module", autouse=True)
-def whole_transformers():
-    """A torchvision that does not load would keep transformers from its configs."""
-    if importlib.util.find_spec("torch"):
-        sys.path.insert(0, str(ROOT / "tools"))
-        import parity_models
-
-        parity_models.let_torchvision_import()
+pytestmark = pytest.mark.usefixtures("whole_transformers")
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import math
-import sys
 from pathlib import Path
 
 import jax
@@ -14,17 +12,13 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import small_run
+import test_families
+import test_releases
 
 from jaxmm import command, export, sharding, train
 from jaxmm.data.lengths import Budgets
 from jaxmm.models.multimodal import flat_axes
 from jaxmm.recipe import read_recipe
-
-sys.path.insert(0, str(small_run.ROOT / "tools"))
-sys.path.insert(0, str(small_run.ROOT / "tests" / "hf"))
-import parity_models
-import test_families
-import test_releases
 
 CONFIGS = small_run.ROOT / "configs"
 QWEN3_1_7B = test_releases.QWEN3 | {"hidden_size": 2048, "intermediate_size": 6144}
@@ -32,10 +26,7 @@ PARTS = {"tower": test_releases.SIGLIP2, "small": test_releases.QWEN3, "large": 
 WHOLE = {"llava": test_releases.LLAVA, "qwen": test_releases.QWEN2_5_VL}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def whole_transformers():
-    if importlib.util.find_spec("torch"):
-        parity_models.let_torchvision_import()
+pytestmark = pytest.mark.usefixtures("whole_transformers")
 
 
 @pytest.fixture(scope="module")

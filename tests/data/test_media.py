@@ -316,6 +316,7 @@ def test_edges_move_what_a_grid_shows_and_never_the_grid():
 
 
 @pytest.mark.parity
+@pytest.mark.usefixtures("whole_transformers")
 def test_patches_are_those_of_transformers_siglip2():
     from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
+import parity_models
 import pytest
 import safetensors.numpy
 import small_run
@@ -17,9 +16,6 @@ from jaxmm import export, train
 from jaxmm.hf import folder as hf
 from jaxmm.hf import specs, start, weights
 from jaxmm.models.multimodal import make_model
-
-sys.path.insert(0, str(small_run.ROOT / "tools"))
-import parity_models
 
 CASES = (
     "siglip2 + llama", "qwen3", "llava, clip", "llava, siglip", "qwen2.5-vl", "qwen3-vl", "gemma3", "internvl",
@@ -44,11 +40,7 @@ CHAT = (
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def whole_transformers():
-    """A torchvision that does not load would keep transformers from its configs."""
-    if importlib.util.find_spec("torch"):
-        parity_models.let_torchvision_import()
+pytestmark = pytest.mark.usefixtures("whole_transformers")
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import jax
 import ml_dtypes
 import numpy as np
+import parity_models
 import pytest
 import safetensors.numpy
 import small_run
@@ -22,17 +22,10 @@ from jaxmm.hf import folder as hf
 from jaxmm.hf import names, specs, start, weights
 from jaxmm.models.multimodal import flat_axes
 
-sys.path.insert(0, str(small_run.ROOT / "tools"))
-import parity_models
-
 CASES = ("llava, clip", "llava, siglip", "qwen2.5-vl", "qwen3-vl", "gemma3", "internvl", "qwen3")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def whole_transformers():
-    """A torchvision that does not load would keep transformers from its configs."""
-    if importlib.util.find_spec("torch"):
-        parity_models.let_torchvision_import()
+pytestmark = pytest.mark.usefixtures("whole_transformers")
 
 
 def numbers(spec: Any) -> dict[names.Path, np.ndarray]:

@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 
 import jax
+import make_goldens
 import numpy as np
+import parity_batch
 import pytest
 import safetensors.numpy
-import small_run
 
 from jaxmm import sharding
 from jaxmm.hf import folder as hf
 from jaxmm.models.multimodal import Compute, make_model
 
-sys.path.insert(0, str(small_run.ROOT / "tools"))
-import make_goldens
-import parity_batch
-import parity_models
-
-
-@pytest.fixture(scope="module", autouse=True)
-def whole_transformers():
-    """A torchvision that does not load would keep transformers from its configs."""
-    if importlib.util.find_spec("torch"):
-        parity_models.let_torchvision_import()
+pytestmark = pytest.mark.usefixtures("whole_transformers")
 
 
 @pytest.mark.parametrize("name", make_goldens.CASES)

@@ -19,11 +19,9 @@ def saved(folder, name: str, height: int, width: int):
     return picture
 
 
+@pytest.mark.usefixtures("whole_transformers")
 def test_a_conversation_with_tiles_gives_the_tokens_and_logits_of_transformers(tmp_path):
     import jax
-    from parity_models import let_torchvision_import
-
-    let_torchvision_import()
     import torch
     import transformers
 

@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
-
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
-sys.path.insert(0, str(TOOLS))
-
-from parity_models import CASES  # noqa: E402
+from parity_models import CASES
 
 pytestmark = pytest.mark.parity
 

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import small_run
 
 from jaxmm.errors import UserError
 from jaxmm.hf import folder as hf
 from jaxmm.hf import specs
 from jaxmm.models.multimodal import ModelSpec, flat_axes
 
-sys.path.insert(0, str(small_run.ROOT / "tools"))
-import parity_models
-
-
-@pytest.fixture(scope="module", autouse=True)
-def whole_transformers():
-    """A torchvision that does not load would keep transformers from its configs."""
-    if importlib.util.find_spec("torch"):
-        parity_models.let_torchvision_import()
+pytestmark = pytest.mark.usefixtures("whole_transformers")
 
 
 LLAVA = {  # llava-hf/llava-1.5-7b-hf

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import parity_models
 import pytest
-from test_families import IMAGES, parity_models, whole_transformers  # noqa: F401
+from test_families import IMAGES
 
 from jaxmm.batch import ImageSpec
 from jaxmm.errors import UserError
 from jaxmm.hf.start import image_settings, read_start
+
+pytestmark = pytest.mark.usefixtures("whole_transformers")
 
 
 def start_of(name: str, folder, **processor):

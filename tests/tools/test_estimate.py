@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
 
+import collectives
+import estimate
+import estimate_target
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,11 +16,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxmm import sharding
 from jaxmm.errors import UserError
-
-sys.path.insert(0, str(small_run.ROOT / "tools"))
-import collectives
-import estimate
-import estimate_target
 
 
 def compiled_text(mesh, f, *shapes_and_axes) -> str:
