@@ -276,6 +276,7 @@ class Monitor:
         self._in_place = self._out.isatty()
         self._shown = ""
         self._file: TextIO | None = None
+        self._start, self._events_folder = start, ""
         self._events: Any = None
         self._last: tuple[int, int, dict[str, Any]] = (-1, 0, {})  # step, offset in the file, figures
         if workdir is None:
@@ -284,10 +285,7 @@ class Monitor:
         workdir.mkdir(parents=True, exist_ok=True)
         _rewrite(path, [line for line in read_lines(path) if line.get("step", math.inf) <= start])
         self._file = path.open("a")
-        if tensorboard:
-            from tensorboardX import SummaryWriter  # imports torch where that is installed: a second
-
-            self._events = SummaryWriter(str(workdir), purge_step=start + 1)
+        self._events_folder = str(workdir) if tensorboard else ""
 
     def __enter__(self) -> Monitor:
         return self
@@ -314,6 +312,10 @@ class Monitor:
         self._last = step, offset, logged
         self._file.write(f"{json.dumps(logged, allow_nan=False)}\n")
         self._file.flush()
+        if self._events_folder and self._events is None:
+            from tensorboardX import SummaryWriter  # after the first step: it imports torch where that is installed
+
+            self._events = SummaryWriter(self._events_folder, purge_step=self._start + 1)
         if self._events is not None:
             for name, value in _scalars(figures):
                 self._events.add_scalar(name, value, step)

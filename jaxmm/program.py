@@ -102,10 +102,10 @@ def make_program(config: ConfigDict, recipe: Recipe, *, steps: int, targets: int
     return Program(recipe, step, first_state, schedule)
 
 
-def abstract_batch(recipe: Recipe, budgets: Budgets, rows: int, mesh: Mesh) -> Batch:
+def abstract_batch(recipe: Recipe, budgets: Budgets, rows: int, mesh: Mesh, feature_width: int = 0) -> Batch:
     """Shapes and shardings of a global batch."""
     where = sharding.row_sharding(mesh)
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype, sharding=where),
-        empty_batch(1, budgets, recipe.image),
+        empty_batch(1, budgets, recipe.image, feature_width),
     )

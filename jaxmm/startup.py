@@ -5,6 +5,7 @@ Nothing of JAX is imported at the top, so that a command can call ``use_huge_pag
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import platform
@@ -66,6 +67,30 @@ def split_cpu(mesh: Mapping[str, int], rows: int) -> None:
         if devices % fixed == 0 and rows % (dealt * devices // fixed) == 0:
             jax.config.update("jax_num_cpu_devices", devices)
             return
+
+
+def keep_compiled(cache: Path) -> None:
+    """Keeps compiled programs in ``cache``, for the next process that needs them.
+
+    JAX's own settings win: JAX_COMPILATION_CACHE_DIR names another folder, JAX_ENABLE_COMPILATION_CACHE=0 turns it off.
+    Code for CPUs is kept apart by what the processor can do: a cache may be shared by machines of several kinds.
+    """
+    import jax
+
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        kind = hashlib.sha256(_processor().encode()).hexdigest()[:12]
+        jax.config.update("jax_compilation_cache_dir", str(cache / "compiled" / kind))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _processor() -> str:
+    """Architecture and instruction sets."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return f"{platform.machine()} {flags}"
 
 
 def join_processes() -> None:

@@ -26,6 +26,8 @@ from ml_collections import ConfigDict
 
 import jaxmm
 from jaxmm import command, monitor, samples, sharding, startup
+from jaxmm.ahead import CompiledStep
+from jaxmm.batch import Batch
 from jaxmm.checkpoint import Checkpoints
 from jaxmm.data.assemble import Loaded
 from jaxmm.data.documents import split_origin
@@ -37,11 +39,12 @@ from jaxmm.evaluate import Evaluator, Figures, closing_rows, mean_loss
 from jaxmm.generate import answers, make_generator
 from jaxmm.models.flops import batch_flops, parameter_counts
 from jaxmm.models.multimodal import flat_axes
-from jaxmm.parameters import init_params
-from jaxmm.program import make_program
+from jaxmm.parameters import compiled_lightly, init_params
+from jaxmm.program import abstract_batch, make_program
 from jaxmm.recipe import (
     Corpus,
     Recipe,
+    cache_folder,
     eval_corpus,
     make_assembler,
     make_plan,
@@ -204,6 +207,10 @@ class Run:
             for line in monitor.read_lines(folder / "skipped.jsonl"):
                 self.skipped.add(line["file"], line["record"], line["reason"])
 
+    def _abstract_batch(self) -> Batch:
+        rows, width = self.config.batch_size, self.assemble.feature_width
+        return abstract_batch(self.recipe, self.budgets, rows, self.mesh, width)
+
     def initial_state(self) -> TrainState:
         """The state at ``self.start``: restored onto this mesh, from ``init_from``, or fresh."""
         if self.start:
@@ -211,10 +218,14 @@ class Run:
         params = init_params(
             self.recipe, self.mesh, self.workdir, init_from=self.config.init_from, seed=self.config.seed
         )  # fmt: skip
-        return jax.jit(self.program.first_state, out_shardings=self.program.shardings(self.mesh))(params)
+        first_state = jax.jit(self.program.first_state, out_shardings=self.program.shardings(self.mesh))
+        return compiled_lightly(first_state, params)(params)
 
     def train(self) -> int:
         """Runs to the last step, or to a signal. Returns the exit status."""
+        self.compiled_step = CompiledStep(  # first, as it takes longest
+            self.program, self.mesh, self._abstract_batch(), lambda text: self.monitor.say(text)
+        )
         with jax.set_mesh(self.mesh), self.checkpoints, Stop() as stop:
             self.monitor = monitor.Monitor(
                 self.workdir if self.is_first else None, self.steps, self.start, self.config.log.tensorboard
@@ -243,17 +254,13 @@ class Run:
             threads=config.data.threads, workers=config.data.workers,
         )  # fmt: skip
         ahead = prefetch(source, lambda batch: sharding.place_batch(batch, self.mesh))
-        compiled = None
         pending: tuple[Metrics, monitor.Counts, Loaded] | None = None
         step, figures, evaluated = self.start, {}, -1
         while step < self.steps and not stop.agreed():
             began = time.perf_counter()
             loaded, batch = next(ahead)
             wait = time.perf_counter() - began
-            if compiled is None:
-                # Compiled ahead of time: a batch of another shape or layout fails, and never compiles a second step.
-                compiled = self.program.jitted(self.mesh).lower(state, batch).compile()
-            state, metrics = compiled(state, batch)
+            state, metrics = self.compiled_step(state, batch)
             step += 1
             flops = batch_flops(self.recipe.model, loaded.batch, self.recipe.frozen)
             counts = count(loaded, config.batch_size, flops, wait)
@@ -473,6 +480,7 @@ def main(argv: list[str]) -> int:
     args = command.parse(argv, FLAGS, about=__doc__ or "")
     workdir = Path(args.workdir or f"runs/{args.config_name}")
     startup.join_processes()
+    startup.keep_compiled(cache_folder(args.config))
     startup.split_cpu(args.config.mesh, args.config.batch_size // max(args.config.accumulation, 1))
     run = Run(args.config, workdir)
     if run.start >= run.steps:

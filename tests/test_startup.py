@@ -54,3 +54,14 @@ def test_huge_pages_start_the_process_again_once_and_can_be_turned_off(monkeypat
     assert os.environ["GLIBC_TUNABLES"] == startup.TUNABLE
     startup.use_huge_pages()
     assert len(started) == 1
+
+
+def test_compiled_programs_are_kept_unless_jax_is_told_where(tmp_path):
+    code = (
+        "import jax, sys, pathlib; from jaxmm import startup; startup.keep_compiled(pathlib.Path(sys.argv[1])); "
+        "print(jax.config.jax_compilation_cache_dir)"
+    )
+    clean = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    for env, where in ((clean, str(tmp_path / "compiled")), ({**clean, "JAX_COMPILATION_CACHE_DIR": "/mine"}, "/mine")):
+        done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=env, capture_output=True, text=True)
+        assert done.stdout.startswith(where), done.stderr

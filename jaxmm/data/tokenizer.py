@@ -21,11 +21,13 @@ def load_tokenizer(folder: str) -> Any:
     """
     # A tokenizer needs no PyTorch: without this, transformers tells every user that it misses it.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    # Importing transformers takes a second: not everything that imports this file needs it.
-    from transformers import AutoTokenizer, ByT5Tokenizer
-
+    # Importing transformers takes a second, and its automatic classes another one where PyTorch is installed.
     if not folder:
+        from transformers import ByT5Tokenizer
+
         return ByT5Tokenizer()
+    from transformers import AutoTokenizer
+
     if not os.path.isdir(os.path.expanduser(folder)):
         raise UserError(f"config.data.tokenizer: no folder {folder}; give a folder with a tokenizer, or '' for bytes")
     try:

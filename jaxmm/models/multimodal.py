@@ -111,9 +111,15 @@ class MultimodalModel(nnx.Module):
 
 
 @functools.cache  # the model is traced once for all who ask
+def _abstract(spec: ModelSpec) -> MultimodalModel:
+    """The model with shapes in place of arrays; nothing is allocated."""
+    return nnx.eval_shape(lambda: MultimodalModel(spec, rngs=nnx.Rngs(0)))
+
+
+@functools.cache
 def _declared(spec: ModelSpec) -> tuple[tuple[ParamPath, tuple[int, ...], dict[str, Any]], ...]:
-    """Path, shape and metadata of every parameter; nothing is allocated."""
-    model = nnx.eval_shape(lambda: MultimodalModel(spec, rngs=nnx.Rngs(0)))
+    """Path, shape and metadata of every parameter."""
+    model = _abstract(spec)
     return tuple(
         (tuple(map(str, path)), tuple(variable.get_value().shape), variable.get_metadata())
         for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param))
@@ -150,12 +156,13 @@ def logical_axes(spec: ModelSpec) -> Params:
     return tree
 
 
+@functools.cache  # a run asks for it many times; each takes a third of a second
 def make_model(spec: ModelSpec) -> tuple[Callable[[jax.Array], Params], Callable[..., Any]]:
     """Returns ``init(key) -> params`` and ``apply(params, *args, method=name)``, both pure and ready for ``jax.jit``.
 
     ``apply(params, batch, compute)`` is the model's ``__call__``.
     """
-    graph, abstract = nnx.split(nnx.eval_shape(lambda: MultimodalModel(spec, rngs=nnx.Rngs(0))))
+    graph, abstract = nnx.split(_abstract(spec))
 
     def init(key: jax.Array) -> Params:
         model = MultimodalModel(spec, rngs=nnx.Rngs(params=key))
