@@ -207,7 +207,8 @@ class Run:
             for line in monitor.read_lines(folder / "skipped.jsonl"):
                 self.skipped.add(line["file"], line["record"], line["reason"])
 
-    def _abstract_batch(self) -> Batch:
+    def abstract_batch(self) -> Batch:
+        """Shapes and shardings of a global batch."""
         rows, width = self.config.batch_size, self.assemble.feature_width
         return abstract_batch(self.recipe, self.budgets, rows, self.mesh, width)
 
@@ -224,7 +225,7 @@ class Run:
     def train(self) -> int:
         """Runs to the last step, or to a signal. Returns the exit status."""
         self.compiled_step = CompiledStep(  # first, as it takes longest
-            self.program, self.mesh, self._abstract_batch(), lambda text: self.monitor.say(text)
+            self.program, self.mesh, self.abstract_batch(), lambda text: self.monitor.say(text)
         )
         with jax.set_mesh(self.mesh), self.checkpoints, Stop() as stop:
             self.monitor = monitor.Monitor(

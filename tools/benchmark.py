@@ -1,6 +1,7 @@
 """Measures what the documentation promises, beside what is needed, and writes the figures down with the machine.
 
     python tools/benchmark.py --part=data --output=FILE.json --only=NAME,NAME
+    python tools/benchmark.py --part=step --config=configs/base.py --config.KEY=VALUE --profile=FOLDER
 
 Each row runs in a process of its own. Figures of a busy machine say little: look at the load that is written beside
 them, and at what was measured in the same run.
@@ -8,15 +9,22 @@ them, and at what was measured in the same run.
 
 from __future__ import annotations
 
+import sys
+
+if __name__ == "__main__" and "--part=step" in sys.argv:
+    from jaxmm import startup
+
+    startup.use_huge_pages()  # as train does; may start this process again
+
 import datetime
 import importlib
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
 import shlex
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -30,18 +38,19 @@ from jaxmm.errors import UserError, nearest
 # By part, the modules beside this file whose ROWS it has.
 PARTS = {
     "data": ("benchmark_plan", "benchmark_media", "benchmark_prepare", "benchmark_loader"),
+    "step": ("benchmark_step",),
     "peer": ("benchmark_peer",),
 }
-PLANNED = ("step",)
 PACKAGES = ("jaxmm", "numpy", "pillow", "jax", "jaxlib", "flax", "transformers", "torch", "torchvision")
 
 FLAGS: command.Flags = {
-    "part": ("data", "what to measure: data, or peer: our step beside PyTorch's (extra 'parity')"),
+    "part": ("data", "data; step: that of --config; or peer: our step beside PyTorch's (extra 'parity')"),
     "output": ("", "JSON file to write"),
     "only": ("", "names of rows, comma between them; default: all of the part"),
     "repeats": (7, "samples of each figure"),
     "seed": (0, "of what the rows' data is drawn from"),
     "scale": (1.0, "of the data's size; the needed numbers are for 1"),
+    "profile": ("", "of --part=step: folder to write a trace of the counted steps to, for xprof or TensorBoard"),
 }
 
 
@@ -51,8 +60,6 @@ def rows_of(part: str, only: str = "") -> list[Row]:
     Raises:
       UserError: if there is no such part or row.
     """
-    if part in PLANNED:
-        raise UserError(f"--part={part} is not there yet: the parts are {', '.join(PARTS)}")
     if part not in PARTS:
         raise UserError(f"--part={part} is no part: the parts are {', '.join(PARTS)}{nearest(part, PARTS)}")
     rows: list[Row] = [row for module in PARTS[part] for row in importlib.import_module(module).ROWS]
@@ -107,11 +114,13 @@ def described(row: Row, measured: Measured) -> dict[str, Any]:
     return {"row": row.name, "data": row.data, "figures": figures, "notes": list(measured.notes)}
 
 
-def measure(row: Row, repeats: int, seed: int, scale: float) -> dict[str, Any]:
+def measure(
+    row: Row, repeats: int, seed: int, scale: float, config: Any = None, profile: str = ""
+) -> dict[str, Any]:  # fmt: skip
     """Measures a row here."""
     with tempfile.TemporaryDirectory() as folder:
         began, load = time.perf_counter(), os.getloadavg()[0]
-        measured = row.measure(Settings(repeats, seed, scale, folder))
+        measured = row.measure(Settings(repeats, seed, scale, folder, config, profile))
         took = {"seconds": time.perf_counter() - began, "load": [load, os.getloadavg()[0]]}
         return described(row, measured) | took
 
@@ -145,12 +154,22 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main(argv: list[str]) -> int:
     """Measures the rows, prints a table, and writes the JSON."""
-    args = command.parse(argv, FLAGS, config="none", about=__doc__ or "")
+    is_step = "--part=step" in argv or ("--part", "step") in itertools.pairwise(argv)
+    args = command.parse(argv, FLAGS, config="file" if is_step else "none", about=__doc__ or "")
     if args.repeats < 1 or args.scale <= 0:
         raise UserError("--repeats and --scale must be positive")
     rows = rows_of(args.part, args.only)
     if args.output and not Path(args.output).absolute().parent.is_dir():
         raise UserError(f"--output={args.output}: there is no folder {Path(args.output).absolute().parent}")
+    if is_step:
+        from jaxmm import startup
+        from jaxmm.recipe import cache_folder
+
+        startup.join_processes()
+        startup.keep_compiled(cache_folder(args.config))
+        startup.split_cpu(args.config.mesh, args.config.batch_size // max(args.config.accumulation, 1))
+    elif args.profile:
+        raise UserError("--profile is of --part=step: the other parts write no trace")
     report: dict[str, Any] = {
         "part": args.part,
         "command": shlex.join([Path(sys.executable).name, *sys.argv]),
@@ -160,13 +179,15 @@ def main(argv: list[str]) -> int:
         "repeats": args.repeats,
         "seed": args.seed,
         "scale": args.scale,
+        **({"config": command.to_json(args.config)} if is_step else {}),
         "rows": [],
     }
     for row in rows:
-        alone = len(rows) == 1
-        found = measure(row, args.repeats, args.seed, args.scale) if alone else measure_apart(
-            row, args.part, args.repeats, args.seed, args.scale
-        )  # fmt: skip
+        how = args.repeats, args.seed, args.scale
+        if len(rows) > 1:
+            found = measure_apart(row, args.part, *how)
+        else:
+            found = measure(row, *how, getattr(args, "config", None), args.profile)
         report["rows"].append(found)
         if args.output:
             monitor.write_json(Path(args.output), report)

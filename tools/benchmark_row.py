@@ -20,12 +20,16 @@ class Settings(NamedTuple):
       seed: of what the row's data is drawn from.
       scale: of the data's size; 1 is what the needed numbers are for.
       folder: an empty one, for files.
+      config: of --part=step, a ConfigDict.
+      profile: of --part=step, the folder for a trace, '' for none.
     """
 
     repeats: int
     seed: int
     scale: float
     folder: str
+    config: Any = None
+    profile: str = ""
 
     def count(self, full: int) -> int:
         """A number of things, ``full`` at scale 1; at least 1."""

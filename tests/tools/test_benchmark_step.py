@@ -1,0 +1,45 @@
+"""tools/benchmark.py --part=step: the figures of any config's step on any mesh, and a trace."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import small_run
+
+SHARES = [f"share of {part}" for part in ("tower and connector", "decoder", "loss", "optimizer")]
+
+
+def run(*flags: str) -> subprocess.CompletedProcess:
+    program = [sys.executable, str(small_run.ROOT / "tools/benchmark.py"), *flags]
+    environment = {**os.environ, "PYTHONPATH": str(small_run.ROOT), "JAXMM_HUGE_PAGES": "0"}
+    return subprocess.run(program, cwd=small_run.ROOT, env=environment, capture_output=True, text=True)
+
+
+def test_a_config_s_step_is_measured_on_its_own_mesh(tmp_path):
+    data = small_run.make_data(tmp_path)
+    output, trace = tmp_path / "step.json", tmp_path / "trace"
+    done = run(
+        "--part=step", *small_run.arguments(data, tmp_path / "cache"), "--repeats=2", f"--output={output}",
+        f"--profile={trace}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    report = json.loads(output.read_text())
+    assert report["config"]["mesh"]["fsdp"] == 8
+    (row,) = report["rows"]
+    figures = {name: figure["median"] for name, figure in row["figures"].items()}
+    for name in ("first step", "step", "tokens", "images", "model FLOPs", "peak memory"):
+        assert figures[name] > 0, name
+    assert 0 < figures["token fill"] <= 1
+    assert abs(sum(figures[name] for name in SHARES) - 1) < 0.5, "medians of differences: about the whole step"
+    assert "MFU" not in figures, "a CPU's peak is not known"
+    assert any("'fsdp': 8" in note for note in row["notes"])
+    assert list(trace.rglob("*.xplane.pb"))
+
+
+def test_a_trace_is_of_the_step_alone():
+    done = run("--part=data", "--profile=trace")
+    assert done.returncode == 1
+    assert "--profile is of --part=step" in done.stderr
