@@ -82,7 +82,7 @@ def get_config() -> ConfigDict:
 
     config.compute = ConfigDict()
     config.compute.dtype = ""  # of activations; "" is bfloat16, on CPU float32
-    config.compute.attention = ""  # "blocks" or, on TPUs, "splash"; "" is the best there is
+    config.compute.attention = ""  # "blocks", on TPUs "splash", on GPUs "fused"; "" is the best there is
     config.compute.remat = "none"  # or "dots", "full"
     config.compute.unroll = 0  # layers a scan iteration runs; 0 is all of them on CPU, 1 elsewhere
 

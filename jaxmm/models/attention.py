@@ -20,7 +20,10 @@ from jaxmm.models.interval_blocks import Logits, block_attention
 Intervals = tuple[jax.Array, jax.Array]  # start and end, int32 (B, T)
 
 # By name, what they are; each expresses any interval, or raises when it is traced.
-BACKENDS = {"blocks": "XLA, anywhere", "splash": "JAX's Pallas kernels for TPUs"}
+BACKENDS = {
+    "blocks": "XLA, anywhere", "splash": "JAX's Pallas kernels for TPUs", "fused": "Pallas kernels of ours for GPUs"
+}  # fmt: skip
+_PLATFORMS = {"splash": "tpu", "fused": "gpu"}  # which alone it runs on
 _GROUPS = {"cpu": 64}  # queries that "blocks" computes at a time; elsewhere 1024
 
 
@@ -36,10 +39,15 @@ def choose_backend(name: str, platform: str, longest: int) -> str:
     """
     if name not in (*BACKENDS, ""):
         raise ValueError(f"attention backend '{name}' is not one of {', '.join(BACKENDS)}")
-    if name == "splash" and platform not in ("tpu", ""):
-        raise ValueError(f"attention backend 'splash' runs on TPUs, not on {platform}: give '' for the best here")
-    if name or platform != "tpu":
+    if platform and name and _PLATFORMS.get(name, platform) != platform:
+        raise ValueError(
+            f"attention backend '{name}' runs on {_PLATFORMS[name].upper()}s, not on {platform}: give '' for the best "
+            f"here"
+        )
+    if name or platform not in _PLATFORMS.values():
         return name or "blocks"
+    if platform == "gpu":
+        return "fused"
     from jaxmm.models.splash import LONGEST
 
     return "splash" if longest <= LONGEST else "blocks"
@@ -71,10 +79,15 @@ def attention(
         raise ValueError(f"{H} attention heads are no multiple of {K} key-value heads")
     scale = scale or q_BTHD.shape[-1] ** -0.5
     run: Callable[..., jax.Array]
-    if choose_backend(backend, "", T) == "splash":
+    chosen = choose_backend(backend, "", T)
+    if chosen == "splash":
         from jaxmm.models.splash import splash_attention
 
         run = functools.partial(splash_attention, scale=scale, softcap=softcap)
+    elif chosen == "fused":
+        from jaxmm.models.fused import fused_attention
+
+        run = functools.partial(fused_attention, scale=scale, softcap=softcap)
     else:
         block = min(block, -(-T // 16) * 16)
         group = group or _GROUPS.get(jax.default_backend(), 1024)

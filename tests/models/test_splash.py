@@ -98,10 +98,13 @@ def test_what_the_kernel_cannot_do_raises_when_it_is_traced():
         jax.eval_shape(functools.partial(splash_attention, scale=1.0), *shapes, *edges)
     with pytest.raises(ValueError, match="'splash' runs on TPUs, not on cpu"):
         attn.choose_backend("splash", "cpu", 128)
+    with pytest.raises(ValueError, match="'fused' runs on GPUs, not on tpu"):
+        attn.choose_backend("fused", "tpu", 128)
 
 
 def test_the_best_backend_is_chosen_by_platform_and_length():
     assert attn.choose_backend("", "tpu", 8192) == "splash"
     assert attn.choose_backend("", "tpu", LONGEST + 1) == "blocks"
+    assert attn.choose_backend("", "gpu", LONGEST + 1) == "fused"
     assert attn.choose_backend("", "cpu", 8192) == "blocks"
     assert attn.choose_backend("blocks", "tpu", 8192) == "blocks"

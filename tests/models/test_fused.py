@@ -1,0 +1,128 @@
+"""The GPU backend, its kernels run step by step, against dense attention in float64; and that it lowers for CUDA."""
+
+from __future__ import annotations
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_attention import B, D, H, K, dense, mask_by_definition
+
+from jaxmm import sharding
+from jaxmm.models import attention as attn
+from jaxmm.models.fused import LARGEST_HEAD, _ranges, fused_attention
+
+T = 150  # blocks of 64: three, the last one padded
+
+
+def rows() -> np.ndarray:
+    """Documents across the edges of blocks, one position long, and padding: at the end, between, and whole blocks."""
+    segments = np.zeros((B, T), np.int32)
+    segments[0, :50], segments[0, 50:51], segments[0, 51:140] = 1, 2, 3
+    segments[1, :40], segments[1, 130:] = 1, 2
+    return segments
+
+
+@functools.cache
+def forward_and_gradients(softcap: float):
+    def run(q, k, v, grad, start, end):
+        call = functools.partial(fused_attention, scale=D**-0.5, softcap=softcap, interpret=True)
+        out, pull = jax.vjp(lambda q, k, v: call(q, k, v, start, end), q, k, v)
+        return out, *pull(grad)
+
+    return jax.jit(run)
+
+
+def inputs(seed: int = 0):
+    rng = np.random.default_rng(seed)
+    return [rng.normal(size=(B, T, heads, D)).astype(np.float32) for heads in (H, K, K, H)]
+
+
+@pytest.mark.parametrize("kind", ["causal", "window", "images", "two-way"])
+def test_every_kind_of_mask_equals_dense_attention(kind):
+    segments = rows()
+    blocks = np.where((np.arange(T) >= 60) & (np.arange(T) < 75), segments, 0)
+    intervals, mask = {
+        "causal": (attn.causal(segments), mask_by_definition(segments, causal=True)),
+        "window": (attn.causal(segments, window=17), mask_by_definition(segments, causal=True, window=17)),
+        "images": (
+            attn.causal(segments, jnp.array(blocks)), mask_by_definition(segments, causal=True, blocks=blocks)
+        ),
+        "two-way": (attn.two_way(segments), mask_by_definition(segments, causal=False)),
+    }[kind]  # fmt: skip
+    q, k, v, grad = inputs()
+    out, *grads = forward_and_gradients(0.0)(q, k, v, grad, *intervals)
+    expected, *expected_grads = dense(q, k, v, mask, grad)
+    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
+    for found, wanted in zip(grads, expected_grads, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    assert not np.asarray(out)[segments == 0].any()
+
+
+def test_bent_logits_are_those_of_the_backend_in_xla():
+    intervals = attn.causal(rows())
+    q, k, v, grad = inputs(1)
+    out, *grads = forward_and_gradients(0.5)(q, k, v, grad, *intervals)
+    expected, pull = jax.vjp(lambda q, k, v: attn.attention(q, k, v, intervals, softcap=0.5), q, k, v)
+    for found, wanted in zip((out, *grads), (expected, *pull(jnp.array(grad))), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_only_blocks_that_some_query_sees_are_met():
+    start, end = (np.zeros((1, 128), np.int32) for _ in range(2))
+    start[0, :10], end[0, :10] = 5, 20  # the first block of queries sees one block of keys
+    start[0, 64:], end[0, 64:] = 64, 65  # the second sees one key of the second, and none sees the third
+    found = _ranges(jnp.array(start), jnp.array(end), 192, 64)
+    assert [x.tolist() for x in found[:2]] == [[[0, 1]], [[1, 2]]]
+    assert [x.tolist() for x in found[2:]] == [[[0, 1, 0]], [[1, 2, 0]]]
+
+
+def lowered(length: int, head: int, dtype) -> str:
+    shape = jax.ShapeDtypeStruct((2, length, 4, head), dtype)
+    kv = jax.ShapeDtypeStruct((2, length, 2, head), dtype)
+    edge = jax.ShapeDtypeStruct((2, length), jnp.int32)
+
+    def loss(q, k, v, start, end):
+        return fused_attention(q, k, v, start, end, scale=0.125, softcap=30.0).astype(jnp.float32).sum()
+
+    step = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
+    return step.trace(shape, kv, kv, edge, edge).lower(lowering_platforms=("cuda",)).as_text()
+
+
+@pytest.mark.parametrize(("head", "dtype"), [(64, jnp.bfloat16), (72, jnp.bfloat16), (128, jnp.float32)])
+def test_it_lowers_for_cuda(head, dtype):
+    assert lowered(256, head, dtype).count("__gpu$xla.gpu.triton") == 3, "forward, queries' and keys' gradient"
+
+
+def test_nothing_grows_with_the_square_of_the_row():
+    largest = max(
+        np.prod([int(n) for n in dims.split("x")])
+        for dims in re.findall(r"tensor<([\dx]+)x(?:f32|bf16)>", lowered(32768, 64, jnp.bfloat16))
+    )
+    assert largest <= 2 * 32768 * 4 * 64, "no array is larger than the queries"
+
+
+def test_a_head_that_is_too_wide_is_refused_when_traced():
+    shape = jax.ShapeDtypeStruct((1, 64, 1, LARGEST_HEAD + 1), jnp.float32)
+    edge = jax.ShapeDtypeStruct((1, 64), jnp.int32)
+    with pytest.raises(ValueError, match="heads of at most 256, not 257: use 'blocks'"):
+        jax.eval_shape(functools.partial(fused_attention, scale=1.0), shape, shape, shape, edge, edge)
+
+
+def test_devices_run_it_on_their_own_rows_heads_and_queries(monkeypatch):
+    monkeypatch.setattr("jaxmm.models.fused.fused_attention", functools.partial(fused_attention, interpret=True))
+    rng = np.random.default_rng(2)
+    q, k, v = (jnp.array(rng.normal(size=(4, 128, heads, D)), jnp.float32) for heads in (4, 2, 2))
+    intervals = attn.causal(np.repeat([[1, 2]], 64, 1).repeat(4, 0).astype(np.int32))
+    expected = attn.attention(q, k, v, intervals)
+    with jax.set_mesh(sharding.make_mesh({"data": 2, "tensor": 2, "context": 2})):
+
+        def dealt(q, k, v, *intervals):
+            q, k, v, *intervals = map(sharding.deal, (q, k, v, *intervals))
+            return sharding.dealt_back(attn.attention(q, k, v, tuple(intervals), backend="fused"))
+
+        found = jax.jit(dealt)(q, k, v, *intervals)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
