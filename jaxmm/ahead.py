@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from jaxmm import startup
 from jaxmm.batch import Batch
 from jaxmm.program import Program
 from jaxmm.train_step import Metrics, TrainState
@@ -38,7 +39,11 @@ class CompiledStep:
 
     def _compile(self, batch: Batch) -> Any:
         with jax.set_mesh(self._mesh):  # a thread has a context of its own
-            return self._program.jitted(self._mesh).lower(self._program.abstract_state(self._mesh), batch).compile()
+            lowered = self._program.jitted(self._mesh).lower(self._program.abstract_state(self._mesh), batch)
+            compiled = lowered.compile()
+        del lowered
+        startup.give_back_memory()
+        return compiled
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         layout = _layout(batch)

@@ -218,9 +218,8 @@ def read_recipe(config: ConfigDict, workdir: Path | None = None, platform: str =
             raise UserError(f"config.optimizer.freeze: no part '{part}': the parts are {', '.join(PARTS)}")
     if set(frozen) == set(PARTS):
         raise UserError("config.optimizer.freeze freezes every part: nothing is left to train")
-    return Recipe(
-        template, image, model, read_compute(config, model, platform or jax.default_backend()), frozen, cache, start
-    )
+    compute = read_compute(config, model, image, platform or jax.default_backend())
+    return Recipe(template, image, model, compute, frozen, cache, start)
 
 
 def _model_of(config: ConfigDict, image: ImageSpec, vocabulary: int) -> ModelSpec:
@@ -235,7 +234,7 @@ def _model_of(config: ConfigDict, image: ImageSpec, vocabulary: int) -> ModelSpe
         raise UserError(f"config.vision, connector or decoder: {error}") from error
 
 
-def read_compute(config: ConfigDict, model: ModelSpec, platform: str) -> Compute:
+def read_compute(config: ConfigDict, model: ModelSpec, image: ImageSpec, platform: str) -> Compute:
     on_cpu = platform == "cpu"
     layers = max(model.vision.layers, model.decoder.layers)
     try:
@@ -247,6 +246,7 @@ def read_compute(config: ConfigDict, model: ModelSpec, platform: str) -> Compute
         remat=config.compute.remat,
         unroll=config.compute.unroll or (layers if on_cpu else 1),
         attention=backend,
+        tile=image.tile_patches if image.side else 0,
     )
 
 

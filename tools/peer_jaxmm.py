@@ -53,7 +53,7 @@ class Ours:
             optax.constant_schedule(RATE), b1=BETAS[0], b2=BETAS[1], eps=EPS, weight_decay=DECAY, clip=CLIP
         )
         _, apply = make_model(family.spec)
-        compute = Compute("float32", "none", unroll=max(case.layers, case.vision_layers))
+        compute = Compute("float32", "none", unroll=max(case.layers, case.vision_layers), tile=case.grid**2)
         step = make_train_step(
             lambda params, batch: apply(params, batch, compute), optimizer,
             target_budget=case.documents * (case.text - 1), sources=1,
@@ -62,6 +62,7 @@ class Ours:
             self.state = jax.jit(lambda p: init_state(p, optimizer, ()), out_shardings=where)(params)
             self.batch = sharding.place_batch(self.arrays(case, case.tokens(seed), case.pixels(seed)), self.mesh)
             self.compiled = jax.jit(step, donate_argnums=0).lower(self.state, self.batch).compile()
+        startup.give_back_memory()  # as train does
 
     def arrays(self, case: PeerCase, tokens: np.ndarray, pixels: np.ndarray):
         """The batch in NumPy."""

@@ -24,6 +24,7 @@ BACKENDS = {
     "blocks": "XLA, anywhere", "splash": "JAX's Pallas kernels for TPUs", "fused": "Pallas kernels of ours for GPUs"
 }  # fmt: skip
 _PLATFORMS = {"splash": "tpu", "fused": "gpu"}  # which alone it runs on
+BLOCK, LARGEST_BLOCK = 64, 512  # positions; of "blocks"
 _GROUPS = {"cpu": 64}  # queries that "blocks" computes at a time; elsewhere 1024
 
 
@@ -53,9 +54,18 @@ def choose_backend(name: str, platform: str, longest: int) -> str:
     return "splash" if longest <= LONGEST else "blocks"
 
 
+def block_of_tiles(tile: int) -> int:
+    """The block for segments of ``tile`` positions each: an equal part of one, as large as a core's cache can hold.
+
+    BLOCK where ``tile`` is 0, or has no such part.
+    """
+    parts = range(BLOCK // 2, min(tile, LARGEST_BLOCK) + 1)
+    return max((part for part in parts if tile % part == 0), default=BLOCK)
+
+
 def attention(
     q_BTHD, k_BTKD, v_BTKD, intervals: Intervals, *,
-    scale: float = 0.0, softcap: float = 0.0, backend: str = "", block: int = 64, group: int = 0,
+    scale: float = 0.0, softcap: float = 0.0, backend: str = "", block: int = BLOCK, group: int = 0,
 ):  # fmt: skip
     """Softmax attention over intervals, with grouped key-value heads (H a multiple of K).
 
@@ -101,7 +111,7 @@ def _by_blocks(q_BTHD, k_BSKD, v_BSKD, start_BT, end_BT, *, block: int, group: i
     if T < S:
         starts = sharding.own_chunks()
         chunk = T // len(starts)
-        block, group = math.gcd(block, chunk), min(group, chunk)
+        block, group = math.gcd(BLOCK if chunk % block else block, chunk), min(group, chunk)
         places_N = jnp.concatenate([start * (chunk // block) + jnp.arange(chunk // block) for start in starts])
     else:
         places_N = jnp.arange(-(-T // block))

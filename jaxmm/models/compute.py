@@ -14,9 +14,12 @@ class Compute:
       remat: what layers keep for the backward pass, a key of ``layers.REMAT``.
       unroll: layers that one iteration of the scan over them runs.
       attention: a backend of ``attention.BACKENDS``; '' is "blocks".
+      tile: patch positions of an image, where all images have as many: "blocks" then cuts the tower's positions at the
+        edges of images, and no logit of theirs is masked. 0 is any number.
     """
 
     dtype: str = "float32"
     remat: str = "none"
     unroll: int = 1
     attention: str = ""
+    tile: int = 0

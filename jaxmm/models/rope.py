@@ -157,6 +157,7 @@ def rotations(positions_BTA, frequency, axes: np.ndarray, factor: float):
 
 def rotate(x_BTHD, rotation):
     """Rotates pairs (d, d + D / 2) of each head, in float32."""
-    cos, sin = (a[:, :, None] for a in rotation)
-    first, second = jnp.split(x_BTHD.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x_BTHD.dtype)
+    cos, sin = (a[:, :, None, None] for a in rotation)
+    pairs = x_BTHD.astype(jnp.float32).reshape(*x_BTHD.shape[:-1], 2, -1)
+    turned = pairs * cos + pairs[..., ::-1, :] * jnp.concatenate([-sin, sin], -2)
+    return turned.reshape(x_BTHD.shape).astype(x_BTHD.dtype)

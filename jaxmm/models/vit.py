@@ -154,7 +154,7 @@ class SelfAttention(nnx.Module):
         self.key_norm = RMSNorm(width, 1e-6, rngs=rngs) if spec.qk_norm else None
 
     def __call__(
-        self, x_BND, intervals: attn.Intervals, rotation: tuple[jax.Array, jax.Array] | None, backend: str
+        self, x_BND, intervals: attn.Intervals, rotation: tuple[jax.Array, jax.Array] | None, compute: Compute
     ):  # fmt: skip
         q_BNHD, k_BNHD = self.query(x_BND), self.key(x_BND)
         if self.query_norm is not None and self.key_norm is not None:
@@ -164,7 +164,10 @@ class SelfAttention(nnx.Module):
             )
         if rotation is not None:
             q_BNHD, k_BNHD = rope.rotate(q_BNHD, rotation), rope.rotate(k_BNHD, rotation)
-        return self.out(attn.attention(q_BNHD, k_BNHD, self.value(x_BND), intervals, backend=backend))
+        block = attn.block_of_tiles(compute.tile)
+        return self.out(
+            attn.attention(q_BNHD, k_BNHD, self.value(x_BND), intervals, backend=compute.attention, block=block)
+        )
 
 
 class Block(nnx.Module):
@@ -181,12 +184,12 @@ class Block(nnx.Module):
         self.scale_mlp = parameter(rngs, shape, ("embed",), init) if spec.layer_scale else None
 
     def __call__(
-        self, x_BND, intervals: attn.Intervals, rotation: tuple[jax.Array, jax.Array] | None, backend: str
+        self, x_BND, intervals: attn.Intervals, rotation: tuple[jax.Array, jax.Array] | None, compute: Compute
     ):  # fmt: skip
         def scaled(y_BND, scale):
             return y_BND if scale is None else y_BND * scale[...].astype(y_BND.dtype)
 
-        h_BND = self.attention(self.norm_attention(x_BND), intervals, rotation, backend)
+        h_BND = self.attention(self.norm_attention(x_BND), intervals, rotation, compute)
         x_BND = x_BND + scaled(h_BND, self.scale_attention)
         x_BND = x_BND + scaled(self.mlp(self.norm_mlp(x_BND)), self.scale_mlp)
         return sharding.constrain(x_BND, "rows", sharding.positions_axis(x_BND.shape[1]), None)
@@ -225,7 +228,7 @@ class VisionTower(nnx.Module):
                 (seen,) = intervals.values()
             else:
                 seen = jax.tree.map(lambda a, b: jnp.where(is_local, a, b), intervals[True], intervals[False])
-            return block(x, seen, rotation, compute.attention)
+            return block(x, seen, rotation, compute)
 
         kept = tuple(sorted({*spec.taps, *spec.features}))
         x_BND, kept_KBND = apply_stack(

@@ -180,3 +180,27 @@ def test_scaled_and_capped_logits_give_the_numbers_of_autodiff(scale, cap):
     found, pull = jax.vjp(ours, q, k, v)
     for a, b in zip([found, *pull(grad)], wanted, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("tile", "block"), [(0, 64), (196, 196), (1024, 512), (577, 64), (1025, 205), (9, 64), (256, 256)]
+)
+def test_the_block_of_tiles_is_an_equal_part_of_one(tile, block):
+    assert attn.block_of_tiles(tile) == block
+
+
+def test_tiles_cut_at_their_edges_give_what_any_block_gives():
+    tile = 44
+    segments = np.repeat([[1, 2]], tile, axis=1).repeat(B, 0).astype(np.int32)
+    segments[1, tile:] = 0
+    q, k, v, grad = qkv(3)
+    wanted = dense(q, k, v, mask_by_definition(segments, causal=False), grad)
+    block = attn.block_of_tiles(tile)
+    assert tile == block
+
+    def run(q, k, v):
+        return attn.attention(q, k, v, attn.two_way(jnp.asarray(segments)), block=block, group=block)
+
+    out, pull = jax.jit(lambda q, k, v: jax.vjp(run, q, k, v))(q, k, v)
+    for found, want in zip((out, *pull(grad)), wanted, strict=True):
+        np.testing.assert_allclose(found, want, atol=1e-5)
