@@ -74,6 +74,7 @@ def get_config() -> ConfigDict:
     config.optimizer.b2 = 0.98
     config.optimizer.weight_decay = 0.05
     config.optimizer.clip = 1.0
+    config.optimizer.moments = "float32"  # what they are held as: or "bfloat16", "float8"
     config.optimizer.z_loss = 1e-4
     config.optimizer.freeze = ""  # parts, comma between them: vision, connector, decoder
     config.optimizer.vision_rate = 1.0  # multiples of the rate
@@ -83,7 +84,7 @@ def get_config() -> ConfigDict:
     config.compute = ConfigDict()
     config.compute.dtype = ""  # of activations; "" is bfloat16, on CPU float32
     config.compute.attention = ""  # "blocks", on TPUs "splash", on GPUs "fused"; "" is the best there is
-    config.compute.remat = "none"  # or "dots", "full"
+    config.compute.remat = "none"  # or "dots", "offload", "full"
     config.compute.unroll = 0  # layers a scan iteration runs; 0 is all of them on CPU, 1 elsewhere
 
     config.mesh = ConfigDict()

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
+from jaxmm.moments import held_as
+
 Dims = tuple[int, ...]
 
 OPTIMIZERS = ("muon", "adamw")
@@ -99,6 +101,7 @@ def make_optimizer(
     clip: float = 1.0,
     part_rates: Mapping[str, float] | None = None,
     linear_maps: Mapping[tuple[str, ...], tuple[Dims, Dims]] | None = None,
+    moments: str = "float32",
 ) -> optax.GradientTransformation:
     """AdamW (Loshchilov and Hutter, 2019), or Muon where ``linear_maps`` says so.
 
@@ -109,6 +112,7 @@ def make_optimizer(
       clip: largest global gradient norm; 0 does not clip.
       part_rates: multiple of the scheduled rate by part (``vision``, ``connector``, ``decoder``); 1 where not named.
       linear_maps: the parameters that Muon updates, by path, with the dims they take in and give out.
+      moments: what they are held as, one of ``moments.MOMENTS``; they are computed in float32.
     """
     rates, maps = dict(part_rates or {}), dict(linear_maps or {})
 
@@ -125,7 +129,7 @@ def make_optimizer(
     adam = optax.scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=jnp.float32)
     return optax.chain(
         optax.clip_by_global_norm(clip) if clip else optax.identity(),
-        optax.partition({"muon": _muon(maps), "adam": adam}, rule) if maps else adam,
+        held_as(optax.partition({"muon": _muon(maps), "adam": adam}, rule) if maps else adam, moments),
         optax.add_decayed_weights(weight_decay, mask=decay_mask),
         optax.GradientTransformation(lambda params: optax.EmptyState(), scale_parts),
         optax.scale_by_learning_rate(schedule),

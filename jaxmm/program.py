@@ -79,13 +79,14 @@ def make_program(config: ConfigDict, recipe: Recipe, *, steps: int, targets: int
             rate=options.rate, steps=steps, warmup=options.warmup, name=options.schedule,
             end_factor=options.end_factor, decay_fraction=options.decay_fraction,
         )  # fmt: skip
+        optimizer = make_optimizer(
+            schedule, b1=options.b1, b2=options.b2, weight_decay=options.weight_decay, clip=options.clip,
+            linear_maps=linear_maps(recipe.model) if options.name == "muon" else None,
+            part_rates={part: options[f"{part}_rate"] for part in ("vision", "connector", "decoder")},
+            moments=options.moments,
+        )  # fmt: skip
     except ValueError as error:
         raise UserError(f"config.optimizer: {error}") from error
-    optimizer = make_optimizer(
-        schedule, b1=options.b1, b2=options.b2, weight_decay=options.weight_decay, clip=options.clip,
-        linear_maps=linear_maps(recipe.model) if options.name == "muon" else None,
-        part_rates={part: options[f"{part}_rate"] for part in ("vision", "connector", "decoder")},
-    )  # fmt: skip
     _, apply = make_model(recipe.model)
     step = make_train_step(
         lambda params, batch: apply(params, batch, recipe.compute),

@@ -41,10 +41,12 @@ def ours(name: str) -> set[str]:
 def allowed(name: str) -> set[str]:
     """What of ours a file may import, by its first name; everything for the commands and what serves them."""
     package = name.split(".")[0]
-    if name in ("batch", "errors"):
+    if name in ("batch", "errors", "moments"):
         return set()
-    if name in ("sharding", "optimizer"):
+    if name == "sharding":
         return {"errors"}
+    if name == "optimizer":
+        return {"moments"}
     if package == "data":
         return {"batch", "errors", "data"}
     if package == "report":

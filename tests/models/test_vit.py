@@ -66,7 +66,7 @@ def test_the_place_of_a_patch_matters(tower):
     assert np.abs(features(tower, stream, grids) - features(tower, moved, grids)).max() > 1e-3
 
 
-@pytest.mark.parametrize("options", [{"remat": "full"}, {"remat": "dots"}, {"unroll": 3}])
+@pytest.mark.parametrize("options", [{"remat": "full"}, {"remat": "dots"}, {"remat": "offload"}, {"unroll": 3}])
 def test_how_layers_are_run_changes_no_feature(tower, options):
     stream, grids = patches_of([(2, 4)], padding=3)
     found = features(tower, stream, grids, **options)
@@ -77,5 +77,5 @@ def test_how_layers_are_run_changes_no_feature(tower, options):
 def test_mistakes_are_named(tower):
     with pytest.raises(ValueError, match="vision width 10 is no multiple of 4 heads"):
         VisionTower(VisionSpec(width=10, heads=4), rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match="remat policy 'some' is not one of none, dots, full"):
+    with pytest.raises(ValueError, match="remat policy 'some' is not one of none, dots, offload, full"):
         features(tower, *patches_of([(2, 2)]), remat="some")
