@@ -24,7 +24,7 @@ import orbax.checkpoint as ocp
 import tensorstore
 from orbax.checkpoint import checkpoint_managers
 
-from jaxmm.errors import UserError
+from jaxmm.errors import StrandedError, UserError
 
 PyTree = Any
 
@@ -60,7 +60,8 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
+        if not isinstance(error, StrandedError):  # saving waits for all processes
+            self.close()
 
     # What is there
 

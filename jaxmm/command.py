@@ -19,7 +19,7 @@ from typing import Any, Literal, NoReturn
 from ml_collections import ConfigDict
 
 import jaxmm
-from jaxmm.errors import UserError, nearest
+from jaxmm.errors import StrandedError, UserError, nearest
 
 Value = bool | int | float | str | tuple[Any, ...]
 Flags = Mapping[str, tuple[Value, str]]  # name -> default, which gives the type, and what it is for
@@ -32,8 +32,10 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     try:
         status = main(sys.argv[1:])
     except UserError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        print("error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
         status = 1
+        if isinstance(error, StrandedError):
+            os._exit(status)
     except KeyboardInterrupt:  # train handles its own
         print("interrupted", file=sys.stderr)
         status = 130

@@ -10,6 +10,10 @@ class UserError(Exception):
     """A mistake in what the user asked for. The message says what, where and what to do, in one line."""
 
 
+class StrandedError(UserError):
+    """Other processes of the job are missing: on the way out nothing may wait for them, or for a device."""
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """Returns ``"; did you mean 'x'?"`` for the closest of ``choices``, or '' where none is close."""
     close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)

@@ -100,7 +100,7 @@ def make_program(config: ConfigDict, recipe: Recipe, *, steps: int, targets: int
         image_offset=recipe.template.image_offset if recipe.template.predict_image_tokens else 0,
     )
     first_state = functools.partial(init_state, optimizer=optimizer, frozen=recipe.frozen)
-    return Program(recipe, step, first_state, schedule)
+    return Program(recipe, step, first_state, jax.jit(schedule))  # the log's: else a program for each of its operations
 
 
 def abstract_batch(recipe: Recipe, budgets: Budgets, rows: int, mesh: Mesh, feature_width: int = 0) -> Batch:

@@ -40,6 +40,7 @@ from jaxmm.generate import answers, make_generator
 from jaxmm.models.flops import batch_flops, parameter_counts
 from jaxmm.models.multimodal import flat_axes
 from jaxmm.parameters import compiled_lightly, init_params
+from jaxmm.processes import Meeting
 from jaxmm.program import abstract_batch, make_program
 from jaxmm.recipe import (
     Corpus,
@@ -71,8 +72,8 @@ MIN_SEEN = 100
 class Stop:
     """Notes SIGTERM and SIGINT, so that the loop ends between two steps; a second Ctrl-C interrupts at once."""
 
-    def __init__(self) -> None:
-        self.signal = 0
+    def __init__(self, meeting: Meeting) -> None:
+        self.signal, self._meeting = 0, meeting
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> Stop:
@@ -91,13 +92,13 @@ class Stop:
             raise KeyboardInterrupt
         self.signal = number
 
-    def agreed(self) -> int:
-        """The signal that any process got, the same answer in all of them."""
-        if jax.process_count() == 1:
-            return self.signal
-        from jax.experimental import multihost_utils
+    def agreed(self, step: int) -> int:
+        """The signal that any process got, the same answer in all of them; all must ask before each step.
 
-        return int(multihost_utils.process_allgather(np.int32(self.signal)).max())
+        Raises:
+          StrandedError: naming the processes that did not come.
+        """
+        return self._meeting.largest(self.signal, f"step {step}")
 
 
 class Identity(NamedTuple):
@@ -165,7 +166,7 @@ class Run:
 
     def __init__(self, config: ConfigDict, workdir: Path):
         self.config, self.workdir = config, workdir
-        self.is_first = jax.process_index() == 0
+        self.is_first, self.meeting = jax.process_index() == 0, Meeting("step")
         self.mesh = sharding.make_mesh(config.mesh)
         sharding.check_rows(self.mesh, config.batch_size, config.accumulation)
         self.recipe: Recipe = read_recipe(config, workdir)
@@ -227,7 +228,7 @@ class Run:
         self.compiled_step = CompiledStep(  # first, as it takes longest
             self.program, self.mesh, self.abstract_batch(), lambda text: self.monitor.say(text)
         )
-        with jax.set_mesh(self.mesh), self.checkpoints, Stop() as stop:
+        with jax.set_mesh(self.mesh), self.checkpoints, Stop(self.meeting) as stop:
             self.monitor = monitor.Monitor(
                 self.workdir if self.is_first else None, self.steps, self.start, self.config.log.tensorboard
             )
@@ -257,10 +258,13 @@ class Run:
         ahead = prefetch(source, lambda batch: sharding.place_batch(batch, self.mesh))
         pending: tuple[Metrics, monitor.Counts, Loaded] | None = None
         step, figures, evaluated = self.start, {}, -1
-        while step < self.steps and not stop.agreed():
+        stopped = 0
+        while step < self.steps:
             began = time.perf_counter()
             loaded, batch = next(ahead)
             wait = time.perf_counter() - began
+            if stopped := stop.agreed(step + 1):
+                break
             state, metrics = self.compiled_step(state, batch)
             step += 1
             flops = batch_flops(self.recipe.model, loaded.batch, self.recipe.frozen)
@@ -293,7 +297,7 @@ class Run:
             self._save(step, state, None)
             self.checkpoints.wait()
             say(f"stopped after step {step} of {self.steps} and saved; the same command goes on at step {step + 1}")
-            return 128 + (stop.signal or stop.agreed())
+            return 128 + stopped
         self._close(state)
         return 0
 
@@ -335,6 +339,7 @@ class Run:
 
     def _finish(self, metrics: Metrics, counts: monitor.Counts, loaded: Loaded) -> None:
         """Reads a step's metrics, which waits for it, and counts it."""
+        self.meeting.wait_for(metrics, f"the end of step {self.start + self.meter.all.steps + 1}")
         metrics = jax.device_get(metrics)
         self.meter.step(counts)
         self.sums.append(metrics)

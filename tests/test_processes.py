@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -58,13 +60,59 @@ def test_processes_of_one_job_give_the_losses_of_one_process(tmp_path):
     arguments += ["--config.eval.every=0", "--config.checkpoint.every=100", "--config.eval.examples=8"]
     one = losses([start(arguments, tmp_path / "one", 8)], tmp_path / "one")
     assert len(one) == STEPS
-    jobs = {"two": by_variables(2, free_port()), "slurm": by_slurm(2, free_port() % 4096)}
+    jobs = {
+        "two": by_variables(2, free_port()),
+        "slurm": by_slurm(2, free_port() % 4096),
+        "four": by_variables(4, free_port()),
+    }
     found = {}
     for name, variables in jobs.items():
-        running = [start(arguments, tmp_path / name, 4, **mine) for mine in variables]
+        running = [start(arguments, tmp_path / name, 8 // len(variables), **mine) for mine in variables]
         found[name] = losses(running, tmp_path / name)
     np.testing.assert_allclose(found["two"], one, rtol=1e-6)
     assert found["slurm"] == found["two"], "to the bit, run after run"
+    assert found["four"] == found["two"], "to the bit, whatever the number of processes"
+
+
+def until(condition, process: subprocess.Popen, seconds: float = 240) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_all_after_the_same_step_and_one_that_is_stuck_is_named(tmp_path):
+    data = small_run.make_data(tmp_path)
+    arguments = [*small_run.arguments(data, tmp_path / "cache"), "--config.steps=100000", "--config.log.every=1"]
+    arguments += ["--config.eval.every=0", "--config.checkpoint.every=0", "--config.eval.examples=8"]
+    workdir = tmp_path / "run"
+    metrics = workdir / "metrics.jsonl"
+
+    def begun(more_than: int) -> list[subprocess.Popen]:
+        running = [start(arguments, workdir, 4, JAXMM_BARRIER_SECONDS="20", **mine)
+                   for mine in by_variables(2, free_port())]  # fmt: skip
+        until(lambda: metrics.exists() and len(metrics.read_text().splitlines()) > more_than, running[0])
+        return running
+
+    running = begun(2)
+    running[1].send_signal(signal.SIGTERM)
+    outputs = [process.communicate(timeout=120)[0] for process in running]
+    assert [process.returncode for process in running] == [128 + signal.SIGTERM] * 2, outputs
+    assert "and saved; the same command goes on at step" in outputs[0]
+    (saved,) = (int(folder.name) for folder in (workdir / "checkpoints").iterdir() if folder.name.isdigit())
+
+    running = begun(saved + 2)
+    try:
+        running[1].send_signal(signal.SIGSTOP)
+        output = running[0].communicate(timeout=120)[0]
+    finally:
+        for process in running:
+            process.kill()
+    assert running[0].returncode == 1, output
+    assert "error: process 1 of 2 did not come to the end of step" in output or "did not come to step" in output
+    assert "Traceback" not in output
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ def lines(workdir: Path) -> list[dict]:
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_image_tokens_are_learnt_and_their_loss_is_told_apart(tmp_path, capsys):
     records = [
         {"messages": [

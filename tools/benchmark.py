@@ -40,11 +40,16 @@ PARTS = {
     "data": ("benchmark_plan", "benchmark_media", "benchmark_prepare", "benchmark_loader"),
     "step": ("benchmark_step",),
     "peer": ("benchmark_peer",),
+    "scale": ("benchmark_scale",),
 }
 PACKAGES = ("jaxmm", "numpy", "pillow", "jax", "jaxlib", "flax", "transformers", "torch", "torchvision")
 
 FLAGS: command.Flags = {
-    "part": ("data", "data; step: that of --config; or peer: our step beside PyTorch's (extra 'parity')"),
+    "part": (
+        "data",
+        "data; step: that of --config; peer: our step beside PyTorch's (extra 'parity'); or scale: attention, "
+        "packing, the first step, shards",
+    ),
     "output": ("", "JSON file to write"),
     "only": ("", "names of rows, comma between them; default: all of the part"),
     "repeats": (7, "samples of each figure"),

@@ -24,7 +24,8 @@ class PeerCase:
     Attributes:
       grid: patches a side of an image.
       documents: of each row, each an image and ``text`` tokens.
-      loader: whether pictures come from JPEG files, decoded while the step runs.
+      loader: whether documents are read from files, and their JPEGs decoded, while the step runs; else one batch of
+        noise is in memory.
     """
 
     vision_layers: int = 4
@@ -48,6 +49,11 @@ class PeerCase:
     def length(self) -> int:
         """Positions of a row."""
         return self.documents * (self.grid**2 + self.text)
+
+    @property
+    def targets(self) -> int:
+        """Predicted tokens of a row; of the batch in memory, the first of each text is not one."""
+        return self.documents * (self.text if self.loader else self.text - 1)
 
     @property
     def side(self) -> int:

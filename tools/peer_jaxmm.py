@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,23 @@ def family_of(case: PeerCase) -> Any:
     )  # fmt: skip
     connector = ConnectorSpec(merge=1, mlp=case.width, norm="", activation="gelu")
     return specs.Family(ModelSpec(vision, connector, decoder), "siglip", "llama", "mlp", specs.OLD)
+
+
+def loaded(case: PeerCase, folder: Path, seed: int, place: Callable[[Any], Any]) -> Iterator[Any]:
+    """Batches of the documents in files, as ``jaxmm.train`` loads them; the first one is there twice, to compile by."""
+    import peer_data
+
+    from jaxmm.data.assemble import Assembler
+    from jaxmm.data.loader import batches
+    from jaxmm.train import prefetch
+
+    documents = peer_data.read(case, folder, seed)
+    assemble = Assembler([documents.lengths], documents.budgets, documents.image)
+    made = batches(documents.plan, assemble, 0, 10**6, threads=1)
+    for number, (_, batch) in enumerate(prefetch(made, place)):
+        if number == 0:
+            yield batch
+        yield batch
 
 
 class Ours:
@@ -56,12 +76,16 @@ class Ours:
         compute = Compute("float32", "none", unroll=max(case.layers, case.vision_layers), tile=case.grid**2)
         step = make_train_step(
             lambda params, batch: apply(params, batch, compute), optimizer,
-            target_budget=case.documents * (case.text - 1), sources=1,
+            target_budget=case.targets, sources=1,
         )  # fmt: skip
         with jax.set_mesh(self.mesh):
             self.state = jax.jit(lambda p: init_state(p, optimizer, ()), out_shardings=where)(params)
-            self.batch = sharding.place_batch(self.arrays(case, case.tokens(seed), case.pixels(seed)), self.mesh)
-            self.compiled = jax.jit(step, donate_argnums=0).lower(self.state, self.batch).compile()
+            place = functools.partial(sharding.place_batch, mesh=self.mesh)
+            if case.loader:
+                self.batches = loaded(case, folder.parent, seed, place)
+            else:
+                self.batches = itertools.repeat(place(self.arrays(case, case.tokens(seed), case.pixels(seed))))
+            self.compiled = jax.jit(step, donate_argnums=0).lower(self.state, next(self.batches)).compile()
         startup.give_back_memory()  # as train does
 
     def arrays(self, case: PeerCase, tokens: np.ndarray, pixels: np.ndarray):
@@ -98,6 +122,6 @@ class Ours:
         import jax
 
         with jax.set_mesh(self.mesh):
-            self.state, metrics = self.compiled(self.state, self.batch)
+            self.state, metrics = self.compiled(self.state, next(self.batches))
             metrics = jax.device_get(metrics)
         return float(metrics.loss_sum / metrics.weight_sum)

@@ -52,6 +52,10 @@ def main(argv: list[str]) -> int:
 
         if args.side == "make":
             peer_torch.make(case, folder / "model", args.seed)
+            if case.loader:
+                import peer_data
+
+                peer_data.write(case, folder, args.seed)
             return 0
         step = peer_torch.Peer(case, folder / "model", args.seed, args.side.removeprefix("torch-")).step
     for line in sys.stdin:

@@ -76,9 +76,9 @@ def _ranges(start_BT, end_BT, keys: int, block: int) -> _Ranges:
     first_key = by_block(start_BT, keys).min(-1) // block
     last_key = -(-by_block(end_BT, 0).max(-1) // block)
     at = jnp.arange(keys // block)
-    meets_BQK = (at >= first_key[..., None]) & (at < last_key[..., None])
-    first_query = jnp.argmax(meets_BQK, 1)
-    last_query = jnp.where(meets_BQK.any(1), T // block - jnp.argmax(meets_BQK[:, ::-1], 1), 0)
+    meets_Bnn = (at >= first_key[..., None]) & (at < last_key[..., None])
+    first_query = jnp.argmax(meets_Bnn, 1)
+    last_query = jnp.where(meets_Bnn.any(1), T // block - jnp.argmax(meets_Bnn[:, ::-1], 1), 0)
     return _Ranges(*(x.astype(jnp.int32) for x in (first_key, last_key, first_query, last_query)))
 
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 import small_run
 
 SHARES = [f"share of {part}" for part in ("tower and connector", "decoder", "loss", "optimizer")]
@@ -18,6 +19,7 @@ def run(*flags: str) -> subprocess.CompletedProcess:
     return subprocess.run(program, cwd=small_run.ROOT, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_a_config_s_step_is_measured_on_its_own_mesh(tmp_path):
     data = small_run.make_data(tmp_path)
     output, trace = tmp_path / "step.json", tmp_path / "trace"

@@ -91,6 +91,7 @@ def loss_and_gradients(recipe: Any, params: Any, batch: Any, budget: int) -> Any
     return jax.tree.map(np.asarray, jax.jit(jax.value_and_grad(loss))(trained))
 
 
+@pytest.mark.slow
 def test_training_on_vectors_is_training_beside_the_live_frozen_tower(run, encoded):
     config = command.parse([f"--workdir={run}"], {"workdir": ("", "")}, config="workdir").config
     recipe = read_recipe(config)

@@ -1,0 +1,87 @@
+"""What the processes of one job tell each other on the host, beside their devices."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from typing import Any
+
+import jax
+
+from jaxmm.errors import StrandedError
+
+SECONDS = 600  # that a process is waited for; JAXMM_BARRIER_SECONDS changes it
+_POLL = 0.002  # seconds
+
+
+class Meeting:
+    """A place where all processes of a job meet, again and again.
+
+    They meet at the job's coordinator and on no device: a process that does not come stops nobody in a collective,
+    where nothing could say who is missing.
+    """
+
+    def __init__(self, name: str):
+        self.name, self._times = name, 0
+        self._seconds = int(os.environ.get("JAXMM_BARRIER_SECONDS", SECONDS))
+
+    def largest(self, number: int, where: str) -> int:
+        """The largest of the numbers, 0 and above, that the processes bring; the same in all of them.
+
+        Args:
+          where: what they meet for, for the error.
+
+        Raises:
+          StrandedError: naming the processes that did not come in time.
+        """
+        if jax.process_count() == 1:
+            return number
+        self._times += 1
+        here = f"jaxmm/{self.name}/{self._times}"  # the number is of this time: others may still read the last one's
+        if number:
+            _client().key_value_set(f"{here}/{jax.process_index()}", str(number))
+        self._meet(self.name, where, self._seconds)
+        return max((int(value) for _, value in _client().key_value_dir_get(here)), default=0)
+
+    def wait_for(self, arrays: Any, where: str) -> None:
+        """Waits until the devices have computed them.
+
+        Raises:
+          StrandedError: if they have not in time; naming the processes that are stuck, where the others wait too.
+        """
+        if jax.process_count() == 1:
+            return
+        end = time.monotonic() + self._seconds
+        while not all(x.is_ready() for x in jax.tree.leaves(arrays)):
+            if time.monotonic() > end:
+                # All who wait in the same collective come here at about the same time.
+                self._meet(f"{self.name}/late", where, 5 + self._seconds // 10)
+                raise StrandedError(f"{where} was not done within {self._seconds} s, though all processes wait for it")
+            time.sleep(_POLL)
+
+    def _meet(self, name: str, where: str, seconds: int) -> None:
+        try:
+            _client().wait_at_barrier(f"jaxmm/{name}", 1000 * seconds)  # one name: the coordinator keeps every one
+        except jax.errors.JaxRuntimeError as error:
+            if "DEADLINE_EXCEEDED" not in str(error):
+                raise
+            raise StrandedError(
+                f"{_missing(str(error))} of {jax.process_count()} did not come to {where} within {self._seconds} s: "
+                f"its log says where it is; JAXMM_BARRIER_SECONDS waits longer"
+            ) from error
+
+
+def _client() -> Any:
+    from jax._src import distributed  # the coordinator's client has no public name
+
+    return distributed.global_state.client
+
+
+def _missing(message: str) -> str:
+    """The processes that a barrier's error names: a number a line, after a heading."""
+    _, _, names = message.partition("timed out task names:")
+    found = sorted({int(n) for n in re.findall(r"^(?:\S*task:)?(\d+)$", names, re.MULTILINE)})
+    if not found:
+        return "a process"
+    return f"process{'es' if len(found) > 1 else ''} {', '.join(map(str, found))}"
