@@ -312,15 +312,15 @@ class Monitor:
         self._last = step, offset, logged
         self._file.write(f"{json.dumps(logged, allow_nan=False)}\n")
         self._file.flush()
+        if "loss" in figures:
+            self._show(progress(step, self._steps, figures))
         if self._events_folder and self._events is None:
-            from tensorboardX import SummaryWriter  # after the first step: it imports torch where that is installed
+            from tensorboardX import SummaryWriter  # after the first line: it imports torch where that is installed
 
             self._events = SummaryWriter(self._events_folder, purge_step=self._start + 1)
         if self._events is not None:
             for name, value in _scalars(figures):
                 self._events.add_scalar(name, value, step)
-        if "loss" in figures:
-            self._show(progress(step, self._steps, figures))
 
     def say(self, text: str) -> None:
         """Prints lines of their own, above the progress line."""

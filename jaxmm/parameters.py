@@ -13,7 +13,7 @@ from jaxmm.checkpoint import Checkpoints
 from jaxmm.errors import UserError
 from jaxmm.hf import folder as hf
 from jaxmm.hf.start import MODEL, Start, read_params, save
-from jaxmm.models.multimodal import ModelSpec, Params, flat_axes, make_model
+from jaxmm.models.multimodal import ModelSpec, Params, abstract_params, flat_axes, make_model
 from jaxmm.recipe import Recipe
 
 
@@ -37,7 +37,7 @@ def place_params(model: ModelSpec, tree: Any, mesh: Mesh) -> Any:
 
 def _place(recipe: Recipe, mesh: Mesh) -> tuple[Params, Params]:
     """Shapes of the parameters, and their shardings."""
-    abstract = jax.eval_shape(make_model(recipe.model)[0], jax.random.key(0))
+    abstract = abstract_params(recipe.model)
     return abstract, place_params(recipe.model, abstract, mesh)
 
 

@@ -16,7 +16,7 @@ from jaxmm.batch import Batch
 from jaxmm.data.assemble import empty_batch
 from jaxmm.data.lengths import Budgets
 from jaxmm.errors import UserError
-from jaxmm.models.multimodal import linear_maps, make_model
+from jaxmm.models.multimodal import abstract_params, linear_maps, make_model
 from jaxmm.optimizer import OPTIMIZERS, make_optimizer, make_schedule
 from jaxmm.parameters import place_params
 from jaxmm.recipe import Recipe
@@ -56,8 +56,7 @@ class Program(NamedTuple):
         )
 
     def _shapes(self) -> TrainState:
-        init, _ = make_model(self.recipe.model)
-        return jax.eval_shape(lambda: self.first_state(init(jax.random.key(0))))
+        return jax.eval_shape(self.first_state, abstract_params(self.recipe.model))
 
 
 def make_program(config: ConfigDict, recipe: Recipe, *, steps: int, targets: int, sources: int) -> Program:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -147,8 +147,17 @@ def linear_maps(spec: ModelSpec) -> dict[ParamPath, tuple[tuple[int, ...], tuple
 
 def logical_axes(spec: ModelSpec) -> Params:
     """The tree of parameters with (shape, logical axes) in place of arrays."""
+    return _nested(flat_axes(spec))
+
+
+def abstract_params(spec: ModelSpec) -> Params:
+    """The tree of parameters with shapes in place of arrays; unlike ``jax.eval_shape(init, ...)`` it traces nothing."""
+    return _nested({path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, (shape, _) in flat_axes(spec).items()})
+
+
+def _nested(flat: Mapping[ParamPath, Any]) -> Params:
     tree: Params = {}
-    for path, value in flat_axes(spec).items():
+    for path, value in flat.items():
         node = tree
         for key in path[:-1]:
             node = node.setdefault(key, {})

@@ -16,7 +16,7 @@ from jaxmm.data.assemble import Assembler
 from jaxmm.data.plan import Budgets, Lengths, Piece, Row, pack
 from jaxmm.loss import batch_loss
 from jaxmm.models.flops import parameter_counts
-from jaxmm.models.multimodal import PARTS, logical_axes, make_model
+from jaxmm.models.multimodal import PARTS, abstract_params, logical_axes, make_model
 
 ROWS = 2
 BUDGETS = Budgets(tokens=160, patches=160, items=8, targets=160)
@@ -157,3 +157,8 @@ def test_initialisation_is_a_function_of_the_key_alone(tiny):
     assert not np.array_equal(first["decoder"]["embedding"], other["decoder"]["embedding"])
     layers = np.asarray(first["decoder"]["blocks"]["mlp"]["up"]["kernel"])
     assert not np.array_equal(layers[0], layers[1]), "stacked layers start from different numbers"
+
+
+def test_shapes_of_parameters_are_known_without_tracing(tiny):
+    init, _ = make_model(tiny.spec)
+    assert abstract_params(tiny.spec) == jax.eval_shape(init, jax.random.key(0))
