@@ -22,7 +22,7 @@ from jaxmm.data.prepared import Prepared, holds_prepared, open_prepared
 from jaxmm.data.progress import Progress
 from jaxmm.data.remote import default_cache
 from jaxmm.data.sources import read_sources
-from jaxmm.data.text import Markup, Template
+from jaxmm.data.text import OURS, Markup, Template
 from jaxmm.data.tokenizer import load_tokenizer
 from jaxmm.errors import UserError, nearest
 from jaxmm.hf.start import MARKUP, MODEL, Start, image_settings, read_start
@@ -176,7 +176,7 @@ def read_data(config: ConfigDict, workdir: Path | None = None) -> DataRecipe:
                 f"the folder is not whole, or its files are of two models"
             )
         image |= image_settings(start)
-    markup = Markup(*MARKUP.get(start.config["model_type"], Markup())) if start else Markup()
+    markup = Markup(*MARKUP.get(start.config["model_type"], OURS)) if start else OURS
     template = Template(tokenizer, data.objective, data.image_tokens, data.predict_image_tokens, markup)
     try:
         spec = ImageSpec(**image)

@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxmm.batch import ANSWER, TARGET
-from jaxmm.data.chat import ChatFormat, Chunk, Medium, Special, Step
+from jaxmm.data.chat import ChatFormat, Chunk, Markup, Medium, Special, Step
 from jaxmm.data.documents import Document, Part, Text, Tokens, Turn
 from jaxmm.data.tokenizer import Ids, text_encoder
 from jaxmm.errors import UserError, nearest
 
-FORMAT = 2  # part of the fingerprint: raise it with any change to what a template writes
+FORMAT = 3  # part of the fingerprint: raise it with any change to what a template writes
 OBJECTIVES = ("pretrain", "sft")
 
 IMAGE_START, IMAGE_END, END = "<|image_start|>", "<|image_end|>", "<|end|>"
@@ -46,11 +46,7 @@ class Encoded(NamedTuple):
     image_at: np.ndarray
 
 
-class Markup(NamedTuple):
-    """What stands before and after the soft tokens of an image: text in which special tokens count as such."""
-
-    before: str = IMAGE_START
-    after: str = IMAGE_END
+OURS = Markup(IMAGE_START, IMAGE_END)
 
 
 class Template:
@@ -75,7 +71,7 @@ class Template:
         objective: str,
         image_tokens: int = 0,
         predict_image_tokens: bool = False,
-        markup: Markup = Markup(),  # noqa: B008
+        markup: Markup = OURS,
     ):
         """Adds the special tokens to ``tokenizer``, which belongs to the template from then on.
 
@@ -98,23 +94,22 @@ class Template:
             known = f"{', '.join(OBJECTIVES)}{nearest(objective, OBJECTIVES)}"
             raise UserError(f"config.data.objective '{objective}' is not one of {known}")
         self.tokenizer, self.objective = tokenizer, objective
-        missing = [t for t in re.findall(r"<[^<>\s]+>", "".join(markup)) if t not in tokenizer.get_vocab()]
-        if missing and markup != Markup():
+        around = [markup.before, markup.after]
+        missing = [t for t in re.findall(r"<[^<>\s]+>", "".join(around)) if t not in tokenizer.get_vocab()]
+        if missing and markup != OURS:
             raise UserError(
                 f"the tokenizer lacks {missing[0]}, which stands by this family's images: is it the folder's?"
             )
         has_own = has_chat_template(tokenizer) and objective == "sft"
-        added = [
-            t for t in SPECIAL_TOKENS if (not has_own or t in Markup()) and (markup == Markup() or t not in Markup())
-        ]
+        added = [t for t in SPECIAL_TOKENS if (not has_own or t in OURS) and (markup == OURS or t not in OURS)]
         tokenizer.add_tokens(added, special_tokens=True)
         ids = dict(zip(added, tokenizer.convert_tokens_to_ids(added), strict=True))
-        self.chat = ChatFormat(tokenizer) if has_own else None
+        self.chat = ChatFormat(tokenizer, markup) if has_own else None
         self.markup = markup
         self.image_start_id, self.image_end_id = ids.get(IMAGE_START, -1), ids.get(IMAGE_END, -1)
         self._around = [[self.image_start_id], [self.image_end_id]]
-        if markup != Markup():
-            self._around = [tokenizer.encode(text, add_special_tokens=False) for text in markup]
+        if markup != OURS:
+            self._around = [tokenizer.encode(text, add_special_tokens=False) for text in around]
         self.end_id: int = self.chat.stop_ids[0] if self.chat else ids[END]
         self.role_ids = {role: ids[marker] for role, marker in ROLE_MARKERS.items() if marker in ids}
         self.bos_id: int | None = tokenizer.bos_token_id
@@ -192,7 +187,7 @@ class Template:
             if isinstance(step, Special):
                 writer.add([step.token], step.flags)
             elif isinstance(step, Medium):
-                self._write_medium(writer, step.part, step.flags, origin)
+                self._write_slots(writer, step.part, step.flags, origin)
             else:
                 ids, flags = next(chunks)
                 starts = [0, *(np.flatnonzero(np.diff(flags)) + 1).tolist(), len(ids)]
@@ -201,10 +196,14 @@ class Template:
 
     def _write_medium(self, writer: _Writer, part: Part, flags: int, origin: str) -> None:
         writer.add(self._around[0], 0)
+        self._write_slots(writer, part, flags, origin)
+        writer.add(self._around[1], 0)
+
+    def _write_slots(self, writer: _Writer, part: Part, flags: int, origin: str) -> None:
+        """Writes the place of a medium, without what stands around it."""
         writer.add_image()
         if isinstance(part, Tokens):
             writer.add(self._image_ids(part, origin), flags & TARGET if self.predict_image_tokens else 0)
-        writer.add(self._around[1], 0)
 
     def _texts(self, turns: Iterable[Turn]) -> Iterator[Ids]:
         """Yields the ids of each text part, in order."""

@@ -195,13 +195,14 @@ def save(start: Start, spare: list[str], folder: Path) -> None:
     (folder / hf.CONFIG).write_text(json.dumps(start.config, indent=2, sort_keys=True))
 
 
-# What stands around an image's soft tokens, by family; the others have our own.
-MARKUP = {
+# What stands around an image's soft tokens, by family; the others have our own. A line's end behind an image is its
+# chat template's. LLaVA's template leaves the begin token to its processor.
+MARKUP: dict[str, tuple[Any, ...]] = {
     "qwen2_5_vl": ("<|vision_start|>", "<|vision_end|>"),
     "qwen3_vl": ("<|vision_start|>", "<|vision_end|>"),
     "gemma3": ("\n\n<start_of_image>", "<end_of_image>\n\n"),
-    "llava": ("", ""),
-    "internvl": ("<img>", "</img>\n"),  # the line's end is its chat template's
+    "llava": ("", "\n", True),
+    "internvl": ("<img>", "</img>\n"),
 }
 RESAMPLES = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
