@@ -18,6 +18,7 @@ import numpy as np
 
 from jaxmm.batch import ANSWER, TARGET
 from jaxmm.data.documents import Part, Text, Turn
+from jaxmm.data.tokenizer import added_tokens, needs_context
 from jaxmm.errors import UserError
 
 _OPEN, _CLOSE = "\ue000", "\ue001"  # around the number of a part: from a private area of Unicode
@@ -108,8 +109,7 @@ class ChatFormat:
                 f"{self.name} has a chat template, but its tokenizer is not of the tokenizers library: "
                 f"save it with a tokenizer.json"
             )
-        added = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
-        self._added = re.compile("|".join(map(re.escape, added))) if added else None
+        self._added = added_tokens(tokenizer)
         self._before, self._after = self._template_items(markup.before, 0), self._template_items(markup.after, 0)
         self._ends_line = markup.after.endswith("\n")
         begins = markup.begins and tokenizer.bos_token_id in tokenizer.encode("")
@@ -247,16 +247,7 @@ class ChatFormat:
 
     @functools.cached_property
     def _needs_context(self) -> bool:
-        """Whether text after a special token is tokenized otherwise than the same text alone (a prefix of spaces)."""
-        token = next(iter(self.tokenizer.get_added_vocab()), None)
-        if token is None:
-            return False
-        backend = self.tokenizer.backend_tokenizer
-        backend.encode_special_tokens = False
-        return (
-            backend.encode(f"{token}a", add_special_tokens=False).ids[1:]
-            != backend.encode("a", add_special_tokens=False).ids
-        )
+        return needs_context(self.tokenizer)
 
     def encode(self, chunks: Sequence[Chunk]) -> list[tuple[np.ndarray, np.ndarray]]:
         """(ids, flags) of each chunk."""

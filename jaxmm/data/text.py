@@ -24,6 +24,7 @@ from jaxmm.errors import UserError, nearest
 FORMAT = 3  # part of the fingerprint: raise it with any change to what a template writes
 OBJECTIVES = ("pretrain", "sft")
 
+IMAGE = "<image>"  # what a soft token's place is to transformers' processor
 IMAGE_START, IMAGE_END, END = "<|image_start|>", "<|image_end|>", "<|end|>"
 ROLE_MARKERS = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>"}
 SPECIAL_TOKENS = (IMAGE_START, IMAGE_END, *ROLE_MARKERS.values(), END)
@@ -72,6 +73,7 @@ class Template:
         image_tokens: int = 0,
         predict_image_tokens: bool = False,
         markup: Markup = OURS,
+        ends: Iterable[int] = (),
     ):
         """Adds the special tokens to ``tokenizer``, which belongs to the template from then on.
 
@@ -79,6 +81,7 @@ class Template:
           image_tokens: the size of the codebook of discrete image tokens, 0 for none.
           predict_image_tokens: whether they may be targets.
           markup: around an image; the tokens of one that is not our own must be in the vocabulary.
+          ends: tokens that end an answer beside those that are learnt.
 
         Raises:
           UserError: if ``objective`` is not one of OBJECTIVES, there is no codebook to predict from, or a token of the
@@ -122,8 +125,8 @@ class Template:
         (self._newline,) = self._ids(["\n"])
         # In pretrain an answer ends where its line does.
         newline = {int(self._newline[0])} if objective == "pretrain" and len(self._newline) == 1 else set()
-        ends = set(self.chat.stop_ids) if self.chat else {self.end_id}
-        self.stop_ids: tuple[int, ...] = tuple(sorted(ends | {self.eos_id} | newline))
+        learnt = set(self.chat.stop_ids) if self.chat else {self.end_id}
+        self.stop_ids: tuple[int, ...] = tuple(sorted(learnt | {self.eos_id, *ends} | newline))
         self.fingerprint = _fingerprint(tokenizer, objective, image_tokens, predict_image_tokens, markup)
 
     def encode(self, document: Document) -> Encoded:
@@ -207,7 +210,15 @@ class Template:
 
     def _texts(self, turns: Iterable[Turn]) -> Iterator[Ids]:
         """Yields the ids of each text part, in order."""
-        return iter(self._ids([part.text for turn in turns for part in turn.parts if isinstance(part, Text)]))
+        said = [
+            (part.text, self._has_markers(turn)) for turn in turns for part in turn.parts if isinstance(part, Text)
+        ]  # fmt: skip
+        alone = iter(self._ids([text for text, is_marked in said if not is_marked]))
+        marked = iter(self._ids.after_special([text for text, is_marked in said if is_marked]))
+        return (next(marked if is_marked else alone) for _, is_marked in said)
+
+    def _has_markers(self, turn: Turn) -> bool:
+        return self.objective == "sft" and turn.role != "document"
 
     def _write(
         self, writer: _Writer, turns: Sequence[Turn], texts: Iterator[Ids], is_open: bool = False, origin: str = ""
@@ -217,7 +228,7 @@ class Template:
             writer.add([self.bos_id], 0)
         for i, turn in enumerate(turns):
             is_last = i == len(turns) - 1
-            with_markers = self.objective == "sft" and turn.role != "document"
+            with_markers = self._has_markers(turn)
             all_targets = self.objective == "pretrain" or turn.role == "document"
             flags = TARGET * (turn.target or all_targets) | ANSWER * (turn.role == "assistant")
             if with_markers:

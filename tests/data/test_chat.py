@@ -249,6 +249,17 @@ def test_a_conversation_begins_as_a_text_where_its_template_leaves_that_to_the_t
     assert template.encode(Document(turns_of("the cat", "sat"), "here")).tokens.tolist() == wanted
 
 
+@pytest.mark.parametrize("made", [lambda: byte_level(""), lambda: metaspace("", "first"), lambda: legacy("")])
+def test_a_conversation_in_our_own_format_has_the_ids_of_its_whole_text(made):
+    """As an exported folder's template and tokenizer give them."""
+    template = Template(made(), "sft")
+    parts = (picture(8, 8), Text("xab c"))
+    encoded = template.encode(Document((Turn("user", parts, False), *turns_of("q", "xa")[1:]), "here"))
+    whole = "<|user|><|image_start|><|image_end|>xab c<|end|><|assistant|>xa<|end|>"
+    template.tokenizer.backend_tokenizer.encode_special_tokens = False
+    assert encoded.tokens[1:].tolist() == template.tokenizer.encode(whole, add_special_tokens=False)
+
+
 def test_a_line_that_both_data_and_template_end_after_an_image_is_ended_once():
     template = Template(with_breaks(LLAVA), "sft", markup=Markup("", "\n", True))
     one, other = (
