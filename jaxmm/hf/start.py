@@ -154,11 +154,7 @@ def _joined(folders: dict[str, Path], merge: int, mlp: int) -> Start:
 
 def generation(folder: Path) -> dict[str, Any]:
     """What a folder says of how its model writes, {} where it says nothing."""
-    path = folder / GENERATION
-    try:
-        return dict(json.loads(path.read_text())) if path.exists() else {}
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path} is no JSON object: download it again") from error
+    return _object(folder / GENERATION) if (folder / GENERATION).exists() else {}
 
 
 def _ends(folder: Path) -> tuple[int, ...]:
@@ -172,14 +168,23 @@ def _processor(folder: Path, family: str) -> dict[str, Any]:
         path = folder / name
         if not path.exists():
             continue
-        try:
-            found = json.loads(path.read_text())
-        except ValueError as error:
-            raise UserError(f"{path} is no JSON: download it again") from error
-        found = found.get("image_processor", found)
+        whole = _object(path)
+        found = whole.get("image_processor", whole)
+        if not isinstance(found, dict):
+            raise UserError(f"{path} has no settings in 'image_processor': download it again")
         if found:
             return DEFAULTS[processor_kind(found, family)] | found
     return {}
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON: download it again") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is no JSON object: download it again")
+    return found
 
 
 def read_params(start: Start, where: hf.Where) -> hf.Read:
