@@ -17,17 +17,16 @@ import numpy as np
 
 import jaxmm
 from jaxmm import command, sharding
-from jaxmm.data.text import END, IMAGE_END, IMAGE_START, ROLE_MARKERS, Template
+from jaxmm.data.text import END, IMAGE, IMAGE_END, IMAGE_START, ROLE_MARKERS, Template
 from jaxmm.errors import UserError, nearest
 from jaxmm.hf import folder as hf
 from jaxmm.hf import specs, weights
 from jaxmm.hf.specs import Family
-from jaxmm.hf.start import MODEL, PROCESSOR_FILES, RESAMPLES, SPARE, is_of_family
+from jaxmm.hf.start import GENERATION, MODEL, PROCESSOR_FILES, RESAMPLES, SPARE, generation, is_of_family
 from jaxmm.parameters import saved_params
 from jaxmm.recipe import Recipe, read_recipe
 
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
-IMAGE = "<image>"  # what a soft token's place is to transformers' processor
 
 # Before a decoder's own chat template, which knows text alone: parts of a message become one text.
 WITH_IMAGES = (
@@ -69,6 +68,7 @@ def main(argv: list[str]) -> int:
     total = weights.write(half, hf.outgoing(family, params, DTYPES[args.dtype], spare))
     write_tokenizer(recipe, config, workdir, half)
     write_processor(recipe, workdir, half)
+    write_generation(recipe, workdir, half)
     (half / "README.md").write_text(model_card(recipe, config, workdir, args))
     if output.exists():
         output.rmdir()
@@ -105,8 +105,11 @@ def write_config(recipe: Recipe, folder: Path, dtype: str) -> tuple[Family, dict
 
 
 def _has_image_token(recipe: Recipe, config: dict[str, Any]) -> bool:
-    token = config.get("image_token_id")
-    return bool(recipe.start) and isinstance(token, int) and token < len(recipe.template.tokenizer)
+    """Whether the config's image token is the tokenizer's: a config that has none is read with LFM2-VL's own number."""
+    token, tokenizer = config.get("image_token_id"), recipe.template.tokenizer
+    if not recipe.start or not isinstance(token, int) or token >= len(tokenizer):
+        return False
+    return tokenizer.convert_ids_to_tokens(token) == getattr(tokenizer, "image_token", IMAGE)
 
 
 def _image_token(template: Template) -> int:
@@ -120,7 +123,7 @@ def write_tokenizer(recipe: Recipe, config: dict[str, Any], workdir: Path, folde
     tokenizer = recipe.template.tokenizer
     if not getattr(tokenizer, "chat_template", None):
         tokenizer.chat_template = chat_template(recipe.template)
-    elif recipe.start and recipe.start.is_joined and IMAGE not in tokenizer.chat_template:
+    elif config["model_type"] == "lfm2_vl" and IMAGE not in tokenizer.chat_template:
         tokenizer.chat_template = WITH_IMAGES + tokenizer.chat_template
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
@@ -182,10 +185,15 @@ def write_processor(recipe: Recipe, workdir: Path, folder: Path) -> None:
     (folder / "preprocessor_config.json").write_text(json.dumps(settings, indent=2))
     processor = {"processor_class": "Lfm2VlProcessor", "image_processor": settings}
     (folder / "processor_config.json").write_text(json.dumps(processor, indent=2))
-    template = recipe.template
-    generation = {"bos_token_id": template.bos_id, "eos_token_id": list(template.stop_ids)}
-    generation |= {"pad_token_id": template.pad_id, "do_sample": False}
-    (folder / "generation_config.json").write_text(json.dumps(generation, indent=2))
+
+
+def write_generation(recipe: Recipe, workdir: Path, folder: Path) -> None:
+    """Writes how the model generates: as its folder says, if that was of a whole model; it ends where ours does."""
+    template, start = recipe.template, recipe.start
+    said = generation(workdir / MODEL) if start and not start.is_joined else {}
+    ids = {"bos_token_id": template.bos_id, "pad_token_id": template.pad_id}
+    found = ids | (said or {"do_sample": False}) | {"eos_token_id": list(template.stop_ids)}
+    (folder / GENERATION).write_text(json.dumps(found, indent=2))
 
 
 def model_card(recipe: Recipe, config: dict[str, Any], workdir: Path, args: Any) -> str:

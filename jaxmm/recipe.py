@@ -22,7 +22,7 @@ from jaxmm.data.prepared import Prepared, holds_prepared, open_prepared
 from jaxmm.data.progress import Progress
 from jaxmm.data.remote import default_cache
 from jaxmm.data.sources import read_sources
-from jaxmm.data.text import Markup, Template
+from jaxmm.data.text import IMAGE, OURS, Markup, Template
 from jaxmm.data.tokenizer import load_tokenizer
 from jaxmm.errors import UserError, nearest
 from jaxmm.hf.start import MARKUP, MODEL, Start, image_settings, read_start
@@ -176,8 +176,10 @@ def read_data(config: ConfigDict, workdir: Path | None = None) -> DataRecipe:
                 f"the folder is not whole, or its files are of two models"
             )
         image |= image_settings(start)
-    markup = Markup(*MARKUP.get(start.config["model_type"], Markup())) if start else Markup()
-    template = Template(tokenizer, data.objective, data.image_tokens, data.predict_image_tokens, markup)
+    markup = Markup(*MARKUP.get(start.config["model_type"], OURS)) if start else OURS
+    template = Template(
+        tokenizer, data.objective, data.image_tokens, data.predict_image_tokens, markup, start.ends if start else ()
+    )  # fmt: skip
     try:
         spec = ImageSpec(**image)
     except (TypeError, ValueError) as error:
@@ -205,9 +207,11 @@ def read_recipe(config: ConfigDict, workdir: Path | None = None, platform: str =
       platform: that the model will run on, "cpu", "gpu" or "tpu"; "" is this process's.
     """
     template, image, cache, start = read_data(config, workdir)
-    vocabulary = -(-template.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+    is_lfm2 = not start or start.config["model_type"] == "lfm2_vl"
+    rows = template.vocab_size + (is_lfm2 and IMAGE not in template.tokenizer.get_vocab())  # an export adds it
+    vocabulary = -(-rows // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
     if start:
-        if template.vocab_size > start.family.spec.decoder.vocab_size:
+        if rows > start.family.spec.decoder.vocab_size:
             start = start.grown(vocabulary)
         model = start.family.spec
     else:

@@ -106,6 +106,39 @@ def test_a_tower_and_a_decoder_start_a_run_with_a_fresh_connector(run, exported,
     assert wanted.items() <= written.items(), "a tower's own processor knows nothing of soft tokens"
 
 
+CHAT = (
+    "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+@pytest.mark.parametrize("room", [2, 100])
+def test_a_joined_run_has_an_image_token_of_its_own_and_ends_where_its_decoder_did(room, arguments, tmp_path):
+    """With a tokenizer of more tokens than the number that LFM2-VL's image token has, and a template of text alone."""
+    import transformers
+    from test_families import byte_level_tokenizer, folder_of
+
+    whole = folder_of("qwen3", tmp_path / "whole")
+    tokenizer = byte_level_tokenizer()
+    tokenizer.add_tokens(["<|im_end|>"], special_tokens=True)
+    tokenizer.add_tokens([f"<{i}>" for i in range(512 - room - len(tokenizer))])
+    tokenizer.save_pretrained(whole)
+    (whole / "chat_template.json").write_text(json.dumps({"chat_template": CHAT}))
+    (whole / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 9], "temperature": 0.6}))
+    start = still(arguments, f"vision:{whole},decoder:{whole}")
+    assert train.main([*start, f"--workdir={tmp_path / 'run'}"]) == 0
+    assert export.main([f"--workdir={tmp_path / 'run'}", f"--output={tmp_path / 'out'}"]) == 0
+    written = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    config, generation = (
+        json.loads((tmp_path / "out" / name).read_text()) for name in ("config.json", "generation_config.json")
+    )
+    assert config["image_token_id"] == written.convert_tokens_to_ids("<image>") < config["text_config"]["vocab_size"]
+    said = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}]
+    assert written.apply_chat_template(said, tokenize=False) == "user: <image>What?<|im_end|>"
+    ends = {7, 9, written.eos_token_id, written.convert_tokens_to_ids("<|im_end|>")}
+    assert set(generation["eos_token_id"]) == set(config["eos_token_id"]) == ends
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

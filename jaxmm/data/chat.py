@@ -1,25 +1,29 @@
 """Conversations as a tokenizer folder's own chat template writes them, with what of it is learnt.
 
 The template is rendered with marks in place of what people say, once for each form of conversation (roles and numbers
-of parts). What it writes between marks is cut at special tokens; each piece between them, template's text and people's
-text joined, is tokenized as a whole, as it is when the model is served. In people's text special tokens stay text.
+of parts), and once more to see what it trims. What it writes between marks is cut at special tokens; each piece between
+them, template's text, people's text and what stands around images joined, is tokenized as a whole, as it is when the
+model is served. In people's text special tokens stay text.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxmm.batch import ANSWER, TARGET
 from jaxmm.data.documents import Part, Text, Turn
+from jaxmm.data.tokenizer import added_tokens, needs_context
 from jaxmm.errors import UserError
 
 _OPEN, _CLOSE = "\ue000", "\ue001"  # around the number of a part: from a private area of Unicode
 _MARK = re.compile(f"{_OPEN}(\\d+){_CLOSE}")
+_BLANK = "\u2003"  # around a mark: what a template trims, and no template writes
 
 
 class Special(NamedTuple):
@@ -37,10 +41,19 @@ class Literal(NamedTuple):
 
 
 class Said(NamedTuple):
-    """Where a part of a turn stands: its number in the conversation, and its turn's flags."""
+    """Where a part of a turn stands: its number in the conversation, and its turn's flags.
+
+    ``trims``: whether blanks at its beginning, and at its end, are left out.
+    """
 
     part: int
     flags: int
+    trims: tuple[bool, bool] = (False, False)
+
+    def of(self, text: str) -> str:
+        """What is written of a text."""
+        text = text.lstrip() if self.trims[0] else text
+        return text.rstrip() if self.trims[1] else text
 
 
 Item = Special | Literal | Said
@@ -59,10 +72,21 @@ class Chunk(NamedTuple):
 
 
 class Medium(NamedTuple):
-    """A part that is no text."""
+    """A part that is no text; what stands around it are steps of their own."""
 
     part: Part
     flags: int
+
+
+class Markup(NamedTuple):
+    """What stands before and after the soft tokens of an image: text in which special tokens count as such.
+
+    ``begins``: whether a conversation begins as every text of the tokenizer does, where its template does not say it.
+    """
+
+    before: str
+    after: str
+    begins: bool = False
 
 
 Step = Special | Chunk | Medium
@@ -71,8 +95,11 @@ Step = Special | Chunk | Medium
 class ChatFormat:
     """A tokenizer's chat template. It pickles with its tokenizer."""
 
-    def __init__(self, tokenizer: Any):
+    def __init__(self, tokenizer: Any, markup: Markup):
         """
+        Args:
+          markup: around images; its special tokens are in the tokenizer's vocabulary.
+
         Raises:
           UserError: if the tokenizer gives no offsets, or its template does not show what is said.
         """
@@ -82,8 +109,11 @@ class ChatFormat:
                 f"{self.name} has a chat template, but its tokenizer is not of the tokenizers library: "
                 f"save it with a tokenizer.json"
             )
-        added = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
-        self._added = re.compile("|".join(map(re.escape, added))) if added else None
+        self._added = added_tokens(tokenizer)
+        self._before, self._after = self._template_items(markup.before, 0), self._template_items(markup.after, 0)
+        self._ends_line = markup.after.endswith("\n")
+        begins = markup.begins and tokenizer.bos_token_id in tokenizer.encode("")
+        self._start = [Special(tokenizer.bos_token_id, 0)] if begins else []
         self._forms: dict[tuple[Form, bool], tuple[Item, ...]] = {}
         items = self.items((("user", 1, False), ("assistant", 1, True)), False)
         ends = {item.token for item in items if isinstance(item, Special) and item.flags}
@@ -108,23 +138,29 @@ class ChatFormat:
                 steps.append(Chunk(text, spans, not steps))
             text, spans = "", []
 
-        for item in self.items(form, is_open):
-            if isinstance(item, Special):
+        for item in self._with_media(self.items(form, is_open), parts):
+            if isinstance(item, Literal):
+                text += item.text
+                spans.append((len(text), item.flags))
+            else:
                 flush()
                 steps.append(item)
-                continue
-            if isinstance(item, Said):
-                part = parts[item.part]
-                if not isinstance(part, Text):
-                    flush()
-                    steps.append(Medium(part, item.flags))
-                    continue
-                text += part.text
-            else:
-                text += item.text
-            spans.append((len(text), item.flags))
         flush()
-        return steps
+        # Last, as a tokenizer does it: to it, the text behind this token is still the first.
+        return steps if steps[:1] == self._start else [*self._start, *steps]
+
+    def _with_media(self, items: Sequence[Item], parts: Sequence[Part]) -> Iterator[Special | Literal | Medium]:
+        """Items with what is said in its place, and what stands around media."""
+        ends_line = False  # what stands after the medium before does
+        for item in items:
+            if not isinstance(item, Said):
+                yield item
+            elif isinstance(part := parts[item.part], Text):
+                # Data that breaks the line after an image itself means the same break.
+                yield Literal(item.of(part.text.removeprefix("\n") if ends_line else part.text), item.flags)
+            else:
+                yield from (*self._before, Medium(part, item.flags), *self._after)
+            ends_line = self._ends_line and isinstance(item, Said) and not isinstance(parts[item.part], Text)
 
     def items(self, form: Form, is_open: bool) -> tuple[Item, ...]:
         """What the template writes for a form of conversation; rendered once."""
@@ -148,12 +184,13 @@ class ChatFormat:
             messages.append({"role": role, "content": said})
         goes_on = is_open and form[-1][0] == "assistant"
         text = self._render(messages, marks, is_open and not goes_on)
+        trims = self._trims(form, marks)
         found: list[Item] = []
         at, ending = 0, 0  # ``ending``: the flags of what ends an answer
         for mark in _MARK.finditer(text):
             found += self._template_items(text[at : mark.start()], ending)
             number = int(mark[1])
-            found.append(Said(number, flags[number]))
+            found.append(Said(number, flags[number], trims[number]))
             at, ending = mark.end(), lasts.get(number, 0)
         if not goes_on:
             found += self._template_items(text[at:], ending)
@@ -175,9 +212,28 @@ class ChatFormat:
         roles = ", ".join(message["role"] for message in messages)
         raise UserError(f"{self.name}: its chat template does not write a conversation of {roles}: {trouble}")
 
-    def _template_items(self, text: str, ending: int) -> list[Item]:
+    def _trims(self, form: Form, marks: int) -> list[tuple[bool, bool]]:
+        """Of each part, whether the template trims its beginning and its end.
+
+        A template that takes lists is shown each part by itself, as a processor shows it; another one turns as wholes.
+        """
+        numbers = iter(range(marks))
+        said = [[f"{_BLANK}{_OPEN}{n}{_CLOSE}{_BLANK}" for n in itertools.islice(numbers, turn[1])] for turn in form]
+        lists = [[{"type": "text", "text": text} for text in texts] for texts in said]
+        for contents in (lists, ["".join(texts) for texts in said]):
+            messages = [{"role": turn[0], "content": content} for turn, content in zip(form, contents, strict=True)]
+            try:
+                text = self.tokenizer.apply_chat_template(messages, tokenize=False)
+            except Exception:  # it takes no lists, or shows them as Python would
+                continue
+            found = list(_MARK.finditer(text))
+            if [int(mark[1]) for mark in found] == list(range(marks)):
+                return [(not text[: m.start()].endswith(_BLANK), not text.startswith(_BLANK, m.end())) for m in found]
+        return [(False, False)] * marks
+
+    def _template_items(self, text: str, ending: int) -> list[Special | Literal]:
         """Text of the template, cut at special tokens; up to the first of them it ends an answer, if one was there."""
-        items: list[Item] = []
+        items: list[Special | Literal] = []
         at = 0
         for found in self._added.finditer(text) if self._added else ():
             if found.start() > at:
@@ -191,16 +247,7 @@ class ChatFormat:
 
     @functools.cached_property
     def _needs_context(self) -> bool:
-        """Whether text after a special token is tokenized otherwise than the same text alone (a prefix of spaces)."""
-        token = next(iter(self.tokenizer.get_added_vocab()), None)
-        if token is None:
-            return False
-        backend = self.tokenizer.backend_tokenizer
-        backend.encode_special_tokens = False
-        return (
-            backend.encode(f"{token}a", add_special_tokens=False).ids[1:]
-            != backend.encode("a", add_special_tokens=False).ids
-        )
+        return needs_context(self.tokenizer)
 
     def encode(self, chunks: Sequence[Chunk]) -> list[tuple[np.ndarray, np.ndarray]]:
         """(ids, flags) of each chunk."""

@@ -16,14 +16,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxmm.batch import ANSWER, TARGET
-from jaxmm.data.chat import ChatFormat, Chunk, Medium, Special, Step
+from jaxmm.data.chat import ChatFormat, Chunk, Markup, Medium, Special, Step
 from jaxmm.data.documents import Document, Part, Text, Tokens, Turn
 from jaxmm.data.tokenizer import Ids, text_encoder
 from jaxmm.errors import UserError, nearest
 
-FORMAT = 2  # part of the fingerprint: raise it with any change to what a template writes
+FORMAT = 3  # part of the fingerprint: raise it with any change to what a template writes
 OBJECTIVES = ("pretrain", "sft")
 
+IMAGE = "<image>"  # what a soft token's place is to transformers' processor
 IMAGE_START, IMAGE_END, END = "<|image_start|>", "<|image_end|>", "<|end|>"
 ROLE_MARKERS = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>"}
 SPECIAL_TOKENS = (IMAGE_START, IMAGE_END, *ROLE_MARKERS.values(), END)
@@ -46,11 +47,7 @@ class Encoded(NamedTuple):
     image_at: np.ndarray
 
 
-class Markup(NamedTuple):
-    """What stands before and after the soft tokens of an image: text in which special tokens count as such."""
-
-    before: str = IMAGE_START
-    after: str = IMAGE_END
+OURS = Markup(IMAGE_START, IMAGE_END)
 
 
 class Template:
@@ -75,7 +72,8 @@ class Template:
         objective: str,
         image_tokens: int = 0,
         predict_image_tokens: bool = False,
-        markup: Markup = Markup(),  # noqa: B008
+        markup: Markup = OURS,
+        ends: Iterable[int] = (),
     ):
         """Adds the special tokens to ``tokenizer``, which belongs to the template from then on.
 
@@ -83,6 +81,7 @@ class Template:
           image_tokens: the size of the codebook of discrete image tokens, 0 for none.
           predict_image_tokens: whether they may be targets.
           markup: around an image; the tokens of one that is not our own must be in the vocabulary.
+          ends: tokens that end an answer beside those that are learnt.
 
         Raises:
           UserError: if ``objective`` is not one of OBJECTIVES, there is no codebook to predict from, or a token of the
@@ -98,23 +97,22 @@ class Template:
             known = f"{', '.join(OBJECTIVES)}{nearest(objective, OBJECTIVES)}"
             raise UserError(f"config.data.objective '{objective}' is not one of {known}")
         self.tokenizer, self.objective = tokenizer, objective
-        missing = [t for t in re.findall(r"<[^<>\s]+>", "".join(markup)) if t not in tokenizer.get_vocab()]
-        if missing and markup != Markup():
+        around = [markup.before, markup.after]
+        missing = [t for t in re.findall(r"<[^<>\s]+>", "".join(around)) if t not in tokenizer.get_vocab()]
+        if missing and markup != OURS:
             raise UserError(
                 f"the tokenizer lacks {missing[0]}, which stands by this family's images: is it the folder's?"
             )
         has_own = has_chat_template(tokenizer) and objective == "sft"
-        added = [
-            t for t in SPECIAL_TOKENS if (not has_own or t in Markup()) and (markup == Markup() or t not in Markup())
-        ]
+        added = [t for t in SPECIAL_TOKENS if (not has_own or t in OURS) and (markup == OURS or t not in OURS)]
         tokenizer.add_tokens(added, special_tokens=True)
         ids = dict(zip(added, tokenizer.convert_tokens_to_ids(added), strict=True))
-        self.chat = ChatFormat(tokenizer) if has_own else None
+        self.chat = ChatFormat(tokenizer, markup) if has_own else None
         self.markup = markup
         self.image_start_id, self.image_end_id = ids.get(IMAGE_START, -1), ids.get(IMAGE_END, -1)
         self._around = [[self.image_start_id], [self.image_end_id]]
-        if markup != Markup():
-            self._around = [tokenizer.encode(text, add_special_tokens=False) for text in markup]
+        if markup != OURS:
+            self._around = [tokenizer.encode(text, add_special_tokens=False) for text in around]
         self.end_id: int = self.chat.stop_ids[0] if self.chat else ids[END]
         self.role_ids = {role: ids[marker] for role, marker in ROLE_MARKERS.items() if marker in ids}
         self.bos_id: int | None = tokenizer.bos_token_id
@@ -127,8 +125,8 @@ class Template:
         (self._newline,) = self._ids(["\n"])
         # In pretrain an answer ends where its line does.
         newline = {int(self._newline[0])} if objective == "pretrain" and len(self._newline) == 1 else set()
-        ends = set(self.chat.stop_ids) if self.chat else {self.end_id}
-        self.stop_ids: tuple[int, ...] = tuple(sorted(ends | {self.eos_id} | newline))
+        learnt = set(self.chat.stop_ids) if self.chat else {self.end_id}
+        self.stop_ids: tuple[int, ...] = tuple(sorted(learnt | {self.eos_id, *ends} | newline))
         self.fingerprint = _fingerprint(tokenizer, objective, image_tokens, predict_image_tokens, markup)
 
     def encode(self, document: Document) -> Encoded:
@@ -192,7 +190,7 @@ class Template:
             if isinstance(step, Special):
                 writer.add([step.token], step.flags)
             elif isinstance(step, Medium):
-                self._write_medium(writer, step.part, step.flags, origin)
+                self._write_slots(writer, step.part, step.flags, origin)
             else:
                 ids, flags = next(chunks)
                 starts = [0, *(np.flatnonzero(np.diff(flags)) + 1).tolist(), len(ids)]
@@ -201,14 +199,26 @@ class Template:
 
     def _write_medium(self, writer: _Writer, part: Part, flags: int, origin: str) -> None:
         writer.add(self._around[0], 0)
+        self._write_slots(writer, part, flags, origin)
+        writer.add(self._around[1], 0)
+
+    def _write_slots(self, writer: _Writer, part: Part, flags: int, origin: str) -> None:
+        """Writes the place of a medium, without what stands around it."""
         writer.add_image()
         if isinstance(part, Tokens):
             writer.add(self._image_ids(part, origin), flags & TARGET if self.predict_image_tokens else 0)
-        writer.add(self._around[1], 0)
 
     def _texts(self, turns: Iterable[Turn]) -> Iterator[Ids]:
         """Yields the ids of each text part, in order."""
-        return iter(self._ids([part.text for turn in turns for part in turn.parts if isinstance(part, Text)]))
+        said = [
+            (part.text, self._has_markers(turn)) for turn in turns for part in turn.parts if isinstance(part, Text)
+        ]  # fmt: skip
+        alone = iter(self._ids([text for text, is_marked in said if not is_marked]))
+        marked = iter(self._ids.after_special([text for text, is_marked in said if is_marked]))
+        return (next(marked if is_marked else alone) for _, is_marked in said)
+
+    def _has_markers(self, turn: Turn) -> bool:
+        return self.objective == "sft" and turn.role != "document"
 
     def _write(
         self, writer: _Writer, turns: Sequence[Turn], texts: Iterator[Ids], is_open: bool = False, origin: str = ""
@@ -218,7 +228,7 @@ class Template:
             writer.add([self.bos_id], 0)
         for i, turn in enumerate(turns):
             is_last = i == len(turns) - 1
-            with_markers = self.objective == "sft" and turn.role != "document"
+            with_markers = self._has_markers(turn)
             all_targets = self.objective == "pretrain" or turn.role == "document"
             flags = TARGET * (turn.target or all_targets) | ANSWER * (turn.role == "assistant")
             if with_markers:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,9 @@ import numpy as np
 from jaxmm.errors import UserError
 
 Ids = Sequence[int] | np.ndarray
+PROCESSORS_TEMPLATE = (
+    "chat_template.json"  # a processor's, of some years ago, which transformers' tokenizers do not read
+)
 
 
 def load_tokenizer(folder: str) -> Any:
@@ -30,11 +36,33 @@ def load_tokenizer(folder: str) -> Any:
 
     if not os.path.isdir(os.path.expanduser(folder)):
         raise UserError(f"config.data.tokenizer: no folder {folder}; give a folder with a tokenizer, or '' for bytes")
+    where = Path(folder).expanduser()
     try:
-        return AutoTokenizer.from_pretrained(os.path.expanduser(folder), local_files_only=True, trust_remote_code=False)
+        found = AutoTokenizer.from_pretrained(where, local_files_only=True, trust_remote_code=False)
+        if not found.chat_template and (where / PROCESSORS_TEMPLATE).exists():
+            found.chat_template = json.loads((where / PROCESSORS_TEMPLATE).read_text())["chat_template"]
     except Exception as error:  # transformers raises what its many loaders raise
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"config.data.tokenizer: transformers loads no tokenizer from {folder}: {reason}") from error
+    return found
+
+
+def needs_context(tokenizer: Any) -> bool:
+    """Whether text after a special token is tokenized otherwise than the same text alone (a prefix of spaces)."""
+    token = next(iter(tokenizer.get_added_vocab()), None)
+    if token is None:
+        return False
+    backend = tokenizer.backend_tokenizer
+    backend.encode_special_tokens = False
+    found = [backend.encode(text, add_special_tokens=False).ids for text in (f"{token}a", "a")]
+    backend.encode_special_tokens = True
+    return bool(found[0][1:] != found[1])
+
+
+def added_tokens(tokenizer: Any) -> re.Pattern[str] | None:
+    """What finds the added tokens in a text, the longest first."""
+    added = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, added))) if added else None
 
 
 def text_encoder(tokenizer: Any) -> _Bytes | _Batches | _OneByOne:
@@ -57,6 +85,8 @@ class _Bytes:
     def __call__(self, texts: Sequence[str]) -> list[Ids]:
         return [np.frombuffer(text.encode(), np.uint8) + self.offset for text in texts]
 
+    after_special = __call__
+
 
 class _Batches:
     """The ids of a tokenizer that is the tokenizers library's: many texts a call, which it deals to its threads."""
@@ -75,6 +105,21 @@ class _Batches:
         # Without offsets, which nobody reads.
         return [one.ids for one in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
+    def after_special(self, texts: Sequence[str]) -> list[Ids]:
+        """Where each follows a special token, as in a conversation of ours when a whole prompt is tokenized."""
+        found = self(texts)
+        if not needs_context(self.tokenizer):
+            return found
+        added, backend = added_tokens(self.tokenizer), self.tokenizer.backend_tokenizer
+        plain = [n for n, text in enumerate(texts) if added and not added.search(text)]  # in others they stay text
+        before = next(iter(self.tokenizer.get_added_vocab()))
+        backend.encode_special_tokens = False
+        encoded = backend.encode_batch_fast([before + texts[n] for n in plain], add_special_tokens=False)
+        backend.encode_special_tokens = True
+        for n, one in zip(plain, encoded, strict=True):
+            found[n] = one.ids[1:]
+        return found
+
 
 class _OneByOne:
     """The ids of any other tokenizer, by its own method."""
@@ -86,3 +131,5 @@ class _OneByOne:
         # verbose=False: no warning where a document is longer than the length the tokenizer was made for.
         options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
         return [self.tokenizer.encode(text, **options) for text in texts]
+
+    after_special = __call__

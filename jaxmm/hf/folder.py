@@ -94,6 +94,7 @@ def read_family(folder: Path) -> tuple[Family, dict[str, Any]]:
     config = read_config(folder)
     family = specs.family_of(config)
     found, decoder = config.to_dict(), family.spec.decoder
+    found.pop("_name_or_path", None)  # the folder's place on this machine
     if is_tied(folder, decoder.tie_embeddings) != decoder.tie_embeddings:
         decoder = dataclasses.replace(decoder, tie_embeddings=False)
         family = family._replace(spec=dataclasses.replace(family.spec, decoder=decoder))

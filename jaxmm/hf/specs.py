@@ -289,6 +289,8 @@ TOWERS: dict[str, Callable[[Any], Tower]] = {
 }  # fmt: skip
 
 
+TWO_TOWERS = ("siglip2", "siglip", "clip")  # one of images, one of text
+
 # Whole models
 
 NEW = {"text": "model.language_model.", "vision": "model.vision_tower.", "lm_head": "lm_head.",
@@ -483,7 +485,6 @@ FAMILIES: dict[str, Callable[[Any], Family]] = {
 def family_of(config: Any) -> Family:
     """Raises UserError for an architecture that is not there, with those that are."""
     kind = config.model_type
-    tower = getattr(config, "vision_config", config)
-    if kind not in FAMILIES and (kind in DECODERS or getattr(tower, "model_type", "") in TOWERS):
+    if kind not in FAMILIES and kind in (*DECODERS, *TOWERS, *TWO_TOWERS):
         raise UserError(f"'{kind}' is no whole model but a part of one: name both parts, as vision:DIR,decoder:DIR")
     return _known(FAMILIES, config.model_type, "model")(config)

@@ -25,9 +25,8 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt",
     "added_tokens.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
-PROCESSOR_FILES = (
-    "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json", "generation_config.json",
-)  # fmt: skip
+PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
+GENERATION = "generation_config.json"
 
 
 class Start(NamedTuple):
@@ -39,6 +38,7 @@ class Start(NamedTuple):
       folders: of tensors: "model", or "vision" and "decoder".
       tokenizer: its folder.
       processor: the folder's image processing, {} where it says nothing.
+      ends: the tokens that an answer ends at by the tokenizer's folder, which may be more than its chat template has.
       run: the workdir of a run that started from such a model, and whose parameters count.
     """
 
@@ -47,6 +47,7 @@ class Start(NamedTuple):
     folders: dict[str, Path]
     tokenizer: Path
     processor: dict[str, Any]
+    ends: tuple[int, ...] = ()
     run: Path | None = None
 
     @property
@@ -120,7 +121,7 @@ def _whole(folder: Path) -> Start:
     family, config = hf.read_family(folder)
     processor = _processor(folder, config["model_type"])
     family = family._replace(spec=_normalised(family.spec, processor))
-    return Start(family, config, {"model": folder}, folder, processor)
+    return Start(family, config, {"model": folder}, folder, processor, _ends(folder))
 
 
 def _normalised(spec: ModelSpec, processor: dict[str, Any]) -> ModelSpec:
@@ -148,7 +149,17 @@ def _joined(folders: dict[str, Path], merge: int, mlp: int) -> Start:
     spec = _normalised(ModelSpec(tower.spec, connector, decoder.spec), processor)
     family = Family(spec, tower.names, decoder.names, "mlp", specs.NEW)
     config = specs.lfm2_vl_config(vision.to_dict(), text.to_dict(), connector, decoder.spec.tie_embeddings)
-    return Start(family, config, folders, folders["decoder"], processor)
+    return Start(family, config, folders, folders["decoder"], processor, _ends(folders["decoder"]))
+
+
+def generation(folder: Path) -> dict[str, Any]:
+    """What a folder says of how its model writes, {} where it says nothing."""
+    return _object(folder / GENERATION) if (folder / GENERATION).exists() else {}
+
+
+def _ends(folder: Path) -> tuple[int, ...]:
+    found = generation(folder).get("eos_token_id")
+    return tuple(found) if isinstance(found, list) else () if found is None else (int(found),)
 
 
 def _processor(folder: Path, family: str) -> dict[str, Any]:
@@ -157,14 +168,23 @@ def _processor(folder: Path, family: str) -> dict[str, Any]:
         path = folder / name
         if not path.exists():
             continue
-        try:
-            found = json.loads(path.read_text())
-        except ValueError as error:
-            raise UserError(f"{path} is no JSON: download it again") from error
-        found = found.get("image_processor", found)
+        whole = _object(path)
+        found = whole.get("image_processor", whole)
+        if not isinstance(found, dict):
+            raise UserError(f"{path} has no settings in 'image_processor': download it again")
         if found:
             return DEFAULTS[processor_kind(found, family)] | found
     return {}
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON: download it again") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is no JSON object: download it again")
+    return found
 
 
 def read_params(start: Start, where: hf.Where) -> hf.Read:
@@ -182,7 +202,7 @@ def save(start: Start, spare: list[str], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if start.run and (start.run / MODEL / SPARE).exists():
         shutil.copyfile(start.run / MODEL / SPARE, folder / SPARE)
-    for name in TOKENIZER_FILES:
+    for name in (*TOKENIZER_FILES, GENERATION):
         if (start.tokenizer / name).exists():
             shutil.copyfile(start.tokenizer / name, folder / name)
     source = start.folders.get("model") or start.folders["vision"]
@@ -195,13 +215,14 @@ def save(start: Start, spare: list[str], folder: Path) -> None:
     (folder / hf.CONFIG).write_text(json.dumps(start.config, indent=2, sort_keys=True))
 
 
-# What stands around an image's soft tokens, by family; the others have our own.
-MARKUP = {
+# What stands around an image's soft tokens, by family; the others have our own. A line's end behind an image is its
+# chat template's. LLaVA's template leaves the begin token to its processor.
+MARKUP: dict[str, tuple[Any, ...]] = {
     "qwen2_5_vl": ("<|vision_start|>", "<|vision_end|>"),
     "qwen3_vl": ("<|vision_start|>", "<|vision_end|>"),
     "gemma3": ("\n\n<start_of_image>", "<end_of_image>\n\n"),
-    "llava": ("", ""),
-    "internvl": ("<img>", "</img>\n"),  # the line's end is its chat template's
+    "llava": ("", "\n", True),
+    "internvl": ("<img>", "</img>\n"),
 }
 RESAMPLES = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 

@@ -11,7 +11,7 @@ import pytest
 import tokenizers
 import transformers
 from conftest import picture
-from tokenizers import decoders, models, normalizers, pre_tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from jaxmm.batch import ANSWER, TARGET
 from jaxmm.data.documents import Document, Text, Turn
@@ -123,11 +123,11 @@ def theirs(tokenizer, turns, **options) -> list[int]:
     return list(found["input_ids"] if hasattr(found, "keys") else found)
 
 
-# What llama 3's template trims would differ: people's spaces at the ends stay here.
-inside = st.text("abc ., é\n😀", max_size=12).map(lambda text: f"x{text}y")
+anything = st.text("abc ., é\n😀", max_size=12)
+inside = anything.map(lambda text: f"x{text}y")
 
 
-@hypothesis.given(st.lists(inside, min_size=2, max_size=5))
+@hypothesis.given(st.lists(anything, min_size=2, max_size=5))
 @hypothesis.settings(max_examples=25)
 def test_the_ids_are_those_of_transformers(both, said):
     template, tokenizer = both
@@ -184,6 +184,89 @@ def test_images_stand_where_they_were_said(both):
     for at in encoded.image_at:
         assert encoded.tokens[at - 1] == template.image_start_id
         assert encoded.tokens[at] == template.image_end_id
+
+
+TRIMMED = (  # as Gemma 3's, which trims each text by itself
+    "{% for message in messages %}<start_of_turn>{{ message['role'] }}\n{% for part in message['content'] %}"
+    "{{ '<image>' if part['type'] == 'image' else part['text'] | trim }}{% endfor %}<end_of_turn>\n{% endfor %}"
+)
+LLAVA = (
+    "{% for message in messages %}{{ message['role'].upper() }}: {% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{{ '<image>\n' }}{% else %}{{ part['text'] }} {% endif %}{% endfor %}{% endfor %}"
+)
+
+
+SAID = (("what",), (" a ", "\n", "b\n"), ("\n\na", " b"))
+
+
+def with_breaks(template: str):
+    """Its tokens of two and three line ends are one each, as Gemma 3's; it begins a text with its begin token."""
+    inner = tokenizers.Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.Split("x", "isolated")
+    letters = {letter: i for i, letter in enumerate(" \nabcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ:.")}
+    vocabulary = letters | {"\n\n": len(letters), "\n\n\n": len(letters) + 1}
+    inner.model = models.BPE(vocab=vocabulary, merges=[("\n", "\n"), ("\n\n", "\n")])
+    inner.add_special_tokens(["<s>", "</s>", "<image>", "<boi>", "<eoi>", *SPECIAL])
+    inner.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", inner.token_to_id("<s>"))]
+    )  # fmt: skip
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>")
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("jinja", "markup", "processor", "said"),
+    [
+        *((TRIMMED, Markup("\n\n<boi>", "<eoi>\n\n"), {"<image>": "\n\n<boi><image><eoi>\n\n"}, said) for said in SAID),
+        *((TRIMMED, Markup("<boi>", "<eoi>"), {"<image>": "<boi><image><eoi>"}, said) for said in SAID),
+        (LLAVA, Markup("", "\n", True), {"USER": "<s>USER"}, ("what",)),
+    ],
+)
+def test_text_around_images_is_what_a_processor_gives(jinja, markup, processor, said):
+    """Which writes the template's text, puts the image's marks into it, and tokenizes it as a whole."""
+    parts = [part for text in said for part in (picture(8, 8), Text(text))]
+    template, tokenizer = Template(with_breaks(jinja), "sft", markup=markup), with_breaks(jinja)
+    encoded = template.encode(Document((Turn("user", tuple(parts), False),), "here"))
+    content = [{"type": "text", "text": p.text} if isinstance(p, Text) else {"type": "image"} for p in parts]
+    text = tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
+    for mark, written in processor.items():
+        text = text.replace(mark, written)
+    theirs = tokenizer.encode(text, add_special_tokens=False)
+    image = tokenizer.convert_tokens_to_ids("<image>")
+    found = np.insert(encoded.tokens, encoded.image_at, image).tolist()
+    assert found == theirs
+
+
+@pytest.mark.parametrize("scheme", ["first", "always"])
+def test_a_conversation_begins_as_a_text_where_its_template_leaves_that_to_the_tokenizer(scheme):
+    tokenizer = metaspace(LLAVA, scheme)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
+    )  # fmt: skip
+    wanted = tokenizer.encode("USER: the cat ASSISTANT: sat ")
+    template = Template(tokenizer, "sft", markup=Markup("", "\n", True))
+    assert template.encode(Document(turns_of("the cat", "sat"), "here")).tokens.tolist() == wanted
+
+
+@pytest.mark.parametrize("made", [lambda: byte_level(""), lambda: metaspace("", "first"), lambda: legacy("")])
+def test_a_conversation_in_our_own_format_has_the_ids_of_its_whole_text(made):
+    """As an exported folder's template and tokenizer give them."""
+    template = Template(made(), "sft")
+    parts = (picture(8, 8), Text("xab c"))
+    encoded = template.encode(Document((Turn("user", parts, False), *turns_of("q", "xa")[1:]), "here"))
+    whole = "<|user|><|image_start|><|image_end|>xab c<|end|><|assistant|>xa<|end|>"
+    template.tokenizer.backend_tokenizer.encode_special_tokens = False
+    assert encoded.tokens[1:].tolist() == template.tokenizer.encode(whole, add_special_tokens=False)
+
+
+def test_a_line_that_both_data_and_template_end_after_an_image_is_ended_once():
+    template = Template(with_breaks(LLAVA), "sft", markup=Markup("", "\n", True))
+    one, other = (
+        template.encode(Document((Turn("user", (picture(8, 8), Text(text)), False),), "here")).tokens.tolist()
+        for text in ("what", "\nwhat")
+    )
+    assert one == other
 
 
 def test_images_may_have_nothing_around_them(both):

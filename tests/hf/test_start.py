@@ -66,6 +66,16 @@ def test_what_cannot_be_done_is_one_line(said, message, tmp_path):
         image_settings(start_of("llava, clip", tmp_path, **said))
 
 
+@pytest.mark.parametrize("name", ["processor_config.json", "preprocessor_config.json", "generation_config.json"])
+@pytest.mark.parametrize(("text", "message"), [("{", "is no JSON"), ("[1]", "is no JSON object")])
+def test_settings_that_are_not_whole_are_one_line(name, text, message, tmp_path):
+    start_of("gemma3", tmp_path, **IMAGES["gemma3"])
+    (tmp_path / "preprocessor_config.json").unlink()
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_start(str(tmp_path), None, 2, 0)
+
+
 def test_what_is_not_followed_is_told(tmp_path):
     assert start_of("internvl", tmp_path, **IMAGES["internvl"], crop_to_patches=True).differences() == []
     (line,) = start_of("siglip2 + llama", tmp_path, max_image_tokens=64).differences()
