@@ -90,9 +90,8 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step_and_one_that_is_s
     workdir = tmp_path / "run"
     metrics = workdir / "metrics.jsonl"
 
-    def begun(more_than: int) -> list[subprocess.Popen]:
-        running = [start(arguments, workdir, 4, JAXMM_BARRIER_SECONDS="20", **mine)
-                   for mine in by_variables(2, free_port())]  # fmt: skip
+    def begun(more_than: int, **variables: str) -> list[subprocess.Popen]:
+        running = [start(arguments, workdir, 4, **mine, **variables) for mine in by_variables(2, free_port())]
         until(lambda: metrics.exists() and len(metrics.read_text().splitlines()) > more_than, running[0])
         return running
 
@@ -103,10 +102,10 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step_and_one_that_is_s
     assert "and saved; the same command goes on at step" in outputs[0]
     (saved,) = (int(folder.name) for folder in (workdir / "checkpoints").iterdir() if folder.name.isdigit())
 
-    running = begun(saved + 2)
+    running = begun(saved + 2, JAXMM_BARRIER_SECONDS="60")  # one process may compile for longer than the other
     try:
         running[1].send_signal(signal.SIGSTOP)
-        output = running[0].communicate(timeout=120)[0]
+        output = running[0].communicate(timeout=240)[0]
     finally:
         for process in running:
             process.kill()
