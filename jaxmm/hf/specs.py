@@ -305,8 +305,12 @@ def decoder_of(config: Any, tied: bool) -> Decoder:
 
 
 def tower_of(config: Any) -> Tower:
-    """Raises UserError for an architecture that is not there."""
-    return _known(TOWERS, config.model_type, "vision tower")(config)
+    """Raises UserError for an architecture that is not there, or of sizes that do not go together."""
+    make = _known(TOWERS, config.model_type, "vision tower")
+    try:
+        return make(config)
+    except ValueError as error:  # sizes that do not go together
+        raise UserError(f"config.json: {error}") from error
 
 
 def plain_decoder_of(config: Any, tied: bool) -> Decoder:

@@ -249,6 +249,7 @@ def changed(config: dict[str, Any], **changes: Any) -> dict[str, Any]:
         (changed(LLAVA, vision_feature_select_strategy="full"), "strategy 'full' with a tower with a class token"),
         (changed(LLAVA, vision__hidden_act="mish"), "activation 'mish' of the checkpoint is not supported"),
         (changed(LLAVA, vision__num_channels=4), "num_channels=4 is not supported: only 3"),
+        (changed(QWEN3_VL, vision__num_heads=15), "vision width 1024 is no multiple of 15 heads"),
         (changed(LLAVA, vision__image_size=[336, 224]), "image_size of 336 x 224 is not supported: only squares"),
         (changed(LLAVA, text__model_type="opt"), "decoder 'opt' is not supported: those are llama, mistral"),
         (changed(LLAVA, vision__model_type="dinov2"), "vision tower 'dinov2' is not supported: those are siglip2"),
