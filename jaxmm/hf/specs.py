@@ -300,8 +300,13 @@ OLD = {"text": "language_model.model.", "vision": "vision_tower.", "lm_head": "l
 
 
 def decoder_of(config: Any, tied: bool) -> Decoder:
-    """Raises UserError for an architecture that is not there."""
-    return _known(DECODERS, config.model_type, "decoder")(config, tied)
+    """Raises UserError for an architecture that is not there, or of heads that do not go together."""
+    found: Decoder = _known(DECODERS, config.model_type, "decoder")(config, tied)
+    if found.spec.heads % found.spec.kv_heads:
+        raise UserError(
+            f"config.json: {found.spec.heads} attention heads are no multiple of {found.spec.kv_heads} key-value heads"
+        )
+    return found
 
 
 def tower_of(config: Any) -> Tower:

@@ -248,6 +248,7 @@ def changed(config: dict[str, Any], **changes: Any) -> dict[str, Any]:
         (changed(LLAVA, vision_feature_layer=-30), "vision_feature_layer -30 is no layer of a tower of 24"),
         (changed(LLAVA, vision_feature_select_strategy="full"), "strategy 'full' with a tower with a class token"),
         (changed(LLAVA, vision__hidden_act="mish"), "activation 'mish' of the checkpoint is not supported"),
+        (changed(LLAVA, text__num_key_value_heads=5), "32 attention heads are no multiple of 5 key-value heads"),
         (changed(LLAVA, vision__num_channels=4), "num_channels=4 is not supported: only 3"),
         (changed(QWEN3_VL, vision__num_heads=15), "vision width 1024 is no multiple of 15 heads"),
         (changed(LLAVA, vision__image_size=[336, 224]), "image_size of 336 x 224 is not supported: only squares"),
