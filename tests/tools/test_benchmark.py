@@ -24,8 +24,8 @@ NEEDED = {
 }
 
 
-def run(*flags: str) -> subprocess.CompletedProcess:
-    program = [sys.executable, str(ROOT / "tools/benchmark.py"), "--part=data", *flags]
+def run(*flags: str, part: str = "data") -> subprocess.CompletedProcess:
+    program = [sys.executable, str(ROOT / "tools/benchmark.py"), f"--part={part}", *flags]
     # Without the tests' eight devices: the step's rows make a device of every core themselves.
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(program, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -65,3 +65,15 @@ def test_a_row_that_is_not_there_is_one_line(tmp_path):
     assert done.returncode == 1
     assert "no row 'fill_one_buget'" in done.stderr
     assert "fill_one_budget" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_rows_of_scale_give_their_figures_and_a_device_holds_its_share(tmp_path):
+    output = tmp_path / "scale.json"
+    done = run("--only=attention,packed,shards", "--scale=0.1", "--repeats=1", f"--output={output}", part="scale")
+    assert not done.returncode, done.stderr
+    rows = {row["row"]: row["figures"] for row in json.loads(output.read_text())["rows"]}
+    assert set(rows) == {"attention", "packed", "shards"}
+    assert all(figure["met"] for figure in rows["shards"].values())
+    assert rows["packed"]["packed / padded"]["median"] > 0
+    assert rows["attention"]["documents / one"]["needed"] == "<= 0.1667"
