@@ -13,7 +13,7 @@ from jaxmm.checkpoint import Checkpoints
 from jaxmm.errors import UserError
 from jaxmm.hf import folder as hf
 from jaxmm.hf.start import MODEL, Start, read_params, save
-from jaxmm.models.multimodal import ModelSpec, Params, abstract_params, flat_axes, make_model
+from jaxmm.models.multimodal import ModelSpec, Params, abstract_params, flat_axes, make_model, nested
 from jaxmm.recipe import Recipe
 
 
@@ -75,14 +75,14 @@ def _started(recipe: Recipe, start: Start, mesh: Mesh, seed: int, workdir: Path)
         init, _ = make_model(recipe.model)
 
         def fresh(key: jax.Array) -> Params:  # what is not taken is never computed
-            return hf.nested({path: value for path, value in hf.flat(init(key)).items() if path in missing})
+            return nested({path: value for path, value in hf.flat(init(key)).items() if path in missing})
 
         key = jax.random.key(seed)
-        made = compiled_lightly(jax.jit(fresh, out_shardings=hf.nested(missing)), key)(key)
+        made = compiled_lightly(jax.jit(fresh, out_shardings=nested(missing)), key)(key)
         read.params.update(hf.flat(made))
     if jax.process_index() == 0:
         save(start, read.spare, workdir / MODEL)
-    return hf.nested({path: read.params[path] for path in where})
+    return nested({path: read.params[path] for path in where})
 
 
 def load_params(workdir: Path, abstract: Params, step: int | None = None) -> Params:

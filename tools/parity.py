@@ -60,13 +60,14 @@ def world(case: Case, folder: Path, seed: int = 0) -> World:
 
     from jaxmm import sharding
     from jaxmm.hf import folder as hf
+    from jaxmm.models.multimodal import nested
 
     model = make(case, folder, seed)
     family, _ = hf.read_family(folder)
     where = sharding.replicated(sharding.make_mesh({"data": 1}, jax.devices()[:1]))
     read = hf.read_model(folder, family, lambda path, shape: where)
     made = documents(family.spec, np.random.default_rng(seed), case.grid(model.config))
-    return World(case, folder, family, model, hf.nested(read.params), read.spare, made)
+    return World(case, folder, family, model, nested(read.params), read.spare, made)
 
 
 class Pass(NamedTuple):

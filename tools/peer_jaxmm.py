@@ -61,14 +61,14 @@ class Ours:
 
         from jaxmm import sharding
         from jaxmm.hf import folder as hf
-        from jaxmm.models.multimodal import Compute, make_model
+        from jaxmm.models.multimodal import Compute, make_model, nested
         from jaxmm.optimizer import make_optimizer
         from jaxmm.train_step import init_state, make_train_step
 
         family = family_of(case)
         self.mesh = sharding.make_mesh({"data": -1})
         where = sharding.replicated(self.mesh)
-        params = hf.nested(hf.read_model(folder, family, lambda path, shape: where).params)
+        params = nested(hf.read_model(folder, family, lambda path, shape: where).params)
         optimizer = make_optimizer(
             optax.constant_schedule(RATE), b1=BETAS[0], b2=BETAS[1], eps=EPS, weight_decay=DECAY, clip=CLIP
         )

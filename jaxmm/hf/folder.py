@@ -172,19 +172,8 @@ def outgoing(
                 yield weights.Outgoing(name, value.nbytes, functools.partial(np.asarray, value))
 
 
-def nested(params: Mapping[Path_, Any]) -> dict[str, Any]:
-    """The tree of parameters by their paths."""
-    tree: dict[str, Any] = {}
-    for path, value in params.items():
-        node = tree
-        for key in path[:-1]:
-            node = node.setdefault(key, {})
-        node[path[-1]] = value
-    return tree
-
-
 def flat(tree: Mapping[str, Any], above: Path_ = ()) -> dict[Path_, Any]:
-    """The other way round."""
+    """Parameters by their paths, of a tree of them: what ``multimodal.nested`` makes, the other way round."""
     found: dict[Path_, Any] = {}
     for key, value in tree.items():
         found |= flat(value, (*above, key)) if isinstance(value, Mapping) else {(*above, key): value}

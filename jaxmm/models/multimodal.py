@@ -147,15 +147,16 @@ def linear_maps(spec: ModelSpec) -> dict[ParamPath, tuple[tuple[int, ...], tuple
 
 def logical_axes(spec: ModelSpec) -> Params:
     """The tree of parameters with (shape, logical axes) in place of arrays."""
-    return _nested(flat_axes(spec))
+    return nested(flat_axes(spec))
 
 
 def abstract_params(spec: ModelSpec) -> Params:
     """The tree of parameters with shapes in place of arrays; unlike ``jax.eval_shape(init, ...)`` it traces nothing."""
-    return _nested({path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, (shape, _) in flat_axes(spec).items()})
+    return nested({path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, (shape, _) in flat_axes(spec).items()})
 
 
-def _nested(flat: Mapping[ParamPath, Any]) -> Params:
+def nested(flat: Mapping[ParamPath, Any]) -> Params:
+    """The tree of parameters, or of what is known of them, by their paths."""
     tree: Params = {}
     for path, value in flat.items():
         node = tree

@@ -13,7 +13,7 @@ import safetensors.numpy
 
 from jaxmm import sharding
 from jaxmm.hf import folder as hf
-from jaxmm.models.multimodal import Compute, make_model
+from jaxmm.models.multimodal import Compute, make_model, nested
 
 pytestmark = pytest.mark.usefixtures("whole_transformers")
 
@@ -25,7 +25,7 @@ def test_packed_documents_give_the_logits_that_transformers_gave(name, tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(golden.config))
     family, _ = hf.read_family(tmp_path)
     where = sharding.replicated(sharding.make_mesh({"data": 1}, jax.devices()[:1]))
-    params = hf.nested(hf.read_model(tmp_path, family, lambda path, shape: where).params)
+    params = nested(hf.read_model(tmp_path, family, lambda path, shape: where).params)
     _, apply = make_model(family.spec)
 
     def logits(params, batch):

@@ -33,14 +33,14 @@ def test_a_conversation_with_tiles_gives_the_tokens_and_logits_of_transformers(t
     from jaxmm.generate import Prompt, prompt_batch
     from jaxmm.hf import folder as hf
     from jaxmm.hf.start import MARKUP, image_settings, read_start
-    from jaxmm.models.multimodal import Compute, make_model
+    from jaxmm.models.multimodal import Compute, make_model, nested
 
     folder = folder_of("internvl", tmp_path / "theirs")
     start = read_start(str(folder), None, 2, 0)
     assert start.differences() == []
     template = Template(load_tokenizer(str(folder)), "sft", markup=Markup(*MARKUP["internvl"]))
     where = sharding.replicated(sharding.make_mesh({"data": 1}, jax.devices()[:1]))
-    params = hf.nested(hf.read_model(folder, start.family, lambda path, shape: where).params)
+    params = nested(hf.read_model(folder, start.family, lambda path, shape: where).params)
     model, info = transformers.AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)
     assert not any(info.values()), info
     processor = transformers.AutoProcessor.from_pretrained(folder)
