@@ -64,6 +64,9 @@ class Meeting:
         try:
             _client().wait_at_barrier(f"jaxmm/{name}", 1000 * seconds)  # one name: the coordinator keeps every one
         except jax.errors.JaxRuntimeError as error:
+            gone = re.search(r"Task (\d+) heartbeat timeout", str(error))
+            if gone:
+                raise StrandedError(f"process {gone[1]} of {jax.process_count()} is gone: no sign of life") from error
             if "DEADLINE_EXCEEDED" not in str(error):
                 raise
             raise StrandedError(

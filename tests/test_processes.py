@@ -102,7 +102,8 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step_and_one_that_is_s
     assert "and saved; the same command goes on at step" in outputs[0]
     (saved,) = (int(folder.name) for folder in (workdir / "checkpoints").iterdir() if folder.name.isdigit())
 
-    running = begun(saved + 2, JAXMM_BARRIER_SECONDS="60")  # one process may compile for longer than the other
+    # Long enough for one process to read its programs after the other, and over before JAX misses 50 s of heartbeats.
+    running = begun(saved + 2, JAXMM_BARRIER_SECONDS="30")
     try:
         running[1].send_signal(signal.SIGSTOP)
         output = running[0].communicate(timeout=240)[0]
