@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxmm import generate, train
+from jaxmm import export, generate, train
+from jaxmm.data.tokenizer import load_tokenizer
 from jaxmm.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -30,6 +31,7 @@ def lines(workdir: Path) -> list[dict]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("whole_transformers")
 def test_image_tokens_are_learnt_and_their_loss_is_told_apart(tmp_path, capsys):
     records = [
         {"messages": [
@@ -57,6 +59,17 @@ def test_image_tokens_are_learnt_and_their_loss_is_told_apart(tmp_path, capsys):
         assert targets == line["sources"]["drawn"]["targets"]
         assert told["image_tokens"]["targets"] == told["text"]["targets"]  # "So:" and the end, and four tokens
     assert generate.main([f"--workdir={tmp_path / 'run'}", "--prompt=?", "--max_tokens=8"]) == 0
+    assert export.main([f"--workdir={tmp_path / 'run'}", f"--output={tmp_path / 'out'}"]) == 0
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    tokenizer = load_tokenizer(str(tmp_path / "out"))
+    codes = tokenizer.convert_tokens_to_ids([f"<|image_code_{n}|>" for n in range(8)])
+    assert codes == list(range(codes[0], codes[0] + 8))
+    assert config["image_token_id"] == tokenizer.convert_tokens_to_ids("<image>") == codes[0] + 8
+    on = [*arguments, "--config.data.predict_image_tokens=True", f"--config.init_from={tmp_path / 'out'}"]
+    assert train.main([*on, "--config.steps=1", "--config.log.every=1", f"--workdir={tmp_path / 'on'}"]) == 0
+    last = [line["loss"] for line in lines(tmp_path / "run") if "loss" in line][-1]
+    (first,) = (line["loss"] for line in lines(tmp_path / "on") if "loss" in line)
+    assert first == pytest.approx(last, rel=0.1), "the codebook is where it was"
     assert train.main([*arguments, f"--workdir={tmp_path / 'read'}"]) == 0
     assert all("modalities" not in line for line in lines(tmp_path / "read"))
     with pytest.raises(UserError, match=r"the image token 5, but config\.data\.image_tokens is 5"):

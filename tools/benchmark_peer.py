@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ from jaxmm.errors import UserError
 STEPS = 3  # of a side, before it is the next one's turn
 WARM = 4  # not counted: compiling, and what allocators learn
 SLOW = 5  # times the float32 step: what takes longer is left out, and told
+START = 60  # seconds that a side may take to come up
 AGREE = 1e-3  # of the first losses, in float32
 TORCH = SIDES[1:]
 
@@ -46,12 +48,14 @@ class Side:
         self.process.kill()
         self.process.wait()
 
-    def steps(self, count: int) -> dict[str, Any]:
-        """Runs steps; returns what the process answers."""
+    def steps(self, count: int, within: float | None = None) -> dict[str, Any]:
+        """Runs steps; returns the process's answer. Raises TimeoutError if there is none ``within`` so many seconds."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(f"{count}\n")
         self.process.stdin.flush()
+        if not select.select([self.process.stdout], [], [], within)[0]:
+            raise TimeoutError
         line = self.process.stdout.readline()
         if not line:
             raise UserError(f"the side '{self.name}' ended: run tools/peer_side.py --side={self.name} to see why")
@@ -76,11 +80,12 @@ def compare(case: PeerCase, settings: Settings) -> Measured:
             left_out.append(theirs)
             continue
         with Side("jaxmm", folder, settings.seed) as ours, Side(theirs, folder, settings.seed) as other:
-            begun = other.steps(2)
-            # Of the compiled side this says nothing, as compiling is in it.
-            if theirs == "torch-bf16" and begun["seconds"][-1] > SLOW * np.median(
-                seconds[f"{TORCH[0]} beside {TORCH[0]}"]
-            ):
+            allowed = None  # of the compiled side a time says nothing, as compiling is in it
+            if theirs == "torch-bf16":
+                allowed = START + 2 * SLOW * float(np.median(seconds[f"{TORCH[0]} beside {TORCH[0]}"]))
+            try:
+                begun = other.steps(2, allowed)
+            except TimeoutError:
                 left_out.append(theirs)
                 continue
             first["jaxmm"] = ours.steps(WARM)["losses"]

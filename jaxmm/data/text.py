@@ -27,6 +27,7 @@ OBJECTIVES = ("pretrain", "sft")
 IMAGE = "<image>"  # what a soft token's place is to transformers' processor
 IMAGE_START, IMAGE_END, END = "<|image_start|>", "<|image_end|>", "<|end|>"
 ROLE_MARKERS = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>"}
+IMAGE_CODE = "<|image_code_{}|>"  # a token of the codebook, in an exported tokenizer
 SPECIAL_TOKENS = (IMAGE_START, IMAGE_END, *ROLE_MARKERS.values(), END)
 
 
@@ -118,9 +119,9 @@ class Template:
         self.bos_id: int | None = tokenizer.bos_token_id
         self.eos_id: int = self.end_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
         self.pad_id: int = self.eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        self.image_offset: int = len(tokenizer)  # of the codebook's first token
         self.image_tokens, self.predict_image_tokens = image_tokens, predict_image_tokens
-        self.vocab_size: int = self.image_offset + image_tokens
+        self.image_offset = _image_offset(tokenizer, image_tokens)  # of the codebook's first token
+        self.vocab_size: int = max(len(tokenizer), self.image_offset + image_tokens)
         self._ids = text_encoder(tokenizer)
         (self._newline,) = self._ids(["\n"])
         # In pretrain an answer ends where its line does.
@@ -304,6 +305,30 @@ def has_chat_template(tokenizer: Any) -> bool:
     written = getattr(tokenizer, "chat_template", None) or ""
     is_ours = isinstance(written, str) and END in written and ROLE_MARKERS["assistant"] in written
     return bool(written) and not is_ours
+
+
+def image_codes(count: int) -> list[str]:
+    """The names of a codebook's tokens in a tokenizer."""
+    return [IMAGE_CODE.format(n) for n in range(count)]
+
+
+def _image_offset(tokenizer: Any, image_tokens: int) -> int:
+    """Where the codebook begins: where an exported tokenizer has it, else after the tokenizer's tokens.
+
+    Raises:
+      UserError: if the tokenizer has a codebook of another size.
+    """
+    vocabulary = tokenizer.get_vocab()
+    first = vocabulary.get(IMAGE_CODE.format(0))
+    if first is None or not image_tokens:
+        return len(tokenizer)
+    found = [vocabulary.get(name) for name in image_codes(image_tokens)]
+    if found != list(range(first, first + image_tokens)) or IMAGE_CODE.format(image_tokens) in vocabulary:
+        raise UserError(
+            f"config.data.image_tokens is {image_tokens}, but the tokenizer has a codebook of "
+            f"{sum(name in vocabulary for name in image_codes(len(vocabulary)))} tokens"
+        )
+    return int(first)
 
 
 def _fingerprint(tokenizer: Any, objective: str, image_tokens: int, predict_image_tokens: bool, markup: Markup) -> str:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from jaxmm.batch import ANSWER, TARGET
 from jaxmm.data.documents import Document, Image, Part, Text, Turn
-from jaxmm.data.text import END, OBJECTIVES, SPECIAL_TOKENS, Encoded, Template
+from jaxmm.data.text import END, OBJECTIVES, SPECIAL_TOKENS, Encoded, Template, image_codes
 from jaxmm.data.tokenizer import load_tokenizer
 from jaxmm.errors import UserError
 
@@ -277,6 +277,18 @@ def test_special_tokens_have_ids_of_their_own_below_the_vocabulary_size(template
         assert max(ids) == template.vocab_size - 1
         assert template.end_id in template.stop_ids
         assert template.eos_id in template.stop_ids
+
+
+def test_a_codebook_that_a_tokenizer_names_stays_where_it_is(tokenizer):
+    first = Template(copy.deepcopy(tokenizer), "sft", image_tokens=4)
+    first.tokenizer.add_tokens(image_codes(4), special_tokens=True)
+    first.tokenizer.add_tokens(["<image>"], special_tokens=True)
+    again = Template(copy.deepcopy(first.tokenizer), "sft", image_tokens=4)
+    assert again.image_offset == first.image_offset
+    assert again.vocab_size == first.vocab_size + 1
+    for size in (3, 5):
+        with pytest.raises(UserError, match=rf"image_tokens is {size}, but the tokenizer has a codebook of 4 tokens"):
+            Template(copy.deepcopy(first.tokenizer), "sft", image_tokens=size)
 
 
 def test_a_tokenizer_without_an_end_token_ends_with_ours(tokenizer):
