@@ -94,7 +94,7 @@ class Evaluator:
         _, apply = make_model(recipe.model)
         compute: Compute = recipe.compute
         step = make_eval_step(
-            lambda p, b: apply(p, b, compute),
+            lambda p, b, places_BR: apply(p, b, compute, places_BR),
             target_budget=self.budgets.targets,
             logit_softcap=recipe.model.decoder.logit_softcap,
         )

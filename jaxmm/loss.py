@@ -8,6 +8,7 @@ projected twice and the logits of one chunk are all that is ever held.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -24,21 +25,20 @@ class Targets(NamedTuple):
     Where positions are dealt over ``context``, a row here is what one device has of a row.
     """
 
-    at_BR: jax.Array  # text position, int32 (R: the target budget)
+    places_BR: jax.Array  # where they are in the row, as it is dealt; int32 (R: the target budget)
+    at_BR: jax.Array  # text position
     tokens_BR: jax.Array
     weights_BR: jax.Array
     sources_BR: jax.Array
 
 
-def select_targets(hidden_BTD, batch: Batch, budget: int) -> tuple[jax.Array, Targets]:
-    """Gathers the positions with weight, and their hidden states: the plan guarantees that no row has more than
-    ``budget`` of them."""
+def select_targets(batch: Batch, budget: int) -> Targets:
+    """Gathers the positions with weight: the plan guarantees that no row has more than ``budget`` of them."""
     index_BT = jnp.broadcast_to(jnp.arange(batch.weights_BT.shape[1], dtype=jnp.int32), batch.weights_BT.shape)
     of_batch = index_BT, batch.targets_BT, batch.weights_BT, batch.sources_BT
     index, tokens, weights, sources = (sharding.as_rows(sharding.deal(x)) for x in of_batch)
     chosen = jnp.argsort((weights == 0).astype(jnp.int32), axis=1, stable=True)[:, :budget]
-    hidden = jnp.take_along_axis(sharding.as_rows(hidden_BTD), chosen[..., None], axis=1)
-    return hidden, Targets(*(jnp.take_along_axis(x, chosen, axis=1) for x in (index, tokens, weights, sources)))
+    return Targets(chosen, *(jnp.take_along_axis(x, chosen, axis=1) for x in (index, tokens, weights, sources)))
 
 
 class TokenLoss(NamedTuple):
@@ -125,7 +125,8 @@ def _forward(x_BRD, head_VD, tokens_BR, weights_BR, z_loss: float, chunk: int, s
             total += (weights * (nll + z_loss * log_z**2)).sum()
             scale = (weights * (1 + 2 * z_loss * log_z))[..., None]
             dlogits = ((p * scale - jnp.where(is_target, weights[..., None], 0.0)) * slope).astype(x.dtype)
-            dhead_VD += jnp.einsum("bcv,bcd->vd", dlogits, x, preferred_element_type=jnp.float32)
+            # The narrow one first: XLA on CPU writes that one out transposed.
+            dhead_VD += jnp.einsum("bcd,bcv->dv", x, dlogits, preferred_element_type=jnp.float32).T
             return (total, dhead_VD), (jnp.einsum("bcv,vd->bcd", dlogits, head_VD), TokenLoss(nll, correct))
 
         R = x_BRD.shape[1]
@@ -149,10 +150,27 @@ def _backward(z_loss: float, chunk: int, softcap: float, saved, cotangents):
 cross_entropy.defvjp(_forward, _backward)
 
 
+HiddenAt = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+
+
+def made_already(hidden_BTD, head_VD) -> HiddenAt:
+    """``hidden_at`` for ``batch_loss``, of hidden states of whole rows."""
+    return lambda places_BR: (
+        jnp.take_along_axis(sharding.as_rows(hidden_BTD), places_BR[..., None], axis=1),
+        head_VD,
+    )
+
+
 def batch_loss(
-    hidden_BTD, head_VD, batch: Batch, budget: int, z_loss: float, softcap: float = 0.0
-) -> tuple[jax.Array, Targets, TokenLoss]:
-    """The summed loss of a batch at its targets, with what was predicted where and how well."""
-    x_BRD, targets = select_targets(hidden_BTD, batch, budget)
+    hidden_at: HiddenAt,
+    batch: Batch, budget: int, z_loss: float, softcap: float = 0.0,
+) -> tuple[jax.Array, Targets, TokenLoss]:  # fmt: skip
+    """The summed loss of a batch at its targets, with what was predicted where and how well.
+
+    Args:
+      hidden_at: from places in the rows, (B, R), to the hidden states there and the vocabulary projection.
+    """
+    targets = select_targets(batch, budget)
+    x_BRD, head_VD = hidden_at(targets.places_BR)
     total, terms = cross_entropy(x_BRD, head_VD, targets.tokens_BR, targets.weights_BR, z_loss, softcap=softcap)
     return total, targets, terms

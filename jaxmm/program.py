@@ -88,7 +88,7 @@ def make_program(config: ConfigDict, recipe: Recipe, *, steps: int, targets: int
         raise UserError(f"config.optimizer: {error}") from error
     _, apply = make_model(recipe.model)
     step = make_train_step(
-        lambda params, batch: apply(params, batch, recipe.compute),
+        lambda params, batch, places_BR: apply(params, batch, recipe.compute, places_BR),
         optimizer,
         frozen=recipe.frozen,
         accumulation=config.accumulation,

@@ -256,12 +256,16 @@ def dealt_back(x: jax.Array, mesh: Any = None) -> jax.Array:
     return _in_order(x, np.argsort(_order(_context(mesh))))
 
 
+def are_dealt(length: int) -> bool:
+    """Whether the positions of rows of this length are dealt over several devices."""
+    return _context() > 1 and positions_axis(length) is not None
+
+
 def as_rows(x: jax.Array) -> jax.Array:
     """Makes what each device has of a row of dealt positions a row of its own: (B, T, ...) to (B * C, T / C, ...)."""
-    C = _context()
-    if C == 1 or not positions_axis(x.shape[1]):
+    if not are_dealt(x.shape[1]):
         return x
-    return constrain(x.reshape(x.shape[0] * C, -1, *x.shape[2:]), "row_parts", *[None] * (x.ndim - 1))
+    return constrain(x.reshape(x.shape[0] * _context(), -1, *x.shape[2:]), "row_parts", *[None] * (x.ndim - 1))
 
 
 def own_chunks() -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,7 +15,8 @@ from jaxmm.batch import Batch
 from jaxmm.loss import Targets, TokenLoss, batch_loss
 from jaxmm.optimizer import split_frozen
 
-Apply = Callable[[Any, Batch], tuple[jax.Array, jax.Array]]  # (params, batch) -> hidden_BTD, head_VD
+# (params, batch, places_BR) -> hidden states at these places of the rows (B, R, D), vocabulary projection (V, D)
+Apply = Callable[[Any, Batch, jax.Array], tuple[jax.Array, jax.Array]]
 
 
 class TrainState(NamedTuple):
@@ -83,8 +85,8 @@ def make_train_step(
     """
 
     def microbatch_loss(trainable, fixed, batch: Batch, total_weight):
-        hidden_BTD, head_VD = apply({**trainable, **fixed}, batch)
-        loss_sum, targets, terms = batch_loss(hidden_BTD, head_VD, batch, target_budget, z_loss, logit_softcap)
+        hidden_at = functools.partial(apply, {**trainable, **fixed}, batch)
+        loss_sum, targets, terms = batch_loss(hidden_at, batch, target_budget, z_loss, logit_softcap)
         return loss_sum / total_weight, _sums(targets, terms, sources, image_offset)
 
     def gradients(trainable, fixed, batch: Batch):
@@ -140,8 +142,8 @@ def make_eval_step(
     """Builds ``step(params, batch) -> Predictions``; it does no gradient work."""
 
     def step(params, batch: Batch) -> Predictions:
-        hidden_BTD, head_VD = apply(params, batch)
-        _, targets, terms = batch_loss(hidden_BTD, head_VD, batch, target_budget, 0.0, logit_softcap)
+        hidden_at = functools.partial(apply, params, batch)
+        _, targets, terms = batch_loss(hidden_at, batch, target_budget, 0.0, logit_softcap)
         found = Predictions(targets.at_BR, targets.weights_BR, terms.nll_BR, terms.correct_BR)
         return jax.tree.map(lambda x: x.reshape(batch.weights_BT.shape[0], -1), found)
 

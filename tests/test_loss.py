@@ -12,7 +12,7 @@ from conftest import IMAGE
 
 from jaxmm.data.assemble import empty_batch
 from jaxmm.data.plan import Budgets
-from jaxmm.loss import batch_loss, cross_entropy, select_targets
+from jaxmm.loss import batch_loss, cross_entropy, made_already, select_targets
 
 B, R, D, V = 2, 21, 8, 37
 
@@ -107,7 +107,8 @@ def test_the_target_budget_holds_every_target_in_order(weights):
     batch = batch_with(np.array(weights).reshape(2, 12))
     budget = max(int((batch.weights_BT > 0).sum(1).max()), 1)
     hidden = np.arange(2 * 12, dtype=np.float32).reshape(2, 12, 1)
-    x_BRD, chosen = select_targets(hidden, batch, budget)
+    chosen = select_targets(batch, budget)
+    x_BRD, _ = made_already(hidden, None)(chosen.places_BR)
     assert chosen.at_BR.shape == (2, budget)
     for b in range(2):
         at = np.flatnonzero(batch.weights_BT[b])
@@ -120,7 +121,7 @@ def test_the_target_budget_holds_every_target_in_order(weights):
 
 
 def test_a_budget_above_the_row_is_the_row():
-    _, chosen = select_targets(np.zeros((2, 12, 1)), batch_with(np.ones((2, 12))), 500)
+    chosen = select_targets(batch_with(np.ones((2, 12))), 500)
     assert chosen.at_BR.shape == (2, 12)
 
 
@@ -128,7 +129,7 @@ def test_a_batch_without_targets_gives_zero_and_no_nan():
     batch = batch_with(np.zeros((2, 12)))
     hidden = jnp.ones((2, 12, D)) * 50
     head = jnp.ones((V, D))
-    loss = jax.value_and_grad(lambda h, w: batch_loss(h, w, batch, 5, 1e-3)[0], (0, 1))
+    loss = jax.value_and_grad(lambda h, w: batch_loss(made_already(h, w), batch, 5, 1e-3)[0], (0, 1))
     total, grads = loss(hidden, head)
     assert float(total) == 0
     assert not any(np.any(g) for g in grads)

@@ -8,6 +8,7 @@ one batch; a part's time is the difference of two.
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -104,7 +105,7 @@ def parts(run: Any, step: Any, state: Any, batch: Any, repeats: int) -> dict[str
     """Shares of the step's time, as differences of programs that end earlier; paired sample by sample."""
     import jax
 
-    from jaxmm.loss import batch_loss
+    from jaxmm.loss import batch_loss, select_targets
     from jaxmm.models.multimodal import make_model
     from jaxmm.optimizer import split_frozen
 
@@ -122,11 +123,12 @@ def parts(run: Any, step: Any, state: Any, batch: Any, repeats: int) -> dict[str
         return total(apply(params, batch, recipe.compute, method="soft_tokens"))
 
     def hidden(params: Any, batch: Any) -> jax.Array:
-        return apply(params, batch, recipe.compute)[0].astype("float32").sum()
+        places_BR = select_targets(batch, targets).places_BR
+        return apply(params, batch, recipe.compute, places_BR)[0].astype("float32").sum()
 
     def loss(params: Any, batch: Any) -> jax.Array:
-        hidden_BTD, head_VD = apply(params, batch, recipe.compute)
-        return batch_loss(hidden_BTD, head_VD, batch, targets, run.config.optimizer.z_loss)[0]
+        hidden_at = functools.partial(apply, params, batch, recipe.compute)
+        return batch_loss(hidden_at, batch, targets, run.config.optimizer.z_loss)[0]
 
     def gradients(f: Callable) -> Callable[[], Any]:
         made = jax.jit(jax.grad(lambda trainable, fixed, batch: f({**trainable, **fixed}, batch)))

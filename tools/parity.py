@@ -88,7 +88,7 @@ def ours(world: World) -> Pass:
 
     from jaxmm.hf import folder as hf
     from jaxmm.hf import names
-    from jaxmm.loss import batch_loss
+    from jaxmm.loss import batch_loss, made_already
     from jaxmm.models.multimodal import Compute, make_model
 
     _, apply = make_model(world.family.spec)
@@ -96,7 +96,7 @@ def ours(world: World) -> Pass:
 
     def loss(params):
         hidden_BTD, head_VD = apply(params, batch, Compute())
-        loss = batch_loss(hidden_BTD, head_VD, batch, batch.targets_BT.shape[1], 0.0)[0]
+        loss = batch_loss(made_already(hidden_BTD, head_VD), batch, batch.targets_BT.shape[1], 0.0)[0]
         return loss, hidden_BTD[0] @ head_VD.T
 
     gradients, logits_TV = jax.device_get(jax.jit(jax.grad(loss, has_aux=True))(world.params))

@@ -19,7 +19,17 @@ from jaxmm.models import rope
 from jaxmm.models.cache import Cache
 from jaxmm.models.compute import Compute
 from jaxmm.models.embedding import look_up
-from jaxmm.models.layers import MLP, Linear, RMSNorm, apply_stack, fan_in, parameter, stack
+from jaxmm.models.layers import (
+    MLP,
+    Linear,
+    RMSNorm,
+    apply_stack,
+    checkpointed,
+    fan_in,
+    parameter,
+    split_last,
+    stack,
+)
 from jaxmm.models.rope import RopeScaling
 
 
@@ -127,6 +137,13 @@ def _attend_cached(q_B1HD, k_B1KD, v_B1KD, intervals, *, cache: Cache, layer, ba
     return attn.attention_of_one(q_B1HD, *cache.of(layer), intervals, **logits), cache
 
 
+def _at(x_BT, wanted_BR):
+    """x (B, T, ...) at some places of each row; as it is for None."""
+    if wanted_BR is None:
+        return x_BT
+    return jnp.take_along_axis(x_BT, wanted_BR.reshape(*wanted_BR.shape, *[1] * (x_BT.ndim - 2)), axis=1)
+
+
 class SelfAttention(nnx.Module):
     """Grouped-query attention with rotary positions."""
 
@@ -152,13 +169,13 @@ class SelfAttention(nnx.Module):
             q_BTHD, k_BTKD = self.query_norm(q_BTHD), self.key_norm(k_BTKD)
         return rope.rotate(q_BTHD, rotation), rope.rotate(k_BTKD, rotation), self.value(x_BTD)
 
-    def __call__(self, x_BTD, where: Where, attend: Attend):
+    def __call__(self, x_BTD, where: Where, attend: Attend, wanted_BR=None):
         spec = self.spec
         out_BTHD, cache = attend(
             *self.projected(x_BTD, where.rotation), where.intervals,
             scale=spec.attention_scale, softcap=spec.attention_softcap,
         )  # fmt: skip
-        return self.out(out_BTHD), cache
+        return self.out(_at(out_BTHD, wanted_BR)), cache
 
 
 class Block(nnx.Module):
@@ -175,12 +192,14 @@ class Block(nnx.Module):
         self.norm_attention_out = norm() if spec.post_norms else None
         self.norm_mlp_out = norm() if spec.post_norms else None
 
-    def __call__(self, x_BTD, where: Where, attend: Attend):
-        h_BTD, cache = self.attention(self.norm_attention(x_BTD), where, attend)
-        x_BTD = x_BTD + (h_BTD if self.norm_attention_out is None else self.norm_attention_out(h_BTD))
+    def __call__(self, x_BTD, where: Where, attend: Attend, wanted_BR=None):
+        """Returns what goes on, at ``wanted_BR`` or everywhere, and the cache."""
+        h_BTD, cache = self.attention(self.norm_attention(x_BTD), where, attend, wanted_BR)
+        x_BTD = _at(x_BTD, wanted_BR) + (h_BTD if self.norm_attention_out is None else self.norm_attention_out(h_BTD))
         h_BTD = self.mlp(self.norm_mlp(x_BTD))
         x_BTD = x_BTD + (h_BTD if self.norm_mlp_out is None else self.norm_mlp_out(h_BTD))
-        return sharding.constrain(x_BTD, "rows", sharding.positions_axis(x_BTD.shape[1]), None), cache
+        axis = sharding.positions_axis(x_BTD.shape[1]) if wanted_BR is None else None
+        return sharding.constrain(x_BTD, "rows", axis, None), cache
 
 
 class Decoder(nnx.Module):
@@ -245,15 +264,20 @@ class Decoder(nnx.Module):
         return {local: Where(rotations[local], seen(local)) for local in set(spec.is_local().tolist())}
 
     def __call__(
-        self, x_BTD, positions_BTA, segments_BT, blocks_BT, deep: Deep | None = None, *, compute: Compute
+        self, x_BTD, positions_BTA, segments_BT, blocks_BT, deep: Deep | None = None, *, compute: Compute,
+        wanted_BR=None,
     ):  # fmt: skip
         """Runs embedded positions (B, T, D), dealt over ``context``, through the layers; positions, segments and blocks
         are in their true order.
 
-        Returns normed hidden states of the same shape, dealt too.
+        Args:
+          wanted_BR: where hidden states are wanted, in the rows as they are dealt (``sharding.as_rows``). What nobody
+            asks for is not computed in the last layer, where the layers are unrolled.
+        Returns:
+          Normed hidden states of the same shape, dealt too, or those at the places, (B, R, D).
         """
         places = self.places(positions_BTA, segments_BT, blocks_BT)
-        return self._run(x_BTD, None, places, _attend_own, deep, compute)[0]
+        return self._run(x_BTD, None, places, _attend_own, deep, compute, wanted_BR)[0]
 
     def prefill(
         self, x_BTD, positions_BTA, segments_BT, blocks_BT, deep: Deep | None = None, *, size: int,
@@ -280,22 +304,38 @@ class Decoder(nnx.Module):
 
     def _run(
         self, x_BTD, cache: Cache | None, places: dict[bool, Where], attend: Attend, deep: Deep | None,
-        compute: Compute,
+        compute: Compute, wanted_BR=None,
     ):  # fmt: skip
         each = {"layer": np.arange(self.spec.layers), "is_local": self.spec.is_local()}
+        remat = compute.remat if cache is None else "none"
 
-        def call(block: Block, carry: tuple[jax.Array, Cache | None], mine: Any) -> tuple[jax.Array, Cache | None]:
+        def call(block: Block, carry: tuple[jax.Array, Cache | None], mine: Any, wanted_BR: Any = None) -> Any:
             x, cache = carry
             if len(places) == 1:
                 (where,) = places.values()
             else:
                 where = jax.tree.map(lambda a, b: jnp.where(mine["is_local"], a, b), places[True], places[False])
-            x, cache = block(
-                x, where, functools.partial(attend, cache=cache, layer=mine["layer"], backend=compute.attention)
-            )
-            return x if deep is None else deep.added(x, mine["layer"]), cache
+            meet = functools.partial(attend, cache=cache, layer=mine["layer"], backend=compute.attention)
+            x, cache = block(x, where, meet, wanted_BR)
+            return x if deep is None or wanted_BR is not None else deep.added(x, mine["layer"]), cache
 
-        (x_BTD, cache), _ = apply_stack(
-            self.blocks, (x_BTD, cache), call, compute.remat if cache is None else "none", compute.unroll, each=each
-        )  # fmt: skip
-        return self.norm(x_BTD), cache
+        def through(blocks: Any, each: Any) -> Any:
+            return apply_stack(blocks, (x_BTD, cache), call, remat, compute.unroll, each=each)[0]
+
+        if wanted_BR is None or not self._may_end_early(wanted_BR.shape[1], x_BTD.shape[1], deep, compute):
+            x_BTD, cache = through(self.blocks, each)
+            return self.norm(_at(x_BTD if wanted_BR is None else sharding.as_rows(x_BTD), wanted_BR)), cache
+        first, last = split_last(self.blocks)
+        carry = through(first, jax.tree.map(lambda x: x[:-1], each))
+        of_last = jax.tree.map(lambda x: x[-1], each)
+        x_BRD, cache = checkpointed(lambda carry: call(last, carry, of_last, wanted_BR), remat)(carry)
+        return self.norm(x_BRD), cache
+
+    def _may_end_early(self, wanted: int, length: int, deep: Deep | None, compute: Compute) -> bool:
+        """Whether the last layer may work on the wanted positions alone, behind its attention, and gains by it.
+
+        Under a scan it may not: all its layers are of one shape.
+        """
+        is_unrolled = compute.unroll >= self.spec.layers
+        is_deep = deep is not None and deep.tables_KBSD.shape[0] == self.spec.layers
+        return is_unrolled and not is_deep and wanted < length and not sharding.are_dealt(length)

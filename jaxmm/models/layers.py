@@ -172,6 +172,21 @@ def stack(layers: int, make: Callable[[nnx.Rngs], nnx.Module], rngs: nnx.Rngs) -
     return nnx.vmap(make)(rngs.fork(split=layers))
 
 
+def split_last(stacked: Any) -> tuple[Any, Any]:
+    """The modules of ``stack`` but the last one, stacked still, and the last one by itself."""
+    graph, layers = nnx.split(stacked)
+    return nnx.merge(graph, jax.tree.map(lambda x: x[:-1], layers)), nnx.merge(
+        graph, jax.tree.map(lambda x: x[-1], layers)
+    )
+
+
+def checkpointed(body: Callable[..., Any], remat: str) -> Callable[..., Any]:
+    """``body``, keeping for its backward pass what a key of REMAT says."""
+    if remat not in REMAT:
+        raise ValueError(f"remat policy '{remat}' is not one of {', '.join(REMAT)}")
+    return body if REMAT[remat] is None else jax.checkpoint(body, policy=REMAT[remat])
+
+
 class Taps(NamedTuple):
     """Which layers' outputs to keep, beside the last one's: layer numbers, from 0, in order."""
 
@@ -205,16 +220,13 @@ def apply_stack(
     Returns:
       The last layer's output, and (taps, *x.shape) of the kept ones, or None.
     """
-    if remat not in REMAT:
-        raise ValueError(f"remat policy '{remat}' is not one of {', '.join(REMAT)}")
     graph, layers = nnx.split(stacked)
 
     def body(x, layer):
         state, mine = layer
         return call(nnx.merge(graph, state), x, mine), None
 
-    if REMAT[remat] is not None:
-        body = jax.checkpoint(body, policy=REMAT[remat])
+    body = checkpointed(body, remat)
     if not taps.layers:
         return lax.scan(body, x, (layers, each), unroll=unroll)[0], None
 

@@ -78,9 +78,9 @@ class MultimodalModel(nnx.Module):
         deep = None if soft.deep_KBSD is None else Deep(soft.deep_KBSD, slots_BT)
         return x_BTD, batch.text.positions, batch.text.segments, batch.blocks_BT, deep
 
-    def hidden(self, batch: Batch, soft: SoftTokens, compute: Compute):
-        """Hidden states (B, T, D) of text and soft tokens together, dealt over ``context``."""
-        return self.decoder(*self._inputs(batch, soft, compute), compute=compute)
+    def hidden(self, batch: Batch, soft: SoftTokens, compute: Compute, wanted_BR=None):
+        """Hidden states (B, T, D) of text and soft tokens together, dealt over ``context``, or those at some places."""
+        return self.decoder(*self._inputs(batch, soft, compute), compute=compute, wanted_BR=wanted_BR)
 
     def prefill(self, batch: Batch, size: int, compute: Compute) -> tuple[jax.Array, Cache]:
         """Logits (B, V) of what follows the one document of each row, and a cache for ``size`` positions of it."""
@@ -105,9 +105,13 @@ class MultimodalModel(nnx.Module):
         """The vocabulary projection, float32 (V, D)."""
         return self.decoder.projection()
 
-    def __call__(self, batch: Batch, compute: Compute):
-        """Returns hidden states (B, T, D), dealt over ``context``, and the vocabulary projection (V, D)."""
-        return self.hidden(batch, self.soft_tokens(batch, compute), compute), self.projection()
+    def __call__(self, batch: Batch, compute: Compute, wanted_BR=None):
+        """Returns hidden states and the vocabulary projection (V, D).
+
+        Args:
+          wanted_BR: where in the rows, as they are dealt; None is everywhere: (B, T, D), dealt over ``context``.
+        """
+        return self.hidden(batch, self.soft_tokens(batch, compute), compute, wanted_BR), self.projection()
 
 
 @functools.cache  # the model is traced once for all who ask
@@ -170,7 +174,7 @@ def nested(flat: Mapping[ParamPath, Any]) -> Params:
 def make_model(spec: ModelSpec) -> tuple[Callable[[jax.Array], Params], Callable[..., Any]]:
     """Returns ``init(key) -> params`` and ``apply(params, *args, method=name)``, both pure and ready for ``jax.jit``.
 
-    ``apply(params, batch, compute)`` is the model's ``__call__``.
+    ``apply(params, batch, compute, wanted_BR)`` is the model's ``__call__``.
     """
     graph, abstract = nnx.split(_abstract(spec))
 

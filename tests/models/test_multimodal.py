@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import hypothesis
@@ -9,14 +10,14 @@ import hypothesis.strategies as st
 import jax
 import numpy as np
 import pytest
-from conftest import IMAGE, Tiny, picture, plain, random_documents
+from conftest import IMAGE, Tiny, chat, picture, plain, random_documents
 
 from jaxmm.batch import Batch
 from jaxmm.data.assemble import Assembler
 from jaxmm.data.plan import Budgets, Lengths, Piece, Row, pack
-from jaxmm.loss import batch_loss
+from jaxmm.loss import batch_loss, made_already
 from jaxmm.models.flops import parameter_counts
-from jaxmm.models.multimodal import PARTS, abstract_params, logical_axes, make_model
+from jaxmm.models.multimodal import PARTS, Compute, abstract_params, logical_axes, make_model
 
 ROWS = 2
 BUDGETS = Budgets(tokens=160, patches=160, items=8, targets=160)
@@ -28,7 +29,7 @@ def run(tiny: Tiny):
 
     def loss(params, batch):
         hidden, head = tiny.forward(params, batch)
-        return batch_loss(hidden, head, batch, BUDGETS.targets, 1e-3)[0], (hidden, hidden @ head.T)
+        return batch_loss(made_already(hidden, head), batch, BUDGETS.targets, 1e-3)[0], (hidden, hidden @ head.T)
 
     both = jax.jit(jax.value_and_grad(loss, has_aux=True))
 
@@ -112,6 +113,40 @@ def test_the_decoder_looks_at_the_image(run, lengths_of):
     first, second = outputs
     np.testing.assert_array_equal(first[:7], second[:7])  # the text and <|image_start|>
     assert np.abs(first[7:15] - second[7:15]).max(-1).min() > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("changes", "remat"), [({}, "full"), ({"layers": 1}, "none"), ({"window": 8, "global_layers": (0,)}, "dots")]
+)
+def test_a_last_layer_on_targets_alone_gives_the_losses_and_gradients_of_one_on_all_positions(
+    tiny, lengths_of, changes, remat
+):
+    spec = dataclasses.replace(tiny.spec, decoder=dataclasses.replace(tiny.spec.decoder, **changes))
+    decoder = {**tiny.params["decoder"]}
+    decoder["blocks"] = jax.tree.map(lambda x: x[: spec.decoder.layers], decoder["blocks"])
+    params = {**tiny.params, "decoder": decoder}
+    _, apply = make_model(spec)
+    lengths = lengths_of([chat((picture(16, 24, seed), "which one"), "this") for seed in range(4)])
+    batch = Assembler([lengths], BUDGETS, IMAGE)(packed(lengths)).batch
+    targets = int((batch.weights_BT > 0).sum(1).max()) + 3  # and some that are none
+
+    def at_targets(params):
+        hidden_at = functools.partial(apply, params, batch, Compute(unroll=2, remat=remat))
+        return batch_loss(hidden_at, batch, targets, 1e-3)[0]
+
+    def everywhere(params):
+        return batch_loss(made_already(*apply(params, batch, Compute())), batch, targets, 1e-3)[0]
+
+    def flops(wanted_BR: jax.Array | None) -> float:
+        forward = jax.jit(lambda params: apply(params, batch, Compute(unroll=2), wanted_BR)[0])
+        return forward.lower(params).cost_analysis()["flops"]
+
+    (loss, grads), (whole_loss, whole) = (jax.jit(jax.value_and_grad(f))(params) for f in (at_targets, everywhere))
+    np.testing.assert_allclose(loss, whole_loss, rtol=1e-6)
+    scale = 1e-2 * max(np.abs(leaf).max() for leaf in jax.tree.leaves(whole))
+    jax.tree.map(lambda x, y: assert_close(x, y, 1e-5, scale), grads, whole)
+    saved = 2 * ROWS * (BUDGETS.tokens - targets) * (3 * 32 * 48 + 32 * 32)  # of the MLP, and of attention's way out
+    assert flops(np.zeros((ROWS, targets), np.int32)) < flops(None) - 0.95 * saved
 
 
 def test_every_parameter_of_a_packed_batch_gets_a_gradient(run, lengths_of):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 from pathlib import Path
@@ -85,8 +86,8 @@ def loss_and_gradients(recipe: Any, params: Any, batch: Any, budget: int) -> Any
     trained = {part: params[part] for part in ("connector", "decoder")}
 
     def loss(trained):
-        hidden_BTD, head_VD = apply({**params, **trained}, batch, recipe.compute)
-        return batch_loss(hidden_BTD, head_VD, batch, budget, 1e-4)[0] / batch.weights_BT.sum()
+        hidden_at = functools.partial(apply, {**params, **trained}, batch, recipe.compute)
+        return batch_loss(hidden_at, batch, budget, 1e-4)[0] / batch.weights_BT.sum()
 
     return jax.tree.map(np.asarray, jax.jit(jax.value_and_grad(loss))(trained))
 
