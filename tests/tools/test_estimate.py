@@ -93,6 +93,15 @@ def test_no_whole_tree_is_gathered_and_nothing_rematerialised(figures):
     assert not figures["involuntary_rematerialization"]
 
 
+def test_a_program_that_cannot_be_printed_leaves_its_collectives_unknown():
+    class Unprintable:
+        def as_text(self) -> str:
+            raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure")
+
+    found = estimate.sent_by(Unprintable(), sharding.make_mesh({"data": 8}))
+    assert found == {"collectives": "unknown, as jaxlib cannot print the program: INTERNAL: RET_CHECK failure"}
+
+
 def test_gpus_are_estimated_by_a_formula_that_says_so(capsys):
     arguments = [f"--config={small_run.ROOT / 'configs/base.py'}", *small_run.TINY, "--config.mesh.fsdp=-1"]
     assert estimate.main([*arguments, "--config.mesh.data=1", "--target=gpu:h100:8"]) == 0
