@@ -324,7 +324,9 @@ class Decoder(nnx.Module):
 
         if wanted_BR is None or not self._may_end_early(wanted_BR.shape[1], x_BTD.shape[1], deep, compute):
             x_BTD, cache = through(self.blocks, each)
-            return self.norm(_at(x_BTD if wanted_BR is None else sharding.as_rows(x_BTD), wanted_BR)), cache
+            if wanted_BR is not None:
+                x_BTD = _at(sharding.as_rows(x_BTD), wanted_BR)
+            return self.norm(x_BTD), cache
         first, last = split_last(self.blocks)
         carry = through(first, jax.tree.map(lambda x: x[:-1], each))
         of_last = jax.tree.map(lambda x: x[-1], each)
