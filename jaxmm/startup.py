@@ -10,6 +10,7 @@ import hashlib
 import math
 import os
 import platform
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -115,7 +116,8 @@ def join_processes() -> None:
 
     env = os.environ
     named = [name for name in JOB if env.get(name)]
-    in_steps = "SLURM_STEP_NODELIST" in env and env.get("SLURM_NTASKS", "1") != "1"
+    processes = env.get("SLURM_NTASKS") or "1"
+    in_steps = "SLURM_STEP_NODELIST" in env and processes != "1"
     on_a_pod = "," in env.get("TPU_WORKER_HOSTNAMES", "")
     options: dict[str, Any] = {}
     if named:
@@ -125,9 +127,24 @@ def join_processes() -> None:
         if not (count.isdigit() and number.isdigit() and int(number) < int(count)):
             raise UserError(f"JAX_PROCESS_ID={number} of JAX_NUM_PROCESSES={count}: they are counted from 0")
         options = {"coordinator_address": address, "num_processes": int(count), "process_id": int(number)}
+        processes = count
     elif not (in_steps or on_a_pod or env.get("JAXMM_DISTRIBUTED") == "1"):
         return
     try:
         jax.distributed.initialize(**options, initialization_timeout=int(env.get("JAXMM_JOIN_SECONDS", "300")))
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the processes of this job did not find each other: {' '.join(str(error).split())}") from error
+    _fix_cpu_threads(int(processes))
+
+
+def _fix_cpu_threads(processes: int) -> None:
+    """Makes the number of threads that XLA shares a CPU's work among depend on the job's devices, not its processes.
+
+    It is the larger of cores and devices of the process, and a matmul's sum is cut by it: a job of 2 processes with 4
+    devices each would not give the bits of one of 4 with 2. NPROC, where XLA reads it, wins.
+    """
+    import jax
+
+    given = re.search(r"xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
+    devices = int(given[1]) if given else max(jax.config.values["jax_num_cpu_devices"], 1)
+    os.environ.setdefault("NPROC", str(max(os.cpu_count() or 1, processes * devices)))
