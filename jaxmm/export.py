@@ -17,6 +17,7 @@ import numpy as np
 
 import jaxmm
 from jaxmm import command, sharding
+from jaxmm.data.byt5 import ByT5Tokenizer
 from jaxmm.data.text import END, IMAGE, IMAGE_END, IMAGE_START, ROLE_MARKERS, Template, image_codes
 from jaxmm.errors import UserError, nearest
 from jaxmm.hf import folder as hf
@@ -89,6 +90,8 @@ def write_config(recipe: Recipe, folder: Path, dtype: str) -> tuple[Family, dict
     config["architectures"] = [hf.ARCHITECTURES[config["model_type"]]]
     config["dtype"] = dtype
     template = recipe.template
+    if isinstance(template.tokenizer, ByT5Tokenizer):
+        template.tokenizer = template.tokenizer.as_transformers()
     template.tokenizer.add_tokens(image_codes(template.image_tokens), special_tokens=True)
     if config["model_type"] == "lfm2_vl" and not _has_image_token(recipe, config):
         config["image_token_id"] = _image_token(template)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxmm.data.byt5 import ByT5Tokenizer
 from jaxmm.errors import UserError
 
 Ids = Sequence[int] | np.ndarray
@@ -27,10 +28,7 @@ def load_tokenizer(folder: str) -> Any:
     """
     # A tokenizer needs no PyTorch: without this, transformers tells every user that it misses it.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    # Importing transformers takes a second, and its automatic classes another one where PyTorch is installed.
     if not folder:
-        from transformers import ByT5Tokenizer
-
         return ByT5Tokenizer()
     from transformers import AutoTokenizer
 
@@ -67,23 +65,23 @@ def added_tokens(tokenizer: Any) -> re.Pattern[str] | None:
 
 def text_encoder(tokenizer: Any) -> _Bytes | _Batches | _OneByOne:
     """Returns the function from texts to ids, in which special tokens stay text; it pickles."""
-    from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
-
     if isinstance(tokenizer, ByT5Tokenizer):
         return _Bytes(tokenizer)
+    from transformers import PreTrainedTokenizerFast
+
     fast, methods = PreTrainedTokenizerFast, ("encode", "__call__", "_encode_plus")
     is_plain = isinstance(tokenizer, fast) and all(getattr(type(tokenizer), m) is getattr(fast, m) for m in methods)
     return _Batches(tokenizer) if is_plain else _OneByOne(tokenizer)  # a class may have a way of its own
 
 
 class _Bytes:
-    """ByT5's ids. Its own way is a dictionary look-up a byte: 3 MB/s."""
+    """ByT5's ids."""
 
-    def __init__(self, tokenizer: Any):
-        self.offset = np.int32(tokenizer.offset)
+    def __init__(self, tokenizer: ByT5Tokenizer):
+        self.tokenizer = tokenizer
 
     def __call__(self, texts: Sequence[str]) -> list[Ids]:
-        return [np.frombuffer(text.encode(), np.uint8) + self.offset for text in texts]
+        return [self.tokenizer.encode(text) for text in texts]
 
     after_special = __call__
 

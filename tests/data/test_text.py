@@ -190,14 +190,6 @@ def test_texts_on_both_sides_of_an_image_are_tokenized_apart(templates, texts):
     assert ids(*mixed) == [token for text in texts for token in ids(Text(text)) + separators]
 
 
-@given(tokens_of_text)
-def test_bytes_are_tokenized_as_byt5_itself_does(text):
-    template = BYTES
-    encoded = template.encode(Document((Turn("document", (Text(text),), True),), "test, record 0"))
-    reference = template.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
-    assert encoded.tokens.tolist() == [*reference, template.eos_id]
-
-
 BYTES = Template(load_tokenizer(""), "sft")
 
 
@@ -291,8 +283,8 @@ def test_a_codebook_that_a_tokenizer_names_stays_where_it_is(tokenizer):
             Template(copy.deepcopy(first.tokenizer), "sft", image_tokens=size)
 
 
-def test_a_tokenizer_without_an_end_token_ends_with_ours(tokenizer):
-    plain = copy.deepcopy(tokenizer)
+def test_a_tokenizer_without_an_end_token_ends_with_ours(fast_folder):
+    plain = load_tokenizer(fast_folder)
     plain.eos_token = plain.pad_token = None
     template = Template(plain, "pretrain")
     assert template.eos_id == template.pad_id == template.end_id == plain.convert_tokens_to_ids(END)
@@ -303,10 +295,11 @@ def test_the_fingerprint_is_the_same_each_time_and_tells_templates_apart(tokeniz
     assert fresh[1].fingerprint == fresh[2].fingerprint != fresh[0].fingerprint
     before = fresh[1].fingerprint
     fresh[1].encode(conversation(("user", "Who?")))
-    fresh[1].tokenizer(["a", "b c"], padding=True, truncation=True, max_length=4)
+    if fresh[1].tokenizer.is_fast:
+        fresh[1].tokenizer(["a", "b c"], padding=True, truncation=True, max_length=4)
     assert Template(fresh[1].tokenizer, "sft").fingerprint == before  # added tokens are there already
     extended = copy.deepcopy(tokenizer)
-    extended.add_tokens(["another"])
+    extended.add_tokens(["another"], special_tokens=True)
     assert Template(extended, "sft").fingerprint != before
 
 
