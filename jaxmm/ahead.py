@@ -9,8 +9,9 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from jaxmm import startup
+from jaxmm import sharding, startup
 from jaxmm.batch import Batch
+from jaxmm.lowered import lower
 from jaxmm.program import Program
 from jaxmm.train_step import Metrics, TrainState
 
@@ -38,8 +39,12 @@ class CompiledStep:
         threads.shutdown(wait=False)
 
     def _compile(self, batch: Batch) -> Any:
-        with jax.set_mesh(self._mesh):  # a thread has a context of its own
-            lowered = self._program.jitted(self._mesh).lower(self._program.abstract_state(self._mesh), batch)
+        program, mesh = self._program, self._mesh
+        with jax.set_mesh(mesh):  # a thread has a context of its own
+            lowered = lower(
+                program.step, (program.abstract_state(mesh), batch), key=program.key,
+                out_shardings=(program.shardings(mesh), sharding.replicated(mesh)), donate_argnums=(0,),
+            )  # fmt: skip
             compiled = lowered.compile()
         del lowered
         startup.give_back_memory()

@@ -16,15 +16,16 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import jax
-import orbax.checkpoint as ocp
 import tensorstore
-from orbax.checkpoint import checkpoint_managers
 
 from jaxmm.errors import StrandedError, UserError
+
+if TYPE_CHECKING:  # importing it takes a third of a second: methods do, once a run has begun
+    import orbax.checkpoint as ocp
 
 PyTree = Any
 
@@ -89,6 +90,8 @@ class Checkpoints:
 
     def meta(self, step: int | None = None) -> dict[str, Any]:
         """The record saved with the checkpoint of ``step`` (default: the newest)."""
+        import orbax.checkpoint as ocp
+
         path = self._path(self._chosen(step))
         return dict(ocp.JsonCheckpointHandler().restore(path / META))
 
@@ -106,6 +109,8 @@ class Checkpoints:
         Raises:
           UserError: this save could not start, or the one before it failed.
         """
+        import orbax.checkpoint as ocp
+
         record = json.loads(json.dumps(meta, allow_nan=False))  # fails here, not in the background
         manager = self._writer()
         if step in manager.all_steps():
@@ -166,6 +171,8 @@ class Checkpoints:
         return self._restore(abstract_part, key, step)
 
     def _restore(self, abstract: PyTree, key: str, step: int | None) -> PyTree:
+        import orbax.checkpoint as ocp
+
         path = self._path(self._chosen(step))
         wanted = _flat(abstract, key)
         if not wanted:
@@ -215,12 +222,17 @@ class Checkpoints:
         return step
 
     def _metric(self, step: int) -> float | None:
+        import orbax.checkpoint as ocp
+
         path = self._path(step) / METRICS
         if not (path / METRICS).is_file():
             return None
         return float(ocp.JsonCheckpointHandler(filename=METRICS).restore(path)[METRIC])
 
     def _writer(self) -> ocp.CheckpointManager:
+        import orbax.checkpoint as ocp
+        from orbax.checkpoint import checkpoint_managers
+
         if self._manager is None:
             self.steps()
             if jax.process_index() == 0:
@@ -270,6 +282,8 @@ def _flat(tree: PyTree, prefix: str = "") -> dict[str, Any]:
 
 
 def _restore_args(leaf: Any) -> ocp.ArrayRestoreArgs:
+    import orbax.checkpoint as ocp
+
     sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return ocp.ArrayRestoreArgs(sharding=sharding, global_shape=tuple(leaf.shape), dtype=leaf.dtype)
 

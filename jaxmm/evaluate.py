@@ -91,10 +91,9 @@ class Evaluator:
         self.budgets: Budgets = choose_budgets(corpus.lengths, even, seq_len, 0, 0, recipe.image.merge)
         self.batch_size = batch_size
         self.skipped: set[str] = set()
-        _, apply = make_model(recipe.model)
         compute: Compute = recipe.compute
         step = make_eval_step(
-            lambda p, b, places_BR: apply(p, b, compute, places_BR),
+            lambda p, b, places_BR: make_model(recipe.model)[1](p, b, compute, places_BR),
             target_budget=self.budgets.targets,
             logit_softcap=recipe.model.decoder.logit_softcap,
         )

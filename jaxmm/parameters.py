@@ -1,4 +1,4 @@
-"""The parameters a run begins with, on its mesh: fresh, another run's, or a Hugging Face model's."""
+"""The parameters a run starts from, on its mesh: another run's, or a Hugging Face model's."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def _place(recipe: Recipe, mesh: Mesh) -> tuple[Params, Params]:
     return abstract, place_params(recipe.model, abstract, mesh)
 
 
-def compiled_lightly(jitted: Any, *args: Any) -> Any:
+def once(lowered: Any) -> Any:
     """What is run once: compiled on CPUs without optimisation, a third of the time of compiling with it."""
     on_cpu = jax.default_backend() == "cpu"
-    return jitted.lower(*args).compile({"xla_backend_optimization_level": 0} if on_cpu else None)
+    return lowered.compile({"xla_backend_optimization_level": 0} if on_cpu else None)
 
 
-def init_params(recipe: Recipe, mesh: Mesh, workdir: Path, *, init_from: str, seed: int) -> Params:
-    """Parameters on the mesh: fresh from the seed, or from what ``init_from`` names.
+def started_params(recipe: Recipe, mesh: Mesh, workdir: Path, *, init_from: str, seed: int) -> Params:
+    """Parameters on the mesh from what ``init_from`` names; what it does not have is fresh from the seed.
 
     The small files of a Hugging Face model go to the workdir.
     """
@@ -58,12 +58,7 @@ def init_params(recipe: Recipe, mesh: Mesh, workdir: Path, *, init_from: str, se
         return saved_params(recipe.start.run, recipe, mesh)
     if recipe.start:
         return _started(recipe, recipe.start, mesh, seed, workdir)
-    if init_from:
-        return saved_params(Path(init_from), recipe, mesh)
-    # Sharded parameters get the same numbers as unsharded ones: JAX's keys are counters.
-    init, _ = make_model(recipe.model)
-    key = jax.random.key(seed)
-    return compiled_lightly(jax.jit(init, out_shardings=_place(recipe, mesh)[1]), key)(key)
+    return saved_params(Path(init_from), recipe, mesh)
 
 
 def _started(recipe: Recipe, start: Start, mesh: Mesh, seed: int, workdir: Path) -> Params:
@@ -78,7 +73,7 @@ def _started(recipe: Recipe, start: Start, mesh: Mesh, seed: int, workdir: Path)
             return nested({path: value for path, value in hf.flat(init(key)).items() if path in missing})
 
         key = jax.random.key(seed)
-        made = compiled_lightly(jax.jit(fresh, out_shardings=nested(missing)), key)(key)
+        made = once(jax.jit(fresh, out_shardings=nested(missing)).lower(key))(key)
         read.params.update(hf.flat(made))
     if jax.process_index() == 0:
         save(start, read.spare, workdir / MODEL)

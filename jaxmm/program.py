@@ -16,9 +16,10 @@ from jaxmm.batch import Batch
 from jaxmm.data.assemble import empty_batch
 from jaxmm.data.lengths import Budgets
 from jaxmm.errors import UserError
+from jaxmm.lowered import lower
 from jaxmm.models.multimodal import abstract_params, linear_maps, make_model
 from jaxmm.optimizer import OPTIMIZERS, make_optimizer, make_schedule
-from jaxmm.parameters import place_params
+from jaxmm.parameters import once, place_params
 from jaxmm.recipe import Recipe
 from jaxmm.train_step import Metrics, TrainState, init_state, make_train_step
 
@@ -30,12 +31,14 @@ class Program(NamedTuple):
       step: ``step(state, batch) -> (state, metrics)``.
       first_state: the state of parameters before any step.
       schedule: the learning rate of each step.
+      key: all that these depend on.
     """
 
     recipe: Recipe
     step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
     first_state: Callable[[Any], TrainState]
     schedule: optax.Schedule
+    key: str
 
     def shardings(self, mesh: Mesh) -> TrainState:
         """Where the state lies: optimizer moments where their parameters do, all else on every device."""
@@ -86,20 +89,36 @@ def make_program(config: ConfigDict, recipe: Recipe, *, steps: int, targets: int
         )  # fmt: skip
     except ValueError as error:
         raise UserError(f"config.optimizer: {error}") from error
-    _, apply = make_model(recipe.model)
-    step = make_train_step(
-        lambda params, batch, places_BR: apply(params, batch, recipe.compute, places_BR),
-        optimizer,
-        frozen=recipe.frozen,
-        accumulation=config.accumulation,
-        target_budget=targets,
-        sources=sources,
-        z_loss=options.z_loss,
-        logit_softcap=recipe.model.decoder.logit_softcap,
-        image_offset=recipe.template.image_offset if recipe.template.predict_image_tokens else 0,
-    )
+
+    def apply(params, batch, places_BR):  # the model is only made where the step is traced
+        return make_model(recipe.model)[1](params, batch, recipe.compute, places_BR)
+
+    settings = {
+        "frozen": recipe.frozen,
+        "accumulation": config.accumulation,
+        "target_budget": targets,
+        "sources": sources,
+        "z_loss": options.z_loss,
+        "logit_softcap": recipe.model.decoder.logit_softcap,
+        "image_offset": recipe.template.image_offset if recipe.template.predict_image_tokens else 0,
+    }
+    step = make_train_step(apply, optimizer, **settings)
     first_state = functools.partial(init_state, optimizer=optimizer, frozen=recipe.frozen)
-    return Program(recipe, step, first_state, jax.jit(schedule))  # the log's: else a program for each of its operations
+    key = repr((recipe.model, recipe.compute, options.to_json(sort_keys=True), steps, settings))
+    schedule = jax.jit(schedule)  # for the log, which would make a program of each of its operations
+    return Program(recipe, step, first_state, schedule, key)
+
+
+def fresh_state(program: Program, mesh: Mesh, seed: int) -> TrainState:
+    """The state of random parameters, on the mesh; sharded ones are the same numbers, as JAX's keys are counters."""
+
+    def make(data: jax.Array) -> tuple[TrainState]:
+        init, _ = make_model(program.recipe.model)
+        return (program.first_state(init(jax.random.wrap_key_data(data))),)
+
+    data = jax.device_put(jax.random.key_data(jax.random.key(seed)), sharding.replicated(mesh))
+    made = lower(make, (data,), key=f"fresh state: {program.key}", out_shardings=(program.shardings(mesh),))
+    return once(made)(data)[0]
 
 
 def abstract_batch(recipe: Recipe, budgets: Budgets, rows: int, mesh: Mesh, feature_width: int = 0) -> Batch:

@@ -6,6 +6,7 @@ Nothing of JAX is imported at the top, so that a command can call ``use_huge_pag
 from __future__ import annotations
 
 import ctypes
+import gc
 import hashlib
 import math
 import os
@@ -38,6 +39,11 @@ def use_huge_pages() -> None:
     os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, (tunables, TUNABLE)))
     sys.stdout.flush()
     os.execv(sys.executable, sys.orig_argv)
+
+
+def pause_collection() -> None:
+    """No garbage collection during large imports, which make little: ``command.run`` goes on with it."""
+    gc.disable()
 
 
 def give_back_memory() -> None:

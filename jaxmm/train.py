@@ -11,6 +11,7 @@ if __name__ == "__main__":
     from jaxmm import startup
 
     startup.use_huge_pages()  # may start this process again, so before large imports
+    startup.pause_collection()
 
 import collections
 import signal
@@ -39,9 +40,9 @@ from jaxmm.evaluate import Evaluator, Figures, closing_rows, mean_loss
 from jaxmm.generate import answers, make_generator
 from jaxmm.models.flops import batch_flops, parameter_counts
 from jaxmm.models.multimodal import flat_axes
-from jaxmm.parameters import compiled_lightly, init_params
+from jaxmm.parameters import once, started_params
 from jaxmm.processes import Meeting
-from jaxmm.program import abstract_batch, make_program
+from jaxmm.program import abstract_batch, fresh_state, make_program
 from jaxmm.recipe import (
     Corpus,
     Recipe,
@@ -217,11 +218,13 @@ class Run:
         """The state at ``self.start``: restored onto this mesh, from ``init_from``, or fresh."""
         if self.start:
             return self.checkpoints.restore(self.program.abstract_state(self.mesh), self.start)
-        params = init_params(
+        if not self.config.init_from:
+            return fresh_state(self.program, self.mesh, self.config.seed)
+        params = started_params(
             self.recipe, self.mesh, self.workdir, init_from=self.config.init_from, seed=self.config.seed
         )  # fmt: skip
         first_state = jax.jit(self.program.first_state, out_shardings=self.program.shardings(self.mesh))
-        return compiled_lightly(first_state, params)(params)
+        return once(first_state.lower(params))(params)
 
     def train(self) -> int:
         """Runs to the last step, or to a signal. Returns the exit status."""

@@ -66,6 +66,15 @@ def test_a_run_stopped_and_resumed_has_the_bits_of_one_that_was_not(finished, st
     assert_same_bits(saved(finished, 8), saved(resumed, 8))
 
 
+def test_a_second_start_traces_nothing_and_has_the_same_bits(stopped, arguments, tmp_path, monkeypatch):
+    def export(*args):
+        raise AssertionError("was kept by the first start")
+
+    monkeypatch.setattr("jaxmm.lowered.export.export", export)
+    assert train.main([*arguments, "--config.steps=4", f"--workdir={tmp_path}"]) == 0
+    assert_same_bits(saved(stopped, 4), saved(tmp_path, 4))
+
+
 def test_a_run_resumes_on_another_mesh_with_the_same_loss(finished, stopped, arguments, tmp_path):
     resumed = shutil.copytree(stopped, tmp_path / "resumed")
     other = ["--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"]

@@ -11,6 +11,7 @@ equal length, and a patch budget that the data would choose as half of the row's
 from __future__ import annotations
 
 import math
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -102,13 +103,16 @@ def compiled(program: Any, budgets: Any, rows: int, mesh: Any) -> dict[str, Any]
 
     state, batch = program.abstract_state(mesh), abstract_batch(program.recipe, budgets, rows, mesh)
     began = time.perf_counter()
-    with jax.set_mesh(mesh), errors_of_libraries() as said:
+    is_tpu = mesh.devices.flat[0].platform == "tpu"
+    with tempfile.TemporaryDirectory() as folder, jax.set_mesh(mesh), errors_of_libraries() as said:
+        options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True} if is_tpu else None
         try:
-            done = program.jitted(mesh).lower(state, batch).compile()
+            done = program.jitted(mesh).lower(state, batch).compile(options)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             return {"source": "compiled", "fits": False, "compiler": " ".join(str(error).split())[:300]}
+        sent = sent_by(done, Path(folder), mesh)
     memory: Any = done.memory_analysis()
     seconds = time.perf_counter() - began
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -120,17 +124,22 @@ def compiled(program: Any, budgets: Any, rows: int, mesh: Any) -> dict[str, Any]
         "peak_bytes": max(memory.peak_memory_in_bytes, held + memory.temp_size_in_bytes),
         "involuntary_rematerialization": REMATERIALIZED in "".join(said).lower(),
     }
-    return figures | sent_by(done, mesh)
+    return figures | sent
 
 
-def sent_by(done: Any, mesh: Any) -> dict[str, Any]:
-    """What the compiled program sends between devices, or why that is not known."""
+def sent_by(done: Any, folder: Path, mesh: Any) -> dict[str, Any]:
+    """What the compiled program sends between devices, or why that is not known.
+
+    Args:
+      folder: where a compiler that is newer than jaxlib, which cannot print all it makes, wrote the program itself.
+    """
     import jax
     from collectives import by_kind_and_axes, collectives
 
+    written = sorted(folder.glob("*.after_optimizations.txt"))
     try:
-        text = done.as_text() or ""
-    except jax.errors.JaxRuntimeError as error:  # jaxlib cannot print all that a newer libtpu compiles
+        text = written[-1].read_text() if written else done.as_text() or ""
+    except jax.errors.JaxRuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         return {"collectives": f"unknown, as jaxlib cannot print the program: {reason}"}
     sent = collectives(text, mesh)

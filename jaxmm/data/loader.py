@@ -6,12 +6,14 @@ Batch k is a pure function of the plan and k, so that any of them may make it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-
-import grain
+from typing import TYPE_CHECKING
 
 from jaxmm.data.assemble import Assembler, Loaded
 from jaxmm.data.plan import Batches, Row
 from jaxmm.data.workers import Workers
+
+if TYPE_CHECKING:
+    import grain
 
 
 class _Batches:
@@ -52,6 +54,8 @@ def batches(
     Raises:
       UserError: while iterating, if a worker process dies.
     """
+    import grain  # here, as a run's program is read at the same time
+
     rows = range(plan.batch_size) if local_rows is None else local_rows
     threads = workers or max(threads, 1)
     # A worker's thread only waits for it; the processes end with the dataset.

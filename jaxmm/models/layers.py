@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +16,7 @@ from flax import nnx
 from jax import lax
 
 Initializer = Callable[..., jax.Array]
+_SHAPES_ONLY = contextvars.ContextVar("shapes only", default=False)
 
 zeros = jax.nn.initializers.zeros
 ones = jax.nn.initializers.ones
@@ -32,7 +35,18 @@ def parameter(
     """
     if len(shape) != len(axes):
         raise ValueError(f"parameter of shape {tuple(shape)} has logical axes {tuple(axes)}")
+    init = zeros if _SHAPES_ONLY.get() else init
     return nnx.Param(init(rngs.params(), tuple(shape), jnp.float32), axes=tuple(axes), inputs=inputs)
+
+
+@contextlib.contextmanager
+def shapes_only() -> Iterator[None]:
+    """Parameters declared here are zeros: where only their shapes are asked for, initialisers take long to trace."""
+    token = _SHAPES_ONLY.set(True)
+    try:
+        yield
+    finally:
+        _SHAPES_ONLY.reset(token)
 
 
 class Linear(nnx.Module):

@@ -17,6 +17,7 @@ from jaxmm.models.cache import Cache
 from jaxmm.models.compute import Compute
 from jaxmm.models.connector import Connector, ConnectorSpec
 from jaxmm.models.decoder import Decoder, DecoderSpec, Deep
+from jaxmm.models.layers import shapes_only
 from jaxmm.models.vit import Features, VisionSpec, VisionTower
 
 PARTS = ("vision", "connector", "decoder")
@@ -117,7 +118,8 @@ class MultimodalModel(nnx.Module):
 @functools.cache  # the model is traced once for all who ask
 def _abstract(spec: ModelSpec) -> MultimodalModel:
     """The model with shapes in place of arrays; nothing is allocated."""
-    return nnx.eval_shape(lambda: MultimodalModel(spec, rngs=nnx.Rngs(0)))
+    with shapes_only():
+        return nnx.eval_shape(lambda: MultimodalModel(spec, rngs=nnx.Rngs(0)))
 
 
 @functools.cache

@@ -93,13 +93,22 @@ def test_no_whole_tree_is_gathered_and_nothing_rematerialised(figures):
     assert not figures["involuntary_rematerialization"]
 
 
-def test_a_program_that_cannot_be_printed_leaves_its_collectives_unknown():
+def test_a_program_that_jaxlib_cannot_print_is_read_as_the_compiler_wrote_it_or_its_collectives_are_unknown(tmp_path):
     class Unprintable:
         def as_text(self) -> str:
             raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure")
 
-    found = estimate.sent_by(Unprintable(), sharding.make_mesh({"data": 8}))
+    mesh = sharding.make_mesh({"data": 8})
+    found = estimate.sent_by(Unprintable(), tmp_path, mesh)
     assert found == {"collectives": "unknown, as jaxlib cannot print the program: INTERNAL: RET_CHECK failure"}
+    lines = (
+        "ENTRY %main (x: f32[1,4]) -> f32[8,4] {",
+        "  %x = f32[1,4]{1,0} parameter(0)",
+        "  ROOT %g = f32[8,4]{1,0} all-gather(f32[1,4]{1,0} %x), replica_groups=[1,8]<=[8], dimensions={0}",
+        "}",
+    )
+    (tmp_path / "module_0000.jit_step.after_optimizations.txt").write_text("\n".join(lines))
+    assert estimate.sent_by(Unprintable(), tmp_path, mesh)["largest_all_gather_bytes"] == 8 * 4 * 4
 
 
 def test_gpus_are_estimated_by_a_formula_that_says_so(capsys):

@@ -1,0 +1,119 @@
+"""Programs kept as they were lowered: the same results, traced by the first process alone."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmm import lowered, sharding
+
+
+class State(NamedTuple):
+    weights: jax.Array
+    seen: dict[str, jax.Array]
+
+
+@pytest.fixture
+def mesh():
+    mesh = sharding.make_mesh({"data": -1})
+    with jax.set_mesh(mesh):
+        yield mesh
+
+
+@pytest.fixture
+def folder(monkeypatch, tmp_path):
+    monkeypatch.setattr(lowered, "_folder", lambda: tmp_path / "lowered")
+    return tmp_path / "lowered"
+
+
+class Program:
+    """A step, how often it was traced, and its arguments."""
+
+    def __init__(self, mesh: jax.sharding.Mesh, rows: int = 8):
+        self.mesh, self.traced = mesh, 0
+        self.where = State(sharding.row_sharding(mesh), {"rows": sharding.replicated(mesh)})
+        state = State(jnp.arange(rows * 3.0).reshape(rows, 3), {"rows": jnp.int32(0)})
+        self.args = (jax.device_put(state, self.where), sharding.place_batch(np.ones((rows, 3), np.float32), mesh))
+
+    def step(self, state: State, batch: jax.Array) -> tuple[State, dict[str, jax.Array]]:
+        self.traced += 1
+        after = State(state.weights + batch, {"rows": state.seen["rows"] + batch.shape[0]})
+        return after, {"sum": after.weights.sum()}
+
+    def run(self, key: str = "a") -> tuple[State, dict[str, jax.Array]]:
+        found = lowered.lower(
+            self.step, self.args, key=key, out_shardings=(self.where, sharding.replicated(self.mesh)),
+            donate_argnums=(0,),
+        )  # fmt: skip
+        return found.compile()(*self.args)
+
+
+def test_a_kept_program_is_the_traced_one(mesh, folder):
+    expected, metrics = jax.jit(Program(mesh).step)(*Program(mesh).args)
+    for traced in (1, 0):  # the second is as another process would have it
+        program = Program(mesh)
+        state, found = program.run()
+        assert program.traced == traced
+        assert isinstance(state, State)
+        jax.tree.map(np.testing.assert_array_equal, (state, found), (expected, metrics))
+        assert jax.tree.map(lambda x: x.sharding, state) == program.where
+        assert [program.args[0].weights.is_deleted(), program.args[1].is_deleted()] == [True, False]
+
+
+def test_what_a_trace_depends_on_is_traced_again(mesh, folder, monkeypatch):
+    Program(mesh).run()
+    for change in ("key", "rows", "mesh", "settings", "sources"):
+        program, key = Program(mesh, rows=16 if change == "rows" else 8), "b" if change == "key" else "a"
+        with monkeypatch.context() as patch:
+            if change == "mesh":
+                other = sharding.make_mesh({"data": 4, "fsdp": 2})
+                with jax.set_mesh(other):
+                    program = Program(other)
+                    program.run()
+            elif change == "settings":
+                with jax.default_matmul_precision("highest"):
+                    program.run()
+            else:
+                if change == "sources":
+                    patch.setattr(lowered, "_code", lambda: "another")
+                program.run(key)
+        assert program.traced == 1, change
+
+
+def test_a_damaged_file_is_made_again(mesh, folder):
+    first, _ = Program(mesh).run()
+    (path,) = folder.iterdir()
+    whole = path.read_bytes()
+    for damaged in (whole[:-1], whole[:10], whole[:40] + b"x" + whole[41:], b""):
+        path.write_bytes(damaged)
+        program = Program(mesh)
+        again, _ = program.run()
+        assert program.traced == 1
+        np.testing.assert_array_equal(first.weights, again.weights)
+        assert [p.name for p in folder.iterdir()] == [path.name]
+
+
+def test_the_oldest_files_go(mesh, folder, monkeypatch):
+    monkeypatch.setattr(lowered, "KEPT", 2)
+    for key in "abc":
+        Program(mesh).run(key)
+    assert len(list(folder.iterdir())) == 2
+    program = Program(mesh)
+    program.run("c")
+    assert program.traced == 0
+
+
+def test_programs_are_kept_where_compiled_ones_are(monkeypatch, tmp_path):
+    assert lowered._folder().name == "lowered"
+    enabled = jax.config.values["jax_enable_compilation_cache"]
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        assert lowered._folder() is None
+    finally:
+        jax.config.update("jax_enable_compilation_cache", enabled)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert lowered._folder() is None
