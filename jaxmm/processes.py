@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import threading
 import time
 from typing import Any
 
@@ -73,6 +75,38 @@ class Meeting:
                 f"{_missing(str(error))} of {jax.process_count()} did not come to {where} within {self._seconds} s: "
                 f"its log says where it is; JAXMM_BARRIER_SECONDS waits longer"
             ) from error
+
+
+class Stop:
+    """Notes SIGTERM and SIGINT, so that the loop ends between two steps; a second Ctrl-C interrupts at once."""
+
+    def __init__(self, meeting: Meeting) -> None:
+        self.signal, self._meeting = 0, meeting
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> Stop:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._old[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: Any) -> None:
+        del frame
+        if self.signal and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def agreed(self, step: int) -> int:
+        """The signal that any process got, the same answer in all of them; all must ask before each step.
+
+        Raises:
+          StrandedError: naming the processes that did not come.
+        """
+        return self._meeting.largest(self.signal, f"step {step}")
 
 
 def _client() -> Any:

@@ -14,12 +14,10 @@ if __name__ == "__main__":
     startup.pause_collection()
 
 import collections
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -33,18 +31,17 @@ from jaxmm.checkpoint import Checkpoints
 from jaxmm.data.assemble import Loaded
 from jaxmm.data.documents import split_origin
 from jaxmm.data.loader import batches
-from jaxmm.data.plan import FORMAT as PLAN_FORMAT
 from jaxmm.data.plan import Origin
 from jaxmm.errors import UserError
 from jaxmm.evaluate import Evaluator, Figures, closing_rows, mean_loss
 from jaxmm.generate import answers, make_generator
+from jaxmm.identity import Identity
 from jaxmm.models.flops import batch_flops, parameter_counts
 from jaxmm.models.multimodal import flat_axes
 from jaxmm.parameters import once, started_params
-from jaxmm.processes import Meeting
+from jaxmm.processes import Meeting, Stop
 from jaxmm.program import abstract_batch, fresh_state, make_program
 from jaxmm.recipe import (
-    Corpus,
     Recipe,
     cache_folder,
     eval_corpus,
@@ -60,79 +57,9 @@ from jaxmm.train_step import Metrics, TrainState
 FLAGS: command.Flags = {
     "workdir": ("", "folder of the run; default: runs/<name of the config file>"),
 }
-# What may differ when a run goes on; data is told apart by its content, not by where it lies.
-FREE = ("steps", "mesh", "compute", "eval", "checkpoint", "log", "data.cache", "data.threads", "data.workers",
-        "data.path", "data.media_dir", "data.follow_outside", "data.tokenizer", "data.allow_change",
-        "init_from")  # fmt: skip
-CHANGEABLE = ("data", "epochs")  # what data.allow_change lets differ besides, and with it the content of the data
 MAX_BAD_STEPS = 20  # non-finite steps in a row that end a run
 MAX_SKIPPED = 0.05  # of the examples seen, once MIN_SEEN were
 MIN_SEEN = 100
-
-
-class Stop:
-    """Notes SIGTERM and SIGINT, so that the loop ends between two steps; a second Ctrl-C interrupts at once."""
-
-    def __init__(self, meeting: Meeting) -> None:
-        self.signal, self._meeting = 0, meeting
-        self._old: dict[int, Any] = {}
-
-    def __enter__(self) -> Stop:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._old[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: Any) -> None:
-        del frame
-        if self.signal and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.signal = number
-
-    def agreed(self, step: int) -> int:
-        """The signal that any process got, the same answer in all of them; all must ask before each step.
-
-        Raises:
-          StrandedError: naming the processes that did not come.
-        """
-        return self._meeting.largest(self.signal, f"step {step}")
-
-
-class Identity(NamedTuple):
-    """What a workdir's checkpoints belong to: the config, and the content of the data."""
-
-    config: dict[str, Any]
-    data: dict[str, Any]
-
-    @classmethod
-    def of(cls, config: ConfigDict, corpus: Corpus, budgets: Any, template: str) -> Identity:
-        sources = {s.name: s.prepared.meta["fingerprint"] for s in corpus.lengths}
-        data = {"sources": sources, "template": template, "budgets": list(budgets), "plan": PLAN_FORMAT}
-        return cls(command.to_json(config), data)
-
-    def check(self, meta: dict[str, Any], workdir: Path, allow_change: bool) -> list[str]:
-        """Compares with what a checkpoint was saved with.
-
-        Returns:
-          The differences in the data, which ``allow_change`` lets pass; none if it is all the same.
-
-        Raises:
-          UserError: with the differences.
-        """
-        data = [f"content of {line}" for line in command.differences(meta["data"], self.data)]
-        every = command.differences(meta["config"], self.config, FREE)
-        fixed = command.differences(meta["config"], self.config, (*FREE, *CHANGEABLE))
-        if fixed or "plan" not in meta or ((every or data) and not allow_change):
-            way_out = "" if fixed or "plan" not in meta else ", go on with the other data by config.data.allow_change"
-            raise UserError(
-                f"{workdir} holds a run with other settings ({'; '.join(every + data)}): "
-                f"set them as they were{way_out}, or give another --workdir"
-            )
-        return every + data
 
 
 def prefetch(source: Iterator[Loaded], place: Callable[[Any], Any], depth: int = 2) -> Iterator[tuple[Loaded, Any]]:
@@ -175,7 +102,9 @@ class Run:
         self.held_out = eval_corpus(config, self.recipe)
         self.budgets = read_budgets(config, self.corpus)
         self.assemble = make_assembler(config, self.recipe.image, self.corpus, self.budgets)
-        self.identity = Identity.of(config, self.corpus, self.budgets, self.recipe.template.fingerprint)
+        self.identity = Identity.of(
+            command.to_json(config), self.corpus, self.budgets, self.recipe.template.fingerprint
+        )
         self.checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep, config.checkpoint.keep_best)
         self.start = self.checkpoints.latest() or 0
         self.changed: list[str] = []

@@ -13,7 +13,7 @@ import PIL.Image
 from benchmark_row import Figure, Measured, Row, Settings, in_turns, rates
 
 from jaxmm.batch import ImageSpec
-from jaxmm.data import media
+from jaxmm.data import geometry, media
 from jaxmm.data.documents import Image
 
 HEIGHT, WIDTH = 480, 640
@@ -75,7 +75,7 @@ def jpeg_patches(settings: Settings) -> Measured:
     one_core()
     rng = np.random.default_rng(settings.seed)
     pictures = [encoded(natural(HEIGHT, WIDTH, rng), "JPEG", quality=QUALITY) for _ in range(settings.count(24))]
-    rows, columns = media.grid_size(HEIGHT, WIDTH, SPEC)
+    rows, columns = geometry.grid_size(HEIGHT, WIDTH, SPEC)
     size, count = (columns * SPEC.patch_size, rows * SPEC.patch_size), rows * columns
     row_NP = np.zeros((len(pictures) * count, SPEC.patch_size**2 * 3), np.uint8)
 

@@ -27,7 +27,7 @@ import numpy as np
 
 from jaxmm import command, sharding
 from jaxmm.batch import Batch, ImageSpec
-from jaxmm.data import demo, files, media, processes
+from jaxmm.data import demo, files, geometry, media, processes
 from jaxmm.data.assemble import empty_batch
 from jaxmm.data.disk import published, space_wanted
 from jaxmm.data.documents import Document, Features, Image, Part, Skip, Source, Text, Tokens, split_origin
@@ -95,7 +95,7 @@ class Encoder:
         for tile, (values, grid) in enumerate(one for one in waiting if not isinstance(one, media.BadMedia)):
             here = slice(at, at + len(values))
             batch.patches.values[0, here] = values
-            batch.patches.positions[0, here, 1:] = media.patch_positions(*grid, self.spec)
+            batch.patches.positions[0, here, 1:] = geometry.patch_positions(*grid, self.spec)
             batch.patches.segments[0, here] = tile + 1
             batch.grids_BM3[0, tile] = 1, *grid
             places.append(here)
@@ -108,7 +108,7 @@ class Encoder:
                 yield one
                 continue
             here, (rows, columns) = next(left), one[1]
-            row, column = media.patch_positions(rows, columns, self.spec).T
+            row, column = geometry.patch_positions(rows, columns, self.spec).T
             vectors = np.empty((rows, columns, features_ND.shape[1]), np.float32)
             vectors[row, column] = features_ND[here]
             yield vectors

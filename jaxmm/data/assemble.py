@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxmm.batch import ANSWER, IGNORED, TARGET, Batch, ImageSpec, Stream
-from jaxmm.data import media
+from jaxmm.data import geometry, media
 from jaxmm.data.documents import Features, Image
 from jaxmm.data.features import IMAGE, Extent, read_vectors
 from jaxmm.data.lengths import tiles
@@ -139,7 +139,7 @@ def two_way_blocks(slots: np.ndarray, grids: Sequence[tuple[int, int]]) -> np.nd
 
 @functools.lru_cache(maxsize=4096)
 def _patch_positions(rows: int, columns: int, spec: ImageSpec) -> np.ndarray:
-    return media.patch_positions(rows, columns, spec)
+    return geometry.patch_positions(rows, columns, spec)
 
 
 def empty_batch(rows: int, budgets: Budgets, spec: ImageSpec, feature_width: int = 0) -> Batch:
@@ -263,7 +263,7 @@ class Assembler:
             if isinstance(medium, Image):
                 first = free.patch // group
                 grid, cut_into = self._fill_image(batch, b, free, piece, i, medium)
-                order = np.argsort(media.group_order(*grid, self.spec))
+                order = np.argsort(geometry.group_order(*grid, self.spec))
                 if cut_into > 1:
                     starts = np.arange(cut_into) * (units // cut_into // group)
                     order, grid = (starts[:, None] + order).reshape(-1), (cut_into * grid[0], grid[1])

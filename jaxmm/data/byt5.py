@@ -56,9 +56,10 @@ class ByT5Tokenizer:
     def convert_ids_to_tokens(self, id_: int) -> str:
         return self._names[id_]
 
-    def encode(self, text: str) -> np.ndarray:
-        """Returns int32 ids; special tokens stay text, and no end token follows."""
-        return np.frombuffer(text.encode(), np.uint8) + np.int32(self.offset)
+    def encode(self, text: str, add_special_tokens: bool = True) -> np.ndarray:
+        """Returns int32 ids, the end token last; unlike theirs, what looks like a special token stays text."""
+        ids = np.frombuffer(text.encode(), np.uint8) + np.int32(self.offset)
+        return np.append(ids, np.int32(self.eos_token_id)) if add_special_tokens else ids
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False, **unused: bool) -> str:
         """Returns the text of ids; bytes that are no UTF-8 are left out."""

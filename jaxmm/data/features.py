@@ -12,7 +12,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from jaxmm.batch import ImageSpec
-from jaxmm.data import media
+from jaxmm.data import geometry, media
 from jaxmm.data.documents import Features, Media, Tokens
 from jaxmm.data.media import BadMedia
 
@@ -66,7 +66,7 @@ def read_vectors(features: Features, spec: ImageSpec, known: Extent) -> np.ndarr
         raise BadMedia("truncated") from error  # its header was whole
     if found.ndim == 3:
         in_groups = dataclasses.replace(spec, window=0)  # soft tokens of ready-made features are in reading order
-        row, column = media.patch_positions(found.shape[0], found.shape[1], in_groups).T
+        row, column = geometry.patch_positions(found.shape[0], found.shape[1], in_groups).T
         found = found[row, column]
     with np.errstate(over="ignore"):
         found = np.asarray(found, np.float32)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxmm.batch import TARGET, ImageSpec
-from jaxmm.data import media
+from jaxmm.data import geometry
 from jaxmm.data.features import IMAGE
 from jaxmm.data.prepared import Columns
 from jaxmm.errors import UserError
@@ -184,10 +184,10 @@ def _units(prepared: Columns, media_slice: slice, spec: ImageSpec) -> np.ndarray
         np.asarray(column[media_slice])
         for column in (prepared.image_height_I, prepared.image_width_I, prepared.image_kind_I)
     )
-    rows, columns = media.grid_size(height, width, spec)
+    rows, columns = geometry.grid_size(height, width, spec)
     patches = rows * columns + spec.extra
     if spec.max_tiles > 1:
-        patches = patches * media.tile_count(height, width, spec)
+        patches = patches * geometry.tile_count(height, width, spec)
     if not kind.any():
         return patches
     is_features, merge = kind > IMAGE, spec.merge

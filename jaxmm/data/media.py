@@ -1,4 +1,4 @@
-"""Encoded images to uint8 patches: sizes from headers alone, the grid rule, decoding, and the order of patches.
+"""Encoded images to uint8 patches: sizes from headers alone, decoding, and resizing to the grids of geometry.py.
 
 Sizes are all that preparing and planning need; pixels are decoded once, in the loader. Nothing here sets Pillow's
 globals. Headers are Pillow's to read: its checks decide what can be decoded, and it reads tens of thousands a second.
@@ -7,7 +7,6 @@ globals. Headers are Pillow's to read: its checks decide what can be decoded, an
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import math
 import struct
@@ -15,7 +14,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -23,6 +22,7 @@ import PIL.Image
 from jaxmm.batch import ImageSpec
 from jaxmm.data import files
 from jaxmm.data.documents import Features, Image
+from jaxmm.data.geometry import group_order, one_grid, one_tile_grid, tile_count
 from jaxmm.errors import UserError
 
 MAX_PIXELS = 178_956_970  # a larger picture is taken for a decompression bomb, at the area where Pillow raises too
@@ -165,98 +165,6 @@ def _size(opened: PIL.Image.Image, orientation: int) -> tuple[int, int]:
     return (width, height) if orientation >= 5 else (height, width)
 
 
-def grid_size(height: Any, width: Any, spec: ImageSpec) -> tuple[Any, Any]:
-    """Returns (rows, columns) in patches that an image of height x width pixels is resized to.
-
-    The rule is Qwen2-VL's ``smart_resize``: sides rounded to what one soft token covers; scaled down and floored where
-    the area is above max_pixels, up and ceiled where it is below min_pixels, the aspect kept. Unlike there, the area is
-    never above max_pixels: the long side of a very long picture is cut down to it, and ``max_pixels`` goes before
-    ``min_pixels``.
-
-    Args:
-      height, width: positive, ints or int arrays of one shape.
-
-    Returns:
-      Multiples of spec.merge, at least one each: ints, or int64 arrays of that shape.
-    """
-    if spec.side:
-        square = np.full(np.shape(height), spec.side // spec.patch_size, np.int64)
-        return (square, square) if square.ndim else (int(square), int(square))
-    factor = spec.patch_size * spec.merge
-    largest = spec.max_pixels // factor**2  # area in soft tokens
-    height, width = np.asarray(height, np.float64), np.asarray(width, np.float64)
-    area = height * width
-    rows, columns = np.rint(height / factor), np.rint(width / factor)
-    least = 0 if spec.thin else 1
-
-    # In the order of operations of the original: an exact number of tokens must not fall to the one below.
-    grow = np.sqrt(spec.min_pixels / area)
-    is_small = np.maximum(rows, least) * np.maximum(columns, least) * factor**2 < spec.min_pixels
-    rows = np.where(is_small, np.ceil(height * grow / factor), rows)
-    columns = np.where(is_small, np.ceil(width * grow / factor), columns)
-
-    shrink = np.sqrt(area / spec.max_pixels)
-    is_large = np.maximum(rows, 1) * np.maximum(columns, 1) > largest
-    rows = np.where(is_large, height / shrink / factor, rows)
-    columns = np.where(is_large, width / shrink / factor, columns)
-    rows = np.clip(np.floor(rows), 1, largest).astype(np.int64)
-    columns = np.clip(np.floor(columns), 1, largest).astype(np.int64)
-
-    # Only where a side was raised to one token is the area still above the limit, and that side is 1.
-    is_tall = rows >= columns
-    rows, columns = (
-        np.where(is_tall, np.minimum(rows, largest // columns), rows) * spec.merge,
-        np.where(is_tall, columns, np.minimum(columns, largest // rows)) * spec.merge,
-    )
-    return (rows, columns) if rows.ndim else (int(rows), int(columns))
-
-
-def tile_grid(height: Any, width: Any, spec: ImageSpec) -> tuple[Any, Any]:
-    """Returns (rows, columns) of the tiles that an image of height x width pixels is cut into, one and one for most.
-
-    The rule is that of transformers' GotOcr2 processor: of all grids of min_tiles to max_tiles, the one whose aspect is
-    nearest; of those equally near, the one of most tiles whose area is less than twice the image's.
-
-    Args:
-      height, width: positive, ints or int arrays of one shape.
-    """
-    tall, wide = np.asarray(height, np.float64), np.asarray(width, np.float64)
-    rows, columns = np.ones(tall.shape, np.int64), np.ones(tall.shape, np.int64)
-    if spec.max_tiles > 1:
-        aspect, area, nearest = wide / tall, wide * tall, np.full(tall.shape, np.inf)
-        for grid_columns, grid_rows in _tile_grids(spec.min_tiles, spec.max_tiles):
-            distance = np.abs(aspect - grid_columns / grid_rows)
-            is_better = distance < nearest
-            is_better |= (distance == nearest) & (area > 0.5 * spec.side * spec.side * grid_columns * grid_rows)
-            rows, columns = np.where(is_better, grid_rows, rows), np.where(is_better, grid_columns, columns)
-            nearest = np.minimum(nearest, distance)
-    return (rows, columns) if rows.ndim else (int(rows), int(columns))
-
-
-@functools.lru_cache(maxsize=16)
-def _tile_grids(least: int, most: int) -> list[tuple[int, int]]:
-    """All (columns, rows) of so many tiles, the fewest first."""
-    sides = range(1, most + 1)
-    found = [(columns, rows) for columns in sides for rows in sides if least <= columns * rows <= most]
-    return sorted(found, key=lambda grid: grid[0] * grid[1])
-
-
-def tile_count(height: Any, width: Any, spec: ImageSpec) -> Any:
-    """How many tiles an image becomes, the one of the whole image included."""
-    rows, columns = tile_grid(height, width, spec)
-    return rows * columns + (rows * columns > 1)
-
-
-@functools.lru_cache(maxsize=65536)
-def _tiles(height: int, width: int, spec: ImageSpec) -> tuple[int, int]:
-    return tile_grid(height, width, spec)
-
-
-@functools.lru_cache(maxsize=65536)
-def _grid(height: int, width: int, spec: ImageSpec) -> tuple[int, int]:
-    return grid_size(height, width, spec)
-
-
 def decode(image: Image) -> PIL.Image.Image:
     """Decodes to RGB, turned as its EXIF orientation says; of an animation, the first frame.
 
@@ -326,7 +234,7 @@ def patches(
     Returns:
       uint8 (tiles * rows * columns, patch_size**2 * 3), and (rows, columns) of a tile.
     """
-    rows, columns = _grid(*size, spec)
+    rows, columns = one_grid(*size, spec)
     count, tile = int(tile_count(*size, spec)) if spec.max_tiles > 1 else 1, rows * columns
     if out is None:
         out = np.empty((count * tile, spec.patch_size**2 * 3), np.uint8)
@@ -360,8 +268,8 @@ def fill(
     Raises:
       BadMedia: if it cannot be decoded to its end, or now has another size.
     """
-    rows, columns = _grid(*size, spec)
-    down, across = _tiles(*size, spec) if spec.max_tiles > 1 else (1, 1)
+    rows, columns = one_grid(*size, spec)
+    down, across = one_tile_grid(*size, spec) if spec.max_tiles > 1 else (1, 1)
     shown = _before_crop(*size, spec) if spec.crop else (
         down * rows * spec.patch_size, across * columns * spec.patch_size
     )  # fmt: skip
@@ -478,24 +386,3 @@ def _resized(
         return pixels
     after = (frame.height - frame.top - frame.inner_height, frame.width - frame.left - frame.inner_width)
     return np.pad(pixels, ((frame.top, after[0]), (frame.left, after[1]), (0, 0)), mode="edge")
-
-
-def patch_positions(rows: int, columns: int, spec: ImageSpec) -> np.ndarray:
-    """Returns int32 (rows * columns, 2): (row, column) of each patch in tower order.
-
-    Groups of merge x merge patches, which become one soft token, follow each other row by row, or window by window; so
-    do the patches of a group within it.
-    """
-    merge = spec.merge
-    grid = np.indices((rows, columns), np.int32).reshape(2, rows // merge, merge, columns // merge, merge)
-    groups = grid.transpose(1, 3, 2, 4, 0).reshape(-1, merge**2, 2)
-    return groups[group_order(rows // merge, columns // merge, spec)].reshape(rows * columns, 2)
-
-
-def group_order(rows: int, columns: int, spec: ImageSpec) -> np.ndarray:
-    """int64 (rows * columns,): the merge groups of an image, numbered row by row, in the order in which they travel."""
-    if not spec.window:
-        return np.arange(rows * columns)
-    row, column = np.indices((rows, columns)).reshape(2, -1)
-    side = spec.window // spec.merge
-    return np.lexsort((column, row, column // side, row // side))

@@ -81,7 +81,7 @@ class _Bytes:
         self.tokenizer = tokenizer
 
     def __call__(self, texts: Sequence[str]) -> list[Ids]:
-        return [self.tokenizer.encode(text) for text in texts]
+        return [self.tokenizer.encode(text, add_special_tokens=False) for text in texts]
 
     after_special = __call__
 

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from jaxmm.data import text
 from jaxmm.data.byt5 import ByT5Tokenizer
+from jaxmm.data.chat import Markup
+from jaxmm.data.documents import Document, Image, Turn
 
 ADDED = ["<|image_start|>", "<|end|>"]
 OURS, THEIRS = ByT5Tokenizer(), transformers.ByT5Tokenizer()
@@ -49,6 +51,14 @@ def test_tokens_are_added_once_and_only_special_ones():
         tokenizer.add_tokens(["word"])
     assert pickle.loads(pickle.dumps(tokenizer)).get_vocab() == tokenizer.get_vocab()
     assert tokenizer.as_transformers().get_vocab() == tokenizer.get_vocab()
+
+
+def test_what_stands_around_images_may_be_text_or_nothing():
+    for around in ("", "<", "[img]"):
+        template = text.Template(ByT5Tokenizer(), "pretrain", markup=Markup(around, ""))
+        assert template.encode(Document((Turn("document", (Image(data=b""),), True),), "test")).tokens.tolist() == [
+            *(ord(letter) + OURS.offset for letter in around), OURS.eos_token_id
+        ]  # fmt: skip
 
 
 @pytest.mark.parametrize("objective", text.OBJECTIVES)

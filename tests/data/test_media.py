@@ -1,130 +1,26 @@
 """Images: sizes from headers, the grid rule, RGB from anything, and the bytes and order of patches."""
 
 import contextlib
-import dataclasses
 import io
 import struct
 import subprocess
 import sys
 import zlib
-from typing import Any
 
 import numpy as np
 import PIL.Image
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pictures import encoded, smooth, with_orientation
 
 from jaxmm.batch import ImageSpec
-from jaxmm.data import media
+from jaxmm.data import geometry, media
 from jaxmm.data.documents import Image
 from jaxmm.errors import UserError
 
 SPEC = ImageSpec(patch_size=4, merge=2, min_pixels=16 * 16, max_pixels=64 * 64)
 PICTURE = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))
-
-
-def encoded(picture: PIL.Image.Image, kind: str = "PNG", **options: Any) -> Image:
-    file = io.BytesIO()
-    picture.save(file, kind, **options)
-    return Image(data=file.getvalue())
-
-
-def with_orientation(value: int) -> bytes:
-    exif = PIL.Image.Exif()
-    exif[media.ORIENTATION] = value
-    return exif.tobytes()
-
-
-specs = st.builds(
-    lambda patch_size, merge, least, most: ImageSpec(
-        patch_size,
-        merge,
-        min_pixels=min(least, most * (patch_size * merge) ** 2),
-        max_pixels=most * (patch_size * merge) ** 2,
-    ),
-    st.integers(1, 20),
-    st.integers(1, 4),
-    st.integers(0, 10**6),
-    st.integers(1, 2000),
-)
-sides = st.integers(1, 30_000)
-
-
-# The grid
-
-
-@given(sides, sides, specs, st.integers(0, 50))
-def test_a_grid_never_exceeds_max_pixels_and_is_whole_soft_tokens(height, width, spec, odd):
-    if spec.max_pixels + odd < spec.min_pixels:
-        return
-    spec = ImageSpec(spec.patch_size, spec.merge, spec.min_pixels, spec.max_pixels + odd)  # any number of pixels
-    rows, columns = media.grid_size(height, width, spec)
-    assert rows * columns * spec.patch_size**2 <= spec.max_pixels
-    assert rows >= spec.merge
-    assert columns >= spec.merge
-    assert rows % spec.merge == columns % spec.merge == 0
-    assert rows * columns % spec.merge**2 == 0
-
-
-@given(st.lists(st.tuples(sides, sides), max_size=20), specs)
-def test_the_grids_of_many_images_are_those_of_each_alone(sizes, spec):
-    heights, widths = (np.array([size[i] for size in sizes], np.int32) for i in (0, 1))
-    rows, columns = media.grid_size(heights, widths, spec)
-    assert rows.shape == columns.shape == heights.shape
-    alone = [media.grid_size(height, width, spec) for height, width in sizes]
-    assert alone == list(zip(rows.tolist(), columns.tolist(), strict=True))
-    assert all(isinstance(side, int) for grid in alone for side in grid)
-
-
-@given(st.integers(24, 60), st.integers(24, 60))
-def test_an_image_in_range_keeps_its_sides_to_half_a_soft_token(height, width):
-    spec = ImageSpec(patch_size=2, merge=2, min_pixels=400, max_pixels=64 * 64)
-    rows, columns = media.grid_size(height, width, spec)
-    assert abs(rows * 2 - height) <= 2
-    assert abs(columns * 2 - width) <= 2
-
-
-@given(st.integers(200, 4000), st.floats(0.25, 4.0))
-def test_a_large_image_keeps_its_aspect_to_a_soft_token_a_side_and_fills_its_area(width, aspect):
-    spec = ImageSpec(patch_size=2, merge=2, min_pixels=0, max_pixels=128 * 128)
-    height = max(200, round(width * aspect))
-    rows, columns = media.grid_size(height, width, spec)
-    scale = (spec.max_pixels / (height * width)) ** 0.5
-    assert 0 <= height * scale - rows * 2 <= 4 + 1e-6
-    assert 0 <= width * scale - columns * 2 <= 4 + 1e-6
-
-
-@given(st.integers(1, 40), st.integers(1, 40))
-def test_a_small_image_grows_to_min_pixels(height, width):
-    spec = ImageSpec(patch_size=4, merge=2, min_pixels=64 * 64, max_pixels=640 * 640)
-    rows, columns = media.grid_size(height, width, spec)
-    assert rows * columns * 16 >= spec.min_pixels
-
-
-@pytest.mark.parametrize(("height", "width"), [(20000, 10), (10, 20000), (1, 100_000_000), (30000, 30000), (1, 1)])
-def test_extreme_sizes_fit(height, width):
-    spec = ImageSpec()
-    rows, columns = media.grid_size(height, width, spec)
-    assert min(rows, columns) >= spec.merge
-    assert rows * columns * spec.patch_size**2 <= spec.max_pixels
-    assert (rows > columns) == (height > width)
-
-
-def test_grids_of_a_known_rule():
-    spec = ImageSpec(patch_size=16, merge=2, min_pixels=64 * 64, max_pixels=512 * 512)
-    assert media.grid_size(480, 640, spec) == (26, 36)  # 262144/307200: 443.4 x 591.2, floored to 32
-    assert media.grid_size(224, 224, spec) == (14, 14)
-    assert media.grid_size(48, 80, spec) == (4, 4)  # 1.5 and 2.5 round to even, as in the reference
-    assert media.grid_size(10, 10, spec) == (4, 4)
-    # What comes to whole tokens stays whole: 1000 / sqrt(1000 * 1000 / 512**2) / 32 is 16.
-    assert all(media.grid_size(side, side, spec) == (32, 32) for side in range(529, 3000))
-
-
-def test_a_thin_picture_is_grown_only_where_its_family_does_that():
-    spec = ImageSpec(patch_size=14, merge=2, min_pixels=56 * 56, max_pixels=1003520)
-    assert media.grid_size(10, 1990, spec) == (2, 142)
-    assert media.grid_size(10, 1990, dataclasses.replace(spec, thin=True)) == (2, 58)  # 10 / 28 rounds to 0
 
 
 # Sizes and decoding
@@ -260,7 +156,7 @@ def test_a_patch_is_row_column_channel_and_groups_are_adjacent():
     assert grid == (2, 4)
     assert got.dtype == np.uint8
     assert got.shape == (8, 12)
-    positions = media.patch_positions(2, 4, spec)
+    positions = geometry.patch_positions(2, 4, spec)
     assert positions.dtype == np.int32
     # The left 2 x 2 patches become one soft token, the right ones the next.
     assert positions.tolist() == [[0, 0], [0, 1], [1, 0], [1, 1], [0, 2], [0, 3], [1, 2], [1, 3]]
@@ -272,7 +168,7 @@ def test_a_patch_is_row_column_channel_and_groups_are_adjacent():
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 3))
 def test_positions_visit_each_patch_once_group_by_group(rows, columns, merge):
     spec = ImageSpec(patch_size=2, merge=merge, min_pixels=0, max_pixels=10**6)
-    positions = media.patch_positions(rows * merge, columns * merge, spec)
+    positions = geometry.patch_positions(rows * merge, columns * merge, spec)
     assert len({tuple(p) for p in positions.tolist()}) == len(positions) == rows * columns * merge**2
     groups = (positions // merge).reshape(rows * columns, merge**2, 2)
     assert (groups == groups[:, :1]).all()
@@ -284,7 +180,7 @@ def test_positions_visit_each_patch_once_group_by_group(rows, columns, merge):
 def test_a_picture_is_resized_whole_to_its_grid():
     big = PIL.Image.new("RGB", (300, 100), (9, 90, 200))
     got, (rows, columns) = media.patches(encoded(big), SPEC, (100, 300))
-    assert (rows, columns) == media.grid_size(100, 300, SPEC)
+    assert (rows, columns) == geometry.grid_size(100, 300, SPEC)
     assert (got.reshape(-1, 3) == (9, 90, 200)).all()
 
 
@@ -327,89 +223,6 @@ def test_patches_are_those_of_transformers_siglip2():
     reference = processor(picture, return_tensors="np")
     assert reference["spatial_shapes"].tolist() == [list(grid)]
     np.testing.assert_array_equal(got, reference["pixel_values"][0])
-
-
-# Fast decoding and rows of a batch
-
-
-def smooth(height: int, width: int) -> PIL.Image.Image:
-    """A picture in which each corner has its own colour, and none of it is noise."""
-    y, x = np.mgrid[0:height, 0:width]
-    return PIL.Image.fromarray(
-        np.stack([x * 255 / width, y * 255 / height, 255 - (x + y) * 255 / (width + height)], -1).astype(np.uint8)
-    )
-
-
-def decoded_sizes(monkeypatch) -> list[tuple[int, int]]:
-    """The sizes that pictures are decoded at from now on."""
-    found: list[tuple[int, int]] = []
-    whole = media._decoded
-
-    def noted(opened: PIL.Image.Image, orientation: int) -> PIL.Image.Image:
-        found.append(opened.size)
-        return whole(opened, orientation)
-
-    monkeypatch.setattr(media, "_decoded", noted)
-    return found
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("edges", [None, media.Edges(0.1, -0.05, 0.0, 0.2)])
-def test_fast_decoding_shows_what_exact_decoding_does(monkeypatch, orientation, edges):
-    spec = ImageSpec(patch_size=8, merge=1, min_pixels=0, max_pixels=48 * 48)
-    image = encoded(smooth(205, 301), "JPEG", quality=95, subsampling=0, exif=with_orientation(orientation))
-    size = media.image_size(image)
-    sizes = decoded_sizes(monkeypatch)
-    exact, grid = media.patches(image, spec, size, edges)
-    fast, fast_grid = media.patches(image, spec, size, edges, fast=True)
-    assert grid == fast_grid == media.grid_size(*size, spec)
-    assert sizes[0] == (301, 205)
-    assert sizes[1] in ((151, 103), (76, 52))
-    difference = np.abs(exact.astype(int) - fast)
-    assert difference.mean() < 1.5  # half a pixel to one side would be 2.5
-    assert difference.max() < 16
-
-
-@given(st.integers(8, 400), st.integers(8, 400), st.integers(1, 8), st.floats(-0.3, 0.3), st.floats(-0.3, 0.3))
-def test_fast_decoding_never_decodes_smaller_than_what_it_resizes_to(height, width, orientation, left, bottom):
-    spec = ImageSpec(patch_size=4, merge=1, min_pixels=0, max_pixels=40 * 40)
-    image = encoded(smooth(height, width), "JPEG", exif=with_orientation(orientation))
-    with pytest.MonkeyPatch.context() as patch:
-        size = media.image_size(image)
-        sizes = decoded_sizes(patch)
-        edges = media.Edges(left, 0.0, 0.0, bottom)
-        frame = media._frame(*(4 * side for side in media.grid_size(*size, spec)[::-1]), edges)
-        media.patches(image, spec, size, edges, fast=True)
-    (decoded,) = sizes
-    seen_width, seen_height = decoded if orientation < 5 else decoded[::-1]
-    if decoded != (width, height):
-        assert seen_width * (1 - max(left, 0)) >= frame.inner_width
-        assert seen_height * (1 - max(bottom, 0)) >= frame.inner_height
-
-
-@pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF"])
-def test_only_jpegs_are_decoded_fast(kind):
-    spec = ImageSpec(patch_size=4, merge=1, min_pixels=0, max_pixels=16 * 16)
-    image = encoded(smooth(100, 120), kind)
-    fast, exact = (media.patches(image, spec, (100, 120), fast=fast)[0] for fast in (True, False))
-    np.testing.assert_array_equal(fast, exact)
-
-
-@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.integers(1, 9))
-def test_patches_written_to_a_place_are_those_returned(rows, columns, merge, side):
-    spec = ImageSpec(side, merge, min_pixels=0, max_pixels=10**6)
-    height, width = rows * merge * side, columns * merge * side
-    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    image = encoded(PIL.Image.fromarray(pixels))
-    place = np.zeros((rows * columns * merge**2 + 2, side * side * 3), np.uint8)
-    got, grid = media.patches(image, spec, (height, width), out=place[1:-1])
-    assert np.shares_memory(got, place)
-    assert not place[[0, -1]].any()
-    alone, _ = media.patches(image, spec, (height, width))
-    np.testing.assert_array_equal(got, alone)
-    for patch, (row, column) in zip(got, media.patch_positions(*grid, spec), strict=True):
-        here = pixels[row * side : (row + 1) * side, column * side : (column + 1) * side]
-        np.testing.assert_array_equal(patch.reshape(side, side, 3), here)
 
 
 # Bad media

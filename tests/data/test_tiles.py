@@ -13,7 +13,7 @@ from conftest import picture, plain
 from made_index import Made
 
 from jaxmm.batch import IGNORED, TARGET, ImageSpec
-from jaxmm.data import media
+from jaxmm.data import geometry, media
 from jaxmm.data.assemble import Assembler
 from jaxmm.data.lengths import Lengths
 from jaxmm.data.pieces import BOUNDLESS
@@ -48,15 +48,15 @@ def counted(height: int, width: int, spec: ImageSpec) -> tuple[int, int]:
 def test_tiles_are_chosen_by_the_nearest_aspect_many_at_once_as_one_by_one(sizes, least, more):
     spec = dataclasses.replace(SPEC, side=448, min_tiles=least, max_tiles=least + more, max_pixels=448**2)
     heights, widths = np.array(sizes, np.int32).T
-    rows, columns = media.tile_grid(heights, widths, spec)
+    rows, columns = geometry.tile_grid(heights, widths, spec)
     expected = [counted(*size, spec) if spec.max_tiles > 1 else (1, 1) for size in sizes]
     assert list(zip(rows.tolist(), columns.tolist(), strict=True)) == expected
-    assert [media.tile_grid(*size, spec) for size in sizes] == expected
+    assert [geometry.tile_grid(*size, spec) for size in sizes] == expected
 
 
 def test_a_picture_is_cut_into_squares_row_by_row_and_the_whole_comes_last():
     image = picture(40, 60, 3)
-    rows, columns = media.tile_grid(40, 60, SPEC)
+    rows, columns = geometry.tile_grid(40, 60, SPEC)
     assert (rows, columns) == (2, 3)
     found, grid = media.patches(image, SPEC, (40, 60))
     assert grid == (4, 4)
@@ -65,7 +65,7 @@ def test_a_picture_is_cut_into_squares_row_by_row_and_the_whole_comes_last():
     large = decoded.resize((16 * columns, 16 * rows), PIL.Image.Resampling.BICUBIC)
     boxes = [(16 * c, 16 * r, 16 * c + 16, 16 * r + 16) for r in range(rows) for c in range(columns)]
     wanted = [large.crop(box) for box in boxes] + [decoded.resize((16, 16), PIL.Image.Resampling.BICUBIC)]
-    positions = media.patch_positions(4, 4, SPEC)
+    positions = geometry.patch_positions(4, 4, SPEC)
     for tile, square in zip(found.reshape(-1, 16, 48), wanted, strict=True):
         pixels = np.asarray(square)
         for patch, (row, column) in zip(tile, positions, strict=True):
@@ -84,7 +84,7 @@ def lengths():
 
 
 def test_what_an_image_costs_is_counted_from_its_header(lengths):
-    assert [media.tile_count(*size, SPEC) for size in ((16, 32), (16, 16), (40, 20))] == [3, 1, 3]
+    assert [geometry.tile_count(*size, SPEC) for size in ((16, 32), (16, 16), (40, 20))] == [3, 1, 3]
     assert lengths.units_I.tolist() == [3 * TILE, TILE, 3 * TILE]
     assert lengths.slots_I.tolist() == [3 * SOFT, SOFT, 3 * SOFT]
     assert lengths.items_E.tolist() == [4, 3, 0]
@@ -102,7 +102,7 @@ def test_each_tile_is_a_segment_and_its_soft_tokens_follow_each_other_in_one_run
     for tile in range(7):
         there = slice(tile * TILE, tile * TILE + 16)
         assert (segments[there] == tile + 1).all()
-        np.testing.assert_array_equal(positions[there, 1:], media.patch_positions(4, 4, SPEC))
+        np.testing.assert_array_equal(positions[there, 1:], geometry.patch_positions(4, 4, SPEC))
         assert segments[there.stop] == tile + 1, "its class token"
         assert positions[there.stop].tolist() == [0, -1, 0]
         assert not segments[there.stop + 1 : (tile + 1) * TILE].any()

@@ -9,7 +9,7 @@ import PIL.Image
 import pytest
 from conftest import IMAGE, chat, picture, plain, random_documents
 
-from jaxmm.data import media
+from jaxmm.data import geometry, media
 from jaxmm.data.assemble import Assembler, Loaded
 from jaxmm.data.documents import Features, Image, Tokens
 from jaxmm.data.plan import Budgets, Lengths, Piece, cut
@@ -73,7 +73,7 @@ def test_a_picture_is_shown_as_the_tower_gets_it(template, lengths_of):
     assert len(view.pictures) == 2
     patch = 0
     for given, shown in zip(images, view.pictures, strict=True):
-        rows, columns = media.grid_size(*media.image_size(given), IMAGE)
+        rows, columns = geometry.grid_size(*media.image_size(given), IMAGE)
         size = columns * IMAGE.patch_size, rows * IMAGE.patch_size
         resized = media.decode(given).resize(size, PIL.Image.Resampling.BICUBIC)
         assert (shown.rows, shown.columns, shown.patch) == (rows, columns, patch)

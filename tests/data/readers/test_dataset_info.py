@@ -365,64 +365,6 @@ def test_a_dataset_info_that_is_none_says_so(folder):
 # Tools, and what is not read yet
 
 
-TOOL = {"name": "add", "parameters": {"type": "object", "properties": {"a": {"type": "number"}}}}
-
-
-def test_tools_are_told_in_the_system_turn(folder):
-    turns = [
-        {"from": "human", "value": "1 + 1?"},
-        {"from": "function_call", "value": '{"name": "add", "arguments": {"a": 1}}'},
-        {"from": "observation", "value": "2"},
-        {"from": "gpt", "value": "2."},
-    ]
-    records = [
-        {"conversations": turns, "tools": json.dumps([TOOL]), "system": "Be kind."},
-        {"conversations": turns, "tools": [{"type": "function", "function": TOOL}]},
-        {"conversations": turns, "tools": "[]"},
-        {"conversations": turns, "tools": None},
-    ]
-    columns = {"messages": "conversations", "system": "system", "tools": "tools"}
-    both, alone, none, null = (
-        said(d) for d in folder.dataset("t", records, formatting="sharegpt", columns=columns).documents()
-    )
-    told = f"Tools, one JSON object a line:\n{json.dumps(TOOL)}\nCall one with"
-    assert both[0][0] == alone[0][0] == "system"
-    assert both[0][1].startswith(f"Be kind.\n\n{told}")
-    assert alone[0][1].startswith(told)
-    assert none == null == both[1:] == alone[1:]
-    assert [role for role, _ in none] == ["user", "assistant", "user", "assistant"]
-    wrong = {"conversations": turns, "tools": "add(a)"}
-    source = folder.dataset("t", [wrong], formatting="sharegpt", columns=columns)
-    assert "t.json, record 0: 'tools' is not JSON: 'add(a)'" in refused(source)
-
-
-def test_the_openai_formatting_has_its_own_tags_and_tool_calls(folder):
-    def call(name: str) -> dict:
-        return {"id": "1", "type": "function", "function": {"name": name, "arguments": '{"a": 1}'}}
-
-    messages = [
-        {"role": "system", "content": "Be kind."},
-        {"role": "user", "content": "1 + 1?"},
-        {"role": "assistant", "content": None, "tool_calls": [call("add")]},
-        {"role": "tool", "content": "2"},
-        {"role": "assistant", "content": "And:", "tool_calls": [call("add"), call("sub")]},
-        {"role": "tool", "content": "3"},
-        {"role": "assistant", "content": "2.", "tool_calls": []},
-    ]
-    document = only(folder.dataset("t", [{"messages": messages}], formatting="openai"))
-    one, two = ({"name": name, "arguments": {"a": 1}} for name in ("add", "sub"))
-    assert said(document) == [
-        ("system", "Be kind."),
-        ("user", "1 + 1?"),
-        ("assistant", json.dumps(one)),
-        ("user", "2"),
-        ("assistant", "And:\n" + json.dumps([one, two])),
-        ("user", "3"),
-        ("assistant", "2."),
-    ]
-    assert [turn.target for turn in document.turns] == [role == "assistant" for role, _ in said(document)]
-
-
 @pytest.mark.parametrize("column", ["videos", "audios"])
 def test_a_column_that_is_not_read_yet_must_be_empty(folder, column):
     columns = {"messages": "messages", column: "clips"}
