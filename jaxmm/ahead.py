@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from jaxmm import sharding, startup
 from jaxmm.batch import Batch
-from jaxmm.lowered import lower
+from jaxmm.lowered import lower, step_options
 from jaxmm.program import Program
 from jaxmm.train_step import Metrics, TrainState
 
@@ -45,7 +45,7 @@ class CompiledStep:
                 program.step, (program.abstract_state(mesh), batch), key=program.key,
                 out_shardings=(program.shardings(mesh), sharding.replicated(mesh)), donate_argnums=(0,),
             )  # fmt: skip
-            compiled = lowered.compile()
+            compiled = lowered.compile(step_options())
         del lowered
         startup.give_back_memory()
         return compiled

@@ -89,6 +89,16 @@ def lower(
     return Lowered(jax.jit(call, donate_argnums=donate_argnums).lower(*leaves), kept[1])
 
 
+def step_options() -> dict[str, Any] | None:
+    """XLA's options for what runs again and again.
+
+    On CPUs one operation after the other, in the order that needs least memory: beside each other, which is XLA's own
+    choice, they take each other's caches and threads (1.04 to 1.09 of a step's time).
+    """
+    on_cpu = jax.default_backend() == "cpu"
+    return {"xla_cpu_enable_concurrency_optimized_scheduler": False} if on_cpu else None
+
+
 def _folder() -> Path | None:
     """Where programs are kept, or None: without a compile cache, in a job of several processes, on other devices.
 

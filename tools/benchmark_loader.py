@@ -100,6 +100,7 @@ class Bench:
         import jax
 
         from jaxmm import sharding
+        from jaxmm.lowered import step_options
         from jaxmm.train import Run
 
         self.config = config
@@ -109,7 +110,8 @@ class Bench:
         with jax.set_mesh(self.run.mesh):
             self.state = self.run.initial_state()
             self.cached = [(None, self.place(self.assemble(self.run.plan.batch(k)).batch)) for k in range(CACHED)]
-            self.compiled = self.run.program.jitted(self.run.mesh).lower(self.state, self.cached[0][1]).compile()
+            lowered = self.run.program.jitted(self.run.mesh).lower(self.state, self.cached[0][1])
+            self.compiled = lowered.compile(step_options())
 
     def source(self, name: str, steps: int) -> Iterator[tuple[Any, Any]]:
         from jaxmm.data.loader import batches

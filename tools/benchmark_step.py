@@ -106,6 +106,7 @@ def parts(run: Any, step: Any, state: Any, batch: Any, repeats: int) -> dict[str
     import jax
 
     from jaxmm.loss import batch_loss, select_targets
+    from jaxmm.lowered import step_options
     from jaxmm.models.multimodal import make_model
     from jaxmm.optimizer import split_frozen
 
@@ -132,7 +133,7 @@ def parts(run: Any, step: Any, state: Any, batch: Any, repeats: int) -> dict[str
 
     def gradients(f: Callable) -> Callable[[], Any]:
         made = jax.jit(jax.grad(lambda trainable, fixed, batch: f({**trainable, **fixed}, batch)))
-        done = made.lower(trainable, fixed, batch).compile()
+        done = made.lower(trainable, fixed, batch).compile(step_options())
         return lambda: jax.block_until_ready(done(trainable, fixed, batch))
 
     held = [state]

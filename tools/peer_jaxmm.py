@@ -61,6 +61,7 @@ class Ours:
 
         from jaxmm import sharding
         from jaxmm.hf import folder as hf
+        from jaxmm.lowered import step_options
         from jaxmm.models.multimodal import Compute, make_model, nested
         from jaxmm.optimizer import make_optimizer
         from jaxmm.train_step import init_state, make_train_step
@@ -85,7 +86,8 @@ class Ours:
                 self.batches = loaded(case, folder.parent, seed, place)
             else:
                 self.batches = itertools.repeat(place(self.arrays(case, case.tokens(seed), case.pixels(seed))))
-            self.compiled = jax.jit(step, donate_argnums=0).lower(self.state, next(self.batches)).compile()
+            lowered = jax.jit(step, donate_argnums=0).lower(self.state, next(self.batches))
+            self.compiled = lowered.compile(step_options())  # as train does
         startup.give_back_memory()  # as train does
 
     def arrays(self, case: PeerCase, tokens: np.ndarray, pixels: np.ndarray):
