@@ -16,6 +16,7 @@ import os
 import pickle
 import platform
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -83,7 +84,10 @@ def lower(
     kept = _read(path)
     if kept is None:
         kept = bytes(export.export(jitted)(*leaves).serialize()), results
-        _write(path, kept)
+        try:
+            _write(path, kept)
+        except OSError as error:  # as JAX does, where it cannot keep an executable
+            warnings.warn(f"the lowered program was not kept in {folder}: {error}", stacklevel=1)
     # Read back even if it is just made: the compile cache finds the program by its text.
     call = export.deserialize(bytearray(kept[0])).call
     return Lowered(jax.jit(call, donate_argnums=donate_argnums).lower(*leaves), kept[1])
@@ -137,7 +141,7 @@ def _read(path: Path) -> tuple[bytes, list[Any]] | None:
     """What is kept; None where there is nothing, or what is there is not whole."""
     try:
         digest, body = (data := path.read_bytes())[:32], data[32:]
-    except FileNotFoundError:
+    except OSError:  # JAX warns of a cache that cannot be read
         return None
     return pickle.loads(body) if hashlib.sha256(body).digest() == digest else None
 

@@ -97,6 +97,13 @@ def test_a_damaged_file_is_made_again(mesh, folder):
         assert [p.name for p in folder.iterdir()] == [path.name]
 
 
+def test_a_folder_that_cannot_be_written_to_is_a_warning(mesh, folder):
+    folder.write_text("not a folder")
+    with pytest.warns(UserWarning, match="not kept in .*lowered"):
+        state, _ = Program(mesh).run()
+    np.testing.assert_array_equal(state.weights, jax.jit(Program(mesh).step)(*Program(mesh).args)[0].weights)
+
+
 def test_the_oldest_files_go(mesh, folder, monkeypatch):
     monkeypatch.setattr(lowered, "KEPT", 2)
     for key in "abc":
