@@ -97,10 +97,16 @@ def step_options() -> dict[str, Any] | None:
     """XLA's options for what runs again and again.
 
     On CPUs one operation after the other, in the order that needs least memory: beside each other, which is XLA's own
-    choice, they take each other's caches and threads (1.04 to 1.09 of a step's time).
+    choice, they take each other's caches and threads (1.04 to 1.09 of a step's time). And barriers stand until all is
+    fused: XLA's own pass takes them away before that, and with them what ``models.buffers`` and rematerialisation are
+    there for.
     """
-    on_cpu = jax.default_backend() == "cpu"
-    return {"xla_cpu_enable_concurrency_optimized_scheduler": False} if on_cpu else None
+    if jax.default_backend() != "cpu":
+        return None
+    return {
+        "xla_cpu_enable_concurrency_optimized_scheduler": False,
+        "xla_disable_hlo_passes": "cse_barrier_expander",
+    }
 
 
 def _folder() -> Path | None:

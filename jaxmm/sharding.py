@@ -157,7 +157,7 @@ def over_queries(f: Callable, heads: int) -> Callable:
         rows, positions, by_head, _ = partition(("rows", positions_axis(T), "heads", None), (B, T, heads, 1), mesh)
 
         def own(q, k, v, start, end):
-            if positions:
+            if positions and mesh.shape["context"] > 1:
                 k, v = (dealt_back(jax.lax.all_gather(x, "context", axis=1, tiled=True), mesh) for x in (k, v))
             return f(q, k, v, start, end)
 
@@ -181,7 +181,8 @@ def over_row_parts(f: Callable, whole: int) -> Callable:
         if not rows:
             return f(*inputs)
         shape = inputs[whole].shape
-        axes = [axis if axis in rows else None for axis in partition(("vocab", "embed"), shape, mesh)]
+        by_axis = partition(("vocab", "embed"), shape, mesh)
+        axes = [axis if axis in rows and mesh.shape[axis] > 1 else None for axis in by_axis]
 
         def own(*inputs):
             of_rows, sums = f(*inputs)
@@ -229,7 +230,7 @@ def _context(mesh: Any = None) -> int:
 
 def positions_axis(length: int) -> str | None:
     """The logical axis of the positions of rows of this length: "positions" where they can be dealt, else None."""
-    return "positions" if length % (2 * _context() * CHUNK) == 0 else None
+    return "positions" if _context() == 1 or length % (2 * _context() * CHUNK) == 0 else None
 
 
 def _order(C: int) -> np.ndarray:

@@ -16,6 +16,7 @@ from jax import lax
 from jaxmm import sharding
 from jaxmm.models import attention as attn
 from jaxmm.models import rope
+from jaxmm.models.buffers import written
 from jaxmm.models.cache import Cache
 from jaxmm.models.compute import Compute
 from jaxmm.models.embedding import look_up
@@ -196,8 +197,9 @@ class Block(nnx.Module):
         """Returns what goes on, at ``wanted_BR`` or everywhere, and the cache."""
         h_BTD, cache = self.attention(self.norm_attention(x_BTD), where, attend, wanted_BR)
         x_BTD = _at(x_BTD, wanted_BR) + (h_BTD if self.norm_attention_out is None else self.norm_attention_out(h_BTD))
+        x_BTD = written(x_BTD)
         h_BTD = self.mlp(self.norm_mlp(x_BTD))
-        x_BTD = x_BTD + (h_BTD if self.norm_mlp_out is None else self.norm_mlp_out(h_BTD))
+        x_BTD = written(x_BTD + (h_BTD if self.norm_mlp_out is None else self.norm_mlp_out(h_BTD)))
         axis = sharding.positions_axis(x_BTD.shape[1]) if wanted_BR is None else None
         return sharding.constrain(x_BTD, "rows", axis, None), cache
 

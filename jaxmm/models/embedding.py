@@ -27,7 +27,7 @@ def look_up(table_VD, index_BT, dtype) -> jax.Array:
     (_, axis) = sharding.partition(("vocab", "embed"), table_VD.shape, mesh)
     if not manual:
         return _taken(table_VD, index_BT, dtype, "")
-    axis = axis if axis in manual else None
+    axis = axis if axis in manual and mesh.shape[axis] > 1 else None
     run = jax.shard_map(
         functools.partial(_taken, dtype=dtype, axis=axis or ""),
         in_specs=(PartitionSpec(None, axis), PartitionSpec(rows, positions)),

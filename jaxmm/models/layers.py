@@ -15,6 +15,8 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
+from jaxmm.models.buffers import barrier, made_again
+
 Initializer = Callable[..., jax.Array]
 _SHAPES_ONLY = contextvars.ContextVar("shapes only", default=False)
 
@@ -93,6 +95,7 @@ def _mapped_forward(x, kernel, inputs: int):
 
 def _mapped_backward(inputs: int, saved, dy):
     x, kernel = saved
+    x, dy = barrier((x, dy))  # what is written transposed is no more than written
     outputs, rows = kernel.ndim - inputs, tuple(range(x.ndim - inputs))
     over = tuple(range(dy.ndim - outputs, dy.ndim)), tuple(range(inputs, kernel.ndim))
     dx = lax.dot_general(dy, kernel, (over, ((), ())))
@@ -114,10 +117,13 @@ class LayerNorm(nnx.Module):
         self.bias = parameter(rngs, (width,), ("embed",), zeros)
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        return made_again(self._normal)(x, self.scale[...], self.bias[...])
+
+    def _normal(self, x, scale, bias):
         wide = x.astype(jnp.float32)
         centred = wide - wide.mean(-1, keepdims=True)
         normal = centred * lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + self.eps)
-        return (normal * self.scale[...] + self.bias[...]).astype(x.dtype)
+        return (normal * scale + bias).astype(x.dtype)
 
 
 class RMSNorm(nnx.Module):
@@ -133,9 +139,12 @@ class RMSNorm(nnx.Module):
         self.scale = parameter(rngs, (width,), (axis,), zeros if offset else ones)
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        return made_again(self._normal)(x, self.scale[...])
+
+    def _normal(self, x, scale):
         wide = x.astype(jnp.float32)
         normal = wide * lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.eps)
-        return (normal * (self.scale[...] + self.offset)).astype(x.dtype)
+        return (normal * (scale + self.offset)).astype(x.dtype)
 
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -168,8 +177,37 @@ class MLP(nnx.Module):
         self.down = Linear([hidden], [width], ("mlp", "embed"), bias=bias, rngs=rngs, scale=scale)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        h = self.up(x)
-        return self.down(self.act(h) if self.gate is None else self.act(self.gate(x)) * h)
+        parts = (self.up(x),) if self.gate is None else (self.up(x), self.gate(x))
+        y = _hidden_mapped(self._hidden, parts, self.down.kernel[...].astype(x.dtype))
+        return y if self.down.bias is None else y + self.down.bias[...].astype(x.dtype)
+
+    def _hidden(self, up: jax.Array, gate: jax.Array | None = None) -> jax.Array:
+        return self.act(up) if gate is None else self.act(gate) * up
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _hidden_mapped(hidden: Callable[..., jax.Array], parts: tuple[jax.Array, ...], kernel):
+    """``hidden(*parts)`` (..., mlp) times the kernel (mlp, embed).
+
+    Keeps the parts for the backward pass and makes the hidden activations again, as ``buffers.made_again`` does: they
+    and their derivative were half of what a layer kept of its MLP.
+    """
+    return _hidden_mapped_forward(hidden, parts, kernel)[0]
+
+
+def _hidden_mapped_forward(hidden, parts, kernel):
+    return _mapped_forward(hidden(*parts), kernel, 1)[0], (parts, kernel)
+
+
+def _hidden_mapped_backward(hidden, saved, dy):
+    parts, kernel = saved
+    parts, dy = barrier((parts, dy))
+    x, pull = jax.vjp(hidden, *parts)
+    dx, dkernel = _mapped_backward(1, (x, kernel), dy)
+    return pull(dx), dkernel
+
+
+_hidden_mapped.defvjp(_hidden_mapped_forward, _hidden_mapped_backward)
 
 
 # What a layer keeps for its backward pass, by name. None: everything; the rest is computed again.

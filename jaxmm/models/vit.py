@@ -17,6 +17,7 @@ from jaxmm import sharding
 from jaxmm.batch import Stream
 from jaxmm.models import attention as attn
 from jaxmm.models import rope
+from jaxmm.models.buffers import written
 from jaxmm.models.compute import Compute
 from jaxmm.models.layers import MLP, LayerNorm, Linear, RMSNorm, Taps, apply_stack, parameter, stack
 
@@ -190,8 +191,8 @@ class Block(nnx.Module):
             return y_BND if scale is None else y_BND * scale[...].astype(y_BND.dtype)
 
         h_BND = self.attention(self.norm_attention(x_BND), intervals, rotation, compute)
-        x_BND = x_BND + scaled(h_BND, self.scale_attention)
-        x_BND = x_BND + scaled(self.mlp(self.norm_mlp(x_BND)), self.scale_mlp)
+        x_BND = written(x_BND + scaled(h_BND, self.scale_attention))
+        x_BND = written(x_BND + scaled(self.mlp(self.norm_mlp(x_BND)), self.scale_mlp))
         return sharding.constrain(x_BND, "rows", sharding.positions_axis(x_BND.shape[1]), None)
 
 
