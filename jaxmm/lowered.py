@@ -9,13 +9,11 @@ a key that says which program it is.
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import importlib.metadata
 import os
 import pickle
 import platform
-import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -41,11 +39,11 @@ class Lowered(NamedTuple):
 
     def compile(self, options: dict[str, Any] | None = None) -> Callable[..., Any]:
         """Returns the function of the program's own trees: a tuple of results."""
-        compiled = self.lowered.compile(options)
+        compiled, results = self.lowered.compile(options), self.results  # not self: the lowered program is large
 
         def run(*args: Any) -> tuple[Any, ...]:
             found = compiled(*map(jax.tree.leaves, args))
-            return tuple(jax.tree.unflatten(tree, leaves) for tree, leaves in zip(self.results, found, strict=True))
+            return tuple(jax.tree.unflatten(tree, leaves) for tree, leaves in zip(results, found, strict=True))
 
         return run
 
@@ -80,7 +78,7 @@ def lower(
     folder = _folder()
     if folder is None:
         return Lowered(jitted.lower(*leaves), results)
-    path = folder / _name(key, args)
+    path = folder / _name(key, args, where, donate_argnums)
     kept = _read(path)
     if kept is None:
         kept = bytes(export.export(jitted)(*leaves).serialize()), results
@@ -93,15 +91,15 @@ def lower(
     return Lowered(jax.jit(call, donate_argnums=donate_argnums).lower(*leaves), kept[1])
 
 
-def step_options() -> dict[str, Any] | None:
-    """XLA's options for what runs again and again.
+def step_options(platform: str | None = None) -> dict[str, Any] | None:
+    """XLA's options for what runs again and again, on a platform, or on this process's.
 
     On CPUs one operation after the other, in the order that needs least memory: beside each other, which is XLA's own
     choice, they take each other's caches and threads (1.04 to 1.09 of a step's time). And barriers stand until all is
     fused: XLA's own pass takes them away before that, and with them what ``models.buffers`` and rematerialisation are
     there for.
     """
-    if jax.default_backend() != "cpu":
+    if (platform or jax.default_backend()) != "cpu":
         return None
     return {
         "xla_cpu_enable_concurrency_optimized_scheduler": False,
@@ -110,28 +108,28 @@ def step_options() -> dict[str, Any] | None:
 
 
 def _folder() -> Path | None:
-    """Where programs are kept, or None: without a compile cache, in a job of several processes, on other devices.
+    """Where programs are kept, or None: without a compile cache on this machine, where the sources are no longer what
+    this process runs, in a job of several processes, on other devices.
 
     There compiling takes minutes, and nobody has tried to export their kernels.
     """
     cache = jax.config.values["jax_compilation_cache_dir"]
-    if not cache or not jax.config.values["jax_enable_compilation_cache"]:
+    if not cache or "://" in cache or not jax.config.values["jax_enable_compilation_cache"] or _code() != CODE:
         return None
     return Path(cache) / FOLDER if jax.default_backend() == "cpu" and jax.process_count() == 1 else None
 
 
-def _name(key: str, args: tuple[Any, ...]) -> str:
+def _name(key: str, args: tuple[Any, ...], where: tuple[Any, ...], donate: tuple[int, ...]) -> str:
     mesh = jax.sharding.get_mesh()
     shapes = [
         (jax.tree_util.keystr(path), x.shape, str(x.dtype), str(x.sharding))
         for path, x in jax.tree_util.tree_leaves_with_path(args)
     ]
     settings = sorted((name, repr(value)) for name, value in jax.config.values.items())
-    known = (key, _code(), settings, str(mesh), str(mesh.devices.tolist()), shapes)
+    known = (key, CODE, settings, str(mesh), str(mesh.devices.tolist()), shapes, str(where), donate)
     return hashlib.sha256(repr(known).encode()).hexdigest()
 
 
-@functools.cache
 def _code() -> str:
     """Hash of this package's sources and of the versions of what it is written for."""
     found = hashlib.sha256(platform.python_version().encode())
@@ -143,11 +141,15 @@ def _code() -> str:
     return found.hexdigest()
 
 
+CODE = _code()  # now: sources may be edited while a run prepares its data
+
+
 def _read(path: Path) -> tuple[bytes, list[Any]] | None:
     """What is kept; None where there is nothing, or what is there is not whole."""
     try:
         digest, body = (data := path.read_bytes())[:32], data[32:]
-    except OSError:  # JAX warns of a cache that cannot be read
+        os.utime(path)  # what is used does not get old
+    except OSError:  # nothing, or another user's
         return None
     return pickle.loads(body) if hashlib.sha256(body).digest() == digest else None
 
@@ -155,9 +157,12 @@ def _read(path: Path) -> tuple[bytes, list[Any]] | None:
 def _write(path: Path, kept: tuple[bytes, list[Any]]) -> None:
     body = pickle.dumps(kept)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:  # whole, or not under its name
-        file.write(hashlib.sha256(body).digest() + body)
-    os.replace(file.name, path)
+    written = path.with_name(f"{path.name}.{os.getpid()}")  # whole, or not under its name
+    try:
+        written.write_bytes(hashlib.sha256(body).digest() + body)
+        written.replace(path)
+    finally:
+        written.unlink(missing_ok=True)
     ages = {}
     for other in path.parent.iterdir():
         with contextlib.suppress(FileNotFoundError):  # another process may remove it too

@@ -65,8 +65,8 @@ def decays(path: tuple) -> bool:
     return _names(path)[-1] in ("kernel", "head")
 
 
-# Coefficients of each step, Jordan's own. Given by step, optax loops over them: the program is a fifth as long.
-NEWTON_SCHULZ = ((3.4445, -4.7750, 2.0315),) * 5
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan's own coefficients
+NEWTON_SCHULZ_STEPS = 5
 MUON_RMS = 0.2  # of an update, as AdamW's: one rate and one decay serve both (Liu et al., 2025, section 2.2)
 
 
@@ -78,6 +78,14 @@ def _muon(linear_maps: Mapping[tuple[str, ...], tuple[Dims, Dims]]) -> optax.Gra
             lambda path, _: contrib.MuonDimensionNumbers(*linear_maps[_names(path)]), tree
         )
 
+    muon = contrib.scale_by_muon(NEWTON_SCHULZ, ns_steps=NEWTON_SCHULZ_STEPS, weight_dimension_numbers=dims)
+
+    def update(updates, state, params=None):
+        # Given coefficients by step, optax loops over the steps: the program is a fifth as long.
+        by_step = jnp.tile(state.ns_coeffs, (NEWTON_SCHULZ_STEPS, 1))
+        updates, after = muon.update(updates, state._replace(ns_coeffs=by_step), params)
+        return updates, after._replace(ns_coeffs=state.ns_coeffs)
+
     def scale(updates, state, params=None):
         del params
 
@@ -88,7 +96,7 @@ def _muon(linear_maps: Mapping[tuple[str, ...], tuple[Dims, Dims]]) -> optax.Gra
         return jax.tree_util.tree_map_with_path(of, updates), state
 
     return optax.chain(
-        contrib.scale_by_muon(NEWTON_SCHULZ, weight_dimension_numbers=dims),
+        optax.GradientTransformation(muon.init, update),
         optax.GradientTransformation(lambda params: optax.EmptyState(), scale),
     )
 

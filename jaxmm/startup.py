@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import hashlib
+import importlib.util
 import math
 import os
 import platform
@@ -76,8 +77,7 @@ def split_cpu(mesh: Mapping[str, int], rows: int) -> None:
         return
     fixed = math.prod(size for size in mesh.values() if size > 0)
     dealt = math.prod(size for axis, size in mesh.items() if axis in ("data", "fsdp") and size > 0)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    for devices in range(cores, 1, -1):
+    for devices in range(_cores(), 1, -1):
         if devices % fixed == 0 and rows % (dealt * devices // fixed) == 0:
             jax.config.update("jax_num_cpu_devices", devices)
             return
@@ -122,8 +122,7 @@ def join_processes() -> None:
 
     env = os.environ
     named = [name for name in JOB if env.get(name)]
-    processes = env.get("SLURM_NTASKS") or "1"
-    in_steps = "SLURM_STEP_NODELIST" in env and processes != "1"
+    in_steps = "SLURM_STEP_NODELIST" in env and (env.get("SLURM_NTASKS") or "1") != "1"
     on_a_pod = "," in env.get("TPU_WORKER_HOSTNAMES", "")
     options: dict[str, Any] = {}
     if named:
@@ -133,24 +132,35 @@ def join_processes() -> None:
         if not (count.isdigit() and number.isdigit() and int(number) < int(count)):
             raise UserError(f"JAX_PROCESS_ID={number} of JAX_NUM_PROCESSES={count}: they are counted from 0")
         options = {"coordinator_address": address, "num_processes": int(count), "process_id": int(number)}
-        processes = count
     elif not (in_steps or on_a_pod or env.get("JAXMM_DISTRIBUTED") == "1"):
         return
     try:
         jax.distributed.initialize(**options, initialization_timeout=int(env.get("JAXMM_JOIN_SECONDS", "300")))
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the processes of this job did not find each other: {' '.join(str(error).split())}") from error
-    _fix_cpu_threads(int(processes))
+    from jax._src import distributed  # its public face does not say, before there are devices
+
+    _fix_cpu_threads(distributed.global_state.num_processes or 1)
 
 
 def _fix_cpu_threads(processes: int) -> None:
     """Makes the number of threads that XLA shares a CPU's work among depend on the job's devices, not its processes.
 
     It is the larger of cores and devices of the process, and a matmul's sum is cut by it: a job of 2 processes with 4
-    devices each would not give the bits of one of 4 with 2. NPROC, where XLA reads it, wins.
+    devices each would not give the bits of one of 4 with 2. NPROC or PJRT_NPROC, where XLA reads it, wins. Nothing is
+    set where JAX may find another device than the CPU.
     """
     import jax
 
+    platforms = jax.config.values["jax_platforms"] or ""
+    may_be_other = any(importlib.util.find_spec(plugin) for plugin in ("libtpu", "jax_plugins"))
+    if "PJRT_NPROC" in os.environ or (platforms.split(",")[0] != "cpu" if platforms else may_be_other):
+        return
     given = re.search(r"xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
     devices = int(given[1]) if given else max(jax.config.values["jax_num_cpu_devices"], 1)
-    os.environ.setdefault("NPROC", str(max(os.cpu_count() or 1, processes * devices)))
+    os.environ.setdefault("NPROC", str(max(_cores(), processes * devices)))
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

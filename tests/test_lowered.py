@@ -44,10 +44,10 @@ class Program:
         after = State(state.weights + batch, {"rows": state.seen["rows"] + batch.shape[0]})
         return after, {"sum": after.weights.sum()}
 
-    def run(self, key: str = "a") -> tuple[State, dict[str, jax.Array]]:
+    def run(self, key: str = "a", donate: tuple[int, ...] = (0,)) -> tuple[State, dict[str, jax.Array]]:
         found = lowered.lower(
             self.step, self.args, key=key, out_shardings=(self.where, sharding.replicated(self.mesh)),
-            donate_argnums=(0,),
+            donate_argnums=donate,
         )  # fmt: skip
         return found.compile()(*self.args)
 
@@ -66,7 +66,7 @@ def test_a_kept_program_is_the_traced_one(mesh, folder):
 
 def test_what_a_trace_depends_on_is_traced_again(mesh, folder, monkeypatch):
     Program(mesh).run()
-    for change in ("key", "rows", "mesh", "settings", "sources"):
+    for change in ("key", "rows", "mesh", "settings", "sources", "results", "donated"):
         program, key = Program(mesh, rows=16 if change == "rows" else 8), "b" if change == "key" else "a"
         with monkeypatch.context() as patch:
             if change == "mesh":
@@ -79,8 +79,10 @@ def test_what_a_trace_depends_on_is_traced_again(mesh, folder, monkeypatch):
                     program.run()
             else:
                 if change == "sources":
-                    patch.setattr(lowered, "_code", lambda: "another")
-                program.run(key)
+                    patch.setattr(lowered, "CODE", "another")
+                if change == "results":
+                    program.where = program.where._replace(weights=sharding.replicated(mesh))
+                program.run(key, donate=() if change == "donated" else (0,))
         assert program.traced == 1, change
 
 
@@ -122,5 +124,13 @@ def test_programs_are_kept_where_compiled_ones_are(monkeypatch, tmp_path):
         assert lowered._folder() is None
     finally:
         jax.config.update("jax_enable_compilation_cache", enabled)
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    assert lowered._folder() is None
+    for patched in ("jax.process_count", "jaxmm.lowered._code"):
+        with monkeypatch.context() as patch:
+            patch.setattr(patched, lambda: 2)
+            assert lowered._folder() is None
+    cache = jax.config.values["jax_compilation_cache_dir"]
+    jax.config.update("jax_compilation_cache_dir", "gs://bucket/cache")
+    try:
+        assert lowered._folder() is None
+    finally:
+        jax.config.update("jax_compilation_cache_dir", cache)

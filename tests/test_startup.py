@@ -14,7 +14,7 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 
 
 def run(code: str, **env: str) -> str:
-    ours = ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES", "GLIBC_TUNABLES", "JAXMM_HUGE_PAGES")
+    ours = ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES", "GLIBC_TUNABLES", "JAXMM_HUGE_PAGES", "NPROC", "PJRT_NPROC")
     clean = {k: v for k, v in os.environ.items() if k not in ours}
     done = subprocess.run([sys.executable, "-c", code], env=clean | env, capture_output=True, text=True, check=True)
     return done.stdout.strip()
@@ -65,3 +65,19 @@ def test_compiled_programs_are_kept_unless_jax_is_told_where(tmp_path):
     for env, where in ((clean, str(tmp_path / "compiled")), ({**clean, "JAX_COMPILATION_CACHE_DIR": "/mine"}, "/mine")):
         done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=env, capture_output=True, text=True)
         assert done.stdout.startswith(where), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("processes", "env", "expected"),
+    [
+        (5 * CORES, {}, f"{15 * CORES} None"),
+        (1, {"XLA_FLAGS": ""}, f"{max(CORES, 1)} None"),
+        (5, {"NPROC": "7"}, "7 None"),
+        (5, {"PJRT_NPROC": "7"}, "None 7"),
+        (5, {"JAX_PLATFORMS": "cuda,cpu"}, "None None"),
+    ],
+)
+def test_threads_of_a_cpu_are_by_the_devices_of_the_job(processes, env, expected):
+    told = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=3"} | env
+    code = f"from jaxmm import startup; startup._fix_cpu_threads({processes}); import os; "
+    assert run(f"{code}print(os.environ.get('NPROC'), os.environ.get('PJRT_NPROC'))", **told) == expected

@@ -16,7 +16,7 @@ import pytest
 import small_run
 from small_run import PAGES, ROOT, assert_same_bits, saved
 
-from jaxmm import evaluate, generate, monitor, train
+from jaxmm import evaluate, generate, lowered, monitor, train
 from jaxmm.checkpoint import Checkpoints
 from jaxmm.errors import UserError
 
@@ -70,8 +70,16 @@ def test_a_second_start_traces_nothing_and_has_the_same_bits(stopped, arguments,
     def export(*args):
         raise AssertionError("was kept by the first start")
 
+    def read(path):
+        found.append(original(path))
+        return found[-1]
+
+    found, original = [], lowered._read
+    monkeypatch.setattr(lowered, "_read", read)
     monkeypatch.setattr("jaxmm.lowered.export.export", export)
     assert train.main([*arguments, "--config.steps=4", f"--workdir={tmp_path}"]) == 0
+    assert len(found) == 2  # the fresh state and the step
+    assert None not in found
     assert_same_bits(saved(stopped, 4), saved(tmp_path, 4))
 
 

@@ -99,13 +99,15 @@ def compiled(program: Any, budgets: Any, rows: int, mesh: Any) -> dict[str, Any]
     """The compiler's own figures."""
     import jax
 
+    from jaxmm.lowered import step_options
     from jaxmm.program import abstract_batch
 
     state, batch = program.abstract_state(mesh), abstract_batch(program.recipe, budgets, rows, mesh)
     began = time.perf_counter()
-    is_tpu = mesh.devices.flat[0].platform == "tpu"
+    platform = mesh.devices.flat[0].platform
     with tempfile.TemporaryDirectory() as folder, jax.set_mesh(mesh), errors_of_libraries() as said:
-        options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True} if is_tpu else None
+        dumped = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        options = dumped if platform == "tpu" else step_options(platform)  # as train compiles it
         try:
             done = program.jitted(mesh).lower(state, batch).compile(options)
         except jax.errors.JaxRuntimeError as error:

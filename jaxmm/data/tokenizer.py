@@ -67,8 +67,11 @@ def text_encoder(tokenizer: Any) -> _Bytes | _Batches | _OneByOne:
     """Returns the function from texts to ids, in which special tokens stay text; it pickles."""
     if isinstance(tokenizer, ByT5Tokenizer):
         return _Bytes(tokenizer)
+    from transformers import ByT5Tokenizer as TheirByT5
     from transformers import PreTrainedTokenizerFast
 
+    if type(tokenizer) is TheirByT5:  # from a folder: the same ids
+        return _Bytes(ByT5Tokenizer())
     fast, methods = PreTrainedTokenizerFast, ("encode", "__call__", "_encode_plus")
     is_plain = isinstance(tokenizer, fast) and all(getattr(type(tokenizer), m) is getattr(fast, m) for m in methods)
     return _Batches(tokenizer) if is_plain else _OneByOne(tokenizer)  # a class may have a way of its own

@@ -13,6 +13,7 @@ from jaxmm.data import text
 from jaxmm.data.byt5 import ByT5Tokenizer
 from jaxmm.data.chat import Markup
 from jaxmm.data.documents import Document, Image, Turn
+from jaxmm.data.tokenizer import _Bytes, text_encoder
 
 ADDED = ["<|image_start|>", "<|end|>"]
 OURS, THEIRS = ByT5Tokenizer(), transformers.ByT5Tokenizer()
@@ -30,6 +31,14 @@ def test_names_and_ids_are_those_of_transformers():
     assert OURS.convert_tokens_to_ids(names) == THEIRS.convert_tokens_to_ids(names)
     assert [OURS.convert_ids_to_tokens(i) for i in range(len(OURS))] == THEIRS.convert_ids_to_tokens(range(len(OURS)))
     assert set(THEIRS.all_special_ids) <= set(OURS.all_special_ids), "theirs does not count what was added later"
+
+
+def test_one_read_from_a_folder_is_as_fast():
+    for tokenizer in (OURS, THEIRS):
+        assert isinstance(text_encoder(tokenizer), _Bytes)
+    assert [list(ids) for ids in text_encoder(THEIRS)(["é </s>", ADDED[0]])] == [
+        list(ids) for ids in text_encoder(OURS)(["é </s>", ADDED[0]])
+    ]
 
 
 @given(st.text(min_size=1), st.booleans())  # of no text with split_special_tokens, theirs forgets the end

@@ -362,7 +362,7 @@ def test_a_dataset_info_that_is_none_says_so(folder):
         read_sources(path, ["cats"])
 
 
-# Tools, and what is not read yet
+# What is not read yet
 
 
 @pytest.mark.parametrize("column", ["videos", "audios"])

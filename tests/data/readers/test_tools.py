@@ -4,8 +4,6 @@ import json
 
 from readers.reading import only, refused, said
 
-# Conversations
-
 TOOL = {"name": "add", "parameters": {"type": "object", "properties": {"a": {"type": "number"}}}}
 
 
