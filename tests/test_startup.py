@@ -71,7 +71,7 @@ def test_compiled_programs_are_kept_unless_jax_is_told_where(tmp_path):
     ("processes", "env", "expected"),
     [
         (5 * CORES, {}, f"{15 * CORES} None"),
-        (1, {"XLA_FLAGS": ""}, f"{max(CORES, 1)} None"),
+        (1, {"XLA_FLAGS": ""}, f"{CORES} None"),
         (5, {"NPROC": "7"}, "7 None"),
         (5, {"PJRT_NPROC": "7"}, "None 7"),
         (5, {"JAX_PLATFORMS": "cuda,cpu"}, "None None"),

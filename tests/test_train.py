@@ -66,7 +66,7 @@ def test_a_run_stopped_and_resumed_has_the_bits_of_one_that_was_not(finished, st
     assert_same_bits(saved(finished, 8), saved(resumed, 8))
 
 
-def test_a_second_start_traces_nothing_and_has_the_same_bits(stopped, arguments, tmp_path, monkeypatch):
+def test_a_second_start_does_not_trace_the_step_and_has_the_same_bits(stopped, arguments, tmp_path, monkeypatch):
     def export(*args):
         raise AssertionError("was kept by the first start")
 
