@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxmm.errors import UserError
@@ -31,8 +32,11 @@ RULES: dict[str, str | tuple[str, ...]] = {
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
     """Builds the mesh over all devices; one axis may be -1 and takes what the others leave.
 
+    What is close lies close: ``tensor`` and ``context`` within a node or a slice as far as they fit, ``data`` and then
+    ``fsdp`` across. Devices of nodes are in their order already; slices of TPUs are told apart.
+
     Raises:
-      UserError: if the sizes do not multiply to the number of devices.
+      UserError: if the sizes do not multiply to the number of devices, or not to that of the slices.
     """
     devices = list(jax.devices() if devices is None else devices)
     unknown = sorted(set(sizes) - set(AXES))
@@ -51,8 +55,32 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
             f"config.mesh ({shown}) does not divide the {len(devices)} devices here: "
             f"the sizes must multiply to {len(devices)}, with one axis at -1 to fill"
         )
-    shape = tuple(wanted[axis] for axis in AXES)
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    shape, types = tuple(wanted[axis] for axis in AXES), (AxisType.Auto,) * len(AXES)
+    slices = _slices(devices)
+    if slices == 1:
+        return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+    across = _across(wanted, slices)
+    if math.prod(across) != slices:
+        raise UserError(
+            f"config.mesh ({shown}) cannot be laid over {slices} slices: make data, or data x fsdp, a multiple of "
+            f"{slices}"
+        )
+    within = [size // parts for size, parts in zip(shape, across, strict=True)]
+    laid = mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
+    return Mesh(laid, AXES, axis_types=types)
+
+
+def _slices(devices: Sequence[Any]) -> int:
+    """How many TPU slices, of fast links each, these devices are of; 1 for others, whose nodes JAX may number so."""
+    return len({device.slice_index for device in devices}) if devices[0].platform == "tpu" else 1
+
+
+def _across(sizes: Mapping[str, int], slices: int) -> list[int]:
+    """How many slices each axis spans: ``data`` as many as it can, ``fsdp`` those that are left."""
+    found: list[int] = []
+    for axis in AXES:
+        found.append(math.gcd(sizes[axis], slices // math.prod(found)) if axis in BATCH_AXES else 1)
+    return found
 
 
 def check_rows(mesh: Mesh, batch_size: int, accumulation: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -38,6 +40,46 @@ def test_a_mesh_fills_the_devices_or_is_refused(sizes, shape):
 def test_a_mesh_that_does_not_divide_says_so_with_both_numbers():
     with pytest.raises(UserError, match=r"data=3.* does not divide the 8 devices"):
         sharding.make_mesh({"data": 3})
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What JAX says of a TPU chip."""
+
+    id: int
+    slice_index: int
+    coords: tuple[int, int, int]
+    process_index: int = 0
+    platform: str = "tpu"
+    device_kind: str = "TPU v5 lite"
+    core_on_chip: int = 0
+
+
+def chips(slices: int) -> list[Chip]:
+    """Slices of 4 x 4 chips."""
+    return [Chip(16 * s + n, s, (n % 4, n // 4, 0)) for s in range(slices) for n in range(16)]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shape", "crossing"),
+    [
+        ({"data": 2, "fsdp": -1}, (2, 16, 1, 1), "data"),
+        ({"fsdp": -1, "tensor": 4}, (1, 8, 4, 1), "fsdp"),
+        ({"data": 4, "fsdp": 2, "context": 4}, (4, 2, 1, 4), "data"),
+    ],
+)
+def test_slices_are_joined_by_rows_of_a_batch_and_nothing_else_crosses_them(sizes, shape, crossing):
+    mesh = sharding.make_mesh(sizes, chips(2))
+    assert mesh.devices.shape == shape
+    assert len(set(mesh.devices.flat)) == 32
+    for dim, axis in enumerate(sharding.AXES):
+        lines = np.moveaxis(mesh.devices, dim, -1).reshape(-1, shape[dim])
+        assert {len({chip.slice_index for chip in line}) for line in lines} == {2 if axis == crossing else 1}
+
+
+def test_a_mesh_that_would_cross_slices_by_another_axis_is_refused():
+    with pytest.raises(UserError, match="cannot be laid over 2 slices: make data, or data x fsdp, a multiple of 2"):
+        sharding.make_mesh({"tensor": 8, "context": 4}, chips(2))
 
 
 def test_an_unknown_axis_is_named():
