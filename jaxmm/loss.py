@@ -2,7 +2,7 @@
 
 The loss is one sum over one sum: this module returns sums, and whoever calls it divides by the weight of the whole
 global batch. The gradient of a chunk's logits is made in the forward pass, where they exist anyway, so that no chunk is
-projected twice and the logits of one chunk are all that is ever held.
+projected twice and the logits of one chunk are all that is ever held. Of a larger vocabulary chunks are shorter.
 """
 
 from __future__ import annotations
@@ -17,6 +17,11 @@ from jax import lax
 
 from jaxmm import sharding
 from jaxmm.batch import Batch
+
+# Bytes of the float32 logits that a device holds at a time. Each chunk adds to the head's whole gradient: where memory
+# is slow beside matmuls, chunks must be long.
+LOGITS = {"cpu": 2**26}
+LOGITS_ELSEWHERE = 2**29
 
 
 class Targets(NamedTuple):
@@ -48,44 +53,45 @@ class TokenLoss(NamedTuple):
     correct_BR: jax.Array
 
 
-def _chunks(x, size: int):
-    """(B, R, ...) to (R / size, B, size, ...): rows stay whole, so that their sharding does."""
-    B, R = x.shape[:2]
-    return jnp.moveaxis(x.reshape(B, R // size, size, *x.shape[2:]), 1, 0)
+def _chunk(targets: int, vocab: int) -> int:
+    """Targets to project at a time: even parts of all of them, whose logits LOGITS can hold."""
+    held = LOGITS.get(sharding.platform(), LOGITS_ELSEWHERE) // (4 * vocab)
+    return -(-targets // -(-targets // max(held, 1)))
 
 
-def _unchunk(x):
-    x = jnp.moveaxis(x, 0, 1)
-    return x.reshape(x.shape[0], -1, *x.shape[3:])
-
-
-def _logit_terms(x_BCD, head_VD, tokens_BC, softcap: float):
-    logits_BCV = jnp.einsum("bcd,vd->bcv", x_BCD, head_VD, preferred_element_type=jnp.float32)
+def _logit_terms(x_ND, head_VD, tokens_N, softcap: float):
+    logits_NV = jnp.einsum("nd,vd->nv", x_ND, head_VD, preferred_element_type=jnp.float32)
     slope: jax.Array | float = 1.0  # of the bent logits
     if softcap:
-        bent = jnp.tanh(logits_BCV / softcap)
-        logits_BCV, slope = softcap * bent, 1 - bent**2
-    top = logits_BCV.max(-1, keepdims=True)
-    exp_BCV = jnp.exp(logits_BCV - top)
-    total = exp_BCV.sum(-1, keepdims=True)
+        bent = jnp.tanh(logits_NV / softcap)
+        logits_NV, slope = softcap * bent, 1 - bent**2
+    top = logits_NV.max(-1, keepdims=True)
+    exp_NV = jnp.exp(logits_NV - top)
+    total = exp_NV.sum(-1, keepdims=True)
     log_z = (jnp.log(total) + top)[..., 0]
-    is_target = jnp.arange(head_VD.shape[0]) == tokens_BC[..., None]
-    target_logit = jnp.where(is_target, logits_BCV, 0.0).sum(-1)
-    correct = logits_BCV.argmax(-1) == tokens_BC
-    return exp_BCV / total, log_z, log_z - target_logit, correct, is_target, slope
+    is_target = jnp.arange(head_VD.shape[0]) == tokens_N[..., None]
+    target_logit = jnp.where(is_target, logits_NV, 0.0).sum(-1)
+    correct = logits_NV.argmax(-1) == tokens_N
+    return exp_NV / total, log_z, log_z - target_logit, correct, is_target, slope
 
 
-def _padded(x_BRD, tokens_BR, weights_BR, chunk: int):
-    """Pads targets to a multiple of the chunk with weight 0, and cuts them into chunks."""
-    padding = -x_BRD.shape[1] % chunk
-    widths = ((0, 0), (0, padding))
-    arrays = jnp.pad(x_BRD, (*widths, (0, 0))), jnp.pad(tokens_BR, widths), jnp.pad(weights_BR, widths)
-    return tuple(_chunks(a, chunk) for a in arrays)
+def _over_chunks(step, start, x_BRD, tokens_BR, weights_BR, vocab: int, chunk: int):
+    """Scans ``step(carry, (x_ND, tokens_N, weights_N)) -> (carry, tree of (N, ...))`` over chunks of all targets, the
+    last one padded with weight 0: (carry, tree of (B, R, ...))."""
+    B, R = tokens_BR.shape
+    size = chunk or _chunk(B * R, vocab)
+
+    def cut(a):
+        a = a.reshape(B * R, *a.shape[2:])
+        return jnp.pad(a, ((0, -(B * R) % size), *[(0, 0)] * (a.ndim - 1))).reshape(-1, size, *a.shape[1:])
+
+    carry, terms = lax.scan(step, start, jax.tree.map(cut, (x_BRD, tokens_BR, weights_BR)))
+    return carry, jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[: B * R].reshape(B, R, *a.shape[2:]), terms)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def cross_entropy(
-    x_BRD, head_VD, tokens_BR, weights_BR, z_loss: float = 0.0, chunk: int = 512, softcap: float = 0.0
+    x_BRD, head_VD, tokens_BR, weights_BR, z_loss: float = 0.0, chunk: int = 0, softcap: float = 0.0
 ):  # fmt: skip
     """Weighted sum of cross-entropies of ``softmax(x @ head.T)``, in nats, and the terms of each target.
 
@@ -95,7 +101,7 @@ def cross_entropy(
       x_BRD: hidden states at target positions; ``head_VD`` is cast to their dtype.
       weights_BR: float32; a target of weight 0 adds nothing.
       z_loss: factor of log(Z)**2, which keeps the softmax's normaliser near 1 (PaLM, section 5).
-      chunk: targets of a row projected at a time.
+      chunk: targets projected at a time; 0 is as many as LOGITS can hold.
       softcap: bends the logits to within plus and minus this by a tanh (Gemma 2); 0 does not.
     Returns:
       (sum, TokenLoss); only the sum has a gradient.
@@ -107,9 +113,9 @@ def cross_entropy(
             _, log_z, nll, correct, *_ = _logit_terms(x, head_VD, tokens, softcap)
             return total + (weights * (nll + z_loss * log_z**2)).sum(), TokenLoss(nll, correct)
 
-        R = x_BRD.shape[1]
-        total, terms = lax.scan(step, jnp.float32(0), _padded(x_BRD, tokens_BR, weights_BR, min(chunk, R)))
-        return TokenLoss(*(_unchunk(a)[:, :R] for a in terms)), (total,)
+        start, vocab = jnp.float32(0), head_VD.shape[0]
+        total, terms = _over_chunks(step, start, x_BRD, tokens_BR, weights_BR, vocab, chunk)
+        return terms, (total,)
 
     inputs = x_BRD, head_VD.astype(x_BRD.dtype), tokens_BR, weights_BR
     terms, (total,) = sharding.over_row_parts(own, whole=1)(*inputs)
@@ -126,14 +132,12 @@ def _forward(x_BRD, head_VD, tokens_BR, weights_BR, z_loss: float, chunk: int, s
             scale = (weights * (1 + 2 * z_loss * log_z))[..., None]
             dlogits = ((p * scale - jnp.where(is_target, weights[..., None], 0.0)) * slope).astype(x.dtype)
             # The narrow one first: XLA on CPU writes that one out transposed.
-            dhead_VD += jnp.einsum("bcd,bcv->dv", x, dlogits, preferred_element_type=jnp.float32).T
-            return (total, dhead_VD), (jnp.einsum("bcv,vd->bcd", dlogits, head_VD), TokenLoss(nll, correct))
+            dhead_VD += jnp.einsum("nd,nv->dv", x, dlogits, preferred_element_type=jnp.float32).T
+            return (total, dhead_VD), (jnp.einsum("nv,vd->nd", dlogits, head_VD), TokenLoss(nll, correct))
 
-        R = x_BRD.shape[1]
         start = jnp.float32(0), jnp.zeros(head_VD.shape, jnp.float32)
-        inputs = _padded(x_BRD, tokens_BR, weights_BR, min(chunk, R))
-        sums, of_rows = lax.scan(step, start, inputs)
-        return jax.tree.map(lambda a: _unchunk(a)[:, :R], of_rows), sums
+        sums, of_rows = _over_chunks(step, start, x_BRD, tokens_BR, weights_BR, head_VD.shape[0], chunk)
+        return of_rows, sums
 
     inputs = x_BRD, head_VD.astype(x_BRD.dtype), tokens_BR, weights_BR
     (dx, terms), (total, dhead_VD) = sharding.over_row_parts(own, whole=1)(*inputs)

@@ -72,7 +72,7 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
 
 def _slices(devices: Sequence[Any]) -> int:
     """How many TPU slices, of fast links each, these devices are of; 1 for others, whose nodes JAX may number so."""
-    return len({device.slice_index for device in devices}) if devices[0].platform == "tpu" else 1
+    return len({getattr(device, "slice_index", 0) for device in devices}) if devices[0].platform == "tpu" else 1
 
 
 def _across(sizes: Mapping[str, int], slices: int) -> list[int]:
@@ -81,6 +81,12 @@ def _across(sizes: Mapping[str, int], slices: int) -> list[int]:
     for axis in AXES:
         found.append(math.gcd(sizes[axis], slices // math.prod(found)) if axis in BATCH_AXES else 1)
     return found
+
+
+def platform() -> str:
+    """What a program that is traced is for, "cpu", "gpu" or "tpu": the mesh that is set, else this process."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device else jax.default_backend()
 
 
 def check_rows(mesh: Mesh, batch_size: int, accumulation: int) -> None:

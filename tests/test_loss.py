@@ -12,7 +12,7 @@ from conftest import IMAGE
 
 from jaxmm.data.assemble import empty_batch
 from jaxmm.data.plan import Budgets
-from jaxmm.loss import batch_loss, cross_entropy, made_already, select_targets
+from jaxmm.loss import LOGITS, batch_loss, cross_entropy, made_already, select_targets
 
 B, R, D, V = 2, 21, 8, 37
 
@@ -53,6 +53,19 @@ def test_loss_and_gradients_in_chunks_equal_log_softmax(chunk, z_loss):
     alone, terms = cross_entropy(x, head, tokens, weights, z_loss, chunk)
     np.testing.assert_allclose(alone, expected, rtol=1e-5)
     np.testing.assert_allclose(terms.nll_BR, nll, rtol=1e-5, atol=1e-5)
+
+
+def test_memory_beyond_the_head_and_its_gradient_does_not_grow_with_the_vocabulary():
+    def temporary_bytes(vocab: int) -> int:
+        shapes = (2, 1024, 8), (vocab, 8), (2, 1024), (2, 1024)
+        dtypes = jnp.float32, jnp.float32, jnp.int32, jnp.float32
+        args = [jax.ShapeDtypeStruct(*of) for of in zip(shapes, dtypes, strict=True)]
+        step = jax.jit(jax.value_and_grad(lambda *args: cross_entropy(*args)[0], (0, 1)))
+        return step.lower(*args).compile().memory_analysis().temp_size_in_bytes
+
+    large = temporary_bytes(2**17) - 2 * 2**17 * 8 * 4  # its head and the gradient
+    assert large <= temporary_bytes(2**13)
+    assert large < 2.2 * LOGITS["cpu"]
 
 
 @pytest.mark.parametrize("z_loss", [0.0, 0.1])

@@ -100,7 +100,7 @@ def attention(
         run = functools.partial(fused_attention, scale=scale, softcap=softcap)
     else:
         block = min(block, -(-T // 16) * 16)
-        group = group or _GROUPS.get(jax.default_backend(), 1024)
+        group = group or _GROUPS.get(sharding.platform(), 1024)
         run = functools.partial(_by_blocks, block=block, group=group, logits=Logits(scale, softcap))
     return sharding.over_queries(run, heads=K)(q_BTHD, k_BTKD, v_BTKD, *intervals)
 
