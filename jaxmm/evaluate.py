@@ -88,7 +88,8 @@ class Evaluator:
         self.corpus, self.recipe, self.mesh = corpus, recipe, mesh
         self.examples = examples
         even = [1.0] * len(corpus.lengths)
-        self.budgets: Budgets = choose_budgets(corpus.lengths, even, seq_len, 0, 0, recipe.image.merge)
+        dealt = sharding.dealt_multiple(mesh.shape["context"])
+        self.budgets: Budgets = choose_budgets(corpus.lengths, even, seq_len, 0, 0, recipe.image.merge, dealt)
         self.batch_size = batch_size
         self.skipped: set[str] = set()
         compute: Compute = recipe.compute

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 from ml_collections import ConfigDict
 
+from jaxmm import sharding
 from jaxmm.batch import ImageSpec
 from jaxmm.data import demo, files
 from jaxmm.data.assemble import Assembler
@@ -241,8 +242,11 @@ def _model_of(config: ConfigDict, image: ImageSpec, vocabulary: int) -> ModelSpe
 def read_compute(config: ConfigDict, model: ModelSpec, image: ImageSpec, platform: str) -> Compute:
     on_cpu = platform == "cpu"
     layers = max(model.vision.layers, model.decoder.layers)
+    patches = config.patch_budget or config.seq_len * image.merge**2  # a picked budget is no more
     try:
-        backend = choose_backend(config.compute.attention, platform, config.seq_len)
+        backend, of_tower = (
+            choose_backend(config.compute.attention, platform, longest) for longest in (config.seq_len, patches)
+        )
     except ValueError as error:
         raise UserError(f"config.compute.attention: {error}") from error
     return Compute(
@@ -250,6 +254,7 @@ def read_compute(config: ConfigDict, model: ModelSpec, image: ImageSpec, platfor
         remat=config.compute.remat,
         unroll=config.compute.unroll or (layers if on_cpu else 1),
         attention=backend,
+        tower_attention=of_tower,
         tile=image.tile_patches if image.side else 0,
     )
 
@@ -303,8 +308,10 @@ def eval_corpus(config: ConfigDict, recipe: Recipe) -> Corpus | None:
 def read_budgets(config: ConfigDict, corpus: Corpus) -> Budgets:
     """The budgets of a row, enough for every stage of the mixture."""
     merge = corpus.lengths[0].spec.merge  # a folder's model may have another than the config
+    asked = config.seq_len, config.patch_budget, config.target_budget
+    dealt = sharding.dealt_multiple(config.mesh.context)
     found = [
-        choose_budgets(corpus.lengths, shares, config.seq_len, config.patch_budget, config.target_budget, merge)
+        choose_budgets(corpus.lengths, shares, *asked, merge, dealt)
         for shares in (corpus.shares, *(shares for _, shares in corpus.later))
     ]
     return Budgets(*map(max, zip(*found, strict=True)))
@@ -314,7 +321,7 @@ def unseen_budgets(config: ConfigDict, image: ImageSpec) -> Budgets:
     """Budgets where no data is there to pick them from: what the config leaves open is as if half of a row's positions
     were images, of 64 soft tokens or more."""
     group = image.merge**2
-    multiple = math.lcm(MULTIPLE, group)
+    multiple = math.lcm(MULTIPLE, group, sharding.dealt_multiple(config.mesh.context))
     patches = config.patch_budget or -(-config.seq_len * group // (2 * multiple)) * multiple
     items = max(8, patches // (64 * group))
     return Budgets(config.seq_len, patches, items, config.target_budget or config.seq_len)

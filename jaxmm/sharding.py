@@ -264,7 +264,7 @@ def _context(mesh: Any = None) -> int:
 
 def positions_axis(length: int) -> str | None:
     """The logical axis of the positions of rows of this length: "positions" where they can be dealt, else None."""
-    return "positions" if _context() == 1 or length % (2 * _context() * CHUNK) == 0 else None
+    return "positions" if length % dealt_multiple(_context()) == 0 else None
 
 
 def _order(C: int) -> np.ndarray:
@@ -275,6 +275,22 @@ def _order(C: int) -> np.ndarray:
 def _in_order(x: jax.Array, order: np.ndarray) -> jax.Array:
     chunks = x.reshape(x.shape[0], len(order), -1, *x.shape[2:])
     return chunks[:, order].reshape(x.shape)
+
+
+def dealt_multiple(context: int) -> int:
+    """What the length of a row must be a multiple of to be dealt over a mesh axis of this size; 1 where it is not known
+    (-1) or there is none."""
+    return 2 * context * CHUNK if context > 1 else 1
+
+
+def report_whole_rows(mesh: Mesh, lengths: Mapping[str, int]) -> list[str]:
+    """One line for each length of a row, by its config key, that ``context`` does not split."""
+    multiple = dealt_multiple(mesh.shape["context"])
+    return [
+        f"not split over mesh axis 'context': rows of {length}; give config.{key} as a multiple of {multiple}"
+        for key, length in lengths.items()
+        if length % multiple
+    ]
 
 
 def deal(x: jax.Array) -> jax.Array:

@@ -115,6 +115,14 @@ def test_a_dim_that_the_mesh_does_not_divide_stays_whole_and_is_reported():
     assert "kv_heads of decoder.key (32, 2, 8)" in line
 
 
+def test_rows_that_context_cannot_split_are_reported_with_the_multiple_they_need():
+    mesh = sharding.make_mesh({"data": 2, "context": 4})
+    assert sharding.report_whole_rows(mesh, {"seq_len": 512}) == []
+    (line,) = sharding.report_whole_rows(mesh, {"seq_len": 512, "patch_budget": 640 + 64})
+    assert "rows of 704; give config.patch_budget as a multiple of 128" in line
+    assert sharding.report_whole_rows(sharding.make_mesh({"data": 8}), {"seq_len": 100}) == []
+
+
 def bytes_per_device(tree) -> dict:
     held = dict.fromkeys(jax.devices(), 0)
     for array in jax.tree.leaves(tree):

@@ -80,7 +80,7 @@ def estimate(config: Any, target: Target, documents: int) -> dict[str, Any]:
     figures: dict[str, Any] = {
         "target": {"kind": target.kind, "devices": mesh.size, "memory": target.memory, "mesh": dict(mesh.shape)},
         "batch": {"rows": config.batch_size, **budgets._asdict(), "documents": documents},
-        "compute": {"dtype": compute.dtype, "remat": compute.remat, "attention": compute.attention},
+        "compute": {"dtype": compute.dtype, "remat": compute.remat, "attention": compute.backends},
         "parameters": parameter_counts(state.params),
         "parameter_bytes": shard_bytes(state.params),
         "optimizer_bytes": shard_bytes(state.opt_state),

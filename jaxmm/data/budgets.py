@@ -20,14 +20,18 @@ LOSS = 0.015  # of the rows' tokens that a smaller budget may cost
 
 
 def choose_budgets(
-    lengths: Sequence[Lengths], shares: Sequence[float], seq_len: int, patch_budget: int, target_budget: int, merge: int
-) -> Budgets:
+    lengths: Sequence[Lengths], shares: Sequence[float], seq_len: int, patch_budget: int, target_budget: int,
+    merge: int, dealt: int = 1,
+) -> Budgets:  # fmt: skip
     """The budgets of a row; those given as 0 are picked from the index.
 
     A picked budget holds the largest example that fits ``seq_len``. It is the smallest, of some multiples of what
     ``seq_len`` tokens of the mixture need on average, with which a sample of the mixture packs into about as few rows
     as without it. Where the needs are coarse (few large images, beside long texts without any) that is well above the
     average: rows of text alone leave theirs to the others.
+
+    Args:
+      dealt: patches that a picked budget is a multiple of too, so that devices can share a row's.
 
     Raises:
       UserError: if ``patch_budget`` is no multiple of ``merge`` squared.
@@ -41,7 +45,7 @@ def choose_budgets(
     tokens = min(SAMPLE_ROWS * seq_len, SAMPLE_EXAMPLES / density)
     sample = np.concatenate([_sample(s, part * tokens, seq_len) for s, part in zip(lengths, parts, strict=True)])
     typical = sample.sum(0) / max(sample[:, 0].sum(), 1) * seq_len
-    multiple = math.lcm(MULTIPLE, group)
+    multiple = math.lcm(MULTIPLE, group, dealt)
 
     def rows(limits: Budgets) -> int:
         return int(assign(np.minimum(sample, np.array(limits)), limits).max(initial=0)) + 1
@@ -60,7 +64,8 @@ def choose_budgets(
     features = BOUNDLESS if any(source.feature_width for source in lengths) else 0
     limits = Budgets(seq_len, patch_budget or BOUNDLESS, BOUNDLESS, min(target_budget or seq_len, seq_len), features)
     if not patch_budget:
-        limits = limits._replace(patches=pick("patches", limits, multiple, BOUNDLESS))
+        most = -(-seq_len * group // multiple) * multiple  # more than a row's tokens can stand for
+        limits = limits._replace(patches=pick("patches", limits, multiple, most))
     limits = limits._replace(items=pick("items", limits, 8, limits.patches // group))
     if features:
         limits = limits._replace(features=pick("features", limits, multiple, BOUNDLESS))

@@ -36,7 +36,7 @@ def choose_backend(name: str, platform: str, longest: int) -> str:
       longest: positions of the longest row.
 
     Raises:
-      ValueError: if there is no such backend.
+      ValueError: if there is no such backend, or it cannot be it here.
     """
     if name not in (*BACKENDS, ""):
         raise ValueError(f"attention backend '{name}' is not one of {', '.join(BACKENDS)}")
@@ -45,12 +45,12 @@ def choose_backend(name: str, platform: str, longest: int) -> str:
             f"attention backend '{name}' runs on {_PLATFORMS[name].upper()}s, not on {platform}: give '' for the best "
             f"here"
         )
-    if name or platform not in _PLATFORMS.values():
-        return name or "blocks"
-    if platform == "gpu":
-        return "fused"
+    if platform != "tpu" or name in ("blocks", "fused"):
+        return name or ("fused" if platform == "gpu" else "blocks")
     from jaxmm.models.splash import LONGEST
 
+    if name and longest > LONGEST:
+        raise ValueError(f"'splash' takes rows of at most {LONGEST} positions or patches, not {longest}: give ''")
     return "splash" if longest <= LONGEST else "blocks"
 
 

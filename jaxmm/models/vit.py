@@ -165,10 +165,11 @@ class SelfAttention(nnx.Module):
             )
         if rotation is not None:
             q_BNHD, k_BNHD = rope.rotate(q_BNHD, rotation), rope.rotate(k_BNHD, rotation)
-        block = attn.block_of_tiles(compute.tile)
-        return self.out(
-            attn.attention(q_BNHD, k_BNHD, self.value(x_BND), intervals, backend=compute.attention, block=block)
-        )
+        out_BNHD = attn.attention(
+            q_BNHD, k_BNHD, self.value(x_BND), intervals,
+            backend=compute.tower_attention or compute.attention, block=attn.block_of_tiles(compute.tile),
+        )  # fmt: skip
+        return self.out(out_BNHD)
 
 
 class Block(nnx.Module):

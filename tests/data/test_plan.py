@@ -196,6 +196,7 @@ def test_coarse_images_beside_long_texts_leave_no_rows_half_empty():
     rows = plan.batch_arrays(0, 100).pieces
     assert (rows.last - rows.first).sum() / (800 * 512) > 0.95
     assert choose_budgets([long], [1], 512, 0, 0, IMAGE.merge).patches == 64, "text alone needs next to none"
+    assert choose_budgets([long], [1], 512, 0, 0, IMAGE.merge, 256).patches == 256, "what devices can share"
 
 
 def test_mistakes_are_one_line():

@@ -108,3 +108,5 @@ def test_the_best_backend_is_chosen_by_platform_and_length():
     assert attn.choose_backend("", "gpu", LONGEST + 1) == "fused"
     assert attn.choose_backend("", "cpu", 8192) == "blocks"
     assert attn.choose_backend("blocks", "tpu", 8192) == "blocks"
+    with pytest.raises(ValueError, match="at most 65536 positions or patches, not 65537"):
+        attn.choose_backend("splash", "tpu", LONGEST + 1)
