@@ -16,8 +16,8 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from jaxmm import rollcall
 from jaxmm.errors import UserError
 
 TUNABLE = "glibc.malloc.hugetlb=1"
@@ -116,31 +116,52 @@ def join_processes() -> None:
     JAX for its devices.
 
     Raises:
-      UserError: if only some of these variables are there, or the processes do not find each other.
+      UserError: if only some of these variables are there, or the processes do not find each other within
+        JAXMM_JOIN_SECONDS.
     """
-    import jax
-
     env = os.environ
     named = [name for name in JOB if env.get(name)]
     in_steps = "SLURM_STEP_NODELIST" in env and (env.get("SLURM_NTASKS") or "1") != "1"
     on_a_pod = "," in env.get("TPU_WORKER_HOSTNAMES", "")
-    options: dict[str, Any] = {}
+    if not (named or in_steps or on_a_pod or env.get("JAXMM_DISTRIBUTED") == "1"):
+        return
+    import jax
+
+    seconds = _join_seconds()
+    try:
+        address, count, number = _place_in_job(named, seconds)
+        rollcall.meet(address, count, number, seconds, env.get("JAX_COORDINATOR_BIND_ADDRESS", ""))
+        # JAX ends the process itself at its own limit, with an abort.
+        with rollcall.limit(seconds, f"the processes met at {address}, but JAX's coordinator there did not join them "
+                                     f"within {seconds} s: one may have ended since, as its log says"):  # fmt: skip
+            jax.distributed.initialize(address, count, number, initialization_timeout=10 * seconds + 600)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"the processes of this job did not find each other: {' '.join(str(error).split())}") from error
+    _fix_cpu_threads(count)
+
+
+def _join_seconds() -> int:
+    text = os.environ.get("JAXMM_JOIN_SECONDS") or "300"
+    if not text.isdigit() or int(text) < 1:
+        raise UserError(f"JAXMM_JOIN_SECONDS={text}: give whole seconds, 1 or more")
+    return int(text)
+
+
+def _place_in_job(named: list[str], seconds: int) -> tuple[str, int, int]:
+    """Where process 0 of the job is, how many there are, and the number of this one; ``named``: those of JOB set."""
     if named:
         if len(named) < len(JOB):
             raise UserError(f"{named[0]} is set but not {min(set(JOB) - set(named))}: set {', '.join(JOB)}, or none")
-        address, count, number = (env[name] for name in JOB)
+        address, count, number = (os.environ[name] for name in JOB)
         if not (count.isdigit() and number.isdigit() and int(number) < int(count)):
             raise UserError(f"JAX_PROCESS_ID={number} of JAX_NUM_PROCESSES={count}: they are counted from 0")
-        options = {"coordinator_address": address, "num_processes": int(count), "process_id": int(number)}
-    elif not (in_steps or on_a_pod or env.get("JAXMM_DISTRIBUTED") == "1"):
-        return
-    try:
-        jax.distributed.initialize(**options, initialization_timeout=int(env.get("JAXMM_JOIN_SECONDS", "300")))
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"the processes of this job did not find each other: {' '.join(str(error).split())}") from error
-    from jax._src import distributed  # its public face does not say, before there are devices
+        return address, int(count), int(number)
+    from jax._src import clusters  # its public face joins at once
 
-    _fix_cpu_threads(distributed.global_state.num_processes or 1)
+    found = clusters.ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, seconds)[:3]
+    if None in found:
+        raise UserError(f"JAX finds no cluster that this process is of: set {', '.join(JOB)}")
+    return found  # type: ignore[return-value]  # none of them is None
 
 
 def _fix_cpu_threads(processes: int) -> None:
