@@ -17,7 +17,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from jaxmm import rollcall
+from jaxmm import rollcall, slurm
 from jaxmm.errors import UserError
 
 TUNABLE = "glibc.malloc.hugetlb=1"
@@ -112,8 +112,9 @@ def join_processes() -> None:
 
     JAX finds SLURM's steps and TPU pods by itself; it is asked to where SLURM_STEP_NODELIST is there with more than one
     of SLURM_NTASKS, TPU_WORKER_HOSTNAMES names several hosts, or JAXMM_DISTRIBUTED=1. Anything else says where its
-    first process is by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. Must come before anything asks
-    JAX for its devices.
+    first process is by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. A process drives all devices of
+    its host, but where several tasks of a SLURM step share a node; JAX_LOCAL_DEVICE_IDS wins. Must come before anything
+    asks JAX for its devices.
 
     Raises:
       UserError: if only some of these variables are there, or the processes do not find each other within
@@ -134,7 +135,10 @@ def join_processes() -> None:
         # JAX ends the process itself at its own limit, with an abort.
         with rollcall.limit(seconds, f"the processes met at {address}, but JAX's coordinator there did not join them "
                                      f"within {seconds} s: one may have ended since, as its log says"):  # fmt: skip
-            jax.distributed.initialize(address, count, number, initialization_timeout=10 * seconds + 600)
+            jax.distributed.initialize(
+                address, count, number, initialization_timeout=10 * seconds + 600,
+                local_device_ids=None if env.get("JAX_LOCAL_DEVICE_IDS") else slurm.gpus_of_task(env),
+            )  # fmt: skip
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the processes of this job did not find each other: {' '.join(str(error).split())}") from error
     _fix_cpu_threads(count)

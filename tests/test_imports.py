@@ -41,7 +41,7 @@ def ours(name: str) -> set[str]:
 def allowed(name: str) -> set[str]:
     """What of ours a file may import, by its first name; everything for the commands and what serves them."""
     package = name.split(".")[0]
-    if name in ("batch", "errors", "moments"):
+    if name in ("batch", "errors", "moments", "slurm"):
         return set()
     if name == "sharding":
         return {"errors"}

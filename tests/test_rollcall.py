@@ -48,6 +48,36 @@ def ended(processes: list[subprocess.Popen]) -> list[tuple[int, str]]:
     return [(process.returncode, output.strip()) for process, output in zip(processes, outputs, strict=True)]
 
 
+def in_step(nodes: int, tasks: int, port: int, **more: str) -> list[dict[str, str]]:
+    """The variables of all tasks of a SLURM step; its nodes are this machine. JAX makes a port of the job's number."""
+    step = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": str(nodes * tasks),
+            "SLURM_STEP_TASKS_PER_NODE": f"{tasks}(x{nodes})", "JAX_COORDINATOR_PORT": str(port)}  # fmt: skip
+    place = [{"SLURM_NODEID": str(i // tasks), "SLURM_LOCALID": str(i % tasks)} for i in range(nodes * tasks)]
+    return [{**step, **mine, "SLURM_PROCID": str(i), **more} for i, mine in enumerate(place)]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "tasks", "more", "expected"),
+    [
+        (2, 1, {}, ["all", "all"]),
+        (2, 2, {}, ["0,1,2,3", "4,5,6,7"] * 2),
+        (2, 1, {"JAX_LOCAL_DEVICE_IDS": "3"}, ["3", "3"]),
+    ],
+)
+def test_a_slurm_task_sees_the_gpus_that_are_its_own(nodes, tasks, more, expected):
+    visible = {"CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7", **more}
+    found = ended([start(**variables) for variables in in_step(nodes, tasks, free_port(), **visible)])
+    count = nodes * tasks
+    assert found == [(0, f"{gpus} {number} {count}") for number, gpus in enumerate(expected)]
+
+
+def test_the_three_variables_within_a_slurm_step_leave_all_gpus_to_a_task_alone_on_its_node():
+    port = free_port()
+    steps = in_step(2, 1, 1, CUDA_VISIBLE_DEVICES="0,1,2,3,4,5,6,7")
+    found = ended([joined(port, 2, number, **steps[number]) for number in range(2)])
+    assert found == [(0, "all 0 2"), (0, "all 1 2")]
+
+
 def test_processes_that_do_not_come_are_named_by_all_that_did():
     port = free_port()
     for status, output in ended([joined(port, 4, number, JAXMM_JOIN_SECONDS="6") for number in (0, 2)]):
