@@ -21,7 +21,7 @@ from jaxmm.data.prepared import Columns
 from jaxmm.errors import UserError
 from jaxmm.models.multimodal import Compute, make_model
 from jaxmm.parameters import saved_params
-from jaxmm.recipe import Corpus, Recipe, eval_corpus, read_recipe
+from jaxmm.recipe import Corpus, Recipe, cache_folder, eval_corpus, read_recipe
 from jaxmm.train_step import Predictions, make_eval_step
 
 Figures = dict[str, Any]  # of one source: "loss", "answer_accuracy", ...
@@ -157,11 +157,13 @@ FLAGS: command.Flags = {
 
 
 def main(argv: list[str]) -> int:
-    """Evaluates a run's checkpoint on the held-out data of its config and writes eval.json."""
+    """Evaluates a run's checkpoint on the held-out data of its config; the first process writes eval.json."""
     args = command.parse(argv, FLAGS, config="workdir", about=__doc__ or "")
     workdir = Path(args.workdir)
+    startup.join_processes()
+    startup.keep_compiled(cache_folder(args.config))
     startup.split_cpu(args.config.mesh, args.config.batch_size)
-    recipe = read_recipe(args.config, Path(args.workdir))
+    recipe = read_recipe(args.config, workdir)
     corpus = eval_corpus(args.config, recipe)
     if corpus is None:
         raise UserError("this run has no held-out data: give --config.eval.path (and --config.eval.mixture)")
@@ -173,8 +175,9 @@ def main(argv: list[str]) -> int:
             examples=args.config.eval.examples,
         )  # fmt: skip
         figures = evaluator(params, blind=True)
-    monitor.write_json(workdir / "eval.json", figures)
-    print(monitor.table(closing_rows(figures)))
+    if jax.process_index() == 0:  # every process has the same figures
+        monitor.write_json(workdir / "eval.json", figures)
+        print(monitor.table(closing_rows(figures)))
     return 0
 
 

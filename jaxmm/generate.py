@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxmm import command, sharding
+from jaxmm import command, sharding, startup
 from jaxmm.batch import Batch, ImageSpec
 from jaxmm.data.assemble import Assembler
 from jaxmm.data.documents import Image, Part, Text, Turn
@@ -30,7 +30,7 @@ from jaxmm.decoding import Generator
 from jaxmm.errors import UserError
 from jaxmm.models.multimodal import Compute, ModelSpec
 from jaxmm.parameters import saved_params
-from jaxmm.recipe import Recipe, read_recipe
+from jaxmm.recipe import Recipe, cache_folder, read_recipe
 from jaxmm.reply import Reply
 from jaxmm.sampling import GREEDY, Sampling
 
@@ -262,6 +262,7 @@ def main(argv: list[str]) -> int:
     options = {"sampling": Sampling(args.temperature, args.top_p, args.seed), "stops": read_stops(args.stop)}
     asked = read_prompts(args.prompts) if args.prompts else []
     pictures = tuple(_image(Path(name), "--image") for name in args.image)
+    startup.keep_compiled(cache_folder(args.config))
     recipe = read_recipe(args.config, Path(args.workdir))
     mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
     with jax.set_mesh(mesh):

@@ -1,0 +1,57 @@
+"""The evaluate command by several real processes: the figures of one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import small_run
+from test_processes import by_variables, free_port
+
+
+def start(arguments: list[str], devices: int, **variables: str) -> subprocess.Popen:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "XLA_FLAGS", "JAX_NUM"))}
+    clean |= {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAXMM_HUGE_PAGES": "0", **variables}
+    return subprocess.Popen([sys.executable, "-m", "jaxmm.evaluate", *arguments], env=clean, cwd=small_run.ROOT,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+
+
+def outputs(processes: list[subprocess.Popen]) -> list[tuple[str, str]]:
+    found = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes), found
+    return found
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory) -> list[str]:
+    folder = tmp_path_factory.mktemp("data")
+    made = small_run.arguments(small_run.make_data(folder), folder / "cache")
+    return [*made, "--config.steps=2", "--config.eval.every=0"]
+
+
+@pytest.fixture(scope="module")
+def workdir(arguments, tmp_path_factory) -> Path:
+    from jaxmm import train
+
+    folder = tmp_path_factory.mktemp("run")
+    assert train.main([*arguments, f"--workdir={folder}"]) == 0
+    return folder
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_to_the_figures_of_one_and_the_first_alone_tells_them(workdir):
+    ask = [f"--workdir={workdir}"]
+    told = {}
+    for count in (1, 2):
+        variables = by_variables(2, free_port()) if count == 2 else [{}]
+        found = outputs([start(ask, 8 // count, **mine) for mine in variables])
+        told[count] = json.loads((workdir / "eval.json").read_text())["colours"]
+        (workdir / "eval.json").unlink()
+        assert "colours loss" in found[0][0]
+        assert not any("colours loss" in out for out, _ in found[1:])
+    assert told[2].pop("loss") == pytest.approx(told[1].pop("loss"), rel=1e-6)
+    assert told[2] == told[1]
