@@ -20,7 +20,7 @@ from typing import Any, Literal, NoReturn
 from ml_collections import ConfigDict
 
 import jaxmm
-from jaxmm.errors import StrandedError, UserError, nearest
+from jaxmm.errors import StrandedError, UserError, end_at_once, nearest
 
 Value = bool | int | float | str | tuple[Any, ...]
 Flags = Mapping[str, tuple[Value, str]]  # name -> default, which gives the type, and what it is for
@@ -34,11 +34,11 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     gc.enable()
     try:
         status = main(sys.argv[1:])
+    except StrandedError as error:
+        end_at_once(str(error))
     except UserError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
         status = 1
-        if isinstance(error, StrandedError):
-            os._exit(status)
     except KeyboardInterrupt:  # train handles its own
         print("interrupted", file=sys.stderr)
         status = 130

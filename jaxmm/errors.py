@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import os
+import sys
 from collections.abc import Iterable
+from typing import NoReturn
 
 
 class UserError(Exception):
@@ -12,6 +15,12 @@ class UserError(Exception):
 
 class StrandedError(UserError):
     """Other processes of the job are missing: on the way out nothing may wait for them, or for a device."""
+
+
+def end_at_once(line: str) -> NoReturn:
+    """Ends the process with the line and exit status 1, from any thread: nothing is waited for."""
+    print("error:", " ".join(line.split()), file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

@@ -21,6 +21,7 @@ from jaxmm.data.prepared import Columns
 from jaxmm.errors import UserError
 from jaxmm.models.multimodal import Compute, make_model
 from jaxmm.parameters import saved_params
+from jaxmm.processes import Meeting
 from jaxmm.recipe import Corpus, Recipe, cache_folder, eval_corpus, read_recipe
 from jaxmm.train_step import Predictions, make_eval_step
 
@@ -99,16 +100,19 @@ class Evaluator:
             logit_softcap=recipe.model.decoder.logit_softcap,
         )
         self._step = jax.jit(step, out_shardings=sharding.replicated(mesh))
+        self._meeting = Meeting("evaluation")
 
     def _run(self, params, lengths: list[Lengths]) -> list[_Tally]:
         plan = Pass(lengths, self.budgets, self.batch_size, examples=self.examples)
         assemble = Assembler(lengths, self.budgets, self.recipe.image)
         tallies = [_Tally(source) for source in lengths]
         local = sharding.local_rows(self.mesh, self.batch_size)
-        for loaded in batches(plan, assemble, 0, len(plan)):  # every process tallies every row
+        for number, loaded in enumerate(batches(plan, assemble, 0, len(plan)), 1):  # every process tallies every row
             self.skipped |= {skip.origin for skip in loaded.skipped}
             mine = jax.tree.map(lambda x: x[local], loaded.batch)
+            self._meeting.largest(0, where := f"batch {number} of an evaluation")
             predictions = self._step(params, sharding.place_batch(mine, self.mesh))
+            self._meeting.wait_for(predictions, f"the end of {where}")
             tally(jax.tree.map(np.asarray, predictions), loaded, tallies)
         return tallies
 
@@ -169,7 +173,8 @@ def main(argv: list[str]) -> int:
         raise UserError("this run has no held-out data: give --config.eval.path (and --config.eval.mixture)")
     mesh = sharding.make_mesh(args.config.mesh)
     with jax.set_mesh(mesh):
-        params = saved_params(workdir, recipe, mesh, args.step or None)
+        with Meeting("start").together("the checkpoint"):
+            params = saved_params(workdir, recipe, mesh, args.step or None)
         evaluator = Evaluator(
             corpus, recipe, mesh, seq_len=args.config.seq_len, batch_size=args.config.batch_size,
             examples=args.config.eval.examples,

@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import re
 import signal
+import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
 
-from jaxmm.errors import StrandedError
+from jaxmm.errors import StrandedError, end_at_once
 
 SECONDS = 600  # that a process is waited for; JAXMM_BARRIER_SECONDS changes it
-_POLL = 0.002  # seconds
+_POLL, _DAY = 0.002, 86400  # seconds
 
 
 class Meeting:
@@ -61,6 +64,40 @@ class Meeting:
                 self._meet(f"{self.name}/late", where, 5 + self._seconds // 10)
                 raise StrandedError(f"{where} was not done within {self._seconds} s, though all processes wait for it")
             time.sleep(_POLL)
+
+    @contextmanager
+    def together(self, where: str) -> Iterator[None]:
+        """A block that all processes enter and leave together, though it may wait for them in collectives not our own.
+
+        A thread of each looks to the others while the block lasts: one that is frozen or gone is named by all others,
+        which end there and then. A block in which all are alive may take as long as it does.
+
+        Raises:
+          StrandedError: naming the processes that did not come to it.
+        """
+        if jax.process_count() == 1:
+            yield
+            return
+        self.largest(0, where)
+        done, name = threading.Event(), f"{self.name}/{self._times}"
+        threading.Thread(target=self._watch, args=(done, name, where), daemon=True).start()
+        try:
+            yield
+            self._meet(f"{name}/end", where, _DAY)  # the thread knows before
+        finally:
+            done.set()
+
+    def _watch(self, done: threading.Event, name: str, where: str) -> None:
+        looks = 0
+        while not done.wait(self._seconds):
+            looks += 1
+            try:
+                self._meet(f"{name}/look{looks}", where, 5 + self._seconds // 10)
+            except StrandedError as error:
+                if not done.is_set():
+                    end_at_once(str(error))
+            if jax.process_index() == 0 and not done.is_set():
+                print(f"{where} takes longer than {looks * self._seconds} s; all processes are alive", file=sys.stderr)
 
     def _meet(self, name: str, where: str, seconds: int) -> None:
         try:

@@ -6,16 +6,14 @@ where JAX's coordinator will be: each says its number to process 0, and all go o
 
 from __future__ import annotations
 
-import os
 import selectors
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from jaxmm.errors import UserError
+from jaxmm.errors import UserError, end_at_once
 
 SILENCE = 10  # seconds beyond its own limit that process 0 is given to answer
 _POLL = 0.2  # seconds between two tries to reach it
@@ -47,12 +45,7 @@ def meet(address: str, count: int, number: int, seconds: int, bind: str = "") ->
 @contextmanager
 def limit(seconds: float, line: str) -> Iterator[None]:
     """Ends the process with the line and exit status 1 if the block is not done in time: for what cannot be stopped."""
-
-    def end() -> None:
-        print("error:", line, file=sys.stderr, flush=True)
-        os._exit(1)
-
-    timer = threading.Timer(seconds, end)
+    timer = threading.Timer(seconds, end_at_once, [line])
     timer.daemon = True
     timer.start()
     try:

@@ -169,7 +169,10 @@ class Run:
 
     def _train(self, stop: Stop) -> int:
         config, say = self.config, self.monitor.say
-        state = self.initial_state()
+        with self.meeting.together("the first state"):
+            state = self.initial_state()
+            if jax.process_count() > 1:
+                jax.block_until_ready(state)
         self._greet(state)
         self.evaluator = None
         if self.held_out:
@@ -226,8 +229,7 @@ class Run:
         if self.sums:
             self._log(step)
         if step < self.steps:
-            self._save(step, state, None)
-            self.checkpoints.wait()
+            self._save(step, state, None, is_last=True)
             say(f"stopped after step {step} of {self.steps} and saved; the same command goes on at step {step + 1}")
             return 128 + stopped
         self._close(state)
@@ -334,7 +336,7 @@ class Run:
                 self.run_out.append(name)
                 self.monitor.say(f"data: {name} has run out before step {step}; the others share what it had")
 
-    def _save(self, step: int, state: TrainState, metric: float | None) -> None:
+    def _save(self, step: int, state: TrainState, metric: float | None, *, is_last: bool = False) -> None:
         versions = {"jaxmm": jaxmm.__version__, "jax": jax.__version__}
         meta = {
             "position": step,
@@ -349,7 +351,10 @@ class Run:
             },
         }
         self.plan.save()
-        self.checkpoints.save(step, state, meta, metric)
+        with self.meeting.together(f"the checkpoint of step {step}"):
+            self.checkpoints.save(step, state, meta, metric)
+            if is_last:
+                self.checkpoints.wait()
 
     def _by_name(self, counts: Sequence[int]) -> dict[str, int]:
         return dict(zip(self.corpus.names, counts, strict=False))
@@ -360,8 +365,7 @@ class Run:
         figures: dict[str, Figures] = self.evaluator(state.params, blind=True) if self.evaluator else {}
         if figures:
             self.monitor.log(self.steps, {"eval": figures})
-        self._save(self.steps, state, mean_loss(figures))
-        self.checkpoints.wait()
+        self._save(self.steps, state, mean_loss(figures), is_last=True)
         summary = monitor.Summary(
             steps=self.steps,
             loss=self.loss,
@@ -376,7 +380,8 @@ class Run:
         )
         if self.is_first:
             monitor.write_json(self.workdir / "summary.json", summary._asdict())
-        drawn = self._draw_samples(state)
+        with self.meeting.together("the closing samples"):
+            drawn = self._draw_samples(state)
         rows = [(k, v) for k, v in summary._asdict().items() if k != "eval"] + closing_rows(figures)
         say("")
         say(monitor.table(rows))

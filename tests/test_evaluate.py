@@ -1,9 +1,10 @@
-"""The evaluate command by several real processes: the figures of one."""
+"""The evaluate command by several real processes: the figures of one, and an end where one of them is stuck."""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,11 +13,27 @@ import pytest
 import small_run
 from test_processes import by_variables, free_port
 
+PROGRAM = """
+import os, signal, sys, types
+from jaxmm import command, evaluate, sharding, train
 
-def start(arguments: list[str], devices: int, **variables: str) -> subprocess.Popen:
+where = sys.argv.pop(1)
+stop = lambda *args, **options: os.kill(os.getpid(), signal.SIGSTOP)
+if os.environ.get("JAX_PROCESS_ID") == "1":
+    if where == "within a batch":
+        evaluate.sharding = types.SimpleNamespace(**{**vars(sharding), "place_batch": stop})
+    elif where == "reading":
+        evaluate.saved_params = stop
+    elif where == "samples":
+        train.answers = stop
+command.run(train.main if where == "samples" else evaluate.main)
+"""
+
+
+def start(where: str, arguments: list[str], devices: int, **variables: str) -> subprocess.Popen:
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "XLA_FLAGS", "JAX_NUM"))}
     clean |= {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAXMM_HUGE_PAGES": "0", **variables}
-    return subprocess.Popen([sys.executable, "-m", "jaxmm.evaluate", *arguments], env=clean, cwd=small_run.ROOT,
+    return subprocess.Popen([sys.executable, "-c", PROGRAM, where, *arguments], env=clean, cwd=small_run.ROOT,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
 
 
@@ -48,10 +65,34 @@ def test_two_processes_evaluate_to_the_figures_of_one_and_the_first_alone_tells_
     told = {}
     for count in (1, 2):
         variables = by_variables(2, free_port()) if count == 2 else [{}]
-        found = outputs([start(ask, 8 // count, **mine) for mine in variables])
+        found = outputs([start("", ask, 8 // count, **mine) for mine in variables])
         told[count] = json.loads((workdir / "eval.json").read_text())["colours"]
         (workdir / "eval.json").unlink()
         assert "colours loss" in found[0][0]
         assert not any("colours loss" in out for out, _ in found[1:])
     assert told[2].pop("loss") == pytest.approx(told[1].pop("loss"), rel=1e-6)
     assert told[2] == told[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("where", "line"),
+    [
+        ("reading", "process 1 of 2 did not come to the checkpoint within 20 s"),
+        ("within a batch", "process 1 of 2 did not come to the end of batch 1 of an evaluation within 20 s"),
+        ("samples", "process 1 of 2 did not come to the closing samples within 20 s"),
+    ],
+)
+def test_a_process_that_is_stuck_besides_the_steps_is_named_by_the_other(where, line, arguments, workdir, tmp_path):
+    ask = [*arguments, f"--workdir={tmp_path}"] if where == "samples" else [f"--workdir={workdir}"]
+    limit = {"JAXMM_BARRIER_SECONDS": "20"}
+    running = [start(where, ask, 4, **mine, **limit) for mine in by_variables(2, free_port())]
+    try:
+        _, told = running[0].communicate(timeout=240)
+    finally:
+        for process in running:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+    assert running[0].returncode == 1, told
+    assert f"error: {line}" in told
+    assert "Traceback" not in told

@@ -115,6 +115,25 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step_and_one_that_is_s
     assert "Traceback" not in output
 
 
+def test_a_block_that_is_slow_in_one_process_is_left_by_all_together_where_all_are_alive():
+    program = (
+        "import time; from jaxmm import startup; startup.join_processes(); import jax\n"
+        "from jaxmm.processes import Meeting\n"
+        "with Meeting('block').together('a long block'): time.sleep(5 * jax.process_index())\n"
+        "began = time.monotonic()\n"
+        "with Meeting('next').together('another'): pass\n"
+        "print('waited', round(time.monotonic() - began))\n"
+    )
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("XLA_FLAGS")} | {"JAXMM_BARRIER_SECONDS": "2"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    ask = [sys.executable, "-c", program]
+    running = [subprocess.Popen(ask, env=clean | mine, **pipes) for mine in by_variables(2, free_port())]
+    told = [process.communicate(timeout=120) for process in running]
+    assert [process.returncode for process in running] == [0, 0], told
+    assert all("waited 0" in out for out, _ in told)
+    assert "a long block takes longer than 2 s; all processes are alive" in told[0][1]
+
+
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
