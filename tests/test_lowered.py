@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import subprocess
+import sys
+import weakref
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_run import ROOT
 
 from jaxmm import lowered, sharding
 
@@ -84,6 +90,39 @@ def test_what_a_trace_depends_on_is_traced_again(mesh, folder, monkeypatch):
                     program.where = program.where._replace(weights=sharding.replicated(mesh))
                 program.run(key, donate=() if change == "donated" else (0,))
         assert program.traced == 1, change
+
+
+NAMED = """
+import jax
+from jaxmm import lowered, sharding
+mesh = sharding.make_mesh({"data": -1})
+args = {name: jax.ShapeDtypeStruct((8, 3), "float32", sharding=sharding.row_sharding(mesh)) for name in "abc"}
+with jax.set_mesh(mesh):
+    print(lowered._name("key", (args,), (sharding.replicated(mesh),), (0,)))
+"""
+
+
+def test_a_program_has_one_name_whatever_the_seed_of_python_s_hashes():
+    environments = [{**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": seed} for seed in "12"]
+    run = [subprocess.Popen([sys.executable, "-c", NAMED], env=e, stdout=subprocess.PIPE) for e in environments]
+    names = [process.communicate(timeout=120)[0] for process in run]
+    assert [process.returncode for process in run] == [0, 0]
+    assert len(names[0].strip()) == 64
+    assert names[0] == names[1]
+
+
+def test_what_runs_a_program_does_not_keep_it_as_it_was_lowered(mesh, folder):
+    program = Program(mesh)
+    found = lowered.lower(
+        program.step, program.args, key="a", out_shardings=(program.where, sharding.replicated(mesh))
+    )  # fmt: skip
+    gone = weakref.ref(found.lowered)
+    run = found.compile()
+    del found
+    gc.collect()
+    assert gone() is None
+    state, _ = run(*program.args)
+    np.testing.assert_array_equal(state.weights, program.args[0].weights + 1)
 
 
 def test_a_damaged_file_is_made_again(mesh, folder):
