@@ -51,6 +51,7 @@ def test_a_run_leaves_every_file_it_promises(finished):
     summary = json.loads((finished / "summary.json").read_text())
     assert set(summary) == set(monitor.Summary._fields)
     assert summary["steps"] == 8
+    assert summary["attention"] == "blocks", "the one that was chosen, as none was asked for on a CPU"
     assert summary["eval"]["colours"]["answers"] == 24
     assert (finished / "config.json").exists()
     assert list((finished / "samples").glob("*.png"))

@@ -42,6 +42,8 @@ def fused_attention(
       interpret: run the kernels' steps one by one, anywhere.
     Returns:
       (B, T, H, D) in the dtype of ``q_BTHD``; an empty interval gives 0.
+    Raises:
+      ValueError: for heads wider than LARGEST_HEAD.
     """
     T, D = q_BTHD.shape[1], q_BTHD.shape[-1]
     if D > LARGEST_HEAD:

@@ -16,6 +16,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 
 LANES = 128
 LARGEST_BLOCK = 512
+LARGEST_HEAD = 256  # in float32, on every kind; of 512 a block and its sums are more than v4 and v5p have memory for
 _BITS = 16  # of an end in q_sequence; the start has the others
 LONGEST = 1 << _BITS  # keys of a row
 
@@ -25,14 +26,18 @@ def splash_attention(
 ):  # fmt: skip
     """Softmax attention of T queries over S keys, in which query i sees the keys in [start_i, end_i).
 
-    Heads of 64, 72, 80, 96, 128 and 256 are known to compile. Memory is linear in T and S.
+    Memory is linear in T and S.
 
     Args:
       interpret: run the kernel's steps one by one, anywhere.
     Returns:
       (B, T, H, D) in the dtype of ``q_BTHD``; an empty interval gives 0.
+    Raises:
+      ValueError: for more keys than LONGEST, or heads wider than LARGEST_HEAD.
     """
-    T, S = q_BTHD.shape[1], k_BSKD.shape[1]
+    T, S, D = q_BTHD.shape[1], k_BSKD.shape[1], q_BTHD.shape[-1]
+    if D > LARGEST_HEAD:
+        raise ValueError(f"attention by 'splash' takes heads of at most {LARGEST_HEAD}, not {D}: use 'blocks'")
     if S > LONGEST:
         raise ValueError(f"attention by 'splash' takes at most {LONGEST} keys a row, not {S}: use 'blocks'")
     block_q, block_k = _block(T), _block(S)

@@ -17,7 +17,7 @@ B, T, H, K, D = 2, 88, 4, 2, 8  # T is no multiple of the block
 BLOCK = 16
 
 
-def dense(q_BTHD, k_BTKD, v_BTKD, mask_BTT, grad_BTHD):
+def dense(q_BTHD, k_BTKD, v_BTKD, mask_BTT, grad_BTHD, softcap: float = 0.0):
     """Output of masked softmax attention and the gradients of q, k, v for ``grad_BTHD``, all in float64."""
     q, k, v, grad = (np.asarray(x, np.float64) for x in (q_BTHD, k_BTKD, v_BTKD, grad_BTHD))
     group = q.shape[2] // k.shape[2]
@@ -25,11 +25,13 @@ def dense(q_BTHD, k_BTKD, v_BTKD, mask_BTT, grad_BTHD):
     scale = q.shape[-1] ** -0.5
     mask = mask_BTT[:, None]
     logits = np.einsum("bthd,bshd->bhts", q, k) * scale
-    logits = np.where(mask, logits, -np.inf)
+    bent = softcap * np.tanh(logits / softcap) if softcap else logits
+    slope = 1 - (bent / softcap) ** 2 if softcap else 1.0
+    logits = np.where(mask, bent, -np.inf)
     e = np.exp(logits - logits.max(-1, keepdims=True, initial=-1e30))
     p = e / np.maximum(e.sum(-1, keepdims=True), 1e-300)
     dp = np.einsum("bthd,bshd->bhts", grad, v)
-    ds = p * (dp - (dp * p).sum(-1, keepdims=True)) * scale
+    ds = p * (dp - (dp * p).sum(-1, keepdims=True)) * slope * scale
 
     def ungroup(x):
         return x.reshape(*x.shape[:2], -1, group, x.shape[-1]).sum(3)

@@ -62,13 +62,44 @@ def test_every_kind_of_mask_equals_dense_attention(kind):
     assert not np.asarray(out)[segments == 0].any()
 
 
-def test_bent_logits_are_those_of_the_backend_in_xla():
-    intervals = attn.causal(rows())
+def test_bent_logits_equal_dense_attention():
+    segments = rows()
     q, k, v, grad = inputs(1)
-    out, *grads = forward_and_gradients(0.5)(q, k, v, grad, *intervals)
-    expected, pull = jax.vjp(lambda q, k, v: attn.attention(q, k, v, intervals, softcap=0.5), q, k, v)
-    for found, wanted in zip((out, *grads), (expected, *pull(jnp.array(grad))), strict=True):
-        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    mask = mask_by_definition(segments, causal=True)
+    found = forward_and_gradients(0.5)(q, k, v, grad, *attn.causal(segments))
+    for each, wanted in zip(found, dense(q, k, v, mask, grad, softcap=0.5), strict=True):
+        np.testing.assert_allclose(each, wanted, rtol=1e-4, atol=1e-5)
+    assert np.abs(np.asarray(found[0]) - dense(q, k, v, mask, grad)[0]).max() > 0.01, "it bends"
+
+
+def test_a_row_of_nothing_but_padding_is_zeros_and_has_no_gradient():
+    segments = rows()
+    segments[1] = 0
+    q, k, v, grad = inputs(2)
+    found = forward_and_gradients(0.0)(q, k, v, grad, *attn.causal(segments))
+    for each, wanted in zip(found, dense(q, k, v, mask_by_definition(segments, causal=True), grad), strict=True):
+        np.testing.assert_allclose(each, wanted, rtol=1e-4, atol=1e-5)
+        assert not np.asarray(each)[1].any()
+
+
+@pytest.mark.parametrize(("head", "dtype"), [(72, jnp.float32), (128, jnp.bfloat16), (256, jnp.bfloat16)])
+def test_heads_of_other_widths_and_in_bfloat16_equal_dense_attention(head, dtype):
+    segments = np.repeat([1, 2, 0], [30, 33, 7]).astype(np.int32)[None]
+    rng = np.random.default_rng(head)
+    inputs = [jnp.array(rng.normal(size=(1, segments.size, heads, head)), dtype) for heads in (2, 1, 1, 2)]
+
+    @jax.jit
+    def run(q, k, v, grad, start, end):
+        call = functools.partial(fused_attention, scale=head**-0.5, interpret=True)
+        out, pull = jax.vjp(lambda q, k, v: call(q, k, v, start, end), q, k, v)
+        return out, *pull(grad)
+
+    found = run(*inputs, *attn.causal(segments))
+    q, k, v, grad = inputs
+    tolerance = 1e-5 if dtype == jnp.float32 else 1e-2
+    for each, wanted in zip(found, dense(q, k, v, mask_by_definition(segments, causal=True), grad), strict=True):
+        assert each.dtype == dtype
+        assert np.abs(np.asarray(each, np.float64) - wanted).max() <= tolerance * np.abs(wanted).max()
 
 
 def test_only_blocks_that_some_query_sees_are_met():

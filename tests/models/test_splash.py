@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 from test_attention import B, D, H, K, dense, mask_by_definition
 
+from jaxmm import sharding
 from jaxmm.models import attention as attn
-from jaxmm.models.splash import LANES, LONGEST, _block, _mask_infos, splash_attention
+from jaxmm.models.splash import LANES, LARGEST_HEAD, LONGEST, _block, _mask_infos, splash_attention
 
 T = 300  # several blocks of queries, and padding
 
@@ -65,16 +67,44 @@ def test_every_kind_of_mask_equals_dense_attention(kind):
     assert not np.asarray(out)[segments == 0].any()
 
 
-def test_bent_logits_are_those_of_the_backend_in_xla():
-    intervals = attn.causal(rows())
+def test_bent_logits_equal_dense_attention():
+    segments = rows()
     q, k, v, grad = inputs(1)
-    out, *grads = forward_and_gradients(0.5)(q, k, v, grad, *intervals)
-    expected, pull = jax.vjp(lambda q, k, v: attn.attention(q, k, v, intervals, softcap=0.5), q, k, v)
-    assert (
-        np.abs(np.asarray(expected) - np.asarray(forward_and_gradients(0.0)(q, k, v, grad, *intervals)[0])).max() > 0.01
-    )
-    for found, wanted in zip((out, *grads), (expected, *pull(jnp.array(grad))), strict=True):
-        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    mask = mask_by_definition(segments, causal=True)
+    found = forward_and_gradients(0.5)(q, k, v, grad, *attn.causal(segments))
+    for each, wanted in zip(found, dense(q, k, v, mask, grad, softcap=0.5), strict=True):
+        np.testing.assert_allclose(each, wanted, rtol=1e-4, atol=1e-5)
+    assert np.abs(np.asarray(found[0]) - dense(q, k, v, mask, grad)[0]).max() > 0.01, "it bends"
+
+
+def test_a_row_of_nothing_but_padding_is_zeros_and_has_no_gradient():
+    segments = rows()
+    segments[1] = 0
+    q, k, v, grad = inputs(2)
+    found = forward_and_gradients(0.0)(q, k, v, grad, *attn.causal(segments))
+    for each, wanted in zip(found, dense(q, k, v, mask_by_definition(segments, causal=True), grad), strict=True):
+        np.testing.assert_allclose(each, wanted, rtol=1e-4, atol=1e-5)
+        assert not np.asarray(each)[1].any()
+
+
+@pytest.mark.parametrize(("head", "dtype"), [(72, jnp.float32), (256, jnp.bfloat16)])
+def test_heads_of_other_widths_and_in_bfloat16_equal_dense_attention(head, dtype):
+    segments = np.repeat([1, 2, 0], [90, 93, 17]).astype(np.int32)[None]
+    rng = np.random.default_rng(head)
+    inputs = [jnp.array(rng.normal(size=(1, segments.size, heads, head)), dtype) for heads in (2, 1, 1, 2)]
+
+    @jax.jit
+    def run(q, k, v, grad, start, end):
+        call = functools.partial(splash_attention, scale=head**-0.5, interpret=True)
+        out, pull = jax.vjp(lambda q, k, v: call(q, k, v, start, end), q, k, v)
+        return out, *pull(grad)
+
+    found = run(*inputs, *attn.causal(segments))
+    q, k, v, grad = inputs
+    tolerance = 1e-5 if dtype == jnp.float32 else 1e-2
+    for each, wanted in zip(found, dense(q, k, v, mask_by_definition(segments, causal=True), grad), strict=True):
+        assert each.dtype == dtype
+        assert np.abs(np.asarray(each, np.float64) - wanted).max() <= tolerance * np.abs(wanted).max()
 
 
 def test_only_blocks_that_some_query_sees_are_met():
@@ -91,10 +121,54 @@ def test_padding_to_blocks_adds_at_most_an_eighth_to_a_row_of_many(length, block
     assert _block(length) == block
 
 
+def test_nothing_grows_with_the_square_of_the_row():
+    length, heads = 32768, 4
+    shapes = [jax.ShapeDtypeStruct((1, length, n, 64), jnp.bfloat16) for n in (heads, 2, 2)]
+    edges = [jax.ShapeDtypeStruct((1, length), jnp.int32)] * 2
+
+    def loss(q, k, v, start, end):
+        return splash_attention(q, k, v, start, end, scale=0.125, softcap=30.0).astype(jnp.float32).sum()
+
+    step = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
+    text = step.trace(*shapes, *edges).lower(lowering_platforms=("tpu",)).as_text()
+    assert text.count("@tpu_custom_call") == 3, "forward, queries' and keys' gradient"
+    largest = max(
+        np.prod([int(n) for n in dims.split("x")]) for dims in re.findall(r"tensor<([\dx]+)x(?:f32|bf16|i32|i1)>", text)
+    )
+    assert largest <= length * heads * LANES, "no array is larger than a row of lanes for each query"
+
+
+def test_devices_run_it_on_their_own_rows_heads_and_queries(monkeypatch):
+    monkeypatch.setattr("jaxmm.models.splash.splash_attention", functools.partial(splash_attention, interpret=True))
+    length = 2 * LANES
+    rng = np.random.default_rng(2)
+    inputs = [jnp.array(rng.normal(size=(2, length, heads, D)), jnp.float32) for heads in (4, 2, 2, 4)]
+    segments = np.repeat([[1, 2], [1, 0]], [100, length - 100], axis=1).astype(np.int32)
+
+    def run(q, k, v, grad, *intervals):
+        def dealt(q, k, v):
+            dealt_qkv = map(sharding.deal, (q, k, v))
+            edges = tuple(map(sharding.deal, intervals))
+            return sharding.dealt_back(attn.attention(*dealt_qkv, edges, backend="splash"))
+
+        out, pull = jax.vjp(dealt, q, k, v)
+        return out, *pull(grad)
+
+    wanted = dense(*inputs[:3], mask_by_definition(segments, causal=True), inputs[3])
+    with jax.set_mesh(sharding.make_mesh({"data": 2, "tensor": 2, "context": 2})):
+        found = jax.jit(run)(*inputs, *attn.causal(segments))
+    for each, expected in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(each, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_what_the_kernel_cannot_do_raises_when_it_is_traced():
     shapes = [jax.ShapeDtypeStruct((1, LONGEST + 128, 1, 64), jnp.float32)] * 3
     edges = [jax.ShapeDtypeStruct((1, LONGEST + 128), jnp.int32)] * 2
     with pytest.raises(ValueError, match="at most 65536 keys a row, not 65664: use 'blocks'"):
+        jax.eval_shape(functools.partial(splash_attention, scale=1.0), *shapes, *edges)
+    shapes = [jax.ShapeDtypeStruct((1, LANES, 1, LARGEST_HEAD + 1), jnp.float32)] * 3
+    edges = [jax.ShapeDtypeStruct((1, LANES), jnp.int32)] * 2
+    with pytest.raises(ValueError, match=f"heads of at most {LARGEST_HEAD}, not {LARGEST_HEAD + 1}: use 'blocks'"):
         jax.eval_shape(functools.partial(splash_attention, scale=1.0), *shapes, *edges)
     with pytest.raises(ValueError, match="'splash' runs on TPUs, not on cpu"):
         attn.choose_backend("splash", "cpu", 128)
