@@ -102,17 +102,23 @@ def test_accumulation_changes_neither_loss_nor_gradients(tiny, batch, whole, acc
     assert_equal(loss_and_gradients(tiny, batch, accumulation), whole)
 
 
+# Every axis alone and in pairs, on all eight devices; `tensor` also on two, which divide every head, and `context` on
+# four, as a row's length is to be a multiple of 32 times as many.
+FAST = [{"data": 8}, {"fsdp": 8}, {"context": 4}, {"data": 4, "tensor": 2}, {"fsdp": 2, "context": 4}]
+SLOW = [{"data": 2, "fsdp": 4}, {"data": 2, "context": 4}, {"fsdp": 4, "tensor": 2}, {"tensor": 2, "context": 4}]
+REFUSED = pytest.mark.xfail(
+    strict=True, raises=jax.errors.JaxRuntimeError, reason="XLA fails on over_row_parts where tensor alone splits"
+)
+
+
 @pytest.mark.parametrize(
     ("sizes", "accumulation"),
     [
-        ({"data": 2}, 1),
-        ({"data": 8}, 1),
-        ({"fsdp": 2, "tensor": 2}, 1),
-        ({"context": 2}, 1),
-        ({"context": 4}, 2),
-        ({"data": 2, "context": 2}, 1),
-        ({"fsdp": 2, "context": 2}, 1),
-        ({"tensor": 2, "context": 2}, 1),
+        *[(sizes, 1) for sizes in FAST],
+        ({"context": 2}, 2),
+        pytest.param({"tensor": 2}, 1, marks=REFUSED),
+        *[pytest.param(sizes, 1, marks=pytest.mark.slow) for sizes in SLOW],
+        pytest.param({"tensor": 8}, 1, marks=[REFUSED, pytest.mark.slow]),
         pytest.param({"data": 2, "fsdp": 2, "tensor": 2}, 2, marks=pytest.mark.slow),
     ],
 )

@@ -24,9 +24,9 @@ def look_up(table_VD, index_BT, dtype) -> jax.Array:
         return _taken(table_VD, index_BT, dtype, "")
     rows, positions = sharding.partition(("rows", sharding.positions_axis(index_BT.shape[1])), index_BT.shape, mesh)
     manual = {*(rows or ()), *((positions,) if positions else ())}
-    (_, axis) = sharding.partition(("vocab", "embed"), table_VD.shape, mesh)
-    if not manual:
+    if all(mesh.shape[axis] == 1 for axis in manual):  # XLA fails on a table split over another axis alone
         return _taken(table_VD, index_BT, dtype, "")
+    (_, axis) = sharding.partition(("vocab", "embed"), table_VD.shape, mesh)
     axis = axis if axis in manual and mesh.shape[axis] > 1 else None
     run = jax.shard_map(
         functools.partial(_taken, dtype=dtype, axis=axis or ""),
