@@ -68,9 +68,14 @@ def peak_memory_bytes(devices: Iterable[Any]) -> int:
 # Rates
 
 
+# Of Counts, what a process knows only of the rows it loads.
+OF_ROWS = ("tokens", "images", "patches", "flops")
+
+
 @dataclasses.dataclass
 class Counts:
-    """Sums over steps of the global batch. ``tokens`` are the non-padding text positions, soft tokens included."""
+    """Sums over steps of the global batch; those in OF_ROWS, until a Meter has added them up, of a process's rows of
+    it. ``tokens`` are the non-padding text positions, soft tokens included."""
 
     steps: int = 0
     examples: int = 0
@@ -95,14 +100,22 @@ class Meter:
     Args:
       device_kind, devices: of the whole mesh, for MFU.
       clock: seconds; for tests.
+      total: adds up, over all rows of the batches, numbers that were counted of this process's rows.
     """
 
-    def __init__(self, device_kind: str = "", devices: int = 1, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        device_kind: str = "",
+        devices: int = 1,
+        clock: Callable[[], float] = time.perf_counter,
+        total: Callable[[list[float]], list[float]] = list,
+    ) -> None:
         self._device = device_kind, devices
-        self._clock = clock
+        self._clock, self._total = clock, total
         self._started = self._mark = clock()
         self.first_step_seconds = 0.0  # from the Meter's making to the end of the first step: tracing and compiling
-        self.all = Counts()  # every step of this call
+        self.steps = 0
+        self._all = Counts()  # every step of this call up to the last window
         self._timed = Counts()  # without the first
         self._window, self._timed_window = Counts(), Counts()
 
@@ -111,12 +124,11 @@ class Meter:
         now = self._clock()
         counts = dataclasses.replace(counts, steps=1, seconds=now - self._mark)
         self._mark = now
-        self.all += counts
+        self.steps += 1
         self._window += counts
-        if self.all.steps == 1:
+        if self.steps == 1:
             self.first_step_seconds = counts.seconds
         else:
-            self._timed += counts
             self._timed_window += counts
 
     @contextlib.contextmanager
@@ -129,16 +141,23 @@ class Meter:
             self._mark += self._clock() - began
 
     def window(self) -> dict[str, float | None]:
-        """The figures of the steps since the last call, for a log line."""
-        figures = self._figures(self._window, self._timed_window)
-        if self._timed_window.steps:
-            figures["step_seconds"] = self._timed_window.seconds / self._timed_window.steps
+        """The figures of the steps since the last call, for a log line; all processes of a job must ask."""
+        every, timed = self._window, self._timed_window
+        summed = iter(self._total([getattr(counts, name) for counts in (every, timed) for name in OF_ROWS]))
+        for counts in (every, timed):
+            for name in OF_ROWS:
+                setattr(counts, name, next(summed))
+        figures = self._figures(every, timed)
+        if timed.steps:
+            figures["step_seconds"] = timed.seconds / timed.steps
+        self._all += every
+        self._timed += timed
         self._window, self._timed_window = Counts(), Counts()
         return figures
 
     def totals(self) -> dict[str, float | None]:
-        """The figures of the whole call, by their names in summary.json."""
-        return self._figures(self.all, self._timed)
+        """The figures of the whole call up to the last window, by their names in summary.json."""
+        return self._figures(self._all, self._timed)
 
     @property
     def wall_seconds(self) -> float:
@@ -238,6 +257,10 @@ class SkippedFile:
 
     def __len__(self) -> int:
         return len(self._seen)
+
+    def reread(self) -> None:
+        """Takes in what the other processes of the job have added."""
+        self._seen |= {self._key(item) for item in read_lines(self._path)}
 
     def add(self, file: str, record: str | int, reason: str) -> bool:
         """Records one; returns whether it was new."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -48,6 +49,28 @@ class Meeting:
             _client().key_value_set(f"{here}/{jax.process_index()}", str(number))
         self._meet(self.name, where, self._seconds)
         return max((int(value) for _, value in _client().key_value_dir_get(here)), default=0)
+
+    def total(self, numbers: Sequence[float], share: int, where: str) -> list[float]:
+        """The numbers of all shares of a batch added up, each with its like; the same in all processes.
+
+        Args:
+          share: which one the numbers are of. Processes that hold the same share bring the same numbers: they count
+            once.
+          where: what they meet for, for the error.
+
+        Raises:
+          StrandedError: naming the processes that did not come in time.
+        """
+        if jax.process_count() == 1:
+            return list(numbers)
+        self._times += 1
+        here, before = (f"jaxmm/{self.name}/{times}" for times in (self._times, self._times - 1))
+        _client().key_value_set(f"{here}/{share}", json.dumps(list(numbers)), allow_overwrite=True)
+        self._meet(self.name, where, self._seconds)
+        if jax.process_index() == 0:
+            _client().key_value_delete(before)  # all have read it, as all are here
+        found = [json.loads(value) for _, value in sorted(_client().key_value_dir_get(here))]
+        return [sum(same) for same in zip(*found, strict=True)]
 
     def wait_for(self, arrays: Any, where: str) -> None:
         """Waits until the devices have computed them.

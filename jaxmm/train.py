@@ -73,18 +73,17 @@ def prefetch(source: Iterator[Loaded], place: Callable[[Any], Any], depth: int =
 
 
 def count(loaded: Loaded, batch_size: int, flops: float, wait: float) -> monitor.Counts:
-    """What a global batch holds, for the rates and fills, by this process's rows of it: all processes have as many."""
+    """What a global batch holds, for the rates and fills; of what is in ``monitor.OF_ROWS``, this process's part."""
     text, patches, features = loaded.batch.text, loaded.batch.patches, loaded.batch.features
     ready = 0 if features is None else int(features.segments.max(1).sum())
-    n = batch_size // len(loaded.rows)  # not the number of processes: where tensor spans some, they have the same rows
     return monitor.Counts(
-        examples=n * sum(piece.first == 0 for row in loaded.rows for piece in row),
-        tokens=n * int((text.segments > 0).sum()),
-        token_capacity=n * text.segments.size,
-        images=n * (int((loaded.batch.grids_BM3[..., 0] > 0).sum()) + ready),
-        patches=n * int((patches.segments > 0).sum()),
-        patch_capacity=n * patches.segments.size,
-        flops=n * flops,
+        examples=sum(piece.first == 0 for row in loaded.all_rows for piece in row),
+        tokens=int((text.segments > 0).sum()),
+        token_capacity=batch_size * text.segments.shape[1],
+        images=int((loaded.batch.grids_BM3[..., 0] > 0).sum()) + ready,
+        patches=int((patches.segments > 0).sum()),
+        patch_capacity=batch_size * patches.segments.shape[1],
+        flops=flops,
         wait_seconds=wait,
     )
 
@@ -180,12 +179,15 @@ class Run:
                 self.held_out, self.recipe, self.mesh,
                 seq_len=config.seq_len, batch_size=config.batch_size, examples=config.eval.examples,
             )  # fmt: skip
-        self.meter = monitor.Meter(jax.devices()[0].device_kind, len(jax.devices()))
+        local, log_meeting = sharding.local_rows(self.mesh, config.batch_size), Meeting("log")
+        self.meter = monitor.Meter(
+            jax.devices()[0].device_kind, len(jax.devices()),
+            total=lambda counts: log_meeting.total(counts, local[0], "a line of the log"),
+        )  # fmt: skip
         self.sums: list[Metrics] = []
         self.run_out = self.plan.run_out(self.start)
         self.recent: collections.deque[Loaded] = collections.deque(maxlen=MAX_BAD_STEPS)
         self.loss: float | None = None
-        local = sharding.local_rows(self.mesh, config.batch_size)
         source = batches(
             self.plan, self.assemble, self.start, self.steps, local_rows=local,
             threads=config.data.threads, workers=config.data.workers,
@@ -274,7 +276,7 @@ class Run:
 
     def _finish(self, metrics: Metrics, counts: monitor.Counts, loaded: Loaded) -> None:
         """Reads a step's metrics, which waits for it, and counts it."""
-        self.meeting.wait_for(metrics, f"the end of step {self.start + self.meter.all.steps + 1}")
+        self.meeting.wait_for(metrics, f"the end of step {self.start + self.meter.steps + 1}")
         metrics = jax.device_get(metrics)
         self.meter.step(counts)
         self.sums.append(metrics)
@@ -282,14 +284,14 @@ class Run:
         self.meta["examples_seen"] += counts.examples
         for skip in loaded.skipped:
             self.skipped.add(*split_origin(skip.origin), skip.reason)
-        seen = self.meter.all.examples
-        if seen >= MIN_SEEN and len(self.skipped) > MAX_SKIPPED * max(self.meta["examples_seen"], seen):
+        seen = self.meta["examples_seen"]
+        if seen >= MIN_SEEN and len(self.skipped) > MAX_SKIPPED * seen:
             raise UserError(
-                f"{len(self.skipped)} of {self.meta['examples_seen']} documents could not be used, more than "
+                f"{len(self.skipped)} of {seen} documents could not be used, more than "
                 f"{MAX_SKIPPED:.0%}: see {self.workdir / 'skipped.jsonl'}"
             )
         if int(metrics.bad_steps) >= MAX_BAD_STEPS:
-            pieces = sorted({(p.source, p.example) for batch in self.recent for row in batch.rows for p in row})
+            pieces = sorted({(p.source, p.example) for batch in self.recent for row in batch.all_rows for p in row})
             names = ", ".join(f"{self.corpus.names[s]}:{e}" for s, e in pieces[:50])
             more = f" and {len(pieces) - 50} more" if len(pieces) > 50 else ""
             raise UserError(
@@ -317,6 +319,8 @@ class Run:
             for name, (loss, of) in total.modality_sums.items()
         }
         window = self.meter.window()
+        if jax.process_count() > 1:
+            self.skipped.reread()
         self.monitor.log(step, {
             "loss": self.loss,
             "target_accuracy": float(total.correct_sum) / weight if weight else None,

@@ -62,7 +62,7 @@ def test_rates_leave_out_the_first_step_and_every_pause():
     }
     del figures["step_seconds"]
     assert meter.totals() == figures
-    assert meter.all.examples == 25
+    assert meter.steps == 5
     assert meter.wall_seconds == 438
 
 
@@ -79,6 +79,20 @@ def test_a_window_is_a_sum_over_a_sum():
     assert figures["patch_fill"] is None
     assert figures["mfu"] is None
     assert meter.window()["tokens_per_second"] is None
+
+
+def test_what_a_process_counts_of_its_own_rows_is_added_up_over_all_rows():
+    clock = Clock()
+    meter = Meter("TPU v4", 1, clock, total=lambda numbers: [3 * number for number in numbers])
+    for _ in range(3):
+        clock.now += 2
+        meter.step(Counts(tokens=30, token_capacity=100, images=4, patches=10, patch_capacity=60, flops=1e12))
+        figures = meter.window()
+        assert (figures["token_fill"], figures["patch_fill"]) == (0.9, 0.5)
+    assert (figures["tokens_per_second"], figures["images_per_second"]) == (45, 6)
+    assert figures["mfu"] == pytest.approx(1.5e12 / 275e12)
+    del figures["step_seconds"]
+    assert meter.totals() == figures
 
 
 @pytest.mark.parametrize(
@@ -225,6 +239,16 @@ def test_a_skipped_record_is_listed_once_over_resumes_and_kills(tmp_path):
         {"file": "a.json", "record": 4, "reason": "truncated"},
         {"file": "b.json", "record": "c4", "reason": "missing"},
     ]
+
+
+def test_what_another_process_of_the_job_skipped_counts_once_the_file_is_reread(tmp_path):
+    ours, theirs = (SkippedFile(tmp_path / "skipped.jsonl") for _ in range(2))
+    for skipped, record in ((ours, 1), (theirs, 2), (theirs, 3)):
+        skipped.add("a.json", record, "truncated")
+    assert len(ours) == 1
+    ours.reread()
+    assert len(ours) == 3
+    assert not ours.add("a.json", 2, "truncated")
 
 
 @pytest.mark.parametrize(

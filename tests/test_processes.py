@@ -1,4 +1,4 @@
-"""Real processes under one job, joined as SLURM or a cluster's variables say: the losses of one process."""
+"""Real processes under one job, joined as SLURM or a cluster's variables say: the losses and figures of one process."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import small_run
 
-from jaxmm import startup
+from jaxmm import command, startup, train
+from jaxmm.data.plan import Row
 from jaxmm.errors import UserError
 
 STEPS = 4
@@ -35,11 +37,34 @@ def start(arguments: list[str], workdir: Path, devices: int, **variables: str) -
                             text=True)  # fmt: skip
 
 
-def losses(processes: list[subprocess.Popen], workdir: Path) -> list[float]:
+def finished(processes: list[subprocess.Popen], workdir: Path) -> list[dict[str, Any]]:
+    """The lines of the log, one a step."""
     outputs = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * len(processes), outputs
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [line["loss"] for line in lines if "loss" in line]
+    return [line for line in lines if "loss" in line]
+
+
+def losses(lines: list[dict[str, Any]]) -> list[float]:
+    return [line["loss"] for line in lines]
+
+
+def counted(line: dict[str, Any]) -> list[float]:
+    """What a line says that no clock changes: rates, which the first step has none of, times the step's seconds."""
+    rates = [line[name] * line["step_seconds"] for name in ("tokens_per_second", "images_per_second") if line[name]]
+    return [*rates, line["token_fill"], line["patch_fill"], line["examples_seen"], line["examples_skipped"]]
+
+
+def planned(arguments: list[str], workdir: Path, steps: int) -> list[list[Row]]:
+    """The rows of each batch."""
+    plan = train.Run(command.parse(arguments, train.FLAGS, about="").config, workdir).plan
+    return [plan.batch(k) for k in range(steps)]
+
+
+def images_of(rows: list[Row], processes: int) -> list[int]:
+    """Pieces of the first source, which has an image in each document, by the process that loads them."""
+    found = np.array([sum(piece.source == 0 for piece in row) for row in rows])
+    return found.reshape(processes, -1).sum(1).tolist()
 
 
 def by_variables(count: int, port: int) -> list[dict[str, str]]:
@@ -56,12 +81,17 @@ def by_slurm(nodes: int, tasks: int, job: int) -> list[dict[str, str]]:
 
 
 @pytest.mark.slow
-def test_processes_of_one_job_give_the_losses_of_one_process(tmp_path):
+def test_processes_of_one_job_give_the_losses_and_figures_of_one_process(tmp_path):
     data = small_run.make_data(tmp_path)
+    whole = (data / "23.png").read_bytes()
+    (data / "23.png").write_bytes(whole[:50])  # its size is there, its pixels are not: one process finds out
     arguments = [*small_run.arguments(data, tmp_path / "cache"), f"--config.steps={STEPS}", "--config.log.every=1"]
     arguments += ["--config.eval.every=0", "--config.checkpoint.every=100", "--config.eval.examples=8"]
-    one = losses([start(arguments, tmp_path / "one", 8)], tmp_path / "one")
+    rows = planned(arguments, tmp_path / "plan", STEPS + 2)
+    assert all(len(set(images_of(batch, 2))) == 2 for batch in rows), "uneven parts"
+    one = finished([start(arguments, tmp_path / "one", 8)], tmp_path / "one")
     assert len(one) == STEPS
+    alone = [*arguments, "--config.eval.path=", "--config.eval.mixture="]  # without what the first two have run
     jobs = {
         "two": by_variables(2, free_port()),
         "slurm": by_slurm(2, 2, free_port() % 4096),
@@ -69,11 +99,19 @@ def test_processes_of_one_job_give_the_losses_of_one_process(tmp_path):
     }
     found = {}
     for name, variables in jobs.items():
-        running = [start(arguments, tmp_path / name, 8 // len(variables), **mine) for mine in variables]
-        found[name] = losses(running, tmp_path / name)
-    np.testing.assert_allclose(found["two"], one, rtol=1e-6)
-    assert found["four"] == found["two"], "to the bit, whatever the number of processes"
-    assert found["slurm"] == found["four"], "to the bit, run after run"
+        what = arguments if name == "two" else alone
+        running = [start(what, tmp_path / name, 8 // len(variables), **mine) for mine in variables]
+        found[name] = finished(running, tmp_path / name)
+    np.testing.assert_allclose(losses(found["two"]), losses(one), rtol=1e-6)
+    assert losses(found["slurm"]) == losses(found["two"]), "to the bit, run after run"
+    assert losses(found["four"]) == losses(found["two"]), "to the bit, whatever the number of processes"
+    for lines in found.values():
+        for line, wanted in zip(lines, one, strict=True):
+            np.testing.assert_allclose(counted(line), counted(wanted), rtol=1e-12)
+    alone.append(f"--config.steps={STEPS + 2}")
+    resumed = finished([start(alone, tmp_path / "two", 8)], tmp_path / "two")
+    begun = [sum(piece.first == 0 for row in batch for piece in row) for batch in rows]
+    assert [line["examples_seen"] for line in resumed] == np.cumsum(begun).tolist(), "other processes count on"
 
 
 def until(condition, process: subprocess.Popen, seconds: float = 240) -> None:

@@ -14,11 +14,15 @@ from pathlib import Path
 
 import pytest
 import small_run
+from conftest import IMAGE, random_documents
 from small_run import PAGES, ROOT, assert_same_bits, saved
 
 from jaxmm import evaluate, generate, lowered, monitor, train
 from jaxmm.checkpoint import Checkpoints
+from jaxmm.data.assemble import Assembler
+from jaxmm.data.plan import Budgets, Piece
 from jaxmm.errors import UserError
+from jaxmm.models.flops import batch_flops
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +63,23 @@ def test_a_run_leaves_every_file_it_promises(finished):
     assert [line["step"] for line in lines] == [2, 4, 6, 8]
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert set(lines[0]["sources"]) == {"colours", "pages"}
+
+
+def test_the_counts_of_the_parts_of_a_batch_add_up_to_those_of_the_whole(tiny, lengths_of):
+    lengths = lengths_of(random_documents(16, seed=5))
+    rows = [[Piece(0, e, 0, int(lengths.tokens_E[e])) for e in (2 * row, 2 * row + 1)] for row in range(8)]
+    assemble = Assembler([lengths], Budgets(tokens=128, patches=128, items=8, targets=128), IMAGE)
+
+    def counted(loaded) -> monitor.Counts:
+        return train.count(loaded, 8, batch_flops(tiny.spec, loaded.batch), 0.0)
+
+    whole = counted(assemble(rows))
+    parts = [counted(assemble(rows[at : at + 2])._replace(all_rows=rows)) for at in range(0, 8, 2)]
+    assert len({part.images for part in parts}) > 1, "uneven parts"
+    for name in monitor.OF_ROWS:
+        assert sum(getattr(part, name) for part in parts) == getattr(whole, name), name
+    of_all = ("examples", "token_capacity", "patch_capacity")
+    assert [[getattr(part, name) for name in of_all] for part in parts] == [[16, 8 * 128, 8 * 128]] * 4
 
 
 def test_a_run_stopped_and_resumed_has_the_bits_of_one_that_was_not(finished, stopped, arguments, tmp_path):

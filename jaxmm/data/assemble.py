@@ -32,10 +32,11 @@ class Skipped(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """A Batch of this process's rows, and what only the host needs to know of it."""
+    """A Batch of the rows a process loads, and what only the host needs to know of it."""
 
     batch: Batch
     rows: list[Row]  # the pieces in each row
+    all_rows: list[Row]  # of the global batch, whoever loads them
     answers_BT: np.ndarray  # int32: which answer of the row the target at t belongs to, 1.., or 0
     skipped: list[Skipped]
 
@@ -213,7 +214,7 @@ class Assembler:
         skipped: list[Skipped] = []
         for b, row in enumerate(rows):
             self._fill_row(batch, answers_BT, b, row, skipped)
-        return Loaded(batch, rows, answers_BT, skipped)
+        return Loaded(batch, rows, rows, answers_BT, skipped)
 
     def _fill_row(self, batch: Batch, answers_BT: np.ndarray, b: int, row: Row, skipped: list[Skipped]) -> None:
         at, answer, free = 0, 0, _Free(0, 0, 0, 0)

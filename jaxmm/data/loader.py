@@ -27,7 +27,7 @@ class _Batches:
 
     def __getitem__(self, k: int) -> Loaded:
         rows = self.plan.batch(k)  # planned here once, not by each worker
-        return self.assemble([rows[i] for i in self.local_rows])
+        return self.assemble([rows[i] for i in self.local_rows])._replace(all_rows=rows)
 
 
 def batches(

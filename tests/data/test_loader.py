@@ -248,6 +248,8 @@ def test_a_process_loads_its_own_rows_of_each_batch(folder):
     (whole,) = batches(plan, assemble, 2, 3)
     (part,) = batches(plan, assemble, 2, 3, local_rows=[1, 3])
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[[1, 3]]), part.batch, whole.batch)
+    assert part.rows == [whole.rows[1], whole.rows[3]]
+    assert part.all_rows == whole.all_rows == plan.batch(2)
 
 
 def test_fast_decoding_changes_pixels_of_large_jpegs_and_nothing_else(lengths_of):
@@ -321,7 +323,7 @@ def test_a_worker_imports_no_jax(folder):
 def test_a_worker_that_is_killed_is_one_line_within_seconds(folder):
     plan, _ = planned(folder)
     source = batches(plan, Slow(), 0, 9, workers=1)
-    pid = next(source)
+    pid = next(source).batch
     threading.Timer(0.3, os.kill, (pid, signal.SIGKILL)).start()
     began = time.monotonic()
     with pytest.raises(UserError, match=r"was killed.*memory.*config.data.workers") as caught:
@@ -332,14 +334,14 @@ def test_a_worker_that_is_killed_is_one_line_within_seconds(folder):
 
 
 class Slow:
-    """Gives a worker's process number for the first batch; the second takes a minute."""
+    """Gives a worker's process number as the first batch; the second takes a minute."""
 
     def __init__(self):
         self.calls = 0
 
     def __call__(self, rows):
         self.calls += 1
-        return os.getpid() if self.calls == 1 else time.sleep(60)
+        return Loaded(os.getpid(), rows, rows, None, []) if self.calls == 1 else time.sleep(60)
 
 
 @pytest.mark.slow
