@@ -114,6 +114,23 @@ def test_processes_of_one_job_give_the_losses_and_figures_of_one_process(tmp_pat
     assert [line["examples_seen"] for line in resumed] == np.cumsum(begun).tolist(), "other processes count on"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("mixture", ["pages:1", "colours:0.02,pages:0.98"])
+def test_batches_without_images_in_some_processes_or_in_all_have_the_losses_of_one_process(mixture, tmp_path):
+    data = small_run.make_data(tmp_path)
+    arguments = [*small_run.arguments(data, tmp_path / "cache"), f"--config.steps={STEPS}", "--config.log.every=1"]
+    arguments += [f"--config.data.mixture={mixture}", "--config.eval.path=", "--config.eval.mixture="]
+    if "colours" in mixture:
+        batches = planned(arguments, tmp_path / "plan", STEPS)
+        with_images = [sum(n > 0 for n in images_of(batch, 2)) for batch in batches]
+        assert with_images == [1] * STEPS, "one process alone has images"
+    one = finished([start(arguments, tmp_path / "one", 8)], tmp_path / "one")
+    variables = by_variables(2, free_port())
+    two = finished([start(arguments, tmp_path / "two", 4, **mine) for mine in variables], tmp_path / "two")
+    assert len(one) == STEPS
+    np.testing.assert_allclose(losses(two), losses(one), rtol=1e-6)
+
+
 def until(condition, process: subprocess.Popen, seconds: float = 240) -> None:
     end = time.monotonic() + seconds
     while not condition():
