@@ -39,11 +39,19 @@ def _first_answer(prepared: Columns, template: Template, example: int) -> tuple[
             images = slice(*(int(i) for i in prepared.images_E1[example : example + 2]))
             shown = int((prepared.image_at_I[images] <= start).sum())
             pictures = [image for image in record.images[:shown] if isinstance(image, Image)]
-            if not pictures or len(pictures) < shown:
+            if not pictures or len(pictures) < shown or not all(map(_decodes, pictures)):
                 return None  # ready-made media cannot be drawn
             text = template.decode(record.tokens[:start].tolist()).strip()
             return Prompt(tuple(pictures), text), template.decode(record.tokens[start:stop].tolist()).strip()
     return None
+
+
+def _decodes(image: Image) -> bool:
+    try:
+        media.decode(image)
+    except media.BadMedia:  # evaluation has said so
+        return False
+    return True
 
 
 def draw(asked: Sequence[tuple[Prompt, str]], answers: Sequence[str], path: Path, columns: int = 4) -> None:

@@ -1,0 +1,18 @@
+"""The questions that a run's samples ask."""
+
+from __future__ import annotations
+
+from conftest import chat, picture
+
+from jaxmm import samples
+from jaxmm.data.documents import Image
+
+
+def test_a_picture_that_does_not_decode_is_not_asked_about(lengths_of, template):
+    whole = picture(24, 24)
+    broken = Image(whole.data[:50])  # its size is there, its pixels are not
+    source = lengths_of(
+        [chat(["What is this? ", image], f"answer {n}") for n, image in enumerate([whole, broken, whole])]
+    )
+    asked = samples.questions(source.prepared, template, 8)
+    assert [answer for _, answer in asked] == ["answer 0", "answer 2"]
