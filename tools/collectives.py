@@ -12,12 +12,14 @@ from typing import NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
+MANUAL = "1"  # the channel of every collective that stands in a shard_map; the partitioner's have one each
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 BYTES = {"pred": 1, "bf16": 2, "f16": 2, "c64": 8, "c128": 16}  # others have their bits in their name
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
 _SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
+_PART = re.compile(r"calls=%?([\w.\-]+)")
 _CALLED = re.compile(r"(?:body|calls|to_apply|condition|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
@@ -56,16 +58,19 @@ def collectives(text: str, mesh: Mesh) -> list[Collective]:
     collective runs beside other work, one counts.
     """
     computations = dict(_computations(text))
+    parts = {name for each in itertools.chain(*computations.values()) for name in _PART.findall(each.rest)}
     times = _times(computations)
     groupings = _groupings(mesh)
-    found: dict[tuple[str, str], Collective] = {}
+    found: dict[tuple[str, str, str], Collective] = {}
     for name, instructions in computations.items():
         for each in instructions:
             kind = each.kind.removesuffix("-start")
             if kind not in KINDS:
                 continue
             channel = re.search(r"channel_id=(\d+)", each.rest)
-            key = kind, channel[1] if channel else f"{name}/{each.name}"
+            key = kind, channel[1] if channel else "", ""
+            if not channel or channel[1] == MANUAL:  # told apart by shape in parts, elsewhere each is one of its own
+                key = *key[:2], _plain(each.shape) if name in parts else f"{name}/{each.name}"
             one = Collective(kind, _size(each), times[name], _axes(each.rest, groupings, mesh))
             if key not in found or one.total > found[key].total:
                 found[key] = one
@@ -133,12 +138,17 @@ def _size(instruction: _Instruction) -> int:
     """Bytes of the result; of an operation that is only started, of the last of its arrays."""
     sizes = [
         math.prod(int(n) for n in dims.split(",") if n) * _item_bytes(dtype)
-        for dtype, dims in _SHAPE.findall(re.sub(r"\{[^}]*\}", "", instruction.shape))
+        for dtype, dims in _SHAPE.findall(_plain(instruction.shape))
         if dtype != "token"
     ]
     if instruction.kind.endswith("-start") and instruction.shape.startswith("("):
         return max(sizes, default=0)
     return sum(sizes)
+
+
+def _plain(shape: str) -> str:
+    """A shape without its layout."""
+    return re.sub(r"\{[^}]*\}", "", shape)
 
 
 def _item_bytes(dtype: str) -> int:
