@@ -3,19 +3,23 @@
     python tools/estimate.py --config=configs/base.py --target=tpu:v5e:4x4 --config.batch_size=32
 
 For ``cpu`` and ``tpu:NAME:TOPOLOGY`` (v5e:4x4, v5p:4x4x4, v6e:4x4) the step is compiled for these very devices, and
-the figures are the compiler's; TPUs need the extra 'estimate'. For ``gpu:NAME:COUNT`` (h100:8) nothing is compiled:
-memory follows from shapes by a formula, and is labelled so. No data is read: rows are taken as full, of documents of
-equal length, and a patch budget that the data would choose as half of the row's positions.
+memory and what is sent are the compiler's figures; TPUs need the extra 'estimate'. For ``gpu:NAME:COUNT`` (h100:8)
+nothing is compiled: both follow from shapes by a formula, and are labelled so. Bytes of state and gradients follow from
+shapes everywhere, and ``model_flops`` are those of the formula that MFU is counted by, of all devices;
+``compiler_flops`` are what the compiler counts in one device's program, recomputation and padding included. Most
+compilers count what a loop runs once. No data is read: rows are taken as full, of documents of equal length, and a
+patch budget that the data would choose as half of the row's positions.
 """
 
 from __future__ import annotations
 
-import math
+import re
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from estimate_formula import by_formula, shard_bytes
 from estimate_target import Target, errors_of_libraries, read_target
 
 from jaxmm import command, monitor
@@ -28,14 +32,10 @@ FLAGS: command.Flags = {
 }
 UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
 RESERVED = 0.03  # of a device's memory, that the runtime keeps
+LETTERS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+# How libtpu says what a program would have needed, now and before; arguments are in it, whatever its name.
+REFUSALS = (r"memory required for HLO temporaries \(([\d.]+)([KMGT]?)\)", r"Used ([\d.]+)([KMGT]?) of")
 REMATERIALIZED = "involuntary full rematerialization"  # what the partitioner says where it gathers an array whole
-
-
-def shard_bytes(tree: Any) -> int:
-    """Bytes on one device of a tree of shapes with shardings."""
-    import jax
-
-    return sum(x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(tree))
 
 
 def full_rows(batch: Any, documents: int, group: int) -> Any:
@@ -78,31 +78,45 @@ def estimate(config: Any, target: Target, documents: int) -> dict[str, Any]:
     flops = batch_flops(recipe.model, row, recipe.frozen) * config.batch_size
     compute = recipe.compute
     figures: dict[str, Any] = {
-        "target": {"kind": target.kind, "devices": mesh.size, "memory": target.memory, "mesh": dict(mesh.shape)},
+        "target": {
+            "kind": target.kind,
+            "devices": mesh.size,
+            "memory": target.memory,
+            "memory_is": target.memory_is,
+            "mesh": dict(mesh.shape),
+        },
         "batch": {"rows": config.batch_size, **budgets._asdict(), "documents": documents},
         "compute": {"dtype": compute.dtype, "remat": compute.remat, "attention": compute.backends},
         "parameters": parameter_counts(state.params),
         "parameter_bytes": shard_bytes(state.params),
         "optimizer_bytes": shard_bytes(state.opt_state),
-        "flops": flops,
+        "model_flops": flops,
     }
     if peak := monitor.peak_flops(target.kind):
         figures["seconds_at_half_of_peak"] = flops / (0.5 * peak * mesh.size)
-    make = by_formula if target.platform == "gpu" else compiled
-    figures |= make(program, budgets, config.batch_size, mesh)
-    if target.memory and "fits" not in figures:
+    if target.platform == "gpu":
+        figures |= by_formula(program, budgets, config.batch_size, config.accumulation, mesh)
+    else:
+        figures |= compiled(program, budgets, config.batch_size, mesh)
+    if "fits" not in figures:
         figures["fits"] = figures["peak_bytes"] <= (1 - RESERVED) * target.memory
     return figures
 
 
 def compiled(program: Any, budgets: Any, rows: int, mesh: Any) -> dict[str, Any]:
-    """The compiler's own figures."""
+    """The compiler's own figures.
+
+    ``activation_bytes`` are what is temporary at the peak beyond gradients, taken as float32: what the backward pass
+    keeps, and working memory. ``host_bytes`` are temporaries that are held in the host's memory (remat "offload").
+    """
     import jax
 
     from jaxmm.lowered import step_options
     from jaxmm.program import abstract_batch
 
     state, batch = program.abstract_state(mesh), abstract_batch(program.recipe, budgets, rows, mesh)
+    gradients = shard_bytes({part: x for part, x in state.params.items() if part not in program.recipe.frozen})
+    known = {"source": "compiled", "gradient_bytes": gradients}
     began = time.perf_counter()
     platform = mesh.devices.flat[0].platform
     with tempfile.TemporaryDirectory() as folder, jax.set_mesh(mesh), errors_of_libraries() as said:
@@ -113,20 +127,39 @@ def compiled(program: Any, budgets: Any, rows: int, mesh: Any) -> dict[str, Any]
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            return {"source": "compiled", "fits": False, "compiler": " ".join(str(error).split())[:300]}
+            sent = sent_by(None, Path(folder), mesh) if written_in(Path(folder)) else {}
+            return known | refused(str(error)) | sent
         sent = sent_by(done, Path(folder), mesh)
     memory: Any = done.memory_analysis()
+    cost: Any = done.cost_analysis() or {}
     seconds = time.perf_counter() - began
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    peak = max(memory.peak_memory_in_bytes, held + memory.temp_size_in_bytes)
     figures = {
-        "source": "compiled",
         "compile_seconds": seconds,
         "argument_bytes": memory.argument_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
-        "peak_bytes": max(memory.peak_memory_in_bytes, held + memory.temp_size_in_bytes),
+        "activation_bytes": max(0, peak - held - gradients),
+        "peak_bytes": peak,
+        "host_bytes": memory.host_temp_size_in_bytes,
+        **({"compiler_flops": cost["flops"]} if cost.get("flops", 0) > 0 else {}),
         "involuntary_rematerialization": REMATERIALIZED in "".join(said).lower(),
     }
-    return figures | sent
+    return known | figures | sent
+
+
+def refused(message: str) -> dict[str, Any]:
+    """The figures of a program that the compiler refuses for memory: its peak, where the message has it."""
+    found: dict[str, Any] = {"fits": False, "compiler": " ".join(message.split())[:300]}
+    if match := re.search("|".join(REFUSALS), message):
+        number, letter = (group for group in match.groups() if group is not None)
+        found["peak_bytes"] = round(float(number) * LETTERS[letter])
+    return found
+
+
+def written_in(folder: Path) -> Path | None:
+    """The compiled program's text, where the compiler wrote it itself."""
+    return max(folder.glob("*.after_optimizations.txt"), default=None)
 
 
 def sent_by(done: Any, folder: Path, mesh: Any) -> dict[str, Any]:
@@ -138,9 +171,9 @@ def sent_by(done: Any, folder: Path, mesh: Any) -> dict[str, Any]:
     import jax
     from collectives import by_kind_and_axes, collectives
 
-    written = sorted(folder.glob("*.after_optimizations.txt"))
+    written = written_in(folder)
     try:
-        text = written[-1].read_text() if written else done.as_text() or ""
+        text = written.read_text() if written else done.as_text() or ""
     except jax.errors.JaxRuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         return {"collectives": f"unknown, as jaxlib cannot print the program: {reason}"}
@@ -148,45 +181,6 @@ def sent_by(done: Any, folder: Path, mesh: Any) -> dict[str, Any]:
     return {
         "sent_bytes": {f"{kind} over {axes}": count for (kind, axes), count in by_kind_and_axes(sent).items()},
         "largest_all_gather_bytes": max((one.bytes for one in sent if one.kind == "all-gather"), default=0),
-    }
-
-
-def by_formula(program: Any, budgets: Any, rows: int, mesh: Any) -> dict[str, Any]:
-    """Parameters, moments, gradients, what the forward pass keeps, and the working memory of the largest operations.
-
-    What is kept is counted by JAX for one row, and taken to be dealt over the devices of ``data``, ``fsdp`` and
-    ``context``; what a fused kernel or a compiler saves of it is not known here.
-    """
-    import jax
-
-    from jaxmm.models.multimodal import make_model
-    from jaxmm.program import abstract_batch
-
-    recipe, state = program.recipe, program.abstract_state(mesh)
-    _, apply = make_model(recipe.model)
-
-    def kept(params: Any, batch: Any) -> Any:
-        return jax.vjp(lambda params: apply(params, batch, recipe.compute), params)[1]
-
-    def total(tree: Any) -> int:
-        return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
-
-    one_row = abstract_batch(recipe, budgets, 1, mesh)
-    with_params = total(jax.eval_shape(kept, state.params, one_row))
-    shards = math.prod(mesh.shape[axis] for axis in ("data", "fsdp", "context"))
-    kept_bytes = max(0, with_params - total(state.params)) * rows // shards
-    trained = {part: tree for part, tree in state.params.items() if part not in recipe.frozen}
-    decoder, item = recipe.model.decoder, 2 if recipe.compute.dtype != "float32" else 4
-    head = decoder.vocab_size * decoder.width // mesh.shape["tensor"]
-    chunk = min(512, budgets.targets) * -(-rows // shards) * decoder.vocab_size // mesh.shape["tensor"]
-    working = head * (item + 4) + 3 * 4 * chunk
-    held = shard_bytes(state) + shard_bytes(trained)
-    return {
-        "source": "formula, nothing compiled",
-        "gradient_bytes": shard_bytes(trained),
-        "kept_bytes": kept_bytes,
-        "working_bytes": working,
-        "peak_bytes": held + kept_bytes + working,
     }
 
 
@@ -205,7 +199,7 @@ def shown(figures: dict[str, Any]) -> list[tuple[str, Any]]:
             pairs = [(name, value)]
         for key, each in pairs:
             is_bytes = "bytes" in key or key == "target memory"
-            rows.append((key, in_units(each) if is_bytes else f"{each:.3g}" if key == "flops" else each))
+            rows.append((key, in_units(each) if is_bytes else f"{each:.3g}" if "flops" in key else each))
     return rows
 
 
@@ -218,7 +212,7 @@ def main(argv: list[str]) -> int:
     if args.output:
         monitor.write_json(Path(args.output), figures)
     print(monitor.table(shown(figures)))
-    return 0 if figures.get("fits", True) else 2
+    return 0 if figures["fits"] else 2
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxmm.errors import UserError
@@ -25,13 +26,15 @@ class Target(NamedTuple):
     Attributes:
       platform: "cpu", "tpu" or "gpu".
       devices: stand-ins that a mesh can be made of.
-      memory: bytes of one, 0 where it is not bounded.
+      memory: bytes of one.
+      memory_is: whose that is.
       kind: whose peak FLOPs are known.
     """
 
     platform: str
     devices: list[Any]
     memory: float
+    memory_is: str
     kind: str
 
 
@@ -40,16 +43,26 @@ def read_target(text: str, mesh: Any) -> Target:
     platform, _, rest = text.partition(":")
     name, _, size = rest.partition(":")
     if platform == "cpu" and not rest:
-        return Target("cpu", _cpus(math.prod(max(1, size) for size in mesh.values())), 0, "cpu")
+        devices = _cpus(math.prod(max(1, size) for size in mesh.values()))
+        return Target("cpu", devices, host_memory() / len(devices), "this host's, shared by its devices", "cpu")
     if platform == "gpu" and name in GPU_MEMORY and size.isdigit() and int(size):
-        return Target("gpu", _cpus(int(size)), GPU_MEMORY[name] * 1e9, GPU_KIND.get(name, name))
+        return Target("gpu", _cpus(int(size)), GPU_MEMORY[name] * 1e9, "a GPU's", GPU_KIND.get(name, name))
     if platform == "tpu" and name in TPU_MEMORY and re.fullmatch(r"\d+(x\d+){1,2}", size):
         devices = _tpus(f"{name}:{size}")
-        return Target("tpu", devices, TPU_MEMORY[name] * GIB, devices[0].device_kind)
+        return Target("tpu", devices, TPU_MEMORY[name] * GIB, "a chip's", devices[0].device_kind)
     raise UserError(
         f"--target={text} is not known: give cpu, tpu:NAME:TOPOLOGY with {', '.join(TPU_MEMORY)} (tpu:v5e:4x4), "
         f"or gpu:NAME:COUNT with {', '.join(GPU_MEMORY)} (gpu:h100:8)"
     )
+
+
+def host_memory() -> int:
+    """Bytes of this host, or of the container that this process is in."""
+    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        if os.path.exists(limit) and (text := Path(limit).read_text().strip()).isdigit():
+            sizes.append(int(text))
+    return min(sizes)
 
 
 def _cpus(count: int) -> list[Any]:
@@ -68,6 +81,7 @@ def _cpus(count: int) -> list[Any]:
 
 def _tpus(topology: str) -> list[Any]:
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # this machine has none to ask
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nor a TPU that two processes could fight for
     import jax
     from jax.experimental import topologies
 

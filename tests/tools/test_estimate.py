@@ -84,7 +84,11 @@ def test_a_cpu_mesh_is_compiled_for(figures):
     whole = 4 * sum(figures["parameters"].values())
     assert whole / 4 <= figures["parameter_bytes"] < 1.1 * whole / 4
     assert figures["peak_bytes"] >= figures["argument_bytes"] > figures["parameter_bytes"] + figures["optimizer_bytes"]
-    assert figures["flops"] > 0
+    assert figures["model_flops"] > 0
+    assert figures["compiler_flops"] > 0
+    assert figures["activation_bytes"] == figures["temporary_bytes"] - figures["gradient_bytes"] > 0
+    assert figures["target"]["memory_is"] == "this host's, shared by its devices"
+    assert figures["fits"] == (figures["peak_bytes"] < 0.97 * figures["target"]["memory"])
     assert any("fsdp" in name for name in figures["sent_bytes"])
 
 
@@ -111,12 +115,56 @@ def test_a_program_that_jaxlib_cannot_print_is_read_as_the_compiler_wrote_it_or_
     assert estimate.sent_by(Unprintable(), tmp_path, mesh)["largest_all_gather_bytes"] == 8 * 4 * 4
 
 
+V5E = (  # libtpu 0.0.52's, of two rows a chip with remat "offload"
+    "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO "
+    "temporaries (16.73G) exceeds available HBM (15.75G). HLO module: jit_step.\n"
+    "See https://openxla.org/xla/errors/error_1000 for more details."
+)
+OLDER = (
+    "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 17.33G of 15.75G "
+    "hbm. Exceeded hbm capacity by 1.58G."
+)
+
+
+@pytest.mark.parametrize(("message", "gib"), [(V5E, 16.73), (OLDER, 17.33)])
+def test_a_program_that_is_refused_for_memory_tells_its_peak_and_does_not_fit(message, gib):
+    found = estimate.refused(message)
+    assert found["fits"] is False
+    assert found["peak_bytes"] == round(gib * 2**30)
+    assert "Ran out of memory" in found["compiler"]
+    assert "peak_bytes" not in estimate.refused("RESOURCE_EXHAUSTED: too much of it")
+
+
+def test_a_collective_that_a_shard_map_has_twice_counts_twice():
+    groups = "channel_id=1, replica_groups=[1,8]<=[8], dimensions={0}"
+    lines = (
+        "%part (p: f32[1,4]) -> f32[8,4] {",
+        "  %p = f32[1,4]{1,0} parameter(0)",
+        f"  ROOT %g = f32[8,4]{{1,0}} all-gather(f32[1,4]{{1,0}} %p), {groups}",
+        "}",
+        "%other_part (p: f32[1,4]) -> f32[8,4] {",
+        "  %p = f32[1,4]{1,0} parameter(0)",
+        f"  ROOT %g = f32[8,4]{{1,0}} all-gather(f32[1,4]{{1,0}} %p), {groups}",
+        "}",
+        "ENTRY %main (x: f32[1,8]) -> f32[8,4] {",
+        "  %x = f32[1,8]{1,0} parameter(0)",
+        f"  %k = f32[8,8]{{1,0}} all-gather(f32[1,8]{{1,0}} %x), {groups}",
+        f"  %v = f32[8,8]{{1,0}} all-gather(f32[1,8]{{1,0}} %x), {groups}",
+        "  %a = f32[8,4]{1,0} fusion(f32[1,8]{1,0} %x), kind=kLoop, calls=%part",
+        "  ROOT %b = f32[8,4]{1,0} fusion(f32[1,8]{1,0} %x), kind=kLoop, calls=%other_part",
+        "}",
+    )
+    found = collectives.collectives("\n".join(lines), sharding.make_mesh({"data": 8}))
+    assert sorted(one.bytes for one in found) == [8 * 4 * 4, 8 * 8 * 4, 8 * 8 * 4], "the parts are one"
+
+
 def test_gpus_are_estimated_by_a_formula_that_says_so(capsys):
     arguments = [f"--config={small_run.ROOT / 'configs/base.py'}", *small_run.TINY, "--config.mesh.fsdp=-1"]
     assert estimate.main([*arguments, "--config.mesh.data=1", "--target=gpu:h100:8"]) == 0
     shown = capsys.readouterr().out
     assert "formula, nothing compiled" in shown
     assert "NVIDIA H100" in shown
+    assert "all-gather over fsdp" in shown
     wide = ["--config.decoder.width=16384", "--config.decoder.mlp=65536", "--config.decoder.layers=96"]
     assert estimate.main([*arguments, *wide, "--config.mesh.data=1", "--target=gpu:h100:8"]) == 2
 

@@ -1,0 +1,85 @@
+"""The formula for GPUs: what it says is sent is what a compiled program sends, axis by axis; what it says is held."""
+
+from __future__ import annotations
+
+import collectives
+import estimate_formula
+import jax
+import pytest
+import small_run
+
+from jaxmm import command, sharding
+from jaxmm.program import abstract_batch, make_program
+from jaxmm.recipe import read_recipe, unseen_budgets
+
+SMALL = (
+    f"--config={small_run.ROOT / 'configs/base.py'}", *small_run.TINY, "--config.optimizer.name=adamw",
+    "--config.vision.layers=2", "--config.compute.unroll=1", "--config.decoder.kv_heads=2",
+)  # fmt: skip
+
+
+def program_of(sizes: dict[str, int], *changes: str):
+    """A small config's program on a mesh of CPU devices, its scan as on GPUs, and what the formula takes with it."""
+    flags = [f"--config.mesh.{axis}={sizes.get(axis, 1)}" for axis in sharding.AXES]
+    config = command.parse([*SMALL, *flags, *changes], {}).config
+    count = sizes.get("data", 1) * sizes.get("fsdp", 1) * sizes.get("tensor", 1) * sizes.get("context", 1)
+    mesh = sharding.make_mesh(config.mesh, jax.devices()[:count])
+    recipe = read_recipe(config, platform="cpu")
+    budgets = unseen_budgets(config, recipe.image)
+    program = make_program(config, recipe, steps=8, targets=budgets.targets, sources=1)
+    return program, budgets, config.batch_size, config.accumulation, mesh
+
+
+def sent(program, budgets, rows, accumulation, mesh) -> tuple[dict[str, int], dict[str, int]]:
+    """What the compiled program sends, and what the formula says."""
+    state = program.abstract_state(mesh)
+    with jax.set_mesh(mesh):
+        batch = abstract_batch(program.recipe, budgets, rows, mesh)
+        text = program.jitted(mesh).lower(state, batch).compile().as_text()
+    found = collectives.by_kind_and_axes(collectives.collectives(text, mesh))
+    by_formula = estimate_formula.sent_by_formula(program.recipe, state.params, budgets, rows, accumulation, mesh)
+    return {f"{kind} over {axes}": count for (kind, axes), count in found.items()}, by_formula
+
+
+def assert_close(found: dict[str, float], wanted: dict[str, int]) -> None:
+    """Equal to 3%; what is not told is less than that of all."""
+    for name in found.keys() | wanted.keys():
+        assert abs(found.get(name, 0) - wanted.get(name, 0)) <= 0.03 * max(
+            wanted.get(name, 0), sum(found.values())
+        ), (name, found, wanted)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("sizes", "changes"),
+    [
+        ({"fsdp": 4}, ()),
+        ({"data": 2, "fsdp": 2}, ("--config.compute.remat=full",)),
+        ({"data": 4}, ("--config.accumulation=2",)),
+        ({"fsdp": 2}, ("--config.optimizer.freeze=vision,decoder",)),
+    ],
+)
+def test_parameters_are_gathered_and_gradients_summed_as_the_formula_says(sizes, changes):
+    found, wanted = sent(*program_of(sizes, *changes))
+    # XLA on CPUs sums whole gradients, of which a device then takes its shard.
+    scattered = found.pop("all-reduce over fsdp", 0) / sizes.get("fsdp", 1) + found.pop("reduce-scatter over fsdp", 0)
+    assert_close(found | {"reduce-scatter over fsdp": scattered}, wanted)
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_tensor_adds_up_activations_as_the_formula_says(remat):
+    program, budgets, rows, *more = program_of({"data": 2, "tensor": 2}, f"--config.compute.remat={remat}")
+    found, wanted = sent(program, budgets, rows, *more)
+    # XLA on CPUs sums what goes back from each map; others first add up those of maps that take the same: queries, keys
+    # and values, a gate and what it opens.
+    spec, item = program.recipe.model, 4 * rows // 2
+    wanted["all-reduce over tensor"] += item * (
+        2 * spec.vision.layers * budgets.patches * spec.vision.width
+        + 3 * spec.decoder.layers * budgets.tokens * spec.decoder.width
+    )
+    assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_context_gathers_keys_and_values_as_the_formula_says(remat):
+    found, wanted = sent(*program_of({"context": 2}, f"--config.compute.remat={remat}"))
+    assert_close(found, wanted)

@@ -1,0 +1,186 @@
+"""What a step needs on GPUs, by its shapes: nothing is compiled for them, and every figure here is a formula's."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from typing import Any
+
+CHUNK = 512  # targets of a row that the loss projects at a time
+WIDE = ("embedding", "head")  # parameters whose gradients are summed in float32
+
+
+def total_bytes(tree: Any) -> int:
+    """Bytes of a tree of shapes."""
+    import jax
+
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def shard_bytes(tree: Any) -> int:
+    """Bytes on one device of a tree of shapes with shardings."""
+    import jax
+
+    return sum(x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(tree))
+
+
+def by_formula(program: Any, budgets: Any, rows: int, accumulation: int, mesh: Any) -> dict[str, Any]:
+    """Memory of a device, and what it sends.
+
+    The state, gradients, and what the forward pass keeps; then the larger of two: the head with its gradient and a
+    chunk of logits, or one layer that is made again, with its gathered parameters. What is kept is counted by JAX, and
+    taken to be dealt over the devices of ``data``, ``fsdp`` and ``context``; what a fused kernel or a compiler saves of
+    it is not known here.
+
+    Args:
+      rows: of the global batch.
+    """
+    recipe, state = program.recipe, program.abstract_state(mesh)
+    shards = math.prod(mesh.shape[axis] for axis in ("data", "fsdp", "context"))
+    at_once = rows // accumulation
+    trained = {part: tree for part, tree in state.params.items() if part not in recipe.frozen}
+    decoder, item = recipe.model.decoder, _item(recipe)
+    head = decoder.vocab_size * decoder.width // mesh.shape["tensor"]
+    chunk = min(CHUNK, budgets.targets) * -(-at_once // shards) * decoder.vocab_size // mesh.shape["tensor"]
+    of_loss = head * (item + 4) + 3 * 4 * chunk
+    kept, again = _kept_of_row(program, budgets, mesh)
+    of_layer = again * at_once // shards + (_layer_bytes(state.params, mesh, item) if again else 0)
+    figures = {
+        "gradient_bytes": shard_bytes(trained),
+        "kept_bytes": kept * at_once // shards,
+        "loss_bytes": of_loss,
+        "layer_made_again_bytes": of_layer,
+    }
+    activations = figures["kept_bytes"] + max(of_loss, of_layer)
+    return {
+        "source": "formula, nothing compiled",
+        **figures,
+        "activation_bytes": activations,
+        "peak_bytes": shard_bytes(state) + figures["gradient_bytes"] + activations,
+        "sent_bytes": sent_by_formula(recipe, state.params, budgets, rows, accumulation, mesh),
+    }
+
+
+def _item(recipe: Any) -> int:
+    """Bytes of an activation."""
+    return 4 if recipe.compute.dtype == "float32" else 2
+
+
+def _kept_of_row(program: Any, budgets: Any, mesh: Any) -> tuple[int, int]:
+    """Bytes that the backward pass keeps of a row, and those of one layer that it makes again: the larger kind's."""
+    import dataclasses
+
+    import jax
+
+    from jaxmm.models.multimodal import make_model
+    from jaxmm.program import abstract_batch
+
+    recipe, params = program.recipe, program.abstract_state(mesh).params
+    _, apply = make_model(recipe.model)
+
+    def of_row(remat: str, parts: list[str]) -> int:
+        compute = dataclasses.replace(recipe.compute, remat=remat)
+        fixed = {part: tree for part, tree in params.items() if part not in parts}
+
+        def kept(trained: Any, fixed: Any, batch: Any) -> Any:
+            return jax.vjp(lambda trained: apply({**trained, **fixed}, batch, compute), trained)[1]
+
+        trained = {part: params[part] for part in parts}
+        one, two = (  # what does not grow with rows is parameters
+            total_bytes(jax.eval_shape(kept, trained, fixed, abstract_batch(recipe, budgets, rows, mesh)))
+            for rows in (1, 2)
+        )
+        return two - one
+
+    parts = [part for part in params if part not in recipe.frozen]
+    behind = [part for part in parts if part != "vision"]
+    remat, model = recipe.compute.remat, recipe.model
+    kept = of_row(remat, parts)
+    if remat == "none":
+        return kept, 0
+    made_again = of_row("none", parts) - kept
+    of_decoder = of_row("none", behind) - of_row(remat, behind) if behind else 0
+    return kept, max(of_decoder // model.decoder.layers, (made_again - of_decoder) // model.vision.layers, 0)
+
+
+def _layer_bytes(params: Any, mesh: Any, item: int) -> int:
+    """The largest layer's parameters, whole in the dtype of activations, and their gradients."""
+    import jax
+
+    sizes = [
+        sum(math.prod(x.shape[1:]) for x in jax.tree.leaves(params[part]["blocks"])) for part in ("vision", "decoder")
+    ]
+    return 2 * item * max(sizes) // mesh.shape["tensor"]
+
+
+def sent_by_formula(
+    recipe: Any, params: Any, budgets: Any, rows: int, accumulation: int, mesh: Any
+) -> dict[str, int]:  # fmt: skip
+    """Bytes that collectives give a device in a step, by their kind and axis, as ``collectives`` counts them.
+
+    ``fsdp`` gathers the parameters of a layer for its forward and again for its backward pass, all others once, and
+    scatters the sums of gradients; ``data`` and ``context`` add these up. ``tensor`` adds up what attention and MLP
+    give and, backwards, what they take. ``context`` gathers keys and values. Sums of a few numbers, and what Muon's
+    iterations send, are left out.
+    """
+    model, compute, sizes, item = recipe.model, recipe.compute, mesh.shape, _item(recipe)
+    vision, decoder = model.vision, model.decoder
+    sent: dict[str, int] = defaultdict(int)
+
+    def send(kind: str, axes: tuple[str, ...], count: int) -> None:
+        wide = [axis for axis in axes if sizes[axis] > 1]
+        if wide:
+            sent[f"{kind} over {'+'.join(wide)}"] += count
+
+    trained = {part: part not in recipe.frozen for part in params}
+    # Whether a gradient goes through a part, and whether it leaves it at its beginning.
+    leaves = {"vision": False, "connector": trained["vision"], "decoder": trained["vision"] or trained["connector"]}
+    passes = {part: trained[part] or leaves[part] for part in params}
+
+    for path, x in _with_paths(params):
+        part, size = path[0], math.prod(x.shape)
+        used = {axis for entry in x.sharding.spec for axis in ((entry,) if isinstance(entry, str) else entry or ())}
+        size //= sizes["tensor"] if "tensor" in used else 1
+        is_split = "fsdp" in used and sizes["fsdp"] > 1
+        if is_split:
+            send("all-gather", ("fsdp",), size * item * (1 + ("blocks" in path and passes[part])))
+        if trained[part]:
+            count = size * (4 if path[-1] in WIDE else item)
+            count *= 1 + (path[-1] == "embedding" and decoder.tie_embeddings)  # of looking up, and of the loss
+            if is_split:
+                count //= sizes["fsdp"]
+                send("reduce-scatter", ("fsdp",), count)
+            send("all-reduce", ("data", "context") if is_split else ("data", "fsdp", "context"), count)
+
+    at_once = rows // (accumulation * sizes["data"] * sizes["fsdp"])
+    here = item * at_once // sizes["context"]  # bytes of one number at each position of a device
+    patches, soft = budgets.patches, budgets.patches // recipe.image.merge**2
+    is_again = compute.remat != "none"
+    of_parts = (
+        ("vision", vision, vision.heads, vision.width // vision.heads, patches),
+        ("decoder", decoder, decoder.kv_heads, decoder.head_dim, budgets.tokens),
+    )
+    for part, spec, key_heads, head_dim, positions in of_parts:
+        by_heads, by_mlp = (n % sizes["tensor"] == 0 for n in (spec.heads, spec.mlp))
+        sums = by_heads + by_mlp + passes[part] * (by_heads + by_mlp + by_heads * (compute.remat == "full"))
+        send("all-reduce", ("tensor",), spec.layers * sums * positions * spec.width * here)
+        key_heads //= sizes["tensor"] if key_heads % sizes["tensor"] == 0 else 1
+        keys = spec.layers * 2 * key_heads * head_dim * positions * item * at_once
+        send("all-gather", ("context",), keys * (1 + (is_again and passes[part])))
+        send("reduce-scatter", ("context",), keys // sizes["context"] * passes[part])
+    # Between the parts: looked-up rows of the embedding, soft tokens, and what goes back from the loss.
+    tensor_numbers = (budgets.tokens + soft) * decoder.width + budgets.targets * decoder.width * passes["decoder"]
+    tensor_numbers += patches * vision.feature_width * leaves["connector"]
+    send("all-reduce", ("tensor",), tensor_numbers * here)
+    features, table = (item * at_once * n for n in (patches * vision.feature_width, soft * decoder.width))
+    send("all-gather", ("context",), features + table)
+    send("all-reduce", ("context",), features * trained["vision"] + table * leaves["decoder"])
+    send("all-to-all", ("context",), budgets.tokens * decoder.width * here * (1 + passes["decoder"]))
+    return {name: count * accumulation for name, count in sorted(sent.items(), key=lambda each: -each[1]) if count}
+
+
+def _with_paths(params: Any) -> list[tuple[tuple[str, ...], Any]]:
+    import jax
+
+    found = jax.tree_util.tree_leaves_with_path(params)
+    return [(tuple(str(key.key) for key in path), x) for path, x in found]
