@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 
-if __name__ == "__main__" and "--part=step" in sys.argv:
+if __name__ == "__main__" and "--part=step" in "=".join(sys.argv):  # in one word or in two
     from jaxmm import startup
 
     startup.use_huge_pages()  # as train does; may start this process again
@@ -57,6 +57,11 @@ FLAGS: command.Flags = {
     "scale": (1.0, "of the data's size; the needed numbers are for 1"),
     "profile": ("", "of --part=step: folder to write a trace of the counted steps to, for xprof or TensorBoard"),
 }
+
+
+def is_step(argv: list[str]) -> bool:
+    """Whether the arguments ask for --part=step, in one word or in two."""
+    return "--part=step" in argv or ("--part", "step") in itertools.pairwise(argv)
 
 
 def rows_of(part: str, only: str = "") -> list[Row]:
@@ -111,7 +116,7 @@ def described(row: Row, measured: Measured) -> dict[str, Any]:
         figures[name] = {
             "median": figure.median,
             "spread": list(figure.spread),
-            "samples": len(figure.samples),
+            "samples": list(figure.samples),
             "unit": figure.unit,
             "needed": needed,
             "met": is_met(needed, figure.median) if needed else None,
@@ -158,15 +163,15 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main(argv: list[str]) -> int:
-    """Measures the rows, prints a table, and writes the JSON."""
-    is_step = "--part=step" in argv or ("--part", "step") in itertools.pairwise(argv)
-    args = command.parse(argv, FLAGS, config="file" if is_step else "none", about=__doc__ or "")
+    """Measures the rows, prints a table, and writes the JSON; of a job of several processes the first one does."""
+    of_step = is_step(argv)
+    args = command.parse(argv, FLAGS, config="file" if of_step else "none", about=__doc__ or "")
     if args.repeats < 1 or args.scale <= 0:
         raise UserError("--repeats and --scale must be positive")
     rows = rows_of(args.part, args.only)
     if args.output and not Path(args.output).absolute().parent.is_dir():
         raise UserError(f"--output={args.output}: there is no folder {Path(args.output).absolute().parent}")
-    if is_step:
+    if of_step:
         from jaxmm import startup
         from jaxmm.recipe import cache_folder
 
@@ -184,9 +189,10 @@ def main(argv: list[str]) -> int:
         "repeats": args.repeats,
         "seed": args.seed,
         "scale": args.scale,
-        **({"config": command.to_json(args.config)} if is_step else {}),
+        **({"config": command.to_json(args.config)} if of_step else {}),
         "rows": [],
     }
+    is_first = True  # all processes of a job measure its step, and one tells
     for row in rows:
         how = args.repeats, args.seed, args.scale
         if len(rows) > 1:
@@ -194,9 +200,14 @@ def main(argv: list[str]) -> int:
         else:
             found = measure(row, *how, getattr(args, "config", None), args.profile)
         report["rows"].append(found)
-        if args.output:
+        if of_step:
+            import jax
+
+            is_first = jax.process_index() == 0
+        if args.output and is_first:
             monitor.write_json(Path(args.output), report)
-    print(table(report["rows"]))
+    if is_first:
+        print(table(report["rows"]))
     return 0
 
 

@@ -7,7 +7,6 @@ one batch; a part's time is the difference of two.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import time
 from collections.abc import Callable
@@ -68,13 +67,15 @@ def measure(settings: Settings) -> Measured:
             jax.profiler.stop_trace()
         figures |= rates(seconds, counts, jax.devices()[0].device_kind, run.mesh.size)
         figures["peak memory"] = Figure([monitor.peak_memory_bytes(jax.local_devices()) / 2**20], "MiB")
-        figures |= parts(run, step, state, batch, settings.repeats)
+        shares, without = parts(run, step, state, batch, settings.repeats)
+        figures |= shares
     recipe = run.recipe
     notes = [
         f"mesh {dict(run.mesh.shape)}, compute in {recipe.compute.dtype}, attention by {recipe.compute.backends}, "
         f"remat '{recipe.compute.remat}'; {config.batch_size} rows of {run.budgets.tokens} tokens and "
         f"{run.budgets.patches} patches",
         FORMULA,
+        *without,
     ]
     if settings.profile:
         notes.append(f"trace in {settings.profile}: xprof {settings.profile}, or TensorBoard's profile plugin")
@@ -101,8 +102,45 @@ def rates(seconds: list[float], counts: list[Any], device_kind: str, devices: in
     return found | ({"MFU": Figure(samples, "of the bf16 peak")} if samples else {})
 
 
-def parts(run: Any, step: Any, state: Any, batch: Any, repeats: int) -> dict[str, Figure]:
-    """Shares of the step's time, as differences of programs that end earlier; paired sample by sample."""
+def parts(
+    run: Any, step: Any, state: Any, batch: Any, repeats: int
+) -> tuple[dict[str, Figure], list[str]]:  # fmt: skip
+    """Shares of the step's time, as differences of programs that end earlier; paired sample by sample.
+
+    Returns:
+      The shares, and where there are none, a note that says why.
+    """
+    import jax
+
+    accumulation = run.config.accumulation
+    if accumulation > 1:
+        return {}, [
+            f"no shares of the step's time: the programs that end earlier take all rows at once, not in {accumulation} "
+            f"microbatches; --config.accumulation=1 has them"
+        ]
+    try:
+        found = in_turns(programs(run, step, state, batch), repeats)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return {}, [
+            "no shares of the step's time: the programs that end earlier, which run beside the step's state, ran out "
+            "of memory"
+        ]
+    shares = {
+        "share of tower and connector": found["tower"],
+        "share of decoder": [b - a for a, b in zip(found["tower"], found["hidden"], strict=True)],
+        "share of loss": [b - a for a, b in zip(found["hidden"], found["loss"], strict=True)],
+        "share of optimizer": [b - a for a, b in zip(found["loss"], found["step"], strict=True)],
+    }
+    return {
+        name: Figure([each / whole for each, whole in zip(samples, found["step"], strict=True)], "of the step")
+        for name, samples in shares.items()
+    }, []
+
+
+def programs(run: Any, step: Any, state: Any, batch: Any) -> dict[str, Callable[[], Any]]:
+    """The step, and gradients of programs that end after the tower, the decoder and the loss; each waits for itself."""
     import jax
 
     from jaxmm.loss import batch_loss, select_targets
@@ -112,8 +150,6 @@ def parts(run: Any, step: Any, state: Any, batch: Any, repeats: int) -> dict[str
 
     recipe, targets = run.recipe, run.budgets.targets
     _, apply = make_model(recipe.model)
-    if run.config.accumulation > 1:  # the shorter programs hold all rows at once, which may not fit
-        return {}
     # Copies, as a step uses up the state it is given.
     trainable, fixed = jax.tree.map(lambda x: x.copy(), split_frozen(state.params, recipe.frozen))
 
@@ -129,7 +165,8 @@ def parts(run: Any, step: Any, state: Any, batch: Any, repeats: int) -> dict[str
 
     def loss(params: Any, batch: Any) -> jax.Array:
         hidden_at = functools.partial(apply, params, batch, recipe.compute)
-        return batch_loss(hidden_at, batch, targets, run.config.optimizer.z_loss)[0]
+        softcap = recipe.model.decoder.logit_softcap
+        return batch_loss(hidden_at, batch, targets, run.config.optimizer.z_loss, softcap)[0]
 
     def gradients(f: Callable) -> Callable[[], Any]:
         made = jax.jit(jax.grad(lambda trainable, fixed, batch: f({**trainable, **fixed}, batch)))
@@ -142,21 +179,8 @@ def parts(run: Any, step: Any, state: Any, batch: Any, repeats: int) -> dict[str
         held[0], metrics = step(held[0], batch)
         jax.block_until_ready(metrics)
 
-    things: dict[str, Callable[[], Any]] = {name: gradients(f) for name, f in
-                                            (("tower", tower), ("hidden", hidden), ("loss", loss))}  # fmt: skip
-    with contextlib.suppress(jax.errors.JaxRuntimeError):  # out of memory: the step itself was measured
-        found = in_turns({**things, "step": whole}, repeats)
-        shares = {
-            "share of tower and connector": found["tower"],
-            "share of decoder": [b - a for a, b in zip(found["tower"], found["hidden"], strict=True)],
-            "share of loss": [b - a for a, b in zip(found["hidden"], found["loss"], strict=True)],
-            "share of optimizer": [b - a for a, b in zip(found["loss"], found["step"], strict=True)],
-        }
-        return {
-            name: Figure([each / whole for each, whole in zip(samples, found["step"], strict=True)], "of the step")
-            for name, samples in shares.items()
-        }
-    return {}
+    ending = (("tower", tower), ("hidden", hidden), ("loss", loss))
+    return {**{name: gradients(f) for name, f in ending}, "step": whole}
 
 
 ROWS = [Row("step", "the config's own data and mesh", {}, measure)]

@@ -46,7 +46,7 @@ def check(tmp_path, names: list[str]) -> None:
         for name, figure in row["figures"].items():
             low, high = figure["spread"]
             assert low <= figure["median"] <= high, (row["row"], name)
-            assert figure["samples"] >= 1
+            assert len(figure["samples"]) >= 1
             assert (row["row"], name) == ("far_batch", "reads beyond the batch") or figure["median"] > 0
             assert any(line.startswith(row["row"]) and name in line for line in done.stdout.splitlines())
 

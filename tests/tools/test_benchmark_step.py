@@ -6,7 +6,11 @@ import json
 import os
 import subprocess
 import sys
+import types
 
+import benchmark
+import benchmark_step
+import jax
 import pytest
 import small_run
 
@@ -39,6 +43,28 @@ def test_a_config_s_step_is_measured_on_its_own_mesh(tmp_path):
     assert "MFU" not in figures, "a CPU's peak is not known"
     assert any("'fsdp': 8" in note for note in row["notes"])
     assert list(trace.rglob("*.xplane.pb"))
+
+
+def test_where_there_are_no_shares_a_note_says_why(monkeypatch):
+    run = types.SimpleNamespace(config=types.SimpleNamespace(accumulation=4))
+    shares, notes = benchmark_step.parts(run, None, None, None, 1)
+    assert not shares
+    assert "not in 4 microbatches" in notes[0]
+
+    def out_of_memory(*args):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes")
+
+    run.config.accumulation = 1
+    monkeypatch.setattr(benchmark_step, "programs", out_of_memory)
+    shares, notes = benchmark_step.parts(run, None, None, None, 1)
+    assert not shares
+    assert "ran out of memory" in notes[0]
+
+
+@pytest.mark.parametrize("words", [["--part=step"], ["--part", "step"]])
+def test_the_step_is_asked_for_in_one_word_or_in_two(words):
+    assert benchmark.is_step(["--output=x", *words, "--repeats=2"])
+    assert not benchmark.is_step(["--part", "data", "step"])
 
 
 def test_a_trace_is_of_the_step_alone():
