@@ -49,13 +49,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     has_torch = importlib.util.find_spec("torch") is not None
     programs = [shutil.which(name) for name in ("chromium", "chromedriver")]
     is_here = {
-        name: importlib.util.find_spec(name) is not None for name in ("selenium", "ray", "s3fs", "moto", "flask")
+        name: importlib.util.find_spec(name) is not None
+        for name in ("selenium", "ray", "s3fs", "moto", "flask", "libtpu")
     }
     run = {
         "slow": config.getoption("--slow"),
         "parity": config.getoption("--parity") and has_torch,
         "browser": all(programs) and is_here["selenium"],
         "ray": is_here["ray"],
+        "libtpu": is_here["libtpu"],
         "s3": is_here["s3fs"] and is_here["moto"] and is_here["flask"],
     }
     out = [item for item in items if any(item.get_closest_marker(mark) and not on for mark, on in run.items())]

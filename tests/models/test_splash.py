@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 from test_attention import B, D, H, K, dense, mask_by_definition
 
 from jaxmm import sharding
@@ -113,6 +114,20 @@ def test_only_blocks_that_some_query_sees_are_met():
     met = np.asarray(by_query.block_mask[0])
     np.testing.assert_array_equal(met, np.kron(np.eye(3), [[1, 0], [1, 1]]))
     np.testing.assert_array_equal(by_key.block_mask, by_query.block_mask)
+
+
+@pytest.mark.parametrize(("head", "dtype"), [(72, jnp.bfloat16), (128, jnp.bfloat16), (64, jnp.float32)])
+def test_it_lowers_for_tpus(head, dtype):
+    def gradients(q, k, v, start, end):
+        def total(q, k, v):
+            return splash_attention(q, k, v, start, end, scale=1.0).astype(jnp.float32).sum()
+
+        return jax.grad(total, argnums=(0, 1, 2))(q, k, v)
+
+    shapes = [jax.ShapeDtypeStruct((1, 512, heads, head), dtype) for heads in (4, 2, 2)]
+    edges = [jax.ShapeDtypeStruct((1, 512), jnp.int32)] * 2
+    text = export.export(jax.jit(gradients), platforms=["tpu"])(*shapes, *edges).mlir_module()
+    assert text.count("tpu_custom_call") == 3, "forward, queries' and keys' gradient"
 
 
 @pytest.mark.parametrize(("length", "block"), [(1, 128), (300, 384), (512, 512), (640, 128), (4096 + 128, 512)])

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import collectives
 import estimate
@@ -113,6 +116,25 @@ def test_a_program_that_jaxlib_cannot_print_is_read_as_the_compiler_wrote_it_or_
     )
     (tmp_path / "module_0000.jit_step.after_optimizations.txt").write_text("\n".join(lines))
     assert estimate.sent_by(Unprintable(), tmp_path, mesh)["largest_all_gather_bytes"] == 8 * 4 * 4
+
+
+@pytest.mark.slow
+@pytest.mark.libtpu
+def test_a_step_is_compiled_for_tpus_that_are_not_here(tmp_path):
+    output = tmp_path / "figures.json"
+    flags = ["--target=tpu:v5e:2x2", "--config.mesh.fsdp=4", "--config.compute.remat=offload", f"--output={output}"]
+    program = [sys.executable, small_run.ROOT / "tools/estimate.py", f"--config={small_run.ROOT / 'configs/base.py'}"]
+    environment = {**os.environ, "PYTHONPATH": str(small_run.ROOT)}
+    done = subprocess.run([*program, *small_run.TINY, *flags], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(output.read_text())
+    assert figures["source"] == "compiled"
+    assert figures["target"]["devices"] == 4
+    assert figures["compute"]["attention"] == "splash"
+    assert figures["fits"]
+    assert figures["peak_bytes"] > figures["argument_bytes"] > figures["parameter_bytes"]
+    assert figures["host_bytes"] > 0, "what is offloaded lies in the host's memory"
+    assert any("fsdp" in name for name in figures["sent_bytes"])
 
 
 V5E = (  # libtpu 0.0.52's, of two rows a chip with remat "offload"
