@@ -101,7 +101,7 @@ def compare(case: PeerCase, settings: Settings) -> Measured:
                     ]  # fmt: skip
                     peaks[side.name] = max(found["peak"], peaks.get(side.name, 0.0))
     where = "documents are read and their JPEGs decoded while it steps" if case.loader else "the batch is in memory"
-    notes = [f"{case.rows} rows of {case.length} positions; {where}"]
+    notes = [f"{case.rows} rows of {case.length} positions; {where}", *pairs(seconds)]
     if left_out:
         notes.append(
             f"{', '.join(left_out)} left out: a step takes more than {SLOW} times that of float32, as on processors "
@@ -110,15 +110,31 @@ def compare(case: PeerCase, settings: Settings) -> Measured:
     return Measured(figures(seconds, peaks), notes)
 
 
-def figures(seconds: dict[str, list[float]], peaks: dict[str, float]) -> dict[str, Figure]:
-    """Ratios pair by pair, times and memory."""
-    ratios = {
+def ratios_of(seconds: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Our time over theirs by their side, pair by pair."""
+    return {
         theirs: [
             a / b for a, b in zip(seconds[f"jaxmm beside {theirs}"], seconds[f"{theirs} beside {theirs}"], strict=True)
         ]
         for theirs in TORCH
-        if theirs in peaks
+        if f"{theirs} beside {theirs}" in seconds
     }
+
+
+def pairs(seconds: dict[str, list[float]]) -> list[str]:
+    """Each pair of turns as a note of its own: both times, and their ratio."""
+    return [
+        f"pair {number}: jaxmm {ours:.4g} s, {theirs} {others:.4g} s, ratio {ratio:.3f}"
+        for theirs, ratios in ratios_of(seconds).items()
+        for number, (ours, others, ratio) in enumerate(
+            zip(seconds[f"jaxmm beside {theirs}"], seconds[f"{theirs} beside {theirs}"], ratios, strict=True), 1
+        )
+    ]
+
+
+def figures(seconds: dict[str, list[float]], peaks: dict[str, float]) -> dict[str, Figure]:
+    """Ratios pair by pair, times and memory."""
+    ratios = ratios_of(seconds)
     best = max(ratios, key=lambda theirs: float(np.median(ratios[theirs])))
     found = {f"time / {theirs}": Figure(ratios[theirs], "") for theirs in ratios}
     found["time / torch's best"] = Figure(ratios[best], "")
