@@ -17,6 +17,7 @@ KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective
 BYTES = {"pred": 1, "bf16": 2, "f16": 2, "c64": 8, "c128": 16}  # others have their bits in their name
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_END = re.compile(r"\}(\s|$)")  # not the last line of a kernel's metadata, which goes on behind its braces
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
 _SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 _PART = re.compile(r"calls=%?([\w.\-]+)")
@@ -90,7 +91,7 @@ def _computations(text: str) -> Iterator[tuple[str, list[_Instruction]]]:
     for line in text.splitlines():
         if head := _COMPUTATION.match(line):
             name, instructions = ("ENTRY" if head[1] else head[2]), []
-        elif line.startswith("}") and name:
+        elif _END.match(line) and name:
             yield name, instructions
             name = ""
         elif name and (match := _INSTRUCTION.match(line)):

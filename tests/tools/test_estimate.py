@@ -157,6 +157,19 @@ def test_a_program_that_is_refused_for_memory_tells_its_peak_and_does_not_fit(me
     assert "peak_bytes" not in estimate.refused("RESOURCE_EXHAUSTED: too much of it")
 
 
+def test_a_kernel_whose_metadata_has_lines_of_its_own_ends_no_computation():
+    lines = (
+        "ENTRY %main (x: f32[1,4]) -> f32[8,4] {",
+        "  %x = f32[1,4]{1,0} parameter(0)",
+        '  %k = f32[1,4]{1,0} custom-call(%x), custom_call_target="tpu_custom_call", frontend_attributes={kernel={',
+        '}}, metadata={op_name="a kernel"}',
+        "  ROOT %g = f32[8,4]{1,0} all-gather(%k), channel_id=2, replica_groups=[1,8]<=[8], dimensions={0}",
+        "}",
+    )
+    (found,) = collectives.collectives("\n".join(lines), sharding.make_mesh({"data": 8}))
+    assert found.total == 8 * 4 * 4
+
+
 def test_a_collective_that_a_shard_map_has_twice_counts_twice():
     groups = "channel_id=1, replica_groups=[1,8]<=[8], dimensions={0}"
     lines = (
