@@ -14,6 +14,8 @@ import jax
 import pytest
 import small_run
 
+from jaxmm import startup
+
 SHARES = [f"share of {part}" for part in ("tower and connector", "decoder", "loss", "optimizer")]
 
 
@@ -65,6 +67,20 @@ def test_where_there_are_no_shares_a_note_says_why(monkeypatch):
 def test_the_step_is_asked_for_in_one_word_or_in_two(words):
     assert benchmark.is_step(["--output=x", *words, "--repeats=2"])
     assert not benchmark.is_step(["--part", "data", "step"])
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_of_a_job_of_several_processes_the_first_one_tells(process, monkeypatch, tmp_path, capsys):
+    for name in ("join_processes", "keep_compiled", "split_cpu"):
+        monkeypatch.setattr(startup, name, lambda *args: None)
+    found = {"row": "step", "data": "none", "figures": {}, "notes": []}
+    monkeypatch.setattr(benchmark, "measure", lambda *args: found)
+    monkeypatch.setattr(jax, "process_index", lambda: process)
+    output = tmp_path / "step.json"
+    config = small_run.ROOT / "configs/base.py"
+    assert benchmark.main(["--part", "step", f"--config={config}", f"--output={output}"]) == 0
+    assert output.exists() == (process == 0)
+    assert ("step: none" in capsys.readouterr().out) == (process == 0)
 
 
 def test_a_trace_is_of_the_step_alone():
