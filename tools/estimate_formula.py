@@ -6,7 +6,6 @@ import math
 from collections import defaultdict
 from typing import Any
 
-CHUNK = 512  # targets of a row that the loss projects at a time
 WIDE = ("embedding", "head")  # parameters whose gradients are summed in float32
 
 
@@ -35,14 +34,16 @@ def by_formula(program: Any, budgets: Any, rows: int, accumulation: int, mesh: A
     Args:
       rows: of the global batch.
     """
+    from jaxmm.loss import LOGITS_ELSEWHERE
+
     recipe, state = program.recipe, program.abstract_state(mesh)
     shards = math.prod(mesh.shape[axis] for axis in ("data", "fsdp", "context"))
     at_once = rows // accumulation
     trained = {part: tree for part, tree in state.params.items() if part not in recipe.frozen}
     decoder, item = recipe.model.decoder, _item(recipe)
     head = decoder.vocab_size * decoder.width // mesh.shape["tensor"]
-    chunk = min(CHUNK, budgets.targets) * -(-at_once // shards) * decoder.vocab_size // mesh.shape["tensor"]
-    of_loss = head * (item + 4) + 3 * 4 * chunk
+    logits = 4 * budgets.targets * -(-at_once // shards) * decoder.vocab_size
+    of_loss = head * (item + 4) + 3 * min(logits, LOGITS_ELSEWHERE) // mesh.shape["tensor"]
     kept, again = _kept_of_row(program, budgets, mesh)
     of_layer = again * at_once // shards + (_layer_bytes(state.params, mesh, item) if again else 0)
     figures = {
