@@ -9,6 +9,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # Tests compile much and run little: the first level of optimisation halves the time it takes.
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1"
 
+import dataclasses
 import importlib.util
 import io
 import shutil
@@ -126,6 +127,24 @@ def tiny() -> Tiny:
 
     params = jax.tree_util.tree_map_with_path(draw, logical_axes(spec), is_leaf=lambda x: isinstance(x, tuple))
     return Tiny(spec, Compute(), init, apply, params)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What JAX says of a TPU chip."""
+
+    id: int
+    slice_index: int
+    coords: tuple[int, int, int]
+    process_index: int = 0
+    platform: str = "tpu"
+    device_kind: str = "TPU v5 lite"
+    core_on_chip: int = 0
+
+
+def chips(slices: int) -> list[Chip]:
+    """Slices of 4 x 4 chips."""
+    return [Chip(16 * s + n, s, (n % 4, n // 4, 0)) for s in range(slices) for n in range(16)]
 
 
 def picture(height: int, width: int, seed: int = 0) -> Image:

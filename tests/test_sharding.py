@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
 import numpy as np
 import pytest
+from conftest import chips
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxmm import sharding
@@ -40,24 +39,6 @@ def test_a_mesh_fills_the_devices_or_is_refused(sizes, shape):
 def test_a_mesh_that_does_not_divide_says_so_with_both_numbers():
     with pytest.raises(UserError, match=r"data=3.* does not divide the 8 devices"):
         sharding.make_mesh({"data": 3})
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """What JAX says of a TPU chip."""
-
-    id: int
-    slice_index: int
-    coords: tuple[int, int, int]
-    process_index: int = 0
-    platform: str = "tpu"
-    device_kind: str = "TPU v5 lite"
-    core_on_chip: int = 0
-
-
-def chips(slices: int) -> list[Chip]:
-    """Slices of 4 x 4 chips."""
-    return [Chip(16 * s + n, s, (n % 4, n // 4, 0)) for s in range(slices) for n in range(16)]
 
 
 @pytest.mark.parametrize(

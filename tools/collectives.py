@@ -23,6 +23,7 @@ _SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 _PART = re.compile(r"calls=%?([\w.\-]+)")
 _CALLED = re.compile(r"(?:body|calls|to_apply|condition|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
+_BETWEEN = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
@@ -30,6 +31,7 @@ class Collective(NamedTuple):
     """One operation.
 
     Attributes:
+      kind: one of KINDS; over the network between TPU slices, where a host sends it, with "between slices".
       bytes: of what it gives on one device, each time.
       times: it runs in a step.
       axes: of the mesh, over which it sends.
@@ -53,7 +55,7 @@ class _Instruction(NamedTuple):
 
 
 def collectives(text: str, mesh: Mesh) -> list[Collective]:
-    """Reads the optimised HLO of a program that was compiled for this mesh.
+    """Reads the optimised HLO of a program that was compiled for this mesh; of TPU slices, that of one.
 
     Loops count as often as their condition says they run, where it compares with a constant. Of the parts in which a
     collective runs beside other work, one counts.
@@ -66,13 +68,16 @@ def collectives(text: str, mesh: Mesh) -> list[Collective]:
     for name, instructions in computations.items():
         for each in instructions:
             kind = each.kind.removesuffix("-start")
-            if kind not in KINDS:
+            if kind == "send" and (between := _BETWEEN.search(each.rest)):
+                kind = f"{between[1].lower().replace('_', '-')} between slices"
+            elif kind not in KINDS:
                 continue
             channel = re.search(r"channel_id=(\d+)", each.rest)
             key = kind, channel[1] if channel else "", ""
             if not channel or channel[1] == MANUAL:  # told apart by shape in parts, elsewhere each is one of its own
                 key = *key[:2], _plain(each.shape) if name in parts else f"{name}/{each.name}"
-            one = Collective(kind, _size(each), times[name], _axes(each.rest, groupings, mesh))
+            axes = _crossing(mesh) if each.kind == "send" else _axes(each.rest, groupings, mesh)
+            one = Collective(kind, _size(each), times[name], axes)
             if key not in found or one.total > found[key].total:
                 found[key] = one
     return [one for one in found.values() if one.times and one.axes]
@@ -142,6 +147,8 @@ def _size(instruction: _Instruction) -> int:
         for dtype, dims in _SHAPE.findall(_plain(instruction.shape))
         if dtype != "token"
     ]
+    if instruction.kind == "send":
+        return sizes[0]
     if instruction.kind.endswith("-start") and instruction.shape.startswith("("):
         return max(sizes, default=0)
     return sum(sizes)
@@ -167,11 +174,24 @@ def _grouped(ids: np.ndarray, dims: Sequence[int]) -> Grouping:
 
 
 def _groupings(mesh: Mesh) -> dict[Grouping, tuple[str, ...]]:
-    """For each set of the mesh's axes, the devices it groups; numbered as they are in the mesh."""
-    ids = np.arange(mesh.size).reshape(mesh.devices.shape)
-    wide = [dim for dim, axis in enumerate(mesh.axis_names) if mesh.shape[axis] > 1]
+    """For each set of the mesh's axes, the devices of a slice it groups; numbered as they are in the mesh."""
+    shape = [size // parts for size, parts in zip(mesh.devices.shape, _slices(mesh), strict=True)]
+    ids = np.arange(math.prod(shape)).reshape(shape)
+    wide = [dim for dim, size in enumerate(shape) if size > 1]
     sets = itertools.chain.from_iterable(itertools.combinations(wide, n) for n in range(1, len(wide) + 1))
     return {_grouped(ids, dims): tuple(mesh.axis_names[d] for d in dims) for dims in sets}
+
+
+def _slices(mesh: Mesh) -> list[int]:
+    """How many TPU slices each axis crosses; 1 where there is one slice, or none."""
+    first = mesh.devices[(0,) * mesh.devices.ndim]
+    lines = (np.moveaxis(mesh.devices, dim, 0).reshape(size, -1)[:, 0] for dim, size in enumerate(mesh.devices.shape))
+    number = [{getattr(device, "slice_index", 0) for device in line} for line in lines]
+    return [len(found) if first.platform == "tpu" else 1 for found in number]
+
+
+def _crossing(mesh: Mesh) -> tuple[str, ...]:
+    return tuple(axis for axis, parts in zip(mesh.axis_names, _slices(mesh), strict=True) if parts > 1)
 
 
 def _axes(rest: str, groupings: dict[Grouping, tuple[str, ...]], mesh: Mesh) -> tuple[str, ...]:

@@ -2,10 +2,10 @@
 
     python tools/estimate.py --config=configs/base.py --target=tpu:v5e:4x4 --config.batch_size=32
 
-For ``cpu`` and ``tpu:NAME:TOPOLOGY`` (v5e:4x4, v5p:4x4x4, v6e:4x4) the step is compiled for these very devices, and
-memory and what is sent are the compiler's figures; TPUs need the extra 'estimate'. For ``gpu:NAME:COUNT`` (h100:8)
-nothing is compiled: both follow from shapes by a formula, and are labelled so. Bytes of state and gradients follow from
-shapes everywhere, and ``model_flops`` are those of the formula that MFU is counted by, of all devices;
+For ``cpu`` and ``tpu:NAME:TOPOLOGY`` (v5e:4x4, v5p:4x4x4, v6e:2*4x4 for two slices) the step is compiled for these very
+devices, and memory and what is sent are the compiler's figures; TPUs need the extra 'estimate'. For ``gpu:NAME:COUNT``
+(h100:8) nothing is compiled: both follow from shapes by a formula, and are labelled so. Bytes of state and gradients
+follow from shapes everywhere, and ``model_flops`` are those of the formula that MFU is counted by, of all devices;
 ``compiler_flops`` are what the compiler counts in one device's program, recomputation and padding included. Most
 compilers count what a loop runs once. No data is read: rows are taken as full, of documents of equal length, and a
 patch budget that the data would choose as half of the row's positions.
@@ -26,7 +26,7 @@ from jaxmm import command, monitor
 from jaxmm.errors import UserError
 
 FLAGS: command.Flags = {
-    "target": ("cpu", "cpu, tpu:v5e:4x4, tpu:v5p:4x4x4, tpu:v6e:4x4, gpu:h100:8, ..."),
+    "target": ("cpu", "cpu, tpu:v5e:4x4, tpu:v5p:4x4x4, tpu:v6e:2*4x4 (two slices), gpu:h100:8, ..."),
     "documents": (8, "documents a row is taken to hold, each with an equal share of its patches"),
     "output": ("", "JSON file to write"),
 }

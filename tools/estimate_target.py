@@ -47,12 +47,13 @@ def read_target(text: str, mesh: Any) -> Target:
         return Target("cpu", devices, host_memory() / len(devices), "this host's, shared by its devices", "cpu")
     if platform == "gpu" and name in GPU_MEMORY and size.isdigit() and int(size):
         return Target("gpu", _cpus(int(size)), GPU_MEMORY[name] * 1e9, "a GPU's", GPU_KIND.get(name, name))
-    if platform == "tpu" and name in TPU_MEMORY and re.fullmatch(r"\d+(x\d+){1,2}", size):
-        devices = _tpus(f"{name}:{size}")
+    slices, _, topology = size.rpartition("*")
+    if platform == "tpu" and name in TPU_MEMORY and re.fullmatch(r"([1-9]\d*\*)?\d+(x\d+){1,2}", size):
+        devices = _tpus(f"{name}:{topology}", int(slices or 1))
         return Target("tpu", devices, TPU_MEMORY[name] * GIB, "a chip's", devices[0].device_kind)
     raise UserError(
-        f"--target={text} is not known: give cpu, tpu:NAME:TOPOLOGY with {', '.join(TPU_MEMORY)} (tpu:v5e:4x4), "
-        f"or gpu:NAME:COUNT with {', '.join(GPU_MEMORY)} (gpu:h100:8)"
+        f"--target={text} is not known: give cpu, tpu:NAME:TOPOLOGY with {', '.join(TPU_MEMORY)} (tpu:v5e:4x4, "
+        f"or tpu:v5e:2*4x4 for two slices), or gpu:NAME:COUNT with {', '.join(GPU_MEMORY)} (gpu:h100:8)"
     )
 
 
@@ -79,7 +80,7 @@ def _cpus(count: int) -> list[Any]:
     return devices
 
 
-def _tpus(topology: str) -> list[Any]:
+def _tpus(topology: str, slices: int) -> list[Any]:
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # this machine has none to ask
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nor a TPU that two processes could fight for
     import jax
@@ -92,7 +93,8 @@ def _tpus(topology: str) -> list[Any]:
         raise UserError("estimates for TPUs need the package libtpu: pip install 'jaxmm[estimate]'") from error
     try:
         with errors_of_libraries():
-            return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+            several = {"num_slices": slices} if slices > 1 else {}
+            return list(topologies.get_topology_desc(platform="tpu", topology_name=topology, **several).devices)
     except Exception as error:  # whatever the plugin raises for a topology that does not exist
         raise UserError(f"--target=tpu:{topology}: {' '.join(str(error).split())[:200]}") from error
 

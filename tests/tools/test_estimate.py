@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_run
+from conftest import chips
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxmm import sharding
@@ -98,6 +99,21 @@ def test_a_cpu_mesh_is_compiled_for(figures):
 def test_no_whole_tree_is_gathered_and_nothing_rematerialised(figures):
     assert figures["largest_all_gather_bytes"] < 4 * sum(figures["parameters"].values()) / 2
     assert not figures["involuntary_rematerialization"]
+
+
+def test_what_slices_send_each_other_is_told_from_what_they_send_within():
+    slice_ids = ",".join(map(str, range(16)))
+    lines = [
+        "HloModule step", "", "ENTRY %main (x: f32[8]) -> f32[8] {",
+        "  %x = f32[8]{0} parameter(0)",
+        f"  %all-gather.1 = f32[128]{{0}} all-gather(%x), channel_id=3, replica_groups={{{{{slice_ids}}}}}",
+        "  %send.1 = (f32[8]{0}, u32[], token[]) send(%x, %after-all), channel_id=4, is_host_transfer=true, "
+        'frontend_attributes={_xla_megascale_target="{1,2}x{0:15}",_xla_megascale_transfer_type="ALL_REDUCE"}',
+        "}",
+    ]  # fmt: skip
+    mesh = sharding.make_mesh({"data": 2, "fsdp": 16}, chips(2))
+    found = collectives.by_kind_and_axes(collectives.collectives("\n".join(lines), mesh))
+    assert found == {("all-gather", "fsdp"): 512, ("all-reduce between slices", "data"): 32}
 
 
 def test_a_program_that_jaxlib_cannot_print_is_read_as_the_compiler_wrote_it_or_its_collectives_are_unknown(tmp_path):
