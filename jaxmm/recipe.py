@@ -242,11 +242,8 @@ def _model_of(config: ConfigDict, image: ImageSpec, vocabulary: int) -> ModelSpe
 def read_compute(config: ConfigDict, model: ModelSpec, image: ImageSpec, platform: str) -> Compute:
     on_cpu = platform == "cpu"
     layers = max(model.vision.layers, model.decoder.layers)
-    patches = config.patch_budget or config.seq_len * image.merge**2  # a picked budget is no more
     try:
-        backend, of_tower = (
-            choose_backend(config.compute.attention, platform, longest) for longest in (config.seq_len, patches)
-        )
+        backend = choose_backend(config.compute.attention, platform, config.seq_len if model.decoder.window else 0)
     except ValueError as error:
         raise UserError(f"config.compute.attention: {error}") from error
     return Compute(
@@ -254,7 +251,6 @@ def read_compute(config: ConfigDict, model: ModelSpec, image: ImageSpec, platfor
         remat=config.compute.remat,
         unroll=config.compute.unroll or (layers if on_cpu else 1),
         attention=backend,
-        tower_attention=of_tower,
         tile=image.tile_patches if image.side else 0,
     )
 

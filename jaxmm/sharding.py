@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -179,21 +180,29 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, partition(axes, x.shape, mesh))
 
 
-def over_queries(f: Callable, heads: int) -> Callable:
+def over_queries(f: Callable, heads: int, *, with_starts: bool = False) -> Callable:
     """Wraps ``f(q_BTHD, k_BSKD, v_BSKD, start_BT, end_BT)`` so that each device runs it on its own rows and heads and,
-    of dealt positions, on its own queries with all keys of the row, in their true order."""
+    of dealt positions, on its own queries with all keys of the row, in their true order.
+
+    Args:
+      with_starts: f also takes ``start_BS``, where the interval of each key, as a query, starts; -1 where it is empty.
+    """
+
+    def starts(start_BT, end_BT):
+        return [jnp.where(end_BT > start_BT, start_BT, -1)] if with_starts else []
 
     def wrapped(q_BTHD, k_BTKD, v_BTKD, start_BT, end_BT):
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.empty or mesh.size == 1:
-            return f(q_BTHD, k_BTKD, v_BTKD, start_BT, end_BT)
+            return f(q_BTHD, k_BTKD, v_BTKD, start_BT, end_BT, *starts(start_BT, end_BT))
         B, T = start_BT.shape
         rows, positions, by_head, _ = partition(("rows", positions_axis(T), "heads", None), (B, T, heads, 1), mesh)
 
         def own(q, k, v, start, end):
+            of_keys = [k, v, *starts(start, end)]
             if positions and mesh.shape["context"] > 1:
-                k, v = (dealt_back(jax.lax.all_gather(x, "context", axis=1, tiled=True), mesh) for x in (k, v))
-            return f(q, k, v, start, end)
+                of_keys = [dealt_back(jax.lax.all_gather(x, "context", axis=1, tiled=True), mesh) for x in of_keys]
+            return f(q, *of_keys[:2], start, end, *of_keys[2:])
 
         wide, narrow = PartitionSpec(rows, positions, by_head, None), PartitionSpec(rows, positions)
         run = jax.shard_map(own, in_specs=(wide, wide, wide, narrow, narrow), out_specs=wide, check_vma=False)

@@ -246,7 +246,7 @@ class Run:
         sizes = ", ".join(f"{part} {monitor.short(n)}" for part, n in counts.items())
         shape = " x ".join(f"{axis} {n}" for axis, n in self.mesh.shape.items() if n > 1) or "one device"
         say(f"jaxmm {jaxmm.__version__} on {jax.devices()[0].device_kind}, {shape}; compute in "
-            f"{self.recipe.compute.dtype}, attention by {self.recipe.compute.backends}")  # fmt: skip
+            f"{self.recipe.compute.dtype}, attention by '{self.recipe.compute.attention}'")  # fmt: skip
         say(f"parameters: {sizes}" + (f"; frozen: {', '.join(self.recipe.frozen)}" if self.recipe.frozen else ""))
         for line in self.recipe.start.differences() if self.recipe.start else ():
             say(f"init_from: {line}")
@@ -380,7 +380,7 @@ class Run:
             examples_seen=self.meta["examples_seen"],
             examples_skipped=len(self.skipped),
             peak_memory_bytes=monitor.peak_memory_bytes(jax.local_devices()),
-            attention=self.recipe.compute.backends,
+            attention=self.recipe.compute.attention,
         )
         if self.is_first:
             monitor.write_json(self.workdir / "summary.json", summary._asdict())

@@ -1,12 +1,11 @@
-"""What a config means: mixtures, schedules of them, numbers by source, and attention on each platform."""
+"""What the strings of a config mean: mixtures, schedules of them, and numbers by source."""
 
 from __future__ import annotations
 
 import pytest
 
-from configs.base import get_config
 from jaxmm.errors import UserError
-from jaxmm.recipe import parse_mixture, parse_numbers, parse_schedule, read_recipe
+from jaxmm.recipe import parse_mixture, parse_numbers, parse_schedule
 
 
 def test_a_mixture_has_shares_by_name():
@@ -45,20 +44,3 @@ def test_numbers_by_source_name_sources_that_there_are():
     for wrong in ("a:0", "a", "a:x", "a:inf", "a:-1"):
         with pytest.raises(UserError, match=r"config\.data\.max_epochs"):
             parse_numbers(wrong, "config.data.max_epochs", ["a"])
-
-
-@pytest.mark.parametrize(
-    ("platform", "seq_len", "patches", "backends"),
-    [
-        ("cpu", 1 << 18, 0, "blocks"),
-        ("gpu", 1 << 18, 0, "fused"),
-        ("tpu", 8192, 0, "splash"),
-        ("tpu", 32768, 0, "splash, in the tower blocks"),  # a row of images alone has 131,072 patches
-        ("tpu", 32768, 65536, "splash"),
-        ("tpu", 1 << 17, 65536, "blocks, in the tower splash"),
-    ],
-)
-def test_decoder_and_tower_each_have_the_attention_that_their_rows_allow(platform, seq_len, patches, backends):
-    config = get_config()
-    config.seq_len, config.patch_budget = seq_len, patches
-    assert read_recipe(config, platform=platform).compute.backends == backends

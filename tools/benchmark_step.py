@@ -71,7 +71,7 @@ def measure(settings: Settings) -> Measured:
         figures |= shares
     recipe = run.recipe
     notes = [
-        f"mesh {dict(run.mesh.shape)}, compute in {recipe.compute.dtype}, attention by {recipe.compute.backends}, "
+        f"mesh {dict(run.mesh.shape)}, compute in {recipe.compute.dtype}, attention by '{recipe.compute.attention}', "
         f"remat '{recipe.compute.remat}'; {config.batch_size} rows of {run.budgets.tokens} tokens and "
         f"{run.budgets.patches} patches",
         FORMULA,

@@ -86,7 +86,7 @@ def estimate(config: Any, target: Target, documents: int) -> dict[str, Any]:
             "mesh": dict(mesh.shape),
         },
         "batch": {"rows": config.batch_size, **budgets._asdict(), "documents": documents},
-        "compute": {"dtype": compute.dtype, "remat": compute.remat, "attention": compute.backends},
+        "compute": {"dtype": compute.dtype, "remat": compute.remat, "attention": compute.attention},
         "parameters": parameter_counts(state.params),
         "parameter_bytes": shard_bytes(state.params),
         "optimizer_bytes": shard_bytes(state.opt_state),

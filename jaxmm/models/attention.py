@@ -33,7 +33,7 @@ def choose_backend(name: str, platform: str, longest: int) -> str:
 
     Args:
       platform: "cpu", "tpu" or "gpu"; "" for one that is not to be asked.
-      longest: positions of the longest row.
+      longest: positions of the longest row in which some layer sees a window; 0 where none does.
 
     Raises:
       ValueError: if there is no such backend, or it cannot be it here.
@@ -50,7 +50,7 @@ def choose_backend(name: str, platform: str, longest: int) -> str:
     from jaxmm.models.splash import LONGEST
 
     if name and longest > LONGEST:
-        raise ValueError(f"'splash' takes rows of at most {LONGEST} positions or patches, not {longest}: give ''")
+        raise ValueError(f"'splash' takes windows in rows of at most {LONGEST} positions, not {longest}: give ''")
     return "splash" if longest <= LONGEST else "blocks"
 
 
@@ -66,6 +66,7 @@ def block_of_tiles(tile: int) -> int:
 def attention(
     q_BTHD, k_BTKD, v_BTKD, intervals: Intervals, *,
     scale: float = 0.0, softcap: float = 0.0, backend: str = "", block: int = BLOCK, group: int = 0,
+    whole: bool = False,
 ):  # fmt: skip
     """Softmax attention over intervals, with grouped key-value heads (H a multiple of K).
 
@@ -81,6 +82,8 @@ def attention(
       backend: one of BACKENDS; '' is "blocks".
       block: of "blocks", the side of the squares that are computed or skipped.
       group: of "blocks", queries that are computed at a time, 0 for the platform's best.
+      whole: that all intervals of a segment start where it does, which windows do not: "splash" then takes rows of any
+        length.
     Returns:
       (B, T, H, D) in the dtype of ``q_BTHD``.
     """
@@ -89,11 +92,13 @@ def attention(
         raise ValueError(f"{H} attention heads are no multiple of {K} key-value heads")
     scale = scale or q_BTHD.shape[-1] ** -0.5
     run: Callable[..., jax.Array]
+    with_starts = False
     chosen = choose_backend(backend, "", T)
     if chosen == "splash":
-        from jaxmm.models.splash import splash_attention
+        from jaxmm.models.splash import LONGEST, splash_attention
 
         run = functools.partial(splash_attention, scale=scale, softcap=softcap)
+        with_starts = whole and T > LONGEST
     elif chosen == "fused":
         from jaxmm.models.fused import fused_attention
 
@@ -102,7 +107,7 @@ def attention(
         block = min(block, -(-T // 16) * 16)
         group = group or _GROUPS.get(sharding.platform(), 1024)
         run = functools.partial(_by_blocks, block=block, group=group, logits=Logits(scale, softcap))
-    return sharding.over_queries(run, heads=K)(q_BTHD, k_BTKD, v_BTKD, *intervals)
+    return sharding.over_queries(run, K, with_starts=with_starts)(q_BTHD, k_BTKD, v_BTKD, *intervals)
 
 
 def _by_blocks(q_BTHD, k_BSKD, v_BSKD, start_BT, end_BT, *, block: int, group: int, logits: Logits):

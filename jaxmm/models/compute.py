@@ -14,7 +14,6 @@ class Compute:
       remat: what layers keep for the backward pass, a key of ``layers.REMAT``.
       unroll: layers that one iteration of the scan over them runs.
       attention: a backend of ``attention.BACKENDS``; '' is "blocks".
-      tower_attention: the vision tower's, whose rows are of patches; '' is as ``attention``.
       tile: patch positions of an image, where all images have as many: "blocks" then cuts the tower's positions at the
         edges of images, and no logit of theirs is masked. 0 is any number.
     """
@@ -23,11 +22,4 @@ class Compute:
     remat: str = "none"
     unroll: int = 1
     attention: str = ""
-    tower_attention: str = ""
     tile: int = 0
-
-    @property
-    def backends(self) -> str:
-        """The attention backends, for people."""
-        tower = self.tower_attention or self.attention
-        return self.attention if tower == self.attention else f"{self.attention}, in the tower {tower}"

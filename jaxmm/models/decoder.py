@@ -123,17 +123,17 @@ class Where(NamedTuple):
 Attend = Callable[..., tuple[jax.Array, Cache | None]]
 
 
-def _attend_own(q_BTHD, k_BTKD, v_BTKD, intervals, *, cache: Cache | None, layer, backend: str, **logits):
+def _attend_own(q_BTHD, k_BTKD, v_BTKD, intervals, *, cache: Cache | None, layer, backend: str, whole: bool, **logits):
     """Positions meet those of their own pass, which a cache then holds, where there is one."""
-    out_BTHD = attn.attention(q_BTHD, k_BTKD, v_BTKD, intervals, backend=backend, **logits)
+    out_BTHD = attn.attention(q_BTHD, k_BTKD, v_BTKD, intervals, backend=backend, whole=whole, **logits)
     if cache is not None:
         cache = cache.filled(layer, sharding.dealt_back(k_BTKD), sharding.dealt_back(v_BTKD))
     return out_BTHD, cache
 
 
-def _attend_cached(q_B1HD, k_B1KD, v_B1KD, intervals, *, cache: Cache, layer, backend: str, **logits):
+def _attend_cached(q_B1HD, k_B1KD, v_B1KD, intervals, *, cache: Cache, layer, backend: str, whole: bool, **logits):
     """One position a row meets all that its row's cache holds, itself included."""
-    del backend  # one query needs none
+    del backend, whole  # one query needs neither
     cache = cache.added(layer, k_B1KD, v_B1KD)
     return attn.attention_of_one(q_B1HD, *cache.of(layer), intervals, **logits), cache
 
@@ -317,7 +317,9 @@ class Decoder(nnx.Module):
                 (where,) = places.values()
             else:
                 where = jax.tree.map(lambda a, b: jnp.where(mine["is_local"], a, b), places[True], places[False])
-            meet = functools.partial(attend, cache=cache, layer=mine["layer"], backend=compute.attention)
+            meet = functools.partial(
+                attend, cache=cache, layer=mine["layer"], backend=compute.attention, whole=not self.spec.window
+            )
             x, cache = block(x, where, meet, wanted_BR)
             return x if deep is None or wanted_BR is not None else deep.added(x, mine["layer"]), cache
 

@@ -167,7 +167,7 @@ class SelfAttention(nnx.Module):
             q_BNHD, k_BNHD = rope.rotate(q_BNHD, rotation), rope.rotate(k_BNHD, rotation)
         out_BNHD = attn.attention(
             q_BNHD, k_BNHD, self.value(x_BND), intervals,
-            backend=compute.tower_attention or compute.attention, block=attn.block_of_tiles(compute.tile),
+            backend=compute.attention, block=attn.block_of_tiles(compute.tile), whole=True,
         )  # fmt: skip
         return self.out(out_BNHD)
 

@@ -28,10 +28,11 @@ def rows() -> np.ndarray:
 
 
 @functools.cache
-def forward_and_gradients(softcap: float):
+def forward_and_gradients(softcap: float, with_starts: bool = False):
     def run(q, k, v, grad, start, end):
         call = functools.partial(splash_attention, scale=D**-0.5, softcap=softcap, interpret=True)
-        out, pull = jax.vjp(lambda q, k, v: call(q, k, v, start, end), q, k, v)
+        starts = [jnp.where(end > start, start, -1)] if with_starts else []
+        out, pull = jax.vjp(lambda q, k, v: call(q, k, v, start, end, *starts), q, k, v)
         return out, *pull(grad)
 
     return jax.jit(run)
@@ -47,8 +48,12 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr("jaxmm.models.splash.LARGEST_BLOCK", LANES)
 
 
-@pytest.mark.parametrize("kind", ["causal", "window", "images", "two-way"])
-def test_every_kind_of_mask_equals_dense_attention(kind):
+@pytest.mark.parametrize(
+    ("kind", "with_starts"),
+    [*[(kind, False) for kind in ("causal", "window", "images", "two-way")],
+     *[(kind, True) for kind in ("causal", "images", "two-way")]],
+)  # fmt: skip
+def test_every_kind_of_mask_equals_dense_attention(kind, with_starts):
     segments = rows()
     blocks = np.where((np.arange(T) >= 120) & (np.arange(T) < 150), segments, 0)
     intervals, mask = {
@@ -60,7 +65,7 @@ def test_every_kind_of_mask_equals_dense_attention(kind):
         "two-way": (attn.two_way(segments), mask_by_definition(segments, causal=False)),
     }[kind]  # fmt: skip
     q, k, v, grad = inputs()
-    out, *grads = forward_and_gradients(0.0)(q, k, v, grad, *intervals)
+    out, *grads = forward_and_gradients(0.0, with_starts)(q, k, v, grad, *intervals)
     expected, *expected_grads = dense(q, k, v, mask, grad)
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
     for found, wanted in zip(grads, expected_grads, strict=True):
@@ -110,7 +115,7 @@ def test_heads_of_other_widths_and_in_bfloat16_equal_dense_attention(head, dtype
 
 def test_only_blocks_that_some_query_sees_are_met():
     start = np.repeat([0, 256, 512], [256, 256, 256]).astype(np.int32)
-    by_query, by_key = _mask_infos(jnp.array(start), jnp.arange(768), 768, LANES, LANES)
+    by_query, by_key = _mask_infos(jnp.array(start), jnp.arange(768), jnp.arange(768), 768, LANES, LANES)
     met = np.asarray(by_query.block_mask[0])
     np.testing.assert_array_equal(met, np.kron(np.eye(3), [[1, 0], [1, 1]]))
     np.testing.assert_array_equal(by_key.block_mask, by_query.block_mask)
@@ -153,8 +158,10 @@ def test_nothing_grows_with_the_square_of_the_row():
     assert largest <= length * heads * LANES, "no array is larger than a row of lanes for each query"
 
 
-def test_devices_run_it_on_their_own_rows_heads_and_queries(monkeypatch):
+@pytest.mark.parametrize("longest", [LONGEST, LANES], ids=["packed", "long"])
+def test_devices_run_it_on_their_own_rows_heads_and_queries(monkeypatch, longest):
     monkeypatch.setattr("jaxmm.models.splash.splash_attention", functools.partial(splash_attention, interpret=True))
+    monkeypatch.setattr("jaxmm.models.splash.LONGEST", longest)
     length = 2 * LANES
     rng = np.random.default_rng(2)
     inputs = [jnp.array(rng.normal(size=(2, length, heads, D)), jnp.float32) for heads in (4, 2, 2, 4)]
@@ -164,7 +171,7 @@ def test_devices_run_it_on_their_own_rows_heads_and_queries(monkeypatch):
         def dealt(q, k, v):
             dealt_qkv = map(sharding.deal, (q, k, v))
             edges = tuple(map(sharding.deal, intervals))
-            return sharding.dealt_back(attn.attention(*dealt_qkv, edges, backend="splash"))
+            return sharding.dealt_back(attn.attention(*dealt_qkv, edges, backend="splash", whole=True))
 
         out, pull = jax.vjp(dealt, q, k, v)
         return out, *pull(grad)
@@ -179,11 +186,16 @@ def test_devices_run_it_on_their_own_rows_heads_and_queries(monkeypatch):
 def test_what_the_kernel_cannot_do_raises_when_it_is_traced():
     shapes = [jax.ShapeDtypeStruct((1, LONGEST + 128, 1, 64), jnp.float32)] * 3
     edges = [jax.ShapeDtypeStruct((1, LONGEST + 128), jnp.int32)] * 2
-    with pytest.raises(ValueError, match="at most 65536 keys a row, not 65664: use 'blocks'"):
+    with pytest.raises(ValueError, match="windows among at most 65536 keys, not 65664: use 'blocks'"):
         jax.eval_shape(functools.partial(splash_attention, scale=1.0), *shapes, *edges)
     shapes = [jax.ShapeDtypeStruct((1, LANES, 1, LARGEST_HEAD + 1), jnp.float32)] * 3
     edges = [jax.ShapeDtypeStruct((1, LANES), jnp.int32)] * 2
     with pytest.raises(ValueError, match=f"heads of at most {LARGEST_HEAD}, not {LARGEST_HEAD + 1}: use 'blocks'"):
+        jax.eval_shape(functools.partial(splash_attention, scale=1.0), *shapes, *edges)
+    length = 512 * LANES
+    shapes = [jax.ShapeDtypeStruct((1, length, 1, 64), jnp.float32)] * 3
+    edges = [jax.ShapeDtypeStruct((1, length), jnp.int32)] * 3
+    with pytest.raises(ValueError, match=r"at most 65536 pairs of blocks, .* are 262144: split rows over"):
         jax.eval_shape(functools.partial(splash_attention, scale=1.0), *shapes, *edges)
     with pytest.raises(ValueError, match="'splash' runs on TPUs, not on cpu"):
         attn.choose_backend("splash", "cpu", 128)
@@ -191,11 +203,11 @@ def test_what_the_kernel_cannot_do_raises_when_it_is_traced():
         attn.choose_backend("fused", "tpu", 128)
 
 
-def test_the_best_backend_is_chosen_by_platform_and_length():
+def test_the_best_backend_is_chosen_by_platform_and_length_of_windowed_rows():
     assert attn.choose_backend("", "tpu", 8192) == "splash"
     assert attn.choose_backend("", "tpu", LONGEST + 1) == "blocks"
     assert attn.choose_backend("", "gpu", LONGEST + 1) == "fused"
     assert attn.choose_backend("", "cpu", 8192) == "blocks"
     assert attn.choose_backend("blocks", "tpu", 8192) == "blocks"
-    with pytest.raises(ValueError, match="at most 65536 positions or patches, not 65537"):
+    with pytest.raises(ValueError, match="windows in rows of at most 65536 positions, not 65537"):
         attn.choose_backend("splash", "tpu", LONGEST + 1)
