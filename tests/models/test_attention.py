@@ -40,6 +40,27 @@ def dense(q_BTHD, k_BTKD, v_BTKD, mask_BTT, grad_BTHD, softcap: float = 0.0):
     return np.einsum("bhts,bshd->bthd", p, v), np.einsum("bhts,bshd->bthd", ds, k), ungroup(dk), ungroup(dv)
 
 
+def assert_dense_in(attend, head: int, dtype, runs: list[int]):
+    """A kernel, run step by step, equals dense attention, forward and backward, for heads of this width and in this
+    dtype: one row of two documents and padding, of ``runs`` positions."""
+    segments = np.repeat([1, 2, 0], runs).astype(np.int32)[None]
+    rng = np.random.default_rng(head)
+    inputs = [jnp.array(rng.normal(size=(1, segments.size, heads, head)), dtype) for heads in (2, 1, 1, 2)]
+
+    @jax.jit
+    def run(q, k, v, grad, start, end):
+        call = functools.partial(attend, scale=head**-0.5, interpret=True)
+        out, pull = jax.vjp(lambda q, k, v: call(q, k, v, start, end), q, k, v)
+        return out, *pull(grad)
+
+    found = run(*inputs, *attn.causal(segments))
+    q, k, v, grad = inputs
+    tolerance = 1e-5 if dtype == jnp.float32 else 1e-2
+    for each, wanted in zip(found, dense(q, k, v, mask_by_definition(segments, causal=True), grad), strict=True):
+        assert each.dtype == dtype
+        assert np.abs(np.asarray(each, np.float64) - wanted).max() <= tolerance * np.abs(wanted).max()
+
+
 def mask_by_definition(segments, *, causal, blocks=None, window=0, keys=None):
     """The dense mask of one kind of attention, from what it is said to be."""
     i, j = np.arange(segments.shape[1])[:, None], np.arange(segments.shape[1])[None]

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_attention import B, D, H, K, dense, mask_by_definition
+from test_attention import B, D, H, K, assert_dense_in, dense, mask_by_definition
 
 from jaxmm import sharding
 from jaxmm.models import attention as attn
@@ -84,22 +84,7 @@ def test_a_row_of_nothing_but_padding_is_zeros_and_has_no_gradient():
 
 @pytest.mark.parametrize(("head", "dtype"), [(72, jnp.float32), (128, jnp.bfloat16), (256, jnp.bfloat16)])
 def test_heads_of_other_widths_and_in_bfloat16_equal_dense_attention(head, dtype):
-    segments = np.repeat([1, 2, 0], [30, 33, 7]).astype(np.int32)[None]
-    rng = np.random.default_rng(head)
-    inputs = [jnp.array(rng.normal(size=(1, segments.size, heads, head)), dtype) for heads in (2, 1, 1, 2)]
-
-    @jax.jit
-    def run(q, k, v, grad, start, end):
-        call = functools.partial(fused_attention, scale=head**-0.5, interpret=True)
-        out, pull = jax.vjp(lambda q, k, v: call(q, k, v, start, end), q, k, v)
-        return out, *pull(grad)
-
-    found = run(*inputs, *attn.causal(segments))
-    q, k, v, grad = inputs
-    tolerance = 1e-5 if dtype == jnp.float32 else 1e-2
-    for each, wanted in zip(found, dense(q, k, v, mask_by_definition(segments, causal=True), grad), strict=True):
-        assert each.dtype == dtype
-        assert np.abs(np.asarray(each, np.float64) - wanted).max() <= tolerance * np.abs(wanted).max()
+    assert_dense_in(fused_attention, head, dtype, [30, 33, 7])
 
 
 def test_only_blocks_that_some_query_sees_are_met():
