@@ -172,6 +172,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step_and_one_that_is_s
     assert "Traceback" not in output
 
 
+@pytest.mark.slow
 def test_a_block_that_is_slow_in_one_process_is_left_by_all_together_where_all_are_alive():
     program = (
         "import time; from jaxmm import startup; startup.join_processes(); import jax\n"

@@ -107,6 +107,7 @@ def hello(port: int, line: str) -> socket.socket:
         return peer
 
 
+@pytest.mark.slow
 def test_a_process_that_ends_between_meeting_and_joining_ends_the_others_with_one_line():
     port = free_port()
     waits = joined(port, 2, 0, JAXMM_JOIN_SECONDS="6")
@@ -118,6 +119,7 @@ def test_a_process_that_ends_between_meeting_and_joining_ends_the_others_with_on
     assert "\n" not in output
 
 
+@pytest.mark.slow
 def test_strangers_and_processes_of_other_jobs_do_not_count():
     port = free_port()
     waits = joined(port, 3, 0, JAXMM_JOIN_SECONDS="10")

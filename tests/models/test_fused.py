@@ -82,7 +82,9 @@ def test_a_row_of_nothing_but_padding_is_zeros_and_has_no_gradient():
         assert not np.asarray(each)[1].any()
 
 
-@pytest.mark.parametrize(("head", "dtype"), [(72, jnp.float32), (128, jnp.bfloat16), (256, jnp.bfloat16)])
+@pytest.mark.parametrize(
+    ("head", "dtype"), [(72, jnp.float32), (128, jnp.bfloat16), pytest.param(256, jnp.bfloat16, marks=pytest.mark.slow)]
+)
 def test_heads_of_other_widths_and_in_bfloat16_equal_dense_attention(head, dtype):
     assert_dense_in(fused_attention, head, dtype, [30, 33, 7])
 

@@ -51,7 +51,7 @@ def small_blocks(monkeypatch):
 @pytest.mark.parametrize(
     ("kind", "with_starts"),
     [*[(kind, False) for kind in ("causal", "window", "images", "two-way")],
-     *[(kind, True) for kind in ("causal", "images", "two-way")]],
+     ("causal", True), *[pytest.param(kind, True, marks=pytest.mark.slow) for kind in ("images", "two-way")]],
 )  # fmt: skip
 def test_every_kind_of_mask_equals_dense_attention(kind, with_starts):
     segments = rows()
@@ -93,7 +93,9 @@ def test_a_row_of_nothing_but_padding_is_zeros_and_has_no_gradient():
         assert not np.asarray(each)[1].any()
 
 
-@pytest.mark.parametrize(("head", "dtype"), [(72, jnp.float32), (256, jnp.bfloat16)])
+@pytest.mark.parametrize(
+    ("head", "dtype"), [(72, jnp.float32), pytest.param(256, jnp.bfloat16, marks=pytest.mark.slow)]
+)
 def test_heads_of_other_widths_and_in_bfloat16_equal_dense_attention(head, dtype):
     assert_dense_in(splash_attention, head, dtype, [90, 93, 17])
 

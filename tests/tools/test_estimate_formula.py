@@ -49,13 +49,17 @@ def assert_close(found: dict[str, float], wanted: dict[str, int]) -> None:
         ), (name, found, wanted)  # fmt: skip
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("sizes", "changes"),
     [
         ({"fsdp": 4}, ()),
-        ({"data": 2, "fsdp": 2}, ("--config.compute.remat=full",)),
-        ({"data": 4}, ("--config.accumulation=2",)),
-        ({"fsdp": 2}, ("--config.optimizer.freeze=vision,decoder",)),
+        slow({"data": 2, "fsdp": 2}, ("--config.compute.remat=full",)),
+        slow({"data": 4}, ("--config.accumulation=2",)),
+        slow({"fsdp": 2}, ("--config.optimizer.freeze=vision,decoder",)),
     ],
 )
 def test_parameters_are_gathered_and_gradients_summed_as_the_formula_says(sizes, changes):
@@ -65,7 +69,7 @@ def test_parameters_are_gathered_and_gradients_summed_as_the_formula_says(sizes,
     assert_close(found | {"reduce-scatter over fsdp": scattered}, wanted)
 
 
-@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize("remat", ["none", slow("full")])
 def test_tensor_adds_up_activations_as_the_formula_says(remat):
     program, budgets, rows, *more = program_of({"data": 2, "tensor": 2}, f"--config.compute.remat={remat}")
     found, wanted = sent(program, budgets, rows, *more)
@@ -79,7 +83,7 @@ def test_tensor_adds_up_activations_as_the_formula_says(remat):
     assert_close(found, wanted)
 
 
-@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+@pytest.mark.parametrize("remat", [slow("none"), slow("dots"), "full"])
 def test_context_gathers_keys_and_values_as_the_formula_says(remat):
     found, wanted = sent(*program_of({"context": 2}, f"--config.compute.remat={remat}"))
     assert_close(found, wanted)
