@@ -24,6 +24,10 @@ def get_config() -> ConfigDict:
     config.data.media_dir = ""  # folder that images' paths count from; "" is that of the data
     config.data.follow_outside = False  # whether records may name images outside the data's folder and media_dir
     config.data.objective = "sft"  # "sft": assistant turns are targets; "pretrain": all text is
+    config.data.learn = "all"  # answers; or the "last" of a conversation, or with the "prompt", what users say too
+    config.data.thinking = "learn"  # or "mask": read, not learnt; or "off": left out of data and prompts
+    config.data.special_tokens = ""  # that data may write: name,name or /pattern/ or "grounding"; others are letters
+    config.data.special_tokens_in = "assistant,document"  # whose text may: of document, system, user, assistant, tool
     config.data.long_documents = "split"  # or "truncate", "drop"
     config.data.jitter = 0.15  # from a picture's fifth pass on, its edges move up to this part of its side
     config.data.fast_decode = False  # JPEGs at a smaller scale, for models that start from random weights

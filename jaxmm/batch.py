@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 Array = Any  # a numpy.ndarray on the host, a jax.Array on the device, a jax.ShapeDtypeStruct in tests of shapes
 
+ROLES = ("document", "system", "user", "assistant", "tool")  # of the turns of a document
 IGNORED = -1  # in `slots` : no soft token stands here
 
 # Flags of a run of text tokens, stored in the prepared index.

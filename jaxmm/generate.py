@@ -93,7 +93,7 @@ def write(
       first: the number of the first prompt, which draws depend on.
       every: tokens from one time to the next; 0 is as many as can be.
     """
-    replies = [Reply(template.decode, template.stop_ids, stops) for _ in prompts]
+    replies = [Reply(template.decode, template.stop_ids, stops, template.lead) for _ in prompts]
     every = every or (STOP_EVERY if stops else max_tokens)
     batch = prompt_batch(prompts, template, image)
     writing, seen = generate.begin(params, batch, _rounded(max_tokens), sampling, first), 0

@@ -23,7 +23,7 @@ from jaxmm.data.prepared import Prepared, holds_prepared, open_prepared
 from jaxmm.data.progress import Progress
 from jaxmm.data.remote import default_cache
 from jaxmm.data.sources import read_sources
-from jaxmm.data.text import IMAGE, OURS, Markup, Template
+from jaxmm.data.text import IMAGE, OURS, ChatOptions, Markup, Template
 from jaxmm.data.tokenizer import load_tokenizer
 from jaxmm.errors import UserError, nearest
 from jaxmm.hf.start import MARKUP, MODEL, Start, image_settings, read_start
@@ -137,7 +137,7 @@ def load_corpus(
         progress = Progress()
         opened = [Prepared(prepare(source, template, cache / "prepared", progress=progress)) for source in sources]
     for prepared in opened:
-        if prepared.meta["template"] != template.fingerprint:
+        if prepared.meta["template"] not in (template.fingerprint, *template.older):
             raise UserError(
                 f"{prepared.folder} was prepared with another tokenizer, objective or codebook: prepare it "
                 f"again, or set config.data.tokenizer, objective, image_tokens and predict_image_tokens as they were"
@@ -179,7 +179,8 @@ def read_data(config: ConfigDict, workdir: Path | None = None) -> DataRecipe:
         image |= image_settings(start)
     markup = Markup(*MARKUP.get(start.config["model_type"], OURS)) if start else OURS
     template = Template(
-        tokenizer, data.objective, data.image_tokens, data.predict_image_tokens, markup, start.ends if start else ()
+        tokenizer, data.objective, data.image_tokens, data.predict_image_tokens, markup, start.ends if start else (),
+        ChatOptions(data.learn, data.thinking, data.special_tokens, data.special_tokens_in),
     )  # fmt: skip
     try:
         spec = ImageSpec(**image)

@@ -15,12 +15,19 @@ class Reply:
     """
 
     def __init__(
-        self, decode: Callable[[Sequence[int]], str], stop_ids: Collection[int], stops: Sequence[str] = ()
+        self, decode: Callable[[Sequence[int]], str], stop_ids: Collection[int], stops: Sequence[str] = (),
+        lead: str = "",
     ) -> None:  # fmt: skip
-        """``decode``: from tokens to text; ``stops``: strings that end the answer."""
+        """
+        Args:
+          decode: from tokens to text.
+          stops: strings that end the answer.
+          lead: what the template writes before each answer; where it comes first, it is no part of the text.
+        """
         self.tokens: list[int] = []
         self.text, self.done = "", False
         self._decode, self._stop_ids, self._stops = decode, frozenset(stop_ids), tuple(stops)
+        self._lead = lead
 
     def add(self, tokens: Iterable[int]) -> None:
         """Takes the next tokens; those behind the end are dropped."""
@@ -33,6 +40,9 @@ class Reply:
             self.tokens.append(int(token))
         # As a whole, always: the text of a token depends on those around it.
         self.text = self._decode(self.tokens)
+        if not self.done and self._lead.startswith(self.text):
+            self.text = ""  # it may become the lead, or not
+        self.text = self.text.removeprefix(self._lead)
         found = [(at + len(stop), at) for stop in self._stops if (at := self.text.find(stop)) >= 0]
         if found:
             self.text, self.done = self.text[: min(found)[1]], True

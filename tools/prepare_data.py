@@ -10,6 +10,7 @@ again: finished shards are kept, and the bytes come out the same. train prepares
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from jaxmm.data.documents import Source
 from jaxmm.data.prepare import folder_name, prepare
 from jaxmm.data.progress import Progress
 from jaxmm.data.sources import read_sources
-from jaxmm.data.text import Template
+from jaxmm.data.text import ChatOptions, Template
 from jaxmm.data.tokenizer import load_tokenizer
 from jaxmm.errors import UserError, nearest
 from jaxmm.recipe import parse_mixture
@@ -34,6 +35,10 @@ FLAGS: command.Flags = {
     "tokenizer": ("", "as config.data.tokenizer: folder of a transformers tokenizer; '' is ByT5's bytes"),
     "image_tokens": (0, "as config.data.image_tokens: size of the codebook of discrete image tokens"),
     "predict_image_tokens": (False, "as config.data.predict_image_tokens"),
+    "learn": ("all", "as config.data.learn: which turns of a conversation are learnt"),
+    "thinking": ("learn", "as config.data.thinking: learn, mask or off"),
+    "special_tokens": ("", "as config.data.special_tokens: those that the data may write"),
+    "special_tokens_in": ("assistant,document", "as config.data.special_tokens_in: whose text may"),
     "media_dir": ("", "as config.data.media_dir: folder that images' paths count from; '' is that of the data"),
     "follow_outside": (False, "whether records may name images outside the data's folder and media_dir"),
     "workers": (0, "processes; 0 is one a core where the input is large, else this one alone"),
@@ -50,7 +55,12 @@ def main(argv: list[str]) -> int:
             raise UserError(f"--{name} is missing: {FLAGS[name][1]}")
     if args.engine not in ENGINES:
         raise UserError(f"--engine '{args.engine}' is not one of {', '.join(ENGINES)}{nearest(args.engine, ENGINES)}")
-    template = Template(load_tokenizer(args.tokenizer), args.objective, args.image_tokens, args.predict_image_tokens)
+    template = Template(
+        load_tokenizer(args.tokenizer), args.objective, args.image_tokens, args.predict_image_tokens,
+        chat=ChatOptions(args.learn, args.thinking, args.special_tokens, args.special_tokens_in),
+    )  # fmt: skip
+    for note in template.notes:
+        print(note, file=sys.stderr)
     sources = read_sources(
         args.input, list(parse_mixture(args.mixture, "--mixture")),
         media_dir=args.media_dir, follow_outside=args.follow_outside,

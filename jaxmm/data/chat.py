@@ -1,63 +1,48 @@
 """Conversations as a tokenizer folder's own chat template writes them, with what of it is learnt.
 
-The template is rendered with marks in place of what people say, once for each form of conversation (roles and numbers
-of parts), and once more to see what it trims. What it writes between marks is cut at special tokens; each piece between
-them, template's text, people's text and what stands around images joined, is tokenized as a whole, as it is when the
-model is served. In people's text special tokens stay text.
+The rendered text is cut at special tokens; each piece between them, template's text, people's text and what stands
+around images joined, is tokenized as a whole, as it is when the model is served. In people's text special tokens stay
+text: while the template is rendered, marks stand for them, and for images.
 """
 
 from __future__ import annotations
 
+import bisect
 import functools
-import itertools
+import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxmm.batch import ANSWER, TARGET
+from jaxmm.data.chat_template import (
+    CLOSE,
+    MARK,
+    MOST_FORMS,
+    OPEN,
+    ChatTemplate,
+    Layout,
+    Message,
+    Shape,
+    marked,
+    numbered,
+    with_thinking_masked,
+    without_thinking,
+)  # fmt: skip
 from jaxmm.data.documents import Part, Text, Turn
-from jaxmm.data.tokenizer import added_tokens, needs_context
+from jaxmm.data.special_tokens import SpecialTokens
+from jaxmm.data.tokenizer import AddedTokens, needs_context
+from jaxmm.data.tools import in_words
 from jaxmm.errors import UserError
-
-_OPEN, _CLOSE = "\ue000", "\ue001"  # around the number of a part: from a private area of Unicode
-_MARK = re.compile(f"{_OPEN}(\\d+){_CLOSE}")
-_BLANK = "\u2003"  # around a mark: what a template trims, and no template writes
 
 
 class Special(NamedTuple):
-    """A special token that the template writes."""
+    """A special token."""
 
     token: int
     flags: int
-
-
-class Literal(NamedTuple):
-    """Text that the template writes."""
-
-    text: str
-    flags: int
-
-
-class Said(NamedTuple):
-    """Where a part of a turn stands: its number in the conversation, and its turn's flags.
-
-    ``trims``: whether blanks at its beginning, and at its end, are left out.
-    """
-
-    part: int
-    flags: int
-    trims: tuple[bool, bool] = (False, False)
-
-    def of(self, text: str) -> str:
-        """What is written of a text."""
-        text = text.lstrip() if self.trims[0] else text
-        return text.rstrip() if self.trims[1] else text
-
-
-Item = Special | Literal | Said
-Form = tuple[tuple[str, int, bool], ...]  # of each turn: role, number of parts, whether it is learnt
 
 
 class Chunk(NamedTuple):
@@ -92,45 +77,163 @@ class Markup(NamedTuple):
 Step = Special | Chunk | Medium
 
 
-class ChatFormat:
-    """A tokenizer's chat template. It pickles with its tokenizer."""
+class _Marks:
+    """What marks stand for while a conversation is rendered: media, and pieces of text that must stay text."""
 
-    def __init__(self, tokenizer: Any, markup: Markup):
+    def __init__(self, added: AddedTokens, allowed: SpecialTokens | None):
+        self._added, self._allowed = added, allowed
+        self.stand_for: list[Part | str] = []
+
+    def of(self, part: Part | str) -> str:
+        """A new mark."""
+        self.stand_for.append(part)
+        return numbered(len(self.stand_for) - 1)
+
+    def text(self, text: str, role: str = "") -> str:
+        """With marks for special tokens, but for those that turns of a role may hold."""
+        if not (self._added.special and self._added.special.search(text)):
+            return text
+
+        def kept(found: re.Match[str]) -> str:
+            is_allowed = self._allowed and self._allowed.may_hold(role) and found[0] in self._allowed.names
+            return found[0] if is_allowed else self.of(found[0])
+
+        return self._added.special.sub(kept, text)
+
+    def inside(self, value: Any) -> Any:
+        """JSON with marks in its strings."""
+        if isinstance(value, str):
+            return self.text(value)
+        if isinstance(value, list):
+            return [self.inside(item) for item in value]
+        return {self.inside(k): self.inside(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+class ChatFormat:
+    """A tokenizer's chat template. It pickles with its tokenizer.
+
+    Attributes:
+      template: the folder's, as the tokenizer has it now.
+      lead: the text that every answer begins with, which is the template's and no part of what is said.
+      stop_ids: tokens that end an answer.
+    """
+
+    def __init__(self, tokenizer: Any, markup: Markup, thinking: str = "learn", allowed: SpecialTokens | None = None):
         """
         Args:
           markup: around images; its special tokens are in the tokenizer's vocabulary.
+          thinking: as of ``ChatTemplate``; "off" drops it from the data too.
+          allowed: special tokens that count as such in what is said.
 
         Raises:
           UserError: if the tokenizer gives no offsets, or its template does not show what is said.
         """
-        self.tokenizer, self.name = tokenizer, getattr(tokenizer, "name_or_path", "") or "the tokenizer"
+        self.tokenizer, self.markup, self._allowed = tokenizer, markup, allowed
+        self._drops_thinking, self._masks_thinking = thinking == "off", thinking == "mask"
         if not tokenizer.is_fast:
             raise UserError(
-                f"{self.name} has a chat template, but its tokenizer is not of the tokenizers library: "
-                f"save it with a tokenizer.json"
+                f"{getattr(tokenizer, 'name_or_path', '') or 'the tokenizer'} has a chat template, but its tokenizer "
+                f"is not of the tokenizers library: save it with a tokenizer.json"
             )
-        self._added = added_tokens(tokenizer)
-        self._before, self._after = self._template_items(markup.before, 0), self._template_items(markup.after, 0)
-        self._ends_line = markup.after.endswith("\n")
+        self._added = AddedTokens(tokenizer, OPEN + CLOSE)
+        self.template = ChatTemplate(tokenizer, self._added, thinking)
         begins = markup.begins and tokenizer.bos_token_id in tokenizer.encode("")
         self._start = [Special(tokenizer.bos_token_id, 0)] if begins else []
-        self._forms: dict[tuple[Form, bool], tuple[Item, ...]] = {}
-        items = self.items((("user", 1, False), ("assistant", 1, True)), False)
-        ends = {item.token for item in items if isinstance(item, Special) and item.flags}
+        self._forms: dict[tuple[tuple[str, int, int], ...], Layout] = {}
+        # As it is read: a decoder leaves special tokens out.
+        lead = tokenizer.encode(self.template.lead, add_special_tokens=False)
+        self.lead = tokenizer.decode(lead, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        ends = {self._added.ids[end] for end in self.template.ends}
         self.stop_ids = tuple(sorted(ends | ({tokenizer.eos_token_id} - {None})))
-        if not self.stop_ids:
-            raise UserError(f"{self.name}: its chat template ends an answer with no special token, and it has no eos")
 
-    def steps(self, turns: Sequence[Turn], is_open: bool = False) -> list[Step]:
+    def steps(self, turns: Sequence[Turn], is_open: bool = False, tools: str = "") -> list[Step]:
         """A conversation as special tokens, chunks of text and media.
 
         Args:
           is_open: up to where the model writes: after the opening of the assistant's turn, or within the last one.
+          tools: as of ``Document``.
+
+        Raises:
+          UserError: if the template refuses the conversation, or leaves out some of it.
         """
-        parts = [part for turn in turns for part in turn.parts]
-        form = tuple((turn.role, len(turn.parts), turn.target) for turn in turns)
+        takes_calls = self.template.takes_calls or not any(turn.calls or turn.role == "tool" for turn in turns)
+        takes_tools = not tools or self.template.takes_tools
+        if not (takes_calls and takes_tools):
+            turns, tools = in_words(turns, "" if takes_tools else tools), tools if takes_tools else ""
+        marks = _Marks(self._added, self._allowed)
+        messages = [self._message(turn, marks) for turn in turns]
+        given = marks.inside(json.loads(tools)) if tools else []
+        shape = self.template.shape(messages, given)
+        if not is_open:
+            layout = self._layout(messages, shape, given)
+            layout = with_thinking_masked(layout) if self._masks_thinking else layout
+        else:
+            goes_on = messages[-1].role == "assistant"
+            text = self.template.render(messages, shape, given, opens=not goes_on)
+            end = self.template.content_end(messages, shape, given, text) if goes_on else len(text)
+            layout = Layout(text[:end], [(end, 0)])
+        steps = self._cut(layout, marks)
+        # Last, as a tokenizer does it: to it, the text behind this token is still the first.
+        return steps if steps[:1] == self._start else [*self._start, *steps]
+
+    def _message(self, turn: Turn, marks: _Marks) -> Message:
+        is_model = turn.role == "assistant"
+        pieces: list[str] = []
+        after_medium = False
+        for part in turn.parts:
+            if not isinstance(part, Text):
+                pieces.append(marks.of(part))
+            else:
+                # Data that breaks the line after an image itself means the same break.
+                ends_line = after_medium and self.markup.after.endswith("\n")
+                text = part.text.removeprefix("\n") if ends_line else part.text
+                if is_model and self._drops_thinking and not pieces:
+                    text = without_thinking(text)
+                pieces.append(marks.text(text, turn.role))
+            after_medium = not isinstance(part, Text)
+        more: list[tuple[str, Any]] = []
+        if turn.thinking and not self._drops_thinking:
+            if not self.template.takes_reasoning:
+                raise UserError(
+                    f"the chat template of {self.template.name} leaves out what is thought before an answer "
+                    f"(reasoning_content): write it into the answer, or leave it out by config.data.thinking=off"
+                )
+            more.append(("reasoning_content", marks.text(turn.thinking, turn.role)))
+        if turn.calls:
+            more.append(("tool_calls", marks.inside(json.loads(turn.calls))))
+        return Message(turn.role, tuple(pieces), TARGET * turn.target | ANSWER * is_model, tuple(more))
+
+    def _layout(self, messages: Sequence[Message], shape: Shape, tools: Sequence[Any] = ()) -> Layout:
+        """As the template's; that of a form of conversation serves all in which it looks at nothing that is said."""
+        if tools or any(message.more for message in messages):
+            return self.template.layout(messages, shape, tools)
+        form = tuple((m.role, len(m.pieces), m.flags) for m in messages)
+        if form not in self._forms:
+            if len(self._forms) > MOST_FORMS:
+                self._forms.clear()
+            self._forms[form] = self.template.layout(marked(messages), shape)
+        guess = _filled(self._forms[form], [piece for message in messages for piece in message.pieces])
+        is_right = guess.text == self.template.render(messages, shape)
+        return guess if is_right else self.template.layout(messages, shape)
+
+    def _cut(self, layout: Layout, marks: _Marks) -> list[Step]:
+        """Cuts a rendering at special tokens and media."""
+        whole, runs = self._with_markup(layout, marks)
+        ends = [end for end, _ in runs]
         steps: list[Step] = []
-        text, spans = "", list[tuple[int, int]]()
+        text, spans, at = "", list[tuple[int, int]](), 0
+
+        def flags_at(place: int) -> int:
+            return runs[bisect.bisect_right(ends, place)][1]
+
+        def literal(piece: str, flags: int) -> None:
+            nonlocal text
+            text += piece
+            spans.append((len(text), flags))
+
+        def step(one: Step) -> None:
+            flush()
+            steps.append(one)
 
         def flush() -> None:
             nonlocal text, spans
@@ -138,112 +241,52 @@ class ChatFormat:
                 steps.append(Chunk(text, spans, not steps))
             text, spans = "", []
 
-        for item in self._with_media(self.items(form, is_open), parts):
-            if isinstance(item, Literal):
-                text += item.text
-                spans.append((len(text), item.flags))
+        for found in (*self._marks_or_added.finditer(whole), None):
+            stop = found.start() if found else len(whole)
+            while at < stop:
+                n = bisect.bisect_right(ends, at)
+                piece_end = min(stop, ends[n])
+                literal(whole[at:piece_end], runs[n][1])
+                at = piece_end
+            if found is None:
+                break
+            at = found.end()
+            if not found[1]:  # it counts where its last character does
+                step(Special(self._added.id_of(found), flags_at(stop + len(found[0].rstrip()) - 1)))
+            elif isinstance(part := marks.stand_for[int(found[1])], str):
+                literal(part, flags_at(stop))
             else:
-                flush()
-                steps.append(item)
+                step(Medium(part, flags_at(stop)))
         flush()
-        # Last, as a tokenizer does it: to it, the text behind this token is still the first.
-        return steps if steps[:1] == self._start else [*self._start, *steps]
+        return steps
 
-    def _with_media(self, items: Sequence[Item], parts: Sequence[Part]) -> Iterator[Special | Literal | Medium]:
-        """Items with what is said in its place, and what stands around media."""
-        ends_line = False  # what stands after the medium before does
-        for item in items:
-            if not isinstance(item, Said):
-                yield item
-            elif isinstance(part := parts[item.part], Text):
-                # Data that breaks the line after an image itself means the same break.
-                yield Literal(item.of(part.text.removeprefix("\n") if ends_line else part.text), item.flags)
-            else:
-                yield from (*self._before, Medium(part, item.flags), *self._after)
-            ends_line = self._ends_line and isinstance(item, Said) and not isinstance(parts[item.part], Text)
+    def _with_markup(self, layout: Layout, marks: _Marks) -> Layout:
+        """With what stands around media, which is never learnt."""
+        if all(isinstance(part, str) for part in marks.stand_for):
+            return layout
+        before, after = self.markup.before, self.markup.after
+        fill = ["" if isinstance(p, str) else f"{before}{numbered(n)}{after}" for n, p in enumerate(marks.stand_for)]
+        text, runs, at = "", list[tuple[int, int]](), 0
 
-    def items(self, form: Form, is_open: bool) -> tuple[Item, ...]:
-        """What the template writes for a form of conversation; rendered once."""
-        key = form, is_open
-        if key not in self._forms:
-            if len(self._forms) > 4096:
-                self._forms.clear()
-            self._forms[key] = self._rendered(form, is_open)
-        return self._forms[key]
+        for end, flags in layout.runs:
+            for found in MARK.finditer(layout.text, at, end):
+                text += layout.text[at : found.start()]
+                if fill[int(found[1])]:
+                    runs.append((len(text), flags))
+                    runs += [(len(text) + len(before), 0), (len(text) + len(before) + len(found[0]), flags)]
+                    text += fill[int(found[1])]
+                    runs.append((len(text), 0))
+                else:
+                    text += found[0]
+                at = found.end()
+            text += layout.text[at:end]
+            runs.append((len(text), flags))
+            at = end
+        return Layout(text, runs)
 
-    def _rendered(self, form: Form, is_open: bool) -> tuple[Item, ...]:
-        marks, messages, flags = 0, [], []
-        lasts = {}  # the last part of a turn, and its flags
-        for role, count, is_learnt in form:
-            own = TARGET * is_learnt | ANSWER * (role == "assistant")
-            said = "".join(f"{_OPEN}{n}{_CLOSE}" for n in range(marks, marks + count))
-            marks += count
-            flags += [own] * count
-            if count and role == "assistant":
-                lasts[marks - 1] = own
-            messages.append({"role": role, "content": said})
-        goes_on = is_open and form[-1][0] == "assistant"
-        text = self._render(messages, marks, is_open and not goes_on)
-        trims = self._trims(form, marks)
-        found: list[Item] = []
-        at, ending = 0, 0  # ``ending``: the flags of what ends an answer
-        for mark in _MARK.finditer(text):
-            found += self._template_items(text[at : mark.start()], ending)
-            number = int(mark[1])
-            found.append(Said(number, flags[number], trims[number]))
-            at, ending = mark.end(), lasts.get(number, 0)
-        if not goes_on:
-            found += self._template_items(text[at:], ending)
-        return tuple(found)
-
-    def _render(self, messages: list[dict[str, str]], marks: int, opens: bool) -> str:
-        """The template's text; contents are given as strings, or, where it takes no strings, as lists of one part."""
-        as_lists = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
-        trouble = ""
-        for form in (messages, as_lists):
-            try:
-                text = self.tokenizer.apply_chat_template(form, tokenize=False, add_generation_prompt=opens)
-            except Exception as error:  # what templates raise is their own affair
-                trouble = " ".join(str(error).split())[:200] or type(error).__name__
-                continue
-            if [int(mark[1]) for mark in _MARK.finditer(text)] == list(range(marks)):
-                return text
-            trouble = trouble or "it leaves out, repeats or reorders what is said"
-        roles = ", ".join(message["role"] for message in messages)
-        raise UserError(f"{self.name}: its chat template does not write a conversation of {roles}: {trouble}")
-
-    def _trims(self, form: Form, marks: int) -> list[tuple[bool, bool]]:
-        """Of each part, whether the template trims its beginning and its end.
-
-        A template that takes lists is shown each part by itself, as a processor shows it; another one turns as wholes.
-        """
-        numbers = iter(range(marks))
-        said = [[f"{_BLANK}{_OPEN}{n}{_CLOSE}{_BLANK}" for n in itertools.islice(numbers, turn[1])] for turn in form]
-        lists = [[{"type": "text", "text": text} for text in texts] for texts in said]
-        for contents in (lists, ["".join(texts) for texts in said]):
-            messages = [{"role": turn[0], "content": content} for turn, content in zip(form, contents, strict=True)]
-            try:
-                text = self.tokenizer.apply_chat_template(messages, tokenize=False)
-            except Exception:  # it takes no lists, or shows them as Python would
-                continue
-            found = list(_MARK.finditer(text))
-            if [int(mark[1]) for mark in found] == list(range(marks)):
-                return [(not text[: m.start()].endswith(_BLANK), not text.startswith(_BLANK, m.end())) for m in found]
-        return [(False, False)] * marks
-
-    def _template_items(self, text: str, ending: int) -> list[Special | Literal]:
-        """Text of the template, cut at special tokens; up to the first of them it ends an answer, if one was there."""
-        items: list[Special | Literal] = []
-        at = 0
-        for found in self._added.finditer(text) if self._added else ():
-            if found.start() > at:
-                items.append(Literal(text[at : found.start()], ending))
-            items.append(Special(self.tokenizer.convert_tokens_to_ids(found[0]), ending))
-            at, ending = found.end(), 0
-        if at < len(text):
-            # Text alone ends no answer where a special token could still come; a line's end after it is the template's.
-            items.append(Literal(text[at:], 0))
-        return items
+    @functools.cached_property
+    def _marks_or_added(self) -> re.Pattern[str]:
+        return re.compile("|".join(filter(None, [MARK.pattern, self._added.pattern and self._added.pattern.pattern])))
 
     @functools.cached_property
     def _needs_context(self) -> bool:
@@ -257,7 +300,7 @@ class ChatFormat:
         found: list[tuple[np.ndarray, np.ndarray]] = [(np.zeros(0, np.int32), np.zeros(0, np.uint8))] * len(chunks)
         in_context = [
             n for n, chunk in enumerate(chunks)
-            if self._needs_context and not chunk.is_first and not (self._added and self._added.search(chunk.text))
+            if self._needs_context and not chunk.is_first and not self._added.is_in(chunk.text)
         ]  # fmt: skip
         alone = sorted(set(range(len(chunks))) - set(in_context))
         before = next(iter(self.tokenizer.get_added_vocab()), "")
@@ -275,3 +318,16 @@ class ChatFormat:
                 found[n] = np.array(one.ids[skip:], np.int32), flags[where].astype(np.uint8)
         backend.encode_special_tokens = True
         return found
+
+
+def _filled(layout: Layout, pieces: Sequence[str]) -> Layout:
+    """A layout of marks with what they stand for; marks in that are others."""
+    text, runs, at = "", list[tuple[int, int]](), 0
+    for end, flags in layout.runs:
+        for found in MARK.finditer(layout.text, at, end):
+            text += layout.text[at : found.start()] + pieces[int(found[1])]
+            at = found.end()
+        text += layout.text[at:end]
+        runs.append((len(text), flags))
+        at = end
+    return Layout(text, runs)

@@ -66,14 +66,18 @@ class Turn(NamedTuple):
     """A speaker's parts, in order.
 
     Attributes:
-      role: "document" (plain or interleaved text), "system", "user" or "assistant".
+      role: "document" (plain or interleaved text), "system", "user", "assistant" or "tool" (what a call gave).
       parts: of the turn; none is an empty turn.
       target: whether the model learns to write it: documents and assistants.
+      thinking: what an assistant thought before it said this, where the data has it by itself.
+      calls: JSON list of the tools that an assistant calls, as the data has it; '' for none.
     """
 
     role: str
     parts: tuple[Part, ...]
     target: bool
+    thinking: str = ""
+    calls: str = ""
 
 
 class Document(NamedTuple):
@@ -83,11 +87,13 @@ class Document(NamedTuple):
       turns: a single "document" turn for a web page or a caption.
       origin: "file.json, record 17", counted from 0: for messages and skipped.jsonl.
       labels: what an evaluation groups by, as ("colour", "unseen").
+      tools: JSON list of the tools that may be called, as the data has it; '' for none.
     """
 
     turns: tuple[Turn, ...]
     origin: str
     labels: tuple[str, ...] = ()
+    tools: str = ""
 
 
 class Skip(NamedTuple):

@@ -17,16 +17,27 @@ import numpy as np
 
 from jaxmm.batch import ANSWER, TARGET
 from jaxmm.data.chat import ChatFormat, Chunk, Markup, Medium, Special, Step
+from jaxmm.data.chat_template import THINKING, without_thinking
 from jaxmm.data.documents import Document, Part, Text, Tokens, Turn
+from jaxmm.data.special_tokens import SpecialTokens
 from jaxmm.data.tokenizer import Ids, text_encoder
+from jaxmm.data.tools import in_words
 from jaxmm.errors import UserError, nearest
 
-FORMAT = 3  # part of the fingerprint: raise it with any change to what a template writes
+# Parts of the fingerprint: raise one with any change to what a template writes, ours or a folder's.
+FORMAT, CHAT_FORMAT = 3, 4
 OBJECTIVES = ("pretrain", "sft")
+LEARN = ("all", "last", "prompt")
 
 IMAGE = "<image>"  # what a soft token's place is to transformers' processor
 IMAGE_START, IMAGE_END, END = "<|image_start|>", "<|image_end|>", "<|end|>"
 ROLE_MARKERS = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>"}
+OURS_MARK = "{#- jaxmm -#}"  # begins the chat template of an export in our own format
+# Version 0.1 wrote none; this of its template is nobody else's.
+_ROLES_0_1 = "".join(
+    f"{{% {'elif' if n else 'if'} message['role'] == '{role}' %}}{marker}"
+    for n, (role, marker) in enumerate(ROLE_MARKERS.items())
+)
 IMAGE_CODE = "<|image_code_{}|>"  # a token of the codebook, in an exported tokenizer
 SPECIAL_TOKENS = (IMAGE_START, IMAGE_END, *ROLE_MARKERS.values(), END)
 
@@ -49,6 +60,39 @@ class Encoded(NamedTuple):
 
 
 OURS = Markup(IMAGE_START, IMAGE_END)
+
+
+class ChatOptions(NamedTuple):
+    """What of conversations is learnt, and what special tokens they may hold.
+
+    Attributes:
+      learn: "all" answers, the "last" one of each conversation, or all answers and the "prompt" with them.
+      thinking: "learn" it, "mask" it (it is read and not learnt), or "off": it is left out of data and prompts.
+      special_tokens, special_tokens_in: as of ``SpecialTokens``.
+    """
+
+    learn: str = "all"
+    thinking: str = "learn"
+    special_tokens: str = ""
+    special_tokens_in: str = "assistant,document"
+
+    def check(self) -> None:
+        """Raises UserError for a word that is not one of its."""
+        for key, value, known in (("learn", self.learn, LEARN), ("thinking", self.thinking, THINKING)):
+            if value not in known:
+                raise UserError(f"config.data.{key} '{value}' is not one of {', '.join(known)}{nearest(value, known)}")
+
+
+class Thought(NamedTuple):
+    """A part of a turn in our own format: text that is read and not learnt."""
+
+    text: str
+
+
+class Symbol(NamedTuple):
+    """A part of a turn in our own format: a special token that the data wrote."""
+
+    token: int
 
 
 class Template:
@@ -75,6 +119,7 @@ class Template:
         predict_image_tokens: bool = False,
         markup: Markup = OURS,
         ends: Iterable[int] = (),
+        chat: ChatOptions = ChatOptions(),  # noqa: B008
     ):
         """Adds the special tokens to ``tokenizer``, which belongs to the template from then on.
 
@@ -83,6 +128,7 @@ class Template:
           predict_image_tokens: whether they may be targets.
           markup: around an image; the tokens of one that is not our own must be in the vocabulary.
           ends: tokens that end an answer beside those that are learnt.
+          chat: of conversations.
 
         Raises:
           UserError: if ``objective`` is not one of OBJECTIVES, there is no codebook to predict from, or a token of the
@@ -97,7 +143,8 @@ class Template:
         if objective not in OBJECTIVES:
             known = f"{', '.join(OBJECTIVES)}{nearest(objective, OBJECTIVES)}"
             raise UserError(f"config.data.objective '{objective}' is not one of {known}")
-        self.tokenizer, self.objective = tokenizer, objective
+        chat.check()
+        self.tokenizer, self.objective, self.options = tokenizer, objective, chat
         around = [markup.before, markup.after]
         missing = [t for t in re.findall(r"<[^<>\s]+>", "".join(around)) if t not in tokenizer.get_vocab()]
         if missing and markup != OURS:
@@ -105,10 +152,14 @@ class Template:
                 f"the tokenizer lacks {missing[0]}, which stands by this family's images: is it the folder's?"
             )
         has_own = has_chat_template(tokenizer) and objective == "sft"
+        self.written = str(tokenizer.chat_template) if has_own else ""
         added = [t for t in SPECIAL_TOKENS if (not has_own or t in OURS) and (markup == OURS or t not in OURS)]
         tokenizer.add_tokens(added, special_tokens=True)
         ids = dict(zip(added, tokenizer.convert_tokens_to_ids(added), strict=True))
-        self.chat = ChatFormat(tokenizer, markup) if has_own else None
+        self.special = SpecialTokens(chat.special_tokens, chat.special_tokens_in, tokenizer)
+        self.chat = ChatFormat(tokenizer, markup, chat.thinking, self.special) if has_own else None
+        self.lead: str = self.chat.lead if self.chat else ""
+        self.notes: tuple[str, ...] = tuple(self.chat.template.notes) if self.chat else ()
         self.markup = markup
         self.image_start_id, self.image_end_id = ids.get(IMAGE_START, -1), ids.get(IMAGE_END, -1)
         self._around = [[self.image_start_id], [self.image_end_id]]
@@ -128,7 +179,10 @@ class Template:
         newline = {int(self._newline[0])} if objective == "pretrain" and len(self._newline) == 1 else set()
         learnt = set(self.chat.stop_ids) if self.chat else {self.end_id}
         self.stop_ids: tuple[int, ...] = tuple(sorted(learnt | {self.eos_id, *ends} | newline))
-        self.fingerprint = _fingerprint(tokenizer, objective, image_tokens, predict_image_tokens, markup)
+        self.fingerprint = self._fingerprint(CHAT_FORMAT if self.chat else FORMAT)
+        # What version 0.1 called the same template, whose answers it learnt without what the folder's template puts
+        # before them.
+        self.older: tuple[str, ...] = (self._fingerprint(FORMAT),) if self.chat and chat == ChatOptions() else ()
 
     def encode(self, document: Document) -> Encoded:
         """Returns the document's tokens, with the flags that training needs."""
@@ -140,16 +194,19 @@ class Template:
         Raises:
           UserError: for an image token that the codebook does not have.
         """
-        steps = [self._steps(document.turns) for document in documents]
-        texts = self._texts(
-            turn for document, own in zip(documents, steps, strict=True) if own is None for turn in document.turns
-        )
+        turns = [self._learnt(document.turns) for document in documents]
+        steps = [self._steps(own, tools=document.tools) for own, document in zip(turns, documents, strict=True)]
+        turns = [
+            own if step else self._own(own, document.tools)
+            for own, step, document in zip(turns, steps, documents, strict=True)
+        ]
+        texts = self._texts(turn for own, step in zip(turns, steps, strict=True) if step is None for turn in own)
         chunks = self._chunks(steps)
         encoded = []
-        for document, own in zip(documents, steps, strict=True):
+        for document, said, own in zip(documents, turns, steps, strict=True):
             writer = _Writer()
             if own is None:
-                self._write(writer, document.turns, texts, origin=document.origin)
+                self._write(writer, said, texts, origin=document.origin)
             else:
                 self._write_steps(writer, own, chunks, origin=document.origin)
             encoded.append(writer.encoded())
@@ -162,6 +219,7 @@ class Template:
         """
         writer, steps = _Writer(), self._steps(turns, is_open=True)
         if steps is None:
+            turns = self._own(turns, "")
             self._write(writer, turns, self._texts(turns), is_open=True)
         else:
             self._write_steps(writer, steps, self._chunks([steps]))
@@ -172,11 +230,42 @@ class Template:
         kept = [i for i in map(int, ids) if 0 <= i < self.image_offset]
         return self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-    def _steps(self, turns: Sequence[Turn], is_open: bool = False) -> list[Step] | None:
+    def _learnt(self, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+        """Turns that are targets by ``config.data.learn``, where the data itself does not say otherwise."""
+        learn = self.options.learn
+        if learn == "all" or self.objective == "pretrain" or any(turn.role == "document" for turn in turns):
+            return turns
+        if learn == "prompt":
+            return tuple(turn._replace(target=turn.target or turn.role != "assistant") for turn in turns)
+        last = max((n for n, turn in enumerate(turns) if turn.role == "assistant"), default=-1)
+        return tuple(turn._replace(target=turn.target and n == last) for n, turn in enumerate(turns))
+
+    def _own(self, turns: Sequence[Turn], tools: str) -> tuple[Turn, ...]:
+        """Turns in our own format: tools told in words, thinking at the front of answers, special tokens cut out."""
+        return tuple(turn._replace(parts=tuple(self._parts(turn)), thinking="") for turn in in_words(turns, tools))
+
+    def _parts(self, turn: Turn) -> Iterator[Any]:
+        thinking = self.options.thinking
+        parts: list[Any] = list(turn.parts)
+        if turn.role == "assistant" and thinking != "learn" and parts and isinstance(first := parts[0], Text):
+            answer = without_thinking(first.text)
+            thought = first.text.removesuffix(answer)
+            parts[0:1] = [Thought(thought)] * bool(thought and thinking == "mask") + [Text(answer)] * bool(answer)
+        if turn.thinking and thinking != "off":
+            before = f"<think>\n{turn.thinking.strip()}\n</think>\n\n"
+            parts.insert(0, Thought(before) if thinking == "mask" else Text(before))
+        for part in parts:
+            if isinstance(part, Text) and self.special.may_hold(turn.role):
+                for piece, is_token in self.special.cut(part.text):
+                    yield Symbol(self.tokenizer.convert_tokens_to_ids(piece)) if is_token else Text(piece)
+            else:
+                yield part
+
+    def _steps(self, turns: Sequence[Turn], is_open: bool = False, tools: str = "") -> list[Step] | None:
         """What the tokenizer's chat template writes of a conversation; None where our own format does, or of a page."""
         if self.chat is None or not turns or any(turn.role == "document" for turn in turns):
             return None
-        return self.chat.steps(turns, is_open)
+        return self.chat.steps(turns, is_open, tools)
 
     def _chunks(self, steps: Iterable[list[Step] | None]) -> Iterator[tuple[Ids, np.ndarray]]:
         """Yields (ids, flags) of each chunk of text, in order."""
@@ -212,7 +301,8 @@ class Template:
     def _texts(self, turns: Iterable[Turn]) -> Iterator[Ids]:
         """Yields the ids of each text part, in order."""
         said = [
-            (part.text, self._has_markers(turn)) for turn in turns for part in turn.parts if isinstance(part, Text)
+            (part.text, self._has_markers(turn))
+            for turn in turns for part in turn.parts if isinstance(part, Text | Thought)
         ]  # fmt: skip
         alone = iter(self._ids([text for text, is_marked in said if not is_marked]))
         marked = iter(self._ids.after_special([text for text, is_marked in said if is_marked]))
@@ -235,8 +325,11 @@ class Template:
             if with_markers:
                 writer.add([self.role_ids[turn.role]], 0)
             for part in turn.parts:
-                if isinstance(part, Text):
-                    writer.add(next(texts), flags)
+                if isinstance(part, Text | Thought):
+                    writer.add(next(texts), flags if isinstance(part, Text) else flags & ~TARGET)
+                    continue
+                if isinstance(part, Symbol):
+                    writer.add([part.token], flags)
                     continue
                 self._write_medium(writer, part, flags, origin)
             if is_last and is_open and turn.role in ("document", "assistant"):
@@ -249,6 +342,28 @@ class Template:
                 writer.add(self._newline, flags)
         if is_open and self.objective == "sft":
             writer.add([self.role_ids["assistant"]], 0)
+
+    def _fingerprint(self, format: int) -> str:
+        """Returns a hash of all that decides the ids, the same on every machine."""
+        tokenizer, chat = self.tokenizer, self.chat
+        state: dict[str, Any] = {
+            "format": format,
+            "objective": self.objective,
+            "image_tokens": [self.image_tokens, self.predict_image_tokens],
+            "markup": list(self.markup),
+            "chat": self.written if format == FORMAT or not chat else str(tokenizer.chat_template),
+            "special": [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id],
+            "vocabulary": sorted(tokenizer.get_vocab().items()),
+        }
+        if self.options != ChatOptions():
+            state["options"] = list(self.options)
+        if tokenizer.is_fast:
+            backend = json.loads(tokenizer.backend_tokenizer.to_str())
+            # Left behind by the last call, and of no effect on ours.
+            state["backend"] = {k: v for k, v in backend.items() if k not in ("truncation", "padding")}
+        else:
+            state["class"] = type(tokenizer).__name__
+        return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
     def _image_ids(self, tokens: Tokens, origin: str) -> np.ndarray:
         ids = np.array(tokens.ids, np.int64)
@@ -303,8 +418,7 @@ class _Writer:
 def has_chat_template(tokenizer: Any) -> bool:
     """Whether conversations are written by the tokenizer's own template: not where that is an export of ours."""
     written = getattr(tokenizer, "chat_template", None) or ""
-    is_ours = isinstance(written, str) and END in written and ROLE_MARKERS["assistant"] in written
-    return bool(written) and not is_ours
+    return bool(written) and not (isinstance(written, str) and (OURS_MARK in written or _ROLES_0_1 in written))
 
 
 def image_codes(count: int) -> list[str]:
@@ -329,23 +443,3 @@ def _image_offset(tokenizer: Any, image_tokens: int) -> int:
             f"{sum(name in vocabulary for name in image_codes(len(vocabulary)))} tokens"
         )
     return int(first)
-
-
-def _fingerprint(tokenizer: Any, objective: str, image_tokens: int, predict_image_tokens: bool, markup: Markup) -> str:
-    """Returns a hash of all that decides the ids, the same on every machine."""
-    state: dict[str, Any] = {
-        "format": FORMAT,
-        "objective": objective,
-        "image_tokens": [image_tokens, predict_image_tokens],
-        "markup": list(markup),
-        "chat": str(tokenizer.chat_template) if has_chat_template(tokenizer) else "",
-        "special": [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id],
-        "vocabulary": sorted(tokenizer.get_vocab().items()),
-    }
-    if tokenizer.is_fast:
-        backend = json.loads(tokenizer.backend_tokenizer.to_str())
-        # Left behind by the last call, and of no effect on ours.
-        state["backend"] = {k: v for k, v in backend.items() if k not in ("truncation", "padding")}
-    else:
-        state["class"] = type(tokenizer).__name__
-    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()

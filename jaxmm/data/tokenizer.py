@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +57,39 @@ def needs_context(tokenizer: Any) -> bool:
     return bool(found[0][1:] != found[1])
 
 
-def added_tokens(tokenizer: Any) -> re.Pattern[str] | None:
-    """What finds the added tokens in a text, the longest first."""
-    added = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, added))) if added else None
+class AddedTokens:
+    """The tokens that a tokenizer finds in a text before it does anything else, as ``transformers`` finds them.
+
+    Attributes:
+      ids: by token.
+      pattern: finds them, the longest first, with the blanks that some of them take in; None where there are none.
+      special: finds those that count as text where people wrote them, and the characters that only we use.
+    """
+
+    def __init__(self, tokenizer: Any, reserved: str = ""):
+        """``reserved``: characters that ``special`` finds besides."""
+        added = sorted(tokenizer.added_tokens_decoder.items(), key=lambda item: len(str(item[1])), reverse=True)
+        self.ids = {str(token): number for number, token in added}
+        words = [
+            r"\s*" * getattr(token, "lstrip", False) + re.escape(str(token)) + r"\s*" * getattr(token, "rstrip", False)
+            for _, token in added
+        ]  # fmt: skip
+        self.pattern = re.compile("|".join(words)) if words else None
+        special = [re.escape(str(token)) for _, token in added if getattr(token, "special", True)]
+        special += [re.escape(character) for character in reserved]
+        self.special = re.compile("|".join(special)) if special else None
+
+    def id_of(self, found: re.Match[str]) -> int:
+        """The token that ``pattern`` found."""
+        return self.ids[found[0]] if found[0] in self.ids else self.ids[found[0].strip()]
+
+    def is_in(self, text: str) -> bool:
+        """Whether a text has one."""
+        return bool(self.pattern and self.pattern.search(text))
+
+    def words(self, text: str) -> Iterator[re.Match[str]]:
+        """Finds the tokens that are more than blanks and line ends."""
+        return (found for found in self.pattern.finditer(text) if found[0].strip()) if self.pattern else iter(())
 
 
 def text_encoder(tokenizer: Any) -> _Bytes | _Batches | _OneByOne:
@@ -111,8 +140,8 @@ class _Batches:
         found = self(texts)
         if not needs_context(self.tokenizer):
             return found
-        added, backend = added_tokens(self.tokenizer), self.tokenizer.backend_tokenizer
-        plain = [n for n, text in enumerate(texts) if added and not added.search(text)]  # in others they stay text
+        added, backend = AddedTokens(self.tokenizer), self.tokenizer.backend_tokenizer
+        plain = [n for n, text in enumerate(texts) if added.ids and not added.is_in(text)]  # in others they stay text
         before = next(iter(self.tokenizer.get_added_vocab()))
         backend.encode_special_tokens = False
         encoded = backend.encode_batch_fast([before + texts[n] for n in plain], add_special_tokens=False)

@@ -244,7 +244,7 @@ def test_a_conversation_begins_as_a_text_where_its_template_leaves_that_to_the_t
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
     )  # fmt: skip
-    wanted = tokenizer.encode("USER: the cat ASSISTANT: sat ")
+    wanted = tokenizer.encode("USER: the cat ASSISTANT: sat</s> ")
     template = Template(tokenizer, "sft", markup=Markup("", "\n", True))
     assert template.encode(Document(turns_of("the cat", "sat"), "here")).tokens.tolist() == wanted
 

@@ -1,0 +1,376 @@
+"""A tokenizer folder's own chat template: what it writes of a conversation, and which of that the model writes.
+
+It is rendered as ``transformers`` renders it, on what was really said, as templates look into contents: for thinking,
+for blanks, for calls of tools. What a server leaves to the model, all that follows the rendering with
+``add_generation_prompt=True``, is found by comparing renderings.
+"""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import itertools
+import re
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import jinja2.meta
+import jinja2.sandbox
+
+from jaxmm.batch import TARGET
+from jaxmm.data.tokenizer import AddedTokens
+from jaxmm.errors import UserError
+
+OPEN, CLOSE = "\ue000", "\ue001"  # around a number, which stands for a part: from a private area of Unicode
+MARK = re.compile(f"{OPEN}(\\d+){CLOSE}")
+_WHOLE = f"{OPEN}{CLOSE}"  # stands for a whole content
+THINKING = ("learn", "mask", "off")
+_THOUGHT = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
+_FAR = 1 << 20  # above the numbers of a conversation's own marks
+MOST_FORMS = 4096  # of conversations that are remembered
+_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "made_tool",
+        "description": "made",
+        "parameters": {"type": "object", "properties": {"x": {"type": "string"}}, "required": []},
+    },
+}
+_SWITCHES = ("enable_thinking", "thinking")  # the variables by which templates turn it off
+# Before a template that ends no answer: the tokenizer's end token goes to each answer's last text.
+_ENDS_ANSWERS = (
+    "{%- set ended = namespace(messages=[]) %}{%- for message in messages %}"
+    "{%- if message.role == 'assistant' and message.content is string %}"
+    "{%- set message = dict(message, content=message.content + eos_token) %}"
+    "{%- elif message.role == 'assistant' and message.content %}"
+    "{%- set last = message.content[-1] %}"
+    "{%- set last = dict(last, text=last.text + eos_token) if last.type == 'text' else last %}"
+    "{%- set message = dict(message, content=message.content[:-1] + [last]) %}"
+    "{%- endif %}{%- set ended.messages = ended.messages + [message] %}{%- endfor %}"
+    "{%- set messages = ended.messages %}"
+)
+
+Shape = Literal["string", "text", "parts"]
+SHAPES: tuple[Shape, ...] = ("string", "text", "parts")
+
+
+class Message(NamedTuple):
+    """A turn as a template is given it.
+
+    Attributes:
+      role: of "system", "user", "assistant", "tool".
+      pieces: its content, a string a part.
+      flags: what of batch.TARGET and batch.ANSWER its tokens have.
+      more: other keys: ``reasoning_content``, ``tool_calls``.
+    """
+
+    role: str
+    pieces: tuple[str, ...]
+    flags: int = 0
+    more: tuple[tuple[str, Any], ...] = ()
+
+
+class Layout(NamedTuple):
+    """A rendering, and the flags of its characters as runs: (end, flags), in order, the last ending with the text."""
+
+    text: str
+    runs: list[tuple[int, int]]
+
+
+class ChatTemplate:
+    """A tokenizer's template. It may change it: what the tokenizer then has is what training, asking and export use.
+
+    Attributes:
+      name: of the folder, for messages.
+      notes: lines for people: what was changed, and what does not fit.
+      lead: what stands between the generation prompt and an answer, and is learnt: an empty block of thinking, a blank.
+      ends: the tokens that follow an answer, as text.
+    """
+
+    def __init__(self, tokenizer: Any, added: AddedTokens, thinking: str = "learn"):
+        """
+        Args:
+          thinking: one of THINKING; "off" sets the variables by which the template leaves it out.
+
+        Raises:
+          UserError: if the template does not show what is said, or has no way to leave thinking out.
+        """
+        self.tokenizer, self.added = tokenizer, added
+        self.name = getattr(tokenizer, "name_or_path", "") or "the tokenizer"
+        self.notes: list[str] = []
+        if thinking == "off":
+            self._switch_thinking_off()
+        question, answer = Message("user", (numbered(0),)), Message("assistant", (numbered(1),), TARGET)
+        one = [question, answer]
+        two = [*one, Message("user", (numbered(2),)), Message("assistant", (numbered(3),), TARGET)]
+        self._shapes: dict[tuple[tuple[str, int], ...], Shape] = {}
+        if not self._ends(one) and not self._ends(two):
+            self._end_answers(one)
+        self.ends = self._ends(one) or self._ends(two)
+        if not self._ends(one):
+            self.notes.append(
+                f"the chat template writes nothing after the last answer: that {self.ends[0]} follows is learnt "
+                f"from conversations of several answers alone"
+            )
+        self.lead = self._lead(one)
+
+    # What it writes
+
+    def render(self, messages: Sequence[Message], shape: Shape, tools: Sequence[Any] = (), opens: bool = False) -> str:
+        """The text of a conversation; ``opens``: with the generation prompt behind it.
+
+        Raises:
+          UserError: with what the template raised.
+        """
+        given = [{"role": m.role, "content": _content(m.pieces, shape), **dict(m.more)} for m in messages]
+        try:
+            return self.tokenizer.apply_chat_template(
+                given, tools=list(tools) or None, tokenize=False, add_generation_prompt=opens
+            )
+        except Exception as error:  # what templates raise is their own affair
+            trouble = " ".join(str(error).split())[:200] or type(error).__name__
+            raise self.refused(messages, trouble) from error
+
+    def shape(self, messages: Sequence[Message], tools: Sequence[Any] = ()) -> Shape:
+        """How the template takes contents: as strings, as lists of one text, or, with media, of a text a part.
+
+        It is told from a conversation of the same form that has marks in place of what is said; each must come once, in
+        order. As separate parts only where that writes the same: some templates write something behind each.
+        """
+        if tools or any(m.more for m in messages):
+            return self._shape(marked(messages, _FAR), tools)
+        form = tuple((m.role, len(m.pieces)) for m in messages)
+        if form not in self._shapes:
+            if len(self._shapes) > MOST_FORMS:
+                self._shapes.clear()
+            self._shapes[form] = self._shape(marked(messages))
+        return self._shapes[form]
+
+    def _shape(self, marks: Sequence[Message], tools: Sequence[Any] = ()) -> Shape:
+        wanted = [int(found[1]) for m in marks for found in MARK.finditer("".join(m.pieces))]
+        texts: dict[Shape, str] = {}
+        troubles = []
+        for shape in SHAPES:
+            try:
+                text = self.render(marks, shape, tools)
+            except UserError as error:
+                troubles.append(error)
+                continue
+            if [n for found in MARK.finditer(text) if (n := int(found[1])) in wanted] == wanted:
+                texts[shape] = text
+        if not texts:
+            raise troubles[0] if troubles else self.refused(marks, "it leaves out, repeats or reorders what is said")
+        first = next(iter(texts))
+        return "parts" if len(wanted) > len(marks) and texts.get("parts") == texts[first] else first
+
+    def layout(self, messages: Sequence[Message], shape: Shape, tools: Sequence[Any] = ()) -> Layout:
+        """Renders a conversation and finds what of it has flags: an answer from where the generation prompt ends up to
+        the last special token that the template writes behind it; of another turn, what is said and what ends it. Where
+        several tokens end an answer, writing stops at the first: those behind it are learnt, but no part of it."""
+        text = self.render(messages, shape, tools)
+        find = _Places(self, messages, shape, tools, text)
+        runs: list[tuple[int, int]] = []
+        for n, message in enumerate(messages):
+            if message.flags and (span := find.span(n)):
+                start, said, stop = (max(at, runs[-1][0] if runs else 0) for at in span)
+                runs += [(start, 0), (said, message.flags), (stop, message.flags & TARGET)]
+        runs.append((len(text), 0))
+        return Layout(text, [run for run, before in zip(runs, [(0, 0), *runs], strict=False) if run[0] > before[0]])
+
+    @functools.cached_property
+    def takes_tools(self) -> bool:
+        """Whether the template writes the tools that it is given."""
+        return self._shows(["made_tool"], [Message("user", ("q",))], [_TOOL])
+
+    @functools.cached_property
+    def takes_calls(self) -> bool:
+        """Whether it writes calls of tools, and what they give."""
+        call = {"type": "function", "id": "made00001", "function": {"name": "made_tool", "arguments": {"x": "made_x"}}}
+        result = Message("tool", ("made_result",), more=(("name", "made_tool"), ("tool_call_id", "made00001")))
+        said = [Message("user", ("q",)), Message("assistant", (), more=(("tool_calls", [call]),)), result]
+        return self._shows(["made_tool", "made_x", "made_result"], [*said, Message("assistant", ("a",))], [])
+
+    @functools.cached_property
+    def takes_reasoning(self) -> bool:
+        """Whether it writes the ``reasoning_content`` of the last answer."""
+        answer = Message("assistant", ("a",), more=(("reasoning_content", "made_thought"),))
+        return self._shows(["made_thought"], [Message("user", ("q",)), answer], [])
+
+    def _shows(self, words: Sequence[str], messages: Sequence[Message], tools: Sequence[Any]) -> bool:
+        shape = self.shape([Message("user", ("q",))])
+        try:
+            text = self.render(messages, "text" if shape == "parts" else shape, tools)
+        except UserError:
+            return False
+        return all(word in text for word in words)
+
+    def content_end(self, messages: Sequence[Message], shape: Shape, tools: Sequence[Any], text: str) -> int:
+        """Where the last content ends in a rendering."""
+        end = _Places(self, messages, shape, tools, text).content_end(len(messages) - 1)
+        if end < 0:
+            raise self.refused(messages, "the last turn is left out, repeated or moved")
+        return end
+
+    # What it is
+
+    def _switch_thinking_off(self) -> None:
+        written = self.tokenizer.chat_template
+        switches = [name for name in _SWITCHES if name in _variables(written)]
+        if not switches:
+            if "<think>" in written:
+                raise UserError(
+                    f"config.data.thinking=off: the chat template of {self.name} writes <think> and has no variable "
+                    f"({' or '.join(_SWITCHES)}) that leaves it out; take 'mask'"
+                )
+            return
+        settings = "".join(f"{{%- set {name} = false %}}" for name in switches)
+        self.tokenizer.chat_template = settings + written.removeprefix(settings)
+
+    def _end_answers(self, one: Sequence[Message]) -> None:
+        eos = self.tokenizer.eos_token
+        if not eos:
+            raise UserError(f"{self.name}: its chat template ends an answer with no special token, and it has no eos")
+        self.tokenizer.chat_template = _ENDS_ANSWERS + self.tokenizer.chat_template
+        self._shapes.clear()
+        if self._ends(one) != (eos,):
+            raise UserError(f"{self.name}: its chat template ends an answer with no special token, and takes no {eos}")
+        self.notes.append(f"the chat template ends an answer with nothing: {eos} is written there, learnt and exported")
+
+    def _ends(self, messages: Sequence[Message]) -> tuple[str, ...]:
+        """The special tokens with which answers end."""
+        text, ends = self.layout(messages, self.shape(messages)).text, []
+        for n, message in enumerate(messages):
+            if message.role == "assistant":
+                find = _Places(self, messages, self.shape(messages), (), text)
+                end = find.content_end(n)
+                ends += [found[0].strip() for found in self.added.words(text[end : end + find.ending(n)])]
+        return tuple(dict.fromkeys(ends))
+
+    def _lead(self, one: Sequence[Message]) -> str:
+        layout = self.layout(one, self.shape(one))
+        start = layout.runs[0][0]
+        prompt = self.render(one[:1], self.shape(one[:1]), opens=True)
+        if start < len(prompt):
+            differs = repr(prompt[start:])
+            self.notes.append(f"the chat template's generation prompt ends in {differs}, which stands before no answer "
+                              f"of the data: answers are learnt from where the two part")  # fmt: skip
+        return layout.text[start : layout.text.index(numbered(1))]
+
+    def refused(self, messages: Sequence[Message], trouble: str) -> UserError:
+        roles = ", ".join(message.role for message in messages)
+        return UserError(f"{self.name}: its chat template does not write a conversation of {roles}: {trouble}")
+
+
+class _Places:
+    """Where the turns of a conversation stand in its rendering: told from renderings in which one content is a mark."""
+
+    def __init__(
+        self, template: ChatTemplate, messages: Sequence[Message], shape: Shape, tools: Sequence[Any], text: str
+    ):
+        self.template, self.messages, self.shape, self.tools, self.text = template, messages, shape, tools, text
+        self.around = functools.cache(self._around)
+
+    def span(self, n: int) -> tuple[int, int, int] | None:
+        """Where turn ``n``'s flags begin, where the first token that ends it does, and the last; None of an empty turn
+        that the template leaves out."""
+        message = self.messages[n]
+        end = self.content_end(n)
+        if end < 0:
+            if not "".join(message.pieces).strip() and not message.more:
+                return None
+            raise self.template.refused(self.messages, f"turn {n + 1} is left out, repeated or moved")
+        around = self.around(n, len(self.messages), False)
+        start = self._answer_start(n) if message.role == "assistant" else _common(self.text, (around or ("",))[0])
+        stop = end + self.ending(n)
+        first = next((end + found.end() for found in self.template.added.words(self.text[end:stop])), stop)
+        return min(start, end), first, stop
+
+    def content_end(self, n: int) -> int:
+        """Where the content of turn ``n`` ends, -1 where it is not to be found."""
+        around = self.around(n, len(self.messages), False)
+        return len(self.text) - len(around[1]) if around and self.text.endswith(around[1]) else -1
+
+    def _answer_start(self, n: int) -> int:
+        """Where what is written parts from the generation prompt: as a rule at its end."""
+        if n:
+            written = self.around(n - 1, len(self.messages), False)
+            prompt = self.around(n - 1, n, True)
+            if written and prompt and self.text.endswith(written[1]):
+                return len(self.text) - len(written[1]) + _common(written[1], prompt[1])
+        try:
+            prompt_text = self.template.render(self.messages[:n], self.shape, self.tools, opens=True)
+        except UserError:  # no prompt without a question
+            prompt_text = (self.around(n, len(self.messages), False) or ("", ""))[0]
+        return _common(self.text, prompt_text)
+
+    def ending(self, n: int) -> int:
+        """How much of what follows an answer ends it: up to the last special token of the turn's own, else the next."""
+        tail = self.text[self.content_end(n) :]
+        own = self.around(n, n + 1, False)
+        found = list(self.template.added.words(tail[: _common(tail, own[1])] if own else ""))
+        if not found:
+            found = list(self.template.added.words(tail))[:1]
+        return found[-1].end() if found else 0
+
+    def _around(self, n: int, count: int, opens: bool) -> tuple[str, str] | None:
+        """What stands before and behind the content of turn ``n`` in a rendering of the first ``count``."""
+        marked = list(self.messages[:count])
+        keys = tuple(pair for pair in marked[n].more if pair[0] in ("name", "tool_call_id"))
+        marked[n] = marked[n]._replace(pieces=(_WHOLE,), more=keys)
+        try:
+            text = self.template.render(marked, self.shape, self.tools, opens)
+        except UserError:
+            return None
+        before, mark, behind = text.partition(_WHOLE)
+        return (before, behind) if mark and _WHOLE not in behind else None
+
+
+def without_thinking(text: str) -> str:
+    """An answer without the block of thinking that it begins with."""
+    return re.sub(r"^\s*<think>.*?</think>\s*", "", text, count=1, flags=re.DOTALL)
+
+
+def numbered(n: int) -> str:
+    return f"{OPEN}{n}{CLOSE}"
+
+
+def marked(messages: Sequence[Message], first: int = 0) -> list[Message]:
+    """A conversation of the same form, with marks from ``first`` on for what is said; beside calls, if anything is."""
+    found, count = [], first
+    for message in messages:
+        pieces = message.pieces if message.more else ("said",) * len(message.pieces)
+        marks = tuple(numbered(n) if piece.strip() else piece for n, piece in enumerate(pieces, count))
+        found.append(message._replace(pieces=marks))
+        count += len(marks)
+    return found
+
+
+def _content(pieces: Sequence[str], shape: Shape) -> str | list[dict[str, str]]:
+    if shape == "string":
+        return "".join(pieces)
+    return [{"type": "text", "text": text} for text in (pieces if shape == "parts" else ["".join(pieces)])]
+
+
+def _common(a: str, b: str) -> int:
+    """The length of what two texts begin with alike."""
+    return next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def with_thinking_masked(layout: Layout) -> Layout:
+    """A layout in which no thinking is a target."""
+    spans = [found.span() for found in _THOUGHT.finditer(layout.text)]
+    ends = [end for end, _ in layout.runs]
+    cuts = sorted({*ends, *(at for span in spans for at in span if at > 0)})
+    runs = []
+    for before, end in itertools.pairwise([0, *cuts]):
+        flags = layout.runs[bisect.bisect_left(ends, end)][1]
+        is_thought = any(first <= before and end <= last for first, last in spans)
+        runs.append((end, flags & ~TARGET if is_thought else flags))
+    return Layout(layout.text, runs)
+
+
+def _variables(written: str) -> set[str]:
+    """The variables that a template reads and does not set."""
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
+    written = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", written)  # a tag of transformers' own
+    return jinja2.meta.find_undeclared_variables(environment.parse(written))

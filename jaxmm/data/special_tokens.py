@@ -1,0 +1,91 @@
+"""Special tokens that data may write: grounding marks and tokens that a user added, where its text holds their names.
+
+All others stay text, as what people type must not structure a sequence.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from jaxmm.batch import ROLES
+from jaxmm.errors import UserError, nearest
+
+GROUNDING = "grounding"
+# What models that point at things were trained with; a tokenizer has those of its family.
+_GROUNDING = re.compile(
+    r"<\|(object_ref|box|quad|point|ref|det|grounding|obj)(_start|_end)?\|>|<\|/(ref|det|box|quad|point)\|>"
+    r"|</?(ref|box|quad|point|loc|seg|delim|object)>|<(loc|seg)_?\d+>"
+)
+
+
+class SpecialTokens:
+    """The tokens that ``config.data.special_tokens`` names.
+
+    Attributes:
+      names: of them, in the tokenizer's order.
+      pattern: matches one, the longest first; None where there are none.
+      roles: of the turns that may hold them.
+    """
+
+    def __init__(self, text: str, roles: str, tokenizer: Any):
+        """
+        Args:
+          text: names with commas between them, ``/a regular expression/``, or GROUNDING; '' for none.
+          roles: of batch.ROLES, with commas between them.
+
+        Raises:
+          UserError: for a name that is no added token of the tokenizer, a pattern that no token matches, or a role.
+        """
+        self.roles = frozenset(role.strip() for role in roles.split(",") if role.strip())
+        for role in sorted(self.roles - set(ROLES)):
+            raise UserError(
+                f"config.data.special_tokens_in '{roles}': no role '{role}': there are {', '.join(ROLES)}"
+                f"{nearest(role, ROLES)}"
+            )
+        vocabulary = tokenizer.get_added_vocab()
+        self.names = sorted(_named(text, vocabulary), key=vocabulary.__getitem__)
+        longest = sorted(self.names, key=len, reverse=True)
+        self.pattern = re.compile("|".join(map(re.escape, longest))) if longest else None
+
+    def may_hold(self, role: str) -> bool:
+        """Whether a turn of a role may hold them."""
+        return self.pattern is not None and role in self.roles
+
+    def cut(self, text: str) -> Iterator[tuple[str, bool]]:
+        """Yields the pieces of a text, and whether each is a token."""
+        at = 0
+        for found in self.pattern.finditer(text) if self.pattern else ():
+            if found.start() > at:
+                yield text[at : found.start()], False
+            yield found[0], True
+            at = found.end()
+        if at < len(text):
+            yield text[at:], False
+
+
+def _named(text: str, vocabulary: dict[str, int]) -> list[str]:
+    key = f"config.data.special_tokens '{text}'"
+    if not text.strip():
+        return []
+    if text == GROUNDING or (text.startswith("/") and text.endswith("/") and len(text) > 2):
+        try:
+            pattern = _GROUNDING if text == GROUNDING else re.compile(text[1:-1])
+        except re.error as error:
+            raise UserError(f"{key} is no regular expression: {error}") from error
+        found = [name for name in vocabulary if pattern.fullmatch(name)]
+        if not found:
+            raise UserError(f"{key}: the tokenizer has no such token; its added ones are {_some(vocabulary)}")
+        return found
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in vocabulary:
+            guess = nearest(name, vocabulary) or f"; its added ones are {_some(vocabulary)}"
+            raise UserError(f"{key}: '{name}' is no added token of the tokenizer{guess}")
+    return names
+
+
+def _some(vocabulary: dict[str, int]) -> str:
+    names = sorted(vocabulary, key=vocabulary.__getitem__)
+    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "") or "none"

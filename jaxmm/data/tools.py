@@ -1,0 +1,100 @@
+"""Tools of a conversation: those that may be called, the calls, and what they give.
+
+A document carries them as the data has them, for a chat template that knows tools. Where nothing does, they are told in
+words: LLaMA-Factory has a wording for each family of models, we have one, JSON as it is in the data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxmm.data.documents import Part, Text, Turn
+from jaxmm.errors import UserError
+
+HEADING = "Tools, one JSON object a line:"
+CALLING = 'Call one with {"name": its name, "arguments": an object}.'
+
+
+def read_tools(origin: str, column: str, value: Any) -> str:
+    """Returns ``Document.tools`` of what a record has in ``column``: JSON text or JSON, a list of tools or one tool.
+
+    Raises:
+      UserError: if that is no JSON, or something in it is no object.
+    """
+    tools = value
+    if isinstance(tools, str) and tools:
+        try:
+            tools = json.loads(tools)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{origin}: '{column}' is not JSON: {value!r:.40}") from error
+    if not tools:
+        return ""
+    tools = tools if isinstance(tools, list) else [tools]
+    if not all(isinstance(tool, Mapping) for tool in tools):
+        raise UserError(f"{origin}: '{column}' must be a list of tools, each an object, not {value!r:.40}")
+    return _json(tools)
+
+
+def read_calls(origin: str, wanted: Any) -> str:
+    """Returns ``Turn.calls`` of an assistant's ``tool_calls``.
+
+    Raises:
+      UserError: if they are no list of objects with a function's name.
+    """
+    if not isinstance(wanted, Sequence) or not all(isinstance(call, Mapping) for call in wanted):
+        raise UserError(f"{origin}: tool_calls must be a list of objects, not {wanted!r:.40}")
+    for call in wanted:
+        function = _function(call)
+        if not isinstance(function.get("name"), str):
+            raise UserError(f"{origin}: a tool call has no function with a name: {call!r:.60}")
+    return _json(list(wanted))
+
+
+def in_words(turns: Sequence[Turn], tools: str) -> tuple[Turn, ...]:
+    """Returns turns in which the system's ends with the tools, calls are said, and what they give is the user's."""
+    told = [_in_words(turn) for turn in turns]
+    if not tools:
+        return tuple(told)
+    lines = [
+        _json(tool["function"] if isinstance(tool.get("function"), Mapping) else tool) for tool in json.loads(tools)
+    ]
+    text = "\n".join([HEADING, *lines, CALLING])
+    if not told or told[0].role != "system":
+        return (Turn("system", (Text(text),), False), *told)
+    parts = told[0].parts
+    return (told[0]._replace(parts=_joined(parts, f"\n\n{text}" if parts else text)), *told[1:])
+
+
+def _in_words(turn: Turn) -> Turn:
+    if turn.role == "tool":
+        turn = turn._replace(role="user")
+    if not turn.calls:
+        return turn
+    found = []
+    for call in json.loads(turn.calls):
+        function = _function(call)
+        arguments = function.get("arguments")
+        if isinstance(arguments, str):  # OpenAI's calls carry JSON as text
+            with contextlib.suppress(ValueError, RecursionError):  # what a model wrote may be any text
+                arguments = json.loads(arguments)
+        found.append({"name": function["name"], "arguments": arguments})
+    written = _json(found[0] if len(found) == 1 else found)
+    return turn._replace(parts=_joined(turn.parts, f"\n{written}" if turn.parts else written), calls="")
+
+
+def _joined(parts: tuple[Part, ...], text: str) -> tuple[Part, ...]:
+    if parts and isinstance(last := parts[-1], Text):
+        return (*parts[:-1], Text(last.text + text))
+    return (*parts, Text(text))
+
+
+def _function(one: Mapping[str, Any]) -> Any:
+    """Of a tool or a call: with OpenAI's wrapping, or without."""
+    return one["function"] if isinstance(one.get("function"), Mapping) else one
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
