@@ -18,7 +18,8 @@ import numpy as np
 import jaxmm
 from jaxmm import command, sharding
 from jaxmm.data.byt5 import ByT5Tokenizer
-from jaxmm.data.text import END, IMAGE, IMAGE_END, IMAGE_START, ROLE_MARKERS, Template, image_codes
+from jaxmm.data.codebook import image_codes
+from jaxmm.data.text import END, IMAGE, IMAGE_END, IMAGE_START, OURS_MARK, ROLE_MARKERS, Template
 from jaxmm.errors import UserError, nearest
 from jaxmm.hf import folder as hf
 from jaxmm.hf import specs, weights
@@ -145,7 +146,7 @@ def chat_template(template: Template) -> str:
         for i, (role, marker) in enumerate(ROLE_MARKERS.items())
     )
     return "".join([
-        template.tokenizer.bos_token or "",
+        OURS_MARK, template.tokenizer.bos_token or "",
         "{% for message in messages %}", markers, "{% endif %}",
         "{% if message['content'] is string %}{{ message['content'] }}{% else %}",
         "{% for part in message['content'] %}{% if part['type'] == 'image' %}", IMAGE,

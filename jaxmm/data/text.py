@@ -18,7 +18,9 @@ import numpy as np
 from jaxmm.batch import ANSWER, TARGET
 from jaxmm.data.chat import ChatFormat, Chunk, Markup, Medium, Special, Step
 from jaxmm.data.chat_template import THINKING, without_thinking
+from jaxmm.data.codebook import image_offset
 from jaxmm.data.documents import Document, Part, Text, Tokens, Turn
+from jaxmm.data.encoded import Encoded, Writer
 from jaxmm.data.special_tokens import SpecialTokens
 from jaxmm.data.tokenizer import Ids, text_encoder
 from jaxmm.data.tools import in_words
@@ -38,25 +40,7 @@ _ROLES_0_1 = "".join(
     f"{{% {'elif' if n else 'if'} message['role'] == '{role}' %}}{marker}"
     for n, (role, marker) in enumerate(ROLE_MARKERS.items())
 )
-IMAGE_CODE = "<|image_code_{}|>"  # a token of the codebook, in an exported tokenizer
 SPECIAL_TOKENS = (IMAGE_START, IMAGE_END, *ROLE_MARKERS.values(), END)
-
-
-class Encoded(NamedTuple):
-    """A document as text tokens; the soft tokens of its images are counted when the vision tower is known.
-
-    Attributes:
-      tokens: int32 (n,) with separators and turn markers, without the positions of soft tokens.
-      run_starts: int32 (r,) where runs of tokens with equal flags start; the first is 0, and the last ends at n.
-      run_flags: uint8 (r,) of batch.TARGET and batch.ANSWER, by run.
-      image_at: int32 (media,): the soft tokens of medium k stand before token ``image_at[k]``, its ``<|image_end|>``,
-        and after its ``<|image_start|>``; of discrete image tokens it is the first.
-    """
-
-    tokens: np.ndarray
-    run_starts: np.ndarray
-    run_flags: np.ndarray
-    image_at: np.ndarray
 
 
 OURS = Markup(IMAGE_START, IMAGE_END)
@@ -171,7 +155,7 @@ class Template:
         self.eos_id: int = self.end_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
         self.pad_id: int = self.eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self.image_tokens, self.predict_image_tokens = image_tokens, predict_image_tokens
-        self.image_offset = _image_offset(tokenizer, image_tokens)  # of the codebook's first token
+        self.image_offset = image_offset(tokenizer, image_tokens)  # of the codebook's first token
         self.vocab_size: int = max(len(tokenizer), self.image_offset + image_tokens)
         self._ids = text_encoder(tokenizer)
         (self._newline,) = self._ids(["\n"])
@@ -204,7 +188,7 @@ class Template:
         chunks = self._chunks(steps)
         encoded = []
         for document, said, own in zip(documents, turns, steps, strict=True):
-            writer = _Writer()
+            writer = Writer()
             if own is None:
                 self._write(writer, said, texts, origin=document.origin)
             else:
@@ -217,7 +201,7 @@ class Template:
 
         Where the last turn is a document or the assistant's, the text stays open for the model to go on with it.
         """
-        writer, steps = _Writer(), self._steps(turns, is_open=True)
+        writer, steps = Writer(), self._steps(turns, is_open=True)
         if steps is None:
             turns = self._own(turns, "")
             self._write(writer, turns, self._texts(turns), is_open=True)
@@ -273,7 +257,7 @@ class Template:
         return iter(self.chat.encode(chunks) if self.chat and chunks else ())
 
     def _write_steps(
-        self, writer: _Writer, steps: Sequence[Step], chunks: Iterator[tuple[Ids, np.ndarray]], origin: str = ""
+        self, writer: Writer, steps: Sequence[Step], chunks: Iterator[tuple[Ids, np.ndarray]], origin: str = ""
     ) -> None:
         """Writes what the chat template has; ``chunks`` gives the ids of its texts."""
         for step in steps:
@@ -287,12 +271,12 @@ class Template:
                 for first, last in itertools.pairwise(starts):
                     writer.add(ids[first:last], int(flags[first]) if last > first else 0)
 
-    def _write_medium(self, writer: _Writer, part: Part, flags: int, origin: str) -> None:
+    def _write_medium(self, writer: Writer, part: Part, flags: int, origin: str) -> None:
         writer.add(self._around[0], 0)
         self._write_slots(writer, part, flags, origin)
         writer.add(self._around[1], 0)
 
-    def _write_slots(self, writer: _Writer, part: Part, flags: int, origin: str) -> None:
+    def _write_slots(self, writer: Writer, part: Part, flags: int, origin: str) -> None:
         """Writes the place of a medium, without what stands around it."""
         writer.add_image()
         if isinstance(part, Tokens):
@@ -312,7 +296,7 @@ class Template:
         return self.objective == "sft" and turn.role != "document"
 
     def _write(
-        self, writer: _Writer, turns: Sequence[Turn], texts: Iterator[Ids], is_open: bool = False, origin: str = ""
+        self, writer: Writer, turns: Sequence[Turn], texts: Iterator[Ids], is_open: bool = False, origin: str = ""
     ) -> None:
         """Writes turns; ``texts`` gives the ids of their text parts."""
         if turns and self.bos_id is not None:
@@ -379,67 +363,7 @@ class Template:
         return ids + self.image_offset
 
 
-class _Writer:
-    """Collects the tokens of a document, runs of equal flags merged."""
-
-    def __init__(self) -> None:
-        self._chunks: list[Ids] = []
-        self._starts: list[int] = []
-        self._flags: list[int] = []
-        self._image_at: list[int] = []
-        self._count = 0
-
-    def add(self, ids: Ids, flags: int) -> None:
-        if not len(ids):
-            return
-        if not self._flags or self._flags[-1] != flags:
-            self._starts.append(self._count)
-            self._flags.append(flags)
-        self._chunks.append(ids)
-        self._count += len(ids)
-
-    def add_image(self) -> None:
-        self._image_at.append(self._count)
-
-    def encoded(self) -> Encoded:
-        tokens = np.empty(self._count, np.int32)
-        at = 0
-        for ids in self._chunks:
-            tokens[at : at + len(ids)] = ids
-            at += len(ids)
-        return Encoded(
-            tokens=tokens,
-            run_starts=np.array(self._starts, np.int32),
-            run_flags=np.array(self._flags, np.uint8),
-            image_at=np.array(self._image_at, np.int32),
-        )
-
-
 def has_chat_template(tokenizer: Any) -> bool:
     """Whether conversations are written by the tokenizer's own template: not where that is an export of ours."""
     written = getattr(tokenizer, "chat_template", None) or ""
     return bool(written) and not (isinstance(written, str) and (OURS_MARK in written or _ROLES_0_1 in written))
-
-
-def image_codes(count: int) -> list[str]:
-    """The names of a codebook's tokens in a tokenizer."""
-    return [IMAGE_CODE.format(n) for n in range(count)]
-
-
-def _image_offset(tokenizer: Any, image_tokens: int) -> int:
-    """Where the codebook begins: where an exported tokenizer has it, else after the tokenizer's tokens.
-
-    Raises:
-      UserError: if the tokenizer has a codebook of another size.
-    """
-    vocabulary = tokenizer.get_vocab()
-    first = vocabulary.get(IMAGE_CODE.format(0))
-    if first is None or not image_tokens:
-        return len(tokenizer)
-    found = [vocabulary.get(name) for name in image_codes(image_tokens)]
-    if found != list(range(first, first + image_tokens)) or IMAGE_CODE.format(image_tokens) in vocabulary:
-        raise UserError(
-            f"config.data.image_tokens is {image_tokens}, but the tokenizer has a codebook of "
-            f"{sum(name in vocabulary for name in image_codes(len(vocabulary)))} tokens"
-        )
-    return int(first)

@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxmm.batch import ANSWER, TARGET
+from jaxmm.data.codebook import image_codes
 from jaxmm.data.documents import Document, Image, Part, Text, Turn
-from jaxmm.data.text import END, OBJECTIVES, SPECIAL_TOKENS, Encoded, Template, image_codes
+from jaxmm.data.encoded import Encoded
+from jaxmm.data.text import END, OBJECTIVES, SPECIAL_TOKENS, Template
 from jaxmm.data.tokenizer import load_tokenizer
 from jaxmm.errors import UserError
 
