@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
     config.data.thinking = "learn"  # or "mask": read, not learnt; or "off": left out of data and prompts
     config.data.special_tokens = ""  # that data may write: name,name or /pattern/ or "grounding"; others are letters
     config.data.special_tokens_in = "assistant,document"  # whose text may: of document, system, user, assistant, tool
-    config.data.long_documents = "split"  # or "truncate", "drop"
+    config.data.long_documents = "split"  # what becomes of those longer than a row: or "truncate", "drop"
     config.data.jitter = 0.15  # from a picture's fifth pass on, its edges move up to this part of its side
     config.data.fast_decode = False  # JPEGs at a smaller scale, for models that start from random weights
     config.data.image_tokens = 0  # size of the codebook of discrete image tokens; 0 is none
@@ -37,7 +37,7 @@ def get_config() -> ConfigDict:
     config.data.allow_change = False  # go on with other data than the run has seen so far
     config.data.cache = ""  # where prepared data is kept; "" is $XDG_CACHE_HOME/jaxmm
     config.data.threads = 1  # threads that make batches ahead
-    config.data.workers = 0  # processes that do, instead of threads
+    config.data.workers = 0  # processes that make them, instead of threads
 
     config.image = ConfigDict()
     config.image.patch_size = 8
@@ -68,27 +68,27 @@ def get_config() -> ConfigDict:
     config.decoder.qk_norm = False  # queries and keys are normed, as Qwen 3's
 
     config.optimizer = ConfigDict()
-    config.optimizer.name = "muon"  # for linear maps, AdamW for all else; or "adamw" for everything
+    config.optimizer.name = "muon"  # "muon" for linear maps, AdamW for all else; or "adamw" for everything
     config.optimizer.rate = 4e-3
     config.optimizer.warmup = 40
-    config.optimizer.schedule = "cosine"  # or "wsd", "constant"
+    config.optimizer.schedule = "cosine"  # of the rate: or "wsd", "constant"
     config.optimizer.end_factor = 0.02
     config.optimizer.decay_fraction = 0.2  # of the steps, for "wsd"
     config.optimizer.b1 = 0.9  # of AdamW; Muon's momentum is 0.95
     config.optimizer.b2 = 0.98
     config.optimizer.weight_decay = 0.05
     config.optimizer.clip = 1.0
-    config.optimizer.moments = "float32"  # what they are held as: or "bfloat16", "float8"
+    config.optimizer.moments = "float32"  # what the moments are held as: or "bfloat16", "float8"
     config.optimizer.z_loss = 1e-4
     config.optimizer.freeze = ""  # parts, comma between them: vision, connector, decoder
-    config.optimizer.vision_rate = 1.0  # multiples of the rate
+    config.optimizer.vision_rate = 1.0  # multiple of the rate
     config.optimizer.connector_rate = 1.0
     config.optimizer.decoder_rate = 1.0
 
     config.compute = ConfigDict()
     config.compute.dtype = ""  # of activations; "" is bfloat16, on CPU float32
     config.compute.attention = ""  # "blocks", on TPUs "splash", on GPUs "fused"; "" is the best there is
-    config.compute.remat = "none"  # or "dots", "offload", "full"
+    config.compute.remat = "none"  # what is computed again in the backward pass: or "dots", "offload", "full"
     config.compute.unroll = 0  # layers a scan iteration runs; 0 is all of them on CPU, 1 elsewhere
 
     config.mesh = ConfigDict()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import json
 import math
-import os
 import sys
 import types
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -19,13 +18,13 @@ from typing import Any, Literal, NoReturn
 
 from ml_collections import ConfigDict
 
-import jaxmm
+from jaxmm import consistency
+from jaxmm.config import KEYS, KINDS, Value, flat, same_end
+from jaxmm.config_file import load_file, load_workdir
 from jaxmm.errors import StrandedError, UserError, end_at_once, nearest
 
-Value = bool | int | float | str | tuple[Any, ...]
 Flags = Mapping[str, tuple[Value, str]]  # name -> default, which gives the type, and what it is for
-
-_KINDS = {bool: "true or false", int: "an integer", float: "a finite number", str: "a string"}
+COLUMNS = 38, 32  # widths in --help: of a key with its value, and of what it may be
 
 
 def run(main: Callable[[list[str]], int | None]) -> NoReturn:
@@ -67,7 +66,8 @@ def parse(
     values: dict[str, Any] = {name: default for name, (default, _) in flags.items()}
     origin, unknown, wants_help = "", "", False
     changes: list[tuple[str, str | None]] = []
-    for name, text in _split(argv, flags):
+    given = _split(argv, flags)
+    for name, text in given:
         if name in flags:
             values[name] = _read(f"--{name}", text, flags[name][0])
         elif name == "config" and config == "file":
@@ -81,18 +81,22 @@ def parse(
     loaded = ConfigDict()
     try:
         if config != "none":
-            loaded = _load_file(origin) if config == "file" else _load_workdir(values["workdir"])
+            loaded = load_file(origin) if config == "file" else load_workdir(values["workdir"])
     except UserError:
         if not (unknown or wants_help):
             raise
     if wants_help:
-        print(_help(flags, config, about, _leaves(loaded)))
+        print(_help(flags, config, about, flat(loaded)))
         sys.exit(0)
     if unknown:
         raise _unknown_flag(unknown, flags, config, loaded)
     for key, text in changes:
         _change(loaded, key, text)
+    for name in dict.fromkeys(name for name, _ in given):
+        if len(twice := [text for other, text in given if other == name]) > 1:
+            print(f"--{name} is given {len(twice)} times: the last one, {twice[-1]}, counts", file=sys.stderr)
     if config != "none":
+        consistency.check(flat(loaded))
         values |= {"config": loaded, "config_name": Path(origin).stem}
     return types.SimpleNamespace(**values)
 
@@ -102,24 +106,13 @@ def to_json(config: ConfigDict) -> dict[str, Any]:
     return json.loads(json.dumps(config.to_dict(), allow_nan=False))
 
 
-def from_json(values: Mapping[str, Any]) -> ConfigDict:
-    """A locked config from what ``to_json`` gave: lists become tuples."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: plain(item) for key, item in value.items()}
-        return tuple(value) if isinstance(value, list) else value
-
-    return ConfigDict(plain(values)).lock()
-
-
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], free: Collection[str] = ()) -> list[str]:
-    """The keys in which two configs (or their JSON) differ, as ``"data.path: 'x' -> 'y'"``.
+    """The keys in which two configs, their JSON, or their values by dotted keys differ: ``"data.path: 'x' -> 'y'"``.
 
     Args:
       free: keys and groups that may differ: "steps", "eval".
     """
-    a, b = _leaves(old), _leaves(new)
+    a, b = flat(old), flat(new)
 
     def told(key: str, side: Mapping[str, Any]) -> str:
         return repr(side[key]) if key in side else "(absent)"
@@ -152,7 +145,7 @@ def _unknown_flag(name: str, flags: Flags, config: str, loaded: ConfigDict) -> U
     if name == "config":
         own = " (it reads the run's own; --config.KEY=VALUE changes a key)" if config == "workdir" else ""
         return UserError(f"this command takes no --config{own}")
-    known = [*flags, *["config"] * (config == "file"), *(f"config.{key}" for key in _leaves(loaded))]
+    known = [*flags, *["config"] * (config == "file"), *(f"config.{key}" for key in flat(loaded))]
     guess = nearest(f"--{name}", [f"--{one}" for one in known])
     return UserError(f"unknown flag --{name}{guess or '; --help lists the flags'}")
 
@@ -166,6 +159,8 @@ def _read(name: str, text: str | None, like: Value) -> Any:
     if isinstance(like, tuple):
         words = [word.strip() for word in text.strip("()[] ").split(",")]
         return tuple(_read(name, word, like[0] if like else "") for word in words if word)
+    if any(0xD800 <= ord(letter) < 0xE000 or letter == "\0" for letter in text):
+        raise UserError(f"{name}={text!a}: it has bytes that are no UTF-8")
     try:
         if isinstance(like, bool):
             return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
@@ -178,7 +173,7 @@ def _read(name: str, text: str | None, like: Value) -> Any:
             return number
         return int(number) if "e" in text.lower() or "." in text else int(text)  # a float rounds long integers
     except (ValueError, KeyError):
-        raise UserError(f"{name}: '{text}' is not {_KINDS[type(like)]} (default: {like})") from None
+        raise UserError(f"{name}: '{text}' is not {KINDS[type(like)]} (default: {like})") from None
 
 
 def _change(config: ConfigDict, key: str, text: str | None) -> None:
@@ -187,105 +182,13 @@ def _change(config: ConfigDict, key: str, text: str | None) -> None:
     while groups and isinstance(group.get(groups[0]), ConfigDict):
         group, inside = group[groups[0]], f"{inside}{groups.pop(0)}."
     if groups or last not in group:
-        keys = _leaves(config)
-        guess = nearest(key, keys) if groups else nearest(last, group).replace("'", f"'{inside}", 1)
-        guess = guess or next((f"; did you mean '{one}'?" for one in keys if one.endswith(f".{last}")), "")
+        guess = same_end(key) or (nearest(key, KEYS) if groups else nearest(last, group).replace("'", f"'{inside}", 1))
         listed = f"; {f'config.{inside}'[:-1]} has {', '.join(group)}"
         raise UserError(f"unknown config key '{key}'{guess or listed}")
     if isinstance(group[last], ConfigDict):
         keys_inside = ", ".join(f"--config.{key}.{name}" for name in group[last])
         raise UserError(f"config.{key} is a group of keys; set one of {keys_inside}")
     group[last] = _read(f"config.{key}", text, group[last])
-
-
-def _leaves(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The values by their dotted keys; lists, which JSON has for tuples, as tuples."""
-    found: dict[str, Any] = {}
-    for name in config:
-        value = config[name]
-        if isinstance(value, ConfigDict | Mapping):
-            found |= _leaves(value, f"{prefix}{name}.")
-        else:
-            found[f"{prefix}{name}"] = tuple(value) if isinstance(value, list) else value
-    return found
-
-
-def _load_file(name: str) -> ConfigDict:
-    path = Path(name)
-    if not name:
-        raise UserError("--config is missing: give a config file, such as --config=configs/base.py")
-    if not path.is_file():
-        raise UserError(f"config file '{name}' does not exist{_where(path)}")
-    # As for a script, so that one config can import another that lies beside it.
-    beside, known = str(path.resolve().parent), set(sys.modules)
-    sys.path.insert(0, beside)
-    space: dict[str, Any] = {"__name__": "config", "__file__": str(path)}
-    try:
-        exec(compile(path.read_text(), str(path), "exec"), space)
-        if not callable(space.get("get_config")):
-            raise UserError(f"config file '{name}' defines no function get_config()")
-        config = space["get_config"]()
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"config file '{name}'{_line(error, path)}: {type(error).__name__}: {error}") from error
-    finally:
-        sys.path.remove(beside)
-        for module in set(sys.modules) - known:  # another config's neighbours may have the same names
-            if (getattr(sys.modules[module], "__file__", None) or "").startswith(beside + os.sep):
-                del sys.modules[module]
-    if not isinstance(config, ConfigDict):
-        raise UserError(f"config file '{name}': get_config() returned {type(config).__name__}, not a ConfigDict")
-    for key, value in _leaves(config).items():
-        finite = not isinstance(value, float) or math.isfinite(value)  # JSON has no other
-        if not (finite and isinstance(value, bool | int | float | str | tuple)):
-            kind = f"a {type(value).__name__}" if finite and value is not None else str(value)
-            raise UserError(
-                f"config file '{name}': {key} is {kind}; each key needs a bool, int, float, str or tuple "
-                "(0 or '' mean automatic)"
-            )
-    return from_json(config.to_dict())
-
-
-def _where(path: Path) -> str:
-    """What to do about a config file that is not there."""
-    if path.parent.is_dir() and (guess := nearest(path.name, [file.name for file in path.parent.glob("*.py")])):
-        return guess
-    root = Path(jaxmm.__file__).resolve().parent.parent
-    if not path.is_absolute() and (root / path).is_file():
-        return f" in {Path.cwd()}; it is {root / path}"
-    if path.parts[:1] == ("configs",):
-        return (
-            f" in {Path.cwd()}; the configs come with the repository, not with the package: run this in a clone of it"
-        )
-    return f" in {Path.cwd()}" * (not path.is_absolute())
-
-
-def _line(error: Exception, path: Path) -> str:
-    """Where in the config file an exception came from."""
-    if isinstance(error, SyntaxError):
-        return f", line {error.lineno}" if error.filename == str(path) else ""
-    line, trace = 0, error.__traceback__
-    while trace is not None:
-        line = trace.tb_lineno if trace.tb_frame.f_code.co_filename == str(path) else line
-        trace = trace.tb_next
-    return f", line {line}" if line else ""
-
-
-def _load_workdir(name: str) -> ConfigDict:
-    path = Path(name)
-    if not name:
-        raise UserError("--workdir is missing: give the folder of a run, such as --workdir=runs/base")
-    if not path.is_dir():
-        near = [str(folder) for folder in path.parent.iterdir() if folder.is_dir()] if path.parent.is_dir() else []
-        raise UserError(f"workdir '{name}' does not exist{nearest(str(path), near)}")
-    file = path / "config.json"
-    if not file.is_file():
-        raise UserError(f"workdir '{name}' holds no run: there is no config.json in it")
-    try:
-        return from_json(json.loads(file.read_text()))
-    except ValueError as error:
-        raise UserError(f"{file} is no valid JSON: {error}") from error
 
 
 def _help(flags: Flags, config: str, about: str, keys: Mapping[str, Any]) -> str:
@@ -295,8 +198,13 @@ def _help(flags: Flags, config: str, about: str, keys: Mapping[str, Any]) -> str
     change = "" if config == "none" else " --config.KEY=VALUE"
     lines = [about.strip(), "", f"usage: {program}{origin}{change} --FLAG=VALUE", ""]
     lines += [f"  --{name}={default}  {text}" for name, (default, text) in flags.items()]
-    if keys:
-        lines += ["", "config keys and their values:", *(f"  --config.{key}={value}" for key, value in keys.items())]
-    elif config == "file":
-        lines += ["", "With --config=FILE.py, --help also lists the config's keys."]
+    if config != "none":
+        whose = "the values of this config" if keys else "their defaults"
+        lines += ["", f"config keys, {whose}, what each may be, and what it is for:"]
+        lines += [_help_of(name, keys.get(name, key.default)) for name, key in KEYS.items()]
     return "\n".join(lines).strip()
+
+
+def _help_of(name: str, value: Value) -> str:
+    first, second = COLUMNS
+    return f"  {f'--config.{name}={value}':<{first}}  {KEYS[name].range():<{second}}  {KEYS[name].text}"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxmm import command
+from jaxmm.config import completed
 from jaxmm.data.plan import FORMAT as PLAN_FORMAT
 from jaxmm.errors import UserError
 from jaxmm.recipe import Corpus
@@ -39,8 +40,9 @@ class Identity(NamedTuple):
           UserError: with the differences.
         """
         data = [f"content of {line}" for line in command.differences(meta["data"], self.data)]
-        every = command.differences(meta["config"], self.config, FREE)
-        fixed = command.differences(meta["config"], self.config, (*FREE, *CHANGEABLE))
+        was, now = completed(meta["config"]), completed(self.config)
+        every = command.differences(was, now, FREE)
+        fixed = command.differences(was, now, (*FREE, *CHANGEABLE))
         if fixed or "plan" not in meta or ((every or data) and not allow_change):
             way_out = "" if fixed or "plan" not in meta else ", go on with the other data by config.data.allow_change"
             raise UserError(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,13 +23,14 @@ from jaxmm.data.remote import default_cache
 from jaxmm.data.sources import read_sources
 from jaxmm.data.text import IMAGE, OURS, ChatOptions, Markup, Template
 from jaxmm.data.tokenizer import load_tokenizer
-from jaxmm.errors import UserError, nearest
+from jaxmm.errors import UserError
 from jaxmm.hf.start import MARKUP, MODEL, Start, image_settings, read_start
 from jaxmm.models.attention import choose_backend
 from jaxmm.models.connector import ConnectorSpec
 from jaxmm.models.decoder import DecoderSpec
 from jaxmm.models.multimodal import PARTS, Compute, ModelSpec
 from jaxmm.models.vit import VisionSpec
+from jaxmm.shares import parse_mixture, parse_names, parse_numbers, parse_schedule
 
 VOCABULARY_MULTIPLE = 128  # the embedding's rows are padded to a multiple, for even shards and aligned matmuls
 
@@ -39,66 +38,6 @@ VOCABULARY_MULTIPLE = 128  # the embedding's rows are padded to a multiple, for 
 def cache_folder(config: ConfigDict) -> Path:
     """Where prepared data and compiled programs are kept: outside any workdir."""
     return Path(config.data.cache).expanduser() if config.data.cache else default_cache()
-
-
-def parse_mixture(text: str, key: str = "config.data.mixture") -> dict[str, float]:
-    """Reads ``name:share,name:share``; a name without a share has 0, to be set from its size.
-
-    Raises:
-      UserError: for a share that is no positive number, or where only some names have one.
-    """
-    shares: dict[str, float] = {}
-    for entry in filter(None, (e.strip() for e in text.split(","))):
-        name, colon, share = entry.rpartition(":") if ":" in entry else (entry, "", "")
-        try:
-            shares[name] = float(share) if colon else 0.0
-        except ValueError:
-            shares[name] = -1.0
-        if colon and not 0 < shares[name] < float("inf"):
-            raise UserError(f"{key}: '{entry}' has no positive share; write name:share,name:share")
-    if shares and 0 < sum(s > 0 for s in shares.values()) < len(shares):
-        raise UserError(f"{key} '{text}': give every name a share, or none of them")
-    return shares
-
-
-def parse_schedule(text: str) -> list[tuple[int, dict[str, float]]]:
-    """Reads shares that change: ``a:0.9,b:0.1 @1000 a:0.5,b:0.5`` has others from step 1000 on.
-
-    Returns:
-      (step, shares by name), the first of step 0; each as ``parse_mixture`` gives it.
-    """
-    first, *rest = re.split(r"\s*@\s*(\d+)\s+", text.strip())
-    stages = [(0, parse_mixture(first))]
-    for step, shares in zip(rest[::2], rest[1::2], strict=True):
-        stages.append((int(step), parse_mixture(shares)))
-        if stages[-1][0] <= stages[-2][0] or not stages[-1][1] or not stages[0][1]:
-            raise UserError(
-                f"config.data.mixture '{text}': shares change at steps above 0, in order, and each time name sources; "
-                f"write name:share,name:share @STEP name:share,name:share"
-            )
-    if "@" in "".join([first, *rest[1::2]]):
-        raise UserError(f"config.data.mixture '{text}': write a change of shares as ' @STEP name:share,name:share'")
-    return stages
-
-
-def parse_numbers(text: str, key: str, names: Sequence[str], least: float = 0.0) -> dict[str, float]:
-    """Reads ``name:number,name:number`` for some of the sources.
-
-    Raises:
-      UserError: for a name that is no source, or a number that is not finite and above ``least``.
-    """
-    numbers: dict[str, float] = {}
-    for entry in filter(None, (e.strip() for e in text.split(","))):
-        name, _, number = entry.rpartition(":")
-        try:
-            numbers[name] = float(number)
-        except ValueError:
-            numbers[name] = math.nan
-        if not least < numbers[name] < math.inf:
-            raise UserError(f"{key}: '{entry}' has no number in range; write name:number,name:number")
-        if name not in names:
-            raise UserError(f"{key} '{text}': no source '{name}': there are {', '.join(names)}{nearest(name, names)}")
-    return numbers
 
 
 class Corpus(NamedTuple):
@@ -218,10 +157,7 @@ def read_recipe(config: ConfigDict, workdir: Path | None = None, platform: str =
         model = start.family.spec
     else:
         model = _model_of(config, image, vocabulary)
-    frozen = tuple(p.strip() for p in config.optimizer.freeze.split(",") if p.strip())
-    for part in frozen:
-        if part not in PARTS:
-            raise UserError(f"config.optimizer.freeze: no part '{part}': the parts are {', '.join(PARTS)}")
+    frozen = parse_names(config.optimizer.freeze, "config.optimizer.freeze", PARTS, "part")
     if set(frozen) == set(PARTS):
         raise UserError("config.optimizer.freeze freezes every part: nothing is left to train")
     compute = read_compute(config, model, image, platform or jax.default_backend())

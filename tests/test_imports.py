@@ -14,7 +14,7 @@ import jaxmm
 ROOT = Path(jaxmm.__file__).parent
 FILES = sorted(path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".") for path in ROOT.rglob("*.py"))
 COMMANDS = {"train", "evaluate", "generate", "export"}
-KNOW_CONFIG = COMMANDS | {"command", "recipe", "program"}
+KNOW_CONFIG = COMMANDS | {"command", "config", "config_file", "recipe", "program"}
 SERVE_COMMANDS = {"samples", "identity"}  # built of a command's parts, for another command
 
 
@@ -43,8 +43,12 @@ def allowed(name: str) -> set[str]:
     package = name.split(".")[0]
     if name in ("batch", "errors", "moments", "slurm"):
         return set()
-    if name == "sharding":
+    if name in ("sharding", "shares"):
         return {"errors"}
+    if name == "config":
+        return {"errors", "shares"}
+    if name in ("config_file", "consistency"):
+        return {"config", "errors", "shares"}
     if name == "optimizer":
         return {"moments"}
     if package == "data":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -14,12 +15,13 @@ import jax
 import numpy as np
 
 from jaxmm.errors import UserError
-from jaxmm.hf import names, specs, weights
+from jaxmm.hf import names, specs, values, weights
 from jaxmm.hf.names import Rule
 from jaxmm.hf.specs import Family
 from jaxmm.models.multimodal import ModelSpec, flat_axes, linear_maps
 
 CONFIG = "config.json"
+LONGEST = 400  # of an error of transformers, in letters
 ARCHITECTURES = {
     "lfm2_vl": "Lfm2VlForConditionalGeneration", "llava": "LlavaForConditionalGeneration",
     "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration", "qwen3_vl": "Qwen3VLForConditionalGeneration",
@@ -61,6 +63,7 @@ def read_config(folder: Path) -> Any:
         kind = found.get("model_type", "")
         if kind not in transformers.CONFIG_MAPPING:
             raise UserError(f"{path}: model '{kind}' is not supported: those are {', '.join(specs.FAMILIES)}")
+        values.check(found, path)
         quantised = [part for part in (found, *_parts(found)) if part.get("quantization_config")]
         if quantised:
             method = quantised[0]["quantization_config"].get("quant_method", "some method")
@@ -74,8 +77,19 @@ def read_config(folder: Path) -> Any:
             f"go with torch: install the one that does, or uninstall it"
         ) from error
     except Exception as error:  # transformers checks values with errors of many kinds
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path} cannot be read: {first}") from error
+        told = " ".join(str(error).split())[:LONGEST] or type(error).__name__
+        raise UserError(f"{path} cannot be read: {told}") from error
+
+
+@contextlib.contextmanager
+def of_folder(folder: Path) -> Iterator[None]:
+    """What is wrong with a config in it is told with the folder."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from error
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # of values of odd types
+        raise UserError(f"{folder / CONFIG} has values that do not go together: {error}") from error
 
 
 def is_tied(folder: Path, tied: bool) -> bool:
@@ -92,7 +106,8 @@ def is_tied(folder: Path, tied: bool) -> bool:
 def read_family(folder: Path) -> tuple[Family, dict[str, Any]]:
     """The family of a whole model, and its ``config.json``, which says of ties what the tensors say."""
     config = read_config(folder)
-    family = specs.family_of(config)
+    with of_folder(folder):
+        family = specs.family_of(config)
     found, decoder = config.to_dict(), family.spec.decoder
     found.pop("_name_or_path", None)  # the folder's place on this machine
     if is_tied(folder, decoder.tie_embeddings) != decoder.tie_embeddings:

@@ -117,6 +117,8 @@ def _windows(config: Any) -> dict[str, Any]:
 def _decoder(config: Any, tied: bool, rope: dict[str, Any] | None = None, **features: Any) -> DecoderSpec:
     """``rope``: its parameters, where layers of different kinds have their own."""
     rope = rope or config.rope_parameters
+    if not getattr(config, "head_dim", None) and config.hidden_size % config.num_attention_heads:
+        raise ValueError(f"hidden_size {config.hidden_size} is no multiple of {config.num_attention_heads} heads")
     return DecoderSpec(
         vocab_size=config.vocab_size,
         width=config.hidden_size,
@@ -161,12 +163,7 @@ def _sections(config: Any, default: tuple[int, ...]) -> tuple[int, ...]:
 
 def _qwen2_5_vl_text(config: Any, tied: bool) -> Decoder:
     _refuse(config, head_dim=config.hidden_size // config.num_attention_heads)
-    found = _decoder(config, tied, qkv_bias=True, rope_sections=_sections(config, (16, 24, 24)))
-    if sum(found.rope_sections) != found.head_dim // 2:
-        raise UserError(
-            f"config.json: mrope_section {found.rope_sections} does not add up to half of a head of {found.head_dim}"
-        )
-    return Decoder(found, "llama")
+    return Decoder(_decoder(config, tied, qkv_bias=True, rope_sections=_sections(config, (16, 24, 24))), "llama")
 
 
 def _qwen3_vl_text(config: Any, tied: bool) -> Decoder:
@@ -301,12 +298,11 @@ OLD = {"text": "language_model.model.", "vision": "vision_tower.", "lm_head": "l
 
 def decoder_of(config: Any, tied: bool) -> Decoder:
     """Raises UserError for an architecture that is not there, or of heads that do not go together."""
-    found: Decoder = _known(DECODERS, config.model_type, "decoder")(config, tied)
-    if found.spec.heads % found.spec.kv_heads:
-        raise UserError(
-            f"config.json: {found.spec.heads} attention heads are no multiple of {found.spec.kv_heads} key-value heads"
-        )
-    return found
+    make = _known(DECODERS, config.model_type, "decoder")
+    try:
+        return make(config, tied)
+    except ValueError as error:  # sizes that do not go together
+        raise UserError(f"config.json: {error}") from error
 
 
 def tower_of(config: Any) -> Tower:

@@ -129,11 +129,17 @@ def _normalised(spec: ModelSpec, processor: dict[str, Any]) -> ModelSpec:
     if processor.get("do_normalize") is False:
         processor = {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}
     found = {
-        ours: tuple(float(x) for x in processor[theirs])
+        ours: processor[theirs]
         for ours, theirs in (("mean", "image_mean"), ("std", "image_std"))
         if theirs in processor
     }
-    return dataclasses.replace(spec, vision=dataclasses.replace(spec.vision, **found))  # type: ignore[arg-type]
+    try:
+        as_numbers = {ours: tuple(map(float, of_channels)) for ours, of_channels in found.items()}
+        if any(len(numbers) != 3 for numbers in as_numbers.values()):
+            raise ValueError("one number a channel")
+        return dataclasses.replace(spec, vision=dataclasses.replace(spec.vision, **as_numbers))  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the image processor's image_mean and image_std, {found}, are not right: {error}") from error
 
 
 def _joined(folders: dict[str, Path], merge: int, mlp: int) -> Start:
@@ -142,8 +148,10 @@ def _joined(folders: dict[str, Path], merge: int, mlp: int) -> Start:
     tied = hf.is_tied(folders["decoder"], bool(getattr(text, "tie_word_embeddings", False)))
     vision = getattr(vision, "vision_config", vision)
     text = getattr(text, "text_config", text)
-    tower = specs.tower_of(vision)
-    decoder = specs.plain_decoder_of(text, tied)
+    with hf.of_folder(folders["vision"]):
+        tower = specs.tower_of(vision)
+    with hf.of_folder(folders["decoder"]):
+        decoder = specs.plain_decoder_of(text, tied)
     connector = ConnectorSpec(merge=merge, mlp=mlp)
     processor = _processor(folders["vision"], "lfm2_vl")
     spec = _normalised(ModelSpec(tower.spec, connector, decoder.spec), processor)
@@ -159,7 +167,10 @@ def generation(folder: Path) -> dict[str, Any]:
 
 def _ends(folder: Path) -> tuple[int, ...]:
     found = generation(folder).get("eos_token_id")
-    return tuple(found) if isinstance(found, list) else () if found is None else (int(found),)
+    ends = found if isinstance(found, list) else [] if found is None else [found]
+    if not all(isinstance(end, int) and not isinstance(end, bool) and end >= 0 for end in ends):
+        raise UserError(f"{folder / GENERATION}: eos_token_id is {found!r}: it must be an id, or a list of them")
+    return tuple(ends)
 
 
 def _processor(folder: Path, family: str) -> dict[str, Any]:
@@ -277,6 +288,13 @@ def image_settings(start: Start) -> dict[str, Any]:
     Raises:
       UserError: for a processor of another kind than DEFAULTS, and for what of it we cannot do.
     """
+    try:
+        return _image_settings(start)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # of values of odd types
+        raise UserError(f"{start.tokenizer}: its image processor's settings cannot be read: {error}") from error
+
+
+def _image_settings(start: Start) -> dict[str, Any]:
     kind, processor, spec = start.config["model_type"], start.processor, start.family.spec
     vision, merge = spec.vision, spec.connector.merge
     found: dict[str, Any] = {

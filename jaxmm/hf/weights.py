@@ -223,7 +223,28 @@ def read_params(
             array = _grown(array, parts[0][0])
         for path, value in zip(paths, transforms.into_parts(array, tensor.rule.transform, parts), strict=True):
             _place(params, path, value, tensor.layer, *parameters[path])
+    _check_finite(checkpoint, params, {found[common]: tensor for common, tensor in wanted.items()})
     return params, spare
+
+
+def _check_finite(
+    checkpoint: Checkpoint, params: Mapping[names.Path, jax.Array], tensors: Mapping[str, names.Tensor]
+) -> None:
+    """Raises UserError, with the tensors of the checkpoint, where a parameter has a number that is not finite."""
+    finite = jax.device_get(_are_finite({".".join(path): value for path, value in params.items()}))
+    if all(finite.values()):
+        return
+    suspects = [name for name, tensor in tensors.items() if not all(finite[path] for path in tensor.rule.paths)]
+    broken = [name for name in suspects if not np.isfinite(np.asarray(checkpoint.mapped(name), np.float32)).all()]
+    raise UserError(
+        f"{checkpoint.folder} has {len(broken)} tensors with numbers that are not finite: {_some(broken)}: "
+        f"download it again, or convert it from what it was made of"
+    )
+
+
+@jax.jit
+def _are_finite(params: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return {path: jax.numpy.isfinite(value).all() for path, value in params.items()}
 
 
 def _is_spare(name: str, layers: set[str]) -> bool:

@@ -8,6 +8,7 @@ import jax
 from flax import nnx
 
 from jaxmm.models.layers import LayerNorm, Linear, RMSNorm, activation, stack
+from jaxmm.models.sizes import check_numbers, check_sizes
 
 NORMS = ("", "layer", "rms", "rms_offset")
 POOLS = ("concat", "mean")
@@ -37,6 +38,9 @@ class ConnectorSpec:
     deep: int = 0
 
     def __post_init__(self):
+        check_sizes(self, "connector", "merge")
+        check_sizes(self, "connector", "mlp", "deep", least=0)
+        check_numbers(self, "connector", "norm_eps")
         if self.norm not in NORMS:
             raise ValueError(f"connector norm '{self.norm}' is not one of {', '.join(map(repr, NORMS))}")
         if self.pool not in POOLS:

@@ -32,6 +32,7 @@ from jaxmm.models.layers import (
     stack,
 )
 from jaxmm.models.rope import RopeScaling
+from jaxmm.models.sizes import check_numbers, check_sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +86,21 @@ class DecoderSpec:
     attention_scale: float = 0.0
     attention_softcap: float = 0.0
     logit_softcap: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_sizes(self, "decoder", "vocab_size", "width", "layers", "heads", "kv_heads", "head_dim", "mlp")
+        check_sizes(self, "decoder", "window", least=0)
+        check_numbers(self, "decoder", "rope_theta", "norm_eps")
+        check_numbers(self, "decoder", "local_rope_theta", "embed_scale", "attention_scale", "attention_softcap",
+                      "logit_softcap", may_be_0=True)  # fmt: skip
+        if self.heads % self.kv_heads:
+            raise ValueError(f"{self.heads} attention heads are no multiple of {self.kv_heads} key-value heads")
+        if self.head_dim % 2:
+            raise ValueError(f"decoder head_dim {self.head_dim} is odd: rotary positions turn pairs of numbers")
+        if self.rope_sections and sum(self.rope_sections) != self.head_dim // 2:
+            raise ValueError(
+                f"rotary sections {self.rope_sections}: their sum does not add up to half of a head of {self.head_dim}"
+            )
 
     @property
     def text_axes(self) -> int:

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmm.models.sizes import check_numbers, check_sizes
+
 KINDS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional")
 
 
@@ -48,6 +50,16 @@ class RopeScaling:
     def __post_init__(self):
         if self.kind not in KINDS:
             raise ValueError(f"rotary scaling '{self.kind}' is not one of {', '.join(KINDS)}")
+        check_numbers(self, "rotary scaling's", "factor", "low_frequency_factor", "high_frequency_factor", "fraction",
+                      "beta_fast", "beta_slow")  # fmt: skip
+        check_numbers(self, "rotary scaling's", "attention_factor", "mscale", "mscale_all_dim", may_be_0=True)
+        check_sizes(self, "rotary scaling's", "trained_length", least=0)
+        if self.kind in ("dynamic", "yarn", "longrope", "llama3") and not self.trained_length:
+            raise ValueError(f"rotary scaling '{self.kind}' needs the positions that the model was first trained on")
+        if self.kind == "llama3" and not self.low_frequency_factor < self.high_frequency_factor:
+            raise ValueError("rotary scaling's low_frequency_factor must be below its high_frequency_factor")
+        if not all(math.isfinite(x) and x > 0 for x in (*self.short_factors, *self.long_factors)):
+            raise ValueError("rotary scaling's short and long factors must be finite numbers above 0")
 
 
 def inverse_wavelengths(theta: float, dim: int) -> np.ndarray:

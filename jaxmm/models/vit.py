@@ -6,6 +6,7 @@ By default SigLIP 2 NaFlex (Tschannen et al., 2025); the towers of other familie
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +21,7 @@ from jaxmm.models import rope
 from jaxmm.models.buffers import written
 from jaxmm.models.compute import Compute
 from jaxmm.models.layers import MLP, LayerNorm, Linear, RMSNorm, Taps, apply_stack, parameter, stack
+from jaxmm.models.sizes import check_numbers, check_sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +77,12 @@ class VisionSpec:
     features: tuple[int, ...] = ()
 
     def __post_init__(self):
+        check_sizes(self, "vision", "width", "layers", "heads", "mlp", "patch_size", "frames")
+        check_sizes(self, "vision", "positions", "class_tokens", "window", least=0)
+        check_numbers(self, "vision", "norm_eps")
+        check_numbers(self, "vision", "rope_theta", may_be_0=True)
+        if not all(map(math.isfinite, (*self.mean, *self.std))) or not min(self.std) > 0:
+            raise ValueError(f"vision mean {self.mean} and std {self.std} of pixels: finite numbers, std above 0")
         if self.width % self.heads:
             raise ValueError(f"vision width {self.width} is no multiple of {self.heads} heads")
         if self.norm not in NORMS:

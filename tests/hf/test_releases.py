@@ -277,7 +277,7 @@ def test_what_a_config_asks_and_we_do_not_do_is_one_line(config, message, tmp_pa
 @pytest.mark.parametrize(
     ("text", "message"),
     [(None, "has no config.json"), ("{", "config.json cannot be read"), ("[1]", "config.json cannot be read"),
-     (json.dumps(changed(LLAVA, text__hidden_size="wide")), "config.json cannot be read")],
+     (json.dumps(changed(LLAVA, text__hidden_size="wide")), "text_config.hidden_size is .wide.: it must be")],
 )  # fmt: skip
 def test_a_folder_without_a_readable_config_is_one_line(text, message, tmp_path):
     if text is not None:

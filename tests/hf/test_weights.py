@@ -58,6 +58,22 @@ def test_layers_are_stacked_and_maps_turned_round(tmp_path):
     assert spare == []
 
 
+def test_tensors_with_numbers_that_are_not_finite_are_named(tmp_path):
+    name = "model.layers.1.mlp.up_proj.weight"
+    broken = tensors()[name]
+    broken[3, 2] = np.nan
+    with pytest.raises(UserError, match=f"has 1 tensors with numbers that are not finite: {name}: download"):
+        read(saved(tmp_path, **{name: broken}))
+    grown = {path: ((8, 4) if path == EMBEDDING else shape) for path, shape in SHAPES.items()}
+    embedding = tensors()["model.embed_tokens.weight"]
+    embedding[0, 0] = -np.inf
+    with pytest.raises(UserError, match=r"has 2 tensors .* model.embed_tokens.weight"):
+        read(
+            saved(tmp_path, **{name: broken, "model.embed_tokens.weight": embedding}),
+            parameters=parameters(shapes=grown), grows=[EMBEDDING],
+        )  # fmt: skip
+
+
 def test_each_tensor_goes_to_its_own_devices(tmp_path):
     mesh = sharding.make_mesh({"fsdp": 2, "tensor": 2}, jax.devices()[:4])
     params, _ = read(saved(tmp_path), parameters=parameters(mesh))
