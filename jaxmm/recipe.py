@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
@@ -132,9 +132,14 @@ def load_corpus(
     if path and not is_info and holds_prepared(path):
         if reading.val_size:
             raise UserError(f"config.data.val_size: {path} is prepared data: give the raw data, or prepare both parts")
+        for key in ("columns", "split"):
+            if getattr(reading, key) and not reading.evaluation:
+                raise UserError(f"config.data.{key}: {path} is prepared data, of which all is settled: leave it out")
         opened = open_prepared(path, list(shares), cache)
     else:
         sources = [default]
+        if not path and reading.val_size:
+            raise UserError("config.data.val_size: the demo has held-out data of its own: leave it out")
         if path:
             sources = read_sources(path, list(shares), reading)
         progress = Progress()
@@ -258,10 +263,11 @@ def read_compute(config: ConfigDict, model: ModelSpec, image: ImageSpec, platfor
     )
 
 
-def read_reading(config: ConfigDict, **more: bool) -> Reading:
+def read_reading(config: ConfigDict, evaluation: bool = False) -> Reading:
     """How the config's data is read; a key that an older config lacks is its default."""
     keys = {field.name for field in dataclasses.fields(Reading)} & set(config.data.keys())
-    return Reading(**{key: config.data[key] for key in keys}, **more)
+    found: dict[str, Any] = {key: config.data[key] for key in keys}
+    return Reading(**found, evaluation=evaluation)
 
 
 def _load(

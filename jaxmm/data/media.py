@@ -31,7 +31,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 
 # Why an image cannot be used: a closed list, each with what to do about it.
 ADVICE = {
-    "missing": "an image's file is not there: set config.data.media_dir to the folder that its path counts from",
+    "missing": "an image's file is not there: set config.data.media_dir to the folder that its path counts from, or, "
+    "where the column is no picture, config.data.columns=image=",
     "no features": "a file of feature vectors must be a .npy of floats, (rows, columns, D) or (n, D)",
     "not finite": "a file of feature vectors holds a number that is not finite",
     "unreadable": f"an image's bytes are no picture of {', '.join(FORMATS)}",

@@ -145,7 +145,7 @@ def read_part(path: Path) -> tuple[Part, dict[str, np.ndarray]]:
         part = Part(**json.loads(stored["part"].tobytes()))
         columns = {name: stored[name] for name in COLUMNS}
     # What was left unfinished by a version before details has three.
-    skipped = tuple((file, record, reason, *(*detail, "")[:1]) for file, record, reason, *detail in part.skipped)
+    skipped = tuple((*entry, "")[:4] for entry in part.skipped)
     return part._replace(labels=tuple(part.labels), skipped=skipped), columns
 
 

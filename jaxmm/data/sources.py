@@ -58,7 +58,7 @@ def read_sources(path: str, names: Sequence[str], reading: Reading = Reading()) 
     if not names:
         has = dataset_info.listed(entries)
         raise UserError(f"{path}: say which datasets, as config.data.mixture=NAME:SHARE,...; it has {has}")
-    if reading.columns:
+    if reading.columns and not reading.evaluation:
         raise UserError(f"config.data.columns is for data without a description: name the columns in {path}")
     return [_entry(path, name, entries, reading) for name in names]
 

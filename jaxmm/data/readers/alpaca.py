@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from jaxmm.data.documents import Document
 from jaxmm.data.readers import tools
@@ -41,6 +41,9 @@ class Alpaca:
     @property
     def main(self) -> str:
         return self.prompt
+
+    def of(self, record: Mapping[str, Any]) -> Self:
+        return self
 
     def reads(self, keys: tuple[str, ...]) -> frozenset[str]:
         named = (self.prompt, self.query, self.response, self.history, self.system, self.tools, *self.later)
@@ -89,6 +92,9 @@ class Plain:
     @property
     def main(self) -> str:
         return self.texts[0]
+
+    def of(self, record: Mapping[str, Any]) -> Self:
+        return self
 
     def reads(self, keys: tuple[str, ...]) -> frozenset[str]:
         return frozenset((*self.texts, *self.later, *resolved(keys, self.images)))

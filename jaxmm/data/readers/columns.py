@@ -24,7 +24,7 @@ BASE64 = re.compile(r"[A-Za-z0-9+/\s]+={0,2}\s*")
 _MAGIC_BYTES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 LONGEST_PATH = 1024
 
-NONE = "\0"  # among the columns of a format: that records have no pictures, whatever they look like
+NONE = "\0"  # among the columns of a format: that no other has pictures, whatever it looks like
 KNOWN = "*"  # among the columns of a format: those of the record's that the table names, in its order
 # Names without case and marks: Image, image_path and imagePath are image and imagepath. What they hold is a picture.
 NAMES = (
@@ -111,7 +111,7 @@ def looks(value: Any) -> str:
         if len(value) <= LONGEST_PATH:
             if value[:1] == "[":
                 return next(filter(None, map(looks, found)), "") if (found := listed(value)) != [value] else ""
-            if "\n" not in value and ends_as_picture(value):
+            if ("." in value[-6:] or "://" in value) and "\n" not in value and ends_as_picture(value):
                 return "link" if "://" in value and not value.startswith(("file://", "local://")) else "file"
         is_base64 = len(value) >= SHORTEST_BASE64 and value.startswith(MAGIC) and BASE64.fullmatch(value[:LONGEST_PATH])
         return "bytes" if is_base64 or value.startswith("data:image/") else ""

@@ -40,6 +40,9 @@ class Format(Protocol):
     def reads(self, keys: tuple[str, ...]) -> frozenset[str]:
         """Returns the columns that are read of a record with these keys; others may be among them."""
 
+    def of(self, record: Mapping[str, Any]) -> Format:
+        """Returns the format of a record: this one, or of a source without a description perhaps another."""
+
     def __call__(self, origin: str, record: Mapping[str, Any], pictures: Pictures) -> Document:
         """Raises LeftOut or UserError."""
 

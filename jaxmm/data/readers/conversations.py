@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from jaxmm.data.documents import Document, Image, Media, Part, Text
 from jaxmm.data.readers import tools
@@ -64,6 +64,9 @@ class Conversation:
     @property
     def main(self) -> str:
         return self.messages
+
+    def of(self, record: Mapping[str, Any]) -> Self:
+        return self
 
     def reads(self, keys: tuple[str, ...]) -> frozenset[str]:
         return frozenset((self.messages, self.system, self.tools, *self.later, *resolved(keys, self.images)))
@@ -146,6 +149,9 @@ class Exchange:
     @property
     def main(self) -> str:
         return self.completion
+
+    def of(self, record: Mapping[str, Any]) -> Self:
+        return self
 
     def reads(self, keys: tuple[str, ...]) -> frozenset[str]:
         return frozenset((self.prompt, self.completion, self.system, self.tools, *resolved(keys, self.images)))

@@ -131,10 +131,10 @@ def read_entry(info: str, name: str, entries: Mapping[str, dict[str, Any]], read
         close = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.8) if key not in KEYS else []
         if close:
             raise UserError(f"{where}: '{key}' is no key of an entry; did you mean '{close[0]}'?")
-    for key, kind in TYPES.items():
-        if not isinstance(entry.get(key), kind | None):
-            wanted = "an object" if kind is dict else "text"
-            raise UserError(f"{where}: {key} must be {wanted}, not {entry[key]!r:.40}")
+    for name_of, kind in TYPES.items():
+        if not isinstance(entry.get(name_of), kind | None):
+            needed = "an object" if kind is dict else "text"
+            raise UserError(f"{where}: {name_of} must be {needed}, not {entry[name_of]!r:.40}")
     for key in ("columns", "tags"):
         for mapped, value in (entry.get(key) or {}).items():
             if not isinstance(value, str | None):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from jaxmm.data.documents import Document, Image, Part, Text
 from jaxmm.data.readers.conversations import find_images
@@ -27,6 +27,9 @@ class Parallel:
     version: ClassVar[int] = FORMAT
     main: ClassVar[str] = "texts"
     images: ClassVar[tuple[str, ...]] = ("images",)
+
+    def of(self, record: Mapping[str, Any]) -> Self:
+        return self
 
     def reads(self, keys: tuple[str, ...]) -> frozenset[str]:
         return frozenset(("texts", "images"))
@@ -51,6 +54,9 @@ class Matched:
     version: ClassVar[int] = FORMAT
     main: ClassVar[str] = "text_list"
     images: ClassVar[tuple[str, ...]] = ("image_info",)
+
+    def of(self, record: Mapping[str, Any]) -> Self:
+        return self
 
     def reads(self, keys: tuple[str, ...]) -> frozenset[str]:
         return frozenset(("text_list", "image_info"))
@@ -80,6 +86,9 @@ class Pairs:
     version: ClassVar[int] = FORMAT
     main: ClassVar[str] = "texts"
     images: ClassVar[tuple[str, ...]] = ("images",)
+
+    def of(self, record: Mapping[str, Any]) -> Self:
+        return self
 
     def reads(self, keys: tuple[str, ...]) -> frozenset[str]:
         return frozenset(("texts", "images"))

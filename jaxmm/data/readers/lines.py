@@ -45,8 +45,10 @@ def count(unit: Unit) -> int:
 def texts(unit: Unit) -> Iterator[tuple[int, Any]]:
     """Yields (number, record) of plain text, a record a line; blank lines are none."""
     for number, line in _lines(unit):
-        is_cut = isinstance(line, LeftOut)
-        yield number, line if is_cut else {"text": line.decode("utf-8", "surrogateescape").rstrip("\r")}
+        if isinstance(line, LeftOut):
+            yield number, line
+        else:
+            yield number, {"text": line.decode("utf-8", "surrogateescape").rstrip("\r")}
 
 
 def objects(unit: Unit) -> Iterator[tuple[int, Any]]:

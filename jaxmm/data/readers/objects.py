@@ -14,6 +14,7 @@ from jaxmm.data.readers.parts import LeftOut
 from jaxmm.errors import UserError
 
 FORMAT = 1
+MESSAGES = ("messages", "conversations", "conversation", "prompt", "texts")
 LOOKED_AT = 1 << 16  # bytes at the start of a file that tell whether its lines are objects
 LONGEST_LINE = 1 << 24  # a first line up to this is parsed to see whether it is all there is
 MAX_RECORDS_IN_ONE = 1 << 28  # bytes of an object around a list, which is parsed at once
@@ -33,7 +34,7 @@ def are_no_lines(file: str) -> bool:
         return False
     lines = head.split(b"\n")
     lines = [line.strip() for line in (lines if is_whole or len(lines) == 1 else lines[:-1]) if line.strip()]
-    if len(lines) == 1 and _is_wrapper(parsed(lines[0])):
+    if len(lines) == 1 and _lists(parsed(lines[0])):
         return is_whole
     if lines[0].endswith(b"},") and isinstance(parsed(lines[0][:-1]), dict):
         return True
@@ -43,12 +44,13 @@ def are_no_lines(file: str) -> bool:
     return isinstance(parsed(head[: ends[0] + 1]), dict) if ends else lines[0].endswith((b"{", b"[", b","))
 
 
-def _is_wrapper(value: Any) -> bool:
-    return isinstance(value, dict) and bool(_lists(value)) and "messages" not in value and "conversations" not in value
+def _lists(value: Any) -> list[str]:
+    """Names of an object's members that are lists of objects, where its others hold none: {"data": [...]}.
 
-
-def _lists(value: dict[str, Any]) -> list[str]:
-    """Names of an object's members that are lists of objects, where its others hold none: {"data": [...]}."""
+    There are none in what is a record itself.
+    """
+    if not isinstance(value, dict) or any(name in value for name in MESSAGES):
+        return []
     found = [k for k, v in value.items() if isinstance(v, list) and v and all(isinstance(one, dict) for one in v)]
     others = [v for k, v in value.items() if k not in found]
     return [] if any(isinstance(v, list | dict) and v for v in others) else found
@@ -70,11 +72,10 @@ def records(unit: Unit) -> Iterator[tuple[int, Any]]:
     first = next(values, b"")
     if not isinstance(first, LeftOut) and (second := next(values, None)) is None:
         found = parsed(first)
-        if _is_wrapper(found):
-            names = _lists(found)  # type: ignore[arg-type]
+        if isinstance(found, dict) and (names := _lists(found)):
             if len(names) > 1:
                 raise UserError(f"{unit.file} is one object with the lists {', '.join(names)}: give the one of records")
-            for number, record in enumerate(found[names[0]]):  # type: ignore[call-overload]
+            for number, record in enumerate(found[names[0]]):
                 yield number, record
         elif first:
             yield number, found

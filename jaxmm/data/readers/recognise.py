@@ -90,8 +90,8 @@ def _recognised(record: Mapping[str, Any], columns: Mapping[str, str]) -> Format
     form = _of_columns(record, columns) if {"messages", "text", "prompt"} & columns.keys() else _of_names(record)
     if form is None:
         return None
-    found = {"images": _images(columns)} if "image" in columns else {}
-    found |= {name: columns[name] for name in ("system", "tools", "history") if name in columns}
+    found: dict[str, Any] = {"images": _images(columns)} if "image" in columns else {}
+    found.update({name: columns[name] for name in ("system", "tools", "history") if name in columns})
     known = {field.name for field in dataclasses.fields(form)}  # type: ignore[arg-type]
     return dataclasses.replace(form, **{k: v for k, v in found.items() if k in known})  # type: ignore[type-var,no-any-return]
 
@@ -115,7 +115,8 @@ def _of_columns(record: Mapping[str, Any], columns: Mapping[str, str]) -> Format
 
 
 def _images(columns: Mapping[str, str]) -> tuple[str, ...]:
-    return (columns["image"], FEATURES, TOKENS) if columns["image"] else (NONE, FEATURES, TOKENS)
+    # Who says where pictures are has said that they are nowhere else.
+    return (NONE, *filter(None, (columns["image"],)), FEATURES, TOKENS)
 
 
 def _advice(record: Mapping[str, Any]) -> str:

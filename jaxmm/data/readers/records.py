@@ -123,7 +123,7 @@ class _Watch:
         keys = tuple(record)
         self._records[keys] = self._records.get(keys, 0) + 1
         if keys not in self._reads:
-            form = self._form.of(record) if hasattr(self._form, "of") else self._form
+            form = self._form.of(record)
             reads = form.reads(keys)
             self._reads[keys] = (
                 [key for key in keys if key in reads],

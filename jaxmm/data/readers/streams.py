@@ -59,12 +59,12 @@ def opened(file: str) -> Iterator[BinaryIO]:
 
 
 def _as_utf8(stream: BinaryIO) -> BinaryIO:
-    buffered = io.BufferedReader(cast(io.RawIOBase, _Raw(stream)), 1 << 16)
+    buffered = io.BufferedReader(_Raw(stream), 1 << 16)
     wide = _WIDE.get(buffered.peek(2)[:2])
     if not wide:
         return cast(BinaryIO, buffered)
     buffered.read(2)
-    return cast(BinaryIO, io.BufferedReader(_Recoded(buffered, wide), 1 << 16))
+    return cast(BinaryIO, io.BufferedReader(_Recoded(cast(BinaryIO, buffered), wide), 1 << 16))
 
 
 class _Raw(io.RawIOBase):
@@ -85,7 +85,7 @@ class _Raw(io.RawIOBase):
 class _Recoded(io.RawIOBase):
     """UTF-16 as UTF-8. Half of a surrogate pair stays what it is, and is found where text is looked at."""
 
-    def __init__(self, stream: io.BufferedReader, encoding: str):
+    def __init__(self, stream: BinaryIO, encoding: str):
         self._stream = stream
         self._decoder = codecs.getincrementaldecoder(encoding)("surrogatepass")
         self._held = b""

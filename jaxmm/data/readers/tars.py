@@ -81,7 +81,7 @@ def _samples(file: str) -> Iterator[tuple[str, dict[str, bytes] | LeftOut]]:
                         key, sample, is_broken = folder + slash + stem, {}, False
                     extension = extension.lower()
                     is_broken |= extension in sample
-                    if member.size > MAX_MEMBER:
+                    if member.size > MAX_MEMBER and _is_read(extension):
                         raise UserError(
                             f"{file}: the member {member.name[:80]} has {member.size:,} bytes, more than "
                             f"{MAX_MEMBER >> 20} MiB: no picture and no text is so large"
