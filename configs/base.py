@@ -23,6 +23,15 @@ def get_config() -> ConfigDict:
     config.data.loss_weight = ""  # name:weight,name:weight of its targets in the loss; 1 where not named
     config.data.media_dir = ""  # folder that images' paths count from; "" is that of the data
     config.data.follow_outside = False  # whether records may name images outside the data's folder and media_dir
+    config.data.columns = ""  # "image=img,prompt=question,response=answer": what records hold where; "" is by name
+    config.data.split = ""  # of a folder with several; "" is train, and of eval.path validation or test
+    config.data.val_size = 0.0  # part of the examples, by a hash of each, kept for an eval.path of "" or data.path
+    config.data.placeholder = "<image>"  # what stands for a picture in a text; "" is nothing, and text is only text
+    config.data.allow_urls = False  # whether pictures that records name by URL are fetched
+    config.data.url_hosts = ""  # host,host: addresses of private networks that may be asked too
+    config.data.on_error = "stop"  # or "skip": records that make no sense are left out and listed
+    config.data.max_skipped = 0.05  # part of a source's documents that may be left out; one always may
+    config.data.drop_image = False  # whether a dead picture leaves its page, in place of the page being left out
     config.data.objective = "sft"  # "sft": assistant turns are targets; "pretrain": all text is
     config.data.learn = "all"  # answers; or the "last" of a conversation, or with the "prompt", what users say too
     config.data.thinking = "learn"  # or "mask": read, not learnt; or "off": left out of data and prompts
@@ -100,6 +109,7 @@ def get_config() -> ConfigDict:
     config.eval = ConfigDict()
     config.eval.path = ""  # held-out data, in the same way as data.path; "" is the demo's, for the demo
     config.eval.mixture = ""
+    config.eval.split = ""  # as data.split
     config.eval.every = 285  # steps; 0 is only at the end
     config.eval.examples = 1000  # at most, of each source
 

@@ -139,6 +139,19 @@ KEYS: dict[str, Key] = {
     "data.loss_weight": Key("", "name:weight,name:weight of its targets in the loss; 1 where not named", form=WEIGHTS),
     "data.media_dir": Key("", 'folder that images\' paths count from; "" is that of the data'),
     "data.follow_outside": Key(False, "whether records may name images outside the data's folder and media_dir"),
+    "data.columns": Key("", '"image=img,prompt=question,response=answer": what records hold where; "" is by name'),
+    "data.split": Key("", 'of a folder with several; "" is train, and of eval.path validation or test'),
+    "data.val_size": Key(
+        0.0, 'part of the examples, by a hash of each, kept for an eval.path of "" or data.path', least=0, below=1
+    ),
+    "data.placeholder": Key("<image>", 'what stands for a picture in a text; "" is nothing, and text is only text'),
+    "data.allow_urls": Key(False, "whether pictures that records name by URL are fetched"),
+    "data.url_hosts": Key("", "host,host: addresses of private networks that may be asked too"),
+    "data.on_error": Key(
+        "stop", 'or "skip": records that make no sense are left out and listed', choices=("stop", "skip")
+    ),
+    "data.max_skipped": Key(0.05, "part of a source's documents that may be left out; one always may", least=0, most=1),
+    "data.drop_image": Key(False, "whether a dead picture leaves its page, in place of the page being left out"),
     "data.objective": Key(
         "sft", '"sft": assistant turns are targets; "pretrain": all text is', choices=("sft", "pretrain")
     ),
@@ -231,6 +244,7 @@ KEYS: dict[str, Key] = {
     "mesh.context": Key(1, "devices that share a row", least=1, most=2**20, also=(-1,)),
     "eval.path": Key("", 'held-out data, in the same way as data.path; "" is the demo\'s, for the demo'),
     "eval.mixture": Key("", "which of its sources", form=SHARES),
+    "eval.split": Key("", "as data.split"),
     "eval.every": Key(285, "steps; 0 is only at the end", least=0, most=LARGEST),
     "eval.examples": Key(1000, "at most, of each source", least=1, most=LARGEST),
     "checkpoint.every": Key(285, "steps", least=0, most=LARGEST),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
@@ -19,6 +20,7 @@ from jaxmm.data.plan import Budgets, Lengths, Origin, Plan, choose_budgets, make
 from jaxmm.data.prepare import prepare
 from jaxmm.data.prepared import Prepared, holds_prepared, open_prepared
 from jaxmm.data.progress import Progress
+from jaxmm.data.reading import Reading
 from jaxmm.data.remote import default_cache
 from jaxmm.data.sources import read_sources
 from jaxmm.data.text import IMAGE, OURS, ChatOptions, Markup, Template
@@ -60,19 +62,25 @@ def load_corpus(
     image: ImageSpec,
     cache: Path,
     default: Source,
-    media_dir: str = "",
-    follow_outside: bool = False,
+    reading: Reading = Reading(),  # noqa: B008
 ) -> Corpus:
     """Opens the sources of a ``data`` or ``eval`` group, preparing what is not in the cache yet."""
     shares = parse_mixture(mixture)
     path = files.absolute(path) if path else ""
     is_info = path and files.is_file(files.join(path, "dataset_info.json"))
     if path and not is_info and holds_prepared(path):
+        if reading.val_size:
+            raise UserError(f"config.data.val_size: {path} is prepared data: give the raw data, or prepare both parts")
+        for key in ("columns", "split"):
+            if getattr(reading, key) and not reading.evaluation:
+                raise UserError(f"config.data.{key}: {path} is prepared data, of which all is settled: leave it out")
         opened = open_prepared(path, list(shares), cache)
     else:
         sources = [default]
+        if not path and reading.val_size:
+            raise UserError("config.data.val_size: the demo has held-out data of its own: leave it out")
         if path:
-            sources = read_sources(path, list(shares), media_dir=media_dir, follow_outside=follow_outside)
+            sources = read_sources(path, list(shares), reading)
         progress = Progress()
         opened = [Prepared(prepare(source, template, cache / "prepared", progress=progress)) for source in sources]
     for prepared in opened:
@@ -192,17 +200,17 @@ def read_compute(config: ConfigDict, model: ModelSpec, image: ImageSpec, platfor
     )
 
 
-def _load(config: ConfigDict, path: str, mixture: str, recipe: Recipe | DataRecipe, default: Source) -> Corpus:
-    corpus = load_corpus(
-        path,
-        mixture,
-        recipe.template,
-        recipe.image,
-        recipe.cache,
-        default,
-        media_dir=config.data.media_dir,
-        follow_outside=config.data.follow_outside,
-    )
+def read_reading(config: ConfigDict, evaluation: bool = False) -> Reading:
+    """How the config's data is read; a key that an older config lacks is its default."""
+    keys = {field.name for field in dataclasses.fields(Reading)} & set(config.data.keys())
+    found: dict[str, Any] = {key: config.data[key] for key in keys}
+    return Reading(**found, evaluation=evaluation)
+
+
+def _load(
+    config: ConfigDict, path: str, mixture: str, recipe: Recipe | DataRecipe, default: Source, reading: Reading
+) -> Corpus:
+    corpus = load_corpus(path, mixture, recipe.template, recipe.image, recipe.cache, default, reading)
     for source in corpus.lengths:
         others = [n for n in source.prepared.meta["feature_widths"] if n != config.vision.width]
         if others:
@@ -217,7 +225,7 @@ def train_corpus(config: ConfigDict, recipe: Recipe | DataRecipe) -> Corpus:
     default = demo.training_source(seed=0)
     stages = parse_schedule(config.data.mixture)
     names = ",".join(dict.fromkeys(name for _, shares in stages for name in shares))
-    corpus = _load(config, config.data.path, names, recipe, default)
+    corpus = _load(config, config.data.path, names, recipe, default, read_reading(config))
 
     def shares_of(asked: dict[str, float]) -> list[float]:
         by_size = not any(asked.values())
@@ -231,11 +239,23 @@ def train_corpus(config: ConfigDict, recipe: Recipe | DataRecipe) -> Corpus:
 
 
 def eval_corpus(config: ConfigDict, recipe: Recipe) -> Corpus | None:
-    """The held-out sources: the demo's for the demo, else what ``config.eval.path`` names, or None."""
-    if not config.eval.path and config.data.path:
+    """The held-out sources: the demo's for the demo, else what ``config.eval.path`` names, or None.
+
+    With ``config.data.val_size``, no path or that of the training data is the part that is kept from training.
+    """
+    path, mixture = config.eval.path, config.eval.mixture
+    reading = read_reading(config, evaluation=True)
+    is_same = bool(path) and files.absolute(path) == files.absolute(config.data.path)
+    if reading.val_size and config.data.path and (is_same or not path):
+        # Of the same files, and so of the same split.
+        reading = dataclasses.replace(reading, evaluation=False, held_out=True)
+        path = config.data.path
+        mixture = mixture or ",".join(dict.fromkeys(n for _, s in parse_schedule(config.data.mixture) for n in s))
+    elif not path and config.data.path:
         return None
-    default = demo.test_source(seed=0)
-    return _load(config, config.eval.path, config.eval.mixture, recipe, default)
+    else:
+        reading = dataclasses.replace(reading, val_size=0.0, split=config.eval.get("split", ""))
+    return _load(config, path, mixture, recipe, demo.test_source(seed=0), reading)
 
 
 def read_budgets(config: ConfigDict, corpus: Corpus) -> Budgets:

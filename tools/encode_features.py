@@ -38,7 +38,7 @@ from jaxmm.data.sources import read_sources
 from jaxmm.errors import UserError, nearest
 from jaxmm.models.multimodal import make_model
 from jaxmm.parameters import saved_params
-from jaxmm.recipe import Recipe, parse_schedule, read_recipe
+from jaxmm.recipe import Recipe, parse_schedule, read_reading, read_recipe
 
 CHUNK_DOCUMENTS = 256  # whose images are encoded together
 PATCHES = 4096  # encoded at once, or those of the largest image
@@ -286,7 +286,7 @@ def raw_sources(config: Any) -> list[Source]:
     path = files.absolute(config.data.path)
     if not files.is_file(files.join(path, INFO)) and holds_prepared(path):
         raise UserError(f"config.data.path {path} is prepared: give the raw data, whose records can be written again")
-    return read_sources(path, list(names), media_dir=config.data.media_dir, follow_outside=config.data.follow_outside)
+    return read_sources(path, list(names), read_reading(config))
 
 
 def main(argv: list[str]) -> int:

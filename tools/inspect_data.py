@@ -21,6 +21,7 @@ import numpy as np
 
 from jaxmm import command, monitor
 from jaxmm.data.plan import Lengths, Piece, Row
+from jaxmm.data.report import column_rows
 from jaxmm.errors import UserError
 from jaxmm.recipe import Corpus, make_assembler, make_plan, read_budgets, read_data, train_corpus
 from jaxmm.report.page import DrawnRow, Report, Source, render
@@ -72,6 +73,15 @@ def left_out(corpus: Corpus) -> list[dict[str, int]]:
     ]
 
 
+def columns_of(folder: Path) -> tuple[tuple[str, int, str], ...]:
+    """The columns of a prepared source's records, and whether they were read; older folders do not tell."""
+    try:
+        found = json.loads((folder / "report.json").read_text())
+    except (OSError, ValueError):
+        return ()
+    return tuple((name, count, told) for _, name, count, told in column_rows([found])[1:])
+
+
 def make_report(config: Any, title: str, batches: tuple[int, int], rows: int) -> Report:
     """Assembles the batches as a run would, and reads them back; the first ``rows`` of their rows are drawn."""
     data = read_data(config)
@@ -89,8 +99,17 @@ def make_report(config: Any, title: str, batches: tuple[int, int], rows: int) ->
             used = tuple(tally.used[len(tally.used) - len(loaded.rows) + b].tolist())
             drawn.append(DrawnRow(k, b, viewer.row(loaded, b), used))
     sources = [
-        Source(source.name, len(source), share / sum(corpus.shares), over_budget(source, budgets), reasons)
-        for source, share, reasons in zip(corpus.lengths, corpus.shares, left_out(corpus), strict=True)
+        Source(
+            source.name,
+            len(source),
+            share / sum(corpus.shares),
+            over_budget(source, budgets),
+            reasons,
+            columns_of(folder),
+        )
+        for source, share, reasons, folder in zip(
+            corpus.lengths, corpus.shares, left_out(corpus), corpus.folders, strict=True
+        )
     ]
     return Report(
         title, command.to_json(config), batches, data.image, config.data.long_documents, sources, tally, drawn

@@ -9,6 +9,7 @@ again: finished shards are kept, and the bytes come out the same. train prepares
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from jaxmm.data import files, on_ray, processes, remote, report
 from jaxmm.data.documents import Source
 from jaxmm.data.prepare import folder_name, prepare
 from jaxmm.data.progress import Progress
+from jaxmm.data.reading import Reading
 from jaxmm.data.sources import read_sources
 from jaxmm.data.text import ChatOptions, Template
 from jaxmm.data.tokenizer import load_tokenizer
@@ -41,6 +43,19 @@ FLAGS: command.Flags = {
     "special_tokens_in": ("assistant,document", "as config.data.special_tokens_in: whose text may"),
     "media_dir": ("", "as config.data.media_dir: folder that images' paths count from; '' is that of the data"),
     "follow_outside": (False, "whether records may name images outside the data's folder and media_dir"),
+    "columns": ("", "as config.data.columns: image=img,prompt=question,response=answer"),
+    "split": ("", "as config.data.split: of a folder with several; '' is train"),
+    "val_size": (
+        0.0,
+        "as config.data.val_size: the part of the examples that is left out",
+    ),
+    "held_out": (False, "whether the part that --val_size leaves out is prepared, and not the rest"),
+    "placeholder": ("<image>", "as config.data.placeholder: what stands for a picture in a text"),
+    "allow_urls": (False, "as config.data.allow_urls: whether pictures that records name by URL are fetched"),
+    "url_hosts": ("", "as config.data.url_hosts: addresses of private networks that may be asked too"),
+    "on_error": ("stop", "as config.data.on_error: stop, or skip for records that make no sense"),
+    "max_skipped": (0.05, "as config.data.max_skipped: part of a source's documents that may be left out"),
+    "drop_image": (False, "as config.data.drop_image: whether a dead picture leaves its page"),
     "workers": (0, "processes; 0 is one a core where the input is large, else this one alone"),
     "engine": ("local", "local, or ray: a Ray cluster (RAY_ADDRESS), whose machines must all see input and output"),
     "cache": ("", "where shards are made when --output is a URL; '' is $XDG_CACHE_HOME/jaxmm"),
@@ -61,10 +76,9 @@ def main(argv: list[str]) -> int:
     )  # fmt: skip
     for note in template.notes:
         print(note, file=sys.stderr)
-    sources = read_sources(
-        args.input, list(parse_mixture(args.mixture, "--mixture")),
-        media_dir=args.media_dir, follow_outside=args.follow_outside,
-    )  # fmt: skip
+    keys = {field.name for field in dataclasses.fields(Reading)} & FLAGS.keys()
+    reading = Reading(**{key: getattr(args, key) for key in keys})
+    sources = read_sources(args.input, list(parse_mixture(args.mixture, "--mixture")), reading)
     output = files.absolute(args.output)
     is_url = files.is_remote(output)
     cache = Path(args.cache).expanduser() if args.cache else remote.default_cache()
@@ -113,6 +127,8 @@ def closing(reports: list[dict[str, Any]]) -> str:
         blocks.append(f"{one['name']}: tokens of text in a document\n" + _histogram(one, "token_lengths"))
         if one["image_pixels"]:
             blocks.append(f"{one['name']}: pixels of an image\n" + _histogram(one, "image_pixels"))
+    if columns := report.column_rows(reports):
+        blocks.append("columns of the records\n" + monitor.table(columns))
     if skipped := report.skipped_rows(reports):
         blocks.append("left out (each is in skipped.jsonl)\n" + monitor.table(skipped))
     return "\n\n".join(blocks)

@@ -16,7 +16,8 @@ PLACEHOLDER = "<image>"
 # Why a reader leaves a record out: a closed list, with what to do about it.
 SKIP_ADVICE = {
     "empty": "it has nothing to learn from",
-    "broken text": "bytes that are not UTF-8, a NUL, or half of a surrogate pair",
+    "broken text": "bytes that are not UTF-8 (another encoding, as GBK or Latin-1: save the file as UTF-8), a NUL, or "
+    "half of a surrogate pair",
     "broken JSON": "a line or an element that is not JSON",
     "duplicate keys": "an object, or a sample of a tar, has one key twice",
     "not an object": "a record must be an object",
@@ -24,6 +25,8 @@ SKIP_ADVICE = {
     "outside": "an image lies outside the data folder: set config.data.media_dir to its folder, or allow it with "
     "config.data.follow_outside=True",
     "unreadable": "an image's base64 text cannot be decoded",
+    "no caption": "a picture without a text of its name beside it",
+    "no sense": "see its detail in skipped.jsonl; config.data.on_error=stop stops at the first",
 }
 SKIP_REASONS = tuple(SKIP_ADVICE)
 
@@ -97,10 +100,16 @@ class Document(NamedTuple):
 
 
 class Skip(NamedTuple):
-    """A record that gives no document but does not stop the run. ``reason`` is one of SKIP_REASONS."""
+    """A record that gives no document but does not stop the run.
+
+    Attributes:
+      reason: one of SKIP_REASONS.
+      detail: more of it, where there is more to say.
+    """
 
     origin: str
     reason: str
+    detail: str = ""
 
 
 class Unit(NamedTuple):
@@ -127,7 +136,12 @@ class Source:
       files: what it reads, absolute: their versions decide whether prepared data is still valid.
       entry: canonical JSON of how it is read.
       units: lists the units, in order: the same ones on every machine, however many workers read them.
-      read: starts a fresh pass over a unit. It pickles, as ``units`` does, so that a worker process may call it.
+      read: starts a fresh pass over a unit. It pickles, as ``units`` does, so that a worker process may call it. What
+        the pass returns in the end, where it counts them, is which columns it has read (``columns.Seen``).
+      told: lines for people on what is read and what is not.
+      max_skipped: the part of its documents that may be skipped.
+      drop_image: whether an image that cannot be used leaves its page, in place of the page being skipped.
+      skip_errors: whether a document that cannot be encoded is skipped.
     """
 
     name: str
@@ -135,6 +149,10 @@ class Source:
     entry: str
     units: Callable[[], Sequence[Unit]]
     read: Callable[[Unit], Iterator[Document | Skip]]
+    told: tuple[str, ...] = ()
+    max_skipped: float = 0.05
+    drop_image: bool = False
+    skip_errors: bool = False
 
     def documents(self) -> Iterator[Document | Skip]:
         """Starts a fresh pass over all of it."""

@@ -8,9 +8,12 @@ from __future__ import annotations
 import glob
 import os
 import posixpath
+import re
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from jaxmm.errors import UserError
+
+_DIGITS = re.compile(r"([0-9]+)")
 
 
 class Version(NamedTuple):
@@ -38,6 +41,12 @@ def join(folder: str, name: str) -> str:
         scheme, _, place = folder.partition("://")
         return f"{scheme}://{posixpath.normpath(posixpath.join(place, name))}"
     return os.path.abspath(os.path.join(folder, name))
+
+
+def natural(name: str) -> tuple[tuple[str | int, ...], str]:
+    """A key to sort names by as people number them: ``a2`` before ``a10``, folder by folder."""
+    parts = _DIGITS.split(name.replace("/", "\0"))
+    return tuple(int(part) if k % 2 else part for k, part in enumerate(parts)), name
 
 
 def open_binary(name: str) -> BinaryIO:
@@ -68,19 +77,19 @@ def is_folder(name: str) -> bool:
 
 
 def listed(folder: str) -> list[str]:
-    """Returns the names of what lies in a folder, absolute and sorted."""
+    """Returns the names of what lies in a folder, absolute and in natural order."""
     if not is_remote(folder):
-        return [os.path.join(folder, name) for name in sorted(os.listdir(folder))]
+        return [os.path.join(folder, name) for name in sorted(os.listdir(folder), key=natural)]
     fs, path = _store(folder)
-    return sorted(_url(fs, folder, found) for found in fs.ls(path, detail=False))
+    return sorted((_url(fs, folder, found) for found in fs.ls(path, detail=False)), key=natural)
 
 
 def matched(pattern: str) -> list[str]:
-    """Returns the files that match a pattern with ``*``, ``?``, ``[...]`` or ``**``, absolute and sorted."""
+    """Returns the files that match a pattern with ``*``, ``?``, ``[...]`` or ``**``, absolute and in natural order."""
     if not is_remote(pattern):
-        return sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)))
+        return sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)), key=natural)
     fs, path = _store(pattern)
-    return sorted(_url(fs, pattern, found) for found in fs.glob(path))
+    return sorted((_url(fs, pattern, found) for found in fs.glob(path)), key=natural)
 
 
 def version(name: str) -> Version:

@@ -20,18 +20,19 @@ import numpy as np
 import PIL.Image
 
 from jaxmm.batch import ImageSpec
-from jaxmm.data import files
+from jaxmm.data import files, urls
 from jaxmm.data.documents import Features, Image
 from jaxmm.data.geometry import group_order, one_grid, one_tile_grid, tile_count
 from jaxmm.errors import UserError
 
 MAX_PIXELS = 178_956_970  # a larger picture is taken for a decompression bomb, at the area where Pillow raises too
 # No others: some of Pillow's (EPS) run programs.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 
 # Why an image cannot be used: a closed list, each with what to do about it.
 ADVICE = {
-    "missing": "an image's file is not there: set config.data.media_dir to the folder that its path counts from",
+    "missing": "an image's file is not there: set config.data.media_dir to the folder that its path counts from, or, "
+    "where the column is no picture, config.data.columns=image=",
     "no features": "a file of feature vectors must be a .npy of floats, (rows, columns, D) or (n, D)",
     "not finite": "a file of feature vectors holds a number that is not finite",
     "unreadable": f"an image's bytes are no picture of {', '.join(FORMATS)}",
@@ -114,6 +115,8 @@ def _fetched(url: str) -> bytes:
     """Reads an image by URL, at once whole: a store's errors must not look like Pillow's."""
     for wait in (*RETRY_SECONDS, None):
         try:
+            if urls.is_web(url):
+                return urls.fetch(url)
             with files.open_binary(url) as file:
                 return file.read()
         except UserError:

@@ -29,14 +29,14 @@ from jaxmm.data.features import feature_widths
 from jaxmm.data.lock import locked
 from jaxmm.data.prepared import COLUMNS, FORMAT, Columns, InMemory, Prepared, Record
 from jaxmm.data.progress import Progress, Silent
+from jaxmm.data.readers.columns import Seen
 from jaxmm.data.report import report
-from jaxmm.data.shard import DATA, INDEX, Part, PrepareUnit, Shard, part_path, read_part
+from jaxmm.data.shard import DATA, DROPPED, INDEX, Part, PrepareUnit, Shard, part_path, read_part
 from jaxmm.data.text import Template
 from jaxmm.errors import UserError
 
 __all__ = ["COLUMNS", "FORMAT", "Columns", "InMemory", "Prepared", "Record", "prepare"]
 
-MAX_SKIPPED = 0.05  # of a source's documents; a single one never stops
 SHARD_BYTES = 8 << 20  # of input: smaller units are joined up to it,
 SHARDS, LARGE_SHARD_BYTES = 1000, 256 << 20  # or up to so much that there are about so many shards
 MANY_BYTES = 64 << 20  # of input that are worth the seconds in which worker processes start
@@ -67,15 +67,18 @@ def prepare(
       workers: processes; 1 is this one, 0 picks: this one for little, else one a core.
 
     Raises:
-      UserError: if a record makes no sense, nothing is left, more than MAX_SKIPPED of the documents are skipped, a
-        worker dies, or the disk is full.
+      UserError: if a record makes no sense, nothing is left, more than its ``max_skipped`` of the documents are
+        skipped, a worker dies, or the disk is full.
     """
     cache, progress = Path(cache), progress or Silent()
+    for line in source.told:
+        progress.say(line)
     versions = _versions(source)
     folder = cache / _folder_name(source, versions, template)
     unfinished = cache / f".{folder.name}.part"
     lock = cache / f".{folder.name}.lock"
     if _is_whole(folder) and not (unfinished.exists() or lock.exists()):
+        _refuse_skipped(source, folder)
         return folder
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -202,6 +205,8 @@ class _Totals(NamedTuple):
     sizes: dict[str, int]  # of the joined columns
     shards: list[dict[str, Any]]
     reasons: collections.Counter[str]
+    dropped: collections.Counter[str]  # images that left their pages
+    columns: Seen
     fingerprint: str
 
 
@@ -227,7 +232,9 @@ def _finish(source: Source, template: Template, unfinished: Path, numbers: Seque
         "shards": totals.shards,
         "skipped": totals.reasons.total(),
     }
-    _write_json(data / "report.json", report(meta, columns, totals.reasons))
+    told = report(meta, columns, totals.reasons)
+    told |= {"dropped_images": dict(sorted(totals.dropped.items())), "columns": totals.columns.as_json()}
+    _write_json(data / "report.json", told)
     _write_json(data / "meta.json", meta)
     sync_folder(data)
 
@@ -238,7 +245,9 @@ def _add_up(source: Source, unfinished: Path, numbers: Iterable[int]) -> _Totals
     Raises:
       UserError: if too many documents were skipped, none is left, or there are too many labels.
     """
-    totals = _Totals([], dict.fromkeys(COLUMNS, 0), [], collections.Counter(), "")
+    totals = _Totals(
+        [], dict.fromkeys(COLUMNS, 0), [], collections.Counter(), collections.Counter(), Seen.nothing(), ""
+    )
     content = hashlib.sha256()
     first_skipped, examples = "", 0
     for number in numbers:
@@ -249,26 +258,50 @@ def _add_up(source: Source, unfinished: Path, numbers: Iterable[int]) -> _Totals
             totals.sizes[name] += len(column)
         if part.records:
             totals.shards.append({"file": part.file, "records": part.records, "bytes": part.bytes})
-        for file, record, reason in part.skipped:
+        totals.columns.add(part.columns)
+        for file, record, reason, detail in part.skipped:
+            if detail == DROPPED:
+                totals.dropped[reason] += 1
+                continue
             totals.reasons[reason] += 1
-            first_skipped = first_skipped or f"{file}{f', record {record}' if record != '' else ''} ({reason})"
+            why = f"{reason}: {detail}" if detail else reason
+            first_skipped = first_skipped or f"{file}{f', record {record}' if record != '' else ''} ({why})"
         examples += part.records
     for name in ("runs_E1", "images_E1"):
         totals.sizes[name] = examples + 1
     skipped = totals.reasons.total()
-    if skipped > max(1, MAX_SKIPPED * (examples + skipped)) or (skipped and not examples):
+    if _too_many(skipped, examples, source.max_skipped):
         counts = ", ".join(f"{count} {reason}" for reason, count in totals.reasons.most_common())
         most = totals.reasons.most_common(1)[0][0]
         advice = ", or ".join(known[most] for known in (SKIP_ADVICE, media.ADVICE) if most in known)
         raise UserError(
             f"data source '{source.name}': {skipped} of {examples + skipped} documents cannot be used ({counts}), more "
-            f"than {MAX_SKIPPED:.0%}; the first is {first_skipped}; {advice}"
+            f"than {source.max_skipped:.0%} (config.data.max_skipped); the first is {first_skipped}; {advice}"
         )
     if not examples:
         raise UserError(f"data source '{source.name}' has no documents")
     if len(totals.labels) > 64:
         raise UserError(f"more than 64 different labels, the last '{totals.labels[-1]}': group documents more coarsely")
     return totals._replace(fingerprint=content.hexdigest())
+
+
+def _too_many(skipped: int, examples: int, most: float) -> bool:
+    """Whether more are skipped than may be: a single one never stops, and if nothing is left it always does."""
+    return skipped > max(1, most * (examples + skipped)) or (skipped > 0 and not examples)
+
+
+def _refuse_skipped(source: Source, folder: Path) -> None:
+    """Raises UserError for what was prepared when more documents might be skipped."""
+    try:
+        meta = json.loads((folder / "meta.json").read_text())
+    except (OSError, ValueError):
+        return  # who opens it says so
+    skipped, examples = meta.get("skipped", 0), meta.get("examples", 0)
+    if _too_many(skipped, examples, source.max_skipped):
+        raise UserError(
+            f"data source '{source.name}': {skipped} of {examples + skipped} documents were skipped, more than "
+            f"{source.max_skipped:.0%} (config.data.max_skipped): {folder / 'skipped.jsonl'} lists them"
+        )
 
 
 def _write_columns(unfinished: Path, numbers: Iterable[int], totals: _Totals) -> None:
@@ -285,8 +318,9 @@ def _write_columns(unfinished: Path, numbers: Iterable[int], totals: _Totals) ->
         with open(data / "skipped.jsonl", "w", encoding="utf-8") as skipped:
             for number in numbers:
                 part, columns = read_part(part_path(unfinished, number))
-                for file, record, reason in part.skipped:
-                    skipped.write(json.dumps({"file": file, "record": record, "reason": reason}) + "\n")
+                for file, record, reason, detail in part.skipped:
+                    line = {"file": file, "record": record, "reason": reason} | ({"detail": detail} if detail else {})
+                    skipped.write(json.dumps(line) + "\n")
                 columns["labels_E"] = _renamed(columns["labels_E"], part, totals.labels)
                 columns["runs_E1"] = columns["runs_E1"][1:] + rows["run_start_R"]
                 columns["images_E1"] = columns["images_E1"][1:] + rows["image_at_I"]

@@ -88,9 +88,26 @@ def histogram_rows(one: Mapping[str, Any], key: str, width: int = 40) -> list[tu
     return [(f"<= {bound:,}", count, "#" * max(1, round(width * count / most))) for bound, count in one[key]]
 
 
+def column_rows(reports: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    """Rows of the columns that each source's records had, with a heading; none where nothing was counted."""
+    rows: list[tuple[Any, ...]] = []
+    for one in reports:
+        found = one.get("columns", {})
+        pictures = found.get("pictures", {})
+        for kind in ("read", "unread"):
+            for name, count in found.get(kind, {}).items():
+                told = "read" if kind == "read" else "not read"
+                if name in pictures:
+                    told += f"; in {pictures[name]:,} a picture that was not read"
+                rows.append((one["name"], name, count, told))
+    return [("source", "column", "records", ""), *rows] if rows else []
+
+
 def skipped_rows(reports: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
     """Rows of what was left out and why, most first."""
     reasons: collections.Counter[tuple[str, str]] = collections.Counter()
     for one in reports:
         reasons.update({(one["name"], reason): count for reason, count in one["skipped"].items()})
+        dropped = one.get("dropped_images", {})
+        reasons.update({(one["name"], f"{reason} (the page stays)"): count for reason, count in dropped.items()})
     return [(name, reason, count) for (name, reason), count in reasons.most_common()]

@@ -6,11 +6,10 @@ are there (``prepare``): a shard is finished when that part has its name.
 
 from __future__ import annotations
 
-import collections
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -23,11 +22,14 @@ from jaxmm.data.disk import published, space_wanted
 from jaxmm.data.documents import SKIP_REASONS, Document, Media, Skip, Source, Text, Tokens, Unit, split_origin
 from jaxmm.data.features import Extent, extent
 from jaxmm.data.prepared import COLUMNS, Index, Record, count_records, pack_record, stored
+from jaxmm.data.readers.columns import Seen
 from jaxmm.data.text import Encoded, Template
+from jaxmm.errors import UserError
 
 DATA, INDEX = "data", "index"  # of an unfinished folder: what will be the finished one, and a file for each shard
 CHUNK_DOCUMENTS, CHUNK_BYTES = 1000, 8 << 20  # tokenized at once
 REMOTE_READS = 16  # headers of images at URLs, at once
+DROPPED = "the page goes on without this image"  # detail of what is listed and leaves no document out
 
 T = TypeVar("T")
 Tick = Callable[[int, int, int], None]  # documents, bytes of input read, documents skipped: since the last call
@@ -59,7 +61,8 @@ class Part(NamedTuple):
       file: of the records, '' if there is none: every document was skipped.
       digest: of its content.
       labels: names by bit of its own labels_E.
-      skipped: (file, record, reason) of each document left out.
+      skipped: (file, record, reason, detail) of each document left out, and of each image that left its page.
+      columns: as of ``columns.Seen``.
     """
 
     number: int
@@ -68,7 +71,8 @@ class Part(NamedTuple):
     bytes: int
     digest: str
     labels: tuple[str, ...]
-    skipped: tuple[tuple[str, int | str, str], ...]
+    skipped: tuple[tuple[str, int | str, str, str], ...]
+    columns: Mapping[str, Mapping[str, int]] = {}
 
 
 class PrepareUnit(NamedTuple):
@@ -91,7 +95,7 @@ def prepare_unit(source: Source, shard: Shard, template: Template, folder: Path,
     Raises:
       UserError: if a record makes no sense, or the disk is full.
     """
-    index, skipped, content = Index(), [], hashlib.sha256()
+    index, skipped, content, seen = Index(), [], hashlib.sha256(), Seen.nothing()
     root = _root(source)
     name = f"shard-{shard.number:05d}.array_record"
     with space_wanted(folder):
@@ -99,9 +103,9 @@ def prepare_unit(source: Source, shard: Shard, template: Template, folder: Path,
             # One record a group: any record is one read. Images and ids hardly compress.
             writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
             try:
-                for found in _examples(source, shard, template, tick):
+                for found in _examples(source, shard, template, tick, seen):
                     if isinstance(found, Skip):
-                        skipped.append((*split_origin(found.origin), found.reason))
+                        skipped.append((*split_origin(found.origin), found.reason, found.detail))
                         continue
                     index.add(found.encoded, found.sizes, found.labels)
                     tokens = found.encoded.tokens
@@ -125,7 +129,7 @@ def prepare_unit(source: Source, shard: Shard, template: Template, folder: Path,
             (folder / DATA / name).unlink()
             name, size = "", 0
         labels = tuple(index.labels)
-        part = Part(shard.number, name, len(index), size, content.hexdigest(), labels, tuple(skipped))
+        part = Part(shard.number, name, len(index), size, content.hexdigest(), labels, tuple(skipped), seen.as_json())
         with published(part_path(folder, shard.number)) as temporary, open(temporary, "wb") as file:
             described = np.frombuffer(json.dumps(part._asdict()).encode(), np.uint8)
             np.savez(file, **{"part": described, **columns})  # type: ignore[arg-type]
@@ -140,7 +144,8 @@ def read_part(path: Path) -> tuple[Part, dict[str, np.ndarray]]:
     with np.load(path) as stored:
         part = Part(**json.loads(stored["part"].tobytes()))
         columns = {name: stored[name] for name in COLUMNS}
-    skipped = tuple((file, record, reason) for file, record, reason in part.skipped)
+    # What was left unfinished by a version before details has three.
+    skipped = tuple((*entry, "")[:4] for entry in part.skipped)
     return part._replace(labels=tuple(part.labels), skipped=skipped), columns
 
 
@@ -154,16 +159,16 @@ class _Example(NamedTuple):
     sizes: list[Extent]
 
 
-def _examples(source: Source, shard: Shard, template: Template, tick: Tick) -> Iterator[_Example | Skip]:
-    """Yields the documents of a shard, encoded a chunk at a time, and those that cannot be."""
+def _examples(source: Source, shard: Shard, template: Template, tick: Tick, seen: Seen) -> Iterator[_Example | Skip]:
+    """Yields the documents of a shard, encoded a chunk at a time, and those that cannot be; ``seen`` counts."""
     # While one chunk is written the next is tokenized, which needs no interpreter, and the one after that is read.
-    for whole, results, size in _ahead(_encoded(_ahead(_read(source, shard)), template)):
+    for whole, results, size in _ahead(_encoded(_ahead(_read(source, shard, seen)), template, source.skip_errors)):
         encoded = iter(results)
         bad = 0
         for found in whole:
             if isinstance(found, Skip):
                 assert found.reason in SKIP_REASONS + media.REASONS, found
-                bad += 1
+                bad += found.detail != DROPPED
                 yield found
                 continue
             document, images, sizes = found
@@ -176,19 +181,58 @@ def _examples(source: Source, shard: Shard, template: Template, tick: Tick) -> I
         tick(len(whole), size, bad)
 
 
-def _read(source: Source, shard: Shard) -> Iterator[tuple[list[_Looked | Skip], int]]:
+def _read(source: Source, shard: Shard, seen: Seen) -> Iterator[tuple[list[_Looked | Skip], int]]:
     """Yields chunks of documents with the sizes of their images, and how many bytes they hold."""
     for unit in shard.units:
-        for chunk, size in _chunks(source.read(unit)):
-            yield _looked_at(chunk), size
+        for chunk, size in _chunks(_counted(source.read(unit), seen)):
+            yield _looked_at(chunk, source.drop_image), size
+
+
+def _counted(found: Iterator[Document | Skip], seen: Seen) -> Iterator[Document | Skip]:
+    """Yields what a pass yields, and adds the columns that it returns in the end."""
+    while True:
+        try:
+            yield next(found)
+        except StopIteration as end:
+            if end.value is not None:
+                seen.add(end.value.as_json())
+            return
 
 
 def _encoded(
-    chunks: Iterable[tuple[list[_Looked | Skip], int]], template: Template
+    chunks: Iterable[tuple[list[_Looked | Skip], int]], template: Template, skip_errors: bool
 ) -> Iterator[tuple[list[_Looked | Skip], list[Encoded], int]]:
     """Yields chunks with the tokens of the documents in them."""
     for whole, size in chunks:
-        yield whole, template.encode_all([found[0] for found in whole if not isinstance(found, Skip)]), size
+        try:
+            encoded = template.encode_all([found[0] for found in whole if not isinstance(found, Skip)])
+        except UserError:
+            whole, encoded = _one_by_one(whole, template, skip_errors)
+        yield whole, encoded, size
+
+
+def _one_by_one(
+    whole: Sequence[_Looked | Skip], template: Template, skip_errors: bool
+) -> tuple[list[_Looked | Skip], list[Encoded]]:
+    """Encodes a chunk of which a document cannot be, as a template refuses it; that one becomes a Skip.
+
+    Raises:
+      UserError: that names the document, unless ``skip_errors``.
+    """
+    kept: list[_Looked | Skip] = []
+    encoded: list[Encoded] = []
+    for found in whole:
+        if not isinstance(found, Skip):
+            origin = found[0].origin
+            try:
+                encoded.append(template.encode(found[0]))
+            except UserError as error:
+                trouble = str(error).removeprefix(origin).lstrip(": ")
+                if not skip_errors:
+                    raise UserError(f"{origin}: {trouble}") from error
+                found = Skip(origin, "no sense", trouble)
+        kept.append(found)
+    return kept, encoded
 
 
 def _ahead(items: Iterator[T]) -> Iterator[T]:
@@ -226,8 +270,8 @@ def _chunks(documents: Iterable[Document | Skip]) -> Iterator[tuple[list[Documen
 _Looked = tuple[Document, list[Media], list[Extent]]
 
 
-def _looked_at(chunk: Sequence[Document | Skip]) -> list[_Looked | Skip]:
-    """Reads the headers of the media; a document with a bad one becomes a Skip."""
+def _looked_at(chunk: Sequence[Document | Skip], drop_image: bool = False) -> list[_Looked | Skip]:
+    """Reads the headers of the media; a document with a bad one becomes a Skip, or a page loses it."""
     images_of: list[list[Media]] = [
         [] if isinstance(d, Skip) else [part for turn in d.turns for part in turn.parts if not isinstance(part, Text)]
         for d in chunk
@@ -244,11 +288,32 @@ def _looked_at(chunk: Sequence[Document | Skip]) -> list[_Looked | Skip]:
         bad = next((size for size in found if isinstance(size, str)), "")
         if isinstance(document, Skip):
             looked.append(document)
+        elif bad and drop_image and _is_page(document):
+            looked += [Skip(document.origin, size, DROPPED) for size in found if isinstance(size, str)]
+            left = [(p, size) for p, size in zip(pictures, found, strict=True) if not isinstance(size, str)]
+            looked.append((_without(document, found), [p for p, _ in left], [size for _, size in left]))
         elif bad:
             looked.append(Skip(document.origin, bad))
         else:
             looked.append((document, pictures, [size for size in found if not isinstance(size, str)]))
     return looked
+
+
+def _is_page(document: Document) -> bool:
+    """Whether a document is more than a picture and what is said of it: a text may lose a picture that it shows."""
+    parts = [part for turn in document.turns for part in turn.parts]
+    texts = [part for part in parts if isinstance(part, Text)]
+    return all(turn.role == "document" for turn in document.turns) and (len(texts) > 1 or len(parts) - len(texts) > 1)
+
+
+def _without(document: Document, found: Sequence[Extent | str]) -> Document:
+    """A document without the media of which ``found`` has the trouble."""
+    sizes = iter(found)
+    turns = []
+    for turn in document.turns:
+        kept = tuple(p for p in turn.parts if isinstance(p, Text) or not isinstance(next(sizes), str))
+        turns.append(turn._replace(parts=kept))
+    return document._replace(turns=tuple(turns))
 
 
 def _size(medium: Media) -> Extent | str:
@@ -269,7 +334,3 @@ def _relative(path: str, root: str) -> str:
     if files.is_remote(path) or files.is_remote(root):
         return path.removeprefix(f"{root}/")
     return os.path.relpath(path, root)
-
-
-def reasons(part: Part) -> collections.Counter[str]:
-    return collections.Counter(reason for _, _, reason in part.skipped)

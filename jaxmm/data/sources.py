@@ -5,24 +5,27 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxmm.data import files
+from jaxmm.data import files, splits
 from jaxmm.data.documents import Source
-from jaxmm.data.readers import alpaca, containers, conversations, dataset_info, interleaved
-from jaxmm.data.readers.containers import SUFFIXES, Format
-from jaxmm.data.readers.parts import LeftOut
+from jaxmm.data.readers import containers, dataset_info, pairs
+from jaxmm.data.readers.containers import SUFFIXES, Container, Format
 from jaxmm.data.readers.pictures import Pictures
+from jaxmm.data.readers.recognise import recognise
+from jaxmm.data.readers.records import HeldOut, read
+from jaxmm.data.reading import Reading
 from jaxmm.errors import UserError, nearest
 
-HEAD = 100  # records that are looked at for one that tells the format
 WILD = "*?["
 # What lies beside data and is none: datasets' own notes, and what tells of a folder.
 NOTES = ("dataset_info.json", "dataset_dict.json", "dataset_infos.json", "state.json", "requirements.txt", "readme.txt")
+_BAD_NAME = re.compile(r"[\x00-\x1f\x7f/\\]|^\.{1,2}$|^$")
 
 
-def read_sources(path: str, names: Sequence[str], *, media_dir: str = "", follow_outside: bool = False) -> list[Source]:
+def read_sources(path: str, names: Sequence[str], reading: Reading = Reading()) -> list[Source]:  # noqa: B008
     """Opens data sources, reading no more of them than their format needs.
 
     Args:
@@ -31,127 +34,206 @@ def read_sources(path: str, names: Sequence[str], *, media_dir: str = "", follow
         of one kind, or a pattern as ``shards/*.tar``: a single source, in a format that its first record tells, named
         as the file without its suffix, as the folder, or as what precedes the pattern's first wildcard.
       names: of the sources wanted, in order.
-      media_dir: the folder that images' paths are relative to; by default that of the dataset_info.json or the data.
-      follow_outside: whether a path in a record may lead out of the data's folder and ``media_dir``.
 
     Raises:
       UserError: for a file, an entry or a column that is not there or not supported. A record that makes no sense
         raises it later, from ``Source.read``: images that differ in number from their placeholders, most of all.
     """
     path = files.absolute(path)
-    media = files.absolute(media_dir) if media_dir else ""
     if files.is_folder(path):
-        if files.is_file(splits := files.join(path, "dataset_dict.json")):
-            return [_folder(p, media, follow_outside) for p in _splits(path, splits, names)]
+        if files.is_file(listing := files.join(path, "dataset_dict.json")):
+            found = _of_dict(path, listing, names, reading)
+            return [_folder(p, dataclasses.replace(reading, split=""), told) for p, told in found]
         info = files.join(path, dataset_info.NAME)
         if files.is_file(files.join(path, "state.json")) or not files.is_file(info):
-            return [_named(_folder(path, media, follow_outside), path, names)]
+            return [_named(_folder(path, reading), path, names)]
         path = info
     elif any(character in path for character in WILD) and not files.is_file(path):
-        return [_named(_pattern(path, media, follow_outside), path, names)]
+        return [_named(_pattern(path, reading), path, names)]
     elif not files.is_file(path):
         raise UserError(f"no file {path}: give a dataset_info.json or a data file ({', '.join(SUFFIXES)})")
     entries = dataset_info.read_info(path)
     if entries is None:
-        source = _source(_stem(path), [path], _parent(path), media, follow_outside)
-        return [_named(source, path, names)]
+        return [_named(_file(path, reading), path, names)]
     if not names:
         has = dataset_info.listed(entries)
         raise UserError(f"{path}: say which datasets, as config.data.mixture=NAME:SHARE,...; it has {has}")
-    return [_entry(path, name, entries, media, follow_outside) for name in names]
+    if reading.columns and not reading.evaluation:
+        raise UserError(f"config.data.columns is for data without a description: name the columns in {path}")
+    return [_entry(path, name, entries, reading) for name in names]
 
 
-def _entry(info: str, name: str, entries: Mapping[str, Any], media: str, follow_outside: bool) -> Source:
-    entry = dataset_info.read_entry(info, name, entries)
-    media = entry.media or media
-    return _source(name, entry.files, _parent(info), media, follow_outside, entry.form, entry.num_samples)
+def _entry(info: str, name: str, entries: Mapping[str, Any], reading: Reading) -> Source:
+    entry = dataset_info.read_entry(info, name, entries, reading)
+    reading = dataclasses.replace(reading, media_dir=entry.media or reading.media_dir)
+    return _source(name, entry.files, _parent(info), reading, entry.form, entry.num_samples, told=entry.told)
 
 
 def _source(
     name: str,
     found: Sequence[str],
     folder: str,
-    media: str,
-    follow_outside: bool,
+    reading: Reading,
     form: Format | None = None,
     num_samples: int = 0,
+    kind: Container | None = None,
+    told: str = "",
 ) -> Source:
-    """Returns the source of files that lie under ``folder``, from which origins count."""
+    """Returns the source of files that lie under ``folder``, from which origins count.
+
+    Args:
+      kind: the container of its files, where their suffixes do not say it.
+    """
+    if _BAD_NAME.search(name):
+        raise UserError(f"a data source cannot be called {name!r:.60}: files are named after it")
     if form is None:
-        form = _recognised(found)
-    pictures = Pictures(media or folder, folder, follow_outside)
-    choice = containers.sample(found, num_samples) if num_samples else None
+        form = _recognised(found, reading, kind)
+    media = files.absolute(reading.media_dir) if reading.media_dir else ""
+    pictures = Pictures(
+        media or folder, folder, reading.follow_outside, reading.allow_urls, reading.hosts(), reading.placeholder
+    )
+    choice = containers.sample(found, num_samples, kind) if num_samples else None
     if choice is not None and not choice.total:
         raise UserError(f"dataset '{name}' holds no records, but num_samples asks for {num_samples}")
+    held_out = HeldOut(reading.val_size, reading.held_out)
+    kinds = [kind] if kind else {id(c): c for c in map(containers.container, _of_each_suffix(found))}.values()
     entry = {
-        "format": type(form).__name__,
+        "format": type(getattr(form, "first", form)).__name__,
+        "versions": [form.version, *sorted(one.version for one in kinds)],
         **dataclasses.asdict(form),  # type: ignore[call-overload]  # each format is a dataclass
         "media_dir": containers.relative(media, folder) if media and not files.is_remote(media) else media,
-        "follow_outside": follow_outside,
+        "reading": [reading.follow_outside, reading.allow_urls, reading.url_hosts, reading.placeholder],
+        "errors": [reading.on_error, reading.drop_image],
+        "held_out": held_out if held_out.part else [],
         "num_samples": num_samples,
     }
     return Source(
         name,
         tuple(found),
         json.dumps(entry, sort_keys=True, separators=(",", ":")),
-        functools.partial(containers.list_units, tuple(found)),
-        functools.partial(containers.read, folder=folder, form=form, pictures=pictures, choice=choice),
+        functools.partial(containers.list_units, tuple(found), kind=kind),
+        functools.partial(
+            read,
+            folder=folder,
+            form=form,
+            pictures=pictures,
+            choice=choice,
+            held_out=held_out,
+            skip_errors=reading.on_error == "skip",
+            kind=kind,
+        ),
+        told=(told,) if told else (),
+        max_skipped=reading.max_skipped,
+        drop_image=reading.drop_image,
+        skip_errors=reading.on_error == "skip",
     )
 
 
-def _recognised(found: Sequence[str]) -> Format:
+def _of_each_suffix(found: Sequence[str]) -> list[str]:
+    """Returns a file of each suffix: of a thousand shards one is looked into."""
+    return list({containers.suffix(file): file for file in reversed(found)}.values())
+
+
+def _recognised(found: Sequence[str], reading: Reading, kind: Container | None) -> Format:
     """Returns the format of files, which their first record tells that can be read."""
+    columns = reading.named()
     for file in found:
-        for (origin, record), _ in zip(containers.head(file), range(HEAD), strict=False):
-            if isinstance(record, LeftOut):
-                continue
-            for family in (conversations, interleaved, alpaca):
-                form = family.recognise(record)
-                if form is not None:
-                    return form
-            raise UserError(
-                f"{origin}: no format known has the keys {', '.join(record)}: give messages, conversations, or text, "
-                f"or describe the file in a dataset_info.json"
-            )
+        if reading.evaluation and columns:
+            heads = [record for _, (_, record) in zip(range(10), containers.head(file, kind), strict=False)]
+            if not any(set(filter(None, columns.values())) & set(r) for r in heads if isinstance(r, Mapping)):
+                columns = {}  # the training data's, which this does not have
+        form = recognise(containers.head(file, kind), columns, file)
+        if form is not None:
+            return form
     raise UserError(f"{found[0]} holds no records" + (" that can be read" if files.version(found[0]).size else ""))
 
 
-def _folder(folder: str, media: str, follow_outside: bool) -> Source:
-    """Returns the source of all data files in a folder, which must be of one kind."""
-    inside = [file for file in files.listed(folder) if containers.suffix(file) and files.is_file(file)]
-    found = [file for file in inside if file.rpartition("/")[2].lower() not in NOTES]
+def _file(path: str, reading: Reading) -> Source:
+    if reading.split:
+        raise UserError(f"config.data.split chooses among the files of a folder: {path} is one file")
+    if pairs.is_text(path) and not path.lower().endswith(".json") and (beside := pairs.beside(path)):
+        raise UserError(
+            f"{beside[0]} lies beside {path} as if that were its text: give their folder, or keep them apart"
+        )
+    return _source(_stem(path), [path], _parent(path), reading)
+
+
+def _folder(folder: str, reading: Reading, told: str = "") -> Source:
+    """Returns the source of the files in a folder that are of one split, and must be of one kind."""
+    name = folder.rstrip("/").rpartition("/")[2]
+    inside = [file for file in files.listed(folder) if _is_data(file)]
+    if found := pairs.found(inside):
+        return _source(name, found, folder, reading, kind=containers.PAIRS, told=told)
+    found = [file for file in inside if containers.suffix(file)]
+    if not found:
+        below, told = _below(folder, reading)
+        return dataclasses.replace(_folder(below, dataclasses.replace(reading, split=""), told), name=name)
+    found, line = splits.chosen(folder, found, reading.split, reading.evaluation)
     kinds = sorted({containers.suffix(file) for file in found})
-    if not kinds:
-        raise UserError(f"{folder} holds no data: neither a dataset_info.json nor a {', '.join(SUFFIXES)} file")
     if len({id(containers.CONTAINERS[kind]) for kind in kinds}) > 1:
         raise UserError(f"{folder} holds {', '.join(kinds)} files: say which, as {files.join(folder, '*' + kinds[0])}")
-    return _source(folder.rstrip("/").rpartition("/")[2], found, folder, media, follow_outside)
+    return _source(name, found, folder, reading, told=line or told)
 
 
-def _pattern(pattern: str, media: str, follow_outside: bool) -> Source:
+def _is_data(file: str) -> bool:
+    base = file.rpartition("/")[2].lower()
+    return not base.startswith(".") and base not in NOTES and files.is_file(file)
+
+
+def _below(folder: str, reading: Reading) -> tuple[str, str]:
+    """Returns the folder of the split in a folder without files (train/, val/), or its data/, and a line on it."""
+    inside = [found for found in files.listed(folder) if files.is_folder(found)]
+    split = [found for found in inside if splits.of(found)]
+    if split:
+        chosen, line = splits.chosen(folder, split, reading.split, reading.evaluation)
+        if len(chosen) > 1:
+            raise UserError(f"{folder} holds the folders {', '.join(chosen)}: give one of them")
+        return chosen[0], line.replace(" files)", " folders)")
+    data = files.join(folder, "data")
+    if data in inside:
+        return data, f"{folder}: its folder data is read"
+    raise UserError(f"{folder} holds no data: neither a dataset_info.json nor a {', '.join(SUFFIXES)} file")
+
+
+def _pattern(pattern: str, reading: Reading) -> Source:
     found = files.matched(pattern)
     if not found:
         raise UserError(f"no file matches {pattern}")
     for file in found:
         if not containers.suffix(file):
             raise UserError(f"{pattern}: {file} is not supported yet: the file types are {', '.join(SUFFIXES)}")
+    told = ""
+    if reading.split:
+        found, told = splits.chosen(pattern, found, reading.split, reading.evaluation)
+    elif len(mixed := sorted(filter(None, set(map(splits.of, found))))) > 1:
+        told = f"{pattern} matches files of {', '.join(mixed)}, and all are read: config.data.split chooses one"
     fixed = pattern[: min(pattern.index(c) for c in WILD if c in pattern)]
     folder, _, start = fixed.rpartition("/")
-    return _source(start.rstrip("-_.") or folder.rpartition("/")[2], found, folder, media, follow_outside)
+    name = start.rstrip("-_.") or folder.rpartition("/")[2]
+    if all(map(pairs.is_text, found)) and all(map(pairs.beside, found)):
+        return _source(name, found, folder, reading, kind=containers.PAIRS, told=told)
+    return _source(name, found, folder, reading, told=told)
 
 
-def _splits(folder: str, listing: str, names: Sequence[str]) -> list[str]:
-    """Returns the folders of the named splits of what datasets' ``DatasetDict.save_to_disk`` wrote."""
-    with files.open_binary(listing) as opened:
-        splits = json.loads(opened.read()).get("splits", [])
-    if not names and len(splits) != 1:
-        raise UserError(
-            f"{folder}: say which splits, as config.data.mixture=NAME:SHARE,...; it has {', '.join(splits)}"
-        )
+def _of_dict(folder: str, listing: str, names: Sequence[str], reading: Reading) -> list[tuple[str, str]]:
+    """Returns the folders of the named splits of what datasets' ``DatasetDict.save_to_disk`` wrote, and a line."""
+    try:
+        with files.open_binary(listing) as opened:
+            found = json.loads(opened.read()).get("splits", [])
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise UserError(f"{listing} is not what datasets writes: {error}") from error
+    if not isinstance(found, list) or not all(isinstance(s, str) and not _BAD_NAME.search(s) for s in found):
+        raise UserError(f"{listing} is not what datasets writes: its splits must be names")
     for name in names:
-        if name not in splits:
-            raise UserError(f"{folder} has no split '{name}'{nearest(name, splits)}; it has {', '.join(splits)}")
-    return [files.join(folder, name) for name in (names or splits)]
+        if name not in found:
+            raise UserError(f"{folder} has no split '{name}'{nearest(name, found)}; it has {', '.join(found)}")
+    if names:
+        return [(files.join(folder, name), "") for name in names]
+    chosen, told = splits.chosen(folder, found, reading.split, reading.evaluation)
+    if len(chosen) != 1:
+        has = ", ".join(found)
+        raise UserError(f"{folder}: say which splits, as config.data.mixture=NAME:SHARE,...; it has {has}")
+    return [(files.join(folder, chosen[0]), told.replace(" files)", " splits)"))]
 
 
 def _named(source: Source, path: str, names: Sequence[str]) -> Source:

@@ -32,6 +32,7 @@ class Source(NamedTuple):
       asked: its share of tokens; all sources' sum to 1.
       over: documents over each budget, as of tally.over_budget.
       left_out: documents that preparing left out, by reason.
+      columns: name, records that had it, and what became of it, as of report.column_rows.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Source(NamedTuple):
     asked: float
     over: dict[str, int]
     left_out: dict[str, int]
+    columns: tuple[tuple[str, int, str], ...] = ()
 
 
 class DrawnRow(NamedTuple):
@@ -274,6 +276,11 @@ def _left_out(report: Report) -> Iterator[str]:
                 f"{name}: {_plural(over, 'document')} of {source.documents:,} over a row’s budgets ({why}): {fate} "
                 f"(<code>data.long_documents={report.long_documents}</code>)."
             )
+        if source.columns:
+            told = "; ".join(
+                f"<code>{escape(n)}</code> ({count:,}) {escape(what)}" for n, count, what in source.columns
+            )
+            yield f"{name}: columns of its records: {told}."
         if source.left_out:
             yield (
                 f"{name}: {_plural(sum(source.left_out.values()), 'document')} left out when prepared "

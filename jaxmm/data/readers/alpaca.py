@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from jaxmm.data.documents import Document
 from jaxmm.data.readers import tools
+from jaxmm.data.readers.columns import FEATURES, KNOWN, TOKENS, resolved
 from jaxmm.data.readers.conversations import find_images, may_hold_images
-from jaxmm.data.readers.parts import LeftOut, column, document, refuse_later, text
-from jaxmm.data.readers.pictures import FEATURES, TOKENS, Pictures
+from jaxmm.data.readers.parts import Content, LeftOut, column, document, refuse_later, text
+from jaxmm.data.readers.pictures import Pictures
+from jaxmm.data.readers.typed import tagged
 from jaxmm.errors import UserError
 
+FORMAT = 2
 TEXTS = ("text", "caption", "captions", "content")
-IMAGES = ("images", "image", "jpg", "jpeg", "png", "webp", "image_path", "image_url", FEATURES, TOKENS)
+IMAGES = (KNOWN, FEATURES, TOKENS)
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,19 @@ class Alpaca:
     images: tuple[str, ...] = ()
     later: tuple[str, ...] = ()
 
+    version: ClassVar[int] = FORMAT
+
+    @property
+    def main(self) -> str:
+        return self.prompt
+
+    def of(self, record: Mapping[str, Any]) -> Self:
+        return self
+
+    def reads(self, keys: tuple[str, ...]) -> frozenset[str]:
+        named = (self.prompt, self.query, self.response, self.history, self.system, self.tools, *self.later)
+        return frozenset((*named, *resolved(keys, self.images)))
+
     def __call__(self, origin: str, record: Mapping[str, Any], pictures: Pictures) -> Document:
         refuse_later(origin, record, self.later)
 
@@ -44,16 +60,17 @@ class Alpaca:
         prompt = "\n".join(filter(None, (value(self.prompt), value(self.query))))
         told = record.get(self.tools) if self.tools else None
         system = tools.with_tools(origin, value(self.system), self.tools, told)
-        said = [("system", system)] if system else []
+        said: list[tuple[str, Content]] = [("system", system)] if system else []
         for pair in (record.get(self.history) if self.history else None) or []:
             if not isinstance(pair, list | tuple) or len(pair) != 2:
                 raise UserError(f"{origin}: '{self.history}' must be a list of [question, answer]")
             said += [("user", text(origin, "history", pair[0])), ("assistant", text(origin, "history", pair[1]))]
-        said.append(("user", prompt))
+        said.append(("user", tagged(origin, prompt, pictures)))
         if column(origin, record, self.response) is not None:
             said.append(("assistant", value(self.response)))
         name, images = find_images(origin, record, self.images, pictures)
-        return document(origin, said, images, in_front=name == "image")
+        in_front = name not in ("images", FEATURES, TOKENS)
+        return document(origin, said, images, placeholder=pictures.placeholder, in_front=in_front)
 
 
 @dataclass(frozen=True)
@@ -70,6 +87,18 @@ class Plain:
     images: tuple[str, ...] = ()
     later: tuple[str, ...] = ()
 
+    version: ClassVar[int] = FORMAT
+
+    @property
+    def main(self) -> str:
+        return self.texts[0]
+
+    def of(self, record: Mapping[str, Any]) -> Self:
+        return self
+
+    def reads(self, keys: tuple[str, ...]) -> frozenset[str]:
+        return frozenset((*self.texts, *self.later, *resolved(keys, self.images)))
+
     def __call__(self, origin: str, record: Mapping[str, Any], pictures: Pictures) -> Document:
         refuse_later(origin, record, self.later)
         column(origin, record, self.texts[0])
@@ -80,9 +109,9 @@ class Plain:
             raise LeftOut("empty")  # nothing is learnt from a picture alone
         return document(
             origin,
-            [("document", said)],
+            [("document", said if images else tagged(origin, said, pictures, links=False))],
             images,
-            placeholders=may_hold_images(record, self.images),
+            placeholder=pictures.placeholder if may_hold_images(record, self.images) else "",
             in_front=name != "images",
         )
 
@@ -90,9 +119,7 @@ class Plain:
 def recognise(record: Mapping[str, Any]) -> Alpaca | Plain | None:
     """Returns the format of a record that has a question and an answer, or a text, or None."""
     if "instruction" in record and "output" in record:
-        return Alpaca(
-            "instruction", "input", "output", "history", "system", "tools", ("images", "image", FEATURES, TOKENS)
-        )
+        return Alpaca("instruction", "input", "output", "history", "system", "tools", IMAGES)
     for name in TEXTS:
         if isinstance(record.get(name), str):
             return Plain((name,), IMAGES)

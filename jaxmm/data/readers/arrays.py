@@ -13,10 +13,12 @@ import numpy as np
 
 from jaxmm.data import files
 from jaxmm.data.documents import Unit
+from jaxmm.data.readers import streams
 from jaxmm.data.readers.lines import BYTE_ORDER_MARK, parsed
 from jaxmm.data.readers.parts import LeftOut
 from jaxmm.errors import UserError
 
+FORMAT = 2
 BLOCK = 1 << 20
 MAX_ELEMENT = 1 << 28  # a longer one has a quote or a bracket missing
 
@@ -76,14 +78,17 @@ class Scanner:
 
 def is_array(file: str) -> bool:
     """Whether the first character of a file that is not blank is an array's bracket."""
-    with files.open_binary(file) as opened:
-        return _start(opened) is not None
+    try:
+        with streams.opened(file) as opened:
+            return _start(opened) is not None
+    except streams.CUT:
+        return False
 
 
 def units(file: str, unit_bytes: int) -> list[Unit]:
     """Cuts a file after separators into units of at least ``unit_bytes``; one of up to two is not scanned."""
     size = files.version(file).size
-    if size <= 2 * unit_bytes:
+    if size <= 2 * unit_bytes or not streams.is_plain(file):
         return [Unit(file, 0, size, 0)]
     found: list[Unit] = []
     start = first = number = 0
@@ -112,39 +117,49 @@ def records(unit: Unit, block_bytes: int = BLOCK) -> Iterator[tuple[int, Any]]:
 
 def elements(unit: Unit, block_bytes: int = BLOCK) -> Iterator[bytes | LeftOut]:
     """Yields the JSON text of each element."""
-    with files.open_binary(unit.file) as opened:
-        start = _start(opened) if unit.start == 0 else None
-        at = unit.start if start is None else start + 1
-        opened.seek(at)
-        scanner, held, is_first = Scanner(1), b"", unit.start == 0
-        while scanner.depth > 0 and at < unit.stop:
-            block = opened.read(min(max(block_bytes, len(held)), unit.stop - at))
-            if not block:
-                break
-            at += len(block)
-            block, scanned = held + block, len(held)
-            begin = 0
-            for end in (scanner.ends(block[scanned:]) + scanned).tolist():
-                raw = block[begin:end]
-                is_last = block[end : end + 1] != b","
-                if not (is_first and is_last and not raw.strip()):  # [] has no element, [1,] a broken one
-                    yield raw
-                is_first, begin = False, end + 1
-                if is_last:
-                    if block[end : end + 1] != b"]" or (block[begin:] + opened.read(block_bytes)).strip():
-                        raise UserError(
-                            f"{unit.file}, byte {at - len(block) + end}: the array ends here, but more follows: "
-                            f"a bracket or a quote before it is missing or one too many"
-                        )
-                    return
-            held = block[begin:]
-            if len(held) > MAX_ELEMENT:
-                raise UserError(
-                    f"{unit.file}, byte {at - len(held)}: an element has no end within {MAX_ELEMENT >> 20} MiB: "
-                    f"a quote or a bracket is missing"
-                )
-        if held.strip() or not opened.read(1):
-            yield LeftOut("cut short")
+    try:
+        with streams.opened(unit.file) as opened:
+            at = unit.start
+            if at:
+                opened.seek(at)
+            elif (start := _start(opened)) is not None:
+                at = start + 1
+            yield from _elements(opened, unit, at, block_bytes)
+    except streams.CUT:
+        yield LeftOut("cut short")
+
+
+def _elements(opened: BinaryIO, unit: Unit, at: int, block_bytes: int) -> Iterator[bytes | LeftOut]:
+    """Yields the elements from where the file is opened at, which is byte ``at`` of it."""
+    scanner, held, is_first, stop = Scanner(1), b"", unit.start == 0, streams.stop(unit)
+    while scanner.depth > 0 and at < stop:
+        block = opened.read(min(max(block_bytes, len(held)), stop - at))
+        if not block:
+            break
+        at += len(block)
+        block, scanned = held + block, len(held)
+        begin = 0
+        for end in (scanner.ends(block[scanned:]) + scanned).tolist():
+            raw = block[begin:end]
+            is_last = block[end : end + 1] != b","
+            if not (is_first and is_last and not raw.strip()):  # [] has no element, [1,] a broken one
+                yield raw
+            is_first, begin = False, end + 1
+            if is_last:
+                if block[end : end + 1] != b"]" or (block[begin:] + opened.read(block_bytes)).strip():
+                    raise UserError(
+                        f"{unit.file}, byte {at - len(block) + end}: the array ends here, but more follows: "
+                        f"a bracket or a quote before it is missing or one too many"
+                    )
+                return
+        held = block[begin:]
+        if len(held) > MAX_ELEMENT:
+            raise UserError(
+                f"{unit.file}, byte {at - len(held)}: an element has no end within {MAX_ELEMENT >> 20} MiB: "
+                f"a quote or a bracket is missing"
+            )
+    if held.strip() or not opened.read(1):
+        yield LeftOut("cut short")
 
 
 def _ends(opened: BinaryIO, start: int, stop: int, block_bytes: int) -> Iterator[int]:
@@ -163,13 +178,15 @@ def _ends(opened: BinaryIO, start: int, stop: int, block_bytes: int) -> Iterator
 
 
 def _start(opened: BinaryIO) -> int | None:
-    """Returns where the opening bracket is; None if the file begins with anything else."""
-    opened.seek(0)
-    at = len(BYTE_ORDER_MARK) if opened.read(len(BYTE_ORDER_MARK)) == BYTE_ORDER_MARK else 0
-    opened.seek(at)
-    while block := opened.read(1 << 12):
-        rest = block.lstrip()
-        if rest:
-            return at + len(block) - len(rest) if rest.startswith(b"[") else None
-        at += len(block)
+    """Reads up to behind the opening bracket and returns where it is; None if the file begins with anything else."""
+    at = 0
+    while byte := opened.read(1):
+        if at == 0 and byte == BYTE_ORDER_MARK[:1]:
+            if opened.read(2) != BYTE_ORDER_MARK[1:]:
+                return None
+            at = len(BYTE_ORDER_MARK)
+        elif byte.strip():
+            return at if byte == b"[" else None
+        else:
+            at += 1
     return None

@@ -1,17 +1,22 @@
-"""CSV files: a header, then a record a row, of text alone."""
+"""CSV and TSV files: a header, then a record a row, of text alone."""
 
 from __future__ import annotations
 
 import csv
 import io
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
 from jaxmm.data import files
 from jaxmm.data.documents import Unit
+from jaxmm.data.readers import streams
 from jaxmm.data.readers.parts import LeftOut
+from jaxmm.errors import UserError
 
+FORMAT = 2
 MAX_FIELD = 1 << 28  # the csv module's own limit is 128 KiB, less than a long document
+OTHERS = ";\t|"  # what else stands between fields, where the header has no comma
 
 
 def units(file: str, unit_bytes: int) -> list[Unit]:
@@ -20,19 +25,40 @@ def units(file: str, unit_bytes: int) -> list[Unit]:
 
 
 def records(unit: Unit) -> Iterator[tuple[int, Any]]:
-    """Yields (number, record or LeftOut) of each row; one with more or fewer fields than the header is "cut short"."""
+    """Yields (number, record or LeftOut) of each row; one with more or fewer fields than the header is "cut short".
+
+    Raises:
+      UserError: for a field that is longer than any text.
+    """
     csv.field_size_limit(MAX_FIELD)
-    with (
-        files.open_binary(unit.file) as opened,
-        io.TextIOWrapper(opened, encoding="utf-8-sig", errors="surrogateescape", newline="") as lines,
-    ):
-        rows = csv.reader(lines)
-        header = next(rows, [])
-        is_whole = len(set(header)) == len(header)
-        for number, row in enumerate(row for row in rows if row):
-            if not is_whole:
-                yield number, LeftOut("duplicate keys")
-            elif len(row) != len(header):
-                yield number, LeftOut("cut short")
-            else:
-                yield number, dict(zip(header, row, strict=True))
+    number = -1
+    try:
+        with (
+            streams.opened(unit.file) as opened,
+            io.TextIOWrapper(opened, encoding="utf-8-sig", errors="surrogateescape", newline="") as lines,
+        ):
+            first = lines.readline(MAX_FIELD)
+            between = _between(unit.file, first)
+            rows = csv.reader(itertools.chain([first], lines), delimiter=between)
+            header = next(rows, [])
+            is_whole = len(set(header)) == len(header)
+            for number, row in enumerate(row for row in rows if row):
+                if not is_whole:
+                    yield number, LeftOut("duplicate keys")
+                elif len(row) != len(header):
+                    yield number, LeftOut("cut short")
+                else:
+                    yield number, dict(zip(header, row, strict=True))
+    except streams.CUT:
+        yield number + 1, LeftOut("cut short")
+    except csv.Error as error:
+        raise UserError(f"{unit.file}, record {number + 1}: {error}: is a quote missing?") from error
+
+
+def _between(file: str, header: str) -> str:
+    """What stands between a file's fields: its suffix says so, or else its header."""
+    if ".tsv" in file.lower()[-7:]:
+        return "\t"
+    if "," in header:
+        return ","
+    return next((between for between in OTHERS if between in header), ",")

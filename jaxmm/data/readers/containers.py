@@ -6,20 +6,45 @@ import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from jaxmm.data import files
-from jaxmm.data.documents import Document, Skip, Unit
-from jaxmm.data.readers import arrays, commas, lines, tables, tars
-from jaxmm.data.readers.parts import LeftOut
+from jaxmm.data.documents import Document, Unit
+from jaxmm.data.readers import arrays, commas, lines, objects, pairs, tables, tars
 from jaxmm.data.readers.pictures import Pictures
+from jaxmm.errors import UserError
 
 UNIT_BYTES = 8 << 20  # units are of this size to twice it, where the container can be cut
 
-# From a raw record to its document: (origin, record, pictures). Raises LeftOut or UserError.
-Format = Callable[[str, Mapping[str, Any], Pictures], Document]
+
+class Format(Protocol):
+    """From a raw record to its document.
+
+    Attributes:
+      version: the FORMAT of its reader, which is raised when it makes other documents of the same records.
+      main: the column that a record of this format has.
+      images: columns that may hold pictures, as of ``columns.resolved``.
+    """
+
+    @property
+    def version(self) -> int: ...
+
+    @property
+    def main(self) -> str: ...
+
+    @property
+    def images(self) -> tuple[str, ...]: ...
+
+    def reads(self, keys: tuple[str, ...]) -> frozenset[str]:
+        """Returns the columns that are read of a record with these keys; others may be among them."""
+
+    def of(self, record: Mapping[str, Any]) -> Format:
+        """Returns the format of a record: this one, or of a source without a description perhaps another."""
+
+    def __call__(self, origin: str, record: Mapping[str, Any], pictures: Pictures) -> Document:
+        """Raises LeftOut or UserError."""
 
 
 @dataclass(frozen=True)
@@ -30,24 +55,40 @@ class Container:
       units: cuts a file into units of about so many bytes.
       records: yields (number in the file, record or LeftOut) of a unit, streaming.
       count: how many ``records`` would yield.
+      version: its name and FORMAT, which is raised when it reads something as something else.
     """
 
     units: Callable[[str, int], Sequence[Unit]]
     records: Callable[[Unit], Iterator[tuple[int, Any]]]
     count: Callable[[Unit], int]
+    version: tuple[str, int]
 
 
 def _count_all(each: Callable[[Unit], Iterator[Any]], unit: Unit) -> int:
     return sum(1 for _ in each(unit))
 
 
-TEXT = Container(lines.units, lines.texts, lines.count)
-LINES = Container(lines.units, lines.objects, lines.count)
-ARRAY = Container(arrays.units, arrays.records, functools.partial(_count_all, arrays.elements))
-COMMAS = Container(commas.units, commas.records, functools.partial(_count_all, commas.records))
-TAR = Container(tars.units, tars.records, functools.partial(_count_all, tars.records))
-PARQUET = Container(tables.parquet_units, tables.parquet_records, tables.parquet_count)
-ARROW = Container(tables.arrow_units, tables.arrow_records, functools.partial(_count_all, tables.arrow_records))
+TEXT = Container(lines.units, lines.texts, lines.count, ("lines", lines.FORMAT))
+LINES = Container(lines.units, lines.objects, lines.count, ("lines", lines.FORMAT))
+ARRAY = Container(
+    arrays.units, arrays.records, functools.partial(_count_all, arrays.elements), ("arrays", arrays.FORMAT)
+)
+OBJECTS = Container(
+    objects.units, objects.records, functools.partial(_count_all, objects.records), ("objects", objects.FORMAT)
+)
+COMMAS = Container(commas.units, commas.records, functools.partial(_count_all, commas.records), ("csv", commas.FORMAT))
+TAR = Container(tars.units, tars.records, functools.partial(_count_all, tars.records), ("tars", tars.FORMAT))
+PARQUET = Container(
+    tables.parquet_units, tables.parquet_records, tables.parquet_count, ("parquet", tables.PARQUET_FORMAT)
+)
+ARROW = Container(
+    tables.arrow_units,
+    tables.arrow_records,
+    functools.partial(_count_all, tables.arrow_records),
+    ("arrow", tables.ARROW_FORMAT),
+)
+# Of no suffix of its own: pictures with a text of their name beside them, which ``sources`` finds in a folder.
+PAIRS = Container(pairs.units, pairs.records, functools.partial(_count_all, pairs.records), ("pairs", pairs.FORMAT))
 
 CONTAINERS = {
     ".json": LINES,  # or ARRAY: as LLaMA-Factory does, both may hold an array or lines
@@ -55,6 +96,13 @@ CONTAINERS = {
     ".ndjson": LINES,
     ".txt": TEXT,
     ".csv": COMMAS,
+    ".tsv": COMMAS,
+    ".json.gz": LINES,
+    ".jsonl.gz": LINES,
+    ".ndjson.gz": LINES,
+    ".txt.gz": TEXT,
+    ".csv.gz": COMMAS,
+    ".tsv.gz": COMMAS,
     ".parquet": PARQUET,
     ".arrow": ARROW,
     ".tar": TAR,
@@ -62,6 +110,7 @@ CONTAINERS = {
     ".tgz": TAR,
 }
 SUFFIXES = tuple(CONTAINERS)
+SETTINGS = (".yaml", ".yml", ".toml")  # what others describe their data in
 
 
 def suffix(file: str) -> str:
@@ -71,9 +120,24 @@ def suffix(file: str) -> str:
 
 
 def container(file: str) -> Container:
-    """Returns the container of a file with one of SUFFIXES; of JSON, its first character decides."""
-    found = CONTAINERS[suffix(file)]
-    return ARRAY if found is LINES and arrays.is_array(file) else found
+    """Returns the container of a file; of JSON, what it begins with decides.
+
+    Raises:
+      UserError: if it has none of SUFFIXES.
+    """
+    found = CONTAINERS.get(suffix(file))
+    if found is None:
+        if file.lower().endswith(SETTINGS):
+            raise UserError(
+                f"{file} is a description of data for another program: give the data file that it names, or a "
+                f"dataset_info.json"
+            )
+        raise UserError(f"{file} is not supported yet: the file types are {', '.join(SUFFIXES)}")
+    if found is not LINES:
+        return found
+    if arrays.is_array(file):
+        return ARRAY
+    return OBJECTS if objects.are_no_lines(file) else LINES
 
 
 @dataclass(frozen=True)
@@ -110,49 +174,27 @@ def _chosen(wanted: int, total: int) -> np.ndarray:
     return chosen
 
 
-def sample(found: Sequence[str], wanted: int) -> Sample:
+def sample(found: Sequence[str], wanted: int, kind: Container | None = None) -> Sample:
     """Returns a choice of the records of these files, which are counted for it."""
     firsts, total = {}, 0
     for file in found:
         firsts[file] = total
-        kind = container(file)
-        total += sum(map(kind.count, kind.units(file, UNIT_BYTES)))
+        one = kind or container(file)
+        total += sum(map(one.count, one.units(file, UNIT_BYTES)))
     return Sample(wanted, total, firsts)
 
 
-def list_units(found: Sequence[str], unit_bytes: int = UNIT_BYTES) -> list[Unit]:
+def list_units(found: Sequence[str], unit_bytes: int = UNIT_BYTES, kind: Container | None = None) -> list[Unit]:
     """Returns the units of files, in order."""
-    return [unit for file in found for unit in container(file).units(file, unit_bytes)]
+    return [unit for file in found for unit in (kind or container(file)).units(file, unit_bytes)]
 
 
-def head(file: str) -> Iterator[tuple[str, Any]]:
+def head(file: str, kind: Container | None = None) -> Iterator[tuple[str, Any]]:
     """Yields (origin, record or LeftOut) from the start of a file, reading no more of it than is taken."""
     is_table = suffix(file) in (".parquet", ".arrow")
     unit = Unit(file, 0, 1 if is_table else files.version(file).size, 0)
-    for number, record in container(file).records(unit):
+    for number, record in (kind or container(file)).records(unit):
         yield f"{os.path.basename(file)}, record {number}", record
-
-
-def read(
-    unit: Unit, folder: str, form: Format, pictures: Pictures, choice: Sample | None = None
-) -> Iterator[Document | Skip]:
-    """Yields a unit's documents, and a Skip for each record that gives none. Origins are relative to ``folder``."""
-    name = relative(unit.file, folder)
-    for number, record in container(unit.file).records(unit):
-        times = 1 if choice is None else choice.times(unit.file, number)
-        if not times:
-            continue
-        origin = f"{name}, record {number}"
-        found: Document | Skip
-        if isinstance(record, LeftOut):
-            found = Skip(origin, record.reason)
-        else:
-            try:
-                found = form(origin, record, pictures)
-            except LeftOut as left:
-                found = Skip(origin, left.reason)
-        for _ in range(times):
-            yield found
 
 
 def relative(file: str, folder: str) -> str:

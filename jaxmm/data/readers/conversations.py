@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Self
 
-from jaxmm.data.documents import Document, Media, Part, Text
+from jaxmm.data.documents import Document, Image, Media, Part, Text
 from jaxmm.data.readers import tools
-from jaxmm.data.readers.parts import NEXT, Content, column, document, refuse_later, text
-from jaxmm.data.readers.pictures import FEATURES, TOKENS, Pictures
+from jaxmm.data.readers.columns import FEATURES, KNOWN, TOKENS, counts, is_named, is_nothing, listed, resolved
+from jaxmm.data.readers.parts import NEXT, Content, LeftOut, column, document, refuse_later, text
+from jaxmm.data.readers.pictures import Pictures
+from jaxmm.data.readers.typed import tagged, typed_parts
 from jaxmm.errors import UserError, nearest
 
+FORMAT = 2
 # Who speaks, by any of the names seen in data without a description.
 ROLES = {
     "user": "user",
@@ -28,11 +33,8 @@ ROLES = {
     "ipython": "user",
     "document": "document",  # a page or a caption, learnt from end to end
 }
+NAMES = ("messages", "conversations", "conversation")
 KEYS = (("role", "content"), ("from", "value"))
-TEXT_TYPES, IMAGE_TYPES = ("text", "input_text", "output_text"), ("image", "image_url", "input_image")
-OWN_KEYS = {FEATURES: ("features", "path", "url", "bytes", "value"), TOKENS: ("ids", "image_tokens", "value")}
-IMAGE_KEYS = ("image", "image_url", "url", "path", "bytes", "base64", "data", "source", "value")
-TEXT_KEYS = ("text", "value", "content")
 
 
 @dataclass(frozen=True)
@@ -57,28 +59,52 @@ class Conversation:
     images: tuple[str, ...] = ()
     later: tuple[str, ...] = ()
 
+    version: ClassVar[int] = FORMAT
+
+    @property
+    def main(self) -> str:
+        return self.messages
+
+    def of(self, record: Mapping[str, Any]) -> Self:
+        return self
+
+    def reads(self, keys: tuple[str, ...]) -> frozenset[str]:
+        return frozenset((self.messages, self.system, self.tools, *self.later, *resolved(keys, self.images)))
+
     def __call__(self, origin: str, record: Mapping[str, Any], pictures: Pictures) -> Document:
         refuse_later(origin, record, self.later)
         messages = column(origin, record, self.messages)
+        if messages is None:
+            raise LeftOut("empty")
+        if isinstance(messages, str):
+            messages = _from_text(messages)
         if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
             raise UserError(f"{origin}: '{self.messages}' must be a list of objects, not {messages!r:.40}")
         said = [self._turn(origin, message, pictures) for message in messages]
         self._add_system(origin, record, said)
         name, images = find_images(origin, record, self.images, pictures)
-        return document(origin, said, images, in_front=name == "image")
+        if images and _has_its_own(origin, said, name, images, pictures.placeholder):
+            images = []
+        in_front = name not in ("images", FEATURES, TOKENS)
+        return document(origin, said, images, placeholder=pictures.placeholder, in_front=in_front)
 
     def _turn(self, origin: str, message: Mapping[str, Any], pictures: Pictures) -> tuple[str, Content]:
         name = column(origin, message, self.role_key)
-        role = self.roles.get(name) if isinstance(name, str) else None
+        role = self.roles.get(name, self.roles.get(name.lower())) if isinstance(name, str) else None
         if role is None:
             known = f"{', '.join(self.roles)}{nearest(str(name), self.roles)}"
-            raise UserError(f"{origin}: role {name!r:.40} is none of {known}")
+            raise UserError(
+                f"{origin}: role {name!r:.40} is none of {known}: name it by the tags of a dataset_info.json, as "
+                f'"tags": {{"user_tag": ..., "assistant_tag": ...}}'
+            )
         if message.get("tool_calls"):
             return role, tools.calls(origin, message.get(self.content_key), message["tool_calls"])
         content = column(origin, message, self.content_key)
+        if isinstance(content, dict):
+            content = [content]
         if isinstance(content, list):
             return role, typed_parts(origin, f"what '{name}' says", content, pictures)
-        return role, text(origin, f"what '{name}' says", content)
+        return role, tagged(origin, text(origin, f"what '{name}' says", content), pictures)
 
     def _add_system(self, origin: str, record: Mapping[str, Any], said: list[tuple[str, Content]]) -> None:
         """Puts the system column first, unless the conversation has its own; tools go at the end of either."""
@@ -103,24 +129,83 @@ class Conversation:
                 said.insert(0, ("system", content))
 
 
-def recognise(record: Mapping[str, Any]) -> Conversation | None:
+@dataclass(frozen=True)
+class Exchange:
+    """Records with two lists of messages, what is asked and what is answered, or a text in place of either.
+
+    Attributes:
+      prompt, completion: the columns.
+      The others are as of Conversation.
+    """
+
+    prompt: str
+    completion: str
+    system: str = ""
+    tools: str = ""
+    images: tuple[str, ...] = ()
+
+    version: ClassVar[int] = FORMAT
+
+    @property
+    def main(self) -> str:
+        return self.completion
+
+    def of(self, record: Mapping[str, Any]) -> Self:
+        return self
+
+    def reads(self, keys: tuple[str, ...]) -> frozenset[str]:
+        return frozenset((self.prompt, self.completion, self.system, self.tools, *resolved(keys, self.images)))
+
+    def __call__(self, origin: str, record: Mapping[str, Any], pictures: Pictures) -> Document:
+        messages: list[Any] = []
+        for name, role in ((self.prompt, "user"), (self.completion, "assistant")):
+            value = column(origin, record, name)
+            messages += value if isinstance(value, list) else [{"role": role, "content": value}]
+        form = _of_list("", messages, images=self.images, system=self.system, tools=self.tools)
+        is_single = "images" in self.reads(tuple(record)) and len(listed(record.get("images"))) == 1
+        if is_single:  # one picture that nobody says the place of stands in front, whatever its column is called
+            record = {**{key: value for key, value in record.items() if key != "images"}, "image": record["images"]}
+        return form(origin, {**record, "": messages}, pictures)
+
+
+def recognise(record: Mapping[str, Any]) -> Conversation | Exchange | None:
     """Returns the format of a record that has messages, or None."""
-    for name in ("messages", "conversations", "conversation"):
-        messages = record.get(name)
+    for name in NAMES:
+        messages = _from_text(record.get(name))
         if isinstance(messages, list) and all(isinstance(m, dict) for m in messages):
-            first = messages[0] if messages else {}
-            role_key, content_key = next((keys for keys in KEYS if keys[0] in first), KEYS[0])
-            return Conversation(
-                name,
-                role_key,
-                content_key,
-                ROLES,
-                system="system",
-                tools="tools",
-                images=("images", "image", FEATURES, TOKENS),
-                later=("videos", "video", "audios", "audio"),
-            )
+            return _of_list(name, messages)
+    if all(_is_said(record.get(name)) for name in ("prompt", "completion")):
+        return Exchange("prompt", "completion", "system", "tools", (KNOWN, FEATURES, TOKENS))
     return None
+
+
+def of_messages(record: Mapping[str, Any], name: str) -> Conversation | None:
+    """Returns the format of records whose messages are in the column of that name; None where this one has none."""
+    messages = _from_text(record.get(name))
+    return _of_list(name, messages) if isinstance(messages, list) else None
+
+
+def _of_list(name: str, messages: Sequence[Any], **more: Any) -> Conversation:
+    first = messages[0] if messages and isinstance(messages[0], dict) else {}
+    role_key, content_key = next((keys for keys in KEYS if keys[0] in first), KEYS[0])
+    more = {"system": "system", "tools": "tools", "images": (KNOWN, FEATURES, TOKENS), **more}
+    return Conversation(
+        name, role_key, content_key, ROLES, **more, later=("videos", "video", "audios", "audio")
+    )  # fmt: skip
+
+
+def _is_said(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(m, dict) and "role" in m for m in value)
+
+
+def _from_text(value: Any) -> Any:
+    """Messages that are written as JSON text, as in a table that has columns of text alone."""
+    if isinstance(value, str) and value.lstrip()[:1] == "[":
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
 
 
 def find_images(
@@ -130,12 +215,11 @@ def find_images(
 
     A column ``features`` of .npy files or ``image_tokens`` of lists holds ready-made media.
     """
-    for name in columns:
-        value = record.get(name)
-        if value and _counts(name, value):
-            values = value if isinstance(value, list) else [value]
+    for name in resolved(tuple(record), tuple(columns)):
+        value = record[name]
+        if counts(name, value, columns):
             try:
-                return name, [pictures.medium(name, v) for v in values]
+                return name, [pictures.medium(name, v) for v in listed(value) if not is_nothing(v)]
             except ValueError as error:
                 raise UserError(f"{origin}: '{name}': {error}") from error
     return "", []
@@ -143,54 +227,31 @@ def find_images(
 
 def may_hold_images(record: Mapping[str, Any], columns: Sequence[str]) -> bool:
     """Whether a record has one of the columns, if only as null."""
-    return any(name in record and _counts(name, record[name]) for name in columns)
-
-
-def _counts(name: str, value: Any) -> bool:
-    """Whether a column is ours: others have columns with the names of ready-made media that hold something else."""
-    values = value if isinstance(value, list) else [value]
-    if name == FEATURES:
-        return all(isinstance(v, bytes) or (isinstance(v, str) and v.endswith(".npy")) for v in values)
-    return name != TOKENS or all(isinstance(v, list) for v in values)
-
-
-def typed_parts(origin: str, what: str, content: Sequence[Any], pictures: Pictures) -> list[Part | None]:
-    """Returns the pieces of a list of parts: ``{"type": "text", "text": ...}``, ``{"type": "image", ...}``.
-
-    Ready-made media are ``{"type": "features", "path": ...}`` and ``{"type": "image_tokens", "ids": [...]}``. A medium
-    without a value of its own is the next of the record's. Text is text: no placeholder counts in it. Some write no
-    type, and some (a table with one schema for all) write every key, most of them null.
-    """
-    pieces: list[Part | None] = []
-    for part in content:
-        kind = _kind(part)
-        if kind == "text":
-            value = text(origin, what, next((part[k] for k in TEXT_KEYS if part.get(k) is not None), ""))
-            if value:
-                pieces.append(Text(value))
-        elif kind:
-            own = next((part[k] for k in OWN_KEYS.get(kind, IMAGE_KEYS) if part.get(k)), None)
-            try:
-                pieces.append(NEXT if own is None else pictures.medium(kind, part))
-            except ValueError as error:
-                raise UserError(f"{origin}: {what}: {error}") from error
-        else:
-            raise UserError(f"{origin}: {what} has a part that is neither text nor image: {part!r:.60}")
-    return pieces
-
-
-def _kind(part: Any) -> str:
-    if not isinstance(part, dict):
-        return ""
-    kind = part.get("type")
-    if kind in TEXT_TYPES:
-        return "text"
-    if kind in IMAGE_TYPES:
-        return "image"
-    if kind in OWN_KEYS:
-        return kind
-    if kind is not None:
-        return ""
-    return (
-        "image" if part.get("image") or part.get("image_url") else "text" if isinstance(part.get("text"), str) else ""
+    return any(
+        is_named(name) or counts(name, record[name], columns) for name in resolved(tuple(record), tuple(columns))
     )
+
+
+def _has_its_own(
+    origin: str, said: Sequence[tuple[str, Content]], name: str, images: Sequence[Media], placeholder: str
+) -> bool:
+    """Whether the parts name the pictures of the column themselves, so that it must not give them again.
+
+    Raises:
+      UserError: if the parts name others than the column.
+    """
+    contents = [content for _, content in said]
+    own = [p for c in contents if not isinstance(c, str) for p in c if p is not NEXT and not isinstance(p, Text)]
+    if not own or any(NEXT in c if not isinstance(c, str) else placeholder and placeholder in c for c in contents):
+        return False
+    if len(own) == len(images) and all(_may_be_one(*pair) for pair in zip(own, images, strict=True)):
+        return True
+    raise UserError(
+        f"{origin}: its parts name {len(own)} pictures, and '{name}' {len(images)} others: keep them in one place"
+    )
+
+
+def _may_be_one(one: Part, other: Part) -> bool:
+    if isinstance(one, Image) and isinstance(other, Image) and one.path and other.path:
+        return one.path == other.path or os.path.basename(one.path) == os.path.basename(other.path)
+    return type(one) is type(other)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxmm.data import files
+from jaxmm.data import files, splits
 from jaxmm.data.readers import arrays
 from jaxmm.data.readers.alpaca import Alpaca, Plain
+from jaxmm.data.readers.columns import FEATURES, NONE, TOKENS
 from jaxmm.data.readers.containers import SUFFIXES, Format, suffix
 from jaxmm.data.readers.conversations import Conversation
-from jaxmm.data.readers.pictures import FEATURES, TOKENS
+from jaxmm.data.reading import Reading
 from jaxmm.errors import UserError, nearest
 
 NAME = "dataset_info.json"
@@ -55,6 +58,12 @@ OPENAI_TAGS = {
     "assistant_tag": "assistant",
     "observation_tag": "tool",
 }
+# What an entry's values are; num_samples is looked at where it is read.
+TYPES: dict[str, type] = {
+    **dict.fromkeys(("file_name", "formatting", "folder", "subset", "split", "media_dir", "revision", *HUBS), str),
+    "columns": dict,
+    "tags": dict,
+}
 KEYS = (
     "file_name",
     "formatting",
@@ -77,12 +86,14 @@ class Entry(NamedTuple):
     Attributes:
       media: folder of the images, absolute; '' if the entry says nothing.
       num_samples: how many records to choose; 0 for all.
+      told: a line on what is not read; '' if all is.
     """
 
     files: tuple[str, ...]
     form: Format
     media: str
     num_samples: int
+    told: str = ""
 
 
 def read_info(path: str) -> dict[str, dict[str, Any]] | None:
@@ -106,7 +117,7 @@ def read_info(path: str) -> dict[str, dict[str, Any]] | None:
     return found if is_info else None
 
 
-def read_entry(info: str, name: str, entries: Mapping[str, dict[str, Any]]) -> Entry:
+def read_entry(info: str, name: str, entries: Mapping[str, dict[str, Any]], reading: Reading) -> Entry:
     """Returns what an entry describes.
 
     Raises:
@@ -120,16 +131,49 @@ def read_entry(info: str, name: str, entries: Mapping[str, dict[str, Any]]) -> E
         close = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.8) if key not in KEYS else []
         if close:
             raise UserError(f"{where}: '{key}' is no key of an entry; did you mean '{close[0]}'?")
-    if "file_name" not in entry:
-        (place, *_) = [hub for hub in HUBS if hub in entry]
+    for name_of, kind in TYPES.items():
+        if not isinstance(entry.get(name_of), kind | None):
+            needed = "an object" if kind is dict else "text"
+            raise UserError(f"{where}: {name_of} must be {needed}, not {entry[name_of]!r:.40}")
+    for key in ("columns", "tags"):
+        for mapped, value in (entry.get(key) or {}).items():
+            if not isinstance(value, str | None):
+                raise UserError(f"{where}: '{mapped}' of its {key} must be a name, not {value!r:.40}")
+    if not entry.get("file_name"):
+        place = next((hub for hub in HUBS if entry.get(hub)), "")
+        if not place:
+            raise UserError(f"{where} names no file: give its file_name")
         raise UserError(f"{where} has a {place}, not supported yet: download it and give its file_name")
     form = _form(where, entry)
     root = info.rpartition("/")[0]
     wanted = entry.get("num_samples") or 0
-    if not isinstance(wanted, int) or wanted < 0:
+    if type(wanted) is not int or wanted < 0:
         raise UserError(f"{where}: num_samples must be a positive number, not {wanted!r:.40}")
     media = entry.get("media_dir") or ""
-    return Entry(_files(where, root, entry), form, files.join(root, media) if media else "", wanted)
+    media = _inside(where, "media_dir", root, media, reading) if media else ""
+    found, told = _files(where, root, entry, reading)
+    return Entry(found, form, media, wanted, told)
+
+
+def _inside(where: str, key: str, root: str, value: str, reading: Reading) -> str:
+    """Returns a path that an entry gives. It may lie where the user says: a description must not choose it.
+
+    Raises:
+      UserError: if it leads out of the folder of the dataset_info.json and the config's media_dir.
+    """
+    path = files.join(root, value)
+    allowed = [root, *([files.absolute(reading.media_dir)] if reading.media_dir else [])]
+    real = path if files.is_remote(path) else os.path.realpath(path)
+    for folder in allowed:
+        base = folder if files.is_remote(folder) else os.path.realpath(folder)
+        if real == base or real.startswith(base.rstrip("/") + "/"):
+            return path
+    if not reading.follow_outside:
+        raise UserError(
+            f"{where}: its {key} {value!r:.60} leads out of {root}: if that is meant, say so with "
+            f"config.data.media_dir={path} or config.data.follow_outside=True"
+        )
+    return path
 
 
 def listed(entries: Mapping[str, Any]) -> str:
@@ -139,9 +183,12 @@ def listed(entries: Mapping[str, Any]) -> str:
     return ", ".join(names[:20]) + more
 
 
-def _files(where: str, root: str, entry: Mapping[str, Any]) -> tuple[str, ...]:
-    """Returns the files of an entry: one, or all of a folder; ``folder``, ``subset`` and ``split`` choose in it."""
-    place = files.join(root, entry["file_name"])
+def _files(where: str, root: str, entry: Mapping[str, Any], reading: Reading) -> tuple[tuple[str, ...], str]:
+    """Returns the files of an entry: one, or those of a folder; ``folder``, ``subset`` and ``split`` choose in it.
+
+    And a line that tells what is not chosen, where the entry does not say so itself.
+    """
+    place, told = _inside(where, "file_name", root, entry["file_name"], reading), ""
     parts = [entry[key] for key in ("folder", "subset") if entry.get(key)]
     if files.is_file(place):
         if parts or entry.get("split", "train") != "train":
@@ -149,24 +196,24 @@ def _files(where: str, root: str, entry: Mapping[str, Any]) -> tuple[str, ...]:
         found = [place]
     else:
         for part in parts:
-            place = files.join(place, part)
+            place = _inside(where, part, root, files.join(place, part), reading)
         if not files.is_folder(place):
             raise UserError(f"{where} names the file {place}, which does not exist")
-        found = _split(where, place, entry.get("split") or "")
+        found, told = _split(where, place, entry.get("split") or "", reading)
     for file in found:
         if not suffix(file):
             raise UserError(f"{where}: {file} is not supported yet: the file types are {', '.join(SUFFIXES)}")
-    return tuple(found)
+    return tuple(found), told
 
 
-def _split(where: str, folder: str, split: str) -> list[str]:
+def _split(where: str, folder: str, split: str, reading: Reading) -> tuple[list[str], str]:
     """Returns a folder's files: those of a split by name (``test-00000.parquet``) or in a folder of its name."""
     inside = files.listed(folder)
     names = {file: file.rpartition("/")[2] for file in inside}
     if split:
         chosen = [file for file in inside if names[file].startswith((f"{split}-", f"{split}.", f"{split}_"))]
         if not chosen and files.is_folder(files.join(folder, split)):
-            return _split(where, files.join(folder, split), "")
+            return _split(where, files.join(folder, split), "", dataclasses.replace(reading, split=""))
         if chosen or split != "train":  # files that are not split at all are "train", as in LLaMA-Factory
             if not chosen:
                 raise UserError(f"{where} asks for the split '{split}', but no file of {folder} is named so")
@@ -176,7 +223,7 @@ def _split(where: str, folder: str, split: str) -> list[str]:
     found = [file for file in found if files.is_file(file)]
     if not found:
         raise UserError(f"{where} names the folder {folder}, which has no files")
-    return found
+    return (found, "") if split or is_saved else splits.chosen(where, found, reading.split, reading.evaluation)
 
 
 def _form(where: str, entry: Mapping[str, Any]) -> Format:
@@ -196,6 +243,8 @@ def _form(where: str, entry: Mapping[str, Any]) -> Format:
     columns = {key: columns.get(key) or default for key, default in defaults.items()}
     # What LLaMA-Factory has no name for is found under ours.
     images = (*filter(None, [columns["images"]]), FEATURES, TOKENS)
+    if (entry.get("columns") or {}).get("images") == "":
+        images = (NONE, *images)
     later = tuple(columns[key] for key in ("videos", "audios") if columns[key])
     if formatting == "alpaca":
         return _alpaca(where, columns, images, later)

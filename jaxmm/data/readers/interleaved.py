@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from jaxmm.data.documents import Document, Image, Part, Text
 from jaxmm.data.readers.conversations import find_images
@@ -15,6 +15,7 @@ from jaxmm.data.readers.parts import Content, LeftOut, column, document, text
 from jaxmm.data.readers.pictures import Pictures
 from jaxmm.errors import UserError
 
+FORMAT = 2
 PARAGRAPH, SENTENCE = "\n\n", " "  # between two texts with no image between them
 MMC4_IMAGES = ("image_base64", "image", "image_name", "raw_url")
 
@@ -22,6 +23,16 @@ MMC4_IMAGES = ("image_base64", "image", "image_name", "raw_url")
 @dataclass(frozen=True)
 class Parallel:
     """Records with ``texts`` and ``images`` of one length: at each place a text or an image, and null in the other."""
+
+    version: ClassVar[int] = FORMAT
+    main: ClassVar[str] = "texts"
+    images: ClassVar[tuple[str, ...]] = ("images",)
+
+    def of(self, record: Mapping[str, Any]) -> Self:
+        return self
+
+    def reads(self, keys: tuple[str, ...]) -> frozenset[str]:
+        return frozenset(("texts", "images"))
 
     def __call__(self, origin: str, record: Mapping[str, Any], pictures: Pictures) -> Document:
         texts, images = _lists(origin, record, "texts", "images")
@@ -39,6 +50,16 @@ class Parallel:
 @dataclass(frozen=True)
 class Matched:
     """Records with ``text_list``, and ``image_info`` that says before which text each image belongs."""
+
+    version: ClassVar[int] = FORMAT
+    main: ClassVar[str] = "text_list"
+    images: ClassVar[tuple[str, ...]] = ("image_info",)
+
+    def of(self, record: Mapping[str, Any]) -> Self:
+        return self
+
+    def reads(self, keys: tuple[str, ...]) -> frozenset[str]:
+        return frozenset(("text_list", "image_info"))
 
     def __call__(self, origin: str, record: Mapping[str, Any], pictures: Pictures) -> Document:
         texts, infos = _lists(origin, record, "text_list", "image_info")
@@ -61,6 +82,16 @@ class Matched:
 @dataclass(frozen=True)
 class Pairs:
     """Records with ``images``, all shown first, and ``texts`` of ``{"user": ..., "assistant": ...}``."""
+
+    version: ClassVar[int] = FORMAT
+    main: ClassVar[str] = "texts"
+    images: ClassVar[tuple[str, ...]] = ("images",)
+
+    def of(self, record: Mapping[str, Any]) -> Self:
+        return self
+
+    def reads(self, keys: tuple[str, ...]) -> frozenset[str]:
+        return frozenset(("texts", "images"))
 
     def __call__(self, origin: str, record: Mapping[str, Any], pictures: Pictures) -> Document:
         said: list[tuple[str, Content]] = []

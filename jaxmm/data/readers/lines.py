@@ -8,7 +8,11 @@ from typing import Any
 
 from jaxmm.data import files
 from jaxmm.data.documents import Unit
+from jaxmm.data.readers import streams
 from jaxmm.data.readers.parts import LeftOut
+from jaxmm.errors import UserError
+
+FORMAT = 2
 
 BLOCK = 1 << 20  # bytes that are held at once, and a line more
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -21,7 +25,7 @@ def units(file: str, unit_bytes: int) -> list[Unit]:
     size = files.version(file).size
     found: list[Unit] = []
     start = first = 0
-    if size > 2 * unit_bytes:
+    if size > 2 * unit_bytes and streams.is_plain(file):
         with files.open_binary(file) as opened:
             while size - start > 2 * unit_bytes:
                 block = opened.read(unit_bytes) + opened.readline()
@@ -35,19 +39,22 @@ def units(file: str, unit_bytes: int) -> list[Unit]:
 
 def count(unit: Unit) -> int:
     """Returns how many records a unit has."""
-    return sum(map(_count, _blocks(unit)))
+    return sum(1 if isinstance(block, LeftOut) else _count(block) for block in _blocks(unit))
 
 
 def texts(unit: Unit) -> Iterator[tuple[int, Any]]:
     """Yields (number, record) of plain text, a record a line; blank lines are none."""
     for number, line in _lines(unit):
-        yield number, {"text": line.decode("utf-8", "surrogateescape").rstrip("\r")}
+        if isinstance(line, LeftOut):
+            yield number, line
+        else:
+            yield number, {"text": line.decode("utf-8", "surrogateescape").rstrip("\r")}
 
 
 def objects(unit: Unit) -> Iterator[tuple[int, Any]]:
     """Yields (number, record or LeftOut) of JSON lines; blank lines are no records."""
     for number, line in _lines(unit):
-        yield number, parsed(line)
+        yield number, line if isinstance(line, LeftOut) else parsed(line)
 
 
 def parsed(data: bytes) -> dict[str, Any] | LeftOut:
@@ -55,13 +62,23 @@ def parsed(data: bytes) -> dict[str, Any] | LeftOut:
 
     What is not UTF-8 becomes lone surrogates, which the formats find: it costs the record that has it, and no other.
     """
+    value = decoded(data)
+    return value if isinstance(value, dict | LeftOut) else LeftOut("not an object")
+
+
+def decoded(data: bytes) -> Any:
+    """Returns what a piece of JSON text is, as ``parsed``, of any type."""
     try:
-        value = _DECODER.decode(data.decode("utf-8", "surrogateescape"))
+        return _DECODER.decode(data.decode("utf-8", "surrogateescape"))
     except _DuplicateKeys:
         return LeftOut("duplicate keys")
     except (ValueError, RecursionError):  # RecursionError: nested a thousand deep
         return LeftOut("broken JSON")
-    return value if isinstance(value, dict) else LeftOut("not an object")
+
+
+def _constant(name: str) -> float | None:
+    """NaN is how pandas writes that there is nothing."""
+    return None if name == "NaN" else float(name)
 
 
 class _DuplicateKeys(ValueError):
@@ -75,26 +92,42 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
 
 
-def _blocks(unit: Unit) -> Iterator[bytes]:
-    """Yields the unit's bytes in blocks of whole lines."""
-    with files.open_binary(unit.file) as opened:
-        opened.seek(at := unit.start)
-        while at < unit.stop:
-            block = opened.read(min(BLOCK, unit.stop - at))
-            if not block:
-                return
-            if at + len(block) < unit.stop:
-                block += opened.readline()
-            yield block.removeprefix(BYTE_ORDER_MARK) if at == 0 else block
-            at += len(block)
+def _blocks(unit: Unit) -> Iterator[bytes | LeftOut]:
+    """Yields the unit's bytes in blocks of whole lines; of a packed file that is not whole, LeftOut at its end.
+
+    Raises:
+      UserError: for a line that is longer than any record.
+    """
+    at, stop = unit.start, streams.stop(unit)
+    try:
+        with streams.opened(unit.file) as opened:
+            if at:
+                opened.seek(at)
+            while at < stop:
+                block = opened.read(min(BLOCK, stop - at))
+                if not block:
+                    return
+                if at + len(block) < stop and not block.endswith(b"\n"):
+                    block += opened.readline(streams.LONGEST)
+                    if len(block) >= streams.LONGEST:
+                        raise UserError(
+                            f"{unit.file}, byte {at}: a line has no end within {streams.LONGEST >> 20} MiB: is it text?"
+                        )
+                yield block.removeprefix(BYTE_ORDER_MARK) if at == 0 else block
+                at += len(block)
+    except streams.CUT:
+        yield LeftOut("cut short")
 
 
-def _lines(unit: Unit) -> Iterator[tuple[int, bytes]]:
+def _lines(unit: Unit) -> Iterator[tuple[int, bytes | LeftOut]]:
     number = unit.first
     for block in _blocks(unit):
+        if isinstance(block, LeftOut):
+            yield number, block
+            return
         for line in block.split(b"\n"):
             if line.strip():
                 yield number, line

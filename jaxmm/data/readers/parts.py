@@ -10,11 +10,11 @@ from jaxmm.errors import UserError, nearest
 
 
 class LeftOut(Exception):
-    """A record that gives no document. ``reason`` is one of SKIP_REASONS."""
+    """A record that gives no document. ``reason`` is one of SKIP_REASONS; ``detail`` says more of it."""
 
-    def __init__(self, reason: str):
+    def __init__(self, reason: str, detail: str = ""):
         super().__init__(reason)
-        self.reason = reason
+        self.reason, self.detail = reason, detail
 
 
 NEXT = None  # in a list of pieces: here stands the next of the record's images, or other media
@@ -59,7 +59,7 @@ def document(
     said: Sequence[tuple[str, Content]],
     images: Sequence[Media] = (),
     *,
-    placeholders: bool = True,
+    placeholder: str = PLACEHOLDER,
     in_front: bool = False,
 ) -> Document:
     """Puts a record's images where its placeholders are.
@@ -67,7 +67,7 @@ def document(
     Args:
       said: (role, content) of each turn.
       images: of the record, or other media, in the order of the placeholders.
-      placeholders: whether ``<image>`` in a string is one; else it is text.
+      placeholder: what stands for an image in a string; '' if nothing does, and a string is only text.
       in_front: a single image without a placeholder goes before the first turn's text that is no system turn's.
 
     Raises:
@@ -77,32 +77,33 @@ def document(
     if not said:
         raise LeftOut("empty")
     count = sum(
-        (content.count(PLACEHOLDER) if placeholders else 0) if isinstance(content, str) else content.count(NEXT)
+        (content.count(placeholder) if placeholder else 0) if isinstance(content, str) else content.count(NEXT)
         for _, content in said
     )
     front = in_front and count == 0 and len(images) == 1
     if count != len(images) and not front:
-        raise UserError(
-            f"{origin} has {count} {PLACEHOLDER} placeholders but {len(images)} images: "
-            f"give each image one placeholder, and each placeholder an image"
-        )
+        advice = "give each image one placeholder, and each placeholder an image"
+        if not images:
+            advice += f"; where {placeholder} is only text, write it in typed parts, or set config.data.placeholder=''"
+        name = placeholder or PLACEHOLDER
+        raise UserError(f"{origin} has {count} {name} placeholders but {len(images)} images: {advice}")
     left = iter(images)
     opening = next((i for i, (role, _) in enumerate(said) if role != "system"), 0) if front else -1
     turns = []
     for i, (role, content) in enumerate(said):
-        parts = _parts(content, left, placeholders and count > 0)
+        parts = _parts(content, left, placeholder if count > 0 else "")
         if i == opening:
             parts = (next(left), *parts)
         turns.append(Turn(role, parts, role in ("document", "assistant")))
     return Document(tuple(turns), origin)
 
 
-def _parts(content: Content, images: Iterator[Media], placeholders: bool) -> tuple[Part, ...]:
+def _parts(content: Content, images: Iterator[Media], placeholder: str) -> tuple[Part, ...]:
     if isinstance(content, str):
-        if not placeholders or PLACEHOLDER not in content:
+        if not placeholder or placeholder not in content:
             return (Text(content),) if content else ()
         parts: list[Part] = []
-        for i, piece in enumerate(content.split(PLACEHOLDER)):
+        for i, piece in enumerate(content.split(placeholder)):
             if i:
                 parts.append(next(images))
             if piece:

@@ -9,23 +9,18 @@ import base64
 import binascii
 import functools
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jaxmm.data import files
-from jaxmm.data.documents import Features, Image, Media, Tokens
+from jaxmm.data import files, urls
+from jaxmm.data.documents import PLACEHOLDER, Features, Image, Media, Tokens
+from jaxmm.data.readers.columns import BASE64, FEATURES, MAGIC, SHORTEST_BASE64, TOKENS
 from jaxmm.data.readers.parts import LeftOut, text
 
 # Where an object names its image, in the order of trust: the Hugging Face struct first.
 KEYS = ("bytes", "path", "url", "image", "image_url", "data", "base64", "source", "value")
-FEATURES, TOKENS = "features", "image_tokens"  # types of parts, and columns
 LOCAL_SCHEMES = ("file://", "local://")
-# How base64 of JPEG, PNG, GIF, WebP, BMP and TIFF begins. A path may begin so too, but has a dot or is short.
-MAGIC = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "Qk", "SUkq", "TU0A")
-SHORTEST_BASE64 = 80
-_BASE64 = re.compile(r"[A-Za-z0-9+/\s]+={0,2}\s*")
 
 
 @dataclass(frozen=True)
@@ -35,17 +30,23 @@ class Pictures:
     A path is relative to ``folder``. It may lead nowhere but into ``folder`` or ``data_folder``, by ``..``, a symlink
     or an absolute path: data from elsewhere must not decide which files of this machine are read. Absolute paths are
     common in LLaMA-Factory's files; where they do not lie under the data, ``media_dir`` names their folder, or
-    ``follow_outside`` allows all. A URL is no file of this machine, and is taken as it is.
+    ``follow_outside`` allows all. A URL that does not lie under the data either is asked for where ``allow_urls``.
 
     Attributes:
       folder: absolute path or URL.
       data_folder: of the dataset_info.json or the data file.
       follow_outside: whether to take any path.
+      allow_urls: whether to take URLs.
+      url_hosts: private addresses that may be asked.
+      placeholder: what stands for a picture in a string; '' is nothing.
     """
 
     folder: str
     data_folder: str
     follow_outside: bool = False
+    allow_urls: bool = False
+    url_hosts: tuple[str, ...] = ()
+    placeholder: str = PLACEHOLDER
 
     def image(self, value: Any) -> Image:
         """Returns the image that a record's value stands for.
@@ -80,13 +81,17 @@ class Pictures:
             return Tokens(tuple(value))
         return self.image(value)
 
+    def _is_of_the_data(self, url: str) -> bool:
+        folder = url.rpartition("/")[0]
+        return "/../" not in url and _is_inside(folder, self.folder, self.data_folder)
+
     def _from_text(self, value: str) -> Image:
         if value.startswith("data:"):
             head, comma, content = value.partition(",")
             if not comma or not head.endswith(";base64"):
                 raise LeftOut("unreadable")
             return Image(data=_decoded(content))
-        if len(value) >= SHORTEST_BASE64 and value.startswith(MAGIC) and _BASE64.fullmatch(value):
+        if len(value) >= SHORTEST_BASE64 and value.startswith(MAGIC) and BASE64.fullmatch(value):
             return Image(data=_decoded(value))
         text("an image", "its path", value)  # a file's name has no NUL and no half of a pair either
         if value.startswith(LOCAL_SCHEMES):
@@ -94,6 +99,8 @@ class Pictures:
         if "::" in value:  # a chain of fsspec's may end in a local file
             raise LeftOut("outside")
         if files.is_remote(value):
+            if not self._is_of_the_data(value):
+                urls.check(value, self.allow_urls, self.url_hosts)
             return Image(path=value)
         # What is asked of the system is asked of a folder, once; of an image, only whether it is a link.
         head, slash, name = value.rpartition("/")

@@ -10,6 +10,7 @@ from jaxmm.data.documents import Unit
 from jaxmm.data.readers.parts import LeftOut
 from jaxmm.errors import UserError
 
+PARQUET_FORMAT = ARROW_FORMAT = 1
 ROWS = 64  # made Python objects at a time
 
 

@@ -12,12 +12,17 @@ from typing import Any, Self
 
 from jaxmm.data import files
 from jaxmm.data.documents import Unit
-from jaxmm.data.readers.lines import BYTE_ORDER_MARK, parsed
+from jaxmm.data.readers.columns import FEATURES, SUFFIXES, TOKENS, is_named, listed
+from jaxmm.data.readers.conversations import NAMES as MESSAGES
+from jaxmm.data.readers.lines import BYTE_ORDER_MARK, decoded
 from jaxmm.data.readers.parts import LeftOut
+from jaxmm.data.readers.typed import IMAGE_KEYS, kind_of
 from jaxmm.errors import UserError
 
-IMAGES = ("jpg", "jpeg", "png", "webp", "gif")
+FORMAT = 2
 TEXTS = ("txt", "text", "caption")
+MAX_MEMBER = 1 << 28  # bytes: a larger one is no picture and no text, and a packed one may unpack to anything
+SEEN_OF_OTHERS = 64  # bytes of a member that is not read, enough to tell a picture
 
 
 def units(file: str, unit_bytes: int) -> list[Unit]:
@@ -29,11 +34,12 @@ def records(unit: Unit) -> Iterator[tuple[int, Any]]:
     """Yields (number, record or LeftOut) of each sample.
 
     A record is what the sample's .json holds, with the text as ``text`` and the images as ``image`` or, where the JSON
-    has a list that names them, in that list. Of a tar that is cut, the whole samples come, then a LeftOut "cut short".
+    names them, there. What else the sample has is a column of its ending, as ``.cls``, of its first bytes. Of a tar
+    that is cut, the whole samples come, then a LeftOut "cut short".
     """
     number = unit.first
-    for sample in _samples(unit.file):
-        yield number, sample if isinstance(sample, LeftOut) else _record(sample)
+    for key, sample in _samples(unit.file):
+        yield number, sample if isinstance(sample, LeftOut) else _record(key, sample)
         number += 1
 
 
@@ -53,8 +59,8 @@ class _Header(tarfile.TarInfo):
             raise tarfile.ReadError(str(error)) from error
 
 
-def _samples(file: str) -> Iterator[dict[str, bytes] | LeftOut]:
-    """Yields {extension: content} of each sample."""
+def _samples(file: str) -> Iterator[tuple[str, dict[str, bytes] | LeftOut]]:
+    """Yields (key, {extension: content}) of each sample."""
     key: str | None = None
     sample: dict[str, bytes] = {}
     is_broken = False
@@ -70,29 +76,52 @@ def _samples(file: str) -> Iterator[dict[str, bytes] | LeftOut]:
                     if not dot or not stem:  # no sample's, as README or .DS_Store
                         continue
                     if folder + slash + stem != key:
-                        if sample:
-                            yield LeftOut("duplicate keys") if is_broken else sample
+                        if sample and key is not None:
+                            yield key, LeftOut("duplicate keys") if is_broken else sample
                         key, sample, is_broken = folder + slash + stem, {}, False
                     extension = extension.lower()
                     is_broken |= extension in sample
+                    if member.size > MAX_MEMBER and _is_read(extension):
+                        raise UserError(
+                            f"{file}: the member {member.name[:80]} has {member.size:,} bytes, more than "
+                            f"{MAX_MEMBER >> 20} MiB: no picture and no text is so large"
+                        )
                     content = tar.extractfile(member)
-                    sample[extension] = content.read() if content else b""
+                    wanted = -1 if _is_read(extension) else SEEN_OF_OTHERS
+                    sample[extension] = content.read(wanted) if content else b""
                     tar.members.clear()  # type: ignore[attr-defined]  # it keeps all headers, else
         except (tarfile.TarError, EOFError, zlib.error) as error:
             if key is None:
                 raise UserError(f"{file} is no tar that can be read: {error}") from error
-            yield LeftOut("cut short")
+            yield key, LeftOut("cut short", _how_much(opened, file))
             return
-    if sample:
-        yield LeftOut("duplicate keys") if is_broken else sample
+    if sample and key is not None:
+        yield key, LeftOut("duplicate keys") if is_broken else sample
 
 
-def _record(sample: dict[str, bytes]) -> dict[str, Any] | LeftOut:
+def _how_much(opened: Any, file: str) -> str:
+    """How much of a broken tar was read, and how much there is."""
+    at, size = opened.tell(), files.version(file).size
+    return f"after byte {at:,} of {size:,}: what follows is lost" if at < size else f"it ends after {size:,} bytes"
+
+
+def _is_read(extension: str) -> bool:
+    ending = extension.rpartition(".")[2]
+    return ending in SUFFIXES or ending == "json" or extension in TEXTS
+
+
+def _record(key: str, sample: dict[str, bytes]) -> dict[str, Any] | LeftOut:
+    images = {ext: content for ext, content in sample.items() if ext.rpartition(".")[2] in SUFFIXES}
+    base = key.rpartition("/")[2].lower()
     record: dict[str, Any] = {}
     if "json" in sample:
-        found = parsed(sample["json"].removeprefix(BYTE_ORDER_MARK))
+        found = decoded(sample["json"].removeprefix(BYTE_ORDER_MARK))
+        if isinstance(found, list) and any(_named(one, base, images) for one in found):
+            found = _page(found, base, images)
         if isinstance(found, LeftOut):
             return found
+        if not isinstance(found, dict):
+            return LeftOut("not an object")
         record = found
     for extension in TEXTS:
         if extension in sample:
@@ -101,33 +130,70 @@ def _record(sample: dict[str, bytes]) -> dict[str, Any] | LeftOut:
     else:
         if isinstance(record.get("caption"), str):
             record.setdefault("text", record["caption"])
-    images = {ext: content for ext, content in sample.items() if ext.rpartition(".")[2] in IMAGES}
     if images:
         record.setdefault("text", "")
-        _place(record, images)
-    return record or LeftOut("empty")
+        _place(record, base, images)
+    others = {f".{ext}": content for ext, content in sample.items() if not _is_read(ext)}
+    return {**record, **others} if record else LeftOut("empty")
 
 
-def _place(record: dict[str, Any], images: dict[str, bytes]) -> None:
-    """Puts the images where the record's own list names them all, or else beside it, in the order of their numbers."""
+def _page(items: list[Any], base: str, images: dict[str, bytes]) -> dict[str, Any]:
+    """A list of texts and names of members, which take turns, as the two lists of a page."""
+    found = [_named(item, base, images) for item in items]
+    texts = [item if content is None else None for item, content in zip(items, found, strict=True)]
+    return {"texts": texts, "images": found}
+
+
+def _place(record: dict[str, Any], base: str, images: dict[str, bytes]) -> None:
+    """Puts the images where the record names them, or else beside it, in the order of the numbers in their names."""
+    if any(isinstance(one, bytes) for one in listed(record.get("images"))):
+        return  # a page that names them
+    parts = [part for part in _typed(record) if _name_of(part) is not None]
+    own = [_named(_name_of(part), base, images) for part in parts]
+    if parts and (all(own) or len(parts) == len(images)):
+        in_order = (images[extension] for extension in sorted(images, key=_order))
+        for part, content in zip(parts, own if all(own) else in_order, strict=True):
+            for name in IMAGE_KEYS:
+                part.pop(name, None)
+            part["image"] = content
+        _without_others(record)
+        return
     names = record.get("images")
     if isinstance(names, list) and any(names):
-        found = [name if name is None else _named(name, images) for name in names]
+        found = [name if name is None else _named(name, base, images) for name in names]
         if all(content is not None for name, content in zip(names, found, strict=True) if name is not None):
             record["images"] = found
             return
-    record.pop("images", None)
+    _without_others(record)
     record["image"] = [images[extension] for extension in sorted(images, key=_order)]
 
 
-def _named(name: Any, images: dict[str, bytes]) -> bytes | None:
+def _without_others(record: dict[str, Any]) -> None:
+    """What else the record says of its pictures gives way to the members: the place that they were packed from."""
+    for name in [name for name in record if is_named(name) and name not in (FEATURES, TOKENS)]:
+        del record[name]
+
+
+def _typed(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yields the parts of a record's messages that are images."""
+    for name in (*MESSAGES, "prompt", "completion"):
+        for message in record[name] if isinstance(record.get(name), list) else []:
+            for value in message.values() if isinstance(message, dict) else []:
+                yield from (part for part in value if kind_of(part) == "image") if isinstance(value, list) else ()
+
+
+def _name_of(part: dict[str, Any]) -> Any:
+    value = next((part[name] for name in IMAGE_KEYS if part.get(name)), None)
+    return value.get("url", value.get("path")) if isinstance(value, dict) else value
+
+
+def _named(name: Any, base: str, images: dict[str, bytes]) -> bytes | None:
     """Returns the image whose extension (``0.jpg``), or file name (``key.0.jpg``), this is."""
     if not isinstance(name, str):
         return None
-    base = name.rpartition("/")[2].lower()
-    return images.get(base, images.get(base.partition(".")[2]))
+    last = name.rpartition("/")[2].lower()
+    return images.get(last, images.get(last.removeprefix(f"{base}.")))
 
 
-def _order(extension: str) -> tuple[int, str]:
-    number = extension.partition(".")[0]
-    return (int(number) if number.isdecimal() else -1), extension
+def _order(extension: str) -> tuple[Any, ...]:
+    return files.natural(extension.rpartition(".")[0]), extension

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from jaxmm.data.documents import Document, Skip, Source, Text, Tokens
+from jaxmm.data.reading import Reading
 from jaxmm.data.sources import read_sources
 from jaxmm.errors import UserError
 
@@ -44,7 +45,7 @@ class Folder:
 
     def source(self, records: Any, name: str = "data.json", **options: Any) -> Source:
         """Opens a data file of its own."""
-        return read_sources(self.write(name, records), [], **options)[0]
+        return read_sources(self.write(name, records), [], Reading(**options))[0]
 
 
 def said(document: Document | Skip) -> list[tuple[str, str]]:

@@ -90,7 +90,8 @@ def test_a_typed_image_may_be_its_own_bytes(folder, part):
 
 def test_a_url_stays_a_url(folder):
     for url in ("https://example.org/a.png", "s3://bucket/a.png"):
-        assert only(folder.source([image({"type": "image", "image": url})])).turns[0].parts[0] == Image(path=url)
+        source = folder.source([image({"type": "image", "image": url})], allow_urls=True)
+        assert only(source).turns[0].parts[0] == Image(path=url)
 
 
 @pytest.mark.parametrize("key", ["text", "value", "content"])
@@ -159,7 +160,7 @@ def test_parallel_lists_take_turns(folder):
         "images": ["https://example.org/a.png", None, "b.png", URI, None, None, None, None],
         "metadata": "[]",
     }
-    document = only(folder.source([record]))
+    document = only(folder.source([record], allow_urls=True))
     (turn,) = document.turns
     assert turn.target
     assert turn.parts == (
@@ -185,7 +186,7 @@ def test_matched_images_stand_before_their_sentence(folder):
         "similarity_matrix": [],
     }
     expected = "[a.jpg]One. Two.[b.jpg][https://example.org/c.jpg]Three. Four."
-    assert said(only(folder.source([record]))) == [("document", expected)]
+    assert said(only(folder.source([record], allow_urls=True))) == [("document", expected)]
     record["image_info"][0]["matched_text_index"] = 4
     assert "matched_text_index is none of its 4 texts: 4" in refused(folder.source([record]))
 

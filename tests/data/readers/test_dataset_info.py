@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 
 from jaxmm.data.documents import Document, Image, Skip, Text, Turn
+from jaxmm.data.reading import Reading
 from jaxmm.data.sources import read_sources
 from jaxmm.errors import UserError
 from readers.reading import OPENAI, only, openai, refused, said
@@ -425,7 +426,7 @@ def test_folder_subset_and_split_choose_files(folder):
     def read(**entry) -> list[str]:
         return [said(d)[0][1] for d in folder.dataset("t", None, **text, **entry).documents()]
 
-    assert read(file_name="d") == ["d/test-00.jsonl", "d/train-00.jsonl", "d/train-01.jsonl"]
+    assert read(file_name="d") == ["d/train-00.jsonl", "d/train-01.jsonl"]
     assert read(file_name="d", split="train") == ["d/train-00.jsonl", "d/train-01.jsonl"]
     assert read(file_name="e", subset="sub", split="test") == ["e/sub/test/y.jsonl"]
     assert read(file_name="e", folder="sub/train", split="train") == ["e/sub/train/x.jsonl"]
@@ -443,9 +444,9 @@ def test_media_lie_in_the_media_dir(folder, tmp_path):
 
     assert path(folder.dataset("t", [record], **entry)) == str(folder.path / "cats" / "a.png")
     assert path(folder.dataset("t", [record], **entry, media_dir="pics")) == str(folder.path / "pics/cats/a.png")
-    (source,) = read_sources(folder.info, ["t"], media_dir=str(tmp_path / "else"))
+    (source,) = read_sources(folder.info, ["t"], Reading(media_dir=str(tmp_path / "else")))
     assert path(source) == str(folder.path / "pics/cats/a.png")
     plain = folder.dataset("u", [record], **entry)
-    (source,) = read_sources(folder.info, ["u"], media_dir=str(tmp_path / "else"))
+    (source,) = read_sources(folder.info, ["u"], Reading(media_dir=str(tmp_path / "else")))
     assert path(source) == str(tmp_path / "else/cats/a.png")
     assert source.entry != plain.entry

@@ -8,7 +8,7 @@ import pytest
 
 import jaxmm
 from jaxmm.data.documents import SKIP_REASONS
-from jaxmm.data.readers import containers, conversations, dataset_info
+from jaxmm.data.readers import containers, conversations, dataset_info, typed
 from readers.reading import only, said
 
 PAGE = (Path(jaxmm.__file__).parents[1] / "docs" / "formats.md").read_text(encoding="utf-8")
@@ -17,7 +17,7 @@ EXAMPLES = re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)
 
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_every_example_reads(folder, example):
-    found = "".join(shown for _, shown in said(only(folder.source([json.loads(example)]))))
+    found = "".join(shown for _, shown in said(only(folder.source([json.loads(example)], allow_urls=True))))
     for image in re.findall(r"[\w/:.]*\d\.(?:jpg|npy)", example):
         assert f"[{image if '://' in image else image.rpartition('/')[2]}]" in found
 
@@ -28,4 +28,4 @@ def test_the_page_names_all_there_is():
         assert f"`{name}`" in PAGE, name
     for columns in dataset_info.COLUMNS.values():
         assert all(f"`{name}`" in PAGE for name in columns)
-    assert all(f"`{name}`" in PAGE for name in (*conversations.IMAGE_KEYS, *conversations.TEXT_KEYS))
+    assert all(f"`{name}`" in PAGE for name in (*typed.IMAGE_KEYS, *typed.TEXT_KEYS))

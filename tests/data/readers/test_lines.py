@@ -64,7 +64,9 @@ def test_a_store_behind_a_url_is_read_as_a_folder_is():
 
     memory = fsspec.filesystem("memory")
     memory.pipe("/shop/a.jsonl", b'{"text": "One <image>", "images": ["p/x.png"]}\n' * 30)
-    memory.pipe("/shop/dataset_info.json", b'{"t": {"file_name": "a.jsonl", "columns": {"prompt": "text"}}}')
+    memory.pipe(
+        "/shop/dataset_info.json", b'{"t": {"file_name": "a.jsonl", "columns": {"prompt": "text", "images": ""}}}'
+    )
     try:
         (source,) = read_sources("memory://shop/a.jsonl", [])
         units = containers.list_units(source.files, 100)

@@ -139,8 +139,9 @@ def test_what_datasets_saves_to_disk_reads_with_its_splits(folder):
     assert said(only(test)) == [("document", "One.")]
     (alone,) = read_sources(str(folder.path / "saved" / "train"), [])
     check_talk(alone)
-    with pytest.raises(UserError, match=r"say which splits, .* it has train, test"):
-        read_sources(str(folder.path / "saved"), [])
+    (chosen,) = read_sources(str(folder.path / "saved"), [])
+    assert (chosen.name, chosen.files) == ("train", train.files)
+    assert "its split train is read (1 of 2 splits), not test" in chosen.told[0]
     with pytest.raises(UserError, match=r"has no split 'tset'; did you mean 'test'\?"):
         read_sources(str(folder.path / "saved"), ["tset"])
     columns = {"messages": "messages", "images": "images"}

@@ -1,0 +1,101 @@
+"""Pictures with a file of their name beside them: ``0.png`` and its text ``0.txt``, or its record ``0.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from jaxmm.data import files
+from jaxmm.data.documents import Unit
+from jaxmm.data.readers import arrays
+from jaxmm.data.readers.columns import SUFFIXES, is_named, is_nothing
+from jaxmm.data.readers.lines import BYTE_ORDER_MARK, parsed
+from jaxmm.data.readers.parts import LeftOut
+from jaxmm.errors import UserError
+
+FORMAT = 1
+TEXTS = (".txt", ".caption", ".json")
+LARGEST = 1 << 24  # bytes of a text beside a picture
+
+
+def stem(file: str) -> str:
+    folder, slash, base = file.rpartition("/")
+    return folder + slash + base.rpartition(".")[0]
+
+
+def is_text(file: str) -> bool:
+    """Whether a file may tell of the picture of its name."""
+    return file.lower().endswith(TEXTS)
+
+
+def found(inside: Sequence[str]) -> list[str]:
+    """Returns of a folder's files what the pairs among them are read from: texts, and pictures without one.
+
+    Raises:
+      UserError: if only some of the texts have a picture of their name.
+    """
+    pictures = {stem(file): file for file in inside if _is_picture(file)}
+    texts = [file for file in inside if is_text(file)]
+    paired = [file for file in texts if stem(file) in pictures]
+    if not paired or (paired[0].lower().endswith(".json") and arrays.is_array(paired[0])):
+        return []
+    alone = [file for file in texts if stem(file) not in pictures]
+    if alone:
+        raise UserError(
+            f"{pictures[stem(paired[0])]} lies beside {paired[0]} as if that were its text, but {alone[0]} has no "
+            f"picture of its name: keep pictures with their texts in a folder of their own"
+        )
+    told = {stem(file) for file in paired}
+    # Of two texts of one picture, the .json is read with the other.
+    others = {stem(file) for file in paired if not file.lower().endswith(".json")}
+    read = [file for file in paired if not (file.lower().endswith(".json") and stem(file) in others)]
+    return sorted([*read, *(file for name, file in pictures.items() if name not in told)], key=files.natural)
+
+
+def units(file: str, unit_bytes: int) -> list[Unit]:
+    """A file is one unit: small ones are joined where they are prepared."""
+    return [Unit(file, 0, files.version(file).size, 0)]
+
+
+def records(unit: Unit) -> Iterator[tuple[int, Any]]:
+    """Yields the one record of a text and the picture of its name."""
+    yield 0, _record(unit.file)
+
+
+def beside(file: str) -> list[str]:
+    """Returns the pictures of a file's name."""
+    begins = stem(file)
+    return [p for ending in SUFFIXES for p in (f"{begins}.{ending}", f"{begins}.{ending.upper()}") if files.is_file(p)]
+
+
+def _record(file: str) -> dict[str, Any] | LeftOut:
+    if _is_picture(file):
+        return LeftOut("no caption")
+    pictures = list({picture.lower(): picture for picture in beside(file)}.values())
+    if len(pictures) != 1:
+        return LeftOut("duplicate keys" if pictures else "missing")
+    record: dict[str, Any] = {}
+    told = file if file.lower().endswith(".json") else f"{stem(file)}.json"
+    if told == file or files.is_file(told):
+        value = parsed(_content(told))
+        if isinstance(value, LeftOut):
+            return value
+        record = value
+    if told != file:
+        record["text"] = _content(file).decode("utf-8", "surrogateescape").strip()
+    if all(is_nothing(value) for name, value in record.items() if is_named(name)):
+        record = {name: value for name, value in record.items() if not is_named(name)}
+        record["image"] = pictures[0]
+    return record
+
+
+def _content(file: str) -> bytes:
+    with files.open_binary(file) as opened:
+        content = opened.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise UserError(f"{file}, record 0: a text beside a picture has no more than {LARGEST >> 20} MiB")
+    return content.removeprefix(BYTE_ORDER_MARK)
+
+
+def _is_picture(file: str) -> bool:
+    return file.lower().rpartition(".")[2] in SUFFIXES

@@ -1,0 +1,158 @@
+"""A unit read: records made documents, or skipped, or a stop; and no picture is passed over in silence."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Generator, Mapping
+from typing import Any, NamedTuple
+
+from jaxmm.data.documents import Document, Skip, Text, Tokens, Unit
+from jaxmm.data.readers import columns
+from jaxmm.data.readers.columns import Seen
+from jaxmm.data.readers.containers import Container, Format, Sample, container, relative
+from jaxmm.data.readers.parts import LeftOut
+from jaxmm.data.readers.pictures import Pictures
+from jaxmm.errors import UserError
+
+MOST_TOLD = 5  # records that one line names
+LOOKED_ON = 10_000  # records after one that makes no sense, to tell how many more there are
+
+
+class HeldOut(NamedTuple):
+    """The part of the examples, chosen by a hash of each, that is kept from training; or the other part.
+
+    Attributes:
+      part: of all, from 0 to 1; 0 is none.
+      wanted: whether it is that part, and not the other, that is read.
+    """
+
+    part: float = 0.0
+    wanted: bool = False
+
+    def takes(self, document: Document | Skip, folder: str) -> bool:
+        """Whether a document is read. Equal ones are in one part, wherever they and their pictures lie."""
+        if not self.part:
+            return True
+        if isinstance(document, Skip):
+            return not self.wanted
+        content = hashlib.blake2b(digest_size=8)
+        for turn in document.turns:
+            content.update(f"\0{turn.role}".encode())
+            for part in turn.parts:
+                content.update(b"\1")
+                if isinstance(part, Text):
+                    content.update(part.text.encode("utf-8", "surrogatepass"))
+                elif isinstance(part, Tokens):
+                    content.update(repr(part.ids).encode())
+                else:
+                    content.update(part.data or part.path.removeprefix(folder.rstrip("/") + "/").encode())
+        return (int.from_bytes(content.digest(), "big") < self.part * 2**64) == self.wanted
+
+
+def read(
+    unit: Unit,
+    folder: str,
+    form: Format,
+    pictures: Pictures,
+    choice: Sample | None = None,
+    held_out: HeldOut = HeldOut(),  # noqa: B008
+    skip_errors: bool = False,
+    kind: Container | None = None,
+) -> Generator[Document | Skip, None, Seen]:
+    """Yields a unit's documents, and a Skip for each record that gives none. Origins are relative to ``folder``.
+
+    Returns:
+      which columns its records had.
+
+    Raises:
+      UserError: if records make no sense; the first of them are named.
+    """
+    name = relative(unit.file, folder)
+    watch = _Watch(form)
+    trouble: UserError | None = None
+    others: list[int] = []
+    first = 0
+    for number, record in (kind or container(unit.file)).records(unit):
+        if trouble and number > first + LOOKED_ON:
+            break
+        times = 1 if choice is None else choice.times(unit.file, number)
+        if not times:
+            continue
+        origin = f"{name}, record {number}"
+        found: Document | Skip
+        try:
+            if isinstance(record, LeftOut):
+                raise record
+            found = form(origin, record, pictures)
+            watch.look(origin, record, found)
+        except LeftOut as left:
+            found = Skip(origin, left.reason, left.detail)
+        except UserError as error:
+            if not skip_errors:
+                trouble, first = trouble or error, first if trouble else number
+                others += [number] * (number != first)
+                continue
+            found = Skip(origin, "no sense", str(error).removeprefix(origin).lstrip(": "))
+        if trouble or not held_out.takes(found, pictures.folder):
+            continue
+        for _ in range(times):
+            yield found
+    if trouble and others:
+        named = ", ".join(map(str, others[:MOST_TOLD]))
+        more = f" and {len(others) - MOST_TOLD} more" if len(others) > MOST_TOLD else ""
+        raise UserError(
+            f"{trouble}; of the {LOOKED_ON:,} records after it so are {named}{more}: config.data.on_error=skip leaves "
+            f"such records out"
+        ) from trouble
+    if trouble:
+        raise trouble
+    return watch.seen()
+
+
+class _Watch:
+    """Counts columns, by the keys that records have, and looks at those that are not read for pictures."""
+
+    def __init__(self, form: Format):
+        self._form = form
+        self._records: dict[tuple[str, ...], int] = {}
+        self._reads: dict[tuple[str, ...], tuple[list[str], tuple[str, ...], list[str]]] = {}
+        self._seen = Seen.nothing()
+
+    def look(self, origin: str, record: Mapping[str, Any], document: Document) -> None:
+        """Raises UserError for a document without a picture whose record has a column that looks like one."""
+        keys = tuple(record)
+        self._records[keys] = self._records.get(keys, 0) + 1
+        if keys not in self._reads:
+            form = self._form.of(record)
+            reads = form.reads(keys)
+            self._reads[keys] = (
+                [key for key in keys if key in reads],
+                columns.resolved(keys, form.images),
+                [key for key in keys if key not in reads],
+            )
+        _, named, unread = self._reads[keys]
+        if len(named) > 1:
+            full = [name for name in named if columns.counts(name, record[name], self._form.images)]
+            self._seen.pictures.update(full[1:])
+        for key in unread:
+            kind = columns.looks(record[key])
+            if not kind:
+                continue
+            self._seen.pictures[key] += 1
+            if kind != "link" and columns.NONE not in self._form.images and not _has_picture(document):
+                raise UserError(
+                    f"{origin} has no picture, but its '{key}' looks like one ({record[key]!r:.40}): name it with "
+                    f"config.data.columns=image={key}, or in a dataset_info.json as images of its columns; if it is "
+                    f"none, say so by an empty name (image=)"
+                )
+
+    def seen(self) -> Seen:
+        for keys, count in self._records.items():
+            read, _, unread = self._reads[keys]
+            self._seen.read.update(dict.fromkeys(read, count))
+            self._seen.unread.update(dict.fromkeys(unread, count))
+        return self._seen
+
+
+def _has_picture(document: Document) -> bool:
+    return any(not isinstance(part, Text) for turn in document.turns for part in turn.parts)

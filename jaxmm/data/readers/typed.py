@@ -1,0 +1,87 @@
+"""What is said, piece by piece: lists of typed parts, and pictures that a text names between marks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from jaxmm.data.documents import Part, Text
+from jaxmm.data.readers.columns import FEATURES, TOKENS, looks
+from jaxmm.data.readers.parts import NEXT, Content, text
+from jaxmm.data.readers.pictures import Pictures
+from jaxmm.errors import UserError
+
+TEXT_TYPES, IMAGE_TYPES = ("text", "input_text", "output_text"), ("image", "image_url", "input_image")
+OWN_KEYS = {FEATURES: ("features", "path", "url", "bytes", "value"), TOKENS: ("ids", "image_tokens", "value")}
+IMAGE_KEYS = ("image", "image_url", "url", "path", "bytes", "base64", "data", "source", "value")
+TEXT_KEYS = ("text", "value", "content")
+_TAG = re.compile(r"<img>\s*([^<>\n]{1,1024}?)\s*</img>")
+
+
+def tagged(origin: str, content: str, pictures: Pictures, links: bool = True) -> Content:
+    """Returns a text, or its pieces where it names pictures as ``<img>path</img>``, and if ``links`` by URL as well."""
+    if "<img>" not in content or not pictures.placeholder:
+        return content
+    pieces: list[Part | None] = []
+    at = 0
+    for tag in _TAG.finditer(content):
+        if looks(tag[1]) in ("file", "link" if links else ""):
+            _add_text(pieces, content[at : tag.start()], pictures.placeholder)
+            try:
+                pieces.append(pictures.image(tag[1]))
+            except ValueError as error:
+                raise UserError(f"{origin}: <img>: {error}") from error
+            at = tag.end()
+    if not at:
+        return content
+    _add_text(pieces, content[at:], pictures.placeholder)
+    return pieces
+
+
+def _add_text(pieces: list[Part | None], said: str, placeholder: str) -> None:
+    for i, piece in enumerate(said.split(placeholder)):
+        pieces += [NEXT] * bool(i) + [Text(piece)] * bool(piece)
+
+
+def typed_parts(origin: str, what: str, content: Sequence[Any], pictures: Pictures) -> list[Part | None]:
+    """Returns the pieces of a list of parts: ``{"type": "text", "text": ...}``, ``{"type": "image", ...}``.
+
+    Ready-made media are ``{"type": "features", "path": ...}`` and ``{"type": "image_tokens", "ids": [...]}``. A medium
+    without a value of its own is the next of the record's. Text is text: no placeholder counts in it. Some write no
+    type, and some (a table with one schema for all) write every key, most of them null.
+    """
+    pieces: list[Part | None] = []
+    for part in content:
+        kind = kind_of(part)
+        if kind == "text":
+            value = text(origin, what, next((part[k] for k in TEXT_KEYS if part.get(k) is not None), ""))
+            if value:
+                pieces.append(Text(value))
+        elif kind:
+            own = next((part[k] for k in OWN_KEYS.get(kind, IMAGE_KEYS) if part.get(k)), None)
+            try:
+                pieces.append(NEXT if own is None else pictures.medium(kind, part))
+            except ValueError as error:
+                raise UserError(f"{origin}: {what}: {error}") from error
+        else:
+            raise UserError(f"{origin}: {what} has a part that is neither text nor image: {part!r:.60}")
+    return pieces
+
+
+def kind_of(part: Any) -> str:
+    """Says whether a part is a "text", an "image" or ready-made media; '' for anything else."""
+    if not isinstance(part, dict):
+        return ""
+    kind = part.get("type")
+    if kind in TEXT_TYPES:
+        return "text"
+    if kind in IMAGE_TYPES:
+        return "image"
+    if kind in OWN_KEYS:
+        return kind
+    if kind is not None:
+        return ""
+    return (
+        "image" if part.get("image") or part.get("image_url") else "text" if isinstance(part.get("text"), str) else ""
+    )

@@ -1,0 +1,92 @@
+"""How data is read, beside what it says of itself: the keys of ``config.data`` that readers know, as one value."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from jaxmm.data.documents import PLACEHOLDER
+from jaxmm.errors import UserError, nearest
+
+# What ``config.data.columns`` may name, each for the column that holds it.
+COLUMNS = ("image", "images", "messages", "text", "prompt", "query", "response", "history", "system", "tools")
+ON_ERROR = ("stop", "skip")
+MAX_SKIPPED = 0.05  # of a source's documents; a single one never stops
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Attributes, each the key of ``config.data`` of its name:
+
+    media_dir: the folder that images' paths are relative to; '' is that of the dataset_info.json or the data.
+    follow_outside: whether a path in a record may lead out of the data's folder and ``media_dir``.
+    columns: "image=img,prompt=question": where records that no format is known for have what.
+    split: of data that is split by names of files or folders; '' is train, and for an evaluation what is held out.
+    val_size: the part of a source's examples, chosen by a hash of each, that is kept from training.
+    allow_urls: whether pictures that records name by URL are fetched.
+    url_hosts: "host,host" of private addresses that may be asked too.
+    placeholder: what stands for a picture in a string; '' is nothing, and strings are only text.
+    on_error: "stop", or "skip" for records that make no sense.
+    max_skipped: the part of a source's documents that may be skipped.
+    drop_image: whether a picture that cannot be used leaves its page, in place of the page being skipped.
+
+    And beside the keys:
+
+    evaluation: whether it is read to be evaluated.
+    held_out: whether it is the part that ``val_size`` keeps from training.
+    """
+
+    media_dir: str = ""
+    follow_outside: bool = False
+    columns: str = ""
+    split: str = ""
+    val_size: float = 0.0
+    allow_urls: bool = False
+    url_hosts: str = ""
+    placeholder: str = PLACEHOLDER
+    on_error: str = "stop"
+    max_skipped: float = MAX_SKIPPED
+    drop_image: bool = False
+    evaluation: bool = False
+    held_out: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises UserError for a value that is none of those a key may have."""
+        if self.on_error not in ON_ERROR:
+            known = f"{' or '.join(ON_ERROR)}{nearest(self.on_error, ON_ERROR)}"
+            raise UserError(f"config.data.on_error '{self.on_error}' must be {known}")
+        if not 0 <= self.val_size < 1:
+            raise UserError(f"config.data.val_size is {self.val_size}: it must be a part of the examples, as 0.1, or 0")
+        if not 0 <= self.max_skipped <= 1 or math.isnan(self.max_skipped):
+            raise UserError(f"config.data.max_skipped is {self.max_skipped}: it must be a part, from 0 to 1")
+        self.named()
+
+    def named(self) -> dict[str, str]:
+        """Returns ``columns`` by what they hold; '' is a column that there is not, whatever it looks like.
+
+        Raises:
+          UserError: if it is not written as name=column,name=column.
+        """
+        found: dict[str, str] = {}
+        for entry in filter(None, (e.strip() for e in self.columns.split(","))):
+            name, equals, column = (part.strip() for part in entry.partition("="))
+            if not equals or name not in COLUMNS:
+                known = f"{', '.join(COLUMNS)}{nearest(name, COLUMNS)}"
+                raise UserError(f"config.data.columns: '{entry}': write NAME=COLUMN,... with NAME one of {known}")
+            if name in found:
+                raise UserError(f"config.data.columns names '{name}' twice")
+            found[name] = column
+        if "images" in found:
+            if "image" in found:
+                raise UserError("config.data.columns: image and images are the same: give one of them")
+            found["image"] = found.pop("images")
+        if "response" in found and "prompt" not in found:
+            raise UserError("config.data.columns: a response needs a prompt: add prompt=COLUMN")
+        whole = [name for name in ("messages", "text", "prompt") if name in found]
+        if len(whole) > 1:
+            raise UserError(f"config.data.columns: give one of {', '.join(whole)}")
+        return found
+
+    def hosts(self) -> tuple[str, ...]:
+        """Returns ``url_hosts`` one by one."""
+        return tuple(sorted(host.strip().lower() for host in self.url_hosts.split(",") if host.strip()))

@@ -1,0 +1,77 @@
+"""Which of a folder's files are for training, and which are held out: their names, or those of folders, say so."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from jaxmm.errors import UserError, nearest
+
+# As datasets names them, and what else stands for each.
+SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+_WORD = re.compile(r"[a-z]+")
+
+
+def of(name: str) -> str:
+    """Returns the split that a file's or folder's name says, or ''."""
+    stem = name.rpartition("/")[2].lower()
+    words = _WORD.findall(stem)
+    found = [split for split, names in SPLITS.items() if any(word in names for word in words)]
+    return found[0] if len(found) == 1 else ""
+
+
+def wanted(asked: str) -> str:
+    """Returns the split that a word asks for: val is validation; any other word is itself."""
+    return next((split for split, names in SPLITS.items() if asked.lower() in names), asked)
+
+
+def chosen(where: str, names: Sequence[str], asked: str, evaluation: bool) -> tuple[list[str], str]:
+    """Chooses files or folders.
+
+    Args:
+      where: for messages.
+      asked: a split; '' is train, and for an evaluation validation or test, whichever there is first.
+
+    Returns:
+      those chosen, in order, and a line that tells it; '' if nothing is split.
+
+    Raises:
+      UserError: if there is none of the split.
+    """
+    by_split: dict[str, list[str]] = {}
+    for name in names:
+        by_split.setdefault(of(name), []).append(name)
+    if asked:
+        begins = tuple(f"{asked.lower()}{mark}" for mark in "-._")
+        named = [name for name in names if name.rpartition("/")[2].lower().startswith(begins)]
+        found = by_split.get(wanted(asked)) or named or (by_split.get("") if wanted(asked) == "train" else None)
+        if not found:
+            known = sorted(filter(None, by_split))
+            has = f"it has {', '.join(known)}{nearest(asked, known)}" if known else "no name there says a split"
+            raise UserError(f"{where} has no split '{asked}': {has}")
+    elif set(by_split) <= {""} or set(by_split) == {"train"}:
+        return list(names), ""
+    elif evaluation:
+        asked = next((split for split in ("validation", "test") if split in by_split), "train")
+        found = by_split.get(asked, by_split.get("", []))
+    else:
+        asked = "train"
+        # What no name says the split of is train's, beside what is held out.
+        found = [name for name in names if of(name) in ("train", "")]
+        if not found:
+            raise UserError(
+                f"{where} holds {', '.join(sorted(by_split))} and no train: say which, as "
+                f"config.data.split={sorted(by_split)[0]}"
+            )
+    left = [name.rpartition("/")[2] for name in names if name not in found]
+    if not left:
+        return list(found), ""
+    more = f" and {len(left) - 3} more" if len(left) > 3 else ""
+    return list(found), (
+        f"{where}: its split {asked} is read ({len(found)} of {len(names)} files), not {', '.join(left[:3])}{more}; "
+        f"config.data.split chooses another"
+    )

@@ -1,0 +1,114 @@
+"""Pictures by URL: which may be asked for, and reading one with limits of time and size.
+
+A dataset from elsewhere must not decide whom this machine asks: nobody, unless the user allows it, and then no address
+of a private network, unless the user names it.
+"""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+import socket
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Sequence
+from http.client import HTTPMessage
+from typing import IO, Any
+
+SCHEMES = ("http", "https", "s3", "gs", "gcs", "az", "abfs", "abfss", "hf", "r2", "oss", "memory")
+WEB = ("http", "https")
+TIMEOUT = 10.0  # seconds without a byte
+MAX_SECONDS, MAX_BYTES = 60.0, 256 << 20  # of one picture
+BLOCK = 1 << 18
+
+
+class Refused(ValueError):
+    """A URL that is not asked for."""
+
+
+def check(url: str, allowed: bool, hosts: Sequence[str]) -> None:
+    """Raises Refused for a URL that a record may not name.
+
+    Args:
+      allowed: whether any may be named.
+      hosts: private ones that may be.
+    """
+    if not allowed:
+        raise Refused(
+            f"{url[:80]} is a URL, and none is fetched unasked: allow it with config.data.allow_urls=True, or, where "
+            f"the column is no picture, say so with config.data.columns=image="
+        )
+    scheme = url.partition("://")[0].lower()
+    if scheme not in SCHEMES:
+        raise Refused(f"{url[:80]}: pictures are fetched from {', '.join(SCHEMES)} alone")
+    if scheme in WEB:
+        host = _host(url)
+        if host not in hosts and is_private(host):
+            raise Refused(f"{url[:80]}: {host} is an address of this machine or a private network: name it in "
+                          f"config.data.url_hosts if it is meant")  # fmt: skip
+
+
+def _host(url: str) -> str:
+    try:
+        return (urllib.parse.urlsplit(url).hostname or "").lower()
+    except ValueError as error:
+        raise Refused(f"{url[:80]} is no URL: {error}") from error
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def is_private(host: str) -> bool:
+    """Whether a host is, or its name leads to, anything but a public address; a name that leads nowhere does not."""
+    try:
+        found = {str(entry[4][0]) for entry in socket.getaddrinfo(host, None)} if host else {"0.0.0.0"}
+    except (OSError, UnicodeError):
+        return False
+    return any(not ipaddress.ip_address(address.partition("%")[0]).is_global for address in found)
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects, but from a public host to a private one."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> urllib.request.Request | None:
+        is_web = newurl.partition("://")[0].lower() in WEB
+        if not is_web or (is_private(_host(newurl)) and not is_private(_host(req.full_url))):
+            raise OSError(f"{req.full_url[:80]} leads to {newurl[:80]}, which is not followed")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+_OPENER = urllib.request.build_opener(_Redirects)
+
+
+def is_web(url: str) -> bool:
+    """Whether ``fetch`` reads it."""
+    return url.partition("://")[0].lower() in WEB
+
+
+def fetch(url: str, clock: Any = time.monotonic) -> bytes:
+    """Reads a picture from the web.
+
+    Raises:
+      FileNotFoundError: if the host says that there is none.
+      OSError: if it cannot be had, or not within TIMEOUT, MAX_SECONDS and MAX_BYTES.
+    """
+    until = clock() + MAX_SECONDS
+    asked = urllib.request.Request(url, headers={"User-Agent": "jaxmm"})
+    try:
+        with _OPENER.open(asked, timeout=TIMEOUT) as answer:
+            blocks: list[bytes] = []
+            size = 0
+            while block := answer.read1(BLOCK):
+                blocks.append(block)
+                size += len(block)
+                if size > MAX_BYTES:
+                    raise OSError(f"{url[:80]} has more than {MAX_BYTES >> 20} MiB")
+                if clock() > until:
+                    raise OSError(f"{url[:80]} took longer than {MAX_SECONDS:.0f} s")
+            return b"".join(blocks)
+    except urllib.error.HTTPError as error:
+        if error.code in (401, 403, 404, 410):
+            raise FileNotFoundError(url) from error
+        raise
