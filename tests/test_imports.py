@@ -46,7 +46,7 @@ def allowed(name: str) -> set[str]:
     if name in ("sharding", "shares"):
         return {"errors"}
     if name == "config":
-        return {"errors", "shares"}
+        return {"batch", "errors", "shares"}
     if name in ("config_file", "consistency"):
         return {"config", "errors", "shares"}
     if name == "optimizer":

@@ -1,7 +1,7 @@
 """Trained and asked is one sequence: what a run has learnt by heart it says, and so does its export.
 
-One run a family, on three answers: the data's answer, what ``generate`` prints and what ``transformers`` writes from the
-exported folder are one text, and ``evaluate`` counts them all right.
+One run a family, on three answers: the data's answer, what ``generate`` prints and what ``transformers`` writes from
+the exported folder are one text, and ``evaluate`` counts them all right.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CHATML = "<|im_start|>{{ message.role }}\n{{ text.value }}<|im_end|>\n", "<|im_s
 TURNS = {
     "siglip2 + llama": CHATML,
     "qwen3": (  # with Qwen 3's empty block of thinking
-        "<|im_start|>{{ message.role }}\n{% if message.role == 'assistant' and loop.last and '<think>' not in text.value %}"
+        "<|im_start|>{{ message.role }}\n{% if message.role == 'assistant' and loop.last %}"
         "{{ '<think>\n\n</think>\n\n' }}{% endif %}{{ text.value }}<|im_end|>\n",
         "<|im_start|>assistant\n",
     ),
@@ -82,10 +82,8 @@ def started_from(name: str, folder: Path) -> Path:
 def memorised(name: str, tmp_path: Path) -> Path:
     """A run that has learnt the answers by heart."""
     PIL.Image.new("RGB", (16, 16), "red").save(tmp_path / "red.png")
-    records = [
-        {"messages": [{"role": "user", "content": f"<image>{q}"}, {"role": "assistant", "content": a}], "image": "red.png"}
-        for q, a in ANSWERS.items()
-    ]  # fmt: skip
+    said = [(("user", f"<image>{question}"), ("assistant", answer)) for question, answer in ANSWERS.items()]
+    records = [{"messages": [{"role": r, "content": c} for r, c in turns], "image": "red.png"} for turns in said]
     data = tmp_path / "said.json"
     data.write_text(json.dumps(records))
     start = started_from(name, tmp_path / "folder")
