@@ -32,6 +32,7 @@ from jaxmm.data.chat_template import (
     without_thinking,
 )  # fmt: skip
 from jaxmm.data.documents import Part, Text, Turn
+from jaxmm.data.encoded import of_turn
 from jaxmm.data.special_tokens import SpecialTokens
 from jaxmm.data.tokenizer import AddedTokens, needs_context
 from jaxmm.data.tools import in_words
@@ -161,7 +162,7 @@ class ChatFormat:
         if not (takes_calls and takes_tools):
             turns, tools = in_words(turns, "" if takes_tools else tools), tools if takes_tools else ""
         marks = _Marks(self._added, self._allowed)
-        messages = [self._message(turn, marks) for turn in turns]
+        messages = [self._message(turn, number, marks) for number, turn in enumerate(turns)]
         given = marks.inside(json.loads(tools)) if tools else []
         shape = self.template.shape(messages, given)
         if not is_open:
@@ -176,7 +177,7 @@ class ChatFormat:
         # Last, as a tokenizer does it: to it, the text behind this token is still the first.
         return steps if steps[:1] == self._start else [*self._start, *steps]
 
-    def _message(self, turn: Turn, marks: _Marks) -> Message:
+    def _message(self, turn: Turn, number: int, marks: _Marks) -> Message:
         is_model = turn.role == "assistant"
         pieces: list[str] = []
         after_medium = False
@@ -201,7 +202,8 @@ class ChatFormat:
             more.append(("reasoning_content", marks.text(turn.thinking, turn.role)))
         if turn.calls:
             more.append(("tool_calls", marks.inside(json.loads(turn.calls))))
-        return Message(turn.role, tuple(pieces), TARGET * turn.target | ANSWER * is_model, tuple(more))
+        flags = of_turn(TARGET * (turn.target and turn.weight > 0) | ANSWER * is_model, number, turn.weight)
+        return Message(turn.role, tuple(pieces), flags, tuple(more))
 
     def _layout(self, messages: Sequence[Message], shape: Shape, tools: Sequence[Any] = ()) -> Layout:
         """As the template's; that of a form of conversation serves all in which it looks at nothing that is said."""
@@ -297,7 +299,7 @@ class ChatFormat:
         backend = self.tokenizer.backend_tokenizer
         backend.no_truncation()
         backend.no_padding()
-        found: list[tuple[np.ndarray, np.ndarray]] = [(np.zeros(0, np.int32), np.zeros(0, np.uint8))] * len(chunks)
+        found: list[tuple[np.ndarray, np.ndarray]] = [(np.zeros(0, np.int32), np.zeros(0, np.int32))] * len(chunks)
         in_context = [
             n for n, chunk in enumerate(chunks)
             if self._needs_context and not chunk.is_first and not self._added.is_in(chunk.text)
@@ -315,7 +317,7 @@ class ChatFormat:
                 stops, flags = (np.array(column) for column in zip(*chunks[n].spans, strict=True))
                 # A token belongs to the stretch that its last character is in.
                 where = np.minimum(np.searchsorted(stops, np.maximum(ends, 1)), len(stops) - 1)
-                found[n] = np.array(one.ids[skip:], np.int32), flags[where].astype(np.uint8)
+                found[n] = np.array(one.ids[skip:], np.int32), flags[where].astype(np.int32)
         backend.encode_special_tokens = True
         return found
 

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 import jinja2.meta
 import jinja2.sandbox
 
-from jaxmm.batch import TARGET
+from jaxmm.batch import ANSWER, TARGET
 from jaxmm.data.tokenizer import AddedTokens
 from jaxmm.errors import UserError
 
@@ -60,7 +60,7 @@ class Message(NamedTuple):
     Attributes:
       role: of "system", "user", "assistant", "tool".
       pieces: its content, a string a part.
-      flags: what of batch.TARGET and batch.ANSWER its tokens have.
+      flags: what of batch.TARGET and batch.ANSWER its tokens have; more may be in them, as ``encoded.of_turn`` has it.
       more: other keys: ``reasoning_content``, ``tool_calls``.
     """
 
@@ -173,7 +173,7 @@ class ChatTemplate:
         for n, message in enumerate(messages):
             if message.flags and (span := find.span(n)):
                 start, said, stop = (max(at, runs[-1][0] if runs else 0) for at in span)
-                runs += [(start, 0), (said, message.flags), (stop, message.flags & TARGET)]
+                runs += [(start, 0), (said, message.flags), (stop, message.flags & ~ANSWER)]
         runs.append((len(text), 0))
         return Layout(text, [run for run, before in zip(runs, [(0, 0), *runs], strict=False) if run[0] > before[0]])
 

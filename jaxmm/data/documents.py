@@ -74,6 +74,7 @@ class Turn(NamedTuple):
       target: whether the model learns to write it: documents and assistants.
       thinking: what an assistant thought before it said this, where the data has it by itself.
       calls: JSON list of the tools that an assistant calls, as the data has it; '' for none.
+      weight: of its tokens in the loss where they are targets; what has 0 is none.
     """
 
     role: str
@@ -81,6 +82,7 @@ class Turn(NamedTuple):
     target: bool
     thinking: str = ""
     calls: str = ""
+    weight: float = 1.0
 
 
 class Document(NamedTuple):

@@ -20,7 +20,7 @@ from jaxmm.data.chat import ChatFormat, Chunk, Markup, Medium, Special, Step
 from jaxmm.data.chat_template import THINKING, without_thinking
 from jaxmm.data.codebook import image_offset
 from jaxmm.data.documents import Document, Part, Text, Tokens, Turn
-from jaxmm.data.encoded import Encoded, Writer
+from jaxmm.data.encoded import Encoded, Writer, of_turn
 from jaxmm.data.special_tokens import SpecialTokens
 from jaxmm.data.tokenizer import Ids, text_encoder
 from jaxmm.data.tools import in_words
@@ -188,7 +188,7 @@ class Template:
         chunks = self._chunks(steps)
         encoded = []
         for document, said, own in zip(documents, turns, steps, strict=True):
-            writer = Writer()
+            writer = Writer([turn.weight for turn in said])
             if own is None:
                 self._write(writer, said, texts, origin=document.origin)
             else:
@@ -305,7 +305,8 @@ class Template:
             is_last = i == len(turns) - 1
             with_markers = self._has_markers(turn)
             all_targets = self.objective == "pretrain" or turn.role == "document"
-            flags = TARGET * (turn.target or all_targets) | ANSWER * (turn.role == "assistant")
+            is_target = (turn.target or all_targets) and turn.weight > 0
+            flags = of_turn(TARGET * is_target | ANSWER * (turn.role == "assistant"), i, turn.weight)
             if with_markers:
                 writer.add([self.role_ids[turn.role]], 0)
             for part in turn.parts:
