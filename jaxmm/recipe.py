@@ -17,6 +17,7 @@ from jaxmm.data import demo, files
 from jaxmm.data.assemble import Assembler
 from jaxmm.data.budgets import MULTIPLE
 from jaxmm.data.documents import Source
+from jaxmm.data.plan import FORMAT as PLAN_FORMAT
 from jaxmm.data.plan import Budgets, Lengths, Origin, Plan, choose_budgets, make_mixture
 from jaxmm.data.prepare import prepare
 from jaxmm.data.prepared import Prepared, holds_prepared, open_prepared
@@ -323,8 +324,14 @@ def unseen_budgets(config: ConfigDict, image: ImageSpec) -> Budgets:
     return Budgets(config.seq_len, patches, items, config.target_budget or config.seq_len)
 
 
-def make_plan(config: ConfigDict, corpus: Corpus, budgets: Budgets, origin: Origin = Origin()) -> Plan:  # noqa: B008
-    """The rows of every batch of a run."""
+def make_plan(
+    config: ConfigDict,
+    corpus: Corpus,
+    budgets: Budgets,
+    origin: Origin = Origin(),  # noqa: B008
+    plan_format: int = PLAN_FORMAT,
+) -> Plan:
+    """The rows of every batch of a run; ``plan_format`` is that of the run which goes on."""
     if config.epochs < 0:
         raise UserError(f"config.epochs is {config.epochs}: it must be above 0, or 0 for a run of config.steps")
     data, names = config.data, corpus.names
@@ -338,7 +345,7 @@ def make_plan(config: ConfigDict, corpus: Corpus, budgets: Budgets, origin: Orig
     )
     return Plan(
         corpus.lengths, mixture, budgets, config.batch_size, config.seed, data.long_documents,
-        table=cache_folder(config) / "plans", origin=origin,
+        table=cache_folder(config) / "plans", origin=origin, format=plan_format,
     )  # fmt: skip
 
 

@@ -109,12 +109,13 @@ class Run:
         self.changed: list[str] = []
         if self.start:
             self.meta = self.checkpoints.meta(self.start)
+            self.identity = self.identity.going_on(self.meta)
             self.changed = self.identity.check(self.meta, workdir, config.data.allow_change)
         elif (workdir / "metrics.jsonl").exists() and (workdir / "summary.json").exists():
             raise UserError(f"{workdir} holds a finished run without checkpoints: give another --workdir")
         else:
             self.meta = {"examples_seen": 0}
-        self.plan = make_plan(config, self.corpus, self.budgets, self._origin())
+        self.plan = make_plan(config, self.corpus, self.budgets, self._origin(), self.identity.data["plan"])
         self.steps = read_steps(config, self.plan)
         self.skipped = monitor.SkippedFile(workdir / "skipped.jsonl")
         self._note_unprepared()
