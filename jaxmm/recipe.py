@@ -138,6 +138,11 @@ def load_corpus(
         progress = Progress()
         opened = [Prepared(prepare(source, template, cache / "prepared", progress=progress)) for source in sources]
     for prepared in opened:
+        if not prepared.is_checked:
+            Progress().say(
+                f"{prepared.folder} was prepared by version 0.1, without checksums: damage to its index may go "
+                f"unnoticed; delete it and prepare it again to have them"
+            )
         if prepared.meta["template"] != template.fingerprint:
             raise UserError(
                 f"{prepared.folder} was prepared with another tokenizer, objective or codebook: prepare it "

@@ -28,6 +28,7 @@ from jaxmm import command, monitor, samples, sharding, startup
 from jaxmm.ahead import CompiledStep
 from jaxmm.batch import Batch
 from jaxmm.checkpoint import Checkpoints
+from jaxmm.data import files
 from jaxmm.data.assemble import Loaded
 from jaxmm.data.documents import split_origin
 from jaxmm.data.loader import batches
@@ -411,7 +412,7 @@ class Run:
                     generate, state.params, [prompt for prompt, _ in asked], self.recipe.template, self.recipe.image, 32
                 )
                 if self.is_first:
-                    samples.draw(asked, given, folder / f"{source.name}.png")
+                    samples.draw(asked, given, folder / f"{files.bare(source.name)}.png")
                 drawn = str(folder)
         return drawn
 

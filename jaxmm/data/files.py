@@ -6,8 +6,10 @@ A name is a local path, or a URL that fsspec opens (``s3://``, ``gs://``, ``memo
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
 import posixpath
+import re
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from jaxmm.errors import UserError
@@ -28,6 +30,15 @@ def is_remote(name: str) -> bool:
 def absolute(name: str) -> str:
     """Returns a path made absolute, ``~`` expanded; a URL as it is."""
     return name if is_remote(name) else os.path.abspath(os.path.expanduser(name))
+
+
+def bare(name: str) -> str:
+    """Returns a name as a file or folder may be called: itself, where it leads nowhere else and no store minds it.
+
+    What becomes of another name ends in a hash, so that two of them stay two.
+    """
+    safe = re.sub(r"[^\w.-]", "_", name.lstrip("."))[:100]
+    return name if safe == name != "" else f"{safe}-{hashlib.sha256(name.encode(errors='replace')).hexdigest()[:8]}"
 
 
 def join(folder: str, name: str) -> str:

@@ -27,7 +27,8 @@ from jaxmm.data.disk import DiskFull, published, space_wanted, sync_folder
 from jaxmm.data.documents import SKIP_ADVICE, Source, Unit
 from jaxmm.data.features import feature_widths
 from jaxmm.data.lock import locked
-from jaxmm.data.prepared import COLUMNS, FORMAT, Columns, InMemory, Prepared, Record
+from jaxmm.data.meta import sealed
+from jaxmm.data.prepared import COLUMNS, FORMAT, Columns, InMemory, Prepared, Record, file_checksum
 from jaxmm.data.progress import Progress, Silent
 from jaxmm.data.report import report
 from jaxmm.data.shard import DATA, INDEX, Part, PrepareUnit, Shard, part_path, read_part
@@ -226,9 +227,13 @@ def _finish(source: Source, template: Template, unfinished: Path, numbers: Seque
         "labels": totals.labels,
         "shards": totals.shards,
         "skipped": totals.reasons.total(),
+        "columns": {
+            name: {"bytes": path.stat().st_size, "crc32": file_checksum(path)}
+            for name, path in ((name, data / f"{name}.npy") for name in COLUMNS)
+        },
     }
     _write_json(data / "report.json", report(meta, columns, totals.reasons))
-    _write_json(data / "meta.json", meta)
+    _write_json(data / "meta.json", sealed(meta))
     sync_folder(data)
 
 
