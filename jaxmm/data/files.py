@@ -10,6 +10,7 @@ import hashlib
 import os
 import posixpath
 import re
+import stat
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from jaxmm.errors import UserError
@@ -20,6 +21,15 @@ class Version(NamedTuple):
 
     size: int
     tag: str
+
+
+class NoFile(OSError):
+    """What a path names is no regular file."""
+
+    def __init__(self, path: str, mode: int):
+        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+        self.kind = kinds.get(stat.S_IFMT(mode), "a device")
+        super().__init__(f"{path} is {self.kind}, not a file")
 
 
 def is_remote(name: str) -> bool:
@@ -55,13 +65,30 @@ def open_binary(name: str) -> BinaryIO:
     """Opens a file to be read; seekable.
 
     Raises:
+      NoFile: if it is no regular file: a pipe that nobody writes to would be waited for.
       OSError: if it is not there or cannot be read.
       UserError: if the URL's scheme needs a package that is not installed.
     """
     if not is_remote(name):
-        return open(name, "rb")
+        return _open_regular(name)
     fs, path = _store(name)
     return cast(BinaryIO, fs.open(path, "rb"))
+
+
+def _open_regular(path: str) -> BinaryIO:
+    _check_regular(path, os.stat(path))  # before it is opened, as a device may act on that,
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        _check_regular(path, os.fstat(handle))  # and after, as another one may have taken its place
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def _check_regular(path: str, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise NoFile(path, status.st_mode)
 
 
 def is_file(name: str) -> bool:
