@@ -207,7 +207,7 @@ def _decoded(opened: PIL.Image.Image, orientation: int) -> PIL.Image.Image:
 
 def _scans(opened: PIL.Image.Image) -> int:
     """How many scans a JPEG has: a progressive one may have any number, each of the whole picture."""
-    file = opened.fp
+    file = opened.fp  # type: ignore[attr-defined]  # it is of the class for files
     place = file.tell()
     file.seek(0)
     found, last = 0, b""
