@@ -101,7 +101,7 @@ class Run:
         self.corpus = train_corpus(config, self.recipe)
         self.held_out = eval_corpus(config, self.recipe)
         self.budgets = read_budgets(config, self.corpus)
-        self.assemble = make_assembler(config, self.recipe.image, self.corpus, self.budgets)
+        self.assemble = make_assembler(config, self.recipe.image, self.corpus, self.budgets, jax.process_count())
         self.identity = Identity.of(
             command.to_json(config), self.corpus, self.budgets, self.recipe.template.fingerprint
         )
@@ -263,7 +263,9 @@ class Run:
             changed = ", ".join(f"{n} {s / sum(shares):.3f}" for n, s in zip(self.corpus.names, shares, strict=True))
             say(f"data: shares from step {step} on: {changed}")
         if not self.plan.mixture.is_endless:
-            say(f"data: all of it ends after step {self.plan.batches()}; this run has {self.steps} steps")
+            ends = self.plan.about_batches()
+            told = f"step {self.plan.batches()}" if ends <= 4 * self.steps else f"about {ends:,.0f} steps"
+            say(f"data: all of it ends after {told}; this run has {self.steps} steps")
         b = self.budgets
         say(f"a row holds {b.tokens} tokens, {b.patches} patches, {b.items} images, {b.targets} targets; "
             f"a batch {self.config.batch_size} rows")  # fmt: skip

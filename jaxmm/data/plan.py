@@ -230,17 +230,27 @@ class Plan(Batches):
         """Rows [start, stop) of the run."""
         return self.row_arrays(start, stop).listed()
 
-    def batches(self) -> int:
-        """The number of the last batch, plus 1; the last one may end in empty rows.
+    def batches(self, most: int = 1 << 60) -> int:
+        """The number of the last batch, plus 1, or ``most`` if that is less; the last one may end in empty rows.
 
-        Every window is planned that is not in the table. Raises ValueError if the mixture is endless.
+        Every window up to there is planned that is not in the table. Raises ValueError if the mixture is endless.
         """
         if self.mixture.is_endless:
             raise ValueError("an endless plan has no number of batches")
         with self._lock:
-            self._plan_to(1 << 62)
+            self._plan_to((most - self.origin.batch) * self.batch_size)
         self.save()
-        return self.origin.batch + -(-self._table.starts[-1] // self.batch_size)
+        return min(most, self.origin.batch + -(-self._table.starts[-1] // self.batch_size))
+
+    def about_batches(self) -> float:
+        """About as many, without planning them; infinite if the mixture is endless."""
+        if self.mixture.is_endless:
+            return math.inf
+        lefts = np.subtract(self.mixture.ends, self.origin.seen or 0).tolist()
+        sizes = self.mixture.examples
+        passes = [max(0.0, left) / size for left, size in zip(lefts, sizes, strict=True)]
+        tokens = sum(number * held for number, held in zip(passes, self._streams.pass_tokens, strict=True))
+        return self.origin.batch + tokens / (self._sizes[0][1] * self.batch_size)
 
     def seen(self, batch: int) -> tuple[int, ...]:
         """How many examples of each source, epochs counted, the batches before ``batch`` have begun."""
