@@ -9,7 +9,7 @@ from typing import Any
 from jaxmm.data.documents import Document, Media, Part, Text
 from jaxmm.data.readers import tools
 from jaxmm.data.readers.parts import NEXT, Content, column, document, refuse_later, text
-from jaxmm.data.readers.pictures import FEATURES, TOKENS, Pictures
+from jaxmm.data.readers.pictures import FEATURES, TOKENS, Pictures, check_size
 from jaxmm.errors import UserError, nearest
 
 # Who speaks, by any of the names seen in data without a description.
@@ -33,6 +33,7 @@ TEXT_TYPES, IMAGE_TYPES = ("text", "input_text", "output_text"), ("image", "imag
 OWN_KEYS = {FEATURES: ("features", "path", "url", "bytes", "value"), TOKENS: ("ids", "image_tokens", "value")}
 IMAGE_KEYS = ("image", "image_url", "url", "path", "bytes", "base64", "data", "source", "value")
 TEXT_KEYS = ("text", "value", "content")
+BOX_MARKS = ("<bbox>", "<ref-object>")  # ms-swift's: in their places go the record's objects
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ class Conversation:
         if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
             raise UserError(f"{origin}: '{self.messages}' must be a list of objects, not {messages!r:.40}")
         said = [self._turn(origin, message, pictures) for message in messages]
+        if record.get("objects"):
+            _refuse_marks(origin, said)
         self._add_system(origin, record, said)
         name, images = find_images(origin, record, self.images, pictures)
         return document(origin, said, images, in_front=name == "image")
@@ -171,12 +174,25 @@ def typed_parts(origin: str, what: str, content: Sequence[Any], pictures: Pictur
         elif kind:
             own = next((part[k] for k in OWN_KEYS.get(kind, IMAGE_KEYS) if part.get(k)), None)
             try:
+                check_size(part)
                 pieces.append(NEXT if own is None else pictures.medium(kind, part))
             except ValueError as error:
                 raise UserError(f"{origin}: {what}: {error}") from error
         else:
             raise UserError(f"{origin}: {what} has a part that is neither text nor image: {part!r:.60}")
     return pieces
+
+
+def _refuse_marks(origin: str, said: Sequence[tuple[str, Content]]) -> None:
+    """Raises for texts in which objects of the record should stand: they would be learnt as they are."""
+    for _, content in said:
+        texts = [content] if isinstance(content, str) else [piece.text for piece in content if isinstance(piece, Text)]
+        mark = next((mark for mark in BOX_MARKS if any(mark in one for one in texts)), "")
+        if mark:
+            raise UserError(
+                f"{origin} has {mark} for its 'objects', which are not supported yet: write the boxes into the text as "
+                f"the model is to write them for its own image size"
+            )
 
 
 def _kind(part: Any) -> str:
