@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
-    config.steps = 570
+    config.steps = 560
     config.epochs = 0.0  # above 0, the run ends when each source has been seen so often, whatever the steps
     config.batch_size = 8  # rows in a global batch
     config.seq_len = 512  # text and soft tokens in a row
@@ -110,11 +110,11 @@ def get_config() -> ConfigDict:
     config.eval.path = ""  # held-out data, in the same way as data.path; "" is the demo's, for the demo
     config.eval.mixture = ""
     config.eval.split = ""  # as data.split
-    config.eval.every = 285  # steps; 0 is only at the end
+    config.eval.every = 280  # steps; 0 is only at the end
     config.eval.examples = 1000  # at most, of each source
 
     config.checkpoint = ConfigDict()
-    config.checkpoint.every = 285  # steps
+    config.checkpoint.every = 280  # steps
     config.checkpoint.keep = 2  # newest ones
     config.checkpoint.keep_best = 1  # by evaluation loss
 

@@ -120,7 +120,7 @@ COUNTS = Form("name:count,name:count", functools.partial(parse_numbers, least=0.
 
 KEYS: dict[str, Key] = {
     "seed": Key(0, "of fresh parameters, the order of data, and jitter", least=0, most=2**63 - 1),
-    "steps": Key(570, "batches that the run trains on", least=0, most=LARGEST),
+    "steps": Key(560, "batches that the run trains on", least=0, most=LARGEST),
     "epochs": Key(
         0.0, "above 0, the run ends when each source has been seen so often, whatever the steps", least=0, most=1e6
     ),
@@ -245,9 +245,9 @@ KEYS: dict[str, Key] = {
     "eval.path": Key("", 'held-out data, in the same way as data.path; "" is the demo\'s, for the demo'),
     "eval.mixture": Key("", "which of its sources", form=SHARES),
     "eval.split": Key("", "as data.split"),
-    "eval.every": Key(285, "steps; 0 is only at the end", least=0, most=LARGEST),
+    "eval.every": Key(280, "steps; 0 is only at the end", least=0, most=LARGEST),
     "eval.examples": Key(1000, "at most, of each source", least=1, most=LARGEST),
-    "checkpoint.every": Key(285, "steps", least=0, most=LARGEST),
+    "checkpoint.every": Key(280, "steps", least=0, most=LARGEST),
     "checkpoint.keep": Key(2, "newest ones", least=1, most=LARGEST),
     "checkpoint.keep_best": Key(1, "by evaluation loss", least=0, most=LARGEST),
     "log.every": Key(15, "steps", least=0, most=LARGEST),

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from jaxmm import command
 from jaxmm.config import completed
 from jaxmm.data.plan import FORMAT as PLAN_FORMAT
+from jaxmm.data.plan import FORMATS as PLAN_FORMATS
 from jaxmm.errors import UserError
 from jaxmm.recipe import Corpus
 
@@ -31,6 +32,11 @@ class Identity(NamedTuple):
         sources = {s.name: s.prepared.meta["fingerprint"] for s in corpus.lengths}
         data = {"sources": sources, "template": template, "budgets": list(budgets), "plan": PLAN_FORMAT}
         return cls(config, data)
+
+    def going_on(self, meta: dict[str, Any]) -> Identity:
+        """The same with the plan's format that a checkpoint was made with, where today's code still has it."""
+        plan = meta["data"].get("plan")
+        return self._replace(data=self.data | {"plan": plan}) if plan in PLAN_FORMATS else self
 
     def check(self, meta: dict[str, Any], workdir: Path, allow_change: bool) -> list[str]:
         """Compares with what a checkpoint was saved with.

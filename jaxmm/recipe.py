@@ -13,9 +13,11 @@ from ml_collections import ConfigDict
 from jaxmm import sharding
 from jaxmm.batch import ImageSpec
 from jaxmm.data import demo, files
-from jaxmm.data.assemble import Assembler
+from jaxmm.data.assemble import Assembler, row_bytes
 from jaxmm.data.budgets import MULTIPLE
 from jaxmm.data.documents import Source
+from jaxmm.data.memory import PIECE_BYTES, check_rows
+from jaxmm.data.plan import FORMAT as PLAN_FORMAT
 from jaxmm.data.plan import Budgets, Lengths, Origin, Plan, choose_budgets, make_mixture
 from jaxmm.data.prepare import prepare
 from jaxmm.data.prepared import Prepared, holds_prepared, open_prepared
@@ -34,6 +36,8 @@ from jaxmm.models.multimodal import PARTS, Compute, ModelSpec
 from jaxmm.models.vit import VisionSpec
 from jaxmm.shares import parse_mixture, parse_names, parse_numbers, parse_schedule
 
+MAX_STEPS = 10_000_000  # that epochs may be: all are planned to count them
+SAID_FROM = 100_000  # steps from which on that is said
 VOCABULARY_MULTIPLE = 128  # the embedding's rows are padded to a multiple, for even shards and aligned matmuls
 
 
@@ -84,6 +88,11 @@ def load_corpus(
         progress = Progress()
         opened = [Prepared(prepare(source, template, cache / "prepared", progress=progress)) for source in sources]
     for prepared in opened:
+        if not prepared.is_checked:
+            Progress().say(
+                f"{prepared.folder} was prepared by version 0.1, without checksums: damage to its index may go "
+                f"unnoticed; delete it and prepare it again to have them"
+            )
         if prepared.meta["template"] not in (template.fingerprint, *template.older):
             raise UserError(
                 f"{prepared.folder} was prepared with another tokenizer, objective or codebook: prepare it "
@@ -280,9 +289,17 @@ def unseen_budgets(config: ConfigDict, image: ImageSpec) -> Budgets:
     return Budgets(config.seq_len, patches, items, config.target_budget or config.seq_len)
 
 
-def make_plan(config: ConfigDict, corpus: Corpus, budgets: Budgets, origin: Origin = Origin()) -> Plan:  # noqa: B008
-    """The rows of every batch of a run."""
-    if config.epochs < 0:
+def make_plan(
+    config: ConfigDict,
+    corpus: Corpus,
+    budgets: Budgets,
+    origin: Origin = Origin(),  # noqa: B008
+    plan_format: int = PLAN_FORMAT,
+) -> Plan:
+    """The rows of every batch of a run; ``plan_format`` is that of the run which goes on."""
+    examples = max(len(source) * budgets.tokens / max(1, int(source.totals[0])) for source in corpus.lengths)
+    check_rows(config.batch_size, max(1.0, examples) * PIECE_BYTES, "the pieces of documents")
+    if not 0 <= config.epochs < math.inf:
         raise UserError(f"config.epochs is {config.epochs}: it must be above 0, or 0 for a run of config.steps")
     data, names = config.data, corpus.names
     counts = parse_numbers(data.max_examples, "config.data.max_examples", names, least=0.5)
@@ -295,7 +312,7 @@ def make_plan(config: ConfigDict, corpus: Corpus, budgets: Budgets, origin: Orig
     )
     return Plan(
         corpus.lengths, mixture, budgets, config.batch_size, config.seed, data.long_documents,
-        table=cache_folder(config) / "plans", origin=origin,
+        table=cache_folder(config) / "plans", origin=origin, format=plan_format,
     )  # fmt: skip
 
 
@@ -305,15 +322,29 @@ def read_steps(config: ConfigDict, plan: Plan) -> int:
     Raises:
       UserError: if there are none.
     """
+    about = plan.about_batches()
     if config.epochs:
+        if about > MAX_STEPS:
+            raise UserError(
+                f"config.epochs {config.epochs:g} is about {about:.3g} steps, more than the {MAX_STEPS:,} that can be "
+                f"counted ahead: lower it, or give config.steps in its place"
+            )
+        if about > SAID_FROM:
+            Progress().say(
+                f"data: config.epochs {config.epochs:g} is about {about:,.0f} steps, which are counted first"
+            )
         return plan.batches()
     if config.steps < 1:
         raise UserError(f"config.steps is {config.steps}: it must be at least 1, or config.epochs above 0")
-    return config.steps if plan.mixture.is_endless else min(config.steps, plan.batches())
+    return config.steps if about > 4 * config.steps else plan.batches(config.steps)
 
 
-def make_assembler(config: ConfigDict, image: ImageSpec, corpus: Corpus, budgets: Budgets) -> Assembler:
-    """What fills the batches of a run with planned rows."""
+def make_assembler(
+    config: ConfigDict, image: ImageSpec, corpus: Corpus, budgets: Budgets, processes: int = 1
+) -> Assembler:
+    """What fills the batches of a run with planned rows; of each one, that of ``processes`` has its part."""
+    width = max(source.feature_width for source in corpus.lengths)
+    check_rows(-(-config.batch_size // processes), row_bytes(budgets, image, width), "the arrays")
     if not 0 <= config.data.jitter < 0.5:
         raise UserError(f"config.data.jitter is {config.data.jitter}: it must be 0, or less than 0.5")
     weights = parse_numbers(config.data.loss_weight, "config.data.loss_weight", corpus.names, least=-1e-9)

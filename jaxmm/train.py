@@ -28,6 +28,7 @@ from jaxmm import command, monitor, samples, sharding, startup
 from jaxmm.ahead import CompiledStep
 from jaxmm.batch import Batch
 from jaxmm.checkpoint import Checkpoints
+from jaxmm.data import files
 from jaxmm.data.assemble import Loaded
 from jaxmm.data.documents import split_origin
 from jaxmm.data.loader import batches
@@ -100,7 +101,7 @@ class Run:
         self.corpus = train_corpus(config, self.recipe)
         self.held_out = eval_corpus(config, self.recipe)
         self.budgets = read_budgets(config, self.corpus)
-        self.assemble = make_assembler(config, self.recipe.image, self.corpus, self.budgets)
+        self.assemble = make_assembler(config, self.recipe.image, self.corpus, self.budgets, jax.process_count())
         self.identity = Identity.of(
             command.to_json(config), self.corpus, self.budgets, self.recipe.template.fingerprint
         )
@@ -109,12 +110,13 @@ class Run:
         self.changed: list[str] = []
         if self.start:
             self.meta = self.checkpoints.meta(self.start)
+            self.identity = self.identity.going_on(self.meta)
             self.changed = self.identity.check(self.meta, workdir, config.data.allow_change)
         elif (workdir / "metrics.jsonl").exists() and (workdir / "summary.json").exists():
             raise UserError(f"{workdir} holds a finished run without checkpoints: give another --workdir")
         else:
             self.meta = {"examples_seen": 0}
-        self.plan = make_plan(config, self.corpus, self.budgets, self._origin())
+        self.plan = make_plan(config, self.corpus, self.budgets, self._origin(), self.identity.data["plan"])
         self.steps = read_steps(config, self.plan)
         self.skipped = monitor.SkippedFile(workdir / "skipped.jsonl")
         self._note_unprepared()
@@ -261,7 +263,9 @@ class Run:
             changed = ", ".join(f"{n} {s / sum(shares):.3f}" for n, s in zip(self.corpus.names, shares, strict=True))
             say(f"data: shares from step {step} on: {changed}")
         if not self.plan.mixture.is_endless:
-            say(f"data: all of it ends after step {self.plan.batches()}; this run has {self.steps} steps")
+            ends = self.plan.about_batches()
+            told = f"step {self.plan.batches()}" if ends <= 4 * self.steps else f"about {ends:,.0f} steps"
+            say(f"data: all of it ends after {told}; this run has {self.steps} steps")
         b = self.budgets
         say(f"a row holds {b.tokens} tokens, {b.patches} patches, {b.items} images, {b.targets} targets; "
             f"a batch {self.config.batch_size} rows")  # fmt: skip
@@ -410,7 +414,7 @@ class Run:
                     generate, state.params, [prompt for prompt, _ in asked], self.recipe.template, self.recipe.image, 32
                 )
                 if self.is_first:
-                    samples.draw(asked, given, folder / f"{source.name}.png")
+                    samples.draw(asked, given, folder / f"{files.bare(source.name)}.png")
                 drawn = str(folder)
         return drawn
 

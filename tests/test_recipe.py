@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
-import pytest
+import runpy
+import sys
 
+import numpy as np
+import pytest
+from small_run import ROOT
+
+from jaxmm.batch import ImageSpec
+from jaxmm.data.plan import Budgets, Lengths
 from jaxmm.errors import UserError
-from jaxmm.recipe import parse_mixture, parse_numbers, parse_schedule
+from jaxmm.recipe import (
+    Corpus,
+    make_assembler,
+    make_plan,
+    parse_mixture,
+    parse_numbers,
+    parse_schedule,
+    read_steps,
+)
+
+sys.path.append(str(ROOT / "tests/data"))
+from made_index import texts
+
+BUDGETS = Budgets(512, 64, 8, 512)
 
 
 def test_a_mixture_has_shares_by_name():
@@ -44,3 +64,48 @@ def test_numbers_by_source_name_sources_that_there_are():
     for wrong in ("a:0", "a", "a:x", "a:inf", "a:-1"):
         with pytest.raises(UserError, match=r"config\.data\.max_epochs"):
             parse_numbers(wrong, "config.data.max_epochs", ["a"])
+
+
+@pytest.fixture
+def corpus() -> Corpus:
+    documents: Lengths = texts(np.full(1000, 60), "a")
+    return Corpus([documents], [1.0], [])
+
+
+@pytest.fixture
+def config(tmp_path):
+    found = runpy.run_path(str(ROOT / "configs/base.py"))["get_config"]()
+    found.data.cache = str(tmp_path)
+    return found
+
+
+def test_a_batch_that_no_memory_holds_is_one_line(config, corpus):
+    config.batch_size = 10**9
+    with pytest.raises(UserError, match=r"config\.batch_size: the pieces .* of 1,000,000,000 rows are 2,133\.3 GB"):
+        make_plan(config, corpus, BUDGETS)
+    image = ImageSpec(8, 2, 48 * 48, 96 * 96)
+    with pytest.raises(UserError, match=r"config\.batch_size: the arrays of 1,000,000,000 rows are [\d,.]+ GB"):
+        make_assembler(config, image, corpus, BUDGETS)
+    config.batch_size = 8
+    make_assembler(config, image, corpus, BUDGETS)
+    with pytest.raises(UserError, match="lower it, or seq_len and patch_budget"):
+        make_assembler(config, image, corpus, BUDGETS._replace(patches=10**9))
+
+
+@pytest.mark.parametrize("epochs", [1e15, 1e9, float("inf"), float("nan"), -1.0])
+def test_more_epochs_than_can_be_counted_are_one_line(config, corpus, epochs):
+    config.epochs = epochs
+    with pytest.raises(UserError, match=r"config\.epochs"):
+        read_steps(config, make_plan(config, corpus, BUDGETS))
+
+
+def test_a_run_that_ends_before_its_data_does_plans_none_of_the_rest(config, corpus):
+    config.data.max_epochs, config.steps = "a:1e15", 50
+    plan = make_plan(config, corpus, BUDGETS)
+    assert read_steps(config, plan) == 50
+    assert len(plan._table.starts) == 1
+    config.data.max_epochs = "a:4"
+    ends = make_plan(config, corpus, BUDGETS)
+    assert read_steps(config, ends) == 50
+    config.steps = 1000
+    assert read_steps(config, ends) == ends.batches() == pytest.approx(ends.about_batches(), rel=0.1)

@@ -16,7 +16,6 @@ import hashlib
 import io
 import itertools
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -131,7 +130,7 @@ class Writer:
 
     def __init__(self, name: str, output: Path, encoder: Encoder, dtype: str):
         self.name, self.output, self.encoder, self.dtype = name, output, encoder, dtype
-        self.file_name = safe(name)
+        self.file_name = files.bare(name)
 
     def write(self, source: Source, progress: Progress) -> Counts:
         """Writes all of a source; the files of records appear when they are whole."""
@@ -219,11 +218,6 @@ class Writer:
         return {"messages": [{"role": t.role, "content": [typed(part) for part in t.parts]} for t in document.turns]}
 
 
-def safe(name: str) -> str:
-    """A source's name, as files may be called."""
-    return re.sub(r"[^a-zA-Z0-9_.-]", "_", name)
-
-
 def media_of(document: Document | Skip) -> Iterator[tuple[int, Image | Features]]:
     """The media of a document that files are written for, numbered."""
     turns = () if isinstance(document, Skip) else document.turns
@@ -256,8 +250,6 @@ def claim(output: Path, tower: dict[str, Any], sources: Sequence[Source]) -> Non
     if noted["tower"] != tower or changed:
         what = f"'{changed[0]}' as it was" if changed else "what another tower or setting made"
         raise UserError(f"{output} holds {what}: delete it, or give another --output")
-    if len({safe(name) for name in noted["sources"] | wanted}) < len(noted["sources"] | wanted):
-        raise UserError(f"two sources of {output} would have one file name: rename one")
     noted["sources"] |= wanted
     output.mkdir(parents=True, exist_ok=True)
     with published(path) as temporary:
@@ -269,7 +261,7 @@ def describe(output: Path, names: Sequence[str]) -> None:
     path = output / INFO
     info = json.loads(path.read_text()) if path.is_file() else {}
     for name in names:
-        info[name] = {"file_name": f"{safe(name)}.jsonl", "formatting": "openai"}
+        info[name] = {"file_name": f"{files.bare(name)}.jsonl", "formatting": "openai"}
     with published(path) as temporary:
         temporary.write_text(json.dumps(info, indent=1) + "\n")
 

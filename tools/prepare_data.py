@@ -112,7 +112,10 @@ def refuse_another(source: Source, template: Template, output: str) -> None:
         if folder.rpartition("/")[2] == wanted:
             continue
         with files.open_binary(meta) as file:
-            is_same = json.load(file).get("name") == source.name
+            try:
+                is_same = json.load(file).get("name") == source.name
+            except (ValueError, AttributeError) as error:
+                raise UserError(f"{meta} is damaged: delete {folder}, or give another --output") from error
         if is_same:
             raise UserError(
                 f"{folder} holds '{source.name}' as it was, or with another tokenizer or objective: delete it, or give "

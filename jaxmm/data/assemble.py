@@ -7,6 +7,7 @@ that does.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -141,6 +142,13 @@ def two_way_blocks(slots: np.ndarray, grids: Sequence[tuple[int, int]]) -> np.nd
 @functools.lru_cache(maxsize=4096)
 def _patch_positions(rows: int, columns: int, spec: ImageSpec) -> np.ndarray:
     return geometry.patch_positions(rows, columns, spec)
+
+
+def row_bytes(budgets: Budgets, spec: ImageSpec, feature_width: int = 0) -> int:
+    """What a row of a Batch takes of the memory."""
+    batch = empty_batch(0, budgets, spec, feature_width)
+    streams = batch.text, batch.patches, batch.features or (), tuple(batch)[2:-1]
+    return sum(math.prod(array.shape[1:]) * array.itemsize for stream in streams for array in stream)
 
 
 def empty_batch(rows: int, budgets: Budgets, spec: ImageSpec, feature_width: int = 0) -> Batch:

@@ -12,7 +12,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from jaxmm.batch import ImageSpec
-from jaxmm.data import geometry, media
+from jaxmm.data import files, geometry, media
 from jaxmm.data.documents import Features, Media, Tokens
 from jaxmm.data.media import BadMedia
 
@@ -62,6 +62,8 @@ def read_vectors(features: Features, spec: ImageSpec, known: Extent) -> np.ndarr
     try:
         with media.opened_file(features) as file:
             found = np.load(file, allow_pickle=False)
+    except MemoryError as error:
+        raise BadMedia("too large") from error
     except (OSError, ValueError, EOFError) as error:
         raise BadMedia("truncated") from error  # its header was whole
     if found.ndim == 3:
@@ -81,7 +83,9 @@ def _header(features: Features) -> tuple[int, ...]:
         with media.opened_file(features) as file:
             shape, kind = _read_header(file)
             start, size = file.tell(), file.seek(0, 2)
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+    except files.NoFile as error:
+        raise BadMedia("no file") from error
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise BadMedia("missing") from error
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise BadMedia("no features") from error

@@ -6,9 +6,11 @@ A name is a local path, or a URL that fsspec opens (``s3://``, ``gs://``, ``memo
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
 import posixpath
 import re
+import stat
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from jaxmm.errors import UserError
@@ -23,6 +25,15 @@ class Version(NamedTuple):
     tag: str
 
 
+class NoFile(OSError):
+    """What a path names is no regular file."""
+
+    def __init__(self, path: str, mode: int):
+        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+        self.kind = kinds.get(stat.S_IFMT(mode), "a device")
+        super().__init__(f"{path} is {self.kind}, not a file")
+
+
 def is_remote(name: str) -> bool:
     """Whether a name is a URL; anything else is a local path."""
     return "://" in name
@@ -31,6 +42,15 @@ def is_remote(name: str) -> bool:
 def absolute(name: str) -> str:
     """Returns a path made absolute, ``~`` expanded; a URL as it is."""
     return name if is_remote(name) else os.path.abspath(os.path.expanduser(name))
+
+
+def bare(name: str) -> str:
+    """Returns a name as a file or folder may be called: itself, where it leads nowhere else and no store minds it.
+
+    What becomes of another name ends in a hash, so that two of them stay two.
+    """
+    safe = re.sub(r"[^\w.-]", "_", name.lstrip("."))[:100]
+    return name if safe == name != "" else f"{safe}-{hashlib.sha256(name.encode(errors='replace')).hexdigest()[:8]}"
 
 
 def join(folder: str, name: str) -> str:
@@ -53,13 +73,30 @@ def open_binary(name: str) -> BinaryIO:
     """Opens a file to be read; seekable.
 
     Raises:
+      NoFile: if it is no regular file: a pipe that nobody writes to would be waited for.
       OSError: if it is not there or cannot be read.
       UserError: if the URL's scheme needs a package that is not installed.
     """
     if not is_remote(name):
-        return open(name, "rb")
+        return _open_regular(name)
     fs, path = _store(name)
     return cast(BinaryIO, fs.open(path, "rb"))
+
+
+def _open_regular(path: str) -> BinaryIO:
+    _check_regular(path, os.stat(path))  # before it is opened, as a device may act on that,
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        _check_regular(path, os.fstat(handle))  # and after, as another one may have taken its place
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def _check_regular(path: str, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise NoFile(path, status.st_mode)
 
 
 def is_file(name: str) -> bool:

@@ -1,6 +1,7 @@
 """What each example takes of a row's budgets, from the index and an ImageSpec.
 
 It is counted a block of examples at a time, and for a large source once: what is counted is kept on disk and mapped.
+Behind the array in each file stands its checksum.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ import numpy as np
 from jaxmm.batch import TARGET, ImageSpec
 from jaxmm.data import geometry
 from jaxmm.data.features import IMAGE
-from jaxmm.data.prepared import Columns
+from jaxmm.data.prepared import Columns, file_checksum
 from jaxmm.errors import UserError
 
 BLOCK = 1 << 18  # examples at a time
 SAVED_FROM = 1 << 18  # examples from which on lengths are kept on disk
-FORMAT = 2  # raise it with any change to what is saved
+FORMAT = 3  # raise it with any change to what is saved
+CHECKSUM = 4  # bytes
 
 
 class Budgets(NamedTuple):
@@ -58,17 +60,17 @@ class Lengths:
             text = json.dumps([FORMAT, prepared.meta["fingerprint"], *vars(spec).values()])
             stem = hashlib.sha256(text.encode()).hexdigest()[:16]
             self._files = cache / f"{stem}.needs.npy", cache / f"{stem}.units.npy"
+        if self._files is None or all(map(_is_whole, self._files)):
+            self._open()
+            return
+        for file, array in zip(self._files, _count(self.prepared, self.spec), strict=True):
+            _save(file, array)
         self._open()
 
     def _open(self) -> None:
         if self._files is None:
             self.all_needs, self.units_I = _count(self.prepared, self.spec)
-            return
-        try:
-            self.all_needs, self.units_I = (np.load(file, mmap_mode="r") for file in self._files)
-        except (OSError, ValueError):  # not there yet, or cut short
-            for file, array in zip(self._files, _count(self.prepared, self.spec), strict=True):
-                _save(file, array)
+        else:
             self.all_needs, self.units_I = (np.load(file, mmap_mode="r") for file in self._files)
 
     def __getstate__(self) -> dict:  # a worker process maps the files anew
@@ -218,6 +220,17 @@ def _sums(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     return total[offsets[1:]] - total[offsets[:-1]]
 
 
+def _is_whole(file: Path) -> bool:
+    """Whether a file is there as ``_save`` wrote it."""
+    try:
+        size = file.stat().st_size - CHECKSUM
+        with open(file, "rb") as opened:
+            opened.seek(size)
+            return file_checksum(file, size) == int.from_bytes(opened.read(), "little")
+    except (OSError, ValueError):
+        return False
+
+
 def _save(file: Path, array: np.ndarray) -> None:
     """Writes a file that is whole or not there; two processes that write it write the same."""
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -225,6 +238,9 @@ def _save(file: Path, array: np.ndarray) -> None:
     try:
         with open(unfinished, "wb") as opened:
             np.save(opened, array)
+        checksum = file_checksum(unfinished)
+        with open(unfinished, "ab") as opened:
+            opened.write(checksum.to_bytes(CHECKSUM, "little"))
         os.replace(unfinished, file)
     except OSError as error:
         raise UserError(f"{file} could not be written: {error}") from error

@@ -9,10 +9,8 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-import struct
 import time
 import warnings
-import zlib
 from collections.abc import Iterator, Sequence
 from typing import IO, NamedTuple
 
@@ -26,6 +24,9 @@ from jaxmm.data.geometry import group_order, one_grid, one_tile_grid, tile_count
 from jaxmm.errors import UserError
 
 MAX_PIXELS = 178_956_970  # a larger picture is taken for a decompression bomb, at the area where Pillow raises too
+MAX_SIDE = 65_535  # pixels, as in JPEG: resizing takes memory by a picture's longer side, not by its area alone
+MAX_BYTES = 1 << 30  # of a file
+MAX_PASSES = 16 * MAX_PIXELS  # pixels a progressive JPEG may give, over all of its scans: some seconds
 # No others: some of Pillow's (EPS) run programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 
@@ -33,18 +34,21 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 ADVICE = {
     "missing": "an image's file is not there: set config.data.media_dir to the folder that its path counts from, or, "
     "where the column is no picture, config.data.columns=image=",
+    "no file": "an image's path names a folder, a pipe, a socket or a device",
     "no features": "a file of feature vectors must be a .npy of floats, (rows, columns, D) or (n, D)",
     "not finite": "a file of feature vectors holds a number that is not finite",
     "unreadable": f"an image's bytes are no picture of {', '.join(FORMATS)}",
     "truncated": "an image's file ends early: download or write it again",
     "empty": "an image's file has no bytes",
-    "too large": f"an image has more than {MAX_PIXELS:,} pixels: make it smaller",
+    "too large": f"an image has more than {MAX_PIXELS:,} pixels, a side of more than {MAX_SIDE:,}, a file of more than "
+    "1 GiB, or scans that take too long: make it smaller",
     "changed": "an image has another size than when it was prepared: touch its data file and prepare again",
 }
 REASONS = tuple(ADVICE)
 
 RESAMPLES = {"bicubic": PIL.Image.Resampling.BICUBIC, "bilinear": PIL.Image.Resampling.BILINEAR}
 ORIENTATION = 0x0112  # the EXIF tag
+_STRIP = 256  # rows at a time
 RETRY_SECONDS = (0.5, 2.0)  # waits between the tries to read an image by URL
 
 _TURNS = {
@@ -87,28 +91,42 @@ class Header(NamedTuple):
 def _opened(image: Image) -> Iterator[PIL.Image.Image]:
     """Opens an image by its header; whatever goes wrong inside leaves as BadMedia."""
     try:
-        with opened_file(image) as file, PIL.Image.open(file, formats=FORMATS) as opened:
-            if opened.width * opened.height > MAX_PIXELS:
+        with opened_file(image, MAX_BYTES) as file, PIL.Image.open(file, formats=FORMATS) as opened:
+            if opened.width * opened.height > MAX_PIXELS or max(opened.size) > MAX_SIDE:
                 raise BadMedia("too large")
+            if min(opened.size) < 1:
+                raise BadMedia("unreadable")
             yield opened
-    except PIL.Image.DecompressionBombError as error:
+    except (BadMedia, UserError):
+        raise
+    except (PIL.Image.DecompressionBombError, MemoryError) as error:
         raise BadMedia("too large") from error
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+    except files.NoFile as error:
+        raise BadMedia("no file") from error
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise BadMedia("missing") from error
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, IndexError, KeyError) as error:
-        # What Pillow's decoders raise on broken files; only the text tells a file that ends early.
+    except Exception as error:
+        # Pillow's decoders raise anything on broken files; only the text tells a file that ends early.
         raise BadMedia("truncated" if "truncated" in str(error).lower() else "unreadable") from error
 
 
 @contextlib.contextmanager
-def opened_file(image: Image | Features) -> Iterator[IO[bytes]]:
-    """The encoded bytes, of which there is at least one."""
-    is_local = image.path and not files.is_remote(image.path)
-    with open(image.path, "rb") if is_local else io.BytesIO(_fetched(image.path) if image.path else image.data) as file:
-        if not file.read(1):
+def opened_file(image: Image | Features, most: int = 1 << 62) -> Iterator[IO[bytes]]:
+    """The encoded bytes: at least one, and ``most`` at most."""
+    with _encoded(image) as file:
+        size = file.seek(0, io.SEEK_END)
+        if not size:
             raise BadMedia("empty")
+        if size > most:
+            raise BadMedia("too large")
         file.seek(0)
         yield file
+
+
+def _encoded(image: Image | Features) -> IO[bytes]:
+    if not image.path:
+        return io.BytesIO(image.data)
+    return io.BytesIO(_fetched(image.path)) if files.is_remote(image.path) else files.open_binary(image.path)
 
 
 def _fetched(url: str) -> bytes:
@@ -183,17 +201,36 @@ def decode(image: Image) -> PIL.Image.Image:
 
 
 def _decoded(opened: PIL.Image.Image, orientation: int) -> PIL.Image.Image:
+    if opened.info.get("progressive") and opened.width * opened.height * _scans(opened) > MAX_PASSES:
+        raise BadMedia("too large")
     opened.load()
     picture = _to_rgb(opened)
     return picture.transpose(_TURNS[orientation]) if orientation in _TURNS else picture
+
+
+def _scans(opened: PIL.Image.Image) -> int:
+    """How many scans a JPEG has: a progressive one may have any number, each of the whole picture."""
+    file = opened.fp  # type: ignore[attr-defined]  # it is of the class for files
+    place = file.tell()
+    file.seek(0)
+    found, last = 0, b""
+    while chunk := file.read(1 << 20):
+        found += (last + chunk).count(b"\xff\xda")
+        last = chunk[-1:]
+    file.seek(place)
+    return found
 
 
 def _to_rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
     if picture.mode == "RGB" and not picture.has_transparency_data:
         return picture  # it is in memory, and so outlives the file
     if picture.mode.startswith("I"):  # 16-bit grey, which Pillow may hold in 32 bits
-        values = np.clip(np.asarray(picture).astype(np.int64), 0, 65535)
-        return PIL.Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+        deep = np.asarray(picture)
+        grey = np.empty(deep.shape, np.uint8)
+        for rows in range(0, len(deep), _STRIP):
+            values = np.clip(deep[rows : rows + _STRIP].astype(np.int64), 0, 65535)
+            grey[rows : rows + _STRIP] = (values * 255 + 32767) // 65535
+        return PIL.Image.fromarray(grey).convert("RGB")
     if picture.mode == "F":
         raise ValueError("a picture of floats has no range")
     if not picture.has_transparency_data:
@@ -377,13 +414,22 @@ def _draft(opened: PIL.Image.Image, orientation: int, frame: _Frame) -> tuple[fl
 def _resized(
     picture: PIL.Image.Image, extent: tuple[float, float, float, float], frame: _Frame, resample: PIL.Image.Resampling
 ) -> np.ndarray:
-    """Returns uint8 (frame.height, frame.width, 3) of what of a picture is within ``extent``."""
+    """Returns uint8 (frame.height, frame.width, 3) of what of a picture is within ``extent``.
+
+    Raises:
+      BadMedia: if that takes too much memory.
+    """
     left, top, right, bottom = extent
     width, height, cut = right - left, bottom - top, frame.cut
     box = (left + cut.left * width, top + cut.top * height, right - cut.right * width, bottom - cut.bottom * height)
     inner = (frame.inner_width, frame.inner_height)
+    if frame.inner_width * max(frame.inner_height, picture.height) > MAX_PIXELS:  # between its two passes, or after
+        raise BadMedia("too large")
     if picture.size != inner or box != (0, 0, *inner):
-        picture = picture.resize(inner, resample, box=box)
+        try:
+            picture = picture.resize(inner, resample, box=box)
+        except MemoryError as error:
+            raise BadMedia("too large") from error
     pixels = np.frombuffer(picture.tobytes(), np.uint8).reshape(frame.inner_height, frame.inner_width, 3)
     if inner == (frame.width, frame.height):
         return pixels

@@ -1,11 +1,16 @@
 """Sources as streams of examples, and how many tokens of each a window of the plan takes.
 
 Shares are of tokens: text and soft tokens that get into rows. What a source is owed is carried from window to window,
-so that at the end of each window all have had their share, to within an example.
+so that at the end of each window all have had their share, to within an example, or a few rows where a pass ends.
+
+The rows of a window are shuffled. So a window ends where the pass of a source does: what has come is then never more
+than once ahead of what has not, however small the source is.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -72,6 +77,20 @@ class Position(NamedTuple):
     owed: tuple[float, ...]  # tokens of its share that a source has not had yet; negative where it had more
 
 
+class Window(NamedTuple):
+    """What a window takes.
+
+    Attributes:
+      tokens: in all, of which each source has its share.
+      limits: positions in its stream that each source does not go beyond; empty for none.
+      finished: which sources go there, whatever they are owed.
+    """
+
+    tokens: float
+    limits: tuple[int, ...] = ()
+    finished: tuple[bool, ...] = ()
+
+
 class Drawn(NamedTuple):
     """Pieces, and what each takes: (n, budgets) in the order of Budgets."""
 
@@ -105,8 +124,49 @@ class Streams:
             examples = Permutation(whole, key_of(self.seed, source, _SUBSET))(examples)
         return examples, np.concatenate(epochs)
 
-    def take(self, source: int, start: int, tokens: float) -> tuple[Drawn, int, int]:
-        """Takes examples from a position on until they hold ``tokens`` or the source has run out.
+    @functools.cached_property
+    def pass_tokens(self) -> list[float]:
+        """About how many tokens of each source one pass gives."""
+        found = []
+        for source, size in zip(self.lengths, self.mixture.examples, strict=True):
+            tokens = int(source.totals[0])
+            if self.long_documents != "split":
+                kept = self.budgets.tokens if self.long_documents == "truncate" else 0
+                for _, needs in source.blocks():
+                    long = needs[source.is_long(needs, self.budgets), 0]
+                    tokens -= int(long.sum(dtype=np.int64)) - kept * len(long)
+            found.append(max(tokens, 1) * size / len(source))
+        return found
+
+    def within_passes(
+        self, position: Position, step: int, whole: float, most: float, *, batch: float, row: float, seam: float
+    ) -> Window:
+        """The next window: a part of a pass, or of several where one batch holds several of them.
+
+        Args:
+          whole: about the tokens of a window; most: no more than so many.
+          batch, row: the tokens of one.
+          seam: passes of sources that end within so many tokens of each other end in one window.
+        """
+        shares = self._shares(position.taken, step)
+        if shares is None:
+            return Window(0.0)
+        limits, until = [], np.full(len(shares), np.inf)
+        for i, (taken, size, end) in enumerate(zip(position.taken, *self.mixture[1:], strict=True)):
+            passes = max(1, int(batch * shares[i] / self.pass_tokens[i]))
+            limits.append((taken // size + passes) * size)
+            limits[i] = min(limits[i], end) if end else limits[i]
+            if shares[i]:
+                left = (limits[i] - taken) * self.pass_tokens[i] / size
+                until[i] = (left - position.owed[i]) / shares[i]
+        first = max(float(until.min()), row)
+        parts = max(1, round(first / whole))
+        tokens = min(first / parts, most)
+        finished = until <= (first + min(seam, first / 4) if tokens == first else -np.inf)
+        return Window(tokens, tuple(limits), tuple(finished.tolist()))
+
+    def take(self, source: int, start: int, tokens: float, end: int) -> tuple[Drawn, int, int]:
+        """Takes examples from a position on until they hold ``tokens`` or the position ``end`` is met, if it is not 0.
 
         Returns:
           Their pieces, the position after them, and the tokens they hold.
@@ -114,12 +174,12 @@ class Streams:
         Raises:
           UserError: if an epoch holds no token, as all of its examples are dropped.
         """
-        lengths, end = self.lengths[source], self.mixture.ends[source]
+        lengths, size = self.lengths[source], self.mixture.examples[source]
         mean = max(1.0, lengths.totals[0] / len(lengths))
         found, held, at = [], 0, start
         while held < tokens and (not end or at < end):
-            stop = at + int((tokens - held) / mean * 1.02) + 8
-            stop = min(stop, end) if end else stop
+            more = (tokens - held) / mean * 1.02 + 8
+            stop = end if end and more >= end - at else at + int(more)
             examples, epochs = self.examples(source, at, stop)
             pieces, needs, of = pieces_of(lengths, source, examples, epochs, self.budgets, self.long_documents)
             sums = np.cumsum(np.bincount(of, pieces.last - pieces.first, len(examples)))
@@ -128,24 +188,27 @@ class Streams:
             found.append(Drawn(pieces.take(inside), needs[inside]))
             held += int(sums[count - 1])
             at += count
-            if not held and at - start > self.mixture.examples[source]:
+            if not held and at // size > -(-start // size):
                 raise UserError(f"data source '{lengths.name}' has no example that fits a row: nothing to train on")
         return joined(found), at, held
 
-    def draw(self, position: Position, tokens: float, step: int) -> tuple[Drawn, Position]:
-        """Takes a window's worth: each source's share of ``tokens``, and what it is owed from before.
+    def draw(self, position: Position, window: Window, step: int) -> tuple[Drawn, Position]:
+        """Takes a window's worth: each source's share of its tokens, and what it is owed from before.
 
         The share of a source that has run out goes to the others. Where none with a share in the stage of ``step`` is
         left, the next stage's shares count; where no stage is left, no piece is returned.
         """
         taken, owed = list(position.taken), np.array(position.owed)
+        limits = window.limits or self.mixture.ends
+        finished = np.array(window.finished or [False] * len(taken))
         shares = self._shares(taken, step)
         found: list[Drawn] = []
         if shares is not None:
-            owed += tokens * shares
+            owed += window.tokens * shares
         while shares is not None:
-            for i in np.flatnonzero((shares > 0) & (owed > 0)).tolist():
-                pieces, taken[i], held = self.take(i, taken[i], owed[i])
+            for i in np.flatnonzero((shares > 0) & ((owed > 0) | finished)).tolist():
+                wanted = math.inf if finished[i] else owed[i]
+                pieces, taken[i], held = self.take(i, taken[i], wanted, limits[i])
                 owed[i] -= held
                 found.append(pieces)
             spare = sum(max(owed[i], 0.0) for i in range(len(taken)) if self.has_run_out(i, taken[i]))

@@ -7,15 +7,10 @@ and a table of where each begins, which is also kept on disk, makes any batch on
 
 from __future__ import annotations
 
-import abc
-import contextlib
 import hashlib
-import itertools
 import json
-import os
-import secrets
+import math
 import threading
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,8 +19,8 @@ import numpy as np
 
 from jaxmm.data.budgets import choose_budgets
 from jaxmm.data.lengths import Budgets, Lengths, expanded_flags
-from jaxmm.data.mixture import Mixture, Position, Stage, Streams, make_mixture
-from jaxmm.data.pack import GOLDEN, assign, balanced_order, balanced_orders, ordered, pack
+from jaxmm.data.mixture import Mixture, Position, Stage, Streams, Window, make_mixture
+from jaxmm.data.pack import GOLDEN, assign, balanced_order, pack
 from jaxmm.data.pieces import (
     LONG_DOCUMENTS,
     LongDocuments,
@@ -37,7 +32,9 @@ from jaxmm.data.pieces import (
     joined_pieces,
     pieces_of,
 )
+from jaxmm.data.rows import Batches, Rows, in_rows, joined_rows
 from jaxmm.data.shuffle import key_of, random_bits
+from jaxmm.data.table import Table
 from jaxmm.errors import UserError
 
 __all__ = [
@@ -45,82 +42,20 @@ __all__ = [
     "Rows", "Stage", "balanced_order", "choose_budgets", "cut", "expanded_flags", "make_mixture", "pack",
 ]  # fmt: skip
 
-FORMAT = 3  # raise it with any change to which rows a plan gives
+FORMAT = 4  # raise it with any change to which rows a plan gives
+UNTIL_PASSES = 3  # the format before: windows of many passes over a small source. A run that began with it goes on so
+FORMATS = (UNTIL_PASSES, FORMAT)
 WINDOW_PIECES = 1 << 16  # about what a window holds: thousands of rows pack tightly, and are planned in an instant
-MIN_ROWS = 256  # of a window, even where it is many epochs
-KEPT_WINDOWS = 4  # in memory, of a few megabytes each
+MIN_ROWS = 256  # of a window, where the ends of passes do not make it smaller
+SEAM_ROWS = 4  # passes that end within so many rows of each other end in one window
+KEPT_WINDOWS, KEPT_PIECES = 4, 4 * WINDOW_PIECES  # in memory: so many windows at least, more where they are small
 _ROWS = 1 << 41  # in the place of a source, in keys
-
-
-class Rows(NamedTuple):
-    """Rows as arrays: row r is made of the pieces starts[r] to starts[r + 1]."""
-
-    pieces: Pieces
-    starts: np.ndarray  # int64 (rows + 1,)
-
-    @property
-    def size(self) -> int:
-        return len(self.starts) - 1
-
-    def part(self, start: int, stop: int) -> Rows:
-        starts = self.starts[start : stop + 1]
-        return Rows(self.pieces.take(slice(int(starts[0]), int(starts[-1]))), starts - starts[0])
-
-    def reordered(self, order: np.ndarray) -> Rows:
-        counts = np.diff(self.starts)[order]
-        starts = np.concatenate([[0], np.cumsum(counts)])
-        places = np.repeat(self.starts[:-1][order] - starts[:-1], counts) + np.arange(starts[-1])
-        return Rows(self.pieces.take(places), starts)
-
-    def padded(self, count: int) -> Rows:
-        """With empty rows at the end, up to ``count``."""
-        return Rows(self.pieces, np.append(self.starts, np.full(count - self.size, self.starts[-1])))
-
-    def work(self) -> np.ndarray:
-        """float64 (rows,): causal attention work, in pairs of positions."""
-        total = np.concatenate([[0.0], np.cumsum((self.pieces.last - self.pieces.first).astype(float) ** 2)])
-        return total[self.starts[1:]] - total[self.starts[:-1]]
-
-    def listed(self) -> list[Row]:
-        pieces, starts = self.pieces.listed(), self.starts.tolist()
-        return [pieces[start:stop] for start, stop in itertools.pairwise(starts)]
-
-
-def joined_rows(parts: Sequence[Rows]) -> Rows:
-    ends = np.cumsum([0] + [len(part.pieces.source) for part in parts])
-    starts = [part.starts[:-1] + end for part, end in zip(parts, ends, strict=False)]
-    return Rows(joined_pieces([part.pieces for part in parts]), np.concatenate([*starts, ends[-1:]]))
-
-
-def in_rows(pieces: Pieces, row_of: np.ndarray) -> Rows:
-    """Brings pieces together by the number of their row."""
-    return Rows(pieces.take(ordered(row_of)), np.concatenate([[0], np.cumsum(np.bincount(row_of))]))
 
 
 def _inverse(order: np.ndarray) -> np.ndarray:
     inverse = np.empty_like(order)
     inverse[order] = np.arange(len(order))
     return inverse
-
-
-class Batches(abc.ABC):
-    """Batches of rows, each in the one order that balances its work over devices."""
-
-    batch_size: int
-
-    @abc.abstractmethod
-    def row_arrays(self, start: int, stop: int) -> Rows:
-        """Rows [start, stop), before they are ordered within their batches."""
-
-    def batch_arrays(self, start: int, stop: int) -> Rows:
-        """The rows of batches [start, stop), batch after batch."""
-        rows = self.row_arrays(start * self.batch_size, stop * self.batch_size)
-        orders = balanced_orders(rows.work().reshape(stop - start, self.batch_size))
-        return rows.reordered((orders + np.arange(stop - start)[:, None] * self.batch_size).ravel())
-
-    def batch(self, k: int) -> list[Row]:
-        """The rows of global batch ``k``."""
-        return self.batch_arrays(k, k + 1).listed()
 
 
 class Origin(NamedTuple):
@@ -145,6 +80,7 @@ class Plan(Batches):
         *,
         table: Path | None = None,
         origin: Origin = Origin(),  # noqa: B008
+        format: int = FORMAT,
     ):
         """
         Args:
@@ -152,6 +88,7 @@ class Plan(Batches):
           window_rows: about how many rows are planned at a time; 0 picks it from the data.
           table: a folder that keeps where windows begin, for sources that are told apart by a fingerprint.
           origin: the plan's first batch, and the examples of each source that it begins after.
+          format: one of FORMATS: that of the run which goes on.
 
         Raises:
           UserError: if an example's smallest piece exceeds a budget, or nothing is left to train on.
@@ -162,13 +99,16 @@ class Plan(Batches):
             mixture = make_mixture(lengths, [(0, mixture)])
         self.lengths, self.mixture, self.budgets = list(lengths), mixture, budgets
         self.batch_size, self.seed, self.long_documents, self.origin = batch_size, seed, long_documents, origin
+        if format not in FORMATS:
+            raise ValueError(f"no plan of format {format}")
+        self.format = format
         for source in lengths:
             if not len(source):
                 raise UserError(f"data source '{source.name}' has no example that fits a row: nothing to train on")
         self._streams = Streams(lengths, mixture, budgets, seed, long_documents)
         self._sizes = [self._window_size(stage, window_rows) for stage in mixture.stages]
         seen = origin.seen or (0,) * len(self.lengths)
-        self._table = _Table(self._table_file(table), Position(seen, (0.0,) * len(seen)))
+        self._table = Table(self._table_file(table), Position(seen, (0.0,) * len(seen)))
         self._windows: dict[int, Rows] = {}
         self._lock = threading.Lock()
         if self._table.long is None:
@@ -202,7 +142,10 @@ class Plan(Batches):
             return None
         specs = [list(vars(source.spec).values()) for source in self.lengths]
         batch_size = self.batch_size if len(self.mixture.stages) > 1 else 0  # what a step is, where one is named
-        text = json.dumps([FORMAT, fingerprints, specs, self.mixture, self.budgets, batch_size, self.seed,
+        most = self.batch_size * max(row_tokens for _, row_tokens in self._sizes)
+        if self.format != UNTIL_PASSES and most >= 2 * min(self._streams.pass_tokens):
+            batch_size = self.batch_size  # it may say how many passes a window holds
+        text = json.dumps([self.format, fingerprints, specs, self.mixture, self.budgets, batch_size, self.seed,
                            self.long_documents, self._sizes, self.origin])  # fmt: skip
         return folder / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.npz"
 
@@ -210,24 +153,29 @@ class Plan(Batches):
         """Plans one window, whose predecessors are planned, and notes where the next one starts."""
         row, before = self._table.starts[window], self._table.positions[window]
         step = self.origin.batch + row // self.batch_size
-        tokens = self._window_tokens(row, step)
-        (pieces, needs), after = self._streams.draw(before, tokens, step)
+        (pieces, needs), after = self._streams.draw(before, self._window_of(row, before, step), step)
         row_of = assign(needs, self.budgets)
         rows = in_rows(pieces, self._shuffled(pieces, row_of, window)[row_of])
         if len(self._table.starts) == window + 1:
             self._table.add(row + rows.size, after, has_ended=self._streams.is_over(after, step) and not rows.size)
         return rows
 
-    def _window_tokens(self, row: int, step: int) -> float:
-        """Tokens to take for a window: fewer and fewer as a change of shares comes near, to meet its step."""
+    def _window_of(self, row: int, before: Position, step: int) -> Window:
+        """What a window takes: less and less as a change of shares comes near, to meet its step."""
         stages = self.mixture.stages
         stage = max(i for i, s in enumerate(stages) if s.step <= step or i == 0)
-        rows, row_tokens = self._sizes[stage]
+        whole, row_tokens = self._sizes[stage]
+        rows = whole
         if stage + 1 < len(stages):
             left = (stages[stage + 1].step - self.origin.batch) * self.batch_size - row
             if left < rows * 4 / 3:
                 rows = left if left <= 16 else left * 3 // 4
-        return rows * row_tokens
+        if self.format == UNTIL_PASSES:
+            return Window(rows * row_tokens)
+        return self._streams.within_passes(
+            before, step, whole * row_tokens, rows * row_tokens if rows < whole else math.inf,
+            batch=self.batch_size * row_tokens, row=row_tokens, seam=SEAM_ROWS * row_tokens,
+        )  # fmt: skip
 
     def _shuffled(self, pieces: Pieces, row_of: np.ndarray, window: int) -> np.ndarray:
         """Where each row goes: an order in which each source lies evenly, and all else is left to chance.
@@ -248,7 +196,9 @@ class Plan(Batches):
 
     def _window(self, window: int) -> Rows:
         if window not in self._windows:
-            while len(self._windows) >= KEPT_WINDOWS:
+            while len(self._windows) >= KEPT_WINDOWS and (
+                sum(len(kept.pieces.source) for kept in self._windows.values()) > KEPT_PIECES
+            ):
                 del self._windows[min(self._windows)]
             self._windows[window] = self._plan_window(window)
         return self._windows[window]
@@ -280,17 +230,27 @@ class Plan(Batches):
         """Rows [start, stop) of the run."""
         return self.row_arrays(start, stop).listed()
 
-    def batches(self) -> int:
-        """The number of the last batch, plus 1; the last one may end in empty rows.
+    def batches(self, most: int = 1 << 60) -> int:
+        """The number of the last batch, plus 1, or ``most`` if that is less; the last one may end in empty rows.
 
-        Every window is planned that is not in the table. Raises ValueError if the mixture is endless.
+        Every window up to there is planned that is not in the table. Raises ValueError if the mixture is endless.
         """
         if self.mixture.is_endless:
             raise ValueError("an endless plan has no number of batches")
         with self._lock:
-            self._plan_to(1 << 62)
+            self._plan_to((most - self.origin.batch) * self.batch_size)
         self.save()
-        return self.origin.batch + -(-self._table.starts[-1] // self.batch_size)
+        return min(most, self.origin.batch + -(-self._table.starts[-1] // self.batch_size))
+
+    def about_batches(self) -> float:
+        """About as many, without planning them; infinite if the mixture is endless."""
+        if self.mixture.is_endless:
+            return math.inf
+        lefts = np.subtract(self.mixture.ends, self.origin.seen or 0).tolist()
+        sizes = self.mixture.examples
+        passes = [max(0.0, left) / size for left, size in zip(lefts, sizes, strict=True)]
+        tokens = sum(number * held for number, held in zip(passes, self._streams.pass_tokens, strict=True))
+        return self.origin.batch + tokens / (self._sizes[0][1] * self.batch_size)
 
     def seen(self, batch: int) -> tuple[int, ...]:
         """How many examples of each source, epochs counted, the batches before ``batch`` have begun."""
@@ -314,61 +274,6 @@ class Plan(Batches):
         """The names of the sources that have run out before ``batch``, to a window."""
         taken = self.seen(batch) if not self.mixture.is_endless or any(self.mixture.ends) else ()
         return [self.lengths[i].name for i, n in enumerate(taken) if self._streams.has_run_out(i, n)]
-
-
-class _Table:
-    """Where each window begins: its first row, and the streams' positions. Kept in a file, if one is given."""
-
-    def __init__(self, file: Path | None, position: Position):
-        self.file = file
-        self.starts, self.positions = [0], [position]
-        self.has_ended = False
-        self.long: tuple[LongDocuments, ...] | None = None
-        self._saved = 0
-        if file is not None and file.is_file():
-            with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):  # cut short: made anew
-                self._load(file)
-
-    def add(self, row: int, position: Position, has_ended: bool) -> None:
-        """Notes the end of the last window, or that there was none."""
-        self.has_ended = has_ended
-        if not has_ended:
-            self.starts.append(row)
-            self.positions.append(position)
-        if len(self.starts) >= self._saved + 8 + self._saved // 8:
-            self.save()
-
-    def save(self) -> None:
-        """Writes the file, whole; several processes may, and all that any writes is right."""
-        if self.file is None or self.long is None or self._saved == len(self.starts):
-            return
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = self.file.with_name(f".{self.file.name}-{secrets.token_hex(4)}")
-        try:
-            with open(unfinished, "wb") as opened:
-                np.savez(
-                    opened,
-                    starts=np.array(self.starts),
-                    taken=np.array([p.taken for p in self.positions]),
-                    owed=np.array([p.owed for p in self.positions]),
-                    has_ended=self.has_ended,
-                    long=np.array(self.long),
-                )
-            os.replace(unfinished, self.file)
-            self._saved = len(self.starts)
-        except OSError as error:
-            raise UserError(f"{self.file} could not be written: {error}") from error
-        finally:
-            unfinished.unlink(missing_ok=True)
-
-    def _load(self, file: Path) -> None:
-        with np.load(file) as found:
-            starts, taken, owed, has_ended, long = (
-                found[name].tolist() for name in ("starts", "taken", "owed", "has_ended", "long")
-            )
-        self.positions = [Position(tuple(t), tuple(o)) for t, o in zip(taken, owed, strict=True)]
-        self.starts, self.has_ended, self.long = starts, has_ended, tuple(LongDocuments(*counts) for counts in long)
-        self._saved = len(self.starts)
 
 
 class Pass(Batches):

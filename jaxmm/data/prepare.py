@@ -27,7 +27,8 @@ from jaxmm.data.disk import DiskFull, published, space_wanted, sync_folder
 from jaxmm.data.documents import SKIP_ADVICE, Source, Unit
 from jaxmm.data.features import feature_widths
 from jaxmm.data.lock import locked
-from jaxmm.data.prepared import COLUMNS, FORMAT, Columns, InMemory, Prepared, Record
+from jaxmm.data.meta import sealed
+from jaxmm.data.prepared import COLUMNS, FORMAT, Columns, InMemory, Prepared, Record, file_checksum
 from jaxmm.data.progress import Progress, Silent
 from jaxmm.data.readers.columns import Seen
 from jaxmm.data.report import report
@@ -231,11 +232,15 @@ def _finish(source: Source, template: Template, unfinished: Path, numbers: Seque
         "labels": totals.labels,
         "shards": totals.shards,
         "skipped": totals.reasons.total(),
+        "columns": {
+            name: {"bytes": path.stat().st_size, "crc32": file_checksum(path)}
+            for name, path in ((name, data / f"{name}.npy") for name in COLUMNS)
+        },
     }
     told = report(meta, columns, totals.reasons)
     told |= {"dropped_images": dict(sorted(totals.dropped.items())), "columns": totals.columns.as_json()}
     _write_json(data / "report.json", told)
-    _write_json(data / "meta.json", meta)
+    _write_json(data / "meta.json", sealed(meta))
     sync_folder(data)
 
 

@@ -2,7 +2,8 @@
 
 A prepared source is a folder, local or at a URL, which ``prepare`` writes:
 
-    meta.json                   name, content fingerprint, counts, names of labels, shards with their record counts
+    meta.json                   name, content fingerprint, counts, names of labels, shards with their record counts,
+                                checksums of the columns and of itself
     tokens_E.npy, ...           the columns of ``Prepared``
     shard-00000.array_record    one msgpack record an example: tokens, images (bytes or path), origin
     skipped.jsonl               {"file", "record", "reason"} of each document left out
@@ -13,8 +14,9 @@ from __future__ import annotations
 
 import abc
 import array
-import json
+import io
 import threading
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,14 +26,16 @@ import numpy as np
 from array_record.python import array_record_module
 
 from jaxmm.data import files, media, remote
+from jaxmm.data import meta as metadata
 from jaxmm.data.documents import Features, Image, Media, Tokens
 from jaxmm.data.features import Extent, extent, feature_widths
 from jaxmm.data.text import Encoded
 from jaxmm.errors import UserError, nearest
 
-META = "meta.json"  # a folder that has it is whole
-FORMAT = 3  # raise it with any change to what is written
+META, FORMAT = metadata.NAME, metadata.FORMAT
 OPEN_SHARDS = 128  # at a time, of one source in one process
+IN_MEMORY = 4 << 20  # bytes of a column that is read rather than mapped: what is cut short later does no harm
+_CHUNK = 1 << 22
 
 # Columns over examples (E), runs of flags (R) and media, called images (I); E1 are offsets, one more than examples.
 COLUMNS = {
@@ -130,6 +134,12 @@ class Prepared(Columns):
 
     It pickles small: a loader's worker processes open the files anew. Of a folder at a URL the columns are copied into
     the cache at once, and a shard when a record of it is first read.
+
+    The columns are compared with their checksums on opening. ArrayRecord has one of each record, and compares it on
+    reading.
+
+    Attributes:
+      is_checked: whether there are checksums of the columns; version 0.1 wrote none.
     """
 
     def __init__(self, folder: str | Path, cache: Path | None = None):
@@ -140,43 +150,51 @@ class Prepared(Columns):
           cache: where copies of what lies at a URL are kept.
 
         Raises:
-          UserError: if it is not whole: a file is missing, or a shard's count of records is not what meta.json says. Of
-            a folder at a URL a shard is counted when it has been copied.
+          UserError: if it is not whole or not as it was written: a file is missing, a column's checksum or a shard's
+            size or count of records is not what meta.json says. Of a folder at a URL a shard is counted when it has
+            been copied.
         """
         self.url = str(folder) if files.is_remote(str(folder)) else ""
-        try:
-            if self.url:
-                self.meta = remote.read_json(files.join(self.url, META))
-            else:
-                self.meta = json.loads((Path(folder) / META).read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(f"{folder} holds no prepared data (no readable meta.json): prepare it again") from error
-        if self.meta.get("format") != FORMAT:
-            raise UserError(
-                f"{folder} has format {self.meta.get('format')}, this version reads {FORMAT}: prepare it again"
-            )
+        self.meta = meta_of(str(folder))
+        self.is_checked = "columns" in self.meta
         self.folder = Path(folder)
         if self.url:
             self.folder = remote.mirror_folder(self.url, self.meta, cache or remote.default_cache())
             for name in [f"{column}.npy" for column in COLUMNS] + ["skipped.jsonl", "report.json"]:
-                remote.fetch(files.join(self.url, name), self.folder / name)
-        self._open()
+                size = self.meta.get("columns", {}).get(name.removesuffix(".npy"), {}).get("bytes", -1)
+                remote.fetch(files.join(self.url, name), self.folder / name, size)
+        self._open(is_first=True)
         self._check()
 
     def read(self, example: int) -> Record:
         shard = int(np.searchsorted(self._ends, example, side="right"))
         first = int(self._ends[shard - 1]) if shard else 0
-        (packed,) = self._reader(shard).read([int(example) - first])
-        return unpack_record(packed)
+        reader = self._reader(shard)
+        try:
+            (packed,) = reader.read([int(example) - first])
+            record = unpack_record(packed)
+        except Exception as error:  # a flipped bit is a RuntimeError, a file cut short since no record at all
+            raise self._damaged(shard, int(example) - first, f"it cannot be read, {type(error).__name__}") from error
+        media_count = int(self.images_E1[example + 1]) - int(self.images_E1[example])
+        if len(record.tokens) != int(self.tokens_E[example]) or len(record.images) != media_count:
+            what = f"it has {len(record.tokens)} tokens and {len(record.images)} images"
+            said = f"{int(self.tokens_E[example])} and {media_count}"
+            raise self._damaged(shard, int(example) - first, f"{what}, the index says {said}")
+        return record
 
-    def _open(self) -> None:
+    def _damaged(self, shard: int, record: int, what: str) -> UserError:
+        path = self.folder / self.meta["shards"][shard]["file"]
+        return UserError(f"{path}, record {record}: {what}: the file has been damaged: {self._remedy()}")
+
+    def _open(self, is_first: bool = False) -> None:
+        """Opens the columns; those that are mapped are compared with their checksums by the first one to open them."""
         for name in COLUMNS:
             if name not in self.__dict__:
                 path = self.folder / f"{name}.npy"
-                try:
-                    setattr(self, name, np.load(path, mmap_mode="r"))
-                except (OSError, ValueError) as error:
-                    raise UserError(f"{path} is missing or broken: {self._remedy()}") from error
+                column = _read_column(path, self.meta.get("columns", {}).get(name), is_first)
+                if column is None or column.dtype != COLUMNS[name] or column.ndim != 1:
+                    raise UserError(f"{path} is missing, or not as it was written: {self._remedy()}")
+                setattr(self, name, column)
         self._ends = np.cumsum([shard["records"] for shard in self.meta["shards"]])
         self._readers: dict[int, Any] = {}
         self._lock = threading.Lock()
@@ -187,14 +205,31 @@ class Prepared(Columns):
                 self._check_shard(shard)
         sizes = (len(self), len(self.image_at_I), len(self.run_flags_R))
         expected = (self.meta["examples"], int(self.images_E1[-1]), int(self.runs_E1[-1]))
-        if sizes != expected or sizes[0] != int(self._ends[-1]):
+        if sizes != expected or not len(self._ends) or sizes[0] != int(self._ends[-1]) or not self._is_in_order():
             raise UserError(f"{self.folder}: columns and shards disagree: {self._remedy()}")
+
+    def _is_in_order(self) -> bool:
+        """Whether the columns fit each other: what a damaged one without a checksum would be noticed by."""
+        if self.is_checked:
+            return True
+        sizes = (len(self.image_at_I), len(self.image_height_I), len(self.image_width_I), len(self.image_kind_I))
+        offsets = (self.runs_E1, self.images_E1)
+        return (
+            len(set(sizes)) == 1
+            and len(self.run_start_R) == len(self.run_flags_R)
+            and len(self.labels_E) == len(self)
+            and all(len(found) == len(self) + 1 and not found[0] and (np.diff(found) >= 0).all() for found in offsets)
+            and all((column >= 0).all() for column in (self.tokens_E, self.run_start_R, self.image_at_I))
+            and bool((self.image_height_I >= 0).all() and (self.image_width_I >= 0).all())
+        )
 
     def _check_shard(self, shard: dict[str, Any]) -> None:
         path = self.folder / shard["file"]
         count = count_records(path)
         if count != shard["records"]:
             raise UserError(f"{path} holds {count} of its {shard['records']} records: {self._remedy()}")
+        if path.stat().st_size != shard["bytes"]:
+            raise UserError(f"{path} has {path.stat().st_size} of its {shard['bytes']} bytes: {self._remedy()}")
 
     def _remedy(self) -> str:
         again = f", and if that is of no help prepare {self.url} again" if self.url else " and prepare it again"
@@ -217,12 +252,51 @@ class Prepared(Columns):
             return self._readers.setdefault(shard, reader)
 
     def __getstate__(self) -> dict[str, Any]:
-        closed = ("_readers", "_lock", "_ends")
-        return {k: v for k, v in self.__dict__.items() if k not in closed and not isinstance(v, np.memmap)}
+        closed = ("_readers", "_lock", "_ends", *COLUMNS)
+        return {k: v for k, v in self.__dict__.items() if k not in closed}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._open()
+
+
+def meta_of(folder: str) -> dict[str, Any]:
+    """Reads what meta.json of a prepared folder says, local or at a URL. Raises UserError as ``read_meta``."""
+    try:
+        with files.open_binary(files.join(folder, META)) as file:
+            text = file.read()
+    except OSError as error:
+        raise UserError(f"{folder} holds no prepared data (no readable {META}): prepare it again") from error
+    return metadata.read_meta(text, folder)
+
+
+def _read_column(path: Path, known: dict[str, int] | None, is_first: bool) -> np.ndarray | None:
+    """Reads a small column, maps a large one; None if it is not there or not as it was written."""
+    try:
+        size = path.stat().st_size
+        if known and size != known["bytes"]:
+            return None
+        if size > IN_MEMORY:
+            if known and is_first and file_checksum(path) != known["crc32"]:
+                return None
+            return np.load(path, mmap_mode="r")
+        content = path.read_bytes()
+        if known and zlib.crc32(content) != known["crc32"]:
+            return None
+        column = np.load(io.BytesIO(content))
+    except Exception:  # of a damaged header NumPy raises what it likes
+        return None
+    column.setflags(write=False)
+    return column
+
+
+def file_checksum(path: Path, size: int = 1 << 62) -> int:
+    """CRC-32 of a file, or of its first bytes, a part of it in memory at a time."""
+    found = 0
+    with open(path, "rb") as file:
+        while chunk := file.read(min(_CHUNK, size)):
+            found, size = zlib.crc32(chunk, found), size - len(chunk)
+    return found
 
 
 def open_shard(path: Path) -> Any:
@@ -255,9 +329,8 @@ def open_prepared(path: str, names: Sequence[str], cache: Path) -> list[Prepared
         return [Prepared(path, cache)]
     folders: dict[str, str] = {}
     for meta in files.matched(files.join(path, f"*/{META}")):
-        with files.open_binary(meta) as file:
-            name = str(json.load(file)["name"])
         folder = meta.removesuffix(f"/{META}")
+        name = meta_of(folder)["name"]
         if name in folders and (not names or name in names):
             raise UserError(f"{path} holds '{name}' twice, as {folders[name]} and {folder}: delete one of them")
         folders[name] = folder

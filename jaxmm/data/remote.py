@@ -23,14 +23,12 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxmm"
 
 
-def read_json(url: str) -> Any:
-    with files.open_binary(url) as file:
-        return json.loads(file.read())
-
-
 def mirror_folder(url: str, meta: dict[str, Any], cache: Path) -> Path:
-    """Returns the local folder that stands for a prepared one at a URL; one for each content, wherever it is."""
-    folder = cache / "remote" / f"{url.rstrip('/').rpartition('/')[2]}-{meta['fingerprint'][:16]}"
+    """Returns the local folder that stands for a prepared one at a URL; one for each content, wherever it is.
+
+    ``meta`` is as ``read_meta`` gives it: names in it are bare.
+    """
+    folder = cache / "remote" / files.bare(f"{url.rstrip('/').rpartition('/')[2]}-{meta['fingerprint'][:16]}")
     folder.mkdir(parents=True, exist_ok=True)
     with published(folder / "meta.json") as temporary:
         temporary.write_text(json.dumps(meta, indent=1) + "\n")
@@ -55,6 +53,8 @@ def fetch(url: str, path: Path, size: int = -1) -> None:
                 source = files.open_binary(url)
             except FileNotFoundError as error:
                 raise UserError(f"{url} is not there: prepare its folder again") from error
+            except OSError as error:
+                raise UserError(f"{url} cannot be read: {error}") from error
             with source, open(temporary, "wb") as target:
                 shutil.copyfileobj(source, target, 1 << 22)
                 copied = target.tell()

@@ -163,6 +163,8 @@ class Worker:
                 "was killed (SIGKILL), most likely because memory ran out: lower config.data.workers, or set it to 0, "
                 "and run the same command again"
             )
+        if status == -signal.SIGBUS:
+            return "was ended by SIGBUS: a file that it had mapped was cut short, most likely one of the prepared data"
         how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
         return f"{how}: what it printed is above; config.data.workers=0 makes batches in this process"
 

@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import os
+import socket
 import struct
 import subprocess
 import sys
@@ -16,7 +18,8 @@ from pictures import encoded, smooth, with_orientation
 
 from jaxmm.batch import ImageSpec
 from jaxmm.data import geometry, media
-from jaxmm.data.documents import Image
+from jaxmm.data.documents import Features, Image
+from jaxmm.data.features import extent
 from jaxmm.errors import UserError
 
 SPEC = ImageSpec(patch_size=4, merge=2, min_pixels=16 * 16, max_pixels=64 * 64)
@@ -104,7 +107,8 @@ def test_of_an_animation_the_first_frame_counts():
     ("image", "reason"),
     [
         (Image(path="/nowhere/picture.png"), "missing"),
-        (Image(path="/"), "missing"),
+        (Image(path="/"), "no file"),
+        (Image(path="/dev/zero"), "no file"),
         (Image(), "empty"),
         (Image(data=b"not a picture"), "unreadable"),
         (Image(data=b"P6 20000 20000 255\n"), "too large"),
@@ -115,6 +119,80 @@ def test_what_is_no_picture_has_a_reason(image, reason):
         media.image_size(image)
     assert caught.value.reason == str(caught.value) == reason
     assert reason in media.REASONS
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "link to a pipe", "folder"])
+def test_what_is_no_file_is_not_waited_for(tmp_path, kind):
+    path = tmp_path / "a.png"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "socket":
+        listening = socket.socket(socket.AF_UNIX)
+        listening.bind(str(path))
+        listening.close()
+    else:
+        os.mkfifo(tmp_path / "pipe")
+        path.symlink_to(tmp_path / "pipe")
+    for look, medium in ((media.image_size, Image(path=str(path))), (extent, Features(path=str(path)))):
+        with pytest.raises(media.BadMedia, match="no file"):
+            look(medium)
+    assert "no file" in media.REASONS
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 170_000_000), (170_000_000, 1), (2, media.MAX_SIDE + 1)])
+def test_a_side_that_takes_gigabytes_to_resize_is_too_large(height, width):
+    header = png_of([(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)), (b"IDAT", b"")])
+    with pytest.raises(media.BadMedia, match="too large"):
+        media.image_size(header)
+
+
+def test_the_longest_sides_are_resized():
+    for size in ((media.MAX_SIDE, 1), (1, media.MAX_SIDE)):
+        found, _ = media.patches(encoded(PIL.Image.new("L", size, 90)), SPEC, size[::-1])
+        assert (found == 90).all()
+
+
+def test_a_resize_that_takes_gigabytes_before_a_crop_is_too_large():
+    spec = ImageSpec(patch_size=16, merge=1, side=336, crop=True)
+    image = encoded(PIL.Image.new("L", (media.MAX_SIDE, 2)))
+    with pytest.raises(media.BadMedia, match="too large"):
+        media.patches(image, spec, (2, media.MAX_SIDE))
+
+
+def test_a_picture_without_an_area_is_unreadable():
+    for content in (b"P6 0 5 255\n", png_of([(b"IHDR", struct.pack(">IIBBBBB", 0, 4, 8, 2, 0, 0, 0))]).data):
+        with pytest.raises(media.BadMedia, match="unreadable"):
+            media.image_size(Image(data=content))
+
+
+def test_a_file_of_more_bytes_than_a_picture_needs_is_too_large(tmp_path, monkeypatch):
+    PICTURE.save(tmp_path / "a.png")
+    monkeypatch.setattr(media, "MAX_BYTES", 99)
+    with pytest.raises(media.BadMedia, match="too large"):
+        media.image_size(Image(path=str(tmp_path / "a.png")))
+
+
+def test_a_jpeg_of_more_scans_than_there_is_time_for_is_too_large(monkeypatch):
+    whole = encoded(smooth(64, 64), "JPEG", progressive=True).data
+    last = whole.rindex(b"\xff\xda")
+    many = Image(data=whole[:-2] + whole[last:-2] * 500 + whole[-2:])
+    media.decode(many)
+    monkeypatch.setattr(media, "MAX_PASSES", 64 * 64 * 100)
+    media.decode(Image(data=whole))
+    with pytest.raises(media.BadMedia, match="too large"):
+        media.decode(many)
+
+
+def test_memory_that_runs_out_costs_one_picture(monkeypatch):
+    def none_left(*args, **kwargs):
+        raise MemoryError
+
+    image = encoded(PICTURE, "BMP")
+    for name in ("load", "resize"):
+        with monkeypatch.context() as patched:
+            patched.setattr(PIL.Image.Image, name, none_left)
+            with pytest.raises(media.BadMedia, match="too large"):
+                media.patches(image, SPEC, PICTURE.size[::-1])
 
 
 def test_a_file_of_no_bytes_is_empty(tmp_path):

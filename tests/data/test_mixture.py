@@ -11,7 +11,7 @@ import pytest
 from made_index import BUDGETS, made, texts
 
 from jaxmm.data.lengths import Lengths
-from jaxmm.data.mixture import Position, Streams, make_mixture
+from jaxmm.data.mixture import Position, Streams, Window, make_mixture
 from jaxmm.data.plan import Budgets, Origin, Plan
 from jaxmm.errors import UserError
 
@@ -135,10 +135,10 @@ def test_a_plan_goes_on_from_what_another_one_has_seen():
 def test_a_draw_takes_no_more_than_it_must():
     source = texts(np.full(100, 10), "a")
     streams = Streams([source], make_mixture([source], [(0, [1])]), BUDGETS, 0, "split")
-    drawn, position = streams.draw(Position((3,), (0.0,)), 95, 0)
+    drawn, position = streams.draw(Position((3,), (0.0,)), Window(95), 0)
     assert len(drawn.pieces.source) == 10
     assert position == Position((13,), (-5.0,))
-    drawn, position = streams.draw(position, 4, 0)
+    drawn, position = streams.draw(position, Window(4), 0)
     assert len(drawn.pieces.source) == 0
     assert position == Position((13,), (-1.0,))
 

@@ -131,8 +131,12 @@ def test_lengths_of_a_large_source_are_counted_once_and_mapped(tmp_path, monkeyp
     assert isinstance(again.all_needs, np.memmap)
     assert len(pickle.dumps(again)) < len(pickle.dumps(index)) + 1000, "the columns do not travel"
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(again)).all_needs, first.all_needs)
-    (cut_short,) = tmp_path.glob("*.needs.npy")
-    cut_short.write_bytes(cut_short.read_bytes()[:200])
+    (saved,) = tmp_path.glob("*.needs.npy")
+    content = saved.read_bytes()
+    flipped = content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]
     monkeypatch.undo()
     monkeypatch.setattr(lengths_module, "SAVED_FROM", 60)
-    np.testing.assert_array_equal(Lengths(index, IMAGE, tmp_path).all_needs, whole.all_needs)
+    for damaged in (content[:200], flipped, b""):
+        saved.write_bytes(damaged)
+        np.testing.assert_array_equal(Lengths(index, IMAGE, tmp_path).all_needs, whole.all_needs)
+        assert saved.read_bytes() == content, "counted and written anew"

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from jaxmm.data import prepare as prepare_module
 from jaxmm.data import prepared as prepared_module
 from jaxmm.data import remote
 from jaxmm.data.documents import Document, Image, Text, Turn
+from jaxmm.data.meta import sealed
 from jaxmm.data.prepare import prepare
 from jaxmm.data.prepared import COLUMNS, InMemory, Prepared
 from jaxmm.data.sources import read_sources
@@ -171,7 +173,170 @@ def test_a_folder_that_is_not_whole_does_not_open(tmp_path, monkeypatch, what):
     assert str(folder) in str(caught.value)
 
 
+def rewritten(folder: Path, change) -> None:
+    """Changes what meta.json says, as someone could who knows how it is sealed."""
+    meta = json.loads((folder / "meta.json").read_text())
+    del meta["checksum"]
+    change(meta)
+    (folder / "meta.json").write_text(json.dumps(sealed(meta)))
+
+
+def test_each_flip_in_a_column_is_one_line(tmp_path, monkeypatch):
+    folder = prepare(numbered(9, 4), TEMPLATE, tmp_path)
+    rng = np.random.default_rng(0)
+    for in_memory in (prepared_module.IN_MEMORY, 0):
+        monkeypatch.setattr(prepared_module, "IN_MEMORY", in_memory)
+        for column in COLUMNS:
+            path = folder / f"{column}.npy"
+            whole = path.read_bytes()
+            for place in (*range(0, 130, 9), *rng.integers(0, len(whole), 5).tolist()):
+                path.write_bytes(flipped(whole, min(place, len(whole) - 1)))
+                with pytest.raises(UserError, match=rf"{column}\.npy is missing, or not as it was written"):
+                    Prepared(folder)
+            path.write_bytes(whole[:-1])
+            with pytest.raises(UserError, match=rf"{column}\.npy"):
+                Prepared(folder)
+            path.write_bytes(whole)
+    assert len(Prepared(folder)) == 9
+
+
+def refusal(folder: Path) -> str:
+    """Why a folder cannot be opened and read to its end, or ''."""
+    try:
+        prepared = Prepared(folder)
+        for example in range(len(prepared)):
+            prepared.read(example)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def flipped(content: bytes, place: int) -> bytes:
+    return content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :]
+
+
+def test_each_flip_in_meta_json_is_one_line(tmp_path):
+    folder = prepare(numbered(9, 4), TEMPLATE, tmp_path)
+    path = folder / "meta.json"
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 7):
+        path.write_bytes(flipped(whole, place))
+        if told := refusal(folder):
+            assert str(folder) in told
+            assert "prepare it again" in told
+        else:
+            assert json.loads(path.read_bytes()) == json.loads(whole), "a blank that became another"
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "{", '{"format": 3}', '{"format": [3]}', "[" * 100_000, "\x00", '"a"'])
+def test_a_meta_json_of_something_else_is_one_line(tmp_path, content):
+    folder = prepare(numbered(9, 4), TEMPLATE, tmp_path)
+    (folder / "meta.json").write_text(content)
+    for path in (folder, tmp_path):
+        with pytest.raises(UserError, match="prepare it again"):
+            prepared_module.open_prepared(str(path), [], tmp_path / "cache")
+
+
+def test_a_value_of_another_kind_in_meta_json_is_one_line(tmp_path):
+    folder = prepare(numbered(9, 4), TEMPLATE, tmp_path)
+    whole = (folder / "meta.json").read_bytes()
+    for key in ("name", "fingerprint", "template", "examples", "labels", "shards", "feature_widths", "columns"):
+        for value in (None, [None], {"a": 1}, -1, 1.5, True, "zz", ["a", 3], [{"file": "a"}]):
+            rewritten(folder, lambda meta, key=key, value=value: meta.update({key: value}))
+            if (key, value) not in (("name", "zz"), ("template", "zz")):
+                with pytest.raises(UserError, match=r"meta\.json is damaged|columns and shards disagree"):
+                    Prepared(folder)
+            (folder / "meta.json").write_bytes(whole)
+
+
+def test_a_damaged_shard_is_one_line_with_file_and_record(tmp_path):
+    folder = prepare(source_of([document(Text("word " * 400), i=i) for i in range(30)]), TEMPLATE, tmp_path)
+    path = folder / "shard-00000.array_record"
+    whole = path.read_bytes()
+    origins = [prepared_module.Prepared(folder).read(e).origin for e in range(30)]
+    harmless = 0
+    for place in np.random.default_rng(0).integers(0, len(whole), 60).tolist():
+        path.write_bytes(flipped(whole, place))
+        if told := refusal(folder):
+            assert re.search(r"shard-00000\.array_record(, record \d+: it cannot be read| holds)", told)
+        else:
+            assert [Prepared(folder).read(e).origin for e in range(30)] == origins, "a flip in what nothing reads"
+            harmless += 1
+    assert harmless < 60
+    path.write_bytes(whole)
+    opened = Prepared(folder)
+    opened.read(0)
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"record 29: it cannot be read"):
+        opened.read(29)
+
+
+def test_another_shard_of_as_many_records_is_noticed(tmp_path):
+    ours, theirs = (
+        prepare(source_of([document(Text(text * (i + 1)), i=i) for i in range(3)]), TEMPLATE, tmp_path / text)
+        for text in ("a", "bb")
+    )
+    shutil.copy(theirs / "shard-00000.array_record", ours / "shard-00000.array_record")
+    with pytest.raises(UserError, match=r"record 2: it has 7 tokens and 0 images, the index says 4 and 0"):
+        Prepared(ours).read(2)
+
+
+def test_a_small_index_that_is_cut_short_while_it_is_open_harms_nobody(tmp_path):
+    folder = prepare(numbered(9, 4), TEMPLATE, tmp_path)
+    prepared = Prepared(folder)
+    for column in COLUMNS:
+        (folder / f"{column}.npy").write_bytes(b"")
+    assert prepared.tokens_E.sum() > 0
+    with pytest.raises(UserError, match="not as it was written"):
+        pickle.loads(pickle.dumps(prepared))
+
+
+def test_what_version_0_1_prepared_opens_without_checksums_and_damage_that_shows_is_one_line(tmp_path):
+    folder = prepare(numbered(9, 4), TEMPLATE, tmp_path)
+    assert Prepared(folder).is_checked
+    meta = json.loads((folder / "meta.json").read_text())
+    old = {key: value for key, value in meta.items() if key not in ("columns", "checksum")}
+    (folder / "meta.json").write_text(json.dumps(old))
+    assert not Prepared(folder).is_checked
+    offsets = np.load(folder / "runs_E1.npy")
+    offsets[4] += 100
+    np.save(folder / "runs_E1.npy", offsets)
+    with pytest.raises(UserError, match="columns and shards disagree"):
+        Prepared(folder)
+
+
 # At a URL
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda meta: meta["shards"][0].update(file="../../x"), "a shard's file '../../x' is no bare name"),
+        (lambda meta: meta["shards"][0].update(file="/tmp/x"), "is no bare name"),
+        (lambda meta: meta["shards"][0].update(file=".."), "is no bare name"),
+        (lambda meta: meta["shards"][0].update(file="a\\b"), "is no bare name"),
+        (lambda meta: meta.update(fingerprint="../../../../x"), "fingerprint is no hexadecimal number"),
+        (lambda meta: meta.update(fingerprint="/tmp/aaaaaaaaaaaaaaaa"), "fingerprint is no hexadecimal number"),
+    ],
+)
+def test_a_folder_at_a_url_writes_nowhere_but_in_its_copy(store, tmp_path, change, told):
+    folder = prepare(numbered(9, 4), TEMPLATE, tmp_path / "local")
+    rewritten(folder, change)
+    remote.put(folder, "memory://bucket/made")
+    store.pipe("/bucket/x", b"harm")
+    with pytest.raises(UserError, match=re.escape(told)):
+        Prepared("memory://bucket/made", tmp_path / "a/b/cache")
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_column_at_a_url_of_another_size_is_refused_and_a_stale_copy_replaced(store, tmp_path):
+    remote.put(prepare(numbered(9, 4), TEMPLATE, tmp_path / "local"), "memory://bucket/made")
+    prepared = Prepared("memory://bucket/made", tmp_path / "cache")
+    (prepared.folder / "tokens_E.npy").write_bytes(b"short")
+    assert len(Prepared("memory://bucket/made", tmp_path / "cache")) == 9
+    store.pipe("/bucket/made/tokens_E.npy", b"short")
+    with pytest.raises(UserError, match=r"tokens_E\.npy has 5 bytes of its 164"):
+        Prepared("memory://bucket/made", tmp_path / "other")
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from jaxmm.data.readers.parts import LeftOut, text
 
 # Where an object names its image, in the order of trust: the Hugging Face struct first.
 KEYS = ("bytes", "path", "url", "image", "image_url", "data", "base64", "source", "value")
+SIZE_KEYS = ("max_pixels", "min_pixels", "resized_height", "resized_width")  # Qwen's, of one image
 LOCAL_SCHEMES = ("file://", "local://")
 
 
@@ -60,6 +61,7 @@ class Pictures:
         if isinstance(value, bytes) and value:
             return Image(data=value)
         if isinstance(value, Mapping):
+            check_size(value)
             for key in KEYS:
                 found = value.get(key)
                 if key in ("data", "base64") and isinstance(found, str) and found and not found.startswith("data:"):
@@ -116,6 +118,16 @@ class Pictures:
                 if not _is_inside(target, self.folder, self.data_folder):
                     raise LeftOut("outside")
         return Image(path=path)
+
+
+def check_size(value: Mapping[str, Any]) -> None:
+    """Raises ValueError for an image with a size of its own, which would be trained at another one."""
+    own = next((key for key in SIZE_KEYS if value.get(key) is not None), "")
+    if own:
+        raise ValueError(
+            f"an image has its own '{own}', which is not supported: sizes are the model's, or for all images "
+            f"config.image.min_pixels and max_pixels; take the key out"
+        )
 
 
 @functools.lru_cache(maxsize=1 << 12)

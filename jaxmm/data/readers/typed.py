@@ -9,7 +9,7 @@ from typing import Any
 from jaxmm.data.documents import Part, Text
 from jaxmm.data.readers.columns import FEATURES, TOKENS, looks
 from jaxmm.data.readers.parts import NEXT, Content, text
-from jaxmm.data.readers.pictures import Pictures
+from jaxmm.data.readers.pictures import Pictures, check_size
 from jaxmm.errors import UserError
 
 TEXT_TYPES, IMAGE_TYPES = ("text", "input_text", "output_text"), ("image", "image_url", "input_image")
@@ -61,6 +61,7 @@ def typed_parts(origin: str, what: str, content: Sequence[Any], pictures: Pictur
         elif kind:
             own = next((part[k] for k in OWN_KEYS.get(kind, IMAGE_KEYS) if part.get(k)), None)
             try:
+                check_size(part)
                 pieces.append(NEXT if own is None else pictures.medium(kind, part))
             except ValueError as error:
                 raise UserError(f"{origin}: {what}: {error}") from error

@@ -116,6 +116,28 @@ def test_a_part_of_another_kind_is_named(folder, part):
     assert "data.json, record 0: what 'user' says has a part that is neither text nor image" in message
 
 
+@pytest.mark.parametrize("key", ["max_pixels", "min_pixels", "resized_height", "resized_width"])
+def test_an_image_with_a_size_of_its_own_is_refused(folder, key):
+    for part in ({"type": "image", "image": "a.png", key: 50176}, {"type": "image", key: 50176}):
+        record = image(part) | {"images": ["a.png"]}
+        assert f"data.json, record 0: what 'user' says: an image has its own '{key}'" in refused(
+            folder.source([record])
+        )
+    listed = openai(("user", "<image>Who?"), ("assistant", "Me."), images=[{"path": "a.png", key: 9}])
+    assert f"an image has its own '{key}'" in refused(folder.source([listed]))
+    assert only(folder.source([image({"type": "image", "image": "a.png", key: None})]))
+
+
+@pytest.mark.parametrize("question", ["Where is <ref-object>?", [{"type": "text", "text": "What is at <bbox>?"}]])
+def test_marks_of_boxes_are_not_learnt_as_text(folder, question):
+    objects = {"ref": ["cat"], "bbox": [[1, 2, 30, 40]]}
+    record = openai(("user", question), ("assistant", "There."), objects=objects)
+    assert "data.json, record 0 has <" in refused(folder.source([record]))
+    assert "which are not supported yet" in refused(folder.source([record]))
+    assert only(folder.source([openai(("user", "A <bbox> tag?"), ("assistant", "HTML."))]))
+    assert only(folder.source([openai(("user", "Who?"), ("assistant", "Me."), objects=objects)]))
+
+
 def test_many_names_of_speakers_are_known(folder):
     turns = [("system", "S"), ("developer", "D"), ("human", "U"), ("gpt", "A"), ("tool", "T"), ("model", "M")]
     assert [role for role, _ in said(only(folder.source([openai(*turns)])))] == [

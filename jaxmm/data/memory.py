@@ -1,0 +1,30 @@
+"""How much memory there is, and what one batch takes of it: said at the start, not when the machine is out of it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from jaxmm.errors import UserError
+
+PIECE_BYTES = 250  # of a piece of an example, as an object of Python
+PART = 2  # a batch may take this part of the memory: while one is in use, the next one is made
+
+
+def host_memory() -> int:
+    """Bytes of this host, or of the container that this process is in."""
+    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        if os.path.exists(limit) and (text := Path(limit).read_text().strip()).isdigit():
+            sizes.append(int(text))
+    return min(sizes)
+
+
+def check_rows(rows: int, row_bytes: float, what: str) -> None:
+    """Raises UserError if what a batch of so many rows takes, ``what`` by name, does not fit the memory."""
+    room = host_memory()
+    if rows * row_bytes > room / PART:
+        raise UserError(
+            f"config.batch_size: {what} of {rows:,} rows are {rows * row_bytes / 1e9:,.1f} GB, and this machine has "
+            f"{room / 1e9:,.1f} GB of memory, half of it for one batch: lower it, or seq_len and patch_budget"
+        )
