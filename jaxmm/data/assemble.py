@@ -18,7 +18,7 @@ from jaxmm.data import geometry, media
 from jaxmm.data.documents import Features, Image
 from jaxmm.data.features import IMAGE, Extent, read_vectors
 from jaxmm.data.lengths import tiles
-from jaxmm.data.plan import Budgets, Lengths, Piece, Row, expanded_flags
+from jaxmm.data.plan import Budgets, Lengths, Piece, Row, expanded
 
 # Repeating data up to four times teaches about as much as new data does (Muennighoff et al., 2023); later passes over a
 # small set are where pictures are learnt by heart.
@@ -64,14 +64,15 @@ def lay_out(lengths: Lengths, piece: Piece, tokens: np.ndarray) -> Layout:
     prepared = lengths.prepared
     first_image, last_image = (int(i) for i in prepared.images_E1[piece.example : piece.example + 2])
     counts = lengths.slots_I[first_image:last_image]
-    token_at, token_flags, slot_at = expanded_flags(prepared, piece.example, counts)
+    token_at, token_flags, token_weights, slot_at = expanded(prepared, piece.example, counts)
     if len(tokens) != len(token_at):
         raise ValueError(
             f"{lengths.name}: example {piece.example} has {len(tokens)} tokens, its index says {len(token_at)}"
         )
     size = len(tokens) + int(counts.sum())
     values, flags = np.zeros(size + 1, np.int32), np.zeros(size + 1, np.uint8)
-    values[token_at], flags[token_at] = tokens, token_flags
+    weights = np.zeros(size + 1, np.float32)
+    values[token_at], flags[token_at], weights[token_at] = tokens, token_flags, token_weights
     slots = np.full(size, IGNORED, np.int32)
     is_slot = np.ones(size, bool)
     is_slot[token_at] = False
@@ -99,7 +100,7 @@ def lay_out(lengths: Lengths, piece: Piece, tokens: np.ndarray) -> Layout:
         tokens=values[cut],
         slots=piece_slots,
         targets=values[after],
-        weights=((next_flags & TARGET) > 0).astype(np.float32),
+        weights=np.where(next_flags & TARGET, weights[after], np.float32(0)),
         answers=answers.astype(np.int32),
         images=range(first_image + images.start, first_image + images.stop),
     )

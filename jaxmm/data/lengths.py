@@ -248,18 +248,31 @@ def _save(file: Path, array: np.ndarray) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def expanded_flags(prepared: Columns, example: int, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+class Expanded(NamedTuple):
     """The layout of one example with its soft tokens in place.
 
-    Returns:
-      token_at: (tokens,) position of each text token; flags: (tokens,) of batch.TARGET and batch.ANSWER;
+    Attributes:
+      token_at: (tokens,) position of each text token.
+      flags, weights: (tokens,) of batch.TARGET and batch.ANSWER; what each weighs in the loss if it is a target.
       slot_at: (images,) position of each image's first soft token, or of the first of discrete image tokens.
     """
+
+    token_at: np.ndarray
+    flags: np.ndarray
+    weights: np.ndarray
+    slot_at: np.ndarray
+
+
+def expanded(prepared: Columns, example: int, slots: np.ndarray) -> Expanded:
+    """Lays out an example whose images have so many soft tokens."""
     count = int(prepared.tokens_E[example])
     image_at = np.asarray(prepared.image_at_I[slice(*prepared.images_E1[example : example + 2])], np.int64)
     run_slice = slice(*prepared.runs_E1[example : example + 2])
     starts = np.asarray(prepared.run_start_R[run_slice], np.int64)
-    flags = np.repeat(np.asarray(prepared.run_flags_R[run_slice]), np.diff(np.append(starts, count)))
+    lengths = np.diff(np.append(starts, count))
+    flags, weights = (
+        np.repeat(np.asarray(c[run_slice]), lengths) for c in (prepared.run_flags_R, prepared.run_weight_R)
+    )
     before = np.concatenate([[0], np.cumsum(slots)])
     token_at = np.arange(count) + before[np.searchsorted(image_at, np.arange(count), side="right")]
-    return token_at, flags, image_at + before[:-1]
+    return Expanded(token_at, flags, weights, image_at + before[:-1])

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxmm.data.budgets import choose_budgets
-from jaxmm.data.lengths import Budgets, Lengths, expanded_flags
+from jaxmm.data.lengths import Budgets, Lengths, expanded
 from jaxmm.data.mixture import Mixture, Position, Stage, Streams, Window, make_mixture
 from jaxmm.data.pack import GOLDEN, assign, balanced_order, pack
 from jaxmm.data.pieces import (
@@ -39,7 +39,7 @@ from jaxmm.errors import UserError
 
 __all__ = [
     "Batches", "Budgets", "Lengths", "LongDocuments", "Mixture", "Origin", "Pass", "Piece", "Plan", "Row",
-    "Rows", "Stage", "balanced_order", "choose_budgets", "cut", "expanded_flags", "make_mixture", "pack",
+    "Rows", "Stage", "balanced_order", "choose_budgets", "cut", "expanded", "make_mixture", "pack",
 ]  # fmt: skip
 
 FORMAT = 4  # raise it with any change to which rows a plan gives

@@ -28,8 +28,8 @@ from array_record.python import array_record_module
 from jaxmm.data import files, media, remote
 from jaxmm.data import meta as metadata
 from jaxmm.data.documents import Features, Image, Media, Tokens
+from jaxmm.data.encoded import Encoded
 from jaxmm.data.features import Extent, extent, feature_widths
-from jaxmm.data.text import Encoded
 from jaxmm.errors import UserError, nearest
 
 META, FORMAT = metadata.NAME, metadata.FORMAT
@@ -44,12 +44,14 @@ COLUMNS = {
     "runs_E1": np.int64,
     "run_start_R": np.int32,
     "run_flags_R": np.uint8,
+    "run_weight_R": np.float32,
     "images_E1": np.int64,
     "image_at_I": np.int32,
     "image_height_I": np.int32,
     "image_width_I": np.int32,
     "image_kind_I": np.int32,
 }
+WEIGHT = "run_weight_R"  # which older folders lack, where all of it would be 1
 
 
 class Record(NamedTuple):
@@ -100,7 +102,7 @@ class Columns(abc.ABC):
       labels_E: uint64, bit k for the k-th of meta["labels"].
       runs_E1: int64 (E + 1,): example e has the runs runs_E1[e] to runs_E1[e + 1] of run_start_R and run_flags_R.
       run_start_R: int32, where in its example a run of tokens with equal flags starts; run_flags_R: uint8, batch.TARGET
-        and batch.ANSWER.
+        and batch.ANSWER; run_weight_R: float32, what a target of the run weighs in the loss.
       images_E1: int64 (E + 1,): offsets, in the same way, into the columns that end in _I.
       image_at_I: int32, before which token of its example the image's soft tokens stand; of discrete image tokens, the
         first of them.
@@ -115,6 +117,7 @@ class Columns(abc.ABC):
     runs_E1: np.ndarray
     run_start_R: np.ndarray
     run_flags_R: np.ndarray
+    run_weight_R: np.ndarray
     images_E1: np.ndarray
     image_at_I: np.ndarray
     image_height_I: np.ndarray
@@ -160,7 +163,7 @@ class Prepared(Columns):
         self.folder = Path(folder)
         if self.url:
             self.folder = remote.mirror_folder(self.url, self.meta, cache or remote.default_cache())
-            for name in [f"{column}.npy" for column in COLUMNS] + ["skipped.jsonl", "report.json"]:
+            for name in [f"{column}.npy" for column in self._written()] + ["skipped.jsonl", "report.json"]:
                 size = self.meta.get("columns", {}).get(name.removesuffix(".npy"), {}).get("bytes", -1)
                 remote.fetch(files.join(self.url, name), self.folder / name, size)
         self._open(is_first=True)
@@ -188,16 +191,22 @@ class Prepared(Columns):
 
     def _open(self, is_first: bool = False) -> None:
         """Opens the columns; those that are mapped are compared with their checksums by the first one to open them."""
-        for name in COLUMNS:
+        for name in self._written():
             if name not in self.__dict__:
                 path = self.folder / f"{name}.npy"
                 column = _read_column(path, self.meta.get("columns", {}).get(name), is_first)
                 if column is None or column.dtype != COLUMNS[name] or column.ndim != 1:
                     raise UserError(f"{path} is missing, or not as it was written: {self._remedy()}")
                 setattr(self, name, column)
+        if WEIGHT not in self._written():
+            self.run_weight_R = np.broadcast_to(np.float32(1), len(self.run_flags_R))
         self._ends = np.cumsum([shard["records"] for shard in self.meta["shards"]])
         self._readers: dict[int, Any] = {}
         self._lock = threading.Lock()
+
+    def _written(self) -> list[str]:
+        """The columns that the folder has: version 0.1 wrote no weights."""
+        return [name for name in COLUMNS if name != WEIGHT or name in self.meta.get("columns", ())]
 
     def _check(self) -> None:
         if not self.url:
@@ -402,6 +411,7 @@ class Index:
         parts["labels_E"].append(self._mask(labels))
         parts["run_start_R"].extend(encoded.run_starts.tolist())
         parts["run_flags_R"].extend(encoded.run_flags.tolist())
+        parts[WEIGHT].extend(encoded.run_weights.tolist())
         parts["runs_E1"].append(len(parts["run_start_R"]))
         parts["image_at_I"].extend(encoded.image_at.tolist())
         parts["image_height_I"].extend(size.height for size in sizes)

@@ -20,10 +20,11 @@ from array_record.python import array_record_module
 from jaxmm.data import files, media
 from jaxmm.data.disk import published, space_wanted
 from jaxmm.data.documents import SKIP_REASONS, Document, Media, Skip, Source, Text, Tokens, Unit, split_origin
+from jaxmm.data.encoded import Encoded
 from jaxmm.data.features import Extent, extent
-from jaxmm.data.prepared import COLUMNS, Index, Record, count_records, pack_record, stored
+from jaxmm.data.prepared import COLUMNS, WEIGHT, Index, Record, count_records, pack_record, stored
 from jaxmm.data.readers.columns import Seen
-from jaxmm.data.text import Encoded, Template
+from jaxmm.data.text import Template
 from jaxmm.errors import UserError
 
 DATA, INDEX = "data", "index"  # of an unfinished folder: what will be the finished one, and a file for each shard
@@ -122,7 +123,9 @@ def prepare_unit(source: Source, shard: Shard, template: Template, folder: Path,
             if count != len(index):
                 raise OSError(f"{folder / DATA / name}: {count} of {len(index)} records arrived on the disk")
         columns = index.columns()
-        for column in columns.values():
+        for name_of, column in columns.items():
+            if name_of == WEIGHT and (column == 1).all():
+                continue  # so that the same data has the fingerprint that it had before there were weights
             content.update(column.astype(column.dtype.newbyteorder("<"), copy=False).tobytes())
         content.update(json.dumps(index.labels).encode())
         if not len(index):
@@ -143,7 +146,9 @@ def read_part(path: Path) -> tuple[Part, dict[str, np.ndarray]]:
     """Returns a finished shard's part of the index."""
     with np.load(path) as stored:
         part = Part(**json.loads(stored["part"].tobytes()))
-        columns = {name: stored[name] for name in COLUMNS}
+        columns = {name: stored[name] for name in COLUMNS if name in stored}
+    # What was left unfinished by a version before weights has none.
+    columns.setdefault(WEIGHT, np.ones(len(columns["run_flags_R"]), COLUMNS[WEIGHT]))
     # What was left unfinished by a version before details has three.
     skipped = tuple((*entry, "")[:4] for entry in part.skipped)
     return part._replace(labels=tuple(part.labels), skipped=skipped), columns
