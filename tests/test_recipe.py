@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import json
+import re
 import runpy
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from small_run import ROOT
 
+from jaxmm import command
 from jaxmm.batch import ImageSpec
 from jaxmm.data.plan import Budgets, Lengths
+from jaxmm.data.reading import Reading
 from jaxmm.errors import UserError
 from jaxmm.recipe import (
     Corpus,
+    eval_corpus,
     make_assembler,
     make_plan,
     parse_mixture,
     parse_numbers,
     parse_schedule,
+    read_data,
+    read_reading,
     read_steps,
+    train_corpus,
 )
 
 sys.path.append(str(ROOT / "tests/data"))
@@ -109,3 +118,69 @@ def test_a_run_that_ends_before_its_data_does_plans_none_of_the_rest(config, cor
     assert read_steps(config, ends) == 50
     config.steps = 1000
     assert read_steps(config, ends) == ends.batches() == pytest.approx(ends.about_batches(), rel=0.1)
+
+
+# Training data and held-out data
+
+
+def corpora(tmp_path: Path, **keys: object):
+    """The texts of the training data and of the held-out data, as a run with these keys reads them."""
+    given = [f"--config.{key.replace('__', '.')}={value}" for key, value in keys.items()]
+    base = [f"--config={ROOT / 'configs/base.py'}", f"--config.data.cache={tmp_path / 'cache'}"]
+    config = command.parse([*base, *given], {}, about="").config
+    recipe = read_data(config)
+    return [
+        _texts(corpus) if corpus else None for corpus in (train_corpus(config, recipe), eval_corpus(config, recipe))
+    ]
+
+
+def _texts(corpus) -> list[str]:
+    (source,) = corpus.lengths
+    return [bytes(t - 3 for t in source.prepared.read(i).tokens[:-1]).decode() for i in range(len(source))]
+
+
+def write(path: Path, count: int, said: str = "page") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"text": f"{said} {i}"}) + "\n" for i in range(count)))
+    return path
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_part_kept_for_evaluation_is_not_trained_on(tmp_path, same):
+    path = write(tmp_path / "a.jsonl", 200)
+    train, held_out = corpora(
+        tmp_path, data__path=path, data__val_size=0.2, eval__path=path if same else "", data__mixture="a:1"
+    )
+    assert 10 < len(held_out) < 80
+    assert sorted(train + held_out) == sorted(f"page {i}" for i in range(200))
+    assert corpora(tmp_path, data__path=path)[1] is None
+
+
+def test_a_folder_of_splits_is_both(tmp_path):
+    write(tmp_path / "web/train-0.jsonl", 3, "train")
+    write(tmp_path / "web/validation-0.jsonl", 2, "validation")
+    write(tmp_path / "web/test-0.jsonl", 1, "test")
+    web = tmp_path / "web"
+    train, held_out = corpora(tmp_path, data__path=web, eval__path=web)
+    assert (train[0], held_out) == ("train 0", ["validation 0", "validation 1"])
+    assert corpora(tmp_path, data__path=web, data__split="val", eval__path=web, eval__split="test")[1] == ["test 0"]
+
+
+def test_a_config_that_lacks_the_keys_reads_as_their_defaults():
+    config = command.parse([f"--config={ROOT / 'configs/base.py'}"], {}, about="").config
+    assert read_reading(config) == Reading()
+    old = command.parse([f"--config={ROOT / 'configs/base.py'}"], {}, about="").config
+    with old.unlocked():
+        for key in ("columns", "split", "val_size", "placeholder", "allow_urls", "url_hosts", "on_error", "drop_image"):
+            del old.data[key]
+    assert read_reading(old) == Reading()
+
+
+def test_keys_that_prepared_data_cannot_follow_are_refused(tmp_path):
+    path = write(tmp_path / "a.jsonl", 20)
+    corpora(tmp_path, data__path=path)
+    for key, value in (("data__val_size", 0.1), ("data__columns", "text=text"), ("data__split", "train")):
+        with pytest.raises(UserError, match=re.escape(f"config.{key.replace('__', '.')}")):
+            corpora(tmp_path, data__path=tmp_path / "cache" / "prepared", **{key: value})
+    with pytest.raises(UserError, match=r"config\.data\.val_size: the demo has held-out data"):
+        corpora(tmp_path, data__val_size=0.1)

@@ -63,10 +63,10 @@ def join(folder: str, name: str) -> str:
     return os.path.abspath(os.path.join(folder, name))
 
 
-def natural(name: str) -> tuple[tuple[str | int, ...], str]:
+def natural(name: str) -> tuple[tuple[tuple[str | int, ...], ...], str]:
     """A key to sort names by as people number them: ``a2`` before ``a10``, folder by folder."""
-    parts = _DIGITS.split(name.replace("/", "\0"))
-    return tuple(int(part) if k % 2 else part for k, part in enumerate(parts)), name
+    parts = map(_DIGITS.split, name.split("/"))
+    return tuple(tuple(int(part) if k % 2 else part for k, part in enumerate(one)) for one in parts), name
 
 
 def open_binary(name: str) -> BinaryIO:

@@ -43,7 +43,7 @@ def read_sources(path: str, names: Sequence[str], reading: Reading = Reading()) 
     if files.is_folder(path):
         if files.is_file(listing := files.join(path, "dataset_dict.json")):
             found = _of_dict(path, listing, names, reading)
-            return [_folder(p, dataclasses.replace(reading, split=""), told) for p, told in found]
+            return [_folder(p, reading, told, whole=True) for p, told in found]
         info = files.join(path, dataset_info.NAME)
         if files.is_file(files.join(path, "state.json")) or not files.is_file(info):
             return [_named(_folder(path, reading), path, names)]
@@ -158,17 +158,17 @@ def _file(path: str, reading: Reading) -> Source:
     return _source(_stem(path), [path], _parent(path), reading)
 
 
-def _folder(folder: str, reading: Reading, told: str = "") -> Source:
-    """Returns the source of the files in a folder that are of one split, and must be of one kind."""
+def _folder(folder: str, reading: Reading, told: str = "", whole: bool = False) -> Source:
+    """Returns the source of the files in a folder, which must be of one kind, and if not ``whole`` of one split."""
     name = folder.rstrip("/").rpartition("/")[2]
     inside = [file for file in files.listed(folder) if _is_data(file)]
     if found := pairs.found(inside):
         return _source(name, found, folder, reading, kind=containers.PAIRS, told=told)
     found = [file for file in inside if containers.suffix(file)]
     if not found:
-        below, told = _below(folder, reading)
-        return dataclasses.replace(_folder(below, dataclasses.replace(reading, split=""), told), name=name)
-    found, line = splits.chosen(folder, found, reading.split, reading.evaluation)
+        below, told, whole = _below(folder, reading)
+        return dataclasses.replace(_folder(below, reading, told, whole), name=name)
+    found, line = (found, "") if whole else splits.chosen(folder, found, reading.split, reading.evaluation)
     kinds = sorted({containers.suffix(file) for file in found})
     if len({id(containers.CONTAINERS[kind]) for kind in kinds}) > 1:
         raise UserError(f"{folder} holds {', '.join(kinds)} files: say which, as {files.join(folder, '*' + kinds[0])}")
@@ -180,18 +180,21 @@ def _is_data(file: str) -> bool:
     return not base.startswith(".") and base not in NOTES and files.is_file(file)
 
 
-def _below(folder: str, reading: Reading) -> tuple[str, str]:
-    """Returns the folder of the split in a folder without files (train/, val/), or its data/, and a line on it."""
+def _below(folder: str, reading: Reading) -> tuple[str, str, bool]:
+    """Returns the folder of the split in a folder without files (train/, val/), or its data/, and a line on it.
+
+    And whether all of it is of the split.
+    """
     inside = [found for found in files.listed(folder) if files.is_folder(found)]
     split = [found for found in inside if splits.of(found)]
     if split:
         chosen, line = splits.chosen(folder, split, reading.split, reading.evaluation)
         if len(chosen) > 1:
             raise UserError(f"{folder} holds the folders {', '.join(chosen)}: give one of them")
-        return chosen[0], line.replace(" files)", " folders)")
+        return chosen[0], line.replace(" files)", " folders)"), True
     data = files.join(folder, "data")
     if data in inside:
-        return data, f"{folder}: its folder data is read"
+        return data, f"{folder}: its folder data is read", False
     raise UserError(f"{folder} holds no data: neither a dataset_info.json nor a {', '.join(SUFFIXES)} file")
 
 

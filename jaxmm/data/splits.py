@@ -62,6 +62,8 @@ def chosen(where: str, names: Sequence[str], asked: str, evaluation: bool) -> tu
         asked = "train"
         # What no name says the split of is train's, beside what is held out.
         found = [name for name in names if of(name) in ("train", "")]
+        if len(by_split) == 1:
+            return list(names), f"{where} has no train split: its {', '.join(by_split)} is read"
         if not found:
             raise UserError(
                 f"{where} holds {', '.join(sorted(by_split))} and no train: say which, as "

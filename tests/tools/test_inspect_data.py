@@ -312,6 +312,16 @@ def test_the_keyboard_opens_closes_and_moves(page):
 
 
 @pytest.mark.browser
+def test_columns_that_were_read_and_those_that_were_not_are_told(arguments, tmp_path):
+    records = [{"id": i, "text": f"page {i}", "url": "https://e.org/a.png"} for i in range(9)]
+    (tmp_path / "web.jsonl").write_text("\n".join(map(json.dumps, records)))
+    keys = {"data.path": tmp_path / "web.jsonl", "data.mixture": "", "data.cache": tmp_path / "cache"}
+    given = [*arguments, *(f"--config.{key}={value}" for key, value in keys.items())]
+    args = command.parse(given, tool.FLAGS, about="")
+    shown = re.sub("<[^>]+>", "", tool.render(tool.make_report(args.config, "t", (0, 1), 1)))
+    assert "web: columns of its records: text (9) read; id (9) not read; url (9) not read; in 9 a picture" in shown
+
+
 def test_what_became_padding_and_what_was_cut_is_told(page):
     lost = [number for number, view in enumerate(views(page)) if view.skipped]
     assert lost

@@ -64,6 +64,7 @@ def test_what_it_writes_is_what_a_run_takes(tmp_path, capsys):
     assert re.search(r"pages +text +30 +495 +0 +0 +0\n", out)
     assert re.search(r"<= 32 +15 +#+\n", out)
     assert re.search(r"left out .*\ncats +missing +1\n", out)
+    assert re.search(r"\ncats +conversations +30 +read\ncats +images +30 +read\npages +text +30 +read\n", out)
     path = re.search(r"--config\.data\.path=(\S+) --config\.data\.mixture=cats:0\.7,pages:0\.3", out)
     assert path
     found = corpus(path[1], "cats:0.7,pages:0.3", tmp_path / "cache")

@@ -111,7 +111,11 @@ def _blocks(unit: Unit) -> Iterator[bytes | LeftOut]:
                 if not block:
                     return
                 if at + len(block) < stop and not block.endswith(b"\n"):
-                    block += opened.readline(streams.LONGEST)
+                    try:
+                        block += opened.readline(streams.LONGEST)
+                    except streams.CUT:
+                        yield block[: block.rfind(b"\n") + 1]
+                        raise
                     if len(block) >= streams.LONGEST:
                         raise UserError(
                             f"{unit.file}, byte {at}: a line has no end within {streams.LONGEST >> 20} MiB: is it text?"

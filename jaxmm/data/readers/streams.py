@@ -71,13 +71,20 @@ class _Raw(io.RawIOBase):
     """A stream under a buffer of our own, whatever it is."""
 
     def __init__(self, stream: BinaryIO):
-        self._stream = stream
+        self._read = getattr(stream, "read1", stream.read)
+        self._trouble: Exception | None = None
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, into: bytearray | memoryview) -> int:  # type: ignore[override]
-        block = self._stream.read(len(into))
+        if self._trouble is not None:
+            raise self._trouble
+        try:
+            block = self._read(len(into))
+        except CUT as trouble:
+            self._trouble = trouble  # raised by the next read: this one gives what precedes it
+            return 0
         into[: len(block)] = block
         return len(block)
 

@@ -164,6 +164,10 @@ def _place(record: dict[str, Any], base: str, images: dict[str, bytes]) -> None:
         if all(content is not None for name, content in zip(names, found, strict=True) if name is not None):
             record["images"] = found
             return
+    for name, value in record.items():  # for whom the user names the column
+        found = [_named(one, base, images) for one in listed(value)]
+        if all(found) and len(set(map(id, found))) == len(images):
+            record[name] = found
     _without_others(record)
     record["image"] = [images[extension] for extension in sorted(images, key=_order)]
 
@@ -189,7 +193,7 @@ def _name_of(part: dict[str, Any]) -> Any:
 
 def _named(name: Any, base: str, images: dict[str, bytes]) -> bytes | None:
     """Returns the image whose extension (``0.jpg``), or file name (``key.0.jpg``), this is."""
-    if not isinstance(name, str):
+    if not isinstance(name, str) or "://" in name:
         return None
     last = name.rpartition("/")[2].lower()
     return images.get(last, images.get(last.removeprefix(f"{base}.")))

@@ -142,7 +142,7 @@ def test_a_prompt_and_its_completion_may_be_lists_of_messages(folder: Folder):
     assert said(only(folder.source([record]))) == expected
     assert said(only(folder.source([record], columns="prompt=prompt,response=completion"))) == expected
     plain = {"images": ["a.png"], "prompt": "Who?", "completion": "A cat."}
-    with pytest.raises(UserError, match=r"config.data.columns=prompt=prompt,response=completion"):
+    with pytest.raises(UserError, match=r"config\.data\.columns=prompt=prompt,response=completion"):
         folder.source([plain])
 
 

@@ -8,9 +8,11 @@ import pytest
 import webdataset
 
 from jaxmm.data.documents import Skip, Source
+from jaxmm.data.readers import tars
+from jaxmm.data.reading import Reading
 from jaxmm.data.sources import read_sources
 from jaxmm.errors import UserError
-from readers.reading import Folder, only, said, skipped
+from readers.reading import Folder, only, refused, said, skipped
 
 
 def shard(folder: Folder, samples: list[dict], name: str = "shard-0.tar") -> str:
@@ -165,3 +167,50 @@ def test_each_tar_of_a_pattern_is_a_unit(folder):
     (source,) = read_sources(str(folder.path / "shards" / "train-*.tar"), ["train"])
     assert [unit.file for unit in source.units()] == list(source.files)
     assert [d.origin for d in source.documents()] == [f"train-{part}.tar, record 0" for part in range(3)]
+
+
+def test_pictures_are_in_the_order_of_the_numbers_in_their_names(folder):
+    for style in ("frames.{}", "img{}", "image_{}", "{}"):
+        sample = {f"{style.format(i)}.png": str(i).encode() for i in (0, 1, 2, 9, 10, 11, 100)}
+        source = opened(folder, {"__key__": "s", "txt": "<image>" * 7, **sample})
+        assert said(only(source)) == [("document", "[0][1][2][9][10][11][100]")]
+
+
+@pytest.mark.parametrize("ending", ["bmp", "tif", "tiff", "avif", "gif", "JPEG", "heic"])
+def test_members_of_every_kind_of_picture_are_read(folder, ending):
+    assert said(only(opened(folder, {"__key__": "a", ending: b"x", "txt": "A cat."}))) == [("document", "[x]A cat.")]
+
+
+def test_a_member_of_another_name_that_is_a_picture_stops(folder):
+    source = opened(folder, {"__key__": "a", "bin": b"\xff\xd8\xff\xe0" + bytes(99), "cls": "3", "txt": "A cat."})
+    assert "has no picture, but its '.bin' looks like one" in refused(source)
+
+
+def test_what_a_record_names_is_where_it_says(folder):
+    parts = [
+        {"type": "image", "image": "1.png"},
+        {"type": "text", "text": "or"},
+        {"type": "image_url", "image_url": {"url": "x/s.0.png"}},
+    ]
+    talk = {"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": "I."}]}
+    sample = {"__key__": "s", "json": talk, "0.png": b"zero", "1.png": b"one"}
+    assert said(only(opened(folder, sample)))[0] == ("user", "[one]or[zero]")
+    for path in ("elsewhere/cat.png", "s.png"):
+        talk = {"messages": [{"role": "user", "content": [{"type": "image", "image": path}]}]}
+        assert said(only(opened(folder, {"__key__": "s", "json": talk, "png": b"cat"})))[0] == ("user", "[cat]")
+    asked = {"shot": "s.jpg", "question": "Who?", "answer": "I."}
+    path = shard(folder, [{"__key__": "s", "json": asked, "jpg": b"cat"}])
+    (source,) = read_sources(path, [], Reading(columns="image=shot,prompt=question,response=answer"))
+    assert said(only(source))[0] == ("user", "[cat]Who?")
+    page = ["0.png", "One.", "1.png", "Two."]
+    sample = {"__key__": "s", "json": page, "0.png": b"zero", "1.png": b"one"}
+    assert said(only(opened(folder, sample))) == [("document", "[zero]One.[one]Two.")]
+
+
+def test_a_member_that_is_too_large_is_one_line(folder, monkeypatch):
+    monkeypatch.setattr(tars, "MAX_MEMBER", 1000)
+    path = shard(folder, [{"__key__": "a", "txt": "x" * 2000}], "a.tgz")
+    with pytest.raises(UserError, match=r"the member a\.txt has 2,000 bytes, more than"):
+        read_sources(path, [])
+    path = shard(folder, [{"__key__": "a", "mp4": bytes(2000), "txt": "A cat."}], "b.tgz")
+    assert said(only(read_sources(path, [])[0])) == [("document", "A cat.")]
