@@ -133,7 +133,7 @@ def _fetched(url: str) -> bytes:
     for wait in (*RETRY_SECONDS, None):
         try:
             with files.open_binary(url) as file:
-                return file.read()
+                return file.read(MAX_BYTES + 1)  # one more than is taken
         except UserError:
             raise
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):

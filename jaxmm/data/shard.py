@@ -24,6 +24,7 @@ from jaxmm.data.documents import SKIP_REASONS, Document, Media, Skip, Source, Te
 from jaxmm.data.features import Extent, extent
 from jaxmm.data.prepared import COLUMNS, Index, Record, count_records, pack_record, stored
 from jaxmm.data.text import Encoded, Template
+from jaxmm.errors import UserError
 
 DATA, INDEX = "data", "index"  # of an unfinished folder: what will be the finished one, and a file for each shard
 CHUNK_DOCUMENTS, CHUNK_BYTES = 1000, 8 << 20  # tokenized at once
@@ -136,10 +137,17 @@ def part_path(folder: Path, number: int) -> Path:
 
 
 def read_part(path: Path) -> tuple[Part, dict[str, np.ndarray]]:
-    """Returns a finished shard's part of the index."""
-    with np.load(path) as stored:
-        part = Part(**json.loads(stored["part"].tobytes()))
-        columns = {name: stored[name] for name in COLUMNS}
+    """Returns a finished shard's part of the index.
+
+    Raises:
+      UserError: if it has been damaged since.
+    """
+    try:
+        with np.load(path) as stored:
+            part = Part(**json.loads(stored["part"].tobytes()))
+            columns = {name: stored[name] for name in COLUMNS}
+    except Exception as error:  # of a damaged archive zipfile raises anything
+        raise UserError(f"{path} has been damaged: run the same command again, which prepares it anew") from error
     skipped = tuple((file, record, reason) for file, record, reason in part.skipped)
     return part._replace(labels=tuple(part.labels), skipped=skipped), columns
 
