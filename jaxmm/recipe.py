@@ -269,7 +269,10 @@ def eval_corpus(config: ConfigDict, recipe: Recipe) -> Corpus | None:
 
 def read_budgets(config: ConfigDict, corpus: Corpus) -> Budgets:
     """The budgets of a row, enough for every stage of the mixture."""
-    merge = corpus.lengths[0].spec.merge  # a folder's model may have another than the config
+    spec = corpus.lengths[0].spec
+    merge = spec.merge  # a folder's model may have another than the config
+    least = Budgets(config.seq_len, config.patch_budget, 0, config.target_budget)
+    check_rows(1, row_bytes(least, spec), "the arrays")  # before so large a row is filled to see what it needs
     asked = config.seq_len, config.patch_budget, config.target_budget
     dealt = sharding.dealt_multiple(config.mesh.context)
     found = [

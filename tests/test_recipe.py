@@ -25,6 +25,7 @@ from jaxmm.recipe import (
     parse_mixture,
     parse_numbers,
     parse_schedule,
+    read_budgets,
     read_data,
     read_reading,
     read_steps,
@@ -99,6 +100,12 @@ def test_a_batch_that_no_memory_holds_is_one_line(config, corpus):
     make_assembler(config, image, corpus, BUDGETS)
     with pytest.raises(UserError, match="lower it, or seq_len and patch_budget"):
         make_assembler(config, image, corpus, BUDGETS._replace(patches=10**9))
+
+
+def test_a_row_that_no_memory_holds_is_one_line(config, corpus):
+    config.seq_len = 10**9
+    with pytest.raises(UserError, match=r"the arrays of 1 row are .* lower it, or seq_len and patch_budget"):
+        read_budgets(config, corpus)
 
 
 @pytest.mark.parametrize("epochs", [1e15, 1e9, float("inf"), float("nan"), -1.0])

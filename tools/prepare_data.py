@@ -94,7 +94,7 @@ def main(argv: list[str]) -> int:
         if is_url:
             progress.say(f"copying {folder} to {output}")
             remote.put(folder, files.join(output, folder.name))
-        reports.append(json.loads((folder / "report.json").read_text()))
+        reports.append(read_report(folder))
     print(closing(reports))
     mixture = f" --config.data.mixture={args.mixture}" if args.mixture else ""
     print(f"\nready: --config.data.path={output}{mixture} --config.data.objective={args.objective}", end="")
@@ -102,6 +102,15 @@ def main(argv: list[str]) -> int:
         print(f" --config.data.{name}={getattr(args, name)}" if getattr(args, name) else "", end="")
     print()
     return 0
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / "report.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{folder}: its report.json is missing or damaged: delete the folder and prepare it again"
+        ) from error
 
 
 def refuse_another(source: Source, template: Template, output: str) -> None:

@@ -136,7 +136,7 @@ def _fetched(url: str) -> bytes:
             if urls.is_web(url):
                 return urls.fetch(url)
             with files.open_binary(url) as file:
-                return file.read()
+                return file.read(MAX_BYTES + 1)  # one more than is taken
         except UserError:
             raise
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):

@@ -22,9 +22,9 @@ def host_memory() -> int:
 
 def check_rows(rows: int, row_bytes: float, what: str) -> None:
     """Raises UserError if what a batch of so many rows takes, ``what`` by name, does not fit the memory."""
-    room = host_memory()
-    if rows * row_bytes > room / PART:
+    taken, room = rows * row_bytes, host_memory()
+    if taken > room / PART:
         raise UserError(
-            f"config.batch_size: {what} of {rows:,} rows are {rows * row_bytes / 1e9:,.1f} GB, and this machine has "
-            f"{room / 1e9:,.1f} GB of memory, half of it for one batch: lower it, or seq_len and patch_budget"
+            f"config.batch_size: {what} of {rows:,} row{'s' * (rows > 1)} are {taken / 1e9:,.1f} GB, and this machine "
+            f"has {room / 1e9:,.1f} GB of memory, half of it for one batch: lower it, or seq_len and patch_budget"
         )

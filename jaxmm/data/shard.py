@@ -143,10 +143,17 @@ def part_path(folder: Path, number: int) -> Path:
 
 
 def read_part(path: Path) -> tuple[Part, dict[str, np.ndarray]]:
-    """Returns a finished shard's part of the index."""
-    with np.load(path) as stored:
-        part = Part(**json.loads(stored["part"].tobytes()))
-        columns = {name: stored[name] for name in COLUMNS if name in stored}
+    """Returns a finished shard's part of the index.
+
+    Raises:
+      UserError: if it has been damaged since.
+    """
+    try:
+        with np.load(path) as stored:
+            part = Part(**json.loads(stored["part"].tobytes()))
+            columns = {name: stored[name] for name in COLUMNS if name in stored}
+    except Exception as error:  # of a damaged archive zipfile raises anything
+        raise UserError(f"{path} has been damaged: run the same command again, which prepares it anew") from error
     # What was left unfinished by a version before weights has none.
     columns.setdefault(WEIGHT, np.ones(len(columns["run_flags_R"]), COLUMNS[WEIGHT]))
     # What was left unfinished by a version before details has three.

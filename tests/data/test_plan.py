@@ -155,12 +155,15 @@ def test_a_table_belongs_to_everything_that_its_rows_depend_on(tmp_path):
         assert len(files(**change)) == (count := count + 1)
 
 
-def test_a_table_that_was_cut_short_is_made_anew(tmp_path):
-    plan_of([made(1, 40, "a")], table=tmp_path).batch(60)
+def test_a_table_that_is_damaged_is_made_anew(tmp_path):
+    wanted = plan_of([made(1, 40, "a")], table=tmp_path).batch(60)
     (file,) = tmp_path.iterdir()
-    file.write_bytes(file.read_bytes()[:100])
-    plan = plan_of([made(1, 40, "a")], table=tmp_path)
-    assert plan.batch(60) == plan_of([made(1, 40, "a")]).batch(60)
+    whole = file.read_bytes()
+    flips = [whole[:n] + bytes([whole[n] ^ 4]) + whole[n + 1 :] for n in range(0, len(whole), 83)]
+    for damaged in (*flips, b"", whole[:100]):
+        file.write_bytes(damaged)
+        plan = plan_of([made(1, 40, "a")], table=tmp_path)
+        assert plan.batch(60) == wanted
     assert np.load(file)["starts"].tolist() == plan._table.starts[: len(np.load(file)["starts"])]
 
 

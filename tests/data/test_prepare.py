@@ -1,5 +1,6 @@
 """Preparing: once; the same bytes for any number of workers; what is left out is told."""
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -33,6 +34,7 @@ from jaxmm.data.files import Version
 from jaxmm.data.prepare import joined_units, prepare
 from jaxmm.data.prepared import Prepared
 from jaxmm.data.progress import Progress
+from jaxmm.data.shard import read_part
 from jaxmm.data.sources import read_sources
 from jaxmm.data.text import Template
 from jaxmm.data.tokenizer import load_tokenizer
@@ -278,6 +280,26 @@ def test_a_dead_worker_raises_with_its_cause_and_its_work_can_go_on(tmp_path, mo
     assert [f.suffix for f in tmp_path.iterdir()] == [".part"]
     assert len(Prepared(prepare(numbered(4, 2), TEMPLATE, tmp_path))) == 4
     assert [f.name[0] for f in tmp_path.iterdir()] == ["m"]
+
+
+def test_damage_to_what_an_interrupted_preparation_left_is_one_line(tmp_path, monkeypatch):
+    source, kept = numbered(4, 2), tmp_path / "kept.npz"
+
+    def keep(path):
+        kept.write_bytes(path.read_bytes())
+        return read_part(path)
+
+    monkeypatch.setattr(prepare_module, "read_part", keep)
+    prepare(source, TEMPLATE, tmp_path / "cache")
+    assert read_part(kept)[0].records == 4
+    whole = kept.read_bytes()
+    for place in range(0, len(whole), 97):
+        kept.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        with contextlib.suppress(UserError):
+            read_part(kept)
+        kept.write_bytes(whole[:place])
+        with pytest.raises(UserError, match=r"kept\.npz has been damaged: run the same command again"):
+            read_part(kept)
 
 
 def test_what_a_worker_raises_is_raised_with_its_traceback(tmp_path, monkeypatch):
