@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxmm.batch import ANSWER, TARGET
+from jaxmm.data import template_limits
 from jaxmm.data.documents import Part, Text, Turn
 from jaxmm.data.tokenizer import added_tokens, needs_context
 from jaxmm.errors import UserError
@@ -198,6 +199,7 @@ class ChatFormat:
 
     def _render(self, messages: list[dict[str, str]], marks: int, opens: bool) -> str:
         """The template's text; contents are given as strings, or, where it takes no strings, as lists of one part."""
+        template_limits.install()  # here, as a worker process gets this object and renders too
         as_lists = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
         trouble = ""
         for form in (messages, as_lists):
