@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import json
 import math
+import os
 import sys
 import types
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -99,6 +100,21 @@ def parse(
         consistency.check(flat(loaded))
         values |= {"config": loaded, "config_name": Path(origin).stem}
     return types.SimpleNamespace(**values)
+
+
+def check_folder(flag: str, folder: Path) -> None:
+    """Raises UserError where ``folder`` is none and cannot be made, or may not be written to."""
+    for place in (folder, *folder.parents):
+        try:
+            if not place.exists() and not place.is_symlink():
+                continue
+        except OSError as error:  # a name that no folder can have
+            raise UserError(f"{flag} {str(folder)[:200]}: {error.strerror}") from error
+        if not place.is_dir():
+            raise UserError(f"{flag} {folder}: {place} is a file or a broken link, not a folder")
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise UserError(f"{flag} {folder}: {place} may not be written to")
+        return
 
 
 def to_json(config: ConfigDict) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import importlib.metadata
 import os
 import pickle
 import platform
+import stat
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -145,13 +146,21 @@ CODE = _code()  # now: sources may be edited while a run prepares its data
 
 
 def _read(path: Path) -> tuple[bytes, list[Any]] | None:
-    """What is kept; None where there is nothing, or what is there is not whole."""
+    """What is kept; None where there is nothing, what is there is not whole, or another user could have written it:
+    to read a pickle, and then to run a program, is to run what its writer likes."""
     try:
-        digest, body = (data := path.read_bytes())[:32], data[32:]
+        with path.open("rb") as file:
+            if not _is_ours(os.fstat(file.fileno())):
+                return None
+            digest, body = (data := file.read())[:32], data[32:]
         os.utime(path)  # what is used does not get old
-    except OSError:  # nothing, or another user's
+    except OSError:  # nothing, or not for us to read
         return None
     return pickle.loads(body) if hashlib.sha256(body).digest() == digest else None
+
+
+def _is_ours(status: os.stat_result) -> bool:
+    return status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def _write(path: Path, kept: tuple[bytes, list[Any]]) -> None:
@@ -160,6 +169,7 @@ def _write(path: Path, kept: tuple[bytes, list[Any]]) -> None:
     written = path.with_name(f"{path.name}.{os.getpid()}")  # whole, or not under its name
     try:
         written.write_bytes(hashlib.sha256(body).digest() + body)
+        written.chmod(0o600)
         written.replace(path)
     finally:
         written.unlink(missing_ok=True)

@@ -93,8 +93,27 @@ def keep_compiled(cache: Path) -> None:
 
     if jax.config.values["jax_compilation_cache_dir"] is None:
         kind = hashlib.sha256(_processor().encode()).hexdigest()[:12]
-        jax.config.update("jax_compilation_cache_dir", str(cache / "compiled" / kind))
+        folder = cache / "compiled" / kind
+        if line := _not_ours(cache / "compiled") or _not_ours(folder):
+            print(line, file=sys.stderr)
+            return
+        jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _not_ours(folder: Path) -> str:
+    """Makes a folder that others cannot write to; or a line where it is theirs, as what is kept in it is run."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
+        if status.st_uid == os.getuid():
+            if status.st_mode & 0o022:
+                folder.chmod(status.st_mode & ~0o022)
+            return ""
+        reason = "it belongs to another user, who could have programs of theirs run"
+    except OSError as error:
+        reason = str(error.strerror)
+    return f"compiled programs are not kept in {folder}: {reason}; set config.data.cache or JAX_COMPILATION_CACHE_DIR"
 
 
 def _processor() -> str:

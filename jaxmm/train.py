@@ -431,6 +431,7 @@ def _one_line(figures: dict[str, Figures]) -> Iterator[str]:
 def main(argv: list[str]) -> int:
     args = command.parse(argv, FLAGS, about=__doc__ or "")
     workdir = Path(args.workdir or f"runs/{args.config_name}")
+    command.check_folder("--workdir", workdir)
     startup.join_processes()
     startup.keep_compiled(cache_folder(args.config))
     startup.split_cpu(args.config.mesh, args.config.batch_size // max(args.config.accumulation, 1))

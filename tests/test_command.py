@@ -286,3 +286,21 @@ def test_configs_of_two_folders_import_each_their_own_neighbour(tmp_path):
         )
     found = [command.parse([f"--config={tmp_path / name / 'mine.py'}"], {}).config.seed for name in ("one", "two")]
     assert found == [1, 2]
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    command.check_folder("--workdir", tmp_path / "a/b/c")
+    command.check_folder("--workdir", tmp_path)
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+    for folder, message in (
+        (
+            tmp_path / "file",
+            f"--workdir {tmp_path / 'file'}: {tmp_path / 'file'} is a file or a broken link, not a folder",
+        ),
+        (tmp_path / "file/run", f"{tmp_path / 'file'} is a file or a broken link, not a folder"),
+        (tmp_path / ("x" * 300), "File name too long"),
+    ):
+        with pytest.raises(UserError) as error:
+            command.check_folder("--workdir", folder)
+        assert message in str(error.value)

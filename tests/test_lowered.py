@@ -138,6 +138,22 @@ def test_a_damaged_file_is_made_again(mesh, folder):
         assert [p.name for p in folder.iterdir()] == [path.name]
 
 
+def test_what_another_user_could_have_written_is_not_read(mesh, folder, monkeypatch):
+    monkeypatch.setattr(lowered.pickle, "loads", lambda body: pytest.fail("a pickle of another user's was read"))
+    first, _ = Program(mesh).run()
+    (path,) = folder.iterdir()
+    assert path.stat().st_mode & 0o777 == 0o600
+    for change in (
+        lambda: path.chmod(0o666),
+        lambda: monkeypatch.setattr(os, "getuid", lambda: path.stat().st_uid + 1),
+    ):
+        change()
+        program = Program(mesh)
+        again, _ = program.run()
+        assert program.traced == 1
+        np.testing.assert_array_equal(first.weights, again.weights)
+
+
 def test_a_folder_that_cannot_be_written_to_is_a_warning(mesh, folder):
     folder.write_text("not a folder")
     with pytest.warns(UserWarning, match="not kept in .*lowered"):

@@ -81,3 +81,16 @@ def test_threads_of_a_cpu_are_by_the_devices_of_the_job(processes, env, expected
     told = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=3"} | env
     code = f"from jaxmm import startup; startup._fix_cpu_threads({processes}); import os; "
     assert run(f"{code}print(os.environ.get('NPROC'), os.environ.get('PJRT_NPROC'))", **told) == expected
+
+
+def test_programs_are_kept_in_a_folder_that_nobody_else_writes_to(tmp_path, monkeypatch):
+    folder = tmp_path / "compiled"
+    assert startup._not_ours(folder) == ""
+    assert folder.stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o775)
+    assert startup._not_ours(folder) == ""
+    assert folder.stat().st_mode & 0o777 == 0o755
+    (tmp_path / "file").write_text("")
+    assert f"compiled programs are not kept in {tmp_path / 'file' / 'x'}" in startup._not_ours(tmp_path / "file" / "x")
+    monkeypatch.setattr(os, "getuid", lambda: folder.stat().st_uid + 1)
+    assert "belongs to another user, who could have programs of theirs run" in startup._not_ours(folder)

@@ -18,6 +18,7 @@ import jinja2.meta
 import jinja2.sandbox
 
 from jaxmm.batch import ANSWER, TARGET
+from jaxmm.data import template_limits
 from jaxmm.data.tokenizer import AddedTokens
 from jaxmm.errors import UserError
 
@@ -122,6 +123,7 @@ class ChatTemplate:
         Raises:
           UserError: with what the template raised.
         """
+        template_limits.install()  # here, as a worker process renders too
         given = [{"role": m.role, "content": _content(m.pieces, shape), **dict(m.more)} for m in messages]
         try:
             return self.tokenizer.apply_chat_template(
