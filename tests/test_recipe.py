@@ -116,7 +116,7 @@ def test_more_epochs_than_can_be_counted_are_one_line(config, corpus, epochs):
 
 
 def test_a_run_that_ends_before_its_data_does_plans_none_of_the_rest(config, corpus):
-    config.data.max_epochs, config.steps = "a:1e15", 50
+    config.data.max_epochs, config.steps = "a:1e8", 50
     plan = make_plan(config, corpus, BUDGETS)
     assert read_steps(config, plan) == 50
     assert len(plan._table.starts) == 1
