@@ -26,13 +26,14 @@ from jaxmm.data import files, media, processes
 from jaxmm.data.disk import DiskFull, published, space_wanted, sync_folder
 from jaxmm.data.documents import SKIP_ADVICE, Source, Unit
 from jaxmm.data.features import feature_widths
+from jaxmm.data.headers import DROPPED
 from jaxmm.data.lock import locked
 from jaxmm.data.meta import sealed
 from jaxmm.data.prepared import COLUMNS, FORMAT, Columns, InMemory, Prepared, Record, file_checksum
 from jaxmm.data.progress import Progress, Silent
 from jaxmm.data.readers.columns import Seen
 from jaxmm.data.report import report
-from jaxmm.data.shard import DATA, DROPPED, INDEX, Part, PrepareUnit, Shard, part_path, read_part
+from jaxmm.data.shard import DATA, INDEX, Part, PrepareUnit, Shard, part_path, read_part
 from jaxmm.data.text import Template
 from jaxmm.errors import UserError
 

@@ -21,7 +21,8 @@ from jaxmm.data import files, media
 from jaxmm.data.disk import published, space_wanted
 from jaxmm.data.documents import SKIP_REASONS, Document, Media, Skip, Source, Text, Tokens, Unit, split_origin
 from jaxmm.data.encoded import Encoded
-from jaxmm.data.features import Extent, extent
+from jaxmm.data.features import Extent
+from jaxmm.data.headers import DROPPED, Looked, looked_at
 from jaxmm.data.prepared import COLUMNS, WEIGHT, Index, Record, count_records, pack_record, stored
 from jaxmm.data.readers.columns import Seen
 from jaxmm.data.text import Template
@@ -29,8 +30,6 @@ from jaxmm.errors import UserError
 
 DATA, INDEX = "data", "index"  # of an unfinished folder: what will be the finished one, and a file for each shard
 CHUNK_DOCUMENTS, CHUNK_BYTES = 1000, 8 << 20  # tokenized at once
-REMOTE_READS = 16  # headers of images at URLs, at once
-DROPPED = "the page goes on without this image"  # detail of what is listed and leaves no document out
 
 T = TypeVar("T")
 Tick = Callable[[int, int, int], None]  # documents, bytes of input read, documents skipped: since the last call
@@ -193,11 +192,11 @@ def _examples(source: Source, shard: Shard, template: Template, tick: Tick, seen
         tick(len(whole), size, bad)
 
 
-def _read(source: Source, shard: Shard, seen: Seen) -> Iterator[tuple[list[_Looked | Skip], int]]:
+def _read(source: Source, shard: Shard, seen: Seen) -> Iterator[tuple[list[Looked | Skip], int]]:
     """Yields chunks of documents with the sizes of their images, and how many bytes they hold."""
     for unit in shard.units:
         for chunk, size in _chunks(_counted(source.read(unit), seen)):
-            yield _looked_at(chunk, source.drop_image), size
+            yield looked_at(chunk, source.drop_image), size
 
 
 def _counted(found: Iterator[Document | Skip], seen: Seen) -> Iterator[Document | Skip]:
@@ -212,8 +211,8 @@ def _counted(found: Iterator[Document | Skip], seen: Seen) -> Iterator[Document 
 
 
 def _encoded(
-    chunks: Iterable[tuple[list[_Looked | Skip], int]], template: Template, skip_errors: bool
-) -> Iterator[tuple[list[_Looked | Skip], list[Encoded], int]]:
+    chunks: Iterable[tuple[list[Looked | Skip], int]], template: Template, skip_errors: bool
+) -> Iterator[tuple[list[Looked | Skip], list[Encoded], int]]:
     """Yields chunks with the tokens of the documents in them."""
     for whole, size in chunks:
         try:
@@ -224,14 +223,14 @@ def _encoded(
 
 
 def _one_by_one(
-    whole: Sequence[_Looked | Skip], template: Template, skip_errors: bool
-) -> tuple[list[_Looked | Skip], list[Encoded]]:
+    whole: Sequence[Looked | Skip], template: Template, skip_errors: bool
+) -> tuple[list[Looked | Skip], list[Encoded]]:
     """Encodes a chunk of which a document cannot be, as a template refuses it; that one becomes a Skip.
 
     Raises:
       UserError: that names the document, unless ``skip_errors``.
     """
-    kept: list[_Looked | Skip] = []
+    kept: list[Looked | Skip] = []
     encoded: list[Encoded] = []
     for found in whole:
         if not isinstance(found, Skip):
@@ -277,63 +276,6 @@ def _chunks(documents: Iterable[Document | Skip]) -> Iterator[tuple[list[Documen
             chunk, size = [], 0
     if chunk:
         yield chunk, size
-
-
-_Looked = tuple[Document, list[Media], list[Extent]]
-
-
-def _looked_at(chunk: Sequence[Document | Skip], drop_image: bool = False) -> list[_Looked | Skip]:
-    """Reads the headers of the media; a document with a bad one becomes a Skip, or a page loses it."""
-    images_of: list[list[Media]] = [
-        [] if isinstance(d, Skip) else [part for turn in d.turns for part in turn.parts if not isinstance(part, Text)]
-        for d in chunk
-    ]
-    images = [image for images in images_of for image in images]
-    if any(not isinstance(image, Tokens) and files.is_remote(image.path) for image in images):
-        with ThreadPoolExecutor(REMOTE_READS) as pool:
-            sizes = iter(list(pool.map(_size, images)))
-    else:
-        sizes = map(_size, images)
-    looked: list[_Looked | Skip] = []
-    for document, pictures in zip(chunk, images_of, strict=True):
-        found = [next(sizes) for _ in pictures]
-        bad = next((size for size in found if isinstance(size, str)), "")
-        if isinstance(document, Skip):
-            looked.append(document)
-        elif bad and drop_image and _is_page(document):
-            looked += [Skip(document.origin, size, DROPPED) for size in found if isinstance(size, str)]
-            left = [(p, size) for p, size in zip(pictures, found, strict=True) if not isinstance(size, str)]
-            looked.append((_without(document, found), [p for p, _ in left], [size for _, size in left]))
-        elif bad:
-            looked.append(Skip(document.origin, bad))
-        else:
-            looked.append((document, pictures, [size for size in found if not isinstance(size, str)]))
-    return looked
-
-
-def _is_page(document: Document) -> bool:
-    """Whether a document is more than a picture and what is said of it: a text may lose a picture that it shows."""
-    parts = [part for turn in document.turns for part in turn.parts]
-    texts = [part for part in parts if isinstance(part, Text)]
-    return all(turn.role == "document" for turn in document.turns) and (len(texts) > 1 or len(parts) - len(texts) > 1)
-
-
-def _without(document: Document, found: Sequence[Extent | str]) -> Document:
-    """A document without the media of which ``found`` has the trouble."""
-    sizes = iter(found)
-    turns = []
-    for turn in document.turns:
-        kept = tuple(p for p in turn.parts if isinstance(p, Text) or not isinstance(next(sizes), str))
-        turns.append(turn._replace(parts=kept))
-    return document._replace(turns=tuple(turns))
-
-
-def _size(medium: Media) -> Extent | str:
-    """What a header tells, or why it cannot be used."""
-    try:
-        return extent(medium)
-    except media.BadMedia as error:
-        return error.reason
 
 
 def _root(source: Source) -> str:

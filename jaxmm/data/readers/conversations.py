@@ -10,10 +10,21 @@ from typing import Any, ClassVar, Self
 
 from jaxmm.data.documents import Document, Image, Media, Part, Text
 from jaxmm.data.readers import tools
-from jaxmm.data.readers.columns import FEATURES, KNOWN, TOKENS, counts, is_named, is_nothing, listed, resolved
+from jaxmm.data.readers.columns import (
+    FEATURES,
+    KNOWN,
+    NONE,
+    TOKENS,
+    counts,
+    is_named,
+    is_nothing,
+    listed,
+    looks,
+    resolved,
+)
 from jaxmm.data.readers.parts import NEXT, Content, LeftOut, column, document, refuse_later, text
 from jaxmm.data.readers.pictures import Pictures
-from jaxmm.data.readers.typed import tagged, typed_parts
+from jaxmm.data.readers.typed import placed, tagged, typed_parts
 from jaxmm.errors import UserError, nearest
 
 FORMAT = 2
@@ -102,12 +113,32 @@ class Conversation:
             )
         if message.get("tool_calls"):
             return role, tools.calls(origin, message.get(self.content_key), message["tool_calls"])
+        content = self._said(origin, name, message, pictures)
+        own = self._own(origin, name, message, pictures) if len(message) > 2 else []
+        return role, placed(origin, content, own, pictures.placeholder) if own else content
+
+    def _said(self, origin: str, name: str, message: Mapping[str, Any], pictures: Pictures) -> Content:
         content = column(origin, message, self.content_key)
         if isinstance(content, dict):
             content = [content]
         if isinstance(content, list):
-            return role, typed_parts(origin, f"what '{name}' says", content, pictures)
-        return role, tagged(origin, text(origin, f"what '{name}' says", content), pictures)
+            return typed_parts(origin, f"what '{name}' says", content, pictures)
+        return tagged(origin, text(origin, f"what '{name}' says", content), pictures)
+
+    def _own(self, origin: str, name: str, message: Mapping[str, Any], pictures: Pictures) -> list[Media]:
+        """Returns the pictures that a message has beside its content.
+
+        Raises:
+          UserError: for what looks like one under a name that is not known.
+        """
+        others = {key: value for key, value in message.items() if key not in (self.role_key, self.content_key)}
+        found = find_images(origin, others, (KNOWN,), pictures)[1]
+        odd = next((key for key, value in others.items() if not found and looks(value) in ("file", "bytes")), "")
+        if odd and NONE not in self.images:
+            raise UserError(
+                f"{origin}: what '{name}' says has a '{odd}' that looks like a picture and is not read: call it images"
+            )
+        return found
 
     def _add_system(self, origin: str, record: Mapping[str, Any], said: list[tuple[str, Content]]) -> None:
         """Puts the system column first, unless the conversation has its own; tools go at the end of either."""

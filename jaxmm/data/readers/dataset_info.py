@@ -164,9 +164,9 @@ def _inside(where: str, key: str, root: str, value: str, reading: Reading) -> st
     path = files.join(root, value)
     allowed = [root, *([files.absolute(reading.media_dir)] if reading.media_dir else [])]
     # A link to the data itself is the user's, or a hub's cache's; one to pictures would open all that lies behind it.
-    resolve = os.path.realpath if key == "media_dir" and not files.is_remote(path) else str
-    real = resolve(path)
-    for base in map(resolve, allowed):
+    is_resolved = key == "media_dir" and not files.is_remote(path)
+    real, *bases = (os.path.realpath(one) if is_resolved else one for one in (path, *allowed))
+    for base in bases:
         if real == base or real.startswith(base.rstrip("/") + "/"):
             return path
     if not reading.follow_outside:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from jaxmm.data.documents import Part, Text
+from jaxmm.data.documents import Media, Part, Text
 from jaxmm.data.readers.columns import FEATURES, TOKENS, looks
 from jaxmm.data.readers.parts import NEXT, Content, text
 from jaxmm.data.readers.pictures import Pictures, check_size
@@ -37,6 +37,28 @@ def tagged(origin: str, content: str, pictures: Pictures, links: bool = True) ->
         return content
     _add_text(pieces, content[at:], pictures.placeholder)
     return pieces
+
+
+def placed(origin: str, content: Content, images: Sequence[Media], placeholder: str) -> Content:
+    """Puts a message's own pictures where its placeholders are, or, where it has none, in front.
+
+    Raises:
+      UserError: if they differ in number.
+    """
+    pieces: list[Part | None] = []
+    if isinstance(content, str) and placeholder:
+        _add_text(pieces, content, placeholder)
+    else:
+        pieces = [Text(content)] if isinstance(content, str) else list(content)
+    count = pieces.count(NEXT)
+    if not count:
+        return [*images, *pieces]
+    if count != len(images):
+        raise UserError(
+            f"{origin}: a message has {count} {placeholder} placeholders but {len(images)} images of its own"
+        )
+    left = iter(images)
+    return [next(left) if piece is NEXT else piece for piece in pieces]
 
 
 def _add_text(pieces: list[Part | None], said: str, placeholder: str) -> None:

@@ -105,6 +105,21 @@ def test_pictures_between_marks_in_a_text_are_pictures(folder: Folder):
     assert said(only(folder.source([talk], placeholder="")))[0][1].startswith("Picture 1: <img>")
 
 
+def test_a_message_may_have_pictures_of_its_own(folder: Folder):
+    def talk(content, **more):
+        asked = {"role": "user", "content": content, **more}
+        return [{"messages": [asked, {"role": "assistant", "content": "I.", "id": 3, "images": None}]}]
+
+    assert said(only(folder.source(talk("Who?", images=["a.png", "b.png"]))))[0] == ("user", "[a.png][b.png]Who?")
+    assert said(only(folder.source(talk("Who <image>?", image="a.png"))))[0] == ("user", "Who [a.png]?")
+    parts = [{"type": "text", "text": "Who?"}, {"type": "image"}]
+    assert said(only(folder.source(talk(parts, images=["a.png"]))))[0] == ("user", "Who?[a.png]")
+    assert "1 <image> placeholders but 2 images of its own" in refused(
+        folder.source(talk("<image>?", images=["a.png", "b.png"]))
+    )
+    assert "has a 'shot' that looks like a picture" in refused(folder.source(talk("Who?", shot="a.png")))
+
+
 def test_null_and_nan_are_no_picture(folder: Folder):
     for nothing in (None, "", [], [None], [""], float("nan"), {"bytes": None, "path": None}):
         talk = openai(("user", "Who?"), ("assistant", "I."), images=nothing)
