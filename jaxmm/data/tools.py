@@ -53,6 +53,21 @@ def read_calls(origin: str, wanted: Any) -> str:
     return _json(list(wanted))
 
 
+def called(said: str) -> tuple[str, str]:
+    """Returns what a turn of LLaMA-Factory's ``function_call`` says beside its calls, and these as ``Turn.calls``.
+
+    It is the JSON of a call or of a list of them. Anything else is what is said, without calls.
+    """
+    try:
+        found = json.loads(said)
+    except (ValueError, RecursionError):
+        return said, ""
+    found = found if isinstance(found, list) else [found]
+    if not found or not all(isinstance(one, dict) and isinstance(one.get("name"), str) for one in found):
+        return said, ""
+    return "", _json([{"type": "function", "function": one} for one in found])
+
+
 def in_words(turns: Sequence[Turn], tools: str) -> tuple[Turn, ...]:
     """Returns turns in which the system's ends with the tools, calls are said, and what they give is the user's."""
     told = [_in_words(turn) for turn in turns]

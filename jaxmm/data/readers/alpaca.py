@@ -6,16 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
+from jaxmm.data import tools
 from jaxmm.data.documents import Document
-from jaxmm.data.readers import tools
+from jaxmm.data.readers import weights
 from jaxmm.data.readers.columns import FEATURES, KNOWN, TOKENS, resolved
 from jaxmm.data.readers.conversations import find_images, may_hold_images
 from jaxmm.data.readers.parts import Content, LeftOut, column, document, refuse_later, text
 from jaxmm.data.readers.pictures import Pictures
 from jaxmm.data.readers.typed import tagged
+from jaxmm.data.readers.weights import AS_SAID, Learnt
 from jaxmm.errors import UserError
 
-FORMAT = 2
+FORMAT = 3
 TEXTS = ("text", "caption", "captions", "content")
 IMAGES = (KNOWN, FEATURES, TOKENS)
 
@@ -35,6 +37,7 @@ class Alpaca:
     tools: str = ""
     images: tuple[str, ...] = ()
     later: tuple[str, ...] = ()
+    learnt: Learnt = AS_SAID
 
     version: ClassVar[int] = FORMAT
 
@@ -47,7 +50,7 @@ class Alpaca:
 
     def reads(self, keys: tuple[str, ...]) -> frozenset[str]:
         named = (self.prompt, self.query, self.response, self.history, self.system, self.tools, *self.later)
-        return frozenset((*named, *resolved(keys, self.images)))
+        return frozenset((*named, *resolved(keys, self.images))) | weights.read(keys)
 
     def __call__(self, origin: str, record: Mapping[str, Any], pictures: Pictures) -> Document:
         refuse_later(origin, record, self.later)
@@ -59,7 +62,7 @@ class Alpaca:
         column(origin, record, self.prompt)
         prompt = "\n".join(filter(None, (value(self.prompt), value(self.query))))
         told = record.get(self.tools) if self.tools else None
-        system = tools.with_tools(origin, value(self.system), self.tools, told)
+        system = value(self.system)
         said: list[tuple[str, Content]] = [("system", system)] if system else []
         for pair in (record.get(self.history) if self.history else None) or []:
             if not isinstance(pair, list | tuple) or len(pair) != 2:
@@ -70,7 +73,11 @@ class Alpaca:
             said.append(("assistant", value(self.response)))
         name, images = find_images(origin, record, self.images, pictures)
         in_front = name not in ("images", FEATURES, TOKENS)
-        return document(origin, said, images, placeholder=pictures.placeholder, in_front=in_front)
+        found = document(
+            origin, said, images, placeholder=pictures.placeholder, in_front=in_front,
+            tools=tools.read_tools(origin, self.tools, told),
+        )  # fmt: skip
+        return weights.weighed(found, weights.of_example(origin, record), self.learnt)
 
 
 @dataclass(frozen=True)

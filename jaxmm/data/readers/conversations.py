@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
+from jaxmm.data import tools
 from jaxmm.data.documents import Document, Image, Media, Part, Text
-from jaxmm.data.readers import tools
+from jaxmm.data.readers import weights
 from jaxmm.data.readers.columns import (
     FEATURES,
     KNOWN,
@@ -22,12 +23,14 @@ from jaxmm.data.readers.columns import (
     looks,
     resolved,
 )
-from jaxmm.data.readers.parts import NEXT, Content, LeftOut, column, document, refuse_later, text
+from jaxmm.data.readers.parts import NEXT, Content, LeftOut, Said, column, document, refuse_later, text
 from jaxmm.data.readers.pictures import Pictures
 from jaxmm.data.readers.typed import placed, tagged, typed_parts
+from jaxmm.data.readers.weights import AS_SAID, Learnt
 from jaxmm.errors import UserError, nearest
 
-FORMAT = 2
+FORMAT = 3
+CALL = "function_call"  # the role of a turn that is a call; in a document it is the assistant's
 # Who speaks, by any of the names seen in data without a description.
 ROLES = {
     "user": "user",
@@ -37,15 +40,16 @@ ROLES = {
     "model": "assistant",
     "system": "system",
     "developer": "system",
-    "function_call": "assistant",  # what it calls is written by the model,
-    "tool": "user",  # and what comes back is read
-    "observation": "user",
-    "function": "user",
-    "ipython": "user",
+    "function_call": CALL,  # what it calls is written by the model,
+    "tool": "tool",  # and what comes back is read
+    "observation": "tool",
+    "function": "tool",
+    "ipython": "tool",
     "document": "document",  # a page or a caption, learnt from end to end
 }
 NAMES = ("messages", "conversations", "conversation")
 KEYS = (("role", "content"), ("from", "value"))
+THOUGHT = ("reasoning_content", "reasoning", "thinking")  # what an assistant thought, beside what it says
 BOX_MARKS = ("<bbox>", "<ref-object>")  # ms-swift's: in their places go the record's objects
 
 
@@ -60,6 +64,7 @@ class Conversation:
       system, tools: columns, '' for none.
       images: columns that may hold images, or ready-made media; of a record, the first that has some.
       later: columns that must be empty, as they are not read yet.
+      learnt: what the dataset's description says of all records.
     """
 
     messages: str
@@ -70,6 +75,7 @@ class Conversation:
     tools: str = ""
     images: tuple[str, ...] = ()
     later: tuple[str, ...] = ()
+    learnt: Learnt = AS_SAID
 
     version: ClassVar[int] = FORMAT
 
@@ -81,7 +87,8 @@ class Conversation:
         return self
 
     def reads(self, keys: tuple[str, ...]) -> frozenset[str]:
-        return frozenset((self.messages, self.system, self.tools, *self.later, *resolved(keys, self.images)))
+        named = (self.messages, self.system, self.tools, *self.later)
+        return frozenset((*named, *resolved(keys, self.images))) | weights.read(keys)
 
     def __call__(self, origin: str, record: Mapping[str, Any], pictures: Pictures) -> Document:
         refuse_later(origin, record, self.later)
@@ -96,13 +103,18 @@ class Conversation:
         if record.get("objects"):
             _refuse_marks(origin, said)
         self._add_system(origin, record, said)
+        told = record.get(self.tools) if self.tools else None
         name, images = find_images(origin, record, self.images, pictures)
         if images and _has_its_own(origin, said, name, images, pictures.placeholder):
             images = []
         in_front = name not in ("images", FEATURES, TOKENS)
-        return document(origin, said, images, placeholder=pictures.placeholder, in_front=in_front)
+        found = document(
+            origin, said, images, placeholder=pictures.placeholder, in_front=in_front,
+            tools=tools.read_tools(origin, self.tools, told),
+        )  # fmt: skip
+        return weights.weighed(found, weights.of_example(origin, record), self.learnt)
 
-    def _turn(self, origin: str, message: Mapping[str, Any], pictures: Pictures) -> tuple[str, Content]:
+    def _turn(self, origin: str, message: Mapping[str, Any], pictures: Pictures) -> Said:
         name = column(origin, message, self.role_key)
         role = self.roles.get(name, self.roles.get(name.lower())) if isinstance(name, str) else None
         if role is None:
@@ -111,11 +123,20 @@ class Conversation:
                 f"{origin}: role {name!r:.40} is none of {known}: name it by the tags of a dataset_info.json, as "
                 f'"tags": {{"user_tag": ..., "assistant_tag": ...}}'
             )
-        if message.get("tool_calls"):
-            return role, tools.calls(origin, message.get(self.content_key), message["tool_calls"])
-        content = self._said(origin, name, message, pictures)
-        own = self._own(origin, name, message, pictures) if len(message) > 2 else []
-        return role, placed(origin, content, own, pictures.placeholder) if own else content
+        calls = tools.read_calls(origin, message["tool_calls"]) if message.get("tool_calls") else ""
+        is_silent = calls and message.get(self.content_key) is None
+        content = "" if is_silent else self._said(origin, name, message, pictures)
+        if role == CALL:
+            role = "assistant"
+            content, calls = tools.called(content) if isinstance(content, str) else (content, calls)
+        if len(message) > 2:
+            own = self._own(origin, name, message, pictures)
+            content = placed(origin, content, own, pictures.placeholder) if own else content
+        thought = next((message[key] for key in THOUGHT if message.get(key)), "") if role == "assistant" else ""
+        return Said(
+            role, content, weights.of_message(origin, message), weights.is_trained(message),
+            text(origin, "what is thought", thought), calls,
+        )  # fmt: skip
 
     def _said(self, origin: str, name: str, message: Mapping[str, Any], pictures: Pictures) -> Content:
         content = column(origin, message, self.content_key)
@@ -140,27 +161,11 @@ class Conversation:
             )
         return found
 
-    def _add_system(self, origin: str, record: Mapping[str, Any], said: list[tuple[str, Content]]) -> None:
-        """Puts the system column first, unless the conversation has its own; tools go at the end of either."""
-        if not said:
-            return
-        if said[0][0] != "system":
-            system = record.get(self.system) if self.system else None
-            if system:
-                said.insert(0, ("system", text(origin, f"'{self.system}'", system)))
-        told = record.get(self.tools) if self.tools else None
-        if told:
-            own = said[0][1] if said[0][0] == "system" else ""
-            content: Content
-            if isinstance(own, str):
-                content = tools.with_tools(origin, own, self.tools, told)
-            else:
-                added = tools.with_tools(origin, "", self.tools, told)
-                content = [*own, Text(f"\n\n{added}")] if added else own
-            if said[0][0] == "system":
-                said[0] = ("system", content)
-            elif content:
-                said.insert(0, ("system", content))
+    def _add_system(self, origin: str, record: Mapping[str, Any], said: list[Said]) -> None:
+        """Puts the system column first, unless the conversation has its own."""
+        system = record.get(self.system) if self.system else None
+        if said and said[0].role != "system" and system:
+            said.insert(0, Said("system", text(origin, f"'{self.system}'", system)))
 
 
 @dataclass(frozen=True)
@@ -266,9 +271,9 @@ def may_hold_images(record: Mapping[str, Any], columns: Sequence[str]) -> bool:
     )
 
 
-def _refuse_marks(origin: str, said: Sequence[tuple[str, Content]]) -> None:
+def _refuse_marks(origin: str, said: Sequence[Said]) -> None:
     """Raises for texts in which objects of the record should stand: they would be learnt as they are."""
-    for _, content in said:
+    for content in (one.content for one in said):
         texts = [content] if isinstance(content, str) else [piece.text for piece in content if isinstance(piece, Text)]
         mark = next((mark for mark in BOX_MARKS if any(mark in one for one in texts)), "")
         if mark:
@@ -278,15 +283,13 @@ def _refuse_marks(origin: str, said: Sequence[tuple[str, Content]]) -> None:
             )
 
 
-def _has_its_own(
-    origin: str, said: Sequence[tuple[str, Content]], name: str, images: Sequence[Media], placeholder: str
-) -> bool:
+def _has_its_own(origin: str, said: Sequence[Said], name: str, images: Sequence[Media], placeholder: str) -> bool:
     """Whether the parts name the pictures of the column themselves, so that it must not give them again.
 
     Raises:
       UserError: if the parts name others than the column.
     """
-    contents = [content for _, content in said]
+    contents = [one.content for one in said]
     own = [p for c in contents if not isinstance(c, str) for p in c if p is not NEXT and not isinstance(p, Text)]
     if not own or any(NEXT in c if not isinstance(c, str) else placeholder and placeholder in c for c in contents):
         return False

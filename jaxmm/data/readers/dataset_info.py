@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxmm.data import files, splits
-from jaxmm.data.readers import arrays
+from jaxmm.data.readers import arrays, weights
 from jaxmm.data.readers.alpaca import Alpaca, Plain
 from jaxmm.data.readers.columns import FEATURES, NONE, TOKENS
 from jaxmm.data.readers.containers import SUFFIXES, Format, suffix
-from jaxmm.data.readers.conversations import Conversation
+from jaxmm.data.readers.conversations import CALL, Conversation
 from jaxmm.data.reading import Reading
 from jaxmm.errors import UserError, nearest
 
@@ -58,11 +58,14 @@ OPENAI_TAGS = {
     "assistant_tag": "assistant",
     "observation_tag": "tool",
 }
+# LLaMA-Factory has these for a whole run; here a dataset may say them too.
+LEARNT = {"mask_history": weights.LAST, "train_on_prompt": weights.PROMPT}
 # What an entry's values are; num_samples is looked at where it is read.
 TYPES: dict[str, type] = {
     **dict.fromkeys(("file_name", "formatting", "folder", "subset", "split", "media_dir", "revision", *HUBS), str),
     "columns": dict,
     "tags": dict,
+    **dict.fromkeys(LEARNT, bool),
 }
 KEYS = (
     "file_name",
@@ -76,6 +79,8 @@ KEYS = (
     "split",
     "media_dir",
     "revision",
+    *LEARNT,
+    "weight",
     *HUBS,
 )
 
@@ -144,7 +149,7 @@ def read_entry(info: str, name: str, entries: Mapping[str, dict[str, Any]], read
         if not place:
             raise UserError(f"{where} names no file: give its file_name")
         raise UserError(f"{where} has a {place}, not supported yet: download it and give its file_name")
-    form = _form(where, entry)
+    form = _learnt(where, entry, _form(where, entry))
     root = info.rpartition("/")[0]
     wanted = entry.get("num_samples") or 0
     if type(wanted) is not int or wanted < 0:
@@ -252,8 +257,8 @@ def _form(where: str, entry: Mapping[str, Any]) -> Format:
     given = OPENAI_TAGS if formatting == "openai" else TAGS
     tags = {key: tags.get(key) or default for key, default in given.items()}
     roles = {
-        tags["function_tag"]: "assistant",  # what it calls is written by the model,
-        tags["observation_tag"]: "user",  # and what comes back is read
+        tags["function_tag"]: CALL,  # what it calls is written by the model,
+        tags["observation_tag"]: "tool",  # and what comes back is read
         tags["system_tag"]: "system",
         tags["assistant_tag"]: "assistant",
         tags["user_tag"]: "user",
@@ -269,6 +274,19 @@ def _form(where: str, entry: Mapping[str, Any]) -> Format:
         images,
         later,
     )
+
+
+def _learnt(where: str, entry: Mapping[str, Any], form: Format) -> Format:
+    """Returns a format with what the entry says of what is learnt."""
+    turns = [turns for key, turns in LEARNT.items() if entry.get(key)]
+    if len(turns) > 1:
+        raise UserError(f"{where}: {' and '.join(LEARNT)} go against each other: give one of them")
+    weight = weights.of_example(where, {"weight": entry.get("weight")})
+    if not turns and weight == 1:
+        return form
+    if isinstance(form, Plain):
+        raise UserError(f"{where}: {', '.join(LEARNT)} and weight are for conversations: its records are texts")
+    return dataclasses.replace(form, learnt=weights.Learnt("".join(turns), weight))  # type: ignore[type-var]
 
 
 def _alpaca(where: str, columns: Mapping[str, str], images: tuple[str, ...], later: tuple[str, ...]) -> Format:

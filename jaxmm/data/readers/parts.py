@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxmm.data.documents import PLACEHOLDER, Document, Media, Part, Text, Turn
 from jaxmm.errors import UserError, nearest
@@ -19,6 +19,20 @@ class LeftOut(Exception):
 
 NEXT = None  # in a list of pieces: here stands the next of the record's images, or other media
 Content = str | Sequence[Part | None]  # a string in which placeholders count, or pieces
+
+
+class Said(NamedTuple):
+    """A turn as a format reads it: as of ``documents.Turn``, but with its images still to be put in place.
+
+    ``is_trained``: whether it is learnt whatever its role.
+    """
+
+    role: str
+    content: Content
+    weight: float = 1.0
+    is_trained: bool = False
+    thinking: str = ""
+    calls: str = ""
 
 
 def column(origin: str, record: Mapping[str, Any], name: str) -> Any:
@@ -56,18 +70,20 @@ def refuse_later(origin: str, record: Mapping[str, Any], columns: Sequence[str])
 
 def document(
     origin: str,
-    said: Sequence[tuple[str, Content]],
+    said: Sequence[Said | tuple[str, Content]],
     images: Sequence[Media] = (),
     *,
     placeholder: str = PLACEHOLDER,
     in_front: bool = False,
+    tools: str = "",
 ) -> Document:
     """Puts a record's images where its placeholders are.
 
     Args:
-      said: (role, content) of each turn.
+      said: what is said in each turn; (role, content) will do.
       images: of the record, or other media, in the order of the placeholders.
       placeholder: what stands for an image in a string; '' if nothing does, and a string is only text.
+      tools: as of ``Document``.
       in_front: a single image without a placeholder goes before the first turn's text that is no system turn's.
 
     Raises:
@@ -76,9 +92,10 @@ def document(
     """
     if not said:
         raise LeftOut("empty")
+    entries = [Said(*one) for one in said]
     count = sum(
         (content.count(placeholder) if placeholder else 0) if isinstance(content, str) else content.count(NEXT)
-        for _, content in said
+        for content in (one.content for one in entries)
     )
     front = in_front and count == 0 and len(images) == 1
     if count != len(images) and not front:
@@ -88,14 +105,15 @@ def document(
         name = placeholder or PLACEHOLDER
         raise UserError(f"{origin} has {count} {name} placeholders but {len(images)} images: {advice}")
     left = iter(images)
-    opening = next((i for i, (role, _) in enumerate(said) if role != "system"), 0) if front else -1
+    opening = next((i for i, one in enumerate(entries) if one.role != "system"), 0) if front else -1
     turns = []
-    for i, (role, content) in enumerate(said):
+    for i, (role, content, weight, is_trained, thinking, calls) in enumerate(entries):
         parts = _parts(content, left, placeholder if count > 0 else "")
         if i == opening:
             parts = (next(left), *parts)
-        turns.append(Turn(role, parts, role in ("document", "assistant")))
-    return Document(tuple(turns), origin)
+        target = weight > 0 and (is_trained or role in ("document", "assistant"))
+        turns.append(Turn(role, parts, target, thinking, calls, weight))
+    return Document(tuple(turns), origin, tools=tools)
 
 
 def _parts(content: Content, images: Iterator[Media], placeholder: str) -> tuple[Part, ...]:

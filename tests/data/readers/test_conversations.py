@@ -145,7 +145,7 @@ def test_many_names_of_speakers_are_known(folder):
         "system",
         "user",
         "assistant",
-        "user",
+        "tool",
         "assistant",
     ]
 

@@ -51,7 +51,7 @@ def test_columns_tags_and_placeholders_are_as_mapped(folder):
         ("system", "Be [a.png] kind."),
         ("user", "[b.png][c.png]\nWhich?"),
         ("assistant", "This: [d.png]"),
-        ("user", "seen"),
+        ("tool", "seen"),
         ("assistant", "call"),
     ]
     assert [turn.target for turn in document.turns] == [False, False, True, False, True]

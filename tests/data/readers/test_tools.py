@@ -2,9 +2,16 @@
 
 import json
 
+from jaxmm.data.documents import Document
+from jaxmm.data.tools import in_words
 from readers.reading import only, refused, said
 
 TOOL = {"name": "add", "parameters": {"type": "object", "properties": {"a": {"type": "number"}}}}
+
+
+def told_of(document: Document) -> list[tuple[str, str]]:
+    """What a format that knows no tools says of the document."""
+    return said(document._replace(turns=in_words(document.turns, document.tools)))
 
 
 def test_tools_are_told_in_the_system_turn(folder):
@@ -22,7 +29,7 @@ def test_tools_are_told_in_the_system_turn(folder):
     ]
     columns = {"messages": "conversations", "system": "system", "tools": "tools"}
     both, alone, none, null = (
-        said(d) for d in folder.dataset("t", records, formatting="sharegpt", columns=columns).documents()
+        told_of(d) for d in folder.dataset("t", records, formatting="sharegpt", columns=columns).documents()
     )
     told = f"Tools, one JSON object a line:\n{json.dumps(TOOL)}\nCall one with"
     assert both[0][0] == alone[0][0] == "system"
@@ -50,7 +57,9 @@ def test_the_openai_formatting_has_its_own_tags_and_tool_calls(folder):
     ]
     document = only(folder.dataset("t", [{"messages": messages}], formatting="openai"))
     one, two = ({"name": name, "arguments": {"a": 1}} for name in ("add", "sub"))
-    assert said(document) == [
+    assert [turn.role for turn in document.turns][3] == "tool"
+    assert json.loads(document.turns[2].calls) == [call("add")], "as it is in the data, for a template that takes calls"
+    assert told_of(document) == [
         ("system", "Be kind."),
         ("user", "1 + 1?"),
         ("assistant", json.dumps(one)),
@@ -60,3 +69,24 @@ def test_the_openai_formatting_has_its_own_tags_and_tool_calls(folder):
         ("assistant", "2."),
     ]
     assert [turn.target for turn in document.turns] == [role == "assistant" for role, _ in said(document)]
+
+
+def test_a_call_of_llama_factory_is_one_to_a_template_too(folder):
+    turns = [
+        {"from": "human", "value": "?"},
+        {"from": "function_call", "value": '{"name": "f", "arguments": {"a": 1}}'},
+    ]
+    (_, call), (_, text) = (
+        only(folder.source([{"conversations": [turns[0], turn]}])).turns
+        for turn in (turns[1], {"from": "function_call", "value": "f(1)"})
+    )
+    assert (call.role, call.parts, call.target) == ("assistant", (), True)
+    assert json.loads(call.calls) == [{"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}]
+    assert (text.calls, [part.text for part in text.parts]) == ("", ["f(1)"])
+
+
+def test_what_was_thought_is_read_beside_what_was_said(folder):
+    for key in ("reasoning_content", "reasoning"):
+        answer = {"role": "assistant", "content": "Five.", key: "Two and three."}
+        _, turn = only(folder.source([{"messages": [{"role": "user", "content": "2+3?"}, answer]}])).turns
+        assert turn.thinking == "Two and three."

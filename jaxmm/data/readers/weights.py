@@ -1,0 +1,102 @@
+"""What of a record is learnt, by the record's own word: weights, switches and labels of messages and of examples.
+
+OpenAI's ``weight``, ms-swift's ``loss`` and Axolotl's ``train`` turn a message on or off; a number between weighs it.
+``label: false`` beside an answer is KTO's: it is one not to be given. Pairs of answers are refused here: what they
+say is learnt by other objectives alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from jaxmm.data.documents import Document
+from jaxmm.errors import UserError
+
+OF_MESSAGE = ("weight", "loss", "train", "loss_weight", "loss_scale")
+OF_EXAMPLE = ("weight", "loss_weight", "sample_weight", "example_weight")
+LABELS = ("label", "kto_tag")
+PAIRS = ("chosen", "rejected", "rejected_response", "rejected_messages", "chosen_response", "rejected_images")
+MOST = 1000.0
+ALL, LAST, PROMPT = "", "last", "prompt"  # of a dataset: what LLaMA-Factory's mask_history and train_on_prompt say
+
+
+class Learnt(NamedTuple):
+    """What a dataset's description says of all its records: ALL, LAST or PROMPT, and their weight."""
+
+    turns: str = ALL
+    weight: float = 1.0
+
+
+AS_SAID = Learnt()
+
+
+def of_message(origin: str, message: Mapping[str, Any]) -> float:
+    """Returns a message's weight, 0 where it is not to be learnt.
+
+    Raises:
+      UserError: for what is no weight, or for two that differ.
+    """
+    found = {key: _weight(origin, key, message[key]) for key in OF_MESSAGE if message.get(key) is not None}
+    if len(set(found.values())) > 1:
+        raise UserError(f"{origin}: a message says {' and '.join(found)} of its weight, which differ: give one")
+    return next(iter(found.values()), 1.0)
+
+
+def is_trained(message: Mapping[str, Any]) -> bool:
+    """Whether a message is to be learnt whoever says it, as Axolotl has it."""
+    return message.get("train") is True
+
+
+def of_example(origin: str, record: Mapping[str, Any]) -> float:
+    """Returns what all turns of a record weigh, 0 where its label says that its answer is not to be given.
+
+    Raises:
+      UserError: for what is no weight, and for a pair of answers to prefer one of.
+    """
+    pairs = [key for key in PAIRS if record.get(key)]
+    if pairs:
+        raise UserError(
+            f"{origin} has '{pairs[0]}': preference data is not supported yet; leave such records out, or without "
+            f"that column to learn the rest as it is"
+        )
+    weight = 1.0
+    for key in OF_EXAMPLE:
+        if record.get(key) is not None:
+            weight *= _weight(origin, key, record[key])
+    return 0.0 if any(record.get(key) is False for key in LABELS) else weight
+
+
+def read(keys: Iterable[str]) -> frozenset[str]:
+    """Returns those of a record's columns that this file reads."""
+    return frozenset((*OF_EXAMPLE, *LABELS, *PAIRS)).intersection(keys)
+
+
+def weighed(document: Document, weight: float, learnt: Learnt = AS_SAID) -> Document:
+    """Returns a document whose turns weigh so much more, and are learnt as its dataset says."""
+    weight *= learnt.weight
+    last = max((n for n, turn in enumerate(document.turns) if turn.role == "assistant"), default=-1)
+    turns = []
+    for n, turn in enumerate(document.turns):
+        target = turn.target
+        if learnt.turns == PROMPT:
+            target = target or (turn.role in ("user", "system", "tool") and turn.weight > 0)
+        elif learnt.turns == LAST:
+            target = target and n == last
+        turns.append(turn._replace(target=target and weight > 0, weight=turn.weight * weight))
+    return document._replace(turns=tuple(turns))
+
+
+def _weight(origin: str, key: str, value: Any) -> float:
+    if isinstance(value, str) and value.strip().lower() in ("true", "false"):
+        value = value.strip().lower() == "true"
+    if isinstance(value, list):  # of tokens, or of parts
+        raise UserError(f"{origin}: '{key}' is a list: give one weight for the whole of it")
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        found = math.nan
+    if not 0 <= found <= MOST:
+        raise UserError(f"{origin}: '{key}' is {value!r:.40}: a weight in the loss is a number from 0 to {MOST:g}")
+    return found
