@@ -10,6 +10,7 @@ import pytest
 from small_run import ROOT
 
 from jaxmm.batch import ImageSpec
+from jaxmm.data.assemble import JITTER_FROM
 from jaxmm.data.plan import Budgets, Lengths
 from jaxmm.errors import UserError
 from jaxmm.recipe import (
@@ -20,7 +21,9 @@ from jaxmm.recipe import (
     parse_numbers,
     parse_schedule,
     read_budgets,
+    read_data,
     read_steps,
+    train_corpus,
 )
 
 sys.path.append(str(ROOT / "tests/data"))
@@ -116,3 +119,12 @@ def test_a_run_that_ends_before_its_data_does_plans_none_of_the_rest(config, cor
     assert read_steps(config, ends) == 50
     config.steps = 1000
     assert read_steps(config, ends) == ends.batches() == pytest.approx(ends.about_batches(), rel=0.1)
+
+
+@pytest.mark.slow
+def test_the_demo_ends_before_its_pictures_begin_to_move(config):
+    # They would in its last steps, and its loss would end ten times as high as it was.
+    demo = train_corpus(config, read_data(config))
+    plan = make_plan(config, demo, read_budgets(config, demo))
+    last = plan.batch_arrays(config.steps - 20, config.steps).pieces
+    assert last.epoch.max() == JITTER_FROM - 1
