@@ -14,6 +14,7 @@ from small_run import ROOT
 
 from jaxmm import command
 from jaxmm.batch import ImageSpec
+from jaxmm.data.assemble import JITTER_FROM
 from jaxmm.data.plan import Budgets, Lengths
 from jaxmm.data.reading import Reading
 from jaxmm.errors import UserError
@@ -191,3 +192,12 @@ def test_keys_that_prepared_data_cannot_follow_are_refused(tmp_path):
             corpora(tmp_path, data__path=tmp_path / "cache" / "prepared", **{key: value})
     with pytest.raises(UserError, match=r"config\.data\.val_size: the demo has held-out data"):
         corpora(tmp_path, data__val_size=0.1)
+
+
+@pytest.mark.slow
+def test_the_demo_ends_before_its_pictures_begin_to_move(config):
+    # They would in its last steps, and its loss would end ten times as high as it was.
+    demo = train_corpus(config, read_data(config))
+    plan = make_plan(config, demo, read_budgets(config, demo))
+    last = plan.batch_arrays(config.steps - 20, config.steps).pieces
+    assert last.epoch.max() == JITTER_FROM - 1

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import mmap
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -55,6 +57,13 @@ class Dying:
             os._exit(3)
         if self.how == "hang up":
             os.kill(os.getpid(), signal.SIGSEGV)
+        if self.how == "cut":
+            with tempfile.TemporaryFile() as file:
+                file.write(bytes(1 << 16))
+                file.flush()
+                mapped = mmap.mmap(file.fileno(), 1 << 16)
+                file.truncate(0)
+                mapped[9]
         raise {"error": ValueError, "end of file": EOFError, "unsendable": Unsendable}[self.how]("slots and patches")
 
 
@@ -130,7 +139,12 @@ def test_results_outlive_the_workers(pool):
 
 
 @pytest.mark.parametrize(
-    ("how", "message"), [("exit", "exit status 3.*config.data.workers"), ("hang up", "ended by SIGSEGV")]
+    ("how", "message"),
+    [
+        ("exit", "exit status 3.*config.data.workers"),
+        ("hang up", "ended by SIGSEGV"),
+        ("cut", "ended by SIGBUS: a file"),
+    ],
 )
 def test_a_worker_that_dies_is_a_line_that_says_how(pool, how, message):
     workers = pool(Dying(how))
