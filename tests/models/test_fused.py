@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_attention import B, D, H, K, assert_dense_in, dense, mask_by_definition
+from oracle import dense, mask_by_definition
+from test_attention import B, D, H, K, assert_dense_in
 
 from jaxmm import sharding
 from jaxmm.models import attention as attn
