@@ -21,7 +21,7 @@ from jaxmm.models.interval_blocks import Logits
 _MASKED = -1e30  # finite, so that a row of masked logits gives no NaN
 _EMPTY = _MASKED / 10  # the maximum of a query that sees nothing: exp(_MASKED - _EMPTY) is exactly 0
 LARGEST_HEAD = 256
-LARGEST_BLOCK = 64
+LARGEST_BLOCK = {"bfloat16": 64}  # else 32: Triton unrolls products of float32, and would compile them for minutes
 # Bytes of a block of queries or keys. A backward kernel holds two in shared memory, and two more of each loop step that
 # is under way (two are), beside squares of weights: about 100 of the 164 KiB that a program may have on an A100, or of
 # 228 on an H100.
@@ -54,7 +54,7 @@ def fused_attention(
     if D > LARGEST_HEAD:
         raise ValueError(f"attention by 'fused' takes heads of at most {LARGEST_HEAD}, not {D}: use 'blocks'")
     width = max(16, pl.next_power_of_2(D))
-    block = min(LARGEST_BLOCK, TILE // (width * q_BTHD.dtype.itemsize))
+    block = min(LARGEST_BLOCK.get(q_BTHD.dtype.name, 32), TILE // (width * q_BTHD.dtype.itemsize))
     kind = Kind(block, Logits(scale, softcap), interpret)
 
     def padded(x, width: int):
