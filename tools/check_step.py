@@ -59,7 +59,7 @@ SIZES = {
             vision_layers=27, vision_width=1152, vision_heads=16, vision_mlp=4304, layers=28, width=2048, heads=16,
             kv_heads=8, mlp=6144, rows=1, **_OF_ROWS,
         ),
-        128, ("dots", "full"),
+        128, ("none", "full"),
     ),
 }  # fmt: skip
 _SMALL: dict[str, Any] = {"grid": 4, "documents": 4, "text": 48, "vocabulary": 4096, "rows": 2, "loader": True}
@@ -73,10 +73,10 @@ SMALL_SIZES = {
     ),
     "2B": Size(
         PeerCase(
-            vision_layers=2, vision_width=128, vision_heads=2, vision_mlp=256, layers=4, width=256, heads=4,
-            kv_heads=2, mlp=512, **_SMALL,
+            vision_layers=2, vision_width=96, vision_heads=3, vision_mlp=192, layers=2, width=192, heads=4,
+            kv_heads=2, mlp=384, **_SMALL,
         ),
-        64, ("none",), 4,
+        48, ("none",), 4,
     ),
 }  # fmt: skip
 WARM = 3  # steps of a turn that are not counted: what was made ahead is used up

@@ -241,7 +241,7 @@ def _backward(kind: Kind, saved, grad_BTHD):
     names = ("all_q", "k", "k", "all_edges", "all_edges", "one", "one", "all_q", "all_sums", "all_sums")
     run = _call(
         _key_kernel, kind, (S // kind.block, K, B), [spec[n] for n in names], [spec["k"]] * 2, [like_k, like_k],
-        warps=8 if D >= 128 else 4,  # its two sums in float32 would be half of four warps' registers, or all of them
+        warps=8 if D >= 128 else 4,  # of four warps its two sums take all registers, and some spill
     )  # fmt: skip
     dk_BSKD, dv_BSKD = run(*inputs, ranges.first_query, ranges.last_query, *sums)
     return dq_BTHD, dk_BSKD, dv_BSKD, None, None
