@@ -21,6 +21,11 @@ from jaxmm.models.interval_blocks import Logits
 _MASKED = -1e30  # finite, so that a row of masked logits gives no NaN
 _EMPTY = _MASKED / 10  # the maximum of a query that sees nothing: exp(_MASKED - _EMPTY) is exactly 0
 LARGEST_HEAD = 256
+LARGEST_BLOCK = {"bfloat16": 64}  # else 32: Triton unrolls products of float32, and would compile them for minutes
+# Bytes of a block of queries or keys. A backward kernel holds two in shared memory, and two more of each loop step that
+# is under way (two are), beside squares of weights: about 100 of the 164 KiB that a program may have on an A100, or of
+# 228 on an H100.
+TILE = 2**14
 
 
 class Kind(NamedTuple):
@@ -49,7 +54,8 @@ def fused_attention(
     if D > LARGEST_HEAD:
         raise ValueError(f"attention by 'fused' takes heads of at most {LARGEST_HEAD}, not {D}: use 'blocks'")
     width = max(16, pl.next_power_of_2(D))
-    kind = Kind(64 if width <= 128 else 32, Logits(scale, softcap), interpret)
+    block = min(LARGEST_BLOCK.get(q_BTHD.dtype.name, 32), TILE // (width * q_BTHD.dtype.itemsize))
+    kind = Kind(block, Logits(scale, softcap), interpret)
 
     def padded(x, width: int):
         rest = [(0, width - x.shape[-1])] if x.ndim == 4 else []
@@ -92,10 +98,12 @@ def _dot(a, b, contract: tuple[int, int]):
     )  # fmt: skip
 
 
-def _logits(q, k, start, end, first_key, kind: Logits):
-    """Bent logits (queries, keys) before masking, and where a query sees a key."""
-    key = first_key + lax.broadcasted_iota(jnp.int32, (q.shape[0], k.shape[0]), 1)
-    return kind.bent(_dot(q, k, (1, 1)) * kind.scale), (key >= start[:, None]) & (key < end[:, None])
+def _logits(q, k, start, end, first_key, kind: Logits, key_dim: int = 1):
+    """Bent logits before masking, and where a query sees a key: (queries, keys), or with ``key_dim`` 0 transposed."""
+    a, b = (q, k) if key_dim else (k, q)
+    key = first_key + lax.broadcasted_iota(jnp.int32, (a.shape[0], b.shape[0]), key_dim)
+    start, end = (jnp.expand_dims(x, key_dim) for x in (start, end))
+    return kind.bent(_dot(a, b, (1, 1)) * kind.scale), (key >= start) & (key < end)
 
 
 def _forward_kernel(q, k, v, start, end, first, last, out, lse, *, kind: Kind):
@@ -119,11 +127,13 @@ def _forward_kernel(q, k, v, start, end, first, last, out, lse, *, kind: Kind):
     lse[...] = top + jnp.log(total)
 
 
-def _slopes(queries, keys, values, grads, starts, ends, lse, delta, first_key, kind: Kind):
+def _slopes(queries, keys, values, grads, starts, ends, lse, delta, first_key, kind: Kind, key_dim: int = 1):
     """The softmax's weights, and the gradient of the logits before they are scaled."""
-    bent, seen = _logits(queries, keys, starts, ends, first_key, kind.logits)
-    p = jnp.where(seen, jnp.exp(bent - lse[:, None]), 0.0)
-    return p, p * (_dot(grads, values, (1, 1)) - delta[:, None]) * kind.logits.slope(bent)
+    bent, seen = _logits(queries, keys, starts, ends, first_key, kind.logits, key_dim)
+    lse, delta = (jnp.expand_dims(x, key_dim) for x in (lse, delta))
+    p = jnp.where(seen, jnp.exp(bent - lse), 0.0)
+    dp = _dot(*((grads, values) if key_dim else (values, grads)), (1, 1))
+    return p, p * (dp - delta) * kind.logits.slope(bent)
 
 
 def _query_kernel(q, k, v, start, end, first, last, grad, lse, delta, dq, *, kind: Kind):
@@ -142,26 +152,26 @@ def _query_kernel(q, k, v, start, end, first, last, grad, lse, delta, dq, *, kin
 
 
 def _key_kernel(q, k, v, start, end, first, last, grad, lse, delta, dk, dv, *, kind: Kind):
-    """One block of keys of one key-value head, and all query heads that share it."""
-    block = kind.block
+    """One block of keys of one key-value head, and all query heads that share it.
+
+    Heads and blocks of queries are one loop: whatever their number, a step loads one block of each. Weights are made
+    transposed, so that they go into the next product as they are.
+    """
+    block, heads = kind.block, q.shape[1]
     keys, values = k[...], v[...]
     first_key = pl.program_id(0) * block
 
-    def one_block(i, sums):
+    def one_block(n, sums):
         dk, dv = sums
-        here = pl.ds(i * block, block)
-        starts, ends = start[here], end[here]
-        for head in range(q.shape[1]):
-            queries, grads = q[here, head, :], grad[here, head, :]
-            p, ds = _slopes(
-                queries, keys, values, grads, starts, ends, lse[head, here], delta[head, here], first_key, kind
-            )  # fmt: skip
-            dv += _dot(p.T.astype(grads.dtype), grads, (1, 0))
-            dk += _dot(ds.T.astype(queries.dtype), queries, (1, 0))
-        return dk, dv
+        here, head = pl.ds(lax.div(n, heads) * block, block), lax.rem(n, heads)
+        queries, grads = q[here, head, :], grad[here, head, :]
+        fixed = start[here], end[here], lse[head, here], delta[head, here]
+        p, ds = _slopes(queries, keys, values, grads, *fixed, first_key, kind, key_dim=0)
+        dv += _dot(p.astype(grads.dtype), grads, (1, 0))
+        return dk + _dot(ds.astype(queries.dtype), queries, (1, 0)), dv
 
     zeros = jnp.zeros(keys.shape, jnp.float32)
-    total_dk, total_dv = lax.fori_loop(first[0], last[0], one_block, (zeros, zeros))
+    total_dk, total_dv = lax.fori_loop(first[0] * heads, last[0] * heads, one_block, (zeros, zeros))
     dk[...] = (total_dk * kind.logits.scale).astype(dk.dtype)
     dv[...] = total_dv.astype(dv.dtype)
 
@@ -187,8 +197,10 @@ def _specs(queries: tuple[int, ...], keys: tuple[int, ...], block: int) -> dict[
     }
 
 
-def _call(kernel: Any, kind: Kind, grid: tuple[int, ...], specs: list[Any], out_specs: Any, out_shape: Any) -> Any:
-    params = triton.CompilerParams(num_warps=4, num_stages=2)
+def _call(
+    kernel: Any, kind: Kind, grid: tuple[int, ...], specs: list[Any], out_specs: Any, out_shape: Any, warps: int = 4
+) -> Any:
+    params = triton.CompilerParams(num_warps=warps, num_stages=2)
     return pl.pallas_call(
         functools.partial(kernel, kind=kind), grid=grid, in_specs=specs, out_specs=out_specs, out_shape=out_shape,
         interpret=kind.interpret, compiler_params=params, name=f"interval{kernel.__name__}",
@@ -215,7 +227,7 @@ def _forward(q_BTHD, k_BSKD, v_BSKD, start_BT, end_BT, kind: Kind):
 
 def _backward(kind: Kind, saved, grad_BTHD):
     q_BTHD, k_BSKD, v_BSKD, start_BT, end_BT, ranges, out_BTHD, lse_BHT = saved
-    B, T, H, _ = q_BTHD.shape
+    B, T, H, D = q_BTHD.shape
     S, K = k_BSKD.shape[1:3]
     spec = _specs(q_BTHD.shape, k_BSKD.shape, kind.block)
     delta_BHT = jnp.einsum(
@@ -228,7 +240,8 @@ def _backward(kind: Kind, saved, grad_BTHD):
     dq_BTHD = run(*inputs, ranges.first_key, ranges.last_key, *sums)
     names = ("all_q", "k", "k", "all_edges", "all_edges", "one", "one", "all_q", "all_sums", "all_sums")
     run = _call(
-        _key_kernel, kind, (S // kind.block, K, B), [spec[n] for n in names], [spec["k"]] * 2, [like_k, like_k]
+        _key_kernel, kind, (S // kind.block, K, B), [spec[n] for n in names], [spec["k"]] * 2, [like_k, like_k],
+        warps=8 if D >= 128 else 4,  # of four warps its two sums take all registers, and some spill
     )  # fmt: skip
     dk_BSKD, dv_BSKD = run(*inputs, ranges.first_query, ranges.last_query, *sums)
     return dq_BTHD, dk_BSKD, dv_BSKD, None, None

@@ -10,34 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from oracle import dense, mask_by_definition
 
 from jaxmm.models import attention as attn
 
 B, T, H, K, D = 2, 88, 4, 2, 8  # T is no multiple of the block
 BLOCK = 16
-
-
-def dense(q_BTHD, k_BTKD, v_BTKD, mask_BTT, grad_BTHD, softcap: float = 0.0):
-    """Output of masked softmax attention and the gradients of q, k, v for ``grad_BTHD``, all in float64."""
-    q, k, v, grad = (np.asarray(x, np.float64) for x in (q_BTHD, k_BTKD, v_BTKD, grad_BTHD))
-    group = q.shape[2] // k.shape[2]
-    k, v = np.repeat(k, group, 2), np.repeat(v, group, 2)
-    scale = q.shape[-1] ** -0.5
-    mask = mask_BTT[:, None]
-    logits = np.einsum("bthd,bshd->bhts", q, k) * scale
-    bent = softcap * np.tanh(logits / softcap) if softcap else logits
-    slope = 1 - (bent / softcap) ** 2 if softcap else 1.0
-    logits = np.where(mask, bent, -np.inf)
-    e = np.exp(logits - logits.max(-1, keepdims=True, initial=-1e30))
-    p = e / np.maximum(e.sum(-1, keepdims=True), 1e-300)
-    dp = np.einsum("bthd,bshd->bhts", grad, v)
-    ds = p * (dp - (dp * p).sum(-1, keepdims=True)) * slope * scale
-
-    def ungroup(x):
-        return x.reshape(*x.shape[:2], -1, group, x.shape[-1]).sum(3)
-
-    dk, dv = np.einsum("bhts,bthd->bshd", ds, q), np.einsum("bhts,bthd->bshd", p, grad)
-    return np.einsum("bhts,bshd->bthd", p, v), np.einsum("bhts,bshd->bthd", ds, k), ungroup(dk), ungroup(dv)
 
 
 def assert_dense_in(attend, head: int, dtype, runs: list[int]):
@@ -59,18 +37,6 @@ def assert_dense_in(attend, head: int, dtype, runs: list[int]):
     for each, wanted in zip(found, dense(q, k, v, mask_by_definition(segments, causal=True), grad), strict=True):
         assert each.dtype == dtype
         assert np.abs(np.asarray(each, np.float64) - wanted).max() <= tolerance * np.abs(wanted).max()
-
-
-def mask_by_definition(segments, *, causal, blocks=None, window=0, keys=None):
-    """The dense mask of one kind of attention, from what it is said to be."""
-    i, j = np.arange(segments.shape[1])[:, None], np.arange(segments.shape[1])[None]
-    same = (segments[:, :, None] == segments[:, None]) & (segments > 0)[:, :, None]
-    if not causal:
-        return same if keys is None else same & (keys[:, :, None] == keys[:, None])
-    seen = np.broadcast_to(j <= i, same.shape)
-    if blocks is not None:
-        seen = seen | ((blocks[:, :, None] == blocks[:, None]) & (blocks > 0)[:, :, None])
-    return same & seen & ((j > i - window) if window else True)
 
 
 def qkv(seed: int, t: int = T):

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
-from test_attention import B, D, H, K, assert_dense_in, dense, mask_by_definition
+from oracle import dense, mask_by_definition
+from test_attention import B, D, H, K, assert_dense_in
 
 from jaxmm import sharding
 from jaxmm.models import attention as attn

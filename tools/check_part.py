@@ -1,0 +1,30 @@
+"""One part of ``tools/check.py``, in a process of its own, which may use, break or hang the device as it likes."""
+
+from __future__ import annotations
+
+import importlib
+import os
+
+from check_row import written
+
+from jaxmm import command, startup
+from jaxmm.data.remote import default_cache
+
+FLAGS: command.Flags = {
+    "module": ("", "beside this file: its rows(*arguments) are the part"),
+    "arguments": ((), "strings, comma between them"),
+}
+
+
+def main(argv: list[str]) -> int:
+    """Prints each row when it is there."""
+    args = command.parse(argv, FLAGS, config="none", about=__doc__ or "")
+    if os.environ.get("JAX_PLATFORMS") != "cpu":  # what an accelerator compiles takes longest
+        startup.keep_compiled(default_cache())
+    for row in importlib.import_module(args.module).rows(*args.arguments):
+        print(written(row), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    command.run(main)
