@@ -11,8 +11,8 @@ from jaxmm.errors import UserError
 from jaxmm.recipe import Corpus
 
 # What may differ when a run goes on; data is told apart by its content, not by where it lies.
-FREE = ("steps", "mesh", "compute", "eval", "checkpoint", "log", "data.cache", "data.threads", "data.workers",
-        "data.path", "data.media_dir", "data.follow_outside", "data.tokenizer", "data.allow_change",
+FREE = ("steps", "accumulation", "mesh", "compute", "eval", "checkpoint", "log", "data.cache", "data.threads",
+        "data.workers", "data.path", "data.media_dir", "data.follow_outside", "data.tokenizer", "data.allow_change",
         "init_from")  # fmt: skip
 CHANGEABLE = ("data", "epochs")  # what data.allow_change lets differ besides, and with it the content of the data
 
