@@ -19,7 +19,7 @@ import contextlib
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,24 @@ def count(loaded: Loaded, batch_size: int, flops: float, wait: float) -> monitor
     )
 
 
+def jump_of_rate(config: ConfigDict, meta: Mapping[str, Any], start: int, steps: int) -> str:
+    """What a schedule of another length does to the rate at the step that a run goes on with, or ''.
+
+    Args:
+      meta: of the checkpoint; version 0.1 did not note the steps of its schedule.
+    """
+    before = meta.get("steps") or (0 if meta["config"].get("epochs") else meta["config"]["steps"])
+    if before in (0, steps):
+        return ""
+    old, new = (float(make_rates(config, n)(start)) for n in (before, steps))
+    if abs(new - old) <= 0.01 * max(old, new):
+        return ""
+    return (
+        f"the schedule was of {before} steps and is of {steps}: the learning rate at step {start + 1} is {new:.3g}, "
+        f"and would have been {old:.3g}"
+    )
+
+
 class Run:
     """One training run: everything built once, then ``train`` steps through it."""
 
@@ -121,6 +139,11 @@ class Run:
         self.changed: list[str] = []
         if self.start:
             self.meta = self.checkpoints.meta(self.start)
+            if self.meta["position"] != self.start:
+                raise UserError(
+                    f"{self.checkpoints.folder / str(self.start)} is a checkpoint of step {self.meta['position']}: its "
+                    f"name must be its step"
+                )
             self.changed = self.identity.check(self.meta, workdir, config.data.allow_change)
         else:
             self.meta = {"examples_seen": 0}
@@ -280,7 +303,7 @@ class Run:
         return step == self.steps or (every > 0 and step % every == 0)
 
     def _greet(self, state: TrainState) -> None:
-        say = self._say
+        config, say = self.config, self._say
         counts = parameter_counts(state.params)
         sizes = ", ".join(f"{part} {monitor.short(n)}" for part, n in counts.items())
         shape = " x ".join(f"{axis} {n}" for axis, n in self.mesh.shape.items() if n > 1) or "one device"
@@ -312,22 +335,8 @@ class Run:
                 seen = ", ".join(f"{n} of {name}" for name, n in self._by_name(self.plan.origin.seen).items())
                 say(f"the data has changed ({'; '.join(self.changed)}); examples seen so far: {seen}")
             say(f"{self.workdir} has a checkpoint: going on at step {self.start + 1} of {self.steps}")
-            if line := self._jump_of_rate():
+            if line := jump_of_rate(config, self.meta, self.start, self.steps):
                 say(line)
-
-    def _jump_of_rate(self) -> str:
-        """What a schedule of another length does to the rate at the step that the run goes on with, or ''."""
-        config = self.meta["config"]
-        steps = self.meta.get("steps") or (0 if config.get("epochs") else config["steps"])  # version 0.1: no "steps"
-        if not steps or steps == self.steps:
-            return ""
-        old, new = (float(make_rates(self.config, n)(self.start)) for n in (steps, self.steps))
-        if abs(new - old) <= 0.01 * max(old, new):
-            return ""
-        return (
-            f"the schedule was of {steps} steps and is of {self.steps}: the learning rate at step {self.start + 1} "
-            f"is {new:.3g}, and would have been {old:.3g}"
-        )
 
     def _finish(self, metrics: Metrics, counts: monitor.Counts, loaded: Loaded) -> None:
         """Reads a step's metrics, which waits for it, and counts it."""

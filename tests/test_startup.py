@@ -81,3 +81,16 @@ def test_threads_of_a_cpu_are_by_the_devices_of_the_job(processes, env, expected
     told = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=3"} | env
     code = f"from jaxmm import startup; startup._fix_cpu_threads({processes}); import os; "
     assert run(f"{code}print(os.environ.get('NPROC'), os.environ.get('PJRT_NPROC'))", **told) == expected
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_an_interrupt_while_importing_is_one_line_and_one_that_is_ignored_stays_so(ignored):
+    code = f"""
+import os, signal
+signal.signal(signal.SIGINT, signal.SIG_IGN if {ignored} else signal.default_int_handler)
+from jaxmm import startup
+startup.end_on_interrupt()
+os.kill(os.getpid(), signal.SIGINT)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == ((0, "") if ignored else (130, "interrupted\n"))
