@@ -1,39 +1,47 @@
 """Checkpoints of a run: each is one atomic whole of arrays and a small JSON record, restored onto any mesh.
 
 Orbax writes and prunes them. A state travels as a flat ``{"params.decoder.embedding": array}``: so NamedTuples and
-empty optimizer states need nothing special, a part of it is a prefix, and differences are told by name. What is on disk
-is judged here: a checkpoint that was cut short, or lost a file later, is never chosen.
+empty optimizer states need nothing special, a part of it is a prefix, and differences are told by name. One that was
+cut short, lost a file or changed a bit later (``integrity``) is never chosen; one that cannot be read is never touched.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import logging
 import math
 import os
+import re
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
 
 import jax
-import tensorstore
 
+from jaxmm import integrity
 from jaxmm.errors import StrandedError, UserError
+from jaxmm.integrity import META, METRICS, STATE, Fault
+from jaxmm.processes import Meeting
 
 if TYPE_CHECKING:  # importing it takes a third of a second: methods do, once a run has begun
     import orbax.checkpoint as ocp
 
 PyTree = Any
 
-STATE, META, METRICS = "state", "meta", "metrics"  # what a checkpoint holds: folders in the folder of its step
 METRIC = "metric"
+ASIDE, WHY = ".incomplete", "fault.txt"  # what a broken checkpoint's name ends with, and a file in it that says why
 
 # Orbax narrates each save through absl, at WARNING and above by default; its errors reach us as exceptions anyway.
 logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 class Checkpoints:
@@ -46,16 +54,31 @@ class Checkpoints:
       folder: holds one folder a checkpoint, named by its step. Made by the first save.
       keep: how many of the newest checkpoints stay.
       keep_best: how many of those with the lowest metric stay, besides.
+      on_save: called with the step of each save that is complete on disk.
+      say: prints a line.
     """
 
-    def __init__(self, folder: Path, keep: int = 2, keep_best: int = 1) -> None:
+    _numbers = itertools.count()  # of the instances, the same in all processes of a job
+
+    def __init__(
+        self,
+        folder: Path,
+        keep: int = 2,
+        keep_best: int = 1,
+        on_save: Callable[[int], None] = lambda step: None,
+        say: Callable[[str], None] = _to_stderr,
+    ) -> None:
         if keep < 1 or keep_best < 0:
             raise UserError(f"checkpoints to keep: {keep} newest and {keep_best} best; keep at least the newest 1")
-        self.folder = folder.absolute()
+        self.folder = folder.resolve()  # TensorStore takes no path with '..'
         self._keep, self._keep_best = keep, keep_best
+        self._on_save, self._say = on_save, say
         self._manager: ocp.CheckpointManager | None = None  # made by the first save
         self._saving: int | None = None
-        self._faults: dict[int, str] = {}  # step -> what is wrong with it, '' for nothing
+        self._sealing, self._has_failed = 0, False  # its step, for Orbax's thread; whether the last save failed
+        self._faults: dict[int, Fault | None] = {}
+        self._verified: set[tuple[int, str]] = set()  # (step, part) whose bytes were found to be those written
+        self._meeting = Meeting(f"checkpoints {next(self._numbers)}")
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -67,32 +90,38 @@ class Checkpoints:
     # What is there
 
     def steps(self) -> list[int]:
-        """The steps of the complete checkpoints, ascending. Waits for the save in flight."""
-        self.wait()
-        if not self.folder.is_dir():
-            return []
-        steps = sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal() and path.is_dir())
-        for step in steps:
-            if step not in self._faults:
-                self._faults[step] = fault = _fault(self._path(step))
-                if fault and jax.process_index() == 0:
-                    print(f"warning: ignoring the incomplete checkpoint {self._path(step)}: {fault}", file=sys.stderr)
-        return [step for step in steps if not self._faults[step]]
+        """The steps of the checkpoints from which nothing is missing, ascending. Waits for the save in flight."""
+        return [step for step, fault in self._look().items() if not fault]
+
+    def faults(self) -> dict[int, str]:
+        """What is wrong with the others, by step."""
+        return {step: fault.text for step, fault in self._look().items() if fault}
 
     def latest(self) -> int | None:
-        """The step of the newest complete checkpoint, or None."""
-        return max(self.steps(), default=None)
+        """The step of the newest checkpoint that is as it was written, bit for bit, or None.
+
+        Raises:
+          UserError: if there is one that cannot be read, and may be newer: nobody knows whether it is broken.
+        """
+        for step in reversed(self._look()):
+            fault = self._faults[step] or self._verify(step)
+            if not fault:
+                return step
+            if not fault.is_proven:
+                raise self._cannot_be_read(step, fault.text)
+        return None
 
     def best(self) -> int | None:
-        """The step of the complete checkpoint with the lowest metric (the newest of equals), or None."""
+        """The step of the intact checkpoint with the lowest metric (the newest of equals), or None."""
         metrics = {step: value for step in self.steps() if (value := self._metric(step)) is not None}
-        return min(metrics, key=lambda step: (metrics[step], -step), default=None)
+        by_metric = sorted(metrics, key=lambda step: (metrics[step], -step))
+        return next((step for step in by_metric if not self._verify(step)), None)
 
     def meta(self, step: int | None = None) -> dict[str, Any]:
         """The record saved with the checkpoint of ``step`` (default: the newest)."""
         import orbax.checkpoint as ocp
 
-        path = self._path(self._chosen(step))
+        path = self._path(self._chosen(step, META))
         return dict(ocp.JsonCheckpointHandler().restore(path / META))
 
     # Saving
@@ -117,16 +146,18 @@ class Checkpoints:
             return
         scored = {METRIC: float(metric)} if metric is not None and math.isfinite(metric) else None
         self.wait()
-        self._saving = step
+        self._saving = self._sealing = step
+        self._has_failed = False
         try:
             # force: Orbax skips a step below one it has seen, such as the first after falling back on an older step.
             manager.save(
                 step,
                 args=ocp.args.Composite(**{STATE: ocp.args.PyTreeSave(_flat(state)), META: ocp.args.JsonSave(record)}),
                 metrics=scored,
+                custom_metadata=integrity.PROMISE,
                 force=True,
             )
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise self._save_failed(step, error) from error
 
     def wait(self) -> None:
@@ -138,15 +169,25 @@ class Checkpoints:
             self._manager.wait_until_finished()
         except (OSError, ValueError) as error:  # TensorStore raises ValueError for a full disk
             raise self._save_failed(step, error) from error
+        if jax.process_index() == 0:
+            self._on_save(step)
+            self._clean(step)
+
+    def settle(self) -> None:
+        """What ``wait`` does, if the save in flight is complete already."""
+        if self._manager is not None and self._saving is not None and not self._manager.is_saving_in_progress():
+            self.wait()
 
     def close(self) -> None:
         """Waits for the save in flight and ends Orbax's threads."""
         try:
             self.wait()
         finally:
-            if self._manager is not None:
-                self._manager.close()
-                self._manager = None
+            manager, self._manager = self._manager, None
+            # Orbax says once more why a save failed.
+            with contextlib.suppress(OSError, ValueError) if self._has_failed else contextlib.nullcontext():
+                if manager is not None:
+                    manager.close()
 
     # Restoring
 
@@ -173,7 +214,7 @@ class Checkpoints:
     def _restore(self, abstract: PyTree, key: str, step: int | None) -> PyTree:
         import orbax.checkpoint as ocp
 
-        path = self._path(self._chosen(step))
+        path = self._path(self._chosen(step, STATE))
         wanted = _flat(abstract, key)
         if not wanted:
             return abstract
@@ -211,12 +252,63 @@ class Checkpoints:
     def _path(self, step: int) -> Path:
         return self.folder / str(step)
 
-    def _chosen(self, step: int | None) -> int:
+    def _look(self) -> dict[int, Fault | None]:
+        """What is missing from each checkpoint, by step, ascending; a line for each fault that is new."""
+        self.wait()
+        found = self.folder.iterdir() if self.folder.is_dir() else ()
+        steps = sorted(int(path.name) for path in found if re.fullmatch("0|[1-9][0-9]*", path.name) and path.is_dir())
+        for step in steps:
+            if step not in self._faults:
+                self._note(step, integrity.look(self._path(step)), told=jax.process_index() == 0)
+        self._faults = {step: self._faults[step] for step in steps}
+        return self._faults
+
+    def _verify(self, step: int, part: str = "") -> Fault | None:
+        """Compares the checkpoint's bytes with their checksums, each process some of its files."""
+        if fault := self._faults[step]:
+            return fault
+        if {(step, part), (step, "")} & self._verified:
+            return None
+        path = self._path(step)
+        own = integrity.verify(path, part, (jax.process_index(), jax.process_count()))
+        worst = self._meeting.largest(0 if not own else 1 if own.is_proven else 2, f"the reading of {path}")
+        fault = own or (
+            Fault("a file that another process read is not as it was written", worst == 1) if worst else None
+        )
+        self._note(step, fault, told=own is not None)
+        if not fault:
+            self._verified.add((step, part))
+            if part != META and jax.process_index() == 0 and not integrity.has_record(path):
+                self._say(f"checkpoint {path} has no checksums (version 0.1 wrote none): it is taken as it is")
+        return fault
+
+    def _note(self, step: int, fault: Fault | None, told: bool) -> None:
+        self._faults[step] = fault
+        if fault and told:
+            kind = "incomplete" if fault.is_proven else "unreadable"
+            way = f" (the next save renames it to {step}{ASIDE})" if fault.is_proven else ""
+            self._say(f"warning: ignoring the {kind} checkpoint {self._path(step)}: {fault.text}{way}")
+
+    def _cannot_be_read(self, step: int, why: str) -> UserError:
+        older = max((other for other in self.steps() if other < step), default=None)
+        before = "the start" if older is None else f"step {older}"
+        return UserError(
+            f"checkpoint {self._path(step)} cannot be read ({why}), which does not prove it broken: nothing was "
+            f"changed; mend that, or move it to another folder to go on from {before}"
+        )
+
+    def _chosen(self, step: int | None, part: str) -> int:
+        """The step, or the newest intact one; what is read of it has its checksums."""
+        if step is None and (latest := self.latest()) is not None:
+            return latest
         steps = self.steps()
-        if step is None and steps:
-            return steps[-1]
+        if step in steps and (fault := self._verify(step, part)):
+            if not fault.is_proven:
+                raise self._cannot_be_read(step, fault.text)
+            steps = self.steps()
         if step is None or step not in steps:
-            have = ", ".join(map(str, steps)) or "none"
+            bad = "".join(f"; {n} cannot be read: {text}" for n, text in [*self.faults().items()][-3:])
+            have = (", ".join(map(str, steps)) or "none") + bad
             which = "no complete checkpoint" if step is None else f"no complete checkpoint of step {step}"
             raise UserError(f"{self.folder} holds {which} (complete: {have}); train first, or give another workdir")
         return step
@@ -225,7 +317,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         path = self._path(step) / METRICS
-        if not (path / METRICS).is_file():
+        if not (path / METRICS).is_file() or self._verify(step, METRICS):
             return None
         return float(ocp.JsonCheckpointHandler(filename=METRICS).restore(path)[METRIC])
 
@@ -234,14 +326,11 @@ class Checkpoints:
         from orbax.checkpoint import checkpoint_managers
 
         if self._manager is None:
-            self.steps()
+            self._look()
             if jax.process_index() == 0:
-                for step in (step for step, fault in self._faults.items() if fault):
-                    # Left in its place, Orbax would count it, and refuse to save its step again.
-                    aside = self.folder / f"{step}.incomplete"
-                    shutil.rmtree(aside, ignore_errors=True)
-                    self._path(step).rename(aside)
-            self._faults = {step: fault for step, fault in self._faults.items() if not fault}
+                for step in (step for step, fault in self._faults.items() if fault and fault.is_proven):
+                    self._put_aside(step)
+            self._faults = {step: fault for step, fault in self._faults.items() if not (fault and fault.is_proven)}
             self._manager = ocp.CheckpointManager(  # begins with a barrier, so that all processes list the same steps
                 self.folder,
                 options=ocp.CheckpointManagerOptions(
@@ -259,11 +348,42 @@ class Checkpoints:
                         ]
                     ),
                     cleanup_tmp_directories=True,  # what a killed save left
+                    async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
                 ),
             )
         return self._manager
 
+    def _seal(self) -> None:
+        """Writes the checksums of the save in flight, in Orbax's thread, before the rename that makes it count.
+
+        Process 0 reads all files, also the others', from the file system that they share.
+        """
+        if self._has_failed:
+            raise OSError("a part of this save has failed")
+        if jax.process_index() == 0:
+            half = [path for path in self.folder.glob(f"{self._sealing}.*-tmp*") if path.is_dir()]
+            integrity.write_record(half[0] if half else self._path(self._sealing))
+
+    def _put_aside(self, step: int) -> None:
+        """Renames a broken checkpoint: in its place Orbax would count it, and refuse to save its step again."""
+        aside, fault = self.folder / f"{step}{ASIDE}", self._faults[step]
+        shutil.rmtree(aside, ignore_errors=True)
+        self._path(step).rename(aside)
+        with contextlib.suppress(OSError):
+            (aside / WHY).write_text(f"{fault.text if fault else ''}\n")
+
+    def _clean(self, saved: int) -> None:
+        """Removes the broken checkpoints of before a step that is saved. One that may be whole stays."""
+        for aside in self.folder.glob(f"*{ASIDE}"):
+            step = aside.name.removesuffix(ASIDE)
+            if step.isdecimal() and int(step) < saved:
+                fault = integrity.look(aside)
+                if (aside / WHY).exists() or (fault and fault.is_proven):
+                    shutil.rmtree(aside, ignore_errors=True)
+                    self._say(f"removed {aside}: it was broken, and step {saved} is saved")
+
     def _save_failed(self, step: int, error: Exception) -> UserError:
+        self._saving, self._has_failed = None, True
         return UserError(f"the checkpoint of step {step} could not be saved in {self.folder}: {_first_line(error)}")
 
 
@@ -301,40 +421,3 @@ def _differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[st
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__
-
-
-def _fault(path: Path) -> str:
-    """What is missing from the checkpoint at ``path``, or '' if it is complete.
-
-    A save cut short leaves no folder of this name (Orbax renames it last). This finds what a crash of the machine, a
-    half copy or a half removal leaves: the array store's own index says which bytes of which files it needs.
-    """
-    needed = ["_CHECKPOINT_METADATA", f"{META}/metadata", f"{STATE}/_METADATA"]
-    optional = [f"{METRICS}/{METRICS}", f"{STATE}/_sharding", f"{STATE}/array_metadatas/*"]
-    found = [str(file.relative_to(path)) for pattern in optional for file in path.glob(pattern)]
-    for name in (*needed, *found):
-        try:
-            json.loads((path / name).read_text())
-        except (OSError, ValueError):
-            return f"{name} is missing or cut short"
-    try:
-        store = tensorstore.KvStore.open({"driver": "file", "path": f"{path / STATE}/"}).result()
-        nodes = [tensorstore.ocdbt.dump(store).result()["versions"][-1]["root"]["location"]]
-        ends: dict[str, int] = {}  # file -> bytes it must have
-        while nodes:
-            for place in (node := nodes.pop(), *_values(tensorstore.ocdbt.dump(store, node).result(), nodes)):
-                _, base, file, offset, length = place.split(":")
-                name = f"{STATE}/{unquote(base)}{unquote(file)}"
-                ends[name] = max(ends.get(name, 0), int(offset) + int(length))
-    except (OSError, ValueError, LookupError) as error:
-        return f"the index of {STATE} cannot be read ({_first_line(error)[:120]})"
-    for name, end in ends.items():
-        if not (path / name).is_file() or (path / name).stat().st_size < end:
-            return f"{name} is missing or cut short"
-    return ""
-
-
-def _values(node: Mapping[str, Any], nodes: list[str]) -> list[str]:
-    """Where a node of the index keeps its values; appends its child nodes to ``nodes``."""
-    nodes += [entry["location"] for entry in node["entries"] if "location" in entry]
-    return [entry["indirect_value"] for entry in node["entries"] if "indirect_value" in entry]

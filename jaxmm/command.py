@@ -11,6 +11,7 @@ import gc
 import json
 import math
 import os
+import signal
 import sys
 import types
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -22,7 +23,8 @@ from ml_collections import ConfigDict
 from jaxmm import consistency
 from jaxmm.config import KEYS, KINDS, Value, flat, same_end
 from jaxmm.config_file import load_file, load_workdir
-from jaxmm.errors import StrandedError, UserError, end_at_once, nearest
+from jaxmm.errors import StrandedError, UserError, end_at_once, error_line, nearest, refusal
+from jaxmm.workdir import local
 
 Flags = Mapping[str, tuple[Value, str]]  # name -> default, which gives the type, and what it is for
 COLUMNS = 38, 32  # widths in --help: of a key with its value, and of what it may be
@@ -32,12 +34,19 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Runs a command on the process's arguments and exits: main's status, or 1 after one line for a UserError."""
     gc.freeze()  # what is imported stays: collections need not look at it
     gc.enable()
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # ended_on_interrupt until here
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         status = main(sys.argv[1:])
     except StrandedError as error:
         end_at_once(str(error))
     except UserError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
+        print(error_line(error), file=sys.stderr, flush=True)
+        status = 1
+    except OSError as error:
+        if (refused := refusal(error)) is None:
+            raise
+        print(error_line(refused), file=sys.stderr, flush=True)
         status = 1
     except KeyboardInterrupt:  # train handles its own
         print("interrupted", file=sys.stderr)
@@ -79,6 +88,8 @@ def parse(
             wants_help = True
         else:
             unknown = unknown or name
+    if "workdir" in values:
+        values["workdir"] = local("--workdir", values["workdir"])
     loaded = ConfigDict()
     try:
         if config != "none":

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
+import re
 import sys
 from collections.abc import Iterable
 from typing import NoReturn
@@ -17,9 +19,38 @@ class StrandedError(UserError):
     """Other processes of the job are missing: on the way out nothing may wait for them, or for a device."""
 
 
+# What the system refuses: no mistake of the program's.
+_REFUSED = {
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EIO", "EFBIG", "ENOTDIR", "EISDIR", "ENAMETOOLONG",
+                 "ELOOP", "ESTALE", "EMFILE", "ENFILE")
+    if hasattr(errno, name)
+}  # fmt: skip
+# What a terminal follows in place of showing it: controls but tab and newline, marks that turn the direction of text.
+_FOLLOWED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """The text with escapes for what a terminal would follow: names and records may hold anything."""
+    return _FOLLOWED.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def error_line(error: BaseException | str) -> str:
+    """What a command prints of a UserError."""
+    return f"error: {printable(' '.join(str(error).split()))}"
+
+
+def refusal(error: OSError) -> UserError | None:
+    """A full disk, a missing permission and the like as what the user can mend; None for any other error."""
+    if error.errno not in _REFUSED:
+        return None
+    where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+    return UserError(f"{where}{error.strerror}; what was written whole before stays")
+
+
 def end_at_once(line: str) -> NoReturn:
     """Ends the process with the line and exit status 1, from any thread: nothing is waited for."""
-    print("error:", " ".join(line.split()), file=sys.stderr, flush=True)
+    print(error_line(line), file=sys.stderr, flush=True)
     os._exit(1)
 
 

@@ -21,6 +21,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, TextIO
 
+from jaxmm.errors import printable
+
 # Dense bf16 FLOP/s of one device, by `jax.Device.device_kind`.
 _TPU_PEAKS = {  # cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e
     "TPU v4": 275e12,
@@ -221,13 +223,15 @@ def plain(value: Any) -> Any:
 def write_json(path: Path, value: Any) -> None:
     """Writes strict JSON so that a reader finds the old file or the new one, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    whole = path.with_name(f".{path.name}.tmp")
-    with whole.open("w") as file:
-        json.dump(plain(value), file, indent=2, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    whole.replace(path)
+    _replace(path, json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file that may be missing or damaged; {} then."""
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads(path.read_bytes())
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -240,20 +244,58 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _rewrite(path: Path, objects: Sequence[Mapping[str, Any]]) -> None:
+    _replace(path, "".join(f"{json.dumps(item)}\n" for item in objects))
+
+
+def _replace(path: Path, text: str) -> None:
+    """Puts the text in place of the file, whole or not at all."""
     whole = path.with_name(f".{path.name}.tmp")
-    whole.write_text("".join(f"{json.dumps(item)}\n" for item in objects))
-    whole.replace(path)
+    try:
+        with whole.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        whole.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            whole.unlink(missing_ok=True)
+        raise
 
 
 class SkippedFile:
-    """skipped.jsonl: {"file", "record", "reason"} of each record that could not be used, once, over resumes too."""
+    """skipped.jsonl: {"file", "record", "reason"} of each record that could not be used, once, over resumes too.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+      path: of the file.
+      lines: of it that the checkpoint gone on from knew of: later ones are dropped, as their steps are done again. None
+        keeps all, and counts none of them as met.
+      writes: whether this process of the job drops them.
+    """
+
+    def __init__(self, path: Path, lines: int | None = None, writes: bool = True) -> None:
         self._path = path
-        known = read_lines(path)
+        found = read_lines(path)
+        known = found[:lines]
         self._seen = {self._key(item) for item in known}
-        if path.exists() and not path.read_bytes().endswith(b"\n"):  # a kill cut the last line
+        self._noted = set(self._seen) if lines is None else set()
+        is_cut = path.exists() and not path.read_bytes().endswith(b"\n")  # by a kill in its last line
+        if writes and (is_cut or len(known) < len(found)):
             _rewrite(path, known)
+
+    @property
+    def met(self) -> int:
+        """How many of them batches held; the others were left out of the plan."""
+        return len(self._seen - self._noted)
+
+    def lines(self) -> int:
+        """How many the file has."""
+        return len(read_lines(self._path))
+
+    def note(self, items: Iterable[Mapping[str, Any]]) -> None:
+        """Adds what preparing left out."""
+        for item in items:
+            self.add(item["file"], item["record"], item["reason"])
+            self._noted.add(self._key(item))
 
     def __len__(self) -> int:
         return len(self._seen)
@@ -301,12 +343,14 @@ class Monitor:
         self._file: TextIO | None = None
         self._start, self._events_folder = start, ""
         self._events: Any = None
+        self._new: Path | None = None  # the file, if it was not there: without a line it goes again
         self._last: tuple[int, int, dict[str, Any]] = (-1, 0, {})  # step, offset in the file, figures
         if workdir is None:
             return
         path = workdir / "metrics.jsonl"
         workdir.mkdir(parents=True, exist_ok=True)
-        _rewrite(path, [line for line in read_lines(path) if line.get("step", math.inf) <= start])
+        self._new = path if not path.exists() else None
+        _rewrite(path, [line for line in read_lines(path) if _is_up_to(line.get("step"), start)])
         self._file = path.open("a")
         self._events_folder = str(workdir) if tensorboard else ""
 
@@ -337,47 +381,94 @@ class Monitor:
         self._file.flush()
         if "loss" in figures:
             self._show(progress(step, self._steps, figures))
-        if self._events_folder and self._events is None:
-            from tensorboardX import SummaryWriter  # after the first line: it imports torch where that is installed
-
-            self._events = SummaryWriter(self._events_folder, purge_step=self._start + 1)
-        if self._events is not None:
-            for name, value in _scalars(figures):
-                self._events.add_scalar(name, value, step)
+        if self._events_folder:
+            try:
+                if self._events is None:
+                    self._events = Events(self._events_folder, self._start + 1)
+                self._events.add(step, _scalars(figures))
+            except OSError as error:  # the figures are in metrics.jsonl
+                if self._events is not None:
+                    self._events.close()
+                self._events, self._events_folder = None, ""
+                self.say(f"warning: no more TensorBoard events are written: {error.strerror or error}")
 
     def say(self, text: str) -> None:
         """Prints lines of their own, above the progress line."""
         if self._file is None:
             return
         self._clear()
-        print(text, file=self._out, flush=True)
+        self._print(f"{printable(text)}\n")
         if self._shown:
             self._show(self._shown)
 
     def close(self) -> None:
         """Ends the progress line and the files."""
         if self._in_place and self._shown:
-            print(file=self._out, flush=True)
+            self._print("\n")
         self._shown = ""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-        if self._events is not None:
-            self._events.close()
-            self._events = None
+        file, self._file = self._file, None
+        events, self._events = self._events, None
+        try:
+            if file is not None:
+                file.close()
+            if self._new is not None and not self._new.stat().st_size:
+                self._new.unlink()
+        finally:
+            self._new = None
+            if events is not None:
+                events.close()
 
     def _clear(self) -> None:
         if self._in_place and self._shown:
-            self._out.write("\r\x1b[K")
+            self._print("\r\x1b[K")
 
     def _show(self, line: str) -> None:
         self._clear()
         if self._in_place:
             self._shown = line
-            self._out.write(line[: shutil.get_terminal_size().columns - 1])
+            self._print(line[: shutil.get_terminal_size().columns - 1])
         else:
-            self._out.write(f"{line}\n")
-        self._out.flush()
+            self._print(f"{line}\n")
+
+    def _print(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # the terminal has gone, and the run goes on
+            self._out.write(text)
+            self._out.flush()
+
+
+def _is_up_to(step: Any, start: int) -> bool:
+    return isinstance(step, int) and step <= start
+
+
+class Events:
+    """A TensorBoard file of scalars. Written at once: tensorboardX's own writer has a thread, which a full disk ends
+    with a traceback, and which is waited for then for ever."""
+
+    def __init__(self, folder: str, first: int) -> None:
+        """Begins a file. Steps from ``first`` on that other files of the folder have are hidden."""
+        # After the first line of a run: it imports torch where that is installed.
+        from tensorboardX import summary
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2
+
+        self._scalar, self._event = summary.scalar, event_pb2.Event
+        self._writer = EventsWriter(os.path.join(folder, "events"))
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._writer.write_event(self._event(step=first, file_version="brain.Event:2", wall_time=time.time()))
+        self._writer.write_event(self._event(step=first, session_log=start, wall_time=time.time()))
+
+    def add(self, step: int, figures: Iterable[tuple[str, float]]) -> None:
+        """Writes one point of each."""
+        for name, value in figures:
+            self._writer.write_event(
+                self._event(step=step, summary=self._scalar(name, value), wall_time=time.time())
+            )  # fmt: skip
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Ends the file."""
+        with contextlib.suppress(OSError):  # every point has been written, or its failure was told
+            self._writer.close()
 
 
 def _scalars(figures: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -115,7 +115,9 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """AdamW (Loshchilov and Hutter, 2019), or Muon where ``linear_maps`` says so.
 
-    Both clip the global norm, decay decoupled from the gradient, and multiply each part's rate by its own factor.
+    Both clip the global norm, decay decoupled from the gradient, and multiply each part's rate by its own factor. A
+    part without any gradient in a step (the tower, in one of text alone) stays as it is in it: weight decay would
+    shrink it, and Muon would go on along an old momentum, at full size.
 
     Args:
       b1, b2, eps: of AdamW alone; Muon's momentum is 0.95.
@@ -132,15 +134,22 @@ def make_optimizer(
     def rule(params):
         return jax.tree_util.tree_map_with_path(lambda path, x: "muon" if _names(path) in maps else "adam", params)
 
-    def scale_parts(updates, state, params=None):
+    def scale_parts(updates, state, params=None, *, has_gradient):
         del params
-        return {part: optax.tree.scale(rates.get(part, 1.0), tree) for part, tree in updates.items()}, state
+        factors = {part: jnp.where(has_gradient[part], rates.get(part, 1.0), 0.0) for part in updates}
+        return {part: optax.tree.scale(factors[part], tree) for part, tree in updates.items()}, state
 
     adam = optax.scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=jnp.float32)
-    return optax.chain(
+    chain = optax.chain(
         optax.clip_by_global_norm(clip) if clip else optax.identity(),
         held_as(optax.partition({"muon": _muon(maps), "adam": adam}, rule) if maps else adam, moments),
         optax.add_decayed_weights(weight_decay, mask=decay_mask),
-        optax.GradientTransformation(lambda params: optax.EmptyState(), scale_parts),
+        optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), scale_parts),
         optax.scale_by_learning_rate(schedule),
     )
+
+    def update(grads, state, params=None):
+        has_gradient = {part: optax.tree.norm(tree) > 0 for part, tree in grads.items()}  # the step has the norms too
+        return chain.update(grads, state, params, has_gradient=has_gradient)
+
+    return optax.GradientTransformation(chain.init, update)

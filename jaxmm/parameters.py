@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +54,11 @@ def started_params(recipe: Recipe, mesh: Mesh, workdir: Path, *, init_from: str,
     The small files of a Hugging Face model go to the workdir.
     """
     if recipe.start and recipe.start.run:
-        if jax.process_index() == 0:
-            save(recipe.start, [], workdir / MODEL)
+        _keep(recipe.start, [], workdir / MODEL)
         return saved_params(recipe.start.run, recipe, mesh)
     if recipe.start:
         return _started(recipe, recipe.start, mesh, seed, workdir)
-    return saved_params(Path(init_from), recipe, mesh)
+    return saved_params(Path(init_from).expanduser(), recipe, mesh)
 
 
 def _started(recipe: Recipe, start: Start, mesh: Mesh, seed: int, workdir: Path) -> Params:
@@ -75,9 +75,18 @@ def _started(recipe: Recipe, start: Start, mesh: Mesh, seed: int, workdir: Path)
         key = jax.random.key(seed)
         made = once(jax.jit(fresh, out_shardings=nested(missing)).lower(key))(key)
         read.params.update(hf.flat(made))
-    if jax.process_index() == 0:
-        save(start, read.spare, workdir / MODEL)
+    _keep(start, read.spare, workdir / MODEL)
     return nested({path: read.params[path] for path in where})
+
+
+def _keep(start: Start, spare: list[str], folder: Path) -> None:
+    """Keeps the small files of what a run starts from, in place of those of a start that never came to a save."""
+    if jax.process_index() > 0:
+        return
+    if folder.exists() and any(named.exists() and named.samefile(folder) for named in start.folders.values()):
+        raise UserError(f"config.init_from is {folder}, where the run keeps files of its own: move the model elsewhere")
+    shutil.rmtree(folder, ignore_errors=True)
+    save(start, spare, folder)
 
 
 def load_params(workdir: Path, abstract: Params, step: int | None = None) -> Params:

@@ -138,7 +138,10 @@ class Meeting:
 
 
 class Stop:
-    """Notes SIGTERM and SIGINT, so that the loop ends between two steps; a second Ctrl-C interrupts at once."""
+    """Notes SIGTERM, SIGINT and SIGHUP, so that the loop ends between two steps; a second Ctrl-C interrupts at once.
+
+    A signal that is ignored stays ignored: SIGHUP under nohup.
+    """
 
     def __init__(self, meeting: Meeting) -> None:
         self.signal, self._meeting = 0, meeting
@@ -146,8 +149,9 @@ class Stop:
 
     def __enter__(self) -> Stop:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._old[number] = signal.signal(number, self._note)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                if signal.getsignal(number) is not signal.SIG_IGN or number != signal.SIGHUP:
+                    self._old[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -62,6 +62,15 @@ class Program(NamedTuple):
         return jax.eval_shape(self.first_state, abstract_params(self.recipe.model))
 
 
+def make_rates(config: ConfigDict, steps: int) -> optax.Schedule:
+    """The learning rate of each step of a run of so many."""
+    options = config.optimizer
+    return make_schedule(
+        rate=options.rate, steps=steps, warmup=options.warmup, name=options.schedule,
+        end_factor=options.end_factor, decay_fraction=options.decay_fraction,
+    )  # fmt: skip
+
+
 def make_program(config: ConfigDict, recipe: Recipe, *, steps: int, targets: int, sources: int) -> Program:
     """Builds the step of a run.
 
@@ -77,10 +86,7 @@ def make_program(config: ConfigDict, recipe: Recipe, *, steps: int, targets: int
     if options.name not in OPTIMIZERS:
         raise UserError(f"config.optimizer.name '{options.name}' is not one of {', '.join(OPTIMIZERS)}")
     try:
-        schedule = make_schedule(
-            rate=options.rate, steps=steps, warmup=options.warmup, name=options.schedule,
-            end_factor=options.end_factor, decay_fraction=options.decay_fraction,
-        )  # fmt: skip
+        schedule = make_rates(config, steps)
         optimizer = make_optimizer(
             schedule, b1=options.b1, b2=options.b2, weight_decay=options.weight_decay, clip=options.clip,
             linear_maps=linear_maps(recipe.model) if options.name == "muon" else None,

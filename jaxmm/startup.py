@@ -13,9 +13,11 @@ import math
 import os
 import platform
 import re
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from jaxmm import rollcall, slurm
 from jaxmm.errors import UserError
@@ -25,6 +27,18 @@ JOB = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
+def end_on_interrupt() -> None:
+    """Makes Ctrl-C end the process with a line while it imports; ``command.run`` hands on to the command."""
+
+    def end(number: int, frame: Any) -> None:
+        del number, frame
+        print("interrupted", file=sys.stderr, flush=True)
+        os._exit(130)
+
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, end)
+
+
 def use_huge_pages() -> None:
     """Starts this process again with glibc's allocator on huge pages, which XLA's temporaries on CPU gain from.
 
@@ -32,6 +46,7 @@ def use_huge_pages() -> None:
     when a process starts. ``JAXMM_HUGE_PAGES=0`` turns this off; where the kernel has no such pages to give, or
     GLIBC_TUNABLES names them already, nothing happens.
     """
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # it was held back while the process started again
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     if os.environ.get("JAXMM_HUGE_PAGES", "1") == "0" or "glibc.malloc.hugetlb" in tunables:
         return
@@ -39,6 +54,9 @@ def use_huge_pages() -> None:
         return
     os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, (tunables, TUNABLE)))
     sys.stdout.flush()
+    signal.pthread_sigmask(
+        signal.SIG_BLOCK, [signal.SIGINT]
+    )  # until we are here again: Python itself would print a traceback
     os.execv(sys.executable, sys.orig_argv)
 
 

@@ -2,7 +2,7 @@
 
     python -m jaxmm.train --config=configs/base.py --workdir=runs/base --config.KEY=VALUE
 
-If the workdir holds a checkpoint, the run goes on from it. Ctrl-C and SIGTERM save first.
+If the workdir holds a checkpoint, the run goes on from it. Ctrl-C, SIGTERM and SIGHUP save first.
 """
 
 from __future__ import annotations
@@ -10,12 +10,16 @@ from __future__ import annotations
 if __name__ == "__main__":
     from jaxmm import startup
 
+    startup.end_on_interrupt()
     startup.use_huge_pages()  # may start this process again, so before large imports
     startup.pause_collection()
 
 import collections
+import contextlib
+import shutil
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +37,16 @@ from jaxmm.data.assemble import Loaded
 from jaxmm.data.documents import split_origin
 from jaxmm.data.loader import batches
 from jaxmm.data.plan import Origin
-from jaxmm.errors import UserError
+from jaxmm.errors import UserError, printable
 from jaxmm.evaluate import Evaluator, Figures, closing_rows, mean_loss
 from jaxmm.generate import answers, make_generator
+from jaxmm.hf.start import MODEL
 from jaxmm.identity import Identity
 from jaxmm.models.flops import batch_flops, parameter_counts
 from jaxmm.models.multimodal import flat_axes
 from jaxmm.parameters import once, started_params
 from jaxmm.processes import Meeting, Stop
-from jaxmm.program import abstract_batch, fresh_state, make_program
+from jaxmm.program import abstract_batch, fresh_state, make_program, make_rates
 from jaxmm.recipe import (
     Recipe,
     cache_folder,
@@ -54,6 +59,7 @@ from jaxmm.recipe import (
     train_corpus,
 )
 from jaxmm.train_step import Metrics, TrainState
+from jaxmm.workdir import Claim, has_ever_saved, note_first_save
 
 FLAGS: command.Flags = {
     "workdir": ("", "folder of the run; default: runs/<name of the config file>"),
@@ -89,6 +95,24 @@ def count(loaded: Loaded, batch_size: int, flops: float, wait: float) -> monitor
     )
 
 
+def jump_of_rate(config: ConfigDict, meta: Mapping[str, Any], start: int, steps: int) -> str:
+    """What a schedule of another length does to the rate at the step that a run goes on with, or ''.
+
+    Args:
+      meta: of the checkpoint; version 0.1 did not note the steps of its schedule.
+    """
+    before = meta.get("steps") or (0 if meta["config"].get("epochs") else meta["config"]["steps"])
+    if before in (0, steps):
+        return ""
+    old, new = (float(make_rates(config, n)(start)) for n in (before, steps))
+    if abs(new - old) <= 0.01 * max(old, new):
+        return ""
+    return (
+        f"the schedule was of {before} steps and is of {steps}: the learning rate at step {start + 1} is {new:.3g}, "
+        f"and would have been {old:.3g}"
+    )
+
+
 class Run:
     """One training run: everything built once, then ``train`` steps through it."""
 
@@ -97,7 +121,15 @@ class Run:
         self.is_first, self.meeting = jax.process_index() == 0, Meeting("step")
         self.mesh = sharding.make_mesh(config.mesh)
         sharding.check_rows(self.mesh, config.batch_size, config.accumulation)
-        self.recipe: Recipe = read_recipe(config, workdir)
+        self._say: Callable[[str], None] = lambda line: print(printable(line), file=sys.stderr, flush=True)
+        self.has_begun = False
+        self.checkpoints = Checkpoints(
+            workdir / "checkpoints", config.checkpoint.keep, config.checkpoint.keep_best,
+            on_save=lambda step: note_first_save(workdir, step), say=lambda line: self._say(line),
+        )  # fmt: skip
+        self.start = self._first_step()
+        # Until a save is complete the run is what its config says, whatever a start that died has left.
+        self.recipe: Recipe = read_recipe(config, workdir if self.start else None)
         self.corpus = train_corpus(config, self.recipe)
         self.held_out = eval_corpus(config, self.recipe)
         self.budgets = read_budgets(config, self.corpus)
@@ -105,24 +137,43 @@ class Run:
         self.identity = Identity.of(
             command.to_json(config), self.corpus, self.budgets, self.recipe.template.fingerprint
         )
-        self.checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep, config.checkpoint.keep_best)
-        self.start = self.checkpoints.latest() or 0
         self.changed: list[str] = []
         if self.start:
             self.meta = self.checkpoints.meta(self.start)
             self.identity = self.identity.going_on(self.meta)
+            if self.meta["position"] != self.start:
+                raise UserError(
+                    f"{self.checkpoints.folder / str(self.start)} is a checkpoint of step {self.meta['position']}: its "
+                    f"name must be its step"
+                )
             self.changed = self.identity.check(self.meta, workdir, config.data.allow_change)
-        elif (workdir / "metrics.jsonl").exists() and (workdir / "summary.json").exists():
-            raise UserError(f"{workdir} holds a finished run without checkpoints: give another --workdir")
         else:
             self.meta = {"examples_seen": 0}
         self.plan = make_plan(config, self.corpus, self.budgets, self._origin(), self.identity.data["plan"])
         self.steps = read_steps(config, self.plan)
-        self.skipped = monitor.SkippedFile(workdir / "skipped.jsonl")
-        self._note_unprepared()
+        known = self.meta.get("skipped_lines") if self.start else 0  # version 0.1 did not count them
+        self.skipped = monitor.SkippedFile(workdir / "skipped.jsonl", known, writes=self.is_first)
         self.program = make_program(
             config, self.recipe, steps=self.steps, targets=self.budgets.targets, sources=len(self.corpus.lengths)
         )
+
+    def _first_step(self) -> int:
+        """The step of the checkpoint to go on from; 0 for a run that begins.
+
+        Raises:
+          UserError: if there is none, though there had been.
+        """
+        if latest := self.checkpoints.latest():
+            return latest
+        broken = self.checkpoints.faults()
+        every = monitor.read_json(self.workdir / "config.json").get("checkpoint", {}).get("every", 0)
+        if broken or has_ever_saved(self.workdir, int(every or self.config.checkpoint.every)):
+            why = "; ".join(f"{step}: {fault}" for step, fault in broken.items()) or "there is none left"
+            raise UserError(
+                f"{self.workdir} holds a run that has saved, and no checkpoint of it can be used ({why}): nothing was "
+                f"changed; put a whole one back into {self.checkpoints.folder}, or give another --workdir to start anew"
+            )
+        return 0
 
     def _origin(self) -> Origin:
         """Where the plan begins: with the run, or, after a change of the data, with the examples seen until then."""
@@ -133,11 +184,16 @@ class Run:
             saved = {"batch": self.start, "begun_after": saved["seen"]}
         return Origin(saved["batch"], tuple(int(saved["begun_after"].get(name, 0)) for name in self.corpus.names))
 
-    def _note_unprepared(self) -> None:
-        """Copies what preparing left out into the workdir's skipped.jsonl."""
+    def _begin(self) -> None:
+        """Writes what a run has from its first step on: a start that fails before leaves nothing."""
+        if self.has_begun:
+            return
+        self.has_begun = True
+        if self.is_first:
+            monitor.write_json(self.workdir / "config.json", command.to_json(self.config))
+            note_first_save(self.workdir, self.start)
         for folder in self.corpus.folders + (self.held_out.folders if self.held_out else []):
-            for line in monitor.read_lines(folder / "skipped.jsonl"):
-                self.skipped.add(line["file"], line["record"], line["reason"])
+            self.skipped.note(monitor.read_lines(folder / "skipped.jsonl"))
 
     def abstract_batch(self) -> Batch:
         """Shapes and shardings of a global batch."""
@@ -159,17 +215,22 @@ class Run:
     def train(self) -> int:
         """Runs to the last step, or to a signal. Returns the exit status."""
         self.compiled_step = CompiledStep(  # first, as it takes longest
-            self.program, self.mesh, self.abstract_batch(), lambda text: self.monitor.say(text)
+            self.program, self.mesh, self.abstract_batch(), lambda text: self._say(text)
         )
         with jax.set_mesh(self.mesh), self.checkpoints, Stop(self.meeting) as stop:
             self.monitor = monitor.Monitor(
                 self.workdir if self.is_first else None, self.steps, self.start, self.config.log.tensorboard
             )
-            with self.monitor:
-                return self._train(stop)
+            self._say = self.monitor.say
+            try:
+                with self.monitor:
+                    return self._train(stop)
+            finally:
+                if not (self.has_begun or self.start) and self.is_first:
+                    shutil.rmtree(self.workdir / MODEL, ignore_errors=True)
 
     def _train(self, stop: Stop) -> int:
-        config, say = self.config, self.monitor.say
+        config, say = self.config, self._say
         with self.meeting.together("the first state"):
             state = self.initial_state()
             if jax.process_count() > 1:
@@ -205,6 +266,7 @@ class Run:
             if stopped := stop.agreed(step + 1):
                 break
             state, metrics = self.compiled_step(state, batch)
+            self._begin()
             step += 1
             flops = batch_flops(self.recipe.model, loaded.batch, self.recipe.frozen)
             counts = count(loaded, config.batch_size, flops, wait)
@@ -243,7 +305,7 @@ class Run:
         return step == self.steps or (every > 0 and step % every == 0)
 
     def _greet(self, state: TrainState) -> None:
-        say = self.monitor.say
+        config, say = self.config, self._say
         counts = parameter_counts(state.params)
         sizes = ", ".join(f"{part} {monitor.short(n)}" for part, n in counts.items())
         shape = " x ".join(f"{axis} {n}" for axis, n in self.mesh.shape.items() if n > 1) or "one device"
@@ -277,6 +339,8 @@ class Run:
                 seen = ", ".join(f"{n} of {name}" for name, n in self._by_name(self.plan.origin.seen).items())
                 say(f"the data has changed ({'; '.join(self.changed)}); examples seen so far: {seen}")
             say(f"{self.workdir} has a checkpoint: going on at step {self.start + 1} of {self.steps}")
+            if line := jump_of_rate(config, self.meta, self.start, self.steps):
+                say(line)
 
     def _finish(self, metrics: Metrics, counts: monitor.Counts, loaded: Loaded) -> None:
         """Reads a step's metrics, which waits for it, and counts it."""
@@ -289,10 +353,11 @@ class Run:
         for skip in loaded.skipped:
             self.skipped.add(*split_origin(skip.origin), skip.reason)
         seen = self.meta["examples_seen"]
-        if seen >= MIN_SEEN and len(self.skipped) > MAX_SKIPPED * seen:
+        if seen >= MIN_SEEN and self.skipped.met > MAX_SKIPPED * seen:
             raise UserError(
-                f"{len(self.skipped)} of {seen} documents could not be used, more than "
-                f"{MAX_SKIPPED:.0%}: see {self.workdir / 'skipped.jsonl'}"
+                f"{self.skipped.met} of {seen} documents could not be used, more than {MAX_SKIPPED:.0%}: see "
+                f"{self.workdir / 'skipped.jsonl'}; once they can be read, the same command goes on from the last "
+                f"checkpoint, and counts only what that had counted"
             )
         if int(metrics.bad_steps) >= MAX_BAD_STEPS:
             pieces = sorted({(p.source, p.example) for batch in self.recent for row in batch.all_rows for p in row})
@@ -339,15 +404,17 @@ class Run:
             **window,
         })  # fmt: skip
         self.sums = []
+        self.checkpoints.settle()
         for name in self.plan.run_out(step):
             if name not in self.run_out:
                 self.run_out.append(name)
-                self.monitor.say(f"data: {name} has run out before step {step}; the others share what it had")
+                self._say(f"data: {name} has run out before step {step}; the others share what it had")
 
     def _save(self, step: int, state: TrainState, metric: float | None, *, is_last: bool = False) -> None:
         versions = {"jaxmm": jaxmm.__version__, "jax": jax.__version__}
         meta = {
             "position": step,
+            "steps": self.steps,
             "config": self.identity.config,
             "data": self.identity.data,
             "versions": versions,
@@ -360,6 +427,7 @@ class Run:
         }
         self.plan.save()
         with self.meeting.together(f"the checkpoint of step {step}"):
+            meta["skipped_lines"] = self.skipped.lines()  # in here no process is a step ahead
             self.checkpoints.save(step, state, meta, metric)
             if is_last:
                 self.checkpoints.wait()
@@ -369,7 +437,7 @@ class Run:
 
     def _close(self, state: TrainState) -> None:
         """The end of a run: a last evaluation, checkpoint, samples, summary, table, and what to do next."""
-        say = self.monitor.say
+        say = self._say
         figures: dict[str, Figures] = self.evaluator(state.params, blind=True) if self.evaluator else {}
         if figures:
             self.monitor.log(self.steps, {"eval": figures})
@@ -435,17 +503,31 @@ def main(argv: list[str]) -> int:
     startup.join_processes()
     startup.keep_compiled(cache_folder(args.config))
     startup.split_cpu(args.config.mesh, args.config.batch_size // max(args.config.accumulation, 1))
-    run = Run(args.config, workdir)
-    if run.start >= run.steps:
-        key = "config.steps" if run.steps == args.config.steps else "config.epochs or data.max_epochs"
-        print(
-            f"{workdir} is finished: {run.start} of {run.steps} steps are done. "
-            f"To go on, raise {key}; to start anew, give another --workdir."
-        )
-        return 0
-    if run.is_first:
-        monitor.write_json(workdir / "config.json", command.to_json(args.config))
-    return run.train()
+    with claimed(workdir):
+        run = Run(args.config, workdir)
+        if run.start >= run.steps:
+            key = "config.steps" if run.steps == args.config.steps else "config.epochs or data.max_epochs"
+            print(
+                f"{workdir} is finished: {run.start} of {run.steps} steps are done. "
+                f"To go on, raise {key}; to start anew, give another --workdir."
+            )
+            return 0
+        return run.train()
+
+
+@contextlib.contextmanager
+def claimed(workdir: Path) -> Iterator[None]:
+    """Holds the workdir, by process 0 of the job; if it cannot, all end."""
+    refused: UserError | None = None
+    with contextlib.ExitStack() as stack:
+        if jax.process_index() == 0:
+            try:
+                stack.enter_context(Claim(workdir))
+            except UserError as error:
+                refused = error
+        if Meeting("workdir").largest(int(refused is not None), "the workdir"):
+            raise refused or UserError(f"process 0 cannot train in {workdir}: its log says why")
+        yield
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import random
 import resource
 import shutil
 import signal
@@ -181,6 +183,134 @@ def test_an_incomplete_checkpoint_is_passed_over_and_its_step_saved_again(saved,
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def as_of_version_0_1(checkpoint: Path) -> None:
+    """Takes the checksums away, and what says that there are some."""
+    (checkpoint / "checksums.json").unlink()
+    step = checkpoint / "_CHECKPOINT_METADATA"
+    step.write_text(json.dumps({**json.loads(step.read_text()), "custom_metadata": {}}))
+
+
+def test_a_flipped_bit_in_any_file_is_found_and_the_checkpoint_before_taken(saved, tmp_path, capsys):
+    state, rng = make_state(make_mesh(4, 2)), random.Random(0)
+    wanted = abstract(state, make_mesh(1))
+    shutil.copytree(saved / "1", tmp_path / "1")
+    files = sorted(path.relative_to(saved / "1") for path in (saved / "1").rglob("*") if path.is_file())
+    unneeded = {Path("commit_success.txt")}  # Orbax writes it last, and nothing reads it
+    assert len(files) > 10
+    assert unneeded < set(files)
+    for file in (file for file in files if file not in unneeded):
+        shutil.rmtree(tmp_path / "2", ignore_errors=True)
+        shutil.copytree(saved / "1", tmp_path / "2")
+        damaged = tmp_path / "2" / file
+        content = bytearray(damaged.read_bytes())
+        outside = content.find(b"commit_timestamp_nsecs") if file.name == "_CHECKPOINT_METADATA" else 0
+        at = rng.randrange(outside or len(content))  # a commit's time may be any
+        content[at] ^= 1 << rng.randrange(8)
+        damaged.write_bytes(content)
+        checkpoints = Checkpoints(tmp_path)
+        assert checkpoints.latest() == 1, f"byte {at} of {file}"
+        line = capsys.readouterr().err
+        assert line.startswith(f"warning: ignoring the incomplete checkpoint {tmp_path / '2'}: ")
+        assert line.count("\n") == 1
+    assert_same_bits(checkpoints.restore(wanted), state)
+    assert checkpoints.best() == 1
+    with pytest.raises(UserError, match=r"no complete checkpoint of step 2 .*2 cannot be read: the bytes of "):
+        checkpoints.restore_part(wanted["params"], "params", step=2)
+
+
+def test_a_checkpoint_of_version_0_1_is_read_with_a_line(saved, tmp_path, capsys):
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
+    as_of_version_0_1(tmp_path / "1")
+    state = make_state(make_mesh(4, 2))
+    assert_same_bits(Checkpoints(tmp_path).restore(abstract(state, make_mesh(1))), state)
+    line = capsys.readouterr().err
+    assert "has no checksums" in line
+    assert line.count("\n") == 1
+
+
+def test_no_lost_or_truncated_file_of_version_0_1_is_taken_for_whole(saved, tmp_path, capsys):
+    files = sorted(path.relative_to(saved / "1") for path in (saved / "1" / "state").rglob("*") if path.is_file())
+    rejected = 0
+    for file in files:
+        for keep in (0.0, 0.5, 0.98):
+            shutil.rmtree(tmp_path / "1", ignore_errors=True)
+            shutil.copytree(saved / "1", tmp_path / "1")
+            as_of_version_0_1(tmp_path / "1")
+            data = (tmp_path / "1" / file).read_bytes()
+            (tmp_path / "1" / file).write_bytes(data[: int(keep * len(data))])
+            rejected += Checkpoints(tmp_path).latest() is None
+    assert rejected >= 9  # the others nothing needs
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["a b", "é漢字", "100%41", "x:y", "~", "..x", "new\nline", "'\"$HOME*"])
+def test_a_run_may_lie_in_a_folder_of_any_name(saved, tmp_path, monkeypatch, name):
+    (tmp_path / "beside").mkdir()
+    shutil.copytree(saved, tmp_path / name)
+    as_of_version_0_1(tmp_path / name / "1")
+    monkeypatch.chdir(tmp_path / "beside")
+    (tmp_path / "link").symlink_to(tmp_path / name)
+    for folder in (Path("..") / name, tmp_path / "beside" / ".." / name, Path("../link"), tmp_path / name):
+        assert Checkpoints(folder).latest() == 1
+    with Checkpoints(Path("..") / name) as checkpoints:
+        checkpoints.save(2, {"w": jnp.ones(3)}, {})
+    assert Checkpoints(Path("../link")).latest() == 2
+    assert sorted(path.name for path in (tmp_path / name).iterdir()) == ["1", "2"]
+
+
+@pytest.mark.parametrize("damage", ["an index of another kind", "no permission"])
+def test_a_checkpoint_that_cannot_be_read_but_is_not_proven_broken_stays_as_it_is(saved, tmp_path, monkeypatch, damage):
+    for step in ("1", "2"):
+        shutil.copytree(saved / "1", tmp_path / step)
+    if damage == "no permission":
+        denied = tmp_path / "2" / "meta" / "metadata"
+        original = Path.open
+
+        def refuse(path, *args, **kwargs):
+            if path == denied:
+                raise PermissionError(13, "Permission denied", str(path))
+            return original(path, *args, **kwargs)
+
+        monkeypatch.setattr(Path, "open", refuse)
+    else:
+        as_of_version_0_1(tmp_path / "2")
+        manifest = tmp_path / "2" / "state" / "manifest.ocdbt"
+        manifest.write_bytes(manifest.read_bytes()[:12] + bytes(manifest.stat().st_size - 12))
+    with (
+        Checkpoints(tmp_path) as checkpoints,
+        pytest.raises(UserError, match=r"does not prove it broken.* from step 1"),
+    ):
+        checkpoints.latest()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
+
+
+def test_a_broken_checkpoint_put_aside_is_removed_by_a_newer_save_and_one_that_may_be_whole_is_not(
+    saved, tmp_path, capsys
+):
+    shutil.copytree(saved / "1", tmp_path / "1.incomplete")  # version 0.1 renamed whole ones too
+    for step in ("1", "2"):
+        shutil.copytree(saved / "1", tmp_path / step)
+    (tmp_path / "2" / "state" / "manifest.ocdbt").unlink()
+    told = []
+    with Checkpoints(tmp_path, on_save=told.append) as checkpoints:
+        checkpoints.save(2, {"w": jnp.ones(3)}, {})
+        checkpoints.wait()
+        assert "manifest.ocdbt is missing" in (tmp_path / "2.incomplete" / "fault.txt").read_text()
+        checkpoints.save(3, {"w": jnp.ones(3)}, {})
+        while told != [2, 3]:
+            checkpoints.settle()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "1.incomplete", "2", "3"]
+    assert "removed " in capsys.readouterr().err
+
+
+def test_names_that_are_no_steps_are_left_alone(saved, tmp_path):
+    shutil.copytree(saved / "1", tmp_path / "1")
+    for name in ("0012", "٣", "notes", "7.orbax-checkpoint-tmp"):
+        (tmp_path / name / "state").mkdir(parents=True)
+    (tmp_path / "99").write_text("a file")
+    assert Checkpoints(tmp_path).latest() == 1
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -226,6 +356,28 @@ def test_a_save_that_fails_is_one_line_and_keeps_the_older_checkpoint(tmp_path, 
         checkpoints.save(2, state, {})
         assert checkpoints.latest() == 2
     assert not caplog.records  # Orbax would print a traceback
+
+
+@pytest.mark.parametrize("room", [0, 50, 100, 300, 700, 2000])
+def test_a_disk_that_is_full_at_any_byte_of_a_save_is_one_line(tmp_path, room):
+    state = {"w": jax.random.normal(jax.random.key(0), (64, 64)), "v": jnp.ones(3)}
+    meta = {"config": {str(n): n for n in range(100)}}
+
+    def save_twice() -> None:
+        with Checkpoints(tmp_path) as checkpoints:
+            checkpoints.save(1, state, meta)
+            checkpoints.wait()
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+            try:
+                checkpoints.save(2, state, meta)
+                checkpoints.wait()
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with pytest.raises(UserError, match="step 2 could not be saved"):
+        save_twice()
+    assert Checkpoints(tmp_path).latest() == 1
 
 
 def test_orbax_says_nothing_on_the_terminal(tmp_path, capfd):

@@ -304,3 +304,40 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
         with pytest.raises(UserError) as error:
             command.check_folder("--workdir", folder)
         assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(28, "No space left on device", "run/metrics.jsonl"), "run/metrics.jsonl: No space left on device"),
+        (OSError(30, "Read-only file system"), "Read-only file system"),
+        (UserError("no source '\x1b]0;mine\x07\nb'"), r"no source '\x1b]0;mine\x07 b'"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line_and_nothing_steers_the_terminal(capsys, error, line):
+    def main(argv):
+        raise error
+
+    with pytest.raises(SystemExit, match="1"):
+        command.run(main)
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {line}")
+    assert told.count("\n") == 1
+
+
+def test_an_error_of_the_program_stays_a_traceback():
+    def main(argv):
+        raise FileNotFoundError(2, "No such file or directory", "x")
+
+    with pytest.raises(FileNotFoundError):
+        command.run(main)
+
+
+@pytest.mark.parametrize("config", ["file", "workdir", "none"])
+def test_a_workdir_at_a_url_is_refused_and_a_home_spelled_out(folder, monkeypatch, config):
+    file = ["--config=configs/base.py"] if config == "file" else []
+    with pytest.raises(UserError, match="--workdir=gs://bucket/run: a URL is not supported"):
+        command.parse([*file, "--workdir=gs://bucket/run"], FLAGS, config=config)
+    assert not (folder / "gs:").exists()
+    monkeypatch.setenv("HOME", str(folder))
+    assert command.parse([*file, "--workdir=~/runs/base"], FLAGS, config=config).workdir == f"{folder}/runs/base"

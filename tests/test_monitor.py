@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +148,75 @@ def test_a_json_file_is_the_old_one_or_the_new_one(tmp_path):
     assert json.loads(path.read_text()) == {"a": 1}
 
 
+def test_a_full_disk_leaves_the_lines_that_were_whole(tmp_path):
+    log = Monitor(tmp_path, 10, tensorboard=False, out=io.StringIO())
+    log.log(1, {"loss": 1.0})
+    with no_room(40):
+        with pytest.raises(OSError, match="File too large"):
+            log.log(2, {"more": "x" * 100})
+        with pytest.raises(OSError, match="File too large"):  # the same again
+            log.close()
+    with Monitor(tmp_path, 10, start=1, tensorboard=False, out=io.StringIO()) as log:
+        log.log(2, {"loss": 1.0})
+    assert [line["step"] for line in read(tmp_path / "metrics.jsonl")] == [1, 2]
+
+
+def test_a_full_disk_leaves_a_json_file_as_it_was_and_no_other(tmp_path):
+    monitor.write_json(tmp_path / "config.json", {"a": 1})
+    with no_room(40), pytest.raises(OSError, match="File too large"):
+        monitor.write_json(tmp_path / "config.json", {"a": "b" * 100})
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    assert monitor.read_json(tmp_path / "config.json") == {"a": 1}
+    (tmp_path / "config.json").write_text("[1")
+    assert monitor.read_json(tmp_path / "config.json") == monitor.read_json(tmp_path / "none") == {}
+
+
+@contextlib.contextmanager
+def no_room(size: int) -> Iterator[None]:
+    """No file may be longer."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_run_goes_on_without_events_where_they_cannot_be_written(tmp_path):
+    out = io.StringIO()
+    with Monitor(tmp_path, 10, out=out) as log:
+        log.log(1, {"loss": 1.0})
+        with no_room(10 * len((tmp_path / "metrics.jsonl").read_bytes())):
+            log.log(2, {f"figure{n}": float(n) for n in range(5)})
+        log.log(3, {"loss": 1.0})
+    assert [line["step"] for line in read(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+    assert out.getvalue().count("warning: no more TensorBoard events are written: File too large") == 1
+
+
+def test_a_terminal_that_has_gone_does_not_end_the_run(tmp_path):
+    class Gone(Terminal):
+        def write(self, text):
+            raise OSError(5, "Input/output error")
+
+    with Monitor(tmp_path, 10, tensorboard=False, out=Gone()) as log:
+        log.say("hello")
+        log.log(1, {"loss": 1.0})
+    assert len(read(tmp_path / "metrics.jsonl")) == 1
+
+
+def test_names_cannot_steer_the_terminal(tmp_path):
+    out = io.StringIO()
+    with Monitor(tmp_path, 10, tensorboard=False, out=out) as log:
+        log.say("data: \x1b]0;mine\x07a\rb\u202ec \udcff é漢\n\tnext")
+    assert out.getvalue() == "data: \\x1b]0;mine\\x07a\\rb\\u202ec \\udcff é漢\n\tnext\n"
+
+
+def test_a_run_that_logged_nothing_leaves_no_empty_file(tmp_path):
+    with Monitor(tmp_path, 10, out=io.StringIO()) as log:
+        log.say("hello")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_metrics_are_strict_json_one_line_a_step(tmp_path):
     with Monitor(tmp_path, 10, tensorboard=False, out=io.StringIO()) as log:
         log.log(1, {"loss": np.float32(2.0), "grad_norm": math.inf, "sources": {"demo": {"loss": math.nan}}})
@@ -239,6 +311,27 @@ def test_a_skipped_record_is_listed_once_over_resumes_and_kills(tmp_path):
         {"file": "a.json", "record": 4, "reason": "truncated"},
         {"file": "b.json", "record": "c4", "reason": "missing"},
     ]
+
+
+def test_what_later_steps_skipped_is_dropped_and_what_preparing_left_out_is_not_met(tmp_path):
+    path = tmp_path / "skipped.jsonl"
+    left_out = [{"file": "b.json", "record": 1, "reason": "empty"}]
+    skipped = SkippedFile(path)
+    skipped.note(left_out)
+    skipped.add("a.json", 3, "missing")
+    lines = skipped.lines()
+    assert (skipped.met, len(skipped), lines) == (1, 2, 2)
+    for record in range(100):  # an outage, in steps that no checkpoint has
+        skipped.add("a.json", record, "timeout")
+    other = SkippedFile(path, lines, writes=False)
+    assert len(read(path)) == 102
+    again = SkippedFile(path, lines)
+    for one in (other, again):
+        one.note(left_out)
+        assert (one.met, len(one)) == (1, 2)
+    assert len(read(path)) == 2
+    assert again.add("a.json", 5, "timeout")
+    assert SkippedFile(path).met == 0, "version 0.1 counted no lines: none of them is held against the run"
 
 
 def test_what_another_process_of_the_job_skipped_counts_once_the_file_is_reread(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -81,6 +82,19 @@ def test_muon_takes_every_linear_map_of_the_model_and_nothing_else(tiny):
     assert set(maps) == {path for path in paths if path[-1] == "kernel"}
     assert maps["decoder", "blocks", "attention", "out", "kernel"] == ((1, 2), (3,))
     assert maps["connector", "up", "kernel"] == ((0,), (1,))
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_part_without_any_gradient_stays_as_it_is_and_its_momentum_does_not_move_it(name):
+    params = {part: {"kernel": jax.random.normal(jax.random.key(n), (4, 4))} for n, part in enumerate(("a", "b"))}
+    maps = {(part, "kernel"): ((0,), (1,)) for part in params} if name == "muon" else None
+    schedule = make_schedule(rate=0.1, steps=10, warmup=0, name="constant")
+    optimizer = make_optimizer(schedule, weight_decay=0.5, linear_maps=maps)
+    state, none = optimizer.init(params), jax.tree.map(jnp.zeros_like, params["a"])
+    for gradients in (params, params | {"a": none}, params | {"a": none}):
+        updates, state = jax.jit(optimizer.update)(gradients, state, params)
+        assert float(jnp.abs(updates["b"]["kernel"]).min()) > 0
+        assert bool((updates["a"]["kernel"] == 0).all()) == (gradients["a"] is none)
 
 
 def rates(**options) -> np.ndarray:

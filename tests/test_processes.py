@@ -19,6 +19,7 @@ import small_run
 from jaxmm import command, startup, train
 from jaxmm.data.plan import Row
 from jaxmm.errors import UserError
+from jaxmm.processes import Meeting, Stop
 
 STEPS = 4
 
@@ -209,3 +210,14 @@ def test_a_job_that_is_said_by_halves_is_one_line(variables, message, monkeypatc
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=message):
         startup.join_processes()
+
+
+@pytest.mark.parametrize(("number", "ignored"), [(1, False), (15, False), (2, False), (1, True)])
+def test_a_signal_is_noted_and_one_that_nohup_ignores_stays_ignored(number, ignored):
+    old = signal.signal(number, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        with Stop(Meeting("test")) as stop:
+            signal.raise_signal(number)
+            assert stop.signal == (0 if ignored else number)
+    finally:
+        signal.signal(number, old)

@@ -94,3 +94,16 @@ def test_programs_are_kept_in_a_folder_that_nobody_else_writes_to(tmp_path, monk
     assert f"compiled programs are not kept in {tmp_path / 'file' / 'x'}" in startup._not_ours(tmp_path / "file" / "x")
     monkeypatch.setattr(os, "getuid", lambda: folder.stat().st_uid + 1)
     assert "belongs to another user, who could have programs of theirs run" in startup._not_ours(folder)
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_an_interrupt_while_importing_is_one_line_and_one_that_is_ignored_stays_so(ignored):
+    code = f"""
+import os, signal
+signal.signal(signal.SIGINT, signal.SIG_IGN if {ignored} else signal.default_int_handler)
+from jaxmm import startup
+startup.end_on_interrupt()
+os.kill(os.getpid(), signal.SIGINT)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == ((0, "") if ignored else (130, "interrupted\n"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -15,14 +16,16 @@ from pathlib import Path
 import pytest
 import small_run
 from conftest import IMAGE, random_documents
+from ml_collections import ConfigDict
 from small_run import PAGES, ROOT, assert_same_bits, saved
 
-from jaxmm import evaluate, generate, lowered, monitor, train
+from jaxmm import command, evaluate, generate, lowered, monitor, train
 from jaxmm.checkpoint import Checkpoints
 from jaxmm.data.assemble import Assembler
 from jaxmm.data.plan import Budgets, Piece
 from jaxmm.errors import UserError
 from jaxmm.models.flops import batch_flops
+from jaxmm.workdir import Claim
 
 
 @pytest.fixture(scope="module")
@@ -105,14 +108,112 @@ def test_a_second_start_does_not_trace_the_step_and_has_the_same_bits(stopped, a
     assert_same_bits(saved(stopped, 4), saved(tmp_path, 4))
 
 
-def test_a_run_resumes_on_another_mesh_with_the_same_loss(finished, stopped, arguments, tmp_path):
+def test_a_run_resumes_on_another_mesh_and_with_other_microbatches_with_the_same_loss(
+    finished, stopped, arguments, tmp_path
+):
     resumed = shutil.copytree(stopped, tmp_path / "resumed")
-    other = ["--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"]
+    other = ["--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2", "--config.accumulation=2"]
     assert train.main([*arguments, *other, f"--workdir={resumed}"]) == 0
     last, reference = (
         json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["loss"] for folder in (resumed, finished)
     )
     assert last == pytest.approx(reference, rel=1e-5)
+
+
+def every_file(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("lost", ["deleted", "broken", "deleted with what version 0.2 notes"])
+def test_a_run_that_has_lost_what_it_saved_is_refused_and_stays_as_it_is(stopped, arguments, tmp_path, lost):
+    workdir = shutil.copytree(stopped, tmp_path / "run")
+    if lost == "broken":
+        for manifest in workdir.glob("checkpoints/*/state/manifest.ocdbt"):
+            manifest.unlink()
+    else:
+        shutil.rmtree(workdir / "checkpoints")
+    if lost.endswith("notes"):
+        (workdir / "first_save.json").unlink()
+    before = every_file(workdir)
+    with pytest.raises(UserError, match="holds a run that has saved, and no checkpoint of it can be used"):
+        train.main([*arguments, f"--workdir={workdir}"])
+    assert every_file(workdir) == before
+
+
+def test_a_flipped_bit_in_the_newest_checkpoint_means_the_one_before(stopped, arguments, tmp_path, capsys):
+    workdir = shutil.copytree(stopped, tmp_path / "run")
+    largest = max((workdir / "checkpoints/4/state").rglob("*"), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 4
+    largest.write_bytes(content)
+    begun = train.Run(config_of(arguments), workdir)
+    assert begun.start == 2
+    assert "ignoring the incomplete checkpoint" in capsys.readouterr().err
+
+
+def config_of(arguments: list[str]) -> ConfigDict:
+    return command.parse(arguments, train.FLAGS).config
+
+
+def test_a_checkpoint_under_another_step_s_name_is_refused(stopped, arguments, tmp_path):
+    workdir = shutil.copytree(stopped, tmp_path / "run")
+    shutil.copytree(workdir / "checkpoints" / "4", workdir / "checkpoints" / "500")
+    with pytest.raises(UserError, match="500 is a checkpoint of step 4"):
+        train.Run(config_of(arguments), workdir)
+
+
+def test_a_run_killed_before_its_first_save_begins_again_from_what_its_config_says(arguments, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "qwen3_vl"}')  # of another start, without weights
+    (tmp_path / "metrics.jsonl").write_text('{"step": 2}\n{"step": 4}\n')
+    (tmp_path / "first_save.json").write_text('{"step": 0}')
+    (tmp_path / "skipped.jsonl").write_text('{"file": "a", "record": 1, "reason": "missing"}\n' * 200)
+    run = train.Run(config_of(arguments), tmp_path)
+    assert run.start == 0
+    assert run.recipe.start is None
+    assert (run.skipped.met, len(run.skipped)) == (0, 0)
+
+
+def test_what_was_skipped_in_steps_that_were_not_saved_does_not_count(stopped, arguments, tmp_path):
+    workdir = shutil.copytree(stopped, tmp_path / "run")
+    with (workdir / "skipped.jsonl").open("a") as file:
+        for record in range(1000):
+            file.write(json.dumps({"file": "colours.json", "record": record, "reason": "missing"}) + "\n")
+    run = train.Run(config_of(arguments), workdir)
+    assert run.start == 4
+    assert run.skipped.met == 0
+
+
+def test_a_second_train_on_a_workdir_is_refused_and_changes_nothing(stopped, arguments, tmp_path):
+    workdir = shutil.copytree(stopped, tmp_path / "run")
+    with Claim(workdir):
+        before = every_file(workdir)
+        with pytest.raises(UserError, match=f"is being trained in by process {os.getpid()} on "):
+            train.main([*arguments, f"--workdir={workdir}"])
+        assert every_file(workdir) == before
+
+
+def test_a_start_that_fails_before_its_first_step_leaves_nothing(arguments, tmp_path, monkeypatch):
+    def refuse(run):
+        (run.workdir / "model").mkdir()
+        raise UserError("no room on the device")
+
+    monkeypatch.setattr(train.Run, "initial_state", refuse)
+    with pytest.raises(UserError, match="no room on the device"):
+        train.main([*arguments, f"--workdir={tmp_path / 'runs' / 'new'}"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_schedule_of_another_length_is_told_where_it_changes_the_rate(arguments):
+    config = config_of([*arguments, "--config.optimizer.schedule=cosine", "--config.optimizer.rate=1.0"])
+    meta = {"config": {"steps": 8, "epochs": 0.0}}
+    assert re.search(
+        r"rate at step 8 is 0\.[5-9]\d*, and would have been 0\.0", train.jump_of_rate(config, meta, 7, 16)
+    )
+    assert train.jump_of_rate(config, meta, 7, 8) == ""
+    assert train.jump_of_rate(config, {"steps": 16, **meta}, 7, 16) == ""
+    constant = config_of(arguments)
+    assert train.jump_of_rate(constant, meta, 7, 16) == ""
 
 
 def test_evaluate_repeats_the_figures_of_the_run(finished):

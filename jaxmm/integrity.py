@@ -1,0 +1,208 @@
+"""Whether a checkpoint on disk is what was written: a checksum of each of its files, and what is missing from it.
+
+A fault is proven by bytes that are missing or that differ from their checksum. What merely cannot be read (a
+permission, a disk that is away, an index that a newer library writes) proves nothing: nobody may take it for broken.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import zlib
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import unquote
+
+import tensorstore
+
+STATE, META, METRICS = "state", "meta", "metrics"  # what a checkpoint holds: folders in the folder of its step
+RECORD = "checksums.json"
+PROMISE = {"checksums": RECORD}  # what a checkpoint with a record says of itself, so that a lost one is missed
+_STEP = "_CHECKPOINT_METADATA"  # of Orbax; the time of the commit goes into it just before the rename
+_COMMIT = "commit_timestamp_nsecs"
+_BLOCK = 1 << 24  # bytes
+_THREADS = min(8, os.cpu_count() or 1)  # CRC-32 of large blocks holds no lock: some 2 GB/s each
+
+
+class Fault(NamedTuple):
+    """What is wrong with a checkpoint. ``is_proven``: bytes are missing or differ."""
+
+    text: str
+    is_proven: bool
+
+
+class Entry(NamedTuple):
+    """A file in the record."""
+
+    bytes: int
+    crc32: int
+
+
+def write_record(folder: Path) -> None:
+    """Adds the record to a folder of files that are all there. Reads them back, so that it says what the disk holds."""
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    with ThreadPoolExecutor(_THREADS) as threads:
+        entries = dict(zip(names, threads.map(lambda name: _entry(folder, name), names), strict=True))
+    with (folder / RECORD).open("w") as out:
+        out.write(_text(entries))
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def has_record(folder: Path) -> bool:
+    """Whether it was saved with checksums, as all are since version 0.2."""
+    return (folder / RECORD).exists()
+
+
+def look(folder: Path) -> Fault | None:
+    """What is missing from the checkpoint, from the sizes of its files alone."""
+    try:
+        if not has_record(folder):
+            return _look_by_index(folder)
+        entries = _read_record(folder)
+        return next((fault for name, entry in entries.items() if (fault := _missing(folder, name, entry.bytes))), None)
+    except _Found as found:
+        return found.fault
+    except OSError as error:
+        return Fault(f"{error.filename or folder}: {error.strerror}", False)
+
+
+def verify(folder: Path, part: str = "", share: tuple[int, int] = (0, 1)) -> Fault | None:
+    """Reads the files of the checkpoint, and compares them with their checksums where it has some.
+
+    Args:
+      part: "state", "meta" or "metrics": no file of another part is read.
+      share: number and count: of several processes that verify together, each takes every count-th file.
+    """
+    if fault := look(folder):
+        return fault
+    if not has_record(folder):
+        return None
+    entries = _read_record(folder)
+    others = [f"{name}/" for name in (STATE, META, METRICS) if part and name != part]
+    names = [name for name in entries if not name.startswith(tuple(others))]
+
+    def judged(name: str) -> Fault | None:
+        try:
+            is_same = _entry(folder, name) == entries[name]
+        except OSError as error:
+            return Fault(f"{name}: {error.strerror}", False)
+        return None if is_same else Fault(f"the bytes of {name} are not those that were written", True)
+
+    with ThreadPoolExecutor(_THREADS) as threads:
+        found = [fault for fault in threads.map(judged, names[share[0] :: share[1]]) if fault]
+    return min(found, key=lambda fault: not fault.is_proven, default=None)
+
+
+class _Found(Exception):
+    """Ends a look at the first fault."""
+
+    def __init__(self, fault: Fault):
+        super().__init__(fault.text)
+        self.fault = fault
+
+
+def _entry(folder: Path, name: str) -> Entry:
+    path, size, crc32 = folder / name, 0, 0
+    if name == _STEP:  # as it is without the time: 0 bytes or more
+        with contextlib.suppress(ValueError, AttributeError):
+            rest = {key: value for key, value in json.loads(path.read_bytes()).items() if key != _COMMIT}
+            crc32 = zlib.crc32(json.dumps(rest).encode())
+        return Entry(0, crc32)
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(_BLOCK):
+            size, crc32 = size + len(block), zlib.crc32(block, crc32)
+    return Entry(size, crc32)
+
+
+def _text(entries: Mapping[str, Entry]) -> str:
+    """The record, with a checksum of its own: one text for each content, so that a changed byte shows."""
+    files = {name: [entry.bytes, entry.crc32] for name, entry in entries.items()}
+    return json.dumps({"crc32": zlib.crc32(json.dumps(files).encode()), "files": files}, indent=1) + "\n"
+
+
+def _read_record(folder: Path) -> dict[str, Entry]:
+    data = (folder / RECORD).read_bytes()
+    try:
+        text = data.decode()
+        entries = {str(name): Entry(*entry) for name, entry in json.loads(text)["files"].items()}
+        is_same = _text(entries) == text
+    except (ValueError, LookupError, TypeError, AttributeError):
+        is_same = False
+    if not is_same:
+        raise _Found(Fault(f"the bytes of {RECORD} are not those that were written", True))
+    return entries
+
+
+def _missing(folder: Path, name: str, size: int) -> Fault | None:
+    try:
+        is_there = (folder / name).stat().st_size >= size
+    except (FileNotFoundError, NotADirectoryError):
+        is_there = False
+    return None if is_there else Fault(f"{name} is missing or cut short", True)
+
+
+# Version 0.1 wrote no checksums: the array store's own index says which bytes of which files it needs.
+
+
+def _look_by_index(folder: Path) -> Fault | None:
+    needed = [_STEP, f"{META}/metadata", f"{STATE}/_METADATA"]
+    optional = [f"{METRICS}/{METRICS}", f"{STATE}/_sharding", f"{STATE}/array_metadatas/*"]
+    found = [str(file.relative_to(folder)) for pattern in optional for file in folder.glob(pattern)]
+    for name in (*needed, *found):
+        if fault := _missing(folder, name, 1) or _cut_json(folder, name):
+            return fault
+    if json.loads((folder / _STEP).read_bytes()).get("custom_metadata") == PROMISE:
+        return Fault(f"{RECORD} is missing or cut short", True)
+    manifest = f"{STATE}/manifest.ocdbt"
+    if fault := _missing(folder, manifest, _manifest_bytes(folder / manifest)):
+        return fault
+    try:
+        store = tensorstore.KvStore.open({"driver": "file", "path": f"{folder.resolve() / STATE}/"}).result()
+        nodes = [tensorstore.ocdbt.dump(store).result()["versions"][-1]["root"]["location"]]
+        while nodes:
+            node = nodes.pop()
+            if fault := _missing(folder, *_end(node)):
+                return fault
+            for place in _values(tensorstore.ocdbt.dump(store, node).result(), nodes):
+                if fault := _missing(folder, *_end(place)):
+                    return fault
+    except (OSError, ValueError, LookupError) as error:
+        return Fault(f"the index of {STATE} cannot be read: {str(error).strip().partition(chr(10))[0][:120]}", False)
+    return None
+
+
+def _cut_json(folder: Path, name: str) -> Fault | None:
+    try:
+        json.loads((folder / name).read_bytes())
+    except json.JSONDecodeError as error:
+        is_cut = error.pos >= len(error.doc.rstrip()) or error.msg.startswith("Unterminated string")
+        return Fault(f"{name} is missing or cut short", True) if is_cut else Fault(f"{name} is no JSON", False)
+    except ValueError:
+        return Fault(f"{name} is no text", False)
+    return None
+
+
+def _manifest_bytes(path: Path) -> int:
+    """How long it says that it is, in its bytes 4 to 11."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(12)
+    except FileNotFoundError:
+        return 1
+    return int.from_bytes(head[4:12], "little") if len(head) == 12 else 12
+
+
+def _end(place: str) -> tuple[str, int]:
+    """The file of a place in the store, and the bytes that it must have."""
+    _, base, file, offset, length = place.split(":")
+    return f"{STATE}/{unquote(base)}{unquote(file)}", int(offset) + int(length)
+
+
+def _values(node: Mapping[str, Any], nodes: list[str]) -> list[str]:
+    """Where a node of the index keeps its values; appends its child nodes to ``nodes``."""
+    nodes += [entry["location"] for entry in node["entries"] if "location" in entry]
+    return [entry["indirect_value"] for entry in node["entries"] if "indirect_value" in entry]
