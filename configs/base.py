@@ -25,7 +25,8 @@ def get_config() -> ConfigDict:
     config.data.follow_outside = False  # whether records may name images outside the data's folder and media_dir
     config.data.objective = "sft"  # "sft": assistant turns are targets; "pretrain": all text is
     config.data.long_documents = "split"  # or "truncate", "drop"
-    config.data.jitter = 0.15  # from a picture's fifth pass on, its edges move up to this part of its side
+    # From a picture's fifth pass on, its edges move up to this part of its side; -1 is 0.15 for random weights, else 0.
+    config.data.jitter = -1.0
     config.data.fast_decode = False  # JPEGs at a smaller scale, for models that start from random weights
     config.data.image_tokens = 0  # size of the codebook of discrete image tokens; 0 is none
     config.data.predict_image_tokens = False  # whether they are targets where text in their place is
@@ -38,8 +39,8 @@ def get_config() -> ConfigDict:
     config.image = ConfigDict()
     config.image.patch_size = 8
     config.image.merge = 2  # merge x merge patches become one soft token
-    config.image.min_pixels = 48 * 48
-    config.image.max_pixels = 96 * 96
+    config.image.min_pixels = 0  # 0 is the folder's own, for random weights 48 * 48
+    config.image.max_pixels = 0  # 0 is the folder's own, for random weights 96 * 96
 
     config.vision = ConfigDict()
     config.vision.width = 96

@@ -29,7 +29,7 @@ from jaxmm.data.text import Template
 from jaxmm.decoding import Generator
 from jaxmm.errors import UserError
 from jaxmm.models.multimodal import Compute, ModelSpec
-from jaxmm.parameters import saved_params
+from jaxmm.parameters import chosen_step, saved_params
 from jaxmm.recipe import Recipe, cache_folder, read_recipe
 from jaxmm.reply import Reply
 from jaxmm.sampling import GREEDY, Sampling
@@ -135,7 +135,7 @@ FLAGS: command.Flags = {
     "seed": (0, "of the draws"),
     "stop": ("", "texts that end an answer, comma between them; \\n, \\t, \\, and \\\\ are what they look like"),
     "stream": (False, "print the answer as it is written; on a terminal it always is"),
-    "step": (0, "checkpoint to ask; 0 is the newest"),
+    "step": ("", "checkpoint to ask: its step, or best; the newest if left out"),
 }
 
 
@@ -263,10 +263,11 @@ def main(argv: list[str]) -> int:
     asked = read_prompts(args.prompts) if args.prompts else []
     pictures = tuple(_image(Path(name), "--image") for name in args.image)
     startup.keep_compiled(cache_folder(args.config))
-    recipe = read_recipe(args.config, Path(args.workdir))
+    workdir = Path(args.workdir)
+    recipe = read_recipe(args.config, workdir)
     mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
     with jax.set_mesh(mesh):
-        params = saved_params(Path(args.workdir), recipe, mesh, args.step or None)
+        params = saved_params(workdir, recipe, mesh, chosen_step(workdir, args.step))
         generate = make_generator(recipe.model, recipe.compute, recipe.template.stop_ids)
         asker = _Asker(generate, params, recipe, args.max_tokens, options)
         if asked:

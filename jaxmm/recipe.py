@@ -26,13 +26,17 @@ from jaxmm.data.sources import read_sources
 from jaxmm.data.text import IMAGE, OURS, Markup, Template
 from jaxmm.data.tokenizer import load_tokenizer
 from jaxmm.errors import UserError, nearest
+from jaxmm.hf.processors import limits
 from jaxmm.hf.start import MARKUP, MODEL, Start, image_settings, read_start
+from jaxmm.kept import has_saved, tokenizer_folder
 from jaxmm.models.attention import choose_backend
 from jaxmm.models.connector import ConnectorSpec
 from jaxmm.models.decoder import DecoderSpec
 from jaxmm.models.multimodal import PARTS, Compute, ModelSpec
 from jaxmm.models.vit import VisionSpec
 
+AUTOMATIC = -1.0  # where 0 means something
+OWN_PIXELS = 48 * 48, 96 * 96  # least and most of a picture, where no folder says it
 VOCABULARY_MULTIPLE = 128  # the embedding's rows are padded to a multiple, for even shards and aligned matmuls
 
 
@@ -167,8 +171,11 @@ def read_data(config: ConfigDict, workdir: Path | None = None) -> DataRecipe:
       workdir: of the run, which keeps the small files of the model that it started from.
     """
     data, image = config.data, dict(config.image)
-    start = read_start(config.init_from, workdir and workdir / MODEL, config.image.merge, config.connector.mlp)
-    tokenizer = load_tokenizer(data.tokenizer or (str(start.tokenizer) if start else ""))
+    asked = image["min_pixels"], image["max_pixels"]
+    init_from = "" if has_saved(workdir) else config.init_from  # what has saved needs no folder that it began with
+    start = read_start(init_from, workdir and workdir / MODEL, config.image.merge, config.connector.mlp)
+    named = tokenizer_folder(data.tokenizer, workdir)
+    tokenizer = load_tokenizer(named or (str(start.tokenizer) if start else ""))
     if start:
         rows = start.family.spec.decoder.vocab_size
         if len(tokenizer) > rows and not data.tokenizer:
@@ -176,6 +183,10 @@ def read_data(config: ConfigDict, workdir: Path | None = None) -> DataRecipe:
                 f"{start.tokenizer}: its tokenizer has {len(tokenizer)} tokens, the model's vocabulary only {rows}: "
                 f"the folder is not whole, or its files are of two models"
             )
+        is_kept = workdir is not None and start.folders.get("model") == workdir / MODEL
+        start = start if is_kept else start.settled(asked)
+    image["min_pixels"], image["max_pixels"] = limits(asked, OWN_PIXELS)
+    if start:
         image |= image_settings(start)
     markup = Markup(*MARKUP.get(start.config["model_type"], OURS)) if start else OURS
     template = Template(
@@ -357,10 +368,13 @@ def read_steps(config: ConfigDict, plan: Plan) -> int:
 
 def make_assembler(config: ConfigDict, image: ImageSpec, corpus: Corpus, budgets: Budgets) -> Assembler:
     """What fills the batches of a run with planned rows."""
-    if not 0 <= config.data.jitter < 0.5:
-        raise UserError(f"config.data.jitter is {config.data.jitter}: it must be 0, or less than 0.5")
+    jitter = config.data.jitter
+    if jitter != AUTOMATIC and not 0 <= jitter < 0.5:
+        raise UserError(f"config.data.jitter is {jitter}: it must be 0 or more and less than 0.5, or -1 for automatic")
+    if jitter == AUTOMATIC:  # weights that have been trained know pictures well enough
+        jitter = 0.0 if config.init_from else 0.15
     weights = parse_numbers(config.data.loss_weight, "config.data.loss_weight", corpus.names, least=-1e-9)
     return Assembler(
-        corpus.lengths, budgets, image, jitter=config.data.jitter, seed=config.seed,
+        corpus.lengths, budgets, image, jitter=jitter, seed=config.seed,
         loss_weights=[weights.get(name, 1.0) for name in corpus.names], fast_decode=config.data.fast_decode,
     )  # fmt: skip
