@@ -25,11 +25,12 @@ from jaxmm.checkpoint import Checkpoints
 from jaxmm.data.byt5 import ByT5Tokenizer
 from jaxmm.data.text import END, IMAGE, IMAGE_END, IMAGE_START, ROLE_MARKERS, Template, image_codes
 from jaxmm.errors import UserError, nearest
+from jaxmm.generation import said_by
 from jaxmm.hf import folder as hf
 from jaxmm.hf import specs, weights
 from jaxmm.hf.processors import PROCESSOR_FILES, RESAMPLES, json_object, own_limits, resized
 from jaxmm.hf.specs import Family
-from jaxmm.hf.start import GENERATION, MODEL, SPARE, Start, generation, is_of_family
+from jaxmm.hf.start import GENERATION, MODEL, SPARE, Start, is_of_family
 from jaxmm.parameters import chosen_step, saved_params
 from jaxmm.recipe import Recipe, read_recipe
 
@@ -264,8 +265,8 @@ def _write_limits(start: Start, image: ImageSpec, folder: Path) -> None:
 
 def write_generation(recipe: Recipe, config: dict[str, Any], workdir: Path, folder: Path) -> None:
     """Writes how the model generates: as its folder says, if that was of a whole model; it ends where ours does."""
-    template, start = recipe.template, recipe.start
-    said = generation(workdir / MODEL) if start and not start.is_joined else {}
+    template = recipe.template
+    said = said_by(recipe.start, workdir)
     ids = {key: config[key] for key in ("bos_token_id", "pad_token_id")}
     found = ids | (said or {"do_sample": False}) | {"eos_token_id": list(template.stop_ids)}
     (folder / GENERATION).write_text(json.dumps(found, indent=2))
