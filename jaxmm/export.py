@@ -23,7 +23,7 @@ from jaxmm.batch import ImageSpec
 from jaxmm.card import evaluation, model_card
 from jaxmm.checkpoint import Checkpoints
 from jaxmm.data.byt5 import ByT5Tokenizer
-from jaxmm.data.text import END, IMAGE, IMAGE_END, IMAGE_START, ROLE_MARKERS, Template, image_codes
+from jaxmm.data.text import END, IMAGE, IMAGE_END, IMAGE_START, OURS, ROLE_MARKERS, Template, image_codes
 from jaxmm.errors import UserError, nearest
 from jaxmm.generation import said_by
 from jaxmm.hf import folder as hf
@@ -36,12 +36,13 @@ from jaxmm.recipe import Recipe, read_recipe
 
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 
+IMAGE_TOKEN = {"lfm2_vl": "image_token_id", "llava": "image_token_index"}  # where a tokenizer may not have it yet
 # Before a decoder's own chat template, which knows text alone: parts of a message become one text.
 WITH_IMAGES = (
     "{%- set flat = namespace(messages=[]) %}{%- for message in messages %}"
     "{%- set text = namespace(value='') %}{%- if message.content is string or message.content is none %}"
     "{%- set text.value = message.content %}{%- else %}{%- for part in message.content %}"
-    "{%- set text.value = text.value + ('" + IMAGE + "' if part.type == 'image' else part.text | default('')) %}"
+    "{%- set text.value = text.value + ('IMAGE' if part.type == 'image' else part.text | default('')) %}"
     "{%- endfor %}{%- endif %}{%- set flat.messages = flat.messages + [dict(message, content=text.value)] %}"
     "{%- endfor %}{%- set messages = flat.messages %}"
 )
@@ -72,7 +73,7 @@ def main(argv: list[str]) -> int:
         of_run = checkpoints.meta(step)["config"]
     base = base_dtype(recipe.start)
     dtype = args.dtype or base or "float32"
-    with _written(output) as half:
+    with _whole_or_none(output) as half:
         family, config = write_config(recipe, half, dtype, bool(of_run["data"]["tokenizer"]))
         spare = workdir / MODEL / SPARE
         total = weights.write(half, hf.outgoing(family, params, DTYPES[dtype], spare))
@@ -94,7 +95,7 @@ def base_dtype(start: Start | None) -> str:
 
 
 @contextlib.contextmanager
-def _written(output: Path) -> Iterator[Path]:
+def _whole_or_none(output: Path) -> Iterator[Path]:
     """A folder that gets the name ``output`` when it is whole; of one that is not nothing stays.
 
     Raises:
@@ -137,8 +138,8 @@ def write_config(
     if isinstance(template.tokenizer, ByT5Tokenizer):
         template.tokenizer = template.tokenizer.as_transformers()
     template.tokenizer.add_tokens(image_codes(template.image_tokens), special_tokens=True)
-    if config["model_type"] == "lfm2_vl" and not _has_image_token(recipe, config):
-        config["image_token_id"] = _image_token(template)
+    if config["model_type"] in IMAGE_TOKEN and not _has_image_token(recipe, config):
+        config[IMAGE_TOKEN[config["model_type"]]] = _image_token(template)
     own: tuple[str, ...] = ("bos_token_id", "pad_token_id", "eos_token_id")
     if has_other_tokenizer or not recipe.start:
         own = ()
@@ -146,7 +147,7 @@ def write_config(
         own = own[:2]
     _put_ids(config, template, own)
     rows = config["text_config"]["vocab_size"]
-    if config.get("image_token_id", 0) >= rows:
+    if config.get(IMAGE_TOKEN.get(config["model_type"], ""), 0) >= rows:
         raise UserError(f"there is no room for {IMAGE} in a vocabulary of {rows}: raise it to a larger multiple")
     (folder / hf.CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True, default=str))
     return family, config
@@ -163,7 +164,7 @@ def _put_ids(config: dict[str, Any], template: Template, own_keys: Sequence[str]
 
 def _has_image_token(recipe: Recipe, config: dict[str, Any]) -> bool:
     """Whether the config's image token is the tokenizer's: a config that has none is read with LFM2-VL's own number."""
-    token, tokenizer = config.get("image_token_id"), recipe.template.tokenizer
+    token, tokenizer = config.get(IMAGE_TOKEN[config["model_type"]]), recipe.template.tokenizer
     if not recipe.start or not isinstance(token, int) or token >= len(tokenizer):
         return False
     return tokenizer.convert_ids_to_tokens(token) == getattr(tokenizer, "image_token", IMAGE)
@@ -180,8 +181,8 @@ def write_tokenizer(recipe: Recipe, config: dict[str, Any], workdir: Path, folde
     tokenizer = recipe.template.tokenizer
     if not getattr(tokenizer, "chat_template", None):
         tokenizer.chat_template = chat_template(recipe.template)
-    elif config["model_type"] == "lfm2_vl" and IMAGE not in tokenizer.chat_template:
-        tokenizer.chat_template = WITH_IMAGES + tokenizer.chat_template
+    elif config["model_type"] in IMAGE_TOKEN and IMAGE not in tokenizer.chat_template:
+        tokenizer.chat_template = with_images(recipe.template) + tokenizer.chat_template
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     found = json.loads(path.read_text())
@@ -189,6 +190,17 @@ def write_tokenizer(recipe: Recipe, config: dict[str, Any], workdir: Path, folde
         found |= {"processor_class": "Lfm2VlProcessor", "image_token": IMAGE, "image_start_token": IMAGE_START}
         found |= {"image_end_token": IMAGE_END, "image_thumbnail_token": IMAGE}
     path.write_text(json.dumps(found, indent=2))
+
+
+def with_images(template: Template) -> str:
+    """What stands before a decoder's own chat template."""
+    return WITH_IMAGES.replace("IMAGE", _written(template).replace("\n", "\\n"))
+
+
+def _written(template: Template) -> str:
+    """What a chat template writes for an image: the processor adds our own marks, not a family's."""
+    before, after = ("", "") if template.markup == OURS else template.markup[:2]
+    return f"{before}{IMAGE}{after}"
 
 
 def chat_template(template: Template) -> str:
@@ -201,7 +213,7 @@ def chat_template(template: Template) -> str:
         template.tokenizer.bos_token or "",
         "{% for message in messages %}", markers, "{% endif %}",
         "{% if message['content'] is string %}{{ message['content'] }}{% else %}",
-        "{% for part in message['content'] %}{% if part['type'] == 'image' %}", IMAGE,
+        "{% for part in message['content'] %}{% if part['type'] == 'image' %}", _written(template),
         "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}", END,
         "{% endfor %}{% if add_generation_prompt %}", ROLE_MARKERS["assistant"], "{% endif %}",
     ])  # fmt: skip

@@ -219,8 +219,8 @@ def read_recipe(config: ConfigDict, workdir: Path | None = None, platform: str =
       platform: that the model will run on, "cpu", "gpu" or "tpu"; "" is this process's.
     """
     template, image, cache, start = read_data(config, workdir)
-    is_lfm2 = not start or start.config["model_type"] == "lfm2_vl"
-    rows = template.vocab_size + (is_lfm2 and IMAGE not in template.tokenizer.get_vocab())  # an export adds it
+    is_ours = not start or start.config["model_type"] in ("lfm2_vl", "llava")
+    rows = template.vocab_size + (is_ours and IMAGE not in template.tokenizer.get_vocab())  # an export adds it
     vocabulary = -(-rows // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
     if start:
         if rows > start.family.spec.decoder.vocab_size:

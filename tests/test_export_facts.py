@@ -70,7 +70,7 @@ def test_what_a_folder_says_survives(name, tmp_path):
         for file in ("config.json", "generation_config.json", "preprocessor_config.json")
     }
     # Today's name of the dtype; and the image token of the tokenizer, where the config had another number.
-    assert changed(*read["config.json"]).keys() - {"image_token_id"} == {"torch_dtype"}
+    assert changed(*read["config.json"]).keys() - {"image_token_id", "image_token_index"} == {"torch_dtype"}
     assert changed(*read["generation_config.json"]).keys() == {"eos_token_id"}
     assert set(GENERATION["eos_token_id"]) <= set(read["generation_config.json"][1]["eos_token_id"])
     assert changed(*read["preprocessor_config.json"]) == {}
@@ -132,7 +132,7 @@ def test_of_an_export_that_cannot_be_written_nothing_is_left(error, tmp_path):
     (tmp_path / "out.unfinished" / "old").write_text("half")
 
     def write() -> None:
-        with export._written(tmp_path / "out") as half:
+        with export._whole_or_none(tmp_path / "out") as half:
             (half / "config.json").write_text("{}")
             raise error
 
@@ -149,6 +149,9 @@ def test_a_full_disk_under_the_weights_is_one_line(tmp_path):
     """safetensors has an error of its own for it."""
     from safetensors import SafetensorError
 
-    with pytest.raises(UserError, match=r"could not be written .*No space left"), export._written(tmp_path / "out"):
+    with (
+        pytest.raises(UserError, match=r"could not be written .*No space left"),
+        export._whole_or_none(tmp_path / "out"),
+    ):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
     assert list(tmp_path.iterdir()) == []

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from jaxmm.errors import UserError
 from jaxmm.hf import folder as hf
 from jaxmm.hf import names, specs
+from jaxmm.hf.joined import LLAVA, join, save_processor
 from jaxmm.hf.processors import (
     OF_FAMILY,
     PROCESSOR_FILES,
@@ -192,19 +193,16 @@ def _normalised(spec: ModelSpec, processor: dict[str, Any]) -> ModelSpec:
 
 
 def _joined(folders: dict[str, Path], merge: int, mlp: int) -> Start:
-    """A tower and a decoder in LFM2-VL's layout."""
+    """A tower and a decoder, in the layout that fits them."""
     vision, text = (hf.read_config(folders[part]) for part in ("vision", "decoder"))
     tied = hf.is_tied(folders["decoder"], bool(getattr(text, "tie_word_embeddings", False)))
-    vision = getattr(vision, "vision_config", vision)
-    text = getattr(text, "text_config", text)
-    tower = specs.tower_of(vision)
-    decoder = specs.plain_decoder_of(text, tied)
-    connector = ConnectorSpec(merge=merge, mlp=mlp)
-    processor = read_processor(folders["vision"], "lfm2_vl")
-    spec = _normalised(ModelSpec(tower.spec, connector, decoder.spec), processor)
-    family = Family(spec, tower.names, decoder.names, "mlp", specs.NEW)
-    config = specs.lfm2_vl_config(vision.to_dict(), text.to_dict(), connector, decoder.spec.tie_embeddings)
-    return Start(family, config, folders, folders["decoder"], processor, _ends(folders["decoder"]))
+    vision, text = getattr(vision, "vision_config", vision), getattr(text, "text_config", text)
+    joined = join(vision, text, tied, folders["vision"], ConnectorSpec(merge=merge, mlp=mlp))
+    family = joined.family._replace(spec=_normalised(joined.family.spec, joined.processor))
+    decoder = folders["decoder"]
+    return Start(
+        family, joined.config, folders, decoder, joined.processor, _ends(decoder), told=joined.told
+    )  # fmt: skip
 
 
 def generation(folder: Path) -> dict[str, Any]:
@@ -224,7 +222,9 @@ def read_params(start: Start, where: hf.Where) -> hf.Read:
         return hf.read_model(start.folders["model"], family, where)
     tower = hf.read_tower(start.folders["vision"], names.TOWERS[family.tower], family.spec, where)
     decoder = hf.read_decoder(start.folders["decoder"], names.DECODERS[family.decoder], family.spec, where)
-    return hf.Read({**tower.params, **decoder.params}, [])  # what a tower alone has besides belongs to no whole model
+    # What a tower has besides belongs to no whole model, but for the layers that LLaVA's runs and does not use.
+    spare = tower.spare if family.prefixes == specs.OLD else []
+    return hf.Read({**tower.params, **decoder.params}, spare)
 
 
 def save(start: Start, spare: list[str], folder: Path) -> None:
@@ -239,7 +239,10 @@ def save(start: Start, spare: list[str], folder: Path) -> None:
     for name in PROCESSOR_FILES:
         if (source / name).exists():
             shutil.copyfile(source / name, folder / name)
-    if "model" in start.folders and not start.run:
+    if "model" not in start.folders and start.config["model_type"] == LLAVA:
+        save_processor(start.config, start.processor, folder)
+        hf.save_spare_of_tower(start.folders["vision"], spare, start.family, folder / SPARE)
+    elif "model" in start.folders and not start.run:
         hf.save_spare(start.folders["model"], spare, folder / SPARE)
     if start.pixels:
         least, most = start.pixels
