@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from jaxmm.errors import UserError, nearest
 from jaxmm.generation import said_by
 from jaxmm.hf import folder as hf
 from jaxmm.hf import specs, weights
+from jaxmm.hf.joined import LAYOUTS, LFM2_VL
 from jaxmm.hf.processors import PROCESSOR_FILES, RESAMPLES, json_object, own_limits, resized
 from jaxmm.hf.specs import Family
 from jaxmm.hf.start import GENERATION, MODEL, SPARE, Start, is_of_family
@@ -73,6 +75,8 @@ def main(argv: list[str]) -> int:
         of_run = checkpoints.meta(step)["config"]
     base = base_dtype(recipe.start)
     dtype = args.dtype or base or "float32"
+    if line := cannot_run(recipe.start):
+        print(f"warning: {line}", file=sys.stderr)
     with _whole_or_none(output) as half:
         family, config = write_config(recipe, half, dtype, bool(of_run["data"]["tokenizer"]))
         spare = workdir / MODEL / SPARE
@@ -92,6 +96,14 @@ def base_dtype(start: Start | None) -> str:
     config = start.config if start else {}
     said = [part.get("dtype") for part in (config, config.get("text_config", {}), config.get("vision_config", {}))]
     return next((str(dtype) for dtype in said if str(dtype) in DTYPES), "")
+
+
+def cannot_run(start: Start | None) -> str:
+    """Why ``transformers`` cannot run the whole, '' where it can: jaxmm 0.1 joined any tower with any decoder."""
+    tower = start.config["vision_config"].get("model_type", "") if start else ""
+    if start and start.config["model_type"] == LFM2_VL and LAYOUTS.get(tower) != LFM2_VL:
+        return f"transformers runs no tower '{tower}' in LFM2-VL's layout, into which jaxmm 0.1 has put this run's"
+    return ""
 
 
 @contextlib.contextmanager

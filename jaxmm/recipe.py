@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -184,7 +185,15 @@ def read_data(config: ConfigDict, workdir: Path | None = None) -> DataRecipe:
                 f"the folder is not whole, or its files are of two models"
             )
         is_kept = workdir is not None and start.folders.get("model") == workdir / MODEL
-        start = start if is_kept else start.settled(asked)
+        settled = start.settled(asked)
+        if not is_kept:
+            start = settled
+        elif start.pixels and settled.pixels != start.pixels:
+            print(
+                f"warning: config.image.min_pixels and max_pixels do not count: this run's pictures have "
+                f"{start.pixels[0]} to {start.pixels[1]} pixels since its first start",
+                file=sys.stderr,
+            )
     image["min_pixels"], image["max_pixels"] = limits(asked, OWN_PIXELS)
     if start:
         image |= image_settings(start)
@@ -366,15 +375,24 @@ def read_steps(config: ConfigDict, plan: Plan) -> int:
     return config.steps if plan.mixture.is_endless else min(config.steps, plan.batches())
 
 
+def read_jitter(config: ConfigDict) -> float:
+    """How far edges of pictures move; automatic is off where weights have been trained before.
+
+    Raises:
+      UserError: if it is out of range.
+    """
+    jitter = config.data.jitter
+    if jitter == AUTOMATIC:
+        return 0.0 if config.init_from else 0.15
+    if not 0 <= jitter < 0.5:
+        raise UserError(f"config.data.jitter is {jitter}: it must be 0, less than 0.5, or -1 for automatic")
+    return jitter
+
+
 def make_assembler(config: ConfigDict, image: ImageSpec, corpus: Corpus, budgets: Budgets) -> Assembler:
     """What fills the batches of a run with planned rows."""
-    jitter = config.data.jitter
-    if jitter != AUTOMATIC and not 0 <= jitter < 0.5:
-        raise UserError(f"config.data.jitter is {jitter}: it must be 0 or more and less than 0.5, or -1 for automatic")
-    if jitter == AUTOMATIC:  # weights that have been trained know pictures well enough
-        jitter = 0.0 if config.init_from else 0.15
     weights = parse_numbers(config.data.loss_weight, "config.data.loss_weight", corpus.names, least=-1e-9)
     return Assembler(
-        corpus.lengths, budgets, image, jitter=jitter, seed=config.seed,
+        corpus.lengths, budgets, image, jitter=read_jitter(config), seed=config.seed,
         loss_weights=[weights.get(name, 1.0) for name in corpus.names], fast_decode=config.data.fast_decode,
     )  # fmt: skip

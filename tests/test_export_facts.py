@@ -13,7 +13,7 @@ from hf.test_families import CASES, folder_of
 from jaxmm import card, command, export
 from jaxmm.batch import ImageSpec
 from jaxmm.errors import UserError
-from jaxmm.hf.start import MODEL, save
+from jaxmm.hf.start import MODEL, PIXELS, save
 from jaxmm.recipe import Recipe, read_recipe
 
 pytestmark = pytest.mark.usefixtures("whole_transformers")
@@ -89,9 +89,10 @@ def test_what_a_folder_says_survives(name, tmp_path):
     ],
 )
 def test_limits_of_pictures_that_are_given_count_and_go_out_and_others_are_the_folders(
-    name, options, limits, written, tmp_path
+    name, options, limits, written, tmp_path, capsys
 ):
-    run = begun(name, tmp_path, *(f"--config.image.{which}_pixels={pixels}" for which, pixels in options.items()))
+    asked = [f"--config.image.{which}_pixels={pixels}" for which, pixels in options.items()]
+    run = begun(name, tmp_path, *asked)
     assert (run.recipe.image.min_pixels, run.recipe.image.max_pixels) == limits
     exported(run, tmp_path / "out")
     found = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
@@ -104,6 +105,18 @@ def test_limits_of_pictures_that_are_given_count_and_go_out_and_others_are_the_f
     flags = [f"--config={ROOT / 'configs/base.py'}", "--config.image.max_pixels=10000000"]
     again = read_recipe(command.parse(flags, {}).config, run.workdir)
     assert (again.image.min_pixels, again.image.max_pixels) == limits
+    is_settled = (run.workdir / MODEL / PIXELS).exists()
+    assert ("do not count" in capsys.readouterr().err) == is_settled == (name != "llava, clip")
+    assert read_recipe(command.parse([*flags[:1], *asked], {}).config, run.workdir).image == again.image
+    assert capsys.readouterr().err == ""
+    # A run of jaxmm 0.1 has settled nothing, and what its config had from base.py did not count.
+    (run.workdir / MODEL / PIXELS).unlink(missing_ok=True)
+    old = [f"--config={ROOT / 'configs/base.py'}", "--config.image.min_pixels=2304", "--config.image.max_pixels=9216"]
+    image = read_recipe(command.parse(old, {}).config, run.workdir).image
+    assert (image.min_pixels, image.max_pixels) == {"siglip2 + llama": (64, 1024), "qwen2.5-vl": (64, 1024)}.get(
+        name, (1, 256)
+    )
+    assert capsys.readouterr().err == ""
 
 
 def test_a_card_has_names_and_no_places():

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from jaxmm import command
 from jaxmm.errors import UserError
-from jaxmm.recipe import parse_mixture, parse_numbers, parse_schedule
+from jaxmm.recipe import parse_mixture, parse_numbers, parse_schedule, read_data, read_jitter
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_a_mixture_has_shares_by_name():
@@ -44,3 +49,35 @@ def test_numbers_by_source_name_sources_that_there_are():
     for wrong in ("a:0", "a", "a:x", "a:inf", "a:-1"):
         with pytest.raises(UserError, match=r"config\.data\.max_epochs"):
             parse_numbers(wrong, "config.data.max_epochs", ["a"])
+
+
+def config_of(*flags: str):
+    return command.parse([f"--config={ROOT / 'configs/base.py'}", *flags], {}).config
+
+
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [
+        ([], 0.15),
+        (["--config.data.jitter=0"], 0.0),
+        (["--config.init_from=runs/other"], 0.0),
+        (["--config.init_from=runs/other", "--config.data.jitter=0.1"], 0.1),
+    ],
+)
+def test_edges_move_by_themselves_only_for_random_weights(flags, wanted):
+    assert read_jitter(config_of(*flags)) == wanted
+
+
+@pytest.mark.parametrize("jitter", [-0.1, 0.5, -2])
+def test_a_jitter_out_of_range_is_one_line(jitter):
+    with pytest.raises(UserError, match=r"config\.data\.jitter is .* or -1 for automatic"):
+        read_jitter(config_of(f"--config.data.jitter={jitter}"))
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "wanted"),
+    [(0, 0, (2304, 9216)), (0, 1024, (1024, 1024)), (20000, 0, (20000, 20000)), (256, 50176, (256, 50176))],
+)
+def test_limits_of_pictures_of_random_weights_are_small_and_give_way_to_what_is_asked(least, most, wanted):
+    image = read_data(config_of(f"--config.image.min_pixels={least}", f"--config.image.max_pixels={most}")).image
+    assert (image.min_pixels, image.max_pixels) == wanted

@@ -167,3 +167,42 @@ def test_a_siglip_of_384_and_14_has_27_patches_on_a_side(tmp_path):
     start = read_start(str(tmp_path), None, 2, 0)
     assert start.family.spec.vision.positions == 27
     assert ImageSpec(**image_settings(start)).tile_patches == 27**2
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(("name", "side"), [("llava, clip", 16), ("llava, siglip", 20), ("llava, siglip", 18)])
+def test_transformers_runs_what_is_exported_with_the_same_logits(name, side, tmp_path):
+    import torch
+    import transformers
+
+    from jaxmm.generate import Prompt, prompt_batch
+    from jaxmm.models.multimodal import Compute, make_model, nested
+
+    start = parts(name, tmp_path, image_size=side)
+    if side == 18:  # of which patches of 4 see 16: the positions are of as many
+        file, settings = tmp_path / "vision/model.safetensors", tmp_path / "vision/preprocessor_config.json"
+        tensors = safetensors.numpy.load_file(file)
+        at = "vision_model.embeddings.position_embedding.weight"
+        safetensors.numpy.save_file(tensors | {at: tensors[at][:16]}, file)
+        said = json.loads(settings.read_text())
+        settings.write_text(json.dumps(said | {"size": {"height": 18, "width": 18}}))
+    recipe, params = begun(start, tmp_path / "run")
+    exported(recipe, params, tmp_path / "run", tmp_path / "out")
+    model, info = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info.values()), info
+    processor = transformers.AutoProcessor.from_pretrained(tmp_path / "out")
+    assert type(processor).__name__ == "LlavaProcessor"
+    processor.image_processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out", backend="pil")
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 45, 3), dtype=np.uint8)
+    PIL.Image.fromarray(pixels).save(tmp_path / "picture.png")
+    said = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}]
+    text = processor.apply_chat_template(said, add_generation_prompt=True, tokenize=False)
+    inputs = processor(images=[PIL.Image.fromarray(pixels)], text=text, return_tensors="pt")
+    with torch.no_grad():
+        theirs = model(**inputs).logits[0].numpy()
+    prompt = Prompt((Image(path=str(tmp_path / "picture.png")),), "What?")
+    batch = prompt_batch([prompt], recipe.template, recipe.image)
+    _, apply = make_model(recipe.model)
+    hidden_BTD, head_VD = jax.jit(lambda params, batch: apply(params, batch, Compute()))(nested(params), batch)
+    ours = np.asarray(hidden_BTD @ head_VD.T)[0][: len(theirs)]
+    np.testing.assert_allclose(ours[:, : theirs.shape[1]], theirs, atol=2e-5)
