@@ -22,7 +22,8 @@ import numpy as np
 from jaxmm import command, generation, sharding, startup
 from jaxmm.batch import Batch, ImageSpec
 from jaxmm.data.assemble import Assembler
-from jaxmm.data.documents import Image, Part, Text, Turn
+from jaxmm.data.documents import Image, Part, Text, Turn, split_origin
+from jaxmm.data.media import ADVICE
 from jaxmm.data.plan import Budgets, Lengths, Piece
 from jaxmm.data.prepared import InMemory
 from jaxmm.data.text import Template
@@ -73,7 +74,9 @@ def prompt_batch(prompts: Sequence[Prompt], template: Template, image: ImageSpec
     rows = [[Piece(0, i, 0, int(length))] for i, length in enumerate(lengths.tokens_E)]
     loaded = Assembler([lengths], budgets, image)(rows)
     if loaded.skipped:
-        raise UserError(f"{loaded.skipped[0].origin}: {loaded.skipped[0].reason}")
+        number = int(split_origin(loaded.skipped[0].origin)[1])
+        names = ", ".join(image.path or "an image" for image in prompts[number].images)
+        raise UserError(f"{names}: {ADVICE.get(loaded.skipped[0].reason, loaded.skipped[0].reason)}")
     return loaded.batch
 
 

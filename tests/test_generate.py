@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 from conftest import picture
 
@@ -163,6 +164,13 @@ def test_what_a_folder_says_of_drawing_is_followed_or_told():
     assert [repetition_penalty(said, 0.0), repetition_penalty(said, 1.3), repetition_penalty({}, 0.0)] == [1.05, 1.3, 1]
     (line,) = differences({"no_repeat_ngram_size": 3, "bad_words_ids": []}, asked)
     assert line.endswith("of the model's folder: no_repeat_ngram_size 3")
+
+
+def test_a_picture_that_cannot_be_decoded_is_named(recipe, tmp_path):
+    PIL.Image.fromarray(np.zeros((20, 20), np.float32)).save(tmp_path / "floats.tiff")  # whose header is well
+    prompt = generate.Prompt((generate._image(tmp_path / "floats.tiff", "--image"),), "What?")
+    with pytest.raises(UserError, match=r"floats\.tiff: an image's bytes are no picture of"):
+        generate.prompt_batch([generate.Prompt((), "a"), prompt], recipe.template, recipe.image)
 
 
 def test_answers_are_as_long_as_asked(recipe, params):
