@@ -38,7 +38,9 @@ def get_config() -> ConfigDict:
     config.data.special_tokens = ""  # that data may write: name,name or /pattern/ or "grounding"; others are letters
     config.data.special_tokens_in = "assistant,document"  # whose text may: of document, system, user, assistant, tool
     config.data.long_documents = "split"  # what becomes of those longer than a row: or "truncate", "drop"
-    config.data.jitter = 0.15  # from a picture's fifth pass on, its edges move up to this part of its side
+    config.data.jitter = (
+        -1.0
+    )  # from the 5th pass on, a picture's edges move by this part of its side; -1: 0.15, with init_from 0
     config.data.fast_decode = False  # JPEGs at a smaller scale, for models that start from random weights
     config.data.image_tokens = 0  # size of the codebook of discrete image tokens; 0 is none
     config.data.predict_image_tokens = False  # whether they are targets where text in their place is
@@ -51,8 +53,8 @@ def get_config() -> ConfigDict:
     config.image = ConfigDict()
     config.image.patch_size = 8
     config.image.merge = 2  # merge x merge patches become one soft token
-    config.image.min_pixels = 48 * 48
-    config.image.max_pixels = 96 * 96
+    config.image.min_pixels = 0  # 0 is the folder's own, for random weights 48 * 48
+    config.image.max_pixels = 0  # 0 is the folder's own, for random weights 96 * 96
 
     config.vision = ConfigDict()
     config.vision.width = 96

@@ -63,7 +63,8 @@ class ImageSpec:
       patch_size: side of a square patch in pixels.
       merge: side, in patches, of the square of patches that becomes one soft token.
       min_pixels, max_pixels: bounds on the area an image is resized to, with its aspect kept.
-      side: of the square that every image is resized to instead; 0 is none.
+      side: of the square that every image is resized to instead; 0 is none. Where patches do not divide it, the
+        pixels behind the last whole one are not seen.
       min_tiles, max_tiles: with a side, an image is resized to a grid of so many squares of it, of about its aspect,
         each a tile by itself; where they are more than one, the whole image is one more tile after them (InternVL).
       crop: with a side, the aspect is kept, and what is longer is cut off at both ends (CLIP).
@@ -104,8 +105,12 @@ class ImageSpec:
         factor = self.patch_size * self.merge
         if self.patch_size < 1 or self.merge < 1:
             raise ValueError(f"patch_size {self.patch_size} and merge {self.merge} must be positive")
-        if self.side % factor or self.window % self.merge:
-            raise ValueError(f"side {self.side} and window {self.window} must be whole soft tokens of {factor} pixels")
+        if self.side and (self.side < factor or self.side // self.patch_size % self.merge):
+            raise ValueError(f"a side of {self.side} must be whole soft tokens of {factor} pixels")
+        if self.max_tiles > 1 and self.side % self.patch_size:
+            raise ValueError(f"the side {self.side} of a tile must be whole patches of {self.patch_size} pixels")
+        if self.window % self.merge:
+            raise ValueError(f"window {self.window} must be whole soft tokens of {self.merge} patches")
         if not 1 <= self.min_tiles <= self.max_tiles or (self.max_tiles > 1 and not self.side):
             raise ValueError(f"tiles {self.min_tiles} to {self.max_tiles} of side {self.side}: squares, in order")
         if self.max_tiles > 1 and (self.crop or self.window or self.text_axes > 1):

@@ -174,7 +174,8 @@ KEYS: dict[str, Key] = {
         choices=("split", "truncate", "drop"),
     ),
     "data.jitter": Key(
-        0.15, "from a picture's fifth pass on, its edges move up to this part of its side", least=0, below=0.5
+        -1.0, "from the 5th pass on, a picture's edges move by this part of its side; -1: 0.15, with init_from 0",
+        least=0, below=0.5, also=(-1.0,),
     ),
     "data.fast_decode": Key(False, "JPEGs at a smaller scale, for models that start from random weights"),
     "data.image_tokens": Key(0, "size of the codebook of discrete image tokens; 0 is none", least=0, most=2**24),
@@ -186,8 +187,8 @@ KEYS: dict[str, Key] = {
     "data.workers": Key(0, "processes that make them, instead of threads", least=0, most=1024),
     "image.patch_size": Key(8, "side of a patch in pixels", least=1, most=1024),
     "image.merge": Key(2, "merge x merge patches become one soft token", least=1, most=64),
-    "image.min_pixels": Key(48 * 48, "pixels that a smaller image is scaled up to", least=0, most=LARGEST),
-    "image.max_pixels": Key(96 * 96, "pixels that a larger image is scaled down to", least=0, most=LARGEST),
+    "image.min_pixels": Key(0, "0 is the folder's own, for random weights 48 * 48", least=0, most=LARGEST),
+    "image.max_pixels": Key(0, "0 is the folder's own, for random weights 96 * 96", least=0, most=LARGEST),
     "vision.width": Key(96, "of the tower's layers", least=1, most=2**17),
     "vision.layers": Key(2, "of the tower", least=1, most=1000),
     "vision.heads": Key(3, "of its attention", least=1, most=4096),

@@ -14,7 +14,7 @@ from jaxmm import sharding
 from jaxmm.batch import Batch
 from jaxmm.models.cache import Cache
 from jaxmm.models.multimodal import Compute, ModelSpec, make_model
-from jaxmm.sampling import GREEDY, Sampling, choose
+from jaxmm.sampling import GREEDY, Sampling, choose, penalized
 
 
 class Writing(NamedTuple):
@@ -26,6 +26,7 @@ class Writing(NamedTuple):
       done_B: whether an answer has ended.
       cache: of prompts and answers but the last token, which has not been through the decoder.
       numbers_B: of the prompts.
+      seen_BV: bool: the tokens of prompts and answers, which a repetition penalty is of; soft tokens are none.
     """
 
     tokens_BW: jax.Array
@@ -34,6 +35,7 @@ class Writing(NamedTuple):
     cache: Cache
     numbers_B: jax.Array
     sampling: Sampling
+    seen_BV: jax.Array
 
 
 class Generator:
@@ -70,7 +72,9 @@ class Generator:
         B, T = batch.text.values.shape
         logits_BV, cache = self._apply(params, batch, T + room, self._compute, method="prefill")
         nothing = jnp.zeros((B, room), jnp.int32), jnp.int32(0), jnp.zeros(B, bool)
-        return self._with_next(Writing(*nothing, cache, numbers_B, sampling), logits_BV)
+        is_token_BT = (batch.text.segments > 0) & (batch.slots_BT < 0)
+        seen_BV = jnp.zeros(logits_BV.shape, bool).at[jnp.arange(B)[:, None], batch.text.values].max(is_token_BT)
+        return self._with_next(Writing(*nothing, cache, numbers_B, sampling, seen_BV), logits_BV)
 
     def _more(self, params, writing: Writing, done_B, until) -> Writing:
         def unfinished(writing: Writing):
@@ -85,6 +89,7 @@ class Generator:
 
     def _with_next(self, writing: Writing, logits_BV) -> Writing:
         stops = jnp.array(self._stop_ids, jnp.int32)
+        logits_BV = penalized(logits_BV, writing.seen_BV, writing.sampling.repetition_penalty)
         next_B = choose(logits_BV, writing.sampling, writing.numbers_B, writing.written)
         if self._stop_ids:
             next_B = jnp.where(writing.done_B, stops[0], next_B)
@@ -95,4 +100,5 @@ class Generator:
             tokens_BW=sharding.constrain(tokens_BW, None, None),
             done_B=sharding.constrain(done_B, None),
             written=writing.written + 1,
+            seen_BV=writing.seen_BV.at[jnp.arange(len(next_B)), next_B].set(True),
         )

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from jaxmm import command, monitor, sharding, startup
+from jaxmm.checkpoint import Checkpoints
 from jaxmm.data.assemble import Assembler, Loaded
 from jaxmm.data.features import TOKENS
 from jaxmm.data.loader import batches
@@ -20,7 +21,7 @@ from jaxmm.data.plan import Budgets, Lengths, Pass, choose_budgets
 from jaxmm.data.prepared import Columns
 from jaxmm.errors import UserError
 from jaxmm.models.multimodal import Compute, make_model
-from jaxmm.parameters import saved_params
+from jaxmm.parameters import chosen_step, saved_params
 from jaxmm.processes import Meeting
 from jaxmm.recipe import Corpus, Recipe, cache_folder, eval_corpus, read_recipe
 from jaxmm.train_step import Predictions, make_eval_step
@@ -154,9 +155,15 @@ def closing_rows(figures: dict[str, Figures]) -> list[tuple[str, Any]]:
     return rows
 
 
+def best_line(checkpoints: Checkpoints) -> str:
+    """Names the checkpoint of the lowest evaluation loss, '' where none was evaluated when it was saved."""
+    best = checkpoints.best()
+    return "" if best is None else f"; the best by its evaluation loss is that of step {best} (--step=best)"
+
+
 FLAGS: command.Flags = {
     "workdir": ("", "folder of the run to evaluate"),
-    "step": (0, "checkpoint to evaluate; 0 is the newest"),
+    "step": ("", "checkpoint to evaluate: its step, or best; the newest if left out"),
 }
 
 
@@ -174,7 +181,8 @@ def main(argv: list[str]) -> int:
     mesh = sharding.make_mesh(args.config.mesh)
     with jax.set_mesh(mesh):
         with Meeting("start").together("the checkpoint"):
-            params = saved_params(workdir, recipe, mesh, args.step or None)
+            step = chosen_step(workdir, args.step)
+            params = saved_params(workdir, recipe, mesh, step)
         evaluator = Evaluator(
             corpus, recipe, mesh, seq_len=args.config.seq_len, batch_size=args.config.batch_size,
             examples=args.config.eval.examples,
@@ -182,6 +190,8 @@ def main(argv: list[str]) -> int:
         figures = evaluator(params, blind=True)
     if jax.process_index() == 0:  # every process has the same figures
         monitor.write_json(workdir / "eval.json", figures)
+        with Checkpoints(workdir / "checkpoints") as checkpoints:
+            print(f"the checkpoint of step {step or checkpoints.latest()}{best_line(checkpoints)}")
         print(monitor.table(closing_rows(figures)))
     return 0
 

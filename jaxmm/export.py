@@ -5,37 +5,47 @@ python -m jaxmm.export --workdir=runs/base --output=hf_model
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import ml_dtypes
 import numpy as np
+from safetensors import SafetensorError
 
-import jaxmm
 from jaxmm import command, sharding
+from jaxmm.batch import ImageSpec
+from jaxmm.card import evaluation, model_card
+from jaxmm.checkpoint import Checkpoints
 from jaxmm.data.byt5 import ByT5Tokenizer
 from jaxmm.data.codebook import image_codes
-from jaxmm.data.text import END, IMAGE, IMAGE_END, IMAGE_START, OURS_MARK, ROLE_MARKERS, Template
+from jaxmm.data.text import END, IMAGE, IMAGE_END, IMAGE_START, OURS, OURS_MARK, ROLE_MARKERS, Template
 from jaxmm.errors import UserError, nearest
+from jaxmm.generation import said_by
 from jaxmm.hf import folder as hf
 from jaxmm.hf import specs, weights
+from jaxmm.hf.joined import LAYOUTS, LFM2_VL
+from jaxmm.hf.processors import PROCESSOR_FILES, RESAMPLES, json_object, own_limits, resized
 from jaxmm.hf.specs import Family
-from jaxmm.hf.start import GENERATION, MODEL, PROCESSOR_FILES, RESAMPLES, SPARE, generation, is_of_family
-from jaxmm.parameters import saved_params
+from jaxmm.hf.start import GENERATION, MODEL, SPARE, Start, is_of_family
+from jaxmm.parameters import chosen_step, saved_params
 from jaxmm.recipe import Recipe, read_recipe
 
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 
+IMAGE_TOKEN = {"lfm2_vl": "image_token_id", "llava": "image_token_index"}  # where a tokenizer may not have it yet
 # Before a decoder's own chat template, which knows text alone: parts of a message become one text.
 WITH_IMAGES = (
     "{%- set flat = namespace(messages=[]) %}{%- for message in messages %}"
     "{%- set text = namespace(value='') %}{%- if message.content is string or message.content is none %}"
     "{%- set text.value = message.content %}{%- else %}{%- for part in message.content %}"
-    "{%- set text.value = text.value + ('" + IMAGE + "' if part.type == 'image' else part.text | default('')) %}"
+    "{%- set text.value = text.value + ('IMAGE' if part.type == 'image' else part.text | default('')) %}"
     "{%- endfor %}{%- endif %}{%- set flat.messages = flat.messages + [dict(message, content=text.value)] %}"
     "{%- endfor %}{%- set messages = flat.messages %}"
 )
@@ -43,8 +53,8 @@ WITH_IMAGES = (
 FLAGS: command.Flags = {
     "workdir": ("", "folder of the run to export"),
     "output": ("", "folder to write; it must not exist, or be empty"),
-    "step": (0, "checkpoint to export; 0 is the newest"),
-    "dtype": ("float32", "of the weights: float32, as they are trained, bfloat16 or float16"),
+    "step": ("", "checkpoint to export: its step, or best; the newest if left out"),
+    "dtype": ("", "of the weights: float32, as they are trained, bfloat16 or float16; if left out, the base model's"),
 }
 
 
@@ -53,34 +63,81 @@ def main(argv: list[str]) -> int:
     args = command.parse(argv, FLAGS, config="workdir", about=__doc__ or "")
     if not args.output:
         raise UserError("--output is missing: the folder to write")
-    if args.dtype not in DTYPES:
+    if args.dtype and args.dtype not in DTYPES:
         raise UserError(f"--dtype '{args.dtype}' is not one of {', '.join(DTYPES)}{nearest(args.dtype, DTYPES)}")
     output, workdir = Path(args.output).expanduser(), Path(args.workdir)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output {output} exists: give another folder, or delete it")
     recipe = read_recipe(args.config, workdir)
-    mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
-    params = hf.flat(saved_params(workdir, recipe, mesh, args.step or None))
-    half = output.with_name(output.name + ".unfinished")
-    if half.exists():
-        shutil.rmtree(half)
-    half.mkdir(parents=True)
-    family, config = write_config(recipe, half, args.dtype)
-    spare = workdir / MODEL / SPARE
-    total = weights.write(half, hf.outgoing(family, params, DTYPES[args.dtype], spare))
-    write_tokenizer(recipe, config, workdir, half)
-    write_processor(recipe, workdir, half)
-    write_generation(recipe, workdir, half)
-    (half / "README.md").write_text(model_card(recipe, config, workdir, args))
-    if output.exists():
-        output.rmdir()
-    os.replace(half, output)
-    print(f"wrote {output}: {total / 1e6:,.1f} MB of {args.dtype}, as {config['architectures'][0]}")
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        step = chosen_step(workdir, args.step) or checkpoints.latest()
+        mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
+        params = hf.flat(saved_params(workdir, recipe, mesh, step))
+        of_run = checkpoints.meta(step)["config"]
+    base = base_dtype(recipe.start)
+    dtype = args.dtype or base or "float32"
+    if line := cannot_run(recipe.start):
+        print(f"warning: {line}", file=sys.stderr)
+    with _whole_or_none(output) as half:
+        family, config = write_config(recipe, half, dtype, bool(of_run["data"]["tokenizer"]))
+        spare = workdir / MODEL / SPARE
+        total = weights.write(half, hf.outgoing(family, params, DTYPES[dtype], spare))
+        write_tokenizer(recipe, config, workdir, half)
+        write_processor(recipe, workdir, half)
+        write_generation(recipe, config, workdir, half)
+        facts = model_card(workdir.resolve().name, config["architectures"][0], of_run, step or 0, recipe.image)
+        (half / "README.md").write_text("\n".join([*facts, *evaluation(workdir, step or 0), ""]))
+    why = ", as the model has that it started from" if base and not args.dtype else ""
+    print(f"wrote {output}: {total / 1e6:,.1f} MB of {dtype}{why}, as {config['architectures'][0]}, of step {step}")
     return 0
 
 
-def write_config(recipe: Recipe, folder: Path, dtype: str) -> tuple[Family, dict[str, Any]]:
-    """Writes ``config.json``; of a model of our own as LFM2-VL's layout has it."""
+def base_dtype(start: Start | None) -> str:
+    """The dtype of the model that the run started from, '' for random weights and where its config does not say it."""
+    config = start.config if start else {}
+    said = [part.get("dtype") for part in (config, config.get("text_config", {}), config.get("vision_config", {}))]
+    return next((str(dtype) for dtype in said if str(dtype) in DTYPES), "")
+
+
+def cannot_run(start: Start | None) -> str:
+    """Why ``transformers`` cannot run the whole, '' where it can: jaxmm 0.1 joined any tower with any decoder."""
+    tower = start.config["vision_config"].get("model_type", "") if start else ""
+    if start and start.config["model_type"] == LFM2_VL and LAYOUTS.get(tower) != LFM2_VL:
+        return f"transformers runs no tower '{tower}' in LFM2-VL's layout, into which jaxmm 0.1 has put this run's"
+    return ""
+
+
+@contextlib.contextmanager
+def _whole_or_none(output: Path) -> Iterator[Path]:
+    """A folder that gets the name ``output`` when it is whole; of one that is not nothing stays.
+
+    Raises:
+      UserError: if it cannot be written.
+    """
+    half = output.with_name(output.name + ".unfinished")
+    try:
+        if half.exists():
+            shutil.rmtree(half)
+        half.mkdir(parents=True)
+        yield half
+        if output.exists():
+            output.rmdir()
+        os.replace(half, output)
+    except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise UserError(f"--output {output} could not be written ({reason}); nothing of it is left") from error
+    finally:
+        shutil.rmtree(half, ignore_errors=True)
+
+
+def write_config(
+    recipe: Recipe, folder: Path, dtype: str, has_other_tokenizer: bool = False
+) -> tuple[Family, dict[str, Any]]:
+    """Writes ``config.json``; of a model of our own as LFM2-VL's layout has it.
+
+    Args:
+      has_other_tokenizer: than the folder's that the run started from, whose ids mean nothing then.
+    """
     if recipe.start:
         family, config = recipe.start.family, dict(recipe.start.config)
     else:
@@ -94,24 +151,33 @@ def write_config(recipe: Recipe, folder: Path, dtype: str) -> tuple[Family, dict
     if isinstance(template.tokenizer, ByT5Tokenizer):
         template.tokenizer = template.tokenizer.as_transformers()
     template.tokenizer.add_tokens(image_codes(template.image_tokens), special_tokens=True)
-    if config["model_type"] == "lfm2_vl" and not _has_image_token(recipe, config):
-        config["image_token_id"] = _image_token(template)
-    config |= {
-        "bos_token_id": template.bos_id,
-        "eos_token_id": list(template.stop_ids),
-        "pad_token_id": template.pad_id,
-    }
-    config["text_config"] |= {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    if config["model_type"] in IMAGE_TOKEN and not _has_image_token(recipe, config):
+        config[IMAGE_TOKEN[config["model_type"]]] = _image_token(template)
+    own: tuple[str, ...] = ("bos_token_id", "pad_token_id", "eos_token_id")
+    if has_other_tokenizer or not recipe.start:
+        own = ()
+    elif recipe.start.is_joined:  # a new model, which ends where its answers do
+        own = own[:2]
+    _put_ids(config, template, own)
     rows = config["text_config"]["vocab_size"]
-    if config.get("image_token_id", 0) >= rows:
+    if config.get(IMAGE_TOKEN.get(config["model_type"], ""), 0) >= rows:
         raise UserError(f"there is no room for {IMAGE} in a vocabulary of {rows}: raise it to a larger multiple")
     (folder / hf.CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True, default=str))
     return family, config
 
 
+def _put_ids(config: dict[str, Any], template: Template, own_keys: Sequence[str]) -> None:
+    """Says where a text begins, ends and is padded; of ``own_keys``, what the config itself says stays."""
+    ends, text = list(template.stop_ids), config["text_config"]
+    for key, ours in (("bos_token_id", template.bos_id), ("eos_token_id", ends), ("pad_token_id", template.pad_id)):
+        own = [part.get(key) if key in own_keys else None for part in (config, text)]
+        other = next((value for value in own if value is not None), ours)
+        config[key], text[key] = (other if value is None else value for value in own)
+
+
 def _has_image_token(recipe: Recipe, config: dict[str, Any]) -> bool:
     """Whether the config's image token is the tokenizer's: a config that has none is read with LFM2-VL's own number."""
-    token, tokenizer = config.get("image_token_id"), recipe.template.tokenizer
+    token, tokenizer = config.get(IMAGE_TOKEN[config["model_type"]]), recipe.template.tokenizer
     if not recipe.start or not isinstance(token, int) or token >= len(tokenizer):
         return False
     return tokenizer.convert_ids_to_tokens(token) == getattr(tokenizer, "image_token", IMAGE)
@@ -128,8 +194,8 @@ def write_tokenizer(recipe: Recipe, config: dict[str, Any], workdir: Path, folde
     tokenizer = recipe.template.tokenizer
     if not getattr(tokenizer, "chat_template", None):
         tokenizer.chat_template = chat_template(recipe.template)
-    elif config["model_type"] == "lfm2_vl" and IMAGE not in tokenizer.chat_template:
-        tokenizer.chat_template = WITH_IMAGES + tokenizer.chat_template
+    elif config["model_type"] in IMAGE_TOKEN and IMAGE not in tokenizer.chat_template:
+        tokenizer.chat_template = with_images(recipe.template) + tokenizer.chat_template
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     found = json.loads(path.read_text())
@@ -137,6 +203,17 @@ def write_tokenizer(recipe: Recipe, config: dict[str, Any], workdir: Path, folde
         found |= {"processor_class": "Lfm2VlProcessor", "image_token": IMAGE, "image_start_token": IMAGE_START}
         found |= {"image_end_token": IMAGE_END, "image_thumbnail_token": IMAGE}
     path.write_text(json.dumps(found, indent=2))
+
+
+def with_images(template: Template) -> str:
+    """What stands before a decoder's own chat template."""
+    return WITH_IMAGES.replace("IMAGE", _written(template).replace("\n", "\\n"))
+
+
+def _written(template: Template) -> str:
+    """What a chat template writes for an image: the processor adds our own marks, not a family's."""
+    before, after = ("", "") if template.markup == OURS else template.markup[:2]
+    return f"{before}{IMAGE}{after}"
 
 
 def chat_template(template: Template) -> str:
@@ -149,7 +226,7 @@ def chat_template(template: Template) -> str:
         OURS_MARK, template.tokenizer.bos_token or "",
         "{% for message in messages %}", markers, "{% endif %}",
         "{% if message['content'] is string %}{{ message['content'] }}{% else %}",
-        "{% for part in message['content'] %}{% if part['type'] == 'image' %}", IMAGE,
+        "{% for part in message['content'] %}{% if part['type'] == 'image' %}", _written(template),
         "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}", END,
         "{% endfor %}{% if add_generation_prompt %}", ROLE_MARKERS["assistant"], "{% endif %}",
     ])  # fmt: skip
@@ -164,6 +241,8 @@ def write_processor(recipe: Recipe, workdir: Path, folder: Path) -> None:
         for name in PROCESSOR_FILES:
             if (kept / name).exists():
                 shutil.copyfile(kept / name, folder / name)
+        if recipe.start and recipe.start.pixels:
+            _write_limits(recipe.start, recipe.image, folder)
         return
     image, area = recipe.image, (recipe.image.patch_size * recipe.image.merge) ** 2
     settings = {
@@ -192,42 +271,30 @@ def write_processor(recipe: Recipe, workdir: Path, folder: Path) -> None:
     (folder / "processor_config.json").write_text(json.dumps(processor, indent=2))
 
 
-def write_generation(recipe: Recipe, workdir: Path, folder: Path) -> None:
+def _write_limits(start: Start, image: ImageSpec, folder: Path) -> None:
+    """Puts the limits of pictures' sizes that the run has had into its processor's files, where they are other ones."""
+    kind, area = start.config["model_type"], (image.patch_size * image.merge) ** 2
+    pixels = image.min_pixels, image.max_pixels
+    if pixels == own_limits(start.processor, kind, image.patch_size, image.merge):
+        return
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        path = folder / name
+        whole = json_object(path) if path.exists() else {}
+        if isinstance(inner := whole.get("image_processor"), dict):
+            whole["image_processor"] = resized(inner, kind, pixels, area)
+        elif name == "preprocessor_config.json" and whole:
+            whole = resized(whole, kind, pixels, area)
+        if whole:
+            path.write_text(json.dumps(whole, indent=2))
+
+
+def write_generation(recipe: Recipe, config: dict[str, Any], workdir: Path, folder: Path) -> None:
     """Writes how the model generates: as its folder says, if that was of a whole model; it ends where ours does."""
-    template, start = recipe.template, recipe.start
-    said = generation(workdir / MODEL) if start and not start.is_joined else {}
-    ids = {"bos_token_id": template.bos_id, "pad_token_id": template.pad_id}
+    template = recipe.template
+    said = said_by(recipe.start, workdir)
+    ids = {key: config[key] for key in ("bos_token_id", "pad_token_id")}
     found = ids | (said or {"do_sample": False}) | {"eos_token_id": list(template.stop_ids)}
     (folder / GENERATION).write_text(json.dumps(found, indent=2))
-
-
-def model_card(recipe: Recipe, config: dict[str, Any], workdir: Path, args: Any) -> str:
-    """What the model is, and how it came to be, from the run's own files."""
-    run = args.config
-    lines = [
-        "---", "library_name: transformers", "pipeline_tag: image-text-to-text", "tags: [jaxmm]", "---", "",
-        f"# {folder_title(workdir)}", "",
-        f"A {config['architectures'][0]}, trained with jaxmm {jaxmm.__version__}.", "",
-        "| | |", "|---|---|",
-        f"| started from | {run.init_from or 'random weights'} |",
-        f"| data | {run.data.path or 'the demo'}{f', {run.data.mixture}' if run.data.mixture else ''} |",
-        f"| objective | {run.data.objective} |",
-        f"| steps | {args.step or 'the newest checkpoint'} of {run.steps} |",
-        f"| a step | {run.batch_size} rows of {run.seq_len} tokens |",
-        f"| optimizer | {run.optimizer.name}, rate {run.optimizer.rate} |",
-        f"| frozen | {run.optimizer.freeze or 'nothing'} |",
-        f"| image patches | {recipe.image.patch_size} pixels, {recipe.image.merge**2} of them a soft token |",
-    ]  # fmt: skip
-    summary = workdir / "summary.json"
-    if summary.exists():
-        for source, figures in (json.loads(summary.read_text()).get("eval") or {}).items():
-            shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items() if isinstance(value, float))
-            lines.append(f"| evaluation, {source} | {shown} |")
-    return "\n".join([*lines, ""])
-
-
-def folder_title(workdir: Path) -> str:
-    return workdir.resolve().name
 
 
 if __name__ == "__main__":

@@ -19,17 +19,18 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxmm import command, sharding, startup
+from jaxmm import command, generation, sharding, startup
 from jaxmm.batch import Batch, ImageSpec
 from jaxmm.data.assemble import Assembler
-from jaxmm.data.documents import Image, Part, Text, Turn
+from jaxmm.data.documents import Image, Part, Text, Turn, split_origin
+from jaxmm.data.media import ADVICE
 from jaxmm.data.plan import Budgets, Lengths, Piece
 from jaxmm.data.prepared import InMemory
 from jaxmm.data.text import Template
 from jaxmm.decoding import Generator
 from jaxmm.errors import UserError
 from jaxmm.models.multimodal import Compute, ModelSpec
-from jaxmm.parameters import saved_params
+from jaxmm.parameters import chosen_step, saved_params
 from jaxmm.recipe import Recipe, cache_folder, read_recipe
 from jaxmm.reply import Reply
 from jaxmm.sampling import GREEDY, Sampling
@@ -73,7 +74,9 @@ def prompt_batch(prompts: Sequence[Prompt], template: Template, image: ImageSpec
     rows = [[Piece(0, i, 0, int(length))] for i, length in enumerate(lengths.tokens_E)]
     loaded = Assembler([lengths], budgets, image)(rows)
     if loaded.skipped:
-        raise UserError(f"{loaded.skipped[0].origin}: {loaded.skipped[0].reason}")
+        number = int(split_origin(loaded.skipped[0].origin)[1])
+        names = ", ".join(image.path or "an image" for image in prompts[number].images)
+        raise UserError(f"{names}: {ADVICE.get(loaded.skipped[0].reason, loaded.skipped[0].reason)}")
     return loaded.batch
 
 
@@ -132,10 +135,13 @@ FLAGS: command.Flags = {
     "max_tokens": (64, "longest answer, in tokens"),
     "temperature": (0.0, "0 is the most likely answer; above 0 answers are drawn, the larger the wilder"),
     "top_p": (1.0, "draw from the likeliest tokens that have this probability together"),
+    "top_k": (0, "draw from so many likeliest tokens; 0 is all"),
+    "min_p": (0.0, "draw from tokens that are at least this likely beside the likeliest one"),
+    "repetition_penalty": (0.0, "above 1, tokens that were there are less likely; 0 is as the model's folder says"),
     "seed": (0, "of the draws"),
     "stop": ("", "texts that end an answer, comma between them; \\n, \\t, \\, and \\\\ are what they look like"),
     "stream": (False, "print the answer as it is written; on a terminal it always is"),
-    "step": (0, "checkpoint to ask; 0 is the newest"),
+    "step": ("", "checkpoint to ask: its step, or best; the newest if left out"),
 }
 
 
@@ -211,8 +217,15 @@ def _check(args: Any) -> None:
         raise UserError(f"--temperature is {args.temperature}: it must be 0 or above")
     if not 0 < args.top_p <= 1:
         raise UserError(f"--top_p is {args.top_p}: it must be above 0 and at most 1")
-    if args.top_p < 1 and not args.temperature:
-        raise UserError("--top_p chooses what is drawn from: it needs a --temperature above 0")
+    if args.top_k < 0:
+        raise UserError(f"--top_k is {args.top_k}: it must be 0 or above")
+    if not 0 <= args.min_p <= 1:
+        raise UserError(f"--min_p is {args.min_p}: it must be 0 to 1")
+    if args.repetition_penalty < 0:
+        raise UserError(f"--repetition_penalty is {args.repetition_penalty}: it must be above 0, or 0 for the folder's")
+    narrowing = {"top_p": args.top_p < 1, "top_k": args.top_k, "min_p": args.min_p}
+    for name in (name for name, is_set in narrowing.items() if is_set and not args.temperature):
+        raise UserError(f"--{name} chooses what is drawn from: it needs a --temperature above 0")
     if not 0 <= args.seed <= LARGEST_SEED:
         raise UserError(f"--seed is {args.seed}: it must be 0 to {LARGEST_SEED}")
 
@@ -259,16 +272,22 @@ def main(argv: list[str]) -> int:
     """Prints the model's answer to one prompt, or to each of a file."""
     args = command.parse(argv, FLAGS, config="workdir", about=__doc__ or "")
     _check(args)
-    options = {"sampling": Sampling(args.temperature, args.top_p, args.seed), "stops": read_stops(args.stop)}
+    stops = read_stops(args.stop)
     asked = read_prompts(args.prompts) if args.prompts else []
     pictures = tuple(_image(Path(name), "--image") for name in args.image)
     startup.keep_compiled(cache_folder(args.config))
-    recipe = read_recipe(args.config, Path(args.workdir))
+    workdir = Path(args.workdir)
+    recipe = read_recipe(args.config, workdir)
+    said = generation.said_by(recipe.start, workdir)
+    for line in generation.differences(said, vars(args)):
+        print(line, file=sys.stderr)
+    penalty = generation.repetition_penalty(said, args.repetition_penalty)
+    sampling = Sampling(args.temperature, args.top_p, args.seed, args.top_k, args.min_p, penalty)
     mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
     with jax.set_mesh(mesh):
-        params = saved_params(Path(args.workdir), recipe, mesh, args.step or None)
+        params = saved_params(workdir, recipe, mesh, chosen_step(workdir, args.step))
         generate = make_generator(recipe.model, recipe.compute, recipe.template.stop_ids)
-        asker = _Asker(generate, params, recipe, args.max_tokens, options)
+        asker = _Asker(generate, params, recipe, args.max_tokens, {"sampling": sampling, "stops": stops})
         if asked:
             _print_all(asker, asked, args.batch_size)
         else:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ml_collections import ConfigDict
+
 from jaxmm import command
 from jaxmm.config import completed
+from jaxmm.config_file import from_json
 from jaxmm.data.plan import FORMAT as PLAN_FORMAT
 from jaxmm.data.plan import FORMATS as PLAN_FORMATS
 from jaxmm.errors import UserError
+from jaxmm.kept import has_saved
 from jaxmm.recipe import Corpus
 
 # What may differ when a run goes on; data is told apart by its content, not by where it lies.
@@ -19,6 +25,30 @@ FREE = ("steps", "accumulation", "mesh", "compute", "eval", "checkpoint", "log",
         "data.on_error", "data.max_skipped", "data.drop_image",
         "init_from")  # fmt: skip
 CHANGEABLE = ("data", "epochs")  # what data.allow_change lets differ besides, and with it the content of the data
+
+
+# Keys with the value that leaves them to jaxmm: a run that goes on has what it had, written out or not.
+LEFT_OPEN = {"init_from": "", "image.min_pixels": 0, "image.max_pixels": 0, "data.jitter": -1.0}
+
+
+def as_it_was(config: ConfigDict, workdir: Path) -> ConfigDict:
+    """The config of a run that goes on: what it leaves open is as the run's own config has it.
+
+    Runs of jaxmm 0.1 had no such values, and wrote out what base.py said.
+    """
+    file = workdir / "config.json"
+    if not has_saved(workdir) or not file.is_file():
+        return config
+    try:
+        old, found = from_json(json.loads(file.read_text())), from_json(command.to_json(config))
+    except ValueError as error:
+        raise UserError(f"{file} is no valid JSON: {error}") from error
+    for key, left_open in LEFT_OPEN.items():
+        *groups, name = key.split(".")
+        new, before = (functools.reduce(lambda tree, group: tree.get(group, {}), groups, tree) for tree in (found, old))
+        if new[name] == left_open:
+            new[name] = before.get(name, left_open)
+    return found
 
 
 class Identity(NamedTuple):

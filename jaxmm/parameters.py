@@ -13,7 +13,7 @@ from jaxmm import sharding
 from jaxmm.checkpoint import Checkpoints
 from jaxmm.errors import UserError
 from jaxmm.hf import folder as hf
-from jaxmm.hf.start import MODEL, Start, read_params, save
+from jaxmm.hf.start import MODEL, Start, read_params, run_and_step, save
 from jaxmm.models.multimodal import ModelSpec, Params, abstract_params, flat_axes, make_model, nested
 from jaxmm.recipe import Recipe
 
@@ -55,10 +55,12 @@ def started_params(recipe: Recipe, mesh: Mesh, workdir: Path, *, init_from: str,
     """
     if recipe.start and recipe.start.run:
         _keep(recipe.start, [], workdir / MODEL)
-        return saved_params(recipe.start.run, recipe, mesh)
+        return saved_params(recipe.start.run, recipe, mesh, chosen_step(recipe.start.run, run_and_step(init_from)[1]))
     if recipe.start:
         return _started(recipe, recipe.start, mesh, seed, workdir)
-    return saved_params(Path(init_from).expanduser(), recipe, mesh)
+    named, step = run_and_step(init_from)
+    run = Path(named).expanduser()
+    return saved_params(run, recipe, mesh, chosen_step(run, step))
 
 
 def _started(recipe: Recipe, start: Start, mesh: Mesh, seed: int, workdir: Path) -> Params:
@@ -99,6 +101,29 @@ def load_params(workdir: Path, abstract: Params, step: int | None = None) -> Par
         )
     with Checkpoints(folder) as checkpoints:
         return checkpoints.restore_part(abstract, "params", step)
+
+
+def chosen_step(workdir: Path, asked: str) -> int | None:
+    """Which checkpoint ``--step`` means: a step, "best" by evaluation loss, or "", "0" or "newest": None.
+
+    Raises:
+      UserError: for something else, or where no checkpoint has been evaluated.
+    """
+    if asked in ("", "0", "newest"):
+        return None
+    if asked.isdecimal():
+        return int(asked)
+    if asked != "best":
+        raise UserError(f"step '{asked}' is no checkpoint: give its number, best or newest")
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        best = checkpoints.best()
+        have = ", ".join(map(str, checkpoints.steps())) or "none"
+    if best is None:
+        raise UserError(
+            f"{workdir}: no checkpoint was evaluated when it was saved, so that none is the best: give the number of "
+            f"one (complete: {have})"
+        )
+    return best
 
 
 def saved_params(workdir: Path, recipe: Recipe, mesh: Mesh, step: int | None = None) -> Params:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +29,9 @@ from jaxmm.data.sources import read_sources
 from jaxmm.data.text import IMAGE, OURS, ChatOptions, Markup, Template
 from jaxmm.data.tokenizer import load_tokenizer
 from jaxmm.errors import UserError
+from jaxmm.hf.processors import limits
 from jaxmm.hf.start import MARKUP, MODEL, Start, image_settings, read_start
+from jaxmm.kept import has_saved, tokenizer_folder
 from jaxmm.models.attention import choose_backend
 from jaxmm.models.connector import ConnectorSpec
 from jaxmm.models.decoder import DecoderSpec
@@ -38,6 +41,8 @@ from jaxmm.shares import parse_mixture, parse_names, parse_numbers, parse_schedu
 
 MAX_STEPS = 10_000_000  # that epochs may be: all are planned to count them
 SAID_FROM = 100_000  # steps from which on that is said
+AUTOMATIC = -1.0  # where 0 means something
+OWN_PIXELS = 48 * 48, 96 * 96  # least and most of a picture, where no folder says it
 VOCABULARY_MULTIPLE = 128  # the embedding's rows are padded to a multiple, for even shards and aligned matmuls
 
 
@@ -123,8 +128,11 @@ def read_data(config: ConfigDict, workdir: Path | None = None) -> DataRecipe:
       workdir: of the run, which keeps the small files of the model that it started from.
     """
     data, image = config.data, dict(config.image)
-    start = read_start(config.init_from, workdir and workdir / MODEL, config.image.merge, config.connector.mlp)
-    tokenizer = load_tokenizer(data.tokenizer or (str(start.tokenizer) if start else ""))
+    asked = image["min_pixels"], image["max_pixels"]
+    init_from = "" if has_saved(workdir) else config.init_from  # what has saved needs no folder that it began with
+    start = read_start(init_from, workdir and workdir / MODEL, config.image.merge, config.connector.mlp)
+    named = tokenizer_folder(data.tokenizer, workdir)
+    tokenizer = load_tokenizer(named or (str(start.tokenizer) if start else ""))
     if start:
         rows = start.family.spec.decoder.vocab_size
         if len(tokenizer) > rows and not data.tokenizer:
@@ -132,6 +140,18 @@ def read_data(config: ConfigDict, workdir: Path | None = None) -> DataRecipe:
                 f"{start.tokenizer}: its tokenizer has {len(tokenizer)} tokens, the model's vocabulary only {rows}: "
                 f"the folder is not whole, or its files are of two models"
             )
+        is_kept = workdir is not None and start.folders.get("model") == workdir / MODEL
+        settled = start.settled(asked)
+        if not is_kept:
+            start = settled
+        elif start.pixels and settled.pixels != start.pixels:
+            print(
+                f"warning: config.image.min_pixels and max_pixels do not count: this run's pictures have "
+                f"{start.pixels[0]} to {start.pixels[1]} pixels since its first start",
+                file=sys.stderr,
+            )
+    image["min_pixels"], image["max_pixels"] = limits(asked, OWN_PIXELS)
+    if start:
         image |= image_settings(start)
     markup = Markup(*MARKUP.get(start.config["model_type"], OURS)) if start else OURS
     template = Template(
@@ -165,8 +185,8 @@ def read_recipe(config: ConfigDict, workdir: Path | None = None, platform: str =
       platform: that the model will run on, "cpu", "gpu" or "tpu"; "" is this process's.
     """
     template, image, cache, start = read_data(config, workdir)
-    is_lfm2 = not start or start.config["model_type"] == "lfm2_vl"
-    rows = template.vocab_size + (is_lfm2 and IMAGE not in template.tokenizer.get_vocab())  # an export adds it
+    is_ours = not start or start.config["model_type"] in ("lfm2_vl", "llava")
+    rows = template.vocab_size + (is_ours and IMAGE not in template.tokenizer.get_vocab())  # an export adds it
     vocabulary = -(-rows // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
     if start:
         if rows > start.family.spec.decoder.vocab_size:
@@ -342,16 +362,28 @@ def read_steps(config: ConfigDict, plan: Plan) -> int:
     return config.steps if about > 4 * config.steps else plan.batches(config.steps)
 
 
+def read_jitter(config: ConfigDict) -> float:
+    """How far edges of pictures move; automatic is off where weights have been trained before.
+
+    Raises:
+      UserError: if it is out of range.
+    """
+    jitter = config.data.jitter
+    if jitter == AUTOMATIC:
+        return 0.0 if config.init_from else 0.15
+    if not 0 <= jitter < 0.5:
+        raise UserError(f"config.data.jitter is {jitter}: it must be 0, less than 0.5, or -1 for automatic")
+    return jitter
+
+
 def make_assembler(
     config: ConfigDict, image: ImageSpec, corpus: Corpus, budgets: Budgets, processes: int = 1
 ) -> Assembler:
     """What fills the batches of a run with planned rows; of each one, that of ``processes`` has its part."""
     width = max(source.feature_width for source in corpus.lengths)
     check_rows(-(-config.batch_size // processes), row_bytes(budgets, image, width), "the arrays")
-    if not 0 <= config.data.jitter < 0.5:
-        raise UserError(f"config.data.jitter is {config.data.jitter}: it must be 0, or less than 0.5")
     weights = parse_numbers(config.data.loss_weight, "config.data.loss_weight", corpus.names, least=-1e-9)
     return Assembler(
-        corpus.lengths, budgets, image, jitter=config.data.jitter, seed=config.seed,
+        corpus.lengths, budgets, image, jitter=read_jitter(config), seed=config.seed,
         loss_weights=[weights.get(name, 1.0) for name in corpus.names], fast_decode=config.data.fast_decode,
     )  # fmt: skip

@@ -38,10 +38,11 @@ from jaxmm.data.documents import split_origin
 from jaxmm.data.loader import batches
 from jaxmm.data.plan import Origin
 from jaxmm.errors import UserError, printable
-from jaxmm.evaluate import Evaluator, Figures, closing_rows, mean_loss
+from jaxmm.evaluate import Evaluator, Figures, best_line, closing_rows, mean_loss
 from jaxmm.generate import answers, make_generator
 from jaxmm.hf.start import MODEL
-from jaxmm.identity import Identity
+from jaxmm.identity import Identity, as_it_was
+from jaxmm.kept import keep_tokenizer
 from jaxmm.models.flops import batch_flops, parameter_counts
 from jaxmm.models.multimodal import flat_axes
 from jaxmm.parameters import once, started_params
@@ -191,6 +192,7 @@ class Run:
         self.has_begun = True
         if self.is_first:
             monitor.write_json(self.workdir / "config.json", command.to_json(self.config))
+            keep_tokenizer(self.config.data.tokenizer, self.workdir)
             note_first_save(self.workdir, self.start)
         for folder in self.corpus.folders + (self.held_out.folders if self.held_out else []):
             self.skipped.note(monitor.read_lines(folder / "skipped.jsonl"))
@@ -464,6 +466,8 @@ class Run:
         say("")
         if drawn:
             say(f"look at the model's answers: {drawn}")
+        if best := best_line(self.checkpoints):
+            say(f"checkpoints: {', '.join(map(str, self.checkpoints.steps()))}{best}")
         say(f'ask it:   python -m jaxmm.generate --workdir={self.workdir} --image=PICTURE.png --prompt="..."')
         say(f"evaluate: python -m jaxmm.evaluate --workdir={self.workdir}")
         say("your own data: --config.data.path=dataset_info.json --config.data.mixture=name:share --workdir=NEW")
@@ -504,6 +508,7 @@ def main(argv: list[str]) -> int:
     startup.keep_compiled(cache_folder(args.config))
     startup.split_cpu(args.config.mesh, args.config.batch_size // max(args.config.accumulation, 1))
     with claimed(workdir):
+        args.config = as_it_was(args.config, workdir)
         run = Run(args.config, workdir)
         if run.start >= run.steps:
             key = "config.steps" if run.steps == args.config.steps else "config.epochs or data.max_epochs"

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 from conftest import picture
 
 from jaxmm import command, generate
 from jaxmm.errors import UserError
+from jaxmm.generation import differences, repetition_penalty
 from jaxmm.models.multimodal import flat_axes
 from jaxmm.recipe import Recipe, read_recipe
 from jaxmm.reply import Reply
@@ -142,6 +144,35 @@ def test_a_temperature_close_to_0_is_greedy(ask):
     assert ask("--prompt=Hello", "--temperature=0.0001") == ask("--prompt=Hello")
 
 
+def test_with_a_large_repetition_penalty_no_token_comes_twice(ask, recipe):
+    plain = ask("--prompt=", "--image=", "--prompt=z", "--max_tokens=6")
+    text = ask("--prompt=z", "--max_tokens=6", "--repetition_penalty=1000000")
+    assert len(set(plain)) < len(plain.strip()) or plain != text
+    ids = recipe.template.tokenizer.encode(text.rstrip("\n"), add_special_tokens=False)
+    assert len(set(ids)) == len(ids)
+
+
+def test_what_a_folder_says_of_drawing_is_followed_or_told():
+    asked = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 0.0}
+    assert list(differences({"do_sample": False, "top_k": 50, "repetition_penalty": 1.0}, asked)) == []
+    said = {"do_sample": True, "temperature": 0.6, "top_k": 20, "repetition_penalty": 1.05, "num_beams": 1}
+    followed, drawn = differences(said, asked)
+    assert "repetition_penalty 1.05 of the model's folder is followed" in followed
+    assert drawn.endswith("than here: --temperature=0.6 --top_k=20")
+    mine = asked | {"temperature": 0.6, "top_k": 20, "repetition_penalty": 1.3}
+    assert list(differences(said, mine)) == []
+    assert [repetition_penalty(said, 0.0), repetition_penalty(said, 1.3), repetition_penalty({}, 0.0)] == [1.05, 1.3, 1]
+    (line,) = differences({"no_repeat_ngram_size": 3, "bad_words_ids": []}, asked)
+    assert line.endswith("of the model's folder: no_repeat_ngram_size 3")
+
+
+def test_a_picture_that_cannot_be_decoded_is_named(recipe, tmp_path):
+    PIL.Image.fromarray(np.zeros((20, 20), np.float32)).save(tmp_path / "floats.tiff")  # whose header is well
+    prompt = generate.Prompt((generate._image(tmp_path / "floats.tiff", "--image"),), "What?")
+    with pytest.raises(UserError, match=r"floats\.tiff: an image's bytes are no picture of"):
+        generate.prompt_batch([generate.Prompt((), "a"), prompt], recipe.template, recipe.image)
+
+
 def test_answers_are_as_long_as_asked(recipe, params):
     generator = generate.make_generator(recipe.model, recipe.compute, ())
     prompt = generate.Prompt((), "Hello")
@@ -181,6 +212,11 @@ def test_an_escape_that_means_nothing_is_one_line(text):
         (["--prompt=a", "--temperature=1", "--top_p=0"], "--top_p is 0"),
         (["--prompt=a", "--temperature=1", "--top_p=1.5"], "--top_p is 1.5"),
         (["--prompt=a", "--top_p=0.5"], "needs a --temperature above 0"),
+        (["--prompt=a", "--temperature=1", "--top_k=-1"], "--top_k is -1"),
+        (["--prompt=a", "--top_k=5"], "--top_k chooses what is drawn from: it needs"),
+        (["--prompt=a", "--min_p=0.1"], "--min_p chooses what is drawn from: it needs"),
+        (["--prompt=a", "--min_p=2"], "--min_p is 2"),
+        (["--prompt=a", "--repetition_penalty=-1"], "--repetition_penalty is -1"),
         (["--prompt=a", "--seed=-1"], "--seed is -1"),
         (["--image=none.png"], "--image none.png: there is no such file"),
         (["--prompts=none.jsonl"], "--prompts none.jsonl: there is no such file"),

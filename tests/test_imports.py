@@ -14,7 +14,7 @@ import jaxmm
 ROOT = Path(jaxmm.__file__).parent
 FILES = sorted(path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".") for path in ROOT.rglob("*.py"))
 COMMANDS = {"train", "evaluate", "generate", "export"}
-KNOW_CONFIG = COMMANDS | {"command", "config", "config_file", "recipe", "program"}
+KNOW_CONFIG = COMMANDS | {"command", "config", "config_file", "identity", "recipe", "program"}
 SERVE_COMMANDS = {"samples", "identity"}  # built of a command's parts, for another command
 
 

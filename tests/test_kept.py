@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from small_run import ROOT
 
-from jaxmm import evaluate, export, generate, train
+from jaxmm import command, evaluate, export, generate, train
+from jaxmm.identity import FREE, as_it_was
 
 KEPT = sorted((ROOT / "tests/kept").glob("*.zip"))
 
@@ -49,6 +50,22 @@ def test_a_run_goes_on_as_it_would_have(kept, tmp_path):
     )
     assert list(ours) == list(theirs) == list(range(1, 9))
     np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-5)
+
+
+def test_what_todays_base_leaves_open_is_as_the_run_has_it(kept):
+    """An old config has numbers where today's says automatic: the same command goes on."""
+    old = json.loads((kept / "run/config.json").read_text())
+    open_keys = ("image.min_pixels", "image.max_pixels", "data.jitter", "init_from")
+    said = [flag for flag in settings(old) if not flag.startswith(tuple(f"--config.{key}=" for key in open_keys))]
+    config = command.parse([f"--config={ROOT / 'configs/base.py'}", *said], {}).config
+
+    def differences(config) -> list[str]:
+        lines = command.differences(old, command.to_json(as_it_was(config, kept / "run")), FREE)
+        return [line for line in lines if "(absent)" not in line]  # what later versions have besides
+
+    assert differences(config) == []
+    explicit = command.parse([f"--config={ROOT / 'configs/base.py'}", *said, "--config.data.jitter=0"], {}).config
+    assert differences(explicit) == ["data.jitter: 0.15 -> 0.0"]
 
 
 def test_a_run_is_evaluated_asked_and_exported(kept, tmp_path, capsys):

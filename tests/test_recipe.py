@@ -28,6 +28,7 @@ from jaxmm.recipe import (
     parse_schedule,
     read_budgets,
     read_data,
+    read_jitter,
     read_reading,
     read_steps,
     train_corpus,
@@ -201,3 +202,35 @@ def test_the_demo_ends_before_its_pictures_begin_to_move(config):
     plan = make_plan(config, demo, read_budgets(config, demo))
     last = plan.batch_arrays(config.steps - 20, config.steps).pieces
     assert last.epoch.max() == JITTER_FROM - 1
+
+
+def config_of(*flags: str):
+    return command.parse([f"--config={ROOT / 'configs/base.py'}", *flags], {}).config
+
+
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [
+        ([], 0.15),
+        (["--config.data.jitter=0"], 0.0),
+        (["--config.init_from=runs/other"], 0.0),
+        (["--config.init_from=runs/other", "--config.data.jitter=0.1"], 0.1),
+    ],
+)
+def test_edges_move_by_themselves_only_for_random_weights(flags, wanted):
+    assert read_jitter(config_of(*flags)) == wanted
+
+
+@pytest.mark.parametrize("jitter", [-0.1, 0.5, -2])
+def test_a_jitter_out_of_range_is_one_line(jitter):
+    with pytest.raises(UserError, match=r"config\.data\.jitter is .* or -1 for automatic"):
+        read_jitter(config_of(f"--config.data.jitter={jitter}"))
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "wanted"),
+    [(0, 0, (2304, 9216)), (0, 1024, (1024, 1024)), (20000, 0, (20000, 20000)), (256, 50176, (256, 50176))],
+)
+def test_limits_of_pictures_of_random_weights_are_small_and_give_way_to_what_is_asked(least, most, wanted):
+    image = read_data(config_of(f"--config.image.min_pixels={least}", f"--config.image.max_pixels={most}")).image
+    assert (image.min_pixels, image.max_pixels) == wanted

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmm.sampling import GREEDY, Sampling, choose
+from jaxmm.sampling import GREEDY, Sampling, choose, penalized
 
 P = np.array([0.05, 0.4, 0.25, 0.2, 0.1])
 DRAWS = 20_000
@@ -59,3 +59,24 @@ def test_draws_are_a_function_of_seed_prompt_and_token():
     assert not np.array_equal(first, drawn(Sampling(1.0, 1.0, 1), 1))
     alone = choose(jnp.log(jnp.asarray(P, jnp.float32))[None], Sampling(1.0, 1.0, 1), jnp.array([7]), 0)
     assert int(alone[0]) == first[7]
+
+
+@pytest.mark.parametrize(
+    ("sampling", "kept"),
+    [
+        (Sampling(1.0, 1.0, 4, top_k=2), [1, 2]),
+        (Sampling(1.0, 1.0, 4, top_k=99), [0, 1, 2, 3, 4]),
+        (Sampling(1.0, 1.0, 4, min_p=0.45), [1, 2, 3]),
+        (Sampling(1.0, 0.6, 4, top_k=2), [1]),  # of the two that are left the first has 0.62
+    ],
+)
+def test_top_k_and_min_p_keep_the_likeliest(sampling, kept):
+    wanted = np.where(np.isin(np.arange(len(P)), kept), P, 0)
+    assert_shares(shares(sampling), wanted / wanted.sum())
+
+
+def test_a_repetition_penalty_makes_what_was_there_less_likely_and_1_changes_no_bit():
+    logits = jnp.array([[2.0, -2.0, 3.0, 0.5]])
+    seen = jnp.array([[True, True, False, False]])
+    np.testing.assert_array_equal(penalized(logits, seen, 2.0), [[1.0, -4.0, 3.0, 0.5]])
+    np.testing.assert_array_equal(penalized(logits, seen, 1.0), logits)

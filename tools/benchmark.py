@@ -166,6 +166,8 @@ def main(argv: list[str]) -> int:
     """Measures the rows, prints a table, and writes the JSON; of a job of several processes the first one does."""
     of_step = is_step(argv)
     args = command.parse(argv, FLAGS, config="file" if of_step else "none", about=__doc__ or "")
+    if args.seed < 0:
+        raise UserError(f"--seed is {args.seed}: it must be 0 or above")
     if args.repeats < 1 or args.scale <= 0:
         raise UserError("--repeats and --scale must be positive")
     rows = rows_of(args.part, args.only)

@@ -36,7 +36,7 @@ from jaxmm.data.progress import Progress
 from jaxmm.data.sources import read_sources
 from jaxmm.errors import UserError, nearest
 from jaxmm.models.multimodal import make_model
-from jaxmm.parameters import saved_params
+from jaxmm.parameters import chosen_step, saved_params
 from jaxmm.recipe import Recipe, parse_schedule, read_reading, read_recipe
 
 CHUNK_DOCUMENTS = 256  # whose images are encoded together
@@ -48,7 +48,7 @@ INFO, ENCODING = "dataset_info.json", "encoding.json"
 FLAGS: command.Flags = {
     "workdir": ("", "folder of the run whose tower encodes"),
     "output": ("", "folder for the vectors and the records that name them"),
-    "step": (0, "checkpoint to take the tower from; 0 is the newest"),
+    "step": ("", "checkpoint to take the tower from: its step, or best; the newest if left out"),
     "dtype": ("float32", "of the vectors: float32, or float16 for half the space"),
 }
 
@@ -288,7 +288,8 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--output is missing: {FLAGS['output'][1]}")
     if args.dtype not in DTYPES:
         raise UserError(f"--dtype '{args.dtype}' is not one of {', '.join(DTYPES)}{nearest(args.dtype, DTYPES)}")
-    recipe, output = read_recipe(args.config, Path(args.workdir)), Path(args.output)
+    workdir, output = Path(args.workdir), Path(args.output)
+    recipe = read_recipe(args.config, workdir)
     if recipe.image.max_tiles > 1:
         raise UserError(f"{args.workdir}: its images are cut into tiles, whose vectors make no grid")
     if recipe.model.vision.taps:
@@ -296,7 +297,7 @@ def main(argv: list[str]) -> int:
     sources = raw_sources(args.config)
     mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
     with jax.set_mesh(mesh), space_wanted(output):
-        params = saved_params(Path(args.workdir), recipe, mesh, args.step or None)
+        params = saved_params(workdir, recipe, mesh, chosen_step(workdir, args.step))
         fast = args.config.data.fast_decode
         digest = tower_digest(params["vision"], recipe.model.vision, recipe.image)
         tower = {"digest": digest, "dtype": args.dtype, "computed": recipe.compute.dtype, "fast_decode": fast}

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from jaxmm import command, monitor
-from jaxmm.data.plan import Lengths, Piece, Row
+from jaxmm.data.plan import Lengths, Piece, Plan, Row
 from jaxmm.data.report import column_rows
 from jaxmm.errors import UserError
 from jaxmm.recipe import Corpus, make_assembler, make_plan, read_budgets, read_data, train_corpus
@@ -41,6 +41,19 @@ def read_range(text: str) -> tuple[int, int]:
     if not found or int(found[1]) >= int(found[2]):
         raise UserError(f"--batches '{text}' is no range: write START:STOP, with 0 <= START < STOP, such as 0:10")
     return int(found[1]), int(found[2])
+
+
+def within(plan: Plan, batches: tuple[int, int], is_asked: bool) -> tuple[int, int]:
+    """A range of batches as far as the plan goes; one that was asked for must be in it."""
+    if plan.mixture.is_endless:
+        return batches
+    count = plan.batches()
+    if is_asked and batches[1] > count:
+        raise UserError(
+            f"--batches '{batches[0]}:{batches[1]}' goes past the end of the data: this plan has {count} batches, "
+            f"0:{count}"
+        )
+    return batches[0], min(batches[1], count)
 
 
 def piece_patches(lengths: Lengths, piece: Piece) -> int:
@@ -82,12 +95,19 @@ def columns_of(folder: Path) -> tuple[tuple[str, int, str], ...]:
     return tuple((name, count, told) for _, name, count, told in column_rows([found])[1:])
 
 
-def make_report(config: Any, title: str, batches: tuple[int, int], rows: int) -> Report:
-    """Assembles the batches as a run would, and reads them back; the first ``rows`` of their rows are drawn."""
+def make_report(
+    config: Any, title: str, batches: tuple[int, int], rows: int, is_asked: bool = True
+) -> Report:  # fmt: skip
+    """Assembles the batches as a run would, and reads them back; the first ``rows`` of their rows are drawn.
+
+    Args:
+      is_asked: whether the user named these batches; others end where the plan does.
+    """
     data = read_data(config)
     corpus = train_corpus(config, data)
     budgets = read_budgets(config, corpus)
     plan = make_plan(config, corpus, budgets)
+    batches = within(plan, batches, is_asked)
     assemble = make_assembler(config, data.image, corpus, budgets)
     viewer = Viewer(corpus.lengths, data.template, data.image)
     tally = Tally(corpus.lengths, budgets, data.image.merge)
@@ -120,7 +140,7 @@ def print_plan(config: Any, batches: tuple[int, int]) -> None:
     """Prints a JSON object a batch. No picture is read."""
     corpus = train_corpus(config, read_data(config))
     plan = make_plan(config, corpus, read_budgets(config, corpus))
-    for k in range(*batches):
+    for k in range(*within(plan, batches, is_asked=True)):
         print(json.dumps(plan_line(k, plan.batch(k), corpus.lengths)), flush=True)
 
 
@@ -144,8 +164,9 @@ def main(argv: list[str]) -> int:
         batches = read_range(args.batches) if args.batches else (0, -(-args.rows // args.config.batch_size))
         data = args.config.data
         title = " · ".join(filter(None, (args.config_name, data.path or "the demo", data.mixture)))
-        write_page(Path(args.output), make_report(args.config, title, batches, args.rows))
-        print(f"{args.output}: batches {batches[0]} to {batches[1] - 1}; open it in a browser")
+        report = make_report(args.config, title, batches, args.rows, is_asked=bool(args.batches))
+        write_page(Path(args.output), report)
+        print(f"{args.output}: batches {report.batches[0]} to {report.batches[1] - 1}; open it in a browser")
         return 0
     try:
         print_plan(args.config, read_range(args.batches))

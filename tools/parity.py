@@ -200,6 +200,8 @@ def main(argv: list[str]) -> int:
     for name in chosen:
         if name not in known:
             raise UserError(f"--only: no case '{name}': there are {'; '.join(known)}{nearest(name, known)}")
+    if args.seed < 0:
+        raise UserError(f"--seed is {args.seed}: it must be 0 or above")
     rows = [measured(case(name), args.seed) for name in chosen]
     shown = [("case", "family", "logits", "gradients", "patches", "written again")]
     for row in rows:

@@ -310,9 +310,8 @@ def fill(
     """
     rows, columns = one_grid(*size, spec)
     down, across = one_tile_grid(*size, spec) if spec.max_tiles > 1 else (1, 1)
-    shown = _before_crop(*size, spec) if spec.crop else (
-        down * rows * spec.patch_size, across * columns * spec.patch_size
-    )  # fmt: skip
+    tile = (spec.side, spec.side) if spec.side else (rows * spec.patch_size, columns * spec.patch_size)
+    shown = _before_crop(*size, spec) if spec.crop else (down * tile[0], across * tile[1])
     frame = _frame(shown[1], shown[0], edges)
     with _opened(image) as opened:
         orientation = _orientation(opened)
@@ -344,6 +343,8 @@ def _cut(pixels: np.ndarray, spec: ImageSpec, out: np.ndarray) -> None:
     """Writes the patches of a contiguous (height, width, 3) in the order in which they travel."""
     merge, side = spec.merge, spec.patch_size
     rows, columns = pixels.shape[0] // side, pixels.shape[1] // side
+    if pixels.shape[:2] != (rows * side, columns * side):  # a fixed side that is not whole patches
+        pixels = np.ascontiguousarray(pixels[: rows * side, : columns * side])
     # A patch's row of pixels is moved as one item.
     line = np.dtype(("V", side * 3))
     lines = pixels.reshape(rows * side, -1).view(line).reshape(rows // merge, merge, side, columns // merge, merge)

@@ -22,6 +22,7 @@ from jaxmm.models.multimodal import ModelSpec, flat_axes, linear_maps
 
 CONFIG = "config.json"
 LONGEST = 400  # of an error of transformers, in letters
+HEAD = "vision.head."  # of a tower that pools
 ARCHITECTURES = {
     "lfm2_vl": "Lfm2VlForConditionalGeneration", "llava": "LlavaForConditionalGeneration",
     "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration", "qwen3_vl": "Qwen3VLForConditionalGeneration",
@@ -145,11 +146,13 @@ def read_decoder(folder: Path, rules: Sequence[Rule], spec: ModelSpec, where: Wh
 def read_tower(folder: Path, rules: Sequence[Rule], spec: ModelSpec, where: Where) -> Read:
     """Reads the tower of ``spec`` from a vision model's folder, or from one that has a text tower too."""
 
-    def spelling(name: str) -> str:
-        common = names.common_name(name)
-        return common if common.startswith("vision.") or names.is_other(common) else f"vision.{name}"
+    return _read(folder, rules, spec, lambda path: path[0] == "vision", where, _of_tower, names.OTHERS)
 
-    return _read(folder, rules, spec, lambda path: path[0] == "vision", where, spelling, names.OTHERS)
+
+def _of_tower(name: str) -> str:
+    """The common spelling of a name in a tower's own folder."""
+    common = names.common_name(name)
+    return common if common.startswith("vision.") or names.is_other(common) else f"vision.{name}"
 
 
 def _read(
@@ -201,3 +204,15 @@ def save_spare(source: Path, spare: Sequence[str], file: Path) -> None:
         return
     checkpoint = weights.Checkpoint(source)
     weights.write_file(file, {name: np.asarray(checkpoint.raw(name)) for name in spare})
+
+
+def save_spare_of_tower(source: Path, spare: Sequence[str], family: Family, file: Path) -> None:
+    """As ``save_spare``, of a tower's own folder, under the names that the whole model has for them.
+
+    The pooling head is left out: a whole model's config says that there is none.
+    """
+    checkpoint = weights.Checkpoint(source)
+    kept = [name for name in spare if not _of_tower(name).startswith(HEAD)]
+    found = {names.foreign_name(_of_tower(n), family.prefixes): np.asarray(checkpoint.raw(n)) for n in kept}
+    if found:
+        weights.write_file(file, found)

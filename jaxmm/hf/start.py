@@ -14,19 +14,32 @@ from typing import Any, NamedTuple
 from jaxmm.errors import UserError
 from jaxmm.hf import folder as hf
 from jaxmm.hf import names, specs
+from jaxmm.hf.joined import LLAVA, join, save_processor
+from jaxmm.hf.processors import (
+    OF_FAMILY,
+    PROCESSOR_FILES,
+    RESAMPLES,
+    Limits,
+    json_object,
+    limits,
+    own_limits,
+    processor_kind,
+    read_processor,
+)
 from jaxmm.hf.specs import Family
 from jaxmm.models.connector import ConnectorSpec
 from jaxmm.models.multimodal import ModelSpec
 
 MODEL = "model"  # folder of a workdir: the small files of the model that the run started from
 SPARE = "spare.safetensors"
+PIXELS = "pixels.json"  # there: the limits of pictures' sizes as the run's first start settled them
 # What a tokenizer and an image processor are saved as.
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt",
     "added_tokens.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
-PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
 GENERATION = "generation_config.json"
+FIXED = ("llava", "gemma3", "internvl")  # families whose tower takes pictures of one size
 
 
 class Start(NamedTuple):
@@ -40,6 +53,8 @@ class Start(NamedTuple):
       processor: the folder's image processing, {} where it says nothing.
       ends: the tokens that an answer ends at by the tokenizer's folder, which may be more than its chat template has.
       run: the workdir of a run that started from such a model, and whose parameters count.
+      pixels: what pictures are resized between, where that is settled already, or other than the folder says.
+      told: what of the config is not followed, for people to know.
     """
 
     family: Family
@@ -49,6 +64,8 @@ class Start(NamedTuple):
     processor: dict[str, Any]
     ends: tuple[int, ...] = ()
     run: Path | None = None
+    pixels: Limits | None = None
+    told: tuple[str, ...] = ()
 
     @property
     def is_joined(self) -> bool:
@@ -65,7 +82,27 @@ class Start(NamedTuple):
         ]
         if self.config["model_type"] == "llava" and self.processor.get("do_pad"):
             found.append("the folder's do_pad is not followed: images are not padded to squares")
-        return found
+        return [*found, *self.told]
+
+    def settled(self, asked: Limits) -> Start:
+        """With the limits of pictures' sizes of a run that begins: those asked for, 0 being the folder's own."""
+        vision, merge, kind = self.family.spec.vision, self.family.spec.connector.merge, self.config["model_type"]
+        if kind in FIXED:
+            if not any(asked):
+                return self
+            side = image_settings(self)["side"]
+            line = f"config.image.min_pixels and max_pixels are not followed: this tower takes {side} x {side} pixels"
+            return self._replace(told=(*self.told, line))
+        area = (vision.patch_size * merge) ** 2
+        whole = asked
+        if kind == "lfm2_vl" and asked[1] >= area:  # its processor counts in soft tokens
+            whole = -(-asked[0] // area) * area, asked[1] // area * area
+        own = self.pixels or own_limits(self.processor, kind, vision.patch_size, merge)
+        told = self.told
+        if whole != asked:
+            line = f"config.image.min_pixels and max_pixels are made whole soft tokens of {area} pixels: {whole}"
+            told = (*told, line)
+        return self._replace(pixels=limits(whole, own), told=told)
 
     def grown(self, vocabulary: int) -> Start:
         """With an embedding of so many rows."""
@@ -75,6 +112,14 @@ class Start(NamedTuple):
         config["text_config"]["vocab_size"] = vocabulary
         family = self.family._replace(spec=dataclasses.replace(model, decoder=decoder))
         return self._replace(family=family, config=config)
+
+
+def run_and_step(text: str) -> tuple[str, str]:
+    """Reads ``RUN@best`` and ``RUN@STEP`` as (folder, which checkpoint); '' is the newest. A name may have an ``@``."""
+    folder, at, step = text.rpartition("@")
+    if at and (step in ("best", "newest") or step.isdecimal()) and not Path(text).expanduser().exists():
+        return folder, step
+    return text, ""
 
 
 def parse(text: str) -> dict[str, Path]:
@@ -108,10 +153,13 @@ def read_start(text: str, saved: Path | None, merge: int, mlp: int) -> Start | N
     """
     if saved is not None and hf.is_folder(saved):
         return _whole(saved)
-    folders = parse(text)
+    named, step = run_and_step(text)
+    folders = parse(named)
     if "model" in folders:
         folder = folders["model"]
         if hf.is_folder(folder):
+            if step:
+                raise UserError(f"config.init_from '{text}': {folder} is a model's folder, which has no checkpoints")
             return _whole(folder)
         return _whole(folder / MODEL)._replace(run=folder) if hf.is_folder(folder / MODEL) else None
     return _joined(folders, merge, mlp) if folders else None
@@ -119,9 +167,17 @@ def read_start(text: str, saved: Path | None, merge: int, mlp: int) -> Start | N
 
 def _whole(folder: Path) -> Start:
     family, config = hf.read_family(folder)
-    processor = _processor(folder, config["model_type"])
+    processor = read_processor(folder, config["model_type"])
     family = family._replace(spec=_normalised(family.spec, processor))
-    return Start(family, config, {"model": folder}, folder, processor, _ends(folder))
+    return Start(family, config, {"model": folder}, folder, processor, _ends(folder), pixels=_pixels(folder))
+
+
+def _pixels(folder: Path) -> Limits | None:
+    """What a run has settled; None for a model's own folder, and for a run of jaxmm 0.1."""
+    if not (folder / PIXELS).exists():
+        return None
+    found = json_object(folder / PIXELS)
+    return int(found["min_pixels"]), int(found["max_pixels"])
 
 
 def _normalised(spec: ModelSpec, processor: dict[str, Any]) -> ModelSpec:
@@ -143,26 +199,21 @@ def _normalised(spec: ModelSpec, processor: dict[str, Any]) -> ModelSpec:
 
 
 def _joined(folders: dict[str, Path], merge: int, mlp: int) -> Start:
-    """A tower and a decoder in LFM2-VL's layout."""
+    """A tower and a decoder, in the layout that fits them."""
     vision, text = (hf.read_config(folders[part]) for part in ("vision", "decoder"))
     tied = hf.is_tied(folders["decoder"], bool(getattr(text, "tie_word_embeddings", False)))
-    vision = getattr(vision, "vision_config", vision)
-    text = getattr(text, "text_config", text)
-    with hf.of_folder(folders["vision"]):
-        tower = specs.tower_of(vision)
-    with hf.of_folder(folders["decoder"]):
-        decoder = specs.plain_decoder_of(text, tied)
-    connector = ConnectorSpec(merge=merge, mlp=mlp)
-    processor = _processor(folders["vision"], "lfm2_vl")
-    spec = _normalised(ModelSpec(tower.spec, connector, decoder.spec), processor)
-    family = Family(spec, tower.names, decoder.names, "mlp", specs.NEW)
-    config = specs.lfm2_vl_config(vision.to_dict(), text.to_dict(), connector, decoder.spec.tie_embeddings)
-    return Start(family, config, folders, folders["decoder"], processor, _ends(folders["decoder"]))
+    vision, text = getattr(vision, "vision_config", vision), getattr(text, "text_config", text)
+    joined = join(vision, text, tied, folders["vision"], ConnectorSpec(merge=merge, mlp=mlp))
+    family = joined.family._replace(spec=_normalised(joined.family.spec, joined.processor))
+    decoder = folders["decoder"]
+    return Start(
+        family, joined.config, folders, decoder, joined.processor, _ends(decoder), told=joined.told
+    )  # fmt: skip
 
 
 def generation(folder: Path) -> dict[str, Any]:
     """What a folder says of how its model writes, {} where it says nothing."""
-    return _object(folder / GENERATION) if (folder / GENERATION).exists() else {}
+    return json_object(folder / GENERATION) if (folder / GENERATION).exists() else {}
 
 
 def _ends(folder: Path) -> tuple[int, ...]:
@@ -173,31 +224,6 @@ def _ends(folder: Path) -> tuple[int, ...]:
     return tuple(ends)
 
 
-def _processor(folder: Path, family: str) -> dict[str, Any]:
-    """What a folder says of its images, and what its kind of processor does where it does not; {} without one."""
-    for name in ("preprocessor_config.json", "processor_config.json"):
-        path = folder / name
-        if not path.exists():
-            continue
-        whole = _object(path)
-        found = whole.get("image_processor", whole)
-        if not isinstance(found, dict):
-            raise UserError(f"{path} has no settings in 'image_processor': download it again")
-        if found:
-            return DEFAULTS[processor_kind(found, family)] | found
-    return {}
-
-
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is no JSON: download it again") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path} is no JSON object: download it again")
-    return found
-
-
 def read_params(start: Start, where: hf.Where) -> hf.Read:
     """The parameters that the folders have: of parts, all but the connector's."""
     family = start.family
@@ -205,7 +231,9 @@ def read_params(start: Start, where: hf.Where) -> hf.Read:
         return hf.read_model(start.folders["model"], family, where)
     tower = hf.read_tower(start.folders["vision"], names.TOWERS[family.tower], family.spec, where)
     decoder = hf.read_decoder(start.folders["decoder"], names.DECODERS[family.decoder], family.spec, where)
-    return hf.Read({**tower.params, **decoder.params}, [])  # what a tower alone has besides belongs to no whole model
+    # What a tower has besides belongs to no whole model, but for the layers that LLaVA's runs and does not use.
+    spare = tower.spare if family.prefixes == specs.OLD else []
+    return hf.Read({**tower.params, **decoder.params}, spare)
 
 
 def save(start: Start, spare: list[str], folder: Path) -> None:
@@ -220,8 +248,14 @@ def save(start: Start, spare: list[str], folder: Path) -> None:
     for name in PROCESSOR_FILES:
         if (source / name).exists():
             shutil.copyfile(source / name, folder / name)
-    if "model" in start.folders and not start.run:
+    if "model" not in start.folders and start.config["model_type"] == LLAVA:
+        save_processor(start.config, start.processor, folder)
+        hf.save_spare_of_tower(start.folders["vision"], spare, start.family, folder / SPARE)
+    elif "model" in start.folders and not start.run:
         hf.save_spare(start.folders["model"], spare, folder / SPARE)
+    if start.pixels:
+        least, most = start.pixels
+        (folder / PIXELS).write_text(json.dumps({"min_pixels": least, "max_pixels": most}))
     # The config is last: with it the folder is whole.
     (folder / hf.CONFIG).write_text(json.dumps(start.config, indent=2, sort_keys=True))
 
@@ -235,45 +269,6 @@ MARKUP: dict[str, tuple[Any, ...]] = {
     "llava": ("", "\n", True),
     "internvl": ("<img>", "</img>\n"),
 }
-RESAMPLES = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
-
-# What the image processors of transformers do where a folder does not say it.
-_HALF = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
-_CLIP = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
-_CROP = {"resample": 3, "size": {"shortest_edge": 224}, "crop_size": 224, "do_center_crop": True, **_CLIP}
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "Lfm2VlImageProcessor": {
-        "resample": 2, "min_image_tokens": 64, "max_image_tokens": 256, "do_image_splitting": True, **_HALF,
-    },
-    "Siglip2ImageProcessor": {"resample": 2, **_HALF},
-    "CLIPImageProcessor": _CROP,
-    "LlavaImageProcessor": _CROP,
-    "SiglipImageProcessor": {"resample": 3, "size": {"height": 224, "width": 224}, **_HALF},
-    "Qwen2VLImageProcessor": {
-        "resample": 3, "size": {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}, **_CLIP,
-    },
-    "Gemma3ImageProcessor": {"resample": 2, "size": {"height": 224, "width": 224}, **_HALF},
-    "GotOcr2ImageProcessor": {
-        "resample": 3, "size": {"height": 384, "width": 384}, "min_patches": 1, "max_patches": 12, **_CLIP,
-    },
-}  # fmt: skip
-OF_FAMILY = {
-    "lfm2_vl": "Lfm2VlImageProcessor", "llava": "LlavaImageProcessor", "qwen2_5_vl": "Qwen2VLImageProcessor",
-    "qwen3_vl": "Qwen2VLImageProcessor", "gemma3": "Gemma3ImageProcessor", "internvl": "GotOcr2ImageProcessor",
-}  # fmt: skip
-
-
-def processor_kind(processor: dict[str, Any], family: str) -> str:
-    """The class of ``transformers`` that a folder's processor is of, one of DEFAULTS, whatever its backend.
-
-    Raises:
-      UserError: if it is another.
-    """
-    named = processor.get("image_processor_type") or OF_FAMILY.get(family, "")
-    kind = str(named).removesuffix("Fast").removesuffix("Pil")
-    if kind not in DEFAULTS:
-        raise UserError(f"images processed by {named or 'nothing'} are not supported: those are {', '.join(DEFAULTS)}")
-    return kind
 
 
 def is_of_family(start: Start) -> bool:
@@ -322,6 +317,8 @@ def _image_settings(start: Start) -> dict[str, Any]:
         size = start.config["vision_config"]["image_size"]
         side = size if isinstance(size, int) else size[0]
         found |= {"side": side, "crop": _is_cropped(start, side), "max_pixels": side**2, "min_pixels": 1}
+    if start.pixels and not found.get("side"):
+        found |= dict(zip(("min_pixels", "max_pixels"), start.pixels, strict=True))
     if kind == "internvl":
         # The model's processor cuts tiles, whatever crop_to_patches of its image processor says.
         least, most = (int(processor.get(key, 1)) for key in ("min_patches", "max_patches"))

@@ -481,3 +481,40 @@ def test_a_store_that_stumbles_is_asked_again_and_one_that_is_down_gives_missing
     with pytest.raises(media.BadMedia, match="missing"):
         media.image_size(image)
     assert store.opened == 1  # it answered: asking again would not help
+
+
+def _saved(picture: PIL.Image.Image, kind: str = "PNG", **options) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()
+
+
+def _of_all_modes() -> dict[str, bytes]:
+    """Pictures of one noise: opaque and transparent, in the modes that files have."""
+    rng = np.random.default_rng(0)
+    pixels, alpha = rng.integers(0, 256, (16, 16, 3), np.uint8), rng.integers(0, 256, (16, 16), np.uint8)
+    alpha[:4], alpha[4:8] = 0, 255
+    rgb = PIL.Image.fromarray(pixels)
+    grey, palette, bits = rgb.convert("L"), rgb.quantize(16), rgb.convert("1")
+    rgba, la = rgb.copy(), grey.copy()
+    rgba.putalpha(PIL.Image.fromarray(alpha))
+    la.putalpha(PIL.Image.fromarray(alpha))
+    return {
+        "RGB": _saved(rgb), "L": _saved(grey), "P": _saved(palette), "1": _saved(bits), "RGBA": _saved(rgba),
+        "LA": _saved(la), "RGBA, WebP": _saved(rgba, "WEBP", lossless=True),
+        "P, one clear colour": _saved(palette, transparency=3), "GIF": _saved(palette, "GIF", transparency=3),
+        "P, many": _saved(palette, transparency=bytes(range(0, 256, 16))),
+        "RGB, a clear colour": _saved(rgb, transparency=tuple(pixels[5, 5].tolist())),
+        "L, a clear grey": _saved(grey, transparency=int(np.asarray(grey)[5, 5])),
+        "1, a clear bit": _saved(bits, transparency=1), "CMYK, JPEG": _saved(rgb.convert("CMYK"), "JPEG"),
+        "CMYK, TIFF": _saved(rgb.convert("CMYK"), "TIFF"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", _of_all_modes())
+def test_a_picture_of_any_mode_is_what_processors_of_transformers_make_of_it(mode):
+    from transformers.image_transforms import convert_to_rgb
+
+    data = _of_all_modes()[mode]
+    theirs = convert_to_rgb(PIL.Image.open(io.BytesIO(data)), return_numpy=True)
+    np.testing.assert_array_equal(np.asarray(media.decode(Image(data=data))), theirs)

@@ -73,7 +73,7 @@ def byte_level_tokenizer(family: str = ""):
     return tokenizer
 
 
-def folder_of(name: str, folder: Path) -> Path:
+def folder_of(name: str, folder: Path, has_weights: bool = True) -> Path:
     """A model of random weights as a folder, with a tokenizer of bytes."""
     config = parity_models.case(name).config(np.random.default_rng(0))
     config.text_config.vocab_size = VOCABULARY
@@ -81,10 +81,11 @@ def folder_of(name: str, folder: Path) -> Path:
     tokenizer = byte_level_tokenizer(case.family)
     if case.family == "internvl":
         config.image_token_id = tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
-    family = specs.family_of(config)
-    init, _ = make_model(family.spec)
     folder.mkdir()
-    weights.write(folder, hf.outgoing(family, hf.flat(jax.jit(init)(jax.random.key(1))), np.float32))
+    if has_weights:
+        family = specs.family_of(config)
+        init, _ = make_model(family.spec)
+        weights.write(folder, hf.outgoing(family, hf.flat(jax.jit(init)(jax.random.key(1))), np.float32))
     (folder / "config.json").write_text(json.dumps(config.to_dict(), default=str))
     tokenizer.save_pretrained(folder)
     processor = IMAGES.get(name) or IMAGES[case.family]

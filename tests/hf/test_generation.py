@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from parity_models import CASES
 
+from jaxmm.sampling import GREEDY, Sampling
+
 pytestmark = pytest.mark.parity
 
 TOKENS = 32
 
 
-def theirs(world: Any, document: Any) -> list[int]:
+def theirs(world: Any, document: Any, **options: Any) -> list[int]:
     import parity_batch
     import torch
 
@@ -24,7 +26,7 @@ def theirs(world: Any, document: Any) -> list[int]:
     model.generation_config.eos_token_id = None  # on and on
     inputs = parity_batch.alone(document, world.case, world.family.spec)
     with torch.no_grad():
-        found = model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)
+        found = model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False, **options)
     return found[0, inputs["input_ids"].shape[1] :].tolist()
 
 
@@ -42,12 +44,12 @@ def rows(documents: list[Any], spec: Any) -> Any:
     return batch._replace(slots_BT=np.where(batch.text.segments > 0, batch.slots_BT, -1))
 
 
-def ours(world: Any, documents: list[Any]) -> list[list[int]]:
+def ours(world: Any, documents: list[Any], sampling: Sampling = GREEDY) -> list[list[int]]:
     from jaxmm.decoding import Generator
     from jaxmm.models.multimodal import Compute
 
     generator = Generator(world.family.spec, Compute(), ())
-    writing = generator.begin(world.params, rows(documents, world.family.spec), TOKENS)
+    writing = generator.begin(world.params, rows(documents, world.family.spec), TOKENS, sampling)
     writing = generator.go_on(world.params, writing, np.zeros(len(documents), bool), TOKENS)
     return np.asarray(writing.tokens_BW).tolist()
 
@@ -61,3 +63,12 @@ def test_greedy_answers_are_those_of_transformers_token_for_token(case, tmp_path
     assert [len(answer) for answer in wanted] == [TOKENS] * len(wanted)
     assert ours(world, world.documents[:1]) == wanted[:1]
     assert ours(world, world.documents) == wanted
+
+
+def test_a_repetition_penalty_is_that_of_transformers(tmp_path):
+    import parity
+
+    world = parity.world(CASES[0], tmp_path)
+    plain = world.documents[2:]  # without pictures, whose soft tokens are tokens there
+    wanted = [theirs(world, document, repetition_penalty=1.4) for document in plain]
+    assert ours(world, plain, Sampling(repetition_penalty=1.4)) == wanted != ours(world, plain)

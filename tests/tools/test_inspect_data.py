@@ -146,6 +146,19 @@ def test_the_lines_are_the_plan_of_a_mixture_and_no_record_is_read_for_them(argu
     assert any(first > 0 for _, first, _ in parts)  # the mixture has long documents
 
 
+def test_a_range_past_the_end_of_the_data_is_one_line_and_a_page_ends_with_it(arguments, tmp_path, capsys):
+    once = [*arguments, "--config.epochs=1"]
+    count = world(once).plan.batches()
+    for more in ([], [f"--output={tmp_path / 'page.html'}"]):
+        with pytest.raises(UserError, match=f"past the end of the data: this plan has {count} batches, 0:{count}"):
+            tool.main([*once, f"--batches=0:{count + 1}", *more])
+    assert capsys.readouterr().out == ""
+    assert tool.main([*once, f"--batches={count - 1}:{count}"]) == 0
+    check_lines(capsys.readouterr().out.splitlines(), range(count - 1, count), world(once))
+    assert tool.main([*once, f"--output={tmp_path / 'page.html'}", "--rows=100000"]) == 0
+    assert f"batches 0 to {count - 1};" in capsys.readouterr().out
+
+
 def test_as_a_program_it_prints_nothing_else_and_looks_for_no_device(arguments):
     environment = {**os.environ, "JAX_PLATFORMS": "none_such"}
     done = subprocess.run(

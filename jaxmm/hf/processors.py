@@ -1,0 +1,111 @@
+"""What a folder says of its images: the settings of its processor, and the limits of what pictures are resized to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jaxmm.errors import UserError
+
+Limits = tuple[int, int]  # least and most pixels
+PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
+RESAMPLES = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+
+# What the image processors of transformers do where a folder does not say it.
+_HALF = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+_CLIP = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
+_CROP = {"resample": 3, "size": {"shortest_edge": 224}, "crop_size": 224, "do_center_crop": True, **_CLIP}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "Lfm2VlImageProcessor": {
+        "resample": 2, "min_image_tokens": 64, "max_image_tokens": 256, "do_image_splitting": True, **_HALF,
+    },
+    "Siglip2ImageProcessor": {"resample": 2, "max_num_patches": 256, **_HALF},
+    "CLIPImageProcessor": _CROP,
+    "LlavaImageProcessor": _CROP,
+    "SiglipImageProcessor": {"resample": 3, "size": {"height": 224, "width": 224}, **_HALF},
+    "Qwen2VLImageProcessor": {
+        "resample": 3, "size": {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}, **_CLIP,
+    },
+    "Gemma3ImageProcessor": {"resample": 2, "size": {"height": 224, "width": 224}, **_HALF},
+    "GotOcr2ImageProcessor": {
+        "resample": 3, "size": {"height": 384, "width": 384}, "min_patches": 1, "max_patches": 12, **_CLIP,
+    },
+}  # fmt: skip
+OF_FAMILY = {
+    "lfm2_vl": "Lfm2VlImageProcessor", "llava": "LlavaImageProcessor", "qwen2_5_vl": "Qwen2VLImageProcessor",
+    "qwen3_vl": "Qwen2VLImageProcessor", "gemma3": "Gemma3ImageProcessor", "internvl": "GotOcr2ImageProcessor",
+}  # fmt: skip
+
+
+def processor_kind(processor: dict[str, Any], family: str) -> str:
+    """The class of ``transformers`` that a folder's processor is of, one of DEFAULTS, whatever its backend.
+
+    Raises:
+      UserError: if it is another.
+    """
+    named = processor.get("image_processor_type") or OF_FAMILY.get(family, "")
+    kind = str(named).removesuffix("Fast").removesuffix("Pil")
+    if kind not in DEFAULTS:
+        raise UserError(f"images processed by {named or 'nothing'} are not supported: those are {', '.join(DEFAULTS)}")
+    return kind
+
+
+def read_processor(folder: Path, family: str) -> dict[str, Any]:
+    """What a folder says of its images, and what its kind of processor does where it does not; {} without one."""
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        path = folder / name
+        if not path.exists():
+            continue
+        whole = json_object(path)
+        found = whole.get("image_processor", whole)
+        if not isinstance(found, dict):
+            raise UserError(f"{path} has no settings in 'image_processor': download it again")
+        if found:
+            return DEFAULTS[processor_kind(found, family)] | found
+    return {}
+
+
+def json_object(path: Path) -> dict[str, Any]:
+    """Raises UserError for a file that is no JSON, or no object."""
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON: download it again") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is no JSON object: download it again")
+    return found
+
+
+def limits(asked: Limits, own: Limits) -> Limits:
+    """The limits that count: what is asked, else one's own, which give way where the two would cross."""
+    least, most = asked[0] or own[0], asked[1] or own[1]
+    return (least if asked[0] else min(least, most)), (most if asked[1] else max(least, most))
+
+
+def own_limits(settings: dict[str, Any], family: str, patch: int, merge: int) -> Limits:
+    """What pictures of any shape are resized between, by a folder's settings or, without, its family's default."""
+    if family == "lfm2_vl":
+        if (
+            settings.get("max_num_patches") and "max_image_tokens" not in settings
+        ):  # a tower's, for pictures that fill it
+            most = int(settings["max_num_patches"]) * patch**2
+            return most // 4, most  # as far apart as LFM2-VL's own
+        found = DEFAULTS[OF_FAMILY[family]] | settings
+        area = (patch * merge) ** 2
+        return int(found["min_image_tokens"]) * area, int(found["max_image_tokens"]) * area
+    found = DEFAULTS[OF_FAMILY[family]] | settings
+    size = found.get("size") or {}
+    least, most = (
+        int(found.get(ours) or size.get(theirs) or DEFAULTS[OF_FAMILY[family]]["size"][theirs])
+        for ours, theirs in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge"))
+    )
+    return least, most
+
+
+def resized(settings: dict[str, Any], family: str, pixels: Limits, area: int) -> dict[str, Any]:
+    """A processor's settings with other limits; ``area``: of a soft token, which LFM2-VL's are counted in."""
+    if family == "lfm2_vl":
+        return settings | {"min_image_tokens": -(-pixels[0] // area), "max_image_tokens": pixels[1] // area}
+    found = settings | {"size": {"shortest_edge": pixels[0], "longest_edge": pixels[1]}}
+    return found | {key: value for key, value in zip(("min_pixels", "max_pixels"), pixels, strict=True) if key in found}

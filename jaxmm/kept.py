@@ -1,0 +1,77 @@
+"""What a run keeps in its workdir of the folders it began with, so that it needs none of them once it has saved."""
+
+from __future__ import annotations
+
+import filecmp
+import shutil
+import sys
+from pathlib import Path
+
+from jaxmm.data.text import Template
+from jaxmm.data.tokenizer import load_tokenizer
+from jaxmm.errors import UserError
+from jaxmm.hf.folder import CONFIG
+from jaxmm.hf.start import TOKENIZER_FILES
+
+TOKENIZER = "tokenizer"  # folder of a workdir: the small files of what config.data.tokenizer named
+# Named chat templates, and what tells AutoTokenizer a class where tokenizer_config.json does not.
+MORE = ("additional_chat_templates/*.jinja", CONFIG)
+
+
+def has_saved(workdir: Path | None) -> bool:
+    """Whether the run has saved: then its weights and its small files count, not what it began with."""
+    folder = workdir / "checkpoints" if workdir else None
+    return folder is not None and folder.is_dir() and any(path.name.isdecimal() for path in folder.iterdir())
+
+
+def tokenizer_folder(named: str, workdir: Path | None) -> str:
+    """The folder to read the tokenizer from: the run's own copy once it has saved, else the one that is named.
+
+    Raises:
+      UserError: if neither is there.
+    """
+    folder = Path(named).expanduser()
+    kept = workdir / TOKENIZER if named and workdir and has_saved(workdir) else None
+    if kept is None:
+        return named
+    if not kept.is_dir():
+        if not folder.is_dir():
+            raise UserError(
+                f"config.data.tokenizer: no folder {named}, and {workdir} has no copy of it, as runs of jaxmm 0.1 "
+                f"have none: give its place by --config.data.tokenizer"
+            )
+        return named
+    names = [str(path.relative_to(kept)) for path in kept.rglob("*") if path.is_file()]
+    if folder.is_dir() and filecmp.cmpfiles(folder, kept, names, shallow=False)[0] != names:
+        print(
+            f"warning: {named} is not the tokenizer that this run has learnt with: its own, {kept}, is used",
+            file=sys.stderr,
+        )
+    return str(kept)
+
+
+def keep_tokenizer(named: str, workdir: Path) -> None:
+    """Copies the small files of a tokenizer's folder to the workdir, where they give the same ids to the last token.
+
+    A copy that a run has saved with stays.
+    """
+    folder, kept = Path(named).expanduser(), workdir / TOKENIZER
+    if not named or not folder.is_dir() or (kept.is_dir() and has_saved(workdir)):
+        return
+    half = kept.with_name(f"{TOKENIZER}.unfinished")
+    for old in (half, kept):  # of a run that was killed before it saved
+        shutil.rmtree(old, ignore_errors=True)
+    half.mkdir()
+    theirs = load_tokenizer(named)
+    own = getattr(theirs, "vocab_files_names", {}).values()
+    for pattern in dict.fromkeys((*TOKENIZER_FILES, *own, *MORE)):
+        for path in folder.glob(pattern):
+            to = half / path.relative_to(folder)
+            to.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, to)
+    if Template(theirs, "sft").fingerprint != Template(load_tokenizer(str(half)), "sft").fingerprint:
+        shutil.rmtree(half)
+        print(f"warning: the tokenizer of {named} is more than its usual files: this run goes on needing the folder",
+              file=sys.stderr)  # fmt: skip
+        return
+    half.rename(kept)
