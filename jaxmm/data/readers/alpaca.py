@@ -61,7 +61,8 @@ class Alpaca:
         told = record.get(self.tools) if self.tools else None
         system = tools.with_tools(origin, value(self.system), self.tools, told)
         said: list[tuple[str, Content]] = [("system", system)] if system else []
-        for pair in (record.get(self.history) if self.history else None) or []:
+        earlier = (record.get(self.history) if self.history else None) or []
+        for pair in earlier if isinstance(earlier, list) else [earlier]:
             if not isinstance(pair, list | tuple) or len(pair) != 2:
                 raise UserError(f"{origin}: '{self.history}' must be a list of [question, answer]")
             said += [("user", text(origin, "history", pair[0])), ("assistant", text(origin, "history", pair[1]))]
@@ -70,7 +71,7 @@ class Alpaca:
             said.append(("assistant", value(self.response)))
         name, images = find_images(origin, record, self.images, pictures)
         in_front = name not in ("images", FEATURES, TOKENS)
-        return document(origin, said, images, placeholder=pictures.placeholder, in_front=in_front)
+        return document(origin, said, images, placeholder=pictures.marks(images), in_front=in_front)
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class Plain:
             origin,
             [("document", said if images else tagged(origin, said, pictures, links=False))],
             images,
-            placeholder=pictures.placeholder if may_hold_images(record, self.images) else "",
+            placeholder=pictures.marks(images) if may_hold_images(record, self.images) else "",
             in_front=name != "images",
         )
 

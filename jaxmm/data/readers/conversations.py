@@ -97,7 +97,7 @@ class Conversation:
         if images and _has_its_own(origin, said, name, images, pictures.placeholder):
             images = []
         in_front = name not in ("images", FEATURES, TOKENS)
-        return document(origin, said, images, placeholder=pictures.placeholder, in_front=in_front)
+        return document(origin, said, images, placeholder=pictures.marks(images), in_front=in_front)
 
     def _turn(self, origin: str, message: Mapping[str, Any], pictures: Pictures) -> tuple[str, Content]:
         name = column(origin, message, self.role_key)
