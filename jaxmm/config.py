@@ -145,6 +145,10 @@ KEYS: dict[str, Key] = {
         0.0, 'part of the examples, by a hash of each, kept for an eval.path of "" or data.path', least=0, below=1
     ),
     "data.placeholder": Key("<image>", 'what stands for a picture in a text; "" is nothing, and text is only text'),
+    "data.bare_placeholder": Key(
+        "stop", 'or "text": what that is in a record without a picture',
+        choices=("stop", "text"),
+    ),
     "data.allow_urls": Key(False, "whether pictures that records name by URL are fetched"),
     "data.url_hosts": Key("", "host,host: addresses of private networks that may be asked too"),
     "data.on_error": Key(

@@ -51,6 +51,7 @@ FLAGS: command.Flags = {
     ),
     "held_out": (False, "whether the part that --val_size leaves out is prepared, and not the rest"),
     "placeholder": ("<image>", "as config.data.placeholder: what stands for a picture in a text"),
+    "bare_placeholder": ("stop", "as config.data.bare_placeholder: stop, or text: what that is without a picture"),
     "allow_urls": (False, "as config.data.allow_urls: whether pictures that records name by URL are fetched"),
     "url_hosts": ("", "as config.data.url_hosts: addresses of private networks that may be asked too"),
     "on_error": ("stop", "as config.data.on_error: stop, or skip for records that make no sense"),

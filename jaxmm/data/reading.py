@@ -11,6 +11,7 @@ from jaxmm.errors import UserError, nearest
 # What ``config.data.columns`` may name, each for the column that holds it.
 COLUMNS = ("image", "images", "messages", "text", "prompt", "query", "response", "history", "system", "tools")
 ON_ERROR = ("stop", "skip")
+BARE = ("stop", "text")
 MAX_SKIPPED = 0.05  # of a source's documents; a single one never stops
 
 
@@ -26,6 +27,7 @@ class Reading:
     allow_urls: whether pictures that records name by URL are fetched.
     url_hosts: "host,host" of private addresses that may be asked too.
     placeholder: what stands for a picture in a string; '' is nothing, and strings are only text.
+    bare_placeholder: what it is in a record without a picture: "stop", or "text".
     on_error: "stop", or "skip" for records that make no sense.
     max_skipped: the part of a source's documents that may be skipped.
     drop_image: whether a picture that cannot be used leaves its page, in place of the page being skipped.
@@ -44,6 +46,7 @@ class Reading:
     allow_urls: bool = False
     url_hosts: str = ""
     placeholder: str = PLACEHOLDER
+    bare_placeholder: str = "stop"
     on_error: str = "stop"
     max_skipped: float = MAX_SKIPPED
     drop_image: bool = False
@@ -55,6 +58,9 @@ class Reading:
         if self.on_error not in ON_ERROR:
             known = f"{' or '.join(ON_ERROR)}{nearest(self.on_error, ON_ERROR)}"
             raise UserError(f"config.data.on_error '{self.on_error}' must be {known}")
+        if self.bare_placeholder not in BARE:
+            known = f"{' or '.join(BARE)}{nearest(self.bare_placeholder, BARE)}"
+            raise UserError(f"config.data.bare_placeholder '{self.bare_placeholder}' must be {known}")
         if not 0 <= self.val_size < 1:
             raise UserError(f"config.data.val_size is {self.val_size}: it must be a part of the examples, as 0.1, or 0")
         if not 0 <= self.max_skipped <= 1 or math.isnan(self.max_skipped):

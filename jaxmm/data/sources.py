@@ -90,7 +90,13 @@ def _source(
         form = _recognised(found, reading, kind)
     media = files.absolute(reading.media_dir) if reading.media_dir else ""
     pictures = Pictures(
-        media or folder, folder, reading.follow_outside, reading.allow_urls, reading.hosts(), reading.placeholder
+        media or folder,
+        folder,
+        reading.follow_outside,
+        reading.allow_urls,
+        reading.hosts(),
+        reading.placeholder,
+        bare_is_text=reading.bare_placeholder == "text",
     )
     choice = containers.sample(found, num_samples, kind) if num_samples else None
     if choice is not None and not choice.total:
@@ -103,7 +109,7 @@ def _source(
         **dataclasses.asdict(form),  # type: ignore[call-overload]  # each format is a dataclass
         "media_dir": containers.relative(media, folder) if media and not files.is_remote(media) else media,
         "reading": [reading.follow_outside, reading.allow_urls, reading.url_hosts, reading.placeholder],
-        "errors": [reading.on_error, reading.drop_image],
+        "errors": [reading.on_error, reading.drop_image, reading.bare_placeholder],
         "held_out": held_out if held_out.part else [],
         "num_samples": num_samples,
     }

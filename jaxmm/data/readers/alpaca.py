@@ -64,7 +64,8 @@ class Alpaca:
         told = record.get(self.tools) if self.tools else None
         system = value(self.system)
         said: list[tuple[str, Content]] = [("system", system)] if system else []
-        for pair in (record.get(self.history) if self.history else None) or []:
+        earlier = (record.get(self.history) if self.history else None) or []
+        for pair in earlier if isinstance(earlier, list) else [earlier]:
             if not isinstance(pair, list | tuple) or len(pair) != 2:
                 raise UserError(f"{origin}: '{self.history}' must be a list of [question, answer]")
             said += [("user", text(origin, "history", pair[0])), ("assistant", text(origin, "history", pair[1]))]
@@ -74,7 +75,7 @@ class Alpaca:
         name, images = find_images(origin, record, self.images, pictures)
         in_front = name not in ("images", FEATURES, TOKENS)
         found = document(
-            origin, said, images, placeholder=pictures.placeholder, in_front=in_front,
+            origin, said, images, placeholder=pictures.marks(images), in_front=in_front,
             tools=tools.read_tools(origin, self.tools, told),
         )  # fmt: skip
         return weights.weighed(found, weights.of_example(origin, record), self.learnt)
@@ -118,7 +119,7 @@ class Plain:
             origin,
             [("document", said if images else tagged(origin, said, pictures, links=False))],
             images,
-            placeholder=pictures.placeholder if may_hold_images(record, self.images) else "",
+            placeholder=pictures.marks(images) if may_hold_images(record, self.images) else "",
             in_front=name != "images",
         )
 

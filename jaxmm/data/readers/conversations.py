@@ -109,7 +109,7 @@ class Conversation:
             images = []
         in_front = name not in ("images", FEATURES, TOKENS)
         found = document(
-            origin, said, images, placeholder=pictures.placeholder, in_front=in_front,
+            origin, said, images, placeholder=pictures.marks(images), in_front=in_front,
             tools=tools.read_tools(origin, self.tools, told),
         )  # fmt: skip
         return weights.weighed(found, weights.of_example(origin, record), self.learnt)

@@ -95,7 +95,7 @@ class Pairs:
 
     def __call__(self, origin: str, record: Mapping[str, Any], pictures: Pictures) -> Document:
         said: list[tuple[str, Content]] = []
-        for pair in column(origin, record, "texts"):
+        for pair in _lists(origin, record, "texts")[0]:
             if not isinstance(pair, Mapping):
                 raise UserError(f"{origin}: 'texts' must be a list of objects, not {pair!r:.40}")
             for role in ("user", "assistant"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxmm.data.documents import PLACEHOLDER, Document, Media, Part, Text, Turn
@@ -17,6 +17,7 @@ class LeftOut(Exception):
         self.reason, self.detail = reason, detail
 
 
+MOST_NAMED = 40  # columns, in one line
 NEXT = None  # in a list of pieces: here stands the next of the record's images, or other media
 Content = str | Sequence[Part | None]  # a string in which placeholders count, or pieces
 
@@ -35,10 +36,16 @@ class Said(NamedTuple):
     calls: str = ""
 
 
+def listed(keys: Iterable[str]) -> str:
+    """Names columns in one line, and not more of them than one can read."""
+    named = [key if key.isprintable() else repr(key) for key in keys]
+    return ", ".join(named[:MOST_NAMED]) + (f" and {len(named) - MOST_NAMED} more" if len(named) > MOST_NAMED else "")
+
+
 def column(origin: str, record: Mapping[str, Any], name: str) -> Any:
     """Returns a record's value, which must be there, if only as null."""
     if name not in record:
-        raise UserError(f"{origin} has no '{name}'{nearest(name, record)}; it has {', '.join(record) or 'nothing'}")
+        raise UserError(f"{origin} has no '{name}'{nearest(name, record)}; it has {listed(record) or 'nothing'}")
     return record[name]
 
 
@@ -101,7 +108,9 @@ def document(
     if count != len(images) and not front:
         advice = "give each image one placeholder, and each placeholder an image"
         if not images:
-            advice += f"; where {placeholder} is only text, write it in typed parts, or set config.data.placeholder=''"
+            advice += (
+                f"; where {placeholder} is only text, write it in typed parts, or set config.data.bare_placeholder=text"
+            )
         name = placeholder or PLACEHOLDER
         raise UserError(f"{origin} has {count} {name} placeholders but {len(images)} images: {advice}")
     left = iter(images)

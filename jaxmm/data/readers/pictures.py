@@ -9,7 +9,7 @@ import base64
 import binascii
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,7 @@ class Pictures:
       allow_urls: whether to take URLs.
       url_hosts: private addresses that may be asked.
       placeholder: what stands for a picture in a string; '' is nothing.
+      bare_is_text: whether it is only text in a record without a picture.
     """
 
     folder: str
@@ -48,6 +49,11 @@ class Pictures:
     allow_urls: bool = False
     url_hosts: tuple[str, ...] = ()
     placeholder: str = PLACEHOLDER
+    bare_is_text: bool = False
+
+    def marks(self, images: Sequence[Media]) -> str:
+        """Returns what stands for a picture in the strings of a record that has these."""
+        return self.placeholder if images or not self.bare_is_text else ""
 
     def image(self, value: Any) -> Image:
         """Returns the image that a record's value stands for.

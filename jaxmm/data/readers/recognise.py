@@ -11,7 +11,7 @@ from jaxmm.data.documents import Document
 from jaxmm.data.readers import alpaca, conversations, interleaved
 from jaxmm.data.readers.columns import FEATURES, KNOWN, NAMES, NONE, TOKENS, looks, plain
 from jaxmm.data.readers.containers import Format
-from jaxmm.data.readers.parts import LeftOut
+from jaxmm.data.readers.parts import LeftOut, listed
 from jaxmm.data.readers.pictures import Pictures
 from jaxmm.errors import UserError, nearest
 
@@ -79,11 +79,11 @@ def recognise(head: Iterator[tuple[str, Any]], columns: Mapping[str, str], file:
     if missing and seen:
         raise UserError(
             f"config.data.columns: no record at the start of {file} has '{missing[0]}'{nearest(missing[0], seen)}; "
-            f"they have {', '.join(seen)}"
+            f"they have {listed(seen)}"
         )
     if not origin:
         return None
-    raise UserError(f"{origin}: no format known has the keys {', '.join(unknown)}: {_advice(unknown)}")
+    raise UserError(f"{origin}: no format known has the keys {listed(unknown)}: {_advice(unknown)}")
 
 
 def _recognised(record: Mapping[str, Any], columns: Mapping[str, str]) -> Format | None:

@@ -43,7 +43,7 @@ def parquet_records(unit: Unit) -> Iterator[tuple[int, Any]]:
         groups = range(unit.start, min(unit.stop, table.metadata.num_row_groups))
         try:
             yield from _rows(table.iter_batches(ROWS, row_groups=groups), unit.first)
-        except (_pyarrow(unit.file).ArrowInvalid, OSError) as error:
+        except (_pyarrow(unit.file).lib.ArrowException, OSError) as error:
             raise UserError(f"{unit.file} is no whole Parquet file: {_line(error)}") from error
 
 
@@ -102,13 +102,28 @@ def _batches(file: str, start: int) -> Iterator[Any]:
             opened.seek(0)
             if is_file:
                 table = pyarrow.ipc.open_file(opened)
-                yield from (table.get_batch(number) for number in range(start, table.num_record_batches))
+                yield from (_sound(arrow, table.get_batch(n)) for n in range(start, table.num_record_batches))
                 return
             for number, batch in enumerate(pyarrow.ipc.open_stream(opened)):
                 if number >= start:
-                    yield batch
-    except (arrow.ArrowInvalid, OSError) as error:
+                    yield _sound(arrow, batch)
+    except (arrow.lib.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file} is no whole Arrow file: {_line(error)}") from error
+
+
+def _sound(arrow: Any, batch: Any) -> Any:
+    """Returns a batch whose offsets lie in its buffers: pyarrow itself reads what is elsewhere, and dies of it.
+
+    Raises:
+      ArrowInvalid: for one that has others.
+    """
+    for column in batch.columns:
+        try:
+            column.validate(full=True)
+        except arrow.ArrowInvalid as error:
+            if "UTF8" not in str(error):  # which costs the record that has it
+                raise
+    return batch
 
 
 def _parquet(file: str, opened: Any) -> Any:
@@ -117,7 +132,7 @@ def _parquet(file: str, opened: Any) -> Any:
 
     try:
         return pyarrow.parquet.ParquetFile(opened)
-    except (arrow.ArrowInvalid, OSError) as error:
+    except (arrow.lib.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file} is no whole Parquet file: {_line(error)}") from error
 
 

@@ -97,6 +97,8 @@ def kind_of(part: Any) -> str:
     if not isinstance(part, dict):
         return ""
     kind = part.get("type")
+    if not isinstance(kind, str | None):
+        return ""
     if kind in TEXT_TYPES:
         return "text"
     if kind in IMAGE_TYPES:

@@ -118,7 +118,9 @@ def test_a_header_with_other_marks_between_is_read(folder: Folder):
 
 def test_a_placeholder_may_be_switched_off_or_be_another(folder: Folder):
     talk = [{"messages": [{"role": "user", "content": "What is <image> in XML?"}]}]
-    assert "set config.data.placeholder=''" in refused(folder.source(talk))
+    shown = {"messages": [{"role": "user", "content": "<image>Who?"}], "image": "a.png"}
+    assert "set config.data.bare_placeholder=text" in refused(folder.source(talk))
+    assert texts(folder.source([*talk, shown], bare_placeholder="text")) == ["What is <image> in XML?", "[a.png]Who?"]
     assert texts(folder.source(talk, placeholder="")) == ["What is <image> in XML?"]
     record = {"messages": [{"role": "user", "content": "<ImageHere>: <image>?"}], "images": ["a.png"]}
     assert texts(folder.source([record], placeholder="<ImageHere>")) == ["[a.png]: <image>?"]
