@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -153,12 +153,7 @@ def write_config(
     template.tokenizer.add_tokens(image_codes(template.image_tokens), special_tokens=True)
     if config["model_type"] in IMAGE_TOKEN and not _has_image_token(recipe, config):
         config[IMAGE_TOKEN[config["model_type"]]] = _image_token(template)
-    own: tuple[str, ...] = ("bos_token_id", "pad_token_id", "eos_token_id")
-    if has_other_tokenizer or not recipe.start:
-        own = ()
-    elif recipe.start.is_joined:  # a new model, which ends where its answers do
-        own = own[:2]
-    _put_ids(config, template, own)
+    _put_ids(config, template, has_own=recipe.start is not None and not has_other_tokenizer)
     rows = config["text_config"]["vocab_size"]
     if config.get(IMAGE_TOKEN.get(config["model_type"], ""), 0) >= rows:
         raise UserError(f"there is no room for {IMAGE} in a vocabulary of {rows}: raise it to a larger multiple")
@@ -166,11 +161,16 @@ def write_config(
     return family, config
 
 
-def _put_ids(config: dict[str, Any], template: Template, own_keys: Sequence[str]) -> None:
-    """Says where a text begins, ends and is padded; of ``own_keys``, what the config itself says stays."""
-    ends, text = list(template.stop_ids), config["text_config"]
-    for key, ours in (("bos_token_id", template.bos_id), ("eos_token_id", ends), ("pad_token_id", template.pad_id)):
-        own = [part.get(key) if key in own_keys else None for part in (config, text)]
+def _put_ids(config: dict[str, Any], template: Template, has_own: bool) -> None:
+    """Says where a text begins, ends and is padded. It ends where answers do.
+
+    Args:
+      has_own: whether what the config says of beginning and padding stays, which a tokenizer may not say.
+    """
+    text = config["text_config"]
+    config["eos_token_id"] = text["eos_token_id"] = list(template.stop_ids)
+    for key, ours in (("bos_token_id", template.bos_id), ("pad_token_id", template.pad_id)):
+        own = [part.get(key) if has_own else None for part in (config, text)]
         other = next((value for value in own if value is not None), ours)
         config[key], text[key] = (other if value is None else value for value in own)
 

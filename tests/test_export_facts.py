@@ -69,8 +69,11 @@ def test_what_a_folder_says_survives(name, tmp_path):
         file: [json.loads((folder / file).read_text()) for folder in (run.folder, tmp_path / "out")]
         for file in ("config.json", "generation_config.json", "preprocessor_config.json")
     }
-    # Today's name of the dtype; and the image token of the tokenizer, where the config had another number.
-    assert changed(*read["config.json"]).keys() - {"image_token_id", "image_token_index"} == {"torch_dtype"}
+    # The dtype's name of today; all that ends answers; the tokenizer's image token, if the config had another.
+    assert changed(*read["config.json"]).keys() - {"image_token_id", "image_token_index"} == {
+        "torch_dtype", "eos_token_id", "text_config.eos_token_id",
+    }  # fmt: skip
+    assert set(GENERATION["eos_token_id"]) <= set(read["config.json"][1]["eos_token_id"])
     assert changed(*read["generation_config.json"]).keys() == {"eos_token_id"}
     assert set(GENERATION["eos_token_id"]) <= set(read["generation_config.json"][1]["eos_token_id"])
     assert changed(*read["preprocessor_config.json"]) == {}

@@ -310,8 +310,8 @@ def fill(
     """
     rows, columns = one_grid(*size, spec)
     down, across = one_tile_grid(*size, spec) if spec.max_tiles > 1 else (1, 1)
-    tile = (spec.side, spec.side) if spec.side else (rows * spec.patch_size, columns * spec.patch_size)
-    shown = _before_crop(*size, spec) if spec.crop else (down * tile[0], across * tile[1])
+    high, wide = (spec.side, spec.side) if spec.side else (rows * spec.patch_size, columns * spec.patch_size)
+    shown = _before_crop(*size, spec) if spec.crop else (down * high, across * wide)
     frame = _frame(shown[1], shown[0], edges)
     with _opened(image) as opened:
         orientation = _orientation(opened)
