@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxmm import command, monitor, sharding, startup
+from jaxmm import capacity, command, monitor, sharding, startup
 from jaxmm.data.assemble import Assembler, Loaded
 from jaxmm.data.features import TOKENS
 from jaxmm.data.loader import batches
@@ -92,6 +92,7 @@ class Evaluator:
         dealt = sharding.dealt_multiple(mesh.shape["context"])
         self.budgets: Budgets = choose_budgets(corpus.lengths, even, seq_len, 0, 0, recipe.image.merge, dealt)
         self.batch_size = batch_size
+        capacity.check_batch(batch_size, self.budgets, recipe.image)  # every process makes every row
         self.skipped: set[str] = set()
         compute: Compute = recipe.compute
         step = make_eval_step(

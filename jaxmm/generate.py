@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxmm import command, sharding, startup
+from jaxmm import capacity, command, sharding, startup
 from jaxmm.batch import Batch, ImageSpec
 from jaxmm.data.assemble import Assembler
 from jaxmm.data.documents import Image, Part, Text, Turn
@@ -265,6 +265,8 @@ def main(argv: list[str]) -> int:
     startup.keep_compiled(cache_folder(args.config))
     recipe = read_recipe(args.config, Path(args.workdir))
     mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
+    rows = min(args.batch_size, max(len(asked), 1))
+    capacity.check_cache(recipe.model.decoder, recipe.compute, rows, args.max_tokens, jax.devices()[:1])
     with jax.set_mesh(mesh):
         params = saved_params(Path(args.workdir), recipe, mesh, args.step or None)
         generate = make_generator(recipe.model, recipe.compute, recipe.template.stop_ids)

@@ -32,6 +32,7 @@ from jaxmm.models.multimodal import PARTS, Compute, ModelSpec
 from jaxmm.models.vit import VisionSpec
 from jaxmm.shares import parse_mixture, parse_names, parse_numbers, parse_schedule
 
+MOST_EXAMPLES = 10**10  # of a run that ends with its epochs, whose batches are counted before it starts
 VOCABULARY_MULTIPLE = 128  # the embedding's rows are padded to a multiple, for even shards and aligned matmuls
 
 
@@ -272,6 +273,11 @@ def make_plan(config: ConfigDict, corpus: Corpus, budgets: Budgets, origin: Orig
         max_epochs=parse_numbers(data.max_epochs, "config.data.max_epochs", names),
         epochs=config.epochs,
     )
+    if not mixture.is_endless and sum(mixture.ends) > MOST_EXAMPLES:
+        raise UserError(
+            f"config.epochs and config.data.max_epochs ask for {sum(mixture.ends)} examples, which nobody waits for: "
+            f"lower them, or give config.steps"
+        )
     return Plan(
         corpus.lengths, mixture, budgets, config.batch_size, config.seed, data.long_documents,
         table=cache_folder(config) / "plans", origin=origin,

@@ -24,7 +24,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import jaxmm
-from jaxmm import command, monitor, samples, sharding, startup
+from jaxmm import capacity, command, monitor, samples, sharding, startup
 from jaxmm.ahead import CompiledStep
 from jaxmm.batch import Batch
 from jaxmm.checkpoint import Checkpoints
@@ -97,10 +97,13 @@ class Run:
         self.mesh = sharding.make_mesh(config.mesh)
         sharding.check_rows(self.mesh, config.batch_size, config.accumulation)
         self.recipe: Recipe = read_recipe(config, workdir)
+        capacity.check_model(self.recipe.model, self.recipe.frozen, self.mesh)
         self.corpus = train_corpus(config, self.recipe)
         self.held_out = eval_corpus(config, self.recipe)
         self.budgets = read_budgets(config, self.corpus)
         self.assemble = make_assembler(config, self.recipe.image, self.corpus, self.budgets)
+        rows = sharding.local_row_count(self.mesh, config.batch_size)
+        capacity.check_batch(rows, self.budgets, self.recipe.image, self.assemble.feature_width)
         self.identity = Identity.of(
             command.to_json(config), self.corpus, self.budgets, self.recipe.template.fingerprint
         )
@@ -250,6 +253,9 @@ class Run:
         say(f"parameters: {sizes}" + (f"; frozen: {', '.join(self.recipe.frozen)}" if self.recipe.frozen else ""))
         for line in self.recipe.start.differences() if self.recipe.start else ():
             say(f"init_from: {line}")
+        if self.config.optimizer.warmup >= self.steps:
+            say(f"optimizer.warmup is {self.config.optimizer.warmup} steps and the run has {self.steps}: "
+                f"the rate rises to the end")  # fmt: skip
         total = sum(self.corpus.shares)
         for source, share in zip(self.corpus.lengths, self.corpus.shares, strict=True):
             say(f"data: {source.name}, {len(source)} documents, {monitor.short(float(source.tokens_E.sum()))} tokens, "

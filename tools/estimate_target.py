@@ -9,9 +9,9 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxmm.capacity import host_memory
 from jaxmm.errors import UserError
 
 GIB = 2**30
@@ -55,15 +55,6 @@ def read_target(text: str, mesh: Any) -> Target:
         f"--target={text} is not known: give cpu, tpu:NAME:TOPOLOGY with {', '.join(TPU_MEMORY)} (tpu:v5e:4x4, "
         f"or tpu:v5e:2*4x4 for two slices), or gpu:NAME:COUNT with {', '.join(GPU_MEMORY)} (gpu:h100:8)"
     )
-
-
-def host_memory() -> int:
-    """Bytes of this host, or of the container that this process is in."""
-    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        if os.path.exists(limit) and (text := Path(limit).read_text().strip()).isdigit():
-            sizes.append(int(text))
-    return min(sizes)
 
 
 def _cpus(count: int) -> list[Any]:
