@@ -122,7 +122,7 @@ KEYS: dict[str, Key] = {
     "seed": Key(0, "of fresh parameters, the order of data, and jitter", least=0, most=2**63 - 1),
     "steps": Key(560, "batches that the run trains on", least=0, most=LARGEST),
     "epochs": Key(
-        0.0, "above 0, the run ends when each source has been seen so often, whatever the steps", least=0, most=1e6
+        0.0, "above 0, the run ends when each source has been seen so often, whatever the steps", least=0, most=1e5
     ),
     "batch_size": Key(8, "rows in a global batch", least=1, most=2**24),
     "seq_len": Key(512, "text and soft tokens in a row", least=2, most=2**24),

@@ -14,7 +14,8 @@ import numpy as np
 
 from jaxmm import command, monitor, sharding, startup
 from jaxmm.checkpoint import Checkpoints
-from jaxmm.data.assemble import Assembler, Loaded
+from jaxmm.data import memory
+from jaxmm.data.assemble import Assembler, Loaded, row_bytes
 from jaxmm.data.features import TOKENS
 from jaxmm.data.loader import batches
 from jaxmm.data.plan import Budgets, Lengths, Pass, choose_budgets
@@ -93,6 +94,7 @@ class Evaluator:
         dealt = sharding.dealt_multiple(mesh.shape["context"])
         self.budgets: Budgets = choose_budgets(corpus.lengths, even, seq_len, 0, 0, recipe.image.merge, dealt)
         self.batch_size = batch_size
+        memory.check_rows(batch_size, row_bytes(self.budgets, recipe.image), "the arrays")  # every process makes all
         self.skipped: set[str] = set()
         compute: Compute = recipe.compute
         step = make_eval_step(

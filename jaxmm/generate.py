@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxmm import command, generation, sharding, startup
+from jaxmm import capacity, command, generation, sharding, startup
 from jaxmm.batch import Batch, ImageSpec
 from jaxmm.data.assemble import Assembler
 from jaxmm.data.documents import Image, Part, Text, Turn, split_origin
@@ -284,6 +284,8 @@ def main(argv: list[str]) -> int:
     penalty = generation.repetition_penalty(said, args.repetition_penalty)
     sampling = Sampling(args.temperature, args.top_p, args.seed, args.top_k, args.min_p, penalty)
     mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
+    rows = min(args.batch_size, max(len(asked), 1))
+    capacity.check_cache(recipe.model.decoder, recipe.compute, rows, args.max_tokens, jax.devices()[:1])
     with jax.set_mesh(mesh):
         params = saved_params(workdir, recipe, mesh, chosen_step(workdir, args.step))
         generate = make_generator(recipe.model, recipe.compute, recipe.template.stop_ids)

@@ -28,7 +28,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import jaxmm
-from jaxmm import command, monitor, samples, sharding, startup
+from jaxmm import capacity, command, monitor, samples, sharding, startup
 from jaxmm.ahead import CompiledStep
 from jaxmm.batch import Batch
 from jaxmm.checkpoint import Checkpoints
@@ -131,6 +131,7 @@ class Run:
         self.start = self._first_step()
         # Until a save is complete the run is what its config says, whatever a start that died has left.
         self.recipe: Recipe = read_recipe(config, workdir if self.start else None)
+        capacity.check_model(self.recipe.model, self.recipe.frozen, self.mesh)
         self.corpus = train_corpus(config, self.recipe)
         self.held_out = eval_corpus(config, self.recipe)
         self.budgets = read_budgets(config, self.corpus)
@@ -316,6 +317,9 @@ class Run:
         say(f"parameters: {sizes}" + (f"; frozen: {', '.join(self.recipe.frozen)}" if self.recipe.frozen else ""))
         for line in self.recipe.start.differences() if self.recipe.start else ():
             say(f"init_from: {line}")
+        if self.config.optimizer.warmup >= self.steps:
+            say(f"optimizer.warmup is {self.config.optimizer.warmup} steps and the run has {self.steps}: "
+                f"the rate rises to the end")  # fmt: skip
         total = sum(self.corpus.shares)
         for source, share in zip(self.corpus.lengths, self.corpus.shares, strict=True):
             say(f"data: {source.name}, {len(source)} documents, {monitor.short(float(source.tokens_E.sum()))} tokens, "

@@ -1,0 +1,56 @@
+"""What cannot fit into memory is refused before it is made: the system would end the process without a word."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from jaxmm.data.memory import host_memory
+from jaxmm.errors import UserError
+from jaxmm.models.compute import Compute
+from jaxmm.models.decoder import DecoderSpec
+from jaxmm.models.multimodal import ModelSpec, flat_axes
+
+FLOAT, FLOAT8 = 4, 1  # bytes: of a parameter, and at the least of its moment
+
+
+def device_memory(devices: Sequence[Any]) -> float:
+    """Bytes that each of these devices has, all of this process: of CPUs their share of the host's; inf if unknown."""
+    if devices[0].platform == "cpu":
+        return host_memory() / len(devices)
+    return (devices[0].memory_stats() or {}).get("bytes_limit", math.inf)
+
+
+def check_model(spec: ModelSpec, frozen: Sequence[str], mesh: Mesh) -> None:
+    """Raises UserError where the parameters and one moment of each that learns do not fit on the mesh's devices."""
+    counts = [(path[0] not in frozen, math.prod(shape)) for path, (shape, _) in flat_axes(spec).items()]
+    held = sum(count * (FLOAT + FLOAT8 * learns) for learns, count in counts)
+    _refuse(
+        held / (mesh.shape["fsdp"] * mesh.shape["tensor"]), device_memory(mesh.local_devices), "each device",
+        f"a model of {sum(count for _, count in counts):.3g} parameters",
+        "make it smaller, or raise config.mesh.fsdp or tensor",
+    )  # fmt: skip
+
+
+def check_cache(spec: DecoderSpec, compute: Compute, rows: int, positions: int, devices: Sequence[Any]) -> None:
+    """Raises UserError where the keys and values of so many positions do not fit on a device."""
+    size = jnp.dtype(compute.dtype).itemsize * 2 * spec.layers * spec.kv_heads * spec.head_dim * rows * positions
+    what = f"writing {positions} tokens of {rows} answers"
+    _refuse(size, device_memory(devices), "the device", what, "lower --max_tokens or --batch_size")
+
+
+def _refuse(needed: float, available: float, where: str, what: str, advice: str) -> None:
+    if needed > available:
+        raise UserError(f"{what} takes {_told(needed)} or more, and {where} has {_told(available)}: {advice}")
+
+
+def _told(size: float) -> str:
+    for unit in ("bytes", "KB", "MB", "GB", "TB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} PB"

@@ -1,0 +1,44 @@
+"""Sizes that cannot be are refused before anything is made of them: no hang, no death by the system."""
+
+from __future__ import annotations
+
+import jax
+import pytest
+
+from jaxmm import capacity, sharding
+from jaxmm.errors import UserError
+from jaxmm.models.compute import Compute
+from jaxmm.models.decoder import DecoderSpec
+from jaxmm.models.multimodal import ModelSpec
+
+DEVICE = jax.devices()[:1]
+
+
+@pytest.fixture
+def gigabyte(monkeypatch):
+    monkeypatch.setattr(capacity, "host_memory", lambda: 10**9)
+
+
+def test_a_model_that_no_device_holds_is_one_line(gigabyte):
+    spec = ModelSpec(decoder=DecoderSpec(layers=100, width=2048, mlp=8192))
+    mesh = sharding.make_mesh({"data": 1}, DEVICE)
+    with pytest.raises(UserError, match=r"a model of 5.* parameters takes .* GB or more, and each device has 1 GB"):
+        capacity.check_model(spec, (), mesh)
+    capacity.check_model(ModelSpec(), (), mesh)
+    half = ModelSpec(decoder=DecoderSpec(layers=1, width=1024, mlp=65536, vocab_size=128))  # 0.2 billion
+    capacity.check_model(half, ("decoder",), mesh)
+    with pytest.raises(UserError, match=r"make it smaller, or raise config\.mesh\.fsdp"):
+        capacity.check_model(half, (), mesh)
+
+
+def test_answers_that_the_device_does_not_hold_are_one_line(gigabyte):
+    capacity.check_cache(DecoderSpec(), Compute(), 1, 1000, DEVICE)
+    with pytest.raises(UserError, match=r"writing 1000000000 tokens of 1 answers takes .* TB .*lower --max_tokens"):
+        capacity.check_cache(DecoderSpec(), Compute(), 1, 10**9, DEVICE)
+
+
+def test_rows_are_counted_without_a_list_of_them():
+    mesh = sharding.make_mesh({"data": 2, "fsdp": 2}, jax.devices()[:4])
+    for rows in (4, 24):
+        assert sharding.local_row_count(mesh, rows) == len(sharding.local_rows(mesh, rows))
+    assert sharding.local_row_count(mesh, 4 * 10**12) == 4 * 10**12
