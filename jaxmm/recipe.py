@@ -103,7 +103,19 @@ def load_corpus(
                 f"{prepared.folder} was prepared with another tokenizer, objective or codebook: prepare it "
                 f"again, or set config.data.tokenizer, objective, image_tokens and predict_image_tokens as they were"
             )
+        if prepared.meta["template"] != template.fingerprint:
+            Progress().say(
+                f"{prepared.folder} was prepared by version 0.1: what the chat template writes between prompt and "
+                f"answer is not learnt in it; prepare it again to have it learnt"
+            )
     lengths = [Lengths(prepared, image, cache / "plans") for prepared in opened]
+    for source in lengths:
+        if not source.targets_E.any():
+            raise UserError(
+                f"{source.name} has nothing to learn: not one of its {len(source)} documents has an assistant's turn "
+                f"that is not turned off by a weight, or a text; leave it out of config.data.mixture, or learn all of "
+                f"it by config.data.objective=pretrain"
+            )
     sizes = [float(source.tokens_E.sum()) for source in lengths]
     asked = [shares.get(source.name, 0.0) for source in lengths]
     return Corpus(lengths, asked if all(asked) else sizes, [prepared.folder for prepared in opened])

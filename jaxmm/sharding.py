@@ -155,12 +155,6 @@ def local_rows(mesh: Mesh, batch_size: int) -> list[int]:
     return sorted({row for rows in shards for row in range(*rows.indices(batch_size))})
 
 
-def local_row_count(mesh: Mesh, batch_size: int) -> int:
-    """How many rows of a global batch this process loads: the number of ``local_rows``, of any batch size at once."""
-    shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    return batch_size // shards * len(local_rows(mesh, shards))
-
-
 def place_batch(batch: Any, mesh: Mesh) -> Any:
     """Puts this process's rows (a pytree of NumPy arrays) on its devices as global arrays."""
     where = row_sharding(mesh)

@@ -131,6 +131,10 @@ class Run:
         self.start = self._first_step()
         # Until a save is complete the run is what its config says, whatever a start that died has left.
         self.recipe: Recipe = read_recipe(config, workdir if self.start else None)
+        self.meta: dict[str, Any] = self.checkpoints.meta(self.start) if self.start else {"examples_seen": 0}
+        template = self.recipe.template
+        if self.start and (older := self.meta["data"].get("template")) in template.older:
+            self.recipe = self.recipe._replace(template=template.as_of(older))  # its prepared data goes by that name
         capacity.check_model(self.recipe.model, self.recipe.frozen, self.mesh)
         self.corpus = train_corpus(config, self.recipe)
         self.held_out = eval_corpus(config, self.recipe)
@@ -141,7 +145,6 @@ class Run:
         )
         self.changed: list[str] = []
         if self.start:
-            self.meta = self.checkpoints.meta(self.start)
             self.identity = self.identity.going_on(self.meta)
             if self.meta["position"] != self.start:
                 raise UserError(
@@ -149,8 +152,6 @@ class Run:
                     f"name must be its step"
                 )
             self.changed = self.identity.check(self.meta, workdir, config.data.allow_change)
-        else:
-            self.meta = {"examples_seen": 0}
         self.plan = make_plan(config, self.corpus, self.budgets, self._origin(), self.identity.data["plan"])
         self.steps = read_steps(config, self.plan)
         known = self.meta.get("skipped_lines") if self.start else 0  # version 0.1 did not count them
@@ -317,6 +318,8 @@ class Run:
         say(f"parameters: {sizes}" + (f"; frozen: {', '.join(self.recipe.frozen)}" if self.recipe.frozen else ""))
         for line in self.recipe.start.differences() if self.recipe.start else ():
             say(f"init_from: {line}")
+        for line in self.recipe.template.notes:
+            say(f"template: {line}")
         if self.config.optimizer.warmup >= self.steps:
             say(f"optimizer.warmup is {self.config.optimizer.warmup} steps and the run has {self.steps}: "
                 f"the rate rises to the end")  # fmt: skip

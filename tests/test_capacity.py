@@ -35,10 +35,3 @@ def test_answers_that_the_device_does_not_hold_are_one_line(gigabyte):
     capacity.check_cache(DecoderSpec(), Compute(), 1, 1000, DEVICE)
     with pytest.raises(UserError, match=r"writing 1000000000 tokens of 1 answers takes .* TB .*lower --max_tokens"):
         capacity.check_cache(DecoderSpec(), Compute(), 1, 10**9, DEVICE)
-
-
-def test_rows_are_counted_without_a_list_of_them():
-    mesh = sharding.make_mesh({"data": 2, "fsdp": 2}, jax.devices()[:4])
-    for rows in (4, 24):
-        assert sharding.local_row_count(mesh, rows) == len(sharding.local_rows(mesh, rows))
-    assert sharding.local_row_count(mesh, 4 * 10**12) == 4 * 10**12

@@ -143,8 +143,7 @@ def test_what_is_not_of_a_keys_kind_is_one_line_that_names_it(name, workdir):
         ("data.mixture=:1", "config.data.mixture: ':1' names no source"),
         ("eval.mixture=a:-1", "config.eval.mixture: 'a:-1' has no positive share"),
         ("data.predict_image_tokens=True", "config.data.predict_image_tokens=True needs config.data.image_tokens"),
-        ("image.min_pixels=10000", "config.image.min_pixels 10000 is above config.image.max_pixels 9216"),
-        ("image.patch_size=128", "config.image.max_pixels 9216 is less than a soft token: 256 x 256 pixels"),
+        ("image.max_pixels=255", "config.image.max_pixels 255 is less than a soft token: 16 x 16 pixels"),
         ("patch_budget=7", "config.patch_budget 7 is no multiple of config.image.merge squared, 4"),
         ("mesh.fsdp=0", "config.mesh.fsdp is 0: it must be an integer, 1 to 1048576, or -1"),
         ("mesh.fsdp=-1", "config.mesh.data, config.mesh.fsdp are -1: only one"),
@@ -158,6 +157,11 @@ def test_a_value_out_of_range_is_told_with_what_it_may_be(change, message):
     with pytest.raises(UserError) as error:
         parse(f"--config.{change}")
     assert message in str(error.value)
+
+
+def test_limits_of_pictures_that_go_against_each_other_are_one_line():
+    with pytest.raises(UserError, match=r"config\.image\.min_pixels 300 is above config\.image\.max_pixels 256"):
+        parse("--config.image.min_pixels=300", "--config.image.max_pixels=256")
 
 
 def test_all_that_is_wrong_is_in_the_one_line():

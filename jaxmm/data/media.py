@@ -325,8 +325,8 @@ def fill(
     if len(out) == 1:
         _cut(pixels, spec, out[0])
         return rows, columns
-    for there, tile in zip(out, _squares(pixels, spec.side), strict=False):
-        _cut(tile, spec, there)
+    for there, square in zip(out, _squares(pixels, spec.side), strict=False):
+        _cut(square, spec, there)
     whole = _frame(spec.side, spec.side, edges)
     _cut(_resized(picture, extent, whole, RESAMPLES[spec.resample]), spec, out[-1])
     return rows, columns

@@ -6,6 +6,7 @@ After this file there are no magic strings. What a user wrote is always tokenize
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import json
@@ -167,6 +168,12 @@ class Template:
         # What version 0.1 called the same template, whose answers it learnt without what the folder's template puts
         # before them.
         self.older: tuple[str, ...] = (self._fingerprint(FORMAT),) if self.chat and chat == ChatOptions() else ()
+
+    def as_of(self, fingerprint: str) -> Template:
+        """The same under the name that one of ``older`` gives it: what was prepared by that name is found by it."""
+        found = copy.copy(self)
+        found.fingerprint = fingerprint
+        return found
 
     def encode(self, document: Document) -> Encoded:
         """Returns the document's tokens, with the flags that training needs."""
