@@ -36,6 +36,15 @@ PyTree = Any
 METRIC = "metric"
 ASIDE, WHY = ".incomplete", "fault.txt"  # what a broken checkpoint's name ends with, and a file in it that says why
 
+_original_hook = sys.unraisablehook
+
+
+def _without_closed_loops(found: sys.UnraisableHookArgs) -> None:
+    """TensorStore tells a failed save's event loop, which Orbax has closed, of every write: hundreds of tracebacks."""
+    if not (isinstance(found.exc_value, RuntimeError) and str(found.exc_value) == "Event loop is closed"):
+        _original_hook(found)
+
+
 # Orbax narrates each save through absl, at WARNING and above by default; its errors reach us as exceptions anyway.
 logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
 
@@ -326,6 +335,7 @@ class Checkpoints:
         from orbax.checkpoint import checkpoint_managers
 
         if self._manager is None:
+            sys.unraisablehook = _without_closed_loops
             self._look()
             if jax.process_index() == 0:
                 for step in (step for step, fault in self._faults.items() if fault and fault.is_proven):
@@ -419,5 +429,5 @@ def _differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[st
 
 
 def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line if len(line) <= 240 else f"{line[:100]} ... {line[-130:]}"  # the system's reason comes last

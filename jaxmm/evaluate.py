@@ -6,6 +6,11 @@ before it. For a greedy decoder that is the same as generating it, so that no de
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from jaxmm import startup
+
+    startup.end_on_interrupt()  # before large imports
+
 from pathlib import Path
 from typing import Any
 

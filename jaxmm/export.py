@@ -5,6 +5,11 @@ python -m jaxmm.export --workdir=runs/base --output=hf_model
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from jaxmm import startup
+
+    startup.end_on_interrupt()  # before large imports
+
 import contextlib
 import json
 import os

@@ -8,6 +8,11 @@ The most likely answer, unless --temperature is above 0. On a terminal it is pri
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from jaxmm import startup
+
+    startup.end_on_interrupt()  # before large imports
+
 import json
 import math
 import re

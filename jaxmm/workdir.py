@@ -156,6 +156,8 @@ class Claim:
                     if is_new or self._is_ours():
                         return file
             except BaseException:
+                if is_new:  # a full disk took the name, and nothing in it
+                    self._path.unlink(missing_ok=True)
                 os.close(file)
                 raise
             os.close(file)

@@ -121,6 +121,10 @@ def test_a_workdir_that_is_a_file_or_cannot_be_written_to_is_one_line(tmp_path, 
     def refuse(*args, **kwargs):
         raise PermissionError(13, "Permission denied")
 
+    monkeypatch.setattr(workdir.os, "pwrite", lambda *args: refuse())
+    with pytest.raises(UserError, match=r"nothing can be written here"):
+        Claim(tmp_path / "full").__enter__()
+    assert not (tmp_path / "full").exists()
     monkeypatch.setattr(workdir.os, "open", refuse)
     with pytest.raises(UserError, match=r"nothing can be written here \(Permission denied\)"):
         Claim(tmp_path / "denied").__enter__()

@@ -213,7 +213,8 @@ class Workers:
 def main(connection_fd: int, slots_fd: int) -> None:
     """A worker's life: it ends with its pipe."""
     # A scheduler may send it to every process of a job, when only the run knows what to do.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     connection = Connection(connection_fd)
     with contextlib.suppress(*ENDED):  # the run has ended
         _serve(connection, slots_fd)
