@@ -89,7 +89,10 @@ def test_the_config_is_locked(folder):
         ("--config.data.pth=x", "unknown config key 'data.pth'; did you mean 'data.path'?"),
         ("--config.rate=1", "unknown config key 'rate'; did you mean 'optimizer.rate'?"),
         ("--config.steps.x=1", "unknown config key 'steps.x'; did you mean 'steps'?"),
-        ("--config.data.qqq=1", "unknown config key 'data.qqq'; config.data has allow_change, allow_urls, cache"),
+        (
+            "--config.data.qqq=1",
+            "unknown config key 'data.qqq'; config.data has allow_change, allow_urls, ",
+        ),
         ("--config.dta.path=1", "unknown config key 'dta.path'; did you mean 'data.path'?"),
         ("--config.data.b2=1", "unknown config key 'data.b2'; did you mean 'optimizer.b2'?"),
         ("--config.qqq=1", "unknown config key 'qqq'; config has accumulation, batch_size, checkpoint"),

@@ -138,7 +138,7 @@ def test_figures_are_of_the_step_that_is_exported(tmp_path):
     assert card.evaluation(tmp_path, 10) == ["| evaluation, held | loss 2.357 |"]
     assert card.evaluation(tmp_path, 15) == []
     config = command.to_json(command.parse([f"--config={ROOT / 'configs/base.py'}"], {}).config)
-    assert "| steps | 10 of 570 |" in card.model_card("run", "X", config, 10, ImageSpec())
+    assert f"| steps | 10 of {config['steps']} |" in card.model_card("run", "X", config, 10, ImageSpec())
     assert "| steps | 10 of 2.5 epochs |" in card.model_card("run", "X", config | {"epochs": 2.5}, 10, ImageSpec())
 
 

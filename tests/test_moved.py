@@ -139,8 +139,8 @@ def test_a_step_that_is_none_is_one_line(world, step):
         generate.main([f"--workdir={world.second}", f"--step={step}", "--prompt=a"])
 
 
-def test_where_nothing_was_evaluated_nothing_is_the_best(world, tmp_path):
-    workdir = shutil.copytree(world.second, tmp_path / "run")
-    shutil.rmtree(workdir / "checkpoints" / "1" / "metrics")
+def test_where_nothing_was_evaluated_nothing_is_the_best(tmp_path):
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(1, {"params": {"x": jnp.ones(2)}}, {})
     with pytest.raises(UserError, match=r"none is the best: give the number of one \(complete: 1\)"):
-        generate.main([f"--workdir={workdir}", "--step=best", "--prompt=a"])
+        chosen_step(tmp_path, "best")

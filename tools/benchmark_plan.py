@@ -116,6 +116,7 @@ class MadeIndex(Columns):
         self.runs_E1 = np.arange(count + 1)
         self.run_start_R = np.zeros(count, np.int32)
         self.run_flags_R = np.full(count, TARGET, np.uint8)
+        self.run_weight_R = np.ones(count, np.float32)
         self.images_E1 = np.zeros(count + 1, np.int64)
         self.image_at_I = self.image_height_I = self.image_width_I = self.image_kind_I = np.zeros(0, np.int32)
         self.reads: list[int] = []

@@ -27,6 +27,7 @@ class Made(Columns):
         self.runs_E1 = np.cumsum([0, *map(len, runs)])
         flat = np.array([one for each in runs for one in each], np.int64).reshape(-1, 2)
         self.run_start_R, self.run_flags_R = flat[:, 0].astype(np.int32), flat[:, 1].astype(np.uint8)
+        self.run_weight_R = np.ones(len(flat), np.float32)
         self.images_E1 = np.cumsum([0, *map(len, images)])
         columns = np.array(pictures, np.int32).reshape(-1, 4).T
         self.image_at_I, self.image_height_I, self.image_width_I, self.image_kind_I = columns

@@ -43,8 +43,8 @@ IMAGE_MARKS = {
 }  # fmt: skip
 SPECIAL = ("<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>")
 SETTINGS = (
-    "--config.steps=150", "--config.optimizer.warmup=5", "--config.optimizer.rate=4e-3", "--config.batch_size=8",
-    "--config.seq_len=256", "--config.log.every=50", "--config.eval.every=0", "--config.checkpoint.every=1000",
+    "--config.steps=80", "--config.optimizer.warmup=5", "--config.optimizer.rate=4e-3", "--config.batch_size=8",
+    "--config.seq_len=64", "--config.log.every=20", "--config.eval.every=0", "--config.checkpoint.every=1000",
     "--config.log.tensorboard=False", "--config.optimizer.freeze=vision", "--config.optimizer.schedule=constant",
 )  # fmt: skip
 
@@ -129,9 +129,8 @@ def check(name: str, tmp_path: Path, capsys) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["qwen3", "llava, clip"])
-def test_what_is_learnt_by_heart_is_said(name, tmp_path, capsys):
-    check(name, tmp_path, capsys)
+def test_what_is_learnt_by_heart_is_said(tmp_path, capsys):
+    check("qwen3", tmp_path, capsys)
 
 
 @pytest.mark.parity

@@ -324,7 +324,6 @@ def test_the_keyboard_opens_closes_and_moves(page):
     assert not browser.find_element("id", "panel").is_displayed()
 
 
-@pytest.mark.browser
 def test_columns_that_were_read_and_those_that_were_not_are_told(arguments, tmp_path):
     records = [{"id": i, "text": f"page {i}", "url": "https://e.org/a.png"} for i in range(9)]
     (tmp_path / "web.jsonl").write_text("\n".join(map(json.dumps, records)))
@@ -335,6 +334,7 @@ def test_columns_that_were_read_and_those_that_were_not_are_told(arguments, tmp_
     assert "web: columns of its records: text (9) read; id (9) not read; url (9) not read; in 9 a picture" in shown
 
 
+@pytest.mark.browser
 def test_what_became_padding_and_what_was_cut_is_told(page):
     lost = [number for number, view in enumerate(views(page)) if view.skipped]
     assert lost
