@@ -29,7 +29,7 @@ from jaxmm.batch import Batch, ImageSpec
 from jaxmm.data import demo, files, geometry, media, processes
 from jaxmm.data.assemble import empty_batch
 from jaxmm.data.disk import published, space_wanted
-from jaxmm.data.documents import Document, Features, Image, Part, Skip, Source, Text, Tokens, split_origin
+from jaxmm.data.documents import Document, Features, Image, Part, Skip, Source, Text, Tokens, Turn, split_origin
 from jaxmm.data.plan import Budgets
 from jaxmm.data.prepared import holds_prepared
 from jaxmm.data.progress import Progress
@@ -215,7 +215,23 @@ class Writer:
             path = self._path(number, next(count)).relative_to(self.output)
             return {"type": "features", "path": path.as_posix()}
 
-        return {"messages": [{"role": t.role, "content": [typed(part) for part in t.parts]} for t in document.turns]}
+        record = {"messages": [_message(turn, [typed(part) for part in turn.parts]) for turn in document.turns]}
+        return record | ({"tools": json.loads(document.tools)} if document.tools else {})
+
+
+def _message(turn: Turn, content: list[dict[str, Any]]) -> dict[str, Any]:
+    """A turn as it is read again, with what it weighs and what it thinks and calls."""
+    message: dict[str, Any] = {"role": turn.role, "content": content}
+    is_learnt = turn.role in ("document", "assistant")
+    if turn.weight != 1 or (is_learnt and not turn.target):
+        message["weight"] = turn.weight if turn.target else 0.0
+    if turn.target and not is_learnt:
+        message["train"] = True
+    if turn.thinking:
+        message["reasoning_content"] = turn.thinking
+    if turn.calls:
+        message["tool_calls"] = json.loads(turn.calls)
+    return message
 
 
 def media_of(document: Document | Skip) -> Iterator[tuple[int, Image | Features]]:

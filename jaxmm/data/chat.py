@@ -119,11 +119,15 @@ class ChatFormat:
       stop_ids: tokens that end an answer.
     """
 
-    def __init__(self, tokenizer: Any, markup: Markup, thinking: str = "learn", allowed: SpecialTokens | None = None):
+    def __init__(
+        self, tokenizer: Any, markup: Markup, thinking: str = "learn", allowed: SpecialTokens | None = None,
+        as_0_1: bool = False,
+    ):  # fmt: skip
         """
         Args:
           markup: around images; its special tokens are in the tokenizer's vocabulary.
           thinking: as of ``ChatTemplate``; "off" drops it from the data too.
+          as_0_1: as of ``ChatTemplate``.
           allowed: special tokens that count as such in what is said.
 
         Raises:
@@ -137,7 +141,7 @@ class ChatFormat:
                 f"is not of the tokenizers library: save it with a tokenizer.json"
             )
         self._added = AddedTokens(tokenizer, OPEN + CLOSE)
-        self.template = ChatTemplate(tokenizer, self._added, thinking)
+        self.template = ChatTemplate(tokenizer, self._added, thinking, as_0_1)
         begins = markup.begins and tokenizer.bos_token_id in tokenizer.encode("")
         self._start = [Special(tokenizer.bos_token_id, 0)] if begins else []
         self._forms: dict[tuple[tuple[str, int, int], ...], Layout] = {}
@@ -159,10 +163,12 @@ class ChatFormat:
         """
         takes_calls = self.template.takes_calls or not any(turn.calls or turn.role == "tool" for turn in turns)
         takes_tools = not tools or self.template.takes_tools
+        count = len(turns)
         if not (takes_calls and takes_tools):
             turns, tools = in_words(turns, "" if takes_tools else tools), tools if takes_tools else ""
         marks = _Marks(self._added, self._allowed)
-        messages = [self._message(turn, number, marks) for number, turn in enumerate(turns)]
+        # Turns have the numbers that they had before tools were told in a turn in front of them.
+        messages = [self._message(turn, number, marks) for number, turn in enumerate(turns, count - len(turns))]
         given = marks.inside(json.loads(tools)) if tools else []
         shape = self.template.shape(messages, given)
         if not is_open:

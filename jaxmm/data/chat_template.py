@@ -26,7 +26,7 @@ OPEN, CLOSE = "\ue000", "\ue001"  # around a number, which stands for a part: fr
 MARK = re.compile(f"{OPEN}(\\d+){CLOSE}")
 _WHOLE = f"{OPEN}{CLOSE}"  # stands for a whole content
 THINKING = ("learn", "mask", "off")
-_THOUGHT = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
+_THOUGHT = re.compile(r"<think>(?!\s*</think>).*?</think>\s*", re.DOTALL)  # an empty block is the template's
 _FAR = 1 << 20  # above the numbers of a conversation's own marks
 MOST_FORMS = 4096  # of conversations that are remembered
 _TOOL = {
@@ -88,23 +88,30 @@ class ChatTemplate:
       ends: the tokens that follow an answer, as text.
     """
 
-    def __init__(self, tokenizer: Any, added: AddedTokens, thinking: str = "learn"):
+    def __init__(self, tokenizer: Any, added: AddedTokens, thinking: str = "learn", as_0_1: bool = False):
         """
         Args:
           thinking: one of THINKING; "off" sets the variables by which the template leaves it out.
+          as_0_1: whether an answer is learnt as by version 0.1: what is said and the next special token alone.
 
         Raises:
           UserError: if the template does not show what is said, or has no way to leave thinking out.
         """
-        self.tokenizer, self.added = tokenizer, added
+        self.tokenizer, self.added, self.as_0_1 = tokenizer, added, as_0_1
         self.name = getattr(tokenizer, "name_or_path", "") or "the tokenizer"
         self.notes: list[str] = []
+        if not isinstance(tokenizer.chat_template, str):
+            self._choose(tokenizer.chat_template)
         if thinking == "off":
             self._switch_thinking_off()
         question, answer = Message("user", (numbered(0),)), Message("assistant", (numbered(1),), TARGET)
         one = [question, answer]
         two = [*one, Message("user", (numbered(2),)), Message("assistant", (numbered(3),), TARGET)]
         self._shapes: dict[tuple[tuple[str, int], ...], Shape] = {}
+        if as_0_1:
+            self.ends, self.lead = self._ends(one), ""
+            self.notes.append("answers are learnt as version 0.1 learnt them, with which this run began")
+            return
         if not self._ends(one) and not self._ends(two):
             self._end_answers(one)
         self.ends = self._ends(one) or self._ends(two)
@@ -215,6 +222,16 @@ class ChatTemplate:
 
     # What it is
 
+    def _choose(self, named: Any) -> None:
+        """Takes one of several templates for all conversations."""
+        if "default" not in named:
+            raise UserError(
+                f"{self.name}: none of its chat templates ({', '.join(named)}) is called default: leave one"
+            )
+        self.tokenizer.chat_template = named["default"]
+        others = ", ".join(name for name in named if name != "default")
+        self.notes.append(f"of the folder's chat templates the default one is used and exported, without {others}")
+
     def _switch_thinking_off(self) -> None:
         written = self.tokenizer.chat_template
         switches = [name for name in _SWITCHES if name in _variables(written)]
@@ -282,7 +299,8 @@ class _Places:
                 return None
             raise self.template.refused(self.messages, f"turn {n + 1} is left out, repeated or moved")
         around = self.around(n, len(self.messages), False)
-        start = self._answer_start(n) if message.role == "assistant" else _common(self.text, (around or ("",))[0])
+        is_answer = message.role == "assistant" and not self.template.as_0_1
+        start = self._answer_start(n) if is_answer else _common(self.text, (around or ("",))[0])
         stop = end + self.ending(n)
         first = next((end + found.end() for found in self.template.added.words(self.text[end:stop])), stop)
         return min(start, end), first, stop
@@ -310,7 +328,7 @@ class _Places:
         tail = self.text[self.content_end(n) :]
         own = self.around(n, n + 1, False)
         found = list(self.template.added.words(tail[: _common(tail, own[1])] if own else ""))
-        if not found:
+        if not found or self.template.as_0_1:
             found = list(self.template.added.words(tail))[:1]
         return found[-1].end() if found else 0
 

@@ -170,8 +170,13 @@ class Template:
         self.older: tuple[str, ...] = (self._fingerprint(FORMAT),) if self.chat and chat == ChatOptions() else ()
 
     def as_of(self, fingerprint: str) -> Template:
-        """The same under the name that one of ``older`` gives it: what was prepared by that name is found by it."""
+        """What version 0.1 made of it, under one of the names in ``older``: a run that began so goes on so."""
         found = copy.copy(self)
+        found.tokenizer = copy.deepcopy(self.tokenizer)
+        found.tokenizer.chat_template = self.written
+        found.chat = ChatFormat(found.tokenizer, self.markup, as_0_1=True)
+        found.lead, found.notes = "", tuple(found.chat.template.notes)
+        found._ids = text_encoder(found.tokenizer)
         found.fingerprint = fingerprint
         return found
 
@@ -287,7 +292,7 @@ class Template:
         """Writes the place of a medium, without what stands around it."""
         writer.add_image()
         if isinstance(part, Tokens):
-            writer.add(self._image_ids(part, origin), flags & TARGET if self.predict_image_tokens else 0)
+            writer.add(self._image_ids(part, origin), flags & ~ANSWER if self.predict_image_tokens else 0)
 
     def _texts(self, turns: Iterable[Turn]) -> Iterator[Ids]:
         """Yields the ids of each text part, in order."""

@@ -321,6 +321,48 @@ def test_pictures_in_a_conversation_that_the_template_rewrites_keep_their_places
     assert "x <|image_start|><|image_end|> y<|im_end|>" in text
 
 
+def test_a_turn_keeps_its_weight_where_tools_are_told_in_front_of_it():
+    for jinja, tools in ((TRIMS, json.dumps([TOOL])), (TRIMS, ""), (TOOLS, json.dumps([TOOL])), ("", "[{}]")):
+        template = Template(tokenizer_of(jinja), "sft")
+        asked, first, again, last = turns_of("q", "x", "r", "y")
+        found = encoded(template, asked, first._replace(weight=0.5), again, last._replace(weight=2.0), tools=tools)
+        learnt = found.run_flags & TARGET > 0
+        assert found.run_weights[learnt].tolist() == [0.5, 2.0]
+        assert (found.run_weights[~learnt] == 1).all()
+
+
+def test_an_empty_block_of_thinking_is_learnt_where_thinking_is_masked():
+    template = Template(tokenizer_of(THINKS), "sft", chat=ChatOptions(thinking="mask"))
+    text = shown(template, encoded(template, *turns_of("2+3?", "Five.")))
+    assert text.endswith("assistant\n«<think>\n\n</think>\n\nFive.<|im_end|>»\n"), "the prompt does not have it"
+
+
+def test_of_several_chat_templates_the_default_is_used():
+    tokenizer = tokenizer_of(TRIMS)
+    tokenizer.chat_template = {"default": TRIMS, "tool_use": TOOLS}
+    template = Template(tokenizer, "sft", chat=ChatOptions(thinking="off"))
+    assert "without tool_use" in template.notes[0]
+    assert shown(template, encoded(template, *turns_of("q", "a"))).endswith("«a<|im_end|>»\n")
+    tokenizer.chat_template = {"tool_use": TOOLS}
+    with pytest.raises(UserError, match="none of its chat templates"):
+        Template(tokenizer, "sft")
+
+
+@pytest.mark.parametrize(
+    ("jinja", "wanted"),
+    [
+        (THINKS, "<|im_start|>assistant\n<think>\n\n</think>\n\n«Five.<|im_end|>»\n"),
+        (PLAIN_ENDLESS, "assistant: «Five.» "),
+    ],
+)
+def test_a_run_of_version_0_1_goes_on_as_it_learnt(jinja, wanted):
+    template = Template(tokenizer_of(jinja), "sft")
+    older = template.as_of(template.older[0])
+    assert older.fingerprint == template.older[0]
+    assert shown(older, encoded(older, *turns_of("2+3?", "Five."))).endswith(wanted)
+    assert template.tokenizer.chat_template.endswith(jinja), "the run's own is as it was"
+
+
 def test_prepared_data_of_version_0_1_is_known_by_its_older_name():
     template = Template(tokenizer_of(THINKS), "sft")
     assert template.older

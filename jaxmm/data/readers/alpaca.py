@@ -50,7 +50,7 @@ class Alpaca:
 
     def reads(self, keys: tuple[str, ...]) -> frozenset[str]:
         named = (self.prompt, self.query, self.response, self.history, self.system, self.tools, *self.later)
-        return frozenset((*named, *resolved(keys, self.images))) | weights.read(keys)
+        return frozenset((*named, *resolved(keys, self.images)))
 
     def __call__(self, origin: str, record: Mapping[str, Any], pictures: Pictures) -> Document:
         refuse_later(origin, record, self.later)
@@ -78,7 +78,7 @@ class Alpaca:
             origin, said, images, placeholder=pictures.marks(images), in_front=in_front,
             tools=tools.read_tools(origin, self.tools, told),
         )  # fmt: skip
-        return weights.weighed(found, weights.of_example(origin, record), self.learnt)
+        return weights.weighed(found, 1.0, self.learnt)
 
 
 @dataclass(frozen=True)

@@ -281,7 +281,7 @@ def _learnt(where: str, entry: Mapping[str, Any], form: Format) -> Format:
     turns = [turns for key, turns in LEARNT.items() if entry.get(key)]
     if len(turns) > 1:
         raise UserError(f"{where}: {' and '.join(LEARNT)} go against each other: give one of them")
-    weight = weights.of_example(where, {"weight": entry.get("weight")})
+    weight = weights.of_message(where, {"weight": entry.get("weight")})
     if not turns and weight == 1:
         return form
     if isinstance(form, Plain):

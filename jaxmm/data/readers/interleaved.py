@@ -15,7 +15,7 @@ from jaxmm.data.readers.parts import Content, LeftOut, column, document, text
 from jaxmm.data.readers.pictures import Pictures
 from jaxmm.errors import UserError
 
-FORMAT = 2
+FORMAT = 3
 PARAGRAPH, SENTENCE = "\n\n", " "  # between two texts with no image between them
 MMC4_IMAGES = ("image_base64", "image", "image_name", "raw_url")
 

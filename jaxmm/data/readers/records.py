@@ -7,7 +7,7 @@ from collections.abc import Generator, Mapping
 from typing import Any, NamedTuple
 
 from jaxmm.data.documents import Document, Skip, Text, Tokens, Unit
-from jaxmm.data.readers import columns
+from jaxmm.data.readers import columns, weights
 from jaxmm.data.readers.columns import Seen
 from jaxmm.data.readers.containers import Container, Format, Sample, container, relative
 from jaxmm.data.readers.parts import LeftOut
@@ -84,6 +84,7 @@ def read(
             if isinstance(record, LeftOut):
                 raise record
             found = form(origin, record, pictures)
+            found = weights.weighed(found, weights.of_example(origin, record, found))
             watch.look(origin, record, found)
         except LeftOut as left:
             found = Skip(origin, left.reason, left.detail)
@@ -124,7 +125,7 @@ class _Watch:
         self._records[keys] = self._records.get(keys, 0) + 1
         if keys not in self._reads:
             form = self._form.of(record)
-            reads = form.reads(keys)
+            reads = form.reads(keys) | weights.read(keys)
             self._reads[keys] = (
                 [key for key in keys if key in reads],
                 columns.resolved(keys, form.images),

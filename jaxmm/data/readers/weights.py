@@ -38,7 +38,8 @@ def of_message(origin: str, message: Mapping[str, Any]) -> float:
     Raises:
       UserError: for what is no weight, or for two that differ.
     """
-    found = {key: _weight(origin, key, message[key]) for key in OF_MESSAGE if message.get(key) is not None}
+    said = [key for key in OF_MESSAGE if message.get(key) is not None and (key != "train" or not is_trained(message))]
+    found = {key: _weight(origin, key, message[key]) for key in said}
     if len(set(found.values())) > 1:
         raise UserError(f"{origin}: a message says {' and '.join(found)} of its weight, which differ: give one")
     return next(iter(found.values()), 1.0)
@@ -49,13 +50,16 @@ def is_trained(message: Mapping[str, Any]) -> bool:
     return message.get("train") is True
 
 
-def of_example(origin: str, record: Mapping[str, Any]) -> float:
+def of_example(origin: str, record: Mapping[str, Any], document: Document) -> float:
     """Returns what all turns of a record weigh, 0 where its label says that its answer is not to be given.
+
+    A page has no answers: what is called a label or chosen there is something else.
 
     Raises:
       UserError: for what is no weight, and for a pair of answers to prefer one of.
     """
-    pairs = [key for key in PAIRS if record.get(key)]
+    is_said = any(turn.role != "document" for turn in document.turns)
+    pairs = [key for key in PAIRS if is_said and record.get(key)]
     if pairs:
         raise UserError(
             f"{origin} has '{pairs[0]}': preference data is not supported yet; leave such records out, or without "
@@ -65,7 +69,12 @@ def of_example(origin: str, record: Mapping[str, Any]) -> float:
     for key in OF_EXAMPLE:
         if record.get(key) is not None:
             weight *= _weight(origin, key, record[key])
-    return 0.0 if any(record.get(key) is False for key in LABELS) else weight
+    return 0.0 if is_said and any(_is_off(record.get(key)) for key in LABELS) else weight
+
+
+def _is_off(value: Any) -> bool:
+    """Whether a label says no: false, or as a table of texts has it."""
+    return value is False or (isinstance(value, str) and value.strip().lower() == "false")
 
 
 def read(keys: Iterable[str]) -> frozenset[str]:
@@ -90,7 +99,7 @@ def weighed(document: Document, weight: float, learnt: Learnt = AS_SAID) -> Docu
 
 def _weight(origin: str, key: str, value: Any) -> float:
     if isinstance(value, str) and value.strip().lower() in ("true", "false"):
-        value = value.strip().lower() == "true"
+        value = not _is_off(value)
     if isinstance(value, list):  # of tokens, or of parts
         raise UserError(f"{origin}: '{key}' is a list: give one weight for the whole of it")
     try:

@@ -135,9 +135,9 @@ EXPECTED = {
     "Exchange": (3, "91962e580a44509c"),
     "Alpaca": (3, "8eaf890ae74e2472"),
     "Plain": (3, "c542984039b5977a"),
-    "Parallel": (2, "6e33522ba1136ddc"),
-    "Matched": (2, "5716604a4958e640"),
-    "Pairs": (2, "95b831d21a8d69c8"),
+    "Parallel": (3, "6e33522ba1136ddc"),
+    "Matched": (3, "5716604a4958e640"),
+    "Pairs": (3, "95b831d21a8d69c8"),
 }
 
 

@@ -39,6 +39,9 @@ def test_answers_and_examples_have_weights_between_on_and_off(folder):
     assert learnt(only(folder.source([{"messages": messages, "loss_weight": 0.2}]))) == [("A", 0.1), ("B", 0.2)]
     assert learnt(only(folder.source([{"instruction": "Q", "output": "A", "weight": 0.1}]))) == [("A", 0.1)]
     assert learnt(only(folder.source([{"messages": messages[:2], "weight": 0}]))) == []
+    assert learnt(only(folder.source([{"text": "a page", "weight": 0.5}]))) == [("a page", 0.5)]
+    assert learnt(only(folder.source([{"text": "a bad page", "weight": 0}]))) == []
+    assert learnt(only(folder.source([{"text": "a page", "label": False, "chosen": True}]))) == [("a page", 1.0)]
 
 
 def test_a_user_turn_is_learnt_where_it_is_trained_on(folder):
@@ -47,8 +50,9 @@ def test_a_user_turn_is_learnt_where_it_is_trained_on(folder):
 
 
 def test_an_answer_labelled_as_bad_is_not_learnt(folder):
-    records = [{"messages": [ASKED, answer(said)], "label": label} for said, label in (("GOOD", True), ("BAD", False))]
-    assert [learnt(document) for document in folder.source(records).documents()] == [[("GOOD", 1.0)], []]
+    said = (("GOOD", True), ("BAD", False), ("BAD", "False"))
+    records = [{"messages": [ASKED, answer(text)], "label": label} for text, label in said]
+    assert [learnt(document) for document in folder.source(records).documents()] == [[("GOOD", 1.0)], [], []]
 
 
 @pytest.mark.parametrize(
