@@ -37,6 +37,7 @@ from jaxmm.data.assemble import Loaded
 from jaxmm.data.documents import split_origin
 from jaxmm.data.loader import batches
 from jaxmm.data.plan import Origin
+from jaxmm.data.report import special_lines
 from jaxmm.errors import UserError, printable
 from jaxmm.evaluate import Evaluator, Figures, best_line, closing_rows, mean_loss
 from jaxmm.generate import answers, make_generator
@@ -327,6 +328,9 @@ class Run:
         for source, share in zip(self.corpus.lengths, self.corpus.shares, strict=True):
             say(f"data: {source.name}, {len(source)} documents, {monitor.short(float(source.tokens_E.sum()))} tokens, "
                 f"{len(source.units_I)} images, share {share / total:.3f}")  # fmt: skip
+        for source in self.corpus.lengths:
+            for line in special_lines(source.prepared.meta.get("special", {})):
+                say(f"data: {source.name}: {line}")
         for source, long in zip(self.corpus.lengths, self.plan.long, strict=True):
             if line := long.line(source.name, self.config.data.long_documents):
                 say(f"data: {line}")

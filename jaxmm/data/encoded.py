@@ -19,6 +19,7 @@ class Encoded(NamedTuple):
       run_starts: int32 (r,) where runs of tokens with equal flags start; the first is 0, and the last ends at n.
       run_flags: uint8 (r,) of batch.TARGET and batch.ANSWER, by run.
       run_weights: float32 (r,), what a token of a run weighs in the loss; 1 if it is no target.
+      letters, symbols: names of special tokens in its text, those that stayed letters and those that are tokens.
       image_at: int32 (media,): the soft tokens of medium k stand before token ``image_at[k]``, its ``<|image_end|>``,
         and after its ``<|image_start|>``; of discrete image tokens it is the first.
     """
@@ -28,6 +29,8 @@ class Encoded(NamedTuple):
     run_flags: np.ndarray
     image_at: np.ndarray
     run_weights: np.ndarray
+    letters: tuple[str, ...] = ()
+    symbols: tuple[str, ...] = ()
 
 
 _TURN = 2  # bits below it are flags, from it on the number of a turn, from 1

@@ -209,6 +209,7 @@ class _Totals(NamedTuple):
     reasons: collections.Counter[str]
     dropped: collections.Counter[str]  # images that left their pages
     columns: Seen
+    special: dict[str, collections.Counter[str]]  # as of ``shard.Part``
     fingerprint: str
 
 
@@ -233,6 +234,7 @@ def _finish(source: Source, template: Template, unfinished: Path, numbers: Seque
         "labels": totals.labels,
         "shards": totals.shards,
         "skipped": totals.reasons.total(),
+        "special": {kind: dict(counts.most_common()) for kind, counts in totals.special.items()},
         "columns": {
             name: {"bytes": path.stat().st_size, "crc32": file_checksum(path)}
             for name, path in ((name, data / f"{name}.npy") for name in COLUMNS)
@@ -252,8 +254,9 @@ def _add_up(source: Source, unfinished: Path, numbers: Iterable[int]) -> _Totals
       UserError: if too many documents were skipped, none is left, or there are too many labels.
     """
     totals = _Totals(
-        [], dict.fromkeys(COLUMNS, 0), [], collections.Counter(), collections.Counter(), Seen.nothing(), ""
-    )
+        [], dict.fromkeys(COLUMNS, 0), [], collections.Counter(), collections.Counter(), Seen.nothing(),
+        {"letters": collections.Counter(), "tokens": collections.Counter()}, "",
+    )  # fmt: skip
     content = hashlib.sha256()
     first_skipped, examples = "", 0
     for number in numbers:
@@ -265,6 +268,8 @@ def _add_up(source: Source, unfinished: Path, numbers: Iterable[int]) -> _Totals
         if part.records:
             totals.shards.append({"file": part.file, "records": part.records, "bytes": part.bytes})
         totals.columns.add(part.columns)
+        for kind, named in part.special.items():
+            totals.special[kind].update(named)
         for file, record, reason, detail in part.skipped:
             if detail == DROPPED:
                 totals.dropped[reason] += 1

@@ -14,6 +14,19 @@ NOTHING, FEATURES = -2, 1  # beside features.IMAGE and TOKENS: no media, and fea
 TOP_IMAGES = 8  # documents with more count together
 
 
+def special_lines(special: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """What meta.json says of special tokens whose names stand in a source's texts, for people."""
+    told = {"letters": "stay letters, unless config.data.special_tokens names them", "tokens": "are tokens"}
+    lines = []
+    for kind, words in told.items():
+        counts = special.get(kind, {})
+        if counts:
+            named = ", ".join(f"{name!r} {count} times" for name, count in list(counts.items())[:6])
+            more = f" and {len(counts) - 6} more" if len(counts) > 6 else ""
+            lines.append(f"names of special tokens in its texts {words}: {named}{more}")
+    return lines
+
+
 def report(meta: Mapping[str, Any], columns: Mapping[str, np.ndarray], skipped: Mapping[str, int]) -> dict[str, Any]:
     """Returns what report.json holds.
 

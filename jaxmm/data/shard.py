@@ -6,6 +6,7 @@ are there (``prepare``): a shard is finished when that part has its name.
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import json
 import os
@@ -63,6 +64,7 @@ class Part(NamedTuple):
       labels: names by bit of its own labels_E.
       skipped: (file, record, reason, detail) of each document left out, and of each image that left its page.
       columns: as of ``columns.Seen``.
+      special: how often its texts have the name of a special token: as "letters", and as "tokens".
     """
 
     number: int
@@ -73,6 +75,7 @@ class Part(NamedTuple):
     labels: tuple[str, ...]
     skipped: tuple[tuple[str, int | str, str, str], ...]
     columns: Mapping[str, Mapping[str, int]] = {}
+    special: Mapping[str, Mapping[str, int]] = {}
 
 
 class PrepareUnit(NamedTuple):
@@ -96,6 +99,7 @@ def prepare_unit(source: Source, shard: Shard, template: Template, folder: Path,
       UserError: if a record makes no sense, or the disk is full.
     """
     index, skipped, content, seen = Index(), [], hashlib.sha256(), Seen.nothing()
+    letters, symbols = collections.Counter[str](), collections.Counter[str]()
     root = _root(source)
     name = f"shard-{shard.number:05d}.array_record"
     with space_wanted(folder):
@@ -108,6 +112,8 @@ def prepare_unit(source: Source, shard: Shard, template: Template, folder: Path,
                         skipped.append((*split_origin(found.origin), found.reason, found.detail))
                         continue
                     index.add(found.encoded, found.sizes, found.labels)
+                    letters.update(found.encoded.letters)
+                    symbols.update(found.encoded.symbols)
                     tokens = found.encoded.tokens
                     images = stored(found.images)
                     writer.write(pack_record(Record(tokens, images, found.origin)))
@@ -131,7 +137,10 @@ def prepare_unit(source: Source, shard: Shard, template: Template, folder: Path,
             (folder / DATA / name).unlink()
             name, size = "", 0
         labels = tuple(index.labels)
-        part = Part(shard.number, name, len(index), size, content.hexdigest(), labels, tuple(skipped), seen.as_json())
+        special = {"letters": letters, "tokens": symbols}
+        part = Part(
+            shard.number, name, len(index), size, content.hexdigest(), labels, tuple(skipped), seen.as_json(), special
+        )  # fmt: skip
         with published(part_path(folder, shard.number)) as temporary, open(temporary, "wb") as file:
             described = np.frombuffer(json.dumps(part._asdict()).encode(), np.uint8)
             np.savez(file, **{"part": described, **columns})  # type: ignore[arg-type]

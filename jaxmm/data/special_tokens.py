@@ -6,10 +6,11 @@ All others stay text, as what people type must not structure a sequence.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from jaxmm.batch import ROLES
+from jaxmm.data.documents import Text, Turn
 from jaxmm.errors import UserError, nearest
 
 GROUNDING = "grounding"
@@ -48,10 +49,22 @@ class SpecialTokens:
         self.names = sorted(_named(text, vocabulary), key=vocabulary.__getitem__)
         longest = sorted(self.names, key=len, reverse=True)
         self.pattern = re.compile("|".join(map(re.escape, longest))) if longest else None
+        special = _special_names(tokenizer)
+        self._any = re.compile("|".join(map(re.escape, sorted({*special, *self.names}, key=len, reverse=True))))
 
     def may_hold(self, role: str) -> bool:
         """Whether a turn of a role may hold them."""
         return self.pattern is not None and role in self.roles
+
+    def said(self, turns: Iterable[Turn]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Returns the names of special tokens in what is said: those that stay letters, and those that are tokens."""
+        letters, symbols = list[str](), list[str]()
+        for turn in turns:
+            may_hold = self.may_hold(turn.role)
+            for part in turn.parts:
+                for found in self._any.finditer(part.text) if isinstance(part, Text) else ():
+                    (symbols if may_hold and found[0] in self.names else letters).append(found[0])
+        return tuple(letters), tuple(symbols)
 
     def cut(self, text: str) -> Iterator[tuple[str, bool]]:
         """Yields the pieces of a text, and whether each is a token."""
@@ -63,6 +76,13 @@ class SpecialTokens:
             at = found.end()
         if at < len(text):
             yield text[at:], False
+
+
+def _special_names(tokenizer: Any) -> list[str]:
+    """Of the tokens that a text must not write: those that the tokenizer itself calls special."""
+    if not tokenizer.is_fast:
+        return list(tokenizer.get_added_vocab())
+    return [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
 
 
 def _named(text: str, vocabulary: dict[str, int]) -> list[str]:

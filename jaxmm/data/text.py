@@ -205,7 +205,8 @@ class Template:
                 self._write(writer, said, texts, origin=document.origin)
             else:
                 self._write_steps(writer, own, chunks, origin=document.origin)
-            encoded.append(writer.encoded())
+            letters, symbols = self.special.said(document.turns)
+            encoded.append(writer.encoded()._replace(letters=letters, symbols=symbols))
         return encoded
 
     def encode_prompt(self, turns: Sequence[Turn]) -> Encoded:

@@ -11,6 +11,7 @@ from conftest import picture
 from test_chat import byte_level, flags_of, turns_of
 
 from jaxmm.batch import ANSWER, TARGET
+from jaxmm.data.byt5 import ByT5Tokenizer
 from jaxmm.data.documents import Document, Text, Turn
 from jaxmm.data.text import ChatOptions, Template
 from jaxmm.errors import UserError
@@ -368,3 +369,11 @@ def test_prepared_data_of_version_0_1_is_known_by_its_older_name():
     assert template.older
     assert template.fingerprint not in template.older
     assert not Template(byte_level(""), "sft").older, "our own format is written as ever"
+
+
+def test_names_of_special_tokens_in_texts_are_counted():
+    for made in (lambda: tokenizer_of(TRIMS), lambda: tokenizer_of("")):
+        template = Template(made(), "sft", chat=ChatOptions(special_tokens="<loc_1>,<loc_12>"))
+        found = encoded(template, *turns_of("<loc_1> <|im_end|>", "<loc_12> <think> </s>"))
+        assert (found.letters, found.symbols) == (("<loc_1>", "<|im_end|>", "</s>"), ("<loc_12>",))
+    assert encoded(Template(ByT5Tokenizer(), "sft"), *turns_of("a</s>", "b")).letters == ("</s>",)
