@@ -17,20 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxmm.batch import ANSWER, TARGET
-from jaxmm.data.chat_template import (
-    CLOSE,
-    MARK,
-    MOST_FORMS,
-    OPEN,
-    ChatTemplate,
-    Layout,
-    Message,
-    Shape,
-    marked,
-    numbered,
-    with_thinking_masked,
-    without_thinking,
-)  # fmt: skip
+from jaxmm.data.chat_places import CLOSE, MARK, OPEN, Layout, Message, Shape, marked, numbered
+from jaxmm.data.chat_template import MOST_FORMS, ChatTemplate, with_thinking_masked, without_thinking
 from jaxmm.data.documents import Part, Text, Turn
 from jaxmm.data.encoded import of_turn
 from jaxmm.data.special_tokens import SpecialTokens

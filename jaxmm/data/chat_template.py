@@ -12,19 +12,17 @@ import functools
 import itertools
 import re
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import jinja2.meta
 import jinja2.sandbox
 
 from jaxmm.batch import ANSWER, TARGET
 from jaxmm.data import template_limits
+from jaxmm.data.chat_places import MARK, Layout, Message, Places, Shape, marked, numbered
 from jaxmm.data.tokenizer import AddedTokens
 from jaxmm.errors import UserError
 
-OPEN, CLOSE = "\ue000", "\ue001"  # around a number, which stands for a part: from a private area of Unicode
-MARK = re.compile(f"{OPEN}(\\d+){CLOSE}")
-_WHOLE = f"{OPEN}{CLOSE}"  # stands for a whole content
 THINKING = ("learn", "mask", "off")
 _THOUGHT = re.compile(r"<think>(?!\s*</think>).*?</think>\s*", re.DOTALL)  # an empty block is the template's
 _FAR = 1 << 20  # above the numbers of a conversation's own marks
@@ -51,31 +49,7 @@ _ENDS_ANSWERS = (
     "{%- set messages = ended.messages %}"
 )
 
-Shape = Literal["string", "text", "parts"]
 SHAPES: tuple[Shape, ...] = ("string", "text", "parts")
-
-
-class Message(NamedTuple):
-    """A turn as a template is given it.
-
-    Attributes:
-      role: of "system", "user", "assistant", "tool".
-      pieces: its content, a string a part.
-      flags: what of batch.TARGET and batch.ANSWER its tokens have; more may be in them, as ``encoded.of_turn`` has it.
-      more: other keys: ``reasoning_content``, ``tool_calls``.
-    """
-
-    role: str
-    pieces: tuple[str, ...]
-    flags: int = 0
-    more: tuple[tuple[str, Any], ...] = ()
-
-
-class Layout(NamedTuple):
-    """A rendering, and the flags of its characters as runs: (end, flags), in order, the last ending with the text."""
-
-    text: str
-    runs: list[tuple[int, int]]
 
 
 class ChatTemplate:
@@ -177,7 +151,7 @@ class ChatTemplate:
         the last special token that the template writes behind it; of another turn, what is said and what ends it. Where
         several tokens end an answer, writing stops at the first: those behind it are learnt, but no part of it."""
         text = self.render(messages, shape, tools)
-        find = _Places(self, messages, shape, tools, text)
+        find = Places(self, messages, shape, tools, text)
         runs: list[tuple[int, int]] = []
         for n, message in enumerate(messages):
             if message.flags and (span := find.span(n)):
@@ -215,7 +189,7 @@ class ChatTemplate:
 
     def content_end(self, messages: Sequence[Message], shape: Shape, tools: Sequence[Any], text: str) -> int:
         """Where the last content ends in a rendering."""
-        end = _Places(self, messages, shape, tools, text).content_end(len(messages) - 1)
+        end = Places(self, messages, shape, tools, text).content_end(len(messages) - 1)
         if end < 0:
             raise self.refused(messages, "the last turn is left out, repeated or moved")
         return end
@@ -260,7 +234,7 @@ class ChatTemplate:
         text, ends = self.layout(messages, self.shape(messages)).text, []
         for n, message in enumerate(messages):
             if message.role == "assistant":
-                find = _Places(self, messages, self.shape(messages), (), text)
+                find = Places(self, messages, self.shape(messages), (), text)
                 end = find.content_end(n)
                 ends += [found[0].strip() for found in self.added.words(text[end : end + find.ending(n)])]
         return tuple(dict.fromkeys(ends))
@@ -280,100 +254,15 @@ class ChatTemplate:
         return UserError(f"{self.name}: its chat template does not write a conversation of {roles}: {trouble}")
 
 
-class _Places:
-    """Where the turns of a conversation stand in its rendering: told from renderings in which one content is a mark."""
-
-    def __init__(
-        self, template: ChatTemplate, messages: Sequence[Message], shape: Shape, tools: Sequence[Any], text: str
-    ):
-        self.template, self.messages, self.shape, self.tools, self.text = template, messages, shape, tools, text
-        self.around = functools.cache(self._around)
-
-    def span(self, n: int) -> tuple[int, int, int] | None:
-        """Where turn ``n``'s flags begin, where the first token that ends it does, and the last; None of an empty turn
-        that the template leaves out."""
-        message = self.messages[n]
-        end = self.content_end(n)
-        if end < 0:
-            if not "".join(message.pieces).strip() and not message.more:
-                return None
-            raise self.template.refused(self.messages, f"turn {n + 1} is left out, repeated or moved")
-        around = self.around(n, len(self.messages), False)
-        is_answer = message.role == "assistant" and not self.template.as_0_1
-        start = self._answer_start(n) if is_answer else _common(self.text, (around or ("",))[0])
-        stop = end + self.ending(n)
-        first = next((end + found.end() for found in self.template.added.words(self.text[end:stop])), stop)
-        return min(start, end), first, stop
-
-    def content_end(self, n: int) -> int:
-        """Where the content of turn ``n`` ends, -1 where it is not to be found."""
-        around = self.around(n, len(self.messages), False)
-        return len(self.text) - len(around[1]) if around and self.text.endswith(around[1]) else -1
-
-    def _answer_start(self, n: int) -> int:
-        """Where what is written parts from the generation prompt: as a rule at its end."""
-        if n:
-            written = self.around(n - 1, len(self.messages), False)
-            prompt = self.around(n - 1, n, True)
-            if written and prompt and self.text.endswith(written[1]):
-                return len(self.text) - len(written[1]) + _common(written[1], prompt[1])
-        try:
-            prompt_text = self.template.render(self.messages[:n], self.shape, self.tools, opens=True)
-        except UserError:  # no prompt without a question
-            prompt_text = (self.around(n, len(self.messages), False) or ("", ""))[0]
-        return _common(self.text, prompt_text)
-
-    def ending(self, n: int) -> int:
-        """How much of what follows an answer ends it: up to the last special token of the turn's own, else the next."""
-        tail = self.text[self.content_end(n) :]
-        own = self.around(n, n + 1, False)
-        found = list(self.template.added.words(tail[: _common(tail, own[1])] if own else ""))
-        if not found or self.template.as_0_1:
-            found = list(self.template.added.words(tail))[:1]
-        return found[-1].end() if found else 0
-
-    def _around(self, n: int, count: int, opens: bool) -> tuple[str, str] | None:
-        """What stands before and behind the content of turn ``n`` in a rendering of the first ``count``."""
-        marked = list(self.messages[:count])
-        keys = tuple(pair for pair in marked[n].more if pair[0] in ("name", "tool_call_id"))
-        marked[n] = marked[n]._replace(pieces=(_WHOLE,), more=keys)
-        try:
-            text = self.template.render(marked, self.shape, self.tools, opens)
-        except UserError:
-            return None
-        before, mark, behind = text.partition(_WHOLE)
-        return (before, behind) if mark and _WHOLE not in behind else None
-
-
 def without_thinking(text: str) -> str:
     """An answer without the block of thinking that it begins with."""
     return re.sub(r"^\s*<think>.*?</think>\s*", "", text, count=1, flags=re.DOTALL)
-
-
-def numbered(n: int) -> str:
-    return f"{OPEN}{n}{CLOSE}"
-
-
-def marked(messages: Sequence[Message], first: int = 0) -> list[Message]:
-    """A conversation of the same form, with marks from ``first`` on for what is said; beside calls, if anything is."""
-    found, count = [], first
-    for message in messages:
-        pieces = message.pieces if message.more else ("said",) * len(message.pieces)
-        marks = tuple(numbered(n) if piece.strip() else piece for n, piece in enumerate(pieces, count))
-        found.append(message._replace(pieces=marks))
-        count += len(marks)
-    return found
 
 
 def _content(pieces: Sequence[str], shape: Shape) -> str | list[dict[str, str]]:
     if shape == "string":
         return "".join(pieces)
     return [{"type": "text", "text": text} for text in (pieces if shape == "parts" else ["".join(pieces)])]
-
-
-def _common(a: str, b: str) -> int:
-    """The length of what two texts begin with alike."""
-    return next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def with_thinking_masked(layout: Layout) -> Layout:
