@@ -176,7 +176,7 @@ def read_prompts(name: str) -> list[tuple[dict[str, Any], Prompt]]:
     Raises:
       UserError: naming the line that is no object with a prompt or images.
     """
-    path = Path(name).expanduser()
+    path = Path(name)
     if not path.is_file():
         raise UserError(f"--prompts {name}: there is no such file")
     found = []

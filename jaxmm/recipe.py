@@ -38,6 +38,7 @@ from jaxmm.models.decoder import DecoderSpec
 from jaxmm.models.multimodal import PARTS, Compute, ModelSpec
 from jaxmm.models.vit import VisionSpec
 from jaxmm.shares import parse_mixture, parse_names, parse_numbers, parse_schedule
+from jaxmm.workdir import local
 
 MAX_STEPS = 10_000_000  # that epochs may be: all are planned to count them
 SAID_FROM = 100_000  # steps from which on that is said
@@ -48,7 +49,7 @@ VOCABULARY_MULTIPLE = 128  # the embedding's rows are padded to a multiple, for 
 
 def cache_folder(config: ConfigDict) -> Path:
     """Where prepared data and compiled programs are kept: outside any workdir."""
-    return Path(config.data.cache).expanduser() if config.data.cache else default_cache()
+    return Path(local("config.data.cache", config.data.cache)) if config.data.cache else default_cache()
 
 
 class Corpus(NamedTuple):

@@ -25,7 +25,7 @@ from jaxmm.data.sources import read_sources
 from jaxmm.data.text import ChatOptions, Template
 from jaxmm.data.tokenizer import load_tokenizer
 from jaxmm.errors import UserError, nearest
-from jaxmm.recipe import parse_mixture
+from jaxmm.shares import parse_mixture
 
 ENGINES = {"local": processes.run, "ray": on_ray.run}
 
@@ -65,7 +65,7 @@ FLAGS: command.Flags = {
 
 def main(argv: list[str]) -> int:
     """Prepares each source of the input, and prints what they hold."""
-    args = command.parse(argv, FLAGS, config="none", about=__doc__ or "")
+    args = command.parse(argv, FLAGS, config="none", about=__doc__ or "", urls=["output"])
     for name in ("input", "output"):
         if not getattr(args, name):
             raise UserError(f"--{name} is missing: {FLAGS[name][1]}")
@@ -82,7 +82,7 @@ def main(argv: list[str]) -> int:
     sources = read_sources(args.input, list(parse_mixture(args.mixture, "--mixture")), reading)
     output = files.absolute(args.output)
     is_url = files.is_remote(output)
-    cache = Path(args.cache).expanduser() if args.cache else remote.default_cache()
+    cache = Path(args.cache) if args.cache else remote.default_cache()
     local = cache / "prepared" if is_url else Path(output)
     for source in sources:
         refuse_another(source, template, output)
