@@ -138,7 +138,7 @@ FLAGS: command.Flags = {
     "prompts": ("", "in place of them, a file with a JSON object a line: prompt, and image or images (paths from it)"),
     "batch_size": (8, "prompts of such a file that are answered at a time"),
     "max_tokens": (64, "longest answer, in tokens"),
-    "temperature": (0.0, "0 is the most likely answer; above 0 answers are drawn, the larger the wilder"),
+    "temperature": (0.0, "0 is the most likely answer; above 0 answers are drawn, and a higher one is more random"),
     "top_p": (1.0, "draw from the likeliest tokens that have this probability together"),
     "top_k": (0, "draw from so many likeliest tokens; 0 is all"),
     "min_p": (0.0, "draw from tokens that are at least this likely beside the likeliest one"),
