@@ -6,7 +6,7 @@ import dataclasses
 import math
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from ml_collections import ConfigDict
@@ -267,8 +267,8 @@ def read_compute(config: ConfigDict, model: ModelSpec, image: ImageSpec, platfor
 
 def read_reading(config: ConfigDict, evaluation: bool = False) -> Reading:
     """How the config's data is read."""
-    found: dict[str, Any] = {f.name: config.data[f.name] for f in dataclasses.fields(Reading) if f.name in config.data}
-    return Reading(**found, evaluation=evaluation)
+    keys = [field.name for field in dataclasses.fields(Reading) if field.name not in ("evaluation", "held_out")]
+    return Reading(**{key: config.data[key] for key in keys}, evaluation=evaluation)
 
 
 def _load(

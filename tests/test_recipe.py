@@ -23,9 +23,6 @@ from jaxmm.recipe import (
     eval_corpus,
     make_assembler,
     make_plan,
-    parse_mixture,
-    parse_numbers,
-    parse_schedule,
     read_budgets,
     read_data,
     read_jitter,
@@ -33,6 +30,7 @@ from jaxmm.recipe import (
     read_steps,
     train_corpus,
 )
+from jaxmm.shares import parse_mixture, parse_numbers, parse_schedule
 
 sys.path.append(str(ROOT / "tests/data"))
 from made_index import texts
@@ -175,14 +173,9 @@ def test_a_folder_of_splits_is_both(tmp_path):
     assert corpora(tmp_path, data__path=web, data__split="val", eval__path=web, eval__split="test")[1] == ["test 0"]
 
 
-def test_a_config_that_lacks_the_keys_reads_as_their_defaults():
+def test_the_keys_of_reading_have_its_defaults():
     config = command.parse([f"--config={ROOT / 'configs/base.py'}"], {}, about="").config
     assert read_reading(config) == Reading()
-    old = command.parse([f"--config={ROOT / 'configs/base.py'}"], {}, about="").config
-    with old.unlocked():
-        for key in ("columns", "split", "val_size", "placeholder", "allow_urls", "url_hosts", "on_error", "drop_image"):
-            del old.data[key]
-    assert read_reading(old) == Reading()
 
 
 def test_keys_that_prepared_data_cannot_follow_are_refused(tmp_path):
