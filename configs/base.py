@@ -39,9 +39,7 @@ def get_config() -> ConfigDict:
     config.data.special_tokens = ""  # that data may write: name,name or /pattern/ or "grounding"; others are letters
     config.data.special_tokens_in = "assistant,document"  # whose text may: of document, system, user, assistant, tool
     config.data.long_documents = "split"  # what becomes of those longer than a row: or "truncate", "drop"
-    config.data.jitter = (
-        -1.0
-    )  # from the 5th pass on, a picture's edges move by this part of its side; -1: 0.15, with init_from 0
+    config.data.jitter = -1.0  # part of a side that edges of pictures move by, from the 5th pass on; -1 is automatic
     config.data.fast_decode = False  # JPEGs at a smaller scale, for models that start from random weights
     config.data.image_tokens = 0  # size of the codebook of discrete image tokens; 0 is none
     config.data.predict_image_tokens = False  # whether they are targets where text in their place is

@@ -27,6 +27,7 @@ from jaxmm.errors import StrandedError, UserError, end_at_once, error_line, near
 from jaxmm.workdir import local
 
 Flags = Mapping[str, tuple[Value, str]]  # name -> default, which gives the type, and what it is for
+WRITTEN, READ = ("workdir", "output", "cache"), ("image", "prompts")  # flags that are paths
 COLUMNS = 38, 32  # widths in --help: of a key with its value, and of what it may be
 
 
@@ -55,7 +56,11 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
 
 
 def parse(
-    argv: Sequence[str], flags: Flags, config: Literal["file", "workdir", "none"] = "file", about: str = ""
+    argv: Sequence[str],
+    flags: Flags,
+    config: Literal["file", "workdir", "none"] = "file",
+    about: str = "",
+    urls: Collection[str] = (),
 ) -> types.SimpleNamespace:
     """Parses ``--name=value`` (or ``--name value``; ``--name`` alone sets a bool).
 
@@ -65,6 +70,7 @@ def parse(
       config: where the config comes from: the file in ``--config``; ``config.json`` in ``--workdir``, one of ``flags``;
         or nowhere. ``--config.KEY=VALUE`` changes one of its keys.
       about: what the command does, for ``--help``.
+      urls: flags of ``WRITTEN`` that may be URLs; the command expands their '~'.
 
     Returns:
       A namespace of the flags, ``config`` (a locked ConfigDict) and ``config_name`` (its file's name without ``.py``).
@@ -81,15 +87,14 @@ def parse(
         if name in flags:
             values[name] = _read(f"--{name}", text, flags[name][0])
         elif name == "config" and config == "file":
-            origin = _read("--config", text, "")
+            origin = os.path.expanduser(_read("--config", text, ""))
         elif name.startswith("config.") and config != "none":
             changes.append((name.removeprefix("config."), text))
         elif name in ("help", "helpfull", "h"):
             wants_help = True
         else:
             unknown = unknown or name
-    if "workdir" in values:
-        values["workdir"] = local("--workdir", values["workdir"])
+    values |= {name: _path(name, values[name]) for name in (*WRITTEN, *READ) if name in values and name not in urls}
     loaded = ConfigDict()
     try:
         if config != "none":
@@ -166,6 +171,13 @@ def _split(argv: Sequence[str], flags: Flags) -> list[tuple[str, str | None]]:
         else:
             pairs.append((name, None))
     return pairs
+
+
+def _path(name: str, value: Any) -> Any:
+    """The value of a flag that is a path or several, '~' spelled out; one that is written to is no URL."""
+    if isinstance(value, tuple):
+        return tuple(_path(name, one) for one in value)
+    return local(f"--{name}", value) if name in WRITTEN else os.path.expanduser(value)
 
 
 def _unknown_flag(name: str, flags: Flags, config: str, loaded: ConfigDict) -> UserError:

@@ -178,7 +178,7 @@ KEYS: dict[str, Key] = {
         choices=("split", "truncate", "drop"),
     ),
     "data.jitter": Key(
-        -1.0, "from the 5th pass on, a picture's edges move by this part of its side; -1: 0.15, with init_from 0",
+        -1.0, "part of a side that edges of pictures move by, from the 5th pass on; -1 is automatic",
         least=0, below=0.5, also=(-1.0,),
     ),
     "data.fast_decode": Key(False, "JPEGs at a smaller scale, for models that start from random weights"),

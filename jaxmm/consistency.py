@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -33,6 +34,15 @@ def wrong_together(v: Mapping[str, Any]) -> Iterator[str]:
         yield "config.optimizer.freeze freezes every part: nothing is left to train"
     if v["data.predict_image_tokens"] and not v["data.image_tokens"]:
         yield "config.data.predict_image_tokens=True needs config.data.image_tokens: the size of the codebook"
+    if (
+        v["eval.split"]
+        and v["data.val_size"]
+        and (not v["eval.path"] or _place(v["eval.path"]) == _place(v["data.path"]))
+    ):
+        yield (
+            "config.eval.split does not go with config.data.val_size: what is kept from training is of the same split; "
+            "leave one of them out, or name other files in config.eval.path"
+        )
     if v["vision.width"] % v["vision.heads"]:
         yield f"config.vision.width {v['vision.width']} is no multiple of config.vision.heads {v['vision.heads']}"
     if v["decoder.heads"] % v["decoder.kv_heads"]:
@@ -53,3 +63,8 @@ def wrong_together(v: Mapping[str, Any]) -> Iterator[str]:
         )
     if v["patch_budget"] % merge**2:
         yield f"config.patch_budget {v['patch_budget']} is no multiple of config.image.merge squared, {merge**2}"
+
+
+def _place(path: str) -> str:
+    """A path made absolute; two URLs stay the same or not."""
+    return os.path.abspath(os.path.expanduser(path))

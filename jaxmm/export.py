@@ -70,7 +70,7 @@ def main(argv: list[str]) -> int:
         raise UserError("--output is missing: the folder to write")
     if args.dtype and args.dtype not in DTYPES:
         raise UserError(f"--dtype '{args.dtype}' is not one of {', '.join(DTYPES)}{nearest(args.dtype, DTYPES)}")
-    output, workdir = Path(args.output).expanduser(), Path(args.workdir)
+    output, workdir = Path(args.output), Path(args.workdir)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output {output} exists: give another folder, or delete it")
     recipe = read_recipe(args.config, workdir)

@@ -138,7 +138,7 @@ FLAGS: command.Flags = {
     "prompts": ("", "in place of them, a file with a JSON object a line: prompt, and image or images (paths from it)"),
     "batch_size": (8, "prompts of such a file that are answered at a time"),
     "max_tokens": (64, "longest answer, in tokens"),
-    "temperature": (0.0, "0 is the most likely answer; above 0 answers are drawn, the larger the wilder"),
+    "temperature": (0.0, "0 is the most likely answer; above 0 answers are drawn, and a higher one is more random"),
     "top_p": (1.0, "draw from the likeliest tokens that have this probability together"),
     "top_k": (0, "draw from so many likeliest tokens; 0 is all"),
     "min_p": (0.0, "draw from tokens that are at least this likely beside the likeliest one"),
@@ -176,7 +176,7 @@ def read_prompts(name: str) -> list[tuple[dict[str, Any], Prompt]]:
     Raises:
       UserError: naming the line that is no object with a prompt or images.
     """
-    path = Path(name).expanduser()
+    path = Path(name)
     if not path.is_file():
         raise UserError(f"--prompts {name}: there is no such file")
     found = []

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from ml_collections import ConfigDict
@@ -38,17 +38,29 @@ from jaxmm.models.decoder import DecoderSpec
 from jaxmm.models.multimodal import PARTS, Compute, ModelSpec
 from jaxmm.models.vit import VisionSpec
 from jaxmm.shares import parse_mixture, parse_names, parse_numbers, parse_schedule
+from jaxmm.workdir import local
 
 MAX_STEPS = 10_000_000  # that epochs may be: all are planned to count them
 SAID_FROM = 100_000  # steps from which on that is said
 AUTOMATIC = -1.0  # where 0 means something
 OWN_PIXELS = 48 * 48, 96 * 96  # least and most of a picture, where no folder says it
+TEMPLATE_KEYS = (
+    "tokenizer",
+    "objective",
+    "image_tokens",
+    "predict_image_tokens",
+    *ChatOptions._fields,
+)  # its fingerprint
+# Keys that prepared data has settled.
+SETTLED = (
+    "media_dir", "follow_outside", "placeholder", "bare_placeholder", "on_error", "max_skipped", "drop_image",
+)  # fmt: skip
 VOCABULARY_MULTIPLE = 128  # the embedding's rows are padded to a multiple, for even shards and aligned matmuls
 
 
 def cache_folder(config: ConfigDict) -> Path:
     """Where prepared data and compiled programs are kept: outside any workdir."""
-    return Path(config.data.cache).expanduser() if config.data.cache else default_cache()
+    return Path(local("config.data.cache", config.data.cache)) if config.data.cache else default_cache()
 
 
 class Corpus(NamedTuple):
@@ -80,10 +92,9 @@ def load_corpus(
     if path and not is_info and holds_prepared(path):
         if reading.val_size:
             raise UserError(f"config.data.val_size: {path} is prepared data: give the raw data, or prepare both parts")
-        for key in ("columns", "split"):
-            if getattr(reading, key) and not reading.evaluation:
-                raise UserError(f"config.data.{key}: {path} is prepared data, of which all is settled: leave it out")
-        opened = open_prepared(path, list(shares), cache)
+        if not reading.evaluation:
+            _check_settled(path, reading)
+        opened = open_prepared(path, list(shares), cache, reading)
     else:
         sources = [default]
         if not path and reading.val_size:
@@ -100,8 +111,9 @@ def load_corpus(
             )
         if prepared.meta["template"] not in (template.fingerprint, *template.older):
             raise UserError(
-                f"{prepared.folder} was prepared with another tokenizer, objective or codebook: prepare it "
-                f"again, or set config.data.tokenizer, objective, image_tokens and predict_image_tokens as they were"
+                f"{prepared.folder} was prepared with another tokenizer, objective or codebook, or other keys of "
+                f"conversations: prepare it again, or set config.data.{', '.join(TEMPLATE_KEYS[:-1])} and "
+                f"{TEMPLATE_KEYS[-1]} as they were"
             )
         if prepared.meta["template"] != template.fingerprint:
             Progress().say(
@@ -119,6 +131,20 @@ def load_corpus(
     sizes = [float(source.tokens_E.sum()) for source in lengths]
     asked = [shares.get(source.name, 0.0) for source in lengths]
     return Corpus(lengths, asked if all(asked) else sizes, [prepared.folder for prepared in opened])
+
+
+def _check_settled(path: str, reading: Reading) -> None:
+    """Says which keys do not count with prepared data.
+
+    Raises:
+      UserError: for one that would choose other data.
+    """
+    plain = Reading()
+    for key in ("columns", "split"):
+        if getattr(reading, key):
+            raise UserError(f"config.data.{key}: {path} is prepared data, of which all is settled: leave it out")
+    if idle := [f"config.data.{key}" for key in SETTLED if getattr(reading, key) != getattr(plain, key)]:
+        Progress().say(f"{path} is prepared data, of which all is settled: {', '.join(idle)} do not count")
 
 
 class DataRecipe(NamedTuple):
@@ -168,7 +194,7 @@ def read_data(config: ConfigDict, workdir: Path | None = None) -> DataRecipe:
     markup = Markup(*MARKUP.get(start.config["model_type"], OURS)) if start else OURS
     template = Template(
         tokenizer, data.objective, data.image_tokens, data.predict_image_tokens, markup, start.ends if start else (),
-        ChatOptions(data.learn, data.thinking, data.special_tokens, data.special_tokens_in),
+        ChatOptions(*(data[key] for key in ChatOptions._fields)),
     )  # fmt: skip
     try:
         spec = ImageSpec(**image)
@@ -207,8 +233,6 @@ def read_recipe(config: ConfigDict, workdir: Path | None = None, platform: str =
     else:
         model = _model_of(config, image, vocabulary)
     frozen = parse_names(config.optimizer.freeze, "config.optimizer.freeze", PARTS, "part")
-    if set(frozen) == set(PARTS):
-        raise UserError("config.optimizer.freeze freezes every part: nothing is left to train")
     compute = read_compute(config, model, image, platform or jax.default_backend())
     return Recipe(template, image, model, compute, frozen, cache, start)
 
@@ -242,10 +266,9 @@ def read_compute(config: ConfigDict, model: ModelSpec, image: ImageSpec, platfor
 
 
 def read_reading(config: ConfigDict, evaluation: bool = False) -> Reading:
-    """How the config's data is read; a key that an older config lacks is its default."""
-    keys = {field.name for field in dataclasses.fields(Reading)} & set(config.data.keys())
-    found: dict[str, Any] = {key: config.data[key] for key in keys}
-    return Reading(**found, evaluation=evaluation)
+    """How the config's data is read."""
+    keys = [field.name for field in dataclasses.fields(Reading) if field.name not in ("evaluation", "held_out")]
+    return Reading(**{key: config.data[key] for key in keys}, evaluation=evaluation)
 
 
 def _load(
@@ -295,7 +318,7 @@ def eval_corpus(config: ConfigDict, recipe: Recipe) -> Corpus | None:
     elif not path and config.data.path:
         return None
     else:
-        reading = dataclasses.replace(reading, val_size=0.0, split=config.eval.get("split", ""))
+        reading = dataclasses.replace(reading, val_size=0.0, split=config.eval.split)
     return _load(config, path, mixture, recipe, demo.test_source(seed=0), reading)
 
 
@@ -334,8 +357,6 @@ def make_plan(
     """The rows of every batch of a run; ``plan_format`` is that of the run which goes on."""
     examples = max(len(source) * budgets.tokens / max(1, int(source.totals[0])) for source in corpus.lengths)
     check_rows(config.batch_size, max(1.0, examples) * PIECE_BYTES, "the pieces of documents")
-    if not 0 <= config.epochs < math.inf:
-        raise UserError(f"config.epochs is {config.epochs}: it must be above 0, or 0 for a run of config.steps")
     data, names = config.data, corpus.names
     counts = parse_numbers(data.max_examples, "config.data.max_examples", names, least=0.5)
     mixture = make_mixture(
@@ -355,7 +376,7 @@ def read_steps(config: ConfigDict, plan: Plan) -> int:
     """The steps of a run: ``config.steps``; with ``config.epochs`` as many as the plan has, and never more than that.
 
     Raises:
-      UserError: if there are none.
+      UserError: if they are too many to be counted.
     """
     about = plan.about_batches()
     if config.epochs:
@@ -369,23 +390,14 @@ def read_steps(config: ConfigDict, plan: Plan) -> int:
                 f"data: config.epochs {config.epochs:g} is about {about:,.0f} steps, which are counted first"
             )
         return plan.batches()
-    if config.steps < 1:
-        raise UserError(f"config.steps is {config.steps}: it must be at least 1, or config.epochs above 0")
     return config.steps if about > 4 * config.steps else plan.batches(config.steps)
 
 
 def read_jitter(config: ConfigDict) -> float:
-    """How far edges of pictures move; automatic is off where weights have been trained before.
-
-    Raises:
-      UserError: if it is out of range.
-    """
-    jitter = config.data.jitter
-    if jitter == AUTOMATIC:
+    """How far edges of pictures move; automatic is off where weights have been trained before."""
+    if config.data.jitter == AUTOMATIC:
         return 0.0 if config.init_from else 0.15
-    if not 0 <= jitter < 0.5:
-        raise UserError(f"config.data.jitter is {jitter}: it must be 0, less than 0.5, or -1 for automatic")
-    return jitter
+    return float(config.data.jitter)
 
 
 def make_assembler(

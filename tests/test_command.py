@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from jaxmm import command, config_file
 from jaxmm.errors import UserError
+from jaxmm.recipe import cache_folder
 
 CONFIG = """
 from ml_collections import ConfigDict
@@ -344,3 +345,21 @@ def test_a_workdir_at_a_url_is_refused_and_a_home_spelled_out(folder, monkeypatc
     assert not (folder / "gs:").exists()
     monkeypatch.setenv("HOME", str(folder))
     assert command.parse([*file, "--workdir=~/runs/base"], FLAGS, config=config).workdir == f"{folder}/runs/base"
+
+
+def test_what_is_written_goes_to_no_url_and_paths_spell_the_home_out(folder, monkeypatch):
+    flags: command.Flags = {"output": ("", ""), "cache": ("", ""), "image": ((), ""), "prompts": ("", "")}
+    for name in ("output", "cache"):
+        with pytest.raises(UserError, match=f"--{name}=gs://b/x: a URL is not supported here"):
+            command.parse([f"--{name}=gs://b/x"], flags, config="none")
+    kept = command.parse(["--output=gs://b/x", "--cache=~/c"], flags, config="none", urls=["output"])
+    monkeypatch.setenv("HOME", str(folder))
+    assert kept.output == "gs://b/x"
+    given = command.parse(["--output=~/o", "--image=~/a.png,b.png", "--prompts=~/p"], flags, config="none")
+    assert (given.output, given.image, given.prompts) == (f"{folder}/o", (f"{folder}/a.png", "b.png"), f"{folder}/p")
+    assert command.parse(["--config=~/configs/base.py"], {}).config_name == "base"
+
+
+def test_a_cache_at_a_url_is_refused(folder):
+    with pytest.raises(UserError, match=r"config\.data\.cache=gs://b/x: a URL is not supported here"):
+        cache_folder(command.parse(["--config=configs/base.py", "--config.data.cache=gs://b/x"], {}).config)

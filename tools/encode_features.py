@@ -37,7 +37,8 @@ from jaxmm.data.sources import read_sources
 from jaxmm.errors import UserError, nearest
 from jaxmm.models.multimodal import make_model
 from jaxmm.parameters import chosen_step, saved_params
-from jaxmm.recipe import Recipe, parse_schedule, read_reading, read_recipe
+from jaxmm.recipe import Recipe, read_reading, read_recipe
+from jaxmm.shares import parse_schedule
 
 CHUNK_DOCUMENTS = 256  # whose images are encoded together
 PATCHES = 4096  # encoded at once, or those of the largest image

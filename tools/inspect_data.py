@@ -47,7 +47,7 @@ def within(plan: Plan, batches: tuple[int, int], is_asked: bool) -> tuple[int, i
     """A range of batches as far as the plan goes; one that was asked for must be in it."""
     if plan.mixture.is_endless:
         return batches
-    count = plan.batches()
+    count = plan.batches(batches[1])
     if is_asked and batches[1] > count:
         raise UserError(
             f"--batches '{batches[0]}:{batches[1]}' goes past the end of the data: this plan has {count} batches, "
@@ -158,8 +158,6 @@ def main(argv: list[str]) -> int:
         raise UserError("nothing to show: give --output=report.html for a page, or --batches=START:STOP for the plan")
     if args.rows < 1:
         raise UserError(f"--rows is {args.rows}: it must be at least 1")
-    if args.config.batch_size < 1:
-        raise UserError(f"config.batch_size is {args.config.batch_size}: it must be at least 1")
     if args.output:
         batches = read_range(args.batches) if args.batches else (0, -(-args.rows // args.config.batch_size))
         data = args.config.data

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ from jaxmm.data.sources import read_sources
 from jaxmm.data.text import ChatOptions, Template
 from jaxmm.data.tokenizer import load_tokenizer
 from jaxmm.errors import UserError, nearest
-from jaxmm.recipe import parse_mixture
+from jaxmm.recipe import TEMPLATE_KEYS
+from jaxmm.shares import parse_mixture
 
 ENGINES = {"local": processes.run, "ray": on_ray.run}
 
@@ -65,7 +67,7 @@ FLAGS: command.Flags = {
 
 def main(argv: list[str]) -> int:
     """Prepares each source of the input, and prints what they hold."""
-    args = command.parse(argv, FLAGS, config="none", about=__doc__ or "")
+    args = command.parse(argv, FLAGS, config="none", about=__doc__ or "", urls=["output"])
     for name in ("input", "output"):
         if not getattr(args, name):
             raise UserError(f"--{name} is missing: {FLAGS[name][1]}")
@@ -73,7 +75,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--engine '{args.engine}' is not one of {', '.join(ENGINES)}{nearest(args.engine, ENGINES)}")
     template = Template(
         load_tokenizer(args.tokenizer), args.objective, args.image_tokens, args.predict_image_tokens,
-        chat=ChatOptions(args.learn, args.thinking, args.special_tokens, args.special_tokens_in),
+        chat=ChatOptions(*(getattr(args, key) for key in ChatOptions._fields)),
     )  # fmt: skip
     for note in template.notes:
         print(note, file=sys.stderr)
@@ -82,7 +84,7 @@ def main(argv: list[str]) -> int:
     sources = read_sources(args.input, list(parse_mixture(args.mixture, "--mixture")), reading)
     output = files.absolute(args.output)
     is_url = files.is_remote(output)
-    cache = Path(args.cache).expanduser() if args.cache else remote.default_cache()
+    cache = Path(args.cache) if args.cache else remote.default_cache()
     local = cache / "prepared" if is_url else Path(output)
     for source in sources:
         refuse_another(source, template, output)
@@ -97,12 +99,16 @@ def main(argv: list[str]) -> int:
             remote.put(folder, files.join(output, folder.name))
         reports.append(read_report(folder))
     print(closing(reports))
-    mixture = f" --config.data.mixture={args.mixture}" if args.mixture else ""
-    print(f"\nready: --config.data.path={output}{mixture} --config.data.objective={args.objective}", end="")
-    for name in ("tokenizer", "image_tokens", "predict_image_tokens"):
-        print(f" --config.data.{name}={getattr(args, name)}" if getattr(args, name) else "", end="")
-    print()
+    print(f"\nready: {ready(output, args)}")
     return 0
+
+
+def ready(output: str, args: Any) -> str:
+    """The arguments of a run on what was prepared: those that its template comes from, and whom it may ask."""
+    given = {"path": output, **({"mixture": args.mixture} if args.mixture else {}), "objective": args.objective}
+    keys = (*TEMPLATE_KEYS, "allow_urls", "url_hosts")
+    given |= {key: getattr(args, key) for key in keys if getattr(args, key) != FLAGS[key][0]}
+    return " ".join(f"--config.data.{key}={shlex.quote(str(value))}" for key, value in given.items())
 
 
 def read_report(folder: Path) -> dict[str, Any]:

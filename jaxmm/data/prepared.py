@@ -25,11 +25,12 @@ import msgpack
 import numpy as np
 from array_record.python import array_record_module
 
-from jaxmm.data import files, media, remote
+from jaxmm.data import files, media, remote, urls
 from jaxmm.data import meta as metadata
 from jaxmm.data.documents import Features, Image, Media, Tokens
 from jaxmm.data.encoded import Encoded
 from jaxmm.data.features import Extent, extent, feature_widths
+from jaxmm.data.reading import Reading
 from jaxmm.errors import UserError, nearest
 
 META, FORMAT = metadata.NAME, metadata.FORMAT
@@ -145,12 +146,14 @@ class Prepared(Columns):
       is_checked: whether there are checksums of the columns; version 0.1 wrote none.
     """
 
-    def __init__(self, folder: str | Path, cache: Path | None = None):
+    def __init__(self, folder: str | Path, cache: Path | None = None, reading: Reading | None = None):
         """Opens a folder.
 
         Args:
           folder: a local path, or a URL.
           cache: where copies of what lies at a URL are kept.
+          reading: of a folder from elsewhere: which URLs of pictures its records may name. None is of one's own cache,
+            where that was decided when it was prepared.
 
         Raises:
           UserError: if it is not whole or not as it was written: a file is missing, a column's checksum or a shard's
@@ -158,6 +161,7 @@ class Prepared(Columns):
             been copied.
         """
         self.url = str(folder) if files.is_remote(str(folder)) else ""
+        self.reading = reading
         self.meta = meta_of(str(folder))
         self.is_checked = "columns" in self.meta
         self.folder = Path(folder)
@@ -168,6 +172,8 @@ class Prepared(Columns):
                 remote.fetch(files.join(self.url, name), self.folder / name, size)
         self._open(is_first=True)
         self._check()
+        if reading and not self.url and len(self.image_at_I):
+            self.read(int(np.searchsorted(self.images_E1, 1)) - 1)  # what its first picture tells is told at once
 
     def read(self, example: int) -> Record:
         shard = int(np.searchsorted(self._ends, example, side="right"))
@@ -183,7 +189,16 @@ class Prepared(Columns):
             what = f"it has {len(record.tokens)} tokens and {len(record.images)} images"
             said = f"{int(self.tokens_E[example])} and {media_count}"
             raise self._damaged(shard, int(example) - first, f"{what}, the index says {said}")
+        for image in record.images:
+            if self.reading and image and files.is_remote(image.path):
+                self._check_url(image.path, record.origin, self.reading)
         return record
+
+    def _check_url(self, url: str, origin: str, reading: Reading) -> None:
+        try:
+            urls.check(url, reading.allow_urls, reading.hosts())
+        except urls.Refused as error:
+            raise UserError(f"{self.folder}: {origin}: {error}") from error
 
     def _damaged(self, shard: int, record: int, what: str) -> UserError:
         path = self.folder / self.meta["shards"][shard]["file"]
@@ -328,14 +343,17 @@ def holds_prepared(path: str) -> bool:
     return files.is_file(files.join(path, META)) or bool(files.matched(files.join(path, f"*/{META}")))
 
 
-def open_prepared(path: str, names: Sequence[str], cache: Path) -> list[Prepared]:
+def open_prepared(path: str, names: Sequence[str], cache: Path, reading: Reading) -> list[Prepared]:
     """Opens the sources in a folder that ``holds_prepared``: all of them, or those named, in that order.
+
+    Args:
+      reading: says whether pictures that the records name by URL are fetched, and from where.
 
     Raises:
       UserError: if one is not there or not whole, or two have one name.
     """
     if files.is_file(files.join(path, META)):
-        return [Prepared(path, cache)]
+        return [Prepared(path, cache, reading)]
     folders: dict[str, str] = {}
     for meta in files.matched(files.join(path, f"*/{META}")):
         folder = meta.removesuffix(f"/{META}")
@@ -346,7 +364,7 @@ def open_prepared(path: str, names: Sequence[str], cache: Path) -> list[Prepared
     for name in names:
         if name not in folders:
             raise UserError(f"{path} has no source '{name}': it has {', '.join(folders)}{nearest(name, folders)}")
-    return [Prepared(folders[name], cache) for name in names or folders]
+    return [Prepared(folders[name], cache, reading) for name in names or folders]
 
 
 class InMemory(Columns):

@@ -38,7 +38,7 @@ def check(url: str, allowed: bool, hosts: Sequence[str]) -> None:
     if not allowed:
         raise Refused(
             f"{url[:80]} is a URL, and none is fetched unasked: allow it with config.data.allow_urls=True, or, where "
-            f"the column is no picture, say so with config.data.columns=image="
+            f"the column of raw data is no picture, say so with config.data.columns=image="
         )
     scheme = url.partition("://")[0].lower()
     if scheme not in SCHEMES:

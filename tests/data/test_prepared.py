@@ -23,6 +23,7 @@ from jaxmm.data.documents import Document, Image, Text, Turn
 from jaxmm.data.meta import sealed
 from jaxmm.data.prepare import prepare
 from jaxmm.data.prepared import COLUMNS, InMemory, Prepared
+from jaxmm.data.reading import Reading
 from jaxmm.data.sources import read_sources
 from jaxmm.data.text import Template
 from jaxmm.data.tokenizer import load_tokenizer
@@ -234,7 +235,7 @@ def test_a_meta_json_of_something_else_is_one_line(tmp_path, content):
     (folder / "meta.json").write_text(content)
     for path in (folder, tmp_path):
         with pytest.raises(UserError, match="prepare it again"):
-            prepared_module.open_prepared(str(path), [], tmp_path / "cache")
+            prepared_module.open_prepared(str(path), [], tmp_path / "cache", Reading())
 
 
 def test_a_value_of_another_kind_in_meta_json_is_one_line(tmp_path):

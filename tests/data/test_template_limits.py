@@ -35,6 +35,11 @@ def test_what_never_ends_is_ended(source, monkeypatch):
     assert time.monotonic() - began < 10
 
 
+def test_time_in_which_the_process_stands_still_does_not_count(monkeypatch):
+    monkeypatch.setattr(template_limits, "SECONDS", 0.2)
+    assert rendered("{% for i in range(3) %}{{ pause(0.1) }}{% endfor %}", pause=time.sleep) == "None" * 3
+
+
 TWICE = "{%% set ns = namespace(x=%s) %%}{%% for i in range(60) %%}{%% set ns.x = ns.x %s ns.x %%}{%% endfor %%}"
 
 

@@ -25,10 +25,13 @@ from conftest import picture
 import jaxmm
 from jaxmm import command, recipe
 from jaxmm.data import demo, media
-from jaxmm.data.plan import Plan
+from jaxmm.data.plan import Budgets, Plan
 from jaxmm.data.prepared import Prepared
 from jaxmm.errors import UserError
 from jaxmm.report.page import DrawnRow
+
+sys.path.append(str(Path(__file__).parents[1] / "data"))
+from made_index import texts
 
 ROOT = Path(jaxmm.__file__).parent.parent
 TOOL = ROOT / "tools" / "inspect_data.py"
@@ -167,6 +170,14 @@ def test_as_a_program_it_prints_nothing_else_and_looks_for_no_device(arguments):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert [json.loads(line)["batch"] for line in done.stdout.splitlines()] == [0, 1]
+
+
+def test_a_range_at_the_start_plans_none_of_the_rest(tmp_path):
+    corpus = recipe.Corpus([texts(np.full(1000, 60), "a")], [1.0], [])
+    config = command.parse([BASE, "--config.data.max_epochs=a:1e8", f"--config.data.cache={tmp_path}"], {}).config
+    plan = recipe.make_plan(config, corpus, Budgets(512, 64, 8, 512))
+    assert tool.within(plan, (0, 4), is_asked=True) == (0, 4)
+    assert len(plan._table.starts) == 2  # one window, and where the next one would begin
 
 
 @pytest.mark.parametrize(

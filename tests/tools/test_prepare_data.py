@@ -1,9 +1,12 @@
 """tools/prepare_data.py: raw data in, a folder out that a run takes, and a report of what is in it."""
 
 import importlib.util
+import io
 import json
 import os
+import pickle
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,13 +16,16 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from jaxmm import command
 from jaxmm.batch import ImageSpec
 from jaxmm.data import demo
-from jaxmm.data.prepared import Prepared
+from jaxmm.data.documents import Image
+from jaxmm.data.prepared import Prepared, open_prepared
+from jaxmm.data.reading import Reading
 from jaxmm.data.text import Template
 from jaxmm.data.tokenizer import load_tokenizer
 from jaxmm.errors import UserError
-from jaxmm.recipe import load_corpus
+from jaxmm.recipe import load_corpus, read_data, train_corpus
 
 TOOL = Path(__file__).parents[2] / "tools" / "prepare_data.py"
 SPEC = importlib.util.spec_from_file_location("prepare_data", TOOL)
@@ -135,3 +141,35 @@ def test_raw_data_at_a_url_is_prepared_to_a_url_and_read_from_it(tmp_path, capsy
         np.testing.assert_array_equal(ours.read(e).tokens, theirs.read(e).tokens)
         assert ours.read(e).origin == theirs.read(e).origin
     memory.store.clear()
+
+
+def test_the_closing_line_is_taken_by_a_run(tmp_path, capsys):
+    info = write(tmp_path / "data")
+    special = ["--learn=last", "--thinking=off", "--special_tokens=/<[a-z ]+>/", "--special_tokens_in="]
+    tool.main([f"--input={info}", f"--output={tmp_path / 'out'}", "--mixture=cats", *special])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("ready: ")]
+    given = shlex.split(line.removeprefix("ready: "))
+    assert "--config.data.special_tokens_in=" in given
+    base = [f"--config={TOOL.parents[1] / 'configs/base.py'}", f"--config.data.cache={tmp_path / 'cache'}"]
+    config = command.parse([*base, *given], {}).config
+    assert len(train_corpus(config, read_data(config)).lengths[0]) == 29
+    assert "learn" not in tool.ready("out", command.parse([], tool.FLAGS, config="none"))
+
+
+def test_pictures_by_url_in_prepared_data_are_asked_for_only_where_that_is_allowed(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "A cat.", "image": "memory://pictures/cat.png"}\n')
+    picture = io.BytesIO()
+    PIL.Image.new("RGB", (32, 16)).save(picture, "PNG")
+    fsspec.filesystem("memory").pipe("/pictures/cat.png", picture.getvalue())
+    tool.main([f"--input={path}", f"--output={tmp_path / 'out'}", "--allow_urls"])
+    (folder,) = (tmp_path / "out").iterdir()
+    with pytest.raises(
+        UserError, match=r"a\.jsonl, record 0: memory://.*: allow it with config\.data\.allow_urls=True"
+    ):
+        open_prepared(str(folder), [], tmp_path, Reading())
+    (found,) = open_prepared(str(folder), [], tmp_path, Reading(allow_urls=True))
+    assert found.read(0).images == [Image(path="memory://pictures/cat.png")]
+    found.reading = Reading()  # of a later record, the first to name one
+    with pytest.raises(UserError, match=r"config\.data\.allow_urls=True"):
+        pickle.loads(pickle.dumps(found)).read(0)
