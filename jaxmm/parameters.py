@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding
 
-from jaxmm import sharding
+from jaxmm import own, sharding
 from jaxmm.checkpoint import Checkpoints
 from jaxmm.errors import UserError
 from jaxmm.hf import folder as hf
@@ -85,9 +84,7 @@ def _keep(start: Start, spare: list[str], folder: Path) -> None:
     """Keeps the small files of what a run starts from, in place of those of a start that never came to a save."""
     if jax.process_index() > 0:
         return
-    if folder.exists() and any(named.exists() and named.samefile(folder) for named in start.folders.values()):
-        raise UserError(f"config.init_from is {folder}, where the run keeps files of its own: move the model elsewhere")
-    shutil.rmtree(folder, ignore_errors=True)
+    own.make(folder)
     save(start, spare, folder)
 
 

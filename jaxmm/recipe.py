@@ -31,13 +31,14 @@ from jaxmm.data.tokenizer import load_tokenizer
 from jaxmm.errors import UserError
 from jaxmm.hf.processors import limits
 from jaxmm.hf.start import MARKUP, MODEL, Start, image_settings, read_start
-from jaxmm.kept import has_saved, tokenizer_folder
+from jaxmm.kept import tokenizer_folder
 from jaxmm.models.attention import choose_backend
 from jaxmm.models.connector import ConnectorSpec
 from jaxmm.models.decoder import DecoderSpec
 from jaxmm.models.multimodal import PARTS, Compute, ModelSpec
 from jaxmm.models.vit import VisionSpec
 from jaxmm.shares import parse_mixture, parse_names, parse_numbers, parse_schedule
+from jaxmm.workdir import has_saved
 
 MAX_STEPS = 10_000_000  # that epochs may be: all are planned to count them
 SAID_FROM = 100_000  # steps from which on that is said

@@ -16,7 +16,6 @@ if __name__ == "__main__":
 
 import collections
 import contextlib
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +27,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import jaxmm
-from jaxmm import capacity, command, monitor, samples, sharding, startup
+from jaxmm import capacity, command, monitor, own, samples, sharding, startup
 from jaxmm.ahead import CompiledStep
 from jaxmm.batch import Batch
 from jaxmm.checkpoint import Checkpoints
@@ -40,9 +39,9 @@ from jaxmm.data.plan import Origin
 from jaxmm.errors import UserError, printable
 from jaxmm.evaluate import Evaluator, Figures, best_line, closing_rows, mean_loss
 from jaxmm.generate import answers, make_generator
-from jaxmm.hf.start import MODEL
+from jaxmm.hf.start import MODEL, parse, run_and_step
 from jaxmm.identity import Identity, as_it_was
-from jaxmm.kept import keep_tokenizer
+from jaxmm.kept import TOKENIZER, keep_tokenizer
 from jaxmm.models.flops import batch_flops, parameter_counts
 from jaxmm.models.multimodal import flat_axes
 from jaxmm.parameters import once, started_params
@@ -60,7 +59,7 @@ from jaxmm.recipe import (
     train_corpus,
 )
 from jaxmm.train_step import Metrics, TrainState
-from jaxmm.workdir import Claim, has_ever_saved, note_first_save
+from jaxmm.workdir import Claim, has_saved, note_first_save
 
 FLAGS: command.Flags = {
     "workdir": ("", "folder of the run; default: runs/<name of the config file>"),
@@ -129,6 +128,8 @@ class Run:
             on_save=lambda step: note_first_save(workdir, step), say=lambda line: self._say(line),
         )  # fmt: skip
         self.start = self._first_step()
+        if not self.start:
+            self._refuse_foreign()
         # Until a save is complete the run is what its config says, whatever a start that died has left.
         self.recipe: Recipe = read_recipe(config, workdir if self.start else None)
         self.meta: dict[str, Any] = self.checkpoints.meta(self.start) if self.start else {"examples_seen": 0}
@@ -169,14 +170,23 @@ class Run:
         if latest := self.checkpoints.latest():
             return latest
         broken = self.checkpoints.faults()
-        every = monitor.read_json(self.workdir / "config.json").get("checkpoint", {}).get("every", 0)
-        if broken or has_ever_saved(self.workdir, int(every or self.config.checkpoint.every)):
+        if has_saved(self.workdir, self.config.checkpoint.every):
             why = "; ".join(f"{step}: {fault}" for step, fault in broken.items()) or "there is none left"
             raise UserError(
                 f"{self.workdir} holds a run that has saved, and no checkpoint of it can be used ({why}): nothing was "
                 f"changed; put a whole one back into {self.checkpoints.folder}, or give another --workdir to start anew"
             )
         return 0
+
+    def _refuse_foreign(self) -> None:
+        """Stops where what the run will keep would take the place of what somebody else has put into the workdir."""
+        named = [("config.init_from", folder) for folder in parse(run_and_step(self.config.init_from)[0]).values()]
+        kept, tokenizer = self.workdir / TOKENIZER, Path(self.config.data.tokenizer).expanduser()
+        is_there = bool(self.config.data.tokenizer) and tokenizer.resolve() == kept.resolve()
+        if self.config.data.tokenizer and not is_there:
+            named.append(("config.data.tokenizer", tokenizer))
+        made = [self.workdir / MODEL] if is_there else [self.workdir / MODEL, kept]
+        own.refuse_foreign(made, named, self.workdir)
 
     def _origin(self) -> Origin:
         """Where the plan begins: with the run, or, after a change of the data, with the examples seen until then."""
@@ -208,6 +218,8 @@ class Run:
         """The state at ``self.start``: restored onto this mesh, from ``init_from``, or fresh."""
         if self.start:
             return self.checkpoints.restore(self.program.abstract_state(self.mesh), self.start)
+        if self.is_first:
+            own.remove(self.workdir / MODEL)  # of a start from another model that never came to a save
         if not self.config.init_from:
             return fresh_state(self.program, self.mesh, self.config.seed)
         params = started_params(
@@ -231,7 +243,7 @@ class Run:
                     return self._train(stop)
             finally:
                 if not (self.has_begun or self.start) and self.is_first:
-                    shutil.rmtree(self.workdir / MODEL, ignore_errors=True)
+                    own.remove(self.workdir / MODEL)
 
     def _train(self, stop: Stop) -> int:
         config, say = self.config, self._say

@@ -19,7 +19,7 @@ from conftest import IMAGE, random_documents
 from ml_collections import ConfigDict
 from small_run import PAGES, ROOT, assert_same_bits, saved
 
-from jaxmm import command, evaluate, generate, lowered, monitor, train
+from jaxmm import command, evaluate, generate, lowered, monitor, own, train
 from jaxmm.checkpoint import Checkpoints
 from jaxmm.data.assemble import Assembler
 from jaxmm.data.plan import Budgets, Piece
@@ -164,6 +164,7 @@ def test_a_checkpoint_under_another_step_s_name_is_refused(stopped, arguments, t
 
 def test_a_run_killed_before_its_first_save_begins_again_from_what_its_config_says(arguments, tmp_path):
     (tmp_path / "model").mkdir()
+    (tmp_path / "model" / own.MARK).touch()
     (tmp_path / "model" / "config.json").write_text('{"model_type": "qwen3_vl"}')  # of another start, without weights
     (tmp_path / "metrics.jsonl").write_text('{"step": 2}\n{"step": 4}\n')
     (tmp_path / "first_save.json").write_text('{"step": 0}')
@@ -195,7 +196,7 @@ def test_a_second_train_on_a_workdir_is_refused_and_changes_nothing(stopped, arg
 
 def test_a_start_that_fails_before_its_first_step_leaves_nothing(arguments, tmp_path, monkeypatch):
     def refuse(run):
-        (run.workdir / "model").mkdir()
+        own.make(run.workdir / "model")
         raise UserError("no room on the device")
 
     monkeypatch.setattr(train.Run, "initial_state", refuse)
