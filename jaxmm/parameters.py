@@ -88,15 +88,19 @@ def _keep(start: Start, spare: list[str], folder: Path) -> None:
     save(start, spare, folder)
 
 
-def load_params(workdir: Path, abstract: Params, step: int | None = None) -> Params:
-    """The parameters of another run's newest checkpoint, onto the shardings of ``abstract``."""
+def load_params(workdir: Path, abstract: Params, step: int | None = None, reader: Checkpoints | None = None) -> Params:
+    """The parameters of another run's newest checkpoint, onto the shardings of ``abstract``.
+
+    Args:
+      reader: of its checkpoints, which need not compare again what it has compared.
+    """
     folder = workdir / "checkpoints"
     if not folder.is_dir():
         raise UserError(
             f"{workdir} holds neither checkpoints nor a Hugging Face model: give the workdir of a run that has saved, "
             f"or the folder of a model"
         )
-    with Checkpoints(folder) as checkpoints:
+    with reader or Checkpoints(folder) as checkpoints:
         return checkpoints.restore_part(abstract, "params", step)
 
 
@@ -123,8 +127,10 @@ def chosen_step(workdir: Path, asked: str) -> int | None:
     return best
 
 
-def saved_params(workdir: Path, recipe: Recipe, mesh: Mesh, step: int | None = None) -> Params:
+def saved_params(
+    workdir: Path, recipe: Recipe, mesh: Mesh, step: int | None = None, reader: Checkpoints | None = None
+) -> Params:
     """The parameters of a run's checkpoint (the newest by default), on this mesh."""
     abstract, where = _place(recipe, mesh)
     shapes = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, where)
-    return load_params(workdir, shapes, step)
+    return load_params(workdir, shapes, step, reader)

@@ -65,8 +65,7 @@ FLAGS: command.Flags = {
     "workdir": ("", "folder of the run; default: runs/<name of the config file>"),
 }
 MAX_BAD_STEPS = 20  # non-finite steps in a row that end a run
-MAX_SKIPPED = 0.05  # of the examples seen, once MIN_SEEN were
-MIN_SEEN = 100
+MIN_SEEN = 100  # examples, before which config.data.max_skipped of them are not judged
 
 
 def prefetch(source: Iterator[Loaded], place: Callable[[Any], Any], depth: int = 2) -> Iterator[tuple[Loaded, Any]]:
@@ -202,12 +201,13 @@ class Run:
         if self.has_begun:
             return
         self.has_begun = True
-        if self.is_first:
-            monitor.write_json(self.workdir / "config.json", command.to_json(self.config))
-            keep_tokenizer(self.config.data.tokenizer, self.workdir)
-            note_first_save(self.workdir, self.start)
-        for folder in self.corpus.folders + (self.held_out.folders if self.held_out else []):
-            self.skipped.note(monitor.read_lines(folder / "skipped.jsonl"))
+        with self.meeting.agreed("the run's first files"):
+            if self.is_first:
+                monitor.write_json(self.workdir / "config.json", command.to_json(self.config))
+                keep_tokenizer(self.config.data.tokenizer, self.workdir)
+                note_first_save(self.workdir, self.start)
+            for folder in self.corpus.folders + (self.held_out.folders if self.held_out else []):
+                self.skipped.note(monitor.read_lines(folder / "skipped.jsonl"))
 
     def abstract_batch(self) -> Batch:
         """Shapes and shardings of a global batch."""
@@ -279,7 +279,7 @@ class Run:
             began = time.perf_counter()
             loaded, batch = next(ahead)
             wait = time.perf_counter() - began
-            if stopped := stop.agreed(step + 1):
+            if stopped := stop.agreed(step + 1, self._too_many_skipped()):
                 break
             state, metrics = self.compiled_step(state, batch)
             self._begin()
@@ -295,6 +295,7 @@ class Run:
                 continue
             self._finish(*pending)
             pending = None
+            self._judge_skipped(step)
             if log:
                 self._log(step)
             if step == self.steps:
@@ -310,6 +311,7 @@ class Run:
             self._finish(*pending)
         if self.sums:
             self._log(step)
+        self._judge_skipped(step)
         if step < self.steps:
             self._save(step, state, None, is_last=True)
             say(f"stopped after step {step} of {self.steps} and saved; the same command goes on at step {step + 1}")
@@ -373,13 +375,6 @@ class Run:
         self.meta["examples_seen"] += counts.examples
         for skip in loaded.skipped:
             self.skipped.add(*split_origin(skip.origin), skip.reason)
-        seen = self.meta["examples_seen"]
-        if seen >= MIN_SEEN and self.skipped.met > MAX_SKIPPED * seen:
-            raise UserError(
-                f"{self.skipped.met} of {seen} documents could not be used, more than {MAX_SKIPPED:.0%}: see "
-                f"{self.workdir / 'skipped.jsonl'}; once they can be read, the same command goes on from the last "
-                f"checkpoint, and counts only what that had counted"
-            )
         if int(metrics.bad_steps) >= MAX_BAD_STEPS:
             pieces = sorted({(p.source, p.example) for batch in self.recent for row in batch.all_rows for p in row})
             names = ", ".join(f"{self.corpus.names[s]}:{e}" for s, e in pieces[:50])
@@ -388,6 +383,25 @@ class Run:
                 f"the loss or its gradient was not finite in {MAX_BAD_STEPS} steps in a row, none of which changed a "
                 f"parameter; lower config.optimizer.rate or look at these examples: {names}{more}"
             )
+
+    def _judge_skipped(self, step: int) -> None:
+        """Ends the run, in all processes, before it saves what counts too many documents that could not be used."""
+        with self.meeting.agreed(f"the end of step {step}"):
+            if jax.process_count() > 1:
+                self.skipped.reread()
+            if refused := self._too_many_skipped():
+                raise refused
+
+    def _too_many_skipped(self) -> UserError | None:
+        """Why the run cannot go on, where too many of the examples seen could not be used."""
+        seen, most = self.meta["examples_seen"], self.config.data.max_skipped
+        if seen < MIN_SEEN or self.skipped.met <= most * seen:
+            return None
+        return UserError(
+            f"{self.skipped.met} of {seen} documents could not be used, more than {most:.1%}: see "
+            f"{self.workdir / 'skipped.jsonl'}; once they can be read, or with a higher config.data.max_skipped, the "
+            f"same command goes on from the last checkpoint, and counts only what that had counted"
+        )
 
     def _log(self, step: int) -> None:
         if not self.sums:
