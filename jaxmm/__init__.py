@@ -1,3 +1,3 @@
 """jaxmm: multimodal pretraining and fine-tuning in JAX, on packed sequences."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -282,7 +282,7 @@ class Checkpoints:
         own = integrity.verify(path, part, (jax.process_index(), jax.process_count()))
         worst = self._meeting.largest(0 if not own else 1 if own.is_proven else 2, f"the reading of {path}")
         fault = own or (
-            Fault("a file that another process read is not as it was written", worst == 1) if worst else None
+            Fault("a file that another process read is not as it was written", worst == 1, True) if worst else None
         )
         self._note(step, fault, told=own is not None)
         if not fault:
@@ -294,16 +294,16 @@ class Checkpoints:
     def _note(self, step: int, fault: Fault | None, told: bool) -> None:
         self._faults[step] = fault
         if fault and told:
-            kind = "incomplete" if fault.is_proven else "unreadable"
+            kind = "unreadable" if not fault.is_proven else "damaged" if fault.differs else "incomplete"
             way = f" (the next save renames it to {step}{ASIDE})" if fault.is_proven else ""
             self._say(f"warning: ignoring the {kind} checkpoint {self._path(step)}: {fault.text}{way}")
 
     def _cannot_be_read(self, step: int, why: str) -> UserError:
         older = max((other for other in self.steps() if other < step), default=None)
-        before = "the start" if older is None else f"step {older}"
+        way = f"move it to another folder to go on from step {older}" if older is not None else "give another --workdir"
         return UserError(
             f"checkpoint {self._path(step)} cannot be read ({why}), which does not prove it broken: nothing was "
-            f"changed; mend that, or move it to another folder to go on from {before}"
+            f"changed; mend that, or {way}"
         )
 
     def _chosen(self, step: int | None, part: str) -> int:

@@ -188,8 +188,10 @@ def main(argv: list[str]) -> int:
     mesh = sharding.make_mesh(args.config.mesh)
     with jax.set_mesh(mesh):
         with Meeting("start").together("the checkpoint"):
-            step = chosen_step(workdir, args.step)
-            params = saved_params(workdir, recipe, mesh, step)
+            reader = Checkpoints(workdir / "checkpoints")  # one, so that no byte is compared twice
+            step = chosen_step(workdir, args.step) or reader.latest()
+            params = saved_params(workdir, recipe, mesh, step, reader)
+            which = f"the checkpoint of step {step}{best_line(reader)}"  # all processes read them together
         evaluator = Evaluator(
             corpus, recipe, mesh, seq_len=args.config.seq_len, batch_size=args.config.batch_size,
             examples=args.config.eval.examples,
@@ -197,8 +199,7 @@ def main(argv: list[str]) -> int:
         figures = evaluator(params, blind=True)
     if jax.process_index() == 0:  # every process has the same figures
         monitor.write_json(workdir / "eval.json", figures)
-        with Checkpoints(workdir / "checkpoints") as checkpoints:
-            print(f"the checkpoint of step {step or checkpoints.latest()}{best_line(checkpoints)}")
+        print(which)
         print(monitor.table(closing_rows(figures)))
     return 0
 

@@ -294,7 +294,7 @@ def _write_limits(start: Start, image: ImageSpec, folder: Path) -> None:
 
 
 def write_generation(recipe: Recipe, config: dict[str, Any], workdir: Path, folder: Path) -> None:
-    """Writes how the model generates: as its folder says, if that was of a whole model; it ends where ours does."""
+    """Writes how the model generates: as its folder, or that of its decoder, says; it ends where ours does."""
     template = recipe.template
     said = said_by(recipe.start, workdir)
     ids = {key: config[key] for key in ("bos_token_id", "pad_token_id")}

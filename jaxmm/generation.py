@@ -21,8 +21,8 @@ NOT_FOLLOWED: dict[str, Any] = {
 
 
 def said_by(start: Start | None, workdir: Path) -> dict[str, Any]:
-    """What the folder says that the run's model came from; {} where that was no whole model."""
-    return generation(workdir / MODEL) if start and not start.is_joined else {}
+    """What the folder says that the run's model, or the decoder of a joined one, came from; {} for random weights."""
+    return generation(workdir / MODEL) if start else {}
 
 
 def repetition_penalty(said: Mapping[str, Any], asked: float) -> float:

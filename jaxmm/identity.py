@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,12 +10,12 @@ from ml_collections import ConfigDict
 
 from jaxmm import command
 from jaxmm.config import completed
-from jaxmm.config_file import from_json
+from jaxmm.config_file import from_json, load_workdir
 from jaxmm.data.plan import FORMAT as PLAN_FORMAT
 from jaxmm.data.plan import FORMATS as PLAN_FORMATS
 from jaxmm.errors import UserError
-from jaxmm.kept import has_saved
 from jaxmm.recipe import Corpus
+from jaxmm.workdir import has_saved
 
 # What may differ when a run goes on; data is told apart by its content, not by where it lies.
 FREE = ("steps", "accumulation", "mesh", "compute", "eval", "checkpoint", "log", "data.cache", "data.threads",
@@ -35,14 +34,13 @@ def as_it_was(config: ConfigDict, workdir: Path) -> ConfigDict:
     """The config of a run that goes on: what it leaves open is as the run's own config has it.
 
     Runs of jaxmm 0.1 had no such values, and wrote out what base.py said.
+
+    Raises:
+      UserError: if the run's config cannot be read.
     """
-    file = workdir / "config.json"
-    if not has_saved(workdir) or not file.is_file():
+    if not has_saved(workdir) or not (workdir / "config.json").is_file():
         return config
-    try:
-        old, found = from_json(json.loads(file.read_text())), from_json(command.to_json(config))
-    except ValueError as error:
-        raise UserError(f"{file} is no valid JSON: {error}") from error
+    old, found = load_workdir(str(workdir)), from_json(command.to_json(config))
     for key, left_open in LEFT_OPEN.items():
         *groups, name = key.split(".")
         new, before = (functools.reduce(lambda tree, group: tree.get(group, {}), groups, tree) for tree in (found, old))

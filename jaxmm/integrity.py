@@ -28,10 +28,11 @@ _THREADS = min(8, os.cpu_count() or 1)  # CRC-32 of large blocks holds no lock: 
 
 
 class Fault(NamedTuple):
-    """What is wrong with a checkpoint. ``is_proven``: bytes are missing or differ."""
+    """What is wrong with a checkpoint. ``is_proven``: bytes are missing or differ; ``differs``: none is missing."""
 
     text: str
     is_proven: bool
+    differs: bool = False
 
 
 class Entry(NamedTuple):
@@ -90,7 +91,7 @@ def verify(folder: Path, part: str = "", share: tuple[int, int] = (0, 1)) -> Fau
             is_same = _entry(folder, name) == entries[name]
         except OSError as error:
             return Fault(f"{name}: {error.strerror}", False)
-        return None if is_same else Fault(f"the bytes of {name} are not those that were written", True)
+        return None if is_same else Fault(f"the bytes of {name} are not those that were written", True, True)
 
     with ThreadPoolExecutor(_THREADS) as threads:
         found = [fault for fault in threads.map(judged, names[share[0] :: share[1]]) if fault]
@@ -133,7 +134,7 @@ def _read_record(folder: Path) -> dict[str, Entry]:
     except (ValueError, LookupError, TypeError, AttributeError):
         is_same = False
     if not is_same:
-        raise _Found(Fault(f"the bytes of {RECORD} are not those that were written", True))
+        raise _Found(Fault(f"the bytes of {RECORD} are not those that were written", True, True))
     return entries
 
 

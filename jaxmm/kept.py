@@ -7,21 +7,17 @@ import shutil
 import sys
 from pathlib import Path
 
+from jaxmm import own
 from jaxmm.data.text import Template
 from jaxmm.data.tokenizer import load_tokenizer
 from jaxmm.errors import UserError
 from jaxmm.hf.folder import CONFIG
 from jaxmm.hf.start import TOKENIZER_FILES
+from jaxmm.workdir import has_saved
 
 TOKENIZER = "tokenizer"  # folder of a workdir: the small files of what config.data.tokenizer named
 # Named chat templates, and what tells AutoTokenizer a class where tokenizer_config.json does not.
 MORE = ("additional_chat_templates/*.jinja", CONFIG)
-
-
-def has_saved(workdir: Path | None) -> bool:
-    """Whether the run has saved: then its weights and its small files count, not what it began with."""
-    folder = workdir / "checkpoints" if workdir else None
-    return folder is not None and folder.is_dir() and any(path.name.isdecimal() for path in folder.iterdir())
 
 
 def tokenizer_folder(named: str, workdir: Path | None) -> str:
@@ -41,7 +37,7 @@ def tokenizer_folder(named: str, workdir: Path | None) -> str:
                 f"have none: give its place by --config.data.tokenizer"
             )
         return named
-    names = [str(path.relative_to(kept)) for path in kept.rglob("*") if path.is_file()]
+    names = [str(path.relative_to(kept)) for path in kept.rglob("*") if path.is_file() and path.name != own.MARK]
     if folder.is_dir() and filecmp.cmpfiles(folder, kept, names, shallow=False)[0] != names:
         print(
             f"warning: {named} is not the tokenizer that this run has learnt with: its own, {kept}, is used",
@@ -53,24 +49,23 @@ def tokenizer_folder(named: str, workdir: Path | None) -> str:
 def keep_tokenizer(named: str, workdir: Path) -> None:
     """Copies the small files of a tokenizer's folder to the workdir, where they give the same ids to the last token.
 
-    A copy that a run has saved with stays.
+    A copy that a run has saved with stays, as does the folder itself where it lies there.
     """
     folder, kept = Path(named).expanduser(), workdir / TOKENIZER
-    if not named or not folder.is_dir() or (kept.is_dir() and has_saved(workdir)):
+    if not named or not folder.is_dir() or (kept.is_dir() and (has_saved(workdir) or folder.samefile(kept))):
         return
     half = kept.with_name(f"{TOKENIZER}.unfinished")
-    for old in (half, kept):  # of a run that was killed before it saved
-        shutil.rmtree(old, ignore_errors=True)
-    half.mkdir()
+    own.remove(kept)  # of a run that was killed before it saved
+    own.make(half)
     theirs = load_tokenizer(named)
-    own = getattr(theirs, "vocab_files_names", {}).values()
-    for pattern in dict.fromkeys((*TOKENIZER_FILES, *own, *MORE)):
+    vocabulary = getattr(theirs, "vocab_files_names", {}).values()
+    for pattern in dict.fromkeys((*TOKENIZER_FILES, *vocabulary, *MORE)):
         for path in folder.glob(pattern):
             to = half / path.relative_to(folder)
             to.parent.mkdir(exist_ok=True)
             shutil.copyfile(path, to)
     if Template(theirs, "sft").fingerprint != Template(load_tokenizer(str(half)), "sft").fingerprint:
-        shutil.rmtree(half)
+        own.remove(half)
         print(f"warning: the tokenizer of {named} is more than its usual files: this run goes on needing the folder",
               file=sys.stderr)  # fmt: skip
         return

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding
 
-from jaxmm import sharding
+from jaxmm import own, sharding
 from jaxmm.checkpoint import Checkpoints
 from jaxmm.errors import UserError
 from jaxmm.hf import folder as hf
@@ -85,21 +84,23 @@ def _keep(start: Start, spare: list[str], folder: Path) -> None:
     """Keeps the small files of what a run starts from, in place of those of a start that never came to a save."""
     if jax.process_index() > 0:
         return
-    if folder.exists() and any(named.exists() and named.samefile(folder) for named in start.folders.values()):
-        raise UserError(f"config.init_from is {folder}, where the run keeps files of its own: move the model elsewhere")
-    shutil.rmtree(folder, ignore_errors=True)
+    own.make(folder)
     save(start, spare, folder)
 
 
-def load_params(workdir: Path, abstract: Params, step: int | None = None) -> Params:
-    """The parameters of another run's newest checkpoint, onto the shardings of ``abstract``."""
+def load_params(workdir: Path, abstract: Params, step: int | None = None, reader: Checkpoints | None = None) -> Params:
+    """The parameters of another run's newest checkpoint, onto the shardings of ``abstract``.
+
+    Args:
+      reader: of its checkpoints, which need not compare again what it has compared.
+    """
     folder = workdir / "checkpoints"
     if not folder.is_dir():
         raise UserError(
             f"{workdir} holds neither checkpoints nor a Hugging Face model: give the workdir of a run that has saved, "
             f"or the folder of a model"
         )
-    with Checkpoints(folder) as checkpoints:
+    with reader or Checkpoints(folder) as checkpoints:
         return checkpoints.restore_part(abstract, "params", step)
 
 
@@ -126,8 +127,10 @@ def chosen_step(workdir: Path, asked: str) -> int | None:
     return best
 
 
-def saved_params(workdir: Path, recipe: Recipe, mesh: Mesh, step: int | None = None) -> Params:
+def saved_params(
+    workdir: Path, recipe: Recipe, mesh: Mesh, step: int | None = None, reader: Checkpoints | None = None
+) -> Params:
     """The parameters of a run's checkpoint (the newest by default), on this mesh."""
     abstract, where = _place(recipe, mesh)
     shapes = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, where)
-    return load_params(workdir, shapes, step)
+    return load_params(workdir, shapes, step, reader)

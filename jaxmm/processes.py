@@ -15,10 +15,11 @@ from typing import Any
 
 import jax
 
-from jaxmm.errors import StrandedError, end_at_once
+from jaxmm.errors import StrandedError, UserError, end_at_once
 
 SECONDS = 600  # that a process is waited for; JAXMM_BARRIER_SECONDS changes it
 _POLL, _DAY = 0.002, 86400  # seconds
+_REFUSED = 1000  # and the process's number: above all signals
 
 
 class Meeting:
@@ -110,6 +111,21 @@ class Meeting:
         finally:
             done.set()
 
+    @contextmanager
+    def agreed(self, where: str) -> Iterator[None]:
+        """A block after which all processes go on, or, where it fails in one, none.
+
+        Raises:
+          Exception: the block's own, where it is this process's; a UserError where it is another's.
+        """
+        failed: Exception | None = None
+        try:
+            yield
+        except Exception as error:
+            failed = error
+        if first := self.largest(0 if failed is None else jax.process_index() + 1, where):
+            raise failed or UserError(f"process {first - 1} failed at {where}: its log says why")
+
     def _watch(self, done: threading.Event, name: str, where: str) -> None:
         looks = 0
         while not done.wait(self._seconds):
@@ -164,13 +180,21 @@ class Stop:
             raise KeyboardInterrupt
         self.signal = number
 
-    def agreed(self, step: int) -> int:
+    def agreed(self, step: int, refused: UserError | None = None) -> int:
         """The signal that any process got, the same answer in all of them; all must ask before each step.
+
+        Args:
+          refused: why this process cannot go on: then none does.
 
         Raises:
           StrandedError: naming the processes that did not come.
+          UserError: if one cannot go on.
         """
-        return self._meeting.largest(self.signal, f"step {step}")
+        where = f"step {step}"
+        found = self._meeting.largest(_REFUSED + jax.process_index() if refused else self.signal, where)
+        if found >= _REFUSED:
+            raise refused or UserError(f"process {found - _REFUSED} cannot go on to {where}: its log says why")
+        return found
 
 
 def _client() -> Any:

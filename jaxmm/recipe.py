@@ -31,14 +31,14 @@ from jaxmm.data.tokenizer import load_tokenizer
 from jaxmm.errors import UserError
 from jaxmm.hf.processors import limits
 from jaxmm.hf.start import MARKUP, MODEL, Start, image_settings, read_start
-from jaxmm.kept import has_saved, tokenizer_folder
+from jaxmm.kept import tokenizer_folder
 from jaxmm.models.attention import choose_backend
 from jaxmm.models.connector import ConnectorSpec
 from jaxmm.models.decoder import DecoderSpec
 from jaxmm.models.multimodal import PARTS, Compute, ModelSpec
 from jaxmm.models.vit import VisionSpec
 from jaxmm.shares import parse_mixture, parse_names, parse_numbers, parse_schedule
-from jaxmm.workdir import local
+from jaxmm.workdir import has_saved, local
 
 MAX_STEPS = 10_000_000  # that epochs may be: all are planned to count them
 SAID_FROM = 100_000  # steps from which on that is said
@@ -121,13 +121,6 @@ def load_corpus(
                 f"answer is not learnt in it; prepare it again to have it learnt"
             )
     lengths = [Lengths(prepared, image, cache / "plans") for prepared in opened]
-    for source in lengths:
-        if not source.targets_E.any():
-            raise UserError(
-                f"{source.name} has nothing to learn: not one of its {len(source)} documents has an assistant's turn "
-                f"that is not turned off by a weight, or a text; leave it out of config.data.mixture, or learn all of "
-                f"it by config.data.objective=pretrain"
-            )
     sizes = [float(source.tokens_E.sum()) for source in lengths]
     asked = [shares.get(source.name, 0.0) for source in lengths]
     return Corpus(lengths, asked if all(asked) else sizes, [prepared.folder for prepared in opened])
@@ -290,6 +283,13 @@ def train_corpus(config: ConfigDict, recipe: Recipe | DataRecipe) -> Corpus:
     stages = parse_schedule(config.data.mixture)
     names = ",".join(dict.fromkeys(name for _, shares in stages for name in shares))
     corpus = _load(config, config.data.path, names, recipe, default, read_reading(config))
+    for source in corpus.lengths:
+        if not source.targets_E.any():
+            raise UserError(
+                f"{source.name} has nothing to learn: not one of its {len(source)} documents has an assistant's turn "
+                f"that is not turned off by a weight, or a text; leave it out of config.data.mixture, or learn all of "
+                f"it by config.data.objective=pretrain"
+            )
 
     def shares_of(asked: dict[str, float]) -> list[float]:
         by_size = not any(asked.values())

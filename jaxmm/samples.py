@@ -42,7 +42,9 @@ def _first_answer(prepared: Columns, template: Template, example: int) -> tuple[
             if not pictures or len(pictures) < shown or not all(map(_decodes, pictures)):
                 return None  # ready-made media cannot be drawn
             text = template.decode(record.tokens[:start].tolist()).strip()
-            return Prompt(tuple(pictures), text), template.decode(record.tokens[start:stop].tolist()).strip()
+            truth = template.decode(record.tokens[start:stop].tolist())
+            # An answer that is generated is shown without what the chat template begins every one with.
+            return Prompt(tuple(pictures), text), truth.strip().removeprefix(template.lead.strip()).strip()
     return None
 
 

@@ -16,7 +16,6 @@ if __name__ == "__main__":
 
 import collections
 import contextlib
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +27,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import jaxmm
-from jaxmm import capacity, command, monitor, samples, sharding, startup
+from jaxmm import capacity, command, monitor, own, samples, sharding, startup
 from jaxmm.ahead import CompiledStep
 from jaxmm.batch import Batch
 from jaxmm.checkpoint import Checkpoints
@@ -41,9 +40,9 @@ from jaxmm.data.report import special_lines
 from jaxmm.errors import UserError, printable
 from jaxmm.evaluate import Evaluator, Figures, best_line, closing_rows, mean_loss
 from jaxmm.generate import answers, make_generator
-from jaxmm.hf.start import MODEL
+from jaxmm.hf.start import MODEL, parse, run_and_step
 from jaxmm.identity import Identity, as_it_was
-from jaxmm.kept import keep_tokenizer
+from jaxmm.kept import TOKENIZER, keep_tokenizer
 from jaxmm.models.flops import batch_flops, parameter_counts
 from jaxmm.models.multimodal import flat_axes
 from jaxmm.parameters import once, started_params
@@ -61,14 +60,13 @@ from jaxmm.recipe import (
     train_corpus,
 )
 from jaxmm.train_step import Metrics, TrainState
-from jaxmm.workdir import Claim, has_ever_saved, note_first_save
+from jaxmm.workdir import Claim, has_saved, note_first_save
 
 FLAGS: command.Flags = {
     "workdir": ("", "folder of the run; default: runs/<name of the config file>"),
 }
 MAX_BAD_STEPS = 20  # non-finite steps in a row that end a run
-MAX_SKIPPED = 0.05  # of the examples seen, once MIN_SEEN were
-MIN_SEEN = 100
+MIN_SEEN = 100  # examples, before which config.data.max_skipped of them are not judged
 
 
 def prefetch(source: Iterator[Loaded], place: Callable[[Any], Any], depth: int = 2) -> Iterator[tuple[Loaded, Any]]:
@@ -130,6 +128,8 @@ class Run:
             on_save=lambda step: note_first_save(workdir, step), say=lambda line: self._say(line),
         )  # fmt: skip
         self.start = self._first_step()
+        if not self.start:
+            self._refuse_foreign()
         # Until a save is complete the run is what its config says, whatever a start that died has left.
         self.recipe: Recipe = read_recipe(config, workdir if self.start else None)
         self.meta: dict[str, Any] = self.checkpoints.meta(self.start) if self.start else {"examples_seen": 0}
@@ -170,14 +170,23 @@ class Run:
         if latest := self.checkpoints.latest():
             return latest
         broken = self.checkpoints.faults()
-        every = monitor.read_json(self.workdir / "config.json").get("checkpoint", {}).get("every", 0)
-        if broken or has_ever_saved(self.workdir, int(every or self.config.checkpoint.every)):
+        if has_saved(self.workdir, self.config.checkpoint.every):
             why = "; ".join(f"{step}: {fault}" for step, fault in broken.items()) or "there is none left"
             raise UserError(
                 f"{self.workdir} holds a run that has saved, and no checkpoint of it can be used ({why}): nothing was "
                 f"changed; put a whole one back into {self.checkpoints.folder}, or give another --workdir to start anew"
             )
         return 0
+
+    def _refuse_foreign(self) -> None:
+        """Stops where what the run will keep would take the place of what somebody else has put into the workdir."""
+        named = [("config.init_from", folder) for folder in parse(run_and_step(self.config.init_from)[0]).values()]
+        kept, tokenizer = self.workdir / TOKENIZER, Path(self.config.data.tokenizer).expanduser()
+        is_there = bool(self.config.data.tokenizer) and tokenizer.resolve() == kept.resolve()
+        if self.config.data.tokenizer and not is_there:
+            named.append(("config.data.tokenizer", tokenizer))
+        made = [self.workdir / MODEL] if is_there else [self.workdir / MODEL, kept]
+        own.refuse_foreign(made, named, self.workdir)
 
     def _origin(self) -> Origin:
         """Where the plan begins: with the run, or, after a change of the data, with the examples seen until then."""
@@ -193,12 +202,13 @@ class Run:
         if self.has_begun:
             return
         self.has_begun = True
-        if self.is_first:
-            monitor.write_json(self.workdir / "config.json", command.to_json(self.config))
-            keep_tokenizer(self.config.data.tokenizer, self.workdir)
-            note_first_save(self.workdir, self.start)
-        for folder in self.corpus.folders + (self.held_out.folders if self.held_out else []):
-            self.skipped.note(monitor.read_lines(folder / "skipped.jsonl"))
+        with self.meeting.agreed("the run's first files"):
+            if self.is_first:
+                monitor.write_json(self.workdir / "config.json", command.to_json(self.config))
+                keep_tokenizer(self.config.data.tokenizer, self.workdir)
+                note_first_save(self.workdir, self.start)
+            for folder in self.corpus.folders + (self.held_out.folders if self.held_out else []):
+                self.skipped.note(monitor.read_lines(folder / "skipped.jsonl"))
 
     def abstract_batch(self) -> Batch:
         """Shapes and shardings of a global batch."""
@@ -209,6 +219,8 @@ class Run:
         """The state at ``self.start``: restored onto this mesh, from ``init_from``, or fresh."""
         if self.start:
             return self.checkpoints.restore(self.program.abstract_state(self.mesh), self.start)
+        if self.is_first:
+            own.remove(self.workdir / MODEL)  # of a start from another model that never came to a save
         if not self.config.init_from:
             return fresh_state(self.program, self.mesh, self.config.seed)
         params = started_params(
@@ -232,7 +244,7 @@ class Run:
                     return self._train(stop)
             finally:
                 if not (self.has_begun or self.start) and self.is_first:
-                    shutil.rmtree(self.workdir / MODEL, ignore_errors=True)
+                    own.remove(self.workdir / MODEL)
 
     def _train(self, stop: Stop) -> int:
         config, say = self.config, self._say
@@ -268,7 +280,7 @@ class Run:
             began = time.perf_counter()
             loaded, batch = next(ahead)
             wait = time.perf_counter() - began
-            if stopped := stop.agreed(step + 1):
+            if stopped := stop.agreed(step + 1, self._too_many_skipped()):
                 break
             state, metrics = self.compiled_step(state, batch)
             self._begin()
@@ -284,6 +296,7 @@ class Run:
                 continue
             self._finish(*pending)
             pending = None
+            self._judge_skipped(step)
             if log:
                 self._log(step)
             if step == self.steps:
@@ -299,6 +312,7 @@ class Run:
             self._finish(*pending)
         if self.sums:
             self._log(step)
+        self._judge_skipped(step)
         if step < self.steps:
             self._save(step, state, None, is_last=True)
             say(f"stopped after step {step} of {self.steps} and saved; the same command goes on at step {step + 1}")
@@ -365,13 +379,6 @@ class Run:
         self.meta["examples_seen"] += counts.examples
         for skip in loaded.skipped:
             self.skipped.add(*split_origin(skip.origin), skip.reason)
-        seen = self.meta["examples_seen"]
-        if seen >= MIN_SEEN and self.skipped.met > MAX_SKIPPED * seen:
-            raise UserError(
-                f"{self.skipped.met} of {seen} documents could not be used, more than {MAX_SKIPPED:.0%}: see "
-                f"{self.workdir / 'skipped.jsonl'}; once they can be read, the same command goes on from the last "
-                f"checkpoint, and counts only what that had counted"
-            )
         if int(metrics.bad_steps) >= MAX_BAD_STEPS:
             pieces = sorted({(p.source, p.example) for batch in self.recent for row in batch.all_rows for p in row})
             names = ", ".join(f"{self.corpus.names[s]}:{e}" for s, e in pieces[:50])
@@ -380,6 +387,25 @@ class Run:
                 f"the loss or its gradient was not finite in {MAX_BAD_STEPS} steps in a row, none of which changed a "
                 f"parameter; lower config.optimizer.rate or look at these examples: {names}{more}"
             )
+
+    def _judge_skipped(self, step: int) -> None:
+        """Ends the run, in all processes, before it saves what counts too many documents that could not be used."""
+        with self.meeting.agreed(f"the end of step {step}"):
+            if jax.process_count() > 1:
+                self.skipped.reread()
+            if refused := self._too_many_skipped():
+                raise refused
+
+    def _too_many_skipped(self) -> UserError | None:
+        """Why the run cannot go on, where too many of the examples seen could not be used."""
+        seen, most = self.meta["examples_seen"], self.config.data.max_skipped
+        if seen < MIN_SEEN or self.skipped.met <= most * seen:
+            return None
+        return UserError(
+            f"{self.skipped.met} of {seen} documents could not be used, more than {most:.1%}: see "
+            f"{self.workdir / 'skipped.jsonl'}; once they can be read, or with a higher config.data.max_skipped, the "
+            f"same command goes on from the last checkpoint, and counts only what that had counted"
+        )
 
     def _log(self, step: int) -> None:
         if not self.sums:

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from jaxmm.errors import UserError, end_at_once
-from jaxmm.monitor import read_lines, write_json
+from jaxmm.monitor import read_json, read_lines, write_json
 
 LOCK, FIRST_SAVE = "train.lock", "first_save.json"
 
@@ -45,17 +45,30 @@ def note_first_save(workdir: Path, step: int) -> None:
         write_json(workdir / FIRST_SAVE, {"step": step})
 
 
-def has_ever_saved(workdir: Path, every: int) -> bool:
-    """Whether the run had once completed a save, whatever has become of it.
+def has_saved(workdir: Path | None, every: int = 0) -> bool:
+    """Whether the run has once completed a save, whatever has become of it: what it began with no longer counts.
 
     Args:
-      every: steps from a save to the next. By it is judged what version 0.1 left, which noted nothing.
+      every: steps from a save to the next, where the run's config does not say them. By them is judged what version 0.1
+        left, which noted nothing.
     """
-    noted = _noted(workdir)
+    if workdir is None:
+        return False
+    folder, noted = workdir / "checkpoints", _noted(workdir)
+    if noted or (folder.is_dir() and any(_is_save(path) for path in folder.iterdir())):
+        return True
     if noted is not None:
-        return noted > 0
+        return False
+    group = read_json(workdir / "config.json").get("checkpoint")
+    said = group.get("every") if isinstance(group, dict) else 0
+    every = said if isinstance(said, int) and said > 0 else every
     steps = [line.get("step") for line in read_lines(workdir / "metrics.jsonl")]
     return (workdir / "summary.json").exists() or any(isinstance(n, int) and n > every > 0 for n in steps)
+
+
+def _is_save(path: Path) -> bool:
+    """Whether it is a checkpoint, whole or broken since: it has its name only once it is complete."""
+    return bool(re.fullmatch("0|[1-9][0-9]*", path.name)) and path.is_dir()
 
 
 def _noted(workdir: Path) -> int | None:
@@ -100,6 +113,7 @@ class Claim:
         self._made: list[Path] = []  # folders, the innermost last
         self._file = -1
         self._ended = threading.Event()
+        self._signs = threading.Thread(target=self._live, daemon=True)
 
     def __enter__(self) -> Claim:
         try:
@@ -111,11 +125,12 @@ class Claim:
         except BaseException:
             self._remove_folders()
             raise
-        threading.Thread(target=self._live, daemon=True).start()
+        self._signs.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._ended.set()
+        self._signs.join()  # before the file is closed, and its number another file's
         with contextlib.suppress(OSError):
             if self._is_ours():
                 self._path.unlink()  # while it is held: whoever waits finds that it is no longer the one

@@ -156,7 +156,9 @@ def test_no_lost_or_truncated_file_goes_unnoticed(saved, tmp_path, capsys):
             if checkpoints.latest() is None:
                 rejected += 1
                 warning = capsys.readouterr().err
-                assert warning.startswith("warning: ignoring the incomplete checkpoint")
+                assert warning.startswith(
+                    ("warning: ignoring the incomplete checkpoint", "warning: ignoring the damaged checkpoint")
+                )
                 assert warning.count("\n") == 1
             else:  # a file that nothing needs, such as Orbax's commit marks
                 assert_same_bits(checkpoints.restore(wanted), state)
@@ -210,7 +212,7 @@ def test_a_flipped_bit_in_any_file_is_found_and_the_checkpoint_before_taken(save
         checkpoints = Checkpoints(tmp_path)
         assert checkpoints.latest() == 1, f"byte {at} of {file}"
         line = capsys.readouterr().err
-        assert line.startswith(f"warning: ignoring the incomplete checkpoint {tmp_path / '2'}: ")
+        assert line.startswith(f"warning: ignoring the damaged checkpoint {tmp_path / '2'}: ")
         assert line.count("\n") == 1
     assert_same_bits(checkpoints.restore(wanted), state)
     assert checkpoints.best() == 1
@@ -282,6 +284,9 @@ def test_a_checkpoint_that_cannot_be_read_but_is_not_proven_broken_stays_as_it_i
     ):
         checkpoints.latest()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
+    shutil.rmtree(tmp_path / "1")  # then there is nothing to go on from
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match=r"mend that, or give another --workdir$"):
+        checkpoints.latest()
 
 
 def test_a_broken_checkpoint_put_aside_is_removed_by_a_newer_save_and_one_that_may_be_whole_is_not(

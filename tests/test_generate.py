@@ -14,7 +14,8 @@ from conftest import picture
 
 from jaxmm import command, generate
 from jaxmm.errors import UserError
-from jaxmm.generation import differences, repetition_penalty
+from jaxmm.generation import differences, repetition_penalty, said_by
+from jaxmm.hf.start import Start
 from jaxmm.models.multimodal import flat_axes
 from jaxmm.recipe import Recipe, read_recipe
 from jaxmm.reply import Reply
@@ -142,6 +143,15 @@ def test_draws_depend_on_the_seed_and_not_on_how_prompts_are_grouped(ask, prompt
 
 def test_a_temperature_close_to_0_is_greedy(ask):
     assert ask("--prompt=Hello", "--temperature=0.0001") == ask("--prompt=Hello")
+
+
+@pytest.mark.parametrize("kind", ["lfm2_vl", "llava", "qwen3_vl"])
+def test_what_a_folder_says_of_answers_counts_whether_the_model_was_whole_or_joined(tmp_path, kind):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "generation_config.json").write_text('{"repetition_penalty": 1.1}')
+    start = Start(None, {"model_type": kind}, {}, tmp_path, {})  # without a processor, as joined parts
+    assert said_by(start, tmp_path) == {"repetition_penalty": 1.1}
+    assert said_by(None, tmp_path) == {}
 
 
 def test_with_a_large_repetition_penalty_no_token_comes_twice(ask, recipe):

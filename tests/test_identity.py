@@ -9,7 +9,7 @@ from small_run import ROOT
 
 from jaxmm import command
 from jaxmm.errors import UserError
-from jaxmm.identity import Identity
+from jaxmm.identity import Identity, as_it_was
 
 DATA = {"sources": {"a": "1f"}, "template": "2e", "budgets": [1, 2], "plan": 3}
 HERE = Path("run")
@@ -42,3 +42,25 @@ def test_a_key_that_this_version_does_not_know_is_named():
     meta["config"]["optimizer"]["nesterov"] = True
     with pytest.raises(UserError, match=r"optimizer\.nesterov: True -> \(absent\)"):
         Identity(config(), DATA).check(meta, HERE, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [("[]", "no JSON object but a list"), ("{", "no valid JSON"), ('{"seq_len": "x"}', "seq_len is"), ("3", "a int")],
+)
+def test_a_run_s_damaged_config_is_one_line(tmp_path, text, line):
+    (tmp_path / "first_save.json").write_text('{"step": 4}')
+    (tmp_path / "config.json").write_text(text)
+    new = command.parse([f"--config={ROOT / 'configs/base.py'}"], {}).config
+    with pytest.raises(UserError, match=line) as caught:
+        as_it_was(new, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ['{"image": 3}', '{"checkpoint": 3}'])
+def test_a_group_that_is_none_is_told_and_not_followed(tmp_path, text, capsys):
+    (tmp_path / "first_save.json").write_text('{"step": 4}')
+    (tmp_path / "config.json").write_text(text)
+    new = command.parse([f"--config={ROOT / 'configs/base.py'}"], {}).config
+    as_it_was(new, tmp_path)
+    assert "does not know, and does not follow" in capsys.readouterr().err

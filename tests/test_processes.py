@@ -212,6 +212,33 @@ def test_a_job_that_is_said_by_halves_is_one_line(variables, message, monkeypatc
         startup.join_processes()
 
 
+def test_what_fails_in_one_process_ends_all_with_a_line(monkeypatch):
+    brought = []
+    others = 0
+    monkeypatch.setattr(Meeting, "largest", lambda self, n, where: brought.append(n) or max(n, others))
+    with Meeting("files").agreed("the first files"):
+        pass
+    with pytest.raises(OSError, match="full"), Meeting("files").agreed("the first files"):
+        raise OSError("full")
+    others = 2  # the second process brings its number
+    line = "process 1 failed at the first files: its log says why"
+    with pytest.raises(UserError, match=line), Meeting("files").agreed("the first files"):
+        pass
+    assert brought == [0, 1, 0]
+
+
+def test_a_process_that_cannot_go_on_ends_all_before_the_next_step(monkeypatch):
+    others = 15
+    monkeypatch.setattr(Meeting, "largest", lambda self, n, where: max(n, others))
+    stop = Stop(Meeting("test"))
+    assert stop.agreed(4) == 15
+    with pytest.raises(UserError, match="too many"):
+        stop.agreed(4, UserError("too many"))
+    others = 1003
+    with pytest.raises(UserError, match="process 3 cannot go on to step 4: its log says why"):
+        stop.agreed(4)
+
+
 @pytest.mark.parametrize(("number", "ignored"), [(1, False), (15, False), (2, False), (1, True)])
 def test_a_signal_is_noted_and_one_that_nohup_ignores_stays_ignored(number, ignored):
     old = signal.signal(number, signal.SIG_IGN if ignored else signal.SIG_DFL)

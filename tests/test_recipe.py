@@ -15,7 +15,7 @@ from small_run import ROOT
 from jaxmm import command
 from jaxmm.batch import ImageSpec
 from jaxmm.data.assemble import JITTER_FROM
-from jaxmm.data.plan import Budgets, Lengths
+from jaxmm.data.plan import Budgets, Lengths, choose_budgets
 from jaxmm.data.reading import Reading
 from jaxmm.errors import UserError
 from jaxmm.recipe import (
@@ -161,6 +161,23 @@ def test_a_part_kept_for_evaluation_is_not_trained_on(tmp_path, same):
     assert 10 < len(held_out) < 80
     assert sorted(train + held_out) == sorted(f"page {i}" for i in range(200))
     assert corpora(tmp_path, data__path=path)[1] is None
+
+
+def test_held_out_data_without_answers_is_no_reason_to_stop_and_training_data_is(tmp_path):
+    write(tmp_path / "a.jsonl", 3)
+    turns = [{"role": "user", "content": "page?"}, {"role": "assistant", "content": "page", "weight": 0}]
+    (tmp_path / "b.jsonl").write_text(f"{json.dumps({'messages': turns})}\n" * 3)
+    paths = [f"--config.data.path={tmp_path / 'a.jsonl'}", f"--config.eval.path={tmp_path / 'b.jsonl'}"]
+    base = [f"--config={ROOT / 'configs/base.py'}", f"--config.data.cache={tmp_path / 'cache'}"]
+    config = command.parse([*base, *paths], {}, about="").config
+    recipe = read_data(config)
+    assert len(train_corpus(config, recipe).lengths[0]) == 3
+    held_out = eval_corpus(config, recipe)
+    assert len(held_out.lengths[0]) == 3
+    assert choose_budgets(held_out.lengths, [1.0], 64, 0, 0, recipe.image.merge).targets > 0
+    config.data.path = str(tmp_path / "b.jsonl")
+    with pytest.raises(UserError, match=r"nothing to learn: .* config\.data\.mixture"):
+        train_corpus(config, recipe)
 
 
 def test_a_folder_of_splits_is_both(tmp_path):

@@ -12,19 +12,22 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import pytest
 import small_run
 from conftest import IMAGE, random_documents
 from ml_collections import ConfigDict
 from small_run import PAGES, ROOT, assert_same_bits, saved
 
-from jaxmm import command, evaluate, generate, lowered, monitor, train
+from jaxmm import command, evaluate, generate, integrity, lowered, monitor, own, train
 from jaxmm.checkpoint import Checkpoints
 from jaxmm.data.assemble import Assembler
 from jaxmm.data.plan import Budgets, Piece
 from jaxmm.errors import UserError
 from jaxmm.models.flops import batch_flops
+from jaxmm.processes import Meeting
 from jaxmm.workdir import Claim
 
 
@@ -148,7 +151,7 @@ def test_a_flipped_bit_in_the_newest_checkpoint_means_the_one_before(stopped, ar
     largest.write_bytes(content)
     begun = train.Run(config_of(arguments), workdir)
     assert begun.start == 2
-    assert "ignoring the incomplete checkpoint" in capsys.readouterr().err
+    assert "ignoring the damaged checkpoint" in capsys.readouterr().err
 
 
 def config_of(arguments: list[str]) -> ConfigDict:
@@ -164,6 +167,7 @@ def test_a_checkpoint_under_another_step_s_name_is_refused(stopped, arguments, t
 
 def test_a_run_killed_before_its_first_save_begins_again_from_what_its_config_says(arguments, tmp_path):
     (tmp_path / "model").mkdir()
+    (tmp_path / "model" / own.MARK).touch()
     (tmp_path / "model" / "config.json").write_text('{"model_type": "qwen3_vl"}')  # of another start, without weights
     (tmp_path / "metrics.jsonl").write_text('{"step": 2}\n{"step": 4}\n')
     (tmp_path / "first_save.json").write_text('{"step": 0}')
@@ -195,7 +199,7 @@ def test_a_second_train_on_a_workdir_is_refused_and_changes_nothing(stopped, arg
 
 def test_a_start_that_fails_before_its_first_step_leaves_nothing(arguments, tmp_path, monkeypatch):
     def refuse(run):
-        (run.workdir / "model").mkdir()
+        own.make(run.workdir / "model")
         raise UserError("no room on the device")
 
     monkeypatch.setattr(train.Run, "initial_state", refuse)
@@ -216,10 +220,31 @@ def test_a_schedule_of_another_length_is_told_where_it_changes_the_rate(argument
     assert train.jump_of_rate(constant, meta, 7, 16) == ""
 
 
-def test_evaluate_repeats_the_figures_of_the_run(finished):
-    assert evaluate.main([f"--workdir={finished}"]) == 0
-    told = json.loads((finished / "summary.json").read_text())["eval"]
-    assert json.loads((finished / "eval.json").read_text()) == told
+def test_evaluate_repeats_the_figures_of_the_run_and_every_process_reads_the_checkpoints(finished, monkeypatch, capsys):
+    met: dict[int, list[str]] = {0: [], 1: []}
+    read: list[str] = []
+    original = integrity.verify
+    monkeypatch.setattr(integrity, "verify", lambda *args: read.append(str(args[0])) or original(*args))
+    for process, places in met.items():
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        monkeypatch.setattr(Meeting, "largest", lambda self, n, where, places=places: places.append(where) or n)
+        assert evaluate.main([f"--workdir={finished}"]) == 0
+        told = json.loads((finished / "summary.json").read_text())["eval"]
+        assert json.loads((finished / "eval.json").read_text()) == told
+        assert process or len(read) == len(set(read))  # a second look at the same bytes would be as long as the first
+    assert met[0] == met[1]
+    assert capsys.readouterr().out.count("the checkpoint of step 8; the best by its evaluation loss is that of") == 1
+
+
+@pytest.mark.parametrize(
+    ("met", "part", "stops"), [(10, 0.05, True), (5, 0.05, False), (10, 0.1, False), (1, 0.0, True)]
+)
+def test_more_documents_that_cannot_be_used_than_the_config_allows_end_a_run(tmp_path, met, part, stops):
+    config = ConfigDict({"data": {"max_skipped": part}})
+    run = SimpleNamespace(meta={"examples_seen": 100}, skipped=SimpleNamespace(met=met), config=config,
+                          workdir=tmp_path)  # fmt: skip
+    told = train.Run._too_many_skipped(run)
+    assert stops is bool(told and f"more than {part:.1%}" in str(told) and "config.data.max_skipped" in str(told))
 
 
 def test_generate_answers_about_a_picture(finished, data, capsys):

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 
 from jaxmm import workdir
 from jaxmm.errors import UserError
-from jaxmm.workdir import Claim, has_ever_saved, local, note_first_save
+from jaxmm.workdir import Claim, has_saved, local, note_first_save
 
 HOLDER = """
 import sys, time
@@ -105,6 +106,24 @@ def test_the_holder_gives_signs_of_life(tmp_path):
             time.sleep(0.01)
 
 
+def test_no_sign_of_life_is_given_once_the_file_is_closed(tmp_path, monkeypatch):
+    failed, begun = [], threading.Event()
+
+    def late(file):
+        begun.set()
+        time.sleep(0.1)  # the end of the run comes meanwhile
+        try:
+            os.fstat(file)
+        except OSError as error:
+            failed.append(error)
+
+    monkeypatch.setattr(workdir.os, "utime", late)
+    with Claim(tmp_path, beat=0.01) as claim:
+        assert begun.wait(10)
+    claim._signs.join()
+    assert failed == []
+
+
 def test_a_claim_leaves_no_folder_behind_in_which_nothing_was_written(tmp_path):
     with Claim(tmp_path / "a" / "b"):
         assert (tmp_path / "a" / "b" / workdir.LOCK).exists()
@@ -141,18 +160,37 @@ def test_a_url_is_refused_and_a_home_spelled_out(monkeypatch):
 
 
 def test_whether_a_run_has_saved_is_noted_once(tmp_path):
-    assert not has_ever_saved(tmp_path, every=10)
+    assert not has_saved(tmp_path, every=10)
     note_first_save(tmp_path, 0)
-    assert not has_ever_saved(tmp_path, every=10)
+    assert not has_saved(tmp_path, every=10)
     (tmp_path / "metrics.jsonl").write_text('{"step": 30}\n')  # killed before a save was complete
-    assert not has_ever_saved(tmp_path, every=10)
+    assert not has_saved(tmp_path, every=10)
     note_first_save(tmp_path, 10)
     note_first_save(tmp_path, 0)
     note_first_save(tmp_path, 20)
-    assert has_ever_saved(tmp_path, every=10)
+    assert has_saved(tmp_path, every=10)
     assert json.loads((tmp_path / workdir.FIRST_SAVE).read_text()) == {"step": 10}
     (tmp_path / workdir.FIRST_SAVE).write_text("")
-    assert has_ever_saved(tmp_path, every=10)
+    assert has_saved(tmp_path, every=10)
+
+
+@pytest.mark.parametrize("noted", ['{"step": 0}', None])
+def test_a_checkpoint_is_a_save_whatever_has_become_of_it(tmp_path, noted):
+    if noted:
+        (tmp_path / workdir.FIRST_SAVE).write_text(noted)  # killed between the save and the note of it
+    (tmp_path / "checkpoints" / "8.orbax-checkpoint-tmp").mkdir(parents=True)
+    assert not has_saved(tmp_path)
+    (tmp_path / "checkpoints" / "8").mkdir()
+    assert has_saved(tmp_path)
+    assert not has_saved(None)
+
+
+@pytest.mark.parametrize(("text", "saved"), [("[]", True), ('{"checkpoint": 3}', True), ("", True),
+                                             ('{"checkpoint": {"every": 50}}', False)])  # fmt: skip
+def test_a_damaged_config_does_not_hide_that_version_0_1_had_saved(tmp_path, text, saved):
+    (tmp_path / "config.json").write_text(text)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 30}\n')
+    assert has_saved(tmp_path, every=10) is saved
 
 
 @pytest.mark.parametrize(
@@ -165,4 +203,4 @@ def test_whether_a_run_has_saved_is_noted_once(tmp_path):
 )
 def test_what_version_0_1_left_tells_whether_it_had_saved(tmp_path, file, text, saved):
     (tmp_path / file).write_text(text)
-    assert has_ever_saved(tmp_path, every=10) is saved
+    assert has_saved(tmp_path, every=10) is saved

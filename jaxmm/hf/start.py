@@ -67,12 +67,6 @@ class Start(NamedTuple):
     pixels: Limits | None = None
     told: tuple[str, ...] = ()
 
-    @property
-    def is_joined(self) -> bool:
-        """Whether it is a tower and a decoder that no folder had together."""
-        kind = self.config["model_type"]
-        return kind == "lfm2_vl" and (not self.processor or processor_kind(self.processor, kind) != OF_FAMILY[kind])
-
     def differences(self) -> list[str]:
         """What the folder does with images and we do not, for people to know."""
         found = [
