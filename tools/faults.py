@@ -67,7 +67,7 @@ PARTS = (
     Part("config-files", faults_configs.files, 40),
     Part("data", faults_data.trials, 100),
     Part("images", faults_images.trials, 60),
-    Part("folders", faults_folders.models, 60),
+    Part("models", faults_folders.models, 60),
     Part("tokenizers", faults_folders.tokenizers, 40),
     Part("templates", faults_folders.templates, 40),
     Part("prompts", faults_prompts.trials, 30),
@@ -104,6 +104,12 @@ def table(trials: Sequence[Trial]) -> str:
     return "\n".join(f"{row[0]:{width}}" + "".join(f"  {cell:>9}" for cell in row[1:]) for row in rows)
 
 
+def line(trial: Trial) -> str:
+    """What is printed of a trial."""
+    said = ": ".join(filter(None, (trial.what, trial.told)))
+    return f"{trial.part:13}  {trial.verdict:9}  {said}" + (f"  [{trial.again}]" if trial.again else "")
+
+
 def summary(trials: Sequence[Trial]) -> str:
     """What held, in a line."""
 
@@ -111,7 +117,7 @@ def summary(trials: Sequence[Trial]) -> str:
         ours = [trial for trial in trials if trial.part.startswith(parts)]
         return f"{sum(not trial.is_bad for trial in ours)} of {len(ours)}"
 
-    inputs = ("config", "data", "images", "folders", "tokenizers", "templates", "prompts")
+    inputs = ("config", "data", "images", "models", "tokenizers", "templates", "prompts")
     told = {
         "kills survived": held("kills"), "flips and cuts found or harmless": held("checkpoints", "prepared"),
         "signals, twins and full disks ended well": held("signals", "twins", "disk"),
@@ -129,22 +135,21 @@ def main(argv: list[str]) -> int:
     output = Path(args.output) if args.output else None
     if output and not output.absolute().parent.is_dir():
         raise UserError(f"--output={output}: there is no folder {output.absolute().parent}")
+    folder = _empty(args.folder) if args.folder else None
     print(f"seed {seed}", flush=True)
     report: dict[str, Any] = {"seed": seed, "table": {}, "seconds": {}, "trials": []}
     found: list[Trial] = []
-    with tempfile.TemporaryDirectory(prefix="jaxmm-faults-") as temporary:
-        with Bench(_empty(args.folder) if args.folder else Path(temporary), args.limit) as bench:
-            for part in parts:
-                began = time.monotonic()
-                for trial in run_part(part, bench, seed, args.first, args.trials):
-                    found.append(trial)
-                    line = f"{trial.part:13}  {trial.verdict:9}  {trial.what}: {trial.told}"
-                    print(printable(line + (f"  [{trial.again}]" if trial.again else "")), flush=True)
-                    report["trials"].append(trial._asdict())
-                    report["table"] = counted(found)
-                    if output:
-                        monitor.write_json(output, report)
-                report["seconds"][part.name] = round(time.monotonic() - began, 1)
+    with tempfile.TemporaryDirectory(prefix="jaxmm-faults-") as made, Bench(folder or Path(made), args.limit) as bench:
+        for part in parts:
+            began = time.monotonic()
+            for trial in run_part(part, bench, seed, args.first, args.trials):
+                found.append(trial)
+                print(printable(line(trial)), flush=True)
+                report["trials"].append(trial._asdict())
+                report["table"] = counted(found)
+                if output:
+                    monitor.write_json(output, report)
+            report["seconds"][part.name] = round(time.monotonic() - began, 1)
     if output:
         monitor.write_json(output, report)
     print(f"\n{table(found)}\n\n{summary(found)}; seed {seed}", flush=True)

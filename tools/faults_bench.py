@@ -142,7 +142,7 @@ def record(image: str, number: int, answer: str) -> dict[str, object]:
 
 
 def metrics(workdir: Path) -> tuple[dict[str, float], int]:
-    """The losses by step as they lie in the file ("step" and how often it came before), and the number of broken lines."""
+    """The losses by step, in the order of the file (a step that comes again is "4 again"), and the broken lines."""
     losses: dict[str, float] = {}
     broken = 0
     file = workdir / "metrics.jsonl"

@@ -43,7 +43,8 @@ FILES = {
     "zeros": "\0" * 100,
     "binary": "\x89PNG\r\n\x1a\n\xff\xfe",
     "an import that is not there": "import not_there\n",
-    "a circle": "import ml_collections\ndef get_config():\n    c = ml_collections.ConfigDict()\n    c.a = c\n    return c\n",
+    "a circle": "import ml_collections\ndef get_config():\n    c = ml_collections.ConfigDict()\n"
+    "    c.a = c\n    return c\n",
     "a key group as a value": "import ml_collections\ndef get_config():\n"
     "    return ml_collections.ConfigDict({'decoder': 5})\n",
     "an unknown key": "import ml_collections\ndef get_config():\n    return ml_collections.ConfigDict({'stepz': 5})\n",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from check_row import one_line
 
@@ -76,7 +76,8 @@ def judged(ended: Ended, wrong: Callable[[], str] = lambda: "") -> tuple[str, st
         return SILENT, one_line(f"status 0 after {errors[0]}")
     if why := wrong():
         return SILENT, one_line(why)
-    return HANDLED, last(ended.output)
+    warned = [line for line in ended.output.splitlines() if line.startswith("warning")]
+    return HANDLED, one_line(warned[-1]) if warned else ""
 
 
 def last(output: str) -> str:
@@ -91,7 +92,3 @@ def counted(trials: Iterable[Trial]) -> dict[str, dict[str, int]]:
         numbers = found.setdefault(trial.part, dict.fromkeys(VERDICTS, 0))
         numbers[trial.verdict] += 1
     return found
-
-
-def as_json(trial: Trial) -> dict[str, Any]:
-    return trial._asdict()
