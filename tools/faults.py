@@ -96,7 +96,7 @@ def run_part(part: Part, bench: Bench, seed: int, first: int = 0, trials: int = 
 def table(trials: Sequence[Trial]) -> str:
     """Numbers of verdicts, a line a part."""
     numbers = counted(trials)
-    rows = [("part", "trials", *VERDICTS)]
+    rows: list[tuple[object, ...]] = [("part", "trials", *VERDICTS)]
     rows += [(part, sum(each.values()), *each.values()) for part, each in numbers.items()]
     if len(numbers) > 1:
         rows.append(("all", len(trials), *(sum(each[verdict] for each in numbers.values()) for verdict in VERDICTS)))

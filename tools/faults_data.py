@@ -150,7 +150,8 @@ def trials(bench: Bench, rng: random.Random) -> Iterator[Trial]:
         if form.is_closed and documents < DOCUMENTS and not told:
             return f"{documents} of {DOCUMENTS} documents without a word"
         bare = by_kind["text"]["documents"]
-        if form.has_images and bare > sum(report["dropped_images"].values()):
+        is_gone = form.suffix == "ndjson" and what.endswith(" lost")  # a part that is not there leaves no trace
+        if form.has_images and not is_gone and bare > sum(report["dropped_images"].values()):
             return f"{bare} documents without their pictures"
         return ""
 

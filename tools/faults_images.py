@@ -30,7 +30,7 @@ def trials(bench: Bench, rng: random.Random) -> Iterator[Trial]:
     what = _damage(file, rng) if rng.random() < 0.5 else _hostile(file, rng)
     workdir = folder / "run"
     ended = bench.train(
-        workdir, f"--config.data.path={data}", "--config.steps=5", "--config.checkpoint.every=0",
+        workdir, f"--config.data.path={data}",  "--config.checkpoint.every=0",
         f"--config.data.fast_decode={rng.random() < 0.3}",
     )  # fmt: skip
 
@@ -107,7 +107,7 @@ def _instead(make: Callable[[Path], object]) -> Callable[[Path], None]:
 
 def _of_mode(mode: str) -> Callable[[Path], None]:
     def write(file: Path) -> None:
-        kind = "TIFF" if mode in ("CMYK", "F") else "PNG"
+        kind = "TIFF" if mode in ("CMYK", "I", "F") else "PNG"
         _write(file, b"")
         PIL.Image.new(mode, (40, 30)).save(file, kind)
 
