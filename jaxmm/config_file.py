@@ -96,13 +96,13 @@ def load_file(name: str) -> ConfigDict:
             if not callable(space.get("get_config")):
                 raise UserError(f"config file '{name}' defines no function get_config()")
             config = space["get_config"]()
+            values = flat(config.to_dict()) if isinstance(config, ConfigDict) else {}  # a circle has no end
     except UserError:
         raise
     except (Exception, SystemExit) as error:
         raise UserError(f"config file '{name}'{_line(error, path)}: {type(error).__name__}: {error}") from error
     if not isinstance(config, ConfigDict):
         raise UserError(f"config file '{name}': get_config() returned {type(config).__name__}, not a ConfigDict")
-    values = flat(config.to_dict())
     for key, value in values.items():
         finite = not isinstance(value, float) or math.isfinite(value)  # JSON has no other
         if not (finite and isinstance(value, bool | int | float | str | tuple)):

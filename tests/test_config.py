@@ -195,6 +195,7 @@ def test_a_config_file_that_lacks_keys_has_their_defaults(tmp_path):
         ("return ConfigDict({'optimizer': {'rate': -1.0}})", "config.optimizer.rate is -1.0: it must be"),
         ("raise SystemExit(3)", "config file 'x.py', line 3: SystemExit: 3"),
         ("return get_config()", "line 3: RecursionError"),
+        ("c = ConfigDict(); c.a = c; return c", "RecursionError"),
     ],
 )  # fmt: skip
 def test_a_wrong_config_file_is_one_line(body, message, tmp_path, monkeypatch):

@@ -32,7 +32,7 @@ from jaxmm.data.meta import sealed
 from jaxmm.data.prepared import COLUMNS, FORMAT, Columns, InMemory, Prepared, Record, file_checksum
 from jaxmm.data.progress import Progress, Silent
 from jaxmm.data.readers.columns import Seen
-from jaxmm.data.report import report
+from jaxmm.data.report import lost_rests, report
 from jaxmm.data.shard import DATA, INDEX, Part, PrepareUnit, Shard, part_path, read_part
 from jaxmm.data.text import Template
 from jaxmm.errors import UserError
@@ -81,6 +81,7 @@ def prepare(
     lock = cache / f".{folder.name}.lock"
     if _is_whole(folder) and not (unfinished.exists() or lock.exists()):
         _refuse_skipped(source, folder)
+        _tell_lost(folder, progress)
         return folder
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -107,7 +108,15 @@ def prepare(
             os.rename(unfinished / DATA, folder)
             sync_folder(cache)
         shutil.rmtree(unfinished, ignore_errors=True)
+    _tell_lost(folder, progress)
     return folder
+
+
+def _tell_lost(folder: Path, progress: Progress) -> None:
+    """Says of which files a rest was not read: nobody knows how many documents that is."""
+    with contextlib.suppress(OSError):
+        for line in lost_rests((folder / "skipped.jsonl").read_text(encoding="utf-8", errors="replace")):
+            progress.say(line)
 
 
 def _is_whole(folder: Path) -> bool:

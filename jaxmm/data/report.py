@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import collections
+import json
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from jaxmm.data.documents import SKIP_ADVICE
 from jaxmm.data.features import IMAGE, TOKENS
 
 NOTHING, FEATURES = -2, 1  # beside features.IMAGE and TOKENS: no media, and feature vectors of any width
 TOP_IMAGES = 8  # documents with more count together
+MOST_TOLD = 5  # broken files, a line each
 
 
 def special_lines(special: Mapping[str, Mapping[str, int]]) -> list[str]:
@@ -114,6 +117,21 @@ def column_rows(reports: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
                     told += f"; in {pictures[name]:,} a picture that was not read"
                 rows.append((one["name"], name, count, told))
     return [("source", "column", "records", ""), *rows] if rows else []
+
+
+def lost_rests(skipped: str) -> list[str]:
+    """Lines on files that were not read to their end, from skipped.jsonl's text: one skip there is many records."""
+    told = []
+    for line in skipped.splitlines():
+        try:
+            one = json.loads(line)
+            if one["reason"] == "cut short" and one.get("detail"):
+                where = f"{one['file']} is broken or ends early at record {one['record']}"
+                told.append(f"warning: {where}: {one['detail']}; {SKIP_ADVICE['cut short']}")
+        except (ValueError, LookupError, TypeError):  # damaged later: nothing is read from this file but this
+            continue
+    more = [f"warning: {len(told) - MOST_TOLD} more files are broken or end early"] if len(told) > MOST_TOLD else []
+    return told[:MOST_TOLD] + more
 
 
 def skipped_rows(reports: list[dict[str, Any]]) -> list[tuple[Any, ...]]:

@@ -177,6 +177,19 @@ def test_a_single_bad_document_never_stops_a_small_source(tmp_path, bad, good, s
         assert len(Prepared(prepare(source_of(some), TEMPLATE, tmp_path))) == good
 
 
+def test_a_file_of_which_a_rest_is_lost_is_told_each_time(tmp_path):
+    some: list[Document | Skip] = [document(Text("Text."), i=i) for i in range(30)]
+    some += [Skip("made, record 30", "cut short", "what follows is lost"), Skip("made, record 31", "empty")]
+    source = dataclasses.replace(source_of(some), max_skipped=0.5)
+    for _ in range(2):
+        out = io.StringIO()
+        prepare(source, TEMPLATE, tmp_path, progress=Progress(out))
+        assert out.getvalue() == (
+            "warning: made is broken or ends early at record 30: what follows is lost; the file ends in the middle of "
+            "a record: download or write it again\n"
+        )
+
+
 def test_a_reason_that_is_not_on_the_list_is_an_error_of_ours(tmp_path):
     with pytest.raises(AssertionError, match="bad luck"):
         prepare(source_of([document(Text("Text.")), Skip("made, record 1", "bad luck")]), TEMPLATE, tmp_path)

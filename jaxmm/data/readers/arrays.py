@@ -18,7 +18,7 @@ from jaxmm.data.readers.lines import BYTE_ORDER_MARK, parsed
 from jaxmm.data.readers.parts import LeftOut
 from jaxmm.errors import UserError
 
-FORMAT = 2
+FORMAT = 3
 BLOCK = 1 << 20
 MAX_ELEMENT = 1 << 28  # a longer one has a quote or a bracket missing
 
@@ -126,7 +126,7 @@ def elements(unit: Unit, block_bytes: int = BLOCK) -> Iterator[bytes | LeftOut]:
                 at = start + 1
             yield from _elements(opened, unit, at, block_bytes)
     except streams.CUT:
-        yield LeftOut("cut short")
+        yield LeftOut("cut short", streams.LOST)
 
 
 def _elements(opened: BinaryIO, unit: Unit, at: int, block_bytes: int) -> Iterator[bytes | LeftOut]:
@@ -159,7 +159,7 @@ def _elements(opened: BinaryIO, unit: Unit, at: int, block_bytes: int) -> Iterat
                 f"a quote or a bracket is missing"
             )
     if held.strip() or not opened.read(1):
-        yield LeftOut("cut short")
+        yield LeftOut("cut short", streams.LOST)
 
 
 def _ends(opened: BinaryIO, start: int, stop: int, block_bytes: int) -> Iterator[int]:

@@ -50,7 +50,7 @@ def records(unit: Unit) -> Iterator[tuple[int, Any]]:
                 else:
                     yield number, dict(zip(header, row, strict=True))
     except streams.CUT:
-        yield number + 1, LeftOut("cut short")
+        yield number + 1, LeftOut("cut short", streams.LOST)
     except csv.Error as error:
         raise UserError(f"{unit.file}, record {number + 1}: {error}: is a quote missing?") from error
 

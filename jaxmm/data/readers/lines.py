@@ -123,7 +123,7 @@ def _blocks(unit: Unit) -> Iterator[bytes | LeftOut]:
                 yield block.removeprefix(BYTE_ORDER_MARK) if at == 0 else block
                 at += len(block)
     except streams.CUT:
-        yield LeftOut("cut short")
+        yield LeftOut("cut short", streams.LOST)
 
 
 def _lines(unit: Unit) -> Iterator[tuple[int, bytes | LeftOut]]:

@@ -114,7 +114,7 @@ def _values(file: str) -> Iterator[bytes | LeftOut]:
     except streams.CUT:
         held = b"{"
     if held.strip(b" \t\r\n,"):
-        yield LeftOut("cut short")
+        yield LeftOut("cut short", streams.LOST)
 
 
 def _closings(line: bytes) -> list[int]:

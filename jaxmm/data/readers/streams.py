@@ -17,6 +17,7 @@ from jaxmm.data.documents import Unit
 TO_ITS_END = 1 << 62  # where a file stops whose size only reading it tells
 LONGEST = 1 << 28  # bytes of a line or a value that is held at once; a longer one is no record
 PACKED = (".gz", ".tgz")
+LOST = "what follows it in the file is lost"
 CUT = (EOFError, zlib.error, gzip.BadGzipFile)  # what reading raises where a packed file ends early or is broken
 _WIDE = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 
@@ -59,16 +60,34 @@ def opened(file: str) -> Iterator[BinaryIO]:
 
 
 def _as_utf8(stream: BinaryIO) -> BinaryIO:
-    buffered = io.BufferedReader(_Raw(stream), 1 << 16)
+    buffered = _Buffered(_Raw(stream), 1 << 16)
     wide = _WIDE.get(buffered.peek(2)[:2])
     if not wide:
         return cast(BinaryIO, buffered)
     buffered.read(2)
-    return cast(BinaryIO, io.BufferedReader(_Recoded(cast(BinaryIO, buffered), wide), 1 << 16))
+    return cast(BinaryIO, _Buffered(_Recoded(buffered, wide), 1 << 16))
+
+
+class _Buffered(io.BufferedReader):
+    """A buffer that takes nothing for the end of the file until it is told so twice: see _Raw."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read(size) or super().read(size)
+
+    def read1(self, size: int = -1, /) -> bytes:
+        return super().read1(size) or super().read1(size)
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        line = super().readline(size)
+        is_whole = line.endswith(b"\n") or len(line) == size
+        return line if is_whole else line + super().readline(size)
 
 
 class _Raw(io.RawIOBase):
-    """A stream under a buffer of our own, whatever it is."""
+    """A stream under a buffer of our own, whatever it is.
+
+    Trouble is the end at first, as a buffer would lose what it holds when it is raised, and raised when asked again.
+    """
 
     def __init__(self, stream: BinaryIO):
         self._read = getattr(stream, "read1", stream.read)
@@ -92,7 +111,7 @@ class _Raw(io.RawIOBase):
 class _Recoded(io.RawIOBase):
     """UTF-16 as UTF-8. Half of a surrogate pair stays what it is, and is found where text is looked at."""
 
-    def __init__(self, stream: BinaryIO, encoding: str):
+    def __init__(self, stream: io.BufferedReader, encoding: str):
         self._stream = stream
         self._decoder = codecs.getincrementaldecoder(encoding)("surrogatepass")
         self._held = b""
@@ -102,7 +121,7 @@ class _Recoded(io.RawIOBase):
 
     def readinto(self, into: bytearray | memoryview) -> int:  # type: ignore[override]
         while not self._held:
-            block = self._stream.read(1 << 15)
+            block = io.BufferedReader.read(self._stream, 1 << 15)  # once: the buffer above asks again
             text = self._decoder.decode(block) if block else ""
             if not block:
                 return 0

@@ -124,7 +124,7 @@ FORMATS = {
 # FORMAT, and the digest of what is made of the above.
 EXPECTED = {
     "lines": (2, "15363a428d2feccf"),
-    "arrays": (2, "73675dd932c1316f"),
+    "arrays": (3, "f0670d23fd438bef"),
     "objects": (1, "7c32f8758cc7a5ca"),
     "csv": (2, "58b9513a09729d8c"),
     "tars": (2, "2c98054e7038febb"),

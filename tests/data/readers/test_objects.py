@@ -7,7 +7,8 @@ import json
 
 import pytest
 
-from jaxmm.data.readers import containers
+from jaxmm.data.documents import Skip
+from jaxmm.data.readers import containers, lines
 from jaxmm.data.sources import read_sources
 from jaxmm.errors import UserError
 from readers.reading import Folder, refused, said, skipped
@@ -51,10 +52,41 @@ def test_chinese_in_utf_16_is_whole(folder: Folder):
     assert texts(read_sources(folder.write("a.jsonl", content), [])[0]) == [record["text"]]
 
 
+PACKED = {
+    "a.jsonl.gz": SHAPES["lines"],
+    "a.json.gz": SHAPES["an array"],
+    "b.json.gz": SHAPES["pretty"],
+    "a.csv.gz": "text\n" + "\n".join(f'"{text.replace(chr(34), chr(34) * 2)}"' for text in TEXTS),
+    "a.tsv.gz": "text\tid\n" + "\n".join(f"Page {i}\t{i}" for i in range(5)),
+    "a.txt.gz": "\n".join(TEXTS),
+}
+
+
+@pytest.mark.parametrize("name", PACKED)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_every_cut_of_a_packed_file_is_told_and_gives_no_half_record(folder: Folder, name, encoding, monkeypatch):
+    content = gzip.compress(PACKED[name].encode(encoding), 0)  # so that each cut gives what precedes it
+    (source,) = read_sources(folder.write(name, content), [])
+    whole = texts(source)
+    assert len(whole) == 5
+    for block in (16, 1 << 20):
+        monkeypatch.setattr(lines, "BLOCK", block)
+        for cut in range(30, len(content), 5):
+            path = folder.write(name, content[:cut])
+            try:
+                (source,) = read_sources(path, [])
+                found = [d for d in source.documents() if not isinstance(d, Skip)]
+                left = skipped(source)
+            except UserError:
+                continue  # told too
+            assert [said(d)[0][1] for d in found] == whole[: len(found)]
+            assert "cut short" in [reason for _, reason in left]
+
+
 def test_half_a_packed_file_gives_what_is_whole(folder: Folder):
-    lines = "".join(json.dumps({"text": f"Page {i} {hash(i) * 7919}."}) + "\n" for i in range(2000)).encode()
+    content = "".join(json.dumps({"text": f"Page {i} {hash(i) * 7919}."}) + "\n" for i in range(2000)).encode()
     for name in ("a.jsonl.gz", "a.txt.gz"):
-        whole = gzip.compress(lines)
+        whole = gzip.compress(content)
         (source,) = read_sources(folder.write(name, whole[: len(whole) // 2]), [])
         assert skipped(source)[-1][1] in ("cut short", "broken JSON")
         assert "cut short" in [reason for _, reason in skipped(source)]
