@@ -48,7 +48,7 @@ FORMATS = (UNTIL_PASSES, FORMAT)
 WINDOW_PIECES = 1 << 16  # about what a window holds: thousands of rows pack tightly, and are planned in an instant
 MIN_ROWS = 256  # of a window, where the ends of passes do not make it smaller
 SEAM_ROWS = 4  # passes that end within so many rows of each other end in one window
-KEPT_WINDOWS, KEPT_PIECES = 4, 4 * WINDOW_PIECES  # in memory: so many windows at least, more where they are small
+KEPT_WINDOWS, KEPT_PIECES = (4, 256), 4 * WINDOW_PIECES  # in memory: from least to most windows, and pieces of them
 _ROWS = 1 << 41  # in the place of a source, in keys
 
 
@@ -151,7 +151,7 @@ class Plan(Batches):
 
     def _plan_window(self, window: int) -> Rows:
         """Plans one window, whose predecessors are planned, and notes where the next one starts."""
-        row, before = self._table.starts[window], self._table.positions[window]
+        row, before = self._table.starts[window], self._table.position(window)
         step = self.origin.batch + row // self.batch_size
         (pieces, needs), after = self._streams.draw(before, self._window_of(row, before, step), step)
         row_of = assign(needs, self.budgets)
@@ -196,8 +196,10 @@ class Plan(Batches):
 
     def _window(self, window: int) -> Rows:
         if window not in self._windows:
-            while len(self._windows) >= KEPT_WINDOWS and (
-                sum(len(kept.pieces.source) for kept in self._windows.values()) > KEPT_PIECES
+            least, most = KEPT_WINDOWS
+            while len(self._windows) >= least and (
+                len(self._windows) >= most
+                or sum(len(kept.pieces.source) for kept in self._windows.values()) > KEPT_PIECES
             ):
                 del self._windows[min(self._windows)]
             self._windows[window] = self._plan_window(window)
@@ -258,7 +260,7 @@ class Plan(Batches):
         with self._lock:
             self._plan_to(row)
             window = int(np.searchsorted(self._table.starts, row, side="right")) - 1
-            before = self._table.positions[window].taken
+            before = self._table.position(window).taken
             if row == self._table.starts[window]:
                 return before
             pieces = self._window(window).part(0, row - self._table.starts[window]).pieces

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import contextlib
 import os
 import secrets
@@ -15,11 +16,19 @@ from jaxmm.errors import UserError
 
 
 class Table:
-    """Where each window begins: its first row, and the streams' positions. Kept in a file, if one is given."""
+    """Where each window begins: its first row, and the streams' positions. Kept in a file, if one is given.
+
+    Of a small set a window may be of one batch: a run of a million batches has as many, so they are kept as numbers.
+
+    Attributes:
+      starts: the first row of each window.
+    """
 
     def __init__(self, file: Path | None, position: Position):
         self.file = file
-        self.starts, self.positions = [0], [position]
+        self.starts = array.array("q", [0])
+        self._taken, self._owed = array.array("q", position.taken), array.array("d", position.owed)
+        self._sources = len(position.taken)
         self.has_ended = False
         self.long: tuple[LongDocuments, ...] | None = None
         self._saved = 0
@@ -27,12 +36,18 @@ class Table:
             with contextlib.suppress(Exception):  # of a damaged archive zipfile raises anything; it is made anew
                 self._load(file)
 
+    def position(self, window: int) -> Position:
+        """Where the streams stand before a window."""
+        own = slice(window * self._sources, (window + 1) * self._sources)
+        return Position(tuple(self._taken[own]), tuple(self._owed[own]))
+
     def add(self, row: int, position: Position, has_ended: bool) -> None:
         """Notes the end of the last window, or that there was none."""
         self.has_ended = has_ended
         if not has_ended:
             self.starts.append(row)
-            self.positions.append(position)
+            self._taken.extend(position.taken)
+            self._owed.extend(position.owed)
         if len(self.starts) >= self._saved + 8 + self._saved // 8:
             self.save()
 
@@ -47,8 +62,8 @@ class Table:
                 np.savez(
                     opened,
                     starts=np.array(self.starts),
-                    taken=np.array([p.taken for p in self.positions]),
-                    owed=np.array([p.owed for p in self.positions]),
+                    taken=np.array(self._taken).reshape(-1, self._sources),
+                    owed=np.array(self._owed).reshape(-1, self._sources),
                     has_ended=self.has_ended,
                     long=np.array(self.long),
                 )
@@ -61,9 +76,11 @@ class Table:
 
     def _load(self, file: Path) -> None:
         with np.load(file) as found:
-            starts, taken, owed, has_ended, long = (
-                found[name].tolist() for name in ("starts", "taken", "owed", "has_ended", "long")
-            )
-        self.positions = [Position(tuple(t), tuple(o)) for t, o in zip(taken, owed, strict=True)]
-        self.starts, self.has_ended, self.long = starts, has_ended, tuple(LongDocuments(*counts) for counts in long)
+            starts, taken, owed = (found[name] for name in ("starts", "taken", "owed"))
+            has_ended, long = found["has_ended"].item(), found["long"].tolist()
+        if taken.shape != (len(starts), self._sources) or owed.shape != taken.shape:
+            raise ValueError("a table of another plan")
+        self._taken, self._owed = array.array("q", taken.reshape(-1)), array.array("d", owed.reshape(-1))
+        self.starts, self.has_ended = array.array("q", starts), has_ended
+        self.long = tuple(LongDocuments(*counts) for counts in long)
         self._saved = len(self.starts)
