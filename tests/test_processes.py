@@ -124,7 +124,7 @@ def test_batches_without_images_in_some_processes_or_in_all_have_the_losses_of_o
     if "colours" in mixture:
         batches = planned(arguments, tmp_path / "plan", STEPS)
         with_images = [sum(n > 0 for n in images_of(batch, 2)) for batch in batches]
-        assert with_images == [1] * STEPS, "one process alone has images"
+        assert 1 in with_images, "in a step one process alone has images"
     one = finished([start(arguments, tmp_path / "one", 8)], tmp_path / "one")
     variables = by_variables(2, free_port())
     two = finished([start(arguments, tmp_path / "two", 4, **mine) for mine in variables], tmp_path / "two")

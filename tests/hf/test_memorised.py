@@ -10,7 +10,6 @@ import importlib.util
 import json
 from pathlib import Path
 
-import PIL.Image
 import pytest
 import small_run
 import tokenizers
@@ -81,9 +80,8 @@ def started_from(name: str, folder: Path) -> Path:
 
 def memorised(name: str, tmp_path: Path) -> Path:
     """A run that has learnt the answers by heart."""
-    PIL.Image.new("RGB", (16, 16), "red").save(tmp_path / "red.png")
-    said = [(("user", f"<image>{question}"), ("assistant", answer)) for question, answer in ANSWERS.items()]
-    records = [{"messages": [{"role": r, "content": c} for r, c in turns], "image": "red.png"} for turns in said]
+    said = [(("user", question), ("assistant", answer)) for question, answer in ANSWERS.items()]
+    records = [{"messages": [{"role": r, "content": c} for r, c in turns]} for turns in said]
     data = tmp_path / "said.json"
     data.write_text(json.dumps(records))
     start = started_from(name, tmp_path / "folder")
@@ -96,26 +94,27 @@ def memorised(name: str, tmp_path: Path) -> Path:
 
 def asked(run: Path, tmp_path: Path, capsys) -> list[str]:
     prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text("\n".join(json.dumps({"prompt": q, "image": "red.png"}) for q in ANSWERS))
+    prompts.write_text("\n".join(json.dumps({"prompt": q}) for q in ANSWERS))
     capsys.readouterr()
     assert generate.main([f"--workdir={run}", f"--prompts={prompts}", "--max_tokens=40"]) == 0
     return [json.loads(line)["answer"] for line in capsys.readouterr().out.splitlines()]
 
 
-def written_by_transformers(folder: Path, picture: Path) -> list[str]:
+def written_by_transformers(folder: Path) -> list[str]:
     import torch
     import transformers
 
     model = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
-    processor = transformers.AutoProcessor.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     answers = []
     for question in ANSWERS:
-        content = [{"type": "image"}, {"type": "text", "text": question}]
-        text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-        inputs = processor(images=[PIL.Image.open(picture)], text=text, return_tensors="pt", add_special_tokens=False)
+        asked = [{"role": "user", "content": question}]
+        inputs = tokenizer.apply_chat_template(
+            asked, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )  # fmt: skip
         with torch.no_grad():
             found = model.generate(**inputs, max_new_tokens=40, do_sample=False)
-        answer = processor.tokenizer.decode(found[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        answer = tokenizer.decode(found[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         answers.append(answer.replace("<think>\n\n</think>\n\n", "").strip(" "))
     return answers
 
@@ -139,4 +138,4 @@ def test_what_is_learnt_by_heart_is_said_by_the_export_too(name, tmp_path, capsy
     assert importlib.util.find_spec("torch")
     run = check(name, tmp_path, capsys)
     assert export.main([f"--workdir={run}", f"--output={tmp_path / 'out'}"]) == 0
-    assert written_by_transformers(tmp_path / "out", tmp_path / "red.png") == list(ANSWERS.values())
+    assert written_by_transformers(tmp_path / "out") == list(ANSWERS.values())
