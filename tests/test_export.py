@@ -185,10 +185,17 @@ def test_transformers_gives_the_same_answer_from_the_same_patches(run, exported,
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Colour?"}]}]
     prompt = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     inputs = processor(images=[picture], text=prompt, return_tensors="pt")
-    answer = model.generate(**inputs, max_new_tokens=16, do_sample=False)[0, inputs["input_ids"].shape[1] :].tolist()
+    options = {"max_new_tokens": 16, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    written = model.generate(**inputs, **options)
+    best = [step[0].topk(2).values.tolist() for step in written.logits]
+    # Patches agree to a level of 255, so that what is nearly even may fall to either side: up to there.
+    sure = next((n for n, (first, second) in enumerate(best) if first - second < 1e-3), len(best))
+    answer = written.sequences[0, inputs["input_ids"].shape[1] :][:sure].tolist()
     known = [i for i in answer if i < len(processor.tokenizer)]  # a model of eight steps writes rows of the padding too
     theirs = processor.decode(known, skip_special_tokens=True)
     capsys.readouterr()
     flags = [f"--image={tmp_path / 'picture.png'}", "--prompt=Colour?", "--max_tokens=16"]
     assert generate.main([f"--workdir={run}", *flags]) == 0
-    assert capsys.readouterr().out.rstrip("\n") == theirs
+    ours = capsys.readouterr().out.rstrip("\n")
+    assert sure >= 2
+    assert ours == theirs if sure == len(best) else ours.startswith(theirs)
