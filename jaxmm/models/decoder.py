@@ -97,7 +97,9 @@ class DecoderSpec:
             raise ValueError(f"{self.heads} attention heads are no multiple of {self.kv_heads} key-value heads")
         if self.head_dim % 2:
             raise ValueError(f"decoder head_dim {self.head_dim} is odd: rotary positions turn pairs of numbers")
-        if self.rope_sections and sum(self.rope_sections) != self.head_dim // 2:
+        # Axes that take turns need no full sum: the first takes what the others leave.
+        in_a_row = self.rope_sections and not self.rope_interleaved
+        if in_a_row and sum(self.rope_sections) != self.head_dim // 2:
             raise ValueError(
                 f"rotary sections {self.rope_sections}: their sum does not add up to half of a head of {self.head_dim}"
             )

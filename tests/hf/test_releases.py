@@ -13,6 +13,7 @@ from jaxmm.errors import UserError
 from jaxmm.hf import folder as hf
 from jaxmm.hf import specs
 from jaxmm.models.multimodal import ModelSpec, flat_axes
+from jaxmm.models.rope import axis_of_frequency
 
 pytestmark = pytest.mark.usefixtures("whole_transformers")
 
@@ -228,6 +229,15 @@ def test_old_spellings_of_rotary_positions_are_read(tmp_path):
     old = {**MISTRAL, "model_type": "llama", "rope_scaling": {"type": "linear", "factor": 4.0}}
     assert specs.decoder_of(config_of(old, tmp_path), False).spec.rope_scaling.factor == 4.0
     assert specs.decoder_of(config_of(MISTRAL, tmp_path), False).spec.window == 4096
+
+
+def test_axes_that_take_turns_need_no_section_for_every_frequency(tmp_path):
+    """As in transformers, where sections of small heads may be missing from the file: the first axis takes the rest."""
+    small = config_of({"model_type": "qwen3_vl_text", "hidden_size": 84, "num_attention_heads": 6,
+                       "num_key_value_heads": 3, "head_dim": 14, "vocab_size": 219}, tmp_path)  # fmt: skip
+    spec = specs.decoder_of(small, False).spec
+    axes = axis_of_frequency(spec.rope_sections, spec.rope_interleaved, spec.head_dim // 2)
+    assert axes.tolist() == [0, 1, 2, 0, 1, 2, 0]
 
 
 def changed(config: dict[str, Any], **changes: Any) -> dict[str, Any]:
