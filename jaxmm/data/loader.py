@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from jaxmm.data.assemble import Assembler, Loaded
 from jaxmm.data.plan import Batches, Row
+from jaxmm.data.processes import check_workers
 from jaxmm.data.workers import Workers
 
 if TYPE_CHECKING:
@@ -52,10 +53,11 @@ def batches(
       buffer: batches made ahead; at least one a thread or worker.
 
     Raises:
-      UserError: while iterating, if a worker process dies.
+      UserError: for more workers than this machine can use; while iterating, if a worker process dies.
     """
     import grain  # here, as a run's program is read at the same time
 
+    check_workers(workers, "config.data.workers")
     rows = range(plan.batch_size) if local_rows is None else local_rows
     threads = workers or max(threads, 1)
     # A worker's thread only waits for it; the processes end with the dataset.

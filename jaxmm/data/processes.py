@@ -23,6 +23,7 @@ from typing import Any, BinaryIO, Protocol
 from jaxmm.errors import UserError
 
 TICK_SECONDS = 0.2  # between what a worker tells of its progress
+_WORKERS_PER_CORE, _WORKERS_ANYWHERE = 4, 32  # each is a process with its own memory; more of them only wait
 
 
 class WorkerDied(UserError):
@@ -60,6 +61,7 @@ def run(task: Task, items: Sequence[Any], workers: int, tick: Callable[..., None
         waiting.put(item)
     events: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
     packed = _framed(task)
+    check_workers(min(workers, len(items)), "--workers")
     processes = [_start() for _ in range(min(workers, len(items)))]
     threads = [
         threading.Thread(target=_converse, args=(process, packed, task, waiting, events), daemon=True)
@@ -232,3 +234,10 @@ class _Ticker:
 def cores() -> int:
     """How many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_workers(count: int, name: str) -> None:
+    """Raises UserError, by the setting's name, for more worker processes than this machine can use."""
+    most = max(_WORKERS_PER_CORE * cores(), _WORKERS_ANYWHERE)
+    if count > most:
+        raise UserError(f"{name} is {count}: at most {most} processes are started on this machine's {cores()} cores")
