@@ -20,11 +20,11 @@ from typing import Any, Literal, NoReturn
 
 from ml_collections import ConfigDict
 
-from jaxmm import consistency
-from jaxmm.config import KEYS, KINDS, Value, flat, same_end
-from jaxmm.config_file import load_file, load_workdir
+from jaxmm.config import consistency
+from jaxmm.config.file import load_file, load_workdir
+from jaxmm.config.keys import KEYS, KINDS, Value, flat, same_end
 from jaxmm.errors import StrandedError, UserError, end_at_once, error_line, nearest, refusal
-from jaxmm.workdir import local
+from jaxmm.workdir.folder import local
 
 Flags = Mapping[str, tuple[Value, str]]  # name -> default, which gives the type, and what it is for
 WRITTEN, READ = ("workdir", "output", "cache"), ("image", "prompts")  # flags that are paths

@@ -7,7 +7,7 @@ before it. For a greedy decoder that is the same as generating it, so that no de
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from jaxmm import startup
+    from jaxmm.runtime import startup
 
     startup.end_on_interrupt()  # before large imports
 
@@ -17,20 +17,22 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxmm import command, monitor, sharding, startup
-from jaxmm.checkpoint import Checkpoints
+from jaxmm import command, sharding
+from jaxmm.checkpoints.checkpoint import Checkpoints
+from jaxmm.checkpoints.params import chosen_step, saved_params
 from jaxmm.data import memory
 from jaxmm.data.assemble import Assembler, Loaded, row_bytes
-from jaxmm.data.features import TOKENS
 from jaxmm.data.loader import batches
-from jaxmm.data.plan import Budgets, Lengths, Pass, choose_budgets
-from jaxmm.data.prepared import Columns
+from jaxmm.data.media.features import TOKENS
+from jaxmm.data.packing.plan import Budgets, Lengths, Pass, choose_budgets
+from jaxmm.data.prepare.prepared import Columns
 from jaxmm.errors import UserError
 from jaxmm.models.multimodal import Compute, make_model
-from jaxmm.parameters import chosen_step, saved_params
-from jaxmm.processes import Meeting
 from jaxmm.recipe import Corpus, Recipe, cache_folder, eval_corpus, read_recipe
-from jaxmm.train_step import Predictions, make_eval_step
+from jaxmm.runtime import startup
+from jaxmm.runtime.barrier import Meeting
+from jaxmm.training import logger
+from jaxmm.training.step import Predictions, make_eval_step
 
 Figures = dict[str, Any]  # of one source: "loss", "answer_accuracy", ...
 
@@ -198,9 +200,9 @@ def main(argv: list[str]) -> int:
         )  # fmt: skip
         figures = evaluator(params, blind=True)
     if jax.process_index() == 0:  # every process has the same figures
-        monitor.write_json(workdir / "eval.json", figures)
+        logger.write_json(workdir / "eval.json", figures)
         print(which)
-        print(monitor.table(closing_rows(figures)))
+        print(logger.table(closing_rows(figures)))
     return 0
 
 

@@ -6,7 +6,7 @@ python -m jaxmm.export --workdir=runs/base --output=hf_model
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from jaxmm import startup
+    from jaxmm.runtime import startup
 
     startup.end_on_interrupt()  # before large imports
 
@@ -26,20 +26,20 @@ from safetensors import SafetensorError
 
 from jaxmm import command, sharding
 from jaxmm.batch import ImageSpec
-from jaxmm.card import evaluation, model_card
-from jaxmm.checkpoint import Checkpoints
-from jaxmm.data.byt5 import ByT5Tokenizer
-from jaxmm.data.codebook import image_codes
-from jaxmm.data.text import END, IMAGE, IMAGE_END, IMAGE_START, OURS, OURS_MARK, ROLE_MARKERS, Template
+from jaxmm.checkpoints.checkpoint import Checkpoints
+from jaxmm.checkpoints.params import chosen_step, saved_params
+from jaxmm.data.text.byt5 import ByT5Tokenizer
+from jaxmm.data.text.codebook import image_codes
+from jaxmm.data.text.template import END, IMAGE, IMAGE_END, IMAGE_START, OURS, OURS_MARK, ROLE_MARKERS, Template
 from jaxmm.errors import UserError, nearest
-from jaxmm.generation import said_by
 from jaxmm.hf import folder as hf
 from jaxmm.hf import specs, weights
 from jaxmm.hf.joined import LAYOUTS, LFM2_VL
+from jaxmm.hf.model_card import evaluation, model_card
+from jaxmm.hf.pretrained import GENERATION, MODEL, SPARE, Start, is_of_family
 from jaxmm.hf.processors import PROCESSOR_FILES, RESAMPLES, json_object, own_limits, resized
 from jaxmm.hf.specs import Family
-from jaxmm.hf.start import GENERATION, MODEL, SPARE, Start, is_of_family
-from jaxmm.parameters import chosen_step, saved_params
+from jaxmm.inference.generation_config import said_by
 from jaxmm.recipe import Recipe, read_recipe
 
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}

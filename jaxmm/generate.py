@@ -9,7 +9,7 @@ The most likely answer, unless --temperature is above 0. On a terminal it is pri
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from jaxmm import startup
+    from jaxmm.runtime import startup
 
     startup.end_on_interrupt()  # before large imports
 
@@ -24,21 +24,23 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxmm import capacity, command, generation, sharding, startup
+from jaxmm import capacity, command, sharding
 from jaxmm.batch import Batch, ImageSpec
+from jaxmm.checkpoints.params import chosen_step, saved_params
 from jaxmm.data.assemble import Assembler
 from jaxmm.data.documents import Image, Part, Text, Turn, split_origin
-from jaxmm.data.media import ADVICE
-from jaxmm.data.plan import Budgets, Lengths, Piece
-from jaxmm.data.prepared import InMemory
-from jaxmm.data.text import Template
-from jaxmm.decoding import Generator
+from jaxmm.data.media.image import ADVICE
+from jaxmm.data.packing.plan import Budgets, Lengths, Piece
+from jaxmm.data.prepare.prepared import InMemory
+from jaxmm.data.text.template import Template
 from jaxmm.errors import UserError
+from jaxmm.inference import generation_config
+from jaxmm.inference.decode import Generator
+from jaxmm.inference.sampling import GREEDY, Sampling
+from jaxmm.inference.stop_strings import Reply
 from jaxmm.models.multimodal import Compute, ModelSpec
-from jaxmm.parameters import chosen_step, saved_params
 from jaxmm.recipe import Recipe, cache_folder, read_recipe
-from jaxmm.reply import Reply
-from jaxmm.sampling import GREEDY, Sampling
+from jaxmm.runtime import startup
 
 ROUND = 64  # rows of prompts, and the room for answers, are rounded up to a multiple: few shapes to compile for
 STOP_EVERY = 8  # tokens written between two looks for stop strings
@@ -283,10 +285,10 @@ def main(argv: list[str]) -> int:
     startup.keep_compiled(cache_folder(args.config))
     workdir = Path(args.workdir)
     recipe = read_recipe(args.config, workdir)
-    said = generation.said_by(recipe.start, workdir)
-    for line in generation.differences(said, vars(args)):
+    said = generation_config.said_by(recipe.start, workdir)
+    for line in generation_config.differences(said, vars(args)):
         print(line, file=sys.stderr)
-    penalty = generation.repetition_penalty(said, args.repetition_penalty)
+    penalty = generation_config.repetition_penalty(said, args.repetition_penalty)
     sampling = Sampling(args.temperature, args.top_p, args.seed, args.top_k, args.min_p, penalty)
     mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
     rows = min(args.batch_size, max(len(asked), 1))

@@ -13,32 +13,32 @@ from ml_collections import ConfigDict
 
 from jaxmm import sharding
 from jaxmm.batch import ImageSpec
+from jaxmm.config.shares import parse_mixture, parse_names, parse_numbers, parse_schedule
 from jaxmm.data import demo, files
 from jaxmm.data.assemble import Assembler, row_bytes
-from jaxmm.data.budgets import MULTIPLE
 from jaxmm.data.documents import Source
 from jaxmm.data.memory import PIECE_BYTES, check_rows
-from jaxmm.data.plan import FORMAT as PLAN_FORMAT
-from jaxmm.data.plan import Budgets, Lengths, Origin, Plan, choose_budgets, make_mixture
-from jaxmm.data.prepare import prepare
-from jaxmm.data.prepared import Prepared, holds_prepared, open_prepared
-from jaxmm.data.progress import Progress
+from jaxmm.data.packing.budgets import MULTIPLE
+from jaxmm.data.packing.plan import FORMAT as PLAN_FORMAT
+from jaxmm.data.packing.plan import Budgets, Lengths, Origin, Plan, choose_budgets, make_mixture
+from jaxmm.data.prepare.prepare import prepare
+from jaxmm.data.prepare.prepared import Prepared, holds_prepared, open_prepared
+from jaxmm.data.prepare.progress import Progress
+from jaxmm.data.prepare.remote import default_cache
 from jaxmm.data.reading import Reading
-from jaxmm.data.remote import default_cache
 from jaxmm.data.sources import read_sources
-from jaxmm.data.text import IMAGE, OURS, ChatOptions, Markup, Template
-from jaxmm.data.tokenizer import load_tokenizer
+from jaxmm.data.text.template import IMAGE, OURS, ChatOptions, Markup, Template
+from jaxmm.data.text.tokenizer import load_tokenizer
 from jaxmm.errors import UserError
+from jaxmm.hf.pretrained import MARKUP, MODEL, Start, image_settings, read_start
 from jaxmm.hf.processors import limits
-from jaxmm.hf.start import MARKUP, MODEL, Start, image_settings, read_start
-from jaxmm.kept import tokenizer_folder
 from jaxmm.models.attention import choose_backend
 from jaxmm.models.connector import ConnectorSpec
 from jaxmm.models.decoder import DecoderSpec
 from jaxmm.models.multimodal import PARTS, Compute, ModelSpec
-from jaxmm.models.vit import VisionSpec
-from jaxmm.shares import parse_mixture, parse_names, parse_numbers, parse_schedule
-from jaxmm.workdir import has_saved, local
+from jaxmm.models.towers.vit import VisionSpec
+from jaxmm.workdir.folder import has_saved, local
+from jaxmm.workdir.kept_folders import tokenizer_folder
 
 MAX_STEPS = 10_000_000  # that epochs may be: all are planned to count them
 SAID_FROM = 100_000  # steps from which on that is said

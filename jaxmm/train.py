@@ -8,7 +8,7 @@ If the workdir holds a checkpoint, the run goes on from it. Ctrl-C, SIGTERM and 
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from jaxmm import startup
+    from jaxmm.runtime import startup
 
     startup.end_on_interrupt()
     startup.use_huge_pages()  # may start this process again, so before large imports
@@ -27,27 +27,23 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import jaxmm
-from jaxmm import capacity, command, monitor, own, samples, sharding, startup
-from jaxmm.ahead import CompiledStep
+from jaxmm import capacity, command, sharding
 from jaxmm.batch import Batch
-from jaxmm.checkpoint import Checkpoints
+from jaxmm.checkpoints.checkpoint import Checkpoints
+from jaxmm.checkpoints.params import once, started_params
+from jaxmm.checkpoints.resume import Identity, as_it_was
 from jaxmm.data import files
 from jaxmm.data.assemble import Loaded
 from jaxmm.data.documents import split_origin
 from jaxmm.data.loader import batches
-from jaxmm.data.plan import Origin
-from jaxmm.data.report import special_lines
+from jaxmm.data.packing.plan import Origin
+from jaxmm.data.prepare.statistics import special_lines
 from jaxmm.errors import UserError, printable
 from jaxmm.evaluate import Evaluator, Figures, best_line, closing_rows, mean_loss
 from jaxmm.generate import answers, make_generator
-from jaxmm.hf.start import MODEL, parse, run_and_step
-from jaxmm.identity import Identity, as_it_was
-from jaxmm.kept import TOKENIZER, keep_tokenizer
+from jaxmm.hf.pretrained import MODEL, parse, run_and_step
 from jaxmm.models.flops import batch_flops, parameter_counts
 from jaxmm.models.multimodal import flat_axes
-from jaxmm.parameters import once, started_params
-from jaxmm.processes import Meeting, Stop
-from jaxmm.program import abstract_batch, fresh_state, make_program, make_rates
 from jaxmm.recipe import (
     Recipe,
     cache_folder,
@@ -59,8 +55,15 @@ from jaxmm.recipe import (
     read_steps,
     train_corpus,
 )
-from jaxmm.train_step import Metrics, TrainState
-from jaxmm.workdir import Claim, has_saved, note_first_save
+from jaxmm.runtime import startup
+from jaxmm.runtime.barrier import Meeting, Stop
+from jaxmm.training import logger, samples
+from jaxmm.training.compiled_step import CompiledStep
+from jaxmm.training.program import abstract_batch, fresh_state, make_program, make_rates
+from jaxmm.training.step import Metrics, TrainState
+from jaxmm.workdir import own_folders
+from jaxmm.workdir.folder import Claim, has_saved, note_first_save
+from jaxmm.workdir.kept_folders import TOKENIZER, keep_tokenizer
 
 FLAGS: command.Flags = {
     "workdir": ("", "folder of the run; default: runs/<name of the config file>"),
@@ -79,11 +82,11 @@ def prefetch(source: Iterator[Loaded], place: Callable[[Any], Any], depth: int =
     yield from queue
 
 
-def count(loaded: Loaded, batch_size: int, flops: float, wait: float) -> monitor.Counts:
+def count(loaded: Loaded, batch_size: int, flops: float, wait: float) -> logger.Counts:
     """What a global batch holds, for the rates and fills; of what is in ``monitor.OF_ROWS``, this process's part."""
     text, patches, features = loaded.batch.text, loaded.batch.patches, loaded.batch.features
     ready = 0 if features is None else int(features.segments.max(1).sum())
-    return monitor.Counts(
+    return logger.Counts(
         examples=sum(piece.first == 0 for row in loaded.all_rows for piece in row),
         tokens=int((text.segments > 0).sum()),
         token_capacity=batch_size * text.segments.shape[1],
@@ -156,7 +159,7 @@ class Run:
         self.plan = make_plan(config, self.corpus, self.budgets, self._origin(), self.identity.data["plan"])
         self.steps = read_steps(config, self.plan)
         known = self.meta.get("skipped_lines") if self.start else 0  # version 0.1 did not count them
-        self.skipped = monitor.SkippedFile(workdir / "skipped.jsonl", known, writes=self.is_first)
+        self.skipped = logger.SkippedFile(workdir / "skipped.jsonl", known, writes=self.is_first)
         self.program = make_program(
             config, self.recipe, steps=self.steps, targets=self.budgets.targets, sources=len(self.corpus.lengths)
         )
@@ -186,7 +189,7 @@ class Run:
         if self.config.data.tokenizer and not is_there:
             named.append(("config.data.tokenizer", tokenizer))
         made = [self.workdir / MODEL] if is_there else [self.workdir / MODEL, kept]
-        own.refuse_foreign(made, named, self.workdir)
+        own_folders.refuse_foreign(made, named, self.workdir)
 
     def _origin(self) -> Origin:
         """Where the plan begins: with the run, or, after a change of the data, with the examples seen until then."""
@@ -204,11 +207,11 @@ class Run:
         self.has_begun = True
         with self.meeting.agreed("the run's first files"):
             if self.is_first:
-                monitor.write_json(self.workdir / "config.json", command.to_json(self.config))
+                logger.write_json(self.workdir / "config.json", command.to_json(self.config))
                 keep_tokenizer(self.config.data.tokenizer, self.workdir)
                 note_first_save(self.workdir, self.start)
             for folder in self.corpus.folders + (self.held_out.folders if self.held_out else []):
-                self.skipped.note(monitor.read_lines(folder / "skipped.jsonl"))
+                self.skipped.note(logger.read_lines(folder / "skipped.jsonl"))
 
     def abstract_batch(self) -> Batch:
         """Shapes and shardings of a global batch."""
@@ -220,7 +223,7 @@ class Run:
         if self.start:
             return self.checkpoints.restore(self.program.abstract_state(self.mesh), self.start)
         if self.is_first:
-            own.remove(self.workdir / MODEL)  # of a start from another model that never came to a save
+            own_folders.remove(self.workdir / MODEL)  # of a start from another model that never came to a save
         if not self.config.init_from:
             return fresh_state(self.program, self.mesh, self.config.seed)
         params = started_params(
@@ -235,7 +238,7 @@ class Run:
             self.program, self.mesh, self.abstract_batch(), lambda text: self._say(text)
         )
         with jax.set_mesh(self.mesh), self.checkpoints, Stop(self.meeting) as stop:
-            self.monitor = monitor.Monitor(
+            self.monitor = logger.Monitor(
                 self.workdir if self.is_first else None, self.steps, self.start, self.config.log.tensorboard
             )
             self._say = self.monitor.say
@@ -244,7 +247,7 @@ class Run:
                     return self._train(stop)
             finally:
                 if not (self.has_begun or self.start) and self.is_first:
-                    own.remove(self.workdir / MODEL)
+                    own_folders.remove(self.workdir / MODEL)
 
     def _train(self, stop: Stop) -> int:
         config, say = self.config, self._say
@@ -260,7 +263,7 @@ class Run:
                 seq_len=config.seq_len, batch_size=config.batch_size, examples=config.eval.examples,
             )  # fmt: skip
         local, log_meeting = sharding.local_rows(self.mesh, config.batch_size), Meeting("log")
-        self.meter = monitor.Meter(
+        self.meter = logger.Meter(
             jax.devices()[0].device_kind, len(jax.devices()),
             total=lambda counts: log_meeting.total(counts, local[0], "a line of the log"),
         )  # fmt: skip
@@ -273,7 +276,7 @@ class Run:
             threads=config.data.threads, workers=config.data.workers,
         )  # fmt: skip
         ahead = prefetch(source, lambda batch: sharding.place_batch(batch, self.mesh))
-        pending: tuple[Metrics, monitor.Counts, Loaded] | None = None
+        pending: tuple[Metrics, logger.Counts, Loaded] | None = None
         step, figures, evaluated = self.start, {}, -1
         stopped = 0
         while step < self.steps:
@@ -326,7 +329,7 @@ class Run:
     def _greet(self, state: TrainState) -> None:
         config, say = self.config, self._say
         counts = parameter_counts(state.params)
-        sizes = ", ".join(f"{part} {monitor.short(n)}" for part, n in counts.items())
+        sizes = ", ".join(f"{part} {logger.short(n)}" for part, n in counts.items())
         shape = " x ".join(f"{axis} {n}" for axis, n in self.mesh.shape.items() if n > 1) or "one device"
         say(f"jaxmm {jaxmm.__version__} on {jax.devices()[0].device_kind}, {shape}; compute in "
             f"{self.recipe.compute.dtype}, attention by '{self.recipe.compute.attention}'")  # fmt: skip
@@ -340,7 +343,7 @@ class Run:
                 f"the rate rises to the end")  # fmt: skip
         total = sum(self.corpus.shares)
         for source, share in zip(self.corpus.lengths, self.corpus.shares, strict=True):
-            say(f"data: {source.name}, {len(source)} documents, {monitor.short(float(source.tokens_E.sum()))} tokens, "
+            say(f"data: {source.name}, {len(source)} documents, {logger.short(float(source.tokens_E.sum()))} tokens, "
                 f"{len(source.units_I)} images, share {share / total:.3f}")  # fmt: skip
         for source in self.corpus.lengths:
             for line in special_lines(source.prepared.meta.get("special", {})):
@@ -369,7 +372,7 @@ class Run:
             if line := jump_of_rate(config, self.meta, self.start, self.steps):
                 say(line)
 
-    def _finish(self, metrics: Metrics, counts: monitor.Counts, loaded: Loaded) -> None:
+    def _finish(self, metrics: Metrics, counts: logger.Counts, loaded: Loaded) -> None:
         """Reads a step's metrics, which waits for it, and counts it."""
         self.meeting.wait_for(metrics, f"the end of step {self.start + self.meter.steps + 1}")
         metrics = jax.device_get(metrics)
@@ -481,7 +484,7 @@ class Run:
         if figures:
             self.monitor.log(self.steps, {"eval": figures})
         self._save(self.steps, state, mean_loss(figures), is_last=True)
-        summary = monitor.Summary(
+        summary = logger.Summary(
             steps=self.steps,
             loss=self.loss,
             eval=figures,
@@ -490,16 +493,16 @@ class Run:
             wall_seconds=self.meter.wall_seconds,
             examples_seen=self.meta["examples_seen"],
             examples_skipped=len(self.skipped),
-            peak_memory_bytes=monitor.peak_memory_bytes(jax.local_devices()),
+            peak_memory_bytes=logger.peak_memory_bytes(jax.local_devices()),
             attention=self.recipe.compute.attention,
         )
         if self.is_first:
-            monitor.write_json(self.workdir / "summary.json", summary._asdict())
+            logger.write_json(self.workdir / "summary.json", summary._asdict())
         with self.meeting.together("the closing samples"):
             drawn = self._draw_samples(state)
         rows = [(k, v) for k, v in summary._asdict().items() if k != "eval"] + closing_rows(figures)
         say("")
-        say(monitor.table(rows))
+        say(logger.table(rows))
         say("")
         if drawn:
             say(f"look at the model's answers: {drawn}")

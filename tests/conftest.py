@@ -23,8 +23,8 @@ import pytest
 
 from jaxmm.batch import Batch, ImageSpec
 from jaxmm.data.documents import Document, Image, Part, Text, Turn
-from jaxmm.data.plan import Lengths
-from jaxmm.data.prepared import InMemory
+from jaxmm.data.packing.plan import Lengths
+from jaxmm.data.prepare.prepared import InMemory
 
 hypothesis.settings.register_profile(
     "jaxmm", max_examples=20, deadline=None, derandomize=True, database=None,
@@ -84,8 +84,8 @@ def image_spec() -> ImageSpec:
 @pytest.fixture(scope="session")
 def template() -> Any:
     """Conversations over bytes; a vocabulary of 390."""
-    from jaxmm.data.text import Template
-    from jaxmm.data.tokenizer import load_tokenizer
+    from jaxmm.data.text.template import Template
+    from jaxmm.data.text.tokenizer import load_tokenizer
 
     return Template(load_tokenizer(""), "sft")
 
@@ -111,7 +111,7 @@ def tiny() -> Tiny:
     from jaxmm.models.connector import ConnectorSpec
     from jaxmm.models.decoder import DecoderSpec
     from jaxmm.models.multimodal import Compute, ModelSpec, logical_axes, make_model
-    from jaxmm.models.vit import VisionSpec
+    from jaxmm.models.towers.vit import VisionSpec
 
     spec = ModelSpec(
         VisionSpec(width=16, layers=2, heads=4, mlp=32, patch_size=IMAGE.patch_size, positions=4),

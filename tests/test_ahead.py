@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmm import sharding
-from jaxmm.ahead import CompiledStep
+from jaxmm.training.compiled_step import CompiledStep
 
 
 def made(rows: int) -> dict[str, np.ndarray]:
@@ -17,7 +17,8 @@ def made(rows: int) -> dict[str, np.ndarray]:
 
 
 def test_another_shape_is_compiled_anew_and_told(monkeypatch):
-    monkeypatch.setattr("jaxmm.lowered._folder", lambda: None)  # traced by an earlier run of the tests otherwise
+    # Else an earlier run of the tests may have traced it.
+    monkeypatch.setattr("jaxmm.runtime.program_cache._folder", lambda: None)
     mesh = sharding.make_mesh({"data": -1})
     traced = []
 

@@ -12,7 +12,7 @@ from conftest import IMAGE
 from jaxmm import batch as batch_module
 from jaxmm.batch import ImageSpec
 from jaxmm.data.assemble import empty_batch
-from jaxmm.data.plan import Budgets
+from jaxmm.data.packing.plan import Budgets
 
 
 def test_a_batch_is_a_pytree_whose_arrays_all_start_with_rows():

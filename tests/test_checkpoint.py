@@ -21,7 +21,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxmm.checkpoint import Checkpoints
+from jaxmm.checkpoints.checkpoint import Checkpoints
 from jaxmm.errors import UserError
 
 
@@ -401,7 +401,7 @@ def test_orbax_says_nothing_on_the_terminal(tmp_path, capfd):
 LOOP = """
 import sys, jax, jax.numpy as jnp
 from pathlib import Path
-from jaxmm.checkpoint import Checkpoints
+from jaxmm.checkpoints.checkpoint import Checkpoints
 with Checkpoints(Path(sys.argv[1])) as checkpoints:
     first = (checkpoints.latest() or 0) + 1
     for step in range(first, first + 1000):

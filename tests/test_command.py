@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from jaxmm import command, config_file
+from jaxmm import command
+from jaxmm.config import file as config_file
 from jaxmm.errors import UserError
 from jaxmm.recipe import cache_folder
 

@@ -9,16 +9,18 @@ from pathlib import Path
 import pytest
 from small_run import ROOT
 
-from jaxmm import command, config_file, consistency, sharding
-from jaxmm.config import KEYS, PARTS, completed, flat
-from jaxmm.data.pieces import LONG_DOCUMENTS
-from jaxmm.data.text import OBJECTIVES
+from jaxmm import command, sharding
+from jaxmm.config import consistency
+from jaxmm.config import file as config_file
+from jaxmm.config.keys import KEYS, PARTS, completed, flat
+from jaxmm.data.packing.pieces import LONG_DOCUMENTS
+from jaxmm.data.text.template import OBJECTIVES
 from jaxmm.errors import UserError
 from jaxmm.models import multimodal
 from jaxmm.models.attention import BACKENDS
 from jaxmm.models.layers import REMAT
-from jaxmm.moments import MOMENTS
-from jaxmm.optimizer import OPTIMIZERS, SCHEDULES
+from jaxmm.training.optimizer import OPTIMIZERS, SCHEDULES
+from jaxmm.training.quantized_moments import MOMENTS
 
 BASE = ROOT / "configs/base.py"
 LINE = re.compile(r"    config\.([\w.]+) = .*?(?:  # (.*))?$", re.MULTILINE)
@@ -41,12 +43,12 @@ def test_the_table_and_base_py_have_the_same_keys_defaults_and_comments():
     base = flat(space["get_config"]())
     comments = {name: text for name, text in LINE.findall(BASE.read_text()) if name in base}
     rows = [f'"{name}": Key({base[name]!r}, {comments[name]!r}),' for name in base if name not in KEYS]
-    assert not rows, f"give KEYS in jaxmm/config.py these rows, with what each may be: {' '.join(rows)}"
-    assert not set(KEYS) - set(base), f"give configs/base.py {set(KEYS) - set(base)}, or take it out of jaxmm/config.py"
+    assert not rows, f"give KEYS in jaxmm/config/keys.py these rows, with what each may be: {' '.join(rows)}"
+    assert not set(KEYS) - set(base), f"give configs/base.py {set(KEYS) - set(base)}, or take it out of KEYS"
     for name, key in KEYS.items():
-        told = f"{name} differs between configs/base.py and KEYS in jaxmm/config.py"
+        told = f"{name} differs between configs/base.py and KEYS in jaxmm/config/keys.py"
         assert (type(base[name]), base[name]) == (type(key.default), key.default), told
-        assert key.text, f"say in KEYS of jaxmm/config.py what {name} is for"
+        assert key.text, f"say in KEYS of jaxmm/config/keys.py what {name} is for"
         assert comments[name] in ("", key.text), told
 
 

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import pytest
 from hf.test_families import CASES, folder_of
 
-from jaxmm import card, command, export
+from jaxmm import command, export
 from jaxmm.batch import ImageSpec
 from jaxmm.errors import UserError
-from jaxmm.hf.start import MODEL, PIXELS, save
+from jaxmm.hf import model_card
+from jaxmm.hf.pretrained import MODEL, PIXELS, save
 from jaxmm.recipe import Recipe, read_recipe
 
 pytestmark = pytest.mark.usefixtures("whole_transformers")
@@ -123,11 +124,11 @@ def test_limits_of_pictures_that_are_given_count_and_go_out_and_others_are_the_f
 
 
 def test_a_card_has_names_and_no_places():
-    assert card.names_alone("/home/me/secret/model") == "model"
-    assert card.names_alone("vision:/home/me/a,decoder:../b:c") == "vision: a, decoder: b:c"
-    assert card.names_alone("s3://bucket/data.json") == "s3://bucket/data.json"
-    assert card.names_alone("/home/a:b/c,d") == "c,d"
-    assert card.names_alone("") == ""
+    assert model_card.names_alone("/home/me/secret/model") == "model"
+    assert model_card.names_alone("vision:/home/me/a,decoder:../b:c") == "vision: a, decoder: b:c"
+    assert model_card.names_alone("s3://bucket/data.json") == "s3://bucket/data.json"
+    assert model_card.names_alone("/home/a:b/c,d") == "c,d"
+    assert model_card.names_alone("") == ""
 
 
 def test_figures_are_of_the_step_that_is_exported(tmp_path):
@@ -135,11 +136,12 @@ def test_figures_are_of_the_step_that_is_exported(tmp_path):
              {"step": 20, "eval": {"held": {"loss": 1.295}}}]  # fmt: skip
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
     (tmp_path / "summary.json").write_text(json.dumps({"eval": {"held": {"loss": 1.295}}}))
-    assert card.evaluation(tmp_path, 10) == ["| evaluation, held | loss 2.357 |"]
-    assert card.evaluation(tmp_path, 15) == []
+    assert model_card.evaluation(tmp_path, 10) == ["| evaluation, held | loss 2.357 |"]
+    assert model_card.evaluation(tmp_path, 15) == []
     config = command.to_json(command.parse([f"--config={ROOT / 'configs/base.py'}"], {}).config)
-    assert f"| steps | 10 of {config['steps']} |" in card.model_card("run", "X", config, 10, ImageSpec())
-    assert "| steps | 10 of 2.5 epochs |" in card.model_card("run", "X", config | {"epochs": 2.5}, 10, ImageSpec())
+    assert f"| steps | 10 of {config['steps']} |" in model_card.model_card("run", "X", config, 10, ImageSpec())
+    config |= {"epochs": 2.5}
+    assert "| steps | 10 of 2.5 epochs |" in model_card.model_card("run", "X", config, 10, ImageSpec())
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])

@@ -14,11 +14,11 @@ from conftest import picture
 
 from jaxmm import command, generate
 from jaxmm.errors import UserError
-from jaxmm.generation import differences, repetition_penalty, said_by
-from jaxmm.hf.start import Start
+from jaxmm.hf.pretrained import Start
+from jaxmm.inference.generation_config import differences, repetition_penalty, said_by
+from jaxmm.inference.stop_strings import Reply
 from jaxmm.models.multimodal import flat_axes
 from jaxmm.recipe import Recipe, read_recipe
-from jaxmm.reply import Reply
 
 ROOT = Path(__file__).parents[1]
 TINY = (

@@ -8,8 +8,8 @@ import pytest
 from small_run import ROOT
 
 from jaxmm import command
+from jaxmm.checkpoints.resume import Identity, as_it_was
 from jaxmm.errors import UserError
-from jaxmm.identity import Identity, as_it_was
 
 DATA = {"sources": {"a": "1f"}, "template": "2e", "budgets": [1, 2], "plan": 3}
 HERE = Path("run")

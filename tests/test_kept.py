@@ -12,7 +12,7 @@ import pytest
 from small_run import ROOT
 
 from jaxmm import command, evaluate, export, generate, train
-from jaxmm.identity import FREE, as_it_was
+from jaxmm.checkpoints.resume import FREE, as_it_was
 
 KEPT = sorted((ROOT / "tests/kept").glob("*.zip"))
 

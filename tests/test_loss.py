@@ -12,8 +12,8 @@ from conftest import IMAGE
 from oracle import cross_entropy as plain
 
 from jaxmm.data.assemble import empty_batch
-from jaxmm.data.plan import Budgets
-from jaxmm.loss import LOGITS, batch_loss, cross_entropy, made_already, select_targets
+from jaxmm.data.packing.plan import Budgets
+from jaxmm.training.loss import LOGITS, batch_loss, cross_entropy, made_already, select_targets
 
 B, R, D, V = 2, 21, 8, 37
 

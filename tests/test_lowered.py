@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from small_run import ROOT
 
-from jaxmm import lowered, sharding
+from jaxmm import sharding
+from jaxmm.runtime import program_cache
 
 
 class State(NamedTuple):
@@ -32,7 +33,7 @@ def mesh():
 
 @pytest.fixture
 def folder(monkeypatch, tmp_path):
-    monkeypatch.setattr(lowered, "_folder", lambda: tmp_path / "lowered")
+    monkeypatch.setattr(program_cache, "_folder", lambda: tmp_path / "lowered")
     return tmp_path / "lowered"
 
 
@@ -51,7 +52,7 @@ class Program:
         return after, {"sum": after.weights.sum()}
 
     def run(self, key: str = "a", donate: tuple[int, ...] = (0,)) -> tuple[State, dict[str, jax.Array]]:
-        found = lowered.lower(
+        found = program_cache.lower(
             self.step, self.args, key=key, out_shardings=(self.where, sharding.replicated(self.mesh)),
             donate_argnums=donate,
         )  # fmt: skip
@@ -85,7 +86,7 @@ def test_what_a_trace_depends_on_is_traced_again(mesh, folder, monkeypatch):
                     program.run()
             else:
                 if change == "sources":
-                    patch.setattr(lowered, "CODE", "another")
+                    patch.setattr(program_cache, "CODE", "another")
                 if change == "results":
                     program.where = program.where._replace(weights=sharding.replicated(mesh))
                 program.run(key, donate=() if change == "donated" else (0,))
@@ -113,7 +114,7 @@ def test_a_program_has_one_name_whatever_the_seed_of_python_s_hashes():
 
 def test_what_runs_a_program_does_not_keep_it_as_it_was_lowered(mesh, folder):
     program = Program(mesh)
-    found = lowered.lower(
+    found = program_cache.lower(
         program.step, program.args, key="a", out_shardings=(program.where, sharding.replicated(mesh))
     )  # fmt: skip
     gone = weakref.ref(found.lowered)
@@ -139,7 +140,7 @@ def test_a_damaged_file_is_made_again(mesh, folder):
 
 
 def test_what_another_user_could_have_written_is_not_read(mesh, folder, monkeypatch):
-    monkeypatch.setattr(lowered.pickle, "loads", lambda body: pytest.fail("a pickle of another user's was read"))
+    monkeypatch.setattr(program_cache.pickle, "loads", lambda body: pytest.fail("a pickle of another user's was read"))
     first, _ = Program(mesh).run()
     (path,) = folder.iterdir()
     assert path.stat().st_mode & 0o777 == 0o600
@@ -162,7 +163,7 @@ def test_a_folder_that_cannot_be_written_to_is_a_warning(mesh, folder):
 
 
 def test_the_oldest_files_go(mesh, folder, monkeypatch):
-    monkeypatch.setattr(lowered, "KEPT", 2)
+    monkeypatch.setattr(program_cache, "KEPT", 2)
     for key in "abc":
         Program(mesh).run(key)
     assert len(list(folder.iterdir())) == 2
@@ -172,20 +173,20 @@ def test_the_oldest_files_go(mesh, folder, monkeypatch):
 
 
 def test_programs_are_kept_where_compiled_ones_are(monkeypatch, tmp_path):
-    assert lowered._folder().name == "lowered"
+    assert program_cache._folder().name == "lowered"
     enabled = jax.config.values["jax_enable_compilation_cache"]
     jax.config.update("jax_enable_compilation_cache", False)
     try:
-        assert lowered._folder() is None
+        assert program_cache._folder() is None
     finally:
         jax.config.update("jax_enable_compilation_cache", enabled)
-    for patched in ("jax.process_count", "jaxmm.lowered._code"):
+    for patched in ("jax.process_count", "jaxmm.runtime.program_cache._code"):
         with monkeypatch.context() as patch:
             patch.setattr(patched, lambda: 2)
-            assert lowered._folder() is None
+            assert program_cache._folder() is None
     cache = jax.config.values["jax_compilation_cache_dir"]
     jax.config.update("jax_compilation_cache_dir", "gs://bucket/cache")
     try:
-        assert lowered._folder() is None
+        assert program_cache._folder() is None
     finally:
         jax.config.update("jax_compilation_cache_dir", cache)

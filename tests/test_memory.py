@@ -11,10 +11,10 @@ import pytest
 from conftest import IMAGE
 
 from jaxmm.data.assemble import empty_batch
-from jaxmm.data.plan import Budgets
+from jaxmm.data.packing.plan import Budgets
 from jaxmm.models.compute import Compute
 from jaxmm.models.multimodal import make_model
-from jaxmm.optimizer import split_frozen
+from jaxmm.training.optimizer import split_frozen
 
 BUDGETS = Budgets(tokens=128, patches=128, items=4, targets=96)
 

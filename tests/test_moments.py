@@ -8,10 +8,11 @@ import numpy as np
 import optax
 import pytest
 
-from jaxmm import moments, sharding
-from jaxmm.optimizer import make_optimizer
-from jaxmm.parameters import place_params
-from jaxmm.train_step import init_state
+from jaxmm import sharding
+from jaxmm.checkpoints.params import place_params
+from jaxmm.training import quantized_moments as moments
+from jaxmm.training.optimizer import make_optimizer
+from jaxmm.training.step import init_state
 
 SHAPE = 8, 64
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxmm import monitor
-from jaxmm.monitor import Counts, Meter, Monitor, SkippedFile
+from jaxmm.training import logger
+from jaxmm.training.logger import Counts, Meter, Monitor, SkippedFile
 
 
 class Clock:
@@ -114,8 +114,8 @@ def test_what_a_process_counts_of_its_own_rows_is_added_up_over_all_rows():
     ],
 )
 def test_the_peak_goes_by_the_device_kind(kind, peak):
-    assert monitor.peak_flops(kind) == peak
-    assert monitor.mfu(1e15, kind, 4) == (None if peak is None else 1e15 / (4 * peak))
+    assert logger.peak_flops(kind) == peak
+    assert logger.mfu(1e15, kind, 4) == (None if peak is None else 1e15 / (4 * peak))
 
 
 def test_peak_memory_is_the_devices_or_else_the_process():
@@ -123,14 +123,14 @@ def test_peak_memory_is_the_devices_or_else_the_process():
         def __init__(self, stats: dict | None) -> None:
             self.memory_stats = lambda: stats
 
-    assert monitor.peak_memory_bytes([Device({"peak_bytes_in_use": 5}), Device({"peak_bytes_in_use": 7})]) == 7
-    assert monitor.peak_memory_bytes([Device(None)]) > 1_000_000
+    assert logger.peak_memory_bytes([Device({"peak_bytes_in_use": 5}), Device({"peak_bytes_in_use": 7})]) == 7
+    assert logger.peak_memory_bytes([Device(None)]) > 1_000_000
 
 
 def test_the_summary_has_the_promised_fields(tmp_path):
     evaluated = {"demo_test": {"loss": np.float32(0.5), "answer_accuracy_by_kind": {"count": 1.0}}}
-    summary = monitor.Summary(3, math.nan, evaluated, 1.0, 2.0, 0.9, 0.5, 0.0, None, 1.0, 2.0, 7, 0, 11, "blocks")
-    monitor.write_json(tmp_path / "summary.json", summary._asdict())
+    summary = logger.Summary(3, math.nan, evaluated, 1.0, 2.0, 0.9, 0.5, 0.0, None, 1.0, 2.0, 7, 0, 11, "blocks")
+    logger.write_json(tmp_path / "summary.json", summary._asdict())
     written = json.loads((tmp_path / "summary.json").read_text())
     assert ", ".join(written) == (
         "steps, loss, eval, tokens_per_second, images_per_second, token_fill, patch_fill, data_wait_fraction, mfu, "
@@ -142,9 +142,9 @@ def test_the_summary_has_the_promised_fields(tmp_path):
 
 def test_a_json_file_is_the_old_one_or_the_new_one(tmp_path):
     path = tmp_path / "config.json"
-    monitor.write_json(path, {"a": 1})
+    logger.write_json(path, {"a": 1})
     with pytest.raises(TypeError):
-        monitor.write_json(path, {"a": object()})
+        logger.write_json(path, {"a": object()})
     assert json.loads(path.read_text()) == {"a": 1}
 
 
@@ -162,13 +162,13 @@ def test_a_full_disk_leaves_the_lines_that_were_whole(tmp_path):
 
 
 def test_a_full_disk_leaves_a_json_file_as_it_was_and_no_other(tmp_path):
-    monitor.write_json(tmp_path / "config.json", {"a": 1})
+    logger.write_json(tmp_path / "config.json", {"a": 1})
     with no_room(40), pytest.raises(OSError, match="File too large"):
-        monitor.write_json(tmp_path / "config.json", {"a": "b" * 100})
+        logger.write_json(tmp_path / "config.json", {"a": "b" * 100})
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
-    assert monitor.read_json(tmp_path / "config.json") == {"a": 1}
+    assert logger.read_json(tmp_path / "config.json") == {"a": 1}
     (tmp_path / "config.json").write_text("[1")
-    assert monitor.read_json(tmp_path / "config.json") == monitor.read_json(tmp_path / "none") == {}
+    assert logger.read_json(tmp_path / "config.json") == logger.read_json(tmp_path / "none") == {}
 
 
 @contextlib.contextmanager
@@ -272,10 +272,10 @@ FIGURES = {
 
 
 def test_the_progress_line_tells_what_it_knows():
-    assert monitor.progress(20, 200, FIGURES) == (
+    assert logger.progress(20, 200, FIGURES) == (
         "step 20/200  loss 1.2346  12.3k tok/s  100 img/s  fill 0.99/0.50  wait 1%  grad 0.50  lr 3.0e-04  ETA 1m30s"
     )
-    assert monitor.progress(1, 200, {"loss": None, "token_fill": 0.5}) == "step 1/200  loss not finite  fill 0.50"
+    assert logger.progress(1, 200, {"loss": None, "token_fill": 0.5}) == "step 1/200  loss not finite  fill 0.50"
 
 
 def test_progress_is_rewritten_in_place_on_a_terminal_only(tmp_path, monkeypatch):
@@ -349,20 +349,20 @@ def test_what_another_process_of_the_job_skipped_counts_once_the_file_is_reread(
     [(0.5, "0.5"), (999.4, "999"), (999.9, "1k"), (12345, "12.3k"), (999_600, "1M"), (2.5e9, "2.5G"), (1e12, "1000G")],
 )
 def test_large_numbers_are_short(value, text):
-    assert monitor.short(value) == text
+    assert logger.short(value) == text
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(-1, "0s"), (59.6, "1m00s"), (75, "1m15s"), (7260, "2h01m")])
 def test_durations_are_short(seconds, text):
-    assert monitor.duration(seconds) == text
+    assert logger.duration(seconds) == text
 
 
 def test_a_table_is_aligned():
     rows = [("kind", "questions", "accuracy"), ("colour", 120, 0.98765432), ("count", 7, None), ("all", 123456.7)]
-    assert monitor.table(rows).splitlines() == [
+    assert logger.table(rows).splitlines() == [
         "kind    questions  accuracy",
         "colour        120    0.9877",
         "count           7         -",
         "all        123457",
     ]
-    assert monitor.table([]) == ""
+    assert logger.table([]) == ""

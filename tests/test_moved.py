@@ -15,10 +15,10 @@ from hf.test_families import byte_level_tokenizer
 from small_run import saved
 
 from jaxmm import evaluate, export, generate, train
-from jaxmm.checkpoint import Checkpoints
+from jaxmm.checkpoints.checkpoint import Checkpoints
+from jaxmm.checkpoints.params import chosen_step
 from jaxmm.errors import UserError
-from jaxmm.kept import keep_tokenizer, tokenizer_folder
-from jaxmm.parameters import chosen_step
+from jaxmm.workdir.kept_folders import keep_tokenizer, tokenizer_folder
 
 
 class World(NamedTuple):
@@ -97,9 +97,9 @@ def test_a_run_without_a_copy_uses_the_folder_or_says_that_it_is_gone(world, tmp
 
 
 def test_a_tokenizer_that_is_more_than_its_files_is_not_kept_by_halves(world, tmp_path, monkeypatch, capsys):
-    from jaxmm import kept
+    from jaxmm.workdir import kept_folders
 
-    monkeypatch.setattr(kept, "TOKENIZER_FILES", ("tokenizer.json",))
+    monkeypatch.setattr(kept_folders, "TOKENIZER_FILES", ("tokenizer.json",))
     tokenizer = byte_level_tokenizer("internvl")
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     (tmp_path / "run").mkdir()

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from jaxmm.models.multimodal import linear_maps
-from jaxmm.optimizer import decays, make_optimizer, make_schedule, split_frozen
+from jaxmm.training.optimizer import decays, make_optimizer, make_schedule, split_frozen
 
 
 def adamw(params, grads_by_step, rate_of, *, b1, b2, eps, decay, clip, part_rates):

@@ -9,9 +9,10 @@ import pytest
 import small_run
 from hf.test_families import byte_level_tokenizer
 
-from jaxmm import own, train
+from jaxmm import train
 from jaxmm.errors import UserError
-from jaxmm.kept import keep_tokenizer
+from jaxmm.workdir import own_folders
+from jaxmm.workdir.kept_folders import keep_tokenizer
 
 
 def every_file(folder: Path) -> dict[str, bytes]:
@@ -20,19 +21,19 @@ def every_file(folder: Path) -> dict[str, bytes]:
 
 def test_only_what_a_start_has_made_is_removed(tmp_path):
     mine, theirs, link = (tmp_path / name for name in ("mine", "theirs", "link"))
-    own.make(mine)
+    own_folders.make(mine)
     (mine / "a").touch()
-    own.make(mine)
-    assert list(mine.iterdir()) == [mine / own.MARK]
+    own_folders.make(mine)
+    assert list(mine.iterdir()) == [mine / own_folders.MARK]
     theirs.mkdir()
     (theirs / "weights").touch()
     link.symlink_to(mine)  # to the files of another run
     for folder in (theirs, link):
         with pytest.raises(UserError, match=f"{folder} is where the run keeps files of its own, and holds others"):
-            own.make(folder)
-        own.remove(folder)
+            own_folders.make(folder)
+        own_folders.remove(folder)
         assert list(folder.iterdir())
-    own.remove(mine)
+    own_folders.remove(mine)
     assert not mine.exists()
 
 

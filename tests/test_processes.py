@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 import small_run
 
-from jaxmm import command, startup, train
-from jaxmm.data.plan import Row
+from jaxmm import command, train
+from jaxmm.data.packing.plan import Row
 from jaxmm.errors import UserError
-from jaxmm.processes import Meeting, Stop
+from jaxmm.runtime import startup
+from jaxmm.runtime.barrier import Meeting, Stop
 
 STEPS = 4
 
@@ -177,7 +178,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step_and_one_that_is_s
 def test_a_block_that_is_slow_in_one_process_is_left_by_all_together_where_all_are_alive():
     program = (
         "import time; from jaxmm import startup; startup.join_processes(); import jax\n"
-        "from jaxmm.processes import Meeting\n"
+        "from jaxmm.runtime.barrier import Meeting\n"
         "with Meeting('block').together('a long block'): time.sleep(5 * jax.process_index())\n"
         "began = time.monotonic()\n"
         "with Meeting('next').together('another'): pass\n"

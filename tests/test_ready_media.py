@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxmm import export, generate, train
-from jaxmm.data.tokenizer import load_tokenizer
+from jaxmm.data.text.tokenizer import load_tokenizer
 from jaxmm.errors import UserError
 
 ROOT = Path(__file__).parents[1]

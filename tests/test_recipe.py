@@ -14,8 +14,9 @@ from small_run import ROOT
 
 from jaxmm import command
 from jaxmm.batch import ImageSpec
+from jaxmm.config.shares import parse_mixture, parse_numbers, parse_schedule
 from jaxmm.data.assemble import JITTER_FROM
-from jaxmm.data.plan import Budgets, Lengths, choose_budgets
+from jaxmm.data.packing.plan import Budgets, Lengths, choose_budgets
 from jaxmm.data.reading import Reading
 from jaxmm.errors import UserError
 from jaxmm.recipe import (
@@ -30,7 +31,6 @@ from jaxmm.recipe import (
     read_steps,
     train_corpus,
 )
-from jaxmm.shares import parse_mixture, parse_numbers, parse_schedule
 
 sys.path.append(str(ROOT / "tests/data"))
 from made_index import texts

@@ -16,7 +16,7 @@ import test_families
 import test_releases
 
 from jaxmm import command, export, sharding, train
-from jaxmm.data.lengths import Budgets
+from jaxmm.data.packing.lengths import Budgets
 from jaxmm.models.multimodal import flat_axes
 from jaxmm.recipe import read_recipe
 
@@ -58,7 +58,7 @@ def test_each_config_is_one_of_the_recipes_here():
 )
 def test_a_recipe_at_its_true_size_has_a_step_that_fits_its_mesh(name, init_from, millions, released):
     """Parameters as published, shapes and shardings of the state, and the step traced; nothing is computed."""
-    from jaxmm.program import abstract_batch, make_program
+    from jaxmm.training.program import abstract_batch, make_program
 
     text = init_from.replace("{}", str(released))
     config = command.parse([f"--config={CONFIGS / name}.py", f"--config.init_from={text}"], {}).config

@@ -6,7 +6,7 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from jaxmm.reply import Reply
+from jaxmm.inference.stop_strings import Reply
 
 STOP = 0
 

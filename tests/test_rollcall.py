@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from jaxmm import rollcall
 from jaxmm.errors import UserError
+from jaxmm.runtime import rendezvous
 
 PROGRAM = """
 from jaxmm import command, startup
@@ -138,6 +138,6 @@ def test_strangers_and_processes_of_other_jobs_do_not_count():
 
 def test_a_port_that_is_taken_and_an_address_without_one_are_one_line():
     with socket.create_server(("", 0)) as taken, pytest.raises(UserError, match="process 0 cannot listen at port"):
-        rollcall.meet(f"localhost:{taken.getsockname()[1]}", 2, 0, 1, f"0.0.0.0:{taken.getsockname()[1]}")
+        rendezvous.meet(f"localhost:{taken.getsockname()[1]}", 2, 0, 1, f"0.0.0.0:{taken.getsockname()[1]}")
     with pytest.raises(UserError, match="'here' is no address: give host:port"):
-        rollcall.meet("here", 2, 1, 1)
+        rendezvous.meet("here", 2, 1, 1)

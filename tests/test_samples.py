@@ -6,8 +6,8 @@ import copy
 
 from conftest import chat, picture
 
-from jaxmm import samples
 from jaxmm.data.documents import Image
+from jaxmm.training import samples
 
 
 def test_a_picture_that_does_not_decode_is_not_asked_about(lengths_of, template):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmm.sampling import GREEDY, Sampling, choose, penalized
+from jaxmm.inference.sampling import GREEDY, Sampling, choose, penalized
 
 P = np.array([0.05, 0.4, 0.25, 0.2, 0.1])
 DRAWS = 20_000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jaxmm.slurm import gpus_of_task
+from jaxmm.runtime.slurm import gpus_of_task
 
 EIGHT = "0,1,2,3,4,5,6,7"
 

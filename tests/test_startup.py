@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from jaxmm import startup
+from jaxmm.runtime import startup
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

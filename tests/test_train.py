@@ -21,14 +21,18 @@ from conftest import IMAGE, random_documents
 from ml_collections import ConfigDict
 from small_run import PAGES, ROOT, assert_same_bits, saved
 
-from jaxmm import command, evaluate, generate, integrity, lowered, monitor, own, train
-from jaxmm.checkpoint import Checkpoints
+from jaxmm import command, evaluate, generate, train
+from jaxmm.checkpoints import checksums
+from jaxmm.checkpoints.checkpoint import Checkpoints
 from jaxmm.data.assemble import Assembler
-from jaxmm.data.plan import Budgets, Piece
+from jaxmm.data.packing.plan import Budgets, Piece
 from jaxmm.errors import UserError
 from jaxmm.models.flops import batch_flops
-from jaxmm.processes import Meeting
-from jaxmm.workdir import Claim
+from jaxmm.runtime import program_cache
+from jaxmm.runtime.barrier import Meeting
+from jaxmm.training import logger
+from jaxmm.workdir import own_folders
+from jaxmm.workdir.folder import Claim
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +63,7 @@ def stopped(arguments, tmp_path_factory) -> Path:
 
 def test_a_run_leaves_every_file_it_promises(finished):
     summary = json.loads((finished / "summary.json").read_text())
-    assert set(summary) == set(monitor.Summary._fields)
+    assert set(summary) == set(logger.Summary._fields)
     assert summary["steps"] == 8
     assert summary["attention"] == "blocks", "the one that was chosen, as none was asked for on a CPU"
     assert summary["eval"]["colours"]["answers"] == 24
@@ -76,13 +80,13 @@ def test_the_counts_of_the_parts_of_a_batch_add_up_to_those_of_the_whole(tiny, l
     rows = [[Piece(0, e, 0, int(lengths.tokens_E[e])) for e in (2 * row, 2 * row + 1)] for row in range(8)]
     assemble = Assembler([lengths], Budgets(tokens=128, patches=128, items=8, targets=128), IMAGE)
 
-    def counted(loaded) -> monitor.Counts:
+    def counted(loaded) -> logger.Counts:
         return train.count(loaded, 8, batch_flops(tiny.spec, loaded.batch), 0.0)
 
     whole = counted(assemble(rows))
     parts = [counted(assemble(rows[at : at + 2])._replace(all_rows=rows)) for at in range(0, 8, 2)]
     assert len({part.images for part in parts}) > 1, "uneven parts"
-    for name in monitor.OF_ROWS:
+    for name in logger.OF_ROWS:
         assert sum(getattr(part, name) for part in parts) == getattr(whole, name), name
     of_all = ("examples", "token_capacity", "patch_capacity")
     assert [[getattr(part, name) for name in of_all] for part in parts] == [[16, 8 * 128, 8 * 128]] * 4
@@ -102,9 +106,9 @@ def test_a_second_start_does_not_trace_the_step_and_has_the_same_bits(stopped, a
         found.append(original(path))
         return found[-1]
 
-    found, original = [], lowered._read
-    monkeypatch.setattr(lowered, "_read", read)
-    monkeypatch.setattr("jaxmm.lowered.export.export", export)
+    found, original = [], program_cache._read
+    monkeypatch.setattr(program_cache, "_read", read)
+    monkeypatch.setattr("jaxmm.runtime.program_cache.export.export", export)
     assert train.main([*arguments, "--config.steps=4", f"--workdir={tmp_path}"]) == 0
     assert len(found) == 2  # the fresh state and the step
     assert None not in found
@@ -167,7 +171,7 @@ def test_a_checkpoint_under_another_step_s_name_is_refused(stopped, arguments, t
 
 def test_a_run_killed_before_its_first_save_begins_again_from_what_its_config_says(arguments, tmp_path):
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / own.MARK).touch()
+    (tmp_path / "model" / own_folders.MARK).touch()
     (tmp_path / "model" / "config.json").write_text('{"model_type": "qwen3_vl"}')  # of another start, without weights
     (tmp_path / "metrics.jsonl").write_text('{"step": 2}\n{"step": 4}\n')
     (tmp_path / "first_save.json").write_text('{"step": 0}')
@@ -199,7 +203,7 @@ def test_a_second_train_on_a_workdir_is_refused_and_changes_nothing(stopped, arg
 
 def test_a_start_that_fails_before_its_first_step_leaves_nothing(arguments, tmp_path, monkeypatch):
     def refuse(run):
-        own.make(run.workdir / "model")
+        own_folders.make(run.workdir / "model")
         raise UserError("no room on the device")
 
     monkeypatch.setattr(train.Run, "initial_state", refuse)
@@ -223,8 +227,8 @@ def test_a_schedule_of_another_length_is_told_where_it_changes_the_rate(argument
 def test_evaluate_repeats_the_figures_of_the_run_and_every_process_reads_the_checkpoints(finished, monkeypatch, capsys):
     met: dict[int, list[str]] = {0: [], 1: []}
     read: list[str] = []
-    original = integrity.verify
-    monkeypatch.setattr(integrity, "verify", lambda *args: read.append(str(args[0])) or original(*args))
+    original = checksums.verify
+    monkeypatch.setattr(checksums, "verify", lambda *args: read.append(str(args[0])) or original(*args))
     for process, places in met.items():
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
         monkeypatch.setattr(Meeting, "largest", lambda self, n, where, places=places: places.append(where) or n)

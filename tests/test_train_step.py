@@ -15,10 +15,10 @@ from jax.sharding import NamedSharding
 from jaxmm import sharding
 from jaxmm.batch import Batch
 from jaxmm.data.assemble import Assembler
-from jaxmm.data.plan import Budgets, Piece
+from jaxmm.data.packing.plan import Budgets, Piece
 from jaxmm.models.multimodal import logical_axes
-from jaxmm.optimizer import make_optimizer, make_schedule
-from jaxmm.train_step import init_state, make_eval_step, make_train_step
+from jaxmm.training.optimizer import make_optimizer, make_schedule
+from jaxmm.training.step import init_state, make_eval_step, make_train_step
 
 BUDGETS = Budgets(tokens=128, patches=128, items=4, targets=96)
 ROWS = 8

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from jaxmm import workdir
 from jaxmm.errors import UserError
-from jaxmm.workdir import Claim, has_saved, local, note_first_save
+from jaxmm.workdir import folder as workdir
+from jaxmm.workdir.folder import Claim, has_saved, local, note_first_save
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from jaxmm.workdir import Claim
+from jaxmm.workdir.folder import Claim
 with Claim(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 
 if __name__ == "__main__" and "--part=step" in "=".join(sys.argv):  # in one word or in two
-    from jaxmm import startup
+    from jaxmm.runtime import startup
 
     startup.use_huge_pages()  # as train does; may start this process again
 
@@ -32,8 +32,9 @@ from typing import Any
 
 from benchmark_row import Measured, Row, Settings, is_met
 
-from jaxmm import command, monitor
+from jaxmm import command
 from jaxmm.errors import UserError, nearest
+from jaxmm.training import logger
 
 # By part, the modules beside this file whose ROWS it has.
 PARTS = {
@@ -152,9 +153,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [("row", "what", "needed", "measured", "smallest to largest", "")]
     for row in rows:
         for name, figure in row["figures"].items():
-            low, high = (monitor.short(value) for value in figure["spread"])
+            low, high = (logger.short(value) for value in figure["spread"])
             met = {None: "", True: "met", False: "NOT MET"}[figure["met"]]
-            measured = f"{monitor.short(figure['median'])} {figure['unit']}".strip()
+            measured = f"{logger.short(figure['median'])} {figure['unit']}".strip()
             lines.append((row["row"], name, figure["needed"], measured, f"{low} to {high}", met))
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
@@ -174,8 +175,8 @@ def main(argv: list[str]) -> int:
     if args.output and not Path(args.output).absolute().parent.is_dir():
         raise UserError(f"--output={args.output}: there is no folder {Path(args.output).absolute().parent}")
     if of_step:
-        from jaxmm import startup
         from jaxmm.recipe import cache_folder
+        from jaxmm.runtime import startup
 
         startup.join_processes()
         startup.keep_compiled(cache_folder(args.config))
@@ -207,7 +208,7 @@ def main(argv: list[str]) -> int:
 
             is_first = jax.process_index() == 0
         if args.output and is_first:
-            monitor.write_json(Path(args.output), report)
+            logger.write_json(Path(args.output), report)
     if is_first:
         print(table(report["rows"]))
     return 0

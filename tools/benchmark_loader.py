@@ -67,7 +67,7 @@ def small_images(folder: Path, documents: int, seed: int) -> Path:
 
 def compare(changes: list[str], settings: Settings) -> Measured:
     """Seconds a step, as ``train`` runs it, from the loader and from the device, in turns."""
-    from jaxmm import startup
+    from jaxmm.runtime import startup
 
     cache = Path(settings.folder) / "cache"
     config = command.parse(
@@ -100,7 +100,7 @@ class Bench:
         import jax
 
         from jaxmm import sharding
-        from jaxmm.lowered import step_options
+        from jaxmm.runtime.program_cache import step_options
         from jaxmm.train import Run
 
         self.config = config

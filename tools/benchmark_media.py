@@ -13,8 +13,9 @@ import PIL.Image
 from benchmark_row import Figure, Measured, Row, Settings, in_turns, rates
 
 from jaxmm.batch import ImageSpec
-from jaxmm.data import geometry, media
 from jaxmm.data.documents import Image
+from jaxmm.data.media import geometry
+from jaxmm.data.media import image as media
 
 HEIGHT, WIDTH = 480, 640
 SPEC = ImageSpec(patch_size=16, merge=2, min_pixels=64 * 64, max_pixels=224 * 224)

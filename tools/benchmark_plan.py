@@ -17,9 +17,9 @@ from benchmark_row import Figure, Measured, Row, Settings
 
 from jaxmm.batch import TARGET, ImageSpec
 from jaxmm.data.assemble import Assembler
-from jaxmm.data.pack import assign
-from jaxmm.data.plan import WINDOW_PIECES, Budgets, Lengths, Plan, choose_budgets
-from jaxmm.data.prepared import Columns, Record
+from jaxmm.data.packing.pack import assign
+from jaxmm.data.packing.plan import WINDOW_PIECES, Budgets, Lengths, Plan, choose_budgets
+from jaxmm.data.prepare.prepared import Columns, Record
 
 IMAGE = ImageSpec(patch_size=16, merge=2, min_pixels=64 * 16**2, max_pixels=2304 * 16**2)
 SEPARATORS = 2  # tokens around an image

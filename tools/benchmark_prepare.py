@@ -14,11 +14,11 @@ from benchmark_media import HEIGHT, QUALITY, WIDTH, encoded, natural
 from benchmark_row import Figure, Measured, Row, Settings, in_turns
 
 from jaxmm import command
-from jaxmm.data.prepare import prepare
-from jaxmm.data.prepared import Prepared
+from jaxmm.data.prepare.prepare import prepare
+from jaxmm.data.prepare.prepared import Prepared
 from jaxmm.data.sources import read_sources
-from jaxmm.data.text import Template
-from jaxmm.data.tokenizer import load_tokenizer
+from jaxmm.data.text.template import Template
+from jaxmm.data.text.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = 1000

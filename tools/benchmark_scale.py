@@ -80,11 +80,11 @@ def packed(settings: Settings) -> Measured:
     import jax
 
     from jaxmm.data.documents import Document, Text, Turn
-    from jaxmm.data.lengths import Budgets, Lengths
-    from jaxmm.data.plan import Pass
-    from jaxmm.data.prepared import InMemory
-    from jaxmm.data.text import Template
-    from jaxmm.data.tokenizer import load_tokenizer
+    from jaxmm.data.packing.lengths import Budgets, Lengths
+    from jaxmm.data.packing.plan import Pass
+    from jaxmm.data.prepare.prepared import InMemory
+    from jaxmm.data.text.template import Template
+    from jaxmm.data.text.tokenizer import load_tokenizer
 
     bench = Stepper(settings.seed)
     rng = np.random.default_rng(settings.seed)
@@ -128,7 +128,7 @@ def packed(settings: Settings) -> Measured:
 
 
 def piece_of(lengths: Any, example: int) -> Any:
-    from jaxmm.data.plan import Piece
+    from jaxmm.data.packing.plan import Piece
 
     return Piece(0, example, 0, int(lengths.tokens_E[example]))
 
@@ -137,7 +137,7 @@ class Stepper:
     """A small text decoder that is stepped on any rows: each shape is compiled once, before it is timed."""
 
     def __init__(self, seed: int):
-        from jaxmm import startup
+        from jaxmm.runtime import startup
 
         startup.split_cpu({"data": -1}, 4)
         import jax
@@ -148,9 +148,9 @@ class Stepper:
         from jaxmm.models.connector import ConnectorSpec
         from jaxmm.models.decoder import DecoderSpec
         from jaxmm.models.multimodal import Compute, ModelSpec, make_model
-        from jaxmm.models.vit import VisionSpec
-        from jaxmm.optimizer import make_optimizer
-        from jaxmm.train_step import init_state, make_train_step
+        from jaxmm.models.towers.vit import VisionSpec
+        from jaxmm.training.optimizer import make_optimizer
+        from jaxmm.training.step import init_state, make_train_step
 
         self.image = ImageSpec(patch_size=16, merge=1)
         decoder = DecoderSpec(
@@ -231,8 +231,8 @@ def shards(settings: Settings) -> Measured:
     from estimate import shard_bytes
 
     from jaxmm import command, sharding
-    from jaxmm.program import make_program
     from jaxmm.recipe import read_recipe
+    from jaxmm.training.program import make_program
 
     jax.config.update("jax_num_cpu_devices", 8)
     config = command.parse([f"--config={CONFIG}"], {}).config

@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmark_row import Figure, Measured, Row, Settings, in_turns
 
-from jaxmm import monitor
+from jaxmm.training import logger
 
 FORMULA = (
     "model FLOPs: two for each multiply-add of a matmul, three times for forward and backward, counted from real "
@@ -30,10 +30,10 @@ def measure(settings: Settings) -> Measured:
     import jax
 
     from jaxmm import sharding
-    from jaxmm.ahead import CompiledStep
     from jaxmm.data.loader import batches
     from jaxmm.models.flops import batch_flops
     from jaxmm.train import Run, count, prefetch
+    from jaxmm.training.compiled_step import CompiledStep
 
     began = time.perf_counter()
     config = settings.config
@@ -66,7 +66,7 @@ def measure(settings: Settings) -> Measured:
         if settings.profile:
             jax.profiler.stop_trace()
         figures |= rates(seconds, counts, jax.devices()[0].device_kind, run.mesh.size)
-        figures["peak memory"] = Figure([monitor.peak_memory_bytes(jax.local_devices()) / 2**20], "MiB")
+        figures["peak memory"] = Figure([logger.peak_memory_bytes(jax.local_devices()) / 2**20], "MiB")
         shares, without = parts(run, step, state, batch, settings.repeats)
         figures |= shares
     recipe = run.recipe
@@ -97,7 +97,7 @@ def rates(seconds: list[float], counts: list[Any], device_kind: str, devices: in
         "data wait": Figure(per_second("wait_seconds"), "of the step"),
         "model FLOPs": Figure([rate / 1e12 for rate in per_second("flops")], "TFLOP/s"),
     }
-    known = [monitor.mfu(rate, device_kind, devices) for rate in per_second("flops")]
+    known = [logger.mfu(rate, device_kind, devices) for rate in per_second("flops")]
     samples = [mfu for mfu in known if mfu is not None]
     return found | ({"MFU": Figure(samples, "of the bf16 peak")} if samples else {})
 
@@ -143,10 +143,10 @@ def programs(run: Any, step: Any, state: Any, batch: Any) -> dict[str, Callable[
     """The step, and gradients of programs that end after the tower, the decoder and the loss; each waits for itself."""
     import jax
 
-    from jaxmm.loss import batch_loss, select_targets
-    from jaxmm.lowered import step_options
     from jaxmm.models.multimodal import make_model
-    from jaxmm.optimizer import split_frozen
+    from jaxmm.runtime.program_cache import step_options
+    from jaxmm.training.loss import batch_loss, select_targets
+    from jaxmm.training.optimizer import split_frozen
 
     recipe, targets = run.recipe, run.budgets.targets
     _, apply = make_model(recipe.model)

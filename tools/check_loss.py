@@ -28,7 +28,7 @@ def held_against_float64(name: str, z_loss: float, softcap: float, chunk: int, d
     import jax
     import jax.numpy as jnp
 
-    from jaxmm.loss import cross_entropy
+    from jaxmm.training.loss import cross_entropy
 
     rng = np.random.default_rng(len(name))
     x = jnp.asarray(rng.normal(size=SHAPE), dtype)

@@ -7,8 +7,9 @@ import os
 
 from check_row import written
 
-from jaxmm import command, startup
-from jaxmm.data.remote import default_cache
+from jaxmm import command
+from jaxmm.data.prepare.remote import default_cache
+from jaxmm.runtime import startup
 
 FLAGS: command.Flags = {
     "module": ("", "beside this file: its rows(*arguments) are the part"),

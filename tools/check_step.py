@@ -20,7 +20,7 @@ from benchmark_step import FORMULA
 from check_row import FAILED, MEASURED, Row, one_line
 from peer_case import PeerCase
 
-from jaxmm import monitor
+from jaxmm.training import logger
 
 
 class Size(NamedTuple):
@@ -111,7 +111,7 @@ def spec_of(size: Size) -> Any:
     from jaxmm.models.connector import ConnectorSpec
     from jaxmm.models.decoder import DecoderSpec
     from jaxmm.models.multimodal import ModelSpec
-    from jaxmm.models.vit import VisionSpec
+    from jaxmm.models.towers.vit import VisionSpec
 
     case = size.case
     return ModelSpec(
@@ -137,12 +137,12 @@ class Stepper:
 
         from jaxmm import sharding
         from jaxmm.data.assemble import Assembler
-        from jaxmm.lowered import step_options
         from jaxmm.models.attention import choose_backend
         from jaxmm.models.compute import Compute
         from jaxmm.models.multimodal import make_model
-        from jaxmm.optimizer import make_optimizer
-        from jaxmm.train_step import init_state, make_train_step
+        from jaxmm.runtime.program_cache import step_options
+        from jaxmm.training.optimizer import make_optimizer
+        from jaxmm.training.step import init_state, make_train_step
 
         case = size.case
         self.backend = choose_backend(attention, jax.default_backend(), 0)
@@ -220,13 +220,13 @@ def measured(name: str, size: Size, remat: str, attention: str, on_cpu: bool) ->
     figures: dict[str, Any] = {
         "parameters": sum(parameter_counts(bench.state.params).values()),
         "tokens a step": tokens, "step ms": 1000 * cached, "tokens/s": tokens / cached,
-        "model TFLOP/s": flops / cached / 1e12, "MFU": monitor.mfu(flops / cached, jax.devices()[0].device_kind, 1),
-        "peak GiB": monitor.peak_memory_bytes(jax.local_devices()[:1]) / 2**30,
+        "model TFLOP/s": flops / cached / 1e12, "MFU": logger.mfu(flops / cached, jax.devices()[0].device_kind, 1),
+        "peak GiB": logger.peak_memory_bytes(jax.local_devices()[:1]) / 2**30,
         "loader / cached": statistics.median(a / b for a, b in zip(seconds["loader"], seconds["cached"], strict=True)),
         "until compiled s": start, "loss": loss, "attention": bench.backend, "remat": remat, "formula": FORMULA,
     }  # fmt: skip
     told = (
-        f"{monitor.short(figures['parameters'])} parameters, {monitor.short(figures['tokens/s'])} tokens/s, "
+        f"{logger.short(figures['parameters'])} parameters, {logger.short(figures['tokens/s'])} tokens/s, "
         f"{figures['model TFLOP/s']:.3g} model TFLOP/s, "
         f"MFU {'not known' if figures['MFU'] is None else format(figures['MFU'], '.1%')}, "
         f"peak {figures['peak GiB']:.3g} GiB, loader / cached {figures['loader / cached']:.3f}; step "

@@ -26,19 +26,22 @@ import numpy as np
 
 from jaxmm import command, sharding
 from jaxmm.batch import Batch, ImageSpec
-from jaxmm.data import demo, files, geometry, media, processes
+from jaxmm.checkpoints.params import chosen_step, saved_params
+from jaxmm.config.shares import parse_schedule
+from jaxmm.data import demo, files
 from jaxmm.data.assemble import empty_batch
-from jaxmm.data.disk import published, space_wanted
 from jaxmm.data.documents import Document, Features, Image, Part, Skip, Source, Text, Tokens, Turn, split_origin
-from jaxmm.data.plan import Budgets
-from jaxmm.data.prepared import holds_prepared
-from jaxmm.data.progress import Progress
+from jaxmm.data.media import geometry
+from jaxmm.data.media import image as media
+from jaxmm.data.packing.plan import Budgets
+from jaxmm.data.prepare import local_engine
+from jaxmm.data.prepare.disk import published, space_wanted
+from jaxmm.data.prepare.prepared import holds_prepared
+from jaxmm.data.prepare.progress import Progress
 from jaxmm.data.sources import read_sources
 from jaxmm.errors import UserError, nearest
 from jaxmm.models.multimodal import make_model
-from jaxmm.parameters import chosen_step, saved_params
 from jaxmm.recipe import Recipe, read_reading, read_recipe
-from jaxmm.shares import parse_schedule
 
 CHUNK_DOCUMENTS = 256  # whose images are encoded together
 PATCHES = 4096  # encoded at once, or those of the largest image
@@ -66,7 +69,7 @@ class Encoder:
         self._run: Callable[[Any, Batch], jax.Array] = jax.jit(
             lambda params, batch: apply(params, batch, recipe.compute, method="features").last_BND
         )
-        self._pool = ThreadPoolExecutor(processes.cores())
+        self._pool = ThreadPoolExecutor(local_engine.cores())
 
     def __call__(self, pictures: Iterable[Image]) -> Iterator[np.ndarray | media.BadMedia]:
         """Yields float32 (rows, columns, D) of each picture, or why it cannot be used."""

@@ -22,8 +22,9 @@ from typing import Any
 from estimate_formula import by_formula, shard_bytes
 from estimate_target import Target, errors_of_libraries, read_target
 
-from jaxmm import command, monitor
+from jaxmm import command
 from jaxmm.errors import UserError
+from jaxmm.training import logger
 
 FLAGS: command.Flags = {
     "target": ("cpu", "cpu, tpu:v5e:4x4, tpu:v5p:4x4x4, tpu:v6e:2*4x4 (two slices), gpu:h100:8, ..."),
@@ -65,8 +66,8 @@ def estimate(config: Any, target: Target, documents: int) -> dict[str, Any]:
     from jaxmm import sharding
     from jaxmm.data.assemble import empty_batch
     from jaxmm.models.flops import batch_flops, parameter_counts
-    from jaxmm.program import make_program
     from jaxmm.recipe import read_recipe, unseen_budgets
+    from jaxmm.training.program import make_program
 
     mesh = sharding.make_mesh(config.mesh, target.devices)
     sharding.check_rows(mesh, config.batch_size, config.accumulation)
@@ -92,7 +93,7 @@ def estimate(config: Any, target: Target, documents: int) -> dict[str, Any]:
         "optimizer_bytes": shard_bytes(state.opt_state),
         "model_flops": flops,
     }
-    if peak := monitor.peak_flops(target.kind):
+    if peak := logger.peak_flops(target.kind):
         figures["seconds_at_half_of_peak"] = flops / (0.5 * peak * mesh.size)
     if target.platform == "gpu":
         figures |= by_formula(program, budgets, config.batch_size, config.accumulation, mesh)
@@ -111,8 +112,8 @@ def compiled(program: Any, budgets: Any, rows: int, mesh: Any) -> dict[str, Any]
     """
     import jax
 
-    from jaxmm.lowered import step_options
-    from jaxmm.program import abstract_batch
+    from jaxmm.runtime.program_cache import step_options
+    from jaxmm.training.program import abstract_batch
 
     state, batch = program.abstract_state(mesh), abstract_batch(program.recipe, budgets, rows, mesh)
     gradients = shard_bytes({part: x for part, x in state.params.items() if part not in program.recipe.frozen})
@@ -210,8 +211,8 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--documents is {args.documents}: it must be at least 1")
     figures = estimate(args.config, read_target(args.target, args.config.mesh), args.documents)
     if args.output:
-        monitor.write_json(Path(args.output), figures)
-    print(monitor.table(shown(figures)))
+        logger.write_json(Path(args.output), figures)
+    print(logger.table(shown(figures)))
     return 0 if figures["fits"] else 2
 
 

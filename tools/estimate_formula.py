@@ -34,7 +34,7 @@ def by_formula(program: Any, budgets: Any, rows: int, accumulation: int, mesh: A
     Args:
       rows: of the global batch.
     """
-    from jaxmm.loss import LOGITS_ELSEWHERE
+    from jaxmm.training.loss import LOGITS_ELSEWHERE
 
     recipe, state = program.recipe, program.abstract_state(mesh)
     shards = math.prod(mesh.shape[axis] for axis in ("data", "fsdp", "context"))
@@ -74,7 +74,7 @@ def _kept_of_row(program: Any, budgets: Any, mesh: Any) -> tuple[int, int]:
     import jax
 
     from jaxmm.models.multimodal import make_model
-    from jaxmm.program import abstract_batch
+    from jaxmm.training.program import abstract_batch
 
     recipe, params = program.recipe, program.abstract_state(mesh).params
     _, apply = make_model(recipe.model)

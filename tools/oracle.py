@@ -54,7 +54,7 @@ class PlainLoss(NamedTuple):
 def cross_entropy(
     x_BRD: Any, head_VD: Any, tokens_BR: Any, weights_BR: Any, z_loss: float, softcap: float = 0.0
 ) -> PlainLoss:
-    """``jaxmm.loss.cross_entropy`` in float64, with the derivative of each term by hand."""
+    """``jaxmm.training.loss.cross_entropy`` in float64, with the derivative of each term by hand."""
     x, head, weights = (np.asarray(a).astype(np.float64) for a in (x_BRD, head_VD, weights_BR))
     logits = x @ head.T
     slope: Any = 1.0

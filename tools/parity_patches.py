@@ -72,7 +72,7 @@ def side_of(case: Case, folder: Path, published: bool = False) -> Side:
     """
     let_torchvision_import()
     from jaxmm.batch import ImageSpec
-    from jaxmm.hf.start import image_settings, read_start
+    from jaxmm.hf.pretrained import image_settings, read_start
 
     config = case.config(np.random.default_rng(0))
     if published:
@@ -143,8 +143,8 @@ def their_tiles(side: Side, data: bytes) -> list[np.ndarray]:
 
 def picture_difference(side: Side, data: bytes, size: tuple[int, int]) -> float:
     """The largest difference of a level, infinite where sizes differ; patches are compared as they travel."""
-    from jaxmm.data import media
     from jaxmm.data.documents import Image
+    from jaxmm.data.media import image as media
 
     tiles, spec = their_tiles(side, data), side.image
     ours, grid = media.patches(Image(data=data), spec, size)

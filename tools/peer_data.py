@@ -15,13 +15,13 @@ from benchmark_media import natural
 from peer_case import PeerCase
 
 from jaxmm.batch import ImageSpec
-from jaxmm.data.lengths import Budgets, Lengths
-from jaxmm.data.plan import Plan
-from jaxmm.data.prepare import prepare
-from jaxmm.data.prepared import Prepared
+from jaxmm.data.packing.lengths import Budgets, Lengths
+from jaxmm.data.packing.plan import Plan
+from jaxmm.data.prepare.prepare import prepare
+from jaxmm.data.prepare.prepared import Prepared
 from jaxmm.data.sources import read_sources
-from jaxmm.data.text import Markup, Template
-from jaxmm.data.tokenizer import load_tokenizer
+from jaxmm.data.text.template import Markup, Template
+from jaxmm.data.text.tokenizer import load_tokenizer
 
 BATCHES = 8  # of different documents; then they come again, in another order
 SIDES = (160, 481)  # pixels of a picture

@@ -18,7 +18,7 @@ def family_of(case: PeerCase) -> Any:
     from jaxmm.models.connector import ConnectorSpec
     from jaxmm.models.decoder import DecoderSpec
     from jaxmm.models.multimodal import ModelSpec
-    from jaxmm.models.vit import VisionSpec
+    from jaxmm.models.towers.vit import VisionSpec
 
     vision = VisionSpec(
         width=case.vision_width, layers=case.vision_layers, heads=case.vision_heads, mlp=case.vision_mlp,
@@ -53,7 +53,7 @@ class Ours:
     """A model that is stepped."""
 
     def __init__(self, case: PeerCase, folder: Path, seed: int):
-        from jaxmm import startup
+        from jaxmm.runtime import startup
 
         startup.split_cpu({"data": -1, "fsdp": 1}, case.rows)
         import jax
@@ -61,10 +61,10 @@ class Ours:
 
         from jaxmm import sharding
         from jaxmm.hf import folder as hf
-        from jaxmm.lowered import step_options
         from jaxmm.models.multimodal import Compute, make_model, nested
-        from jaxmm.optimizer import make_optimizer
-        from jaxmm.train_step import init_state, make_train_step
+        from jaxmm.runtime.program_cache import step_options
+        from jaxmm.training.optimizer import make_optimizer
+        from jaxmm.training.step import init_state, make_train_step
 
         family = family_of(case)
         self.mesh = sharding.make_mesh({"data": -1})

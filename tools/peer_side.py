@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 
 if __name__ == "__main__" and "--side=jaxmm" in sys.argv:
-    from jaxmm import startup
+    from jaxmm.runtime import startup
 
     startup.use_huge_pages()  # as train does; may start this process again
 

@@ -16,20 +16,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jaxmm import command, monitor
-from jaxmm.data import files, on_ray, processes, remote, report
+from jaxmm import command
+from jaxmm.config.shares import parse_mixture
+from jaxmm.data import files
 from jaxmm.data.documents import Source
-from jaxmm.data.prepare import folder_name, prepare
-from jaxmm.data.progress import Progress
+from jaxmm.data.prepare import local_engine, ray_engine, remote, statistics
+from jaxmm.data.prepare.prepare import folder_name, prepare
+from jaxmm.data.prepare.progress import Progress
 from jaxmm.data.reading import Reading
 from jaxmm.data.sources import read_sources
-from jaxmm.data.text import ChatOptions, Template
-from jaxmm.data.tokenizer import load_tokenizer
+from jaxmm.data.text.template import ChatOptions, Template
+from jaxmm.data.text.tokenizer import load_tokenizer
 from jaxmm.errors import UserError, nearest
 from jaxmm.recipe import TEMPLATE_KEYS
-from jaxmm.shares import parse_mixture
+from jaxmm.training import logger
 
-ENGINES = {"local": processes.run, "ray": on_ray.run}
+ENGINES = {"local": local_engine.run, "ray": ray_engine.run}
 
 FLAGS: command.Flags = {
     "input": ("", "dataset_info.json, data file, folder of them, or pattern; a path or a URL"),
@@ -141,20 +143,20 @@ def refuse_another(source: Source, template: Template, output: str) -> None:
 
 def closing(reports: list[dict[str, Any]]) -> str:
     """The closing report as text."""
-    blocks = [monitor.table(report.summary_rows(reports))]
+    blocks = [logger.table(statistics.summary_rows(reports))]
     for one in reports:
         blocks.append(f"{one['name']}: tokens of text in a document\n" + _histogram(one, "token_lengths"))
         if one["image_pixels"]:
             blocks.append(f"{one['name']}: pixels of an image\n" + _histogram(one, "image_pixels"))
-    if columns := report.column_rows(reports):
-        blocks.append("columns of the records\n" + monitor.table(columns))
-    if skipped := report.skipped_rows(reports):
-        blocks.append("left out (each is in skipped.jsonl)\n" + monitor.table(skipped))
+    if columns := statistics.column_rows(reports):
+        blocks.append("columns of the records\n" + logger.table(columns))
+    if skipped := statistics.skipped_rows(reports):
+        blocks.append("left out (each is in skipped.jsonl)\n" + logger.table(skipped))
     return "\n\n".join(blocks)
 
 
 def _histogram(one: dict[str, Any], key: str) -> str:
-    return monitor.table(report.histogram_rows(one, key))
+    return logger.table(statistics.histogram_rows(one, key))
 
 
 if __name__ == "__main__":

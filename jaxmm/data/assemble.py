@@ -14,11 +14,12 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxmm.batch import ANSWER, IGNORED, TARGET, Batch, ImageSpec, Stream
-from jaxmm.data import geometry, media
 from jaxmm.data.documents import Features, Image
-from jaxmm.data.features import IMAGE, Extent, read_vectors
-from jaxmm.data.lengths import tiles
-from jaxmm.data.plan import Budgets, Lengths, Piece, Row, expanded
+from jaxmm.data.media import geometry
+from jaxmm.data.media import image as media
+from jaxmm.data.media.features import IMAGE, Extent, read_vectors
+from jaxmm.data.packing.lengths import tiles
+from jaxmm.data.packing.plan import Budgets, Lengths, Piece, Row, expanded
 
 # Repeating data up to four times teaches about as much as new data does (Muennighoff et al., 2023); later passes over a
 # small set are where pictures are learnt by heart.

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from jaxmm.data.assemble import Assembler, Loaded
-from jaxmm.data.plan import Batches, Row
-from jaxmm.data.processes import check_workers
+from jaxmm.data.packing.plan import Batches, Row
+from jaxmm.data.prepare.local_engine import check_workers
 from jaxmm.data.workers import Workers
 
 if TYPE_CHECKING:

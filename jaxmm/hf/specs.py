@@ -14,7 +14,7 @@ from jaxmm.models.connector import ConnectorSpec
 from jaxmm.models.decoder import DecoderSpec
 from jaxmm.models.multimodal import ModelSpec
 from jaxmm.models.rope import RopeScaling
-from jaxmm.models.vit import VisionSpec
+from jaxmm.models.towers.vit import VisionSpec
 
 # The first of several names is the one that is written.
 ACTIVATIONS = {

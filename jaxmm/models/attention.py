@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxmm import sharding
-from jaxmm.models.interval_blocks import Logits, block_attention
+from jaxmm.models.kernels.interval_blocks import Logits, block_attention
 
 Intervals = tuple[jax.Array, jax.Array]  # start and end, int32 (B, T)
 
@@ -47,7 +47,7 @@ def choose_backend(name: str, platform: str, longest: int) -> str:
         )
     if platform != "tpu" or name in ("blocks", "fused"):
         return name or ("fused" if platform == "gpu" else "blocks")
-    from jaxmm.models.splash import LONGEST
+    from jaxmm.models.kernels.splash import LONGEST
 
     if name and longest > LONGEST:
         raise ValueError(f"'splash' takes windows in rows of at most {LONGEST} positions, not {longest}: give ''")
@@ -95,12 +95,12 @@ def attention(
     with_starts = False
     chosen = choose_backend(backend, "", T)
     if chosen == "splash":
-        from jaxmm.models.splash import LONGEST, splash_attention
+        from jaxmm.models.kernels.splash import LONGEST, splash_attention
 
         run = functools.partial(splash_attention, scale=scale, softcap=softcap)
         with_starts = whole and T > LONGEST
     elif chosen == "fused":
-        from jaxmm.models.fused import fused_attention
+        from jaxmm.models.kernels.fused import fused_attention
 
         run = functools.partial(fused_attention, scale=scale, softcap=softcap)
     else:

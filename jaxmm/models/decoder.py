@@ -16,7 +16,6 @@ from jax import lax
 from jaxmm import sharding
 from jaxmm.models import attention as attn
 from jaxmm.models import rope
-from jaxmm.models.buffers import written
 from jaxmm.models.cache import Cache
 from jaxmm.models.compute import Compute
 from jaxmm.models.embedding import look_up
@@ -31,6 +30,7 @@ from jaxmm.models.layers import (
     split_last,
     stack,
 )
+from jaxmm.models.materialize import written
 from jaxmm.models.rope import RopeScaling
 from jaxmm.models.sizes import check_numbers, check_sizes
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxmm.batch import Batch, Stream
 from jaxmm.models.decoder import DecoderSpec
 from jaxmm.models.multimodal import ModelSpec
-from jaxmm.models.vit import VisionSpec
+from jaxmm.models.towers.vit import VisionSpec
 
 
 def _lengths(segments: np.ndarray, *keys: np.ndarray) -> np.ndarray:

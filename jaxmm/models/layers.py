@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from jaxmm.models.buffers import barrier, made_again
+from jaxmm.models.materialize import barrier, made_again
 
 Initializer = Callable[..., jax.Array]
 _SHAPES_ONLY = contextvars.ContextVar("shapes only", default=False)

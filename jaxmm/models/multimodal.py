@@ -18,7 +18,7 @@ from jaxmm.models.compute import Compute
 from jaxmm.models.connector import Connector, ConnectorSpec
 from jaxmm.models.decoder import Decoder, DecoderSpec, Deep
 from jaxmm.models.layers import shapes_only
-from jaxmm.models.vit import Features, VisionSpec, VisionTower
+from jaxmm.models.towers.vit import Features, VisionSpec, VisionTower
 
 PARTS = ("vision", "connector", "decoder")
 

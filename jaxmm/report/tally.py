@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxmm.data.assemble import Loaded, Skipped
-from jaxmm.data.plan import Budgets, Lengths
+from jaxmm.data.packing.plan import Budgets, Lengths
 
 
 class SourceSums(NamedTuple):

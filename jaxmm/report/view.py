@@ -14,8 +14,8 @@ import numpy as np
 
 from jaxmm.batch import ImageSpec
 from jaxmm.data.assemble import Loaded
-from jaxmm.data.plan import Lengths, Piece
-from jaxmm.data.text import SPECIAL_TOKENS, Template
+from jaxmm.data.packing.plan import Lengths, Piece
+from jaxmm.data.text.template import SPECIAL_TOKENS, Template
 
 SHOWN_IDS = 8  # of a run of image tokens
 

@@ -18,10 +18,10 @@ import numpy as np
 from jaxmm import sharding
 from jaxmm.batch import ImageSpec
 from jaxmm.data.assemble import Assembler
-from jaxmm.data.lengths import Lengths
 from jaxmm.data.loader import batches
-from jaxmm.data.plan import Budgets, Plan
-from jaxmm.data.prepared import Prepared
+from jaxmm.data.packing.lengths import Lengths
+from jaxmm.data.packing.plan import Budgets, Plan
+from jaxmm.data.prepare.prepared import Prepared
 
 BATCH_SIZE, SEED = 4, 3
 

@@ -8,9 +8,9 @@ import numpy as np
 from conftest import IMAGE
 
 from jaxmm.batch import TARGET
-from jaxmm.data.features import TOKENS, feature_widths
-from jaxmm.data.plan import Budgets, Lengths, Piece
-from jaxmm.data.prepared import Columns, Record
+from jaxmm.data.media.features import TOKENS, feature_widths
+from jaxmm.data.packing.plan import Budgets, Lengths, Piece
+from jaxmm.data.prepare.prepared import Columns, Record
 
 BUDGETS = Budgets(tokens=64, patches=96, items=4, targets=48)
 

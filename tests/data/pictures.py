@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from jaxmm.data import media
 from jaxmm.data.documents import Image
+from jaxmm.data.media import image
 
 
 def encoded(picture: PIL.Image.Image, kind: str = "PNG", **options: Any) -> Image:
@@ -18,7 +18,7 @@ def encoded(picture: PIL.Image.Image, kind: str = "PNG", **options: Any) -> Imag
 
 def with_orientation(value: int) -> bytes:
     exif = PIL.Image.Exif()
-    exif[media.ORIENTATION] = value
+    exif[image.ORIENTATION] = value
     return exif.tobytes()
 
 

@@ -9,11 +9,11 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxmm.data import text
-from jaxmm.data.byt5 import ByT5Tokenizer
-from jaxmm.data.chat import Markup
 from jaxmm.data.documents import Document, Image, Turn
-from jaxmm.data.tokenizer import _Bytes, text_encoder
+from jaxmm.data.text import template as text
+from jaxmm.data.text.byt5 import ByT5Tokenizer
+from jaxmm.data.text.chat import Markup
+from jaxmm.data.text.tokenizer import _Bytes, text_encoder
 
 ADDED = ["<|image_start|>", "<|end|>"]
 OURS, THEIRS = ByT5Tokenizer(), transformers.ByT5Tokenizer()

@@ -15,7 +15,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from jaxmm.batch import ANSWER, TARGET
 from jaxmm.data.documents import Document, Text, Turn
-from jaxmm.data.text import Markup, Template
+from jaxmm.data.text.template import Markup, Template
 from jaxmm.errors import UserError
 
 CHATML = (

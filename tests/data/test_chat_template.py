@@ -11,9 +11,9 @@ from conftest import picture
 from test_chat import byte_level, flags_of, turns_of
 
 from jaxmm.batch import ANSWER, TARGET
-from jaxmm.data.byt5 import ByT5Tokenizer
 from jaxmm.data.documents import Document, Text, Turn
-from jaxmm.data.text import ChatOptions, Template
+from jaxmm.data.text.byt5 import ByT5Tokenizer
+from jaxmm.data.text.template import ChatOptions, Template
 from jaxmm.errors import UserError
 
 HEAD = "<|im_start|>{{ message.role }}\n"

@@ -20,8 +20,8 @@ from elastic_process import BATCH_SIZE, planned
 
 from jaxmm.data.documents import Source, Unit
 from jaxmm.data.loader import batches
-from jaxmm.data.plan import Budgets
-from jaxmm.data.prepare import prepare
+from jaxmm.data.packing.plan import Budgets
+from jaxmm.data.prepare.prepare import prepare
 
 BUDGETS = Budgets(tokens=96, patches=96, items=6, targets=96)
 PROCESSES = (1, 2, 4)  # what divides four rows; more than rows means that some hold the same ones

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from pictures import encoded, smooth, with_orientation
 
 from jaxmm.batch import ImageSpec
-from jaxmm.data import geometry, media
+from jaxmm.data.media import geometry
+from jaxmm.data.media import image as media
 
 
 def decoded_sizes(monkeypatch) -> list[tuple[int, int]]:

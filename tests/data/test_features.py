@@ -15,17 +15,17 @@ from conftest import IMAGE, picture, plain
 from made import source_of
 
 from jaxmm.batch import IGNORED, TARGET
-from jaxmm.data import media
 from jaxmm.data.assemble import Assembler, Loaded
-from jaxmm.data.budgets import choose_budgets
 from jaxmm.data.documents import Document, Features, Skip, Text, Tokens, Turn
-from jaxmm.data.features import Extent, extent, read_vectors
-from jaxmm.data.pieces import count_long, cut
-from jaxmm.data.plan import Budgets, Lengths, Piece, Plan
-from jaxmm.data.prepare import prepare
-from jaxmm.data.prepared import InMemory, Prepared
-from jaxmm.data.text import Template
-from jaxmm.data.tokenizer import load_tokenizer
+from jaxmm.data.media import image
+from jaxmm.data.media.features import Extent, extent, read_vectors
+from jaxmm.data.packing.budgets import choose_budgets
+from jaxmm.data.packing.pieces import count_long, cut
+from jaxmm.data.packing.plan import Budgets, Lengths, Piece, Plan
+from jaxmm.data.prepare.prepare import prepare
+from jaxmm.data.prepare.prepared import InMemory, Prepared
+from jaxmm.data.text.template import Template
+from jaxmm.data.text.tokenizer import load_tokenizer
 from jaxmm.errors import UserError
 
 WIDTH = 16
@@ -216,7 +216,7 @@ def test_a_bad_file_is_a_skip_of_a_closed_list(tmp_path, reason, data):
     good = [plain(Features(data=npy(vectors(2, 2))), str(i)) for i in range(4)]
     documents = [*good, plain(Features(data=data), "x", origin="made, record 9")]
     prepared = Prepared(prepare(source_of(documents), template_of(0), tmp_path))
-    assert reason in media.REASONS
+    assert reason in image.REASONS
     assert (prepared.folder / "skipped.jsonl").read_text().count(f'"{reason}"') == 1
     assert len(prepared) == 4
     assert prepared.meta["feature_widths"] == [WIDTH]

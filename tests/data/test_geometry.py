@@ -12,11 +12,11 @@ import pytest
 from conftest import IMAGE, picture, plain
 
 from jaxmm.batch import ImageSpec
-from jaxmm.data import media
 from jaxmm.data.assemble import Assembler, text_positions
-from jaxmm.data.lengths import Lengths
-from jaxmm.data.pieces import Piece
-from jaxmm.data.plan import Budgets
+from jaxmm.data.media import image
+from jaxmm.data.packing.lengths import Lengths
+from jaxmm.data.packing.pieces import Piece
+from jaxmm.data.packing.plan import Budgets
 
 BUDGETS = Budgets(tokens=128, patches=288, items=8, targets=128)
 SIDE = IMAGE.patch_size
@@ -64,7 +64,7 @@ def test_pixels_travel_with_their_positions(lengths_of, sizes, window):
     spec = dataclasses.replace(IMAGE, window=window, min_pixels=1, max_pixels=16 * UNIT**2)
     batch = loaded(lengths_of, spec, made(sizes))
     for k, (rows, columns) in enumerate(sizes):
-        pixels = np.asarray(media.decode(picture(rows * UNIT, columns * UNIT, k)))
+        pixels = np.asarray(image.decode(picture(rows * UNIT, columns * UNIT, k)))
         here = batch.patches.segments[0] == k + 1
         for values, (_, r, c) in zip(batch.patches.values[0, here], batch.patches.positions[0, here], strict=True):
             wanted = pixels[r * SIDE : (r + 1) * SIDE, c * SIDE : (c + 1) * SIDE]
@@ -114,10 +114,10 @@ def test_two_way_images_are_numbered_and_text_is_not(lengths_of):
 def test_a_cropped_square_is_the_middle_of_the_picture_resized_by_its_shorter_side(height, width):
     spec = ImageSpec(patch_size=4, merge=1, min_pixels=1, side=16, crop=True)
     source, short = picture(height, width, 3), min(height, width)
-    patches, grid = media.patches(source, spec, (height, width))
+    patches, grid = image.patches(source, spec, (height, width))
     assert grid == (4, 4)
     size = int(16 * width / short), int(16 * height / short)
-    resized = media.decode(source).resize(size, PIL.Image.Resampling.BICUBIC)
+    resized = image.decode(source).resize(size, PIL.Image.Resampling.BICUBIC)
     left, top = (resized.width - 16) // 2, (resized.height - 16) // 2
     wanted = np.asarray(resized.crop((left, top, left + 16, top + 16)))
     found = patches.reshape(4, 4, 4, 4, 3).swapaxes(1, 2).reshape(16, 16, 3)

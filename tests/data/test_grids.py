@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxmm.batch import ImageSpec
-from jaxmm.data import geometry
+from jaxmm.data.media import geometry
 
 specs = st.builds(
     lambda patch_size, merge, least, most: ImageSpec(

@@ -19,13 +19,13 @@ import pytest
 from conftest import IMAGE, chat, picture, plain, random_documents
 
 from jaxmm.batch import IGNORED
-from jaxmm.data import media
 from jaxmm.data.assemble import JITTER_FROM, Assembler, Loaded, Skipped, lay_out
 from jaxmm.data.documents import Image, Source, Unit
 from jaxmm.data.loader import batches
-from jaxmm.data.plan import Budgets, Lengths, Pass, Piece, Plan
-from jaxmm.data.prepare import prepare
-from jaxmm.data.prepared import Prepared
+from jaxmm.data.media import image as media
+from jaxmm.data.packing.plan import Budgets, Lengths, Pass, Piece, Plan
+from jaxmm.data.prepare.prepare import prepare
+from jaxmm.data.prepare.prepared import Prepared
 from jaxmm.data.workers import Workers
 from jaxmm.errors import UserError
 
@@ -359,8 +359,8 @@ def test_memory_is_flat_over_ten_thousand_batches(folder, workers):
         "from jaxmm.batch import ImageSpec\n"
         "from jaxmm.data.assemble import Assembler\n"
         "from jaxmm.data.loader import batches\n"
-        "from jaxmm.data.plan import Budgets, Lengths, Plan\n"
-        "from jaxmm.data.prepared import Prepared\n"
+        "from jaxmm.data.packing.plan import Budgets, Lengths, Plan\n"
+        "from jaxmm.data.prepare.prepared import Prepared\n"
         f"spec, budgets = {IMAGE!r}, Budgets{tuple(BUDGETS)!r}\n"
         f"lengths = [Lengths(Prepared({str(folder)!r}), spec)]\n"
         "plan, assemble = Plan(lengths, [1], budgets, 2, 0, window_rows=8), Assembler(lengths, budgets, spec)\n"

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from pictures import encoded, smooth, with_orientation
 
 from jaxmm.batch import ImageSpec
-from jaxmm.data import geometry, media
 from jaxmm.data.documents import Features, Image
-from jaxmm.data.features import extent
+from jaxmm.data.media import geometry
+from jaxmm.data.media import image as media
+from jaxmm.data.media.features import extent
 from jaxmm.errors import UserError
 
 SPEC = ImageSpec(patch_size=4, merge=2, min_pixels=16 * 16, max_pixels=64 * 64)

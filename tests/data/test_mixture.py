@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from made_index import BUDGETS, made, texts
 
-from jaxmm.data.lengths import Lengths
-from jaxmm.data.mixture import Position, Streams, Window, make_mixture
-from jaxmm.data.plan import Budgets, Origin, Plan
+from jaxmm.data.packing.lengths import Lengths
+from jaxmm.data.packing.mixture import Position, Streams, Window, make_mixture
+from jaxmm.data.packing.plan import Budgets, Origin, Plan
 from jaxmm.errors import UserError
 
 

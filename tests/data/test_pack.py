@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from made_index import BUDGETS, made
 
-from jaxmm.data.pack import assign, balanced_order, balanced_orders, ordered, pack
+from jaxmm.data.packing.pack import assign, balanced_order, balanced_orders, ordered, pack
 
 
 def best_fit(needs: np.ndarray, limits: np.ndarray) -> int:

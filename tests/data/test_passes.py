@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from made_index import BUDGETS, made, texts
 
-from jaxmm.data.mixture import make_mixture
-from jaxmm.data.plan import FORMATS, UNTIL_PASSES, Budgets, Origin, Plan
+from jaxmm.data.packing.mixture import make_mixture
+from jaxmm.data.packing.plan import FORMATS, UNTIL_PASSES, Budgets, Origin, Plan
 
 ROWS_OF_512 = Budgets(512, 4, 1, 512)
 

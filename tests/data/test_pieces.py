@@ -11,9 +11,9 @@ import pytest
 from conftest import IMAGE, picture, plain
 from made_index import BUDGETS, is_whole, made, needs_of, positions, positions_of, texts
 
-from jaxmm.data import lengths as lengths_module
-from jaxmm.data.lengths import Budgets, Lengths
-from jaxmm.data.pieces import Piece, count_long, cut, cut_examples, pieces_of
+from jaxmm.data.packing import lengths as lengths_module
+from jaxmm.data.packing.lengths import Budgets, Lengths
+from jaxmm.data.packing.pieces import Piece, count_long, cut, cut_examples, pieces_of
 from jaxmm.errors import UserError
 
 budgets = st.builds(

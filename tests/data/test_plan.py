@@ -17,10 +17,10 @@ from conftest import IMAGE
 from made_index import BUDGETS, Made, is_whole, made, needs_of, texts
 
 from jaxmm.batch import TARGET
-from jaxmm.data import plan as plan_module
-from jaxmm.data.lengths import Lengths
-from jaxmm.data.mixture import Streams
-from jaxmm.data.plan import Budgets, Pass, Plan, choose_budgets, make_mixture
+from jaxmm.data.packing import plan as plan_module
+from jaxmm.data.packing.lengths import Lengths
+from jaxmm.data.packing.mixture import Streams
+from jaxmm.data.packing.plan import Budgets, Pass, Plan, choose_budgets, make_mixture
 from jaxmm.errors import UserError
 
 ROOT = Path(__file__).parents[2]

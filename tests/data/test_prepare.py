@@ -27,17 +27,18 @@ from made import (
     write_many,
 )  # fmt: skip
 
-from jaxmm.data import media, on_ray, processes
-from jaxmm.data import prepare as prepare_module
 from jaxmm.data.documents import Document, Image, Skip, Source, Text, Unit
 from jaxmm.data.files import Version
-from jaxmm.data.prepare import joined_units, prepare
-from jaxmm.data.prepared import Prepared
-from jaxmm.data.progress import Progress
-from jaxmm.data.shard import read_part
+from jaxmm.data.media import image
+from jaxmm.data.prepare import local_engine, ray_engine
+from jaxmm.data.prepare import prepare as prepare_module
+from jaxmm.data.prepare.prepare import joined_units, prepare
+from jaxmm.data.prepare.prepared import Prepared
+from jaxmm.data.prepare.progress import Progress
+from jaxmm.data.prepare.shard import read_part
 from jaxmm.data.sources import read_sources
-from jaxmm.data.text import Template
-from jaxmm.data.tokenizer import load_tokenizer
+from jaxmm.data.text.template import Template
+from jaxmm.data.text.tokenizer import load_tokenizer
 from jaxmm.errors import UserError
 
 TEMPLATE = Template(load_tokenizer(""), "sft")
@@ -148,8 +149,8 @@ def test_a_truncated_image_is_found_later_as_no_pixel_is_decoded(tmp_path):
     path.write_bytes(path.read_bytes()[:-500])
     prepared = Prepared(prepare(source_of([document(Image(path=str(path)))]), TEMPLATE, tmp_path / "cache"))
     assert prepared.image_height_I.tolist() == [64]
-    with pytest.raises(media.BadMedia, match="truncated"):
-        media.decode(prepared.read(0).images[0])
+    with pytest.raises(image.BadMedia, match="truncated"):
+        image.decode(prepared.read(0).images[0])
 
 
 @pytest.mark.parametrize(("bad", "stops"), [(5, False), (6, True)])
@@ -288,7 +289,7 @@ def test_a_worker_initialises_no_jax(tmp_path, monkeypatch):
 )
 def test_a_dead_worker_raises_with_its_cause_and_its_work_can_go_on(tmp_path, monkeypatch, what, says):
     monkeypatch.setattr(prepare_module, "SHARD_BYTES", 0)
-    with pytest.raises(processes.WorkerDied, match=says):
+    with pytest.raises(local_engine.WorkerDied, match=says):
         prepare(numbered(4, 2, what), TEMPLATE, tmp_path, workers=2)
     assert [f.suffix for f in tmp_path.iterdir()] == [".part"]
     assert len(Prepared(prepare(numbered(4, 2), TEMPLATE, tmp_path))) == 4
@@ -334,15 +335,15 @@ def test_a_users_mistake_in_a_worker_is_the_users_one_line(tmp_path, monkeypatch
 
 def test_only_large_inputs_start_processes(tmp_path, monkeypatch):
     monkeypatch.setattr(prepare_module, "SHARD_BYTES", 0)
-    monkeypatch.setattr(processes, "cores", lambda: 7)
+    monkeypatch.setattr(local_engine, "cores", lambda: 7)
     asked = []
 
     def run(task, items, workers, tick, done):
         asked.append(workers)
         real(task, items, 1, tick, done)
 
-    real = processes.run
-    monkeypatch.setattr(processes, "run", run)
+    real = local_engine.run
+    monkeypatch.setattr(local_engine, "run", run)
     prepare(numbered(4, 2), TEMPLATE, tmp_path / "a", engine=run)
     monkeypatch.setattr(prepare_module, "MANY_BYTES", 1000)
     prepare(numbered(4, 2), TEMPLATE, tmp_path / "b", engine=run)
@@ -354,8 +355,8 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
     program = """
 import made, sys
 from jaxmm.data import prepare as prepare_module
-from jaxmm.data.text import Template
-from jaxmm.data.tokenizer import load_tokenizer
+from jaxmm.data.text.template import Template
+from jaxmm.data.text.tokenizer import load_tokenizer
 prepare_module.SHARD_BYTES = 0
 prepare_module.prepare(made.numbered(4, 2, made.wait), Template(load_tokenizer(""), "sft"), sys.argv[1], workers=2)
 """
@@ -429,12 +430,12 @@ def test_a_ray_cluster_writes_the_same_bytes(tmp_path, monkeypatch):
     one = prepare(source, TEMPLATE, tmp_path / "one", workers=1)
     ray.init(num_cpus=2, include_dashboard=False)
     try:
-        many = prepare(source, TEMPLATE, tmp_path / "many", engine=on_ray.run)
+        many = prepare(source, TEMPLATE, tmp_path / "many", engine=ray_engine.run)
         assert contents(many) == contents(one)
         record = {"conversations": [{"from": "human", "value": "<image>"}], "images": []}
         (tmp_path / "data" / "many" / "002.jsonl").write_text(json.dumps(record))
         (source,) = read_sources(str(tmp_path / "data" / "dataset_info.json"), ["many"])
         with pytest.raises(UserError, match=r"002\.jsonl, record 0 has 1"):
-            prepare(source, TEMPLATE, tmp_path / "many", engine=on_ray.run)
+            prepare(source, TEMPLATE, tmp_path / "many", engine=ray_engine.run)
     finally:
         ray.shutdown()

@@ -22,14 +22,14 @@ from made import (
     write_many,
 )  # fmt: skip
 
-from jaxmm.data import prepare as prepare_module
-from jaxmm.data.disk import DiskFull
 from jaxmm.data.documents import Source, Text, Unit
-from jaxmm.data.prepare import prepare
-from jaxmm.data.prepared import Prepared
-from jaxmm.data.progress import Progress
-from jaxmm.data.text import Template
-from jaxmm.data.tokenizer import load_tokenizer
+from jaxmm.data.prepare import prepare as prepare_module
+from jaxmm.data.prepare.disk import DiskFull
+from jaxmm.data.prepare.prepare import prepare
+from jaxmm.data.prepare.prepared import Prepared
+from jaxmm.data.prepare.progress import Progress
+from jaxmm.data.text.template import Template
+from jaxmm.data.text.tokenizer import load_tokenizer
 
 TEMPLATE = Template(load_tokenizer(""), "sft")
 HERE = Path(__file__).parent
@@ -115,8 +115,8 @@ import sys
 from jaxmm.data import prepare as prepare_module
 from jaxmm.data.sources import read_sources
 from jaxmm.data.sources import read_sources
-from jaxmm.data.text import Template
-from jaxmm.data.tokenizer import load_tokenizer
+from jaxmm.data.text.template import Template
+from jaxmm.data.text.tokenizer import load_tokenizer
 prepare_module.SHARD_BYTES = 0
 source, = read_sources(sys.argv[1], ["many"])
 template = Template(load_tokenizer(""), "sft")
@@ -255,8 +255,8 @@ if MAY_MOUNT:
         program = f"""
 from jaxmm.data import prepare as prepare_module
 from jaxmm.data.sources import read_sources
-from jaxmm.data.text import Template
-from jaxmm.data.tokenizer import load_tokenizer
+from jaxmm.data.text.template import Template
+from jaxmm.data.text.tokenizer import load_tokenizer
 from jaxmm.errors import UserError
 import made, sys
 prepare_module.SHARD_BYTES = 0

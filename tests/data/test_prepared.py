@@ -16,17 +16,17 @@ import PIL.Image
 import pytest
 from made import document, numbered, source_of, write_many
 
-from jaxmm.data import prepare as prepare_module
-from jaxmm.data import prepared as prepared_module
-from jaxmm.data import remote
 from jaxmm.data.documents import Document, Image, Text, Turn
-from jaxmm.data.meta import sealed
-from jaxmm.data.prepare import prepare
-from jaxmm.data.prepared import COLUMNS, InMemory, Prepared
+from jaxmm.data.prepare import prepare as prepare_module
+from jaxmm.data.prepare import prepared as prepared_module
+from jaxmm.data.prepare import remote
+from jaxmm.data.prepare.meta import sealed
+from jaxmm.data.prepare.prepare import prepare
+from jaxmm.data.prepare.prepared import COLUMNS, InMemory, Prepared
 from jaxmm.data.reading import Reading
 from jaxmm.data.sources import read_sources
-from jaxmm.data.text import Template
-from jaxmm.data.tokenizer import load_tokenizer
+from jaxmm.data.text.template import Template
+from jaxmm.data.text.tokenizer import load_tokenizer
 from jaxmm.errors import UserError
 
 TEMPLATE = Template(load_tokenizer(""), "sft")
@@ -458,7 +458,7 @@ def test_a_million_examples_open_and_read_in_little_memory(tmp_path):
     (folder,) = tmp_path.glob("made-*")
     assert len(Prepared(folder)) == 1_000_000
     _in_a_program(f"""
-        from jaxmm.data.prepared import Prepared
+        from jaxmm.data.prepare.prepared import Prepared
         prepared = Prepared({str(folder)!r})
         for e in range(0, 1_000_000, 5000):
             assert prepared.read(e).origin == f"made, record {{e}}"
@@ -469,9 +469,9 @@ def test_a_million_examples_open_and_read_in_little_memory(tmp_path):
 def _in_a_program(text: str) -> None:
     """Runs lines that may ask for ``grown()``: MB by which this process's peak is above what its imports took."""
     program = """
-        import resource, jaxmm.data.prepare
-        from jaxmm.data.text import Template
-        from jaxmm.data.tokenizer import load_tokenizer
+        import resource, jaxmm.data.prepare.prepare
+        from jaxmm.data.text.template import Template
+        from jaxmm.data.text.tokenizer import load_tokenizer
         TEMPLATE = Template(load_tokenizer(""), "sft")
         def peak():
             return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -7,7 +7,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from jaxmm.data.shuffle import Permutation, key_of, random_bits
+from jaxmm.data.packing.shuffle import Permutation, key_of, random_bits
 
 
 @hypothesis.given(st.integers(1, 5000), st.integers(0, 1 << 64))

@@ -7,8 +7,8 @@ import time
 import pytest
 from transformers.utils import chat_template_utils
 
-from jaxmm.data import template_limits
-from jaxmm.data.chat import ChatFormat, Markup
+from jaxmm.data.text import template_limits
+from jaxmm.data.text.chat import ChatFormat, Markup
 from jaxmm.errors import UserError
 
 MESSAGES = [{"role": "user", "content": " What? "}, {"role": "assistant", "content": [{"type": "text", "text": "A"}]}]

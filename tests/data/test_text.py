@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxmm.batch import ANSWER, TARGET
-from jaxmm.data.codebook import image_codes
 from jaxmm.data.documents import Document, Image, Part, Text, Turn
-from jaxmm.data.encoded import Encoded
-from jaxmm.data.text import END, OBJECTIVES, SPECIAL_TOKENS, Template
-from jaxmm.data.tokenizer import load_tokenizer
+from jaxmm.data.text.codebook import image_codes
+from jaxmm.data.text.encoded import Encoded
+from jaxmm.data.text.template import END, OBJECTIVES, SPECIAL_TOKENS, Template
+from jaxmm.data.text.tokenizer import load_tokenizer
 from jaxmm.errors import UserError
 
 CORPUS = ["the cat sat on the mat, the dog did not", "Was ist das? Ein rotes Dreieck.", "a < b | c > d </ s"] * 9

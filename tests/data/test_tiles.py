@@ -13,14 +13,15 @@ from conftest import picture, plain
 from made_index import Made
 
 from jaxmm.batch import IGNORED, TARGET, ImageSpec
-from jaxmm.data import geometry, media
 from jaxmm.data.assemble import Assembler
-from jaxmm.data.lengths import Lengths
-from jaxmm.data.pieces import BOUNDLESS
-from jaxmm.data.plan import Budgets, Piece, Plan, choose_budgets
-from jaxmm.data.prepared import InMemory
-from jaxmm.data.text import Template
-from jaxmm.data.tokenizer import load_tokenizer
+from jaxmm.data.media import geometry
+from jaxmm.data.media import image as media
+from jaxmm.data.packing.lengths import Lengths
+from jaxmm.data.packing.pieces import BOUNDLESS
+from jaxmm.data.packing.plan import Budgets, Piece, Plan, choose_budgets
+from jaxmm.data.prepare.prepared import InMemory
+from jaxmm.data.text.template import Template
+from jaxmm.data.text.tokenizer import load_tokenizer
 from jaxmm.errors import UserError
 
 SPEC = ImageSpec(patch_size=4, merge=2, min_pixels=1, max_pixels=256, side=16, max_tiles=6, class_tokens=1)

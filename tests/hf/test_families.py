@@ -14,7 +14,7 @@ import small_run
 
 from jaxmm import export, train
 from jaxmm.hf import folder as hf
-from jaxmm.hf import specs, start, weights
+from jaxmm.hf import pretrained, specs, weights
 from jaxmm.models.multimodal import make_model
 
 CASES = (
@@ -89,7 +89,7 @@ def folder_of(name: str, folder: Path, has_weights: bool = True) -> Path:
     (folder / "config.json").write_text(json.dumps(config.to_dict(), default=str))
     tokenizer.save_pretrained(folder)
     processor = IMAGES.get(name) or IMAGES[case.family]
-    kind = processor.get("image_processor_type", start.OF_FAMILY[case.family])
+    kind = processor.get("image_processor_type", pretrained.OF_FAMILY[case.family])
     (folder / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": kind, **processor}))
     if case.family == "internvl":
         whole = {"processor_class": "InternVLProcessor", "image_seq_length": 4}

@@ -19,7 +19,7 @@ from test_families import byte_level_tokenizer
 from jaxmm import command, sharding, train
 from jaxmm.errors import UserError
 from jaxmm.hf import folder as hf
-from jaxmm.hf import names, specs, start, weights
+from jaxmm.hf import names, pretrained, specs, weights
 from jaxmm.models.multimodal import flat_axes
 
 CASES = ("llava, clip", "llava, siglip", "qwen2.5-vl", "qwen3-vl", "gemma3", "internvl", "qwen3")
@@ -121,7 +121,7 @@ def test_a_head_of_its_own_is_used_whatever_the_config_says_of_ties(tmp_path):
     family, found = read(tmp_path)
     assert not family.spec.decoder.tie_embeddings
     assert_same(found.params, wanted | {("decoder", "head"): head})
-    begun = start.read_start(str(tmp_path), None, 1, 0)
+    begun = pretrained.read_start(str(tmp_path), None, 1, 0)
     assert begun is not None
     assert begun.config["tie_word_embeddings"] is begun.config["text_config"]["tie_word_embeddings"] is False
 
@@ -139,10 +139,10 @@ def test_layers_that_nobody_listens_to_are_kept_and_strange_tensors_in_the_other
 
 def test_a_part_is_taken_from_a_whole_model(tmp_path):
     whole = made("qwen3", tmp_path / "whole")
-    begun = start.read_start(f"vision:{tmp_path / 'whole'},decoder:{tmp_path / 'whole'}", None, 2, 20)
+    begun = pretrained.read_start(f"vision:{tmp_path / 'whole'},decoder:{tmp_path / 'whole'}", None, 2, 20)
     assert begun is not None
     where = sharding.replicated(sharding.make_mesh({"data": 1}, jax.devices()[:1]))
-    found = start.read_params(begun, lambda path, shape: where)
+    found = pretrained.read_params(begun, lambda path, shape: where)
     assert_same(found.params, {path: value for path, value in whole.items() if path[0] != "connector"})
 
 

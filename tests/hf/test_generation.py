@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from parity_models import CASES
 
-from jaxmm.sampling import GREEDY, Sampling
+from jaxmm.inference.sampling import GREEDY, Sampling
 
 pytestmark = pytest.mark.parity
 
@@ -45,7 +45,7 @@ def rows(documents: list[Any], spec: Any) -> Any:
 
 
 def ours(world: Any, documents: list[Any], sampling: Sampling = GREEDY) -> list[list[int]]:
-    from jaxmm.decoding import Generator
+    from jaxmm.inference.decode import Generator
     from jaxmm.models.multimodal import Compute
 
     generator = Generator(world.family.spec, Compute(), ())

@@ -11,7 +11,7 @@ from test_families import IMAGES
 
 from jaxmm.batch import ImageSpec
 from jaxmm.errors import UserError
-from jaxmm.hf.start import image_settings, read_start
+from jaxmm.hf.pretrained import image_settings, read_start
 
 pytestmark = pytest.mark.usefixtures("whole_transformers")
 

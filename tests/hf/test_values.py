@@ -11,7 +11,7 @@ from test_releases import GEMMA3, LLAMA3, LLAVA, QWEN3_VL, changed
 
 from jaxmm.errors import UserError
 from jaxmm.hf import folder as hf
-from jaxmm.hf.start import read_start
+from jaxmm.hf.pretrained import read_start
 
 pytestmark = pytest.mark.usefixtures("whole_transformers")
 

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmm.lowered import step_options
-from jaxmm.models.buffers import made_again, written
 from jaxmm.models.layers import ACTIVATIONS
+from jaxmm.models.materialize import made_again, written
+from jaxmm.runtime.program_cache import step_options
 
 LAYERS, ROWS, WIDTH = 8, 256, 64
 

@@ -15,14 +15,14 @@ from conftest import IMAGE, picture, plain
 
 from jaxmm.batch import Batch
 from jaxmm.data.assemble import Assembler
-from jaxmm.data.plan import Budgets, Piece
-from jaxmm.decoding import Generator
+from jaxmm.data.packing.plan import Budgets, Piece
+from jaxmm.inference.decode import Generator
 from jaxmm.models.attention import attention, attention_of_one
 from jaxmm.models.connector import ConnectorSpec
 from jaxmm.models.decoder import DecoderSpec
 from jaxmm.models.multimodal import Compute, ModelSpec, logical_axes, make_model
 from jaxmm.models.rope import RopeScaling
-from jaxmm.models.vit import VisionSpec
+from jaxmm.models.towers.vit import VisionSpec
 
 WRITTEN, ROOM = 10, 16
 BUDGETS = Budgets(tokens=48, patches=64, items=2, targets=1)

@@ -9,13 +9,13 @@ from test_vit import patches_of
 
 from jaxmm.batch import Stream
 from jaxmm.data.assemble import empty_batch
-from jaxmm.data.lengths import Budgets
+from jaxmm.data.packing.lengths import Budgets
 from jaxmm.models import attention as attn
 from jaxmm.models.connector import ConnectorSpec
 from jaxmm.models.decoder import DecoderSpec
 from jaxmm.models.flops import batch_flops
 from jaxmm.models.multimodal import ModelSpec
-from jaxmm.models.vit import VisionSpec
+from jaxmm.models.towers.vit import VisionSpec
 
 
 def seen(intervals) -> float:

@@ -14,7 +14,7 @@ from test_attention import B, D, H, K, assert_dense_in
 
 from jaxmm import sharding
 from jaxmm.models import attention as attn
-from jaxmm.models.fused import LARGEST_HEAD, TILE, _ranges, fused_attention
+from jaxmm.models.kernels.fused import LARGEST_HEAD, TILE, _ranges, fused_attention
 
 T = 150  # blocks of 32: five, the last one padded
 
@@ -157,7 +157,7 @@ def test_a_block_is_no_larger_than_shared_memory_can_hold_several_of(head, dtype
         seen.append((kind.block, q))
         return q
 
-    monkeypatch.setattr("jaxmm.models.fused._attention", keep)
+    monkeypatch.setattr("jaxmm.models.kernels.fused._attention", keep)
     x, edge = jnp.zeros((1, 100, 1, head), dtype), jnp.zeros((1, 100), jnp.int32)
     fused_attention(x, x, x, edge, edge, scale=1.0)
     ((block, q),) = seen
@@ -182,7 +182,9 @@ def test_a_head_that_is_too_wide_is_refused_when_traced():
 
 
 def test_devices_run_it_on_their_own_rows_heads_and_queries(monkeypatch):
-    monkeypatch.setattr("jaxmm.models.fused.fused_attention", functools.partial(fused_attention, interpret=True))
+    monkeypatch.setattr(
+        "jaxmm.models.kernels.fused.fused_attention", functools.partial(fused_attention, interpret=True)
+    )
     rng = np.random.default_rng(2)
     q, k, v = (jnp.array(rng.normal(size=(4, 128, heads, D)), jnp.float32) for heads in (4, 2, 2))
     intervals = attn.causal(np.repeat([[1, 2]], 64, 1).repeat(4, 0).astype(np.int32))

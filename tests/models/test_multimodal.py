@@ -14,10 +14,10 @@ from conftest import IMAGE, Tiny, chat, picture, plain, random_documents
 
 from jaxmm.batch import Batch
 from jaxmm.data.assemble import Assembler
-from jaxmm.data.plan import Budgets, Lengths, Piece, Row, pack
-from jaxmm.loss import batch_loss, made_already
+from jaxmm.data.packing.plan import Budgets, Lengths, Piece, Row, pack
 from jaxmm.models.flops import parameter_counts
 from jaxmm.models.multimodal import PARTS, Compute, abstract_params, logical_axes, make_model
+from jaxmm.training.loss import batch_loss, made_already
 
 ROWS = 2
 BUDGETS = Budgets(tokens=160, patches=160, items=8, targets=160)

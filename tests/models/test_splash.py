@@ -15,7 +15,7 @@ from test_attention import B, D, H, K, assert_dense_in
 
 from jaxmm import sharding
 from jaxmm.models import attention as attn
-from jaxmm.models.splash import LANES, LARGEST_HEAD, LONGEST, _block, _mask_infos, splash_attention
+from jaxmm.models.kernels.splash import LANES, LARGEST_HEAD, LONGEST, _block, _mask_infos, splash_attention
 
 T = 300  # several blocks of queries, and padding
 
@@ -46,7 +46,7 @@ def inputs(seed: int = 0):
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr("jaxmm.models.splash.LARGEST_BLOCK", LANES)
+    monkeypatch.setattr("jaxmm.models.kernels.splash.LARGEST_BLOCK", LANES)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_it_lowers_for_tpus(head, dtype):
 
 @pytest.mark.parametrize(("length", "block"), [(1, 128), (300, 384), (512, 512), (640, 128), (4096 + 128, 512)])
 def test_padding_to_blocks_adds_at_most_an_eighth_to_a_row_of_many(length, block, monkeypatch):
-    monkeypatch.setattr("jaxmm.models.splash.LARGEST_BLOCK", 512)
+    monkeypatch.setattr("jaxmm.models.kernels.splash.LARGEST_BLOCK", 512)
     assert _block(length) == block
 
 
@@ -148,8 +148,10 @@ def test_nothing_grows_with_the_square_of_the_row():
 
 @pytest.mark.parametrize("longest", [LONGEST, LANES], ids=["packed", "long"])
 def test_devices_run_it_on_their_own_rows_heads_and_queries(monkeypatch, longest):
-    monkeypatch.setattr("jaxmm.models.splash.splash_attention", functools.partial(splash_attention, interpret=True))
-    monkeypatch.setattr("jaxmm.models.splash.LONGEST", longest)
+    monkeypatch.setattr(
+        "jaxmm.models.kernels.splash.splash_attention", functools.partial(splash_attention, interpret=True)
+    )
+    monkeypatch.setattr("jaxmm.models.kernels.splash.LONGEST", longest)
     length = 2 * LANES
     rng = np.random.default_rng(2)
     inputs = [jnp.array(rng.normal(size=(2, length, heads, D)), jnp.float32) for heads in (4, 2, 2, 4)]

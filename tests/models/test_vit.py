@@ -11,7 +11,7 @@ from flax import nnx
 
 from jaxmm.batch import Stream
 from jaxmm.models.compute import Compute
-from jaxmm.models.vit import VisionSpec, VisionTower, position_weights
+from jaxmm.models.towers.vit import VisionSpec, VisionTower, position_weights
 
 SPEC = VisionSpec(width=16, layers=3, heads=2, mlp=24, patch_size=2, positions=4)
 

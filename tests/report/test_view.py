@@ -9,13 +9,13 @@ import PIL.Image
 import pytest
 from conftest import IMAGE, chat, picture, plain, random_documents
 
-from jaxmm.data import geometry, media
 from jaxmm.data.assemble import Assembler, Loaded
 from jaxmm.data.documents import Features, Image, Tokens
-from jaxmm.data.plan import Budgets, Lengths, Piece, cut
-from jaxmm.data.prepared import InMemory
-from jaxmm.data.text import Template
-from jaxmm.data.tokenizer import load_tokenizer
+from jaxmm.data.media import geometry, image
+from jaxmm.data.packing.plan import Budgets, Lengths, Piece, cut
+from jaxmm.data.prepare.prepared import InMemory
+from jaxmm.data.text.template import Template
+from jaxmm.data.text.tokenizer import load_tokenizer
 from jaxmm.report.tally import SourceSums, Tally, over_budget
 from jaxmm.report.view import Viewer, places
 
@@ -73,9 +73,9 @@ def test_a_picture_is_shown_as_the_tower_gets_it(template, lengths_of):
     assert len(view.pictures) == 2
     patch = 0
     for given, shown in zip(images, view.pictures, strict=True):
-        rows, columns = geometry.grid_size(*media.image_size(given), IMAGE)
+        rows, columns = geometry.grid_size(*image.image_size(given), IMAGE)
         size = columns * IMAGE.patch_size, rows * IMAGE.patch_size
-        resized = media.decode(given).resize(size, PIL.Image.Resampling.BICUBIC)
+        resized = image.decode(given).resize(size, PIL.Image.Resampling.BICUBIC)
         assert (shown.rows, shown.columns, shown.patch) == (rows, columns, patch)
         np.testing.assert_array_equal(shown.pixels, np.asarray(resized))
         patch += rows * columns
@@ -87,7 +87,7 @@ def test_a_document_that_became_padding_says_why(template, lengths_of):
     lengths = lengths_of([plain("a"), plain(Image(data=file.getvalue()[:200])), plain("b")])
     batch = loaded(lengths, whole(lengths, 0, 1, 2))
     before, lost, after = Viewer([lengths], template, IMAGE).row(batch, 0)
-    assert lost.skipped in media.REASONS
+    assert lost.skipped in image.REASONS
     assert (lost.spans, before.skipped, after.text) == ([], "", "b")
     assert before.place[1] == lost.place[0]
     assert lost.place[1] == after.place[0]

@@ -14,7 +14,7 @@ import jax
 import pytest
 import small_run
 
-from jaxmm import startup
+from jaxmm.runtime import startup
 
 SHARES = [f"share of {part}" for part in ("tower and connector", "decoder", "loss", "optimizer")]
 

@@ -15,13 +15,13 @@ import pytest
 from conftest import picture
 
 from jaxmm import command, sharding, train
+from jaxmm.checkpoints.params import saved_params
 from jaxmm.data.assemble import Assembler
-from jaxmm.data.plan import Budgets, Plan
+from jaxmm.data.packing.plan import Budgets, Plan
 from jaxmm.errors import UserError
-from jaxmm.loss import batch_loss
 from jaxmm.models.multimodal import make_model
-from jaxmm.parameters import saved_params
 from jaxmm.recipe import read_recipe, train_corpus
+from jaxmm.training.loss import batch_loss
 
 ROOT = Path(__file__).parents[2]
 TINY = (

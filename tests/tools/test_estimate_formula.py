@@ -9,8 +9,8 @@ import pytest
 import small_run
 
 from jaxmm import command, sharding
-from jaxmm.program import abstract_batch, make_program
 from jaxmm.recipe import read_recipe, unseen_budgets
+from jaxmm.training.program import abstract_batch, make_program
 
 SMALL = (
     f"--config={small_run.ROOT / 'configs/base.py'}", *small_run.TINY, "--config.optimizer.name=adamw",

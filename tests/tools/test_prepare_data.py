@@ -20,10 +20,10 @@ from jaxmm import command
 from jaxmm.batch import ImageSpec
 from jaxmm.data import demo
 from jaxmm.data.documents import Image
-from jaxmm.data.prepared import Prepared, open_prepared
+from jaxmm.data.prepare.prepared import Prepared, open_prepared
 from jaxmm.data.reading import Reading
-from jaxmm.data.text import Template
-from jaxmm.data.tokenizer import load_tokenizer
+from jaxmm.data.text.template import Template
+from jaxmm.data.text.tokenizer import load_tokenizer
 from jaxmm.errors import UserError
 from jaxmm.recipe import load_corpus, read_data, train_corpus
 

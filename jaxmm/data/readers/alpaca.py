@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from jaxmm.data import tools
 from jaxmm.data.documents import Document
 from jaxmm.data.readers import weights
 from jaxmm.data.readers.columns import FEATURES, KNOWN, TOKENS, resolved
@@ -15,6 +14,7 @@ from jaxmm.data.readers.parts import Content, LeftOut, column, document, refuse_
 from jaxmm.data.readers.pictures import Pictures
 from jaxmm.data.readers.typed import tagged
 from jaxmm.data.readers.weights import AS_SAID, Learnt
+from jaxmm.data.text import tool_calls as tools
 from jaxmm.errors import UserError
 
 FORMAT = 3

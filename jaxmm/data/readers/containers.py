@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxmm.data import files
 from jaxmm.data.documents import Document, Unit
-from jaxmm.data.readers import arrays, commas, lines, objects, pairs, tables, tars
+from jaxmm.data.readers import arrays, csv_files, lines, objects, pairs, tables, tars
 from jaxmm.data.readers.pictures import Pictures
 from jaxmm.errors import UserError
 
@@ -76,7 +76,9 @@ ARRAY = Container(
 OBJECTS = Container(
     objects.units, objects.records, functools.partial(_count_all, objects.records), ("objects", objects.FORMAT)
 )
-COMMAS = Container(commas.units, commas.records, functools.partial(_count_all, commas.records), ("csv", commas.FORMAT))
+CSV = Container(
+    csv_files.units, csv_files.records, functools.partial(_count_all, csv_files.records), ("csv", csv_files.FORMAT)
+)
 TAR = Container(tars.units, tars.records, functools.partial(_count_all, tars.records), ("tars", tars.FORMAT))
 PARQUET = Container(
     tables.parquet_units, tables.parquet_records, tables.parquet_count, ("parquet", tables.PARQUET_FORMAT)
@@ -95,14 +97,14 @@ CONTAINERS = {
     ".jsonl": LINES,
     ".ndjson": LINES,
     ".txt": TEXT,
-    ".csv": COMMAS,
-    ".tsv": COMMAS,
+    ".csv": CSV,
+    ".tsv": CSV,
     ".json.gz": LINES,
     ".jsonl.gz": LINES,
     ".ndjson.gz": LINES,
     ".txt.gz": TEXT,
-    ".csv.gz": COMMAS,
-    ".tsv.gz": COMMAS,
+    ".csv.gz": CSV,
+    ".tsv.gz": CSV,
     ".parquet": PARQUET,
     ".arrow": ARROW,
     ".tar": TAR,

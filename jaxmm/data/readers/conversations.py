@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from jaxmm.data import tools
 from jaxmm.data.documents import Document, Image, Media, Part, Text
 from jaxmm.data.readers import weights
 from jaxmm.data.readers.columns import (
@@ -27,6 +26,7 @@ from jaxmm.data.readers.parts import NEXT, Content, LeftOut, Said, column, docum
 from jaxmm.data.readers.pictures import Pictures
 from jaxmm.data.readers.typed import placed, tagged, typed_parts
 from jaxmm.data.readers.weights import AS_SAID, Learnt
+from jaxmm.data.text import tool_calls as tools
 from jaxmm.errors import UserError, nearest
 
 FORMAT = 3

@@ -7,12 +7,12 @@ import json
 import pytest
 
 from jaxmm.data.documents import Document, Image, Skip, Text, Turn
-from jaxmm.data.prepare import prepare
-from jaxmm.data.prepared import Prepared
+from jaxmm.data.prepare.prepare import prepare
+from jaxmm.data.prepare.prepared import Prepared
 from jaxmm.data.reading import Reading
 from jaxmm.data.sources import read_sources
-from jaxmm.data.text import Template
-from jaxmm.data.tokenizer import load_tokenizer
+from jaxmm.data.text.template import Template
+from jaxmm.data.text.tokenizer import load_tokenizer
 from jaxmm.errors import UserError
 from readers.reading import Folder, openai, refused
 from readers.test_columns import png

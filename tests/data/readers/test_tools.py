@@ -3,7 +3,7 @@
 import json
 
 from jaxmm.data.documents import Document
-from jaxmm.data.tools import in_words
+from jaxmm.data.text.tool_calls import in_words
 from readers.reading import only, refused, said
 
 TOOL = {"name": "add", "parameters": {"type": "object", "properties": {"a": {"type": "number"}}}}

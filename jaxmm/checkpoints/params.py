@@ -1,0 +1,137 @@
+"""The parameters a run starts from, on its mesh: another run's, or a Hugging Face model's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+
+from jaxmm import sharding
+from jaxmm.checkpoints.checkpoint import Checkpoints
+from jaxmm.errors import UserError
+from jaxmm.hf import folder as hf
+from jaxmm.hf.pretrained import MODEL, Start, read_params, run_and_step, save
+from jaxmm.models.multimodal import ModelSpec, Params, abstract_params, flat_axes, make_model, nested
+from jaxmm.recipe import Recipe
+from jaxmm.workdir import own_folders
+
+
+def place_params(model: ModelSpec, tree: Any, mesh: Mesh) -> Any:
+    """Shardings of a tree that holds parameters, or moments of theirs, under the parameters' own paths.
+
+    A leaf whose path ends in a parameter's path lies as that parameter does; all others are on every device.
+    """
+    axes = {path: (shape, names) for path, (shape, names) in flat_axes(model).items()}
+
+    def where(path: tuple, leaf: Any) -> NamedSharding:
+        keys = tuple(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+        for start in range(len(keys)):
+            found = axes.get(keys[start:])
+            if found and found[0] == tuple(leaf.shape):
+                return NamedSharding(mesh, sharding.partition(found[1], found[0], mesh))
+        return sharding.replicated(mesh)
+
+    return jax.tree_util.tree_map_with_path(where, tree)
+
+
+def _place(recipe: Recipe, mesh: Mesh) -> tuple[Params, Params]:
+    """Shapes of the parameters, and their shardings."""
+    abstract = abstract_params(recipe.model)
+    return abstract, place_params(recipe.model, abstract, mesh)
+
+
+def once(lowered: Any) -> Any:
+    """What is run once: compiled on CPUs without optimisation, a third of the time of compiling with it."""
+    on_cpu = jax.default_backend() == "cpu"
+    return lowered.compile({"xla_backend_optimization_level": 0} if on_cpu else None)
+
+
+def started_params(recipe: Recipe, mesh: Mesh, workdir: Path, *, init_from: str, seed: int) -> Params:
+    """Parameters on the mesh from what ``init_from`` names; what it does not have is fresh from the seed.
+
+    The small files of a Hugging Face model go to the workdir.
+    """
+    if recipe.start and recipe.start.run:
+        _keep(recipe.start, [], workdir / MODEL)
+        return saved_params(recipe.start.run, recipe, mesh, chosen_step(recipe.start.run, run_and_step(init_from)[1]))
+    if recipe.start:
+        return _started(recipe, recipe.start, mesh, seed, workdir)
+    named, step = run_and_step(init_from)
+    run = Path(named).expanduser()
+    return saved_params(run, recipe, mesh, chosen_step(run, step))
+
+
+def _started(recipe: Recipe, start: Start, mesh: Mesh, seed: int, workdir: Path) -> Params:
+    """Parameters of a Hugging Face model; what its folders do not have is fresh."""
+    where = hf.flat(_place(recipe, mesh)[1])
+    read = read_params(start, lambda path, shape: where[path])
+    missing = {path: place for path, place in where.items() if path not in read.params}
+    if missing:
+        init, _ = make_model(recipe.model)
+
+        def fresh(key: jax.Array) -> Params:  # what is not taken is never computed
+            return nested({path: value for path, value in hf.flat(init(key)).items() if path in missing})
+
+        key = jax.random.key(seed)
+        made = once(jax.jit(fresh, out_shardings=nested(missing)).lower(key))(key)
+        read.params.update(hf.flat(made))
+    _keep(start, read.spare, workdir / MODEL)
+    return nested({path: read.params[path] for path in where})
+
+
+def _keep(start: Start, spare: list[str], folder: Path) -> None:
+    """Keeps the small files of what a run starts from, in place of those of a start that never came to a save."""
+    if jax.process_index() > 0:
+        return
+    own_folders.make(folder)
+    save(start, spare, folder)
+
+
+def load_params(workdir: Path, abstract: Params, step: int | None = None, reader: Checkpoints | None = None) -> Params:
+    """The parameters of another run's newest checkpoint, onto the shardings of ``abstract``.
+
+    Args:
+      reader: of its checkpoints, which need not compare again what it has compared.
+    """
+    folder = workdir / "checkpoints"
+    if not folder.is_dir():
+        raise UserError(
+            f"{workdir} holds neither checkpoints nor a Hugging Face model: give the workdir of a run that has saved, "
+            f"or the folder of a model"
+        )
+    with reader or Checkpoints(folder) as checkpoints:
+        return checkpoints.restore_part(abstract, "params", step)
+
+
+def chosen_step(workdir: Path, asked: str) -> int | None:
+    """Which checkpoint ``--step`` means: a step, "best" by evaluation loss, or "", "0" or "newest": None.
+
+    Raises:
+      UserError: for something else, or where no checkpoint has been evaluated.
+    """
+    if asked in ("", "0", "newest"):
+        return None
+    if asked.isdecimal():
+        return int(asked)
+    if asked != "best":
+        raise UserError(f"step '{asked}' is no checkpoint: give its number, best or newest")
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        best = checkpoints.best()
+        have = ", ".join(map(str, checkpoints.steps())) or "none"
+    if best is None:
+        raise UserError(
+            f"{workdir}: no checkpoint was evaluated when it was saved, so that none is the best: give the number of "
+            f"one (complete: {have})"
+        )
+    return best
+
+
+def saved_params(
+    workdir: Path, recipe: Recipe, mesh: Mesh, step: int | None = None, reader: Checkpoints | None = None
+) -> Params:
+    """The parameters of a run's checkpoint (the newest by default), on this mesh."""
+    abstract, where = _place(recipe, mesh)
+    shapes = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, where)
+    return load_params(workdir, shapes, step, reader)

@@ -1,0 +1,88 @@
+"""Which run a workdir's checkpoints belong to: its settings and the content of its data."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from jaxmm import command
+from jaxmm.config.file import from_json, load_workdir
+from jaxmm.config.keys import completed
+from jaxmm.data.packing.plan import FORMAT as PLAN_FORMAT
+from jaxmm.data.packing.plan import FORMATS as PLAN_FORMATS
+from jaxmm.errors import UserError
+from jaxmm.recipe import Corpus
+from jaxmm.workdir.folder import has_saved
+
+# What may differ when a run goes on; data is told apart by its content, not by where it lies.
+FREE = ("steps", "accumulation", "mesh", "compute", "eval", "checkpoint", "log", "data.cache", "data.threads",
+        "data.workers", "data.path", "data.media_dir", "data.follow_outside", "data.tokenizer", "data.allow_change",
+        "data.columns", "data.split", "data.val_size", "data.placeholder", "data.bare_placeholder", "data.allow_urls",
+        "data.url_hosts", "data.on_error", "data.max_skipped", "data.drop_image",
+        "init_from")  # fmt: skip
+CHANGEABLE = ("data", "epochs")  # what data.allow_change lets differ besides, and with it the content of the data
+
+
+# Keys with the value that leaves them to jaxmm: a run that goes on has what it had, written out or not.
+LEFT_OPEN = {"init_from": "", "image.min_pixels": 0, "image.max_pixels": 0, "data.jitter": -1.0}
+
+
+def as_it_was(config: ConfigDict, workdir: Path) -> ConfigDict:
+    """The config of a run that goes on: what it leaves open is as the run's own config has it.
+
+    Runs of jaxmm 0.1 had no such values, and wrote out what base.py said.
+
+    Raises:
+      UserError: if the run's config cannot be read.
+    """
+    if not has_saved(workdir) or not (workdir / "config.json").is_file():
+        return config
+    old, found = load_workdir(str(workdir)), from_json(command.to_json(config))
+    for key, left_open in LEFT_OPEN.items():
+        *groups, name = key.split(".")
+        new, before = (functools.reduce(lambda tree, group: tree.get(group, {}), groups, tree) for tree in (found, old))
+        if new[name] == left_open:
+            new[name] = before.get(name, left_open)
+    return found
+
+
+class Identity(NamedTuple):
+    """What a workdir's checkpoints belong to: the config, and the content of the data."""
+
+    config: dict[str, Any]
+    data: dict[str, Any]
+
+    @classmethod
+    def of(cls, config: dict[str, Any], corpus: Corpus, budgets: Any, template: str) -> Identity:
+        sources = {s.name: s.prepared.meta["fingerprint"] for s in corpus.lengths}
+        data = {"sources": sources, "template": template, "budgets": list(budgets), "plan": PLAN_FORMAT}
+        return cls(config, data)
+
+    def going_on(self, meta: dict[str, Any]) -> Identity:
+        """The same with the plan's format that a checkpoint was made with, where today's code still has it."""
+        plan = meta["data"].get("plan")
+        return self._replace(data=self.data | {"plan": plan}) if plan in PLAN_FORMATS else self
+
+    def check(self, meta: dict[str, Any], workdir: Path, allow_change: bool) -> list[str]:
+        """Compares with what a checkpoint was saved with.
+
+        Returns:
+          The differences in the data, which ``allow_change`` lets pass; none if it is all the same.
+
+        Raises:
+          UserError: with the differences.
+        """
+        data = [f"content of {line}" for line in command.differences(meta["data"], self.data)]
+        was, now = completed(meta["config"]), completed(self.config)
+        every = command.differences(was, now, FREE)
+        fixed = command.differences(was, now, (*FREE, *CHANGEABLE))
+        if fixed or "plan" not in meta or ((every or data) and not allow_change):
+            way_out = "" if fixed or "plan" not in meta else ", go on with the other data by config.data.allow_change"
+            raise UserError(
+                f"{workdir} holds a run with other settings ({'; '.join(every + data)}): "
+                f"set them as they were{way_out}, or give another --workdir"
+            )
+        return every + data

@@ -1,0 +1,70 @@
+"""What the values of a config must be, each by itself and to each other: checked before anything is written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from jaxmm.config.keys import KEYS, PARTS
+from jaxmm.config.shares import parse_names
+from jaxmm.errors import UserError
+
+
+def check(values: Mapping[str, Any]) -> None:
+    """Checks a whole config, its values by dotted keys.
+
+    Raises:
+      UserError: with all that is wrong.
+    """
+    wrong = [told for name, value in values.items() if (told := KEYS[name].wrong(name, value))]
+    if wrong := wrong or list(wrong_together(values)):
+        raise UserError("; ".join(wrong))
+
+
+def wrong_together(v: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with values of which each by itself may be."""
+    if not v["steps"] and not v["epochs"]:
+        yield "config.steps is 0: it must be at least 1, or config.epochs above 0"
+    if v["batch_size"] % v["accumulation"]:
+        yield f"config.batch_size {v['batch_size']} is no multiple of config.accumulation {v['accumulation']}"
+    if len(axes := [name for name in v if name.startswith("mesh.") and v[name] == -1]) > 1:
+        yield f"config.{', config.'.join(axes)} are -1: only one axis can take the devices that the others leave"
+    if set(parse_names(v["optimizer.freeze"], "config.optimizer.freeze", PARTS, "part")) == set(PARTS):
+        yield "config.optimizer.freeze freezes every part: nothing is left to train"
+    if v["data.predict_image_tokens"] and not v["data.image_tokens"]:
+        yield "config.data.predict_image_tokens=True needs config.data.image_tokens: the size of the codebook"
+    if (
+        v["eval.split"]
+        and v["data.val_size"]
+        and (not v["eval.path"] or _place(v["eval.path"]) == _place(v["data.path"]))
+    ):
+        yield (
+            "config.eval.split does not go with config.data.val_size: what is kept from training is of the same split; "
+            "leave one of them out, or name other files in config.eval.path"
+        )
+    if v["vision.width"] % v["vision.heads"]:
+        yield f"config.vision.width {v['vision.width']} is no multiple of config.vision.heads {v['vision.heads']}"
+    if v["decoder.heads"] % v["decoder.kv_heads"]:
+        heads, kv_heads = v["decoder.heads"], v["decoder.kv_heads"]
+        yield f"config.decoder.heads {heads} is no multiple of config.decoder.kv_heads {kv_heads}"
+    if v["decoder.head_dim"] % 2:
+        yield f"config.decoder.head_dim {v['decoder.head_dim']} is odd: rotary positions turn pairs of numbers"
+    least, most = v["image.min_pixels"], v["image.max_pixels"]
+    if least and most and least > most:
+        yield f"config.image.min_pixels {least} is above config.image.max_pixels {most}"
+    if v["init_from"]:  # the folder has the rest
+        return
+    merge, side = v["image.merge"], v["image.patch_size"] * v["image.merge"]
+    if 0 < most < side**2:
+        yield (
+            f"config.image.max_pixels {most} is less than a soft token: {side} x {side} pixels, by "
+            f"config.image.patch_size and config.image.merge"
+        )
+    if v["patch_budget"] % merge**2:
+        yield f"config.patch_budget {v['patch_budget']} is no multiple of config.image.merge squared, {merge**2}"
+
+
+def _place(path: str) -> str:
+    """A path made absolute; two URLs stay the same or not."""
+    return os.path.abspath(os.path.expanduser(path))

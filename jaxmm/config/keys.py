@@ -1,0 +1,291 @@
+"""Every key of a config, in one table: its default, what it is for, and the values it may have.
+
+``configs/base.py`` is the same keys as a recipe, and a test keeps the two in step. What a config lacks, a file of one's
+own or the ``config.json`` of an older version's run, is the default; what the table does not have is no key.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from jaxmm.batch import ROLES
+from jaxmm.config.shares import parse_mixture, parse_names, parse_numbers, parse_schedule
+from jaxmm.errors import UserError, nearest
+
+Value = bool | int | float | str | tuple[Any, ...]
+
+PARTS = ("vision", "connector", "decoder")
+LARGEST = 2**31 - 1  # steps and pixels are counted in 32 bits
+KINDS = {bool: "true or false", int: "an integer", float: "a finite number", str: "a string"}
+
+
+class Form(NamedTuple):
+    """How a string is written, in words; ``parse(text, key)`` raises UserError by the key's name where it is not."""
+
+    words: str
+    parse: Callable[[str, str], Any]
+
+
+class Key(NamedTuple):
+    """A key of the config. The type of its default is its own.
+
+    Attributes:
+      text: what it is for; the comment behind it in ``configs/base.py``, where it has one.
+      least, most: bounds of a number; ``above`` and ``below`` are bounds that it may not have itself.
+      also: numbers besides, with a meaning of their own.
+      choices: of a string.
+      form: of a string; '' has any.
+    """
+
+    default: Value
+    text: str
+    least: float = -math.inf
+    most: float = math.inf
+    above: float = -math.inf
+    below: float = math.inf
+    also: tuple[float, ...] = ()
+    choices: tuple[str, ...] = ()
+    form: Form | None = None
+
+    def range(self) -> str:
+        """The values it may have, in words."""
+        if self.choices:
+            return "one of " + ", ".join(choice or "''" for choice in self.choices)
+        if self.form:
+            return self.form.words
+        if not isinstance(self.default, int | float) or isinstance(self.default, bool):
+            return KINDS.get(type(self.default), "words, comma between them")
+        bounds = ((self.above, "above"), (self.most, "at most"), (self.below, "below"))
+        told = [f"{words} {_plain(bound)}" for bound, words in bounds if math.isfinite(bound)]
+        if math.isfinite(self.least):
+            told = [f"{_plain(self.least)} to {_plain(self.most)}" if math.isfinite(self.most)
+                    else ", ".join([f"{_plain(self.least)} or above", *told])]  # fmt: skip
+        kind = "an integer" if isinstance(self.default, int) else "a number"
+        return f"{kind}, {', '.join(told)}" + "".join(f", or {_plain(value)}" for value in self.also)
+
+    def wrong(self, name: str, value: Any) -> str:
+        """What is wrong with a value, in words; '' where nothing is. ``name``: with its groups."""
+        told = f"config.{name} is {value!r}: it must be {self.range()}"
+        if isinstance(self.default, str):
+            if any(ord(letter) < 32 or 0xD800 <= ord(letter) < 0xE000 for letter in value):
+                return f"config.{name} is {value!a}: it has control characters, or bytes that are no UTF-8"
+            if self.choices and value not in self.choices:
+                return told + nearest(value, self.choices)
+            try:
+                if self.form and value:
+                    self.form.parse(value, f"config.{name}")
+            except UserError as error:
+                return str(error)
+            return ""
+        if isinstance(value, bool | tuple) or value in self.also:
+            return ""
+        # Not so of NaN, whatever the bounds.
+        return "" if self.least <= value <= self.most and self.above < value < self.below else told
+
+    def settled(self, value: Any) -> Any:
+        """A value of Python or JSON as the key's type.
+
+        Raises:
+          ValueError: if it is of another.
+        """
+        kind = type(self.default)
+        if isinstance(value, list):
+            value = tuple(value)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if kind is float and is_number and abs(value) <= sys.float_info.max:  # not so of NaN
+            return float(value)
+        if kind is int and isinstance(value, float) and value.is_integer():
+            return int(value)
+        if kind is not float and isinstance(value, kind) and isinstance(value, bool) == (kind is bool):
+            return value
+        raise ValueError(f"{value!r}, not {KINDS.get(kind, 'a tuple')}")
+
+
+def _plain(number: float) -> str:
+    return str(int(number)) if float(number).is_integer() and abs(number) < 1e12 else f"{number:g}"
+
+
+TRAINED = Form("parts, comma between them", lambda text, key: parse_names(text, key, PARTS, "part"))
+SHARES = Form("name:share,name:share", parse_mixture)
+STAGES = Form("shares [@STEP shares]", lambda text, _: parse_schedule(text))
+NUMBERS = Form("name:number,name:number", parse_numbers)
+WEIGHTS = Form("name:number,name:number", functools.partial(parse_numbers, least=-1e-9))
+COUNTS = Form("name:count,name:count", functools.partial(parse_numbers, least=0.5))
+
+KEYS: dict[str, Key] = {
+    "seed": Key(0, "of fresh parameters, the order of data, and jitter", least=0, most=2**63 - 1),
+    "steps": Key(560, "batches that the run trains on", least=0, most=LARGEST),
+    "epochs": Key(
+        0.0, "above 0, the run ends when each source has been seen so often, whatever the steps", least=0, most=1e5
+    ),
+    "batch_size": Key(8, "rows in a global batch", least=1, most=2**24),
+    "seq_len": Key(512, "text and soft tokens in a row", least=2, most=2**24),
+    "patch_budget": Key(0, "patches in a row; 0 picks it from the data", least=0, most=2**24),
+    "target_budget": Key(0, "predicted tokens in a row; 0 picks it from the data", least=0, most=2**24),
+    "accumulation": Key(1, "microbatches a global batch is computed in", least=1, most=2**16),
+    "init_from": Key("", "workdir of another run, a Hugging Face folder, or vision:DIR,decoder:DIR"),
+    "data.path": Key("", 'dataset_info.json, data file, folder or pattern, or prepared data; "" is the demo'),
+    "data.mixture": Key(
+        "", 'name:share,name:share (shares of tokens) [@STEP other shares]; "" is all, by size', form=STAGES
+    ),
+    "data.max_epochs": Key("", "name:epochs,name:epochs; then a source's share goes to the others", form=NUMBERS),
+    "data.max_examples": Key("", "name:count,name:count: no more of its examples than these are used", form=COUNTS),
+    "data.loss_weight": Key("", "name:weight,name:weight of its targets in the loss; 1 where not named", form=WEIGHTS),
+    "data.media_dir": Key("", 'folder that images\' paths count from; "" is that of the data'),
+    "data.follow_outside": Key(False, "whether records may name images outside the data's folder and media_dir"),
+    "data.columns": Key("", '"image=img,prompt=question,response=answer": what records hold where; "" is by name'),
+    "data.split": Key("", 'of a folder with several; "" is train, and of eval.path validation or test'),
+    "data.val_size": Key(
+        0.0, 'part of the examples, by a hash of each, kept for an eval.path of "" or data.path', least=0, below=1
+    ),
+    "data.placeholder": Key("<image>", 'what stands for a picture in a text; "" is nothing, and text is only text'),
+    "data.bare_placeholder": Key(
+        "stop", 'or "text": what that is in a record without a picture',
+        choices=("stop", "text"),
+    ),
+    "data.allow_urls": Key(False, "whether pictures that records name by URL are fetched"),
+    "data.url_hosts": Key("", "host,host: addresses of private networks that may be asked too"),
+    "data.on_error": Key(
+        "stop", 'or "skip": records that make no sense are left out and listed', choices=("stop", "skip")
+    ),
+    "data.max_skipped": Key(0.05, "part of a source's documents that may be left out; one always may", least=0, most=1),
+    "data.drop_image": Key(False, "whether a dead picture leaves its page, in place of the page being left out"),
+    "data.objective": Key(
+        "sft", '"sft": assistant turns are targets; "pretrain": all text is', choices=("sft", "pretrain")
+    ),
+    "data.learn": Key(
+        "all", 'answers; or the "last" of a conversation, or with the "prompt", what users say too',
+        choices=("all", "last", "prompt"),
+    ),
+    "data.thinking": Key(
+        "learn", 'or "mask": read, not learnt; or "off": left out of data and prompts', choices=("learn", "mask", "off")
+    ),
+    "data.special_tokens": Key(
+        "", 'that data may write: name,name or /pattern/ or "grounding"; others are letters'
+    ),
+    "data.special_tokens_in": Key(
+        "assistant,document", "whose text may: of document, system, user, assistant, tool",
+        form=Form("roles, comma between them", lambda text, key: parse_names(text, key, ROLES, "role")),
+    ),
+    "data.long_documents": Key(
+        "split", 'what becomes of those longer than a row: or "truncate", "drop"',
+        choices=("split", "truncate", "drop"),
+    ),
+    "data.jitter": Key(
+        -1.0, "part of a side that edges of pictures move by, from the 5th pass on; -1 is automatic",
+        least=0, below=0.5, also=(-1.0,),
+    ),
+    "data.fast_decode": Key(False, "JPEGs at a smaller scale, for models that start from random weights"),
+    "data.image_tokens": Key(0, "size of the codebook of discrete image tokens; 0 is none", least=0, most=2**24),
+    "data.predict_image_tokens": Key(False, "whether they are targets where text in their place is"),
+    "data.tokenizer": Key("", 'folder of a transformers tokenizer; "" is ByT5\'s bytes'),
+    "data.allow_change": Key(False, "go on with other data than the run has seen so far"),
+    "data.cache": Key("", 'where prepared data is kept; "" is $XDG_CACHE_HOME/jaxmm'),
+    "data.threads": Key(1, "threads that make batches ahead", least=0, most=1024),
+    "data.workers": Key(0, "processes that make them, instead of threads", least=0, most=1024),
+    "image.patch_size": Key(8, "side of a patch in pixels", least=1, most=1024),
+    "image.merge": Key(2, "merge x merge patches become one soft token", least=1, most=64),
+    "image.min_pixels": Key(0, "0 is the folder's own, for random weights 48 * 48", least=0, most=LARGEST),
+    "image.max_pixels": Key(0, "0 is the folder's own, for random weights 96 * 96", least=0, most=LARGEST),
+    "vision.width": Key(96, "of the tower's layers", least=1, most=2**17),
+    "vision.layers": Key(2, "of the tower", least=1, most=1000),
+    "vision.heads": Key(3, "of its attention", least=1, most=4096),
+    "vision.mlp": Key(288, "width of its MLPs", least=1, most=2**20),
+    "vision.positions": Key(12, "side of the square of position embeddings", least=1, most=4096),
+    "connector.mlp": Key(256, "width of its MLP; 0 is one projection", least=0, most=2**20),
+    "decoder.width": Key(128, "of the decoder's layers", least=1, most=2**17),
+    "decoder.layers": Key(4, "of the decoder", least=1, most=1000),
+    "decoder.heads": Key(4, "of its attention", least=1, most=4096),
+    "decoder.kv_heads": Key(2, "heads of keys and values, which so many others share", least=1, most=4096),
+    "decoder.head_dim": Key(32, "width of a head, an even number", least=2, most=2**14),
+    "decoder.mlp": Key(384, "width of its MLPs", least=1, most=2**20),
+    "decoder.rope_theta": Key(10000.0, "base of the rotary positions", least=1, most=1e15),
+    "decoder.norm_eps": Key(1e-5, "added to squares before norms take their root", least=1e-12, most=0.1),
+    "decoder.tie_embeddings": Key(False, "the vocabulary projection is the embedding"),
+    "decoder.qk_norm": Key(False, "queries and keys are normed, as Qwen 3's"),
+    "optimizer.name": Key(
+        "muon", '"muon" for linear maps, AdamW for all else; or "adamw" for everything', choices=("muon", "adamw")
+    ),
+    "optimizer.rate": Key(4e-3, "the learning rate, at its peak", least=0, most=100),
+    "optimizer.warmup": Key(40, "steps in which the rate rises to it", least=0, most=LARGEST),
+    "optimizer.schedule": Key("cosine", 'of the rate: or "wsd", "constant"', choices=("cosine", "wsd", "constant")),
+    "optimizer.end_factor": Key(0.02, "what part of the rate is left at the end", least=0, most=1),
+    "optimizer.decay_fraction": Key(0.2, 'of the steps, for "wsd"', above=0, most=1),
+    "optimizer.b1": Key(0.9, "of AdamW; Muon's momentum is 0.95", least=0, most=0.999999),
+    "optimizer.b2": Key(0.98, "of AdamW", least=0, most=0.999999),
+    "optimizer.weight_decay": Key(0.05, "of matrices, times the rate", least=0, most=100),
+    "optimizer.clip": Key(1.0, "largest norm of the whole gradient; 0 does not clip", least=0, most=1e9),
+    "optimizer.moments": Key(
+        "float32", 'what the moments are held as: or "bfloat16", "float8"', choices=("float32", "bfloat16", "float8")
+    ),
+    "optimizer.z_loss": Key(1e-4, "weight of the squared log of the vocabulary's normaliser", least=0, most=1),
+    "optimizer.freeze": Key("", "parts, comma between them: vision, connector, decoder", form=TRAINED),
+    "optimizer.vision_rate": Key(1.0, "multiple of the rate", least=0, most=1e6),
+    "optimizer.connector_rate": Key(1.0, "multiple of the rate", least=0, most=1e6),
+    "optimizer.decoder_rate": Key(1.0, "multiple of the rate", least=0, most=1e6),
+    "compute.dtype": Key(
+        "", 'of activations; "" is bfloat16, on CPU float32', choices=("", "float32", "bfloat16")
+    ),  # float16 would need a scaled loss
+    "compute.attention": Key(
+        "", '"blocks", on TPUs "splash", on GPUs "fused"; "" is the best there is',
+        choices=("", "blocks", "splash", "fused"),
+    ),
+    "compute.remat": Key(
+        "none", 'what is computed again in the backward pass: or "dots", "offload", "full"',
+        choices=("none", "dots", "offload", "full"),
+    ),
+    "compute.unroll": Key(
+        0, "layers a scan iteration runs; 0 is all of them on CPU, 1 elsewhere", least=0, most=1000
+    ),
+    "mesh.data": Key(-1, "-1 takes the devices the others leave", least=1, most=2**20, also=(-1,)),
+    "mesh.fsdp": Key(1, "devices that share parameters, and rows of a batch", least=1, most=2**20, also=(-1,)),
+    "mesh.tensor": Key(1, "devices that share matrices", least=1, most=2**20, also=(-1,)),
+    "mesh.context": Key(1, "devices that share a row", least=1, most=2**20, also=(-1,)),
+    "eval.path": Key("", 'held-out data, in the same way as data.path; "" is the demo\'s, for the demo'),
+    "eval.mixture": Key("", "which of its sources", form=SHARES),
+    "eval.split": Key("", "as data.split"),
+    "eval.every": Key(280, "steps; 0 is only at the end", least=0, most=LARGEST),
+    "eval.examples": Key(1000, "at most, of each source", least=1, most=LARGEST),
+    "checkpoint.every": Key(280, "steps", least=0, most=LARGEST),
+    "checkpoint.keep": Key(2, "newest ones", least=1, most=LARGEST),
+    "checkpoint.keep_best": Key(1, "by evaluation loss", least=0, most=LARGEST),
+    "log.every": Key(15, "steps", least=0, most=LARGEST),
+    "log.tensorboard": Key(True, "whether TensorBoard's events are written"),
+}  # fmt: skip
+
+
+def flat(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested groups by their dotted keys; lists, which JSON has for tuples, as tuples."""
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, ConfigDict | Mapping):
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = tuple(value) if isinstance(value, list) else value
+    return found
+
+
+def completed(values: Mapping[str, Any], keys: Mapping[str, Key] = KEYS) -> dict[str, Any]:
+    """What a run of before was given, by dotted keys: what it lacks is the default, numbers are of their keys' types.
+
+    Keys and values that this version does not know stay as they are.
+    """
+    found = {name: key.default for name, key in keys.items()} | flat(values)
+    for name in keys:
+        try:
+            found[name] = keys[name].settled(found[name])
+        except ValueError:
+            continue
+    return found
+
+
+def same_end(name: str) -> str:
+    """``"; did you mean 'x'?"`` for the key whose last name a mistaken one has too, or ''."""
+    same = [key for key in KEYS if key.split(".")[-1] == name.split(".")[-1]]
+    return f"; did you mean '{same[0]}'?" if same else ""

@@ -1,0 +1,1 @@
+"""What stands in a document beside text: pixels, ready-made features, their sizes."""

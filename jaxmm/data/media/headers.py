@@ -1,0 +1,73 @@
+"""The headers of a document's media, looked at before anything is decoded: what cannot be used costs its document.
+
+Or, of a page that may lose a picture, that picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from jaxmm.data import files
+from jaxmm.data.documents import Document, Media, Skip, Text, Tokens
+from jaxmm.data.media import image as media
+from jaxmm.data.media.features import Extent, extent
+
+REMOTE_READS = 16  # headers of images at URLs, at once
+DROPPED = "the page goes on without this image"  # detail of what is listed and leaves no document out
+
+Looked = tuple[Document, list[Media], list[Extent]]
+
+
+def looked_at(chunk: Sequence[Document | Skip], drop_image: bool = False) -> list[Looked | Skip]:
+    """Reads the headers of the media; a document with a bad one becomes a Skip, or a page loses it."""
+    images_of: list[list[Media]] = [
+        [] if isinstance(d, Skip) else [part for turn in d.turns for part in turn.parts if not isinstance(part, Text)]
+        for d in chunk
+    ]
+    images = [image for images in images_of for image in images]
+    if any(not isinstance(image, Tokens) and files.is_remote(image.path) for image in images):
+        with ThreadPoolExecutor(REMOTE_READS) as pool:
+            sizes = iter(list(pool.map(_size, images)))
+    else:
+        sizes = map(_size, images)
+    looked: list[Looked | Skip] = []
+    for document, pictures in zip(chunk, images_of, strict=True):
+        found = [next(sizes) for _ in pictures]
+        bad = next((size for size in found if isinstance(size, str)), "")
+        if isinstance(document, Skip):
+            looked.append(document)
+        elif bad and drop_image and _is_page(document):
+            looked += [Skip(document.origin, size, DROPPED) for size in found if isinstance(size, str)]
+            left = [(p, size) for p, size in zip(pictures, found, strict=True) if not isinstance(size, str)]
+            looked.append((_without(document, found), [p for p, _ in left], [size for _, size in left]))
+        elif bad:
+            looked.append(Skip(document.origin, bad))
+        else:
+            looked.append((document, pictures, [size for size in found if not isinstance(size, str)]))
+    return looked
+
+
+def _is_page(document: Document) -> bool:
+    """Whether a document is more than a picture and what is said of it: a text may lose a picture that it shows."""
+    parts = [part for turn in document.turns for part in turn.parts]
+    texts = [part for part in parts if isinstance(part, Text)]
+    return all(turn.role == "document" for turn in document.turns) and (len(texts) > 1 or len(parts) - len(texts) > 1)
+
+
+def _without(document: Document, found: Sequence[Extent | str]) -> Document:
+    """A document without the media of which ``found`` has the trouble."""
+    sizes = iter(found)
+    turns = []
+    for turn in document.turns:
+        kept = tuple(p for p in turn.parts if isinstance(p, Text) or not isinstance(next(sizes), str))
+        turns.append(turn._replace(parts=kept))
+    return document._replace(turns=tuple(turns))
+
+
+def _size(medium: Media) -> Extent | str:
+    """What a header tells, or why it cannot be used."""
+    try:
+        return extent(medium)
+    except media.BadMedia as error:
+        return error.reason

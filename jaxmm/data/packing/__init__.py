@@ -1,0 +1,1 @@
+"""Which documents make which row of which batch: integers only."""

@@ -1,0 +1,1 @@
+"""From raw data to a prepared folder, and the reading of one."""

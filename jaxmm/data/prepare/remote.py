@@ -1,0 +1,83 @@
+"""Prepared folders in buckets: a copy of what is used of one is kept in the cache, and a finished one is put there.
+
+Shards are only ever read from a local disk: ArrayRecord reads no records, and says nothing, from a URL it does not
+know.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from jaxmm.data import files
+from jaxmm.data.prepare.disk import published, space_wanted
+from jaxmm.data.prepare.lock import locked
+from jaxmm.errors import UserError
+
+
+def default_cache() -> Path:
+    """Where prepared data and copies are kept unless somebody says otherwise."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxmm"
+
+
+def mirror_folder(url: str, meta: dict[str, Any], cache: Path) -> Path:
+    """Returns the local folder that stands for a prepared one at a URL; one for each content, wherever it is.
+
+    ``meta`` is as ``read_meta`` gives it: names in it are bare.
+    """
+    folder = cache / "remote" / files.bare(f"{url.rstrip('/').rpartition('/')[2]}-{meta['fingerprint'][:16]}")
+    folder.mkdir(parents=True, exist_ok=True)
+    with published(folder / "meta.json") as temporary:
+        temporary.write_text(json.dumps(meta, indent=1) + "\n")
+    return folder
+
+
+def fetch(url: str, path: Path, size: int = -1) -> None:
+    """Copies a file to a local path, unless it is there with its size (where that is given).
+
+    Several processes may ask at once: one copies, the others wait.
+
+    Raises:
+      UserError: if it cannot be read, or has another size.
+    """
+    if path.is_file() and size in (-1, path.stat().st_size):
+        return
+    with locked(path.with_name(f".{path.name}.lock")):
+        if path.is_file() and size in (-1, path.stat().st_size):
+            return
+        with space_wanted(path.parent), published(path) as temporary:
+            try:
+                source = files.open_binary(url)
+            except FileNotFoundError as error:
+                raise UserError(f"{url} is not there: prepare its folder again") from error
+            except OSError as error:
+                raise UserError(f"{url} cannot be read: {error}") from error
+            with source, open(temporary, "wb") as target:
+                shutil.copyfileobj(source, target, 1 << 22)
+                copied = target.tell()
+            if size not in (-1, copied):
+                raise UserError(f"{url} has {copied} bytes of its {size}: prepare its folder again")
+
+
+def put(folder: Path, url: str) -> None:
+    """Copies a finished folder to a URL, the file that makes it whole last; files that are there already stay.
+
+    Raises:
+      UserError: if the store refuses.
+    """
+    import fsspec  # only where a URL is given
+
+    fs, place = fsspec.core.url_to_fs(url)
+    names = sorted((f.name for f in folder.iterdir()), key=lambda name: (name == "meta.json", name))
+    try:
+        for name in names:
+            local, target = folder / name, f"{place.rstrip('/')}/{name}"
+            is_there = fs.exists(target) and fs.info(target)["size"] == local.stat().st_size
+            if name == "meta.json" or not is_there:
+                fs.makedirs(place, exist_ok=True)
+                fs.put_file(str(local), target)
+    except OSError as error:
+        raise UserError(f"{url}: cannot be written to: {error}") from error

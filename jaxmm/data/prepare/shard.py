@@ -1,0 +1,300 @@
+"""One shard of a prepared source, from one unit of the raw one: the function that any process, on any machine, runs.
+
+What it writes depends on the unit and the template alone. Its part of the index lies beside the data until all shards
+are there (``prepare``): a shard is finished when that part has its name.
+"""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from array_record.python import array_record_module
+
+from jaxmm.data import files
+from jaxmm.data.documents import SKIP_REASONS, Document, Media, Skip, Source, Text, Tokens, Unit, split_origin
+from jaxmm.data.media import image as media
+from jaxmm.data.media.features import Extent
+from jaxmm.data.media.headers import DROPPED, Looked, looked_at
+from jaxmm.data.prepare.disk import published, space_wanted
+from jaxmm.data.prepare.prepared import COLUMNS, WEIGHT, Index, Record, count_records, pack_record, stored
+from jaxmm.data.readers.columns import Seen
+from jaxmm.data.text.encoded import Encoded
+from jaxmm.data.text.template import Template
+from jaxmm.errors import UserError
+
+DATA, INDEX = "data", "index"  # of an unfinished folder: what will be the finished one, and a file for each shard
+CHUNK_DOCUMENTS, CHUNK_BYTES = 1000, 8 << 20  # tokenized at once
+
+T = TypeVar("T")
+Tick = Callable[[int, int, int], None]  # documents, bytes of input read, documents skipped: since the last call
+
+
+class Shard(NamedTuple):
+    """What becomes one shard: a unit, or several small ones that follow each other.
+
+    Attributes:
+      number: from 0; the order of shards is that of examples.
+      bytes: of input, about.
+    """
+
+    number: int
+    units: tuple[Unit, ...]
+    bytes: int
+
+    @property
+    def where(self) -> str:
+        """For messages: the file, or files."""
+        names = list(dict.fromkeys(unit.file for unit in self.units))
+        return f"{names[0] or 'the source'}{f' and {len(names) - 1} more' if len(names) > 1 else ''}"
+
+
+class Part(NamedTuple):
+    """What is known of a finished shard, beside its columns.
+
+    Attributes:
+      file: of the records, '' if there is none: every document was skipped.
+      digest: of its content.
+      labels: names by bit of its own labels_E.
+      skipped: (file, record, reason, detail) of each document left out, and of each image that left its page.
+      columns: as of ``columns.Seen``.
+      special: how often its texts have the name of a special token: as "letters", and as "tokens".
+    """
+
+    number: int
+    file: str
+    records: int
+    bytes: int
+    digest: str
+    labels: tuple[str, ...]
+    skipped: tuple[tuple[str, int | str, str, str], ...]
+    columns: Mapping[str, Mapping[str, int]] = {}
+    special: Mapping[str, Mapping[str, int]] = {}
+
+
+class PrepareUnit(NamedTuple):
+    """The work on one shard, as a value that pickles: ``task(shard, tick)``."""
+
+    source: Source
+    template: Template
+    folder: Path
+
+    def __call__(self, shard: Shard, tick: Tick) -> None:
+        prepare_unit(self.source, shard, self.template, self.folder, tick)
+
+    def where(self, shard: Shard) -> str:
+        return shard.where
+
+
+def prepare_unit(source: Source, shard: Shard, template: Template, folder: Path, tick: Tick) -> None:
+    """Writes a shard and its part of the index into an unfinished folder.
+
+    Raises:
+      UserError: if a record makes no sense, or the disk is full.
+    """
+    index, skipped, content, seen = Index(), [], hashlib.sha256(), Seen.nothing()
+    letters, symbols = collections.Counter[str](), collections.Counter[str]()
+    root = _root(source)
+    name = f"shard-{shard.number:05d}.array_record"
+    with space_wanted(folder):
+        with published(folder / DATA / name) as temporary:
+            # One record a group: any record is one read. Images and ids hardly compress.
+            writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
+            try:
+                for found in _examples(source, shard, template, tick, seen):
+                    if isinstance(found, Skip):
+                        skipped.append((*split_origin(found.origin), found.reason, found.detail))
+                        continue
+                    index.add(found.encoded, found.sizes, found.labels)
+                    letters.update(found.encoded.letters)
+                    symbols.update(found.encoded.symbols)
+                    tokens = found.encoded.tokens
+                    images = stored(found.images)
+                    writer.write(pack_record(Record(tokens, images, found.origin)))
+                    content.update(tokens.astype("<i4", copy=False).tobytes())
+                    for image in images:
+                        if image is not None:
+                            # A path counts from the data's folder on: the same data elsewhere has the same fingerprint.
+                            content.update(_relative(image.path, root).encode() if image.path else image.data)
+            finally:
+                writer.close()
+            count, size = count_records(temporary), temporary.stat().st_size
+            if count != len(index):
+                raise OSError(f"{folder / DATA / name}: {count} of {len(index)} records arrived on the disk")
+        columns = index.columns()
+        for name_of, column in columns.items():
+            if name_of == WEIGHT and (column == 1).all():
+                continue  # so that the same data has the fingerprint that it had before there were weights
+            content.update(column.astype(column.dtype.newbyteorder("<"), copy=False).tobytes())
+        content.update(json.dumps(index.labels).encode())
+        if not len(index):
+            (folder / DATA / name).unlink()
+            name, size = "", 0
+        labels = tuple(index.labels)
+        special = {"letters": letters, "tokens": symbols}
+        part = Part(
+            shard.number, name, len(index), size, content.hexdigest(), labels, tuple(skipped), seen.as_json(), special
+        )  # fmt: skip
+        with published(part_path(folder, shard.number)) as temporary, open(temporary, "wb") as file:
+            described = np.frombuffer(json.dumps(part._asdict()).encode(), np.uint8)
+            np.savez(file, **{"part": described, **columns})  # type: ignore[arg-type]
+
+
+def part_path(folder: Path, number: int) -> Path:
+    return folder / INDEX / f"{number:05d}.npz"
+
+
+def read_part(path: Path) -> tuple[Part, dict[str, np.ndarray]]:
+    """Returns a finished shard's part of the index.
+
+    Raises:
+      UserError: if it has been damaged since.
+    """
+    try:
+        with np.load(path) as stored:
+            part = Part(**json.loads(stored["part"].tobytes()))
+            columns = {name: stored[name] for name in COLUMNS if name in stored}
+    except Exception as error:  # of a damaged archive zipfile raises anything
+        raise UserError(f"{path} has been damaged: run the same command again, which prepares it anew") from error
+    # What was left unfinished by a version before weights has none.
+    columns.setdefault(WEIGHT, np.ones(len(columns["run_flags_R"]), COLUMNS[WEIGHT]))
+    # What was left unfinished by a version before details has three.
+    skipped = tuple((*entry, "")[:4] for entry in part.skipped)
+    return part._replace(labels=tuple(part.labels), skipped=skipped), columns
+
+
+class _Example(NamedTuple):
+    """A document, encoded, with its media and what their headers tell."""
+
+    origin: str
+    labels: tuple[str, ...]
+    encoded: Any
+    images: list[Media]
+    sizes: list[Extent]
+
+
+def _examples(source: Source, shard: Shard, template: Template, tick: Tick, seen: Seen) -> Iterator[_Example | Skip]:
+    """Yields the documents of a shard, encoded a chunk at a time, and those that cannot be; ``seen`` counts."""
+    # While one chunk is written the next is tokenized, which needs no interpreter, and the one after that is read.
+    for whole, results, size in _ahead(_encoded(_ahead(_read(source, shard, seen)), template, source.skip_errors)):
+        encoded = iter(results)
+        bad = 0
+        for found in whole:
+            if isinstance(found, Skip):
+                assert found.reason in SKIP_REASONS + media.REASONS, found
+                bad += found.detail != DROPPED
+                yield found
+                continue
+            document, images, sizes = found
+            tokens = next(encoded)
+            if len(tokens.tokens):
+                yield _Example(document.origin, document.labels, tokens, images, sizes)
+            else:
+                bad += 1
+                yield Skip(document.origin, "empty")
+        tick(len(whole), size, bad)
+
+
+def _read(source: Source, shard: Shard, seen: Seen) -> Iterator[tuple[list[Looked | Skip], int]]:
+    """Yields chunks of documents with the sizes of their images, and how many bytes they hold."""
+    for unit in shard.units:
+        for chunk, size in _chunks(_counted(source.read(unit), seen)):
+            yield looked_at(chunk, source.drop_image), size
+
+
+def _counted(found: Iterator[Document | Skip], seen: Seen) -> Iterator[Document | Skip]:
+    """Yields what a pass yields, and adds the columns that it returns in the end."""
+    while True:
+        try:
+            yield next(found)
+        except StopIteration as end:
+            if end.value is not None:
+                seen.add(end.value.as_json())
+            return
+
+
+def _encoded(
+    chunks: Iterable[tuple[list[Looked | Skip], int]], template: Template, skip_errors: bool
+) -> Iterator[tuple[list[Looked | Skip], list[Encoded], int]]:
+    """Yields chunks with the tokens of the documents in them."""
+    for whole, size in chunks:
+        try:
+            encoded = template.encode_all([found[0] for found in whole if not isinstance(found, Skip)])
+        except UserError:
+            whole, encoded = _one_by_one(whole, template, skip_errors)
+        yield whole, encoded, size
+
+
+def _one_by_one(
+    whole: Sequence[Looked | Skip], template: Template, skip_errors: bool
+) -> tuple[list[Looked | Skip], list[Encoded]]:
+    """Encodes a chunk of which a document cannot be, as a template refuses it; that one becomes a Skip.
+
+    Raises:
+      UserError: that names the document, unless ``skip_errors``.
+    """
+    kept: list[Looked | Skip] = []
+    encoded: list[Encoded] = []
+    for found in whole:
+        if not isinstance(found, Skip):
+            origin = found[0].origin
+            try:
+                encoded.append(template.encode(found[0]))
+            except UserError as error:
+                trouble = str(error).removeprefix(origin).lstrip(": ")
+                if not skip_errors:
+                    raise UserError(f"{origin}: {trouble}") from error
+                found = Skip(origin, "no sense", trouble)
+        kept.append(found)
+    return kept, encoded
+
+
+def _ahead(items: Iterator[T]) -> Iterator[T]:
+    """Yields the items, each made by a thread while the one before it is in use."""
+    end = object()
+    with ThreadPoolExecutor(1) as pool:
+        coming: Future[Any] = pool.submit(next, items, end)
+        while (item := coming.result()) is not end:
+            coming = pool.submit(next, items, end)
+            yield item
+
+
+def _chunks(documents: Iterable[Document | Skip]) -> Iterator[tuple[list[Document | Skip], int]]:
+    """Yields some documents at a time, and how many bytes they hold."""
+    chunk: list[Document | Skip] = []
+    size = 0
+    for document in documents:
+        chunk.append(document)
+        if isinstance(document, Document):
+            for turn in document.turns:
+                for part in turn.parts:
+                    if isinstance(part, Text):
+                        size += len(part.text)
+                    elif isinstance(part, Tokens):
+                        size += 4 * len(part.ids)
+                    else:
+                        size += len(part.data) + len(part.path)
+        if len(chunk) >= CHUNK_DOCUMENTS or size >= CHUNK_BYTES:
+            yield chunk, size
+            chunk, size = [], 0
+    if chunk:
+        yield chunk, size
+
+
+def _root(source: Source) -> str:
+    first = source.files[0] if source.files else ""
+    return first.rpartition("/")[0] if files.is_remote(first) else os.path.dirname(first)
+
+
+def _relative(path: str, root: str) -> str:
+    """An image's path, or URL, as seen from the data's folder; one of the other kind stays as it is."""
+    if files.is_remote(path) or files.is_remote(root):
+        return path.removeprefix(f"{root}/")
+    return os.path.relpath(path, root)

@@ -1,0 +1,144 @@
+"""What a prepared source holds, in numbers: the closing report of a preparation, without a word of time or place."""
+
+from __future__ import annotations
+
+import collections
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxmm.data.documents import SKIP_ADVICE
+from jaxmm.data.media.features import IMAGE, TOKENS
+
+NOTHING, FEATURES = -2, 1  # beside features.IMAGE and TOKENS: no media, and feature vectors of any width
+TOP_IMAGES = 8  # documents with more count together
+MOST_TOLD = 5  # broken files, a line each
+
+
+def special_lines(special: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """What meta.json says of special tokens whose names stand in a source's texts, for people."""
+    told = {"letters": "stay letters, unless config.data.special_tokens names them", "tokens": "are tokens"}
+    lines = []
+    for kind, words in told.items():
+        counts = special.get(kind, {})
+        if counts:
+            named = ", ".join(f"{name!r} {count} times" for name, count in list(counts.items())[:6])
+            more = f" and {len(counts) - 6} more" if len(counts) > 6 else ""
+            lines.append(f"names of special tokens in its texts {words}: {named}{more}")
+    return lines
+
+
+def report(meta: Mapping[str, Any], columns: Mapping[str, np.ndarray], skipped: Mapping[str, int]) -> dict[str, Any]:
+    """Returns what report.json holds.
+
+    Args:
+      meta: as in meta.json.
+      columns: of ``prepared.COLUMNS``, by name.
+      skipped: documents left out, by reason.
+
+    Returns:
+      ``modalities``: documents, text tokens, images and pixels of the documents without media ("text") and of those
+      with, by the first of them: "image", and where there are any, "features" and "image_tokens", which are tokens too
+      and have no pixels. ``token_lengths`` and ``image_pixels``: [upper bound, count] by powers of two, of text tokens
+      in a document and of pixels in an image. ``images_per_document``: [images, count], the last of TOP_IMAGES and
+      more.
+    """
+    tokens_E = columns["tokens_E"]
+    images_E = np.diff(columns["images_E1"])
+    kind_I = np.minimum(columns["image_kind_I"], FEATURES)
+    area_I = np.multiply(columns["image_height_I"], columns["image_width_I"], dtype=np.int64)
+    pixels_I = area_I[kind_I == IMAGE]
+    seen = images_E > 0
+    first_E = np.full(len(tokens_E), NOTHING)
+    first_E[seen] = kind_I[columns["images_E1"][:-1][seen]]
+    modalities = {}
+    for name, kind in (("text", NOTHING), ("image", IMAGE), ("features", FEATURES), ("image_tokens", TOKENS)):
+        is_in = first_E == kind
+        found = int((kind_I == kind).sum())
+        if kind in (FEATURES, TOKENS) and not found:
+            continue
+        modalities[name] = {
+            "documents": int(is_in.sum()),
+            "tokens": int(tokens_E[is_in].sum(dtype=np.int64)),
+            "images": found,
+            "pixels": int(pixels_I.sum()) if kind == IMAGE else 0,
+        }
+    per_document = np.bincount(np.minimum(images_E, TOP_IMAGES), minlength=1)
+    return {
+        "name": meta["name"],
+        "modalities": modalities,
+        "token_lengths": _by_powers(tokens_E),
+        "image_pixels": _by_powers(pixels_I),
+        "images_per_document": [[count, int(found)] for count, found in enumerate(per_document) if found],
+        "skipped": dict(sorted(skipped.items())),
+        "shards": len(meta["shards"]),
+        "bytes": sum(shard["bytes"] for shard in meta["shards"]),
+    }
+
+
+def _by_powers(values: np.ndarray) -> list[list[int]]:
+    """[bound, count]: how many values are above half of the bound and not above it."""
+    powers = np.ceil(np.log2(np.maximum(values, 1))).astype(np.int64)
+    counts = np.bincount(powers).tolist()
+    return [[1 << power, count] for power, count in enumerate(counts) if count]
+
+
+def summary_rows(reports: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    """Rows of a table of sources and modalities, with a heading."""
+    rows: list[tuple[Any, ...]] = [("source", "modality", "documents", "tokens", "images", "megapixels", "skipped")]
+    for one in reports:
+        total = sum(one["skipped"].values())
+        for name, found in one["modalities"].items():
+            if found["documents"]:
+                pixels = found["pixels"] / 1e6
+                rows.append((one["name"], name, found["documents"], found["tokens"], found["images"], pixels, ""))
+        rows[-1] = (*rows[-1][:-1], total)
+    return rows
+
+
+def histogram_rows(one: Mapping[str, Any], key: str, width: int = 40) -> list[tuple[Any, ...]]:
+    """Rows of a histogram that is ``key`` of a report, with bars."""
+    most = max((count for _, count in one[key]), default=1)
+    return [(f"<= {bound:,}", count, "#" * max(1, round(width * count / most))) for bound, count in one[key]]
+
+
+def column_rows(reports: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    """Rows of the columns that each source's records had, with a heading; none where nothing was counted."""
+    rows: list[tuple[Any, ...]] = []
+    for one in reports:
+        found = one.get("columns", {})
+        pictures = found.get("pictures", {})
+        for kind in ("read", "unread"):
+            for name, count in found.get(kind, {}).items():
+                told = "read" if kind == "read" else "not read"
+                if name in pictures:
+                    told += f"; in {pictures[name]:,} a picture that was not read"
+                rows.append((one["name"], name, count, told))
+    return [("source", "column", "records", ""), *rows] if rows else []
+
+
+def lost_rests(skipped: str) -> list[str]:
+    """Lines on files that were not read to their end, from skipped.jsonl's text: one skip there is many records."""
+    told = []
+    for line in skipped.splitlines():
+        try:
+            one = json.loads(line)
+            if one["reason"] == "cut short" and one.get("detail"):
+                where = f"{one['file']} is broken or ends early at record {one['record']}"
+                told.append(f"warning: {where}: {one['detail']}; {SKIP_ADVICE['cut short']}")
+        except (ValueError, LookupError, TypeError):  # damaged later: nothing is read from this file but this
+            continue
+    more = [f"warning: {len(told) - MOST_TOLD} more files are broken or end early"] if len(told) > MOST_TOLD else []
+    return told[:MOST_TOLD] + more
+
+
+def skipped_rows(reports: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    """Rows of what was left out and why, most first."""
+    reasons: collections.Counter[tuple[str, str]] = collections.Counter()
+    for one in reports:
+        reasons.update({(one["name"], reason): count for reason, count in one["skipped"].items()})
+        dropped = one.get("dropped_images", {})
+        reasons.update({(one["name"], f"{reason} (the page stays)"): count for reason, count in dropped.items()})
+    return [(name, reason, count) for (name, reason), count in reasons.most_common()]

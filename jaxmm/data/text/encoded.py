@@ -1,0 +1,86 @@
+"""A document as token ids with flags, and how it is put together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxmm.batch import TARGET
+from jaxmm.data.text.tokenizer import Ids
+
+
+class Encoded(NamedTuple):
+    """A document as text tokens; the soft tokens of its images are counted when the vision tower is known.
+
+    Attributes:
+      tokens: int32 (n,) with separators and turn markers, without the positions of soft tokens.
+      run_starts: int32 (r,) where runs of tokens with equal flags start; the first is 0, and the last ends at n.
+      run_flags: uint8 (r,) of batch.TARGET and batch.ANSWER, by run.
+      run_weights: float32 (r,), what a token of a run weighs in the loss; 1 if it is no target.
+      letters, symbols: names of special tokens in its text, those that stayed letters and those that are tokens.
+      image_at: int32 (media,): the soft tokens of medium k stand before token ``image_at[k]``, its ``<|image_end|>``,
+        and after its ``<|image_start|>``; of discrete image tokens it is the first.
+    """
+
+    tokens: np.ndarray
+    run_starts: np.ndarray
+    run_flags: np.ndarray
+    image_at: np.ndarray
+    run_weights: np.ndarray
+    letters: tuple[str, ...] = ()
+    symbols: tuple[str, ...] = ()
+
+
+_TURN = 2  # bits below it are flags, from it on the number of a turn, from 1
+_FLAGS = (1 << _TURN) - 1
+
+
+def of_turn(flags: int, turn: int, weight: float) -> int:
+    """Flags with the number of a turn, from 0, if its weight is one of its own."""
+    return flags if weight in (0, 1) else flags | (turn + 1) << _TURN
+
+
+class Writer:
+    """Collects the tokens of a document, runs of equal flags and weights merged.
+
+    Flags may carry the number of a turn (``of_turn``), whose weight a target then has.
+    """
+
+    def __init__(self, weights: Sequence[float] = ()) -> None:
+        """``weights``: of the document's turns."""
+        self._weights = weights
+        self._chunks: list[Ids] = []
+        self._starts: list[int] = []
+        self._runs: list[tuple[int, float]] = []
+        self._image_at: list[int] = []
+        self._count = 0
+
+    def add(self, ids: Ids, flags: int) -> None:
+        if not len(ids):
+            return
+        turn = flags >> _TURN
+        run = flags & _FLAGS, self._weights[turn - 1] if turn and flags & TARGET else 1.0
+        if not self._runs or self._runs[-1] != run:
+            self._starts.append(self._count)
+            self._runs.append(run)
+        self._chunks.append(ids)
+        self._count += len(ids)
+
+    def add_image(self) -> None:
+        self._image_at.append(self._count)
+
+    def encoded(self) -> Encoded:
+        tokens = np.empty(self._count, np.int32)
+        at = 0
+        for ids in self._chunks:
+            tokens[at : at + len(ids)] = ids
+            at += len(ids)
+        return Encoded(
+            tokens=tokens,
+            run_starts=np.array(self._starts, np.int32),
+            run_flags=np.array([flags for flags, _ in self._runs], np.uint8),
+            image_at=np.array(self._image_at, np.int32),
+            run_weights=np.array([weight for _, weight in self._runs], np.float32),
+        )

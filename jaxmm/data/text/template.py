@@ -1,0 +1,383 @@
+"""Text to token ids and back: the special tokens that structure a sequence, and the two templates.
+
+After this file there are no magic strings. What a user wrote is always tokenized as text, so that a literal
+``<|image_start|>`` or ``</s>`` in a caption is letters; only the template puts special tokens into a sequence.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxmm.batch import ANSWER, TARGET
+from jaxmm.data.documents import Document, Part, Text, Tokens, Turn
+from jaxmm.data.text.chat import ChatFormat, Chunk, Markup, Medium, Special, Step
+from jaxmm.data.text.chat_template import THINKING, without_thinking
+from jaxmm.data.text.codebook import image_offset
+from jaxmm.data.text.encoded import Encoded, Writer, of_turn
+from jaxmm.data.text.special_tokens import SpecialTokens
+from jaxmm.data.text.tokenizer import Ids, text_encoder
+from jaxmm.data.text.tool_calls import in_words
+from jaxmm.errors import UserError, nearest
+
+# Parts of the fingerprint: raise one with any change to what a template writes, ours or a folder's.
+FORMAT, CHAT_FORMAT = 3, 4
+OBJECTIVES = ("pretrain", "sft")
+LEARN = ("all", "last", "prompt")
+
+IMAGE = "<image>"  # what a soft token's place is to transformers' processor
+IMAGE_START, IMAGE_END, END = "<|image_start|>", "<|image_end|>", "<|end|>"
+ROLE_MARKERS = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>"}
+OURS_MARK = "{#- jaxmm -#}"  # begins the chat template of an export in our own format
+# Version 0.1 wrote none; this of its template is nobody else's.
+_ROLES_0_1 = "".join(
+    f"{{% {'elif' if n else 'if'} message['role'] == '{role}' %}}{marker}"
+    for n, (role, marker) in enumerate(ROLE_MARKERS.items())
+)
+SPECIAL_TOKENS = (IMAGE_START, IMAGE_END, *ROLE_MARKERS.values(), END)
+
+
+OURS = Markup(IMAGE_START, IMAGE_END)
+
+
+class ChatOptions(NamedTuple):
+    """What of conversations is learnt, and what special tokens they may hold.
+
+    Attributes:
+      learn: "all" answers, the "last" one of each conversation, or all answers and the "prompt" with them.
+      thinking: "learn" it, "mask" it (it is read and not learnt), or "off": it is left out of data and prompts.
+      special_tokens, special_tokens_in: as of ``SpecialTokens``.
+    """
+
+    learn: str = "all"
+    thinking: str = "learn"
+    special_tokens: str = ""
+    special_tokens_in: str = "assistant,document"
+
+    def check(self) -> None:
+        """Raises UserError for a word that is not one of its."""
+        for key, value, known in (("learn", self.learn, LEARN), ("thinking", self.thinking, THINKING)):
+            if value not in known:
+                raise UserError(f"config.data.{key} '{value}' is not one of {', '.join(known)}{nearest(value, known)}")
+
+
+class Thought(NamedTuple):
+    """A part of a turn in our own format: text that is read and not learnt."""
+
+    text: str
+
+
+class Symbol(NamedTuple):
+    """A part of a turn in our own format: a special token that the data wrote."""
+
+    token: int
+
+
+class Template:
+    """Turns documents into tokens with flags, by one of two objectives, and tokens back into text.
+
+    ``sft``: a conversation is ``<|user|>question<|end|><|assistant|>answer<|end|>``, and the tokens of each answer with
+    its ``<|end|>`` are targets. A plain document is its text and the tokenizer's end token, all targets.
+    ``pretrain``: no turn markers; turns are joined by a newline, the end token follows, and all text is a target.
+    Where the tokenizer has a chat template, ``sft`` writes conversations by it, and learns answers with what ends them.
+    In both, an answer (with what ends it: ``<|end|>``, the newline, or the end token) is flagged ANSWER. An image is
+    ``<|image_start|>``, its soft tokens, ``<|image_end|>``, and these separators are never targets. A sequence begins
+    with the tokenizer's begin token where it has one; that is no target either, as nothing precedes it.
+
+    Discrete image tokens stand between the same separators, their ids counted from ``image_offset``, after the
+    tokenizer's. With ``predict_image_tokens`` they are targets where text in their place is, but never flagged ANSWER,
+    which exact match is measured on.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        objective: str,
+        image_tokens: int = 0,
+        predict_image_tokens: bool = False,
+        markup: Markup = OURS,
+        ends: Iterable[int] = (),
+        chat: ChatOptions = ChatOptions(),  # noqa: B008
+    ):
+        """Adds the special tokens to ``tokenizer``, which belongs to the template from then on.
+
+        Args:
+          image_tokens: the size of the codebook of discrete image tokens, 0 for none.
+          predict_image_tokens: whether they may be targets.
+          markup: around an image; the tokens of one that is not our own must be in the vocabulary.
+          ends: tokens that end an answer beside those that are learnt.
+          chat: of conversations.
+
+        Raises:
+          UserError: if ``objective`` is not one of OBJECTIVES, there is no codebook to predict from, or a token of the
+            markup is not there.
+        """
+        if image_tokens < 0:
+            raise UserError(f"config.data.image_tokens is {image_tokens}: give the size of the codebook, or 0 for none")
+        if predict_image_tokens and not image_tokens:
+            raise UserError(
+                "config.data.predict_image_tokens=True needs config.data.image_tokens: the size of the codebook"
+            )
+        if objective not in OBJECTIVES:
+            known = f"{', '.join(OBJECTIVES)}{nearest(objective, OBJECTIVES)}"
+            raise UserError(f"config.data.objective '{objective}' is not one of {known}")
+        chat.check()
+        self.tokenizer, self.objective, self.options = tokenizer, objective, chat
+        around = [markup.before, markup.after]
+        missing = [t for t in re.findall(r"<[^<>\s]+>", "".join(around)) if t not in tokenizer.get_vocab()]
+        if missing and markup != OURS:
+            raise UserError(
+                f"the tokenizer lacks {missing[0]}, which stands by this family's images: is it the folder's?"
+            )
+        has_own = has_chat_template(tokenizer) and objective == "sft"
+        self.written = str(tokenizer.chat_template) if has_own else ""
+        added = [t for t in SPECIAL_TOKENS if (not has_own or t in OURS) and (markup == OURS or t not in OURS)]
+        tokenizer.add_tokens(added, special_tokens=True)
+        ids = dict(zip(added, tokenizer.convert_tokens_to_ids(added), strict=True))
+        self.special = SpecialTokens(chat.special_tokens, chat.special_tokens_in, tokenizer)
+        self.chat = ChatFormat(tokenizer, markup, chat.thinking, self.special) if has_own else None
+        self.lead: str = self.chat.lead if self.chat else ""
+        self.notes: tuple[str, ...] = tuple(self.chat.template.notes) if self.chat else ()
+        self.markup = markup
+        self.image_start_id, self.image_end_id = ids.get(IMAGE_START, -1), ids.get(IMAGE_END, -1)
+        self._around = [[self.image_start_id], [self.image_end_id]]
+        if markup != OURS:
+            self._around = [tokenizer.encode(text, add_special_tokens=False) for text in around]
+        self.end_id: int = self.chat.stop_ids[0] if self.chat else ids[END]
+        self.role_ids = {role: ids[marker] for role, marker in ROLE_MARKERS.items() if marker in ids}
+        self.bos_id: int | None = tokenizer.bos_token_id
+        self.eos_id: int = self.end_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+        self.pad_id: int = self.eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        self.image_tokens, self.predict_image_tokens = image_tokens, predict_image_tokens
+        self.image_offset = image_offset(tokenizer, image_tokens)  # of the codebook's first token
+        self.vocab_size: int = max(len(tokenizer), self.image_offset + image_tokens)
+        self._ids = text_encoder(tokenizer)
+        (self._newline,) = self._ids(["\n"])
+        # In pretrain an answer ends where its line does.
+        newline = {int(self._newline[0])} if objective == "pretrain" and len(self._newline) == 1 else set()
+        learnt = set(self.chat.stop_ids) if self.chat else {self.end_id}
+        self.stop_ids: tuple[int, ...] = tuple(sorted(learnt | {self.eos_id, *ends} | newline))
+        self.fingerprint = self._fingerprint(CHAT_FORMAT if self.chat else FORMAT)
+        # What version 0.1 called the same template, whose answers it learnt without what the folder's template puts
+        # before them.
+        self.older: tuple[str, ...] = (self._fingerprint(FORMAT),) if self.chat and chat == ChatOptions() else ()
+
+    def as_of(self, fingerprint: str) -> Template:
+        """What version 0.1 made of it, under one of the names in ``older``: a run that began so goes on so."""
+        found = copy.copy(self)
+        found.tokenizer = copy.deepcopy(self.tokenizer)
+        found.tokenizer.chat_template = self.written
+        found.chat = ChatFormat(found.tokenizer, self.markup, as_0_1=True)
+        found.lead, found.notes = "", tuple(found.chat.template.notes)
+        found._ids = text_encoder(found.tokenizer)
+        found.fingerprint = fingerprint
+        return found
+
+    def encode(self, document: Document) -> Encoded:
+        """Returns the document's tokens, with the flags that training needs."""
+        return self.encode_all([document])[0]
+
+    def encode_all(self, documents: Sequence[Document]) -> list[Encoded]:
+        """Returns what ``encode`` gives for each; a fast tokenizer takes many texts at once on all cores.
+
+        Raises:
+          UserError: for an image token that the codebook does not have.
+        """
+        turns = [self._learnt(document.turns) for document in documents]
+        steps = [self._steps(own, tools=document.tools) for own, document in zip(turns, documents, strict=True)]
+        turns = [
+            own if step else self._own(own, document.tools)
+            for own, step, document in zip(turns, steps, documents, strict=True)
+        ]
+        texts = self._texts(turn for own, step in zip(turns, steps, strict=True) if step is None for turn in own)
+        chunks = self._chunks(steps)
+        encoded = []
+        for document, said, own in zip(documents, turns, steps, strict=True):
+            writer = Writer([turn.weight for turn in said])
+            if own is None:
+                self._write(writer, said, texts, origin=document.origin)
+            else:
+                self._write_steps(writer, own, chunks, origin=document.origin)
+            letters, symbols = self.special.said(document.turns)
+            encoded.append(writer.encoded()._replace(letters=letters, symbols=symbols))
+        return encoded
+
+    def encode_prompt(self, turns: Sequence[Turn]) -> Encoded:
+        """Returns the tokens after which the model writes: the turns, then the opening of the assistant's own.
+
+        Where the last turn is a document or the assistant's, the text stays open for the model to go on with it.
+        """
+        writer, steps = Writer(), self._steps(turns, is_open=True)
+        if steps is None:
+            turns = self._own(turns, "")
+            self._write(writer, turns, self._texts(turns), is_open=True)
+        else:
+            self._write_steps(writer, steps, self._chunks([steps]))
+        return writer.encoded()
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Returns the text of ids; special and image tokens, and what the padded vocabulary has on top, are dropped."""
+        kept = [i for i in map(int, ids) if 0 <= i < self.image_offset]
+        return self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def _learnt(self, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+        """Turns that are targets by ``config.data.learn``, where the data itself does not say otherwise."""
+        learn = self.options.learn
+        if learn == "all" or self.objective == "pretrain" or any(turn.role == "document" for turn in turns):
+            return turns
+        if learn == "prompt":
+            return tuple(turn._replace(target=turn.target or turn.role != "assistant") for turn in turns)
+        last = max((n for n, turn in enumerate(turns) if turn.role == "assistant"), default=-1)
+        return tuple(turn._replace(target=turn.target and n == last) for n, turn in enumerate(turns))
+
+    def _own(self, turns: Sequence[Turn], tools: str) -> tuple[Turn, ...]:
+        """Turns in our own format: tools told in words, thinking at the front of answers, special tokens cut out."""
+        return tuple(turn._replace(parts=tuple(self._parts(turn)), thinking="") for turn in in_words(turns, tools))
+
+    def _parts(self, turn: Turn) -> Iterator[Any]:
+        thinking = self.options.thinking
+        parts: list[Any] = list(turn.parts)
+        if turn.role == "assistant" and thinking != "learn" and parts and isinstance(first := parts[0], Text):
+            answer = without_thinking(first.text)
+            thought = first.text.removesuffix(answer)
+            parts[0:1] = [Thought(thought)] * bool(thought and thinking == "mask") + [Text(answer)] * bool(answer)
+        if turn.thinking and thinking != "off":
+            before = f"<think>\n{turn.thinking.strip()}\n</think>\n\n"
+            parts.insert(0, Thought(before) if thinking == "mask" else Text(before))
+        for part in parts:
+            if isinstance(part, Text) and self.special.may_hold(turn.role):
+                for piece, is_token in self.special.cut(part.text):
+                    yield Symbol(self.tokenizer.convert_tokens_to_ids(piece)) if is_token else Text(piece)
+            else:
+                yield part
+
+    def _steps(self, turns: Sequence[Turn], is_open: bool = False, tools: str = "") -> list[Step] | None:
+        """What the tokenizer's chat template writes of a conversation; None where our own format does, or of a page."""
+        if self.chat is None or not turns or any(turn.role == "document" for turn in turns):
+            return None
+        return self.chat.steps(turns, is_open, tools)
+
+    def _chunks(self, steps: Iterable[list[Step] | None]) -> Iterator[tuple[Ids, np.ndarray]]:
+        """Yields (ids, flags) of each chunk of text, in order."""
+        chunks = [step for own in steps for step in own or () if isinstance(step, Chunk)]
+        return iter(self.chat.encode(chunks) if self.chat and chunks else ())
+
+    def _write_steps(
+        self, writer: Writer, steps: Sequence[Step], chunks: Iterator[tuple[Ids, np.ndarray]], origin: str = ""
+    ) -> None:
+        """Writes what the chat template has; ``chunks`` gives the ids of its texts."""
+        for step in steps:
+            if isinstance(step, Special):
+                writer.add([step.token], step.flags)
+            elif isinstance(step, Medium):
+                self._write_slots(writer, step.part, step.flags, origin)
+            else:
+                ids, flags = next(chunks)
+                starts = [0, *(np.flatnonzero(np.diff(flags)) + 1).tolist(), len(ids)]
+                for first, last in itertools.pairwise(starts):
+                    writer.add(ids[first:last], int(flags[first]) if last > first else 0)
+
+    def _write_medium(self, writer: Writer, part: Part, flags: int, origin: str) -> None:
+        writer.add(self._around[0], 0)
+        self._write_slots(writer, part, flags, origin)
+        writer.add(self._around[1], 0)
+
+    def _write_slots(self, writer: Writer, part: Part, flags: int, origin: str) -> None:
+        """Writes the place of a medium, without what stands around it."""
+        writer.add_image()
+        if isinstance(part, Tokens):
+            writer.add(self._image_ids(part, origin), flags & ~ANSWER if self.predict_image_tokens else 0)
+
+    def _texts(self, turns: Iterable[Turn]) -> Iterator[Ids]:
+        """Yields the ids of each text part, in order."""
+        said = [
+            (part.text, self._has_markers(turn))
+            for turn in turns for part in turn.parts if isinstance(part, Text | Thought)
+        ]  # fmt: skip
+        alone = iter(self._ids([text for text, is_marked in said if not is_marked]))
+        marked = iter(self._ids.after_special([text for text, is_marked in said if is_marked]))
+        return (next(marked if is_marked else alone) for _, is_marked in said)
+
+    def _has_markers(self, turn: Turn) -> bool:
+        return self.objective == "sft" and turn.role != "document"
+
+    def _write(
+        self, writer: Writer, turns: Sequence[Turn], texts: Iterator[Ids], is_open: bool = False, origin: str = ""
+    ) -> None:
+        """Writes turns; ``texts`` gives the ids of their text parts."""
+        if turns and self.bos_id is not None:
+            writer.add([self.bos_id], 0)
+        for i, turn in enumerate(turns):
+            is_last = i == len(turns) - 1
+            with_markers = self._has_markers(turn)
+            all_targets = self.objective == "pretrain" or turn.role == "document"
+            is_target = (turn.target or all_targets) and turn.weight > 0
+            flags = of_turn(TARGET * is_target | ANSWER * (turn.role == "assistant"), i, turn.weight)
+            if with_markers:
+                writer.add([self.role_ids[turn.role]], 0)
+            for part in turn.parts:
+                if isinstance(part, Text | Thought):
+                    writer.add(next(texts), flags if isinstance(part, Text) else flags & ~TARGET)
+                    continue
+                if isinstance(part, Symbol):
+                    writer.add([part.token], flags)
+                    continue
+                self._write_medium(writer, part, flags, origin)
+            if is_last and is_open and turn.role in ("document", "assistant"):
+                return
+            if with_markers:
+                writer.add([self.end_id], flags)
+            elif self.objective == "sft" or (is_last and not is_open):
+                writer.add([self.eos_id], flags)
+            else:
+                writer.add(self._newline, flags)
+        if is_open and self.objective == "sft":
+            writer.add([self.role_ids["assistant"]], 0)
+
+    def _fingerprint(self, format: int) -> str:
+        """Returns a hash of all that decides the ids, the same on every machine."""
+        tokenizer, chat = self.tokenizer, self.chat
+        state: dict[str, Any] = {
+            "format": format,
+            "objective": self.objective,
+            "image_tokens": [self.image_tokens, self.predict_image_tokens],
+            "markup": list(self.markup),
+            "chat": self.written if format == FORMAT or not chat else str(tokenizer.chat_template),
+            "special": [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id],
+            "vocabulary": sorted(tokenizer.get_vocab().items()),
+        }
+        if self.options != ChatOptions():
+            state["options"] = list(self.options)
+        if tokenizer.is_fast:
+            backend = json.loads(tokenizer.backend_tokenizer.to_str())
+            # Left behind by the last call, and of no effect on ours.
+            state["backend"] = {k: v for k, v in backend.items() if k not in ("truncation", "padding")}
+        else:
+            state["class"] = type(tokenizer).__name__
+        return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+    def _image_ids(self, tokens: Tokens, origin: str) -> np.ndarray:
+        ids = np.array(tokens.ids, np.int64)
+        where = f"{origin} has" if origin else "there are"
+        if not self.image_tokens:
+            raise UserError(f"{where} image tokens, but config.data.image_tokens is 0: give the size of the codebook")
+        outside = ids[(ids < 0) | (ids >= self.image_tokens)]
+        if len(outside):
+            raise UserError(
+                f"{where} the image token {outside[0]}, but config.data.image_tokens is {self.image_tokens}: "
+                f"ids are 0 to {self.image_tokens - 1}"
+            )
+        return ids + self.image_offset
+
+
+def has_chat_template(tokenizer: Any) -> bool:
+    """Whether conversations are written by the tokenizer's own template: not where that is an export of ours."""
+    written = getattr(tokenizer, "chat_template", None) or ""
+    return bool(written) and not (isinstance(written, str) and (OURS_MARK in written or _ROLES_0_1 in written))

@@ -1,0 +1,59 @@
+"""The model card of an exported folder: what the model is, and how it came to be, as the exported step has it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path, PurePath
+from typing import Any
+
+import jaxmm
+from jaxmm.batch import ImageSpec
+from jaxmm.data.files import is_remote
+from jaxmm.training.logger import read_lines
+
+
+def model_card(title: str, architecture: str, config: Mapping[str, Any], step: int, image: ImageSpec) -> list[str]:
+    """Lines of Markdown, a table at their end.
+
+    Args:
+      config: of the run when it saved this step, as plain values.
+    """
+    data, optimizer = config["data"], config["optimizer"]
+    mixture = f", {data['mixture']}" if data["mixture"] else ""
+    length = f"{config['epochs']:g} epochs" if config.get("epochs") else f"{config['steps']}"
+    return [
+        "---", "library_name: transformers", "pipeline_tag: image-text-to-text", "tags: [jaxmm]", "---", "",
+        f"# {title}", "",
+        f"A {architecture}, trained with jaxmm {jaxmm.__version__}.", "",
+        "| | |", "|---|---|",
+        f"| started from | {names_alone(config['init_from']) or 'random weights'} |",
+        f"| data | {names_alone(data['path']) or 'the demo'}{mixture} |",
+        f"| objective | {data['objective']} |",
+        f"| steps | {step} of {length} |",
+        f"| a step | {config['batch_size']} rows of {config['seq_len']} tokens |",
+        f"| optimizer | {optimizer['name']}, rate {optimizer['rate']} |",
+        f"| frozen | {optimizer['freeze'] or 'nothing'} |",
+        f"| image patches | {image.patch_size} pixels, {image.merge**2} of them a soft token |",
+    ]  # fmt: skip
+
+
+def evaluation(workdir: Path, step: int) -> list[str]:
+    """A row of the table for each source that the run was evaluated on at this step; none if it was not."""
+    found = [
+        line["eval"] for line in read_lines(workdir / "metrics.jsonl") if line.get("step") == step and "eval" in line
+    ]
+    lines = []
+    for source, figures in (found[-1] if found else {}).items():
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items() if isinstance(value, float))
+        lines.append(f"| evaluation, {source} | {shown} |")
+    return lines
+
+
+def names_alone(places: str) -> str:
+    """``DIR`` or ``vision:DIR,decoder:DIR`` without where they lie on this machine; a URL stays."""
+    if is_remote(places):
+        return places
+    if not places.startswith(("vision:", "decoder:")):
+        return PurePath(places).name
+    entries = (entry.strip().partition(":") for entry in places.split(","))
+    return ", ".join(f"{part}: {PurePath(place).name}" for part, _, place in entries)

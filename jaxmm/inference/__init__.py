@@ -1,0 +1,1 @@
+"""Answers: tokens one after the other, and when to stop."""

@@ -1,0 +1,299 @@
+"""The vision tower: a ViT over images of any grid, packed in one Stream.
+
+By default SigLIP 2 NaFlex (Tschannen et al., 2025); the towers of other families differ in named features.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxmm import sharding
+from jaxmm.batch import Stream
+from jaxmm.models import attention as attn
+from jaxmm.models import rope
+from jaxmm.models.compute import Compute
+from jaxmm.models.layers import MLP, LayerNorm, Linear, RMSNorm, Taps, apply_stack, parameter, stack
+from jaxmm.models.materialize import written
+from jaxmm.models.sizes import check_numbers, check_sizes
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionSpec:
+    """Sizes and named features of the tower.
+
+    Attributes:
+      positions: side of the learned square of position embeddings; 0 is none.
+      resize: how the square is resized to an image's grid: "antialias" (SigLIP 2 NaFlex; on images of the square's own
+        grid it is the square itself) or "corners" (corner on corner, without antialiasing: Qwen3-VL).
+      frames: of video that one patch spans; a still image is as many equal ones.
+      mean, std: of pixels from 0 to 1, by channel: what is taken off, and divided by.
+      class_tokens: learned tokens of each tile, at row -1, numbered by column.
+      norm: "layer" or "rms".
+      gated: the MLP has a gate.
+      patch_bias, qkv_bias, mlp_bias: which linear maps have biases, beside those that lead out of attention.
+      pre_norm: patches are normed before the layers (CLIP); final_norm: after them.
+      qk_norm: queries and keys are normed, all heads together (InternViT 6B).
+      layer_scale: learned factors of what attention and MLP give (InternViT).
+      rope_theta: rotary positions by row and column; 0 is none.
+      window: side, in patches, of what most layers see of an image; 0 is all of it.
+      global_layers: with a window, the layers that see all of it.
+      taps: layers, from 0, whose outputs go to the decoder's first layers (DeepStack).
+      features: layers whose outputs are the features, side by side; () is the last one's.
+    """
+
+    width: int = 128
+    layers: int = 4
+    heads: int = 4
+    mlp: int = 384
+    patch_size: int = 16
+    positions: int = 16
+    norm_eps: float = 1e-6
+    resize: str = "antialias"
+    frames: int = 1
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    class_tokens: int = 0
+    norm: str = "layer"
+    activation: str = "gelu_tanh"
+    gated: bool = False
+    patch_bias: bool = True
+    qkv_bias: bool = True
+    mlp_bias: bool = True
+    pre_norm: bool = False
+    final_norm: bool = True
+    qk_norm: bool = False
+    layer_scale: float = 0.0
+    rope_theta: float = 0.0
+    window: int = 0
+    global_layers: tuple[int, ...] = ()
+    taps: tuple[int, ...] = ()
+    features: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        check_sizes(self, "vision", "width", "layers", "heads", "mlp", "patch_size", "frames")
+        check_sizes(self, "vision", "positions", "class_tokens", "window", least=0)
+        check_numbers(self, "vision", "norm_eps")
+        check_numbers(self, "vision", "rope_theta", may_be_0=True)
+        if not all(map(math.isfinite, (*self.mean, *self.std))) or not min(self.std) > 0:
+            raise ValueError(f"vision mean {self.mean} and std {self.std} of pixels: finite numbers, std above 0")
+        if self.width % self.heads:
+            raise ValueError(f"vision width {self.width} is no multiple of {self.heads} heads")
+        if self.norm not in NORMS:
+            raise ValueError(f"vision norm '{self.norm}' is not one of {', '.join(NORMS)}")
+        if self.resize not in RESIZES:
+            raise ValueError(f"vision resize '{self.resize}' is not one of {', '.join(RESIZES)}")
+
+    @property
+    def feature_width(self) -> int:
+        """Width of what the connector gets of a patch."""
+        return self.width * max(1, len(self.features))
+
+    def is_local(self) -> np.ndarray:
+        """bool (layers,): which layers see windows."""
+        return np.array([bool(self.window) and i not in self.global_layers for i in range(self.layers)])
+
+
+NORMS = {"layer": LayerNorm, "rms": RMSNorm}
+RESIZES = ("antialias", "corners")
+
+
+def position_weights(positions_BN3, grids_BN2, side: int, resize: str = "antialias"):
+    """Bilinear weights of each patch over a side x side square of position embeddings: float32 (B, N, side * side).
+
+    One row per patch instead of one resize per image; the same numbers as ``torch.nn.functional.interpolate`` to the
+    patch's own grid with ``mode="bilinear"`` and ``antialias=True``, or with ``align_corners=True`` for "corners".
+    """
+    source = jnp.arange(side, dtype=jnp.float32)
+
+    def along(index_BN, size_BN):
+        index = index_BN.astype(jnp.float32)[..., None]
+        size = jnp.maximum(size_BN, 1).astype(jnp.float32)[..., None]
+        if resize == "corners":
+            return jnp.maximum(0.0, 1.0 - jnp.abs(source - index * (side - 1) / jnp.maximum(size - 1, 1)))
+        scale = side / size
+        weights = jnp.maximum(0.0, 1.0 - jnp.abs(source + 0.5 - (index + 0.5) * scale) / jnp.maximum(scale, 1.0))
+        return weights / jnp.maximum(weights.sum(-1, keepdims=True), 1e-6)
+
+    rows = along(positions_BN3[..., 1], grids_BN2[..., 0])
+    columns = along(positions_BN3[..., 2], grids_BN2[..., 1])
+    return (rows[..., :, None] * columns[..., None, :]).reshape(*rows.shape[:-1], side * side)
+
+
+class Features(NamedTuple):
+    """What a tower makes of patches: (B, N, features), and (B, N, D) of each layer that is tapped."""
+
+    last_BND: jax.Array
+    taps: tuple[jax.Array, ...] = ()
+
+
+def _sincos(side: int, class_tokens: int):
+    """Initialiser of position embeddings: 2-D sines and cosines, so that a fresh tower knows where a patch is."""
+
+    def init(key, shape, dtype):
+        width = shape[-1]
+        quarter = -(-width // 4)
+        angle = jnp.arange(side)[:, None] / 100.0 ** (jnp.arange(quarter) / quarter)
+        table = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1)
+        rows = jnp.broadcast_to(table[:, None], (side, side, 2 * quarter))
+        columns = jnp.broadcast_to(table[None], (side, side, 2 * quarter))
+        square = jnp.concatenate([rows, columns], -1).reshape(side * side, -1)[:, :width]
+        return jnp.concatenate([jnp.zeros((class_tokens, width)), square]).astype(dtype)
+
+    return init
+
+
+class SelfAttention(nnx.Module):
+    """Multi-head attention over packed segments."""
+
+    def __init__(self, spec: VisionSpec, *, rngs: nnx.Rngs):
+        width, heads, bias = spec.width, spec.heads, spec.qkv_bias
+        shape, axes = (heads, width // heads), ("heads", None)
+        self.query = Linear([width], shape, ("embed", *axes), bias=bias, rngs=rngs)
+        self.key = Linear([width], shape, ("embed", *axes), bias=bias, rngs=rngs)
+        self.value = Linear([width], shape, ("embed", *axes), bias=bias, rngs=rngs)
+        self.out = Linear(shape, [width], (*axes, "embed"), bias=True, rngs=rngs)
+        self.query_norm = RMSNorm(width, 1e-6, rngs=rngs) if spec.qk_norm else None
+        self.key_norm = RMSNorm(width, 1e-6, rngs=rngs) if spec.qk_norm else None
+
+    def __call__(
+        self, x_BND, intervals: attn.Intervals, rotation: tuple[jax.Array, jax.Array] | None, compute: Compute
+    ):  # fmt: skip
+        q_BNHD, k_BNHD = self.query(x_BND), self.key(x_BND)
+        if self.query_norm is not None and self.key_norm is not None:
+            q_BNHD, k_BNHD = (
+                norm(x.reshape(x_BND.shape)).reshape(x.shape)
+                for norm, x in ((self.query_norm, q_BNHD), (self.key_norm, k_BNHD))
+            )
+        if rotation is not None:
+            q_BNHD, k_BNHD = rope.rotate(q_BNHD, rotation), rope.rotate(k_BNHD, rotation)
+        out_BNHD = attn.attention(
+            q_BNHD, k_BNHD, self.value(x_BND), intervals,
+            backend=compute.attention, block=attn.block_of_tiles(compute.tile), whole=True,
+        )  # fmt: skip
+        return self.out(out_BNHD)
+
+
+class Block(nnx.Module):
+    """Pre-norm transformer layer."""
+
+    def __init__(self, spec: VisionSpec, *, rngs: nnx.Rngs):
+        norm = NORMS[spec.norm]
+        self.norm_attention = norm(spec.width, spec.norm_eps, rngs=rngs)
+        self.attention = SelfAttention(spec, rngs=rngs)
+        self.norm_mlp = norm(spec.width, spec.norm_eps, rngs=rngs)
+        self.mlp = MLP(spec.width, spec.mlp, spec.activation, gated=spec.gated, bias=spec.mlp_bias, rngs=rngs)
+        init, shape = jax.nn.initializers.constant(spec.layer_scale), (spec.width,)
+        self.scale_attention = parameter(rngs, shape, ("embed",), init) if spec.layer_scale else None
+        self.scale_mlp = parameter(rngs, shape, ("embed",), init) if spec.layer_scale else None
+
+    def __call__(
+        self, x_BND, intervals: attn.Intervals, rotation: tuple[jax.Array, jax.Array] | None, compute: Compute
+    ):  # fmt: skip
+        def scaled(y_BND, scale):
+            return y_BND if scale is None else y_BND * scale[...].astype(y_BND.dtype)
+
+        h_BND = self.attention(self.norm_attention(x_BND), intervals, rotation, compute)
+        x_BND = written(x_BND + scaled(h_BND, self.scale_attention))
+        x_BND = written(x_BND + scaled(self.mlp(self.norm_mlp(x_BND)), self.scale_mlp))
+        return sharding.constrain(x_BND, "rows", sharding.positions_axis(x_BND.shape[1]), None)
+
+
+class VisionTower(nnx.Module):
+    """Patches of packed images to features, each image seeing only itself."""
+
+    def __init__(self, spec: VisionSpec, *, rngs: nnx.Rngs):
+        self.spec, width, norm = spec, spec.width, NORMS[spec.norm]
+        pixels = [spec.frames, spec.patch_size**2 * 3] if spec.frames > 1 else [spec.patch_size**2 * 3]
+        axes = (*[None] * len(pixels), "embed")
+        self.patch_embedding = Linear(pixels, [width], axes, bias=spec.patch_bias, rngs=rngs)
+        init, axes = jax.nn.initializers.normal(0.02), (None, "embed")
+        tokens, rows = spec.class_tokens, spec.class_tokens + spec.positions**2  # class tokens' positions come first
+        places = _sincos(spec.positions, tokens)
+        self.class_embedding = parameter(rngs, (tokens, width), axes, init) if tokens else None
+        self.position_embedding = parameter(rngs, (rows, width), axes, places) if spec.positions else None
+        self.pre_norm = norm(width, spec.norm_eps, rngs=rngs) if spec.pre_norm else None
+        self.blocks = stack(spec.layers, lambda r: Block(spec, rngs=r), rngs)
+        self.norm = norm(width, spec.norm_eps, rngs=rngs) if spec.final_norm else None
+
+    def __call__(self, patches: Stream, grids_BM3, compute: Compute) -> Features:
+        """Returns features in the dtype of ``compute``; those of padding are finite and meaningless."""
+        spec = self.spec
+        intervals, rotation = jax.tree.map(sharding.deal, (self._intervals(patches), self._rotation(patches)))
+        patches = Stream(*map(sharding.deal, patches))
+        axes = "rows", sharding.positions_axis(patches.segments.shape[1]), None
+        x_BND = self._embedded(patches, grids_BM3, jnp.dtype(compute.dtype))
+        if self.pre_norm is not None:
+            x_BND = self.pre_norm(x_BND)
+        x_BND = sharding.constrain(x_BND, *axes)
+
+        def call(block: Block, x: jax.Array, is_local: Any) -> jax.Array:
+            if len(intervals) == 1:
+                (seen,) = intervals.values()
+            else:
+                seen = jax.tree.map(lambda a, b: jnp.where(is_local, a, b), intervals[True], intervals[False])
+            return block(x, seen, rotation, compute)
+
+        kept = tuple(sorted({*spec.taps, *spec.features}))
+        x_BND, kept_KBND = apply_stack(
+            self.blocks, x_BND, call, compute.remat, compute.unroll, each=spec.is_local(), taps=Taps(kept)
+        )  # fmt: skip
+        if self.norm is not None:
+            x_BND = self.norm(x_BND)
+        by_layer = {} if kept_KBND is None else dict(zip(kept, kept_KBND, strict=True))
+        if spec.features:
+            x_BND = jnp.concatenate([by_layer[i] for i in spec.features], -1)
+        found = Features(x_BND, tuple(by_layer[i] for i in spec.taps))
+        return jax.tree.map(lambda x: sharding.constrain(sharding.dealt_back(x), *axes), found)
+
+    def _embedded(self, patches: Stream, grids_BM3, dtype):
+        """Patches, and class tokens where they are, with their position embeddings: (B, N, D)."""
+        spec = self.spec
+        scale, shift = pixel_scale(spec)
+        pixels_BNP = patches.values.astype(jnp.float32) * scale + shift
+        if spec.frames > 1:
+            pixels_BNP = jnp.broadcast_to(pixels_BNP[..., None, :], (*pixels_BNP.shape[:-1], spec.frames, scale.size))
+        x_BND = self.patch_embedding(pixels_BNP.astype(dtype))
+        row_BN, column_BN = patches.positions[..., 1], patches.positions[..., 2]
+        is_class = (row_BN < 0)[..., None]
+        if self.class_embedding is not None:
+            x_BND = jnp.where(is_class, self.class_embedding[...].astype(dtype)[jnp.maximum(column_BN, 0)], x_BND)
+        if self.position_embedding is None:
+            return x_BND
+        tile_BN = jnp.maximum(patches.segments - 1, 0)
+        grid_BN2 = jnp.take_along_axis(grids_BM3[..., 1:], tile_BN[..., None], axis=1)
+        weights_BNW = position_weights(patches.positions, grid_BN2, spec.positions, spec.resize).astype(dtype)
+        table = self.position_embedding[...].astype(dtype)
+        if not spec.class_tokens:
+            return x_BND + weights_BNW @ table
+        square_BND = weights_BNW @ table[spec.class_tokens :]
+        return x_BND + jnp.where(is_class, table[jnp.clip(column_BN, 0, spec.class_tokens - 1)], square_BND)
+
+    def _intervals(self, patches: Stream) -> dict[bool, attn.Intervals]:
+        """What global layers (False) see, and local ones (True)."""
+        spec = self.spec
+        _, row_BN, column_BN = jnp.moveaxis(patches.positions, -1, 0)
+        keys = {False: (), True: (row_BN // max(spec.window, 1), column_BN // max(spec.window, 1))}
+        return {local: attn.two_way(patches.segments, *keys[local]) for local in set(spec.is_local().tolist())}
+
+    def _rotation(self, patches: Stream) -> tuple[jax.Array, jax.Array] | None:
+        """Half of the frequencies turn with the row, half with the column."""
+        if not self.spec.rope_theta:
+            return None
+        half = self.spec.width // self.spec.heads // 2
+        waves = rope.inverse_wavelengths(self.spec.rope_theta, half)
+        axes = np.repeat([1, 2], len(waves))
+        return rope.rotations(patches.positions, np.tile(waves, 2), axes, 1.0)
+
+
+def pixel_scale(spec: VisionSpec) -> tuple[np.ndarray, np.ndarray]:
+    """What bytes of a patch are multiplied by, and then what is added: float32 (patch_size**2 * 3,) each."""
+    mean, std = np.array(spec.mean), np.array(spec.std)
+    count = spec.patch_size**2
+    return np.tile(1 / (255 * std), count).astype(np.float32), np.tile(-mean / std, count).astype(np.float32)

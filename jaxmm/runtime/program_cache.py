@@ -1,0 +1,181 @@
+"""Programs kept as they were lowered, so that a later process need not trace them again.
+
+JAX's compile cache is asked with a lowered program, and tracing and lowering the training step takes a CPU longer than
+reading it from there. What is kept is ``jax.export``'s form, in a folder of the compile cache, under a hash of all that
+a trace depends on: this package's sources, the versions of what it calls, JAX's settings, the mesh, the arguments, and
+a key that says which program it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import os
+import pickle
+import platform
+import stat
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from jax import export
+
+FOLDER = "lowered"
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
+KEPT = 200  # files, of a few hundred kilobytes; the oldest go
+
+
+class Lowered(NamedTuple):
+    """A lowered program over lists of leaves, one list an argument and a result.
+
+    Attributes:
+      results: the trees of the results.
+    """
+
+    lowered: jax.stages.Lowered
+    results: list[Any]
+
+    def compile(self, options: dict[str, Any] | None = None) -> Callable[..., Any]:
+        """Returns the function of the program's own trees: a tuple of results."""
+        compiled, results = self.lowered.compile(options), self.results  # not self: the lowered program is large
+
+        def run(*args: Any) -> tuple[Any, ...]:
+            found = compiled(*map(jax.tree.leaves, args))
+            return tuple(jax.tree.unflatten(tree, leaves) for tree, leaves in zip(results, found, strict=True))
+
+        return run
+
+
+def lower(
+    function: Callable[..., tuple[Any, ...]],
+    args: tuple[Any, ...],
+    *,
+    key: str,
+    out_shardings: tuple[Any, ...],
+    donate_argnums: tuple[int, ...] = (),
+) -> Lowered:
+    """``jax.jit(function).lower(*args)`` under the mesh that is set, or what an earlier process kept of it.
+
+    Args:
+      function: returns a tuple.
+      args: trees of arrays, or of their shapes and shardings.
+      key: what the function depends on beside its arguments and this package's sources.
+      out_shardings: for each result one sharding, or a tree of them.
+    """
+    trees = [jax.tree.structure(arg) for arg in args]
+    leaves = [jax.tree.leaves(arg) for arg in args]
+    results: list[Any] = []
+
+    def flat(*lists: list[Any]) -> tuple[list[Any], ...]:
+        found = function(*map(jax.tree.unflatten, trees, lists))
+        results[:] = map(jax.tree.structure, found)
+        return tuple(map(jax.tree.leaves, found))
+
+    where = tuple(s if isinstance(s, jax.sharding.Sharding) else jax.tree.leaves(s) for s in out_shardings)
+    jitted = jax.jit(flat, donate_argnums=donate_argnums, out_shardings=where)
+    folder = _folder()
+    if folder is None:
+        return Lowered(jitted.lower(*leaves), results)
+    path = folder / _name(key, args, where, donate_argnums)
+    kept = _read(path)
+    if kept is None:
+        kept = bytes(export.export(jitted)(*leaves).serialize()), results
+        try:
+            _write(path, kept)
+        except OSError as error:  # as JAX does, where it cannot keep an executable
+            warnings.warn(f"the lowered program was not kept in {folder}: {error}", stacklevel=1)
+    # Read back even if it is just made: the compile cache finds the program by its text.
+    call = export.deserialize(bytearray(kept[0])).call
+    return Lowered(jax.jit(call, donate_argnums=donate_argnums).lower(*leaves), kept[1])
+
+
+def step_options(platform: str | None = None) -> dict[str, Any] | None:
+    """XLA's options for what runs again and again, on a platform, or on this process's.
+
+    On CPUs one operation after the other, in the order that needs least memory: beside each other, which is XLA's own
+    choice, they take each other's caches and threads (1.04 to 1.09 of a step's time). And barriers stand until all is
+    fused: XLA's own pass takes them away before that, and with them what ``models.buffers`` and rematerialisation are
+    there for.
+    """
+    if (platform or jax.default_backend()) != "cpu":
+        return None
+    return {
+        "xla_cpu_enable_concurrency_optimized_scheduler": False,
+        "xla_disable_hlo_passes": "cse_barrier_expander",
+    }
+
+
+def _folder() -> Path | None:
+    """Where programs are kept, or None: without a compile cache on this machine, where the sources are no longer what
+    this process runs, in a job of several processes, on other devices.
+
+    There compiling takes minutes, and nobody has tried to export their kernels.
+    """
+    cache = jax.config.values["jax_compilation_cache_dir"]
+    if not cache or "://" in cache or not jax.config.values["jax_enable_compilation_cache"] or _code() != CODE:
+        return None
+    return Path(cache) / FOLDER if jax.default_backend() == "cpu" and jax.process_count() == 1 else None
+
+
+def _name(key: str, args: tuple[Any, ...], where: tuple[Any, ...], donate: tuple[int, ...]) -> str:
+    mesh = jax.sharding.get_mesh()
+    shapes = [
+        (jax.tree_util.keystr(path), x.shape, str(x.dtype), str(x.sharding))
+        for path, x in jax.tree_util.tree_leaves_with_path(args)
+    ]
+    settings = sorted((name, repr(value)) for name, value in jax.config.values.items())
+    known = (key, CODE, settings, str(mesh), str(mesh.devices.tolist()), shapes, str(where), donate)
+    return hashlib.sha256(repr(known).encode()).hexdigest()
+
+
+def _code() -> str:
+    """Hash of this package's sources and of the versions of what it is written for."""
+    found = hashlib.sha256(platform.python_version().encode())
+    for library in LIBRARIES:
+        found.update(f"{library} {importlib.metadata.version(library)}".encode())
+    root = Path(__file__).parents[1]
+    for source in sorted(root.rglob("*.py")):
+        found.update(str(source.relative_to(root)).encode() + source.read_bytes())
+    return found.hexdigest()
+
+
+CODE = _code()  # now: sources may be edited while a run prepares its data
+
+
+def _read(path: Path) -> tuple[bytes, list[Any]] | None:
+    """What is kept; None where there is nothing, what is there is not whole, or another user could have written it:
+    to read a pickle, and then to run a program, is to run what its writer likes."""
+    try:
+        with path.open("rb") as file:
+            if not _is_ours(os.fstat(file.fileno())):
+                return None
+            digest, body = (data := file.read())[:32], data[32:]
+        os.utime(path)  # what is used does not get old
+    except OSError:  # nothing, or not for us to read
+        return None
+    return pickle.loads(body) if hashlib.sha256(body).digest() == digest else None
+
+
+def _is_ours(status: os.stat_result) -> bool:
+    return status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _write(path: Path, kept: tuple[bytes, list[Any]]) -> None:
+    body = pickle.dumps(kept)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = path.with_name(f"{path.name}.{os.getpid()}")  # whole, or not under its name
+    try:
+        written.write_bytes(hashlib.sha256(body).digest() + body)
+        written.chmod(0o600)
+        written.replace(path)
+    finally:
+        written.unlink(missing_ok=True)
+    ages = {}
+    for other in path.parent.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # another process may remove it too
+            ages[other] = other.stat().st_mtime
+    for old in sorted(ages, key=ages.__getitem__)[:-KEPT]:
+        old.unlink(missing_ok=True)

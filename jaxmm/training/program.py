@@ -1,0 +1,136 @@
+"""The training step that a config asks for, and the shapes and shardings of what it works on; nothing is allocated."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from jaxmm import sharding
+from jaxmm.batch import Batch
+from jaxmm.checkpoints.params import once, place_params
+from jaxmm.data.assemble import empty_batch
+from jaxmm.data.packing.lengths import Budgets
+from jaxmm.errors import UserError
+from jaxmm.models.multimodal import abstract_params, linear_maps, make_model
+from jaxmm.recipe import Recipe
+from jaxmm.runtime.program_cache import lower
+from jaxmm.training.optimizer import OPTIMIZERS, make_optimizer, make_schedule
+from jaxmm.training.step import Metrics, TrainState, init_state, make_train_step
+
+
+class Program(NamedTuple):
+    """What is compiled for a run.
+
+    Attributes:
+      step: ``step(state, batch) -> (state, metrics)``.
+      first_state: the state of parameters before any step.
+      schedule: the learning rate of each step.
+      key: all that these depend on.
+    """
+
+    recipe: Recipe
+    step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+    first_state: Callable[[Any], TrainState]
+    schedule: optax.Schedule
+    key: str
+
+    def shardings(self, mesh: Mesh) -> TrainState:
+        """Where the state lies: optimizer moments where their parameters do, all else on every device."""
+        return place_params(self.recipe.model, self._shapes(), mesh)
+
+    def jitted(self, mesh: Mesh) -> Any:
+        """The step under jit, which uses up the state; every process can read the metrics."""
+        return jax.jit(
+            self.step, donate_argnums=0, out_shardings=(self.shardings(mesh), sharding.replicated(mesh))
+        )  # fmt: skip
+
+    def abstract_state(self, mesh: Mesh) -> TrainState:
+        """Shapes and shardings of the state."""
+        return jax.tree.map(
+            lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+            self._shapes(),
+            self.shardings(mesh),
+        )
+
+    def _shapes(self) -> TrainState:
+        return jax.eval_shape(self.first_state, abstract_params(self.recipe.model))
+
+
+def make_rates(config: ConfigDict, steps: int) -> optax.Schedule:
+    """The learning rate of each step of a run of so many."""
+    options = config.optimizer
+    return make_schedule(
+        rate=options.rate, steps=steps, warmup=options.warmup, name=options.schedule,
+        end_factor=options.end_factor, decay_fraction=options.decay_fraction,
+    )  # fmt: skip
+
+
+def make_program(config: ConfigDict, recipe: Recipe, *, steps: int, targets: int, sources: int) -> Program:
+    """Builds the step of a run.
+
+    Args:
+      steps: of the schedule.
+      targets: the target budget of a row.
+      sources: of data.
+
+    Raises:
+      UserError: for a mistake in config.optimizer.
+    """
+    options = config.optimizer
+    if options.name not in OPTIMIZERS:
+        raise UserError(f"config.optimizer.name '{options.name}' is not one of {', '.join(OPTIMIZERS)}")
+    try:
+        schedule = make_rates(config, steps)
+        optimizer = make_optimizer(
+            schedule, b1=options.b1, b2=options.b2, weight_decay=options.weight_decay, clip=options.clip,
+            linear_maps=linear_maps(recipe.model) if options.name == "muon" else None,
+            part_rates={part: options[f"{part}_rate"] for part in ("vision", "connector", "decoder")},
+            moments=options.moments,
+        )  # fmt: skip
+    except ValueError as error:
+        raise UserError(f"config.optimizer: {error}") from error
+
+    def apply(params, batch, places_BR):  # the model is only made where the step is traced
+        return make_model(recipe.model)[1](params, batch, recipe.compute, places_BR)
+
+    settings = {
+        "frozen": recipe.frozen,
+        "accumulation": config.accumulation,
+        "target_budget": targets,
+        "sources": sources,
+        "z_loss": options.z_loss,
+        "logit_softcap": recipe.model.decoder.logit_softcap,
+        "image_offset": recipe.template.image_offset if recipe.template.predict_image_tokens else 0,
+    }
+    step = make_train_step(apply, optimizer, **settings)
+    first_state = functools.partial(init_state, optimizer=optimizer, frozen=recipe.frozen)
+    key = repr((recipe.model, recipe.compute, options.to_json(sort_keys=True), steps, settings))
+    schedule = jax.jit(schedule)  # for the log, which would make a program of each of its operations
+    return Program(recipe, step, first_state, schedule, key)
+
+
+def fresh_state(program: Program, mesh: Mesh, seed: int) -> TrainState:
+    """The state of random parameters, on the mesh; sharded ones are the same numbers, as JAX's keys are counters."""
+
+    def make(data: jax.Array) -> tuple[TrainState]:
+        init, _ = make_model(program.recipe.model)
+        return (program.first_state(init(jax.random.wrap_key_data(data))),)
+
+    data = jax.device_put(jax.random.key_data(jax.random.key(seed)), sharding.replicated(mesh))
+    made = lower(make, (data,), key=f"fresh state: {program.key}", out_shardings=(program.shardings(mesh),))
+    return once(made)(data)[0]
+
+
+def abstract_batch(recipe: Recipe, budgets: Budgets, rows: int, mesh: Mesh, feature_width: int = 0) -> Batch:
+    """Shapes and shardings of a global batch."""
+    where = sharding.row_sharding(mesh)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype, sharding=where),
+        empty_batch(1, budgets, recipe.image, feature_width),
+    )

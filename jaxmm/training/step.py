@@ -1,0 +1,150 @@
+"""The training and evaluation steps: pure functions of (state, batch), knowing no model but the one they are given."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from jaxmm.batch import Batch
+from jaxmm.training.loss import Targets, TokenLoss, batch_loss
+from jaxmm.training.optimizer import split_frozen
+
+# (params, batch, places_BR) -> hidden states at these places of the rows (B, R, D), vocabulary projection (V, D)
+Apply = Callable[[Any, Batch, jax.Array], tuple[jax.Array, jax.Array]]
+
+
+class TrainState(NamedTuple):
+    """All that changes from step to step; the plan's position is ``step``."""
+
+    step: jax.Array  # int32: batches consumed
+    params: dict[str, Any]
+    opt_state: Any  # of the trainable parts
+    bad_steps: jax.Array  # int32: updates skipped in a row, for a non-finite loss or gradient
+
+
+class Metrics(NamedTuple):
+    """Sums over a global batch; the host divides. ``by_source`` arrays have one entry a source."""
+
+    loss_sum: jax.Array  # of negative log-likelihoods, in nats
+    weight_sum: jax.Array
+    source_loss_sum: jax.Array
+    source_weight_sum: jax.Array
+    correct_sum: jax.Array  # weighted count of targets that were the most likely token
+    modality_sums: dict[str, tuple[jax.Array, jax.Array]]  # (loss, weight) of "text" and "image_tokens", or empty
+    grad_norms: dict[str, jax.Array]  # by part, and "all"
+    bad_steps: jax.Array
+
+
+def init_state(params, optimizer: optax.GradientTransformation, frozen: tuple[str, ...]) -> TrainState:
+    trainable, _ = split_frozen(params, frozen)
+    return TrainState(jnp.int32(0), params, optimizer.init(trainable), jnp.int32(0))
+
+
+def _sums(targets: Targets, terms: TokenLoss, sources: int, image_offset: int) -> tuple[Any, ...]:
+    """(loss, weight, loss by source, weight by source, correct, by modality), each a sum over the targets."""
+    weights = targets.weights_BR
+    nll = weights * terms.nll_BR
+    is_source = targets.sources_BR[..., None] == jnp.arange(sources)
+
+    def by_source(x_BR):
+        return jnp.where(is_source, x_BR[..., None], 0.0).sum((0, 1))
+
+    modalities = {}
+    if image_offset:
+        is_image = targets.tokens_BR >= image_offset
+        for name, where in (("text", ~is_image), ("image_tokens", is_image)):
+            modalities[name] = jnp.where(where, nll, 0.0).sum(), jnp.where(where, weights, 0.0).sum()
+    correct = (weights * terms.correct_BR).sum()
+    return nll.sum(), weights.sum(), by_source(nll), by_source(weights), correct, modalities
+
+
+def make_train_step(
+    apply: Apply,
+    optimizer: optax.GradientTransformation,
+    *,
+    frozen: tuple[str, ...] = (),
+    accumulation: int = 1,
+    target_budget: int,
+    sources: int,
+    z_loss: float = 0.0,
+    logit_softcap: float = 0.0,
+    image_offset: int = 0,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """Builds ``step(state, batch) -> (state, metrics)``.
+
+    The loss is one sum over one sum: the weights of the whole global batch are added up first, and every microbatch
+    divides by that number, so that the number of microbatches changes nothing. Rows are dealt to microbatches in
+    strides, which keeps each device's rows its own. A step whose loss or gradient is not finite changes no parameter.
+    With ``image_offset``, the first image token of the vocabulary, the loss is also summed by modality.
+    """
+
+    def microbatch_loss(trainable, fixed, batch: Batch, total_weight):
+        hidden_at = functools.partial(apply, {**trainable, **fixed}, batch)
+        loss_sum, targets, terms = batch_loss(hidden_at, batch, target_budget, z_loss, logit_softcap)
+        return loss_sum / total_weight, _sums(targets, terms, sources, image_offset)
+
+    def gradients(trainable, fixed, batch: Batch):
+        total_weight = jnp.maximum(batch.weights_BT.sum(), 1e-6)
+        grad = jax.grad(microbatch_loss, has_aux=True)
+        if accumulation == 1:
+            return grad(trainable, fixed, batch, total_weight)
+
+        def deal(x):
+            return jnp.swapaxes(x.reshape(x.shape[0] // accumulation, accumulation, *x.shape[1:]), 0, 1)
+
+        def add(carry, part):
+            return jax.tree.map(jnp.add, carry, grad(trainable, fixed, part, total_weight)), None
+
+        parts = jax.tree.map(deal, batch)
+        shapes = jax.eval_shape(grad, trainable, fixed, jax.tree.map(lambda x: x[0], parts), total_weight)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        return lax.scan(add, zeros, parts)[0]
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        trainable, fixed = split_frozen(state.params, frozen)
+        grads, sums = gradients(trainable, fixed, batch)
+        norms = {part: optax.tree.norm(tree) for part, tree in grads.items()}
+        norms["all"] = optax.tree.norm(grads)
+        finite = jnp.isfinite(sums[0]) & jnp.isfinite(norms["all"])
+
+        def update(operand):
+            trainable, opt_state = operand
+            updates, opt_state = optimizer.update(grads, opt_state, trainable)
+            return optax.apply_updates(trainable, updates), opt_state
+
+        trainable, opt_state = lax.cond(finite, update, lambda operand: operand, (trainable, state.opt_state))
+        bad_steps = jnp.where(finite, 0, state.bad_steps + 1)
+        state = TrainState(state.step + 1, {**trainable, **fixed}, opt_state, bad_steps)
+        loss, weight, by_source, weight_by_source, correct, modalities = sums
+        return state, Metrics(loss, weight, by_source, weight_by_source, correct, modalities, norms, bad_steps)
+
+    return step
+
+
+class Predictions(NamedTuple):
+    """What the evaluation needs of each target, as host code groups them by document: all (B, R), by rows."""
+
+    at_BR: jax.Array
+    weights_BR: jax.Array
+    nll_BR: jax.Array
+    correct_BR: jax.Array
+
+
+def make_eval_step(
+    apply: Apply, *, target_budget: int, logit_softcap: float = 0.0
+) -> Callable[[Any, Batch], Predictions]:
+    """Builds ``step(params, batch) -> Predictions``; it does no gradient work."""
+
+    def step(params, batch: Batch) -> Predictions:
+        hidden_at = functools.partial(apply, params, batch)
+        _, targets, terms = batch_loss(hidden_at, batch, target_budget, 0.0, logit_softcap)
+        found = Predictions(targets.at_BR, targets.weights_BR, terms.nll_BR, terms.correct_BR)
+        return jax.tree.map(lambda x: x.reshape(batch.weights_BT.shape[0], -1), found)
+
+    return step
