@@ -6,169 +6,24 @@ before it. For a greedy decoder that is the same as generating it, so that no de
 
 from __future__ import annotations
 
+from jaxmm.training.evaluator import Evaluator, closing_rows
+
 if __name__ == "__main__":
     from jaxmm.runtime import startup
 
     startup.end_on_interrupt()  # before large imports
 
 from pathlib import Path
-from typing import Any
 
 import jax
-import numpy as np
 
-from jaxmm import command, sharding
+from jaxmm import atomic, command, formatting, sharding
 from jaxmm.checkpoints.checkpoint import Checkpoints
 from jaxmm.checkpoints.params import chosen_step, saved_params
-from jaxmm.data import memory
-from jaxmm.data.assemble import Assembler, Loaded, row_bytes
-from jaxmm.data.loader import batches
-from jaxmm.data.media.features import TOKENS
-from jaxmm.data.packing.plan import Budgets, Lengths, Pass, choose_budgets
-from jaxmm.data.prepare.prepared import Columns
 from jaxmm.errors import UserError
-from jaxmm.models.multimodal import Compute, make_model
-from jaxmm.recipe import Corpus, Recipe, cache_folder, eval_corpus, read_recipe
+from jaxmm.recipe import cache_folder, eval_corpus, read_recipe
 from jaxmm.runtime import startup
 from jaxmm.runtime.barrier import Meeting
-from jaxmm.training import logger
-from jaxmm.training.step import Predictions, make_eval_step
-
-Figures = dict[str, Any]  # of one source: "loss", "answer_accuracy", ...
-
-
-class SwappedImages(Columns):
-    """A source in which each example shows the image of another one: what is answered then was not seen."""
-
-    def __init__(self, prepared: Columns):
-        if not (np.diff(prepared.images_E1) == 1).all() or (prepared.image_kind_I == TOKENS).any():
-            raise ValueError("images can only be swapped where each example has one")
-        self.__dict__.update(prepared.__dict__)
-        self._original = prepared
-        cycle = np.random.default_rng(0).permutation(len(prepared))
-        self._from = np.empty_like(cycle)  # example e shows the image of self._from[e], never its own
-        self._from[cycle] = np.roll(cycle, -1)
-        self.image_height_I = np.asarray(prepared.image_height_I)[self._from]
-        self.image_width_I = np.asarray(prepared.image_width_I)[self._from]
-        self.image_kind_I = np.asarray(prepared.image_kind_I)[self._from]
-
-    def read(self, example: int):
-        images = self._original.read(int(self._from[example])).images
-        return self._original.read(example)._replace(images=images)
-
-
-class _Tally:
-    """Sums over the answers and tokens of one source."""
-
-    def __init__(self, lengths: Lengths):
-        self.labels_E = lengths.prepared.labels_E
-        self.names = list(lengths.prepared.meta["labels"])
-        self.nll = self.weight = 0.0
-        self.answers: list[tuple[int, bool]] = []  # (label mask, right)
-
-    def accuracy(self, label: str = "") -> float | None:
-        bit = 1 << self.names.index(label) if label else 0
-        right = [ok for mask, ok in self.answers if not label or mask & bit]
-        return sum(right) / len(right) if right else None
-
-
-def tally(predictions: Predictions, loaded: Loaded, tallies: list[_Tally]) -> None:
-    """Adds a batch's predictions (NumPy) to the sums of their sources."""
-    at, weights, nll, correct = predictions
-    for b, row in enumerate(loaded.rows):
-        real = weights[b] > 0
-        position, right = at[b][real], correct[b][real]
-        ends = np.cumsum([piece.last - piece.first for piece in row])
-        piece_of = np.searchsorted(ends, position, side="right")
-        answer_of = loaded.answers_BT[b][position]
-        for i, piece in enumerate(row):
-            here = piece_of == i
-            sums = tallies[piece.source]
-            sums.nll += float((nll[b][real] * weights[b][real])[here].sum())
-            sums.weight += float(weights[b][real][here].sum())
-            mask = int(sums.labels_E[piece.example])
-            for answer in np.unique(answer_of[here & (answer_of > 0)]):
-                sums.answers.append((mask, bool(right[answer_of == answer].all())))
-
-
-class Evaluator:
-    """Runs the model once over every source of a corpus; compiled once, whatever the number of calls."""
-
-    def __init__(self, corpus: Corpus, recipe: Recipe, mesh, *, seq_len: int, batch_size: int, examples: int):
-        self.corpus, self.recipe, self.mesh = corpus, recipe, mesh
-        self.examples = examples
-        even = [1.0] * len(corpus.lengths)
-        dealt = sharding.dealt_multiple(mesh.shape["context"])
-        self.budgets: Budgets = choose_budgets(corpus.lengths, even, seq_len, 0, 0, recipe.image.merge, dealt)
-        self.batch_size = batch_size
-        memory.check_rows(batch_size, row_bytes(self.budgets, recipe.image), "the arrays")  # every process makes all
-        self.skipped: set[str] = set()
-        compute: Compute = recipe.compute
-        step = make_eval_step(
-            lambda p, b, places_BR: make_model(recipe.model)[1](p, b, compute, places_BR),
-            target_budget=self.budgets.targets,
-            logit_softcap=recipe.model.decoder.logit_softcap,
-        )
-        self._step = jax.jit(step, out_shardings=sharding.replicated(mesh))
-        self._meeting = Meeting("evaluation")
-
-    def _run(self, params, lengths: list[Lengths]) -> list[_Tally]:
-        plan = Pass(lengths, self.budgets, self.batch_size, examples=self.examples)
-        assemble = Assembler(lengths, self.budgets, self.recipe.image)
-        tallies = [_Tally(source) for source in lengths]
-        local = sharding.local_rows(self.mesh, self.batch_size)
-        for number, loaded in enumerate(batches(plan, assemble, 0, len(plan)), 1):  # every process tallies every row
-            self.skipped |= {skip.origin for skip in loaded.skipped}
-            mine = jax.tree.map(lambda x: x[local], loaded.batch)
-            self._meeting.largest(0, where := f"batch {number} of an evaluation")
-            predictions = self._step(params, sharding.place_batch(mine, self.mesh))
-            self._meeting.wait_for(predictions, f"the end of {where}")
-            tally(jax.tree.map(np.asarray, predictions), loaded, tallies)
-        return tallies
-
-    def __call__(self, params, blind: bool = False) -> dict[str, Figures]:
-        """Figures of each source; with ``blind``, sources whose answers have labels also answer with swapped images."""
-        tallies = self._run(params, self.corpus.lengths)
-        figures: dict[str, Figures] = {}
-        for source, sums in zip(self.corpus.lengths, tallies, strict=True):
-            if sums.weight == 0:
-                figures[source.name] = {"loss": None, "answer_accuracy": None, "answers": 0}
-                continue
-            found: Figures = {"loss": sums.nll / sums.weight, "answer_accuracy": sums.accuracy()}
-            found["answers"] = len(sums.answers)
-            if sums.names:
-                found["answer_accuracy_by_kind"] = {n: sums.accuracy(n) for n in sums.names if n != "unseen"}
-                found["unseen_pair_accuracy"] = sums.accuracy("unseen") if "unseen" in sums.names else None
-                if blind:
-                    swapped = Lengths(SwappedImages(source.prepared), self.recipe.image)
-                    found["answer_accuracy_blind"] = self._run(params, [swapped])[0].accuracy()
-            figures[source.name] = found
-        return figures
-
-
-def mean_loss(figures: dict[str, Figures]) -> float | None:
-    """The mean over sources of their loss: what the best checkpoint is chosen by."""
-    losses = [f["loss"] for f in figures.values() if f["loss"] is not None]
-    return float(np.mean(losses)) if losses else None
-
-
-def closing_rows(figures: dict[str, Figures]) -> list[tuple[str, Any]]:
-    """The figures as rows of a table."""
-    rows: list[tuple[str, Any]] = []
-    for source, found in figures.items():
-        for name, value in found.items():
-            if isinstance(value, dict):
-                rows += [(f"{source} {name} {key}", item) for key, item in value.items()]
-            else:
-                rows.append((f"{source} {name}", value))
-    return rows
-
-
-def best_line(checkpoints: Checkpoints) -> str:
-    """Names the checkpoint of the lowest evaluation loss, '' where none was evaluated when it was saved."""
-    best = checkpoints.best()
-    return "" if best is None else f"; the best by its evaluation loss is that of step {best} (--step=best)"
-
 
 FLAGS: command.Flags = {
     "workdir": ("", "folder of the run to evaluate"),
@@ -193,16 +48,16 @@ def main(argv: list[str]) -> int:
             reader = Checkpoints(workdir / "checkpoints")  # one, so that no byte is compared twice
             step = chosen_step(workdir, args.step) or reader.latest()
             params = saved_params(workdir, recipe, mesh, step, reader)
-            which = f"the checkpoint of step {step}{best_line(reader)}"  # all processes read them together
+            which = f"the checkpoint of step {step}{reader.best_line()}"  # all processes read them together
         evaluator = Evaluator(
             corpus, recipe, mesh, seq_len=args.config.seq_len, batch_size=args.config.batch_size,
             examples=args.config.eval.examples,
         )  # fmt: skip
         figures = evaluator(params, blind=True)
     if jax.process_index() == 0:  # every process has the same figures
-        logger.write_json(workdir / "eval.json", figures)
+        atomic.write_json(workdir / "eval.json", figures)
         print(which)
-        print(logger.table(closing_rows(figures)))
+        print(formatting.table(closing_rows(figures)))
     return 0
 
 

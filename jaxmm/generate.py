@@ -8,6 +8,8 @@ The most likely answer, unless --temperature is above 0. On a terminal it is pri
 
 from __future__ import annotations
 
+from jaxmm.inference.answers import Prompt, make_generator, write
+
 if __name__ == "__main__":
     from jaxmm.runtime import startup
 
@@ -22,115 +24,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from jaxmm import capacity, command, sharding
-from jaxmm.batch import Batch, ImageSpec
 from jaxmm.checkpoints.params import chosen_step, saved_params
-from jaxmm.data.assemble import Assembler
-from jaxmm.data.documents import Image, Part, Text, Turn, split_origin
-from jaxmm.data.media.image import ADVICE
-from jaxmm.data.packing.plan import Budgets, Lengths, Piece
-from jaxmm.data.prepare.prepared import InMemory
-from jaxmm.data.text.template import Template
+from jaxmm.data.documents import Image
 from jaxmm.errors import UserError
 from jaxmm.inference import generation_config
 from jaxmm.inference.decode import Generator
-from jaxmm.inference.sampling import GREEDY, Sampling
+from jaxmm.inference.sampling import Sampling
 from jaxmm.inference.stop_strings import Reply
-from jaxmm.models.multimodal import Compute, ModelSpec
 from jaxmm.recipe import Recipe, cache_folder, read_recipe
 from jaxmm.runtime import startup
 
-ROUND = 64  # rows of prompts, and the room for answers, are rounded up to a multiple: few shapes to compile for
-STOP_EVERY = 8  # tokens written between two looks for stop strings
 LARGEST_SEED = 2**31 - 1
-
-
-def _rounded(count: int, multiple: int = ROUND) -> int:
-    return -(-count // multiple) * multiple
-
-
-class Prompt(NamedTuple):
-    """What the user says: images first, then text."""
-
-    images: tuple[Image, ...]
-    text: str
-
-    def turn(self) -> Turn:
-        parts: tuple[Part, ...] = (*self.images, Text(self.text)) if self.text else self.images
-        return Turn("user", parts, False)
-
-
-def prompt_batch(prompts: Sequence[Prompt], template: Template, image: ImageSpec) -> Batch:
-    """One prompt a row.
-
-    Raises:
-      UserError: if an image cannot be read.
-    """
-    encoded = [template.encode_prompt((prompt.turn(),)) for prompt in prompts]
-    source = InMemory("prompts", encoded, [prompt.images for prompt in prompts], template.fingerprint)
-    lengths = Lengths(source, image)
-    group = image.merge**2
-    budgets = Budgets(
-        tokens=_rounded(int(lengths.tokens_E.max())),
-        patches=_rounded(max(int(lengths.patches_E.max()), 64), 16 * group),
-        items=max(1, int(lengths.items_E.max())),
-        targets=1,
-    )
-    rows = [[Piece(0, i, 0, int(length))] for i, length in enumerate(lengths.tokens_E)]
-    loaded = Assembler([lengths], budgets, image)(rows)
-    if loaded.skipped:
-        number = int(split_origin(loaded.skipped[0].origin)[1])
-        names = ", ".join(image.path or "an image" for image in prompts[number].images)
-        raise UserError(f"{names}: {ADVICE.get(loaded.skipped[0].reason, loaded.skipped[0].reason)}")
-    return loaded.batch
-
-
-def make_generator(spec: ModelSpec, compute: Compute, stop_ids: Sequence[int]) -> Generator:
-    """Builds what ``write`` and ``answers`` take."""
-    return Generator(spec, compute, stop_ids)
-
-
-def write(
-    generate: Generator, params: Any, prompts: Sequence[Prompt], template: Template, image: ImageSpec, max_tokens: int,
-    *, sampling: Sampling = GREEDY, stops: Sequence[str] = (), first: int = 0, every: int = 0,
-) -> Iterator[list[Reply]]:  # fmt: skip
-    """Writes the answers to prompts, in one batch; yields them as they are, the last time whole.
-
-    Args:
-      stops: strings that end an answer.
-      first: the number of the first prompt, which draws depend on.
-      every: tokens from one time to the next; 0 is as many as can be.
-    """
-    replies = [Reply(template.decode, template.stop_ids, stops, template.lead) for _ in prompts]
-    every = every or (STOP_EVERY if stops else max_tokens)
-    batch = prompt_batch(prompts, template, image)
-    writing, seen = generate.begin(params, batch, _rounded(max_tokens), sampling, first), 0
-    while True:
-        written = int(sharding.fetched(writing.written))
-        for reply, tokens in zip(replies, sharding.fetched(writing.tokens_BW)[:, seen:written], strict=True):
-            reply.add(tokens.tolist())
-        yield replies
-        done = np.array([reply.done for reply in replies])
-        if written >= max_tokens or done.all():
-            return
-        seen = written
-        writing = generate.go_on(params, writing, done, min(written + every, max_tokens))
-
-
-def answers(
-    generate: Generator,
-    params: Any,
-    prompts: Sequence[Prompt],
-    template: Template,
-    image: ImageSpec,
-    max_tokens: int,
-    **options: Any,
-) -> list[str]:
-    """The model's answers as text, without what ends them; ``options`` are those of ``write``."""
-    *_, replies = write(generate, params, prompts, template, image, max_tokens, **options)
-    return [reply.text for reply in replies]
 
 
 FLAGS: command.Flags = {

@@ -15,6 +15,7 @@ from conftest import picture
 from jaxmm import command, generate
 from jaxmm.errors import UserError
 from jaxmm.hf.pretrained import Start
+from jaxmm.inference import answers
 from jaxmm.inference.generation_config import differences, repetition_penalty, said_by
 from jaxmm.inference.stop_strings import Reply
 from jaxmm.models.multimodal import flat_axes
@@ -178,16 +179,16 @@ def test_what_a_folder_says_of_drawing_is_followed_or_told():
 
 def test_a_picture_that_cannot_be_decoded_is_named(recipe, tmp_path):
     PIL.Image.fromarray(np.zeros((20, 20), np.float32)).save(tmp_path / "floats.tiff")  # whose header is well
-    prompt = generate.Prompt((generate._image(tmp_path / "floats.tiff", "--image"),), "What?")
+    prompt = answers.Prompt((generate._image(tmp_path / "floats.tiff", "--image"),), "What?")
     with pytest.raises(UserError, match=r"floats\.tiff: an image's bytes are no picture of"):
-        generate.prompt_batch([generate.Prompt((), "a"), prompt], recipe.template, recipe.image)
+        answers.prompt_batch([answers.Prompt((), "a"), prompt], recipe.template, recipe.image)
 
 
 def test_answers_are_as_long_as_asked(recipe, params):
-    generator = generate.make_generator(recipe.model, recipe.compute, ())
-    prompt = generate.Prompt((), "Hello")
+    generator = answers.make_generator(recipe.model, recipe.compute, ())
+    prompt = answers.Prompt((), "Hello")
     for count in (1, 5, 64, 65):
-        *_, (reply,) = generate.write(generator, params, [prompt], recipe.template, recipe.image, count)
+        *_, (reply,) = answers.write(generator, params, [prompt], recipe.template, recipe.image, count)
         assert isinstance(reply, Reply)
         assert len(reply.tokens) == count
 

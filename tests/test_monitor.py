@@ -13,8 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxmm.training import logger
-from jaxmm.training.logger import Counts, Meter, Monitor, SkippedFile
+from jaxmm import atomic, formatting
+from jaxmm.training import logger, throughput
+from jaxmm.training.logger import Logger
+from jaxmm.training.skipped import SkippedFile
+from jaxmm.training.throughput import Counts, Meter
 
 
 class Clock:
@@ -114,8 +117,8 @@ def test_what_a_process_counts_of_its_own_rows_is_added_up_over_all_rows():
     ],
 )
 def test_the_peak_goes_by_the_device_kind(kind, peak):
-    assert logger.peak_flops(kind) == peak
-    assert logger.mfu(1e15, kind, 4) == (None if peak is None else 1e15 / (4 * peak))
+    assert throughput.peak_flops(kind) == peak
+    assert throughput.mfu(1e15, kind, 4) == (None if peak is None else 1e15 / (4 * peak))
 
 
 def test_peak_memory_is_the_devices_or_else_the_process():
@@ -123,14 +126,14 @@ def test_peak_memory_is_the_devices_or_else_the_process():
         def __init__(self, stats: dict | None) -> None:
             self.memory_stats = lambda: stats
 
-    assert logger.peak_memory_bytes([Device({"peak_bytes_in_use": 5}), Device({"peak_bytes_in_use": 7})]) == 7
-    assert logger.peak_memory_bytes([Device(None)]) > 1_000_000
+    assert throughput.peak_memory_bytes([Device({"peak_bytes_in_use": 5}), Device({"peak_bytes_in_use": 7})]) == 7
+    assert throughput.peak_memory_bytes([Device(None)]) > 1_000_000
 
 
 def test_the_summary_has_the_promised_fields(tmp_path):
     evaluated = {"demo_test": {"loss": np.float32(0.5), "answer_accuracy_by_kind": {"count": 1.0}}}
     summary = logger.Summary(3, math.nan, evaluated, 1.0, 2.0, 0.9, 0.5, 0.0, None, 1.0, 2.0, 7, 0, 11, "blocks")
-    logger.write_json(tmp_path / "summary.json", summary._asdict())
+    atomic.write_json(tmp_path / "summary.json", summary._asdict())
     written = json.loads((tmp_path / "summary.json").read_text())
     assert ", ".join(written) == (
         "steps, loss, eval, tokens_per_second, images_per_second, token_fill, patch_fill, data_wait_fraction, mfu, "
@@ -142,33 +145,33 @@ def test_the_summary_has_the_promised_fields(tmp_path):
 
 def test_a_json_file_is_the_old_one_or_the_new_one(tmp_path):
     path = tmp_path / "config.json"
-    logger.write_json(path, {"a": 1})
+    atomic.write_json(path, {"a": 1})
     with pytest.raises(TypeError):
-        logger.write_json(path, {"a": object()})
+        atomic.write_json(path, {"a": object()})
     assert json.loads(path.read_text()) == {"a": 1}
 
 
 def test_a_full_disk_leaves_the_lines_that_were_whole(tmp_path):
-    log = Monitor(tmp_path, 10, tensorboard=False, out=io.StringIO())
+    log = Logger(tmp_path, 10, tensorboard=False, out=io.StringIO())
     log.log(1, {"loss": 1.0})
     with no_room(40):
         with pytest.raises(OSError, match="File too large"):
             log.log(2, {"more": "x" * 100})
         with pytest.raises(OSError, match="File too large"):  # the same again
             log.close()
-    with Monitor(tmp_path, 10, start=1, tensorboard=False, out=io.StringIO()) as log:
+    with Logger(tmp_path, 10, start=1, tensorboard=False, out=io.StringIO()) as log:
         log.log(2, {"loss": 1.0})
     assert [line["step"] for line in read(tmp_path / "metrics.jsonl")] == [1, 2]
 
 
 def test_a_full_disk_leaves_a_json_file_as_it_was_and_no_other(tmp_path):
-    logger.write_json(tmp_path / "config.json", {"a": 1})
+    atomic.write_json(tmp_path / "config.json", {"a": 1})
     with no_room(40), pytest.raises(OSError, match="File too large"):
-        logger.write_json(tmp_path / "config.json", {"a": "b" * 100})
+        atomic.write_json(tmp_path / "config.json", {"a": "b" * 100})
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
-    assert logger.read_json(tmp_path / "config.json") == {"a": 1}
+    assert atomic.read_json(tmp_path / "config.json") == {"a": 1}
     (tmp_path / "config.json").write_text("[1")
-    assert logger.read_json(tmp_path / "config.json") == logger.read_json(tmp_path / "none") == {}
+    assert atomic.read_json(tmp_path / "config.json") == atomic.read_json(tmp_path / "none") == {}
 
 
 @contextlib.contextmanager
@@ -184,7 +187,7 @@ def no_room(size: int) -> Iterator[None]:
 
 def test_a_run_goes_on_without_events_where_they_cannot_be_written(tmp_path):
     out = io.StringIO()
-    with Monitor(tmp_path, 10, out=out) as log:
+    with Logger(tmp_path, 10, out=out) as log:
         log.log(1, {"loss": 1.0})
         with no_room(10 * len((tmp_path / "metrics.jsonl").read_bytes())):
             log.log(2, {f"figure{n}": float(n) for n in range(5)})
@@ -198,7 +201,7 @@ def test_a_terminal_that_has_gone_does_not_end_the_run(tmp_path):
         def write(self, text):
             raise OSError(5, "Input/output error")
 
-    with Monitor(tmp_path, 10, tensorboard=False, out=Gone()) as log:
+    with Logger(tmp_path, 10, tensorboard=False, out=Gone()) as log:
         log.say("hello")
         log.log(1, {"loss": 1.0})
     assert len(read(tmp_path / "metrics.jsonl")) == 1
@@ -206,19 +209,19 @@ def test_a_terminal_that_has_gone_does_not_end_the_run(tmp_path):
 
 def test_names_cannot_steer_the_terminal(tmp_path):
     out = io.StringIO()
-    with Monitor(tmp_path, 10, tensorboard=False, out=out) as log:
+    with Logger(tmp_path, 10, tensorboard=False, out=out) as log:
         log.say("data: \x1b]0;mine\x07a\rb\u202ec \udcff é漢\n\tnext")
     assert out.getvalue() == "data: \\x1b]0;mine\\x07a\\rb\\u202ec \\udcff é漢\n\tnext\n"
 
 
 def test_a_run_that_logged_nothing_leaves_no_empty_file(tmp_path):
-    with Monitor(tmp_path, 10, out=io.StringIO()) as log:
+    with Logger(tmp_path, 10, out=io.StringIO()) as log:
         log.say("hello")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_metrics_are_strict_json_one_line_a_step(tmp_path):
-    with Monitor(tmp_path, 10, tensorboard=False, out=io.StringIO()) as log:
+    with Logger(tmp_path, 10, tensorboard=False, out=io.StringIO()) as log:
         log.log(1, {"loss": np.float32(2.0), "grad_norm": math.inf, "sources": {"demo": {"loss": math.nan}}})
         assert len(read(tmp_path / "metrics.jsonl")) == 1  # written at once
         log.log(2, {"loss": 1.0})
@@ -234,14 +237,14 @@ def test_metrics_are_strict_json_one_line_a_step(tmp_path):
 def test_a_resumed_run_drops_the_lines_after_its_checkpoint(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(f'{{"step": {step}}}\n' for step in range(1, 8)) + '{"step": 8, "lo')
-    with Monitor(tmp_path, 10, start=5, tensorboard=False, out=io.StringIO()) as log:
+    with Logger(tmp_path, 10, start=5, tensorboard=False, out=io.StringIO()) as log:
         assert [line["step"] for line in read(path)] == [1, 2, 3, 4, 5]
         log.log(6, {"loss": 1.0})
     assert [line["step"] for line in read(path)] == [1, 2, 3, 4, 5, 6]
 
 
 def test_tensorboard_events_are_written(tmp_path):
-    with Monitor(tmp_path, 10, out=io.StringIO()) as log:
+    with Logger(tmp_path, 10, out=io.StringIO()) as log:
         log.log(1, {"loss": 1.0, "eval": {"demo_test": {"loss": None, "answer_accuracy": 0.5}}})
     events = b"".join(path.read_bytes() for path in tmp_path.glob("events.out.tfevents.*"))
     assert b"eval/demo_test/answer_accuracy" in events
@@ -250,7 +253,7 @@ def test_tensorboard_events_are_written(tmp_path):
 
 def test_other_processes_write_and_print_nothing(tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with Monitor(None, 10) as log:
+    with Logger(None, 10) as log:
         log.log(1, {"loss": 1.0})
         log.say("hello")
     assert capfd.readouterr() == ("", "")
@@ -282,7 +285,7 @@ def test_progress_is_rewritten_in_place_on_a_terminal_only(tmp_path, monkeypatch
     monkeypatch.setenv("COLUMNS", "40")
     terminal, pipe = Terminal(), io.StringIO()
     for out in (terminal, pipe):
-        with Monitor(tmp_path, 9, tensorboard=False, out=out) as log:
+        with Logger(tmp_path, 9, tensorboard=False, out=out) as log:
             log.log(1, FIGURES)
             log.log(2, {"eval": {}})
             log.log(2, FIGURES)
@@ -349,20 +352,20 @@ def test_what_another_process_of_the_job_skipped_counts_once_the_file_is_reread(
     [(0.5, "0.5"), (999.4, "999"), (999.9, "1k"), (12345, "12.3k"), (999_600, "1M"), (2.5e9, "2.5G"), (1e12, "1000G")],
 )
 def test_large_numbers_are_short(value, text):
-    assert logger.short(value) == text
+    assert formatting.short(value) == text
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(-1, "0s"), (59.6, "1m00s"), (75, "1m15s"), (7260, "2h01m")])
 def test_durations_are_short(seconds, text):
-    assert logger.duration(seconds) == text
+    assert formatting.duration(seconds) == text
 
 
 def test_a_table_is_aligned():
     rows = [("kind", "questions", "accuracy"), ("colour", 120, 0.98765432), ("count", 7, None), ("all", 123456.7)]
-    assert logger.table(rows).splitlines() == [
+    assert formatting.table(rows).splitlines() == [
         "kind    questions  accuracy",
         "colour        120    0.9877",
         "count           7         -",
         "all        123457",
     ]
-    assert logger.table([]) == ""
+    assert formatting.table([]) == ""

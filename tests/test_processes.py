@@ -21,6 +21,7 @@ from jaxmm.data.packing.plan import Row
 from jaxmm.errors import UserError
 from jaxmm.runtime import startup
 from jaxmm.runtime.barrier import Meeting, Stop
+from jaxmm.training.run import Run
 
 STEPS = 4
 
@@ -59,7 +60,7 @@ def counted(line: dict[str, Any]) -> list[float]:
 
 def planned(arguments: list[str], workdir: Path, steps: int) -> list[list[Row]]:
     """The rows of each batch."""
-    plan = train.Run(command.parse(arguments, train.FLAGS, about="").config, workdir).plan
+    plan = Run(command.parse(arguments, train.FLAGS, about="").config, workdir).plan
     return [plan.batch(k) for k in range(steps)]
 
 

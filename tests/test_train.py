@@ -30,7 +30,10 @@ from jaxmm.errors import UserError
 from jaxmm.models.flops import batch_flops
 from jaxmm.runtime import program_cache
 from jaxmm.runtime.barrier import Meeting
-from jaxmm.training import logger
+from jaxmm.training import logger, throughput
+from jaxmm.training.opening import jump_of_rate
+from jaxmm.training.progress import Progress, count
+from jaxmm.training.run import Run
 from jaxmm.workdir import own_folders
 from jaxmm.workdir.folder import Claim
 
@@ -80,13 +83,13 @@ def test_the_counts_of_the_parts_of_a_batch_add_up_to_those_of_the_whole(tiny, l
     rows = [[Piece(0, e, 0, int(lengths.tokens_E[e])) for e in (2 * row, 2 * row + 1)] for row in range(8)]
     assemble = Assembler([lengths], Budgets(tokens=128, patches=128, items=8, targets=128), IMAGE)
 
-    def counted(loaded) -> logger.Counts:
-        return train.count(loaded, 8, batch_flops(tiny.spec, loaded.batch), 0.0)
+    def counted(loaded) -> throughput.Counts:
+        return count(loaded, 8, batch_flops(tiny.spec, loaded.batch), 0.0)
 
     whole = counted(assemble(rows))
     parts = [counted(assemble(rows[at : at + 2])._replace(all_rows=rows)) for at in range(0, 8, 2)]
     assert len({part.images for part in parts}) > 1, "uneven parts"
-    for name in logger.OF_ROWS:
+    for name in throughput.OF_ROWS:
         assert sum(getattr(part, name) for part in parts) == getattr(whole, name), name
     of_all = ("examples", "token_capacity", "patch_capacity")
     assert [[getattr(part, name) for name in of_all] for part in parts] == [[16, 8 * 128, 8 * 128]] * 4
@@ -153,7 +156,7 @@ def test_a_flipped_bit_in_the_newest_checkpoint_means_the_one_before(stopped, ar
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 4
     largest.write_bytes(content)
-    begun = train.Run(config_of(arguments), workdir)
+    begun = Run(config_of(arguments), workdir)
     assert begun.start == 2
     assert "ignoring the damaged checkpoint" in capsys.readouterr().err
 
@@ -166,7 +169,7 @@ def test_a_checkpoint_under_another_step_s_name_is_refused(stopped, arguments, t
     workdir = shutil.copytree(stopped, tmp_path / "run")
     shutil.copytree(workdir / "checkpoints" / "4", workdir / "checkpoints" / "500")
     with pytest.raises(UserError, match="500 is a checkpoint of step 4"):
-        train.Run(config_of(arguments), workdir)
+        Run(config_of(arguments), workdir)
 
 
 def test_a_run_killed_before_its_first_save_begins_again_from_what_its_config_says(arguments, tmp_path):
@@ -176,7 +179,7 @@ def test_a_run_killed_before_its_first_save_begins_again_from_what_its_config_sa
     (tmp_path / "metrics.jsonl").write_text('{"step": 2}\n{"step": 4}\n')
     (tmp_path / "first_save.json").write_text('{"step": 0}')
     (tmp_path / "skipped.jsonl").write_text('{"file": "a", "record": 1, "reason": "missing"}\n' * 200)
-    run = train.Run(config_of(arguments), tmp_path)
+    run = Run(config_of(arguments), tmp_path)
     assert run.start == 0
     assert run.recipe.start is None
     assert (run.skipped.met, len(run.skipped)) == (0, 0)
@@ -187,7 +190,7 @@ def test_what_was_skipped_in_steps_that_were_not_saved_does_not_count(stopped, a
     with (workdir / "skipped.jsonl").open("a") as file:
         for record in range(1000):
             file.write(json.dumps({"file": "colours.json", "record": record, "reason": "missing"}) + "\n")
-    run = train.Run(config_of(arguments), workdir)
+    run = Run(config_of(arguments), workdir)
     assert run.start == 4
     assert run.skipped.met == 0
 
@@ -206,7 +209,7 @@ def test_a_start_that_fails_before_its_first_step_leaves_nothing(arguments, tmp_
         own_folders.make(run.workdir / "model")
         raise UserError("no room on the device")
 
-    monkeypatch.setattr(train.Run, "initial_state", refuse)
+    monkeypatch.setattr(Run, "initial_state", refuse)
     with pytest.raises(UserError, match="no room on the device"):
         train.main([*arguments, f"--workdir={tmp_path / 'runs' / 'new'}"])
     assert list(tmp_path.iterdir()) == []
@@ -215,13 +218,11 @@ def test_a_start_that_fails_before_its_first_step_leaves_nothing(arguments, tmp_
 def test_a_schedule_of_another_length_is_told_where_it_changes_the_rate(arguments):
     config = config_of([*arguments, "--config.optimizer.schedule=cosine", "--config.optimizer.rate=1.0"])
     meta = {"config": {"steps": 8, "epochs": 0.0}}
-    assert re.search(
-        r"rate at step 8 is 0\.[5-9]\d*, and would have been 0\.0", train.jump_of_rate(config, meta, 7, 16)
-    )
-    assert train.jump_of_rate(config, meta, 7, 8) == ""
-    assert train.jump_of_rate(config, {"steps": 16, **meta}, 7, 16) == ""
+    assert re.search(r"rate at step 8 is 0\.[5-9]\d*, and would have been 0\.0", jump_of_rate(config, meta, 7, 16))
+    assert jump_of_rate(config, meta, 7, 8) == ""
+    assert jump_of_rate(config, {"steps": 16, **meta}, 7, 16) == ""
     constant = config_of(arguments)
-    assert train.jump_of_rate(constant, meta, 7, 16) == ""
+    assert jump_of_rate(constant, meta, 7, 16) == ""
 
 
 def test_evaluate_repeats_the_figures_of_the_run_and_every_process_reads_the_checkpoints(finished, monkeypatch, capsys):
@@ -245,9 +246,8 @@ def test_evaluate_repeats_the_figures_of_the_run_and_every_process_reads_the_che
 )
 def test_more_documents_that_cannot_be_used_than_the_config_allows_end_a_run(tmp_path, met, part, stops):
     config = ConfigDict({"data": {"max_skipped": part}})
-    run = SimpleNamespace(meta={"examples_seen": 100}, skipped=SimpleNamespace(met=met), config=config,
-                          workdir=tmp_path)  # fmt: skip
-    told = train.Run._too_many_skipped(run)
+    run = SimpleNamespace(skipped=SimpleNamespace(met=met), config=config, workdir=tmp_path)
+    told = Progress.too_many_skipped(SimpleNamespace(run=run, examples_seen=100))
     assert stops is bool(told and f"more than {part:.1%}" in str(told) and "config.data.max_skipped" in str(told))
 
 

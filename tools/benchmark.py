@@ -32,9 +32,8 @@ from typing import Any
 
 from benchmark_row import Measured, Row, Settings, is_met
 
-from jaxmm import command
+from jaxmm import atomic, command, formatting
 from jaxmm.errors import UserError, nearest
-from jaxmm.training import logger
 
 # By part, the modules beside this file whose ROWS it has.
 PARTS = {
@@ -153,9 +152,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [("row", "what", "needed", "measured", "smallest to largest", "")]
     for row in rows:
         for name, figure in row["figures"].items():
-            low, high = (logger.short(value) for value in figure["spread"])
+            low, high = (formatting.short(value) for value in figure["spread"])
             met = {None: "", True: "met", False: "NOT MET"}[figure["met"]]
-            measured = f"{logger.short(figure['median'])} {figure['unit']}".strip()
+            measured = f"{formatting.short(figure['median'])} {figure['unit']}".strip()
             lines.append((row["row"], name, figure["needed"], measured, f"{low} to {high}", met))
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
@@ -208,7 +207,7 @@ def main(argv: list[str]) -> int:
 
             is_first = jax.process_index() == 0
         if args.output and is_first:
-            logger.write_json(Path(args.output), report)
+            atomic.write_json(Path(args.output), report)
     if is_first:
         print(table(report["rows"]))
     return 0

@@ -101,7 +101,7 @@ class Bench:
 
         from jaxmm import sharding
         from jaxmm.runtime.program_cache import step_options
-        from jaxmm.train import Run
+        from jaxmm.training.run import Run
 
         self.config = config
         self.run = Run(config, workdir)
@@ -115,7 +115,7 @@ class Bench:
 
     def source(self, name: str, steps: int) -> Iterator[tuple[Any, Any]]:
         from jaxmm.data.loader import batches
-        from jaxmm.train import prefetch
+        from jaxmm.training.loop import prefetch
 
         if name == "cached":
             return itertools.cycle(self.cached)

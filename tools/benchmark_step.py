@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmark_row import Figure, Measured, Row, Settings, in_turns
 
-from jaxmm.training import logger
+from jaxmm.training import throughput
 
 FORMULA = (
     "model FLOPs: two for each multiply-add of a matmul, three times for forward and backward, counted from real "
@@ -32,8 +32,10 @@ def measure(settings: Settings) -> Measured:
     from jaxmm import sharding
     from jaxmm.data.loader import batches
     from jaxmm.models.flops import batch_flops
-    from jaxmm.train import Run, count, prefetch
     from jaxmm.training.compiled_step import CompiledStep
+    from jaxmm.training.loop import prefetch
+    from jaxmm.training.progress import count
+    from jaxmm.training.run import Run
 
     began = time.perf_counter()
     config = settings.config
@@ -66,7 +68,7 @@ def measure(settings: Settings) -> Measured:
         if settings.profile:
             jax.profiler.stop_trace()
         figures |= rates(seconds, counts, jax.devices()[0].device_kind, run.mesh.size)
-        figures["peak memory"] = Figure([logger.peak_memory_bytes(jax.local_devices()) / 2**20], "MiB")
+        figures["peak memory"] = Figure([throughput.peak_memory_bytes(jax.local_devices()) / 2**20], "MiB")
         shares, without = parts(run, step, state, batch, settings.repeats)
         figures |= shares
     recipe = run.recipe
@@ -97,7 +99,7 @@ def rates(seconds: list[float], counts: list[Any], device_kind: str, devices: in
         "data wait": Figure(per_second("wait_seconds"), "of the step"),
         "model FLOPs": Figure([rate / 1e12 for rate in per_second("flops")], "TFLOP/s"),
     }
-    known = [logger.mfu(rate, device_kind, devices) for rate in per_second("flops")]
+    known = [throughput.mfu(rate, device_kind, devices) for rate in per_second("flops")]
     samples = [mfu for mfu in known if mfu is not None]
     return found | ({"MFU": Figure(samples, "of the bf16 peak")} if samples else {})
 

@@ -28,9 +28,8 @@ from typing import Any, NamedTuple
 from benchmark import machine, versions
 from check_row import BAD, FAILED, RIGHT, Row, one_line, read
 
-from jaxmm import command
+from jaxmm import atomic, command
 from jaxmm.errors import UserError, nearest
-from jaxmm.training import logger
 
 CHILD = Path(__file__).with_name("check_part.py")
 BACKENDS = ("fused", "splash", "blocks")  # a platform's own first
@@ -219,7 +218,7 @@ def main(argv: list[str]) -> int:
         report["seconds"][part.name] = round(time.monotonic() - began, 1)
         report["summary"] = summary(report["rows"])
         if output:
-            logger.write_json(output, report)
+            atomic.write_json(output, report)
     print(report["summary"], flush=True)
     rows = report["rows"]
     return int(any(row["verdict"] in BAD and Part(row["part"], "").must_be_right for row in rows))

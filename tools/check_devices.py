@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from check_row import FAILED, MEASURED, Row, tried
 
 import jaxmm
-from jaxmm.training import logger
+from jaxmm.training import throughput
 
 # Beside what tools/benchmark.py lists: what JAX drives devices with.
 PLUGINS = r"(jax-.*(plugin|pjrt)|libtpu|nvidia-(cudnn|nccl|cublas).*)"
@@ -41,7 +41,7 @@ def devices(has_card: bool) -> Row:
     found = jax.devices()
     kind, platform = found[0].device_kind, jax.default_backend()
     limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in jax.local_devices()]
-    peak = logger.peak_flops(kind)
+    peak = throughput.peak_flops(kind)
     figures = {
         "platform": platform, "kind": kind, "count": len(found), "bytes_limit": min(limits), "peak_flops": peak
     }  # fmt: skip

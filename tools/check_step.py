@@ -20,7 +20,8 @@ from benchmark_step import FORMULA
 from check_row import FAILED, MEASURED, Row, one_line
 from peer_case import PeerCase
 
-from jaxmm.training import logger
+from jaxmm import formatting
+from jaxmm.training import throughput
 
 
 class Size(NamedTuple):
@@ -189,7 +190,7 @@ class Stepper:
     def loader(self, steps: int) -> Iterator[Any]:
         """Batches made ahead in threads, and twice as many as are taken, as in a long run."""
         from jaxmm.data.loader import batches
-        from jaxmm.train import prefetch
+        from jaxmm.training.loop import prefetch
 
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         made = batches(self.documents.plan, self.assemble, 0, 2 * (WARM + steps), threads=max(1, min(cores - 1, 8)))
@@ -220,13 +221,13 @@ def measured(name: str, size: Size, remat: str, attention: str, on_cpu: bool) ->
     figures: dict[str, Any] = {
         "parameters": sum(parameter_counts(bench.state.params).values()),
         "tokens a step": tokens, "step ms": 1000 * cached, "tokens/s": tokens / cached,
-        "model TFLOP/s": flops / cached / 1e12, "MFU": logger.mfu(flops / cached, jax.devices()[0].device_kind, 1),
-        "peak GiB": logger.peak_memory_bytes(jax.local_devices()[:1]) / 2**30,
+        "model TFLOP/s": flops / cached / 1e12, "MFU": throughput.mfu(flops / cached, jax.devices()[0].device_kind, 1),
+        "peak GiB": throughput.peak_memory_bytes(jax.local_devices()[:1]) / 2**30,
         "loader / cached": statistics.median(a / b for a, b in zip(seconds["loader"], seconds["cached"], strict=True)),
         "until compiled s": start, "loss": loss, "attention": bench.backend, "remat": remat, "formula": FORMULA,
     }  # fmt: skip
     told = (
-        f"{logger.short(figures['parameters'])} parameters, {logger.short(figures['tokens/s'])} tokens/s, "
+        f"{formatting.short(figures['parameters'])} parameters, {formatting.short(figures['tokens/s'])} tokens/s, "
         f"{figures['model TFLOP/s']:.3g} model TFLOP/s, "
         f"MFU {'not known' if figures['MFU'] is None else format(figures['MFU'], '.1%')}, "
         f"peak {figures['peak GiB']:.3g} GiB, loader / cached {figures['loader / cached']:.3f}; step "

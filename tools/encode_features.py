@@ -25,6 +25,7 @@ import jax
 import numpy as np
 
 from jaxmm import command, sharding
+from jaxmm.atomic import published
 from jaxmm.batch import Batch, ImageSpec
 from jaxmm.checkpoints.params import chosen_step, saved_params
 from jaxmm.config.shares import parse_schedule
@@ -35,7 +36,7 @@ from jaxmm.data.media import geometry
 from jaxmm.data.media import image as media
 from jaxmm.data.packing.plan import Budgets
 from jaxmm.data.prepare import local_engine
-from jaxmm.data.prepare.disk import published, space_wanted
+from jaxmm.data.prepare.disk import space_wanted
 from jaxmm.data.prepare.prepared import holds_prepared
 from jaxmm.data.prepare.progress import Progress
 from jaxmm.data.sources import read_sources

@@ -22,9 +22,9 @@ from typing import Any
 from estimate_formula import by_formula, shard_bytes
 from estimate_target import Target, errors_of_libraries, read_target
 
-from jaxmm import command
+from jaxmm import atomic, command, formatting
 from jaxmm.errors import UserError
-from jaxmm.training import logger
+from jaxmm.training import throughput
 
 FLAGS: command.Flags = {
     "target": ("cpu", "cpu, tpu:v5e:4x4, tpu:v5p:4x4x4, tpu:v6e:2*4x4 (two slices), gpu:h100:8, ..."),
@@ -93,7 +93,7 @@ def estimate(config: Any, target: Target, documents: int) -> dict[str, Any]:
         "optimizer_bytes": shard_bytes(state.opt_state),
         "model_flops": flops,
     }
-    if peak := logger.peak_flops(target.kind):
+    if peak := throughput.peak_flops(target.kind):
         figures["seconds_at_half_of_peak"] = flops / (0.5 * peak * mesh.size)
     if target.platform == "gpu":
         figures |= by_formula(program, budgets, config.batch_size, config.accumulation, mesh)
@@ -211,8 +211,8 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--documents is {args.documents}: it must be at least 1")
     figures = estimate(args.config, read_target(args.target, args.config.mesh), args.documents)
     if args.output:
-        logger.write_json(Path(args.output), figures)
-    print(logger.table(shown(figures)))
+        atomic.write_json(Path(args.output), figures)
+    print(formatting.table(shown(figures)))
     return 0 if figures["fits"] else 2
 
 

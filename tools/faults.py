@@ -33,9 +33,8 @@ import faults_twins
 from faults_bench import Bench
 from faults_trial import VERDICTS, Trial, counted
 
-from jaxmm import command
+from jaxmm import atomic, command
 from jaxmm.errors import UserError, nearest, printable
-from jaxmm.training import logger
 
 FLAGS: command.Flags = {
     "part": ("", "parts, or beginnings of their names, comma between them; default: all"),
@@ -149,10 +148,10 @@ def main(argv: list[str]) -> int:
                 report["trials"].append(trial._asdict())
                 report["table"] = counted(found)
                 if output:
-                    logger.write_json(output, report)
+                    atomic.write_json(output, report)
             report["seconds"][part.name] = round(time.monotonic() - began, 1)
     if output:
-        logger.write_json(output, report)
+        atomic.write_json(output, report)
     print(f"\n{table(found)}\n\n{summary(found)}; seed {seed}", flush=True)
     return int(any(trial.is_bad for trial in found))
 

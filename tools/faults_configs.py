@@ -13,8 +13,8 @@ from faults_damage import damaged, damaged_json
 from faults_process import ROOT
 from faults_trial import HANDLED, HANG, Ended, Trial, judged
 
+from jaxmm.atomic import read_json
 from jaxmm.config.keys import KEYS
-from jaxmm.training.logger import read_json
 
 SHORT = ("--config.checkpoint.every=0",)  # the steps are those of the whole run: the same program, compiled once
 NUMBERS = (

@@ -15,7 +15,7 @@ from faults_bench import COLOURS, DOCUMENTS, Bench, make_data, record
 from faults_damage import damaged, damaged_json
 from faults_trial import Trial, judged
 
-from jaxmm.training.logger import read_json
+from jaxmm.atomic import read_json
 
 COLUMNS = ("--columns=image=image,prompt=prompt,response=response",)
 

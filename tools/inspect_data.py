@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxmm import command
+from jaxmm import atomic, command
 from jaxmm.data.packing.plan import Lengths, Piece, Plan, Row
 from jaxmm.data.prepare.statistics import column_rows
 from jaxmm.errors import UserError
@@ -27,7 +27,6 @@ from jaxmm.recipe import Corpus, make_assembler, make_plan, read_budgets, read_d
 from jaxmm.report.page import DrawnRow, Report, Source, render
 from jaxmm.report.tally import Tally, over_budget
 from jaxmm.report.view import Viewer, example_id
-from jaxmm.training import logger
 
 FLAGS: command.Flags = {
     "output": ("", "HTML page to write"),
@@ -82,7 +81,7 @@ def plan_line(k: int, rows: Sequence[Row], lengths: Sequence[Lengths]) -> dict[s
 def left_out(corpus: Corpus) -> list[dict[str, int]]:
     """Of each source, the documents that preparing left out, by reason."""
     return [
-        dict(collections.Counter(line["reason"] for line in logger.read_lines(folder / "skipped.jsonl")).most_common())
+        dict(collections.Counter(line["reason"] for line in atomic.read_lines(folder / "skipped.jsonl")).most_common())
         for folder in corpus.folders
     ]
 

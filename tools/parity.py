@@ -18,9 +18,8 @@ from parity_batch import Document, alone, documents, packed
 from parity_models import CASES, Case, case, make
 from parity_patches import PATCHES, patch_difference
 
-from jaxmm import command
+from jaxmm import atomic, command
 from jaxmm.errors import UserError, nearest
-from jaxmm.training import logger
 
 FLAGS: command.Flags = {
     "output": ("", "JSON file to write"),
@@ -213,7 +212,7 @@ def main(argv: list[str]) -> int:
     print("\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in shown))
     print("\n".join(["", "not supported:", *(f"- {line}" for line in NOT_SUPPORTED)]))
     if args.output:
-        logger.write_json(Path(args.output), {"seed": args.seed, "cases": rows})
+        atomic.write_json(Path(args.output), {"seed": args.seed, "cases": rows})
     bounds = {"logits": LOGITS, "gradients": GRADIENTS, "patches": PATCHES + 1e-3}
     out = [r["case"] for r in rows if r["bits_differ"] or not all(r[key] <= bound for key, bound in bounds.items())]
     if out:  # NaN is out too

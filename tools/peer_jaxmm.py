@@ -38,7 +38,7 @@ def loaded(case: PeerCase, folder: Path, seed: int, place: Callable[[Any], Any])
 
     from jaxmm.data.assemble import Assembler
     from jaxmm.data.loader import batches
-    from jaxmm.train import prefetch
+    from jaxmm.training.loop import prefetch
 
     documents = peer_data.read(case, folder, seed)
     assemble = Assembler([documents.lengths], documents.budgets, documents.image)

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jaxmm import command
+from jaxmm import command, formatting
 from jaxmm.config.shares import parse_mixture
 from jaxmm.data import files
 from jaxmm.data.documents import Source
@@ -29,7 +29,6 @@ from jaxmm.data.text.template import ChatOptions, Template
 from jaxmm.data.text.tokenizer import load_tokenizer
 from jaxmm.errors import UserError, nearest
 from jaxmm.recipe import TEMPLATE_KEYS
-from jaxmm.training import logger
 
 ENGINES = {"local": local_engine.run, "ray": ray_engine.run}
 
@@ -143,20 +142,20 @@ def refuse_another(source: Source, template: Template, output: str) -> None:
 
 def closing(reports: list[dict[str, Any]]) -> str:
     """The closing report as text."""
-    blocks = [logger.table(statistics.summary_rows(reports))]
+    blocks = [formatting.table(statistics.summary_rows(reports))]
     for one in reports:
         blocks.append(f"{one['name']}: tokens of text in a document\n" + _histogram(one, "token_lengths"))
         if one["image_pixels"]:
             blocks.append(f"{one['name']}: pixels of an image\n" + _histogram(one, "image_pixels"))
     if columns := statistics.column_rows(reports):
-        blocks.append("columns of the records\n" + logger.table(columns))
+        blocks.append("columns of the records\n" + formatting.table(columns))
     if skipped := statistics.skipped_rows(reports):
-        blocks.append("left out (each is in skipped.jsonl)\n" + logger.table(skipped))
+        blocks.append("left out (each is in skipped.jsonl)\n" + formatting.table(skipped))
     return "\n\n".join(blocks)
 
 
 def _histogram(one: dict[str, Any], key: str) -> str:
-    return logger.table(statistics.histogram_rows(one, key))
+    return formatting.table(statistics.histogram_rows(one, key))
 
 
 if __name__ == "__main__":

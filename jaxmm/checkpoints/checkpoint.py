@@ -126,6 +126,11 @@ class Checkpoints:
         by_metric = sorted(metrics, key=lambda step: (metrics[step], -step))
         return next((step for step in by_metric if not self._verify(step)), None)
 
+    def best_line(self) -> str:
+        """Names the best checkpoint, '' where none was evaluated when it was saved."""
+        best = self.best()
+        return "" if best is None else f"; the best by its evaluation loss is that of step {best} (--step=best)"
+
     def meta(self, step: int | None = None) -> dict[str, Any]:
         """The record saved with the checkpoint of ``step`` (default: the newest)."""
         import orbax.checkpoint as ocp

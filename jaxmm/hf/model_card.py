@@ -7,9 +7,9 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import jaxmm
+from jaxmm.atomic import read_lines
 from jaxmm.batch import ImageSpec
 from jaxmm.data.files import is_remote
-from jaxmm.training.logger import read_lines
 
 
 def model_card(title: str, architecture: str, config: Mapping[str, Any], step: int, image: ImageSpec) -> list[str]:

@@ -23,6 +23,8 @@ from typing import Any, NamedTuple
 import jax
 from jax import export
 
+from jaxmm.atomic import published
+
 FOLDER = "lowered"
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
 KEPT = 200  # files, of a few hundred kilobytes; the oldest go
@@ -165,14 +167,9 @@ def _is_ours(status: os.stat_result) -> bool:
 
 def _write(path: Path, kept: tuple[bytes, list[Any]]) -> None:
     body = pickle.dumps(kept)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    written = path.with_name(f"{path.name}.{os.getpid()}")  # whole, or not under its name
-    try:
-        written.write_bytes(hashlib.sha256(body).digest() + body)
-        written.chmod(0o600)
-        written.replace(path)
-    finally:
-        written.unlink(missing_ok=True)
+    with published(path) as whole:
+        whole.write_bytes(hashlib.sha256(body).digest() + body)
+        whole.chmod(0o600)
     ages = {}
     for other in path.parent.iterdir():
         with contextlib.suppress(FileNotFoundError):  # another process may remove it too

@@ -15,7 +15,7 @@ from jaxmm.data.documents import Image
 from jaxmm.data.media import image as media
 from jaxmm.data.prepare.prepared import Columns
 from jaxmm.data.text.template import Template
-from jaxmm.generate import Prompt
+from jaxmm.inference.answers import Prompt
 
 SIDE, MARGIN, LINES = 240, 12, 5  # pixels; lines of text under a picture
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from jaxmm.atomic import read_json, read_lines, write_json
 from jaxmm.errors import UserError, end_at_once
-from jaxmm.training.logger import read_json, read_lines, write_json
 
 LOCK, FIRST_SAVE = "train.lock", "first_save.json"
 

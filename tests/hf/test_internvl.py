@@ -30,9 +30,9 @@ def test_a_conversation_with_tiles_gives_the_tokens_and_logits_of_transformers(t
     from jaxmm.data.documents import Image
     from jaxmm.data.text.template import Markup, Template
     from jaxmm.data.text.tokenizer import load_tokenizer
-    from jaxmm.generate import Prompt, prompt_batch
     from jaxmm.hf import folder as hf
     from jaxmm.hf.pretrained import MARKUP, image_settings, read_start
+    from jaxmm.inference.answers import Prompt, prompt_batch
     from jaxmm.models.multimodal import Compute, make_model, nested
 
     folder = folder_of("internvl", tmp_path / "theirs")

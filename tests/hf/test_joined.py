@@ -175,7 +175,7 @@ def test_transformers_runs_what_is_exported_with_the_same_logits(name, side, tmp
     import torch
     import transformers
 
-    from jaxmm.generate import Prompt, prompt_batch
+    from jaxmm.inference.answers import Prompt, prompt_batch
     from jaxmm.models.multimodal import Compute, make_model, nested
 
     start = parts(name, tmp_path, image_size=side)

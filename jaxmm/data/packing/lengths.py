@@ -9,14 +9,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxmm.atomic import published
 from jaxmm.batch import TARGET, ImageSpec
 from jaxmm.data.media import geometry
 from jaxmm.data.media.features import IMAGE
@@ -233,19 +232,15 @@ def _is_whole(file: Path) -> bool:
 
 def _save(file: Path, array: np.ndarray) -> None:
     """Writes a file that is whole or not there; two processes that write it write the same."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f".{file.name}-{secrets.token_hex(4)}")
     try:
-        with open(unfinished, "wb") as opened:
-            np.save(opened, array)
-        checksum = file_checksum(unfinished)
-        with open(unfinished, "ab") as opened:
-            opened.write(checksum.to_bytes(CHECKSUM, "little"))
-        os.replace(unfinished, file)
+        with published(file) as unfinished:
+            with open(unfinished, "wb") as opened:
+                np.save(opened, array)
+            checksum = file_checksum(unfinished)
+            with open(unfinished, "ab") as opened:
+                opened.write(checksum.to_bytes(CHECKSUM, "little"))
     except OSError as error:
         raise UserError(f"{file} could not be written: {error}") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 class Expanded(NamedTuple):

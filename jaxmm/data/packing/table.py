@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import array
 import contextlib
-import os
-import secrets
 from pathlib import Path
 
 import numpy as np
 
+from jaxmm.atomic import published
 from jaxmm.data.packing.mixture import Position
 from jaxmm.data.packing.pieces import LongDocuments
 from jaxmm.errors import UserError
@@ -55,10 +54,8 @@ class Table:
         """Writes the file, whole; several processes may, and all that any writes is right."""
         if self.file is None or self.long is None or self._saved == len(self.starts):
             return
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = self.file.with_name(f".{self.file.name}-{secrets.token_hex(4)}")
         try:
-            with open(unfinished, "wb") as opened:
+            with published(self.file) as unfinished, open(unfinished, "wb") as opened:
                 np.savez(
                     opened,
                     starts=np.array(self.starts),
@@ -67,12 +64,9 @@ class Table:
                     has_ended=self.has_ended,
                     long=np.array(self.long),
                 )
-            os.replace(unfinished, self.file)
             self._saved = len(self.starts)
         except OSError as error:
             raise UserError(f"{self.file} could not be written: {error}") from error
-        finally:
-            unfinished.unlink(missing_ok=True)
 
     def _load(self, file: Path) -> None:
         with np.load(file) as found:

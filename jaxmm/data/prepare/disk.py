@@ -1,11 +1,9 @@
-"""Writing files so that a name only ever stands for a whole file, and a full disk is said in one line."""
+"""A full disk, said in one line."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,33 +11,6 @@ from jaxmm.errors import UserError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FULL_TEXTS = ("No space left on device", "Disk quota exceeded")  # what comes out of C++ has no errno
-
-
-@contextlib.contextmanager
-def published(path: Path) -> Iterator[Path]:
-    """Gives a temporary name to write to; on leaving, the file is on the disk and takes its own name at once."""
-    temporary = path.with_name(f".{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
-    try:
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder last through a power cut, where the file system can."""
-    with contextlib.suppress(OSError):
-        _sync(folder)
 
 
 @contextlib.contextmanager

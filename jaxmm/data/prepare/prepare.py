@@ -22,13 +22,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxmm.atomic import published, sync_folder
 from jaxmm.data import files
 from jaxmm.data.documents import SKIP_ADVICE, Source, Unit
 from jaxmm.data.media import image
 from jaxmm.data.media.features import feature_widths
 from jaxmm.data.media.headers import DROPPED
 from jaxmm.data.prepare import local_engine
-from jaxmm.data.prepare.disk import DiskFull, published, space_wanted, sync_folder
+from jaxmm.data.prepare.disk import DiskFull, space_wanted
 from jaxmm.data.prepare.lock import locked
 from jaxmm.data.prepare.meta import sealed
 from jaxmm.data.prepare.prepared import COLUMNS, FORMAT, Columns, InMemory, Prepared, Record, file_checksum

@@ -12,8 +12,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from jaxmm.atomic import published
 from jaxmm.data import files
-from jaxmm.data.prepare.disk import published, space_wanted
+from jaxmm.data.prepare.disk import space_wanted
 from jaxmm.data.prepare.lock import locked
 from jaxmm.errors import UserError
 

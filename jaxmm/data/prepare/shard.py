@@ -18,12 +18,13 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from array_record.python import array_record_module
 
+from jaxmm.atomic import published
 from jaxmm.data import files
 from jaxmm.data.documents import SKIP_REASONS, Document, Media, Skip, Source, Text, Tokens, Unit, split_origin
 from jaxmm.data.media import image as media
 from jaxmm.data.media.features import Extent
 from jaxmm.data.media.headers import DROPPED, Looked, looked_at
-from jaxmm.data.prepare.disk import published, space_wanted
+from jaxmm.data.prepare.disk import space_wanted
 from jaxmm.data.prepare.prepared import COLUMNS, WEIGHT, Index, Record, count_records, pack_record, stored
 from jaxmm.data.readers.columns import Seen
 from jaxmm.data.text.encoded import Encoded

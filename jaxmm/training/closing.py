@@ -1,0 +1,85 @@
+"""The end of a run: a last evaluation, checkpoint, samples, summary, table, and what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import jax
+
+from jaxmm import formatting
+from jaxmm.atomic import write_json
+from jaxmm.data import files
+from jaxmm.inference.answers import answers, make_generator
+from jaxmm.training import samples, throughput
+from jaxmm.training.evaluator import Evaluator, Figures, closing_rows, mean_loss
+from jaxmm.training.logger import Logger, Summary
+from jaxmm.training.progress import Progress
+from jaxmm.training.run import Run
+from jaxmm.training.step import TrainState
+
+SAMPLES = 16  # questions of each source that are drawn
+ANSWER_TOKENS = 32  # the longest answer under one
+
+
+def close(
+    run: Run, progress: Progress, logger: Logger, evaluator: Evaluator | None, state: TrainState,
+    save: Callable[..., None],
+) -> None:  # fmt: skip
+    """Ends a run whose last step is done. ``save``: as ``(step, state, metric, is_last=)``."""
+    figures: dict[str, Figures] = evaluator(state.params, blind=True) if evaluator else {}
+    if figures:
+        logger.log(run.steps, {"eval": figures})
+    save(run.steps, state, mean_loss(figures), is_last=True)
+    summary = _summary(run, progress, figures)
+    if run.is_first:
+        write_json(run.workdir / "summary.json", summary._asdict())
+    with run.barrier.together("the closing samples"):
+        drawn = _draw_samples(run, state)
+    for line in _closing_lines(run, summary, drawn):
+        run.say(line)
+
+
+def _summary(run: Run, progress: Progress, figures: dict[str, Figures]) -> Summary:
+    return Summary(
+        steps=run.steps,
+        loss=progress.loss,
+        eval=figures,
+        **progress.meter.totals(),
+        first_step_seconds=progress.meter.first_step_seconds,
+        wall_seconds=progress.meter.wall_seconds,
+        examples_seen=progress.examples_seen,
+        examples_skipped=len(run.skipped),
+        peak_memory_bytes=throughput.peak_memory_bytes(jax.local_devices()),
+        attention=run.recipe.compute.attention,
+    )
+
+
+def _draw_samples(run: Run, state: TrainState) -> str:
+    """Draws held-out questions with the model's answers; returns the pictures' folder, or ''."""
+    if not run.held_out:
+        return ""
+    recipe, folder, drawn = run.recipe, run.workdir / "samples", ""
+    generate = make_generator(recipe.model, recipe.compute, recipe.template.stop_ids)
+    for source in run.held_out.lengths:
+        asked = samples.questions(source.prepared, recipe.template, SAMPLES)
+        if asked:
+            prompts = [prompt for prompt, _ in asked]
+            given = answers(generate, state.params, prompts, recipe.template, recipe.image, ANSWER_TOKENS)
+            if run.is_first:
+                samples.draw(asked, given, folder / f"{files.bare(source.name)}.png")
+            drawn = str(folder)
+    return drawn
+
+
+def _closing_lines(run: Run, summary: Summary, drawn: str) -> Iterator[str]:
+    figures = [(key, value) for key, value in summary._asdict().items() if key != "eval"]
+    yield ""
+    yield formatting.table(figures + closing_rows(summary.eval))
+    yield ""
+    if drawn:
+        yield f"look at the model's answers: {drawn}"
+    if best := run.checkpoints.best_line():
+        yield f"checkpoints: {', '.join(map(str, run.checkpoints.steps()))}{best}"
+    yield f'ask it:   python -m jaxmm.generate --workdir={run.workdir} --image=PICTURE.png --prompt="..."'
+    yield f"evaluate: python -m jaxmm.evaluate --workdir={run.workdir}"
+    yield "your own data: --config.data.path=dataset_info.json --config.data.mixture=name:share --workdir=NEW"

@@ -1,0 +1,182 @@
+"""The training loop: from the first state to the last checkpoint, or to a signal."""
+
+from __future__ import annotations
+
+import collections
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+
+import jaxmm
+from jaxmm import sharding
+from jaxmm.data.assemble import Loaded
+from jaxmm.data.loader import batches
+from jaxmm.runtime.barrier import Stop
+from jaxmm.training.closing import close
+from jaxmm.training.compiled_step import CompiledStep
+from jaxmm.training.evaluator import Evaluator, Figures, mean_loss
+from jaxmm.training.logger import Logger
+from jaxmm.training.opening import opening_lines
+from jaxmm.training.progress import Progress, counts_of
+from jaxmm.training.run import Run
+from jaxmm.training.step import TrainState
+
+
+def train(run: Run) -> int:
+    """Runs to the last step, or to a signal. Returns the exit status."""
+    with jax.set_mesh(run.mesh), run.checkpoints, Stop(run.barrier) as stop:
+        # First, as it takes longest: it compiles in a thread.
+        compiled_step = CompiledStep(run.program, run.mesh, run.abstract_batch(), lambda line: run.say(line))
+        workdir = run.workdir if run.is_first else None
+        try:
+            with Logger(workdir, run.steps, run.start, run.config.log.tensorboard) as logger:
+                run.say = logger.say
+                return _Loop(run, logger, compiled_step)(stop)
+        finally:
+            run.forget_unused_start()
+
+
+class _Due(NamedTuple):
+    """What comes after a step."""
+
+    log: bool
+    evaluate: bool
+    save: bool
+
+    @classmethod
+    def after(cls, step: int, run: Run) -> _Due:
+        every = (run.config.log.every, run.config.eval.every, run.config.checkpoint.every)
+        return cls(*(step == run.steps or (n > 0 and step % n == 0) for n in every))
+
+
+class _Loop:
+    """Steps through a run. Figures of a step are read while the next one runs."""
+
+    def __init__(self, run: Run, logger: Logger, compiled_step: CompiledStep):
+        self.run, self.logger, self.compiled_step = run, logger, compiled_step
+        self.evaluated: tuple[int, dict[str, Figures]] = (-1, {})  # at which step, and what
+
+    def __call__(self, stop: Stop) -> int:
+        run = self.run
+        state = self._first_state()
+        for line in opening_lines(run, state):
+            run.say(line)
+        self.evaluator = _evaluator(run)
+        self.progress = progress = Progress(run, self.logger)
+        step, signal = run.start, 0
+        for wait, loaded, batch in _timed(_placed_batches(run)):
+            if signal := stop.agreed(step + 1, progress.too_many_skipped()):
+                break
+            state, metrics = self.compiled_step(state, batch)
+            run.begin()
+            step += 1
+            progress.add(metrics, counts_of(loaded, run, wait), loaded)
+            if any(due := _Due.after(step, run)):
+                self._after(step, due, state)
+        progress.finish(step)
+        if signal:
+            self._save(step, state, None, is_last=True)
+            run.say(f"stopped after step {step} of {run.steps} and saved; "
+                    f"the same command goes on at step {step + 1}")  # fmt: skip
+            return 128 + signal
+        close(run, progress, self.logger, self.evaluator, state, self._save)
+        return 0
+
+    def _first_state(self) -> TrainState:
+        with self.run.barrier.together("the first state"):
+            state = self.run.initial_state()
+            if jax.process_count() > 1:
+                jax.block_until_ready(state)
+        return state
+
+    def _after(self, step: int, due: _Due, state: TrainState) -> None:
+        run, progress = self.run, self.progress
+        progress.settle()
+        progress.judge_skipped(step)
+        if due.log:
+            progress.log(step)
+        if step == run.steps:
+            return  # the end evaluates and saves once more, with everything
+        with progress.meter.pause():
+            if due.evaluate and self.evaluator:
+                figures = self.evaluator(state.params)
+                self.evaluated = step, figures
+                self.logger.log(step, {"eval": figures})
+                run.say(f"step {step}: " + "  ".join(_one_line(figures)))
+            if due.save:
+                at, figures = self.evaluated
+                self._save(step, state, mean_loss(figures) if at == step else None)
+
+    def _save(self, step: int, state: TrainState, metric: float | None, *, is_last: bool = False) -> None:
+        run = self.run
+        meta = {
+            "position": step,
+            "steps": run.steps,
+            "config": run.identity.config,
+            "data": run.identity.data,
+            "versions": {"jaxmm": jaxmm.__version__, "jax": jax.__version__},
+            "examples_seen": self.progress.examples_seen,
+            "plan": {
+                "batch": run.plan.origin.batch,
+                "begun_after": run.by_source(run.plan.origin.seen),
+                "seen": run.by_source(run.plan.seen(step)),
+            },
+        }
+        run.plan.save()
+        with run.barrier.together(f"the checkpoint of step {step}"):
+            meta["skipped_lines"] = run.skipped.lines()  # in here no process is a step ahead
+            run.checkpoints.save(step, state, meta, metric)
+            if is_last:
+                run.checkpoints.wait()
+
+
+def _evaluator(run: Run) -> Evaluator | None:
+    if not run.held_out:
+        return None
+    config = run.config
+    return Evaluator(
+        run.held_out, run.recipe, run.mesh,
+        seq_len=config.seq_len, batch_size=config.batch_size, examples=config.eval.examples,
+    )  # fmt: skip
+
+
+def _placed_batches(run: Run) -> Iterator[tuple[Loaded, Any]]:
+    """The run's batches from its start on, with those arrays on the mesh."""
+    config = run.config
+    source = batches(
+        run.plan, run.assemble, run.start, run.steps, local_rows=run.local_rows,
+        threads=config.data.threads, workers=config.data.workers,
+    )  # fmt: skip
+    return prefetch(source, lambda batch: sharding.place_batch(batch, run.mesh))
+
+
+def prefetch(source: Iterator[Loaded], place: Callable[[Any], Any], depth: int = 2) -> Iterator[tuple[Loaded, Any]]:
+    """Keeps ``depth`` batches on the device ahead of the loop."""
+    queue: collections.deque[tuple[Loaded, Any]] = collections.deque()
+    for loaded in source:
+        queue.append((loaded, place(loaded.batch)))
+        if len(queue) == depth:
+            yield queue.popleft()
+    yield from queue
+
+
+def _timed(source: Iterator[tuple[Loaded, Any]]) -> Iterator[tuple[float, Loaded, Any]]:
+    """Adds the seconds that each took to come."""
+    while True:
+        began = time.perf_counter()
+        try:
+            loaded, batch = next(source)
+        except StopIteration:
+            return
+        yield time.perf_counter() - began, loaded, batch
+
+
+def _one_line(figures: dict[str, Figures]) -> Iterator[str]:
+    for name, of_source in figures.items():
+        if of_source["loss"] is None:
+            yield f"{name}: nothing to predict"
+            continue
+        right = of_source["answer_accuracy"]
+        yield f"{name} loss {of_source['loss']:.4f}" + ("" if right is None else f", answers right {right:.3f}")

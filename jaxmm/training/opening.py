@@ -1,0 +1,104 @@
+"""What a run says before its first step: the machine, the model, the data, and what is unusual about them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+import jaxmm
+from jaxmm import formatting, sharding
+from jaxmm.data.prepare.statistics import special_lines
+from jaxmm.models.flops import parameter_counts
+from jaxmm.models.multimodal import flat_axes
+from jaxmm.training.program import make_rates
+from jaxmm.training.run import Run
+from jaxmm.training.step import TrainState
+
+
+def opening_lines(run: Run, state: TrainState) -> Iterator[str]:
+    """The lines, in their order."""
+    yield from _model_lines(run, state)
+    yield from _data_lines(run)
+    yield from _row_lines(run)
+    if run.start:
+        yield from _resume_lines(run)
+
+
+def _model_lines(run: Run, state: TrainState) -> Iterator[str]:
+    recipe, warmup = run.recipe, run.config.optimizer.warmup
+    sizes = ", ".join(f"{part} {formatting.short(n)}" for part, n in parameter_counts(state.params).items())
+    shape = " x ".join(f"{axis} {n}" for axis, n in run.mesh.shape.items() if n > 1) or "one device"
+    yield (
+        f"jaxmm {jaxmm.__version__} on {jax.devices()[0].device_kind}, {shape}; compute in {recipe.compute.dtype}, "
+        f"attention by '{recipe.compute.attention}'"
+    )
+    yield f"parameters: {sizes}" + (f"; frozen: {', '.join(recipe.frozen)}" if recipe.frozen else "")
+    for line in recipe.start.differences() if recipe.start else ():
+        yield f"init_from: {line}"
+    for line in recipe.template.notes:
+        yield f"template: {line}"
+    if warmup >= run.steps:
+        yield f"optimizer.warmup is {warmup} steps and the run has {run.steps}: the rate rises to the end"
+
+
+def _data_lines(run: Run) -> Iterator[str]:
+    corpus, plan = run.corpus, run.plan
+    for source, share in zip(corpus.lengths, corpus.shares, strict=True):
+        tokens = formatting.short(float(source.tokens_E.sum()))
+        yield (
+            f"data: {source.name}, {len(source)} documents, {tokens} tokens, {len(source.units_I)} images, "
+            f"share {share / sum(corpus.shares):.3f}"
+        )
+    for source in corpus.lengths:
+        for line in special_lines(source.prepared.meta.get("special", {})):
+            yield f"data: {source.name}: {line}"
+    for source, long in zip(corpus.lengths, plan.long, strict=True):
+        if line := long.line(source.name, run.config.data.long_documents):
+            yield f"data: {line}"
+    for step, shares in corpus.later:
+        changed = ", ".join(f"{n} {s / sum(shares):.3f}" for n, s in zip(corpus.names, shares, strict=True))
+        yield f"data: shares from step {step} on: {changed}"
+    if not plan.mixture.is_endless:
+        ends = plan.about_batches()
+        told = f"step {plan.batches()}" if ends <= 4 * run.steps else f"about {ends:,.0f} steps"
+        yield f"data: all of it ends after {told}; this run has {run.steps} steps"
+
+
+def _row_lines(run: Run) -> Iterator[str]:
+    b = run.budgets
+    yield (
+        f"a row holds {b.tokens} tokens, {b.patches} patches, {b.items} images, {b.targets} targets; a batch "
+        f"{run.config.batch_size} rows"
+    )
+    yield from sharding.report_replicated(run.mesh, flat_axes(run.recipe.model))
+    yield from sharding.report_whole_rows(run.mesh, {"seq_len": b.tokens, "patch_budget": b.patches})
+
+
+def _resume_lines(run: Run) -> Iterator[str]:
+    if run.changed:
+        seen = ", ".join(f"{n} of {name}" for name, n in run.by_source(run.plan.origin.seen).items())
+        yield f"the data has changed ({'; '.join(run.changed)}); examples seen so far: {seen}"
+    yield f"{run.workdir} has a checkpoint: going on at step {run.start + 1} of {run.steps}"
+    if line := jump_of_rate(run.config, run.meta, run.start, run.steps):
+        yield line
+
+
+def jump_of_rate(config: ConfigDict, meta: Mapping[str, Any], start: int, steps: int) -> str:
+    """What a schedule of another length does to the rate at the step that a run goes on with, or ''.
+
+    Args:
+      meta: of the checkpoint; version 0.1 did not note the steps of its schedule.
+    """
+    before = meta.get("steps") or (0 if meta["config"].get("epochs") else meta["config"]["steps"])
+    if before in (0, steps):
+        return ""
+    old, new = (float(make_rates(config, n)(start)) for n in (before, steps))
+    if abs(new - old) <= 0.01 * max(old, new):
+        return ""
+    return (
+        f"the schedule was of {before} steps and is of {steps}: the learning rate at step {start + 1} is {new:.3g}, "
+        f"and would have been {old:.3g}"
+    )

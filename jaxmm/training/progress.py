@@ -1,0 +1,171 @@
+"""What the steps of a run gave: read one step late, counted, logged, and judged."""
+
+from __future__ import annotations
+
+import collections
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxmm.data.assemble import Loaded
+from jaxmm.data.documents import split_origin
+from jaxmm.errors import UserError
+from jaxmm.models.flops import batch_flops
+from jaxmm.runtime.barrier import Meeting
+from jaxmm.training.logger import Logger
+from jaxmm.training.run import Run
+from jaxmm.training.step import Metrics
+from jaxmm.training.throughput import Counts, Meter
+
+MAX_BAD_STEPS = 20  # non-finite steps in a row that end a run
+MIN_SEEN = 100  # examples, before which config.data.max_skipped of them are not judged
+
+
+def counts_of(loaded: Loaded, run: Run, wait: float) -> Counts:
+    """What a global batch of a run holds, for the rates and fills; ``wait``: seconds that the loop waited for it."""
+    return count(
+        loaded, run.config.batch_size, batch_flops(run.recipe.model, loaded.batch, run.recipe.frozen), wait
+    )  # fmt: skip
+
+
+def count(loaded: Loaded, batch_size: int, flops: float, wait: float) -> Counts:
+    """What a global batch holds; of what is in ``throughput.OF_ROWS``, this process's part."""
+    text, patches, features = loaded.batch.text, loaded.batch.patches, loaded.batch.features
+    ready = 0 if features is None else int(features.segments.max(1).sum())
+    return Counts(
+        examples=sum(piece.first == 0 for row in loaded.all_rows for piece in row),
+        tokens=int((text.segments > 0).sum()),
+        token_capacity=batch_size * text.segments.shape[1],
+        images=int((loaded.batch.grids_BM3[..., 0] > 0).sum()) + ready,
+        patches=int((patches.segments > 0).sum()),
+        patch_capacity=batch_size * patches.segments.shape[1],
+        flops=flops,
+        wait_seconds=wait,
+    )
+
+
+class Progress:
+    """The figures of a run's steps. A step's metrics are read when the next step is added, so that both overlap.
+
+    Attributes:
+      examples_seen: by the run so far, resumes included.
+      loss: of the last line of the log.
+    """
+
+    def __init__(self, run: Run, logger: Logger):
+        self.run, self.logger = run, logger
+        self.examples_seen: int = run.meta["examples_seen"]
+        self.loss: float | None = None
+        log_meeting = Meeting("log")
+        self.meter = Meter(
+            jax.devices()[0].device_kind, len(jax.devices()),
+            total=lambda counts: log_meeting.total(counts, run.local_rows[0], "a line of the log"),
+        )  # fmt: skip
+        self._sums: list[Metrics] = []  # of the steps since the last line of the log
+        self._run_out = run.plan.run_out(run.start)
+        self._recent: collections.deque[Loaded] = collections.deque(maxlen=MAX_BAD_STEPS)
+        self._pending: tuple[Metrics, Counts, Loaded] | None = None
+
+    def add(self, metrics: Metrics, counts: Counts, loaded: Loaded) -> None:
+        """Takes a step that has been dispatched, and reads the one before."""
+        self.settle()
+        self._pending = metrics, counts, loaded
+
+    def settle(self) -> None:
+        """Reads the last step's metrics, which waits for it, and counts it.
+
+        Raises:
+          UserError: naming the examples, after too many steps in a row that were not finite.
+        """
+        if not self._pending:
+            return
+        (metrics, counts, loaded), self._pending = self._pending, None
+        self.run.barrier.wait_for(metrics, f"the end of step {self.run.start + self.meter.steps + 1}")
+        metrics = jax.device_get(metrics)
+        self.meter.step(counts)
+        self._sums.append(metrics)
+        self._recent.append(loaded)
+        self.examples_seen += counts.examples
+        for skip in loaded.skipped:
+            self.run.skipped.add(*split_origin(skip.origin), skip.reason)
+        if int(metrics.bad_steps) >= MAX_BAD_STEPS:
+            raise self._not_finite()
+
+    def finish(self, step: int) -> None:
+        """Reads, logs and judges what the loop left, after its last step."""
+        self.settle()
+        if self._sums:
+            self.log(step)
+        self.judge_skipped(step)
+
+    def judge_skipped(self, step: int) -> None:
+        """Ends the run, in all processes, before it saves what counts too many documents that could not be used."""
+        with self.run.barrier.agreed(f"the end of step {step}"):
+            if jax.process_count() > 1:
+                self.run.skipped.reread()
+            if refused := self.too_many_skipped():
+                raise refused
+
+    def too_many_skipped(self) -> UserError | None:
+        """Why the run cannot go on, where too many of the examples seen could not be used."""
+        seen, most, met = self.examples_seen, self.run.config.data.max_skipped, self.run.skipped.met
+        if seen < MIN_SEEN or met <= most * seen:
+            return None
+        return UserError(
+            f"{met} of {seen} documents could not be used, more than {most:.1%}: see "
+            f"{self.run.workdir / 'skipped.jsonl'}; once they can be read, or with a higher config.data.max_skipped, "
+            f"the same command goes on from the last checkpoint, and counts only what that had counted"
+        )
+
+    def log(self, step: int) -> None:
+        """Logs the steps since the last call; nothing where there were none."""
+        if not self._sums:
+            return
+        run, window = self.run, self.meter.window()
+        if jax.process_count() > 1:
+            run.skipped.reread()
+        figures = self._loss_figures(step)
+        self.loss = figures["loss"]
+        self.logger.log(step, {
+            **figures,
+            "examples_seen": self.examples_seen,
+            "examples_skipped": len(run.skipped),
+            **window,
+        })  # fmt: skip
+        self._sums = []
+        run.checkpoints.settle()
+        for name in run.plan.run_out(step):
+            if name not in self._run_out:
+                self._run_out.append(name)
+                run.say(f"data: {name} has run out before step {step}; the others share what it had")
+
+    def _loss_figures(self, step: int) -> dict[str, Any]:
+        """Of the steps since the last line: means over targets, and the last step's gradient norms."""
+        total, last = jax.tree.map(lambda *x: np.sum(x, axis=0), *self._sums), self._sums[-1]
+        weight = float(total.weight_sum)
+        sums = zip(self.run.corpus.names, total.source_loss_sum, total.source_weight_sum, strict=False)
+        by_modality = {name: _mean(*of) for name, of in total.modality_sums.items()}
+        return {
+            "loss": float(total.loss_sum) / weight if weight else None,
+            "target_accuracy": float(total.correct_sum) / weight if weight else None,
+            "learning_rate": float(self.run.program.schedule(step - 1)),
+            "grad_norm": float(last.grad_norms["all"]),
+            "grad_norm_by_part": {part: float(norm) for part, norm in last.grad_norms.items() if part != "all"},
+            "bad_steps": int(last.bad_steps),
+            "sources": {name: _mean(loss, of) for name, loss, of in sums},
+            **({"modalities": by_modality} if by_modality else {}),
+        }
+
+    def _not_finite(self) -> UserError:
+        pieces = sorted({(p.source, p.example) for batch in self._recent for row in batch.all_rows for p in row})
+        names = ", ".join(f"{self.run.corpus.names[source]}:{example}" for source, example in pieces[:50])
+        more = f" and {len(pieces) - 50} more" if len(pieces) > 50 else ""
+        return UserError(
+            f"the loss or its gradient was not finite in {MAX_BAD_STEPS} steps in a row, none of which changed a "
+            f"parameter; lower config.optimizer.rate or look at these examples: {names}{more}"
+        )
+
+
+def _mean(total: Any, weight: Any) -> dict[str, float | None]:
+    return {"loss": float(total / weight) if weight else None, "targets": float(weight)}

@@ -1,0 +1,178 @@
+"""All that a training run is built of, before its first step: what its config says, and what its workdir holds."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from jaxmm import capacity, command, sharding
+from jaxmm.atomic import read_lines, write_json
+from jaxmm.batch import Batch
+from jaxmm.checkpoints.checkpoint import Checkpoints
+from jaxmm.checkpoints.params import once, started_params
+from jaxmm.checkpoints.resume import Identity
+from jaxmm.data.packing.plan import Origin
+from jaxmm.errors import UserError, printable
+from jaxmm.hf.pretrained import MODEL, parse, run_and_step
+from jaxmm.recipe import (
+    Recipe,
+    eval_corpus,
+    make_assembler,
+    make_plan,
+    read_budgets,
+    read_recipe,
+    read_steps,
+    train_corpus,
+)
+from jaxmm.runtime.barrier import Meeting
+from jaxmm.training.program import abstract_batch, fresh_state, make_program
+from jaxmm.training.skipped import SkippedFile
+from jaxmm.training.step import TrainState
+from jaxmm.workdir import own_folders
+from jaxmm.workdir.folder import has_saved, note_first_save
+from jaxmm.workdir.kept_folders import TOKENIZER, keep_tokenizer
+
+
+class Run:
+    """A run as it begins or goes on, built once.
+
+    Attributes:
+      start: the step it goes on from; 0 for one that begins.
+      meta: of the checkpoint gone on from.
+      say: prints a line; a logger's, once there is one.
+    """
+
+    def __init__(self, config: ConfigDict, workdir: Path):
+        self.config, self.workdir = config, workdir
+        self.is_first, self.barrier = jax.process_index() == 0, Meeting("step")
+        self.mesh = sharding.make_mesh(config.mesh)
+        sharding.check_rows(self.mesh, config.batch_size, config.accumulation)
+        self.local_rows = sharding.local_rows(self.mesh, config.batch_size)
+        self.say: Callable[[str], None] = lambda line: print(printable(line), file=sys.stderr, flush=True)
+        self._has_begun = False
+        self.checkpoints = Checkpoints(
+            workdir / "checkpoints", config.checkpoint.keep, config.checkpoint.keep_best,
+            on_save=lambda step: note_first_save(workdir, step), say=lambda line: self.say(line),
+        )  # fmt: skip
+        self.start = self._first_step()
+        self.meta: dict[str, Any] = self.checkpoints.meta(self.start) if self.start else {"examples_seen": 0}
+        if not self.start:
+            self._refuse_foreign()
+        self.recipe = self._recipe()
+        capacity.check_model(self.recipe.model, self.recipe.frozen, self.mesh)
+        self.corpus = train_corpus(config, self.recipe)
+        self.held_out = eval_corpus(config, self.recipe)
+        self.budgets = read_budgets(config, self.corpus)
+        self.assemble = make_assembler(config, self.recipe.image, self.corpus, self.budgets, jax.process_count())
+        self.identity, self.changed = self._identity()
+        self.plan = make_plan(config, self.corpus, self.budgets, self._origin(), self.identity.data["plan"])
+        self.steps = read_steps(config, self.plan)
+        known = self.meta.get("skipped_lines") if self.start else 0  # version 0.1 did not count them
+        self.skipped = SkippedFile(workdir / "skipped.jsonl", known, writes=self.is_first)
+        self.program = make_program(
+            config, self.recipe, steps=self.steps, targets=self.budgets.targets, sources=len(self.corpus.lengths)
+        )
+
+    def _first_step(self) -> int:
+        """The step of the checkpoint to go on from; 0 for a run that begins.
+
+        Raises:
+          UserError: if there is none, though there had been.
+        """
+        if latest := self.checkpoints.latest():
+            return latest
+        broken = self.checkpoints.faults()
+        if has_saved(self.workdir, self.config.checkpoint.every):
+            why = "; ".join(f"{step}: {fault}" for step, fault in broken.items()) or "there is none left"
+            raise UserError(
+                f"{self.workdir} holds a run that has saved, and no checkpoint of it can be used ({why}): nothing was "
+                f"changed; put a whole one back into {self.checkpoints.folder}, or give another --workdir to start anew"
+            )
+        return 0
+
+    def _refuse_foreign(self) -> None:
+        """Stops where what the run will keep would take the place of what somebody else has put into the workdir."""
+        named = [("config.init_from", folder) for folder in parse(run_and_step(self.config.init_from)[0]).values()]
+        kept, tokenizer = self.workdir / TOKENIZER, Path(self.config.data.tokenizer).expanduser()
+        is_there = bool(self.config.data.tokenizer) and tokenizer.resolve() == kept.resolve()
+        if self.config.data.tokenizer and not is_there:
+            named.append(("config.data.tokenizer", tokenizer))
+        made = [self.workdir / MODEL] if is_there else [self.workdir / MODEL, kept]
+        own_folders.refuse_foreign(made, named, self.workdir)
+
+    def _recipe(self) -> Recipe:
+        # Until a save is complete the run is what its config says, whatever a start that died has left.
+        recipe = read_recipe(self.config, self.workdir if self.start else None)
+        if self.start and (older := self.meta["data"].get("template")) in recipe.template.older:
+            recipe = recipe._replace(template=recipe.template.as_of(older))  # its prepared data goes by that name
+        return recipe
+
+    def _identity(self) -> tuple[Identity, list[str]]:
+        """Which run this is, and how its data differs from the checkpoint's, as far as that is allowed."""
+        identity = Identity.of(
+            command.to_json(self.config), self.corpus, self.budgets, self.recipe.template.fingerprint
+        )  # fmt: skip
+        if not self.start:
+            return identity, []
+        identity = identity.going_on(self.meta)
+        if self.meta["position"] != self.start:
+            raise UserError(
+                f"{self.checkpoints.folder / str(self.start)} is a checkpoint of step {self.meta['position']}: its "
+                f"name must be its step"
+            )
+        return identity, identity.check(self.meta, self.workdir, self.config.data.allow_change)
+
+    def _origin(self) -> Origin:
+        """Where the plan begins: with the run, or, after a change of the data, with the examples seen until then."""
+        if not self.start:
+            return Origin()
+        saved = self.meta["plan"]
+        if self.changed:
+            saved = {"batch": self.start, "begun_after": saved["seen"]}
+        return Origin(saved["batch"], tuple(int(saved["begun_after"].get(name, 0)) for name in self.corpus.names))
+
+    def begin(self) -> None:
+        """Writes, once, what a run has from its first step on: a start that fails before leaves nothing."""
+        if self._has_begun:
+            return
+        self._has_begun = True
+        with self.barrier.agreed("the run's first files"):
+            if self.is_first:
+                write_json(self.workdir / "config.json", command.to_json(self.config))
+                keep_tokenizer(self.config.data.tokenizer, self.workdir)
+                note_first_save(self.workdir, self.start)
+            for folder in self.corpus.folders + (self.held_out.folders if self.held_out else []):
+                self.skipped.note(read_lines(folder / "skipped.jsonl"))
+
+    def forget_unused_start(self) -> None:
+        """Removes what ``init_from`` left in the workdir of a run that never came to its first step."""
+        if not (self._has_begun or self.start) and self.is_first:
+            own_folders.remove(self.workdir / MODEL)
+
+    def abstract_batch(self) -> Batch:
+        """Shapes and shardings of a global batch."""
+        rows, width = self.config.batch_size, self.assemble.feature_width
+        return abstract_batch(self.recipe, self.budgets, rows, self.mesh, width)
+
+    def initial_state(self) -> TrainState:
+        """The state at ``self.start``: restored onto this mesh, from ``init_from``, or fresh."""
+        if self.start:
+            return self.checkpoints.restore(self.program.abstract_state(self.mesh), self.start)
+        if self.is_first:
+            own_folders.remove(self.workdir / MODEL)  # of a start from another model that never came to a save
+        if not self.config.init_from:
+            return fresh_state(self.program, self.mesh, self.config.seed)
+        params = started_params(
+            self.recipe, self.mesh, self.workdir, init_from=self.config.init_from, seed=self.config.seed
+        )  # fmt: skip
+        first_state = jax.jit(self.program.first_state, out_shardings=self.program.shardings(self.mesh))
+        return once(first_state.lower(params))(params)
+
+    def by_source(self, counts: Sequence[int]) -> dict[str, int]:
+        """Counts of each source, by its name."""
+        return dict(zip(self.corpus.names, counts, strict=False))

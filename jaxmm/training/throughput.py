@@ -1,0 +1,172 @@
+"""Rates and fills: sums over seconds in which steps ran, and what of the peak they are.
+
+The first step (which compiles), evaluation and saving are left out of both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+# Dense bf16 FLOP/s of one device, by `jax.Device.device_kind`.
+_TPU_PEAKS = {  # cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+}
+_GPU_PEAKS = (  # NVIDIA's data sheets: half of the sparse figure they print. The first name found in the kind counts.
+    ("A100", 312e12),
+    ("H100 PCIe", 756e12),
+    ("H100 NVL", 835e12),
+    ("H100", 989e12),
+    ("GH200", 989e12),
+    ("H200", 989e12),
+    ("B200", 2250e12),
+)
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Dense bf16 FLOP/s of one device, or None where it is not known (CPUs among them)."""
+    gpus = (peak for name, peak in _GPU_PEAKS if re.search(rf"\b{name}\b", device_kind))
+    return _TPU_PEAKS.get(device_kind) or next(gpus, None)
+
+
+def mfu(flops_per_second: float, device_kind: str, devices: int) -> float | None:
+    """Model FLOP/s over the peak of all devices, or None where the peak is not known."""
+    peak = peak_flops(device_kind)
+    return flops_per_second / (peak * devices) if peak else None
+
+
+def peak_memory_bytes(devices: Iterable[Any]) -> int:
+    """The largest device peak so far; on devices that keep no count (CPUs) the peak of this process.
+
+    Args:
+      devices: this process's jax.Devices.
+    """
+    peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in devices]
+    unit = 1 if sys.platform == "darwin" else 1024
+    return max(peaks, default=0) or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+# Of Counts, what a process knows only of the rows it loads.
+OF_ROWS = ("tokens", "images", "patches", "flops")
+
+
+@dataclasses.dataclass
+class Counts:
+    """Sums over steps of the global batch; those in OF_ROWS, until a Meter has added them up, of a process's rows of
+    it. ``tokens`` are the non-padding text positions, soft tokens included."""
+
+    steps: int = 0
+    examples: int = 0
+    tokens: int = 0
+    token_capacity: int = 0  # rows x seq_len
+    images: int = 0
+    patches: int = 0
+    patch_capacity: int = 0  # rows x patch_budget
+    flops: float = 0.0  # of the model, forward and backward
+    wait_seconds: float = 0.0  # that the loop waited for data
+    seconds: float = 0.0  # all of the steps' time, waiting included; set by the Meter
+
+    def __iadd__(self, other: Counts) -> Counts:
+        for field in dataclasses.fields(self):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+        return self
+
+
+class Meter:
+    """Counts steps and measures their time. Feed it once a step, when the step's results are there.
+
+    Args:
+      device_kind, devices: of the whole mesh, for MFU.
+      clock: seconds; for tests.
+      total: adds up, over all rows of the batches, numbers that were counted of this process's rows.
+    """
+
+    def __init__(
+        self,
+        device_kind: str = "",
+        devices: int = 1,
+        clock: Callable[[], float] = time.perf_counter,
+        total: Callable[[list[float]], list[float]] = list,
+    ) -> None:
+        self._device = device_kind, devices
+        self._clock, self._total = clock, total
+        self._started = self._mark = clock()
+        self.first_step_seconds = 0.0  # from the Meter's making to the end of the first step: tracing and compiling
+        self.steps = 0
+        self._all = Counts()  # every step of this call up to the last window
+        self._timed = Counts()  # without the first
+        self._window, self._timed_window = Counts(), Counts()
+
+    def step(self, counts: Counts) -> None:
+        """Adds one step, which ended now. ``counts.steps`` and ``counts.seconds`` are filled in here."""
+        now = self._clock()
+        counts = dataclasses.replace(counts, steps=1, seconds=now - self._mark)
+        self._mark = now
+        self.steps += 1
+        self._window += counts
+        if self.steps == 1:
+            self.first_step_seconds = counts.seconds
+        else:
+            self._timed_window += counts
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leaves the time of the block (evaluation, saving) out of all rates. Read the running step's results first."""
+        began = self._clock()
+        try:
+            yield
+        finally:
+            self._mark += self._clock() - began
+
+    def window(self) -> dict[str, float | None]:
+        """The figures of the steps since the last call, for a log line; all processes of a job must ask."""
+        every, timed = self._window, self._timed_window
+        summed = iter(self._total([getattr(counts, name) for counts in (every, timed) for name in OF_ROWS]))
+        for counts in (every, timed):
+            for name in OF_ROWS:
+                setattr(counts, name, next(summed))
+        figures = self._figures(every, timed)
+        if timed.steps:
+            figures["step_seconds"] = timed.seconds / timed.steps
+        self._all += every
+        self._timed += timed
+        self._window, self._timed_window = Counts(), Counts()
+        return figures
+
+    def totals(self) -> dict[str, float | None]:
+        """The figures of the whole call up to the last window, by their names in summary.json."""
+        return self._figures(self._all, self._timed)
+
+    @property
+    def wall_seconds(self) -> float:
+        """Since the Meter was made, with everything."""
+        return self._clock() - self._started
+
+    def _figures(self, every: Counts, timed: Counts) -> dict[str, float | None]:
+        """Fill over every step; rates over the timed ones: None where none was timed yet."""
+        kind, devices = self._device
+
+        def rate(amount: float) -> float | None:
+            return amount / timed.seconds if timed.seconds > 0 else None
+
+        flops = rate(timed.flops)
+        return {
+            "tokens_per_second": rate(timed.tokens),
+            "images_per_second": rate(timed.images),
+            "token_fill": every.tokens / every.token_capacity if every.token_capacity else None,
+            "patch_fill": every.patches / every.patch_capacity if every.patch_capacity else None,
+            "data_wait_fraction": rate(timed.wait_seconds),
+            "mfu": mfu(flops, kind, devices) if flops else None,
+        }
