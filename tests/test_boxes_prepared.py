@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import PIL.Image
 import pytest
+import test_families
 
 from jaxmm import command
 from jaxmm.data.plan import Budgets, cut
@@ -147,6 +148,28 @@ def test_a_model_has_boxes_as_its_family_learnt_them(tmp_path):
     for start in [None, *map(start_of, MARKUP.keys() - found.keys()), start_of("lfm2_vl")]:
         with pytest.raises(UserError, match="say pixels or thousandths"):
             read_boxes(config, start)
+
+
+@pytest.mark.usefixtures("whole_transformers")
+def test_a_folder_says_how_its_boxes_are_written(tmp_path, data):
+    """Qwen2.5-VL's in pixels between the folder's own limits, InternVL's in thousandths, whatever its tiles."""
+
+    def answer(name: str, boxes: str = "model") -> str:
+        folder = tmp_path / name.replace(", ", "-")
+        if not folder.exists():
+            test_families.folder_of(name, folder, has_weights=False)
+        text = read(tmp_path, data, boxes, f"--config.init_from={folder}")[1]
+        return text[text.index("Not at [") :]
+
+    # 1024 pixels at most, in multiples of 8: 200 x 50 becomes 64 x 16, and 16 x 32 stays.
+    assert answer("qwen2.5-vl").startswith("Not at [0, 0, 32, 16].")
+    assert "[8, 8, 16, 32]" in answer("qwen2.5-vl")
+    assert answer("qwen3-vl").startswith("Not at [0, 0, 500, 1000].")
+    assert answer("internvl").startswith("Not at [0, 0, 500, 1000].")
+    with pytest.raises(UserError, match="cuts pictures into tiles"):
+        answer("internvl", "pixels")
+    with pytest.raises(UserError, match="crops pictures"):
+        answer("llava, clip", "thousandths")
 
 
 def test_pictures_with_boxes_do_not_move(tmp_path):
