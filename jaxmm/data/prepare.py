@@ -1,9 +1,10 @@
 """Preparing: from a raw source to the folder that ``prepared`` opens, once, however often it is interrupted.
 
 A source is read once, tokenized, and each image's header looked at; no pixel is decoded, and nothing depends on a
-vision tower. The work is cut into shards, which any process may make (``shard``). They are collected in an unfinished
-folder, ``.NAME-KEY.part``, until all are there; then their columns are joined and the folder takes its name,
-``NAME-KEY``. The bytes in it are the same for any number of workers, for either engine, and after any interruption.
+vision tower, unless boxes are written in its pixels. The work is cut into shards, which any process may make
+(``shard``). They are collected in an unfinished folder, ``.NAME-KEY.part``, until all are there; then their columns are
+joined and the folder takes its name, ``NAME-KEY``. The bytes in it are the same for any number of workers, for either
+engine, and after any interruption.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxmm.data import files, media, processes
+from jaxmm.data import boxes, files, media, processes
 from jaxmm.data.disk import DiskFull, published, space_wanted, sync_folder
 from jaxmm.data.documents import SKIP_ADVICE, Source, Unit
 from jaxmm.data.features import feature_widths
@@ -249,6 +250,8 @@ def _finish(source: Source, template: Template, unfinished: Path, numbers: Seque
             for name, path in ((name, data / f"{name}.npy") for name in COLUMNS)
         },
     }
+    if source.boxes:
+        meta["boxes"] = boxes.settings(source.boxes, source.image)
     told = report(meta, columns, totals.reasons)
     told |= {"dropped_images": dict(sorted(totals.dropped.items())), "columns": totals.columns.as_json()}
     _write_json(data / "report.json", told)

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxmm.data import files, splits
+from jaxmm.data import boxes, files, splits
 from jaxmm.data.documents import Source
 from jaxmm.data.readers import containers, dataset_info, pairs
 from jaxmm.data.readers.containers import SUFFIXES, Container, Format
@@ -97,6 +97,7 @@ def _source(
         reading.hosts(),
         reading.placeholder,
         bare_is_text=reading.bare_placeholder == "text",
+        has_boxes=bool(reading.boxes),
     )
     choice = containers.sample(found, num_samples, kind) if num_samples else None
     if choice is not None and not choice.total:
@@ -113,6 +114,8 @@ def _source(
         "held_out": held_out if held_out.part else [],
         "num_samples": num_samples,
     }
+    if reading.boxes:  # so that what is prepared without them keeps its key
+        entry["boxes"] = boxes.settings(reading.boxes, reading.image)
     return Source(
         name,
         tuple(found),
@@ -132,6 +135,8 @@ def _source(
         max_skipped=reading.max_skipped,
         drop_image=reading.drop_image,
         skip_errors=reading.on_error == "skip",
+        boxes=reading.boxes,
+        image=reading.image,
     )
 
 
