@@ -33,6 +33,7 @@ def get_config() -> ConfigDict:
     config.data.on_error = "stop"  # or "skip": records that make no sense are left out and listed
     config.data.max_skipped = 0.05  # part of a source's documents that may be left out; one always may
     config.data.drop_image = False  # whether a dead picture leaves its page, in place of the page being left out
+    config.data.boxes = ""  # in "pixels" as resized, "thousandths" of sides, or the way of the "model"; "" leaves texts
     config.data.objective = "sft"  # "sft": assistant turns are targets; "pretrain": all text is
     config.data.learn = "all"  # answers; or the "last" of a conversation, or with the "prompt", what users say too
     config.data.thinking = "learn"  # or "mask": read, not learnt; or "off": left out of data and prompts

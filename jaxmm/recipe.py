@@ -27,10 +27,11 @@ from jaxmm.data.prepare.progress import Progress
 from jaxmm.data.prepare.remote import default_cache
 from jaxmm.data.reading import Reading
 from jaxmm.data.sources import read_sources
+from jaxmm.data.text import boxes
 from jaxmm.data.text.template import IMAGE, OURS, ChatOptions, Markup, Template
 from jaxmm.data.text.tokenizer import load_tokenizer
 from jaxmm.errors import UserError
-from jaxmm.hf.pretrained import MARKUP, MODEL, Start, image_settings, read_start
+from jaxmm.hf.pretrained import BOXES, MARKUP, MODEL, Start, image_settings, read_start
 from jaxmm.hf.processors import limits
 from jaxmm.models.attention import choose_backend
 from jaxmm.models.connector import ConnectorSpec
@@ -97,6 +98,8 @@ def load_corpus(
         opened = open_prepared(path, list(shares), cache, reading)
     else:
         sources = [default]
+        if not path and reading.boxes:
+            raise UserError("config.data.boxes: the demo has no boxes: leave it out")
         if not path and reading.val_size:
             raise UserError("config.data.val_size: the demo has held-out data of its own: leave it out")
         if path:
@@ -104,6 +107,7 @@ def load_corpus(
         progress = Progress()
         opened = [Prepared(prepare(source, template, cache / "prepared", progress=progress)) for source in sources]
     for prepared in opened:
+        _check_boxes(prepared, reading)
         if not prepared.is_checked:
             Progress().say(
                 f"{prepared.folder} was prepared by version 0.1, without checksums: damage to its index may go "
@@ -124,6 +128,18 @@ def load_corpus(
     sizes = [float(source.tokens_E.sum()) for source in lengths]
     asked = [shares.get(source.name, 0.0) for source in lengths]
     return Corpus(lengths, asked if all(asked) else sizes, [prepared.folder for prepared in opened])
+
+
+def _check_boxes(prepared: Prepared, reading: Reading) -> None:
+    """Raises UserError for boxes that were written for other pictures than the run's."""
+    was, wanted = prepared.meta.get("boxes", {}), boxes.settings(reading.boxes, reading.image)
+    if was != wanted:
+        kind = was.get("kind", "")
+        keys = f"config.data.boxes={kind or repr('')}" + " and config.image or init_from" * (kind == boxes.PIXELS)
+        raise UserError(
+            f"{prepared.folder} was prepared with {boxes.in_words(was)}, this run asks for {boxes.in_words(wanted)}: "
+            f"set {keys} as they were, or prepare it again"
+        )
 
 
 def _check_settled(path: str, reading: Reading) -> None:
@@ -258,10 +274,32 @@ def read_compute(config: ConfigDict, model: ModelSpec, image: ImageSpec, platfor
     )
 
 
-def read_reading(config: ConfigDict, evaluation: bool = False) -> Reading:
+def read_reading(config: ConfigDict, recipe: Recipe | DataRecipe, evaluation: bool = False) -> Reading:
     """How the config's data is read."""
-    keys = [field.name for field in dataclasses.fields(Reading) if field.name not in ("evaluation", "held_out")]
-    return Reading(**{key: config.data[key] for key in keys}, evaluation=evaluation)
+    beside = ("boxes", "image", "evaluation", "held_out")
+    keys = [field.name for field in dataclasses.fields(Reading) if field.name not in beside]
+    kind = read_boxes(config, recipe.start)
+    return Reading(
+        **{key: config.data[key] for key in keys}, boxes=kind, image=recipe.image if kind else None,
+        evaluation=evaluation,
+    )  # fmt: skip
+
+
+def read_boxes(config: ConfigDict, start: Start | None) -> str:
+    """How boxes in texts are written: as ``boxes.KINDS``.
+
+    Raises:
+      UserError: if that is to be the model's way, and nobody knows it.
+    """
+    if config.data.boxes != "model":
+        return str(config.data.boxes)
+    family = start.config["model_type"] if start else ""
+    if family not in BOXES:
+        whose = f"the family {family}" if family else "a model from random weights"
+        raise UserError(
+            f"config.data.boxes=model is known of {', '.join(BOXES)}, not of {whose}: say pixels or thousandths"
+        )
+    return BOXES[family]
 
 
 def _load(
@@ -282,7 +320,7 @@ def train_corpus(config: ConfigDict, recipe: Recipe | DataRecipe) -> Corpus:
     default = demo.training_source(seed=0)
     stages = parse_schedule(config.data.mixture)
     names = ",".join(dict.fromkeys(name for _, shares in stages for name in shares))
-    corpus = _load(config, config.data.path, names, recipe, default, read_reading(config))
+    corpus = _load(config, config.data.path, names, recipe, default, read_reading(config, recipe))
     for source in corpus.lengths:
         if not source.targets_E.any():
             raise UserError(
@@ -308,7 +346,7 @@ def eval_corpus(config: ConfigDict, recipe: Recipe) -> Corpus | None:
     With ``config.data.val_size``, no path or that of the training data is the part that is kept from training.
     """
     path, mixture = config.eval.path, config.eval.mixture
-    reading = read_reading(config, evaluation=True)
+    reading = read_reading(config, recipe, evaluation=True)
     is_same = bool(path) and files.absolute(path) == files.absolute(config.data.path)
     if reading.val_size and config.data.path and (is_same or not path):
         # Of the same files, and so of the same split.
@@ -394,9 +432,9 @@ def read_steps(config: ConfigDict, plan: Plan) -> int:
 
 
 def read_jitter(config: ConfigDict) -> float:
-    """How far edges of pictures move; automatic is off where weights have been trained before."""
+    """How far edges of pictures move; automatic is off where weights have been trained before, and beside boxes."""
     if config.data.jitter == AUTOMATIC:
-        return 0.0 if config.init_from else 0.15
+        return 0.0 if config.init_from or config.data.boxes else 0.15
     return float(config.data.jitter)
 
 

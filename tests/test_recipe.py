@@ -192,7 +192,7 @@ def test_a_folder_of_splits_is_both(tmp_path):
 
 def test_the_keys_of_reading_have_its_defaults():
     config = command.parse([f"--config={ROOT / 'configs/base.py'}"], {}, about="").config
-    assert read_reading(config) == Reading()
+    assert read_reading(config, read_data(config)) == Reading()
 
 
 def test_keys_that_prepared_data_cannot_follow_are_refused(tmp_path):

@@ -287,11 +287,11 @@ def describe(output: Path, names: Sequence[str]) -> None:
         temporary.write_text(json.dumps(info, indent=1) + "\n")
 
 
-def raw_sources(config: Any) -> list[Source]:
+def raw_sources(config: Any, recipe: Recipe) -> list[Source]:
     """The sources of a config, as they were before preparing.
 
     Raises:
-      UserError: if the path is prepared data, whose text cannot be had back.
+      UserError: if the path is prepared data, whose text cannot be had back, or boxes are to be written.
     """
     names = dict.fromkeys(name for _, shares in parse_schedule(config.data.mixture) for name in shares)
     if not config.data.path:
@@ -299,7 +299,11 @@ def raw_sources(config: Any) -> list[Source]:
     path = files.absolute(config.data.path)
     if not files.is_file(files.join(path, INFO)) and holds_prepared(path):
         raise UserError(f"config.data.path {path} is prepared: give the raw data, whose records can be written again")
-    return read_sources(path, list(names), read_reading(config))
+    if config.data.boxes:
+        raise UserError(
+            "config.data.boxes: boxes cannot be told of ready-made features, which have no pixels: set it to ''"
+        )
+    return read_sources(path, list(names), read_reading(config, recipe))
 
 
 def main(argv: list[str]) -> int:
@@ -315,7 +319,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"{args.workdir}: its images are cut into tiles, whose vectors make no grid")
     if recipe.model.vision.taps:
         raise UserError("this tower's inner layers go to the decoder too, which ready-made features cannot hold")
-    sources = raw_sources(args.config)
+    sources = raw_sources(args.config, recipe)
     mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
     with jax.set_mesh(mesh), space_wanted(output):
         params = saved_params(workdir, recipe, mesh, chosen_step(workdir, args.step))

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxmm import command, formatting
+from jaxmm.batch import ImageSpec
 from jaxmm.config.shares import parse_mixture
 from jaxmm.data import files
 from jaxmm.data.documents import Source
@@ -25,11 +26,14 @@ from jaxmm.data.prepare.prepare import folder_name, prepare
 from jaxmm.data.prepare.progress import Progress
 from jaxmm.data.reading import Reading
 from jaxmm.data.sources import read_sources
+from jaxmm.data.text import boxes
 from jaxmm.data.text.template import ChatOptions, Template
 from jaxmm.data.text.tokenizer import load_tokenizer
 from jaxmm.errors import UserError, nearest
-from jaxmm.recipe import TEMPLATE_KEYS
+from jaxmm.hf.processors import limits
+from jaxmm.recipe import OWN_PIXELS, TEMPLATE_KEYS
 
+IMAGE_KEYS = ("patch_size", "merge", "min_pixels", "max_pixels")
 ENGINES = {"local": local_engine.run, "ray": ray_engine.run}
 
 FLAGS: command.Flags = {
@@ -60,6 +64,11 @@ FLAGS: command.Flags = {
     "on_error": ("stop", "as config.data.on_error: stop, or skip for records that make no sense"),
     "max_skipped": (0.05, "as config.data.max_skipped: part of a source's documents that may be left out"),
     "drop_image": (False, "as config.data.drop_image: whether a dead picture leaves its page"),
+    "boxes": ("", "as config.data.boxes: pixels or thousandths; '' leaves texts as they are"),
+    "patch_size": (8, "as config.image.patch_size; this and the next three count with --boxes=pixels alone"),
+    "merge": (2, "as config.image.merge"),
+    "min_pixels": (0, "as config.image.min_pixels, for random weights"),
+    "max_pixels": (0, "as config.image.max_pixels, for random weights"),
     "workers": (0, "processes; 0 is one a core where the input is large, else this one alone"),
     "engine": ("local", "local, or ray: a Ray cluster (RAY_ADDRESS), whose machines must all see input and output"),
     "cache": ("", "where shards are made when --output is a URL; '' is $XDG_CACHE_HOME/jaxmm"),
@@ -81,7 +90,7 @@ def main(argv: list[str]) -> int:
     for note in template.notes:
         print(note, file=sys.stderr)
     keys = {field.name for field in dataclasses.fields(Reading)} & FLAGS.keys()
-    reading = Reading(**{key: getattr(args, key) for key in keys})
+    reading = Reading(**{key: getattr(args, key) for key in keys}, image=read_image(args))
     sources = read_sources(args.input, list(parse_mixture(args.mixture, "--mixture")), reading)
     output = files.absolute(args.output)
     is_url = files.is_remote(output)
@@ -104,12 +113,35 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def read_image(args: Any) -> ImageSpec | None:
+    """How a run without ``init_from`` resizes pictures; None where nothing depends on it.
+
+    Raises:
+      UserError: if it cannot, or numbers are given that do not count.
+    """
+    if args.boxes == "model":
+        raise UserError("--boxes=model: no model is known here: say pixels or thousandths")
+    if args.boxes != boxes.PIXELS:
+        if given := [f"--{key}" for key in IMAGE_KEYS if getattr(args, key) != FLAGS[key][0]]:
+            raise UserError(f"{', '.join(given)}: without --boxes=pixels nothing depends on image sizes: leave it out")
+        return None
+    least, most = limits((args.min_pixels, args.max_pixels), OWN_PIXELS)
+    try:
+        return ImageSpec(args.patch_size, args.merge, least, most)
+    except ValueError as error:
+        raise UserError(f"--patch_size, --merge, --min_pixels or --max_pixels: {error}") from error
+
+
 def ready(output: str, args: Any) -> str:
     """The arguments of a run on what was prepared: those that its template comes from, and whom it may ask."""
     given = {"path": output, **({"mixture": args.mixture} if args.mixture else {}), "objective": args.objective}
-    keys = (*TEMPLATE_KEYS, "allow_urls", "url_hosts")
+    keys = (*TEMPLATE_KEYS, "boxes", "allow_urls", "url_hosts")
     given |= {key: getattr(args, key) for key in keys if getattr(args, key) != FLAGS[key][0]}
-    return " ".join(f"--config.data.{key}={shlex.quote(str(value))}" for key, value in given.items())
+    image = {key: getattr(args, key) for key in IMAGE_KEYS if getattr(args, key) != FLAGS[key][0]}
+    return " ".join(
+        f"--config.{group}.{key}={shlex.quote(str(value))}"
+        for group, values in (("data", given), ("image", image)) for key, value in values.items()
+    )  # fmt: skip
 
 
 def read_report(folder: Path) -> dict[str, Any]:
@@ -135,8 +167,8 @@ def refuse_another(source: Source, template: Template, output: str) -> None:
                 raise UserError(f"{meta} is damaged: delete {folder}, or give another --output") from error
         if is_same:
             raise UserError(
-                f"{folder} holds '{source.name}' as it was, or with another tokenizer or objective: delete it, or give "
-                f"another --output"
+                f"{folder} holds '{source.name}' as it was, or with another tokenizer or objective or other boxes: "
+                f"delete it, or give another --output"
             )
 
 

@@ -32,6 +32,11 @@ def wrong_together(v: Mapping[str, Any]) -> Iterator[str]:
         yield f"config.{', config.'.join(axes)} are -1: only one axis can take the devices that the others leave"
     if set(parse_names(v["optimizer.freeze"], "config.optimizer.freeze", PARTS, "part")) == set(PARTS):
         yield "config.optimizer.freeze freezes every part: nothing is left to train"
+    if v["data.boxes"] and v["data.jitter"] > 0:
+        yield (
+            f"config.data.jitter {v['data.jitter']} does not go with config.data.boxes: boxes stay where edges of "
+            f"pictures move; set it to 0"
+        )
     if v["data.predict_image_tokens"] and not v["data.image_tokens"]:
         yield "config.data.predict_image_tokens=True needs config.data.image_tokens: the size of the codebook"
     if (

@@ -156,6 +156,10 @@ KEYS: dict[str, Key] = {
     ),
     "data.max_skipped": Key(0.05, "part of a source's documents that may be left out; one always may", least=0, most=1),
     "data.drop_image": Key(False, "whether a dead picture leaves its page, in place of the page being left out"),
+    "data.boxes": Key(
+        "", 'in "pixels" as resized, "thousandths" of sides, or the way of the "model"; "" leaves texts',
+        choices=("", "pixels", "thousandths", "model"),
+    ),
     "data.objective": Key(
         "sft", '"sft": assistant turns are targets; "pretrain": all text is', choices=("sft", "pretrain")
     ),

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from jaxmm.batch import ImageSpec
+
 PLACEHOLDER = "<image>"
 
 # Why a reader leaves a record out: a closed list, with what to do about it.
@@ -61,6 +63,22 @@ class Tokens(NamedTuple):
     ids: tuple[int, ...]
 
 
+class Object(NamedTuple):
+    """What goes in the place of a mark in a text: a name, or a box of a picture.
+
+    Attributes:
+      name: of what stands there; '' for a box.
+      box: x and y of corners, or of a point; () for a name.
+      image: number of the picture among the document's media.
+      is_part: whether numbers are parts of the picture's sides, and not pixels of it as it is.
+    """
+
+    name: str = ""
+    box: tuple[float, ...] = ()
+    image: int = 0
+    is_part: bool = False
+
+
 Media = Image | Features | Tokens
 Part = Text | Media
 
@@ -93,12 +111,14 @@ class Document(NamedTuple):
       origin: "file.json, record 17", counted from 0: for messages and skipped.jsonl.
       labels: what an evaluation groups by, as ("colour", "unseen").
       tools: JSON list of the tools that may be called, as the data has it; '' for none.
+      objects: one for each mark in its texts, in order, until ``boxes`` has written them there.
     """
 
     turns: tuple[Turn, ...]
     origin: str
     labels: tuple[str, ...] = ()
     tools: str = ""
+    objects: tuple[Object, ...] = ()
 
 
 class Skip(NamedTuple):
@@ -144,6 +164,8 @@ class Source:
       max_skipped: the part of its documents that may be skipped.
       drop_image: whether an image that cannot be used leaves its page, in place of the page being skipped.
       skip_errors: whether a document that cannot be encoded is skipped.
+      boxes: how boxes in its texts are written, one of ``boxes.KINDS``.
+      image: how pictures are resized, where boxes depend on it.
     """
 
     name: str
@@ -155,6 +177,8 @@ class Source:
     max_skipped: float = 0.05
     drop_image: bool = False
     skip_errors: bool = False
+    boxes: str = ""
+    image: ImageSpec | None = None
 
     def documents(self) -> Iterator[Document | Skip]:
         """Starts a fresh pass over all of it."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from jaxmm.batch import ImageSpec
 from jaxmm.data.documents import PLACEHOLDER
+from jaxmm.data.text.boxes import KINDS, check
 from jaxmm.errors import UserError, nearest
 
 # What ``config.data.columns`` may name, each for the column that holds it.
@@ -34,6 +36,8 @@ class Reading:
 
     And beside the keys:
 
+    boxes: how boxes in texts are written: "", "pixels" or "thousandths".
+    image: how pictures are resized, for pixels.
     evaluation: whether it is read to be evaluated.
     held_out: whether it is the part that ``val_size`` keeps from training.
     """
@@ -50,6 +54,8 @@ class Reading:
     on_error: str = "stop"
     max_skipped: float = MAX_SKIPPED
     drop_image: bool = False
+    boxes: str = ""
+    image: ImageSpec | None = None
     evaluation: bool = False
     held_out: bool = False
 
@@ -61,6 +67,16 @@ class Reading:
         if self.bare_placeholder not in BARE:
             known = f"{' or '.join(BARE)}{nearest(self.bare_placeholder, BARE)}"
             raise UserError(f"config.data.bare_placeholder '{self.bare_placeholder}' must be {known}")
+        if self.boxes not in KINDS:
+            known = f"one of {', '.join(filter(None, KINDS))}{nearest(self.boxes, KINDS)}"
+            raise UserError(f"config.data.boxes '{self.boxes}' must be {known}")
+        if self.boxes and self.drop_image:
+            raise UserError(
+                "config.data.boxes does not go with config.data.drop_image: a box whose picture has left its page "
+                "would be another's; leave one of them out"
+            )
+        if self.boxes and self.image:
+            check(self.boxes, self.image)
         if not 0 <= self.val_size < 1:
             raise UserError(f"config.data.val_size is {self.val_size}: it must be a part of the examples, as 0.1, or 0")
         if not 0 <= self.max_skipped <= 1 or math.isnan(self.max_skipped):

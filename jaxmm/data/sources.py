@@ -17,6 +17,7 @@ from jaxmm.data.readers.pictures import Pictures
 from jaxmm.data.readers.recognise import recognise
 from jaxmm.data.readers.records import HeldOut, read
 from jaxmm.data.reading import Reading
+from jaxmm.data.text import boxes
 from jaxmm.errors import UserError, nearest
 
 WILD = "*?["
@@ -97,6 +98,7 @@ def _source(
         reading.hosts(),
         reading.placeholder,
         bare_is_text=reading.bare_placeholder == "text",
+        has_boxes=bool(reading.boxes),
     )
     choice = containers.sample(found, num_samples, kind) if num_samples else None
     if choice is not None and not choice.total:
@@ -113,6 +115,8 @@ def _source(
         "held_out": held_out if held_out.part else [],
         "num_samples": num_samples,
     }
+    if reading.boxes:  # so that what is prepared without them keeps its key
+        entry["boxes"] = boxes.settings(reading.boxes, reading.image)
     return Source(
         name,
         tuple(found),
@@ -132,6 +136,8 @@ def _source(
         max_skipped=reading.max_skipped,
         drop_image=reading.drop_image,
         skip_errors=reading.on_error == "skip",
+        boxes=reading.boxes,
+        image=reading.image,
     )
 
 

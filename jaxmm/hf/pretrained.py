@@ -263,6 +263,8 @@ MARKUP: dict[str, tuple[Any, ...]] = {
     "llava": ("", "\n", True),
     "internvl": ("<img>", "</img>\n"),
 }
+# How a family was taught to write boxes, in the words of config.data.boxes.
+BOXES = {"qwen2_5_vl": "pixels", "qwen3_vl": "thousandths", "internvl": "thousandths"}
 
 
 def is_of_family(start: Start) -> bool:

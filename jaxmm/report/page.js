@@ -41,6 +41,7 @@ function facts(doc) {
   const patches = images.reduce((sum, image) => sum + image.rows * image.columns, 0);
   const soft = patches / store.merge ** 2;
   if (images.length) rows.push(["images", `${images.length}: ${plural(patches, "patch").replace("patchs", "patches")}, ${plural(soft, "soft token")}`]);
+  if (doc.boxes.length) rows.push(["boxes", doc.boxes.join("   ")]);
   return rows;
 }
 

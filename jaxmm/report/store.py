@@ -46,6 +46,7 @@ class Store:
             "targets": view.targets,
             "weights": [round(weight, 4) for weight in view.weights],
             "skipped": view.skipped,
+            "boxes": view.boxes,
             "spans": [self._span(span) for span in view.spans],
         }
         self.documents.append(document)

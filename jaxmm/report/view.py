@@ -15,6 +15,7 @@ import numpy as np
 from jaxmm.batch import ImageSpec
 from jaxmm.data.assemble import Loaded
 from jaxmm.data.packing.plan import Lengths, Piece
+from jaxmm.data.text.boxes import told
 from jaxmm.data.text.template import SPECIAL_TOKENS, Template
 
 SHOWN_IDS = 8  # of a run of image tokens
@@ -79,6 +80,11 @@ class View(NamedTuple):
     @property
     def text(self) -> str:
         return "".join(span.text for span in self.spans if span.kind == "text")
+
+    @property
+    def boxes(self) -> list[str]:
+        """The boxes in what it says, as the model reads or writes them."""
+        return told("".join(span.text for span in self.spans if span.kind in ("text", "special")))
 
 
 def example_id(lengths: Lengths, example: int) -> str:

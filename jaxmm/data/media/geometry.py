@@ -56,6 +56,14 @@ def grid_size(height: Any, width: Any, spec: ImageSpec) -> tuple[Any, Any]:
     return (rows, columns) if rows.ndim else (int(rows), int(columns))
 
 
+def resized_size(height: int, width: int, spec: ImageSpec) -> tuple[int, int]:
+    """Returns (height, width) in pixels that an image which is one tile, and not cropped, is resized to."""
+    if spec.side:
+        return spec.side, spec.side
+    rows, columns = one_grid(height, width, spec)
+    return rows * spec.patch_size, columns * spec.patch_size
+
+
 def tile_grid(height: Any, width: Any, spec: ImageSpec) -> tuple[Any, Any]:
     """Returns (rows, columns) of the tiles that an image of height x width pixels is cut into, one and one for most.
 

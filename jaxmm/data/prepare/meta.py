@@ -65,6 +65,8 @@ def _fault(meta: dict[str, Any]) -> str:
             return f"a shard: {fault}"
         if not _FILE.fullmatch(shard["file"]):
             return f"a shard's file {shard['file'][:80]!r} is no bare name"
+    if not isinstance(meta.get("boxes", {}), dict):
+        return "boxes is no object"
     columns = meta.get("columns", {})
     if not isinstance(columns, dict):
         return "columns is no object"

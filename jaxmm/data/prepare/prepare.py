@@ -1,9 +1,10 @@
 """Preparing: from a raw source to the folder that ``prepared`` opens, once, however often it is interrupted.
 
 A source is read once, tokenized, and each image's header looked at; no pixel is decoded, and nothing depends on a
-vision tower. The work is cut into shards, which any process may make (``shard``). They are collected in an unfinished
-folder, ``.NAME-KEY.part``, until all are there; then their columns are joined and the folder takes its name,
-``NAME-KEY``. The bytes in it are the same for any number of workers, for either engine, and after any interruption.
+vision tower, unless boxes are written in its pixels. The work is cut into shards, which any process may make
+(``shard``). They are collected in an unfinished folder, ``.NAME-KEY.part``, until all are there; then their columns are
+joined and the folder takes its name, ``NAME-KEY``. The bytes in it are the same for any number of workers, for either
+engine, and after any interruption.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from jaxmm.data.prepare.progress import Progress, Silent
 from jaxmm.data.prepare.shard import DATA, INDEX, Part, PrepareUnit, Shard, part_path, read_part
 from jaxmm.data.prepare.statistics import lost_rests, report
 from jaxmm.data.readers.columns import Seen
+from jaxmm.data.text import boxes
 from jaxmm.data.text.template import Template
 from jaxmm.errors import UserError
 
@@ -252,6 +254,8 @@ def _finish(source: Source, template: Template, unfinished: Path, numbers: Seque
             for name, path in ((name, data / f"{name}.npy") for name in COLUMNS)
         },
     }
+    if source.boxes:
+        meta["boxes"] = boxes.settings(source.boxes, source.image)
     told = report(meta, columns, totals.reasons)
     told |= {"dropped_images": dict(sorted(totals.dropped.items())), "columns": totals.columns.as_json()}
     _write_json(data / "report.json", told)

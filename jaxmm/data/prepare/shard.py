@@ -22,11 +22,12 @@ from jaxmm.atomic import published
 from jaxmm.data import files
 from jaxmm.data.documents import SKIP_REASONS, Document, Media, Skip, Source, Text, Tokens, Unit, split_origin
 from jaxmm.data.media import image as media
-from jaxmm.data.media.features import Extent
+from jaxmm.data.media.features import IMAGE, Extent
 from jaxmm.data.media.headers import DROPPED, Looked, looked_at
 from jaxmm.data.prepare.disk import space_wanted
 from jaxmm.data.prepare.prepared import COLUMNS, WEIGHT, Index, Record, count_records, pack_record, stored
 from jaxmm.data.readers.columns import Seen
+from jaxmm.data.text import boxes
 from jaxmm.data.text.encoded import Encoded
 from jaxmm.data.text.template import Template
 from jaxmm.errors import UserError
@@ -207,7 +208,26 @@ def _read(source: Source, shard: Shard, seen: Seen) -> Iterator[tuple[list[Looke
     """Yields chunks of documents with the sizes of their images, and how many bytes they hold."""
     for unit in shard.units:
         for chunk, size in _chunks(_counted(source.read(unit), seen)):
-            yield looked_at(chunk, source.drop_image), size
+            looked = looked_at(chunk, source.drop_image)
+            yield [_with_boxes(found, source) for found in looked] if source.boxes else looked, size
+
+
+def _with_boxes(found: Looked | Skip, source: Source) -> Looked | Skip:
+    """What was looked at, with the boxes in its texts written for the sizes of its pictures.
+
+    Raises:
+      UserError: for a box that makes no sense, unless such documents are skipped.
+    """
+    if isinstance(found, Skip):
+        return found
+    document, pictures, extents = found
+    sizes = [(one.height, one.width) if one.kind == IMAGE else None for one in extents]
+    try:
+        return boxes.written(document, sizes, source.boxes, source.image), pictures, extents
+    except UserError as error:
+        if not source.skip_errors:
+            raise
+        return Skip(document.origin, "no sense", str(error).removeprefix(document.origin).lstrip(": "))
 
 
 def _counted(found: Iterator[Document | Skip], seen: Seen) -> Iterator[Document | Skip]:

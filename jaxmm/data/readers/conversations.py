@@ -50,7 +50,6 @@ ROLES = {
 NAMES = ("messages", "conversations", "conversation")
 KEYS = (("role", "content"), ("from", "value"))
 THOUGHT = ("reasoning_content", "reasoning", "thinking")  # what an assistant thought, beside what it says
-BOX_MARKS = ("<bbox>", "<ref-object>")  # ms-swift's: in their places go the record's objects
 
 
 @dataclass(frozen=True)
@@ -100,8 +99,6 @@ class Conversation:
         if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
             raise UserError(f"{origin}: '{self.messages}' must be a list of objects, not {messages!r:.40}")
         said = [self._turn(origin, message, pictures) for message in messages]
-        if record.get("objects"):
-            _refuse_marks(origin, said)
         self._add_system(origin, record, said)
         told = record.get(self.tools) if self.tools else None
         name, images = find_images(origin, record, self.images, pictures)
@@ -269,18 +266,6 @@ def may_hold_images(record: Mapping[str, Any], columns: Sequence[str]) -> bool:
     return any(
         is_named(name) or counts(name, record[name], columns) for name in resolved(tuple(record), tuple(columns))
     )
-
-
-def _refuse_marks(origin: str, said: Sequence[Said]) -> None:
-    """Raises for texts in which objects of the record should stand: they would be learnt as they are."""
-    for content in (one.content for one in said):
-        texts = [content] if isinstance(content, str) else [piece.text for piece in content if isinstance(piece, Text)]
-        mark = next((mark for mark in BOX_MARKS if any(mark in one for one in texts)), "")
-        if mark:
-            raise UserError(
-                f"{origin} has {mark} for its 'objects', which are not supported yet: write the boxes into the text as "
-                f"the model is to write them for its own image size"
-            )
 
 
 def _has_its_own(origin: str, said: Sequence[Said], name: str, images: Sequence[Media], placeholder: str) -> bool:

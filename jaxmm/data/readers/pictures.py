@@ -41,6 +41,7 @@ class Pictures:
       url_hosts: private addresses that may be asked.
       placeholder: what stands for a picture in a string; '' is nothing.
       bare_is_text: whether it is only text in a record without a picture.
+      has_boxes: whether a record's objects are read, to be written where its marks stand.
     """
 
     folder: str
@@ -50,6 +51,7 @@ class Pictures:
     url_hosts: tuple[str, ...] = ()
     placeholder: str = PLACEHOLDER
     bare_is_text: bool = False
+    has_boxes: bool = False
 
     def marks(self, images: Sequence[Media]) -> str:
         """Returns what stands for a picture in the strings of a record that has these."""

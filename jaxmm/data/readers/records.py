@@ -7,7 +7,7 @@ from collections.abc import Generator, Mapping
 from typing import Any, NamedTuple
 
 from jaxmm.data.documents import Document, Skip, Text, Tokens, Unit
-from jaxmm.data.readers import columns, weights
+from jaxmm.data.readers import columns, marks, weights
 from jaxmm.data.readers.columns import Seen
 from jaxmm.data.readers.containers import Container, Format, Sample, container, relative
 from jaxmm.data.readers.parts import LeftOut
@@ -68,7 +68,7 @@ def read(
       UserError: if records make no sense; the first of them are named.
     """
     name = relative(unit.file, folder)
-    watch = _Watch(form)
+    watch = _Watch(form, pictures.has_boxes)
     trouble: UserError | None = None
     others: list[int] = []
     first = 0
@@ -83,7 +83,7 @@ def read(
         try:
             if isinstance(record, LeftOut):
                 raise record
-            found = form(origin, record, pictures)
+            found = marks.with_objects(origin, record, form(origin, record, pictures), pictures.has_boxes)
             found = weights.weighed(found, weights.of_example(origin, record, found))
             watch.look(origin, record, found)
         except LeftOut as left:
@@ -113,8 +113,8 @@ def read(
 class _Watch:
     """Counts columns, by the keys that records have, and looks at those that are not read for pictures."""
 
-    def __init__(self, form: Format):
-        self._form = form
+    def __init__(self, form: Format, has_boxes: bool):
+        self._form, self._has_boxes = form, has_boxes
         self._records: dict[tuple[str, ...], int] = {}
         self._reads: dict[tuple[str, ...], tuple[list[str], tuple[str, ...], list[str]]] = {}
         self._seen = Seen.nothing()
@@ -125,7 +125,7 @@ class _Watch:
         self._records[keys] = self._records.get(keys, 0) + 1
         if keys not in self._reads:
             form = self._form.of(record)
-            reads = form.reads(keys) | weights.read(keys)
+            reads = form.reads(keys) | weights.read(keys) | marks.read(keys, self._has_boxes)
             self._reads[keys] = (
                 [key for key in keys if key in reads],
                 columns.resolved(keys, form.images),

@@ -133,7 +133,7 @@ def test_marks_of_boxes_are_not_learnt_as_text(folder, question):
     objects = {"ref": ["cat"], "bbox": [[1, 2, 30, 40]]}
     record = openai(("user", question), ("assistant", "There."), objects=objects)
     assert "data.json, record 0 has <" in refused(folder.source([record]))
-    assert "which are not supported yet" in refused(folder.source([record]))
+    assert "say by config.data.boxes how the model is to write boxes" in refused(folder.source([record]))
     assert only(folder.source([openai(("user", "A <bbox> tag?"), ("assistant", "HTML."))]))
     assert only(folder.source([openai(("user", "Who?"), ("assistant", "Me."), objects=objects)]))
 

@@ -1,0 +1,103 @@
+"""ms-swift's marks: the places in a record's texts where boxes and names of its ``objects`` go."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from jaxmm.data.documents import Document, Image, Object, Text
+from jaxmm.data.readers.parts import text
+from jaxmm.data.text.boxes import BOX_MARK, MARK, NAME_MARK
+from jaxmm.errors import UserError
+
+COLUMN = "objects"
+TYPES = ("real", "norm1")  # numbers are pixels, or parts of the sides
+
+
+def read(keys: Sequence[str], is_wanted: bool) -> frozenset[str]:
+    """Returns which of a record's columns are read here."""
+    return frozenset(key for key in keys if key == COLUMN and is_wanted)
+
+
+def with_objects(origin: str, record: Mapping[str, Any], document: Document, is_wanted: bool) -> Document:
+    """Returns a document with an object for each mark in its texts, where the record has some.
+
+    Args:
+      is_wanted: whether ``config.data.boxes`` is set.
+
+    Raises:
+      UserError: if marks and objects differ in number or make no sense, or there are marks and they are not wanted.
+    """
+    value = record.get(COLUMN)
+    if not value:
+        return document
+    marks = list(_marks(document))
+    if not is_wanted:
+        if marks:
+            raise UserError(
+                f"{origin} has {marks[0]} for its '{COLUMN}', which are not read by default: say by config.data.boxes "
+                f"how the model is to write boxes (pixels, thousandths, or model)"
+            )
+        return document
+    names, boxes = _objects(origin, value, document)
+    for mark, found, key in ((NAME_MARK, names, "ref"), (BOX_MARK, boxes, "bbox")):
+        if marks.count(mark) != len(found):
+            raise UserError(
+                f"{origin} has {marks.count(mark)} {mark} but {len(found)} in '{key}' of its '{COLUMN}': give each "
+                f"mark one, and each one a mark"
+            )
+    left = {NAME_MARK: iter(names), BOX_MARK: iter(boxes)}
+    return document._replace(objects=tuple(next(left[mark]) for mark in marks))
+
+
+def _marks(document: Document) -> Iterator[str]:
+    for turn in document.turns:
+        for part in turn.parts:
+            if isinstance(part, Text):
+                yield from MARK.findall(part.text)
+
+
+def _objects(origin: str, value: Any, document: Document) -> tuple[list[Object], list[Object]]:
+    """The names and the boxes of a record."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{origin}: its '{COLUMN}' are no JSON: {error}") from error
+    if not isinstance(value, Mapping):
+        raise UserError(
+            f'{origin}: its \'{COLUMN}\' must be an object, {{"ref": [...], "bbox": [...]}}, not {value!r:.40}'
+        )
+    names, boxes, pictures = (_listed(origin, value, key) for key in ("ref", "bbox", "image_id"))
+    kind = value.get("bbox_type") or TYPES[0]
+    if kind not in TYPES:
+        raise UserError(f"{origin}: its '{COLUMN}' have a bbox_type {kind!r:.40}: it must be {' or '.join(TYPES)}")
+    media = [part for turn in document.turns for part in turn.parts if not isinstance(part, Text)]
+    found = []
+    for n, box in enumerate(boxes):
+        picture = pictures[n] if n < len(pictures) else 0
+        if type(picture) is not int or not 0 <= picture < len(media):
+            raise UserError(f"{origin}: its '{COLUMN}' name the picture {picture!r:.40}, of {len(media)}")
+        if not isinstance(media[picture], Image):
+            raise UserError(f"{origin}: its '{COLUMN}' have boxes of media whose picture's size nobody knows")
+        found.append(Object(box=_numbers(origin, box), image=picture, is_part=kind == "norm1"))
+    return [Object(name=text(origin, f"'ref' of its '{COLUMN}'", name)) for name in names], found
+
+
+def _listed(origin: str, value: Mapping[str, Any], key: str) -> list[Any]:
+    found = value.get(key)
+    if found is None:
+        return []
+    if not isinstance(found, list):
+        raise UserError(f"{origin}: '{key}' of its '{COLUMN}' must be a list, not {found!r:.40}")
+    return found
+
+
+def _numbers(origin: str, box: Any) -> tuple[float, ...]:
+    """A box as [left, top, right, bottom], a point as [x, y], or more corners."""
+    is_list = isinstance(box, list) and bool(box) and len(box) % 2 == 0
+    if not is_list or not all(type(number) in (int, float) and math.isfinite(number) for number in box):
+        raise UserError(f"{origin}: a box must be [left, top, right, bottom], or a point [x, y], not {box!r:.60}")
+    return tuple(box)

@@ -1,0 +1,205 @@
+"""Boxes in texts: numbers that point into a picture, written for the size at which the model sees it.
+
+Data has them in pixels of the original picture, in texts or as a record's objects (ms-swift's), whose marks in the
+texts ``readers/marks.py`` matches with them. Sizes of pictures are known once their headers have been looked at, so
+boxes are written between that and the tokenizer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from jaxmm.batch import ImageSpec
+from jaxmm.data.documents import Document, Object, Part, Text, Turn
+from jaxmm.data.media.geometry import resized_size
+from jaxmm.errors import UserError
+
+PIXELS, THOUSANDTHS = "pixels", "thousandths"
+KINDS = ("", PIXELS, THOUSANDTHS)
+BOX_MARK, NAME_MARK = "<bbox>", "<ref-object>"
+MARK = re.compile("|".join((BOX_MARK, NAME_MARK)))
+MOST_OUTSIDE = 1.0  # pixels that annotations are off by rounding: so much is clipped
+
+_NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?")
+_LETTERS = r"[-+.,;\deE\s\[\]()]*"  # of numbers in lists or round brackets
+_FOUND = re.compile(
+    rf"(?P<mark>{MARK.pattern})"
+    rf"""|\\*["'](?P<key>bbox_2d|point_2d)\\*["']\s*:\s*(?P<list>\[{_LETTERS}\])"""
+    rf"|(?:<\|(?P<tag>box|point|quad)_start\|>|<(?P<old_tag>box|point|quad)>)(?P<inner>{_LETTERS})"
+    r"(?:<\|(?:box|point|quad)_end\|>|</(?:box|point|quad)>)"
+)
+_WRITTEN = re.compile(rf"{_FOUND.pattern}|(?P<plain>\[\d+, \d+(?:, \d+, \d+)?\])")
+
+
+def settings(kind: str, image: ImageSpec | None) -> dict[str, Any]:
+    """Returns what decides the numbers, for keys of prepared data and its meta.json; {} where texts stay as they are.
+
+    Only pixels depend on how pictures are resized.
+    """
+    if kind != PIXELS or image is None:
+        return {"kind": kind} if kind else {}
+    if image.side:
+        return {"kind": kind, "side": image.side}
+    return {
+        "kind": kind, "multiple": image.patch_size * image.merge, "min_pixels": image.min_pixels,
+        "max_pixels": image.max_pixels, "thin": image.thin,
+    }  # fmt: skip
+
+
+def in_words(found: dict[str, Any]) -> str:
+    """Settings for people: ``boxes in pixels of pictures in multiples of 28, of 3136 to 1003520 pixels``.
+
+    They may come from a meta.json that anybody wrote.
+    """
+    if found.get("kind") != PIXELS:
+        return "boxes in thousandths of a side" if found else "boxes as the data has them"
+    if "side" in found:
+        return f"boxes in pixels of pictures of {found['side']} x {found['side']}"
+    return (
+        f"boxes in pixels of pictures in multiples of {found.get('multiple')}, of {found.get('min_pixels')} to "
+        f"{found.get('max_pixels')} pixels{', thin ones grown' * bool(found.get('thin'))}"
+    )
+
+
+def check(kind: str, image: ImageSpec) -> None:
+    """Raises UserError where boxes cannot be told in such pictures."""
+    if kind and image.crop:
+        raise UserError(
+            "config.data.boxes: this model crops pictures to a square, which boxes may lie outside of: leave it out"
+        )
+    if kind == PIXELS and image.max_tiles > 1:
+        raise UserError(
+            "config.data.boxes=pixels: this model cuts pictures into tiles, which have no pixels in common: use "
+            "thousandths"
+        )
+
+
+def written(
+    document: Document, sizes: Sequence[tuple[int, int] | None], kind: str, image: ImageSpec | None
+) -> Document:
+    """Returns a document with its boxes and marks written.
+
+    Args:
+      sizes: (height, width) in pixels of its media, in order; None for one that is no picture.
+      kind: one of KINDS.
+      image: how pictures are resized, for pixels.
+
+    Raises:
+      UserError: for a box outside of its picture, or that belongs to none.
+    """
+    if not kind:
+        return document
+    writer = _Writer(document, sizes, kind, image)
+    return document._replace(turns=tuple(map(writer.turn, document.turns)), objects=())
+
+
+def told(text: str) -> list[str]:
+    """Returns the boxes in a text as they stand there, for people; lists of two or four whole numbers count."""
+    found = _WRITTEN.finditer(text)
+    return [one[0] for one in found if _NUMBER.search(one["list"] or one["inner"] or one["plain"] or "")]
+
+
+class _Box(NamedTuple):
+    """What numbers say, before they are written: corners in pixels, or in parts of the sides."""
+
+    numbers: Sequence[float]
+    is_part: bool = False
+    is_box: bool = False  # left, top, right, bottom, and not any corners
+
+
+class _Writer:
+    """Writes the boxes of one document, front to back."""
+
+    def __init__(self, document: Document, sizes: Sequence[tuple[int, int] | None], kind: str, image: ImageSpec | None):
+        self._origin, self._sizes, self._kind, self._image = document.origin, sizes, kind, image
+        self._objects: Iterator[Object] | None = iter(document.objects) if document.objects else None
+        self._before = 0  # media that stand before what is looked at
+
+    def turn(self, turn: Turn) -> Turn:
+        """A turn anew. A system turn is instructions: only marks count there."""
+        is_said = turn.role != "system"
+        thinking = self._text(turn.thinking, has_marks=False) if is_said else turn.thinking
+        parts = tuple(self._part(part, is_said) for part in turn.parts)
+        calls = self._text(turn.calls, has_marks=False) if is_said else turn.calls
+        return turn._replace(parts=parts, thinking=thinking, calls=calls)
+
+    def _part(self, part: Part, has_boxes: bool) -> Part:
+        if isinstance(part, Text):
+            return Text(self._text(part.text, has_boxes=has_boxes))
+        self._before += 1
+        return part
+
+    def _text(self, text: str, has_marks: bool = True, has_boxes: bool = True) -> str:
+        def write(found: re.Match[str]) -> str:
+            if found["mark"]:
+                return self._marked(found[0]) if has_marks and self._objects is not None else found[0]
+            return self._rewritten(found) if has_boxes and self._sizes else found[0]
+
+        return _FOUND.sub(write, text)
+
+    def _marked(self, mark: str) -> str:
+        """What stands in place of a mark."""
+        assert self._objects is not None
+        one = next(self._objects)
+        if mark == NAME_MARK:
+            return one.name
+        told = self._numbers(_Box(one.box, one.is_part, len(one.box) == 4), one.image, f"'objects': {list(one.box)}")
+        return f"[{', '.join(map(str, told))}]"
+
+    def _rewritten(self, found: re.Match[str]) -> str:
+        """A box of a text, with other numbers between the same letters."""
+        group = "list" if found["key"] else "inner"
+        tag = found["key"] or found["tag"] or found["old_tag"]
+        numbers = [float(number) for number in _NUMBER.findall(found[group])]
+        if not numbers:
+            return found[0]
+        what, count = f"{' '.join(found[0].split()):.80}", {"bbox_2d": 4, "box": 4}.get(tag, 2)
+        # One point stands in box marks too.
+        if len(numbers) % count and not (tag == "box" and len(numbers) == 2):
+            raise UserError(f"{self._origin}: {what} has {len(numbers)} numbers, not {count} for each box or point")
+        is_box = count == 4 and len(numbers) > 2
+        step = 4 if is_box else len(numbers)
+        picture, told = self._last(what), list[int]()
+        for at in range(0, len(numbers), step):
+            told += self._numbers(_Box(numbers[at : at + step], is_box=is_box), picture, what)
+        start = found.start(group) - found.start()
+        left = iter(told)
+        inner = _NUMBER.sub(lambda _: str(next(left)), found[group])
+        return found[0][:start] + inner + found[0][start + len(found[group]) :]
+
+    def _last(self, what: str) -> int:
+        """The picture that a box of a text belongs to: the last one before it, or the only one."""
+        if not self._before and len(self._sizes) > 1:
+            raise UserError(f"{self._origin}: {what} stands before its {len(self._sizes)} pictures: of which is it?")
+        return max(self._before - 1, 0)
+
+    def _numbers(self, box: _Box, picture: int, what: str) -> list[int]:
+        """The numbers as the model has them."""
+        size = self._sizes[picture]
+        if size is None:
+            raise UserError(f"{self._origin}: {what} is a box of ready-made media, whose picture's size nobody knows")
+        corners = list(zip(box.numbers[::2], box.numbers[1::2], strict=True))
+        if box.is_box and (corners[0][0] > corners[1][0] or corners[0][1] > corners[1][1]):
+            raise UserError(
+                f"{self._origin}: {what} ends before it begins: a box is left, top, right, bottom, and no width or "
+                f"height"
+            )
+        height, width = size
+        new_height, new_width = (1000, 1000) if self._kind == THOUSANDTHS else self._resized(height, width)
+        numbers = []
+        for x, y in corners:
+            for value, side, new in ((x, width, new_width), (y, height, new_height)):
+                part = value if box.is_part else value / side
+                if not -MOST_OUTSIDE <= part * side <= side + MOST_OUTSIDE:
+                    raise UserError(
+                        f"{self._origin}: {what} lies outside of its picture of {width} x {height} pixels: boxes must "
+                        f"be in pixels of the original picture"
+                    )
+                numbers.append(round(min(max(part, 0.0), 1.0) * new))
+        return numbers
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        assert self._image is not None, "pixels need to know how pictures are resized"
+        return resized_size(height, width, self._image)
