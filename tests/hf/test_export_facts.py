@@ -18,7 +18,7 @@ from jaxmm.hf.pretrained import MODEL, PIXELS, save
 from jaxmm.recipe import Recipe, read_recipe
 
 pytestmark = pytest.mark.usefixtures("whole_transformers")
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 GENERATION = {
     "bos_token_id": 264, "pad_token_id": 5, "eos_token_id": [257, 9], "do_sample": True, "temperature": 0.6,
     "repetition_penalty": 1.05, "of_tomorrow": 2,

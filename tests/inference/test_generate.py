@@ -21,7 +21,7 @@ from jaxmm.inference.stop_strings import Reply
 from jaxmm.models.multimodal import flat_axes
 from jaxmm.recipe import Recipe, read_recipe
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TINY = (
     "--config.vision.width=16", "--config.vision.layers=1", "--config.vision.heads=2", "--config.vision.mlp=32",
     "--config.connector.mlp=32", "--config.decoder.width=32", "--config.decoder.layers=2", "--config.decoder.heads=2",
