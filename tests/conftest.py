@@ -71,7 +71,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def whole_transformers() -> None:
     """Where there is torch: a torchvision that does not load would keep ``transformers`` from many of its classes."""
     if importlib.util.find_spec("torch"):
-        from parity_models import let_torchvision_import
+        from parities.models import let_torchvision_import
 
         let_torchvision_import()
 

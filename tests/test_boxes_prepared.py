@@ -1,6 +1,5 @@
 """Boxes from a record to the tokens of a row, for one size of pictures and no other."""
 
-import importlib.util
 import json
 import shlex
 from pathlib import Path
@@ -53,15 +52,6 @@ def read(tmp_path: Path, path: Path, boxes: str, *flags: str):
     (source,) = train_corpus(config, recipe).lengths
     text = recipe.template.decode(source.prepared.read(0).tokens)
     return source.prepared.folder, text
-
-
-def load_tool(name: str):
-    spec = importlib.util.spec_from_file_location(name, ROOT / f"tools/{name}.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_the_ids_of_a_record_of_two_pictures_say_where_things_are_in_what_the_tower_sees(tmp_path, data):
@@ -188,14 +178,14 @@ def test_the_demo_has_no_boxes(tmp_path):
 def test_features_of_pictures_have_no_boxes(tmp_path, data):
     config = config_of(tmp_path, f"--config.data.path={data}", "--config.data.boxes=pixels")
     with pytest.raises(UserError, match="boxes cannot be told of ready-made features"):
-        load_tool("encode_features").raw_sources(config, read_data(config))
+        encode_features.raw_sources(config, read_data(config))
 
 
 # tools/prepare_data.py
 
 
 def test_what_the_tool_prepares_a_run_takes(tmp_path, data, capsys):
-    tool, sizes = load_tool("prepare_data"), ["--max_pixels=40000", "--min_pixels=10000"]
+    tool, sizes = prepare_data, ["--max_pixels=40000", "--min_pixels=10000"]
     output = f"--output={tmp_path / 'out'}"
     assert tool.main([f"--input={data}", output, "--boxes=pixels", *sizes]) == 0
     flags = shlex.split(capsys.readouterr().out.rpartition("ready: ")[2])
@@ -219,5 +209,5 @@ def test_what_the_tool_prepares_a_run_takes(tmp_path, data, capsys):
 )
 def test_mistakes_of_the_tool_are_one_line(tmp_path, data, flags, told):
     with pytest.raises(UserError, match=told) as caught:
-        load_tool("prepare_data").main([f"--input={data}", f"--output={tmp_path / 'out'}", *flags])
+        prepare_data.main([f"--input={data}", f"--output={tmp_path / 'out'}", *flags])
     assert "\n" not in str(caught.value)

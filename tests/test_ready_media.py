@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxmm import export, generate, train
+from jaxmm import inspect as tool
 from jaxmm.data.text.tokenizer import load_tokenizer
 from jaxmm.errors import UserError
 
@@ -97,11 +97,6 @@ def test_feature_vectors_train_beside_images_and_another_width_is_one_line(tmp_p
 
 
 def test_the_page_and_the_plan_of_ready_made_media_are_shown(tmp_path, capsys):
-    spec = importlib.util.spec_from_file_location("inspect_data", ROOT / "tools/inspect_data.py")
-    assert spec
-    assert spec.loader
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
     np.save(tmp_path / "a.npy", np.ones((2, 4, WIDTH), np.float32))
     records = [{"text": "<image>one", "features": ["a.npy"]}, {"text": "<image>two", "image_tokens": [[1, 2, 3]]}]
     (tmp_path / "ready.jsonl").write_text("\n".join(map(json.dumps, records)))

@@ -22,7 +22,6 @@ import importlib.metadata
 import itertools
 import json
 import os
-import platform
 import shlex
 import subprocess
 import tempfile
@@ -30,19 +29,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmark_row import Measured, Row, Settings, is_met
+from benchmarks.row import Measured, Row, Settings, is_met
 
 from jaxmm import atomic, command, formatting
 from jaxmm.errors import UserError, nearest
+from jaxmm.measure.machine import machine, versions
 
-# By part, the modules beside this file whose ROWS it has.
+# By part, the modules of benchmarks/ whose ROWS it has.
 PARTS = {
-    "data": ("benchmark_plan", "benchmark_media", "benchmark_prepare", "benchmark_loader"),
-    "step": ("benchmark_step",),
-    "peer": ("benchmark_peer",),
-    "scale": ("benchmark_scale",),
+    "data": ("plan", "media", "prepare", "loader"),
+    "step": ("step",),
+    "peer": ("peer",),
+    "scale": ("scale",),
 }
-PACKAGES = ("jaxmm", "numpy", "pillow", "jax", "jaxlib", "flax", "transformers", "torch", "torchvision")
 
 FLAGS: command.Flags = {
     "part": (
@@ -72,37 +71,13 @@ def rows_of(part: str, only: str = "") -> list[Row]:
     """
     if part not in PARTS:
         raise UserError(f"--part={part} is no part: the parts are {', '.join(PARTS)}{nearest(part, PARTS)}")
-    rows: list[Row] = [row for module in PARTS[part] for row in importlib.import_module(module).ROWS]
+    rows: list[Row] = [row for module in PARTS[part] for row in importlib.import_module(f"benchmarks.{module}").ROWS]
     names = [name.strip() for name in only.split(",") if name.strip()]
     known = [row.name for row in rows]
     for name in names:
         if name not in known:
             raise UserError(f"--only: no row '{name}' in {part}: it has {', '.join(known)}{nearest(name, known)}")
     return [row for row in rows if not names or row.name in names]
-
-
-def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    model = ""
-    if os.path.exists("/proc/cpuinfo"):
-        lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
-        model = next((value.strip() for key, _, value in lines if key.strip() == "model name"), "")
-    return {
-        "processor": model or platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "system": platform.platform(),
-        "load": list(os.getloadavg()),
-    }
-
-
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def described(row: Row, measured: Measured) -> dict[str, Any]:

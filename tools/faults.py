@@ -20,18 +20,18 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import faults_configs
-import faults_data
-import faults_disk
-import faults_flips
-import faults_folders
-import faults_images
-import faults_kills
-import faults_prompts
-import faults_signals
-import faults_twins
-from faults_bench import Bench
-from faults_trial import VERDICTS, Trial, counted
+from faulting import configs as faults_configs
+from faulting import data as faults_data
+from faulting import disk as faults_disk
+from faulting import flips as faults_flips
+from faulting import folders as faults_folders
+from faulting import images as faults_images
+from faulting import kills as faults_kills
+from faulting import prompts as faults_prompts
+from faulting import signals as faults_signals
+from faulting import twins as faults_twins
+from faulting.bench import Bench
+from faulting.trial import VERDICTS, Trial, counted
 
 from jaxmm import atomic, command
 from jaxmm.errors import UserError, nearest, printable

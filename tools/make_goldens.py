@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import parity
-from parity_batch import Document, Picture, Words, alone
-from parity_models import case, make
+from parities.batch import Document, Picture, Words, alone
+from parities.models import case, make
 
 from jaxmm import command
 

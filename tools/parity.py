@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from parity_batch import Document, alone, documents, packed
-from parity_models import CASES, Case, case, make
-from parity_patches import PATCHES, patch_difference
+from parities.batch import Document, alone, documents, packed
+from parities.models import CASES, Case, case, make
+from parities.patches import PATCHES, patch_difference
 
 from jaxmm import atomic, command
 from jaxmm.errors import UserError, nearest

@@ -35,6 +35,13 @@ _GPU_PEAKS = (  # NVIDIA's data sheets: half of the sparse figure they print. Th
 )
 
 
+FORMULA = (
+    "model FLOPs: two for each multiply-add of a matmul, three times for forward and backward, counted from real "
+    "patches, positions, targets and the squares of real document lengths (half of them where causal), the tower "
+    "included; padding and recomputation count nothing (jaxmm/models/flops.py)"
+)
+
+
 def peak_flops(device_kind: str) -> float | None:
     """Dense bf16 FLOP/s of one device, or None where it is not known (CPUs among them)."""
     gpus = (peak for name, peak in _GPU_PEAKS if re.search(rf"\b{name}\b", device_kind))

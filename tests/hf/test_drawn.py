@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from parity_draws import FAMILIES, drawn
+from parities.draws import FAMILIES, drawn
 
 pytestmark = pytest.mark.parity
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import parity_models
 import pytest
 import safetensors.numpy
 import small_run
+from parities import models as parity_models
 
 from jaxmm import export, train
 from jaxmm.hf import folder as hf

@@ -10,10 +10,10 @@ from typing import Any
 import jax
 import ml_dtypes
 import numpy as np
-import parity_models
 import pytest
 import safetensors.numpy
 import small_run
+from parities import models as parity_models
 from test_families import byte_level_tokenizer
 
 from jaxmm import command, sharding, train

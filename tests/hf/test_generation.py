@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from parity_models import CASES
+from parities.models import CASES
 
 from jaxmm.inference.sampling import GREEDY, Sampling
 
@@ -18,8 +18,8 @@ TOKENS = 32
 
 
 def theirs(world: Any, document: Any, **options: Any) -> list[int]:
-    import parity_batch
     import torch
+    from parities import batch as parity_batch
 
     # With "dynamic" frequencies a model remembers the longest row it has seen: each document has a model of its own.
     model = copy.deepcopy(world.model)
@@ -32,7 +32,7 @@ def theirs(world: Any, document: Any, **options: Any) -> list[int]:
 
 def rows(documents: list[Any], spec: Any) -> Any:
     """One document a row."""
-    import parity_batch
+    from parities import batch as parity_batch
 
     batches = [parity_batch.packed([document], spec) for document in documents]
 

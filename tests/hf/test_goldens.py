@@ -7,9 +7,9 @@ import json
 import jax
 import make_goldens
 import numpy as np
-import parity_batch
 import pytest
 import safetensors.numpy
+from parities import batch as parity_batch
 
 from jaxmm import sharding
 from jaxmm.hf import folder as hf

@@ -9,10 +9,10 @@ from typing import Any
 
 import jax
 import numpy as np
-import parity_models
 import PIL.Image
 import pytest
 import safetensors.numpy
+from parities import models as parity_models
 from test_families import byte_level_tokenizer, folder_of
 
 from jaxmm import command, export, sharding

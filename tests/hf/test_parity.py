@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from parity_models import CASES
+from parities.models import CASES
 
 pytestmark = pytest.mark.parity
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from parity_models import CASES, case
+from parities.models import CASES, case
 
 pytestmark = pytest.mark.parity
 
@@ -12,7 +12,7 @@ PUBLISHED = ("siglip2 + llama", "llava, clip", "llava, siglip", "qwen2.5-vl", "q
 
 @pytest.mark.parametrize("name", [case.name for case in CASES])
 def test_patches_are_those_of_transformers_to_one_level(name, tmp_path):
-    import parity_patches
+    from parities import patches as parity_patches
 
     difference, where = parity_patches.patch_difference(case(name), tmp_path / "theirs")
     assert difference <= parity_patches.PATCHES + 1e-3, where
@@ -20,7 +20,7 @@ def test_patches_are_those_of_transformers_to_one_level(name, tmp_path):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_patches_of_published_sizes_are_those_of_transformers_to_one_level(name, tmp_path):
-    import parity_patches
+    from parities import patches as parity_patches
 
     difference, where = parity_patches.patch_difference(case(name), tmp_path / "theirs", published=True)
     assert difference <= parity_patches.PATCHES + 1e-3, where

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import numpy as np
-import parity_models
 import pytest
+from parities import models as parity_models
 from test_families import IMAGES
 
 from jaxmm.batch import ImageSpec

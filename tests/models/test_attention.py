@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracle import dense, mask_by_definition
 
+from jaxmm.checks.oracle import dense, mask_by_definition
 from jaxmm.models import attention as attn
 
 B, T, H, K, D = 2, 88, 4, 2, 8  # T is no multiple of the block

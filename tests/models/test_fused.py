@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracle import dense, mask_by_definition
 from test_attention import B, D, H, K, assert_dense_in
 
 from jaxmm import sharding
+from jaxmm.checks.oracle import dense, mask_by_definition
 from jaxmm.models import attention as attn
 from jaxmm.models.kernels.fused import LARGEST_HEAD, TILE, _ranges, fused_attention
 

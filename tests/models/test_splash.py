@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
-from oracle import dense, mask_by_definition
 from test_attention import B, D, H, K, assert_dense_in
 
 from jaxmm import sharding
+from jaxmm.checks.oracle import dense, mask_by_definition
 from jaxmm.models import attention as attn
 from jaxmm.models.kernels.splash import LANES, LARGEST_HEAD, LONGEST, _block, _mask_infos, splash_attention
 

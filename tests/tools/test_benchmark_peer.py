@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import benchmark
-import benchmark_peer
 import pytest
-from benchmark_row import Row
-from peer_case import PeerCase
+from benchmarks import peer as benchmark_peer
+from benchmarks.row import Row
+
+from jaxmm.measure.case import PeerCase
 
 TINY = PeerCase(
     vision_layers=1, vision_width=32, vision_heads=2, vision_mlp=64, grid=4, layers=1, width=32, heads=2, kv_heads=1,

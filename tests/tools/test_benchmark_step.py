@@ -9,10 +9,10 @@ import sys
 import types
 
 import benchmark
-import benchmark_step
 import jax
 import pytest
 import small_run
+from benchmarks import step as benchmark_step
 
 from jaxmm.runtime import startup
 

@@ -8,20 +8,20 @@ import os
 import time
 from pathlib import Path
 
-import check
-import check_attention
-import check_loss
-import check_part
-import check_row
-import check_speed
-import check_step
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_run
-from check_row import FAILED, MEASURED, NOT_HERE, RIGHT, WRONG, Row
 
+from jaxmm import check
+from jaxmm.checks import attention as check_attention
+from jaxmm.checks import loss as check_loss
+from jaxmm.checks import part as check_part
+from jaxmm.checks import row as check_row
+from jaxmm.checks import speed as check_speed
+from jaxmm.checks import step as check_step
+from jaxmm.checks.row import FAILED, MEASURED, NOT_HERE, RIGHT, WRONG, Row
 from jaxmm.errors import UserError
 from jaxmm.models import attention as attn
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -15,6 +13,7 @@ import pytest
 from conftest import picture
 
 from jaxmm import command, sharding, train
+from jaxmm import encode_features as tool
 from jaxmm.checkpoints.params import saved_params
 from jaxmm.data.assemble import Assembler
 from jaxmm.data.packing.plan import Budgets, Plan
@@ -33,18 +32,6 @@ TINY = (
     "--config.decoder.kv_heads=4", "--config.decoder.head_dim=16", "--config.decoder.mlp=64", "--config.log.every=2",
     "--config.log.tensorboard=False", "--config.optimizer.warmup=2",
 )  # fmt: skip
-
-
-def load_tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("encode_features", ROOT / "tools/encode_features.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tool = load_tool()
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,6 @@ import os
 import subprocess
 import sys
 
-import collectives
-import estimate
-import estimate_target
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,8 +15,10 @@ import small_run
 from conftest import chips
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxmm import sharding
+from jaxmm import estimate, sharding
 from jaxmm.errors import UserError
+from jaxmm.estimation import collectives
+from jaxmm.estimation import target as estimate_target
 
 
 def compiled_text(mesh, f, *shapes_and_axes) -> str:

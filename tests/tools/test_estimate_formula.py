@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import collectives
-import estimate_formula
 import jax
 import pytest
 import small_run
 
 from jaxmm import command, sharding
+from jaxmm.estimation import collectives
+from jaxmm.estimation import formula as estimate_formula
 from jaxmm.recipe import read_recipe, unseen_budgets
 from jaxmm.training.program import abstract_batch, make_program
 

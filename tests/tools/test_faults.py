@@ -10,10 +10,10 @@ from pathlib import Path
 
 import faults
 import pytest
-from faults_bench import STEPS, Bench, metrics, once
-from faults_damage import HOSTILE, damaged, damaged_json
-from faults_process import Process
-from faults_trial import HANDLED, HANG, LINE, SILENT, TRACEBACK, Ended, Trial, judged
+from faulting.bench import STEPS, Bench, metrics, once
+from faulting.damage import HOSTILE, damaged, damaged_json
+from faulting.process import Process
+from faulting.trial import HANDLED, HANG, LINE, SILENT, TRACEBACK, Ended, Trial, judged
 
 from jaxmm.errors import UserError
 

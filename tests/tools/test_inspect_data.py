@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import functools
-import importlib.util
 import io
 import json
 import os
@@ -14,7 +13,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +22,7 @@ from conftest import picture
 
 import jaxmm
 from jaxmm import command, recipe
+from jaxmm import inspect as tool
 from jaxmm.data import demo
 from jaxmm.data.media import image
 from jaxmm.data.packing.plan import Budgets, Plan
@@ -38,18 +37,6 @@ ROOT = Path(jaxmm.__file__).parent.parent
 TOOL = ROOT / "tools" / "inspect_data.py"
 BASE = f"--config={ROOT / 'configs/base.py'}"
 ATTACK = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\"> & </script> é"
-
-
-def load_tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("inspect_data", TOOL)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tool = load_tool()
 
 
 def write_data(folder: Path) -> Path:

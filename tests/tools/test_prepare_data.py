@@ -1,6 +1,5 @@
 """tools/prepare_data.py: raw data in, a folder out that a run takes, and a report of what is in it."""
 
-import importlib.util
 import io
 import json
 import os
@@ -28,11 +27,6 @@ from jaxmm.errors import UserError
 from jaxmm.recipe import load_corpus, read_data, train_corpus
 
 TOOL = Path(__file__).parents[2] / "tools" / "prepare_data.py"
-SPEC = importlib.util.spec_from_file_location("prepare_data", TOOL)
-assert SPEC
-assert SPEC.loader
-tool = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(tool)
 IMAGE = ImageSpec(patch_size=4, merge=2, min_pixels=8 * 8, max_pixels=24 * 24)
 
 

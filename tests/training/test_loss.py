@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import IMAGE
-from oracle import cross_entropy as plain
 
+from jaxmm.checks.oracle import cross_entropy as plain
 from jaxmm.data.assemble import empty_batch
 from jaxmm.data.packing.plan import Budgets
 from jaxmm.training.loss import LOGITS, batch_loss, cross_entropy, made_already, select_targets

@@ -1,0 +1,220 @@
+"""What a training step needs, without the hardware: memory, FLOPs, what is sent between devices, and whether it fits.
+
+    python -m jaxmm.estimate --config=configs/base.py --target=tpu:v5e:4x4 --config.batch_size=32
+
+For ``cpu`` and ``tpu:NAME:TOPOLOGY`` (v5e:4x4, v5p:4x4x4, v6e:2*4x4 for two slices) the step is compiled for these very
+devices, and memory and what is sent are the compiler's figures; TPUs need the extra 'estimate'. For ``gpu:NAME:COUNT``
+(h100:8) nothing is compiled: both follow from shapes by a formula, and are labelled so. Bytes of state and gradients
+follow from shapes everywhere, and ``model_flops`` are those of the formula that MFU is counted by, of all devices;
+``compiler_flops`` are what the compiler counts in one device's program, recomputation and padding included. Most
+compilers count what a loop runs once. No data is read: rows are taken as full, of documents of equal length, and a
+patch budget that the data would choose as half of the row's positions.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from jaxmm import atomic, command, formatting
+from jaxmm.errors import UserError
+from jaxmm.estimation.formula import by_formula, shard_bytes
+from jaxmm.estimation.target import Target, errors_of_libraries, read_target
+from jaxmm.training import throughput
+
+FLAGS: command.Flags = {
+    "target": ("cpu", "cpu, tpu:v5e:4x4, tpu:v5p:4x4x4, tpu:v6e:2*4x4 (two slices), gpu:h100:8, ..."),
+    "documents": (8, "documents a row is taken to hold, each with an equal share of its patches"),
+    "output": ("", "JSON file to write"),
+}
+UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
+RESERVED = 0.03  # of a device's memory, that the runtime keeps
+LETTERS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+# How libtpu says what a program would have needed, now and before; arguments are in it, whatever its name.
+REFUSALS = (r"memory required for HLO temporaries \(([\d.]+)([KMGT]?)\)", r"Used ([\d.]+)([KMGT]?) of")
+REMATERIALIZED = "involuntary full rematerialization"  # what the partitioner says where it gathers an array whole
+
+
+def full_rows(batch: Any, documents: int, group: int) -> Any:
+    """A NumPy batch whose rows are full: documents of equal length, each with an image of its share of the patches."""
+    import numpy as np
+
+    def numbers(like: np.ndarray) -> np.ndarray:
+        length = like.shape[1]
+        return np.broadcast_to(1 + np.arange(length, dtype=np.int32) * documents // length, like.shape)
+
+    soft = batch.patches.segments.shape[1] // group
+    weights = np.zeros(batch.weights_BT.shape, np.float32)
+    weights[:, : max(weights.shape[1] - soft, 1)] = 1
+    return batch._replace(
+        text=batch.text._replace(segments=numbers(batch.text.segments)),
+        patches=batch.patches._replace(segments=numbers(batch.patches.segments)),
+        weights_BT=weights,
+    )
+
+
+def estimate(config: Any, target: Target, documents: int) -> dict[str, Any]:
+    """The figures of a step, by name; all bytes are of one device.
+
+    Raises:
+      UserError: for what is wrong in the config, as ``train`` does.
+    """
+    from jaxmm import sharding
+    from jaxmm.data.assemble import empty_batch
+    from jaxmm.models.flops import batch_flops, parameter_counts
+    from jaxmm.recipe import read_recipe, unseen_budgets
+    from jaxmm.training.program import make_program
+
+    mesh = sharding.make_mesh(config.mesh, target.devices)
+    sharding.check_rows(mesh, config.batch_size, config.accumulation)
+    recipe = read_recipe(config, platform=target.platform)
+    budgets = unseen_budgets(config, recipe.image)
+    program = make_program(config, recipe, steps=max(config.steps, 1), targets=budgets.targets, sources=1)
+    state = program.abstract_state(mesh)
+    row = full_rows(empty_batch(1, budgets, recipe.image), documents, recipe.image.merge**2)
+    flops = batch_flops(recipe.model, row, recipe.frozen) * config.batch_size
+    compute = recipe.compute
+    figures: dict[str, Any] = {
+        "target": {
+            "kind": target.kind,
+            "devices": mesh.size,
+            "memory": target.memory,
+            "memory_is": target.memory_is,
+            "mesh": dict(mesh.shape),
+        },
+        "batch": {"rows": config.batch_size, **budgets._asdict(), "documents": documents},
+        "compute": {"dtype": compute.dtype, "remat": compute.remat, "attention": compute.attention},
+        "parameters": parameter_counts(state.params),
+        "parameter_bytes": shard_bytes(state.params),
+        "optimizer_bytes": shard_bytes(state.opt_state),
+        "model_flops": flops,
+    }
+    if peak := throughput.peak_flops(target.kind):
+        figures["seconds_at_half_of_peak"] = flops / (0.5 * peak * mesh.size)
+    if target.platform == "gpu":
+        figures |= by_formula(program, budgets, config.batch_size, config.accumulation, mesh)
+    else:
+        figures |= compiled(program, budgets, config.batch_size, mesh)
+    if "fits" not in figures:
+        figures["fits"] = figures["peak_bytes"] <= (1 - RESERVED) * target.memory
+    return figures
+
+
+def compiled(program: Any, budgets: Any, rows: int, mesh: Any) -> dict[str, Any]:
+    """The compiler's own figures.
+
+    ``activation_bytes`` are what is temporary at the peak beyond gradients, taken as float32: what the backward pass
+    keeps, and working memory. ``host_bytes`` are temporaries that are held in the host's memory (remat "offload").
+    """
+    import jax
+
+    from jaxmm.runtime.program_cache import step_options
+    from jaxmm.training.program import abstract_batch
+
+    state, batch = program.abstract_state(mesh), abstract_batch(program.recipe, budgets, rows, mesh)
+    gradients = shard_bytes({part: x for part, x in state.params.items() if part not in program.recipe.frozen})
+    known = {"source": "compiled", "gradient_bytes": gradients}
+    began = time.perf_counter()
+    platform = mesh.devices.flat[0].platform
+    with tempfile.TemporaryDirectory() as folder, jax.set_mesh(mesh), errors_of_libraries() as said:
+        dumped = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        options = dumped if platform == "tpu" else step_options(platform)  # as train compiles it
+        try:
+            done = program.jitted(mesh).lower(state, batch).compile(options)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            sent = sent_by(None, Path(folder), mesh) if written_in(Path(folder)) else {}
+            return known | refused(str(error)) | sent
+        sent = sent_by(done, Path(folder), mesh)
+    memory: Any = done.memory_analysis()
+    cost: Any = done.cost_analysis() or {}
+    seconds = time.perf_counter() - began
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    peak = max(memory.peak_memory_in_bytes, held + memory.temp_size_in_bytes)
+    figures = {
+        "compile_seconds": seconds,
+        "argument_bytes": memory.argument_size_in_bytes,
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "activation_bytes": max(0, peak - held - gradients),
+        "peak_bytes": peak,
+        "host_bytes": memory.host_temp_size_in_bytes,
+        **({"compiler_flops": cost["flops"]} if cost.get("flops", 0) > 0 else {}),
+        "involuntary_rematerialization": REMATERIALIZED in "".join(said).lower(),
+    }
+    return known | figures | sent
+
+
+def refused(message: str) -> dict[str, Any]:
+    """The figures of a program that the compiler refuses for memory: its peak, where the message has it."""
+    found: dict[str, Any] = {"fits": False, "compiler": " ".join(message.split())[:300]}
+    if match := re.search("|".join(REFUSALS), message):
+        number, letter = (group for group in match.groups() if group is not None)
+        found["peak_bytes"] = round(float(number) * LETTERS[letter])
+    return found
+
+
+def written_in(folder: Path) -> Path | None:
+    """The compiled program's text, where the compiler wrote it itself."""
+    return max(folder.glob("*.after_optimizations.txt"), default=None)
+
+
+def sent_by(done: Any, folder: Path, mesh: Any) -> dict[str, Any]:
+    """What the compiled program sends between devices, or why that is not known.
+
+    Args:
+      folder: where a compiler that is newer than jaxlib, which cannot print all it makes, wrote the program itself.
+    """
+    import jax
+
+    from jaxmm.estimation.collectives import by_kind_and_axes, collectives
+
+    written = written_in(folder)
+    try:
+        text = written.read_text() if written else done.as_text() or ""
+    except jax.errors.JaxRuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        return {"collectives": f"unknown, as jaxlib cannot print the program: {reason}"}
+    sent = collectives(text, mesh)
+    return {
+        "sent_bytes": {f"{kind} over {axes}": count for (kind, axes), count in by_kind_and_axes(sent).items()},
+        "largest_all_gather_bytes": max((one.bytes for one in sent if one.kind == "all-gather"), default=0),
+    }
+
+
+def in_units(count: float) -> str:
+    unit = next((unit for unit in ("GiB", "MiB", "KiB") if count >= UNITS[unit]), "B")
+    return f"{count / UNITS.get(unit, 1):.3g} {unit}"
+
+
+def shown(figures: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Rows for people."""
+    rows: list[tuple[str, Any]] = []
+    for name, value in figures.items():
+        if isinstance(value, dict):
+            pairs = [(f"{name} {key}", each) for key, each in value.items()]
+        else:
+            pairs = [(name, value)]
+        for key, each in pairs:
+            is_bytes = "bytes" in key or key == "target memory"
+            rows.append((key, in_units(each) if is_bytes else f"{each:.3g}" if "flops" in key else each))
+    return rows
+
+
+def main(argv: list[str]) -> int:
+    """Prints the figures as a table; exit status 2 where the step does not fit."""
+    args = command.parse(argv, FLAGS, about=__doc__ or "")
+    if args.documents < 1:
+        raise UserError(f"--documents is {args.documents}: it must be at least 1")
+    figures = estimate(args.config, read_target(args.target, args.config.mesh), args.documents)
+    if args.output:
+        atomic.write_json(Path(args.output), figures)
+    print(formatting.table(shown(figures)))
+    return 0 if figures["fits"] else 2
+
+
+if __name__ == "__main__":
+    command.run(main)

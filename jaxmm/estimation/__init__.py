@@ -1,0 +1,1 @@
+"""What ``jaxmm estimate`` computes."""

@@ -1,0 +1,177 @@
+"""Shows what the model will see: the rows of some batches as one HTML page, or the plan of them as JSON lines.
+
+    python -m jaxmm.inspect --config=configs/base.py --output=report.html --config.KEY=VALUE
+    python -m jaxmm.inspect --config=configs/base.py --batches=0:100
+
+Takes the same configs as train, and prepares what is not in the cache yet. No accelerator is looked for.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxmm import atomic, command
+from jaxmm.data.packing.plan import Lengths, Piece, Plan, Row
+from jaxmm.data.prepare.statistics import column_rows
+from jaxmm.errors import UserError
+from jaxmm.recipe import Corpus, make_assembler, make_plan, read_budgets, read_data, train_corpus
+from jaxmm.report.page import DrawnRow, Report, Source, render
+from jaxmm.report.tally import Tally, over_budget
+from jaxmm.report.view import Viewer, example_id
+
+FLAGS: command.Flags = {
+    "output": ("", "HTML page to write"),
+    "batches": ("", "START:STOP, global batches from 0; without --output one JSON object each is printed"),
+    "rows": (64, "rows drawn on the page; without --batches, it shows as many batches as hold them"),
+}
+
+
+def read_range(text: str) -> tuple[int, int]:
+    """Reads ``START:STOP``: batches from START on, before STOP."""
+    found = re.fullmatch(r"(\d+):(\d+)", text)
+    if not found or int(found[1]) >= int(found[2]):
+        raise UserError(f"--batches '{text}' is no range: write START:STOP, with 0 <= START < STOP, such as 0:10")
+    return int(found[1]), int(found[2])
+
+
+def within(plan: Plan, batches: tuple[int, int], is_asked: bool) -> tuple[int, int]:
+    """A range of batches as far as the plan goes; one that was asked for must be in it."""
+    if plan.mixture.is_endless:
+        return batches
+    count = plan.batches(batches[1])
+    if is_asked and batches[1] > count:
+        raise UserError(
+            f"--batches '{batches[0]}:{batches[1]}' goes past the end of the data: this plan has {count} batches, "
+            f"0:{count}"
+        )
+    return batches[0], min(batches[1], count)
+
+
+def piece_patches(lengths: Lengths, piece: Piece) -> int:
+    """Patches of the images in a piece, from the index alone."""
+    if piece.first == 0 and piece.last == lengths.tokens_E[piece.example]:
+        return int(lengths.patches_E[piece.example])
+    columns = lengths.prepared
+    images = slice(*(int(i) for i in columns.images_E1[piece.example : piece.example + 2]))
+    before = np.concatenate([[0], np.cumsum(lengths.slots_I[images])[:-1]])  # soft tokens before each image
+    first = np.asarray(columns.image_at_I[images], np.int64) + before[: images.stop - images.start]
+    return int(lengths.patches_of(images)[(first >= piece.first) & (first < piece.last)].sum())
+
+
+def plan_line(k: int, rows: Sequence[Row], lengths: Sequence[Lengths]) -> dict[str, Any]:
+    """Global batch ``k`` as JSON: rows of [example id, first token, last token), and what they hold together."""
+    pieces = [piece for row in rows for piece in row]
+    return {
+        "batch": k,
+        "rows": [[[example_id(lengths[p.source], p.example), p.first, p.last] for p in row] for row in rows],
+        "tokens": sum(piece.last - piece.first for piece in pieces),
+        "patches": sum(piece_patches(lengths[piece.source], piece) for piece in pieces),
+    }
+
+
+def left_out(corpus: Corpus) -> list[dict[str, int]]:
+    """Of each source, the documents that preparing left out, by reason."""
+    return [
+        dict(collections.Counter(line["reason"] for line in atomic.read_lines(folder / "skipped.jsonl")).most_common())
+        for folder in corpus.folders
+    ]
+
+
+def columns_of(folder: Path) -> tuple[tuple[str, int, str], ...]:
+    """The columns of a prepared source's records, and whether they were read; older folders do not tell."""
+    try:
+        found = json.loads((folder / "report.json").read_text())
+    except (OSError, ValueError):
+        return ()
+    return tuple((name, count, told) for _, name, count, told in column_rows([found])[1:])
+
+
+def make_report(
+    config: Any, title: str, batches: tuple[int, int], rows: int, is_asked: bool = True
+) -> Report:  # fmt: skip
+    """Assembles the batches as a run would, and reads them back; the first ``rows`` of their rows are drawn.
+
+    Args:
+      is_asked: whether the user named these batches; others end where the plan does.
+    """
+    data = read_data(config)
+    corpus = train_corpus(config, data)
+    budgets = read_budgets(config, corpus)
+    plan = make_plan(config, corpus, budgets)
+    batches = within(plan, batches, is_asked)
+    assemble = make_assembler(config, data.image, corpus, budgets)
+    viewer = Viewer(corpus.lengths, data.template, data.image)
+    tally = Tally(corpus.lengths, budgets, data.image.merge)
+    drawn: list[DrawnRow] = []
+    for k in range(*batches):
+        loaded = assemble(plan.batch(k))
+        tally.add(loaded)
+        for b in range(min(len(loaded.rows), rows - len(drawn))):
+            used = tuple(tally.used[len(tally.used) - len(loaded.rows) + b].tolist())
+            drawn.append(DrawnRow(k, b, viewer.row(loaded, b), used))
+    sources = [
+        Source(
+            source.name,
+            len(source),
+            share / sum(corpus.shares),
+            over_budget(source, budgets),
+            reasons,
+            columns_of(folder),
+        )
+        for source, share, reasons, folder in zip(
+            corpus.lengths, corpus.shares, left_out(corpus), corpus.folders, strict=True
+        )
+    ]
+    return Report(
+        title, command.to_json(config), batches, data.image, config.data.long_documents, sources, tally, drawn
+    )
+
+
+def print_plan(config: Any, batches: tuple[int, int]) -> None:
+    """Prints a JSON object a batch. No picture is read."""
+    corpus = train_corpus(config, read_data(config))
+    plan = make_plan(config, corpus, read_budgets(config, corpus))
+    for k in range(*within(plan, batches, is_asked=True)):
+        print(json.dumps(plan_line(k, plan.batch(k), corpus.lengths)), flush=True)
+
+
+def write_page(path: Path, report: Report) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(render(report), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--output {path} cannot be written: {error.strerror}") from error
+
+
+def main(argv: list[str]) -> int:
+    args = command.parse(argv, FLAGS, about=__doc__ or "")
+    if not args.output and not args.batches:
+        raise UserError("nothing to show: give --output=report.html for a page, or --batches=START:STOP for the plan")
+    if args.rows < 1:
+        raise UserError(f"--rows is {args.rows}: it must be at least 1")
+    if args.output:
+        batches = read_range(args.batches) if args.batches else (0, -(-args.rows // args.config.batch_size))
+        data = args.config.data
+        title = " · ".join(filter(None, (args.config_name, data.path or "the demo", data.mixture)))
+        report = make_report(args.config, title, batches, args.rows, is_asked=bool(args.batches))
+        write_page(Path(args.output), report)
+        print(f"{args.output}: batches {report.batches[0]} to {report.batches[1] - 1}; open it in a browser")
+        return 0
+    try:
+        print_plan(args.config, read_range(args.batches))
+    except BrokenPipeError:  # as `| head` leaves it; what is still buffered goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+if __name__ == "__main__":
+    command.run(main)

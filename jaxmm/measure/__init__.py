@@ -1,0 +1,1 @@
+"""How speeds are measured: in turns, on cases of any size."""

@@ -1,0 +1,1 @@
+"""Parts of ``tools/parity.py``: models, batches and patches of transformers."""

@@ -1,0 +1,169 @@
+"""Documents with images for parity: as one packed row of ours, and one by one as each family of ``transformers`` wants.
+
+Written without the data side's code, whose order of patches and positions it is the oracle of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxmm.batch import Batch, Stream
+from jaxmm.models.multimodal import ModelSpec
+from parities.models import IMAGE_TOKEN, TEXT_TOKENS, Case
+
+
+class Words(NamedTuple):
+    ids: np.ndarray
+
+
+class Picture(NamedTuple):
+    pixels: np.ndarray  # uint8 (height, width, 3), whole merge groups
+
+
+Document = list[Words | Picture]
+
+
+def documents(
+    spec: ModelSpec, rng: np.random.Generator, grid: int = 0, images: Sequence[int] = (1, 2, 0)
+) -> list[Document]:
+    """Documents with so many pictures each, text around them.
+
+    Args:
+      grid: patches on a side of every picture; 0 is pictures of mixed aspect ratio.
+    """
+
+    def words(low: int, high: int) -> Words:
+        return Words(rng.integers(*TEXT_TOKENS, rng.integers(low, high)))
+
+    def picture() -> Picture:
+        side, merge = spec.vision.patch_size, spec.connector.merge
+        rows, columns = (grid,) * 2 if grid else (int(n) * merge for n in rng.integers(1, 5, 2))
+        # On a CPU torch gives all rows of a square that it resizes to one column the first row's values.
+        columns = columns if grid else max(columns, 2)
+        return Picture(rng.integers(0, 256, (rows * side, columns * side, 3)).astype(np.uint8))
+
+    return [
+        [part for _ in range(count) for part in (words(2, 6), picture())] + [words(3, 8)] for count in images
+    ]  # fmt: skip
+
+
+def travelling_order(rows: int, columns: int, merge: int, window: int) -> tuple[np.ndarray, np.ndarray]:
+    """Raster indices of patches as they travel, and, for soft tokens in raster order, the place of each one's group."""
+    groups = [(a, b) for a in range(rows // merge) for b in range(columns // merge)]
+    side = window // merge if window else max(rows, columns)
+    travelling = sorted(groups, key=lambda group: (group[0] // side, group[1] // side, *group))
+    patches = [
+        (a * merge + i) * columns + b * merge + j for a, b in travelling for i in range(merge) for j in range(merge)
+    ]
+    place = {group: n for n, group in enumerate(travelling)}
+    return np.array(patches), np.array([place[group] for group in groups])
+
+
+def cut(pixels: np.ndarray, side: int) -> np.ndarray:
+    """(patches in raster order, side * side * 3)."""
+    height, width, _ = pixels.shape
+    blocks = pixels.reshape(height // side, side, width // side, side, 3).transpose(0, 2, 1, 3, 4)
+    return blocks.reshape(-1, side * side * 3)
+
+
+def packed(documents: Sequence[Document], spec: ModelSpec) -> Batch:
+    """All documents in one row, each text position but a document's last a target."""
+    vision, merge, axes = spec.vision, spec.connector.merge, spec.decoder.text_axes
+    side, group = vision.patch_size, spec.connector.merge**2
+    text: list[tuple[int, list[int], int, int, int, int, float]] = []
+    patches: list[tuple[np.ndarray, list[int], int]] = []
+    grids: list[list[int]] = []
+    for number, document in enumerate(documents, start=1):
+        at, first = 0, len(text)
+        for part in document:
+            if isinstance(part, Words):
+                for token in part.ids:
+                    text.append((int(token), [at] * axes, number, -1, 0, 0, 0.0))
+                    at += 1
+                continue
+            rows, columns = part.pixels.shape[0] // side, part.pixels.shape[1] // side
+            order, slots = travelling_order(rows, columns, merge, vision.window)
+            start = len(patches) // group
+            grids.append([1, rows, columns])
+            for index, values in zip(order, cut(part.pixels, side)[order], strict=True):
+                patches.append((values, [0, index // columns, index % columns], len(grids)))
+            nothing = np.zeros(side * side * 3, np.uint8)
+            patches += [(nothing, [0, -1, k], len(grids)) for k in range(vision.class_tokens)]
+            patches += [(nothing, [0, 0, 0], 0)] * (-len(patches) % group)
+            for n, slot in enumerate(slots):
+                row, column = divmod(n, columns // merge)
+                place = [at] if axes == 1 else [at, at + row, at + column]
+                text.append((0, place, number, start + int(slot), len(grids), 0, 0.0))
+                at += axes == 1
+            at += 0 if axes == 1 else max(rows, columns) // merge
+        for i in range(first, len(text) - 1):
+            if text[i + 1][3] < 0:  # a soft token is no target
+                text[i] = (*text[i][:5], text[i + 1][0], 1.0)
+    nothing = np.zeros(side * side * 3, np.uint8)
+    patches += [(nothing, [0, 0, 0], 0)] * (-len(patches) % (16 * group) or 16 * group * (not patches))
+    text += [(0, [0] * axes, 0, -1, 0, 0, 0.0)] * (-len(text) % 16)
+    values, places, segments = (np.stack(x)[None] for x in zip(*patches, strict=True))
+    tokens, positions, numbers, slots, blocks, targets, weights = (np.array(x)[None] for x in zip(*text, strict=True))
+    return Batch(
+        text=Stream(_int(tokens), _int(positions), _int(numbers)),
+        patches=Stream(values, _int(places), _int(segments)),
+        grids_BM3=_int(np.array([grids or [[0, 0, 0]]])),
+        slots_BT=_int(slots),
+        blocks_BT=_int(blocks),
+        targets_BT=_int(targets),
+        weights_BT=weights.astype(np.float32),
+        sources_BT=np.zeros(tokens.shape, np.int32),
+    )
+
+
+def _int(x: np.ndarray) -> np.ndarray:
+    return x.astype(np.int32)
+
+
+def alone(document: Document, case: Case, spec: ModelSpec) -> dict[str, Any]:
+    """One document as the arguments of the family's model."""
+    import torch
+
+    side, merge = spec.vision.patch_size, spec.connector.merge
+    ids: list[int] = []
+    kinds: list[int] = []
+    for part in document:
+        if isinstance(part, Words):
+            ids += part.ids.tolist()
+            kinds += [0] * len(part.ids)
+        else:
+            count = part.pixels.shape[0] // side // merge * (part.pixels.shape[1] // side // merge)
+            ids += [IMAGE_TOKEN] * count
+            kinds += [1] * count
+    found = {"input_ids": torch.tensor([ids])}
+    if case.family in ("qwen2_5_vl", "qwen3_vl"):
+        found["mm_token_type_ids"] = torch.tensor([kinds])
+    if case.family == "gemma3":
+        found["token_type_ids"] = torch.tensor([kinds])
+    pictures = [(part.pixels / 255 - 0.5) / 0.5 for part in document if isinstance(part, Picture)]
+    if not pictures:
+        return found
+    shapes = [[p.shape[0] // side, p.shape[1] // side] for p in pictures]
+    if case.family == "lfm2_vl":
+        longest = max(rows * columns for rows, columns in shapes)
+        values, mask = np.zeros((len(pictures), longest, side * side * 3)), np.zeros((len(pictures), longest), int)
+        for i, picture in enumerate(pictures):
+            patches = cut(picture, side)
+            values[i, : len(patches)], mask[i, : len(patches)] = patches, 1
+        found["pixel_values"] = torch.tensor(values, dtype=torch.float32)
+        found["pixel_attention_mask"], found["spatial_shapes"] = torch.tensor(mask), torch.tensor(shapes)
+    elif case.family in ("qwen2_5_vl", "qwen3_vl"):
+        flat = []
+        for picture, (rows, columns) in zip(pictures, shapes, strict=True):
+            order, _ = travelling_order(rows, columns, merge, 0)  # it puts windows together itself
+            blocks = picture.reshape(rows, side, columns, side, 3).transpose(0, 2, 4, 1, 3)
+            frames = np.repeat(blocks.reshape(rows * columns, 3, 1, side, side)[order], spec.vision.frames, axis=2)
+            flat.append(frames.reshape(rows * columns, -1))
+        found["pixel_values"] = torch.tensor(np.concatenate(flat), dtype=torch.float32)
+        found["image_grid_thw"] = torch.tensor([[1, *shape] for shape in shapes])
+    else:
+        found["pixel_values"] = torch.tensor(np.stack(pictures).transpose(0, 3, 1, 2), dtype=torch.float32)
+    return found

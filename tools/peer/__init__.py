@@ -1,0 +1,1 @@
+"""The two sides of ``tools/benchmark.py --part=peer``, each in a process."""
