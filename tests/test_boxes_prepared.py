@@ -9,7 +9,8 @@ import PIL.Image
 import pytest
 import test_families
 
-from jaxmm import command
+from jaxmm import command, encode_features
+from jaxmm import prepare as prepare_data
 from jaxmm.data.packing.plan import Budgets, cut
 from jaxmm.data.prepare.prepare import folder_name
 from jaxmm.data.reading import Reading

@@ -16,6 +16,7 @@ import PIL.Image
 import pytest
 
 from jaxmm import command
+from jaxmm import prepare as tool
 from jaxmm.batch import ImageSpec
 from jaxmm.data import demo
 from jaxmm.data.documents import Image
