@@ -89,7 +89,7 @@ class ImageSpec:
     window: int = 0
     class_tokens: int = 0
     text_axes: int = 1
-    two_way: bool = False
+    bidirectional: bool = False
 
     @property
     def extra(self) -> int:

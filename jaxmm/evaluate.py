@@ -23,7 +23,7 @@ from jaxmm.checkpoints.params import chosen_step, saved_params
 from jaxmm.errors import UserError
 from jaxmm.recipe import cache_folder, eval_corpus, read_recipe
 from jaxmm.runtime import startup
-from jaxmm.runtime.barrier import Meeting
+from jaxmm.runtime.barrier import Barrier
 
 FLAGS: command.Flags = {
     "workdir": ("", "folder of the run to evaluate"),
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
         raise UserError("this run has no held-out data: give --config.eval.path (and --config.eval.mixture)")
     mesh = sharding.make_mesh(args.config.mesh)
     with jax.set_mesh(mesh):
-        with Meeting("start").together("the checkpoint"):
+        with Barrier("start").together("the checkpoint"):
             reader = Checkpoints(workdir / "checkpoints")  # one, so that no byte is compared twice
             step = chosen_step(workdir, args.step) or reader.latest()
             params = saved_params(workdir, recipe, mesh, step, reader)

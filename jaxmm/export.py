@@ -36,7 +36,7 @@ from jaxmm.hf import folder as hf
 from jaxmm.hf import specs, weights
 from jaxmm.hf.joined import LAYOUTS, LFM2_VL
 from jaxmm.hf.model_card import evaluation, model_card
-from jaxmm.hf.pretrained import GENERATION, MODEL, SPARE, Start, is_of_family
+from jaxmm.hf.pretrained import GENERATION, MODEL, SPARE, Pretrained, is_of_family
 from jaxmm.hf.processors import PROCESSOR_FILES, RESAMPLES, json_object, own_limits, resized
 from jaxmm.hf.specs import Family
 from jaxmm.inference.generation_config import said_by
@@ -97,14 +97,14 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def base_dtype(start: Start | None) -> str:
+def base_dtype(start: Pretrained | None) -> str:
     """The dtype of the model that the run started from, '' for random weights and where its config does not say it."""
     config = start.config if start else {}
     said = [part.get("dtype") for part in (config, config.get("text_config", {}), config.get("vision_config", {}))]
     return next((str(dtype) for dtype in said if str(dtype) in DTYPES), "")
 
 
-def cannot_run(start: Start | None) -> str:
+def cannot_run(start: Pretrained | None) -> str:
     """Why ``transformers`` cannot run the whole, '' where it can: jaxmm 0.1 joined any tower with any decoder."""
     tower = start.config["vision_config"].get("model_type", "") if start else ""
     if start and start.config["model_type"] == LFM2_VL and LAYOUTS.get(tower) != LFM2_VL:
@@ -276,7 +276,7 @@ def write_processor(recipe: Recipe, workdir: Path, folder: Path) -> None:
     (folder / "processor_config.json").write_text(json.dumps(processor, indent=2))
 
 
-def _write_limits(start: Start, image: ImageSpec, folder: Path) -> None:
+def _write_limits(start: Pretrained, image: ImageSpec, folder: Path) -> None:
     """Puts the limits of pictures' sizes that the run has had into its processor's files, where they are other ones."""
     kind, area = start.config["model_type"], (image.patch_size * image.merge) ** 2
     pixels = image.min_pixels, image.max_pixels

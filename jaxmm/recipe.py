@@ -31,7 +31,7 @@ from jaxmm.data.text import boxes
 from jaxmm.data.text.template import IMAGE, OURS, ChatOptions, Markup, Template
 from jaxmm.data.text.tokenizer import load_tokenizer
 from jaxmm.errors import UserError
-from jaxmm.hf.pretrained import BOXES, MARKUP, MODEL, Start, image_settings, read_start
+from jaxmm.hf.pretrained import BOXES, MARKUP, MODEL, Pretrained, image_settings, read_start
 from jaxmm.hf.processors import limits
 from jaxmm.models.attention import choose_backend
 from jaxmm.models.connector import ConnectorSpec
@@ -165,7 +165,7 @@ class DataRecipe(NamedTuple):
     template: Template
     image: ImageSpec
     cache: Path
-    start: Start | None
+    start: Pretrained | None
 
 
 def read_data(config: ConfigDict, workdir: Path | None = None) -> DataRecipe:
@@ -221,7 +221,7 @@ class Recipe(NamedTuple):
     compute: Compute
     frozen: tuple[str, ...]
     cache: Path
-    start: Start | None = None
+    start: Pretrained | None = None
 
 
 def read_recipe(config: ConfigDict, workdir: Path | None = None, platform: str = "") -> Recipe:
@@ -285,7 +285,7 @@ def read_reading(config: ConfigDict, recipe: Recipe | DataRecipe, evaluation: bo
     )  # fmt: skip
 
 
-def read_boxes(config: ConfigDict, start: Start | None) -> str:
+def read_boxes(config: ConfigDict, start: Pretrained | None) -> str:
     """How boxes in texts are written: as ``boxes.KINDS``.
 
     Raises:
@@ -367,7 +367,7 @@ def read_budgets(config: ConfigDict, corpus: Corpus) -> Budgets:
     least = Budgets(config.seq_len, config.patch_budget, 0, config.target_budget)
     check_rows(1, row_bytes(least, spec), "the arrays")  # before so large a row is filled to see what it needs
     asked = config.seq_len, config.patch_budget, config.target_budget
-    dealt = sharding.dealt_multiple(config.mesh.context)
+    dealt = sharding.zigzag_multiple(config.mesh.context)
     found = [
         choose_budgets(corpus.lengths, shares, *asked, merge, dealt)
         for shares in (corpus.shares, *(shares for _, shares in corpus.later))
@@ -379,7 +379,7 @@ def unseen_budgets(config: ConfigDict, image: ImageSpec) -> Budgets:
     """Budgets where no data is there to pick them from: what the config leaves open is as if half of a row's positions
     were images, of 64 soft tokens or more."""
     group = image.merge**2
-    multiple = math.lcm(MULTIPLE, group, sharding.dealt_multiple(config.mesh.context))
+    multiple = math.lcm(MULTIPLE, group, sharding.zigzag_multiple(config.mesh.context))
     patches = config.patch_budget or -(-config.seq_len * group // (2 * multiple)) * multiple
     items = max(8, patches // (64 * group))
     return Budgets(config.seq_len, patches, items, config.target_budget or config.seq_len)

@@ -201,7 +201,7 @@ def over_queries(f: Callable, heads: int, *, with_starts: bool = False) -> Calla
         def own(q, k, v, start, end):
             of_keys = [k, v, *starts(start, end)]
             if positions and mesh.shape["context"] > 1:
-                of_keys = [dealt_back(jax.lax.all_gather(x, "context", axis=1, tiled=True), mesh) for x in of_keys]
+                of_keys = [zigzag_unshard(jax.lax.all_gather(x, "context", axis=1, tiled=True), mesh) for x in of_keys]
             return f(q, *of_keys[:2], start, end, *of_keys[2:])
 
         wide, narrow = PartitionSpec(rows, positions, by_head, None), PartitionSpec(rows, positions)
@@ -273,7 +273,7 @@ def _context(mesh: Any = None) -> int:
 
 def positions_axis(length: int) -> str | None:
     """The logical axis of the positions of rows of this length: "positions" where they can be dealt, else None."""
-    return "positions" if length % dealt_multiple(_context()) == 0 else None
+    return "positions" if length % zigzag_multiple(_context()) == 0 else None
 
 
 def _order(C: int) -> np.ndarray:
@@ -286,7 +286,7 @@ def _in_order(x: jax.Array, order: np.ndarray) -> jax.Array:
     return chunks[:, order].reshape(x.shape)
 
 
-def dealt_multiple(context: int) -> int:
+def zigzag_multiple(context: int) -> int:
     """What the length of a row must be a multiple of to be dealt over a mesh axis of this size; 1 where it is not known
     (-1) or there is none."""
     return 2 * context * CHUNK if context > 1 else 1
@@ -294,7 +294,7 @@ def dealt_multiple(context: int) -> int:
 
 def report_whole_rows(mesh: Mesh, lengths: Mapping[str, int]) -> list[str]:
     """One line for each length of a row, by its config key, that ``context`` does not split."""
-    multiple = dealt_multiple(mesh.shape["context"])
+    multiple = zigzag_multiple(mesh.shape["context"])
     return [
         f"not split over mesh axis 'context': rows of {length}; give config.{key} as a multiple of {multiple}"
         for key, length in lengths.items()
@@ -302,15 +302,15 @@ def report_whole_rows(mesh: Mesh, lengths: Mapping[str, int]) -> list[str]:
     ]
 
 
-def deal(x: jax.Array) -> jax.Array:
+def zigzag_shard(x: jax.Array) -> jax.Array:
     """Puts (B, T, ...) in the order of the devices that positions are dealt to; as it is where they are not."""
     if _context() == 1 or not positions_axis(x.shape[1]):
         return x
     return constrain(_in_order(x, _order(_context())), "rows", "positions", *[None] * (x.ndim - 2))
 
 
-def dealt_back(x: jax.Array, mesh: Any = None) -> jax.Array:
-    """The inverse of ``deal``."""
+def zigzag_unshard(x: jax.Array, mesh: Any = None) -> jax.Array:
+    """The inverse of ``zigzag_shard``."""
     if _context(mesh) == 1 or not positions_axis(x.shape[1]):
         return x
     return _in_order(x, np.argsort(_order(_context(mesh))))

@@ -25,7 +25,7 @@ from jaxmm.checkpoints.resume import as_it_was
 from jaxmm.errors import UserError
 from jaxmm.recipe import cache_folder
 from jaxmm.runtime import startup
-from jaxmm.runtime.barrier import Meeting
+from jaxmm.runtime.barrier import Barrier
 from jaxmm.training import loop
 from jaxmm.training.run import Run
 from jaxmm.workdir.folder import Claim
@@ -65,7 +65,7 @@ def claimed(workdir: Path) -> Iterator[None]:
                 stack.enter_context(Claim(workdir))
             except UserError as error:
                 refused = error
-        if Meeting("workdir").largest(int(refused is not None), "the workdir"):
+        if Barrier("workdir").largest(int(refused is not None), "the workdir"):
             raise refused or UserError(f"process 0 cannot train in {workdir}: its log says why")
         yield
 

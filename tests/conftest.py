@@ -99,9 +99,9 @@ class Tiny(NamedTuple):
     apply: Callable[..., Any]  # as of make_model
     params: Any  # numbers of our own, which no release of JAX changes
 
-    def forward(self, params: Any, batch: Batch, places_BR: Any = None) -> Any:
+    def forward(self, params: Any, batch: Batch, target_positions_BR: Any = None) -> Any:
         """(hidden states at the places or everywhere, head_VD), as the steps want it."""
-        return self.apply(params, batch, self.compute, places_BR)
+        return self.apply(params, batch, self.compute, target_positions_BR)
 
 
 @pytest.fixture(scope="session")

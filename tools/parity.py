@@ -89,14 +89,14 @@ def ours(world: World) -> Pass:
     from jaxmm.hf import folder as hf
     from jaxmm.hf import names
     from jaxmm.models.multimodal import Compute, make_model
-    from jaxmm.training.loss import batch_loss, made_already
+    from jaxmm.training.loss import batch_loss, from_hidden
 
     _, apply = make_model(world.family.spec)
     batch = packed(world.documents, world.family.spec)
 
     def loss(params):
         hidden_BTD, head_VD = apply(params, batch, Compute())
-        loss = batch_loss(made_already(hidden_BTD, head_VD), batch, batch.targets_BT.shape[1], 0.0)[0]
+        loss = batch_loss(from_hidden(hidden_BTD, head_VD), batch, batch.targets_BT.shape[1], 0.0)[0]
         return loss, hidden_BTD[0] @ head_VD.T
 
     gradients, logits_TV = jax.device_get(jax.jit(jax.grad(loss, has_aux=True))(world.params))

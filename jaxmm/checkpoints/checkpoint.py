@@ -26,7 +26,7 @@ import jax
 from jaxmm.checkpoints import checksums
 from jaxmm.checkpoints.checksums import META, METRICS, STATE, Fault
 from jaxmm.errors import StrandedError, UserError
-from jaxmm.runtime.barrier import Meeting
+from jaxmm.runtime.barrier import Barrier
 
 if TYPE_CHECKING:  # importing it takes a third of a second: methods do, once a run has begun
     import orbax.checkpoint as ocp
@@ -87,7 +87,7 @@ class Checkpoints:
         self._sealing, self._has_failed = 0, False  # its step, for Orbax's thread; whether the last save failed
         self._faults: dict[int, Fault | None] = {}
         self._verified: set[tuple[int, str]] = set()  # (step, part) whose bytes were found to be those written
-        self._meeting = Meeting(f"checkpoints {next(self._numbers)}")
+        self._barrier = Barrier(f"checkpoints {next(self._numbers)}")
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -285,7 +285,7 @@ class Checkpoints:
             return None
         path = self._path(step)
         own = checksums.verify(path, part, (jax.process_index(), jax.process_count()))
-        worst = self._meeting.largest(0 if not own else 1 if own.is_proven else 2, f"the reading of {path}")
+        worst = self._barrier.largest(0 if not own else 1 if own.is_proven else 2, f"the reading of {path}")
         fault = own or (
             Fault("a file that another process read is not as it was written", worst == 1, True) if worst else None
         )

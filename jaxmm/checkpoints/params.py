@@ -12,7 +12,7 @@ from jaxmm import sharding
 from jaxmm.checkpoints.checkpoint import Checkpoints
 from jaxmm.errors import UserError
 from jaxmm.hf import folder as hf
-from jaxmm.hf.pretrained import MODEL, Start, read_params, run_and_step, save
+from jaxmm.hf.pretrained import MODEL, Pretrained, read_params, run_and_step, save
 from jaxmm.models.multimodal import ModelSpec, Params, abstract_params, flat_axes, make_model, nested
 from jaxmm.recipe import Recipe
 from jaxmm.workdir import own_folders
@@ -42,7 +42,7 @@ def _place(recipe: Recipe, mesh: Mesh) -> tuple[Params, Params]:
     return abstract, place_params(recipe.model, abstract, mesh)
 
 
-def once(lowered: Any) -> Any:
+def compile_unoptimized(lowered: Any) -> Any:
     """What is run once: compiled on CPUs without optimisation, a third of the time of compiling with it."""
     on_cpu = jax.default_backend() == "cpu"
     return lowered.compile({"xla_backend_optimization_level": 0} if on_cpu else None)
@@ -63,7 +63,7 @@ def started_params(recipe: Recipe, mesh: Mesh, workdir: Path, *, init_from: str,
     return saved_params(run, recipe, mesh, chosen_step(run, step))
 
 
-def _started(recipe: Recipe, start: Start, mesh: Mesh, seed: int, workdir: Path) -> Params:
+def _started(recipe: Recipe, start: Pretrained, mesh: Mesh, seed: int, workdir: Path) -> Params:
     """Parameters of a Hugging Face model; what its folders do not have is fresh."""
     where = hf.flat(_place(recipe, mesh)[1])
     read = read_params(start, lambda path, shape: where[path])
@@ -75,13 +75,13 @@ def _started(recipe: Recipe, start: Start, mesh: Mesh, seed: int, workdir: Path)
             return nested({path: value for path, value in hf.flat(init(key)).items() if path in missing})
 
         key = jax.random.key(seed)
-        made = once(jax.jit(fresh, out_shardings=nested(missing)).lower(key))(key)
+        made = compile_unoptimized(jax.jit(fresh, out_shardings=nested(missing)).lower(key))(key)
         read.params.update(hf.flat(made))
     _keep(start, read.spare, workdir / MODEL)
     return nested({path: read.params[path] for path in where})
 
 
-def _keep(start: Start, spare: list[str], folder: Path) -> None:
+def _keep(start: Pretrained, spare: list[str], folder: Path) -> None:
     """Keeps the small files of what a run starts from, in place of those of a start that never came to a save."""
     if jax.process_index() > 0:
         return

@@ -90,7 +90,7 @@ def held_against_float64(case: Case, backend: str, dtype: str, length: int) -> R
     window = length // 7
     intervals, mask = {
         "causal": (attn.causal(segments), mask_by_definition(segments, causal=True)),
-        "two-way": (attn.two_way(segments), mask_by_definition(segments, causal=False)),
+        "two-way": (attn.bidirectional(segments), mask_by_definition(segments, causal=False)),
         "window": (
             attn.causal(segments, window=window), mask_by_definition(segments, causal=True, window=window)
         ),

@@ -15,9 +15,9 @@ def dense(q_BTHD: Any, k_BTKD: Any, v_BTKD: Any, mask_BTT: Any, grad_BTHD: Any, 
     k, v = np.repeat(k, group, 1), np.repeat(v, group, 1)
     scale = q.shape[-1] ** -0.5
     logits = q @ k.mT * scale
-    bent = softcap * np.tanh(logits / softcap) if softcap else logits
-    slope = 1 - (bent / softcap) ** 2 if softcap else 1.0
-    logits = np.where(mask_BTT[:, None], bent, -np.inf)
+    softcapped = softcap * np.tanh(logits / softcap) if softcap else logits
+    slope = 1 - (softcapped / softcap) ** 2 if softcap else 1.0
+    logits = np.where(mask_BTT[:, None], softcapped, -np.inf)
     e = np.exp(logits - logits.max(-1, keepdims=True, initial=-1e30))
     p = e / np.maximum(e.sum(-1, keepdims=True), 1e-300)
     dp = grad @ v.mT
@@ -59,8 +59,8 @@ def cross_entropy(
     logits = x @ head.T
     slope: Any = 1.0
     if softcap:
-        bent = np.tanh(logits / softcap)
-        logits, slope = softcap * bent, 1 - bent**2
+        softcapped = np.tanh(logits / softcap)
+        logits, slope = softcap * softcapped, 1 - softcapped**2
     top = logits.max(-1, keepdims=True)
     log_z = np.log(np.exp(logits - top).sum(-1, keepdims=True)) + top
     nll = -np.take_along_axis(logits - log_z, tokens_BR[..., None], -1)[..., 0]

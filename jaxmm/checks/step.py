@@ -158,7 +158,7 @@ class Stepper:
         )  # fmt: skip
         optimizer = make_optimizer(optax.constant_schedule(1e-5))
         step = make_train_step(
-            lambda params, batch, places_BR: apply(params, batch, compute, places_BR), optimizer,
+            lambda params, batch, target_positions_BR: apply(params, batch, compute, target_positions_BR), optimizer,
             target_budget=case.targets, sources=1,
         )  # fmt: skip
         self.loaded = self.assemble(self.documents.plan.batch(0))

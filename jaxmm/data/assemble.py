@@ -134,7 +134,7 @@ def text_positions(slots: np.ndarray, grids: Sequence[tuple[int, int]], spec: Im
     return found
 
 
-def two_way_blocks(slots: np.ndarray, grids: Sequence[tuple[int, int]]) -> np.ndarray:
+def bidirectional_blocks(slots: np.ndarray, grids: Sequence[tuple[int, int]]) -> np.ndarray:
     """int32 (T,): the number of the medium, from 1, whose soft token stands at a position; 0 for text."""
     counts = [rows * columns for rows, columns in grids]
     number = np.append(np.repeat(np.arange(1, len(grids) + 1), counts), 0)
@@ -244,8 +244,8 @@ class Assembler:
                 continue  # its place stays padding: the plan does not move
             batch.text.values[b, here] = layout.tokens
             batch.text.positions[b, here] = text_positions(layout.slots, grids, self.spec)
-            if self.spec.two_way:
-                batch.blocks_BT[b, here] = two_way_blocks(layout.slots, grids)
+            if self.spec.bidirectional:
+                batch.blocks_BT[b, here] = bidirectional_blocks(layout.slots, grids)
             batch.text.segments[b, here] = segment
             batch.slots_BT[b, here] = np.where(layout.slots >= 0, slots[layout.slots], IGNORED)
             batch.targets_BT[b, here] = layout.targets

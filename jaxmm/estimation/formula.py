@@ -99,9 +99,9 @@ def _kept_of_row(program: Any, budgets: Any, mesh: Any) -> tuple[int, int]:
     kept = of_row(remat, parts)
     if remat == "none":
         return kept, 0
-    made_again = of_row("none", parts) - kept
+    recompute = of_row("none", parts) - kept
     of_decoder = of_row("none", behind) - of_row(remat, behind) if behind else 0
-    return kept, max(of_decoder // model.decoder.layers, (made_again - of_decoder) // model.vision.layers, 0)
+    return kept, max(of_decoder // model.decoder.layers, (recompute - of_decoder) // model.vision.layers, 0)
 
 
 def _layer_bytes(params: Any, mesh: Any, item: int) -> int:

@@ -18,7 +18,7 @@ from jaxmm.errors import UserError
 from jaxmm.hf import names, specs, values, weights
 from jaxmm.hf.names import Rule
 from jaxmm.hf.specs import Family
-from jaxmm.models.multimodal import ModelSpec, flat_axes, linear_maps
+from jaxmm.models.multimodal import ModelSpec, flat_axes, kernel_dims
 
 CONFIG = "config.json"
 LONGEST = 400  # of an error of transformers, in letters
@@ -123,7 +123,7 @@ def rules_of(family: Family) -> list[Rule]:
     return [*names.TOWERS[family.tower], *names.CONNECTORS[family.connector], *names.DECODERS[family.decoder]]
 
 
-Where = Callable[[Path_, tuple[int, ...]], Any]  # of a parameter's path and shape, its sharding
+ShardingOf = Callable[[Path_, tuple[int, ...]], Any]  # of a parameter's path and shape, its sharding
 
 
 class Read(NamedTuple):
@@ -133,17 +133,17 @@ class Read(NamedTuple):
     spare: list[str]
 
 
-def read_model(folder: Path, family: Family, where: Where) -> Read:
+def read_model(folder: Path, family: Family, where: ShardingOf) -> Read:
     """Reads a whole model."""
     return _read(folder, rules_of(family), family.spec, lambda path: True, where)
 
 
-def read_decoder(folder: Path, rules: Sequence[Rule], spec: ModelSpec, where: Where) -> Read:
+def read_decoder(folder: Path, rules: Sequence[Rule], spec: ModelSpec, where: ShardingOf) -> Read:
     """Reads the decoder of ``spec`` from a language model's folder."""
     return _read(folder, rules, spec, lambda path: path[0] == "decoder", where, others=names.SEEING)
 
 
-def read_tower(folder: Path, rules: Sequence[Rule], spec: ModelSpec, where: Where) -> Read:
+def read_tower(folder: Path, rules: Sequence[Rule], spec: ModelSpec, where: ShardingOf) -> Read:
     """Reads the tower of ``spec`` from a vision model's folder, or from one that has a text tower too."""
 
     return _read(folder, rules, spec, lambda path: path[0] == "vision", where, _of_tower, names.OTHERS)
@@ -156,7 +156,7 @@ def _of_tower(name: str) -> str:
 
 
 def _read(
-    folder: Path, rules: Sequence[Rule], spec: ModelSpec, is_read: Callable[[Path_], bool], where: Where,
+    folder: Path, rules: Sequence[Rule], spec: ModelSpec, is_read: Callable[[Path_], bool], where: ShardingOf,
     spelling: weights.Spelling = names.common_name, others: Sequence[str] = (),
 ) -> Read:  # fmt: skip
     parameters = {
@@ -180,7 +180,7 @@ def outgoing(
     Args:
       spare: a safetensors file of the tensors that our model does not use.
     """
-    inputs = {path: len(into) for path, (into, _) in linear_maps(family.spec).items()}
+    inputs = {path: len(into) for path, (into, _) in kernel_dims(family.spec).items()}
     for tensor in weights.outgoing(params, rules_of(family), inputs, dtype):
         yield tensor._replace(name=names.foreign_name(tensor.name, family.prefixes))
     if spare is not None and spare.exists():

@@ -42,7 +42,7 @@ GENERATION = "generation_config.json"
 FIXED = ("llava", "gemma3", "internvl")  # families whose tower takes pictures of one size
 
 
-class Start(NamedTuple):
+class Pretrained(NamedTuple):
     """Where a model comes from.
 
     Attributes:
@@ -78,7 +78,7 @@ class Start(NamedTuple):
             found.append("the folder's do_pad is not followed: images are not padded to squares")
         return [*found, *self.told]
 
-    def settled(self, asked: Limits) -> Start:
+    def settled(self, asked: Limits) -> Pretrained:
         """With the limits of pictures' sizes of a run that begins: those asked for, 0 being the folder's own."""
         vision, merge, kind = self.family.spec.vision, self.family.spec.connector.merge, self.config["model_type"]
         if kind in FIXED:
@@ -98,7 +98,7 @@ class Start(NamedTuple):
             told = (*told, line)
         return self._replace(pixels=limits(whole, own), told=told)
 
-    def grown(self, vocabulary: int) -> Start:
+    def grown(self, vocabulary: int) -> Pretrained:
         """With an embedding of so many rows."""
         model = self.family.spec
         decoder = dataclasses.replace(model.decoder, vocab_size=vocabulary)
@@ -137,7 +137,7 @@ def parse(text: str) -> dict[str, Path]:
     return folders
 
 
-def read_start(text: str, saved: Path | None, merge: int, mlp: int) -> Start | None:
+def read_start(text: str, saved: Path | None, merge: int, mlp: int) -> Pretrained | None:
     """What a run starts from, or None where that is no Hugging Face model.
 
     Args:
@@ -159,11 +159,11 @@ def read_start(text: str, saved: Path | None, merge: int, mlp: int) -> Start | N
     return _joined(folders, merge, mlp) if folders else None
 
 
-def _whole(folder: Path) -> Start:
+def _whole(folder: Path) -> Pretrained:
     family, config = hf.read_family(folder)
     processor = read_processor(folder, config["model_type"])
     family = family._replace(spec=_normalised(family.spec, processor))
-    return Start(family, config, {"model": folder}, folder, processor, _ends(folder), pixels=_pixels(folder))
+    return Pretrained(family, config, {"model": folder}, folder, processor, _ends(folder), pixels=_pixels(folder))
 
 
 def _pixels(folder: Path) -> Limits | None:
@@ -192,7 +192,7 @@ def _normalised(spec: ModelSpec, processor: dict[str, Any]) -> ModelSpec:
         raise UserError(f"the image processor's image_mean and image_std, {found}, are not right: {error}") from error
 
 
-def _joined(folders: dict[str, Path], merge: int, mlp: int) -> Start:
+def _joined(folders: dict[str, Path], merge: int, mlp: int) -> Pretrained:
     """A tower and a decoder, in the layout that fits them."""
     vision, text = (hf.read_config(folders[part]) for part in ("vision", "decoder"))
     tied = hf.is_tied(folders["decoder"], bool(getattr(text, "tie_word_embeddings", False)))
@@ -200,7 +200,7 @@ def _joined(folders: dict[str, Path], merge: int, mlp: int) -> Start:
     joined = join(vision, text, tied, folders["vision"], ConnectorSpec(merge=merge, mlp=mlp))
     family = joined.family._replace(spec=_normalised(joined.family.spec, joined.processor))
     decoder = folders["decoder"]
-    return Start(
+    return Pretrained(
         family, joined.config, folders, decoder, joined.processor, _ends(decoder), told=joined.told
     )  # fmt: skip
 
@@ -218,7 +218,7 @@ def _ends(folder: Path) -> tuple[int, ...]:
     return tuple(ends)
 
 
-def read_params(start: Start, where: hf.Where) -> hf.Read:
+def read_params(start: Pretrained, where: hf.ShardingOf) -> hf.Read:
     """The parameters that the folders have: of parts, all but the connector's."""
     family = start.family
     if "model" in start.folders:
@@ -230,7 +230,7 @@ def read_params(start: Start, where: hf.Where) -> hf.Read:
     return hf.Read({**tower.params, **decoder.params}, spare)
 
 
-def save(start: Start, spare: list[str], folder: Path) -> None:
+def save(start: Pretrained, spare: list[str], folder: Path) -> None:
     """Keeps the small files, and the tensors that our model does not use."""
     folder.mkdir(parents=True, exist_ok=True)
     if start.run and (start.run / MODEL / SPARE).exists():
@@ -267,13 +267,13 @@ MARKUP: dict[str, tuple[Any, ...]] = {
 BOXES = {"qwen2_5_vl": "pixels", "qwen3_vl": "thousandths", "internvl": "thousandths"}
 
 
-def is_of_family(start: Start) -> bool:
+def is_of_family(start: Pretrained) -> bool:
     """Whether the folder's processor is one that ``transformers`` runs with the whole model."""
     kind = start.config["model_type"]
     return not start.processor or kind != "lfm2_vl" or processor_kind(start.processor, kind) == OF_FAMILY[kind]
 
 
-def image_settings(start: Start) -> dict[str, Any]:
+def image_settings(start: Pretrained) -> dict[str, Any]:
     """What of ``ImageSpec`` the folder decides: patches, merge and order by the model, sizes by its processor.
 
     Raises:
@@ -285,13 +285,13 @@ def image_settings(start: Start) -> dict[str, Any]:
         raise UserError(f"{start.tokenizer}: its image processor's settings cannot be read: {error}") from error
 
 
-def _image_settings(start: Start) -> dict[str, Any]:
+def _image_settings(start: Pretrained) -> dict[str, Any]:
     kind, processor, spec = start.config["model_type"], start.processor, start.family.spec
     vision, merge = spec.vision, spec.connector.merge
     found: dict[str, Any] = {
         "patch_size": vision.patch_size, "merge": merge, "window": vision.window,
         "class_tokens": vision.class_tokens, "text_axes": spec.decoder.text_axes,
-        "two_way": spec.decoder.two_way_blocks,
+        "two_way": spec.decoder.bidirectional_blocks,
     }  # fmt: skip
     if "resample" in processor:
         if processor["resample"] not in RESAMPLES:
@@ -322,7 +322,7 @@ def _image_settings(start: Start) -> dict[str, Any]:
     return found
 
 
-def _is_cropped(start: Start, side: int) -> bool:
+def _is_cropped(start: Pretrained, side: int) -> bool:
     """Whether pictures are cropped to a square of ``side``, or resized to it.
 
     Raises:

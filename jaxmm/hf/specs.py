@@ -185,7 +185,7 @@ def _gemma3_text(config: Any, tied: bool) -> Decoder:
         qkv_bias=bool(config.attention_bias), out_bias=bool(config.attention_bias),
         qk_norm=True, post_norms=True, norm_offset=1.0,
         embed_scale=config.hidden_size**0.5, attention_scale=config.query_pre_attn_scalar**-0.5,
-        two_way_blocks=True,
+        bidirectional_blocks=True,
     )  # fmt: skip
     return Decoder(spec, "gemma")
 
@@ -317,7 +317,7 @@ def tower_of(config: Any) -> Tower:
 def plain_decoder_of(config: Any, tied: bool) -> Decoder:
     """A decoder in a family that gives it one position an axis, and images that are seen as text is."""
     found = decoder_of(config, tied)
-    return found._replace(spec=dataclasses.replace(found.spec, rope_sections=(), two_way_blocks=False))
+    return found._replace(spec=dataclasses.replace(found.spec, rope_sections=(), bidirectional_blocks=False))
 
 
 def _states(chosen: Any, layers: int) -> list[int]:

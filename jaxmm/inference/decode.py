@@ -17,7 +17,7 @@ from jaxmm.models.cache import Cache
 from jaxmm.models.multimodal import Compute, ModelSpec, make_model
 
 
-class Writing(NamedTuple):
+class DecodeState(NamedTuple):
     """Answers being written, one a row.
 
     Attributes:
@@ -50,7 +50,7 @@ class Generator:
 
     def begin(
         self, params: Any, batch: Batch, room: int, sampling: Sampling = GREEDY, first: int = 0
-    ) -> Writing:  # fmt: skip
+    ) -> DecodeState:  # fmt: skip
         """Reads the prompts, one document a row from its first position on, and chooses each answer's first token.
 
         Args:
@@ -60,7 +60,7 @@ class Generator:
         numbers_B = np.arange(first, first + len(batch.text.values), dtype=np.int32)
         return self._begin(params, batch, numbers_B, sampling, room=room)
 
-    def go_on(self, params: Any, writing: Writing, done_B: np.ndarray, until: int) -> Writing:
+    def go_on(self, params: Any, writing: DecodeState, done_B: np.ndarray, until: int) -> DecodeState:
         """Writes on until answers have ``until`` tokens, or all have ended; ``writing`` is used up.
 
         Args:
@@ -68,26 +68,26 @@ class Generator:
         """
         return self._go_on(params, writing, np.asarray(done_B, bool), np.int32(until))
 
-    def _first(self, params, batch: Batch, numbers_B, sampling: Sampling, room: int) -> Writing:
+    def _first(self, params, batch: Batch, numbers_B, sampling: Sampling, room: int) -> DecodeState:
         B, T = batch.text.values.shape
         logits_BV, cache = self._apply(params, batch, T + room, self._compute, method="prefill")
         nothing = jnp.zeros((B, room), jnp.int32), jnp.int32(0), jnp.zeros(B, bool)
         is_token_BT = (batch.text.segments > 0) & (batch.slots_BT < 0)
         seen_BV = jnp.zeros(logits_BV.shape, bool).at[jnp.arange(B)[:, None], batch.text.values].max(is_token_BT)
-        return self._with_next(Writing(*nothing, cache, numbers_B, sampling, seen_BV), logits_BV)
+        return self._with_next(DecodeState(*nothing, cache, numbers_B, sampling, seen_BV), logits_BV)
 
-    def _more(self, params, writing: Writing, done_B, until) -> Writing:
-        def unfinished(writing: Writing):
+    def _more(self, params, writing: DecodeState, done_B, until) -> DecodeState:
+        def unfinished(writing: DecodeState):
             return (writing.written < until) & ~writing.done_B.all()
 
-        def write(writing: Writing) -> Writing:
+        def write(writing: DecodeState) -> DecodeState:
             last_B = lax.dynamic_index_in_dim(writing.tokens_BW, writing.written - 1, axis=1, keepdims=False)
             logits_BV, cache = self._apply(params, last_B, writing.cache, self._compute, method="step")
             return self._with_next(writing._replace(cache=cache), logits_BV)
 
         return lax.while_loop(unfinished, write, writing._replace(done_B=writing.done_B | done_B))
 
-    def _with_next(self, writing: Writing, logits_BV) -> Writing:
+    def _with_next(self, writing: DecodeState, logits_BV) -> DecodeState:
         stops = jnp.array(self._stop_ids, jnp.int32)
         logits_BV = penalized(logits_BV, writing.seen_BV, writing.sampling.repetition_penalty)
         next_B = choose(logits_BV, writing.sampling, writing.numbers_B, writing.written)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxmm.hf.pretrained import MODEL, Start, generation
+from jaxmm.hf.pretrained import MODEL, Pretrained, generation
 
 # What a folder may say that chooses tokens, with the value that changes nothing.
 DRAWS = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
@@ -20,7 +20,7 @@ NOT_FOLLOWED: dict[str, Any] = {
 }  # fmt: skip
 
 
-def said_by(start: Start | None, workdir: Path) -> dict[str, Any]:
+def said_by(start: Pretrained | None, workdir: Path) -> dict[str, Any]:
     """What the folder says that the run's model, or the decoder of a joined one, came from; {} for random weights."""
     return generation(workdir / MODEL) if start else {}
 

@@ -130,7 +130,7 @@ def _by_blocks(q_BTHD, k_BSKD, v_BSKD, start_BT, end_BT, *, block: int, group: i
     return out_BTHD[:, :T]
 
 
-def attention_of_one(q_B1HD, k_BKCD, v_BKCD, intervals: Intervals, *, scale: float = 0.0, softcap: float = 0.0):
+def decode_attention(q_B1HD, k_BKCD, v_BKCD, intervals: Intervals, *, scale: float = 0.0, softcap: float = 0.0):
     """The same for one query a row, whose keys and values are a cache's, heads first: its logits, (B, H, C), are few
     enough to be held.
 
@@ -143,7 +143,7 @@ def attention_of_one(q_B1HD, k_BKCD, v_BKCD, intervals: Intervals, *, scale: flo
     K, C = k_BKCD.shape[1:3]
     kind = Logits(scale or D**-0.5, softcap)
     q_BKGD = (q_B1HD * jnp.asarray(kind.scale, q_B1HD.dtype)).reshape(B, K, H // K, D)
-    logits_BKGC = kind.bent(jnp.einsum("bkgd,bkcd->bkgc", q_BKGD, k_BKCD, preferred_element_type=jnp.float32))
+    logits_BKGC = kind.softcapped(jnp.einsum("bkgd,bkcd->bkgc", q_BKGD, k_BKCD, preferred_element_type=jnp.float32))
     keys = jnp.arange(C, dtype=jnp.int32)
     seen_BC = (keys >= intervals[0]) & (keys < intervals[1])
     p_BKGC = jax.nn.softmax(jnp.where(seen_BC[:, None, None], logits_BKGC, -jnp.inf), axis=-1)
@@ -169,7 +169,7 @@ def _hide_padding(start, end, segments_BT) -> Intervals:
     return jnp.where(real, start, 0), jnp.where(real, end, 0)
 
 
-def two_way(segments_BT, *window_keys_BT) -> Intervals:
+def bidirectional(segments_BT, *window_keys_BT) -> Intervals:
     """Every position sees its whole segment (vision towers); with keys, only its run of equal keys in it (windows)."""
     return _hide_padding(*runs(segments_BT, *window_keys_BT), segments_BT)
 

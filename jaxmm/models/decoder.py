@@ -30,7 +30,7 @@ from jaxmm.models.layers import (
     split_last,
     stack,
 )
-from jaxmm.models.materialize import written
+from jaxmm.models.materialize import materialize
 from jaxmm.models.rope import RopeScaling
 from jaxmm.models.sizes import check_numbers, check_sizes
 
@@ -71,7 +71,7 @@ class DecoderSpec:
     window: int = 0
     global_layers: tuple[int, ...] = ()
     local_rope_theta: float = 0.0
-    two_way_blocks: bool = False
+    bidirectional_blocks: bool = False
     rope_scaling: RopeScaling = dataclasses.field(default_factory=RopeScaling)
     rope_sections: tuple[int, ...] = ()
     rope_interleaved: bool = False
@@ -114,7 +114,7 @@ class DecoderSpec:
         return np.array([bool(self.window) and i not in self.global_layers for i in range(self.layers)])
 
 
-class Deep(NamedTuple):
+class DeepStack(NamedTuple):
     """What is added to soft tokens after the first layers (DeepStack, Meng et al., 2024): one table a layer."""
 
     tables_KBSD: jax.Array
@@ -131,7 +131,7 @@ class Deep(NamedTuple):
         return lax.cond(layer < self.tables_KBSD.shape[0], add, lambda x: x, x_BTD)
 
 
-class Where(NamedTuple):
+class AttentionContext(NamedTuple):
     """Where the positions of a row are, and what they see, to layers of one kind."""
 
     rotation: tuple[jax.Array, jax.Array]
@@ -145,7 +145,7 @@ def _attend_own(q_BTHD, k_BTKD, v_BTKD, intervals, *, cache: Cache | None, layer
     """Positions meet those of their own pass, which a cache then holds, where there is one."""
     out_BTHD = attn.attention(q_BTHD, k_BTKD, v_BTKD, intervals, backend=backend, whole=whole, **logits)
     if cache is not None:
-        cache = cache.filled(layer, sharding.dealt_back(k_BTKD), sharding.dealt_back(v_BTKD))
+        cache = cache.filled(layer, sharding.zigzag_unshard(k_BTKD), sharding.zigzag_unshard(v_BTKD))
     return out_BTHD, cache
 
 
@@ -153,14 +153,16 @@ def _attend_cached(q_B1HD, k_B1KD, v_B1KD, intervals, *, cache: Cache, layer, ba
     """One position a row meets all that its row's cache holds, itself included."""
     del backend, whole  # one query needs neither
     cache = cache.added(layer, k_B1KD, v_B1KD)
-    return attn.attention_of_one(q_B1HD, *cache.of(layer), intervals, **logits), cache
+    return attn.decode_attention(q_B1HD, *cache.of(layer), intervals, **logits), cache
 
 
-def _at(x_BT, wanted_BR):
+def _at(x_BT, target_positions_BR):
     """x (B, T, ...) at some places of each row; as it is for None."""
-    if wanted_BR is None:
+    if target_positions_BR is None:
         return x_BT
-    return jnp.take_along_axis(x_BT, wanted_BR.reshape(*wanted_BR.shape, *[1] * (x_BT.ndim - 2)), axis=1)
+    return jnp.take_along_axis(
+        x_BT, target_positions_BR.reshape(*target_positions_BR.shape, *[1] * (x_BT.ndim - 2)), axis=1
+    )
 
 
 class SelfAttention(nnx.Module):
@@ -188,13 +190,13 @@ class SelfAttention(nnx.Module):
             q_BTHD, k_BTKD = self.query_norm(q_BTHD), self.key_norm(k_BTKD)
         return rope.rotate(q_BTHD, rotation), rope.rotate(k_BTKD, rotation), self.value(x_BTD)
 
-    def __call__(self, x_BTD, where: Where, attend: Attend, wanted_BR=None):
+    def __call__(self, x_BTD, where: AttentionContext, attend: Attend, target_positions_BR=None):
         spec = self.spec
         out_BTHD, cache = attend(
             *self.projected(x_BTD, where.rotation), where.intervals,
             scale=spec.attention_scale, softcap=spec.attention_softcap,
         )  # fmt: skip
-        return self.out(_at(out_BTHD, wanted_BR)), cache
+        return self.out(_at(out_BTHD, target_positions_BR)), cache
 
 
 class Block(nnx.Module):
@@ -211,14 +213,16 @@ class Block(nnx.Module):
         self.norm_attention_out = norm() if spec.post_norms else None
         self.norm_mlp_out = norm() if spec.post_norms else None
 
-    def __call__(self, x_BTD, where: Where, attend: Attend, wanted_BR=None):
-        """Returns what goes on, at ``wanted_BR`` or everywhere, and the cache."""
-        h_BTD, cache = self.attention(self.norm_attention(x_BTD), where, attend, wanted_BR)
-        x_BTD = _at(x_BTD, wanted_BR) + (h_BTD if self.norm_attention_out is None else self.norm_attention_out(h_BTD))
-        x_BTD = written(x_BTD)
+    def __call__(self, x_BTD, where: AttentionContext, attend: Attend, target_positions_BR=None):
+        """Returns what goes on, at ``target_positions_BR`` or everywhere, and the cache."""
+        h_BTD, cache = self.attention(self.norm_attention(x_BTD), where, attend, target_positions_BR)
+        x_BTD = _at(x_BTD, target_positions_BR) + (
+            h_BTD if self.norm_attention_out is None else self.norm_attention_out(h_BTD)
+        )
+        x_BTD = materialize(x_BTD)
         h_BTD = self.mlp(self.norm_mlp(x_BTD))
-        x_BTD = written(x_BTD + (h_BTD if self.norm_mlp_out is None else self.norm_mlp_out(h_BTD)))
-        axis = sharding.positions_axis(x_BTD.shape[1]) if wanted_BR is None else None
+        x_BTD = materialize(x_BTD + (h_BTD if self.norm_mlp_out is None else self.norm_mlp_out(h_BTD)))
+        axis = sharding.positions_axis(x_BTD.shape[1]) if target_positions_BR is None else None
         return sharding.constrain(x_BTD, "rows", axis, None), cache
 
 
@@ -260,19 +264,19 @@ class Decoder(nnx.Module):
             found[True] = rope.rotations(positions_BTA, plain, axes, 1.0)
         return found
 
-    def places(self, positions_BTA, segments_BT, blocks_BT) -> dict[bool, Where]:
+    def places(self, positions_BTA, segments_BT, blocks_BT) -> dict[bool, AttentionContext]:
         """Where positions are to global layers (False) and to local ones (True), in the order they are dealt in."""
         spec = self.spec
-        blocks_BT = blocks_BT if spec.two_way_blocks else None
+        blocks_BT = blocks_BT if spec.bidirectional_blocks else None
         start_BT, end_BT = attn.runs(segments_BT)
         rotations = self.rotations(positions_BTA, end_BT - start_BT)
         places = {
-            local: Where(rotations[local], attn.causal(segments_BT, blocks_BT, spec.window if local else 0))
+            local: AttentionContext(rotations[local], attn.causal(segments_BT, blocks_BT, spec.window if local else 0))
             for local in set(spec.is_local().tolist())
         }
-        return jax.tree.map(sharding.deal, places)
+        return jax.tree.map(sharding.zigzag_shard, places)
 
-    def places_in(self, cache: Cache) -> dict[bool, Where]:
+    def places_in(self, cache: Cache) -> dict[bool, AttentionContext]:
         """Where the next position of each row is, (B, 1), and what of the cache it sees."""
         spec, end_B1 = self.spec, cache.length_B[:, None] + 1
         positions_B1A = jnp.broadcast_to(cache.position_B[:, None, None], (*end_B1.shape, spec.text_axes))
@@ -281,11 +285,11 @@ class Decoder(nnx.Module):
         def seen(local: bool) -> attn.Intervals:
             return jnp.maximum(end_B1 - spec.window, 0) if local else jnp.zeros_like(end_B1), end_B1
 
-        return {local: Where(rotations[local], seen(local)) for local in set(spec.is_local().tolist())}
+        return {local: AttentionContext(rotations[local], seen(local)) for local in set(spec.is_local().tolist())}
 
     def __call__(
-        self, x_BTD, positions_BTA, segments_BT, blocks_BT, deep: Deep | None = None, *, compute: Compute,
-        wanted_BR=None,
+        self, x_BTD, positions_BTA, segments_BT, blocks_BT, deep: DeepStack | None = None, *, compute: Compute,
+        target_positions_BR=None,
     ):  # fmt: skip
         """Runs embedded positions (B, T, D), dealt over ``context``, through the layers; positions, segments and blocks
         are in their true order.
@@ -297,10 +301,10 @@ class Decoder(nnx.Module):
           Normed hidden states of the same shape, dealt too, or those at the places, (B, R, D).
         """
         places = self.places(positions_BTA, segments_BT, blocks_BT)
-        return self._run(x_BTD, None, places, _attend_own, deep, compute, wanted_BR)[0]
+        return self._run(x_BTD, None, places, _attend_own, deep, compute, target_positions_BR)[0]
 
     def prefill(
-        self, x_BTD, positions_BTA, segments_BT, blocks_BT, deep: Deep | None = None, *, size: int,
+        self, x_BTD, positions_BTA, segments_BT, blocks_BT, deep: DeepStack | None = None, *, size: int,
         compute: Compute,
     ):  # fmt: skip
         """The same for one document a row, from its first position on, with a cache for ``size`` positions.
@@ -315,7 +319,7 @@ class Decoder(nnx.Module):
         cache = Cache.empty(shape, x_BTD.dtype, positions_BTA, segments_BT)
         places = self.places(positions_BTA, segments_BT, blocks_BT)
         x_BTD, cache = self._run(x_BTD, cache, places, _attend_own, deep, compute)
-        return sharding.dealt_back(x_BTD), cache
+        return sharding.zigzag_unshard(x_BTD), cache
 
     def step(self, x_B1D, cache: Cache, compute: Compute):
         """Runs one more embedded text position of each row; returns (hidden states (B, 1, D), Cache)."""
@@ -323,13 +327,15 @@ class Decoder(nnx.Module):
         return x_B1D, cache.grown()
 
     def _run(
-        self, x_BTD, cache: Cache | None, places: dict[bool, Where], attend: Attend, deep: Deep | None,
-        compute: Compute, wanted_BR=None,
+        self, x_BTD, cache: Cache | None, places: dict[bool, AttentionContext], attend: Attend, deep: DeepStack | None,
+        compute: Compute, target_positions_BR=None,
     ):  # fmt: skip
         each = {"layer": np.arange(self.spec.layers), "is_local": self.spec.is_local()}
         remat = compute.remat if cache is None else "none"
 
-        def call(block: Block, carry: tuple[jax.Array, Cache | None], mine: Any, wanted_BR: Any = None) -> Any:
+        def call(
+            block: Block, carry: tuple[jax.Array, Cache | None], mine: Any, target_positions_BR: Any = None
+        ) -> Any:
             x, cache = carry
             if len(places) == 1:
                 (where,) = places.values()
@@ -338,24 +344,26 @@ class Decoder(nnx.Module):
             meet = functools.partial(
                 attend, cache=cache, layer=mine["layer"], backend=compute.attention, whole=not self.spec.window
             )
-            x, cache = block(x, where, meet, wanted_BR)
-            return x if deep is None or wanted_BR is not None else deep.added(x, mine["layer"]), cache
+            x, cache = block(x, where, meet, target_positions_BR)
+            return x if deep is None or target_positions_BR is not None else deep.added(x, mine["layer"]), cache
 
         def through(blocks: Any, each: Any) -> Any:
             return apply_stack(blocks, (x_BTD, cache), call, remat, compute.unroll, each=each)[0]
 
-        if wanted_BR is None or not self._may_end_early(wanted_BR.shape[1], x_BTD.shape[1], deep, compute):
+        if target_positions_BR is None or not self._may_end_early(
+            target_positions_BR.shape[1], x_BTD.shape[1], deep, compute
+        ):
             x_BTD, cache = through(self.blocks, each)
-            if wanted_BR is not None:
-                x_BTD = _at(sharding.as_rows(x_BTD), wanted_BR)
+            if target_positions_BR is not None:
+                x_BTD = _at(sharding.as_rows(x_BTD), target_positions_BR)
             return self.norm(x_BTD), cache
         first, last = split_last(self.blocks)
         carry = through(first, jax.tree.map(lambda x: x[:-1], each))
         of_last = jax.tree.map(lambda x: x[-1], each)
-        x_BRD, cache = checkpointed(lambda carry: call(last, carry, of_last, wanted_BR), remat)(carry)
+        x_BRD, cache = checkpointed(lambda carry: call(last, carry, of_last, target_positions_BR), remat)(carry)
         return self.norm(x_BRD), cache
 
-    def _may_end_early(self, wanted: int, length: int, deep: Deep | None, compute: Compute) -> bool:
+    def _may_end_early(self, wanted: int, length: int, deep: DeepStack | None, compute: Compute) -> bool:
         """Whether the last layer may work on the wanted positions alone, behind its attention, and gains by it.
 
         Under a scan it may not: all its layers are of one shape.

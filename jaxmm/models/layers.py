@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from jaxmm.models.materialize import barrier, made_again
+from jaxmm.models.materialize import barrier, recompute
 
 Initializer = Callable[..., jax.Array]
 _SHAPES_ONLY = contextvars.ContextVar("shapes only", default=False)
@@ -117,7 +117,7 @@ class LayerNorm(nnx.Module):
         self.bias = parameter(rngs, (width,), ("embed",), zeros)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return made_again(self._normal)(x, self.scale[...], self.bias[...])
+        return recompute(self._normal)(x, self.scale[...], self.bias[...])
 
     def _normal(self, x, scale, bias):
         wide = x.astype(jnp.float32)
@@ -139,7 +139,7 @@ class RMSNorm(nnx.Module):
         self.scale = parameter(rngs, (width,), (axis,), zeros if offset else ones)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return made_again(self._normal)(x, self.scale[...])
+        return recompute(self._normal)(x, self.scale[...])
 
     def _normal(self, x, scale):
         wide = x.astype(jnp.float32)
@@ -189,7 +189,7 @@ class MLP(nnx.Module):
 def _hidden_mapped(hidden: Callable[..., jax.Array], parts: tuple[jax.Array, ...], kernel):
     """``hidden(*parts)`` (..., mlp) times the kernel (mlp, embed).
 
-    Keeps the parts for the backward pass and makes the hidden activations again, as ``buffers.made_again`` does: they
+    Keeps the parts for the backward pass and makes the hidden activations again, as ``buffers.recompute`` does: they
     and their derivative were half of what a layer kept of its MLP.
     """
     return _hidden_mapped_forward(hidden, parts, kernel)[0]

@@ -19,7 +19,7 @@ def barrier(tree: Any) -> Any:
 
 
 @jax.custom_vjp
-def written(x: jax.Array) -> jax.Array:
+def materialize(x: jax.Array) -> jax.Array:
     """x, which a CPU writes out here, and its cotangent too.
 
     XLA computes a sum again for each of its readers. The cotangent of a residual stream is one long sum: each reader in
@@ -28,10 +28,10 @@ def written(x: jax.Array) -> jax.Array:
     return barrier(x)
 
 
-written.defvjp(lambda x: (barrier(x), None), lambda _, dx: (barrier(dx),))
+materialize.defvjp(lambda x: (barrier(x), None), lambda _, dx: (barrier(dx),))
 
 
-def made_again(f: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+def recompute(f: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     """``f`` of arrays, which keeps these alone for its backward pass.
 
     For what is elementwise but for sums over few numbers: to compute it again is cheaper than to write and to read it.

@@ -16,7 +16,7 @@ from jaxmm.batch import Batch
 from jaxmm.models.cache import Cache
 from jaxmm.models.compute import Compute
 from jaxmm.models.connector import Connector, ConnectorSpec
-from jaxmm.models.decoder import Decoder, DecoderSpec, Deep
+from jaxmm.models.decoder import Decoder, DecoderSpec, DeepStack
 from jaxmm.models.layers import shapes_only
 from jaxmm.models.towers.vit import Features, VisionSpec, VisionTower
 
@@ -71,17 +71,19 @@ class MultimodalModel(nnx.Module):
 
     def _inputs(self, batch: Batch, soft: SoftTokens, compute: Compute) -> tuple[Any, ...]:
         """What the decoder takes: embeddings and soft tokens in their places, and where these are."""
-        slots_BT = sharding.deal(batch.slots_BT)
-        x_BTD = self.decoder.embed(sharding.deal(batch.text.values), jnp.dtype(compute.dtype))
+        slots_BT = sharding.zigzag_shard(batch.slots_BT)
+        x_BTD = self.decoder.embed(sharding.zigzag_shard(batch.text.values), jnp.dtype(compute.dtype))
         placed_BTD = jnp.take_along_axis(soft.table_BSD, jnp.maximum(slots_BT, 0)[..., None], axis=1)
         x_BTD = jnp.where((slots_BT >= 0)[..., None], placed_BTD, x_BTD)
         x_BTD = sharding.constrain(x_BTD, "rows", sharding.positions_axis(slots_BT.shape[1]), None)
-        deep = None if soft.deep_KBSD is None else Deep(soft.deep_KBSD, slots_BT)
+        deep = None if soft.deep_KBSD is None else DeepStack(soft.deep_KBSD, slots_BT)
         return x_BTD, batch.text.positions, batch.text.segments, batch.blocks_BT, deep
 
-    def hidden(self, batch: Batch, soft: SoftTokens, compute: Compute, wanted_BR=None):
+    def hidden(self, batch: Batch, soft: SoftTokens, compute: Compute, target_positions_BR=None):
         """Hidden states (B, T, D) of text and soft tokens together, dealt over ``context``, or those at some places."""
-        return self.decoder(*self._inputs(batch, soft, compute), compute=compute, wanted_BR=wanted_BR)
+        return self.decoder(
+            *self._inputs(batch, soft, compute), compute=compute, target_positions_BR=target_positions_BR
+        )
 
     def prefill(self, batch: Batch, size: int, compute: Compute) -> tuple[jax.Array, Cache]:
         """Logits (B, V) of what follows the one document of each row, and a cache for ``size`` positions of it."""
@@ -106,13 +108,13 @@ class MultimodalModel(nnx.Module):
         """The vocabulary projection, float32 (V, D)."""
         return self.decoder.projection()
 
-    def __call__(self, batch: Batch, compute: Compute, wanted_BR=None):
+    def __call__(self, batch: Batch, compute: Compute, target_positions_BR=None):
         """Returns hidden states and the vocabulary projection (V, D).
 
         Args:
           wanted_BR: where in the rows, as they are dealt; None is everywhere: (B, T, D), dealt over ``context``.
         """
-        return self.hidden(batch, self.soft_tokens(batch, compute), compute, wanted_BR), self.projection()
+        return self.hidden(batch, self.soft_tokens(batch, compute), compute, target_positions_BR), self.projection()
 
 
 @functools.cache  # the model is traced once for all who ask
@@ -140,7 +142,7 @@ def flat_axes(spec: ModelSpec) -> dict[ParamPath, tuple[tuple[int, ...], tuple[s
     }
 
 
-def linear_maps(spec: ModelSpec) -> dict[ParamPath, tuple[tuple[int, ...], tuple[int, ...]]]:
+def kernel_dims(spec: ModelSpec) -> dict[ParamPath, tuple[tuple[int, ...], tuple[int, ...]]]:
     """The dims that each linear map takes in and gives out, by its path; dims of stacked layers are in neither."""
     maps = {}
     for path, shape, metadata in _declared(spec):

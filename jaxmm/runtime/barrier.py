@@ -22,7 +22,7 @@ _POLL, _DAY = 0.002, 86400  # seconds
 _REFUSED = 1000  # and the process's number: above all signals
 
 
-class Meeting:
+class Barrier:
     """A place where all processes of a job meet, again and again.
 
     They meet at the job's coordinator and on no device: a process that does not come stops nobody in a collective,
@@ -159,8 +159,8 @@ class Stop:
     A signal that is ignored stays ignored: SIGHUP under nohup.
     """
 
-    def __init__(self, meeting: Meeting) -> None:
-        self.signal, self._meeting = 0, meeting
+    def __init__(self, barrier: Barrier) -> None:
+        self.signal, self._barrier = 0, barrier
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> Stop:
@@ -191,7 +191,7 @@ class Stop:
           UserError: if one cannot go on.
         """
         where = f"step {step}"
-        found = self._meeting.largest(_REFUSED + jax.process_index() if refused else self.signal, where)
+        found = self._barrier.largest(_REFUSED + jax.process_index() if refused else self.signal, where)
         if found >= _REFUSED:
             raise refused or UserError(f"process {found - _REFUSED} cannot go on to {where}: its log says why")
         return found

@@ -21,7 +21,7 @@ from jaxmm.data.packing.plan import Budgets, Lengths, Pass, choose_budgets
 from jaxmm.data.prepare.prepared import Columns
 from jaxmm.models.multimodal import Compute, make_model
 from jaxmm.recipe import Corpus, Recipe
-from jaxmm.runtime.barrier import Meeting
+from jaxmm.runtime.barrier import Barrier
 from jaxmm.training.step import Predictions, make_eval_step
 
 Figures = dict[str, Any]  # of one source: "loss", "answer_accuracy", ...
@@ -88,19 +88,19 @@ class Evaluator:
         self.corpus, self.recipe, self.mesh = corpus, recipe, mesh
         self.examples = examples
         even = [1.0] * len(corpus.lengths)
-        dealt = sharding.dealt_multiple(mesh.shape["context"])
+        dealt = sharding.zigzag_multiple(mesh.shape["context"])
         self.budgets: Budgets = choose_budgets(corpus.lengths, even, seq_len, 0, 0, recipe.image.merge, dealt)
         self.batch_size = batch_size
         memory.check_rows(batch_size, row_bytes(self.budgets, recipe.image), "the arrays")  # every process makes all
         self.skipped: set[str] = set()
         compute: Compute = recipe.compute
         step = make_eval_step(
-            lambda p, b, places_BR: make_model(recipe.model)[1](p, b, compute, places_BR),
+            lambda p, b, target_positions_BR: make_model(recipe.model)[1](p, b, compute, target_positions_BR),
             target_budget=self.budgets.targets,
             logit_softcap=recipe.model.decoder.logit_softcap,
         )
         self._step = jax.jit(step, out_shardings=sharding.replicated(mesh))
-        self._meeting = Meeting("evaluation")
+        self._barrier = Barrier("evaluation")
 
     def _run(self, params, lengths: list[Lengths]) -> list[_Tally]:
         plan = Pass(lengths, self.budgets, self.batch_size, examples=self.examples)
@@ -110,9 +110,9 @@ class Evaluator:
         for number, loaded in enumerate(batches(plan, assemble, 0, len(plan)), 1):  # every process tallies every row
             self.skipped |= {skip.origin for skip in loaded.skipped}
             mine = jax.tree.map(lambda x: x[local], loaded.batch)
-            self._meeting.largest(0, where := f"batch {number} of an evaluation")
+            self._barrier.largest(0, where := f"batch {number} of an evaluation")
             predictions = self._step(params, sharding.place_batch(mine, self.mesh))
-            self._meeting.wait_for(predictions, f"the end of {where}")
+            self._barrier.wait_for(predictions, f"the end of {where}")
             tally(jax.tree.map(np.asarray, predictions), loaded, tallies)
         return tallies
 

@@ -30,7 +30,7 @@ class Targets(NamedTuple):
     Where positions are dealt over ``context``, a row here is what one device has of a row.
     """
 
-    places_BR: jax.Array  # where they are in the row, as it is dealt; int32 (R: the target budget)
+    target_positions_BR: jax.Array  # where they are in the row, as it is dealt; int32 (R: the target budget)
     at_BR: jax.Array  # text position
     tokens_BR: jax.Array
     weights_BR: jax.Array
@@ -41,7 +41,7 @@ def select_targets(batch: Batch, budget: int) -> Targets:
     """Gathers the positions with weight: the plan guarantees that no row has more than ``budget`` of them."""
     index_BT = jnp.broadcast_to(jnp.arange(batch.weights_BT.shape[1], dtype=jnp.int32), batch.weights_BT.shape)
     of_batch = index_BT, batch.targets_BT, batch.weights_BT, batch.sources_BT
-    index, tokens, weights, sources = (sharding.as_rows(sharding.deal(x)) for x in of_batch)
+    index, tokens, weights, sources = (sharding.as_rows(sharding.zigzag_shard(x)) for x in of_batch)
     chosen = jnp.argsort((weights == 0).astype(jnp.int32), axis=1, stable=True)[:, :budget]
     return Targets(chosen, *(jnp.take_along_axis(x, chosen, axis=1) for x in (index, tokens, weights, sources)))
 
@@ -63,8 +63,8 @@ def _logit_terms(x_ND, head_VD, tokens_N, softcap: float):
     logits_NV = jnp.einsum("nd,vd->nv", x_ND, head_VD, preferred_element_type=jnp.float32)
     slope: jax.Array | float = 1.0  # of the bent logits
     if softcap:
-        bent = jnp.tanh(logits_NV / softcap)
-        logits_NV, slope = softcap * bent, 1 - bent**2
+        softcapped = jnp.tanh(logits_NV / softcap)
+        logits_NV, slope = softcap * softcapped, 1 - softcapped**2
     top = logits_NV.max(-1, keepdims=True)
     exp_NV = jnp.exp(logits_NV - top)
     total = exp_NV.sum(-1, keepdims=True)
@@ -157,10 +157,10 @@ cross_entropy.defvjp(_forward, _backward)
 HiddenAt = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 
 
-def made_already(hidden_BTD, head_VD) -> HiddenAt:
+def from_hidden(hidden_BTD, head_VD) -> HiddenAt:
     """``hidden_at`` for ``batch_loss``, of hidden states of whole rows."""
-    return lambda places_BR: (
-        jnp.take_along_axis(sharding.as_rows(hidden_BTD), places_BR[..., None], axis=1),
+    return lambda target_positions_BR: (
+        jnp.take_along_axis(sharding.as_rows(hidden_BTD), target_positions_BR[..., None], axis=1),
         head_VD,
     )
 
@@ -175,6 +175,6 @@ def batch_loss(
       hidden_at: from places in the rows, (B, R), to the hidden states there and the vocabulary projection.
     """
     targets = select_targets(batch, budget)
-    x_BRD, head_VD = hidden_at(targets.places_BR)
+    x_BRD, head_VD = hidden_at(targets.target_positions_BR)
     total, terms = cross_entropy(x_BRD, head_VD, targets.tokens_BR, targets.weights_BR, z_loss, softcap=softcap)
     return total, targets, terms

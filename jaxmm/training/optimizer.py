@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
-from jaxmm.training.quantized_moments import held_as
+from jaxmm.training.quantized_moments import quantize_moments
 
 Dims = tuple[int, ...]
 
@@ -70,12 +70,12 @@ NEWTON_SCHULZ_STEPS = 5
 MUON_RMS = 0.2  # of an update, as AdamW's: one rate and one decay serve both (Liu et al., 2025, section 2.2)
 
 
-def _muon(linear_maps: Mapping[tuple[str, ...], tuple[Dims, Dims]]) -> optax.GradientTransformation:
+def _muon(kernel_dims: Mapping[tuple[str, ...], tuple[Dims, Dims]]) -> optax.GradientTransformation:
     """Muon (Jordan et al., 2024): momentum, made orthogonal by Newton-Schulz steps, at AdamW's size."""
 
     def dims(tree):
         return jax.tree_util.tree_map_with_path(
-            lambda path, _: contrib.MuonDimensionNumbers(*linear_maps[_names(path)]), tree
+            lambda path, _: contrib.MuonDimensionNumbers(*kernel_dims[_names(path)]), tree
         )
 
     muon = contrib.scale_by_muon(NEWTON_SCHULZ, ns_steps=NEWTON_SCHULZ_STEPS, weight_dimension_numbers=dims)
@@ -90,7 +90,7 @@ def _muon(linear_maps: Mapping[tuple[str, ...], tuple[Dims, Dims]]) -> optax.Gra
         del params
 
         def of(path, x):
-            longest = max(math.prod(x.shape[d] for d in side) for side in linear_maps[_names(path)])
+            longest = max(math.prod(x.shape[d] for d in side) for side in kernel_dims[_names(path)])
             return x * (MUON_RMS * longest**0.5)
 
         return jax.tree_util.tree_map_with_path(of, updates), state
@@ -110,10 +110,10 @@ def make_optimizer(
     weight_decay: float = 0.1,
     clip: float = 1.0,
     part_rates: Mapping[str, float] | None = None,
-    linear_maps: Mapping[tuple[str, ...], tuple[Dims, Dims]] | None = None,
+    kernel_dims: Mapping[tuple[str, ...], tuple[Dims, Dims]] | None = None,
     moments: str = "float32",
 ) -> optax.GradientTransformation:
-    """AdamW (Loshchilov and Hutter, 2019), or Muon where ``linear_maps`` says so.
+    """AdamW (Loshchilov and Hutter, 2019), or Muon where ``kernel_dims`` says so.
 
     Both clip the global norm, decay decoupled from the gradient, and multiply each part's rate by its own factor. A
     part without any gradient in a step (the tower, in one of text alone) stays as it is in it: weight decay would
@@ -126,7 +126,7 @@ def make_optimizer(
       linear_maps: the parameters that Muon updates, by path, with the dims they take in and give out.
       moments: what they are held as, one of ``moments.MOMENTS``; they are computed in float32.
     """
-    rates, maps = dict(part_rates or {}), dict(linear_maps or {})
+    rates, maps = dict(part_rates or {}), dict(kernel_dims or {})
 
     def decay_mask(params):
         return jax.tree_util.tree_map_with_path(lambda path, x: decays(path), params)
@@ -142,7 +142,7 @@ def make_optimizer(
     adam = optax.scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=jnp.float32)
     chain = optax.chain(
         optax.clip_by_global_norm(clip) if clip else optax.identity(),
-        held_as(optax.partition({"muon": _muon(maps), "adam": adam}, rule) if maps else adam, moments),
+        quantize_moments(optax.partition({"muon": _muon(maps), "adam": adam}, rule) if maps else adam, moments),
         optax.add_decayed_weights(weight_decay, mask=decay_mask),
         optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), scale_parts),
         optax.scale_by_learning_rate(schedule),

@@ -13,11 +13,11 @@ from ml_collections import ConfigDict
 
 from jaxmm import sharding
 from jaxmm.batch import Batch
-from jaxmm.checkpoints.params import once, place_params
+from jaxmm.checkpoints.params import compile_unoptimized, place_params
 from jaxmm.data.assemble import empty_batch
 from jaxmm.data.packing.lengths import Budgets
 from jaxmm.errors import UserError
-from jaxmm.models.multimodal import abstract_params, linear_maps, make_model
+from jaxmm.models.multimodal import abstract_params, kernel_dims, make_model
 from jaxmm.recipe import Recipe
 from jaxmm.runtime.program_cache import lower
 from jaxmm.training.optimizer import OPTIMIZERS, make_optimizer, make_schedule
@@ -89,15 +89,15 @@ def make_program(config: ConfigDict, recipe: Recipe, *, steps: int, targets: int
         schedule = make_rates(config, steps)
         optimizer = make_optimizer(
             schedule, b1=options.b1, b2=options.b2, weight_decay=options.weight_decay, clip=options.clip,
-            linear_maps=linear_maps(recipe.model) if options.name == "muon" else None,
+            kernel_dims=kernel_dims(recipe.model) if options.name == "muon" else None,
             part_rates={part: options[f"{part}_rate"] for part in ("vision", "connector", "decoder")},
             moments=options.moments,
         )  # fmt: skip
     except ValueError as error:
         raise UserError(f"config.optimizer: {error}") from error
 
-    def apply(params, batch, places_BR):  # the model is only made where the step is traced
-        return make_model(recipe.model)[1](params, batch, recipe.compute, places_BR)
+    def apply(params, batch, target_positions_BR):  # the model is only made where the step is traced
+        return make_model(recipe.model)[1](params, batch, recipe.compute, target_positions_BR)
 
     settings = {
         "frozen": recipe.frozen,
@@ -124,7 +124,7 @@ def fresh_state(program: Program, mesh: Mesh, seed: int) -> TrainState:
 
     data = jax.device_put(jax.random.key_data(jax.random.key(seed)), sharding.replicated(mesh))
     made = lower(make, (data,), key=f"fresh state: {program.key}", out_shardings=(program.shardings(mesh),))
-    return once(made)(data)[0]
+    return compile_unoptimized(made)(data)[0]
 
 
 def abstract_batch(recipe: Recipe, budgets: Budgets, rows: int, mesh: Mesh, feature_width: int = 0) -> Batch:

@@ -12,7 +12,7 @@ from jaxmm.data.assemble import Loaded
 from jaxmm.data.documents import split_origin
 from jaxmm.errors import UserError
 from jaxmm.models.flops import batch_flops
-from jaxmm.runtime.barrier import Meeting
+from jaxmm.runtime.barrier import Barrier
 from jaxmm.training.logger import Logger
 from jaxmm.training.run import Run
 from jaxmm.training.step import Metrics
@@ -57,10 +57,10 @@ class Progress:
         self.run, self.logger = run, logger
         self.examples_seen: int = run.meta["examples_seen"]
         self.loss: float | None = None
-        log_meeting = Meeting("log")
+        log_barrier = Barrier("log")
         self.meter = Meter(
             jax.devices()[0].device_kind, len(jax.devices()),
-            total=lambda counts: log_meeting.total(counts, run.local_rows[0], "a line of the log"),
+            total=lambda counts: log_barrier.total(counts, run.local_rows[0], "a line of the log"),
         )  # fmt: skip
         self._sums: list[Metrics] = []  # of the steps since the last line of the log
         self._run_out = run.plan.run_out(run.start)

@@ -35,7 +35,7 @@ class Stored(NamedTuple):
     updates: jax.Array
 
 
-def held_as(inner: optax.GradientTransformation, kind: str) -> optax.GradientTransformation:
+def quantize_moments(inner: optax.GradientTransformation, kind: str) -> optax.GradientTransformation:
     """``inner`` with its moments of two dims and more held as ``kind``; vectors and counters stay as they are.
 
     Raises:

@@ -14,7 +14,7 @@ from jaxmm import capacity, command, sharding
 from jaxmm.atomic import read_lines, write_json
 from jaxmm.batch import Batch
 from jaxmm.checkpoints.checkpoint import Checkpoints
-from jaxmm.checkpoints.params import once, started_params
+from jaxmm.checkpoints.params import compile_unoptimized, started_params
 from jaxmm.checkpoints.resume import Identity
 from jaxmm.data.packing.plan import Origin
 from jaxmm.errors import UserError, printable
@@ -29,7 +29,7 @@ from jaxmm.recipe import (
     read_steps,
     train_corpus,
 )
-from jaxmm.runtime.barrier import Meeting
+from jaxmm.runtime.barrier import Barrier
 from jaxmm.training.program import abstract_batch, fresh_state, make_program
 from jaxmm.training.skipped import SkippedFile
 from jaxmm.training.step import TrainState
@@ -49,7 +49,7 @@ class Run:
 
     def __init__(self, config: ConfigDict, workdir: Path):
         self.config, self.workdir = config, workdir
-        self.is_first, self.barrier = jax.process_index() == 0, Meeting("step")
+        self.is_first, self.barrier = jax.process_index() == 0, Barrier("step")
         self.mesh = sharding.make_mesh(config.mesh)
         sharding.check_rows(self.mesh, config.batch_size, config.accumulation)
         self.local_rows = sharding.local_rows(self.mesh, config.batch_size)
@@ -171,7 +171,7 @@ class Run:
             self.recipe, self.mesh, self.workdir, init_from=self.config.init_from, seed=self.config.seed
         )  # fmt: skip
         first_state = jax.jit(self.program.first_state, out_shardings=self.program.shardings(self.mesh))
-        return once(first_state.lower(params))(params)
+        return compile_unoptimized(first_state.lower(params))(params)
 
     def by_source(self, counts: Sequence[int]) -> dict[str, int]:
         """Counts of each source, by its name."""

@@ -103,7 +103,7 @@ def test_class_tokens_travel_after_the_patches_and_give_no_soft_token(lengths_of
 
 
 def test_two_way_images_are_numbered_and_text_is_not(lengths_of):
-    spec = dataclasses.replace(IMAGE, two_way=True)
+    spec = dataclasses.replace(IMAGE, bidirectional=True)
     batch = loaded(lengths_of, spec, made([(1, 2), (2, 2)]))
     blocks, slots = batch.blocks_BT[0], batch.slots_BT[0]
     assert blocks[slots >= 0].tolist() == [1, 1, 2, 2, 2, 2]

@@ -95,7 +95,7 @@ def test_two_way_blocks_within_causal_attention_equal_dense_attention(segments, 
 @hypothesis.given(run_numbers(), st.one_of(st.none(), run_numbers(zeros=False)))
 def test_two_way_attention_and_its_windows_equal_dense_attention(segments, keys):
     mask = mask_by_definition(segments, causal=False, keys=keys)
-    assert_equals_dense(attn.two_way(jnp.array(segments), *([] if keys is None else [jnp.array(keys)])), mask, 32)
+    assert_equals_dense(attn.bidirectional(jnp.array(segments), *([] if keys is None else [jnp.array(keys)])), mask, 32)
 
 
 @pytest.mark.parametrize("t", [1, 65, 130])
@@ -188,7 +188,7 @@ def test_tiles_cut_at_their_edges_give_what_any_block_gives():
     assert tile == block
 
     def run(q, k, v):
-        return attn.attention(q, k, v, attn.two_way(jnp.asarray(segments)), block=block, group=block)
+        return attn.attention(q, k, v, attn.bidirectional(jnp.asarray(segments)), block=block, group=block)
 
     out, pull = jax.jit(lambda q, k, v: jax.vjp(run, q, k, v))(q, k, v)
     for found, want in zip((out, *pull(grad)), wanted, strict=True):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmm.models.layers import ACTIVATIONS
-from jaxmm.models.materialize import made_again, written
+from jaxmm.models.materialize import materialize, recompute
 from jaxmm.runtime.program_cache import step_options
 
 LAYERS, ROWS, WIDTH = 8, 256, 64
@@ -39,7 +39,7 @@ def test_the_cotangent_of_a_residual_stream_is_summed_once():
         return x + jnp.sin((x - x.mean(-1, keepdims=True)) @ weight) @ weight
 
     plain, of_all_layers = gradient(layer)
-    found, of_one = gradient(lambda x, weight: written(layer(x, weight)))
+    found, of_one = gradient(lambda x, weight: materialize(layer(x, weight)))
     np.testing.assert_allclose(found, plain, rtol=1e-5, atol=1e-5)
     assert most_additions(of_all_layers) > LAYERS
     assert most_additions(of_one) <= 3
@@ -53,7 +53,7 @@ def test_what_is_made_again_is_not_kept():
         return lambda x, weight: hidden(x @ weight, x @ weight.T) @ weight
 
     plain, large = gradient(layer(hidden))
-    found, compiled = gradient(layer(made_again(hidden)))
+    found, compiled = gradient(layer(recompute(hidden)))
     np.testing.assert_allclose(found, plain, rtol=1e-5, atol=1e-6)
     of = lambda program: program.memory_analysis().temp_size_in_bytes  # noqa: E731
     assert of(compiled) < 0.9 * of(large)

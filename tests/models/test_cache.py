@@ -17,7 +17,7 @@ from jaxmm.batch import Batch
 from jaxmm.data.assemble import Assembler
 from jaxmm.data.packing.plan import Budgets, Piece
 from jaxmm.inference.decode import Generator
-from jaxmm.models.attention import attention, attention_of_one
+from jaxmm.models.attention import attention, decode_attention
 from jaxmm.models.connector import ConnectorSpec
 from jaxmm.models.decoder import DecoderSpec
 from jaxmm.models.multimodal import Compute, ModelSpec, logical_axes, make_model
@@ -146,7 +146,7 @@ def decoders(draw) -> DecoderSpec:
         head_dim=8, mlp=40, tie_embeddings=draw(st.booleans()), window=window,
         global_layers=tuple(draw(st.sets(st.integers(0, layers - 1)))) if window else (),
         local_rope_theta=draw(st.sampled_from([0.0, 100.0])) if window else 0.0,
-        two_way_blocks=draw(st.booleans()), rope_scaling=draw(st.sampled_from(SCALINGS)),
+        bidirectional_blocks=draw(st.booleans()), rope_scaling=draw(st.sampled_from(SCALINGS)),
         rope_sections=sections, rope_interleaved=bool(sections) and draw(st.booleans()),
         qkv_bias=draw(st.booleans()), qk_norm=draw(st.booleans()), post_norms=draw(st.booleans()),
         norm_offset=offset, embed_scale=draw(st.sampled_from([1.0, 4.0])),
@@ -165,7 +165,7 @@ def test_greedy_with_a_cache_is_greedy_over_the_whole_row(lengths_of, decoder, d
 def test_every_feature_at_once(lengths_of):
     decoder = DecoderSpec(
         vocab_size=400, width=24, layers=3, heads=6, kv_heads=2, head_dim=8, mlp=40, window=4, global_layers=(1,),
-        local_rope_theta=100.0, two_way_blocks=True, rope_scaling=SCALINGS[1], rope_sections=(2, 1, 1),
+        local_rope_theta=100.0, bidirectional_blocks=True, rope_scaling=SCALINGS[1], rope_sections=(2, 1, 1),
         rope_interleaved=True, qkv_bias=True, out_bias=True, mlp_bias=True, qk_norm=True, post_norms=True,
         norm_offset=1.0, embed_scale=4.0, attention_scale=0.5, attention_softcap=2.0, logit_softcap=3.0,
     )  # fmt: skip
@@ -254,7 +254,7 @@ def test_one_query_meets_its_keys_as_all_together_do(softcap):
     cached = k.swapaxes(1, 2), v.swapaxes(1, 2)
     for t in (0, 5, T - 1):
         here = slice(t, t + 1)
-        one = attention_of_one(q[:, here], *cached, (start[:, here], end[:, here]), scale=0.3, softcap=softcap)
+        one = decode_attention(q[:, here], *cached, (start[:, here], end[:, here]), scale=0.3, softcap=softcap)
         np.testing.assert_allclose(one, whole[:, here], atol=1e-5)
 
 

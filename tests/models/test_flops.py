@@ -42,9 +42,9 @@ def test_a_tower_counts_what_each_of_its_layers_sees(window):
         model = ModelSpec(VisionSpec(**sizes, **changes), ConnectorSpec(merge=1, mlp=8), DecoderSpec())
         return batch_flops(model, batch)
 
-    whole = seen(attn.two_way(stream.segments))
+    whole = seen(attn.bidirectional(stream.segments))
     places = stream.positions // max(window, 1)
-    local = seen(attn.two_way(stream.segments, places[..., 1], places[..., 2]))
+    local = seen(attn.bidirectional(stream.segments, places[..., 1], places[..., 2]))
     saved = flops() - flops(window=window, global_layers=(1,))
     assert saved == pytest.approx(3 * 4 * 16 * 2 * (whole - local) * bool(window))
     assert not window or saved > 0

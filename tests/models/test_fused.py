@@ -52,7 +52,7 @@ def test_every_kind_of_mask_equals_dense_attention(kind):
         "images": (
             attn.causal(segments, jnp.array(blocks)), mask_by_definition(segments, causal=True, blocks=blocks)
         ),
-        "two-way": (attn.two_way(segments), mask_by_definition(segments, causal=False)),
+        "two-way": (attn.bidirectional(segments), mask_by_definition(segments, causal=False)),
     }[kind]  # fmt: skip
     q, k, v, grad = inputs()
     out, *grads = forward_and_gradients(0.0)(q, k, v, grad, *intervals)
@@ -192,8 +192,8 @@ def test_devices_run_it_on_their_own_rows_heads_and_queries(monkeypatch):
     with jax.set_mesh(sharding.make_mesh({"data": 2, "tensor": 2, "context": 2})):
 
         def dealt(q, k, v, *intervals):
-            q, k, v, *intervals = map(sharding.deal, (q, k, v, *intervals))
-            return sharding.dealt_back(attn.attention(q, k, v, tuple(intervals), backend="fused"))
+            q, k, v, *intervals = map(sharding.zigzag_shard, (q, k, v, *intervals))
+            return sharding.zigzag_unshard(attn.attention(q, k, v, tuple(intervals), backend="fused"))
 
         found = jax.jit(dealt)(q, k, v, *intervals)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)

@@ -17,7 +17,7 @@ from jaxmm.data.assemble import Assembler
 from jaxmm.data.packing.plan import Budgets, Lengths, Piece, Row, pack
 from jaxmm.models.flops import parameter_counts
 from jaxmm.models.multimodal import PARTS, Compute, abstract_params, logical_axes, make_model
-from jaxmm.training.loss import batch_loss, made_already
+from jaxmm.training.loss import batch_loss, from_hidden
 
 ROWS = 2
 BUDGETS = Budgets(tokens=160, patches=160, items=8, targets=160)
@@ -29,7 +29,7 @@ def run(tiny: Tiny):
 
     def loss(params, batch):
         hidden, head = tiny.forward(params, batch)
-        return batch_loss(made_already(hidden, head), batch, BUDGETS.targets, 1e-3)[0], (hidden, hidden @ head.T)
+        return batch_loss(from_hidden(hidden, head), batch, BUDGETS.targets, 1e-3)[0], (hidden, hidden @ head.T)
 
     both = jax.jit(jax.value_and_grad(loss, has_aux=True))
 
@@ -135,10 +135,10 @@ def test_a_last_layer_on_targets_alone_gives_the_losses_and_gradients_of_one_on_
         return batch_loss(hidden_at, batch, targets, 1e-3)[0]
 
     def everywhere(params):
-        return batch_loss(made_already(*apply(params, batch, Compute())), batch, targets, 1e-3)[0]
+        return batch_loss(from_hidden(*apply(params, batch, Compute())), batch, targets, 1e-3)[0]
 
-    def flops(wanted_BR: jax.Array | None) -> float:
-        forward = jax.jit(lambda params: apply(params, batch, Compute(unroll=2), wanted_BR)[0])
+    def flops(target_positions_BR: jax.Array | None) -> float:
+        forward = jax.jit(lambda params: apply(params, batch, Compute(unroll=2), target_positions_BR)[0])
         return forward.lower(params).cost_analysis()["flops"]
 
     (loss, grads), (whole_loss, whole) = (jax.jit(jax.value_and_grad(f))(params) for f in (at_targets, everywhere))

@@ -63,7 +63,7 @@ def test_every_kind_of_mask_equals_dense_attention(kind, with_starts):
         "images": (
             attn.causal(segments, jnp.array(blocks)), mask_by_definition(segments, causal=True, blocks=blocks)
         ),
-        "two-way": (attn.two_way(segments), mask_by_definition(segments, causal=False)),
+        "two-way": (attn.bidirectional(segments), mask_by_definition(segments, causal=False)),
     }[kind]  # fmt: skip
     q, k, v, grad = inputs()
     out, *grads = forward_and_gradients(0.0, with_starts)(q, k, v, grad, *intervals)
@@ -159,9 +159,9 @@ def test_devices_run_it_on_their_own_rows_heads_and_queries(monkeypatch, longest
 
     def run(q, k, v, grad, *intervals):
         def dealt(q, k, v):
-            dealt_qkv = map(sharding.deal, (q, k, v))
-            edges = tuple(map(sharding.deal, intervals))
-            return sharding.dealt_back(attn.attention(*dealt_qkv, edges, backend="splash", whole=True))
+            dealt_qkv = map(sharding.zigzag_shard, (q, k, v))
+            edges = tuple(map(sharding.zigzag_shard, intervals))
+            return sharding.zigzag_unshard(attn.attention(*dealt_qkv, edges, backend="splash", whole=True))
 
         out, pull = jax.vjp(dealt, q, k, v)
         return out, *pull(grad)

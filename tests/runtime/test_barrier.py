@@ -20,7 +20,7 @@ from jaxmm import command, train
 from jaxmm.data.packing.plan import Row
 from jaxmm.errors import UserError
 from jaxmm.runtime import startup
-from jaxmm.runtime.barrier import Meeting, Stop
+from jaxmm.runtime.barrier import Barrier, Stop
 from jaxmm.training.run import Run
 
 STEPS = 4
@@ -217,22 +217,22 @@ def test_a_job_that_is_said_by_halves_is_one_line(variables, message, monkeypatc
 def test_what_fails_in_one_process_ends_all_with_a_line(monkeypatch):
     brought = []
     others = 0
-    monkeypatch.setattr(Meeting, "largest", lambda self, n, where: brought.append(n) or max(n, others))
-    with Meeting("files").agreed("the first files"):
+    monkeypatch.setattr(Barrier, "largest", lambda self, n, where: brought.append(n) or max(n, others))
+    with Barrier("files").agreed("the first files"):
         pass
-    with pytest.raises(OSError, match="full"), Meeting("files").agreed("the first files"):
+    with pytest.raises(OSError, match="full"), Barrier("files").agreed("the first files"):
         raise OSError("full")
     others = 2  # the second process brings its number
     line = "process 1 failed at the first files: its log says why"
-    with pytest.raises(UserError, match=line), Meeting("files").agreed("the first files"):
+    with pytest.raises(UserError, match=line), Barrier("files").agreed("the first files"):
         pass
     assert brought == [0, 1, 0]
 
 
 def test_a_process_that_cannot_go_on_ends_all_before_the_next_step(monkeypatch):
     others = 15
-    monkeypatch.setattr(Meeting, "largest", lambda self, n, where: max(n, others))
-    stop = Stop(Meeting("test"))
+    monkeypatch.setattr(Barrier, "largest", lambda self, n, where: max(n, others))
+    stop = Stop(Barrier("test"))
     assert stop.agreed(4) == 15
     with pytest.raises(UserError, match="too many"):
         stop.agreed(4, UserError("too many"))
@@ -245,7 +245,7 @@ def test_a_process_that_cannot_go_on_ends_all_before_the_next_step(monkeypatch):
 def test_a_signal_is_noted_and_one_that_nohup_ignores_stays_ignored(number, ignored):
     old = signal.signal(number, signal.SIG_IGN if ignored else signal.SIG_DFL)
     try:
-        with Stop(Meeting("test")) as stop:
+        with Stop(Barrier("test")) as stop:
             signal.raise_signal(number)
             assert stop.signal == (0 if ignored else number)
     finally:

@@ -13,7 +13,7 @@ from conftest import IMAGE
 from jaxmm.checks.oracle import cross_entropy as plain
 from jaxmm.data.assemble import empty_batch
 from jaxmm.data.packing.plan import Budgets
-from jaxmm.training.loss import LOGITS, batch_loss, cross_entropy, made_already, select_targets
+from jaxmm.training.loss import LOGITS, batch_loss, cross_entropy, from_hidden, select_targets
 
 B, R, D, V = 2, 21, 8, 37
 
@@ -109,7 +109,7 @@ def test_the_target_budget_holds_every_target_in_order(weights):
     budget = max(int((batch.weights_BT > 0).sum(1).max()), 1)
     hidden = np.arange(2 * 12, dtype=np.float32).reshape(2, 12, 1)
     chosen = select_targets(batch, budget)
-    x_BRD, _ = made_already(hidden, None)(chosen.places_BR)
+    x_BRD, _ = from_hidden(hidden, None)(chosen.target_positions_BR)
     assert chosen.at_BR.shape == (2, budget)
     for b in range(2):
         at = np.flatnonzero(batch.weights_BT[b])
@@ -130,7 +130,7 @@ def test_a_batch_without_targets_gives_zero_and_no_nan():
     batch = batch_with(np.zeros((2, 12)))
     hidden = jnp.ones((2, 12, D)) * 50
     head = jnp.ones((V, D))
-    loss = jax.value_and_grad(lambda h, w: batch_loss(made_already(h, w), batch, 5, 1e-3)[0], (0, 1))
+    loss = jax.value_and_grad(lambda h, w: batch_loss(from_hidden(h, w), batch, 5, 1e-3)[0], (0, 1))
     total, grads = loss(hidden, head)
     assert float(total) == 0
     assert not any(np.any(g) for g in grads)

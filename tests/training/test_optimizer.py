@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxmm.models.multimodal import linear_maps
+from jaxmm.models.multimodal import kernel_dims
 from jaxmm.training.optimizer import decays, make_optimizer, make_schedule, split_frozen
 
 
@@ -60,7 +60,7 @@ def test_muon_steps_are_orthogonal_maps_of_the_size_of_adamw_s(ins, outs, shape)
     grads = {"decoder": {name: rng.normal(size=x.shape).astype(np.float32) for name, x in params["decoder"].items()}}
     schedule = make_schedule(rate=0.1, steps=10, warmup=0, name="constant")
     maps = {("decoder", "kernel"): (ins, outs)}
-    optimizer = make_optimizer(schedule, clip=0.0, weight_decay=0.0, linear_maps=maps, part_rates={"decoder": 0.5})
+    optimizer = make_optimizer(schedule, clip=0.0, weight_decay=0.0, kernel_dims=maps, part_rates={"decoder": 0.5})
     updates, _ = optimizer.update(grads, optimizer.init(params), params)
     np.testing.assert_allclose(updates["decoder"]["bias"], -0.05 * np.sign(grads["decoder"]["bias"]), rtol=1e-4)
 
@@ -78,7 +78,7 @@ def test_muon_steps_are_orthogonal_maps_of_the_size_of_adamw_s(ins, outs, shape)
 
 def test_muon_takes_every_linear_map_of_the_model_and_nothing_else(tiny):
     paths = {tuple(key.key for key in path) for path, _ in jax.tree_util.tree_flatten_with_path(tiny.params)[0]}
-    maps = linear_maps(tiny.spec)
+    maps = kernel_dims(tiny.spec)
     assert set(maps) == {path for path in paths if path[-1] == "kernel"}
     assert maps["decoder", "blocks", "attention", "out", "kernel"] == ((1, 2), (3,))
     assert maps["connector", "up", "kernel"] == ((0,), (1,))
@@ -89,7 +89,7 @@ def test_a_part_without_any_gradient_stays_as_it_is_and_its_momentum_does_not_mo
     params = {part: {"kernel": jax.random.normal(jax.random.key(n), (4, 4))} for n, part in enumerate(("a", "b"))}
     maps = {(part, "kernel"): ((0,), (1,)) for part in params} if name == "muon" else None
     schedule = make_schedule(rate=0.1, steps=10, warmup=0, name="constant")
-    optimizer = make_optimizer(schedule, weight_decay=0.5, linear_maps=maps)
+    optimizer = make_optimizer(schedule, weight_decay=0.5, kernel_dims=maps)
     state, none = optimizer.init(params), jax.tree.map(jnp.zeros_like, params["a"])
     for gradients in (params, params | {"a": none}, params | {"a": none}):
         updates, state = jax.jit(optimizer.update)(gradients, state, params)

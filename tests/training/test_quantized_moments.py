@@ -56,12 +56,12 @@ def test_rounding_is_right_in_the_mean():
 @pytest.mark.parametrize(("kind", "share"), [("bfloat16", 0.5), ("float8", 0.36)])
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_the_state_is_smaller_and_lies_where_its_parameters_do(kind, share, name, tiny):
-    from jaxmm.models.multimodal import linear_maps
+    from jaxmm.models.multimodal import kernel_dims
 
-    maps = linear_maps(tiny.spec) if name == "muon" else None
+    maps = kernel_dims(tiny.spec) if name == "muon" else None
 
     def state(kind: str):
-        optimizer = make_optimizer(optax.constant_schedule(0.1), linear_maps=maps, moments=kind)
+        optimizer = make_optimizer(optax.constant_schedule(0.1), kernel_dims=maps, moments=kind)
         return jax.eval_shape(lambda: init_state(tiny.params, optimizer, ()))
 
     def size(tree) -> int:

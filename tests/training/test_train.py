@@ -29,7 +29,7 @@ from jaxmm.data.packing.plan import Budgets, Piece
 from jaxmm.errors import UserError
 from jaxmm.models.flops import batch_flops
 from jaxmm.runtime import program_cache
-from jaxmm.runtime.barrier import Meeting
+from jaxmm.runtime.barrier import Barrier
 from jaxmm.training import logger, throughput
 from jaxmm.training.opening import jump_of_rate
 from jaxmm.training.progress import Progress, count
@@ -232,7 +232,7 @@ def test_evaluate_repeats_the_figures_of_the_run_and_every_process_reads_the_che
     monkeypatch.setattr(checksums, "verify", lambda *args: read.append(str(args[0])) or original(*args))
     for process, places in met.items():
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
-        monkeypatch.setattr(Meeting, "largest", lambda self, n, where, places=places: places.append(where) or n)
+        monkeypatch.setattr(Barrier, "largest", lambda self, n, where, places=places: places.append(where) or n)
         assert evaluate.main([f"--workdir={finished}"]) == 0
         told = json.loads((finished / "summary.json").read_text())["eval"]
         assert json.loads((finished / "eval.json").read_text()) == told

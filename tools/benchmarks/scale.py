@@ -162,7 +162,7 @@ class Stepper:
 
         def step_of(targets: int) -> Any:
             step = make_train_step(
-                lambda params, batch, places_BR: apply(params, batch, Compute(unroll=4), places_BR), optimizer,
+                lambda params, batch, targets_BR: apply(params, batch, Compute(unroll=4), targets_BR), optimizer,
                 frozen=("vision", "connector"), target_budget=targets, sources=1,
             )  # fmt: skip
             return jax.jit(step, donate_argnums=0)

@@ -158,8 +158,8 @@ def programs(run: Any, step: Any, state: Any, batch: Any) -> dict[str, Callable[
         return total(apply(params, batch, recipe.compute, method="soft_tokens"))
 
     def hidden(params: Any, batch: Any) -> jax.Array:
-        places_BR = select_targets(batch, targets).places_BR
-        return apply(params, batch, recipe.compute, places_BR)[0].astype("float32").sum()
+        target_positions_BR = select_targets(batch, targets).target_positions_BR
+        return apply(params, batch, recipe.compute, target_positions_BR)[0].astype("float32").sum()
 
     def loss(params: Any, batch: Any) -> jax.Array:
         hidden_at = functools.partial(apply, params, batch, recipe.compute)

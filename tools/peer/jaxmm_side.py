@@ -76,7 +76,7 @@ class Ours:
         _, apply = make_model(family.spec)
         compute = Compute("float32", "none", unroll=max(case.layers, case.vision_layers), tile=case.grid**2)
         step = make_train_step(
-            lambda params, batch, places_BR: apply(params, batch, compute, places_BR), optimizer,
+            lambda params, batch, target_positions_BR: apply(params, batch, compute, target_positions_BR), optimizer,
             target_budget=case.targets, sources=1,
         )  # fmt: skip
         with jax.set_mesh(self.mesh):

@@ -10,7 +10,7 @@ from jaxmm.data.documents import Document
 from jaxmm.data.readers import weights
 from jaxmm.data.readers.columns import FEATURES, KNOWN, TOKENS, resolved
 from jaxmm.data.readers.conversations import find_images, may_hold_images
-from jaxmm.data.readers.parts import Content, LeftOut, column, document, refuse_later, text
+from jaxmm.data.readers.parts import Content, SkipRecord, column, document, refuse_later, text
 from jaxmm.data.readers.pictures import Pictures
 from jaxmm.data.readers.typed import tagged
 from jaxmm.data.readers.weights import AS_SAID, Learnt
@@ -114,7 +114,7 @@ class Plain:
         said = "\n".join(filter(None, found))
         name, images = find_images(origin, record, self.images, pictures)
         if images and not said:
-            raise LeftOut("empty")  # nothing is learnt from a picture alone
+            raise SkipRecord("empty")  # nothing is learnt from a picture alone
         return document(
             origin,
             [("document", said if images else tagged(origin, said, pictures, links=False))],

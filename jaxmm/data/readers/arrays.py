@@ -15,7 +15,7 @@ from jaxmm.data import files
 from jaxmm.data.documents import Unit
 from jaxmm.data.readers import streams
 from jaxmm.data.readers.lines import BYTE_ORDER_MARK, parsed
-from jaxmm.data.readers.parts import LeftOut
+from jaxmm.data.readers.parts import SkipRecord
 from jaxmm.errors import UserError
 
 FORMAT = 3
@@ -111,11 +111,11 @@ def records(unit: Unit, block_bytes: int = BLOCK) -> Iterator[tuple[int, Any]]:
     """
     number = unit.first
     for raw in elements(unit, block_bytes):
-        yield number, raw if isinstance(raw, LeftOut) else parsed(raw)
+        yield number, raw if isinstance(raw, SkipRecord) else parsed(raw)
         number += 1
 
 
-def elements(unit: Unit, block_bytes: int = BLOCK) -> Iterator[bytes | LeftOut]:
+def elements(unit: Unit, block_bytes: int = BLOCK) -> Iterator[bytes | SkipRecord]:
     """Yields the JSON text of each element."""
     try:
         with streams.opened(unit.file) as opened:
@@ -126,10 +126,10 @@ def elements(unit: Unit, block_bytes: int = BLOCK) -> Iterator[bytes | LeftOut]:
                 at = start + 1
             yield from _elements(opened, unit, at, block_bytes)
     except streams.CUT:
-        yield LeftOut("cut short", streams.LOST)
+        yield SkipRecord("cut short", streams.LOST)
 
 
-def _elements(opened: BinaryIO, unit: Unit, at: int, block_bytes: int) -> Iterator[bytes | LeftOut]:
+def _elements(opened: BinaryIO, unit: Unit, at: int, block_bytes: int) -> Iterator[bytes | SkipRecord]:
     """Yields the elements from where the file is opened at, which is byte ``at`` of it."""
     scanner, held, is_first, stop = Scanner(1), b"", unit.start == 0, streams.stop(unit)
     while scanner.depth > 0 and at < stop:
@@ -159,7 +159,7 @@ def _elements(opened: BinaryIO, unit: Unit, at: int, block_bytes: int) -> Iterat
                 f"a quote or a bracket is missing"
             )
     if held.strip() or not opened.read(1):
-        yield LeftOut("cut short", streams.LOST)
+        yield SkipRecord("cut short", streams.LOST)
 
 
 def _ends(opened: BinaryIO, start: int, stop: int, block_bytes: int) -> Iterator[int]:

@@ -22,7 +22,7 @@ from jaxmm.data.readers.columns import (
     looks,
     resolved,
 )
-from jaxmm.data.readers.parts import NEXT, Content, LeftOut, Said, column, document, refuse_later, text
+from jaxmm.data.readers.parts import NEXT, Content, ReadTurn, SkipRecord, column, document, refuse_later, text
 from jaxmm.data.readers.pictures import Pictures
 from jaxmm.data.readers.typed import placed, tagged, typed_parts
 from jaxmm.data.readers.weights import AS_SAID, Learnt
@@ -93,7 +93,7 @@ class Conversation:
         refuse_later(origin, record, self.later)
         messages = column(origin, record, self.messages)
         if messages is None:
-            raise LeftOut("empty")
+            raise SkipRecord("empty")
         if isinstance(messages, str):
             messages = _from_text(messages)
         if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
@@ -111,7 +111,7 @@ class Conversation:
         )  # fmt: skip
         return weights.weighed(found, 1.0, self.learnt)
 
-    def _turn(self, origin: str, message: Mapping[str, Any], pictures: Pictures) -> Said:
+    def _turn(self, origin: str, message: Mapping[str, Any], pictures: Pictures) -> ReadTurn:
         name = column(origin, message, self.role_key)
         role = self.roles.get(name, self.roles.get(name.lower())) if isinstance(name, str) else None
         if role is None:
@@ -130,7 +130,7 @@ class Conversation:
             own = self._own(origin, name, message, pictures)
             content = placed(origin, content, own, pictures.placeholder) if own else content
         thought = next((message[key] for key in THOUGHT if message.get(key)), "") if role == "assistant" else ""
-        return Said(
+        return ReadTurn(
             role, content, weights.of_message(origin, message), weights.is_trained(message),
             text(origin, "what is thought", thought), calls,
         )  # fmt: skip
@@ -158,11 +158,11 @@ class Conversation:
             )
         return found
 
-    def _add_system(self, origin: str, record: Mapping[str, Any], said: list[Said]) -> None:
+    def _add_system(self, origin: str, record: Mapping[str, Any], said: list[ReadTurn]) -> None:
         """Puts the system column first, unless the conversation has its own."""
         system = record.get(self.system) if self.system else None
         if said and said[0].role != "system" and system:
-            said.insert(0, Said("system", text(origin, f"'{self.system}'", system)))
+            said.insert(0, ReadTurn("system", text(origin, f"'{self.system}'", system)))
 
 
 @dataclass(frozen=True)
@@ -268,7 +268,7 @@ def may_hold_images(record: Mapping[str, Any], columns: Sequence[str]) -> bool:
     )
 
 
-def _has_its_own(origin: str, said: Sequence[Said], name: str, images: Sequence[Media], placeholder: str) -> bool:
+def _has_its_own(origin: str, said: Sequence[ReadTurn], name: str, images: Sequence[Media], placeholder: str) -> bool:
     """Whether the parts name the pictures of the column themselves, so that it must not give them again.
 
     Raises:

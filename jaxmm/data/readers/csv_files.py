@@ -11,7 +11,7 @@ from typing import Any
 from jaxmm.data import files
 from jaxmm.data.documents import Unit
 from jaxmm.data.readers import streams
-from jaxmm.data.readers.parts import LeftOut
+from jaxmm.data.readers.parts import SkipRecord
 from jaxmm.errors import UserError
 
 FORMAT = 2
@@ -44,13 +44,13 @@ def records(unit: Unit) -> Iterator[tuple[int, Any]]:
             is_whole = len(set(header)) == len(header)
             for number, row in enumerate(row for row in rows if row):
                 if not is_whole:
-                    yield number, LeftOut("duplicate keys")
+                    yield number, SkipRecord("duplicate keys")
                 elif len(row) != len(header):
-                    yield number, LeftOut("cut short")
+                    yield number, SkipRecord("cut short")
                 else:
                     yield number, dict(zip(header, row, strict=True))
     except streams.CUT:
-        yield number + 1, LeftOut("cut short", streams.LOST)
+        yield number + 1, SkipRecord("cut short", streams.LOST)
     except csv.Error as error:
         raise UserError(f"{unit.file}, record {number + 1}: {error}: is a quote missing?") from error
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 
 from jaxmm.data.documents import Document, Image, Part, Text
 from jaxmm.data.readers.conversations import find_images
-from jaxmm.data.readers.parts import Content, LeftOut, column, document, text
+from jaxmm.data.readers.parts import Content, SkipRecord, column, document, text
 from jaxmm.data.readers.pictures import Pictures
 from jaxmm.errors import UserError
 
@@ -143,5 +143,5 @@ def _add(pieces: list[Part], said: str, between: str) -> None:
 
 def _page(origin: str, pieces: list[Part]) -> Document:
     if not any(isinstance(piece, Text) for piece in pieces):
-        raise LeftOut("empty")
+        raise SkipRecord("empty")
     return document(origin, [("document", pieces)])

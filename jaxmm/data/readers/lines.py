@@ -9,7 +9,7 @@ from typing import Any
 from jaxmm.data import files
 from jaxmm.data.documents import Unit
 from jaxmm.data.readers import streams
-from jaxmm.data.readers.parts import LeftOut
+from jaxmm.data.readers.parts import SkipRecord
 from jaxmm.errors import UserError
 
 FORMAT = 2
@@ -39,13 +39,13 @@ def units(file: str, unit_bytes: int) -> list[Unit]:
 
 def count(unit: Unit) -> int:
     """Returns how many records a unit has."""
-    return sum(1 if isinstance(block, LeftOut) else _count(block) for block in _blocks(unit))
+    return sum(1 if isinstance(block, SkipRecord) else _count(block) for block in _blocks(unit))
 
 
 def texts(unit: Unit) -> Iterator[tuple[int, Any]]:
     """Yields (number, record) of plain text, a record a line; blank lines are none."""
     for number, line in _lines(unit):
-        if isinstance(line, LeftOut):
+        if isinstance(line, SkipRecord):
             yield number, line
         else:
             yield number, {"text": line.decode("utf-8", "surrogateescape").rstrip("\r")}
@@ -54,16 +54,16 @@ def texts(unit: Unit) -> Iterator[tuple[int, Any]]:
 def objects(unit: Unit) -> Iterator[tuple[int, Any]]:
     """Yields (number, record or LeftOut) of JSON lines; blank lines are no records."""
     for number, line in _lines(unit):
-        yield number, line if isinstance(line, LeftOut) else parsed(line)
+        yield number, line if isinstance(line, SkipRecord) else parsed(line)
 
 
-def parsed(data: bytes) -> dict[str, Any] | LeftOut:
+def parsed(data: bytes) -> dict[str, Any] | SkipRecord:
     """Returns the object that a piece of JSON text is, or why it is none.
 
     What is not UTF-8 becomes lone surrogates, which the formats find: it costs the record that has it, and no other.
     """
     value = decoded(data)
-    return value if isinstance(value, dict | LeftOut) else LeftOut("not an object")
+    return value if isinstance(value, dict | SkipRecord) else SkipRecord("not an object")
 
 
 def decoded(data: bytes) -> Any:
@@ -71,9 +71,9 @@ def decoded(data: bytes) -> Any:
     try:
         return _DECODER.decode(data.decode("utf-8", "surrogateescape"))
     except _DuplicateKeys:
-        return LeftOut("duplicate keys")
+        return SkipRecord("duplicate keys")
     except (ValueError, RecursionError):  # RecursionError: nested a thousand deep
-        return LeftOut("broken JSON")
+        return SkipRecord("broken JSON")
 
 
 def _constant(name: str) -> float | None:
@@ -95,7 +95,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
 
 
-def _blocks(unit: Unit) -> Iterator[bytes | LeftOut]:
+def _blocks(unit: Unit) -> Iterator[bytes | SkipRecord]:
     """Yields the unit's bytes in blocks of whole lines; of a packed file that is not whole, LeftOut at its end.
 
     Raises:
@@ -123,13 +123,13 @@ def _blocks(unit: Unit) -> Iterator[bytes | LeftOut]:
                 yield block.removeprefix(BYTE_ORDER_MARK) if at == 0 else block
                 at += len(block)
     except streams.CUT:
-        yield LeftOut("cut short", streams.LOST)
+        yield SkipRecord("cut short", streams.LOST)
 
 
-def _lines(unit: Unit) -> Iterator[tuple[int, bytes | LeftOut]]:
+def _lines(unit: Unit) -> Iterator[tuple[int, bytes | SkipRecord]]:
     number = unit.first
     for block in _blocks(unit):
-        if isinstance(block, LeftOut):
+        if isinstance(block, SkipRecord):
             yield number, block
             return
         for line in block.split(b"\n"):

@@ -10,7 +10,7 @@ from jaxmm.data.documents import Unit
 from jaxmm.data.readers import streams
 from jaxmm.data.readers.arrays import BLOCK, Scanner
 from jaxmm.data.readers.lines import BYTE_ORDER_MARK, parsed
-from jaxmm.data.readers.parts import LeftOut
+from jaxmm.data.readers.parts import SkipRecord
 from jaxmm.errors import UserError
 
 FORMAT = 1
@@ -70,7 +70,7 @@ def records(unit: Unit) -> Iterator[tuple[int, Any]]:
     number = unit.first
     values = _values(unit.file)
     first = next(values, b"")
-    if not isinstance(first, LeftOut) and (second := next(values, None)) is None:
+    if not isinstance(first, SkipRecord) and (second := next(values, None)) is None:
         found = parsed(first)
         if isinstance(found, dict) and (names := _lists(found)):
             if len(names) > 1:
@@ -80,16 +80,16 @@ def records(unit: Unit) -> Iterator[tuple[int, Any]]:
         elif first:
             yield number, found
         return
-    for value in (first,) if isinstance(first, LeftOut) else (first, second):
+    for value in (first,) if isinstance(first, SkipRecord) else (first, second):
         if value is not None:
-            yield number, value if isinstance(value, LeftOut) else parsed(value)
+            yield number, value if isinstance(value, SkipRecord) else parsed(value)
             number += 1
     for value in values:
-        yield number, value if isinstance(value, LeftOut) else parsed(value)
+        yield number, value if isinstance(value, SkipRecord) else parsed(value)
         number += 1
 
 
-def _values(file: str) -> Iterator[bytes | LeftOut]:
+def _values(file: str) -> Iterator[bytes | SkipRecord]:
     """Yields the text of each object; a comma between two is none of theirs."""
     scanner, held = Scanner(0), b""
     try:
@@ -114,7 +114,7 @@ def _values(file: str) -> Iterator[bytes | LeftOut]:
     except streams.CUT:
         held = b"{"
     if held.strip(b" \t\r\n,"):
-        yield LeftOut("cut short", streams.LOST)
+        yield SkipRecord("cut short", streams.LOST)
 
 
 def _closings(line: bytes) -> list[int]:

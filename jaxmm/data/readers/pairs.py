@@ -10,7 +10,7 @@ from jaxmm.data.documents import Unit
 from jaxmm.data.readers import arrays
 from jaxmm.data.readers.columns import SUFFIXES, is_named, is_nothing
 from jaxmm.data.readers.lines import BYTE_ORDER_MARK, parsed
-from jaxmm.data.readers.parts import LeftOut
+from jaxmm.data.readers.parts import SkipRecord
 from jaxmm.errors import UserError
 
 FORMAT = 1
@@ -68,17 +68,17 @@ def beside(file: str) -> list[str]:
     return [p for ending in SUFFIXES for p in (f"{begins}.{ending}", f"{begins}.{ending.upper()}") if files.is_file(p)]
 
 
-def _record(file: str) -> dict[str, Any] | LeftOut:
+def _record(file: str) -> dict[str, Any] | SkipRecord:
     if _is_picture(file):
-        return LeftOut("no caption")
+        return SkipRecord("no caption")
     pictures = list({picture.lower(): picture for picture in beside(file)}.values())
     if len(pictures) != 1:
-        return LeftOut("duplicate keys" if pictures else "missing")
+        return SkipRecord("duplicate keys" if pictures else "missing")
     record: dict[str, Any] = {}
     told = file if file.lower().endswith(".json") else f"{stem(file)}.json"
     if told == file or files.is_file(told):
         value = parsed(_content(told))
-        if isinstance(value, LeftOut):
+        if isinstance(value, SkipRecord):
             return value
         record = value
     if told != file:

@@ -9,7 +9,7 @@ from jaxmm.data.documents import PLACEHOLDER, Document, Media, Part, Text, Turn
 from jaxmm.errors import UserError, nearest
 
 
-class LeftOut(Exception):
+class SkipRecord(Exception):
     """A record that gives no document. ``reason`` is one of SKIP_REASONS; ``detail`` says more of it."""
 
     def __init__(self, reason: str, detail: str = ""):
@@ -22,7 +22,7 @@ NEXT = None  # in a list of pieces: here stands the next of the record's images,
 Content = str | Sequence[Part | None]  # a string in which placeholders count, or pieces
 
 
-class Said(NamedTuple):
+class ReadTurn(NamedTuple):
     """A turn as a format reads it: as of ``documents.Turn``, but with its images still to be put in place.
 
     ``is_trained``: whether it is learnt whatever its role.
@@ -62,9 +62,9 @@ def text(origin: str, what: str, value: Any) -> str:
         try:
             value.encode()
         except UnicodeEncodeError as error:
-            raise LeftOut("broken text") from error
+            raise SkipRecord("broken text") from error
     if "\0" in value:
-        raise LeftOut("broken text")
+        raise SkipRecord("broken text")
     return value
 
 
@@ -77,7 +77,7 @@ def refuse_later(origin: str, record: Mapping[str, Any], columns: Sequence[str])
 
 def document(
     origin: str,
-    said: Sequence[Said | tuple[str, Content]],
+    said: Sequence[ReadTurn | tuple[str, Content]],
     images: Sequence[Media] = (),
     *,
     placeholder: str = PLACEHOLDER,
@@ -98,8 +98,8 @@ def document(
       UserError: if placeholders and images differ in number.
     """
     if not said:
-        raise LeftOut("empty")
-    entries = [Said(*one) for one in said]
+        raise SkipRecord("empty")
+    entries = [ReadTurn(*one) for one in said]
     count = sum(
         (content.count(placeholder) if placeholder else 0) if isinstance(content, str) else content.count(NEXT)
         for content in (one.content for one in entries)

@@ -16,7 +16,7 @@ from typing import Any
 from jaxmm.data import files, urls
 from jaxmm.data.documents import PLACEHOLDER, Features, Image, Media, Tokens
 from jaxmm.data.readers.columns import BASE64, FEATURES, MAGIC, SHORTEST_BASE64, TOKENS
-from jaxmm.data.readers.parts import LeftOut, text
+from jaxmm.data.readers.parts import SkipRecord, text
 
 # Where an object names its image, in the order of trust: the Hugging Face struct first.
 KEYS = ("bytes", "path", "url", "image", "image_url", "data", "base64", "source", "value")
@@ -99,7 +99,7 @@ class Pictures:
         if value.startswith("data:"):
             head, comma, content = value.partition(",")
             if not comma or not head.endswith(";base64"):
-                raise LeftOut("unreadable")
+                raise SkipRecord("unreadable")
             return Image(data=_decoded(content))
         if len(value) >= SHORTEST_BASE64 and value.startswith(MAGIC) and BASE64.fullmatch(value):
             return Image(data=_decoded(value))
@@ -107,7 +107,7 @@ class Pictures:
         if value.startswith(LOCAL_SCHEMES):
             value = value.partition("://")[2]
         if "::" in value:  # a chain of fsspec's may end in a local file
-            raise LeftOut("outside")
+            raise SkipRecord("outside")
         if files.is_remote(value):
             if not self._is_of_the_data(value):
                 urls.check(value, self.allow_urls, self.url_hosts)
@@ -115,16 +115,16 @@ class Pictures:
         # What is asked of the system is asked of a folder, once; of an image, only whether it is a link.
         head, slash, name = value.rpartition("/")
         if name in ("", ".", ".."):
-            raise LeftOut("outside")  # a folder
+            raise SkipRecord("outside")  # a folder
         folder = _joined(self.folder, head + slash)
         path = f"{folder.rstrip('/')}/{name}"
         if not self.follow_outside:
             if not _is_inside(folder, self.folder, self.data_folder):
-                raise LeftOut("outside")
+                raise SkipRecord("outside")
             if not files.is_remote(path) and os.path.islink(path):
                 target = os.path.dirname(os.path.realpath(path))
                 if not _is_inside(target, self.folder, self.data_folder):
-                    raise LeftOut("outside")
+                    raise SkipRecord("outside")
         return Image(path=path)
 
 
@@ -161,7 +161,7 @@ def _decoded(encoded: str) -> bytes:
     try:
         data = base64.b64decode("".join(encoded.split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise LeftOut("unreadable") from error
+        raise SkipRecord("unreadable") from error
     if not data:
-        raise LeftOut("unreadable")
+        raise SkipRecord("unreadable")
     return data

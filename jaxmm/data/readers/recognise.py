@@ -11,7 +11,7 @@ from jaxmm.data.documents import Document
 from jaxmm.data.readers import alpaca, conversations, interleaved
 from jaxmm.data.readers.columns import FEATURES, KNOWN, NAMES, NONE, TOKENS, looks, plain
 from jaxmm.data.readers.containers import Format
-from jaxmm.data.readers.parts import LeftOut, listed
+from jaxmm.data.readers.parts import SkipRecord, listed
 from jaxmm.data.readers.pictures import Pictures
 from jaxmm.errors import UserError, nearest
 
@@ -66,7 +66,7 @@ def recognise(head: Iterator[tuple[str, Any]], columns: Mapping[str, str], file:
     """
     origin, unknown, seen = "", {}, dict[str, None]()
     for (where, record), _ in zip(head, range(HEAD), strict=False):
-        if isinstance(record, LeftOut):
+        if isinstance(record, SkipRecord):
             continue
         if not origin:
             origin, unknown = where, record

@@ -10,7 +10,7 @@ from jaxmm.data.documents import Document, Skip, Text, Tokens, Unit
 from jaxmm.data.readers import columns, marks, weights
 from jaxmm.data.readers.columns import Seen
 from jaxmm.data.readers.containers import Container, Format, Sample, container, relative
-from jaxmm.data.readers.parts import LeftOut
+from jaxmm.data.readers.parts import SkipRecord
 from jaxmm.data.readers.pictures import Pictures
 from jaxmm.errors import UserError
 
@@ -81,12 +81,12 @@ def read(
         origin = f"{name}, record {number}"
         found: Document | Skip
         try:
-            if isinstance(record, LeftOut):
+            if isinstance(record, SkipRecord):
                 raise record
             found = marks.with_objects(origin, record, form(origin, record, pictures), pictures.has_boxes)
             found = weights.weighed(found, weights.of_example(origin, record, found))
             watch.look(origin, record, found)
-        except LeftOut as left:
+        except SkipRecord as left:
             found = Skip(origin, left.reason, left.detail)
         except UserError as error:
             if not skip_errors:

@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxmm.data import files
 from jaxmm.data.documents import Unit
-from jaxmm.data.readers.parts import LeftOut
+from jaxmm.data.readers.parts import SkipRecord
 from jaxmm.errors import UserError
 
 PARQUET_FORMAT = ARROW_FORMAT = 1
@@ -87,7 +87,7 @@ def _one_by_one(batch: Any) -> list[Any]:
         try:
             records += batch.slice(row, 1).to_pylist()
         except UnicodeDecodeError:
-            records.append(LeftOut("broken text"))
+            records.append(SkipRecord("broken text"))
     return records
 
 

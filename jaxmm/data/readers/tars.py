@@ -15,7 +15,7 @@ from jaxmm.data.documents import Unit
 from jaxmm.data.readers.columns import FEATURES, SUFFIXES, TOKENS, is_named, listed
 from jaxmm.data.readers.conversations import NAMES as MESSAGES
 from jaxmm.data.readers.lines import BYTE_ORDER_MARK, decoded
-from jaxmm.data.readers.parts import LeftOut
+from jaxmm.data.readers.parts import SkipRecord
 from jaxmm.data.readers.typed import IMAGE_KEYS, kind_of
 from jaxmm.errors import UserError
 
@@ -39,7 +39,7 @@ def records(unit: Unit) -> Iterator[tuple[int, Any]]:
     """
     number = unit.first
     for key, sample in _samples(unit.file):
-        yield number, sample if isinstance(sample, LeftOut) else _record(key, sample)
+        yield number, sample if isinstance(sample, SkipRecord) else _record(key, sample)
         number += 1
 
 
@@ -59,7 +59,7 @@ class _Header(tarfile.TarInfo):
             raise tarfile.ReadError(str(error)) from error
 
 
-def _samples(file: str) -> Iterator[tuple[str, dict[str, bytes] | LeftOut]]:
+def _samples(file: str) -> Iterator[tuple[str, dict[str, bytes] | SkipRecord]]:
     """Yields (key, {extension: content}) of each sample."""
     key: str | None = None
     sample: dict[str, bytes] = {}
@@ -77,7 +77,7 @@ def _samples(file: str) -> Iterator[tuple[str, dict[str, bytes] | LeftOut]]:
                         continue
                     if folder + slash + stem != key:
                         if sample and key is not None:
-                            yield key, LeftOut("duplicate keys") if is_broken else sample
+                            yield key, SkipRecord("duplicate keys") if is_broken else sample
                         key, sample, is_broken = folder + slash + stem, {}, False
                     extension = extension.lower()
                     is_broken |= extension in sample
@@ -93,10 +93,10 @@ def _samples(file: str) -> Iterator[tuple[str, dict[str, bytes] | LeftOut]]:
         except (tarfile.TarError, EOFError, zlib.error) as error:
             if key is None:
                 raise UserError(f"{file} is no tar that can be read: {error}") from error
-            yield key, LeftOut("cut short", _how_much(opened, file))
+            yield key, SkipRecord("cut short", _how_much(opened, file))
             return
     if sample and key is not None:
-        yield key, LeftOut("duplicate keys") if is_broken else sample
+        yield key, SkipRecord("duplicate keys") if is_broken else sample
 
 
 def _how_much(opened: Any, file: str) -> str:
@@ -110,7 +110,7 @@ def _is_read(extension: str) -> bool:
     return ending in SUFFIXES or ending == "json" or extension in TEXTS
 
 
-def _record(key: str, sample: dict[str, bytes]) -> dict[str, Any] | LeftOut:
+def _record(key: str, sample: dict[str, bytes]) -> dict[str, Any] | SkipRecord:
     images = {ext: content for ext, content in sample.items() if ext.rpartition(".")[2] in SUFFIXES}
     base = key.rpartition("/")[2].lower()
     record: dict[str, Any] = {}
@@ -118,10 +118,10 @@ def _record(key: str, sample: dict[str, bytes]) -> dict[str, Any] | LeftOut:
         found = decoded(sample["json"].removeprefix(BYTE_ORDER_MARK))
         if isinstance(found, list) and any(_named(one, base, images) for one in found):
             found = _page(found, base, images)
-        if isinstance(found, LeftOut):
+        if isinstance(found, SkipRecord):
             return found
         if not isinstance(found, dict):
-            return LeftOut("not an object")
+            return SkipRecord("not an object")
         record = found
     for extension in TEXTS:
         if extension in sample:
@@ -134,7 +134,7 @@ def _record(key: str, sample: dict[str, bytes]) -> dict[str, Any] | LeftOut:
         record.setdefault("text", "")
         _place(record, base, images)
     others = {f".{ext}": content for ext, content in sample.items() if not _is_read(ext)}
-    return {**record, **others} if record else LeftOut("empty")
+    return {**record, **others} if record else SkipRecord("empty")
 
 
 def _page(items: list[Any], base: str, images: dict[str, bytes]) -> dict[str, Any]:

@@ -103,7 +103,7 @@ def _logits(q, k, start, end, first_key, kind: Logits, key_dim: int = 1):
     a, b = (q, k) if key_dim else (k, q)
     key = first_key + lax.broadcasted_iota(jnp.int32, (a.shape[0], b.shape[0]), key_dim)
     start, end = (jnp.expand_dims(x, key_dim) for x in (start, end))
-    return kind.bent(_dot(a, b, (1, 1)) * kind.scale), (key >= start) & (key < end)
+    return kind.softcapped(_dot(a, b, (1, 1)) * kind.scale), (key >= start) & (key < end)
 
 
 def _forward_kernel(q, k, v, start, end, first, last, out, lse, *, kind: Kind):
@@ -112,10 +112,10 @@ def _forward_kernel(q, k, v, start, end, first, last, out, lse, *, kind: Kind):
     def one_block(j, carry):
         acc, top, total = carry
         here = pl.ds(j * block, block)
-        bent, seen = _logits(queries, k[here, :], starts, ends, j * block, kind.logits)
-        bent = jnp.where(seen, bent, _MASKED)
-        new_top = jnp.maximum(top, bent.max(1))
-        p, shrink = jnp.exp(bent - new_top[:, None]), jnp.exp(top - new_top)
+        softcapped, seen = _logits(queries, k[here, :], starts, ends, j * block, kind.logits)
+        softcapped = jnp.where(seen, softcapped, _MASKED)
+        new_top = jnp.maximum(top, softcapped.max(1))
+        p, shrink = jnp.exp(softcapped - new_top[:, None]), jnp.exp(top - new_top)
         acc = acc * shrink[:, None] + _dot(p.astype(v.dtype), v[here, :], (1, 0))
         return acc, new_top, total * shrink + p.sum(1)
 
@@ -129,11 +129,11 @@ def _forward_kernel(q, k, v, start, end, first, last, out, lse, *, kind: Kind):
 
 def _slopes(queries, keys, values, grads, starts, ends, lse, delta, first_key, kind: Kind, key_dim: int = 1):
     """The softmax's weights, and the gradient of the logits before they are scaled."""
-    bent, seen = _logits(queries, keys, starts, ends, first_key, kind.logits, key_dim)
+    softcapped, seen = _logits(queries, keys, starts, ends, first_key, kind.logits, key_dim)
     lse, delta = (jnp.expand_dims(x, key_dim) for x in (lse, delta))
-    p = jnp.where(seen, jnp.exp(bent - lse), 0.0)
+    p = jnp.where(seen, jnp.exp(softcapped - lse), 0.0)
     dp = _dot(*((grads, values) if key_dim else (values, grads)), (1, 1))
-    return p, p * (dp - delta) * kind.logits.slope(bent)
+    return p, p * (dp - delta) * kind.logits.slope(softcapped)
 
 
 def _query_kernel(q, k, v, start, end, first, last, grad, lse, delta, dq, *, kind: Kind):

@@ -48,12 +48,12 @@ class Logits(NamedTuple):
     scale: float
     cap: float = 0.0
 
-    def bent(self, x):
+    def softcapped(self, x):
         return self.cap * jnp.tanh(x / self.cap) if self.cap else x
 
-    def slope(self, bent):
-        """The derivative of ``bent`` where it has that value."""
-        return 1 - jnp.square(bent / self.cap) if self.cap else 1.0
+    def slope(self, softcapped):
+        """The derivative of ``softcapped`` where it has that value."""
+        return 1 - jnp.square(softcapped / self.cap) if self.cap else 1.0
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7, 8))
@@ -154,7 +154,7 @@ def _forward(q_BTHD, k_BSKD, v_BSKD, start_BT, end_BT, places_N, block: int, gro
         def one_offset(carry):
             offset, acc, top, total = carry
             slab = inputs.place[g] - offset + size - 1  # in the padded keys
-            logits = kind.bent(_dot(q, _slab(inputs.k_KmbD, slab, size), (3, 3)))
+            logits = kind.softcapped(_dot(q, _slab(inputs.k_KmbD, slab, size), (3, 3)))
             logits = _masked(logits, inputs, g, offset, _MASKED)
             new_top = jnp.maximum(top, logits.max(-1))
             p = jnp.exp(logits - new_top[..., None])
@@ -192,9 +192,9 @@ def _backward(block: int, group: int, kind: Logits, saved, grad_BTHD):
             offset, dq, dk_KmbD, dv_KmbD = carry
             slab = inputs.place[g] - offset + size - 1
             k, v = _slab(inputs.k_KmbD, slab, size), _slab(inputs.v_KmbD, slab, size)
-            bent = kind.bent(_dot(q, k, (3, 3)))
-            p = jnp.exp(_masked(bent, inputs, g, offset, _MASKED) - lse)
-            ds = (p * (_dot(grad, v, (3, 3)) - delta) * kind.slope(bent)).astype(dtype)
+            softcapped = kind.softcapped(_dot(q, k, (3, 3)))
+            p = jnp.exp(_masked(softcapped, inputs, g, offset, _MASKED) - lse)
+            ds = (p * (_dot(grad, v, (3, 3)) - delta) * kind.slope(softcapped)).astype(dtype)
             dk = _slab(dk_KmbD, slab, size) + _dot(ds, q, (2, 2))
             dv = _slab(dv_KmbD, slab, size) + _dot(p.astype(dtype), grad, (2, 2))
             dk_KmbD = lax.dynamic_update_slice_in_dim(dk_KmbD, dk, slab, axis=1)

@@ -20,7 +20,7 @@ from jaxmm.models import attention as attn
 from jaxmm.models import rope
 from jaxmm.models.compute import Compute
 from jaxmm.models.layers import MLP, LayerNorm, Linear, RMSNorm, Taps, apply_stack, parameter, stack
-from jaxmm.models.materialize import written
+from jaxmm.models.materialize import materialize
 from jaxmm.models.sizes import check_numbers, check_sizes
 
 
@@ -200,8 +200,8 @@ class Block(nnx.Module):
             return y_BND if scale is None else y_BND * scale[...].astype(y_BND.dtype)
 
         h_BND = self.attention(self.norm_attention(x_BND), intervals, rotation, compute)
-        x_BND = written(x_BND + scaled(h_BND, self.scale_attention))
-        x_BND = written(x_BND + scaled(self.mlp(self.norm_mlp(x_BND)), self.scale_mlp))
+        x_BND = materialize(x_BND + scaled(h_BND, self.scale_attention))
+        x_BND = materialize(x_BND + scaled(self.mlp(self.norm_mlp(x_BND)), self.scale_mlp))
         return sharding.constrain(x_BND, "rows", sharding.positions_axis(x_BND.shape[1]), None)
 
 
@@ -225,8 +225,8 @@ class VisionTower(nnx.Module):
     def __call__(self, patches: Stream, grids_BM3, compute: Compute) -> Features:
         """Returns features in the dtype of ``compute``; those of padding are finite and meaningless."""
         spec = self.spec
-        intervals, rotation = jax.tree.map(sharding.deal, (self._intervals(patches), self._rotation(patches)))
-        patches = Stream(*map(sharding.deal, patches))
+        intervals, rotation = jax.tree.map(sharding.zigzag_shard, (self._intervals(patches), self._rotation(patches)))
+        patches = Stream(*map(sharding.zigzag_shard, patches))
         axes = "rows", sharding.positions_axis(patches.segments.shape[1]), None
         x_BND = self._embedded(patches, grids_BM3, jnp.dtype(compute.dtype))
         if self.pre_norm is not None:
@@ -250,7 +250,7 @@ class VisionTower(nnx.Module):
         if spec.features:
             x_BND = jnp.concatenate([by_layer[i] for i in spec.features], -1)
         found = Features(x_BND, tuple(by_layer[i] for i in spec.taps))
-        return jax.tree.map(lambda x: sharding.constrain(sharding.dealt_back(x), *axes), found)
+        return jax.tree.map(lambda x: sharding.constrain(sharding.zigzag_unshard(x), *axes), found)
 
     def _embedded(self, patches: Stream, grids_BM3, dtype):
         """Patches, and class tokens where they are, with their position embeddings: (B, N, D)."""
@@ -280,7 +280,7 @@ class VisionTower(nnx.Module):
         spec = self.spec
         _, row_BN, column_BN = jnp.moveaxis(patches.positions, -1, 0)
         keys = {False: (), True: (row_BN // max(spec.window, 1), column_BN // max(spec.window, 1))}
-        return {local: attn.two_way(patches.segments, *keys[local]) for local in set(spec.is_local().tolist())}
+        return {local: attn.bidirectional(patches.segments, *keys[local]) for local in set(spec.is_local().tolist())}
 
     def _rotation(self, patches: Stream) -> tuple[jax.Array, jax.Array] | None:
         """Half of the frequencies turn with the row, half with the column."""

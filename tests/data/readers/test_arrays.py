@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from jaxmm.data.documents import Skip, Unit
 from jaxmm.data.readers import arrays, containers
-from jaxmm.data.readers.parts import LeftOut
+from jaxmm.data.readers.parts import SkipRecord
 from jaxmm.errors import UserError
 from readers.reading import refused, said
 
@@ -66,7 +66,7 @@ def test_an_array_that_is_cut_gives_what_is_whole_and_says_so(cut):
     array = [{"text": f"number {i}"} for i in range(5)]
     *whole, last = elements(written(array)[:-cut])
     assert [json.loads(raw) for raw in whole] == array[: len(whole)]
-    assert isinstance(last, LeftOut)
+    assert isinstance(last, SkipRecord)
     assert last.reason == "cut short"
 
 

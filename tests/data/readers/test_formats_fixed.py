@@ -19,7 +19,7 @@ import pytest
 
 from jaxmm.data.documents import Document, Skip
 from jaxmm.data.readers import containers
-from jaxmm.data.readers.parts import LeftOut
+from jaxmm.data.readers.parts import SkipRecord
 from jaxmm.data.sources import read_sources
 from jaxmm.errors import UserError
 from readers.reading import Folder
@@ -146,7 +146,7 @@ def digest(found: object) -> str:
 
 
 def plain(record: object) -> object:
-    return (record.reason, record.detail) if isinstance(record, LeftOut) else record
+    return (record.reason, record.detail) if isinstance(record, SkipRecord) else record
 
 
 @pytest.mark.parametrize("name", CONTAINERS)

@@ -6,7 +6,7 @@ import pickle
 import pytest
 
 from jaxmm.data.documents import Image
-from jaxmm.data.readers.parts import LeftOut
+from jaxmm.data.readers.parts import SkipRecord
 from jaxmm.data.readers.pictures import Pictures
 from readers.reading import Folder, openai, skipped
 
@@ -40,7 +40,7 @@ def place(tmp_path):
 )
 def test_what_leads_out_is_left_out_unless_allowed(place, path):
     data = str(place / "data")
-    with pytest.raises(LeftOut) as caught:
+    with pytest.raises(SkipRecord) as caught:
         Pictures(data, data).image(path)
     assert caught.value.reason == "outside"
     if "::" not in path:
@@ -68,7 +68,7 @@ def test_the_media_folder_is_inside_too(place):
     pictures = Pictures(str(place / "secret"), str(place / "data"))
     assert pictures.image("a.png").path == str(place / "secret" / "a.png")
     assert pictures.image(str(place / "data" / "pics" / "a.png"))
-    with pytest.raises(LeftOut, match="outside"):
+    with pytest.raises(SkipRecord, match="outside"):
         pictures.image("../database/a.png")
     assert pickle.loads(pickle.dumps(pictures)) == pictures
 
@@ -77,7 +77,7 @@ def test_a_store_is_left_by_no_path_either():
     pictures = Pictures("s3://bucket/data", "s3://bucket/data")
     assert pictures.image("a/b.png").path == "s3://bucket/data/a/b.png"
     for path in ("../b.png", "/etc/passwd", "../../../x.png"):
-        with pytest.raises(LeftOut, match="outside"):
+        with pytest.raises(SkipRecord, match="outside"):
             pictures.image(path)
 
 
@@ -92,13 +92,13 @@ def test_a_record_with_an_image_outside_is_skipped_and_says_so(folder: Folder):
     "uri", ["data:image/png;base64,%%%", "data:image/png;base64,", "data:image/png,abc", "data:image/png;base64"]
 )
 def test_a_data_uri_that_is_none_is_unreadable(uri):
-    with pytest.raises(LeftOut, match="unreadable"):
+    with pytest.raises(SkipRecord, match="unreadable"):
         Pictures("/d", "/d").image(uri)
 
 
 @pytest.mark.parametrize("path", ["a\0.png", "a\udce9.png"])
 def test_a_path_that_no_file_can_have_is_broken_text(path):
-    with pytest.raises(LeftOut, match="broken text"):
+    with pytest.raises(SkipRecord, match="broken text"):
         Pictures("/d", "/d").image(path)
 
 
