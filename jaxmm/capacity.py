@@ -9,8 +9,8 @@ from typing import Any
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from jaxmm.data.memory import host_memory
 from jaxmm.errors import UserError
+from jaxmm.machine import host_memory
 from jaxmm.models.compute import Compute
 from jaxmm.models.decoder import DecoderSpec
 from jaxmm.models.multimodal import ModelSpec, flat_axes

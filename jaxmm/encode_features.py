@@ -35,12 +35,12 @@ from jaxmm.data.documents import Document, Features, Image, Part, Skip, Source, 
 from jaxmm.data.media import geometry
 from jaxmm.data.media import image as media
 from jaxmm.data.packing.plan import Budgets
-from jaxmm.data.prepare import local_engine
 from jaxmm.data.prepare.disk import space_wanted
 from jaxmm.data.prepare.prepared import holds_prepared
 from jaxmm.data.prepare.progress import Progress
 from jaxmm.data.sources import read_sources
 from jaxmm.errors import UserError, nearest
+from jaxmm.machine import cores
 from jaxmm.models.multimodal import make_model
 from jaxmm.recipe import Recipe, read_reading, read_recipe
 
@@ -70,7 +70,7 @@ class Encoder:
         self._run: Callable[[Any, Batch], jax.Array] = jax.jit(
             lambda params, batch: apply(params, batch, recipe.compute, method="features").last_BND
         )
-        self._pool = ThreadPoolExecutor(local_engine.cores())
+        self._pool = ThreadPoolExecutor(cores())
 
     def __call__(self, pictures: Iterable[Image]) -> Iterator[np.ndarray | media.BadMedia]:
         """Yields float32 (rows, columns, D) of each picture, or why it cannot be used."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import itertools
-import os
 import statistics
 import tempfile
 import time
@@ -189,10 +188,10 @@ class Stepper:
     def loader(self, steps: int) -> Iterator[Any]:
         """Batches made ahead in threads, and twice as many as are taken, as in a long run."""
         from jaxmm.data.loader import batches
+        from jaxmm.machine import cores
         from jaxmm.training.loop import prefetch
 
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        made = batches(self.documents.plan, self.assemble, 0, 2 * (WARM + steps), threads=max(1, min(cores - 1, 8)))
+        made = batches(self.documents.plan, self.assemble, 0, 2 * (WARM + steps), threads=max(1, min(cores() - 1, 8)))
         return (batch for _, batch in prefetch(made, self.place))
 
 

@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 from jaxmm.errors import UserError
+from jaxmm.machine import host_memory
 
 PIECE_BYTES = 250  # of a piece of an example, as an object of Python
 PART = 2  # a batch may take this part of the memory: while one is in use, the next one is made
-
-
-def host_memory() -> int:
-    """Bytes of this host, or of the container that this process is in."""
-    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        if os.path.exists(limit) and (text := Path(limit).read_text().strip()).isdigit():
-            sizes.append(int(text))
-    return min(sizes)
 
 
 def check_rows(rows: int, row_bytes: float, what: str) -> None:

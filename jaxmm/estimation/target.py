@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from jaxmm.data.memory import host_memory
 from jaxmm.errors import UserError
+from jaxmm.machine import host_memory
 
 GIB = 2**30
 TPU_MEMORY = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}  # GiB a chip: cloud.google.com/tpu/docs

@@ -8,6 +8,8 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from jaxmm.machine import cores
+
 PACKAGES = ("jaxmm", "numpy", "pillow", "jax", "jaxlib", "flax", "transformers", "torch", "torchvision")
 
 
@@ -19,7 +21,7 @@ def machine() -> dict[str, Any]:
         model = next((value.strip() for key, _, value in lines if key.strip() == "model name"), "")
     return {
         "processor": model or platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "system": platform.platform(),
         "load": list(os.getloadavg()),
     }

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxmm.errors import UserError
+from jaxmm.machine import cores
 from jaxmm.runtime import rendezvous, slurm
 
 TUNABLE = "glibc.malloc.hugetlb=1"
@@ -95,7 +96,7 @@ def split_cpu(mesh: Mapping[str, int], rows: int) -> None:
         return
     fixed = math.prod(size for size in mesh.values() if size > 0)
     dealt = math.prod(size for axis, size in mesh.items() if axis in ("data", "fsdp") and size > 0)
-    for devices in range(_cores(), 1, -1):
+    for devices in range(cores(), 1, -1):
         if devices % fixed == 0 and rows % (dealt * devices // fixed) == 0:
             jax.config.update("jax_num_cpu_devices", devices)
             return
@@ -220,9 +221,4 @@ def _fix_cpu_threads(processes: int) -> None:
         return
     given = re.search(r"xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
     devices = int(given[1]) if given else max(jax.config.values["jax_num_cpu_devices"], 1)
-    os.environ.setdefault("NPROC", str(max(_cores(), processes * devices)))
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    os.environ.setdefault("NPROC", str(max(cores(), processes * devices)))

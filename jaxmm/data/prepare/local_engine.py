@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO, Protocol
 
 from jaxmm.errors import UserError
+from jaxmm.machine import cores
 
 TICK_SECONDS = 0.2  # between what a worker tells of its progress
 _WORKERS_PER_CORE, _WORKERS_ANYWHERE = 4, 32  # each is a process with its own memory; more of them only wait
@@ -229,11 +230,6 @@ class _Ticker:
         if self._sums:
             _send(self._answers, ("tick", self._sums))
         self._sums, self._sent = [], time.monotonic()
-
-
-def cores() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_workers(count: int, name: str) -> None:

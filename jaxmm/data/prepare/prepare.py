@@ -41,6 +41,7 @@ from jaxmm.data.readers.columns import Seen
 from jaxmm.data.text import boxes
 from jaxmm.data.text.template import Template
 from jaxmm.errors import UserError
+from jaxmm.machine import cores
 
 __all__ = ["COLUMNS", "FORMAT", "Columns", "InMemory", "Prepared", "Record", "prepare"]
 
@@ -167,7 +168,7 @@ def _make(
     if 0 < len(left) < len(shards):
         progress.say(f"preparing {source.name}: going on after {len(shards) - len(left)} of {len(shards)} shards")
     if not workers and engine is local_engine.run:
-        workers = local_engine.cores() if todo >= MANY_BYTES else 1
+        workers = cores() if todo >= MANY_BYTES else 1
     # The longest first, so that no worker is left with one at the end.
     order = sorted(left, key=lambda shard: -shard.bytes)
     engine(
