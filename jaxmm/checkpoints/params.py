@@ -15,6 +15,7 @@ from jaxmm.hf import folder as hf
 from jaxmm.hf.pretrained import MODEL, Pretrained, read_params, run_and_step, save
 from jaxmm.models.multimodal import ModelSpec, Params, abstract_params, flat_axes, make_model, nested
 from jaxmm.recipe import Recipe
+from jaxmm.runtime.jax_internals import CPU_ONCE, compile_lowered
 from jaxmm.workdir import own_folders
 
 
@@ -45,7 +46,7 @@ def _place(recipe: Recipe, mesh: Mesh) -> tuple[Params, Params]:
 def compile_unoptimized(lowered: Any) -> Any:
     """What is run once: compiled on CPUs without optimisation, a third of the time of compiling with it."""
     on_cpu = jax.default_backend() == "cpu"
-    return lowered.compile({"xla_backend_optimization_level": 0} if on_cpu else None)
+    return compile_lowered(lowered, CPU_ONCE if on_cpu else None)
 
 
 def started_params(recipe: Recipe, mesh: Mesh, workdir: Path, *, init_from: str, seed: int) -> Params:

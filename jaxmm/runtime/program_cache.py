@@ -24,6 +24,7 @@ import jax
 from jax import export
 
 from jaxmm.atomic import published
+from jaxmm.runtime.jax_internals import TUNED, compile_lowered, setting, settings
 
 FOLDER = "lowered"
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
@@ -42,7 +43,10 @@ class Lowered(NamedTuple):
 
     def compile(self, options: dict[str, Any] | None = None) -> Callable[..., Any]:
         """Returns the function of the program's own trees: a tuple of results."""
-        compiled, results = self.lowered.compile(options), self.results  # not self: the lowered program is large
+        compiled, results = (
+            compile_lowered(self.lowered, options),
+            self.results,
+        )  # not self: the lowered program is large
 
         def run(*args: Any) -> tuple[Any, ...]:
             found = compiled(*map(jax.tree.leaves, args))
@@ -94,30 +98,14 @@ def lower(
     return Lowered(jax.jit(call, donate_argnums=donate_argnums).lower(*leaves), kept[1])
 
 
-def step_options(platform: str | None = None) -> dict[str, Any] | None:
-    """XLA's options for what runs again and again, on a platform, or on this process's.
-
-    On CPUs one operation after the other, in the order that needs least memory: beside each other, which is XLA's own
-    choice, they take each other's caches and threads (1.04 to 1.09 of a step's time). And barriers stand until all is
-    fused: XLA's own pass takes them away before that, and with them what ``models.buffers`` and rematerialisation are
-    there for.
-    """
-    if (platform or jax.default_backend()) != "cpu":
-        return None
-    return {
-        "xla_cpu_enable_concurrency_optimized_scheduler": False,
-        "xla_disable_hlo_passes": "cse_barrier_expander",
-    }
-
-
 def _folder() -> Path | None:
     """Where programs are kept, or None: without a compile cache on this machine, where the sources are no longer what
     this process runs, in a job of several processes, on other devices.
 
     There compiling takes minutes, and nobody has tried to export their kernels.
     """
-    cache = jax.config.values["jax_compilation_cache_dir"]
-    if not cache or "://" in cache or not jax.config.values["jax_enable_compilation_cache"] or _code() != CODE:
+    cache = setting("jax_compilation_cache_dir")
+    if not cache or "://" in cache or not setting("jax_enable_compilation_cache") or _code() != CODE:
         return None
     return Path(cache) / FOLDER if jax.default_backend() == "cpu" and jax.process_count() == 1 else None
 
@@ -128,8 +116,7 @@ def _name(key: str, args: tuple[Any, ...], where: tuple[Any, ...], donate: tuple
         (jax.tree_util.keystr(path), x.shape, str(x.dtype), str(x.sharding))
         for path, x in jax.tree_util.tree_leaves_with_path(args)
     ]
-    settings = sorted((name, repr(value)) for name, value in jax.config.values.items())
-    known = (key, CODE, settings, str(mesh), str(mesh.devices.tolist()), shapes, str(where), donate)
+    known = (key, CODE, TUNED, settings(), str(mesh), str(mesh.devices.tolist()), shapes, str(where), donate)
     return hashlib.sha256(repr(known).encode()).hexdigest()
 
 

@@ -88,8 +88,10 @@ def split_cpu(mesh: Mapping[str, int], rows: int) -> None:
     """
     import jax
 
+    from jaxmm.runtime.jax_internals import setting
+
     flags = os.environ.get("XLA_FLAGS", "")
-    given = "xla_force_host_platform_device_count" in flags or jax.config.values["jax_num_cpu_devices"] > 0
+    given = "xla_force_host_platform_device_count" in flags or setting("jax_num_cpu_devices") > 0
     given = given or jax.distributed.is_initialized()  # processes of one job must have equal numbers of devices
     free = [axis for axis, size in mesh.items() if size == -1]
     if given or len(free) != 1 or free[0] not in ("data", "fsdp"):
@@ -110,7 +112,9 @@ def keep_compiled(cache: Path) -> None:
     """
     import jax
 
-    if jax.config.values["jax_compilation_cache_dir"] is None:
+    from jaxmm.runtime.jax_internals import setting
+
+    if setting("jax_compilation_cache_dir") is None:
         kind = hashlib.sha256(_processor().encode()).hexdigest()[:12]
         folder = cache / "compiled" / kind
         if line := _not_ours(cache / "compiled") or _not_ours(folder):
@@ -198,12 +202,12 @@ def _place_in_job(named: list[str], seconds: int) -> tuple[str, int, int]:
         if not (count.isdigit() and number.isdigit() and int(number) < int(count)):
             raise UserError(f"JAX_PROCESS_ID={number} of JAX_NUM_PROCESSES={count}: they are counted from 0")
         return address, int(count), int(number)
-    from jax._src import clusters  # its public face joins at once
+    from jaxmm.runtime.jax_internals import place_in_cluster
 
-    found = clusters.ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, seconds)[:3]
-    if None in found:
+    place = place_in_cluster(seconds)
+    if place is None:
         raise UserError(f"JAX finds no cluster that this process is of: set {', '.join(JOB)}")
-    return found  # type: ignore[return-value]  # none of them is None
+    return place
 
 
 def _fix_cpu_threads(processes: int) -> None:
@@ -213,12 +217,13 @@ def _fix_cpu_threads(processes: int) -> None:
     devices each would not give the bits of one of 4 with 2. NPROC or PJRT_NPROC, where XLA reads it, wins. Nothing is
     set where JAX may find another device than the CPU.
     """
-    import jax
 
-    platforms = jax.config.values["jax_platforms"] or ""
+    from jaxmm.runtime.jax_internals import setting
+
+    platforms = setting("jax_platforms") or ""
     may_be_other = any(importlib.util.find_spec(plugin) for plugin in ("libtpu", "jax_plugins"))
     if "PJRT_NPROC" in os.environ or (platforms.split(",")[0] != "cpu" if platforms else may_be_other):
         return
     given = re.search(r"xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
-    devices = int(given[1]) if given else max(jax.config.values["jax_num_cpu_devices"], 1)
+    devices = int(given[1]) if given else max(setting("jax_num_cpu_devices"), 1)
     os.environ.setdefault("NPROC", str(max(cores(), processes * devices)))

@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 from jaxmm import sharding
 from jaxmm.batch import Batch
 from jaxmm.runtime import startup
-from jaxmm.runtime.program_cache import lower, step_options
+from jaxmm.runtime.jax_internals import step_options
+from jaxmm.runtime.program_cache import lower
 from jaxmm.training.program import Program
 from jaxmm.training.step import Metrics, TrainState
 
