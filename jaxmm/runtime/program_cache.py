@@ -11,8 +11,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.metadata
+import json
 import os
-import pickle
 import platform
 import stat
 import warnings
@@ -62,6 +62,7 @@ def lower(
     key: str,
     out_shardings: tuple[Any, ...],
     donate_argnums: tuple[int, ...] = (),
+    types: tuple[type, ...] = (),
 ) -> Lowered:
     """``jax.jit(function).lower(*args)`` under the mesh that is set, or what an earlier process kept of it.
 
@@ -69,7 +70,8 @@ def lower(
       function: returns a tuple.
       args: trees of arrays, or of their shapes and shardings.
       key: what the function depends on beside its arguments and this package's sources.
-      out_shardings: for each result one sharding, or a tree of them.
+      out_shardings: for each result one sharding, or a tree of them, of the result's structure.
+      types: NamedTuples in results that have one sharding; they may hold dicts and tuples besides.
     """
     trees = [jax.tree.structure(arg) for arg in args]
     leaves = [jax.tree.leaves(arg) for arg in args]
@@ -88,14 +90,24 @@ def lower(
     path = folder / _name(key, args, where, donate_argnums)
     kept = _read(path)
     if kept is None:
-        kept = bytes(export.export(jitted)(*leaves).serialize()), results
+        program = bytes(export.export(jitted)(*leaves).serialize())
+        structures = [None if _is_tree(s) else _described(r) for s, r in zip(out_shardings, results, strict=True)]
+        kept = _Kept(structures, program)
         try:
             _write(path, kept)
         except OSError as error:  # as JAX does, where it cannot keep an executable
             warnings.warn(f"the lowered program was not kept in {folder}: {error}", stacklevel=1)
     # Read back even if it is just made: the compile cache finds the program by its text.
-    call = export.deserialize(bytearray(kept[0])).call
-    return Lowered(jax.jit(call, donate_argnums=donate_argnums).lower(*leaves), kept[1])
+    call = export.deserialize(bytearray(kept.program)).call
+    trees = [
+        jax.tree.structure(s if _is_tree(s) else _rebuilt(r, types))
+        for s, r in zip(out_shardings, kept.structures, strict=True)
+    ]
+    return Lowered(jax.jit(call, donate_argnums=donate_argnums).lower(*leaves), trees)
+
+
+def _is_tree(shardings: Any) -> bool:
+    return not isinstance(shardings, jax.sharding.Sharding)
 
 
 def _folder() -> Path | None:
@@ -134,9 +146,48 @@ def _code() -> str:
 CODE = _code()  # now: sources may be edited while a run prepares its data
 
 
-def _read(path: Path) -> tuple[bytes, list[Any]] | None:
+class _Kept(NamedTuple):
+    """What a file holds.
+
+    Attributes:
+      structures: of each result as ``_described`` gives it, or None where its shardings have it.
+      program: as ``jax.export`` writes it.
+    """
+
+    structures: list[Any]
+    program: bytes
+
+
+def _described(tree: Any) -> Any:
+    """A structure of dicts, tuples and NamedTuples as JSON has it; a leaf is 0."""
+    node = jax.tree.unflatten(tree, [0] * tree.num_leaves)
+
+    def described(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {"dict": {name: described(child) for name, child in node.items()}}
+        if isinstance(node, tuple):
+            return {"tuple": [type(node).__name__, *map(described, node)]}
+        if node != 0:
+            raise TypeError(f"a result holds a {type(node).__name__}: give its shardings as a tree")
+        return 0
+
+    return described(node)
+
+
+def _rebuilt(structure: Any, types: tuple[type, ...]) -> Any:
+    """The inverse of ``_described``, with leaves in it."""
+    if structure == 0:
+        return 0
+    if "dict" in structure:
+        return {name: _rebuilt(child, types) for name, child in structure["dict"].items()}
+    name, *children = structure["tuple"]
+    made = (_rebuilt(child, types) for child in children)
+    return tuple(made) if name == "tuple" else {one.__name__: one for one in types}[name](*made)
+
+
+def _read(path: Path) -> _Kept | None:
     """What is kept; None where there is nothing, what is there is not whole, or another user could have written it:
-    to read a pickle, and then to run a program, is to run what its writer likes."""
+    to run a program is to run what its writer likes."""
     try:
         with path.open("rb") as file:
             if not _is_ours(os.fstat(file.fileno())):
@@ -145,15 +196,18 @@ def _read(path: Path) -> tuple[bytes, list[Any]] | None:
         os.utime(path)  # what is used does not get old
     except OSError:  # nothing, or not for us to read
         return None
-    return pickle.loads(body) if hashlib.sha256(body).digest() == digest else None
+    if hashlib.sha256(body).digest() != digest:
+        return None
+    structures, _, program = body.partition(b"\n")
+    return _Kept(json.loads(structures), program)
 
 
 def _is_ours(status: os.stat_result) -> bool:
     return status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
-def _write(path: Path, kept: tuple[bytes, list[Any]]) -> None:
-    body = pickle.dumps(kept)
+def _write(path: Path, kept: _Kept) -> None:
+    body = json.dumps(kept.structures).encode() + b"\n" + kept.program
     with published(path) as whole:
         whole.write_bytes(hashlib.sha256(body).digest() + body)
         whole.chmod(0o600)

@@ -46,6 +46,7 @@ class CompiledStep:
             lowered = lower(
                 program.step, (program.abstract_state(mesh), batch), key=program.key,
                 out_shardings=(program.shardings(mesh), sharding.replicated(mesh)), donate_argnums=(0,),
+                types=(Metrics,),
             )  # fmt: skip
             compiled = lowered.compile(step_options())
         del lowered
