@@ -177,6 +177,10 @@ class Stop:
         del frame
         if self.signal and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if not self.signal:
+            again = "; Ctrl-C again ends at once, without saving" if number == signal.SIGINT else ""
+            # Not print: it may be what the signal has interrupted.
+            os.write(2, f"\n{signal.Signals(number).name}: stopping after this step, and saving{again}\n".encode())
         self.signal = number
 
     def agreed(self, step: int, refused: UserError | None = None) -> int:

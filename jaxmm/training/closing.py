@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 import jax
 
 from jaxmm import formatting
-from jaxmm.atomic import write_json
+from jaxmm.atomic import read_lines, write_json
 from jaxmm.data import files
 from jaxmm.inference.answers import answers, make_generator
-from jaxmm.training import samples, throughput
+from jaxmm.training import curves, samples, throughput
 from jaxmm.training.evaluator import Evaluator, Figures, closing_rows, mean_loss
 from jaxmm.training.logger import Logger, Summary
 from jaxmm.training.progress import Progress
@@ -26,6 +26,7 @@ def close(
     save: Callable[..., None],
 ) -> None:  # fmt: skip
     """Ends a run whose last step is done. ``save``: as ``(step, state, metric, is_last=)``."""
+    logger.status("the last evaluation", at_once=True)
     figures: dict[str, Figures] = evaluator(state.params, blind=True) if evaluator else {}
     if figures:
         logger.log(run.steps, {"eval": figures})
@@ -33,6 +34,8 @@ def close(
     summary = _summary(run, progress, figures)
     if run.is_first:
         write_json(run.workdir / "summary.json", summary._asdict())
+        curves.draw(read_lines(run.workdir / "metrics.jsonl"), run.workdir / "curves.png")
+    logger.status("answering samples", at_once=True)
     with run.barrier.together("the closing samples"):
         drawn = _draw_samples(run, state)
     for line in _closing_lines(run, summary, drawn):
@@ -76,8 +79,7 @@ def _closing_lines(run: Run, summary: Summary, drawn: str) -> Iterator[str]:
     yield ""
     yield formatting.table(figures + closing_rows(summary.eval))
     yield ""
-    if drawn:
-        yield f"look at the model's answers: {drawn}"
+    yield f"look at the curves: {run.workdir / 'curves.png'}" + (f", and the model's answers: {drawn}" if drawn else "")
     if best := run.checkpoints.best_line():
         yield f"checkpoints: {', '.join(map(str, run.checkpoints.steps()))}{best}"
     yield f'ask it:   python -m jaxmm.generate --workdir={run.workdir} --image=PICTURE.png --prompt="..."'

@@ -66,6 +66,7 @@ class _Loop:
         self.evaluator = _evaluator(run)
         self.progress = progress = Progress(run, self.logger)
         step, signal = run.start, 0
+        run.say("compiling the step")
         for wait, loaded, batch in _timed(_placed_batches(run)):
             if signal := stop.agreed(step + 1, progress.too_many_skipped()):
                 break
@@ -73,6 +74,7 @@ class _Loop:
             run.begin()
             step += 1
             progress.add(metrics, counts_of(loaded, run, wait), loaded)
+            self.logger.status(f"step {step} of {run.steps}")
             if any(due := _Due.after(step, run)):
                 self._after(step, due, state)
         progress.finish(step)
@@ -101,6 +103,7 @@ class _Loop:
             return  # the end evaluates and saves once more, with everything
         with progress.meter.pause():
             if due.evaluate and self.evaluator:
+                self.logger.status("evaluating", at_once=True)
                 figures = self.evaluator(state.params)
                 self.evaluated = step, figures
                 self.logger.log(step, {"eval": figures})
