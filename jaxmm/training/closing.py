@@ -17,6 +17,7 @@ from jaxmm.training.progress import Progress
 from jaxmm.training.run import Run
 from jaxmm.training.step import TrainState
 
+SUMMARY = "summary.json"
 SAMPLES = 16  # questions of each source that are drawn
 ANSWER_TOKENS = 32  # the longest answer under one
 
@@ -28,12 +29,12 @@ def close(
     """Ends a run whose last step is done. ``save``: as ``(step, state, metric, is_last=)``."""
     logger.status("the last evaluation", at_once=True)
     figures: dict[str, Figures] = evaluator(state.params, blind=True) if evaluator else {}
-    if figures:
+    if figures and run.start < run.steps:  # else they were logged before the last save
         logger.log(run.steps, {"eval": figures})
     save(run.steps, state, mean_loss(figures), is_last=True)
     summary = _summary(run, progress, figures)
     if run.is_first:
-        write_json(run.workdir / "summary.json", summary._asdict())
+        write_json(run.workdir / SUMMARY, summary._asdict())
         curves.draw(read_lines(run.workdir / "metrics.jsonl"), run.workdir / "curves.png")
     logger.status("answering samples", at_once=True)
     with run.barrier.together("the closing samples"):
@@ -45,7 +46,7 @@ def close(
 def _summary(run: Run, progress: Progress, figures: dict[str, Figures]) -> Summary:
     return Summary(
         steps=run.steps,
-        loss=progress.loss,
+        loss=progress.loss if progress.loss is not None else _logged_loss(run),
         eval=figures,
         **progress.meter.totals(),
         first_step_seconds=progress.meter.first_step_seconds,
@@ -55,6 +56,12 @@ def _summary(run: Run, progress: Progress, figures: dict[str, Figures]) -> Summa
         peak_memory_bytes=throughput.peak_memory_bytes(jax.local_devices()),
         attention=run.recipe.compute.attention,
     )
+
+
+def _logged_loss(run: Run) -> float | None:
+    """Of the last line of the log, where this process made no step: it only closes what another has trained."""
+    losses = [line["loss"] for line in read_lines(run.workdir / "metrics.jsonl") if "loss" in line]
+    return losses[-1] if losses else None
 
 
 def _draw_samples(run: Run, state: TrainState) -> str:
