@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whoever is killed while one is written; JSON among them."""
+"""Atomic file writes: a reader finds the old file or the new one, whole, even after a kill. JSON too."""
 
 from __future__ import annotations
 

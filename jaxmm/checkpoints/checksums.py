@@ -1,4 +1,4 @@
-"""Whether a checkpoint on disk is what was written: a checksum of each of its files, and what is missing from it.
+"""Checksums of a checkpoint's files: whether it is whole, and what is missing or differs.
 
 A fault is proven by bytes that are missing or that differ from their checksum. What merely cannot be read (a
 permission, a disk that is away, an index that a newer library writes) proves nothing: nobody may take it for broken.

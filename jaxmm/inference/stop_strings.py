@@ -1,4 +1,4 @@
-"""The text of an answer while its tokens come: where it ends, and how much of it is sure."""
+"""Incremental decoding: where an answer stops, and the prefix of it that is safe to stream."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def attention(
     """Softmax attention over intervals, with grouped key-value heads (H a multiple of K).
 
     Rows may be sharded over the batch mesh axes and heads over ``tensor``: each device then works on its own. Where
-    positions are dealt over ``context`` (``sharding.deal``), each device computes its own queries against the keys of
+    positions are sharded over ``context`` (``sharding.zigzag_shard``), each device computes its own queries against the keys of
     the whole row.
 
     Args:

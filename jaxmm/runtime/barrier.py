@@ -1,4 +1,4 @@
-"""What the processes of one job tell each other on the host, beside their devices."""
+"""A host-side barrier; unlike a collective it can name who is missing. Also the signals that end a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Programs kept as they were lowered, so that a later process need not trace them again.
+"""Disk cache of lowered StableHLO, so that the next process skips tracing.
 
 JAX's compile cache is asked with a lowered program, and tracing and lowering the training step takes a CPU longer than
 reading it from there. What is kept is ``jax.export``'s form, in a folder of the compile cache, under a hash of all that

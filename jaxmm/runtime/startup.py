@@ -1,4 +1,4 @@
-"""What a process must settle before JAX starts: the allocator's pages, the job it is of, how a CPU is split.
+"""Process setup before JAX initialises: huge pages, multi-process join, number of CPU devices.
 
 Nothing of JAX is imported at the top, so that a command can call ``use_huge_pages`` before its own imports.
 """
@@ -82,7 +82,7 @@ def _offered() -> bool:
 def split_cpu(mesh: Mapping[str, int], rows: int) -> None:
     """Makes the host's CPU several JAX devices, one a core, where the mesh can deal ``rows`` over them.
 
-    A step on one CPU device leaves cores idle between its small operations; rows dealt over devices do not wait for
+    A step on one CPU device leaves cores idle between its small operations; rows split over devices do not wait for
     each other. Only a mesh with a free axis is filled. XLA_FLAGS or JAX_NUM_CPU_DEVICES with a number of devices wins;
     other platforms are left as they are. Must come before anything asks JAX for its devices.
     """
@@ -97,9 +97,9 @@ def split_cpu(mesh: Mapping[str, int], rows: int) -> None:
     if given or len(free) != 1 or free[0] not in ("data", "fsdp"):
         return
     fixed = math.prod(size for size in mesh.values() if size > 0)
-    dealt = math.prod(size for axis, size in mesh.items() if axis in ("data", "fsdp") and size > 0)
+    rows_over = math.prod(size for axis, size in mesh.items() if axis in ("data", "fsdp") and size > 0)
     for devices in range(cores(), 1, -1):
-        if devices % fixed == 0 and rows % (dealt * devices // fixed) == 0:
+        if devices % fixed == 0 and rows % (rows_over * devices // fixed) == 0:
             jax.config.update("jax_num_cpu_devices", devices)
             return
 

@@ -1,4 +1,4 @@
-"""The executable of the training step, made in a thread while parameters and the first batch come in."""
+"""Compiles the training step in a thread, while parameters and the first batch are loaded."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""What a run tells: metrics.jsonl, TensorBoard, the progress line, skipped.jsonl, summary.json, and honest rates.
+"""The log of a run: metrics.jsonl, TensorBoard, a line for people, and the fields of summary.json.
 
-Plain numbers come in; nothing here calls JAX. Rates are sums over seconds in which steps ran: the first step (which
-compiles), evaluation and saving are left out of both.
+Plain numbers come in; nothing here calls JAX.
 """
 
 from __future__ import annotations
@@ -17,8 +16,6 @@ from typing import Any, NamedTuple, TextIO
 from jaxmm.atomic import plain, read_lines, write_lines
 from jaxmm.training.tensorboard import Events, _scalars
 from jaxmm.training.terminal import Terminal, progress
-
-# Rates
 
 
 class Summary(NamedTuple):

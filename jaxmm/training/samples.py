@@ -1,4 +1,4 @@
-"""Pictures of a run: held-out images with the model's answers under them, to be looked at by a person."""
+"""Draws samples: held-out images with the model's answers under them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lines for a person at a terminal, or for a file: what is done stays, what goes on is one line rewritten in place."""
+"""Terminal output: log lines stay, the current status is one line rewritten in place."""
 
 from __future__ import annotations
 
