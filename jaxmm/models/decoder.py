@@ -291,8 +291,9 @@ class Decoder(nnx.Module):
         self, x_BTD, positions_BTA, segments_BT, blocks_BT, deep: DeepStack | None = None, *, compute: Compute,
         target_positions_BR=None,
     ):  # fmt: skip
-        """Runs embedded positions (B, T, D), sharded over ``context``, through the layers; positions, segments and blocks
-        are in their true order.
+        """Runs embedded positions (B, T, D), sharded over ``context``, through the layers.
+
+        Positions, segments and blocks are in their true order.
 
         Args:
           target_positions_BR: where hidden states are wanted, in the rows of ``sharding.as_rows``. Unrolled, the last
