@@ -29,9 +29,9 @@ def place_params(model: ModelSpec, tree: Any, mesh: Mesh) -> Any:
     def where(path: tuple, leaf: Any) -> NamedSharding:
         keys = tuple(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
         for start in range(len(keys)):
-            found = axes.get(keys[start:])
-            if found and found[0] == tuple(leaf.shape):
-                return NamedSharding(mesh, sharding.partition(found[1], found[0], mesh))
+            described = axes.get(keys[start:])
+            if described and described[0] == tuple(leaf.shape):
+                return NamedSharding(mesh, sharding.partition(described[1], described[0], mesh))
         return sharding.replicated(mesh)
 
     return jax.tree_util.tree_map_with_path(where, tree)

@@ -257,12 +257,12 @@ class Decoder(nnx.Module):
         spec = self.spec
         axes = rope.axis_of_frequency(spec.rope_sections, spec.rope_interleaved, spec.head_dim // 2)
         scaled = rope.frequencies(spec.rope_theta, spec.head_dim, spec.rope_scaling, lengths_BT)
-        found = {False: rope.rotations(positions_BTA, scaled, axes, rope.attention_factor(spec.rope_scaling))}
-        found[True] = found[False]
+        by_kind = {False: rope.rotations(positions_BTA, scaled, axes, rope.attention_factor(spec.rope_scaling))}
+        by_kind[True] = by_kind[False]
         if spec.local_rope_theta:
             plain = rope.frequencies(spec.local_rope_theta, spec.head_dim, RopeScaling())
-            found[True] = rope.rotations(positions_BTA, plain, axes, 1.0)
-        return found
+            by_kind[True] = rope.rotations(positions_BTA, plain, axes, 1.0)
+        return by_kind
 
     def places(self, positions_BTA, segments_BT, blocks_BT) -> dict[bool, AttentionContext]:
         """The attention context of global layers (False) and of local ones (True), in zigzag order."""

@@ -255,9 +255,9 @@ class Taps(NamedTuple):
 
     def places(self, count: int) -> np.ndarray:
         """int32 (count,): where a layer's output is kept, or -1."""
-        found = np.full(count, -1, np.int32)
-        found[list(self.layers)] = np.arange(len(self.layers))
-        return found
+        places = np.full(count, -1, np.int32)
+        places[list(self.layers)] = np.arange(len(self.layers))
+        return places
 
 
 def apply_stack(

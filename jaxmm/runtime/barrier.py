@@ -70,8 +70,8 @@ class Barrier:
         self._meet(self.name, where, self._seconds)
         if jax.process_index() == 0:
             coordinator().key_value_delete(before)  # all have read it, as all are here
-        found = [json.loads(value) for _, value in sorted(coordinator().key_value_dir_get(here))]
-        return [sum(same) for same in zip(*found, strict=True)]
+        shares = [json.loads(value) for _, value in sorted(coordinator().key_value_dir_get(here))]
+        return [sum(same) for same in zip(*shares, strict=True)]
 
     def wait_for(self, arrays: Any, where: str) -> None:
         """Waits until the devices have computed them.
@@ -194,10 +194,10 @@ class Stop:
           UserError: if one cannot go on.
         """
         where = f"step {step}"
-        found = self._barrier.largest(_REFUSED + jax.process_index() if refused else self.signal, where)
-        if found >= _REFUSED:
-            raise refused or UserError(f"process {found - _REFUSED} cannot go on to {where}: its log says why")
-        return found
+        largest = self._barrier.largest(_REFUSED + jax.process_index() if refused else self.signal, where)
+        if largest >= _REFUSED:
+            raise refused or UserError(f"process {largest - _REFUSED} cannot go on to {where}: its log says why")
+        return largest
 
 
 def _missing(message: str) -> str:

@@ -49,8 +49,10 @@ class Lowered(NamedTuple):
         )  # not self: the lowered program is large
 
         def run(*args: Any) -> tuple[Any, ...]:
-            found = compiled(*map(jax.tree.leaves, args))
-            return tuple(jax.tree.unflatten(tree, leaves) for tree, leaves in zip(results, found, strict=True))
+            leaves_of_results = compiled(*map(jax.tree.leaves, args))
+            return tuple(
+                jax.tree.unflatten(tree, leaves) for tree, leaves in zip(results, leaves_of_results, strict=True)
+            )
 
         return run
 
@@ -78,9 +80,9 @@ def lower(
     results: list[Any] = []
 
     def flat(*lists: list[Any]) -> tuple[list[Any], ...]:
-        found = function(*map(jax.tree.unflatten, trees, lists))
-        results[:] = map(jax.tree.structure, found)
-        return tuple(map(jax.tree.leaves, found))
+        outputs = function(*map(jax.tree.unflatten, trees, lists))
+        results[:] = map(jax.tree.structure, outputs)
+        return tuple(map(jax.tree.leaves, outputs))
 
     where = tuple(s if isinstance(s, jax.sharding.Sharding) else jax.tree.leaves(s) for s in out_shardings)
     jitted = jax.jit(flat, donate_argnums=donate_argnums, out_shardings=where)
@@ -134,13 +136,13 @@ def _name(key: str, args: tuple[Any, ...], where: tuple[Any, ...], donate: tuple
 
 def _code() -> str:
     """Hash of this package's sources and of the versions of what it is written for."""
-    found = hashlib.sha256(platform.python_version().encode())
+    digest = hashlib.sha256(platform.python_version().encode())
     for library in LIBRARIES:
-        found.update(f"{library} {importlib.metadata.version(library)}".encode())
+        digest.update(f"{library} {importlib.metadata.version(library)}".encode())
     root = Path(__file__).parents[1]
     for source in sorted(root.rglob("*.py")):
-        found.update(str(source.relative_to(root)).encode() + source.read_bytes())
-    return found.hexdigest()
+        digest.update(str(source.relative_to(root)).encode() + source.read_bytes())
+    return digest.hexdigest()
 
 
 CODE = _code()  # now: sources may be edited while a run prepares its data

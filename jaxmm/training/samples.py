@@ -24,12 +24,12 @@ MOST_LINES = 12  # of a question, and of an answer
 
 def questions(prepared: Columns, template: Template, count: int) -> list[tuple[Prompt, str]]:
     """Up to ``count`` examples, spread evenly, that ask about images: their first question and its true answer."""
-    found = []
+    asked_questions = []
     for example in np.linspace(0, len(prepared) - 1, min(len(prepared), 4 * count)).astype(int):
         asked = _first_answer(prepared, template, int(example))
         if asked:
-            found.append(asked)
-    return found[:: max(1, len(found) // count)][:count]
+            asked_questions.append(asked)
+    return asked_questions[:: max(1, len(asked_questions) // count)][:count]
 
 
 def _first_answer(prepared: Columns, template: Template, example: int) -> tuple[Prompt, str] | None:

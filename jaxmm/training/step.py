@@ -144,7 +144,7 @@ def make_eval_step(
     def step(params, batch: Batch) -> Predictions:
         hidden_at = functools.partial(apply, params, batch)
         _, targets, terms = batch_loss(hidden_at, batch, target_budget, 0.0, logit_softcap)
-        found = Predictions(targets.at_BR, targets.weights_BR, terms.nll_BR, terms.correct_BR)
-        return jax.tree.map(lambda x: x.reshape(batch.weights_BT.shape[0], -1), found)
+        predictions = Predictions(targets.at_BR, targets.weights_BR, terms.nll_BR, terms.correct_BR)
+        return jax.tree.map(lambda x: x.reshape(batch.weights_BT.shape[0], -1), predictions)
 
     return step
