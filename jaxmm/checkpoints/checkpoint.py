@@ -47,6 +47,8 @@ def _without_closed_loops(found: sys.UnraisableHookArgs) -> None:
 
 # Orbax narrates each save through absl, at WARNING and above by default; its errors reach us as exceptions anyway.
 logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
+# Of a save that fails, one error reaches us and is told; asyncio prints the others when they are collected.
+logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
 
 
 def _to_stderr(line: str) -> None:

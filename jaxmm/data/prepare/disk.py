@@ -9,8 +9,8 @@ from pathlib import Path
 
 from jaxmm.errors import UserError
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_FULL_TEXTS = ("No space left on device", "Disk quota exceeded")  # what comes out of C++ has no errno
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL_TEXTS = ("No space left on device", "Disk quota exceeded", "File too large")  # what comes out of C++ has no errno
 
 
 @contextlib.contextmanager
@@ -31,7 +31,7 @@ def space_wanted(folder: Path) -> Iterator[None]:
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether a full disk or an exhausted quota is what an exception says."""
+    """Whether a full disk, an exhausted quota or a limit on the size of files is what an exception says."""
     return getattr(error, "errno", None) in _FULL or any(text in str(error) for text in _FULL_TEXTS)
 
 
