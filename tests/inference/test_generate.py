@@ -150,7 +150,7 @@ def test_a_temperature_close_to_0_is_greedy(ask):
 def test_what_a_folder_says_of_answers_counts_whether_the_model_was_whole_or_joined(tmp_path, kind):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "generation_config.json").write_text('{"repetition_penalty": 1.1}')
-    start = Pretrained(None, {"model_type": kind}, {}, tmp_path, {})  # without a processor, as joined parts
+    start = Pretrained(None, None, {"model_type": kind}, {}, tmp_path, {})  # without a processor, as joined parts
     assert said_by(start, tmp_path) == {"repetition_penalty": 1.1}
     assert said_by(None, tmp_path) == {}
 
