@@ -2,11 +2,12 @@
 
 Where the facts come from, in ``transformers``: sizes and connector from ``Qwen3VLConfig`` and
 ``Qwen3VLVisionPatchMerger``; names of tensors from ``Qwen3VLForConditionalGeneration`` and its releases; what stands
-around an image from ``Qwen3VLProcessor``; sizes of pictures from ``Qwen2VLImageProcessor``. That boxes are in
+around an image from their chat template; sizes of pictures from ``Qwen2VLImageProcessor``. That boxes are in
 thousandths of the picture is what its makers say.
 
-The whole family is in this file, but for its two parts: the tower is ``qwen3_vl_vision`` in ``hf/towers.py``, the
-decoder ``qwen3_vl_text`` in ``hf/decoders.py``.
+The whole family is in this file, but for its two parts, which other families may use as well: the tower is
+``qwen3_vl_vision`` in ``hf/towers.py``, the decoder ``qwen3_vl_text`` in ``hf/decoders.py``. ``docs/extend.md`` walks
+through it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from jaxmm.hf.towers import tower_of
 from jaxmm.models.connector import ConnectorSpec
 from jaxmm.models.multimodal import ModelSpec
 
-# Their names (layers as {i}) and ours, of the merger and of the same for each layer that DeepStack taps.
+# The connector is a merger: a norm and two linear maps. DeepStack has one more for each layer that it taps, of which
+# {i} is the number; ours are stacked.
 MERGERS = {"vision.merger": "connector", "vision.deepstack_merger_list.{i}": "connector.deep"}
 MERGER_RULES = [
     rule
@@ -33,13 +35,15 @@ MERGER_RULES = [
         *linear(f"{theirs}.linear_fc2", f"{ours}.down"),
     )
 ]
-# What releases write for our common prefixes; there is none for a connector, which is in the tower.
+# What an export writes for our common prefixes. There is none for the connector: its names are in the tower's.
 PREFIXES = {"text": "model.language_model.", "vision": "model.visual.", "lm_head": "lm_head."}
 
 
 class Qwen3VL(Family):
+    # config.json
     model_type = "qwen3_vl"
     architecture = "Qwen3VLForConditionalGeneration"
+    # Pictures, and what stands around them
     image_processor = "Qwen2VLImageProcessor"
     pictures = ByPixels()
     markup = Markup("<|vision_start|>", "<|vision_end|>")
