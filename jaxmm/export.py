@@ -30,21 +30,20 @@ from jaxmm.checkpoints.checkpoint import Checkpoints
 from jaxmm.checkpoints.params import chosen_step, saved_params
 from jaxmm.data.text.byt5 import ByT5Tokenizer
 from jaxmm.data.text.codebook import image_codes
-from jaxmm.data.text.template import END, IMAGE, IMAGE_END, IMAGE_START, OURS, OURS_MARK, ROLE_MARKERS, Template
+from jaxmm.data.text.template import END, IMAGE, OURS, OURS_MARK, ROLE_MARKERS, Template
 from jaxmm.errors import UserError, nearest
 from jaxmm.hf import folder as hf
-from jaxmm.hf import specs, weights
-from jaxmm.hf.joined import LAYOUTS, LFM2_VL
+from jaxmm.hf import weights
+from jaxmm.hf.families.family import Family, Layout
+from jaxmm.hf.families.registry import OWN
 from jaxmm.hf.model_card import evaluation, model_card
-from jaxmm.hf.pretrained import GENERATION, MODEL, SPARE, Pretrained, is_of_family
-from jaxmm.hf.processors import PROCESSOR_FILES, RESAMPLES, json_object, own_limits, resized
-from jaxmm.hf.specs import Family
+from jaxmm.hf.pretrained import GENERATION, MODEL, SPARE, Pretrained
+from jaxmm.hf.processors import PROCESSOR_FILES, json_object
 from jaxmm.inference.generation_config import said_by
 from jaxmm.recipe import Recipe, read_recipe
 
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 
-IMAGE_TOKEN = {"lfm2_vl": "image_token_id", "llava": "image_token_index"}  # where a tokenizer may not have it yet
 # Before a decoder's own chat template, which knows text alone: parts of a message become one text.
 WITH_IMAGES = (
     "{%- set flat = namespace(messages=[]) %}{%- for message in messages %}"
@@ -81,13 +80,13 @@ def main(argv: list[str]) -> int:
         of_run = checkpoints.meta(step)["config"]
     base = base_dtype(recipe.start)
     dtype = args.dtype or base or "float32"
-    if line := cannot_run(recipe.start):
+    if recipe.start and (line := recipe.start.family.cannot_run(recipe.start.config)):
         print(f"warning: {line}", file=sys.stderr)
     with _whole_or_none(output) as half:
-        family, config = write_config(recipe, half, dtype, bool(of_run["data"]["tokenizer"]))
+        layout, config = write_config(recipe, half, dtype, bool(of_run["data"]["tokenizer"]))
         spare = workdir / MODEL / SPARE
-        total = weights.write(half, hf.outgoing(family, params, DTYPES[dtype], spare))
-        write_tokenizer(recipe, config, workdir, half)
+        total = weights.write(half, hf.outgoing(layout, params, DTYPES[dtype], spare))
+        write_tokenizer(recipe, half)
         write_processor(recipe, workdir, half)
         write_generation(recipe, config, workdir, half)
         facts = model_card(workdir.resolve().name, config["architectures"][0], of_run, step or 0, recipe.image)
@@ -102,14 +101,6 @@ def base_dtype(start: Pretrained | None) -> str:
     config = start.config if start else {}
     said = [part.get("dtype") for part in (config, config.get("text_config", {}), config.get("vision_config", {}))]
     return next((str(dtype) for dtype in said if str(dtype) in DTYPES), "")
-
-
-def cannot_run(start: Pretrained | None) -> str:
-    """Why ``transformers`` cannot run the whole, '' where it can: jaxmm 0.1 joined any tower with any decoder."""
-    tower = start.config["vision_config"].get("model_type", "") if start else ""
-    if start and start.config["model_type"] == LFM2_VL and LAYOUTS.get(tower) != LFM2_VL:
-        return f"transformers runs no tower '{tower}' in LFM2-VL's layout, into which jaxmm 0.1 has put this run's"
-    return ""
 
 
 @contextlib.contextmanager
@@ -137,33 +128,37 @@ def _whole_or_none(output: Path) -> Iterator[Path]:
 
 def write_config(
     recipe: Recipe, folder: Path, dtype: str, has_other_tokenizer: bool = False
-) -> tuple[Family, dict[str, Any]]:
+) -> tuple[Layout, dict[str, Any]]:
     """Writes ``config.json``; of a model of our own as LFM2-VL's layout has it.
 
     Args:
       has_other_tokenizer: than the folder's that the run started from, whose ids mean nothing then.
     """
+    family = family_of(recipe)
     if recipe.start:
-        family, config = recipe.start.family, dict(recipe.start.config)
+        layout, config = recipe.start.layout, dict(recipe.start.config)
     else:
-        vision, text = specs.configs_of(recipe.model)
-        connector = recipe.model.connector
-        config = specs.lfm2_vl_config(vision, text, connector, recipe.model.decoder.tie_embeddings)
-        family = Family(recipe.model, "siglip2", "llama", "mlp", specs.NEW)
-    config["architectures"] = [hf.ARCHITECTURES[config["model_type"]]]
+        layout, config = OWN.own_layout(recipe.model)
+    config["architectures"] = [family.architecture]
     config["dtype"] = dtype
     template = recipe.template
     if isinstance(template.tokenizer, ByT5Tokenizer):
         template.tokenizer = template.tokenizer.as_transformers()
     template.tokenizer.add_tokens(image_codes(template.image_tokens), special_tokens=True)
-    if config["model_type"] in IMAGE_TOKEN and not _has_image_token(recipe, config):
-        config[IMAGE_TOKEN[config["model_type"]]] = _image_token(template)
+    key = family.image_token_key
+    if key and not _has_image_token(recipe, config.get(key)):
+        config[key] = _image_token(template)
     _put_ids(config, template, has_own=recipe.start is not None and not has_other_tokenizer)
     rows = config["text_config"]["vocab_size"]
-    if config.get(IMAGE_TOKEN.get(config["model_type"], ""), 0) >= rows:
+    if config.get(key, 0) >= rows:
         raise UserError(f"there is no room for {IMAGE} in a vocabulary of {rows}: raise it to a larger multiple")
     (folder / hf.CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True, default=str))
-    return family, config
+    return layout, config
+
+
+def family_of(recipe: Recipe) -> Family:
+    """The family that a run's model is exported as."""
+    return recipe.start.family if recipe.start else OWN
 
 
 def _put_ids(config: dict[str, Any], template: Template, has_own: bool) -> None:
@@ -180,9 +175,9 @@ def _put_ids(config: dict[str, Any], template: Template, has_own: bool) -> None:
         config[key], text[key] = (other if value is None else value for value in own)
 
 
-def _has_image_token(recipe: Recipe, config: dict[str, Any]) -> bool:
+def _has_image_token(recipe: Recipe, token: Any) -> bool:
     """Whether the config's image token is the tokenizer's: a config that has none is read with LFM2-VL's own number."""
-    token, tokenizer = config.get(IMAGE_TOKEN[config["model_type"]]), recipe.template.tokenizer
+    tokenizer = recipe.template.tokenizer
     if not recipe.start or not isinstance(token, int) or token >= len(tokenizer):
         return False
     return tokenizer.convert_ids_to_tokens(token) == getattr(tokenizer, "image_token", IMAGE)
@@ -194,19 +189,16 @@ def _image_token(template: Template) -> int:
     return int(template.tokenizer.convert_tokens_to_ids(IMAGE))
 
 
-def write_tokenizer(recipe: Recipe, config: dict[str, Any], workdir: Path, folder: Path) -> None:
+def write_tokenizer(recipe: Recipe, folder: Path) -> None:
     """Writes the tokenizer with our special tokens and the chat template that the model was trained on."""
-    tokenizer = recipe.template.tokenizer
+    tokenizer, family = recipe.template.tokenizer, family_of(recipe)
     if not getattr(tokenizer, "chat_template", None):
         tokenizer.chat_template = chat_template(recipe.template)
-    elif config["model_type"] in IMAGE_TOKEN and IMAGE not in tokenizer.chat_template:
+    elif family.image_token_key and IMAGE not in tokenizer.chat_template:
         tokenizer.chat_template = with_images(recipe.template) + tokenizer.chat_template
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
-    found = json.loads(path.read_text())
-    if config["model_type"] == "lfm2_vl":
-        found |= {"processor_class": "Lfm2VlProcessor", "image_token": IMAGE, "image_start_token": IMAGE_START}
-        found |= {"image_end_token": IMAGE_END, "image_thumbnail_token": IMAGE}
+    found = json.loads(path.read_text()) | family.tokenizer_settings()
     path.write_text(json.dumps(found, indent=2))
 
 
@@ -240,8 +232,8 @@ def chat_template(template: Template) -> str:
 def write_processor(recipe: Recipe, workdir: Path, folder: Path) -> None:
     """Writes how images are processed, so that ``transformers`` gives the patches that the model was trained on."""
     kept = workdir / MODEL
-    # A tower alone has a processor of its own, which knows nothing of soft tokens: its images were resized by our rule.
-    is_followed = recipe.start and is_of_family(recipe.start)
+    # Where it is not of the family, it is a tower's own, whose images were resized by our rule.
+    is_followed = recipe.start and recipe.start.family.is_own_processor(recipe.start.processor)
     if is_followed and any((kept / name).exists() for name in PROCESSOR_FILES):
         for name in PROCESSOR_FILES:
             if (kept / name).exists():
@@ -249,46 +241,22 @@ def write_processor(recipe: Recipe, workdir: Path, folder: Path) -> None:
         if recipe.start and recipe.start.pixels:
             _write_limits(recipe.start, recipe.image, folder)
         return
-    image, area = recipe.image, (recipe.image.patch_size * recipe.image.merge) ** 2
-    settings = {
-        "image_processor_type": "Lfm2VlImageProcessor",
-        "do_image_splitting": False,
-        "min_tiles": 1,
-        "max_tiles": 1,
-        "use_thumbnail": False,
-        "downsample_factor": image.merge,
-        "encoder_patch_size": image.patch_size,
-        "min_image_tokens": -(-image.min_pixels // area),
-        "max_image_tokens": image.max_pixels // area,
-        "tile_size": image.patch_size * image.merge,
-        "image_mean": list(recipe.model.vision.mean),
-        "image_std": list(recipe.model.vision.std),
-        "resample": next(number for number, name in RESAMPLES.items() if name == image.resample),
-        "do_resize": True,
-        "do_rescale": True,
-        "do_normalize": True,
-        "do_pad": True,
-        "do_convert_rgb": True,
-        "return_row_col_info": True,
-    }
-    (folder / "preprocessor_config.json").write_text(json.dumps(settings, indent=2))
-    processor = {"processor_class": "Lfm2VlProcessor", "image_processor": settings}
-    (folder / "processor_config.json").write_text(json.dumps(processor, indent=2))
+    for name, settings in OWN.own_processor(recipe.image, recipe.model.vision).items():
+        (folder / name).write_text(json.dumps(settings, indent=2))
 
 
 def _write_limits(start: Pretrained, image: ImageSpec, folder: Path) -> None:
     """Puts the limits of pictures' sizes that the run has had into its processor's files, where they are other ones."""
-    kind, area = start.config["model_type"], (image.patch_size * image.merge) ** 2
-    pixels = image.min_pixels, image.max_pixels
-    if pixels == own_limits(start.processor, kind, image.patch_size, image.merge):
+    pixels, pictures, spec = (image.min_pixels, image.max_pixels), start.family.pictures, start.layout.spec
+    if pixels == start.own_limits():
         return
     for name in ("preprocessor_config.json", "processor_config.json"):
         path = folder / name
         whole = json_object(path) if path.exists() else {}
         if isinstance(inner := whole.get("image_processor"), dict):
-            whole["image_processor"] = resized(inner, kind, pixels, area)
+            whole["image_processor"] = pictures.resized(inner, pixels, spec)
         elif name == "preprocessor_config.json" and whole:
-            whole = resized(whole, kind, pixels, area)
+            whole = pictures.resized(whole, pixels, spec)
         if whole:
             path.write_text(json.dumps(whole, indent=2))
 

@@ -28,10 +28,11 @@ from jaxmm.data.prepare.remote import default_cache
 from jaxmm.data.reading import Reading
 from jaxmm.data.sources import read_sources
 from jaxmm.data.text import boxes
-from jaxmm.data.text.template import IMAGE, OURS, ChatOptions, Markup, Template
+from jaxmm.data.text.template import IMAGE, OURS, ChatOptions, Template
 from jaxmm.data.text.tokenizer import load_tokenizer
 from jaxmm.errors import UserError
-from jaxmm.hf.pretrained import BOXES, MARKUP, MODEL, Pretrained, image_settings, read_start
+from jaxmm.hf.families.registry import FAMILIES
+from jaxmm.hf.pretrained import MODEL, Pretrained, image_settings, read_start
 from jaxmm.hf.processors import limits
 from jaxmm.models.attention import choose_backend
 from jaxmm.models.connector import ConnectorSpec
@@ -181,7 +182,7 @@ def read_data(config: ConfigDict, workdir: Path | None = None) -> DataRecipe:
     named = tokenizer_folder(data.tokenizer, workdir)
     tokenizer = load_tokenizer(named or (str(start.tokenizer) if start else ""))
     if start:
-        rows = start.family.spec.decoder.vocab_size
+        rows = start.layout.spec.decoder.vocab_size
         if len(tokenizer) > rows and not data.tokenizer:
             raise UserError(
                 f"{start.tokenizer}: its tokenizer has {len(tokenizer)} tokens, the model's vocabulary only {rows}: "
@@ -200,7 +201,7 @@ def read_data(config: ConfigDict, workdir: Path | None = None) -> DataRecipe:
     image["min_pixels"], image["max_pixels"] = limits(asked, OWN_PIXELS)
     if start:
         image |= image_settings(start)
-    markup = Markup(*MARKUP.get(start.config["model_type"], OURS)) if start else OURS
+    markup = start.family.markup if start else OURS
     template = Template(
         tokenizer, data.objective, data.image_tokens, data.predict_image_tokens, markup, start.ends if start else (),
         ChatOptions(*(data[key] for key in ChatOptions._fields)),
@@ -232,13 +233,13 @@ def read_recipe(config: ConfigDict, workdir: Path | None = None, platform: str =
       platform: that the model will run on, "cpu", "gpu" or "tpu"; "" is this process's.
     """
     template, image, cache, start = read_data(config, workdir)
-    is_ours = not start or start.config["model_type"] in ("lfm2_vl", "llava")
-    rows = template.vocab_size + (is_ours and IMAGE not in template.tokenizer.get_vocab())  # an export adds it
+    is_added = not start or bool(start.family.image_token_key)  # by an export, if it is not there
+    rows = template.vocab_size + (is_added and IMAGE not in template.tokenizer.get_vocab())
     vocabulary = -(-rows // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
     if start:
-        if rows > start.family.spec.decoder.vocab_size:
+        if rows > start.layout.spec.decoder.vocab_size:
             start = start.grown(vocabulary)
-        model = start.family.spec
+        model = start.layout.spec
     else:
         model = _model_of(config, image, vocabulary)
     frozen = parse_names(config.optimizer.freeze, "config.optimizer.freeze", PARTS, "part")
@@ -293,13 +294,11 @@ def read_boxes(config: ConfigDict, start: Pretrained | None) -> str:
     """
     if config.data.boxes != "model":
         return str(config.data.boxes)
-    family = start.config["model_type"] if start else ""
-    if family not in BOXES:
-        whose = f"the family {family}" if family else "a model from random weights"
-        raise UserError(
-            f"config.data.boxes=model is known of {', '.join(BOXES)}, not of {whose}: say pixels or thousandths"
-        )
-    return BOXES[family]
+    if not start or not start.family.boxes:
+        known = ", ".join(family.model_type for family in FAMILIES.values() if family.boxes)
+        whose = f"the family {start.family.model_type}" if start else "a model from random weights"
+        raise UserError(f"config.data.boxes=model is known of {known}, not of {whose}: say pixels or thousandths")
+    return start.family.boxes
 
 
 def _load(

@@ -16,7 +16,7 @@ from jaxmm.data.prepare.prepare import folder_name
 from jaxmm.data.reading import Reading
 from jaxmm.data.sources import read_sources
 from jaxmm.errors import UserError
-from jaxmm.hf.pretrained import MARKUP
+from jaxmm.hf.families.registry import FAMILIES
 from jaxmm.recipe import make_assembler, read_boxes, read_data, read_jitter, train_corpus
 from jaxmm.report.view import Viewer
 
@@ -129,14 +129,14 @@ def test_a_box_that_makes_no_sense_stops_or_is_left_out_and_listed(tmp_path, dat
 
 
 def start_of(family: str):
-    return SimpleNamespace(config={"model_type": family})
+    return SimpleNamespace(family=FAMILIES[family])
 
 
 def test_a_model_has_boxes_as_its_family_learnt_them(tmp_path):
     config = config_of(tmp_path, "--config.data.boxes=model")
     found = {family: read_boxes(config, start_of(family)) for family in ("qwen2_5_vl", "qwen3_vl", "internvl")}
     assert found == {"qwen2_5_vl": "pixels", "qwen3_vl": "thousandths", "internvl": "thousandths"}
-    for start in [None, *map(start_of, MARKUP.keys() - found.keys()), start_of("lfm2_vl")]:
+    for start in [None, *map(start_of, FAMILIES.keys() - found.keys())]:
         with pytest.raises(UserError, match="say pixels or thousandths"):
             read_boxes(config, start)
 

@@ -105,7 +105,7 @@ def made(name: str) -> Golden:
         world = parity.world(chosen, folder / "again")
         with torch.no_grad():
             logits = [
-                model(**alone(document, chosen, world.family.spec)).logits[0].numpy() for document in world.documents
+                model(**alone(document, chosen, world.layout.spec)).logits[0].numpy() for document in world.documents
             ]
         return golden._replace(documents=world.documents, logits=logits)
 

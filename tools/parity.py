@@ -30,7 +30,7 @@ LOGITS, GRADIENTS = 1e-4, 1e-3  # what is allowed: logits absolutely, gradients 
 
 
 NOT_SUPPORTED = (
-    "other whole models, decoders and towers than those of jaxmm.hf.specs (the error lists them), LFM2's own decoder",
+    "other whole models, decoders and towers than those of jaxmm.hf (the error lists them), LFM2's own decoder",
     "LFM2-VL's do_image_splitting, Gemma 3's do_pan_and_scan, LLaVA's do_pad: an image is one tile there",
     "partial_rotary_factor, patches and position squares that are not square, feature layer 0",
     "pickled and quantised weights, code of a folder's own",
@@ -47,7 +47,7 @@ class World(NamedTuple):
 
     case: Case
     folder: Path
-    family: Any
+    layout: Any
     model: Any
     params: Any
     spare: list[str]
@@ -63,11 +63,11 @@ def world(case: Case, folder: Path, seed: int = 0) -> World:
     from jaxmm.models.multimodal import nested
 
     model = make(case, folder, seed)
-    family, _ = hf.read_family(folder)
+    _, layout, _ = hf.read_whole(folder)
     where = sharding.replicated(sharding.make_mesh({"data": 1}, jax.devices()[:1]))
-    read = hf.read_model(folder, family, lambda path, shape: where)
-    made = documents(family.spec, np.random.default_rng(seed), case.grid(model.config))
-    return World(case, folder, family, model, nested(read.params), read.spare, made)
+    read = hf.read_model(folder, layout, lambda path, shape: where)
+    made = documents(layout.spec, np.random.default_rng(seed), case.grid(model.config))
+    return World(case, folder, layout, model, nested(read.params), read.spare, made)
 
 
 class Pass(NamedTuple):
@@ -91,8 +91,8 @@ def ours(world: World) -> Pass:
     from jaxmm.models.multimodal import Compute, make_model
     from jaxmm.training.loss import batch_loss, from_hidden
 
-    _, apply = make_model(world.family.spec)
-    batch = packed(world.documents, world.family.spec)
+    _, apply = make_model(world.layout.spec)
+    batch = packed(world.documents, world.layout.spec)
 
     def loss(params):
         hidden_BTD, head_VD = apply(params, batch, Compute())
@@ -100,7 +100,7 @@ def ours(world: World) -> Pass:
         return loss, hidden_BTD[0] @ head_VD.T
 
     gradients, logits_TV = jax.device_get(jax.jit(jax.grad(loss, has_aux=True))(world.params))
-    written = hf.outgoing(world.family, hf.flat(gradients), np.float32)
+    written = hf.outgoing(world.layout, hf.flat(gradients), np.float32)
     lengths = np.bincount(batch.text.segments[0])[1:]
     return Pass(
         np.split(logits_TV[: lengths.sum()], np.cumsum(lengths)[:-1]),
@@ -115,9 +115,9 @@ def theirs(world: World) -> Pass:
     from jaxmm.hf import names
 
     world.model.zero_grad()
-    batch, at, found = packed(world.documents, world.family.spec), 0, []
+    batch, at, found = packed(world.documents, world.layout.spec), 0, []
     for document in world.documents:
-        logits = world.model(**alone(document, world.case, world.family.spec)).logits[0]
+        logits = world.model(**alone(document, world.case, world.layout.spec)).logits[0]
         targets = torch.tensor(batch.targets_BT[0, at : at + len(logits)], dtype=torch.long)
         weights = torch.tensor(batch.weights_BT[0, at : at + len(logits)])
         at += len(logits)
@@ -164,7 +164,7 @@ def bits_differ(world: World, folder: Path) -> list[str]:
     hf.save_spare(world.folder, world.spare, spare)
     out = folder / "out"
     out.mkdir()
-    weights.write(out, hf.outgoing(world.family, hf.flat(world.params), np.float32, spare), shard_bytes=1 << 16)
+    weights.write(out, hf.outgoing(world.layout, hf.flat(world.params), np.float32, spare), shard_bytes=1 << 16)
     ours: dict[str, np.ndarray] = {}
     for file in out.glob("*.safetensors"):
         ours |= safetensors.numpy.load_file(file)

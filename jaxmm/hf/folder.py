@@ -15,19 +15,15 @@ import jax
 import numpy as np
 
 from jaxmm.errors import UserError
-from jaxmm.hf import names, specs, values, weights
+from jaxmm.hf import names, tensor_files, values, weights
+from jaxmm.hf.families.family import Family, Layout
+from jaxmm.hf.families.registry import FAMILIES, family_of
 from jaxmm.hf.names import Rule
-from jaxmm.hf.specs import Family
 from jaxmm.models.multimodal import ModelSpec, flat_axes, kernel_dims
 
 CONFIG = "config.json"
 LONGEST = 400  # of an error of transformers, in letters
 HEAD = "vision.head."  # of a tower that pools
-ARCHITECTURES = {
-    "lfm2_vl": "Lfm2VlForConditionalGeneration", "llava": "LlavaForConditionalGeneration",
-    "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration", "qwen3_vl": "Qwen3VLForConditionalGeneration",
-    "gemma3": "Gemma3ForConditionalGeneration", "internvl": "InternVLForConditionalGeneration",
-}  # fmt: skip
 
 Path_ = names.Path
 
@@ -63,7 +59,7 @@ def read_config(folder: Path) -> Any:
         found = json.loads(path.read_text())
         kind = found.get("model_type", "")
         if kind not in transformers.CONFIG_MAPPING:
-            raise UserError(f"{path}: model '{kind}' is not supported: those are {', '.join(specs.FAMILIES)}")
+            raise UserError(f"{path}: model '{kind}' is not supported: those are {', '.join(FAMILIES)}")
         values.check(found, path)
         quantised = [part for part in (found, *_parts(found)) if part.get("quantization_config")]
         if quantised:
@@ -95,32 +91,36 @@ def of_folder(folder: Path) -> Iterator[None]:
 
 def is_tied(folder: Path, tied: bool) -> bool:
     """Whether the vocabulary projection is the embedding: not where a folder that says so has two that differ."""
-    if not tied or not weights.is_there(folder):
+    if not tied or not tensor_files.is_there(folder):
         return tied
-    checkpoint = weights.Checkpoint(folder)
+    checkpoint = tensor_files.Checkpoint(folder)
     by_common = {names.common_name(name): name for name in checkpoint.entries}
     if names.HEAD not in by_common or names.EMBEDDING not in by_common:
         return tied
     return checkpoint.are_equal(by_common[names.HEAD], by_common[names.EMBEDDING])
 
 
-def read_family(folder: Path) -> tuple[Family, dict[str, Any]]:
-    """The family of a whole model, and its ``config.json``, which says of ties what the tensors say."""
+class Whole(NamedTuple):
+    """What the config of a whole model's folder says: its family, its layout, and ``config.json`` itself."""
+
+    family: Family
+    layout: Layout
+    config: dict[str, Any]
+
+
+def read_whole(folder: Path) -> Whole:
+    """Reads the config of a whole model, which says of ties what the tensors say."""
     config = read_config(folder)
     with of_folder(folder):
-        family = specs.family_of(config)
-    found, decoder = config.to_dict(), family.spec.decoder
+        family = family_of(config)
+        layout = family.layout(config)
+    found, decoder = config.to_dict(), layout.spec.decoder
     found.pop("_name_or_path", None)  # the folder's place on this machine
     if is_tied(folder, decoder.tie_embeddings) != decoder.tie_embeddings:
         decoder = dataclasses.replace(decoder, tie_embeddings=False)
-        family = family._replace(spec=dataclasses.replace(family.spec, decoder=decoder))
+        layout = layout._replace(spec=dataclasses.replace(layout.spec, decoder=decoder))
         found["tie_word_embeddings"] = found["text_config"]["tie_word_embeddings"] = False
-    return family, found
-
-
-def rules_of(family: Family) -> list[Rule]:
-    """The tables of all three parts."""
-    return [*names.TOWERS[family.tower], *names.CONNECTORS[family.connector], *names.DECODERS[family.decoder]]
+    return Whole(family, layout, found)
 
 
 ShardingOf = Callable[[Path_, tuple[int, ...]], Any]  # of a parameter's path and shape, its sharding
@@ -133,9 +133,9 @@ class Read(NamedTuple):
     spare: list[str]
 
 
-def read_model(folder: Path, family: Family, where: ShardingOf) -> Read:
+def read_model(folder: Path, layout: Layout, where: ShardingOf) -> Read:
     """Reads a whole model."""
-    return _read(folder, rules_of(family), family.spec, lambda path: True, where)
+    return _read(folder, layout.rules, layout.spec, lambda path: True, where)
 
 
 def read_decoder(folder: Path, rules: Sequence[Rule], spec: ModelSpec, where: ShardingOf) -> Read:
@@ -165,7 +165,7 @@ def _read(
     vocabulary = [("decoder", "embedding"), ("decoder", "head")]
     if is_tied(folder, spec.decoder.tie_embeddings):
         others = [*others, names.HEAD]  # the same once more
-    checkpoint = weights.Checkpoint(folder)
+    checkpoint = tensor_files.Checkpoint(folder)
     found = weights.read_params(
         checkpoint, rules, parameters, spelling=spelling, others=others, grows=vocabulary
     )  # fmt: skip
@@ -173,18 +173,18 @@ def _read(
 
 
 def outgoing(
-    family: Family, params: Mapping[Path_, Any], dtype: Any, spare: Path | None = None
+    layout: Layout, params: Mapping[Path_, Any], dtype: Any, spare: Path | None = None
 ) -> Iterator[weights.Outgoing]:
-    """The tensors of a whole model, as its family names them.
+    """The tensors of a whole model, as its layout names them.
 
     Args:
       spare: a safetensors file of the tensors that our model does not use.
     """
-    inputs = {path: len(into) for path, (into, _) in kernel_dims(family.spec).items()}
-    for tensor in weights.outgoing(params, rules_of(family), inputs, dtype):
-        yield tensor._replace(name=names.foreign_name(tensor.name, family.prefixes))
+    inputs = {path: len(into) for path, (into, _) in kernel_dims(layout.spec).items()}
+    for tensor in weights.outgoing(params, layout.rules, inputs, dtype):
+        yield tensor._replace(name=names.foreign_name(tensor.name, layout.prefixes))
     if spare is not None and spare.exists():
-        with weights.opened(spare) as opened:
+        with tensor_files.opened(spare) as opened:
             for name in opened.keys():  # noqa: SIM118
                 value = opened.get_tensor(name)
                 yield weights.Outgoing(name, value.nbytes, functools.partial(np.asarray, value))
@@ -202,17 +202,19 @@ def save_spare(source: Path, spare: Sequence[str], file: Path) -> None:
     """Keeps the tensors that our model does not use, to the bit."""
     if not spare:
         return
-    checkpoint = weights.Checkpoint(source)
-    weights.write_file(file, {name: np.asarray(checkpoint.raw(name)) for name in spare})
+    checkpoint = tensor_files.Checkpoint(source)
+    tensor_files.write_file(file, {name: np.asarray(checkpoint.raw(name)) for name in spare})
 
 
-def save_spare_of_tower(source: Path, spare: Sequence[str], family: Family, file: Path) -> None:
+def save_spare_of_tower(source: Path, spare: Sequence[str], layout: Layout, file: Path) -> None:
     """As ``save_spare``, of a tower's own folder, under the names that the whole model has for them.
 
     The pooling head is left out: a whole model's config says that there is none.
     """
-    checkpoint = weights.Checkpoint(source)
+    if not spare:
+        return
+    checkpoint = tensor_files.Checkpoint(source)
     kept = [name for name in spare if not _of_tower(name).startswith(HEAD)]
-    found = {names.foreign_name(_of_tower(n), family.prefixes): np.asarray(checkpoint.raw(n)) for n in kept}
+    found = {names.foreign_name(_of_tower(n), layout.prefixes): np.asarray(checkpoint.raw(n)) for n in kept}
     if found:
-        weights.write_file(file, found)
+        tensor_files.write_file(file, found)

@@ -13,20 +13,10 @@ from typing import Any, NamedTuple
 
 from jaxmm.errors import UserError
 from jaxmm.hf import folder as hf
-from jaxmm.hf import names, specs
-from jaxmm.hf.joined import LLAVA, join, save_processor
-from jaxmm.hf.processors import (
-    OF_FAMILY,
-    PROCESSOR_FILES,
-    RESAMPLES,
-    Limits,
-    json_object,
-    limits,
-    own_limits,
-    processor_kind,
-    read_processor,
-)
-from jaxmm.hf.specs import Family
+from jaxmm.hf.families.family import Family, Layout
+from jaxmm.hf.joined import join
+from jaxmm.hf.pictures import model_settings, resample_settings, token_area
+from jaxmm.hf.processors import DEFAULTS, PROCESSOR_FILES, Limits, json_object, limits, read_processor
 from jaxmm.models.connector import ConnectorSpec
 from jaxmm.models.multimodal import ModelSpec
 
@@ -39,15 +29,15 @@ TOKENIZER_FILES = (
     "added_tokens.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
 GENERATION = "generation_config.json"
-FIXED = ("llava", "gemma3", "internvl")  # families whose tower takes pictures of one size
 
 
 class Pretrained(NamedTuple):
     """Where a model comes from.
 
     Attributes:
-      family: with the sizes of the folder's config.
-      config: the family's ``config.json``.
+      family: what it is a model of.
+      layout: its sizes and names, by the folder's config.
+      config: the model's ``config.json``.
       folders: of tensors: "model", or "vision" and "decoder".
       tokenizer: its folder.
       processor: the folder's image processing, {} where it says nothing.
@@ -58,6 +48,7 @@ class Pretrained(NamedTuple):
     """
 
     family: Family
+    layout: Layout
     config: dict[str, Any]
     folders: dict[str, Path]
     tokenizer: Path
@@ -70,42 +61,41 @@ class Pretrained(NamedTuple):
     def differences(self) -> list[str]:
         """What the folder does with images and we do not, for people to know."""
         found = [
-            f"the folder's {key} is not followed: each image is one tile"
-            for key in ("do_image_splitting", "do_pan_and_scan")
+            f"the folder's {key} is not followed: {instead}"
+            for key, instead in self.family.not_followed.items()
             if self.processor.get(key)
         ]
-        if self.config["model_type"] == "llava" and self.processor.get("do_pad"):
-            found.append("the folder's do_pad is not followed: images are not padded to squares")
         return [*found, *self.told]
+
+    def own_limits(self) -> Limits:
+        """What the folder resizes pictures of any shape between, or, where it does not say it, its family."""
+        defaults = DEFAULTS[self.family.image_processor]
+        return self.family.pictures.own_limits(self.processor, defaults, self.layout.spec)
 
     def settled(self, asked: Limits) -> Pretrained:
         """With the limits of pictures' sizes of a run that begins: those asked for, 0 being the folder's own."""
-        vision, merge, kind = self.family.spec.vision, self.family.spec.connector.merge, self.config["model_type"]
-        if kind in FIXED:
+        pictures, spec = self.family.pictures, self.layout.spec
+        if pictures.are_of_one_size:
             if not any(asked):
                 return self
             side = image_settings(self)["side"]
             line = f"config.image.min_pixels and max_pixels are not followed: this tower takes {side} x {side} pixels"
             return self._replace(told=(*self.told, line))
-        area = (vision.patch_size * merge) ** 2
-        whole = asked
-        if kind == "lfm2_vl" and asked[1] >= area:  # its processor counts in soft tokens
-            whole = -(-asked[0] // area) * area, asked[1] // area * area
-        own = self.pixels or own_limits(self.processor, kind, vision.patch_size, merge)
-        told = self.told
+        whole, own, told = pictures.whole(asked, spec), self.pixels or self.own_limits(), self.told
         if whole != asked:
+            area = token_area(spec)
             line = f"config.image.min_pixels and max_pixels are made whole soft tokens of {area} pixels: {whole}"
             told = (*told, line)
         return self._replace(pixels=limits(whole, own), told=told)
 
     def grown(self, vocabulary: int) -> Pretrained:
         """With an embedding of so many rows."""
-        model = self.family.spec
+        model = self.layout.spec
         decoder = dataclasses.replace(model.decoder, vocab_size=vocabulary)
         config = json.loads(json.dumps(self.config))
         config["text_config"]["vocab_size"] = vocabulary
-        family = self.family._replace(spec=dataclasses.replace(model, decoder=decoder))
-        return self._replace(family=family, config=config)
+        layout = self.layout._replace(spec=dataclasses.replace(model, decoder=decoder))
+        return self._replace(layout=layout, config=config)
 
 
 def run_and_step(text: str) -> tuple[str, str]:
@@ -160,10 +150,12 @@ def read_start(text: str, saved: Path | None, merge: int, mlp: int) -> Pretraine
 
 
 def _whole(folder: Path) -> Pretrained:
-    family, config = hf.read_family(folder)
-    processor = read_processor(folder, config["model_type"])
-    family = family._replace(spec=_normalised(family.spec, processor))
-    return Pretrained(family, config, {"model": folder}, folder, processor, _ends(folder), pixels=_pixels(folder))
+    family, layout, config = hf.read_whole(folder)
+    processor = read_processor(folder, family.image_processor)
+    layout = layout._replace(spec=_normalised(layout.spec, processor))
+    return Pretrained(
+        family, layout, config, {"model": folder}, folder, processor, _ends(folder), pixels=_pixels(folder)
+    )  # fmt: skip
 
 
 def _pixels(folder: Path) -> Limits | None:
@@ -198,11 +190,11 @@ def _joined(folders: dict[str, Path], merge: int, mlp: int) -> Pretrained:
     tied = hf.is_tied(folders["decoder"], bool(getattr(text, "tie_word_embeddings", False)))
     vision, text = getattr(vision, "vision_config", vision), getattr(text, "text_config", text)
     joined = join(vision, text, tied, folders["vision"], ConnectorSpec(merge=merge, mlp=mlp))
-    family = joined.family._replace(spec=_normalised(joined.family.spec, joined.processor))
+    layout = joined.layout._replace(spec=_normalised(joined.layout.spec, joined.processor))
     decoder = folders["decoder"]
     return Pretrained(
-        family, joined.config, folders, decoder, joined.processor, _ends(decoder), told=joined.told
-    )  # fmt: skip
+        joined.family, layout, joined.config, folders, decoder, joined.processor, _ends(decoder), told=joined.told
+    )
 
 
 def generation(folder: Path) -> dict[str, Any]:
@@ -220,13 +212,13 @@ def _ends(folder: Path) -> tuple[int, ...]:
 
 def read_params(start: Pretrained, where: hf.ShardingOf) -> hf.Read:
     """The parameters that the folders have: of parts, all but the connector's."""
-    family = start.family
+    layout = start.layout
     if "model" in start.folders:
-        return hf.read_model(start.folders["model"], family, where)
-    tower = hf.read_tower(start.folders["vision"], names.TOWERS[family.tower], family.spec, where)
-    decoder = hf.read_decoder(start.folders["decoder"], names.DECODERS[family.decoder], family.spec, where)
+        return hf.read_model(start.folders["model"], layout, where)
+    tower = hf.read_tower(start.folders["vision"], layout.rules, layout.spec, where)
+    decoder = hf.read_decoder(start.folders["decoder"], layout.rules, layout.spec, where)
     # What a tower has besides belongs to no whole model, but for the layers that LLaVA's runs and does not use.
-    spare = tower.spare if family.prefixes == specs.OLD else []
+    spare = tower.spare if start.family.keeps_whole_tower else []
     return hf.Read({**tower.params, **decoder.params}, spare)
 
 
@@ -242,35 +234,17 @@ def save(start: Pretrained, spare: list[str], folder: Path) -> None:
     for name in PROCESSOR_FILES:
         if (source / name).exists():
             shutil.copyfile(source / name, folder / name)
-    if "model" not in start.folders and start.config["model_type"] == LLAVA:
-        save_processor(start.config, start.processor, folder)
-        hf.save_spare_of_tower(start.folders["vision"], spare, start.family, folder / SPARE)
-    elif "model" in start.folders and not start.run:
+    if "model" not in start.folders:
+        for name, settings in start.family.joined_processor(start.config, start.processor).items():
+            (folder / name).write_text(json.dumps(settings, indent=2))
+        hf.save_spare_of_tower(start.folders["vision"], spare, start.layout, folder / SPARE)
+    elif not start.run:
         hf.save_spare(start.folders["model"], spare, folder / SPARE)
     if start.pixels:
         least, most = start.pixels
         (folder / PIXELS).write_text(json.dumps({"min_pixels": least, "max_pixels": most}))
     # The config is last: with it the folder is whole.
     (folder / hf.CONFIG).write_text(json.dumps(start.config, indent=2, sort_keys=True))
-
-
-# What stands around an image's soft tokens, by family; the others have our own. A line's end behind an image is its
-# chat template's. LLaVA's template leaves the begin token to its processor.
-MARKUP: dict[str, tuple[Any, ...]] = {
-    "qwen2_5_vl": ("<|vision_start|>", "<|vision_end|>"),
-    "qwen3_vl": ("<|vision_start|>", "<|vision_end|>"),
-    "gemma3": ("\n\n<start_of_image>", "<end_of_image>\n\n"),
-    "llava": ("", "\n", True),
-    "internvl": ("<img>", "</img>\n"),
-}
-# How a family was taught to write boxes, in the words of config.data.boxes.
-BOXES = {"qwen2_5_vl": "pixels", "qwen3_vl": "thousandths", "internvl": "thousandths"}
-
-
-def is_of_family(start: Pretrained) -> bool:
-    """Whether the folder's processor is one that ``transformers`` runs with the whole model."""
-    kind = start.config["model_type"]
-    return not start.processor or kind != "lfm2_vl" or processor_kind(start.processor, kind) == OF_FAMILY[kind]
 
 
 def image_settings(start: Pretrained) -> dict[str, Any]:
@@ -286,58 +260,9 @@ def image_settings(start: Pretrained) -> dict[str, Any]:
 
 
 def _image_settings(start: Pretrained) -> dict[str, Any]:
-    kind, processor, spec = start.config["model_type"], start.processor, start.family.spec
-    vision, merge = spec.vision, spec.connector.merge
-    found: dict[str, Any] = {
-        "patch_size": vision.patch_size, "merge": merge, "window": vision.window,
-        "class_tokens": vision.class_tokens, "text_axes": spec.decoder.text_axes,
-        "two_way": spec.decoder.bidirectional_blocks,
-    }  # fmt: skip
-    if "resample" in processor:
-        if processor["resample"] not in RESAMPLES:
-            raise UserError(
-                f"{start.tokenizer}: images resampled by Pillow's {processor['resample']} are not supported"
-            )
-        found["resample"] = RESAMPLES[processor["resample"]]
-    if kind == "lfm2_vl":
-        area = (vision.patch_size * merge) ** 2
-        sizes = {"min_pixels": "min_image_tokens", "max_pixels": "max_image_tokens"}
-        found |= {ours: int(processor[theirs]) * area for ours, theirs in sizes.items() if theirs in processor}
-    elif kind in ("qwen2_5_vl", "qwen3_vl"):
-        found["thin"] = True
-        size = processor.get("size") or {}
-        for ours, theirs in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
-            if processor.get(ours) or theirs in size:
-                found[ours] = int(processor.get(ours) or size[theirs])
-    else:
-        size = start.config["vision_config"]["image_size"]
-        side = size if isinstance(size, int) else size[0]
-        found |= {"side": side, "crop": _is_cropped(start, side), "max_pixels": side**2, "min_pixels": 1}
+    spec, processor, where = start.layout.spec, start.processor, start.tokenizer
+    found = model_settings(spec) | resample_settings(processor, where)
+    found |= start.family.pictures.settings(processor, start.config, spec, where)
     if start.pixels and not found.get("side"):
         found |= dict(zip(("min_pixels", "max_pixels"), start.pixels, strict=True))
-    if kind == "internvl":
-        # The model's processor cuts tiles, whatever crop_to_patches of its image processor says.
-        least, most = (int(processor.get(key, 1)) for key in ("min_patches", "max_patches"))
-        found |= {"min_tiles": least, "max_tiles": most} if most > 1 else {}
     return found
-
-
-def _is_cropped(start: Pretrained, side: int) -> bool:
-    """Whether pictures are cropped to a square of ``side``, or resized to it.
-
-    Raises:
-      UserError: if the folder's processor makes something else of them.
-    """
-    processor = start.processor
-    if not processor:
-        return False
-    size, crop = processor.get("size"), processor.get("crop_size")
-    square = {"height": side, "width": side}
-    is_cropped = bool(processor.get("do_center_crop"))
-    resized = {"shortest_edge": side} if is_cropped else square
-    if size in (resized, square, side) and (not is_cropped or crop in (square, side)):
-        return is_cropped and size == resized
-    raise UserError(
-        f"{start.tokenizer}: its image processor makes pictures of size {size}"
-        f"{f', cropped to {crop}' if is_cropped else ''}, its tower takes {side} x {side}: that is not supported"
-    )

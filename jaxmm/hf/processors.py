@@ -32,27 +32,29 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "resample": 3, "size": {"height": 384, "width": 384}, "min_patches": 1, "max_patches": 12, **_CLIP,
     },
 }  # fmt: skip
-OF_FAMILY = {
-    "lfm2_vl": "Lfm2VlImageProcessor", "llava": "LlavaImageProcessor", "qwen2_5_vl": "Qwen2VLImageProcessor",
-    "qwen3_vl": "Qwen2VLImageProcessor", "gemma3": "Gemma3ImageProcessor", "internvl": "GotOcr2ImageProcessor",
-}  # fmt: skip
 
 
-def processor_kind(processor: dict[str, Any], family: str) -> str:
+def processor_kind(processor: dict[str, Any], default: str) -> str:
     """The class of ``transformers`` that a folder's processor is of, one of DEFAULTS, whatever its backend.
+
+    Args:
+      default: of a folder that does not name it.
 
     Raises:
       UserError: if it is another.
     """
-    named = processor.get("image_processor_type") or OF_FAMILY.get(family, "")
+    named = processor.get("image_processor_type") or default
     kind = str(named).removesuffix("Fast").removesuffix("Pil")
     if kind not in DEFAULTS:
         raise UserError(f"images processed by {named or 'nothing'} are not supported: those are {', '.join(DEFAULTS)}")
     return kind
 
 
-def read_processor(folder: Path, family: str) -> dict[str, Any]:
-    """What a folder says of its images, and what its kind of processor does where it does not; {} without one."""
+def read_processor(folder: Path, default: str) -> dict[str, Any]:
+    """What a folder says of its images, and what its kind of processor does where it does not; {} without one.
+
+    ``default``: its kind, where the folder does not name it.
+    """
     for name in ("preprocessor_config.json", "processor_config.json"):
         path = folder / name
         if not path.exists():
@@ -62,7 +64,7 @@ def read_processor(folder: Path, family: str) -> dict[str, Any]:
         if not isinstance(found, dict):
             raise UserError(f"{path} has no settings in 'image_processor': download it again")
         if found:
-            return DEFAULTS[processor_kind(found, family)] | found
+            return DEFAULTS[processor_kind(found, default)] | found
     return {}
 
 
@@ -81,31 +83,3 @@ def limits(asked: Limits, own: Limits) -> Limits:
     """The limits that count: what is asked, else one's own, which give way where the two would cross."""
     least, most = asked[0] or own[0], asked[1] or own[1]
     return (least if asked[0] else min(least, most)), (most if asked[1] else max(least, most))
-
-
-def own_limits(settings: dict[str, Any], family: str, patch: int, merge: int) -> Limits:
-    """What pictures of any shape are resized between, by a folder's settings or, without, its family's default."""
-    if family == "lfm2_vl":
-        if (
-            settings.get("max_num_patches") and "max_image_tokens" not in settings
-        ):  # a tower's, for pictures that fill it
-            most = int(settings["max_num_patches"]) * patch**2
-            return most // 4, most  # as far apart as LFM2-VL's own
-        found = DEFAULTS[OF_FAMILY[family]] | settings
-        area = (patch * merge) ** 2
-        return int(found["min_image_tokens"]) * area, int(found["max_image_tokens"]) * area
-    found = DEFAULTS[OF_FAMILY[family]] | settings
-    size = found.get("size") or {}
-    least, most = (
-        int(found.get(ours) or size.get(theirs) or DEFAULTS[OF_FAMILY[family]]["size"][theirs])
-        for ours, theirs in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge"))
-    )
-    return least, most
-
-
-def resized(settings: dict[str, Any], family: str, pixels: Limits, area: int) -> dict[str, Any]:
-    """A processor's settings with other limits; ``area``: of a soft token, which LFM2-VL's are counted in."""
-    if family == "lfm2_vl":
-        return settings | {"min_image_tokens": -(-pixels[0] // area), "max_image_tokens": pixels[1] // area}
-    found = settings | {"size": {"shortest_edge": pixels[0], "longest_edge": pixels[1]}}
-    return found | {key: value for key, value in zip(("min_pixels", "max_pixels"), pixels, strict=True) if key in found}

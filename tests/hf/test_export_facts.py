@@ -51,7 +51,7 @@ def exported(run: Begun, out: Path) -> None:
     """Its small files."""
     out.mkdir()
     _, config = export.write_config(run.recipe, out, "bfloat16")
-    export.write_tokenizer(run.recipe, config, run.workdir, out)
+    export.write_tokenizer(run.recipe, out)
     export.write_processor(run.recipe, run.workdir, out)
     export.write_generation(run.recipe, config, run.workdir, out)
 

@@ -14,7 +14,8 @@ from parities import models as parity_models
 
 from jaxmm import export, train
 from jaxmm.hf import folder as hf
-from jaxmm.hf import pretrained, specs, weights
+from jaxmm.hf import weights
+from jaxmm.hf.families.registry import FAMILIES, family_of
 from jaxmm.models.multimodal import make_model
 
 CASES = (
@@ -83,13 +84,13 @@ def folder_of(name: str, folder: Path, has_weights: bool = True) -> Path:
         config.image_token_id = tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
     folder.mkdir()
     if has_weights:
-        family = specs.family_of(config)
-        init, _ = make_model(family.spec)
-        weights.write(folder, hf.outgoing(family, hf.flat(jax.jit(init)(jax.random.key(1))), np.float32))
+        layout = family_of(config).layout(config)
+        init, _ = make_model(layout.spec)
+        weights.write(folder, hf.outgoing(layout, hf.flat(jax.jit(init)(jax.random.key(1))), np.float32))
     (folder / "config.json").write_text(json.dumps(config.to_dict(), default=str))
     tokenizer.save_pretrained(folder)
     processor = IMAGES.get(name) or IMAGES[case.family]
-    kind = processor.get("image_processor_type", pretrained.OF_FAMILY[case.family])
+    kind = processor.get("image_processor_type", FAMILIES[case.family].image_processor)
     (folder / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": kind, **processor}))
     if case.family == "internvl":
         whole = {"processor_class": "InternVLProcessor", "image_seq_length": 4}

@@ -19,7 +19,9 @@ from test_families import byte_level_tokenizer
 from jaxmm import command, sharding, train
 from jaxmm.errors import UserError
 from jaxmm.hf import folder as hf
-from jaxmm.hf import names, pretrained, specs, weights
+from jaxmm.hf import names, pretrained, tensor_files, weights
+from jaxmm.hf.families.family import Layout
+from jaxmm.hf.families.registry import layout_of
 from jaxmm.models.multimodal import flat_axes
 
 CASES = ("llava, clip", "llava, siglip", "qwen2.5-vl", "qwen3-vl", "gemma3", "internvl", "qwen3")
@@ -42,18 +44,18 @@ def config_of(name: str) -> Any:
 def made(name: str, folder: Path, dtype: Any = np.float32, shard_bytes: int = 1 << 30) -> dict[names.Path, np.ndarray]:
     """Writes the case's model; returns its parameters."""
     config = config_of(name)
-    family = specs.family_of(config)
-    params = numbers(family.spec)
+    layout = layout_of(config)
+    params = numbers(layout.spec)
     folder.mkdir(exist_ok=True)
-    weights.write(folder, hf.outgoing(family, params, dtype), shard_bytes)
+    weights.write(folder, hf.outgoing(layout, params, dtype), shard_bytes)
     (folder / "config.json").write_text(json.dumps(config.to_dict(), default=str))
     return params
 
 
-def read(folder: Path) -> tuple[specs.Family, hf.Read]:
-    family, _ = hf.read_family(folder)
+def read(folder: Path) -> tuple[Layout, hf.Read]:
+    layout = hf.read_whole(folder).layout
     where = sharding.replicated(sharding.make_mesh({"data": 1}, jax.devices()[:1]))
-    return family, hf.read_model(folder, family, lambda path, shape: where)
+    return layout, hf.read_model(folder, layout, lambda path, shape: where)
 
 
 def assert_same(found: Any, wanted: dict[names.Path, np.ndarray]) -> None:
@@ -64,8 +66,8 @@ def assert_same(found: Any, wanted: dict[names.Path, np.ndarray]) -> None:
 
 def rewritten(folder: Path, change: Any) -> None:
     """``change``: from tensors by name to others."""
-    file = folder / weights.SINGLE
-    (folder / weights.INDEX).unlink(missing_ok=True)
+    file = folder / tensor_files.SINGLE
+    (folder / tensor_files.INDEX).unlink(missing_ok=True)
     safetensors.numpy.save_file(change(safetensors.numpy.load_file(file)), file)
 
 
@@ -107,10 +109,10 @@ def test_a_head_that_is_the_embedding_once_more_is_read_and_not_written(tmp_path
     wanted = made("gemma3", tmp_path)
     embedding = ("decoder", "embedding")
     rewritten(tmp_path, lambda tensors: {**tensors, "lm_head.weight": wanted[embedding]})
-    family, found = read(tmp_path)
-    assert family.spec.decoder.tie_embeddings
+    layout, found = read(tmp_path)
+    assert layout.spec.decoder.tie_embeddings
     assert_same(found.params, wanted)
-    assert "lm_head" not in " ".join(tensor.name for tensor in hf.outgoing(family, found.params, np.float32))
+    assert "lm_head" not in " ".join(tensor.name for tensor in hf.outgoing(layout, found.params, np.float32))
 
 
 def test_a_head_of_its_own_is_used_whatever_the_config_says_of_ties(tmp_path):
@@ -118,8 +120,8 @@ def test_a_head_of_its_own_is_used_whatever_the_config_says_of_ties(tmp_path):
     wanted = made("gemma3", tmp_path)
     head = wanted["decoder", "embedding"][::-1].copy()
     rewritten(tmp_path, lambda tensors: {**tensors, "language_model.lm_head.weight": head})
-    family, found = read(tmp_path)
-    assert not family.spec.decoder.tie_embeddings
+    layout, found = read(tmp_path)
+    assert not layout.spec.decoder.tie_embeddings
     assert_same(found.params, wanted | {("decoder", "head"): head})
     begun = pretrained.read_start(str(tmp_path), None, 1, 0)
     assert begun is not None
@@ -148,7 +150,7 @@ def test_a_part_is_taken_from_a_whole_model(tmp_path):
 
 def test_a_program_that_is_given_a_broken_folder_says_so_in_one_line_and_exits_with_1(tmp_path, monkeypatch, capsys):
     made("llama, biases, tied", tmp_path / "model")  # a tie is checked first
-    file = tmp_path / "model" / weights.SINGLE
+    file = tmp_path / "model" / tensor_files.SINGLE
     file.write_bytes(file.read_bytes()[:-20])
     flags = [f"--workdir={tmp_path / 'run'}", f"--config.init_from={tmp_path / 'model'}"]
     monkeypatch.setattr(sys, "argv", ["train", f"--config={small_run.ROOT / 'configs' / 'base.py'}", *flags])
@@ -171,8 +173,8 @@ def test_a_vocabulary_that_is_smaller_than_its_tokenizers_is_one_line(tmp_path):
 
 def test_files_outside_the_folder_are_not_opened(tmp_path):
     made("gemma3", tmp_path / "model")
-    (tmp_path / "model" / weights.SINGLE).rename(tmp_path / "other.safetensors")
+    (tmp_path / "model" / tensor_files.SINGLE).rename(tmp_path / "other.safetensors")
     index = {"weight_map": {"a": "../other.safetensors"}}
-    (tmp_path / "model" / weights.INDEX).write_text(json.dumps(index))
+    (tmp_path / "model" / tensor_files.INDEX).write_text(json.dumps(index))
     with pytest.raises(UserError, match=r"names ../other.safetensors, which is not a file of this folder"):
         read(tmp_path / "model")

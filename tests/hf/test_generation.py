@@ -24,7 +24,7 @@ def theirs(world: Any, document: Any, **options: Any) -> list[int]:
     # With "dynamic" frequencies a model remembers the longest row it has seen: each document has a model of its own.
     model = copy.deepcopy(world.model)
     model.generation_config.eos_token_id = None  # on and on
-    inputs = parity_batch.alone(document, world.case, world.family.spec)
+    inputs = parity_batch.alone(document, world.case, world.layout.spec)
     with torch.no_grad():
         found = model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False, **options)
     return found[0, inputs["input_ids"].shape[1] :].tolist()
@@ -48,8 +48,8 @@ def ours(world: Any, documents: list[Any], sampling: Sampling = GREEDY) -> list[
     from jaxmm.inference.decode import Generator
     from jaxmm.models.multimodal import Compute
 
-    generator = Generator(world.family.spec, Compute(), ())
-    writing = generator.begin(world.params, rows(documents, world.family.spec), TOKENS, sampling)
+    generator = Generator(world.layout.spec, Compute(), ())
+    writing = generator.begin(world.params, rows(documents, world.layout.spec), TOKENS, sampling)
     writing = generator.go_on(world.params, writing, np.zeros(len(documents), bool), TOKENS)
     return np.asarray(writing.tokens_BW).tolist()
 

@@ -23,16 +23,16 @@ def test_packed_documents_give_the_logits_that_transformers_gave(name, tmp_path)
     golden = make_goldens.load(make_goldens.path_of(name))
     safetensors.numpy.save_file(golden.tensors(), tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(golden.config))
-    family, _ = hf.read_family(tmp_path)
+    layout = hf.read_whole(tmp_path).layout
     where = sharding.replicated(sharding.make_mesh({"data": 1}, jax.devices()[:1]))
-    params = nested(hf.read_model(tmp_path, family, lambda path, shape: where).params)
-    _, apply = make_model(family.spec)
+    params = nested(hf.read_model(tmp_path, layout, lambda path, shape: where).params)
+    _, apply = make_model(layout.spec)
 
     def logits(params, batch):
         hidden_BTD, head_VD = apply(params, batch, Compute())
         return hidden_BTD[0] @ head_VD.T
 
-    found = np.asarray(jax.jit(logits)(params, parity_batch.packed(golden.documents, family.spec)))
+    found = np.asarray(jax.jit(logits)(params, parity_batch.packed(golden.documents, layout.spec)))
     wanted = np.concatenate(golden.logits)
     assert wanted.std() > 0.1
     np.testing.assert_allclose(found[: len(wanted)], wanted, rtol=0, atol=1e-4)

@@ -28,26 +28,26 @@ def test_a_conversation_with_tiles_gives_the_tokens_and_logits_of_transformers(t
     from jaxmm import sharding
     from jaxmm.batch import ImageSpec
     from jaxmm.data.documents import Image
-    from jaxmm.data.text.template import Markup, Template
+    from jaxmm.data.text.template import Template
     from jaxmm.data.text.tokenizer import load_tokenizer
     from jaxmm.hf import folder as hf
-    from jaxmm.hf.pretrained import MARKUP, image_settings, read_start
+    from jaxmm.hf.pretrained import image_settings, read_start
     from jaxmm.inference.answers import Prompt, prompt_batch
     from jaxmm.models.multimodal import Compute, make_model, nested
 
     folder = folder_of("internvl", tmp_path / "theirs")
     start = read_start(str(folder), None, 2, 0)
     assert start.differences() == []
-    template = Template(load_tokenizer(str(folder)), "sft", markup=Markup(*MARKUP["internvl"]))
+    template = Template(load_tokenizer(str(folder)), "sft", markup=start.family.markup)
     where = sharding.replicated(sharding.make_mesh({"data": 1}, jax.devices()[:1]))
-    params = nested(hf.read_model(folder, start.family, lambda path, shape: where).params)
+    params = nested(hf.read_model(folder, start.layout, lambda path, shape: where).params)
     model, info = transformers.AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)
     assert not any(info.values()), info
     processor = transformers.AutoProcessor.from_pretrained(folder)
     assert type(processor).__name__ == "InternVLProcessor"
     # Torchvision's filter differs by a level here and there, Pillow's does not.
     processor.image_processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
-    _, apply = make_model(start.family.spec)
+    _, apply = make_model(start.layout.spec)
 
     pictures = [saved(tmp_path, f"{n}.png", *size) for n, size in enumerate(SIZES)]
     chosen = [(0, 1), (2,), (3,), ()]  # one prompt each, in one batch of ours

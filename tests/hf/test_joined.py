@@ -87,9 +87,9 @@ def begun(start: str, workdir: Path) -> tuple[Recipe, dict[Any, Any]]:
 
 def exported(recipe: Recipe, params: dict[Any, Any], workdir: Path, out: Path) -> dict[str, Any]:
     out.mkdir()
-    family, config = export.write_config(recipe, out, "float32")
-    weights.write(out, hf.outgoing(family, params, np.float32, workdir / MODEL / SPARE))
-    export.write_tokenizer(recipe, config, workdir, out)
+    layout, config = export.write_config(recipe, out, "float32")
+    weights.write(out, hf.outgoing(layout, params, np.float32, workdir / MODEL / SPARE))
+    export.write_tokenizer(recipe, out)
     export.write_processor(recipe, workdir, out)
     export.write_generation(recipe, config, workdir, out)
     return config
@@ -104,7 +104,7 @@ def test_a_tower_of_one_size_goes_into_llavas_layout_whole(name, tmp_path):
     assert config["architectures"] == ["LlavaForConditionalGeneration"]
     # Read again, as a whole model: nothing is missing, and what is unused is there under the whole's names.
     again = read_start(str(tmp_path / "out"), None, 2, 0)
-    assert again.family.spec == recipe.model
+    assert again.layout.spec == recipe.model
     assert again.differences() == []
     found = read_params(again, here)
     assert found.params.keys() == params.keys()
@@ -165,7 +165,7 @@ def test_a_siglip_of_384_and_14_has_27_patches_on_a_side(tmp_path):
     said = {"image_processor_type": "SiglipImageProcessor", "size": {"height": 384, "width": 384}}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
     start = read_start(str(tmp_path), None, 2, 0)
-    assert start.family.spec.vision.positions == 27
+    assert start.layout.spec.vision.positions == 27
     assert ImageSpec(**image_settings(start)).tile_patches == 27**2
 
 

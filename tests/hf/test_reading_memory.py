@@ -15,6 +15,7 @@ import pytest
 import small_run
 
 from jaxmm.hf import names, weights
+from jaxmm.hf.decoders import DECODERS
 from jaxmm.models.decoder import DecoderSpec
 from jaxmm.models.multimodal import ModelSpec, flat_axes
 
@@ -26,7 +27,8 @@ import json, re, sys
 from pathlib import Path
 import jax
 from jaxmm import sharding
-from jaxmm.hf import folder as hf, names
+from jaxmm.hf import folder as hf
+from jaxmm.hf.decoders import DECODERS
 from test_reading_memory import SPEC
 from jaxmm.models.multimodal import ModelSpec
 
@@ -44,7 +46,7 @@ AXES = flat_axes(ModelSpec(decoder=SPEC))
 jax.block_until_ready(jax.numpy.zeros(8) + 1)
 Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
 before = memory("VmRSS")
-found = hf.read_decoder(Path(sys.argv[1]), names.DECODERS["llama"], ModelSpec(decoder=SPEC), where)
+found = hf.read_decoder(Path(sys.argv[1]), DECODERS["llama"].rules, ModelSpec(decoder=SPEC), where)
 jax.block_until_ready(found.params)
 held = sum(s.data.nbytes for p in found.params.values() for s in p.addressable_shards)
 print(json.dumps({"peak": memory("VmHWM") - before, "held": held}))
@@ -78,7 +80,7 @@ def folder(tmp_path_factory) -> Path:
             return patterned(self.shape)
 
     params = {path: Lazy(shape) for path, shape in shapes.items()}
-    tensors = weights.outgoing(params, names.DECODERS["llama"], inputs, ml_dtypes.bfloat16)
+    tensors = weights.outgoing(params, DECODERS["llama"].rules, inputs, ml_dtypes.bfloat16)
     prefixes = {"text": "model.", "lm_head": "lm_head."}
     renamed = (tensor._replace(name=names.foreign_name(tensor.name, prefixes)) for tensor in tensors)
     # The largest ones last, as releases have the head: all else is held when they are read.

@@ -11,7 +11,9 @@ import pytest
 
 from jaxmm.errors import UserError
 from jaxmm.hf import folder as hf
-from jaxmm.hf import specs
+from jaxmm.hf.decoders import decoder_of, plain_decoder_of
+from jaxmm.hf.families.registry import layout_of
+from jaxmm.hf.towers import tower_of
 from jaxmm.models.multimodal import ModelSpec, flat_axes
 from jaxmm.models.rope import axis_of_frequency
 
@@ -180,8 +182,8 @@ def count(spec: ModelSpec, *parts: str) -> int:
     ids=lambda x: x["model_type"] if isinstance(x, dict) else "",
 )
 def test_a_released_config_gives_as_many_parameters_as_the_release_has(config, parameters, tmp_path):
-    family = specs.family_of(config_of(config, tmp_path))
-    assert count(family.spec, "vision", "connector", "decoder") == parameters
+    layout = layout_of(config_of(config, tmp_path))
+    assert count(layout.spec, "vision", "connector", "decoder") == parameters
 
 
 @pytest.mark.parametrize(
@@ -191,51 +193,51 @@ def test_a_released_config_gives_as_many_parameters_as_the_release_has(config, p
 )
 def test_a_released_decoder_has_as_many_parameters(config, parameters, tmp_path):
     found = config_of(config, tmp_path)
-    decoder = specs.plain_decoder_of(found, found.tie_word_embeddings)
+    decoder = plain_decoder_of(found, found.tie_word_embeddings)
     assert count(ModelSpec(decoder=decoder.spec), "decoder") == parameters
 
 
 def test_what_sparse_configs_do_not_say_is_what_the_family_means(tmp_path):
-    gemma = specs.family_of(config_of(GEMMA3, tmp_path)).spec
+    gemma = layout_of(config_of(GEMMA3, tmp_path)).spec
     assert (gemma.decoder.heads, gemma.decoder.kv_heads, gemma.decoder.head_dim) == (8, 4, 256)
     assert (gemma.decoder.rope_theta, gemma.decoder.local_rope_theta) == (1e6, 1e4)
     assert (gemma.decoder.rope_scaling.kind, gemma.decoder.rope_scaling.factor) == ("linear", 8.0)
     assert (gemma.decoder.window, gemma.decoder.global_layers) == (1024, (5, 11, 17, 23, 29))
     assert (gemma.decoder.vocab_size, gemma.decoder.tie_embeddings, gemma.connector.merge) == (262208, True, 4)
-    tower = specs.tower_of(config_of(SIGLIP2, tmp_path).vision_config).spec
+    tower = tower_of(config_of(SIGLIP2, tmp_path).vision_config).spec
     assert (tower.width, tower.layers, tower.heads, tower.mlp) == (1152, 27, 16, 4304)
     assert (tower.patch_size, tower.positions, tower.activation) == (16, 16, "gelu_tanh")
-    llava = specs.family_of(config_of(LLAVA, tmp_path)).spec
+    llava = layout_of(config_of(LLAVA, tmp_path)).spec
     assert (llava.decoder.layers, llava.decoder.kv_heads, llava.decoder.rope_theta) == (32, 32, 10000.0)
     assert (llava.vision.layers, llava.vision.positions, llava.vision.activation) == (23, 24, "quick_gelu")
 
 
 def test_old_spellings_of_rotary_positions_are_read(tmp_path):
-    qwen = specs.family_of(config_of(QWEN2_5_VL, tmp_path)).spec
+    qwen = layout_of(config_of(QWEN2_5_VL, tmp_path)).spec
     assert (qwen.decoder.rope_theta, qwen.decoder.rope_sections, qwen.decoder.window) == (1e6, (16, 24, 24), 0)
     assert (qwen.vision.window, qwen.vision.global_layers, qwen.vision.frames) == (8, (7, 15, 23, 31), 2)
-    three = specs.family_of(config_of(QWEN2_5_VL_3B, tmp_path)).spec
+    three = layout_of(config_of(QWEN2_5_VL_3B, tmp_path)).spec
     assert three.decoder.tie_embeddings
-    qwen3 = specs.family_of(config_of(QWEN3_VL, tmp_path)).spec
+    qwen3 = layout_of(config_of(QWEN3_VL, tmp_path)).spec
     assert (qwen3.decoder.rope_theta, qwen3.decoder.rope_sections) == (5e6, (24, 20, 20))
     assert (qwen3.vision.taps, qwen3.vision.positions) == ((5, 11, 17), 48)
-    intern = specs.family_of(config_of(INTERNVL3, tmp_path)).spec
+    intern = layout_of(config_of(INTERNVL3, tmp_path)).spec
     assert (intern.vision.positions, intern.vision.patch_size, intern.vision.qkv_bias) == (32, 14, True)
     assert (intern.decoder.width, intern.decoder.head_dim, intern.decoder.window) == (896, 64, 0)
     scaling = intern.decoder.rope_scaling
     assert (scaling.kind, scaling.factor, scaling.trained_length) == ("dynamic", 2.0, 32768)
-    llama = specs.decoder_of(config_of(LLAMA3, tmp_path), True).spec
+    llama = decoder_of(config_of(LLAMA3, tmp_path), True).spec
     assert (llama.rope_scaling.kind, llama.rope_scaling.trained_length, llama.rope_theta) == ("llama3", 8192, 5e5)
     old = {**MISTRAL, "model_type": "llama", "rope_scaling": {"type": "linear", "factor": 4.0}}
-    assert specs.decoder_of(config_of(old, tmp_path), False).spec.rope_scaling.factor == 4.0
-    assert specs.decoder_of(config_of(MISTRAL, tmp_path), False).spec.window == 4096
+    assert decoder_of(config_of(old, tmp_path), False).spec.rope_scaling.factor == 4.0
+    assert decoder_of(config_of(MISTRAL, tmp_path), False).spec.window == 4096
 
 
 def test_axes_that_take_turns_need_no_section_for_every_frequency(tmp_path):
     """As in transformers, where sections of small heads may be missing from the file: the first axis takes the rest."""
     small = config_of({"model_type": "qwen3_vl_text", "hidden_size": 84, "num_attention_heads": 6,
                        "num_key_value_heads": 3, "head_dim": 14, "vocab_size": 219}, tmp_path)  # fmt: skip
-    spec = specs.decoder_of(small, False).spec
+    spec = decoder_of(small, False).spec
     axes = axis_of_frequency(spec.rope_sections, spec.rope_interleaved, spec.head_dim // 2)
     assert axes.tolist() == [0, 1, 2, 0, 1, 2, 0]
 
@@ -280,7 +282,7 @@ def changed(config: dict[str, Any], **changes: Any) -> dict[str, Any]:
 )  # fmt: skip
 def test_what_a_config_asks_and_we_do_not_do_is_one_line(config, message, tmp_path):
     with pytest.raises(UserError, match=message) as caught:
-        specs.family_of(config_of(config, tmp_path))
+        layout_of(config_of(config, tmp_path))
     assert "\n" not in str(caught.value)
 
 

@@ -45,7 +45,7 @@ def test_images_are_processed_as_the_family_does_by_default(name, said, wanted, 
 
 def test_mean_and_deviation_are_the_folders_else_the_kinds(tmp_path):
     def vision(**processor):
-        return start_of("llava, clip", tmp_path, size=16, crop_size=16, **processor).family.spec.vision
+        return start_of("llava, clip", tmp_path, size=16, crop_size=16, **processor).layout.spec.vision
 
     assert vision().mean == (0.48145466, 0.4578275, 0.40821073)
     assert vision(image_mean=[0.1, 0.2, 0.3]).mean == (0.1, 0.2, 0.3)

@@ -6,11 +6,11 @@ import json
 import math
 
 import pytest
-import test_releases
 from test_releases import GEMMA3, LLAMA3, LLAVA, QWEN3_VL, changed
 
 from jaxmm.errors import UserError
 from jaxmm.hf import folder as hf
+from jaxmm.hf.decoders import decoder_of
 from jaxmm.hf.pretrained import read_start
 
 pytestmark = pytest.mark.usefixtures("whole_transformers")
@@ -44,10 +44,10 @@ def test_a_number_out_of_range_is_one_line_with_file_and_key(config, message, tm
     (tmp_path / "config.json").write_text(json.dumps(config))
     if not message:  # a decoder by itself
         with pytest.raises(UserError, match="low_frequency_factor must be below"), hf.of_folder(tmp_path):
-            test_releases.specs.decoder_of(hf.read_config(tmp_path), False)
+            decoder_of(hf.read_config(tmp_path), False)
         return
     with pytest.raises(UserError, match=message) as caught:
-        hf.read_family(tmp_path)
+        hf.read_whole(tmp_path)
     assert str(tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)
 

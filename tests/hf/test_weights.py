@@ -13,7 +13,7 @@ import safetensors.numpy
 
 from jaxmm import sharding
 from jaxmm.errors import UserError
-from jaxmm.hf import names, weights
+from jaxmm.hf import names, tensor_files, weights
 from jaxmm.hf.names import Rule
 
 RULES = [
@@ -40,7 +40,7 @@ def parameters(mesh=None, shapes=SHAPES):
 
 
 def read(folder: Path, **options):
-    checkpoint = weights.Checkpoint(folder)
+    checkpoint = tensor_files.Checkpoint(folder)
     return weights.read_params(checkpoint, RULES, options.pop("parameters", parameters()), **options)
 
 
@@ -121,7 +121,7 @@ def test_several_files_with_an_index_are_one_checkpoint(tmp_path):
     assert len(list(tmp_path.glob("model-*-of-00002.safetensors"))) == 2
     params, _ = read(tmp_path)
     np.testing.assert_array_equal(params[EMBEDDING], tensors()["model.embed_tokens.weight"])
-    index = json.loads((tmp_path / weights.INDEX).read_text())
+    index = json.loads((tmp_path / tensor_files.INDEX).read_text())
     assert index["metadata"]["total_size"] == sum(value.nbytes for value in tensors().values())
 
 
@@ -215,23 +215,23 @@ def broken(folder: Path, how: str) -> None:
     elif how == "page":
         file.write_text("<html>404</html>")
     elif how == "outside":
-        (folder / weights.INDEX).write_text(json.dumps({"weight_map": {"a": "../x.safetensors"}}))
+        (folder / tensor_files.INDEX).write_text(json.dumps({"weight_map": {"a": "../x.safetensors"}}))
     elif how == "pickle in index":
-        (folder / weights.INDEX).write_text(json.dumps({"weight_map": {"a": "pytorch_model-1.bin"}}))
+        (folder / tensor_files.INDEX).write_text(json.dumps({"weight_map": {"a": "pytorch_model-1.bin"}}))
     elif how == "pickle":
         file.rename(folder / "pytorch_model.bin")
     elif how == "nothing":
         file.unlink()
     elif how == "index":
-        (folder / weights.INDEX).write_text('{"weight_map": ')
+        (folder / tensor_files.INDEX).write_text('{"weight_map": ')
     elif how == "missing file":
-        (folder / weights.INDEX).write_text(json.dumps({"weight_map": {"a": "model-1.safetensors"}}))
+        (folder / tensor_files.INDEX).write_text(json.dumps({"weight_map": {"a": "model-1.safetensors"}}))
     elif how == "twice":
         safetensors.numpy.save_file(
             {"model.embed_tokens.weight": np.ones((6, 4), np.float32)}, folder / "b.safetensors"
         )
         files = {"a": "model.safetensors", "b": "b.safetensors"}
-        (folder / weights.INDEX).write_text(json.dumps({"weight_map": files}))
+        (folder / tensor_files.INDEX).write_text(json.dumps({"weight_map": files}))
 
 
 @pytest.mark.parametrize(

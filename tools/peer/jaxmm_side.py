@@ -13,9 +13,11 @@ import numpy as np
 from jaxmm.measure.case import BETAS, CLIP, DECAY, EPS, RATE, PeerCase
 
 
-def family_of(case: PeerCase) -> Any:
+def layout_of(case: PeerCase) -> Any:
     """What ``jaxmm.hf`` reads from the model's config, without ``transformers``: it would import PyTorch here too."""
-    from jaxmm.hf import specs
+    from jaxmm.hf.decoders import DECODERS
+    from jaxmm.hf.families.family import OLD, PROJECTOR, Layout
+    from jaxmm.hf.towers import TOWERS
     from jaxmm.models.connector import ConnectorSpec
     from jaxmm.models.decoder import DecoderSpec
     from jaxmm.models.multimodal import ModelSpec
@@ -30,7 +32,8 @@ def family_of(case: PeerCase) -> Any:
         head_dim=case.width // case.heads, mlp=case.mlp, norm_eps=1e-6,
     )  # fmt: skip
     connector = ConnectorSpec(merge=1, mlp=case.width, norm="", activation="gelu")
-    return specs.Family(ModelSpec(vision, connector, decoder), "siglip", "llama", "mlp", specs.OLD)
+    rules = [*TOWERS["siglip_vision_model"].rules, *PROJECTOR, *DECODERS["llama"].rules]
+    return Layout(ModelSpec(vision, connector, decoder), rules, OLD)
 
 
 def loaded(case: PeerCase, folder: Path, seed: int, place: Callable[[Any], Any]) -> Iterator[Any]:
@@ -66,14 +69,14 @@ class Ours:
         from jaxmm.training.optimizer import make_optimizer
         from jaxmm.training.step import init_state, make_train_step
 
-        family = family_of(case)
+        layout = layout_of(case)
         self.mesh = sharding.make_mesh({"data": -1})
         where = sharding.replicated(self.mesh)
-        params = nested(hf.read_model(folder, family, lambda path, shape: where).params)
+        params = nested(hf.read_model(folder, layout, lambda path, shape: where).params)
         optimizer = make_optimizer(
             optax.constant_schedule(RATE), b1=BETAS[0], b2=BETAS[1], eps=EPS, weight_decay=DECAY, clip=CLIP
         )
-        _, apply = make_model(family.spec)
+        _, apply = make_model(layout.spec)
         compute = Compute("float32", "none", unroll=max(case.layers, case.vision_layers), tile=case.grid**2)
         step = make_train_step(
             lambda params, batch, target_positions_BR: apply(params, batch, compute, target_positions_BR), optimizer,

@@ -1,0 +1,215 @@
+"""The decoders that families are made of: from a ``text_config`` to a spec, and the names of their tensors.
+
+``transformers`` reads the config, old spellings included; what its code does beyond the config is here, as data.
+``DECODERS`` is the table, by the config's ``model_type``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jaxmm.errors import UserError
+from jaxmm.hf import supported
+from jaxmm.hf.names import Rule, linear, norm
+from jaxmm.models.decoder import DecoderSpec
+from jaxmm.models.rope import RopeScaling
+
+
+class Decoder(NamedTuple):
+    """A decoder's sizes and features, and the names of its tensors."""
+
+    spec: DecoderSpec
+    rules: list[Rule]
+
+
+class DecoderKind(NamedTuple):
+    """An entry of the table.
+
+    Attributes:
+      spec: makes the spec of a config, and of whether the vocabulary projection is the embedding.
+      rules: the names of its tensors.
+    """
+
+    spec: Callable[[Any, bool], DecoderSpec]
+    rules: list[Rule]
+
+
+def decoder_of(config: Any, tied: bool) -> Decoder:
+    """Raises UserError for an architecture that is not there, or of heads that do not go together."""
+    kind = supported.entry(DECODERS, config.model_type, "decoder")
+    try:
+        return Decoder(kind.spec(config, tied), kind.rules)
+    except ValueError as error:  # sizes that do not go together
+        raise UserError(f"config.json: {error}") from error
+
+
+def plain_decoder_of(config: Any, tied: bool) -> Decoder:
+    """A decoder in a family that gives it one position an axis, and images that are seen as text is."""
+    found = decoder_of(config, tied)
+    return found._replace(spec=dataclasses.replace(found.spec, rope_sections=(), bidirectional_blocks=False))
+
+
+# What their configs have in common
+
+
+def _scaling(rope: dict[str, Any], max_positions: int) -> RopeScaling:
+    kind = rope.get("rope_type", "default")
+    if kind == "mrope":
+        kind = "default"
+    trained = rope.get("original_max_position_embeddings") or max_positions
+    factor = rope.get("factor")
+    if factor is None:
+        factor = max_positions / trained if kind in ("yarn", "longrope") else 1.0
+    if kind not in ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional"):
+        raise UserError(f"config.json: rotary embedding of rope_type '{kind}' is not supported")
+    if kind != "proportional" and rope.get("partial_rotary_factor", 1.0) != 1.0:
+        raise UserError(f"config.json: partial_rotary_factor with rope_type '{kind}' is not supported")
+    return RopeScaling(
+        kind=kind,
+        factor=float(factor),
+        trained_length=int(max_positions if kind == "dynamic" else trained),
+        fraction=float(rope.get("partial_rotary_factor", 1.0)),
+        attention_factor=float(rope.get("attention_factor") or 0.0),
+        low_frequency_factor=float(rope.get("low_freq_factor", 1.0)),
+        high_frequency_factor=float(rope.get("high_freq_factor", 4.0)),
+        beta_fast=float(rope.get("beta_fast") or 32.0),
+        beta_slow=float(rope.get("beta_slow") or 1.0),
+        truncate=bool(rope.get("truncate", True)),
+        mscale=float(rope.get("mscale") or 0.0),
+        mscale_all_dim=float(rope.get("mscale_all_dim") or 0.0),
+        short_factors=tuple(rope.get("short_factor", ())),
+        long_factors=tuple(rope.get("long_factor", ())),
+    )
+
+
+def _windows(config: Any) -> dict[str, Any]:
+    """Which layers see a window, from ``layer_types`` where it is, else from ``sliding_window`` for all."""
+    window = getattr(config, "sliding_window", None) or 0
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        return {"window": window}
+    known = {"full_attention", "sliding_attention"}
+    if set(kinds) - known:
+        raise UserError(f"config.json: layers of type '{(set(kinds) - known).pop()}' are not supported")
+    if "sliding_attention" not in kinds or not window:
+        return {}
+    return {"window": window, "global_layers": tuple(i for i, kind in enumerate(kinds) if kind == "full_attention")}
+
+
+def _spec(config: Any, tied: bool, rope: dict[str, Any] | None = None, **features: Any) -> DecoderSpec:
+    """``rope``: its parameters, where layers of different kinds have their own."""
+    rope = rope or config.rope_parameters
+    if not getattr(config, "head_dim", None) and config.hidden_size % config.num_attention_heads:
+        raise ValueError(f"hidden_size {config.hidden_size} is no multiple of {config.num_attention_heads} heads")
+    return DecoderSpec(
+        vocab_size=config.vocab_size,
+        width=config.hidden_size,
+        layers=config.num_hidden_layers,
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+        mlp=config.intermediate_size,
+        norm_eps=config.rms_norm_eps,
+        tie_embeddings=tied,
+        activation=supported.activation(getattr(config, "hidden_act", None) or config.hidden_activation),
+        rope_theta=rope["rope_theta"],
+        rope_scaling=_scaling(rope, config.max_position_embeddings),
+        **_windows(config),
+        **features,
+    )
+
+
+def _sections(config: Any, default: tuple[int, ...]) -> tuple[int, ...]:
+    """How many frequencies each axis of positions has."""
+    return tuple(config.rope_parameters.get("mrope_section") or default)
+
+
+def _rules(post_norms: bool) -> list[Rule]:
+    layer, block = "text.layers.{i}", "decoder.blocks"
+    norms = {"input_layernorm": "norm_attention", "post_attention_layernorm": "norm_mlp"}
+    if post_norms:
+        norms = {
+            "input_layernorm": "norm_attention",
+            "post_attention_layernorm": "norm_attention_out",
+            "pre_feedforward_layernorm": "norm_mlp",
+            "post_feedforward_layernorm": "norm_mlp_out",
+        }
+    maps = {
+        "self_attn.q_proj": "attention.query", "self_attn.k_proj": "attention.key",
+        "self_attn.v_proj": "attention.value", "self_attn.o_proj": "attention.out",
+        "mlp.gate_proj": "mlp.gate", "mlp.up_proj": "mlp.up", "mlp.down_proj": "mlp.down",
+    }  # fmt: skip
+    norms |= {"self_attn.q_norm": "attention.query_norm", "self_attn.k_norm": "attention.key_norm"}
+    return [
+        Rule("text.embed_tokens.weight", ("decoder.embedding",)),
+        Rule("lm_head.weight", ("decoder.head",)),
+        *norm("text.norm", "decoder.norm"),
+        *(rule for name, path in norms.items() for rule in norm(f"{layer}.{name}", f"{block}.{path}")),
+        *(rule for name, path in maps.items() for rule in linear(f"{layer}.{name}", f"{block}.{path}")),
+    ]
+
+
+# Each by itself
+
+
+def _llama(config: Any, tied: bool) -> DecoderSpec:
+    """Llama 2 and 3."""
+    bias = bool(getattr(config, "attention_bias", False))
+    return _spec(config, tied, qkv_bias=bias, out_bias=bias, mlp_bias=bool(getattr(config, "mlp_bias", False)))
+
+
+def _mistral(config: Any, tied: bool) -> DecoderSpec:
+    return _spec(config, tied)
+
+
+def _qwen2(config: Any, tied: bool) -> DecoderSpec:
+    """Qwen 2 and 2.5."""
+    return _spec(config, tied, qkv_bias=True)
+
+
+def _qwen3(config: Any, tied: bool) -> DecoderSpec:
+    bias = bool(config.attention_bias)
+    return _spec(config, tied, qkv_bias=bias, out_bias=bias, qk_norm=True)
+
+
+def _gemma3(config: Any, tied: bool) -> DecoderSpec:
+    supported.require(config, use_bidirectional_attention=False)
+    # The file may have attn_logit_softcapping and final_logit_softcapping: transformers applies neither here.
+    rope = config.rope_parameters
+    return _spec(
+        config, tied, rope["full_attention"],
+        local_rope_theta=rope["sliding_attention"]["rope_theta"],
+        qkv_bias=bool(config.attention_bias), out_bias=bool(config.attention_bias),
+        qk_norm=True, post_norms=True, norm_offset=1.0,
+        embed_scale=config.hidden_size**0.5, attention_scale=config.query_pre_attn_scalar**-0.5,
+        bidirectional_blocks=True,
+    )  # fmt: skip
+
+
+def _qwen2_5_vl(config: Any, tied: bool) -> DecoderSpec:
+    """Qwen 2.5 with positions of three axes: time, row and column, each with a run of the frequencies."""
+    supported.require(config, head_dim=config.hidden_size // config.num_attention_heads)
+    return _spec(config, tied, qkv_bias=True, rope_sections=_sections(config, (16, 24, 24)))
+
+
+def _qwen3_vl(config: Any, tied: bool) -> DecoderSpec:
+    """Qwen 3 with positions of three axes, which take turns at the frequencies."""
+    bias = bool(config.attention_bias)
+    return _spec(
+        config, tied, qkv_bias=bias, out_bias=bias, qk_norm=True,
+        rope_sections=_sections(config, (24, 20, 20)), rope_interleaved=True,
+    )  # fmt: skip
+
+
+PLAIN, POST_NORMS = _rules(post_norms=False), _rules(post_norms=True)
+DECODERS = {
+    "llama": DecoderKind(_llama, PLAIN),
+    "mistral": DecoderKind(_mistral, PLAIN),
+    "qwen2": DecoderKind(_qwen2, PLAIN),
+    "qwen3": DecoderKind(_qwen3, PLAIN),
+    "gemma3_text": DecoderKind(_gemma3, POST_NORMS),
+    "qwen2_5_vl_text": DecoderKind(_qwen2_5_vl, PLAIN),
+    "qwen3_vl_text": DecoderKind(_qwen3_vl, PLAIN),
+}

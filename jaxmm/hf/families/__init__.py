@@ -1,0 +1,1 @@
+"""One file for each family of Hugging Face models, and the table of them."""

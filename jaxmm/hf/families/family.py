@@ -1,0 +1,115 @@
+"""What sets one family of Hugging Face models apart, as one class: everything else in jaxmm asks it.
+
+A family is a subclass in a file of its own, and a line in ``registry.py``. ``docs/extend.md`` walks through one.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxmm.data.text.template import OURS, Markup
+from jaxmm.hf.names import Rule, linear, norm
+from jaxmm.hf.pictures import Pictures
+from jaxmm.models.connector import ConnectorSpec
+from jaxmm.models.multimodal import ModelSpec
+
+# What families write before the names of tensors, in releases' older and newer spelling. Both are read of any family
+# (names.SPELLINGS); a family exports the one that its releases have.
+OLD = {"text": "language_model.model.", "vision": "vision_tower.", "lm_head": "language_model.lm_head.",
+        "connector": "multi_modal_projector."}  # fmt: skip
+NEW = {"text": "model.language_model.", "vision": "model.vision_tower.", "lm_head": "lm_head.",
+        "connector": "model.multi_modal_projector."}  # fmt: skip
+# The names of a connector of two linear maps.
+PROJECTOR = [
+    *norm("connector.layer_norm", "connector.norm"),
+    *linear("connector.linear_1", "connector.up"),
+    *linear("connector.linear_2", "connector.down"),
+]
+# Settings of an image processor that are not followed where they are on, and what is done in their place.
+ONE_TILE = dict.fromkeys(("do_image_splitting", "do_pan_and_scan"), "each image is one tile")
+
+
+class Layout(NamedTuple):
+    """One model of a family.
+
+    Attributes:
+      spec: its sizes and features.
+      rules: the names of its tensors, in the order in which they are written.
+      prefixes: what stands for "text", "vision", "connector" and "lm_head" in the names that are written.
+    """
+
+    spec: ModelSpec
+    rules: list[Rule]
+    prefixes: Mapping[str, str]
+
+
+class Joined(NamedTuple):
+    """A tower and a decoder as one model: its family, layout and ``config.json``, what the tower's folder says of
+    images, and what people should know."""
+
+    family: Family
+    layout: Layout
+    config: dict[str, Any]
+    processor: dict[str, Any]
+    told: tuple[str, ...] = ()
+
+
+class Family(abc.ABC):
+    """A family of models.
+
+    Attributes:
+      model_type: as ``config.json`` has it.
+      architecture: the class of ``transformers``, which an export names.
+      image_processor: of a folder that does not name its own, a key of ``processors.DEFAULTS``.
+      pictures: how the size of a picture is chosen.
+      markup: what stands around an image's soft tokens. A line's end behind an image is the chat template's.
+      boxes: how it was taught to write boxes, in the words of ``config.data.boxes``; "" where nobody knows.
+      image_token_key: of ``config.json``, for the image token that an export adds where the tokenizer has none; "" of
+        a family whose tokenizers all have one.
+      not_followed: settings of its image processor that are not followed where they are on, and what is done instead.
+      joins: the towers that it joins with any decoder, ``towers.ANY_SHAPE`` or ``ONE_SIZE``; "" for none. Such a family
+        has ``join`` and what follows it below.
+      keeps_whole_tower: whether an export of a joined model has the tower's tensors that we do not use.
+    """
+
+    model_type: str
+    architecture: str
+    image_processor: str
+    pictures: Pictures
+    markup: Markup = OURS
+    boxes: str = ""
+    image_token_key: str = ""
+    not_followed: Mapping[str, str] = ONE_TILE
+    joins: str = ""
+    keeps_whole_tower: bool = False
+
+    @abc.abstractmethod
+    def layout(self, config: Any) -> Layout:
+        """The model of a config, as ``transformers`` reads it.
+
+        Raises:
+          UserError: for a value that is not followed.
+        """
+
+    def is_own_processor(self, processor: Mapping[str, Any]) -> bool:
+        """Whether a folder's image processor is one that ``transformers`` runs with the whole model."""
+        return True
+
+    def cannot_run(self, config: Mapping[str, Any]) -> str:
+        """Why ``transformers`` cannot run an export with this ``config.json``, "" where it can."""
+        return ""
+
+    def tokenizer_settings(self) -> dict[str, Any]:
+        """What an export adds to ``tokenizer_config.json``."""
+        return {}
+
+    def join(self, vision: Any, text: Any, tied: bool, folder: Path, connector: ConnectorSpec) -> Joined:
+        """A tower and a decoder as one model; arguments as of ``joined.join``."""
+        raise NotImplementedError(f"{self.model_type} joins no towers")
+
+    def joined_processor(self, config: Mapping[str, Any], processor: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """The files of a joined model's processor by name, where an export does not make them of our own settings."""
+        return {}

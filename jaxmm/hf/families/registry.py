@@ -1,0 +1,40 @@
+"""The table of families. A new one is a file beside this one and a line here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxmm.errors import UserError
+from jaxmm.hf import supported
+from jaxmm.hf.decoders import DECODERS
+from jaxmm.hf.families.family import Family, Layout
+from jaxmm.hf.families.gemma3 import Gemma3
+from jaxmm.hf.families.internvl import InternVL
+from jaxmm.hf.families.lfm2_vl import Lfm2VL
+from jaxmm.hf.families.llava import Llava
+from jaxmm.hf.families.qwen2_5_vl import Qwen25VL
+from jaxmm.hf.families.qwen3_vl import Qwen3VL
+from jaxmm.hf.towers import TOWERS, TWO_TOWERS
+
+OWN = Lfm2VL()  # what a model of our own is exported as
+FAMILIES: dict[str, Family] = {
+    family.model_type: family for family in (OWN, Llava(), Qwen25VL(), Qwen3VL(), Gemma3(), InternVL())
+}
+
+
+def family_of(config: Any) -> Family:
+    """Raises UserError for an architecture that is not there, with those that are."""
+    kind = config.model_type
+    if kind not in FAMILIES and kind in (*DECODERS, *TOWERS, *TWO_TOWERS):
+        raise UserError(f"'{kind}' is no whole model but a part of one: name both parts, as vision:DIR,decoder:DIR")
+    return supported.entry(FAMILIES, kind, "model")
+
+
+def layout_of(config: Any) -> Layout:
+    """The model of a config, as ``transformers`` reads it."""
+    return family_of(config).layout(config)
+
+
+def family_that_joins(pictures: str) -> Family:
+    """The family whose layout a tower gets with any decoder; ``pictures``: as of ``towers.TowerKind``."""
+    return next(family for family in FAMILIES.values() if family.joins == pictures)

@@ -1,0 +1,167 @@
+"""How families choose the size of a picture: by a number of soft tokens, by an area in pixels, or one size for all."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxmm.errors import UserError
+from jaxmm.hf.processors import RESAMPLES, Limits
+from jaxmm.models.multimodal import ModelSpec
+
+Settings = dict[str, Any]  # of a folder's image processor
+EDGES = (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge"))  # what Qwen's processors call the limits
+
+
+def model_settings(spec: ModelSpec) -> dict[str, Any]:
+    """What of ``ImageSpec`` the model decides, whatever its processor."""
+    return {
+        "patch_size": spec.vision.patch_size, "merge": spec.connector.merge, "window": spec.vision.window,
+        "class_tokens": spec.vision.class_tokens, "text_axes": spec.decoder.text_axes,
+        "bidirectional": spec.decoder.bidirectional_blocks,
+    }  # fmt: skip
+
+
+def resample_settings(processor: Settings, where: Path) -> dict[str, Any]:
+    """How pictures are resized, as ``ImageSpec`` has it; ``where``: for the error."""
+    if "resample" not in processor:
+        return {}
+    if processor["resample"] not in RESAMPLES:
+        raise UserError(f"{where}: images resampled by Pillow's {processor['resample']} are not supported")
+    return {"resample": RESAMPLES[processor["resample"]]}
+
+
+def token_area(spec: ModelSpec) -> int:
+    """Pixels of a soft token."""
+    return (spec.vision.patch_size * spec.connector.merge) ** 2
+
+
+class Pictures(abc.ABC):
+    """One way to choose sizes.
+
+    Attributes:
+      are_of_one_size: whether all pictures become squares of the tower's own size, so that limits mean nothing.
+    """
+
+    are_of_one_size = False
+
+    @abc.abstractmethod
+    def settings(self, processor: Settings, config: Mapping[str, Any], spec: ModelSpec, where: Path) -> dict[str, Any]:
+        """What of ``ImageSpec`` the folder's processor decides beside ``model_settings``.
+
+        Args:
+          processor: the folder's settings, {} where it has none.
+          config: of the whole model.
+          where: the folder, for errors.
+        """
+
+    @abc.abstractmethod
+    def own_limits(self, processor: Settings, defaults: Settings, spec: ModelSpec) -> Limits:
+        """What pictures of any shape are resized between, by the folder's settings or, without, by ``defaults``."""
+
+    def whole(self, asked: Limits, spec: ModelSpec) -> Limits:
+        """Limits that are asked for, as the processor can have them."""
+        return asked
+
+    @abc.abstractmethod
+    def resized(self, processor: Settings, pixels: Limits, spec: ModelSpec) -> Settings:
+        """A processor's settings with other limits."""
+
+
+class BySoftTokens(Pictures):
+    """Pictures of any shape, of so many soft tokens: LFM2-VL's processor."""
+
+    def settings(self, processor: Settings, config: Mapping[str, Any], spec: ModelSpec, where: Path) -> dict[str, Any]:
+        sizes = {"min_pixels": "min_image_tokens", "max_pixels": "max_image_tokens"}
+        return {
+            ours: int(processor[theirs]) * token_area(spec) for ours, theirs in sizes.items() if theirs in processor
+        }
+
+    def own_limits(self, processor: Settings, defaults: Settings, spec: ModelSpec) -> Limits:
+        if processor.get("max_num_patches") and "max_image_tokens" not in processor:
+            # A tower's own processor, for pictures that fill it: limits as far apart as LFM2-VL's.
+            most = int(processor["max_num_patches"]) * spec.vision.patch_size**2
+            return most // 4, most
+        found, area = defaults | processor, token_area(spec)
+        return int(found["min_image_tokens"]) * area, int(found["max_image_tokens"]) * area
+
+    def whole(self, asked: Limits, spec: ModelSpec) -> Limits:
+        area = token_area(spec)
+        return (-(-asked[0] // area) * area, asked[1] // area * area) if asked[1] >= area else asked
+
+    def resized(self, processor: Settings, pixels: Limits, spec: ModelSpec) -> Settings:
+        area = token_area(spec)
+        return processor | {"min_image_tokens": -(-pixels[0] // area), "max_image_tokens": pixels[1] // area}
+
+
+class ByPixels(Pictures):
+    """Pictures of any shape, between two areas in pixels: Qwen's processors, to which a very thin picture is small."""
+
+    def settings(self, processor: Settings, config: Mapping[str, Any], spec: ModelSpec, where: Path) -> dict[str, Any]:
+        size = processor.get("size") or {}
+        found: dict[str, Any] = {"thin": True}
+        for ours, theirs in EDGES:
+            if processor.get(ours) or theirs in size:
+                found[ours] = int(processor.get(ours) or size[theirs])
+        return found
+
+    def own_limits(self, processor: Settings, defaults: Settings, spec: ModelSpec) -> Limits:
+        found = defaults | processor
+        size = found.get("size") or {}
+        least, most = (
+            int(found.get(ours) or size.get(theirs) or defaults["size"][theirs]) for ours, theirs in EDGES
+        )  # fmt: skip
+        return least, most
+
+    def resized(self, processor: Settings, pixels: Limits, spec: ModelSpec) -> Settings:
+        found = processor | {"size": {"shortest_edge": pixels[0], "longest_edge": pixels[1]}}
+        return found | {
+            key: value for key, value in zip(("min_pixels", "max_pixels"), pixels, strict=True) if key in found
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class OneSize(Pictures):
+    """Squares of the tower's own size; with ``tiles`` a picture becomes several of them, as InternVL's are."""
+
+    tiles: bool = False
+    are_of_one_size = True
+
+    def settings(self, processor: Settings, config: Mapping[str, Any], spec: ModelSpec, where: Path) -> dict[str, Any]:
+        size = config["vision_config"]["image_size"]
+        side = size if isinstance(size, int) else size[0]
+        found = {"side": side, "crop": _is_cropped(processor, side, where), "max_pixels": side**2, "min_pixels": 1}
+        if self.tiles:
+            # The model's processor cuts tiles, whatever crop_to_patches of its image processor says.
+            least, most = (int(processor.get(key, 1)) for key in ("min_patches", "max_patches"))
+            found |= {"min_tiles": least, "max_tiles": most} if most > 1 else {}
+        return found
+
+    def own_limits(self, processor: Settings, defaults: Settings, spec: ModelSpec) -> Limits:
+        raise NotImplementedError("pictures of one size have no limits")
+
+    def resized(self, processor: Settings, pixels: Limits, spec: ModelSpec) -> Settings:
+        raise NotImplementedError("pictures of one size have no limits")
+
+
+def _is_cropped(processor: Settings, side: int, where: Path) -> bool:
+    """Whether pictures are cropped to a square of ``side``, or resized to it.
+
+    Raises:
+      UserError: if the folder's processor makes something else of them.
+    """
+    if not processor:
+        return False
+    size, crop = processor.get("size"), processor.get("crop_size")
+    square = {"height": side, "width": side}
+    is_cropped = bool(processor.get("do_center_crop"))
+    resized = {"shortest_edge": side} if is_cropped else square
+    if size in (resized, square, side) and (not is_cropped or crop in (square, side)):
+        return is_cropped and size == resized
+    raise UserError(
+        f"{where}: its image processor makes pictures of size {size}"
+        f"{f', cropped to {crop}' if is_cropped else ''}, its tower takes {side} x {side}: that is not supported"
+    )

@@ -1,0 +1,60 @@
+"""Values of a ``config.json`` as ours, or refused in one line where we do not follow them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from jaxmm.errors import UserError, nearest
+
+# The first of several names is the one that is written.
+ACTIVATIONS = {
+    "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "quick_gelu": "quick_gelu",
+    "relu": "relu", "silu": "silu", "swish": "silu", "gelu_fast": "gelu_tanh", "gelu_python_tanh": "gelu_tanh",
+    "gelu_python": "gelu", "gelu_accurate": "gelu_tanh",
+}  # fmt: skip
+
+Entry = TypeVar("Entry")
+
+
+def activation(name: str) -> str:
+    """Our name of an activation."""
+    if name not in ACTIVATIONS:
+        raise UserError(f"activation '{name}' of the checkpoint is not supported: those are {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+def activation_written(name: str) -> str:
+    """Their name of one of our activations."""
+    return {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}[name]
+
+
+def require(config: Any, **wanted: Any) -> None:
+    """Raises UserError where a key of the config has another value; a key that is not there is right."""
+    for key, value in wanted.items():
+        found = getattr(config, key, value)
+        if found != value:
+            raise UserError(f"config.json: {config.model_type} with {key}={found} is not supported: only {value}")
+
+
+def square_side(value: Any, what: str) -> int:
+    """A side given as a number, or as two equal ones."""
+    sides = list(value) if isinstance(value, (list, tuple)) else [value, value]
+    if sides[0] != sides[1]:
+        raise UserError(f"config.json: {what} of {sides[0]} x {sides[1]} is not supported: only squares are")
+    return int(sides[0])
+
+
+def square_root(value: int, what: str) -> int:
+    """The side of a square of so many."""
+    side = round(value**0.5)
+    if side**2 != value:
+        raise UserError(f"config.json: {what}={value} is not supported: it is no square")
+    return side
+
+
+def entry(table: Mapping[str, Entry], name: str, what: str) -> Entry:
+    """A table's entry; for a name that it lacks, a UserError lists those that it has."""
+    if name not in table:
+        raise UserError(f"{what} '{name}' is not supported: those are {', '.join(table)}{nearest(name, table)}")
+    return table[name]

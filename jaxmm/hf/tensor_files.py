@@ -1,0 +1,147 @@
+"""Safetensors files: which tensors are in a folder's, mapped one at a time, and new files.
+
+Pickled weights are never opened: they may run code.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from jaxmm.errors import UserError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}  # what float32 holds to the bit
+COMPARED_ROWS = 4096
+
+
+class Entry(NamedTuple):
+    """Where a tensor is, and what."""
+
+    file: str
+    shape: tuple[int, ...]
+    dtype: str
+    offset: int  # in the file
+
+
+class Checkpoint:
+    """The tensors of a folder, by name.
+
+    A file is mapped only while one of its tensors is read: pages of a mapping that was read count as the process's.
+    """
+
+    def __init__(self, folder: Path):
+        """
+        Raises:
+          UserError: if there are no safetensors, or they are broken, or two files have the same tensor.
+        """
+        self.folder = folder
+        self.entries: dict[str, Entry] = {}
+        for file in _listed(folder):
+            for name, entry in self._entries(file):
+                if name in self.entries:
+                    raise UserError(f"tensor {name} is in {self.entries[name].file} and in {file} of {folder}")
+                self.entries[name] = entry
+
+    def _entries(self, file: str) -> list[tuple[str, Entry]]:
+        try:
+            with opened(self.folder / file):  # which checks the header against the file
+                pass
+            with open(self.folder / file, "rb") as raw:
+                length = int.from_bytes(raw.read(8), "little")
+                header = json.loads(raw.read(length))
+            return [
+                (name, Entry(file, tuple(about["shape"]), about["dtype"], 8 + length + about["data_offsets"][0]))
+                for name, about in header.items()
+                if name != "__metadata__"
+            ]
+        except FileNotFoundError as error:
+            raise UserError(f"{self.folder / INDEX} names {file}, which is not there: download it again") from error
+        except Exception as error:
+            raise UserError(f"{self.folder / file} is not whole ({error}): download it again") from error
+
+    def is_held(self, name: str) -> bool:
+        """Whether float32 holds a tensor to the bit."""
+        return self.entries[name].dtype in DTYPES
+
+    def are_equal(self, one: str, other: str) -> bool:
+        """Whether two tensors are the same to the bit; a piece of each is in memory at a time."""
+        a, b = self.entries[one], self.entries[other]
+        if a[1:3] != b[1:3] or not self.is_held(one):
+            return False
+        return all(
+            self.mapped(one)[i : i + COMPARED_ROWS].tobytes() == self.mapped(other)[i : i + COMPARED_ROWS].tobytes()
+            for i in range(0, a.shape[0], COMPARED_ROWS)
+        )
+
+    def mapped(self, name: str) -> np.ndarray:
+        """A tensor that is held, in its own dtype; what is read of it is its file's pages, as long as it lives."""
+        file, shape, dtype, offset = self.entries[name]
+        if 0 in shape:
+            return np.empty(shape, DTYPES[dtype])
+        return np.memmap(self.folder / file, DTYPES[dtype], "r", offset, shape)
+
+    def raw(self, name: str) -> np.ndarray:
+        """A copy of any tensor in its own dtype."""
+        with opened(self.folder / self.entries[name].file) as tensors:
+            return tensors.get_tensor(name)
+
+
+def is_there(folder: Path) -> bool:
+    """Whether the folder has safetensors at all."""
+    return (folder / INDEX).exists() or (folder / SINGLE).exists()
+
+
+def opened(file: Path) -> Any:
+    """A safetensors file as a context manager with ``keys()`` and ``get_tensor(name)``."""
+    return safetensors.safe_open(file, "np")
+
+
+def write_file(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes one safetensors file."""
+    safetensors.numpy.save_file(dict(tensors), file, metadata={"format": "pt"})
+    os.umask(mask := os.umask(0))  # the library's files are their owner's alone, whatever the umask says
+    file.chmod(0o666 & ~mask)
+
+
+def _listed(folder: Path) -> list[str]:
+    """The folder's safetensors files."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: there is no such folder")
+    index = folder / INDEX
+    if index.exists():
+        try:
+            files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            outside = [file for file in files if Path(file).is_absolute() or ".." in Path(file).parts]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{index} is not a whole index of weights: download it again") from error
+        if outside:
+            raise UserError(f"{index} names {outside[0]}, which is not a file of this folder")
+        pickled = [file for file in files if any(fnmatch.fnmatch(file, pattern) for pattern in PICKLED)]
+        if pickled:
+            raise _pickled(folder, pickled[0])
+        return files
+    if (folder / SINGLE).exists():
+        return [SINGLE]
+    pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
+    if pickled:
+        raise _pickled(folder, pickled[0])
+    raise UserError(f"{folder} has no weights: there is neither {SINGLE} nor {INDEX}")
+
+
+def _pickled(folder: Path, file: str) -> UserError:
+    return UserError(
+        f"{folder} has its weights as {file}, a pickle, which may run code and is not opened: "
+        f"take the release with {SINGLE}, or convert it"
+    )

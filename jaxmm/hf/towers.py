@@ -1,0 +1,221 @@
+"""The vision towers that families are made of: from a ``vision_config`` to a spec, and the names of their tensors.
+
+``TOWERS`` is the table, by the config's ``model_type``. It also says what else sets a tower apart: which pictures it
+takes, and how the image processor of its own folder works.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from jaxmm.errors import UserError
+from jaxmm.hf import supported
+from jaxmm.hf.names import Rule, linear, norm, qkv
+from jaxmm.hf.supported import square_root, square_side
+from jaxmm.models.towers.vit import VisionSpec
+
+ANY_SHAPE, ONE_SIZE = "any shape", "one size"  # what a tower of its own takes
+
+
+class Tower(NamedTuple):
+    """A vision tower's sizes and features, and the names of its tensors."""
+
+    spec: VisionSpec
+    rules: list[Rule]
+
+
+class TowerKind(NamedTuple):
+    """An entry of the table.
+
+    Attributes:
+      spec: makes the spec of a config.
+      rules: the names of its tensors.
+      pictures: which it takes, ANY_SHAPE or ONE_SIZE, of a tower that can be joined with any decoder; "" of one that
+        runs in its own family alone.
+      image_processor: of a folder with such a tower alone that does not name one, a key of ``processors.DEFAULTS``.
+      headless: what its config says where its pooling head is left out.
+    """
+
+    spec: Callable[[Any], VisionSpec]
+    rules: list[Rule]
+    pictures: str = ""
+    image_processor: str = ""
+    headless: Mapping[str, Any] = {}
+
+
+def tower_of(config: Any) -> Tower:
+    """Raises UserError for an architecture that is not there, or of sizes that do not go together."""
+    kind = supported.entry(TOWERS, config.model_type, "vision tower")
+    try:
+        return Tower(kind.spec(config), kind.rules)
+    except ValueError as error:  # sizes that do not go together
+        raise UserError(f"config.json: {error}") from error
+
+
+def hidden_states(chosen: Any, layers: int) -> list[int]:
+    """``vision_feature_layer`` as numbers of hidden states, of which 0 is what goes into the layers."""
+    numbers = [i + layers + 1 if i < 0 else i for i in (chosen if isinstance(chosen, (list, tuple)) else [chosen])]
+    if not numbers or not all(1 <= i <= layers for i in numbers):
+        raise UserError(f"config.json: vision_feature_layer {chosen} is no layer of a tower of {layers}")
+    return numbers
+
+
+# Configs
+
+
+def _vit(config: Any, **features: Any) -> VisionSpec:
+    supported.require(config, num_channels=3, in_channels=3)
+    return VisionSpec(
+        width=config.hidden_size,
+        layers=getattr(config, "num_hidden_layers", None) or config.depth,
+        heads=getattr(config, "num_attention_heads", None) or config.num_heads,
+        mlp=config.intermediate_size,
+        patch_size=square_side(config.patch_size, "patch_size"),
+        norm_eps=getattr(config, "layer_norm_eps", 1e-6),
+        activation=supported.activation(config.hidden_act),
+        **features,
+    )
+
+
+def _grid(config: Any) -> int:
+    """Patches on a side of a tower of one size."""
+    return square_side(config.image_size, "image_size") // square_side(config.patch_size, "patch_size")
+
+
+def _siglip2(config: Any) -> VisionSpec:
+    return _vit(config, positions=square_root(config.num_patches, "num_patches"))
+
+
+def _siglip(config: Any) -> VisionSpec:
+    return _vit(config, positions=_grid(config))
+
+
+def _clip(config: Any) -> VisionSpec:
+    return _vit(
+        config, positions=_grid(config), class_tokens=1, patch_bias=False, pre_norm=True, final_norm=False
+    )  # fmt: skip
+
+
+def _intern(config: Any) -> VisionSpec:
+    if not config.use_mean_pooling:  # the norm after the layers is LayerNorm, whatever the layers have
+        supported.require(config, norm_type="layer_norm")
+    side = _grid(config)
+    return _vit(
+        config, positions=side if config.use_absolute_position_embeddings else 0, class_tokens=1,
+        norm="rms" if config.norm_type == "rms_norm" else "layer", qkv_bias=bool(config.attention_bias),
+        # Its initial value, which no checkpoint keeps; 0 would be a tower without it.
+        qk_norm=bool(config.use_qk_norm), layer_scale=float(config.layer_scale_init_value) or 1e-6,
+        final_norm=not config.use_mean_pooling,
+    )  # fmt: skip
+
+
+def _qwen2_5(config: Any) -> VisionSpec:
+    return _vit(
+        config, positions=0, norm="rms", gated=True, patch_bias=False, final_norm=False,
+        frames=config.temporal_patch_size, rope_theta=10000.0,
+        window=config.window_size // config.spatial_merge_size // config.patch_size * config.spatial_merge_size,
+        global_layers=tuple(config.fullatt_block_indexes),
+    )  # fmt: skip
+
+
+def _qwen3(config: Any) -> VisionSpec:
+    taps = list(config.deepstack_visual_indexes)
+    if taps != sorted(set(taps) & set(range(config.depth))):
+        raise UserError(f"config.json: deepstack_visual_indexes {taps} are not some layers of {config.depth}, in order")
+    return _vit(
+        config, positions=square_root(config.num_position_embeddings, "num_position_embeddings"), resize="corners",
+        frames=config.temporal_patch_size, rope_theta=10000.0, taps=tuple(taps), final_norm=False,
+    )  # fmt: skip
+
+
+# Names
+
+
+def _layers(prefix: str, norms: Mapping[str, str], maps: Mapping[str, str]) -> list[Rule]:
+    """Of every layer: its norms, then its linear maps, from their names to paths inside of a block of ours."""
+    block = "vision.blocks"
+    return [
+        *(rule for name, path in norms.items() for rule in norm(f"{prefix}.{name}", f"{block}.{path}")),
+        *(rule for name, path in maps.items() for rule in linear(f"{prefix}.{name}", f"{block}.{path}")),
+    ]
+
+
+def _siglip_rules(patches: str) -> list[Rule]:
+    """CLIP's, SigLIP's and SigLIP 2's; ``patches``: the transform of the patch embedding."""
+    norms = {"layer_norm1": "norm_attention", "layer_norm2": "norm_mlp"}
+    maps = {
+        "self_attn.q_proj": "attention.query", "self_attn.k_proj": "attention.key",
+        "self_attn.v_proj": "attention.value", "self_attn.out_proj": "attention.out",
+        "mlp.fc1": "mlp.up", "mlp.fc2": "mlp.down",
+    }  # fmt: skip
+    return [
+        Rule("vision.embeddings.class_embedding", ("vision.class_embedding",), "flat"),
+        Rule("vision.embeddings.patch_embedding.weight", ("vision.patch_embedding.kernel",), patches),
+        Rule("vision.embeddings.patch_embedding.bias", ("vision.patch_embedding.bias",)),
+        Rule("vision.embeddings.position_embedding.weight", ("vision.position_embedding",)),
+        *norm("vision.pre_layrnorm", "vision.pre_norm"),
+        *norm("vision.post_layernorm", "vision.norm"),
+        *_layers("vision.encoder.layers.{i}", norms, maps),
+    ]
+
+
+def _intern_rules() -> list[Rule]:
+    layer, block = "vision.encoder.layer.{i}", "vision.blocks"
+    norms = {
+        "layernorm_before": "norm_attention", "layernorm_after": "norm_mlp",
+        "attention.q_norm": "attention.query_norm", "attention.k_norm": "attention.key_norm",
+    }  # fmt: skip
+    maps = {
+        "attention.q_proj": "attention.query", "attention.k_proj": "attention.key",
+        "attention.v_proj": "attention.value", "attention.projection_layer": "attention.out",
+        "mlp.fc1": "mlp.up", "mlp.fc2": "mlp.down",
+    }  # fmt: skip
+    return [
+        Rule("vision.embeddings.cls_token", ("vision.class_embedding",), "after two"),
+        Rule("vision.embeddings.position_embeddings", ("vision.position_embedding",), "after one"),
+        Rule("vision.embeddings.patch_embeddings.projection.weight", ("vision.patch_embedding.kernel",), "convolution"),
+        Rule("vision.embeddings.patch_embeddings.projection.bias", ("vision.patch_embedding.bias",)),
+        *norm("vision.layernorm", "vision.norm"),
+        Rule(f"{layer}.lambda_1", (f"{block}.scale_attention",)),
+        Rule(f"{layer}.lambda_2", (f"{block}.scale_mlp",)),
+        *_layers(layer, norms, maps),
+    ]
+
+
+def _qwen_rules(mlp: Mapping[str, str]) -> list[Rule]:
+    """Qwen2.5-VL's and Qwen3-VL's, whose names also have the family's connector under ``vision.``."""
+    layer, block = "vision.blocks.{i}", "vision.blocks"
+    return [
+        Rule("vision.patch_embed.proj.weight", ("vision.patch_embedding.kernel",), "convolution of frames"),
+        Rule("vision.patch_embed.proj.bias", ("vision.patch_embedding.bias",)),
+        Rule("vision.pos_embed.weight", ("vision.position_embedding",)),
+        *_layers(layer, {"norm1": "norm_attention", "norm2": "norm_mlp"}, {}),
+        *qkv(f"{layer}.attn.qkv", f"{block}.attention"),
+        *_layers(layer, {}, {"attn.proj": "attention.out", **mlp}),
+    ]
+
+
+QWEN2_5 = TowerKind(
+    _qwen2_5, _qwen_rules({"mlp.gate_proj": "mlp.gate", "mlp.up_proj": "mlp.up", "mlp.down_proj": "mlp.down"})
+)
+QWEN3 = TowerKind(_qwen3, _qwen_rules({"mlp.linear_fc1": "mlp.up", "mlp.linear_fc2": "mlp.down"}))
+NO_HEAD = {"vision_use_head": False}
+TOWERS = {
+    "siglip2_vision_model": TowerKind(
+        _siglip2, _siglip_rules("transpose"), ANY_SHAPE, "Siglip2ImageProcessor", NO_HEAD
+    ),
+    "siglip_vision_model": TowerKind(
+        _siglip, _siglip_rules("convolution"), ONE_SIZE, "SiglipImageProcessor", NO_HEAD
+    ),
+    "clip_vision_model": TowerKind(_clip, _siglip_rules("convolution"), ONE_SIZE, "CLIPImageProcessor"),
+    "internvl_vision": TowerKind(_intern, _intern_rules()),
+    "qwen2_5_vl_vision": QWEN2_5, "qwen2_5_vl": QWEN2_5,  # configs name it either way
+    "qwen3_vl_vision": QWEN3, "qwen3_vl": QWEN3,
+}  # fmt: skip
+TWO_TOWERS = ("siglip2", "siglip", "clip")  # model types of two towers: one of images, one of text
+
+
+def joinable(pictures: Sequence[str] = (ANY_SHAPE, ONE_SIZE)) -> list[str]:
+    """The towers that can be joined with any decoder."""
+    return [name for name, kind in TOWERS.items() if kind.pictures in pictures]
