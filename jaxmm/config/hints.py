@@ -120,7 +120,7 @@ HINTS: dict[str, str] = {
     "completion_only_loss": "leave it out: config.data.objective=sft learns the assistant's turns alone",
     "enable_thinking": "use config.data.thinking: learn, mask or off",
     "resume_from_checkpoint": _RESUME, "resume": _RESUME,
-    "deepspeed": _MESH, "fsdp": _MESH, "fsdp_config": _MESH, "zero_stage": _MESH,
+    "deepspeed": _MESH, "fsdp_config": _MESH, "zero_stage": _MESH,
     "data_parallel_shard_degree": "use config.mesh.fsdp", "data_parallel_replicate_degree": "use config.mesh.data",
     "tensor_parallel_degree": "use config.mesh.tensor", "tensor_parallel_size": "use config.mesh.tensor",
     "context_parallel_degree": "use config.mesh.context", "sequence_parallel_size": "use config.mesh.context",
