@@ -25,7 +25,7 @@ from jaxmm.config import consistency
 from jaxmm.config.file import load_file, load_workdir
 from jaxmm.config.help import help_of_keys
 from jaxmm.config.hints import advice, hint
-from jaxmm.config.keys import KEYS, KINDS, Value, flat
+from jaxmm.config.keys import KEYS, KINDS, Value, flat, same_end
 from jaxmm.errors import StrandedError, UserError, end_at_once, error_line, nearest, refusal
 from jaxmm.workdir.folder import local
 
@@ -190,6 +190,9 @@ def _unknown_flag(name: str, flags: Flags, config: str, loaded: ConfigDict) -> U
         return UserError(f"this command takes no --config{own}")
     if config != "none" and (found := hint(name)):
         return UserError(f"unknown flag --{name}: {_as_flags(found)}")
+    if config != "none" and (found := same_end(name)):
+        typed = found.replace("mean '", "mean '--config.")
+        return UserError(f"unknown flag --{name}{typed}")
     known = [*flags, *["config"] * (config == "file"), *(f"config.{key}" for key in flat(loaded))]
     guess = nearest(f"--{name}", [f"--{one}" for one in known])
     return UserError(f"unknown flag --{name}{guess or '; --help lists the flags'}")
