@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whoever is killed while one is written; JSON among them."""
+"""Atomic file writes: a reader finds the old file or the new one, whole, even after a kill. JSON too."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a file that may be missing or damaged; {} then."""
     with contextlib.suppress(OSError, ValueError):
-        found = json.loads(path.read_bytes())
-        return found if isinstance(found, dict) else {}
+        value = json.loads(path.read_bytes())
+        return value if isinstance(value, dict) else {}
     return {}
 
 

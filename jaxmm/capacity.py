@@ -1,4 +1,4 @@
-"""What cannot fit into memory is refused before it is made: the system would end the process without a word."""
+"""Refuses models and caches that do not fit into memory, before the system kills the process."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def compiled(program: Any, budgets: Any, rows: int, mesh: Any) -> dict[str, Any]
     """
     import jax
 
-    from jaxmm.runtime.program_cache import step_options
+    from jaxmm.runtime.jax_internals import compile_lowered, step_options
     from jaxmm.training.program import abstract_batch
 
     state, batch = program.abstract_state(mesh), abstract_batch(program.recipe, budgets, rows, mesh)
@@ -123,7 +123,7 @@ def compiled(program: Any, budgets: Any, rows: int, mesh: Any) -> dict[str, Any]
         dumped = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
         options = dumped if platform == "tpu" else step_options(platform)  # as train compiles it
         try:
-            done = program.jitted(mesh).lower(state, batch).compile(options)
+            done = compile_lowered(program.jitted(mesh).lower(state, batch), options)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise

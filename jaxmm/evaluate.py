@@ -6,8 +6,6 @@ before it. For a greedy decoder that is the same as generating it, so that no de
 
 from __future__ import annotations
 
-from jaxmm.training.evaluator import Evaluator, closing_rows
-
 if __name__ == "__main__":
     from jaxmm.runtime import startup
 
@@ -24,6 +22,7 @@ from jaxmm.errors import UserError
 from jaxmm.recipe import cache_folder, eval_corpus, read_recipe
 from jaxmm.runtime import startup
 from jaxmm.runtime.barrier import Barrier
+from jaxmm.training.evaluator import Evaluator, closing_rows
 
 FLAGS: command.Flags = {
     "workdir": ("", "folder of the run to evaluate"),

@@ -1,4 +1,4 @@
-"""Numbers, times and tables as people read them."""
+"""Formats numbers, durations and tables for people."""
 
 from __future__ import annotations
 

@@ -8,8 +8,6 @@ The most likely answer, unless --temperature is above 0. On a terminal it is pri
 
 from __future__ import annotations
 
-from jaxmm.inference.answers import Prompt, make_generator, write
-
 if __name__ == "__main__":
     from jaxmm.runtime import startup
 
@@ -29,6 +27,7 @@ from jaxmm.checkpoints.params import chosen_step, saved_params
 from jaxmm.data.documents import Image
 from jaxmm.errors import UserError
 from jaxmm.inference import generation_config, sampling
+from jaxmm.inference.answers import Prompt, make_generator, write
 from jaxmm.inference.decode import Generator
 from jaxmm.inference.sampling import Sampling
 from jaxmm.inference.stop_strings import Reply

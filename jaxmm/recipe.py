@@ -367,9 +367,9 @@ def read_budgets(config: ConfigDict, corpus: Corpus) -> Budgets:
     least = Budgets(config.seq_len, config.patch_budget, 0, config.target_budget)
     check_rows(1, row_bytes(least, spec), "the arrays")  # before so large a row is filled to see what it needs
     asked = config.seq_len, config.patch_budget, config.target_budget
-    dealt = sharding.zigzag_multiple(config.mesh.context)
+    multiple = sharding.zigzag_multiple(config.mesh.context)
     found = [
-        choose_budgets(corpus.lengths, shares, *asked, merge, dealt)
+        choose_budgets(corpus.lengths, shares, *asked, merge, multiple)
         for shares in (corpus.shares, *(shares for _, shares in corpus.later))
     ]
     return Budgets(*map(max, zip(*found, strict=True)))

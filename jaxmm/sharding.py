@@ -15,7 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxmm.errors import UserError
 
 AXES = ("data", "fsdp", "tensor", "context")
-BATCH_AXES = ("data", "fsdp")  # rows of a batch are dealt over these
+BATCH_AXES = ("data", "fsdp")  # rows of a batch are split over these
 
 # Logical axis of a parameter's or an activation's dim -> mesh axis. Dims not named here are whole on each device.
 RULES: dict[str, str | tuple[str, ...]] = {
@@ -33,8 +33,8 @@ RULES: dict[str, str | tuple[str, ...]] = {
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
     """Builds the mesh over all devices; one axis may be -1 and takes what the others leave.
 
-    What is close lies close: ``tensor`` and ``context`` within a node or a slice as far as they fit, ``data`` and then
-    ``fsdp`` across. Devices of nodes are in their order already; slices of TPUs are told apart.
+    ``tensor`` and ``context`` stay inside a node or a slice as far as they fit; ``data`` and then ``fsdp`` go across.
+    JAX lists devices node by node; slices of TPUs are told apart by their index.
 
     Raises:
       UserError: if the sizes do not multiply to the number of devices, or not to that of the slices.
@@ -91,7 +91,7 @@ def platform() -> str:
 
 
 def check_rows(mesh: Mesh, batch_size: int, accumulation: int) -> None:
-    """Raises UserError where the rows of a batch cannot be dealt evenly over devices and accumulation steps."""
+    """Raises UserError where the rows of a batch do not divide evenly over devices and accumulation steps."""
     shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     if batch_size % (shards * accumulation):
         raise UserError(
@@ -182,7 +182,7 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 
 def over_queries(f: Callable, heads: int, *, with_starts: bool = False) -> Callable:
     """Wraps ``f(q_BTHD, k_BSKD, v_BSKD, start_BT, end_BT)`` so that each device runs it on its own rows and heads and,
-    of dealt positions, on its own queries with all keys of the row, in their true order.
+    where positions are sharded, on its own queries with all keys of the row, in their true order.
 
     Args:
       with_starts: f also takes ``start_BS``, where the interval of each key, as a query, starts; -1 where it is empty.
@@ -212,7 +212,7 @@ def over_queries(f: Callable, heads: int, *, with_starts: bool = False) -> Calla
 
 
 def over_row_parts(f: Callable, whole: int) -> Callable:
-    """Wraps ``f(*inputs) -> (of rows, sums)`` so that each device runs it on its own rows, or parts of dealt ones.
+    """Wraps ``f(*inputs) -> (of rows, sums)`` so that each device runs it on its own rows, or parts of sharded ones.
 
     All inputs but number ``whole``, a parameter by ("vocab", "embed"), have a first dim of rows. The sums are added up
     over the devices, once; one of the parameter's shape ends up where the parameter lies.
@@ -256,14 +256,14 @@ def over_row_parts(f: Callable, whole: int) -> Callable:
 
 
 def _row_axes(rows: int, mesh: Any) -> tuple[str, ...]:
-    """The mesh axes that rows, or parts of dealt rows, can be split over: () if there are none."""
-    found = (partition((name,), (rows,), mesh)[0] for name in ("row_parts", "rows"))
-    return next((axes for axes in found if axes), ())
+    """The mesh axes that rows, or parts of sharded rows, can be split over: () if there are none."""
+    candidates = (partition((name,), (rows,), mesh)[0] for name in ("row_parts", "rows"))
+    return next((axes for axes in candidates if axes), ())
 
 
-# Positions of long rows are dealt over ``context`` like cards, forth and back: of 2 * C chunks, device r of C holds
-# number r and number 2 * C - 1 - r. In causal attention the later a query, the more keys it sees: so the work is even.
-CHUNK = 16  # a chunk is a multiple of it
+# Zigzag context sharding: of the 2 * C chunks of a row, device r of C holds chunks r and 2 * C - 1 - r. The later a
+# query, the more keys it sees in causal attention, so that this balances the work.
+CHUNK = 16  # a chunk's length is a multiple of it
 
 
 def _context(mesh: Any = None) -> int:
@@ -272,7 +272,7 @@ def _context(mesh: Any = None) -> int:
 
 
 def positions_axis(length: int) -> str | None:
-    """The logical axis of the positions of rows of this length: "positions" where they can be dealt, else None."""
+    """The logical axis of the positions of rows of this length: "positions" where they can be sharded, else None."""
     return "positions" if length % zigzag_multiple(_context()) == 0 else None
 
 
@@ -287,8 +287,7 @@ def _in_order(x: jax.Array, order: np.ndarray) -> jax.Array:
 
 
 def zigzag_multiple(context: int) -> int:
-    """What the length of a row must be a multiple of to be dealt over a mesh axis of this size; 1 where it is not known
-    (-1) or there is none."""
+    """What a row's length must be a multiple of to be sharded over a ``context`` axis of this size; 1 if that is -1."""
     return 2 * context * CHUNK if context > 1 else 1
 
 
@@ -303,7 +302,7 @@ def report_whole_rows(mesh: Mesh, lengths: Mapping[str, int]) -> list[str]:
 
 
 def zigzag_shard(x: jax.Array) -> jax.Array:
-    """Puts (B, T, ...) in the order of the devices that positions are dealt to; as it is where they are not."""
+    """Puts (B, T, ...) in the zigzag order of devices; as it is where positions are not sharded."""
     if _context() == 1 or not positions_axis(x.shape[1]):
         return x
     return constrain(_in_order(x, _order(_context())), "rows", "positions", *[None] * (x.ndim - 2))
@@ -316,14 +315,14 @@ def zigzag_unshard(x: jax.Array, mesh: Any = None) -> jax.Array:
     return _in_order(x, np.argsort(_order(_context(mesh))))
 
 
-def are_dealt(length: int) -> bool:
-    """Whether the positions of rows of this length are dealt over several devices."""
+def are_sharded(length: int) -> bool:
+    """Whether the positions of rows of this length are sharded over several devices."""
     return _context() > 1 and positions_axis(length) is not None
 
 
 def as_rows(x: jax.Array) -> jax.Array:
-    """Makes what each device has of a row of dealt positions a row of its own: (B, T, ...) to (B * C, T / C, ...)."""
-    if not are_dealt(x.shape[1]):
+    """Makes each device's part of a zigzag-sharded row a row of its own: (B, T, ...) to (B * C, T / C, ...)."""
+    if not are_sharded(x.shape[1]):
         return x
     return constrain(x.reshape(x.shape[0] * _context(), -1, *x.shape[2:]), "row_parts", *[None] * (x.ndim - 1))
 

@@ -27,6 +27,7 @@ from jaxmm.recipe import cache_folder
 from jaxmm.runtime import startup
 from jaxmm.runtime.barrier import Barrier
 from jaxmm.training import loop
+from jaxmm.training.closing import SUMMARY
 from jaxmm.training.run import Run
 from jaxmm.workdir.folder import Claim
 
@@ -45,7 +46,9 @@ def main(argv: list[str]) -> int:
     with claimed(workdir):
         args.config = as_it_was(args.config, workdir)
         run = Run(args.config, workdir)
-        if run.start >= run.steps:
+        if run.start >= run.steps and not (workdir / SUMMARY).exists():
+            print(f"{workdir}: all steps are done, and the run was ended before it was closed: closing it now")
+        elif run.start >= run.steps:
             key = "config.steps" if run.steps == args.config.steps else "config.epochs or data.max_epochs"
             print(
                 f"{workdir} is finished: {run.start} of {run.steps} steps are done. "

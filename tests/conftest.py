@@ -32,6 +32,8 @@ hypothesis.settings.register_profile(
 )  # fmt: skip
 hypothesis.settings.load_profile("jaxmm")
 
+FILE_SECONDS, FILE_SECONDS_SLOW = 20, 90  # of a file of tests, without and with --slow, on a quiet machine
+
 IMAGE = ImageSpec(patch_size=4, merge=2, min_pixels=8 * 8, max_pixels=24 * 24)  # 1 to 9 soft tokens an image
 
 
@@ -65,6 +67,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if out:
         config.hook.pytest_deselected(items=out)
         items[:] = [item for item in items if item not in set(out)]
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Prints the files that took longer than CONTRIBUTING gives them; it reports, and fails nobody."""
+    seconds: dict[str, float] = {}
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if hasattr(report, "duration") and hasattr(report, "nodeid"):
+                file = report.nodeid.partition("::")[0]
+                seconds[file] = seconds.get(file, 0.0) + report.duration
+    budget = FILE_SECONDS_SLOW if config.getoption("--slow") or config.getoption("--parity") else FILE_SECONDS
+    over = sorted(((took, file) for file, took in seconds.items() if took > budget), reverse=True)
+    if over:
+        terminalreporter.section(f"files over their budget of {budget} s")
+        for took, file in over:
+            terminalreporter.line(f"{took:7.1f} s  {file}")
 
 
 @pytest.fixture(scope="session")

@@ -121,6 +121,12 @@ def test_a_wrong_import_is_found_wherever_it_stands():
     assert faults({"data/new": ""}) == ["data/new stands in 0 rows of the table"]
 
 
+def test_private_names_of_libraries_stand_in_one_room():
+    for name, source in SOURCES.items():
+        parts = {part for i in all_imports(source, name) for part in i.split(".")}
+        assert name == "runtime/jax_internals" or not parts & {"_src", "jaxlib"}, name
+
+
 def test_nothing_imports_a_command():
     (commands,) = [row.modules for row in table() if row.name == "commands"]
     for name, source in SOURCES.items():

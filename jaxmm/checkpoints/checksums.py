@@ -1,4 +1,4 @@
-"""Whether a checkpoint on disk is what was written: a checksum of each of its files, and what is missing from it.
+"""Checksums of a checkpoint's files: whether it is whole, and what is missing or differs.
 
 A fault is proven by bytes that are missing or that differ from their checksum. What merely cannot be read (a
 permission, a disk that is away, an index that a newer library writes) proves nothing: nobody may take it for broken.
@@ -94,8 +94,8 @@ def verify(folder: Path, part: str = "", share: tuple[int, int] = (0, 1)) -> Fau
         return None if is_same else Fault(f"the bytes of {name} are not those that were written", True, True)
 
     with ThreadPoolExecutor(_THREADS) as threads:
-        found = [fault for fault in threads.map(judged, names[share[0] :: share[1]]) if fault]
-    return min(found, key=lambda fault: not fault.is_proven, default=None)
+        faults = [fault for fault in threads.map(judged, names[share[0] :: share[1]]) if fault]
+    return min(faults, key=lambda fault: not fault.is_proven, default=None)
 
 
 class _Found(Exception):
@@ -152,8 +152,8 @@ def _missing(folder: Path, name: str, size: int) -> Fault | None:
 def _look_by_index(folder: Path) -> Fault | None:
     needed = [_STEP, f"{META}/metadata", f"{STATE}/_METADATA"]
     optional = [f"{METRICS}/{METRICS}", f"{STATE}/_sharding", f"{STATE}/array_metadatas/*"]
-    found = [str(file.relative_to(folder)) for pattern in optional for file in folder.glob(pattern)]
-    for name in (*needed, *found):
+    names = [str(file.relative_to(folder)) for pattern in optional for file in folder.glob(pattern)]
+    for name in (*needed, *names):
         if fault := _missing(folder, name, 1) or _cut_json(folder, name):
             return fault
     if json.loads((folder / _STEP).read_bytes()).get("custom_metadata") == PROMISE:

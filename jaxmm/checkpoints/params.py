@@ -15,6 +15,7 @@ from jaxmm.hf import folder as hf
 from jaxmm.hf.pretrained import MODEL, Pretrained, read_params, run_and_step, save
 from jaxmm.models.multimodal import ModelSpec, Params, abstract_params, flat_axes, make_model, nested
 from jaxmm.recipe import Recipe
+from jaxmm.runtime.jax_internals import CPU_ONCE, compile_lowered
 from jaxmm.workdir import own_folders
 
 
@@ -28,9 +29,9 @@ def place_params(model: ModelSpec, tree: Any, mesh: Mesh) -> Any:
     def where(path: tuple, leaf: Any) -> NamedSharding:
         keys = tuple(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
         for start in range(len(keys)):
-            found = axes.get(keys[start:])
-            if found and found[0] == tuple(leaf.shape):
-                return NamedSharding(mesh, sharding.partition(found[1], found[0], mesh))
+            described = axes.get(keys[start:])
+            if described and described[0] == tuple(leaf.shape):
+                return NamedSharding(mesh, sharding.partition(described[1], described[0], mesh))
         return sharding.replicated(mesh)
 
     return jax.tree_util.tree_map_with_path(where, tree)
@@ -45,7 +46,7 @@ def _place(recipe: Recipe, mesh: Mesh) -> tuple[Params, Params]:
 def compile_unoptimized(lowered: Any) -> Any:
     """What is run once: compiled on CPUs without optimisation, a third of the time of compiling with it."""
     on_cpu = jax.default_backend() == "cpu"
-    return lowered.compile({"xla_backend_optimization_level": 0} if on_cpu else None)
+    return compile_lowered(lowered, CPU_ONCE if on_cpu else None)
 
 
 def started_params(recipe: Recipe, mesh: Mesh, workdir: Path, *, init_from: str, seed: int) -> Params:

@@ -1,4 +1,4 @@
-"""Which run a workdir's checkpoints belong to: its settings and the content of its data."""
+"""Whether a run may resume from a workdir's checkpoints: compares its settings and the content of its data."""
 
 from __future__ import annotations
 

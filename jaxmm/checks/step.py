@@ -139,7 +139,7 @@ class Stepper:
         from jaxmm.models.attention import choose_backend
         from jaxmm.models.compute import Compute
         from jaxmm.models.multimodal import make_model
-        from jaxmm.runtime.program_cache import step_options
+        from jaxmm.runtime.jax_internals import compile_lowered, step_options
         from jaxmm.training.optimizer import make_optimizer
         from jaxmm.training.step import init_state, make_train_step
 
@@ -166,7 +166,8 @@ class Stepper:
             made = jax.jit(lambda key: init_state(init(key), optimizer, ()), out_shardings=where)
             self.state = made(jax.random.key(0))
             self.cached = self.place(self.loaded.batch)
-            self.step = jax.jit(step, donate_argnums=0).lower(self.state, self.cached).compile(step_options())
+            lowered = jax.jit(step, donate_argnums=0).lower(self.state, self.cached)
+            self.step = compile_lowered(lowered, step_options())
 
     def seconds(self, source: Iterator[Any], steps: int) -> float:
         """Seconds a step; like ``train``, it reads a step's metrics while the next one runs."""

@@ -102,7 +102,7 @@ HINTS: dict[str, str] = {
     "load_best_model_at_end": _BEST, "metric_for_best_model": _BEST,
     "logging_steps": "use config.log.every", "log_interval": "use config.log.every",
     "report_to": _TRACKER, "use_wandb": _TRACKER,
-    "plot_loss": "leave it out: metrics.jsonl in the workdir has the losses",
+    "plot_loss": "leave it out: curves.png in the workdir has the losses",
     "image_max_pixels": "use config.image.max_pixels", "image_min_pixels": "use config.image.min_pixels",
     "video_max_pixels": "there is no video yet; of pictures it is config.image.max_pixels",
     "freeze_vision_tower": "use config.optimizer.freeze=vision",

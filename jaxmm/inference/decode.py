@@ -1,4 +1,4 @@
-"""Writing answers on the device: one pass over the prompts, then one position a row, by the keys and values it kept."""
+"""Decoding on the device: one prefill over the prompts, then one position a row with the cache."""
 
 from __future__ import annotations
 

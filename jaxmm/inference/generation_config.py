@@ -1,4 +1,4 @@
-"""How a model's folder says that it writes answers (``generation_config.json``), and what of it is followed here."""
+"""Reads ``generation_config.json`` of a model's folder: what is followed, and what is not and is told."""
 
 from __future__ import annotations
 

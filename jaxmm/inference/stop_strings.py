@@ -1,4 +1,4 @@
-"""The text of an answer while its tokens come: where it ends, and how much of it is sure."""
+"""Incremental decoding: where an answer stops, and the prefix of it that is safe to stream."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class Reply:
         if not self.done and self._lead.startswith(self.text):
             self.text = ""  # it may become the lead, or not
         self.text = self.text.removeprefix(self._lead)
-        found = [(at + len(stop), at) for stop in self._stops if (at := self.text.find(stop)) >= 0]
-        if found:
-            self.text, self.done = self.text[: min(found)[1]], True
+        ends = [(at + len(stop), at) for stop in self._stops if (at := self.text.find(stop)) >= 0]
+        if ends:
+            self.text, self.done = self.text[: min(ends)[1]], True
 
     def sure(self) -> str:
         """What of the text stays as it is: no half characters, and nothing that a stop string may begin with."""

@@ -71,8 +71,8 @@ def attention(
     """Softmax attention over intervals, with grouped key-value heads (H a multiple of K).
 
     Rows may be sharded over the batch mesh axes and heads over ``tensor``: each device then works on its own. Where
-    positions are dealt over ``context`` (``sharding.deal``), each device computes its own queries against the keys of
-    the whole row.
+    positions are sharded over ``context`` (``sharding.zigzag_shard``), each device computes its own queries against the
+    keys of the whole row.
 
     Args:
       intervals: start and end, int32 (B, T), in the order of ``q_BTHD``, of keys in their true order; an empty interval

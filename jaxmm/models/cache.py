@@ -1,4 +1,4 @@
-"""Keys and values of the positions a decoder has seen: all that one more position needs of them."""
+"""The key-value cache of the decoder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a model is computed, which changes no parameter."""
+"""Compute settings that change no parameter: dtype, attention backend, rematerialisation, unrolling."""
 
 from __future__ import annotations
 

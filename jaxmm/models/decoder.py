@@ -1,4 +1,4 @@
-"""The decoder: Llama's layout (Touvron et al., 2023), with the named features in which the families of today differ."""
+"""The decoder: Llama's layout (Touvron et al., 2023), with named features for what other families do otherwise."""
 
 from __future__ import annotations
 
@@ -257,15 +257,15 @@ class Decoder(nnx.Module):
         spec = self.spec
         axes = rope.axis_of_frequency(spec.rope_sections, spec.rope_interleaved, spec.head_dim // 2)
         scaled = rope.frequencies(spec.rope_theta, spec.head_dim, spec.rope_scaling, lengths_BT)
-        found = {False: rope.rotations(positions_BTA, scaled, axes, rope.attention_factor(spec.rope_scaling))}
-        found[True] = found[False]
+        by_kind = {False: rope.rotations(positions_BTA, scaled, axes, rope.attention_factor(spec.rope_scaling))}
+        by_kind[True] = by_kind[False]
         if spec.local_rope_theta:
             plain = rope.frequencies(spec.local_rope_theta, spec.head_dim, RopeScaling())
-            found[True] = rope.rotations(positions_BTA, plain, axes, 1.0)
-        return found
+            by_kind[True] = rope.rotations(positions_BTA, plain, axes, 1.0)
+        return by_kind
 
     def places(self, positions_BTA, segments_BT, blocks_BT) -> dict[bool, AttentionContext]:
-        """Where positions are to global layers (False) and to local ones (True), in the order they are dealt in."""
+        """The attention context of global layers (False) and of local ones (True), in zigzag order."""
         spec = self.spec
         blocks_BT = blocks_BT if spec.bidirectional_blocks else None
         start_BT, end_BT = attn.runs(segments_BT)
@@ -291,14 +291,15 @@ class Decoder(nnx.Module):
         self, x_BTD, positions_BTA, segments_BT, blocks_BT, deep: DeepStack | None = None, *, compute: Compute,
         target_positions_BR=None,
     ):  # fmt: skip
-        """Runs embedded positions (B, T, D), dealt over ``context``, through the layers; positions, segments and blocks
-        are in their true order.
+        """Runs embedded positions (B, T, D), sharded over ``context``, through the layers.
+
+        Positions, segments and blocks are in their true order.
 
         Args:
-          wanted_BR: where hidden states are wanted, in the rows as they are dealt (``sharding.as_rows``). What nobody
-            asks for is not computed in the last layer, where the layers are unrolled.
+          target_positions_BR: where hidden states are wanted, in the rows of ``sharding.as_rows``. Unrolled, the last
+            layer computes only these.
         Returns:
-          Normed hidden states of the same shape, dealt too, or those at the places, (B, R, D).
+          Normed hidden states of the same shape, sharded too, or those at target positions, (B, R, D).
         """
         places = self.places(positions_BTA, segments_BT, blocks_BT)
         return self._run(x_BTD, None, places, _attend_own, deep, compute, target_positions_BR)[0]
@@ -370,4 +371,4 @@ class Decoder(nnx.Module):
         """
         is_unrolled = compute.unroll >= self.spec.layers
         is_deep = deep is not None and deep.tables_KBSD.shape[0] == self.spec.layers
-        return is_unrolled and not is_deep and wanted < length and not sharding.are_dealt(length)
+        return is_unrolled and not is_deep and wanted < length and not sharding.are_sharded(length)

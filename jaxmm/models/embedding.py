@@ -1,4 +1,4 @@
-"""Looking up rows of a table that is split over devices: the table is gathered once, its gradient summed once."""
+"""Embedding lookup in a sharded table: gathers the table once, and sums its gradient once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Model FLOPs of a batch, counted from what is in it: real patches, real positions, real attention spans, real targets.
+"""Model FLOPs of a batch, counted from its real patches, positions, attention spans and targets.
 
 Two per multiply-add of a matmul; a backward pass is two more forwards. Padding, recomputation, norms and softmax count
 nothing, as in PaLM's model FLOPs utilisation (Chowdhery et al., 2022, appendix B).

@@ -16,6 +16,7 @@ from flax import nnx
 from jax import lax
 
 from jaxmm.models.materialize import barrier, recompute
+from jaxmm.runtime.jax_internals import TUNED
 
 Initializer = Callable[..., jax.Array]
 _SHAPES_ONLY = contextvars.ContextVar("shapes only", default=False)
@@ -72,13 +73,19 @@ class Linear(nnx.Module):
         self.bias = parameter(rngs, outputs, axes[split:], zeros) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = _mapped(x, self.kernel[...].astype(x.dtype), self.inputs)
+        mapped = _mapped if TUNED else _plainly_mapped
+        y = mapped(x, self.kernel[...].astype(x.dtype), self.inputs)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+def _plainly_mapped(x, kernel, inputs: int):
+    """x (..., *inputs) times the kernel (*inputs, *outputs)."""
+    return _mapped_forward(x, kernel, inputs)[0]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _mapped(x, kernel, inputs: int):
-    """x (..., *inputs) times the kernel (*inputs, *outputs).
+    """As ``_plainly_mapped``.
 
     Its gradients are those JAX makes, but for the order in the kernel's: the narrower of x and the cotangent is first.
     XLA on CPU writes the first one out transposed, with the elementwise work that made it: of the wide one, that was a
@@ -178,6 +185,8 @@ class MLP(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         parts = (self.up(x),) if self.gate is None else (self.up(x), self.gate(x))
+        if not TUNED:
+            return self.down(self._hidden(*parts))
         y = _hidden_mapped(self._hidden, parts, self.down.kernel[...].astype(x.dtype))
         return y if self.down.bias is None else y + self.down.bias[...].astype(x.dtype)
 
@@ -189,8 +198,8 @@ class MLP(nnx.Module):
 def _hidden_mapped(hidden: Callable[..., jax.Array], parts: tuple[jax.Array, ...], kernel):
     """``hidden(*parts)`` (..., mlp) times the kernel (mlp, embed).
 
-    Keeps the parts for the backward pass and makes the hidden activations again, as ``buffers.recompute`` does: they
-    and their derivative were half of what a layer kept of its MLP.
+    Keeps the parts for the backward pass and recomputes the hidden activations: they and their derivative were half of
+    what a layer kept of its MLP.
     """
     return _hidden_mapped_forward(hidden, parts, kernel)[0]
 
@@ -246,9 +255,9 @@ class Taps(NamedTuple):
 
     def places(self, count: int) -> np.ndarray:
         """int32 (count,): where a layer's output is kept, or -1."""
-        found = np.full(count, -1, np.int32)
-        found[list(self.layers)] = np.arange(len(self.layers))
-        return found
+        places = np.full(count, -1, np.int32)
+        places[list(self.layers)] = np.arange(len(self.layers))
+        return places
 
 
 def apply_stack(

@@ -80,7 +80,7 @@ class MultimodalModel(nnx.Module):
         return x_BTD, batch.text.positions, batch.text.segments, batch.blocks_BT, deep
 
     def hidden(self, batch: Batch, soft: SoftTokens, compute: Compute, target_positions_BR=None):
-        """Hidden states (B, T, D) of text and soft tokens together, dealt over ``context``, or those at some places."""
+        """Hidden states (B, T, D) of text and soft tokens, sharded over ``context``, or those at target positions."""
         return self.decoder(
             *self._inputs(batch, soft, compute), compute=compute, target_positions_BR=target_positions_BR
         )
@@ -112,7 +112,7 @@ class MultimodalModel(nnx.Module):
         """Returns hidden states and the vocabulary projection (V, D).
 
         Args:
-          wanted_BR: where in the rows, as they are dealt; None is everywhere: (B, T, D), dealt over ``context``.
+          target_positions_BR: where in the rows, in zigzag order; None is everywhere: (B, T, D), sharded.
         """
         return self.hidden(batch, self.soft_tokens(batch, compute), compute, target_positions_BR), self.projection()
 

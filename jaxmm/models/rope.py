@@ -102,9 +102,9 @@ def _llama3(plain: np.ndarray, scaling: RopeScaling) -> np.ndarray:
     wave = 2 * math.pi / plain
     smooth = (scaling.trained_length / wave - low) / (high - low)
     between = (1 - smooth) * plain / factor + smooth * plain
-    found = np.where(wave > scaling.trained_length / low, plain / factor, plain)
+    frequency = np.where(wave > scaling.trained_length / low, plain / factor, plain)
     is_between = (wave >= scaling.trained_length / high) & (wave <= scaling.trained_length / low)
-    return np.where(is_between, between, found).astype(np.float32)
+    return np.where(is_between, between, frequency).astype(np.float32)
 
 
 def _yarn(plain: np.ndarray, theta: float, dim: int, scaling: RopeScaling) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What the numbers of a spec must be, whoever makes it: a config, or a folder."""
+"""Checks the numbers of a spec, whether a config or a folder gives them."""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
-"""What the processes of one job tell each other on the host, beside their devices."""
+"""A host-side barrier; unlike a collective it can name who is missing. Also the signals that end a run."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import sys
 import threading
@@ -16,6 +15,7 @@ from typing import Any
 import jax
 
 from jaxmm.errors import StrandedError, UserError, end_at_once
+from jaxmm.runtime.jax_internals import absent_processes, coordinator, gone_process, is_deadline
 
 SECONDS = 600  # that a process is waited for; JAXMM_BARRIER_SECONDS changes it
 _POLL, _DAY = 0.002, 86400  # seconds
@@ -47,9 +47,9 @@ class Barrier:
         self._times += 1
         here = f"jaxmm/{self.name}/{self._times}"  # the number is of this time: others may still read the last one's
         if number:
-            _client().key_value_set(f"{here}/{jax.process_index()}", str(number))
+            coordinator().key_value_set(f"{here}/{jax.process_index()}", str(number))
         self._meet(self.name, where, self._seconds)
-        return max((int(value) for _, value in _client().key_value_dir_get(here)), default=0)
+        return max((int(value) for _, value in coordinator().key_value_dir_get(here)), default=0)
 
     def total(self, numbers: Sequence[float], share: int, where: str) -> list[float]:
         """The numbers of all shares of a batch added up, each with its like; the same in all processes.
@@ -66,12 +66,12 @@ class Barrier:
             return list(numbers)
         self._times += 1
         here, before = (f"jaxmm/{self.name}/{times}" for times in (self._times, self._times - 1))
-        _client().key_value_set(f"{here}/{share}", json.dumps(list(numbers)), allow_overwrite=True)
+        coordinator().key_value_set(f"{here}/{share}", json.dumps(list(numbers)), allow_overwrite=True)
         self._meet(self.name, where, self._seconds)
         if jax.process_index() == 0:
-            _client().key_value_delete(before)  # all have read it, as all are here
-        found = [json.loads(value) for _, value in sorted(_client().key_value_dir_get(here))]
-        return [sum(same) for same in zip(*found, strict=True)]
+            coordinator().key_value_delete(before)  # all have read it, as all are here
+        shares = [json.loads(value) for _, value in sorted(coordinator().key_value_dir_get(here))]
+        return [sum(same) for same in zip(*shares, strict=True)]
 
     def wait_for(self, arrays: Any, where: str) -> None:
         """Waits until the devices have computed them.
@@ -140,12 +140,11 @@ class Barrier:
 
     def _meet(self, name: str, where: str, seconds: int) -> None:
         try:
-            _client().wait_at_barrier(f"jaxmm/{name}", 1000 * seconds)  # one name: the coordinator keeps every one
+            coordinator().wait_at_barrier(f"jaxmm/{name}", 1000 * seconds)  # one name: the coordinator keeps every one
         except jax.errors.JaxRuntimeError as error:
-            gone = re.search(r"Task (\d+) heartbeat timeout", str(error))
-            if gone:
-                raise StrandedError(f"process {gone[1]} of {jax.process_count()} is gone: no sign of life") from error
-            if "DEADLINE_EXCEEDED" not in str(error):
+            if (gone := gone_process(str(error))) is not None:
+                raise StrandedError(f"process {gone} of {jax.process_count()} is gone: no sign of life") from error
+            if not is_deadline(str(error)):
                 raise
             raise StrandedError(
                 f"{_missing(str(error))} of {jax.process_count()} did not come to {where} within {self._seconds} s: "
@@ -178,6 +177,10 @@ class Stop:
         del frame
         if self.signal and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if not self.signal:
+            again = "; Ctrl-C again ends at once, without saving" if number == signal.SIGINT else ""
+            # Not print: it may be what the signal has interrupted.
+            os.write(2, f"\n{signal.Signals(number).name}: stopping after this step, and saving{again}\n".encode())
         self.signal = number
 
     def agreed(self, step: int, refused: UserError | None = None) -> int:
@@ -191,22 +194,15 @@ class Stop:
           UserError: if one cannot go on.
         """
         where = f"step {step}"
-        found = self._barrier.largest(_REFUSED + jax.process_index() if refused else self.signal, where)
-        if found >= _REFUSED:
-            raise refused or UserError(f"process {found - _REFUSED} cannot go on to {where}: its log says why")
-        return found
-
-
-def _client() -> Any:
-    from jax._src import distributed  # the coordinator's client has no public name
-
-    return distributed.global_state.client
+        largest = self._barrier.largest(_REFUSED + jax.process_index() if refused else self.signal, where)
+        if largest >= _REFUSED:
+            raise refused or UserError(f"process {largest - _REFUSED} cannot go on to {where}: its log says why")
+        return largest
 
 
 def _missing(message: str) -> str:
-    """The processes that a barrier's error names: a number a line, after a heading."""
-    _, _, names = message.partition("timed out task names:")
-    found = sorted({int(n) for n in re.findall(r"^(?:\S*task:)?(\d+)$", names, re.MULTILINE)})
-    if not found:
+    """The processes that did not come, as a barrier's error names them."""
+    absent = absent_processes(message)
+    if not absent:
         return "a process"
-    return f"process{'es' if len(found) > 1 else ''} {', '.join(map(str, found))}"
+    return f"process{'es' if len(absent) > 1 else ''} {', '.join(map(str, absent))}"

@@ -1,4 +1,4 @@
-"""Programs kept as they were lowered, so that a later process need not trace them again.
+"""Disk cache of lowered StableHLO, so that the next process skips tracing.
 
 JAX's compile cache is asked with a lowered program, and tracing and lowering the training step takes a CPU longer than
 reading it from there. What is kept is ``jax.export``'s form, in a folder of the compile cache, under a hash of all that
@@ -11,8 +11,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.metadata
+import json
 import os
-import pickle
 import platform
 import stat
 import warnings
@@ -24,6 +24,7 @@ import jax
 from jax import export
 
 from jaxmm.atomic import published
+from jaxmm.runtime.jax_internals import TUNED, compile_lowered, setting, settings
 
 FOLDER = "lowered"
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
@@ -42,11 +43,16 @@ class Lowered(NamedTuple):
 
     def compile(self, options: dict[str, Any] | None = None) -> Callable[..., Any]:
         """Returns the function of the program's own trees: a tuple of results."""
-        compiled, results = self.lowered.compile(options), self.results  # not self: the lowered program is large
+        compiled, results = (
+            compile_lowered(self.lowered, options),
+            self.results,
+        )  # not self: the lowered program is large
 
         def run(*args: Any) -> tuple[Any, ...]:
-            found = compiled(*map(jax.tree.leaves, args))
-            return tuple(jax.tree.unflatten(tree, leaves) for tree, leaves in zip(results, found, strict=True))
+            leaves_of_results = compiled(*map(jax.tree.leaves, args))
+            return tuple(
+                jax.tree.unflatten(tree, leaves) for tree, leaves in zip(results, leaves_of_results, strict=True)
+            )
 
         return run
 
@@ -58,6 +64,7 @@ def lower(
     key: str,
     out_shardings: tuple[Any, ...],
     donate_argnums: tuple[int, ...] = (),
+    types: tuple[type, ...] = (),
 ) -> Lowered:
     """``jax.jit(function).lower(*args)`` under the mesh that is set, or what an earlier process kept of it.
 
@@ -65,16 +72,17 @@ def lower(
       function: returns a tuple.
       args: trees of arrays, or of their shapes and shardings.
       key: what the function depends on beside its arguments and this package's sources.
-      out_shardings: for each result one sharding, or a tree of them.
+      out_shardings: for each result one sharding, or a tree of them, of the result's structure.
+      types: NamedTuples in results that have one sharding; they may hold dicts and tuples besides.
     """
     trees = [jax.tree.structure(arg) for arg in args]
     leaves = [jax.tree.leaves(arg) for arg in args]
     results: list[Any] = []
 
     def flat(*lists: list[Any]) -> tuple[list[Any], ...]:
-        found = function(*map(jax.tree.unflatten, trees, lists))
-        results[:] = map(jax.tree.structure, found)
-        return tuple(map(jax.tree.leaves, found))
+        outputs = function(*map(jax.tree.unflatten, trees, lists))
+        results[:] = map(jax.tree.structure, outputs)
+        return tuple(map(jax.tree.leaves, outputs))
 
     where = tuple(s if isinstance(s, jax.sharding.Sharding) else jax.tree.leaves(s) for s in out_shardings)
     jitted = jax.jit(flat, donate_argnums=donate_argnums, out_shardings=where)
@@ -84,30 +92,24 @@ def lower(
     path = folder / _name(key, args, where, donate_argnums)
     kept = _read(path)
     if kept is None:
-        kept = bytes(export.export(jitted)(*leaves).serialize()), results
+        program = bytes(export.export(jitted)(*leaves).serialize())
+        structures = [None if _is_tree(s) else _described(r) for s, r in zip(out_shardings, results, strict=True)]
+        kept = _Kept(structures, program)
         try:
             _write(path, kept)
         except OSError as error:  # as JAX does, where it cannot keep an executable
             warnings.warn(f"the lowered program was not kept in {folder}: {error}", stacklevel=1)
     # Read back even if it is just made: the compile cache finds the program by its text.
-    call = export.deserialize(bytearray(kept[0])).call
-    return Lowered(jax.jit(call, donate_argnums=donate_argnums).lower(*leaves), kept[1])
+    call = export.deserialize(bytearray(kept.program)).call
+    trees = [
+        jax.tree.structure(s if _is_tree(s) else _rebuilt(r, types))
+        for s, r in zip(out_shardings, kept.structures, strict=True)
+    ]
+    return Lowered(jax.jit(call, donate_argnums=donate_argnums).lower(*leaves), trees)
 
 
-def step_options(platform: str | None = None) -> dict[str, Any] | None:
-    """XLA's options for what runs again and again, on a platform, or on this process's.
-
-    On CPUs one operation after the other, in the order that needs least memory: beside each other, which is XLA's own
-    choice, they take each other's caches and threads (1.04 to 1.09 of a step's time). And barriers stand until all is
-    fused: XLA's own pass takes them away before that, and with them what ``models.buffers`` and rematerialisation are
-    there for.
-    """
-    if (platform or jax.default_backend()) != "cpu":
-        return None
-    return {
-        "xla_cpu_enable_concurrency_optimized_scheduler": False,
-        "xla_disable_hlo_passes": "cse_barrier_expander",
-    }
+def _is_tree(shardings: Any) -> bool:
+    return not isinstance(shardings, jax.sharding.Sharding)
 
 
 def _folder() -> Path | None:
@@ -116,8 +118,8 @@ def _folder() -> Path | None:
 
     There compiling takes minutes, and nobody has tried to export their kernels.
     """
-    cache = jax.config.values["jax_compilation_cache_dir"]
-    if not cache or "://" in cache or not jax.config.values["jax_enable_compilation_cache"] or _code() != CODE:
+    cache = setting("jax_compilation_cache_dir")
+    if not cache or "://" in cache or not setting("jax_enable_compilation_cache") or _code() != CODE:
         return None
     return Path(cache) / FOLDER if jax.default_backend() == "cpu" and jax.process_count() == 1 else None
 
@@ -128,28 +130,66 @@ def _name(key: str, args: tuple[Any, ...], where: tuple[Any, ...], donate: tuple
         (jax.tree_util.keystr(path), x.shape, str(x.dtype), str(x.sharding))
         for path, x in jax.tree_util.tree_leaves_with_path(args)
     ]
-    settings = sorted((name, repr(value)) for name, value in jax.config.values.items())
-    known = (key, CODE, settings, str(mesh), str(mesh.devices.tolist()), shapes, str(where), donate)
+    known = (key, CODE, TUNED, settings(), str(mesh), str(mesh.devices.tolist()), shapes, str(where), donate)
     return hashlib.sha256(repr(known).encode()).hexdigest()
 
 
 def _code() -> str:
     """Hash of this package's sources and of the versions of what it is written for."""
-    found = hashlib.sha256(platform.python_version().encode())
+    digest = hashlib.sha256(platform.python_version().encode())
     for library in LIBRARIES:
-        found.update(f"{library} {importlib.metadata.version(library)}".encode())
+        digest.update(f"{library} {importlib.metadata.version(library)}".encode())
     root = Path(__file__).parents[1]
     for source in sorted(root.rglob("*.py")):
-        found.update(str(source.relative_to(root)).encode() + source.read_bytes())
-    return found.hexdigest()
+        digest.update(str(source.relative_to(root)).encode() + source.read_bytes())
+    return digest.hexdigest()
 
 
 CODE = _code()  # now: sources may be edited while a run prepares its data
 
 
-def _read(path: Path) -> tuple[bytes, list[Any]] | None:
+class _Kept(NamedTuple):
+    """What a file holds.
+
+    Attributes:
+      structures: of each result as ``_described`` gives it, or None where its shardings have it.
+      program: as ``jax.export`` writes it.
+    """
+
+    structures: list[Any]
+    program: bytes
+
+
+def _described(tree: Any) -> Any:
+    """A structure of dicts, tuples and NamedTuples as JSON has it; a leaf is 0."""
+    node = jax.tree.unflatten(tree, [0] * tree.num_leaves)
+
+    def described(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {"dict": {name: described(child) for name, child in node.items()}}
+        if isinstance(node, tuple):
+            return {"tuple": [type(node).__name__, *map(described, node)]}
+        if node != 0:
+            raise TypeError(f"a result holds a {type(node).__name__}: give its shardings as a tree")
+        return 0
+
+    return described(node)
+
+
+def _rebuilt(structure: Any, types: tuple[type, ...]) -> Any:
+    """The inverse of ``_described``, with leaves in it."""
+    if structure == 0:
+        return 0
+    if "dict" in structure:
+        return {name: _rebuilt(child, types) for name, child in structure["dict"].items()}
+    name, *children = structure["tuple"]
+    made = (_rebuilt(child, types) for child in children)
+    return tuple(made) if name == "tuple" else {one.__name__: one for one in types}[name](*made)
+
+
+def _read(path: Path) -> _Kept | None:
     """What is kept; None where there is nothing, what is there is not whole, or another user could have written it:
-    to read a pickle, and then to run a program, is to run what its writer likes."""
+    to run a program is to run what its writer likes."""
     try:
         with path.open("rb") as file:
             if not _is_ours(os.fstat(file.fileno())):
@@ -158,15 +198,18 @@ def _read(path: Path) -> tuple[bytes, list[Any]] | None:
         os.utime(path)  # what is used does not get old
     except OSError:  # nothing, or not for us to read
         return None
-    return pickle.loads(body) if hashlib.sha256(body).digest() == digest else None
+    if hashlib.sha256(body).digest() != digest:
+        return None
+    structures, _, program = body.partition(b"\n")
+    return _Kept(json.loads(structures), program)
 
 
 def _is_ours(status: os.stat_result) -> bool:
     return status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
-def _write(path: Path, kept: tuple[bytes, list[Any]]) -> None:
-    body = pickle.dumps(kept)
+def _write(path: Path, kept: _Kept) -> None:
+    body = json.dumps(kept.structures).encode() + b"\n" + kept.program
     with published(path) as whole:
         whole.write_bytes(hashlib.sha256(body).digest() + body)
         whole.chmod(0o600)

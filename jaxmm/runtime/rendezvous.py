@@ -1,4 +1,4 @@
-"""The processes of a job meet before JAX joins them, so that one that does not come is named.
+"""A TCP rendezvous of a job's processes before JAX joins them: it names those that do not come.
 
 JAX aborts a process whose job is not whole in time, and names nobody. So they meet first, by plain TCP, at the address
 where JAX's coordinator will be: each says its number to process 0, and all go on together, or end with the same line.

@@ -1,4 +1,4 @@
-"""Which GPUs of its node a task of a SLURM step drives, by the step's own variables."""
+"""Which GPUs of its node a SLURM task drives, from the step's environment variables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a process must settle before JAX starts: the allocator's pages, the job it is of, how a CPU is split.
+"""Process setup before JAX initialises: huge pages, multi-process join, number of CPU devices.
 
 Nothing of JAX is imported at the top, so that a command can call ``use_huge_pages`` before its own imports.
 """
@@ -82,22 +82,24 @@ def _offered() -> bool:
 def split_cpu(mesh: Mapping[str, int], rows: int) -> None:
     """Makes the host's CPU several JAX devices, one a core, where the mesh can deal ``rows`` over them.
 
-    A step on one CPU device leaves cores idle between its small operations; rows dealt over devices do not wait for
+    A step on one CPU device leaves cores idle between its small operations; rows split over devices do not wait for
     each other. Only a mesh with a free axis is filled. XLA_FLAGS or JAX_NUM_CPU_DEVICES with a number of devices wins;
     other platforms are left as they are. Must come before anything asks JAX for its devices.
     """
     import jax
 
+    from jaxmm.runtime.jax_internals import setting
+
     flags = os.environ.get("XLA_FLAGS", "")
-    given = "xla_force_host_platform_device_count" in flags or jax.config.values["jax_num_cpu_devices"] > 0
+    given = "xla_force_host_platform_device_count" in flags or setting("jax_num_cpu_devices") > 0
     given = given or jax.distributed.is_initialized()  # processes of one job must have equal numbers of devices
     free = [axis for axis, size in mesh.items() if size == -1]
     if given or len(free) != 1 or free[0] not in ("data", "fsdp"):
         return
     fixed = math.prod(size for size in mesh.values() if size > 0)
-    dealt = math.prod(size for axis, size in mesh.items() if axis in ("data", "fsdp") and size > 0)
+    rows_over = math.prod(size for axis, size in mesh.items() if axis in ("data", "fsdp") and size > 0)
     for devices in range(cores(), 1, -1):
-        if devices % fixed == 0 and rows % (dealt * devices // fixed) == 0:
+        if devices % fixed == 0 and rows % (rows_over * devices // fixed) == 0:
             jax.config.update("jax_num_cpu_devices", devices)
             return
 
@@ -110,7 +112,9 @@ def keep_compiled(cache: Path) -> None:
     """
     import jax
 
-    if jax.config.values["jax_compilation_cache_dir"] is None:
+    from jaxmm.runtime.jax_internals import setting
+
+    if setting("jax_compilation_cache_dir") is None:
         kind = hashlib.sha256(_processor().encode()).hexdigest()[:12]
         folder = cache / "compiled" / kind
         if line := _not_ours(cache / "compiled") or _not_ours(folder):
@@ -198,12 +202,12 @@ def _place_in_job(named: list[str], seconds: int) -> tuple[str, int, int]:
         if not (count.isdigit() and number.isdigit() and int(number) < int(count)):
             raise UserError(f"JAX_PROCESS_ID={number} of JAX_NUM_PROCESSES={count}: they are counted from 0")
         return address, int(count), int(number)
-    from jax._src import clusters  # its public face joins at once
+    from jaxmm.runtime.jax_internals import place_in_cluster
 
-    found = clusters.ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, seconds)[:3]
-    if None in found:
+    place = place_in_cluster(seconds)
+    if place is None:
         raise UserError(f"JAX finds no cluster that this process is of: set {', '.join(JOB)}")
-    return found  # type: ignore[return-value]  # none of them is None
+    return place
 
 
 def _fix_cpu_threads(processes: int) -> None:
@@ -213,12 +217,13 @@ def _fix_cpu_threads(processes: int) -> None:
     devices each would not give the bits of one of 4 with 2. NPROC or PJRT_NPROC, where XLA reads it, wins. Nothing is
     set where JAX may find another device than the CPU.
     """
-    import jax
 
-    platforms = jax.config.values["jax_platforms"] or ""
+    from jaxmm.runtime.jax_internals import setting
+
+    platforms = setting("jax_platforms") or ""
     may_be_other = any(importlib.util.find_spec(plugin) for plugin in ("libtpu", "jax_plugins"))
     if "PJRT_NPROC" in os.environ or (platforms.split(",")[0] != "cpu" if platforms else may_be_other):
         return
     given = re.search(r"xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
-    devices = int(given[1]) if given else max(jax.config.values["jax_num_cpu_devices"], 1)
+    devices = int(given[1]) if given else max(setting("jax_num_cpu_devices"), 1)
     os.environ.setdefault("NPROC", str(max(cores(), processes * devices)))

@@ -7,16 +7,17 @@ from collections.abc import Callable, Iterator
 import jax
 
 from jaxmm import formatting
-from jaxmm.atomic import write_json
+from jaxmm.atomic import read_lines, write_json
 from jaxmm.data import files
 from jaxmm.inference.answers import answers, make_generator
-from jaxmm.training import samples, throughput
+from jaxmm.training import curves, samples, throughput
 from jaxmm.training.evaluator import Evaluator, Figures, closing_rows, mean_loss
 from jaxmm.training.logger import Logger, Summary
 from jaxmm.training.progress import Progress
 from jaxmm.training.run import Run
 from jaxmm.training.step import TrainState
 
+SUMMARY = "summary.json"
 SAMPLES = 16  # questions of each source that are drawn
 ANSWER_TOKENS = 32  # the longest answer under one
 
@@ -26,13 +27,16 @@ def close(
     save: Callable[..., None],
 ) -> None:  # fmt: skip
     """Ends a run whose last step is done. ``save``: as ``(step, state, metric, is_last=)``."""
+    logger.status("the last evaluation", at_once=True)
     figures: dict[str, Figures] = evaluator(state.params, blind=True) if evaluator else {}
-    if figures:
+    if figures and run.start < run.steps:  # else they were logged before the last save
         logger.log(run.steps, {"eval": figures})
     save(run.steps, state, mean_loss(figures), is_last=True)
     summary = _summary(run, progress, figures)
     if run.is_first:
-        write_json(run.workdir / "summary.json", summary._asdict())
+        write_json(run.workdir / SUMMARY, summary._asdict())
+        curves.draw(read_lines(run.workdir / "metrics.jsonl"), run.workdir / "curves.png")
+    logger.status("answering samples", at_once=True)
     with run.barrier.together("the closing samples"):
         drawn = _draw_samples(run, state)
     for line in _closing_lines(run, summary, drawn):
@@ -42,7 +46,7 @@ def close(
 def _summary(run: Run, progress: Progress, figures: dict[str, Figures]) -> Summary:
     return Summary(
         steps=run.steps,
-        loss=progress.loss,
+        loss=progress.loss if progress.loss is not None else _logged_loss(run),
         eval=figures,
         **progress.meter.totals(),
         first_step_seconds=progress.meter.first_step_seconds,
@@ -52,6 +56,12 @@ def _summary(run: Run, progress: Progress, figures: dict[str, Figures]) -> Summa
         peak_memory_bytes=throughput.peak_memory_bytes(jax.local_devices()),
         attention=run.recipe.compute.attention,
     )
+
+
+def _logged_loss(run: Run) -> float | None:
+    """Of the last line of the log, where this process made no step: it only closes what another has trained."""
+    losses = [line["loss"] for line in read_lines(run.workdir / "metrics.jsonl") if "loss" in line]
+    return losses[-1] if losses else None
 
 
 def _draw_samples(run: Run, state: TrainState) -> str:
@@ -76,8 +86,7 @@ def _closing_lines(run: Run, summary: Summary, drawn: str) -> Iterator[str]:
     yield ""
     yield formatting.table(figures + closing_rows(summary.eval))
     yield ""
-    if drawn:
-        yield f"look at the model's answers: {drawn}"
+    yield f"look at the curves: {run.workdir / 'curves.png'}" + (f", and the model's answers: {drawn}" if drawn else "")
     if best := run.checkpoints.best_line():
         yield f"checkpoints: {', '.join(map(str, run.checkpoints.steps()))}{best}"
     yield f'ask it:   python -m jaxmm.generate --workdir={run.workdir} --image=PICTURE.png --prompt="..."'

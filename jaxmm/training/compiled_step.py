@@ -1,4 +1,4 @@
-"""The executable of the training step, made in a thread while parameters and the first batch come in."""
+"""Compiles the training step in a thread, while parameters and the first batch are loaded."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 from jaxmm import sharding
 from jaxmm.batch import Batch
 from jaxmm.runtime import startup
-from jaxmm.runtime.program_cache import lower, step_options
+from jaxmm.runtime.jax_internals import step_options
+from jaxmm.runtime.program_cache import lower
 from jaxmm.training.program import Program
 from jaxmm.training.step import Metrics, TrainState
 
@@ -45,6 +46,7 @@ class CompiledStep:
             lowered = lower(
                 program.step, (program.abstract_state(mesh), batch), key=program.key,
                 out_shardings=(program.shardings(mesh), sharding.replicated(mesh)), donate_argnums=(0,),
+                types=(Metrics,),
             )  # fmt: skip
             compiled = lowered.compile(step_options())
         del lowered

@@ -88,8 +88,8 @@ class Evaluator:
         self.corpus, self.recipe, self.mesh = corpus, recipe, mesh
         self.examples = examples
         even = [1.0] * len(corpus.lengths)
-        dealt = sharding.zigzag_multiple(mesh.shape["context"])
-        self.budgets: Budgets = choose_budgets(corpus.lengths, even, seq_len, 0, 0, recipe.image.merge, dealt)
+        multiple = sharding.zigzag_multiple(mesh.shape["context"])
+        self.budgets: Budgets = choose_budgets(corpus.lengths, even, seq_len, 0, 0, recipe.image.merge, multiple)
         self.batch_size = batch_size
         memory.check_rows(batch_size, row_bytes(self.budgets, recipe.image), "the arrays")  # every process makes all
         self.skipped: set[str] = set()

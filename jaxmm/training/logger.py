@@ -1,27 +1,21 @@
-"""What a run tells: metrics.jsonl, TensorBoard, the progress line, skipped.jsonl, summary.json, and honest rates.
+"""The log of a run: metrics.jsonl, TensorBoard, a line for people, and the fields of summary.json.
 
-Plain numbers come in; nothing here calls JAX. Rates are sums over seconds in which steps ran: the first step (which
-compiles), evaluation and saving are left out of both.
+Plain numbers come in; nothing here calls JAX.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, TextIO
 
 from jaxmm.atomic import plain, read_lines, write_lines
-from jaxmm.errors import printable
-from jaxmm.formatting import duration, short
 from jaxmm.training.tensorboard import Events, _scalars
-
-# Rates
+from jaxmm.training.terminal import Terminal, progress
 
 
 class Summary(NamedTuple):
@@ -44,30 +38,22 @@ class Summary(NamedTuple):
     attention: str  # backend
 
 
-# Files
-
-
-# The log
-
-
 class Logger:
-    """Logs steps: a line of metrics.jsonl, TensorBoard events, and a progress line (in place on a terminal).
+    """Logs steps: a line of metrics.jsonl, TensorBoard events, and a line for people.
 
     Args:
       workdir: of the run. None, for all processes but the first: nothing is written and nothing printed.
       steps: of the whole run, for the progress line.
       start: the step the run goes on from. Lines of later steps, which a killed run left, are dropped.
       tensorboard: whether to write events into the workdir.
-      out: where the progress line goes.
+      out: where lines for people go.
     """
 
     def __init__(
         self, workdir: Path | None, steps: int, start: int = 0, tensorboard: bool = True, out: TextIO | None = None
     ) -> None:
         self._steps = steps
-        self._out = out or sys.stderr
-        self._in_place = self._out.isatty()
-        self._shown = ""
+        self._terminal = Terminal(out or sys.stderr)
         self._file: TextIO | None = None
         self._start, self._events_folder = start, ""
         self._events: Any = None
@@ -108,7 +94,7 @@ class Logger:
         self._file.write(f"{json.dumps(logged, allow_nan=False)}\n")
         self._file.flush()
         if "loss" in figures:
-            self._show(progress(step, self._steps, figures))
+            self._terminal.figures(progress(step, self._steps, figures))
         if self._events_folder:
             try:
                 if self._events is None:
@@ -121,19 +107,18 @@ class Logger:
                 self.say(f"warning: no more TensorBoard events are written: {error.strerror or error}")
 
     def say(self, text: str) -> None:
-        """Prints lines of their own, above the progress line."""
-        if self._file is None:
-            return
-        self._clear()
-        self._print(f"{printable(text)}\n")
-        if self._shown:
-            self._show(self._shown)
+        """Prints a line."""
+        if self._file is not None:
+            self._terminal.say(text)
+
+    def status(self, text: str, at_once: bool = False) -> None:
+        """Shows what goes on, on a terminal."""
+        if self._file is not None:
+            self._terminal.status(text, at_once)
 
     def close(self) -> None:
-        """Ends the progress line and the files."""
-        if self._in_place and self._shown:
-            self._print("\n")
-        self._shown = ""
+        """Ends the files."""
+        self._terminal.close()
         file, self._file = self._file, None
         events, self._events = self._events, None
         try:
@@ -146,51 +131,6 @@ class Logger:
             if events is not None:
                 events.close()
 
-    def _clear(self) -> None:
-        if self._in_place and self._shown:
-            self._print("\r\x1b[K")
-
-    def _show(self, line: str) -> None:
-        self._clear()
-        if self._in_place:
-            self._shown = line
-            self._print(line[: shutil.get_terminal_size().columns - 1])
-        else:
-            self._print(f"{line}\n")
-
-    def _print(self, text: str) -> None:
-        with contextlib.suppress(OSError):  # the terminal has gone, and the run goes on
-            self._out.write(text)
-            self._out.flush()
-
 
 def _is_up_to(step: Any, start: int) -> bool:
     return isinstance(step, int) and step <= start
-
-
-def progress(step: int, steps: int, figures: Mapping[str, Any]) -> str:
-    """The progress line of one step; leaves out what ``figures`` lacks."""
-
-    def shown(name: str, form: Callable[[float], str]) -> str:
-        value = figures.get(name)
-        return "" if value is None else form(value)
-
-    loss = figures.get("loss")
-    fills = [shown(name, "{:.2f}".format) for name in ("token_fill", "patch_fill")]
-    pace = figures.get("step_seconds")
-    parts = [
-        f"step {step}/{steps}",
-        f"loss {loss:.4f}" if loss is not None else "loss not finite",
-        shown("tokens_per_second", lambda x: f"{short(x)} tok/s"),
-        shown("images_per_second", lambda x: f"{short(x)} img/s"),
-        f"fill {'/'.join(filter(None, fills))}" if any(fills) else "",
-        shown("data_wait_fraction", "wait {:.0%}".format),
-        shown("mfu", "mfu {:.1%}".format),
-        shown("grad_norm", "grad {:.2f}".format),
-        shown("learning_rate", "lr {:.1e}".format),
-        f"ETA {duration((steps - step) * pace)}" if pace is not None else "",
-    ]
-    return "  ".join(filter(None, parts))
-
-
-# Text

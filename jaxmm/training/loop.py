@@ -27,8 +27,10 @@ from jaxmm.training.step import TrainState
 def train(run: Run) -> int:
     """Runs to the last step, or to a signal. Returns the exit status."""
     with jax.set_mesh(run.mesh), run.checkpoints, Stop(run.barrier) as stop:
-        # First, as it takes longest: it compiles in a thread.
-        compiled_step = CompiledStep(run.program, run.mesh, run.abstract_batch(), lambda line: run.say(line))
+        compiled_step = None
+        if run.start < run.steps:
+            # First, as it takes longest: it compiles in a thread.
+            compiled_step = CompiledStep(run.program, run.mesh, run.abstract_batch(), lambda line: run.say(line))
         workdir = run.workdir if run.is_first else None
         try:
             with Logger(workdir, run.steps, run.start, run.config.log.tensorboard) as logger:
@@ -54,7 +56,7 @@ class _Due(NamedTuple):
 class _Loop:
     """Steps through a run. Figures of a step are read while the next one runs."""
 
-    def __init__(self, run: Run, logger: Logger, compiled_step: CompiledStep):
+    def __init__(self, run: Run, logger: Logger, compiled_step: CompiledStep | None):
         self.run, self.logger, self.compiled_step = run, logger, compiled_step
         self.evaluated: tuple[int, dict[str, Figures]] = (-1, {})  # at which step, and what
 
@@ -66,13 +68,17 @@ class _Loop:
         self.evaluator = _evaluator(run)
         self.progress = progress = Progress(run, self.logger)
         step, signal = run.start, 0
+        if self.compiled_step:
+            run.say("compiling the step")
         for wait, loaded, batch in _timed(_placed_batches(run)):
             if signal := stop.agreed(step + 1, progress.too_many_skipped()):
                 break
+            assert self.compiled_step, "there are steps to do"
             state, metrics = self.compiled_step(state, batch)
             run.begin()
             step += 1
             progress.add(metrics, counts_of(loaded, run, wait), loaded)
+            self.logger.status(f"step {step} of {run.steps}")
             if any(due := _Due.after(step, run)):
                 self._after(step, due, state)
         progress.finish(step)
@@ -101,6 +107,7 @@ class _Loop:
             return  # the end evaluates and saves once more, with everything
         with progress.meter.pause():
             if due.evaluate and self.evaluator:
+                self.logger.status("evaluating", at_once=True)
                 figures = self.evaluator(state.params)
                 self.evaluated = step, figures
                 self.logger.log(step, {"eval": figures})
@@ -111,6 +118,8 @@ class _Loop:
 
     def _save(self, step: int, state: TrainState, metric: float | None, *, is_last: bool = False) -> None:
         run = self.run
+        if step == run.start:
+            return  # it is what the run has begun with
         meta = {
             "position": step,
             "steps": run.steps,
@@ -143,7 +152,9 @@ def _evaluator(run: Run) -> Evaluator | None:
 
 
 def _placed_batches(run: Run) -> Iterator[tuple[Loaded, Any]]:
-    """The run's batches from its start on, with those arrays on the mesh."""
+    """The run's batches from its start on, with their arrays on the mesh."""
+    if run.start >= run.steps:
+        return iter(())
     config = run.config
     source = batches(
         run.plan, run.assemble, run.start, run.steps, local_rows=run.local_rows,

@@ -27,10 +27,10 @@ LOGITS_ELSEWHERE = 2**29
 class Targets(NamedTuple):
     """The target positions of each row, first to last, padded to the target budget with weight 0.
 
-    Where positions are dealt over ``context``, a row here is what one device has of a row.
+    Where positions are sharded over ``context``, a row here is what one device holds of a row.
     """
 
-    target_positions_BR: jax.Array  # where they are in the row, as it is dealt; int32 (R: the target budget)
+    target_positions_BR: jax.Array  # where they are in the row, in zigzag order; int32 (R: the target budget)
     at_BR: jax.Array  # text position
     tokens_BR: jax.Array
     weights_BR: jax.Array

@@ -1,4 +1,4 @@
-"""What a run says before its first step: the machine, the model, the data, and what is unusual about them."""
+"""The lines that a run prints before its first step: machine, model, data, and what is unusual."""
 
 from __future__ import annotations
 

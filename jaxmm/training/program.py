@@ -1,4 +1,4 @@
-"""The training step that a config asks for, and the shapes and shardings of what it works on; nothing is allocated."""
+"""From a config to its training step, with shapes and shardings of state and batch; allocates nothing."""
 
 from __future__ import annotations
 

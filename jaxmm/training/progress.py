@@ -1,4 +1,4 @@
-"""What the steps of a run gave: read one step late, counted, logged, and judged."""
+"""Metrics of a run's steps: read one step late, counted and logged; a run that goes wrong is ended here."""
 
 from __future__ import annotations
 

@@ -64,14 +64,14 @@ def quantize_moments(inner: optax.GradientTransformation, kind: str) -> optax.Gr
 
     def decoded(stored: Stored) -> Any:
         leaves, tree = jax.tree_util.tree_flatten_with_path(stored.state)
-        found = []
+        held = []
         for i, (path, x) in enumerate(leaves):
             if str(i) in stored.scales:
                 wide = from_float8(x, stored.scales[str(i)])
-                found.append(jnp.square(wide) if _is_square(path) else wide)
+                held.append(jnp.square(wide) if _is_square(path) else wide)
             else:
-                found.append(x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x)
-        return jax.tree_util.tree_unflatten(tree, found)
+                held.append(x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x)
+        return jax.tree_util.tree_unflatten(tree, held)
 
     def init(params: Any) -> Stored:
         return encoded(inner.init(params), jnp.int32(0))

@@ -1,4 +1,4 @@
-"""All that a training run is built of, before its first step: what its config says, and what its workdir holds."""
+"""Builds a training run from its config and its workdir: mesh, model, data, plan, checkpoints."""
 
 from __future__ import annotations
 

@@ -1,15 +1,16 @@
-"""Pictures of a run: held-out images with the model's answers under them, to be looked at by a person."""
+"""Draws samples: held-out images with the model's answers under them."""
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFont
 
+from jaxmm.atomic import published
 from jaxmm.batch import ANSWER
 from jaxmm.data.documents import Image
 from jaxmm.data.media import image as media
@@ -17,17 +18,18 @@ from jaxmm.data.prepare.prepared import Columns
 from jaxmm.data.text.template import Template
 from jaxmm.inference.answers import Prompt
 
-SIDE, MARGIN, LINES = 240, 12, 5  # pixels; lines of text under a picture
+SIDE, MARGIN, GAP, LINE = 240, 12, 6, 18  # of a picture, around it, under it, and of a line of text, in pixels
+MOST_LINES = 12  # of a question, and of an answer
 
 
 def questions(prepared: Columns, template: Template, count: int) -> list[tuple[Prompt, str]]:
     """Up to ``count`` examples, spread evenly, that ask about images: their first question and its true answer."""
-    found = []
+    asked_questions = []
     for example in np.linspace(0, len(prepared) - 1, min(len(prepared), 4 * count)).astype(int):
         asked = _first_answer(prepared, template, int(example))
         if asked:
-            found.append(asked)
-    return found[:: max(1, len(found) // count)][:count]
+            asked_questions.append(asked)
+    return asked_questions[:: max(1, len(asked_questions) // count)][:count]
 
 
 def _first_answer(prepared: Columns, template: Template, example: int) -> tuple[Prompt, str] | None:
@@ -59,26 +61,59 @@ def _decodes(image: Image) -> bool:
 def draw(asked: Sequence[tuple[Prompt, str]], answers: Sequence[str], path: Path, columns: int = 4) -> None:
     """Writes one PNG: each question's first image, the question, the model's answer, and the true one if it differs."""
     font = ImageFont.load_default(size=14)
-    rows = -(-len(asked) // columns)
-    cell_width, cell_height = SIDE + 2 * MARGIN, SIDE + 2 * MARGIN + LINES * 18
-    sheet = PILImage.new("RGB", (columns * cell_width, rows * cell_height), "white")
+    texts = [_lines(prompt, truth, answer, font) for (prompt, truth), answer in zip(asked, answers, strict=True)]
+    rows = [texts[i : i + columns] for i in range(0, len(texts), columns)]
+    heights = [SIDE + 2 * MARGIN + GAP + LINE * max(map(len, row)) for row in rows]
+    width = SIDE + 2 * MARGIN
+    sheet = PILImage.new("RGB", (columns * width, sum(heights)), "white")
     pen = ImageDraw.Draw(sheet)
-    for i, ((prompt, truth), answer) in enumerate(zip(asked, answers, strict=True)):
-        left, top = (i % columns) * cell_width + MARGIN, (i // columns) * cell_height + MARGIN
-        picture = media.decode(prompt.images[0])
-        scale = SIDE / max(picture.size)
-        size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
-        sheet.paste(
-            picture.resize(size, PILImage.Resampling.NEAREST if scale > 1 else PILImage.Resampling.BICUBIC), (left, top)
-        )
-        right = answer.strip() == truth
-        lines = textwrap.wrap(prompt.text, 34)[:2] + textwrap.wrap("> " + answer.strip(), 34)[:2]
-        y = top + SIDE + 6
-        for line in lines:
-            colour = "black" if not line.startswith(">") else "darkgreen" if right else "firebrick"
-            pen.text((left, y), line, fill=colour, font=font)
-            y += 18
-        if not right:
-            pen.text((left, y), textwrap.shorten(f"(true: {truth})", 34), fill="dimgrey", font=font)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    for i, ((prompt, _), lines) in enumerate(zip(asked, texts, strict=True)):
+        left, top = i % columns * width + MARGIN, sum(heights[: i // columns]) + MARGIN
+        sheet.paste(_fitted(media.decode(prompt.images[0])), (left, top))
+        for number, (line, colour) in enumerate(lines):
+            pen.text((left, top + SIDE + GAP + number * LINE), line, fill=colour, font=font)
+    with published(path) as whole:
+        sheet.save(whole, "PNG")
+
+
+def _lines(prompt: Prompt, truth: str, answer: str, font: Any) -> list[tuple[str, str]]:
+    """What stands under a picture, line by line, each with its colour."""
+    is_right = answer.strip() == truth
+    texts = [(prompt.text, "black"), (f"> {answer.strip()}", "darkgreen" if is_right else "firebrick")]
+    if not is_right:
+        texts.append((f"(true: {truth})", "dimgrey"))
+    return [(line, colour) for text, colour in texts for line in _wrapped(text, font)]
+
+
+def _wrapped(text: str, font: Any) -> list[str]:
+    """The text in lines that are no wider than a picture; a long one ends in dots."""
+    lines = [""]
+    for word in text.split():
+        for piece in _pieces(word, font):
+            longer = f"{lines[-1]} {piece}".strip()
+            if font.getlength(longer) <= SIDE:
+                lines[-1] = longer
+            else:
+                lines.append(piece)
+    lines = [line for line in lines if line]
+    if len(lines) > MOST_LINES:
+        lines = [*lines[: MOST_LINES - 1], "..."]
+    return lines
+
+
+def _pieces(word: str, font: Any) -> Iterator[str]:
+    """A word, cut where it is wider than a picture."""
+    piece = ""
+    for letter in word:
+        if piece and font.getlength(piece + letter) > SIDE:
+            yield piece
+            piece = ""
+        piece += letter
+    yield piece
+
+
+def _fitted(picture: PILImage.Image) -> PILImage.Image:
+    """The picture with its longer side as long as there is room for."""
+    scale = SIDE / max(picture.size)
+    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    return picture.resize(size, PILImage.Resampling.NEAREST if scale > 1 else PILImage.Resampling.BICUBIC)

@@ -22,12 +22,12 @@ class SkippedFile:
 
     def __init__(self, path: Path, lines: int | None = None, writes: bool = True) -> None:
         self._path = path
-        found = read_lines(path)
-        known = found[:lines]
+        lines_there = read_lines(path)
+        known = lines_there[:lines]
         self._seen = {self._key(item) for item in known}
         self._noted = set(self._seen) if lines is None else set()
         is_cut = path.exists() and not path.read_bytes().endswith(b"\n")  # by a kill in its last line
-        if writes and (is_cut or len(known) < len(found)):
+        if writes and (is_cut or len(known) < len(lines_there)):
             write_lines(path, known)
 
     @property

@@ -1,4 +1,4 @@
-"""The training and evaluation steps: pure functions of (state, batch), knowing no model but the one they are given."""
+"""The training and evaluation steps: pure functions of (state, batch). They take the model as an argument."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def make_train_step(
     """Builds ``step(state, batch) -> (state, metrics)``.
 
     The loss is one sum over one sum: the weights of the whole global batch are added up first, and every microbatch
-    divides by that number, so that the number of microbatches changes nothing. Rows are dealt to microbatches in
+    divides by that number, so that the number of microbatches changes nothing. Rows go to microbatches in
     strides, which keeps each device's rows its own. A step whose loss or gradient is not finite changes no parameter.
     With ``image_offset``, the first image token of the vocabulary, the loss is also summed by modality.
     """
@@ -144,7 +144,7 @@ def make_eval_step(
     def step(params, batch: Batch) -> Predictions:
         hidden_at = functools.partial(apply, params, batch)
         _, targets, terms = batch_loss(hidden_at, batch, target_budget, 0.0, logit_softcap)
-        found = Predictions(targets.at_BR, targets.weights_BR, terms.nll_BR, terms.correct_BR)
-        return jax.tree.map(lambda x: x.reshape(batch.weights_BT.shape[0], -1), found)
+        predictions = Predictions(targets.at_BR, targets.weights_BR, terms.nll_BR, terms.correct_BR)
+        return jax.tree.map(lambda x: x.reshape(batch.weights_BT.shape[0], -1), predictions)
 
     return step

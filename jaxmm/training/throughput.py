@@ -1,6 +1,6 @@
-"""Rates and fills: sums over seconds in which steps ran, and what of the peak they are.
+"""Throughput, fill and MFU, as sums over the seconds in which steps ran.
 
-The first step (which compiles), evaluation and saving are left out of both.
+The first step (which compiles), evaluation and saving count in neither.
 """
 
 from __future__ import annotations

@@ -276,10 +276,10 @@ def _machine() -> str:
 
 def _read(file: int) -> dict[str, Any]:
     try:
-        found = json.loads(os.pread(file, 4096, 0))
+        record = json.loads(os.pread(file, 4096, 0))
     except ValueError:  # being written, or its writer was killed
-        found = {}
-    return found if isinstance(found, dict) else {}
+        record = {}
+    return record if isinstance(record, dict) else {}
 
 
 def _runs(holder: dict[str, Any]) -> bool:

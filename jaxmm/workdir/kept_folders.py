@@ -1,4 +1,4 @@
-"""What a run keeps in its workdir of the folders it began with, so that it needs none of them once it has saved."""
+"""Copies small files of ``init_from`` and ``data.tokenizer`` into the workdir: after a save a run needs no others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders that a run makes in its workdir: marked as its own, so that nothing of anybody else is removed with them."""
+"""Folders that a run makes in its workdir. A mark in each tells them from a user's, which are never removed."""
 
 from __future__ import annotations
 

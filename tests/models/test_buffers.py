@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxmm.models.layers import ACTIVATIONS
 from jaxmm.models.materialize import materialize, recompute
-from jaxmm.runtime.program_cache import step_options
+from jaxmm.runtime.jax_internals import step_options
 
 LAYERS, ROWS, WIDTH = 8, 256, 64
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import subprocess
 import sys
 import weakref
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -140,7 +141,6 @@ def test_a_damaged_file_is_made_again(mesh, folder):
 
 
 def test_what_another_user_could_have_written_is_not_read(mesh, folder, monkeypatch):
-    monkeypatch.setattr(program_cache.pickle, "loads", lambda body: pytest.fail("a pickle of another user's was read"))
     first, _ = Program(mesh).run()
     (path,) = folder.iterdir()
     assert path.stat().st_mode & 0o777 == 0o600
@@ -190,3 +190,16 @@ def test_programs_are_kept_where_compiled_ones_are(monkeypatch, tmp_path):
         assert program_cache._folder() is None
     finally:
         jax.config.update("jax_compilation_cache_dir", cache)
+
+
+class Pair(NamedTuple):
+    first: Any
+    second: Any
+
+
+def test_the_structure_of_a_result_is_kept_as_text():
+    tree = Pair({"a": (1, 2), "b": {}}, Pair(3, ()))
+    described = json.loads(json.dumps(program_cache._described(jax.tree.structure(tree))))
+    assert jax.tree.structure(program_cache._rebuilt(described, (Pair,))) == jax.tree.structure(tree)
+    with pytest.raises(TypeError, match="a result holds a list"):
+        program_cache._described(jax.tree.structure(Pair([1], 2)))

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import math
+import re
 import resource
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from jaxmm import atomic, formatting
 from jaxmm.training import logger, throughput
 from jaxmm.training.logger import Logger
 from jaxmm.training.skipped import SkippedFile
+from jaxmm.training.terminal import progress
 from jaxmm.training.throughput import Counts, Meter
 
 
@@ -27,7 +29,7 @@ class Clock:
         return self.now
 
 
-class Terminal(io.StringIO):
+class Tty(io.StringIO):
     def isatty(self) -> bool:
         return True
 
@@ -197,7 +199,7 @@ def test_a_run_goes_on_without_events_where_they_cannot_be_written(tmp_path):
 
 
 def test_a_terminal_that_has_gone_does_not_end_the_run(tmp_path):
-    class Gone(Terminal):
+    class Gone(Tty):
         def write(self, text):
             raise OSError(5, "Input/output error")
 
@@ -274,27 +276,50 @@ FIGURES = {
 }
 
 
-def test_the_progress_line_tells_what_it_knows():
-    assert logger.progress(20, 200, FIGURES) == (
+def line_of(step: int, figures) -> str:
+    return "  ".join(part.text for part in progress(step, 200, figures))
+
+
+def test_the_line_of_a_step_tells_what_is_known():
+    assert line_of(20, FIGURES) == (
         "step 20/200  loss 1.2346  12.3k tok/s  100 img/s  fill 0.99/0.50  wait 1%  grad 0.50  lr 3.0e-04  ETA 1m30s"
     )
-    assert logger.progress(1, 200, {"loss": None, "token_fill": 0.5}) == "step 1/200  loss not finite  fill 0.50"
+    assert line_of(1, {"loss": None, "token_fill": 0.5}) == "step 1/200  loss not finite  fill 0.50"
 
 
-def test_progress_is_rewritten_in_place_on_a_terminal_only(tmp_path, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "40")
-    terminal, pipe = Terminal(), io.StringIO()
+@pytest.mark.parametrize("columns", [40, 60, 80, 100, 140])
+def test_a_narrow_terminal_loses_what_matters_least_and_never_what_is_left_to_do(tmp_path, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("NO_COLOR", "1")
+    terminal, pipe = Tty(), io.StringIO()
     for out in (terminal, pipe):
-        with Logger(tmp_path, 9, tensorboard=False, out=out) as log:
+        with Logger(tmp_path, 200, tensorboard=False, out=out) as log:
+            log.log(20, FIGURES)
+    (line,) = terminal.getvalue().splitlines()
+    assert len(line) < columns
+    assert line.startswith("step 20/200  loss 1.2346")
+    assert line.endswith("ETA 1m30s")
+    assert ("lr" in line) == (columns == 140)
+    assert "lr 3.0e-04" in pipe.getvalue()
+
+
+def test_lines_stay_and_what_goes_on_is_rewritten_in_place_on_a_terminal_only(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    terminal, pipe = Tty(), io.StringIO()
+    for out in (terminal, pipe):
+        with Logger(tmp_path, 200, tensorboard=False, out=out) as log:
+            log.status("evaluating", at_once=True)
             log.log(1, FIGURES)
             log.log(2, {"eval": {}})
-            log.log(2, FIGURES)
-            log.say("saved")
-    lines = terminal.getvalue().split("\r\x1b[K")
-    assert [line[:8] for line in lines] == ["step 1/9", "step 2/9", "saved\n", "step 2/9"]
-    assert all(len(line) < 40 for text in lines for line in text.split("\n"))
-    assert terminal.getvalue().endswith("\n")
-    assert [line[:8] for line in pipe.getvalue().splitlines()] == ["step 1/9", "step 2/9", "saved"]
+            log.say("warning: a cat")
+    shown = re.sub(r"\x1b\[\d+m", "", terminal.getvalue())
+    at_last = [line.rsplit("\r\x1b[K", 1)[-1] for line in shown.split("\n")]
+    assert [line[:14] for line in at_last] == ["step 1/200  lo", "warning: a cat", ""]
+    assert shown.count("evaluating") == 3
+    assert "\x1b[33mwarning: a cat\x1b[0m" in terminal.getvalue()
+    assert [line[:14] for line in pipe.getvalue().splitlines()] == ["step 1/200  lo", "warning: a cat"]
+    assert "\x1b" not in pipe.getvalue()
 
 
 def test_a_skipped_record_is_listed_once_over_resumes_and_kills(tmp_path):

@@ -257,6 +257,24 @@ def test_generate_answers_about_a_picture(finished, data, capsys):
     assert capsys.readouterr().out.endswith("\n")
 
 
+def test_a_run_that_was_killed_while_it_closed_is_closed_by_the_next_start(finished, arguments, tmp_path, capsys):
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    before = json.loads((workdir / "summary.json").read_text())
+    lines = (workdir / "metrics.jsonl").read_text()
+    (workdir / "summary.json").unlink()
+    shutil.rmtree(workdir / "samples")
+    assert train.main([*arguments, f"--workdir={workdir}"]) == 0
+    assert "was ended before it was closed" in capsys.readouterr().out
+    after = json.loads((workdir / "summary.json").read_text())
+    same = ("steps", "loss", "eval", "examples_seen", "examples_skipped", "attention")
+    assert {key: after[key] for key in same} == {key: before[key] for key in same}
+    assert after["tokens_per_second"] is None, "no step was timed"
+    assert list((workdir / "samples").iterdir())
+    assert (workdir / "metrics.jsonl").read_text() == lines
+    assert train.main([*arguments, f"--workdir={workdir}"]) == 0
+    assert "is finished" in capsys.readouterr().out
+
+
 def test_a_finished_run_says_so(finished, arguments, capsys):
     assert train.main([*arguments, f"--workdir={finished}"]) == 0
     assert "raise config.steps" in capsys.readouterr().out

@@ -101,7 +101,7 @@ class Bench:
         import jax
 
         from jaxmm import sharding
-        from jaxmm.runtime.program_cache import step_options
+        from jaxmm.runtime.jax_internals import step_options
         from jaxmm.training.run import Run
 
         self.config = config

@@ -142,7 +142,7 @@ def programs(run: Any, step: Any, state: Any, batch: Any) -> dict[str, Callable[
     import jax
 
     from jaxmm.models.multimodal import make_model
-    from jaxmm.runtime.program_cache import step_options
+    from jaxmm.runtime.jax_internals import step_options
     from jaxmm.training.loss import batch_loss, select_targets
     from jaxmm.training.optimizer import split_frozen
 

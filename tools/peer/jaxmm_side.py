@@ -62,7 +62,7 @@ class Ours:
         from jaxmm import sharding
         from jaxmm.hf import folder as hf
         from jaxmm.models.multimodal import Compute, make_model, nested
-        from jaxmm.runtime.program_cache import step_options
+        from jaxmm.runtime.jax_internals import step_options
         from jaxmm.training.optimizer import make_optimizer
         from jaxmm.training.step import init_state, make_train_step
 

@@ -249,8 +249,8 @@ class VisionTower(nnx.Module):
         by_layer = {} if kept_KBND is None else dict(zip(kept, kept_KBND, strict=True))
         if spec.features:
             x_BND = jnp.concatenate([by_layer[i] for i in spec.features], -1)
-        found = Features(x_BND, tuple(by_layer[i] for i in spec.taps))
-        return jax.tree.map(lambda x: sharding.constrain(sharding.zigzag_unshard(x), *axes), found)
+        features = Features(x_BND, tuple(by_layer[i] for i in spec.taps))
+        return jax.tree.map(lambda x: sharding.constrain(sharding.zigzag_unshard(x), *axes), features)
 
     def _embedded(self, patches: Stream, grids_BM3, dtype):
         """Patches, and class tokens where they are, with their position embeddings: (B, N, D)."""
