@@ -25,6 +25,7 @@ from jaxmm.checkpoints.params import chosen_step, pretrained_params, saved_param
 from jaxmm.config import consistency
 from jaxmm.config.file import load_file, load_workdir, settled
 from jaxmm.config.keys import flat
+from jaxmm.config.packaged import path_of
 from jaxmm.data import loader
 from jaxmm.data.documents import Image
 from jaxmm.data.media.image import ADVICE
@@ -64,7 +65,8 @@ def load_config(name: str | os.PathLike[str] = "base", **changes: Any) -> Config
       UserError: if there is no such config or key, or for a value that it may not have.
     """
     text = os.path.expanduser(os.fspath(name))
-    config = load_workdir(text) if os.path.isdir(text) else load_file(text)
+    is_workdir = os.path.isdir(text) and not path_of(text)
+    config = load_workdir(text) if is_workdir else load_file(text)
     return _checked(settled(flat(config) | flat(changes), "load_config"))
 
 
