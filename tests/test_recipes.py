@@ -23,7 +23,17 @@ from jaxmm.recipe import read_recipe
 CONFIGS = small_run.ROOT / "configs"
 QWEN3_1_7B = test_releases.QWEN3 | {"hidden_size": 2048, "intermediate_size": 6144}
 PARTS = {"tower": test_releases.SIGLIP2, "small": test_releases.QWEN3, "large": QWEN3_1_7B}
-WHOLE = {"llava": test_releases.LLAVA, "qwen": test_releases.QWEN2_5_VL}
+INTERNVL3_8B = test_releases.INTERNVL3 | {  # its decoder is of Qwen 2.5 7B's sizes
+    "text_config": test_releases.INTERNVL3["text_config"] | {  # type: ignore[operator]
+        "hidden_size": 3584, "intermediate_size": 18944, "num_attention_heads": 28, "num_hidden_layers": 28,
+        "num_key_value_heads": 4, "tie_word_embeddings": False,
+    },
+    "tie_word_embeddings": False,
+}  # fmt: skip
+WHOLE = {
+    "llava": test_releases.LLAVA, "qwen": test_releases.QWEN2_5_VL, "qwen3": test_releases.QWEN3_VL,
+    "gemma": test_releases.GEMMA3, "intern": INTERNVL3_8B,
+}  # fmt: skip
 
 
 pytestmark = pytest.mark.usefixtures("whole_transformers")
@@ -36,13 +46,16 @@ def released(tmp_path_factory) -> Path:
     for name, config in (PARTS | WHOLE).items():
         (root / name).mkdir()
         (root / name / "config.json").write_text(json.dumps(config))
-        test_families.byte_level_tokenizer().save_pretrained(root / name)
+        test_families.byte_level_tokenizer(str(config["model_type"])).save_pretrained(root / name)
     return root
 
 
 def test_each_config_is_one_of_the_recipes_here():
     names = {path.stem for path in CONFIGS.glob("*.py")} - {"base"}
-    assert names == {"siglip2_qwen3_connector", "siglip2_qwen3", "llava_1_5", "qwen2_5_vl", "early_fusion"}
+    assert names == {
+        "siglip2_qwen3_connector", "siglip2_qwen3", "llava_1_5", "qwen2_5_vl", "qwen3_vl", "gemma3", "internvl3",
+        "early_fusion",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -53,6 +66,9 @@ def test_each_config_is_one_of_the_recipes_here():
         ("siglip2_qwen3", "vision:{}/tower,decoder:{}/large", 428 + 1721 + 17),
         ("llava_1_5", "{}/llava", 7051),
         ("qwen2_5_vl", "{}/qwen", 8292),
+        ("qwen3_vl", "{}/qwen3", 4438),
+        ("gemma3", "{}/gemma", 4300),
+        ("internvl3", "{}/intern", 7945),
         ("early_fusion", "", 7014),
     ],
 )
@@ -157,7 +173,14 @@ def test_both_stages_of_a_tower_and_a_decoder_run_and_what_they_make_is_served(s
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "case", "frozen"), [("llava_1_5", "llava, clip", {"vision"}), ("qwen2_5_vl", "qwen2.5-vl", set())]
+    ("name", "case", "frozen"),
+    [
+        ("llava_1_5", "llava, clip", {"vision"}),
+        ("qwen2_5_vl", "qwen2.5-vl", set()),
+        ("qwen3_vl", "qwen3-vl", set()),
+        ("gemma3", "gemma3", {"vision"}),
+        ("internvl3", "internvl", {"vision"}),
+    ],
 )
 def test_a_recipe_that_goes_on_with_a_whole_model_runs_small(name, case, frozen, small, tmp_path):
     folder = test_families.folder_of(case, tmp_path / "whole")
