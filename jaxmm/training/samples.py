@@ -12,8 +12,9 @@ from PIL import ImageDraw, ImageFont
 
 from jaxmm.batch import ANSWER
 from jaxmm.data.documents import Image
-from jaxmm.data.media import image as media
-from jaxmm.data.prepare.prepared import Columns
+from jaxmm.data.media.medium import BadMedia
+from jaxmm.data.media.picture import decode
+from jaxmm.data.prepare.index import Columns
 from jaxmm.data.text.template import Template
 from jaxmm.inference.answers import Prompt
 
@@ -50,8 +51,8 @@ def _first_answer(prepared: Columns, template: Template, example: int) -> tuple[
 
 def _decodes(image: Image) -> bool:
     try:
-        media.decode(image)
-    except media.BadMedia:  # evaluation has said so
+        decode(image)
+    except BadMedia:  # evaluation has said so
         return False
     return True
 
@@ -65,7 +66,7 @@ def draw(asked: Sequence[tuple[Prompt, str]], answers: Sequence[str], path: Path
     pen = ImageDraw.Draw(sheet)
     for i, ((prompt, truth), answer) in enumerate(zip(asked, answers, strict=True)):
         left, top = (i % columns) * cell_width + MARGIN, (i // columns) * cell_height + MARGIN
-        picture = media.decode(prompt.images[0])
+        picture = decode(prompt.images[0])
         scale = SIDE / max(picture.size)
         size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
         sheet.paste(
