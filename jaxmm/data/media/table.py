@@ -13,7 +13,7 @@ import numpy as np
 from jaxmm.batch import Batch, ImageSpec, Stream
 from jaxmm.data.media.features import FeaturesMedium, feature_widths
 from jaxmm.data.media.image import ImageMedium
-from jaxmm.data.media.medium import Array, Extents, Medium
+from jaxmm.data.media.medium import Extents, Medium
 from jaxmm.data.media.tokens import TokensMedium
 
 # By name. The order is that of their soft tokens in the table of a row, so that a new one comes last.
@@ -65,46 +65,41 @@ def by_medium(kinds: np.ndarray) -> Iterator[tuple[Medium, np.ndarray | None]]:
         raise ValueError(f"no medium has some of the kinds {np.unique(kinds).tolist()}")
 
 
-def _of_each(extents: Extents, values: Callable[[Medium, Extents, np.ndarray | None], Array]) -> np.ndarray:
-    """int64 (n,): what ``values`` gives of the media of each kind, put together."""
-    found = np.zeros(len(extents.kind), np.int64)
+class Measured(NamedTuple):
+    """What some media of an index take, (n,) each: ``needs`` by the names of budgets that any of them takes of."""
+
+    units: np.ndarray
+    soft_tokens: np.ndarray
+    needs: dict[str, np.ndarray]
+
+
+def measured(extents: Extents, spec: ImageSpec, units: np.ndarray | None = None) -> Measured:
+    """Counts what some media take.
+
+    Args:
+      units: of each, where they have been counted before.
+    """
+    count = len(extents.kind)
+    found = Measured(np.zeros(count, np.int64), np.zeros(count, np.int64), {})
     for medium, which in by_medium(extents.kind):
-        own = values(medium, extents.those(which), which)
+        own = extents.those(which)
+        taken = medium.units(own, spec) if units is None else units if which is None else units[which]
+        soft_tokens, needs = medium.soft_tokens(taken, own, spec), medium.needs(taken, own, spec)
         if which is None:
-            return np.asarray(own)
-        found[which] = own
+            return Measured(taken, soft_tokens, needs)
+        found.units[which], found.soft_tokens[which] = taken, soft_tokens
+        for name, each in needs.items():
+            found.needs.setdefault(name, np.zeros(count, np.int64))[which] = each
     return found
-
-
-def units(extents: Extents, spec: ImageSpec) -> np.ndarray:
-    """(n,) units of some media of an index, each of its own stream."""
-    return _of_each(extents, lambda medium, own, _: medium.units(own, spec))
-
-
-def soft_tokens(units: np.ndarray, extents: Extents, spec: ImageSpec) -> np.ndarray:
-    """(n,) soft tokens of some media with so many units."""
-    return _of_each(extents, lambda medium, own, which: medium.soft_tokens(_cut(units, which), own, spec))
 
 
 def text_tokens(extents: Extents) -> np.ndarray:
     """(n,) tokens of the text that are some media's own."""
-    return _of_each(extents, lambda medium, own, _: medium.text_tokens(own))
-
-
-def needs(units: np.ndarray, extents: Extents, spec: ImageSpec) -> dict[str, np.ndarray]:
-    """(n,) what some media with so many units take of each budget that any of them takes of, by its name."""
-    found: dict[str, np.ndarray] = {}
+    found = np.zeros(len(extents.kind), np.int64)
     for medium, which in by_medium(extents.kind):
-        for name, own in medium.needs(_cut(units, which), extents.those(which), spec).items():
-            if which is None:
-                found[name] = np.asarray(own)
-            else:
-                found.setdefault(name, np.zeros(len(units), np.int64))[which] = own
+        if medium.is_text:
+            found[slice(None) if which is None else which] = medium.text_tokens(extents.those(which))
     return found
-
-
-def _cut(values: np.ndarray, which: np.ndarray | None) -> np.ndarray:
-    return values if which is None else values[which]
 
 
 def described(kinds: np.ndarray) -> dict[str, Any]:

@@ -100,7 +100,7 @@ class Lengths:
 
     @functools.cached_property
     def slots_I(self) -> np.ndarray:
-        return table.soft_tokens(self.units_I.astype(np.int64), self.extents(slice(None)), self.spec)
+        return table.measured(self.extents(slice(None)), self.spec, self.units_I.astype(np.int64)).soft_tokens
 
     def extents(self, media: np.ndarray | slice | int) -> Extents:
         """What the index knows of some of its media."""
@@ -108,8 +108,7 @@ class Lengths:
 
     def media_needs(self, media: np.ndarray | slice) -> dict[str, np.ndarray]:
         """int64: what some of its media take of each budget that any of them takes of, by name."""
-        units = np.asarray(self.units_I[media], np.int64)
-        return table.needs(units, self.extents(media), self.spec)
+        return table.measured(self.extents(media), self.spec, np.asarray(self.units_I[media], np.int64)).needs
 
     @functools.cached_property
     def totals(self) -> np.ndarray:
@@ -164,16 +163,16 @@ def _count(prepared: Columns, spec: ImageSpec, columns: Sequence[str]) -> tuple[
         images = np.asarray(prepared.images_E1[start : stop + 1], np.int64)
         block = slice(int(images[0]), int(images[-1]))
         images = images - block.start  # not in place: it may be the index itself
-        extents = Extents(prepared, block)
-        units_I[block] = units = table.units(extents, spec)
+        media = table.measured(Extents(prepared, block), spec)
+        units_I[block] = media.units
         runs = np.asarray(prepared.runs_E1[start : stop + 1], np.int64)
         runs_here = slice(int(runs[0]), int(runs[-1]))
         runs = runs - runs_here.start
         counted = {
-            "tokens": tokens + _sums(table.soft_tokens(units, extents, spec), images),
+            "tokens": tokens + _sums(media.soft_tokens, images),
             "targets": _sums(_run_targets(prepared, runs_here, runs, tokens), runs),
         }
-        counted |= {name: _sums(each, images) for name, each in table.needs(units, extents, spec).items()}
+        counted |= {name: _sums(each, images) for name, each in media.needs.items()}
         for name, found in counted.items():
             all_needs[start:stop, columns.index(name)] = found
     return all_needs, units_I

@@ -100,9 +100,8 @@ class _Long:
         owner = np.repeat(np.arange(len(examples)), np.diff(self.images_E1))
         units = np.asarray(lengths.units_I[images], np.int64)
         extents = lengths.extents(images)
-        slots = table.soft_tokens(units, extents, lengths.spec)
+        _, slots, media_needs = table.measured(extents, lengths.spec, units)
         # What media before each take of the budgets that only they take of, by name.
-        media_needs = table.needs(units, extents, lengths.spec)
         self.taken_before = {name: _before(needs) for name, needs in media_needs.items()}
         self.slots_before = _before(slots)
         own_text = table.text_tokens(extents)
