@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ import pytest
 from conftest import picture
 from made import document, source_of
 
+import jaxmm
 from jaxmm.batch import IGNORED, ImageSpec, Stream
 from jaxmm.data.assemble import Assembler, Loaded, row_bytes
 from jaxmm.data.documents import Document, Image, Text
@@ -277,3 +279,34 @@ def test_every_medium_keeps_what_is_on_disk():
         table.unpacked({"medium": "hums"})
     with pytest.raises(ValueError, match="no medium has some of the kinds"):
         list(table.by_medium(np.array([0, -7])))
+
+
+ASKS = ("data/packing/*", "data/prepare/*", "data/assemble", "data/layout", "data/loader", "data/media/headers")
+ASKS += ("report/*", "training/evaluator", "inspect")
+TELLS_APART = re.compile(
+    r"from jaxmm\.data\.media\.(image|features|tokens) import"
+    r"|from jaxmm\.data\.documents import .*\b(Image|Features|Tokens)\b"
+    r"|image_kind_I(\[[^]]*\])?\)? *(==|!=|<|>)"
+    r"|\b(needs|used|totals|budgets)\w*\[(:, *)?\d"
+)
+
+
+def test_nothing_that_asks_media_tells_them_apart_or_counts_columns():
+    root = Path(jaxmm.__file__).parent
+    sources = [path for pattern in ASKS for path in root.glob(f"{pattern}.py") if path.name != "pack.py"]  # any columns
+    assert len(sources) > 30
+    lines = [f"{path.name}: {line}" for path in sources for line in path.read_text().splitlines()]
+    assert [line for line in lines if TELLS_APART.search(line)] == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "if prepared.image_kind_I[3] == 0:",
+        "needs[:, 1] = 5",
+        "source.totals[0]",
+        "from jaxmm.data.media.tokens import TOKENS",
+    ],
+)
+def test_a_line_that_does_is_found(line):
+    assert TELLS_APART.search(line)
