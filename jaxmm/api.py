@@ -28,7 +28,7 @@ from jaxmm.config.keys import flat
 from jaxmm.config.packaged import path_of
 from jaxmm.data import loader
 from jaxmm.data.documents import Image
-from jaxmm.data.media.image import ADVICE
+from jaxmm.data.media import table
 from jaxmm.data.packing.plan import Plan
 from jaxmm.errors import UserError, printable
 from jaxmm.hf.folder import is_folder
@@ -133,7 +133,9 @@ def _told(loaded: Iterator[Any], start: int) -> Iterator[Batch]:
         for document in skipped:
             if document.origin not in told:
                 told.add(document.origin)
-                line = f"batch {number} is without {document.origin}: {ADVICE.get(document.reason, document.reason)}"
+                line = (
+                    f"batch {number} is without {document.origin}: {table.advice(document.reason) or document.reason}"
+                )
                 print(printable(line), file=sys.stderr, flush=True)
         yield batch
 

@@ -15,6 +15,7 @@ module imports neither.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 Array = Any  # a numpy.ndarray on the host, a jax.Array on the device, a jax.ShapeDtypeStruct in tests of shapes
@@ -53,6 +54,7 @@ class Batch(NamedTuple):
     weights_BT: Array  # float32: its weight in the loss, 0 where nothing is predicted
     sources_BT: Array  # int32: which data source the position belongs to
     features: Stream | None = None  # ready-made tower outputs: their soft tokens come after the patches' in the table
+    media: Mapping[str, Stream] = {}  # streams of further media, by name: their soft tokens come last, in this order
 
 
 @dataclasses.dataclass(frozen=True)

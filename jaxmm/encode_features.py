@@ -33,7 +33,10 @@ from jaxmm.data import demo, files
 from jaxmm.data.assemble import empty_batch
 from jaxmm.data.documents import Document, Features, Image, Part, Skip, Source, Text, Tokens, Turn, split_origin
 from jaxmm.data.media import geometry
-from jaxmm.data.media import image as media
+from jaxmm.data.media.medium import BadMedia
+from jaxmm.data.media.opening import opened_file
+from jaxmm.data.media.patches import patches
+from jaxmm.data.media.picture import image_size
 from jaxmm.data.packing.plan import Budgets
 from jaxmm.data.prepare.disk import space_wanted
 from jaxmm.data.prepare.prepared import holds_prepared
@@ -72,12 +75,12 @@ class Encoder:
         )
         self._pool = ThreadPoolExecutor(cores())
 
-    def __call__(self, pictures: Iterable[Image]) -> Iterator[np.ndarray | media.BadMedia]:
+    def __call__(self, pictures: Iterable[Image]) -> Iterator[np.ndarray | BadMedia]:
         """Yields float32 (rows, columns, D) of each picture, or why it cannot be used."""
-        waiting: list[tuple[np.ndarray, tuple[int, int]] | media.BadMedia] = []
+        waiting: list[tuple[np.ndarray, tuple[int, int]] | BadMedia] = []
         room = self.patches
         for found in self._pool.map(self._decoded, pictures):
-            size = 0 if isinstance(found, media.BadMedia) else len(found[0])
+            size = 0 if isinstance(found, BadMedia) else len(found[0])
             if size > room:
                 yield from self._encoded(waiting)
                 waiting, room = [], self.patches
@@ -85,18 +88,18 @@ class Encoder:
             room -= size
         yield from self._encoded(waiting)
 
-    def _decoded(self, picture: Image) -> tuple[np.ndarray, tuple[int, int]] | media.BadMedia:
+    def _decoded(self, picture: Image) -> tuple[np.ndarray, tuple[int, int]] | BadMedia:
         try:
-            return media.patches(picture, self.spec, media.image_size(picture), fast=self.fast_decode)
-        except media.BadMedia as error:
+            return patches(picture, self.spec, image_size(picture), fast=self.fast_decode)
+        except BadMedia as error:
             return error
 
     def _encoded(
-        self, waiting: Sequence[tuple[np.ndarray, tuple[int, int]] | media.BadMedia]
-    ) -> Iterator[np.ndarray | media.BadMedia]:
+        self, waiting: Sequence[tuple[np.ndarray, tuple[int, int]] | BadMedia]
+    ) -> Iterator[np.ndarray | BadMedia]:
         batch = empty_batch(1, Budgets(1, self.patches, self.patches // self.spec.merge**2, 1), self.spec)
         at, places = 0, []
-        for tile, (values, grid) in enumerate(one for one in waiting if not isinstance(one, media.BadMedia)):
+        for tile, (values, grid) in enumerate(one for one in waiting if not isinstance(one, BadMedia)):
             here = slice(at, at + len(values))
             batch.patches.values[0, here] = values
             batch.patches.positions[0, here, 1:] = geometry.patch_positions(*grid, self.spec)
@@ -107,8 +110,8 @@ class Encoder:
         features_ND = np.asarray(self._run(self.params, batch)[0], np.float32) if places else None
         left = iter(places)
         for one in waiting:
-            if isinstance(one, media.BadMedia) or features_ND is None:
-                assert isinstance(one, media.BadMedia)
+            if isinstance(one, BadMedia) or features_ND is None:
+                assert isinstance(one, BadMedia)
                 yield one
                 continue
             here, (rows, columns) = next(left), one[1]
@@ -182,7 +185,7 @@ class Writer:
         bad: dict[Path, str] = {}
         pictures = {path: one for path, one in missing.items() if isinstance(one, Image)}
         for path, found in zip(pictures, self.encoder(pictures.values()), strict=True):
-            if isinstance(found, media.BadMedia):
+            if isinstance(found, BadMedia):
                 bad[path] = found.reason
                 continue
             file = io.BytesIO()
@@ -191,10 +194,10 @@ class Writer:
         for path, one in missing.items():
             if isinstance(one, Features):  # somebody encoded it before; it goes along
                 try:
-                    with media.opened_file(one) as opened:
+                    with opened_file(one) as opened:
                         data = opened.read()
-                except (media.BadMedia, OSError) as error:
-                    bad[path] = error.reason if isinstance(error, media.BadMedia) else "missing"
+                except (BadMedia, OSError) as error:
+                    bad[path] = error.reason if isinstance(error, BadMedia) else "missing"
                     continue
                 self._save(path, data)
         return bad, len(missing) - len(bad)

@@ -64,7 +64,8 @@ def piece_patches(lengths: Lengths, piece: Piece) -> int:
     images = slice(*(int(i) for i in columns.images_E1[piece.example : piece.example + 2]))
     before = np.concatenate([[0], np.cumsum(lengths.slots_I[images])[:-1]])  # soft tokens before each image
     first = np.asarray(columns.image_at_I[images], np.int64) + before[: images.stop - images.start]
-    return int(lengths.patches_of(images)[(first >= piece.first) & (first < piece.last)].sum())
+    patches = lengths.media_needs(images).get("patches", np.zeros(len(first), np.int64))
+    return int(patches[(first >= piece.first) & (first < piece.last)].sum())
 
 
 def plan_line(k: int, rows: Sequence[Row], lengths: Sequence[Lengths]) -> dict[str, Any]:
@@ -110,7 +111,7 @@ def make_report(
     batches = within(plan, batches, is_asked)
     assemble = make_assembler(config, data.image, corpus, budgets)
     viewer = Viewer(corpus.lengths, data.template, data.image)
-    tally = Tally(corpus.lengths, budgets, data.image.merge)
+    tally = Tally(corpus.lengths, budgets)
     drawn: list[DrawnRow] = []
     for k in range(*batches):
         loaded = assemble(plan.batch(k))

@@ -371,7 +371,7 @@ def read_budgets(config: ConfigDict, corpus: Corpus) -> Budgets:
         choose_budgets(corpus.lengths, shares, *asked, merge, multiple)
         for shares in (corpus.shares, *(shares for _, shares in corpus.later))
     ]
-    return Budgets(*map(max, zip(*found, strict=True)))
+    return Budgets.most(found)
 
 
 def unseen_budgets(config: ConfigDict, image: ImageSpec) -> Budgets:
@@ -392,7 +392,7 @@ def make_plan(
     plan_format: int = PLAN_FORMAT,
 ) -> Plan:
     """The rows of every batch of a run; ``plan_format`` is that of the run which goes on."""
-    examples = max(len(source) * budgets.tokens / max(1, int(source.totals[0])) for source in corpus.lengths)
+    examples = max(len(source) * budgets.tokens / max(1, source.total_tokens) for source in corpus.lengths)
     check_rows(config.batch_size, max(1.0, examples) * PIECE_BYTES, "the pieces of documents")
     data, names = config.data, corpus.names
     counts = parse_numbers(data.max_examples, "config.data.max_examples", names, least=0.5)

@@ -24,7 +24,7 @@ import pytest
 from jaxmm.batch import Batch, ImageSpec
 from jaxmm.data.documents import Document, Image, Part, Text, Turn
 from jaxmm.data.packing.plan import Lengths
-from jaxmm.data.prepare.prepared import InMemory
+from jaxmm.data.prepare.index import InMemory
 
 hypothesis.settings.register_profile(
     "jaxmm", max_examples=20, deadline=None, derandomize=True, database=None,

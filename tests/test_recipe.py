@@ -15,7 +15,7 @@ from small_run import ROOT
 from jaxmm import command
 from jaxmm.batch import ImageSpec
 from jaxmm.config.shares import parse_mixture, parse_numbers, parse_schedule
-from jaxmm.data.assemble import JITTER_FROM
+from jaxmm.data.media.image import JITTER_FROM
 from jaxmm.data.packing.plan import Budgets, Lengths, choose_budgets
 from jaxmm.data.reading import Reading
 from jaxmm.errors import UserError

@@ -16,7 +16,7 @@ import test_families
 import test_releases
 
 from jaxmm import command, export, sharding, train
-from jaxmm.data.packing.lengths import Budgets
+from jaxmm.data.packing.limits import Budgets
 from jaxmm.models.multimodal import flat_axes
 from jaxmm.recipe import read_recipe
 

@@ -11,9 +11,9 @@ from jaxmm import sharding
 from jaxmm.batch import Batch, ImageSpec
 from jaxmm.data.assemble import Assembler
 from jaxmm.data.documents import Image, Part, Text, Turn, split_origin
-from jaxmm.data.media.image import ADVICE
+from jaxmm.data.media.table import advice
 from jaxmm.data.packing.plan import Budgets, Lengths, Piece
-from jaxmm.data.prepare.prepared import InMemory
+from jaxmm.data.prepare.index import InMemory
 from jaxmm.data.text.template import Template
 from jaxmm.errors import UserError
 from jaxmm.inference.decode import Generator
@@ -61,7 +61,7 @@ def prompt_batch(prompts: Sequence[Prompt], template: Template, image: ImageSpec
     if loaded.skipped:
         number = int(split_origin(loaded.skipped[0].origin)[1])
         names = ", ".join(image.path or "an image" for image in prompts[number].images)
-        raise UserError(f"{names}: {ADVICE.get(loaded.skipped[0].reason, loaded.skipped[0].reason)}")
+        raise UserError(f"{names}: {advice(loaded.skipped[0].reason) or loaded.skipped[0].reason}")
     return loaded.batch
 
 

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxmm.batch import ImageSpec
-from jaxmm.data.packing.lengths import Budgets, Lengths
+from jaxmm.data.packing.lengths import Lengths
+from jaxmm.data.packing.limits import Budgets
 from jaxmm.data.packing.plan import Plan
 from jaxmm.data.prepare.prepare import prepare
 from jaxmm.data.prepare.prepared import Prepared

@@ -117,16 +117,17 @@ def _row(store: Store, row: DrawnRow, report: Report) -> str:
         for picture in view.pictures:
             where = _across(picture.patch, picture.rows * picture.columns, budgets.patches)
             patches.append(f'<i class="shade{segment % 2}" style="{style};{where}"></i>')
+    used = dict(zip(budgets.names, row.used, strict=True))
     told = (
-        f"Batch {row.batch}, row {row.row}: {_plural(len(row.views), 'document')}, {row.used[0]:,} of "
-        f"{budgets.tokens:,} tokens, {row.used[1]:,} of {budgets.patches:,} patches"
+        f"Batch {row.batch}, row {row.row}: {_plural(len(row.views), 'document')}, {used['tokens']:,} of "
+        f"{budgets.tokens:,} tokens, {used['patches']:,} of {budgets.patches:,} patches"
     )
     return (
         f'<li class="row"><span class="name" title="{told}">{row.batch}<i>/</i>{row.row}</span><div class="lanes">'
         f'<div class="lane tokens" role="group" aria-label="{told}">{"".join(bars)}</div>'
         f'<div class="lane patches" aria-hidden="true">{"".join(patches)}</div></div>'
-        f'<span class="full" aria-hidden="true">{row.used[0] / budgets.tokens:.0%}'
-        f"<small>{row.used[1] / budgets.patches:.0%}</small></span></li>\n"
+        f'<span class="full" aria-hidden="true">{used["tokens"] / budgets.tokens:.0%}'
+        f"<small>{used['patches'] / budgets.patches:.0%}</small></span></li>\n"
     )
 
 
@@ -162,7 +163,7 @@ def _marks(spans: list[list[Any]]) -> Iterator[tuple[str, int, int, Any]]:
         if run:
             yield "target", *run, None
             run = None
-        if kind in ("picture", "features", "tokens"):
+        if kind not in ("text", "special"):
             yield kind, first, last, content
     if run:
         yield "target", *run, None
@@ -180,18 +181,19 @@ def _about(report: Report) -> str:
 
 
 def _budgets(report: Report) -> Iterator[str]:
-    used, budgets = report.tally.used, report.tally.budgets
-    names = ("Tokens", "Patches", "Images", "Targets", "Features")
-    notes = (
-        "text and soft tokens; <code>seq_len</code>",
-        f"of {report.image.patch_size} × {report.image.patch_size} pixels; {report.image.merge**2} make a soft token",
-        "at most in a row",
-        "tokens the loss predicts",
-        f"ready-made vectors; {report.image.merge**2} make a soft token",
-    )
-    for name, note, budget, column in zip(names, notes, budgets, used.T, strict=True):
+    side, group = report.image.patch_size, report.image.merge**2
+    told = {
+        "tokens": ("Tokens", "text and soft tokens; <code>seq_len</code>"),
+        "patches": ("Patches", f"of {side} × {side} pixels; {group} make a soft token"),
+        "items": ("Images", "at most in a row"),
+        "targets": ("Targets", "tokens the loss predicts"),
+        "features": ("Features", f"ready-made vectors; {group} make a soft token"),
+    }
+    for key, budget in report.tally.budgets._asdict().items():
         if not budget:
             continue  # no source has any
+        name, note = told.get(key, (escape(key.capitalize()), "at most in a row"))
+        column = report.tally.used_of(key)
         full = float(column.mean()) / budget
         yield (
             f'<div class="tile"><dt>{name} a row</dt><dd><b>{budget:,}</b>'
@@ -252,10 +254,10 @@ def _charts(report: Report) -> Iterator[Histogram]:
     tally, budgets = report.tally, report.tally.budgets
     longest = int(tally.lengths.max(initial=1))
     yield Histogram.of("Documents by length", "tokens", tally.lengths, 0, longest)
-    yield Histogram.of("Rows by token fill", "part of the budget", tally.used[:, 0] / budgets.tokens, 0, 1, 20)
-    yield Histogram.of("Rows by patch fill", "part of the budget", tally.used[:, 1] / budgets.patches, 0, 1, 20)
+    yield Histogram.of("Rows by token fill", "part of the budget", tally.used_of("tokens") / budgets.tokens, 0, 1, 20)
+    yield Histogram.of("Rows by patch fill", "part of the budget", tally.used_of("patches") / budgets.patches, 0, 1, 20)
     if tally.total.images:
-        images = tally.used[:, 2]
+        images = tally.used_of("items")
         yield Histogram.of("Rows by images", "images", images, 0, int(images.max()))
 
 

@@ -8,7 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxmm.batch import Batch
 from jaxmm.data.assemble import Loaded, Skipped
+from jaxmm.data.media.table import MEDIA, places_in, streams
 from jaxmm.data.packing.plan import Budgets, Lengths
 
 
@@ -37,8 +39,8 @@ class Tally:
       skipped: pieces that became padding; epochs: the most passes begun over each source.
     """
 
-    def __init__(self, lengths: Sequence[Lengths], budgets: Budgets, merge: int):
-        self._lengths, self.budgets, self._group = list(lengths), budgets, merge**2
+    def __init__(self, lengths: Sequence[Lengths], budgets: Budgets):
+        self._lengths, self.budgets = list(lengths), budgets
         self._used: list[np.ndarray] = []
         self._tokens: list[np.ndarray] = []
         self._sums = np.zeros((len(self._lengths), len(SourceSums._fields)), np.int64)
@@ -49,7 +51,11 @@ class Tally:
 
     @property
     def used(self) -> np.ndarray:
-        return np.concatenate(self._used) if self._used else np.zeros((0, len(Budgets._fields)), np.int64)
+        return np.concatenate(self._used) if self._used else np.zeros((0, len(self.budgets)), np.int64)
+
+    def used_of(self, budget: str) -> np.ndarray:
+        """(rows,) what each row holds of one budget."""
+        return self.used[:, self.budgets.names.index(budget)]
 
     @property
     def lengths(self) -> np.ndarray:
@@ -69,9 +75,11 @@ class Tally:
         self.batches += 1
         self.skipped += loaded.skipped
         here, soft = batch.text.segments > 0, batch.slots_BT >= 0
-        ready = np.zeros_like(here) if batch.features is None else batch.features.segments > 0
-        used = (here, batch.patches.segments > 0, batch.grids_BM3[..., 0] > 0, batch.weights_BT > 0, ready)
-        self._used.append(np.stack([column.sum(1) for column in used], 1))
+        used = {"tokens": here.sum(1), "targets": (batch.weights_BT > 0).sum(1)}
+        for medium in MEDIA.values():
+            used |= medium.used(batch)
+        none = np.zeros(len(here), np.int64)
+        self._used.append(np.stack([used.get(name, none) for name in self.budgets.names], 1))
         for b, row in enumerate(loaded.rows):
             tokens = np.bincount(batch.text.segments[b], minlength=len(row) + 1)[1:]
             self._tokens.append(tokens[tokens > 0])
@@ -85,34 +93,26 @@ class Tally:
         for column, where in enumerate(counted, start=1):
             self._sums[:, column] += np.bincount(batch.sources_BT[where], minlength=len(self._sums))
 
-    def _images(self, batch, b: int) -> np.ndarray:
-        """(sources, 2) images and patches of a row: each is of the source where its soft tokens stand.
-
-        Feature vectors count as images without patches.
-        """
+    def _images(self, batch: Batch, b: int) -> np.ndarray:
+        """(sources, 2) images or other media, and patches of a row: each is of the source where its soft tokens are."""
         sums = np.zeros((len(self._sums), 2), np.int64)
-        tiles = batch.patches.segments[b, :: self._group]
-        at = np.flatnonzero((batch.slots_BT[b] >= 0) & (batch.slots_BT[b] < len(tiles)))
-        tile, first = np.unique(tiles[batch.slots_BT[b, at]], return_index=True)
-        counts = np.bincount(batch.patches.segments[b], minlength=int(tile.max(initial=0)) + 1)
-        np.add.at(sums, batch.sources_BT[b, at[first]], np.stack([np.ones_like(tile), counts[tile]], 1))
-        if batch.features is not None:
-            media = batch.features.segments[b, :: self._group]
-            at = np.flatnonzero(batch.slots_BT[b] >= len(tiles))
-            _, first = np.unique(media[batch.slots_BT[b, at] - len(tiles)], return_index=True)
-            np.add.at(sums[:, 0], batch.sources_BT[b, at[first]], 1)
+        spec, slots_T, found = self._lengths[0].spec, batch.slots_BT[b], streams(batch)
+        for name, place in places_in(batch, spec).items():
+            segments = found[name].segments[b, :: place.group]
+            at = np.flatnonzero((slots_T >= place.start) & (slots_T < place.start + len(segments)))
+            segment, first = np.unique(segments[slots_T[at] - place.start], return_index=True)
+            counts = np.bincount(found[name].segments[b], minlength=int(segment.max(initial=0)) + 1)
+            patches = counts[segment] if name == "patches" else np.zeros_like(segment)
+            np.add.at(sums, batch.sources_BT[b, at[first]], np.stack([np.ones_like(segment), patches], 1))
         return sums
 
 
 def over_budget(lengths: Lengths, budgets: Budgets) -> dict[str, int]:
     """How many examples of a source are over each budget, and over "any": they are split, truncated or dropped."""
-    needs = {
-        "tokens": lengths.tokens_E > budgets.tokens,
-        "patches": lengths.patches_E > budgets.patches,
-        "images": lengths.items_E > budgets.items,
-        "targets": lengths.targets_E > budgets.targets,
-    }
-    if budgets.features:
-        needs["features"] = lengths.features_E > budgets.features
+    needs = {}
+    for name in lengths.columns:
+        needed, limit = lengths.of(name), budgets.get(name)
+        if limit or needed.any():
+            needs["images" if name == "items" else name] = needed > limit
     needs["any"] = np.logical_or.reduce(list(needs.values()))
     return {name: int(over.sum()) for name, over in needs.items()}

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxmm.batch import ImageSpec
 from jaxmm.data.assemble import Loaded
+from jaxmm.data.media.table import places_in
 from jaxmm.data.packing.plan import Lengths, Piece
 from jaxmm.data.text.boxes import told
 from jaxmm.data.text.template import SPECIAL_TOKENS, Template
@@ -38,11 +39,12 @@ class Picture(NamedTuple):
 class Span(NamedTuple):
     """Positions [first, last) of a row that are shown as one thing.
 
+    ``kind`` is "text", "special", "picture", "tokens" (of images), "features", or the stream of another medium.
     ``text`` is what they say, a special token's name, or which image tokens these are. Where ``is_target``, each of
     them is predicted by the position before it.
     """
 
-    kind: Literal["text", "special", "picture", "features", "tokens"]
+    kind: str
     first: int
     last: int
     text: str = ""
@@ -147,19 +149,23 @@ class Viewer:
         learnt = _learnt(batch, b, here, name)
         is_special = np.isin(values, self._special) | (values >= self.template.vocab_size)
         is_drawn = (values >= self.template.image_offset) & (values < self.template.vocab_size)
-        # What is shown as one thing: runs of text, each special token by itself, image tokens, the slots of one tile.
+        # What is shown as one thing: runs of text, each special token by itself, image tokens, the slots of one tile,
+        # or of one stream without tiles.
         thing = np.where(is_special, np.arange(1, len(values) + 1), 0)
         thing = np.where(is_drawn, len(values) + 1, thing)
-        tile = self._tiles(batch, b, slots)
+        stream, tile = self._tiles(batch, b, slots)
         thing = np.where(slots >= 0, -1 - tile, thing)
-        cuts = [0, *(np.flatnonzero(np.diff(thing)) + 1).tolist(), len(values)]
+        cuts = [0, *(np.flatnonzero(np.diff(thing) | np.diff(stream)) + 1).tolist(), len(values)]
+        names = list(places_in(batch, self.spec))
         for start, stop in itertools.pairwise(cuts):
             first, last = here.start + start, here.start + stop
             if thing[start] < -1:
                 picture = self._picture(batch, b, slots[start:stop], int(tile[start]), name)
                 yield Span("picture", first, last, picture=picture)
             elif thing[start] == -1:
-                yield Span("features", first, last)
+                name_of = names[stream[start]]
+                text = "" if name_of == "features" else f"{stop - start} soft tokens of {name_of}"
+                yield Span(name_of, first, last, text)
             elif thing[start] > len(values):
                 yield Span("tokens", first, last, self._drawn_name(values[start:stop]), bool(learnt[start]))
             elif thing[start] > 0:
@@ -167,10 +173,15 @@ class Viewer:
             else:
                 yield from self._text(values[start:stop], learnt[start:stop], first)
 
-    def _tiles(self, batch: Any, b: int, slots: np.ndarray) -> np.ndarray:
-        """Which tile the soft token in each slot is of, from 1; 0 for those that are ready-made features."""
+    def _tiles(self, batch: Any, b: int, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of each slot the number of its stream among those of the batch, or -1, and its tile from 1, or 0 for none."""
+        stream, tile = np.full(len(slots), -1), np.zeros(len(slots), np.int64)
+        for number, place in enumerate(places_in(batch, self.spec).values()):
+            stream[slots >= place.start] = number
         tiles = batch.patches.segments[b, :: self.spec.merge**2]
-        return np.where((slots >= 0) & (slots < len(tiles)), tiles[np.clip(slots, 0, len(tiles) - 1)], 0)
+        is_picture = (slots >= 0) & (slots < len(tiles))
+        tile[is_picture] = tiles[slots[is_picture]]
+        return stream, tile
 
     def _picture(self, batch: Any, b: int, slots: np.ndarray, tile: int, name: str) -> Picture:
         """Puts the patches of a tile, which the soft tokens in ``slots`` are made of, back into a picture."""

@@ -16,9 +16,10 @@ from jaxmm import sharding
 from jaxmm.data import memory
 from jaxmm.data.assemble import Assembler, Loaded, row_bytes
 from jaxmm.data.loader import batches
-from jaxmm.data.media.features import TOKENS
+from jaxmm.data.media.medium import Extents
+from jaxmm.data.media.table import text_tokens
 from jaxmm.data.packing.plan import Budgets, Lengths, Pass, choose_budgets
-from jaxmm.data.prepare.prepared import Columns
+from jaxmm.data.prepare.index import Columns
 from jaxmm.models.multimodal import Compute, make_model
 from jaxmm.recipe import Corpus, Recipe
 from jaxmm.runtime.barrier import Barrier
@@ -31,7 +32,7 @@ class SwappedImages(Columns):
     """A source in which each example shows the image of another one: what is answered then was not seen."""
 
     def __init__(self, prepared: Columns):
-        if not (np.diff(prepared.images_E1) == 1).all() or (prepared.image_kind_I == TOKENS).any():
+        if not (np.diff(prepared.images_E1) == 1).all() or text_tokens(Extents(prepared)).any():
             raise ValueError("images can only be swapped where each example has one")
         self.__dict__.update(prepared.__dict__)
         self._original = prepared

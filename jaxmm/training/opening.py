@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 import jaxmm
 from jaxmm import formatting, sharding
+from jaxmm.data.packing.limits import FIRST
 from jaxmm.data.prepare.statistics import special_lines
 from jaxmm.models.flops import parameter_counts
 from jaxmm.models.multimodal import flat_axes
@@ -69,10 +70,10 @@ def _data_lines(run: Run) -> Iterator[str]:
 
 def _row_lines(run: Run) -> Iterator[str]:
     b = run.budgets
-    yield (
-        f"a row holds {b.tokens} tokens, {b.patches} patches, {b.items} images, {b.targets} targets; a batch "
-        f"{run.config.batch_size} rows"
-    )
+    told = {"tokens": b.tokens, "patches": b.patches, "images": b.items, "targets": b.targets}
+    told |= {name: b.get(name) for name in b.names if name not in FIRST}
+    held = ", ".join(f"{limit} {name}" for name, limit in told.items())
+    yield f"a row holds {held}; a batch {run.config.batch_size} rows"
     yield from sharding.report_replicated(run.mesh, flat_axes(run.recipe.model))
     yield from sharding.report_whole_rows(run.mesh, {"seq_len": b.tokens, "patch_budget": b.patches})
 

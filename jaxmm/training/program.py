@@ -15,7 +15,7 @@ from jaxmm import sharding
 from jaxmm.batch import Batch
 from jaxmm.checkpoints.params import compile_unoptimized, place_params
 from jaxmm.data.assemble import empty_batch
-from jaxmm.data.packing.lengths import Budgets
+from jaxmm.data.packing.limits import Budgets
 from jaxmm.errors import UserError
 from jaxmm.models.multimodal import abstract_params, kernel_dims, make_model
 from jaxmm.recipe import Recipe

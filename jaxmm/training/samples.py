@@ -13,8 +13,9 @@ from PIL import ImageDraw, ImageFont
 from jaxmm.atomic import published
 from jaxmm.batch import ANSWER
 from jaxmm.data.documents import Image
-from jaxmm.data.media import image as media
-from jaxmm.data.prepare.prepared import Columns
+from jaxmm.data.media.medium import BadMedia
+from jaxmm.data.media.picture import decode
+from jaxmm.data.prepare.index import Columns
 from jaxmm.data.text.template import Template
 from jaxmm.inference.answers import Prompt
 
@@ -52,8 +53,8 @@ def _first_answer(prepared: Columns, template: Template, example: int) -> tuple[
 
 def _decodes(image: Image) -> bool:
     try:
-        media.decode(image)
-    except media.BadMedia:  # evaluation has said so
+        decode(image)
+    except BadMedia:  # evaluation has said so
         return False
     return True
 
@@ -69,7 +70,7 @@ def draw(asked: Sequence[tuple[Prompt, str]], answers: Sequence[str], path: Path
     pen = ImageDraw.Draw(sheet)
     for i, ((prompt, _), lines) in enumerate(zip(asked, texts, strict=True)):
         left, top = i % columns * width + MARGIN, sum(heights[: i // columns]) + MARGIN
-        sheet.paste(_fitted(media.decode(prompt.images[0])), (left, top))
+        sheet.paste(_fitted(decode(prompt.images[0])), (left, top))
         for number, (line, colour) in enumerate(lines):
             pen.text((left, top + SIDE + GAP + number * LINE), line, fill=colour, font=font)
     with published(path) as whole:

@@ -8,9 +8,11 @@ import numpy as np
 from conftest import IMAGE
 
 from jaxmm.batch import TARGET
-from jaxmm.data.media.features import TOKENS, feature_widths
+from jaxmm.data.media.features import feature_widths
+from jaxmm.data.media.tokens import TOKENS
 from jaxmm.data.packing.plan import Budgets, Lengths, Piece
-from jaxmm.data.prepare.prepared import Columns, Record
+from jaxmm.data.prepare.index import Columns
+from jaxmm.data.prepare.records import Record
 
 BUDGETS = Budgets(tokens=64, patches=96, items=4, targets=48)
 

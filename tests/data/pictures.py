@@ -7,7 +7,7 @@ import numpy as np
 import PIL.Image
 
 from jaxmm.data.documents import Image
-from jaxmm.data.media import image
+from jaxmm.data.media import picture as media
 
 
 def encoded(picture: PIL.Image.Image, kind: str = "PNG", **options: Any) -> Image:
@@ -18,7 +18,7 @@ def encoded(picture: PIL.Image.Image, kind: str = "PNG", **options: Any) -> Imag
 
 def with_orientation(value: int) -> bytes:
     exif = PIL.Image.Exif()
-    exif[image.ORIENTATION] = value
+    exif[media.ORIENTATION] = value
     return exif.tobytes()
 
 

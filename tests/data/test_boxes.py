@@ -9,7 +9,7 @@ from pictures import encoded
 
 from jaxmm.batch import ImageSpec
 from jaxmm.data.documents import Document, Features, Image, Object, Part, Text, Turn
-from jaxmm.data.media import image as media
+from jaxmm.data.media import patches as media
 from jaxmm.data.media.geometry import resized_size
 from jaxmm.data.text import boxes
 from jaxmm.errors import UserError

@@ -1,7 +1,7 @@
 """Documents and sources as types: what every reader shares."""
 
 from jaxmm.data.documents import SKIP_ADVICE, SKIP_REASONS, Document, Source, Text, Turn, Unit, split_origin
-from jaxmm.data.media import image
+from jaxmm.data.media import table
 
 
 def test_an_origin_gives_its_file_and_record():
@@ -23,4 +23,4 @@ def test_a_source_is_its_units_one_after_the_other():
 def test_every_reason_has_its_advice():
     assert set(SKIP_REASONS) == set(SKIP_ADVICE)
     assert all(advice and "\n" not in advice for advice in SKIP_ADVICE.values())
-    assert not set(SKIP_REASONS) & (set(image.REASONS) - {"empty", "unreadable"})  # the same words, the same thing
+    assert not set(SKIP_REASONS) & (set(table.reasons()) - {"empty", "unreadable"})  # the same words, the same thing

@@ -9,31 +9,32 @@ from pictures import encoded, smooth, with_orientation
 
 from jaxmm.batch import ImageSpec
 from jaxmm.data.media import geometry
-from jaxmm.data.media import image as media
+from jaxmm.data.media import patches as cutting
+from jaxmm.data.media import picture as media
 
 
 def decoded_sizes(monkeypatch) -> list[tuple[int, int]]:
     """The sizes that pictures are decoded at from now on."""
     found: list[tuple[int, int]] = []
-    whole = media._decoded
+    whole = cutting.decoded
 
     def noted(opened: PIL.Image.Image, orientation: int) -> PIL.Image.Image:
         found.append(opened.size)
         return whole(opened, orientation)
 
-    monkeypatch.setattr(media, "_decoded", noted)
+    monkeypatch.setattr(cutting, "decoded", noted)
     return found
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("edges", [None, media.Edges(0.1, -0.05, 0.0, 0.2)])
+@pytest.mark.parametrize("edges", [None, cutting.Edges(0.1, -0.05, 0.0, 0.2)])
 def test_fast_decoding_shows_what_exact_decoding_does(monkeypatch, orientation, edges):
     spec = ImageSpec(patch_size=8, merge=1, min_pixels=0, max_pixels=48 * 48)
     image = encoded(smooth(205, 301), "JPEG", quality=95, subsampling=0, exif=with_orientation(orientation))
     size = media.image_size(image)
     sizes = decoded_sizes(monkeypatch)
-    exact, grid = media.patches(image, spec, size, edges)
-    fast, fast_grid = media.patches(image, spec, size, edges, fast=True)
+    exact, grid = cutting.patches(image, spec, size, edges)
+    fast, fast_grid = cutting.patches(image, spec, size, edges, fast=True)
     assert grid == fast_grid == geometry.grid_size(*size, spec)
     assert sizes[0] == (301, 205)
     assert sizes[1] in ((151, 103), (76, 52))
@@ -49,9 +50,9 @@ def test_fast_decoding_never_decodes_smaller_than_what_it_resizes_to(height, wid
     with pytest.MonkeyPatch.context() as patch:
         size = media.image_size(image)
         sizes = decoded_sizes(patch)
-        edges = media.Edges(left, 0.0, 0.0, bottom)
-        frame = media._frame(*(4 * side for side in geometry.grid_size(*size, spec)[::-1]), edges)
-        media.patches(image, spec, size, edges, fast=True)
+        edges = cutting.Edges(left, 0.0, 0.0, bottom)
+        frame = cutting._frame(*(4 * side for side in geometry.grid_size(*size, spec)[::-1]), edges)
+        cutting.patches(image, spec, size, edges, fast=True)
     (decoded,) = sizes
     seen_width, seen_height = decoded if orientation < 5 else decoded[::-1]
     if decoded != (width, height):
@@ -63,7 +64,7 @@ def test_fast_decoding_never_decodes_smaller_than_what_it_resizes_to(height, wid
 def test_only_jpegs_are_decoded_fast(kind):
     spec = ImageSpec(patch_size=4, merge=1, min_pixels=0, max_pixels=16 * 16)
     image = encoded(smooth(100, 120), kind)
-    fast, exact = (media.patches(image, spec, (100, 120), fast=fast)[0] for fast in (True, False))
+    fast, exact = (cutting.patches(image, spec, (100, 120), fast=fast)[0] for fast in (True, False))
     np.testing.assert_array_equal(fast, exact)
 
 
@@ -74,10 +75,10 @@ def test_patches_written_to_a_place_are_those_returned(rows, columns, merge, sid
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     image = encoded(PIL.Image.fromarray(pixels))
     place = np.zeros((rows * columns * merge**2 + 2, side * side * 3), np.uint8)
-    got, grid = media.patches(image, spec, (height, width), out=place[1:-1])
+    got, grid = cutting.patches(image, spec, (height, width), out=place[1:-1])
     assert np.shares_memory(got, place)
     assert not place[[0, -1]].any()
-    alone, _ = media.patches(image, spec, (height, width))
+    alone, _ = cutting.patches(image, spec, (height, width))
     np.testing.assert_array_equal(got, alone)
     for patch, (row, column) in zip(got, geometry.patch_positions(*grid, spec), strict=True):
         here = pixels[row * side : (row + 1) * side, column * side : (column + 1) * side]

@@ -17,13 +17,15 @@ from made import source_of
 from jaxmm.batch import IGNORED, TARGET
 from jaxmm.data.assemble import Assembler, Loaded
 from jaxmm.data.documents import Document, Features, Skip, Text, Tokens, Turn
-from jaxmm.data.media import image
-from jaxmm.data.media.features import Extent, extent, read_vectors
+from jaxmm.data.media import table
+from jaxmm.data.media.features import FeaturesMedium, read_vectors
+from jaxmm.data.media.medium import Extent
 from jaxmm.data.packing.budgets import choose_budgets
 from jaxmm.data.packing.pieces import count_long, cut
 from jaxmm.data.packing.plan import Budgets, Lengths, Piece, Plan
+from jaxmm.data.prepare.index import InMemory
 from jaxmm.data.prepare.prepare import prepare
-from jaxmm.data.prepare.prepared import InMemory, Prepared
+from jaxmm.data.prepare.prepared import Prepared
 from jaxmm.data.text.template import Template
 from jaxmm.data.text.tokenizer import load_tokenizer
 from jaxmm.errors import UserError
@@ -198,7 +200,7 @@ def test_files_of_any_float_are_read_from_bytes_and_paths(tmp_path, dtype, fortr
     data = npy(np.asfortranarray(found) if fortran else found)
     (tmp_path / "a.npy").write_bytes(data)
     for features in (Features(data=data), Features(path=str(tmp_path / "a.npy"))):
-        assert extent(features) == Extent(2, 4, WIDTH)
+        assert FeaturesMedium().extent(features) == Extent(2, 4, WIDTH)
         read = read_vectors(features, IMAGE, Extent(2, 4, WIDTH))
         assert read.dtype == np.float32
         np.testing.assert_array_equal(read[:4], found[:, :2].reshape(4, WIDTH).astype(np.float32))
@@ -216,7 +218,7 @@ def test_a_bad_file_is_a_skip_of_a_closed_list(tmp_path, reason, data):
     good = [plain(Features(data=npy(vectors(2, 2))), str(i)) for i in range(4)]
     documents = [*good, plain(Features(data=data), "x", origin="made, record 9")]
     prepared = Prepared(prepare(source_of(documents), template_of(0), tmp_path))
-    assert reason in image.REASONS
+    assert reason in table.reasons()
     assert (prepared.folder / "skipped.jsonl").read_text().count(f'"{reason}"') == 1
     assert len(prepared) == 4
     assert prepared.meta["feature_widths"] == [WIDTH]

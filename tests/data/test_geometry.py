@@ -12,8 +12,10 @@ import pytest
 from conftest import IMAGE, picture, plain
 
 from jaxmm.batch import ImageSpec
-from jaxmm.data.assemble import Assembler, text_positions
-from jaxmm.data.media import image
+from jaxmm.data.assemble import Assembler
+from jaxmm.data.layout import text_positions
+from jaxmm.data.media import patches as cutting
+from jaxmm.data.media import picture as media
 from jaxmm.data.packing.lengths import Lengths
 from jaxmm.data.packing.pieces import Piece
 from jaxmm.data.packing.plan import Budgets
@@ -64,7 +66,7 @@ def test_pixels_travel_with_their_positions(lengths_of, sizes, window):
     spec = dataclasses.replace(IMAGE, window=window, min_pixels=1, max_pixels=16 * UNIT**2)
     batch = loaded(lengths_of, spec, made(sizes))
     for k, (rows, columns) in enumerate(sizes):
-        pixels = np.asarray(image.decode(picture(rows * UNIT, columns * UNIT, k)))
+        pixels = np.asarray(media.decode(picture(rows * UNIT, columns * UNIT, k)))
         here = batch.patches.segments[0] == k + 1
         for values, (_, r, c) in zip(batch.patches.values[0, here], batch.patches.positions[0, here], strict=True):
             wanted = pixels[r * SIDE : (r + 1) * SIDE, c * SIDE : (c + 1) * SIDE]
@@ -87,7 +89,7 @@ def test_positions_of_three_axes_are_those_of_qwen_written_out(sizes):
         at += max(rows, columns)
     slots.append(-1)
     wanted.append([at] * 3)
-    found = text_positions(np.array(slots), sizes, ImageSpec(text_axes=3))
+    found = text_positions(np.array(slots), [(1, *size) for size in sizes], ImageSpec(text_axes=3))
     np.testing.assert_array_equal(found, wanted)
 
 
@@ -114,10 +116,10 @@ def test_two_way_images_are_numbered_and_text_is_not(lengths_of):
 def test_a_cropped_square_is_the_middle_of_the_picture_resized_by_its_shorter_side(height, width):
     spec = ImageSpec(patch_size=4, merge=1, min_pixels=1, side=16, crop=True)
     source, short = picture(height, width, 3), min(height, width)
-    patches, grid = image.patches(source, spec, (height, width))
+    patches, grid = cutting.patches(source, spec, (height, width))
     assert grid == (4, 4)
     size = int(16 * width / short), int(16 * height / short)
-    resized = image.decode(source).resize(size, PIL.Image.Resampling.BICUBIC)
+    resized = media.decode(source).resize(size, PIL.Image.Resampling.BICUBIC)
     left, top = (resized.width - 16) // 2, (resized.height - 16) // 2
     wanted = np.asarray(resized.crop((left, top, left + 16, top + 16)))
     found = patches.reshape(4, 4, 4, 4, 3).swapaxes(1, 2).reshape(16, 16, 3)

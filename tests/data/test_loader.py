@@ -19,10 +19,12 @@ import pytest
 from conftest import IMAGE, chat, picture, plain, random_documents
 
 from jaxmm.batch import IGNORED
-from jaxmm.data.assemble import JITTER_FROM, Assembler, Loaded, Skipped, lay_out
+from jaxmm.data.assemble import Assembler, Loaded, Skipped
 from jaxmm.data.documents import Image, Source, Unit
+from jaxmm.data.layout import lay_out
 from jaxmm.data.loader import batches
-from jaxmm.data.media import image as media
+from jaxmm.data.media.image import JITTER_FROM
+from jaxmm.data.media.picture import decode
 from jaxmm.data.packing.plan import Budgets, Lengths, Pass, Piece, Plan
 from jaxmm.data.prepare.prepare import prepare
 from jaxmm.data.prepare.prepared import Prepared
@@ -98,7 +100,7 @@ def test_a_question_with_an_image_is_laid_out_as_written_by_hand(lengths_of, tem
 def test_patches_are_the_pixels_of_their_places(lengths_of):
     image = picture(8, 16, 5)
     batch = load(lengths_of([plain(image)]), [0]).batch
-    pixels = np.asarray(media.decode(image))
+    pixels = np.asarray(decode(image))
     for values, (_, row, column) in zip(batch.patches.values[0, :8], batch.patches.positions[0, :8], strict=True):
         here = pixels[4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
         np.testing.assert_array_equal(values.reshape(4, 4, 3), here)
@@ -253,7 +255,7 @@ def test_a_process_loads_its_own_rows_of_each_batch(folder):
 
 
 def test_fast_decoding_changes_pixels_of_large_jpegs_and_nothing_else(lengths_of):
-    blurred = media.decode(picture(16, 16, 4)).resize((96, 96))
+    blurred = decode(picture(16, 16, 4)).resize((96, 96))
     file = io.BytesIO()
     blurred.save(file, "JPEG")
     lengths = lengths_of([plain("a", Image(data=file.getvalue()), picture(24, 24), "b")])

@@ -18,9 +18,10 @@ from pictures import encoded, smooth, with_orientation
 
 from jaxmm.batch import ImageSpec
 from jaxmm.data.documents import Features, Image
-from jaxmm.data.media import geometry
-from jaxmm.data.media import image as media
-from jaxmm.data.media.features import extent
+from jaxmm.data.media import geometry, opening, table
+from jaxmm.data.media import patches as cutting
+from jaxmm.data.media import picture as media
+from jaxmm.data.media.features import FeaturesMedium
 from jaxmm.errors import UserError
 
 SPEC = ImageSpec(patch_size=4, merge=2, min_pixels=16 * 16, max_pixels=64 * 64)
@@ -119,7 +120,7 @@ def test_what_is_no_picture_has_a_reason(image, reason):
     with pytest.raises(media.BadMedia) as caught:
         media.image_size(image)
     assert caught.value.reason == str(caught.value) == reason
-    assert reason in media.REASONS
+    assert reason in table.reasons()
 
 
 @pytest.mark.parametrize("kind", ["pipe", "socket", "link to a pipe", "folder"])
@@ -134,10 +135,13 @@ def test_what_is_no_file_is_not_waited_for(tmp_path, kind):
     else:
         os.mkfifo(tmp_path / "pipe")
         path.symlink_to(tmp_path / "pipe")
-    for look, medium in ((media.image_size, Image(path=str(path))), (extent, Features(path=str(path)))):
+    for look, medium in (
+        (media.image_size, Image(path=str(path))),
+        (FeaturesMedium().extent, Features(path=str(path))),
+    ):
         with pytest.raises(media.BadMedia, match="no file"):
             look(medium)
-    assert "no file" in media.REASONS
+    assert "no file" in table.reasons()
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 170_000_000), (170_000_000, 1), (2, media.MAX_SIDE + 1)])
@@ -149,7 +153,7 @@ def test_a_side_that_takes_gigabytes_to_resize_is_too_large(height, width):
 
 def test_the_longest_sides_are_resized():
     for size in ((media.MAX_SIDE, 1), (1, media.MAX_SIDE)):
-        found, _ = media.patches(encoded(PIL.Image.new("L", size, 90)), SPEC, size[::-1])
+        found, _ = cutting.patches(encoded(PIL.Image.new("L", size, 90)), SPEC, size[::-1])
         assert (found == 90).all()
 
 
@@ -157,7 +161,7 @@ def test_a_resize_that_takes_gigabytes_before_a_crop_is_too_large():
     spec = ImageSpec(patch_size=16, merge=1, side=336, crop=True)
     image = encoded(PIL.Image.new("L", (media.MAX_SIDE, 2)))
     with pytest.raises(media.BadMedia, match="too large"):
-        media.patches(image, spec, (2, media.MAX_SIDE))
+        cutting.patches(image, spec, (2, media.MAX_SIDE))
 
 
 def test_a_picture_without_an_area_is_unreadable():
@@ -193,7 +197,7 @@ def test_memory_that_runs_out_costs_one_picture(monkeypatch):
         with monkeypatch.context() as patched:
             patched.setattr(PIL.Image.Image, name, none_left)
             with pytest.raises(media.BadMedia, match="too large"):
-                media.patches(image, SPEC, PICTURE.size[::-1])
+                cutting.patches(image, SPEC, PICTURE.size[::-1])
 
 
 def test_a_file_of_no_bytes_is_empty(tmp_path):
@@ -212,7 +216,7 @@ def test_damaged_pictures_are_bad_media_and_nothing_else(data):
     with contextlib.suppress(media.BadMedia):
         height, width = media.image_size(image)
         if height * width < 10**6:
-            media.patches(image, SPEC, (height, width))
+            cutting.patches(image, SPEC, (height, width))
 
 
 def test_decoding_leaves_no_file_open_and_pillow_as_it_was(tmp_path):
@@ -231,7 +235,7 @@ def test_a_patch_is_row_column_channel_and_groups_are_adjacent():
     height, width = 4, 8
     y, x, channel = np.indices((height, width, 3))
     pixels = (y * 50 + x * 3 + channel).astype(np.uint8)
-    got, grid = media.patches(encoded(PIL.Image.fromarray(pixels)), spec, (height, width))
+    got, grid = cutting.patches(encoded(PIL.Image.fromarray(pixels)), spec, (height, width))
     assert grid == (2, 4)
     assert got.dtype == np.uint8
     assert got.shape == (8, 12)
@@ -258,14 +262,14 @@ def test_positions_visit_each_patch_once_group_by_group(rows, columns, merge):
 
 def test_a_picture_is_resized_whole_to_its_grid():
     big = PIL.Image.new("RGB", (300, 100), (9, 90, 200))
-    got, (rows, columns) = media.patches(encoded(big), SPEC, (100, 300))
+    got, (rows, columns) = cutting.patches(encoded(big), SPEC, (100, 300))
     assert (rows, columns) == geometry.grid_size(100, 300, SPEC)
     assert (got.reshape(-1, 3) == (9, 90, 200)).all()
 
 
 def test_a_picture_of_another_size_than_prepared_has_changed():
     with pytest.raises(media.BadMedia, match="changed"):
-        media.patches(encoded(PICTURE), SPEC, (30, 20))
+        cutting.patches(encoded(PICTURE), SPEC, (30, 20))
 
 
 def test_edges_move_what_a_grid_shows_and_never_the_grid():
@@ -273,7 +277,7 @@ def test_edges_move_what_a_grid_shows_and_never_the_grid():
     image, spec = encoded(PIL.Image.fromarray(columns)), ImageSpec(patch_size=4, merge=1, min_pixels=0)
 
     def across(*edges: float) -> np.ndarray:
-        pixels, grid = media.patches(image, spec, (16, 24), media.Edges(*edges) if edges else None)
+        pixels, grid = cutting.patches(image, spec, (16, 24), cutting.Edges(*edges) if edges else None)
         assert grid == (4, 6)
         whole = pixels.reshape(4, 6, 4, 4, 3).transpose(0, 2, 1, 3, 4).reshape(16, 24, 3)
         assert (whole == whole[:1]).all()
@@ -297,7 +301,7 @@ def test_patches_are_those_of_transformers_siglip2():
 
     picture = PICTURE.resize((24, 16))
     spec = ImageSpec(patch_size=4, merge=1, min_pixels=0, max_pixels=10**5)
-    got, grid = media.patches(encoded(picture), spec, (16, 24))
+    got, grid = cutting.patches(encoded(picture), spec, (16, 24))
     processor = Siglip2ImageProcessorPil(patch_size=4, max_num_patches=24, do_rescale=False, do_normalize=False)
     reference = processor(picture, return_tensors="np")
     assert reference["spatial_shapes"].tolist() == [list(grid)]
@@ -356,7 +360,7 @@ def test_a_png_with_damaged_or_too_few_pixels_is_skipped():
 def test_pictures_of_extreme_shape_become_patches(height, width, fast):
     image = encoded(PIL.Image.new("RGB", (width, height), (10, 200, 30)), "JPEG", quality=95)
     assert media.image_size(image) == (height, width)
-    got, (rows, columns) = media.patches(image, SPEC, (height, width), fast=fast)
+    got, (rows, columns) = cutting.patches(image, SPEC, (height, width), fast=fast)
     assert got.shape == (rows * columns, SPEC.patch_size**2 * 3)
     assert np.abs(got.reshape(-1, 3).astype(int) - (10, 200, 30)).max() < 8
 
@@ -365,8 +369,8 @@ def test_pictures_of_extreme_shape_become_patches(height, width, fast):
 def test_print_colours_grey_and_progressive_jpegs_are_decoded(fast):
     for mode, options in (("CMYK", {}), ("L", {}), ("RGB", {"progressive": True})):
         picture = smooth(120, 160).convert(mode)
-        got, _ = media.patches(encoded(picture, "JPEG", quality=95, **options), SPEC, (120, 160), fast=fast)
-        exact, _ = media.patches(encoded(picture.convert("RGB")), SPEC, (120, 160))
+        got, _ = cutting.patches(encoded(picture, "JPEG", quality=95, **options), SPEC, (120, 160), fast=fast)
+        exact, _ = cutting.patches(encoded(picture.convert("RGB")), SPEC, (120, 160))
         assert np.abs(got.astype(int) - exact).mean() < 3, mode
 
 
@@ -379,7 +383,7 @@ def test_a_bomb_is_too_large_at_the_named_limit_and_nothing_is_printed():
 
     side = media.MAX_PIXELS // 10_000
     program = (
-        "from jaxmm.data import media\n"
+        "from jaxmm.data.media import picture as media\n"
         "from jaxmm.data.documents import Image\n"
         f"print(media.image_size(Image({header_of(10_000, side)})))\n"
         "try:\n"
@@ -397,7 +401,7 @@ def test_broken_exif_and_palette_transparency_print_nothing():
     palette.putpalette([200, 10, 20, 30, 210, 40])
     clear = encoded(palette, transparency=bytes([0, 128]))
     program = (
-        "from jaxmm.data import media\n"
+        "from jaxmm.data.media import picture as media\n"
         "from jaxmm.data.documents import Image\n"
         f"print(media.image_size(Image({broken.data!r})), media.decode(Image({clear.data!r})).getpixel((0, 0)))\n"
     )
@@ -422,8 +426,8 @@ def test_of_two_pictures_in_one_jpeg_the_first_counts():
     assert media.header(double) == (64, 48, True)
     spec = ImageSpec(patch_size=4, merge=1, min_pixels=0, max_pixels=16 * 16)
     for fast in (False, True):
-        got, _ = media.patches(double, spec, (64, 48), fast=fast)
-        wanted, _ = media.patches(encoded(frames[0]), spec, (64, 48))
+        got, _ = cutting.patches(double, spec, (64, 48), fast=fast)
+        wanted, _ = cutting.patches(encoded(frames[0]), spec, (64, 48))
         assert np.abs(got.astype(int) - wanted).mean() < 3
 
 
@@ -446,7 +450,7 @@ class Flaky:
 @pytest.fixture
 def waits(monkeypatch) -> list[float]:
     found: list[float] = []
-    monkeypatch.setattr(media.time, "sleep", found.append)
+    monkeypatch.setattr(opening.time, "sleep", found.append)
     return found
 
 
@@ -467,18 +471,18 @@ def test_an_image_by_url_is_the_image(tmp_path):
 def test_a_store_that_stumbles_is_asked_again_and_one_that_is_down_gives_missing(monkeypatch, waits):
     image = Image(path="s3://bucket/a.png")
     store = Flaky([ConnectionResetError("reset"), TimeoutError("slow")], encoded(PICTURE).data)
-    monkeypatch.setattr(media.files, "open_binary", store)
+    monkeypatch.setattr(opening.files, "open_binary", store)
     assert media.image_size(image) == (20, 30)
-    assert (store.opened, waits) == (3, list(media.RETRY_SECONDS))
+    assert (store.opened, waits) == (3, list(opening.RETRY_SECONDS))
 
     store = Flaky([OSError("truncated connection")] * 9)
-    monkeypatch.setattr(media.files, "open_binary", store)
+    monkeypatch.setattr(opening.files, "open_binary", store)
     with pytest.raises(media.BadMedia, match="missing"):
         media.image_size(image)
-    assert store.opened == 1 + len(media.RETRY_SECONDS)
+    assert store.opened == 1 + len(opening.RETRY_SECONDS)
 
     store = Flaky([FileNotFoundError()] * 9)
-    monkeypatch.setattr(media.files, "open_binary", store)
+    monkeypatch.setattr(opening.files, "open_binary", store)
     with pytest.raises(media.BadMedia, match="missing"):
         media.image_size(image)
     assert store.opened == 1  # it answered: asking again would not help

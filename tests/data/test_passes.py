@@ -95,8 +95,8 @@ def test_rows_stay_as_full_as_a_pass_allows(size, least):
 def test_sources_of_one_size_share_their_windows():
     rng = np.random.default_rng(0)
     sources = [texts(rng.integers(20, 120, 500), f"s{i}") for i in range(5)]
-    plan = Plan(sources, [int(s.totals[0]) for s in sources], ROWS_OF_512, 8, 0)
-    rows = sum(int(s.totals[0]) for s in sources) / 512
+    plan = Plan(sources, [s.total_tokens for s in sources], ROWS_OF_512, 8, 0)
+    rows = sum(s.total_tokens for s in sources) / 512
     plan.rows(0, int(10 * rows))
     assert len(plan._table.starts) <= 13, "their passes end together, so one window holds one of each"
 

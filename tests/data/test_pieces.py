@@ -12,7 +12,8 @@ from conftest import IMAGE, picture, plain
 from made_index import BUDGETS, is_whole, made, needs_of, positions, positions_of, texts
 
 from jaxmm.data.packing import lengths as lengths_module
-from jaxmm.data.packing.lengths import Budgets, Lengths
+from jaxmm.data.packing.lengths import Lengths
+from jaxmm.data.packing.limits import Budgets
 from jaxmm.data.packing.pieces import Piece, count_long, cut, cut_examples, pieces_of
 from jaxmm.errors import UserError
 

@@ -29,8 +29,8 @@ from made import (
 
 from jaxmm.data.documents import Document, Image, Skip, Source, Text, Unit
 from jaxmm.data.files import Version
-from jaxmm.data.media import image
-from jaxmm.data.prepare import local_engine, ray_engine
+from jaxmm.data.media import picture as media
+from jaxmm.data.prepare import finish, local_engine, ray_engine
 from jaxmm.data.prepare import prepare as prepare_module
 from jaxmm.data.prepare.prepare import joined_units, prepare
 from jaxmm.data.prepare.prepared import Prepared
@@ -149,8 +149,8 @@ def test_a_truncated_image_is_found_later_as_no_pixel_is_decoded(tmp_path):
     path.write_bytes(path.read_bytes()[:-500])
     prepared = Prepared(prepare(source_of([document(Image(path=str(path)))]), TEMPLATE, tmp_path / "cache"))
     assert prepared.image_height_I.tolist() == [64]
-    with pytest.raises(image.BadMedia, match="truncated"):
-        image.decode(prepared.read(0).images[0])
+    with pytest.raises(media.BadMedia, match="truncated"):
+        media.decode(prepared.read(0).images[0])
 
 
 @pytest.mark.parametrize(("bad", "stops"), [(5, False), (6, True)])
@@ -303,7 +303,7 @@ def test_damage_to_what_an_interrupted_preparation_left_is_one_line(tmp_path, mo
         kept.write_bytes(path.read_bytes())
         return read_part(path)
 
-    monkeypatch.setattr(prepare_module, "read_part", keep)
+    monkeypatch.setattr(finish, "read_part", keep)
     prepare(source, TEMPLATE, tmp_path / "cache")
     assert read_part(kept)[0].records == 4
     whole = kept.read_bytes()
@@ -335,7 +335,7 @@ def test_a_users_mistake_in_a_worker_is_the_users_one_line(tmp_path, monkeypatch
 
 def test_only_large_inputs_start_processes(tmp_path, monkeypatch):
     monkeypatch.setattr(prepare_module, "SHARD_BYTES", 0)
-    monkeypatch.setattr(local_engine, "cores", lambda: 7)
+    monkeypatch.setattr(prepare_module, "cores", lambda: 7)
     asked = []
 
     def run(task, items, workers, tick, done):
@@ -354,7 +354,7 @@ def test_only_large_inputs_start_processes(tmp_path, monkeypatch):
 def test_workers_end_with_a_parent_that_is_killed(tmp_path):
     program = """
 import made, sys
-from jaxmm.data import prepare as prepare_module
+from jaxmm.data.prepare import prepare as prepare_module
 from jaxmm.data.text.template import Template
 from jaxmm.data.text.tokenizer import load_tokenizer
 prepare_module.SHARD_BYTES = 0

@@ -104,7 +104,7 @@ def test_shards_cut_by_another_version_are_made_anew(reference, tmp_path, monkey
     source, expected = reference
     with monkeypatch.context() as patch:
         patch.setattr(prepare_module, "SHARD_BYTES", 10_000)
-        patch.setattr(prepare_module, "_finish", Ending(None, 0))
+        patch.setattr(prepare_module, "finish", Ending(None, 0))
         with pytest.raises(Killed):
             prepare(source, TEMPLATE, tmp_path)
     assert contents(prepare(source, TEMPLATE, tmp_path)) == expected
@@ -112,7 +112,7 @@ def test_shards_cut_by_another_version_are_made_anew(reference, tmp_path, monkey
 
 PROGRAM = """
 import sys
-from jaxmm.data import prepare as prepare_module
+from jaxmm.data.prepare import prepare as prepare_module
 from jaxmm.data.sources import read_sources
 from jaxmm.data.sources import read_sources
 from jaxmm.data.text.template import Template
@@ -253,7 +253,7 @@ if MAY_MOUNT:
     def test_a_disk_that_is_really_full_is_one_line(tmp_path, workers):
         (tmp_path / "disk").mkdir()
         program = f"""
-from jaxmm.data import prepare as prepare_module
+from jaxmm.data.prepare import prepare as prepare_module
 from jaxmm.data.sources import read_sources
 from jaxmm.data.text.template import Template
 from jaxmm.data.text.tokenizer import load_tokenizer

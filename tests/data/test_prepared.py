@@ -20,9 +20,10 @@ from jaxmm.data.documents import Document, Image, Text, Turn
 from jaxmm.data.prepare import prepare as prepare_module
 from jaxmm.data.prepare import prepared as prepared_module
 from jaxmm.data.prepare import remote
+from jaxmm.data.prepare.index import COLUMNS, InMemory
 from jaxmm.data.prepare.meta import sealed
 from jaxmm.data.prepare.prepare import prepare
-from jaxmm.data.prepare.prepared import COLUMNS, InMemory, Prepared
+from jaxmm.data.prepare.prepared import Prepared
 from jaxmm.data.reading import Reading
 from jaxmm.data.sources import read_sources
 from jaxmm.data.text.template import Template
@@ -450,7 +451,7 @@ def test_a_million_examples_open_and_read_in_little_memory(tmp_path):
     cache = str(tmp_path)
     _in_a_program(f"""
         import made
-        from jaxmm.data import prepare as prepare_module
+        from jaxmm.data.prepare import prepare as prepare_module
         prepare_module.SHARD_BYTES = 0
         prepare_module.prepare(made.numbered(1_000_000, 50_000), TEMPLATE, {cache!r})
         assert grown() < 300, grown()

@@ -15,11 +15,12 @@ from made_index import Made
 from jaxmm.batch import IGNORED, TARGET, ImageSpec
 from jaxmm.data.assemble import Assembler
 from jaxmm.data.media import geometry
-from jaxmm.data.media import image as media
+from jaxmm.data.media import patches as cutting
+from jaxmm.data.media import picture as media
 from jaxmm.data.packing.lengths import Lengths
 from jaxmm.data.packing.pieces import BOUNDLESS
 from jaxmm.data.packing.plan import Budgets, Piece, Plan, choose_budgets
-from jaxmm.data.prepare.prepared import InMemory
+from jaxmm.data.prepare.index import InMemory
 from jaxmm.data.text.template import Template
 from jaxmm.data.text.tokenizer import load_tokenizer
 from jaxmm.errors import UserError
@@ -59,7 +60,7 @@ def test_a_picture_is_cut_into_squares_row_by_row_and_the_whole_comes_last():
     image = picture(40, 60, 3)
     rows, columns = geometry.tile_grid(40, 60, SPEC)
     assert (rows, columns) == (2, 3)
-    found, grid = media.patches(image, SPEC, (40, 60))
+    found, grid = cutting.patches(image, SPEC, (40, 60))
     assert grid == (4, 4)
     assert len(found) == 16 * (rows * columns + 1)
     decoded = media.decode(image)
@@ -114,7 +115,7 @@ def test_each_tile_is_a_segment_and_its_soft_tokens_follow_each_other_in_one_run
     assert slots[slots != IGNORED].tolist() == [5 * tile + n for tile in range(7) for n in range(SOFT)]
     runs = np.flatnonzero(np.diff(np.concatenate([[False], slots != IGNORED, [False]]).astype(int)))
     assert (runs[1::2] - runs[::2]).tolist() == [3 * SOFT, SOFT, 3 * SOFT]
-    alone, _ = media.patches(lengths.prepared.read(1).images[0], SPEC, (40, 20))
+    alone, _ = cutting.patches(lengths.prepared.read(1).images[0], SPEC, (40, 20))
     for n in range(3):
         found = batch.patches.values[0, (4 + n) * TILE : (4 + n) * TILE + 16]
         np.testing.assert_array_equal(found, alone[16 * n : 16 * n + 16])

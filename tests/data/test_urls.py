@@ -10,7 +10,8 @@ import pytest
 
 from jaxmm.data import urls
 from jaxmm.data.documents import Image
-from jaxmm.data.media import image
+from jaxmm.data.media import opening
+from jaxmm.data.media import picture as media
 from jaxmm.data.reading import Reading
 from jaxmm.data.sources import read_sources
 from jaxmm.errors import UserError
@@ -98,6 +99,6 @@ def test_a_picture_is_read_within_limits_of_size_and_time(server, monkeypatch):
 
 
 def test_a_picture_that_cannot_be_had_is_missing(server, monkeypatch):
-    monkeypatch.setattr(image, "RETRY_SECONDS", ())
-    with pytest.raises(image.BadMedia, match="missing"):
-        image.image_size(Image(path=f"{server}/none"))
+    monkeypatch.setattr(opening, "RETRY_SECONDS", ())
+    with pytest.raises(media.BadMedia, match="missing"):
+        media.image_size(Image(path=f"{server}/none"))

@@ -18,7 +18,7 @@ from test_families import byte_level_tokenizer, folder_of
 from jaxmm import command, export, sharding
 from jaxmm.batch import ImageSpec
 from jaxmm.data.documents import Document, Image, Text, Turn
-from jaxmm.data.media import image
+from jaxmm.data.media import patches as cutting
 from jaxmm.errors import UserError
 from jaxmm.hf import folder as hf
 from jaxmm.hf import weights
@@ -150,7 +150,7 @@ def test_of_a_side_that_patches_do_not_divide_the_last_pixels_are_not_seen(side,
     pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
     file = io.BytesIO()
     PIL.Image.fromarray(pixels).save(file, "PNG")
-    found, grid = image.patches(Image(data=file.getvalue()), spec, (side, side))
+    found, grid = cutting.patches(Image(data=file.getvalue()), spec, (side, side))
     count = side // patch
     assert grid == (count, count)
     seen = pixels[: count * patch, : count * patch].reshape(count, patch, count, patch, 3).swapaxes(1, 2)

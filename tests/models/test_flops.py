@@ -9,7 +9,7 @@ from test_vit import patches_of
 
 from jaxmm.batch import Stream
 from jaxmm.data.assemble import empty_batch
-from jaxmm.data.packing.lengths import Budgets
+from jaxmm.data.packing.limits import Budgets
 from jaxmm.models import attention as attn
 from jaxmm.models.connector import ConnectorSpec
 from jaxmm.models.decoder import DecoderSpec

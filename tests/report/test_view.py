@@ -11,9 +11,10 @@ from conftest import IMAGE, chat, picture, plain, random_documents
 
 from jaxmm.data.assemble import Assembler, Loaded
 from jaxmm.data.documents import Features, Image, Tokens
-from jaxmm.data.media import geometry, image
+from jaxmm.data.media import geometry, table
+from jaxmm.data.media import picture as media
 from jaxmm.data.packing.plan import Budgets, Lengths, Piece, cut
-from jaxmm.data.prepare.prepared import InMemory
+from jaxmm.data.prepare.index import InMemory
 from jaxmm.data.text.template import Template
 from jaxmm.data.text.tokenizer import load_tokenizer
 from jaxmm.report.tally import SourceSums, Tally, over_budget
@@ -73,9 +74,9 @@ def test_a_picture_is_shown_as_the_tower_gets_it(template, lengths_of):
     assert len(view.pictures) == 2
     patch = 0
     for given, shown in zip(images, view.pictures, strict=True):
-        rows, columns = geometry.grid_size(*image.image_size(given), IMAGE)
+        rows, columns = geometry.grid_size(*media.image_size(given), IMAGE)
         size = columns * IMAGE.patch_size, rows * IMAGE.patch_size
-        resized = image.decode(given).resize(size, PIL.Image.Resampling.BICUBIC)
+        resized = media.decode(given).resize(size, PIL.Image.Resampling.BICUBIC)
         assert (shown.rows, shown.columns, shown.patch) == (rows, columns, patch)
         np.testing.assert_array_equal(shown.pixels, np.asarray(resized))
         patch += rows * columns
@@ -87,11 +88,11 @@ def test_a_document_that_became_padding_says_why(template, lengths_of):
     lengths = lengths_of([plain("a"), plain(Image(data=file.getvalue()[:200])), plain("b")])
     batch = loaded(lengths, whole(lengths, 0, 1, 2))
     before, lost, after = Viewer([lengths], template, IMAGE).row(batch, 0)
-    assert lost.skipped in image.REASONS
+    assert lost.skipped in table.reasons()
     assert (lost.spans, before.skipped, after.text) == ([], "", "b")
     assert before.place[1] == lost.place[0]
     assert lost.place[1] == after.place[0]
-    tally = Tally([lengths], BUDGETS, IMAGE.merge)
+    tally = Tally([lengths], BUDGETS)
     tally.add(batch)
     assert tally.total.documents == 2
     assert len(tally.skipped) == 1
@@ -113,7 +114,7 @@ def test_ready_made_media_are_named_in_their_places(lengths_of):
         start, ("tokens", "12 image tokens: 3 3 3 3 3 3 3 3 ...", True), end,
         ("text", "b", True), ("special", "</s>", True),
     ]  # fmt: skip
-    tally = Tally([lengths], budgets, IMAGE.merge)
+    tally = Tally([lengths], budgets)
     tally.add(batch)
     assert tally.used.tolist() == [[*lengths.all_needs[0, :3], int(lengths.targets_E[0]) - 1, 8]]  # "a" has no place
     assert (tally.total.images, tally.total.patches, tally.total.soft) == (1, 0, 2)
@@ -142,7 +143,7 @@ def test_sums_are_those_of_the_plan(lengths_of):
     two = lengths_of([plain("word " * 80), plain(picture(20, 20), "x" * 200)], "two")
     pieces = [Piece(0, e, 0, int(one.tokens_E[e])) for e in range(8) if (one.needs(np.array([e])) <= BUDGETS).all()]
     pieces += [piece for e in range(2) for piece, _ in cut(two, 1, e, BUDGETS)]
-    tally = Tally([one, two], BUDGETS, IMAGE.merge)
+    tally = Tally([one, two], BUDGETS)
     tally.add(Assembler([one, two], BUDGETS, IMAGE)([[piece] for piece in pieces]))
     assert tally.lengths.tolist() == [piece.last - piece.first for piece in pieces]
     assert (tally.used[:, 0] == tally.lengths).all()

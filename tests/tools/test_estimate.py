@@ -223,7 +223,7 @@ def test_full_rows_have_documents_of_equal_length():
     from conftest import IMAGE
 
     from jaxmm.data.assemble import empty_batch
-    from jaxmm.data.packing.lengths import Budgets
+    from jaxmm.data.packing.limits import Budgets
 
     full = estimate.full_rows(empty_batch(2, Budgets(64, 64, 4, 64), IMAGE), 4, 4)
     assert np.bincount(full.text.segments[0]).tolist() == [0, 16, 16, 16, 16]

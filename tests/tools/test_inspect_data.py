@@ -24,7 +24,7 @@ import jaxmm
 from jaxmm import command, recipe
 from jaxmm import inspect as tool
 from jaxmm.data import demo
-from jaxmm.data.media import image
+from jaxmm.data.media import patches
 from jaxmm.data.packing.plan import Budgets, Plan
 from jaxmm.data.prepare.prepared import Prepared
 from jaxmm.errors import UserError
@@ -128,7 +128,7 @@ def test_the_lines_are_the_plan_of_a_mixture_and_no_record_is_read_for_them(argu
 
     with monkeypatch.context() as patch:
         patch.setattr(Prepared, "read", untouched)
-        patch.setattr(image, "decode", untouched)
+        patch.setattr(patches, "decoded", untouched)
         assert tool.main([*arguments, "--batches=0:12"]) == 0
     lines = capsys.readouterr().out.splitlines()
     check_lines(lines, range(12), made)

@@ -15,7 +15,8 @@ from benchmarks.row import Measured, Row, Settings
 from jaxmm.batch import ImageSpec
 from jaxmm.data.documents import Image
 from jaxmm.data.media import geometry
-from jaxmm.data.media import image as media
+from jaxmm.data.media.patches import patches
+from jaxmm.data.media.picture import ORIENTATION, image_size
 from jaxmm.measure.pictures import natural
 from jaxmm.measure.timing import Figure, in_turns, rates
 
@@ -35,7 +36,7 @@ def header_lengths(settings: Settings) -> Measured:
     one_core()
     rng = np.random.default_rng(settings.seed)
     exif = PIL.Image.Exif()
-    exif[media.ORIENTATION], exif[0x010F], exif[0x0110] = 6, "A maker of cameras", "Its model"
+    exif[ORIENTATION], exif[0x010F], exif[0x0110] = 6, "A maker of cameras", "Its model"
     kinds: dict[str, list[Image]] = {}
     for kind in ("JPEG", "PNG", "WEBP", "GIF"):
         for i in range(settings.count(8)):
@@ -50,7 +51,7 @@ def header_lengths(settings: Settings) -> Measured:
         def read() -> None:
             for _ in range(again):
                 for image in images:
-                    media.image_size(image)
+                    image_size(image)
 
         return read
 
@@ -71,7 +72,7 @@ def jpeg_patches(settings: Settings) -> Measured:
         def run() -> None:
             for i, data in enumerate(pictures):
                 there = row_NP[i * count : (i + 1) * count]
-                media.patches(Image(data=data), SPEC, (HEIGHT, WIDTH), fast=fast, out=there)
+                patches(Image(data=data), SPEC, (HEIGHT, WIDTH), fast=fast, out=there)
 
         return run
 

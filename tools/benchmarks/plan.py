@@ -19,7 +19,8 @@ from jaxmm.batch import TARGET, ImageSpec
 from jaxmm.data.assemble import Assembler
 from jaxmm.data.packing.pack import assign
 from jaxmm.data.packing.plan import WINDOW_PIECES, Budgets, Lengths, Plan, choose_budgets
-from jaxmm.data.prepare.prepared import Columns, Record
+from jaxmm.data.prepare.index import Columns
+from jaxmm.data.prepare.records import Record
 from jaxmm.measure.timing import Figure
 
 IMAGE = ImageSpec(patch_size=16, merge=2, min_pixels=64 * 16**2, max_pixels=2304 * 16**2)
@@ -98,7 +99,7 @@ def text_and_images(ratio: float, count: int, seed: int, row: int = 8192) -> tup
     tokens = text_lengths(count, 0.9, 298, seed, row // 2) + patches // IMAGE.merge**2 + SEPARATORS * images
     limits = Budgets(row, int(patches.sum() / tokens.sum() * row * ratio) // 64 * 64, 64, row)
     needs = {"tokens": tokens, "patches": patches, "items": images, "targets": tokens // 2}
-    return limits, np.stack([needs.get(name, np.zeros_like(tokens)) for name in Budgets._fields], 1)
+    return limits, np.stack([needs.get(name, np.zeros_like(tokens)) for name in limits.names], 1)
 
 
 def windows(items: np.ndarray) -> list[np.ndarray]:

@@ -75,9 +75,10 @@ def packed(settings: Settings) -> Measured:
     import jax
 
     from jaxmm.data.documents import Document, Text, Turn
-    from jaxmm.data.packing.lengths import Budgets, Lengths
+    from jaxmm.data.packing.lengths import Lengths
+    from jaxmm.data.packing.limits import Budgets
     from jaxmm.data.packing.plan import Pass
-    from jaxmm.data.prepare.prepared import InMemory
+    from jaxmm.data.prepare.index import InMemory
     from jaxmm.data.text.template import Template
     from jaxmm.data.text.tokenizer import load_tokenizer
 

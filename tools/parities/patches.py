@@ -145,10 +145,10 @@ def their_tiles(side: Side, data: bytes) -> list[np.ndarray]:
 def picture_difference(side: Side, data: bytes, size: tuple[int, int]) -> float:
     """The largest difference of a level, infinite where sizes differ; patches are compared as they travel."""
     from jaxmm.data.documents import Image
-    from jaxmm.data.media import image as media
+    from jaxmm.data.media.patches import patches
 
     tiles, spec = their_tiles(side, data), side.image
-    ours, grid = media.patches(Image(data=data), spec, size)
+    ours, grid = patches(Image(data=data), spec, size)
     wanted = []
     for tile in tiles:
         rows, columns = tile.shape[0] // spec.patch_size, tile.shape[1] // spec.patch_size

@@ -1,4 +1,4 @@
-"""Ready-made media: feature vectors in ``.npy`` files, and what the index knows of any medium.
+"""Feature vectors as a medium: what a vision tower made of a picture, ready-made in ``.npy`` files.
 
 A file's header is all that preparing and planning need, as of an image; vectors are read in the loader.
 """
@@ -7,46 +7,92 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import IO, Any, NamedTuple
+from collections.abc import Mapping
+from typing import IO, Any, ClassVar
 
 import numpy as np
 
-from jaxmm.batch import ImageSpec
+from jaxmm.batch import Batch, ImageSpec, Stream
 from jaxmm.data import files
-from jaxmm.data.documents import Features, Media, Tokens
-from jaxmm.data.media import geometry, image
-from jaxmm.data.media.image import BadMedia
-
-IMAGE, TOKENS = 0, -1  # kinds of media in the index; what is above 0 is the width of feature vectors
+from jaxmm.data.documents import Features
+from jaxmm.data.media import geometry
+from jaxmm.data.media.medium import Array, BadMedia, Extent, Extents, Filled, Item, Medium, Settings, Space
+from jaxmm.data.media.opening import opened_file
+from jaxmm.errors import UserError
 
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
-class Extent(NamedTuple):
-    """What the index knows of a medium: see ``prepared.Columns``."""
+class FeaturesMedium(Medium):
+    """Vectors of one width, which is their kind in the index: a grid of them, or (n, 1) in tower order."""
 
-    height: int
-    width: int
-    kind: int = IMAGE
+    name, part, kind = "features", Features, 1
+    budgets, stream = ("features",), "features"
+    advice: ClassVar[Mapping[str, str]] = {
+        "no features": "a file of feature vectors must be a .npy of floats, (rows, columns, D) or (n, D)",
+        "not finite": "a file of feature vectors holds a number that is not finite",
+    }
 
+    def has(self, kinds: Any) -> Any:
+        return kinds > 0
 
-def extent(medium: Media) -> Extent:
-    """Returns the extent of a medium, from its header.
-
-    Raises:
-      BadMedia: if it cannot be used.
-    """
-    if isinstance(medium, Tokens):
-        return Extent(1, len(medium.ids), TOKENS)
-    if isinstance(medium, Features):
-        *grid, width = _header(medium)
+    def extent(self, part: Features) -> Extent:
+        *grid, width = _header(part)
         return Extent(grid[0], grid[1] if len(grid) == 2 else 1, width)
-    return Extent(*image.image_size(medium))
+
+    def packed(self, part: Features) -> dict[str, Any]:
+        return ({"path": part.path} if part.path else {"data": part.data}) | {"features": True}
+
+    def is_packed(self, packed: Mapping[str, Any]) -> bool:
+        return "features" in packed
+
+    def units(self, extents: Extents, spec: ImageSpec) -> Array:
+        height, width, merge = extents.height, extents.width, spec.merge
+        # Vectors in tower order, (n, 1), need whole groups; a grid needs whole squares.
+        uneven = np.where(width == 1, height % merge**2, height % merge + width % merge) > 0
+        if uneven.any():
+            which = int(np.argmax(uneven))
+            raise UserError(
+                f"{extents.source} has feature vectors of {height[which]} x {width[which]}, which do not merge by "
+                f"{merge} x {merge}: set config.image.merge to what divides them"
+            )
+        return height * width
+
+    def group(self, spec: ImageSpec) -> int:
+        return spec.merge**2
+
+    def too_large(self, item: Item, tokens: int, budgets: Any, spec: ImageSpec) -> str:
+        return (
+            f"{item.units} feature vectors for an image ({tokens} tokens), more than a row holds (config.seq_len "
+            f"{budgets.tokens}, {budgets.targets} targets): raise config.seq_len, or config.target_budget if it is set"
+        )
+
+    def empty(self, rows: int, budgets: Any, spec: ImageSpec, width: int) -> dict[str, Any]:
+        B, F = rows, budgets.features
+        if not F:
+            return {"features": None}
+        values = np.zeros((B, F, width), np.float32)
+        return {"features": Stream(values, np.zeros((B, F, 1), np.int32), np.zeros((B, F), np.int32))}
+
+    def fill(self, space: Space, item: Item, spec: ImageSpec, settings: Settings) -> Filled:
+        stream, b = space.batch.features, space.b
+        assert stream is not None, "a source with features has a budget for them"
+        first = space.taken.get("features", 0)
+        there = slice(first, first + item.units)
+        stream.values[b, there] = read_vectors(item.part, spec, item.extent)
+        stream.positions[b, there, 0] = np.arange(item.units)
+        stream.segments[b, there] = space.media.get("features", 0) + 1
+        height, width, merge = item.extent.height, item.extent.width, spec.merge
+        grid = (height // merge, width // merge) if width > 1 else (height // merge**2, 1)
+        return Filled(np.arange(item.soft_tokens), (1, *grid))
+
+    def array(self, batch: Batch) -> Stream | tuple[()]:
+        return batch.features or ()
 
 
 def feature_widths(image_kind_I: np.ndarray) -> list[int]:
     """The widths of the feature vectors in a source, each once."""
-    return np.unique(image_kind_I[image_kind_I > IMAGE]).tolist()
+    return np.unique(image_kind_I[image_kind_I > 0]).tolist()
 
 
 def read_vectors(features: Features, spec: ImageSpec, known: Extent) -> np.ndarray:
@@ -58,10 +104,10 @@ def read_vectors(features: Features, spec: ImageSpec, known: Extent) -> np.ndarr
     Raises:
       BadMedia: if they cannot be used, or are now others.
     """
-    if extent(features) != known:
+    if FeaturesMedium().extent(features) != known:
         raise BadMedia("changed")
     try:
-        with image.opened_file(features) as file:
+        with opened_file(features) as file:
             found = np.load(file, allow_pickle=False)
     except MemoryError as error:
         raise BadMedia("too large") from error
@@ -81,7 +127,7 @@ def read_vectors(features: Features, spec: ImageSpec, known: Extent) -> np.ndarr
 def _header(features: Features) -> tuple[int, ...]:
     """Returns the shape that the header tells, if the file is as long as it says."""
     try:
-        with image.opened_file(features) as file:
+        with opened_file(features) as file:
             shape, kind = _read_header(file)
             start, size = file.tell(), file.seek(0, 2)
     except files.NoFile as error:

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from jaxmm.data import files
-from jaxmm.data.documents import Document, Media, Skip, Text, Tokens
-from jaxmm.data.media import image as media
-from jaxmm.data.media.features import Extent, extent
+from jaxmm.data.documents import Document, Media, Skip, Text
+from jaxmm.data.media.medium import BadMedia, Extent
+from jaxmm.data.media.table import medium_of
 
-REMOTE_READS = 16  # headers of images at URLs, at once
+REMOTE_READS = 16  # headers of media at URLs, at once
 DROPPED = "the page goes on without this image"  # detail of what is listed and leaves no document out
 
 Looked = tuple[Document, list[Media], list[Extent]]
@@ -26,7 +26,7 @@ def looked_at(chunk: Sequence[Document | Skip], drop_image: bool = False) -> lis
         for d in chunk
     ]
     images = [image for images in images_of for image in images]
-    if any(not isinstance(image, Tokens) and files.is_remote(image.path) for image in images):
+    if any(files.is_remote(medium_of(image).path(image)) for image in images):
         with ThreadPoolExecutor(REMOTE_READS) as pool:
             sizes = iter(list(pool.map(_size, images)))
     else:
@@ -65,9 +65,9 @@ def _without(document: Document, found: Sequence[Extent | str]) -> Document:
     return document._replace(turns=tuple(turns))
 
 
-def _size(medium: Media) -> Extent | str:
+def _size(part: Media) -> Extent | str:
     """What a header tells, or why it cannot be used."""
     try:
-        return extent(medium)
-    except media.BadMedia as error:
+        return medium_of(part).extent(part)
+    except BadMedia as error:
         return error.reason

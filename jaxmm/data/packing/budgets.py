@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxmm.data.packing.lengths import Budgets, Lengths, tiles
+from jaxmm.data.media.table import MEDIA
+from jaxmm.data.packing.lengths import BLOCK, Lengths
+from jaxmm.data.packing.limits import FIRST, Budgets, further_budgets
 from jaxmm.data.packing.pack import assign
 from jaxmm.data.packing.pieces import BOUNDLESS, pieces_of
 from jaxmm.data.packing.shuffle import Permutation
@@ -39,12 +41,14 @@ def choose_budgets(
     group = merge**2
     if patch_budget % group:
         raise UserError(f"config.patch_budget {patch_budget} is no multiple of config.image.merge squared, {group}")
-    largest = np.max([_largest(source, seq_len) for source in lengths], 0)
+    names = (*FIRST, *further_budgets({name for source in lengths for name in source.prepared.meta.get("media", ())}))
+    largest = np.max([source.in_order(_largest(source, seq_len), names) for source in lengths], 0)
     parts = [share / sum(shares) for share in shares]
-    density = sum(part * len(s) / max(1, int(s.totals[0])) for s, part in zip(lengths, parts, strict=True))
+    density = sum(part * len(s) / max(1, s.total_tokens) for s, part in zip(lengths, parts, strict=True))
     tokens = min(SAMPLE_ROWS * seq_len, SAMPLE_EXAMPLES / density)
-    sample = np.concatenate([_sample(s, part * tokens, seq_len) for s, part in zip(lengths, parts, strict=True)])
-    typical = sample.sum(0) / max(sample[:, 0].sum(), 1) * seq_len
+    boundless = Budgets(**(dict.fromkeys(names, BOUNDLESS) | {"tokens": seq_len, "targets": seq_len}))
+    sample = np.concatenate([_sample(s, part * tokens, boundless) for s, part in zip(lengths, parts, strict=True)])
+    typical = sample.sum(0) / max(sample[:, names.index("tokens")].sum(), 1) * seq_len
     multiple = math.lcm(MULTIPLE, group, dealt)
 
     def rows(limits: Budgets) -> int:
@@ -52,7 +56,7 @@ def choose_budgets(
 
     def pick(name: str, limits: Budgets, multiple: int, most: int) -> int:
         """The smallest of the steps in a budget with which few enough rows hold the sample."""
-        column = Budgets._fields.index(name)
+        column = names.index(name)
         least = max(int(largest[column]), 1)
         few = rows(limits) * (1 + LOSS)
         for step in STEPS:
@@ -61,45 +65,51 @@ def choose_budgets(
                 break
         return min(budget, most)
 
-    features = BOUNDLESS if any(source.feature_width for source in lengths) else 0
-    limits = Budgets(seq_len, patch_budget or BOUNDLESS, BOUNDLESS, min(target_budget or seq_len, seq_len), features)
-    if not patch_budget:
+    limits = boundless._replace(targets=min(target_budget or seq_len, seq_len))
+    if not any(source.feature_width for source in lengths):
+        limits = limits._replace(features=0)
+    if patch_budget:
+        limits = limits._replace(patches=patch_budget)
+    else:
         most = -(-seq_len * group // multiple) * multiple  # more than a row's tokens can stand for
         limits = limits._replace(patches=pick("patches", limits, multiple, most))
     limits = limits._replace(items=pick("items", limits, 8, limits.patches // group))
-    if features:
+    if limits.features:
         limits = limits._replace(features=pick("features", limits, multiple, BOUNDLESS))
+    for name in names[len(FIRST) :]:
+        limits = limits._replace(**{name: pick(name, limits, _multiple(name, lengths[0], dealt), BOUNDLESS)})
     if not target_budget:
         limits = limits._replace(targets=pick("targets", limits, MULTIPLE, seq_len))
     return limits
 
 
+def _multiple(name: str, source: Lengths, dealt: int) -> int:
+    """What a budget of a further medium is a multiple of: whole soft tokens, where it counts their units."""
+    groups = [medium.group(source.spec) for medium in MEDIA.values() if medium.stream == name]
+    return math.lcm(MULTIPLE, *groups, dealt) if groups else 8
+
+
 def _largest(source: Lengths, seq_len: int) -> np.ndarray:
-    """int64 (budgets,): the largest need of an example that fits a row's tokens, and of a part of one that does not."""
-    largest = np.zeros(len(Budgets._fields), np.int64)
+    """int64 (columns,): the largest need of an example that fits a row's tokens, and of a part of one that does not."""
+    tokens, targets = (source.columns.index(name) for name in ("tokens", "targets"))
+    largest = np.zeros(len(source.columns), np.int64)
     for _, needs in source.blocks():
-        fits = needs[:, 0] <= seq_len
+        fits = needs[:, tokens] <= seq_len
         largest = np.maximum(largest, needs[fits].max(0, initial=0))
         if not fits.all():
-            largest[3] = seq_len  # a part may be targets from end to end
-    if source.spec.max_tiles > 1:
-        cut_into = tiles(source.units_I, source.prepared.image_kind_I, source.spec)
-        largest[2] = max(largest[2], cut_into.max(initial=0))
-    if not source.feature_width and len(source.units_I):
-        largest[1] = max(largest[1], source.units_I.max())
-    elif source.feature_width:
-        patches = source.patches_of(slice(None))
-        largest[1] = max(largest[1], patches.max())
-        largest[4] = max(largest[4], (source.units_I - patches).max())
+            largest[targets] = seq_len  # a part may be targets from end to end
+    for start in range(0, len(source.units_I), BLOCK):
+        for name, each in source.media_needs(slice(start, start + BLOCK)).items():
+            column = source.columns.index(name)
+            largest[column] = max(largest[column], each.max(initial=0))
     return largest
 
 
-def _sample(source: Lengths, tokens: float, seq_len: int) -> np.ndarray:
+def _sample(source: Lengths, tokens: float, boundless: Budgets) -> np.ndarray:
     """(n, budgets) needs of random examples, cut to rows, with about so many tokens."""
-    count = round(tokens / max(1, int(source.totals[0])) * len(source))
+    count = round(tokens / max(1, source.total_tokens) * len(source))
     count = max(count, int(tokens > 0))
     examples = Permutation(len(source), 0)(np.arange(count) % len(source))
-    boundless = Budgets(seq_len, BOUNDLESS, BOUNDLESS, seq_len, BOUNDLESS)
     try:
         return pieces_of(source, 0, examples, examples, boundless, "split")[1]
     except UserError:  # an image larger than a row; whoever cuts it for a row says so

@@ -1,4 +1,4 @@
-"""What each example takes of a row's budgets, from the index and an ImageSpec.
+"""What each example takes of a row's budgets, from the index and an ImageSpec; media say what is theirs.
 
 It is counted a block of examples at a time, and for a large source once: what is counted is kept on disk and mapped.
 Behind the array in each file stands its checksum.
@@ -9,17 +9,19 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from jaxmm.atomic import published
 from jaxmm.batch import TARGET, ImageSpec
-from jaxmm.data.media import geometry
-from jaxmm.data.media.features import IMAGE
-from jaxmm.data.prepare.prepared import Columns, file_checksum
+from jaxmm.data.media import table
+from jaxmm.data.media.medium import Extents
+from jaxmm.data.packing.limits import FIRST, Budgets, further_budgets
+from jaxmm.data.prepare.index import Columns
+from jaxmm.data.prepare.prepared import file_checksum
 from jaxmm.errors import UserError
 
 BLOCK = 1 << 18  # examples at a time
@@ -28,24 +30,15 @@ FORMAT = 3  # raise it with any change to what is saved
 CHECKSUM = 4  # bytes
 
 
-class Budgets(NamedTuple):
-    """What a row holds at most: text positions (soft tokens included), patches, tiles, targets, feature vectors."""
-
-    tokens: int
-    patches: int
-    items: int
-    targets: int
-    features: int = 0
-
-
 class Lengths:
     """The sizes of one source's examples under an ImageSpec.
 
     Attributes:
-      all_needs: int32 (E, budgets), what each example takes of each budget, in the order of Budgets; its columns are
-        ``tokens_E`` (soft tokens included), ``patches_E``, ``items_E``, ``targets_E`` and ``features_E``.
-      units_I: int32, patch positions of each image (class tokens included), vectors of ready-made features, 0 of
-        discrete tokens; ``slots_I`` are its soft tokens.
+      columns: the names of the budgets that are counted: limits.FIRST, and those of further media that the source has.
+      all_needs: int32 (E, columns), what each example takes of each budget; ``of`` is one of them, and ``tokens_E``
+        (soft tokens included), ``patches_E``, ``items_E`` and ``targets_E`` are some.
+      units_I: int32, what each medium takes of its stream: patch positions of an image (class tokens included), vectors
+        of ready-made features, 0 of discrete tokens; ``slots_I`` are its soft tokens.
       feature_width: D of the feature vectors, 0 where there are none.
     """
 
@@ -54,21 +47,22 @@ class Lengths:
         self.prepared, self.spec = prepared, spec
         self.name = str(prepared.meta["name"])
         self.feature_width: int = max(prepared.meta.get("feature_widths", ()), default=0)
+        self.columns = (*FIRST, *further_budgets(prepared.meta.get("media", ())))
         self._files: tuple[Path, Path] | None = None
         if cache is not None and len(prepared) >= SAVED_FROM and "fingerprint" in prepared.meta:
-            text = json.dumps([FORMAT, prepared.meta["fingerprint"], *vars(spec).values()])
-            stem = hashlib.sha256(text.encode()).hexdigest()[:16]
+            key = [FORMAT, prepared.meta["fingerprint"], *vars(spec).values(), *self.columns[len(FIRST) :]]
+            stem = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
             self._files = cache / f"{stem}.needs.npy", cache / f"{stem}.units.npy"
         if self._files is None or all(map(_is_whole, self._files)):
             self._open()
             return
-        for file, array in zip(self._files, _count(self.prepared, self.spec), strict=True):
+        for file, array in zip(self._files, _count(self.prepared, self.spec, self.columns), strict=True):
             _save(file, array)
         self._open()
 
     def _open(self) -> None:
         if self._files is None:
-            self.all_needs, self.units_I = _count(self.prepared, self.spec)
+            self.all_needs, self.units_I = _count(self.prepared, self.spec, self.columns)
         else:
             self.all_needs, self.units_I = (np.load(file, mmap_mode="r") for file in self._files)
 
@@ -84,44 +78,62 @@ class Lengths:
     def __len__(self) -> int:
         return len(self.all_needs)
 
+    def of(self, budget: str) -> np.ndarray:
+        """int32 (E,): what each example takes of a budget."""
+        return self.all_needs[:, self.columns.index(budget)]
+
     @property
     def tokens_E(self) -> np.ndarray:
-        return self.all_needs[:, 0]
+        return self.of("tokens")
 
     @property
     def patches_E(self) -> np.ndarray:
-        return self.all_needs[:, 1]
+        return self.of("patches")
 
     @property
     def items_E(self) -> np.ndarray:
-        return self.all_needs[:, 2]
+        return self.of("items")
 
     @property
     def targets_E(self) -> np.ndarray:
-        return self.all_needs[:, 3]
-
-    @property
-    def features_E(self) -> np.ndarray:
-        return self.all_needs[:, 4]
+        return self.of("targets")
 
     @functools.cached_property
     def slots_I(self) -> np.ndarray:
-        return soft_tokens(self.units_I, self.prepared.image_kind_I, self.spec)
+        return table.measured(self.extents(slice(None)), self.spec, self.units_I.astype(np.int64)).soft_tokens
 
-    def patches_of(self, images: np.ndarray | slice) -> np.ndarray:
-        """int64: the patches of some media, 0 of those that are no images."""
-        is_image = np.asarray(self.prepared.image_kind_I[images]) == IMAGE
-        return np.where(is_image, self.units_I[images], 0).astype(np.int64)
+    def extents(self, media: np.ndarray | slice | int) -> Extents:
+        """What the index knows of some of its media."""
+        return Extents(self.prepared, media)
+
+    def media_needs(self, media: np.ndarray | slice) -> dict[str, np.ndarray]:
+        """int64: what some of its media take of each budget that any of them takes of, by name."""
+        return table.measured(self.extents(media), self.spec, np.asarray(self.units_I[media], np.int64)).needs
 
     @functools.cached_property
     def totals(self) -> np.ndarray:
-        """int64 (budgets,): the needs of all examples, summed."""
-        none = np.zeros(len(Budgets._fields), np.int64)
+        """int64 (columns,): the needs of all examples, summed."""
+        none = np.zeros(len(self.columns), np.int64)
         return sum((needs.sum(0, dtype=np.int64) for _, needs in self.blocks()), none)
 
+    @property
+    def total_tokens(self) -> int:
+        """Tokens of all examples, soft tokens included."""
+        return int(self.totals[self.columns.index("tokens")])
+
     def needs(self, examples: np.ndarray) -> np.ndarray:
-        """int64 (len(examples), budgets): what each takes of each budget, in the order of Budgets."""
+        """int64 (len(examples), columns): what each takes of each budget."""
         return self.all_needs[examples].astype(np.int64)
+
+    def in_order(self, needs: np.ndarray, names: Sequence[str]) -> np.ndarray:
+        """Needs (..., columns) as (..., names): a budget that is no column is not needed."""
+        if names == self.columns:
+            return needs
+        found = np.zeros((*needs.shape[:-1], len(names)), needs.dtype)
+        for place, name in enumerate(names):
+            if name in self.columns:
+                found[..., place] = needs[..., self.columns.index(name)]
+        return found
 
     def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
         """All needs, a block at a time, each with the number of its first example."""
@@ -129,78 +141,41 @@ class Lengths:
             yield start, self.all_needs[start : start + BLOCK]
 
     def is_long(self, needs: np.ndarray, budgets: Budgets) -> np.ndarray:
-        """Which of (n, budgets) needs no row holds."""
-        found = needs[:, 0] > budgets.tokens
-        for column in range(1, len(budgets)):
-            found |= needs[:, column] > budgets[column]
+        """Which of (n, columns) needs no row holds."""
+        found = np.zeros(len(needs), bool)
+        for column, limit in enumerate(budgets.of(self.columns)):
+            found |= needs[:, column] > limit
         return found
 
 
-def soft_tokens(units: Any, kinds: Any, spec: ImageSpec) -> Any:
-    """How many soft tokens media give, by their patch positions or vectors and by their kinds; ints or arrays."""
-    return (units - spec.extra * tiles(units, kinds, spec)) // spec.merge**2
-
-
-def tiles(units: Any, kinds: Any, spec: ImageSpec) -> Any:
-    """How many tiles media are cut into: 0 of what is no image, 1 of most images."""
-    is_image = np.asarray(kinds) == IMAGE
-    return is_image * (units // spec.tile_patches) if spec.max_tiles > 1 else is_image.astype(np.int64)
-
-
-def _count(prepared: Columns, spec: ImageSpec) -> tuple[np.ndarray, np.ndarray]:
+def _count(prepared: Columns, spec: ImageSpec, columns: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """(all_needs, units_I) of a source.
 
     Raises:
-      UserError: if feature vectors cannot be merged to soft tokens.
+      UserError: if a medium has no meaning under the spec.
     """
     count = len(prepared.tokens_E)
-    all_needs = np.zeros((count, len(Budgets._fields)), np.int32)
+    all_needs = np.zeros((count, len(columns)), np.int32)
     units_I = np.empty(len(prepared.image_at_I), np.int32)
     for start in range(0, count, BLOCK):
         stop = min(start + BLOCK, count)
         tokens = np.asarray(prepared.tokens_E[start:stop], np.int64)
         images = np.asarray(prepared.images_E1[start : stop + 1], np.int64)
         block = slice(int(images[0]), int(images[-1]))
-        is_image = np.asarray(prepared.image_kind_I[block]) == IMAGE
         images = images - block.start  # not in place: it may be the index itself
-        units_I[block] = units = _units(prepared, block, spec)
-        needs = all_needs[start:stop]
-        kinds = np.asarray(prepared.image_kind_I[block])
-        needs[:, 0] = tokens + _sums(soft_tokens(units, kinds, spec), images)
-        needs[:, 1] = needs_of_all = _sums(units, images)
-        needs[:, 2] = np.diff(images) if spec.max_tiles == 1 else _sums(tiles(units, kinds, spec), images)
-        if not is_image.all():
-            needs[:, 1] = _sums(np.where(is_image, units, 0), images)
-            needs[:, 2] = _sums(tiles(units, kinds, spec), images)
-            needs[:, 4] = needs_of_all - needs[:, 1]
+        media = table.measured(Extents(prepared, block), spec)
+        units_I[block] = media.units
         runs = np.asarray(prepared.runs_E1[start : stop + 1], np.int64)
         runs_here = slice(int(runs[0]), int(runs[-1]))
-        needs[:, 3] = _sums(_run_targets(prepared, runs_here, runs - runs_here.start, tokens), runs - runs_here.start)
+        runs = runs - runs_here.start
+        counted = {
+            "tokens": tokens + _sums(media.soft_tokens, images),
+            "targets": _sums(_run_targets(prepared, runs_here, runs, tokens), runs),
+        }
+        counted |= {name: _sums(each, images) for name, each in media.needs.items()}
+        for name, found in counted.items():
+            all_needs[start:stop, columns.index(name)] = found
     return all_needs, units_I
-
-
-def _units(prepared: Columns, media_slice: slice, spec: ImageSpec) -> np.ndarray:
-    """Patches or vectors of a slice of media."""
-    height, width, kind = (
-        np.asarray(column[media_slice])
-        for column in (prepared.image_height_I, prepared.image_width_I, prepared.image_kind_I)
-    )
-    rows, columns = geometry.grid_size(height, width, spec)
-    patches = rows * columns + spec.extra
-    if spec.max_tiles > 1:
-        patches = patches * geometry.tile_count(height, width, spec)
-    if not kind.any():
-        return patches
-    is_features, merge = kind > IMAGE, spec.merge
-    # Vectors in tower order, (n, 1), need whole groups; a grid needs whole squares.
-    uneven = np.where(width == 1, height % merge**2, height % merge + width % merge) > 0
-    if (is_features & uneven).any():
-        which = int(np.argmax(is_features & uneven))
-        raise UserError(
-            f"{prepared.meta['name']} has feature vectors of {height[which]} x {width[which]}, which do not merge by "
-            f"{merge} x {merge}: set config.image.merge to what divides them"
-        )
-    return np.where(is_features, height * width, np.where(kind == IMAGE, patches, 0))
 
 
 def _run_targets(prepared: Columns, runs: slice, offsets: np.ndarray, tokens: np.ndarray) -> np.ndarray:

@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxmm.data.packing.lengths import Budgets, Lengths
+from jaxmm.data.packing.lengths import Lengths
+from jaxmm.data.packing.limits import Budgets
 from jaxmm.data.packing.pieces import Pieces, joined_pieces, pieces_of
 from jaxmm.data.packing.shuffle import Permutation, key_of
 from jaxmm.errors import UserError
@@ -98,8 +99,8 @@ class Drawn(NamedTuple):
     needs: np.ndarray
 
 
-def joined(parts: Sequence[Drawn]) -> Drawn:
-    none = Drawn(Pieces(*[np.zeros(0, np.int64)] * 5), np.zeros((0, len(Budgets._fields)), np.int64))
+def joined(parts: Sequence[Drawn], budgets: Budgets) -> Drawn:
+    none = Drawn(Pieces(*[np.zeros(0, np.int64)] * 5), np.zeros((0, len(budgets)), np.int64))
     pieces, needs = zip(none, *parts, strict=True)
     return Drawn(joined_pieces(pieces), np.concatenate(needs))
 
@@ -129,11 +130,11 @@ class Streams:
         """About how many tokens of each source one pass gives."""
         found = []
         for source, size in zip(self.lengths, self.mixture.examples, strict=True):
-            tokens = int(source.totals[0])
+            tokens = source.total_tokens
             if self.long_documents != "split":
                 kept = self.budgets.tokens if self.long_documents == "truncate" else 0
                 for _, needs in source.blocks():
-                    long = needs[source.is_long(needs, self.budgets), 0]
+                    long = needs[source.is_long(needs, self.budgets), source.columns.index("tokens")]
                     tokens -= int(long.sum(dtype=np.int64)) - kept * len(long)
             found.append(max(tokens, 1) * size / len(source))
         return found
@@ -175,7 +176,7 @@ class Streams:
           UserError: if an epoch holds no token, as all of its examples are dropped.
         """
         lengths, size = self.lengths[source], self.mixture.examples[source]
-        mean = max(1.0, lengths.totals[0] / len(lengths))
+        mean = max(1.0, lengths.total_tokens / len(lengths))
         found, held, at = [], 0, start
         while held < tokens and (not end or at < end):
             more = (tokens - held) / mean * 1.02 + 8
@@ -190,7 +191,7 @@ class Streams:
             at += count
             if not held and at // size > -(-start // size):
                 raise UserError(f"data source '{lengths.name}' has no example that fits a row: nothing to train on")
-        return joined(found), at, held
+        return joined(found, self.budgets), at, held
 
     def draw(self, position: Position, window: Window, step: int) -> tuple[Drawn, Position]:
         """Takes a window's worth: each source's share of its tokens, and what it is owed from before.
@@ -217,7 +218,7 @@ class Streams:
             if not spare or shares is None:
                 break
             owed += spare * shares
-        return joined(found), Position(tuple(taken), tuple(owed.tolist()))
+        return joined(found, self.budgets), Position(tuple(taken), tuple(owed.tolist()))
 
     def has_run_out(self, source: int, taken: int) -> bool:
         end = self.mixture.ends[source]

@@ -11,8 +11,10 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxmm.batch import TARGET
-from jaxmm.data.media.features import IMAGE, TOKENS
-from jaxmm.data.packing.lengths import Budgets, Lengths, soft_tokens, tiles
+from jaxmm.data.media import table
+from jaxmm.data.media.medium import SEPARATORS, Item
+from jaxmm.data.packing.lengths import Lengths
+from jaxmm.data.packing.limits import Budgets
 from jaxmm.errors import UserError
 
 LONG_DOCUMENTS = ("split", "truncate", "drop")
@@ -89,7 +91,7 @@ class _Long:
 
     def __init__(self, lengths: Lengths, examples: np.ndarray):
         prepared = lengths.prepared
-        self.length_E = lengths.all_needs[examples, 0].astype(np.int64)
+        self.length_E = lengths.tokens_E[examples].astype(np.int64)
         tokens_E = np.asarray(prepared.tokens_E[examples], np.int64)
         self.text_E = np.concatenate([[0], np.cumsum(tokens_E + 2)])[:-1]
         self.line_E = np.concatenate([[0], np.cumsum(self.length_E + 4)])[:-1]
@@ -97,20 +99,16 @@ class _Long:
         images, self.images_E1 = ragged(prepared.images_E1, examples)
         owner = np.repeat(np.arange(len(examples)), np.diff(self.images_E1))
         units = np.asarray(lengths.units_I[images], np.int64)
-        kinds = np.asarray(prepared.image_kind_I[images])
-        slots = soft_tokens(units, kinds, lengths.spec)
-        # What media before each take of the budgets that only they take of, by the number of the budget.
-        self.taken_before = {
-            1: _before(np.where(kinds == IMAGE, units, 0)),
-            2: _before(tiles(units, kinds, lengths.spec)),
-            4: _before(np.where(kinds > IMAGE, units, 0)),
-        }
+        extents = lengths.extents(images)
+        _, slots, media_needs = table.measured(extents, lengths.spec, units)
+        # What media before each take of the budgets that only they take of, by name.
+        self.taken_before = {name: _before(needs) for name, needs in media_needs.items()}
         self.slots_before = _before(slots)
-        drawn = np.where(kinds == TOKENS, prepared.image_width_I[images], 0)  # discrete tokens, which are text
+        own_text = table.text_tokens(extents)
         at = np.asarray(prepared.image_at_I[images], np.int64)
         self.image_text = self.text_E[owner] + at
         place = self.line_E[owner] + at + self.slots_before[:-1] - self.slots_before[self.images_E1[owner]]
-        self.image_start, self.image_end = place - 1, place + slots + drawn + 1  # with the separators around it
+        self.image_start, self.image_end = place - 1, place + slots + own_text + 1  # with the separators around it
         self.first_slot_end = place + slots
 
         runs, runs_E1 = ragged(prepared.runs_E1, examples)
@@ -173,8 +171,8 @@ def cut_examples(lengths: Lengths, examples: np.ndarray, budgets: Budgets, only_
         last = np.minimum(first + budgets.tokens, long.length_E[of])
         last = np.minimum(last, long.place_of_target(targets + budgets.targets, of))
         taken = np.searchsorted(long.image_end, line + last, side="right")
-        for column, before in long.taken_before.items():
-            room = np.searchsorted(before, before[image] + budgets[column], side="right") - 1
+        for name, before in long.taken_before.items():
+            room = np.searchsorted(before, before[image] + budgets.get(name), side="right") - 1
             taken = np.minimum(taken, room)
         touched = np.minimum(np.searchsorted(long.image_start, line + last, side="left"), image_stop)
         taken = np.clip(taken, image, image_stop)
@@ -182,9 +180,10 @@ def cut_examples(lengths: Lengths, examples: np.ndarray, budgets: Budgets, only_
         last[blocked] = long.image_start[taken[blocked]] - line[blocked]
         if (last <= first).any():
             _raise_too_large(lengths, int(examples[of[np.argmax(last <= first)]]), budgets)
-        needs = {0: last - first, 3: long.targets_at(line + last) - targets}
-        needs |= {column: before[taken] - before[image] for column, before in long.taken_before.items()}
-        found.append(Parts(of, first, last, np.stack([needs[column] for column in sorted(needs)], 1)))
+        needs = {"tokens": last - first, "targets": long.targets_at(line + last) - targets}
+        needs |= {name: before[taken] - before[image] for name, before in long.taken_before.items()}
+        none = np.zeros_like(first)
+        found.append(Parts(of, first, last, np.stack([needs.get(name, none) for name in budgets.names], 1)))
         goes_on = (last < long.length_E[of]) & (not only_first)
         of, first, image = of[goes_on], last[goes_on], taken[goes_on]
     if not found:
@@ -196,36 +195,22 @@ def cut_examples(lengths: Lengths, examples: np.ndarray, budgets: Budgets, only_
 
 def _raise_too_large(lengths: Lengths, example: int, budgets: Budgets) -> None:
     """Names the first image, or other medium, of an example that no row holds."""
-    prepared = lengths.prepared
-    images = slice(*(int(i) for i in prepared.images_E1[example : example + 2]))
-    kinds, units = np.asarray(prepared.image_kind_I[images]), np.asarray(lengths.units_I[images])
-    drawn = np.where(kinds == TOKENS, prepared.image_width_I[images], 0)
-    tokens = soft_tokens(units, kinds, lengths.spec) + drawn + 2
-    of_budget = np.where(kinds == IMAGE, budgets.patches, np.where(kinds == TOKENS, BOUNDLESS, budgets.features))
+    images = range(*(int(i) for i in lengths.prepared.images_E1[example : example + 2]))
     line = _Long(lengths, np.array([example]))
-    targets = line.targets_at(line.image_end) - line.targets_at(line.image_start)
-    cut_into = tiles(units, kinds, lengths.spec)
-    too_large = (units > of_budget) | (tokens > budgets.tokens) | (targets > budgets.targets)
-    too_large |= cut_into > budgets.items
-    which = int(np.argmax(too_large))
-    origin, size = prepared.read(example).origin, int(units[which])
-    if kinds[which] == IMAGE and lengths.spec.max_tiles > 1:
-        raise UserError(
-            f"{lengths.name}: {origin} has an image of {cut_into[which]} tiles, {size} patches ({tokens[which]} "
-            f"tokens), more than a row holds (config.patch_budget {budgets.patches}, config.seq_len {budgets.tokens}): "
-            f"raise these, or leave such documents out by config.data.long_documents=drop"
-        )
-    if kinds[which] == IMAGE:
-        raise UserError(
-            f"{lengths.name}: {origin} has an image of {size} patches ({tokens[which]} tokens), more than a row holds "
-            f"(config.patch_budget {budgets.patches}, config.seq_len {budgets.tokens}): raise these or lower "
-            f"config.image.max_pixels"
-        )
-    what = f"{drawn[which]} image tokens" if kinds[which] == TOKENS else f"{size} feature vectors for an image"
-    raise UserError(
-        f"{lengths.name}: {origin} has {what} ({tokens[which]} tokens), more than a row holds (config.seq_len "
-        f"{budgets.tokens}, {budgets.targets} targets): raise config.seq_len, or config.target_budget if it is set"
-    )
+    targets = (line.targets_at(line.image_end) - line.targets_at(line.image_start)).tolist()
+    told = []
+    for i, of_it in zip(images, targets, strict=True):
+        which = slice(i, i + 1)
+        (medium, _) = next(table.by_medium(lengths.extents(which).kind))
+        needs = {name: int(each[0]) for name, each in lengths.media_needs(which).items()}
+        item = Item(None, lengths.extents(i).one(), int(lengths.units_I[i]), int(lengths.slots_I[i]), needs)
+        tokens = item.soft_tokens + int(medium.text_tokens(lengths.extents(i))) + SEPARATORS
+        is_too_large = tokens > budgets.tokens or of_it > budgets.targets
+        is_too_large |= any(count > budgets.get(name) for name, count in needs.items())
+        told.append((is_too_large, medium, item, tokens))
+    _, medium, item, tokens = next((one for one in told if one[0]), told[0])
+    what = medium.too_large(item, tokens, budgets, lengths.spec)
+    raise UserError(f"{lengths.name}: {lengths.prepared.read(example).origin} has {what}")
 
 
 def cut(
@@ -253,11 +238,13 @@ def pieces_of(
     """
     needs = lengths.needs(examples)
     is_long = lengths.is_long(needs, budgets)
+    needs = lengths.in_order(needs, budgets.names)
+    tokens = needs[:, budgets.names.index("tokens")]
     if not is_long.any():
         of = np.arange(len(examples))
-        return Pieces(np.full(len(of), source), examples, np.zeros_like(of), needs[:, 0], epochs), needs, of
+        return Pieces(np.full(len(of), source), examples, np.zeros_like(of), tokens, epochs), needs, of
     of = np.flatnonzero(~is_long)
-    first, last, taken = np.zeros_like(of), needs[of, 0], needs[of]
+    first, last, taken = np.zeros_like(of), tokens[of], needs[of]
     if long_documents != "drop":
         long = np.flatnonzero(is_long)
         parts = cut_examples(lengths, examples[long], budgets, only_first=long_documents == "truncate")

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxmm.data.packing.budgets import choose_budgets
-from jaxmm.data.packing.lengths import Budgets, Lengths, expanded
+from jaxmm.data.packing.lengths import Lengths, expanded
+from jaxmm.data.packing.limits import FIRST, Budgets
 from jaxmm.data.packing.mixture import Mixture, Position, Stage, Streams, Window, make_mixture
 from jaxmm.data.packing.pack import GOLDEN, assign, balanced_order, pack
 from jaxmm.data.packing.pieces import (
@@ -128,11 +129,14 @@ class Plan(Batches):
     def _window_size(self, stage: Stage, window_rows: int) -> tuple[int, float]:
         """(rows of a window, tokens of a row) to aim at in a stage."""
         present = [(source, share) for source, share in zip(self.lengths, stage.shares, strict=True) if share]
-        needs = np.sum([share * source.totals / max(int(source.totals[0]), 1) for source, share in present], 0)
+        totals = [source.in_order(source.totals, self.budgets.names) for source, _ in present]
+        needs = np.sum(
+            [share * total / max(s.total_tokens, 1) for (s, share), total in zip(present, totals, strict=True)], 0
+        )
         # A budget of 0 is of what no source has.
         row_tokens = 1 / max(need / limit for need, limit in zip(needs.tolist(), self.budgets, strict=True) if limit)
-        pieces = sum(share * len(source) / max(int(source.totals[0]), 1) for source, share in present) * row_tokens + 1
-        epoch = max(int(source.totals[0]) / share for source, share in present) / row_tokens
+        pieces = sum(share * len(source) / max(source.total_tokens, 1) for source, share in present) * row_tokens + 1
+        epoch = max(source.total_tokens / share for source, share in present) / row_tokens
         return window_rows or int(max(min(WINDOW_PIECES / pieces, epoch), MIN_ROWS)), row_tokens
 
     def _table_file(self, folder: Path | None) -> Path | None:
@@ -145,7 +149,8 @@ class Plan(Batches):
         most = self.batch_size * max(row_tokens for _, row_tokens in self._sizes)
         if self.format != UNTIL_PASSES and most >= 2 * min(self._streams.pass_tokens):
             batch_size = self.batch_size  # it may say how many passes a window holds
-        text = json.dumps([self.format, fingerprints, specs, self.mixture, self.budgets, batch_size, self.seed,
+        budgets = [*self.budgets, *self.budgets.names[len(FIRST) :]]
+        text = json.dumps([self.format, fingerprints, specs, self.mixture, budgets, batch_size, self.seed,
                            self.long_documents, self._sizes, self.origin])  # fmt: skip
         return folder / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.npz"
 

@@ -65,6 +65,9 @@ def _fault(meta: dict[str, Any]) -> str:
             return f"a shard: {fault}"
         if not _FILE.fullmatch(shard["file"]):
             return f"a shard's file {shard['file'][:80]!r} is no bare name"
+    media = meta.get("media", [])
+    if not isinstance(media, list) or not all(isinstance(name, str) for name in media):
+        return "its media are no names"
     if not isinstance(meta.get("boxes", {}), dict):
         return "boxes is no object"
     columns = meta.get("columns", {})

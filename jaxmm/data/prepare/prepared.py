@@ -12,127 +12,29 @@ A prepared source is a folder, local or at a URL, which ``prepare`` writes:
 
 from __future__ import annotations
 
-import abc
-import array
 import io
 import threading
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import msgpack
 import numpy as np
 from array_record.python import array_record_module
 
 from jaxmm.data import files, urls
-from jaxmm.data.documents import Features, Image, Media, Tokens
-from jaxmm.data.media import image as media
-from jaxmm.data.media.features import Extent, extent, feature_widths
+from jaxmm.data.media.table import MEDIA, medium_of
 from jaxmm.data.prepare import meta as metadata
 from jaxmm.data.prepare import remote
+from jaxmm.data.prepare.index import COLUMNS, WEIGHT, Columns
+from jaxmm.data.prepare.records import Record, unpack_record
 from jaxmm.data.reading import Reading
-from jaxmm.data.text.encoded import Encoded
 from jaxmm.errors import UserError, nearest
 
-META, FORMAT = metadata.NAME, metadata.FORMAT
+META = metadata.NAME
 OPEN_SHARDS = 128  # at a time, of one source in one process
 IN_MEMORY = 4 << 20  # bytes of a column that is read rather than mapped: what is cut short later does no harm
 _CHUNK = 1 << 22
-
-# Columns over examples (E), runs of flags (R) and media, called images (I); E1 are offsets, one more than examples.
-COLUMNS = {
-    "tokens_E": np.int32,
-    "labels_E": np.uint64,
-    "runs_E1": np.int64,
-    "run_start_R": np.int32,
-    "run_flags_R": np.uint8,
-    "run_weight_R": np.float32,
-    "images_E1": np.int64,
-    "image_at_I": np.int32,
-    "image_height_I": np.int32,
-    "image_width_I": np.int32,
-    "image_kind_I": np.int32,
-}
-WEIGHT = "run_weight_R"  # which older folders lack, where all of it would be 1
-
-
-class Record(NamedTuple):
-    """One example's content.
-
-    Attributes:
-      tokens: int32 (tokens_E[example],).
-      images: its media in order; None for discrete image tokens, which are in ``tokens``.
-    """
-
-    tokens: np.ndarray
-    images: list[Image | Features | None]
-    origin: str
-
-
-def pack_record(record: Record) -> bytes:
-    """Returns what a shard holds of an example."""
-    images = [_packed(image) for image in record.images]
-    tokens = record.tokens.astype("<i4", copy=False).tobytes()
-    return msgpack.packb({"tokens": tokens, "images": images, "origin": record.origin})
-
-
-def unpack_record(packed: bytes) -> Record:
-    content = msgpack.unpackb(packed)
-    images = [_unpacked(**image) for image in content["images"]]
-    return Record(np.frombuffer(content["tokens"], "<i4"), images, content["origin"])
-
-
-def _packed(image: Image | Features | None) -> dict[str, Any]:
-    if image is None:
-        return {}
-    packed: dict[str, Any] = {"path": image.path} if image.path else {"data": image.data}
-    return packed | {"features": True} if isinstance(image, Features) else packed
-
-
-def _unpacked(data: bytes = b"", path: str = "", features: bool = False) -> Image | Features | None:
-    if not (data or path):
-        return None
-    return Features(data, path) if features else Image(data, path)
-
-
-class Columns(abc.ABC):
-    """The index of a prepared source, of E examples with R runs of flags and I images, or other media.
-
-    Attributes:
-      meta: what meta.json holds.
-      tokens_E: int32, text tokens of each example, without soft tokens.
-      labels_E: uint64, bit k for the k-th of meta["labels"].
-      runs_E1: int64 (E + 1,): example e has the runs runs_E1[e] to runs_E1[e + 1] of run_start_R and run_flags_R.
-      run_start_R: int32, where in its example a run of tokens with equal flags starts; run_flags_R: uint8, batch.TARGET
-        and batch.ANSWER; run_weight_R: float32, what a target of the run weighs in the loss.
-      images_E1: int64 (E + 1,): offsets, in the same way, into the columns that end in _I.
-      image_at_I: int32, before which token of its example the image's soft tokens stand; of discrete image tokens, the
-        first of them.
-      image_height_I, image_width_I: int32, in pixels, EXIF orientation applied; of feature vectors rows and columns, or
-        their number and 1; of discrete tokens 1 and their number.
-      image_kind_I: int32, features.IMAGE, features.TOKENS, or of feature vectors their width.
-    """
-
-    meta: dict[str, Any]
-    tokens_E: np.ndarray
-    labels_E: np.ndarray
-    runs_E1: np.ndarray
-    run_start_R: np.ndarray
-    run_flags_R: np.ndarray
-    run_weight_R: np.ndarray
-    images_E1: np.ndarray
-    image_at_I: np.ndarray
-    image_height_I: np.ndarray
-    image_width_I: np.ndarray
-    image_kind_I: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.tokens_E)
-
-    @abc.abstractmethod
-    def read(self, example: int) -> Record:
-        """Returns the content of an example; any thread may call it."""
 
 
 class Prepared(Columns):
@@ -192,8 +94,9 @@ class Prepared(Columns):
             said = f"{int(self.tokens_E[example])} and {media_count}"
             raise self._damaged(shard, int(example) - first, f"{what}, the index says {said}")
         for image in record.images:
-            if self.reading and image and files.is_remote(image.path):
-                self._check_url(image.path, record.origin, self.reading)
+            path = medium_of(image).path(image) if self.reading and image else ""
+            if self.reading and files.is_remote(path):
+                self._check_url(path, record.origin, self.reading)
         return record
 
     def _check_url(self, url: str, origin: str, reading: Reading) -> None:
@@ -293,7 +196,11 @@ def meta_of(folder: str) -> dict[str, Any]:
             text = file.read()
     except OSError as error:
         raise UserError(f"{folder} holds no prepared data (no readable {META}): prepare it again") from error
-    return metadata.read_meta(text, folder)
+    meta = metadata.read_meta(text, folder)
+    for name in meta.get("media", ()):
+        if name not in MEDIA:
+            raise UserError(f"{folder} has media that this version does not know, {name}: it knows {', '.join(MEDIA)}")
+    return meta
 
 
 def _read_column(path: Path, known: dict[str, int] | None, is_first: bool) -> np.ndarray | None:
@@ -367,90 +274,3 @@ def open_prepared(path: str, names: Sequence[str], cache: Path, reading: Reading
         if name not in folders:
             raise UserError(f"{path} has no source '{name}': it has {', '.join(folders)}{nearest(name, folders)}")
     return [Prepared(folders[name], cache, reading) for name in names or folders]
-
-
-class InMemory(Columns):
-    """Encoded documents that were never written: prompts, mostly."""
-
-    def __init__(self, name: str, encoded: Sequence[Encoded], images: Sequence[Sequence[Media]], template: str):
-        """
-        Args:
-          images: the media of each document, in order.
-          template: the fingerprint of the template that encoded them.
-
-        Raises:
-          UserError: if the header of an image cannot be read.
-        """
-        index = Index()
-        for i, (one, pictures) in enumerate(zip(encoded, images, strict=True)):
-            if len(one.image_at) != len(pictures):
-                raise ValueError(f"{name}, record {i}: {len(pictures)} images for {len(one.image_at)} places")
-            index.add(one, [_size_or_error(f"{name}, record {i}", picture) for picture in pictures], ())
-        self.__dict__.update(index.columns())
-        self.meta = {
-            "format": FORMAT, "name": name, "template": template, "examples": len(index), "labels": [],
-            "feature_widths": feature_widths(self.image_kind_I),
-        }  # fmt: skip
-        self._records = [
-            Record(one.tokens, stored(pictures), f"{name}, record {i}")
-            for i, (one, pictures) in enumerate(zip(encoded, images, strict=True))
-        ]
-
-    def read(self, example: int) -> Record:
-        return self._records[example]
-
-
-def stored(found: Sequence[Media]) -> list[Image | Features | None]:
-    """A document's media, as a record holds them."""
-    return [None if isinstance(medium, Tokens) else medium for medium in found]
-
-
-def _size_or_error(where: str, medium: Media) -> Extent:
-    try:
-        return extent(medium)
-    except media.BadMedia as error:
-        path = getattr(medium, "path", "")
-        named = f"the image {path}" if path else "an image given as bytes"
-        raise UserError(f"{where}: {named} cannot be used: {error.reason}") from error
-
-
-class Index:
-    """The columns, growing. ``labels`` are names by bit."""
-
-    def __init__(self) -> None:
-        self.labels: list[str] = []
-        self._parts: dict[str, array.array] = {n: array.array(np.dtype(t).char) for n, t in COLUMNS.items()}
-        self._parts["runs_E1"].append(0)
-        self._parts["images_E1"].append(0)
-
-    def __len__(self) -> int:
-        return len(self._parts["tokens_E"])
-
-    def add(self, encoded: Encoded, sizes: Sequence[Extent], labels: Sequence[str]) -> None:
-        parts = self._parts
-        parts["tokens_E"].append(len(encoded.tokens))
-        parts["labels_E"].append(self._mask(labels))
-        parts["run_start_R"].extend(encoded.run_starts.tolist())
-        parts["run_flags_R"].extend(encoded.run_flags.tolist())
-        parts[WEIGHT].extend(encoded.run_weights.tolist())
-        parts["runs_E1"].append(len(parts["run_start_R"]))
-        parts["image_at_I"].extend(encoded.image_at.tolist())
-        parts["image_height_I"].extend(size.height for size in sizes)
-        parts["image_width_I"].extend(size.width for size in sizes)
-        parts["image_kind_I"].extend(size.kind for size in sizes)
-        parts["images_E1"].append(len(parts["image_at_I"]))
-
-    def _mask(self, labels: Sequence[str]) -> int:
-        mask = 0
-        for label in labels:
-            if label not in self.labels:
-                self.labels.append(label)
-            mask |= 1 << self.labels.index(label)
-        if mask >> 64:
-            raise UserError(
-                f"more than 64 different labels, the last '{self.labels[-1]}': group documents more coarsely"
-            )
-        return mask
-
-    def columns(self) -> dict[str, np.ndarray]:
-        return {name: np.array(part, COLUMNS[name]) for name, part in self._parts.items()}

@@ -7,6 +7,7 @@ are there (``prepare``): a shard is finished when that part has its name.
 from __future__ import annotations
 
 import collections
+import functools
 import hashlib
 import json
 import os
@@ -20,12 +21,14 @@ from array_record.python import array_record_module
 
 from jaxmm.atomic import published
 from jaxmm.data import files
-from jaxmm.data.documents import SKIP_REASONS, Document, Media, Skip, Source, Text, Tokens, Unit, split_origin
-from jaxmm.data.media import image as media
-from jaxmm.data.media.features import IMAGE, Extent
+from jaxmm.data.documents import SKIP_REASONS, Document, Media, Skip, Source, Text, Unit, split_origin
+from jaxmm.data.media import table
 from jaxmm.data.media.headers import DROPPED, Looked, looked_at
+from jaxmm.data.media.medium import Extent
 from jaxmm.data.prepare.disk import space_wanted
-from jaxmm.data.prepare.prepared import COLUMNS, WEIGHT, Index, Record, count_records, pack_record, stored
+from jaxmm.data.prepare.index import COLUMNS, WEIGHT, Index
+from jaxmm.data.prepare.prepared import count_records
+from jaxmm.data.prepare.records import Record, pack_record, stored
 from jaxmm.data.readers.columns import Seen
 from jaxmm.data.text import boxes
 from jaxmm.data.text.encoded import Encoded
@@ -103,7 +106,8 @@ def prepare_unit(source: Source, shard: Shard, template: Template, folder: Path,
     """
     index, skipped, content, seen = Index(), [], hashlib.sha256(), Seen.nothing()
     letters, symbols = collections.Counter[str](), collections.Counter[str]()
-    root = _root(source)
+    # A path counts from the data's folder on: the same data elsewhere has the same fingerprint.
+    named = functools.partial(_relative, root=_root(source))
     name = f"shard-{shard.number:05d}.array_record"
     with space_wanted(folder):
         with published(folder / DATA / name) as temporary:
@@ -123,8 +127,7 @@ def prepare_unit(source: Source, shard: Shard, template: Template, folder: Path,
                     content.update(tokens.astype("<i4", copy=False).tobytes())
                     for image in images:
                         if image is not None:
-                            # A path counts from the data's folder on: the same data elsewhere has the same fingerprint.
-                            content.update(_relative(image.path, root).encode() if image.path else image.data)
+                            content.update(table.medium_of(image).content(image, named))
             finally:
                 writer.close()
             count, size = count_records(temporary), temporary.stat().st_size
@@ -190,7 +193,7 @@ def _examples(source: Source, shard: Shard, template: Template, tick: Tick, seen
         bad = 0
         for found in whole:
             if isinstance(found, Skip):
-                assert found.reason in SKIP_REASONS + media.REASONS, found
+                assert found.reason in SKIP_REASONS + table.reasons(), found
                 bad += found.detail != DROPPED
                 yield found
                 continue
@@ -221,7 +224,7 @@ def _with_boxes(found: Looked | Skip, source: Source) -> Looked | Skip:
     if isinstance(found, Skip):
         return found
     document, pictures, extents = found
-    sizes = [(one.height, one.width) if one.kind == IMAGE else None for one in extents]
+    sizes = [table.medium_of_kind(one.kind).pixels(one) for one in extents]
     try:
         return boxes.written(document, sizes, source.boxes, source.image), pictures, extents
     except UserError as error:
@@ -296,12 +299,7 @@ def _chunks(documents: Iterable[Document | Skip]) -> Iterator[tuple[list[Documen
         if isinstance(document, Document):
             for turn in document.turns:
                 for part in turn.parts:
-                    if isinstance(part, Text):
-                        size += len(part.text)
-                    elif isinstance(part, Tokens):
-                        size += 4 * len(part.ids)
-                    else:
-                        size += len(part.data) + len(part.path)
+                    size += len(part.text) if isinstance(part, Text) else table.medium_of(part).size(part)
         if len(chunk) >= CHUNK_DOCUMENTS or size >= CHUNK_BYTES:
             yield chunk, size
             chunk, size = [], 0

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from jaxmm.data.documents import SKIP_ADVICE
-from jaxmm.data.media.features import IMAGE, TOKENS
+from jaxmm.data.media.table import MEDIA
 
-NOTHING, FEATURES = -2, 1  # beside features.IMAGE and TOKENS: no media, and feature vectors of any width
 TOP_IMAGES = 8  # documents with more count together
 MOST_TOLD = 5  # broken files, a line each
 
@@ -35,47 +34,44 @@ def report(meta: Mapping[str, Any], columns: Mapping[str, np.ndarray], skipped: 
 
     Args:
       meta: as in meta.json.
-      columns: of ``prepared.COLUMNS``, by name.
+      columns: of ``index.COLUMNS``, by name.
       skipped: documents left out, by reason.
 
     Returns:
       ``modalities``: documents, text tokens, images and pixels of the documents without media ("text") and of those
-      with, by the first of them: "image", and where there are any, "features" and "image_tokens", which are tokens too
-      and have no pixels. ``token_lengths`` and ``image_pixels``: [upper bound, count] by powers of two, of text tokens
-      in a document and of pixels in an image. ``images_per_document``: [images, count], the last of TOP_IMAGES and
-      more.
+      with, by the medium of the first: "image", and where there are any, "features", "image_tokens" and others.
+      ``token_lengths`` and ``image_pixels``: [upper bound, count] by powers of two, of text tokens in a document and of
+      pixels in an image. ``images_per_document``: [images, count], the last of TOP_IMAGES and more.
     """
     tokens_E = columns["tokens_E"]
     images_E = np.diff(columns["images_E1"])
-    kind_I = np.minimum(columns["image_kind_I"], FEATURES)
+    kind_I = columns["image_kind_I"]
     area_I = np.multiply(columns["image_height_I"], columns["image_width_I"], dtype=np.int64)
-    pixels_I = area_I[kind_I == IMAGE]
-    seen = images_E > 0
-    first_E = np.full(len(tokens_E), NOTHING)
-    first_E[seen] = kind_I[columns["images_E1"][:-1][seen]]
-    modalities = {}
-    for name, kind in (("text", NOTHING), ("image", IMAGE), ("features", FEATURES), ("image_tokens", TOKENS)):
-        is_in = first_E == kind
-        found = int((kind_I == kind).sum())
-        if kind in (FEATURES, TOKENS) and not found:
-            continue
-        modalities[name] = {
-            "documents": int(is_in.sum()),
-            "tokens": int(tokens_E[is_in].sum(dtype=np.int64)),
-            "images": found,
-            "pixels": int(pixels_I.sum()) if kind == IMAGE else 0,
-        }
+    has_media = images_E > 0
+    first_E = columns["images_E1"][:-1][has_media]
+    modalities = {"text": _modality(tokens_E[~has_media], 0, 0)}
+    for name, medium in MEDIA.items():
+        is_own = medium.has(kind_I)
+        count = int(np.count_nonzero(is_own))
+        if count or name == "image":
+            pixels = int(area_I[is_own].sum()) if medium.is_seen else 0
+            modalities[name] = _modality(tokens_E[has_media][is_own[first_E]], count, pixels)
     per_document = np.bincount(np.minimum(images_E, TOP_IMAGES), minlength=1)
     return {
         "name": meta["name"],
         "modalities": modalities,
         "token_lengths": _by_powers(tokens_E),
-        "image_pixels": _by_powers(pixels_I),
+        "image_pixels": _by_powers(area_I[MEDIA["image"].has(kind_I)]),
         "images_per_document": [[count, int(found)] for count, found in enumerate(per_document) if found],
         "skipped": dict(sorted(skipped.items())),
         "shards": len(meta["shards"]),
         "bytes": sum(shard["bytes"] for shard in meta["shards"]),
     }
+
+
+def _modality(tokens: np.ndarray, media: int, pixels: int) -> dict[str, int]:
+    """``tokens``: of each document of the modality."""
+    return {"documents": len(tokens), "tokens": int(tokens.sum(dtype=np.int64)), "images": media, "pixels": pixels}
 
 
 def _by_powers(values: np.ndarray) -> list[list[int]]:

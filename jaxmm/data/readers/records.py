@@ -6,7 +6,8 @@ import hashlib
 from collections.abc import Generator, Mapping
 from typing import Any, NamedTuple
 
-from jaxmm.data.documents import Document, Skip, Text, Tokens, Unit
+from jaxmm.data.documents import Document, Skip, Text, Unit
+from jaxmm.data.media.table import medium_of
 from jaxmm.data.readers import columns, marks, weights
 from jaxmm.data.readers.columns import Seen
 from jaxmm.data.readers.containers import Container, Format, Sample, container, relative
@@ -36,16 +37,18 @@ class HeldOut(NamedTuple):
         if isinstance(document, Skip):
             return not self.wanted
         content = hashlib.blake2b(digest_size=8)
+
+        def named(path: str) -> str:
+            return path.removeprefix(folder.rstrip("/") + "/")
+
         for turn in document.turns:
             content.update(f"\0{turn.role}".encode())
             for part in turn.parts:
                 content.update(b"\1")
                 if isinstance(part, Text):
                     content.update(part.text.encode("utf-8", "surrogatepass"))
-                elif isinstance(part, Tokens):
-                    content.update(repr(part.ids).encode())
                 else:
-                    content.update(part.data or part.path.removeprefix(folder.rstrip("/") + "/").encode())
+                    content.update(medium_of(part).content(part, named))
         return (int.from_bytes(content.digest(), "big") < self.part * 2**64) == self.wanted
 
 

@@ -1,0 +1,108 @@
+"""The text positions of a piece: where tokens and soft tokens stand, what is predicted, and how they are numbered."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxmm.batch import ANSWER, IGNORED, TARGET, ImageSpec
+from jaxmm.data.media.medium import Grid
+from jaxmm.data.packing.plan import Lengths, Piece, expanded
+
+
+class Layout(NamedTuple):
+    """Text positions of a piece, as (length,) arrays; slots count from the piece's first soft token."""
+
+    tokens: np.ndarray
+    slots: np.ndarray
+    targets: np.ndarray
+    weights: np.ndarray
+    answers: np.ndarray
+    images: range  # which of the source's media the piece holds
+
+
+def lay_out(lengths: Lengths, piece: Piece, tokens: np.ndarray) -> Layout:
+    """Expands the text tokens of a piece's example to positions with soft tokens, and cuts the piece out.
+
+    Position t predicts the token at t + 1 if that is a target; the position of a soft token is never one.
+
+    Raises:
+      ValueError: if slots and images disagree, with both numbers.
+    """
+    prepared = lengths.prepared
+    first_image, last_image = (int(i) for i in prepared.images_E1[piece.example : piece.example + 2])
+    counts = lengths.slots_I[first_image:last_image]
+    token_at, token_flags, token_weights, slot_at = expanded(prepared, piece.example, counts)
+    if len(tokens) != len(token_at):
+        raise ValueError(
+            f"{lengths.name}: example {piece.example} has {len(tokens)} tokens, its index says {len(token_at)}"
+        )
+    size = len(tokens) + int(counts.sum())
+    values, flags = np.zeros(size + 1, np.int32), np.zeros(size + 1, np.uint8)
+    weights = np.zeros(size + 1, np.float32)
+    values[token_at], flags[token_at], weights[token_at] = tokens, token_flags, token_weights
+    slots = np.full(size, IGNORED, np.int32)
+    is_slot = np.ones(size, bool)
+    is_slot[token_at] = False
+    inside = [i for i, at in enumerate(slot_at) if piece.first <= at < piece.last]
+    images = range(inside[0], inside[-1] + 1) if inside else range(0)
+    expected = int(counts[images.start : images.stop].sum())
+    found = int(is_slot[piece.first : piece.last].sum())
+    if found != expected:
+        raise ValueError(f"{lengths.name}: example {piece.example} has {found} slots for {expected} soft tokens")
+    cut = slice(piece.first, piece.last)
+    piece_slots = slots[cut]
+    piece_slots[is_slot[cut]] = np.arange(found)
+
+    after = slice(piece.first + 1, piece.last + 1)
+    next_flags = flags[after].copy()
+    next_flags[-1:] = 0  # what follows the piece is not in it
+    answer = (flags & ANSWER) > 0
+    begins = answer & ~np.concatenate([[False], answer[:-1]])
+    numbers = np.where(answer, np.cumsum(begins), 0)
+    answers = numbers[after].copy()
+    answers[-1:] = 0
+    whole = np.bincount(answers, minlength=numbers.max() + 1) == np.bincount(numbers)
+    answers[~whole[answers]] = 0  # an answer that a cut goes through, or that nothing predicts
+    return Layout(
+        tokens=values[cut],
+        slots=piece_slots,
+        targets=values[after],
+        weights=np.where(next_flags & TARGET, weights[after], np.float32(0)),
+        answers=answers.astype(np.int32),
+        images=range(first_image + images.start, first_image + images.stop),
+    )
+
+
+def text_positions(slots: np.ndarray, grids: Sequence[Grid], spec: ImageSpec) -> np.ndarray:
+    """int32 (T, axes): positions of a piece.
+
+    With several axes the soft tokens of a medium count its frames, rows and columns from where it stands, and the text
+    after it goes on after the largest of them (Qwen2-VL).
+
+    Args:
+      slots: of each position, the number of its soft token in the piece, or IGNORED.
+      grids: (frames, rows, columns) of soft tokens of each medium.
+    """
+    places = np.arange(len(slots), dtype=np.int32)
+    found = np.repeat(places[:, None], spec.text_axes, 1)
+    if spec.text_axes == 1 or not grids:
+        return found
+    starts = np.flatnonzero(slots >= 0)[np.cumsum([0, *map(math.prod, grids[:-1])])]
+    moved = 0
+    for start, grid in zip(starts.tolist(), grids, strict=True):
+        stop = start + math.prod(grid)
+        found[start:stop] = start + moved + np.indices(grid, np.int32).reshape(3, -1).T
+        step = max(grid) - math.prod(grid)
+        found[stop:] += step
+        moved += step
+    return found
+
+
+def bidirectional_blocks(slots: np.ndarray, grids: Sequence[Grid]) -> np.ndarray:
+    """int32 (T,): the number of the medium, from 1, whose soft token stands at a position; 0 for text."""
+    number = np.append(np.repeat(np.arange(1, len(grids) + 1), list(map(math.prod, grids))), 0)
+    return number[slots].astype(np.int32)  # IGNORED, -1, is the last

@@ -1,0 +1,293 @@
+"""What a medium is: all that differs between images, feature vectors, discrete tokens, and those to come.
+
+A ``Medium`` says how its parts stand in the index and in a record, what they take of a row under a spec, and how they
+fill their arrays of a batch. Preparing, planning and assembling ask it and test no kind. The media there are stand in
+``table.MEDIA``.
+"""
+
+from __future__ import annotations
+
+import abc
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from jaxmm.batch import Batch, ImageSpec, Stream
+
+SEPARATORS = 2  # tokens of text around a medium, which go where it goes
+
+Array = Any  # int64 (n,) of n media, or an int of one
+Grid = tuple[int, int, int]  # frames, rows and columns of soft tokens; a picture has one frame
+
+
+class BadMedia(Exception):
+    """A medium that cannot be used; its document is skipped. ``reason`` is a key of some medium's ``advice``."""
+
+    def __init__(self, reason: str):
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Extent(NamedTuple):
+    """What the index knows of one medium: see ``prepared.Columns``."""
+
+    height: int
+    width: int
+    kind: int = 0
+
+
+class Extents:
+    """The extents of some media of an index: arrays (n,), or numbers of one, each read when it is asked for."""
+
+    def __init__(self, index: Any, which: Any = slice(None), within: np.ndarray | None = None):
+        """
+        Args:
+          index: a ``prepared.Columns``.
+          which: its media that are meant.
+          within: (n,) bool, those of them that are; None is all.
+        """
+        self._index, self._which, self._within = index, which, within
+
+    def those(self, which: np.ndarray | None) -> Extents:
+        """Those of them where a mask is True; None is all of them."""
+        return self if which is None else Extents(self._index, self._which, which)
+
+    def one(self) -> Extent:
+        """The extent of what is one medium."""
+        return Extent(int(self.height), int(self.width), int(self.kind))
+
+    @property
+    def source(self) -> str:
+        """The name of the source, for errors."""
+        return str(self._index.meta["name"])
+
+    @functools.cached_property
+    def height(self) -> np.ndarray:
+        return self._column("image_height_I")
+
+    @functools.cached_property
+    def width(self) -> np.ndarray:
+        return self._column("image_width_I")
+
+    @functools.cached_property
+    def kind(self) -> np.ndarray:
+        return self._column("image_kind_I")
+
+    def _column(self, name: str) -> np.ndarray:
+        found = np.asarray(getattr(self._index, name)[self._which])
+        return found if self._within is None else found[self._within]
+
+
+class Settings(NamedTuple):
+    """How a run decodes its media.
+
+    Attributes:
+      jitter: how far, as a part of its side, an edge of a picture moves at most, in or out; seed: of how far it does.
+      fast_decode: whether JPEGs are decoded at a smaller scale where that is large enough, see ``patches.fill``.
+    """
+
+    jitter: float = 0.0
+    seed: int = 0
+    fast_decode: bool = False
+
+
+class Item(NamedTuple):
+    """One medium that is to be written into a row.
+
+    Attributes:
+      part: as its record holds it.
+      extent: as it was prepared.
+      units, soft_tokens: how many it has; needs: what it takes of its budgets, by name.
+      source, number, epoch: of which source it is, its number there, and the pass, from 0: what chance depends on.
+    """
+
+    part: Any
+    extent: Extent
+    units: int
+    soft_tokens: int
+    needs: Mapping[str, int]
+    source: int = 0
+    number: int = 0
+    epoch: int = 0
+
+
+@dataclass
+class Space:
+    """Row ``b`` of a batch while it is filled.
+
+    Attributes:
+      taken: what is taken of each budget so far, by name; media: how many media are in each stream.
+    """
+
+    batch: Batch
+    b: int
+    taken: dict[str, int] = field(default_factory=dict)
+    media: dict[str, int] = field(default_factory=dict)
+
+    def copy(self) -> Space:
+        return Space(self.batch, self.b, dict(self.taken), dict(self.media))
+
+    def take(self, stream: str, needs: Mapping[str, int]) -> None:
+        for name, count in needs.items():
+            self.taken[name] = self.taken.get(name, 0) + count
+        self.media[stream] = self.media.get(stream, 0) + 1
+
+
+class Filled(NamedTuple):
+    """Where the soft tokens of a medium that was written stand.
+
+    Attributes:
+      rows: int64 (soft tokens,): of each, in reading order, its row of the soft-token table, from the medium's first.
+      grid: their frames, rows and columns.
+    """
+
+    rows: np.ndarray
+    grid: Grid
+
+
+class Medium(abc.ABC):
+    """One kind of media. It has no state: one object serves all threads.
+
+    Attributes:
+      name: in reports and figures.
+      part: its type in ``documents``: with ``data`` and ``path``, unless the methods of preparing say otherwise.
+      kind: its number in the index, below -1 for a new one.
+      budgets: the names of the row's budgets that it takes of. What no other medium names is a new one.
+      stream: the one of these that counts its units, and whose arrays of a batch they fill; '' for none.
+      is_seen: whether its height and width are those of what is shown, in pixels.
+      is_text: whether what it is stands in the tokens of the text, and nothing in a record.
+      advice: why it cannot be used, a closed list, each with what to do about it.
+    """
+
+    name: ClassVar[str]
+    part: ClassVar[type]
+    kind: ClassVar[int]
+    budgets: ClassVar[tuple[str, ...]] = ()
+    stream: ClassVar[str] = ""
+    is_seen: ClassVar[bool] = False
+    is_text: ClassVar[bool] = False
+    advice: ClassVar[Mapping[str, str]] = {}
+
+    def has(self, kinds: Any) -> Any:
+        """Which kinds of the index are its own."""
+        return kinds == self.kind
+
+    # Preparing
+
+    @abc.abstractmethod
+    def extent(self, part: Any) -> Extent:
+        """Returns what a header tells.
+
+        Raises:
+          BadMedia: if it cannot be used.
+        """
+
+    def path(self, part: Any) -> str:
+        """The path or URL of its file, or ''."""
+        return part.path
+
+    def size(self, part: Any) -> int:
+        """How many bytes it takes, about."""
+        return len(part.data) + len(part.path)
+
+    def content(self, part: Any, named: Callable[[str], str]) -> bytes:
+        """What tells two parts apart: for fingerprints.
+
+        Args:
+          named: gives a path that is the same where the data is copied to another place.
+        """
+        return named(part.path).encode() if part.path else part.data
+
+    def packed(self, part: Any) -> dict[str, Any]:
+        """What a record holds of it, for msgpack."""
+        return {"medium": self.name} | ({"path": part.path} if part.path else {"data": part.data})
+
+    def unpacked(self, packed: Mapping[str, Any]) -> Any:
+        """The part that ``packed`` was called with; None where nothing of it is in a record."""
+        return self.part(packed.get("data", b""), packed.get("path", ""))
+
+    def is_packed(self, packed: Mapping[str, Any]) -> bool:
+        """Whether it wrote that."""
+        return packed.get("medium") == self.name
+
+    def pixels(self, extent: Extent) -> tuple[int, int] | None:
+        """(height, width) of what texts may point into; None of what is not seen."""
+        return (extent.height, extent.width) if self.is_seen else None
+
+    # Planning. ``spec`` is the run's: an ImageSpec, of which a later medium's settings are a field.
+
+    def units(self, extents: Extents, spec: ImageSpec) -> Array:
+        """How many units (patches, frames) they take of their stream.
+
+        Raises:
+          UserError: if they have no meaning under this spec.
+        """
+        return 0 * np.asarray(extents.kind, np.int64)
+
+    def group(self, spec: ImageSpec) -> int:
+        """How many units of its stream make a soft token; budgets of the stream are whole groups."""
+        return 1
+
+    def soft_tokens(self, units: Array, extents: Extents, spec: ImageSpec) -> Array:
+        """How many soft tokens they give."""
+        return units // self.group(spec)
+
+    def needs(self, units: Array, extents: Extents, spec: ImageSpec) -> dict[str, Array]:
+        """What they take of each of ``budgets``."""
+        return {self.stream: units} if self.stream else {}
+
+    def text_tokens(self, extents: Extents) -> Array:
+        """How many tokens of the text, between the separators, are their own."""
+        return 0 * np.asarray(extents.kind, np.int64)
+
+    def too_large(self, item: Item, tokens: int, budgets: Any, spec: ImageSpec) -> str:
+        """What stands in an error behind "its document has": what no row holds, by which limits, and what to do.
+
+        Args:
+          item: without its part.
+          tokens: of a row that it takes, separators included.
+          budgets: as ``limits.Budgets``.
+        """
+        taken = ", ".join(f"{count} {name}" for name, count in item.needs.items())
+        limits = ", ".join(f"{budgets.get(name)} {name}" for name in item.needs)
+        return (
+            f"{self.name} of {taken} ({tokens} tokens), more than a row holds ({limits}, config.seq_len "
+            f"{budgets.tokens}): raise config.seq_len, or leave such documents out by config.data.long_documents=drop"
+        )
+
+    # Assembling
+
+    def empty(self, rows: int, budgets: Any, spec: ImageSpec, width: int) -> dict[str, Any]:
+        """Its arrays of a batch without content, by the field of ``Batch``, or else by the name of its stream.
+
+        Args:
+          budgets: as ``limits.Budgets``.
+          width: of the feature vectors that the sources have.
+        """
+        return {}
+
+    def fill(self, space: Space, item: Item, spec: ImageSpec, settings: Settings) -> Filled:
+        """Writes one behind what is taken of a row: values, positions and segments.
+
+        Raises:
+          BadMedia: if it cannot be used; some of it may then be written.
+        """
+        raise NotImplementedError(f"{self.name} has no arrays of its own")
+
+    def clear(self, space: Space) -> None:
+        """Makes padding of what is not taken of a row."""
+        if self.stream:
+            for array in self.array(space.batch):
+                array[space.b, space.taken.get(self.stream, 0) :] = 0
+
+    def array(self, batch: Batch) -> Stream | tuple[()]:
+        """Its stream of a batch; () where the batch has none."""
+        return batch.media.get(self.stream, ())
+
+    def used(self, batch: Batch) -> dict[str, np.ndarray]:
+        """int64 (B,): what each row of a batch holds of its budgets."""
+        stream = self.array(batch)
+        return {self.stream: (stream.segments > 0).sum(1)} if isinstance(stream, Stream) else {}

@@ -1,0 +1,57 @@
+"""The bytes of an encoded medium: from memory, from a file, or by URL, whole and within bounds."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import time
+from collections.abc import Iterator
+from typing import IO, Any
+
+from jaxmm.data import files, urls
+from jaxmm.data.media.medium import BadMedia
+from jaxmm.errors import UserError
+
+MAX_BYTES = 1 << 30  # of a file
+RETRY_SECONDS = (0.5, 2.0)  # waits between the tries to read a medium by URL
+
+
+@contextlib.contextmanager
+def opened_file(part: Any, most: int = 1 << 62) -> Iterator[IO[bytes]]:
+    """Opens what a part with ``data`` or a ``path`` names: at least a byte, and ``most`` at most.
+
+    Raises:
+      BadMedia: if it is empty or too large, or there is nothing at its URL. What opening a file raises leaves as it is.
+    """
+    with _encoded(part) as file:
+        size = file.seek(0, io.SEEK_END)
+        if not size:
+            raise BadMedia("empty")
+        if size > most:
+            raise BadMedia("too large")
+        file.seek(0)
+        yield file
+
+
+def _encoded(part: Any) -> IO[bytes]:
+    if not part.path:
+        return io.BytesIO(part.data)
+    return io.BytesIO(_fetched(part.path)) if files.is_remote(part.path) else files.open_binary(part.path)
+
+
+def _fetched(url: str) -> bytes:
+    """Reads a medium by URL, at once whole: a store's errors must not look like Pillow's."""
+    for wait in (*RETRY_SECONDS, None):
+        try:
+            if urls.is_web(url):
+                return urls.fetch(url)
+            with files.open_binary(url) as file:
+                return file.read(MAX_BYTES + 1)  # one more than is taken
+        except UserError:
+            raise
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            break
+        except Exception:  # each store has errors of its own
+            if wait is not None:
+                time.sleep(wait)
+    raise BadMedia("missing")

@@ -1,0 +1,223 @@
+"""Pictures to uint8 patches: resizing to the grids of geometry.py, tiles, and the order in which patches travel."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import PIL.Image
+
+from jaxmm.batch import ImageSpec
+from jaxmm.data.documents import Image
+from jaxmm.data.media.geometry import group_order, one_grid, one_tile_grid, tile_count
+from jaxmm.data.media.medium import BadMedia
+from jaxmm.data.media.picture import (
+    FLIPS_X,
+    FLIPS_Y,
+    MAX_PIXELS,
+    decoded,
+    opened_picture,
+    orientation_of,
+    turned_size,
+)
+
+RESAMPLES = {"bicubic": PIL.Image.Resampling.BICUBIC, "bilinear": PIL.Image.Resampling.BILINEAR}
+
+
+class Edges(NamedTuple):
+    """How far each edge of a picture moves before it is resized, as parts of its side.
+
+    A positive number moves inward and cuts that much off; a negative one moves outward, and repeats the last pixels.
+    """
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+NO_EDGES = Edges(0.0, 0.0, 0.0, 0.0)
+
+
+def patches(
+    image: Image,
+    spec: ImageSpec,
+    size: tuple[int, int],
+    edges: Edges | None = None,
+    *,
+    fast: bool = False,
+    out: np.ndarray | None = None,
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """Decodes an image, resizes it to its grid, and cuts it into patches: those of one tile after another.
+
+    Args:
+      out: where to write the patches: contiguous, as large as what is returned, which it then is.
+      The others are as of ``fill``.
+
+    Returns:
+      uint8 (tiles * rows * columns, patch_size**2 * 3), and (rows, columns) of a tile.
+    """
+    rows, columns = one_grid(*size, spec)
+    count, tile = int(tile_count(*size, spec)) if spec.max_tiles > 1 else 1, rows * columns
+    if out is None:
+        out = np.empty((count * tile, spec.patch_size**2 * 3), np.uint8)
+    grid = fill([out[n * tile : (n + 1) * tile] for n in range(count)], image, spec, size, edges, fast=fast)
+    return out, grid
+
+
+def fill(
+    out: Sequence[np.ndarray],
+    image: Image,
+    spec: ImageSpec,
+    size: tuple[int, int],
+    edges: Edges | None = None,
+    *,
+    fast: bool = False,
+) -> tuple[int, int]:
+    """Decodes an image, resizes it, and writes the patches of its tiles.
+
+    Args:
+      out: for each tile uint8 (rows * columns, patch_size**2 * 3), contiguous: its patches in the order of
+        ``patch_positions``. The bytes of a patch are in the order (row, column, channel), as transformers' Siglip2
+        image processor flattens them.
+      size: the (height, width) it had when it was prepared.
+      edges: where given, the grid stays and what it shows moves with them.
+      fast: whether a JPEG may be decoded at a half, quarter or eighth of its sides, where that is no smaller than what
+        it is resized to. The pixels are close to the exact ones, not equal.
+
+    Returns:
+      (rows, columns) of a tile, in patches.
+
+    Raises:
+      BadMedia: if it cannot be decoded to its end, or now has another size.
+    """
+    rows, columns = one_grid(*size, spec)
+    down, across = one_tile_grid(*size, spec) if spec.max_tiles > 1 else (1, 1)
+    high, wide = (spec.side, spec.side) if spec.side else (rows * spec.patch_size, columns * spec.patch_size)
+    shown = _before_crop(*size, spec) if spec.crop else (down * high, across * wide)
+    frame = _frame(shown[1], shown[0], edges)
+    with opened_picture(image) as opened:
+        orientation = orientation_of(opened)
+        if turned_size(opened, orientation) != tuple(size):
+            raise BadMedia("changed")
+        extent = _draft(opened, orientation, frame) if fast else (0.0, 0.0, float(size[1]), float(size[0]))
+        picture = decoded(opened, orientation)
+    pixels = _resized(picture, extent, frame, RESAMPLES[spec.resample])
+    if spec.crop:
+        pixels = _middle(pixels, spec.side)
+    if len(out) == 1:
+        _cut(pixels, spec, out[0])
+        return rows, columns
+    for there, square in zip(out, _squares(pixels, spec.side), strict=False):
+        _cut(square, spec, there)
+    whole = _frame(spec.side, spec.side, edges)
+    _cut(_resized(picture, extent, whole, RESAMPLES[spec.resample]), spec, out[-1])
+    return rows, columns
+
+
+def _squares(pixels: np.ndarray, side: int) -> Iterator[np.ndarray]:
+    """The squares of side x side pixels in (height, width, 3), row by row."""
+    for top in range(0, pixels.shape[0], side):
+        for left in range(0, pixels.shape[1], side):
+            yield np.ascontiguousarray(pixels[top : top + side, left : left + side])
+
+
+def _cut(pixels: np.ndarray, spec: ImageSpec, out: np.ndarray) -> None:
+    """Writes the patches of a contiguous (height, width, 3) in the order in which they travel."""
+    merge, side = spec.merge, spec.patch_size
+    rows, columns = pixels.shape[0] // side, pixels.shape[1] // side
+    if pixels.shape[:2] != (rows * side, columns * side):  # a fixed side that is not whole patches
+        pixels = np.ascontiguousarray(pixels[: rows * side, : columns * side])
+    # A patch's row of pixels is moved as one item.
+    line = np.dtype(("V", side * 3))
+    lines = pixels.reshape(rows * side, -1).view(line).reshape(rows // merge, merge, side, columns // merge, merge)
+    groups = out.view(line).reshape(-1, merge, merge, side)
+    in_rows = lines.transpose(0, 3, 1, 4, 2)
+    if spec.window:
+        groups[...] = in_rows.reshape(groups.shape)[group_order(rows // merge, columns // merge, spec)]
+    else:
+        groups.reshape(in_rows.shape)[...] = in_rows
+
+
+def _before_crop(height: int, width: int, spec: ImageSpec) -> tuple[int, int]:
+    """(height, width) of a picture whose shorter side is ``spec.side``, as CLIP's processor rounds it."""
+    short = min(height, width)
+    return int(spec.side * height / short), int(spec.side * width / short)
+
+
+def _middle(pixels: np.ndarray, side: int) -> np.ndarray:
+    """The square in the middle of (height, width, 3)."""
+    top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
+    return np.ascontiguousarray(pixels[top : top + side, left : left + side])
+
+
+class _Frame(NamedTuple):
+    """How a picture fills width x height pixels: what is cut off it, as parts of its sides, and what it is resized to.
+
+    The pixels between (left, top, left + inner_width, top + inner_height) and the border repeat its outermost ones.
+    """
+
+    width: int
+    height: int
+    cut: Edges
+    left: int
+    top: int
+    inner_width: int
+    inner_height: int
+
+
+def _frame(width: int, height: int, edges: Edges | None) -> _Frame:
+    if edges is None:
+        return _Frame(width, height, NO_EDGES, 0, 0, width, height)
+    left, right = (round(max(0.0, -edge) * width) for edge in (edges.left, edges.right))
+    top, bottom = (round(max(0.0, -edge) * height) for edge in (edges.top, edges.bottom))
+    cut = Edges(*(max(0.0, edge) for edge in edges))
+    return _Frame(width, height, cut, left, top, max(1, width - left - right), max(1, height - top - bottom))
+
+
+def _draft(opened: PIL.Image.Image, orientation: int, frame: _Frame) -> tuple[float, float, float, float]:
+    """Has a JPEG decoded smaller where that is large enough; returns what of the turned result is the picture.
+
+    That is (left, top, right, bottom): where a side is no multiple of the scale, its last pixel is in it in part.
+    """
+    cut = frame.cut
+    needed = (
+        math.ceil(frame.inner_width / (1 - cut.left - cut.right)),
+        math.ceil(frame.inner_height / (1 - cut.top - cut.bottom)),
+    )
+    done = opened.draft(None, needed if orientation < 5 else needed[::-1])  # None for what is no JPEG
+    width, height = opened.size
+    _, (_, _, right, bottom) = done or (None, (0, 0, width, height))
+    if orientation >= 5:
+        width, height, right, bottom = height, width, bottom, right
+    left = width - right if orientation in FLIPS_X else 0.0
+    top = height - bottom if orientation in FLIPS_Y else 0.0
+    return left, top, left + right, top + bottom
+
+
+def _resized(
+    picture: PIL.Image.Image, extent: tuple[float, float, float, float], frame: _Frame, resample: PIL.Image.Resampling
+) -> np.ndarray:
+    """Returns uint8 (frame.height, frame.width, 3) of what of a picture is within ``extent``.
+
+    Raises:
+      BadMedia: if that takes too much memory.
+    """
+    left, top, right, bottom = extent
+    width, height, cut = right - left, bottom - top, frame.cut
+    box = (left + cut.left * width, top + cut.top * height, right - cut.right * width, bottom - cut.bottom * height)
+    inner = (frame.inner_width, frame.inner_height)
+    if frame.inner_width * max(frame.inner_height, picture.height) > MAX_PIXELS:  # between its two passes, or after
+        raise BadMedia("too large")
+    if picture.size != inner or box != (0, 0, *inner):
+        try:
+            picture = picture.resize(inner, resample, box=box)
+        except MemoryError as error:
+            raise BadMedia("too large") from error
+    pixels = np.frombuffer(picture.tobytes(), np.uint8).reshape(frame.inner_height, frame.inner_width, 3)
+    if inner == (frame.width, frame.height):
+        return pixels
+    after = (frame.height - frame.top - frame.inner_height, frame.width - frame.left - frame.inner_width)
+    return np.pad(pixels, ((frame.top, after[0]), (frame.left, after[1]), (0, 0)), mode="edge")

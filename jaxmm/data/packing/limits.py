@@ -1,0 +1,72 @@
+"""The budgets of a row, by name: those that text needs, and those that the media of the table take of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from jaxmm.data.media.table import MEDIA
+
+# In this order they stand in checkpoints and in the files that lengths are kept in; what a new medium adds comes after.
+FIRST = ("tokens", "patches", "items", "targets", "features")
+
+
+def further_budgets(media: Iterable[str]) -> tuple[str, ...]:
+    """The names of the budgets that some media, by name, add to FIRST, in the order of the table."""
+    named = [name for key, medium in MEDIA.items() if key in media for name in medium.budgets]
+    return tuple(dict.fromkeys(name for name in named if name not in FIRST))
+
+
+class Budgets(tuple[int, ...]):
+    """What a row holds at most: a tuple of numbers, each with a name.
+
+    Attributes:
+      names: of the numbers: FIRST, and behind them those of further media.
+      tokens: text positions, soft tokens included; patches; items: tiles; targets; features: ready-made vectors. A
+        budget of 0 is of what no source has.
+    """
+
+    names: tuple[str, ...]
+
+    def __new__(cls, tokens: int, patches: int, items: int, targets: int, features: int = 0, **further: int) -> Budgets:
+        """``further``: what media beyond FIRST take of, by name. Raises TypeError for what none of them does."""
+        known = further_budgets(MEDIA)
+        for name in further:
+            if name not in known:
+                raise TypeError(f"no medium takes of a budget '{name}'")
+        added = [name for name in known if name in further]
+        made = super().__new__(cls, (tokens, patches, items, targets, features, *(further[name] for name in added)))
+        made.names = (*FIRST, *added)
+        return made
+
+    def __getnewargs_ex__(self) -> tuple[tuple[()], dict[str, int]]:
+        return (), self._asdict()
+
+    def __repr__(self) -> str:
+        return f"Budgets({', '.join(f'{name}={number}' for name, number in self._asdict().items())})"
+
+    tokens = property(lambda self: self[0])
+    patches = property(lambda self: self[1])
+    items = property(lambda self: self[2])
+    targets = property(lambda self: self[3])
+    features = property(lambda self: self[4])
+
+    def get(self, name: str) -> int:
+        """One of them; 0 for a budget that is not there."""
+        return self[self.names.index(name)] if name in self.names else 0
+
+    def of(self, names: Sequence[str]) -> tuple[int, ...]:
+        """``get`` of several."""
+        return tuple(self) if names == self.names else tuple(map(self.get, names))
+
+    def _replace(self, **changed: int) -> Budgets:
+        return Budgets(**(self._asdict() | changed))
+
+    def _asdict(self) -> dict[str, Any]:
+        return dict(zip(self.names, self, strict=True))
+
+    @classmethod
+    def most(cls, several: Sequence[Budgets]) -> Budgets:
+        """The largest of each budget."""
+        names = {name: None for budgets in several for name in budgets.names}
+        return cls(**{name: max(budgets.get(name) for budgets in several) for name in names})

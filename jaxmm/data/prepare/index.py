@@ -1,0 +1,157 @@
+"""The columnar index of a prepared source: what plans are made from, on disk or in memory."""
+
+from __future__ import annotations
+
+import abc
+import array
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxmm.data.documents import Media
+from jaxmm.data.media import table
+from jaxmm.data.media.medium import BadMedia, Extent
+from jaxmm.data.prepare.meta import FORMAT
+from jaxmm.data.prepare.records import Record, stored
+from jaxmm.data.text.encoded import Encoded
+from jaxmm.errors import UserError
+
+# Columns over examples (E), runs of flags (R) and media, called images (I); E1 are offsets, one more than examples.
+COLUMNS = {
+    "tokens_E": np.int32,
+    "labels_E": np.uint64,
+    "runs_E1": np.int64,
+    "run_start_R": np.int32,
+    "run_flags_R": np.uint8,
+    "run_weight_R": np.float32,
+    "images_E1": np.int64,
+    "image_at_I": np.int32,
+    "image_height_I": np.int32,
+    "image_width_I": np.int32,
+    "image_kind_I": np.int32,
+}
+WEIGHT = "run_weight_R"  # which older folders lack, where all of it would be 1
+
+
+class Columns(abc.ABC):
+    """The index of a prepared source, of E examples with R runs of flags and I images, or other media.
+
+    Attributes:
+      meta: what meta.json holds.
+      tokens_E: int32, text tokens of each example, without soft tokens.
+      labels_E: uint64, bit k for the k-th of meta["labels"].
+      runs_E1: int64 (E + 1,): example e has the runs runs_E1[e] to runs_E1[e + 1] of run_start_R and run_flags_R.
+      run_start_R: int32, where in its example a run of tokens with equal flags starts; run_flags_R: uint8, batch.TARGET
+        and batch.ANSWER; run_weight_R: float32, what a target of the run weighs in the loss.
+      images_E1: int64 (E + 1,): offsets, in the same way, into the columns that end in _I.
+      image_at_I: int32, before which token of its example the image's soft tokens stand; of discrete image tokens, the
+        first of them.
+      image_height_I, image_width_I: int32, in pixels, EXIF orientation applied; of feature vectors rows and columns, or
+        their number and 1; of discrete tokens 1 and their number; of others as their Medium has it.
+      image_kind_I: int32, which medium it is: 0 an image, -1 discrete tokens, above 0 the width of feature vectors,
+        below -1 the kind of another Medium.
+    """
+
+    meta: dict[str, Any]
+    tokens_E: np.ndarray
+    labels_E: np.ndarray
+    runs_E1: np.ndarray
+    run_start_R: np.ndarray
+    run_flags_R: np.ndarray
+    run_weight_R: np.ndarray
+    images_E1: np.ndarray
+    image_at_I: np.ndarray
+    image_height_I: np.ndarray
+    image_width_I: np.ndarray
+    image_kind_I: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.tokens_E)
+
+    @abc.abstractmethod
+    def read(self, example: int) -> Record:
+        """Returns the content of an example; any thread may call it."""
+
+
+class Index:
+    """The columns, growing. ``labels`` are names by bit."""
+
+    def __init__(self) -> None:
+        self.labels: list[str] = []
+        self._parts: dict[str, array.array] = {n: array.array(np.dtype(t).char) for n, t in COLUMNS.items()}
+        self._parts["runs_E1"].append(0)
+        self._parts["images_E1"].append(0)
+
+    def __len__(self) -> int:
+        return len(self._parts["tokens_E"])
+
+    def add(self, encoded: Encoded, sizes: Sequence[Extent], labels: Sequence[str]) -> None:
+        parts = self._parts
+        parts["tokens_E"].append(len(encoded.tokens))
+        parts["labels_E"].append(self._mask(labels))
+        parts["run_start_R"].extend(encoded.run_starts.tolist())
+        parts["run_flags_R"].extend(encoded.run_flags.tolist())
+        parts[WEIGHT].extend(encoded.run_weights.tolist())
+        parts["runs_E1"].append(len(parts["run_start_R"]))
+        parts["image_at_I"].extend(encoded.image_at.tolist())
+        parts["image_height_I"].extend(size.height for size in sizes)
+        parts["image_width_I"].extend(size.width for size in sizes)
+        parts["image_kind_I"].extend(size.kind for size in sizes)
+        parts["images_E1"].append(len(parts["image_at_I"]))
+
+    def _mask(self, labels: Sequence[str]) -> int:
+        mask = 0
+        for label in labels:
+            if label not in self.labels:
+                self.labels.append(label)
+            mask |= 1 << self.labels.index(label)
+        if mask >> 64:
+            raise UserError(
+                f"more than 64 different labels, the last '{self.labels[-1]}': group documents more coarsely"
+            )
+        return mask
+
+    def columns(self) -> dict[str, np.ndarray]:
+        return {name: np.array(part, COLUMNS[name]) for name, part in self._parts.items()}
+
+
+class InMemory(Columns):
+    """Encoded documents that were never written: prompts, mostly."""
+
+    def __init__(self, name: str, encoded: Sequence[Encoded], images: Sequence[Sequence[Media]], template: str):
+        """
+        Args:
+          images: the media of each document, in order.
+          template: the fingerprint of the template that encoded them.
+
+        Raises:
+          UserError: if the header of a medium cannot be read.
+        """
+        index = Index()
+        for i, (one, pictures) in enumerate(zip(encoded, images, strict=True)):
+            if len(one.image_at) != len(pictures):
+                raise ValueError(f"{name}, record {i}: {len(pictures)} images for {len(one.image_at)} places")
+            index.add(one, [_extent_or_error(f"{name}, record {i}", picture) for picture in pictures], ())
+        self.__dict__.update(index.columns())
+        self.meta = {
+            "format": FORMAT, "name": name, "template": template, "examples": len(index), "labels": [],
+            **table.described(self.image_kind_I),
+        }  # fmt: skip
+        self._records = [
+            Record(one.tokens, stored(pictures), f"{name}, record {i}")
+            for i, (one, pictures) in enumerate(zip(encoded, images, strict=True))
+        ]
+
+    def read(self, example: int) -> Record:
+        return self._records[example]
+
+
+def _extent_or_error(where: str, part: Media) -> Extent:
+    medium = table.medium_of(part)
+    try:
+        return medium.extent(part)
+    except BadMedia as error:
+        path = medium.path(part)
+        what = f"the {medium.name} {path}" if path else f"the {medium.name} given as bytes"
+        raise UserError(f"{where}: {what} cannot be used: {error.reason}") from error
