@@ -26,6 +26,8 @@ from jaxmm.config import consistency
 from jaxmm.config.file import load_file, load_workdir, settled
 from jaxmm.config.keys import flat
 from jaxmm.config.packaged import path_of
+from jaxmm.corpus import Corpus, make_assembler, read_budgets, read_steps
+from jaxmm.corpus import make_plan as plan_of
 from jaxmm.data import loader
 from jaxmm.data.documents import Image
 from jaxmm.data.media import table
@@ -38,17 +40,7 @@ from jaxmm.inference.answers import Prompt, answers, make_generator
 from jaxmm.inference.decode import Generator
 from jaxmm.models import multimodal
 from jaxmm.models.multimodal import Params
-from jaxmm.recipe import (
-    Corpus,
-    Recipe,
-    make_assembler,
-    read_budgets,
-    read_data,
-    read_recipe,
-    read_steps,
-    train_corpus,
-)
-from jaxmm.recipe import make_plan as plan_of
+from jaxmm.recipe import Recipe, read_data, read_recipe, train_corpus
 from jaxmm.training.loss import batch_loss
 
 Picture = str | os.PathLike[str] | bytes | PIL.Image.Image  # a path, an encoded file's bytes, or an open picture

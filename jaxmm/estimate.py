@@ -63,9 +63,10 @@ def estimate(config: Any, target: Target, documents: int) -> dict[str, Any]:
       UserError: for what is wrong in the config, as ``train`` does.
     """
     from jaxmm import sharding
+    from jaxmm.corpus import unseen_budgets
     from jaxmm.data.assemble import empty_batch
     from jaxmm.models.flops import batch_flops, parameter_counts
-    from jaxmm.recipe import read_recipe, unseen_budgets
+    from jaxmm.recipe import read_recipe
     from jaxmm.training.program import make_program
 
     mesh = sharding.make_mesh(config.mesh, target.devices)

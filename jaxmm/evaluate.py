@@ -18,8 +18,9 @@ import jax
 from jaxmm import atomic, command, formatting, sharding
 from jaxmm.checkpoints.checkpoint import Checkpoints
 from jaxmm.checkpoints.params import chosen_step, saved_params
+from jaxmm.corpus import cache_folder
 from jaxmm.errors import UserError
-from jaxmm.recipe import cache_folder, eval_corpus, read_recipe
+from jaxmm.recipe import eval_corpus, read_recipe
 from jaxmm.runtime import startup
 from jaxmm.runtime.barrier import Barrier
 from jaxmm.training.evaluator import Evaluator, closing_rows

@@ -24,6 +24,7 @@ import jax
 
 from jaxmm import capacity, command, sharding
 from jaxmm.checkpoints.params import chosen_step, saved_params
+from jaxmm.corpus import cache_folder
 from jaxmm.data.documents import Image
 from jaxmm.errors import UserError
 from jaxmm.inference import generation_config, sampling
@@ -31,7 +32,7 @@ from jaxmm.inference.answers import Prompt, make_generator, write
 from jaxmm.inference.decode import Generator
 from jaxmm.inference.sampling import Sampling
 from jaxmm.inference.stop_strings import Reply
-from jaxmm.recipe import Recipe, cache_folder, read_recipe
+from jaxmm.recipe import Recipe, read_recipe
 from jaxmm.runtime import startup
 
 FLAGS: command.Flags = {

@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 
 from jaxmm import atomic, command
+from jaxmm.corpus import Corpus, make_assembler, make_plan, read_budgets
 from jaxmm.data.packing.plan import Lengths, Piece, Plan, Row
 from jaxmm.data.prepare.statistics import column_rows
 from jaxmm.errors import UserError
-from jaxmm.recipe import Corpus, make_assembler, make_plan, read_budgets, read_data, train_corpus
+from jaxmm.recipe import read_data, train_corpus
 from jaxmm.report.page import DrawnRow, Report, Source, render
 from jaxmm.report.tally import Tally, over_budget
 from jaxmm.report.view import Viewer, example_id

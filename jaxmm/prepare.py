@@ -19,6 +19,7 @@ from typing import Any
 from jaxmm import command, formatting
 from jaxmm.batch import ImageSpec
 from jaxmm.config.shares import parse_mixture
+from jaxmm.corpus import TEMPLATE_KEYS
 from jaxmm.data import files
 from jaxmm.data.documents import Source
 from jaxmm.data.prepare import local_engine, ray_engine, remote, statistics
@@ -31,7 +32,7 @@ from jaxmm.data.text.template import ChatOptions, Template
 from jaxmm.data.text.tokenizer import load_tokenizer
 from jaxmm.errors import UserError, nearest
 from jaxmm.hf.processors import limits
-from jaxmm.recipe import OWN_PIXELS, TEMPLATE_KEYS
+from jaxmm.recipe import OWN_PIXELS
 
 IMAGE_KEYS = ("patch_size", "merge", "min_pixels", "max_pixels")
 ENGINES = {"local": local_engine.run, "ray": ray_engine.run}

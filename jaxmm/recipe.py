@@ -1,9 +1,8 @@
-"""From a config to the parts that every command needs: template, sources, specs. Below here nobody sees a config."""
+"""From a config to the parts that every command needs: template, specs and sources. Below here nobody sees a config."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -11,23 +10,12 @@ from typing import NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from jaxmm import sharding
 from jaxmm.batch import ImageSpec
-from jaxmm.config.shares import parse_mixture, parse_names, parse_numbers, parse_schedule
+from jaxmm.config.shares import parse_names, parse_schedule
+from jaxmm.corpus import Corpus, cache_folder, load_corpus, make_assembler, make_plan, read_budgets
 from jaxmm.data import demo, files
-from jaxmm.data.assemble import Assembler, row_bytes
 from jaxmm.data.documents import Source
-from jaxmm.data.memory import PIECE_BYTES, check_rows
-from jaxmm.data.packing.budgets import MULTIPLE
-from jaxmm.data.packing.plan import FORMAT as PLAN_FORMAT
-from jaxmm.data.packing.plan import Budgets, Lengths, Origin, Plan, choose_budgets, make_mixture
-from jaxmm.data.prepare.prepare import prepare
-from jaxmm.data.prepare.prepared import Prepared, holds_prepared, open_prepared
-from jaxmm.data.prepare.progress import Progress
-from jaxmm.data.prepare.remote import default_cache
 from jaxmm.data.reading import Reading
-from jaxmm.data.sources import read_sources
-from jaxmm.data.text import boxes
 from jaxmm.data.text.template import IMAGE, OURS, ChatOptions, Template
 from jaxmm.data.text.tokenizer import load_tokenizer
 from jaxmm.errors import UserError
@@ -39,122 +27,17 @@ from jaxmm.models.connector import ConnectorSpec
 from jaxmm.models.decoder import DecoderSpec
 from jaxmm.models.multimodal import PARTS, Compute, ModelSpec
 from jaxmm.models.towers.vit import VisionSpec
-from jaxmm.workdir.folder import has_saved, local
+from jaxmm.workdir.folder import has_saved
 from jaxmm.workdir.kept_folders import tokenizer_folder
 
-MAX_STEPS = 10_000_000  # that epochs may be: all are planned to count them
-SAID_FROM = 100_000  # steps from which on that is said
-AUTOMATIC = -1.0  # where 0 means something
+# Those of ``jaxmm.corpus`` too, as whoever wants a config's parts looks here first.
+__all__ = [
+    "Corpus", "DataRecipe", "Recipe", "eval_corpus", "make_assembler", "make_plan", "read_boxes", "read_budgets",
+    "read_compute", "read_data", "read_reading", "read_recipe", "train_corpus",
+]  # fmt: skip
+
 OWN_PIXELS = 48 * 48, 96 * 96  # least and most of a picture, where no folder says it
-TEMPLATE_KEYS = (
-    "tokenizer",
-    "objective",
-    "image_tokens",
-    "predict_image_tokens",
-    *ChatOptions._fields,
-)  # its fingerprint
-# Keys that prepared data has settled.
-SETTLED = (
-    "media_dir", "follow_outside", "placeholder", "bare_placeholder", "on_error", "max_skipped", "drop_image",
-)  # fmt: skip
 VOCABULARY_MULTIPLE = 128  # the embedding's rows are padded to a multiple, for even shards and aligned matmuls
-
-
-def cache_folder(config: ConfigDict) -> Path:
-    """Where prepared data and compiled programs are kept: outside any workdir."""
-    return Path(local("config.data.cache", config.data.cache)) if config.data.cache else default_cache()
-
-
-class Corpus(NamedTuple):
-    """Prepared sources with their share of tokens, and what it becomes from a step on: (step, shares)."""
-
-    lengths: list[Lengths]
-    shares: list[float]
-    folders: list[Path]
-    later: tuple[tuple[int, list[float]], ...] = ()
-
-    @property
-    def names(self) -> list[str]:
-        return [source.name for source in self.lengths]
-
-
-def load_corpus(
-    path: str,
-    mixture: str,
-    template: Template,
-    image: ImageSpec,
-    cache: Path,
-    default: Source,
-    reading: Reading = Reading(),  # noqa: B008
-) -> Corpus:
-    """Opens the sources of a ``data`` or ``eval`` group, preparing what is not in the cache yet."""
-    shares = parse_mixture(mixture)
-    path = files.absolute(path) if path else ""
-    is_info = path and files.is_file(files.join(path, "dataset_info.json"))
-    if path and not is_info and holds_prepared(path):
-        if reading.val_size:
-            raise UserError(f"config.data.val_size: {path} is prepared data: give the raw data, or prepare both parts")
-        if not reading.evaluation:
-            _check_settled(path, reading)
-        opened = open_prepared(path, list(shares), cache, reading)
-    else:
-        sources = [default]
-        if not path and reading.boxes:
-            raise UserError("config.data.boxes: the demo has no boxes: leave it out")
-        if not path and reading.val_size:
-            raise UserError("config.data.val_size: the demo has held-out data of its own: leave it out")
-        if path:
-            sources = read_sources(path, list(shares), reading)
-        progress = Progress()
-        opened = [Prepared(prepare(source, template, cache / "prepared", progress=progress)) for source in sources]
-    for prepared in opened:
-        _check_boxes(prepared, reading)
-        if not prepared.is_checked:
-            Progress().say(
-                f"{prepared.folder} was prepared by version 0.1, without checksums: damage to its index may go "
-                f"unnoticed; delete it and prepare it again to have them"
-            )
-        if prepared.meta["template"] not in (template.fingerprint, *template.older):
-            raise UserError(
-                f"{prepared.folder} was prepared with another tokenizer, objective or codebook, or other keys of "
-                f"conversations: prepare it again, or set config.data.{', '.join(TEMPLATE_KEYS[:-1])} and "
-                f"{TEMPLATE_KEYS[-1]} as they were"
-            )
-        if prepared.meta["template"] != template.fingerprint:
-            Progress().say(
-                f"{prepared.folder} was prepared by version 0.1: what the chat template writes between prompt and "
-                f"answer is not learnt in it; prepare it again to have it learnt"
-            )
-    lengths = [Lengths(prepared, image, cache / "plans") for prepared in opened]
-    sizes = [float(source.tokens_E.sum()) for source in lengths]
-    asked = [shares.get(source.name, 0.0) for source in lengths]
-    return Corpus(lengths, asked if all(asked) else sizes, [prepared.folder for prepared in opened])
-
-
-def _check_boxes(prepared: Prepared, reading: Reading) -> None:
-    """Raises UserError for boxes that were written for other pictures than the run's."""
-    was, wanted = prepared.meta.get("boxes", {}), boxes.settings(reading.boxes, reading.image)
-    if was != wanted:
-        kind = was.get("kind", "")
-        keys = f"config.data.boxes={kind or repr('')}" + " and config.image or init_from" * (kind == boxes.PIXELS)
-        raise UserError(
-            f"{prepared.folder} was prepared with {boxes.in_words(was)}, this run asks for {boxes.in_words(wanted)}: "
-            f"set {keys} as they were, or prepare it again"
-        )
-
-
-def _check_settled(path: str, reading: Reading) -> None:
-    """Says which keys do not count with prepared data.
-
-    Raises:
-      UserError: for one that would choose other data.
-    """
-    plain = Reading()
-    for key in ("columns", "split"):
-        if getattr(reading, key):
-            raise UserError(f"config.data.{key}: {path} is prepared data, of which all is settled: leave it out")
-    if idle := [f"config.data.{key}" for key in SETTLED if getattr(reading, key) != getattr(plain, key)]:
-        Progress().say(f"{path} is prepared data, of which all is settled: {', '.join(idle)} do not count")
 
 
 class DataRecipe(NamedTuple):
@@ -357,94 +240,3 @@ def eval_corpus(config: ConfigDict, recipe: Recipe) -> Corpus | None:
     else:
         reading = dataclasses.replace(reading, val_size=0.0, split=config.eval.split)
     return _load(config, path, mixture, recipe, demo.test_source(seed=0), reading)
-
-
-def read_budgets(config: ConfigDict, corpus: Corpus) -> Budgets:
-    """The budgets of a row, enough for every stage of the mixture."""
-    spec = corpus.lengths[0].spec
-    merge = spec.merge  # a folder's model may have another than the config
-    least = Budgets(config.seq_len, config.patch_budget, 0, config.target_budget)
-    check_rows(1, row_bytes(least, spec), "the arrays")  # before so large a row is filled to see what it needs
-    asked = config.seq_len, config.patch_budget, config.target_budget
-    multiple = sharding.zigzag_multiple(config.mesh.context)
-    found = [
-        choose_budgets(corpus.lengths, shares, *asked, merge, multiple)
-        for shares in (corpus.shares, *(shares for _, shares in corpus.later))
-    ]
-    return Budgets.most(found)
-
-
-def unseen_budgets(config: ConfigDict, image: ImageSpec) -> Budgets:
-    """Budgets where no data is there to pick them from: what the config leaves open is as if half of a row's positions
-    were images, of 64 soft tokens or more."""
-    group = image.merge**2
-    multiple = math.lcm(MULTIPLE, group, sharding.zigzag_multiple(config.mesh.context))
-    patches = config.patch_budget or -(-config.seq_len * group // (2 * multiple)) * multiple
-    items = max(8, patches // (64 * group))
-    return Budgets(config.seq_len, patches, items, config.target_budget or config.seq_len)
-
-
-def make_plan(
-    config: ConfigDict,
-    corpus: Corpus,
-    budgets: Budgets,
-    origin: Origin = Origin(),  # noqa: B008
-    plan_format: int = PLAN_FORMAT,
-) -> Plan:
-    """The rows of every batch of a run; ``plan_format`` is that of the run which goes on."""
-    examples = max(len(source) * budgets.tokens / max(1, source.total_tokens) for source in corpus.lengths)
-    check_rows(config.batch_size, max(1.0, examples) * PIECE_BYTES, "the pieces of documents")
-    data, names = config.data, corpus.names
-    counts = parse_numbers(data.max_examples, "config.data.max_examples", names, least=0.5)
-    mixture = make_mixture(
-        corpus.lengths,
-        [(0, corpus.shares), *corpus.later],
-        max_examples={name: round(count) for name, count in counts.items()},
-        max_epochs=parse_numbers(data.max_epochs, "config.data.max_epochs", names),
-        epochs=config.epochs,
-    )
-    return Plan(
-        corpus.lengths, mixture, budgets, config.batch_size, config.seed, data.long_documents,
-        table=cache_folder(config) / "plans", origin=origin, format=plan_format,
-    )  # fmt: skip
-
-
-def read_steps(config: ConfigDict, plan: Plan) -> int:
-    """The steps of a run: ``config.steps``; with ``config.epochs`` as many as the plan has, and never more than that.
-
-    Raises:
-      UserError: if they are too many to be counted.
-    """
-    about = plan.about_batches()
-    if config.epochs:
-        if about > MAX_STEPS:
-            raise UserError(
-                f"config.epochs {config.epochs:g} is about {about:.3g} steps, more than the {MAX_STEPS:,} that can be "
-                f"counted ahead: lower it, or give config.steps in its place"
-            )
-        if about > SAID_FROM:
-            Progress().say(
-                f"data: config.epochs {config.epochs:g} is about {about:,.0f} steps, which are counted first"
-            )
-        return plan.batches()
-    return config.steps if about > 4 * config.steps else plan.batches(config.steps)
-
-
-def read_jitter(config: ConfigDict) -> float:
-    """How far edges of pictures move; automatic is off where weights have been trained before, and beside boxes."""
-    if config.data.jitter == AUTOMATIC:
-        return 0.0 if config.init_from or config.data.boxes else 0.15
-    return float(config.data.jitter)
-
-
-def make_assembler(
-    config: ConfigDict, image: ImageSpec, corpus: Corpus, budgets: Budgets, processes: int = 1
-) -> Assembler:
-    """What fills the batches of a run with planned rows; of each one, that of ``processes`` has its part."""
-    width = max(source.feature_width for source in corpus.lengths)
-    check_rows(-(-config.batch_size // processes), row_bytes(budgets, image, width), "the arrays")
-    weights = parse_numbers(config.data.loss_weight, "config.data.loss_weight", corpus.names, least=-1e-9)
-    return Assembler(
-        corpus.lengths, budgets, image, jitter=read_jitter(config), seed=config.seed,
-        loss_weights=[weights.get(name, 1.0) for name in corpus.names], fast_decode=config.data.fast_decode,
-    )  # fmt: skip

@@ -22,8 +22,8 @@ import jax
 
 from jaxmm import command
 from jaxmm.checkpoints.resume import as_it_was
+from jaxmm.corpus import cache_folder
 from jaxmm.errors import UserError
-from jaxmm.recipe import cache_folder
 from jaxmm.runtime import startup
 from jaxmm.runtime.barrier import Barrier
 from jaxmm.training import loop

@@ -11,13 +11,14 @@ import test_families
 
 from jaxmm import command, encode_features
 from jaxmm import prepare as prepare_data
+from jaxmm.corpus import make_assembler, read_jitter
 from jaxmm.data.packing.plan import Budgets, cut
 from jaxmm.data.prepare.prepare import folder_name
 from jaxmm.data.reading import Reading
 from jaxmm.data.sources import read_sources
 from jaxmm.errors import UserError
 from jaxmm.hf.families.registry import FAMILIES
-from jaxmm.recipe import make_assembler, read_boxes, read_data, read_jitter, train_corpus
+from jaxmm.recipe import read_boxes, read_data, train_corpus
 from jaxmm.report.view import Viewer
 
 ROOT = Path(__file__).parents[1]

@@ -149,7 +149,7 @@ def main(argv: list[str]) -> int:
     if args.output and not Path(args.output).absolute().parent.is_dir():
         raise UserError(f"--output={args.output}: there is no folder {Path(args.output).absolute().parent}")
     if of_step:
-        from jaxmm.recipe import cache_folder
+        from jaxmm.corpus import cache_folder
         from jaxmm.runtime import startup
 
         startup.join_processes()

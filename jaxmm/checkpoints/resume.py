@@ -11,10 +11,10 @@ from ml_collections import ConfigDict
 from jaxmm import command
 from jaxmm.config.file import from_json, load_workdir
 from jaxmm.config.keys import completed
+from jaxmm.corpus import Corpus
 from jaxmm.data.packing.plan import FORMAT as PLAN_FORMAT
 from jaxmm.data.packing.plan import FORMATS as PLAN_FORMATS
 from jaxmm.errors import UserError
-from jaxmm.recipe import Corpus
 from jaxmm.workdir.folder import has_saved
 
 # What may differ when a run goes on; data is told apart by its content, not by where it lies.

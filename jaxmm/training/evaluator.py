@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from jaxmm import sharding
+from jaxmm.corpus import Corpus
 from jaxmm.data import memory
 from jaxmm.data.assemble import Assembler, Loaded, row_bytes
 from jaxmm.data.loader import batches
@@ -21,7 +22,7 @@ from jaxmm.data.media.table import text_tokens
 from jaxmm.data.packing.plan import Budgets, Lengths, Pass, choose_budgets
 from jaxmm.data.prepare.index import Columns
 from jaxmm.models.multimodal import Compute, make_model
-from jaxmm.recipe import Corpus, Recipe
+from jaxmm.recipe import Recipe
 from jaxmm.runtime.barrier import Barrier
 from jaxmm.training.step import Predictions, make_eval_step
 

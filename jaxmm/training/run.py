@@ -16,19 +16,11 @@ from jaxmm.batch import Batch
 from jaxmm.checkpoints.checkpoint import Checkpoints
 from jaxmm.checkpoints.params import compile_unoptimized, started_params
 from jaxmm.checkpoints.resume import Identity
+from jaxmm.corpus import make_assembler, make_plan, read_budgets, read_steps
 from jaxmm.data.packing.plan import Origin
 from jaxmm.errors import UserError, printable
 from jaxmm.hf.pretrained import MODEL, parse, run_and_step
-from jaxmm.recipe import (
-    Recipe,
-    eval_corpus,
-    make_assembler,
-    make_plan,
-    read_budgets,
-    read_recipe,
-    read_steps,
-    train_corpus,
-)
+from jaxmm.recipe import Recipe, eval_corpus, read_recipe, train_corpus
 from jaxmm.runtime.barrier import Barrier
 from jaxmm.training.program import abstract_batch, fresh_state, make_program
 from jaxmm.training.skipped import SkippedFile

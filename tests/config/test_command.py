@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 
 from jaxmm import command
 from jaxmm.config import file as config_file
+from jaxmm.corpus import cache_folder
 from jaxmm.errors import UserError
-from jaxmm.recipe import cache_folder
 
 CONFIG = """
 from ml_collections import ConfigDict

@@ -7,9 +7,10 @@ import pytest
 import small_run
 
 from jaxmm import command, sharding
+from jaxmm.corpus import unseen_budgets
 from jaxmm.estimation import collectives
 from jaxmm.estimation import formula as estimate_formula
-from jaxmm.recipe import read_recipe, unseen_budgets
+from jaxmm.recipe import read_recipe
 from jaxmm.training.program import abstract_batch, make_program
 
 SMALL = (

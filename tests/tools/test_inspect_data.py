@@ -23,6 +23,7 @@ from conftest import picture
 import jaxmm
 from jaxmm import command, recipe
 from jaxmm import inspect as tool
+from jaxmm.corpus import Corpus, make_assembler, make_plan, read_budgets
 from jaxmm.data import demo
 from jaxmm.data.media import patches
 from jaxmm.data.packing.plan import Budgets, Plan
@@ -80,17 +81,17 @@ class World(NamedTuple):
 
     plan: Plan
     assemble: Any
-    corpus: recipe.Corpus
+    corpus: Corpus
 
 
 def world(arguments: list[str]) -> World:
     config = command.parse(arguments, {}).config
     data = recipe.read_data(config)
     corpus = recipe.train_corpus(config, data)
-    budgets = recipe.read_budgets(config, corpus)
+    budgets = read_budgets(config, corpus)
     return World(
-        recipe.make_plan(config, corpus, budgets),
-        recipe.make_assembler(config, data.image, corpus, budgets),
+        make_plan(config, corpus, budgets),
+        make_assembler(config, data.image, corpus, budgets),
         corpus,
     )
 
@@ -161,9 +162,9 @@ def test_as_a_program_it_prints_nothing_else_and_looks_for_no_device(arguments):
 
 
 def test_a_range_at_the_start_plans_none_of_the_rest(tmp_path):
-    corpus = recipe.Corpus([texts(np.full(1000, 60), "a")], [1.0], [])
+    corpus = Corpus([texts(np.full(1000, 60), "a")], [1.0], [])
     config = command.parse([BASE, "--config.data.max_epochs=a:1e8", f"--config.data.cache={tmp_path}"], {}).config
-    plan = recipe.make_plan(config, corpus, Budgets(512, 64, 8, 512))
+    plan = make_plan(config, corpus, Budgets(512, 64, 8, 512))
     assert tool.within(plan, (0, 4), is_asked=True) == (0, 4)
     assert len(plan._table.starts) == 2  # one window, and where the next one would begin
 

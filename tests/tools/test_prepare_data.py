@@ -18,6 +18,7 @@ import pytest
 from jaxmm import command
 from jaxmm import prepare as tool
 from jaxmm.batch import ImageSpec
+from jaxmm.corpus import load_corpus
 from jaxmm.data import demo
 from jaxmm.data.documents import Image
 from jaxmm.data.prepare.prepared import Prepared, open_prepared
@@ -25,7 +26,7 @@ from jaxmm.data.reading import Reading
 from jaxmm.data.text.template import Template
 from jaxmm.data.text.tokenizer import load_tokenizer
 from jaxmm.errors import UserError
-from jaxmm.recipe import load_corpus, read_data, train_corpus
+from jaxmm.recipe import read_data, train_corpus
 
 TOOL = Path(__file__).parents[2] / "tools" / "prepare_data.py"
 IMAGE = ImageSpec(patch_size=4, merge=2, min_pixels=8 * 8, max_pixels=24 * 24)

@@ -31,7 +31,8 @@ WORDS, VOCABULARY = 20_000, 8_000  # of the text; of the tokenizer trained on it
 
 def first_batch(settings: Settings) -> Measured:
     """All between a config that names raw files and the first batch, with an empty cache each time."""
-    from jaxmm import recipe
+    from jaxmm.corpus import make_assembler, make_plan, read_budgets
+    from jaxmm.recipe import read_data, train_corpus
 
     load_tokenizer("")  # imports what tokenizers need
     folder = Path(settings.folder)
@@ -42,12 +43,12 @@ def first_batch(settings: Settings) -> Measured:
         flags = [f"--config.data.{key}={value}" for key, value in data_flags.items()]
         config = command.parse([f"--config={ROOT / 'configs/base.py'}", *flags], {}).config
         began = time.perf_counter()
-        data = recipe.read_data(config)
-        corpus = recipe.train_corpus(config, data)
+        data = read_data(config)
+        corpus = train_corpus(config, data)
         seconds["to the index"].append(time.perf_counter() - began)
-        budgets = recipe.read_budgets(config, corpus)
-        plan = recipe.make_plan(config, corpus, budgets)
-        loaded = recipe.make_assembler(config, data.image, corpus, budgets)(plan.batch(0))
+        budgets = read_budgets(config, corpus)
+        plan = make_plan(config, corpus, budgets)
+        loaded = make_assembler(config, data.image, corpus, budgets)(plan.batch(0))
         seconds["raw files to batch"].append(time.perf_counter() - began)
     images = int((loaded.batch.grids_BM3[..., 0] > 0).sum())
     return Measured(
