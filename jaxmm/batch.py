@@ -73,7 +73,7 @@ class ImageSpec:
       window: side, in patches, of the windows whose patches travel together; 0 is none.
       class_tokens: learned tokens of each image, which travel after its patches; with padding they fill merge groups.
       text_axes: coordinates of a text position: 3 where soft tokens have a row and a column of their own (Qwen-VL).
-      two_way: the soft tokens of an image see each other both ways (Gemma 3).
+      bidirectional: the soft tokens of an image see each other both ways (Gemma 3).
     """
 
     patch_size: int = 16

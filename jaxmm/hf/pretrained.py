@@ -291,7 +291,7 @@ def _image_settings(start: Pretrained) -> dict[str, Any]:
     found: dict[str, Any] = {
         "patch_size": vision.patch_size, "merge": merge, "window": vision.window,
         "class_tokens": vision.class_tokens, "text_axes": spec.decoder.text_axes,
-        "two_way": spec.decoder.bidirectional_blocks,
+        "bidirectional": spec.decoder.bidirectional_blocks,
     }  # fmt: skip
     if "resample" in processor:
         if processor["resample"] not in RESAMPLES:

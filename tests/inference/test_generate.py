@@ -14,7 +14,7 @@ from conftest import picture
 
 from jaxmm import command, generate
 from jaxmm.errors import UserError
-from jaxmm.hf.pretrained import Start
+from jaxmm.hf.pretrained import Pretrained
 from jaxmm.inference import answers
 from jaxmm.inference.generation_config import differences, repetition_penalty, said_by
 from jaxmm.inference.stop_strings import Reply
@@ -150,7 +150,7 @@ def test_a_temperature_close_to_0_is_greedy(ask):
 def test_what_a_folder_says_of_answers_counts_whether_the_model_was_whole_or_joined(tmp_path, kind):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "generation_config.json").write_text('{"repetition_penalty": 1.1}')
-    start = Start(None, {"model_type": kind}, {}, tmp_path, {})  # without a processor, as joined parts
+    start = Pretrained(None, {"model_type": kind}, {}, tmp_path, {})  # without a processor, as joined parts
     assert said_by(start, tmp_path) == {"repetition_penalty": 1.1}
     assert said_by(None, tmp_path) == {}
 
