@@ -11,6 +11,7 @@ import gc
 import json
 import math
 import os
+import re
 import signal
 import sys
 import types
@@ -22,13 +23,14 @@ from ml_collections import ConfigDict
 
 from jaxmm.config import consistency
 from jaxmm.config.file import load_file, load_workdir
+from jaxmm.config.help import help_of_keys
+from jaxmm.config.hints import advice, hint
 from jaxmm.config.keys import KEYS, KINDS, Value, flat, same_end
 from jaxmm.errors import StrandedError, UserError, end_at_once, error_line, nearest, refusal
 from jaxmm.workdir.folder import local
 
 Flags = Mapping[str, tuple[Value, str]]  # name -> default, which gives the type, and what it is for
 WRITTEN, READ = ("workdir", "output", "cache"), ("image", "prompts")  # flags that are paths
-COLUMNS = 38, 32  # widths in --help: of a key with its value, and of what it may be
 
 
 def run(main: Callable[[list[str]], int | None]) -> NoReturn:
@@ -80,7 +82,7 @@ def parse(
       SystemExit: with 0 after ``--help``.
     """
     values: dict[str, Any] = {name: default for name, (default, _) in flags.items()}
-    origin, unknown, wants_help = "", "", False
+    origin, unknown, help_of, failure = "", "", None, ""
     changes: list[tuple[str, str | None]] = []
     given = _split(argv, flags)
     for name, text in given:
@@ -91,7 +93,7 @@ def parse(
         elif name.startswith("config.") and config != "none":
             changes.append((name.removeprefix("config."), text))
         elif name in ("help", "helpfull", "h"):
-            wants_help = True
+            help_of = text or ""
         else:
             unknown = unknown or name
     values |= {name: _path(name, values[name]) for name in (*WRITTEN, *READ) if name in values and name not in urls}
@@ -99,11 +101,13 @@ def parse(
     try:
         if config != "none":
             loaded = load_file(origin) if config == "file" else load_workdir(values["workdir"])
-    except UserError:
-        if not (unknown or wants_help):
+    except UserError as error:
+        if not unknown and help_of is None:
             raise
-    if wants_help:
-        print(_help(flags, config, about, flat(loaded)))
+        failure = str(error)
+    if help_of is not None:
+        is_named = origin if config == "file" else values.get("workdir")
+        print(_help(flags, config, about, flat(loaded), help_of, failure if is_named else ""))
         sys.exit(0)
     if unknown:
         raise _unknown_flag(unknown, flags, config, loaded)
@@ -184,6 +188,11 @@ def _unknown_flag(name: str, flags: Flags, config: str, loaded: ConfigDict) -> U
     if name == "config":
         own = " (it reads the run's own; --config.KEY=VALUE changes a key)" if config == "workdir" else ""
         return UserError(f"this command takes no --config{own}")
+    if config != "none" and (found := hint(name)):
+        return UserError(f"unknown flag --{name}: {_as_flags(found)}")
+    if config != "none" and (found := same_end(name)):
+        typed = found.replace("mean '", "mean '--config.")
+        return UserError(f"unknown flag --{name}{typed}")
     known = [*flags, *["config"] * (config == "file"), *(f"config.{key}" for key in flat(loaded))]
     guess = nearest(f"--{name}", [f"--{one}" for one in known])
     return UserError(f"unknown flag --{name}{guess or '; --help lists the flags'}")
@@ -221,29 +230,36 @@ def _change(config: ConfigDict, key: str, text: str | None) -> None:
     while groups and isinstance(group.get(groups[0]), ConfigDict):
         group, inside = group[groups[0]], f"{inside}{groups.pop(0)}."
     if groups or last not in group:
-        guess = same_end(key) or (nearest(key, KEYS) if groups else nearest(last, group).replace("'", f"'{inside}", 1))
+        beside = "" if groups else nearest(last, group).replace("'", f"'{inside}", 1)
+        guess = advice(key, KEYS if groups else ()) or beside
         listed = f"; {f'config.{inside}'[:-1]} has {', '.join(group)}"
-        raise UserError(f"unknown config key '{key}'{guess or listed}")
+        raise UserError(f"unknown config key '{key}'{_as_flags(guess) or listed}")
     if isinstance(group[last], ConfigDict):
         keys_inside = ", ".join(f"--config.{key}.{name}" for name in group[last])
         raise UserError(f"config.{key} is a group of keys; set one of {keys_inside}")
     group[last] = _read(f"config.{key}", text, group[last])
 
 
-def _help(flags: Flags, config: str, about: str, keys: Mapping[str, Any]) -> str:
+def _as_flags(text: str) -> str:
+    """A hint for the command line: keys as they are typed there."""
+    return re.sub(r"(?<!-)\bconfig\.(?=\w)", "--config.", text)
+
+
+def _help(
+    flags: Flags, config: str, about: str, values: Mapping[str, Any], group: str, failure: str
+) -> str:  # fmt: skip
+    """What ``--help`` prints; ``group``: the one of which alone, or ''; ``failure``: why the config did not load."""
+    told = [f"The config did not load, and these are the defaults: {failure}"] if failure else []
+    if group and config != "none":
+        return "\n".join([*told, help_of_keys(values, group)])
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     program = f"python -m {spec.name}" if spec else f"python {sys.argv[0]}"
-    origin = {"file": " --config=FILE.py", "workdir": "", "none": ""}[config]
+    origin = {"file": " --config=NAME_OR_FILE.py", "workdir": "", "none": ""}[config]
     change = "" if config == "none" else " --config.KEY=VALUE"
     lines = [about.strip(), "", f"usage: {program}{origin}{change} --FLAG=VALUE", ""]
     lines += [f"  --{name}={default}  {text}" for name, (default, text) in flags.items()]
     if config != "none":
-        whose = "the values of this config" if keys else "their defaults"
-        lines += ["", f"config keys, {whose}, what each may be, and what it is for:"]
-        lines += [_help_of(name, keys.get(name, key.default)) for name, key in KEYS.items()]
+        whose = "the values of this config" if values else "their defaults"
+        head = f"config keys, {whose}, what each may be, and what it is for (--help=GROUP: of one group alone):"
+        lines += ["", *told, head, "", help_of_keys(values)]
     return "\n".join(lines).strip()
-
-
-def _help_of(name: str, value: Value) -> str:
-    first, second = COLUMNS
-    return f"  {f'--config.{name}={value}':<{first}}  {KEYS[name].range():<{second}}  {KEYS[name].text}"

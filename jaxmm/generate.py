@@ -16,7 +16,6 @@ if __name__ == "__main__":
     startup.end_on_interrupt()  # before large imports
 
 import json
-import math
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -29,15 +28,12 @@ from jaxmm import capacity, command, sharding
 from jaxmm.checkpoints.params import chosen_step, saved_params
 from jaxmm.data.documents import Image
 from jaxmm.errors import UserError
-from jaxmm.inference import generation_config
+from jaxmm.inference import generation_config, sampling
 from jaxmm.inference.decode import Generator
 from jaxmm.inference.sampling import Sampling
 from jaxmm.inference.stop_strings import Reply
 from jaxmm.recipe import Recipe, cache_folder, read_recipe
 from jaxmm.runtime import startup
-
-LARGEST_SEED = 2**31 - 1
-
 
 FLAGS: command.Flags = {
     "workdir": ("", "folder of the run to ask"),
@@ -123,24 +119,9 @@ def _check(args: Any) -> None:
         raise UserError("--prompts is a file of prompts: it goes without --prompt, --image and --stream")
     if not (args.prompts or args.prompt or args.image):
         raise UserError("nothing to answer: give --prompt, --image or both, or --prompts")
-    for name in ("max_tokens", "batch_size"):
-        if vars(args)[name] < 1:
-            raise UserError(f"--{name} is {vars(args)[name]}: it must be at least 1")
-    if not 0 <= args.temperature < math.inf:
-        raise UserError(f"--temperature is {args.temperature}: it must be 0 or above")
-    if not 0 < args.top_p <= 1:
-        raise UserError(f"--top_p is {args.top_p}: it must be above 0 and at most 1")
-    if args.top_k < 0:
-        raise UserError(f"--top_k is {args.top_k}: it must be 0 or above")
-    if not 0 <= args.min_p <= 1:
-        raise UserError(f"--min_p is {args.min_p}: it must be 0 to 1")
-    if args.repetition_penalty < 0:
-        raise UserError(f"--repetition_penalty is {args.repetition_penalty}: it must be above 0, or 0 for the folder's")
-    narrowing = {"top_p": args.top_p < 1, "top_k": args.top_k, "min_p": args.min_p}
-    for name in (name for name, is_set in narrowing.items() if is_set and not args.temperature):
-        raise UserError(f"--{name} chooses what is drawn from: it needs a --temperature above 0")
-    if not 0 <= args.seed <= LARGEST_SEED:
-        raise UserError(f"--seed is {args.seed}: it must be 0 to {LARGEST_SEED}")
+    if args.batch_size < 1:
+        raise UserError(f"--batch_size is {args.batch_size}: it must be at least 1")
+    sampling.check(vars(args))
 
 
 class _Asker(NamedTuple):
@@ -195,14 +176,14 @@ def main(argv: list[str]) -> int:
     for line in generation_config.differences(said, vars(args)):
         print(line, file=sys.stderr)
     penalty = generation_config.repetition_penalty(said, args.repetition_penalty)
-    sampling = Sampling(args.temperature, args.top_p, args.seed, args.top_k, args.min_p, penalty)
+    chosen = Sampling(args.temperature, args.top_p, args.seed, args.top_k, args.min_p, penalty)
     mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
     rows = min(args.batch_size, max(len(asked), 1))
     capacity.check_cache(recipe.model.decoder, recipe.compute, rows, args.max_tokens, jax.devices()[:1])
     with jax.set_mesh(mesh):
         params = saved_params(workdir, recipe, mesh, chosen_step(workdir, args.step))
         generate = make_generator(recipe.model, recipe.compute, recipe.template.stop_ids)
-        asker = _Asker(generate, params, recipe, args.max_tokens, {"sampling": sampling, "stops": stops})
+        asker = _Asker(generate, params, recipe, args.max_tokens, {"sampling": chosen, "stops": stops})
         if asked:
             _print_all(asker, asked, args.batch_size)
         else:

@@ -65,7 +65,14 @@ def started_params(recipe: Recipe, mesh: Mesh, workdir: Path, *, init_from: str,
 
 
 def _started(recipe: Recipe, start: Pretrained, mesh: Mesh, seed: int, workdir: Path) -> Params:
-    """Parameters of a Hugging Face model; what its folders do not have is fresh."""
+    """``pretrained_params``; the small files of their folders go to the workdir."""
+    params, spare = pretrained_params(recipe, start, mesh, seed)
+    _keep(start, spare, workdir / MODEL)
+    return params
+
+
+def pretrained_params(recipe: Recipe, start: Pretrained, mesh: Mesh, seed: int) -> tuple[Params, list[str]]:
+    """Parameters of a Hugging Face model, of which what its folders do not have is fresh; and the tensors not used."""
     where = hf.flat(_place(recipe, mesh)[1])
     read = read_params(start, lambda path, shape: where[path])
     missing = {path: place for path, place in where.items() if path not in read.params}
@@ -78,8 +85,7 @@ def _started(recipe: Recipe, start: Pretrained, mesh: Mesh, seed: int, workdir: 
         key = jax.random.key(seed)
         made = compile_unoptimized(jax.jit(fresh, out_shardings=nested(missing)).lower(key))(key)
         read.params.update(hf.flat(made))
-    _keep(start, read.spare, workdir / MODEL)
-    return nested({path: read.params[path] for path in where})
+    return nested({path: read.params[path] for path in where}), read.spare
 
 
 def _keep(start: Pretrained, spare: list[str], folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -14,11 +15,18 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-import jaxmm
-from jaxmm.config.keys import KEYS, completed, flat, same_end
+from jaxmm.config import packaged
+from jaxmm.config.hints import advice
+from jaxmm.config.keys import KEYS, KINDS, completed, flat
+from jaxmm.config.source_lines import line_of
 from jaxmm.errors import UserError, end_at_once, nearest
 
 FILE_SECONDS = 60.0  # that a config file may take
+# What a ConfigDict says of a value of another type, and of a key that a locked one does not have.
+_ANOTHER_TYPE = re.compile(
+    r"Could not override field '(\w+)'.*?\. (.*) is of original type <class '(\w+)'>.* type <class '(\w+)'>", re.S
+)
+_NO_SUCH_KEY = re.compile(r'Key "(\w+)" does not exist and cannot be added')
 
 
 def from_json(values: Mapping[str, Any]) -> ConfigDict:
@@ -44,26 +52,30 @@ def from_flat(values: Mapping[str, Any]) -> ConfigDict:
     return ConfigDict(tree).lock()
 
 
-def settled(values: Mapping[str, Any], where: str, *, unknown: bool = False) -> ConfigDict:
+def settled(
+    values: Mapping[str, Any], where: str, *, unknown: bool = False, source: str = ""
+) -> ConfigDict:  # fmt: skip
     """A whole config: every key of the table, and what is lacking its default.
 
     Args:
       where: they come from.
       unknown: whether keys that the table does not have are told and left out, as those of another version's run.
+      source: the Python that set them, for the line in which a wrong one stands.
 
     Raises:
       UserError: for a value of another type, and a key that there is not.
     """
     found = flat(values)
+
+    def place(name: str) -> str:
+        line = line_of(source, name) if source else 0
+        return f"{where}, line {line}" if line else where
+
     strange = [name for name in found if name not in KEYS]
     if strange and not unknown:
         inside = [name for name in KEYS if name.startswith(f"{strange[0]}.")]
-        hint = (
-            f"; it is a group of keys, such as '{inside[0]}'"
-            if inside
-            else same_end(strange[0]) or nearest(strange[0], KEYS)
-        )
-        raise UserError(f"{where}: unknown config key '{strange[0]}'{hint}")
+        hint = f"; it is a group of keys, such as '{inside[0]}'" if inside else advice(strange[0])
+        raise UserError(f"{place(strange[0])}: unknown config key '{strange[0]}'{hint}")
     if strange:
         listed = ", ".join(f"{name}={found[name]!r}" for name in strange)
         print(f"{where} has keys that this version does not know, and does not follow: {listed}", file=sys.stderr)
@@ -71,28 +83,52 @@ def settled(values: Mapping[str, Any], where: str, *, unknown: bool = False) -> 
         try:
             key.settled(found.get(name, key.default))
         except ValueError as error:
-            raise UserError(f"{where}: {name} is {error}") from error
+            raise UserError(f"{place(name)}: {name} is {error}") from error
     whole = completed(found)
     return from_flat({name: whole[name] for name in KEYS})
 
 
+def find_file(name: str) -> Path:
+    """The file that ``--config`` names: a path, or the name of a config that comes with jaxmm.
+
+    Raises:
+      UserError: if there is none.
+    """
+    if not name:
+        raise UserError("--config is missing: give a config file, or one that comes with jaxmm, such as --config=base")
+    path = Path(name)
+    is_name = path.name == name and not path.suffix
+    if is_name and (found := packaged.path_of(name)):
+        return found
+    if not _is_there(path):
+        if is_name:
+            guess = nearest(name, packaged.names())
+            raise UserError(
+                f"no config '{name}' comes with jaxmm{guess}; there are {', '.join(packaged.names())}; of a file of "
+                f"yours give the path, such as {name[:40]}.py"
+            )
+        raise UserError(f"config file '{name}' does not exist{_where(path)}")
+    if not path.is_file():
+        raise UserError(f"config file '{name}' is a folder, or no file that has an end")
+    return path
+
+
 def load_file(name: str) -> ConfigDict:
-    """The config of a Python file. It may import what lies beside it.
+    """The config of a Python file. It may import what lies beside it, and the configs that come with jaxmm.
+
+    Args:
+      name: its path, or the name of one that comes with jaxmm: "base".
 
     Raises:
       UserError: if there is none, or it does not give one.
     """
-    path = Path(name)
-    if not name:
-        raise UserError("--config is missing: give a config file, such as --config=configs/base.py")
-    if not _is_there(path):
-        raise UserError(f"config file '{name}' does not exist{_where(path)}")
-    if not path.is_file():
-        raise UserError(f"config file '{name}' is a folder, or no file that has an end")
+    path = find_file(name)
     space: dict[str, Any] = {"__name__": "config", "__file__": str(path)}
+    source = ""
     try:
-        with _beside(path), _time_limit(name):
-            exec(compile(path.read_text(), str(path), "exec"), space)
+        with _beside(path), packaged.importable(), _time_limit(name):
+            source = path.read_text()
+            exec(compile(source, str(path), "exec"), space)
             if not callable(space.get("get_config")):
                 raise UserError(f"config file '{name}' defines no function get_config()")
             config = space["get_config"]()
@@ -100,7 +136,7 @@ def load_file(name: str) -> ConfigDict:
     except UserError:
         raise
     except (Exception, SystemExit) as error:
-        raise UserError(f"config file '{name}'{_line(error, path)}: {type(error).__name__}: {error}") from error
+        raise UserError(f"config file '{name}'{_line(error, path)}: {_told(error)}") from error
     if not isinstance(config, ConfigDict):
         raise UserError(f"config file '{name}': get_config() returned {type(config).__name__}, not a ConfigDict")
     for key, value in values.items():
@@ -111,7 +147,19 @@ def load_file(name: str) -> ConfigDict:
                 f"config file '{name}': {key} is {kind}; each key needs a bool, int, float, str or tuple "
                 "(0 or '' mean automatic)"
             )
-    return settled(values, f"config file '{name}'")
+    return settled(values, f"config file '{name}'", source=source)
+
+
+def _told(error: BaseException) -> str:
+    """What went wrong in a config file, in our words where it is a key."""
+    if isinstance(error, TypeError) and (found := _ANOTHER_TYPE.search(str(error))):
+        name, value, kind, wanted = found.groups()
+        value = repr(value) if kind == "str" else value
+        kinds = {one.__name__: words for one, words in KINDS.items()}
+        return f"{name} is {value}, not {kinds.get(wanted, wanted)}"
+    if isinstance(error, AttributeError) and (found := _NO_SUCH_KEY.search(str(error))):
+        return f"unknown config key '{found[1]}'{advice(found[1])}"
+    return f"{type(error).__name__}: {error}"
 
 
 @contextmanager
@@ -153,14 +201,12 @@ def _where(path: Path) -> str:
     """What to do about a config file that is not there."""
     if path.parent.is_dir() and (guess := nearest(path.name, [file.name for file in path.parent.glob("*.py")])):
         return guess
-    root = Path(jaxmm.__file__).resolve().parent.parent
-    if not path.is_absolute() and _is_there(root / path):
-        return f" in {Path.cwd()}; it is {root / path}"
+    inside = f" in {Path.cwd()}" * (not path.is_absolute())
+    if path.stem in packaged.names():
+        return f"{inside}; the one that comes with jaxmm is --config={path.stem}"
     if path.parts[:1] == ("configs",):
-        return (
-            f" in {Path.cwd()}; the configs come with the repository, not with the package: run this in a clone of it"
-        )
-    return f" in {Path.cwd()}" * (not path.is_absolute())
+        return f"{inside}; those that come with jaxmm need no path: {', '.join(packaged.names())}"
+    return inside
 
 
 def _line(error: BaseException, path: Path) -> str:

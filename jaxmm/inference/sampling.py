@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from jaxmm.errors import UserError
+
+LARGEST_SEED = 2**31 - 1
 
 
 class Sampling(NamedTuple):
@@ -29,6 +35,32 @@ class Sampling(NamedTuple):
 
 
 GREEDY = Sampling()
+
+
+def check(asked: Mapping[str, Any], mark: str = "--") -> None:
+    """Checks how an answer is to be written: ``max_tokens`` and the fields of ``Sampling`` by name.
+
+    Args:
+      mark: before a name in messages.
+
+    Raises:
+      UserError: for a value that is out of range, or says nothing beside the others.
+    """
+    seed, above = asked["seed"], ("temperature", "top_k", "repetition_penalty")
+    wanted = {
+        "max_tokens": (asked["max_tokens"] >= 1, "at least 1"),
+        **{name: (0 <= asked[name] < math.inf, "0 or above") for name in above},
+        "top_p": (0 < asked["top_p"] <= 1, "above 0 and at most 1"),
+        "min_p": (0 <= asked["min_p"] <= 1, "0 to 1"),
+        "seed": (0 <= seed <= LARGEST_SEED, f"0 to {LARGEST_SEED}"),
+    }
+    for name, (is_right, words) in wanted.items():
+        if not is_right:
+            besides = ": 0 is as the model's folder says" if name == "repetition_penalty" else ""
+            raise UserError(f"{mark}{name} is {asked[name]}: it must be {words}{besides}")
+    narrowing = {"top_p": asked["top_p"] < 1, "top_k": asked["top_k"], "min_p": asked["min_p"]}
+    for name in (name for name, is_set in narrowing.items() if is_set and not asked["temperature"]):
+        raise UserError(f"{mark}{name} chooses what is drawn from: it needs a {mark}temperature above 0")
 
 
 def penalized(logits_BV, seen_BV, penalty) -> jax.Array:

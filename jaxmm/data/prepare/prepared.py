@@ -410,7 +410,8 @@ def _size_or_error(where: str, medium: Media) -> Extent:
         return extent(medium)
     except media.BadMedia as error:
         path = getattr(medium, "path", "")
-        raise UserError(f"{where}: the image {path} cannot be used: {error.reason}") from error
+        named = f"the image {path}" if path else "an image given as bytes"
+        raise UserError(f"{where}: {named} cannot be used: {error.reason}") from error
 
 
 class Index:

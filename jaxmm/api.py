@@ -1,0 +1,291 @@
+"""What Python programs use of jaxmm, as ``jaxmm.NAME``: configs, packed batches, the model, and a model that answers.
+
+The commands are built of the same parts; a loop of one's own gets the batches and the loss that ``train`` has. All
+raise ``UserError``, one line, for what the user can mend.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import PIL.Image
+import PIL.ImageOps
+from ml_collections import ConfigDict
+
+from jaxmm import capacity, sharding
+from jaxmm.batch import Batch
+from jaxmm.checkpoints.params import chosen_step, pretrained_params, saved_params
+from jaxmm.config import consistency
+from jaxmm.config.file import load_file, load_workdir, settled
+from jaxmm.config.keys import flat
+from jaxmm.data import loader
+from jaxmm.data.documents import Image
+from jaxmm.data.media.image import ADVICE
+from jaxmm.data.packing.plan import Plan
+from jaxmm.errors import UserError, printable
+from jaxmm.hf.folder import is_folder
+from jaxmm.hf.pretrained import generation
+from jaxmm.inference import generation_config, sampling
+from jaxmm.inference.answers import Prompt, answers, make_generator
+from jaxmm.inference.decode import Generator
+from jaxmm.models import multimodal
+from jaxmm.models.multimodal import Params
+from jaxmm.recipe import (
+    Corpus,
+    Recipe,
+    make_assembler,
+    read_budgets,
+    read_data,
+    read_recipe,
+    read_steps,
+    train_corpus,
+)
+from jaxmm.recipe import make_plan as plan_of
+from jaxmm.training.loss import batch_loss
+
+Picture = str | os.PathLike[str] | bytes | PIL.Image.Image  # a path, an encoded file's bytes, or an open picture
+
+
+def load_config(name: str | os.PathLike[str] = "base", **changes: Any) -> ConfigDict:
+    """A whole config, checked; its keys can be set as attributes, and there are no others.
+
+    Args:
+      name: of a config that comes with jaxmm ("base"), or the path of a config file or of a run's workdir.
+      changes: by key or group: ``steps=10``, ``optimizer={"rate": 1e-3}``, ``**{"optimizer.rate": 1e-3}``.
+
+    Raises:
+      UserError: if there is no such config or key, or for a value that it may not have.
+    """
+    text = os.path.expanduser(os.fspath(name))
+    config = load_workdir(text) if os.path.isdir(text) else load_file(text)
+    return _checked(settled(flat(config) | flat(changes), "load_config"))
+
+
+def _checked(config: ConfigDict) -> ConfigDict:
+    """A config of the caller's, which may have been changed since it was loaded.
+
+    Raises:
+      UserError: if it is none, or for its values.
+    """
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"a config is wanted, not {config!r}: jaxmm.load_config('base') gives one")
+    whole = settled(config.to_dict(), "config")
+    consistency.check(flat(whole))
+    return whole
+
+
+def _planned(config: ConfigDict) -> tuple[Corpus, Plan]:
+    corpus = train_corpus(config, read_data(config))
+    return corpus, plan_of(config, corpus, read_budgets(config, corpus))
+
+
+def make_plan(config: ConfigDict) -> Plan:
+    """Which documents stand in which row of every batch; data is prepared into the cache first, where it is not yet.
+
+    ``plan.batch(k)`` is the rows of batch k, each a list of pieces of documents; ``plan.budgets`` is
+    what a row may hold.
+
+    Raises:
+      UserError: for what is wrong with the config or the data.
+    """
+    return _planned(_checked(config))[1]
+
+
+def batches(config: ConfigDict, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
+    """The packed batches of a run, made ahead in threads or processes (``data.threads``, ``data.workers``).
+
+    Batch k is what ``train`` has at step k on the same config: NumPy arrays of ``batch_size`` rows (``jaxmm.batch`` is
+    the legend), the same shapes always. A document with a picture that cannot be
+    read is left out, and told on stderr.
+
+    Args:
+      start, stop: numbers of batches; ``stop`` is the run's own end where it is not given.
+
+    Raises:
+      UserError: for what is wrong with the config or the data, at the call; while iterating, if a worker dies.
+    """
+    config = _checked(config)
+    corpus, plan = _planned(config)
+    assemble = make_assembler(config, corpus.lengths[0].spec, corpus, plan.budgets)
+    end = read_steps(config, plan) if stop is None else stop
+    if not 0 <= start <= end:
+        raise UserError(f"batches {start} to {end}: start must be 0 or above, and at most stop")
+    if not plan.mixture.is_endless and end > (there := plan.batches(end)):
+        raise UserError(f"batches {start} to {end}: the plan ends after {there}")
+    loaded = loader.batches(
+        plan, assemble, start, end, threads=config.data.threads, workers=config.data.workers
+    )  # fmt: skip
+    return _told(loaded, start)
+
+
+def _told(loaded: Iterator[Any], start: int) -> Iterator[Batch]:
+    told = set()
+    for number, (batch, *_, skipped) in enumerate(loaded, start):
+        for document in skipped:
+            if document.origin not in told:
+                told.add(document.origin)
+                line = f"batch {number} is without {document.origin}: {ADVICE.get(document.reason, document.reason)}"
+                print(printable(line), file=sys.stderr, flush=True)
+        yield batch
+
+
+class Model(NamedTuple):
+    """The model of a config as pure functions, ready for ``jax.jit`` and ``jax.grad``; see ``make_model``."""
+
+    recipe: Recipe
+
+    def init(self, key: jax.Array) -> Params:
+        """Random parameters, float32: nested dicts by part ("vision", "connector", "decoder")."""
+        return multimodal.make_model(self.recipe.model)[0](key)
+
+    def apply(self, params: Params, batch: Batch, target_positions_BR: Any = None) -> tuple[jax.Array, jax.Array]:
+        """Hidden states, (B, T, D) or (B, R, D) at these positions alone, and the vocabulary projection, (V, D).
+
+        Logits are ``hidden @ head.T``, through ``recipe.model.decoder.logit_softcap`` where that is not 0.
+        """
+        return multimodal.make_model(self.recipe.model)[1](params, batch, self.recipe.compute, target_positions_BR)
+
+    def loss(self, params: Params, batch: Batch, *, target_budget: int = 0, z_loss: float = 0.0) -> jax.Array:
+        """The mean cross-entropy of a batch's targets, in nats, by their weights: a scalar.
+
+        Args:
+          target_budget: targets that a row may have, ``plan.budgets.targets``; 0 is any number, and more work.
+          z_loss: as ``config.optimizer.z_loss``.
+        """
+        budget = target_budget or batch.weights_BT.shape[1]
+
+        def hidden_at(positions_BR: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return self.apply(params, batch, positions_BR)
+
+        total, _, _ = batch_loss(hidden_at, batch, budget, z_loss, self.recipe.model.decoder.logit_softcap)
+        return total / jax.numpy.maximum(batch.weights_BT.sum(), 1e-6)
+
+    def with_params(self, params: Params) -> TrainedModel:
+        """The model with parameters of the caller's, to ask it."""
+        return TrainedModel(self, params, {})
+
+
+def make_model(config: ConfigDict) -> Model:
+    """The model of a config; with ``init_from`` that of the folder, whose weights ``jaxmm.load`` reads.
+
+    Raises:
+      UserError: for what is wrong with the config.
+    """
+    return Model(read_recipe(_checked(config)))
+
+
+class TrainedModel:
+    """A model with its parameters on one device.
+
+    Attributes:
+      model: its functions, of ``params``.
+    """
+
+    def __init__(self, model: Model, params: Params, said: dict[str, Any]):
+        """``said``: the generation_config.json of the folder it comes from."""
+        self.model, self.params, self._said = model, params, said
+        self._mesh = _one_device()
+        recipe = model.recipe
+        self._generate: Generator = make_generator(recipe.model, recipe.compute, recipe.template.stop_ids)
+
+    def answer(
+        self, image: Picture | list[Picture] | tuple[Picture, ...] | None = None, text: str = "", *,
+        max_tokens: int = 64, temperature: float = 0.0, top_p: float = 1.0, top_k: int = 0, min_p: float = 0.0,
+        repetition_penalty: float = 0.0, seed: int = 0, stop: Sequence[str] = (),
+    ) -> str:  # fmt: skip
+        """The model's answer to a picture, to several, or to text alone: ``answer("cat.png", "What is this?")``.
+
+        The first call compiles; later ones of about the same length do not.
+
+        Args:
+          image: a path, an encoded file's bytes or a PIL image, or a list of them; they come before the text.
+          max_tokens: of the longest answer.
+          temperature: 0 is the most likely answer; above 0 answers are drawn, as ``top_p``, ``top_k``, ``min_p`` and
+            ``seed`` say.
+          repetition_penalty: 0 is as the model's folder says.
+          stop: texts that end an answer, and are left out of it.
+
+        Raises:
+          UserError: for a picture that cannot be read, a value out of range, or nothing to answer.
+        """
+        given = [] if image is None else list(image) if isinstance(image, list | tuple) else [image]
+        prompt = Prompt(tuple(_image(one) for one in given), text)
+        if not prompt.images and not prompt.text:
+            raise UserError("nothing to answer: give a picture, a text or both")
+        asked = {
+            "max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed, "top_k": top_k,
+            "min_p": min_p, "repetition_penalty": repetition_penalty,
+        }  # fmt: skip
+        sampling.check(asked, mark="")
+        penalty = generation_config.repetition_penalty(self._said, repetition_penalty)
+        chosen = sampling.Sampling(temperature, top_p, seed, top_k, min_p, penalty)
+        recipe, stops = self.model.recipe, [stop] if isinstance(stop, str) else list(stop)
+        capacity.check_cache(recipe.model.decoder, recipe.compute, 1, max_tokens, jax.devices()[:1])
+        with jax.set_mesh(self._mesh):
+            (told,) = answers(
+                self._generate, self.params, [prompt], recipe.template, recipe.image, max_tokens,
+                sampling=chosen, stops=stops,
+            )  # fmt: skip
+        return told
+
+
+def load(folder: str | os.PathLike[str], step: str | int = "") -> TrainedModel:
+    """A model that answers: the run of a workdir, or a Hugging Face folder on this machine.
+
+    Args:
+      step: of a run, the checkpoint: its step, or "best"; the newest if left out.
+
+    Raises:
+      UserError: if there is none of these, or it cannot be read.
+    """
+    path, mesh = Path(folder).expanduser(), _one_device()
+    if is_folder(path):
+        if step:
+            raise UserError(f"{path} is a model's folder, which has no step {step}")
+        recipe = read_recipe(load_config("base", init_from=str(path)))
+        assert recipe.start is not None
+        with jax.set_mesh(mesh):
+            params, _ = pretrained_params(recipe, recipe.start, mesh, seed=0)
+        return TrainedModel(Model(recipe), params, generation(path))
+    recipe = read_recipe(load_workdir(str(path)), path)
+    with jax.set_mesh(mesh):
+        params = saved_params(path, recipe, mesh, chosen_step(path, str(step)))
+    return TrainedModel(Model(recipe), params, generation_config.said_by(recipe.start, path))
+
+
+def _one_device() -> jax.sharding.Mesh:
+    return sharding.make_mesh({"data": 1}, jax.devices()[:1])
+
+
+def _image(picture: Picture) -> Image:
+    if isinstance(picture, bytes):
+        return Image(data=picture)
+    if isinstance(picture, PIL.Image.Image):
+        return Image(data=_png(picture))
+    if not isinstance(picture, str | os.PathLike):
+        raise UserError(f"a picture is a path, bytes or a PIL image, not a {type(picture).__name__}")
+    path = Path(picture).expanduser()
+    if not path.is_file():
+        raise UserError(f"picture {path}: there is no such file")
+    return Image(path=str(path.resolve()))
+
+
+def _png(picture: PIL.Image.Image) -> bytes:
+    """An open picture as a file, the right way up; what PNG has no mode for becomes RGB."""
+    try:
+        upright = PIL.ImageOps.exif_transpose(picture)
+        for mode in (upright.mode, "RGB"):
+            file = io.BytesIO()
+            with contextlib.suppress(OSError):
+                upright.convert(mode).save(file, "PNG")
+                return file.getvalue()
+    except (OSError, ValueError, SyntaxError) as error:
+        raise UserError(f"a PIL image cannot be read: {error}") from error
+    raise UserError(f"a PIL image of mode {picture.mode} cannot be read")
