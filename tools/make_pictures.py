@@ -31,7 +31,7 @@ FLAGS: command.Flags = {
     "document": (0, "which document with a picture is open on the page, from 0"),
     "limit": (300_000, "bytes that a picture may have"),
 }
-WINDOW = 1320, 900  # pixels of the browser's window
+WINDOW = 1320, 1000  # pixels of the browser's window, of which its frame takes some
 COLOURS = 128  # of a picture with a palette: text and flat areas stay sharp
 
 
