@@ -43,7 +43,7 @@ class Part(NamedTuple):
     """What one process does.
 
     Attributes:
-      module: of ``jaxmm.checks``, whose rows(*arguments) it prints.
+      module: whose rows(*arguments) it prints.
       limit: seconds until it is killed.
     """
 
@@ -58,15 +58,15 @@ class Part(NamedTuple):
 
 
 PARTS = (
-    Part("devices", "devices"),
+    Part("devices", "jaxmm.checks.devices"),
     *(
-        Part(f"attention-{backend}-{dtype}", "attention", (backend, dtype), 90)
+        Part(f"attention-{backend}-{dtype}", "jaxmm.checks.attention", (backend, dtype), 90)
         for dtype in ("bfloat16", "float32") for backend in BACKENDS
     ),
-    *(Part(f"loss-{dtype}", "loss", (dtype,)) for dtype in ("bfloat16", "float32")),
-    *(Part(f"speed-{name}", "speed", (name,), 120) for name in (*BACKENDS, "library", "library-cudnn")),
-    Part("step-0.5B", "step", ("0.5B",), 180),
-    Part("step-2B", "step", ("2B",), 300),
+    *(Part(f"loss-{dtype}", "jaxmm.checks.loss", (dtype,)) for dtype in ("bfloat16", "float32")),
+    *(Part(f"speed-{name}", "jaxmm.checks.speed", (name,), 120) for name in (*BACKENDS, "library", "library-cudnn")),
+    Part("step-0.5B", "jaxmm.checks.step", ("0.5B",), 180),
+    Part("step-2B", "jaxmm.checks.step", ("2B",), 300),
 )  # fmt: skip
 
 
@@ -139,7 +139,7 @@ def environment(part: Part) -> dict[str, str]:
     # Steps take what they can get at once; what is small leaves the rest of a shared card alone.
     memory = (
         {"XLA_PYTHON_CLIENT_MEM_FRACTION": ".92"}
-        if part.module == "step"
+        if part.module == "jaxmm.checks.step"
         else {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     )
     return {"TF_CPP_MIN_LOG_LEVEL": "2", **memory, **os.environ}
@@ -208,7 +208,7 @@ def main(argv: list[str]) -> int:
     }  # fmt: skip
     width = max(len(part.name) for part in parts)
     for part in parts:
-        if part.module == "step":
+        if part.module == "jaxmm.checks.step":
             part = part._replace(arguments=(*part.arguments, *filter(None, [attention_for_steps(report["rows"])])))
         began = time.monotonic()
         for row in run_part(part, part.limit * args.limit):

@@ -11,7 +11,7 @@ from jaxmm.data.prepare.remote import default_cache
 from jaxmm.runtime import startup
 
 FLAGS: command.Flags = {
-    "module": ("", "of jaxmm.checks: its rows(*arguments) are the part"),
+    "module": ("", "its rows(*arguments) are the part"),
     "arguments": ((), "strings, comma between them"),
 }
 
@@ -21,7 +21,7 @@ def main(argv: list[str]) -> int:
     args = command.parse(argv, FLAGS, config="none", about=__doc__ or "")
     if os.environ.get("JAX_PLATFORMS") != "cpu":  # what an accelerator compiles takes longest
         startup.keep_compiled(default_cache())
-    for row in importlib.import_module(f"jaxmm.checks.{args.module}").rows(*args.arguments):
+    for row in importlib.import_module(args.module).rows(*args.arguments):
         print(written(row), flush=True)
     return 0
 

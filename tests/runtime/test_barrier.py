@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import small_run
+from small_run import by_variables, free_port
 
 from jaxmm import command, train
 from jaxmm.data.packing.plan import Row
@@ -24,12 +24,6 @@ from jaxmm.runtime.barrier import Barrier, Stop
 from jaxmm.training.run import Run
 
 STEPS = 4
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        return found.getsockname()[1]
 
 
 def start(arguments: list[str], workdir: Path, devices: int, **variables: str) -> subprocess.Popen:
@@ -68,11 +62,6 @@ def images_of(rows: list[Row], processes: int) -> list[int]:
     """Pieces of the first source, which has an image in each document, by the process that loads them."""
     found = np.array([sum(piece.source == 0 for piece in row) for row in rows])
     return found.reshape(processes, -1).sum(1).tolist()
-
-
-def by_variables(count: int, port: int) -> list[dict[str, str]]:
-    address = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": str(count)}
-    return [{**address, "JAX_PROCESS_ID": str(i)} for i in range(count)]
 
 
 def by_slurm(nodes: int, tasks: int, job: int) -> list[dict[str, str]]:

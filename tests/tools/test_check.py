@@ -28,7 +28,7 @@ from jaxmm.models import attention as attn
 # A part whose process does what its argument says.
 MADE = """
 import json, os, pathlib, signal, subprocess, sys, time
-from check_row import MEASURED, Row
+from jaxmm.checks.row import MEASURED, Row
 def rows(what, path=""):
     yield Row("begun", MEASURED, "it began")
     print("a library says something")
@@ -230,7 +230,7 @@ def test_models_have_the_sizes_they_are_called_by(name, least, most):
 
 
 def test_a_part_prints_rows_as_they_come(capsys):
-    assert check_part.main(["--module=check_attention", "--arguments=splash,float32"]) == 0
+    assert check_part.main(["--module=jaxmm.checks.attention", "--arguments=splash,float32"]) == 0
     row = check_row.read(capsys.readouterr().out.strip())
     assert row is not None
     assert row.verdict == NOT_HERE

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import small_run
-from test_processes import by_variables, free_port
+from small_run import by_variables, free_port
 
 PROGRAM = """
 import os, signal, sys, types
