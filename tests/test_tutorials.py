@@ -126,7 +126,7 @@ def test_interleaved(clone):
     follow("tutorials/interleaved.md")
     (report,) = (clone / "prepared").glob("pages*/report.json")
     found = json.loads(report.read_text())
-    assert found["documents"] == 40
+    assert (found["modalities"]["image"]["documents"], found["modalities"]["image"]["images"]) == (40, 80)
     assert summary(clone / "runs/pages")["examples_seen"] > 0
 
 
