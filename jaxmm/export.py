@@ -241,6 +241,14 @@ def write_processor(recipe: Recipe, workdir: Path, folder: Path) -> None:
         if recipe.start and recipe.start.pixels:
             _write_limits(recipe.start, recipe.image, folder)
         return
+    if recipe.start and recipe.start.family is not OWN:
+        kind = recipe.start.family.image_processor
+        print(
+            f"warning: the model's folder had no image processor, so the export has none: transformers needs a "
+            f"preprocessor_config.json of a {kind} in it",
+            file=sys.stderr,
+        )
+        return
     for name, settings in OWN.own_processor(recipe.image, recipe.model.vision).items():
         (folder / name).write_text(json.dumps(settings, indent=2))
 

@@ -6,6 +6,7 @@ import ast
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,9 +17,10 @@ import jaxmm
 from jaxmm import command, export
 from jaxmm.data.text.template import Markup
 from jaxmm.errors import UserError
+from jaxmm.export import write_processor
 from jaxmm.hf.decoders import DECODERS, decoder_of
 from jaxmm.hf.families.family import NEW, PROJECTOR, Family, Layout
-from jaxmm.hf.families.registry import FAMILIES
+from jaxmm.hf.families.registry import FAMILIES, OWN
 from jaxmm.hf.pictures import ByPixels
 from jaxmm.hf.processors import DEFAULTS
 from jaxmm.hf.towers import TOWERS, TWO_TOWERS, tower_of
@@ -124,3 +126,11 @@ def test_a_new_family_is_one_class_and_one_entry_of_the_table(monkeypatch, tmp_p
     layout, written = export.write_config(recipe, tmp_path / "out", "float32")
     assert written["architectures"] == ["ToyForConditionalGeneration"]
     assert layout.rules[-1].name == "text.layers.{i}.mlp.down_proj.bias"
+
+
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family is not OWN])
+def test_an_export_has_no_other_family_s_processor_where_the_folder_had_none(name, tmp_path, capsys):
+    start = SimpleNamespace(family=FAMILIES[name], processor={}, pixels=None)
+    write_processor(SimpleNamespace(start=start), tmp_path, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    assert f"preprocessor_config.json of a {FAMILIES[name].image_processor}" in capsys.readouterr().err
