@@ -2,7 +2,7 @@
 
 Orbax writes and prunes them. A state travels as a flat ``{"params.decoder.embedding": array}``: so NamedTuples and
 empty optimizer states need nothing special, a part of it is a prefix, and differences are told by name. One that was
-cut short, lost a file or changed a bit later (``integrity``) is never chosen; one that cannot be read is never touched.
+cut short, lost a file or changed a bit later (``checksums``) is never chosen; one that cannot be read is never touched.
 """
 
 from __future__ import annotations

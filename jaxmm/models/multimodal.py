@@ -178,7 +178,7 @@ def nested(flat: Mapping[ParamPath, Any]) -> Params:
 def make_model(spec: ModelSpec) -> tuple[Callable[[jax.Array], Params], Callable[..., Any]]:
     """Returns ``init(key) -> params`` and ``apply(params, *args, method=name)``, both pure and ready for ``jax.jit``.
 
-    ``apply(params, batch, compute, wanted_BR)`` is the model's ``__call__``.
+    ``apply(params, batch, compute, target_positions_BR)`` is the model's ``__call__``.
     """
     graph, abstract = nnx.split(_abstract(spec))
 

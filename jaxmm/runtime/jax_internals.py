@@ -1,4 +1,4 @@
-"""Every use of what JAX and XLA do not promise: private names, options of the compiler, the words of their errors.
+"""What is relied on of JAX and XLA without their promise: private names, compiler options, words of barrier errors.
 
 A release may change any of these. ``tests/runtime/test_jax_internals.py`` says of each what is relied on. Where there
 can be a fallback, a change costs a warning and speed, never the run.

@@ -54,7 +54,7 @@ class _Due(NamedTuple):
 
 
 class _Loop:
-    """Steps through a run. Figures of a step are read while the next one runs."""
+    """Steps through a run. A step's figures are read while the next one runs, or at once if it is logged."""
 
     def __init__(self, run: Run, logger: Logger, compiled_step: CompiledStep | None):
         self.run, self.logger, self.compiled_step = run, logger, compiled_step

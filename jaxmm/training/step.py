@@ -15,7 +15,7 @@ from jaxmm.batch import Batch
 from jaxmm.training.loss import Targets, TokenLoss, batch_loss
 from jaxmm.training.optimizer import split_frozen
 
-# (params, batch, places_BR) -> hidden states at these places of the rows (B, R, D), vocabulary projection (V, D)
+# (params, batch, target_positions_BR) -> hidden states there (B, R, D), vocabulary projection (V, D)
 Apply = Callable[[Any, Batch, jax.Array], tuple[jax.Array, jax.Array]]
 
 

@@ -32,7 +32,7 @@ class BadMedia(Exception):
 
 
 class Extent(NamedTuple):
-    """What the index knows of one medium: see ``prepared.Columns``."""
+    """What the index knows of one medium: see ``index.Columns``."""
 
     height: int
     width: int
@@ -45,7 +45,7 @@ class Extents:
     def __init__(self, index: Any, which: Any = slice(None), within: np.ndarray | None = None):
         """
         Args:
-          index: a ``prepared.Columns``.
+          index: a ``index.Columns``.
           which: its media that are meant.
           within: (n,) bool, those of them that are; None is all.
         """

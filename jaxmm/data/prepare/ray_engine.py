@@ -16,7 +16,7 @@ from jaxmm.errors import UserError
 
 
 def run(task: Task, items: Sequence[Any], workers: int, tick: Callable[..., None], done: Callable[[Any], None]) -> None:
-    """As ``processes.run``, on the cluster that is connected or named by RAY_ADDRESS, or else one on this machine.
+    """As ``local_engine.run``, on the cluster that is connected or named by RAY_ADDRESS, or else one on this machine.
 
     Args:
       workers: items at once, at most; 0 is as many as the cluster has processors.

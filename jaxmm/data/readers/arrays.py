@@ -102,9 +102,9 @@ def units(file: str, unit_bytes: int) -> list[Unit]:
 
 
 def records(unit: Unit, block_bytes: int = BLOCK) -> Iterator[tuple[int, Any]]:
-    """Yields (number, record or LeftOut) of an array's elements, or of a unit of them.
+    """Yields (number, record or SkipRecord) of an array's elements, or of a unit of them.
 
-    An array that is not closed ends in a LeftOut "cut short".
+    An array that is not closed ends in a SkipRecord "cut short".
 
     Raises:
       UserError: where brackets or quotes do not match, so that nobody can tell where elements end.

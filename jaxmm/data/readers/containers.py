@@ -44,7 +44,7 @@ class Format(Protocol):
         """Returns the format of a record: this one, or of a source without a description perhaps another."""
 
     def __call__(self, origin: str, record: Mapping[str, Any], pictures: Pictures) -> Document:
-        """Raises LeftOut or UserError."""
+        """Raises SkipRecord or UserError."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Container:
 
     Attributes:
       units: cuts a file into units of about so many bytes.
-      records: yields (number in the file, record or LeftOut) of a unit, streaming.
+      records: yields (number in the file, record or SkipRecord) of a unit, streaming.
       count: how many ``records`` would yield.
       version: its name and FORMAT, which is raised when it reads something as something else.
     """
@@ -192,7 +192,7 @@ def list_units(found: Sequence[str], unit_bytes: int = UNIT_BYTES, kind: Contain
 
 
 def head(file: str, kind: Container | None = None) -> Iterator[tuple[str, Any]]:
-    """Yields (origin, record or LeftOut) from the start of a file, reading no more of it than is taken."""
+    """Yields (origin, record or SkipRecord) from the start of a file, reading no more of it than is taken."""
     is_table = suffix(file) in (".parquet", ".arrow")
     unit = Unit(file, 0, 1 if is_table else files.version(file).size, 0)
     for number, record in (kind or container(file)).records(unit):

@@ -25,7 +25,7 @@ def units(file: str, unit_bytes: int) -> list[Unit]:
 
 
 def records(unit: Unit) -> Iterator[tuple[int, Any]]:
-    """Yields (number, record or LeftOut) of each row; one with more or fewer fields than the header is "cut short".
+    """Yields (number, record or SkipRecord) of each row; one with more or fewer fields than the header is "cut short".
 
     Raises:
       UserError: for a field that is longer than any text.

@@ -52,7 +52,7 @@ def texts(unit: Unit) -> Iterator[tuple[int, Any]]:
 
 
 def objects(unit: Unit) -> Iterator[tuple[int, Any]]:
-    """Yields (number, record or LeftOut) of JSON lines; blank lines are no records."""
+    """Yields (number, record or SkipRecord) of JSON lines; blank lines are no records."""
     for number, line in _lines(unit):
         yield number, line if isinstance(line, SkipRecord) else parsed(line)
 
@@ -96,7 +96,7 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
 
 
 def _blocks(unit: Unit) -> Iterator[bytes | SkipRecord]:
-    """Yields the unit's bytes in blocks of whole lines; of a packed file that is not whole, LeftOut at its end.
+    """Yields the unit's bytes in blocks of whole lines; of a packed file that is not whole, SkipRecord at its end.
 
     Raises:
       UserError: for a line that is longer than any record.

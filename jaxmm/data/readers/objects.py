@@ -62,7 +62,7 @@ def units(file: str, unit_bytes: int) -> list[Unit]:
 
 
 def records(unit: Unit) -> Iterator[tuple[int, Any]]:
-    """Yields (number, record or LeftOut) of each object; of one around a list, of the list's elements.
+    """Yields (number, record or SkipRecord) of each object; of one around a list, of the list's elements.
 
     Raises:
       UserError: where brackets do not match, or an object is too large to be looked into.

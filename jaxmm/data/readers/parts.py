@@ -53,7 +53,7 @@ def text(origin: str, what: str, value: Any) -> str:
     """Returns a value that must be text.
 
     Raises:
-      LeftOut: for half of a surrogate pair (which is also what a byte that is not UTF-8 is read as), or a NUL.
+      SkipRecord: for half of a surrogate pair (which is also what a byte that is not UTF-8 is read as), or a NUL.
       UserError: for anything but text.
     """
     if not isinstance(value, str):
@@ -94,7 +94,7 @@ def document(
       in_front: a single image without a placeholder goes before the first turn's text that is no system turn's.
 
     Raises:
-      LeftOut: if there are no turns.
+      SkipRecord: if there are no turns.
       UserError: if placeholders and images differ in number.
     """
     if not said:

@@ -61,7 +61,7 @@ class Pictures:
         """Returns the image that a record's value stands for.
 
         Raises:
-          LeftOut: for what lies outside, or base64 that is none.
+          SkipRecord: for what lies outside, or base64 that is none.
           ValueError: if the value stands for no image.
         """
         if isinstance(value, str) and value:

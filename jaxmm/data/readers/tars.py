@@ -31,11 +31,11 @@ def units(file: str, unit_bytes: int) -> list[Unit]:
 
 
 def records(unit: Unit) -> Iterator[tuple[int, Any]]:
-    """Yields (number, record or LeftOut) of each sample.
+    """Yields (number, record or SkipRecord) of each sample.
 
     A record is what the sample's .json holds, with the text as ``text`` and the images as ``image`` or, where the JSON
     names them, there. What else the sample has is a column of its ending, as ``.cls``, of its first bytes. Of a tar
-    that is cut, the whole samples come, then a LeftOut "cut short".
+    that is cut, the whole samples come, then a SkipRecord "cut short".
     """
     number = unit.first
     for key, sample in _samples(unit.file):

@@ -65,7 +65,8 @@ class Family(abc.ABC):
       architecture: the class of ``transformers``, which an export names.
       image_processor: of a folder that does not name its own, a key of ``processors.DEFAULTS``.
       pictures: how the size of a picture is chosen.
-      markup: what stands around an image's soft tokens. A line's end behind an image is the chat template's.
+      markup: what stands around an image's soft tokens. A line's end that the chat template writes behind it is part
+        of it.
       boxes: how it was taught to write boxes, in the words of ``config.data.boxes``; "" where nobody knows.
       image_token_key: of ``config.json``, for the image token that an export adds where the tokenizer has none; "" of
         a family whose tokenizers all have one.
