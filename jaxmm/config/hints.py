@@ -126,7 +126,7 @@ HINTS: dict[str, str] = {
     "context_parallel_degree": "use config.mesh.context", "sequence_parallel_size": "use config.mesh.context",
     "flash_attn": _ATTENTION, "attn_implementation": _ATTENTION,
     "gradient_checkpointing": _REMAT, "activation_checkpoint": _REMAT,
-    "disable_gradient_checkpointing": "use config.compute.remat=none, the default",
+    "disable_gradient_checkpointing": "leave it out, as config.compute.remat=none is the default",
     "data_seed": "use config.seed",
     "max_new_tokens": "use --max_tokens of `jaxmm generate`",
     "do_train": "leave it out: the command says what is done",

@@ -37,7 +37,7 @@ def test_every_value_that_a_hint_names_is_one_of_its_key():
             assert not KEYS[key].wrong(key, KEYS[key].settled(float(value) if value.isdigit() else value)), name
 
 
-# What issue 22 lists, and what each must name.
+# What people type most often, and what each must name.
 WANTED = {
     "lr": "optimizer.rate", "learning_rate": "optimizer.rate", "num_train_epochs": "epochs", "max_steps": "steps",
     "per_device_train_batch_size": "batch_size", "gradient_accumulation_steps": "accumulation",
