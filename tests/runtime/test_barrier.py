@@ -167,11 +167,11 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step_and_one_that_is_s
 @pytest.mark.slow
 def test_a_block_that_is_slow_in_one_process_is_left_by_all_together_where_all_are_alive():
     program = (
-        "import time; from jaxmm import startup; startup.join_processes(); import jax\n"
-        "from jaxmm.runtime.barrier import Meeting\n"
-        "with Meeting('block').together('a long block'): time.sleep(5 * jax.process_index())\n"
+        "import time; from jaxmm.runtime import startup; startup.join_processes(); import jax\n"
+        "from jaxmm.runtime.barrier import Barrier\n"
+        "with Barrier('block').together('a long block'): time.sleep(5 * jax.process_index())\n"
         "began = time.monotonic()\n"
-        "with Meeting('next').together('another'): pass\n"
+        "with Barrier('next').together('another'): pass\n"
         "print('waited', round(time.monotonic() - began))\n"
     )
     clean = {k: v for k, v in os.environ.items() if not k.startswith("XLA_FLAGS")} | {"JAXMM_BARRIER_SECONDS": "2"}

@@ -96,11 +96,12 @@ def test_what_a_trace_depends_on_is_traced_again(mesh, folder, monkeypatch):
 
 NAMED = """
 import jax
-from jaxmm import lowered, sharding
+from jaxmm import sharding
+from jaxmm.runtime import program_cache
 mesh = sharding.make_mesh({"data": -1})
 args = {name: jax.ShapeDtypeStruct((8, 3), "float32", sharding=sharding.row_sharding(mesh)) for name in "abc"}
 with jax.set_mesh(mesh):
-    print(lowered._name("key", (args,), (sharding.replicated(mesh),), (0,)))
+    print(program_cache._name("key", (args,), (sharding.replicated(mesh),), (0,)))
 """
 
 

@@ -14,7 +14,8 @@ from jaxmm.errors import UserError
 from jaxmm.runtime import rendezvous
 
 PROGRAM = """
-from jaxmm import command, startup
+from jaxmm import command
+from jaxmm.runtime import startup
 
 def main(argv):
     startup.join_processes()

@@ -21,7 +21,7 @@ def run(code: str, **env: str) -> str:
 
 
 def devices(mesh: dict[str, int], rows: int, **env: str) -> int:
-    return int(run(f"import jax; from jaxmm import startup; startup.split_cpu({mesh}, {rows}); "
+    return int(run(f"import jax; from jaxmm.runtime import startup; startup.split_cpu({mesh}, {rows}); "
                    "print(len(jax.devices()))", **env))  # fmt: skip
 
 
@@ -58,7 +58,8 @@ def test_huge_pages_start_the_process_again_once_and_can_be_turned_off(monkeypat
 
 def test_compiled_programs_are_kept_unless_jax_is_told_where(tmp_path):
     code = (
-        "import jax, sys, pathlib; from jaxmm import startup; startup.keep_compiled(pathlib.Path(sys.argv[1])); "
+        "import jax, sys, pathlib; from jaxmm.runtime import startup; "
+        "startup.keep_compiled(pathlib.Path(sys.argv[1])); "
         "print(jax.config.jax_compilation_cache_dir)"
     )
     clean = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
@@ -79,7 +80,7 @@ def test_compiled_programs_are_kept_unless_jax_is_told_where(tmp_path):
 )
 def test_threads_of_a_cpu_are_by_the_devices_of_the_job(processes, env, expected):
     told = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=3"} | env
-    code = f"from jaxmm import startup; startup._fix_cpu_threads({processes}); import os; "
+    code = f"from jaxmm.runtime import startup; startup._fix_cpu_threads({processes}); import os; "
     assert run(f"{code}print(os.environ.get('NPROC'), os.environ.get('PJRT_NPROC'))", **told) == expected
 
 
@@ -101,7 +102,7 @@ def test_an_interrupt_while_importing_is_one_line_and_one_that_is_ignored_stays_
     code = f"""
 import os, signal
 signal.signal(signal.SIGINT, signal.SIG_IGN if {ignored} else signal.default_int_handler)
-from jaxmm import startup
+from jaxmm.runtime import startup
 startup.end_on_interrupt()
 os.kill(os.getpid(), signal.SIGINT)
 """

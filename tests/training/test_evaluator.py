@@ -16,16 +16,17 @@ from small_run import by_variables, free_port
 PROGRAM = """
 import os, signal, sys, types
 from jaxmm import command, evaluate, sharding, train
+from jaxmm.training import closing, evaluator
 
 where = sys.argv.pop(1)
 stop = lambda *args, **options: os.kill(os.getpid(), signal.SIGSTOP)
 if os.environ.get("JAX_PROCESS_ID") == "1":
     if where == "within a batch":
-        evaluate.sharding = types.SimpleNamespace(**{**vars(sharding), "place_batch": stop})
+        evaluator.sharding = types.SimpleNamespace(**{**vars(sharding), "place_batch": stop})
     elif where == "reading":
         evaluate.saved_params = stop
     elif where == "samples":
-        train.answers = stop
+        closing.answers = stop
 command.run(train.main if where == "samples" else evaluate.main)
 """
 
