@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 import socket
+import tempfile
 import warnings
 from pathlib import Path
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import PIL.Image
+
+from jaxmm import command, sharding
+from jaxmm.checkpoints.params import started_params
+from jaxmm.hf import folder as hf
+from jaxmm.recipe import read_recipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = 8
@@ -45,11 +52,11 @@ def make_data(folder: Path) -> Path:
     return folder
 
 
-def arguments(data: Path, cache: Path) -> list[str]:
+def arguments(data: Path, cache: Path, config: str = "base") -> list[str]:
     """Of ``train``, for a run of 8 steps on that data."""
     info = data / "dataset_info.json"
     return [
-        f"--config={ROOT / 'configs/base.py'}", *TINY, f"--config.data.cache={cache}", f"--config.data.path={info}",
+        f"--config={ROOT / 'configs' / config}.py", *TINY, f"--config.data.cache={cache}", f"--config.data.path={info}",
         "--config.data.mixture=colours:0.7,pages:0.3", f"--config.eval.path={info}", "--config.eval.mixture=colours",
         "--config.steps=8",
     ]  # fmt: skip
@@ -60,6 +67,17 @@ def saved(workdir: Path, step: int) -> dict[str, np.ndarray]:
     with warnings.catch_warnings(action="ignore"):  # Orbax warns that the arrays keep the sharding they were saved with
         tree = ocp.PyTreeCheckpointer().restore(workdir / "checkpoints" / str(step) / "state")
     return {name: np.asarray(array) for name, array in tree.items()}
+
+
+def first_params(*arguments: str) -> dict[str, np.ndarray]:
+    """What a run of these arguments begins with, by the names that its checkpoints have; nothing is trained."""
+    parsed = command.parse(arguments, {}).config
+    mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
+    with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as workdir:
+        params = started_params(
+            read_recipe(parsed), mesh, Path(workdir), init_from=parsed.init_from, seed=parsed.seed
+        )  # fmt: skip
+    return {".".join(("params", *path)): np.asarray(array) for path, array in hf.flat(params).items()}
 
 
 def assert_same_bits(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:

@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 
 import jax
+import made_folders
 import numpy as np
 import optax
 import PIL.Image
 import pytest
 import small_run
-import test_families
 from conftest import picture
 
 import jaxmm
@@ -248,7 +248,7 @@ def test_what_is_no_model_is_one_line(workdir, tmp_path):
 
 def test_a_hugging_face_folder_answers_and_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    folder = test_families.folder_of("qwen2.5-vl", tmp_path / "whole")
+    folder = made_folders.folder_of("qwen2.5-vl", tmp_path / "whole")
     before = sorted(path.name for path in tmp_path.rglob("*"))
     model = jaxmm.load(folder)
     assert isinstance(model.answer(PIL.Image.new("RGB", (32, 32)), "Colour?", max_tokens=4), str)

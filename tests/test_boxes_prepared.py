@@ -5,9 +5,9 @@ import shlex
 from pathlib import Path
 from types import SimpleNamespace
 
+import made_folders
 import PIL.Image
 import pytest
-import test_families
 
 from jaxmm import command, encode_features
 from jaxmm import prepare as prepare_data
@@ -149,7 +149,7 @@ def test_a_folder_says_how_its_boxes_are_written(tmp_path, data):
     def answer(name: str, boxes: str = "model") -> str:
         folder = tmp_path / name.replace(", ", "-")
         if not folder.exists():
-            test_families.folder_of(name, folder, has_weights=False)
+            made_folders.folder_of(name, folder, has_weights=False)
         text = read(tmp_path, data, boxes, f"--config.init_from={folder}")[1]
         return text[text.index("Not at [") :]
 

@@ -10,9 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import logging
 import math
-import os
 import re
 import shutil
 import sys
@@ -25,6 +23,7 @@ import jax
 
 from jaxmm.checkpoints import checksums
 from jaxmm.checkpoints.checksums import META, METRICS, STATE, Fault
+from jaxmm.checkpoints.manager import METRIC, make_manager, restore_args
 from jaxmm.errors import StrandedError, UserError
 from jaxmm.runtime.barrier import Barrier
 
@@ -33,22 +32,7 @@ if TYPE_CHECKING:  # importing it takes a third of a second: methods do, once a 
 
 PyTree = Any
 
-METRIC = "metric"
 ASIDE, WHY = ".incomplete", "fault.txt"  # what a broken checkpoint's name ends with, and a file in it that says why
-
-_original_hook = sys.unraisablehook
-
-
-def _without_closed_loops(found: sys.UnraisableHookArgs) -> None:
-    """TensorStore tells a failed save's event loop, which Orbax has closed, of every write: hundreds of tracebacks."""
-    if not (isinstance(found.exc_value, RuntimeError) and str(found.exc_value) == "Event loop is closed"):
-        _original_hook(found)
-
-
-# Orbax narrates each save through absl, at WARNING and above by default; its errors reach us as exceptions anyway.
-logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
-# Of a save that fails, one error reaches us and is told; asyncio prints the others when they are collected.
-logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
 
 
 def _to_stderr(line: str) -> None:
@@ -250,7 +234,7 @@ class Checkpoints:
                     path / STATE,
                     args=ocp.args.PyTreeRestore(
                         item=wanted,
-                        restore_args={name: _restore_args(leaf) for name, leaf in wanted.items()},
+                        restore_args={name: restore_args(leaf) for name, leaf in wanted.items()},
                         partial_restore=True,
                     ),
                 )
@@ -338,36 +322,13 @@ class Checkpoints:
         return float(ocp.JsonCheckpointHandler(filename=METRICS).restore(path)[METRIC])
 
     def _writer(self) -> ocp.CheckpointManager:
-        import orbax.checkpoint as ocp
-        from orbax.checkpoint import checkpoint_managers
-
         if self._manager is None:
-            sys.unraisablehook = _without_closed_loops
             self._look()
             if jax.process_index() == 0:
                 for step in (step for step, fault in self._faults.items() if fault and fault.is_proven):
                     self._put_aside(step)
             self._faults = {step: fault for step, fault in self._faults.items() if not (fault and fault.is_proven)}
-            self._manager = ocp.CheckpointManager(  # begins with a barrier, so that all processes list the same steps
-                self.folder,
-                options=ocp.CheckpointManagerOptions(
-                    best_fn=_read_metric,
-                    best_mode="min",
-                    preservation_policy=checkpoint_managers.AnyPreservationPolicy(
-                        [
-                            checkpoint_managers.LatestN(self._keep),
-                            checkpoint_managers.BestN(
-                                get_metric_fn=_read_metric,
-                                reverse=True,  # the last of the sorted are kept: the lowest
-                                n=self._keep_best,
-                                keep_checkpoints_without_metrics=False,
-                            ),
-                        ]
-                    ),
-                    cleanup_tmp_directories=True,  # what a killed save left
-                    async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
-                ),
-            )
+            self._manager = make_manager(self.folder, self._keep, self._keep_best, self._seal)
         return self._manager
 
     def _seal(self) -> None:
@@ -404,10 +365,6 @@ class Checkpoints:
         return UserError(f"the checkpoint of step {step} could not be saved in {self.folder}: {_first_line(error)}")
 
 
-def _read_metric(metrics: Mapping[str, float]) -> float:
-    return metrics[METRIC]
-
-
 def _flat(tree: PyTree, prefix: str = "") -> dict[str, Any]:
     """The leaves of a tree by their dotted path. In the tree's own order."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
@@ -416,13 +373,6 @@ def _flat(tree: PyTree, prefix: str = "") -> dict[str, Any]:
     if len(flat) != len(leaves):
         raise ValueError(f"two leaves of the state share a dotted path: {sorted(names)}")
     return flat
-
-
-def _restore_args(leaf: Any) -> ocp.ArrayRestoreArgs:
-    import orbax.checkpoint as ocp
-
-    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return ocp.ArrayRestoreArgs(sharding=sharding, global_shape=tuple(leaf.shape), dtype=leaf.dtype)
 
 
 def _differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:

@@ -34,6 +34,7 @@ class Loaded(NamedTuple):
     all_rows: list[Row]  # of the global batch, whoever loads them
     answers_BT: np.ndarray  # int32: which answer of the row the target at t belongs to, 1.., or 0
     skipped: list[Skipped]
+    media: int  # what fills soft tokens in these rows; an image cut into tiles is one
 
 
 def row_bytes(budgets: Budgets, spec: ImageSpec, feature_width: int = 0) -> int:
@@ -104,12 +105,12 @@ class Assembler:
         batch = empty_batch(len(rows), self.budgets, self.spec, self.feature_width)
         answers_BT = np.zeros_like(batch.targets_BT)
         skipped: list[Skipped] = []
-        for b, row in enumerate(rows):
-            self._fill_row(batch, answers_BT, b, row, skipped)
-        return Loaded(batch, rows, rows, answers_BT, skipped)
+        media = sum(self._fill_row(batch, answers_BT, b, row, skipped) for b, row in enumerate(rows))
+        return Loaded(batch, rows, rows, answers_BT, skipped, media)
 
-    def _fill_row(self, batch: Batch, answers_BT: np.ndarray, b: int, row: Row, skipped: list[Skipped]) -> None:
-        at, answer, space = 0, 0, Space(batch, b)
+    def _fill_row(self, batch: Batch, answers_BT: np.ndarray, b: int, row: Row, skipped: list[Skipped]) -> int:
+        """Returns how many media with soft tokens it has filled in."""
+        at, answer, media, space = 0, 0, 0, Space(batch, b)
         for segment, piece in enumerate(row, start=1):
             lengths = self.lengths[piece.source]
             record = lengths.prepared.read(piece.example)
@@ -127,6 +128,7 @@ class Assembler:
                 skipped.append(Skipped(record.origin, str(error)))
                 continue  # its place stays padding: the plan does not move
             space = filled
+            media += len(grids)
             batch.text.values[b, here] = layout.tokens
             batch.text.positions[b, here] = text_positions(layout.slots, grids, self.spec)
             if self.spec.bidirectional:
@@ -138,6 +140,7 @@ class Assembler:
             batch.sources_BT[b, here] = piece.source
             answers_BT[b, here] = np.where(layout.answers > 0, layout.answers + answer, 0)
             answer += int(layout.answers.max(initial=0))
+        return media
 
     def _fill_media(self, space: Space, piece: Piece, parts: Mapping[int, Any]) -> tuple[np.ndarray, list[Grid]]:
         """Writes a piece's media, by their numbers in the source, one after the other.

@@ -151,7 +151,7 @@ def _place(
         params[path] = _put(value, where)
         return
     if path not in params:
-        params[path] = jax.jit(functools.partial(jax.numpy.zeros, shape, np.float32), out_shardings=where)()
+        params[path] = _zeros(shape, where)()
     one_layer = jax.sharding.NamedSharding(where.mesh, jax.sharding.PartitionSpec(*where.spec[1:]))
     params[path] = _writer(where)(params[path], _put(value, one_layer), layer)
 
@@ -170,11 +170,15 @@ def _on_device(value: np.ndarray, device: Any) -> jax.Array:
     if value.size * 4 <= MOVED_BYTES:
         return moved(slice(None) if value.ndim else ...)  # type: ignore[arg-type]
     count = max(1, MOVED_BYTES // (4 * int(np.prod(value.shape[1:]))))
-    zeros = functools.partial(jax.numpy.zeros, value.shape, np.float32)
-    whole = jax.jit(zeros, out_shardings=jax.sharding.SingleDeviceSharding(device))()
+    whole = _zeros(value.shape, jax.sharding.SingleDeviceSharding(device))()
     for start in range(0, len(value), count):
         whole = jax.block_until_ready(_write_rows(whole, moved(slice(start, start + count)), start))
     return whole
+
+
+@functools.cache  # tensors of one shape share a program
+def _zeros(shape: tuple[int, ...], where: Any) -> Callable[[], jax.Array]:
+    return jax.jit(functools.partial(jax.numpy.zeros, shape, np.float32), out_shardings=where)
 
 
 @functools.partial(jax.jit, donate_argnums=0)

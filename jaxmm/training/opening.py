@@ -70,7 +70,8 @@ def _data_lines(run: Run) -> Iterator[str]:
 
 def _row_lines(run: Run) -> Iterator[str]:
     b = run.budgets
-    told = {"tokens": b.tokens, "patches": b.patches, "images": b.items, "targets": b.targets}
+    items = "tiles" if run.recipe.image.max_tiles > 1 else "images"
+    told = {"tokens": b.tokens, "patches": b.patches, items: b.items, "targets": b.targets}
     told |= {name: b.get(name) for name in b.names if name not in FIRST}
     held = ", ".join(f"{limit} {name}" for name, limit in told.items())
     yield f"a row holds {held}; a batch {run.config.batch_size} rows"

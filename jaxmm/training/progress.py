@@ -31,13 +31,12 @@ def counts_of(loaded: Loaded, run: Run, wait: float) -> Counts:
 
 def count(loaded: Loaded, batch_size: int, flops: float, wait: float) -> Counts:
     """What a global batch holds; of what is in ``throughput.OF_ROWS``, this process's part."""
-    text, patches, features = loaded.batch.text, loaded.batch.patches, loaded.batch.features
-    ready = 0 if features is None else int(features.segments.max(1).sum())
+    text, patches = loaded.batch.text, loaded.batch.patches
     return Counts(
         examples=sum(piece.first == 0 for row in loaded.all_rows for piece in row),
         tokens=int((text.segments > 0).sum()),
         token_capacity=batch_size * text.segments.shape[1],
-        images=int((loaded.batch.grids_BM3[..., 0] > 0).sum()) + ready,
+        images=loaded.media,
         patches=int((patches.segments > 0).sum()),
         patch_capacity=batch_size * patches.segments.shape[1],
         flops=flops,

@@ -116,7 +116,7 @@ CHAT = (
 def test_a_joined_run_has_an_image_token_of_its_own_and_ends_where_its_decoder_did(room, arguments, tmp_path):
     """With a tokenizer of more tokens than the number that LFM2-VL's image token has, and a template of text alone."""
     import transformers
-    from test_families import byte_level_tokenizer, folder_of
+    from made_folders import byte_level_tokenizer, folder_of
 
     whole = folder_of("qwen3", tmp_path / "whole")
     tokenizer = byte_level_tokenizer()

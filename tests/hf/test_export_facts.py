@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from hf.test_families import CASES, folder_of
+from hf.test_families import CASES
+from made_folders import folder_of
 
 from jaxmm import command, export
 from jaxmm.batch import ImageSpec

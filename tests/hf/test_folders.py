@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import small_run
+from made_folders import byte_level_tokenizer
 from parities import models as parity_models
-from test_families import byte_level_tokenizer
 
 from jaxmm import command, sharding, train
 from jaxmm.errors import UserError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import PIL.Image
 import pytest
-from test_families import folder_of
+from made_folders import folder_of
 
 pytestmark = pytest.mark.parity
 

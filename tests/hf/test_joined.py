@@ -12,8 +12,8 @@ import numpy as np
 import PIL.Image
 import pytest
 import safetensors.numpy
+from made_folders import byte_level_tokenizer, folder_of
 from parities import models as parity_models
-from test_families import byte_level_tokenizer, folder_of
 
 from jaxmm import command, export, sharding
 from jaxmm.batch import ImageSpec

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import small_run
 import tokenizers
-from test_families import CHAT, folder_of
+from made_folders import CHAT, folder_of
 
 from jaxmm import evaluate, export, generate, train
 

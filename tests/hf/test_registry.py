@@ -10,8 +10,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from made_folders import byte_level_tokenizer
 from parities import models as parity_models
-from test_families import byte_level_tokenizer
 
 import jaxmm
 from jaxmm import command, export

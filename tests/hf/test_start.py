@@ -6,8 +6,8 @@ import json
 
 import numpy as np
 import pytest
+from made_folders import IMAGES
 from parities import models as parity_models
-from test_families import IMAGES
 
 from jaxmm.batch import ImageSpec
 from jaxmm.errors import UserError

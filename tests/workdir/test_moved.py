@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_run
-from hf.test_families import byte_level_tokenizer
+from made_folders import byte_level_tokenizer
 from small_run import saved
 
 from jaxmm import evaluate, export, generate, train

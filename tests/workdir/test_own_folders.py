@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import small_run
-from hf.test_families import byte_level_tokenizer
+from made_folders import byte_level_tokenizer
 
 from jaxmm import train
 from jaxmm.errors import UserError

@@ -1,0 +1,90 @@
+"""Orbax as checkpoints use it: a manager with our policies, how arrays lie on disk, and what of its output is kept."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from jaxmm.checkpoints.checksums import META, STATE
+
+if TYPE_CHECKING:  # importing it takes a third of a second: a run that has begun does
+    import orbax.checkpoint as ocp
+
+METRIC = "metric"
+# Of a replicated array each device writes a part if that has so many bytes. Below it one device writes the whole:
+# parts of parts are a program each to compile, while the step waits.
+SLICED_BYTES = 1 << 20
+
+_original_hook = sys.unraisablehook
+
+
+def _without_closed_loops(found: sys.UnraisableHookArgs) -> None:
+    """TensorStore tells a failed save's event loop, which Orbax has closed, of every write: hundreds of tracebacks."""
+    if not (isinstance(found.exc_value, RuntimeError) and str(found.exc_value) == "Event loop is closed"):
+        _original_hook(found)
+
+
+# Orbax narrates each save through absl, at WARNING and above by default; its errors reach us as exceptions anyway.
+logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
+# Of a save that fails, one error reaches us and is told; asyncio prints the others when they are collected.
+logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
+
+
+def make_manager(folder: Path, keep: int, keep_best: int, before_rename: Callable[[], None]) -> ocp.CheckpointManager:
+    """A manager that saves in the background. It begins with a barrier, so that all processes list the same steps.
+
+    Args:
+      keep: how many of the newest checkpoints stay.
+      keep_best: how many of those with the lowest metric stay, besides.
+      before_rename: called in Orbax's thread when the files of a save are whole, before the rename that makes it count.
+    """
+    import orbax.checkpoint as ocp
+    from orbax.checkpoint import checkpoint_managers
+
+    sys.unraisablehook = _without_closed_loops
+    policies = [
+        checkpoint_managers.LatestN(keep),
+        checkpoint_managers.BestN(
+            get_metric_fn=_read_metric,
+            reverse=True,  # the last of the sorted are kept: the lowest
+            n=keep_best,
+            keep_checkpoints_without_metrics=False,
+        ),
+    ]
+    return ocp.CheckpointManager(
+        folder,
+        item_handlers={STATE: _state_handler(), META: ocp.JsonCheckpointHandler()},
+        options=ocp.CheckpointManagerOptions(
+            best_fn=_read_metric,
+            best_mode="min",
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+            cleanup_tmp_directories=True,  # what a killed save left
+            async_options=ocp.AsyncOptions(post_finalization_callback=before_rename),
+        ),
+    )
+
+
+def _read_metric(metrics: Mapping[str, float]) -> float:
+    return metrics[METRIC]
+
+
+def _state_handler() -> ocp.PyTreeCheckpointHandler:
+    import orbax.checkpoint as ocp
+
+    arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SLICED_BYTES)
+    registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
+    return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+
+
+def restore_args(leaf: Any) -> ocp.ArrayRestoreArgs:
+    """How an array of this shape, dtype and sharding is read; without a sharding on the first device."""
+    import orbax.checkpoint as ocp
+
+    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return ocp.ArrayRestoreArgs(sharding=sharding, global_shape=tuple(leaf.shape), dtype=leaf.dtype)
