@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import tempfile
 import warnings
@@ -84,6 +85,15 @@ def assert_same_bits(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None
     assert a.keys() == b.keys()
     for name in a:
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def environment(devices: int = 0, **variables: str) -> dict[str, str]:
+    """For a program of its own: no job's, and with so many virtual devices, or as many as it makes itself."""
+    jobs = ("SLURM_", "JAX_COORDINATOR", "JAX_NUM", "JAX_PROCESS", "JAX_LOCAL")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(jobs)}
+    flags = [f for f in os.environ["XLA_FLAGS"].split() if "device_count" not in f]
+    flags += [f"--xla_force_host_platform_device_count={devices}"] if devices else []
+    return clean | {"XLA_FLAGS": " ".join(flags), "JAXMM_HUGE_PAGES": "0", **variables}
 
 
 def free_port() -> int:

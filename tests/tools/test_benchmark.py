@@ -1,14 +1,13 @@
 """tools/benchmark.py: every row of the table gives its figures, for people and as JSON."""
 
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+import small_run
+from small_run import ROOT
 
-ROOT = Path(__file__).parents[2]
 FAST = ["fill_one_budget", "fill_two_budgets", "planning", "far_batch", "headers", "jpeg"]
 NEEDED = {
     "fill_one_budget": {"fill": ">= 0.998"},
@@ -27,7 +26,7 @@ NEEDED = {
 def run(*flags: str, part: str = "data") -> subprocess.CompletedProcess:
     program = [sys.executable, str(ROOT / "tools/benchmark.py"), f"--part={part}", *flags]
     # Without the tests' eight devices: the step's rows make a device of every core themselves.
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"PYTHONPATH": str(ROOT)}
+    environment = small_run.environment(PYTHONPATH=str(ROOT))
     return subprocess.run(program, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import benchmark
 import pytest
+import small_run
 from benchmarks import peer as benchmark_peer
 from benchmarks.row import Row
 
@@ -28,7 +29,7 @@ def test_each_pair_of_turns_has_its_ratio():
 @pytest.mark.parity
 def test_both_sides_step_on_the_same_work_and_all_pairs_are_kept(monkeypatch):
     monkeypatch.setattr(benchmark_peer, "TORCH", ("torch-float32",))
-    monkeypatch.delenv("XLA_FLAGS")  # the tests' eight devices
+    monkeypatch.setenv("XLA_FLAGS", small_run.environment()["XLA_FLAGS"])  # without the tests' eight devices
     row = Row("tiny", "a tiny case", {}, lambda settings: benchmark_peer.compare(TINY, settings))
     found = benchmark.measure(row, repeats=2, seed=0, scale=1.0)
     ratios = found["figures"]["time / torch-float32"]["samples"]

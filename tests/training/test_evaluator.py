@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -32,8 +31,7 @@ command.run(train.main if where == "samples" else evaluate.main)
 
 
 def start(where: str, arguments: list[str], devices: int, **variables: str) -> subprocess.Popen:
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "XLA_FLAGS", "JAX_NUM"))}
-    clean |= {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAXMM_HUGE_PAGES": "0", **variables}
+    clean = small_run.environment(devices, **variables)
     return subprocess.Popen([sys.executable, "-c", PROGRAM, where, *arguments], env=clean, cwd=small_run.ROOT,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
 
