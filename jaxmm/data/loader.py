@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from jaxmm.data.assemble import Assembler, Loaded
 from jaxmm.data.packing.plan import Batches, Row
-from jaxmm.data.prepare.local_engine import check_workers
+from jaxmm.data.processes import check_workers
 from jaxmm.data.workers import Workers
 
 if TYPE_CHECKING:

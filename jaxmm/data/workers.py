@@ -1,9 +1,5 @@
 """Worker processes that make things of arrays: each runs one function, and its arrays come back in shared memory.
 
-Our own and not a library's, for what a long run needs of them: a worker that dies says so at once; a Ctrl-C that the
-run catches to save does not end its workers; a run that is killed leaves none behind; and a worker imports neither the
-program's main module nor JAX.
-
 A result is pickled with its arrays out of band (PEP 574). The worker copies them into a slot of a file that both
 processes map, and here they are views of it. A slot is used again once nothing here can reach an array in it; one that
 JAX took without a copy, or is still copying to a device, is reached from there.
@@ -12,32 +8,24 @@ JAX took without a copy, or is still copying to a device, is reached from there.
 from __future__ import annotations
 
 import collections
-import contextlib
+import functools
 import mmap
 import os
 import pickle
 import queue
-import signal
-import socket
-import subprocess
-import sys
 import tempfile
 import threading
-import traceback
 import weakref
 from collections.abc import Callable
-from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxmm.data.processes import Channel, Ended, Failed, Worker
 from jaxmm.errors import UserError
 
 ALIGNMENT = 64  # of arrays in a slot, in bytes: what JAX takes without a copy where host and device are one
 SLOT_UNIT = 1 << 16  # slots are multiples of this many bytes, as mapping wants it
-
-
-ENDED = (EOFError, BrokenPipeError, ConnectionResetError)  # what a pipe raises whose other end is closed
 
 
 class Made(NamedTuple):
@@ -45,13 +33,6 @@ class Made(NamedTuple):
 
     result: bytes
     sizes: list[int]
-
-
-class Failed(NamedTuple):
-    """What the function raised."""
-
-    error: Exception
-    trace: str
 
 
 class Slot(NamedTuple):
@@ -101,86 +82,6 @@ class Slots:
         return slot, memory
 
 
-class Worker:
-    """One process that runs ``function``, for one thread at a time."""
-
-    def __init__(self, function: bytes, slots: Slots):
-        """``function`` is pickled."""
-        self._slots = slots
-        ours, theirs = socket.socketpair()
-        program = f"import sys; sys.path[:] = {sys.path!r}; from jaxmm.data.workers import main; " + (
-            f"main({theirs.fileno()}, {slots.fd})"
-        )
-        # In a session of its own: a Ctrl-C in the terminal is for the run to deal with.
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", program],
-            pass_fds=(theirs.fileno(), slots.fd),
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        theirs.close()  # so that the pipe ends with the worker
-        self._connection = Connection(ours.detach())
-        self._end = weakref.finalize(self, _end, self._process)
-        self._started = False
-        self._function = function
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    def __call__(self, *args: Any) -> Any:
-        """Returns ``function(*args)``, its arrays in shared memory.
-
-        Raises:
-          UserError: if the process has died.
-        """
-        try:
-            if not self._started:
-                self._connection.send_bytes(self._function)
-                self._started = True
-            self._connection.send(args)
-            made: Made | Failed = self._connection.recv()
-            if isinstance(made, Made):
-                places = np.cumsum([0, *(_aligned(size) for size in made.sizes)]).tolist()
-                slot, memory = self._slots.take(places[-1])
-                self._connection.send((slot.offset, slot.size, places))
-                self._connection.recv()
-        except ENDED as error:
-            raise UserError(f"a data worker (process {self.pid}) {self._cause()}") from error
-        if isinstance(made, Failed):
-            made.error.add_note(f"in a data worker:\n{made.trace}")
-            raise made.error
-        result, sizes = made
-        return pickle.loads(result, buffers=[memory[a : a + n] for a, n in zip(places, sizes, strict=False)])
-
-    def _cause(self) -> str:
-        try:
-            status = self._process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            return "closed its pipe and hangs: lower config.data.workers, or set it to 0"
-        if status == -signal.SIGKILL:
-            return (
-                "was killed (SIGKILL), most likely because memory ran out: lower config.data.workers, or set it to 0, "
-                "and run the same command again"
-            )
-        if status == -signal.SIGBUS:
-            return "was ended by SIGBUS: a file that it had mapped was cut short, most likely one of the prepared data"
-        how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
-        return f"{how}: what it printed is above; config.data.workers=0 makes batches in this process"
-
-    def close(self) -> None:
-        self._end()
-
-
-def _aligned(size: int) -> int:
-    return -(-size // ALIGNMENT) * ALIGNMENT
-
-
-def _end(process: subprocess.Popen) -> None:
-    process.kill()  # it holds nothing that could be left half done
-    process.wait()  # a thread that waits for it now finds its pipe closed; ours closes when that thread has let go
-
-
 class Workers:
     """Several workers with the same function. Any number of threads may call it; as many as workers run at once."""
 
@@ -188,7 +89,8 @@ class Workers:
         """``function`` is pickled once; a result may hold arrays anywhere in it."""
         self.slots = Slots()
         pickled = pickle.dumps(function, protocol=5)
-        self._workers = [Worker(pickled, self.slots) for _ in range(count)]
+        serve = functools.partial(_serve, self.slots.fd)
+        self._workers = [Worker(pickled, serve, [self.slots.fd]) for _ in range(count)]
         self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         for worker in self._workers:
             self._idle.put(worker)
@@ -198,11 +100,37 @@ class Workers:
         return [worker.pid for worker in self._workers]
 
     def __call__(self, *args: Any) -> Any:
+        """Returns ``function(*args)``, its arrays in shared memory.
+
+        Raises:
+          UserError: if the process has died.
+        """
         worker = self._idle.get()
         try:
-            return worker(*args)
+            return self._made_by(worker, args)
+        except Ended as ended:
+            raise UserError(
+                f"a data worker (process {worker.pid}) {ended}; run the same command again with fewer "
+                f"config.data.workers, or with 0, which makes batches in this process"
+            ) from ended
         finally:
             self._idle.put(worker)
+
+    def _made_by(self, worker: Worker, args: tuple[Any, ...]) -> Any:
+        worker.send(args)
+        made = worker.receive()
+        if isinstance(made, Made):
+            places = np.cumsum([0, *(_aligned(size) for size in made.sizes)]).tolist()
+            slot, memory = self.slots.take(places[-1])
+            worker.send((slot.offset, slot.size, places))
+            filled = worker.receive()
+        else:
+            filled = made
+        if isinstance(filled, Failed):
+            filled.error.add_note(f"in a data worker:\n{filled.trace}")
+            raise filled.error
+        result, sizes = made
+        return pickle.loads(result, buffers=[memory[a : a + n] for a, n in zip(places, sizes, strict=False)])
 
     def close(self) -> None:
         """Ends the processes; what they made stays."""
@@ -210,50 +138,33 @@ class Workers:
             worker.close()
 
 
-def main(connection_fd: int, slots_fd: int) -> None:
-    """A worker's life: it ends with its pipe."""
-    # A scheduler may send it to every process of a job, when only the run knows what to do.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    connection = Connection(connection_fd)
-    with contextlib.suppress(*ENDED):  # the run has ended
-        _serve(connection, slots_fd)
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def _serve(connection: Connection, slots_fd: int) -> None:
-    memories: dict[int, np.ndarray] = {}
-    pickled = connection.recv_bytes()
-    function: Callable[..., Any] | None = None
-    while True:
-        args = connection.recv()
-        buffers: list[memoryview] = []
-
-        def keep(buffer: pickle.PickleBuffer, buffers: list[memoryview] = buffers) -> bool:
-            """Takes an array's bytes out of the pickle; empty ones stay."""
-            raw = buffer.raw()
-            if raw.nbytes:
-                buffers.append(raw)
-            return not raw.nbytes
-
-        try:
-            if function is None:
-                function = pickle.loads(pickled)
-            result = pickle.dumps(function(*args), protocol=5, buffer_callback=keep)
-        except Exception as error:
-            connection.send(Failed(_sendable(error), traceback.format_exc()))
-            continue
-        connection.send(Made(result, [buffer.nbytes for buffer in buffers]))
-        offset, size, places = connection.recv()
-        if offset not in memories:
-            memories[offset] = np.frombuffer(mmap.mmap(slots_fd, size, offset=offset), np.uint8)
-        for place, buffer in zip(places, buffers, strict=False):
-            memories[offset][place : place + buffer.nbytes] = np.frombuffer(buffer, np.uint8)
-        connection.send(True)
+# In the worker
 
 
-def _sendable(error: Exception) -> Exception:
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}")
-    return error
+def _serve(fd: int, channel: Channel, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    """Calls the function, is told where there is room for its arrays, and copies them there."""
+    buffers: list[memoryview] = []
+
+    def keep(buffer: pickle.PickleBuffer) -> bool:
+        """Takes an array's bytes out of the pickle; empty ones stay."""
+        raw = buffer.raw()
+        if raw.nbytes:
+            buffers.append(raw)
+        return not raw.nbytes
+
+    result = pickle.dumps(function(*args), protocol=5, buffer_callback=keep)
+    channel.send(Made(result, [buffer.nbytes for buffer in buffers]))
+    offset, size, places = channel.receive()
+    memory = _mapped(fd, offset, size)
+    for place, buffer in zip(places, buffers, strict=False):
+        memory[place : place + buffer.nbytes] = np.frombuffer(buffer, np.uint8)
+    channel.send(True)
+
+
+@functools.cache
+def _mapped(fd: int, offset: int, size: int) -> np.ndarray:
+    return np.frombuffer(mmap.mmap(fd, size, offset=offset), np.uint8)

@@ -285,7 +285,7 @@ def test_a_worker_initialises_no_jax(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("what", "says"), [(die, "killed by SIGKILL .*out of memory.* while it read"), (leave, "ended with status 3")]
+    ("what", "says"), [(die, "killed by SIGKILL.*memory ran out; it read "), (leave, "ended with exit status 3")]
 )
 def test_a_dead_worker_raises_with_its_cause_and_its_work_can_go_on(tmp_path, monkeypatch, what, says):
     monkeypatch.setattr(prepare_module, "SHARD_BYTES", 0)
