@@ -194,3 +194,5 @@ def test_the_examples_of_extensions_train_together(clone):
     found = summary(clone / "run")["eval"]["quizzes"]
     assert 0 <= found["token_accuracy"] <= 1
     assert json.loads((clone / "run/config.json").read_text())["optimizer"]["name"] == "lion"
+    lines = [json.loads(line) for line in (clone / "run/metrics.jsonl").read_text().splitlines()]
+    assert all(0 <= line["easy_targets"] <= 1 for line in lines if "loss" in line)

@@ -46,8 +46,8 @@ def init_state(params, optimizer: optax.GradientTransformation, frozen: tuple[st
     return TrainState(jnp.int32(0), params, optimizer.init(trainable), jnp.int32(0))
 
 
-def _sums(targets: Targets, terms: TokenLoss, sources: int, image_offset: int) -> tuple[Any, ...]:
-    """(loss, weight, loss by source, weight by source, correct, by modality), each a sum over the targets."""
+def _sums(targets: Targets, terms: TokenLoss, sources: int, image_offset: int) -> dict[str, Any]:
+    """Fields of ``Metrics``, each a sum over the targets; those of microbatches are added."""
     weights = targets.weights_BR
     nll = weights * terms.nll_BR
     is_source = targets.sources_BR[..., None] == jnp.arange(sources)
@@ -60,8 +60,14 @@ def _sums(targets: Targets, terms: TokenLoss, sources: int, image_offset: int) -
         is_image = targets.tokens_BR >= image_offset
         for name, where in (("text", ~is_image), ("image_tokens", is_image)):
             modalities[name] = jnp.where(where, nll, 0.0).sum(), jnp.where(where, weights, 0.0).sum()
-    correct = (weights * terms.correct_BR).sum()
-    return nll.sum(), weights.sum(), by_source(nll), by_source(weights), correct, modalities
+    return {
+        "loss_sum": nll.sum(),
+        "weight_sum": weights.sum(),
+        "source_loss_sum": by_source(nll),
+        "source_weight_sum": by_source(weights),
+        "correct_sum": (weights * terms.correct_BR).sum(),
+        "modality_sums": modalities,
+    }
 
 
 def make_train_step(
@@ -111,7 +117,7 @@ def make_train_step(
         grads, sums = gradients(trainable, fixed, batch)
         norms = {part: optax.tree.norm(tree) for part, tree in grads.items()}
         norms["all"] = optax.tree.norm(grads)
-        finite = jnp.isfinite(sums[0]) & jnp.isfinite(norms["all"])
+        finite = jnp.isfinite(sums["loss_sum"]) & jnp.isfinite(norms["all"])
 
         def update(operand):
             trainable, opt_state = operand
@@ -121,8 +127,7 @@ def make_train_step(
         trainable, opt_state = lax.cond(finite, update, lambda operand: operand, (trainable, state.opt_state))
         bad_steps = jnp.where(finite, 0, state.bad_steps + 1)
         state = TrainState(state.step + 1, {**trainable, **fixed}, opt_state, bad_steps)
-        loss, weight, by_source, weight_by_source, correct, modalities = sums
-        return state, Metrics(loss, weight, by_source, weight_by_source, correct, modalities, norms, bad_steps)
+        return state, Metrics(**sums, grad_norms=norms, bad_steps=bad_steps)
 
     return step
 

@@ -14,6 +14,7 @@ from conftest import picture
 
 from jaxmm import command, sharding, train
 from jaxmm import encode_features as tool
+from jaxmm.encoding import writer
 from jaxmm.checkpoints.params import saved_params
 from jaxmm.data.assemble import Assembler
 from jaxmm.data.packing.plan import Budgets, Plan
@@ -128,9 +129,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(run, encoded, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(tool, "CHUNK_DOCUMENTS", 5)
+    monkeypatch.setattr(writer, "CHUNK_DOCUMENTS", 5)
     arguments = [f"--workdir={run}", f"--output={tmp_path}"]
-    made = tool.Writer._write_chunk
+    made = writer.Writer._write_chunk
     calls = []
 
     def killed(self, *rest):
@@ -139,7 +140,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(run, encoded, tmp_pat
             raise KeyboardInterrupt
         return made(self, *rest)
 
-    monkeypatch.setattr(tool.Writer, "_write_chunk", killed)
+    monkeypatch.setattr(writer.Writer, "_write_chunk", killed)
     with pytest.raises(KeyboardInterrupt):
         tool.main(arguments)
     assert not (tmp_path / "chats.jsonl").exists()
