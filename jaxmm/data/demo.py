@@ -8,32 +8,19 @@ honest: answers are balanced, a question never tells its own answer, and the tes
 from __future__ import annotations
 
 import collections
-import dataclasses
 import functools
-import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import PIL.Image
-import PIL.ImageDraw
 
+from jaxmm.data.demo_pictures import COLOURS, SHAPES, Object, Pair, Scene, draw, encode
 from jaxmm.data.documents import Document, Image, Source, Text, Turn, Unit
 
 GENERATOR = 3  # part of the fingerprint: raise it with any change to what a seed draws
 TRAINING, TEST = 0, 1  # splits: the second word of a document's seed
 
-# No two colours and no two shapes share their first letter: a model of bytes can tell a name, and say it, by one byte.
-COLOURS = {
-    "red": (216, 38, 44),
-    "green": (30, 150, 62),
-    "blue": (36, 84, 220),
-    "yellow": (246, 208, 20),
-    "purple": (166, 48, 186),
-    "orange": (245, 125, 10),
-}
-SHAPES = ("circle", "square", "triangle", "plus", "ring")
 ANSWERS = {
     "colour": tuple(COLOURS),
     "shape": SHAPES,
@@ -43,7 +30,6 @@ ANSWERS = {
 KINDS = tuple(ANSWERS)
 OPPOSITES = {"left": "right", "right": "left", "above": "below", "below": "above"}
 
-Pair = tuple[str, str]  # (colour, shape)
 # One of each shape in a colour of its own, so that every colour and every shape stays frequent in training.
 HELD_OUT: tuple[Pair, ...] = (
     ("green", "circle"),
@@ -87,33 +73,6 @@ FACTS = (
     "2 shapes and 1 shape make 3 shapes.",
     "2 shapes and 2 shapes make 4 shapes.",
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Object:
-    """A shape in a picture: its centre (x right, y down) and the side of its box, in pixels."""
-
-    colour: str
-    shape: str
-    x: int
-    y: int
-    size: int
-
-    @property
-    def pair(self) -> Pair:
-        return self.colour, self.shape
-
-
-@dataclasses.dataclass(frozen=True)
-class Scene:
-    """All that a picture shows; ``draw`` is a pure function of it."""
-
-    width: int
-    height: int
-    ground: tuple[int, int, int]
-    texture: str
-    grain: int  # seed of what needs no name: the texture's phase, the shades of the shapes
-    objects: tuple[Object, ...]
 
 
 class Question(NamedTuple):
@@ -364,103 +323,3 @@ def _test(rng: np.random.Generator, kind: str, answer: str) -> Draft:
         if found:
             labels = (kind, "unseen") if unseen else (kind,)
             return _dialogue(picture, [found[rng.integers(len(found))]], labels)
-
-
-# --- Pictures
-
-
-def draw(picture: Scene) -> PIL.Image.Image:
-    """Returns the scene as an RGB picture."""
-    rng = np.random.default_rng(picture.grain)
-    height, width = picture.height, picture.width
-    ground = np.empty((height, width, 3), np.int16)
-    ground[:] = picture.ground
-    if picture.texture == "noise":
-        ground += rng.integers(-14, 15, (height, width, 1), dtype=np.int16)
-    elif picture.texture != "plain":
-        period, phase, way, shift = rng.integers((6, 0, 0, 8), (13, 12, 4, 17)).tolist()
-        y, x = np.ogrid[phase : phase + height, phase : phase + width]
-        if picture.texture == "dots":
-            marks = (x % period < 3) & (y % period < 3)
-        else:
-            marks = (x, y, x + y, x - y)[way] % period < period // 2
-        ground -= (marks * np.int16(shift))[:, :, None]
-    image = PIL.Image.fromarray(ground.astype(np.uint8))
-    shades = rng.integers(-10, 11, (len(picture.objects), 3)).tolist()
-    for o, shade in zip(picture.objects, shades, strict=True):
-        colour = tuple(min(255, max(0, c + s)) for c, s in zip(COLOURS[o.colour], shade, strict=True))
-        image.paste(colour, (o.x - o.size // 2, o.y - o.size // 2), _mask(o.shape, o.size))
-    return image
-
-
-@functools.cache
-def _mask(shape: str, size: int) -> PIL.Image.Image:
-    """Returns the coverage of a shape in its box, antialiased by drawing it eight times as large."""
-    scale = 8
-    end = size * scale - 1
-    mask = PIL.Image.new("L", (size * scale, size * scale))
-    pen = PIL.ImageDraw.Draw(mask)
-    if shape == "square":
-        pen.rectangle((0, 0, end, end), fill=255)
-    elif shape == "triangle":
-        pen.polygon(((end / 2, 0), (end, end), (0, end)), fill=255)
-    elif shape == "plus":
-        pen.rectangle((end / 3, 0, end * 2 / 3, end), fill=255)
-        pen.rectangle((0, end / 3, end, end * 2 / 3), fill=255)
-    else:
-        pen.ellipse((0, 0, end, end), fill=255)
-        if shape == "ring":
-            pen.ellipse((end * 0.26, end * 0.26, end * 0.74, end * 0.74), fill=0)
-    return mask.reduce(scale)
-
-
-def encode(image: PIL.Image.Image, lot: int) -> bytes:
-    """Returns the picture as a file: of ten lots, eight PNG, one JPEG, one WebP."""
-    file = io.BytesIO()
-    if lot % 10 == 0:
-        image.save(file, "JPEG", quality=95, subsampling=0)
-    elif lot % 10 == 1:
-        image.save(file, "WEBP", quality=95, method=0)
-    else:
-        image.save(file, "PNG", compress_level=1)
-    return file.getvalue()
-
-
-# --- What needs no picture
-
-
-def baselines(documents: Iterable[Document], seed: int = 0, examples: int = 9000) -> dict[str, dict[str, float]]:
-    """Returns what answers without a look at the picture score on test documents.
-
-    Args:
-      documents: of ``test_source``.
-      seed, examples: the training split whose answers are counted.
-
-    Returns:
-      accuracy by kind and "overall" of "random" (an answer of the kind, expected), "majority" (the kind's most
-      frequent answer in training) and "question" (the most frequent training answer to that very question, or else
-      the majority).
-    """
-    answers: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
-    for index in range(examples):
-        turns = draft(seed, TRAINING, index).turns
-        if turns[0][0] != "user" or not isinstance(picture := turns[0][1][0], Scene):
-            continue
-        kind_of = {question.text: question.kind for question in questions(picture)}
-        for (_, asked), (_, answered) in zip(turns[::2], turns[1::2], strict=True):
-            for group in (str(asked[-1]), kind_of[str(asked[-1])]):
-                answers[group][str(answered[0])] += 1
-    scores: dict[str, dict[str, list[float]]] = {
-        way: collections.defaultdict(list) for way in ("random", "majority", "question")
-    }
-    for document in documents:
-        kind = document.labels[0]
-        (text,) = (part.text for part in document.turns[0].parts if isinstance(part, Text))
-        (answer,) = (part.text for part in document.turns[1].parts if isinstance(part, Text))
-        majority = answers[kind].most_common(1)[0][0]
-        guess = answers[text].most_common(1)[0][0] if text in answers else majority
-        for group in (kind, "overall"):
-            scores["random"][group].append(1 / len(ANSWERS[kind]))
-            scores["majority"][group].append(float(answer == majority))
-            scores["question"][group].append(float(answer == guess))
-    return {way: {group: float(np.mean(hits)) for group, hits in groups.items()} for way, groups in scores.items()}

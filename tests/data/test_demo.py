@@ -10,7 +10,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from jaxmm.data import demo
+from jaxmm.data import demo, demo_baselines, demo_pictures
 from jaxmm.data.documents import Document, Image, Text
 
 ROUNDS = 3000
@@ -31,20 +31,20 @@ def documents() -> list[Document]:
     return list(demo.training_source(examples=200).documents())
 
 
-def pictures(drafts) -> list[demo.Scene]:
-    return [part for one in drafts for _, parts in one.turns for part in parts if isinstance(part, demo.Scene)]
+def pictures(drafts) -> list[demo_pictures.Scene]:
+    return [part for one in drafts for _, parts in one.turns for part in parts if isinstance(part, demo_pictures.Scene)]
 
 
 def texts(one) -> list[str]:
     return [part for _, parts in one.turns for part in parts if isinstance(part, str)]
 
 
-def dialogues(drafts) -> list[tuple[demo.Scene, list[demo.Question]]]:
+def dialogues(drafts) -> list[tuple[demo_pictures.Scene, list[demo.Question]]]:
     """The questions of each picture, as the scene itself has them: a text that no scene has is a KeyError."""
     found = []
     for one in drafts:
         role, parts = one.turns[0]
-        if role == "user" and isinstance(parts[0], demo.Scene):
+        if role == "user" and isinstance(parts[0], demo_pictures.Scene):
             known = {question.text: question for question in demo.questions(parts[0])}
             found.append((parts[0], [known[asked[-1]] for role, asked in one.turns if role == "user"]))
     return found
@@ -77,9 +77,9 @@ def test_the_entry_tells_sources_apart_and_is_canonical():
 
 
 def test_held_out_pairs_are_one_of_each_shape_and_leave_every_colour_several_shapes():
-    assert sorted(shape for _, shape in demo.HELD_OUT) == sorted(demo.SHAPES)
+    assert sorted(shape for _, shape in demo.HELD_OUT) == sorted(demo_pictures.SHAPES)
     assert len({colour for colour, _ in demo.HELD_OUT}) == len(demo.HELD_OUT)
-    assert len(demo.SEEN) == len(demo.COLOURS) * len(demo.SHAPES) - len(demo.HELD_OUT)
+    assert len(demo.SEEN) == len(demo_pictures.COLOURS) * len(demo_pictures.SHAPES) - len(demo.HELD_OUT)
     assert min(collections.Counter(colour for colour, _ in demo.SEEN).values()) >= 4
 
 
@@ -117,7 +117,7 @@ def test_every_answer_is_true_of_its_picture(training, held_out):
     for drafts in (training, held_out):
         for one in drafts:
             role, parts = one.turns[0]
-            if role != "user" or not isinstance(parts[0], demo.Scene):
+            if role != "user" or not isinstance(parts[0], demo_pictures.Scene):
                 continue
             objects = parts[0].objects
             for (_, asked), (_, (answer,)) in zip(one.turns[::2], one.turns[1::2], strict=True):
@@ -142,8 +142,10 @@ def test_captions_are_true_of_their_pictures(training):
     for one in training:
         role, parts = one.turns[0]
         for picture, text in itertools.pairwise(parts):
-            if role == "document" and isinstance(picture, demo.Scene):
-                colours, shapes = (re.findall("|".join(names), text) for names in (demo.COLOURS, demo.SHAPES))
+            if role == "document" and isinstance(picture, demo_pictures.Scene):
+                colours, shapes = (
+                    re.findall("|".join(names), text) for names in (demo_pictures.COLOURS, demo_pictures.SHAPES)
+                )
                 named = list(zip(colours, shapes, strict=False))[: len(picture.objects)]
                 assert sorted(named) == sorted(o.pair for o in picture.objects)
                 across = {o.pair: o.x for o in picture.objects}
@@ -189,7 +191,7 @@ def test_pictures_at_a_fixed_distance_tell_nothing_about_an_answer(held_out):
 
 
 def test_answers_without_the_picture_score_low():
-    scores = demo.baselines(demo.test_source().documents(), examples=ROUNDS)
+    scores = demo_baselines.baselines(demo.test_source().documents(), examples=ROUNDS)
     for way in ("random", "majority", "question"):
         assert set(scores[way]) == {*demo.KINDS, "overall"}
         assert max(scores[way].values()) <= 0.3
@@ -240,7 +242,7 @@ def test_all_formats_occur_and_decode_to_the_drawn_picture(documents):
             with PIL.Image.open(io.BytesIO(image.data)) as opened:
                 formats[opened.format] += 1
                 assert opened.size == (picture.width, picture.height)
-                error = np.abs(np.asarray(opened.convert("RGB"), int) - np.asarray(demo.draw(picture), int))
+                error = np.abs(np.asarray(opened.convert("RGB"), int) - np.asarray(demo_pictures.draw(picture), int))
                 assert error.max() == 0 if opened.format == "PNG" else error.mean() < 7
     assert set(formats) == {"PNG", "JPEG", "WEBP"}
     assert formats["PNG"] > 0.7 * formats.total()
@@ -248,12 +250,12 @@ def test_all_formats_occur_and_decode_to_the_drawn_picture(documents):
 
 def test_shapes_stand_out_from_their_ground(held_out):
     for picture in pictures(held_out[:100]):
-        pixels = np.asarray(demo.draw(picture), int)
+        pixels = np.asarray(demo_pictures.draw(picture), int)
         for o in picture.objects:
             top = pixels[o.y - o.size // 2 + 1 : o.y, o.x - 1 : o.x + 2]  # in every shape some ink is above its centre
-            ink = np.abs(top - np.array(demo.COLOURS[o.colour])).max(axis=-1) <= 10
+            ink = np.abs(top - np.array(demo_pictures.COLOURS[o.colour])).max(axis=-1) <= 10
             assert ink.any()
-            assert np.abs(np.array(demo.COLOURS[o.colour]) - np.array(picture.ground)).max() > 90
+            assert np.abs(np.array(demo_pictures.COLOURS[o.colour]) - np.array(picture.ground)).max() > 90
 
 
 def test_turns_are_targets_where_the_contract_says(documents):

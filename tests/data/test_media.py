@@ -1,4 +1,4 @@
-"""Images: sizes from headers, the grid rule, RGB from anything, and the bytes and order of patches."""
+"""Pictures: sizes from headers, RGB from anything, and what is no picture."""
 
 import contextlib
 import io
@@ -18,11 +18,10 @@ from pictures import encoded, smooth, with_orientation
 
 from jaxmm.batch import ImageSpec
 from jaxmm.data.documents import Features, Image
-from jaxmm.data.media import geometry, opening, table
 from jaxmm.data.media import patches as cutting
 from jaxmm.data.media import picture as media
+from jaxmm.data.media import table
 from jaxmm.data.media.features import FeaturesMedium
-from jaxmm.errors import UserError
 
 SPEC = ImageSpec(patch_size=4, merge=2, min_pixels=16 * 16, max_pixels=64 * 64)
 PICTURE = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))
@@ -227,87 +226,6 @@ def test_decoding_leaves_no_file_open_and_pillow_as_it_was(tmp_path):
     assert (limit, picture.tobytes()) == (PIL.Image.MAX_IMAGE_PIXELS, PICTURE.tobytes())
 
 
-# Patches
-
-
-def test_a_patch_is_row_column_channel_and_groups_are_adjacent():
-    spec = ImageSpec(patch_size=2, merge=2, min_pixels=0, max_pixels=10**4)
-    height, width = 4, 8
-    y, x, channel = np.indices((height, width, 3))
-    pixels = (y * 50 + x * 3 + channel).astype(np.uint8)
-    got, grid = cutting.patches(encoded(PIL.Image.fromarray(pixels)), spec, (height, width))
-    assert grid == (2, 4)
-    assert got.dtype == np.uint8
-    assert got.shape == (8, 12)
-    positions = geometry.patch_positions(2, 4, spec)
-    assert positions.dtype == np.int32
-    # The left 2 x 2 patches become one soft token, the right ones the next.
-    assert positions.tolist() == [[0, 0], [0, 1], [1, 0], [1, 1], [0, 2], [0, 3], [1, 2], [1, 3]]
-    for patch, (row, column) in zip(got, positions.tolist(), strict=True):
-        expected = [(row * 2 + i) * 50 + (column * 2 + j) * 3 + c for i in range(2) for j in range(2) for c in range(3)]
-        assert patch.tolist() == expected
-
-
-@given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 3))
-def test_positions_visit_each_patch_once_group_by_group(rows, columns, merge):
-    spec = ImageSpec(patch_size=2, merge=merge, min_pixels=0, max_pixels=10**6)
-    positions = geometry.patch_positions(rows * merge, columns * merge, spec)
-    assert len({tuple(p) for p in positions.tolist()}) == len(positions) == rows * columns * merge**2
-    groups = (positions // merge).reshape(rows * columns, merge**2, 2)
-    assert (groups == groups[:, :1]).all()
-    assert groups[:, 0].tolist() == sorted(groups[:, 0].tolist())
-    in_groups = positions.reshape(groups.shape).tolist()
-    assert in_groups == [sorted(group) for group in in_groups]
-
-
-def test_a_picture_is_resized_whole_to_its_grid():
-    big = PIL.Image.new("RGB", (300, 100), (9, 90, 200))
-    got, (rows, columns) = cutting.patches(encoded(big), SPEC, (100, 300))
-    assert (rows, columns) == geometry.grid_size(100, 300, SPEC)
-    assert (got.reshape(-1, 3) == (9, 90, 200)).all()
-
-
-def test_a_picture_of_another_size_than_prepared_has_changed():
-    with pytest.raises(media.BadMedia, match="changed"):
-        cutting.patches(encoded(PICTURE), SPEC, (30, 20))
-
-
-def test_edges_move_what_a_grid_shows_and_never_the_grid():
-    columns = np.repeat(np.arange(0, 240, 10, dtype=np.uint8)[None, :, None], 16, 0).repeat(3, 2)  # 16 x 24, a ramp
-    image, spec = encoded(PIL.Image.fromarray(columns)), ImageSpec(patch_size=4, merge=1, min_pixels=0)
-
-    def across(*edges: float) -> np.ndarray:
-        pixels, grid = cutting.patches(image, spec, (16, 24), cutting.Edges(*edges) if edges else None)
-        assert grid == (4, 6)
-        whole = pixels.reshape(4, 6, 4, 4, 3).transpose(0, 2, 1, 3, 4).reshape(16, 24, 3)
-        assert (whole == whole[:1]).all()
-        return whole[0, :, 0].astype(int)
-
-    np.testing.assert_array_equal(across(0, 0, 0, 0), across())
-    cut = across(0.25, 0, 0.25, 0)  # the middle half, twice as wide
-    assert abs(cut[0] - 60) <= 5
-    assert abs(cut[-1] - 170) <= 5
-    assert (np.diff(cut) >= 0).all()
-    wide = across(-0.25, 0.1, 0, -0.2)  # a quarter of its first column, then all of it
-    assert (wide[:6] == wide[6]).all()
-    assert wide[6] <= 5
-    assert wide[-1] >= 225
-
-
-@pytest.mark.parity
-@pytest.mark.usefixtures("whole_transformers")
-def test_patches_are_those_of_transformers_siglip2():
-    from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
-
-    picture = PICTURE.resize((24, 16))
-    spec = ImageSpec(patch_size=4, merge=1, min_pixels=0, max_pixels=10**5)
-    got, grid = cutting.patches(encoded(picture), spec, (16, 24))
-    processor = Siglip2ImageProcessorPil(patch_size=4, max_num_patches=24, do_rescale=False, do_normalize=False)
-    reference = processor(picture, return_tensors="np")
-    assert reference["spatial_shapes"].tolist() == [list(grid)]
-    np.testing.assert_array_equal(got, reference["pixel_values"][0])
-
-
 # Bad media
 
 
@@ -429,63 +347,6 @@ def test_of_two_pictures_in_one_jpeg_the_first_counts():
         got, _ = cutting.patches(double, spec, (64, 48), fast=fast)
         wanted, _ = cutting.patches(encoded(frames[0]), spec, (64, 48))
         assert np.abs(got.astype(int) - wanted).mean() < 3
-
-
-# Images by URL
-
-
-class Flaky:
-    """A store that fails so many times and then has the picture."""
-
-    def __init__(self, failures: list[Exception], data: bytes = b""):
-        self.failures, self.data, self.opened = failures, data, 0
-
-    def __call__(self, url: str) -> io.BytesIO:
-        self.opened += 1
-        if self.failures:
-            raise self.failures.pop(0)
-        return io.BytesIO(self.data)
-
-
-@pytest.fixture
-def waits(monkeypatch) -> list[float]:
-    found: list[float] = []
-    monkeypatch.setattr(opening.time, "sleep", found.append)
-    return found
-
-
-def test_an_image_by_url_is_the_image(tmp_path):
-    import fsspec
-
-    with fsspec.open("memory://pictures/a.png", "wb") as file:
-        file.write(encoded(PICTURE).data)
-    image = Image(path="memory://pictures/a.png")
-    assert media.image_size(image) == (20, 30)
-    assert media.decode(image).tobytes() == PICTURE.tobytes()
-    with pytest.raises(media.BadMedia, match="missing"):
-        media.image_size(Image(path="memory://pictures/none.png"))
-    with pytest.raises(UserError, match="nosuchscheme"):
-        media.image_size(Image(path="nosuchscheme://a.png"))
-
-
-def test_a_store_that_stumbles_is_asked_again_and_one_that_is_down_gives_missing(monkeypatch, waits):
-    image = Image(path="s3://bucket/a.png")
-    store = Flaky([ConnectionResetError("reset"), TimeoutError("slow")], encoded(PICTURE).data)
-    monkeypatch.setattr(opening.files, "open_binary", store)
-    assert media.image_size(image) == (20, 30)
-    assert (store.opened, waits) == (3, list(opening.RETRY_SECONDS))
-
-    store = Flaky([OSError("truncated connection")] * 9)
-    monkeypatch.setattr(opening.files, "open_binary", store)
-    with pytest.raises(media.BadMedia, match="missing"):
-        media.image_size(image)
-    assert store.opened == 1 + len(opening.RETRY_SECONDS)
-
-    store = Flaky([FileNotFoundError()] * 9)
-    monkeypatch.setattr(opening.files, "open_binary", store)
-    with pytest.raises(media.BadMedia, match="missing"):
-        media.image_size(image)
-    assert store.opened == 1  # it answered: asking again would not help
 
 
 def _saved(picture: PIL.Image.Image, kind: str = "PNG", **options) -> bytes:

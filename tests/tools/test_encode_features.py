@@ -14,10 +14,10 @@ from conftest import picture
 
 from jaxmm import command, sharding, train
 from jaxmm import encode_features as tool
-from jaxmm.encoding import writer
 from jaxmm.checkpoints.params import saved_params
 from jaxmm.data.assemble import Assembler
 from jaxmm.data.packing.plan import Budgets, Plan
+from jaxmm.encoding import writer
 from jaxmm.errors import UserError
 from jaxmm.models.multimodal import make_model
 from jaxmm.recipe import read_recipe, train_corpus
