@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator
 
 import jax
@@ -27,8 +28,10 @@ def close(
     save: Callable[..., None],
 ) -> None:  # fmt: skip
     """Ends a run whose last step is done. ``save``: as ``(step, state, metric, is_last=)``."""
-    logger.status("the last evaluation", at_once=True)
-    figures: dict[str, Figures] = evaluator(state.params, blind=True) if evaluator else {}
+    figures: dict[str, Figures] = {}
+    if evaluator:
+        logger.status("the last evaluation", at_once=True)
+        figures = evaluator(state.params, blind=True)
     if figures and run.start < run.steps:  # else they were logged before the last save
         logger.log(run.steps, {"eval": figures})
     save(run.steps, state, mean_loss(figures), is_last=True)
@@ -89,6 +92,8 @@ def _closing_lines(run: Run, summary: Summary, drawn: str) -> Iterator[str]:
     yield f"look at the curves: {run.workdir / 'curves.png'}" + (f", and the model's answers: {drawn}" if drawn else "")
     if best := run.checkpoints.best_line():
         yield f"checkpoints: {', '.join(map(str, run.checkpoints.steps()))}{best}"
-    yield f'ask it:   python -m jaxmm.generate --workdir={run.workdir} --image=PICTURE.png --prompt="..."'
-    yield f"evaluate: python -m jaxmm.evaluate --workdir={run.workdir}"
-    yield "your own data: --config.data.path=dataset_info.json --config.data.mixture=name:share --workdir=NEW"
+    workdir = shlex.quote(str(run.workdir))
+    yield f'ask it:   python -m jaxmm.generate --workdir={workdir} --image=PICTURE.png --prompt="..."'
+    yield f"evaluate: python -m jaxmm.evaluate --workdir={workdir}"
+    if not run.config.data.path:
+        yield "your own data: --config.data.path=dataset_info.json --config.data.mixture=name:share --workdir=NEW"
