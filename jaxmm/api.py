@@ -29,6 +29,7 @@ from jaxmm.config.packaged import path_of
 from jaxmm.corpus import Corpus, make_assembler, read_budgets, read_steps
 from jaxmm.corpus import make_plan as plan_of
 from jaxmm.data import loader
+from jaxmm.data.assemble import Loaded
 from jaxmm.data.documents import Image
 from jaxmm.data.media import table
 from jaxmm.data.packing.plan import Plan
@@ -119,17 +120,17 @@ def batches(config: ConfigDict, start: int = 0, stop: int | None = None) -> Iter
     return _told(loaded, start)
 
 
-def _told(loaded: Iterator[Any], start: int) -> Iterator[Batch]:
+def _told(made: Iterator[Loaded], start: int) -> Iterator[Batch]:
     told = set()
-    for number, (batch, *_, skipped) in enumerate(loaded, start):
-        for document in skipped:
+    for number, loaded in enumerate(made, start):
+        for document in loaded.skipped:
             if document.origin not in told:
                 told.add(document.origin)
                 line = (
                     f"batch {number} is without {document.origin}: {table.advice(document.reason) or document.reason}"
                 )
                 print(printable(line), file=sys.stderr, flush=True)
-        yield batch
+        yield loaded.batch
 
 
 class Model(NamedTuple):
