@@ -25,6 +25,7 @@ from jaxmm.batch import Batch, ImageSpec
 from jaxmm.data.documents import Document, Image, Part, Text, Turn
 from jaxmm.data.packing.plan import Lengths
 from jaxmm.data.prepare.index import InMemory
+from jaxmm.machine import cores
 
 hypothesis.settings.register_profile(
     "jaxmm", max_examples=20, deadline=None, derandomize=True, database=None,
@@ -40,6 +41,11 @@ IMAGE = ImageSpec(patch_size=4, merge=2, min_pixels=8 * 8, max_pixels=24 * 24)  
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
     parser.addoption("--parity", action="store_true", help="also run the tests that need torch, where it is installed")
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One more than the cores, as some tests wait for programs or for seconds to pass; 4 at most, for their memory."""
+    return min(cores() + 1, 4)
 
 
 def pytest_configure(config: pytest.Config) -> None:

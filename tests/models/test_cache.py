@@ -155,7 +155,7 @@ def decoders(draw) -> DecoderSpec:
     )  # fmt: skip
 
 
-@hypothesis.settings(max_examples=6)
+@hypothesis.settings(max_examples=4)
 @hypothesis.given(decoder=decoders(), deep=st.booleans())
 def test_greedy_with_a_cache_is_greedy_over_the_whole_row(lengths_of, decoder, deep):
     spec, params = model(decoder, deep)

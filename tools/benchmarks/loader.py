@@ -77,11 +77,11 @@ def compare(changes: list[str], settings: Settings) -> Measured:
     ).config
     startup.split_cpu(config.mesh, config.batch_size)
     bench = Bench(config, Path(settings.folder) / "run")
-    steps = settings.count(12)
+    steps, warm = settings.count(12), settings.count(WARM)
     seconds: dict[str, list[float]] = {"loader": [], "cached": []}
     for _ in range(settings.repeats):
         for name in seconds:
-            seconds[name].append(bench.seconds(name, steps))
+            seconds[name].append(bench.seconds(name, steps, warm))
     ratio = [a / b for a, b in zip(seconds["loader"], seconds["cached"], strict=True)]
     return Measured(
         {
@@ -125,16 +125,16 @@ class Bench:
         )
         return prefetch(made, self.place)
 
-    def seconds(self, name: str, steps: int) -> float:
+    def seconds(self, name: str, steps: int, warm: int) -> float:
         """Seconds a step; like ``train``, it reads a step's metrics while the next one runs."""
         import jax
 
         with jax.set_mesh(self.run.mesh):
             # Twice as many as are taken, so that batches are made ahead to the end, as in a long run.
-            source = self.source(name, 2 * (WARM + steps))
+            source = self.source(name, 2 * (warm + steps))
             pending, began = None, 0.0
-            for step in range(WARM + steps):
-                if step == WARM:
+            for step in range(warm + steps):
+                if step == warm:
                     jax.device_get(pending)
                     pending, began = None, time.perf_counter()
                 _, batch = next(source)
