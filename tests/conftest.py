@@ -35,6 +35,13 @@ hypothesis.settings.load_profile("jaxmm")
 
 FILE_SECONDS, FILE_SECONDS_SLOW = 20, 90  # of a file of tests, without and with --slow, on a quiet machine
 
+# The files that take longest come first, so that none is left alone at the end.
+LONGEST = (
+    "test_families", "test_barrier", "test_step", "test_train", "test_tutorials", "test_recipes", "test_evaluator",
+    "test_moved", "test_loader", "test_cache", "test_faults", "test_estimate_formula", "test_export", "test_check",
+    "test_folders", "test_api", "test_benchmark",
+)  # fmt: skip
+
 IMAGE = ImageSpec(patch_size=4, merge=2, min_pixels=8 * 8, max_pixels=24 * 24)  # 1 to 9 soft tokens an image
 
 
@@ -72,7 +79,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     out = [item for item in items if any(item.get_closest_marker(mark) and not on for mark, on in run.items())]
     if out:
         config.hook.pytest_deselected(items=out)
-        items[:] = [item for item in items if item not in set(out)]
+        left = set(out)
+        items[:] = [item for item in items if item not in left]
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
