@@ -27,7 +27,7 @@ SKIP_ADVICE = {
     "outside": "an image lies outside the data folder: set config.data.media_dir to its folder, or allow it with "
     "config.data.follow_outside=True",
     "unreadable": "an image's base64 text cannot be decoded",
-    "no caption": "a picture without a text of its name beside it",
+    "no caption": "a picture without a text file of the same name beside it",
     "no sense": "see its detail in skipped.jsonl; config.data.on_error=stop stops at the first",
 }
 SKIP_REASONS = tuple(SKIP_ADVICE)

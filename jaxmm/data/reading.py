@@ -72,8 +72,8 @@ class Reading:
             raise UserError(f"config.data.boxes '{self.boxes}' must be {known}")
         if self.boxes and self.drop_image:
             raise UserError(
-                "config.data.boxes does not go with config.data.drop_image: a box whose picture has left its page "
-                "would be another's; leave one of them out"
+                "config.data.boxes cannot be used with config.data.drop_image: a box whose picture was removed would "
+                "belong to another picture; leave one of them out"
             )
         if self.boxes and self.image:
             check(self.boxes, self.image)

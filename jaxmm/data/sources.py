@@ -167,7 +167,7 @@ def _file(path: str, reading: Reading) -> Source:
         raise UserError(f"config.data.split chooses among the files of a folder: {path} is one file")
     if pairs.is_text(path) and not path.lower().endswith(".json") and (beside := pairs.beside(path)):
         raise UserError(
-            f"{beside[0]} lies beside {path} as if that were its text: give their folder, or keep them apart"
+            f"{beside[0]} lies beside {path} as if that were its text: give their folder, or move one of them elsewhere"
         )
     return _source(_stem(path), [path], _parent(path), reading)
 

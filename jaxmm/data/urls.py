@@ -37,8 +37,8 @@ def check(url: str, allowed: bool, hosts: Sequence[str]) -> None:
     """
     if not allowed:
         raise Refused(
-            f"{url[:80]} is a URL, and none is fetched unasked: allow it with config.data.allow_urls=True, or, where "
-            f"the column of raw data is no picture, say so with config.data.columns=image="
+            f"{url[:80]} is a URL, and URLs are not fetched by default: allow them with config.data.allow_urls=True, "
+            f"or, if the column of raw data is no picture, say so with config.data.columns=image="
         )
     scheme = url.partition("://")[0].lower()
     if scheme not in SCHEMES:
@@ -47,7 +47,7 @@ def check(url: str, allowed: bool, hosts: Sequence[str]) -> None:
         host = _host(url)
         if host not in hosts and is_private(host):
             raise Refused(f"{url[:80]}: {host} is an address of this machine or a private network: name it in "
-                          f"config.data.url_hosts if it is meant")  # fmt: skip
+                          f"config.data.url_hosts if you want it")  # fmt: skip
 
 
 def _host(url: str) -> str:

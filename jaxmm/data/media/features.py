@@ -54,7 +54,7 @@ class FeaturesMedium(Medium):
             which = int(np.argmax(uneven))
             raise UserError(
                 f"{extents.source} has feature vectors of {height[which]} x {width[which]}, which do not merge by "
-                f"{merge} x {merge}: set config.image.merge to what divides them"
+                f"{merge} x {merge}: set config.image.merge to a number that divides them"
             )
         return height * width
 

@@ -161,7 +161,7 @@ class Prepared(Columns):
             raise UserError(f"{path} has {path.stat().st_size} of its {shard['bytes']} bytes: {self._remedy()}")
 
     def _remedy(self) -> str:
-        again = f", and if that is of no help prepare {self.url} again" if self.url else " and prepare it again"
+        again = f", and if that does not help prepare {self.url} again" if self.url else " and prepare it again"
         return f"delete {self.folder}{again}"
 
     def _reader(self, shard: int) -> Any:

@@ -176,7 +176,7 @@ def _inside(where: str, key: str, root: str, value: str, reading: Reading) -> st
             return path
     if not reading.follow_outside:
         raise UserError(
-            f"{where}: its {key} {value!r:.60} leads out of {root}: if that is meant, say so with "
+            f"{where}: its {key} {value!r:.60} leads out of {root}: if you want that, allow it with "
             f"config.data.media_dir={path} or config.data.follow_outside=True"
         )
     return path
@@ -280,7 +280,7 @@ def _learnt(where: str, entry: Mapping[str, Any], form: Format) -> Format:
     """Returns a format with the entry's settings for what is learnt."""
     turns = [turns for key, turns in LEARNT.items() if entry.get(key)]
     if len(turns) > 1:
-        raise UserError(f"{where}: {' and '.join(LEARNT)} go against each other: give one of them")
+        raise UserError(f"{where}: {' and '.join(LEARNT)} exclude each other: give one of them")
     weight = weights.of_message(where, {"weight": entry.get("weight")})
     if not turns and weight == 1:
         return form

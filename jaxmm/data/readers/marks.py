@@ -81,7 +81,7 @@ def _objects(origin: str, value: Any, document: Document) -> tuple[list[Object],
         if type(picture) is not int or not 0 <= picture < len(media):
             raise UserError(f"{origin}: its '{COLUMN}' name the picture {picture!r:.40}, of {len(media)}")
         if not isinstance(media[picture], Image):
-            raise UserError(f"{origin}: its '{COLUMN}' have boxes of media whose picture's size nobody knows")
+            raise UserError(f"{origin}: its '{COLUMN}' have boxes of media whose picture's size is unknown")
         found.append(Object(box=_numbers(origin, box), image=picture, is_part=kind == "norm1"))
     return [Object(name=text(origin, f"'ref' of its '{COLUMN}'", name)) for name in names], found
 

@@ -43,7 +43,7 @@ def found(inside: Sequence[str]) -> list[str]:
     if alone:
         raise UserError(
             f"{pictures[stem(paired[0])]} lies beside {paired[0]} as if that were its text, but {alone[0]} has no "
-            f"picture of its name: keep pictures with their texts in a folder of their own"
+            f"picture of the same name: keep pictures and their texts in a separate folder"
         )
     told = {stem(file) for file in paired}
     # If a picture has two texts, the .json is read together with the other one.

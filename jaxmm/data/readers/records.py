@@ -147,7 +147,7 @@ class _Watch:
                 raise UserError(
                     f"{origin} has no picture, but its '{key}' looks like one ({record[key]!r:.40}): name it with "
                     f"config.data.columns=image={key}, or in a dataset_info.json as images of its columns; if it is "
-                    f"none, say so by an empty name (image=)"
+                    f"no picture, give an empty name (image=)"
                 )
 
     def seen(self) -> Seen:

@@ -67,12 +67,12 @@ def check(kind: str, image: ImageSpec) -> None:
     """Raises UserError if boxes of this kind cannot be written for pictures resized in this way."""
     if kind and image.crop:
         raise UserError(
-            "config.data.boxes: this model crops pictures to a square, which boxes may lie outside of: leave it out"
+            "config.data.boxes: this model crops pictures to a square, and boxes may lie outside of it: leave it out"
         )
     if kind == PIXELS and image.max_tiles > 1:
         raise UserError(
-            "config.data.boxes=pixels: this model cuts pictures into tiles, which have no pixels in common: use "
-            "thousandths"
+            "config.data.boxes=pixels: this model cuts pictures into tiles, and no tile has the pixels of the picture: "
+            "use thousandths"
         )
 
 
@@ -172,14 +172,16 @@ class _Writer:
     def _last(self, what: str) -> int:
         """The picture that a box in a text belongs to: the last one before it, or the only one."""
         if not self._before and len(self._sizes) > 1:
-            raise UserError(f"{self._origin}: {what} stands before its {len(self._sizes)} pictures: of which is it?")
+            raise UserError(
+                f"{self._origin}: {what} stands before its {len(self._sizes)} pictures: put it after the one it is in"
+            )
         return max(self._before - 1, 0)
 
     def _numbers(self, box: _Box, picture: int, what: str) -> list[int]:
         """Returns the numbers that the model sees: pixels of the resized picture, or thousandths of its sides."""
         size = self._sizes[picture]
         if size is None:
-            raise UserError(f"{self._origin}: {what} is a box of ready-made media, whose picture's size nobody knows")
+            raise UserError(f"{self._origin}: {what} is a box of ready-made media, whose picture's size is unknown")
         corners = list(zip(box.numbers[::2], box.numbers[1::2], strict=True))
         if box.is_box and (corners[0][0] > corners[1][0] or corners[0][1] > corners[1][1]):
             raise UserError(

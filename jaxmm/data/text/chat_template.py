@@ -228,7 +228,7 @@ class ChatTemplate:
         self._shapes.clear()
         if self._ends(one) != (eos,):
             raise UserError(f"{self.name}: its chat template ends an answer with no special token, and takes no {eos}")
-        self.notes.append(f"the chat template ends an answer with nothing: {eos} is written there, learnt and exported")
+        self.notes.append(f"the chat template does not end an answer: {eos} is written after it, learnt and exported")
 
     def _ends(self, messages: Sequence[Message]) -> tuple[str, ...]:
         """The special tokens with which answers end."""
@@ -246,8 +246,8 @@ class ChatTemplate:
         prompt = self.render(one[:1], self.shape(one[:1]), opens=True)
         if start < len(prompt):
             differs = repr(prompt[start:])
-            self.notes.append(f"the chat template's generation prompt ends in {differs}, which stands before no answer "
-                              f"of the data: answers are learnt from where the two part")  # fmt: skip
+            self.notes.append(f"the chat template's generation prompt ends in {differs}, which it does not write "
+                              f"before the data's answers: they are learnt from where the two differ")  # fmt: skip
         return layout.text[start : layout.text.index(numbered(1))]
 
     def refused(self, messages: Sequence[Message], trouble: str) -> UserError:

@@ -136,7 +136,7 @@ class Template:
         missing = [t for t in re.findall(r"<[^<>\s]+>", "".join(around)) if t not in tokenizer.get_vocab()]
         if missing and markup != OURS:
             raise UserError(
-                f"the tokenizer lacks {missing[0]}, which stands by this family's images: is it the folder's?"
+                f"the tokenizer lacks {missing[0]}, which this family writes around images: use the model folder's one"
             )
         has_own = has_chat_template(tokenizer) and objective == "sft"
         self.written = str(tokenizer.chat_template) if has_own else ""

@@ -38,7 +38,7 @@ def load_tokenizer(folder: str) -> Any:
     if pipe := next(
         (path for path in where.iterdir() if path.exists() and not (path.is_file() or path.is_dir())), None
     ):
-        raise UserError(f"config.data.tokenizer: {pipe} is no file: a pipe, a socket or a device would be waited for")
+        raise UserError(f"config.data.tokenizer: {pipe} is a pipe, a socket or a device, not a file: remove it")
     try:
         found = AutoTokenizer.from_pretrained(where, local_files_only=True, trust_remote_code=False)
         if not found.chat_template and (where / PROCESSORS_TEMPLATE).exists():
