@@ -206,7 +206,7 @@ def test_what_the_tool_prepares_a_run_takes(tmp_path, data, capsys):
         (["--boxes=thousandths", "--max_pixels=9"], "--max_pixels: without --boxes=pixels nothing depends on"),
         (["--boxes=pixels", "--patch_size=0"], "--patch_size, --merge, --min_pixels or --max_pixels"),
         (["--boxes=pixel"], "must be one of pixels, thousandths"),
-        (["--boxes=pixels", "--drop_image=True"], "does not go with"),
+        (["--boxes=pixels", "--drop_image=True"], "cannot be used with"),
     ],
 )
 def test_mistakes_of_the_tool_are_one_line(tmp_path, data, flags, told):

@@ -1,7 +1,7 @@
-"""From planned rows to Batches: reads records, and has media fill their arrays beside the text.
+"""Makes Batches of planned rows: reads records, and lets each medium fill its arrays beside the text.
 
-A batch is a pure function of its rows, so that any thread or process may make it; this file imports no JAX, and nothing
-that does.
+A batch is a pure function of its rows, so that any thread or process may make it. This file does not import JAX, nor
+anything that does.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from jaxmm.data.packing.plan import Budgets, Lengths, Piece, Row
 
 
 class Skipped(NamedTuple):
-    """A piece that became padding, because a medium of it could not be decoded."""
+    """A piece that became padding because one of its media could not be decoded."""
 
     origin: str
     reason: str
 
 
 class Loaded(NamedTuple):
-    """A Batch of the rows a process loads, and what only the host needs to know of it."""
+    """A Batch of the rows that this process loads, and what only the host needs to know of it."""
 
     batch: Batch
     rows: list[Row]  # the pieces in each row
-    all_rows: list[Row]  # of the global batch, whoever loads them
-    answers_BT: np.ndarray  # int32: which answer of the row the target at t belongs to, 1.., or 0
+    all_rows: list[Row]  # of the global batch, whichever process loads them
+    answers_BT: np.ndarray  # int32: which answer of the row the target at t belongs to, from 1; 0 for none
     skipped: list[Skipped]
-    media: int  # what fills soft tokens in these rows; an image cut into tiles is one
+    media: int  # number of media that fill soft tokens in these rows; an image cut into tiles is one
 
 
 def row_bytes(budgets: Budgets, spec: ImageSpec, feature_width: int = 0) -> int:
-    """What a row of a Batch takes of the memory."""
+    """Returns how many bytes of memory a row of a Batch takes."""
     batch = empty_batch(0, budgets, spec, feature_width)
     return sum(math.prod(array.shape[1:]) * array.itemsize for array in _arrays(batch))
 
@@ -53,7 +53,7 @@ def _arrays(tree: Any) -> Iterator[np.ndarray]:
 
 
 def empty_batch(rows: int, budgets: Budgets, spec: ImageSpec, feature_width: int = 0) -> Batch:
-    """A Batch of nothing but padding; without a budget for ready-made features it has none."""
+    """Returns a Batch of padding only. It has ready-made features only if there is a budget for them."""
     B, T = rows, budgets.tokens
 
     def zeros(*shape: int, dtype=np.int32) -> np.ndarray:
@@ -76,7 +76,7 @@ def empty_batch(rows: int, budgets: Budgets, spec: ImageSpec, feature_width: int
 
 
 class Assembler:
-    """Fills Batches with planned rows. Pickles to worker processes; opens its files lazily in each."""
+    """Fills Batches with planned rows. It pickles to worker processes, and each opens the files when it needs them."""
 
     def __init__(
         self,
@@ -91,8 +91,8 @@ class Assembler:
     ):
         """
         Args:
-          loss_weights: by source, what a target of it weighs in the loss; 1 by default.
-          jitter, seed, fast_decode: as of ``medium.Settings``.
+          loss_weights: what a target of each source weighs in the loss; 1 by default.
+          jitter, seed, fast_decode: as in ``medium.Settings``.
         """
         self.lengths, self.budgets, self.spec = list(lengths), budgets, spec
         self.settings = Settings(jitter, seed, fast_decode)
@@ -109,7 +109,7 @@ class Assembler:
         return Loaded(batch, rows, rows, answers_BT, skipped, media)
 
     def _fill_row(self, batch: Batch, answers_BT: np.ndarray, b: int, row: Row, skipped: list[Skipped]) -> int:
-        """Returns how many media with soft tokens it has filled in."""
+        """Fills row b of the batch. Returns how many media with soft tokens it has written."""
         at, answer, media, space = 0, 0, 0, Space(batch, b)
         for segment, piece in enumerate(row, start=1):
             lengths = self.lengths[piece.source]
@@ -123,7 +123,7 @@ class Assembler:
             try:
                 slots, grids = self._fill_media(filled, piece, parts)
             except BadMedia as error:
-                for medium in MEDIA.values():  # what was written before the bad one
+                for medium in MEDIA.values():  # clear what was written before the bad one
                     medium.clear(space)
                 skipped.append(Skipped(record.origin, str(error)))
                 continue  # its place stays padding: the plan does not move
@@ -143,11 +143,11 @@ class Assembler:
         return media
 
     def _fill_media(self, space: Space, piece: Piece, parts: Mapping[int, Any]) -> tuple[np.ndarray, list[Grid]]:
-        """Writes a piece's media, by their numbers in the source, one after the other.
+        """Writes a piece's media one after the other; ``parts`` has them by their number in the source.
 
         Returns:
-          Where in the row's soft-token table the piece's soft tokens are, and one more, which is no soft token's; and
-          the grid of soft tokens of each medium that has some.
+          The index in the row's soft-token table of each of the piece's soft tokens, with IGNORED added at the end;
+          and the grid of soft tokens of each medium that has some.
 
         Raises:
           BadMedia: if one cannot be used; some of the media may then be written.
@@ -155,7 +155,7 @@ class Assembler:
         table, grids = [np.full(1, IGNORED)], []
         for i, part in parts.items():
             if part is None:
-                continue  # it stands in the text
+                continue  # its content is in the text
             medium, item = medium_of(part), self._item(piece, i, part)
             place = self._places[medium.stream]
             first = place.start + space.taken.get(medium.stream, 0) // place.group
@@ -166,7 +166,7 @@ class Assembler:
         return np.concatenate(table), grids
 
     def _item(self, piece: Piece, i: int, part: Any) -> Item:
-        """The medium of a source's number ``i``."""
+        """Returns medium number ``i`` of a source."""
         lengths = self.lengths[piece.source]
         extents, units = lengths.extents(i), int(lengths.units_I[i])
         needs = medium_of(part).needs(units, extents, self.spec)

@@ -1,8 +1,8 @@
 """The embedded demo corpus: pictures of coloured shapes and texts about them, drawn from a seed.
 
-It lets a fresh machine train and judge a model with nothing to download. It is small enough to be learnt in minutes and
-honest: answers are balanced, a question never tells its own answer, and the test asks about colour-shape pairs
-(``HELD_OUT``) that no training picture or text shows.
+It lets a fresh machine train and evaluate a model with nothing to download. A model learns it in minutes. It is honest:
+answers are balanced, a question never reveals its own answer, and the test asks about colour-shape pairs (``HELD_OUT``)
+that no training picture or text shows.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ANSWERS = {
 KINDS = tuple(ANSWERS)
 OPPOSITES = {"left": "right", "right": "left", "above": "below", "below": "above"}
 
-# One of each shape in a colour of its own, so that every colour and every shape stays frequent in training.
+# Each shape once, each in a different colour, so that every colour and every shape stays frequent in training.
 HELD_OUT: tuple[Pair, ...] = (
     ("green", "circle"),
     ("blue", "triangle"),
@@ -41,23 +41,23 @@ HELD_OUT: tuple[Pair, ...] = (
 SEEN: tuple[Pair, ...] = tuple((c, s) for c in COLOURS for s in SHAPES if (c, s) not in HELD_OUT)
 
 UNIT = 1000  # documents that are drawn and prepared as one shard
-CELL = 16  # pixels; boxes of shapes stand on this grid, that of the base model's soft tokens
-SIDES = (48, 64, 80)  # pixels: the sides of a picture, each drawn alone
+CELL = 16  # pixels; boxes of shapes stand on this grid, which is that of the base model's soft tokens
+SIDES = (48, 64, 80)  # pixels: the sides of a picture, drawn independently
 BOXES = (1, 2)  # cells: the sides of a shape's box
 MARGIN = 1  # pixels that a shape keeps from the edge of its box
 TEXTURES = ("plain", "stripes", "dots", "noise")
 
-# Of a hundred training documents; the rest is text alone.
+# Per hundred training documents; the rest is text only.
 CONVERSATIONS, CAPTIONS, INTERLEAVED = 70, 20, 5
-# How often a picture has 1, 2, 3, 4 shapes: mostly few, where naming colours and shapes is learnt before finding them.
-# The rarer numbers are asked for more often, so that the answers to the count are even.
+# How often a picture has 1, 2, 3, 4 shapes. Mostly few: there a model learns to name colours and shapes before it has
+# to find them. Rarer counts are asked for more often, so that the answers to the count are balanced.
 SHAPE_COUNTS = (0.5, 0.3, 0.12, 0.08)
-TURNS = (1, 2)  # questions of a conversation: few, so that a picture is a good part of what its answers look back on
-ASK_COUNT = 0.6  # how often a picture with the rarest number of shapes is asked for it
+TURNS = (1, 2)  # questions of a conversation: few, so that the picture is a large part of the context of its answers
+ASK_COUNT = 0.6  # how often a picture with the rarest number of shapes is asked for that number
 ALL_DIFFERENT = 0.75  # how often no two shapes of a picture may share their colour or their form
-# How often the other turns ask each kind, while questions of that kind are left.
+# How often the other turns ask a question of each kind, while some of that kind are left.
 KIND_WEIGHTS = {"colour": 0.28, "shape": 0.32, "relation": 0.4}
-BLOCK = 120  # test documents in which each kind and each answer have their share, in a random order
+BLOCK = 120  # test documents: in each block every kind and every answer has its exact share, in random order
 
 FACTS = (
     "A circle is round and full.",
@@ -79,7 +79,7 @@ class Question(NamedTuple):
     kind: str
     text: str
     answer: str
-    about: tuple[Object, ...]  # what it names or asks for: nothing for a count
+    about: tuple[Object, ...]  # the objects that it names or asks for; () for a count
 
 
 class Draft(NamedTuple):
@@ -147,7 +147,7 @@ def draft(seed: int, split: int, index: int) -> Draft:
     return _text_only(rng)
 
 
-# --- Scenes and what is true of them
+# --- Scenes, and questions about them
 
 
 def scene(rng: np.random.Generator, pairs: Sequence[Pair]) -> Scene:
@@ -208,9 +208,9 @@ def questions(picture: Scene) -> list[Question]:
 
 
 def caption(rng: np.random.Generator, picture: Scene) -> str:
-    """Returns a line that names every shape from left to right, the colours first or the forms first.
+    """Returns a line that names every shape from left to right, each with its colour first or its form first.
 
-    A model that has read the one can foresee the other, and the next shape, only by finding them in the picture.
+    After reading one of the two, a model can predict the other, and the next shape, only by finding it in the picture.
     """
     form = ("{0.colour} {0.shape}", "{0.shape} in {0.colour}")[rng.integers(2)]
     return ", ".join(form.format(o) for o in from_left(picture)) + "."
@@ -256,7 +256,7 @@ def _conversation(rng: np.random.Generator) -> Draft:
 
 
 def _given_away(question: Question, earlier: Question) -> bool:
-    """Tells whether an earlier question and its answer may tell the answer of this one."""
+    """Whether an earlier question and its answer may reveal the answer to this one."""
     return question.about[0] in earlier.about
 
 
@@ -299,8 +299,8 @@ def _test_order(seed: int, block: int) -> np.ndarray:
 def _test_case(seed: int, index: int) -> tuple[str, str]:
     """Returns the kind and the answer of a test question.
 
-    Each has its exact share of a block; the order within a block is random, so that a question and the one at any
-    fixed distance have nothing in common (a blind test swaps their pictures).
+    Each has its exact share of a block. The order within a block is random, so that two questions at any fixed distance
+    are unrelated (a blind test swaps their pictures).
     """
     block, place = divmod(index, BLOCK)
     number = block * BLOCK + int(_test_order(seed, block)[place])
@@ -309,11 +309,11 @@ def _test_case(seed: int, index: int) -> tuple[str, str]:
 
 
 def _test(rng: np.random.Generator, kind: str, answer: str) -> Draft:
-    """One question of that kind and answer; a fifth of those about a shape ask about a held-out pair."""
+    """One question of that kind and answer; a fifth of those about a shape are about a held-out pair."""
     unseen = any(answer in pair for pair in HELD_OUT) and rng.random() < 0.25
     count = int(answer) if kind == "count" else _count(rng, 2 if kind == "relation" else 1)
     while True:
-        pairs = _pairs(rng, count)  # what is not asked about looks as in training
+        pairs = _pairs(rng, count)  # the shapes that are not asked about look as in training
         if kind != "count":
             pool = tuple(p for p in (HELD_OUT if unseen else SEEN) if answer in p)
             pairs[0] = pool[rng.integers(len(pool))]

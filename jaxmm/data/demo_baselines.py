@@ -1,4 +1,4 @@
-"""What the demo's questions are worth without their pictures: accuracies that a model must beat."""
+"""Accuracies on the demo's questions without looking at the pictures: a model must beat them."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from jaxmm.data.documents import Document, Text
 
 
 def baselines(documents: Iterable[Document], seed: int = 0, examples: int = 9000) -> dict[str, dict[str, float]]:
-    """Returns what answers without a look at the picture score on test documents.
+    """Returns the accuracies of answers that ignore the picture, on test documents.
 
     Args:
       documents: of ``test_source``.
       seed, examples: the training split whose answers are counted.
 
     Returns:
-      accuracy by kind and "overall" of "random" (an answer of the kind, expected), "majority" (the kind's most
-      frequent answer in training) and "question" (the most frequent training answer to that very question, or else
-      the majority).
+      {way: {kind or "overall": accuracy, 0 to 1}}. The ways are "random" (expected accuracy of a random answer of the
+      kind), "majority" (the kind's most frequent answer in training) and "question" (the most frequent training answer
+      to that very question, or else the majority).
     """
     answers: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     for index in range(examples):

@@ -1,4 +1,4 @@
-"""Pictures of coloured shapes: what one shows, how it is drawn, and the file it becomes."""
+"""Pictures of coloured shapes: their content, how they are drawn, and how they are encoded as files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import PIL.Image
 import PIL.ImageDraw
 
-# No two colours and no two shapes share their first letter: a model of bytes can tell a name, and say it, by one byte.
+# No two colours, and no two shapes, share their first letter: one byte tells a byte-level model which name it is.
 COLOURS = {
     "red": (216, 38, 44),
     "green": (30, 150, 62),
@@ -41,13 +41,13 @@ class Object:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """All that a picture shows; ``draw`` is a pure function of it."""
+    """The content of a picture; ``draw`` is a pure function of it. Sizes are in pixels."""
 
     width: int
     height: int
     ground: tuple[int, int, int]
     texture: str
-    grain: int  # seed of what needs no name: the texture's phase, the shades of the shapes
+    grain: int  # seed of the details: the texture's phase, the shades of the shapes
     objects: tuple[Object, ...]
 
 
@@ -77,7 +77,7 @@ def draw(picture: Scene) -> PIL.Image.Image:
 
 @functools.cache
 def _mask(shape: str, size: int) -> PIL.Image.Image:
-    """Returns the coverage of a shape in its box, antialiased by drawing it eight times as large."""
+    """Returns the mask of a shape in its box of size x size pixels, antialiased by drawing it eight times as large."""
     scale = 8
     end = size * scale - 1
     mask = PIL.Image.new("L", (size * scale, size * scale))
@@ -97,7 +97,7 @@ def _mask(shape: str, size: int) -> PIL.Image.Image:
 
 
 def encode(image: PIL.Image.Image, lot: int) -> bytes:
-    """Returns the picture as a file: of ten lots, eight PNG, one JPEG, one WebP."""
+    """Returns the picture as the bytes of a file: of ten lots, eight are PNG, one JPEG, one WebP."""
     file = io.BytesIO()
     if lot % 10 == 0:
         image.save(file, "JPEG", quality=95, subsampling=0)

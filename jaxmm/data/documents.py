@@ -1,7 +1,7 @@
-"""Documents, the one form in which every data format reaches the rest, and sources, which yield them by units.
+"""``Document``, the one form that every data format becomes, and ``Source``, which yields documents unit by unit.
 
-The readers (``data/sources.py``, ``data/readers``) turn a record into turns of typed parts. What a placeholder in a
-string meant is settled there; later there is text, which is only text, and media.
+The readers (``data/sources.py``, ``data/readers``) turn a record into turns of typed parts. They also resolve the
+placeholders in its strings: after them, text is only text, and media are parts of their own.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SKIP_ADVICE = {
     "outside": "an image lies outside the data folder: set config.data.media_dir to its folder, or allow it with "
     "config.data.follow_outside=True",
     "unreadable": "an image's base64 text cannot be decoded",
-    "no caption": "a picture without a text of its name beside it",
+    "no caption": "a picture without a text file of the same name beside it",
     "no sense": "see its detail in skipped.jsonl; config.data.on_error=stop stops at the first",
 }
 SKIP_REASONS = tuple(SKIP_ADVICE)
@@ -47,10 +47,10 @@ class Image(NamedTuple):
 
 
 class Features(NamedTuple):
-    """What a vision tower made of a picture, before the connector: an ``.npy`` file's bytes, or its path or URL.
+    """A vision tower's output for a picture, before the connector: the bytes of an ``.npy`` file, or its path or URL.
 
-    It holds float16, float32 or float64: (rows, columns, D), a vector for each patch of a grid, or (n, D), vectors in
-    the order in which they leave the tower (those of one soft token adjacent).
+    The array is float16, float32 or float64. Its shape is (rows, columns, D), a vector for each patch of a grid, or
+    (n, D), vectors in the order in which they leave the tower (those of one soft token adjacent).
     """
 
     data: bytes = b""
@@ -64,13 +64,13 @@ class Tokens(NamedTuple):
 
 
 class Object(NamedTuple):
-    """What goes in the place of a mark in a text: a name, or a box of a picture.
+    """What replaces one mark in a text: a name, or a box in a picture.
 
     Attributes:
-      name: of what stands there; '' for a box.
-      box: x and y of corners, or of a point; () for a name.
-      image: number of the picture among the document's media.
-      is_part: whether numbers are parts of the picture's sides, and not pixels of it as it is.
+      name: of the object; '' for a box.
+      box: x and y of the corners, or of one point; () for a name.
+      image: index of the picture among the document's media.
+      is_part: whether the numbers are fractions of the picture's sides; if not, they are pixels of the original.
     """
 
     name: str = ""
@@ -87,12 +87,12 @@ class Turn(NamedTuple):
     """A speaker's parts, in order.
 
     Attributes:
-      role: "document" (plain or interleaved text), "system", "user", "assistant" or "tool" (what a call gave).
-      parts: of the turn; none is an empty turn.
-      target: whether the model learns to write it: documents and assistants.
-      thinking: what an assistant thought before it said this, where the data has it by itself.
-      calls: JSON list of the tools that an assistant calls, as the data has it; '' for none.
-      weight: of its tokens in the loss where they are targets; what has 0 is none.
+      role: "document" (plain or interleaved text), "system", "user", "assistant" or "tool" (the result of a call).
+      parts: of the turn; an empty turn has none.
+      target: whether the model is trained to write it: true for documents and assistant turns.
+      thinking: the assistant's thoughts before this turn, where the data stores them separately.
+      calls: JSON list of the assistant's tool calls, as the data has it; '' for none.
+      weight: loss weight of its tokens where they are targets; with weight 0 they are not targets.
     """
 
     role: str
@@ -104,14 +104,14 @@ class Turn(NamedTuple):
 
 
 class Document(NamedTuple):
-    """What is trained on as a unit: attention never leaves it.
+    """One training example: attention never leaves it.
 
     Attributes:
       turns: a single "document" turn for a web page or a caption.
-      origin: "file.json, record 17", counted from 0: for messages and skipped.jsonl.
-      labels: what an evaluation groups by, as ("colour", "unseen").
-      tools: JSON list of the tools that may be called, as the data has it; '' for none.
-      objects: one for each mark in its texts, in order, until ``boxes`` has written them there.
+      origin: file and record number, counted from 0, as "file.json, record 17"; for messages and skipped.jsonl.
+      labels: groups for an evaluation, as ("colour", "unseen").
+      tools: JSON list of the available tools, as the data has it; '' for none.
+      objects: one for each mark in the texts, in order, until ``boxes`` has written them there.
     """
 
     turns: tuple[Turn, ...]
@@ -122,11 +122,11 @@ class Document(NamedTuple):
 
 
 class Skip(NamedTuple):
-    """A record that gives no document but does not stop the run.
+    """A record that yields no document but does not stop the run.
 
     Attributes:
       reason: one of SKIP_REASONS.
-      detail: more of it, where there is more to say.
+      detail: more about the reason, or ''.
     """
 
     origin: str
@@ -135,11 +135,11 @@ class Skip(NamedTuple):
 
 
 class Unit(NamedTuple):
-    """A part of a source that is read by itself, and prepared to one shard.
+    """A part of a source that is read on its own and prepared as one shard.
 
     Attributes:
       file: path or URL; one of ``Source.files``, or '' for a source that reads none.
-      start, stop: [start, stop) of it in the format's own measure: bytes, row groups, or documents.
+      start, stop: the range [start, stop) in the format's own measure: bytes, row groups, or documents.
       first: number of its first record in the file, for origins.
     """
 
@@ -154,18 +154,18 @@ class Source:
     """One named data source that can be read again and again, as a whole or by units.
 
     Attributes:
-      name: as in a mixture.
-      files: what it reads, absolute: their versions decide whether prepared data is still valid.
-      entry: canonical JSON of how it is read.
+      name: as used in a mixture.
+      files: the files it reads, absolute: their versions decide whether prepared data is still valid.
+      entry: canonical JSON of the settings it is read with.
       units: lists the units, in order: the same ones on every machine, however many workers read them.
-      read: starts a fresh pass over a unit. It pickles, as ``units`` does, so that a worker process may call it. What
-        the pass returns in the end, where it counts them, is which columns it has read (``columns.Seen``).
+      read: starts a fresh pass over a unit. Like ``units`` it pickles, so that a worker process may call it. If the
+        pass counts columns, its generator returns the columns it has read (``columns.Seen``).
       told: lines for people on what is read and what is not.
-      max_skipped: the part of its documents that may be skipped.
-      drop_image: whether an image that cannot be used leaves its page, in place of the page being skipped.
+      max_skipped: the largest fraction of its documents that may be skipped.
+      drop_image: whether an unusable image is removed from its page; if not, the page is skipped.
       skip_errors: whether a document that cannot be encoded is skipped.
       boxes: how boxes in its texts are written, one of ``boxes.KINDS``.
-      image: how pictures are resized, where boxes depend on it.
+      image: how pictures are resized, needed where boxes depend on it.
     """
 
     name: str

@@ -19,14 +19,14 @@ _DIGITS = re.compile(r"([0-9]+)")
 
 
 class Version(NamedTuple):
-    """What tells one content of a file from another without reading it: its size, and a time or the store's tag."""
+    """Identifies a file's content without reading it: its size in bytes, and a time or the store's tag."""
 
     size: int
     tag: str
 
 
 class NoFile(OSError):
-    """What a path names is no regular file."""
+    """The path exists, but is not a regular file."""
 
     def __init__(self, path: str, mode: int):
         kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
@@ -45,16 +45,16 @@ def absolute(name: str) -> str:
 
 
 def bare(name: str) -> str:
-    """Returns a name as a file or folder may be called: itself, where it leads nowhere else and no store minds it.
+    """Returns a name that is safe for a file or folder: the same name where it is safe already.
 
-    What becomes of another name ends in a hash, so that two of them stay two.
+    A changed name ends in a hash, so that two different names stay different.
     """
     safe = re.sub(r"[^\w.-]", "_", name.lstrip("."))[:100]
     return name if safe == name != "" else f"{safe}-{hashlib.sha256(name.encode(errors='replace')).hexdigest()[:8]}"
 
 
 def join(folder: str, name: str) -> str:
-    """Returns ``name`` as seen from ``folder``; a URL or an absolute path stands for itself."""
+    """Returns ``name`` resolved against ``folder``; a URL or an absolute path is returned as it is."""
     if is_remote(name) or os.path.isabs(name):
         return name
     if is_remote(folder):
@@ -64,16 +64,16 @@ def join(folder: str, name: str) -> str:
 
 
 def natural(name: str) -> tuple[tuple[tuple[str | int, ...], ...], str]:
-    """A key to sort names by as people number them: ``a2`` before ``a10``, folder by folder."""
+    """Sort key for natural order: ``a2`` before ``a10``, folder by folder."""
     parts = map(_DIGITS.split, name.split("/"))
     return tuple(tuple(int(part) if k % 2 else part for k, part in enumerate(one)) for one in parts), name
 
 
 def open_binary(name: str) -> BinaryIO:
-    """Opens a file to be read; seekable.
+    """Opens a file for reading in binary mode; it is seekable.
 
     Raises:
-      NoFile: if it is no regular file: a pipe that nobody writes to would be waited for.
+      NoFile: if it is not a regular file: opening a pipe without a writer would wait forever.
       OSError: if it is not there or cannot be read.
       UserError: if the URL's scheme needs a package that is not installed.
     """
@@ -84,10 +84,10 @@ def open_binary(name: str) -> BinaryIO:
 
 
 def _open_regular(path: str) -> BinaryIO:
-    _check_regular(path, os.stat(path))  # before it is opened, as a device may act on that,
+    _check_regular(path, os.stat(path))  # before opening: a device may act on being opened
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        _check_regular(path, os.fstat(handle))  # and after, as another one may have taken its place
+        _check_regular(path, os.fstat(handle))  # and after: another file may have taken its place
         return os.fdopen(handle, "rb")
     except BaseException:
         os.close(handle)
@@ -114,7 +114,7 @@ def is_folder(name: str) -> bool:
 
 
 def listed(folder: str) -> list[str]:
-    """Returns the names of what lies in a folder, absolute and in natural order."""
+    """Returns the absolute paths (or URLs) of a folder's entries, in natural order."""
     if not is_remote(folder):
         return [os.path.join(folder, name) for name in sorted(os.listdir(folder), key=natural)]
     fs, path = _store(folder)
@@ -145,7 +145,7 @@ def version(name: str) -> Version:
 
 
 def _url(fs: Any, like: str, found: str) -> str:
-    """Returns the URL of what a store found, with as many slashes as the one it was asked for."""
+    """Returns the URL of a path found in a store, with as many slashes as the URL that was asked for."""
     return str(fs.unstrip_protocol(found if like.partition("://")[2].startswith("/") else found.lstrip("/")))
 
 

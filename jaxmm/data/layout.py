@@ -1,4 +1,4 @@
-"""The text positions of a piece: where tokens and soft tokens stand, what is predicted, and how they are numbered."""
+"""The text positions of a piece: where tokens and soft tokens stand, what is predicted, and position numbers."""
 
 from __future__ import annotations
 
@@ -14,23 +14,32 @@ from jaxmm.data.packing.plan import Lengths, Piece, expanded
 
 
 class Layout(NamedTuple):
-    """Text positions of a piece, as (length,) arrays; slots count from the piece's first soft token."""
+    """Text positions of a piece, as (length,) arrays.
+
+    Attributes:
+      tokens: int32 ids; 0 at soft tokens.
+      slots: int32, the number of the soft token in the piece, from 0; IGNORED at text.
+      targets: int32, the id of the next token; 0 where that is a soft token.
+      weights: float32, loss weight of the target; 0 where it is none.
+      answers: int32, which answer of the example the target belongs to, from 1; 0 for none, or for one that is cut.
+      images: which of the source's media the piece holds.
+    """
 
     tokens: np.ndarray
     slots: np.ndarray
     targets: np.ndarray
     weights: np.ndarray
     answers: np.ndarray
-    images: range  # which of the source's media the piece holds
+    images: range
 
 
 def lay_out(lengths: Lengths, piece: Piece, tokens: np.ndarray) -> Layout:
     """Expands the text tokens of a piece's example to positions with soft tokens, and cuts the piece out.
 
-    Position t predicts the token at t + 1 if that is a target; the position of a soft token is never one.
+    Position t predicts the token at t + 1 if that is a target; a soft token never is.
 
     Raises:
-      ValueError: if slots and images disagree, with both numbers.
+      ValueError: if the record and the index disagree on the number of tokens or soft tokens; it has both numbers.
     """
     prepared = lengths.prepared
     first_image, last_image = (int(i) for i in prepared.images_E1[piece.example : piece.example + 2])
@@ -59,14 +68,14 @@ def lay_out(lengths: Lengths, piece: Piece, tokens: np.ndarray) -> Layout:
 
     after = slice(piece.first + 1, piece.last + 1)
     next_flags = flags[after].copy()
-    next_flags[-1:] = 0  # what follows the piece is not in it
+    next_flags[-1:] = 0  # the token after the piece is outside it
     answer = (flags & ANSWER) > 0
     begins = answer & ~np.concatenate([[False], answer[:-1]])
     numbers = np.where(answer, np.cumsum(begins), 0)
     answers = numbers[after].copy()
     answers[-1:] = 0
     whole = np.bincount(answers, minlength=numbers.max() + 1) == np.bincount(numbers)
-    answers[~whole[answers]] = 0  # an answer that a cut goes through, or that nothing predicts
+    answers[~whole[answers]] = 0  # an answer that is cut, or has a token that nothing predicts
     return Layout(
         tokens=values[cut],
         slots=piece_slots,
@@ -78,13 +87,13 @@ def lay_out(lengths: Lengths, piece: Piece, tokens: np.ndarray) -> Layout:
 
 
 def text_positions(slots: np.ndarray, grids: Sequence[Grid], spec: ImageSpec) -> np.ndarray:
-    """int32 (T, axes): positions of a piece.
+    """Returns int32 (T, axes): the positions of a piece.
 
-    With several axes the soft tokens of a medium count its frames, rows and columns from where it stands, and the text
-    after it goes on after the largest of them (Qwen2-VL).
+    With several axes, the soft tokens of a medium are numbered by frame, row and column, starting at the medium's own
+    position. The text after it continues after the largest of these numbers (Qwen2-VL).
 
     Args:
-      slots: of each position, the number of its soft token in the piece, or IGNORED.
+      slots: int (T,): the number of the soft token in the piece at each position, or IGNORED.
       grids: (frames, rows, columns) of soft tokens of each medium.
     """
     places = np.arange(len(slots), dtype=np.int32)
@@ -103,6 +112,6 @@ def text_positions(slots: np.ndarray, grids: Sequence[Grid], spec: ImageSpec) ->
 
 
 def bidirectional_blocks(slots: np.ndarray, grids: Sequence[Grid]) -> np.ndarray:
-    """int32 (T,): the number of the medium, from 1, whose soft token stands at a position; 0 for text."""
+    """Returns int32 (T,): the number, from 1, of the medium whose soft token stands at a position; 0 for text."""
     number = np.append(np.repeat(np.arange(1, len(grids) + 1), list(map(math.prod, grids))), 0)
-    return number[slots].astype(np.int32)  # IGNORED, -1, is the last
+    return number[slots].astype(np.int32)  # IGNORED is -1 and picks the last one, 0

@@ -1,6 +1,6 @@
-"""Batches made ahead of the step: Grain's threads make them, or wait for worker processes of ours that do.
+"""Makes batches ahead of the step: in Grain's threads, or in our worker processes, for which these threads wait.
 
-Batch k is a pure function of the plan and k, so that any of them may make it.
+Batch k is a pure function of the plan and k, so that any thread or process may make it.
 """
 
 from __future__ import annotations
@@ -42,20 +42,21 @@ def batches(
     workers: int = 0,
     buffer: int = 4,
 ) -> grain.DatasetIterator[Loaded]:
-    """Yields global batches start..stop of a plan, made ahead from this call on in threads, or in worker processes.
+    """Yields global batches [start, stop) of a plan. From this call on, threads or worker processes make them ahead.
 
-    A batch from a worker lies in memory that is used again when the batch, and all that was made of it without a copy,
-    is gone.
+    A batch from a worker lies in shared memory. That memory is reused once the batch, and everything made from it
+    without a copy, is gone.
 
     Args:
-      local_rows: the rows of each global batch this process needs; all by default.
-      workers: processes that assemble; 0 for none, and threads do it.
-      buffer: batches made ahead; at least one a thread or worker.
+      local_rows: the rows of each global batch that this process needs; all by default.
+      threads: how many threads assemble where there are no workers.
+      workers: number of processes that assemble; with 0, threads do.
+      buffer: batches made ahead; at least one per thread or worker.
 
     Raises:
       UserError: for more workers than this machine can use; while iterating, if a worker process dies.
     """
-    import grain  # here, as a run's program is read at the same time
+    import grain  # imported here: a run's program is read at the same time
 
     check_workers(workers, "config.data.workers")
     rows = range(plan.batch_size) if local_rows is None else local_rows

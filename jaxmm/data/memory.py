@@ -1,16 +1,16 @@
-"""How much memory there is, and what one batch takes of it: said at the start, not when the machine is out of it."""
+"""Checks at the start of a run that a batch fits the machine's memory, before the memory runs out."""
 
 from __future__ import annotations
 
 from jaxmm.errors import UserError
 from jaxmm.machine import host_memory
 
-PIECE_BYTES = 250  # of a piece of an example, as an object of Python
-PART = 2  # a batch may take this part of the memory: while one is in use, the next one is made
+PIECE_BYTES = 250  # of a piece of an example, as a Python object
+PART = 2  # a batch may take 1 / PART of the memory: while one is in use, the next one is made
 
 
 def check_rows(rows: int, row_bytes: float, what: str) -> None:
-    """Raises UserError if what a batch of so many rows takes, ``what`` by name, does not fit the memory."""
+    """Raises UserError if a batch of ``rows`` rows of ``row_bytes`` bytes, called ``what``, does not fit the memory."""
     taken, room = rows * row_bytes, host_memory()
     if taken > room / PART:
         raise UserError(

@@ -1,8 +1,8 @@
-"""A worker process and the pipe to it: a fresh interpreter that ends with its parent, and says how it died.
+"""A worker process and the pipe to it: a fresh interpreter that ends with its parent, and reports how it died.
 
-Not a fork and no copy of the main program: a worker imports what its function needs, which is never JAX. A Ctrl-C or a
-scheduler's SIGTERM that the run catches to save does not end it; a run that is killed leaves none behind. What
-libraries print there goes to stderr.
+It is neither a fork nor a copy of the main program: a worker imports only what its function needs, which is never JAX.
+It ignores a Ctrl-C, and a scheduler's SIGTERM, which the run catches to save. A run that is killed leaves no worker
+behind. What libraries print in a worker goes to stderr.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 from jaxmm.errors import UserError
 from jaxmm.machine import cores
 
-_PER_CORE, _ANYWHERE = 4, 32  # workers that a machine may have: each has its own memory, and more of them only wait
-_GONE = (EOFError, OSError)  # what a pipe raises whose other end is closed
+_PER_CORE, _ANYWHERE = 4, 32  # the larger limit counts: each worker has its own memory, and more of them only wait
+_GONE = (EOFError, OSError)  # raised by a pipe whose other end is closed
 
 
 class Ended(Exception):
@@ -41,7 +41,7 @@ class Failed(NamedTuple):
 
 
 class Channel:
-    """A worker's end of the pipe. It is read in a thread: with the parent the worker ends, whatever it is doing."""
+    """The worker's end of the pipe. A thread reads it: when the parent ends, so does a worker that is busy."""
 
     def __init__(self, connection: Connection):
         self._connection = connection
@@ -75,8 +75,8 @@ class Worker:
         """
         Args:
           function: pickled; a worker unpickles it for its first call.
-          serve: of a module, runs there once a call; what it raises is the answer, as ``Failed``.
-          fds: open files that the worker has under the same numbers.
+          serve: module-level function that runs in the worker, once per call; an exception is answered as ``Failed``.
+          fds: file descriptors that the worker inherits under the same numbers.
         """
         ours, theirs = socket.socketpair()
         with theirs:  # closed here, so that the pipe ends with the worker
@@ -85,8 +85,8 @@ class Worker:
                 [sys.executable, "-P", "-c", program],
                 pass_fds=(theirs.fileno(), *fds),
                 stdin=subprocess.DEVNULL,
-                start_new_session=True,  # a Ctrl-C in the terminal is for the run to deal with
-                # Processes are the parallelism: threads of the tokenizers library on top of them only fight.
+                start_new_session=True,  # only the run handles a Ctrl-C in the terminal
+                # Processes are the parallelism: threads of the tokenizers library would only compete with them.
                 env=os.environ | {"TOKENIZERS_PARALLELISM": "false"},
             )
         self._connection = Connection(ours.detach())
@@ -98,7 +98,7 @@ class Worker:
         return self._process.pid
 
     def send(self, value: Any) -> None:
-        """Raises Ended if the process has."""
+        """Sends a value. Raises Ended if the process has ended."""
         try:
             if self._first is not None:
                 self._connection.send(self._first)
@@ -108,7 +108,7 @@ class Worker:
             raise Ended(self._how_it_ended()) from error
 
     def receive(self) -> Any:
-        """Returns its next answer. Raises Ended if the process has."""
+        """Returns the next answer. Raises Ended if the process has ended."""
         try:
             return self._connection.recv()
         except _GONE as error:
@@ -133,12 +133,12 @@ class Worker:
 
 def _end(process: subprocess.Popen) -> None:
     process.kill()
-    process.wait()  # a thread that waits for it now finds its pipe closed; ours closes when that thread has let go
+    process.wait()  # a thread that waits for an answer now finds the pipe closed; our end closes once it lets go
 
 
 def main(fd: int) -> None:
-    """A worker's life: it ends with its pipe."""
-    # A scheduler may send it to every process of a job, when only the run knows what to do.
+    """Main loop of a worker: it ends when its pipe closes."""
+    # A scheduler may send these to every process of a job, but only the run knows what to do.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     os.dup2(2, 1)
@@ -163,7 +163,7 @@ def _sendable(error: Exception) -> Exception:
 
 
 def check_workers(count: int, name: str) -> None:
-    """Raises UserError, by the setting's name, for more worker processes than this machine can use."""
+    """Raises UserError, which names the setting, if ``count`` is more workers than this machine can use."""
     most = max(_PER_CORE * cores(), _ANYWHERE)
     if count > most:
         raise UserError(f"{name} is {count}: at most {most} processes are started on this machine's {cores()} cores")

@@ -1,4 +1,4 @@
-"""How data is read, beside what it says of itself: the keys of ``config.data`` that readers know, as one value."""
+"""How data is read: the keys of ``config.data`` that readers know, as one value."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from jaxmm.data.documents import PLACEHOLDER
 from jaxmm.data.text.boxes import KINDS, check
 from jaxmm.errors import UserError, nearest
 
-# What ``config.data.columns`` may name, each for the column that holds it.
+# The names in ``config.data.columns``; each is given the column that holds it.
 COLUMNS = ("image", "images", "messages", "text", "prompt", "query", "response", "history", "system", "tools")
 ON_ERROR = ("stop", "skip")
 BARE = ("stop", "text")
-MAX_SKIPPED = 0.05  # of a source's documents; a single one never stops
+MAX_SKIPPED = 0.05  # fraction of a source's documents; a single skipped one never stops the run
 
 
 @dataclass(frozen=True)
 class Reading:
     """Attributes, each the key of ``config.data`` of its name:
 
-    media_dir: the folder that images' paths are relative to; '' is that of the dataset_info.json or the data.
+    media_dir: the folder that image paths are relative to; '' is the folder of the dataset_info.json or of the data.
     follow_outside: whether a path in a record may lead out of the data's folder and ``media_dir``.
-    columns: "image=img,prompt=question": where records that no format is known for have what.
-    split: of data that is split by names of files or folders; '' is train, and for an evaluation what is held out.
-    val_size: the part of a source's examples, chosen by a hash of each, that is kept from training.
+    columns: "image=img,prompt=question": which column holds what, for records in no known format.
+    split: which split to read, where names of files or folders tell it; '' is train, or held-out for an evaluation.
+    val_size: the fraction of a source's examples that is kept from training, chosen by a hash of each.
     allow_urls: whether pictures that records name by URL are fetched.
-    url_hosts: "host,host" of private addresses that may be asked too.
-    placeholder: what stands for a picture in a string; '' is nothing, and strings are only text.
-    bare_placeholder: what it is in a record without a picture: "stop", or "text".
+    url_hosts: "host,host" of private addresses that may be fetched from too.
+    placeholder: the string that stands for a picture; with '' there is none, and strings are only text.
+    bare_placeholder: what a placeholder does in a record without a picture: "stop", or count as "text".
     on_error: "stop", or "skip" for records that make no sense.
-    max_skipped: the part of a source's documents that may be skipped.
-    drop_image: whether a picture that cannot be used leaves its page, in place of the page being skipped.
+    max_skipped: the largest fraction of a source's documents that may be skipped.
+    drop_image: whether an unusable picture is removed from its page; if not, the page is skipped.
 
-    And beside the keys:
+    Attributes that are not keys:
 
     boxes: how boxes in texts are written: "", "pixels" or "thousandths".
-    image: how pictures are resized, for pixels.
-    evaluation: whether it is read to be evaluated.
-    held_out: whether it is the part that ``val_size`` keeps from training.
+    image: how pictures are resized, needed for boxes in pixels.
+    evaluation: whether the data is read for an evaluation.
+    held_out: whether to read the part that ``val_size`` keeps from training.
     """
 
     media_dir: str = ""
@@ -60,7 +60,7 @@ class Reading:
     held_out: bool = False
 
     def __post_init__(self) -> None:
-        """Raises UserError for a value that is none of those a key may have."""
+        """Raises UserError for a value that its key may not have."""
         if self.on_error not in ON_ERROR:
             known = f"{' or '.join(ON_ERROR)}{nearest(self.on_error, ON_ERROR)}"
             raise UserError(f"config.data.on_error '{self.on_error}' must be {known}")
@@ -72,8 +72,8 @@ class Reading:
             raise UserError(f"config.data.boxes '{self.boxes}' must be {known}")
         if self.boxes and self.drop_image:
             raise UserError(
-                "config.data.boxes does not go with config.data.drop_image: a box whose picture has left its page "
-                "would be another's; leave one of them out"
+                "config.data.boxes cannot be used with config.data.drop_image: a box whose picture was removed would "
+                "belong to another picture; leave one of them out"
             )
         if self.boxes and self.image:
             check(self.boxes, self.image)
@@ -84,7 +84,7 @@ class Reading:
         self.named()
 
     def named(self) -> dict[str, str]:
-        """Returns ``columns`` by what they hold; '' is a column that there is not, whatever it looks like.
+        """Returns ``columns`` as {name: column}, with images as image; '' says that there is no such column.
 
         Raises:
           UserError: if it is not written as name=column,name=column.

@@ -1,4 +1,4 @@
-"""The door to data: what a path is (a description, a file, a folder, a pattern), and the sources in it."""
+"""The entry to data: finds out what a path is (a description, a file, a folder, a pattern), and opens its sources."""
 
 from __future__ import annotations
 
@@ -21,24 +21,26 @@ from jaxmm.data.text import boxes
 from jaxmm.errors import UserError, nearest
 
 WILD = "*?["
-# What lies beside data and is none: datasets' own notes, and what tells of a folder.
+# Files beside the data that are no data: the notes of ``datasets``, and descriptions of a folder.
 NOTES = ("dataset_info.json", "dataset_dict.json", "dataset_infos.json", "state.json", "requirements.txt", "readme.txt")
 _BAD_NAME = re.compile(r"[\x00-\x1f\x7f/\\]|^\.{1,2}$|^$")
 
 
 def read_sources(path: str, names: Sequence[str], reading: Reading = Reading()) -> list[Source]:  # noqa: B008
-    """Opens data sources, reading no more of them than their format needs.
+    """Opens data sources, reading no more of them than is needed to recognise their format.
 
     Args:
-      path: local or a URL: a LLaMA-Factory ``dataset_info.json`` or the folder that holds one, whose entries the names
-        are; a folder that ``datasets`` saved with splits, whose names they are; or a data file, a folder of data files
-        of one kind, or a pattern as ``shards/*.tar``: a single source, in a format that its first record tells, named
-        as the file without its suffix, as the folder, or as what precedes the pattern's first wildcard.
+      path: local or a URL. Either a LLaMA-Factory ``dataset_info.json`` or the folder that holds one: the names are its
+        entries. Or a folder that ``datasets`` saved with splits: the names are the splits. Or a data file, a folder of
+        data files of one kind, or a pattern such as ``shards/*.tar``: a single source whose format its first record
+        tells. It is named after the file without its suffix, after the folder, or after what precedes the pattern's
+        first wildcard.
       names: of the sources wanted, in order.
+      reading: the keys of ``config.data`` that readers know.
 
     Raises:
       UserError: for a file, an entry or a column that is not there or not supported. A record that makes no sense
-        raises it later, from ``Source.read``: images that differ in number from their placeholders, most of all.
+        raises it later, from ``Source.read``; most often its images and placeholders differ in number.
     """
     path = files.absolute(path)
     if files.is_folder(path):
@@ -80,10 +82,10 @@ def _source(
     kind: Container | None = None,
     told: str = "",
 ) -> Source:
-    """Returns the source of files that lie under ``folder``, from which origins count.
+    """Returns the source of files under ``folder``; the paths in origins are relative to it.
 
     Args:
-      kind: the container of its files, where their suffixes do not say it.
+      kind: the container of its files, where their suffixes do not tell it.
     """
     if _BAD_NAME.search(name):
         raise UserError(f"a data source cannot be called {name!r:.60}: files are named after it")
@@ -115,7 +117,7 @@ def _source(
         "held_out": held_out if held_out.part else [],
         "num_samples": num_samples,
     }
-    if reading.boxes:  # so that what is prepared without them keeps its key
+    if reading.boxes:  # only then, so that data prepared without boxes keeps its key
         entry["boxes"] = boxes.settings(reading.boxes, reading.image)
     return Source(
         name,
@@ -142,18 +144,18 @@ def _source(
 
 
 def _of_each_suffix(found: Sequence[str]) -> list[str]:
-    """Returns a file of each suffix: of a thousand shards one is looked into."""
+    """Returns one file of each suffix, so that only one of a thousand shards is opened."""
     return list({containers.suffix(file): file for file in reversed(found)}.values())
 
 
 def _recognised(found: Sequence[str], reading: Reading, kind: Container | None) -> Format:
-    """Returns the format of files, which their first record tells that can be read."""
+    """Returns the format of files; the first record that can be read tells it."""
     columns = reading.named()
     for file in found:
         if reading.evaluation and columns:
             heads = [record for _, (_, record) in zip(range(10), containers.head(file, kind), strict=False)]
             if not any(set(filter(None, columns.values())) & set(r) for r in heads if isinstance(r, Mapping)):
-                columns = {}  # the training data's, which this does not have
+                columns = {}  # the columns are the training data's: these files have none of them
         form = recognise(containers.head(file, kind), columns, file)
         if form is not None:
             return form
@@ -165,13 +167,13 @@ def _file(path: str, reading: Reading) -> Source:
         raise UserError(f"config.data.split chooses among the files of a folder: {path} is one file")
     if pairs.is_text(path) and not path.lower().endswith(".json") and (beside := pairs.beside(path)):
         raise UserError(
-            f"{beside[0]} lies beside {path} as if that were its text: give their folder, or keep them apart"
+            f"{beside[0]} lies beside {path} as if that were its text: give their folder, or move one of them elsewhere"
         )
     return _source(_stem(path), [path], _parent(path), reading)
 
 
 def _folder(folder: str, reading: Reading, told: str = "", whole: bool = False) -> Source:
-    """Returns the source of the files in a folder, which must be of one kind, and if not ``whole`` of one split."""
+    """Returns the source of a folder's files, which must be of one kind; one split of them, unless ``whole``."""
     name = folder.rstrip("/").rpartition("/")[2]
     inside = [file for file in files.listed(folder) if _is_data(file)]
     if found := pairs.found(inside):
@@ -193,9 +195,11 @@ def _is_data(file: str) -> bool:
 
 
 def _below(folder: str, reading: Reading) -> tuple[str, str, bool]:
-    """Returns the folder of the split in a folder without files (train/, val/), or its data/, and a line on it.
+    """Looks for data below a folder that has no data files itself.
 
-    And whether all of it is of the split.
+    Returns:
+      the folder of the wanted split (train/, val/) or else data/, a line about that choice, and whether all files in
+      it are of the split.
     """
     inside = [found for found in files.listed(folder) if files.is_folder(found)]
     split = [found for found in inside if splits.of(found)]
@@ -231,7 +235,7 @@ def _pattern(pattern: str, reading: Reading) -> Source:
 
 
 def _of_dict(folder: str, listing: str, names: Sequence[str], reading: Reading) -> list[tuple[str, str]]:
-    """Returns the folders of the named splits of what datasets' ``DatasetDict.save_to_disk`` wrote, and a line."""
+    """Returns (folder, line for people) of each named split that datasets' ``DatasetDict.save_to_disk`` wrote."""
     try:
         with files.open_binary(listing) as opened:
             found = json.loads(opened.read()).get("splits", [])

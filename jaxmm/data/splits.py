@@ -1,4 +1,4 @@
-"""Which of a folder's files are for training, and which are held out: their names, or those of folders, say so."""
+"""Which of a folder's files are for training, and which are held out, by the names of files or folders."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from jaxmm.errors import UserError, nearest
 
-# As datasets names them, and what else stands for each.
+# Each split as ``datasets`` names it, with all words that stand for it.
 SPLITS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
@@ -17,7 +17,7 @@ _WORD = re.compile(r"[a-z]+")
 
 
 def of(name: str) -> str:
-    """Returns the split that a file's or folder's name says, or ''."""
+    """Returns the split that a file's or folder's name tells, or ''."""
     stem = name.rpartition("/")[2].lower()
     words = _WORD.findall(stem)
     found = [split for split, names in SPLITS.items() if any(word in names for word in words)]
@@ -33,14 +33,16 @@ def chosen(where: str, names: Sequence[str], asked: str, evaluation: bool) -> tu
     """Chooses files or folders.
 
     Args:
-      where: for messages.
-      asked: a split; '' is train, and for an evaluation validation or test, whichever there is first.
+      where: the path, for messages.
+      names: of files or folders.
+      asked: a split. '' is train, or for an evaluation the first there is of validation, test and train.
+      evaluation: whether the data is for an evaluation.
 
     Returns:
-      those chosen, in order, and a line that tells it; '' if nothing is split.
+      those chosen, in order, and a line for people about the choice; '' if nothing is split.
 
     Raises:
-      UserError: if there is none of the split.
+      UserError: if nothing belongs to the split.
     """
     by_split: dict[str, list[str]] = {}
     for name in names:
@@ -60,7 +62,7 @@ def chosen(where: str, names: Sequence[str], asked: str, evaluation: bool) -> tu
         found = by_split.get(asked, by_split.get("", []))
     else:
         asked = "train"
-        # What no name says the split of is train's, beside what is held out.
+        # A name that tells no split counts as train, beside names that are held out.
         found = [name for name in names if of(name) in ("train", "")]
         if len(by_split) == 1:
             return list(names), f"{where} has no train split: its {', '.join(by_split)} is read"

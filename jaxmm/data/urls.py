@@ -1,7 +1,7 @@
-"""Pictures by URL: which may be asked for, and reading one with limits of time and size.
+"""Pictures by URL: which URLs may be fetched, and fetching one within limits of time and size.
 
-A dataset from elsewhere must not decide whom this machine asks: nobody, unless the user allows it, and then no address
-of a private network, unless the user names it.
+A dataset from elsewhere must not decide which hosts this machine contacts. It contacts none unless the user allows it,
+and then no address of a private network unless the user names it.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from typing import IO, Any
 
 SCHEMES = ("http", "https", "s3", "gs", "gcs", "az", "abfs", "abfss", "hf", "r2", "oss", "memory")
 WEB = ("http", "https")
-TIMEOUT = 10.0  # seconds without a byte
-MAX_SECONDS, MAX_BYTES = 60.0, 256 << 20  # of one picture
+TIMEOUT = 10.0  # seconds without a byte received
+MAX_SECONDS, MAX_BYTES = 60.0, 256 << 20  # for one picture
 BLOCK = 1 << 18
 
 
 class Refused(ValueError):
-    """A URL that is not asked for."""
+    """A URL that may not be fetched; the message says why and what to do."""
 
 
 def check(url: str, allowed: bool, hosts: Sequence[str]) -> None:
     """Raises Refused for a URL that a record may not name.
 
     Args:
-      allowed: whether any may be named.
-      hosts: private ones that may be.
+      allowed: whether records may name URLs at all.
+      hosts: private hosts that they may name.
     """
     if not allowed:
         raise Refused(
-            f"{url[:80]} is a URL, and none is fetched unasked: allow it with config.data.allow_urls=True, or, where "
-            f"the column of raw data is no picture, say so with config.data.columns=image="
+            f"{url[:80]} is a URL, and URLs are not fetched by default: allow them with config.data.allow_urls=True, "
+            f"or, if the column of raw data is no picture, say so with config.data.columns=image="
         )
     scheme = url.partition("://")[0].lower()
     if scheme not in SCHEMES:
@@ -47,7 +47,7 @@ def check(url: str, allowed: bool, hosts: Sequence[str]) -> None:
         host = _host(url)
         if host not in hosts and is_private(host):
             raise Refused(f"{url[:80]}: {host} is an address of this machine or a private network: name it in "
-                          f"config.data.url_hosts if it is meant")  # fmt: skip
+                          f"config.data.url_hosts if you want it")  # fmt: skip
 
 
 def _host(url: str) -> str:
@@ -59,7 +59,7 @@ def _host(url: str) -> str:
 
 @functools.lru_cache(maxsize=1 << 12)
 def is_private(host: str) -> bool:
-    """Whether a host is, or its name leads to, anything but a public address; a name that leads nowhere does not."""
+    """Whether a host is, or resolves to, any address that is not public; False for a name that does not resolve."""
     try:
         found = {str(entry[4][0]) for entry in socket.getaddrinfo(host, None)} if host else {"0.0.0.0"}
     except (OSError, UnicodeError):
@@ -68,7 +68,7 @@ def is_private(host: str) -> bool:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects, but from a public host to a private one."""
+    """Follows redirects, except from a public host to a private one, or to anything but the web."""
 
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
@@ -83,7 +83,7 @@ _OPENER = urllib.request.build_opener(_Redirects)
 
 
 def is_web(url: str) -> bool:
-    """Whether ``fetch`` reads it."""
+    """Whether ``fetch`` can read a URL: http or https."""
     return url.partition("://")[0].lower() in WEB
 
 
@@ -91,8 +91,8 @@ def fetch(url: str, clock: Any = time.monotonic) -> bytes:
     """Reads a picture from the web.
 
     Raises:
-      FileNotFoundError: if the host says that there is none.
-      OSError: if it cannot be had, or not within TIMEOUT, MAX_SECONDS and MAX_BYTES.
+      FileNotFoundError: if the host answers 401, 403, 404 or 410.
+      OSError: if it cannot be fetched within TIMEOUT, MAX_SECONDS and MAX_BYTES.
     """
     until = clock() + MAX_SECONDS
     asked = urllib.request.Request(url, headers={"User-Agent": "jaxmm"})

@@ -1,8 +1,8 @@
-"""Worker processes that make things of arrays: each runs one function, and its arrays come back in shared memory.
+"""Worker processes that return arrays: each runs one function, and its arrays come back in shared memory.
 
 A result is pickled with its arrays out of band (PEP 574). The worker copies them into a slot of a file that both
-processes map, and here they are views of it. A slot is used again once nothing here can reach an array in it; one that
-JAX took without a copy, or is still copying to a device, is reached from there.
+processes map, and in this process they are views of it. A slot is reused once nothing here references an array in it.
+JAX holds such a reference while it uses an array without a copy, or still copies it to a device.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ import numpy as np
 from jaxmm.data.processes import Channel, Ended, Failed, Worker
 from jaxmm.errors import UserError
 
-ALIGNMENT = 64  # of arrays in a slot, in bytes: what JAX takes without a copy where host and device are one
-SLOT_UNIT = 1 << 16  # slots are multiples of this many bytes, as mapping wants it
+ALIGNMENT = 64  # bytes, of arrays in a slot: with it JAX needs no copy where host and device are one
+SLOT_UNIT = 1 << 16  # slots are multiples of this many bytes, as mmap requires
 
 
 class Made(NamedTuple):
-    """A result: the pickle without its arrays' bytes, and how many each has."""
+    """A result: the pickle without its arrays' bytes, and the number of bytes of each array."""
 
     result: bytes
     sizes: list[int]
@@ -44,22 +44,22 @@ class Slot(NamedTuple):
 
 
 class Slots:
-    """The shared file. Any thread may take a slot; it comes back by itself."""
+    """The shared file. Any thread may take a slot; it is returned automatically."""
 
     def __init__(self) -> None:
-        # Not /dev/shm: containers give it a few megabytes, and what writes past them is killed without a word.
+        # Not /dev/shm: containers give it a few megabytes, and a process that writes past them is killed silently.
         if hasattr(os, "memfd_create"):
             self.fd = os.memfd_create("jaxmm-batches")
         else:
             with tempfile.TemporaryFile() as file:
                 self.fd = os.dup(file.fileno())
         weakref.finalize(self, os.close, self.fd)
-        self.size = 0  # bytes of all slots there are
+        self.size = 0  # bytes of all slots
         self._lock = threading.Lock()
         self._free: collections.deque[Slot] = collections.deque()
 
     def take(self, size: int) -> tuple[Slot, np.ndarray]:
-        """Returns a free slot of at least ``size`` bytes, and the array that owns its memory.
+        """Returns a free slot of at least ``size`` bytes, and the uint8 array that owns its memory.
 
         The slot is free again when that array and all views of it are gone.
         """
@@ -77,13 +77,13 @@ class Slots:
                 slot = Slot(self.size, size, mmap.mmap(self.fd, size, offset=self.size))
                 self.size += size
         memory = np.frombuffer(slot.memory, np.uint8)
-        # Without the lock, which this thread may hold when the garbage collector runs; appending is atomic.
+        # No lock here: this thread may hold it when the garbage collector runs. Appending is atomic.
         weakref.finalize(memory, self._free.append, slot).atexit = False
         return slot, memory
 
 
 class Workers:
-    """Several workers with the same function. Any number of threads may call it; as many as workers run at once."""
+    """Several workers with the same function. Any number of threads may call it; one call runs in each worker."""
 
     def __init__(self, function: Callable[..., Any], count: int):
         """``function`` is pickled once; a result may hold arrays anywhere in it."""
@@ -100,10 +100,11 @@ class Workers:
         return [worker.pid for worker in self._workers]
 
     def __call__(self, *args: Any) -> Any:
-        """Returns ``function(*args)``, its arrays in shared memory.
+        """Returns ``function(*args)``, with its arrays in shared memory.
 
         Raises:
-          UserError: if the process has died.
+          UserError: if the worker process has died.
+          Exception: what the function raised, with the worker's traceback as a note.
         """
         worker = self._idle.get()
         try:
@@ -133,7 +134,7 @@ class Workers:
         return pickle.loads(result, buffers=[memory[a : a + n] for a, n in zip(places, sizes, strict=False)])
 
     def close(self) -> None:
-        """Ends the processes; what they made stays."""
+        """Ends the processes; their results stay valid."""
         for worker in self._workers:
             worker.close()
 
@@ -146,7 +147,7 @@ def _aligned(size: int) -> int:
 
 
 def _serve(fd: int, channel: Channel, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    """Calls the function, is told where there is room for its arrays, and copies them there."""
+    """Calls the function, receives the places for its arrays, and copies them there."""
     buffers: list[memoryview] = []
 
     def keep(buffer: pickle.PickleBuffer) -> bool:

@@ -1,6 +1,6 @@
-"""The decoders that families are made of: from a ``text_config`` to a spec, and the names of their tensors.
+"""The decoders of the families: from a ``text_config`` to a spec, and the names of their tensors.
 
-``transformers`` reads the config, old spellings included; what its code does beyond the config is here, as data.
+``transformers`` reads the config, old spellings included. What its code does beyond the config is here, as data.
 ``DECODERS`` is the table, by the config's ``model_type``.
 """
 
@@ -28,7 +28,7 @@ class DecoderKind(NamedTuple):
     """An entry of the table.
 
     Attributes:
-      spec: makes the spec of a config, and of whether the vocabulary projection is the embedding.
+      spec: makes the spec from a config, and from whether the vocabulary projection is the embedding.
       rules: the names of its tensors.
     """
 
@@ -37,21 +37,21 @@ class DecoderKind(NamedTuple):
 
 
 def decoder_of(config: Any, tied: bool) -> Decoder:
-    """Raises UserError for an architecture that is not there, or of heads that do not go together."""
+    """Returns the decoder of a config. Raises UserError for an unknown architecture, or sizes that do not match."""
     kind = supported.entry(DECODERS, config.model_type, "decoder")
     try:
         return Decoder(kind.spec(config, tied), kind.rules)
-    except ValueError as error:  # sizes that do not go together
+    except ValueError as error:  # sizes that do not match
         raise UserError(f"config.json: {error}") from error
 
 
 def plain_decoder_of(config: Any, tied: bool) -> Decoder:
-    """A decoder in a family that gives it one position an axis, and images that are seen as text is."""
+    """A decoder in a family with one axis of positions, and in which attention is causal over images as over text."""
     found = decoder_of(config, tied)
     return found._replace(spec=dataclasses.replace(found.spec, rope_sections=(), bidirectional_blocks=False))
 
 
-# What their configs have in common
+# What their configs share
 
 
 def _scaling(rope: dict[str, Any], max_positions: int) -> RopeScaling:
@@ -85,7 +85,7 @@ def _scaling(rope: dict[str, Any], max_positions: int) -> RopeScaling:
 
 
 def _windows(config: Any) -> dict[str, Any]:
-    """Which layers see a window, from ``layer_types`` where it is, else from ``sliding_window`` for all."""
+    """Which layers use a window: by ``layer_types`` if the config has it, else ``sliding_window`` for all."""
     window = getattr(config, "sliding_window", None) or 0
     kinds = getattr(config, "layer_types", None)
     if kinds is None:
@@ -99,7 +99,7 @@ def _windows(config: Any) -> dict[str, Any]:
 
 
 def _spec(config: Any, tied: bool, rope: dict[str, Any] | None = None, **features: Any) -> DecoderSpec:
-    """``rope``: its parameters, where layers of different kinds have their own."""
+    """``rope``: the rotary parameters, if layers of different kinds have their own."""
     rope = rope or config.rope_parameters
     if not getattr(config, "head_dim", None) and config.hidden_size % config.num_attention_heads:
         raise ValueError(f"hidden_size {config.hidden_size} is no multiple of {config.num_attention_heads} heads")
@@ -122,7 +122,7 @@ def _spec(config: Any, tied: bool, rope: dict[str, Any] | None = None, **feature
 
 
 def _sections(config: Any, default: tuple[int, ...]) -> tuple[int, ...]:
-    """How many frequencies each axis of positions has."""
+    """How many rotary frequencies each axis of positions has."""
     return tuple(config.rope_parameters.get("mrope_section") or default)
 
 
@@ -151,7 +151,7 @@ def _rules(post_norms: bool) -> list[Rule]:
     ]
 
 
-# Each by itself
+# One by one
 
 
 def _llama(config: Any, tied: bool) -> DecoderSpec:

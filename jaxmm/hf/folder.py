@@ -1,4 +1,4 @@
-"""A Hugging Face folder as a whole: its config as a family, its tensors as parameters, and both written again."""
+"""A Hugging Face folder as a whole: reads its config as a family, its tensors as parameters, and writes both again."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from jaxmm.hf.names import Rule
 from jaxmm.models.multimodal import ModelSpec, flat_axes, kernel_dims
 
 CONFIG = "config.json"
-LONGEST = 400  # of an error of transformers, in letters
-HEAD = "vision.head."  # of a tower that pools
+LONGEST = 400  # characters, of an error of transformers
+HEAD = "vision.head."  # the pooling head of a tower
 
 Path_ = names.Path
 
 
 def is_folder(folder: Path) -> bool:
-    """Whether it looks like a Hugging Face model, and not like a run's workdir."""
+    """Whether a folder looks like a Hugging Face model, and not like a run's workdir."""
     config = folder / CONFIG
     if not config.is_file():
         return False
@@ -80,17 +80,17 @@ def read_config(folder: Path) -> Any:
 
 @contextlib.contextmanager
 def of_folder(folder: Path) -> Iterator[None]:
-    """What is wrong with a config in it is told with the folder."""
+    """Adds the folder to errors about its config."""
     try:
         yield
     except UserError as error:
         raise UserError(f"{folder}: {error}") from error
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # of values of odd types
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # values of unexpected types
         raise UserError(f"{folder / CONFIG} has values that do not go together: {error}") from error
 
 
 def is_tied(folder: Path, tied: bool) -> bool:
-    """Whether the vocabulary projection is the embedding: not where a folder that says so has two that differ."""
+    """Whether the vocabulary projection is the embedding; False if a folder says so but has two tensors that differ."""
     if not tied or not tensor_files.is_there(folder):
         return tied
     checkpoint = tensor_files.Checkpoint(folder)
@@ -109,7 +109,7 @@ class Whole(NamedTuple):
 
 
 def read_whole(folder: Path) -> Whole:
-    """Reads the config of a whole model, which says of ties what the tensors say."""
+    """Reads the config of a whole model. Whether its embeddings are tied is corrected by the tensors."""
     config = read_config(folder)
     with of_folder(folder):
         family = family_of(config)
@@ -123,11 +123,11 @@ def read_whole(folder: Path) -> Whole:
     return Whole(family, layout, found)
 
 
-ShardingOf = Callable[[Path_, tuple[int, ...]], Any]  # of a parameter's path and shape, its sharding
+ShardingOf = Callable[[Path_, tuple[int, ...]], Any]  # from a parameter's path and shape to its sharding
 
 
 class Read(NamedTuple):
-    """What was read: parameters by path, and the names of the tensors that our model does not use."""
+    """What was read: the parameters by path, and the names of the tensors that our model does not use."""
 
     params: dict[Path_, jax.Array]
     spare: list[str]
@@ -164,7 +164,7 @@ def _read(
     }  # fmt: skip
     vocabulary = [("decoder", "embedding"), ("decoder", "head")]
     if is_tied(folder, spec.decoder.tie_embeddings):
-        others = [*others, names.HEAD]  # the same once more
+        others = [*others, names.HEAD]  # a copy of the embedding
     checkpoint = tensor_files.Checkpoint(folder)
     found = weights.read_params(
         checkpoint, rules, parameters, spelling=spelling, others=others, grows=vocabulary
@@ -191,7 +191,7 @@ def outgoing(
 
 
 def flat(tree: Mapping[str, Any], above: Path_ = ()) -> dict[Path_, Any]:
-    """Parameters by their paths, of a tree of them: what ``multimodal.nested`` makes, the other way round."""
+    """Flattens a tree of parameters to {path: parameter}: the inverse of ``multimodal.nested``."""
     found: dict[Path_, Any] = {}
     for key, value in tree.items():
         found |= flat(value, (*above, key)) if isinstance(value, Mapping) else {(*above, key): value}
@@ -199,7 +199,7 @@ def flat(tree: Mapping[str, Any], above: Path_ = ()) -> dict[Path_, Any]:
 
 
 def save_spare(source: Path, spare: Sequence[str], file: Path) -> None:
-    """Keeps the tensors that our model does not use, to the bit."""
+    """Saves the tensors that our model does not use, bit for bit."""
     if not spare:
         return
     checkpoint = tensor_files.Checkpoint(source)
@@ -207,9 +207,9 @@ def save_spare(source: Path, spare: Sequence[str], file: Path) -> None:
 
 
 def save_spare_of_tower(source: Path, spare: Sequence[str], layout: Layout, file: Path) -> None:
-    """As ``save_spare``, of a tower's own folder, under the names that the whole model has for them.
+    """As ``save_spare``, for a tower's own folder, under the names that the whole model gives them.
 
-    The pooling head is left out: a whole model's config says that there is none.
+    The pooling head is left out: the whole model's config says that there is none.
     """
     if not spare:
         return

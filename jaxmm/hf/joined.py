@@ -1,7 +1,7 @@
-"""A tower and a decoder that no folder had together, in the layout of a family, so that ``transformers`` runs it.
+"""Joins a tower and a decoder from different folders, in the layout of a family, so that ``transformers`` can run them.
 
-A tower of pictures of any shape goes into one family's layout, a tower of one size into another's: the tower says which
-pictures it takes (``towers.TOWERS``), the family which of these it joins (``Family.joins``).
+A tower for pictures of any shape goes into one family's layout, a tower of one size into another's. The tower says
+which pictures it takes (``towers.TOWERS``), the family which towers it joins (``Family.joins``).
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from jaxmm.models.connector import ConnectorSpec
 
 
 def join(vision: Any, text: Any, tied: bool, folder: Path, connector: ConnectorSpec) -> Joined:
-    """Joins the two by their configs, as ``transformers`` reads them.
+    """Joins a tower and a decoder by their configs, as ``transformers`` reads them.
 
     Args:
       tied: whether the decoder's vocabulary projection is its embedding.
-      folder: the tower's.
-      connector: as it is asked for, which some layouts leave no choice of.
+      folder: of the tower.
+      connector: the one that is asked for; some layouts leave no choice.
 
     Raises:
       UserError: for a tower that no family joins with a decoder.
     """
     kind = vision.model_type
     if kind not in joinable():
-        tower_of(vision)  # says so where there is no such tower at all
+        tower_of(vision)  # raises if there is no such tower at all
         raise UserError(
             f"{folder}: a tower '{kind}' runs in its own family alone: start from a whole model, or take a tower of "
             f"{', '.join(joinable())}"

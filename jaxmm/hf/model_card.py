@@ -1,4 +1,4 @@
-"""The model card of an exported folder: what the model is, and how it came to be, as the exported step has it."""
+"""The model card of an exported folder: what the model is, and how it was trained up to the exported step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxmm.data.files import is_remote
 
 
 def model_card(title: str, architecture: str, config: Mapping[str, Any], step: int, image: ImageSpec) -> list[str]:
-    """Lines of Markdown, a table at their end.
+    """Returns lines of Markdown that end in a table.
 
     Args:
       config: of the run when it saved this step, as plain values.
@@ -38,7 +38,7 @@ def model_card(title: str, architecture: str, config: Mapping[str, Any], step: i
 
 
 def evaluation(workdir: Path, step: int) -> list[str]:
-    """A row of the table for each source that the run was evaluated on at this step; none if it was not."""
+    """Returns a table row for each source that the run was evaluated on at this step; [] if it was not."""
     found = [
         line["eval"] for line in read_lines(workdir / "metrics.jsonl") if line.get("step") == step and "eval" in line
     ]
@@ -50,7 +50,7 @@ def evaluation(workdir: Path, step: int) -> list[str]:
 
 
 def names_alone(places: str) -> str:
-    """``DIR`` or ``vision:DIR,decoder:DIR`` without where they lie on this machine; a URL stays."""
+    """Strips parent folders from ``DIR`` or ``vision:DIR,decoder:DIR``: only names stay. A URL stays as it is."""
     if is_remote(places):
         return places
     if not places.startswith(("vision:", "decoder:")):

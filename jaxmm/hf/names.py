@@ -1,7 +1,7 @@
-"""Which foreign tensor is which parameter of ours, as tables, read forwards to import and backwards to export.
+"""Tables of which foreign tensor is which parameter of ours, read forwards to import and backwards to export.
 
-A foreign name is first brought to one spelling: what releases and families write before ``layers.0.`` differs, what
-they mean does not. ``{i}`` is the number of a layer, which is the leading dim of our stacked parameters.
+A foreign name is first brought to one common spelling: releases and families write different things before
+``layers.0.``, but mean the same. ``{i}`` is the number of a layer, the leading dim of our stacked parameters.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Rule(NamedTuple):
 
     Attributes:
       name: in the common spelling.
-      paths: of ours, joined by dots; several are the parts of a fused tensor, in order.
+      paths: of our parameters, joined by dots; several are the parts of a fused tensor, in order.
       transform: a key of ``transforms.TRANSFORMS``.
     """
 
@@ -28,17 +28,17 @@ class Rule(NamedTuple):
 
 
 def linear(name: str, path: str) -> list[Rule]:
-    """Of a linear map of ours."""
+    """Rules for a linear map of ours."""
     return [Rule(f"{name}.weight", (f"{path}.kernel",), "transpose"), Rule(f"{name}.bias", (f"{path}.bias",), "flat")]
 
 
 def norm(name: str, path: str) -> list[Rule]:
-    """Of a norm of ours."""
+    """Rules for a norm of ours."""
     return [Rule(f"{name}.weight", (f"{path}.scale",)), Rule(f"{name}.bias", (f"{path}.bias",))]
 
 
 def qkv(name: str, path: str) -> list[Rule]:
-    """Of an attention of ours whose queries, keys and values are one tensor of theirs."""
+    """Rules for an attention of ours whose queries, keys and values are one fused foreign tensor."""
     parts = [f"{path}.{part}" for part in ("query", "key", "value")]
     return [
         Rule(f"{name}.weight", tuple(f"{part}.kernel" for part in parts), "transpose"),
@@ -46,21 +46,21 @@ def qkv(name: str, path: str) -> list[Rule]:
     ]
 
 
-# Tensors that our model has no use for: they are kept as they are, and go out again with an export.
+# Tensors that our model does not use: they are kept unchanged, and an export writes them again.
 SPARE = (
     r"vision\.head\.", r"vision\.post_layernorm\.", r"vision\.layernorm\.", r"vision\.embeddings\.mask_token",
     r".*\.position_ids$", r".*\.inv_freq$",
 )  # fmt: skip
-SPARE_LAYERS = r"vision\.encoder\.layers?\.\d+\."  # those after the last one whose output is taken
-# Parts of a checkpoint that a tower or a decoder is taken from, and that are not it.
+SPARE_LAYERS = r"vision\.encoder\.layers?\.\d+\."  # only the layers after the last one whose output is used
+# Other parts of a checkpoint from which only the tower or the decoder is taken.
 OTHERS = (
     r"text_model\.", r"text\.", r"lm_head\.", r"connector\.", r"logit_scale", r"logit_bias", r"visual_projection\.",
     r"text_projection\.",
 )  # fmt: skip
-SEEING = (r"vision\.", r"connector\.")  # of a whole model that a decoder is taken from
+SEEING = (r"vision\.", r"connector\.")  # parts of a whole model from which only the decoder is taken
 HEAD, EMBEDDING = "lm_head.weight", "text.embed_tokens.weight"
 
-# (what releases write, the common spelling), the first that fits.
+# (what releases write, the common spelling); the first match counts.
 SPELLINGS = (
     (r"(?:model\.)?vision_tower\.(?:vision_model\.)?", "vision."),
     (r"(?:model\.)?vision_model\.", "vision."),
@@ -87,13 +87,13 @@ def is_other(name: str) -> bool:
 
 
 def foreign_name(name: str, prefixes: Mapping[str, str]) -> str:
-    """A common name as a family writes it: ``prefixes`` has, by common prefix, what stands in its place."""
+    """Writes a common name as a family does: ``prefixes`` maps each common prefix to what replaces it, with its dot."""
     prefix, _, rest = name.partition(".")
     return f"{prefixes[prefix]}{rest}"
 
 
 class Tensor(NamedTuple):
-    """One foreign tensor: by its rule, and by the number of the layer, or None where there is none."""
+    """One foreign tensor: its rule, and the number of its layer, or None if it has none."""
 
     name: str  # in the common spelling
     rule: Rule
@@ -101,7 +101,7 @@ class Tensor(NamedTuple):
 
 
 def tensors(rules: Sequence[Rule], shapes: Mapping[Path, tuple[int, ...]]) -> Iterator[Tensor]:
-    """The tensors that a checkpoint of parameters with these shapes has; rules for other parameters give none."""
+    """Yields the tensors of a checkpoint for parameters with these shapes; rules for other parameters give none."""
     for rule in rules:
         paths = [tuple(path.split(".")) for path in rule.paths]
         if not all(path in shapes for path in paths):

@@ -17,7 +17,7 @@ EDGES = (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge"))  # wha
 
 
 def model_settings(spec: ModelSpec) -> dict[str, Any]:
-    """What of ``ImageSpec`` the model decides, whatever its processor."""
+    """The settings of ``ImageSpec`` that the model decides, whatever its processor."""
     return {
         "patch_size": spec.vision.patch_size, "merge": spec.connector.merge, "window": spec.vision.window,
         "class_tokens": spec.vision.class_tokens, "text_axes": spec.decoder.text_axes,
@@ -26,7 +26,7 @@ def model_settings(spec: ModelSpec) -> dict[str, Any]:
 
 
 def resample_settings(processor: Settings, where: Path) -> dict[str, Any]:
-    """How pictures are resized, as ``ImageSpec`` has it; ``where``: for the error."""
+    """How pictures are resampled, as a setting of ``ImageSpec``; ``where`` is for the error."""
     if "resample" not in processor:
         return {}
     if processor["resample"] not in RESAMPLES:
@@ -35,7 +35,7 @@ def resample_settings(processor: Settings, where: Path) -> dict[str, Any]:
 
 
 def token_area(spec: ModelSpec) -> int:
-    """Pixels of a soft token."""
+    """Pixels that one soft token covers."""
     return (spec.vision.patch_size * spec.connector.merge) ** 2
 
 
@@ -50,29 +50,29 @@ class Pictures(abc.ABC):
 
     @abc.abstractmethod
     def settings(self, processor: Settings, config: Mapping[str, Any], spec: ModelSpec, where: Path) -> dict[str, Any]:
-        """What of ``ImageSpec`` the folder's processor decides beside ``model_settings``.
+        """The settings of ``ImageSpec`` that the folder's processor decides, beside ``model_settings``.
 
         Args:
-          processor: the folder's settings, {} where it has none.
+          processor: the folder's settings, {} if it has none.
           config: of the whole model.
           where: the folder, for errors.
         """
 
     @abc.abstractmethod
     def own_limits(self, processor: Settings, defaults: Settings, spec: ModelSpec) -> Limits:
-        """What pictures of any shape are resized between, by the folder's settings or, without, by ``defaults``."""
+        """Limits in pixels for resizing pictures of any shape: by the folder's settings, or else by ``defaults``."""
 
     def whole(self, asked: Limits, spec: ModelSpec) -> Limits:
-        """Limits that are asked for, as the processor can have them."""
+        """Returns the limits that are asked for, rounded to what the processor can express."""
         return asked
 
     @abc.abstractmethod
     def resized(self, processor: Settings, pixels: Limits, spec: ModelSpec) -> Settings:
-        """A processor's settings with other limits."""
+        """Returns a processor's settings with other limits."""
 
 
 class BySoftTokens(Pictures):
-    """Pictures of any shape, of so many soft tokens: LFM2-VL's processor."""
+    """Pictures of any shape, limited by their number of soft tokens: LFM2-VL's processor."""
 
     def settings(self, processor: Settings, config: Mapping[str, Any], spec: ModelSpec, where: Path) -> dict[str, Any]:
         sizes = {"min_pixels": "min_image_tokens", "max_pixels": "max_image_tokens"}
@@ -82,7 +82,7 @@ class BySoftTokens(Pictures):
 
     def own_limits(self, processor: Settings, defaults: Settings, spec: ModelSpec) -> Limits:
         if processor.get("max_num_patches") and "max_image_tokens" not in processor:
-            # A tower's own processor, for pictures that fill it: limits as far apart as LFM2-VL's.
+            # A tower's own processor, whose pictures fill the tower: the limits are as far apart as LFM2-VL's.
             most = int(processor["max_num_patches"]) * spec.vision.patch_size**2
             return most // 4, most
         found, area = defaults | processor, token_area(spec)
@@ -98,7 +98,7 @@ class BySoftTokens(Pictures):
 
 
 class ByPixels(Pictures):
-    """Pictures of any shape, between two areas in pixels: Qwen's processors, to which a very thin picture is small."""
+    """Pictures of any shape, between two areas in pixels: Qwen's processors, which count a thin one as small."""
 
     def settings(self, processor: Settings, config: Mapping[str, Any], spec: ModelSpec, where: Path) -> dict[str, Any]:
         size = processor.get("size") or {}
@@ -125,7 +125,7 @@ class ByPixels(Pictures):
 
 @dataclasses.dataclass(frozen=True)
 class OneSize(Pictures):
-    """Squares of the tower's own size; with ``tiles`` a picture becomes several of them, as InternVL's are."""
+    """Squares of the tower's own size; with ``tiles`` a picture is cut into several, as InternVL's are."""
 
     tiles: bool = False
     are_of_one_size = True
@@ -151,7 +151,7 @@ def _is_cropped(processor: Settings, side: int, where: Path) -> bool:
     """Whether pictures are cropped to a square of ``side``, or resized to it.
 
     Raises:
-      UserError: if the folder's processor makes something else of them.
+      UserError: if the folder's processor does anything else.
     """
     if not processor:
         return False

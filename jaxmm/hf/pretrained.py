@@ -1,6 +1,6 @@
-"""What ``config.init_from`` names, as a family with sizes: a whole model's folder, or one folder for each part.
+"""Resolves ``config.init_from`` to a family with sizes: a whole model's folder, or one folder for each part.
 
-A run keeps the small files in its workdir, so that it can be evaluated, asked and exported where the folders are not.
+A run keeps the small files in its workdir, so that it can be evaluated, asked and exported without these folders.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from jaxmm.models.multimodal import ModelSpec
 
 MODEL = "model"  # folder of a workdir: the small files of the model that the run started from
 SPARE = "spare.safetensors"
-PIXELS = "pixels.json"  # there: the limits of pictures' sizes as the run's first start settled them
-# What a tokenizer and an image processor are saved as.
+PIXELS = "pixels.json"  # in that folder: the limits of picture sizes, as settled at the run's first start
+# The files of a tokenizer.
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt",
     "added_tokens.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json",
@@ -35,16 +35,16 @@ class Pretrained(NamedTuple):
     """Where a model comes from.
 
     Attributes:
-      family: what it is a model of.
+      family: of the model.
       layout: its sizes and names, by the folder's config.
       config: the model's ``config.json``.
-      folders: of tensors: "model", or "vision" and "decoder".
+      folders: that hold tensors: "model", or "vision" and "decoder".
       tokenizer: its folder.
-      processor: the folder's image processing, {} where it says nothing.
-      ends: the tokens that an answer ends at by the tokenizer's folder, which may be more than its chat template has.
-      run: the workdir of a run that started from such a model, and whose parameters count.
-      pixels: what pictures are resized between, where that is settled already, or other than the folder says.
-      told: what of the config is not followed, for people to know.
+      processor: the folder's image settings, {} if it has none.
+      ends: end-of-text ids from generation_config.json, which may be more than those of the chat template.
+      run: the workdir of a run that started from such a model, if its parameters are to be used.
+      pixels: (least, most) pixels of pictures, if settled already, or different from the folder's.
+      told: lines for people on what of the config is not followed.
     """
 
     family: Family
@@ -59,7 +59,7 @@ class Pretrained(NamedTuple):
     told: tuple[str, ...] = ()
 
     def differences(self) -> list[str]:
-        """What the folder does with images and we do not, for people to know."""
+        """Lines for people on what the folder does with images and we do not."""
         found = [
             f"the folder's {key} is not followed: {instead}"
             for key, instead in self.family.not_followed.items()
@@ -68,12 +68,12 @@ class Pretrained(NamedTuple):
         return [*found, *self.told]
 
     def own_limits(self) -> Limits:
-        """What the folder resizes pictures of any shape between, or, where it does not say it, its family."""
+        """Limits in pixels for resizing pictures of any shape: the folder's, or its family's if the folder has none."""
         defaults = DEFAULTS[self.family.image_processor]
         return self.family.pictures.own_limits(self.processor, defaults, self.layout.spec)
 
     def settled(self, asked: Limits) -> Pretrained:
-        """With the limits of pictures' sizes of a run that begins: those asked for, 0 being the folder's own."""
+        """With the limits of picture sizes for a run that begins: those asked for, where 0 is the folder's own."""
         pictures, spec = self.family.pictures, self.layout.spec
         if pictures.are_of_one_size:
             if not any(asked):
@@ -89,7 +89,7 @@ class Pretrained(NamedTuple):
         return self._replace(pixels=limits(whole, own), told=told)
 
     def grown(self, vocabulary: int) -> Pretrained:
-        """With an embedding of so many rows."""
+        """With an embedding of ``vocabulary`` rows."""
         model = self.layout.spec
         decoder = dataclasses.replace(model.decoder, vocab_size=vocabulary)
         config = json.loads(json.dumps(self.config))
@@ -99,7 +99,7 @@ class Pretrained(NamedTuple):
 
 
 def run_and_step(text: str) -> tuple[str, str]:
-    """Reads ``RUN@best`` and ``RUN@STEP`` as (folder, which checkpoint); '' is the newest. A name may have an ``@``."""
+    """Reads ``RUN@best`` and ``RUN@STEP`` as (folder, checkpoint); '' is the newest. A name may have an ``@``."""
     folder, at, step = text.rpartition("@")
     if at and (step in ("best", "newest") or step.isdecimal()) and not Path(text).expanduser().exists():
         return folder, step
@@ -128,12 +128,12 @@ def parse(text: str) -> dict[str, Path]:
 
 
 def read_start(text: str, saved: Path | None, merge: int, mlp: int) -> Pretrained | None:
-    """What a run starts from, or None where that is no Hugging Face model.
+    """Returns what a run starts from, or None if that is no Hugging Face model.
 
     Args:
       text: ``config.init_from``.
-      saved: where a run of before has kept the small files.
-      merge, mlp: of the fresh connector between a tower and a decoder.
+      saved: the folder where an earlier start of the run has kept the small files.
+      merge, mlp: settings of the new connector between a tower and a decoder.
     """
     if saved is not None and hf.is_folder(saved):
         return _whole(saved)
@@ -159,7 +159,7 @@ def _whole(folder: Path) -> Pretrained:
 
 
 def _pixels(folder: Path) -> Limits | None:
-    """What a run has settled; None for a model's own folder, and for a run of jaxmm 0.1."""
+    """The limits that a run has settled; None for a model's own folder, and for a run of jaxmm 0.1."""
     if not (folder / PIXELS).exists():
         return None
     found = json_object(folder / PIXELS)
@@ -167,7 +167,7 @@ def _pixels(folder: Path) -> Limits | None:
 
 
 def _normalised(spec: ModelSpec, processor: dict[str, Any]) -> ModelSpec:
-    """With the mean and standard deviation of pixels that the folder's processor has."""
+    """Returns the spec with the mean and standard deviation of pixels from the folder's processor."""
     if processor.get("do_normalize") is False:
         processor = {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}
     found = {
@@ -185,7 +185,7 @@ def _normalised(spec: ModelSpec, processor: dict[str, Any]) -> ModelSpec:
 
 
 def _joined(folders: dict[str, Path], merge: int, mlp: int) -> Pretrained:
-    """A tower and a decoder, in the layout that fits them."""
+    """A tower and a decoder from two folders, in the layout that fits them."""
     vision, text = (hf.read_config(folders[part]) for part in ("vision", "decoder"))
     tied = hf.is_tied(folders["decoder"], bool(getattr(text, "tie_word_embeddings", False)))
     vision, text = getattr(vision, "vision_config", vision), getattr(text, "text_config", text)
@@ -198,7 +198,7 @@ def _joined(folders: dict[str, Path], merge: int, mlp: int) -> Pretrained:
 
 
 def generation(folder: Path) -> dict[str, Any]:
-    """What a folder says of how its model writes, {} where it says nothing."""
+    """The content of generation_config.json, {} if there is none."""
     return json_object(folder / GENERATION) if (folder / GENERATION).exists() else {}
 
 
@@ -211,19 +211,19 @@ def _ends(folder: Path) -> tuple[int, ...]:
 
 
 def read_params(start: Pretrained, where: hf.ShardingOf) -> hf.Read:
-    """The parameters that the folders have: of parts, all but the connector's."""
+    """Reads the parameters that the folders have; for a tower and a decoder, all but the connector's."""
     layout = start.layout
     if "model" in start.folders:
         return hf.read_model(start.folders["model"], layout, where)
     tower = hf.read_tower(start.folders["vision"], layout.rules, layout.spec, where)
     decoder = hf.read_decoder(start.folders["decoder"], layout.rules, layout.spec, where)
-    # What a tower has besides belongs to no whole model, but for the layers that LLaVA's runs and does not use.
+    # A whole model has no place for a tower's other tensors, except layers that LLaVA's class runs but does not use.
     spare = tower.spare if start.family.keeps_whole_tower else []
     return hf.Read({**tower.params, **decoder.params}, spare)
 
 
 def save(start: Pretrained, spare: list[str], folder: Path) -> None:
-    """Keeps the small files, and the tensors that our model does not use."""
+    """Saves the small files, and the tensors that our model does not use."""
     folder.mkdir(parents=True, exist_ok=True)
     if start.run and (start.run / MODEL / SPARE).exists():
         shutil.copyfile(start.run / MODEL / SPARE, folder / SPARE)
@@ -243,19 +243,20 @@ def save(start: Pretrained, spare: list[str], folder: Path) -> None:
     if start.pixels:
         least, most = start.pixels
         (folder / PIXELS).write_text(json.dumps({"min_pixels": least, "max_pixels": most}))
-    # The config is last: with it the folder is whole.
+    # The config comes last: with it the folder is complete.
     (folder / hf.CONFIG).write_text(json.dumps(start.config, indent=2, sort_keys=True))
 
 
 def image_settings(start: Pretrained) -> dict[str, Any]:
-    """What of ``ImageSpec`` the folder decides: patches, merge and order by the model, sizes by its processor.
+    """The settings of ``ImageSpec`` that the folder decides: patches, merge and order by the model, sizes by its
+    processor.
 
     Raises:
-      UserError: for a processor of another kind than DEFAULTS, and for what of it we cannot do.
+      UserError: for a processor that is not in DEFAULTS, and for settings of it that are not supported.
     """
     try:
         return _image_settings(start)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # of values of odd types
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # values of unexpected types
         raise UserError(f"{start.tokenizer}: its image processor's settings cannot be read: {error}") from error
 
 

@@ -1,4 +1,4 @@
-"""What a folder says of its images: the settings of its processor, and the limits of what pictures are resized to."""
+"""The image settings of a folder: those of its processor, and the limits of the sizes that pictures are resized to."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Limits = tuple[int, int]  # least and most pixels
 PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
 RESAMPLES = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
-# What the image processors of transformers do where a folder does not say it.
+# The defaults of transformers' image processors, for what a folder does not say.
 _HALF = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 _CLIP = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
 _CROP = {"resample": 3, "size": {"shortest_edge": 224}, "crop_size": 224, "do_center_crop": True, **_CLIP}
@@ -35,13 +35,13 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 def processor_kind(processor: dict[str, Any], default: str) -> str:
-    """The class of ``transformers`` that a folder's processor is of, one of DEFAULTS, whatever its backend.
+    """Returns the ``transformers`` class of a folder's processor, one of DEFAULTS, whatever its backend.
 
     Args:
-      default: of a folder that does not name it.
+      default: for a folder that does not name it.
 
     Raises:
-      UserError: if it is another.
+      UserError: if it is another class.
     """
     named = processor.get("image_processor_type") or default
     kind = str(named).removesuffix("Fast").removesuffix("Pil")
@@ -51,9 +51,9 @@ def processor_kind(processor: dict[str, Any], default: str) -> str:
 
 
 def read_processor(folder: Path, default: str) -> dict[str, Any]:
-    """What a folder says of its images, and what its kind of processor does where it does not; {} without one.
+    """Returns a folder's image settings, completed by the defaults of its kind of processor; {} if it has none.
 
-    ``default``: its kind, where the folder does not name it.
+    ``default``: its kind, if the folder does not name it.
     """
     for name in ("preprocessor_config.json", "processor_config.json"):
         path = folder / name
@@ -69,7 +69,7 @@ def read_processor(folder: Path, default: str) -> dict[str, Any]:
 
 
 def json_object(path: Path) -> dict[str, Any]:
-    """Raises UserError for a file that is no JSON, or no object."""
+    """Reads a JSON object. Raises UserError for a file that is not JSON, or not an object."""
     try:
         found = json.loads(path.read_text())
     except ValueError as error:
@@ -80,6 +80,6 @@ def json_object(path: Path) -> dict[str, Any]:
 
 
 def limits(asked: Limits, own: Limits) -> Limits:
-    """The limits that count: what is asked, else one's own, which give way where the two would cross."""
+    """The limits that apply: those asked for, else one's own, which give way if the two would cross."""
     least, most = asked[0] or own[0], asked[1] or own[1]
     return (least if asked[0] else min(least, most)), (most if asked[1] else max(least, most))

@@ -1,4 +1,4 @@
-"""Values of a ``config.json`` as ours, or refused in one line where we do not follow them."""
+"""Translates values of a ``config.json`` to ours; values that are not supported are refused in one line."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from jaxmm.errors import UserError, nearest
 
-# The first of several names is the one that is written.
+# Of several names for one activation, the first is the one that is written.
 ACTIVATIONS = {
     "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "quick_gelu": "quick_gelu",
     "relu": "relu", "silu": "silu", "swish": "silu", "gelu_fast": "gelu_tanh", "gelu_python_tanh": "gelu_tanh",
@@ -25,12 +25,12 @@ def activation(name: str) -> str:
 
 
 def activation_written(name: str) -> str:
-    """Their name of one of our activations."""
+    """The name in ``transformers`` of one of our activations."""
     return {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}[name]
 
 
 def require(config: Any, **wanted: Any) -> None:
-    """Raises UserError where a key of the config has another value; a key that is not there is right."""
+    """Raises UserError if a key of the config has another value than the wanted one; a missing key is accepted."""
     for key, value in wanted.items():
         found = getattr(config, key, value)
         if found != value:
@@ -46,7 +46,7 @@ def square_side(value: Any, what: str) -> int:
 
 
 def square_root(value: int, what: str) -> int:
-    """The side of a square of so many."""
+    """The side of a square of ``value`` elements. Raises UserError if it is no square number."""
     side = round(value**0.5)
     if side**2 != value:
         raise UserError(f"config.json: {what}={value} is not supported: it is no square")
@@ -54,7 +54,7 @@ def square_root(value: int, what: str) -> int:
 
 
 def entry(table: Mapping[str, Entry], name: str, what: str) -> Entry:
-    """A table's entry; for a name that it lacks, a UserError lists those that it has."""
+    """Returns a table's entry; for a name that it lacks, raises UserError with those that it has."""
     if name not in table:
         raise UserError(f"{what} '{name}' is not supported: those are {', '.join(table)}{nearest(name, table)}")
     return table[name]

@@ -1,4 +1,4 @@
-"""Safetensors files: which tensors are in a folder's, mapped one at a time, and new files.
+"""Safetensors files: lists the tensors in a folder, memory-maps them one at a time, and writes new files.
 
 Pickled weights are never opened: they may run code.
 """
@@ -22,23 +22,23 @@ from jaxmm.errors import UserError
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}  # what float32 holds to the bit
+DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}  # dtypes that float32 holds exactly
 COMPARED_ROWS = 4096
 
 
 class Entry(NamedTuple):
-    """Where a tensor is, and what."""
+    """Where a tensor is, its shape and its dtype."""
 
     file: str
     shape: tuple[int, ...]
     dtype: str
-    offset: int  # in the file
+    offset: int  # in the file, in bytes
 
 
 class Checkpoint:
     """The tensors of a folder, by name.
 
-    A file is mapped only while one of its tensors is read: pages of a mapping that was read count as the process's.
+    A file is mapped only while one of its tensors is read: pages read through a mapping count as the process's memory.
     """
 
     def __init__(self, folder: Path):
@@ -56,7 +56,7 @@ class Checkpoint:
 
     def _entries(self, file: str) -> list[tuple[str, Entry]]:
         try:
-            with opened(self.folder / file):  # which checks the header against the file
+            with opened(self.folder / file):  # this checks the header against the file
                 pass
             with open(self.folder / file, "rb") as raw:
                 length = int.from_bytes(raw.read(8), "little")
@@ -72,11 +72,11 @@ class Checkpoint:
             raise UserError(f"{self.folder / file} is not whole ({error}): download it again") from error
 
     def is_held(self, name: str) -> bool:
-        """Whether float32 holds a tensor to the bit."""
+        """Whether float32 holds a tensor exactly."""
         return self.entries[name].dtype in DTYPES
 
     def are_equal(self, one: str, other: str) -> bool:
-        """Whether two tensors are the same to the bit; a piece of each is in memory at a time."""
+        """Whether two tensors are equal bit for bit; only a piece of each is in memory at a time."""
         a, b = self.entries[one], self.entries[other]
         if a[1:3] != b[1:3] or not self.is_held(one):
             return False
@@ -86,7 +86,7 @@ class Checkpoint:
         )
 
     def mapped(self, name: str) -> np.ndarray:
-        """A tensor that is held, in its own dtype; what is read of it is its file's pages, as long as it lives."""
+        """A memory map of a tensor that ``is_held``, in its own dtype; pages that are read stay while the map lives."""
         file, shape, dtype, offset = self.entries[name]
         if 0 in shape:
             return np.empty(shape, DTYPES[dtype])
@@ -111,12 +111,12 @@ def opened(file: Path) -> Any:
 def write_file(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
     """Writes one safetensors file."""
     safetensors.numpy.save_file(dict(tensors), file, metadata={"format": "pt"})
-    os.umask(mask := os.umask(0))  # the library's files are their owner's alone, whatever the umask says
+    os.umask(mask := os.umask(0))  # the library makes files that only their owner can read, whatever the umask says
     file.chmod(0o666 & ~mask)
 
 
 def _listed(folder: Path) -> list[str]:
-    """The folder's safetensors files."""
+    """Returns the names of the folder's safetensors files. Raises UserError if there are none, or only pickles."""
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder")
     index = folder / INDEX

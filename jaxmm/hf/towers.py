@@ -1,7 +1,7 @@
-"""The vision towers that families are made of: from a ``vision_config`` to a spec, and the names of their tensors.
+"""The vision towers of the families: from a ``vision_config`` to a spec, and the names of their tensors.
 
-``TOWERS`` is the table, by the config's ``model_type``. It also says what else sets a tower apart: which pictures it
-takes, and how the image processor of its own folder works.
+``TOWERS`` is the table, by the config's ``model_type``. It also says what else differs between towers: which pictures
+they take, and how the image processor of a tower's own folder works.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from jaxmm.hf.names import Rule, linear, norm, qkv
 from jaxmm.hf.supported import square_root, square_side
 from jaxmm.models.towers.vit import VisionSpec
 
-ANY_SHAPE, ONE_SIZE = "any shape", "one size"  # what a tower of its own takes
+ANY_SHAPE, ONE_SIZE = "any shape", "one size"  # the pictures that a joinable tower takes
 
 
 class Tower(NamedTuple):
@@ -29,12 +29,12 @@ class TowerKind(NamedTuple):
     """An entry of the table.
 
     Attributes:
-      spec: makes the spec of a config.
+      spec: makes the spec from a config.
       rules: the names of its tensors.
-      pictures: which it takes, ANY_SHAPE or ONE_SIZE, of a tower that can be joined with any decoder; "" of one that
-        runs in its own family alone.
-      image_processor: of a folder with such a tower alone that does not name one, a key of ``processors.DEFAULTS``.
-      headless: what its config says where its pooling head is left out.
+      pictures: ANY_SHAPE or ONE_SIZE for a tower that can be joined with any decoder; "" for one that only runs in its
+        own family.
+      image_processor: the default for a folder with only such a tower, a key of ``processors.DEFAULTS``.
+      headless: the values of its config that say that the pooling head is left out.
     """
 
     spec: Callable[[Any], VisionSpec]
@@ -45,16 +45,16 @@ class TowerKind(NamedTuple):
 
 
 def tower_of(config: Any) -> Tower:
-    """Raises UserError for an architecture that is not there, or of sizes that do not go together."""
+    """Returns the tower of a config. Raises UserError for an unknown architecture, or sizes that do not match."""
     kind = supported.entry(TOWERS, config.model_type, "vision tower")
     try:
         return Tower(kind.spec(config), kind.rules)
-    except ValueError as error:  # sizes that do not go together
+    except ValueError as error:  # sizes that do not match
         raise UserError(f"config.json: {error}") from error
 
 
 def hidden_states(chosen: Any, layers: int) -> list[int]:
-    """``vision_feature_layer`` as numbers of hidden states, of which 0 is what goes into the layers."""
+    """``vision_feature_layer`` as indices of hidden states, from 1; 0 is the input of the first layer."""
     numbers = [i + layers + 1 if i < 0 else i for i in (chosen if isinstance(chosen, (list, tuple)) else [chosen])]
     if not numbers or not all(1 <= i <= layers for i in numbers):
         raise UserError(f"config.json: vision_feature_layer {chosen} is no layer of a tower of {layers}")
@@ -79,7 +79,7 @@ def _vit(config: Any, **features: Any) -> VisionSpec:
 
 
 def _grid(config: Any) -> int:
-    """Patches on a side of a tower of one size."""
+    """Patches along a side, for a tower of one size."""
     return square_side(config.image_size, "image_size") // square_side(config.patch_size, "patch_size")
 
 
@@ -98,13 +98,13 @@ def _clip(config: Any) -> VisionSpec:
 
 
 def _intern(config: Any) -> VisionSpec:
-    if not config.use_mean_pooling:  # the norm after the layers is LayerNorm, whatever the layers have
+    if not config.use_mean_pooling:  # then a norm follows the layers: LayerNorm, whatever norm the layers have
         supported.require(config, norm_type="layer_norm")
     side = _grid(config)
     return _vit(
         config, positions=side if config.use_absolute_position_embeddings else 0, class_tokens=1,
         norm="rms" if config.norm_type == "rms_norm" else "layer", qkv_bias=bool(config.attention_bias),
-        # Its initial value, which no checkpoint keeps; 0 would be a tower without it.
+        # The initial value, which no checkpoint stores; 0 would mean a tower without layer scale.
         qk_norm=bool(config.use_qk_norm), layer_scale=float(config.layer_scale_init_value) or 1e-6,
         final_norm=not config.use_mean_pooling,
     )  # fmt: skip
@@ -133,7 +133,7 @@ def _qwen3(config: Any) -> VisionSpec:
 
 
 def _layers(prefix: str, norms: Mapping[str, str], maps: Mapping[str, str]) -> list[Rule]:
-    """Of every layer: its norms, then its linear maps, from their names to paths inside of a block of ours."""
+    """Rules for every layer: its norms, then its linear maps, from their names to paths inside our blocks."""
     block = "vision.blocks"
     return [
         *(rule for name, path in norms.items() for rule in norm(f"{prefix}.{name}", f"{block}.{path}")),
@@ -142,7 +142,7 @@ def _layers(prefix: str, norms: Mapping[str, str], maps: Mapping[str, str]) -> l
 
 
 def _siglip_rules(patches: str) -> list[Rule]:
-    """CLIP's, SigLIP's and SigLIP 2's; ``patches``: the transform of the patch embedding."""
+    """Rules for CLIP, SigLIP and SigLIP 2; ``patches``: the transform of the patch embedding."""
     norms = {"layer_norm1": "norm_attention", "layer_norm2": "norm_mlp"}
     maps = {
         "self_attn.q_proj": "attention.query", "self_attn.k_proj": "attention.key",
@@ -184,7 +184,7 @@ def _intern_rules() -> list[Rule]:
 
 
 def _qwen_rules(mlp: Mapping[str, str]) -> list[Rule]:
-    """Qwen2.5-VL's and Qwen3-VL's, whose names also have the family's connector under ``vision.``."""
+    """Rules for Qwen2.5-VL and Qwen3-VL, whose names under ``vision.`` also include the family's connector."""
     layer, block = "vision.blocks.{i}", "vision.blocks"
     return [
         Rule("vision.patch_embed.proj.weight", ("vision.patch_embedding.kernel",), "convolution of frames"),
@@ -217,5 +217,5 @@ TWO_TOWERS = ("siglip2", "siglip", "clip")  # model types of two towers: one of 
 
 
 def joinable(pictures: Sequence[str] = (ANY_SHAPE, ONE_SIZE)) -> list[str]:
-    """The towers that can be joined with any decoder."""
+    """Returns the names of the towers that can be joined with any decoder, for the given kinds of pictures."""
     return [name for name, kind in TOWERS.items() if kind.pictures in pictures]

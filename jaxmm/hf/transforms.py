@@ -1,4 +1,4 @@
-"""How a foreign tensor becomes a parameter, and back to the bit: named, so that tables can say which."""
+"""How a foreign tensor becomes a parameter, and back, bit for bit. Transforms have names, which the tables use."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Shape = tuple[int, ...]
 
 
 class Transform(NamedTuple):
-    """``into(array, shape)`` gives an array of our shape; ``out(array, inputs)`` the foreign tensor.
+    """``into(array, shape)`` returns an array of our shape; ``out(array, inputs)`` returns the foreign tensor.
 
-    ``inputs``: of a linear map's kernel, how many leading dims it takes in. ``shapes``: those that the foreign tensor
-    of a parameter of our shape may have; a linear map's depends on how many dims it takes in.
+    ``inputs``: how many leading dims of a linear map's kernel are its input. ``shapes``: the shapes that the foreign
+    tensor of a parameter of our shape may have; for a linear map they depend on the number of input dims.
     """
 
     into: Callable[[np.ndarray, Shape], np.ndarray]
@@ -58,7 +58,7 @@ def _convolution_of_frames_shapes(shape: Shape) -> set[Shape]:
 
 
 def _to_convolution_of_frames(array: np.ndarray, inputs: int) -> np.ndarray:
-    """The same, with a dim of frames even where there is one."""
+    """As ``_to_convolution``, with a dim of frames even if there is only one frame."""
     return _to_convolution(array if array.ndim == 3 else array[None], inputs)
 
 
@@ -86,6 +86,6 @@ def into_parts(array: np.ndarray, transform: str, shapes: Sequence[tuple[int, ..
 
 
 def out_of_parts(arrays: Sequence[np.ndarray], transform: str, inputs: int = 0) -> np.ndarray:
-    """The foreign tensor that ``into_parts`` makes these parameters of."""
+    """The foreign tensor that ``into_parts`` splits into these parameters."""
     parts = [TRANSFORMS[transform].out(array, inputs) for array in arrays]
     return np.concatenate(parts) if len(parts) > 1 else parts[0]

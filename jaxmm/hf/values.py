@@ -1,6 +1,6 @@
-"""What the numbers of a folder's ``config.json`` may be: told by file and key before anything is made of them.
+"""Checks the numbers in a folder's ``config.json``, by file and key, before anything is built from them.
 
-``transformers`` takes most of what is there as it is, and sizes that no model has would be built, or waited for.
+``transformers`` accepts most values as they are: sizes that no model has would be allocated, or waited for.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from jaxmm.errors import UserError
 
-# The bounds of each key, itself included; a key that is null is as if it were not there.
+# The bounds of each key, inclusive; a key that is null counts as missing.
 INTEGERS: dict[str, tuple[int, int]] = {
     "hidden_size": (1, 2**17), "intermediate_size": (1, 2**20), "vocab_size": (1, 2**24),
     "num_hidden_layers": (1, 1000), "depth": (1, 1000),
@@ -28,14 +28,14 @@ NUMBERS: dict[str, tuple[float, float]] = {
     "rope_local_base_freq": (1, 1e15), "factor": (1e-6, 1e6), "partial_rotary_factor": (1e-6, 1),
     "query_pre_attn_scalar": (1e-6, 1e12), "downsample_ratio": (1e-3, 1),
 }  # fmt: skip
-GROUPS = ("text_config", "vision_config", "rope_parameters", "rope_scaling")  # what such keys stand in
+GROUPS = ("text_config", "vision_config", "rope_parameters", "rope_scaling")  # objects that hold such keys
 
 
 def check(config: Mapping[str, Any], path: Path) -> None:
     """Checks the content of a ``config.json``.
 
     Raises:
-      UserError: for the first number that is out of range, not finite, or none.
+      UserError: for the first number that is out of range, not finite, or not a number.
     """
     for wrong in _wrong(config, ""):
         raise UserError(f"{path}: {wrong}")
@@ -45,7 +45,7 @@ def _wrong(config: Mapping[str, Any], inside: str) -> Iterator[str]:
     for key, value in config.items():
         name = f"{inside}{key}"
         if isinstance(value, Mapping):
-            if key in GROUPS or inside.startswith(("rope_", "text_config.rope_")):  # a kind of layer has its own
+            if key in GROUPS or inside.startswith(("rope_", "text_config.rope_")):  # each kind of layer has its own
                 yield from _wrong(value, f"{name}.")
         elif key in GROUPS and value is not None:
             yield f"{name} is {value!r}, not an object of keys"

@@ -1,4 +1,4 @@
-"""Tensors as parameters and back: one at a time, from mapped files straight to the devices where they belong."""
+"""Tensors to parameters and back: one at a time, from mapped files straight to the devices that hold them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from jaxmm.hf.names import Rule
 from jaxmm.hf.tensor_files import DTYPES, INDEX, SINGLE, Checkpoint, write_file
 
 SHARD_BYTES = 5 << 30
-MOVED_BYTES = 128 << 20  # of float32 on the host at a time
+MOVED_BYTES = 128 << 20  # of float32, on the host at a time
 LISTED = 8  # names in an error
 
 
@@ -35,17 +35,18 @@ def read_params(
     others: Sequence[str] = (),
     grows: Sequence[names.Path] = (),
 ) -> tuple[dict[names.Path, jax.Array], list[str]]:
-    """Reads parameters, float32, each tensor straight to its devices.
+    """Reads parameters as float32, each tensor straight to its devices.
 
     Args:
-      parameters: (shape, sharding) by path; of stacked ones, the shape of the stack.
-      others: patterns of tensors, in the common spelling, that are no part of what is read, and not missed.
-      grows: of ours that may have more rows than the checkpoint; new rows are the mean of the others.
+      parameters: (shape, sharding) by path; for stacked ones, the shape of the stack.
+      others: patterns, in the common spelling, of tensors that are left unread without an error.
+      grows: paths of parameters that may have more rows than the checkpoint; new rows are the mean of the others.
+
     Returns:
-      The parameters, and the names of tensors that are kept for an export though our model does not use them.
+      The parameters, and the names of tensors that our model does not use, which are kept for an export.
 
     Raises:
-      UserError: with the list, if tensors are missing, unknown, there twice, or of another shape or dtype.
+      UserError: if tensors are missing, unknown, duplicate, not finite, or of another shape or dtype; it lists them.
     """
     shapes = {path: shape for path, (shape, _) in parameters.items()}
     wanted = {tensor.name: tensor for tensor in names.tensors(rules, shapes)}
@@ -97,7 +98,7 @@ def read_params(
 def _check_finite(
     checkpoint: Checkpoint, params: Mapping[names.Path, jax.Array], tensors: Mapping[str, names.Tensor]
 ) -> None:
-    """Raises UserError, with the tensors of the checkpoint, where a parameter has a number that is not finite."""
+    """Raises UserError, which names the checkpoint's tensors, if a parameter has a number that is not finite."""
     finite = jax.device_get(_are_finite({".".join(path): value for path, value in params.items()}))
     if all(finite.values()):
         return
@@ -115,7 +116,7 @@ def _are_finite(params: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
 
 def _is_spare(name: str, layers: set[str]) -> bool:
-    """``layers``: what the names of those that the model has begin with."""
+    """``layers``: the prefixes of the names of the layers that the model has."""
     layer = re.match(names.SPARE_LAYERS, name)
     return _is_any(name, names.SPARE) or (layer is not None and layer.group() not in layers)
 
@@ -157,7 +158,7 @@ def _place(
 
 
 def _put(value: np.ndarray, where: Any) -> jax.Array:
-    """Float32, each device's part by itself: the host never holds a large tensor as float32."""
+    """Puts an array on its devices as float32, part by part: the host never holds a large tensor as float32."""
     indices = where.addressable_devices_indices_map(value.shape)
     parts = [_on_device(value[index], device) for device, index in indices.items()]
     return jax.make_array_from_single_device_arrays(value.shape, where, parts)
@@ -195,7 +196,7 @@ def _writer(where: Any) -> Callable[[jax.Array, jax.Array, int], jax.Array]:
 
 
 class Outgoing(NamedTuple):
-    """A tensor to be written: its name, its size in bytes, and what makes it."""
+    """A tensor to be written: its name, its size in bytes, and the function that makes it."""
 
     name: str
     bytes: int
@@ -205,11 +206,11 @@ class Outgoing(NamedTuple):
 def outgoing(
     params: Mapping[names.Path, Any], rules: Sequence[Rule], inputs: Mapping[names.Path, int], dtype: Any
 ) -> Iterator[Outgoing]:
-    """The tensors of a checkpoint, in the common spelling, by the same tables that read it.
+    """Yields the tensors of a checkpoint, in the common spelling, by the same tables that read it.
 
     Args:
-      inputs: how many leading dims each linear map takes in, without that of stacked layers.
-      dtype: of what is written.
+      inputs: how many leading dims of each linear map are its input, without the dim of stacked layers.
+      dtype: of the written tensors.
     """
     shapes = {path: tuple(value.shape) for path, value in params.items()}
     for tensor in names.tensors(rules, shapes):

@@ -163,7 +163,7 @@ def test_what_is_no_box_of_the_picture_is_refused(text, told):
 
 
 def test_boxes_of_ready_made_media_are_refused():
-    assert "whose picture's size nobody knows" in refused(Features(path="a.npy"), '"point_2d": [1, 1]', sizes=(None,))
+    assert "whose picture's size is unknown" in refused(Features(path="a.npy"), '"point_2d": [1, 1]', sizes=(None,))
 
 
 # Objects

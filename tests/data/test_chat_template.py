@@ -162,7 +162,7 @@ def test_an_answer_is_right_once_the_token_that_ends_writing_is():
 @pytest.mark.parametrize("template", [ENDLESS, PLAIN_ENDLESS])
 def test_a_template_that_ends_no_answer_is_given_the_tokenizers_end(template):
     ours = Template(tokenizer_of(template), "sft")
-    assert "</s> is written there" in ours.notes[0]
+    assert "</s> is written after it" in ours.notes[0]
     turns = turns_of("q", "the cat")
     shape = [{"type": "text", "text": "q"}], [{"type": "text", "text": "the cat"}]
     contents = shape if template == ENDLESS else ("q", "the cat")

@@ -1,6 +1,6 @@
-"""Feature vectors as a medium: what a vision tower made of a picture, ready-made in ``.npy`` files.
+"""Feature vectors as a medium: the output of a vision tower for a picture, ready-made in ``.npy`` files.
 
-A file's header is all that preparing and planning need, as of an image; vectors are read in the loader.
+As for an image, preparing and planning read only a file's header; the loader reads the vectors.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.r
 
 
 class FeaturesMedium(Medium):
-    """Vectors of one width, which is their kind in the index: a grid of them, or (n, 1) in tower order."""
+    """Vectors of one width D, which is their kind in the index: a grid of them, or (n, 1) in tower order."""
 
     name, part, kind = "features", Features, 1
     budgets, stream = ("features",), "features"
@@ -54,7 +54,7 @@ class FeaturesMedium(Medium):
             which = int(np.argmax(uneven))
             raise UserError(
                 f"{extents.source} has feature vectors of {height[which]} x {width[which]}, which do not merge by "
-                f"{merge} x {merge}: set config.image.merge to what divides them"
+                f"{merge} x {merge}: set config.image.merge to a number that divides them"
             )
         return height * width
 
@@ -91,7 +91,7 @@ class FeaturesMedium(Medium):
 
 
 def feature_widths(image_kind_I: np.ndarray) -> list[int]:
-    """The widths of the feature vectors in a source, each once."""
+    """Returns the widths of a source's feature vectors, each once, ascending."""
     return np.unique(image_kind_I[image_kind_I > 0]).tolist()
 
 
@@ -99,10 +99,10 @@ def read_vectors(features: Features, spec: ImageSpec, known: Extent) -> np.ndarr
     """Reads float32 (n, D) vectors in tower order.
 
     Args:
-      known: the extent it had when it was prepared.
+      known: the extent that was recorded when it was prepared.
 
     Raises:
-      BadMedia: if they cannot be used, or are now others.
+      BadMedia: if the file cannot be used, or has changed since.
     """
     if FeaturesMedium().extent(features) != known:
         raise BadMedia("changed")
@@ -125,7 +125,7 @@ def read_vectors(features: Features, spec: ImageSpec, known: Extent) -> np.ndarr
 
 
 def _header(features: Features) -> tuple[int, ...]:
-    """Returns the shape that the header tells, if the file is as long as it says."""
+    """Returns the shape in the header. Raises BadMedia if it cannot be used or the file is shorter than it says."""
     try:
         with opened_file(features) as file:
             shape, kind = _read_header(file)

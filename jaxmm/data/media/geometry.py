@@ -1,4 +1,4 @@
-"""From a picture's size to its patches: the grid, the tiles, and the order in which patches travel. Numbers alone."""
+"""From a picture's size to its patches, in numbers only: the grid, the tiles, and the order of the patches."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from jaxmm.batch import ImageSpec
 
 
 def grid_size(height: Any, width: Any, spec: ImageSpec) -> tuple[Any, Any]:
-    """Returns (rows, columns) in patches that an image of height x width pixels is resized to.
+    """Returns (rows, columns) of the patch grid that an image of height x width pixels is resized to.
 
-    The rule is Qwen2-VL's ``smart_resize``: sides rounded to what one soft token covers; scaled down and floored where
-    the area is above max_pixels, up and ceiled where it is below min_pixels, the aspect kept. Unlike there, the area is
-    never above max_pixels: the long side of a very long picture is cut down to it, and ``max_pixels`` goes before
-    ``min_pixels``.
+    The rule is Qwen2-VL's ``smart_resize``. Sides are rounded to multiples of what one soft token covers. An image
+    above max_pixels is scaled down and its sides floored; one below min_pixels is scaled up and its sides ceiled; the
+    aspect is kept. Unlike the original, the area is never above max_pixels: the long side of a very long picture is cut
+    down to it, and ``max_pixels`` wins over ``min_pixels``. With ``spec.side`` the grid is a square of that side.
 
     Args:
       height, width: positive, ints or int arrays of one shape.
@@ -34,7 +34,7 @@ def grid_size(height: Any, width: Any, spec: ImageSpec) -> tuple[Any, Any]:
     rows, columns = np.rint(height / factor), np.rint(width / factor)
     least = 0 if spec.thin else 1
 
-    # In the order of operations of the original: an exact number of tokens must not fall to the one below.
+    # In the original's order of operations, so that an exact number of tokens is not rounded down by one.
     grow = np.sqrt(spec.min_pixels / area)
     is_small = np.maximum(rows, least) * np.maximum(columns, least) * factor**2 < spec.min_pixels
     rows = np.where(is_small, np.ceil(height * grow / factor), rows)
@@ -47,7 +47,7 @@ def grid_size(height: Any, width: Any, spec: ImageSpec) -> tuple[Any, Any]:
     rows = np.clip(np.floor(rows), 1, largest).astype(np.int64)
     columns = np.clip(np.floor(columns), 1, largest).astype(np.int64)
 
-    # Only where a side was raised to one token is the area still above the limit, and that side is 1.
+    # The area is still above the limit only where one side was raised to one token; that side is 1.
     is_tall = rows >= columns
     rows, columns = (
         np.where(is_tall, np.minimum(rows, largest // columns), rows) * spec.merge,
@@ -57,7 +57,7 @@ def grid_size(height: Any, width: Any, spec: ImageSpec) -> tuple[Any, Any]:
 
 
 def resized_size(height: int, width: int, spec: ImageSpec) -> tuple[int, int]:
-    """Returns (height, width) in pixels that an image which is one tile, and not cropped, is resized to."""
+    """Returns (height, width) in pixels that an image is resized to, if it is one tile and not cropped."""
     if spec.side:
         return spec.side, spec.side
     rows, columns = one_grid(height, width, spec)
@@ -65,10 +65,10 @@ def resized_size(height: int, width: int, spec: ImageSpec) -> tuple[int, int]:
 
 
 def tile_grid(height: Any, width: Any, spec: ImageSpec) -> tuple[Any, Any]:
-    """Returns (rows, columns) of the tiles that an image of height x width pixels is cut into, one and one for most.
+    """Returns (rows, columns) of the tiles that an image of height x width pixels is cut into; mostly (1, 1).
 
-    The rule is that of transformers' GotOcr2 processor: of all grids of min_tiles to max_tiles, the one whose aspect is
-    nearest; of those equally near, the one of most tiles whose area is less than twice the image's.
+    The rule is that of transformers' GotOcr2 processor. Of all grids of min_tiles to max_tiles, it takes the one with
+    the nearest aspect; of equally near ones, the one of most tiles whose area is less than twice the image's.
 
     Args:
       height, width: positive, ints or int arrays of one shape.
@@ -88,35 +88,35 @@ def tile_grid(height: Any, width: Any, spec: ImageSpec) -> tuple[Any, Any]:
 
 @functools.lru_cache(maxsize=16)
 def _tile_grids(least: int, most: int) -> list[tuple[int, int]]:
-    """All (columns, rows) of so many tiles, the fewest first."""
+    """All (columns, rows) of ``least`` to ``most`` tiles, the fewest first."""
     sides = range(1, most + 1)
     found = [(columns, rows) for columns in sides for rows in sides if least <= columns * rows <= most]
     return sorted(found, key=lambda grid: grid[0] * grid[1])
 
 
 def tile_count(height: Any, width: Any, spec: ImageSpec) -> Any:
-    """How many tiles an image becomes, the one of the whole image included."""
+    """Returns how many tiles an image becomes, including the tile that shows the whole image."""
     rows, columns = tile_grid(height, width, spec)
     return rows * columns + (rows * columns > 1)
 
 
 @functools.lru_cache(maxsize=65536)
 def one_tile_grid(height: int, width: int, spec: ImageSpec) -> tuple[int, int]:
-    """``tile_grid`` of one image; remembered, as sizes come again."""
+    """``tile_grid`` of one image, cached because sizes repeat."""
     return tile_grid(height, width, spec)
 
 
 @functools.lru_cache(maxsize=65536)
 def one_grid(height: int, width: int, spec: ImageSpec) -> tuple[int, int]:
-    """``grid_size`` of one image; remembered, as sizes come again."""
+    """``grid_size`` of one image, cached because sizes repeat."""
     return grid_size(height, width, spec)
 
 
 def patch_positions(rows: int, columns: int, spec: ImageSpec) -> np.ndarray:
     """Returns int32 (rows * columns, 2): (row, column) of each patch in tower order.
 
-    Groups of merge x merge patches, which become one soft token, follow each other row by row, or window by window; so
-    do the patches of a group within it.
+    Groups of merge x merge patches, each of which becomes one soft token, follow each other row by row, or window by
+    window if ``spec.window`` is set. Within a group, patches go row by row.
     """
     merge = spec.merge
     grid = np.indices((rows, columns), np.int32).reshape(2, rows // merge, merge, columns // merge, merge)
@@ -125,7 +125,7 @@ def patch_positions(rows: int, columns: int, spec: ImageSpec) -> np.ndarray:
 
 
 def group_order(rows: int, columns: int, spec: ImageSpec) -> np.ndarray:
-    """int64 (rows * columns,): the merge groups of an image, numbered row by row, in the order in which they travel."""
+    """Returns int64 (rows * columns,): the merge groups of an image, numbered row by row, in tower order."""
     if not spec.window:
         return np.arange(rows * columns)
     row, column = np.indices((rows, columns)).reshape(2, -1)

@@ -1,6 +1,6 @@
-"""The headers of a document's media, looked at before anything is decoded: what cannot be used costs its document.
+"""Reads the headers of a document's media before anything is decoded.
 
-Or, of a page that may lose a picture, that picture.
+A medium that cannot be used skips its document; a page that may lose a picture loses only that.
 """
 
 from __future__ import annotations
@@ -14,13 +14,16 @@ from jaxmm.data.media.medium import BadMedia, Extent
 from jaxmm.data.media.table import medium_of
 
 REMOTE_READS = 16  # headers of media at URLs, at once
-DROPPED = "the page goes on without this image"  # detail of what is listed and leaves no document out
+DROPPED = "the page goes on without this image"  # detail of a Skip that leaves no document out
 
 Looked = tuple[Document, list[Media], list[Extent]]
 
 
 def looked_at(chunk: Sequence[Document | Skip], drop_image: bool = False) -> list[Looked | Skip]:
-    """Reads the headers of the media; a document with a bad one becomes a Skip, or a page loses it."""
+    """Reads the headers of all media. A document with a bad one becomes a Skip.
+
+    With ``drop_image`` a page stays without its bad media, and a Skip before it lists each of them.
+    """
     images_of: list[list[Media]] = [
         [] if isinstance(d, Skip) else [part for turn in d.turns for part in turn.parts if not isinstance(part, Text)]
         for d in chunk
@@ -49,14 +52,14 @@ def looked_at(chunk: Sequence[Document | Skip], drop_image: bool = False) -> lis
 
 
 def _is_page(document: Document) -> bool:
-    """Whether a document is more than a picture and what is said of it: a text may lose a picture that it shows."""
+    """Whether a document is more than one picture and its caption: only such a text may lose a picture."""
     parts = [part for turn in document.turns for part in turn.parts]
     texts = [part for part in parts if isinstance(part, Text)]
     return all(turn.role == "document" for turn in document.turns) and (len(texts) > 1 or len(parts) - len(texts) > 1)
 
 
 def _without(document: Document, found: Sequence[Extent | str]) -> Document:
-    """A document without the media of which ``found`` has the trouble."""
+    """Returns a document without the media for which ``found`` has a reason (a string)."""
     sizes = iter(found)
     turns = []
     for turn in document.turns:
@@ -66,7 +69,7 @@ def _without(document: Document, found: Sequence[Extent | str]) -> Document:
 
 
 def _size(part: Media) -> Extent | str:
-    """What a header tells, or why it cannot be used."""
+    """Returns the extent in a header, or the reason why the medium cannot be used."""
     try:
         return medium_of(part).extent(part)
     except BadMedia as error:

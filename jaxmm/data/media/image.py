@@ -17,8 +17,8 @@ from jaxmm.data.media.picture import FORMATS, MAX_PIXELS, MAX_SIDE, image_size
 
 IMAGE = 0
 
-# Repeating data up to four times teaches about as much as new data does (Muennighoff et al., 2023); later passes over a
-# small set are where pictures are learnt by heart.
+# Up to four passes over data teach about as much as new data (Muennighoff et al., 2023). In later passes over a small
+# set a model memorises the pictures, so jitter begins there.
 JITTER_FROM = 4
 
 
@@ -119,7 +119,7 @@ class ImageMedium(Medium):
 
 
 def _tiles(units: Array, spec: ImageSpec) -> Array:
-    """How many tiles images of so many patch positions are cut into."""
+    """Returns how many tiles images of ``units`` patch positions are cut into."""
     return units // spec.tile_patches if spec.max_tiles > 1 else units * 0 + 1
 
 
@@ -129,7 +129,7 @@ def _patch_positions(rows: int, columns: int, spec: ImageSpec) -> np.ndarray:
 
 
 def _edges(item: Item, settings: Settings) -> Edges | None:
-    """Other ones for each pass over an image, the same ones for whoever loads it."""
+    """Returns random edges: different in each pass over an image, but the same in whichever process loads it."""
     if not settings.jitter or item.epoch < JITTER_FROM:
         return None
     rng = np.random.default_rng((settings.seed, item.source, item.number, item.epoch))

@@ -1,8 +1,8 @@
-"""What a medium is: all that differs between images, feature vectors, discrete tokens, and those to come.
+"""The interface of a medium: all that differs between images, feature vectors, discrete tokens, and later media.
 
-A ``Medium`` says how its parts stand in the index and in a record, what they take of a row under a spec, and how they
-fill their arrays of a batch. Preparing, planning and assembling ask it and test no kind. The media there are stand in
-``table.MEDIA``.
+A ``Medium`` says how its parts are stored in the index and in a record, what they take of a row's budgets under a spec,
+and how they fill their arrays of a batch. Preparing, planning and assembling call it and never test for a kind.
+``table.MEDIA`` lists all media.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxmm.batch import Batch, ImageSpec, Stream
 
-SEPARATORS = 2  # tokens of text around a medium, which go where it goes
+SEPARATORS = 2  # text tokens around a medium, which stay with it
 
 Array = Any  # int64 (n,) of n media, or an int of one
 Grid = tuple[int, int, int]  # frames, rows and columns of soft tokens; a picture has one frame
@@ -32,7 +32,7 @@ class BadMedia(Exception):
 
 
 class Extent(NamedTuple):
-    """What the index knows of one medium: see ``index.Columns``."""
+    """What the index stores of one medium: see ``index.Columns``."""
 
     height: int
     width: int
@@ -40,23 +40,23 @@ class Extent(NamedTuple):
 
 
 class Extents:
-    """The extents of some media of an index: arrays (n,), or numbers of one, each read when it is asked for."""
+    """The extents of some media of an index: arrays (n,), or scalars for one; a column is read when first used."""
 
     def __init__(self, index: Any, which: Any = slice(None), within: np.ndarray | None = None):
         """
         Args:
-          index: a ``index.Columns``.
-          which: its media that are meant.
-          within: (n,) bool, those of them that are; None is all.
+          index: an ``index.Columns``.
+          which: selects media of the index.
+          within: (n,) bool, a mask over those; None is all.
         """
         self._index, self._which, self._within = index, which, within
 
     def those(self, which: np.ndarray | None) -> Extents:
-        """Those of them where a mask is True; None is all of them."""
+        """The media where the mask is True; None is all of them."""
         return self if which is None else Extents(self._index, self._which, which)
 
     def one(self) -> Extent:
-        """The extent of what is one medium."""
+        """The extent, where there is only one medium."""
         return Extent(int(self.height), int(self.width), int(self.kind))
 
     @property
@@ -85,7 +85,8 @@ class Settings(NamedTuple):
     """How a run decodes its media.
 
     Attributes:
-      jitter: how far, as a part of its side, an edge of a picture moves at most, in or out; seed: of how far it does.
+      jitter: the most that an edge of a picture moves, in or out, as a fraction of its side.
+      seed: of the random moves.
       fast_decode: whether JPEGs are decoded at a smaller scale where that is large enough, see ``patches.fill``.
     """
 
@@ -95,13 +96,14 @@ class Settings(NamedTuple):
 
 
 class Item(NamedTuple):
-    """One medium that is to be written into a row.
+    """One medium to be written into a row.
 
     Attributes:
       part: as its record holds it.
       extent: as it was prepared.
-      units, soft_tokens: how many it has; needs: what it takes of its budgets, by name.
-      source, number, epoch: of which source it is, its number there, and the pass, from 0: what chance depends on.
+      units, soft_tokens: how many it has.
+      needs: what it takes of each budget, by name.
+      source, number, epoch: the index of its source, its own index there, and the pass, from 0: these seed randomness.
     """
 
     part: Any
@@ -119,7 +121,8 @@ class Space:
     """Row ``b`` of a batch while it is filled.
 
     Attributes:
-      taken: what is taken of each budget so far, by name; media: how many media are in each stream.
+      taken: what is used of each budget so far, by name.
+      media: how many media are in each stream so far.
     """
 
     batch: Batch
@@ -137,11 +140,11 @@ class Space:
 
 
 class Filled(NamedTuple):
-    """Where the soft tokens of a medium that was written stand.
+    """Where the soft tokens of a written medium stand.
 
     Attributes:
-      rows: int64 (soft tokens,): of each, in reading order, its row of the soft-token table, from the medium's first.
-      grid: their frames, rows and columns.
+      rows: int64 (soft tokens,), in reading order: the row of each in the soft-token table, from the medium's first.
+      grid: (frames, rows, columns) of soft tokens.
     """
 
     rows: np.ndarray
@@ -153,13 +156,13 @@ class Medium(abc.ABC):
 
     Attributes:
       name: in reports and figures.
-      part: its type in ``documents``: with ``data`` and ``path``, unless the methods of preparing say otherwise.
+      part: its type in ``documents``, with ``data`` and ``path``, unless the methods under "Preparing" are overridden.
       kind: its number in the index, below -1 for a new one.
-      budgets: the names of the row's budgets that it takes of. What no other medium names is a new one.
-      stream: the one of these that counts its units, and whose arrays of a batch they fill; '' for none.
-      is_seen: whether its height and width are those of what is shown, in pixels.
-      is_text: whether what it is stands in the tokens of the text, and nothing in a record.
-      advice: why it cannot be used, a closed list, each with what to do about it.
+      budgets: the names of the row's budgets that it uses. A name that no other medium has is a new budget.
+      stream: the budget that counts its units; also names the arrays of a batch that they fill. '' for none.
+      is_seen: whether it can be seen, with height and width in pixels.
+      is_text: whether its content is in the tokens of the text, and nothing in a record.
+      advice: a closed list of reasons why it cannot be used, each with what to do about it.
     """
 
     name: ClassVar[str]
@@ -172,14 +175,14 @@ class Medium(abc.ABC):
     advice: ClassVar[Mapping[str, str]] = {}
 
     def has(self, kinds: Any) -> Any:
-        """Which kinds of the index are its own."""
+        """Which kinds of the index are this medium's, elementwise."""
         return kinds == self.kind
 
     # Preparing
 
     @abc.abstractmethod
     def extent(self, part: Any) -> Extent:
-        """Returns what a header tells.
+        """Returns the extent that a part's header gives.
 
         Raises:
           BadMedia: if it cannot be used.
@@ -190,65 +193,65 @@ class Medium(abc.ABC):
         return part.path
 
     def size(self, part: Any) -> int:
-        """How many bytes it takes, about."""
+        """About how many bytes it takes."""
         return len(part.data) + len(part.path)
 
     def content(self, part: Any, named: Callable[[str], str]) -> bytes:
-        """What tells two parts apart: for fingerprints.
+        """Bytes that tell two parts apart, for fingerprints.
 
         Args:
-          named: gives a path that is the same where the data is copied to another place.
+          named: maps a path to one that stays the same where the data is copied to another place.
         """
         return named(part.path).encode() if part.path else part.data
 
     def packed(self, part: Any) -> dict[str, Any]:
-        """What a record holds of it, for msgpack."""
+        """What a record stores of it, for msgpack."""
         return {"medium": self.name} | ({"path": part.path} if part.path else {"data": part.data})
 
     def unpacked(self, packed: Mapping[str, Any]) -> Any:
-        """The part that ``packed`` was called with; None where nothing of it is in a record."""
+        """The part that ``packed`` was called with; None where a record stores nothing of it."""
         return self.part(packed.get("data", b""), packed.get("path", ""))
 
     def is_packed(self, packed: Mapping[str, Any]) -> bool:
-        """Whether it wrote that."""
+        """Whether this medium wrote ``packed``."""
         return packed.get("medium") == self.name
 
     def pixels(self, extent: Extent) -> tuple[int, int] | None:
-        """(height, width) of what texts may point into; None of what is not seen."""
+        """(height, width) in pixels that boxes in texts refer to; None for a medium that is not seen."""
         return (extent.height, extent.width) if self.is_seen else None
 
-    # Planning. ``spec`` is the run's: an ImageSpec, of which a later medium's settings are a field.
+    # Planning. ``spec`` is the run's ImageSpec; the settings of a later medium are a field of it.
 
     def units(self, extents: Extents, spec: ImageSpec) -> Array:
-        """How many units (patches, frames) they take of their stream.
+        """How many units (patches, frames) of their stream the media take.
 
         Raises:
-          UserError: if they have no meaning under this spec.
+          UserError: if the media cannot be used under this spec.
         """
         return 0 * np.asarray(extents.kind, np.int64)
 
     def group(self, spec: ImageSpec) -> int:
-        """How many units of its stream make a soft token; budgets of the stream are whole groups."""
+        """How many units of its stream make a soft token; budgets of the stream are multiples of it."""
         return 1
 
     def soft_tokens(self, units: Array, extents: Extents, spec: ImageSpec) -> Array:
-        """How many soft tokens they give."""
+        """How many soft tokens the media give."""
         return units // self.group(spec)
 
     def needs(self, units: Array, extents: Extents, spec: ImageSpec) -> dict[str, Array]:
-        """What they take of each of ``budgets``."""
+        """What the media take of each of ``budgets``, by name."""
         return {self.stream: units} if self.stream else {}
 
     def text_tokens(self, extents: Extents) -> Array:
-        """How many tokens of the text, between the separators, are their own."""
+        """How many text tokens, between the separators, are the media's own."""
         return 0 * np.asarray(extents.kind, np.int64)
 
     def too_large(self, item: Item, tokens: int, budgets: Any, spec: ImageSpec) -> str:
-        """What stands in an error behind "its document has": what no row holds, by which limits, and what to do.
+        """Returns what follows "RECORD has" in an error: what is too large for a row, by which limits, and what to do.
 
         Args:
           item: without its part.
-          tokens: of a row that it takes, separators included.
+          tokens: that it takes of a row, separators included.
           budgets: as ``limits.Budgets``.
         """
         taken = ", ".join(f"{count} {name}" for name, count in item.needs.items())
@@ -265,12 +268,12 @@ class Medium(abc.ABC):
 
         Args:
           budgets: as ``limits.Budgets``.
-          width: of the feature vectors that the sources have.
+          width: D of the sources' feature vectors.
         """
         return {}
 
     def fill(self, space: Space, item: Item, spec: ImageSpec, settings: Settings) -> Filled:
-        """Writes one behind what is taken of a row: values, positions and segments.
+        """Writes one medium after what is already in a row: values, positions and segments.
 
         Raises:
           BadMedia: if it cannot be used; some of it may then be written.
@@ -278,7 +281,7 @@ class Medium(abc.ABC):
         raise NotImplementedError(f"{self.name} has no arrays of its own")
 
     def clear(self, space: Space) -> None:
-        """Makes padding of what is not taken of a row."""
+        """Sets what is not used of a row to padding, 0."""
         if self.stream:
             for array in self.array(space.batch):
                 array[space.b, space.taken.get(self.stream, 0) :] = 0
@@ -288,6 +291,6 @@ class Medium(abc.ABC):
         return batch.media.get(self.stream, ())
 
     def used(self, batch: Batch) -> dict[str, np.ndarray]:
-        """int64 (B,): what each row of a batch holds of its budgets."""
+        """int64 (B,) by budget: how much each row of a batch holds."""
         stream = self.array(batch)
         return {self.stream: (stream.segments > 0).sum(1)} if isinstance(stream, Stream) else {}

@@ -18,10 +18,10 @@ RETRY_SECONDS = (0.5, 2.0)  # waits between the tries to read a medium by URL
 
 @contextlib.contextmanager
 def opened_file(part: Any, most: int = 1 << 62) -> Iterator[IO[bytes]]:
-    """Opens what a part with ``data`` or a ``path`` names: at least a byte, and ``most`` at most.
+    """Opens the ``data`` or the ``path`` of a part: at least 1 byte, and at most ``most`` bytes.
 
     Raises:
-      BadMedia: if it is empty or too large, or there is nothing at its URL. What opening a file raises leaves as it is.
+      BadMedia: if it is empty or too large, or there is nothing at its URL. Errors of opening a file pass unchanged.
     """
     with _encoded(part) as file:
         size = file.seek(0, io.SEEK_END)
@@ -40,13 +40,13 @@ def _encoded(part: Any) -> IO[bytes]:
 
 
 def _fetched(url: str) -> bytes:
-    """Reads a medium by URL, at once whole: a store's errors must not look like Pillow's."""
+    """Reads a medium by URL, whole and at once, so that a store's errors are not taken for Pillow's."""
     for wait in (*RETRY_SECONDS, None):
         try:
             if urls.is_web(url):
                 return urls.fetch(url)
             with files.open_binary(url) as file:
-                return file.read(MAX_BYTES + 1)  # one more than is taken
+                return file.read(MAX_BYTES + 1)  # one byte more than is allowed
         except UserError:
             raise
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):

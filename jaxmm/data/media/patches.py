@@ -1,4 +1,4 @@
-"""Pictures to uint8 patches: resizing to the grids of geometry.py, tiles, and the order in which patches travel."""
+"""Pictures to uint8 patches: resizing to the grids of geometry.py, tiles, and the order of the patches."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ def patches(
     fast: bool = False,
     out: np.ndarray | None = None,
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """Decodes an image, resizes it to its grid, and cuts it into patches: those of one tile after another.
+    """Decodes an image, resizes it to its grid, and cuts it into patches, tile after tile.
 
     Args:
-      out: where to write the patches: contiguous, as large as what is returned, which it then is.
-      The others are as of ``fill``.
+      image, spec, size, edges, fast: as in ``fill``.
+      out: contiguous array to write the patches to, of the returned shape; it is then what is returned.
 
     Returns:
       uint8 (tiles * rows * columns, patch_size**2 * 3), and (rows, columns) of a tile.
@@ -83,7 +83,7 @@ def fill(
         ``patch_positions``. The bytes of a patch are in the order (row, column, channel), as transformers' Siglip2
         image processor flattens them.
       size: the (height, width) it had when it was prepared.
-      edges: where given, the grid stays and what it shows moves with them.
+      edges: if given, the grid stays the same and the picture's edges move by these.
       fast: whether a JPEG may be decoded at a half, quarter or eighth of its sides, where that is no smaller than what
         it is resized to. The pixels are close to the exact ones, not equal.
 
@@ -142,7 +142,7 @@ def _cut(pixels: np.ndarray, spec: ImageSpec, out: np.ndarray) -> None:
 
 
 def _before_crop(height: int, width: int, spec: ImageSpec) -> tuple[int, int]:
-    """(height, width) of a picture whose shorter side is ``spec.side``, as CLIP's processor rounds it."""
+    """(height, width) to resize to before a crop: the shorter is ``spec.side``, rounded as by CLIP's processor."""
     short = min(height, width)
     return int(spec.side * height / short), int(spec.side * width / short)
 
@@ -154,9 +154,10 @@ def _middle(pixels: np.ndarray, side: int) -> np.ndarray:
 
 
 class _Frame(NamedTuple):
-    """How a picture fills width x height pixels: what is cut off it, as parts of its sides, and what it is resized to.
+    """How a picture fills width x height pixels: what is cut off it, as fractions of its sides, and its resized size.
 
-    The pixels between (left, top, left + inner_width, top + inner_height) and the border repeat its outermost ones.
+    The resized picture covers (left, top) to (left + inner_width, top + inner_height). The border around it repeats its
+    outermost pixels.
     """
 
     width: int
@@ -178,9 +179,10 @@ def _frame(width: int, height: int, edges: Edges | None) -> _Frame:
 
 
 def _draft(opened: PIL.Image.Image, orientation: int, frame: _Frame) -> tuple[float, float, float, float]:
-    """Has a JPEG decoded smaller where that is large enough; returns what of the turned result is the picture.
+    """Makes a JPEG decode at a smaller scale where that is large enough; returns where the picture is in the result.
 
-    That is (left, top, right, bottom): where a side is no multiple of the scale, its last pixel is in it in part.
+    That is (left, top, right, bottom) after the turn. Where a side is no multiple of the scale, the last pixel belongs
+    to the picture only in part.
     """
     cut = frame.cut
     needed = (
@@ -200,7 +202,7 @@ def _draft(opened: PIL.Image.Image, orientation: int, frame: _Frame) -> tuple[fl
 def _resized(
     picture: PIL.Image.Image, extent: tuple[float, float, float, float], frame: _Frame, resample: PIL.Image.Resampling
 ) -> np.ndarray:
-    """Returns uint8 (frame.height, frame.width, 3) of what of a picture is within ``extent``.
+    """Returns uint8 (frame.height, frame.width, 3): the part of a picture within ``extent``, resized.
 
     Raises:
       BadMedia: if that takes too much memory.

@@ -1,7 +1,7 @@
 """Encoded pictures to pixels: sizes from headers alone, and decoding.
 
-Sizes are all that preparing and planning need; pixels are decoded once, in the loader. Nothing here sets Pillow's
-globals. Headers are Pillow's to read: its checks decide what can be decoded, and it reads tens of thousands a second.
+Preparing and planning need only sizes; the loader decodes the pixels, once. Nothing here sets Pillow's globals. Pillow
+itself reads the headers: its checks decide what can be decoded, and it reads tens of thousands a second.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from jaxmm.data.media.medium import BadMedia
 from jaxmm.data.media.opening import MAX_BYTES, opened_file
 from jaxmm.errors import UserError
 
-MAX_PIXELS = 178_956_970  # a larger picture is taken for a decompression bomb, at the area where Pillow raises too
+MAX_PIXELS = 178_956_970  # a larger picture counts as a decompression bomb; Pillow raises at the same area
 MAX_SIDE = 65_535  # pixels, as in JPEG: resizing takes memory by a picture's longer side, not by its area alone
 MAX_PASSES = 16 * MAX_PIXELS  # pixels a progressive JPEG may give, over all of its scans: some seconds
-# No others: some of Pillow's (EPS) run programs.
+# Only these formats: some of Pillow's others (EPS) run programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 
 ORIENTATION = 0x0112  # the EXIF tag
@@ -38,18 +38,20 @@ _TURNS = {
     7: PIL.Image.Transpose.TRANSVERSE,
     8: PIL.Image.Transpose.ROTATE_90,
 }
-# What each turn is: an exchange of the axes (5 to 8), and then these flips.
+# Each turn is an exchange of the axes (5 to 8), followed by these flips.
 FLIPS_X, FLIPS_Y = (2, 3, 6, 7), (3, 4, 7, 8)
 
-# What Pillow warns of is dealt with here: MAX_PIXELS, unreadable EXIF, transparency in a palette.
+# These warnings of Pillow are handled here: MAX_PIXELS, unreadable EXIF, transparency in a palette.
 warnings.filterwarnings("ignore", category=PIL.Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 class Header(NamedTuple):
-    """What a header tells. Height and width are those of the picture as it is meant to be seen.
+    """What a header tells.
 
-    ``is_animated`` if there are pictures after the first one, which alone is used.
+    Attributes:
+      height, width: in pixels, as the picture is meant to be seen (EXIF orientation applied).
+      is_animated: whether more pictures follow the first one, the only one that is used.
     """
 
     height: int
@@ -59,7 +61,7 @@ class Header(NamedTuple):
 
 @contextlib.contextmanager
 def opened_picture(image: Image) -> Iterator[PIL.Image.Image]:
-    """Opens an image by its header; whatever goes wrong inside leaves as BadMedia."""
+    """Opens an image by its header; every error inside becomes BadMedia, except UserError."""
     try:
         with opened_file(image, MAX_BYTES) as file, PIL.Image.open(file, formats=FORMATS) as opened:
             if opened.width * opened.height > MAX_PIXELS or max(opened.size) > MAX_SIDE:
@@ -81,7 +83,7 @@ def opened_picture(image: Image) -> Iterator[PIL.Image.Image]:
 
 
 def orientation_of(opened: PIL.Image.Image) -> int:
-    """The EXIF orientation that the header gives and Pillow leaves to us, 1 to 8."""
+    """The EXIF orientation in the header, 1 to 8; 1 where Pillow already applies it or it cannot be read."""
     if opened.format == "TIFF":
         return 1  # Pillow turns these itself, in the header's size as in the pixels
     # The base class's method on purpose: PNG's own decodes the whole picture where no EXIF precedes the pixels.
@@ -103,7 +105,7 @@ def image_size(image: Image) -> tuple[int, int]:
 
 
 def header(image: Image) -> Header:
-    """As ``image_size``, and whether more pictures follow the first; of a GIF this walks over the first one's bytes."""
+    """As ``image_size``, and whether more pictures follow the first; of a GIF this reads over the first one's bytes."""
     with opened_picture(image) as opened:
         height, width = turned_size(opened, orientation_of(opened))
         try:
@@ -123,8 +125,8 @@ def decode(image: Image) -> PIL.Image.Image:
     """Decodes to RGB, turned as its EXIF orientation says; of an animation, the first frame.
 
     Transparent pixels are laid over white, as a page would show them. (``convert("RGB")``, which transformers and
-    LLaMA-Factory call, bares the colour stored under them: often black, under black ink.) 16-bit grey is scaled to
-    8 bits, not clipped.
+    LLaMA-Factory call, shows the colour stored under them: often black, which hides black ink.) 16-bit grey is scaled
+    to 8 bits, not clipped.
 
     Raises:
       BadMedia: if it cannot be decoded to its end.
@@ -142,7 +144,7 @@ def decoded(opened: PIL.Image.Image, orientation: int) -> PIL.Image.Image:
 
 
 def _scans(opened: PIL.Image.Image) -> int:
-    """How many scans a JPEG has: a progressive one may have any number, each of the whole picture."""
+    """Counts the scans of a JPEG: a progressive one may have any number, each over the whole picture."""
     file = opened.fp  # type: ignore[attr-defined]  # it is of the class for files
     place = file.tell()
     file.seek(0)
@@ -156,7 +158,7 @@ def _scans(opened: PIL.Image.Image) -> int:
 
 def _to_rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
     if picture.mode == "RGB" and not picture.has_transparency_data:
-        return picture  # it is in memory, and so outlives the file
+        return picture  # already in memory, so it outlives the file
     if picture.mode.startswith("I"):  # 16-bit grey, which Pillow may hold in 32 bits
         deep = np.asarray(picture)
         grey = np.empty(deep.shape, np.uint8)

@@ -1,6 +1,6 @@
-"""The media there are, and whose a part or a kind of the index is.
+"""The table of all media, and which medium a part of a document, or a kind in the index, belongs to.
 
-Adding a medium is a file with its ``Medium`` and a line in MEDIA.
+To add a medium, add a file with its ``Medium`` and a line in MEDIA.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from jaxmm.data.media.image import ImageMedium
 from jaxmm.data.media.medium import Extents, Medium
 from jaxmm.data.media.tokens import TokensMedium
 
-# By name. The order is that of their soft tokens in the table of a row, so that a new one comes last.
+# By name. Soft tokens stand in a row's table in this order, so a new medium comes last.
 MEDIA: dict[str, Medium] = {medium.name: medium for medium in (ImageMedium(), FeaturesMedium(), TokensMedium())}
-FIRST = ("image", "features", "image_tokens")  # those that a prepared folder may have without naming them
+FIRST = ("image", "features", "image_tokens")  # media that a prepared folder need not list
 
 
 def medium_of(part: Any) -> Medium:
-    """The medium of a part of a document that is no text."""
+    """Returns the medium of a part of a document that is not text."""
     for medium in MEDIA.values():
         if isinstance(part, medium.part):
             return medium
@@ -30,7 +30,7 @@ def medium_of(part: Any) -> Medium:
 
 
 def medium_of_kind(kind: int) -> Medium:
-    """The medium of a kind in the index."""
+    """Returns the medium of a kind in the index."""
     for medium in MEDIA.values():
         if medium.has(kind):
             return medium
@@ -38,12 +38,12 @@ def medium_of_kind(kind: int) -> Medium:
 
 
 def packed(part: Any) -> dict[str, Any]:
-    """What a record holds of a medium; None is one of which it holds nothing."""
+    """What a record stores of a medium: {} for None, a medium of which it stores nothing."""
     return {} if part is None else medium_of(part).packed(part)
 
 
 def unpacked(content: Mapping[str, Any]) -> Any:
-    """The part that a record holds, or None for one that is in its tokens."""
+    """Returns the part that a record stores, or None for a medium whose content is in the tokens."""
     for medium in MEDIA.values():
         if medium.is_packed(content):
             return medium.unpacked(content)
@@ -51,7 +51,7 @@ def unpacked(content: Mapping[str, Any]) -> Any:
 
 
 def by_medium(kinds: np.ndarray) -> Iterator[tuple[Medium, np.ndarray | None]]:
-    """Yields each medium among some kinds, and which are its own; None is all of them, which is the usual case."""
+    """Yields each medium that occurs in ``kinds``, with a bool mask of its own; the mask is None if all are its own."""
     left = len(kinds)
     for medium in MEDIA.values():
         if not left:
@@ -66,7 +66,7 @@ def by_medium(kinds: np.ndarray) -> Iterator[tuple[Medium, np.ndarray | None]]:
 
 
 class Measured(NamedTuple):
-    """What some media of an index take, (n,) each: ``needs`` by the names of budgets that any of them takes of."""
+    """What some media of an index take, (n,) each; ``needs`` is by the names of the budgets that any of them uses."""
 
     units: np.ndarray
     soft_tokens: np.ndarray
@@ -77,7 +77,7 @@ def measured(extents: Extents, spec: ImageSpec, units: np.ndarray | None = None)
     """Counts what some media take.
 
     Args:
-      units: of each, where they have been counted before.
+      units: of each medium, if they have been counted before.
     """
     count = len(extents.kind)
     found = Measured(np.zeros(count, np.int64), np.zeros(count, np.int64), {})
@@ -94,7 +94,7 @@ def measured(extents: Extents, spec: ImageSpec, units: np.ndarray | None = None)
 
 
 def text_tokens(extents: Extents) -> np.ndarray:
-    """(n,) tokens of the text that are some media's own."""
+    """Returns int64 (n,): how many text tokens are each medium's own content; 0 for media that are not text."""
     found = np.zeros(len(extents.kind), np.int64)
     for medium, which in by_medium(extents.kind):
         if medium.is_text:
@@ -103,24 +103,24 @@ def text_tokens(extents: Extents) -> np.ndarray:
 
 
 def described(kinds: np.ndarray) -> dict[str, Any]:
-    """What meta.json says of the media of a source: the widths of its feature vectors, and which new ones it has."""
+    """What meta.json says of a source's media: the widths of its feature vectors, and its media that FIRST lacks."""
     known = [MEDIA[name] for name in FIRST]
     further = [name for name, medium in MEDIA.items() if medium not in known and np.any(medium.has(kinds))]
     return {"feature_widths": feature_widths(kinds)} | ({"media": further} if further else {})
 
 
 def reasons() -> tuple[str, ...]:
-    """Why a medium may be left out."""
+    """All reasons why a medium may be left out."""
     return tuple(dict.fromkeys(reason for medium in MEDIA.values() for reason in medium.advice))
 
 
 def advice(reason: str) -> str:
-    """What to do about it; '' for what no medium gives as a reason."""
+    """What to do about a reason; '' if no medium gives it."""
     return ", or ".join(dict.fromkeys(m.advice[reason] for m in MEDIA.values() if reason in m.advice))
 
 
 class StreamPlace(NamedTuple):
-    """Where the soft tokens of a stream stand in the table of a row: from ``start`` on, one of each ``group`` units."""
+    """Where a stream's soft tokens stand in a row's soft-token table: from ``start`` on, one per ``group`` units."""
 
     medium: Medium  # the first of the table whose stream it is
     start: int
@@ -128,10 +128,10 @@ class StreamPlace(NamedTuple):
 
 
 def stream_places(units: Callable[[str], int], spec: ImageSpec) -> dict[str, StreamPlace]:
-    """The place of each stream in the soft-token table, by the name of its budget.
+    """Returns the place of each stream in the soft-token table, by the name of its budget.
 
     Args:
-      units: gives how many units of a stream a row of the batch holds at most.
+      units: returns the most units of a stream that a row of the batch holds.
     """
     places: dict[str, StreamPlace] = {}
     start = 0

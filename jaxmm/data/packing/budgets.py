@@ -1,4 +1,4 @@
-"""The budgets of a row that are picked from the data, by packing a sample of it."""
+"""Picks the budgets of a row from the data, by packing a sample of it."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from jaxmm.data.packing.shuffle import Permutation
 from jaxmm.errors import UserError
 
 SAMPLE_ROWS, SAMPLE_EXAMPLES = 400, 1 << 14
-MULTIPLE = 64  # of picked budgets
-STEPS = 1.0, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 6.0, 8.0  # of the average need: what is tried
-LOSS = 0.015  # of the rows' tokens that a smaller budget may cost
+MULTIPLE = 64  # picked budgets are multiples of it
+STEPS = 1.0, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 6.0, 8.0  # multiples of the average need that are tried
+LOSS = 0.015  # the fraction of the rows' tokens that a smaller budget may cost
 
 
 def choose_budgets(
     lengths: Sequence[Lengths], shares: Sequence[float], seq_len: int, patch_budget: int, target_budget: int,
     merge: int, dealt: int = 1,
 ) -> Budgets:  # fmt: skip
-    """The budgets of a row; those given as 0 are picked from the index.
+    """Returns the budgets of a row; those given as 0 are picked from the index.
 
-    A picked budget holds the largest example that fits ``seq_len``. It is the smallest, of some multiples of what
-    ``seq_len`` tokens of the mixture need on average, with which a sample of the mixture packs into about as few rows
-    as without it. Where the needs are coarse (few large images, beside long texts without any) that is well above the
-    average: rows of text alone leave theirs to the others.
+    A picked budget holds the largest example that fits ``seq_len``. The candidates are multiples of what ``seq_len``
+    tokens of the mixture need on average. The smallest one is picked with which a sample of the mixture packs into
+    about as few rows as without that budget. Where needs are coarse (a few large images beside long texts without any)
+    that is well above the average, because rows of text alone leave theirs unused.
 
     Args:
-      dealt: patches that a picked budget is a multiple of too, so that devices can share a row's.
+      dealt: a picked budget of patches is also a multiple of this, so that devices can share a row's patches.
 
     Raises:
       UserError: if ``patch_budget`` is no multiple of ``merge`` squared.
@@ -55,7 +55,7 @@ def choose_budgets(
         return int(assign(np.minimum(sample, np.array(limits)), limits).max(initial=0)) + 1
 
     def pick(name: str, limits: Budgets, multiple: int, most: int) -> int:
-        """The smallest of the steps in a budget with which few enough rows hold the sample."""
+        """Returns the smallest step of a budget with which the sample still packs into few enough rows."""
         column = names.index(name)
         least = max(int(largest[column]), 1)
         few = rows(limits) * (1 + LOSS)
@@ -71,7 +71,7 @@ def choose_budgets(
     if patch_budget:
         limits = limits._replace(patches=patch_budget)
     else:
-        most = -(-seq_len * group // multiple) * multiple  # more than a row's tokens can stand for
+        most = -(-seq_len * group // multiple) * multiple  # a row's tokens cannot stand for more patches
         limits = limits._replace(patches=pick("patches", limits, multiple, most))
     limits = limits._replace(items=pick("items", limits, 8, limits.patches // group))
     if limits.features:
@@ -84,13 +84,13 @@ def choose_budgets(
 
 
 def _multiple(name: str, source: Lengths, dealt: int) -> int:
-    """What a budget of a further medium is a multiple of: whole soft tokens, where it counts their units."""
+    """What a further medium's budget must be a multiple of: whole soft tokens, if it counts the medium's units."""
     groups = [medium.group(source.spec) for medium in MEDIA.values() if medium.stream == name]
     return math.lcm(MULTIPLE, *groups, dealt) if groups else 8
 
 
 def _largest(source: Lengths, seq_len: int) -> np.ndarray:
-    """int64 (columns,): the largest need of an example that fits a row's tokens, and of a part of one that does not."""
+    """int64 (columns,): the largest need of an example that fits a row's tokens, or of a part of a longer one."""
     tokens, targets = (source.columns.index(name) for name in ("tokens", "targets"))
     largest = np.zeros(len(source.columns), np.int64)
     for _, needs in source.blocks():
@@ -106,11 +106,11 @@ def _largest(source: Lengths, seq_len: int) -> np.ndarray:
 
 
 def _sample(source: Lengths, tokens: float, boundless: Budgets) -> np.ndarray:
-    """(n, budgets) needs of random examples, cut to rows, with about so many tokens."""
+    """int64 (n, budgets): the needs of random examples, cut to rows, with about ``tokens`` tokens in all."""
     count = round(tokens / max(1, source.total_tokens) * len(source))
     count = max(count, int(tokens > 0))
     examples = Permutation(len(source), 0)(np.arange(count) % len(source))
     try:
         return pieces_of(source, 0, examples, examples, boundless, "split")[1]
-    except UserError:  # an image larger than a row; whoever cuts it for a row says so
+    except UserError:  # an image is larger than a row; the plan raises the error when it cuts that example
         return pieces_of(source, 0, examples, examples, boundless, "drop")[1]

@@ -1,7 +1,7 @@
-"""What each example takes of a row's budgets, from the index and an ImageSpec; media say what is theirs.
+"""How much each example takes of a row's budgets, from the index and an ImageSpec; each medium counts its own part.
 
-It is counted a block of examples at a time, and for a large source once: what is counted is kept on disk and mapped.
-Behind the array in each file stands its checksum.
+Examples are counted block by block. For a large source this is done once: the counts are kept on disk and
+memory-mapped. In each file a checksum follows the array.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from jaxmm.data.prepare.index import Columns
 from jaxmm.data.prepare.prepared import file_checksum
 from jaxmm.errors import UserError
 
-BLOCK = 1 << 18  # examples at a time
-SAVED_FROM = 1 << 18  # examples from which on lengths are kept on disk
+BLOCK = 1 << 18  # examples counted at a time
+SAVED_FROM = 1 << 18  # sources of at least so many examples keep their lengths on disk
 FORMAT = 3  # raise it with any change to what is saved
 CHECKSUM = 4  # bytes
 
@@ -34,16 +34,17 @@ class Lengths:
     """The sizes of one source's examples under an ImageSpec.
 
     Attributes:
-      columns: the names of the budgets that are counted: limits.FIRST, and those of further media that the source has.
-      all_needs: int32 (E, columns), what each example takes of each budget; ``of`` is one of them, and ``tokens_E``
-        (soft tokens included), ``patches_E``, ``items_E`` and ``targets_E`` are some.
-      units_I: int32, what each medium takes of its stream: patch positions of an image (class tokens included), vectors
-        of ready-made features, 0 of discrete tokens; ``slots_I`` are its soft tokens.
-      feature_width: D of the feature vectors, 0 where there are none.
+      columns: the names of the budgets that are counted: limits.FIRST, then those of further media in the source.
+      all_needs: int32 (E, columns), what each example takes of each budget. ``of`` returns one column; ``tokens_E``
+        (soft tokens included), ``patches_E``, ``items_E`` and ``targets_E`` are some of them.
+      units_I: int32 (I,), what each medium takes of its stream: patch positions of an image (class tokens included),
+        vectors of ready-made features, 0 for discrete tokens.
+      slots_I: int64 (I,), the soft tokens of each medium.
+      feature_width: D of the feature vectors, 0 if there are none.
     """
 
     def __init__(self, prepared: Columns, spec: ImageSpec, cache: Path | None = None):
-        """``cache``: a folder where the lengths of a large source are kept, so that another process need not count."""
+        """``cache``: a folder that keeps the lengths of a large source, so that another process need not count them."""
         self.prepared, self.spec = prepared, spec
         self.name = str(prepared.meta["name"])
         self.feature_width: int = max(prepared.meta.get("feature_widths", ()), default=0)
@@ -103,11 +104,11 @@ class Lengths:
         return table.measured(self.extents(slice(None)), self.spec, self.units_I.astype(np.int64)).soft_tokens
 
     def extents(self, media: np.ndarray | slice | int) -> Extents:
-        """What the index knows of some of its media."""
+        """What the index stores of some of its media."""
         return Extents(self.prepared, media)
 
     def media_needs(self, media: np.ndarray | slice) -> dict[str, np.ndarray]:
-        """int64: what some of its media take of each budget that any of them takes of, by name."""
+        """int64 (n,) by budget: what some of the media take of each budget that any of them uses."""
         return table.measured(self.extents(media), self.spec, np.asarray(self.units_I[media], np.int64)).needs
 
     @functools.cached_property
@@ -126,7 +127,7 @@ class Lengths:
         return self.all_needs[examples].astype(np.int64)
 
     def in_order(self, needs: np.ndarray, names: Sequence[str]) -> np.ndarray:
-        """Needs (..., columns) as (..., names): a budget that is no column is not needed."""
+        """Reorders needs (..., columns) to (..., names); a name that is no column gets 0."""
         if names == self.columns:
             return needs
         found = np.zeros((*needs.shape[:-1], len(names)), needs.dtype)
@@ -136,12 +137,12 @@ class Lengths:
         return found
 
     def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
-        """All needs, a block at a time, each with the number of its first example."""
+        """Yields all needs block by block: the number of the first example, and int32 (n, columns)."""
         for start in range(0, len(self), BLOCK):
             yield start, self.all_needs[start : start + BLOCK]
 
     def is_long(self, needs: np.ndarray, budgets: Budgets) -> np.ndarray:
-        """Which of (n, columns) needs no row holds."""
+        """bool (n,): which of the (n, columns) needs exceed a row."""
         found = np.zeros(len(needs), bool)
         for column, limit in enumerate(budgets.of(self.columns)):
             found |= needs[:, column] > limit
@@ -179,7 +180,7 @@ def _count(prepared: Columns, spec: ImageSpec, columns: Sequence[str]) -> tuple[
 
 
 def _run_targets(prepared: Columns, runs: slice, offsets: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """Targets in each of a slice of runs, those of consecutive examples with ``offsets`` into the slice."""
+    """int64: the targets in each run of a slice; ``offsets`` are those of consecutive examples into the slice."""
     starts = np.asarray(prepared.run_start_R[runs], np.int64)
     ends = np.empty_like(starts)
     ends[:-1] = starts[1:]
@@ -195,7 +196,7 @@ def _sums(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
 
 
 def _is_whole(file: Path) -> bool:
-    """Whether a file is there as ``_save`` wrote it."""
+    """Whether a file exists and is complete, as ``_save`` wrote it."""
     try:
         size = file.stat().st_size - CHECKSUM
         with open(file, "rb") as opened:
@@ -206,7 +207,7 @@ def _is_whole(file: Path) -> bool:
 
 
 def _save(file: Path, array: np.ndarray) -> None:
-    """Writes a file that is whole or not there; two processes that write it write the same."""
+    """Writes a file that is either complete or not there; two processes that write it write the same."""
     try:
         with published(file) as unfinished:
             with open(unfinished, "wb") as opened:
@@ -223,7 +224,8 @@ class Expanded(NamedTuple):
 
     Attributes:
       token_at: (tokens,) position of each text token.
-      flags, weights: (tokens,) of batch.TARGET and batch.ANSWER; what each weighs in the loss if it is a target.
+      flags: (tokens,) batch.TARGET and batch.ANSWER of each.
+      weights: (tokens,) what each weighs in the loss if it is a target.
       slot_at: (images,) position of each image's first soft token, or of the first of discrete image tokens.
     """
 
@@ -234,7 +236,7 @@ class Expanded(NamedTuple):
 
 
 def expanded(prepared: Columns, example: int, slots: np.ndarray) -> Expanded:
-    """Lays out an example whose images have so many soft tokens."""
+    """Lays out an example; ``slots`` is how many soft tokens each of its images has."""
     count = int(prepared.tokens_E[example])
     image_at = np.asarray(prepared.image_at_I[slice(*prepared.images_E1[example : example + 2])], np.int64)
     run_slice = slice(*prepared.runs_E1[example : example + 2])

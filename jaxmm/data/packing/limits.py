@@ -1,4 +1,4 @@
-"""The budgets of a row, by name: those that text needs, and those that the media of the table take of."""
+"""The budgets of a row, by name: those of text, and those of the media in the table."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from typing import Any
 
 from jaxmm.data.media.table import MEDIA
 
-# In this order they stand in checkpoints and in the files that lengths are kept in; what a new medium adds comes after.
+# Checkpoints and saved lengths keep budgets in this order; the budgets of a new medium come after these.
 FIRST = ("tokens", "patches", "items", "targets", "features")
 
 
 def further_budgets(media: Iterable[str]) -> tuple[str, ...]:
-    """The names of the budgets that some media, by name, add to FIRST, in the order of the table."""
+    """Returns the names of the budgets that the given media add to FIRST, in the order of the table."""
     named = [name for key, medium in MEDIA.items() if key in media for name in medium.budgets]
     return tuple(dict.fromkeys(name for name in named if name not in FIRST))
 
 
 class Budgets(tuple[int, ...]):
-    """What a row holds at most: a tuple of numbers, each with a name.
+    """The most that a row holds: a tuple of numbers, each with a name.
 
     Attributes:
-      names: of the numbers: FIRST, and behind them those of further media.
+      names: of the numbers: FIRST, then those of further media.
       tokens: text positions, soft tokens included; patches; items: tiles; targets; features: ready-made vectors. A
-        budget of 0 is of what no source has.
+        budget is 0 if no source needs it.
     """
 
     names: tuple[str, ...]
 
     def __new__(cls, tokens: int, patches: int, items: int, targets: int, features: int = 0, **further: int) -> Budgets:
-        """``further``: what media beyond FIRST take of, by name. Raises TypeError for what none of them does."""
+        """``further``: budgets of media beyond FIRST, by name. Raises TypeError for a name that no medium uses."""
         known = further_budgets(MEDIA)
         for name in further:
             if name not in known:
@@ -52,11 +52,11 @@ class Budgets(tuple[int, ...]):
     features = property(lambda self: self[4])
 
     def get(self, name: str) -> int:
-        """One of them; 0 for a budget that is not there."""
+        """Returns one budget; 0 if it is not there."""
         return self[self.names.index(name)] if name in self.names else 0
 
     def of(self, names: Sequence[str]) -> tuple[int, ...]:
-        """``get`` of several."""
+        """Returns several budgets, each as ``get`` does."""
         return tuple(self) if names == self.names else tuple(map(self.get, names))
 
     def _replace(self, **changed: int) -> Budgets:

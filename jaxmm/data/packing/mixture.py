@@ -1,10 +1,11 @@
-"""Sources as streams of examples, and how many tokens of each a window of the plan takes.
+"""The sources as streams of examples, and how many tokens of each a window of the plan takes.
 
-Shares are of tokens: text and soft tokens that get into rows. What a source is owed is carried from window to window,
-so that at the end of each window all have had their share, to within an example, or a few rows where a pass ends.
+Shares are shares of tokens: text and soft tokens that get into rows. What a source is owed is carried from window to
+window. So at the end of each window every source has had its share, to within an example, or a few rows where a pass
+ends.
 
-The rows of a window are shuffled. So a window ends where the pass of a source does: what has come is then never more
-than once ahead of what has not, however small the source is.
+Rows are shuffled within a window. A window therefore ends where the pass of a source ends: then no example is ever seen
+more than one pass ahead of another, however small the source is.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from jaxmm.data.packing.pieces import Pieces, joined_pieces, pieces_of
 from jaxmm.data.packing.shuffle import Permutation, key_of
 from jaxmm.errors import UserError
 
-_SUBSET = 1 << 40  # in the place of an epoch: the order whose first examples are a capped source
+_SUBSET = 1 << 40  # pseudo-epoch that seeds which examples a capped source keeps
 
 
 class Stage(NamedTuple):
-    """Shares of tokens by source, in force from a step on; they sum to 1."""
+    """Token shares by source, in force from a step on; they sum to 1."""
 
     step: int
     shares: tuple[float, ...]
@@ -37,8 +38,8 @@ class Mixture(NamedTuple):
 
     Attributes:
       stages: by step; the first begins at 0.
-      examples: how many of its examples each source uses; which ones is drawn by the seed.
-      ends: how many examples each source gives before it has run out, epochs counted; 0 is without end.
+      examples: how many of its examples each source uses; the seed draws which ones.
+      ends: after how many examples, all epochs counted, each source has run out; 0 is endless.
     """
 
     stages: tuple[Stage, ...]
@@ -57,12 +58,12 @@ def make_mixture(
     max_epochs: Mapping[str, float] | None = None,
     epochs: float = 0.0,
 ) -> Mixture:
-    """Puts a mixture together.
+    """Builds a mixture.
 
     Args:
-      stages: (step, shares by source), the first of step 0; any sums.
-      max_examples, max_epochs: of the sources named. Parts of epochs are as many of their examples.
-      epochs: of each source that ``max_epochs`` does not name; 0 is without end.
+      stages: (step, shares by source), the first with step 0; shares may have any sum.
+      max_examples, max_epochs: for the sources they name. A fraction of an epoch is that fraction of its examples.
+      epochs: for each source that ``max_epochs`` does not name; 0 is endless.
     """
     sizes = [min(len(s), int((max_examples or {}).get(s.name, 0)) or len(s)) for s in lengths]
     passes = [(max_epochs or {}).get(s.name, epochs) for s in lengths]
@@ -82,9 +83,9 @@ class Window(NamedTuple):
     """What a window takes.
 
     Attributes:
-      tokens: in all, of which each source has its share.
-      limits: positions in its stream that each source does not go beyond; empty for none.
-      finished: which sources go there, whatever they are owed.
+      tokens: in all; each source has its share of them.
+      limits: the position in its stream that each source does not pass; empty for none.
+      finished: which sources go to their limit, whatever they are owed.
     """
 
     tokens: float
@@ -127,7 +128,7 @@ class Streams:
 
     @functools.cached_property
     def pass_tokens(self) -> list[float]:
-        """About how many tokens of each source one pass gives."""
+        """About how many tokens one pass over each source gives."""
         found = []
         for source, size in zip(self.lengths, self.mixture.examples, strict=True):
             tokens = source.total_tokens
@@ -145,9 +146,10 @@ class Streams:
         """The next window: a part of a pass, or of several where one batch holds several of them.
 
         Args:
-          whole: about the tokens of a window; most: no more than so many.
-          batch, row: the tokens of one.
-          seam: passes of sources that end within so many tokens of each other end in one window.
+          whole: about the tokens of a window.
+          most: the most tokens it may have.
+          batch, row: the tokens of a batch, and of a row.
+          seam: passes of sources that end within so many tokens of each other end in the same window.
         """
         shares = self._shares(position.taken, step)
         if shares is None:
@@ -167,13 +169,13 @@ class Streams:
         return Window(tokens, tuple(limits), tuple(finished.tolist()))
 
     def take(self, source: int, start: int, tokens: float, end: int) -> tuple[Drawn, int, int]:
-        """Takes examples from a position on until they hold ``tokens`` or the position ``end`` is met, if it is not 0.
+        """Takes examples from a position on, until they hold ``tokens`` or position ``end`` is reached (0: no end).
 
         Returns:
           Their pieces, the position after them, and the tokens they hold.
 
         Raises:
-          UserError: if an epoch holds no token, as all of its examples are dropped.
+          UserError: if a whole epoch holds no token because all of its examples are dropped.
         """
         lengths, size = self.lengths[source], self.mixture.examples[source]
         mean = max(1.0, lengths.total_tokens / len(lengths))
@@ -194,10 +196,10 @@ class Streams:
         return joined(found, self.budgets), at, held
 
     def draw(self, position: Position, window: Window, step: int) -> tuple[Drawn, Position]:
-        """Takes a window's worth: each source's share of its tokens, and what it is owed from before.
+        """Draws one window: each source's share of its tokens, plus what the source is owed from before.
 
-        The share of a source that has run out goes to the others. Where none with a share in the stage of ``step`` is
-        left, the next stage's shares count; where no stage is left, no piece is returned.
+        The share of a source that has run out goes to the others. If no source with a share in the stage of ``step`` is
+        left, the shares of the next stage count. If no stage is left, no pieces are returned.
         """
         taken, owed = list(position.taken), np.array(position.owed)
         limits = window.limits or self.mixture.ends
@@ -229,7 +231,7 @@ class Streams:
         return self._shares(position.taken, step) is None
 
     def _shares(self, taken: Sequence[int], step: int) -> np.ndarray | None:
-        """Shares at a step, those of sources that have run out given to the others, or None if there is none left."""
+        """Shares at a step; sources that have run out give theirs to the others. None if no source is left."""
         left = np.array([not self.has_run_out(i, n) for i, n in enumerate(taken)])
         for i, stage in enumerate(self.mixture.stages):
             if i + 1 < len(self.mixture.stages) and self.mixture.stages[i + 1].step <= step:

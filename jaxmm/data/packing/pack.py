@@ -1,8 +1,9 @@
-"""Packing items into rows under several budgets, all rows at a time, and the one order of the rows of a batch.
+"""Packs items into rows under several budgets, all rows at a time, and orders the rows of a batch.
 
-Best fit, item after item, is a loop of millions of small steps. Here every open row chooses at once: in each round it
-takes the largest item left that it has room for, and where several want the same one, the roomier takes it and the
-others the next smaller ones. With rows and items sorted, that is one pass of ``minimum.accumulate``.
+Best fit, one item after another, is a loop of millions of small steps. Here every open row chooses at once. In each
+round it takes the largest remaining item that it has room for. Where several rows want the same item, the row with most
+room takes it, and the others take the next smaller ones. With rows and items sorted, that is one pass of
+``minimum.accumulate``.
 """
 
 from __future__ import annotations
@@ -12,21 +13,21 @@ from collections.abc import Sequence
 
 import numpy as np
 
-GOLDEN = 0.6180339887498949  # its multiples modulo 1 lie evenly, however many there are
-BLOCK = 64  # neighbours in size, among which the second budget says who gets which
-MATTERS = 0.3  # of the load of the scarcest budget; one that is loaded less is kept, but not balanced
-AT_ONCE = 0.7  # of the open rows that are filled next
-FEW = 16  # rows that are not divided any more
-SMALL = 600  # items that are also packed one by one, if their rows are not full
+GOLDEN = 0.6180339887498949  # its multiples modulo 1 are spread evenly, however many there are
+BLOCK = 64  # neighbours in size, among which the second budget decides who gets which
+MATTERS = 0.3  # fraction of the scarcest budget's load; a budget with less load is respected, but not balanced
+AT_ONCE = 0.7  # fraction of the open rows that are filled next
+FEW = 16  # fewer open rows than this are filled all at once
+SMALL = 600  # up to so many items are also packed one by one, if their rows are not full
 ENOUGH = 1.005  # times the least number of rows: not worth another try
-TRIES = 8  # times in a row that a row may choose what another budget forbids
+TRIES = 8  # times in a row that another budget may refuse a row's choice
 
 
 def assign(needs: np.ndarray, limits: Sequence[int]) -> np.ndarray:
     """Packs items into few rows.
 
-    The scarcest budget, by the sum of the needs, is filled by best fit. What is large in the second scarcest is dealt
-    out evenly before that, so that no row runs out of it while others keep theirs.
+    Best fit fills the scarcest budget, by the sum of the needs. Items that are large in the second scarcest are dealt
+    out evenly before that, so that no row runs out of it while others have some left.
 
     Args:
       needs: (n, budgets), what each item takes; each item fits an empty row.
@@ -38,7 +39,7 @@ def assign(needs: np.ndarray, limits: Sequence[int]) -> np.ndarray:
     rows = _packed(_Rows(np.asarray(needs, np.int64), np.asarray(limits, np.int64)))
     tries = [rows]
     if len(needs) and rows.of_item.max() + 1 > ENOUGH * max(rows.loads()):
-        if rows.two:  # dealt first, coarse items may leave room for none of the others: then all go by size
+        if rows.two:  # coarse items that are dealt first may leave no room for the others: then pack all by size
             tries.append(_packed(rows.emptied(two=False)))
         if len(needs) <= SMALL:
             tries.append(_one_by_one(rows.emptied(two=False)))
@@ -52,7 +53,7 @@ def _packed(rows: _Rows) -> _Rows:
         if rows.two:
             rows.deal(left, opened)
             left = rows.unplaced(left)
-        # The smallest items end up in the rows filled last, and fill them to the brim: so not all rows at once.
+        # The smallest items end up in the rows that are filled last, and fill their gaps: so not all rows at once.
         while len(opened) and len(left):
             count = len(opened) if len(opened) < FEW else int(AT_ONCE * len(opened))
             rows.fill(left, opened[:count], least=count // 400 if count < len(opened) else 1)
@@ -63,13 +64,13 @@ def _packed(rows: _Rows) -> _Rows:
 
 
 def ordered(keys: np.ndarray) -> np.ndarray:
-    """A stable argsort of int64 keys below 2**40, by sorting keys and indices as one number: the faster way."""
+    """A stable argsort of int64 keys below 2**40. It sorts keys and indices as one number, which is faster."""
     bits = max(1, len(keys).bit_length())
     return np.sort((keys << bits) | np.arange(len(keys))) & ((1 << bits) - 1)
 
 
 def _one_by_one(rows: _Rows) -> _Rows:
-    """Best fit, the largest item first, each to the fullest row with room: what a few items have time for."""
+    """Best fit, the largest item first, each into the fullest row with room: fast enough for a few items."""
     needs, limits = np.stack(rows.needs, 1), np.array(rows.limits)
     parts = needs / limits
     room, slack, used = np.tile(limits, (len(needs), 1)), np.full(len(needs), float(len(limits))), 0
@@ -86,8 +87,10 @@ def _one_by_one(rows: _Rows) -> _Rows:
 class _Rows:
     """Rows being filled. Budgets are sorted, the scarcest first; those that cannot bind are left out.
 
-    ``needs``: of each budget an array over items; ``room``: of each an array over rows; ``two``: whether the second
-    scarcest matters too.
+    Attributes:
+      needs: for each budget an array over items.
+      room: for each budget an array over rows.
+      two: whether the second scarcest budget matters too.
     """
 
     def __init__(self, needs: np.ndarray, limits: np.ndarray):
@@ -126,7 +129,7 @@ class _Rows:
         return items[self.of_item[items] < 0]
 
     def place(self, items: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Puts each item in its row, all of them different, where there is room; returns which were put."""
+        """Puts each item into its row, all of them different, if there is room. Returns bool (n,): which were put."""
         taken = [(need[items], room[rows]) for need, room in zip(self.needs, self.room, strict=True)]
         fits = np.ones(len(items), bool)
         for need, room in taken:
@@ -137,7 +140,7 @@ class _Rows:
         return fits
 
     def deal(self, items: np.ndarray, rows: np.ndarray) -> None:
-        """Deals the items that are larger in the second budget, the largest to the row with most room, once around."""
+        """Deals out the items that are larger in the second budget, one per row and round, largest to most room."""
         first, second = (self.needs[j][items] / self.limits[j] for j in (0, 1))
         fine = (second < second.mean() / 2) & (first > first.mean() / 50)  # better kept to fill small gaps
         items = items[(second > first) & ~fine]
@@ -160,7 +163,7 @@ class _Rows:
             rows, wants, failed, spread = rows[order], wants[order], failed[order], spread[order]
 
             choice = np.searchsorted(sizes, wants, side="right") - 1
-            # Refused by another budget, a row looks among smaller items, each row elsewhere.
+            # A row whose choice another budget refused looks among smaller items, each row at another place.
             if failed.any():
                 choice -= (choice * failed * (0.5 + spread) / (2 * TRIES)).astype(np.int64)
             steps = np.arange(len(rows))
@@ -182,7 +185,7 @@ class _Rows:
     def _match(
         self, choice: np.ndarray, items: np.ndarray, sizes: np.ndarray, rows: np.ndarray, wants: np.ndarray
     ) -> None:
-        """Within blocks of about equal sizes, gives what needs most of the second budget to who has most of it."""
+        """Within blocks of about equal sizes, gives the items with most need of the second budget most room of it."""
         whole = len(choice) // BLOCK * BLOCK
         if not whole:
             return
@@ -196,11 +199,11 @@ class _Rows:
 
 
 def _wants(room: np.ndarray, sizes: np.ndarray, spread: np.ndarray) -> np.ndarray:
-    """How much of its room each row would fill now, by one of some items of sorted sizes.
+    """How much of its room each row would fill now, by one item of the sorted ``sizes``.
 
-    A row whose room is a little more than the largest item would be left with a gap too small for any other. It keeps
-    room for one item more, if the two are then more than the largest alone. Which one is given by ``spread``, evenly
-    over all: not all rows can have the same.
+    A row with a little more room than the largest item would be left with a gap too small for any other item. It keeps
+    room for one item more, if the two together are more than the largest alone. ``spread`` picks that item, evenly over
+    all sizes: not all rows can have the same one.
     """
     largest = sizes[-1]
     near = np.flatnonzero((room > largest) & (room < 2 * largest))
@@ -223,8 +226,11 @@ def pack(needs: np.ndarray, limits: Sequence[int]) -> list[list[int]]:
 def balanced_orders(work_KB: np.ndarray) -> np.ndarray:
     """Orders the B rows of each of K batches so that every split into 2, 4, 8... equal runs has about even work.
 
-    The heaviest rows are dealt in pairs to two halves, the heavier of a pair to the half with less so far; each half is
-    dealt in the same way, as long as it is even.
+    The rows are dealt in pairs, heaviest first, to two halves: the heavier of a pair goes to the half with less work so
+    far. Each half is dealt in the same way, as long as its size is even.
+
+    Args:
+      work_KB: (K, B), the work of each row.
 
     Returns:
       int64 (K, B), indices into each batch's rows.

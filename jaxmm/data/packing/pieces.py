@@ -1,6 +1,6 @@
-"""Pieces of examples: what a row is made of, and how an example that no row holds becomes several, or one, or none.
+"""Pieces of examples, which rows are made of. An example that no row holds becomes several pieces, or one, or none.
 
-Examples are cut many at a time: a search on a line on which they all lie end to end finds the place in each.
+Many examples are cut at once: they are laid end to end on one line, and a search finds the place in each.
 """
 
 from __future__ import annotations
@@ -70,10 +70,11 @@ class Parts(NamedTuple):
 
 
 def ragged(offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where the elements of some rows of a ragged array lie, one row after another.
+    """Where the elements of the given rows of a ragged array lie, one row after another.
 
     Returns:
-      places: indices into the values that ``offsets`` are of; starts: (len(rows) + 1,), where in them each row starts.
+      places: indices into the values that ``offsets`` refer to.
+      starts: (len(rows) + 1,), where each row starts in ``places``.
     """
     first = np.asarray(offsets[rows], np.int64)
     counts = np.asarray(offsets[rows + 1], np.int64) - first
@@ -84,9 +85,8 @@ def ragged(offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarra
 class _Long:
     """Some examples laid end to end, so that a search finds a place in all of them at once.
 
-    Text tokens and positions (soft tokens counted) have each a line of their own, on which examples keep a distance;
-    ``text_E`` and ``line_E`` say where each starts. Images, or other media, and runs of targets are numbered from
-    example to example.
+    Text tokens and positions (soft tokens counted) have a line each, with a gap between two examples. ``text_E`` and
+    ``line_E`` say where each example starts. Images, or other media, and runs of targets are numbered across examples.
     """
 
     def __init__(self, lengths: Lengths, examples: np.ndarray):
@@ -101,7 +101,7 @@ class _Long:
         units = np.asarray(lengths.units_I[images], np.int64)
         extents = lengths.extents(images)
         _, slots, media_needs = table.measured(extents, lengths.spec, units)
-        # What media before each take of the budgets that only they take of, by name.
+        # By budget, for those that media use: what the media before each one take.
         self.taken_before = {name: _before(needs) for name, needs in media_needs.items()}
         self.slots_before = _before(slots)
         own_text = table.text_tokens(extents)
@@ -124,7 +124,7 @@ class _Long:
         self.targets_before = np.concatenate([[0], np.cumsum(self.run_end - self.run_start)])
 
     def targets_at(self, place: np.ndarray) -> np.ndarray:
-        """Targets before places on the line, none of which is inside an image; of all examples."""
+        """Targets before places on the line, counted over all examples; no place may be inside an image."""
         image = np.searchsorted(self.first_slot_end, place, side="right")
         example = np.searchsorted(self.line_E, place, side="right") - 1
         slots = self.slots_before[image] - self.slots_before[self.images_E1[example]]
@@ -134,7 +134,7 @@ class _Long:
         return np.where(run >= 0, self.targets_before[run] + inside, 0)
 
     def place_of_target(self, number: np.ndarray, example: np.ndarray) -> np.ndarray:
-        """The position in its example of a target, counted over all examples; where it is another's, the length."""
+        """The position of a target, counted over all examples, in its example; the length if it is in another one."""
         run = np.searchsorted(self.targets_before, number, side="right") - 1
         there = run < len(self.run_start)
         run = np.where(there, run, 0)
@@ -146,17 +146,17 @@ class _Long:
 
 
 def _before(values: np.ndarray) -> np.ndarray:
-    """The sums of what stands before each, and of all."""
+    """Running sums: what comes before each value, and the total."""
     return np.concatenate([[0], np.cumsum(values, dtype=np.int64)])
 
 
 def cut_examples(lengths: Lengths, examples: np.ndarray, budgets: Budgets, only_first: bool = False) -> Parts:
-    """Cuts examples, each into the fewest parts, front to back, that fit a row; no image is cut.
+    """Cuts each example, front to back, into the fewest parts that fit a row; no image is cut.
 
-    An image, or another medium, goes with its separators. All examples are cut at once, a part of each in a round.
+    An image, or another medium, stays with its separators. All examples are cut at once, one part of each per round.
 
     Args:
-      only_first: return the first part of each alone.
+      only_first: return only the first part of each.
 
     Raises:
       UserError: if a single image exceeds a budget.
@@ -194,7 +194,7 @@ def cut_examples(lengths: Lengths, examples: np.ndarray, budgets: Budgets, only_
 
 
 def _raise_too_large(lengths: Lengths, example: int, budgets: Budgets) -> None:
-    """Names the first image, or other medium, of an example that no row holds."""
+    """Raises the UserError that names the first image, or other medium, of an example that no row holds."""
     images = range(*(int(i) for i in lengths.prepared.images_E1[example : example + 2]))
     line = _Long(lengths, np.array([example]))
     targets = (line.targets_at(line.image_end) - line.targets_at(line.image_start)).tolist()
@@ -230,7 +230,7 @@ def pieces_of(
     budgets: Budgets,
     long_documents: str,
 ) -> tuple[Pieces, np.ndarray, np.ndarray]:
-    """The pieces of examples, each of an epoch: those no row holds are split, truncated or dropped.
+    """Returns the pieces of examples; those that no row holds are split, truncated or dropped.
 
     Returns:
       The pieces, in the order of the examples; what each takes, (n, budgets) in the order of Budgets; and which of the
@@ -258,11 +258,11 @@ def pieces_of(
 
 
 class LongDocuments(NamedTuple):
-    """What becomes of the examples of a source that no row holds."""
+    """What happens to the examples of a source that no row holds."""
 
     examples: int
     long: int
-    pieces: int  # that the long ones become; of those truncated one each, of those dropped none
+    pieces: int  # made of the long ones: one each if truncated, none if dropped
 
     def line(self, name: str, long_documents: str) -> str:
         """One line for the log, or '' if there is nothing to say."""
@@ -272,7 +272,7 @@ class LongDocuments(NamedTuple):
 
 
 def count_long(lengths: Lengths, budgets: Budgets, long_documents: str) -> LongDocuments:
-    """Counts them. Raises UserError if a single image of one to be cut exceeds a budget."""
+    """Counts a source's long examples. Raises UserError if one must be cut and a single image exceeds a budget."""
     long = pieces = 0
     for start, needs in lengths.blocks():
         examples = start + np.flatnonzero(lengths.is_long(needs, budgets))

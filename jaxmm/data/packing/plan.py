@@ -1,8 +1,9 @@
 """Which piece of which example stands in which row: integers only, long before a pixel is decoded.
 
-The rows of global batch k are a pure function of (prepared index, mixture, budgets, seed, k). A window of rows takes of
-each source what its share of tokens asks for, packs it, and shuffles the rows. Windows follow each other without a gap,
-and a table of where each begins, which is also kept on disk, makes any batch one look-up and one window away.
+The rows of global batch k are a pure function of (prepared index, mixture, budgets, seed, k). A window of rows takes
+from each source as much as its share of tokens asks for, packs it, and shuffles the rows. Windows follow each other
+without a gap. A table, also kept on disk, says where each window begins, so that any batch takes one look-up and one
+window.
 """
 
 from __future__ import annotations
@@ -43,14 +44,14 @@ __all__ = [
     "Rows", "Stage", "balanced_order", "choose_budgets", "cut", "expanded", "make_mixture", "pack",
 ]  # fmt: skip
 
-FORMAT = 4  # raise it with any change to which rows a plan gives
-UNTIL_PASSES = 3  # the format before: windows of many passes over a small source. A run that began with it goes on so
+FORMAT = 4  # raise it with any change to the rows that a plan gives
+UNTIL_PASSES = 3  # the format before: a window had many passes over a small source. Runs that began with it keep it
 FORMATS = (UNTIL_PASSES, FORMAT)
-WINDOW_PIECES = 1 << 16  # about what a window holds: thousands of rows pack tightly, and are planned in an instant
-MIN_ROWS = 256  # of a window, where the ends of passes do not make it smaller
-SEAM_ROWS = 4  # passes that end within so many rows of each other end in one window
-KEPT_WINDOWS, KEPT_PIECES = (4, 256), 4 * WINDOW_PIECES  # in memory: from least to most windows, and pieces of them
-_ROWS = 1 << 41  # in the place of a source, in keys
+WINDOW_PIECES = 1 << 16  # about the pieces of a window: thousands of rows pack tightly, and are planned in an instant
+MIN_ROWS = 256  # of a window, unless the ends of passes make it smaller
+SEAM_ROWS = 4  # passes that end within so many rows of each other end in the same window
+KEPT_WINDOWS, KEPT_PIECES = (4, 256), 4 * WINDOW_PIECES  # in memory: least and most windows, and the pieces of them
+_ROWS = 1 << 41  # takes the place of a source in keys
 
 
 def _inverse(order: np.ndarray) -> np.ndarray:
@@ -60,14 +61,14 @@ def _inverse(order: np.ndarray) -> np.ndarray:
 
 
 class Origin(NamedTuple):
-    """Where a plan begins that goes on in the place of another one: at a batch, with examples seen by source."""
+    """Where a plan that continues another one begins: at a batch, after so many examples of each source."""
 
     batch: int = 0
     seen: tuple[int, ...] = ()
 
 
 class Plan(Batches):
-    """Rows of any batch of a run over a mixture of sources, endless unless all of them have an end."""
+    """The rows of any batch of a run over a mixture of sources. It is endless unless all sources have an end."""
 
     def __init__(
         self,
@@ -85,11 +86,11 @@ class Plan(Batches):
     ):
         """
         Args:
-          mixture: or only shares of tokens (text plus soft tokens) by source; positive, any sum.
+          mixture: a Mixture, or only token shares (text plus soft tokens) by source; positive, any sum.
           window_rows: about how many rows are planned at a time; 0 picks it from the data.
-          table: a folder that keeps where windows begin, for sources that are told apart by a fingerprint.
-          origin: the plan's first batch, and the examples of each source that it begins after.
-          format: one of FORMATS: that of the run which goes on.
+          table: a folder that stores where windows begin; used only if every source has a fingerprint.
+          origin: the plan's first batch, and the number of examples of each source that came before it.
+          format: one of FORMATS: that of the run which is continued.
 
         Raises:
           UserError: if an example's smallest piece exceeds a budget, or nothing is left to train on.
@@ -133,19 +134,19 @@ class Plan(Batches):
         needs = np.sum(
             [share * total / max(s.total_tokens, 1) for (s, share), total in zip(present, totals, strict=True)], 0
         )
-        # A budget of 0 is of what no source has.
+        # A budget of 0 is one that no source needs.
         row_tokens = 1 / max(need / limit for need, limit in zip(needs.tolist(), self.budgets, strict=True) if limit)
         pieces = sum(share * len(source) / max(source.total_tokens, 1) for source, share in present) * row_tokens + 1
         epoch = max(source.total_tokens / share for source, share in present) / row_tokens
         return window_rows or int(max(min(WINDOW_PIECES / pieces, epoch), MIN_ROWS)), row_tokens
 
     def _table_file(self, folder: Path | None) -> Path | None:
-        """The file of this plan's table: its name is of everything that the rows depend on."""
+        """The file of this plan's table; its name is a hash of everything that the rows depend on."""
         fingerprints = [source.prepared.meta.get("fingerprint") for source in self.lengths]
         if folder is None or not all(fingerprints):
             return None
         specs = [list(vars(source.spec).values()) for source in self.lengths]
-        batch_size = self.batch_size if len(self.mixture.stages) > 1 else 0  # what a step is, where one is named
+        batch_size = self.batch_size if len(self.mixture.stages) > 1 else 0  # with stages, steps matter
         most = self.batch_size * max(row_tokens for _, row_tokens in self._sizes)
         if self.format != UNTIL_PASSES and most >= 2 * min(self._streams.pass_tokens):
             batch_size = self.batch_size  # it may say how many passes a window holds
@@ -155,7 +156,7 @@ class Plan(Batches):
         return folder / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.npz"
 
     def _plan_window(self, window: int) -> Rows:
-        """Plans one window, whose predecessors are planned, and notes where the next one starts."""
+        """Plans one window, whose predecessors are planned, and records where the next one starts."""
         row, before = self._table.starts[window], self._table.position(window)
         step = self.origin.batch + row // self.batch_size
         (pieces, needs), after = self._streams.draw(before, self._window_of(row, before, step), step)
@@ -166,7 +167,7 @@ class Plan(Batches):
         return rows
 
     def _window_of(self, row: int, before: Position, step: int) -> Window:
-        """What a window takes: less and less as a change of shares comes near, to meet its step."""
+        """What a window takes: less and less as a change of shares comes near, so that a window ends at its step."""
         stages = self.mixture.stages
         stage = max(i for i, s in enumerate(stages) if s.step <= step or i == 0)
         whole, row_tokens = self._sizes[stage]
@@ -183,10 +184,10 @@ class Plan(Batches):
         )  # fmt: skip
 
     def _shuffled(self, pieces: Pieces, row_of: np.ndarray, window: int) -> np.ndarray:
-        """Where each row goes: an order in which each source lies evenly, and all else is left to chance.
+        """Where each row goes: an order in which each source is spread evenly, and all else is random.
 
-        Rows with most tokens of one source, by how many these are, go to multiples of the golden ratio: so each stretch
-        of the window has about as many of each kind.
+        Rows are grouped by the source with most of their tokens, and sorted by how many these are. They go to multiples
+        of the golden ratio, so that each stretch of the window has about as many of each kind.
         """
         count, sources = int(row_of.max(initial=-1)) + 1, len(self.lengths)
         key = key_of(self.seed, _ROWS, window)
@@ -211,7 +212,7 @@ class Plan(Batches):
         return self._windows[window]
 
     def _plan_to(self, row: int) -> None:
-        """Plans windows until one holds a row, or the plan ends."""
+        """Plans windows until one holds the row, or the plan ends."""
         while self._table.starts[-1] <= row and not self._table.has_ended:
             self._window(len(self._table.starts) - 1)
 
@@ -238,9 +239,9 @@ class Plan(Batches):
         return self.row_arrays(start, stop).listed()
 
     def batches(self, most: int = 1 << 60) -> int:
-        """The number of the last batch, plus 1, or ``most`` if that is less; the last one may end in empty rows.
+        """The number of the last batch, plus 1, or ``most`` if that is less; the last batch may end in empty rows.
 
-        Every window up to there is planned that is not in the table. Raises ValueError if the mixture is endless.
+        It plans every window up to there that is not in the table. Raises ValueError if the mixture is endless.
         """
         if self.mixture.is_endless:
             raise ValueError("an endless plan has no number of batches")
@@ -250,7 +251,7 @@ class Plan(Batches):
         return min(most, self.origin.batch + -(-self._table.starts[-1] // self.batch_size))
 
     def about_batches(self) -> float:
-        """About as many, without planning them; infinite if the mixture is endless."""
+        """About the number of batches, without planning them; infinite if the mixture is endless."""
         if self.mixture.is_endless:
             return math.inf
         lefts = np.subtract(self.mixture.ends, self.origin.seen or 0).tolist()
@@ -260,7 +261,7 @@ class Plan(Batches):
         return self.origin.batch + tokens / (self._sizes[0][1] * self.batch_size)
 
     def seen(self, batch: int) -> tuple[int, ...]:
-        """How many examples of each source, epochs counted, the batches before ``batch`` have begun."""
+        """How many examples of each source, all epochs counted, the batches before ``batch`` have begun."""
         row = (batch - self.origin.batch) * self.batch_size
         with self._lock:
             self._plan_to(row)
@@ -273,18 +274,18 @@ class Plan(Batches):
             return tuple((np.array(before) + counts).tolist())
 
     def save(self) -> None:
-        """Writes the table as far as it goes, if it has a place: a run that goes on plans none of it again."""
+        """Writes the table, if it has a place: a continued run plans none of these windows again."""
         with self._lock:
             self._table.save()
 
     def run_out(self, batch: int) -> list[str]:
-        """The names of the sources that have run out before ``batch``, to a window."""
+        """The names of the sources that have run out before ``batch``, exact to a window."""
         taken = self.seen(batch) if not self.mixture.is_endless or any(self.mixture.ends) else ()
         return [self.lengths[i].name for i, n in enumerate(taken) if self._streams.has_run_out(i, n)]
 
 
 class Pass(Batches):
-    """Every example of the sources once, the last batch filled up with empty rows: for evaluation."""
+    """Every example of the sources once, the last batch filled with empty rows: for evaluation."""
 
     def __init__(
         self,

@@ -54,7 +54,7 @@ def joined_rows(parts: Sequence[Rows]) -> Rows:
 
 
 def in_rows(pieces: Pieces, row_of: np.ndarray) -> Rows:
-    """Brings pieces together by the number of their row."""
+    """Groups pieces by the number of their row."""
     return Rows(pieces.take(ordered(row_of)), np.concatenate([[0], np.cumsum(np.bincount(row_of))]))
 
 

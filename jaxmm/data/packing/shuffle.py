@@ -1,6 +1,6 @@
-"""Shuffled orders of any size with random access: what stands at a position is computed, never stored.
+"""Shuffled orders of any size with random access: the element at a position is computed, never stored.
 
-Everything random in a plan comes from here, as integer arithmetic that is the same with every release of NumPy.
+Everything random in a plan comes from here, by integer arithmetic that is the same in every release of NumPy.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _MASK = (1 << 64) - 1
 
 
 def key_of(*numbers: int) -> int:
-    """Mixes integers to a 64-bit key; other numbers, or another order of them, give another one."""
+    """Mixes integers into a 64-bit key; other integers, or another order, give another key."""
     key = 0x9E3779B97F4A7C15 * (len(numbers) + 1) & _MASK
     for number in numbers:
         key = _mixed(key ^ _mixed(number & _MASK))
@@ -42,7 +42,7 @@ def random_bits(key: int, counters: np.ndarray) -> np.ndarray:
 
 
 def random_order(key: int, size: int) -> np.ndarray:
-    """int64 (size,): a permutation, drawn as a whole."""
+    """int64 (size,): a permutation of range(size), computed as a whole."""
     return np.argsort(random_bits(key, np.arange(size)), kind="stable")
 
 
@@ -50,8 +50,8 @@ class Permutation:
     """A permutation of range(size) that is a function of its key.
 
     A Feistel network over pairs (left, right) of about sqrt(size) values each (the generalised one of Black and
-    Rogaway, 2002): each round adds a random function of one to the other. There are a few more pairs than numbers;
-    whoever lands on one of those walks on.
+    Rogaway, 2002): each round adds a random function of one to the other. There are a few more pairs than numbers; a
+    position that lands on one of the extra pairs is permuted again until it does not.
     """
 
     def __init__(self, size: int, key: int):
@@ -63,7 +63,7 @@ class Permutation:
         self._keys = [key_of(key, i) for i in range(ROUNDS)]
 
     def __call__(self, positions: np.ndarray) -> np.ndarray:
-        """int64: what stands at each of the positions, which are in range(size)."""
+        """int64: the element at each of the positions, which must be in range(size)."""
         values = self._walk(positions.astype(np.uint64))
         outside = np.flatnonzero(values >= self.size)
         while len(outside):

@@ -1,4 +1,4 @@
-"""Where the windows of a plan begin, kept in a file, so that a run that goes on plans none of them again."""
+"""Where the windows of a plan begin, kept in a file, so that a continued run plans none of them again."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jaxmm.errors import UserError
 class Table:
     """Where each window begins: its first row, and the streams' positions. Kept in a file, if one is given.
 
-    Of a small set a window may be of one batch: a run of a million batches has as many, so they are kept as numbers.
+    With a small set a window may be one batch, so a run of a million batches has a million windows: hence flat arrays.
 
     Attributes:
       starts: the first row of each window.
@@ -32,16 +32,16 @@ class Table:
         self.long: tuple[LongDocuments, ...] | None = None
         self._saved = 0
         if file is not None and file.is_file():
-            with contextlib.suppress(Exception):  # of a damaged archive zipfile raises anything; it is made anew
+            with contextlib.suppress(Exception):  # zipfile raises anything on a damaged archive; it is made again
                 self._load(file)
 
     def position(self, window: int) -> Position:
-        """Where the streams stand before a window."""
+        """Where the streams are before a window."""
         own = slice(window * self._sources, (window + 1) * self._sources)
         return Position(tuple(self._taken[own]), tuple(self._owed[own]))
 
     def add(self, row: int, position: Position, has_ended: bool) -> None:
-        """Notes the end of the last window, or that there was none."""
+        """Records the end of the last window, or that the plan has ended."""
         self.has_ended = has_ended
         if not has_ended:
             self.starts.append(row)
@@ -51,7 +51,7 @@ class Table:
             self.save()
 
     def save(self) -> None:
-        """Writes the file, whole; several processes may, and all that any writes is right."""
+        """Writes the file atomically. Several processes may do so: what any of them writes is correct."""
         if self.file is None or self.long is None or self._saved == len(self.starts):
             return
         try:

@@ -1,4 +1,4 @@
-"""A full disk, said in one line."""
+"""Reports a full disk in one line."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 from jaxmm.errors import UserError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_FULL_TEXTS = ("No space left on device", "Disk quota exceeded", "File too large")  # what comes out of C++ has no errno
+_FULL_TEXTS = ("No space left on device", "Disk quota exceeded", "File too large")  # errors from C++ have no errno
 
 
 @contextlib.contextmanager
 def space_wanted(folder: Path) -> Iterator[None]:
-    """Turns whatever a full disk makes the block raise into one line.
+    """Turns any error that a full disk causes in the block into one line.
 
     Raises:
       DiskFull: if there was no space, or no quota, left.
@@ -31,7 +31,7 @@ def space_wanted(folder: Path) -> Iterator[None]:
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether a full disk, an exhausted quota or a limit on the size of files is what an exception says."""
+    """Whether an exception means a full disk, an exhausted quota, or a limit on the size of files."""
     return getattr(error, "errno", None) in _FULL or any(text in str(error) for text in _FULL_TEXTS)
 
 

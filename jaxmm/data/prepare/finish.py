@@ -1,6 +1,6 @@
-"""The end of a preparation: the parts of all shards joined to one index, and what is told of them.
+"""The end of a preparation: joins the index parts of all shards, and writes the reports of the finished folder.
 
-Each part of the index is in memory by itself; what a source has altogether is only counted.
+Only one part of the index is in memory at a time; for the whole source there are only counts.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from jaxmm.errors import UserError
 
 
 class _Totals(NamedTuple):
-    """What is known when each shard's part of the index has been looked at once."""
+    """What is known after each shard's part of the index has been read once."""
 
     labels: list[str]
     sizes: dict[str, int]  # of the joined columns
     shards: list[dict[str, Any]]
     reasons: collections.Counter[str]
-    dropped: collections.Counter[str]  # images that left their pages
+    dropped: collections.Counter[str]  # images that were removed from their pages
     columns: Seen
-    special: dict[str, collections.Counter[str]]  # as of ``shard.Part``
+    special: dict[str, collections.Counter[str]]  # as in ``shard.Part``
     fingerprint: str
 
 
 def finish(source: Source, template: Template, unfinished: Path, numbers: Sequence[int]) -> None:
-    """Writes all that the finished folder holds beside its shards.
+    """Writes everything in the finished folder beside its shards.
 
     Raises:
       UserError: as ``_add_up``.
@@ -86,7 +86,7 @@ def finish(source: Source, template: Template, unfinished: Path, numbers: Sequen
 
 
 def _add_up(source: Source, unfinished: Path, numbers: Iterable[int]) -> _Totals:
-    """Looks at each part of the index once.
+    """Reads each part of the index once, and adds them up.
 
     Raises:
       UserError: if too many documents were skipped, none is left, or there are too many labels.
@@ -135,12 +135,12 @@ def _add_up(source: Source, unfinished: Path, numbers: Iterable[int]) -> _Totals
 
 
 def too_many(skipped: int, examples: int, most: float) -> bool:
-    """Whether more are skipped than may be: a single one never stops, and if nothing is left it always does."""
+    """Whether more are skipped than allowed. A single one never stops the run; if nothing is left, it always stops."""
     return skipped > max(1, most * (examples + skipped)) or (skipped > 0 and not examples)
 
 
 def _write_columns(unfinished: Path, numbers: Iterable[int], totals: _Totals) -> None:
-    """Joins the columns of all parts, one part in memory at a time, and lists what was skipped."""
+    """Joins the columns of all parts, one part in memory at a time, and writes skipped.jsonl."""
     data = unfinished / DATA
     rows = dict.fromkeys(COLUMNS, 0)
     with contextlib.ExitStack() as stack:
@@ -168,7 +168,7 @@ def _write_columns(unfinished: Path, numbers: Iterable[int], totals: _Totals) ->
 
 
 def _renamed(labels_E: np.ndarray, part: Part, names: Sequence[str]) -> np.ndarray:
-    """A part's label bits as bits of the whole source's names."""
+    """Translates a part's label bits, uint64 (E,), to the bits of the whole source's names."""
     renamed = np.zeros_like(labels_E)
     for bit, label in enumerate(part.labels):
         has = labels_E >> np.uint64(bit) & np.uint64(1)

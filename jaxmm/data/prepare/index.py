@@ -1,4 +1,4 @@
-"""The columnar index of a prepared source: what plans are made from, on disk or in memory."""
+"""The columnar index of a prepared source, from which plans are made; on disk or in memory."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ COLUMNS = {
     "image_width_I": np.int32,
     "image_kind_I": np.int32,
 }
-WEIGHT = "run_weight_R"  # which older folders lack, where all of it would be 1
+WEIGHT = "run_weight_R"  # older folders lack it; there all weights are 1
 
 
 class Columns(abc.ABC):
@@ -41,14 +41,15 @@ class Columns(abc.ABC):
       meta: what meta.json holds.
       tokens_E: int32, text tokens of each example, without soft tokens.
       labels_E: uint64, bit k for the k-th of meta["labels"].
-      runs_E1: int64 (E + 1,): example e has the runs runs_E1[e] to runs_E1[e + 1] of run_start_R and run_flags_R.
-      run_start_R: int32, where in its example a run of tokens with equal flags starts; run_flags_R: uint8, batch.TARGET
-        and batch.ANSWER; run_weight_R: float32, what a target of the run weighs in the loss.
+      runs_E1: int64 (E + 1,): example e has the runs [runs_E1[e], runs_E1[e + 1]) of the columns that end in _R.
+      run_start_R: int32, where in its example a run of tokens with equal flags starts.
+      run_flags_R: uint8, batch.TARGET and batch.ANSWER.
+      run_weight_R: float32, what a target of the run weighs in the loss.
       images_E1: int64 (E + 1,): offsets, in the same way, into the columns that end in _I.
-      image_at_I: int32, before which token of its example the image's soft tokens stand; of discrete image tokens, the
-        first of them.
-      image_height_I, image_width_I: int32, in pixels, EXIF orientation applied; of feature vectors rows and columns, or
-        their number and 1; of discrete tokens 1 and their number; of others as their Medium has it.
+      image_at_I: int32, the token of its example before which the image's soft tokens stand; for discrete image tokens,
+        the first of them.
+      image_height_I, image_width_I: int32. Images: pixels, EXIF orientation applied. Feature vectors: rows and columns,
+        or their number and 1. Discrete tokens: 1 and their number. Other media: as their Medium defines.
       image_kind_I: int32, which medium it is: 0 an image, -1 discrete tokens, above 0 the width of feature vectors,
         below -1 the kind of another Medium.
     """
@@ -75,7 +76,7 @@ class Columns(abc.ABC):
 
 
 class Index:
-    """The columns, growing. ``labels`` are names by bit."""
+    """The columns while they grow. ``labels``: their names, by bit."""
 
     def __init__(self) -> None:
         self.labels: list[str] = []
@@ -117,7 +118,7 @@ class Index:
 
 
 class InMemory(Columns):
-    """Encoded documents that were never written: prompts, mostly."""
+    """Encoded documents in memory, never written to disk: mostly prompts."""
 
     def __init__(self, name: str, encoded: Sequence[Encoded], images: Sequence[Sequence[Media]], template: str):
         """

@@ -1,4 +1,4 @@
-"""A task run over items in worker processes on this machine."""
+"""Runs a task over items in worker processes on this machine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from jaxmm.data.processes import Channel, Ended, Failed, Worker, check_workers
 from jaxmm.errors import UserError
 
-TICK_SECONDS = 0.2  # between what a worker tells of its progress
+TICK_SECONDS = 0.2  # between two progress reports of a worker
 
 
 class WorkerDied(UserError):
@@ -20,7 +20,7 @@ class WorkerDied(UserError):
 
 
 class Task(Protocol):
-    """What workers do with an item: it pickles, and its class can be imported."""
+    """The work on an item. It must pickle, and its class must be importable."""
 
     def __call__(self, item: Any, tick: Callable[..., None], /) -> None: ...
 
@@ -33,12 +33,12 @@ def run(task: Task, items: Sequence[Any], workers: int, tick: Callable[..., None
     """Calls ``task(item, tick)`` for each item, in this process if ``workers`` is 1, else in that many processes.
 
     Args:
-      tick: takes ints, which the task gives it; here it is called with their sums since the last call.
+      tick: takes ints. The task calls it with counts; here it is called with their sums since the last call.
       done: called here with each item that is finished, in any order.
 
     Raises:
-      WorkerDied: if a worker process ends, with what it died of.
-      Exception: what the task raised, with the worker's traceback as its cause. Other workers are ended.
+      WorkerDied: if a worker process ends; the message says how.
+      Exception: what the task raised, with the worker's traceback as its cause. The other workers are ended.
     """
     if workers <= 1 or len(items) <= 1:
         for item in items:
@@ -79,7 +79,7 @@ def run(task: Task, items: Sequence[Any], workers: int, tick: Callable[..., None
 
 
 def _converse(worker: Worker, task: Task, waiting: queue.SimpleQueue, events: queue.SimpleQueue) -> None:
-    """Gives items to a worker, one at a time, and passes on what it answers; runs in a thread of its own."""
+    """Gives items to a worker, one at a time, and forwards its answers; runs in a thread of its own."""
     while True:
         try:
             item = waiting.get_nowait()
@@ -105,7 +105,7 @@ def _converse(worker: Worker, task: Task, waiting: queue.SimpleQueue, events: qu
 
 
 def _serve(channel: Channel, task: Callable[..., None], item: Any) -> None:
-    """Runs the task, and sends lists of what it ticks, then True."""
+    """Runs the task on the item. Sends lists with the sums of its ticks, then True."""
     ticker = _Ticker(channel)
     task(item, ticker)
     ticker.flush()
@@ -113,7 +113,7 @@ def _serve(channel: Channel, task: Callable[..., None], item: Any) -> None:
 
 
 class _Ticker:
-    """Adds up what a task tells, and sends it now and then."""
+    """Adds up a task's ticks, and sends the sums from time to time."""
 
     def __init__(self, channel: Channel):
         self._channel = channel

@@ -1,4 +1,4 @@
-"""A lock between processes that ends with its holder: however a process dies, the kernel lets go of what it held."""
+"""A lock between processes that ends with its holder: however a process dies, the kernel releases its locks."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from jaxmm.errors import UserError
 
 @contextlib.contextmanager
 def locked(path: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Holds the lock that a file stands for, in a folder that exists; the file is there only while someone holds it.
+    """Holds the lock of a file in an existing folder. The file exists only while someone holds the lock.
 
-    Threads of one process exclude each other too. On NFS the lock holds between machines that mount it; on a file
-    system whose locks are each machine's own, two machines may hold it at once.
+    Threads of one process exclude each other too. On NFS the lock works between all machines that mount it. On a file
+    system whose locks are local to each machine, two machines may hold it at once.
 
     Args:
-      on_wait: called once if another holds it.
+      on_wait: called once if another process or thread holds the lock.
 
     Raises:
       UserError: if the file system has no locks, or cannot be written to.
@@ -30,7 +30,7 @@ def locked(path: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[N
         yield
     finally:
         try:
-            path.unlink(missing_ok=True)  # while it is held: whoever waits on it finds that it is no longer the one
+            path.unlink(missing_ok=True)  # while it is held: a waiting process then finds that its file is gone
         finally:
             os.close(file)
 
@@ -66,7 +66,7 @@ def _acquire(path: Path, on_wait: Callable[[], None]) -> int:
 
 
 def _is_at(path: Path, file: int) -> bool:
-    """Whether the file just locked is still the one at its path: its last holder removed it."""
+    """Whether the file just locked is still the one at its path; its last holder may have removed it."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(file))
     except FileNotFoundError:

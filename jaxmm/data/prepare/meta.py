@@ -1,7 +1,7 @@
-"""meta.json of a prepared folder, checked: such a folder may come from anywhere, be damaged, or be made to do harm.
+"""Checks meta.json of a prepared folder, which may come from anywhere, be damaged, or be made to do harm.
 
-Names in it become names of files, so they are bare; the checksums in it are those of the index's columns, and its own.
-Version 0.1 wrote none.
+Names in it become names of files, so they must be bare. Its checksums are those of the index's columns, and its own.
+Version 0.1 wrote no checksums.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 
 from jaxmm.errors import UserError
 
-NAME = "meta.json"  # a folder that has it is whole
-FORMAT = 3  # raise it with any change to what is written that older code, or this code of older data, cannot read
+NAME = "meta.json"  # a folder that has it is complete
+FORMAT = 3  # raise it when older code cannot read what is written, or this code cannot read older data
 
 _KEYS = {"name": str, "fingerprint": str, "template": str, "examples": int, "tokens": int, "images": int,
          "feature_widths": list, "labels": list, "shards": list, "skipped": int}  # fmt: skip
@@ -26,15 +26,15 @@ _FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}")
 
 
 def sealed(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """The same with a checksum of it all."""
+    """Returns ``meta`` with a checksum of all of it."""
     return {**meta, "checksum": _checksum(meta)}
 
 
 def read_meta(text: bytes | str, folder: str) -> dict[str, Any]:
-    """Reads meta.json of a folder, which is named where it cannot be used.
+    """Reads meta.json of a folder; ``folder`` is named in errors.
 
     Raises:
-      UserError: if it is no JSON, or of another format, or says what cannot be, or is not as it was written.
+      UserError: if it is not JSON, has another format or impossible values, or was changed after it was written.
     """
     try:
         meta = json.loads(text)
@@ -51,7 +51,7 @@ def read_meta(text: bytes | str, folder: str) -> dict[str, Any]:
 
 
 def _fault(meta: dict[str, Any]) -> str:
-    """What is wrong with it, or ''."""
+    """Returns what is wrong with it, or ''."""
     if fault := _misses(meta, _KEYS):
         return fault
     if not _FINGERPRINT.fullmatch(meta["fingerprint"]):

@@ -1,10 +1,10 @@
-"""Preparing: from a raw source to the folder that ``prepared`` opens, once, however often it is interrupted.
+"""Preparing: makes the folder that ``prepared`` opens from a raw source, once, however often it is interrupted.
 
-A source is read once, tokenized, and each image's header looked at; no pixel is decoded, and nothing depends on a
+A source is read once and tokenized, and each image's header is read. No pixel is decoded, and nothing depends on a
 vision tower, unless boxes are written in its pixels. The work is cut into shards, which any process may make
-(``shard``). They are collected in an unfinished folder, ``.NAME-KEY.part``, until all are there; then their columns are
-joined and the folder takes its name, ``NAME-KEY``. The bytes in it are the same for any number of workers, for either
-engine, and after any interruption.
+(``shard``). They are collected in an unfinished folder, ``.NAME-KEY.part``. When all are there, their columns are
+joined and the folder gets its name, ``NAME-KEY``. Its bytes are the same for any number of workers, for either engine,
+and after any interruption.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from jaxmm.data.text.template import Template
 from jaxmm.errors import UserError
 from jaxmm.machine import cores
 
-SHARD_BYTES = 8 << 20  # of input: smaller units are joined up to it,
-SHARDS, LARGE_SHARD_BYTES = 1000, 256 << 20  # or up to so much that there are about so many shards
-MANY_BYTES = 64 << 20  # of input that are worth the seconds in which worker processes start
-DOCUMENT_BYTES = 1000  # taken for the size of a document where a unit counts documents
+SHARD_BYTES = 8 << 20  # of input: smaller units are joined up to this size,
+SHARDS, LARGE_SHARD_BYTES = 1000, 256 << 20  # or up to a larger one, so that there are about so many shards
+MANY_BYTES = 64 << 20  # of input: from here on, worker processes are worth the seconds that they take to start
+DOCUMENT_BYTES = 1000  # assumed size of a document where a unit counts documents
 
-# What runs a task over items: (task, items, workers, tick, done), as processes.run.
+# Runs a task over items: (task, items, workers, tick, done), as ``local_engine.run``.
 Engine = Callable[[local_engine.Task, Sequence[Any], int, Callable[..., None], Callable[[Any], None]], None]
 
 
@@ -54,19 +54,19 @@ def prepare(
     engine: Engine = local_engine.run,
     progress: Progress | None = None,
 ) -> Path:
-    """Returns the folder of the prepared source, which is made unless the cache has it.
+    """Returns the folder of the prepared source; it is made unless the cache has it.
 
-    The cache knows a source by its files (name, size, time or tag), how they are read, and the template. Images named
-    by path are not looked at again: after mending some, touch the data file to have their documents in. Of several
-    processes that prepare one source at once, one does and the others wait; a killed one leaves its finished shards
+    The cache identifies a source by its files (name, size, time or tag), how they are read, and the template. Images
+    named by path are not checked again: after repairing some, touch the data file to include their documents. If
+    several processes prepare one source at once, one works and the others wait. A killed one leaves its finished shards
     to the next.
 
     Args:
       cache: a local folder, or one on a disk that several machines share.
-      workers: processes; 1 is this one, 0 picks: this one for little, else one a core.
+      workers: number of processes; 1 is only this one, 0 picks: this one for little data, else one per core.
 
     Raises:
-      UserError: if a record makes no sense, nothing is left, more than its ``max_skipped`` of the documents are
+      UserError: if a record makes no sense, no document is left, more than the source's ``max_skipped`` of them are
         skipped, a worker dies, or the disk is full.
     """
     cache, progress = Path(cache), progress or Silent()
@@ -97,7 +97,7 @@ def prepare(
             except (DiskFull, local_engine.WorkerDied):
                 raise
             except UserError:
-                # Mended files have another key, and mended images must be looked at again.
+                # Repaired files have another key, but repaired images do not: they must be read again.
                 shutil.rmtree(unfinished, ignore_errors=True)
                 raise
             finally:
@@ -110,7 +110,7 @@ def prepare(
 
 
 def _tell_lost(folder: Path, progress: Progress) -> None:
-    """Says of which files a rest was not read: nobody knows how many documents that is."""
+    """Reports the files whose rest was not read; it is unknown how many documents that is."""
     with contextlib.suppress(OSError):
         for line in lost_rests((folder / "skipped.jsonl").read_text(encoding="utf-8", errors="replace")):
             progress.say(line)
@@ -131,7 +131,7 @@ def _versions(source: Source) -> dict[str, files.Version]:
 
 
 def folder_name(source: Source, template: Template) -> str:
-    """Returns how ``prepare`` names the folder of a source: its name, and a key of all that decides what is in it."""
+    """Returns the name that ``prepare`` gives a source's folder: its own, and a key of all that decides the content."""
     return _folder_name(source, _versions(source), template)
 
 
@@ -150,7 +150,7 @@ def _make(
     engine: Engine,
     progress: Progress,
 ) -> None:
-    """Makes the shards that are not there yet, then all else that the finished folder holds."""
+    """Makes the shards that are missing, then everything else in the finished folder."""
     shards = joined_units(source.units(), versions)
     _make_room(unfinished, shards)
     left = [shard for shard in shards if not part_path(unfinished, shard.number).is_file()]
@@ -160,7 +160,7 @@ def _make(
         progress.say(f"preparing {source.name}: going on after {len(shards) - len(left)} of {len(shards)} shards")
     if not workers and engine is local_engine.run:
         workers = cores() if todo >= MANY_BYTES else 1
-    # The longest first, so that no worker is left with one at the end.
+    # The largest first, so that no worker still has a long one at the end.
     order = sorted(left, key=lambda shard: -shard.bytes)
     engine(
         PrepareUnit(source, template, unfinished), order, workers,
@@ -170,7 +170,7 @@ def _make(
 
 
 def joined_units(units: Sequence[Unit], versions: Mapping[str, files.Version]) -> list[Shard]:
-    """Returns what becomes a shard each: units, small ones of them joined, so that many small files are few shards."""
+    """Returns the shards: units, with small ones joined, so that many small files become few shards."""
     spans: collections.Counter[str] = collections.Counter()
     for unit in units:
         spans[unit.file] += unit.stop - unit.start
@@ -192,7 +192,7 @@ def joined_units(units: Sequence[Unit], versions: Mapping[str, files.Version]) -
 
 
 def _make_room(unfinished: Path, shards: Sequence[Shard]) -> None:
-    """Makes an unfinished folder, or clears what a killed process left half-done in it."""
+    """Makes the unfinished folder, or removes the half-done files that a killed process left in it."""
     plan = json.dumps(shards) + "\n"
     kept = unfinished / "shards.json"
     if unfinished.exists() and not (kept.is_file() and kept.read_text() == plan):
@@ -207,11 +207,11 @@ def _make_room(unfinished: Path, shards: Sequence[Shard]) -> None:
 
 
 def _refuse_skipped(source: Source, folder: Path) -> None:
-    """Raises UserError for what was prepared when more documents might be skipped."""
+    """Raises UserError if the folder was prepared when more documents could be skipped than now."""
     try:
         meta = json.loads((folder / "meta.json").read_text())
     except (OSError, ValueError):
-        return  # who opens it says so
+        return  # opening the folder reports it
     skipped, examples = meta.get("skipped", 0), meta.get("examples", 0)
     if too_many(skipped, examples, source.max_skipped):
         raise UserError(

@@ -5,7 +5,7 @@ A prepared source is a folder, local or at a URL, which ``prepare`` writes:
     meta.json                   name, content fingerprint, counts, names of labels, shards with their record counts,
                                 checksums of the columns and of itself
     tokens_E.npy, ...           the columns of ``Prepared``
-    shard-00000.array_record    one msgpack record an example: tokens, images (bytes or path), origin
+    shard-00000.array_record    one msgpack record per example: tokens, images (bytes or path), origin
     skipped.jsonl               {"file", "record", "reason"} of each document left out
     report.json                 counts and histograms, for people
 """
@@ -33,21 +33,21 @@ from jaxmm.errors import UserError, nearest
 
 META = metadata.NAME
 OPEN_SHARDS = 128  # at a time, of one source in one process
-IN_MEMORY = 4 << 20  # bytes of a column that is read rather than mapped: what is cut short later does no harm
+IN_MEMORY = 4 << 20  # bytes; smaller columns are read, not mapped, so that cutting the file later does no harm
 _CHUNK = 1 << 22
 
 
 class Prepared(Columns):
     """A prepared folder: its columns mapped from disk, its records read at random.
 
-    It pickles small: a loader's worker processes open the files anew. Of a folder at a URL the columns are copied into
-    the cache at once, and a shard when a record of it is first read.
+    It pickles small: a loader's worker processes open the files again. Of a folder at a URL, the columns are copied
+    into the cache at once, and a shard when one of its records is first read.
 
-    The columns are compared with their checksums on opening. ArrayRecord has one of each record, and compares it on
+    Columns are checked against their checksums on opening. ArrayRecord has a checksum for each record, and checks it on
     reading.
 
     Attributes:
-      is_checked: whether there are checksums of the columns; version 0.1 wrote none.
+      is_checked: whether the columns have checksums; version 0.1 wrote none.
     """
 
     def __init__(self, folder: str | Path, cache: Path | None = None, reading: Reading | None = None):
@@ -55,14 +55,14 @@ class Prepared(Columns):
 
         Args:
           folder: a local path, or a URL.
-          cache: where copies of what lies at a URL are kept.
-          reading: of a folder from elsewhere: which URLs of pictures its records may name. None is of one's own cache,
+          cache: where copies of files at a URL are kept.
+          reading: for a folder from elsewhere: which picture URLs its records may name. None is for one's own cache,
             where that was decided when it was prepared.
 
         Raises:
-          UserError: if it is not whole or not as it was written: a file is missing, a column's checksum or a shard's
-            size or count of records is not what meta.json says. Of a folder at a URL a shard is counted when it has
-            been copied.
+          UserError: if it is not complete, or changed since it was written: a file is missing, or a column's checksum
+            or a shard's size or number of records differs from meta.json. Shards of a folder at a URL are checked after
+            they are copied.
         """
         self.url = str(folder) if files.is_remote(str(folder)) else ""
         self.reading = reading
@@ -77,7 +77,7 @@ class Prepared(Columns):
         self._open(is_first=True)
         self._check()
         if reading and not self.url and len(self.image_at_I):
-            self.read(int(np.searchsorted(self.images_E1, 1)) - 1)  # what its first picture tells is told at once
+            self.read(int(np.searchsorted(self.images_E1, 1)) - 1)  # reports trouble with the first picture at once
 
     def read(self, example: int) -> Record:
         shard = int(np.searchsorted(self._ends, example, side="right"))
@@ -86,7 +86,7 @@ class Prepared(Columns):
         try:
             (packed,) = reader.read([int(example) - first])
             record = unpack_record(packed)
-        except Exception as error:  # a flipped bit is a RuntimeError, a file cut short since no record at all
+        except Exception as error:  # a flipped bit gives a RuntimeError; a file that was cut gives no record at all
             raise self._damaged(shard, int(example) - first, f"it cannot be read, {type(error).__name__}") from error
         media_count = int(self.images_E1[example + 1]) - int(self.images_E1[example])
         if len(record.tokens) != int(self.tokens_E[example]) or len(record.images) != media_count:
@@ -110,7 +110,7 @@ class Prepared(Columns):
         return UserError(f"{path}, record {record}: {what}: the file has been damaged: {self._remedy()}")
 
     def _open(self, is_first: bool = False) -> None:
-        """Opens the columns; those that are mapped are compared with their checksums by the first one to open them."""
+        """Opens the columns; mapped ones are checked against their checksums only by the first process to open them."""
         for name in self._written():
             if name not in self.__dict__:
                 path = self.folder / f"{name}.npy"
@@ -125,7 +125,7 @@ class Prepared(Columns):
         self._lock = threading.Lock()
 
     def _written(self) -> list[str]:
-        """The columns that the folder has: version 0.1 wrote no weights."""
+        """The columns that the folder has; version 0.1 wrote no weights."""
         return [name for name in COLUMNS if name != WEIGHT or name in self.meta.get("columns", ())]
 
     def _check(self) -> None:
@@ -138,7 +138,7 @@ class Prepared(Columns):
             raise UserError(f"{self.folder}: columns and shards disagree: {self._remedy()}")
 
     def _is_in_order(self) -> bool:
-        """Whether the columns fit each other: what a damaged one without a checksum would be noticed by."""
+        """Whether the columns fit each other; this finds a damaged one where there are no checksums."""
         if self.is_checked:
             return True
         sizes = (len(self.image_at_I), len(self.image_height_I), len(self.image_width_I), len(self.image_kind_I))
@@ -161,7 +161,7 @@ class Prepared(Columns):
             raise UserError(f"{path} has {path.stat().st_size} of its {shard['bytes']} bytes: {self._remedy()}")
 
     def _remedy(self) -> str:
-        again = f", and if that is of no help prepare {self.url} again" if self.url else " and prepare it again"
+        again = f", and if that does not help prepare {self.url} again" if self.url else " and prepare it again"
         return f"delete {self.folder}{again}"
 
     def _reader(self, shard: int) -> Any:
@@ -190,7 +190,7 @@ class Prepared(Columns):
 
 
 def meta_of(folder: str) -> dict[str, Any]:
-    """Reads what meta.json of a prepared folder says, local or at a URL. Raises UserError as ``read_meta``."""
+    """Reads meta.json of a prepared folder, local or at a URL. Raises UserError as ``read_meta``."""
     try:
         with files.open_binary(files.join(folder, META)) as file:
             text = file.read()
@@ -204,7 +204,7 @@ def meta_of(folder: str) -> dict[str, Any]:
 
 
 def _read_column(path: Path, known: dict[str, int] | None, is_first: bool) -> np.ndarray | None:
-    """Reads a small column, maps a large one; None if it is not there or not as it was written."""
+    """Reads a small column, memory-maps a large one; None if it is missing, or changed since it was written."""
     try:
         size = path.stat().st_size
         if known and size != known["bytes"]:
@@ -217,14 +217,14 @@ def _read_column(path: Path, known: dict[str, int] | None, is_first: bool) -> np
         if known and zlib.crc32(content) != known["crc32"]:
             return None
         column = np.load(io.BytesIO(content))
-    except Exception:  # of a damaged header NumPy raises what it likes
+    except Exception:  # NumPy raises anything on a damaged header
         return None
     column.setflags(write=False)
     return column
 
 
 def file_checksum(path: Path, size: int = 1 << 62) -> int:
-    """CRC-32 of a file, or of its first bytes, a part of it in memory at a time."""
+    """CRC-32 of a file, or of its first ``size`` bytes; only a part of it is in memory at a time."""
     found = 0
     with open(path, "rb") as file:
         while chunk := file.read(min(_CHUNK, size)):
@@ -239,8 +239,8 @@ def open_shard(path: Path) -> Any:
 
 
 def count_records(path: Path) -> int:
-    """Returns how many records a shard holds: 0 for a file that is not there, or broken."""
-    # A reader on a missing file reads 0 records and says nothing; on a cut one it raises what it likes.
+    """Returns how many records a shard holds; 0 if the file is missing or broken."""
+    # For a missing file a reader silently finds 0 records; for one that is cut it raises anything.
     try:
         return int(open_shard(path).num_records()) if path.is_file() else 0
     except Exception:
@@ -259,7 +259,7 @@ def open_prepared(path: str, names: Sequence[str], cache: Path, reading: Reading
       reading: says whether pictures that the records name by URL are fetched, and from where.
 
     Raises:
-      UserError: if one is not there or not whole, or two have one name.
+      UserError: if one is missing or not complete, or two have the same name.
     """
     if files.is_file(files.join(path, META)):
         return [Prepared(path, cache, reading)]

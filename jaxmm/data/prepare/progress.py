@@ -1,4 +1,4 @@
-"""How far a preparation is, on stderr: one line that moves on a terminal, else a plain line now and then."""
+"""Shows how far a preparation is, on stderr: one moving line on a terminal, else a plain line now and then."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Progress:
 
     Args:
       out: stderr by default.
-      quiet_seconds: nothing is shown before, so that a short preparation says nothing.
+      quiet_seconds: nothing is shown before this time, so that a short preparation stays silent.
       doing: what is done to a source.
     """
 
@@ -42,7 +42,7 @@ class Progress:
         self._next = self._began + self._quiet
 
     def tick(self, documents: int, size: int, skipped: int) -> None:
-        """Adds documents, bytes and documents left out."""
+        """Adds documents, bytes and skipped documents."""
         with self._lock:
             self._documents += documents
             self._read += size
@@ -53,13 +53,13 @@ class Progress:
                 self._show(self.line(now))
 
     def done(self, size: int) -> None:
-        """Adds a finished shard, of so many bytes of input: more exact than what ``tick`` was told."""
+        """Adds a finished shard of ``size`` bytes of input: more exact than the bytes given to ``tick``."""
         with self._lock:
             self._done += size
             self._read = max(self._read, self._done)
 
     def say(self, text: str) -> None:
-        """Prints a line of its own."""
+        """Prints a separate line."""
         with self._lock:
             self._clear()
             print(text, file=self._out, flush=True)

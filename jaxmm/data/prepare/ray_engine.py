@@ -1,6 +1,6 @@
 """The same work on a Ray cluster: each item is a row of a Ray Data dataset, and the task is mapped over the rows.
 
-All machines must see the folders that the task names, under the same paths: a shared disk.
+All machines must see the task's folders under the same paths: use a shared disk.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from jaxmm.errors import UserError
 
 
 def run(task: Task, items: Sequence[Any], workers: int, tick: Callable[..., None], done: Callable[[Any], None]) -> None:
-    """As ``local_engine.run``, on the cluster that is connected or named by RAY_ADDRESS, or else one on this machine.
+    """As ``local_engine.run``, on the connected cluster, or the one at RAY_ADDRESS, or else a new one on this machine.
 
     Args:
-      workers: items at once, at most; 0 is as many as the cluster has processors.
+      workers: the most items at once; 0 is as many as the cluster has CPUs.
 
     Raises:
       WorkerDied: if Ray gives up on an item.
@@ -42,7 +42,7 @@ def run(task: Task, items: Sequence[Any], workers: int, tick: Callable[..., None
 
 
 class _Work:
-    """What Ray calls with a row; an error travels as a value, so that Ray wraps nothing around it."""
+    """What Ray calls with each row. An error is returned as a value, so that Ray does not wrap it."""
 
     def __init__(self, task: Task):
         self._task = pickle.dumps(task)

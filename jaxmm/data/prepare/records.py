@@ -16,7 +16,7 @@ class Record(NamedTuple):
 
     Attributes:
       tokens: int32 (tokens_E[example],).
-      images: its media in order; None for those that are in ``tokens``.
+      images: its media in order; None for those whose content is in ``tokens``.
     """
 
     tokens: np.ndarray
@@ -25,7 +25,7 @@ class Record(NamedTuple):
 
 
 def pack_record(record: Record) -> bytes:
-    """Returns what a shard holds of an example."""
+    """Returns what a shard stores of an example."""
     images = [table.packed(image) for image in record.images]
     tokens = record.tokens.astype("<i4", copy=False).tobytes()
     return msgpack.packb({"tokens": tokens, "images": images, "origin": record.origin})
@@ -38,5 +38,5 @@ def unpack_record(packed: bytes) -> Record:
 
 
 def stored(found: Sequence[Any]) -> list[Any]:
-    """A document's media, as a record holds them: None for those that are in its tokens."""
+    """A document's media as a record stores them: None for those whose content is in its tokens."""
     return [None if table.medium_of(part).is_text else part for part in found]

@@ -1,7 +1,7 @@
-"""Prepared folders in buckets: a copy of what is used of one is kept in the cache, and a finished one is put there.
+"""Prepared folders in buckets: the parts that are used are copied into the cache, and a finished folder is uploaded.
 
-Shards are only ever read from a local disk: ArrayRecord reads no records, and says nothing, from a URL it does not
-know.
+Shards are only read from a local disk: from a URL that it does not know, ArrayRecord reads no records and raises no
+error.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from jaxmm.errors import UserError
 
 
 def default_cache() -> Path:
-    """Where prepared data and copies are kept unless somebody says otherwise."""
+    """The default folder for prepared data and copies."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxmm"
 
 
 def mirror_folder(url: str, meta: dict[str, Any], cache: Path) -> Path:
-    """Returns the local folder that stands for a prepared one at a URL; one for each content, wherever it is.
+    """Returns the local folder that mirrors a prepared one at a URL; one for each content, wherever that lies.
 
-    ``meta`` is as ``read_meta`` gives it: names in it are bare.
+    ``meta`` comes from ``read_meta``, so that the names in it are bare.
     """
     folder = cache / "remote" / files.bare(f"{url.rstrip('/').rpartition('/')[2]}-{meta['fingerprint'][:16]}")
     folder.mkdir(parents=True, exist_ok=True)
@@ -37,12 +37,12 @@ def mirror_folder(url: str, meta: dict[str, Any], cache: Path) -> Path:
 
 
 def fetch(url: str, path: Path, size: int = -1) -> None:
-    """Copies a file to a local path, unless it is there with its size (where that is given).
+    """Copies a file to a local path, unless it is there already, with that size if one is given.
 
     Several processes may ask at once: one copies, the others wait.
 
     Raises:
-      UserError: if it cannot be read, or has another size.
+      UserError: if it is missing, cannot be read, or has another size.
     """
     if path.is_file() and size in (-1, path.stat().st_size):
         return
@@ -64,7 +64,7 @@ def fetch(url: str, path: Path, size: int = -1) -> None:
 
 
 def put(folder: Path, url: str) -> None:
-    """Copies a finished folder to a URL, the file that makes it whole last; files that are there already stay.
+    """Uploads a finished folder to a URL. meta.json, which makes it complete, comes last; files already there stay.
 
     Raises:
       UserError: if the store refuses.

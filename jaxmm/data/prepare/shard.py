@@ -1,7 +1,7 @@
-"""One shard of a prepared source, from one unit of the raw one: the function that any process, on any machine, runs.
+"""Makes one shard of a prepared source from units of the raw one; any process, on any machine, may do it.
 
-What it writes depends on the unit and the template alone. Its part of the index lies beside the data until all shards
-are there (``prepare``): a shard is finished when that part has its name.
+What is written depends only on the units and the template. The shard's part of the index lies beside the data until all
+shards are there (``prepare``). A shard is finished when that part has its final name.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from jaxmm.data.text.encoded import Encoded
 from jaxmm.data.text.template import Template
 from jaxmm.errors import UserError
 
-DATA, INDEX = "data", "index"  # of an unfinished folder: what will be the finished one, and a file for each shard
+DATA, INDEX = "data", "index"  # in an unfinished folder: what becomes the finished one, and an index file per shard
 CHUNK_DOCUMENTS, CHUNK_BYTES = 1000, 8 << 20  # tokenized at once
 
 T = TypeVar("T")
@@ -43,11 +43,11 @@ Tick = Callable[[int, int, int], None]  # documents, bytes of input read, docume
 
 
 class Shard(NamedTuple):
-    """What becomes one shard: a unit, or several small ones that follow each other.
+    """The input of one shard: a unit, or several small ones that follow each other.
 
     Attributes:
       number: from 0; the order of shards is that of examples.
-      bytes: of input, about.
+      bytes: of input, approximately.
     """
 
     number: int
@@ -56,7 +56,7 @@ class Shard(NamedTuple):
 
     @property
     def where(self) -> str:
-        """For messages: the file, or files."""
+        """The file, or files, for messages."""
         names = list(dict.fromkeys(unit.file for unit in self.units))
         return f"{names[0] or 'the source'}{f' and {len(names) - 1} more' if len(names) > 1 else ''}"
 
@@ -65,12 +65,12 @@ class Part(NamedTuple):
     """What is known of a finished shard, beside its columns.
 
     Attributes:
-      file: of the records, '' if there is none: every document was skipped.
+      file: of the records; '' if every document was skipped.
       digest: of its content.
-      labels: names by bit of its own labels_E.
-      skipped: (file, record, reason, detail) of each document left out, and of each image that left its page.
-      columns: as of ``columns.Seen``.
-      special: how often its texts have the name of a special token: as "letters", and as "tokens".
+      labels: names, by the bits of its own labels_E.
+      skipped: (file, record, reason, detail) of each document left out, and of each image removed from its page.
+      columns: as in ``columns.Seen``.
+      special: how often its texts have the names of special tokens: those that stay "letters", and "tokens".
     """
 
     number: int
@@ -106,12 +106,12 @@ def prepare_unit(source: Source, shard: Shard, template: Template, folder: Path,
     """
     index, skipped, content, seen = Index(), [], hashlib.sha256(), Seen.nothing()
     letters, symbols = collections.Counter[str](), collections.Counter[str]()
-    # A path counts from the data's folder on: the same data elsewhere has the same fingerprint.
+    # Paths are relative to the data's folder, so that the same data elsewhere has the same fingerprint.
     named = functools.partial(_relative, root=_root(source))
     name = f"shard-{shard.number:05d}.array_record"
     with space_wanted(folder):
         with published(folder / DATA / name) as temporary:
-            # One record a group: any record is one read. Images and ids hardly compress.
+            # One record per group, so that any record takes one read. Images and ids hardly compress.
             writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
             try:
                 for found in _examples(source, shard, template, tick, seen):
@@ -136,7 +136,7 @@ def prepare_unit(source: Source, shard: Shard, template: Template, folder: Path,
         columns = index.columns()
         for name_of, column in columns.items():
             if name_of == WEIGHT and (column == 1).all():
-                continue  # so that the same data has the fingerprint that it had before there were weights
+                continue  # the same data keeps the fingerprint that it had before there were weights
             content.update(column.astype(column.dtype.newbyteorder("<"), copy=False).tobytes())
         content.update(json.dumps(index.labels).encode())
         if not len(index):
@@ -160,23 +160,23 @@ def read_part(path: Path) -> tuple[Part, dict[str, np.ndarray]]:
     """Returns a finished shard's part of the index.
 
     Raises:
-      UserError: if it has been damaged since.
+      UserError: if it has been damaged.
     """
     try:
         with np.load(path) as stored:
             part = Part(**json.loads(stored["part"].tobytes()))
             columns = {name: stored[name] for name in COLUMNS if name in stored}
-    except Exception as error:  # of a damaged archive zipfile raises anything
+    except Exception as error:  # zipfile raises anything on a damaged archive
         raise UserError(f"{path} has been damaged: run the same command again, which prepares it anew") from error
-    # What was left unfinished by a version before weights has none.
+    # A part from a version before weights has none.
     columns.setdefault(WEIGHT, np.ones(len(columns["run_flags_R"]), COLUMNS[WEIGHT]))
-    # What was left unfinished by a version before details has three.
+    # A part from a version before details has three fields.
     skipped = tuple((*entry, "")[:4] for entry in part.skipped)
     return part._replace(labels=tuple(part.labels), skipped=skipped), columns
 
 
 class _Example(NamedTuple):
-    """A document, encoded, with its media and what their headers tell."""
+    """An encoded document, with its media and what their headers tell."""
 
     origin: str
     labels: tuple[str, ...]
@@ -186,8 +186,8 @@ class _Example(NamedTuple):
 
 
 def _examples(source: Source, shard: Shard, template: Template, tick: Tick, seen: Seen) -> Iterator[_Example | Skip]:
-    """Yields the documents of a shard, encoded a chunk at a time, and those that cannot be; ``seen`` counts."""
-    # While one chunk is written the next is tokenized, which needs no interpreter, and the one after that is read.
+    """Yields a shard's documents, encoded chunk by chunk, and a Skip for each bad one; ``seen`` counts columns."""
+    # While one chunk is written, the next is tokenized, which needs no interpreter, and the one after that is read.
     for whole, results, size in _ahead(_encoded(_ahead(_read(source, shard, seen)), template, source.skip_errors)):
         encoded = iter(results)
         bad = 0
@@ -208,7 +208,7 @@ def _examples(source: Source, shard: Shard, template: Template, tick: Tick, seen
 
 
 def _read(source: Source, shard: Shard, seen: Seen) -> Iterator[tuple[list[Looked | Skip], int]]:
-    """Yields chunks of documents with the sizes of their images, and how many bytes they hold."""
+    """Yields chunks of documents with the sizes of their images, and how many bytes each chunk holds."""
     for unit in shard.units:
         for chunk, size in _chunks(_counted(source.read(unit), seen)):
             looked = looked_at(chunk, source.drop_image)
@@ -216,7 +216,7 @@ def _read(source: Source, shard: Shard, seen: Seen) -> Iterator[tuple[list[Looke
 
 
 def _with_boxes(found: Looked | Skip, source: Source) -> Looked | Skip:
-    """What was looked at, with the boxes in its texts written for the sizes of its pictures.
+    """Returns the document with the boxes in its texts written for the sizes of its pictures.
 
     Raises:
       UserError: for a box that makes no sense, unless such documents are skipped.
@@ -234,7 +234,7 @@ def _with_boxes(found: Looked | Skip, source: Source) -> Looked | Skip:
 
 
 def _counted(found: Iterator[Document | Skip], seen: Seen) -> Iterator[Document | Skip]:
-    """Yields what a pass yields, and adds the columns that it returns in the end."""
+    """Yields what a pass yields, then adds the columns that the pass returns to ``seen``."""
     while True:
         try:
             yield next(found)
@@ -259,7 +259,7 @@ def _encoded(
 def _one_by_one(
     whole: Sequence[Looked | Skip], template: Template, skip_errors: bool
 ) -> tuple[list[Looked | Skip], list[Encoded]]:
-    """Encodes a chunk of which a document cannot be, as a template refuses it; that one becomes a Skip.
+    """Encodes the documents of a chunk one by one, as one of them cannot be encoded; that one becomes a Skip.
 
     Raises:
       UserError: that names the document, unless ``skip_errors``.
@@ -281,7 +281,7 @@ def _one_by_one(
 
 
 def _ahead(items: Iterator[T]) -> Iterator[T]:
-    """Yields the items, each made by a thread while the one before it is in use."""
+    """Yields the items; a thread makes each while the one before it is in use."""
     end = object()
     with ThreadPoolExecutor(1) as pool:
         coming: Future[Any] = pool.submit(next, items, end)
@@ -291,7 +291,7 @@ def _ahead(items: Iterator[T]) -> Iterator[T]:
 
 
 def _chunks(documents: Iterable[Document | Skip]) -> Iterator[tuple[list[Document | Skip], int]]:
-    """Yields some documents at a time, and how many bytes they hold."""
+    """Yields chunks of documents, and how many bytes each holds."""
     chunk: list[Document | Skip] = []
     size = 0
     for document in documents:
@@ -313,7 +313,7 @@ def _root(source: Source) -> str:
 
 
 def _relative(path: str, root: str) -> str:
-    """An image's path, or URL, as seen from the data's folder; one of the other kind stays as it is."""
+    """An image's path or URL relative to the data's folder; if only one of the two is a URL, it stays as it is."""
     if files.is_remote(path) or files.is_remote(root):
         return path.removeprefix(f"{root}/")
     return os.path.relpath(path, root)

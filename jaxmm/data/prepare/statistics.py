@@ -1,4 +1,4 @@
-"""What a prepared source holds, in numbers: the closing report of a preparation, without a word of time or place."""
+"""What a prepared source holds, in numbers: the closing report of a preparation, without times and paths."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import numpy as np
 from jaxmm.data.documents import SKIP_ADVICE
 from jaxmm.data.media.table import MEDIA
 
-TOP_IMAGES = 8  # documents with more count together
-MOST_TOLD = 5  # broken files, a line each
+TOP_IMAGES = 8  # documents with so many images or more count together
+MOST_TOLD = 5  # broken files, one line each
 
 
 def special_lines(special: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """What meta.json says of special tokens whose names stand in a source's texts, for people."""
+    """Lines for people on the special tokens whose names occur in a source's texts, from meta.json's counts."""
     told = {"letters": "stay letters, unless config.data.special_tokens names them", "tokens": "are tokens"}
     lines = []
     for kind, words in told.items():
@@ -33,13 +33,13 @@ def report(meta: Mapping[str, Any], columns: Mapping[str, np.ndarray], skipped: 
     """Returns what report.json holds.
 
     Args:
-      meta: as in meta.json.
+      meta: the content of meta.json.
       columns: of ``index.COLUMNS``, by name.
       skipped: documents left out, by reason.
 
     Returns:
-      ``modalities``: documents, text tokens, images and pixels of the documents without media ("text") and of those
-      with, by the medium of the first: "image", and where there are any, "features", "image_tokens" and others.
+      ``modalities``: documents, text tokens, images and pixels, by modality. Documents without media are "text"; others
+      count for the medium of their first: "image", and where there are any, "features", "image_tokens" and others.
       ``token_lengths`` and ``image_pixels``: [upper bound, count] by powers of two, of text tokens in a document and of
       pixels in an image. ``images_per_document``: [images, count], the last of TOP_IMAGES and more.
     """
@@ -75,7 +75,7 @@ def _modality(tokens: np.ndarray, media: int, pixels: int) -> dict[str, int]:
 
 
 def _by_powers(values: np.ndarray) -> list[list[int]]:
-    """[bound, count]: how many values are above half of the bound and not above it."""
+    """[bound, count] by powers of two: how many values are above bound / 2, up to bound."""
     powers = np.ceil(np.log2(np.maximum(values, 1))).astype(np.int64)
     counts = np.bincount(powers).tolist()
     return [[1 << power, count] for power, count in enumerate(counts) if count]
@@ -95,13 +95,13 @@ def summary_rows(reports: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
 
 
 def histogram_rows(one: Mapping[str, Any], key: str, width: int = 40) -> list[tuple[Any, ...]]:
-    """Rows of a histogram that is ``key`` of a report, with bars."""
+    """Rows of a histogram, with bars, of the entry ``key`` of a report."""
     most = max((count for _, count in one[key]), default=1)
     return [(f"<= {bound:,}", count, "#" * max(1, round(width * count / most))) for bound, count in one[key]]
 
 
 def column_rows(reports: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
-    """Rows of the columns that each source's records had, with a heading; none where nothing was counted."""
+    """Rows of the columns that each source's records had, with a heading; none if nothing was counted."""
     rows: list[tuple[Any, ...]] = []
     for one in reports:
         found = one.get("columns", {})
@@ -116,7 +116,7 @@ def column_rows(reports: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
 
 
 def lost_rests(skipped: str) -> list[str]:
-    """Lines on files that were not read to their end, from skipped.jsonl's text: one skip there is many records."""
+    """Lines on files that were not read to their end, from skipped.jsonl's text: one such skip is many records."""
     told = []
     for line in skipped.splitlines():
         try:
@@ -124,14 +124,14 @@ def lost_rests(skipped: str) -> list[str]:
             if one["reason"] == "cut short" and one.get("detail"):
                 where = f"{one['file']} is broken or ends early at record {one['record']}"
                 told.append(f"warning: {where}: {one['detail']}; {SKIP_ADVICE['cut short']}")
-        except (ValueError, LookupError, TypeError):  # damaged later: nothing is read from this file but this
+        except (ValueError, LookupError, TypeError):  # a damaged line is left out; nothing else is read from this file
             continue
     more = [f"warning: {len(told) - MOST_TOLD} more files are broken or end early"] if len(told) > MOST_TOLD else []
     return told[:MOST_TOLD] + more
 
 
 def skipped_rows(reports: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
-    """Rows of what was left out and why, most first."""
+    """Rows of what was left out and why, the most frequent first."""
     reasons: collections.Counter[tuple[str, str]] = collections.Counter()
     for one in reports:
         reasons.update({(one["name"], reason): count for reason, count in one["skipped"].items()})

@@ -24,9 +24,9 @@ IMAGES = (KNOWN, FEATURES, TOKENS)
 
 @dataclass(frozen=True)
 class Alpaca:
-    """Records with a question and an answer, and perhaps earlier ones.
+    """Records with a question and an answer, and possibly earlier questions and answers.
 
-    Attributes: the columns, '' for none. ``later`` must be empty, as they are not read yet.
+    Attributes: names of columns, '' for none. The columns in ``later`` must be empty: they are not read yet.
     """
 
     prompt: str
@@ -83,12 +83,12 @@ class Alpaca:
 
 @dataclass(frozen=True)
 class Plain:
-    """Records of one text each, with images where its placeholders are, or one before it: a caption.
+    """Records of one text each, with images at its placeholders, or a single image before it: a caption.
 
     Attributes:
       texts: columns, joined by a newline.
       images: columns that may hold images. In a record that has none of them, ``<image>`` is text.
-      later: columns that must be empty, as they are not read yet.
+      later: columns that must be empty: they are not read yet.
     """
 
     texts: tuple[str, ...]

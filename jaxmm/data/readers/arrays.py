@@ -1,7 +1,8 @@
-"""JSON arrays, element by element: a scanner finds where each ends, and no more than one block is held at a time.
+"""JSON arrays, element by element: a scanner finds where each ends, and only one block is in memory at a time.
 
-The scanner looks at quotes, backslashes and brackets alone, a block at once in NumPy; what is between two ends is
-parsed by itself. So a broken element costs itself, not the file, and a file is cut into units without parsing it.
+The scanner looks only at quotes, backslashes, commas and brackets, a block at a time in NumPy. The text between two
+ends is parsed on its own. So a broken element costs only itself, not the file, and a file is cut into units without
+parsing it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from jaxmm.errors import UserError
 
 FORMAT = 3
 BLOCK = 1 << 20
-MAX_ELEMENT = 1 << 28  # a longer one has a quote or a bracket missing
+MAX_ELEMENT = 1 << 28  # bytes; in a longer one a quote or a bracket is missing
 
 OPEN, CLOSE, COMMA, QUOTE, BACKSLASH = 1, -1, 2, 3, 4
 _KINDS = np.zeros(256, np.int8)
@@ -58,7 +59,7 @@ class Scanner:
         return at[((kinds == COMMA) & (depth == 1)) | ((kinds == CLOSE) & (depth == 0))]
 
     def _without_escaped(self, at: np.ndarray, kinds: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Drops what a backslash takes its meaning from: what follows a run of an odd number of them."""
+        """Drops the characters that a backslash escapes: those after a run of an odd number of backslashes."""
         if size and self._escapes:
             kept = at != 0
             at, kinds = at[kept], kinds[kept]
@@ -77,7 +78,7 @@ class Scanner:
 
 
 def is_array(file: str) -> bool:
-    """Whether the first character of a file that is not blank is an array's bracket."""
+    """Whether the first non-blank character of a file is an array's bracket."""
     try:
         with streams.opened(file) as opened:
             return _start(opened) is not None
@@ -86,7 +87,7 @@ def is_array(file: str) -> bool:
 
 
 def units(file: str, unit_bytes: int) -> list[Unit]:
-    """Cuts a file after separators into units of at least ``unit_bytes``; one of up to two is not scanned."""
+    """Cuts a file after separators into units of at least ``unit_bytes``; a file of up to twice that is not scanned."""
     size = files.version(file).size
     if size <= 2 * unit_bytes or not streams.is_plain(file):
         return [Unit(file, 0, size, 0)]
@@ -107,7 +108,7 @@ def records(unit: Unit, block_bytes: int = BLOCK) -> Iterator[tuple[int, Any]]:
     An array that is not closed ends in a SkipRecord "cut short".
 
     Raises:
-      UserError: where brackets or quotes do not match, so that nobody can tell where elements end.
+      UserError: if brackets or quotes do not match, so that the ends of elements cannot be found.
     """
     number = unit.first
     for raw in elements(unit, block_bytes):
@@ -130,7 +131,7 @@ def elements(unit: Unit, block_bytes: int = BLOCK) -> Iterator[bytes | SkipRecor
 
 
 def _elements(opened: BinaryIO, unit: Unit, at: int, block_bytes: int) -> Iterator[bytes | SkipRecord]:
-    """Yields the elements from where the file is opened at, which is byte ``at`` of it."""
+    """Yields the elements from the position of the opened file on, which is its byte ``at``."""
     scanner, held, is_first, stop = Scanner(1), b"", unit.start == 0, streams.stop(unit)
     while scanner.depth > 0 and at < stop:
         block = opened.read(min(max(block_bytes, len(held)), stop - at))
@@ -178,7 +179,7 @@ def _ends(opened: BinaryIO, start: int, stop: int, block_bytes: int) -> Iterator
 
 
 def _start(opened: BinaryIO) -> int | None:
-    """Reads up to behind the opening bracket and returns where it is; None if the file begins with anything else."""
+    """Reads past the opening bracket and returns its position; None if the file begins with anything else."""
     at = 0
     while byte := opened.read(1):
         if at == 0 and byte == BYTE_ORDER_MARK[:1]:

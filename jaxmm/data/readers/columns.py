@@ -1,4 +1,4 @@
-"""Which columns of a record hold its pictures: a table of their names, and what looks like a picture by its value."""
+"""Which columns of a record hold its pictures: by a table of names, and by values that look like pictures."""
 
 from __future__ import annotations
 
@@ -12,39 +12,39 @@ from typing import Any, NamedTuple
 
 FEATURES, TOKENS = "features", "image_tokens"  # types of parts, and columns of ready-made media
 
-# How files of pictures end, those that cannot be decoded as well: these are told, not passed over.
+# Suffixes of picture files, including those that cannot be decoded: these are reported, not passed over.
 SUFFIXES = (
     "jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "dib", "tif", "tiff", "avif", "ppm", "pgm", "pbm", "pnm",
     "heic", "heif", "jxl", "jp2", "svg", "tga",
 )  # fmt: skip
-# How base64 of JPEG, PNG, GIF, WebP, BMP and TIFF begins. A path may begin so too, but has a dot or is short.
+# How base64 of JPEG, PNG, GIF, WebP, BMP and TIFF begins. A path may begin so too, but it has a dot or is short.
 MAGIC = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "Qk", "SUkq", "TU0A")
 SHORTEST_BASE64 = 80
 BASE64 = re.compile(r"[A-Za-z0-9+/\s]+={0,2}\s*")
 _MAGIC_BYTES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 LONGEST_PATH = 1024
 
-NONE = "\0"  # among the columns of a format: that no other has pictures, whatever it looks like
-KNOWN = "*"  # among the columns of a format: those of the record's that the table names, in its order
-# Names without case and marks: Image, image_path and imagePath are image and imagepath. What they hold is a picture.
+NONE = "\0"  # among the columns of a format: no other column has pictures, whatever it looks like
+KNOWN = "*"  # among the columns of a format: all columns of the record that the table names, in the table's order
+# Names without case and punctuation: Image, image_path and imagePath are image and imagepath. All hold pictures.
 NAMES = (
     "images", "image", "imgs", "img", "jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif",
     "imagepaths", "imagepath", "imgpaths", "imgpath", "imagefiles", "imagefile", "imgfiles", "imgfile",
     "imageurls", "imageurl", "imgurls", "imgurl", "imagelist", "imglist", "imagebytes", "imgbytes",
     "imagebase64", "imgbase64", "imagedata", "imagefilenames", "imagefilename", "imagenames", "imagename",
 )  # fmt: skip
-# These hold one where it looks so: others call other things by the same names.
+# These hold a picture only if the value looks like one: other data uses the same names for other things.
 GENERAL = (
     "pictures", "picture", "photos", "photo", "pics", "pic", "filenames", "filename", "filepaths", "filepath",
     "files", "file", "paths", "path", "localpath", "mediapaths", "mediapath", "media",
 )  # fmt: skip
 _PLACES = {name: place for place, name in enumerate((*NAMES, *GENERAL))}
 _MARKS = re.compile(r"[^a-z0-9]")
-_INNER = ("bytes", "path", "url", "image", "image_url", "base64", "data")  # of an object that stands for a picture
+_INNER = ("bytes", "path", "url", "image", "image_url", "base64", "data")  # keys of an object that stands for a picture
 
 
 def plain(name: str) -> str:
-    """Returns a column's name without case and marks."""
+    """Returns a column's name without case and punctuation."""
     return _MARKS.sub("", name.lower())
 
 
@@ -62,7 +62,7 @@ def resolved(keys: tuple[str, ...], images: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def counts(name: str, value: Any, images: Sequence[str]) -> bool:
-    """Whether a column holds what its name says: others have columns of the same names that hold something else."""
+    """Whether a column holds what its name says; other data has columns of the same name with other content."""
     if is_nothing(value):
         return False
     if name == FEATURES:
@@ -74,7 +74,7 @@ def counts(name: str, value: Any, images: Sequence[str]) -> bool:
 
 
 def is_named(name: str) -> bool:
-    """Whether a column of that name holds pictures, whatever is in it."""
+    """Whether a column of that name holds pictures, whatever its value looks like."""
     return plain(name) in NAMES
 
 
@@ -106,7 +106,7 @@ def _from_text(value: str) -> Any:
 
 
 def looks(value: Any) -> str:
-    """Says what a value looks like: "file" for a picture's path, "link" for its URL, "bytes" for itself, or ''."""
+    """Says what a value looks like: "file" for a picture's path, "link" for its URL, "bytes" for its content, or ''."""
     if isinstance(value, str):
         if len(value) <= LONGEST_PATH:
             if value[:1] == "[":
@@ -126,7 +126,7 @@ def looks(value: Any) -> str:
 
 
 def ends_as_picture(name: str) -> bool:
-    """Whether a path or URL ends as that of a picture."""
+    """Whether a path or URL ends like that of a picture."""
     if "://" in name:
         name = name.partition("?")[0].partition("#")[0]
     stem, dot, ending = name.rstrip().rpartition(".")
@@ -137,8 +137,8 @@ class Seen(NamedTuple):
     """How many records had each column.
 
     Attributes:
-      read, unread: by column.
-      pictures: by column that was not read, in how many records it looked like a picture.
+      read, unread: number of records by column, for columns that are read and those that are not.
+      pictures: by column, in how many records it looked like a picture that was not read.
     """
 
     read: collections.Counter[str]

@@ -1,4 +1,4 @@
-"""Which container a file is, and the way through it: units, raw records, documents."""
+"""Which container a file is, how it is read (units, raw records), and what turns its records into documents."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from jaxmm.data.readers import arrays, csv_files, lines, objects, pairs, tables,
 from jaxmm.data.readers.pictures import Pictures
 from jaxmm.errors import UserError
 
-UNIT_BYTES = 8 << 20  # units are of this size to twice it, where the container can be cut
+UNIT_BYTES = 8 << 20  # units have this size to twice it, if the container can be cut
 
 
 class Format(Protocol):
-    """From a raw record to its document.
+    """Turns a raw record into its document.
 
     Attributes:
       version: the FORMAT of its reader, which is raised when it makes other documents of the same records.
       main: the column that a record of this format has.
-      images: columns that may hold pictures, as of ``columns.resolved``.
+      images: columns that may hold pictures, as in ``columns.resolved``.
     """
 
     @property
@@ -38,13 +38,13 @@ class Format(Protocol):
     def images(self) -> tuple[str, ...]: ...
 
     def reads(self, keys: tuple[str, ...]) -> frozenset[str]:
-        """Returns the columns that are read of a record with these keys; others may be among them."""
+        """Returns the columns that are read from a record with these keys; it may name other columns too."""
 
     def of(self, record: Mapping[str, Any]) -> Format:
-        """Returns the format of a record: this one, or of a source without a description perhaps another."""
+        """Returns the format of a record: this one, or perhaps another in a source without a description."""
 
     def __call__(self, origin: str, record: Mapping[str, Any], pictures: Pictures) -> Document:
-        """Raises SkipRecord or UserError."""
+        """Returns the document of a record. Raises SkipRecord or UserError."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,10 @@ class Container:
     """A kind of file.
 
     Attributes:
-      units: cuts a file into units of about so many bytes.
-      records: yields (number in the file, record or SkipRecord) of a unit, streaming.
-      count: how many ``records`` would yield.
-      version: its name and FORMAT, which is raised when it reads something as something else.
+      units: cuts a file into units of about the given number of bytes.
+      records: yields (number in the file, record or SkipRecord) for each record of a unit, streaming.
+      count: how many records ``records`` would yield.
+      version: its name and FORMAT, which is raised when it reads the same bytes differently.
     """
 
     units: Callable[[str, int], Sequence[Unit]]
@@ -89,7 +89,7 @@ ARROW = Container(
     functools.partial(_count_all, tables.arrow_records),
     ("arrow", tables.ARROW_FORMAT),
 )
-# Of no suffix of its own: pictures with a text of their name beside them, which ``sources`` finds in a folder.
+# It has no suffix of its own: pictures with a text of the same name beside them, which ``sources`` finds in a folder.
 PAIRS = Container(pairs.units, pairs.records, functools.partial(_count_all, pairs.records), ("pairs", pairs.FORMAT))
 
 CONTAINERS = {
@@ -112,7 +112,7 @@ CONTAINERS = {
     ".tgz": TAR,
 }
 SUFFIXES = tuple(CONTAINERS)
-SETTINGS = (".yaml", ".yml", ".toml")  # what others describe their data in
+SETTINGS = (".yaml", ".yml", ".toml")  # files in which other programs describe their data
 
 
 def suffix(file: str) -> str:
@@ -122,7 +122,7 @@ def suffix(file: str) -> str:
 
 
 def container(file: str) -> Container:
-    """Returns the container of a file; of JSON, what it begins with decides.
+    """Returns the container of a file; for JSON, the start of the file decides.
 
     Raises:
       UserError: if it has none of SUFFIXES.
@@ -146,7 +146,7 @@ def container(file: str) -> Container:
 class Sample:
     """A choice of ``wanted`` of a source's records by number: the same ones on every machine, in the source's order.
 
-    If more are wanted than there are, all come, as often as it takes, and the choice is of the rest.
+    If more are wanted than there are, every record comes as many whole times as that takes; the rest are chosen.
 
     Attributes:
       total: records of the source.
@@ -158,7 +158,7 @@ class Sample:
     firsts: Mapping[str, int]
 
     def times(self, file: str, number: int) -> int:
-        """Returns how often the record of this number in its file comes."""
+        """Returns how often the record with this number in its file comes."""
         chosen = _chosen(self.wanted % self.total, self.total)
         return self.wanted // self.total + bool(chosen[self.firsts[file] + number])
 
@@ -177,7 +177,7 @@ def _chosen(wanted: int, total: int) -> np.ndarray:
 
 
 def sample(found: Sequence[str], wanted: int, kind: Container | None = None) -> Sample:
-    """Returns a choice of the records of these files, which are counted for it."""
+    """Returns a choice of the records of these files; all of them are counted for it."""
     firsts, total = {}, 0
     for file in found:
         firsts[file] = total
@@ -192,7 +192,7 @@ def list_units(found: Sequence[str], unit_bytes: int = UNIT_BYTES, kind: Contain
 
 
 def head(file: str, kind: Container | None = None) -> Iterator[tuple[str, Any]]:
-    """Yields (origin, record or SkipRecord) from the start of a file, reading no more of it than is taken."""
+    """Yields (origin, record or SkipRecord) from the start of a file, reading only as far as the caller iterates."""
     is_table = suffix(file) in (".parquet", ".arrow")
     unit = Unit(file, 0, 1 if is_table else files.version(file).size, 0)
     for number, record in (kind or container(file)).records(unit):
@@ -200,5 +200,5 @@ def head(file: str, kind: Container | None = None) -> Iterator[tuple[str, Any]]:
 
 
 def relative(file: str, folder: str) -> str:
-    """Returns a file's path as seen from a folder, of the same store."""
+    """Returns a file's path relative to a folder of the same store."""
     return file.removeprefix(folder.rstrip("/") + "/") if files.is_remote(file) else os.path.relpath(file, folder)

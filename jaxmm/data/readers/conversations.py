@@ -1,4 +1,4 @@
-"""Conversations: sharegpt, openai, LLaVA, and messages of typed parts are one format with other names for things."""
+"""Conversations: sharegpt, openai, LLaVA, and messages of typed parts are one format with different names."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from jaxmm.errors import UserError, nearest
 
 FORMAT = 3
 CALL = "function_call"  # the role of a turn that is a call; in a document it is the assistant's
-# Who speaks, by any of the names seen in data without a description.
+# The role for each name of a speaker that is seen in data without a description.
 ROLES = {
     "user": "user",
     "human": "user",
@@ -40,8 +40,8 @@ ROLES = {
     "model": "assistant",
     "system": "system",
     "developer": "system",
-    "function_call": CALL,  # what it calls is written by the model,
-    "tool": "tool",  # and what comes back is read
+    "function_call": CALL,  # the model writes calls,
+    "tool": "tool",  # and reads their results
     "observation": "tool",
     "function": "tool",
     "ipython": "tool",
@@ -49,7 +49,7 @@ ROLES = {
 }
 NAMES = ("messages", "conversations", "conversation")
 KEYS = (("role", "content"), ("from", "value"))
-THOUGHT = ("reasoning_content", "reasoning", "thinking")  # what an assistant thought, beside what it says
+THOUGHT = ("reasoning_content", "reasoning", "thinking")  # keys of an assistant's thoughts, beside what it says
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,12 @@ class Conversation:
 
     Attributes:
       messages: the column that holds them.
-      role_key, content_key: of a message.
-      roles: ours for each of theirs.
+      role_key, content_key: the keys of a message.
+      roles: our role for each of the data's.
       system, tools: columns, '' for none.
-      images: columns that may hold images, or ready-made media; of a record, the first that has some.
-      later: columns that must be empty, as they are not read yet.
-      learnt: what the dataset's description says of all records.
+      images: columns that may hold images, or ready-made media; the first one with content counts in each record.
+      later: columns that must be empty: they are not read yet.
+      learnt: what the dataset's description says about all records.
     """
 
     messages: str
@@ -147,14 +147,15 @@ class Conversation:
         """Returns the pictures that a message has beside its content.
 
         Raises:
-          UserError: for what looks like one under a name that is not known.
+          UserError: for a value that looks like a picture under an unknown key.
         """
         others = {key: value for key, value in message.items() if key not in (self.role_key, self.content_key)}
         found = find_images(origin, others, (KNOWN,), pictures)[1]
         odd = next((key for key, value in others.items() if not found and looks(value) in ("file", "bytes")), "")
         if odd and NONE not in self.images:
             raise UserError(
-                f"{origin}: what '{name}' says has a '{odd}' that looks like a picture and is not read: call it images"
+                f"{origin}: a message of '{name}' has a '{odd}' that looks like a picture but is not read: "
+                f"call it images"
             )
         return found
 
@@ -167,11 +168,11 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Exchange:
-    """Records with two lists of messages, what is asked and what is answered, or a text in place of either.
+    """Records with two lists of messages, the prompt and the completion; either may be a text instead.
 
     Attributes:
       prompt, completion: the columns.
-      The others are as of Conversation.
+      The others are as in Conversation.
     """
 
     prompt: str
@@ -199,7 +200,7 @@ class Exchange:
             messages += value if isinstance(value, list) else [{"role": role, "content": value}]
         form = _of_list("", messages, images=self.images, system=self.system, tools=self.tools)
         is_single = "images" in self.reads(tuple(record)) and len(listed(record.get("images"))) == 1
-        if is_single:  # one picture that nobody says the place of stands in front, whatever its column is called
+        if is_single:  # a single picture without a given place stands in front, whatever its column is called
             record = {**{key: value for key, value in record.items() if key != "images"}, "image": record["images"]}
         return form(origin, {**record, "": messages}, pictures)
 
@@ -216,7 +217,7 @@ def recognise(record: Mapping[str, Any]) -> Conversation | Exchange | None:
 
 
 def of_messages(record: Mapping[str, Any], name: str) -> Conversation | None:
-    """Returns the format of records whose messages are in the column of that name; None where this one has none."""
+    """Returns the format of records whose messages are in column ``name``; None if this record has none there."""
     messages = _from_text(record.get(name))
     return _of_list(name, messages) if isinstance(messages, list) else None
 
@@ -235,7 +236,7 @@ def _is_said(value: Any) -> bool:
 
 
 def _from_text(value: Any) -> Any:
-    """Messages that are written as JSON text, as in a table that has columns of text alone."""
+    """Parses messages that are written as JSON text, as in a table that has only text columns."""
     if isinstance(value, str) and value.lstrip()[:1] == "[":
         try:
             return json.loads(value)
@@ -247,9 +248,12 @@ def _from_text(value: Any) -> Any:
 def find_images(
     origin: str, record: Mapping[str, Any], columns: Sequence[str], pictures: Pictures
 ) -> tuple[str, list[Media]]:
-    """Returns the first of the columns that has something, and its images: of a list, or a single one.
+    """Returns the first of the columns that has content, and its images: those of a list, or a single one.
 
-    A column ``features`` of .npy files or ``image_tokens`` of lists holds ready-made media.
+    A column ``features`` (.npy files) or ``image_tokens`` (lists of ids) holds ready-made media. ('', []) if none has.
+
+    Raises:
+      UserError: for a value that is no image.
     """
     for name in resolved(tuple(record), tuple(columns)):
         value = record[name]
@@ -262,17 +266,17 @@ def find_images(
 
 
 def may_hold_images(record: Mapping[str, Any], columns: Sequence[str]) -> bool:
-    """Whether a record has one of the columns, if only as null."""
+    """Whether a record has one of the columns, even if it is null."""
     return any(
         is_named(name) or counts(name, record[name], columns) for name in resolved(tuple(record), tuple(columns))
     )
 
 
 def _has_its_own(origin: str, said: Sequence[ReadTurn], name: str, images: Sequence[Media], placeholder: str) -> bool:
-    """Whether the parts name the pictures of the column themselves, so that it must not give them again.
+    """Whether the messages' parts name the pictures of the column themselves, so that it must not give them again.
 
     Raises:
-      UserError: if the parts name others than the column.
+      UserError: if parts and column name different pictures.
     """
     contents = [one.content for one in said]
     own = [p for c in contents if not isinstance(c, str) for p in c if p is not NEXT and not isinstance(p, Text)]

@@ -1,4 +1,4 @@
-"""CSV and TSV files: a header, then a record a row, of text alone."""
+"""CSV and TSV files: a header, then one record per row; all values are text."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from jaxmm.data.readers.parts import SkipRecord
 from jaxmm.errors import UserError
 
 FORMAT = 2
-MAX_FIELD = 1 << 28  # the csv module's own limit is 128 KiB, less than a long document
-OTHERS = ";\t|"  # what else stands between fields, where the header has no comma
+MAX_FIELD = 1 << 28  # the csv module's own limit, 128 KiB, is less than a long document
+OTHERS = ";\t|"  # other separators of fields, tried if the header has no comma
 
 
 def units(file: str, unit_bytes: int) -> list[Unit]:
-    """A file is one unit: only reading from its start tells which line ends are inside a field."""
+    """A file is one unit: only reading it from its start tells which line ends are inside a field."""
     return [Unit(file, 0, files.version(file).size, 0)]
 
 
@@ -28,7 +28,7 @@ def records(unit: Unit) -> Iterator[tuple[int, Any]]:
     """Yields (number, record or SkipRecord) of each row; one with more or fewer fields than the header is "cut short".
 
     Raises:
-      UserError: for a field that is longer than any text.
+      UserError: for a field longer than MAX_FIELD, or a file that is not valid CSV.
     """
     csv.field_size_limit(MAX_FIELD)
     number = -1
@@ -56,7 +56,7 @@ def records(unit: Unit) -> Iterator[tuple[int, Any]]:
 
 
 def _between(file: str, header: str) -> str:
-    """What stands between a file's fields: its suffix says so, or else its header."""
+    """The separator of a file's fields: its suffix tells it, or else its header."""
     if ".tsv" in file.lower()[-7:]:
         return "\t"
     if "," in header:

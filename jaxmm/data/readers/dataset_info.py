@@ -22,7 +22,7 @@ NAME = "dataset_info.json"
 HUBS = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
 MAX_BYTES = 1 << 24  # records may be large, a list of datasets is not
 
-# LLaMA-Factory's names for what an entry maps, with its defaults; '' is "none".
+# LLaMA-Factory's names of the columns that an entry maps, with its defaults; '' is "none".
 CONVERSATION = {"messages": "conversations", "system": "", "tools": "", "images": "", "videos": "", "audios": ""}
 COLUMNS = {
     "sharegpt": CONVERSATION,
@@ -58,9 +58,9 @@ OPENAI_TAGS = {
     "assistant_tag": "assistant",
     "observation_tag": "tool",
 }
-# LLaMA-Factory has these for a whole run; here a dataset may say them too.
+# In LLaMA-Factory these are settings of a whole run; here a dataset may set them too.
 LEARNT = {"mask_history": weights.LAST, "train_on_prompt": weights.PROMPT}
-# What an entry's values are; num_samples is looked at where it is read.
+# The types of an entry's values; num_samples is checked where it is read.
 TYPES: dict[str, type] = {
     **dict.fromkeys(("file_name", "formatting", "folder", "subset", "split", "media_dir", "revision", *HUBS), str),
     "columns": dict,
@@ -91,7 +91,7 @@ class Entry(NamedTuple):
     Attributes:
       media: folder of the images, absolute; '' if the entry says nothing.
       num_samples: how many records to choose; 0 for all.
-      told: a line on what is not read; '' if all is.
+      told: a line on what is not read; '' if everything is.
     """
 
     files: tuple[str, ...]
@@ -102,7 +102,7 @@ class Entry(NamedTuple):
 
 
 def read_info(path: str) -> dict[str, dict[str, Any]] | None:
-    """Reads a dataset_info.json, under whatever name; None if the file holds records."""
+    """Reads a dataset_info.json, whatever its name. Returns None if the file holds records."""
     is_named = path.rpartition("/")[2] == NAME
     if not is_named and (not path.endswith(".json") or files.version(path).size > MAX_BYTES):
         return None
@@ -126,13 +126,13 @@ def read_entry(info: str, name: str, entries: Mapping[str, dict[str, Any]], read
     """Returns what an entry describes.
 
     Raises:
-      UserError: for an entry, a file, a column or a tag that is not there, or asks for what is not supported.
+      UserError: for an entry, a file, a column or a tag that does not exist, or for what is not supported.
     """
     if name not in entries:
         raise UserError(f"{info} has no dataset '{name}'{nearest(name, entries)}; it has {listed(entries)}")
     entry = entries[name]
     where = f"{info}: dataset '{name}'"
-    for key in entry:  # others may note what they like, but a slip of the pen changes what is read
+    for key in entry:  # other keys are allowed, but a misspelt one would change what is read
         close = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.8) if key not in KEYS else []
         if close:
             raise UserError(f"{where}: '{key}' is no key of an entry; did you mean '{close[0]}'?")
@@ -161,14 +161,14 @@ def read_entry(info: str, name: str, entries: Mapping[str, dict[str, Any]], read
 
 
 def _inside(where: str, key: str, root: str, value: str, reading: Reading) -> str:
-    """Returns a path that an entry gives. It may lie where the user says: a description must not choose it.
+    """Returns a path that an entry gives. Only the user may choose another place; a description must not.
 
     Raises:
       UserError: if it leads out of the folder of the dataset_info.json and the config's media_dir.
     """
     path = files.join(root, value)
     allowed = [root, *([files.absolute(reading.media_dir)] if reading.media_dir else [])]
-    # A link to the data itself is the user's, or a hub's cache's; one to pictures would open all that lies behind it.
+    # A link to the data itself is the user's, or a hub's cache's. A link to pictures would open everything behind it.
     is_resolved = key == "media_dir" and not files.is_remote(path)
     real, *bases = (os.path.realpath(one) if is_resolved else one for one in (path, *allowed))
     for base in bases:
@@ -176,23 +176,23 @@ def _inside(where: str, key: str, root: str, value: str, reading: Reading) -> st
             return path
     if not reading.follow_outside:
         raise UserError(
-            f"{where}: its {key} {value!r:.60} leads out of {root}: if that is meant, say so with "
+            f"{where}: its {key} {value!r:.60} leads out of {root}: if you want that, allow it with "
             f"config.data.media_dir={path} or config.data.follow_outside=True"
         )
     return path
 
 
 def listed(entries: Mapping[str, Any]) -> str:
-    """Names the entries, those with a file first, and not more than a line of them."""
+    """Names the entries, those with a file first, in at most one line (20 names)."""
     names = sorted(entries, key=lambda name: "file_name" not in entries[name])
     more = f" and {len(names) - 20} more" if len(names) > 20 else ""
     return ", ".join(names[:20]) + more
 
 
 def _files(where: str, root: str, entry: Mapping[str, Any], reading: Reading) -> tuple[tuple[str, ...], str]:
-    """Returns the files of an entry: one, or those of a folder; ``folder``, ``subset`` and ``split`` choose in it.
+    """Returns the files of an entry: one, or those of a folder; ``folder``, ``subset`` and ``split`` choose among them.
 
-    And a line that tells what is not chosen, where the entry does not say so itself.
+    Also returns a line on what is not chosen, where the entry does not say so itself.
     """
     place, told = _inside(where, "file_name", root, entry["file_name"], reading), ""
     parts = [entry[key] for key in ("folder", "subset") if entry.get(key)]
@@ -244,10 +244,10 @@ def _form(where: str, entry: Mapping[str, Any]) -> Format:
     wanted = [f"the column '{c}'" for c in PREFERENCE if columns.get(c)] + ["ranking"] * bool(entry.get("ranking"))
     if wanted:
         raise UserError(f"{where} asks for {', '.join(wanted)}: preference data is not supported yet")
-    if formatting == "alpaca" and columns:  # as LLaMA-Factory: a column that is not mapped is then not there
+    if formatting == "alpaca" and columns:  # as in LLaMA-Factory: then a column that is not mapped does not exist
         defaults = dict.fromkeys(defaults, "")
     columns = {key: columns.get(key) or default for key, default in defaults.items()}
-    # What LLaMA-Factory has no name for is found under ours.
+    # Ready-made media, for which LLaMA-Factory has no name, are found under our names.
     images = (*filter(None, [columns["images"]]), FEATURES, TOKENS)
     if (entry.get("columns") or {}).get("images") == "":
         images = (NONE, *images)
@@ -257,8 +257,8 @@ def _form(where: str, entry: Mapping[str, Any]) -> Format:
     given = OPENAI_TAGS if formatting == "openai" else TAGS
     tags = {key: tags.get(key) or default for key, default in given.items()}
     roles = {
-        tags["function_tag"]: CALL,  # what it calls is written by the model,
-        tags["observation_tag"]: "tool",  # and what comes back is read
+        tags["function_tag"]: CALL,  # the model writes calls,
+        tags["observation_tag"]: "tool",  # and reads their results
         tags["system_tag"]: "system",
         tags["assistant_tag"]: "assistant",
         tags["user_tag"]: "user",
@@ -277,10 +277,10 @@ def _form(where: str, entry: Mapping[str, Any]) -> Format:
 
 
 def _learnt(where: str, entry: Mapping[str, Any], form: Format) -> Format:
-    """Returns a format with what the entry says of what is learnt."""
+    """Returns a format with the entry's settings for what is learnt."""
     turns = [turns for key, turns in LEARNT.items() if entry.get(key)]
     if len(turns) > 1:
-        raise UserError(f"{where}: {' and '.join(LEARNT)} go against each other: give one of them")
+        raise UserError(f"{where}: {' and '.join(LEARNT)} exclude each other: give one of them")
     weight = weights.of_message(where, {"weight": entry.get("weight")})
     if not turns and weight == 1:
         return form

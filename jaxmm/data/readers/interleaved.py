@@ -1,6 +1,6 @@
-"""Pages in which texts and images take turns: parallel lists as in OBELICS, sentences with matched images as in MMC4.
+"""Pages in which texts and images alternate: parallel lists as in OBELICS, sentences with matched images as in MMC4.
 
-Also question-and-answer pairs beside images (``texts`` of objects), as some collections of fine-tuning data are kept.
+Also question-and-answer pairs beside images (``texts`` of objects), as in some collections of fine-tuning data.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""JSON lines and plain text, cut into units at line ends. Also what a piece of JSON text becomes."""
+"""JSON lines and plain text, cut into units at line ends. It also parses a piece of JSON text."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from jaxmm.errors import UserError
 
 FORMAT = 2
 
-BLOCK = 1 << 20  # bytes that are held at once, and a line more
+BLOCK = 1 << 20  # bytes in memory at a time, plus one line
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-# In a block, what may be a blank line: only then are its lines looked at one by one.
+# Signs of a blank line in a block: only if there are some, its lines are checked one by one.
 _MAYBE_BLANK = (b"\n\n", b"\n\r", b"\n ", b"\n\t", b"\n\v", b"\n\f")
 
 
@@ -43,7 +43,7 @@ def count(unit: Unit) -> int:
 
 
 def texts(unit: Unit) -> Iterator[tuple[int, Any]]:
-    """Yields (number, record) of plain text, a record a line; blank lines are none."""
+    """Yields (number, record) of plain text, one record per line; blank lines are no records."""
     for number, line in _lines(unit):
         if isinstance(line, SkipRecord):
             yield number, line
@@ -58,16 +58,16 @@ def objects(unit: Unit) -> Iterator[tuple[int, Any]]:
 
 
 def parsed(data: bytes) -> dict[str, Any] | SkipRecord:
-    """Returns the object that a piece of JSON text is, or why it is none.
+    """Parses a piece of JSON text; returns its object, or why it is none.
 
-    What is not UTF-8 becomes lone surrogates, which the formats find: it costs the record that has it, and no other.
+    Bytes that are not UTF-8 become lone surrogates, which the formats detect: they cost only the record that has them.
     """
     value = decoded(data)
     return value if isinstance(value, dict | SkipRecord) else SkipRecord("not an object")
 
 
 def decoded(data: bytes) -> Any:
-    """Returns what a piece of JSON text is, as ``parsed``, of any type."""
+    """As ``parsed``, but returns JSON values of any type."""
     try:
         return _DECODER.decode(data.decode("utf-8", "surrogateescape"))
     except _DuplicateKeys:
@@ -77,7 +77,7 @@ def decoded(data: bytes) -> Any:
 
 
 def _constant(name: str) -> float | None:
-    """NaN is how pandas writes that there is nothing."""
+    """NaN becomes null: pandas writes it for a missing value."""
     return None if name == "NaN" else float(name)
 
 
@@ -96,10 +96,10 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
 
 
 def _blocks(unit: Unit) -> Iterator[bytes | SkipRecord]:
-    """Yields the unit's bytes in blocks of whole lines; of a packed file that is not whole, SkipRecord at its end.
+    """Yields the unit's bytes in blocks of whole lines; a compressed file that is not whole ends in a SkipRecord.
 
     Raises:
-      UserError: for a line that is longer than any record.
+      UserError: for a line that is longer than ``streams.LONGEST``.
     """
     at, stop = unit.start, streams.stop(unit)
     try:
@@ -139,7 +139,7 @@ def _lines(unit: Unit) -> Iterator[tuple[int, bytes | SkipRecord]]:
 
 
 def _count(block: bytes) -> int:
-    block = block.removeprefix(BYTE_ORDER_MARK)  # of interest at the start of a file only, where a line may be blank
+    block = block.removeprefix(BYTE_ORDER_MARK)  # only at the start of a file, where a line may be blank
     if any(blank in block for blank in _MAYBE_BLANK) or not block[:1].strip():
         return sum(bool(line.strip()) for line in block.split(b"\n"))
     return block.count(b"\n") + (not block.endswith(b"\n"))

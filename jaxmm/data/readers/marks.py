@@ -1,4 +1,4 @@
-"""ms-swift's marks: the places in a record's texts where boxes and names of its ``objects`` go."""
+"""ms-swift's marks: the places in a record's texts for the boxes and names of its ``objects``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxmm.data.text.boxes import BOX_MARK, MARK, NAME_MARK
 from jaxmm.errors import UserError
 
 COLUMN = "objects"
-TYPES = ("real", "norm1")  # numbers are pixels, or parts of the sides
+TYPES = ("real", "norm1")  # numbers are pixels, or fractions of the sides
 
 
 def read(keys: Sequence[str], is_wanted: bool) -> frozenset[str]:
@@ -22,13 +22,13 @@ def read(keys: Sequence[str], is_wanted: bool) -> frozenset[str]:
 
 
 def with_objects(origin: str, record: Mapping[str, Any], document: Document, is_wanted: bool) -> Document:
-    """Returns a document with an object for each mark in its texts, where the record has some.
+    """Returns a document with one object for each mark in its texts, if the record has objects.
 
     Args:
       is_wanted: whether ``config.data.boxes`` is set.
 
     Raises:
-      UserError: if marks and objects differ in number or make no sense, or there are marks and they are not wanted.
+      UserError: if marks and objects differ in number or make no sense, or if there are marks but boxes are not wanted.
     """
     value = record.get(COLUMN)
     if not value:
@@ -81,7 +81,7 @@ def _objects(origin: str, value: Any, document: Document) -> tuple[list[Object],
         if type(picture) is not int or not 0 <= picture < len(media):
             raise UserError(f"{origin}: its '{COLUMN}' name the picture {picture!r:.40}, of {len(media)}")
         if not isinstance(media[picture], Image):
-            raise UserError(f"{origin}: its '{COLUMN}' have boxes of media whose picture's size nobody knows")
+            raise UserError(f"{origin}: its '{COLUMN}' have boxes of media whose picture's size is unknown")
         found.append(Object(box=_numbers(origin, box), image=picture, is_part=kind == "norm1"))
     return [Object(name=text(origin, f"'ref' of its '{COLUMN}'", name)) for name in names], found
 
@@ -96,7 +96,7 @@ def _listed(origin: str, value: Mapping[str, Any], key: str) -> list[Any]:
 
 
 def _numbers(origin: str, box: Any) -> tuple[float, ...]:
-    """A box as [left, top, right, bottom], a point as [x, y], or more corners."""
+    """Checks a box, [left, top, right, bottom], a point, [x, y], or more corners."""
     is_list = isinstance(box, list) and bool(box) and len(box) % 2 == 0
     if not is_list or not all(type(number) in (int, float) and math.isfinite(number) for number in box):
         raise UserError(f"{origin}: a box must be [left, top, right, bottom], or a point [x, y], not {box!r:.60}")

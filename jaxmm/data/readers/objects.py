@@ -1,4 +1,4 @@
-"""JSON that is no lines and no array: objects over many lines or one behind the other, an object around a list."""
+"""JSON that is neither lines nor an array: objects over many lines or one after another, an object around a list."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jaxmm.errors import UserError
 FORMAT = 1
 MESSAGES = ("messages", "conversations", "conversation", "prompt", "texts")
 LOOKED_AT = 1 << 16  # bytes at the start of a file that tell whether its lines are objects
-LONGEST_LINE = 1 << 24  # a first line up to this is parsed to see whether it is all there is
+LONGEST_LINE = 1 << 24  # a first line of up to so many bytes is parsed to see whether it is the whole file
 MAX_RECORDS_IN_ONE = 1 << 28  # bytes of an object around a list, which is parsed at once
 
 
@@ -45,9 +45,9 @@ def are_no_lines(file: str) -> bool:
 
 
 def _lists(value: Any) -> list[str]:
-    """Names of an object's members that are lists of objects, where its others hold none: {"data": [...]}.
+    """Names of an object's members that are lists of objects, if its other members hold nothing: {"data": [...]}.
 
-    There are none in what is a record itself.
+    An object that is itself a record has none.
     """
     if not isinstance(value, dict) or any(name in value for name in MESSAGES):
         return []
@@ -62,10 +62,10 @@ def units(file: str, unit_bytes: int) -> list[Unit]:
 
 
 def records(unit: Unit) -> Iterator[tuple[int, Any]]:
-    """Yields (number, record or SkipRecord) of each object; of one around a list, of the list's elements.
+    """Yields (number, record or SkipRecord) of each object; for an object around a list, of each element of the list.
 
     Raises:
-      UserError: where brackets do not match, or an object is too large to be looked into.
+      UserError: if an object has several lists of records, or is too large, as it is where brackets do not match.
     """
     number = unit.first
     values = _values(unit.file)
@@ -90,7 +90,7 @@ def records(unit: Unit) -> Iterator[tuple[int, Any]]:
 
 
 def _values(file: str) -> Iterator[bytes | SkipRecord]:
-    """Yields the text of each object; a comma between two is none of theirs."""
+    """Yields the text of each object, without a comma between two objects."""
     scanner, held = Scanner(0), b""
     try:
         with streams.opened(file) as opened:

@@ -1,4 +1,4 @@
-"""Pictures with a file of their name beside them: ``0.png`` and its text ``0.txt``, or its record ``0.json``."""
+"""Pictures with a file of the same name beside them: ``0.png`` and its text ``0.txt``, or its record ``0.json``."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def stem(file: str) -> str:
 
 
 def is_text(file: str) -> bool:
-    """Whether a file may tell of the picture of its name."""
+    """Whether a file may be the text of the picture of the same name."""
     return file.lower().endswith(TEXTS)
 
 
 def found(inside: Sequence[str]) -> list[str]:
-    """Returns of a folder's files what the pairs among them are read from: texts, and pictures without one.
+    """Returns those of a folder's files that its pairs are read from: texts, and pictures without a text; [] for none.
 
     Raises:
-      UserError: if only some of the texts have a picture of their name.
+      UserError: if only some of the texts have a picture of the same name.
     """
     pictures = {stem(file): file for file in inside if _is_picture(file)}
     texts = [file for file in inside if is_text(file)]
@@ -43,27 +43,27 @@ def found(inside: Sequence[str]) -> list[str]:
     if alone:
         raise UserError(
             f"{pictures[stem(paired[0])]} lies beside {paired[0]} as if that were its text, but {alone[0]} has no "
-            f"picture of its name: keep pictures with their texts in a folder of their own"
+            f"picture of the same name: keep pictures and their texts in a separate folder"
         )
     told = {stem(file) for file in paired}
-    # Of two texts of one picture, the .json is read with the other.
+    # If a picture has two texts, the .json is read together with the other one.
     others = {stem(file) for file in paired if not file.lower().endswith(".json")}
     read = [file for file in paired if not (file.lower().endswith(".json") and stem(file) in others)]
     return sorted([*read, *(file for name, file in pictures.items() if name not in told)], key=files.natural)
 
 
 def units(file: str, unit_bytes: int) -> list[Unit]:
-    """A file is one unit: small ones are joined where they are prepared."""
+    """A file is one unit: small units are joined later, in preparing."""
     return [Unit(file, 0, files.version(file).size, 0)]
 
 
 def records(unit: Unit) -> Iterator[tuple[int, Any]]:
-    """Yields the one record of a text and the picture of its name."""
+    """Yields the one record of a text and the picture of the same name."""
     yield 0, _record(unit.file)
 
 
 def beside(file: str) -> list[str]:
-    """Returns the pictures of a file's name."""
+    """Returns the pictures that have a file's name."""
     begins = stem(file)
     return [p for ending in SUFFIXES for p in (f"{begins}.{ending}", f"{begins}.{ending.upper()}") if files.is_file(p)]
 

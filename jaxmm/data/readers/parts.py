@@ -1,4 +1,4 @@
-"""What formats have in common: checks of a record's values, and turns made of texts, placeholders and images."""
+"""What formats share: checks of a record's values, and turns made of texts, placeholders and images."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from jaxmm.errors import UserError, nearest
 
 
 class SkipRecord(Exception):
-    """A record that gives no document. ``reason`` is one of SKIP_REASONS; ``detail`` says more of it."""
+    """A record that yields no document. ``reason`` is one of SKIP_REASONS; ``detail`` adds to it."""
 
     def __init__(self, reason: str, detail: str = ""):
         super().__init__(reason)
         self.reason, self.detail = reason, detail
 
 
-MOST_NAMED = 40  # columns, in one line
-NEXT = None  # in a list of pieces: here stands the next of the record's images, or other media
+MOST_NAMED = 40  # columns named in one line
+NEXT = None  # in a list of pieces: the place of the record's next image, or other medium
 Content = str | Sequence[Part | None]  # a string in which placeholders count, or pieces
 
 
 class ReadTurn(NamedTuple):
-    """A turn as a format reads it: as of ``documents.Turn``, but with its images still to be put in place.
+    """A turn as a format reads it: like ``documents.Turn``, but its images are not in place yet.
 
-    ``is_trained``: whether it is learnt whatever its role.
+    ``is_trained``: whether it is learnt, whatever its role.
     """
 
     role: str
@@ -37,13 +37,13 @@ class ReadTurn(NamedTuple):
 
 
 def listed(keys: Iterable[str]) -> str:
-    """Names columns in one line, and not more of them than one can read."""
+    """Names columns in one line, at most MOST_NAMED of them."""
     named = [key if key.isprintable() else repr(key) for key in keys]
     return ", ".join(named[:MOST_NAMED]) + (f" and {len(named) - MOST_NAMED} more" if len(named) > MOST_NAMED else "")
 
 
 def column(origin: str, record: Mapping[str, Any], name: str) -> Any:
-    """Returns a record's value, which must be there, if only as null."""
+    """Returns a record's value. Raises UserError if the key does not exist; null is a value."""
     if name not in record:
         raise UserError(f"{origin} has no '{name}'{nearest(name, record)}; it has {listed(record) or 'nothing'}")
     return record[name]
@@ -53,7 +53,7 @@ def text(origin: str, what: str, value: Any) -> str:
     """Returns a value that must be text.
 
     Raises:
-      SkipRecord: for half of a surrogate pair (which is also what a byte that is not UTF-8 is read as), or a NUL.
+      SkipRecord: for a lone surrogate (which is also what a byte that is not UTF-8 is read as), or a NUL.
       UserError: for anything but text.
     """
     if not isinstance(value, str):
@@ -69,7 +69,7 @@ def text(origin: str, what: str, value: Any) -> str:
 
 
 def refuse_later(origin: str, record: Mapping[str, Any], columns: Sequence[str]) -> None:
-    """Raises for a record that has something in a column which is not read yet; an empty list is nothing."""
+    """Raises UserError for a record with content in a column that is not read yet; an empty list is no content."""
     for name in columns:
         if record.get(name):
             raise UserError(f"{origin} has something in '{name}', which is not supported yet: leave such records out")
@@ -87,11 +87,11 @@ def document(
     """Puts a record's images where its placeholders are.
 
     Args:
-      said: what is said in each turn; (role, content) will do.
+      said: the content of each turn; (role, content) is enough.
       images: of the record, or other media, in the order of the placeholders.
-      placeholder: what stands for an image in a string; '' if nothing does, and a string is only text.
-      tools: as of ``Document``.
-      in_front: a single image without a placeholder goes before the first turn's text that is no system turn's.
+      placeholder: the string that stands for an image; with '' there is none, and a string is only text.
+      tools: as in ``Document``.
+      in_front: whether a single image without a placeholder goes before the first turn that is not a system turn.
 
     Raises:
       SkipRecord: if there are no turns.

@@ -1,6 +1,6 @@
-"""What stands for an image in a record: a path, a URL, bytes, a struct of them, a data URI or bare base64.
+"""What stands for an image in a record: a path, a URL, bytes, an object with one of them, a data URI or bare base64.
 
-Feature vectors are named in the same ways, and discrete image tokens are a list of ids.
+Feature vectors are given in the same ways, and discrete image tokens as a list of ids.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jaxmm.data.documents import PLACEHOLDER, Features, Image, Media, Tokens
 from jaxmm.data.readers.columns import BASE64, FEATURES, MAGIC, SHORTEST_BASE64, TOKENS
 from jaxmm.data.readers.parts import SkipRecord, text
 
-# Where an object names its image, in the order of trust: the Hugging Face struct first.
+# The keys of an object that may give its image, in the order of trust: the Hugging Face struct first.
 KEYS = ("bytes", "path", "url", "image", "image_url", "data", "base64", "source", "value")
 SIZE_KEYS = ("max_pixels", "min_pixels", "resized_height", "resized_width")  # Qwen's, of one image
 LOCAL_SCHEMES = ("file://", "local://")
@@ -26,22 +26,22 @@ LOCAL_SCHEMES = ("file://", "local://")
 
 @dataclass(frozen=True)
 class Pictures:
-    """Where images named by path lie, and what a record may name.
+    """Where images given by path lie, and which paths and URLs a record may name.
 
-    A path is relative to ``folder``. It may lead nowhere but into ``folder`` or ``data_folder``, by ``..``, a symlink
+    A path is relative to ``folder``. It may only lead into ``folder`` or ``data_folder``, whether by ``..``, a symlink
     or an absolute path: data from elsewhere must not decide which files of this machine are read. Absolute paths are
-    common in LLaMA-Factory's files; where they do not lie under the data, ``media_dir`` names their folder, or
-    ``follow_outside`` allows all. A URL that does not lie under the data either is asked for where ``allow_urls``.
+    common in LLaMA-Factory's files; if they do not lie under the data, ``media_dir`` names their folder, or
+    ``follow_outside`` allows all paths. A URL outside of the data is fetched only with ``allow_urls``.
 
     Attributes:
-      folder: absolute path or URL.
+      folder: of the images, an absolute path or URL.
       data_folder: of the dataset_info.json or the data file.
-      follow_outside: whether to take any path.
-      allow_urls: whether to take URLs.
-      url_hosts: private addresses that may be asked.
-      placeholder: what stands for a picture in a string; '' is nothing.
+      follow_outside: whether any path may be read.
+      allow_urls: whether URLs may be fetched.
+      url_hosts: private addresses that may be fetched from.
+      placeholder: the string that stands for a picture; '' for none.
       bare_is_text: whether it is only text in a record without a picture.
-      has_boxes: whether a record's objects are read, to be written where its marks stand.
+      has_boxes: whether a record's objects are read, to be written at its marks.
     """
 
     folder: str
@@ -54,15 +54,15 @@ class Pictures:
     has_boxes: bool = False
 
     def marks(self, images: Sequence[Media]) -> str:
-        """Returns what stands for a picture in the strings of a record that has these."""
+        """Returns the placeholder that counts in the strings of a record with these images."""
         return self.placeholder if images or not self.bare_is_text else ""
 
     def image(self, value: Any) -> Image:
         """Returns the image that a record's value stands for.
 
         Raises:
-          SkipRecord: for what lies outside, or base64 that is none.
-          ValueError: if the value stands for no image.
+          SkipRecord: for a path outside of the allowed folders, or base64 that cannot be decoded.
+          ValueError: if the value is no image, or is a URL that may not be fetched.
         """
         if isinstance(value, str) and value:
             return self._from_text(value)
@@ -79,7 +79,7 @@ class Pictures:
         raise ValueError(f"an image must be a path, a URL, bytes or base64, not {value!r:.40}")
 
     def medium(self, kind: str, value: Any) -> Media:
-        """Returns what a value stands for: features, image tokens, or else an image. Raises as ``image``."""
+        """Returns the medium of a value: features, image tokens, or else an image. Raises as ``image``."""
         if kind == FEATURES:
             found = self.image(value.get(FEATURES) or value if isinstance(value, Mapping) else value)
             return Features(found.data, found.path)
@@ -103,7 +103,7 @@ class Pictures:
             return Image(data=_decoded(content))
         if len(value) >= SHORTEST_BASE64 and value.startswith(MAGIC) and BASE64.fullmatch(value):
             return Image(data=_decoded(value))
-        text("an image", "its path", value)  # a file's name has no NUL and no half of a pair either
+        text("an image", "its path", value)  # a file's name may have no NUL and no lone surrogate either
         if value.startswith(LOCAL_SCHEMES):
             value = value.partition("://")[2]
         if "::" in value:  # a chain of fsspec's may end in a local file
@@ -112,7 +112,7 @@ class Pictures:
             if not self._is_of_the_data(value):
                 urls.check(value, self.allow_urls, self.url_hosts)
             return Image(path=value)
-        # What is asked of the system is asked of a folder, once; of an image, only whether it is a link.
+        # The file system is asked about a folder only once; about an image, only whether it is a link.
         head, slash, name = value.rpartition("/")
         if name in ("", ".", ".."):
             raise SkipRecord("outside")  # a folder
@@ -129,7 +129,7 @@ class Pictures:
 
 
 def check_size(value: Mapping[str, Any]) -> None:
-    """Raises ValueError for an image with a size of its own, which would be trained at another one."""
+    """Raises ValueError for an image that sets its own size, because it would be trained at another one."""
     own = next((key for key in SIZE_KEYS if value.get(key) is not None), "")
     if own:
         raise ValueError(
@@ -146,7 +146,7 @@ def _joined(folder: str, head: str) -> str:
 
 @functools.lru_cache(maxsize=1 << 12)
 def _is_inside(folder: str, *allowed: str) -> bool:
-    """Whether a folder is one of those allowed or lies in it, all links followed."""
+    """Whether a folder is one of those allowed, or lies in one, after following all links."""
     is_remote = files.is_remote(folder)
     place = folder if is_remote else os.path.realpath(folder)
     for other in allowed:

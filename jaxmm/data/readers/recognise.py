@@ -1,4 +1,4 @@
-"""Which format a record has that nothing describes, or whose columns ``config.data.columns`` names."""
+"""Recognises the format of records that nothing describes, or whose columns ``config.data.columns`` names."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from jaxmm.data.readers.parts import SkipRecord, listed
 from jaxmm.data.readers.pictures import Pictures
 from jaxmm.errors import UserError, nearest
 
-HEAD = 100  # records that are looked at for one that tells the format
-# Names that questions and answers have been seen under, for advice alone.
+HEAD = 100  # records that are searched for one that tells the format
+# Names that questions and answers often have, used only for advice.
 QUESTIONS = ("question", "query", "prompt", "problem", "user", "instruction", "input", "q")
 ANSWERS = ("answer", "response", "completion", "output", "solution", "target", "assistant", "answers", "label", "a")
 TEXTS = ("text", "caption", "captions", "content", "prompt", "description", "body")
@@ -24,11 +24,11 @@ TEXTS = ("text", "caption", "captions", "content", "prompt", "description", "bod
 
 @dataclass(frozen=True)
 class Recognised:
-    """The format of the first record that told it; one that lacks its columns may tell another.
+    """The format of the first record that told it; a record without its main column may have another format.
 
     Attributes:
       first: that format.
-      columns: as ``Reading.named``, in pairs.
+      columns: those of ``Reading.named``, as pairs.
     """
 
     first: Format
@@ -59,10 +59,10 @@ class Recognised:
 
 
 def recognise(head: Iterator[tuple[str, Any]], columns: Mapping[str, str], file: str) -> Format | None:
-    """Returns the format of records, which the first of them tells that has one; None if there are no records.
+    """Returns the format of records: that of the first record with a known one. None if there are no records.
 
     Raises:
-      UserError: if no record has a format that is known, or none a column that is named.
+      UserError: if no record has a known format, or none has a column that is named.
     """
     origin, unknown, seen = "", {}, dict[str, None]()
     for (where, record), _ in zip(head, range(HEAD), strict=False):
@@ -115,7 +115,7 @@ def _of_columns(record: Mapping[str, Any], columns: Mapping[str, str]) -> Format
 
 
 def _images(columns: Mapping[str, str]) -> tuple[str, ...]:
-    # Who says where pictures are has said that they are nowhere else.
+    # A user who says where pictures are also says that they are nowhere else.
     return (NONE, *filter(None, (columns["image"],)), FEATURES, TOKENS)
 
 

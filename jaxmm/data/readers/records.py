@@ -1,4 +1,4 @@
-"""A unit read: records made documents, or skipped, or a stop; and no picture is passed over in silence."""
+"""Reads a unit: each record becomes a document, is skipped, or stops the run; no picture is ignored in silence."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from jaxmm.data.readers.parts import SkipRecord
 from jaxmm.data.readers.pictures import Pictures
 from jaxmm.errors import UserError
 
-MOST_TOLD = 5  # records that one line names
-LOOKED_ON = 10_000  # records after one that makes no sense, to tell how many more there are
+MOST_TOLD = 5  # records named in one line
+LOOKED_ON = 10_000  # records read after one that makes no sense, to count how many more there are
 
 
 class HeldOut(NamedTuple):
-    """The part of the examples, chosen by a hash of each, that is kept from training; or the other part.
+    """The part of the examples that is kept from training, chosen by a hash of each; or the other part.
 
     Attributes:
-      part: of all, from 0 to 1; 0 is none.
-      wanted: whether it is that part, and not the other, that is read.
+      part: fraction of all examples, from 0 to 1; 0 is none.
+      wanted: whether the held-out part is read, and not the other.
     """
 
     part: float = 0.0
     wanted: bool = False
 
     def takes(self, document: Document | Skip, folder: str) -> bool:
-        """Whether a document is read. Equal ones are in one part, wherever they and their pictures lie."""
+        """Whether a document is read. Equal documents are in the same part, wherever they and their pictures lie."""
         if not self.part:
             return True
         if isinstance(document, Skip):
@@ -62,13 +62,13 @@ def read(
     skip_errors: bool = False,
     kind: Container | None = None,
 ) -> Generator[Document | Skip, None, Seen]:
-    """Yields a unit's documents, and a Skip for each record that gives none. Origins are relative to ``folder``.
+    """Yields a unit's documents, and a Skip for each record that yields none. Origins are relative to ``folder``.
 
     Returns:
-      which columns its records had.
+      the columns that its records had, counted.
 
     Raises:
-      UserError: if records make no sense; the first of them are named.
+      UserError: if records make no sense; the message names the first of them.
     """
     name = relative(unit.file, folder)
     watch = _Watch(form, pictures.has_boxes)
@@ -105,8 +105,8 @@ def read(
         named = ", ".join(map(str, others[:MOST_TOLD]))
         more = f" and {len(others) - MOST_TOLD} more" if len(others) > MOST_TOLD else ""
         raise UserError(
-            f"{trouble}; of the {LOOKED_ON:,} records after it so are {named}{more}: config.data.on_error=skip leaves "
-            f"such records out"
+            f"{trouble}; of the {LOOKED_ON:,} records after it, these have errors too: {named}{more}; "
+            f"config.data.on_error=skip leaves such records out"
         ) from trouble
     if trouble:
         raise trouble
@@ -114,7 +114,7 @@ def read(
 
 
 class _Watch:
-    """Counts columns, by the keys that records have, and looks at those that are not read for pictures."""
+    """Counts columns, by the keys that records have, and checks whether those that are not read look like pictures."""
 
     def __init__(self, form: Format, has_boxes: bool):
         self._form, self._has_boxes = form, has_boxes
@@ -147,7 +147,7 @@ class _Watch:
                 raise UserError(
                     f"{origin} has no picture, but its '{key}' looks like one ({record[key]!r:.40}): name it with "
                     f"config.data.columns=image={key}, or in a dataset_info.json as images of its columns; if it is "
-                    f"none, say so by an empty name (image=)"
+                    f"no picture, give an empty name (image=)"
                 )
 
     def seen(self) -> Seen:

@@ -1,4 +1,4 @@
-"""The bytes of text files as the readers see them: what is compressed unpacked, UTF-16 as UTF-8, both as streams."""
+"""The bytes of text files as readers see them: decompressed, and UTF-16 as UTF-8, both as streams."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import BinaryIO, cast
 from jaxmm.data import files
 from jaxmm.data.documents import Unit
 
-TO_ITS_END = 1 << 62  # where a file stops whose size only reading it tells
-LONGEST = 1 << 28  # bytes of a line or a value that is held at once; a longer one is no record
+TO_ITS_END = 1 << 62  # the stop of a file whose size is only known after reading it
+LONGEST = 1 << 28  # bytes of a line or a value in memory; a longer one is no record
 PACKED = (".gz", ".tgz")
 LOST = "what follows it in the file is lost"
-CUT = (EOFError, zlib.error, gzip.BadGzipFile)  # what reading raises where a packed file ends early or is broken
+CUT = (EOFError, zlib.error, gzip.BadGzipFile)  # raised by reading a compressed file that ends early or is broken
 _WIDE = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 
 
@@ -27,7 +27,7 @@ def is_packed(file: str) -> bool:
 
 
 def stop(unit: Unit) -> int:
-    """Returns where a unit stops in what ``opened`` gives; a file that is not plain is one unit."""
+    """Returns where a unit stops in the stream of ``opened``; a file that is not plain is one unit."""
     return unit.stop if is_plain(unit.file) else TO_ITS_END
 
 
@@ -38,16 +38,16 @@ def _begins_wide(file: str, version: files.Version) -> str:
 
 
 def is_plain(file: str) -> bool:
-    """Whether a file may be read from any place: its bytes are those that lie there."""
+    """Whether a file can be read from any place: it is neither compressed nor UTF-16."""
     return not is_packed(file) and not _begins_wide(file, files.version(file))
 
 
 @contextlib.contextmanager
 def opened(file: str) -> Iterator[BinaryIO]:
-    """Opens a file; where it ``is_plain``, it is seekable, else it is read from its start.
+    """Opens a file. It is seekable if the file ``is_plain``; if not, it can only be read from its start.
 
     Raises:
-      OSError: as files.open_binary. Reading a packed file raises what is in CUT where it is not whole.
+      OSError: as files.open_binary. Reading a compressed file that is not whole raises one of CUT.
     """
     with files.open_binary(file) as raw:
         if is_packed(file):
@@ -69,7 +69,7 @@ def _as_utf8(stream: BinaryIO) -> BinaryIO:
 
 
 class _Buffered(io.BufferedReader):
-    """A buffer that takes nothing for the end of the file until it is told so twice: see _Raw."""
+    """A buffer for which an empty read is the end of the file only if it comes twice: see _Raw."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         return super().read(size) or super().read(size)
@@ -84,9 +84,10 @@ class _Buffered(io.BufferedReader):
 
 
 class _Raw(io.RawIOBase):
-    """A stream under a buffer of our own, whatever it is.
+    """A raw stream, of whatever kind, under our buffer.
 
-    Trouble is the end at first, as a buffer would lose what it holds when it is raised, and raised when asked again.
+    An error first looks like the end of the file: raised at once, it would make the buffer lose what it holds. The next
+    read raises it.
     """
 
     def __init__(self, stream: BinaryIO):
@@ -109,7 +110,7 @@ class _Raw(io.RawIOBase):
 
 
 class _Recoded(io.RawIOBase):
-    """UTF-16 as UTF-8. Half of a surrogate pair stays what it is, and is found where text is looked at."""
+    """UTF-16 as UTF-8. A lone surrogate stays one, and is detected where text is checked."""
 
     def __init__(self, stream: io.BufferedReader, encoding: str):
         self._stream = stream

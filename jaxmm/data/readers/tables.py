@@ -1,4 +1,4 @@
-"""Parquet and Arrow files, by row groups and record batches. pyarrow is imported when there is one to read."""
+"""Parquet and Arrow files, by row groups and record batches. pyarrow is imported only to read one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jaxmm.data.readers.parts import SkipRecord
 from jaxmm.errors import UserError
 
 PARQUET_FORMAT = ARROW_FORMAT = 1
-ROWS = 64  # made Python objects at a time
+ROWS = 64  # converted to Python objects at a time
 
 
 def parquet_units(file: str, unit_bytes: int) -> list[Unit]:
@@ -37,7 +37,7 @@ def parquet_count(unit: Unit) -> int:
 
 
 def parquet_records(unit: Unit) -> Iterator[tuple[int, Any]]:
-    """Yields (number, record) of each row; a table cut short, which has no footer, does not open."""
+    """Yields (number, record) of each row; a table that is cut short has no footer and does not open."""
     with files.open_binary(unit.file) as opened:
         table = _parquet(unit.file, opened)
         groups = range(unit.start, min(unit.stop, table.metadata.num_row_groups))
@@ -112,16 +112,16 @@ def _batches(file: str, start: int) -> Iterator[Any]:
 
 
 def _sound(arrow: Any, batch: Any) -> Any:
-    """Returns a batch whose offsets lie in its buffers: pyarrow itself reads what is elsewhere, and dies of it.
+    """Returns a batch after checking that its offsets lie in its buffers: pyarrow would read outside and crash.
 
     Raises:
-      ArrowInvalid: for one that has others.
+      ArrowInvalid: if an offset lies outside.
     """
     for column in batch.columns:
         try:
             column.validate(full=True)
         except arrow.ArrowInvalid as error:
-            if "UTF8" not in str(error):  # which costs the record that has it
+            if "UTF8" not in str(error):  # invalid UTF-8 costs only the record that has it
                 raise
     return batch
 

@@ -1,4 +1,4 @@
-"""WebDataset tars: members of one key are a sample, read one after the other in the order of the file.
+"""WebDataset tars: members with the same key are one sample, read one after another in the order of the file.
 
 ``a.jpg``, ``a.txt`` and ``a.json`` are a sample with the key ``a``; so are ``a.0.jpg`` and ``a.1.jpg``, two images.
 """
@@ -21,8 +21,8 @@ from jaxmm.errors import UserError
 
 FORMAT = 2
 TEXTS = ("txt", "text", "caption")
-MAX_MEMBER = 1 << 28  # bytes: a larger one is no picture and no text, and a packed one may unpack to anything
-SEEN_OF_OTHERS = 64  # bytes of a member that is not read, enough to tell a picture
+MAX_MEMBER = 1 << 28  # bytes: a larger one is no picture and no text, and a compressed one may unpack to anything
+SEEN_OF_OTHERS = 64  # bytes read of a member that is not used, enough to recognise a picture
 
 
 def units(file: str, unit_bytes: int) -> list[Unit]:
@@ -33,9 +33,9 @@ def units(file: str, unit_bytes: int) -> list[Unit]:
 def records(unit: Unit) -> Iterator[tuple[int, Any]]:
     """Yields (number, record or SkipRecord) of each sample.
 
-    A record is what the sample's .json holds, with the text as ``text`` and the images as ``image`` or, where the JSON
-    names them, there. What else the sample has is a column of its ending, as ``.cls``, of its first bytes. Of a tar
-    that is cut, the whole samples come, then a SkipRecord "cut short".
+    A record is the content of the sample's .json, with the text as ``text``. Images are in ``image``, or, if the JSON
+    names them, in place of their names. Every other member is a column named by its extension, as ``.cls``, with its
+    first bytes. A tar that is cut yields its whole samples, then a SkipRecord "cut short".
     """
     number = unit.first
     for key, sample in _samples(unit.file):
@@ -44,9 +44,9 @@ def records(unit: Unit) -> Iterator[tuple[int, Any]]:
 
 
 class _Header(tarfile.TarInfo):
-    """A member's header, which raises where tarfile takes one that is cut or broken for the tar's end.
+    """A member's header. It raises an error where tarfile would take a cut or broken header for the tar's end.
 
-    The end of a whole tar is a block of zeros (EOFHeaderError).
+    A whole tar ends in a block of zeros (EOFHeaderError).
     """
 
     @classmethod
@@ -66,14 +66,14 @@ def _samples(file: str) -> Iterator[tuple[str, dict[str, bytes] | SkipRecord]]:
     is_broken = False
     with files.open_binary(file) as opened:
         try:
-            # "|": only forward, so that nothing is held
+            # "|": forward only, so that nothing is kept in memory
             with tarfile.open(fileobj=opened, mode="r|*", tarinfo=_Header) as tar:
                 for member in tar:
                     if not member.isreg():
                         continue
                     folder, slash, base = member.name.rpartition("/")
                     stem, dot, extension = base.partition(".")
-                    if not dot or not stem:  # no sample's, as README or .DS_Store
+                    if not dot or not stem:  # belongs to no sample, as README or .DS_Store
                         continue
                     if folder + slash + stem != key:
                         if sample and key is not None:
@@ -89,7 +89,7 @@ def _samples(file: str) -> Iterator[tuple[str, dict[str, bytes] | SkipRecord]]:
                     content = tar.extractfile(member)
                     wanted = -1 if _is_read(extension) else SEEN_OF_OTHERS
                     sample[extension] = content.read(wanted) if content else b""
-                    tar.members.clear()  # type: ignore[attr-defined]  # it keeps all headers, else
+                    tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep all headers
         except (tarfile.TarError, EOFError, zlib.error) as error:
             if key is None:
                 raise UserError(f"{file} is no tar that can be read: {error}") from error
@@ -100,7 +100,7 @@ def _samples(file: str) -> Iterator[tuple[str, dict[str, bytes] | SkipRecord]]:
 
 
 def _how_much(opened: Any, file: str) -> str:
-    """How much of a broken tar was read, and how much there is."""
+    """How much of a broken tar was read, and how large the tar is."""
     at, size = opened.tell(), files.version(file).size
     return f"after byte {at:,} of {size:,}: what follows is lost" if at < size else f"it ends after {size:,} bytes"
 
@@ -138,14 +138,14 @@ def _record(key: str, sample: dict[str, bytes]) -> dict[str, Any] | SkipRecord:
 
 
 def _page(items: list[Any], base: str, images: dict[str, bytes]) -> dict[str, Any]:
-    """A list of texts and names of members, which take turns, as the two lists of a page."""
+    """Turns a list of alternating texts and names of members into the two lists of a page."""
     found = [_named(item, base, images) for item in items]
     texts = [item if content is None else None for item, content in zip(items, found, strict=True)]
     return {"texts": texts, "images": found}
 
 
 def _place(record: dict[str, Any], base: str, images: dict[str, bytes]) -> None:
-    """Puts the images where the record names them, or else beside it, in the order of the numbers in their names."""
+    """Puts the images where the record names them, or else into ``image``, ordered by the numbers in their names."""
     if any(isinstance(one, bytes) for one in listed(record.get("images"))):
         return  # a page that names them
     parts = [part for part in _typed(record) if _name_of(part) is not None]
@@ -164,7 +164,7 @@ def _place(record: dict[str, Any], base: str, images: dict[str, bytes]) -> None:
         if all(content is not None for name, content in zip(names, found, strict=True) if name is not None):
             record["images"] = found
             return
-    for name, value in record.items():  # for whom the user names the column
+    for name, value in record.items():  # for users who name the column
         found = [_named(one, base, images) for one in listed(value)]
         if all(found) and len(set(map(id, found))) == len(images):
             record[name] = found
@@ -173,7 +173,7 @@ def _place(record: dict[str, Any], base: str, images: dict[str, bytes]) -> None:
 
 
 def _without_others(record: dict[str, Any]) -> None:
-    """What else the record says of its pictures gives way to the members: the place that they were packed from."""
+    """Removes other columns about pictures: the members replace the places that they were packed from."""
     for name in [name for name in record if is_named(name) and name not in (FEATURES, TOKENS)]:
         del record[name]
 

@@ -1,4 +1,4 @@
-"""What is said, piece by piece: lists of typed parts, and pictures that a text names between marks."""
+"""The content of messages, piece by piece: lists of typed parts, and pictures that a text names in <img> tags."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TAG = re.compile(r"<img>\s*([^<>\n]{1,1024}?)\s*</img>")
 
 
 def tagged(origin: str, content: str, pictures: Pictures, links: bool = True) -> Content:
-    """Returns a text, or its pieces where it names pictures as ``<img>path</img>``, and if ``links`` by URL as well."""
+    """Returns a text, or its pieces if it names pictures as ``<img>path</img>``; URLs count only with ``links``."""
     if "<img>" not in content or not pictures.placeholder:
         return content
     pieces: list[Part | None] = []
@@ -40,10 +40,10 @@ def tagged(origin: str, content: str, pictures: Pictures, links: bool = True) ->
 
 
 def placed(origin: str, content: Content, images: Sequence[Media], placeholder: str) -> Content:
-    """Puts a message's own pictures where its placeholders are, or, where it has none, in front.
+    """Puts a message's own pictures at its placeholders, or in front if it has none.
 
     Raises:
-      UserError: if they differ in number.
+      UserError: if pictures and placeholders differ in number.
     """
     pieces: list[Part | None] = []
     if isinstance(content, str) and placeholder:
@@ -70,8 +70,8 @@ def typed_parts(origin: str, what: str, content: Sequence[Any], pictures: Pictur
     """Returns the pieces of a list of parts: ``{"type": "text", "text": ...}``, ``{"type": "image", ...}``.
 
     Ready-made media are ``{"type": "features", "path": ...}`` and ``{"type": "image_tokens", "ids": [...]}``. A medium
-    without a value of its own is the next of the record's. Text is text: no placeholder counts in it. Some write no
-    type, and some (a table with one schema for all) write every key, most of them null.
+    without a value of its own is the record's next one. Text is only text: placeholders do not count in it. Some data
+    has no types, and some (a table with one schema for all) has every key, most of them null.
     """
     pieces: list[Part | None] = []
     for part in content:

@@ -1,8 +1,8 @@
-"""What of a record is learnt, by the record's own word: weights, switches and labels of messages and of examples.
+"""What a record itself says about what is learnt: weights, switches and labels of messages and of examples.
 
 OpenAI's ``weight``, ms-swift's ``loss`` and Axolotl's ``train`` turn a message on or off; a number between weighs it.
-``label: false`` beside an answer is KTO's: it is one not to be given. Pairs of answers are refused here: what they
-say is learnt by other objectives alone.
+``label: false`` beside an answer is KTO's: the answer should not be given. Pairs of answers are refused here: only
+other objectives can learn from them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ OF_EXAMPLE = ("weight", "loss_weight", "sample_weight", "example_weight")
 LABELS = ("label", "kto_tag")
 PAIRS = ("chosen", "rejected", "rejected_response", "rejected_messages", "chosen_response", "rejected_images")
 MOST = 1000.0
-ALL, LAST, PROMPT = "", "last", "prompt"  # of a dataset: what LLaMA-Factory's mask_history and train_on_prompt say
+ALL, LAST, PROMPT = "", "last", "prompt"  # turns of a dataset: as LLaMA-Factory's mask_history and train_on_prompt say
 
 
 class Learnt(NamedTuple):
@@ -33,36 +33,36 @@ AS_SAID = Learnt()
 
 
 def of_message(origin: str, message: Mapping[str, Any]) -> float:
-    """Returns a message's weight, 0 where it is not to be learnt.
+    """Returns a message's weight; 0 if it is not to be learnt.
 
     Raises:
-      UserError: for what is no weight, or for two that differ.
+      UserError: for an invalid weight, or for two that differ.
     """
     said = [key for key in OF_MESSAGE if message.get(key) is not None and (key != "train" or not is_trained(message))]
     found = {key: _weight(origin, key, message[key]) for key in said}
     if len(set(found.values())) > 1:
-        raise UserError(f"{origin}: a message says {' and '.join(found)} of its weight, which differ: give one")
+        raise UserError(f"{origin}: a message has different weights in {' and '.join(found)}: give one")
     return next(iter(found.values()), 1.0)
 
 
 def is_trained(message: Mapping[str, Any]) -> bool:
-    """Whether a message is to be learnt whoever says it, as Axolotl has it."""
+    """Whether a message is to be learnt, whatever its role, as in Axolotl."""
     return message.get("train") is True
 
 
 def of_example(origin: str, record: Mapping[str, Any], document: Document) -> float:
-    """Returns what all turns of a record weigh, 0 where its label says that its answer is not to be given.
+    """Returns the weight of all turns of a record; 0 if its label says that its answer should not be given.
 
-    A page has no answers: what is called a label or chosen there is something else.
+    A page has no answers: there, a column called label or chosen means something else.
 
     Raises:
-      UserError: for what is no weight, and for a pair of answers to prefer one of.
+      UserError: for an invalid weight, and for a pair of answers of which one is preferred.
     """
     is_said = any(turn.role != "document" for turn in document.turns)
     pairs = [key for key in PAIRS if is_said and record.get(key)]
     if pairs:
         raise UserError(
-            f"{origin} has '{pairs[0]}': preference data is not supported yet; leave such records out, or without "
+            f"{origin} has '{pairs[0]}': preference data is not supported yet; leave such records out, or remove "
             f"that column to learn the rest as it is"
         )
     weight = 1.0
@@ -73,7 +73,7 @@ def of_example(origin: str, record: Mapping[str, Any], document: Document) -> fl
 
 
 def _is_off(value: Any) -> bool:
-    """Whether a label says no: false, or as a table of texts has it."""
+    """Whether a label says no: false, or "false" as text."""
     return value is False or (isinstance(value, str) and value.strip().lower() == "false")
 
 
@@ -83,7 +83,7 @@ def read(keys: Iterable[str]) -> frozenset[str]:
 
 
 def weighed(document: Document, weight: float, learnt: Learnt = AS_SAID) -> Document:
-    """Returns a document whose turns weigh so much more, and are learnt as its dataset says."""
+    """Returns a document with its turns' weights times ``weight``, and with the turns learnt that its dataset names."""
     weight *= learnt.weight
     last = max((n for n, turn in enumerate(document.turns) if turn.role == "assistant"), default=-1)
     turns = []

@@ -1,8 +1,8 @@
 """Boxes in texts: numbers that point into a picture, written for the size at which the model sees it.
 
-Data has them in pixels of the original picture, in texts or as a record's objects (ms-swift's), whose marks in the
-texts ``readers/marks.py`` matches with them. Sizes of pictures are known once their headers have been looked at, so
-boxes are written between that and the tokenizer.
+Data gives them in pixels of the original picture, either in texts or as a record's objects (ms-swift's);
+``readers/marks.py`` matches those with the marks in the texts. The sizes of pictures are known after their headers are
+read, so boxes are written between that and the tokenizer.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ PIXELS, THOUSANDTHS = "pixels", "thousandths"
 KINDS = ("", PIXELS, THOUSANDTHS)
 BOX_MARK, NAME_MARK = "<bbox>", "<ref-object>"
 MARK = re.compile("|".join((BOX_MARK, NAME_MARK)))
-MOST_OUTSIDE = 1.0  # pixels that annotations are off by rounding: so much is clipped
+MOST_OUTSIDE = 1.0  # pixels that annotations may lie outside by rounding; they are clipped
 
 _NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?")
-_LETTERS = r"[-+.,;\deE\s\[\]()]*"  # of numbers in lists or round brackets
+_LETTERS = r"[-+.,;\deE\s\[\]()]*"  # the characters of numbers in lists or round brackets
 _FOUND = re.compile(
     rf"(?P<mark>{MARK.pattern})"
     rf"""|\\*["'](?P<key>bbox_2d|point_2d)\\*["']\s*:\s*(?P<list>\[{_LETTERS}\])"""
@@ -34,9 +34,9 @@ _WRITTEN = re.compile(rf"{_FOUND.pattern}|(?P<plain>\[\d+, \d+(?:, \d+, \d+)?\])
 
 
 def settings(kind: str, image: ImageSpec | None) -> dict[str, Any]:
-    """Returns what decides the numbers, for keys of prepared data and its meta.json; {} where texts stay as they are.
+    """Returns the settings that the numbers depend on, for keys of prepared data and its meta.json.
 
-    Only pixels depend on how pictures are resized.
+    {} means that texts stay as they are. Only boxes in pixels depend on how pictures are resized.
     """
     if kind != PIXELS or image is None:
         return {"kind": kind} if kind else {}
@@ -49,9 +49,9 @@ def settings(kind: str, image: ImageSpec | None) -> dict[str, Any]:
 
 
 def in_words(found: dict[str, Any]) -> str:
-    """Settings for people: ``boxes in pixels of pictures in multiples of 28, of 3136 to 1003520 pixels``.
+    """Describes settings for people: ``boxes in pixels of pictures in multiples of 28, of 3136 to 1003520 pixels``.
 
-    They may come from a meta.json that anybody wrote.
+    ``found`` may come from a meta.json that anybody wrote.
     """
     if found.get("kind") != PIXELS:
         return "boxes in thousandths of a side" if found else "boxes as the data has them"
@@ -64,15 +64,15 @@ def in_words(found: dict[str, Any]) -> str:
 
 
 def check(kind: str, image: ImageSpec) -> None:
-    """Raises UserError where boxes cannot be told in such pictures."""
+    """Raises UserError if boxes of this kind cannot be written for pictures resized in this way."""
     if kind and image.crop:
         raise UserError(
-            "config.data.boxes: this model crops pictures to a square, which boxes may lie outside of: leave it out"
+            "config.data.boxes: this model crops pictures to a square, and boxes may lie outside of it: leave it out"
         )
     if kind == PIXELS and image.max_tiles > 1:
         raise UserError(
-            "config.data.boxes=pixels: this model cuts pictures into tiles, which have no pixels in common: use "
-            "thousandths"
+            "config.data.boxes=pixels: this model cuts pictures into tiles, and no tile has the pixels of the picture: "
+            "use thousandths"
         )
 
 
@@ -82,12 +82,12 @@ def written(
     """Returns a document with its boxes and marks written.
 
     Args:
-      sizes: (height, width) in pixels of its media, in order; None for one that is no picture.
+      sizes: (height, width) in pixels of its media, in order; None for a medium that is no picture.
       kind: one of KINDS.
-      image: how pictures are resized, for pixels.
+      image: how pictures are resized; needed for pixels.
 
     Raises:
-      UserError: for a box outside of its picture, or that belongs to none.
+      UserError: for a box that lies outside of its picture, or belongs to none.
     """
     if not kind:
         return document
@@ -96,13 +96,13 @@ def written(
 
 
 def told(text: str) -> list[str]:
-    """Returns the boxes in a text as they stand there, for people; lists of two or four whole numbers count."""
+    """Returns the boxes in a text as they are written, for people; lists of two or four whole numbers count too."""
     found = _WRITTEN.finditer(text)
     return [one[0] for one in found if _NUMBER.search(one["list"] or one["inner"] or one["plain"] or "")]
 
 
 class _Box(NamedTuple):
-    """What numbers say, before they are written: corners in pixels, or in parts of the sides."""
+    """The numbers of a box before they are written: corners in pixels, or as fractions of the sides."""
 
     numbers: Sequence[float]
     is_part: bool = False
@@ -115,10 +115,10 @@ class _Writer:
     def __init__(self, document: Document, sizes: Sequence[tuple[int, int] | None], kind: str, image: ImageSpec | None):
         self._origin, self._sizes, self._kind, self._image = document.origin, sizes, kind, image
         self._objects: Iterator[Object] | None = iter(document.objects) if document.objects else None
-        self._before = 0  # media that stand before what is looked at
+        self._before = 0  # media that come before the current place
 
     def turn(self, turn: Turn) -> Turn:
-        """A turn anew. A system turn is instructions: only marks count there."""
+        """Returns a turn with its boxes written. A system turn is instructions: only marks count there."""
         is_said = turn.role != "system"
         thinking = self._text(turn.thinking, has_marks=False) if is_said else turn.thinking
         parts = tuple(self._part(part, is_said) for part in turn.parts)
@@ -140,7 +140,7 @@ class _Writer:
         return _FOUND.sub(write, text)
 
     def _marked(self, mark: str) -> str:
-        """What stands in place of a mark."""
+        """The text that replaces a mark."""
         assert self._objects is not None
         one = next(self._objects)
         if mark == NAME_MARK:
@@ -149,7 +149,7 @@ class _Writer:
         return f"[{', '.join(map(str, told))}]"
 
     def _rewritten(self, found: re.Match[str]) -> str:
-        """A box of a text, with other numbers between the same letters."""
+        """A box in a text, with new numbers between the same characters."""
         group = "list" if found["key"] else "inner"
         tag = found["key"] or found["tag"] or found["old_tag"]
         numbers = [float(number) for number in _NUMBER.findall(found[group])]
@@ -170,16 +170,18 @@ class _Writer:
         return found[0][:start] + inner + found[0][start + len(found[group]) :]
 
     def _last(self, what: str) -> int:
-        """The picture that a box of a text belongs to: the last one before it, or the only one."""
+        """The picture that a box in a text belongs to: the last one before it, or the only one."""
         if not self._before and len(self._sizes) > 1:
-            raise UserError(f"{self._origin}: {what} stands before its {len(self._sizes)} pictures: of which is it?")
+            raise UserError(
+                f"{self._origin}: {what} stands before its {len(self._sizes)} pictures: put it after the one it is in"
+            )
         return max(self._before - 1, 0)
 
     def _numbers(self, box: _Box, picture: int, what: str) -> list[int]:
-        """The numbers as the model has them."""
+        """Returns the numbers that the model sees: pixels of the resized picture, or thousandths of its sides."""
         size = self._sizes[picture]
         if size is None:
-            raise UserError(f"{self._origin}: {what} is a box of ready-made media, whose picture's size nobody knows")
+            raise UserError(f"{self._origin}: {what} is a box of ready-made media, whose picture's size is unknown")
         corners = list(zip(box.numbers[::2], box.numbers[1::2], strict=True))
         if box.is_box and (corners[0][0] > corners[1][0] or corners[0][1] > corners[1][1]):
             raise UserError(

@@ -1,4 +1,4 @@
-"""ByT5's tokenizer: UTF-8 bytes, no files. Importing ``transformers`` for theirs would be a fifth of a run's start."""
+"""ByT5's tokenizer: UTF-8 bytes, no files. Importing ``transformers`` for its own takes a fifth of a run's start."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 
 SPECIAL = ("<pad>", "</s>", "<unk>")
 BYTES = 256
-EXTRA = 125  # ids that ByT5 was trained to fill gaps by
+EXTRA = 125  # the sentinel ids with which ByT5 was trained to fill gaps
 
 
 class ByT5Tokenizer:
-    """What jaxmm asks of a tokenizer, with the ids, names and texts of ``transformers.ByT5Tokenizer``."""
+    """The tokenizer interface that jaxmm needs, with the ids, names and texts of ``transformers.ByT5Tokenizer``."""
 
     offset = len(SPECIAL)  # the id of byte 0
     is_fast = False
@@ -40,7 +40,7 @@ class ByT5Tokenizer:
         return {self._names[id_]: id_ for id_ in self.all_special_ids}
 
     def add_tokens(self, names: Sequence[str], special_tokens: bool = False) -> int:
-        """Appends those that are not there; returns how many. All that is not a byte is special here."""
+        """Appends the names that are new; returns how many. Every token that is not a byte is special here."""
         new = [name for name in dict.fromkeys(names) if name not in self._ids]
         if new and not special_tokens:
             raise ValueError(f"bytes spell every text: only special tokens can be added, not {new[0]}")
@@ -50,19 +50,19 @@ class ByT5Tokenizer:
 
     def convert_tokens_to_ids(self, names: Sequence[str] | str) -> Any:
         if isinstance(names, str):
-            return self._ids.get(names)  # None is their answer too
+            return self._ids.get(names)  # transformers returns None too
         return [self.convert_tokens_to_ids(name) for name in names]
 
     def convert_ids_to_tokens(self, id_: int) -> str:
         return self._names[id_]
 
     def encode(self, text: str, add_special_tokens: bool = True) -> np.ndarray:
-        """Returns int32 ids, the end token last; unlike theirs, what looks like a special token stays text."""
+        """Returns int32 ids, the end token last. Unlike transformers', a special token's name in a text stays text."""
         ids = np.frombuffer(text.encode(), np.uint8) + np.int32(self.offset)
         return np.append(ids, np.int32(self.eos_token_id)) if add_special_tokens else ids
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False, **unused: bool) -> str:
-        """Returns the text of ids; bytes that are no UTF-8 are left out."""
+        """Returns the text of ids; bytes that are not UTF-8 are left out."""
         kept = b"".join(self._spelled(id_) for id_ in ids if not (skip_special_tokens and self._is_special(id_)))
         return kept.decode(errors="ignore")
 
@@ -73,7 +73,7 @@ class ByT5Tokenizer:
         return self._names[id_].encode() if self._is_special(id_) else bytes([id_ - self.offset])
 
     def as_transformers(self) -> Any:
-        """Returns the tokenizer of ``transformers`` with the same tokens, to be saved."""
+        """Returns the tokenizer of ``transformers`` with the same tokens, for saving."""
         from transformers import ByT5Tokenizer as Theirs
 
         theirs = Theirs()

@@ -1,7 +1,7 @@
-"""Conversations as a tokenizer folder's own chat template writes them, with what of it is learnt.
+"""Conversations as a tokenizer folder's own chat template writes them, and which parts of them are learnt.
 
-The rendered text is cut at special tokens; each piece between them, template's text, people's text and what stands
-around images joined, is tokenized as a whole, as it is when the model is served. In people's text special tokens stay
+The rendered text is cut at special tokens. Each piece between them (the template's text, people's text and the markup
+around images, joined) is tokenized as a whole, as it is when the model is served. Special tokens in people's text stay
 text: while the template is rendered, marks stand for them, and for images.
 """
 
@@ -35,9 +35,11 @@ class Special(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Text between special tokens and media: what is tokenized as a whole.
+    """Text between special tokens and media, which is tokenized as a whole.
 
-    ``spans``: (end, flags) of its stretches, in order. ``is_first``: nothing comes before it.
+    Attributes:
+      spans: (end, flags) of its stretches, in order.
+      is_first: whether nothing comes before it.
     """
 
     text: str
@@ -46,16 +48,17 @@ class Chunk(NamedTuple):
 
 
 class Medium(NamedTuple):
-    """A part that is no text; what stands around it are steps of their own."""
+    """A part that is no text; the markup around it is in steps of its own."""
 
     part: Part
     flags: int
 
 
 class Markup(NamedTuple):
-    """What stands before and after the soft tokens of an image: text in which special tokens count as such.
+    """The text before and after the soft tokens of an image; special tokens in it count as such.
 
-    ``begins``: whether a conversation begins as every text of the tokenizer does, where its template does not say it.
+    ``begins``: whether a conversation starts with the begin token that every text of the tokenizer starts with, where
+    its template does not write it.
     """
 
     before: str
@@ -67,19 +70,19 @@ Step = Special | Chunk | Medium
 
 
 class _Marks:
-    """What marks stand for while a conversation is rendered: media, and pieces of text that must stay text."""
+    """What marks stand for while a conversation is rendered: media, and strings that must stay text."""
 
     def __init__(self, added: AddedTokens, allowed: SpecialTokens | None):
         self._added, self._allowed = added, allowed
         self.stand_for: list[Part | str] = []
 
     def of(self, part: Part | str) -> str:
-        """A new mark."""
+        """Returns a new mark for a part."""
         self.stand_for.append(part)
         return numbered(len(self.stand_for) - 1)
 
     def text(self, text: str, role: str = "") -> str:
-        """With marks for special tokens, but for those that turns of a role may hold."""
+        """Returns the text with marks in place of special tokens, except those that turns of the role may hold."""
         if not (self._added.special and self._added.special.search(text)):
             return text
 
@@ -90,7 +93,7 @@ class _Marks:
         return self._added.special.sub(kept, text)
 
     def inside(self, value: Any) -> Any:
-        """JSON with marks in its strings."""
+        """Returns JSON with marks in place of special tokens in its strings."""
         if isinstance(value, str):
             return self.text(value)
         if isinstance(value, list):
@@ -103,7 +106,7 @@ class ChatFormat:
 
     Attributes:
       template: the folder's, as the tokenizer has it now.
-      lead: the text that every answer begins with, which is the template's and no part of what is said.
+      lead: the text with which the template begins every answer; it is no part of what is said.
       stop_ids: tokens that end an answer.
     """
 
@@ -114,8 +117,8 @@ class ChatFormat:
         """
         Args:
           markup: around images; its special tokens are in the tokenizer's vocabulary.
-          thinking: as of ``ChatTemplate``; "off" drops it from the data too.
-          as_0_1: as of ``ChatTemplate``.
+          thinking: as in ``ChatTemplate``; "off" drops it from the data too.
+          as_0_1: as in ``ChatTemplate``.
           allowed: special tokens that count as such in what is said.
 
         Raises:
@@ -133,7 +136,7 @@ class ChatFormat:
         begins = markup.begins and tokenizer.bos_token_id in tokenizer.encode("")
         self._start = [Special(tokenizer.bos_token_id, 0)] if begins else []
         self._forms: dict[tuple[tuple[str, int, int], ...], Layout] = {}
-        # As it is read: a decoder leaves special tokens out.
+        # Decoded, as a reader sees it: a decoder leaves special tokens out.
         lead = tokenizer.encode(self.template.lead, add_special_tokens=False)
         self.lead = tokenizer.decode(lead, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         ends = {self._added.ids[end] for end in self.template.ends}
@@ -143,11 +146,11 @@ class ChatFormat:
         """A conversation as special tokens, chunks of text and media.
 
         Args:
-          is_open: up to where the model writes: after the opening of the assistant's turn, or within the last one.
-          tools: as of ``Document``.
+          is_open: stop where the model writes: after the opening of the assistant's turn, or within the last one.
+          tools: as in ``Document``.
 
         Raises:
-          UserError: if the template refuses the conversation, or leaves out some of it.
+          UserError: if the template refuses the conversation, or leaves out a part of it.
         """
         takes_calls = self.template.takes_calls or not any(turn.calls or turn.role == "tool" for turn in turns)
         takes_tools = not tools or self.template.takes_tools
@@ -155,7 +158,7 @@ class ChatFormat:
         if not (takes_calls and takes_tools):
             turns, tools = in_words(turns, "" if takes_tools else tools), tools if takes_tools else ""
         marks = _Marks(self._added, self._allowed)
-        # Turns have the numbers that they had before tools were told in a turn in front of them.
+        # Turns keep their numbers when tools are described in an added turn in front of them.
         messages = [self._message(turn, number, marks) for number, turn in enumerate(turns, count - len(turns))]
         given = marks.inside(json.loads(tools)) if tools else []
         shape = self.template.shape(messages, given)
@@ -168,7 +171,7 @@ class ChatFormat:
             end = self.template.content_end(messages, shape, given, text) if goes_on else len(text)
             layout = Layout(text[:end], [(end, 0)])
         steps = self._cut(layout, marks)
-        # Last, as a tokenizer does it: to it, the text behind this token is still the first.
+        # Added last, as a tokenizer does: for it, the text after this token is still the first.
         return steps if steps[:1] == self._start else [*self._start, *steps]
 
     def _message(self, turn: Turn, number: int, marks: _Marks) -> Message:
@@ -179,7 +182,7 @@ class ChatFormat:
             if not isinstance(part, Text):
                 pieces.append(marks.of(part))
             else:
-                # Data that breaks the line after an image itself means the same break.
+                # The template's newline after an image stands for one that the data has written itself.
                 ends_line = after_medium and self.markup.after.endswith("\n")
                 text = part.text.removeprefix("\n") if ends_line else part.text
                 if is_model and self._drops_thinking and not pieces:
@@ -200,7 +203,7 @@ class ChatFormat:
         return Message(turn.role, tuple(pieces), flags, tuple(more))
 
     def _layout(self, messages: Sequence[Message], shape: Shape, tools: Sequence[Any] = ()) -> Layout:
-        """As the template's; that of a form of conversation serves all in which it looks at nothing that is said."""
+        """The template's layout. It is cached by form, as long as the template does not depend on what is said."""
         if tools or any(message.more for message in messages):
             return self.template.layout(messages, shape, tools)
         form = tuple((m.role, len(m.pieces), m.flags) for m in messages)
@@ -247,7 +250,7 @@ class ChatFormat:
             if found is None:
                 break
             at = found.end()
-            if not found[1]:  # it counts where its last character does
+            if not found[1]:  # a special token has the flags of its last character
                 step(Special(self._added.id_of(found), flags_at(stop + len(found[0].rstrip()) - 1)))
             elif isinstance(part := marks.stand_for[int(found[1])], str):
                 literal(part, flags_at(stop))
@@ -257,7 +260,7 @@ class ChatFormat:
         return steps
 
     def _with_markup(self, layout: Layout, marks: _Marks) -> Layout:
-        """With what stands around media, which is never learnt."""
+        """Adds the markup around media, which is never learnt."""
         if all(isinstance(part, str) for part in marks.stand_for):
             return layout
         before, after = self.markup.before, self.markup.after
@@ -289,7 +292,7 @@ class ChatFormat:
         return needs_context(self.tokenizer)
 
     def encode(self, chunks: Sequence[Chunk]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """(ids, flags) of each chunk."""
+        """(ids, flags) of each chunk, int32 (n,) each."""
         backend = self.tokenizer.backend_tokenizer
         backend.no_truncation()
         backend.no_padding()
@@ -309,7 +312,7 @@ class ChatFormat:
                 skip = bool(prefix)
                 ends = np.array([end for _, end in one.offsets[skip:]], np.int64) - len(prefix)
                 stops, flags = (np.array(column) for column in zip(*chunks[n].spans, strict=True))
-                # A token belongs to the stretch that its last character is in.
+                # A token belongs to the stretch of its last character.
                 where = np.minimum(np.searchsorted(stops, np.maximum(ends, 1)), len(stops) - 1)
                 found[n] = np.array(one.ids[skip:], np.int32), flags[where].astype(np.int32)
         backend.encode_special_tokens = True
@@ -317,7 +320,7 @@ class ChatFormat:
 
 
 def _filled(layout: Layout, pieces: Sequence[str]) -> Layout:
-    """A layout of marks with what they stand for; marks in that are others."""
+    """A layout with its marks replaced by what they stand for; marks inside that are other ones."""
     text, runs, at = "", list[tuple[int, int]](), 0
     for end, flags in layout.runs:
         for found in MARK.finditer(layout.text, at, end):

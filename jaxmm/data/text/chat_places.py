@@ -1,6 +1,6 @@
-"""Conversations as chat templates are given them, and where their turns stand in what a template makes of them.
+"""Conversations as chat templates receive them, and where their turns stand in the text that a template writes.
 
-Marks, characters that nobody writes, stand for what is said while a template is rendered.
+While a template is rendered, marks (characters that nobody writes) stand for what is said.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Message(NamedTuple):
     Attributes:
       role: of "system", "user", "assistant", "tool".
       pieces: its content, a string a part.
-      flags: what of batch.TARGET and batch.ANSWER its tokens have; more may be in them, as ``encoded.of_turn`` has it.
+      flags: batch.TARGET and batch.ANSWER of its tokens; may also hold a turn's number, see ``encoded.of_turn``.
       more: other keys: ``reasoning_content``, ``tool_calls``.
     """
 
@@ -43,7 +43,7 @@ class Layout(NamedTuple):
 
 
 class Renderer(Protocol):
-    """What of a chat template the places of turns are told from."""
+    """The part of a chat template that the places of turns are found with."""
 
     added: AddedTokens
     as_0_1: bool
@@ -56,15 +56,15 @@ class Renderer(Protocol):
 
 
 class Places:
-    """Where the turns of a conversation stand in its rendering: told from renderings in which one content is a mark."""
+    """Where the turns of a conversation stand in its rendering: found by rendering again with a mark as one content."""
 
     def __init__(self, template: Renderer, messages: Sequence[Message], shape: Shape, tools: Sequence[Any], text: str):
         self.template, self.messages, self.shape, self.tools, self.text = template, messages, shape, tools, text
         self.around = functools.cache(self._around)
 
     def span(self, n: int) -> tuple[int, int, int] | None:
-        """Where turn ``n``'s flags begin, where the first token that ends it does, and the last; None of an empty turn
-        that the template leaves out."""
+        """Where turn ``n``'s flags begin, where the first token that ends the turn ends, and where the last one ends;
+        None for an empty turn that the template leaves out."""
         message = self.messages[n]
         end = self.content_end(n)
         if end < 0:
@@ -79,12 +79,12 @@ class Places:
         return min(start, end), first, stop
 
     def content_end(self, n: int) -> int:
-        """Where the content of turn ``n`` ends, -1 where it is not to be found."""
+        """Where the content of turn ``n`` ends; -1 if it is not found."""
         around = self.around(n, len(self.messages), False)
         return len(self.text) - len(around[1]) if around and self.text.endswith(around[1]) else -1
 
     def _answer_start(self, n: int) -> int:
-        """Where what is written parts from the generation prompt: as a rule at its end."""
+        """Where the written answer departs from the generation prompt: usually at the prompt's end."""
         if n:
             written = self.around(n - 1, len(self.messages), False)
             prompt = self.around(n - 1, n, True)
@@ -97,7 +97,7 @@ class Places:
         return common(self.text, prompt_text)
 
     def ending(self, n: int) -> int:
-        """How much of what follows an answer ends it: up to the last special token of the turn's own, else the next."""
+        """How much of what follows an answer ends it: up to the turn's own last special token, or else the next one."""
         tail = self.text[self.content_end(n) :]
         own = self.around(n, n + 1, False)
         found = list(self.template.added.words(tail[: common(tail, own[1])] if own else ""))
@@ -106,7 +106,7 @@ class Places:
         return found[-1].end() if found else 0
 
     def _around(self, n: int, count: int, opens: bool) -> tuple[str, str] | None:
-        """What stands before and behind the content of turn ``n`` in a rendering of the first ``count``."""
+        """What stands before and after the content of turn ``n`` in a rendering of the first ``count`` turns."""
         marked = list(self.messages[:count])
         keys = tuple(pair for pair in marked[n].more if pair[0] in ("name", "tool_call_id"))
         marked[n] = marked[n]._replace(pieces=(_WHOLE,), more=keys)
@@ -123,7 +123,10 @@ def numbered(n: int) -> str:
 
 
 def marked(messages: Sequence[Message], first: int = 0) -> list[Message]:
-    """A conversation of the same form, with marks from ``first`` on for what is said; beside calls, if anything is."""
+    """A conversation of the same form with marks, numbered from ``first``, in place of what is said.
+
+    In a message with calls, empty pieces stay as they are.
+    """
     found, count = [], first
     for message in messages:
         pieces = message.pieces if message.more else ("said",) * len(message.pieces)
@@ -134,5 +137,5 @@ def marked(messages: Sequence[Message], first: int = 0) -> list[Message]:
 
 
 def common(a: str, b: str) -> int:
-    """The length of what two texts begin with alike."""
+    """The length of the common prefix of two texts."""
     return next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -1,8 +1,8 @@
-"""A tokenizer folder's own chat template: what it writes of a conversation, and which of that the model writes.
+"""A tokenizer folder's own chat template: what it writes of a conversation, and which part of that the model writes.
 
-It is rendered as ``transformers`` renders it, on what was really said, as templates look into contents: for thinking,
-for blanks, for calls of tools. What a server leaves to the model, all that follows the rendering with
-``add_generation_prompt=True``, is found by comparing renderings.
+It is rendered as ``transformers`` renders it, on what was really said, because templates look into contents: for
+thinking, for blanks, for tool calls. A server leaves to the model everything that follows the rendering with
+``add_generation_prompt=True``; that part is found by comparing renderings.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from jaxmm.data.text.tokenizer import AddedTokens
 from jaxmm.errors import UserError
 
 THINKING = ("learn", "mask", "off")
-_THOUGHT = re.compile(r"<think>(?!\s*</think>).*?</think>\s*", re.DOTALL)  # an empty block is the template's
+_THOUGHT = re.compile(r"<think>(?!\s*</think>).*?</think>\s*", re.DOTALL)  # an empty block is written by the template
 _FAR = 1 << 20  # above the numbers of a conversation's own marks
-MOST_FORMS = 4096  # of conversations that are remembered
+MOST_FORMS = 4096  # forms of conversations that are cached
 _TOOL = {
     "type": "function",
     "function": {
@@ -35,8 +35,8 @@ _TOOL = {
         "parameters": {"type": "object", "properties": {"x": {"type": "string"}}, "required": []},
     },
 }
-_SWITCHES = ("enable_thinking", "thinking")  # the variables by which templates turn it off
-# Before a template that ends no answer: the tokenizer's end token goes to each answer's last text.
+_SWITCHES = ("enable_thinking", "thinking")  # the variables with which templates turn it off
+# Put before a template that ends no answer: it adds the tokenizer's end token to each answer's last text.
 _ENDS_ANSWERS = (
     "{%- set ended = namespace(messages=[]) %}{%- for message in messages %}"
     "{%- if message.role == 'assistant' and message.content is string %}"
@@ -53,23 +53,23 @@ SHAPES: tuple[Shape, ...] = ("string", "text", "parts")
 
 
 class ChatTemplate:
-    """A tokenizer's template. It may change it: what the tokenizer then has is what training, asking and export use.
+    """A tokenizer's template. It may change the tokenizer's template, for training, asking and export alike.
 
     Attributes:
       name: of the folder, for messages.
       notes: lines for people: what was changed, and what does not fit.
-      lead: what stands between the generation prompt and an answer, and is learnt: an empty block of thinking, a blank.
+      lead: the text between the generation prompt and an answer, which is learnt: an empty block of thinking, a blank.
       ends: the tokens that follow an answer, as text.
     """
 
     def __init__(self, tokenizer: Any, added: AddedTokens, thinking: str = "learn", as_0_1: bool = False):
         """
         Args:
-          thinking: one of THINKING; "off" sets the variables by which the template leaves it out.
-          as_0_1: whether an answer is learnt as by version 0.1: what is said and the next special token alone.
+          thinking: one of THINKING; "off" sets the variables with which the template leaves it out.
+          as_0_1: whether answers are learnt as in version 0.1: only what is said and the next special token.
 
         Raises:
-          UserError: if the template does not show what is said, or has no way to leave thinking out.
+          UserError: if the template does not show what is said, or thinking is "off" and it cannot leave it out.
         """
         self.tokenizer, self.added, self.as_0_1 = tokenizer, added, as_0_1
         self.name = getattr(tokenizer, "name_or_path", "") or "the tokenizer"
@@ -99,10 +99,10 @@ class ChatTemplate:
     # What it writes
 
     def render(self, messages: Sequence[Message], shape: Shape, tools: Sequence[Any] = (), opens: bool = False) -> str:
-        """The text of a conversation; ``opens``: with the generation prompt behind it.
+        """The text of a conversation; ``opens``: with the generation prompt after it.
 
         Raises:
-          UserError: with what the template raised.
+          UserError: with the message of whatever the template raised.
         """
         template_limits.install()  # here, as a worker process renders too
         given = [{"role": m.role, "content": _content(m.pieces, shape), **dict(m.more)} for m in messages]
@@ -110,15 +110,16 @@ class ChatTemplate:
             return self.tokenizer.apply_chat_template(
                 given, tools=list(tools) or None, tokenize=False, add_generation_prompt=opens
             )
-        except Exception as error:  # what templates raise is their own affair
+        except Exception as error:  # templates raise whatever they like
             trouble = " ".join(str(error).split())[:200] or type(error).__name__
             raise self.refused(messages, trouble) from error
 
     def shape(self, messages: Sequence[Message], tools: Sequence[Any] = ()) -> Shape:
-        """How the template takes contents: as strings, as lists of one text, or, with media, of a text a part.
+        """How the template takes contents: as a string, as a list of one text, or, with media, as a list of parts.
 
-        It is told from a conversation of the same form that has marks in place of what is said; each must come once, in
-        order. As separate parts only where that writes the same: some templates write something behind each.
+        To find out, a conversation of the same form is rendered with marks in place of what is said; each mark must
+        appear once, in order. "parts" is used only where it gives the same text: some templates write something after
+        each part.
         """
         if tools or any(m.more for m in messages):
             return self._shape(marked(messages, _FAR), tools)
@@ -147,9 +148,9 @@ class ChatTemplate:
         return "parts" if len(wanted) > len(marks) and texts.get("parts") == texts[first] else first
 
     def layout(self, messages: Sequence[Message], shape: Shape, tools: Sequence[Any] = ()) -> Layout:
-        """Renders a conversation and finds what of it has flags: an answer from where the generation prompt ends up to
-        the last special token that the template writes behind it; of another turn, what is said and what ends it. Where
-        several tokens end an answer, writing stops at the first: those behind it are learnt, but no part of it."""
+        """Renders a conversation and flags its parts. An answer has flags from the end of the generation prompt to the
+        last special token that the template writes after it; another turn, on what is said and what ends it. Where
+        several tokens end an answer, generation stops at the first: the later ones are learnt, but no part of it."""
         text = self.render(messages, shape, tools)
         find = Places(self, messages, shape, tools, text)
         runs: list[tuple[int, int]] = []
@@ -162,12 +163,12 @@ class ChatTemplate:
 
     @functools.cached_property
     def takes_tools(self) -> bool:
-        """Whether the template writes the tools that it is given."""
+        """Whether the template writes the tools that it receives."""
         return self._shows(["made_tool"], [Message("user", ("q",))], [_TOOL])
 
     @functools.cached_property
     def takes_calls(self) -> bool:
-        """Whether it writes calls of tools, and what they give."""
+        """Whether it writes tool calls, and their results."""
         call = {"type": "function", "id": "made00001", "function": {"name": "made_tool", "arguments": {"x": "made_x"}}}
         result = Message("tool", ("made_result",), more=(("name", "made_tool"), ("tool_call_id", "made00001")))
         said = [Message("user", ("q",)), Message("assistant", (), more=(("tool_calls", [call]),)), result]
@@ -197,7 +198,7 @@ class ChatTemplate:
     # What it is
 
     def _choose(self, named: Any) -> None:
-        """Takes one of several templates for all conversations."""
+        """Takes the one of several templates that is used for all conversations."""
         if "default" not in named:
             raise UserError(
                 f"{self.name}: none of its chat templates ({', '.join(named)}) is called default: leave one"
@@ -227,7 +228,7 @@ class ChatTemplate:
         self._shapes.clear()
         if self._ends(one) != (eos,):
             raise UserError(f"{self.name}: its chat template ends an answer with no special token, and takes no {eos}")
-        self.notes.append(f"the chat template ends an answer with nothing: {eos} is written there, learnt and exported")
+        self.notes.append(f"the chat template does not end an answer: {eos} is written after it, learnt and exported")
 
     def _ends(self, messages: Sequence[Message]) -> tuple[str, ...]:
         """The special tokens with which answers end."""
@@ -245,8 +246,8 @@ class ChatTemplate:
         prompt = self.render(one[:1], self.shape(one[:1]), opens=True)
         if start < len(prompt):
             differs = repr(prompt[start:])
-            self.notes.append(f"the chat template's generation prompt ends in {differs}, which stands before no answer "
-                              f"of the data: answers are learnt from where the two part")  # fmt: skip
+            self.notes.append(f"the chat template's generation prompt ends in {differs}, which it does not write "
+                              f"before the data's answers: they are learnt from where the two differ")  # fmt: skip
         return layout.text[start : layout.text.index(numbered(1))]
 
     def refused(self, messages: Sequence[Message], trouble: str) -> UserError:
@@ -255,7 +256,7 @@ class ChatTemplate:
 
 
 def without_thinking(text: str) -> str:
-    """An answer without the block of thinking that it begins with."""
+    """An answer without its leading block of thinking."""
     return re.sub(r"^\s*<think>.*?</think>\s*", "", text, count=1, flags=re.DOTALL)
 
 

@@ -1,4 +1,4 @@
-"""Where discrete image tokens stand in a vocabulary: after the text's, or where an exported tokenizer names them."""
+"""Where discrete image tokens are in a vocabulary: after the text's tokens, or where an exported tokenizer has them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ IMAGE_CODE = "<|image_code_{}|>"  # a token of the codebook, in an exported toke
 
 
 def image_codes(count: int) -> list[str]:
-    """The names of a codebook's tokens in a tokenizer."""
+    """The names of a codebook's ``count`` tokens in a tokenizer."""
     return [IMAGE_CODE.format(n) for n in range(count)]
 
 
 def image_offset(tokenizer: Any, image_tokens: int) -> int:
-    """Where the codebook begins: where an exported tokenizer has it, else after the tokenizer's tokens.
+    """The id of the codebook's first token: where an exported tokenizer has it, else after all of its tokens.
 
     Raises:
       UserError: if the tokenizer has a codebook of another size.

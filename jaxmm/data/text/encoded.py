@@ -1,4 +1,4 @@
-"""A document as token ids with flags, and how it is put together."""
+"""A document as token ids with flags, and how it is assembled."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Encoded(NamedTuple):
       run_starts: int32 (r,) where runs of tokens with equal flags start; the first is 0, and the last ends at n.
       run_flags: uint8 (r,) of batch.TARGET and batch.ANSWER, by run.
       run_weights: float32 (r,), what a token of a run weighs in the loss; 1 if it is no target.
-      letters, symbols: names of special tokens in its text, those that stayed letters and those that are tokens.
-      image_at: int32 (media,): the soft tokens of medium k stand before token ``image_at[k]``, its ``<|image_end|>``,
-        and after its ``<|image_start|>``; of discrete image tokens it is the first.
+      letters, symbols: names of special tokens in its text: those that stayed text, and those that are tokens.
+      image_at: int32 (media,): the soft tokens of medium k stand before token ``image_at[k]``, which is its
+        ``<|image_end|>``, and after its ``<|image_start|>``; for discrete image tokens it is the first of them.
     """
 
     tokens: np.ndarray
@@ -33,19 +33,19 @@ class Encoded(NamedTuple):
     symbols: tuple[str, ...] = ()
 
 
-_TURN = 2  # bits below it are flags, from it on the number of a turn, from 1
+_TURN = 2  # the bits below it are flags; the bits from it on are the number of a turn, from 1
 _FLAGS = (1 << _TURN) - 1
 
 
 def of_turn(flags: int, turn: int, weight: float) -> int:
-    """Flags with the number of a turn, from 0, if its weight is one of its own."""
+    """Adds the number of a turn, from 0, to flags if the turn has a weight other than 0 and 1."""
     return flags if weight in (0, 1) else flags | (turn + 1) << _TURN
 
 
 class Writer:
-    """Collects the tokens of a document, runs of equal flags and weights merged.
+    """Collects the tokens of a document; neighbouring runs of equal flags and weights are merged.
 
-    Flags may carry the number of a turn (``of_turn``), whose weight a target then has.
+    Flags may carry the number of a turn (``of_turn``): a target then has that turn's weight.
     """
 
     def __init__(self, weights: Sequence[float] = ()) -> None:

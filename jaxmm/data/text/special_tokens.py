@@ -1,6 +1,6 @@
-"""Special tokens that data may write: grounding marks and tokens that a user added, where its text holds their names.
+"""Special tokens that data may write: grounding marks and tokens that a user added, where its text has their names.
 
-All others stay text, as what people type must not structure a sequence.
+All others stay text: what people type must not structure a sequence.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from jaxmm.data.documents import Text, Turn
 from jaxmm.errors import UserError, nearest
 
 GROUNDING = "grounding"
-# What models that point at things were trained with; a tokenizer has those of its family.
+# Tokens that grounding models were trained with; a tokenizer has those of its family.
 _GROUNDING = re.compile(
     r"<\|(object_ref|box|quad|point|ref|det|grounding|obj)(_start|_end)?\|>|<\|/(ref|det|box|quad|point)\|>"
     r"|</?(ref|box|quad|point|loc|seg|delim|object)>|<(loc|seg)_?\d+>"
@@ -25,19 +25,20 @@ class SpecialTokens:
     """The tokens that ``config.data.special_tokens`` names.
 
     Attributes:
-      names: of them, in the tokenizer's order.
-      pattern: matches one, the longest first; None where there are none.
-      roles: of the turns that may hold them.
+      names: in the tokenizer's order.
+      pattern: matches one, the longest first; None if there are none.
+      roles: the turns that may hold them.
     """
 
     def __init__(self, text: str, roles: str, tokenizer: Any):
         """
         Args:
-          text: names with commas between them, ``/a regular expression/``, or GROUNDING; '' for none.
-          roles: of batch.ROLES, with commas between them.
+          text: names separated by commas, ``/a regular expression/``, or GROUNDING; '' for none.
+          roles: of batch.ROLES, separated by commas.
 
         Raises:
-          UserError: for a name that is no added token of the tokenizer, a pattern that no token matches, or a role.
+          UserError: for a name that is no added token of the tokenizer, a pattern that no token matches, or an unknown
+            role.
         """
         self.roles = frozenset(role.strip() for role in roles.split(",") if role.strip())
         for role in sorted(self.roles - set(ROLES)):
@@ -57,7 +58,7 @@ class SpecialTokens:
         return self.pattern is not None and role in self.roles
 
     def said(self, turns: Iterable[Turn]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Returns the names of special tokens in what is said: those that stay letters, and those that are tokens."""
+        """Returns the names of special tokens in what is said: those that stay text, and those that become tokens."""
         letters, symbols = list[str](), list[str]()
         for turn in turns:
             may_hold = self.may_hold(turn.role)
@@ -79,7 +80,7 @@ class SpecialTokens:
 
 
 def _special_names(tokenizer: Any) -> list[str]:
-    """Of the tokens that a text must not write: those that the tokenizer itself calls special."""
+    """The tokens that a text must not write: those that the tokenizer itself calls special."""
     if not tokenizer.is_fast:
         return list(tokenizer.get_added_vocab())
     return [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]

@@ -1,7 +1,7 @@
 """Text to token ids and back: the special tokens that structure a sequence, and the two templates.
 
-After this file there are no magic strings. What a user wrote is always tokenized as text, so that a literal
-``<|image_start|>`` or ``</s>`` in a caption is letters; only the template puts special tokens into a sequence.
+After this file there are no magic strings. User text is always tokenized as text, so that a literal ``<|image_start|>``
+or ``</s>`` in a caption stays letters; only the template puts special tokens into a sequence.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from jaxmm.data.text.tokenizer import Ids, text_encoder
 from jaxmm.data.text.tool_calls import in_words
 from jaxmm.errors import UserError, nearest
 
-# Parts of the fingerprint: raise one with any change to what a template writes, ours or a folder's.
+# Parts of the fingerprint: raise one with any change to what our own template, or a folder's, writes.
 FORMAT, CHAT_FORMAT = 3, 4
 OBJECTIVES = ("pretrain", "sft")
 LEARN = ("all", "last", "prompt")
 
-IMAGE = "<image>"  # what a soft token's place is to transformers' processor
+IMAGE = "<image>"  # the placeholder of a soft token for transformers' processor
 IMAGE_START, IMAGE_END, END = "<|image_start|>", "<|image_end|>", "<|end|>"
 ROLE_MARKERS = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>"}
 OURS_MARK = "{#- jaxmm -#}"  # begins the chat template of an export in our own format
-# Version 0.1 wrote none; this of its template is nobody else's.
+# Version 0.1 wrote no such mark; no other template has this part of its template.
 _ROLES_0_1 = "".join(
     f"{{% {'elif' if n else 'if'} message['role'] == '{role}' %}}{marker}"
     for n, (role, marker) in enumerate(ROLE_MARKERS.items())
@@ -48,12 +48,12 @@ OURS = Markup(IMAGE_START, IMAGE_END)
 
 
 class ChatOptions(NamedTuple):
-    """What of conversations is learnt, and what special tokens they may hold.
+    """Which parts of conversations are learnt, and which special tokens they may hold.
 
     Attributes:
-      learn: "all" answers, the "last" one of each conversation, or all answers and the "prompt" with them.
-      thinking: "learn" it, "mask" it (it is read and not learnt), or "off": it is left out of data and prompts.
-      special_tokens, special_tokens_in: as of ``SpecialTokens``.
+      learn: "all" answers, the "last" one of each conversation, or "prompt": all answers and the prompts too.
+      thinking: "learn" it, "mask" it (it is read but not learnt), or "off": it is left out of data and prompts.
+      special_tokens, special_tokens_in: as in ``SpecialTokens``.
     """
 
     learn: str = "all"
@@ -62,14 +62,14 @@ class ChatOptions(NamedTuple):
     special_tokens_in: str = "assistant,document"
 
     def check(self) -> None:
-        """Raises UserError for a word that is not one of its."""
+        """Raises UserError for a value that is not allowed."""
         for key, value, known in (("learn", self.learn, LEARN), ("thinking", self.thinking, THINKING)):
             if value not in known:
                 raise UserError(f"config.data.{key} '{value}' is not one of {', '.join(known)}{nearest(value, known)}")
 
 
 class Thought(NamedTuple):
-    """A part of a turn in our own format: text that is read and not learnt."""
+    """A part of a turn in our own format: text that is read but not learnt."""
 
     text: str
 
@@ -83,17 +83,17 @@ class Symbol(NamedTuple):
 class Template:
     """Turns documents into tokens with flags, by one of two objectives, and tokens back into text.
 
-    ``sft``: a conversation is ``<|user|>question<|end|><|assistant|>answer<|end|>``, and the tokens of each answer with
-    its ``<|end|>`` are targets. A plain document is its text and the tokenizer's end token, all targets.
-    ``pretrain``: no turn markers; turns are joined by a newline, the end token follows, and all text is a target.
-    Where the tokenizer has a chat template, ``sft`` writes conversations by it, and learns answers with what ends them.
+    ``sft``: a conversation is ``<|user|>question<|end|><|assistant|>answer<|end|>``. The tokens of each answer and its
+    ``<|end|>`` are targets. A plain document is its text and the tokenizer's end token, all targets. If the tokenizer
+    has a chat template, ``sft`` writes conversations with it, and learns answers with what ends them.
+    ``pretrain``: no turn markers. Turns are joined by a newline, the end token follows, and all text is a target.
     In both, an answer (with what ends it: ``<|end|>``, the newline, or the end token) is flagged ANSWER. An image is
-    ``<|image_start|>``, its soft tokens, ``<|image_end|>``, and these separators are never targets. A sequence begins
-    with the tokenizer's begin token where it has one; that is no target either, as nothing precedes it.
+    ``<|image_start|>``, its soft tokens, ``<|image_end|>``; these separators are never targets. A sequence begins with
+    the tokenizer's begin token, if it has one; that is no target either, as nothing precedes it.
 
-    Discrete image tokens stand between the same separators, their ids counted from ``image_offset``, after the
-    tokenizer's. With ``predict_image_tokens`` they are targets where text in their place is, but never flagged ANSWER,
-    which exact match is measured on.
+    Discrete image tokens stand between the same separators. Their ids count from ``image_offset``, after the
+    tokenizer's. With ``predict_image_tokens`` they are targets wherever text in their place would be, but they are
+    never flagged ANSWER, on which exact match is measured.
     """
 
     def __init__(
@@ -109,11 +109,13 @@ class Template:
         """Adds the special tokens to ``tokenizer``, which belongs to the template from then on.
 
         Args:
+          tokenizer: of ``transformers``, or ByT5's.
+          objective: one of OBJECTIVES.
           image_tokens: the size of the codebook of discrete image tokens, 0 for none.
           predict_image_tokens: whether they may be targets.
-          markup: around an image; the tokens of one that is not our own must be in the vocabulary.
+          markup: around an image; if it is not our own, its tokens must be in the vocabulary.
           ends: tokens that end an answer beside those that are learnt.
-          chat: of conversations.
+          chat: options for conversations.
 
         Raises:
           UserError: if ``objective`` is not one of OBJECTIVES, there is no codebook to predict from, or a token of the
@@ -134,7 +136,7 @@ class Template:
         missing = [t for t in re.findall(r"<[^<>\s]+>", "".join(around)) if t not in tokenizer.get_vocab()]
         if missing and markup != OURS:
             raise UserError(
-                f"the tokenizer lacks {missing[0]}, which stands by this family's images: is it the folder's?"
+                f"the tokenizer lacks {missing[0]}, which this family writes around images: use the model folder's one"
             )
         has_own = has_chat_template(tokenizer) and objective == "sft"
         self.written = str(tokenizer.chat_template) if has_own else ""
@@ -160,17 +162,17 @@ class Template:
         self.vocab_size: int = max(len(tokenizer), self.image_offset + image_tokens)
         self._ids = text_encoder(tokenizer)
         (self._newline,) = self._ids(["\n"])
-        # In pretrain an answer ends where its line does.
+        # In pretrain an answer ends at the end of its line.
         newline = {int(self._newline[0])} if objective == "pretrain" and len(self._newline) == 1 else set()
         learnt = set(self.chat.stop_ids) if self.chat else {self.end_id}
         self.stop_ids: tuple[int, ...] = tuple(sorted(learnt | {self.eos_id, *ends} | newline))
         self.fingerprint = self._fingerprint(CHAT_FORMAT if self.chat else FORMAT)
-        # What version 0.1 called the same template, whose answers it learnt without what the folder's template puts
-        # before them.
+        # The name that version 0.1 gave this template; that version learnt answers without the text that the folder's
+        # template puts before them.
         self.older: tuple[str, ...] = (self._fingerprint(FORMAT),) if self.chat and chat == ChatOptions() else ()
 
     def as_of(self, fingerprint: str) -> Template:
-        """What version 0.1 made of it, under one of the names in ``older``: a run that began so goes on so."""
+        """The template of version 0.1, under one of the names in ``older``: a run that began with it keeps it."""
         found = copy.copy(self)
         found.tokenizer = copy.deepcopy(self.tokenizer)
         found.tokenizer.chat_template = self.written
@@ -185,7 +187,7 @@ class Template:
         return self.encode_all([document])[0]
 
     def encode_all(self, documents: Sequence[Document]) -> list[Encoded]:
-        """Returns what ``encode`` gives for each; a fast tokenizer takes many texts at once on all cores.
+        """Returns ``encode`` of each; a fast tokenizer takes many texts at once on all cores.
 
         Raises:
           UserError: for an image token that the codebook does not have.
@@ -210,9 +212,9 @@ class Template:
         return encoded
 
     def encode_prompt(self, turns: Sequence[Turn]) -> Encoded:
-        """Returns the tokens after which the model writes: the turns, then the opening of the assistant's own.
+        """Returns the tokens after which the model writes: the turns, then the opening of the assistant's turn.
 
-        Where the last turn is a document or the assistant's, the text stays open for the model to go on with it.
+        If the last turn is a document or the assistant's, its text stays open, and the model continues it.
         """
         writer, steps = Writer(), self._steps(turns, is_open=True)
         if steps is None:
@@ -223,12 +225,12 @@ class Template:
         return writer.encoded()
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Returns the text of ids; special and image tokens, and what the padded vocabulary has on top, are dropped."""
+        """Returns the text of ids; special tokens, image tokens and ids of the padded vocabulary are dropped."""
         kept = [i for i in map(int, ids) if 0 <= i < self.image_offset]
         return self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def _learnt(self, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
-        """Turns that are targets by ``config.data.learn``, where the data itself does not say otherwise."""
+        """Sets which turns are targets by ``config.data.learn``, unless the data itself says otherwise."""
         learn = self.options.learn
         if learn == "all" or self.objective == "pretrain" or any(turn.role == "document" for turn in turns):
             return turns
@@ -259,7 +261,7 @@ class Template:
                 yield part
 
     def _steps(self, turns: Sequence[Turn], is_open: bool = False, tools: str = "") -> list[Step] | None:
-        """What the tokenizer's chat template writes of a conversation; None where our own format does, or of a page."""
+        """What the tokenizer's chat template writes of a conversation; None for a page, or if our own format does."""
         if self.chat is None or not turns or any(turn.role == "document" for turn in turns):
             return None
         return self.chat.steps(turns, is_open, tools)
@@ -272,7 +274,7 @@ class Template:
     def _write_steps(
         self, writer: Writer, steps: Sequence[Step], chunks: Iterator[tuple[Ids, np.ndarray]], origin: str = ""
     ) -> None:
-        """Writes what the chat template has; ``chunks`` gives the ids of its texts."""
+        """Writes the steps of a chat template; ``chunks`` gives the ids of its texts."""
         for step in steps:
             if isinstance(step, Special):
                 writer.add([step.token], step.flags)
@@ -290,7 +292,7 @@ class Template:
         writer.add(self._around[1], 0)
 
     def _write_slots(self, writer: Writer, part: Part, flags: int, origin: str) -> None:
-        """Writes the place of a medium, without what stands around it."""
+        """Writes the place of a medium, without the markup around it."""
         writer.add_image()
         if isinstance(part, Tokens):
             writer.add(self._image_ids(part, origin), flags & ~ANSWER if self.predict_image_tokens else 0)
@@ -342,7 +344,7 @@ class Template:
             writer.add([self.role_ids["assistant"]], 0)
 
     def _fingerprint(self, format: int) -> str:
-        """Returns a hash of all that decides the ids, the same on every machine."""
+        """Returns a hash of everything that decides the ids; it is the same on every machine."""
         tokenizer, chat = self.tokenizer, self.chat
         state: dict[str, Any] = {
             "format": format,
@@ -357,7 +359,7 @@ class Template:
             state["options"] = list(self.options)
         if tokenizer.is_fast:
             backend = json.loads(tokenizer.backend_tokenizer.to_str())
-            # Left behind by the last call, and of no effect on ours.
+            # The last call left these behind; they have no effect on ours.
             state["backend"] = {k: v for k, v in backend.items() if k not in ("truncation", "padding")}
         else:
             state["class"] = type(tokenizer).__name__
@@ -378,6 +380,6 @@ class Template:
 
 
 def has_chat_template(tokenizer: Any) -> bool:
-    """Whether conversations are written by the tokenizer's own template: not where that is an export of ours."""
+    """Whether conversations use the tokenizer's own template; false if that template is an export of ours."""
     written = getattr(tokenizer, "chat_template", None) or ""
     return bool(written) and not (isinstance(written, str) and (OURS_MARK in written or _ROLES_0_1 in written))

@@ -1,9 +1,9 @@
-"""Chat templates come with models, from anyone: in time and memory they get only so much.
+"""Limits on the time and memory of chat templates, which come with models, from anyone.
 
-``transformers`` renders them in a sandbox that keeps them from files and objects, not from loops in loops or
-``'x' * 10 ** 10``. Here is the same environment with a deadline, looked at with each item of a loop and each call, and
-with a limit of letters that all operations of a rendering may make together, where it can be told before they are made.
-What is rendered is the same.
+``transformers`` renders them in a sandbox that keeps them away from files and objects, but not from nested loops or
+``'x' * 10 ** 10``. Here is the same environment with a deadline, checked at each item of a loop and each call, and a
+limit on the characters that all operations of a rendering may produce together, checked before they are produced where
+that is possible. What is rendered is the same.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from jaxmm.errors import UserError
 SECONDS = 20.0
 LETTERS = 1 << 28
 LARGEST = 10**6  # of a width, an indent and the like
-BITS = 10**5  # of an integer that is made
-_WIDTH = re.compile(r"\d{7}")  # in a format
+BITS = 10**5  # of an integer that an operation produces
+_WIDTH = re.compile(r"\d{7}")  # in a format string
 
 
 class _Spent(threading.local):
@@ -48,21 +48,21 @@ def _spend(letters: int) -> None:
 
 
 def _size(value: Any) -> int:
-    """Letters that a value takes the memory of; of an integer, its bits."""
+    """The size of a value in characters of memory; for an integer, in bits."""
     if isinstance(value, str):
         return len(value)
     return 8 * len(value) if isinstance(value, list | tuple) else value.bit_length() if isinstance(value, int) else 1
 
 
 def _items(values: Iterable[Any]) -> Iterator[Any]:
-    """What a loop goes through."""
+    """Iterates as a loop does, and checks the deadline at each item."""
     for value in values:
         _tick()
         yield value
 
 
 def _joined(values: Iterable[Any]) -> str:
-    """What ``~`` gives, and what is written."""
+    """The result of ``~``, and the joined output of a template."""
     texts = []
     for value in values:
         texts.append(str(value))
@@ -71,7 +71,7 @@ def _joined(values: Iterable[Any]) -> str:
 
 
 class _Marked(NodeTransformer):
-    """Has loops and ``~`` go through functions of ours."""
+    """Makes loops and ``~`` call our functions."""
 
     def visit_For(self, node: nodes.For) -> nodes.For:
         self.generic_visit(node)
@@ -128,7 +128,7 @@ class _Limited(ImmutableSandboxedEnvironment):
 
 
 def _check_method(name: str, text: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Spends what a method of a string, or the filter of its name, would make."""
+    """Counts the characters that a string method, or the filter of that name, would produce."""
     if name in ("format", "format_map"):
         _check_format(text, args, kwargs)
     elif name == "join" and args:
@@ -176,7 +176,7 @@ def _limited_filter(name: str, function: Callable[..., Any]) -> Callable[..., An
 
 
 def limited(environment: ImmutableSandboxedEnvironment) -> ImmutableSandboxedEnvironment:
-    """A sandbox with the same filters, globals and extensions, whose templates have limits."""
+    """Returns a sandbox with the same filters, globals and extensions, whose templates have limits."""
     found = _Limited.__new__(_Limited)
     found.__dict__.update(environment.__dict__)
     found.filters = {name: _limited_filter(name, function) for name, function in environment.filters.items()}
@@ -185,10 +185,10 @@ def limited(environment: ImmutableSandboxedEnvironment) -> ImmutableSandboxedEnv
 
 
 def install() -> None:
-    """Has ``transformers`` render the chat templates of this process with limits, from now on."""
+    """Makes ``transformers`` render all chat templates of this process with limits, from now on."""
     from transformers.utils import chat_template_utils as utils
 
-    of_theirs = utils._compile_jinja_template  # no public name leads there; a test holds it
+    of_theirs = utils._compile_jinja_template  # no public name leads there; a test checks that it exists
     if not getattr(of_theirs, "is_limited", False):
 
         @functools.lru_cache

@@ -26,7 +26,7 @@ def load_tokenizer(folder: str) -> Any:
     Raises:
       UserError: if the folder is not there or holds no tokenizer.
     """
-    # A tokenizer needs no PyTorch: without this, transformers tells every user that it misses it.
+    # A tokenizer needs no PyTorch: without this, transformers warns every user that PyTorch is missing.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     if not folder:
         return ByT5Tokenizer()
@@ -38,19 +38,19 @@ def load_tokenizer(folder: str) -> Any:
     if pipe := next(
         (path for path in where.iterdir() if path.exists() and not (path.is_file() or path.is_dir())), None
     ):
-        raise UserError(f"config.data.tokenizer: {pipe} is no file: a pipe, a socket or a device would be waited for")
+        raise UserError(f"config.data.tokenizer: {pipe} is a pipe, a socket or a device, not a file: remove it")
     try:
         found = AutoTokenizer.from_pretrained(where, local_files_only=True, trust_remote_code=False)
         if not found.chat_template and (where / PROCESSORS_TEMPLATE).exists():
             found.chat_template = json.loads((where / PROCESSORS_TEMPLATE).read_text())["chat_template"]
-    except Exception as error:  # transformers raises what its many loaders raise
+    except Exception as error:  # transformers' many loaders raise many kinds of errors
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"config.data.tokenizer: transformers loads no tokenizer from {folder}: {reason}") from error
     return found
 
 
 def needs_context(tokenizer: Any) -> bool:
-    """Whether text after a special token is tokenized otherwise than the same text alone (a prefix of spaces)."""
+    """Whether text after a special token is tokenized differently from the same text alone (a prefix of spaces)."""
     token = next(iter(tokenizer.get_added_vocab()), None)
     if token is None:
         return False
@@ -66,12 +66,12 @@ class AddedTokens:
 
     Attributes:
       ids: by token.
-      pattern: finds them, the longest first, with the blanks that some of them take in; None where there are none.
+      pattern: finds them, the longest first, with the blanks that some of them absorb; None if there are none.
       special: finds those that count as text where people wrote them, and the characters that only we use.
     """
 
     def __init__(self, tokenizer: Any, reserved: str = ""):
-        """``reserved``: characters that ``special`` finds besides."""
+        """``reserved``: more characters that ``special`` finds."""
         added = sorted(tokenizer.added_tokens_decoder.items(), key=lambda item: len(str(item[1])), reverse=True)
         self.ids = {str(token): number for number, token in added}
         words = [
@@ -84,11 +84,11 @@ class AddedTokens:
         self.special = re.compile("|".join(special)) if special else None
 
     def id_of(self, found: re.Match[str]) -> int:
-        """The token that ``pattern`` found."""
+        """The id of the token that ``pattern`` found."""
         return self.ids[found[0]] if found[0] in self.ids else self.ids[found[0].strip()]
 
     def is_in(self, text: str) -> bool:
-        """Whether a text has one."""
+        """Whether a text contains one of the tokens."""
         return bool(self.pattern and self.pattern.search(text))
 
     def words(self, text: str) -> Iterator[re.Match[str]]:
@@ -97,7 +97,7 @@ class AddedTokens:
 
 
 def text_encoder(tokenizer: Any) -> _Bytes | _Batches | _OneByOne:
-    """Returns the function from texts to ids, in which special tokens stay text; it pickles."""
+    """Returns a function from texts to ids, in which special tokens stay text; it can be pickled."""
     if isinstance(tokenizer, ByT5Tokenizer):
         return _Bytes(tokenizer)
     from transformers import ByT5Tokenizer as TheirByT5
@@ -107,7 +107,7 @@ def text_encoder(tokenizer: Any) -> _Bytes | _Batches | _OneByOne:
         return _Bytes(ByT5Tokenizer())
     fast, methods = PreTrainedTokenizerFast, ("encode", "__call__", "_encode_plus")
     is_plain = isinstance(tokenizer, fast) and all(getattr(type(tokenizer), m) is getattr(fast, m) for m in methods)
-    return _Batches(tokenizer) if is_plain else _OneByOne(tokenizer)  # a class may have a way of its own
+    return _Batches(tokenizer) if is_plain else _OneByOne(tokenizer)  # a subclass may tokenize in a way of its own
 
 
 class _Bytes:
@@ -123,14 +123,14 @@ class _Bytes:
 
 
 class _Batches:
-    """The ids of a tokenizer that is the tokenizers library's: many texts a call, which it deals to its threads."""
+    """The ids of a tokenizer of the tokenizers library: many texts per call, which it spreads over its threads."""
 
     def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer
 
     def __call__(self, texts: Sequence[str]) -> list[Ids]:
         backend = self.tokenizer.backend_tokenizer
-        # Whoever else used the tokenizer may have left these.
+        # Another user of the tokenizer may have set these.
         backend.encode_special_tokens = True
         if backend.truncation is not None:
             backend.no_truncation()
@@ -140,12 +140,12 @@ class _Batches:
         return [one.ids for one in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def after_special(self, texts: Sequence[str]) -> list[Ids]:
-        """Where each follows a special token, as in a conversation of ours when a whole prompt is tokenized."""
+        """The ids of texts that follow a special token each, as in our conversations when a whole prompt is encoded."""
         found = self(texts)
         if not needs_context(self.tokenizer):
             return found
         added, backend = AddedTokens(self.tokenizer), self.tokenizer.backend_tokenizer
-        plain = [n for n, text in enumerate(texts) if added.ids and not added.is_in(text)]  # in others they stay text
+        plain = [n for n, text in enumerate(texts) if added.ids and not added.is_in(text)]  # elsewhere tokens stay text
         before = next(iter(self.tokenizer.get_added_vocab()))
         backend.encode_special_tokens = False
         encoded = backend.encode_batch_fast([before + texts[n] for n in plain], add_special_tokens=False)
@@ -162,7 +162,7 @@ class _OneByOne:
         self.tokenizer = tokenizer
 
     def __call__(self, texts: Sequence[str]) -> list[Ids]:
-        # verbose=False: no warning where a document is longer than the length the tokenizer was made for.
+        # verbose=False: no warning where a document is longer than the tokenizer's maximum length.
         options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
         return [self.tokenizer.encode(text, **options) for text in texts]
 

@@ -1,7 +1,7 @@
-"""Tools of a conversation: those that may be called, the calls, and what they give.
+"""Tools of a conversation: those that may be called, the calls, and their results.
 
-A document carries them as the data has them, for a chat template that knows tools. Where nothing does, they are told in
-words: LLaMA-Factory has a wording for each family of models, we have one, JSON as it is in the data.
+A document carries them as the data has them, for a chat template that supports tools. Where the template does not, they
+are described in words. LLaMA-Factory has a wording for each family of models; we have one, JSON as it is in the data.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ CALLING = 'Call one with {"name": its name, "arguments": an object}.'
 
 
 def read_tools(origin: str, column: str, value: Any) -> str:
-    """Returns ``Document.tools`` of what a record has in ``column``: JSON text or JSON, a list of tools or one tool.
+    """Returns ``Document.tools`` for the value of a record's ``column``: JSON or its text, a list of tools or one tool.
 
     Raises:
-      UserError: if that is no JSON, or something in it is no object.
+      UserError: if that is not JSON, or one of the tools is not an object.
     """
     tools = value
     if isinstance(tools, str) and tools:
@@ -39,10 +39,10 @@ def read_tools(origin: str, column: str, value: Any) -> str:
 
 
 def read_calls(origin: str, wanted: Any) -> str:
-    """Returns ``Turn.calls`` of an assistant's ``tool_calls``.
+    """Returns ``Turn.calls`` for an assistant's ``tool_calls``.
 
     Raises:
-      UserError: if they are no list of objects with a function's name.
+      UserError: if they are not a list of objects with a function's name.
     """
     if not isinstance(wanted, Sequence) or not all(isinstance(call, Mapping) for call in wanted):
         raise UserError(f"{origin}: tool_calls must be a list of objects, not {wanted!r:.40}")
@@ -54,9 +54,9 @@ def read_calls(origin: str, wanted: Any) -> str:
 
 
 def called(said: str) -> tuple[str, str]:
-    """Returns what a turn of LLaMA-Factory's ``function_call`` says beside its calls, and these as ``Turn.calls``.
+    """Splits a turn of LLaMA-Factory's ``function_call`` into (text, ``Turn.calls``).
 
-    It is the JSON of a call or of a list of them. Anything else is what is said, without calls.
+    If it is the JSON of a call or of a list of calls, the text is ''. Anything else is text without calls.
     """
     try:
         found = json.loads(said)
@@ -69,7 +69,7 @@ def called(said: str) -> tuple[str, str]:
 
 
 def in_words(turns: Sequence[Turn], tools: str) -> tuple[Turn, ...]:
-    """Returns turns in which the system's ends with the tools, calls are said, and what they give is the user's."""
+    """Describes tools in words: they end the system turn, calls become text, and their results become user turns."""
     told = [_in_words(turn) for turn in turns]
     if not tools:
         return tuple(told)
@@ -93,7 +93,7 @@ def _in_words(turn: Turn) -> Turn:
         function = _function(call)
         arguments = function.get("arguments")
         if isinstance(arguments, str):  # OpenAI's calls carry JSON as text
-            with contextlib.suppress(ValueError, RecursionError):  # what a model wrote may be any text
+            with contextlib.suppress(ValueError, RecursionError):  # a model may have written any text
                 arguments = json.loads(arguments)
         found.append({"name": function["name"], "arguments": arguments})
     written = _json(found[0] if len(found) == 1 else found)
@@ -107,7 +107,7 @@ def _joined(parts: tuple[Part, ...], text: str) -> tuple[Part, ...]:
 
 
 def _function(one: Mapping[str, Any]) -> Any:
-    """Of a tool or a call: with OpenAI's wrapping, or without."""
+    """The function of a tool or a call, with OpenAI's wrapping or without."""
     return one["function"] if isinstance(one.get("function"), Mapping) else one
 
 

@@ -1,4 +1,4 @@
-"""What sets one family of Hugging Face models apart, as one class: everything else in jaxmm asks it.
+"""Everything that sets one family of Hugging Face models apart, as one class, which the rest of jaxmm asks.
 
 A family is a subclass in a file of its own, and a line in ``registry.py``. ``docs/extend.md`` walks through one.
 """
@@ -16,7 +16,7 @@ from jaxmm.hf.pictures import Pictures
 from jaxmm.models.connector import ConnectorSpec
 from jaxmm.models.multimodal import ModelSpec
 
-# What families write before the names of tensors, in releases' older and newer spelling. Both are read of any family
+# The prefixes of tensor names in the older and the newer spelling of releases. Both are read for any family
 # (names.SPELLINGS); a family exports the one that its releases have.
 OLD = {"text": "language_model.model.", "vision": "vision_tower.", "lm_head": "language_model.lm_head.",
         "connector": "multi_modal_projector."}  # fmt: skip
@@ -28,7 +28,7 @@ PROJECTOR = [
     *linear("connector.linear_1", "connector.up"),
     *linear("connector.linear_2", "connector.down"),
 ]
-# Settings of an image processor that are not followed where they are on, and what is done in their place.
+# Settings of an image processor that are not followed if they are on, and what is done instead.
 ONE_TILE = dict.fromkeys(("do_image_splitting", "do_pan_and_scan"), "each image is one tile")
 
 
@@ -38,7 +38,7 @@ class Layout(NamedTuple):
     Attributes:
       spec: its sizes and features.
       rules: the names of its tensors, in the order in which they are written.
-      prefixes: what stands for "text", "vision", "connector" and "lm_head" in the names that are written.
+      prefixes: what replaces "text", "vision", "connector" and "lm_head" in the names that are written.
     """
 
     spec: ModelSpec
@@ -47,8 +47,8 @@ class Layout(NamedTuple):
 
 
 class Joined(NamedTuple):
-    """A tower and a decoder as one model: its family, layout and ``config.json``, what the tower's folder says of
-    images, and what people should know."""
+    """A tower and a decoder as one model: its family, layout and ``config.json``, the image settings of the tower's
+    folder, and lines for people."""
 
     family: Family
     layout: Layout
@@ -61,18 +61,17 @@ class Family(abc.ABC):
     """A family of models.
 
     Attributes:
-      model_type: as ``config.json`` has it.
-      architecture: the class of ``transformers``, which an export names.
-      image_processor: of a folder that does not name its own, a key of ``processors.DEFAULTS``.
+      model_type: as in ``config.json``.
+      architecture: the class of ``transformers`` that an export names.
+      image_processor: the default for a folder that does not name its own, a key of ``processors.DEFAULTS``.
       pictures: how the size of a picture is chosen.
-      markup: what stands around an image's soft tokens. A line's end that the chat template writes behind it is part
-        of it.
-      boxes: how it was taught to write boxes, in the words of ``config.data.boxes``; "" where nobody knows.
-      image_token_key: of ``config.json``, for the image token that an export adds where the tokenizer has none; "" of
-        a family whose tokenizers all have one.
-      not_followed: settings of its image processor that are not followed where they are on, and what is done instead.
+      markup: what stands around an image's soft tokens. A newline that the chat template writes after it is part of it.
+      boxes: how it was trained to write boxes, in the words of ``config.data.boxes``; "" if unknown.
+      image_token_key: the key in ``config.json`` of the image token, which an export adds if the tokenizer has none; ""
+        if all tokenizers of the family have one.
+      not_followed: settings of its image processor that are not followed if they are on, and what is done instead.
       joins: the towers that it joins with any decoder, ``towers.ANY_SHAPE`` or ``ONE_SIZE``; "" for none. Such a family
-        has ``join`` and what follows it below.
+        implements ``join`` and the methods below it.
       keeps_whole_tower: whether an export of a joined model has the tower's tensors that we do not use.
     """
 
@@ -89,7 +88,7 @@ class Family(abc.ABC):
 
     @abc.abstractmethod
     def layout(self, config: Any) -> Layout:
-        """The model of a config, as ``transformers`` reads it.
+        """Returns the model of a config, as ``transformers`` reads it.
 
         Raises:
           UserError: for a value that is not followed.
@@ -108,9 +107,9 @@ class Family(abc.ABC):
         return {}
 
     def join(self, vision: Any, text: Any, tied: bool, folder: Path, connector: ConnectorSpec) -> Joined:
-        """A tower and a decoder as one model; arguments as of ``joined.join``."""
+        """Joins a tower and a decoder to one model; arguments as in ``joined.join``."""
         raise NotImplementedError(f"{self.model_type} joins no towers")
 
     def joined_processor(self, config: Mapping[str, Any], processor: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-        """The files of a joined model's processor by name, where an export does not make them of our own settings."""
+        """The processor files of a joined model, by name; {} if an export makes them from our own settings."""
         return {}

@@ -1,4 +1,4 @@
-"""Gemma 3: a SigLIP tower, a connector that averages, and a Gemma 3 decoder in which an image sees itself both ways.
+"""Gemma 3: a SigLIP tower, a connector that averages, and a Gemma 3 decoder with bidirectional attention in an image.
 
 Where the facts come from, in ``transformers``: sizes and connector from ``Gemma3Config`` and
 ``Gemma3MultiModalProjector``; names of tensors from ``Gemma3ForConditionalGeneration`` and its releases; what stands

@@ -49,7 +49,7 @@ class Lfm2VL(Family):
         return Layout(ModelSpec(tower.spec, connector, decoder.spec), rules, NEW)
 
     def is_own_processor(self, processor: Mapping[str, Any]) -> bool:
-        """A tower alone has a processor of its own, which knows nothing of soft tokens."""
+        """A tower's own folder may have another processor, which does not know soft tokens."""
         return not processor or processor_kind(dict(processor), self.image_processor) == self.image_processor
 
     def cannot_run(self, config: Mapping[str, Any]) -> str:
@@ -94,7 +94,7 @@ class Lfm2VL(Family):
     # Of a model of our own
 
     def own_layout(self, spec: ModelSpec) -> tuple[Layout, dict[str, Any]]:
-        """The layout and ``config.json`` of a SigLIP 2 tower with a Llama or, with normed queries, a Qwen 3 decoder.
+        """The layout and ``config.json`` of a SigLIP 2 tower with a Llama decoder, or with ``qk_norm`` a Qwen 3 one.
 
         Raises:
           UserError: if it has features that these do not have.
@@ -105,7 +105,7 @@ class Lfm2VL(Family):
         return Layout(spec, rules, NEW), self._config(vision, text, spec.connector, spec.decoder.tie_embeddings)
 
     def own_processor(self, image: ImageSpec, vision: VisionSpec) -> dict[str, dict[str, Any]]:
-        """The files by which ``transformers`` gives the patches that the model was trained on, by name."""
+        """The processor files, by name, with which ``transformers`` makes the patches that the model was trained on."""
         area = (image.patch_size * image.merge) ** 2
         settings = {
             "image_processor_type": self.image_processor,

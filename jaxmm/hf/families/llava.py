@@ -1,9 +1,9 @@
-"""LLaVA 1.5: a tower of pictures of one size, an MLP of its patches' features, and a decoder.
+"""LLaVA 1.5: a tower for pictures of one size, an MLP on the features of its patches, and a decoder.
 
 Where the facts come from, in ``transformers``: sizes and connector from ``LlavaConfig`` and
-``LlavaMultiModalProjector``; names of tensors from ``LlavaForConditionalGeneration`` and its releases; the line's end
-behind an image, and that the begin token is its work, from ``LlavaProcessor`` and its releases' chat template; sizes of
-pictures from ``CLIPImageProcessor`` and ``SiglipImageProcessor``. Its ``do_pad`` is not followed.
+``LlavaMultiModalProjector``; names of tensors from ``LlavaForConditionalGeneration`` and its releases; the newline
+after an image, and that the processor writes the begin token, from ``LlavaProcessor`` and its releases' chat template;
+sizes of pictures from ``CLIPImageProcessor`` and ``SiglipImageProcessor``. Its ``do_pad`` is not followed.
 
 A SigLIP or CLIP tower that is joined with a decoder gets this layout.
 """
@@ -38,7 +38,7 @@ class Llava(Family):
     image_token_key = "image_token_index"
     not_followed = NOT_FOLLOWED
     joins = ONE_SIZE
-    keeps_whole_tower = True  # its transformers class runs the last layer too, and does not use it
+    keeps_whole_tower = True  # its transformers class also runs the last layer, without using it
 
     def layout(self, config: Any) -> Layout:
         tower = tower_of(config.vision_config)
@@ -60,7 +60,7 @@ class Llava(Family):
         return Layout(ModelSpec(vision, connector, decoder.spec), rules, OLD)
 
     def join(self, vision: Any, text: Any, tied: bool, folder: Path, connector: ConnectorSpec) -> Joined:
-        """With the connector that LLaVA has: what is asked for is told, not followed."""
+        """Joins with LLaVA's own connector; if another one is asked for, ``told`` says that it is not followed."""
         import transformers
 
         has_class = bool(tower_of(vision).spec.class_tokens)
@@ -68,7 +68,7 @@ class Llava(Family):
             "model_type": self.model_type,
             "vision_config": vision.to_dict() | TOWERS[vision.model_type].headless,
             "text_config": text.to_dict() | {"tie_word_embeddings": tied},
-            "image_token_index": text.vocab_size,  # an export puts the tokenizer's in its place
+            "image_token_index": text.vocab_size,  # an export replaces it by the tokenizer's
             "image_seq_length": (vision.image_size // vision.patch_size) ** 2,
             "projector_hidden_act": "gelu",
             "multimodal_projector_bias": True,
@@ -87,7 +87,7 @@ class Llava(Family):
         return Joined(self, layout, config, self._processor_of_tower(vision, folder), told)
 
     def _processor_of_tower(self, vision: Any, folder: Path) -> dict[str, Any]:
-        """What a tower's folder says of its images, and where it has no file what its kind does at its size."""
+        """The image settings of a tower's folder; if it has no file, the defaults of its kind, at its size."""
         found = read_processor(folder, self.image_processor)
         kind = TOWERS[vision.model_type].image_processor
         if "image_processor_type" in found:

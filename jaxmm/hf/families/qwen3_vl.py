@@ -5,7 +5,7 @@ Where the facts come from, in ``transformers``: sizes and connector from ``Qwen3
 around an image from their chat template; sizes of pictures from ``Qwen2VLImageProcessor``. That boxes are in
 thousandths of the picture is what its makers say.
 
-The whole family is in this file, but for its two parts, which other families may use as well: the tower is
+The whole family is in this file, except for its two parts, which other families may use as well: the tower is
 ``qwen3_vl_vision`` in ``hf/towers.py``, the decoder ``qwen3_vl_text`` in ``hf/decoders.py``. ``docs/extend.md`` walks
 through it.
 """
@@ -23,8 +23,8 @@ from jaxmm.hf.towers import tower_of
 from jaxmm.models.connector import ConnectorSpec
 from jaxmm.models.multimodal import ModelSpec
 
-# The connector is a merger: a norm and two linear maps. DeepStack has one more for each layer that it taps, of which
-# {i} is the number; ours are stacked.
+# The connector is a merger: a norm and two linear maps. DeepStack has one more merger for each layer that it taps, with
+# the number {i}; ours are stacked.
 MERGERS = {"vision.merger": "connector", "vision.deepstack_merger_list.{i}": "connector.deep"}
 MERGER_RULES = [
     rule
@@ -35,7 +35,7 @@ MERGER_RULES = [
         *linear(f"{theirs}.linear_fc2", f"{ours}.down"),
     )
 ]
-# What an export writes for our common prefixes. There is none for the connector: its names are in the tower's.
+# What an export writes for our common prefixes. The connector has none: its names are under the tower's.
 PREFIXES = {"text": "model.language_model.", "vision": "model.visual.", "lm_head": "lm_head."}
 
 

@@ -16,14 +16,14 @@ from jaxmm.hf.families.qwen2_5_vl import Qwen25VL
 from jaxmm.hf.families.qwen3_vl import Qwen3VL
 from jaxmm.hf.towers import TOWERS, TWO_TOWERS
 
-OWN = Lfm2VL()  # what a model of our own is exported as
+OWN = Lfm2VL()  # the family as which our own models are exported
 FAMILIES: dict[str, Family] = {
     family.model_type: family for family in (OWN, Llava(), Qwen25VL(), Qwen3VL(), Gemma3(), InternVL())
 }
 
 
 def family_of(config: Any) -> Family:
-    """Raises UserError for an architecture that is not there, with those that are."""
+    """Returns the family of a config. Raises UserError for an unknown architecture, with the known ones."""
     kind = config.model_type
     if kind not in FAMILIES and kind in (*DECODERS, *TOWERS, *TWO_TOWERS):
         raise UserError(f"'{kind}' is no whole model but a part of one: name both parts, as vision:DIR,decoder:DIR")
@@ -36,5 +36,5 @@ def layout_of(config: Any) -> Layout:
 
 
 def family_that_joins(pictures: str) -> Family:
-    """The family whose layout a tower gets with any decoder; ``pictures``: as of ``towers.TowerKind``."""
+    """Returns the family that joins such towers with any decoder; ``pictures``: as in ``towers.TowerKind``."""
     return next(family for family in FAMILIES.values() if family.joins == pictures)

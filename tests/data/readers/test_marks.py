@@ -71,7 +71,7 @@ def test_what_does_not_fit_is_named_with_file_and_record(folder, question, objec
 
 
 def test_a_page_that_may_lose_its_picture_has_no_boxes(folder):
-    with pytest.raises(UserError, match="would be another's"):
+    with pytest.raises(UserError, match="would belong to another picture"):
         folder.source([record("", OBJECTS)], boxes="pixels", drop_image=True)
 
 

@@ -46,7 +46,7 @@ def test_what_has_no_partner_is_told(folder: Folder):
         folder.write(f"pics/{i}.caption", f"Cat {i}.")
     assert skipped(read(folder)) == [("2.png, record 0", "no caption")]
     folder.write("pics/notes.txt", "Not of a picture.")
-    with pytest.raises(UserError, match=r"but .*notes\.txt has no picture of its name"):
+    with pytest.raises(UserError, match=r"but .*notes\.txt has no picture of the same name"):
         read(folder)
 
 

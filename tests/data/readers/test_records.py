@@ -41,7 +41,7 @@ def test_records_that_make_no_sense_are_named_the_first_ones_and_how_many(folder
     source = folder.source([GOOD, BAD, GOOD, *[BAD] * 7], "a.jsonl")
     line = refused(source)
     assert line.startswith("a.jsonl, record 1 has 2 <image> placeholders but 1 images")
-    assert "records after it so are 3, 4, 5, 6, 7 and 2 more" in line
+    assert "records after it, these have errors too: 3, 4, 5, 6, 7 and 2 more" in line
     assert "config.data.on_error=skip" in line
 
 
