@@ -54,7 +54,9 @@ def test_policies_keep_ever_less(tiny):
     assert dots < 0.8 * everything
 
 
-@pytest.mark.parametrize("remat", ["dots", "offload", "full"])
+@pytest.mark.parametrize(
+    "remat", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("dots", "offload")), "full"]
+)
 def test_policies_change_no_gradient(tiny, remat):
     rng = np.random.default_rng(0)
     batch = empty_batch(2, BUDGETS, IMAGE)

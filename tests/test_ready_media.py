@@ -76,6 +76,7 @@ def test_image_tokens_are_learnt_and_their_loss_is_told_apart(tmp_path, capsys):
         train.main([*arguments, "--config.data.image_tokens=5", f"--workdir={tmp_path / 'small'}"])
 
 
+@pytest.mark.slow
 def test_feature_vectors_train_beside_images_and_another_width_is_one_line(tmp_path):
     rng = np.random.default_rng(0)
     records = []

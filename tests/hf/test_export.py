@@ -69,6 +69,7 @@ def test_a_run_starts_from_an_exported_folder_and_exports_the_same_bits(run, exp
     small_run.assert_same_bits(ours, theirs)
 
 
+@pytest.mark.slow
 def test_a_tower_and_a_decoder_start_a_run_with_a_fresh_connector(run, exported, arguments, tmp_path):
     folders = {"vision": {}, "decoder": {}}
     config = json.loads((exported / "config.json").read_text())
@@ -112,6 +113,7 @@ CHAT = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", [2, 100])
 def test_a_joined_run_has_an_image_token_of_its_own_and_ends_where_its_decoder_did(room, arguments, tmp_path):
     """With a tokenizer of more tokens than the number that LFM2-VL's image token has, and a template of text alone."""

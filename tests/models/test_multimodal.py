@@ -116,7 +116,12 @@ def test_the_decoder_looks_at_the_image(run, lengths_of):
 
 
 @pytest.mark.parametrize(
-    ("changes", "remat"), [({}, "full"), ({"layers": 1}, "none"), ({"window": 8, "global_layers": (0,)}, "dots")]
+    ("changes", "remat"),
+    [
+        pytest.param({}, "full", marks=pytest.mark.slow),
+        pytest.param({"layers": 1}, "none", marks=pytest.mark.slow),
+        ({"window": 8, "global_layers": (0,)}, "dots"),
+    ],
 )
 def test_a_last_layer_on_targets_alone_gives_the_losses_and_gradients_of_one_on_all_positions(
     tiny, lengths_of, changes, remat

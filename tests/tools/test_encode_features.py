@@ -175,6 +175,7 @@ def test_another_tower_or_other_data_do_not_mix_with_what_is_there(run, encoded,
         data.write_bytes(before)
 
 
+@pytest.mark.slow
 def test_what_was_encoded_trains_with_the_tower_frozen(run, encoded, tmp_path):
     arguments = [
         *TINY, f"--config.data.path={encoded}", "--config.data.mixture=chats,pages", f"--config.init_from={run}",

@@ -118,6 +118,7 @@ def test_a_second_start_does_not_trace_the_step_and_has_the_same_bits(stopped, a
     assert_same_bits(saved(stopped, 4), saved(tmp_path, 4))
 
 
+@pytest.mark.slow
 def test_a_run_resumes_on_another_mesh_and_with_other_microbatches_with_the_same_loss(
     finished, stopped, arguments, tmp_path
 ):
@@ -323,6 +324,7 @@ def test_epochs_set_the_steps_and_every_example_is_seen_as_often(arguments, tmp_
     assert lines[-1]["learning_rate"] < 0.6 * max(line["learning_rate"] for line in lines), "the rate falls by its end"
 
 
+@pytest.mark.slow
 def test_init_from_another_run_starts_with_its_weights_alone(finished, arguments, tmp_path):
     options = ["--config.steps=1", "--config.optimizer.rate=0.0", f"--config.init_from={finished}", "--config.seed=3"]
     assert train.main([*arguments, *options, f"--workdir={tmp_path}"]) == 0

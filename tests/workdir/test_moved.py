@@ -48,6 +48,7 @@ def world(tmp_path_factory) -> World:
     return World(root / "gone" / "first", second, [*arguments, *on], root / "gone")
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_the_checkpoint_that_is_named(world):
     older, newest, ours = (
         {name: value for name, value in saved(*which).items() if name.startswith("params.")}
@@ -57,6 +58,7 @@ def test_a_run_starts_from_the_checkpoint_that_is_named(world):
     assert any(not np.array_equal(newest[name], ours[name]) for name in ours)
 
 
+@pytest.mark.slow
 def test_a_run_is_asked_exported_and_evaluated_without_what_it_began_with(world, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert generate.main([f"--workdir={world.second}", "--prompt=Colour?", "--max_tokens=2"]) == 0
@@ -76,6 +78,7 @@ def test_a_run_goes_on_without_what_it_began_with_and_keeps_what_is_said_of_it(w
     assert (workdir / "checkpoints" / "2").is_dir()
 
 
+@pytest.mark.slow
 def test_another_tokenizer_in_the_old_ones_place_is_told_and_not_used(world, tmp_path, capsys):
     other = byte_level_tokenizer()
     other.add_tokens(["more"])
@@ -86,6 +89,7 @@ def test_another_tokenizer_in_the_old_ones_place_is_told_and_not_used(world, tmp
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_a_run_without_a_copy_uses_the_folder_or_says_that_it_is_gone(world, tmp_path):
     workdir = tmp_path / "old"
     (workdir / "checkpoints" / "1").mkdir(parents=True)
@@ -96,6 +100,7 @@ def test_a_run_without_a_copy_uses_the_folder_or_says_that_it_is_gone(world, tmp
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_tokenizer_that_is_more_than_its_files_is_not_kept_by_halves(world, tmp_path, monkeypatch, capsys):
     from jaxmm.workdir import kept_folders
 
@@ -108,6 +113,7 @@ def test_a_tokenizer_that_is_more_than_its_files_is_not_kept_by_halves(world, tm
     assert list((tmp_path / "run").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_named_and_can_be_asked_for(world, tmp_path, capsys):
     workdir = f"--workdir={world.first}"
     with Checkpoints(world.first / "checkpoints") as checkpoints:
@@ -133,6 +139,7 @@ def test_best_is_the_lowest_metric(tmp_path):
     assert [chosen_step(tmp_path, asked) for asked in ("", "0", "newest", "3")] == [None, None, None, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["worst", "-1", "1.5"])
 def test_a_step_that_is_none_is_one_line(world, step):
     with pytest.raises(UserError, match=f"step '{step}' is no checkpoint: give its number, best or newest"):
