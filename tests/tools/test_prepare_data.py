@@ -161,7 +161,7 @@ def test_pictures_by_url_in_prepared_data_are_asked_for_only_where_that_is_allow
     tool.main([f"--input={path}", f"--output={tmp_path / 'out'}", "--allow_urls"])
     (folder,) = (tmp_path / "out").iterdir()
     with pytest.raises(
-        UserError, match=r"a\.jsonl, record 0: memory://.*: allow it with config\.data\.allow_urls=True"
+        UserError, match=r"a\.jsonl, record 0: memory://.*allow them with config\.data\.allow_urls=True"
     ):
         open_prepared(str(folder), [], tmp_path, Reading())
     (found,) = open_prepared(str(folder), [], tmp_path, Reading(allow_urls=True))
