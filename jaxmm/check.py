@@ -154,12 +154,12 @@ def attention_for_steps(rows: Sequence[dict[str, Any]]) -> str:
 
 def right_backends(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Those that were right in all they did in bfloat16 or float32, as far as it was asked, and did something."""
-    found = []
+    backends = []
     for backend in BACKENDS:
         verdicts = {row["verdict"] for row in rows if row["part"].startswith(f"attention-{backend}-")}
         if RIGHT in verdicts and not verdicts & set(BAD):
-            found.append(backend)
-    return found
+            backends.append(backend)
+    return backends
 
 
 def packed_rates(rows: Sequence[dict[str, Any]]) -> dict[str, float]:

@@ -188,10 +188,10 @@ def _unknown_flag(name: str, flags: Flags, config: str, loaded: ConfigDict) -> U
     if name == "config":
         own = " (it reads the run's own; --config.KEY=VALUE changes a key)" if config == "workdir" else ""
         return UserError(f"this command takes no --config{own}")
-    if config != "none" and (found := hint(name)):
-        return UserError(f"unknown flag --{name}: {_as_flags(found)}")
-    if config != "none" and (found := same_end(name)):
-        typed = found.replace("mean '", "mean '--config.")
+    if config != "none" and (suggestion := hint(name)):
+        return UserError(f"unknown flag --{name}: {_as_flags(suggestion)}")
+    if config != "none" and (suggestion := same_end(name)):
+        typed = suggestion.replace("mean '", "mean '--config.")
         return UserError(f"unknown flag --{name}{typed}")
     known = [*flags, *["config"] * (config == "file"), *(f"config.{key}" for key in flat(loaded))]
     guess = nearest(f"--{name}", [f"--{one}" for one in known])

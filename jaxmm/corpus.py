@@ -150,11 +150,11 @@ def read_budgets(config: ConfigDict, corpus: Corpus) -> Budgets:
     check_rows(1, row_bytes(least, spec), "the arrays")  # before so large a row is filled to see what it needs
     asked = config.seq_len, config.patch_budget, config.target_budget
     multiple = sharding.zigzag_multiple(config.mesh.context)
-    found = [
+    stage_budgets = [
         choose_budgets(corpus.lengths, shares, *asked, merge, multiple)
         for shares in (corpus.shares, *(shares for _, shares in corpus.later))
     ]
-    return Budgets.most(found)
+    return Budgets.most(stage_budgets)
 
 
 def unseen_budgets(config: ConfigDict, image: ImageSpec) -> Budgets:

@@ -32,7 +32,7 @@ _FOLLOWED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u2
 
 def printable(text: str) -> str:
     """The text with escapes for what a terminal would follow: names and records may hold anything."""
-    return _FOLLOWED.sub(lambda found: ascii(found[0])[1:-1], text)
+    return _FOLLOWED.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 def error_line(error: BaseException | str) -> str:

@@ -151,11 +151,11 @@ def compiled(program: Any, budgets: Any, rows: int, mesh: Any) -> dict[str, Any]
 
 def refused(message: str) -> dict[str, Any]:
     """The figures of a program that the compiler refuses for memory: its peak, where the message has it."""
-    found: dict[str, Any] = {"fits": False, "compiler": " ".join(message.split())[:300]}
+    figures: dict[str, Any] = {"fits": False, "compiler": " ".join(message.split())[:300]}
     if match := re.search("|".join(REFUSALS), message):
         number, letter = (group for group in match.groups() if group is not None)
-        found["peak_bytes"] = round(float(number) * LETTERS[letter])
-    return found
+        figures["peak_bytes"] = round(float(number) * LETTERS[letter])
+    return figures
 
 
 def written_in(folder: Path) -> Path | None:

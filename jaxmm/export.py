@@ -198,8 +198,8 @@ def write_tokenizer(recipe: Recipe, folder: Path) -> None:
         tokenizer.chat_template = with_images(recipe.template) + tokenizer.chat_template
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
-    found = json.loads(path.read_text()) | family.tokenizer_settings()
-    path.write_text(json.dumps(found, indent=2))
+    settings = json.loads(path.read_text()) | family.tokenizer_settings()
+    path.write_text(json.dumps(settings, indent=2))
 
 
 def with_images(template: Template) -> str:
@@ -274,8 +274,8 @@ def write_generation(recipe: Recipe, config: dict[str, Any], workdir: Path, fold
     template = recipe.template
     said = said_by(recipe.start, workdir)
     ids = {key: config[key] for key in ("bos_token_id", "pad_token_id")}
-    found = ids | (said or {"do_sample": False}) | {"eos_token_id": list(template.stop_ids)}
-    (folder / GENERATION).write_text(json.dumps(found, indent=2))
+    settings = ids | (said or {"do_sample": False}) | {"eos_token_id": list(template.stop_ids)}
+    (folder / GENERATION).write_text(json.dumps(settings, indent=2))
 
 
 if __name__ == "__main__":

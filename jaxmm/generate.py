@@ -83,7 +83,7 @@ def read_prompts(name: str) -> list[tuple[dict[str, Any], Prompt]]:
     path = Path(name)
     if not path.is_file():
         raise UserError(f"--prompts {name}: there is no such file")
-    found = []
+    prompts = []
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
@@ -107,10 +107,10 @@ def read_prompts(name: str) -> list[tuple[dict[str, Any], Prompt]]:
         prompt = Prompt(tuple(_image(path.parent / image, where) for image in images), record.get("prompt", ""))
         if not prompt.images and not prompt.text:
             raise UserError(f"{where} neither a prompt nor an image")
-        found.append((record, prompt))
-    if not found:
+        prompts.append((record, prompt))
+    if not prompts:
         raise UserError(f"--prompts {name} holds no prompt")
-    return found
+    return prompts
 
 
 def _check(args: Any) -> None:

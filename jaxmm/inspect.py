@@ -38,10 +38,10 @@ FLAGS: command.Flags = {
 
 def read_range(text: str) -> tuple[int, int]:
     """Reads ``START:STOP``: batches from START on, before STOP."""
-    found = re.fullmatch(r"(\d+):(\d+)", text)
-    if not found or int(found[1]) >= int(found[2]):
+    match = re.fullmatch(r"(\d+):(\d+)", text)
+    if not match or int(match[1]) >= int(match[2]):
         raise UserError(f"--batches '{text}' is no range: write START:STOP, with 0 <= START < STOP, such as 0:10")
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])
 
 
 def within(plan: Plan, batches: tuple[int, int], is_asked: bool) -> tuple[int, int]:
@@ -91,10 +91,10 @@ def left_out(corpus: Corpus) -> list[dict[str, int]]:
 def columns_of(folder: Path) -> tuple[tuple[str, int, str], ...]:
     """The columns of a prepared source's records, and whether they were read; older folders do not tell."""
     try:
-        found = json.loads((folder / "report.json").read_text())
+        report = json.loads((folder / "report.json").read_text())
     except (OSError, ValueError):
         return ()
-    return tuple((name, count, told) for _, name, count, told in column_rows([found])[1:])
+    return tuple((name, count, told) for _, name, count, told in column_rows([report])[1:])
 
 
 def make_report(

@@ -78,10 +78,10 @@ def _slices(devices: Sequence[Any]) -> int:
 
 def _across(sizes: Mapping[str, int], slices: int) -> list[int]:
     """How many slices each axis spans: ``data`` as many as it can, ``fsdp`` those that are left."""
-    found: list[int] = []
+    spans: list[int] = []
     for axis in AXES:
-        found.append(math.gcd(sizes[axis], slices // math.prod(found)) if axis in BATCH_AXES else 1)
-    return found
+        spans.append(math.gcd(sizes[axis], slices // math.prod(spans)) if axis in BATCH_AXES else 1)
+    return spans
 
 
 def platform() -> str:
@@ -132,11 +132,11 @@ def replicated_dims(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh
 
 def report_replicated(mesh: Mesh, parameters: Mapping[tuple[str, ...], tuple[Any, Any]]) -> list[str]:
     """One line for each logical axis that the mesh cannot split evenly, so that nothing is whole in silence."""
-    found: dict[str, str] = {}
+    places: dict[str, str] = {}
     for path, (shape, axes) in parameters.items():
         for name in replicated_dims(axes, shape, mesh):
-            found.setdefault(name, f"{name} of {'.'.join(path)} {tuple(shape)}")
-    return [f"not split over mesh axis '{RULES[name]}': {where}" for name, where in found.items()]
+            places.setdefault(name, f"{name} of {'.'.join(path)} {tuple(shape)}")
+    return [f"not split over mesh axis '{RULES[name]}': {where}" for name, where in places.items()]
 
 
 def row_sharding(mesh: Mesh) -> NamedSharding:

@@ -255,8 +255,8 @@ class Checkpoints:
     def _look(self) -> dict[int, Fault | None]:
         """What is missing from each checkpoint, by step, ascending; a line for each fault that is new."""
         self.wait()
-        found = self.folder.iterdir() if self.folder.is_dir() else ()
-        steps = sorted(int(path.name) for path in found if re.fullmatch("0|[1-9][0-9]*", path.name) and path.is_dir())
+        paths = self.folder.iterdir() if self.folder.is_dir() else ()
+        steps = sorted(int(path.name) for path in paths if re.fullmatch("0|[1-9][0-9]*", path.name) and path.is_dir())
         for step in steps:
             if step not in self._faults:
                 self._note(step, checksums.look(self._path(step)), told=jax.process_index() == 0)

@@ -24,10 +24,10 @@ SLICED_BYTES = 1 << 20
 _original_hook = sys.unraisablehook
 
 
-def _without_closed_loops(found: sys.UnraisableHookArgs) -> None:
+def _without_closed_loops(unraisable: sys.UnraisableHookArgs) -> None:
     """TensorStore tells a failed save's event loop, which Orbax has closed, of every write: hundreds of tracebacks."""
-    if not (isinstance(found.exc_value, RuntimeError) and str(found.exc_value) == "Event loop is closed"):
-        _original_hook(found)
+    if not (isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"):
+        _original_hook(unraisable)
 
 
 # Orbax narrates each save through absl, at WARNING and above by default; its errors reach us as exceptions anyway.

@@ -40,13 +40,13 @@ def as_it_was(config: ConfigDict, workdir: Path) -> ConfigDict:
     """
     if not has_saved(workdir) or not (workdir / "config.json").is_file():
         return config
-    old, found = load_workdir(str(workdir)), from_json(command.to_json(config))
+    old, asked = load_workdir(str(workdir)), from_json(command.to_json(config))
     for key, left_open in LEFT_OPEN.items():
         *groups, name = key.split(".")
-        new, before = (functools.reduce(lambda tree, group: tree.get(group, {}), groups, tree) for tree in (found, old))
+        new, before = (functools.reduce(lambda tree, group: tree.get(group, {}), groups, tree) for tree in (asked, old))
         if new[name] == left_open:
             new[name] = before.get(name, left_open)
-    return found
+    return asked
 
 
 class Identity(NamedTuple):

@@ -104,15 +104,15 @@ def held_against_float64(case: Case, backend: str, dtype: str, length: int) -> R
     run = forward_and_backward(backend, case.softcap)
     # Else float32 matmuls of GPUs round to TF32, those of TPUs to bfloat16: the logic is what is asked here.
     with jax.default_matmul_precision("highest" if dtype == "float32" else "default"):
-        found = [np.asarray(x.astype(jnp.float32)) for x in run(q, k, v, grad, *intervals)]
+        results = [np.asarray(x.astype(jnp.float32)) for x in run(q, k, v, grad, *intervals)]
     q, k, v, grad = (x.astype(jnp.float32) for x in (q, k, v, grad))
     wanted = dense(q, k, v, mask, grad, case.softcap)
     apart = {
-        name: float(np.abs(a - b).max() / np.abs(b).max()) for name, a, b in zip(OUTPUTS, found, wanted, strict=True)
+        name: float(np.abs(a - b).max() / np.abs(b).max()) for name, a, b in zip(OUTPUTS, results, wanted, strict=True)
     }
     tolerances = dict.fromkeys(OUTPUTS, TOLERANCES[dtype])
     if not mask.any(-1).all():
-        apart[PADDING], tolerances[PADDING] = float(np.abs(found[0][~mask.any(-1)]).max()), 0.0
+        apart[PADDING], tolerances[PADDING] = float(np.abs(results[0][~mask.any(-1)]).max()), 0.0
     return compared(case.name, apart, tolerances)
 
 

@@ -21,8 +21,8 @@ SMI = ("name", "driver_version", "memory.total", "memory.used", "clocks.sm", "po
 def rows() -> Iterator[Row]:
     from jaxmm.measure.machine import machine, versions
 
-    found = {"jaxmm": jaxmm.__version__, **versions()}
-    yield Row("versions", MEASURED, told(found), found)
+    packages = {"jaxmm": jaxmm.__version__, **versions()}
+    yield Row("versions", MEASURED, told(packages), packages)
     if plugins := plugin_versions():
         yield Row("plugins", MEASURED, told(plugins), plugins)
     host = machine()
@@ -37,14 +37,14 @@ def devices(has_card: bool) -> Row:
     """What JAX runs on; FAILED where it leaves a card alone that nobody told it to."""
     import jax
 
-    found = jax.devices()
-    kind, platform = found[0].device_kind, jax.default_backend()
+    all_devices = jax.devices()
+    kind, platform = all_devices[0].device_kind, jax.default_backend()
     limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in jax.local_devices()]
     peak = throughput.peak_flops(kind)
     figures = {
-        "platform": platform, "kind": kind, "count": len(found), "bytes_limit": min(limits), "peak_flops": peak
+        "platform": platform, "kind": kind, "count": len(all_devices), "bytes_limit": min(limits), "peak_flops": peak
     }  # fmt: skip
-    text = [f"{len(found)} x {kind}, platform '{platform}'"]
+    text = [f"{len(all_devices)} x {kind}, platform '{platform}'"]
     if min(limits):
         text.append(f"{min(limits) / 2**30:.1f} GiB that JAX may use of each")
     text.append(f"peak {peak / 1e12:.0f} TFLOP/s in bfloat16" if peak else "peak not known: no MFU")
@@ -73,5 +73,5 @@ def plugin_versions() -> dict[str, str]:
     return {name: version for name, version in sorted(names.items()) if re.fullmatch(PLUGINS, name)}
 
 
-def told(found: dict[str, str]) -> str:
-    return ", ".join(f"{name} {version}" for name, version in found.items())
+def told(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())

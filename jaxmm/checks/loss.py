@@ -43,9 +43,9 @@ def held_against_float64(name: str, z_loss: float, softcap: float, chunk: int, d
     with jax.default_matmul_precision("highest" if dtype == "float32" else "default"):
         (total, terms), (dx, dhead) = jax.jit(jax.value_and_grad(run, (0, 1), has_aux=True))(x, head)
     wanted: Any = plain(x.astype(jnp.float32), head.astype(jnp.float32), tokens, weights, z_loss, softcap)
-    found: tuple[Any, ...] = total, terms.nll_BR, dx.astype(jnp.float32), dhead.astype(jnp.float32)
+    results: tuple[Any, ...] = total, terms.nll_BR, dx.astype(jnp.float32), dhead.astype(jnp.float32)
     apart = {
         what: float(np.abs(np.asarray(a) - b).max() / np.abs(b).max())
-        for what, a, b in zip(("sum", "terms", "dx", "dhead"), found, wanted, strict=True)
+        for what, a, b in zip(("sum", "terms", "dx", "dhead"), results, wanted, strict=True)
     }
     return compared(name, apart, {**dict.fromkeys(("dx", "dhead"), TOLERANCES[dtype]), **EXACT})

@@ -26,8 +26,8 @@ def dense(q_BTHD: Any, k_BTKD: Any, v_BTKD: Any, mask_BTT: Any, grad_BTHD: Any, 
     def ungroup(x: np.ndarray) -> np.ndarray:
         return x.reshape(x.shape[0], -1, group, *x.shape[2:]).sum(2)
 
-    found = p @ v, ds @ k, ungroup(ds.mT @ q), ungroup(p.mT @ grad)
-    return tuple(x.swapaxes(1, 2) for x in found)
+    outputs = p @ v, ds @ k, ungroup(ds.mT @ q), ungroup(p.mT @ grad)
+    return tuple(x.swapaxes(1, 2) for x in outputs)
 
 
 def mask_by_definition(segments: Any, *, causal: bool, blocks: Any = None, window: int = 0, keys: Any = None) -> Any:

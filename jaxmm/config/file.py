@@ -65,26 +65,26 @@ def settled(
     Raises:
       UserError: for a value of another type, and a key that there is not.
     """
-    found = flat(values)
+    given = flat(values)
 
     def place(name: str) -> str:
         line = line_of(source, name) if source else 0
         return f"{where}, line {line}" if line else where
 
-    strange = [name for name in found if name not in KEYS]
+    strange = [name for name in given if name not in KEYS]
     if strange and not unknown:
         inside = [name for name in KEYS if name.startswith(f"{strange[0]}.")]
         hint = f"; it is a group of keys, such as '{inside[0]}'" if inside else advice(strange[0])
         raise UserError(f"{place(strange[0])}: unknown config key '{strange[0]}'{hint}")
     if strange:
-        listed = ", ".join(f"{name}={found[name]!r}" for name in strange)
+        listed = ", ".join(f"{name}={given[name]!r}" for name in strange)
         print(f"{where} has keys that this version does not know, and does not follow: {listed}", file=sys.stderr)
     for name, key in KEYS.items():
         try:
-            key.settled(found.get(name, key.default))
+            key.settled(given.get(name, key.default))
         except ValueError as error:
             raise UserError(f"{place(name)}: {name} is {error}") from error
-    whole = completed(found)
+    whole = completed(given)
     return from_flat({name: whole[name] for name in KEYS})
 
 
@@ -98,8 +98,8 @@ def find_file(name: str) -> Path:
         raise UserError("--config is missing: give a config file, or one that comes with jaxmm, such as --config=base")
     path = Path(name)
     is_name = path.name == name and not path.suffix
-    if is_name and (found := packaged.path_of(name)):
-        return found
+    if is_name and (shipped := packaged.path_of(name)):
+        return shipped
     if not _is_there(path):
         if is_name:
             guess = nearest(name, packaged.names())
@@ -152,13 +152,13 @@ def load_file(name: str) -> ConfigDict:
 
 def _told(error: BaseException) -> str:
     """What went wrong in a config file, in our words where it is a key."""
-    if isinstance(error, TypeError) and (found := _ANOTHER_TYPE.search(str(error))):
-        name, value, kind, wanted = found.groups()
+    if isinstance(error, TypeError) and (match := _ANOTHER_TYPE.search(str(error))):
+        name, value, kind, wanted = match.groups()
         value = repr(value) if kind == "str" else value
         kinds = {one.__name__: words for one, words in KINDS.items()}
         return f"{name} is {value}, not {kinds.get(wanted, wanted)}"
-    if isinstance(error, AttributeError) and (found := _NO_SUCH_KEY.search(str(error))):
-        return f"unknown config key '{found[1]}'{advice(found[1])}"
+    if isinstance(error, AttributeError) and (match := _NO_SUCH_KEY.search(str(error))):
+        return f"unknown config key '{match[1]}'{advice(match[1])}"
     return f"{type(error).__name__}: {error}"
 
 

@@ -147,8 +147,8 @@ def hint(name: str) -> str:
 
 def advice(name: str, known: Iterable[str] = KEYS) -> str:
     """What follows "unknown config key 'NAME'": a hint, else the nearest of ``known``; '' where there is none."""
-    if found := hint(name):
-        return f": {found}"
+    if suggestion := hint(name):
+        return f": {suggestion}"
     by_end = {key.split(".")[-1]: key for key in known}
     close = difflib.get_close_matches(name.split(".")[-1], by_end, n=1, cutoff=0.8)
     return same_end(name) or nearest(name, known) or nearest(by_end[close[0]] if close else "", known)

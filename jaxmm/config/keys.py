@@ -266,13 +266,13 @@ KEYS: dict[str, Key] = {
 
 def flat(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """The values of nested groups by their dotted keys; lists, which JSON has for tuples, as tuples."""
-    found: dict[str, Any] = {}
+    by_key: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, ConfigDict | Mapping):
-            found |= flat(value, f"{prefix}{name}.")
+            by_key |= flat(value, f"{prefix}{name}.")
         else:
-            found[f"{prefix}{name}"] = tuple(value) if isinstance(value, list) else value
-    return found
+            by_key[f"{prefix}{name}"] = tuple(value) if isinstance(value, list) else value
+    return by_key
 
 
 def completed(values: Mapping[str, Any], keys: Mapping[str, Key] = KEYS) -> dict[str, Any]:
@@ -280,13 +280,13 @@ def completed(values: Mapping[str, Any], keys: Mapping[str, Key] = KEYS) -> dict
 
     Keys and values that this version does not know stay as they are.
     """
-    found = {name: key.default for name, key in keys.items()} | flat(values)
+    whole = {name: key.default for name, key in keys.items()} | flat(values)
     for name in keys:
         try:
-            found[name] = keys[name].settled(found[name])
+            whole[name] = keys[name].settled(whole[name])
         except ValueError:
             continue
-    return found
+    return whole
 
 
 def same_end(name: str) -> str:

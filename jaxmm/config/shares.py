@@ -86,8 +86,8 @@ def parse_names(text: str, key: str, names: Sequence[str], what: str) -> tuple[s
     Raises:
       UserError: for a name that is none of ``names``; ``what``: they are names of.
     """
-    found = tuple(filter(None, (name.strip() for name in text.split(","))))
-    for name in found:
+    listed = tuple(filter(None, (name.strip() for name in text.split(","))))
+    for name in listed:
         if name not in names:
             raise UserError(f"{key}: no {what} '{name}': the {what}s are {', '.join(names)}{nearest(name, names)}")
-    return found
+    return listed

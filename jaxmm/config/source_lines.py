@@ -9,11 +9,11 @@ from collections.abc import Iterator
 def line_of(source: str, key: str) -> int:
     """The last line of a Python source that sets ``key`` ("optimizer.rate"), or may be it; 0 where none does."""
     try:
-        found = list(_named(ast.parse(source)))
+        named_lines = list(_named(ast.parse(source)))
     except (SyntaxError, ValueError, RecursionError):
         return 0
-    whole = [line for name, line in found if f".{name}".endswith(f".{key}")]
-    last = [line for name, line in found if name.split(".")[-1] == key.split(".")[-1]]
+    whole = [line for name, line in named_lines if f".{name}".endswith(f".{key}")]
+    last = [line for name, line in named_lines if name.split(".")[-1] == key.split(".")[-1]]
     return max(whole or last, default=0)
 
 

@@ -185,11 +185,11 @@ def from_left(picture: Scene) -> list[Object]:
 def questions(picture: Scene) -> list[Question]:
     """Returns every question that has one answer in the picture."""
     objects = picture.objects
-    found = [Question("count", "How many shapes?", str(len(objects)), ())]
+    asked = [Question("count", "How many shapes?", str(len(objects)), ())]
     if len(objects) == 1:
         (o,) = objects
         return [
-            *found,
+            *asked,
             Question("colour", "What colour is it?", o.colour, (o,)),
             Question("shape", "What shape is it?", o.shape, (o,)),
         ]
@@ -197,14 +197,14 @@ def questions(picture: Scene) -> list[Question]:
     shapes = collections.Counter(o.shape for o in objects)
     for o in objects:
         if shapes[o.shape] == 1:
-            found.append(Question("colour", f"What colour is the {o.shape}?", o.colour, (o,)))
+            asked.append(Question("colour", f"What colour is the {o.shape}?", o.colour, (o,)))
         if colours[o.colour] == 1:
-            found.append(Question("shape", f"What shape is {o.colour}?", o.shape, (o,)))
+            asked.append(Question("shape", f"What shape is {o.colour}?", o.shape, (o,)))
     across = from_left(picture)
     for side, (first, second) in {"left": across[:2], "right": across[:-3:-1]}.items():
         if abs(first.x - second.x) >= CELL:
-            found.append(Question("relation", f"What colour is on the {side}?", first.colour, (first,)))
-    return found
+            asked.append(Question("relation", f"What colour is on the {side}?", first.colour, (first,)))
+    return asked
 
 
 def caption(rng: np.random.Generator, picture: Scene) -> str:
@@ -319,7 +319,7 @@ def _test(rng: np.random.Generator, kind: str, answer: str) -> Draft:
             pairs[0] = pool[rng.integers(len(pool))]
         picture = scene(rng, pairs)
         about = () if kind == "count" else picture.objects[:1]
-        found = [q for q in questions(picture) if (q.kind, q.answer, q.about) == (kind, answer, about)]
-        if found:
+        fitting = [q for q in questions(picture) if (q.kind, q.answer, q.about) == (kind, answer, about)]
+        if fitting:
             labels = (kind, "unseen") if unseen else (kind,)
-            return _dialogue(picture, [found[rng.integers(len(found))]], labels)
+            return _dialogue(picture, [fitting[rng.integers(len(fitting))]], labels)

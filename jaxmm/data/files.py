@@ -118,7 +118,7 @@ def listed(folder: str) -> list[str]:
     if not is_remote(folder):
         return [os.path.join(folder, name) for name in sorted(os.listdir(folder), key=natural)]
     fs, path = _store(folder)
-    return sorted((_url(fs, folder, found) for found in fs.ls(path, detail=False)), key=natural)
+    return sorted((_url(fs, folder, entry) for entry in fs.ls(path, detail=False)), key=natural)
 
 
 def matched(pattern: str) -> list[str]:
@@ -126,7 +126,7 @@ def matched(pattern: str) -> list[str]:
     if not is_remote(pattern):
         return sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)), key=natural)
     fs, path = _store(pattern)
-    return sorted((_url(fs, pattern, found) for found in fs.glob(path)), key=natural)
+    return sorted((_url(fs, pattern, file) for file in fs.glob(path)), key=natural)
 
 
 def version(name: str) -> Version:
@@ -139,14 +139,14 @@ def version(name: str) -> Version:
         status = os.stat(name)
         return Version(status.st_size, str(status.st_mtime_ns))
     fs, path = _store(name)
-    found = fs.info(path)
-    tag = next((found[k] for k in ("ETag", "etag", "md5Hash", "mtime", "LastModified", "created") if found.get(k)), "")
-    return Version(int(found["size"]), str(tag))
+    info = fs.info(path)
+    tag = next((info[k] for k in ("ETag", "etag", "md5Hash", "mtime", "LastModified", "created") if info.get(k)), "")
+    return Version(int(info["size"]), str(tag))
 
 
-def _url(fs: Any, like: str, found: str) -> str:
+def _url(fs: Any, like: str, path: str) -> str:
     """Returns the URL of a path found in a store, with as many slashes as the URL that was asked for."""
-    return str(fs.unstrip_protocol(found if like.partition("://")[2].startswith("/") else found.lstrip("/")))
+    return str(fs.unstrip_protocol(path if like.partition("://")[2].startswith("/") else path.lstrip("/")))
 
 
 def _store(url: str) -> tuple[Any, str]:

@@ -59,12 +59,12 @@ def lay_out(lengths: Lengths, piece: Piece, tokens: np.ndarray) -> Layout:
     inside = [i for i, at in enumerate(slot_at) if piece.first <= at < piece.last]
     images = range(inside[0], inside[-1] + 1) if inside else range(0)
     expected = int(counts[images.start : images.stop].sum())
-    found = int(is_slot[piece.first : piece.last].sum())
-    if found != expected:
-        raise ValueError(f"{lengths.name}: example {piece.example} has {found} slots for {expected} soft tokens")
+    slot_count = int(is_slot[piece.first : piece.last].sum())
+    if slot_count != expected:
+        raise ValueError(f"{lengths.name}: example {piece.example} has {slot_count} slots for {expected} soft tokens")
     cut = slice(piece.first, piece.last)
     piece_slots = slots[cut]
-    piece_slots[is_slot[cut]] = np.arange(found)
+    piece_slots[is_slot[cut]] = np.arange(slot_count)
 
     after = slice(piece.first + 1, piece.last + 1)
     next_flags = flags[after].copy()
@@ -97,18 +97,18 @@ def text_positions(slots: np.ndarray, grids: Sequence[Grid], spec: ImageSpec) ->
       grids: (frames, rows, columns) of soft tokens of each medium.
     """
     places = np.arange(len(slots), dtype=np.int32)
-    found = np.repeat(places[:, None], spec.text_axes, 1)
+    positions = np.repeat(places[:, None], spec.text_axes, 1)
     if spec.text_axes == 1 or not grids:
-        return found
+        return positions
     starts = np.flatnonzero(slots >= 0)[np.cumsum([0, *map(math.prod, grids[:-1])])]
     moved = 0
     for start, grid in zip(starts.tolist(), grids, strict=True):
         stop = start + math.prod(grid)
-        found[start:stop] = start + moved + np.indices(grid, np.int32).reshape(3, -1).T
+        positions[start:stop] = start + moved + np.indices(grid, np.int32).reshape(3, -1).T
         step = max(grid) - math.prod(grid)
-        found[stop:] += step
+        positions[stop:] += step
         moved += step
-    return found
+    return positions
 
 
 def bidirectional_blocks(slots: np.ndarray, grids: Sequence[Grid]) -> np.ndarray:

@@ -89,25 +89,25 @@ class Reading:
         Raises:
           UserError: if it is not written as name=column,name=column.
         """
-        found: dict[str, str] = {}
+        columns: dict[str, str] = {}
         for entry in filter(None, (e.strip() for e in self.columns.split(","))):
             name, equals, column = (part.strip() for part in entry.partition("="))
             if not equals or name not in COLUMNS:
                 known = f"{', '.join(COLUMNS)}{nearest(name, COLUMNS)}"
                 raise UserError(f"config.data.columns: '{entry}': write NAME=COLUMN,... with NAME one of {known}")
-            if name in found:
+            if name in columns:
                 raise UserError(f"config.data.columns names '{name}' twice")
-            found[name] = column
-        if "images" in found:
-            if "image" in found:
+            columns[name] = column
+        if "images" in columns:
+            if "image" in columns:
                 raise UserError("config.data.columns: image and images are the same: give one of them")
-            found["image"] = found.pop("images")
-        if "response" in found and "prompt" not in found:
+            columns["image"] = columns.pop("images")
+        if "response" in columns and "prompt" not in columns:
             raise UserError("config.data.columns: a response needs a prompt: add prompt=COLUMN")
-        whole = [name for name in ("messages", "text", "prompt") if name in found]
+        whole = [name for name in ("messages", "text", "prompt") if name in columns]
         if len(whole) > 1:
             raise UserError(f"config.data.columns: give one of {', '.join(whole)}")
-        return found
+        return columns
 
     def hosts(self) -> tuple[str, ...]:
         """Returns ``url_hosts`` one by one."""

@@ -45,8 +45,8 @@ def read_sources(path: str, names: Sequence[str], reading: Reading = Reading()) 
     path = files.absolute(path)
     if files.is_folder(path):
         if files.is_file(listing := files.join(path, "dataset_dict.json")):
-            found = _of_dict(path, listing, names, reading)
-            return [_folder(p, reading, told, whole=True) for p, told in found]
+            split_folders = _of_dict(path, listing, names, reading)
+            return [_folder(p, reading, told, whole=True) for p, told in split_folders]
         info = files.join(path, dataset_info.NAME)
         if files.is_file(files.join(path, "state.json")) or not files.is_file(info):
             return [_named(_folder(path, reading), path, names)]
@@ -74,7 +74,7 @@ def _entry(info: str, name: str, entries: Mapping[str, Any], reading: Reading) -
 
 def _source(
     name: str,
-    found: Sequence[str],
+    paths: Sequence[str],
     folder: str,
     reading: Reading,
     form: Format | None = None,
@@ -90,7 +90,7 @@ def _source(
     if _BAD_NAME.search(name):
         raise UserError(f"a data source cannot be called {name!r:.60}: files are named after it")
     if form is None:
-        form = _recognised(found, reading, kind)
+        form = _recognised(paths, reading, kind)
     media = files.absolute(reading.media_dir) if reading.media_dir else ""
     pictures = Pictures(
         media or folder,
@@ -102,11 +102,11 @@ def _source(
         bare_is_text=reading.bare_placeholder == "text",
         has_boxes=bool(reading.boxes),
     )
-    choice = containers.sample(found, num_samples, kind) if num_samples else None
+    choice = containers.sample(paths, num_samples, kind) if num_samples else None
     if choice is not None and not choice.total:
         raise UserError(f"dataset '{name}' holds no records, but num_samples asks for {num_samples}")
     held_out = HeldOut(reading.val_size, reading.held_out)
-    kinds = [kind] if kind else {id(c): c for c in map(containers.container, _of_each_suffix(found))}.values()
+    kinds = [kind] if kind else {id(c): c for c in map(containers.container, _of_each_suffix(paths))}.values()
     entry = {
         "format": type(getattr(form, "first", form)).__name__,
         "versions": [form.version, *sorted(one.version for one in kinds)],
@@ -121,9 +121,9 @@ def _source(
         entry["boxes"] = boxes.settings(reading.boxes, reading.image)
     return Source(
         name,
-        tuple(found),
+        tuple(paths),
         json.dumps(entry, sort_keys=True, separators=(",", ":")),
-        functools.partial(containers.list_units, tuple(found), kind=kind),
+        functools.partial(containers.list_units, tuple(paths), kind=kind),
         functools.partial(
             read,
             folder=folder,
@@ -143,15 +143,15 @@ def _source(
     )
 
 
-def _of_each_suffix(found: Sequence[str]) -> list[str]:
+def _of_each_suffix(paths: Sequence[str]) -> list[str]:
     """Returns one file of each suffix, so that only one of a thousand shards is opened."""
-    return list({containers.suffix(file): file for file in reversed(found)}.values())
+    return list({containers.suffix(file): file for file in reversed(paths)}.values())
 
 
-def _recognised(found: Sequence[str], reading: Reading, kind: Container | None) -> Format:
+def _recognised(paths: Sequence[str], reading: Reading, kind: Container | None) -> Format:
     """Returns the format of files; the first record that can be read tells it."""
     columns = reading.named()
-    for file in found:
+    for file in paths:
         if reading.evaluation and columns:
             heads = [record for _, (_, record) in zip(range(10), containers.head(file, kind), strict=False)]
             if not any(set(filter(None, columns.values())) & set(r) for r in heads if isinstance(r, Mapping)):
@@ -159,7 +159,7 @@ def _recognised(found: Sequence[str], reading: Reading, kind: Container | None) 
         form = recognise(containers.head(file, kind), columns, file)
         if form is not None:
             return form
-    raise UserError(f"{found[0]} holds no records" + (" that can be read" if files.version(found[0]).size else ""))
+    raise UserError(f"{paths[0]} holds no records" + (" that can be read" if files.version(paths[0]).size else ""))
 
 
 def _file(path: str, reading: Reading) -> Source:
@@ -176,17 +176,17 @@ def _folder(folder: str, reading: Reading, told: str = "", whole: bool = False) 
     """Returns the source of a folder's files, which must be of one kind; one split of them, unless ``whole``."""
     name = folder.rstrip("/").rpartition("/")[2]
     inside = [file for file in files.listed(folder) if _is_data(file)]
-    if found := pairs.found(inside):
-        return _source(name, found, folder, reading, kind=containers.PAIRS, told=told)
-    found = [file for file in inside if containers.suffix(file)]
-    if not found:
+    if paths := pairs.found(inside):
+        return _source(name, paths, folder, reading, kind=containers.PAIRS, told=told)
+    paths = [file for file in inside if containers.suffix(file)]
+    if not paths:
         below, told, whole = _below(folder, reading)
         return dataclasses.replace(_folder(below, reading, told, whole), name=name)
-    found, line = (found, "") if whole else splits.chosen(folder, found, reading.split, reading.evaluation)
-    kinds = sorted({containers.suffix(file) for file in found})
+    paths, line = (paths, "") if whole else splits.chosen(folder, paths, reading.split, reading.evaluation)
+    kinds = sorted({containers.suffix(file) for file in paths})
     if len({id(containers.CONTAINERS[kind]) for kind in kinds}) > 1:
         raise UserError(f"{folder} holds {', '.join(kinds)} files: say which, as {files.join(folder, '*' + kinds[0])}")
-    return _source(name, found, folder, reading, told=line or told)
+    return _source(name, paths, folder, reading, told=line or told)
 
 
 def _is_data(file: str) -> bool:
@@ -201,8 +201,8 @@ def _below(folder: str, reading: Reading) -> tuple[str, str, bool]:
       the folder of the wanted split (train/, val/) or else data/, a line about that choice, and whether all files in
       it are of the split.
     """
-    inside = [found for found in files.listed(folder) if files.is_folder(found)]
-    split = [found for found in inside if splits.of(found)]
+    inside = [entry for entry in files.listed(folder) if files.is_folder(entry)]
+    split = [entry for entry in inside if splits.of(entry)]
     if split:
         chosen, line = splits.chosen(folder, split, reading.split, reading.evaluation)
         if len(chosen) > 1:
@@ -215,42 +215,42 @@ def _below(folder: str, reading: Reading) -> tuple[str, str, bool]:
 
 
 def _pattern(pattern: str, reading: Reading) -> Source:
-    found = files.matched(pattern)
-    if not found:
+    matching = files.matched(pattern)
+    if not matching:
         raise UserError(f"no file matches {pattern}")
-    for file in found:
+    for file in matching:
         if not containers.suffix(file):
             raise UserError(f"{pattern}: {file} is not supported yet: the file types are {', '.join(SUFFIXES)}")
     told = ""
     if reading.split:
-        found, told = splits.chosen(pattern, found, reading.split, reading.evaluation)
-    elif len(mixed := sorted(filter(None, set(map(splits.of, found))))) > 1:
+        matching, told = splits.chosen(pattern, matching, reading.split, reading.evaluation)
+    elif len(mixed := sorted(filter(None, set(map(splits.of, matching))))) > 1:
         told = f"{pattern} matches files of {', '.join(mixed)}, and all are read: config.data.split chooses one"
     fixed = pattern[: min(pattern.index(c) for c in WILD if c in pattern)]
     folder, _, start = fixed.rpartition("/")
     name = start.rstrip("-_.") or folder.rpartition("/")[2]
-    if all(map(pairs.is_text, found)) and all(map(pairs.beside, found)):
-        return _source(name, found, folder, reading, kind=containers.PAIRS, told=told)
-    return _source(name, found, folder, reading, told=told)
+    if all(map(pairs.is_text, matching)) and all(map(pairs.beside, matching)):
+        return _source(name, matching, folder, reading, kind=containers.PAIRS, told=told)
+    return _source(name, matching, folder, reading, told=told)
 
 
 def _of_dict(folder: str, listing: str, names: Sequence[str], reading: Reading) -> list[tuple[str, str]]:
     """Returns (folder, line for people) of each named split that datasets' ``DatasetDict.save_to_disk`` wrote."""
     try:
         with files.open_binary(listing) as opened:
-            found = json.loads(opened.read()).get("splits", [])
+            known = json.loads(opened.read()).get("splits", [])
     except (ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"{listing} is not what datasets writes: {error}") from error
-    if not isinstance(found, list) or not all(isinstance(s, str) and not _BAD_NAME.search(s) for s in found):
+    if not isinstance(known, list) or not all(isinstance(s, str) and not _BAD_NAME.search(s) for s in known):
         raise UserError(f"{listing} is not what datasets writes: its splits must be names")
     for name in names:
-        if name not in found:
-            raise UserError(f"{folder} has no split '{name}'{nearest(name, found)}; it has {', '.join(found)}")
+        if name not in known:
+            raise UserError(f"{folder} has no split '{name}'{nearest(name, known)}; it has {', '.join(known)}")
     if names:
         return [(files.join(folder, name), "") for name in names]
-    chosen, told = splits.chosen(folder, found, reading.split, reading.evaluation)
+    chosen, told = splits.chosen(folder, known, reading.split, reading.evaluation)
     if len(chosen) != 1:
-        has = ", ".join(found)
+        has = ", ".join(known)
         raise UserError(f"{folder}: say which splits, as config.data.mixture=NAME:SHARE,...; it has {has}")
     return [(files.join(folder, chosen[0]), told.replace(" files)", " splits)"))]
 

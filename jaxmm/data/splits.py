@@ -20,8 +20,8 @@ def of(name: str) -> str:
     """Returns the split that a file's or folder's name tells, or ''."""
     stem = name.rpartition("/")[2].lower()
     words = _WORD.findall(stem)
-    found = [split for split, names in SPLITS.items() if any(word in names for word in words)]
-    return found[0] if len(found) == 1 else ""
+    matches = [split for split, names in SPLITS.items() if any(word in names for word in words)]
+    return matches[0] if len(matches) == 1 else ""
 
 
 def wanted(asked: str) -> str:
@@ -50,8 +50,8 @@ def chosen(where: str, names: Sequence[str], asked: str, evaluation: bool) -> tu
     if asked:
         begins = tuple(f"{asked.lower()}{mark}" for mark in "-._")
         named = [name for name in names if name.rpartition("/")[2].lower().startswith(begins)]
-        found = by_split.get(wanted(asked)) or named or (by_split.get("") if wanted(asked) == "train" else None)
-        if not found:
+        kept = by_split.get(wanted(asked)) or named or (by_split.get("") if wanted(asked) == "train" else None)
+        if not kept:
             known = sorted(filter(None, by_split))
             has = f"it has {', '.join(known)}{nearest(asked, known)}" if known else "no name there says a split"
             raise UserError(f"{where} has no split '{asked}': {has}")
@@ -59,23 +59,23 @@ def chosen(where: str, names: Sequence[str], asked: str, evaluation: bool) -> tu
         return list(names), ""
     elif evaluation:
         asked = next((split for split in ("validation", "test") if split in by_split), "train")
-        found = by_split.get(asked, by_split.get("", []))
+        kept = by_split.get(asked, by_split.get("", []))
     else:
         asked = "train"
         # A name that tells no split counts as train, beside names that are held out.
-        found = [name for name in names if of(name) in ("train", "")]
+        kept = [name for name in names if of(name) in ("train", "")]
         if len(by_split) == 1:
             return list(names), f"{where} has no train split: its {', '.join(by_split)} is read"
-        if not found:
+        if not kept:
             raise UserError(
                 f"{where} holds {', '.join(sorted(by_split))} and no train: say which, as "
                 f"config.data.split={sorted(by_split)[0]}"
             )
-    left = [name.rpartition("/")[2] for name in names if name not in found]
+    left = [name.rpartition("/")[2] for name in names if name not in kept]
     if not left:
-        return list(found), ""
+        return list(kept), ""
     more = f" and {len(left) - 3} more" if len(left) > 3 else ""
-    return list(found), (
-        f"{where}: its split {asked} is read ({len(found)} of {len(names)} files), not {', '.join(left[:3])}{more}; "
+    return list(kept), (
+        f"{where}: its split {asked} is read ({len(kept)} of {len(names)} files), not {', '.join(left[:3])}{more}; "
         f"config.data.split chooses another"
     )

@@ -61,10 +61,10 @@ def _host(url: str) -> str:
 def is_private(host: str) -> bool:
     """Whether a host is, or resolves to, any address that is not public; False for a name that does not resolve."""
     try:
-        found = {str(entry[4][0]) for entry in socket.getaddrinfo(host, None)} if host else {"0.0.0.0"}
+        addresses = {str(entry[4][0]) for entry in socket.getaddrinfo(host, None)} if host else {"0.0.0.0"}
     except (OSError, UnicodeError):
         return False
-    return any(not ipaddress.ip_address(address.partition("%")[0]).is_global for address in found)
+    return any(not ipaddress.ip_address(address.partition("%")[0]).is_global for address in addresses)
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):

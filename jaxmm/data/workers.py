@@ -66,11 +66,11 @@ class Slots:
         slot = None
         with self._lock:
             for _ in range(len(self._free)):
-                found = self._free.popleft()
-                if found.size >= size:
-                    slot = found
+                candidate = self._free.popleft()
+                if candidate.size >= size:
+                    slot = candidate
                     break
-                self._free.append(found)
+                self._free.append(candidate)
             if slot is None:
                 size = -(-max(size, 1) // SLOT_UNIT) * SLOT_UNIT
                 os.ftruncate(self.fd, self.size + size)

@@ -42,12 +42,12 @@ class Encoder:
         """Yields float32 (rows, columns, D) of each picture, or why it cannot be used."""
         waiting: list[tuple[np.ndarray, tuple[int, int]] | BadMedia] = []
         room = self.patches
-        for found in self._pool.map(self._decoded, pictures):
-            size = 0 if isinstance(found, BadMedia) else len(found[0])
+        for decoded in self._pool.map(self._decoded, pictures):
+            size = 0 if isinstance(decoded, BadMedia) else len(decoded[0])
             if size > room:
                 yield from self._encoded(waiting)
                 waiting, room = [], self.patches
-            waiting.append(found)
+            waiting.append(decoded)
             room -= size
         yield from self._encoded(waiting)
 

@@ -87,12 +87,12 @@ class Writer:
         """Writes files that are not there yet; returns why some cannot be, and how many were."""
         bad: dict[Path, str] = {}
         pictures = {path: one for path, one in missing.items() if isinstance(one, Image)}
-        for path, found in zip(pictures, self.encode(pictures.values()), strict=True):
-            if isinstance(found, BadMedia):
-                bad[path] = found.reason
+        for path, vectors in zip(pictures, self.encode(pictures.values()), strict=True):
+            if isinstance(vectors, BadMedia):
+                bad[path] = vectors.reason
                 continue
             file = io.BytesIO()
-            np.save(file, found.astype(self.dtype))
+            np.save(file, vectors.astype(self.dtype))
             self._save(path, file.getvalue())
         for path, one in missing.items():
             if isinstance(one, Features):  # somebody encoded it before; it goes along
@@ -148,5 +148,5 @@ def _message(turn: Turn, content: list[dict[str, Any]]) -> dict[str, Any]:
 def media_of(document: Document | Skip) -> Iterator[tuple[int, Image | Features]]:
     """The media of a document that files are written for, numbered."""
     turns = () if isinstance(document, Skip) else document.turns
-    found = [part for turn in turns for part in turn.parts if isinstance(part, Image | Features)]
-    yield from enumerate(found)
+    media = [part for turn in turns for part in turn.parts if isinstance(part, Image | Features)]
+    yield from enumerate(media)

@@ -64,7 +64,7 @@ def collectives(text: str, mesh: Mesh) -> list[Collective]:
     parts = {name for each in itertools.chain(*computations.values()) for name in _PART.findall(each.rest)}
     times = _times(computations)
     groupings = _groupings(mesh)
-    found: dict[tuple[str, str, str], Collective] = {}
+    largest: dict[tuple[str, str, str], Collective] = {}
     for name, instructions in computations.items():
         for each in instructions:
             kind = each.kind.removesuffix("-start")
@@ -78,9 +78,9 @@ def collectives(text: str, mesh: Mesh) -> list[Collective]:
                 key = *key[:2], _plain(each.shape) if name in parts else f"{name}/{each.name}"
             axes = _crossing(mesh) if each.kind == "send" else _axes(each.rest, groupings, mesh)
             one = Collective(kind, _size(each), times[name], axes)
-            if key not in found or one.total > found[key].total:
-                found[key] = one
-    return [one for one in found.values() if one.times and one.axes]
+            if key not in largest or one.total > largest[key].total:
+                largest[key] = one
+    return [one for one in largest.values() if one.times and one.axes]
 
 
 def by_kind_and_axes(found: Sequence[Collective]) -> dict[tuple[str, str], int]:
@@ -187,7 +187,7 @@ def _slices(mesh: Mesh) -> list[int]:
     first = mesh.devices[(0,) * mesh.devices.ndim]
     lines = (np.moveaxis(mesh.devices, dim, 0).reshape(size, -1)[:, 0] for dim, size in enumerate(mesh.devices.shape))
     number = [{getattr(device, "slice_index", 0) for device in line} for line in lines]
-    return [len(found) if first.platform == "tpu" else 1 for found in number]
+    return [len(slices) if first.platform == "tpu" else 1 for slices in number]
 
 
 def _crossing(mesh: Mesh) -> tuple[str, ...]:

@@ -183,5 +183,5 @@ def sent_by_formula(
 def _with_paths(params: Any) -> list[tuple[tuple[str, ...], Any]]:
     import jax
 
-    found = jax.tree_util.tree_leaves_with_path(params)
-    return [(tuple(str(key.key) for key in path), x) for path, x in found]
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return [(tuple(str(key.key) for key in path), x) for path, x in leaves]

@@ -93,16 +93,16 @@ def _tpus(topology: str, slices: int) -> list[Any]:
 @contextmanager
 def errors_of_libraries() -> Iterator[list[str]]:
     """Takes what C++ writes to standard error; the list has it as one text at the end."""
-    found: list[str] = []
+    texts: list[str] = []
     sys.stderr.flush()
     kept = os.dup(2)
     with tempfile.TemporaryFile() as file:
         os.dup2(file.fileno(), 2)
         try:
-            yield found
+            yield texts
         finally:
             sys.stderr.flush()
             os.dup2(kept, 2)
             os.close(kept)
             file.seek(0)
-            found.append(file.read().decode(errors="replace"))
+            texts.append(file.read().decode(errors="replace"))

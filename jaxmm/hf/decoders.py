@@ -47,8 +47,8 @@ def decoder_of(config: Any, tied: bool) -> Decoder:
 
 def plain_decoder_of(config: Any, tied: bool) -> Decoder:
     """A decoder in a family with one axis of positions, and in which attention is causal over images as over text."""
-    found = decoder_of(config, tied)
-    return found._replace(spec=dataclasses.replace(found.spec, rope_sections=(), bidirectional_blocks=False))
+    decoder = decoder_of(config, tied)
+    return decoder._replace(spec=dataclasses.replace(decoder.spec, rope_sections=(), bidirectional_blocks=False))
 
 
 # What their configs share

@@ -56,12 +56,12 @@ def read_config(folder: Path) -> Any:
         raise UserError(f"{folder} has no {CONFIG}: give the folder of a Hugging Face model")
     logging.getLogger("transformers").setLevel(logging.ERROR)
     try:
-        found = json.loads(path.read_text())
-        kind = found.get("model_type", "")
+        written = json.loads(path.read_text())
+        kind = written.get("model_type", "")
         if kind not in transformers.CONFIG_MAPPING:
             raise UserError(f"{path}: model '{kind}' is not supported: those are {', '.join(FAMILIES)}")
-        values.check(found, path)
-        quantised = [part for part in (found, *_parts(found)) if part.get("quantization_config")]
+        values.check(written, path)
+        quantised = [part for part in (written, *_parts(written)) if part.get("quantization_config")]
         if quantised:
             method = quantised[0]["quantization_config"].get("quant_method", "some method")
             raise UserError(f"{path}: weights quantised by {method} are not supported: take the release without")
@@ -114,13 +114,13 @@ def read_whole(folder: Path) -> Whole:
     with of_folder(folder):
         family = family_of(config)
         layout = family.layout(config)
-    found, decoder = config.to_dict(), layout.spec.decoder
-    found.pop("_name_or_path", None)  # the folder's place on this machine
+    config_dict, decoder = config.to_dict(), layout.spec.decoder
+    config_dict.pop("_name_or_path", None)  # the folder's place on this machine
     if is_tied(folder, decoder.tie_embeddings) != decoder.tie_embeddings:
         decoder = dataclasses.replace(decoder, tie_embeddings=False)
         layout = layout._replace(spec=dataclasses.replace(layout.spec, decoder=decoder))
-        found["tie_word_embeddings"] = found["text_config"]["tie_word_embeddings"] = False
-    return Whole(family, layout, found)
+        config_dict["tie_word_embeddings"] = config_dict["text_config"]["tie_word_embeddings"] = False
+    return Whole(family, layout, config_dict)
 
 
 ShardingOf = Callable[[Path_, tuple[int, ...]], Any]  # from a parameter's path and shape to its sharding
@@ -166,10 +166,10 @@ def _read(
     if is_tied(folder, spec.decoder.tie_embeddings):
         others = [*others, names.HEAD]  # a copy of the embedding
     checkpoint = tensor_files.Checkpoint(folder)
-    found = weights.read_params(
+    params_and_spare = weights.read_params(
         checkpoint, rules, parameters, spelling=spelling, others=others, grows=vocabulary
     )  # fmt: skip
-    return Read(*found)
+    return Read(*params_and_spare)
 
 
 def outgoing(
@@ -192,10 +192,10 @@ def outgoing(
 
 def flat(tree: Mapping[str, Any], above: Path_ = ()) -> dict[Path_, Any]:
     """Flattens a tree of parameters to {path: parameter}: the inverse of ``multimodal.nested``."""
-    found: dict[Path_, Any] = {}
+    by_path: dict[Path_, Any] = {}
     for key, value in tree.items():
-        found |= flat(value, (*above, key)) if isinstance(value, Mapping) else {(*above, key): value}
-    return found
+        by_path |= flat(value, (*above, key)) if isinstance(value, Mapping) else {(*above, key): value}
+    return by_path
 
 
 def save_spare(source: Path, spare: Sequence[str], file: Path) -> None:
@@ -215,6 +215,6 @@ def save_spare_of_tower(source: Path, spare: Sequence[str], layout: Layout, file
         return
     checkpoint = tensor_files.Checkpoint(source)
     kept = [name for name in spare if not _of_tower(name).startswith(HEAD)]
-    found = {names.foreign_name(_of_tower(n), layout.prefixes): np.asarray(checkpoint.raw(n)) for n in kept}
-    if found:
-        tensor_files.write_file(file, found)
+    tensors = {names.foreign_name(_of_tower(n), layout.prefixes): np.asarray(checkpoint.raw(n)) for n in kept}
+    if tensors:
+        tensor_files.write_file(file, tensors)

@@ -39,11 +39,11 @@ def model_card(title: str, architecture: str, config: Mapping[str, Any], step: i
 
 def evaluation(workdir: Path, step: int) -> list[str]:
     """Returns a table row for each source that the run was evaluated on at this step; [] if it was not."""
-    found = [
+    evaluations = [
         line["eval"] for line in read_lines(workdir / "metrics.jsonl") if line.get("step") == step and "eval" in line
     ]
     lines = []
-    for source, figures in (found[-1] if found else {}).items():
+    for source, figures in (evaluations[-1] if evaluations else {}).items():
         shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items() if isinstance(value, float))
         lines.append(f"| evaluation, {source} | {shown} |")
     return lines

@@ -75,9 +75,9 @@ SPELLINGS = (
 def common_name(name: str) -> str:
     """The common spelling of a foreign tensor's name."""
     for written, common in SPELLINGS:
-        found = re.match(written, name)
-        if found:
-            return common + name[found.end() :]
+        match = re.match(written, name)
+        if match:
+            return common + name[match.end() :]
     return name
 
 

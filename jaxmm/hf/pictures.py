@@ -85,8 +85,8 @@ class BySoftTokens(Pictures):
             # A tower's own processor, whose pictures fill the tower: the limits are as far apart as LFM2-VL's.
             most = int(processor["max_num_patches"]) * spec.vision.patch_size**2
             return most // 4, most
-        found, area = defaults | processor, token_area(spec)
-        return int(found["min_image_tokens"]) * area, int(found["max_image_tokens"]) * area
+        settings, area = defaults | processor, token_area(spec)
+        return int(settings["min_image_tokens"]) * area, int(settings["max_image_tokens"]) * area
 
     def whole(self, asked: Limits, spec: ModelSpec) -> Limits:
         area = token_area(spec)
@@ -102,24 +102,24 @@ class ByPixels(Pictures):
 
     def settings(self, processor: Settings, config: Mapping[str, Any], spec: ModelSpec, where: Path) -> dict[str, Any]:
         size = processor.get("size") or {}
-        found: dict[str, Any] = {"thin": True}
+        resizing: dict[str, Any] = {"thin": True}
         for ours, theirs in EDGES:
             if processor.get(ours) or theirs in size:
-                found[ours] = int(processor.get(ours) or size[theirs])
-        return found
+                resizing[ours] = int(processor.get(ours) or size[theirs])
+        return resizing
 
     def own_limits(self, processor: Settings, defaults: Settings, spec: ModelSpec) -> Limits:
-        found = defaults | processor
-        size = found.get("size") or {}
+        settings = defaults | processor
+        size = settings.get("size") or {}
         least, most = (
-            int(found.get(ours) or size.get(theirs) or defaults["size"][theirs]) for ours, theirs in EDGES
+            int(settings.get(ours) or size.get(theirs) or defaults["size"][theirs]) for ours, theirs in EDGES
         )  # fmt: skip
         return least, most
 
     def resized(self, processor: Settings, pixels: Limits, spec: ModelSpec) -> Settings:
-        found = processor | {"size": {"shortest_edge": pixels[0], "longest_edge": pixels[1]}}
-        return found | {
-            key: value for key, value in zip(("min_pixels", "max_pixels"), pixels, strict=True) if key in found
+        settings = processor | {"size": {"shortest_edge": pixels[0], "longest_edge": pixels[1]}}
+        return settings | {
+            key: value for key, value in zip(("min_pixels", "max_pixels"), pixels, strict=True) if key in settings
         }
 
 
@@ -133,12 +133,12 @@ class OneSize(Pictures):
     def settings(self, processor: Settings, config: Mapping[str, Any], spec: ModelSpec, where: Path) -> dict[str, Any]:
         size = config["vision_config"]["image_size"]
         side = size if isinstance(size, int) else size[0]
-        found = {"side": side, "crop": _is_cropped(processor, side, where), "max_pixels": side**2, "min_pixels": 1}
+        resizing = {"side": side, "crop": _is_cropped(processor, side, where), "max_pixels": side**2, "min_pixels": 1}
         if self.tiles:
             # The model's processor cuts tiles, whatever crop_to_patches of its image processor says.
             least, most = (int(processor.get(key, 1)) for key in ("min_patches", "max_patches"))
-            found |= {"min_tiles": least, "max_tiles": most} if most > 1 else {}
-        return found
+            resizing |= {"min_tiles": least, "max_tiles": most} if most > 1 else {}
+        return resizing
 
     def own_limits(self, processor: Settings, defaults: Settings, spec: ModelSpec) -> Limits:
         raise NotImplementedError("pictures of one size have no limits")

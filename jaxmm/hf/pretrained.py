@@ -60,12 +60,12 @@ class Pretrained(NamedTuple):
 
     def differences(self) -> list[str]:
         """Lines for people on what the folder does with images and we do not."""
-        found = [
+        not_followed = [
             f"the folder's {key} is not followed: {instead}"
             for key, instead in self.family.not_followed.items()
             if self.processor.get(key)
         ]
-        return [*found, *self.told]
+        return [*not_followed, *self.told]
 
     def own_limits(self) -> Limits:
         """Limits in pixels for resizing pictures of any shape: the folder's, or its family's if the folder has none."""
@@ -162,26 +162,28 @@ def _pixels(folder: Path) -> Limits | None:
     """The limits that a run has settled; None for a model's own folder, and for a run of jaxmm 0.1."""
     if not (folder / PIXELS).exists():
         return None
-    found = json_object(folder / PIXELS)
-    return int(found["min_pixels"]), int(found["max_pixels"])
+    saved = json_object(folder / PIXELS)
+    return int(saved["min_pixels"]), int(saved["max_pixels"])
 
 
 def _normalised(spec: ModelSpec, processor: dict[str, Any]) -> ModelSpec:
     """Returns the spec with the mean and standard deviation of pixels from the folder's processor."""
     if processor.get("do_normalize") is False:
         processor = {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}
-    found = {
+    statistics = {
         ours: processor[theirs]
         for ours, theirs in (("mean", "image_mean"), ("std", "image_std"))
         if theirs in processor
     }
     try:
-        as_numbers = {ours: tuple(map(float, of_channels)) for ours, of_channels in found.items()}
+        as_numbers = {ours: tuple(map(float, of_channels)) for ours, of_channels in statistics.items()}
         if any(len(numbers) != 3 for numbers in as_numbers.values()):
             raise ValueError("one number a channel")
         return dataclasses.replace(spec, vision=dataclasses.replace(spec.vision, **as_numbers))  # type: ignore[arg-type]
     except (TypeError, ValueError) as error:
-        raise UserError(f"the image processor's image_mean and image_std, {found}, are not right: {error}") from error
+        raise UserError(
+            f"the image processor's image_mean and image_std, {statistics}, are not right: {error}"
+        ) from error
 
 
 def _joined(folders: dict[str, Path], merge: int, mlp: int) -> Pretrained:
@@ -203,10 +205,10 @@ def generation(folder: Path) -> dict[str, Any]:
 
 
 def _ends(folder: Path) -> tuple[int, ...]:
-    found = generation(folder).get("eos_token_id")
-    ends = found if isinstance(found, list) else [] if found is None else [found]
+    eos_token_id = generation(folder).get("eos_token_id")
+    ends = eos_token_id if isinstance(eos_token_id, list) else [] if eos_token_id is None else [eos_token_id]
     if not all(isinstance(end, int) and not isinstance(end, bool) and end >= 0 for end in ends):
-        raise UserError(f"{folder / GENERATION}: eos_token_id is {found!r}: it must be an id, or a list of them")
+        raise UserError(f"{folder / GENERATION}: eos_token_id is {eos_token_id!r}: it must be an id, or a list of them")
     return tuple(ends)
 
 
@@ -262,8 +264,8 @@ def image_settings(start: Pretrained) -> dict[str, Any]:
 
 def _image_settings(start: Pretrained) -> dict[str, Any]:
     spec, processor, where = start.layout.spec, start.processor, start.tokenizer
-    found = model_settings(spec) | resample_settings(processor, where)
-    found |= start.family.pictures.settings(processor, start.config, spec, where)
-    if start.pixels and not found.get("side"):
-        found |= dict(zip(("min_pixels", "max_pixels"), start.pixels, strict=True))
-    return found
+    settings = model_settings(spec) | resample_settings(processor, where)
+    settings |= start.family.pictures.settings(processor, start.config, spec, where)
+    if start.pixels and not settings.get("side"):
+        settings |= dict(zip(("min_pixels", "max_pixels"), start.pixels, strict=True))
+    return settings

@@ -60,23 +60,23 @@ def read_processor(folder: Path, default: str) -> dict[str, Any]:
         if not path.exists():
             continue
         whole = json_object(path)
-        found = whole.get("image_processor", whole)
-        if not isinstance(found, dict):
+        settings = whole.get("image_processor", whole)
+        if not isinstance(settings, dict):
             raise UserError(f"{path} has no settings in 'image_processor': download it again")
-        if found:
-            return DEFAULTS[processor_kind(found, default)] | found
+        if settings:
+            return DEFAULTS[processor_kind(settings, default)] | settings
     return {}
 
 
 def json_object(path: Path) -> dict[str, Any]:
     """Reads a JSON object. Raises UserError for a file that is not JSON, or not an object."""
     try:
-        found = json.loads(path.read_text())
+        parsed = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"{path} is no JSON: download it again") from error
-    if not isinstance(found, dict):
+    if not isinstance(parsed, dict):
         raise UserError(f"{path} is no JSON object: download it again")
-    return found
+    return parsed
 
 
 def limits(asked: Limits, own: Limits) -> Limits:

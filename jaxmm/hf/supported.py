@@ -32,9 +32,9 @@ def activation_written(name: str) -> str:
 def require(config: Any, **wanted: Any) -> None:
     """Raises UserError if a key of the config has another value than the wanted one; a missing key is accepted."""
     for key, value in wanted.items():
-        found = getattr(config, key, value)
-        if found != value:
-            raise UserError(f"config.json: {config.model_type} with {key}={found} is not supported: only {value}")
+        actual = getattr(config, key, value)
+        if actual != value:
+            raise UserError(f"config.json: {config.model_type} with {key}={actual} is not supported: only {value}")
 
 
 def square_side(value: Any, what: str) -> int:

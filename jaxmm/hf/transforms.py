@@ -75,8 +75,8 @@ TRANSFORMS = {
 
 def foreign_shapes(transform: str, shapes: Sequence[Shape]) -> list[Shape]:
     """The shapes that the foreign tensor of one parameter, or of several equal ones fused, may have."""
-    found = TRANSFORMS[transform].shapes(shapes[0])
-    return sorted({(len(shapes) * shape[0], *shape[1:]) for shape in found} if len(shapes) > 1 else found)
+    of_one = TRANSFORMS[transform].shapes(shapes[0])
+    return sorted({(len(shapes) * shape[0], *shape[1:]) for shape in of_one} if len(shapes) > 1 else of_one)
 
 
 def into_parts(array: np.ndarray, transform: str, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:

@@ -50,18 +50,18 @@ def read_params(
     """
     shapes = {path: shape for path, (shape, _) in parameters.items()}
     wanted = {tensor.name: tensor for tensor in names.tensors(rules, shapes)}
-    found = {spelling(name): name for name in checkpoint.entries}
-    twice = [name for name in checkpoint.entries if found[spelling(name)] != name]
-    unknown = [name for common, name in found.items() if common not in wanted]
+    foreign_name = {spelling(name): name for name in checkpoint.entries}
+    twice = [name for name in checkpoint.entries if foreign_name[spelling(name)] != name]
+    unknown = [name for common, name in foreign_name.items() if common not in wanted]
     layers = {layer.group() for layer in (re.match(names.SPARE_LAYERS, name) for name in wanted) if layer}
     spare = [name for name in unknown if _is_spare(spelling(name), layers)]
     unused = [name for name in unknown if name not in set(spare) and not _is_any(spelling(name), others)]
-    missing = [name for name in wanted if name not in found]
+    missing = [name for name in wanted if name not in foreign_name]
     where = checkpoint.folder
     if twice:
-        same = [f"{name} as {found[spelling(name)]}" for name in twice]
+        same = [f"{name} as {foreign_name[spelling(name)]}" for name in twice]
         raise UserError(f"{where} has {len(twice)} tensors a second time by another name: {_some(same)}")
-    unheld = [name for common, name in found.items() if common in wanted and not checkpoint.is_held(name)]
+    unheld = [name for common, name in foreign_name.items() if common in wanted and not checkpoint.is_held(name)]
     if unheld:
         kinds = sorted({checkpoint.entries[name].dtype for name in unheld})
         raise UserError(
@@ -75,23 +75,23 @@ def read_params(
     misshapen = []
     for common, tensor in wanted.items():
         parts = [_part_shape(shapes[path], tensor.layer) for path in _paths(tensor.rule)]
-        has = checkpoint.entries[found[common]].shape
+        has = checkpoint.entries[foreign_name[common]].shape
         may_grow = _paths(tensor.rule)[0] in grows and has[1:] == parts[0][1:] and has[0] <= parts[0][0]
         fitting = transforms.foreign_shapes(tensor.rule.transform, parts)
         if not may_grow and has not in fitting:
-            misshapen.append(f"{found[common]} {has} for {' or '.join(map(str, fitting))}")
+            misshapen.append(f"{foreign_name[common]} {has} for {' or '.join(map(str, fitting))}")
     if misshapen:
         raise UserError(f"{where} has {len(misshapen)} tensors of another shape: {_some(misshapen)}")
     params: dict[names.Path, jax.Array] = {}
-    for common, tensor in sorted(wanted.items(), key=lambda item: checkpoint.entries[found[item[0]]].file):
-        array = checkpoint.mapped(found[common])
+    for common, tensor in sorted(wanted.items(), key=lambda item: checkpoint.entries[foreign_name[item[0]]].file):
+        array = checkpoint.mapped(foreign_name[common])
         paths = _paths(tensor.rule)
         parts = [_part_shape(shapes[path], tensor.layer) for path in paths]
         if paths[0] in grows and array.shape[0] < parts[0][0]:
             array = _grown(array, parts[0][0])
         for path, value in zip(paths, transforms.into_parts(array, tensor.rule.transform, parts), strict=True):
             _place(params, path, value, tensor.layer, *parameters[path])
-    _check_finite(checkpoint, params, {found[common]: tensor for common, tensor in wanted.items()})
+    _check_finite(checkpoint, params, {foreign_name[common]: tensor for common, tensor in wanted.items()})
     return params, spare
 
 

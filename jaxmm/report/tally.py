@@ -96,12 +96,12 @@ class Tally:
     def _images(self, batch: Batch, b: int) -> np.ndarray:
         """(sources, 2) images or other media, and patches of a row: each is of the source where its soft tokens are."""
         sums = np.zeros((len(self._sums), 2), np.int64)
-        spec, slots_T, found = self._lengths[0].spec, batch.slots_BT[b], streams(batch)
+        spec, slots_T, stream_of = self._lengths[0].spec, batch.slots_BT[b], streams(batch)
         for name, place in places_in(batch, spec).items():
-            segments = found[name].segments[b, :: place.group]
+            segments = stream_of[name].segments[b, :: place.group]
             at = np.flatnonzero((slots_T >= place.start) & (slots_T < place.start + len(segments)))
             segment, first = np.unique(segments[slots_T[at] - place.start], return_index=True)
-            counts = np.bincount(found[name].segments[b], minlength=int(segment.max(initial=0)) + 1)
+            counts = np.bincount(stream_of[name].segments[b], minlength=int(segment.max(initial=0)) + 1)
             patches = counts[segment] if name == "patches" else np.zeros_like(segment)
             np.add.at(sums, batch.sources_BT[b, at[first]], np.stack([np.ones_like(segment), patches], 1))
         return sums

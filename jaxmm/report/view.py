@@ -131,10 +131,10 @@ class Viewer:
         origin = lengths.prepared.read(piece.example).origin
         shown = View(piece, name, origin, place, int(lengths.tokens_E[piece.example]), (0, 0), [], 0, [])
         here = slice(*place)
-        found = np.unique(text.segments[b, here]).tolist()
-        if found == [0] and origin in reasons:
+        segments = np.unique(text.segments[b, here]).tolist()
+        if segments == [0] and origin in reasons:
             return shown._replace(skipped=reasons[origin])
-        _agree(found == [segment], name, f"its place has the segments {found}, not {segment} alone")
+        _agree(segments == [segment], name, f"its place has the segments {segments}, not {segment} alone")
         weights = loaded.batch.weights_BT[b, here]
         positions = text.positions[b, here, 0]
         return shown._replace(

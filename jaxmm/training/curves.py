@@ -66,8 +66,8 @@ def _of_sources(lines: Sequence[Mapping[str, Any]], key: str = "loss") -> list[L
     evaluated = [(line["step"], line["eval"]) for line in lines if isinstance(line.get("eval"), Mapping)]
     names = sorted({name for _, by_source in evaluated for name in by_source})
     return [
-        Line(name, [(step, float(found[name][key])) for step, found in evaluated
-                    if name in found and _is_number(found[name].get(key))], dots=True)
+        Line(name, [(step, float(figures[name][key])) for step, figures in evaluated
+                    if name in figures and _is_number(figures[name].get(key))], dots=True)
         for name in names
     ]  # fmt: skip
 

@@ -126,15 +126,15 @@ class Evaluator:
             if sums.weight == 0:
                 figures[source.name] = {"loss": None, "answer_accuracy": None, "answers": 0}
                 continue
-            found: Figures = {"loss": sums.nll / sums.weight, "answer_accuracy": sums.accuracy()}
-            found["answers"] = len(sums.answers)
+            of_source: Figures = {"loss": sums.nll / sums.weight, "answer_accuracy": sums.accuracy()}
+            of_source["answers"] = len(sums.answers)
             if sums.names:
-                found["answer_accuracy_by_kind"] = {n: sums.accuracy(n) for n in sums.names if n != "unseen"}
-                found["unseen_pair_accuracy"] = sums.accuracy("unseen") if "unseen" in sums.names else None
+                of_source["answer_accuracy_by_kind"] = {n: sums.accuracy(n) for n in sums.names if n != "unseen"}
+                of_source["unseen_pair_accuracy"] = sums.accuracy("unseen") if "unseen" in sums.names else None
                 if blind:
                     swapped = Lengths(SwappedImages(source.prepared), self.recipe.image)
-                    found["answer_accuracy_blind"] = self._run(params, [swapped])[0].accuracy()
-            figures[source.name] = found
+                    of_source["answer_accuracy_blind"] = self._run(params, [swapped])[0].accuracy()
+            figures[source.name] = of_source
         return figures
 
 
@@ -147,8 +147,8 @@ def mean_loss(figures: dict[str, Figures]) -> float | None:
 def closing_rows(figures: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Any]]:
     """The figures as rows of a table."""
     rows: list[tuple[str, Any]] = []
-    for source, found in figures.items():
-        for name, value in found.items():
+    for source, of_source in figures.items():
+        for name, value in of_source.items():
             if isinstance(value, dict):
                 rows += [(f"{source} {name} {key}", item) for key, item in value.items()]
             else:

@@ -108,20 +108,20 @@ def read_vectors(features: Features, spec: ImageSpec, known: Extent) -> np.ndarr
         raise BadMedia("changed")
     try:
         with opened_file(features) as file:
-            found = np.load(file, allow_pickle=False)
+            vectors = np.load(file, allow_pickle=False)
     except MemoryError as error:
         raise BadMedia("too large") from error
     except (OSError, ValueError, EOFError) as error:
         raise BadMedia("truncated") from error  # its header was whole
-    if found.ndim == 3:
+    if vectors.ndim == 3:
         in_groups = dataclasses.replace(spec, window=0)  # soft tokens of ready-made features are in reading order
-        row, column = geometry.patch_positions(found.shape[0], found.shape[1], in_groups).T
-        found = found[row, column]
+        row, column = geometry.patch_positions(vectors.shape[0], vectors.shape[1], in_groups).T
+        vectors = vectors[row, column]
     with np.errstate(over="ignore"):
-        found = np.asarray(found, np.float32)
-    if not np.isfinite(found).all():
+        vectors = np.asarray(vectors, np.float32)
+    if not np.isfinite(vectors).all():
         raise BadMedia("not finite")
-    return found
+    return vectors
 
 
 def _header(features: Features) -> tuple[int, ...]:

@@ -90,8 +90,8 @@ def tile_grid(height: Any, width: Any, spec: ImageSpec) -> tuple[Any, Any]:
 def _tile_grids(least: int, most: int) -> list[tuple[int, int]]:
     """All (columns, rows) of ``least`` to ``most`` tiles, the fewest first."""
     sides = range(1, most + 1)
-    found = [(columns, rows) for columns in sides for rows in sides if least <= columns * rows <= most]
-    return sorted(found, key=lambda grid: grid[0] * grid[1])
+    grids = [(columns, rows) for columns in sides for rows in sides if least <= columns * rows <= most]
+    return sorted(grids, key=lambda grid: grid[0] * grid[1])
 
 
 def tile_count(height: Any, width: Any, spec: ImageSpec) -> Any:

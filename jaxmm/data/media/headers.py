@@ -36,18 +36,18 @@ def looked_at(chunk: Sequence[Document | Skip], drop_image: bool = False) -> lis
         sizes = map(_size, images)
     looked: list[Looked | Skip] = []
     for document, pictures in zip(chunk, images_of, strict=True):
-        found = [next(sizes) for _ in pictures]
-        bad = next((size for size in found if isinstance(size, str)), "")
+        measured = [next(sizes) for _ in pictures]
+        bad = next((size for size in measured if isinstance(size, str)), "")
         if isinstance(document, Skip):
             looked.append(document)
         elif bad and drop_image and _is_page(document):
-            looked += [Skip(document.origin, size, DROPPED) for size in found if isinstance(size, str)]
-            left = [(p, size) for p, size in zip(pictures, found, strict=True) if not isinstance(size, str)]
-            looked.append((_without(document, found), [p for p, _ in left], [size for _, size in left]))
+            looked += [Skip(document.origin, size, DROPPED) for size in measured if isinstance(size, str)]
+            left = [(p, size) for p, size in zip(pictures, measured, strict=True) if not isinstance(size, str)]
+            looked.append((_without(document, measured), [p for p, _ in left], [size for _, size in left]))
         elif bad:
             looked.append(Skip(document.origin, bad))
         else:
-            looked.append((document, pictures, [size for size in found if not isinstance(size, str)]))
+            looked.append((document, pictures, [size for size in measured if not isinstance(size, str)]))
     return looked
 
 
@@ -58,9 +58,9 @@ def _is_page(document: Document) -> bool:
     return all(turn.role == "document" for turn in document.turns) and (len(texts) > 1 or len(parts) - len(texts) > 1)
 
 
-def _without(document: Document, found: Sequence[Extent | str]) -> Document:
-    """Returns a document without the media for which ``found`` has a reason (a string)."""
-    sizes = iter(found)
+def _without(document: Document, measured: Sequence[Extent | str]) -> Document:
+    """Returns a document without the media for which ``measured`` has a reason (a string)."""
+    sizes = iter(measured)
     turns = []
     for turn in document.turns:
         kept = tuple(p for p in turn.parts if isinstance(p, Text) or not isinstance(next(sizes), str))

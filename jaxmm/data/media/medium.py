@@ -77,8 +77,8 @@ class Extents:
         return self._column("image_kind_I")
 
     def _column(self, name: str) -> np.ndarray:
-        found = np.asarray(getattr(self._index, name)[self._which])
-        return found if self._within is None else found[self._within]
+        column = np.asarray(getattr(self._index, name)[self._which])
+        return column if self._within is None else column[self._within]
 
 
 class Settings(NamedTuple):

@@ -148,12 +148,12 @@ def _scans(opened: PIL.Image.Image) -> int:
     file = opened.fp  # type: ignore[attr-defined]  # it is of the class for files
     place = file.tell()
     file.seek(0)
-    found, last = 0, b""
+    count, last = 0, b""
     while chunk := file.read(1 << 20):
-        found += (last + chunk).count(b"\xff\xda")
+        count += (last + chunk).count(b"\xff\xda")
         last = chunk[-1:]
     file.seek(place)
-    return found
+    return count
 
 
 def _to_rgb(picture: PIL.Image.Image) -> PIL.Image.Image:

@@ -80,26 +80,26 @@ def measured(extents: Extents, spec: ImageSpec, units: np.ndarray | None = None)
       units: of each medium, if they have been counted before.
     """
     count = len(extents.kind)
-    found = Measured(np.zeros(count, np.int64), np.zeros(count, np.int64), {})
+    combined = Measured(np.zeros(count, np.int64), np.zeros(count, np.int64), {})
     for medium, which in by_medium(extents.kind):
         own = extents.those(which)
         taken = medium.units(own, spec) if units is None else units if which is None else units[which]
         soft_tokens, needs = medium.soft_tokens(taken, own, spec), medium.needs(taken, own, spec)
         if which is None:
             return Measured(taken, soft_tokens, needs)
-        found.units[which], found.soft_tokens[which] = taken, soft_tokens
+        combined.units[which], combined.soft_tokens[which] = taken, soft_tokens
         for name, each in needs.items():
-            found.needs.setdefault(name, np.zeros(count, np.int64))[which] = each
-    return found
+            combined.needs.setdefault(name, np.zeros(count, np.int64))[which] = each
+    return combined
 
 
 def text_tokens(extents: Extents) -> np.ndarray:
     """Returns int64 (n,): how many text tokens are each medium's own content; 0 for media that are not text."""
-    found = np.zeros(len(extents.kind), np.int64)
+    counts = np.zeros(len(extents.kind), np.int64)
     for medium, which in by_medium(extents.kind):
         if medium.is_text:
-            found[slice(None) if which is None else which] = medium.text_tokens(extents.those(which))
-    return found
+            counts[slice(None) if which is None else which] = medium.text_tokens(extents.those(which))
+    return counts
 
 
 def described(kinds: np.ndarray) -> dict[str, Any]:
@@ -144,8 +144,8 @@ def stream_places(units: Callable[[str], int], spec: ImageSpec) -> dict[str, Str
 
 def streams(batch: Batch) -> dict[str, Stream]:
     """The streams of media that a batch has, by the name of the budget."""
-    found = {medium.stream: medium.array(batch) for medium in MEDIA.values() if medium.stream}
-    return {name: stream for name, stream in found.items() if isinstance(stream, Stream)}
+    arrays = {medium.stream: medium.array(batch) for medium in MEDIA.values() if medium.stream}
+    return {name: stream for name, stream in arrays.items() if isinstance(stream, Stream)}
 
 
 def places_in(batch: Batch, spec: ImageSpec) -> dict[str, StreamPlace]:

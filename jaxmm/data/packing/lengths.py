@@ -130,11 +130,11 @@ class Lengths:
         """Reorders needs (..., columns) to (..., names); a name that is no column gets 0."""
         if names == self.columns:
             return needs
-        found = np.zeros((*needs.shape[:-1], len(names)), needs.dtype)
+        reordered = np.zeros((*needs.shape[:-1], len(names)), needs.dtype)
         for place, name in enumerate(names):
             if name in self.columns:
-                found[..., place] = needs[..., self.columns.index(name)]
-        return found
+                reordered[..., place] = needs[..., self.columns.index(name)]
+        return reordered
 
     def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
         """Yields all needs block by block: the number of the first example, and int32 (n, columns)."""
@@ -143,10 +143,10 @@ class Lengths:
 
     def is_long(self, needs: np.ndarray, budgets: Budgets) -> np.ndarray:
         """bool (n,): which of the (n, columns) needs exceed a row."""
-        found = np.zeros(len(needs), bool)
+        exceeds = np.zeros(len(needs), bool)
         for column, limit in enumerate(budgets.of(self.columns)):
-            found |= needs[:, column] > limit
-        return found
+            exceeds |= needs[:, column] > limit
+        return exceeds
 
 
 def _count(prepared: Columns, spec: ImageSpec, columns: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -174,8 +174,8 @@ def _count(prepared: Columns, spec: ImageSpec, columns: Sequence[str]) -> tuple[
             "targets": _sums(_run_targets(prepared, runs_here, runs, tokens), runs),
         }
         counted |= {name: _sums(each, images) for name, each in media.needs.items()}
-        for name, found in counted.items():
-            all_needs[start:stop, columns.index(name)] = found
+        for name, column in counted.items():
+            all_needs[start:stop, columns.index(name)] = column
     return all_needs, units_I
 
 

@@ -116,12 +116,12 @@ class Streams:
     def examples(self, source: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """The examples at positions [start, stop) of a source's stream, and their epochs."""
         size, whole = self.mixture.examples[source], len(self.lengths[source])
-        found, epochs = [], []
+        by_epoch, epochs = [], []
         for epoch in range(start // size, -(-stop // size)):
             inside = np.arange(max(start - epoch * size, 0), min(stop - epoch * size, size))
-            found.append(Permutation(size, key_of(self.seed, source, epoch))(inside))
+            by_epoch.append(Permutation(size, key_of(self.seed, source, epoch))(inside))
             epochs.append(np.full(len(inside), epoch))
-        examples = np.concatenate(found)
+        examples = np.concatenate(by_epoch)
         if size < whole:
             examples = Permutation(whole, key_of(self.seed, source, _SUBSET))(examples)
         return examples, np.concatenate(epochs)
@@ -129,7 +129,7 @@ class Streams:
     @functools.cached_property
     def pass_tokens(self) -> list[float]:
         """About how many tokens one pass over each source gives."""
-        found = []
+        by_source = []
         for source, size in zip(self.lengths, self.mixture.examples, strict=True):
             tokens = source.total_tokens
             if self.long_documents != "split":
@@ -137,8 +137,8 @@ class Streams:
                 for _, needs in source.blocks():
                     long = needs[source.is_long(needs, self.budgets), source.columns.index("tokens")]
                     tokens -= int(long.sum(dtype=np.int64)) - kept * len(long)
-            found.append(max(tokens, 1) * size / len(source))
-        return found
+            by_source.append(max(tokens, 1) * size / len(source))
+        return by_source
 
     def within_passes(
         self, position: Position, step: int, whole: float, most: float, *, batch: float, row: float, seam: float
@@ -179,7 +179,7 @@ class Streams:
         """
         lengths, size = self.lengths[source], self.mixture.examples[source]
         mean = max(1.0, lengths.total_tokens / len(lengths))
-        found, held, at = [], 0, start
+        drawn, held, at = [], 0, start
         while held < tokens and (not end or at < end):
             more = (tokens - held) / mean * 1.02 + 8
             stop = end if end and more >= end - at else at + int(more)
@@ -188,12 +188,12 @@ class Streams:
             sums = np.cumsum(np.bincount(of, pieces.last - pieces.first, len(examples)))
             count = min(int(np.searchsorted(sums, tokens - held, side="left")) + 1, len(examples))
             inside = slice(0, int(np.searchsorted(of, count, side="left")))
-            found.append(Drawn(pieces.take(inside), needs[inside]))
+            drawn.append(Drawn(pieces.take(inside), needs[inside]))
             held += int(sums[count - 1])
             at += count
             if not held and at // size > -(-start // size):
                 raise UserError(f"data source '{lengths.name}' has no example that fits a row: nothing to train on")
-        return joined(found, self.budgets), at, held
+        return joined(drawn, self.budgets), at, held
 
     def draw(self, position: Position, window: Window, step: int) -> tuple[Drawn, Position]:
         """Draws one window: each source's share of its tokens, plus what the source is owed from before.
@@ -205,7 +205,7 @@ class Streams:
         limits = window.limits or self.mixture.ends
         finished = np.array(window.finished or [False] * len(taken))
         shares = self._shares(taken, step)
-        found: list[Drawn] = []
+        drawn: list[Drawn] = []
         if shares is not None:
             owed += window.tokens * shares
         while shares is not None:
@@ -213,14 +213,14 @@ class Streams:
                 wanted = math.inf if finished[i] else owed[i]
                 pieces, taken[i], held = self.take(i, taken[i], wanted, limits[i])
                 owed[i] -= held
-                found.append(pieces)
+                drawn.append(pieces)
             spare = sum(max(owed[i], 0.0) for i in range(len(taken)) if self.has_run_out(i, taken[i]))
             owed = np.where([self.has_run_out(i, n) for i, n in enumerate(taken)], 0.0, owed)
             shares = self._shares(taken, step)
             if not spare or shares is None:
                 break
             owed += spare * shares
-        return joined(found, self.budgets), Position(tuple(taken), tuple(owed.tolist()))
+        return joined(drawn, self.budgets), Position(tuple(taken), tuple(owed.tolist()))
 
     def has_run_out(self, source: int, taken: int) -> bool:
         end = self.mixture.ends[source]

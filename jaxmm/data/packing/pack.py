@@ -43,7 +43,7 @@ def assign(needs: np.ndarray, limits: Sequence[int]) -> np.ndarray:
             tries.append(_packed(rows.emptied(two=False)))
         if len(needs) <= SMALL:
             tries.append(_one_by_one(rows.emptied(two=False)))
-    return min(tries, key=lambda found: int(found.of_item.max(initial=-1))).of_item
+    return min(tries, key=lambda attempt: int(attempt.of_item.max(initial=-1))).of_item
 
 
 def _packed(rows: _Rows) -> _Rows:

@@ -164,7 +164,7 @@ def cut_examples(lengths: Lengths, examples: np.ndarray, budgets: Budgets, only_
     long = _Long(lengths, examples)
     of = np.arange(len(examples))
     first, image = np.zeros(len(examples), np.int64), long.images_E1[:-1].copy()
-    found: list[Parts] = []
+    rounds: list[Parts] = []
     while len(of):
         line, image_stop = long.line_E[of], long.images_E1[of + 1]
         targets = long.targets_at(line + first)
@@ -183,12 +183,12 @@ def cut_examples(lengths: Lengths, examples: np.ndarray, budgets: Budgets, only_
         needs = {"tokens": last - first, "targets": long.targets_at(line + last) - targets}
         needs |= {name: before[taken] - before[image] for name, before in long.taken_before.items()}
         none = np.zeros_like(first)
-        found.append(Parts(of, first, last, np.stack([needs.get(name, none) for name in budgets.names], 1)))
+        rounds.append(Parts(of, first, last, np.stack([needs.get(name, none) for name in budgets.names], 1)))
         goes_on = (last < long.length_E[of]) & (not only_first)
         of, first, image = of[goes_on], last[goes_on], taken[goes_on]
-    if not found:
+    if not rounds:
         return Parts(of, of, of, np.zeros((0, len(budgets)), np.int64))
-    parts = Parts(*(np.concatenate(field) for field in zip(*found, strict=True)))
+    parts = Parts(*(np.concatenate(field) for field in zip(*rounds, strict=True)))
     order = np.argsort(parts.of, kind="stable")
     return Parts(*(field[order] for field in parts))
 

@@ -116,8 +116,8 @@ class Plan(Batches):
         if self._table.long is None:
             self._table.long = tuple(count_long(source, budgets, long_documents) for source in self.lengths)
         self.long = self._table.long
-        for source, found in zip(self.lengths, self.long, strict=True):
-            if long_documents == "drop" and found.long == found.examples:
+        for source, counts in zip(self.lengths, self.long, strict=True):
+            if long_documents == "drop" and counts.long == counts.examples:
                 raise UserError(f"data source '{source.name}' has no example that fits a row: nothing to train on")
 
     def __getstate__(self) -> dict[str, Any]:  # to worker processes, each with a lock of its own
@@ -226,13 +226,13 @@ class Plan(Batches):
             if stop - last >= self.batch_size:
                 raise IndexError(f"the plan ends with batch {self.origin.batch + -(-last // self.batch_size) - 1}")
             window = int(np.searchsorted(self._table.starts, start, side="right")) - 1
-            found, row = [self._window(window).part(0, 0)], start
+            parts, row = [self._window(window).part(0, 0)], start
             while row < min(stop, last):
                 begin, end = self._table.starts[window], self._table.starts[window + 1]
                 if begin < end:
-                    found.append(self._window(window).part(row - begin, min(stop, end) - begin))
+                    parts.append(self._window(window).part(row - begin, min(stop, end) - begin))
                 row, window = end, window + 1
-        return joined_rows(found).padded(stop - start)
+        return joined_rows(parts).padded(stop - start)
 
     def rows(self, start: int, stop: int) -> list[Row]:
         """Rows [start, stop) of the run."""
@@ -297,11 +297,11 @@ class Pass(Batches):
     ):
         """``examples``: at most that many of each source, the first ones; 0 is all."""
         self.lengths, self.budgets, self.batch_size = list(lengths), budgets, batch_size
-        found = []
+        by_source = []
         for i, source in enumerate(self.lengths):
             which = np.arange(min(len(source), examples or len(source)))
-            found.append(pieces_of(source, i, which, np.zeros_like(which), budgets, long_documents))
-        pieces, needs, _ = zip(*found, strict=True)
+            by_source.append(pieces_of(source, i, which, np.zeros_like(which), budgets, long_documents))
+        pieces, needs, _ = zip(*by_source, strict=True)
         rows = in_rows(joined_pieces(pieces), assign(np.concatenate(needs), budgets))
         self._rows = rows.padded(-(-rows.size // batch_size) * batch_size)
 

@@ -69,9 +69,9 @@ class Table:
             raise UserError(f"{self.file} could not be written: {error}") from error
 
     def _load(self, file: Path) -> None:
-        with np.load(file) as found:
-            starts, taken, owed = (found[name] for name in ("starts", "taken", "owed"))
-            has_ended, long = found["has_ended"].item(), found["long"].tolist()
+        with np.load(file) as arrays:
+            starts, taken, owed = (arrays[name] for name in ("starts", "taken", "owed"))
+            has_ended, long = arrays["has_ended"].item(), arrays["long"].tolist()
         if taken.shape != (len(starts), self._sources) or owed.shape != taken.shape:
             raise ValueError("a table of another plan")
         self._taken, self._owed = array.array("q", taken.reshape(-1)), array.array("d", owed.reshape(-1))

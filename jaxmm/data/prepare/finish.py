@@ -53,9 +53,9 @@ def finish(source: Source, template: Template, unfinished: Path, numbers: Sequen
     totals = _add_up(source, unfinished, numbers)
     data = unfinished / DATA
     expected = {shard["file"] for shard in totals.shards}
-    for found in data.iterdir():
-        if found.name not in expected:
-            found.unlink()
+    for file in data.iterdir():
+        if file.name not in expected:
+            file.unlink()
     _write_columns(unfinished, numbers, totals)
     columns = {name: np.load(data / f"{name}.npy", mmap_mode="r") for name in COLUMNS}
     meta = {

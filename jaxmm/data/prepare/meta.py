@@ -83,14 +83,14 @@ def _fault(meta: dict[str, Any]) -> str:
     return ""
 
 
-def _misses(found: Any, kinds: Mapping[str, type]) -> str:
-    if not isinstance(found, dict):
+def _misses(value: Any, kinds: Mapping[str, type]) -> str:
+    if not isinstance(value, dict):
         return "no object"
     for key, kind in kinds.items():
-        if key not in found:
+        if key not in value:
             return f"no {key}"
-        if not (_is_number(found[key]) if kind is int else isinstance(found[key], kind)):
-            return f"{key} is {str(found[key])[:80]!r}"
+        if not (_is_number(value[key]) if kind is int else isinstance(value[key], kind)):
+            return f"{key} is {str(value[key])[:80]!r}"
     return ""
 
 

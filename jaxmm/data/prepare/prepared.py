@@ -147,7 +147,9 @@ class Prepared(Columns):
             len(set(sizes)) == 1
             and len(self.run_start_R) == len(self.run_flags_R)
             and len(self.labels_E) == len(self)
-            and all(len(found) == len(self) + 1 and not found[0] and (np.diff(found) >= 0).all() for found in offsets)
+            and all(
+                len(starts) == len(self) + 1 and not starts[0] and (np.diff(starts) >= 0).all() for starts in offsets
+            )
             and all((column >= 0).all() for column in (self.tokens_E, self.run_start_R, self.image_at_I))
             and bool((self.image_height_I >= 0).all() and (self.image_width_I >= 0).all())
         )
@@ -225,11 +227,11 @@ def _read_column(path: Path, known: dict[str, int] | None, is_first: bool) -> np
 
 def file_checksum(path: Path, size: int = 1 << 62) -> int:
     """CRC-32 of a file, or of its first ``size`` bytes; only a part of it is in memory at a time."""
-    found = 0
+    checksum = 0
     with open(path, "rb") as file:
         while chunk := file.read(min(_CHUNK, size)):
-            found, size = zlib.crc32(chunk, found), size - len(chunk)
-    return found
+            checksum, size = zlib.crc32(chunk, checksum), size - len(chunk)
+    return checksum
 
 
 def open_shard(path: Path) -> Any:

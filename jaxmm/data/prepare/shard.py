@@ -114,16 +114,16 @@ def prepare_unit(source: Source, shard: Shard, template: Template, folder: Path,
             # One record per group, so that any record takes one read. Images and ids hardly compress.
             writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
             try:
-                for found in _examples(source, shard, template, tick, seen):
-                    if isinstance(found, Skip):
-                        skipped.append((*split_origin(found.origin), found.reason, found.detail))
+                for example in _examples(source, shard, template, tick, seen):
+                    if isinstance(example, Skip):
+                        skipped.append((*split_origin(example.origin), example.reason, example.detail))
                         continue
-                    index.add(found.encoded, found.sizes, found.labels)
-                    letters.update(found.encoded.letters)
-                    symbols.update(found.encoded.symbols)
-                    tokens = found.encoded.tokens
-                    images = stored(found.images)
-                    writer.write(pack_record(Record(tokens, images, found.origin)))
+                    index.add(example.encoded, example.sizes, example.labels)
+                    letters.update(example.encoded.letters)
+                    symbols.update(example.encoded.symbols)
+                    tokens = example.encoded.tokens
+                    images = stored(example.images)
+                    writer.write(pack_record(Record(tokens, images, example.origin)))
                     content.update(tokens.astype("<i4", copy=False).tobytes())
                     for image in images:
                         if image is not None:
@@ -191,13 +191,13 @@ def _examples(source: Source, shard: Shard, template: Template, tick: Tick, seen
     for whole, results, size in _ahead(_encoded(_ahead(_read(source, shard, seen)), template, source.skip_errors)):
         encoded = iter(results)
         bad = 0
-        for found in whole:
-            if isinstance(found, Skip):
-                assert found.reason in SKIP_REASONS + table.reasons(), found
-                bad += found.detail != DROPPED
-                yield found
+        for entry in whole:
+            if isinstance(entry, Skip):
+                assert entry.reason in SKIP_REASONS + table.reasons(), entry
+                bad += entry.detail != DROPPED
+                yield entry
                 continue
-            document, images, sizes = found
+            document, images, sizes = entry
             tokens = next(encoded)
             if len(tokens.tokens):
                 yield _Example(document.origin, document.labels, tokens, images, sizes)
@@ -212,18 +212,18 @@ def _read(source: Source, shard: Shard, seen: Seen) -> Iterator[tuple[list[Looke
     for unit in shard.units:
         for chunk, size in _chunks(_counted(source.read(unit), seen)):
             looked = looked_at(chunk, source.drop_image)
-            yield [_with_boxes(found, source) for found in looked] if source.boxes else looked, size
+            yield [_with_boxes(entry, source) for entry in looked] if source.boxes else looked, size
 
 
-def _with_boxes(found: Looked | Skip, source: Source) -> Looked | Skip:
+def _with_boxes(entry: Looked | Skip, source: Source) -> Looked | Skip:
     """Returns the document with the boxes in its texts written for the sizes of its pictures.
 
     Raises:
       UserError: for a box that makes no sense, unless such documents are skipped.
     """
-    if isinstance(found, Skip):
-        return found
-    document, pictures, extents = found
+    if isinstance(entry, Skip):
+        return entry
+    document, pictures, extents = entry
     sizes = [table.medium_of_kind(one.kind).pixels(one) for one in extents]
     try:
         return boxes.written(document, sizes, source.boxes, source.image), pictures, extents
@@ -233,11 +233,11 @@ def _with_boxes(found: Looked | Skip, source: Source) -> Looked | Skip:
         return Skip(document.origin, "no sense", str(error).removeprefix(document.origin).lstrip(": "))
 
 
-def _counted(found: Iterator[Document | Skip], seen: Seen) -> Iterator[Document | Skip]:
+def _counted(documents: Iterator[Document | Skip], seen: Seen) -> Iterator[Document | Skip]:
     """Yields what a pass yields, then adds the columns that the pass returns to ``seen``."""
     while True:
         try:
-            yield next(found)
+            yield next(documents)
         except StopIteration as end:
             if end.value is not None:
                 seen.add(end.value.as_json())
@@ -250,7 +250,7 @@ def _encoded(
     """Yields chunks with the tokens of the documents in them."""
     for whole, size in chunks:
         try:
-            encoded = template.encode_all([found[0] for found in whole if not isinstance(found, Skip)])
+            encoded = template.encode_all([entry[0] for entry in whole if not isinstance(entry, Skip)])
         except UserError:
             whole, encoded = _one_by_one(whole, template, skip_errors)
         yield whole, encoded, size
@@ -266,17 +266,17 @@ def _one_by_one(
     """
     kept: list[Looked | Skip] = []
     encoded: list[Encoded] = []
-    for found in whole:
-        if not isinstance(found, Skip):
-            origin = found[0].origin
+    for entry in whole:
+        if not isinstance(entry, Skip):
+            origin = entry[0].origin
             try:
-                encoded.append(template.encode(found[0]))
+                encoded.append(template.encode(entry[0]))
             except UserError as error:
                 trouble = str(error).removeprefix(origin).lstrip(": ")
                 if not skip_errors:
                     raise UserError(f"{origin}: {trouble}") from error
-                found = Skip(origin, "no sense", trouble)
-        kept.append(found)
+                entry = Skip(origin, "no sense", trouble)
+        kept.append(entry)
     return kept, encoded
 
 

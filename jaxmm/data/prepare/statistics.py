@@ -62,7 +62,7 @@ def report(meta: Mapping[str, Any], columns: Mapping[str, np.ndarray], skipped: 
         "modalities": modalities,
         "token_lengths": _by_powers(tokens_E),
         "image_pixels": _by_powers(area_I[MEDIA["image"].has(kind_I)]),
-        "images_per_document": [[count, int(found)] for count, found in enumerate(per_document) if found],
+        "images_per_document": [[count, int(documents)] for count, documents in enumerate(per_document) if documents],
         "skipped": dict(sorted(skipped.items())),
         "shards": len(meta["shards"]),
         "bytes": sum(shard["bytes"] for shard in meta["shards"]),
@@ -86,10 +86,10 @@ def summary_rows(reports: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
     rows: list[tuple[Any, ...]] = [("source", "modality", "documents", "tokens", "images", "megapixels", "skipped")]
     for one in reports:
         total = sum(one["skipped"].values())
-        for name, found in one["modalities"].items():
-            if found["documents"]:
-                pixels = found["pixels"] / 1e6
-                rows.append((one["name"], name, found["documents"], found["tokens"], found["images"], pixels, ""))
+        for name, figures in one["modalities"].items():
+            if figures["documents"]:
+                pixels = figures["pixels"] / 1e6
+                rows.append((one["name"], name, figures["documents"], figures["tokens"], figures["images"], pixels, ""))
         rows[-1] = (*rows[-1][:-1], total)
     return rows
 
@@ -104,10 +104,10 @@ def column_rows(reports: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
     """Rows of the columns that each source's records had, with a heading; none if nothing was counted."""
     rows: list[tuple[Any, ...]] = []
     for one in reports:
-        found = one.get("columns", {})
-        pictures = found.get("pictures", {})
+        columns = one.get("columns", {})
+        pictures = columns.get("pictures", {})
         for kind in ("read", "unread"):
-            for name, count in found.get(kind, {}).items():
+            for name, count in columns.get(kind, {}).items():
                 told = "read" if kind == "read" else "not read"
                 if name in pictures:
                     told += f"; in {pictures[name]:,} a picture that was not read"

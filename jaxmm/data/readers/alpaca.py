@@ -56,8 +56,8 @@ class Alpaca:
         refuse_later(origin, record, self.later)
 
         def value(name: str) -> str:
-            found = record.get(name) if name else None
-            return "" if found is None else text(origin, f"'{name}'", found)
+            content = record.get(name) if name else None
+            return "" if content is None else text(origin, f"'{name}'", content)
 
         column(origin, record, self.prompt)
         prompt = "\n".join(filter(None, (value(self.prompt), value(self.query))))
@@ -74,11 +74,11 @@ class Alpaca:
             said.append(("assistant", value(self.response)))
         name, images = find_images(origin, record, self.images, pictures)
         in_front = name not in ("images", FEATURES, TOKENS)
-        found = document(
+        unweighed = document(
             origin, said, images, placeholder=pictures.marks(images), in_front=in_front,
             tools=tools.read_tools(origin, self.tools, told),
         )  # fmt: skip
-        return weights.weighed(found, 1.0, self.learnt)
+        return weights.weighed(unweighed, 1.0, self.learnt)
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,8 @@ class Plain:
     def __call__(self, origin: str, record: Mapping[str, Any], pictures: Pictures) -> Document:
         refuse_later(origin, record, self.later)
         column(origin, record, self.texts[0])
-        found = (text(origin, f"'{name}'", record[name]) for name in self.texts if record.get(name) is not None)
-        said = "\n".join(filter(None, found))
+        texts = (text(origin, f"'{name}'", record[name]) for name in self.texts if record.get(name) is not None)
+        said = "\n".join(filter(None, texts))
         name, images = find_images(origin, record, self.images, pictures)
         if images and not said:
             raise SkipRecord("empty")  # nothing is learnt from a picture alone

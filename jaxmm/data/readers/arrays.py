@@ -91,15 +91,15 @@ def units(file: str, unit_bytes: int) -> list[Unit]:
     size = files.version(file).size
     if size <= 2 * unit_bytes or not streams.is_plain(file):
         return [Unit(file, 0, size, 0)]
-    found: list[Unit] = []
+    cut_units: list[Unit] = []
     start = first = number = 0
     with files.open_binary(file) as opened:
         for end in _ends(opened, 0, size, BLOCK):
             number += 1
             if end + 1 - start >= unit_bytes and size - end > unit_bytes:
-                found.append(Unit(file, start, end + 1, first))
+                cut_units.append(Unit(file, start, end + 1, first))
                 start, first = end + 1, number
-    return [*found, Unit(file, start, size, first)]
+    return [*cut_units, Unit(file, start, size, first)]
 
 
 def records(unit: Unit, block_bytes: int = BLOCK) -> Iterator[tuple[int, Any]]:

@@ -51,14 +51,14 @@ def plain(name: str) -> str:
 @functools.lru_cache(maxsize=1 << 10)
 def resolved(keys: tuple[str, ...], images: tuple[str, ...]) -> tuple[str, ...]:
     """Returns the columns of a record with these keys that may hold pictures, in the order of preference."""
-    found: list[str] = []
+    candidates: list[str] = []
     for name in images:
         if name == KNOWN:
             known = [key for key in keys if plain(key) in _PLACES]
-            found += sorted(known, key=lambda key: _PLACES[plain(key)])
+            candidates += sorted(known, key=lambda key: _PLACES[plain(key)])
         elif name in keys:
-            found.append(name)
-    return tuple(dict.fromkeys(found))
+            candidates.append(name)
+    return tuple(dict.fromkeys(candidates))
 
 
 def counts(name: str, value: Any, images: Sequence[str]) -> bool:
@@ -97,11 +97,11 @@ def listed(value: Any) -> list[Any]:
 def _from_text(value: str) -> Any:
     for parse in (json.loads, ast.literal_eval):
         try:
-            found = parse(value)
+            parsed = parse(value)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
-        if isinstance(found, list) and all(isinstance(one, str) for one in found):
-            return found
+        if isinstance(parsed, list) and all(isinstance(one, str) for one in parsed):
+            return parsed
     return value
 
 
@@ -110,7 +110,7 @@ def looks(value: Any) -> str:
     if isinstance(value, str):
         if len(value) <= LONGEST_PATH:
             if value[:1] == "[":
-                return next(filter(None, map(looks, found)), "") if (found := listed(value)) != [value] else ""
+                return next(filter(None, map(looks, entries)), "") if (entries := listed(value)) != [value] else ""
             if ("." in value[-6:] or "://" in value) and "\n" not in value and ends_as_picture(value):
                 return "link" if "://" in value and not value.startswith(("file://", "local://")) else "file"
         is_base64 = len(value) >= SHORTEST_BASE64 and value.startswith(MAGIC) and BASE64.fullmatch(value[:LONGEST_PATH])

@@ -127,16 +127,16 @@ def container(file: str) -> Container:
     Raises:
       UserError: if it has none of SUFFIXES.
     """
-    found = CONTAINERS.get(suffix(file))
-    if found is None:
+    kind = CONTAINERS.get(suffix(file))
+    if kind is None:
         if file.lower().endswith(SETTINGS):
             raise UserError(
                 f"{file} is a description of data for another program: give the data file that it names, or a "
                 f"dataset_info.json"
             )
         raise UserError(f"{file} is not supported yet: the file types are {', '.join(SUFFIXES)}")
-    if found is not LINES:
-        return found
+    if kind is not LINES:
+        return kind
     if arrays.is_array(file):
         return ARRAY
     return OBJECTS if objects.are_no_lines(file) else LINES

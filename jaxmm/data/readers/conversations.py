@@ -105,11 +105,11 @@ class Conversation:
         if images and _has_its_own(origin, said, name, images, pictures.placeholder):
             images = []
         in_front = name not in ("images", FEATURES, TOKENS)
-        found = document(
+        unweighed = document(
             origin, said, images, placeholder=pictures.marks(images), in_front=in_front,
             tools=tools.read_tools(origin, self.tools, told),
         )  # fmt: skip
-        return weights.weighed(found, 1.0, self.learnt)
+        return weights.weighed(unweighed, 1.0, self.learnt)
 
     def _turn(self, origin: str, message: Mapping[str, Any], pictures: Pictures) -> ReadTurn:
         name = column(origin, message, self.role_key)
@@ -150,14 +150,14 @@ class Conversation:
           UserError: for a value that looks like a picture under an unknown key.
         """
         others = {key: value for key, value in message.items() if key not in (self.role_key, self.content_key)}
-        found = find_images(origin, others, (KNOWN,), pictures)[1]
-        odd = next((key for key, value in others.items() if not found and looks(value) in ("file", "bytes")), "")
+        images = find_images(origin, others, (KNOWN,), pictures)[1]
+        odd = next((key for key, value in others.items() if not images and looks(value) in ("file", "bytes")), "")
         if odd and NONE not in self.images:
             raise UserError(
                 f"{origin}: a message of '{name}' has a '{odd}' that looks like a picture but is not read: "
                 f"call it images"
             )
-        return found
+        return images
 
     def _add_system(self, origin: str, record: Mapping[str, Any], said: list[ReadTurn]) -> None:
         """Puts the system column first, unless the conversation has its own."""

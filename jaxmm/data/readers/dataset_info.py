@@ -110,16 +110,16 @@ def read_info(path: str) -> dict[str, dict[str, Any]] | None:
         return None
     with files.open_binary(path) as opened:
         try:
-            found = json.loads(opened.read().decode("utf-8-sig", "surrogateescape"))
+            entries = json.loads(opened.read().decode("utf-8-sig", "surrogateescape"))
         except (ValueError, RecursionError) as error:
             if is_named:
                 raise UserError(f"{path} is not JSON: {error}") from error
             return None
     places = {"file_name", *HUBS}
-    is_info = isinstance(found, dict) and all(isinstance(e, dict) and places & e.keys() for e in found.values())
+    is_info = isinstance(entries, dict) and all(isinstance(e, dict) and places & e.keys() for e in entries.values())
     if is_named and not is_info:
         raise UserError(f"{path}: every entry must be an object with a file_name or a hub's url")
-    return found if is_info else None
+    return entries if is_info else None
 
 
 def read_entry(info: str, name: str, entries: Mapping[str, dict[str, Any]], reading: Reading) -> Entry:
@@ -156,8 +156,8 @@ def read_entry(info: str, name: str, entries: Mapping[str, dict[str, Any]], read
         raise UserError(f"{where}: num_samples must be a positive number, not {wanted!r:.40}")
     media = entry.get("media_dir") or ""
     media = _inside(where, "media_dir", root, media, reading) if media else ""
-    found, told = _files(where, root, entry, reading)
-    return Entry(found, form, media, wanted, told)
+    paths, told = _files(where, root, entry, reading)
+    return Entry(paths, form, media, wanted, told)
 
 
 def _inside(where: str, key: str, root: str, value: str, reading: Reading) -> str:
@@ -199,17 +199,17 @@ def _files(where: str, root: str, entry: Mapping[str, Any], reading: Reading) ->
     if files.is_file(place):
         if parts or entry.get("split", "train") != "train":
             raise UserError(f"{where}: {place} is one file: folder, subset and split choose among a folder's files")
-        found = [place]
+        paths = [place]
     else:
         for part in parts:
             place = _inside(where, part, root, files.join(place, part), reading)
         if not files.is_folder(place):
             raise UserError(f"{where} names the file {place}, which does not exist")
-        found, told = _split(where, place, entry.get("split") or "", reading)
-    for file in found:
+        paths, told = _split(where, place, entry.get("split") or "", reading)
+    for file in paths:
         if not suffix(file):
             raise UserError(f"{where}: {file} is not supported yet: the file types are {', '.join(SUFFIXES)}")
-    return tuple(found), told
+    return tuple(paths), told
 
 
 def _split(where: str, folder: str, split: str, reading: Reading) -> tuple[list[str], str]:
@@ -225,11 +225,11 @@ def _split(where: str, folder: str, split: str, reading: Reading) -> tuple[list[
                 raise UserError(f"{where} asks for the split '{split}', but no file of {folder} is named so")
             inside = chosen
     is_saved = f"{folder.rstrip('/')}/state.json" in inside  # by datasets' save_to_disk
-    found = [f for f in inside if not names[f].startswith(".") and (not is_saved or names[f].endswith(".arrow"))]
-    found = [file for file in found if files.is_file(file)]
-    if not found:
+    paths = [f for f in inside if not names[f].startswith(".") and (not is_saved or names[f].endswith(".arrow"))]
+    paths = [file for file in paths if files.is_file(file)]
+    if not paths:
         raise UserError(f"{where} names the folder {folder}, which has no files")
-    return (found, "") if split or is_saved else splits.chosen(where, found, reading.split, reading.evaluation)
+    return (paths, "") if split or is_saved else splits.chosen(where, paths, reading.split, reading.evaluation)
 
 
 def _form(where: str, entry: Mapping[str, Any]) -> Format:

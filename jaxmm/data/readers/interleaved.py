@@ -68,10 +68,10 @@ class Matched:
             place = info.get("matched_text_index") if isinstance(info, Mapping) else None
             if not isinstance(place, int) or not 0 <= place < len(texts):
                 raise UserError(f"{origin}: an image's matched_text_index is none of its {len(texts)} texts: {place!r}")
-            found = next((info[key] for key in MMC4_IMAGES if info.get(key)), None)
-            if found is None:
+            value = next((info[key] for key in MMC4_IMAGES if info.get(key)), None)
+            if value is None:
                 raise UserError(f"{origin}: an image has none of {', '.join(MMC4_IMAGES)}")
-            before.setdefault(place, []).append(_image(origin, found, pictures))
+            before.setdefault(place, []).append(_image(origin, value, pictures))
         pieces: list[Part] = []
         for place, said in enumerate(texts):
             pieces.extend(before.get(place, ()))
@@ -118,11 +118,11 @@ def recognise(record: Mapping[str, Any]) -> Parallel | Matched | Pairs | None:
 
 
 def _lists(origin: str, record: Mapping[str, Any], *names: str) -> list[list[Any]]:
-    found = [column(origin, record, name) for name in names]
-    for name, value in zip(names, found, strict=True):
+    values = [column(origin, record, name) for name in names]
+    for name, value in zip(names, values, strict=True):
         if not isinstance(value, list):
             raise UserError(f"{origin}: '{name}' must be a list, not {value!r:.40}")
-    return found
+    return values
 
 
 def _image(origin: str, value: Any, pictures: Pictures) -> Image:

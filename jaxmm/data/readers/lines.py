@@ -23,18 +23,18 @@ _MAYBE_BLANK = (b"\n\n", b"\n\r", b"\n ", b"\n\t", b"\n\v", b"\n\f")
 def units(file: str, unit_bytes: int) -> list[Unit]:
     """Cuts a file at line ends into units of about ``unit_bytes`` to twice that; a small one is not even opened."""
     size = files.version(file).size
-    found: list[Unit] = []
+    cut_units: list[Unit] = []
     start = first = 0
     if size > 2 * unit_bytes and streams.is_plain(file):
         with files.open_binary(file) as opened:
             while size - start > 2 * unit_bytes:
                 block = opened.read(unit_bytes) + opened.readline()
-                found.append(Unit(file, start, start + len(block), first))
+                cut_units.append(Unit(file, start, start + len(block), first))
                 start += len(block)
                 first += _count(block)
-    if start < size or not found:
-        found.append(Unit(file, start, size, first))
-    return found
+    if start < size or not cut_units:
+        cut_units.append(Unit(file, start, size, first))
+    return cut_units
 
 
 def count(unit: Unit) -> int:
@@ -86,10 +86,10 @@ class _DuplicateKeys(ValueError):
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    members = dict(pairs)
+    if len(members) != len(pairs):
         raise _DuplicateKeys
-    return found
+    return members
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)

@@ -42,10 +42,10 @@ def with_objects(origin: str, record: Mapping[str, Any], document: Document, is_
             )
         return document
     names, boxes = _objects(origin, value, document)
-    for mark, found, key in ((NAME_MARK, names, "ref"), (BOX_MARK, boxes, "bbox")):
-        if marks.count(mark) != len(found):
+    for mark, objects, key in ((NAME_MARK, names, "ref"), (BOX_MARK, boxes, "bbox")):
+        if marks.count(mark) != len(objects):
             raise UserError(
-                f"{origin} has {marks.count(mark)} {mark} but {len(found)} in '{key}' of its '{COLUMN}': give each "
+                f"{origin} has {marks.count(mark)} {mark} but {len(objects)} in '{key}' of its '{COLUMN}': give each "
                 f"mark one, and each one a mark"
             )
     left = {NAME_MARK: iter(names), BOX_MARK: iter(boxes)}
@@ -75,24 +75,24 @@ def _objects(origin: str, value: Any, document: Document) -> tuple[list[Object],
     if kind not in TYPES:
         raise UserError(f"{origin}: its '{COLUMN}' have a bbox_type {kind!r:.40}: it must be {' or '.join(TYPES)}")
     media = [part for turn in document.turns for part in turn.parts if not isinstance(part, Text)]
-    found = []
+    boxed = []
     for n, box in enumerate(boxes):
         picture = pictures[n] if n < len(pictures) else 0
         if type(picture) is not int or not 0 <= picture < len(media):
             raise UserError(f"{origin}: its '{COLUMN}' name the picture {picture!r:.40}, of {len(media)}")
         if not isinstance(media[picture], Image):
             raise UserError(f"{origin}: its '{COLUMN}' have boxes of media whose picture's size is unknown")
-        found.append(Object(box=_numbers(origin, box), image=picture, is_part=kind == "norm1"))
-    return [Object(name=text(origin, f"'ref' of its '{COLUMN}'", name)) for name in names], found
+        boxed.append(Object(box=_numbers(origin, box), image=picture, is_part=kind == "norm1"))
+    return [Object(name=text(origin, f"'ref' of its '{COLUMN}'", name)) for name in names], boxed
 
 
 def _listed(origin: str, value: Mapping[str, Any], key: str) -> list[Any]:
-    found = value.get(key)
-    if found is None:
+    items = value.get(key)
+    if items is None:
         return []
-    if not isinstance(found, list):
-        raise UserError(f"{origin}: '{key}' of its '{COLUMN}' must be a list, not {found!r:.40}")
-    return found
+    if not isinstance(items, list):
+        raise UserError(f"{origin}: '{key}' of its '{COLUMN}' must be a list, not {items!r:.40}")
+    return items
 
 
 def _numbers(origin: str, box: Any) -> tuple[float, ...]:

@@ -51,9 +51,9 @@ def _lists(value: Any) -> list[str]:
     """
     if not isinstance(value, dict) or any(name in value for name in MESSAGES):
         return []
-    found = [k for k, v in value.items() if isinstance(v, list) and v and all(isinstance(one, dict) for one in v)]
-    others = [v for k, v in value.items() if k not in found]
-    return [] if any(isinstance(v, list | dict) and v for v in others) else found
+    names = [k for k, v in value.items() if isinstance(v, list) and v and all(isinstance(one, dict) for one in v)]
+    others = [v for k, v in value.items() if k not in names]
+    return [] if any(isinstance(v, list | dict) and v for v in others) else names
 
 
 def units(file: str, unit_bytes: int) -> list[Unit]:
@@ -71,14 +71,14 @@ def records(unit: Unit) -> Iterator[tuple[int, Any]]:
     values = _values(unit.file)
     first = next(values, b"")
     if not isinstance(first, SkipRecord) and (second := next(values, None)) is None:
-        found = parsed(first)
-        if isinstance(found, dict) and (names := _lists(found)):
+        whole = parsed(first)
+        if isinstance(whole, dict) and (names := _lists(whole)):
             if len(names) > 1:
                 raise UserError(f"{unit.file} is one object with the lists {', '.join(names)}: give the one of records")
-            for number, record in enumerate(found[names[0]]):
+            for number, record in enumerate(whole[names[0]]):
                 yield number, record
         elif first:
-            yield number, found
+            yield number, whole
         return
     for value in (first,) if isinstance(first, SkipRecord) else (first, second):
         if value is not None:

@@ -71,18 +71,18 @@ class Pictures:
         if isinstance(value, Mapping):
             check_size(value)
             for key in KEYS:
-                found = value.get(key)
-                if key in ("data", "base64") and isinstance(found, str) and found and not found.startswith("data:"):
-                    return Image(data=_decoded(found))
-                if found:
-                    return self.image(found)
+                inner = value.get(key)
+                if key in ("data", "base64") and isinstance(inner, str) and inner and not inner.startswith("data:"):
+                    return Image(data=_decoded(inner))
+                if inner:
+                    return self.image(inner)
         raise ValueError(f"an image must be a path, a URL, bytes or base64, not {value!r:.40}")
 
     def medium(self, kind: str, value: Any) -> Media:
         """Returns the medium of a value: features, image tokens, or else an image. Raises as ``image``."""
         if kind == FEATURES:
-            found = self.image(value.get(FEATURES) or value if isinstance(value, Mapping) else value)
-            return Features(found.data, found.path)
+            image = self.image(value.get(FEATURES) or value if isinstance(value, Mapping) else value)
+            return Features(image.data, image.path)
         if kind == TOKENS:
             if isinstance(value, Mapping):
                 value = next((value[key] for key in ("ids", TOKENS, "value") if value.get(key)), None)

@@ -90,10 +90,10 @@ def _recognised(record: Mapping[str, Any], columns: Mapping[str, str]) -> Format
     form = _of_columns(record, columns) if {"messages", "text", "prompt"} & columns.keys() else _of_names(record)
     if form is None:
         return None
-    found: dict[str, Any] = {"images": _images(columns)} if "image" in columns else {}
-    found.update({name: columns[name] for name in ("system", "tools", "history") if name in columns})
+    given: dict[str, Any] = {"images": _images(columns)} if "image" in columns else {}
+    given.update({name: columns[name] for name in ("system", "tools", "history") if name in columns})
     known = {field.name for field in dataclasses.fields(form)}  # type: ignore[arg-type]
-    return dataclasses.replace(form, **{k: v for k, v in found.items() if k in known})  # type: ignore[type-var,no-any-return]
+    return dataclasses.replace(form, **{k: v for k, v in given.items() if k in known})  # type: ignore[type-var,no-any-return]
 
 
 def _of_names(record: Mapping[str, Any]) -> Format | None:

@@ -82,25 +82,25 @@ def read(
         if not times:
             continue
         origin = f"{name}, record {number}"
-        found: Document | Skip
+        document: Document | Skip
         try:
             if isinstance(record, SkipRecord):
                 raise record
-            found = marks.with_objects(origin, record, form(origin, record, pictures), pictures.has_boxes)
-            found = weights.weighed(found, weights.of_example(origin, record, found))
-            watch.look(origin, record, found)
+            document = marks.with_objects(origin, record, form(origin, record, pictures), pictures.has_boxes)
+            document = weights.weighed(document, weights.of_example(origin, record, document))
+            watch.look(origin, record, document)
         except SkipRecord as left:
-            found = Skip(origin, left.reason, left.detail)
+            document = Skip(origin, left.reason, left.detail)
         except UserError as error:
             if not skip_errors:
                 trouble, first = trouble or error, first if trouble else number
                 others += [number] * (number != first)
                 continue
-            found = Skip(origin, "no sense", str(error).removeprefix(origin).lstrip(": "))
-        if trouble or not held_out.takes(found, pictures.folder):
+            document = Skip(origin, "no sense", str(error).removeprefix(origin).lstrip(": "))
+        if trouble or not held_out.takes(document, pictures.folder):
             continue
         for _ in range(times):
-            yield found
+            yield document
     if trouble and others:
         named = ", ".join(map(str, others[:MOST_TOLD]))
         more = f" and {len(others) - MOST_TOLD} more" if len(others) > MOST_TOLD else ""

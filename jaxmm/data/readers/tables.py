@@ -18,15 +18,15 @@ def parquet_units(file: str, unit_bytes: int) -> list[Unit]:
     """Returns units of whole row groups, of at least ``unit_bytes`` uncompressed; only the footer is read."""
     with files.open_binary(file) as opened:
         footer = _parquet(file, opened).metadata
-    found: list[Unit] = []
+    units: list[Unit] = []
     start = first = rows = size = 0
     for group in range(footer.num_row_groups):
         rows += footer.row_group(group).num_rows
         size += footer.row_group(group).total_byte_size
         if size >= unit_bytes or group == footer.num_row_groups - 1:
-            found.append(Unit(file, start, group + 1, first))
+            units.append(Unit(file, start, group + 1, first))
             start, first, size = group + 1, rows, 0
-    return found
+    return units
 
 
 def parquet_count(unit: Unit) -> int:
@@ -49,17 +49,17 @@ def parquet_records(unit: Unit) -> Iterator[tuple[int, Any]]:
 
 def arrow_units(file: str, unit_bytes: int) -> list[Unit]:
     """Returns units of whole record batches, of at least ``unit_bytes``; of a local file only the headers are read."""
-    found: list[Unit] = []
+    units: list[Unit] = []
     start = first = rows = size = count = 0
     for count, batch in enumerate(_batches(file, 0), 1):
         rows += batch.num_rows
         size += batch.nbytes
         if size >= unit_bytes:
-            found.append(Unit(file, start, count, first))
+            units.append(Unit(file, start, count, first))
             start, first, size = count, rows, 0
     if start < count:
-        found.append(Unit(file, start, count, first))
-    return found
+        units.append(Unit(file, start, count, first))
+    return units
 
 
 def arrow_records(unit: Unit) -> Iterator[tuple[int, Any]]:

@@ -115,14 +115,14 @@ def _record(key: str, sample: dict[str, bytes]) -> dict[str, Any] | SkipRecord:
     base = key.rpartition("/")[2].lower()
     record: dict[str, Any] = {}
     if "json" in sample:
-        found = decoded(sample["json"].removeprefix(BYTE_ORDER_MARK))
-        if isinstance(found, list) and any(_named(one, base, images) for one in found):
-            found = _page(found, base, images)
-        if isinstance(found, SkipRecord):
-            return found
-        if not isinstance(found, dict):
+        parsed = decoded(sample["json"].removeprefix(BYTE_ORDER_MARK))
+        if isinstance(parsed, list) and any(_named(one, base, images) for one in parsed):
+            parsed = _page(parsed, base, images)
+        if isinstance(parsed, SkipRecord):
+            return parsed
+        if not isinstance(parsed, dict):
             return SkipRecord("not an object")
-        record = found
+        record = parsed
     for extension in TEXTS:
         if extension in sample:
             record["text"] = sample[extension].removeprefix(BYTE_ORDER_MARK).decode("utf-8", "surrogateescape").strip()
@@ -139,9 +139,9 @@ def _record(key: str, sample: dict[str, bytes]) -> dict[str, Any] | SkipRecord:
 
 def _page(items: list[Any], base: str, images: dict[str, bytes]) -> dict[str, Any]:
     """Turns a list of alternating texts and names of members into the two lists of a page."""
-    found = [_named(item, base, images) for item in items]
-    texts = [item if content is None else None for item, content in zip(items, found, strict=True)]
-    return {"texts": texts, "images": found}
+    contents = [_named(item, base, images) for item in items]
+    texts = [item if content is None else None for item, content in zip(items, contents, strict=True)]
+    return {"texts": texts, "images": contents}
 
 
 def _place(record: dict[str, Any], base: str, images: dict[str, bytes]) -> None:
@@ -160,14 +160,14 @@ def _place(record: dict[str, Any], base: str, images: dict[str, bytes]) -> None:
         return
     names = record.get("images")
     if isinstance(names, list) and any(names):
-        found = [name if name is None else _named(name, base, images) for name in names]
-        if all(content is not None for name, content in zip(names, found, strict=True) if name is not None):
-            record["images"] = found
+        contents = [name if name is None else _named(name, base, images) for name in names]
+        if all(content is not None for name, content in zip(names, contents, strict=True) if name is not None):
+            record["images"] = contents
             return
     for name, value in record.items():  # for users who name the column
-        found = [_named(one, base, images) for one in listed(value)]
-        if all(found) and len(set(map(id, found))) == len(images):
-            record[name] = found
+        contents = [_named(one, base, images) for one in listed(value)]
+        if all(contents) and len(set(map(id, contents))) == len(images):
+            record[name] = contents
     _without_others(record)
     record["image"] = [images[extension] for extension in sorted(images, key=_order)]
 

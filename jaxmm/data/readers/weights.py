@@ -39,10 +39,10 @@ def of_message(origin: str, message: Mapping[str, Any]) -> float:
       UserError: for an invalid weight, or for two that differ.
     """
     said = [key for key in OF_MESSAGE if message.get(key) is not None and (key != "train" or not is_trained(message))]
-    found = {key: _weight(origin, key, message[key]) for key in said}
-    if len(set(found.values())) > 1:
-        raise UserError(f"{origin}: a message has different weights in {' and '.join(found)}: give one")
-    return next(iter(found.values()), 1.0)
+    weights = {key: _weight(origin, key, message[key]) for key in said}
+    if len(set(weights.values())) > 1:
+        raise UserError(f"{origin}: a message has different weights in {' and '.join(weights)}: give one")
+    return next(iter(weights.values()), 1.0)
 
 
 def is_trained(message: Mapping[str, Any]) -> bool:
@@ -103,9 +103,9 @@ def _weight(origin: str, key: str, value: Any) -> float:
     if isinstance(value, list):  # of tokens, or of parts
         raise UserError(f"{origin}: '{key}' is a list: give one weight for the whole of it")
     try:
-        found = float(value)
+        weight = float(value)
     except (TypeError, ValueError):
-        found = math.nan
-    if not 0 <= found <= MOST:
+        weight = math.nan
+    if not 0 <= weight <= MOST:
         raise UserError(f"{origin}: '{key}' is {value!r:.40}: a weight in the loss is a number from 0 to {MOST:g}")
-    return found
+    return weight

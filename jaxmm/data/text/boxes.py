@@ -97,8 +97,8 @@ def written(
 
 def told(text: str) -> list[str]:
     """Returns the boxes in a text as they are written, for people; lists of two or four whole numbers count too."""
-    found = _WRITTEN.finditer(text)
-    return [one[0] for one in found if _NUMBER.search(one["list"] or one["inner"] or one["plain"] or "")]
+    matches = _WRITTEN.finditer(text)
+    return [one[0] for one in matches if _NUMBER.search(one["list"] or one["inner"] or one["plain"] or "")]
 
 
 class _Box(NamedTuple):
@@ -132,10 +132,10 @@ class _Writer:
         return part
 
     def _text(self, text: str, has_marks: bool = True, has_boxes: bool = True) -> str:
-        def write(found: re.Match[str]) -> str:
-            if found["mark"]:
-                return self._marked(found[0]) if has_marks and self._objects is not None else found[0]
-            return self._rewritten(found) if has_boxes and self._sizes else found[0]
+        def write(match: re.Match[str]) -> str:
+            if match["mark"]:
+                return self._marked(match[0]) if has_marks and self._objects is not None else match[0]
+            return self._rewritten(match) if has_boxes and self._sizes else match[0]
 
         return _FOUND.sub(write, text)
 
@@ -148,14 +148,14 @@ class _Writer:
         told = self._numbers(_Box(one.box, one.is_part, len(one.box) == 4), one.image, f"'objects': {list(one.box)}")
         return f"[{', '.join(map(str, told))}]"
 
-    def _rewritten(self, found: re.Match[str]) -> str:
+    def _rewritten(self, match: re.Match[str]) -> str:
         """A box in a text, with new numbers between the same characters."""
-        group = "list" if found["key"] else "inner"
-        tag = found["key"] or found["tag"] or found["old_tag"]
-        numbers = [float(number) for number in _NUMBER.findall(found[group])]
+        group = "list" if match["key"] else "inner"
+        tag = match["key"] or match["tag"] or match["old_tag"]
+        numbers = [float(number) for number in _NUMBER.findall(match[group])]
         if not numbers:
-            return found[0]
-        what, count = f"{' '.join(found[0].split()):.80}", {"bbox_2d": 4, "box": 4}.get(tag, 2)
+            return match[0]
+        what, count = f"{' '.join(match[0].split()):.80}", {"bbox_2d": 4, "box": 4}.get(tag, 2)
         # One point stands in box marks too.
         if len(numbers) % count and not (tag == "box" and len(numbers) == 2):
             raise UserError(f"{self._origin}: {what} has {len(numbers)} numbers, not {count} for each box or point")
@@ -164,10 +164,10 @@ class _Writer:
         picture, told = self._last(what), list[int]()
         for at in range(0, len(numbers), step):
             told += self._numbers(_Box(numbers[at : at + step], is_box=is_box), picture, what)
-        start = found.start(group) - found.start()
+        start = match.start(group) - match.start()
         left = iter(told)
-        inner = _NUMBER.sub(lambda _: str(next(left)), found[group])
-        return found[0][:start] + inner + found[0][start + len(found[group]) :]
+        inner = _NUMBER.sub(lambda _: str(next(left)), match[group])
+        return match[0][:start] + inner + match[0][start + len(match[group]) :]
 
     def _last(self, what: str) -> int:
         """The picture that a box in a text belongs to: the last one before it, or the only one."""

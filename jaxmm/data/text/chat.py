@@ -86,9 +86,9 @@ class _Marks:
         if not (self._added.special and self._added.special.search(text)):
             return text
 
-        def kept(found: re.Match[str]) -> str:
-            is_allowed = self._allowed and self._allowed.may_hold(role) and found[0] in self._allowed.names
-            return found[0] if is_allowed else self.of(found[0])
+        def kept(match: re.Match[str]) -> str:
+            is_allowed = self._allowed and self._allowed.may_hold(role) and match[0] in self._allowed.names
+            return match[0] if is_allowed else self.of(match[0])
 
         return self._added.special.sub(kept, text)
 
@@ -240,19 +240,19 @@ class ChatFormat:
                 steps.append(Chunk(text, spans, not steps))
             text, spans = "", []
 
-        for found in (*self._marks_or_added.finditer(whole), None):
-            stop = found.start() if found else len(whole)
+        for match in (*self._marks_or_added.finditer(whole), None):
+            stop = match.start() if match else len(whole)
             while at < stop:
                 n = bisect.bisect_right(ends, at)
                 piece_end = min(stop, ends[n])
                 literal(whole[at:piece_end], runs[n][1])
                 at = piece_end
-            if found is None:
+            if match is None:
                 break
-            at = found.end()
-            if not found[1]:  # a special token has the flags of its last character
-                step(Special(self._added.id_of(found), flags_at(stop + len(found[0].rstrip()) - 1)))
-            elif isinstance(part := marks.stand_for[int(found[1])], str):
+            at = match.end()
+            if not match[1]:  # a special token has the flags of its last character
+                step(Special(self._added.id_of(match), flags_at(stop + len(match[0].rstrip()) - 1)))
+            elif isinstance(part := marks.stand_for[int(match[1])], str):
                 literal(part, flags_at(stop))
             else:
                 step(Medium(part, flags_at(stop)))
@@ -268,16 +268,16 @@ class ChatFormat:
         text, runs, at = "", list[tuple[int, int]](), 0
 
         for end, flags in layout.runs:
-            for found in MARK.finditer(layout.text, at, end):
-                text += layout.text[at : found.start()]
-                if fill[int(found[1])]:
+            for match in MARK.finditer(layout.text, at, end):
+                text += layout.text[at : match.start()]
+                if fill[int(match[1])]:
                     runs.append((len(text), flags))
-                    runs += [(len(text) + len(before), 0), (len(text) + len(before) + len(found[0]), flags)]
-                    text += fill[int(found[1])]
+                    runs += [(len(text) + len(before), 0), (len(text) + len(before) + len(match[0]), flags)]
+                    text += fill[int(match[1])]
                     runs.append((len(text), 0))
                 else:
-                    text += found[0]
-                at = found.end()
+                    text += match[0]
+                at = match.end()
             text += layout.text[at:end]
             runs.append((len(text), flags))
             at = end
@@ -296,7 +296,7 @@ class ChatFormat:
         backend = self.tokenizer.backend_tokenizer
         backend.no_truncation()
         backend.no_padding()
-        found: list[tuple[np.ndarray, np.ndarray]] = [(np.zeros(0, np.int32), np.zeros(0, np.int32))] * len(chunks)
+        by_chunk: list[tuple[np.ndarray, np.ndarray]] = [(np.zeros(0, np.int32), np.zeros(0, np.int32))] * len(chunks)
         in_context = [
             n for n, chunk in enumerate(chunks)
             if self._needs_context and not chunk.is_first and not self._added.is_in(chunk.text)
@@ -314,18 +314,18 @@ class ChatFormat:
                 stops, flags = (np.array(column) for column in zip(*chunks[n].spans, strict=True))
                 # A token belongs to the stretch of its last character.
                 where = np.minimum(np.searchsorted(stops, np.maximum(ends, 1)), len(stops) - 1)
-                found[n] = np.array(one.ids[skip:], np.int32), flags[where].astype(np.int32)
+                by_chunk[n] = np.array(one.ids[skip:], np.int32), flags[where].astype(np.int32)
         backend.encode_special_tokens = True
-        return found
+        return by_chunk
 
 
 def _filled(layout: Layout, pieces: Sequence[str]) -> Layout:
     """A layout with its marks replaced by what they stand for; marks inside that are other ones."""
     text, runs, at = "", list[tuple[int, int]](), 0
     for end, flags in layout.runs:
-        for found in MARK.finditer(layout.text, at, end):
-            text += layout.text[at : found.start()] + pieces[int(found[1])]
-            at = found.end()
+        for match in MARK.finditer(layout.text, at, end):
+            text += layout.text[at : match.start()] + pieces[int(match[1])]
+            at = match.end()
         text += layout.text[at:end]
         runs.append((len(text), flags))
         at = end

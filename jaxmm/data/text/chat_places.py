@@ -75,7 +75,7 @@ class Places:
         is_answer = message.role == "assistant" and not self.template.as_0_1
         start = self._answer_start(n) if is_answer else common(self.text, (around or ("",))[0])
         stop = end + self.ending(n)
-        first = next((end + found.end() for found in self.template.added.words(self.text[end:stop])), stop)
+        first = next((end + token.end() for token in self.template.added.words(self.text[end:stop])), stop)
         return min(start, end), first, stop
 
     def content_end(self, n: int) -> int:
@@ -100,10 +100,10 @@ class Places:
         """How much of what follows an answer ends it: up to the turn's own last special token, or else the next one."""
         tail = self.text[self.content_end(n) :]
         own = self.around(n, n + 1, False)
-        found = list(self.template.added.words(tail[: common(tail, own[1])] if own else ""))
-        if not found or self.template.as_0_1:
-            found = list(self.template.added.words(tail))[:1]
-        return found[-1].end() if found else 0
+        tokens = list(self.template.added.words(tail[: common(tail, own[1])] if own else ""))
+        if not tokens or self.template.as_0_1:
+            tokens = list(self.template.added.words(tail))[:1]
+        return tokens[-1].end() if tokens else 0
 
     def _around(self, n: int, count: int, opens: bool) -> tuple[str, str] | None:
         """What stands before and after the content of turn ``n`` in a rendering of the first ``count`` turns."""
@@ -127,13 +127,13 @@ def marked(messages: Sequence[Message], first: int = 0) -> list[Message]:
 
     In a message with calls, empty pieces stay as they are.
     """
-    found, count = [], first
+    replaced, count = [], first
     for message in messages:
         pieces = message.pieces if message.more else ("said",) * len(message.pieces)
         marks = tuple(numbered(n) if piece.strip() else piece for n, piece in enumerate(pieces, count))
-        found.append(message._replace(pieces=marks))
+        replaced.append(message._replace(pieces=marks))
         count += len(marks)
-    return found
+    return replaced
 
 
 def common(a: str, b: str) -> int:

@@ -131,7 +131,7 @@ class ChatTemplate:
         return self._shapes[form]
 
     def _shape(self, marks: Sequence[Message], tools: Sequence[Any] = ()) -> Shape:
-        wanted = [int(found[1]) for m in marks for found in MARK.finditer("".join(m.pieces))]
+        wanted = [int(match[1]) for m in marks for match in MARK.finditer("".join(m.pieces))]
         texts: dict[Shape, str] = {}
         troubles = []
         for shape in SHAPES:
@@ -140,7 +140,7 @@ class ChatTemplate:
             except UserError as error:
                 troubles.append(error)
                 continue
-            if [n for found in MARK.finditer(text) if (n := int(found[1])) in wanted] == wanted:
+            if [n for match in MARK.finditer(text) if (n := int(match[1])) in wanted] == wanted:
                 texts[shape] = text
         if not texts:
             raise troubles[0] if troubles else self.refused(marks, "it leaves out, repeats or reorders what is said")
@@ -237,7 +237,7 @@ class ChatTemplate:
             if message.role == "assistant":
                 find = Places(self, messages, self.shape(messages), (), text)
                 end = find.content_end(n)
-                ends += [found[0].strip() for found in self.added.words(text[end : end + find.ending(n)])]
+                ends += [token[0].strip() for token in self.added.words(text[end : end + find.ending(n)])]
         return tuple(dict.fromkeys(ends))
 
     def _lead(self, one: Sequence[Message]) -> str:
@@ -268,7 +268,7 @@ def _content(pieces: Sequence[str], shape: Shape) -> str | list[dict[str, str]]:
 
 def with_thinking_masked(layout: Layout) -> Layout:
     """A layout in which no thinking is a target."""
-    spans = [found.span() for found in _THOUGHT.finditer(layout.text)]
+    spans = [thought.span() for thought in _THOUGHT.finditer(layout.text)]
     ends = [end for end, _ in layout.runs]
     cuts = sorted({*ends, *(at for span in spans for at in span if at > 0)})
     runs = []

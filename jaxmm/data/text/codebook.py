@@ -24,8 +24,8 @@ def image_offset(tokenizer: Any, image_tokens: int) -> int:
     first = vocabulary.get(IMAGE_CODE.format(0))
     if first is None or not image_tokens:
         return len(tokenizer)
-    found = [vocabulary.get(name) for name in image_codes(image_tokens)]
-    if found != list(range(first, first + image_tokens)) or IMAGE_CODE.format(image_tokens) in vocabulary:
+    ids = [vocabulary.get(name) for name in image_codes(image_tokens)]
+    if ids != list(range(first, first + image_tokens)) or IMAGE_CODE.format(image_tokens) in vocabulary:
         raise UserError(
             f"config.data.image_tokens is {image_tokens}, but the tokenizer has a codebook of "
             f"{sum(name in vocabulary for name in image_codes(len(vocabulary)))} tokens"

@@ -63,18 +63,18 @@ class SpecialTokens:
         for turn in turns:
             may_hold = self.may_hold(turn.role)
             for part in turn.parts:
-                for found in self._any.finditer(part.text) if isinstance(part, Text) else ():
-                    (symbols if may_hold and found[0] in self.names else letters).append(found[0])
+                for match in self._any.finditer(part.text) if isinstance(part, Text) else ():
+                    (symbols if may_hold and match[0] in self.names else letters).append(match[0])
         return tuple(letters), tuple(symbols)
 
     def cut(self, text: str) -> Iterator[tuple[str, bool]]:
         """Yields the pieces of a text, and whether each is a token."""
         at = 0
-        for found in self.pattern.finditer(text) if self.pattern else ():
-            if found.start() > at:
-                yield text[at : found.start()], False
-            yield found[0], True
-            at = found.end()
+        for match in self.pattern.finditer(text) if self.pattern else ():
+            if match.start() > at:
+                yield text[at : match.start()], False
+            yield match[0], True
+            at = match.end()
         if at < len(text):
             yield text[at:], False
 
@@ -95,10 +95,10 @@ def _named(text: str, vocabulary: dict[str, int]) -> list[str]:
             pattern = _GROUNDING if text == GROUNDING else re.compile(text[1:-1])
         except re.error as error:
             raise UserError(f"{key} is no regular expression: {error}") from error
-        found = [name for name in vocabulary if pattern.fullmatch(name)]
-        if not found:
+        matching = [name for name in vocabulary if pattern.fullmatch(name)]
+        if not matching:
             raise UserError(f"{key}: the tokenizer has no such token; its added ones are {_some(vocabulary)}")
-        return found
+        return matching
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
         if name not in vocabulary:

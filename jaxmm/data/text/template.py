@@ -173,14 +173,14 @@ class Template:
 
     def as_of(self, fingerprint: str) -> Template:
         """The template of version 0.1, under one of the names in ``older``: a run that began with it keeps it."""
-        found = copy.copy(self)
-        found.tokenizer = copy.deepcopy(self.tokenizer)
-        found.tokenizer.chat_template = self.written
-        found.chat = ChatFormat(found.tokenizer, self.markup, as_0_1=True)
-        found.lead, found.notes = "", tuple(found.chat.template.notes)
-        found._ids = text_encoder(found.tokenizer)
-        found.fingerprint = fingerprint
-        return found
+        old = copy.copy(self)
+        old.tokenizer = copy.deepcopy(self.tokenizer)
+        old.tokenizer.chat_template = self.written
+        old.chat = ChatFormat(old.tokenizer, self.markup, as_0_1=True)
+        old.lead, old.notes = "", tuple(old.chat.template.notes)
+        old._ids = text_encoder(old.tokenizer)
+        old.fingerprint = fingerprint
+        return old
 
     def encode(self, document: Document) -> Encoded:
         """Returns the document's tokens, with the flags that training needs."""

@@ -122,9 +122,9 @@ class _Limited(ImmutableSandboxedEnvironment):
         text = getattr(method, "__self__", None)
         if isinstance(text, str):
             _check_method(method.__name__, text, args, kwargs)
-        found = super().call(context, obj, *args, **kwargs)
-        _spend(_size(found))
-        return found
+        result = super().call(context, obj, *args, **kwargs)
+        _spend(_size(result))
+        return result
 
 
 def _check_method(name: str, text: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -168,20 +168,20 @@ def _limited_filter(name: str, function: Callable[..., Any]) -> Callable[..., An
         texts = [value for value in (*others, *kwargs.values()) if isinstance(value, str)]
         if name in ("tojson", "indent") and any(len(text) > 100 for text in texts):
             raise UserError("it indents by more than a hundred letters")
-        found = function(*args[:first], value, *others, **kwargs)
-        _spend(_size(found))
-        return found
+        result = function(*args[:first], value, *others, **kwargs)
+        _spend(_size(result))
+        return result
 
     return limited
 
 
 def limited(environment: ImmutableSandboxedEnvironment) -> ImmutableSandboxedEnvironment:
     """Returns a sandbox with the same filters, globals and extensions, whose templates have limits."""
-    found = _Limited.__new__(_Limited)
-    found.__dict__.update(environment.__dict__)
-    found.filters = {name: _limited_filter(name, function) for name, function in environment.filters.items()}
-    found.filters |= {"_items": _items, "_joined": _joined}
-    return found
+    sandbox = _Limited.__new__(_Limited)
+    sandbox.__dict__.update(environment.__dict__)
+    sandbox.filters = {name: _limited_filter(name, function) for name, function in environment.filters.items()}
+    sandbox.filters |= {"_items": _items, "_joined": _joined}
+    return sandbox
 
 
 def install() -> None:

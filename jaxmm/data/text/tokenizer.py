@@ -40,13 +40,13 @@ def load_tokenizer(folder: str) -> Any:
     ):
         raise UserError(f"config.data.tokenizer: {pipe} is a pipe, a socket or a device, not a file: remove it")
     try:
-        found = AutoTokenizer.from_pretrained(where, local_files_only=True, trust_remote_code=False)
-        if not found.chat_template and (where / PROCESSORS_TEMPLATE).exists():
-            found.chat_template = json.loads((where / PROCESSORS_TEMPLATE).read_text())["chat_template"]
+        tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=True, trust_remote_code=False)
+        if not tokenizer.chat_template and (where / PROCESSORS_TEMPLATE).exists():
+            tokenizer.chat_template = json.loads((where / PROCESSORS_TEMPLATE).read_text())["chat_template"]
     except Exception as error:  # transformers' many loaders raise many kinds of errors
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"config.data.tokenizer: transformers loads no tokenizer from {folder}: {reason}") from error
-    return found
+    return tokenizer
 
 
 def needs_context(tokenizer: Any) -> bool:
@@ -56,9 +56,9 @@ def needs_context(tokenizer: Any) -> bool:
         return False
     backend = tokenizer.backend_tokenizer
     backend.encode_special_tokens = False
-    found = [backend.encode(text, add_special_tokens=False).ids for text in (f"{token}a", "a")]
+    ids = [backend.encode(text, add_special_tokens=False).ids for text in (f"{token}a", "a")]
     backend.encode_special_tokens = True
-    return bool(found[0][1:] != found[1])
+    return bool(ids[0][1:] != ids[1])
 
 
 class AddedTokens:
@@ -93,7 +93,7 @@ class AddedTokens:
 
     def words(self, text: str) -> Iterator[re.Match[str]]:
         """Finds the tokens that are more than blanks and line ends."""
-        return (found for found in self.pattern.finditer(text) if found[0].strip()) if self.pattern else iter(())
+        return (match for match in self.pattern.finditer(text) if match[0].strip()) if self.pattern else iter(())
 
 
 def text_encoder(tokenizer: Any) -> _Bytes | _Batches | _OneByOne:
@@ -141,9 +141,9 @@ class _Batches:
 
     def after_special(self, texts: Sequence[str]) -> list[Ids]:
         """The ids of texts that follow a special token each, as in our conversations when a whole prompt is encoded."""
-        found = self(texts)
+        ids = self(texts)
         if not needs_context(self.tokenizer):
-            return found
+            return ids
         added, backend = AddedTokens(self.tokenizer), self.tokenizer.backend_tokenizer
         plain = [n for n, text in enumerate(texts) if added.ids and not added.is_in(text)]  # elsewhere tokens stay text
         before = next(iter(self.tokenizer.get_added_vocab()))
@@ -151,8 +151,8 @@ class _Batches:
         encoded = backend.encode_batch_fast([before + texts[n] for n in plain], add_special_tokens=False)
         backend.encode_special_tokens = True
         for n, one in zip(plain, encoded, strict=True):
-            found[n] = one.ids[1:]
-        return found
+            ids[n] = one.ids[1:]
+        return ids
 
 
 class _OneByOne:

@@ -59,13 +59,13 @@ def called(said: str) -> tuple[str, str]:
     If it is the JSON of a call or of a list of calls, the text is ''. Anything else is text without calls.
     """
     try:
-        found = json.loads(said)
+        calls = json.loads(said)
     except (ValueError, RecursionError):
         return said, ""
-    found = found if isinstance(found, list) else [found]
-    if not found or not all(isinstance(one, dict) and isinstance(one.get("name"), str) for one in found):
+    calls = calls if isinstance(calls, list) else [calls]
+    if not calls or not all(isinstance(one, dict) and isinstance(one.get("name"), str) for one in calls):
         return said, ""
-    return "", _json([{"type": "function", "function": one} for one in found])
+    return "", _json([{"type": "function", "function": one} for one in calls])
 
 
 def in_words(turns: Sequence[Turn], tools: str) -> tuple[Turn, ...]:
@@ -88,15 +88,15 @@ def _in_words(turn: Turn) -> Turn:
         turn = turn._replace(role="user")
     if not turn.calls:
         return turn
-    found = []
+    calls = []
     for call in json.loads(turn.calls):
         function = _function(call)
         arguments = function.get("arguments")
         if isinstance(arguments, str):  # OpenAI's calls carry JSON as text
             with contextlib.suppress(ValueError, RecursionError):  # a model may have written any text
                 arguments = json.loads(arguments)
-        found.append({"name": function["name"], "arguments": arguments})
-    written = _json(found[0] if len(found) == 1 else found)
+        calls.append({"name": function["name"], "arguments": arguments})
+    written = _json(calls[0] if len(calls) == 1 else calls)
     return turn._replace(parts=_joined(turn.parts, f"\n{written}" if turn.parts else written), calls="")
 
 

@@ -88,15 +88,15 @@ class Llava(Family):
 
     def _processor_of_tower(self, vision: Any, folder: Path) -> dict[str, Any]:
         """The image settings of a tower's folder; if it has no file, the defaults of its kind, at its size."""
-        found = read_processor(folder, self.image_processor)
+        settings = read_processor(folder, self.image_processor)
         kind = TOWERS[vision.model_type].image_processor
-        if "image_processor_type" in found:
-            kind = processor_kind(found, kind)
+        if "image_processor_type" in settings:
+            kind = processor_kind(settings, kind)
         side = vision.image_size
         square = {"height": side, "width": side}
         is_cropped = "crop_size" in DEFAULTS[kind]
         size = {"size": {"shortest_edge": side}, "crop_size": square} if is_cropped else {"size": square}
-        return {"image_processor_type": kind, **DEFAULTS[kind], **size} | found
+        return {"image_processor_type": kind, **DEFAULTS[kind], **size} | settings
 
     def joined_processor(self, config: Mapping[str, Any], processor: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         own = {"processor_class": "LlavaProcessor"}
