@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxmm.json_text import parse_json
+
 
 def plain(value: Any) -> Any:
     """``value`` as strict JSON holds it: NaN and infinities are None, tuples lists, NumPy and JAX scalars numbers."""
@@ -35,7 +37,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a file that may be missing or damaged; {} then."""
     with contextlib.suppress(OSError, ValueError):
-        value = json.loads(path.read_bytes())
+        value = parse_json(path.read_bytes())
         return value if isinstance(value, dict) else {}
     return {}
 
@@ -45,7 +47,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     objects = []
     for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
         with contextlib.suppress(ValueError):
-            objects.append(json.loads(line))
+            objects.append(parse_json(line))
     return [item for item in objects if isinstance(item, dict)]
 
 

@@ -12,6 +12,7 @@ be used leaves its document out, as in training; what was left out is in SOURCE.
 from __future__ import annotations
 
 import collections
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +97,10 @@ def main(argv: list[str]) -> int:
         f"{output}: {totals['documents']:,} documents, {totals['encoded']:,} images encoded, {totals['kept']:,} kept"
         + (f", {totals['skipped']:,} documents left out" if totals["skipped"] else "")
     )
+    path, start = shlex.quote(str(output)), shlex.quote(args.workdir)
     print(
-        f"train: --config.data.path={output} --config.data.mixture={','.join(names)} --config.init_from={args.workdir} "
-        f"--config.optimizer.freeze=vision"
+        f"train: --config.data.path={path} --config.data.mixture={shlex.quote(','.join(names))} "
+        f"--config.init_from={start} --config.optimizer.freeze=vision"
     )
     return 0
 

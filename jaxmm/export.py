@@ -40,6 +40,7 @@ from jaxmm.hf.model_card import evaluation, model_card
 from jaxmm.hf.pretrained import GENERATION, MODEL, SPARE, Pretrained
 from jaxmm.hf.processors import PROCESSOR_FILES, json_object
 from jaxmm.inference.generation_config import said_by
+from jaxmm.json_text import parse_json
 from jaxmm.recipe import Recipe, read_recipe
 
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
@@ -198,7 +199,7 @@ def write_tokenizer(recipe: Recipe, folder: Path) -> None:
         tokenizer.chat_template = with_images(recipe.template) + tokenizer.chat_template
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
-    settings = json.loads(path.read_text()) | family.tokenizer_settings()
+    settings = parse_json(path.read_text()) | family.tokenizer_settings()
     path.write_text(json.dumps(settings, indent=2))
 
 

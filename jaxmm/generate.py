@@ -32,6 +32,7 @@ from jaxmm.inference.answers import Prompt, make_generator, write
 from jaxmm.inference.decode import Generator
 from jaxmm.inference.sampling import Sampling
 from jaxmm.inference.stop_strings import Reply
+from jaxmm.json_text import parse_json
 from jaxmm.recipe import Recipe, read_recipe
 from jaxmm.runtime import startup
 
@@ -93,7 +94,7 @@ def read_prompts(name: str) -> list[tuple[dict[str, Any], Prompt]]:
             continue
         where = f"{name}, line {number}:"
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except ValueError as error:
             raise UserError(f"{where} no valid JSON: {error}") from error
         if not isinstance(record, dict) or not isinstance(record.get("prompt", ""), str):

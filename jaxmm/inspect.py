@@ -24,6 +24,7 @@ from jaxmm.corpus import Corpus, make_assembler, make_plan, read_budgets
 from jaxmm.data.packing.plan import Lengths, Piece, Plan, Row
 from jaxmm.data.prepare.statistics import column_rows
 from jaxmm.errors import UserError
+from jaxmm.json_text import parse_json
 from jaxmm.recipe import read_data, train_corpus
 from jaxmm.report.page import DrawnRow, Report, Source, render
 from jaxmm.report.tally import Tally, over_budget
@@ -91,7 +92,7 @@ def left_out(corpus: Corpus) -> list[dict[str, int]]:
 def columns_of(folder: Path) -> tuple[tuple[str, int, str], ...]:
     """The columns of a prepared source's records, and whether they were read; older folders do not tell."""
     try:
-        report = json.loads((folder / "report.json").read_text())
+        report = parse_json((folder / "report.json").read_text())
     except (OSError, ValueError):
         return ()
     return tuple((name, count, told) for _, name, count, told in column_rows([report])[1:])

@@ -32,6 +32,7 @@ from jaxmm.data.text.template import ChatOptions, Template
 from jaxmm.data.text.tokenizer import load_tokenizer
 from jaxmm.errors import UserError, nearest
 from jaxmm.hf.processors import limits
+from jaxmm.json_text import parse_json
 from jaxmm.recipe import OWN_PIXELS
 
 IMAGE_KEYS = ("patch_size", "merge", "min_pixels", "max_pixels")
@@ -147,7 +148,7 @@ def ready(output: str, args: Any) -> str:
 
 def read_report(folder: Path) -> dict[str, Any]:
     try:
-        return json.loads((folder / "report.json").read_text())
+        return parse_json((folder / "report.json").read_text())
     except (OSError, ValueError) as error:
         raise UserError(
             f"{folder}: its report.json is missing or damaged: delete the folder and prepare it again"

@@ -50,9 +50,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--parity", action="store_true", help="also run the tests that need torch, where it is installed")
 
 
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """One more than the cores, as some tests wait for programs or for seconds to pass; 4 at most, for their memory."""
-    return min(cores() + 1, 4)
+    return None if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ else min(cores() + 1, 4)
 
 
 def pytest_configure(config: pytest.Config) -> None:

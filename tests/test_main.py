@@ -82,7 +82,7 @@ def test_a_command_is_what_the_module_is(tmp_path):
 def test_train_starts_again_with_all_it_was_given(tmp_path):
     """On huge pages: by the very words of the process, the command's name among them."""
     (tmp_path / "sitecustomize.py").write_text(
-        "import os, sys\nos.execv = lambda program, words: (print(*words[1:]), os._exit(7))\n"
+        "import os, sys\nos.execv = lambda program, words: (print(*words[1:], flush=True), os._exit(7))\n"
     )
     code = "import jaxmm.runtime.startup as s; s._offered = lambda: True; import jaxmm.__main__ as m; m.main()"
     done = ran(

@@ -23,7 +23,7 @@ import jax
 
 from jaxmm.checkpoints import checksums
 from jaxmm.checkpoints.checksums import META, METRICS, STATE, Fault
-from jaxmm.checkpoints.manager import METRIC, make_manager, restore_args
+from jaxmm.checkpoints.manager import METRIC_KEY, make_manager, restore_args
 from jaxmm.errors import StrandedError, UserError
 from jaxmm.runtime.barrier import Barrier
 
@@ -144,7 +144,7 @@ class Checkpoints:
         manager = self._writer()
         if step in manager.all_steps():
             return
-        scored = {METRIC: float(metric)} if metric is not None and math.isfinite(metric) else None
+        scored = {METRIC_KEY: float(metric)} if metric is not None and math.isfinite(metric) else None
         self.wait()
         self._saving = self._sealing = step
         self._has_failed = False
@@ -319,7 +319,7 @@ class Checkpoints:
         path = self._path(step) / METRICS
         if not (path / METRICS).is_file() or self._verify(step, METRICS):
             return None
-        return float(ocp.JsonCheckpointHandler(filename=METRICS).restore(path)[METRIC])
+        return float(ocp.JsonCheckpointHandler(filename=METRICS).restore(path)[METRIC_KEY])
 
     def _writer(self) -> ocp.CheckpointManager:
         if self._manager is None:

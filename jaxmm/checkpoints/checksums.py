@@ -18,6 +18,8 @@ from urllib.parse import unquote
 
 import tensorstore
 
+from jaxmm.json_text import parse_json
+
 STATE, META, METRICS = "state", "meta", "metrics"  # what a checkpoint holds: folders in the folder of its step
 RECORD = "checksums.json"
 PROMISE = {"checksums": RECORD}  # what a checkpoint with a record says of itself, so that a lost one is missed
@@ -110,7 +112,7 @@ def _entry(folder: Path, name: str) -> Entry:
     path, size, crc32 = folder / name, 0, 0
     if name == _STEP:  # as it is without the time: 0 bytes or more
         with contextlib.suppress(ValueError, AttributeError):
-            rest = {key: value for key, value in json.loads(path.read_bytes()).items() if key != _COMMIT}
+            rest = {key: value for key, value in parse_json(path.read_bytes()).items() if key != _COMMIT}
             crc32 = zlib.crc32(json.dumps(rest).encode())
         return Entry(0, crc32)
     with path.open("rb", buffering=0) as file:
@@ -129,7 +131,7 @@ def _read_record(folder: Path) -> dict[str, Entry]:
     data = (folder / RECORD).read_bytes()
     try:
         text = data.decode()
-        entries = {str(name): Entry(*entry) for name, entry in json.loads(text)["files"].items()}
+        entries = {str(name): Entry(*entry) for name, entry in parse_json(text)["files"].items()}
         is_same = _text(entries) == text
     except (ValueError, LookupError, TypeError, AttributeError):
         is_same = False
@@ -156,7 +158,7 @@ def _look_by_index(folder: Path) -> Fault | None:
     for name in (*needed, *names):
         if fault := _missing(folder, name, 1) or _cut_json(folder, name):
             return fault
-    if json.loads((folder / _STEP).read_bytes()).get("custom_metadata") == PROMISE:
+    if parse_json((folder / _STEP).read_bytes()).get("custom_metadata") == PROMISE:
         return Fault(f"{RECORD} is missing or cut short", True)
     manifest = f"{STATE}/manifest.ocdbt"
     if fault := _missing(folder, manifest, _manifest_bytes(folder / manifest)):
@@ -178,7 +180,7 @@ def _look_by_index(folder: Path) -> Fault | None:
 
 def _cut_json(folder: Path, name: str) -> Fault | None:
     try:
-        json.loads((folder / name).read_bytes())
+        parse_json((folder / name).read_bytes())
     except json.JSONDecodeError as error:
         is_cut = error.pos >= len(error.doc.rstrip()) or error.msg.startswith("Unterminated string")
         return Fault(f"{name} is missing or cut short", True) if is_cut else Fault(f"{name} is no JSON", False)

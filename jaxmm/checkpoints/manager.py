@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from jaxmm.checkpoints.checksums import META, STATE
+from jaxmm.runtime.jax_internals import orbax_array_handler
 
 if TYPE_CHECKING:  # importing it takes a third of a second: a run that has begun does
     import orbax.checkpoint as ocp
 
-METRIC = "metric"
+METRIC_KEY = "metric"
 # Of a replicated array each device writes a part if that has so many bytes. Below it one device writes the whole:
 # parts of parts are a program each to compile, while the step waits.
 SLICED_BYTES = 1 << 20
@@ -59,7 +60,7 @@ def make_manager(folder: Path, keep: int, keep_best: int, before_rename: Callabl
     ]
     return ocp.CheckpointManager(
         folder,
-        item_handlers={STATE: _state_handler(), META: ocp.JsonCheckpointHandler()},
+        handler_registry=_handlers(),
         options=ocp.CheckpointManagerOptions(
             best_fn=_read_metric,
             best_mode="min",
@@ -71,15 +72,22 @@ def make_manager(folder: Path, keep: int, keep_best: int, before_rename: Callabl
 
 
 def _read_metric(metrics: Mapping[str, float]) -> float:
-    return metrics[METRIC]
+    return metrics[METRIC_KEY]
 
 
-def _state_handler() -> ocp.PyTreeCheckpointHandler:
+def _handlers() -> ocp.handlers.CheckpointHandlerRegistry:
+    """How the items of a checkpoint are written and read."""
     import orbax.checkpoint as ocp
 
-    arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SLICED_BYTES)
-    registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
-    return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+    types = ocp.type_handlers.create_type_handler_registry((jax.Array, orbax_array_handler(SLICED_BYTES)))
+    state, meta = ocp.PyTreeCheckpointHandler(type_handler_registry=types), ocp.JsonCheckpointHandler()
+    handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    for item, args, handler in (
+        (STATE, ocp.args.PyTreeSave, state), (STATE, ocp.args.PyTreeRestore, state),
+        (META, ocp.args.JsonSave, meta), (META, ocp.args.JsonRestore, meta),
+    ):  # fmt: skip
+        handlers.add(item, args, handler)
+    return handlers
 
 
 def restore_args(leaf: Any) -> ocp.ArrayRestoreArgs:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -20,6 +19,7 @@ from jaxmm.config.hints import advice
 from jaxmm.config.keys import KEYS, KINDS, completed, flat
 from jaxmm.config.source_lines import line_of
 from jaxmm.errors import UserError, end_at_once, nearest
+from jaxmm.json_text import parse_json
 
 FILE_SECONDS = 60.0  # that a config file may take
 # What a ConfigDict says of a value of another type, and of a key that a locked one does not have.
@@ -238,10 +238,10 @@ def load_workdir(name: str) -> ConfigDict:
     if not file.is_file():
         raise UserError(f"workdir '{name}' holds no run: there is no config.json in it")
     try:
-        values = json.loads(file.read_text())
+        values = parse_json(file.read_text())
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{file} is no valid JSON: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"{file} is no JSON object but a {type(values).__name__}: it is no run's config")

@@ -1,4 +1,7 @@
-"""Pictures of coloured shapes: their content, how they are drawn, and how they are encoded as files."""
+"""Pictures of coloured shapes: their content, how they are drawn, and how they are encoded as files.
+
+A change of what is drawn raises ``demo.GENERATOR``: prepared pictures are then made again.
+"""
 
 from __future__ import annotations
 

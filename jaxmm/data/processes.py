@@ -30,7 +30,16 @@ _GONE = (EOFError, OSError)  # raised by a pipe whose other end is closed
 
 
 class Ended(Exception):
-    """A worker has ended without an answer; the text says how."""
+    """A worker has ended without an answer.
+
+    Attributes:
+      how: it ended, as the rest of a sentence.
+      cause: "memory" that ran out, a "file" that was cut, or "" where it is not known.
+    """
+
+    def __init__(self, how: str, cause: str = ""):
+        super().__init__(how)
+        self.how, self.cause = how, cause
 
 
 class Failed(NamedTuple):
@@ -52,7 +61,12 @@ class Channel:
         try:
             while True:
                 self._received.put(self._connection.recv_bytes())
+        except _GONE:
+            pass
+        except BaseException:  # told, as the parent says that it was
+            traceback.print_exc()
         finally:
+            sys.stderr.flush()
             os._exit(1)
 
     def receive(self) -> Any:
@@ -105,26 +119,26 @@ class Worker:
                 self._first = None
             self._connection.send(value)
         except _GONE as error:
-            raise Ended(self._how_it_ended()) from error
+            raise self._ended() from error
 
     def receive(self) -> Any:
         """Returns the next answer. Raises Ended if the process has ended."""
         try:
             return self._connection.recv()
         except _GONE as error:
-            raise Ended(self._how_it_ended()) from error
+            raise self._ended() from error
 
-    def _how_it_ended(self) -> str:
+    def _ended(self) -> Ended:
         try:
             status = self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
-            return "closed its pipe and hangs"
+            return Ended("closed its pipe and hangs")
         if status == -signal.SIGKILL:
-            return "was killed by SIGKILL, most likely because memory ran out"
+            return Ended("was killed by SIGKILL, most likely because memory ran out", "memory")
         if status == -signal.SIGBUS:
-            return "was ended by SIGBUS: a file that it had mapped was cut short, most likely one of the prepared data"
+            return Ended("was ended by SIGBUS: a file that it had mapped was cut short while it was read", "file")
         how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
-        return f"{how}: what it printed is above"
+        return Ended(f"{how}: what it printed is above")
 
     def close(self) -> None:
         """Ends the process at once: it holds nothing that could be left half done."""
@@ -139,7 +153,7 @@ def _end(process: subprocess.Popen) -> None:
 def main(fd: int) -> None:
     """Main loop of a worker: it ends when its pipe closes."""
     # A scheduler may send these to every process of a job, but only the run knows what to do.
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     os.dup2(2, 1)
     channel = Channel(Connection(fd))
@@ -162,8 +176,14 @@ def _sendable(error: Exception) -> Exception:
     return RuntimeError(f"{type(error).__name__}: {error}")
 
 
+class TooManyWorkers(UserError):
+    """More worker processes are asked for than this machine can use."""
+
+
 def check_workers(count: int, name: str) -> None:
-    """Raises UserError, which names the setting, if ``count`` is more workers than this machine can use."""
+    """Raises TooManyWorkers, by the setting's name, for more worker processes than this machine can use."""
     most = max(_PER_CORE * cores(), _ANYWHERE)
     if count > most:
-        raise UserError(f"{name} is {count}: at most {most} processes are started on this machine's {cores()} cores")
+        raise TooManyWorkers(
+            f"{name} is {count}: at most {most} processes are started on this machine's {cores()} cores"
+        )

@@ -19,6 +19,7 @@ from jaxmm.data.readers.records import HeldOut, read
 from jaxmm.data.reading import Reading
 from jaxmm.data.text import boxes
 from jaxmm.errors import UserError, nearest
+from jaxmm.json_text import parse_json
 
 WILD = "*?["
 # Files beside the data that are no data: the notes of ``datasets``, and descriptions of a folder.
@@ -238,8 +239,8 @@ def _of_dict(folder: str, listing: str, names: Sequence[str], reading: Reading) 
     """Returns (folder, line for people) of each named split that datasets' ``DatasetDict.save_to_disk`` wrote."""
     try:
         with files.open_binary(listing) as opened:
-            known = json.loads(opened.read()).get("splits", [])
-    except (ValueError, AttributeError, RecursionError) as error:
+            known = parse_json(opened.read()).get("splits", [])
+    except (ValueError, AttributeError) as error:
         raise UserError(f"{listing} is not what datasets writes: {error}") from error
     if not isinstance(known, list) or not all(isinstance(s, str) and not _BAD_NAME.search(s) for s in known):
         raise UserError(f"{listing} is not what datasets writes: its splits must be names")

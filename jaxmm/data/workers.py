@@ -28,6 +28,13 @@ ALIGNMENT = 64  # bytes, of arrays in a slot: with it JAX needs no copy where ho
 SLOT_UNIT = 1 << 16  # slots are multiples of this many bytes, as mmap requires
 
 
+ADVICE = {
+    "memory": "; run the same command again with fewer config.data.workers, or with 0",
+    "file": "; most likely one of the prepared data: prepare it again",
+    "": "; config.data.workers=0 makes batches in this process",
+}
+
+
 class Made(NamedTuple):
     """A result: the pickle without its arrays' bytes, and the number of bytes of each array."""
 
@@ -110,10 +117,7 @@ class Workers:
         try:
             return self._made_by(worker, args)
         except Ended as ended:
-            raise UserError(
-                f"a data worker (process {worker.pid}) {ended}; run the same command again with fewer "
-                f"config.data.workers, or with 0, which makes batches in this process"
-            ) from ended
+            raise UserError(f"a data worker (process {worker.pid}) {ended.how}{ADVICE[ended.cause]}") from ended
         finally:
             self._idle.put(worker)
 
@@ -122,7 +126,11 @@ class Workers:
         made = worker.receive()
         if isinstance(made, Made):
             places = np.cumsum([0, *(_aligned(size) for size in made.sizes)]).tolist()
-            slot, memory = self.slots.take(places[-1])
+            try:
+                slot, memory = self.slots.take(places[-1])
+            except (OSError, MemoryError):
+                worker.close()  # it waits for a place, and would take the next call's arguments for one
+                raise
             worker.send((slot.offset, slot.size, places))
             filled = worker.receive()
         else:

@@ -16,6 +16,7 @@ from jaxmm.batch import ImageSpec
 from jaxmm.data import files
 from jaxmm.data.documents import Source
 from jaxmm.errors import UserError
+from jaxmm.json_text import parse_json
 
 INFO, ENCODING = "dataset_info.json", "encoding.json"
 
@@ -39,7 +40,7 @@ def claim(output: Path, tower: dict[str, Any], sources: Sequence[Source]) -> Non
     noted: dict[str, Any] = {"tower": tower, "sources": {}}
     path = output / ENCODING
     if path.is_file():
-        noted = json.loads(path.read_text())
+        noted = parse_json(path.read_text())
     wanted = json.loads(json.dumps(versions))
     changed = [name for name in wanted if noted["sources"].get(name, wanted[name]) != wanted[name]]
     if noted["tower"] != tower or changed:
@@ -54,7 +55,7 @@ def claim(output: Path, tower: dict[str, Any], sources: Sequence[Source]) -> Non
 def describe(output: Path, names: Sequence[str]) -> None:
     """Adds the sources to the output's dataset_info.json."""
     path = output / INFO
-    info = json.loads(path.read_text()) if path.is_file() else {}
+    info = parse_json(path.read_text()) if path.is_file() else {}
     for name in names:
         info[name] = {"file_name": f"{files.bare(name)}.jsonl", "formatting": "openai"}
     with published(path) as temporary:

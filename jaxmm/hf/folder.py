@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from jaxmm.hf import names, tensor_files, values, weights
 from jaxmm.hf.families.family import Family, Layout
 from jaxmm.hf.families.registry import FAMILIES, family_of
 from jaxmm.hf.names import Rule
+from jaxmm.json_text import parse_json
 from jaxmm.models.multimodal import ModelSpec, flat_axes, kernel_dims
 
 CONFIG = "config.json"
@@ -34,7 +34,7 @@ def is_folder(folder: Path) -> bool:
     if not config.is_file():
         return False
     try:
-        return "model_type" in json.loads(config.read_text())
+        return "model_type" in parse_json(config.read_text())
     except (ValueError, TypeError):
         return False
 
@@ -56,7 +56,7 @@ def read_config(folder: Path) -> Any:
         raise UserError(f"{folder} has no {CONFIG}: give the folder of a Hugging Face model")
     logging.getLogger("transformers").setLevel(logging.ERROR)
     try:
-        written = json.loads(path.read_text())
+        written = parse_json(path.read_text())
         kind = written.get("model_type", "")
         if kind not in transformers.CONFIG_MAPPING:
             raise UserError(f"{path}: model '{kind}' is not supported: those are {', '.join(FAMILIES)}")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from jaxmm.errors import UserError
+from jaxmm.json_text import parse_json
 
 Limits = tuple[int, int]  # least and most pixels
 PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
@@ -71,7 +71,7 @@ def read_processor(folder: Path, default: str) -> dict[str, Any]:
 def json_object(path: Path) -> dict[str, Any]:
     """Reads a JSON object. Raises UserError for a file that is not JSON, or not an object."""
     try:
-        parsed = json.loads(path.read_text())
+        parsed = parse_json(path.read_text())
     except ValueError as error:
         raise UserError(f"{path} is no JSON: download it again") from error
     if not isinstance(parsed, dict):

@@ -6,7 +6,6 @@ Pickled weights are never opened: they may run code.
 from __future__ import annotations
 
 import fnmatch
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ import safetensors
 import safetensors.numpy
 
 from jaxmm.errors import UserError
+from jaxmm.json_text import parse_json
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -60,7 +60,7 @@ class Checkpoint:
                 pass
             with open(self.folder / file, "rb") as raw:
                 length = int.from_bytes(raw.read(8), "little")
-                header = json.loads(raw.read(length))
+                header = parse_json(raw.read(length))
             return [
                 (name, Entry(file, tuple(about["shape"]), about["dtype"], 8 + length + about["data_offsets"][0]))
                 for name, about in header.items()
@@ -122,7 +122,7 @@ def _listed(folder: Path) -> list[str]:
     index = folder / INDEX
     if index.exists():
         try:
-            files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            files = sorted(set(parse_json(index.read_text())["weight_map"].values()))
             outside = [file for file in files if Path(file).is_absolute() or ".." in Path(file).parts]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{index} is not a whole index of weights: download it again") from error

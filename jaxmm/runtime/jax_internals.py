@@ -1,4 +1,4 @@
-"""What is relied on of JAX and XLA without their promise: private names, compiler options, words of barrier errors.
+"""What is relied on of JAX, XLA and Orbax without their promise: private names, compiler options, words of errors.
 
 A release may change any of these. ``tests/runtime/test_jax_internals.py`` says of each what is relied on. Where there
 can be a fallback, a change costs a warning and speed, never the run.
@@ -102,3 +102,23 @@ def setting(name: str) -> Any:
 def settings() -> list[tuple[str, str]]:
     """All of JAX's settings, which a traced program depends on."""
     return sorted((name, repr(value)) for name, value in jax.config.values.items())
+
+
+# Checkpoints
+
+
+def orbax_array_handler(sliced_bytes: int) -> Any:
+    """Orbax's handler of arrays, which writes replicated ones below this size from one device.
+
+    The store of what Orbax notes of each array has no public name; without it the notes are left out, and all that we
+    save is read the same.
+    """
+    import orbax.checkpoint as ocp
+
+    try:
+        from orbax.checkpoint._src.metadata.array_metadata_store import Store
+    except ImportError:
+        notes = None
+    else:
+        notes = Store()
+    return ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=sliced_bytes, array_metadata_store=notes)

@@ -20,6 +20,7 @@ from typing import Any
 
 from jaxmm.atomic import read_json, read_lines, write_json
 from jaxmm.errors import UserError, end_at_once
+from jaxmm.json_text import parse_json
 
 LOCK, FIRST_SAVE = "train.lock", "first_save.json"
 
@@ -73,7 +74,7 @@ def _is_save(path: Path) -> bool:
 
 def _noted(workdir: Path) -> int | None:
     try:
-        return int(json.loads((workdir / FIRST_SAVE).read_bytes())["step"])
+        return int(parse_json((workdir / FIRST_SAVE).read_bytes())["step"])
     except FileNotFoundError:
         return None
     except (ValueError, LookupError, TypeError):
@@ -276,7 +277,7 @@ def _machine() -> str:
 
 def _read(file: int) -> dict[str, Any]:
     try:
-        record = json.loads(os.pread(file, 4096, 0))
+        record = parse_json(os.pread(file, 4096, 0))
     except ValueError:  # being written, or its writer was killed
         record = {}
     return record if isinstance(record, dict) else {}

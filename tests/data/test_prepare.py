@@ -296,6 +296,19 @@ def test_a_dead_worker_raises_with_its_cause_and_its_work_can_go_on(tmp_path, mo
     assert [f.name[0] for f in tmp_path.iterdir()] == ["m"]
 
 
+def test_more_workers_than_there_is_room_for_cost_no_finished_shard(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare_module, "SHARD_BYTES", 0)
+    with pytest.raises(local_engine.WorkerDied):
+        prepare(numbered(4, 2, die), TEMPLATE, tmp_path, workers=2)
+    (unfinished,) = tmp_path.iterdir()
+    finished = sorted(path.name for path in unfinished.rglob("*"))
+    monkeypatch.setattr("jaxmm.data.processes._ANYWHERE", 0)
+    monkeypatch.setattr("jaxmm.data.processes._PER_CORE", 0)
+    with pytest.raises(UserError, match="--workers is 2: at most 0 processes"):
+        prepare(numbered(6, 2), TEMPLATE, tmp_path, workers=2)
+    assert sorted(path.name for path in unfinished.rglob("*")) == finished
+
+
 def test_damage_to_what_an_interrupted_preparation_left_is_one_line(tmp_path, monkeypatch):
     source, kept = numbered(4, 2), tmp_path / "kept.npz"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,8 +10,11 @@ import warnings
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from jaxmm import sharding
+from jaxmm.checkpoints.checkpoint import Checkpoints
 from jaxmm.runtime import jax_internals
 
 
@@ -98,3 +102,16 @@ print(step_options() is None, *(float(jnp.abs(g).sum()) for g in jax.tree.leaves
     numbers = [[float(number) for number in each[1:]] for each in told]
     assert len(numbers[0]) == 6
     assert numbers[0] == pytest.approx(numbers[1], rel=1e-5)
+
+
+def test_a_small_replicated_array_is_written_by_one_device_with_the_notes_of_orbax(tmp_path):
+    mesh = sharding.make_mesh({"data": 8})
+    with jax.set_mesh(mesh):
+        x = jax.device_put(np.arange(64, dtype=np.float32), sharding.replicated(mesh))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, {"x": x}, {})
+        checkpoints.wait()
+        np.testing.assert_array_equal(checkpoints.restore({"x": x})["x"], x)
+    (notes,) = (tmp_path / "1/state/array_metadatas").iterdir()
+    (noted,) = json.loads(notes.read_text())["array_metadatas"]
+    assert noted["array_metadata"]["write_shape"] == [64], "an eighth of it, where each device writes a part"

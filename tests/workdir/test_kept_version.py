@@ -5,24 +5,37 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import small_run
 from small_run import ROOT
 
 from jaxmm import command, evaluate, export, generate, train
 from jaxmm.checkpoints.resume import FREE, as_it_was
+from jaxmm.data import files
 
 KEPT = sorted((ROOT / "tests/kept").glob("*.zip"))
 
 
+PICTURES = "/tmp/old/data/"  # where they lay when the prepared data was made, which names them so
+
+
 @pytest.fixture(scope="module", params=KEPT, ids=lambda path: path.stem)
-def kept(request, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("kept")
+def kept(request, tmp_path_factory) -> Iterator[Path]:
+    folder, pictures = tmp_path_factory.mktemp("kept"), small_run.make_data(tmp_path_factory.mktemp("pictures"))
     with zipfile.ZipFile(request.param) as archive:
         archive.extractall(folder)
-    return folder
+    opened = files.open_binary
+
+    def moved(path: str, *args):
+        return opened(str(pictures / path.removeprefix(PICTURES)) if path.startswith(PICTURES) else path, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "open_binary", moved)
+        yield folder
 
 
 def places(kept: Path, tmp_path: Path) -> list[str]:

@@ -41,7 +41,7 @@ class DiskFull(UserError):
     def __init__(self, folder: Path):
         super().__init__(
             f"no space left on the disk of {folder}: free some and run the same command again, which goes on from what "
-            f"is finished, or choose another disk (config.data.cache, or --output of prepare_data.py)"
+            f"is finished, or choose another disk (config.data.cache, or another --output)"
         )
         self.folder = folder
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import queue
 import threading
@@ -69,8 +70,9 @@ def run(task: Task, items: Sequence[Any], workers: int, tick: Callable[..., None
             else:
                 raise value
     finally:
-        while not waiting.empty():
-            waiting.get_nowait()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                waiting.get_nowait()
         for worker in started:
             worker.close()
         for thread in threads:
@@ -80,25 +82,31 @@ def run(task: Task, items: Sequence[Any], workers: int, tick: Callable[..., None
 
 def _converse(worker: Worker, task: Task, waiting: queue.SimpleQueue, events: queue.SimpleQueue) -> None:
     """Gives items to a worker, one at a time, and forwards its answers; runs in a thread of its own."""
-    while True:
-        try:
+    with contextlib.suppress(queue.Empty):
+        while True:
             item = waiting.get_nowait()
-        except queue.Empty:
-            return
-        try:
-            worker.send(item)
-            while isinstance(answer := worker.receive(), list):
-                events.put(("tick", answer))
-        except Ended as ended:
-            why = f"a worker process {ended}; it read {task.where(item)}: run it again, with fewer workers"
-            events.put(("error", WorkerDied(why)))
-            return
-        if isinstance(answer, Failed):
-            if not isinstance(answer.error, UserError):
-                answer.error.__cause__ = RuntimeError(f"in a worker process:\n{answer.trace}")
-            events.put(("error", answer.error))
-            return
-        events.put(("done", item))
+            try:
+                _do(worker, task, item, events)
+            except BaseException as error:  # whatever it is, the main thread waits for an event
+                events.put(("error", error))
+                return
+            events.put(("done", item))
+
+
+def _do(worker: Worker, task: Task, item: Any, events: queue.SimpleQueue) -> None:
+    try:
+        worker.send(item)
+        while isinstance(answer := worker.receive(), list):
+            events.put(("tick", answer))
+    except Ended as ended:
+        less = ", with fewer workers" if ended.cause == "memory" else ""
+        raise WorkerDied(
+            f"a worker process {ended.how}; it read {task.where(item)}: run the same command again{less}"
+        ) from ended
+    if isinstance(answer, Failed):
+        if isinstance(answer.error, UserError):
+            raise answer.error
+        raise answer.error from RuntimeError(f"in a worker process:\n{answer.trace}")
 
 
 # In the worker

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxmm.errors import UserError
+from jaxmm.json_text import parse_json
 
 NAME = "meta.json"  # a folder that has it is complete
 FORMAT = 3  # raise it when older code cannot read what is written, or this code cannot read older data
@@ -37,8 +38,8 @@ def read_meta(text: bytes | str, folder: str) -> dict[str, Any]:
       UserError: if it is not JSON, has another format or impossible values, or was changed after it was written.
     """
     try:
-        meta = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        meta = parse_json(text)
+    except ValueError as error:
         raise UserError(f"{folder} holds no prepared data (no readable {NAME}): prepare it again") from error
     if not isinstance(meta, dict):
         raise UserError(f"{folder} holds no prepared data ({NAME} is no object): prepare it again")

@@ -32,8 +32,10 @@ from jaxmm.data.prepare.meta import FORMAT
 from jaxmm.data.prepare.progress import Progress, Silent
 from jaxmm.data.prepare.shard import DATA, INDEX, PrepareUnit, Shard, part_path
 from jaxmm.data.prepare.statistics import lost_rests
+from jaxmm.data.processes import TooManyWorkers
 from jaxmm.data.text.template import Template
 from jaxmm.errors import UserError
+from jaxmm.json_text import parse_json
 from jaxmm.machine import cores
 
 SHARD_BYTES = 8 << 20  # of input: smaller units are joined up to this size,
@@ -94,8 +96,8 @@ def prepare(
                 raise UserError(f"{folder} is in the way and not whole: delete it")
             try:
                 _make(source, template, versions, unfinished, workers, engine, progress)
-            except (DiskFull, local_engine.WorkerDied):
-                raise
+            except (DiskFull, local_engine.WorkerDied, TooManyWorkers):
+                raise  # what is finished stays
             except UserError:
                 # Repaired files have another key, but repaired images do not: they must be read again.
                 shutil.rmtree(unfinished, ignore_errors=True)
@@ -209,7 +211,7 @@ def _make_room(unfinished: Path, shards: Sequence[Shard]) -> None:
 def _refuse_skipped(source: Source, folder: Path) -> None:
     """Raises UserError if the folder was prepared when more documents could be skipped than now."""
     try:
-        meta = json.loads((folder / "meta.json").read_text())
+        meta = parse_json((folder / "meta.json").read_text())
     except (OSError, ValueError):
         return  # opening the folder reports it
     skipped, examples = meta.get("skipped", 0), meta.get("examples", 0)

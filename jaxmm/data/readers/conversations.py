@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from jaxmm.data.readers.typed import placed, tagged, typed_parts
 from jaxmm.data.readers.weights import AS_SAID, Learnt
 from jaxmm.data.text import tool_calls as tools
 from jaxmm.errors import UserError, nearest
+from jaxmm.json_text import parse_json
 
 FORMAT = 3
 CALL = "function_call"  # the role of a turn that is a call; in a document it is the assistant's
@@ -239,8 +239,8 @@ def _from_text(value: Any) -> Any:
     """Parses messages that are written as JSON text, as in a table that has only text columns."""
     if isinstance(value, str) and value.lstrip()[:1] == "[":
         try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
+            return parse_json(value)
+        except ValueError:
             return value
     return value
 

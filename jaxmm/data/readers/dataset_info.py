@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from jaxmm.data.readers.containers import SUFFIXES, Format, suffix
 from jaxmm.data.readers.conversations import CALL, Conversation
 from jaxmm.data.reading import Reading
 from jaxmm.errors import UserError, nearest
+from jaxmm.json_text import parse_json
 
 NAME = "dataset_info.json"
 HUBS = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
@@ -110,8 +110,8 @@ def read_info(path: str) -> dict[str, dict[str, Any]] | None:
         return None
     with files.open_binary(path) as opened:
         try:
-            entries = json.loads(opened.read().decode("utf-8-sig", "surrogateescape"))
-        except (ValueError, RecursionError) as error:
+            entries = parse_json(opened.read().decode("utf-8-sig", "surrogateescape"))
+        except ValueError as error:
             if is_named:
                 raise UserError(f"{path} is not JSON: {error}") from error
             return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ from jaxmm.data.documents import Document, Image, Object, Text
 from jaxmm.data.readers.parts import text
 from jaxmm.data.text.boxes import BOX_MARK, MARK, NAME_MARK
 from jaxmm.errors import UserError
+from jaxmm.json_text import parse_json
 
 COLUMN = "objects"
 TYPES = ("real", "norm1")  # numbers are pixels, or fractions of the sides
@@ -63,8 +63,8 @@ def _objects(origin: str, value: Any, document: Document) -> tuple[list[Object],
     """The names and the boxes of a record."""
     if isinstance(value, str):
         try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as error:
+            value = parse_json(value)
+        except ValueError as error:
             raise UserError(f"{origin}: its '{COLUMN}' are no JSON: {error}") from error
     if not isinstance(value, Mapping):
         raise UserError(

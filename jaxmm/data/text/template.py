@@ -36,7 +36,7 @@ IMAGE = "<image>"  # the placeholder of a soft token for transformers' processor
 IMAGE_START, IMAGE_END, END = "<|image_start|>", "<|image_end|>", "<|end|>"
 ROLE_MARKERS = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>"}
 OURS_MARK = "{#- jaxmm -#}"  # begins the chat template of an export in our own format
-# Version 0.1 wrote no such mark; no other template has this part of its template.
+# Exports of version 0.1 have no such mark: they are known by this part, which no other template has.
 _ROLES_0_1 = "".join(
     f"{{% {'elif' if n else 'if'} message['role'] == '{role}' %}}{marker}"
     for n, (role, marker) in enumerate(ROLE_MARKERS.items())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,7 @@ import numpy as np
 
 from jaxmm.data.text.byt5 import ByT5Tokenizer
 from jaxmm.errors import UserError
+from jaxmm.json_text import parse_json
 
 Ids = Sequence[int] | np.ndarray
 PROCESSORS_TEMPLATE = (
@@ -42,7 +42,7 @@ def load_tokenizer(folder: str) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=True, trust_remote_code=False)
         if not tokenizer.chat_template and (where / PROCESSORS_TEMPLATE).exists():
-            tokenizer.chat_template = json.loads((where / PROCESSORS_TEMPLATE).read_text())["chat_template"]
+            tokenizer.chat_template = parse_json((where / PROCESSORS_TEMPLATE).read_text())["chat_template"]
     except Exception as error:  # transformers' many loaders raise many kinds of errors
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"config.data.tokenizer: transformers loads no tokenizer from {folder}: {reason}") from error

@@ -13,6 +13,7 @@ from typing import Any
 
 from jaxmm.data.documents import Part, Text, Turn
 from jaxmm.errors import UserError
+from jaxmm.json_text import parse_json
 
 HEADING = "Tools, one JSON object a line:"
 CALLING = 'Call one with {"name": its name, "arguments": an object}.'
@@ -27,8 +28,8 @@ def read_tools(origin: str, column: str, value: Any) -> str:
     tools = value
     if isinstance(tools, str) and tools:
         try:
-            tools = json.loads(tools)
-        except (ValueError, RecursionError) as error:
+            tools = parse_json(tools)
+        except ValueError as error:
             raise UserError(f"{origin}: '{column}' is not JSON: {value!r:.40}") from error
     if not tools:
         return ""
@@ -59,8 +60,8 @@ def called(said: str) -> tuple[str, str]:
     If it is the JSON of a call or of a list of calls, the text is ''. Anything else is text without calls.
     """
     try:
-        calls = json.loads(said)
-    except (ValueError, RecursionError):
+        calls = parse_json(said)
+    except ValueError:
         return said, ""
     calls = calls if isinstance(calls, list) else [calls]
     if not calls or not all(isinstance(one, dict) and isinstance(one.get("name"), str) for one in calls):
@@ -74,7 +75,7 @@ def in_words(turns: Sequence[Turn], tools: str) -> tuple[Turn, ...]:
     if not tools:
         return tuple(told)
     lines = [
-        _json(tool["function"] if isinstance(tool.get("function"), Mapping) else tool) for tool in json.loads(tools)
+        _json(tool["function"] if isinstance(tool.get("function"), Mapping) else tool) for tool in parse_json(tools)
     ]
     text = "\n".join([HEADING, *lines, CALLING])
     if not told or told[0].role != "system":
@@ -93,8 +94,8 @@ def _in_words(turn: Turn) -> Turn:
         function = _function(call)
         arguments = function.get("arguments")
         if isinstance(arguments, str):  # OpenAI's calls carry JSON as text
-            with contextlib.suppress(ValueError, RecursionError):  # a model may have written any text
-                arguments = json.loads(arguments)
+            with contextlib.suppress(ValueError):  # a model may have written any text
+                arguments = parse_json(arguments)
         calls.append({"name": function["name"], "arguments": arguments})
     written = _json(calls[0] if len(calls) == 1 else calls)
     return turn._replace(parts=_joined(turn.parts, f"\n{written}" if turn.parts else written), calls="")
