@@ -171,6 +171,9 @@ def batch_loss(
 ) -> tuple[jax.Array, Targets, TokenLoss]:  # fmt: skip
     """The summed loss of a batch at its targets, with what was predicted where and how well.
 
+    A loss term on hidden states is added to ``total`` here. One on logits belongs into ``_logit_terms``, with its
+    derivative in ``_forward``; one on parameters into ``microbatch_loss`` of ``training/step.py``.
+
     Args:
       hidden_at: from places in the rows, (B, R), to the hidden states there and the vocabulary projection.
     """

@@ -15,7 +15,7 @@ from jaxmm.training.quantized_moments import quantize_moments
 
 Dims = tuple[int, ...]
 
-OPTIMIZERS = ("muon", "adamw")
+OPTIMIZERS = ("muon", "adamw")  # of config.optimizer.name; training/program.py gives make_optimizer what each needs
 SCHEDULES = ("cosine", "wsd", "constant")
 
 
@@ -49,7 +49,10 @@ def make_schedule(
 
 
 def split_frozen(params: Mapping[str, Any], frozen: tuple[str, ...]) -> tuple[dict, dict]:
-    """The trainable and the frozen parts: no gradient is taken, and no optimizer state held, for the latter."""
+    """The trainable and the frozen parts: no gradient is taken, and no optimizer state held, for the latter.
+
+    A part is frozen whole: there are no adapters. They would be split off here, and wrap ``models.layers.Linear``.
+    """
     unknown = sorted(set(frozen) - set(params))
     if unknown:
         raise ValueError(f"cannot freeze '{unknown[0]}': the parts are {', '.join(params)}")

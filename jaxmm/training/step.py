@@ -29,7 +29,10 @@ class TrainState(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """Sums over a global batch; the host divides. ``by_source`` arrays have one entry a source."""
+    """Sums over a global batch. The host divides and logs them, in ``progress._loss_figures``.
+
+    ``source`` arrays have one entry a source. The evaluation's figures are made in ``evaluator``.
+    """
 
     loss_sum: jax.Array  # of negative log-likelihoods, in nats
     weight_sum: jax.Array

@@ -2,7 +2,7 @@
 
 A ``Medium`` says how its parts are stored in the index and in a record, what they take of a row's budgets under a spec,
 and how they fill their arrays of a batch. Preparing, planning and assembling call it and never test for a kind.
-``table.MEDIA`` lists all media.
+``table.MEDIA`` lists all media. docs/extend.md says how to add one, and what its soft tokens need of the model.
 """
 
 from __future__ import annotations

@@ -21,6 +21,9 @@ QUESTIONS = ("question", "query", "prompt", "problem", "user", "instruction", "i
 ANSWERS = ("answer", "response", "completion", "output", "solution", "target", "assistant", "answers", "label", "a")
 TEXTS = ("text", "caption", "captions", "content", "prompt", "description", "body")
 
+# The formats, each asked in turn whether a record is its own. A new one is a file beside this one, and an entry here.
+FORMATS = (conversations, interleaved, alpaca)
+
 
 @dataclass(frozen=True)
 class Recognised:
@@ -97,7 +100,7 @@ def _recognised(record: Mapping[str, Any], columns: Mapping[str, str]) -> Format
 
 
 def _of_names(record: Mapping[str, Any]) -> Format | None:
-    return next(filter(None, (f.recognise(record) for f in (conversations, interleaved, alpaca))), None)
+    return next(filter(None, (file.recognise(record) for file in FORMATS)), None)
 
 
 def _of_columns(record: Mapping[str, Any], columns: Mapping[str, str]) -> Format | None:
