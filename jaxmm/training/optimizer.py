@@ -15,7 +15,8 @@ from jaxmm.training.quantized_moments import quantize_moments
 
 Dims = tuple[int, ...]
 
-OPTIMIZERS = ("muon", "adamw")  # of config.optimizer.name; training/program.py gives make_optimizer what each needs
+# Names of config.optimizer.name; training/program.py gives make_optimizer what each needs.
+OPTIMIZERS = ("muon", "adamw")
 SCHEDULES = ("cosine", "wsd", "constant")
 
 
