@@ -17,15 +17,22 @@ LEFT, RIGHT, TOP, FOOT = 72, 24, 44, 40  # its margins
 INK, GREY, GRID = "#1f2933", "#7b8794", "#e4e7eb"
 COLOURS = ("#2563eb", "#d9480f", "#2b8a3e", "#7048e8", "#c2255c", "#0c8599")
 TICKS = 4  # about so many on an axis
+LOG_FROM = 20  # times that the largest loss is the smallest: from here on its axis is logarithmic
 SMOOTH = 3  # times larger is what lines are drawn in
 
 
 class Panel(NamedTuple):
-    """One drawing. ``from_0``: its values begin there, however little they change."""
+    """One drawing.
+
+    Attributes:
+      from_0: its values begin there, however little they change.
+      may_be_log: values that differ much are drawn on a logarithmic axis.
+    """
 
     title: str
     lines: list[Line]
     from_0: bool = False
+    may_be_log: bool = False
 
 
 class Line(NamedTuple):
@@ -39,7 +46,7 @@ class Line(NamedTuple):
 def draw(lines: Sequence[Mapping[str, Any]], path: Path) -> bool:
     """Draws the objects of a metrics.jsonl; whether there was anything to draw."""
     panels = [
-        Panel("loss", [_line(lines, "train", "loss"), *_of_sources(lines)]),
+        Panel("loss", [_line(lines, "train", "loss"), *_of_sources(lines)], may_be_log=True),
         Panel("evaluation: answers right", _of_sources(lines, "answer_accuracy"), from_0=True),
         Panel("learning rate", [_line(lines, "", "learning_rate")], from_0=True),
         Panel("tokens a second", [_line(lines, "", "tokens_per_second")], from_0=True),
@@ -80,15 +87,19 @@ def _drawn(panel: Panel) -> Image.Image:
     steps = [step for line in panel.lines for step, _ in line.points]
     first, last = min(steps), max(max(steps), min(steps) + 1)
     values = [value for line in panel.lines for _, value in line.points]
-    ticks = _ticks(min([0.0, *values] if panel.from_0 else values), max(values))
+    low, high = min([0.0, *values] if panel.from_0 else values), max(values)
+    is_log = panel.may_be_log and 0 < LOG_FROM * low <= high
+    ticks = _log_ticks(low, high) if is_log else _ticks(low, high)
+    bottom, top = (math.log10(tick) if is_log else tick for tick in (ticks[0], ticks[-1]))
 
     def at(step: float, value: float) -> tuple[float, float]:
         x = LEFT + (step - first) / (last - first) * (WIDTH - LEFT - RIGHT)
-        return x, HEIGHT - FOOT - (value - ticks[0]) / (ticks[-1] - ticks[0]) * (HEIGHT - TOP - FOOT)
+        part = ((math.log10(value) if is_log else value) - bottom) / (top - bottom)
+        return x, HEIGHT - FOOT - part * (HEIGHT - TOP - FOOT)
 
     picture = _curves(panel.lines, [at(first, tick)[1] for tick in ticks], at)
     pen, font, small = ImageDraw.Draw(picture), ImageFont.load_default(17), ImageFont.load_default(13)
-    pen.text((LEFT, 12), panel.title, fill=INK, font=font)
+    pen.text((LEFT, 12), panel.title + (" (log scale)" if is_log else ""), fill=INK, font=font)
     for tick in ticks:
         pen.text((LEFT - 8, at(first, tick)[1]), short(tick), fill=GREY, font=small, anchor="rm")
     for step in (first, *(tick for tick in _ticks(first, last)[1:-1]), last):
@@ -132,3 +143,13 @@ def _ticks(low: float, high: float) -> list[float]:
     first = math.floor(low / step + 1e-9)
     last = max(math.ceil(high / step - 1e-9), first + 1)
     return [step * number for number in range(first, last + 1)]
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times powers of ten, the powers alone over many, from at or below ``low`` to at or above ``high``."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    factors = (1, 2, 5) if last - first <= TICKS else (1,)
+    ticks = [factor * 10.0**power for power in range(first, last + 1) for factor in factors]
+    start = max(n for n, tick in enumerate(ticks) if tick <= low * (1 + 1e-9))
+    end = min(n for n, tick in enumerate(ticks) if tick >= high * (1 - 1e-9))
+    return ticks[start : end + 1]

@@ -62,3 +62,28 @@ def test_nothing_to_draw_leaves_no_file(tmp_path):
 )  # fmt: skip
 def test_ticks_are_round_and_hold_the_values(low, high, ticks):
     assert curves._ticks(low, high) == pytest.approx(ticks)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [(0.025, 5.2, [0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10]), (1, 20, [1, 2, 5, 10, 20]),
+     (3e-6, 2, [1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.1, 1, 10])],
+)  # fmt: skip
+def test_ticks_of_a_log_scale_are_round_and_hold_the_values(low, high, ticks):
+    assert curves._log_ticks(low, high) == pytest.approx(ticks)
+
+
+def test_a_loss_that_falls_by_much_has_a_log_scale_and_one_of_0_has_none(tmp_path):
+    def heights(losses) -> list[int]:
+        lines = [{"step": step, "loss": loss} for step, loss in enumerate(losses, 1)]
+        pixels = drawn(lines, tmp_path / "curves.png")
+        assert pixels is not None
+        panel = pixels[: curves.HEIGHT, curves.LEFT : curves.WIDTH - curves.RIGHT].astype(int)
+        ink = np.abs(panel - [0x25, 0x63, 0xEB]).sum(-1) < 60
+        ink[: curves.TOP] = False  # the legend
+        return [int(np.nonzero(ink[:, x])[0].mean()) for x in (4, ink.shape[1] // 2, ink.shape[1] - 4)]
+
+    start, middle, end = heights([10, 1, 0.1])
+    assert abs(middle - (start + end) / 2) < 6, "each tenfold fall is as high"
+    start, middle, end = heights([10, 1, 0])
+    assert end - middle < 0.2 * (middle - start)
