@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from jaxmm import command
+from jaxmm.checkpoints.record import Record
 from jaxmm.config.file import from_json, load_workdir
 from jaxmm.config.keys import completed
 from jaxmm.corpus import Corpus
@@ -61,12 +62,12 @@ class Identity(NamedTuple):
         data = {"sources": sources, "template": template, "budgets": list(budgets), "plan": PLAN_FORMAT}
         return cls(config, data)
 
-    def going_on(self, meta: dict[str, Any]) -> Identity:
+    def going_on(self, record: Record) -> Identity:
         """The same with the plan's format that a checkpoint was made with, where today's code still has it."""
-        plan = meta["data"].get("plan")
+        plan = record.data.get("plan")
         return self._replace(data=self.data | {"plan": plan}) if plan in PLAN_FORMATS else self
 
-    def check(self, meta: dict[str, Any], workdir: Path, allow_change: bool) -> list[str]:
+    def check(self, record: Record, workdir: Path, allow_change: bool) -> list[str]:
         """Compares with what a checkpoint was saved with.
 
         Returns:
@@ -75,12 +76,12 @@ class Identity(NamedTuple):
         Raises:
           UserError: with the differences.
         """
-        data = [f"content of {line}" for line in command.differences(meta["data"], self.data)]
-        was, now = completed(meta["config"]), completed(self.config)
+        data = [f"content of {line}" for line in command.differences(record.data, self.data)]
+        was, now = completed(record.config), completed(self.config)
         every = command.differences(was, now, FREE)
         fixed = command.differences(was, now, (*FREE, *CHANGEABLE))
-        if fixed or "plan" not in meta or ((every or data) and not allow_change):
-            way_out = "" if fixed or "plan" not in meta else ", go on with the other data by config.data.allow_change"
+        if fixed or record.plan is None or ((every or data) and not allow_change):
+            way_out = "" if fixed or record.plan is None else ", go on with the other data by config.data.allow_change"
             raise UserError(
                 f"{workdir} holds a run with other settings ({'; '.join(every + data)}): "
                 f"set them as they were{way_out}, or give another --workdir"

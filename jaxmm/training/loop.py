@@ -11,6 +11,7 @@ import jax
 
 import jaxmm
 from jaxmm import sharding
+from jaxmm.checkpoints.record import PlanRecord, Record
 from jaxmm.data.assemble import Loaded
 from jaxmm.data.loader import batches
 from jaxmm.runtime.barrier import Stop
@@ -120,23 +121,21 @@ class _Loop:
         run = self.run
         if step == run.start:
             return  # it is what the run has begun with
-        meta = {
-            "position": step,
-            "steps": run.steps,
-            "config": run.identity.config,
-            "data": run.identity.data,
-            "versions": {"jaxmm": jaxmm.__version__, "jax": jax.__version__},
-            "examples_seen": self.progress.examples_seen,
-            "plan": {
-                "batch": run.plan.origin.batch,
-                "begun_after": run.by_source(run.plan.origin.seen),
-                "seen": run.by_source(run.plan.seen(step)),
-            },
-        }
+        origin = run.plan.origin
+        plan = PlanRecord(origin.batch, run.by_source(origin.seen), run.by_source(run.plan.seen(step)))
         run.plan.save()
         with run.barrier.together(f"the checkpoint of step {step}"):
-            meta["skipped_lines"] = run.skipped.lines()  # in here no process is a step ahead
-            run.checkpoints.save(step, state, meta, metric)
+            record = Record(
+                position=step,
+                steps=run.steps,
+                config=run.identity.config,
+                data=run.identity.data,
+                versions={"jaxmm": jaxmm.__version__, "jax": jax.__version__},
+                examples_seen=self.progress.examples_seen,
+                plan=plan,
+                skipped_lines=run.skipped.lines(),  # in here no process is a step ahead
+            )
+            run.checkpoints.save(step, state, record.to_json(), metric)
             if is_last:
                 run.checkpoints.wait()
 

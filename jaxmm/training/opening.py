@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import jax
 from ml_collections import ConfigDict
@@ -84,17 +83,17 @@ def _resume_lines(run: Run) -> Iterator[str]:
         seen = ", ".join(f"{n} of {name}" for name, n in run.by_source(run.plan.origin.seen).items())
         yield f"the data has changed ({'; '.join(run.changed)}); examples seen so far: {seen}"
     yield f"{run.workdir} has a checkpoint: going on at step {run.start + 1} of {run.steps}"
-    if line := jump_of_rate(run.config, run.meta, run.start, run.steps):
+    if line := jump_of_rate(run.config, run.record.schedule_steps if run.record else 0, run.start, run.steps):
         yield line
 
 
-def jump_of_rate(config: ConfigDict, meta: Mapping[str, Any], start: int, steps: int) -> str:
+def jump_of_rate(config: ConfigDict, before: int, start: int, steps: int) -> str:
     """What a schedule of another length does to the rate at the step that a run goes on with, or ''.
 
     Args:
-      meta: of the checkpoint; version 0.1 did not note the steps of its schedule.
+      before: steps of the schedule until now; 0 where that is not known.
+      steps: of the schedule from now on.
     """
-    before = meta.get("steps") or (0 if meta["config"].get("epochs") else meta["config"]["steps"])
     if before in (0, steps):
         return ""
     old, new = (float(make_rates(config, n)(start)) for n in (before, steps))

@@ -54,7 +54,7 @@ class Progress:
 
     def __init__(self, run: Run, logger: Logger):
         self.run, self.logger = run, logger
-        self.examples_seen: int = run.meta["examples_seen"]
+        self.examples_seen = run.record.examples_seen if run.record else 0
         self.loss: float | None = None
         log_barrier = Barrier("log")
         self.meter = Meter(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -15,6 +14,7 @@ from jaxmm.atomic import read_lines, write_json
 from jaxmm.batch import Batch
 from jaxmm.checkpoints.checkpoint import Checkpoints
 from jaxmm.checkpoints.params import compile_unoptimized, started_params
+from jaxmm.checkpoints.record import Record
 from jaxmm.checkpoints.resume import Identity
 from jaxmm.corpus import make_assembler, make_plan, read_budgets, read_steps
 from jaxmm.data.packing.plan import Origin
@@ -35,7 +35,7 @@ class Run:
 
     Attributes:
       start: the step it goes on from; 0 for one that begins.
-      meta: of the checkpoint gone on from.
+      record: of the checkpoint gone on from; None for a run that begins.
       say: prints a line; a logger's, once there is one.
     """
 
@@ -52,7 +52,7 @@ class Run:
             on_save=lambda step: note_first_save(workdir, step), say=lambda line: self.say(line),
         )  # fmt: skip
         self.start = self._first_step()
-        self.meta: dict[str, Any] = self.checkpoints.meta(self.start) if self.start else {"examples_seen": 0}
+        self.record = Record.read(self.checkpoints.meta(self.start)) if self.start else None
         if not self.start:
             self._refuse_foreign()
         self.recipe = self._recipe()
@@ -64,7 +64,7 @@ class Run:
         self.identity, self.changed = self._identity()
         self.plan = make_plan(config, self.corpus, self.budgets, self._origin(), self.identity.data["plan"])
         self.steps = read_steps(config, self.plan)
-        known = self.meta.get("skipped_lines") if self.start else 0  # version 0.1 did not count them
+        known = self.record.skipped_lines if self.record else 0
         self.skipped = SkippedFile(workdir / "skipped.jsonl", known, writes=self.is_first)
         self.program = make_program(
             config, self.recipe, steps=self.steps, targets=self.budgets.targets, sources=len(self.corpus.lengths)
@@ -99,8 +99,8 @@ class Run:
 
     def _recipe(self) -> Recipe:
         # Until a save is complete the run is what its config says, whatever a start that died has left.
-        recipe = read_recipe(self.config, self.workdir if self.start else None)
-        if self.start and (older := self.meta["data"].get("template")) in recipe.template.older:
+        recipe = read_recipe(self.config, self.workdir if self.record else None)
+        if self.record and (older := self.record.data.get("template")) in recipe.template.older:
             recipe = recipe._replace(template=recipe.template.as_of(older))  # its prepared data goes by that name
         return recipe
 
@@ -109,24 +109,24 @@ class Run:
         identity = Identity.of(
             command.to_json(self.config), self.corpus, self.budgets, self.recipe.template.fingerprint
         )  # fmt: skip
-        if not self.start:
+        if not self.record:
             return identity, []
-        identity = identity.going_on(self.meta)
-        if self.meta["position"] != self.start:
+        identity = identity.going_on(self.record)
+        if self.record.position != self.start:
             raise UserError(
-                f"{self.checkpoints.folder / str(self.start)} is a checkpoint of step {self.meta['position']}: its "
+                f"{self.checkpoints.folder / str(self.start)} is a checkpoint of step {self.record.position}: its "
                 f"name must be its step"
             )
-        return identity, identity.check(self.meta, self.workdir, self.config.data.allow_change)
+        return identity, identity.check(self.record, self.workdir, self.config.data.allow_change)
 
     def _origin(self) -> Origin:
         """Where the plan begins: with the run, or, after a change of the data, with the examples seen until then."""
-        if not self.start:
+        if not self.record:
             return Origin()
-        saved = self.meta["plan"]
-        if self.changed:
-            saved = {"batch": self.start, "begun_after": saved["seen"]}
-        return Origin(saved["batch"], tuple(int(saved["begun_after"].get(name, 0)) for name in self.corpus.names))
+        plan = self.record.plan
+        assert plan is not None, "else Identity.check refuses the run"
+        batch, before = (self.start, plan.seen) if self.changed else (plan.batch, plan.begun_after)
+        return Origin(batch, tuple(int(before.get(name, 0)) for name in self.corpus.names))
 
     def begin(self) -> None:
         """Writes, once, what a run has from its first step on: a start that fails before leaves nothing."""

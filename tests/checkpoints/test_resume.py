@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from small_run import ROOT
 
 from jaxmm import command
+from jaxmm.checkpoints.record import Record
 from jaxmm.checkpoints.resume import Identity, as_it_was
 from jaxmm.errors import UserError
 
@@ -19,29 +21,30 @@ def config(*changes: str) -> dict:
     return command.to_json(command.parse([f"--config={ROOT / 'configs/base.py'}", *changes], {}).config)
 
 
-def saved(**others) -> dict:
-    return {"config": config(), "data": DATA, "plan": {}} | others
+def saved() -> Record:
+    plan = {"batch": 0, "begun_after": {}, "seen": {}}
+    return Record.read({"position": 4, "config": config(), "data": DATA, "examples_seen": 9, "plan": plan})
 
 
 def test_a_key_that_an_older_run_lacks_was_its_default():
-    meta = saved()
-    del meta["config"]["decoder"]["qk_norm"], meta["config"]["optimizer"]["moments"], meta["config"]["image"]
-    assert Identity(config(), DATA).check(meta, HERE, False) == []
+    record = saved()
+    del record.config["decoder"]["qk_norm"], record.config["optimizer"]["moments"], record.config["image"]
+    assert Identity(config(), DATA).check(record, HERE, False) == []
     with pytest.raises(UserError, match=r"decoder\.qk_norm: False -> True"):
-        Identity(config("--config.decoder.qk_norm=True"), DATA).check(meta, HERE, False)
+        Identity(config("--config.decoder.qk_norm=True"), DATA).check(record, HERE, False)
 
 
 def test_numbers_of_one_value_are_the_same_whatever_they_were_written_as():
-    meta = saved()
-    meta["config"]["optimizer"]["clip"] = 1
-    assert Identity(config(), DATA).check(meta, HERE, False) == []
+    record = saved()
+    record.config["optimizer"]["clip"] = 1
+    assert Identity(config(), DATA).check(record, HERE, False) == []
 
 
 def test_a_key_that_this_version_does_not_know_is_named():
-    meta = saved()
-    meta["config"]["optimizer"]["nesterov"] = True
+    record = saved()
+    record.config["optimizer"]["nesterov"] = True
     with pytest.raises(UserError, match=r"optimizer\.nesterov: True -> \(absent\)"):
-        Identity(config(), DATA).check(meta, HERE, False)
+        Identity(config(), DATA).check(record, HERE, False)
 
 
 @pytest.mark.parametrize(
@@ -64,3 +67,18 @@ def test_a_group_that_is_none_is_told_and_not_followed(tmp_path, text, capsys):
     new = command.parse([f"--config={ROOT / 'configs/base.py'}"], {}).config
     as_it_was(new, tmp_path)
     assert "does not know, and does not follow" in capsys.readouterr().err
+
+
+def test_a_record_of_version_0_1_is_read_and_today_s_is_what_was_written():
+    old = saved()
+    assert (old.steps, old.skipped_lines, old.versions) == (None, None, {})
+    assert old.schedule_steps == old.config["steps"]
+    assert old._replace(config=old.config | {"epochs": 2.0}).schedule_steps == 0
+    new = old._replace(steps=7, skipped_lines=3)
+    assert Record.read(json.loads(json.dumps(new.to_json()))) == new
+    assert new.schedule_steps == 7
+
+
+def test_a_record_without_a_plan_cannot_be_gone_on_from():
+    with pytest.raises(UserError, match="or give another --workdir"):
+        Identity(config(), DATA).check(saved()._replace(plan=None), HERE, True)

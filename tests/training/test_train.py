@@ -218,12 +218,11 @@ def test_a_start_that_fails_before_its_first_step_leaves_nothing(arguments, tmp_
 
 def test_a_schedule_of_another_length_is_told_where_it_changes_the_rate(arguments):
     config = config_of([*arguments, "--config.optimizer.schedule=cosine", "--config.optimizer.rate=1.0"])
-    meta = {"config": {"steps": 8, "epochs": 0.0}}
-    assert re.search(r"rate at step 8 is 0\.[5-9]\d*, and would have been 0\.0", jump_of_rate(config, meta, 7, 16))
-    assert jump_of_rate(config, meta, 7, 8) == ""
-    assert jump_of_rate(config, {"steps": 16, **meta}, 7, 16) == ""
+    assert re.search(r"rate at step 8 is 0\.[5-9]\d*, and would have been 0\.0", jump_of_rate(config, 8, 7, 16))
+    assert jump_of_rate(config, 8, 7, 8) == ""
+    assert jump_of_rate(config, 16, 7, 16) == ""
     constant = config_of(arguments)
-    assert jump_of_rate(constant, meta, 7, 16) == ""
+    assert jump_of_rate(constant, 8, 7, 16) == ""
 
 
 def test_evaluate_repeats_the_figures_of_the_run_and_every_process_reads_the_checkpoints(finished, monkeypatch, capsys):
