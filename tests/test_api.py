@@ -246,6 +246,7 @@ def test_what_is_no_model_is_one_line(workdir, tmp_path):
         jaxmm.load(workdir, "newst")
 
 
+@pytest.mark.slow
 def test_a_hugging_face_folder_answers_and_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = made_folders.folder_of("qwen2.5-vl", tmp_path / "whole")

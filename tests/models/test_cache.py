@@ -196,6 +196,7 @@ def test_prompts_of_different_lengths_are_answered_as_each_alone(lengths_of):
         np.testing.assert_array_equal(written(generator, params, row_of(batch, b)), together[b : b + 1])
 
 
+@pytest.mark.slow
 def test_room_padding_and_the_size_of_steps_change_no_token(lengths_of):
     spec, params = model(WINDOWED)
     generator = Generator(spec, Compute(unroll=2), ())

@@ -306,6 +306,7 @@ def test_a_changed_mixture_is_refused_by_name_or_goes_on_from_the_examples_seen(
         assert again.meta(8)["plan"]["begun_after"] == seen
 
 
+@pytest.mark.slow
 def test_epochs_set_the_steps_and_every_example_is_seen_as_often(arguments, tmp_path, capsys):
     options = ["--config.epochs=2", "--config.data.max_epochs=pages:1", "--config.eval.every=0"]
     weights = ["--config.data.loss_weight=pages:0", "--config.optimizer.schedule=cosine"]
