@@ -37,6 +37,7 @@ from jaxmm.hf import weights
 from jaxmm.hf.families.family import Family, Layout
 from jaxmm.hf.families.registry import OWN
 from jaxmm.hf.model_card import evaluation, model_card
+from jaxmm.hf.pictures import AnyShape
 from jaxmm.hf.pretrained import GENERATION, MODEL, SPARE, Pretrained
 from jaxmm.hf.processors import PROCESSOR_FILES, json_object
 from jaxmm.inference.generation_config import said_by
@@ -257,7 +258,7 @@ def write_processor(recipe: Recipe, workdir: Path, folder: Path) -> None:
 def _write_limits(start: Pretrained, image: ImageSpec, folder: Path) -> None:
     """Puts the limits of pictures' sizes that the run has had into its processor's files, where they are other ones."""
     pixels, pictures, spec = (image.min_pixels, image.max_pixels), start.family.pictures, start.layout.spec
-    if pixels == start.own_limits():
+    if not isinstance(pictures, AnyShape) or pixels == start.own_limits(pictures):
         return
     for name in ("preprocessor_config.json", "processor_config.json"):
         path = folder / name

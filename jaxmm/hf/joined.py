@@ -1,7 +1,7 @@
 """Joins a tower and a decoder from different folders, in the layout of a family, so that ``transformers`` can run them.
 
 A tower for pictures of any shape goes into one family's layout, a tower of one size into another's. The tower says
-which pictures it takes (``towers.TOWERS``), the family which towers it joins (``Family.joins``).
+which pictures it takes (``towers.TOWERS``), the family which towers it joins (``JoiningFamily.joins``).
 """
 
 from __future__ import annotations

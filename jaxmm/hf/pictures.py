@@ -40,13 +40,7 @@ def token_area(spec: ModelSpec) -> int:
 
 
 class Pictures(abc.ABC):
-    """One way to choose sizes.
-
-    Attributes:
-      are_of_one_size: whether all pictures become squares of the tower's own size, so that limits mean nothing.
-    """
-
-    are_of_one_size = False
+    """One way to choose sizes."""
 
     @abc.abstractmethod
     def settings(self, processor: Settings, config: Mapping[str, Any], spec: ModelSpec, where: Path) -> dict[str, Any]:
@@ -57,6 +51,10 @@ class Pictures(abc.ABC):
           config: of the whole model.
           where: the folder, for errors.
         """
+
+
+class AnyShape(Pictures):
+    """Pictures of any shape, resized between two limits, which a user may set."""
 
     @abc.abstractmethod
     def own_limits(self, processor: Settings, defaults: Settings, spec: ModelSpec) -> Limits:
@@ -71,7 +69,7 @@ class Pictures(abc.ABC):
         """Returns a processor's settings with other limits."""
 
 
-class BySoftTokens(Pictures):
+class BySoftTokens(AnyShape):
     """Pictures of any shape, limited by their number of soft tokens: LFM2-VL's processor."""
 
     def settings(self, processor: Settings, config: Mapping[str, Any], spec: ModelSpec, where: Path) -> dict[str, Any]:
@@ -97,7 +95,7 @@ class BySoftTokens(Pictures):
         return processor | {"min_image_tokens": -(-pixels[0] // area), "max_image_tokens": pixels[1] // area}
 
 
-class ByPixels(Pictures):
+class ByPixels(AnyShape):
     """Pictures of any shape, between two areas in pixels: Qwen's processors, which count a thin one as small."""
 
     def settings(self, processor: Settings, config: Mapping[str, Any], spec: ModelSpec, where: Path) -> dict[str, Any]:
@@ -128,7 +126,6 @@ class OneSize(Pictures):
     """Squares of the tower's own size; with ``tiles`` a picture is cut into several, as InternVL's are."""
 
     tiles: bool = False
-    are_of_one_size = True
 
     def settings(self, processor: Settings, config: Mapping[str, Any], spec: ModelSpec, where: Path) -> dict[str, Any]:
         size = config["vision_config"]["image_size"]
@@ -139,12 +136,6 @@ class OneSize(Pictures):
             least, most = (int(processor.get(key, 1)) for key in ("min_patches", "max_patches"))
             resizing |= {"min_tiles": least, "max_tiles": most} if most > 1 else {}
         return resizing
-
-    def own_limits(self, processor: Settings, defaults: Settings, spec: ModelSpec) -> Limits:
-        raise NotImplementedError("pictures of one size have no limits")
-
-    def resized(self, processor: Settings, pixels: Limits, spec: ModelSpec) -> Settings:
-        raise NotImplementedError("pictures of one size have no limits")
 
 
 def _is_cropped(processor: Settings, side: int, where: Path) -> bool:

@@ -15,7 +15,7 @@ from jaxmm.errors import UserError
 from jaxmm.hf import folder as hf
 from jaxmm.hf.families.family import Family, Layout
 from jaxmm.hf.joined import join
-from jaxmm.hf.pictures import model_settings, resample_settings, token_area
+from jaxmm.hf.pictures import AnyShape, model_settings, resample_settings, token_area
 from jaxmm.hf.processors import DEFAULTS, PROCESSOR_FILES, Limits, json_object, limits, read_processor
 from jaxmm.models.connector import ConnectorSpec
 from jaxmm.models.multimodal import ModelSpec
@@ -67,21 +67,20 @@ class Pretrained(NamedTuple):
         ]
         return [*not_followed, *self.told]
 
-    def own_limits(self) -> Limits:
+    def own_limits(self, pictures: AnyShape) -> Limits:
         """Limits in pixels for resizing pictures of any shape: the folder's, or its family's if the folder has none."""
-        defaults = DEFAULTS[self.family.image_processor]
-        return self.family.pictures.own_limits(self.processor, defaults, self.layout.spec)
+        return pictures.own_limits(self.processor, DEFAULTS[self.family.image_processor], self.layout.spec)
 
     def settled(self, asked: Limits) -> Pretrained:
         """With the limits of picture sizes for a run that begins: those asked for, where 0 is the folder's own."""
         pictures, spec = self.family.pictures, self.layout.spec
-        if pictures.are_of_one_size:
+        if not isinstance(pictures, AnyShape):  # squares of one size have no limits
             if not any(asked):
                 return self
             side = image_settings(self)["side"]
             line = f"config.image.min_pixels and max_pixels are not followed: this tower takes {side} x {side} pixels"
             return self._replace(told=(*self.told, line))
-        whole, own, told = pictures.whole(asked, spec), self.pixels or self.own_limits(), self.told
+        whole, own, told = pictures.whole(asked, spec), self.pixels or self.own_limits(pictures), self.told
         if whole != asked:
             area = token_area(spec)
             line = f"config.image.min_pixels and max_pixels are made whole soft tokens of {area} pixels: {whole}"

@@ -272,13 +272,13 @@ class Medium(abc.ABC):
         """
         return {}
 
+    @abc.abstractmethod
     def fill(self, space: Space, item: Item, spec: ImageSpec, settings: Settings) -> Filled:
         """Writes one medium after what is already in a row: values, positions and segments.
 
         Raises:
           BadMedia: if it cannot be used; some of it may then be written.
         """
-        raise NotImplementedError(f"{self.name} has no arrays of its own")
 
     def clear(self, space: Space) -> None:
         """Sets what is not used of a row to padding, 0."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxmm.data.documents import Tokens
-from jaxmm.data.media.medium import Array, Extent, Extents, Item, Medium
+from jaxmm.data.media.medium import Array, Extent, Extents, Filled, Item, Medium, Settings, Space
 
 TOKENS = -1
 
@@ -41,6 +41,9 @@ class TokensMedium(Medium):
 
     def text_tokens(self, extents: Extents) -> Array:
         return np.asarray(extents.width, np.int64)
+
+    def fill(self, space: Space, item: Item, spec: Any, settings: Settings) -> Filled:
+        raise AssertionError("a record holds no part of discrete tokens: they are in its text")
 
     def too_large(self, item: Item, tokens: int, budgets: Any, spec: Any) -> str:
         return (

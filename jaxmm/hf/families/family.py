@@ -70,8 +70,6 @@ class Family(abc.ABC):
       image_token_key: the key in ``config.json`` of the image token, which an export adds if the tokenizer has none; ""
         if all tokenizers of the family have one.
       not_followed: settings of its image processor that are not followed if they are on, and what is done instead.
-      joins: the towers that it joins with any decoder, ``towers.ANY_SHAPE`` or ``ONE_SIZE``; "" for none. Such a family
-        implements ``join`` and the methods below it.
       keeps_whole_tower: whether an export of a joined model has the tower's tensors that we do not use.
     """
 
@@ -83,7 +81,6 @@ class Family(abc.ABC):
     boxes: str = ""
     image_token_key: str = ""
     not_followed: Mapping[str, str] = ONE_TILE
-    joins: str = ""
     keeps_whole_tower: bool = False
 
     @abc.abstractmethod
@@ -106,10 +103,20 @@ class Family(abc.ABC):
         """What an export adds to ``tokenizer_config.json``."""
         return {}
 
-    def join(self, vision: Any, text: Any, tied: bool, folder: Path, connector: ConnectorSpec) -> Joined:
-        """Joins a tower and a decoder to one model; arguments as in ``joined.join``."""
-        raise NotImplementedError(f"{self.model_type} joins no towers")
-
     def joined_processor(self, config: Mapping[str, Any], processor: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """The processor files of a joined model, by name; {} if an export makes them from our own settings."""
         return {}
+
+
+class JoiningFamily(Family):
+    """A family that joins a tower of its kind with any decoder.
+
+    Attributes:
+      joins: the towers, ``towers.ANY_SHAPE`` or ``ONE_SIZE``.
+    """
+
+    joins: str
+
+    @abc.abstractmethod
+    def join(self, vision: Any, text: Any, tied: bool, folder: Path, connector: ConnectorSpec) -> Joined:
+        """Joins a tower and a decoder to one model; arguments as in ``joined.join``."""

@@ -19,7 +19,7 @@ from jaxmm.data.text.template import IMAGE, IMAGE_END, IMAGE_START
 from jaxmm.errors import UserError
 from jaxmm.hf import supported
 from jaxmm.hf.decoders import DECODERS, plain_decoder_of
-from jaxmm.hf.families.family import NEW, PROJECTOR, Family, Joined, Layout
+from jaxmm.hf.families.family import NEW, PROJECTOR, Joined, JoiningFamily, Layout
 from jaxmm.hf.pictures import BySoftTokens
 from jaxmm.hf.processors import RESAMPLES, processor_kind, read_processor
 from jaxmm.hf.towers import ANY_SHAPE, TOWERS, joinable, tower_of
@@ -29,7 +29,7 @@ from jaxmm.models.multimodal import ModelSpec
 from jaxmm.models.towers.vit import VisionSpec
 
 
-class Lfm2VL(Family):
+class Lfm2VL(JoiningFamily):
     model_type = "lfm2_vl"
     architecture = "Lfm2VlForConditionalGeneration"
     image_processor = "Lfm2VlImageProcessor"

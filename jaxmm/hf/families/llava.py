@@ -19,7 +19,7 @@ from jaxmm.data.text.template import Markup
 from jaxmm.errors import UserError
 from jaxmm.hf import supported
 from jaxmm.hf.decoders import plain_decoder_of
-from jaxmm.hf.families.family import OLD, ONE_TILE, PROJECTOR, Family, Joined, Layout
+from jaxmm.hf.families.family import OLD, ONE_TILE, PROJECTOR, Joined, JoiningFamily, Layout
 from jaxmm.hf.pictures import OneSize
 from jaxmm.hf.processors import DEFAULTS, processor_kind, read_processor
 from jaxmm.hf.towers import ONE_SIZE, TOWERS, hidden_states, tower_of
@@ -29,7 +29,7 @@ from jaxmm.models.multimodal import ModelSpec
 NOT_FOLLOWED = {**ONE_TILE, "do_pad": "images are not padded to squares"}
 
 
-class Llava(Family):
+class Llava(JoiningFamily):
     model_type = "llava"
     architecture = "LlavaForConditionalGeneration"
     image_processor = "LlavaImageProcessor"

@@ -7,7 +7,7 @@ from typing import Any
 from jaxmm.errors import UserError
 from jaxmm.hf import supported
 from jaxmm.hf.decoders import DECODERS
-from jaxmm.hf.families.family import Family, Layout
+from jaxmm.hf.families.family import Family, JoiningFamily, Layout
 from jaxmm.hf.families.gemma3 import Gemma3
 from jaxmm.hf.families.internvl import InternVL
 from jaxmm.hf.families.lfm2_vl import Lfm2VL
@@ -35,6 +35,7 @@ def layout_of(config: Any) -> Layout:
     return family_of(config).layout(config)
 
 
-def family_that_joins(pictures: str) -> Family:
+def family_that_joins(pictures: str) -> JoiningFamily:
     """Returns the family that joins such towers with any decoder; ``pictures``: as in ``towers.TowerKind``."""
-    return next(family for family in FAMILIES.values() if family.joins == pictures)
+    joining = [family for family in FAMILIES.values() if isinstance(family, JoiningFamily)]
+    return next(family for family in joining if family.joins == pictures)
