@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
+
+from jaxmm.errors import UserError
 
 
 class PlanRecord(NamedTuple):
@@ -43,13 +45,22 @@ class Record(NamedTuple):
     skipped_lines: int | None
 
     @classmethod
-    def read(cls, saved: Mapping[str, Any]) -> Record:
-        """From the JSON of a checkpoint, of this version or an older one."""
-        plan = saved.get("plan")
-        return cls(
-            saved["position"], saved.get("steps"), saved["config"], saved["data"], saved.get("versions", {}),
-            saved["examples_seen"], PlanRecord(**plan) if plan is not None else None, saved.get("skipped_lines"),
-        )  # fmt: skip
+    def read(cls, saved: Any, where: Path) -> Record:
+        """From the JSON of a checkpoint, of this version or an older one.
+
+        Raises:
+          UserError: naming the checkpoint, ``where``, if it is no such record.
+        """
+        try:
+            plan = saved.get("plan")
+            return cls(
+                saved["position"], saved.get("steps"), saved["config"], saved["data"], saved.get("versions", {}),
+                saved["examples_seen"], PlanRecord(**plan) if plan is not None else None, saved.get("skipped_lines"),
+            )  # fmt: skip
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{where} has a damaged record ({error}): move it away, and the run goes on from the checkpoint before"
+            ) from error
 
     def to_json(self) -> dict[str, Any]:
         return self._asdict() | {"plan": self.plan._asdict() if self.plan else None}

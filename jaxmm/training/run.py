@@ -52,7 +52,8 @@ class Run:
             on_save=lambda step: note_first_save(workdir, step), say=lambda line: self.say(line),
         )  # fmt: skip
         self.start = self._first_step()
-        self.record = Record.read(self.checkpoints.meta(self.start)) if self.start else None
+        where = self.checkpoints.folder / str(self.start)
+        self.record = Record.read(self.checkpoints.meta(self.start), where) if self.start else None
         if not self.start:
             self._refuse_foreign()
         self.recipe = self._recipe()

@@ -23,7 +23,7 @@ def config(*changes: str) -> dict:
 
 def saved() -> Record:
     plan = {"batch": 0, "begun_after": {}, "seen": {}}
-    return Record.read({"position": 4, "config": config(), "data": DATA, "examples_seen": 9, "plan": plan})
+    return Record.read({"position": 4, "config": config(), "data": DATA, "examples_seen": 9, "plan": plan}, HERE)
 
 
 def test_a_key_that_an_older_run_lacks_was_its_default():
@@ -75,10 +75,17 @@ def test_a_record_of_version_0_1_is_read_and_today_s_is_what_was_written():
     assert old.schedule_steps == old.config["steps"]
     assert old._replace(config=old.config | {"epochs": 2.0}).schedule_steps == 0
     new = old._replace(steps=7, skipped_lines=3)
-    assert Record.read(json.loads(json.dumps(new.to_json()))) == new
+    assert Record.read(json.loads(json.dumps(new.to_json())), HERE) == new
     assert new.schedule_steps == 7
 
 
 def test_a_record_without_a_plan_cannot_be_gone_on_from():
     with pytest.raises(UserError, match="or give another --workdir"):
         Identity(config(), DATA).check(saved()._replace(plan=None), HERE, True)
+
+
+@pytest.mark.parametrize("damaged", [[], {}, {"plan": {"batches": 1}}, {"plan": []}])
+def test_a_damaged_record_is_one_line_that_names_the_checkpoint(damaged):
+    with pytest.raises(UserError, match="run/4 has a damaged record") as caught:
+        Record.read(damaged, Path("run/4"))
+    assert "\n" not in str(caught.value)
