@@ -15,6 +15,7 @@ module imports neither.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -57,6 +58,96 @@ class Batch(NamedTuple):
     media: Mapping[str, Stream] = {}  # streams of further media, by name: their soft tokens come last, in this order
 
 
+SAMPLINGS = ("stride", "ends")
+AFTER = ("space", "all")
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoSpec:
+    """How a video becomes frames, temporal patches and soft tokens. Patches and merging are those of ``ImageSpec``.
+
+    Attributes:
+      frames: of the video that one patch spans (a temporal patch); the last frame is repeated to fill it.
+      fps: frames a second that are sampled.
+      min_frames, max_frames: of a video; a shorter video has what it has.
+      sampling: which of n frames k are: "stride" is ``int(i * n / k)`` with k whole temporal patches (Qwen2-VL), "ends"
+        is ``linspace(0, n - 1, k)``, rounded, any k (Qwen3-VL).
+      min_pixels, max_pixels: bounds on the area of a frame, or on that of all frames if ``of_clip`` (Qwen3-VL).
+      total_pixels: above 0, the most pixels of all frames together: a frame has its share, at least 1.05 min_pixels.
+      of_clip: see min_pixels.
+      stamp, stamp_end: text before and after each temporal patch, special tokens included; a format string of
+        ``seconds`` (the mean time of its frames, from the start of the clip) and ``number`` (from 1). It is no target.
+      positions_per_second: with several text axes, how far a second moves along the first one; 0 numbers temporal
+        patches instead, each as a picture of its own where there is a stamp.
+      after: text goes on after the largest row or column ("space"), or after the largest of all axes ("all").
+      row_tokens, row_patches: a document longer than these gets fewer frames; 0 is no limit.
+    """
+
+    frames: int = 2
+    fps: float = 2.0
+    min_frames: int = 4
+    max_frames: int = 128
+    sampling: str = "stride"
+    min_pixels: int = 64 * 64
+    max_pixels: int = 256 * 256
+    total_pixels: int = 0
+    of_clip: bool = False
+    stamp: str = ""
+    stamp_end: str = ""
+    positions_per_second: float = 0.0
+    after: str = "space"
+    row_tokens: int = 0
+    row_patches: int = 0
+
+    def __post_init__(self) -> None:
+        if self.frames < 1 or not 1 <= self.min_frames <= self.max_frames:
+            raise ValueError(
+                f"min_frames {self.min_frames} and max_frames {self.max_frames} must be positive, in order"
+            )
+        if not 0 < self.fps < math.inf:
+            raise ValueError(f"fps is {self.fps}: it must be a number above 0")
+        if not 0 < self.min_pixels <= self.max_pixels:
+            raise ValueError(
+                f"min_pixels {self.min_pixels} and max_pixels {self.max_pixels} must be positive, in order"
+            )
+        for name, value, known in (("sampling", self.sampling, SAMPLINGS), ("after", self.after, AFTER)):
+            if value not in known:
+                raise ValueError(f"{name} '{value}' is not one of {', '.join(known)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class AudioSpec:
+    """How sound becomes log-mel frames and soft tokens: what the data side must know of an audio tower.
+
+    A clip is cut into pieces, and a piece into chunks of frames, the last one padded. A chunk becomes a fixed number of
+    tower positions; those that only padding made are no soft tokens.
+
+    Attributes:
+      rate: samples a second.
+      mels: bands of a frame.
+      hop, window: samples from a frame to the next, and those that a frame sees.
+      chunk: frames of a chunk.
+      chunk_positions: tower positions of a chunk.
+      pool: tower positions that become one soft token.
+      attend: chunks that attend to each other; 0 is all of a piece.
+      halo: frames that the stem sees behind the last one of a piece, of silence; they take places of the stream.
+      piece: frames of a piece; 0 is one piece, however long.
+      silence: the end of a piece is seen as silence follows it (Whisper), and not mirrored.
+    """
+
+    rate: int = 16000
+    mels: int = 80
+    hop: int = 160
+    window: int = 400
+    chunk: int = 100
+    chunk_positions: int = 13
+    pool: int = 1
+    attend: int = 8
+    halo: int = 0
+    piece: int = 0
+    silence: bool = False
+
+
 @dataclasses.dataclass(frozen=True)
 class ImageSpec:
     """How an image becomes tiles, patches and soft tokens: what the data side must know of a vision tower.
@@ -76,6 +167,7 @@ class ImageSpec:
       class_tokens: learned tokens of each image, which travel after its patches; with padding they fill merge groups.
       text_axes: coordinates of a text position: 3 where soft tokens have a row and a column of their own (Qwen-VL).
       bidirectional: the soft tokens of an image see each other both ways (Gemma 3).
+      video, audio: how these are taken, where a run has them.
     """
 
     patch_size: int = 16
@@ -92,6 +184,14 @@ class ImageSpec:
     class_tokens: int = 0
     text_axes: int = 1
     bidirectional: bool = False
+    video: VideoSpec | None = None
+    audio: AudioSpec | None = None
+
+    def key(self) -> list[Any]:
+        """Its values for keys of what is kept on disk; without video and audio, those of before there were any."""
+        values = dataclasses.asdict(self)
+        video, audio = values.pop("video"), values.pop("audio")
+        return [*values.values(), *([video, audio] if video or audio else [])]
 
     @property
     def extra(self) -> int:

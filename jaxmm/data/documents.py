@@ -46,6 +46,36 @@ class Image(NamedTuple):
     path: str = ""
 
 
+class Video(NamedTuple):
+    """A film as an encoded file's bytes, as the path or URL of one, or as its frames: exactly one of these is set.
+
+    Attributes:
+      frames: pictures in order, all of one size.
+      fps: how many of ``frames`` a second has; 0 is unknown. A file says it itself.
+      start, stop: the part of the file that counts, in seconds; ``stop`` 0 is its end.
+    """
+
+    data: bytes = b""
+    path: str = ""
+    frames: tuple[Image, ...] = ()
+    fps: float = 0.0
+    start: float = 0.0
+    stop: float = 0.0
+
+
+class Audio(NamedTuple):
+    """A recording, or the sound track of a film, as an encoded file's bytes, or as the path or URL of one.
+
+    Attributes:
+      start, stop: the part of it that counts, in seconds; ``stop`` 0 is its end.
+    """
+
+    data: bytes = b""
+    path: str = ""
+    start: float = 0.0
+    stop: float = 0.0
+
+
 class Features(NamedTuple):
     """A vision tower's output for a picture, before the connector: the bytes of an ``.npy`` file, or its path or URL.
 
@@ -79,7 +109,7 @@ class Object(NamedTuple):
     is_part: bool = False
 
 
-Media = Image | Features | Tokens
+Media = Image | Video | Audio | Features | Tokens
 Part = Text | Media
 
 

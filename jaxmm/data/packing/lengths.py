@@ -51,7 +51,7 @@ class Lengths:
         self.columns = (*FIRST, *further_budgets(prepared.meta.get("media", ())))
         self._files: tuple[Path, Path] | None = None
         if cache is not None and len(prepared) >= SAVED_FROM and "fingerprint" in prepared.meta:
-            key = [FORMAT, prepared.meta["fingerprint"], *vars(spec).values(), *self.columns[len(FIRST) :]]
+            key = [FORMAT, prepared.meta["fingerprint"], *spec.key(), *self.columns[len(FIRST) :]]
             stem = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
             self._files = cache / f"{stem}.needs.npy", cache / f"{stem}.units.npy"
         if self._files is None or all(map(_is_whole, self._files)):
