@@ -1,0 +1,448 @@
+"""Video files and lists of frames to pixels: the header alone, and the frames that are asked for, each decoded once.
+
+PyAV (FFmpeg) decodes. It reads only the bytes that are given to it: the format is recognised here, from a closed list,
+and whatever a file names - a playlist's parts, another file with a MOV's data - is refused. Frame lists need no PyAV.
+
+Pixels are those stored: where they are not square (a sample aspect ratio), they are not stretched, as decord,
+torchcodec and OpenCV leave them, so that a model sees what it would there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
+from types import ModuleType
+from typing import IO, Any, NamedTuple, NoReturn
+
+import numpy as np
+
+from jaxmm.data import files
+from jaxmm.data.documents import Video
+from jaxmm.data.media import container, picture
+from jaxmm.data.media.medium import BadMedia
+from jaxmm.data.media.opening import opened_file
+from jaxmm.data.media.picture import MAX_PIXELS, MAX_SIDE
+from jaxmm.data.media.timeline import Timeline, frames_at, int32_terms, part, rate_of
+from jaxmm.errors import UserError
+
+FORMATS = "MP4, MOV, MKV, WebM, AVI, GIF, FLV or MPEG-TS"
+LIST_RATE = Fraction(2)  # frames a second of a list that does not say it: LLaMA-Factory's lists are sampled already
+TOLERANCE = 2  # frames by which a header may promise too many: the last one that there is stands for them
+LOST, LOST_SECONDS = 0.1, 1  # the part and the seconds that a file must lack to be called truncated by its header
+_WORTH_SEEKING = 8  # frames that need not be decoded
+
+ADVICE: Mapping[str, str] = {
+    "missing": "a video's file is not there: set config.data.media_dir to the folder that its path counts from",
+    "no file": "a video's path names a folder, a pipe, a socket or a device",
+    "unreadable": f"a video's bytes are no {FORMATS} that can be decoded",
+    "truncated": "a video's file ends early: download or write it again",
+    "empty": "a video's file has no bytes",
+    "too large": f"a video's frames have more than {MAX_PIXELS:,} pixels, or a side of more than {MAX_SIDE:,}: make "
+    "it smaller",
+    "changed": "a video is not as it was when it was prepared: touch its data file and prepare again",
+    "no video": "a file has no moving pictures in it, as one of sound alone",
+    "empty part": "no frame of a video lies between its start and its stop",
+    "frames differ": "the pictures of a video's list of frames are not all of one size",
+}
+
+
+class VideoHeader(NamedTuple):
+    """What a header tells.
+
+    Attributes:
+      height, width: of a frame as it is meant to be seen, in stored pixels: rotation applied.
+      frames: of the part that counts.
+      rate: frames a second; its terms fit an int32. The average where it varies.
+    """
+
+    height: int
+    width: int
+    frames: int
+    rate: Fraction
+
+
+class _Film(NamedTuple):
+    """A header, and what reading needs beside it: ``first`` is the number of the part's first frame in the film."""
+
+    header: VideoHeader
+    first: int
+    timeline: Timeline
+    turn: container.Turn
+
+
+def header(video: Video) -> VideoHeader:
+    """Reads the header; nothing is decoded. MP4 and MOV list their frames there; other files are read through.
+
+    Raises:
+      BadMedia: if it cannot be used.
+      UserError: if PyAV is missing.
+    """
+    if video.frames:
+        return _list_header(video)[0]
+    with _opened(video) as (file, kind):
+        return _film(file, kind, video).header
+
+
+def read_frames(video: Video, known: VideoHeader, numbers: Sequence[int]) -> Iterator[np.ndarray]:
+    """Yields uint8 (height, width, 3) RGB for each number, over white where a frame is transparent.
+
+    Of a film at a variable rate, number i is what is on display at time i / rate. Repeats give the same array.
+
+    Args:
+      known: as ``header`` gave it.
+      numbers: ascending, of frames of the part, from 0 to ``known.frames - 1``; they may repeat.
+
+    Raises:
+      BadMedia: if it cannot be decoded, or its header is not ``known``.
+      UserError: if PyAV is missing.
+    """
+    numbers = list(numbers)
+    if numbers != sorted(numbers) or (numbers and not 0 <= numbers[0] <= numbers[-1] < known.frames):
+        raise ValueError(f"frames {numbers} of {known.frames}")
+    if video.frames:
+        yield from _list_frames(video, known, numbers)
+        return
+    with _opened(video) as (file, kind):
+        film = _film(file, kind, video)
+        if film.header != known:
+            raise BadMedia("changed")
+        places = frames_at(film.timeline, known.rate, [film.first + number for number in numbers])
+        seen, shown = -1, np.empty(0, np.uint8)
+        with _demuxed(file, kind) as demuxed:
+            decoder = _Decoder(demuxed, _stream(demuxed), film.timeline, kind, places)
+            height, width = film.turn.size(known.height, known.width)
+            for place in places:
+                if place != seen:
+                    seen, shown = place, film.turn.pixels(_rgb(decoder.frame(place), height, width))
+                yield shown
+
+
+def _list_header(video: Video) -> tuple[VideoHeader, range]:
+    rate = int32_terms(Fraction(video.fps)) if 0 < video.fps < float("inf") else LIST_RATE
+    those = part(len(video.frames), rate, video.start, video.stop)
+    if not those:
+        raise BadMedia("empty part")
+    return VideoHeader(*picture.image_size(video.frames[0]), len(those), rate), those
+
+
+def _list_frames(video: Video, known: VideoHeader, numbers: list[int]) -> Iterator[np.ndarray]:
+    found, those = _list_header(video)
+    if found != known:
+        raise BadMedia("changed")
+    seen, shown = -1, np.empty(0, np.uint8)
+    for number in numbers:
+        if number != seen:
+            seen, shown = number, np.asarray(picture.decode(video.frames[those[number]]))
+            if shown.shape[:2] != (known.height, known.width):
+                raise BadMedia("frames differ")
+        yield shown
+
+
+# Opening
+
+
+def _av() -> ModuleType:
+    try:
+        import av
+    except ImportError as error:
+        raise UserError("video needs the extra media: pip install 'jaxmm[media]'") from error
+    return av
+
+
+@contextlib.contextmanager
+def _opened(video: Video) -> Iterator[tuple[IO[bytes], str]]:
+    """Opens a file and recognises its format; every error inside becomes BadMedia, except UserError."""
+    _av()
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(opened_file(video))
+        except files.NoFile as error:
+            raise BadMedia("no file") from error
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise BadMedia("missing") from error
+        except OSError as error:
+            raise BadMedia("unreadable") from error
+        try:
+            kind = container.format_of(file.read(container.PROBE))
+            if not kind:
+                raise BadMedia("unreadable")
+            yield file, kind
+        except (BadMedia, UserError):
+            raise
+        except MemoryError as error:
+            raise BadMedia("too large") from error
+        except Exception as error:  # FFmpeg's errors are of many classes
+            raise BadMedia("unreadable") from error
+
+
+def _refused(url: str, *_: Any) -> NoReturn:
+    raise PermissionError(f"a video file names {url[:80]}, which is not opened")
+
+
+@contextlib.contextmanager
+def _demuxed(file: IO[bytes], kind: str, **options: str) -> Iterator[Any]:
+    """Opens what a file holds, as a format that was recognised."""
+    if kind == "mov" and not container.has_moov(file):
+        raise BadMedia("truncated")
+    file.seek(0)
+    # The plain object hides a file's name, which PyAV would hand to FFmpeg.
+    with _av().open(
+        _Bytes(file),
+        "r",
+        format=kind,
+        options=options,
+        container_options={"enable_drefs": "0"} if kind == "mov" else {},
+        io_open=_refused,
+        metadata_errors="replace",
+    ) as demuxed:
+        yield demuxed
+
+
+class _Bytes:
+    """The bytes of a file, and nothing else of it."""
+
+    def __init__(self, file: IO[bytes]):
+        self.read, self.seek, self.tell = file.read, file.seek, file.tell
+
+
+def _stream(demuxed: Any) -> Any:
+    """The first video stream that is not the picture of a record's cover."""
+    for stream in demuxed.streams.video:
+        if not stream.disposition & (_av().stream.Disposition.attached_pic | _av().stream.Disposition.timed_thumbnails):
+            if stream.codec_context is None:
+                raise BadMedia("unreadable")
+            return stream
+    raise BadMedia("no video")
+
+
+# The header
+
+
+def _film(file: IO[bytes], kind: str, video: Video) -> _Film:
+    # FFmpeg would decode the first frames to learn what is not needed: how their colours are stored.
+    with _demuxed(file, kind, skip_frame="all") as demuxed:
+        stream = _stream(demuxed)
+        height, width = stream.height, stream.width
+        if height * width > MAX_PIXELS or max(height, width) > MAX_SIDE:
+            raise BadMedia("too large")
+        if min(height, width) < 1:
+            raise BadMedia("unreadable")
+        declared = [stream.average_rate, stream.base_rate, stream.guessed_rate]
+        if kind == "mov":
+            turn, timeline = _listed(file, demuxed, stream)
+        else:
+            turn, timeline = _walked(file, kind, demuxed, stream)
+    rate = rate_of(timeline, declared)
+    those = part(len(timeline.times), rate, video.start, video.stop)
+    if not those:
+        raise BadMedia("empty part")
+    return _Film(VideoHeader(*turn.size(height, width), len(those), rate), those.start, timeline, turn)
+
+
+def _listed(file: IO[bytes], demuxed: Any, stream: Any) -> tuple[container.Turn, Timeline]:
+    """The timeline by an MP4's own table, or by its packets where the table has none or FFmpeg reads another one."""
+    place = file.tell()
+    table = container.mp4_table(file, stream.id)
+    turn = table.turn if table else container.mp4_turn(file, stream.id)
+    size = file.seek(0, io.SEEK_END)
+    file.seek(place)
+    packet = next(demuxed.demux(stream), None)
+    if table is None or packet is None or packet.pts is None or stream.time_base != Fraction(1, table.tick):
+        return turn, _timeline(demuxed, stream, *([packet] if packet else []))
+    (same,) = np.nonzero(table.starts == packet.pos)
+    if len(same) != 1 or stream.frames != len(table.times) or not table.is_shown.any():
+        return turn, _timeline(demuxed, stream, packet)
+    times = table.times + (packet.pts - int(table.times[same[0]]))  # by FFmpeg's clock
+    order = np.argsort(times[table.is_shown], kind="stable")
+    shown, is_there = times[table.is_shown][order], (table.ends <= size)[table.is_shown][order]
+    tick = Fraction(1, table.tick)
+    there = np.flatnonzero(is_there)
+    if not len(there):
+        raise BadMedia("truncated")
+    _check_whole(int(shown[there[-1]] - shown[0] + table.last) * tick, int(shown[-1] - shown[0] + table.last) * tick)
+    keys = np.sort(times[table.is_key & table.is_shown])
+    return turn, Timeline(shown, int(shown[-1]) + table.last, tick, keys)
+
+
+def _walked(file: IO[bytes], kind: str, demuxed: Any, stream: Any) -> tuple[container.Turn, Timeline]:
+    """The timeline by the packets of a file whose header does not list them, or says it only about."""
+    head = container.Matroska()
+    if kind == "matroska":
+        place = file.tell()
+        head = container.matroska(file)
+        file.seek(place)
+    timeline = _timeline(demuxed, stream, seconds=head.seconds, is_counted=kind == "avi")
+    if kind == "avi" and stream.frames:
+        _check_whole(Fraction(len(timeline.times)), Fraction(stream.frames), stream.average_rate or 1)
+    return head.turn, timeline
+
+
+def _timeline(demuxed: Any, stream: Any, *first: Any, seconds: float = 0.0, is_counted: bool = False) -> Timeline:
+    """The timeline by packets.
+
+    Args:
+      first: the packets that were read already.
+      seconds: that the header says the longest stream takes; 0 is unknown.
+      is_counted: whether only the order of decoding is to be trusted, as in an AVI.
+    """
+    times, orders, keys, ends, others = [], [], [], [0], Fraction(0)
+    for packet in (*first, *_packets(demuxed)):
+        if packet.stream_index != stream.index:
+            others = max(others, ((packet.pts or 0) + (packet.duration or 0)) * packet.time_base)
+        elif packet.size and not packet.is_discard:
+            times.append(packet.pts)
+            orders.append(packet.dts)
+            keys += [packet.pts] if packet.is_keyframe else []
+            ends.append(packet.duration or 0)
+    if not times:
+        raise BadMedia("no video")
+    if is_counted or None in times:
+        is_counted, keys = True, []
+        times = orders if None not in orders else list(range(len(times)))
+    shown = np.sort(np.array(times, np.int64))
+    tick = Fraction(stream.time_base)
+    last = ends[-1] or (int(np.median(np.diff(shown))) if len(shown) > 1 else 0)
+    end = int(shown[-1]) + last
+    if seconds:
+        _check_whole(max(end * tick, others), Fraction(seconds))
+    return Timeline(shown, end, tick, np.sort(np.array(keys, np.int64)), is_counted)
+
+
+def _packets(demuxed: Any) -> Iterator[Any]:
+    """All packets, up to the end or to the first one that cannot be read."""
+    with contextlib.suppress(Exception):
+        yield from demuxed.demux()
+
+
+def _check_whole(there: Fraction, promised: Fraction, a_second: Fraction | int = 1) -> None:
+    """Raises BadMedia if clearly less is there than was promised, both in seconds, or so many of them a second."""
+    if promised - there > max(LOST * promised, LOST_SECONDS * a_second):
+        raise BadMedia("truncated")
+
+
+# Decoding
+
+
+class _Decoder:
+    """Decodes forward, no frame twice, from one wanted frame to the next."""
+
+    def __init__(self, demuxed: Any, stream: Any, timeline: Timeline, kind: str, places: list[int]):
+        """
+        Args:
+          places: the frames that will be asked for; the decoder may leave out others that no frame refers to.
+        """
+        self.demuxed, self.stream, self.timeline = demuxed, stream, timeline
+        self.codec = stream.codec_context
+        self.codec.thread_count = 1
+        self.packets = demuxed.demux(stream)
+        self.frames = self._decoded()
+        self.last: tuple[int, Any] | None = None  # the place and the frame that was decoded last
+        self.next: tuple[int, Any] | None = None  # one that was decoded too far
+        self.is_ended = False
+        self.count = -1  # place of the last decoded frame
+        self.key: int | None = None  # time of the keyframe up to which packets are left out
+        self.has_sought = self.is_rewound = False
+        self.fed = -1  # place of the last keyframe that the decoder got
+        self.keys = np.searchsorted(timeline.times, timeline.keys) if kind in ("mov", "matroska") else np.empty(0, int)
+        # Frames that none refers to: H.264 marks them for sure, and PyAV asks before each packet.
+        can_leave_out = self.codec.name == "h264" and kind in ("mov", "matroska") and not timeline.is_counted
+        kept = {place - back for place in places for back in range(TOLERANCE + 1)}
+        self.kept = {int(timeline.times[place]) for place in kept if place >= 0} if can_leave_out else None
+
+    def frame(self, place: int) -> Any:
+        """The frame at a place, or the last one before it. Raises BadMedia if that is too far off."""
+        self._seek(place)
+        while not self.is_ended and (self.last is None or self.last[0] < place):
+            found, self.next = self.next or next(self.frames, None), None
+            if found is None:
+                self.is_ended = True
+            elif found[0] <= place or self.last is None:
+                self.last = found
+            else:
+                self.next = found
+                break
+        if self.last is not None and abs(self.last[0] - place) <= TOLERANCE:
+            return self.last[1]
+        if self.has_sought:  # to a keyframe that was not found, or is none
+            self._restart()
+            return self.frame(place)
+        raise BadMedia("truncated" if self.is_ended else "unreadable")
+
+    def _restart(self) -> None:
+        """Goes back to the first frame, to decode all from there on."""
+        self.keys, self.key, self.has_sought, self.is_ended = self.keys[:0], None, False, False
+        self.last = self.next = None
+        self.packets, self.frames = self.demuxed.demux(self.stream), self._decoded()
+        self._go(int(self.timeline.times[0]))
+
+    def _seek(self, place: int) -> None:
+        """Goes to the keyframe before a place, if it lies ahead and that saves some decoding."""
+        before = int(np.searchsorted(self.keys, place, "right")) - 1
+        if before < 0:
+            return
+        key = int(self.keys[before])
+        if key <= self.fed or key - (self.count + 1) < _WORTH_SEEKING:
+            return
+        self.has_sought = True
+        self.key, self.next, self.is_rewound = int(self.timeline.times[key]), None, False
+        self._go(self.key)
+
+    def _go(self, time: int) -> None:
+        with contextlib.suppress(_av().FFmpegError):  # where it cannot, packets are left out up to the keyframe
+            self.demuxed.seek(time, stream=self.stream)
+
+    def _decoded(self) -> Iterator[tuple[int, Any]]:
+        while True:
+            try:
+                packet = next(self.packets, None)
+            except Exception:  # what follows cannot be read; the frames on their way still can
+                packet = None
+            for frame in self._fed(packet):
+                if self.timeline.is_counted or frame.pts is None:
+                    self.count += 1
+                else:
+                    self.count = int(np.searchsorted(self.timeline.times, frame.pts, "right")) - 1
+                yield self.count, frame
+            if packet is None:
+                return
+
+    def _fed(self, packet: Any) -> list[Any]:
+        if packet is None:
+            with contextlib.suppress(_av().FFmpegError):
+                return self.codec.decode(None)
+            return []
+        if not packet.size:  # a repeat in an AVI, or PyAV's mark of the end, after which no packet comes
+            return []
+        if self.key is not None:
+            if packet.pts != self.key or not packet.is_keyframe or not self._is_whole(packet):
+                if packet.dts is not None and packet.dts > self.key and not self.is_rewound:  # FFmpeg went too far
+                    self.is_rewound = True
+                    self._go(int(self.timeline.times[0]))
+                return []
+            self.key = None
+        if packet.is_keyframe and packet.pts is not None:
+            self.fed = int(np.searchsorted(self.timeline.times, packet.pts))
+        if self.kept is not None:
+            self.codec.skip_frame = "DEFAULT" if packet.pts in self.kept else "NONREF"
+        with contextlib.suppress(_av().FFmpegError):  # a damaged packet: ``frame`` finds what is left of it
+            return packet.decode()
+        return []
+
+    def _is_whole(self, packet: Any) -> bool:
+        """Whether a keyframe needs no frame before it: H.264 also marks those from which a film is refreshed slowly."""
+        extra = self.codec.extradata
+        if self.codec.name != "h264" or not extra or len(extra) < 5 or extra[0] != 1:
+            return self.codec.name != "h264"
+        return container.is_h264_key(bytes(packet), (extra[4] & 3) + 1)
+
+
+def _rgb(frame: Any, height: int, width: int) -> np.ndarray:
+    """uint8 (height, width, 3); a frame of another size than the header's is resized to it."""
+    size = {"height": height, "width": width, "threads": 1}
+    if not any(component.is_alpha for component in frame.format.components):
+        return np.ascontiguousarray(frame.to_ndarray(format="rgb24", **size))
+    pixels = frame.to_ndarray(format="rgba", **size).astype(np.uint16)
+    colour, alpha = pixels[..., :3], pixels[..., 3:]
+    return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
