@@ -45,6 +45,7 @@ def get_config() -> ConfigDict:
     config.data.image_tokens = 0  # size of the codebook of discrete image tokens; 0 is none
     config.data.predict_image_tokens = False  # whether they are targets where text in their place is
     config.data.tokenizer = ""  # folder of a transformers tokenizer; "" is ByT5's bytes
+    config.data.media = ""  # beside pictures, that a model from random weights takes: "video"; "" is what its data has
     config.data.allow_change = False  # go on with other data than the run has seen so far
     config.data.cache = ""  # where prepared data is kept; "" is $XDG_CACHE_HOME/jaxmm
     config.data.threads = 1  # threads that make batches ahead
@@ -55,6 +56,17 @@ def get_config() -> ConfigDict:
     config.image.merge = 2  # merge x merge patches become one soft token
     config.image.min_pixels = 0  # 0 is the folder's own, for random weights 48 * 48
     config.image.max_pixels = 0  # 0 is the folder's own, for random weights 96 * 96
+
+    config.video = ConfigDict()
+    config.video.frames = 0  # frames of a temporal patch; 0 is the folder's own, for random weights 2
+    config.video.fps = 0.0  # frames a second that are taken; 0 is the folder's own, else 2
+    config.video.min_frames = 0  # fewest frames; 0 is the folder's own, else 4
+    config.video.max_frames = 0  # most frames; 0 is the folder's own, else 32
+    config.video.min_pixels = 0  # of a frame; 0 is the folder's own, else that of pictures
+    config.video.max_pixels = 0  # of a frame; 0 is the folder's own, else that of pictures
+    config.video.total_pixels = 0  # of all frames together; 0 is the folder's own, else no limit
+    config.video.sampling = ""  # which frames: "stride" or "ends"; "" is the family's
+    config.video.after = ""  # text after a video of a Qwen2.5-VL goes on after its largest row or column, or "all" axes
 
     config.vision = ConfigDict()
     config.vision.width = 96

@@ -108,7 +108,7 @@ def batches(config: ConfigDict, start: int = 0, stop: int | None = None) -> Iter
     """
     config = _checked(config)
     corpus, plan = _planned(config)
-    assemble = make_assembler(config, corpus.lengths[0].spec, corpus, plan.budgets)
+    assemble = make_assembler(config, corpus.lengths[0].spec.only(corpus.media), corpus, plan.budgets)
     end = read_steps(config, plan) if stop is None else stop
     if not 0 <= start <= end:
         raise UserError(f"batches {start} to {end}: start must be 0 or above, and at most stop")
@@ -126,9 +126,8 @@ def _told(made: Iterator[Loaded], start: int) -> Iterator[Batch]:
         for document in loaded.skipped:
             if document.origin not in told:
                 told.add(document.origin)
-                line = (
-                    f"batch {number} is without {document.origin}: {table.advice(document.reason) or document.reason}"
-                )
+                why = table.advice(document.reason, [document.medium]) or document.reason
+                line = f"batch {number} is without {document.origin}: {why}"
                 print(printable(line), file=sys.stderr, flush=True)
         yield loaded.batch
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any, NamedTuple
 
 Array = Any  # a numpy.ndarray on the host, a jax.Array on the device, a jax.ShapeDtypeStruct in tests of shapes
@@ -34,11 +34,12 @@ class Stream(NamedTuple):
 
     ``segments`` is 0 on padding and 1.. for each attention unit (a document of text, a tile of patches); the units of
     one segment are adjacent. ``positions`` restart in each segment: (B, T, 1) for text (3 axes for multi-axis rotary),
-    (B, N, 3) for patches as (frame, row, column). A row of -1 marks a class or register token, numbered by its column.
-    Ready-made features have (B, N, 1).
+    (B, N, 3) for patches as (temporal patch, row, column). A row of -1 marks a class or register token, numbered by its
+    column. Ready-made features have (B, N, 1).
     """
 
-    values: Array  # tokens (B, T) int32; patches (B, N, P) uint8; ready-made features (B, N, D) float32
+    values: Array  # tokens (B, T) int32; patches (B, N, P) uint8, all frames of a temporal patch one after the other;
+    # ready-made features (B, N, D) float32; log-mel frames (B, F, mels) float32
     positions: Array  # int32
     segments: Array  # int32
 
@@ -72,9 +73,11 @@ class VideoSpec:
       min_frames, max_frames: of a video; a shorter video has what it has.
       sampling: which of n frames k are: "stride" is ``int(i * n / k)`` with k whole temporal patches (Qwen2-VL), "ends"
         is ``linspace(0, n - 1, k)``, rounded, any k (Qwen3-VL).
-      min_pixels, max_pixels: bounds on the area of a frame, or on that of all frames if ``of_clip`` (Qwen3-VL).
-      total_pixels: above 0, the most pixels of all frames together: a frame has its share, at least 1.05 min_pixels.
-      of_clip: see min_pixels.
+      min_pixels, max_pixels: bounds on the area of a frame.
+      total_pixels: the most pixels of all frames together: of them a frame has its share, but always 1.05 min_pixels.
+        0 is no limit.
+      of_clip: frames are resized so that all together are within bounds: ``min_pixels`` is then of all frames,
+        ``total_pixels`` must be set, and ``max_pixels`` may be 0, for no limit (Qwen3-VL).
       stamp, stamp_end: text before and after each temporal patch, special tokens included; a format string of
         ``seconds`` (the mean time of its frames, from the start of the clip) and ``number`` (from 1). It is no target.
       positions_per_second: with several text axes, how far a second moves along the first one; 0 numbers temporal
@@ -106,10 +109,9 @@ class VideoSpec:
             )
         if not 0 < self.fps < math.inf:
             raise ValueError(f"fps is {self.fps}: it must be a number above 0")
-        if not 0 < self.min_pixels <= self.max_pixels:
-            raise ValueError(
-                f"min_pixels {self.min_pixels} and max_pixels {self.max_pixels} must be positive, in order"
-            )
+        most = self.total_pixels if self.of_clip else self.max_pixels
+        if not 0 < self.min_pixels <= most:
+            raise ValueError(f"min_pixels {self.min_pixels} and max_pixels {most} must be positive, in order")
         for name, value, known in (("sampling", self.sampling, SAMPLINGS), ("after", self.after, AFTER)):
             if value not in known:
                 raise ValueError(f"{name} '{value}' is not one of {', '.join(known)}")
@@ -187,11 +189,27 @@ class ImageSpec:
     video: VideoSpec | None = None
     audio: AudioSpec | None = None
 
-    def key(self) -> list[Any]:
-        """Its values for keys of what is kept on disk; without video and audio, those of before there were any."""
+    def key(self, media: Container[str] = ()) -> list[Any]:
+        """Its values for keys of what is kept on disk of data with ``media``: where these are no clips, those of before
+        there were any."""
         values = dataclasses.asdict(self)
-        video, audio = values.pop("video"), values.pop("audio")
-        return [*values.values(), *([video, audio] if video or audio else [])]
+        clips = {name: values.pop(name) for name in ("video", "audio")}
+        return [*values.values(), *(clip for name, clip in clips.items() if name in media)]
+
+    def only(self, media: Container[str]) -> ImageSpec:
+        """The spec of a run that has only these media beside pictures."""
+        video, audio = self.video if "video" in media else None, self.audio if "audio" in media else None
+        return dataclasses.replace(self, video=video, audio=audio)
+
+    def without_rows(self) -> ImageSpec:
+        """The spec where no row limits a video."""
+        video = self.video and dataclasses.replace(self.video, row_tokens=0, row_patches=0)
+        return dataclasses.replace(self, video=video)
+
+    @property
+    def patch_bytes(self) -> int:
+        """Bytes of a patch as it travels: where a run has videos, a picture's patch is repeated for each frame."""
+        return self.patch_size**2 * 3 * (self.video.frames if self.video else 1)
 
     @property
     def extra(self) -> int:

@@ -59,6 +59,11 @@ class Corpus(NamedTuple):
     later: tuple[tuple[int, list[float]], ...] = ()
 
     @property
+    def media(self) -> frozenset[str]:
+        """The media that its sources have, beside pictures, feature vectors and image tokens."""
+        return frozenset(name for source in self.lengths for name in source.prepared.meta.get("media", ()))
+
+    @property
     def names(self) -> list[str]:
         return [source.name for source in self.lengths]
 
@@ -110,7 +115,7 @@ def load_corpus(
                 f"{prepared.folder} was prepared by version 0.1: what the chat template writes between prompt and "
                 f"answer is not learnt in it; prepare it again to have it learnt"
             )
-    lengths = [Lengths(prepared, image, cache / "plans") for prepared in opened]
+    lengths = [Lengths(prepared, image, cache / "plans", template.stamp) for prepared in opened]
     sizes = [float(source.tokens_E.sum()) for source in lengths]
     asked = [shares.get(source.name, 0.0) for source in lengths]
     return Corpus(lengths, asked if all(asked) else sizes, [prepared.folder for prepared in opened])

@@ -20,7 +20,7 @@ from jaxmm.checkpoints.checkpoint import Checkpoints
 from jaxmm.checkpoints.params import chosen_step, saved_params
 from jaxmm.corpus import cache_folder
 from jaxmm.errors import UserError
-from jaxmm.recipe import eval_corpus, read_recipe
+from jaxmm.recipe import eval_corpus, fitted, read_recipe
 from jaxmm.runtime import startup
 from jaxmm.runtime.barrier import Barrier
 from jaxmm.training.evaluator import Evaluator, closing_rows
@@ -42,6 +42,7 @@ def main(argv: list[str]) -> int:
     corpus = eval_corpus(args.config, recipe)
     if corpus is None:
         raise UserError("this run has no held-out data: give --config.eval.path (and --config.eval.mixture)")
+    recipe = fitted(recipe, corpus.media)
     mesh = sharding.make_mesh(args.config.mesh)
     with jax.set_mesh(mesh):
         with Barrier("start").together("the checkpoint"):

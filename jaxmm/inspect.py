@@ -111,8 +111,9 @@ def make_report(
     budgets = read_budgets(config, corpus)
     plan = make_plan(config, corpus, budgets)
     batches = within(plan, batches, is_asked)
-    assemble = make_assembler(config, data.image, corpus, budgets)
-    viewer = Viewer(corpus.lengths, data.template, data.image)
+    image = data.image.only(corpus.media)
+    assemble = make_assembler(config, image, corpus, budgets)
+    viewer = Viewer(corpus.lengths, data.template, image)
     tally = Tally(corpus.lengths, budgets)
     drawn: list[DrawnRow] = []
     for k in range(*batches):
@@ -134,9 +135,7 @@ def make_report(
             corpus.lengths, corpus.shares, left_out(corpus), corpus.folders, strict=True
         )
     ]
-    return Report(
-        title, command.to_json(config), batches, data.image, config.data.long_documents, sources, tally, drawn
-    )
+    return Report(title, command.to_json(config), batches, image, config.data.long_documents, sources, tally, drawn)
 
 
 def print_plan(config: Any, batches: tuple[int, int]) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Collection
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
 
-from jaxmm.batch import ImageSpec
+from jaxmm.batch import ImageSpec, VideoSpec
+from jaxmm.config.keys import CLIPS
 from jaxmm.config.shares import parse_names, parse_schedule
 from jaxmm.corpus import Corpus, cache_folder, load_corpus, make_assembler, make_plan, read_budgets
 from jaxmm.data import demo, files
@@ -22,6 +24,7 @@ from jaxmm.errors import UserError
 from jaxmm.hf.families.registry import FAMILIES
 from jaxmm.hf.pretrained import MODEL, Pretrained, image_settings, read_start
 from jaxmm.hf.processors import limits
+from jaxmm.hf.videos import asked_for
 from jaxmm.models.attention import choose_backend
 from jaxmm.models.connector import ConnectorSpec
 from jaxmm.models.decoder import DecoderSpec
@@ -32,10 +35,11 @@ from jaxmm.workdir.kept_folders import tokenizer_folder
 
 # Those of ``jaxmm.corpus`` too, as whoever wants a config's parts looks here first.
 __all__ = [
-    "Corpus", "DataRecipe", "Recipe", "eval_corpus", "make_assembler", "make_plan", "read_boxes", "read_budgets",
-    "read_compute", "read_data", "read_reading", "read_recipe", "train_corpus",
+    "Corpus", "DataRecipe", "Recipe", "clips_of", "eval_corpus", "fitted", "make_assembler", "make_plan", "read_boxes",
+    "read_budgets", "read_compute", "read_data", "read_reading", "read_recipe", "train_corpus",
 ]  # fmt: skip
 
+OWN_VIDEO = {"frames": 2, "fps": 2.0, "min_frames": 4, "max_frames": 32, "sampling": "stride"}  # so too its frames
 OWN_PIXELS = 48 * 48, 96 * 96  # least and most of a picture, where no folder says it
 VOCABULARY_MULTIPLE = 128  # the embedding's rows are padded to a multiple, for even shards and aligned matmuls
 
@@ -93,7 +97,26 @@ def read_data(config: ConfigDict, workdir: Path | None = None) -> DataRecipe:
         spec = ImageSpec(**image)
     except (TypeError, ValueError) as error:
         raise UserError(f"config.image: {error}") from error
+    spec = dataclasses.replace(spec, video=_video_of(config, spec, start))
     return DataRecipe(template, spec, cache_folder(config), start)
+
+
+def _video_of(config: ConfigDict, image: ImageSpec, start: Pretrained | None) -> VideoSpec | None:
+    """How videos are taken; None if the model takes none."""
+    own: dict[str, Any] = {"min_pixels": image.min_pixels, "max_pixels": image.max_pixels, **OWN_VIDEO}
+    if start:
+        if start.family.videos is None:
+            return None
+        frames = start.layout.spec.vision.frames
+        own = start.family.videos.settings(start.processor_folder, start.config, frames)
+    asked = dict(config.video)
+    if start and asked["frames"] not in (0, own["frames"]):
+        raise UserError(
+            f"config.video.frames is {asked['frames']}, but this tower's patches span {own['frames']} frames"
+        )
+    if asked["max_frames"] and not asked["min_frames"]:
+        own["min_frames"] = min(own["min_frames"], asked["max_frames"])
+    return asked_for(own | {"row_tokens": config.seq_len, "row_patches": config.patch_budget}, asked)
 
 
 class Recipe(NamedTuple):
@@ -106,6 +129,27 @@ class Recipe(NamedTuple):
     frozen: tuple[str, ...]
     cache: Path
     start: Pretrained | None = None
+
+
+def clips_of(media: Collection[str]) -> str:
+    """The ``config.data.media`` of a model from random weights whose data has these media."""
+    return ",".join(name for name in CLIPS if name in media)
+
+
+def fitted(recipe: Recipe, media: Collection[str]) -> Recipe:
+    """Returns the recipe of a run that has these media, see ``Corpus.media``.
+
+    Raises:
+      UserError: if the model does not take one of them.
+    """
+    if "video" in media and (recipe.image.video is None or recipe.image.video.frames != recipe.model.vision.frames):
+        whose = f"a {recipe.start.family.model_type}" if recipe.start else "this model"
+        can = ", ".join(family.model_type for family in FAMILIES.values() if family.videos)
+        raise UserError(
+            f"the data has videos, which {whose} does not take here: of pretrained models {can} do, and models that "
+            f"begin from random weights on data with videos; leave such records out, or give them as pictures"
+        )
+    return recipe._replace(image=recipe.image.only(media))
 
 
 def read_recipe(config: ConfigDict, workdir: Path | None = None, platform: str = "") -> Recipe:
@@ -132,9 +176,11 @@ def read_recipe(config: ConfigDict, workdir: Path | None = None, platform: str =
 
 def _model_of(config: ConfigDict, image: ImageSpec, vocabulary: int) -> ModelSpec:
     """The model whose sizes the config has."""
+    media = parse_names(config.data.media, "config.data.media", CLIPS, "medium")
+    frames = image.video.frames if image.video and "video" in media else 1
     try:
         return ModelSpec(
-            vision=VisionSpec(**config.vision, patch_size=image.patch_size),
+            vision=VisionSpec(**config.vision, patch_size=image.patch_size, frames=frames),
             connector=ConnectorSpec(**config.connector, merge=image.merge),
             decoder=DecoderSpec(**config.decoder, vocab_size=vocabulary),
         )

@@ -14,6 +14,7 @@ GROUPS = {
     "run": "how long, in which rows, and from what",
     "data": "what is learnt from, and how it is read",
     "image": "what a picture becomes",
+    "video": "how many frames a video becomes, and of which size",
     "vision": "sizes of the tower; those of a folder in init_from count before them",
     "connector": "between tower and decoder",
     "decoder": "its sizes; those of a folder in init_from count before them",

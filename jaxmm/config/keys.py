@@ -14,13 +14,14 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from jaxmm.batch import ROLES
+from jaxmm.batch import AFTER, ROLES, SAMPLINGS
 from jaxmm.config.shares import parse_mixture, parse_names, parse_numbers, parse_schedule
 from jaxmm.errors import UserError, nearest
 
 Value = bool | int | float | str | tuple[Any, ...]
 
 PARTS = ("vision", "connector", "decoder")
+CLIPS = ("video",)  # media that need more of a model than pictures do
 LARGEST = 2**31 - 1  # steps and pixels are counted in 32 bits
 KINDS = {bool: "true or false", int: "an integer", float: "a finite number", str: "a string"}
 
@@ -189,6 +190,10 @@ KEYS: dict[str, Key] = {
     "data.image_tokens": Key(0, "size of the codebook of discrete image tokens; 0 is none", least=0, most=2**24),
     "data.predict_image_tokens": Key(False, "whether they are targets where text in their place is"),
     "data.tokenizer": Key("", 'folder of a transformers tokenizer; "" is ByT5\'s bytes'),
+    "data.media": Key(
+        "", 'beside pictures, that a model from random weights takes: "video"; "" is what its data has',
+        form=Form("media, comma between them", lambda text, key: parse_names(text, key, CLIPS, "medium")),
+    ),
     "data.allow_change": Key(False, "go on with other data than the run has seen so far"),
     "data.cache": Key("", 'where prepared data is kept; "" is $XDG_CACHE_HOME/jaxmm'),
     "data.threads": Key(1, "threads that make batches ahead", least=0, most=1024),
@@ -197,6 +202,20 @@ KEYS: dict[str, Key] = {
     "image.merge": Key(2, "merge x merge patches become one soft token", least=1, most=64),
     "image.min_pixels": Key(0, "0 is the folder's own, for random weights 48 * 48", least=0, most=LARGEST),
     "image.max_pixels": Key(0, "0 is the folder's own, for random weights 96 * 96", least=0, most=LARGEST),
+    "video.frames": Key(0, "frames of a temporal patch; 0 is the folder's own, for random weights 2", least=0, most=64),
+    "video.fps": Key(0.0, "frames a second that are taken; 0 is the folder's own, else 2", least=0, most=1000),
+    "video.min_frames": Key(0, "fewest frames; 0 is the folder's own, else 4", least=0, most=LARGEST),
+    "video.max_frames": Key(0, "most frames; 0 is the folder's own, else 32", least=0, most=LARGEST),
+    "video.min_pixels": Key(0, "of a frame; 0 is the folder's own, else that of pictures", least=0, most=LARGEST),
+    "video.max_pixels": Key(0, "of a frame; 0 is the folder's own, else that of pictures", least=0, most=LARGEST),
+    "video.total_pixels": Key(0, "of all frames together; 0 is the folder's own, else no limit", least=0, most=LARGEST),
+    "video.sampling": Key(
+        "", 'which frames: "stride" or "ends"; "" is the family\'s', choices=("", *SAMPLINGS),
+    ),
+    "video.after": Key(
+        "", 'text after a video of a Qwen2.5-VL goes on after its largest row or column, or "all" axes',
+        choices=("", *AFTER),
+    ),
     "vision.width": Key(96, "of the tower's layers", least=1, most=2**17),
     "vision.layers": Key(2, "of the tower", least=1, most=1000),
     "vision.heads": Key(3, "of its attention", least=1, most=4096),

@@ -14,16 +14,17 @@ import numpy as np
 
 from jaxmm.batch import IGNORED, Batch, ImageSpec, Stream
 from jaxmm.data.layout import bidirectional_blocks, lay_out, text_positions
-from jaxmm.data.media.medium import BadMedia, Grid, Item, Settings, Space
+from jaxmm.data.media.medium import BadMedia, Item, Placed, Settings, Space
 from jaxmm.data.media.table import MEDIA, medium_of, stream_places
 from jaxmm.data.packing.plan import Budgets, Lengths, Piece, Row
 
 
 class Skipped(NamedTuple):
-    """A piece that became padding because one of its media could not be decoded."""
+    """A piece that became padding because one of its media could not be decoded; ``medium``: its name."""
 
     origin: str
     reason: str
+    medium: str = "image"
 
 
 class Loaded(NamedTuple):
@@ -121,18 +122,18 @@ class Assembler:
             parts = {i: record.images[i - first_image] for i in layout.images}
             filled = space.copy()
             try:
-                slots, grids = self._fill_media(filled, piece, parts)
+                slots, placed, written = self._fill_media(filled, piece, parts)
             except BadMedia as error:
                 for medium in MEDIA.values():  # clear what was written before the bad one
                     medium.clear(space)
-                skipped.append(Skipped(record.origin, str(error)))
+                skipped.append(Skipped(record.origin, str(error), error.medium))
                 continue  # its place stays padding: the plan does not move
             space = filled
-            media += len(grids)
+            media += written
             batch.text.values[b, here] = layout.tokens
-            batch.text.positions[b, here] = text_positions(layout.slots, grids, self.spec)
+            batch.text.positions[b, here] = text_positions(layout.slots, placed, self.spec)
             if self.spec.bidirectional:
-                batch.blocks_BT[b, here] = bidirectional_blocks(layout.slots, grids)
+                batch.blocks_BT[b, here] = bidirectional_blocks(layout.slots, placed)
             batch.text.segments[b, here] = segment
             batch.slots_BT[b, here] = np.where(layout.slots >= 0, slots[layout.slots], IGNORED)
             batch.targets_BT[b, here] = layout.targets
@@ -142,28 +143,33 @@ class Assembler:
             answer += int(layout.answers.max(initial=0))
         return media
 
-    def _fill_media(self, space: Space, piece: Piece, parts: Mapping[int, Any]) -> tuple[np.ndarray, list[Grid]]:
+    def _fill_media(self, space: Space, piece: Piece, parts: Mapping[int, Any]) -> tuple[np.ndarray, list[Placed], int]:
         """Writes a piece's media one after the other; ``parts`` has them by their number in the source.
 
         Returns:
-          The index in the row's soft-token table of each of the piece's soft tokens, with IGNORED added at the end;
-          and the grid of soft tokens of each medium that has some.
+          The index in the row's soft-token table of each of the piece's soft tokens, with IGNORED added at the end; the
+          grids of soft tokens that are numbered together; and how many media were written.
 
         Raises:
           BadMedia: if one cannot be used; some of the media may then be written.
         """
-        table, grids = [np.full(1, IGNORED)], []
+        table, placed, written = [np.full(1, IGNORED)], list[Placed](), 0
         for i, part in parts.items():
             if part is None:
                 continue  # its content is in the text
             medium, item = medium_of(part), self._item(piece, i, part)
             place = self._places[medium.stream]
             first = place.start + space.taken.get(medium.stream, 0) // place.group
-            filled = medium.fill(space, item, self.spec, self.settings)
+            try:
+                filled = medium.fill(space, item, self.spec, self.settings)
+            except BadMedia as error:
+                error.medium = medium.name
+                raise
             space.take(medium.stream, item.needs)
             table.insert(-1, first + filled.rows)
-            grids.append(filled.grid)
-        return np.concatenate(table), grids
+            placed += Placed.of(filled)
+            written += 1
+        return np.concatenate(table), placed, written
 
     def _item(self, piece: Piece, i: int, part: Any) -> Item:
         """Returns medium number ``i`` of a source."""

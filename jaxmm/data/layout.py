@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxmm.batch import ANSWER, IGNORED, TARGET, ImageSpec
-from jaxmm.data.media.medium import Grid
+from jaxmm.data.media.medium import Placed
 from jaxmm.data.packing.plan import Lengths, Piece, expanded
 
 
@@ -43,19 +43,23 @@ def lay_out(lengths: Lengths, piece: Piece, tokens: np.ndarray) -> Layout:
     """
     prepared = lengths.prepared
     first_image, last_image = (int(i) for i in prepared.images_E1[piece.example : piece.example + 2])
-    counts = lengths.slots_I[first_image:last_image]
-    token_at, token_flags, token_weights, slot_at = expanded(prepared, piece.example, counts)
+    counts, spans = (column[first_image:last_image] for column in (lengths.slots_I, lengths.spans_I))
+    token_at, token_flags, token_weights, slot_at = expanded(prepared, piece.example, spans)
     if len(tokens) != len(token_at):
         raise ValueError(
             f"{lengths.name}: example {piece.example} has {len(tokens)} tokens, its index says {len(token_at)}"
         )
-    size = len(tokens) + int(counts.sum())
+    size = len(tokens) + int(spans.sum())
     values, flags = np.zeros(size + 1, np.int32), np.zeros(size + 1, np.uint8)
     weights = np.zeros(size + 1, np.float32)
     values[token_at], flags[token_at], weights[token_at] = tokens, token_flags, token_weights
     slots = np.full(size, IGNORED, np.int32)
     is_slot = np.ones(size, bool)
     is_slot[token_at] = False
+    for k in np.flatnonzero(spans > counts):
+        at, ids = inner_places(lengths, first_image + int(k))
+        values[slot_at[k] + at] = ids
+        is_slot[slot_at[k] + at] = False
     inside = [i for i, at in enumerate(slot_at) if piece.first <= at < piece.last]
     images = range(inside[0], inside[-1] + 1) if inside else range(0)
     expected = int(counts[images.start : images.stop].sum())
@@ -86,32 +90,46 @@ def lay_out(lengths: Lengths, piece: Piece, tokens: np.ndarray) -> Layout:
     )
 
 
-def text_positions(slots: np.ndarray, grids: Sequence[Grid], spec: ImageSpec) -> np.ndarray:
+def inner_places(lengths: Lengths, i: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns where the text inside a source's medium ``i`` stands, counted from its first position, and int32 ids."""
+    inside = lengths.inner.inside(int(lengths.units_I[i]), lengths.extents(i).one(), lengths.spec)
+    before = np.repeat([at for at, _ in inside], [len(ids) for _, ids in inside])
+    return before + np.arange(len(before)), np.concatenate([ids for _, ids in inside])
+
+
+def text_positions(slots: np.ndarray, placed: Sequence[Placed], spec: ImageSpec) -> np.ndarray:
     """Returns int32 (T, axes): the positions of a piece.
 
-    With several axes, the soft tokens of a medium are numbered by frame, row and column, starting at the medium's own
-    position. The text after it continues after the largest of these numbers (Qwen2-VL).
+    With several axes, the soft tokens of a grid are numbered by frame (or by its time), row and column, starting at the
+    grid's own position. The text after it goes on after the largest row or column, or, if a spec of videos says so,
+    after the largest of all these numbers.
 
     Args:
       slots: int (T,): the number of the soft token in the piece at each position, or IGNORED.
-      grids: (frames, rows, columns) of soft tokens of each medium.
+      placed: the grids of soft tokens that are numbered together, in order.
     """
     places = np.arange(len(slots), dtype=np.int32)
     positions = np.repeat(places[:, None], spec.text_axes, 1)
-    if spec.text_axes == 1 or not grids:
+    if spec.text_axes == 1 or not placed:
         return positions
+    grids = [one.grid for one in placed]
+    over_time = spec.video is not None and spec.video.after == "all"
     starts = np.flatnonzero(slots >= 0)[np.cumsum([0, *map(math.prod, grids[:-1])])]
     moved = 0
-    for start, grid in zip(starts.tolist(), grids, strict=True):
+    for start, (grid, times) in zip(starts.tolist(), placed, strict=True):
         stop = start + math.prod(grid)
-        positions[start:stop] = start + moved + np.indices(grid, np.int32).reshape(3, -1).T
-        step = max(grid) - math.prod(grid)
+        numbers = np.indices(grid, np.int32)
+        if times:
+            numbers[0] = np.array(times, np.int32)[:, None, None]
+        positions[start:stop] = start + moved + numbers.reshape(3, -1).T
+        largest = int(numbers.max()) + 1 if over_time or not times else max(grid[1:])
+        step = largest - math.prod(grid)
         positions[stop:] += step
         moved += step
     return positions
 
 
-def bidirectional_blocks(slots: np.ndarray, grids: Sequence[Grid]) -> np.ndarray:
-    """Returns int32 (T,): the number, from 1, of the medium whose soft token stands at a position; 0 for text."""
-    number = np.append(np.repeat(np.arange(1, len(grids) + 1), list(map(math.prod, grids))), 0)
+def bidirectional_blocks(slots: np.ndarray, placed: Sequence[Placed]) -> np.ndarray:
+    """Returns int32 (T,): the number, from 1, of the grid whose soft token stands at a position; 0 for text."""
+    number = np.append(np.repeat(np.arange(1, len(placed) + 1), [math.prod(one.grid) for one in placed]), 0)
     return number[slots].astype(np.int32)  # IGNORED is -1 and picks the last one, 0

@@ -58,6 +58,11 @@ class Pretrained(NamedTuple):
     pixels: Limits | None = None
     told: tuple[str, ...] = ()
 
+    @property
+    def processor_folder(self) -> Path:
+        """The folder of the settings of its processors."""
+        return self.folders.get("model") or self.folders["vision"]
+
     def differences(self) -> list[str]:
         """Lines for people on what the folder does with images and we do not."""
         not_followed = [
@@ -231,10 +236,9 @@ def save(start: Pretrained, spare: list[str], folder: Path) -> None:
     for name in (*TOKENIZER_FILES, GENERATION):
         if (start.tokenizer / name).exists():
             shutil.copyfile(start.tokenizer / name, folder / name)
-    source = start.folders.get("model") or start.folders["vision"]
     for name in PROCESSOR_FILES:
-        if (source / name).exists():
-            shutil.copyfile(source / name, folder / name)
+        if (start.processor_folder / name).exists():
+            shutil.copyfile(start.processor_folder / name, folder / name)
     if "model" not in start.folders:
         for name, settings in start.family.joined_processor(start.config, start.processor).items():
             (folder / name).write_text(json.dumps(settings, indent=2))

@@ -48,7 +48,8 @@ def prompt_batch(prompts: Sequence[Prompt], template: Template, image: ImageSpec
     """
     encoded = [template.encode_prompt((prompt.turn(),)) for prompt in prompts]
     source = InMemory("prompts", encoded, [prompt.images for prompt in prompts], template.fingerprint)
-    lengths = Lengths(source, image)
+    image = image.only(source.meta.get("media", ())).without_rows()
+    lengths = Lengths(source, image, encode=template.stamp)
     group = image.merge**2
     budgets = Budgets(
         tokens=_rounded(int(lengths.tokens_E.max())),
@@ -61,7 +62,8 @@ def prompt_batch(prompts: Sequence[Prompt], template: Template, image: ImageSpec
     if loaded.skipped:
         number = int(split_origin(loaded.skipped[0].origin)[1])
         names = ", ".join(image.path or "an image" for image in prompts[number].images)
-        raise UserError(f"{names}: {advice(loaded.skipped[0].reason) or loaded.skipped[0].reason}")
+        skipped = loaded.skipped[0]
+        raise UserError(f"{names}: {advice(skipped.reason, [skipped.medium]) or skipped.reason}")
     return loaded.batch
 
 

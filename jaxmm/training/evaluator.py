@@ -20,7 +20,7 @@ from jaxmm.data.loader import batches
 from jaxmm.data.media.medium import Extents
 from jaxmm.data.media.table import text_tokens
 from jaxmm.data.packing.plan import Budgets, Lengths, Pass, choose_budgets
-from jaxmm.data.prepare.index import Columns
+from jaxmm.data.prepare.index import CLIPS, Columns
 from jaxmm.models.multimodal import Compute, make_model
 from jaxmm.recipe import Recipe
 from jaxmm.runtime.barrier import Barrier
@@ -40,9 +40,8 @@ class SwappedImages(Columns):
         cycle = np.random.default_rng(0).permutation(len(prepared))
         self._from = np.empty_like(cycle)  # example e shows the image of self._from[e], never its own
         self._from[cycle] = np.roll(cycle, -1)
-        self.image_height_I = np.asarray(prepared.image_height_I)[self._from]
-        self.image_width_I = np.asarray(prepared.image_width_I)[self._from]
-        self.image_kind_I = np.asarray(prepared.image_kind_I)[self._from]
+        for name in ("image_height_I", "image_width_I", "image_kind_I", *CLIPS):
+            setattr(self, name, np.asarray(getattr(prepared, name))[self._from])
 
     def read(self, example: int):
         images = self._original.read(int(self._from[example])).images
@@ -132,7 +131,9 @@ class Evaluator:
                 of_source["answer_accuracy_by_kind"] = {n: sums.accuracy(n) for n in sums.names if n != "unseen"}
                 of_source["unseen_pair_accuracy"] = sums.accuracy("unseen") if "unseen" in sums.names else None
                 if blind:
-                    swapped = Lengths(SwappedImages(source.prepared), self.recipe.image)
+                    swapped = Lengths(
+                        SwappedImages(source.prepared), self.recipe.image, encode=self.recipe.template.stamp
+                    )
                     of_source["answer_accuracy_blind"] = self._run(params, [swapped])[0].accuracy()
             figures[source.name] = of_source
         return figures

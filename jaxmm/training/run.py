@@ -20,7 +20,7 @@ from jaxmm.corpus import make_assembler, make_plan, read_budgets, read_steps
 from jaxmm.data.packing.plan import Origin
 from jaxmm.errors import UserError, printable
 from jaxmm.hf.pretrained import MODEL, parse, run_and_step
-from jaxmm.recipe import Recipe, eval_corpus, read_recipe, train_corpus
+from jaxmm.recipe import Recipe, clips_of, eval_corpus, fitted, read_recipe, train_corpus
 from jaxmm.runtime.barrier import Barrier
 from jaxmm.training.program import abstract_batch, fresh_state, make_program
 from jaxmm.training.skipped import SkippedFile
@@ -60,6 +60,7 @@ class Run:
         capacity.check_model(self.recipe.model, self.recipe.frozen, self.mesh)
         self.corpus = train_corpus(config, self.recipe)
         self.held_out = eval_corpus(config, self.recipe)
+        self.recipe = self._fitted()
         self.budgets = read_budgets(config, self.corpus)
         self.assemble = make_assembler(config, self.recipe.image, self.corpus, self.budgets, jax.process_count())
         self.identity, self.changed = self._identity()
@@ -104,6 +105,14 @@ class Run:
         if self.record and (older := self.record.data.get("template")) in recipe.template.older:
             recipe = recipe._replace(template=recipe.template.as_of(older))  # its prepared data goes by that name
         return recipe
+
+    def _fitted(self) -> Recipe:
+        """The recipe for the media that the data has. A model from random weights gets what it needs for them."""
+        media = self.corpus.media | (self.held_out.media if self.held_out else frozenset())
+        if not (self.start or self.recipe.start or self.config.data.media) and clips_of(media):
+            self.config.data.media = clips_of(media)
+            self.recipe = self._recipe()
+        return fitted(self.recipe, media)
 
     def _identity(self) -> tuple[Identity, list[str]]:
         """Which run this is, and how its data differs from the checkpoint's, as far as that is allowed."""

@@ -16,6 +16,7 @@ from jaxmm.data.assemble import Assembler
 from jaxmm.data.layout import text_positions
 from jaxmm.data.media import patches as cutting
 from jaxmm.data.media import picture as media
+from jaxmm.data.media.medium import Placed
 from jaxmm.data.packing.lengths import Lengths
 from jaxmm.data.packing.pieces import Piece
 from jaxmm.data.packing.plan import Budgets
@@ -89,7 +90,7 @@ def test_positions_of_three_axes_are_those_of_qwen_written_out(sizes):
         at += max(rows, columns)
     slots.append(-1)
     wanted.append([at] * 3)
-    found = text_positions(np.array(slots), [(1, *size) for size in sizes], ImageSpec(text_axes=3))
+    found = text_positions(np.array(slots), [Placed((1, *size)) for size in sizes], ImageSpec(text_axes=3))
     np.testing.assert_array_equal(found, wanted)
 
 

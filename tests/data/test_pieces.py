@@ -125,7 +125,7 @@ def test_lengths_of_a_large_source_are_counted_once_and_mapped(tmp_path, monkeyp
     whole = made(5)
     index = whole.prepared
     first = Lengths(index, IMAGE, tmp_path)
-    monkeypatch.setattr(lengths_module, "_count", None)  # a second count would fail
+    monkeypatch.setattr(Lengths, "_count", None)  # a second count would fail
     again = Lengths(index, IMAGE, tmp_path)
     for name in ("all_needs", "units_I", "slots_I", "totals"):
         np.testing.assert_array_equal(getattr(again, name), getattr(whole, name))

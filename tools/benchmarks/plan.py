@@ -121,6 +121,7 @@ class MadeIndex(Columns):
         self.run_weight_R = np.ones(count, np.float32)
         self.images_E1 = np.zeros(count + 1, np.int64)
         self.image_at_I = self.image_height_I = self.image_width_I = self.image_kind_I = np.zeros(0, np.int32)
+        self.media_count_I = self.media_rate_num_I = self.media_rate_den_I = np.zeros(0, np.int64)
         self.reads: list[int] = []
 
     def read(self, example: int) -> Record:

@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxmm.batch import ImageSpec
 
 
-def grid_size(height: Any, width: Any, spec: ImageSpec) -> tuple[Any, Any]:
+class Bounds(NamedTuple):
+    """Bounds on an area: ints, or int arrays of the shape of the sizes.
+
+    Attributes:
+      least, most: pixels, of one picture, or of all frames of a film together.
+      frames: how many frames count, 1 for a picture.
+      times: by how many a resized frame is multiplied before it is compared with the bounds.
+    """
+
+    least: Any
+    most: Any
+    frames: Any = 1
+    times: Any = 1
+
+
+def grid_size(height: Any, width: Any, spec: ImageSpec, bounds: Bounds | None = None) -> tuple[Any, Any]:
     """Returns (rows, columns) of the patch grid that an image of height x width pixels is resized to.
 
     The rule is Qwen2-VL's ``smart_resize``. Sides are rounded to multiples of what one soft token covers. An image
@@ -20,6 +35,7 @@ def grid_size(height: Any, width: Any, spec: ImageSpec) -> tuple[Any, Any]:
 
     Args:
       height, width: positive, ints or int arrays of one shape.
+      bounds: in place of those of ``spec``.
 
     Returns:
       Multiples of spec.merge, at least one each: ints, or int64 arrays of that shape.
@@ -28,30 +44,33 @@ def grid_size(height: Any, width: Any, spec: ImageSpec) -> tuple[Any, Any]:
         square = np.full(np.shape(height), spec.side // spec.patch_size, np.int64)
         return (square, square) if square.ndim else (int(square), int(square))
     factor = spec.patch_size * spec.merge
-    largest = spec.max_pixels // factor**2  # area in soft tokens
+    bounds = bounds or Bounds(spec.min_pixels, spec.max_pixels)
+    largest = np.maximum(bounds.most // bounds.times // factor**2, 1)  # area in soft tokens
+    room = np.maximum(bounds.most // np.minimum(bounds.times, bounds.frames) // factor**2, 1)
     height, width = np.asarray(height, np.float64), np.asarray(width, np.float64)
-    area = height * width
+    area = height * width * bounds.frames
     rows, columns = np.rint(height / factor), np.rint(width / factor)
     least = 0 if spec.thin else 1
 
     # In the original's order of operations, so that an exact number of tokens is not rounded down by one.
-    grow = np.sqrt(spec.min_pixels / area)
-    is_small = np.maximum(rows, least) * np.maximum(columns, least) * factor**2 < spec.min_pixels
+    grow = np.sqrt(bounds.least / area)
+    resized = np.maximum(rows, least) * np.maximum(columns, least) * factor**2
+    is_small = resized * bounds.times < bounds.least
     rows = np.where(is_small, np.ceil(height * grow / factor), rows)
     columns = np.where(is_small, np.ceil(width * grow / factor), columns)
 
-    shrink = np.sqrt(area / spec.max_pixels)
+    shrink = np.sqrt(area / bounds.most)
     is_large = np.maximum(rows, 1) * np.maximum(columns, 1) > largest
     rows = np.where(is_large, height / shrink / factor, rows)
     columns = np.where(is_large, width / shrink / factor, columns)
-    rows = np.clip(np.floor(rows), 1, largest).astype(np.int64)
-    columns = np.clip(np.floor(columns), 1, largest).astype(np.int64)
+    rows = np.clip(np.floor(rows), 1, room).astype(np.int64)
+    columns = np.clip(np.floor(columns), 1, room).astype(np.int64)
 
     # The area is still above the limit only where one side was raised to one token; that side is 1.
     is_tall = rows >= columns
     rows, columns = (
-        np.where(is_tall, np.minimum(rows, largest // columns), rows) * spec.merge,
-        np.where(is_tall, columns, np.minimum(columns, largest // rows)) * spec.merge,
+        np.where(is_tall, np.minimum(rows, room // columns), rows) * spec.merge,
+        np.where(is_tall, columns, np.minimum(columns, room // rows)) * spec.merge,
     )
     return (rows, columns) if rows.ndim else (int(rows), int(columns))
 

@@ -29,7 +29,7 @@ def looked_at(chunk: Sequence[Document | Skip], drop_image: bool = False) -> lis
         for d in chunk
     ]
     images = [image for images in images_of for image in images]
-    if any(files.is_remote(medium_of(image).path(image)) for image in images):
+    if any(files.is_remote(path) for image in images for path in medium_of(image).paths(image)):
         with ThreadPoolExecutor(REMOTE_READS) as pool:
             sizes = iter(list(pool.map(_size, images)))
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -80,7 +80,7 @@ class ImageMedium(Medium):
 
     def empty(self, rows: int, budgets: Any, spec: ImageSpec, width: int) -> dict[str, Any]:
         B, N, M = rows, budgets.patches, budgets.items
-        values = np.zeros((B, N, spec.patch_size**2 * 3), np.uint8)
+        values = np.zeros((B, N, spec.patch_bytes), np.uint8)
         patches = Stream(values, np.zeros((B, N, 3), np.int32), np.zeros((B, N), np.int32))
         return {"patches": patches, "grids_BM3": np.zeros((B, M, 3), np.int32)}
 
@@ -89,23 +89,15 @@ class ImageMedium(Medium):
         tiles = item.needs["items"]
         size, first = item.units // tiles, space.taken.get("patches", 0)
         starts = range(first, first + item.units, size)
-        out = [patches.values[b, start : start + size - spec.extra] for start in starts]
-        edges = _edges(item, settings)
-        grid = fill(out, item.part, spec, item.extent[:2], edges, fast=settings.fast_decode)
-        for number, start in enumerate(starts, start=space.taken.get("items", 0)):
-            there = slice(start, start + size - spec.extra)
-            patches.positions[b, there, 1:] = _patch_positions(*grid, spec)
-            patches.segments[b, there] = number + 1
-            space.batch.grids_BM3[b, number] = 1, *grid
-            learned = slice(there.stop, there.stop + spec.class_tokens)
-            patches.positions[b, learned, 1] = -1
-            patches.positions[b, learned, 2] = np.arange(spec.class_tokens)
-            patches.segments[b, learned] = number + 1
+        frames = [frames_of(patches.values[b, start : start + size - spec.extra], spec) for start in starts]
+        out = [places[0] for places in frames]
+        grid = fill(out, item.part, spec, item.extent[:2], edges_of(item, settings), fast=settings.fast_decode)
+        for places in frames:
+            for other in places[1:]:  # a still picture is as many equal frames
+                other[...] = places[0]
+        write_tiles(space, starts, size, grid, spec)
         rows, columns = grid[0] // spec.merge, grid[1] // spec.merge
-        order = np.argsort(geometry.group_order(rows, columns, spec))
-        if tiles > 1:
-            order = (np.arange(tiles)[:, None] * (size // spec.merge**2) + order).reshape(-1)
-        return Filled(order, (1, tiles * rows, columns))
+        return Filled(in_reading_order(tiles, size, grid, spec), (1, tiles * rows, columns))
 
     def clear(self, space: Space) -> None:
         super().clear(space)
@@ -118,6 +110,38 @@ class ImageMedium(Medium):
         return super().used(batch) | {"items": (batch.grids_BM3[..., 0] > 0).sum(1)}
 
 
+def frames_of(values: np.ndarray, spec: ImageSpec) -> list[np.ndarray]:
+    """The places of each frame in the patches (N, spec.patch_bytes) of a tile: (N, patch_size**2 * 3) each, views."""
+    size = spec.patch_size**2 * 3
+    return [values[:, start : start + size] for start in range(0, spec.patch_bytes, size)]
+
+
+def write_tiles(space: Space, starts: Sequence[int], size: int, grid: tuple[int, int], spec: ImageSpec) -> None:
+    """Writes all of some tiles but their pixels: positions and segments of their patches, and their grids.
+
+    Args:
+      starts: the first patch position of each.
+      size: patch positions of a tile, class tokens included.
+      grid: (rows, columns) of patches.
+    """
+    patches, b = space.batch.patches, space.b
+    for number, start in enumerate(starts, start=space.taken.get("items", 0)):
+        there = slice(start, start + size - spec.extra)
+        patches.positions[b, there, 1:] = _patch_positions(*grid, spec)
+        patches.segments[b, there] = number + 1
+        space.batch.grids_BM3[b, number] = 1, *grid
+        learned = slice(there.stop, there.stop + spec.class_tokens)
+        patches.positions[b, learned, 1] = -1
+        patches.positions[b, learned, 2] = np.arange(spec.class_tokens)
+        patches.segments[b, learned] = number + 1
+
+
+def in_reading_order(tiles: int, size: int, grid: tuple[int, int], spec: ImageSpec) -> np.ndarray:
+    """int64 (soft tokens,): the place of each soft token of some tiles among those that travel, tile after tile."""
+    order = np.argsort(geometry.group_order(grid[0] // spec.merge, grid[1] // spec.merge, spec))
+    return (np.arange(tiles)[:, None] * (size // spec.merge**2) + order).reshape(-1)
+
+
 def _tiles(units: Array, spec: ImageSpec) -> Array:
     """Returns how many tiles images of ``units`` patch positions are cut into."""
     return units // spec.tile_patches if spec.max_tiles > 1 else units * 0 + 1
@@ -128,7 +152,7 @@ def _patch_positions(rows: int, columns: int, spec: ImageSpec) -> np.ndarray:
     return geometry.patch_positions(rows, columns, spec)
 
 
-def _edges(item: Item, settings: Settings) -> Edges | None:
+def edges_of(item: Item, settings: Settings) -> Edges | None:
     """Returns random edges: different in each pass over an image, but the same in whichever process loads it."""
     if not settings.jitter or item.epoch < JITTER_FROM:
         return None

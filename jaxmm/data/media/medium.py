@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import abc
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -24,19 +25,32 @@ Grid = tuple[int, int, int]  # frames, rows and columns of soft tokens; a pictur
 
 
 class BadMedia(Exception):
-    """A medium that cannot be used; its document is skipped. ``reason`` is a key of some medium's ``advice``."""
+    """A medium that cannot be used; its document is skipped.
+
+    Attributes:
+      reason: a key of some medium's ``advice``.
+      medium: its name, once it is known.
+    """
 
     def __init__(self, reason: str):
         super().__init__(reason)
-        self.reason = reason
+        self.reason, self.medium = reason, "image"
 
 
 class Extent(NamedTuple):
-    """What the index stores of one medium: see ``index.Columns``."""
+    """What the index stores of one medium: see ``index.Columns``. ``rate`` counts only where there is a ``length``."""
 
     height: int
     width: int
     kind: int = 0
+    length: int = 0
+    rate: Fraction = Fraction(1)
+
+    @classmethod
+    def read(cls, kind: int, columns: Iterable[Any]) -> Extent:
+        """From (height, width, length, numerator, denominator), as the index has them."""
+        height, width, length, num, den = map(int, columns)
+        return cls(height, width, kind, length, Fraction(num, den) if length else Fraction(1))
 
 
 class Extents:
@@ -57,7 +71,7 @@ class Extents:
 
     def one(self) -> Extent:
         """The extent, where there is only one medium."""
-        return Extent(int(self.height), int(self.width), int(self.kind))
+        return Extent.read(int(self.kind), (self.height, self.width, self.length, self.rate_num, self.rate_den))
 
     @property
     def source(self) -> str:
@@ -75,6 +89,18 @@ class Extents:
     @functools.cached_property
     def kind(self) -> np.ndarray:
         return self._column("image_kind_I")
+
+    @functools.cached_property
+    def length(self) -> np.ndarray:
+        return self._column("media_count_I")
+
+    @functools.cached_property
+    def rate_num(self) -> np.ndarray:
+        return self._column("media_rate_num_I")
+
+    @functools.cached_property
+    def rate_den(self) -> np.ndarray:
+        return self._column("media_rate_den_I")
 
     def _column(self, name: str) -> np.ndarray:
         column = np.asarray(getattr(self._index, name)[self._which])
@@ -145,10 +171,35 @@ class Filled(NamedTuple):
     Attributes:
       rows: int64 (soft tokens,), in reading order: the row of each in the soft-token table, from the medium's first.
       grid: (frames, rows, columns) of soft tokens.
+      times: the position of each frame along the first of several text axes, from the medium's own; () numbers them.
+      apart: each frame is numbered as a picture of its own.
     """
 
     rows: np.ndarray
     grid: Grid
+    times: tuple[int, ...] = ()
+    apart: bool = False
+
+
+class Placed(NamedTuple):
+    """A grid of soft tokens that are numbered together, as ``Filled`` has it."""
+
+    grid: Grid
+    times: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, filled: Filled) -> list[Placed]:
+        """The grids of a medium."""
+        if filled.apart:
+            return [cls((1, *filled.grid[1:]))] * filled.grid[0]
+        return [cls(filled.grid, filled.times)]
+
+
+class Inner(NamedTuple):
+    """Text inside a medium, which depends on how it is sampled and is no target; it stands before soft token ``at``."""
+
+    at: int
+    text: str
 
 
 class Medium(abc.ABC):
@@ -191,6 +242,11 @@ class Medium(abc.ABC):
     def path(self, part: Any) -> str:
         """The path or URL of its file, or ''."""
         return part.path
+
+    def paths(self, part: Any) -> tuple[str, ...]:
+        """The paths and URLs of all its files."""
+        path = self.path(part)
+        return (path,) if path else ()
 
     def size(self, part: Any) -> int:
         """About how many bytes it takes."""
@@ -241,6 +297,22 @@ class Medium(abc.ABC):
     def needs(self, units: Array, extents: Extents, spec: ImageSpec) -> dict[str, Array]:
         """What the media take of each of ``budgets``, by name."""
         return {self.stream: units} if self.stream else {}
+
+    def step(self, units: Array, extents: Extents, spec: ImageSpec) -> Array:
+        """How many units can be left out together where a row cannot hold all of a medium; 0 if none can."""
+        return 0 * np.asarray(extents.kind, np.int64)
+
+    def least_steps(self, spec: ImageSpec) -> int:
+        """The fewest ``step`` that are left of a medium for the sake of the text beside it."""
+        return 1
+
+    def has_inner(self, spec: ImageSpec) -> bool:
+        """Whether there is text inside the media."""
+        return False
+
+    def inner(self, units: int, extent: Extent, spec: ImageSpec) -> list[Inner]:
+        """The text inside one medium, in order."""
+        return []
 
     def text_tokens(self, extents: Extents) -> Array:
         """How many text tokens, between the separators, are the media's own."""

@@ -79,9 +79,9 @@ def fill(
     """Decodes an image, resizes it, and writes the patches of its tiles.
 
     Args:
-      out: for each tile uint8 (rows * columns, patch_size**2 * 3), contiguous: its patches in the order of
-        ``patch_positions``. The bytes of a patch are in the order (row, column, channel), as transformers' Siglip2
-        image processor flattens them.
+      out: for each tile uint8 (rows * columns, patch_size**2 * 3), of which only the last dim need be contiguous: its
+        patches in the order of ``patch_positions``. The bytes of a patch are in the order (row, column, channel), as
+        transformers' Siglip2 image processor flattens them.
       size: the (height, width) it had when it was prepared.
       edges: if given, the grid stays the same and the picture's edges move by these.
       fast: whether a JPEG may be decoded at a half, quarter or eighth of its sides, where that is no smaller than what
@@ -115,6 +115,32 @@ def fill(
     whole = _frame(spec.side, spec.side, edges)
     _cut(_resized(picture, extent, whole, RESAMPLES[spec.resample]), spec, out[-1])
     return rows, columns
+
+
+def fill_frame(
+    out: Sequence[np.ndarray],
+    frame: np.ndarray,
+    spec: ImageSpec,
+    grid: tuple[int, int],
+    edges: Edges | None = None,
+) -> None:
+    """Resizes a frame of a video, and writes its patches to one or more places.
+
+    Args:
+      out: uint8 (rows * columns, patch_size**2 * 3) each; only the last dim need be contiguous.
+      frame: uint8 (height, width, 3).
+      grid: (rows, columns) of patches.
+      edges: as in ``fill``.
+    """
+    height, width = frame.shape[:2]
+    high, wide = (spec.side, spec.side) if spec.side else (grid[0] * spec.patch_size, grid[1] * spec.patch_size)
+    shown = _before_crop(height, width, spec) if spec.crop else (high, wide)
+    extent = (0.0, 0.0, float(width), float(height))
+    picture = PIL.Image.fromarray(frame)
+    pixels = _resized(picture, extent, _frame(shown[1], shown[0], edges), RESAMPLES[spec.resample])
+    _cut(_middle(pixels, spec.side) if spec.crop else pixels, spec, out[0])
+    for other in out[1:]:
+        other[...] = out[0]
 
 
 def _squares(pixels: np.ndarray, side: int) -> Iterator[np.ndarray]:

@@ -5,7 +5,7 @@ To add a medium, add a file with its ``Medium`` and a line in MEDIA.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,9 +15,12 @@ from jaxmm.data.media.features import FeaturesMedium, feature_widths
 from jaxmm.data.media.image import ImageMedium
 from jaxmm.data.media.medium import Extents, Medium
 from jaxmm.data.media.tokens import TokensMedium
+from jaxmm.data.media.video import VideoMedium
 
 # By name. Soft tokens stand in a row's table in this order, so a new medium comes last.
-MEDIA: dict[str, Medium] = {medium.name: medium for medium in (ImageMedium(), FeaturesMedium(), TokensMedium())}
+MEDIA: dict[str, Medium] = {
+    medium.name: medium for medium in (ImageMedium(), FeaturesMedium(), TokensMedium(), VideoMedium())
+}
 FIRST = ("image", "features", "image_tokens")  # media that a prepared folder need not list
 
 
@@ -114,9 +117,11 @@ def reasons() -> tuple[str, ...]:
     return tuple(dict.fromkeys(reason for medium in MEDIA.values() for reason in medium.advice))
 
 
-def advice(reason: str) -> str:
-    """What to do about a reason; '' if no medium gives it."""
-    return ", or ".join(dict.fromkeys(m.advice[reason] for m in MEDIA.values() if reason in m.advice))
+def advice(reason: str, names: Collection[str] = ()) -> str:
+    """What to do about a reason that one of the named media gave; '' if no medium gives it."""
+    of_any = {name: medium.advice[reason] for name, medium in MEDIA.items() if reason in medium.advice}
+    named = [text for name, text in of_any.items() if name in names]
+    return ", or ".join(dict.fromkeys(named or of_any.values()))
 
 
 class StreamPlace(NamedTuple):

@@ -19,7 +19,9 @@ from jaxmm.atomic import published
 from jaxmm.batch import TARGET, ImageSpec
 from jaxmm.data.media import table
 from jaxmm.data.media.medium import Extents
+from jaxmm.data.packing.inner_text import Encode, InnerText
 from jaxmm.data.packing.limits import FIRST, Budgets, further_budgets
+from jaxmm.data.packing.shorten import shortened
 from jaxmm.data.prepare.index import Columns
 from jaxmm.data.prepare.prepared import file_checksum
 from jaxmm.errors import UserError
@@ -27,6 +29,7 @@ from jaxmm.errors import UserError
 BLOCK = 1 << 18  # examples counted at a time
 SAVED_FROM = 1 << 18  # sources of at least so many examples keep their lengths on disk
 FORMAT = 3  # raise it with any change to what is saved
+ROUNDS = 4  # of shortening clips: a shorter clip may have longer text inside it
 CHECKSUM = 4  # bytes
 
 
@@ -40,41 +43,54 @@ class Lengths:
       units_I: int32 (I,), what each medium takes of its stream: patch positions of an image (class tokens included),
         vectors of ready-made features, 0 for discrete tokens.
       slots_I: int64 (I,), the soft tokens of each medium.
+      inner: the text inside media; ``inner_I``, int64 (I,), counts its tokens.
+      spans_I: int64 (I,), the text positions of each medium between its separators: soft tokens and text inside it.
       feature_width: D of the feature vectors, 0 if there are none.
     """
 
-    def __init__(self, prepared: Columns, spec: ImageSpec, cache: Path | None = None):
-        """``cache``: a folder that keeps the lengths of a large source, so that another process need not count them."""
+    def __init__(self, prepared: Columns, spec: ImageSpec, cache: Path | None = None, encode: Encode | None = None):
+        """
+        Args:
+          cache: a folder that keeps the lengths of a large source, so that another process need not count them.
+          encode: what makes token ids of text inside media, where the spec has such text.
+        """
         self.prepared, self.spec = prepared, spec
         self.name = str(prepared.meta["name"])
         self.feature_width: int = max(prepared.meta.get("feature_widths", ()), default=0)
         self.columns = (*FIRST, *further_budgets(prepared.meta.get("media", ())))
+        self.inner = InnerText(encode)
         self._files: tuple[Path, Path] | None = None
         if cache is not None and len(prepared) >= SAVED_FROM and "fingerprint" in prepared.meta:
-            key = [FORMAT, prepared.meta["fingerprint"], *spec.key(), *self.columns[len(FIRST) :]]
+            media = prepared.meta.get("media", ())
+            key = [FORMAT, prepared.meta["fingerprint"], *spec.key(media), *self.columns[len(FIRST) :]]
             stem = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
             self._files = cache / f"{stem}.needs.npy", cache / f"{stem}.units.npy"
         if self._files is None or all(map(_is_whole, self._files)):
             self._open()
             return
-        for file, array in zip(self._files, _count(self.prepared, self.spec, self.columns), strict=True):
+        for file, array in zip(self._files, self._count(), strict=True):
             _save(file, array)
         self._open()
 
     def _open(self) -> None:
         if self._files is None:
-            self.all_needs, self.units_I = _count(self.prepared, self.spec, self.columns)
+            self.all_needs, self.units_I = self._count()
         else:
             self.all_needs, self.units_I = (np.load(file, mmap_mode="r") for file in self._files)
+        if self.inner.is_open:
+            self.inner_I = self.inner.counted(self.units_I, self.extents(slice(None)), self.spec)
 
     def __getstate__(self) -> dict:  # a worker process maps the files anew
-        mapped = ("all_needs", "units_I", "slots_I") if self._files else ()
-        return {k: v for k, v in self.__dict__.items() if k not in mapped}
+        mapped = ("all_needs", "units_I", "slots_I", "spans_I") if self._files else ()
+        plain = () if self.inner_I.any() else ("inner_I",)  # nothing that a worker could not count
+        return {k: v for k, v in self.__dict__.items() if k not in (*mapped, *plain)}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
         if self._files:
             self._open()
+        if "inner_I" not in state:
+            self.inner_I = np.zeros(len(self.units_I), np.int64)
 
     def __len__(self) -> int:
         return len(self.all_needs)
@@ -102,6 +118,10 @@ class Lengths:
     @functools.cached_property
     def slots_I(self) -> np.ndarray:
         return table.measured(self.extents(slice(None)), self.spec, self.units_I.astype(np.int64)).soft_tokens
+
+    @functools.cached_property
+    def spans_I(self) -> np.ndarray:
+        return self.slots_I + self.inner_I
 
     def extents(self, media: np.ndarray | slice | int) -> Extents:
         """What the index stores of some of its media."""
@@ -148,35 +168,56 @@ class Lengths:
             exceeds |= needs[:, column] > limit
         return exceeds
 
+    def _count(self) -> tuple[np.ndarray, np.ndarray]:
+        """(all_needs, units_I) of the source.
 
-def _count(prepared: Columns, spec: ImageSpec, columns: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """(all_needs, units_I) of a source.
+        Raises:
+          UserError: if a medium has no meaning under the spec.
+        """
+        prepared = self.prepared
+        count = len(prepared.tokens_E)
+        all_needs = np.zeros((count, len(self.columns)), np.int32)
+        units_I = np.empty(len(prepared.image_at_I), np.int32)
+        for start in range(0, count, BLOCK):
+            stop = min(start + BLOCK, count)
+            tokens = np.asarray(prepared.tokens_E[start:stop], np.int64)
+            images = np.asarray(prepared.images_E1[start : stop + 1], np.int64)
+            block = slice(int(images[0]), int(images[-1]))
+            images = images - block.start  # not in place: it may be the index itself
+            media, spans = self._fitted(tokens, images, Extents(prepared, block))
+            units_I[block] = media.units
+            runs = np.asarray(prepared.runs_E1[start : stop + 1], np.int64)
+            runs_here = slice(int(runs[0]), int(runs[-1]))
+            runs = runs - runs_here.start
+            counted = {
+                "tokens": tokens + _sums(spans, images),
+                "targets": _sums(_run_targets(prepared, runs_here, runs, tokens), runs),
+            }
+            counted |= {name: _sums(each, images) for name, each in media.needs.items()}
+            for name, column in counted.items():
+                all_needs[start:stop, self.columns.index(name)] = column
+        return all_needs, units_I
 
-    Raises:
-      UserError: if a medium has no meaning under the spec.
-    """
-    count = len(prepared.tokens_E)
-    all_needs = np.zeros((count, len(columns)), np.int32)
-    units_I = np.empty(len(prepared.image_at_I), np.int32)
-    for start in range(0, count, BLOCK):
-        stop = min(start + BLOCK, count)
-        tokens = np.asarray(prepared.tokens_E[start:stop], np.int64)
-        images = np.asarray(prepared.images_E1[start : stop + 1], np.int64)
-        block = slice(int(images[0]), int(images[-1]))
-        images = images - block.start  # not in place: it may be the index itself
-        media = table.measured(Extents(prepared, block), spec)
-        units_I[block] = media.units
-        runs = np.asarray(prepared.runs_E1[start : stop + 1], np.int64)
-        runs_here = slice(int(runs[0]), int(runs[-1]))
-        runs = runs - runs_here.start
-        counted = {
-            "tokens": tokens + _sums(media.soft_tokens, images),
-            "targets": _sums(_run_targets(prepared, runs_here, runs, tokens), runs),
-        }
-        counted |= {name: _sums(each, images) for name, each in media.needs.items()}
-        for name, column in counted.items():
-            all_needs[start:stop, columns.index(name)] = column
-    return all_needs, units_I
+    def _fitted(self, tokens: np.ndarray, images: np.ndarray, extents: Extents) -> tuple[table.Measured, np.ndarray]:
+        """What the media of some examples take, and their spans, after clips that no row holds were shortened."""
+        media = table.measured(extents, self.spec)
+        spans = media.soft_tokens + self.inner.counted(media.units, extents, self.spec)
+        for _ in range(ROUNDS):
+            units = shortened(media.units, spans, tokens, images, extents, self.spec)
+            if np.array_equal(units, media.units):
+                break
+            media = table.measured(extents, self.spec, units)
+            spans = media.soft_tokens + self.inner.counted(media.units, extents, self.spec)
+        return media, spans
+
+    def cut_short(self) -> Iterator[tuple[str, int, float]]:
+        """Yields (medium, how many of them, the part that they keep) of media that a row cannot hold whole."""
+        extents, spec = self.extents(slice(None)), self.spec
+        whole = table.measured(extents, spec).units
+        for medium, which in table.by_medium(extents.kind):
+            before, after = (units if which is None else units[which] for units in (whole, self.units_I))
+            if (fewer := after < before).any():
+                yield medium.name, int(fewer.sum()), float((after[fewer] / before[fewer]).mean())
 
 
 def _run_targets(prepared: Columns, runs: slice, offsets: np.ndarray, tokens: np.ndarray) -> np.ndarray:

@@ -100,7 +100,8 @@ class _Long:
         owner = np.repeat(np.arange(len(examples)), np.diff(self.images_E1))
         units = np.asarray(lengths.units_I[images], np.int64)
         extents = lengths.extents(images)
-        _, slots, media_needs = table.measured(extents, lengths.spec, units)
+        media_needs = table.measured(extents, lengths.spec, units).needs
+        slots = np.asarray(lengths.spans_I[images], np.int64)  # text inside media counts with its soft tokens
         # By budget, for those that media use: what the media before each one take.
         self.taken_before = {name: _before(needs) for name, needs in media_needs.items()}
         self.slots_before = _before(slots)
@@ -204,7 +205,7 @@ def _raise_too_large(lengths: Lengths, example: int, budgets: Budgets) -> None:
         (medium, _) = next(table.by_medium(lengths.extents(which).kind))
         needs = {name: int(each[0]) for name, each in lengths.media_needs(which).items()}
         item = Item(None, lengths.extents(i).one(), int(lengths.units_I[i]), int(lengths.slots_I[i]), needs)
-        tokens = item.soft_tokens + int(medium.text_tokens(lengths.extents(i))) + SEPARATORS
+        tokens = int(lengths.spans_I[i]) + int(medium.text_tokens(lengths.extents(i))) + SEPARATORS
         is_too_large = tokens > budgets.tokens or of_it > budgets.targets
         is_too_large |= any(count > budgets.get(name) for name, count in needs.items())
         told.append((is_too_large, medium, item, tokens))

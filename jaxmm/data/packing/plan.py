@@ -145,7 +145,7 @@ class Plan(Batches):
         fingerprints = [source.prepared.meta.get("fingerprint") for source in self.lengths]
         if folder is None or not all(fingerprints):
             return None
-        specs = [source.spec.key() for source in self.lengths]
+        specs = [source.spec.key(source.prepared.meta.get("media", ())) for source in self.lengths]
         batch_size = self.batch_size if len(self.mixture.stages) > 1 else 0  # with stages, steps matter
         most = self.batch_size * max(row_tokens for _, row_tokens in self._sizes)
         if self.format != UNTIL_PASSES and most >= 2 * min(self._streams.pass_tokens):

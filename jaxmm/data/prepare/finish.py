@@ -20,8 +20,8 @@ from jaxmm.atomic import sync_folder
 from jaxmm.data.documents import SKIP_ADVICE, Source
 from jaxmm.data.media import table
 from jaxmm.data.media.headers import DROPPED
-from jaxmm.data.prepare.index import COLUMNS
-from jaxmm.data.prepare.meta import FORMAT, sealed
+from jaxmm.data.prepare.index import CLIPS, COLUMNS
+from jaxmm.data.prepare.meta import CLIPS_FORMAT, FORMAT, sealed
 from jaxmm.data.prepare.prepared import file_checksum
 from jaxmm.data.prepare.shard import DATA, Part, part_path, read_part
 from jaxmm.data.prepare.statistics import report
@@ -58,8 +58,13 @@ def finish(source: Source, template: Template, unfinished: Path, numbers: Sequen
             file.unlink()
     _write_columns(unfinished, numbers, totals)
     columns = {name: np.load(data / f"{name}.npy", mmap_mode="r") for name in COLUMNS}
+    has_clips = bool(columns[CLIPS[0]].any())
+    if not has_clips:
+        for name in CLIPS:
+            del columns[name]
+            (data / f"{name}.npy").unlink()
     meta = {
-        "format": FORMAT,
+        "format": CLIPS_FORMAT if has_clips else FORMAT,
         "name": source.name,
         "fingerprint": totals.fingerprint,
         "template": template.fingerprint,
@@ -73,7 +78,7 @@ def finish(source: Source, template: Template, unfinished: Path, numbers: Sequen
         "special": {kind: dict(counts.most_common()) for kind, counts in totals.special.items()},
         "columns": {
             name: {"bytes": path.stat().st_size, "crc32": file_checksum(path)}
-            for name, path in ((name, data / f"{name}.npy") for name in COLUMNS)
+            for name, path in ((name, data / f"{name}.npy") for name in columns)
         },
     }
     if source.boxes:
@@ -96,7 +101,7 @@ def _add_up(source: Source, unfinished: Path, numbers: Iterable[int]) -> _Totals
         {"letters": collections.Counter(), "tokens": collections.Counter()}, "",
     )  # fmt: skip
     content = hashlib.sha256()
-    first_skipped, examples = "", 0
+    first_skipped, examples, media = "", 0, set[str]()
     for number in numbers:
         part, columns = read_part(part_path(unfinished, number))
         content.update(part.digest.encode())
@@ -116,13 +121,14 @@ def _add_up(source: Source, unfinished: Path, numbers: Iterable[int]) -> _Totals
             why = f"{reason}: {detail}" if detail else reason
             first_skipped = first_skipped or f"{file}{f', record {record}' if record != '' else ''} ({why})"
         examples += part.records
+        media |= {medium.name for medium, _ in table.by_medium(columns["image_kind_I"])}
     for name in ("runs_E1", "images_E1"):
         totals.sizes[name] = examples + 1
     skipped = totals.reasons.total()
     if too_many(skipped, examples, source.max_skipped):
         counts = ", ".join(f"{count} {reason}" for reason, count in totals.reasons.most_common())
         most = totals.reasons.most_common(1)[0][0]
-        advice = ", or ".join(filter(None, (SKIP_ADVICE.get(most), table.advice(most))))
+        advice = ", or ".join(filter(None, (SKIP_ADVICE.get(most), table.advice(most, media))))
         raise UserError(
             f"data source '{source.name}': {skipped} of {examples + skipped} documents cannot be used ({counts}), more "
             f"than {source.max_skipped:.0%} (config.data.max_skipped); the first is {first_skipped}; {advice}"

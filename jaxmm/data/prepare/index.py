@@ -30,8 +30,14 @@ COLUMNS = {
     "image_height_I": np.int32,
     "image_width_I": np.int32,
     "image_kind_I": np.int32,
+    "media_count_I": np.int64,
+    "media_rate_num_I": np.int32,
+    "media_rate_den_I": np.int32,
 }
-WEIGHT = "run_weight_R"  # older folders lack it; there all weights are 1
+CLIPS = ("media_count_I", "media_rate_num_I", "media_rate_den_I")  # columns of data that has video or audio
+# What a column holds where a folder lacks it: one from before there were weights, or one without clips. Such a column
+# does not count in the fingerprint either, so that the same data keeps the one it had.
+IMPLIED = {"run_weight_R": 1, **dict.fromkeys(CLIPS, 0)}
 
 
 class Columns(abc.ABC):
@@ -52,6 +58,9 @@ class Columns(abc.ABC):
         or their number and 1. Discrete tokens: 1 and their number. Other media: as their Medium defines.
       image_kind_I: int32, which medium it is: 0 an image, -1 discrete tokens, above 0 the width of feature vectors,
         below -1 the kind of another Medium.
+      media_count_I: int64, frames of a video, samples of a recording (a channel); 0 of other media.
+      media_rate_num_I, media_rate_den_I: int32, how many of them a second has, as a fraction in lowest terms; 0 where
+        there is no count.
     """
 
     meta: dict[str, Any]
@@ -66,6 +75,9 @@ class Columns(abc.ABC):
     image_height_I: np.ndarray
     image_width_I: np.ndarray
     image_kind_I: np.ndarray
+    media_count_I: np.ndarray
+    media_rate_num_I: np.ndarray
+    media_rate_den_I: np.ndarray
 
     def __len__(self) -> int:
         return len(self.tokens_E)
@@ -93,12 +105,15 @@ class Index:
         parts["labels_E"].append(self._mask(labels))
         parts["run_start_R"].extend(encoded.run_starts.tolist())
         parts["run_flags_R"].extend(encoded.run_flags.tolist())
-        parts[WEIGHT].extend(encoded.run_weights.tolist())
+        parts["run_weight_R"].extend(encoded.run_weights.tolist())
         parts["runs_E1"].append(len(parts["run_start_R"]))
         parts["image_at_I"].extend(encoded.image_at.tolist())
         parts["image_height_I"].extend(size.height for size in sizes)
         parts["image_width_I"].extend(size.width for size in sizes)
         parts["image_kind_I"].extend(size.kind for size in sizes)
+        parts["media_count_I"].extend(size.length for size in sizes)
+        parts["media_rate_num_I"].extend(size.rate.numerator if size.length else 0 for size in sizes)
+        parts["media_rate_den_I"].extend(size.rate.denominator if size.length else 0 for size in sizes)
         parts["images_E1"].append(len(parts["image_at_I"]))
 
     def _mask(self, labels: Sequence[str]) -> int:

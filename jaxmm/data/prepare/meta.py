@@ -16,7 +16,8 @@ from jaxmm.errors import UserError
 from jaxmm.json_text import parse_json
 
 NAME = "meta.json"  # a folder that has it is complete
-FORMAT = 3  # raise it when older code cannot read what is written, or this code cannot read older data
+FORMAT = 3  # of a folder without clips
+CLIPS_FORMAT = 4  # of one with video or audio, whose columns older code does not know
 
 _KEYS = {"name": str, "fingerprint": str, "template": str, "examples": int, "tokens": int, "images": int,
          "feature_widths": list, "labels": list, "shards": list, "skipped": int}  # fmt: skip
@@ -43,8 +44,11 @@ def read_meta(text: bytes | str, folder: str) -> dict[str, Any]:
         raise UserError(f"{folder} holds no prepared data (no readable {NAME}): prepare it again") from error
     if not isinstance(meta, dict):
         raise UserError(f"{folder} holds no prepared data ({NAME} is no object): prepare it again")
-    if meta.get("format") != FORMAT:
-        raise UserError(f"{folder} has format {meta.get('format')}, this version reads {FORMAT}: prepare it again")
+    if meta.get("format") not in (FORMAT, CLIPS_FORMAT):
+        raise UserError(
+            f"{folder} has format {meta.get('format')}, this version reads {FORMAT} and {CLIPS_FORMAT}: "
+            f"prepare it again"
+        )
     fault = _fault(meta)
     if fault:
         raise UserError(f"{folder}/{NAME} is damaged ({fault}): delete the folder and prepare it again")

@@ -26,7 +26,7 @@ from jaxmm.data import files, urls
 from jaxmm.data.media.table import MEDIA, medium_of
 from jaxmm.data.prepare import meta as metadata
 from jaxmm.data.prepare import remote
-from jaxmm.data.prepare.index import COLUMNS, WEIGHT, Columns
+from jaxmm.data.prepare.index import COLUMNS, IMPLIED, Columns
 from jaxmm.data.prepare.records import Record, unpack_record
 from jaxmm.data.reading import Reading
 from jaxmm.errors import UserError, nearest
@@ -94,9 +94,9 @@ class Prepared(Columns):
             said = f"{int(self.tokens_E[example])} and {media_count}"
             raise self._damaged(shard, int(example) - first, f"{what}, the index says {said}")
         for image in record.images:
-            path = medium_of(image).path(image) if self.reading and image else ""
-            if self.reading and files.is_remote(path):
-                self._check_url(path, record.origin, self.reading)
+            for path in medium_of(image).paths(image) if image else ():
+                if self.reading and files.is_remote(path):
+                    self._check_url(path, record.origin, self.reading)
         return record
 
     def _check_url(self, url: str, origin: str, reading: Reading) -> None:
@@ -118,15 +118,16 @@ class Prepared(Columns):
                 if column is None or column.dtype != COLUMNS[name] or column.ndim != 1:
                     raise UserError(f"{path} is missing, or not as it was written: {self._remedy()}")
                 setattr(self, name, column)
-        if WEIGHT not in self._written():
-            self.run_weight_R = np.broadcast_to(np.float32(1), len(self.run_flags_R))
+        for name in COLUMNS.keys() - self._written():
+            beside = self.run_flags_R if name.endswith("_R") else self.image_at_I
+            setattr(self, name, np.broadcast_to(np.asarray(IMPLIED[name], COLUMNS[name]), len(beside)))
         self._ends = np.cumsum([shard["records"] for shard in self.meta["shards"]])
         self._readers: dict[int, Any] = {}
         self._lock = threading.Lock()
 
     def _written(self) -> list[str]:
-        """The columns that the folder has; version 0.1 wrote no weights."""
-        return [name for name in COLUMNS if name != WEIGHT or name in self.meta.get("columns", ())]
+        """The columns that the folder has."""
+        return [name for name in COLUMNS if name not in IMPLIED or name in self.meta.get("columns", ())]
 
     def _check(self) -> None:
         if not self.url:

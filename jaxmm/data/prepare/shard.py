@@ -26,7 +26,7 @@ from jaxmm.data.media import table
 from jaxmm.data.media.headers import DROPPED, Looked, looked_at
 from jaxmm.data.media.medium import Extent
 from jaxmm.data.prepare.disk import space_wanted
-from jaxmm.data.prepare.index import COLUMNS, WEIGHT, Index
+from jaxmm.data.prepare.index import COLUMNS, IMPLIED, Index
 from jaxmm.data.prepare.prepared import count_records
 from jaxmm.data.prepare.records import Record, pack_record, stored
 from jaxmm.data.readers.columns import Seen
@@ -135,8 +135,8 @@ def prepare_unit(source: Source, shard: Shard, template: Template, folder: Path,
                 raise OSError(f"{folder / DATA / name}: {count} of {len(index)} records arrived on the disk")
         columns = index.columns()
         for name_of, column in columns.items():
-            if name_of == WEIGHT and (column == 1).all():
-                continue  # the same data keeps the fingerprint that it had before there were weights
+            if name_of in IMPLIED and (column == IMPLIED[name_of]).all():
+                continue
             content.update(column.astype(column.dtype.newbyteorder("<"), copy=False).tobytes())
         content.update(json.dumps(index.labels).encode())
         if not len(index):
@@ -166,10 +166,11 @@ def read_part(path: Path) -> tuple[Part, dict[str, np.ndarray]]:
         with np.load(path) as stored:
             part = Part(**json.loads(stored["part"].tobytes()))
             columns = {name: stored[name] for name in COLUMNS if name in stored}
+        for name, value in IMPLIED.items():
+            beside = columns["run_flags_R" if name.endswith("_R") else "image_at_I"]
+            columns.setdefault(name, np.full(len(beside), value, COLUMNS[name]))  # a part of an older version
     except Exception as error:  # zipfile raises anything on a damaged archive
         raise UserError(f"{path} has been damaged: run the same command again, which prepares it anew") from error
-    # A part from a version before weights has none.
-    columns.setdefault(WEIGHT, np.ones(len(columns["run_flags_R"]), COLUMNS[WEIGHT]))
     # A part from a version before details has three fields.
     skipped = tuple((*entry, "")[:4] for entry in part.skipped)
     return part._replace(labels=tuple(part.labels), skipped=skipped), columns

@@ -224,6 +224,16 @@ class Template:
             self._write_steps(writer, steps, self._chunks([steps]))
         return writer.encoded()
 
+    def stamp(self, text: str) -> list[int]:
+        """Returns the ids of text inside a medium, as a time stamp; names of special tokens in it count as such."""
+        names = sorted(self.tokenizer.get_added_vocab(), key=len, reverse=True)
+        pieces = re.split(f"({'|'.join(map(re.escape, names))})", text) if names else [text]
+        ids: list[int] = []
+        for n, piece in enumerate(pieces):
+            if piece:
+                ids += [self.tokenizer.convert_tokens_to_ids(piece)] if n % 2 else map(int, self._ids([piece])[0])
+        return ids
+
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of ids; special tokens, image tokens and ids of the padded vocabulary are dropped."""
         kept = [i for i in map(int, ids) if 0 <= i < self.image_offset]

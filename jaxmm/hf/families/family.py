@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from jaxmm.data.text.template import OURS, Markup
 from jaxmm.hf.names import Rule, linear, norm
 from jaxmm.hf.pictures import Pictures
+from jaxmm.hf.videos import Videos
 from jaxmm.models.connector import ConnectorSpec
 from jaxmm.models.multimodal import ModelSpec
 
@@ -65,6 +66,7 @@ class Family(abc.ABC):
       architecture: the class of ``transformers`` that an export names.
       image_processor: the default for a folder that does not name its own, a key of ``processors.DEFAULTS``.
       pictures: how the size of a picture is chosen.
+      videos: how it takes videos; None if it does not.
       markup: what stands around an image's soft tokens. A newline that the chat template writes after it is part of it.
       boxes: how it was trained to write boxes, in the words of ``config.data.boxes``; "" if unknown.
       image_token_key: the key in ``config.json`` of the image token, which an export adds if the tokenizer has none; ""
@@ -77,6 +79,7 @@ class Family(abc.ABC):
     architecture: str
     image_processor: str
     pictures: Pictures
+    videos: Videos | None = None
     markup: Markup = OURS
     boxes: str = ""
     image_token_key: str = ""

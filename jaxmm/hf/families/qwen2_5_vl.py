@@ -2,7 +2,8 @@
 
 Where the facts come from, in ``transformers``: sizes and connector from ``Qwen2_5_VLConfig`` and
 ``Qwen2_5_VLPatchMerger``; names of tensors from ``Qwen2_5_VLForConditionalGeneration`` and its releases; what stands
-around an image from their chat template; sizes of pictures from ``Qwen2VLImageProcessor``. That boxes are in pixels of
+around an image from their chat template; sizes of pictures from ``Qwen2VLImageProcessor``, frames of
+videos from ``Qwen2VLVideoProcessor``. That boxes are in pixels of
 the picture as the model sees it is what its makers say.
 """
 
@@ -16,6 +17,7 @@ from jaxmm.hf.families.family import Family, Layout
 from jaxmm.hf.names import linear, norm
 from jaxmm.hf.pictures import ByPixels
 from jaxmm.hf.towers import tower_of
+from jaxmm.hf.videos import QWEN2_VIDEOS
 from jaxmm.models.connector import ConnectorSpec
 from jaxmm.models.multimodal import ModelSpec
 
@@ -32,6 +34,7 @@ class Qwen25VL(Family):
     architecture = "Qwen2_5_VLForConditionalGeneration"
     image_processor = "Qwen2VLImageProcessor"
     pictures = ByPixels()
+    videos = QWEN2_VIDEOS
     markup = Markup("<|vision_start|>", "<|vision_end|>")
     boxes = "pixels"
 

@@ -2,7 +2,8 @@
 
 Where the facts come from, in ``transformers``: sizes and connector from ``Qwen3VLConfig`` and
 ``Qwen3VLVisionPatchMerger``; names of tensors from ``Qwen3VLForConditionalGeneration`` and its releases; what stands
-around an image from their chat template; sizes of pictures from ``Qwen2VLImageProcessor``. That boxes are in
+around an image from their chat template; sizes of pictures from ``Qwen2VLImageProcessor``, frames of
+videos from ``Qwen3VLVideoProcessor``. That boxes are in
 thousandths of the picture is what its makers say.
 
 The whole family is in this file, except for its two parts, which other families may use as well: the tower is
@@ -20,6 +21,7 @@ from jaxmm.hf.families.family import Family, Layout
 from jaxmm.hf.names import linear, norm
 from jaxmm.hf.pictures import ByPixels
 from jaxmm.hf.towers import tower_of
+from jaxmm.hf.videos import QWEN3_VIDEOS
 from jaxmm.models.connector import ConnectorSpec
 from jaxmm.models.multimodal import ModelSpec
 
@@ -46,6 +48,7 @@ class Qwen3VL(Family):
     # Pictures, and what stands around them
     image_processor = "Qwen2VLImageProcessor"
     pictures = ByPixels()
+    videos = QWEN3_VIDEOS
     markup = Markup("<|vision_start|>", "<|vision_end|>")
     boxes = "thousandths"
 

@@ -256,9 +256,12 @@ class VisionTower(nnx.Module):
         """Patches, and class tokens where they are, with their position embeddings: (B, N, D)."""
         spec = self.spec
         scale, shift = pixel_scale(spec)
-        pixels_BNP = patches.values.astype(jnp.float32) * scale + shift
-        if spec.frames > 1:
-            pixels_BNP = jnp.broadcast_to(pixels_BNP[..., None, :], (*pixels_BNP.shape[:-1], spec.frames, scale.size))
+        if spec.frames > 1:  # those of a video travel; a still picture, alone in a batch, is as many equal ones
+            shape = (*patches.values.shape[:-1], -1, scale.size)
+            pixels = patches.values.reshape(shape).astype(jnp.float32) * scale + shift
+            pixels_BNP = jnp.broadcast_to(pixels, (*shape[:-2], spec.frames, scale.size))
+        else:
+            pixels_BNP = patches.values.astype(jnp.float32) * scale + shift
         x_BND = self.patch_embedding(pixels_BNP.astype(dtype))
         row_BN, column_BN = patches.positions[..., 1], patches.positions[..., 2]
         is_class = (row_BN < 0)[..., None]

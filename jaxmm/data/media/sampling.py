@@ -1,0 +1,103 @@
+"""From a video's header to its frames, in numbers only: which ones are taken, their size, and their times."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxmm.batch import ImageSpec, VideoSpec
+from jaxmm.data.media.geometry import Bounds, grid_size
+
+
+class Sampled(NamedTuple):
+    """How a video is taken: ints, or int64 arrays of one shape.
+
+    Attributes:
+      frames: how many are taken.
+      temporal: temporal patches that these make, the last one filled up.
+      rows, columns: patches of a frame.
+    """
+
+    frames: Any
+    temporal: Any
+    rows: Any
+    columns: Any
+
+
+def sampled(height: Any, width: Any, count: Any, num: Any, den: Any, spec: ImageSpec) -> Sampled:
+    """Returns how videos are taken, as their family's processor in transformers takes them.
+
+    Args:
+      height, width: of a frame, in pixels.
+      count: frames of the video, at least 1.
+      num, den: frames a second, as a fraction.
+    """
+    video = spec.video
+    assert video is not None, "a run that has videos has a spec of them"
+    frames = frame_count(count, np.asarray(num, np.float64) / den, video)
+    temporal = -(-frames // video.frames)
+    if spec.side:
+        rows, columns = grid_size(height, width, spec)
+    elif video.of_clip:  # as Qwen3-VL's: a frame smaller than a soft token is first brought to it
+        factor = spec.patch_size * spec.merge
+        scale = np.maximum(np.maximum(factor / np.asarray(height), factor / np.asarray(width)), 1.0)
+        height, width = (height * scale).astype(np.int64), (width * scale).astype(np.int64)
+    if not spec.side:
+        rows, columns = grid_size(height, width, spec, _bounds(frames, video))
+    return Sampled(frames, temporal, rows, columns)
+
+
+def frame_count(count: Any, rate: Any, video: VideoSpec) -> Any:
+    """Returns how many of ``count`` frames are taken; ``rate``: frames a second, float."""
+    wanted = np.asarray(count, np.float64) / rate * video.fps
+    if video.sampling == "ends":
+        taken = np.minimum(np.clip(wanted.astype(np.int64), video.min_frames, video.max_frames), count)
+    else:
+        most = np.minimum(video.max_frames, count) // video.frames * video.frames
+        taken = np.minimum(np.minimum(np.maximum(wanted, video.min_frames), most), count).astype(np.int64)
+        taken = taken // video.frames * video.frames
+        taken = np.where(taken > 0, taken, np.minimum(count, video.frames))  # fewer than a temporal patch
+    return taken if taken.ndim else int(taken)
+
+
+def _bounds(frames: Any, video: VideoSpec) -> Bounds:
+    """The bounds on the size of a frame."""
+    least, most, total = video.min_pixels, video.max_pixels, video.total_pixels
+    if video.of_clip:
+        capped = np.maximum(np.minimum(most, total // frames), int(least * 1.05)) * frames
+        most = capped if most else total
+        times = np.rint(np.asarray(frames) / video.frames).astype(np.int64) * video.frames
+        return Bounds(least, most, frames, np.maximum(times, 1))
+    if total:
+        most = np.maximum(np.minimum(most, total * video.frames // frames), int(least * 1.05))
+    return Bounds(least, most)
+
+
+def frame_numbers(frames: int, count: int, video: VideoSpec) -> np.ndarray:
+    """Returns int64 (temporal patches, video.frames): the numbers of the frames in each temporal patch.
+
+    Args:
+      frames: how many are taken of the video's ``count``.
+    """
+    if video.sampling == "ends":
+        taken = np.linspace(0, count - 1, frames).round().astype(np.int64)
+    else:  # in single precision, as torch.arange
+        taken = (np.arange(frames) * (count / frames)).astype(np.float32).astype(np.int64)
+    missing = -len(taken) % video.frames
+    return np.append(taken, np.repeat(taken[-1:], missing)).reshape(-1, video.frames)
+
+
+def seconds_of(numbers: np.ndarray, rate: float) -> np.ndarray:
+    """Returns float64 (temporal patches,): the mean time of the first and last frame of each, from the clip's start."""
+    times = numbers / rate
+    return (times[:, 0] + times[:, -1]) / 2
+
+
+def times_of(temporal: int, frames: int, count: int, rate: float, video: VideoSpec) -> tuple[int, ...]:
+    """Returns the position of each temporal patch along the first text axis (Qwen2.5-VL), in single precision."""
+    if not video.positions_per_second:
+        return ()
+    seconds = np.float32(video.frames / (frames / count * rate))
+    interval = np.float32(video.positions_per_second) * seconds
+    return tuple((np.arange(temporal, dtype=np.float32) * interval).astype(np.int64).tolist())

@@ -1,0 +1,79 @@
+"""Gives videos of documents that are longer than a row fewer frames, so that the text beside them stays with them.
+
+The rule: all clips of a document give up the same part of what they can, down to their medium's least. A clip that a
+row cannot hold even then is cut down to the row. A document that is still longer is split, or dropped, as any other.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxmm.batch import ImageSpec
+from jaxmm.data.media import table
+from jaxmm.data.media.medium import SEPARATORS, Extents
+
+
+class Room(NamedTuple):
+    """What a row holds: text positions and patches; 0 is no limit."""
+
+    tokens: int
+    patches: int
+
+
+def room_of(spec: ImageSpec) -> Room:
+    return Room(spec.video.row_tokens, spec.video.row_patches) if spec.video else Room(0, 0)
+
+
+def shortened(
+    units: np.ndarray, spans: np.ndarray, tokens: np.ndarray, images: np.ndarray, extents: Extents, spec: ImageSpec
+) -> np.ndarray:
+    """Returns how many units of its stream each medium keeps: int64 (media,), fewer only where clips must be cut.
+
+    Args:
+      units: (media,) of media as their specs ask for them.
+      spans: (media,) text positions that they take, between their separators.
+      tokens: (examples,) text tokens.
+      images: (examples + 1,) offsets of the examples into the media.
+    """
+    room, kept = room_of(spec), units.copy()
+    step, least = _steps(units, extents, spec)
+    if not (room.tokens or room.patches) or not step.any():
+        return kept
+    can, owner = step > 0, np.repeat(np.arange(len(tokens)), np.diff(images))
+    count = np.where(can, units // np.maximum(step, 1), 0)
+    for limit, around, each, beside in (
+        (room.tokens, SEPARATORS, spans / np.maximum(count, 1), tokens + _of_others(spans, can, owner, len(tokens))),
+        (room.patches, 0, step.astype(np.float64), _of_others(units, can, owner, len(tokens))),
+    ):
+        if not limit:
+            continue
+        taken = np.where(can, count * each, 0.0)
+        spare = np.where(can, np.maximum(count - least, 0) * each, 0.0)
+        excess = beside + _sum(taken, owner, len(tokens)) - limit
+        part = np.clip(excess / np.maximum(_sum(spare, owner, len(tokens)), 1e-9), 0.0, 1.0)[owner]
+        fewer = np.floor(count - part * np.maximum(count - least, 0) + 1e-9)
+        alone = np.floor((limit - around) / np.maximum(each, 1e-9))
+        count = np.where(can, np.clip(np.minimum(fewer, alone), 1, count), 0).astype(np.int64)
+    kept[can] = (count * step)[can]
+    return kept
+
+
+def _steps(units: np.ndarray, extents: Extents, spec: ImageSpec) -> tuple[np.ndarray, np.ndarray]:
+    """How many units each medium gives up at a time, 0 for those that cannot; and the fewest of these that are left."""
+    step, least = np.zeros(len(units), np.int64), np.zeros(len(units), np.int64)
+    for medium, which in table.by_medium(extents.kind):
+        those = slice(None) if which is None else which
+        step[those] = medium.step(units[those], extents.those(which), spec)
+        least[those] = medium.least_steps(spec)
+    return step, least
+
+
+def _of_others(values: np.ndarray, can: np.ndarray, owner: np.ndarray, examples: int) -> np.ndarray:
+    """The sums of ``values`` by example, of media that cannot be cut."""
+    return _sum(np.where(can, 0, values), owner, examples)
+
+
+def _sum(values: np.ndarray, owner: np.ndarray, examples: int) -> np.ndarray:
+    return np.bincount(owner, values, examples)

@@ -1,0 +1,188 @@
+"""Videos of Qwen2.5-VL and Qwen3-VL against ``transformers``: ids, positions and patches, logits and gradients."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import PIL.Image
+import pytest
+from conftest import picture
+from made_folders import byte_level_tokenizer
+
+from jaxmm.batch import IGNORED, Batch, ImageSpec
+from jaxmm.data.assemble import Assembler
+from jaxmm.data.documents import Document, Image, Text, Turn, Video
+from jaxmm.data.packing.lengths import Lengths
+from jaxmm.data.packing.limits import Budgets
+from jaxmm.data.packing.plan import Piece
+from jaxmm.data.prepare.index import InMemory
+
+pytestmark = pytest.mark.parity
+
+PAD = "<|video_pad|>"
+SIZES = {
+    "qwen2.5-vl": {"shortest_edge": 64, "longest_edge": 768},
+    "qwen3-vl": {"shortest_edge": 64, "longest_edge": 9000},
+}
+VIDEOS = ((19, 24.0, (16, 24)), (5, 3.0, (24, 8)), (1, 2.0, (8, 8)), (64, Fraction(30000, 1001), (40, 28)))
+
+
+class Sides(NamedTuple):
+    """A family's folder, as each side reads it."""
+
+    model: Any
+    processor: Any
+    recipe: Any
+
+
+def sides_of(name: str, folder: Path) -> Sides:
+    """A tiny model of random weights with a tokenizer of bytes and its family's processors."""
+    from parities.models import case, let_torchvision_import, make
+
+    let_torchvision_import()
+    import transformers
+
+    tokenizer = byte_level_tokenizer()
+    tokenizer.add_tokens(["<|image_pad|>", PAD], special_tokens=True)
+    config = case(name).config(np.random.default_rng(0))
+    config.text_config.vocab_size = 512
+    for key, token in (("video", PAD), ("image", "<|image_pad|>"), ("vision_start", "<|vision_start|>"),
+                       ("vision_end", "<|vision_end|>")):  # fmt: skip
+        setattr(config, f"{key}_token_id", tokenizer.convert_tokens_to_ids(token))
+    model = make(case(name)._replace(config=lambda _: config), folder)
+    kind = "Qwen3VL" if name == "qwen3-vl" else "Qwen2VL"
+    side = {"patch_size": 4, "merge_size": 2, "temporal_patch_size": 2}
+    video = getattr(transformers, f"{kind}VideoProcessor")(
+        size=SIZES[name], do_sample_frames=True, fps=2, image_mean=[0.5] * 3, image_std=[0.5] * 3, **side
+    )  # fmt: skip
+    image = transformers.Qwen2VLImageProcessorFast(
+        size={"shortest_edge": 64, "longest_edge": 1024}, image_mean=[0.5] * 3, image_std=[0.5] * 3, **side
+    )
+    joined = "Qwen3VLProcessor" if name == "qwen3-vl" else "Qwen2_5_VLProcessor"
+    processor = getattr(transformers, joined)(image, tokenizer, video, chat_template="")
+    tokenizer.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(image.to_dict(), default=str))
+    (folder / "video_preprocessor_config.json").write_text(json.dumps(video.to_dict(), default=str))
+
+    from jaxmm.api import load_config
+    from jaxmm.recipe import read_recipe
+
+    changes = {"init_from": str(folder), "seq_len": 4096, "data.objective": "sft", "compute.dtype": "float32"}
+    return Sides(model, processor, read_recipe(load_config("base", **changes)))
+
+
+def frames_of(count: int, size: tuple[int, int], seed: int) -> tuple[Image, ...]:
+    return tuple(picture(*size, seed=seed + n) for n in range(count))
+
+
+def pixels(image: Image) -> np.ndarray:
+    return np.asarray(PIL.Image.open(io.BytesIO(image.data)).convert("RGB"))
+
+
+def theirs_of(sides: Sides, video: Video) -> dict[str, Any]:
+    """What the family's processor makes of "ab", a video, and "cd"."""
+    from transformers.video_utils import VideoMetadata
+
+    metadata = VideoMetadata(total_num_frames=len(video.frames), fps=float(video.fps), duration=1.0)
+    stacked = np.stack([pixels(frame) for frame in video.frames])
+    text = f"ab<|vision_start|>{PAD}<|vision_end|>cd"
+    return dict(sides.processor(text=[text], videos=[stacked], video_metadata=[metadata], return_tensors="pt"))
+
+
+def ours_of(sides: Sides, *videos: Video) -> tuple[Batch, list[int]]:
+    """One row of the same documents, packed; and where each ends."""
+    template, image = sides.recipe.template, sides.recipe.image
+    documents = [Document((Turn("document", (Text("ab"), video, Text("cd")), True),), "made") for video in videos]
+    encoded = [template.encode(document) for document in documents]
+    source = InMemory("made", encoded, [[video] for video in videos], template.fingerprint)
+    lengths = Lengths(source, image, encode=template.stamp)
+    row = [Piece(0, n, 0, int(count)) for n, count in enumerate(lengths.tokens_E)]
+    tokens = -(-int(lengths.tokens_E.sum()) // 16) * 16
+    patches = -(-int(lengths.patches_E.sum()) // 64) * 64
+    budgets = Budgets(tokens=tokens, patches=patches, items=int(lengths.items_E.sum()), targets=tokens)
+    loaded = Assembler([lengths], budgets, image)([row])
+    assert not loaded.skipped
+    return loaded.batch, np.cumsum(lengths.tokens_E).tolist()
+
+
+@pytest.fixture(scope="module", params=sorted(SIZES))
+def sides(request, tmp_path_factory) -> Sides:
+    return sides_of(request.param, tmp_path_factory.mktemp("model") / "folder")
+
+
+@pytest.mark.parametrize(("count", "fps", "size"), VIDEOS)
+def test_ids_positions_and_patches_are_the_processors(sides, count, fps, size):
+    if count == 1:
+        pytest.skip("transformers refuses videos of less than a temporal patch")
+    video = Video(frames=frames_of(count, size, 7), fps=float(fps))
+    theirs, (batch, (end,)) = theirs_of(sides, video), ours_of(sides, video)
+    token = sides.processor.tokenizer.convert_tokens_to_ids(PAD)
+    slots = batch.slots_BT[0, : end - 1]
+    ids = np.where(slots != IGNORED, token, batch.text.values[0, : end - 1])
+    assert ids.tolist() == theirs["input_ids"][0].tolist()
+    arguments = {"second_per_grid_ts": theirs["second_per_grid_ts"]} if "second_per_grid_ts" in theirs else {}
+    positions, _ = sides.model.model.get_rope_index(
+        theirs["input_ids"], mm_token_type_ids=theirs["mm_token_type_ids"], video_grid_thw=theirs["video_grid_thw"],
+        **arguments,
+    )  # fmt: skip
+    np.testing.assert_array_equal(batch.text.positions[0, : end - 1], positions[:, 0].numpy().T)
+    spec: ImageSpec = sides.recipe.image
+    assert spec.video is not None
+    frames, side = spec.video.frames, spec.patch_size
+    values = theirs["pixel_values_videos"].numpy().reshape(-1, 3, frames, side, side)
+    expected = (values.transpose(0, 2, 3, 4, 1) * 0.5 + 0.5) * 255
+    used = batch.patches.segments[0] > 0
+    ours = batch.patches.values[0, used].reshape(-1, frames, side, side, 3)
+    grid, columns = theirs["video_grid_thw"][0].tolist(), theirs["video_grid_thw"][0, 2]
+    place = {tuple(p): n for n, p in enumerate(batch.patches.positions[0, used].tolist())}
+    from parities.batch import travelling_order
+
+    order, _ = travelling_order(grid[1], grid[2], 2, 0)
+    theirs_at = [(t, int(n // columns), int(n % columns)) for t in range(grid[0]) for n in order]
+    ours = ours[[place[one] for one in theirs_at]]
+    assert np.abs(ours.astype(np.float32) - expected).max() < 1.01
+
+
+def test_packed_videos_give_the_numbers_of_transformers(sides):
+    import jax
+    import jax.numpy as jnp
+
+    from jaxmm import sharding
+    from jaxmm.hf.pretrained import read_params
+    from jaxmm.models.multimodal import make_model, nested
+
+    videos = [Video(frames=frames_of(n, size, n), fps=rate) for n, rate, size in
+              ((16, 4.0, (16, 24)), (9, 2.0, (24, 16)), (4, 2.0, (16, 16)))]  # fmt: skip
+    batch, ends = ours_of(sides, *videos)
+    mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        where = sharding.replicated(mesh)
+        params = nested(read_params(sides.recipe.start, lambda *_: where).params)
+        _, apply = make_model(sides.recipe.model)
+        rows = sides.model.config.text_config.vocab_size
+        is_said = np.zeros(batch.text.values.shape[1], bool)  # all but the end of each document, which is ours
+        for start, end in itertools.pairwise([0, *ends]):
+            is_said[start : end - 1] = True
+
+        def logits_of(params):
+            hidden, projection = apply(params, batch, sides.recipe.compute)
+            logits = hidden[0] @ projection.T
+            return (jnp.where(is_said[:, None], logits[:, :rows], 0) ** 2).sum(), logits
+
+        gradients, logits = jax.jit(jax.grad(logits_of, has_aux=True))(params)
+    sides.model.zero_grad()
+    for video, (start, end) in zip(videos, itertools.pairwise([0, *ends]), strict=True):
+        expected = sides.model(**theirs_of(sides, video)).logits[0]
+        (expected**2).sum().backward()
+        said = expected.detach().numpy()
+        assert np.abs(np.asarray(logits)[start : end - 1, :rows] - said).max() < 1e-4 * max(1.0, np.abs(said).max())
+    kernel = sides.model.model.visual.patch_embed.proj.weight.grad.numpy()  # (D, 3, frames, side, side)
+    theirs = kernel.transpose(2, 3, 4, 1, 0).reshape(2, -1, kernel.shape[0])
+    ours = np.asarray(gradients["vision"]["patch_embedding"]["kernel"])
+    assert np.abs(ours - theirs).max() < 1e-3 * np.abs(theirs).max()
