@@ -299,6 +299,32 @@ def test_counts_are_exact(samples, rate):
         assert (count - 1) * rate < one * 16000 <= count * rate
 
 
+@pytest.mark.parametrize(
+    ("container", "codec"), [("mov", "pcm_s16le"), ("mov", "pcm_u8"), ("matroska", "pcm_s32le"), ("mp4", "aac")]
+)
+@pytest.mark.parametrize("layout", ["stereo", "5.1", "7.1"])
+def test_the_channels_of_a_film_are_one_by_their_mean(container, codec, layout):
+    channels = av.AudioLayout(layout).nb_channels
+    samples = music(2, 16000, 1).repeat(channels, 1).astype(np.float32)
+    samples *= np.linspace(0.5, 1, channels, dtype=np.float32)
+    samples[:, 3:4] *= channels < 6  # the bass of a 5.1, which AAC keeps no tone in
+    file = io.BytesIO()
+    with av.open(file, "w", format=container) as out:
+        sound = out.add_stream(codec, rate=16000, layout=layout)
+        frame = av.AudioFrame.from_ndarray(samples.reshape(1, -1), format="flt", layout=layout)
+        frame.sample_rate, frame.pts = 16000, 0
+        fitted = av.AudioResampler(sound.codec_context.format.name, layout, 16000)
+        for part in fitted.resample(frame):
+            out.mux(sound.encode(part))
+        out.mux(sound.encode(None))
+    values = whole(file.getvalue(), 16000)
+    both = min(len(values), len(samples))
+    assert both > 31900
+    expected = samples.mean(1)[:both]
+    error = np.abs(values[:both] - expected)[2000:-2000].max() / np.abs(expected).max()
+    assert error < {"pcm_u8": 0.03, "aac": 0.2}.get(codec, 1e-3)
+
+
 def test_values_beyond_one_stay():
     assert whole(written(np.array([3.5, -2.0]), format="WAV", subtype="FLOAT")).tolist() == [3.5, -2.0]
 
@@ -370,6 +396,13 @@ def test_one_broken_frame_of_an_mp3_is_no_broken_file(kind):
     data = bytearray(made()[kind])
     data[len(data) // 2 : len(data) // 2 + 30] = bytes(30)
     assert abs(len(whole(bytes(data))) - len(whole(made()[kind]))) <= 2 * 1152
+
+
+@pytest.mark.parametrize("lead", [b"RIFF\0\0\0\0WAVE", b"\0\0\0\x08ftyp" * 400000, b"ID3\x04" + bytes(6)])
+def test_a_false_start_costs_no_walk_over_the_file(lead):
+    start = time.thread_time()
+    assert reason(Audio(lead + bytes(1 << 25))) in ("unreadable", "truncated")
+    assert time.thread_time() - start < 2
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])

@@ -19,7 +19,7 @@ from jaxmm.data import files
 from jaxmm.data.documents import Audio
 from jaxmm.data.media.medium import BadMedia
 from jaxmm.data.media.opening import opened_file
-from jaxmm.data.media.sound_track import LOST, LOST_PART, coded_kind, id3_end, is_cut, opened_track
+from jaxmm.data.media.sound_track import coded_kind, id3_end, is_cut, may_miss, opened_track
 from jaxmm.data.media.wav import BLOCK, Wav, wav_blocks, wav_header
 from jaxmm.errors import UserError
 
@@ -141,7 +141,7 @@ def read_samples(audio: Audio, known: AudioHeader, rate: int) -> np.ndarray:
             heard += len(block)
             place = _write(out, place, block if resample is None else resample.resample_chunk(block))
         missing = known.samples - heard
-        if missing > max(LOST, LOST_PART * known.samples) or not heard:
+        if missing > may_miss(known.samples):
             raise BadMedia("truncated")
         if resample is not None:
             _write(out, place, resample.resample_chunk(np.zeros(missing, np.float32), last=True))
@@ -215,7 +215,7 @@ def _sound(file: IO[bytes]) -> Iterator[_Sound]:
             raise BadMedia("truncated")
         library = _library("soundfile")
         file.seek(0)
-        with library.SoundFile(file) as opened:
+        with library.SoundFile(_Calm(file)) as opened:
             if opened.frames < _UNKNOWN:
                 yield _Coded(opened, library.LibsndfileError)
                 return
@@ -272,6 +272,20 @@ class _Plain:
 
     def blocks(self, first: int, count: int) -> Iterator[np.ndarray]:
         return wav_blocks(self._file, self._wav, first, count)
+
+
+class _Calm:
+    """A file that stays where it is when told to seek before its start: soundfile prints such an error and goes on."""
+
+    def __init__(self, file: IO[bytes]):
+        self._file = file
+        self.read, self.tell = file.read, file.tell
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        try:
+            return self._file.seek(offset, whence)
+        except (OSError, ValueError):
+            return self._file.tell()
 
 
 class _Coded:

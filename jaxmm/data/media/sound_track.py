@@ -21,13 +21,19 @@ _ENDS_KNOWN = ("matroska", "avi", "flv", "asf")
 _NO_SEEK = ("aac", "flac")  # after a seek their times are guesses
 DEMUXERS = ("mov", "mp3", "mpegts", "mpeg", *_ENDS_KNOWN, *_NO_SEEK)
 
-LOST, LOST_PART = 4096, 0.01  # samples, or a part of all, that may be missing: an encoder's padding, one broken packet
 
 _MICRO = 1_000_000
 _TAIL = 10.0  # seconds before the end from which packets are walked
 _LEAD = 0.5  # seconds that are decoded before a part: decoders need up to ten packets until they are right
 _GAP = 0.01  # seconds that times may differ from the count of samples: containers round them to milliseconds
+_MOST_BOXES, _MOST_TAGS = 1 << 18, 64  # that are looked at
+_MOST_PLANES = 8  # PyAV looks for a ninth behind them
 _SCALES = {"u1": 1 / 128, "i2": 1 / 32768, "i4": 1 / 2**31}
+
+
+def may_miss(count: int) -> float:
+    """How many of ``count`` samples may be missing: an encoder's padding or a broken packet, and 1% of a long clip."""
+    return max(min(4096, count // 2), 0.01 * count)
 
 
 class SoundTrack:
@@ -38,10 +44,10 @@ class SoundTrack:
       is_quick: whether ``total`` takes no walk over the file.
     """
 
-    def __init__(self, container: Any, file: IO[bytes], kind: str):
+    def __init__(self, av: Any, container: Any, file: IO[bytes], kind: str):
         if not container.streams.audio:
             raise BadMedia("no audio")
-        self._container, self._stream, self._kind = container, container.streams.audio[0], kind
+        self._av, self._container, self._stream, self._kind = av, container, container.streams.audio[0], kind
         coder = self._stream.codec_context
         if coder is None or not coder.sample_rate:
             raise BadMedia("unreadable")
@@ -117,7 +123,7 @@ class SoundTrack:
             if place > want:
                 gap = min(place, last) - want
                 lost += max(min(place, last) - max(want, self._begin), 0)
-                if lost > max(LOST, LOST_PART * count):
+                if lost > may_miss(count):
                     raise BadMedia("truncated")
                 yield np.zeros((1, gap), np.float32)
                 want += gap
@@ -131,19 +137,27 @@ class SoundTrack:
 
     def _frames(self) -> Iterator[Any]:
         """Decodes what can be decoded: one broken packet is no broken file."""
+        packed = None
         for packet in self._container.demux(self._stream):
             try:
                 frames = packet.decode()
             except ValueError:  # av.error.InvalidDataError
                 continue
-            yield from frames
+            for frame in frames:
+                if frame.format.is_planar and frame.layout.nb_channels >= _MOST_PLANES:
+                    packed = packed or self._av.AudioResampler(
+                        frame.format.packed.name, frame.layout, frame.sample_rate
+                    )
+                    yield from packed.resample(frame)
+                else:
+                    yield frame
 
 
 def _values(frame: Any) -> np.ndarray:
     """float32 (channels, n); whole numbers scaled to [-1, 1)."""
     values = frame.to_ndarray()
     if not frame.format.is_planar:
-        values = values.reshape(-1, len(frame.layout.channels)).T
+        values = values.reshape(-1, frame.layout.nb_channels).T
     scale = _SCALES.get(values.dtype.str[1:])
     if scale is None:
         with np.errstate(over="ignore"):
@@ -164,7 +178,7 @@ def opened_track(av: Any, file: IO[bytes], kind: str) -> Iterator[SoundTrack]:
     file.seek(0)
     nothing_else = {"protocol_whitelist": "none"}
     with av.open(file, format=kind, options=nothing_else, metadata_errors="ignore") as container:
-        track = SoundTrack(container, file, kind)
+        track = SoundTrack(av, container, file, kind)
         for other in container.streams:
             if other is not container.streams.audio[0]:
                 with contextlib.suppress(AttributeError):  # of older versions, which read the pictures over
@@ -198,7 +212,9 @@ def mov_boxes(file: IO[bytes]) -> dict[bytes, int]:
     """Returns the outer boxes of an MP4 or MOV: for each name, where the last one of it ends, in bytes."""
     end = file.seek(0, io.SEEK_END)
     place, boxes = 0, {}
-    while place + 8 <= end:
+    for _ in range(_MOST_BOXES):
+        if place + 8 > end:
+            break
         file.seek(place)
         head = file.read(16)
         size, name = struct.unpack_from(">I4s", head)
@@ -216,15 +232,16 @@ def mov_boxes(file: IO[bytes]) -> dict[bytes, int]:
 def id3_end(file: IO[bytes]) -> int:
     """Returns where the ID3 tags at the start of a file end, in bytes."""
     place = 0
-    while True:
+    for _ in range(_MOST_TAGS):
         file.seek(place)
         head = file.read(10)
         if len(head) < 10 or head[:3] != b"ID3":
-            return place
+            break
         size = 0
         for part in head[6:]:
             size = size << 7 | part & 127
         place += 10 + size + (10 if head[5] & 16 else 0)
+    return place
 
 
 def mp3_samples(file: IO[bytes]) -> int | None:
@@ -252,8 +269,10 @@ def mp3_samples(file: IO[bytes]) -> int | None:
     if not flags & 1:
         return None
     frames, size = struct.unpack_from(">II", head, at + 8)
+    if not frames:
+        return None
     if flags & 2:
-        size, left = size, end - start - sync
+        left = end - start - sync
         if left - size > min(size, left) // 16:
             return None  # one file behind another, which FFmpeg plays to the end
         if size - left > size // 100 + 2881:

@@ -15,6 +15,7 @@ PCM, FLOAT, EXTENSIBLE = 1, 3, 0xFFFE  # codings of a format chunk
 BLOCK = 1 << 16  # samples a channel, at a time
 
 _STREAMED = 0x7FFFF000  # sizes from here on stand for "until the end" where the file is shorter: SoX, FFmpeg to a pipe
+_MOST_CHUNKS = 1024  # before the data
 _SLACK = 64  # bytes: some writers count their header as data
 
 
@@ -46,7 +47,7 @@ def wav_header(file: IO[bytes]) -> Wav | None:
     file.seek(0)
     whole = struct.unpack_from("<I", file.read(12), 4)[0]
     place, long_size, coding = 12, None, None
-    while True:
+    for _ in range(_MOST_CHUNKS):
         file.seek(place)
         head = file.read(8)
         if len(head) < 8:
@@ -59,7 +60,7 @@ def wav_header(file: IO[bytes]) -> Wav | None:
         elif name == b"fmt ":
             coding = _coding(file.read(min(size, 40)))
         place += 8 + size + size % 2
-    if coding is None:
+    if coding is None or name != b"data":
         raise BadMedia("unreadable")
     tag, channels, rate, frame = coding
     width = frame // channels
