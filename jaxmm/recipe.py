@@ -25,7 +25,7 @@ from jaxmm.hf.processors import limits
 from jaxmm.models.attention import choose_backend
 from jaxmm.models.connector import ConnectorSpec
 from jaxmm.models.decoder import DecoderSpec
-from jaxmm.models.multimodal import PARTS, Compute, ModelSpec
+from jaxmm.models.multimodal import Compute, ModelSpec
 from jaxmm.models.towers.vit import VisionSpec
 from jaxmm.workdir.folder import has_saved
 from jaxmm.workdir.kept_folders import tokenizer_folder
@@ -125,7 +125,9 @@ def read_recipe(config: ConfigDict, workdir: Path | None = None, platform: str =
         model = start.layout.spec
     else:
         model = _model_of(config, image, vocabulary)
-    frozen = parse_names(config.optimizer.freeze, "config.optimizer.freeze", PARTS, "part")
+    frozen = parse_names(config.optimizer.freeze, "config.optimizer.freeze", model.parts, "part")
+    if set(frozen) == set(model.parts):
+        raise UserError("config.optimizer.freeze freezes every part: nothing is left to train")
     compute = read_compute(config, model, image, platform or jax.default_backend())
     return Recipe(template, image, model, compute, frozen, cache, start)
 
@@ -144,7 +146,7 @@ def _model_of(config: ConfigDict, image: ImageSpec, vocabulary: int) -> ModelSpe
 
 def read_compute(config: ConfigDict, model: ModelSpec, image: ImageSpec, platform: str) -> Compute:
     on_cpu = platform == "cpu"
-    layers = max(model.vision.layers, model.decoder.layers)
+    layers = max(part.layers for part in (model.vision, model.audio, model.decoder) if part)
     try:
         backend = choose_backend(config.compute.attention, platform, config.seq_len if model.decoder.window else 0)
     except ValueError as error:
