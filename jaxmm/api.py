@@ -138,7 +138,7 @@ class Model(NamedTuple):
     recipe: Recipe
 
     def init(self, key: jax.Array) -> Params:
-        """Random parameters, float32: nested dicts by part ("vision", "connector", "decoder")."""
+        """Random parameters, float32: nested dicts by part ("vision", "connector", ..., "decoder")."""
         return multimodal.make_model(self.recipe.model)[0](key)
 
     def apply(self, params: Params, batch: Batch, target_positions_BR: Any = None) -> tuple[jax.Array, jax.Array]:

@@ -35,7 +35,8 @@ class Stream(NamedTuple):
     ``segments`` is 0 on padding and 1.. for each attention unit (a document of text, a tile of patches); the units of
     one segment are adjacent. ``positions`` restart in each segment: (B, T, 1) for text (3 axes for multi-axis rotary),
     (B, N, 3) for patches as (temporal patch, row, column). A row of -1 marks a class or register token, numbered by its
-    column. Ready-made features have (B, N, 1).
+    column. Ready-made features have (B, N, 1). So have audio frames, (B, F, 1): the frame's number in its piece, or -1
+    for what fills up its last chunk.
     """
 
     values: Array  # tokens (B, T) int32; patches (B, N, P) uint8, all frames of a temporal patch one after the other;
@@ -121,19 +122,21 @@ class VideoSpec:
 class AudioSpec:
     """How sound becomes log-mel frames and soft tokens: what the data side must know of an audio tower.
 
-    A clip is cut into pieces, and a piece into chunks of frames, the last one padded. A chunk becomes a fixed number of
-    tower positions; those that only padding made are no soft tokens.
+    A clip is cut into pieces, and a piece into chunks of frames, the last one filled up. A chunk becomes a fixed number
+    of tower positions; those that stand on no frame of the clip are no soft tokens. ``data/media/audio_geometry.py``
+    has the numbers that follow.
 
     Attributes:
       rate: samples a second.
       mels: bands of a frame.
       hop, window: samples from a frame to the next, and those that a frame sees.
       chunk: frames of a chunk.
-      chunk_positions: tower positions of a chunk.
+      chunk_positions: tower positions of a chunk, whole soft tokens.
       pool: tower positions that become one soft token.
       attend: chunks that attend to each other; 0 is all of a piece.
-      halo: frames that the stem sees behind the last one of a piece, of silence; they take places of the stream.
-      piece: frames of a piece; 0 is one piece, however long.
+      halo: frames that the stem sees behind the last one of a piece that is not full; they take places of the stream.
+      piece: frames of a piece, whole chunks; 0 is one piece, however long.
+      filled: a piece is filled up with silence, which is attended to and becomes soft tokens (Whisper, Voxtral).
       silence: the end of a piece is seen as silence follows it (Whisper), and not mirrored.
     """
 
@@ -147,7 +150,32 @@ class AudioSpec:
     attend: int = 8
     halo: int = 0
     piece: int = 0
+    filled: bool = False
     silence: bool = False
+
+    @property
+    def stride(self) -> int:
+        """Frames from a tower position to the next, in a chunk."""
+        return -(-self.chunk // self.chunk_positions)
+
+    @property
+    def chunk_tokens(self) -> int:
+        """Rows of the soft-token table that a chunk takes."""
+        return self.chunk_positions // self.pool
+
+    def __post_init__(self) -> None:
+        least = {"rate": 1, "mels": 1, "hop": 1, "window": 1, "chunk": 1, "chunk_positions": 1, "pool": 1}
+        for name, bound in (least | {"attend": 0, "halo": 0, "piece": 0}).items():
+            if getattr(self, name) < bound:
+                raise ValueError(f"{name} of audio is {getattr(self, name)}: it must be {bound} or above")
+        if self.chunk_positions % self.pool:
+            raise ValueError(f"chunk_positions {self.chunk_positions} must be whole soft tokens of {self.pool}")
+        if -(-self.chunk // self.stride) != self.chunk_positions:
+            raise ValueError(f"a chunk of {self.chunk} frames cannot have {self.chunk_positions} positions, evenly")
+        if self.piece % self.chunk:
+            raise ValueError(f"a piece of {self.piece} frames must be whole chunks of {self.chunk}")
+        if self.filled and not self.piece:
+            raise ValueError("a piece without an end cannot be filled")
 
 
 @dataclasses.dataclass(frozen=True)

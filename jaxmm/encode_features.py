@@ -71,6 +71,8 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--dtype '{args.dtype}' is not one of {', '.join(DTYPES)}{nearest(args.dtype, DTYPES)}")
     workdir, output = Path(args.workdir), Path(args.output)
     recipe = read_recipe(args.config, workdir)
+    if recipe.model.vision is None:
+        raise UserError(f"{args.workdir}: its model has no vision tower that could encode images")
     if recipe.image.max_tiles > 1:
         raise UserError(f"{args.workdir}: its images are cut into tiles, whose vectors make no grid")
     if recipe.model.vision.taps:

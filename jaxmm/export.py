@@ -251,7 +251,7 @@ def write_processor(recipe: Recipe, workdir: Path, folder: Path) -> None:
             file=sys.stderr,
         )
         return
-    for name, settings in OWN.own_processor(recipe.image, recipe.model.vision).items():
+    for name, settings in OWN.own_processor(recipe.image, recipe.model.seeing[0]).items():
         (folder / name).write_text(json.dumps(settings, indent=2))
 
 

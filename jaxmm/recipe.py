@@ -28,7 +28,7 @@ from jaxmm.hf.videos import asked_for
 from jaxmm.models.attention import choose_backend
 from jaxmm.models.connector import ConnectorSpec
 from jaxmm.models.decoder import DecoderSpec
-from jaxmm.models.multimodal import PARTS, Compute, ModelSpec
+from jaxmm.models.multimodal import Compute, ModelSpec
 from jaxmm.models.towers.vit import VisionSpec
 from jaxmm.workdir.folder import has_saved
 from jaxmm.workdir.kept_folders import tokenizer_folder
@@ -105,10 +105,10 @@ def _video_of(config: ConfigDict, image: ImageSpec, start: Pretrained | None) ->
     """How videos are taken; None if the model takes none."""
     own: dict[str, Any] = {"min_pixels": image.min_pixels, "max_pixels": image.max_pixels, **OWN_VIDEO}
     if start:
-        if start.family.videos is None:
+        vision = start.layout.spec.vision
+        if start.family.videos is None or vision is None:
             return None
-        frames = start.layout.spec.vision.frames
-        own = start.family.videos.settings(start.processor_folder, start.config, frames)
+        own = start.family.videos.settings(start.processor_folder, start.config, vision.frames)
     asked = dict(config.video)
     if start and asked["frames"] not in (0, own["frames"]):
         raise UserError(
@@ -142,7 +142,8 @@ def fitted(recipe: Recipe, media: Collection[str]) -> Recipe:
     Raises:
       UserError: if the model does not take one of them.
     """
-    if "video" in media and (recipe.image.video is None or recipe.image.video.frames != recipe.model.vision.frames):
+    vision, video = recipe.model.vision, recipe.image.video
+    if "video" in media and (video is None or vision is None or video.frames != vision.frames):
         whose = f"a {recipe.start.family.model_type}" if recipe.start else "this model"
         can = ", ".join(family.model_type for family in FAMILIES.values() if family.videos)
         raise UserError(
@@ -169,7 +170,9 @@ def read_recipe(config: ConfigDict, workdir: Path | None = None, platform: str =
         model = start.layout.spec
     else:
         model = _model_of(config, image, vocabulary)
-    frozen = parse_names(config.optimizer.freeze, "config.optimizer.freeze", PARTS, "part")
+    frozen = parse_names(config.optimizer.freeze, "config.optimizer.freeze", model.parts, "part")
+    if set(frozen) == set(model.parts):
+        raise UserError("config.optimizer.freeze freezes every part: nothing is left to train")
     compute = read_compute(config, model, image, platform or jax.default_backend())
     return Recipe(template, image, model, compute, frozen, cache, start)
 
@@ -190,7 +193,7 @@ def _model_of(config: ConfigDict, image: ImageSpec, vocabulary: int) -> ModelSpe
 
 def read_compute(config: ConfigDict, model: ModelSpec, image: ImageSpec, platform: str) -> Compute:
     on_cpu = platform == "cpu"
-    layers = max(model.vision.layers, model.decoder.layers)
+    layers = max(part.layers for part in (model.vision, model.audio, model.decoder) if part)
     try:
         backend = choose_backend(config.compute.attention, platform, config.seq_len if model.decoder.window else 0)
     except ValueError as error:

@@ -20,7 +20,8 @@ from jaxmm.errors import UserError, nearest
 
 Value = bool | int | float | str | tuple[Any, ...]
 
-PARTS = ("vision", "connector", "decoder")
+PARTS = ("vision", "connector", "audio", "audio_connector", "decoder")
+OWN_PARTS = ("vision", "connector", "decoder")  # of a model that the config has the sizes of
 CLIPS = ("video",)  # media that need more of a model than pictures do
 LARGEST = 2**31 - 1  # steps and pixels are counted in 32 bits
 KINDS = {bool: "true or false", int: "an integer", float: "a finite number", str: "a string"}

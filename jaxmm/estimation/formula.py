@@ -7,6 +7,10 @@ from collections import defaultdict
 from typing import Any
 
 WIDE = ("embedding", "head")  # parameters whose gradients are summed in float32
+# The parts that a gradient reaches through each; through the decoder, all.
+BEFORE: dict[str, tuple[str, ...]] = {
+    "vision": (), "connector": ("vision",), "audio": (), "audio_connector": ("audio",)
+}  # fmt: skip
 
 
 def total_bytes(tree: Any) -> int:
@@ -94,14 +98,15 @@ def _kept_of_row(program: Any, budgets: Any, mesh: Any) -> tuple[int, int]:
         return two - one
 
     parts = [part for part in params if part not in recipe.frozen]
-    behind = [part for part in parts if part != "vision"]
+    behind = [part for part in parts if part not in ("vision", "audio")]
     remat, model = recipe.compute.remat, recipe.model
     kept = of_row(remat, parts)
     if remat == "none":
         return kept, 0
     recompute = of_row("none", parts) - kept
     of_decoder = of_row("none", behind) - of_row(remat, behind) if behind else 0
-    return kept, max(of_decoder // model.decoder.layers, (recompute - of_decoder) // model.vision.layers, 0)
+    layers = max((tower.layers for tower in (model.vision, model.audio) if tower), default=1)
+    return kept, max(of_decoder // model.decoder.layers, (recompute - of_decoder) // layers, 0)
 
 
 def _layer_bytes(params: Any, mesh: Any, item: int) -> int:
@@ -109,7 +114,9 @@ def _layer_bytes(params: Any, mesh: Any, item: int) -> int:
     import jax
 
     sizes = [
-        sum(math.prod(x.shape[1:]) for x in jax.tree.leaves(params[part]["blocks"])) for part in ("vision", "decoder")
+        sum(math.prod(x.shape[1:]) for x in jax.tree.leaves(tree["blocks"]))
+        for tree in params.values()
+        if "blocks" in tree
     ]
     return 2 * item * max(sizes) // mesh.shape["tensor"]
 
@@ -121,8 +128,8 @@ def sent_by_formula(
 
     ``fsdp`` gathers the parameters of a layer for its forward and again for its backward pass, all others once, and
     scatters the sums of gradients; ``data`` and ``context`` add these up. ``tensor`` adds up what attention and MLP
-    give and, backwards, what they take. ``context`` gathers keys and values. Sums of a few numbers, and what Muon's
-    iterations send, are left out.
+    give and, backwards, what they take. ``context`` gathers keys and values. Sums of a few numbers, what Muon's
+    iterations send, and activations of an audio tower are left out.
     """
     model, compute, sizes, item = recipe.model, recipe.compute, mesh.shape, _item(recipe)
     vision, decoder = model.vision, model.decoder
@@ -135,7 +142,10 @@ def sent_by_formula(
 
     trained = {part: part not in recipe.frozen for part in params}
     # Whether a gradient goes through a part, and whether it leaves it at its beginning.
-    leaves = {"vision": False, "connector": trained["vision"], "decoder": trained["vision"] or trained["connector"]}
+    leaves = {
+        part: any(on for other, on in trained.items() if other in BEFORE.get(part, params) and other != part)
+        for part in params
+    }
     passes = {part: trained[part] or leaves[part] for part in params}
 
     for path, x in _with_paths(params):
@@ -155,12 +165,13 @@ def sent_by_formula(
 
     at_once = rows // (accumulation * sizes["data"] * sizes["fsdp"])
     here = item * at_once // sizes["context"]  # bytes of one number at each position of a device
-    patches, soft = budgets.patches, budgets.patches // recipe.image.merge**2
+    patches = budgets.patches if vision else 0
+    soft, of_patches = patches // recipe.image.merge**2, patches * vision.feature_width if vision else 0
     is_again = compute.remat != "none"
-    of_parts = (
-        ("vision", vision, vision.heads, vision.width // vision.heads, patches),
+    of_parts = [
+        *([("vision", vision, vision.heads, vision.width // vision.heads, patches)] if vision else []),
         ("decoder", decoder, decoder.kv_heads, decoder.head_dim, budgets.tokens),
-    )
+    ]
     for part, spec, key_heads, head_dim, positions in of_parts:
         by_heads, by_mlp = (n % sizes["tensor"] == 0 for n in (spec.heads, spec.mlp))
         sums = by_heads + by_mlp + passes[part] * (by_heads + by_mlp + by_heads * (compute.remat == "full"))
@@ -171,11 +182,11 @@ def sent_by_formula(
         send("reduce-scatter", ("context",), keys // sizes["context"] * passes[part])
     # Between the parts: looked-up rows of the embedding, soft tokens, and what goes back from the loss.
     tensor_numbers = (budgets.tokens + soft) * decoder.width + budgets.targets * decoder.width * passes["decoder"]
-    tensor_numbers += patches * vision.feature_width * leaves["connector"]
+    tensor_numbers += of_patches * leaves.get("connector", False)
     send("all-reduce", ("tensor",), tensor_numbers * here)
-    features, table = (item * at_once * n for n in (patches * vision.feature_width, soft * decoder.width))
+    features, table = (item * at_once * n for n in (of_patches, soft * decoder.width))
     send("all-gather", ("context",), features + table)
-    send("all-reduce", ("context",), features * trained["vision"] + table * leaves["decoder"])
+    send("all-reduce", ("context",), features * trained.get("vision", False) + table * leaves["decoder"])
     send("all-to-all", ("context",), budgets.tokens * decoder.width * here * (1 + passes["decoder"]))
     return {name: count * accumulation for name, count in sorted(sent.items(), key=lambda each: -each[1]) if count}
 

@@ -65,6 +65,7 @@ SPELLINGS = (
     (r"(?:model\.)?vision_tower\.(?:vision_model\.)?", "vision."),
     (r"(?:model\.)?vision_model\.", "vision."),
     (r"(?:model\.)?visual\.", "vision."),
+    (r"(?:model\.)?audio_tower\.", "audio."),
     (r"(?:model\.)?multi_modal_projector\.", "connector."),
     (r"(?:language_model\.)?lm_head\.", "lm_head."),
     (r"(?:model\.)?language_model\.(?:model\.)?", "text."),

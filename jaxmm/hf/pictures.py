@@ -18,10 +18,13 @@ EDGES = (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge"))  # wha
 
 def model_settings(spec: ModelSpec) -> dict[str, Any]:
     """The settings of ``ImageSpec`` that the model decides, whatever its processor."""
-    return {
-        "patch_size": spec.vision.patch_size, "merge": spec.connector.merge, "window": spec.vision.window,
-        "class_tokens": spec.vision.class_tokens, "text_axes": spec.decoder.text_axes,
-        "bidirectional": spec.decoder.bidirectional_blocks,
+    of_text = {"text_axes": spec.decoder.text_axes, "bidirectional": spec.decoder.bidirectional_blocks}
+    if spec.vision is None:
+        return of_text
+    vision, connector = spec.seeing
+    return of_text | {
+        "patch_size": vision.patch_size, "merge": connector.merge, "window": vision.window,
+        "class_tokens": vision.class_tokens,
     }  # fmt: skip
 
 
@@ -36,7 +39,8 @@ def resample_settings(processor: Settings, where: Path) -> dict[str, Any]:
 
 def token_area(spec: ModelSpec) -> int:
     """Pixels that one soft token covers."""
-    return (spec.vision.patch_size * spec.connector.merge) ** 2
+    vision, connector = spec.seeing
+    return (vision.patch_size * connector.merge) ** 2
 
 
 class Pictures(abc.ABC):
@@ -81,7 +85,7 @@ class BySoftTokens(AnyShape):
     def own_limits(self, processor: Settings, defaults: Settings, spec: ModelSpec) -> Limits:
         if processor.get("max_num_patches") and "max_image_tokens" not in processor:
             # A tower's own processor, whose pictures fill the tower: the limits are as far apart as LFM2-VL's.
-            most = int(processor["max_num_patches"]) * spec.vision.patch_size**2
+            most = int(processor["max_num_patches"]) * spec.seeing[0].patch_size ** 2
             return most // 4, most
         settings, area = defaults | processor, token_area(spec)
         return int(settings["min_image_tokens"]) * area, int(settings["max_image_tokens"]) * area

@@ -174,6 +174,8 @@ def _normalised(spec: ModelSpec, processor: dict[str, Any]) -> ModelSpec:
     """Returns the spec with the mean and standard deviation of pixels from the folder's processor."""
     if processor.get("do_normalize") is False:
         processor = {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}
+    if spec.vision is None:
+        return spec
     statistics = {
         ours: processor[theirs]
         for ours, theirs in (("mean", "image_mean"), ("std", "image_std"))

@@ -68,6 +68,7 @@ TRANSFORMS = {
     "after one": Transform(_reshaped, lambda x, _: x[None], lambda shape: {(1, *shape)}),
     "after two": Transform(_reshaped, lambda x, _: x[None].reshape(1, 1, -1), lambda shape: {(1, 1, math.prod(shape))}),
     "transpose": Transform(lambda x, shape: x.T.reshape(shape), _transposed_out, _transposed_shapes),
+    "reversed": Transform(lambda x, _: x.T, lambda x, _: x.T, lambda shape: {shape[::-1]}),  # of all dims
     "convolution": Transform(_from_convolution, _to_convolution, _convolution_shapes),
     "convolution of frames": Transform(_from_convolution, _to_convolution_of_frames, _convolution_of_frames_shapes),
 }

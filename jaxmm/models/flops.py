@@ -1,4 +1,4 @@
-"""Model FLOPs of a batch, counted from its real patches, positions, attention spans and targets.
+"""Model FLOPs of a batch, counted from its real patches, frames, positions, attention spans and targets.
 
 Two per multiply-add of a matmul; a backward pass is two more forwards. Padding, recomputation, norms and softmax count
 nothing, as in PaLM's model FLOPs utilisation (Chowdhery et al., 2022, appendix B).
@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from jaxmm.batch import Batch, Stream
+from jaxmm.models.connector import ConnectorSpec
 from jaxmm.models.decoder import DecoderSpec
 from jaxmm.models.multimodal import ModelSpec
+from jaxmm.models.towers.audio import AudioTowerSpec, tower_segments
 from jaxmm.models.towers.vit import VisionSpec
 
 
@@ -41,39 +43,84 @@ def _decoder_pairs(spec: DecoderSpec, segments: np.ndarray) -> float:
     return float(len(is_local) * (lengths**2).sum() - is_local.sum() * (cut_off**2).sum()) / 2
 
 
+def _vision_flops(spec: VisionSpec, patches: Stream) -> float:
+    """Forward, as of all here."""
+    count = float((np.asarray(patches.segments) > 0).sum())
+    layer = 4 * spec.width**2 + (3 if spec.gated else 2) * spec.width * spec.mlp
+    maps = 2 * count * (3 * spec.patch_size**2 * spec.width + spec.layers * layer)
+    return maps + 4 * spec.width * _tower_pairs(spec, patches)
+
+
+def _stem_maps(spec: AudioTowerSpec) -> float:
+    """Multiply-adds of the stem, a frame."""
+    if spec.stem == "whisper":
+        return 3 * spec.mels * spec.width + 3 * spec.width**2 / spec.stride
+    total, inputs, frames, bands = 0, 1, spec.chunk, spec.mels
+    for _ in range(3):
+        frames, bands = -(-frames // 2), -(-bands // 2)
+        total += 9 * inputs * spec.channels * frames * bands
+        inputs = spec.channels
+    return (total + frames * bands * spec.channels * spec.width) / spec.chunk
+
+
+def _audio_flops(spec: AudioTowerSpec, audio: Stream) -> float:
+    segments_BF = np.asarray(audio.segments)
+    frames, lengths = float((segments_BF > 0).sum()), _lengths(tower_segments(segments_BF, spec))
+    layer = 4 * spec.width**2 + 2 * spec.width * spec.mlp
+    maps = 2 * (frames * _stem_maps(spec) + lengths.sum() * spec.layers * layer)
+    return float(maps + 4 * spec.width * spec.layers * (lengths**2).sum())
+
+
+def _connector_flops(spec: ConnectorSpec, inputs: int, outputs: int, soft_tokens: float) -> float:
+    wide = spec.pooled_width(inputs)
+    maps = (wide + outputs) * spec.mlp if spec.mlp else wide * outputs
+    return 2 * soft_tokens * maps * (1 + spec.deep)
+
+
+def _decoder_flops(spec: DecoderSpec, batch: Batch) -> float:
+    positions = float((np.asarray(batch.text.segments) > 0).sum())
+    targets = float((np.asarray(batch.weights_BT) > 0).sum())
+    head_width = spec.heads * spec.head_dim
+    layer = spec.width * (2 * head_width + 2 * spec.kv_heads * spec.head_dim + 3 * spec.mlp)
+    return (
+        2 * positions * spec.layers * layer
+        + 2 * targets * spec.width * spec.vocab_size
+        + 4 * head_width * _decoder_pairs(spec, np.asarray(batch.text.segments))
+    )
+
+
+def _forward_flops(spec: ModelSpec, batch: Batch) -> dict[str, float]:
+    """Of a forward pass, by part."""
+    forward = {"decoder": _decoder_flops(spec.decoder, batch)}
+    width = spec.decoder.width
+    if spec.vision is not None and spec.connector is not None:
+        vectors = sum(float((np.asarray(x.segments) > 0).sum()) for x in (batch.patches, batch.features) if x)
+        forward["vision"] = _vision_flops(spec.vision, batch.patches)
+        forward["connector"] = _connector_flops(
+            spec.connector, spec.vision.feature_width, width, vectors / spec.connector.merge**2
+        )
+    if spec.audio is not None and spec.audio_connector is not None and "audio" in batch.media:
+        audio = batch.media["audio"]
+        heard = float((tower_segments(np.asarray(audio.segments), spec.audio) > 0).sum()) / spec.audio.pool
+        forward["audio"] = _audio_flops(spec.audio, audio)
+        forward["audio_connector"] = _connector_flops(spec.audio_connector, spec.audio.width, width, heard)
+    return forward
+
+
 def batch_flops(spec: ModelSpec, batch: Batch, frozen: tuple[str, ...] = ()) -> float:
     """FLOPs of one training step on a NumPy Batch, forward and backward.
 
-    A frozen part has no weight gradient; it passes the gradient on only if something before it is trained.
+    A frozen part has no weight gradient; it passes the gradient on only if something before it is trained. A part that
+    is first passes it on to none, but is counted as if it did, as is usual.
     """
-    vision, connector, decoder = spec.vision, spec.connector, spec.decoder
-    patches = float((np.asarray(batch.patches.segments) > 0).sum())
-    vectors = patches if batch.features is None else patches + float((np.asarray(batch.features.segments) > 0).sum())
-    positions = float((np.asarray(batch.text.segments) > 0).sum())
-    targets = float((np.asarray(batch.weights_BT) > 0).sum())
-    group = connector.merge**2
-
-    vision_layer = 4 * vision.width**2 + (3 if vision.gated else 2) * vision.width * vision.mlp
-    wide = connector.pooled_width(vision.feature_width)
-    connector_map = (wide + decoder.width) * connector.mlp if connector.mlp else wide * decoder.width
-    forward = {
-        "vision": 2 * patches * (3 * vision.patch_size**2 * vision.width + vision.layers * vision_layer)
-        + 4 * vision.width * _tower_pairs(vision, batch.patches),
-        "connector": 2 * vectors / group * connector_map * (1 + connector.deep),
-    }
-    head_width = decoder.heads * decoder.head_dim
-    decoder_layer = decoder.width * (2 * head_width + 2 * decoder.kv_heads * decoder.head_dim + 3 * decoder.mlp)
-    forward["decoder"] = (
-        2 * positions * decoder.layers * decoder_layer
-        + 2 * targets * decoder.width * decoder.vocab_size
-        + 4 * head_width * _decoder_pairs(decoder, np.asarray(batch.text.segments))
-    )
-    total, trained_before = 0.0, False
-    for part in ("vision", "connector", "decoder"):
-        trained = part not in frozen
-        total += forward[part] * (1 + trained + (trained_before or (trained and part != "vision")))
-        total += forward[part] if trained and part == "vision" else 0.0
-        trained_before = trained_before or trained
+    forward, total, anything_trained = _forward_flops(spec, batch), 0.0, False
+    for chain in (("vision", "connector"), ("audio", "audio_connector"), ("decoder",)):
+        passes = anything_trained and chain == ("decoder",)
+        for part in chain:
+            trained = part in forward and part not in frozen
+            passes = passes or trained
+            total += forward.get(part, 0.0) * (1 + trained + passes)
+        anything_trained = anything_trained or passes
     return total
 
 

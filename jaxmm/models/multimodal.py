@@ -1,4 +1,4 @@
-"""The whole model: tower, connector, soft tokens in their text positions, decoder."""
+"""The whole model: towers, connectors, soft tokens in their text positions, decoder."""
 
 from __future__ import annotations
 
@@ -15,66 +15,114 @@ from jaxmm import sharding
 from jaxmm.batch import Batch
 from jaxmm.models.cache import Cache
 from jaxmm.models.compute import Compute
-from jaxmm.models.connector import Connector, ConnectorSpec
+from jaxmm.models.connector import Connector, ConnectorSpec, Projector
 from jaxmm.models.decoder import Decoder, DecoderSpec, DeepStack
 from jaxmm.models.layers import shapes_only
+from jaxmm.models.towers.audio import AudioTower, AudioTowerSpec
 from jaxmm.models.towers.vit import Features, VisionSpec, VisionTower
 
-PARTS = ("vision", "connector", "decoder")
+PARTS = ("vision", "connector", "audio", "audio_connector", "decoder")  # a model has some of them, in this order
 
-Params = dict[str, Any]  # nested dict of arrays, its first keys PARTS
+Params = dict[str, Any]  # nested dict of arrays, its first keys the model's parts
 ParamPath = tuple[str, ...]  # of a parameter in it
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
-    """A vision-language model: the specs of its parts."""
+    """A multimodal model: the specs of its parts, None for those that it does not have.
 
-    vision: VisionSpec = dataclasses.field(default_factory=VisionSpec)
-    connector: ConnectorSpec = dataclasses.field(default_factory=ConnectorSpec)
+    A tower has a connector with it. Without vision, the patches of a batch are not looked at, and have no soft tokens.
+    """
+
+    vision: VisionSpec | None = dataclasses.field(default_factory=VisionSpec)
+    connector: ConnectorSpec | None = dataclasses.field(default_factory=ConnectorSpec)
     decoder: DecoderSpec = dataclasses.field(default_factory=DecoderSpec)
+    audio: AudioTowerSpec | None = None
+    audio_connector: ConnectorSpec | None = None
+
+    def __post_init__(self) -> None:
+        for tower, connector in (("vision", "connector"), ("audio", "audio_connector")):
+            if (getattr(self, tower) is None) != (getattr(self, connector) is None):
+                raise ValueError(f"a model has both {tower} and {connector}, or neither")
+        if self.audio_connector and (self.audio_connector.merge > 1 or self.audio_connector.deep):
+            raise ValueError("audio_connector takes one feature for each soft token: its merge is 1, and deep 0")
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Those of PARTS that the model has."""
+        return tuple(part for part in PARTS if getattr(self, part) is not None)
+
+    @property
+    def seeing(self) -> tuple[VisionSpec, ConnectorSpec]:
+        """The vision tower and its connector. Raises ValueError for a model that has none."""
+        if self.vision is None or self.connector is None:
+            raise ValueError(f"the model has no vision tower: its parts are {', '.join(self.parts)}")
+        return self.vision, self.connector
 
 
 class SoftTokens(NamedTuple):
-    """What images become: a table a row (B, S, D), and tables for the decoder's first layers, (K, B, S, D) or None."""
+    """What media become: a table a row (B, S, D), and tables for the decoder's first layers, (K, B, S, D) or None."""
 
     table_BSD: jax.Array
     deep_KBSD: jax.Array | None = None
 
 
 class MultimodalModel(nnx.Module):
-    """Vision tower -> connector -> decoder over one packed Batch."""
+    """Towers -> connectors -> decoder over one packed Batch."""
 
     def __init__(self, spec: ModelSpec, *, rngs: nnx.Rngs):
-        self.vision = VisionTower(spec.vision, rngs=rngs)
-        self.connector = Connector(
-            spec.connector, spec.vision.feature_width, spec.decoder.width, taps=spec.vision.width, rngs=rngs
+        vision, audio, width = spec.vision, spec.audio, spec.decoder.width
+        self.vision = VisionTower(vision, rngs=rngs) if vision else None
+        self.connector = (
+            Connector(spec.connector, vision.feature_width, width, taps=vision.width, rngs=rngs)
+            if vision and spec.connector
+            else None
+        )
+        self.audio = AudioTower(audio, rngs=rngs) if audio else None
+        self.audio_connector = (
+            Projector(spec.audio_connector, audio.width, width, rngs=rngs) if audio and spec.audio_connector else None
         )
         self.decoder = Decoder(spec.decoder, rngs=rngs)
 
     def soft_tokens(self, batch: Batch, compute: Compute) -> SoftTokens:
-        """The rows' soft-token tables: of the tower's outputs, then of ready-made ones."""
-        features = self.features(batch, compute)
-        last_BND = features.last_BND
-        if batch.features is not None:
-            last_BND = jnp.concatenate([last_BND, batch.features.values.astype(last_BND.dtype)], axis=1)
-        table_BSD = self.connector(last_BND)
-        if not features.taps:
+        """The rows' soft-token tables: of patches, then of ready-made features, then of audio."""
+        if unknown := sorted(set(batch.media) - ({"audio"} if self.audio is not None else set())):
+            raise ValueError(f"the batch has {unknown[0]}, and the model no tower for it")
+        tables_BSD, deep_KBSD = [], None
+        if self.connector is not None:
+            features = self.features(batch, compute)
+            last_BND = features.last_BND
+            if batch.features is not None:
+                last_BND = jnp.concatenate([last_BND, batch.features.values.astype(last_BND.dtype)], axis=1)
+            tables_BSD.append(self.connector(last_BND))
+            if features.taps:
+                deep_KBSD = self.connector.deep_tables(jnp.stack(features.taps))
+        elif batch.features is not None:
+            raise ValueError("the batch has ready-made features, and the model no connector for them")
+        if self.audio is not None and self.audio_connector is not None and "audio" in batch.media:
+            tables_BSD.append(self.audio_connector(self.audio(batch.media["audio"], compute)))
+        if not tables_BSD:
+            rows, width = batch.slots_BT.shape[0], self.decoder.spec.width
+            return SoftTokens(jnp.zeros((rows, 0, width), jnp.dtype(compute.dtype)))
+        table_BSD = jnp.concatenate(tables_BSD, axis=1) if len(tables_BSD) > 1 else tables_BSD[0]
+        if deep_KBSD is None:
             return SoftTokens(table_BSD)
-        deep_KBSD = self.connector.deep_tables(jnp.stack(features.taps))
-        ready_made = table_BSD.shape[1] - deep_KBSD.shape[2]  # they have no tapped layers
-        return SoftTokens(table_BSD, jnp.pad(deep_KBSD, ((0, 0), (0, 0), (0, ready_made), (0, 0))))
+        others = table_BSD.shape[1] - deep_KBSD.shape[2]  # only patches have tapped layers
+        return SoftTokens(table_BSD, jnp.pad(deep_KBSD, ((0, 0), (0, 0), (0, others), (0, 0))))
 
     def features(self, batch: Batch, compute: Compute) -> Features:
-        """The tower's outputs."""
+        """The vision tower's outputs."""
+        if self.vision is None:
+            raise ValueError("the model has no vision tower")
         return self.vision(batch.patches, batch.grids_BM3, compute)
 
     def _inputs(self, batch: Batch, soft: SoftTokens, compute: Compute) -> tuple[Any, ...]:
         """What the decoder takes: embeddings and soft tokens in their places, and where these are."""
         slots_BT = sharding.zigzag_shard(batch.slots_BT)
         x_BTD = self.decoder.embed(sharding.zigzag_shard(batch.text.values), jnp.dtype(compute.dtype))
-        placed_BTD = jnp.take_along_axis(soft.table_BSD, jnp.maximum(slots_BT, 0)[..., None], axis=1)
-        x_BTD = jnp.where((slots_BT >= 0)[..., None], placed_BTD, x_BTD)
+        if soft.table_BSD.shape[1]:
+            placed_BTD = jnp.take_along_axis(soft.table_BSD, jnp.maximum(slots_BT, 0)[..., None], axis=1)
+            x_BTD = jnp.where((slots_BT >= 0)[..., None], placed_BTD, x_BTD)
         x_BTD = sharding.constrain(x_BTD, "rows", sharding.positions_axis(slots_BT.shape[1]), None)
         deep = None if soft.deep_KBSD is None else DeepStack(soft.deep_KBSD, slots_BT)
         return x_BTD, batch.text.positions, batch.text.segments, batch.blocks_BT, deep

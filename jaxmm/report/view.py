@@ -116,7 +116,7 @@ class Viewer:
         Raises:
           ValueError: if the arrays contradict the plan or each other; that is a bug, and the row is named.
         """
-        reasons = dict(loaded.skipped)
+        reasons = {document.origin: document.reason for document in loaded.skipped}
         pieces = loaded.rows[b]
         return [
             self._view(loaded, b, segment, piece, place, reasons)

@@ -126,7 +126,7 @@ def make_optimizer(
     Args:
       b1, b2, eps: of AdamW alone; Muon's momentum is 0.95.
       clip: largest global gradient norm; 0 does not clip.
-      part_rates: multiple of the scheduled rate by part (``vision``, ``connector``, ``decoder``); 1 where not named.
+      part_rates: multiple of the scheduled rate by part (``vision``, ``decoder``, ...); 1 where not named.
       kernel_dims: the parameters that Muon updates, by path, with the dims they take in and give out.
       moments: what they are held as, one of ``quantized_moments.MOMENTS``; they are computed in float32.
     """

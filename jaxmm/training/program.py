@@ -90,7 +90,7 @@ def make_program(config: ConfigDict, recipe: Recipe, *, steps: int, targets: int
         optimizer = make_optimizer(
             schedule, b1=options.b1, b2=options.b2, weight_decay=options.weight_decay, clip=options.clip,
             kernel_dims=kernel_dims(recipe.model) if options.name == "muon" else None,
-            part_rates={part: options[f"{part}_rate"] for part in ("vision", "connector", "decoder")},
+            part_rates={part: options.get(f"{part}_rate", 1.0) for part in recipe.model.parts},
             moments=options.moments,
         )  # fmt: skip
     except ValueError as error:

@@ -28,6 +28,15 @@ def test_a_linear_map_is_turned_round_and_its_heads_are_taken_apart(D, H, d, out
     np.testing.assert_array_equal(out_of_parts([ours], "transpose", inputs=2), foreign)
 
 
+@pytest.mark.parametrize("shape", [(5, 4, 3), (5, 4, 3, 2)])
+def test_a_convolution_of_sound_is_turned_round(shape):
+    foreign = numbers(*shape)
+    (ours,) = into_parts(foreign, "reversed", [shape[::-1]])
+    assert foreign_shapes("reversed", [ours.shape]) == [shape]
+    assert ours[(1, 0, 3, 2)[-len(shape) :]] == foreign[(1, 0, 3, 2)[-len(shape) :][::-1]]
+    np.testing.assert_array_equal(out_of_parts([ours], "reversed", inputs=len(shape) - 1), foreign)
+
+
 @hypothesis.given(sizes, sizes, sizes)
 def test_fused_queries_keys_and_values_are_taken_apart_in_order(D, H, d):
     foreign = numbers(3 * H * d, D)
@@ -81,6 +90,7 @@ def test_all_of_them_are_tested_here():
         "after one",
         "after two",
         "transpose",
+        "reversed",
         "convolution",
         "convolution of frames",
     }

@@ -16,7 +16,7 @@ from jaxmm.batch import Batch
 from jaxmm.data.assemble import Assembler
 from jaxmm.data.packing.plan import Budgets, Lengths, Piece, Row, pack
 from jaxmm.models.flops import parameter_counts
-from jaxmm.models.multimodal import PARTS, Compute, abstract_params, logical_axes, make_model
+from jaxmm.models.multimodal import Compute, abstract_params, logical_axes, make_model
 from jaxmm.training.loss import batch_loss, from_hidden
 
 ROWS = 2
@@ -174,7 +174,7 @@ def test_padding_rows_and_text_alone_give_finite_numbers(run, lengths_of):
 
 def test_the_tree_of_logical_axes_is_the_tree_of_parameters(tiny):
     axes = logical_axes(tiny.spec)
-    assert set(tiny.params) == set(PARTS)
+    assert set(tiny.params) == set(tiny.spec.parts)
 
     def is_leaf(x):
         return isinstance(x, tuple)

@@ -39,7 +39,8 @@ def documents(
         return Words(rng.integers(*TEXT_TOKENS, rng.integers(low, high)))
 
     def picture() -> Picture:
-        side, merge = spec.vision.patch_size, spec.connector.merge
+        vision, connector = spec.seeing
+        side, merge = vision.patch_size, connector.merge
         rows, columns = (grid,) * 2 if grid else (int(n) * merge for n in rng.integers(1, 5, 2))
         # On a CPU torch gives all rows of a square that it resizes to one column the first row's values.
         columns = columns if grid else max(columns, 2)
@@ -71,8 +72,8 @@ def cut(pixels: np.ndarray, side: int) -> np.ndarray:
 
 def packed(documents: Sequence[Document], spec: ModelSpec) -> Batch:
     """All documents in one row, each text position but a document's last a target."""
-    vision, merge, axes = spec.vision, spec.connector.merge, spec.decoder.text_axes
-    side, group = vision.patch_size, spec.connector.merge**2
+    (vision, connector), axes = spec.seeing, spec.decoder.text_axes
+    side, merge, group = vision.patch_size, connector.merge, connector.merge**2
     text: list[tuple[int, list[int], int, int, int, int, float]] = []
     patches: list[tuple[np.ndarray, list[int], int]] = []
     grids: list[list[int]] = []
@@ -127,7 +128,8 @@ def alone(document: Document, case: Case, spec: ModelSpec) -> dict[str, Any]:
     """One document as the arguments of the family's model."""
     import torch
 
-    side, merge = spec.vision.patch_size, spec.connector.merge
+    vision, connector = spec.seeing
+    side, merge = vision.patch_size, connector.merge
     ids: list[int] = []
     kinds: list[int] = []
     for part in document:
@@ -160,7 +162,7 @@ def alone(document: Document, case: Case, spec: ModelSpec) -> dict[str, Any]:
         for picture, (rows, columns) in zip(pictures, shapes, strict=True):
             order, _ = travelling_order(rows, columns, merge, 0)  # it puts windows together itself
             blocks = picture.reshape(rows, side, columns, side, 3).transpose(0, 2, 4, 1, 3)
-            frames = np.repeat(blocks.reshape(rows * columns, 3, 1, side, side)[order], spec.vision.frames, axis=2)
+            frames = np.repeat(blocks.reshape(rows * columns, 3, 1, side, side)[order], vision.frames, axis=2)
             flat.append(frames.reshape(rows * columns, -1))
         found["pixel_values"] = torch.tensor(np.concatenate(flat), dtype=torch.float32)
         found["image_grid_thw"] = torch.tensor([[1, *shape] for shape in shapes])

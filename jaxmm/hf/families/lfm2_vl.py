@@ -100,9 +100,10 @@ class Lfm2VL(JoiningFamily):
           UserError: if it has features that these do not have.
         """
         _require_plain(spec)
-        vision, text = _vision_config(spec.vision), _text_config(spec.decoder)
+        tower, connector = spec.seeing
+        vision, text = _vision_config(tower), _text_config(spec.decoder)
         rules = [*TOWERS[vision["model_type"]].rules, *PROJECTOR, *DECODERS[text["model_type"]].rules]
-        return Layout(spec, rules, NEW), self._config(vision, text, spec.connector, spec.decoder.tie_embeddings)
+        return Layout(spec, rules, NEW), self._config(vision, text, connector, spec.decoder.tie_embeddings)
 
     def own_processor(self, image: ImageSpec, vision: VisionSpec) -> dict[str, dict[str, Any]]:
         """The processor files, by name, with which ``transformers`` makes the patches that the model was trained on."""
@@ -134,7 +135,7 @@ class Lfm2VL(JoiningFamily):
 
 def _require_plain(spec: ModelSpec) -> None:
     """Raises UserError for features that SigLIP 2, Llama and Qwen 3 do not have."""
-    vision, decoder = spec.vision, spec.decoder
+    (vision, _), decoder = spec.seeing, spec.decoder
     plain_vision = VisionSpec(
         **{name: getattr(vision, name) for name in ("width", "layers", "heads", "mlp", "patch_size", "positions")},
         norm_eps=vision.norm_eps, mean=vision.mean, std=vision.std,

@@ -77,7 +77,7 @@ class Llava(JoiningFamily):
             "tie_word_embeddings": tied,
         }
         layout = self.layout(transformers.LlavaConfig(**config))
-        spec = layout.spec.connector
+        _, spec = layout.spec.seeing
         told: tuple[str, ...] = ()
         if (connector.merge, connector.mlp) != (spec.merge, spec.mlp):
             told = (
