@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxmm.data.documents import Video
-from jaxmm.data.media import container, mp4_table, timeline, video_file
+from jaxmm.data.media import container, frame_decoder, mp4_table, timeline, video_file
 from jaxmm.data.media.container import Turn
 from jaxmm.data.media.medium import BadMedia
 from jaxmm.data.media.timeline import Timeline
@@ -85,6 +85,13 @@ def test_a_size_out_of_bounds_is_too_large():
     assert struct.unpack_from(">HH", data, place) == (64, 48)
     struct.pack_into(">HH", data, place, 16000, 12000)
     assert reason(video(bytes(data))) == "too large"
+
+
+def test_frames_larger_than_the_header_says_are_bounded_too(monkeypatch):
+    known = header(video(made()))
+    monkeypatch.setattr(frame_decoder, "MAX_PIXELS", 1000)
+    with pytest.raises(BadMedia):
+        list(read_frames(video(made()), known, [0]))
 
 
 def test_no_file_makes_ffmpeg_open_another(tmp_path):
@@ -177,6 +184,13 @@ def test_a_constant_rate_with_times_in_milliseconds_gives_each_frame_once(rate, 
     assert timeline.frames_at(made_line, rate, range(n)) == [*range(n)]
     average = timeline.rate_of(made_line)
     assert timeline.frames_at(made_line, average, range(n)) == [*range(n)]
+
+
+def test_a_time_half_a_frame_off_makes_a_rate_variable():
+    steady = [0, 100, 200, 300, 400]
+    assert timeline.rate_of(line(steady, 500), [Fraction(10)]) == 10
+    assert timeline.rate_of(line([0, 100, 245, 300, 400], 480), [Fraction(10)]) == 10
+    assert timeline.rate_of(line([0, 100, 255, 300, 400], 480), [Fraction(10)]) == Fraction(5000, 480)
 
 
 @given(st.lists(st.integers(0, 5000), min_size=1, max_size=30, unique=True).map(sorted), st.integers(1, 500))

@@ -92,6 +92,13 @@ def test_seeking_passes_over_groups_that_are_not_wanted(kind, monkeypatch):
     assert set(seen) <= {*range(10), *range(50, 60), *range(90, 100)}
 
 
+def test_keyframes_from_which_a_film_is_refreshed_slowly_are_not_sought():
+    data = made(**VARIANTS["mp4 refreshed slowly"])
+    expected = decoded(data)
+    wrong = [n for n, frame in enumerate(expected) if not np.array_equal(frames(video(data), n)[0], frame)]
+    assert wrong == []
+
+
 @pytest.mark.parametrize("kind", ["mp4", "mkv"])
 def test_a_variable_rate_is_sampled_evenly_in_time(kind):
     times = tuple(33 * i if i < 20 else 627 + 100 * (i - 19) for i in range(40))
