@@ -138,6 +138,8 @@ class AudioSpec:
       piece: frames of a piece, whole chunks; 0 is one piece, however long.
       filled: a piece is filled up with silence, which is attended to and becomes soft tokens (Whisper, Voxtral).
       silence: the end of a piece is seen as silence follows it (Whisper), and not mirrored.
+      least: samples; a shorter clip is filled up with silence to so many.
+      max_seconds: above 0, only so much of a clip is taken, from its start.
     """
 
     rate: int = 16000
@@ -152,6 +154,8 @@ class AudioSpec:
     piece: int = 0
     filled: bool = False
     silence: bool = False
+    least: int = 0
+    max_seconds: float = 0.0
 
     @property
     def stride(self) -> int:

@@ -159,7 +159,7 @@ class Assembler:
                 continue  # its content is in the text
             medium, item = medium_of(part), self._item(piece, i, part)
             place = self._places[medium.stream]
-            first = place.start + space.taken.get(medium.stream, 0) // place.group
+            first = place.start + int(medium.table_rows(space.taken.get(medium.stream, 0), self.spec))
             try:
                 filled = medium.fill(space, item, self.spec, self.settings)
             except BadMedia as error:

@@ -98,7 +98,7 @@ class Tally:
         sums = np.zeros((len(self._sums), 2), np.int64)
         spec, slots_T, stream_of = self._lengths[0].spec, batch.slots_BT[b], streams(batch)
         for name, place in places_in(batch, spec).items():
-            segments = stream_of[name].segments[b, :: place.group]
+            segments = place.medium.of_rows(stream_of[name].segments[b], spec)
             at = np.flatnonzero((slots_T >= place.start) & (slots_T < place.start + len(segments)))
             segment, first = np.unique(segments[slots_T[at] - place.start], return_index=True)
             counts = np.bincount(stream_of[name].segments[b], minlength=int(segment.max(initial=0)) + 1)

@@ -42,6 +42,7 @@ def made(
         stream.codec_context.time_base = tick
         if rotation:
             stream.set_display_rotation(rotation)
+        film.start_encoding()
         for number in range(n):
             frame = av.VideoFrame.from_ndarray(drawn(number, height, width), "rgb24")
             frame.pts, frame.time_base = times[number] if times else number, tick
@@ -152,3 +153,21 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "ts": {"kind": "ts"},
     "flv": {"kind": "flv", "codec": "libx264"},
 }
+
+
+def with_sound(data: bytes, seconds: int) -> bytes:
+    """A Matroska of a film's pictures, and so many seconds of silence."""
+    file = io.BytesIO()
+    with av.open(io.BytesIO(data)) as film, av.open(file, "w", format="matroska") as out:
+        pictures = out.add_stream_from_template(film.streams.video[0])
+        silence = out.add_stream("pcm_s16le", rate=8000, layout="mono")
+        for packet in film.demux(video=0):
+            if packet.size:
+                packet.stream = pictures
+                out.mux(packet)
+        for second in range(seconds):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.int16), "s16", "mono")
+            frame.sample_rate, frame.pts = 8000, second * 8000
+            out.mux(silence.encode(frame))
+        out.mux(silence.encode(None))
+    return file.getvalue()

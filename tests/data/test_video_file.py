@@ -18,6 +18,7 @@ from pictures import encoded
 
 from jaxmm.data.documents import Image, Video
 from jaxmm.data.media import video_file
+from jaxmm.data.media.frame_decoder import FrameDecoder
 from jaxmm.data.media.medium import BadMedia
 from jaxmm.data.media.video_file import VideoHeader, header, read_frames
 from jaxmm.errors import UserError
@@ -51,14 +52,14 @@ def test_any_ascending_numbers_are_read_and_no_frame_is_decoded_twice(name, data
     numbers = sorted(data.draw(st.lists(st.integers(0, len(expected) - 1), max_size=12)))
     seen: list[int] = []
 
-    class Spy(video_file._Decoder):
+    class Spy(FrameDecoder):
         def _decoded(self):
             for place, frame in super()._decoded():
                 seen.append(place)
                 yield place, frame
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(video_file, "_Decoder", Spy)
+        patch.setattr(video_file, "FrameDecoder", Spy)
         got = frames(video(film), *numbers)
     assert len(got) == len(numbers)
     assert all(np.array_equal(frame, expected[n]) for n, frame in zip(numbers, got, strict=True))
@@ -76,19 +77,26 @@ def decoded_once(name: str, kept: dict[str, list[np.ndarray]] = {}) -> list[np.n
 @pytest.mark.parametrize("kind", ["mp4", "mkv"])
 def test_seeking_passes_over_groups_that_are_not_wanted(kind, monkeypatch):
     seen: list[int] = []
-    plain = video_file._Decoder._decoded
+    plain = FrameDecoder._decoded
 
     def spied(self):
         for place, frame in plain(self):
             seen.append(place)
             yield place, frame
 
-    monkeypatch.setattr(video_file._Decoder, "_decoded", spied)
+    monkeypatch.setattr(FrameDecoder, "_decoded", spied)
     data = made(kind, n=100, codec_options=(("g", "10"), ("x264-params", "scenecut=0")))
     got = frames(video(data), 5, 52, 91)
     assert all(np.array_equal(a, b) for a, b in zip(got, np.array(decoded(data))[[5, 52, 91]], strict=True))
     assert seen[0] == 0
     assert set(seen) <= {*range(10), *range(50, 60), *range(90, 100)}
+
+
+def test_keyframes_from_which_a_film_is_refreshed_slowly_are_not_sought():
+    data = made(**VARIANTS["mp4 refreshed slowly"])
+    expected = decoded(data)
+    wrong = [n for n, frame in enumerate(expected) if not np.array_equal(frames(video(data), n)[0], frame)]
+    assert wrong == []
 
 
 @pytest.mark.parametrize("kind", ["mp4", "mkv"])

@@ -290,6 +290,18 @@ class Medium(abc.ABC):
         """How many units of its stream make a soft token; budgets of the stream are multiples of it."""
         return 1
 
+    def table_rows(self, units: Array, spec: ImageSpec) -> Array:
+        """How many rows of the soft-token table so many units of its stream make: whole groups."""
+        return units // self.group(spec)
+
+    def of_rows(self, values: np.ndarray, spec: ImageSpec) -> np.ndarray:
+        """What belongs to each row of the soft-token table, of values (units, ...) of a whole stream."""
+        return values[:: self.group(spec)]
+
+    def cut_short(self, extents: Extents, spec: ImageSpec) -> Array:
+        """The part, from 0 to 1, that the spec itself leaves of media that are taken only up to a length."""
+        return np.ones(np.shape(extents.kind))
+
     def soft_tokens(self, units: Array, extents: Extents, spec: ImageSpec) -> Array:
         """How many soft tokens the media give."""
         return units // self.group(spec)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxmm.batch import Batch, ImageSpec, Stream
+from jaxmm.data.media.audio import AudioMedium
 from jaxmm.data.media.features import FeaturesMedium, feature_widths
 from jaxmm.data.media.image import ImageMedium
 from jaxmm.data.media.medium import Extents, Medium
@@ -19,7 +20,7 @@ from jaxmm.data.media.video import VideoMedium
 
 # By name. Soft tokens stand in a row's table in this order, so a new medium comes last.
 MEDIA: dict[str, Medium] = {
-    medium.name: medium for medium in (ImageMedium(), FeaturesMedium(), TokensMedium(), VideoMedium())
+    medium.name: medium for medium in (ImageMedium(), FeaturesMedium(), TokensMedium(), VideoMedium(), AudioMedium())
 }
 FIRST = ("image", "features", "image_tokens")  # media that a prepared folder need not list
 
@@ -125,11 +126,10 @@ def advice(reason: str, names: Collection[str] = ()) -> str:
 
 
 class StreamPlace(NamedTuple):
-    """Where a stream's soft tokens stand in a row's soft-token table: from ``start`` on, one per ``group`` units."""
+    """Where a stream's soft tokens stand in a row's soft-token table: from ``start`` on."""
 
     medium: Medium  # the first of the table whose stream it is
     start: int
-    group: int
 
 
 def stream_places(units: Callable[[str], int], spec: ImageSpec) -> dict[str, StreamPlace]:
@@ -142,8 +142,8 @@ def stream_places(units: Callable[[str], int], spec: ImageSpec) -> dict[str, Str
     start = 0
     for medium in MEDIA.values():
         if medium.stream and medium.stream not in places:
-            places[medium.stream] = StreamPlace(medium, start, medium.group(spec))
-            start += units(medium.stream) // medium.group(spec)
+            places[medium.stream] = StreamPlace(medium, start)
+            start += medium.table_rows(units(medium.stream), spec) if units(medium.stream) else 0
     return places
 
 

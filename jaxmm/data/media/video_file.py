@@ -20,7 +20,8 @@ import numpy as np
 
 from jaxmm.data import files
 from jaxmm.data.documents import Video
-from jaxmm.data.media import container, picture
+from jaxmm.data.media import container, mp4_table, picture
+from jaxmm.data.media.frame_decoder import FrameDecoder, rgb
 from jaxmm.data.media.medium import BadMedia
 from jaxmm.data.media.opening import opened_file
 from jaxmm.data.media.picture import MAX_PIXELS, MAX_SIDE
@@ -29,9 +30,7 @@ from jaxmm.errors import UserError
 
 FORMATS = "MP4, MOV, MKV, WebM, AVI, GIF, FLV or MPEG-TS"
 LIST_RATE = Fraction(2)  # frames a second of a list that does not say it: LLaMA-Factory's lists are sampled already
-TOLERANCE = 2  # frames by which a header may promise too many: the last one that there is stands for them
 LOST, LOST_SECONDS = 0.1, 1  # the part and the seconds that a file must lack to be called truncated by its header
-_WORTH_SEEKING = 8  # frames that need not be decoded
 
 ADVICE: Mapping[str, str] = {
     "missing": "a video's file is not there: set config.data.media_dir to the folder that its path counts from",
@@ -110,12 +109,12 @@ def read_frames(video: Video, known: VideoHeader, numbers: Sequence[int]) -> Ite
             raise BadMedia("changed")
         places = frames_at(film.timeline, known.rate, [film.first + number for number in numbers])
         seen, shown = -1, np.empty(0, np.uint8)
-        with _demuxed(file, kind) as demuxed:
-            decoder = _Decoder(demuxed, _stream(demuxed), film.timeline, kind, places)
+        with _demuxed(file, kind, max_pixels=str(MAX_PIXELS)) as demuxed:
+            decoder = FrameDecoder(demuxed, _stream(demuxed), film.timeline, kind, places)
             height, width = film.turn.size(known.height, known.width)
             for place in places:
                 if place != seen:
-                    seen, shown = place, film.turn.pixels(_rgb(decoder.frame(place), height, width))
+                    seen, shown = place, film.turn.pixels(rgb(decoder.frame(place), height, width))
                 yield shown
 
 
@@ -184,7 +183,7 @@ def _refused(url: str, *_: Any) -> NoReturn:
 @contextlib.contextmanager
 def _demuxed(file: IO[bytes], kind: str, **options: str) -> Iterator[Any]:
     """Opens what a file holds, as a format that was recognised."""
-    if kind == "mov" and not container.has_moov(file):
+    if kind == "mov" and not mp4_table.has_moov(file):
         raise BadMedia("truncated")
     file.seek(0)
     # The plain object hides a file's name, which PyAV would hand to FFmpeg.
@@ -244,8 +243,8 @@ def _film(file: IO[bytes], kind: str, video: Video) -> _Film:
 def _listed(file: IO[bytes], demuxed: Any, stream: Any) -> tuple[container.Turn, Timeline]:
     """The timeline by an MP4's own table, or by its packets where the table has none or FFmpeg reads another one."""
     place = file.tell()
-    table = container.mp4_table(file, stream.id)
-    turn = table.turn if table else container.mp4_turn(file, stream.id)
+    table = mp4_table.table(file, stream.id)
+    turn = table.turn if table else mp4_table.turn(file, stream.id)
     size = file.seek(0, io.SEEK_END)
     file.seek(place)
     packet = next(demuxed.demux(stream), None)
@@ -312,7 +311,7 @@ def _timeline(demuxed: Any, stream: Any, *first: Any, seconds: float = 0.0, is_c
 
 def _packets(demuxed: Any) -> Iterator[Any]:
     """All packets, up to the end or to the first one that cannot be read."""
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(_av().FFmpegError, OSError):
         yield from demuxed.demux()
 
 
@@ -320,129 +319,3 @@ def _check_whole(there: Fraction, promised: Fraction, a_second: Fraction | int =
     """Raises BadMedia if clearly less is there than was promised, both in seconds, or so many of them a second."""
     if promised - there > max(LOST * promised, LOST_SECONDS * a_second):
         raise BadMedia("truncated")
-
-
-# Decoding
-
-
-class _Decoder:
-    """Decodes forward, no frame twice, from one wanted frame to the next."""
-
-    def __init__(self, demuxed: Any, stream: Any, timeline: Timeline, kind: str, places: list[int]):
-        """
-        Args:
-          places: the frames that will be asked for; the decoder may leave out others that no frame refers to.
-        """
-        self.demuxed, self.stream, self.timeline = demuxed, stream, timeline
-        self.codec = stream.codec_context
-        self.codec.thread_count = 1
-        self.packets = demuxed.demux(stream)
-        self.frames = self._decoded()
-        self.last: tuple[int, Any] | None = None  # the place and the frame that was decoded last
-        self.next: tuple[int, Any] | None = None  # one that was decoded too far
-        self.is_ended = False
-        self.count = -1  # place of the last decoded frame
-        self.key: int | None = None  # time of the keyframe up to which packets are left out
-        self.has_sought = self.is_rewound = False
-        self.fed = -1  # place of the last keyframe that the decoder got
-        self.keys = np.searchsorted(timeline.times, timeline.keys) if kind in ("mov", "matroska") else np.empty(0, int)
-        # Frames that none refers to: H.264 marks them for sure, and PyAV asks before each packet.
-        can_leave_out = self.codec.name == "h264" and kind in ("mov", "matroska") and not timeline.is_counted
-        kept = {place - back for place in places for back in range(TOLERANCE + 1)}
-        self.kept = {int(timeline.times[place]) for place in kept if place >= 0} if can_leave_out else None
-
-    def frame(self, place: int) -> Any:
-        """The frame at a place, or the last one before it. Raises BadMedia if that is too far off."""
-        self._seek(place)
-        while not self.is_ended and (self.last is None or self.last[0] < place):
-            found, self.next = self.next or next(self.frames, None), None
-            if found is None:
-                self.is_ended = True
-            elif found[0] <= place or self.last is None:
-                self.last = found
-            else:
-                self.next = found
-                break
-        if self.last is not None and abs(self.last[0] - place) <= TOLERANCE:
-            return self.last[1]
-        if self.has_sought:  # to a keyframe that was not found, or is none
-            self._restart()
-            return self.frame(place)
-        raise BadMedia("truncated" if self.is_ended else "unreadable")
-
-    def _restart(self) -> None:
-        """Goes back to the first frame, to decode all from there on."""
-        self.keys, self.key, self.has_sought, self.is_ended = self.keys[:0], None, False, False
-        self.last = self.next = None
-        self.packets, self.frames = self.demuxed.demux(self.stream), self._decoded()
-        self._go(int(self.timeline.times[0]))
-
-    def _seek(self, place: int) -> None:
-        """Goes to the keyframe before a place, if it lies ahead and that saves some decoding."""
-        before = int(np.searchsorted(self.keys, place, "right")) - 1
-        if before < 0:
-            return
-        key = int(self.keys[before])
-        if key <= self.fed or key - (self.count + 1) < _WORTH_SEEKING:
-            return
-        self.has_sought = True
-        self.key, self.next, self.is_rewound = int(self.timeline.times[key]), None, False
-        self._go(self.key)
-
-    def _go(self, time: int) -> None:
-        with contextlib.suppress(_av().FFmpegError):  # where it cannot, packets are left out up to the keyframe
-            self.demuxed.seek(time, stream=self.stream)
-
-    def _decoded(self) -> Iterator[tuple[int, Any]]:
-        while True:
-            try:
-                packet = next(self.packets, None)
-            except Exception:  # what follows cannot be read; the frames on their way still can
-                packet = None
-            for frame in self._fed(packet):
-                if self.timeline.is_counted or frame.pts is None:
-                    self.count += 1
-                else:
-                    self.count = int(np.searchsorted(self.timeline.times, frame.pts, "right")) - 1
-                yield self.count, frame
-            if packet is None:
-                return
-
-    def _fed(self, packet: Any) -> list[Any]:
-        if packet is None:
-            with contextlib.suppress(_av().FFmpegError):
-                return self.codec.decode(None)
-            return []
-        if not packet.size:  # a repeat in an AVI, or PyAV's mark of the end, after which no packet comes
-            return []
-        if self.key is not None:
-            if packet.pts != self.key or not packet.is_keyframe or not self._is_whole(packet):
-                if packet.dts is not None and packet.dts > self.key and not self.is_rewound:  # FFmpeg went too far
-                    self.is_rewound = True
-                    self._go(int(self.timeline.times[0]))
-                return []
-            self.key = None
-        if packet.is_keyframe and packet.pts is not None:
-            self.fed = int(np.searchsorted(self.timeline.times, packet.pts))
-        if self.kept is not None:
-            self.codec.skip_frame = "DEFAULT" if packet.pts in self.kept else "NONREF"
-        with contextlib.suppress(_av().FFmpegError):  # a damaged packet: ``frame`` finds what is left of it
-            return packet.decode()
-        return []
-
-    def _is_whole(self, packet: Any) -> bool:
-        """Whether a keyframe needs no frame before it: H.264 also marks those from which a film is refreshed slowly."""
-        extra = self.codec.extradata
-        if self.codec.name != "h264" or not extra or len(extra) < 5 or extra[0] != 1:
-            return self.codec.name != "h264"
-        return container.is_h264_key(bytes(packet), (extra[4] & 3) + 1)
-
-
-def _rgb(frame: Any, height: int, width: int) -> np.ndarray:
-    """uint8 (height, width, 3); a frame of another size than the header's is resized to it."""
-    size = {"height": height, "width": width, "threads": 1}
-    if not any(component.is_alpha for component in frame.format.components):
-        return np.ascontiguousarray(frame.to_ndarray(format="rgb24", **size))
-    pixels = frame.to_ndarray(format="rgba", **size).astype(np.uint16)
-    colour, alpha = pixels[..., :3], pixels[..., 3:]
-    return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
