@@ -72,8 +72,8 @@ class AudioMedium(Medium):
         seconds = float(item.extent.length / item.extent.rate)
         return (
             f"a recording of {seconds:,.1f} s ({tokens} tokens), more than a row holds (config.seq_len "
-            f"{budgets.tokens}, {budgets.get('audio')} frames): raise config.seq_len, cut recordings to so many seconds "
-            f"by config.audio.max_seconds, or leave such documents out by config.data.long_documents=drop"
+            f"{budgets.tokens}, {budgets.get('audio')} frames): raise config.seq_len, cut recordings to so many "
+            f"seconds by config.audio.max_seconds, or leave such documents out by config.data.long_documents=drop"
         )
 
     # Assembling
