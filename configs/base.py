@@ -45,7 +45,9 @@ def get_config() -> ConfigDict:
     config.data.image_tokens = 0  # size of the codebook of discrete image tokens; 0 is none
     config.data.predict_image_tokens = False  # whether they are targets where text in their place is
     config.data.tokenizer = ""  # folder of a transformers tokenizer; "" is ByT5's bytes
-    config.data.media = ""  # beside pictures, that a model from random weights takes: "video"; "" is what its data has
+    config.data.media = (
+        ""  # beside pictures, that a model from random weights takes: "video,audio"; "" is what its data has
+    )
     config.data.allow_change = False  # go on with other data than the run has seen so far
     config.data.cache = ""  # where prepared data is kept; "" is $XDG_CACHE_HOME/jaxmm
     config.data.threads = 1  # threads that make batches ahead
@@ -67,6 +69,17 @@ def get_config() -> ConfigDict:
     config.video.total_pixels = 0  # of all frames together; 0 is the folder's own, else no limit
     config.video.sampling = ""  # which frames: "stride" or "ends"; "" is the family's
     config.video.after = ""  # text after a video of a Qwen2.5-VL goes on after its largest row or column, or "all" axes
+
+    config.audio = ConfigDict()
+    config.audio.sampling_rate = 0  # samples a second; 0 is the folder's own, else 16000
+    config.audio.mels = 0  # bands of a log-mel frame; 0 is the folder's own, for random weights 80
+    config.audio.pool = 0  # tower positions of 20 ms in a soft token; 0 is the folder's own, else 4
+    config.audio.chunk = 0.0  # seconds of a clip that hear each other; 0 is the folder's own, for random weights 30
+    config.audio.max_seconds = 0.0  # of a clip that are taken, from its start; 0 is all of it
+    config.audio.width = 96  # of the audio tower's layers
+    config.audio.layers = 2
+    config.audio.heads = 3
+    config.audio.mlp = 288
 
     config.vision = ConfigDict()
     config.vision.width = 96
@@ -106,6 +119,8 @@ def get_config() -> ConfigDict:
     config.optimizer.freeze = ""  # parts, comma between them: vision, connector, decoder
     config.optimizer.vision_rate = 1.0  # multiple of the rate
     config.optimizer.connector_rate = 1.0
+    config.optimizer.audio_rate = 1.0
+    config.optimizer.audio_connector_rate = 1.0
     config.optimizer.decoder_rate = 1.0
 
     config.compute = ConfigDict()

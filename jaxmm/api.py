@@ -213,7 +213,7 @@ class TrainedModel:
         """
         given = [] if image is None else list(image) if isinstance(image, list | tuple) else [image]
         prompt = Prompt(tuple(_image(one) for one in given), text)
-        if not prompt.images and not prompt.text:
+        if not prompt.media and not prompt.text:
             raise UserError("nothing to answer: give a picture, a text or both")
         asked = {
             "max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed, "top_k": top_k,

@@ -1,6 +1,7 @@
-"""Answers to prompts with images, as a command and for the samples of a run.
+"""Answers to prompts with pictures, videos and recordings, as a command and for the samples of a run.
 
 python -m jaxmm.generate --workdir=runs/base --image=cat.png --prompt="What is this?"
+python -m jaxmm.generate --workdir=runs/base --video=clip.mp4 --audio=speech.wav --prompt="What happens?"
 python -m jaxmm.generate --workdir=runs/base --prompts=prompts.jsonl > answers.jsonl
 
 The most likely answer, unless --temperature is above 0. On a terminal it is printed as it is written.
@@ -25,22 +26,26 @@ import jax
 from jaxmm import capacity, command, sharding
 from jaxmm.checkpoints.params import chosen_step, saved_params
 from jaxmm.corpus import cache_folder
-from jaxmm.data.documents import Image
 from jaxmm.errors import UserError
 from jaxmm.inference import generation_config, sampling
 from jaxmm.inference.answers import Prompt, make_generator, write
 from jaxmm.inference.decode import Generator
+from jaxmm.inference.prompts import media_file, read_prompts
 from jaxmm.inference.sampling import Sampling
 from jaxmm.inference.stop_strings import Reply
-from jaxmm.json_text import parse_json
-from jaxmm.recipe import Recipe, read_recipe
+from jaxmm.recipe import Recipe, fitted, read_recipe
 from jaxmm.runtime import startup
 
 FLAGS: command.Flags = {
     "workdir": ("", "folder of the run to ask"),
     "image": ((), "pictures, comma between them; may be left out"),
+    "video": ((), "videos, comma between them: files, or folders of frames in the order of their names"),
+    "audio": ((), "recordings, comma between them; a video's sound track is the video's file here too"),
     "prompt": ("", "what to ask"),
-    "prompts": ("", "in place of them, a file with a JSON object a line: prompt, and image or images (paths from it)"),
+    "prompts": (
+        "",
+        "in place of them, a file with a JSON object a line: prompt, and image(s), video(s), audio(s) (paths from it)",
+    ),
     "batch_size": (8, "prompts of such a file that are answered at a time"),
     "max_tokens": (64, "longest answer, in tokens"),
     "temperature": (0.0, "0 is the most likely answer; above 0 answers are drawn, and a higher one is more random"),
@@ -69,57 +74,13 @@ def read_stops(text: str) -> list[str]:
     return [word for word in words if word]
 
 
-def _image(path: Path, where: str) -> Image:
-    if not path.is_file():
-        raise UserError(f"{where} {path}: there is no such file")
-    return Image(path=str(path.resolve()))
-
-
-def read_prompts(name: str) -> list[tuple[dict[str, Any], Prompt]]:
-    """Reads the objects of a file of prompts, each with the prompt it asks; images are paths from the file's folder.
-
-    Raises:
-      UserError: naming the line that is no object with a prompt or images.
-    """
-    path = Path(name)
-    if not path.is_file():
-        raise UserError(f"--prompts {name}: there is no such file")
-    prompts = []
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise UserError(f"--prompts {name} is not UTF-8: {error.reason} at byte {error.start}") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        where = f"{name}, line {number}:"
-        try:
-            record = parse_json(line)
-        except ValueError as error:
-            raise UserError(f"{where} no valid JSON: {error}") from error
-        if not isinstance(record, dict) or not isinstance(record.get("prompt", ""), str):
-            raise UserError(f'{where} give an object such as {{"prompt": "What is this?", "image": "cat.png"}}')
-        if "answer" in record or {"image", "images"} <= record.keys():
-            raise UserError(f"{where} give 'image' or 'images', and no 'answer': that is the model's")
-        images = record.get("images", record.get("image", []))
-        images = [images] if isinstance(images, str) else images
-        if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
-            raise UserError(f"{where} 'image' is a path, 'images' a list of paths")
-        prompt = Prompt(tuple(_image(path.parent / image, where) for image in images), record.get("prompt", ""))
-        if not prompt.images and not prompt.text:
-            raise UserError(f"{where} neither a prompt nor an image")
-        prompts.append((record, prompt))
-    if not prompts:
-        raise UserError(f"--prompts {name} holds no prompt")
-    return prompts
-
-
 def _check(args: Any) -> None:
     """Raises UserError for flags that are out of range or say nothing together."""
-    if args.prompts and (args.prompt or args.image or args.stream):
-        raise UserError("--prompts is a file of prompts: it goes without --prompt, --image and --stream")
-    if not (args.prompts or args.prompt or args.image):
-        raise UserError("nothing to answer: give --prompt, --image or both, or --prompts")
+    given = [*args.image, *args.video, *args.audio]
+    if args.prompts and (args.prompt or given or args.stream):
+        raise UserError("--prompts is a file of prompts: it goes without --prompt, --image, --video, --audio, --stream")
+    if not (args.prompts or args.prompt or given):
+        raise UserError("nothing to answer: give --prompt, or --image, --video or --audio, or --prompts")
     if args.batch_size < 1:
         raise UserError(f"--batch_size is {args.batch_size}: it must be at least 1")
     sampling.check(vars(args))
@@ -169,10 +130,15 @@ def main(argv: list[str]) -> int:
     _check(args)
     stops = read_stops(args.stop)
     asked = read_prompts(args.prompts) if args.prompts else []
-    pictures = tuple(_image(Path(name), "--image") for name in args.image)
+    media = tuple(
+        media_file(kind, Path(name), f"--{kind}")
+        for kind in ("image", "video", "audio")
+        for name in getattr(args, kind)
+    )
     startup.keep_compiled(cache_folder(args.config))
     workdir = Path(args.workdir)
     recipe = read_recipe(args.config, workdir)
+    recipe = fitted(recipe, {name for prompt in [*(p for _, p in asked), Prompt(media, "")] for name in prompt.kinds()})
     said = generation_config.said_by(recipe.start, workdir)
     for line in generation_config.differences(said, vars(args)):
         print(line, file=sys.stderr)
@@ -188,7 +154,7 @@ def main(argv: list[str]) -> int:
         if asked:
             _print_all(asker, asked, args.batch_size)
         else:
-            _print_one(asker, Prompt(pictures, args.prompt), args.stream or sys.stdout.isatty())
+            _print_one(asker, Prompt(media, args.prompt), args.stream or sys.stdout.isatty())
     return 0
 
 

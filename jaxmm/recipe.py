@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from jaxmm.batch import ImageSpec, VideoSpec
+from jaxmm.batch import AudioSpec, ImageSpec, VideoSpec
 from jaxmm.config.keys import CLIPS
 from jaxmm.config.shares import parse_names, parse_schedule
 from jaxmm.corpus import Corpus, cache_folder, load_corpus, make_assembler, make_plan, read_budgets
@@ -29,6 +29,7 @@ from jaxmm.models.attention import choose_backend
 from jaxmm.models.connector import ConnectorSpec
 from jaxmm.models.decoder import DecoderSpec
 from jaxmm.models.multimodal import Compute, ModelSpec
+from jaxmm.models.towers.audio import AudioTowerSpec
 from jaxmm.models.towers.vit import VisionSpec
 from jaxmm.workdir.folder import has_saved
 from jaxmm.workdir.kept_folders import tokenizer_folder
@@ -97,7 +98,7 @@ def read_data(config: ConfigDict, workdir: Path | None = None) -> DataRecipe:
         spec = ImageSpec(**image)
     except (TypeError, ValueError) as error:
         raise UserError(f"config.image: {error}") from error
-    spec = dataclasses.replace(spec, video=_video_of(config, spec, start))
+    spec = dataclasses.replace(spec, video=_video_of(config, spec, start), audio=_audio_of(config, start))
     return DataRecipe(template, spec, cache_folder(config), start)
 
 
@@ -131,6 +132,25 @@ class Recipe(NamedTuple):
     start: Pretrained | None = None
 
 
+def _audio_of(config: ConfigDict, start: Pretrained | None) -> AudioSpec | None:
+    """How recordings are taken; None if the model takes none."""
+    asked = config.audio
+    if start:
+        return None
+    rate, pool = asked.sampling_rate or 16000, asked.pool or 4
+    own = AudioSpec()
+    hop, window = round(own.hop * rate / own.rate), round(own.window * rate / own.rate)
+    chunk = 2 * pool  # frames of a soft token
+    piece = -(-round((asked.chunk or 30.0) * rate / hop) // chunk) * chunk
+    try:
+        return AudioSpec(
+            rate=rate, mels=asked.mels or 80, hop=hop, window=window, chunk=chunk, chunk_positions=pool, pool=pool,
+            attend=0, halo=2, piece=piece, silence=True, max_seconds=asked.max_seconds,
+        )  # fmt: skip
+    except ValueError as error:
+        raise UserError(f"config.audio: {error}") from error
+
+
 def clips_of(media: Collection[str]) -> str:
     """The ``config.data.media`` of a model from random weights whose data has these media."""
     return ",".join(name for name in CLIPS if name in media)
@@ -144,13 +164,21 @@ def fitted(recipe: Recipe, media: Collection[str]) -> Recipe:
     """
     vision, video = recipe.model.vision, recipe.image.video
     if "video" in media and (video is None or vision is None or video.frames != vision.frames):
-        whose = f"a {recipe.start.family.model_type}" if recipe.start else "this model"
         can = ", ".join(family.model_type for family in FAMILIES.values() if family.videos)
         raise UserError(
-            f"the data has videos, which {whose} does not take here: of pretrained models {can} do, and models that "
-            f"begin from random weights on data with videos; leave such records out, or give them as pictures"
+            f"the data has videos, which {_whose(recipe)} does not take here: of pretrained models {can} do, and "
+            f"models that begin from random weights on data with videos; leave them out, or give them as pictures"
+        )
+    if "audio" in media and (recipe.image.audio is None or recipe.model.audio is None):
+        raise UserError(
+            f"the data has recordings, which {_whose(recipe)} does not take here: models that begin from random "
+            f"weights on data with recordings do; leave such records out"
         )
     return recipe._replace(image=recipe.image.only(media))
+
+
+def _whose(recipe: Recipe) -> str:
+    return f"a {recipe.start.family.model_type}" if recipe.start else "this model"
 
 
 def read_recipe(config: ConfigDict, workdir: Path | None = None, platform: str = "") -> Recipe:
@@ -182,13 +210,21 @@ def _model_of(config: ConfigDict, image: ImageSpec, vocabulary: int) -> ModelSpe
     media = parse_names(config.data.media, "config.data.media", CLIPS, "medium")
     frames = image.video.frames if image.video and "video" in media else 1
     try:
+        audio = _audio_tower_of(config, image.audio) if image.audio and "audio" in media else None
         return ModelSpec(
             vision=VisionSpec(**config.vision, patch_size=image.patch_size, frames=frames),
             connector=ConnectorSpec(**config.connector, merge=image.merge),
+            audio=audio,
+            audio_connector=ConnectorSpec(**config.connector, merge=1) if audio else None,
             decoder=DecoderSpec(**config.decoder, vocab_size=vocabulary),
         )
     except (TypeError, ValueError) as error:
-        raise UserError(f"config.vision, connector or decoder: {error}") from error
+        raise UserError(f"config.vision, connector, audio or decoder: {error}") from error
+
+
+def _audio_tower_of(config: ConfigDict, audio: AudioSpec) -> AudioTowerSpec:
+    sizes = {key: config.audio[key] for key in ("width", "layers", "heads", "mlp")}
+    return AudioTowerSpec(mels=audio.mels, positions=audio.piece // 2, pool=audio.pool, **sizes)
 
 
 def read_compute(config: ConfigDict, model: ModelSpec, image: ImageSpec, platform: str) -> Compute:

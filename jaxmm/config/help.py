@@ -15,6 +15,7 @@ GROUPS = {
     "data": "what is learnt from, and how it is read",
     "image": "what a picture becomes",
     "video": "how many frames a video becomes, and of which size",
+    "audio": "what a recording becomes, and sizes of its tower; those of a folder in init_from count before them",
     "vision": "sizes of the tower; those of a folder in init_from count before them",
     "connector": "between tower and decoder",
     "decoder": "its sizes; those of a folder in init_from count before them",

@@ -22,7 +22,7 @@ Value = bool | int | float | str | tuple[Any, ...]
 
 PARTS = ("vision", "connector", "audio", "audio_connector", "decoder")
 OWN_PARTS = ("vision", "connector", "decoder")  # of a model that the config has the sizes of
-CLIPS = ("video",)  # media that need more of a model than pictures do
+CLIPS = ("video", "audio")  # media that need more of a model than pictures do
 LARGEST = 2**31 - 1  # steps and pixels are counted in 32 bits
 KINDS = {bool: "true or false", int: "an integer", float: "a finite number", str: "a string"}
 
@@ -192,7 +192,7 @@ KEYS: dict[str, Key] = {
     "data.predict_image_tokens": Key(False, "whether they are targets where text in their place is"),
     "data.tokenizer": Key("", 'folder of a transformers tokenizer; "" is ByT5\'s bytes'),
     "data.media": Key(
-        "", 'beside pictures, that a model from random weights takes: "video"; "" is what its data has',
+        "", 'beside pictures, that a model from random weights takes: "video,audio"; "" is what its data has',
         form=Form("media, comma between them", lambda text, key: parse_names(text, key, CLIPS, "medium")),
     ),
     "data.allow_change": Key(False, "go on with other data than the run has seen so far"),
@@ -217,6 +217,17 @@ KEYS: dict[str, Key] = {
         "", 'text after a video of a Qwen2.5-VL goes on after its largest row or column, or "all" axes',
         choices=("", *AFTER),
     ),
+    "audio.sampling_rate": Key(0, "samples a second; 0 is the folder's own, else 16000", least=0, most=10**6),
+    "audio.mels": Key(0, "bands of a log-mel frame; 0 is the folder's own, for random weights 80", least=0, most=4096),
+    "audio.pool": Key(0, "tower positions of 20 ms in a soft token; 0 is the folder's own, else 4", least=0, most=1000),
+    "audio.chunk": Key(
+        0.0, "seconds of a clip that hear each other; 0 is the folder's own, for random weights 30", least=0, most=3600
+    ),
+    "audio.max_seconds": Key(0.0, "of a clip that are taken, from its start; 0 is all of it", least=0, most=1e6),
+    "audio.width": Key(96, "of the audio tower's layers", least=4, most=2**17),
+    "audio.layers": Key(2, "of the audio tower", least=1, most=1000),
+    "audio.heads": Key(3, "of its attention", least=1, most=4096),
+    "audio.mlp": Key(288, "width of its MLPs", least=1, most=2**20),
     "vision.width": Key(96, "of the tower's layers", least=1, most=2**17),
     "vision.layers": Key(2, "of the tower", least=1, most=1000),
     "vision.heads": Key(3, "of its attention", least=1, most=4096),
@@ -252,6 +263,8 @@ KEYS: dict[str, Key] = {
     "optimizer.freeze": Key("", "parts, comma between them: vision, connector, decoder", form=TRAINED),
     "optimizer.vision_rate": Key(1.0, "multiple of the rate", least=0, most=1e6),
     "optimizer.connector_rate": Key(1.0, "multiple of the rate", least=0, most=1e6),
+    "optimizer.audio_rate": Key(1.0, "multiple of the rate", least=0, most=1e6),
+    "optimizer.audio_connector_rate": Key(1.0, "multiple of the rate", least=0, most=1e6),
     "optimizer.decoder_rate": Key(1.0, "multiple of the rate", least=0, most=1e6),
     "compute.dtype": Key(
         "", 'of activations; "" is bfloat16, on CPU float32', choices=("", "float32", "bfloat16")

@@ -1,7 +1,8 @@
-"""Answers to prompts with images: a batch of prompts, and the texts that a model writes to them."""
+"""Answers to prompts with media: a batch of prompts, and the texts that a model writes to them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -10,8 +11,9 @@ import numpy as np
 from jaxmm import sharding
 from jaxmm.batch import Batch, ImageSpec
 from jaxmm.data.assemble import Assembler
-from jaxmm.data.documents import Image, Part, Text, Turn, split_origin
-from jaxmm.data.media.table import advice
+from jaxmm.data.documents import Media, Part, Text, Turn, split_origin
+from jaxmm.data.media.table import advice, medium_of
+from jaxmm.data.packing.limits import FIRST, multiples
 from jaxmm.data.packing.plan import Budgets, Lengths, Piece
 from jaxmm.data.prepare.index import InMemory
 from jaxmm.data.text.template import Template
@@ -30,13 +32,17 @@ def _rounded(count: int, multiple: int = ROUND) -> int:
 
 
 class Prompt(NamedTuple):
-    """What the user says: images first, then text."""
+    """What the user says: pictures, videos and recordings first, then text."""
 
-    images: tuple[Image, ...]
+    media: tuple[Media, ...]
     text: str
 
+    def kinds(self) -> set[str]:
+        """The names of its media."""
+        return {medium_of(part).name for part in self.media}
+
     def turn(self) -> Turn:
-        parts: tuple[Part, ...] = (*self.images, Text(self.text)) if self.text else self.images
+        parts: tuple[Part, ...] = (*self.media, Text(self.text)) if self.text else self.media
         return Turn("user", parts, False)
 
 
@@ -47,7 +53,7 @@ def prompt_batch(prompts: Sequence[Prompt], template: Template, image: ImageSpec
       UserError: if an image cannot be read.
     """
     encoded = [template.encode_prompt((prompt.turn(),)) for prompt in prompts]
-    source = InMemory("prompts", encoded, [prompt.images for prompt in prompts], template.fingerprint)
+    source = InMemory("prompts", encoded, [prompt.media for prompt in prompts], template.fingerprint)
     image = image.only(source.meta.get("media", ())).without_rows()
     lengths = Lengths(source, image, encode=template.stamp)
     group = image.merge**2
@@ -56,12 +62,17 @@ def prompt_batch(prompts: Sequence[Prompt], template: Template, image: ImageSpec
         patches=_rounded(max(int(lengths.patches_E.max()), 64), 16 * group),
         items=max(1, int(lengths.items_E.max())),
         targets=1,
+        **{
+            name: _rounded(int(lengths.of(name).max()), math.lcm(ROUND, *multiples(name, image)))
+            for name in lengths.columns[len(FIRST) :]
+        },
     )
     rows = [[Piece(0, i, 0, int(length))] for i, length in enumerate(lengths.tokens_E)]
     loaded = Assembler([lengths], budgets, image)(rows)
     if loaded.skipped:
         number = int(split_origin(loaded.skipped[0].origin)[1])
-        names = ", ".join(image.path or "an image" for image in prompts[number].images)
+        media = [(medium_of(part), part) for part in prompts[number].media]
+        names = ", ".join(medium.path(part) or f"the {medium.name}" for medium, part in media)
         skipped = loaded.skipped[0]
         raise UserError(f"{names}: {advice(skipped.reason, [skipped.medium]) or skipped.reason}")
     return loaded.batch

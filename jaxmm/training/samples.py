@@ -70,7 +70,8 @@ def draw(asked: Sequence[tuple[Prompt, str]], answers: Sequence[str], path: Path
     pen = ImageDraw.Draw(sheet)
     for i, ((prompt, _), lines) in enumerate(zip(asked, texts, strict=True)):
         left, top = i % columns * width + MARGIN, sum(heights[: i // columns]) + MARGIN
-        sheet.paste(_fitted(decode(prompt.images[0])), (left, top))
+        first = next(part for part in prompt.media if isinstance(part, Image))
+        sheet.paste(_fitted(decode(first)), (left, top))
         for number, (line, colour) in enumerate(lines):
             pen.text((left, top + SIDE + GAP + number * LINE), line, fill=colour, font=font)
     with published(path) as whole:

@@ -17,6 +17,7 @@ from jaxmm.errors import UserError
 from jaxmm.hf.pretrained import Pretrained
 from jaxmm.inference import answers
 from jaxmm.inference.generation_config import differences, repetition_penalty, said_by
+from jaxmm.inference.prompts import media_file, read_prompts
 from jaxmm.inference.stop_strings import Reply
 from jaxmm.models.multimodal import flat_axes
 from jaxmm.recipe import Recipe, read_recipe
@@ -179,7 +180,7 @@ def test_what_a_folder_says_of_drawing_is_followed_or_told():
 
 def test_a_picture_that_cannot_be_decoded_is_named(recipe, tmp_path):
     PIL.Image.fromarray(np.zeros((20, 20), np.float32)).save(tmp_path / "floats.tiff")  # whose header is well
-    prompt = answers.Prompt((generate._image(tmp_path / "floats.tiff", "--image"),), "What?")
+    prompt = answers.Prompt((media_file("image", tmp_path / "floats.tiff", "--image"),), "What?")
     with pytest.raises(UserError, match=r"floats\.tiff: an image's bytes are no picture of"):
         answers.prompt_batch([answers.Prompt((), "a"), prompt], recipe.template, recipe.image)
 
@@ -251,16 +252,16 @@ def test_wrong_flags_are_one_line(workdir, flags, message):
         ('{"image": "none.png"}', "none.png: there is no such file"),
         ("{}", "neither a prompt nor an image"),
         ('{"prompt": "a", "answer": "b"}', "no 'answer'"),
-        ('{"image": "a", "images": ["b"]}', "give 'image' or 'images'"),
+        ('{"image": "a", "images": ["b"]}', "give 'image' or 'images', not both"),
     ],
 )
 def test_wrong_lines_of_a_file_of_prompts_are_named(tmp_path, text, message):
     (tmp_path / "p.jsonl").write_text(text)
     with pytest.raises(UserError, match=message):
-        generate.read_prompts(str(tmp_path / "p.jsonl"))
+        read_prompts(str(tmp_path / "p.jsonl"))
 
 
 def test_a_file_of_prompts_that_is_not_utf8_is_one_line(tmp_path):
     (tmp_path / "p.jsonl").write_bytes(b'{"prompt": "\xff"}')
     with pytest.raises(UserError, match="is not UTF-8"):
-        generate.read_prompts(str(tmp_path / "p.jsonl"))
+        read_prompts(str(tmp_path / "p.jsonl"))

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxmm.data.media.table import MEDIA
 from jaxmm.data.packing.lengths import BLOCK, Lengths
-from jaxmm.data.packing.limits import FIRST, Budgets, further_budgets
+from jaxmm.data.packing.limits import FIRST, Budgets, further_budgets, multiples
 from jaxmm.data.packing.pack import assign
 from jaxmm.data.packing.pieces import BOUNDLESS, pieces_of
 from jaxmm.data.packing.shuffle import Permutation
@@ -85,7 +84,7 @@ def choose_budgets(
 
 def _multiple(name: str, source: Lengths, dealt: int) -> int:
     """What a further medium's budget must be a multiple of: whole soft tokens, if it counts the medium's units."""
-    groups = [medium.group(source.spec) for medium in MEDIA.values() if medium.stream == name]
+    groups = multiples(name, source.spec)
     return math.lcm(MULTIPLE, *groups, dealt) if groups else 8
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from jaxmm.batch import ImageSpec
 from jaxmm.data.media.table import MEDIA
 
 # Checkpoints and saved lengths keep budgets in this order; the budgets of a new medium come after these.
@@ -15,6 +16,11 @@ def further_budgets(media: Iterable[str]) -> tuple[str, ...]:
     """Returns the names of the budgets that the given media add to FIRST, in the order of the table."""
     named = [name for key, medium in MEDIA.items() if key in media for name in medium.budgets]
     return tuple(dict.fromkeys(name for name in named if name not in FIRST))
+
+
+def multiples(name: str, spec: ImageSpec) -> list[int]:
+    """What the budget of a stream must be multiples of, so that it holds whole soft tokens; [] for other budgets."""
+    return [medium.group(spec) for medium in MEDIA.values() if medium.stream == name]
 
 
 class Budgets(tuple[int, ...]):
