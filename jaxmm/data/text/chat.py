@@ -8,6 +8,7 @@ text: while the template is rendered, marks stand for them, and for images.
 from __future__ import annotations
 
 import bisect
+import collections
 import functools
 import json
 import re
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxmm.batch import ANSWER, TARGET
-from jaxmm.data.documents import Part, Text, Turn
+from jaxmm.data.documents import Audio, Part, Text, Turn
 from jaxmm.data.text.chat_places import CLOSE, MARK, OPEN, Layout, Message, Shape, marked, numbered
 from jaxmm.data.text.chat_template import MOST_FORMS, ChatTemplate, with_thinking_masked, without_thinking
 from jaxmm.data.text.encoded import of_turn
@@ -55,15 +56,20 @@ class Medium(NamedTuple):
 
 
 class Markup(NamedTuple):
-    """The text before and after the soft tokens of an image; special tokens in it count as such.
+    """The text before and after the soft tokens of an image, or of another medium; special tokens in it count as such.
 
-    ``begins``: whether a conversation starts with the begin token that every text of the tokenizer starts with, where
-    its template does not write it.
+    ``{number}`` in ``before`` is the medium's number among those of its kind in the conversation, from 1. ``begins``:
+    whether a conversation starts with the begin token that every text of the tokenizer starts with, where its template
+    does not write it.
     """
 
     before: str
     after: str
     begins: bool = False
+
+    def around(self, number: int) -> tuple[str, str]:
+        """What stands before and after medium ``number``."""
+        return self.before.replace("{number}", str(number)), self.after
 
 
 Step = Special | Chunk | Medium
@@ -112,7 +118,7 @@ class ChatFormat:
 
     def __init__(
         self, tokenizer: Any, markup: Markup, thinking: str = "learn", allowed: SpecialTokens | None = None,
-        as_0_1: bool = False,
+        as_0_1: bool = False, audio: Markup | None = None,
     ):  # fmt: skip
         """
         Args:
@@ -120,11 +126,13 @@ class ChatFormat:
           thinking: as in ``ChatTemplate``; "off" drops it from the data too.
           as_0_1: as in ``ChatTemplate``.
           allowed: special tokens that count as such in what is said.
+          audio: around recordings, if that is another one.
 
         Raises:
           UserError: if the tokenizer gives no offsets, or its template does not show what is said.
         """
         self.tokenizer, self.markup, self._allowed = tokenizer, markup, allowed
+        self._audio = audio or markup
         self._drops_thinking, self._masks_thinking = thinking == "off", thinking == "mask"
         if not tokenizer.is_fast:
             raise UserError(
@@ -177,18 +185,18 @@ class ChatFormat:
     def _message(self, turn: Turn, number: int, marks: _Marks) -> Message:
         is_model = turn.role == "assistant"
         pieces: list[str] = []
-        after_medium = False
+        before: Part = Text("")
         for part in turn.parts:
             if not isinstance(part, Text):
                 pieces.append(marks.of(part))
             else:
                 # The template's newline after an image stands for one that the data has written itself.
-                ends_line = after_medium and self.markup.after.endswith("\n")
+                ends_line = not isinstance(before, Text) and self._markup_of(before).after.endswith("\n")
                 text = part.text.removeprefix("\n") if ends_line else part.text
                 if is_model and self._drops_thinking and not pieces:
                     text = without_thinking(text)
                 pieces.append(marks.text(text, turn.role))
-            after_medium = not isinstance(part, Text)
+            before = part
         more: list[tuple[str, Any]] = []
         if turn.thinking and not self._drops_thinking:
             if not self.template.takes_reasoning:
@@ -263,25 +271,32 @@ class ChatFormat:
         """Adds the markup around media, which is never learnt."""
         if all(isinstance(part, str) for part in marks.stand_for):
             return layout
-        before, after = self.markup.before, self.markup.after
-        fill = ["" if isinstance(p, str) else f"{before}{numbered(n)}{after}" for n, p in enumerate(marks.stand_for)]
+        fill, seen = [("", "")] * len(marks.stand_for), collections.Counter[type]()
+        for n, part in enumerate(marks.stand_for):
+            if not isinstance(part, str):
+                seen[type(part)] += 1
+                fill[n] = self._markup_of(part).around(seen[type(part)])
         text, runs, at = "", list[tuple[int, int]](), 0
 
         for end, flags in layout.runs:
             for match in MARK.finditer(layout.text, at, end):
                 text += layout.text[at : match.start()]
-                if fill[int(match[1])]:
+                if isinstance(marks.stand_for[int(match[1])], str):
+                    text += match[0]
+                else:
+                    before, after = fill[int(match[1])]
                     runs.append((len(text), flags))
                     runs += [(len(text) + len(before), 0), (len(text) + len(before) + len(match[0]), flags)]
-                    text += fill[int(match[1])]
+                    text += f"{before}{match[0]}{after}"
                     runs.append((len(text), 0))
-                else:
-                    text += match[0]
                 at = match.end()
             text += layout.text[at:end]
             runs.append((len(text), flags))
             at = end
         return Layout(text, runs)
+
+    def _markup_of(self, part: Part) -> Markup:
+        return self._audio if isinstance(part, Audio) else self.markup
 
     @functools.cached_property
     def _marks_or_added(self) -> re.Pattern[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -56,6 +57,7 @@ class Writer:
         self._runs: list[tuple[int, float]] = []
         self._image_at: list[int] = []
         self._count = 0
+        self._media: collections.Counter[type] = collections.Counter()
 
     def add(self, ids: Ids, flags: int) -> None:
         if not len(ids):
@@ -67,6 +69,11 @@ class Writer:
             self._runs.append(run)
         self._chunks.append(ids)
         self._count += len(ids)
+
+    def number_of(self, part: Any) -> int:
+        """Counts a medium that is to be written: its number among those of its kind, from 1."""
+        self._media[type(part)] += 1
+        return self._media[type(part)]
 
     def add_image(self) -> None:
         self._image_at.append(self._count)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxmm.batch import ANSWER, TARGET
-from jaxmm.data.documents import Document, Part, Text, Tokens, Turn
+from jaxmm.data.documents import Audio, Document, Part, Text, Tokens, Turn
 from jaxmm.data.text.chat import ChatFormat, Chunk, Markup, Medium, Special, Step
 from jaxmm.data.text.chat_template import THINKING, without_thinking
 from jaxmm.data.text.codebook import image_offset
@@ -105,6 +105,7 @@ class Template:
         markup: Markup = OURS,
         ends: Iterable[int] = (),
         chat: ChatOptions = ChatOptions(),  # noqa: B008
+        audio: Markup | None = None,
     ):
         """Adds the special tokens to ``tokenizer``, which belongs to the template from then on.
 
@@ -116,6 +117,7 @@ class Template:
           markup: around an image; if it is not our own, its tokens must be in the vocabulary.
           ends: tokens that end an answer beside those that are learnt.
           chat: options for conversations.
+          audio: around a recording, if that is another markup.
 
         Raises:
           UserError: if ``objective`` is not one of OBJECTIVES, there is no codebook to predict from, or a token of the
@@ -132,26 +134,25 @@ class Template:
             raise UserError(f"config.data.objective '{objective}' is not one of {known}")
         chat.check()
         self.tokenizer, self.objective, self.options = tokenizer, objective, chat
-        around = [markup.before, markup.after]
-        missing = [t for t in re.findall(r"<[^<>\s]+>", "".join(around)) if t not in tokenizer.get_vocab()]
-        if missing and markup != OURS:
-            raise UserError(
-                f"the tokenizer lacks {missing[0]}, which this family writes around images: use the model folder's one"
-            )
+        for what, around in (("images", markup), ("recordings", audio or markup)):
+            names = re.findall(r"<[^<>\s]+>", around.before + around.after)
+            missing = [name for name in names if name not in tokenizer.get_vocab()]
+            if missing and around != OURS:
+                raise UserError(
+                    f"the tokenizer lacks {missing[0]}, which this family writes around {what}: use the model folder's "
+                    f"one"
+                )
         has_own = has_chat_template(tokenizer) and objective == "sft"
         self.written = str(tokenizer.chat_template) if has_own else ""
         added = [t for t in SPECIAL_TOKENS if (not has_own or t in OURS) and (markup == OURS or t not in OURS)]
         tokenizer.add_tokens(added, special_tokens=True)
         ids = dict(zip(added, tokenizer.convert_tokens_to_ids(added), strict=True))
         self.special = SpecialTokens(chat.special_tokens, chat.special_tokens_in, tokenizer)
-        self.chat = ChatFormat(tokenizer, markup, chat.thinking, self.special) if has_own else None
+        self.chat = ChatFormat(tokenizer, markup, chat.thinking, self.special, audio=audio) if has_own else None
         self.lead: str = self.chat.lead if self.chat else ""
         self.notes: tuple[str, ...] = tuple(self.chat.template.notes) if self.chat else ()
-        self.markup = markup
+        self.markup, self.audio_markup = markup, audio or markup
         self.image_start_id, self.image_end_id = ids.get(IMAGE_START, -1), ids.get(IMAGE_END, -1)
-        self._around = [[self.image_start_id], [self.image_end_id]]
-        if markup != OURS:
-            self._around = [tokenizer.encode(text, add_special_tokens=False) for text in around]
         self.end_id: int = self.chat.stop_ids[0] if self.chat else ids[END]
         self.role_ids = {role: ids[marker] for role, marker in ROLE_MARKERS.items() if marker in ids}
         self.bos_id: int | None = tokenizer.bos_token_id
@@ -297,9 +298,14 @@ class Template:
                     writer.add(ids[first:last], int(flags[first]) if last > first else 0)
 
     def _write_medium(self, writer: Writer, part: Part, flags: int, origin: str) -> None:
-        writer.add(self._around[0], 0)
+        markup = self.audio_markup if isinstance(part, Audio) else self.markup
+        if markup == OURS:
+            before, after = [self.image_start_id], [self.image_end_id]
+        else:
+            before, after = map(self.stamp, markup.around(writer.number_of(part)))
+        writer.add(before, 0)
         self._write_slots(writer, part, flags, origin)
-        writer.add(self._around[1], 0)
+        writer.add(after, 0)
 
     def _write_slots(self, writer: Writer, part: Part, flags: int, origin: str) -> None:
         """Writes the place of a medium, without the markup around it."""
@@ -361,6 +367,7 @@ class Template:
             "objective": self.objective,
             "image_tokens": [self.image_tokens, self.predict_image_tokens],
             "markup": list(self.markup),
+            **({} if self.audio_markup == self.markup else {"audio_markup": list(self.audio_markup)}),
             "chat": self.written if format == FORMAT or not chat else str(tokenizer.chat_template),
             "special": [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id],
             "vocabulary": sorted(tokenizer.get_vocab().items()),
