@@ -119,16 +119,17 @@ class Conversation:
                 f"{origin}: role {name!r:.40} is none of {known}: name it by the tags of a dataset_info.json, as "
                 f'"tags": {{"user_tag": ..., "assistant_tag": ...}}'
             )
+        own = self._own(origin, name, message, pictures) if len(message) > 2 else {}
+        if own:
+            here = {pictures.mark(kind, media): kind for kind, media in own.items()}
+            marks = {mark: kind for mark, kind in {**marks, **here}.items() if mark}
         calls = tools.read_calls(origin, message["tool_calls"]) if message.get("tool_calls") else ""
         is_silent = calls and message.get(self.content_key) is None
         content = "" if is_silent else self._said(origin, name, message, pictures, marks)
         if role == CALL:
             role = "assistant"
             content, calls = tools.called(content) if isinstance(content, str) else (content, calls)
-        if len(message) > 2:
-            own = self._own(origin, name, message, pictures)
-            here = {**marks, **{pictures.mark(kind, media): kind for kind, media in own.items()}}
-            content = placed(origin, content, own, {mark: here[mark] for mark in here if mark}) if own else content
+        content = placed(origin, content, own, marks) if own else content
         thought = next((message[key] for key in THOUGHT if message.get(key)), "") if role == "assistant" else ""
         return ReadTurn(
             role, content, weights.of_message(origin, message), weights.is_trained(message),

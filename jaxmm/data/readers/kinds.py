@@ -60,6 +60,9 @@ class Kind:
     base64: tuple[str, ...]
     begins: Callable[[bytes], bool]
 
+    def __str__(self) -> str:
+        return self.name
+
 
 _ANY = (
     "filenames", "filename", "filepaths", "filepath", "files", "file", "paths", "path", "localpath", "mediapaths",
