@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from jaxmm.batch import ImageSpec
 
-PLACEHOLDER = "<image>"
+PLACEHOLDER, VIDEO_PLACEHOLDER, AUDIO_PLACEHOLDER = "<image>", "<video>", "<audio>"
 
 # Why a reader leaves a record out: a closed list, with what to do about it.
 SKIP_ADVICE = {

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from jaxmm.batch import ImageSpec
-from jaxmm.data.documents import PLACEHOLDER
+from jaxmm.data.documents import AUDIO_PLACEHOLDER, PLACEHOLDER, VIDEO_PLACEHOLDER
 from jaxmm.data.text.boxes import KINDS, check
 from jaxmm.errors import UserError, nearest
 
@@ -33,6 +33,7 @@ class Reading:
     allow_urls: whether pictures and clips that records name by URL are fetched.
     url_hosts: "host,host" of private addresses that may be fetched from too.
     placeholder: the string that stands for a picture; with '' there is none, and strings are only text.
+    video_placeholder, audio_placeholder: the same of a video and a recording; ``placeholder`` may stand for both.
     bare_placeholder: what a placeholder does in a record without its medium: "stop", or count as "text".
     on_error: "stop", or "skip" for records that make no sense.
     max_skipped: the largest fraction of a source's documents that may be skipped.
@@ -54,6 +55,8 @@ class Reading:
     allow_urls: bool = False
     url_hosts: str = ""
     placeholder: str = PLACEHOLDER
+    video_placeholder: str = VIDEO_PLACEHOLDER
+    audio_placeholder: str = AUDIO_PLACEHOLDER
     bare_placeholder: str = "stop"
     on_error: str = "stop"
     max_skipped: float = MAX_SKIPPED

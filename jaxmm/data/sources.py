@@ -100,6 +100,7 @@ def _source(
         reading.allow_urls,
         reading.hosts(),
         reading.placeholder,
+        (reading.video_placeholder, reading.audio_placeholder),
         bare_is_text=reading.bare_placeholder == "text",
         has_boxes=bool(reading.boxes),
     )
@@ -118,6 +119,8 @@ def _source(
         "held_out": held_out if held_out.part else [],
         "num_samples": num_samples,
     }
+    if pictures.of_clips != Pictures.of_clips:
+        entry["placeholders"] = pictures.of_clips
     if reading.boxes:  # only then, so that data prepared without boxes keeps its key
         entry["boxes"] = boxes.settings(reading.boxes, reading.image)
     return Source(

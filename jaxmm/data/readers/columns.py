@@ -53,8 +53,8 @@ def resolved(keys: tuple[str, ...], columns: tuple[str, ...], kind: Kind = IMAGE
 
 def counts(name: str, value: Any, columns: Sequence[str], kind: Kind = IMAGE) -> bool:
     """Whether a column holds what its name says; other data has columns of the same name with other content."""
-    if is_nothing(value):
-        return False
+    if is_nothing(value) or (kind is not IMAGE and (isinstance(value, bool) or value == 0)):
+        return False  # a switch, or a count of clips, is no clip
     if kind is IMAGE and name == FEATURES:
         values = value if isinstance(value, list) else [value]
         return all(isinstance(v, bytes) or (isinstance(v, str) and v.endswith(".npy")) for v in values)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxmm.data import urls
 from jaxmm.data.documents import Audio, Image, Media, Video
 from jaxmm.data.readers.columns import FEATURES, KNOWN, NONE, TOKENS, counts, is_named, media, resolved
 from jaxmm.data.readers.kinds import IMAGE, KINDS, Kind
@@ -46,7 +47,9 @@ def find_media(
             try:
                 return name, [pictures.medium(form, one) for one in media(name, value, columns, kind)]
             except ValueError as error:
-                raise UserError(f"{origin}: '{name}': {error}") from error
+                is_guessed = kind is not IMAGE and name not in columns and not isinstance(error, urls.Refused)
+                advice = f"; if it holds no {kind.noun}s, say so with config.data.columns={kind.name}=" * is_guessed
+                raise UserError(f"{origin}: '{name}': {error}{advice}") from error
     return "", []
 
 
@@ -97,7 +100,25 @@ def held(
             is_meant = _may_mean(record, columns, kind)
         in_front = (single_in_front or name != kind.many) and (is_page or name not in (FEATURES, TOKENS))
         found.append(Held(kind, own, pictures.mark(kind, own) if is_meant else "", in_front, name))
-    return found
+    return _told_apart(origin, found)
+
+
+def _told_apart(origin: str, found: list[Held]) -> list[Held]:
+    """Gives a placeholder that may stand for several kinds to the one that the record has."""
+    marks = [one.placeholder for one in found if one.placeholder]
+    if len(set(marks)) == len(marks):
+        return found
+    owners: dict[str, Held] = {}
+    for one in found:
+        owner = owners.setdefault(one.placeholder, one)
+        if one.media and owner.media and one is not owner and one.placeholder:
+            raise UserError(
+                f"{origin} has {owner.kind.many} and {one.kind.many}, and {one.placeholder} stands for both: give each "
+                f"its own by config.data.placeholder, video_placeholder and audio_placeholder"
+            )
+        if one.media and not owner.media:
+            owners[one.placeholder] = one
+    return [one if one is owners[one.placeholder] else one._replace(placeholder="") for one in found]
 
 
 def marks_of(found: Sequence[Held]) -> Marks:

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from jaxmm.data.documents import PLACEHOLDER, Audio, Features, Image, Tokens, Video
+from jaxmm.data.documents import (
+    AUDIO_PLACEHOLDER,
+    PLACEHOLDER,
+    VIDEO_PLACEHOLDER,
+    Audio,
+    Features,
+    Image,
+    Tokens,
+    Video,
+)
 
 # Pictures in containers that films use too: AVIF and HEIC begin as an MP4 does.
 _PICTURE_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1")
@@ -39,7 +48,7 @@ class Kind:
       name: its name among a format's columns, in ``config.data.columns``, and as the type of a part.
       many: the column of several; a format's attribute of this name has the columns that may hold them.
       noun, article: for people.
-      placeholder: what stands for one in a text; that of pictures may be another (``config.data.placeholder``).
+      placeholder: what stands for one in a text, unless the config says something else.
       parts: classes of its parts in a document.
       suffixes: of its files, including those that cannot be decoded: these are reported, not passed over.
       names: of columns that hold it, without case and punctuation, whatever their values look like.
@@ -88,7 +97,7 @@ IMAGE = Kind(
 )  # fmt: skip
 # A GIF is a picture, and .ts and .mts are programs more often than films.
 VIDEO = Kind(
-    "video", "videos", "video", "a video", "<video>", (Video,),
+    "video", "videos", "video", "a video", VIDEO_PLACEHOLDER, (Video,),
     suffixes=("mp4", "m4v", "mkv", "webm", "avi", "mov", "mpg", "mpeg", "wmv", "flv", "3gp", "ogv"),
     names=(
         "videos", "video", "mp4", "mkv", "webm", "avi", "mov", "videopaths", "videopath", "videofiles", "videofile",
@@ -102,7 +111,7 @@ VIDEO = Kind(
     begins=_is_film,
 )  # fmt: skip
 AUDIO = Kind(
-    "audio", "audios", "recording", "a recording", "<audio>", (Audio,),
+    "audio", "audios", "recording", "a recording", AUDIO_PLACEHOLDER, (Audio,),
     suffixes=("wav", "flac", "mp3", "ogg", "oga", "opus", "m4a", "aac", "wma", "aif", "aiff", "aifc", "amr"),
     names=(
         "audios", "audio", "wav", "flac", "mp3", "ogg", "opus", "m4a", "audiopaths", "audiopath", "audiofiles",

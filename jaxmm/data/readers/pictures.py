@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxmm.data import files, urls
-from jaxmm.data.documents import PLACEHOLDER, Features, Image, Media, Tokens
+from jaxmm.data.documents import AUDIO_PLACEHOLDER, PLACEHOLDER, VIDEO_PLACEHOLDER, Features, Image, Media, Tokens
 from jaxmm.data.readers import clips
 from jaxmm.data.readers.columns import BASE64, FEATURES, SHORTEST_BASE64, TOKENS
-from jaxmm.data.readers.kinds import AUDIO, IMAGE, VIDEO, Kind
+from jaxmm.data.readers.kinds import AUDIO, CLIPS, IMAGE, VIDEO, Kind
 from jaxmm.data.readers.parts import SkipRecord, decoded, text
 
 # The keys of an object that may give its image, in the order of trust: the Hugging Face struct first.
@@ -39,6 +39,7 @@ class Pictures:
       allow_urls: whether URLs may be fetched.
       url_hosts: private addresses that may be fetched from.
       placeholder: the string that stands for a picture; '' for none.
+      of_clips: those that stand for a video and for a recording; one may be that of pictures.
       bare_is_text: whether a placeholder is only text in a record without a medium of its kind.
       has_boxes: whether a record's objects are read, to be written at its marks.
     """
@@ -49,14 +50,13 @@ class Pictures:
     allow_urls: bool = False
     url_hosts: tuple[str, ...] = ()
     placeholder: str = PLACEHOLDER
+    of_clips: tuple[str, str] = (VIDEO_PLACEHOLDER, AUDIO_PLACEHOLDER)
     bare_is_text: bool = False
     has_boxes: bool = False
 
     def mark(self, kind: Kind, media: Sequence[Media] = ()) -> str:
         """Returns the placeholder that counts in the strings of a record with these media of a kind."""
-        mark = self.placeholder if kind is IMAGE else kind.placeholder
-        if kind is not IMAGE and mark == self.placeholder:
-            return ""  # it stands for pictures
+        mark = self.placeholder if kind is IMAGE else self.of_clips[CLIPS.index(kind)]
         return mark if media or not self.bare_is_text else ""
 
     def image(self, value: Any) -> Image:

@@ -60,11 +60,15 @@ class Recognised:
 
     @property
     def videos(self) -> tuple[str, ...]:
-        return columns_of(self.first, VIDEO)
+        return self._clips(VIDEO)
 
     @property
     def audios(self) -> tuple[str, ...]:
-        return columns_of(self.first, AUDIO)
+        return self._clips(AUDIO)
+
+    def _clips(self, kind: Kind) -> tuple[str, ...]:
+        """A format that reads no clips may still be told that there are none."""
+        return columns_of(self.first, kind) or (NONE,) * _is_given(dict(self.columns), kind)
 
     def reads(self, keys: tuple[str, ...]) -> frozenset[str]:
         return self.first.reads(keys)
@@ -115,6 +119,11 @@ def _recognised(record: Mapping[str, Any], columns: Mapping[str, str]) -> Format
     given: dict[str, Any] = {kind.many: _given(columns, kind) for kind in KINDS if _is_given(columns, kind)}
     given.update({name: columns[name] for name in ("system", "tools", "history") if name in columns})
     known = {field.name for field in dataclasses.fields(form)}  # type: ignore[arg-type]
+    if lost := next((kind for kind in CLIPS if columns.get(kind.name) and kind.many not in known), None):
+        raise UserError(
+            f"config.data.columns={lost.name}={columns[lost.name]}: records with '{form.main}' hold no {lost.many}: "
+            f"write them as messages, or leave them out by {lost.name}="
+        )
     return dataclasses.replace(form, **{k: v for k, v in given.items() if k in known})  # type: ignore[type-var,no-any-return]
 
 

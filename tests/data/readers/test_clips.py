@@ -25,14 +25,6 @@ def described(folder: Folder, records: list, **columns: str):
     return folder.dataset("t", records, formatting="sharegpt", columns=columns, tags=OPENAI)
 
 
-def parts(*content: dict, **more) -> dict:
-    return openai(("user", [*content, {"type": "text", "text": "?"}]), ("assistant", "I."), **more)
-
-
-def first(source):
-    return only(source).turns[0].parts[0]
-
-
 # LLaMA-Factory's columns
 
 
@@ -179,6 +171,43 @@ def test_the_user_names_columns_of_clips(folder: Folder):
         Reading(columns="video=a,videos=b")
 
 
+def test_a_placeholder_may_be_another_or_that_of_pictures(folder: Folder):
+    def talk(content, **more):
+        return folder.source([openai(("user", content), ("assistant", "I."), **more)], **words)
+
+    words = {"video_placeholder": "<image>", "audio_placeholder": "<|sound|>"}  # as LLaVA-Video has it
+    assert said(only(talk("<image><|sound|><audio>?", video="a.mp4", audio="b.wav")))[0] == (
+        "user",
+        "[a.mp4][b.wav]<audio>?",
+    )
+    assert said(only(talk("<image>?", image="a.png", video=None)))[0] == ("user", "[a.png]?")
+    assert (
+        "has images and videos, and <image> stands for both: give each its own by config.data.placeholder"
+        in refused(talk("<image><image>?", image="a.png", video="b.mp4"))
+    )
+    assert "has 1 <image> placeholders but 0 images" in refused(talk("<image>?", video=""))
+    words = {"video_placeholder": ""}
+    assert said(only(talk("<video>?", video="a.mp4")))[0] == ("user", "[a.mp4]<video>?")
+
+
+def test_a_switch_is_no_clip_and_what_is_none_says_how_to_say_so(folder: Folder):
+    for value in (False, True, 0, None, [], float("nan")):
+        assert said(only(folder.source([{"text": "A.", "video": value, "audio": value}], "a.jsonl"))) == [
+            ("document", "A.")
+        ]
+    line = refused(folder.source([{"text": "A.", "video": {"title": "A film", "seconds": 3}}]))
+    assert "'video': a video must be a path, a URL, bytes or base64, or a list of frames, not {'title'" in line
+    assert line.endswith("if it holds no videos, say so with config.data.columns=video=")
+
+
+def test_a_page_of_texts_and_images_reads_no_clips_and_says_so(folder: Folder):
+    page = {"texts": ["A.", None], "images": [None, "a.png"], "videos": ["b.mp4", None]}
+    assert "has no video, but its 'videos' looks like one" in refused(folder.source([page]))
+    assert said(only(folder.source([page], columns="video="))) == [("document", "A.[a.png]")]
+    with pytest.raises(UserError, match="records with 'texts' hold no videos: write them as messages"):
+        folder.source([page], columns="video=videos")
+
+
 def test_messages_have_clips_of_their_own(folder: Folder):
     def talk(content, **more):
         return [{"messages": [{"role": "user", "content": content, **more}, {"role": "assistant", "content": "I."}]}]
@@ -194,97 +223,6 @@ def test_messages_have_clips_of_their_own(folder: Folder):
     )
     record = talk("<video>, <audio>", videos=["a.mp4"])[0] | {"audios": ["b.wav"]}
     assert said(only(folder.source([record])))[0] == ("user", "[a.mp4], [b.wav]")
-
-
-# Typed parts
-
-
-@pytest.mark.parametrize(
-    ("part", "expected"),
-    [
-        ({"type": "video", "video": "a.mp4"}, Video(path="a.mp4")),
-        ({"type": "video", "video": ["0.png", "1.png"]}, Video(frames=(Image(path="0.png"), Image(path="1.png")))),
-        (
-            {"type": "video", "video": ["0.png"], "fps": 2, "max_pixels": None},
-            Video(frames=(Image(path="0.png"),), fps=2.0),
-        ),
-        (
-            {"type": "video", "video": "a.mp4", "video_start": 1, "video_end": 2.5},
-            Video(path="a.mp4", start=1, stop=2.5),
-        ),
-        ({"type": "video", "path": "a.mp4", "start": 3}, Video(path="a.mp4", start=3)),
-        ({"type": "video", "video": {"path": "a.mp4", "end": 3}}, Video(path="a.mp4", stop=3)),
-        ({"type": "video_url", "video_url": {"url": "a.mp4"}}, Video(path="a.mp4")),
-        ({"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA"}}, Video(data=b"\0\0\0")),
-        ({"video": "a.mp4"}, Video(path="a.mp4")),
-        ({"type": "audio", "audio": "a.wav"}, Audio(path="a.wav")),
-        ({"type": "audio", "audio_url": "a.wav", "text": None}, Audio(path="a.wav")),
-        ({"type": "audio", "path": "a.wav", "audio_start": 0, "audio_end": 0.5}, Audio(path="a.wav", stop=0.5)),
-        ({"type": "audio", "url": "a.mp4"}, Audio(path="a.mp4")),  # a film's sound track
-        ({"type": "audio_url", "audio_url": {"url": "a.wav"}}, Audio(path="a.wav")),
-        ({"type": "input_audio", "input_audio": {"data": "SUQz", "format": "mp3"}}, Audio(data=b"ID3")),
-        ({"type": "audio", "audio": "SUQz" + "A" * 80}, Audio(data=b"ID3" + bytes(60))),
-    ],
-    ids=str,
-)
-def test_parts_are_clips(folder: Folder, part, expected):
-    found = first(folder.source([parts(part)]))
-    if found.path:
-        found = found._replace(path=str(Path(found.path).relative_to(folder.path)))
-    if isinstance(found, Video):
-        frames = tuple(Image(path=str(Path(f.path).relative_to(folder.path))) for f in found.frames)
-        found = found._replace(frames=frames)
-    assert found == expected
-
-
-def test_parts_without_a_value_are_the_records_next_of_their_kind(folder: Folder):
-    asked = parts({"type": "audio"}, {"type": "video"}, {"type": "image"}, {"type": "video", "video": None})
-    record = asked | {"videos": ["a.mp4", "b.mp4"], "audios": ["c.wav"], "images": ["d.png"]}
-    assert said(only(folder.source([record])))[0] == ("user", "[c.wav][a.mp4][d.png][b.mp4]?")
-    assert "has 2 <video> placeholders but 0 videos" in refused(folder.source([record | {"videos": []}]))
-    assert "has 1 <audio> placeholders but 0 audios" in refused(folder.source([parts({"type": "audio"})]))
-
-
-def test_clips_that_parts_and_a_column_name_come_once(folder: Folder):
-    record = parts({"type": "video", "video": "a.mp4"}, {"type": "image"}, images=["c.png"], videos=["x/a.mp4"])
-    assert said(only(folder.source([record])))[0] == ("user", "[a.mp4][c.png]?")
-    record["videos"] = ["b.mp4", "c.mp4"]
-    assert "its parts name 1 videos, and 'videos' 2 others" in refused(folder.source([record]))
-
-
-@pytest.mark.parametrize(
-    ("part", "line"),
-    [
-        *(
-            ({"video": "a.mp4", key: 3}, f"a video has its own '{key}', which is not supported: how videos are resized")
-            for key in ("max_pixels", "total_pixels", "nframes", "min_frames", "max_frames", "resized_height", "fps")
-        ),
-        ({"video": {"path": "a.mp4", "fps": 1}}, "a video has its own 'fps'"),
-        ({"video": ["0.png"], "fps": 0}, "the 'fps' of a video must be a number above 0, not 0"),
-        ({"video": ["0.png"], "fps": "2"}, "must be a number above 0, not '2'"),
-        ({"video": ["0.png"], "start": 1}, "a list of frames has a start or an end"),
-        ({"video": ["a.mp4"]}, "a list in the place of a video has its frames, but 'a.mp4' is a video"),
-        ({"video": [3]}, "an image must be a path"),
-        ({"video": "a.png"}, "a video cannot be the picture 'a.png'"),
-        ({"video": 3}, "a video must be a path, a URL, bytes or base64, or a list of frames, not"),
-        ({"video": "a.mp4", "video_start": -1}, "'video_start' must be a number of seconds from 0 on, not -1"),
-        ({"video": "a.mp4", "video_end": float("inf")}, "'video_end' must be a number of seconds from 0 on, not inf"),
-        ({"video": "a.mp4", "end": True}, "'end' must be a number of seconds from 0 on, not True"),
-        ({"video": "a.mp4", "start": 2, "end": 2}, "a video ends at 2 s, but starts at 2 s"),
-        ({"video": "a.mp4", "end": 0}, "a video ends at 0 s, but starts at 0 s"),
-        ({"type": "audio", "audio": "a.wav", "audio_start": 3, "audio_end": 1}, "a recording ends at 1 s, but starts"),
-        ({"type": "audio", "audio": {"data": "AAAA", "format": "pcm16"}}, "the format 'pcm16' is no file"),
-        ({"type": "audio", "audio": 3}, "a recording must be a path, a URL, bytes or base64, not"),
-        ({"type": "video", "start": 3}, "a part has 'start', but no video of its own: give both in one place"),
-        ({"type": "video", "nframes": 3}, "a video has its own 'nframes'"),
-    ],
-    ids=str,
-)  # fmt: skip
-def test_what_a_clip_may_not_say_is_told(folder: Folder, part, line):
-    record = parts({"type": "video", **part}) | {"videos": ["a.mp4"]}
-    message = refused(folder.source([record], "a.jsonl"))
-    assert message.startswith("a.jsonl, record 0: what 'user' says: ")
-    assert line in message
 
 
 def test_the_page_has_examples_that_read(folder: Folder):
