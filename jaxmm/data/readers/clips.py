@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxmm.data.documents import Audio, Image, Video
 from jaxmm.data.readers.columns import looks
-from jaxmm.data.readers.kinds import AUDIO, IMAGE, VIDEO, Kind, ends_as
+from jaxmm.data.readers.kinds import AUDIO, CLIPS, IMAGE, VIDEO, Kind, of_name
 from jaxmm.data.readers.parts import decoded
 
 # The keys of an object that may give its clip, in the order of trust: the Hugging Face struct first.
@@ -85,7 +85,7 @@ def video(value: Any, files: Files) -> Video:
         if film := next((one for one in value if looks(one, VIDEO)), None):
             raise ValueError(f"a list in the place of a video has its frames, but {film!r:.40} is a video")
         return Video(frames=tuple(map(files.image, value)))
-    if isinstance(value, str) and ends_as(value, IMAGE) and not value.rstrip().lower().endswith(".gif"):
+    if isinstance(value, str) and of_name(value) is IMAGE and not value.rstrip().lower().endswith(".gif"):
         raise ValueError(f"a video cannot be the picture {value!r:.40}: give its frames as a list of its own")
     return Video(*files.file(value, VIDEO))
 
@@ -97,7 +97,7 @@ def audio(value: Any, files: Files) -> Audio:
         if key == "array":
             return _with_part(Audio(data=wav(inner, value.get("sampling_rate"))), value)
         form = value.get("format")
-        if isinstance(form, str) and form and not ends_as(f"a.{form}", AUDIO) and not ends_as(f"a.{form}", VIDEO):
+        if isinstance(form, str) and form and of_name(f"a.{form}") not in CLIPS:
             raise ValueError(f"a recording of the format {form!r:.20} is no file: give {', '.join(AUDIO.suffixes[:4])}")
         if inner is not None:
             found = Audio(data=decoded(inner)) if _is_base64(key, inner) else audio(inner, files)

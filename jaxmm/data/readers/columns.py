@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxmm.data.readers.kinds import AUDIO, IMAGE, KINDS, VIDEO, Kind, ends_as
+from jaxmm.data.readers.kinds import AUDIO, IMAGE, KINDS, VIDEO, Kind, of_name
 
 FEATURES, TOKENS = "features", "image_tokens"  # types of parts, and columns of ready-made media
 
@@ -23,6 +23,7 @@ LONGEST_PATH = 1024
 NONE = "\0"  # among the columns of a format: no other column has media of that kind, whatever it looks like
 KNOWN = "*"  # among the columns of a format: all columns of the record that the table names, in the table's order
 _PLACES = {kind: {name: place for place, name in enumerate((*kind.names, *kind.general))} for kind in KINDS}
+_BASE64 = tuple(start for kind in KINDS for start in kind.base64)
 _MARKS = re.compile(r"[^a-z0-9]")
 _INNER = ("bytes", "path", "url", "image", "image_url", "base64", "data")  # keys of an object that stands for a medium
 _INNER_OF = {
@@ -128,7 +129,7 @@ def looks(value: Any, kind: Kind = IMAGE) -> str:
             if value[:1] == "[":
                 entries = listed(value)
                 return looks(entries, kind) if entries != [value] else ""
-            if ("." in value[-6:] or "://" in value) and "\n" not in value and ends_as(value, kind):
+            if ("." in value[-6:] or "://" in value) and "\n" not in value and of_name(value) is kind:
                 return "link" if "://" in value and not value.startswith(("file://", "local://")) else "file"
         return "bytes" if value.startswith(f"data:{kind.name}/") or is_base64(value, kind) else ""
     if isinstance(value, bytes):
@@ -147,13 +148,29 @@ def appears(name: str, value: Any) -> tuple[Kind, str]:
 
     What looks like nothing is (IMAGE, '').
     """
-    named = next((kind for kind in KINDS if is_named(name, kind)), None)
+    if not _may_look(value):
+        return IMAGE, ""
+    named = _named(name)
     if named is VIDEO and isinstance(value, list) and (how := looks(value)):
         return VIDEO, how  # frames
     for kind in (named, *KINDS) if named else KINDS:
         if how := looks(value, kind):
             return kind, how
     return IMAGE, ""
+
+
+@functools.lru_cache(maxsize=1 << 10)
+def _named(name: str) -> Kind | None:
+    return next((kind for kind in KINDS if is_named(name, kind)), None)
+
+
+def _may_look(value: Any) -> bool:
+    """Whether a value may look like a medium; most texts and numbers do not, and this is quickly known."""
+    if not isinstance(value, str):
+        return isinstance(value, bytes | Mapping | list | tuple)
+    if value[:1] == "[" or value.startswith("data:") or (len(value) >= SHORTEST_BASE64 and value.startswith(_BASE64)):
+        return True
+    return ("." in value[-6:] or "://" in value) and len(value) <= LONGEST_PATH and of_name(value) is not None
 
 
 def is_base64(value: str, kind: Kind) -> bool:

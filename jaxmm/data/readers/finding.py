@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -40,7 +41,18 @@ def find_media(
     Raises:
       UserError: for a value that is no medium of the kind.
     """
-    for name in resolved(tuple(record), tuple(columns), kind):
+    return _in_columns(origin, record, resolved(tuple(record), tuple(columns), kind), columns, pictures, kind)
+
+
+def _in_columns(
+    origin: str,
+    record: Mapping[str, Any],
+    names: Sequence[str],
+    columns: Sequence[str],
+    pictures: Pictures,
+    kind: Kind,
+) -> tuple[str, list[Media]]:
+    for name in names:
         value = record[name]
         if counts(name, value, columns, kind):
             form = name if kind is IMAGE and name in (FEATURES, TOKENS) else kind.name
@@ -89,11 +101,8 @@ def held(
       UserError: as ``find_media``.
     """
     found = []
-    for kind in KINDS:
-        columns = columns_of(form, kind)
-        if not columns and kind is not IMAGE:
-            continue
-        name, own = find_media(origin, record, columns, pictures, kind)
+    for kind, columns, names in _to_look_at(tuple(record), tuple(columns_of(form, kind) for kind in KINDS)):
+        name, own = _in_columns(origin, record, names, columns, pictures, kind)
         if kind is IMAGE:
             is_meant = not is_page or may_hold(record, columns)
         else:
@@ -103,8 +112,23 @@ def held(
     return _told_apart(origin, found)
 
 
+@functools.lru_cache(maxsize=1 << 10)
+def _to_look_at(
+    keys: tuple[str, ...], columns_of_kinds: tuple[tuple[str, ...], ...]
+) -> list[tuple[Kind, tuple[str, ...], tuple[str, ...]]]:
+    """Returns each kind that a record with these keys may have, with the format's columns and those of the record."""
+    found = []
+    for kind, columns in zip(KINDS, columns_of_kinds, strict=True):
+        names = resolved(keys, columns, kind)
+        if names or kind is IMAGE or any(name not in (KNOWN, NONE) for name in columns):
+            found.append((kind, columns, names))
+    return found
+
+
 def _told_apart(origin: str, found: list[Held]) -> list[Held]:
     """Gives a placeholder that may stand for several kinds to the one that the record has."""
+    if len(found) == 1:
+        return found
     marks = [one.placeholder for one in found if one.placeholder]
     if len(set(marks)) == len(marks):
         return found

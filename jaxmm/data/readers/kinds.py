@@ -135,9 +135,12 @@ def of_part(part: object) -> Kind | None:
     return next((kind for kind in KINDS if isinstance(part, kind.parts)), None)
 
 
-def ends_as(name: str, kind: Kind) -> bool:
-    """Whether a path or URL ends like that of a file of this kind."""
+_OF_SUFFIX = {suffix: kind for kind in KINDS for suffix in kind.suffixes}
+
+
+def of_name(name: str) -> Kind | None:
+    """Returns the kind that a path or URL ends like."""
     if "://" in name:
         name = name.partition("?")[0].partition("#")[0]
     stem, dot, ending = name.rstrip().rpartition(".")
-    return bool(dot and stem) and ending.lower() in kind.suffixes
+    return _OF_SUFFIX.get(ending.lower()) if dot and stem else None

@@ -9,7 +9,7 @@ from jaxmm.data import files
 from jaxmm.data.documents import Unit
 from jaxmm.data.readers import arrays
 from jaxmm.data.readers.columns import is_named, is_nothing
-from jaxmm.data.readers.kinds import KINDS, Kind
+from jaxmm.data.readers.kinds import KINDS, Kind, of_name
 from jaxmm.data.readers.lines import BYTE_ORDER_MARK, parsed
 from jaxmm.data.readers.parts import SkipRecord
 from jaxmm.errors import UserError
@@ -35,7 +35,7 @@ def found(inside: Sequence[str]) -> list[str]:
     Raises:
       UserError: if only some of the texts have a picture or clip of the same name.
     """
-    pictures = {stem(file): file for file in inside if _kind(file)}
+    pictures = {stem(file): file for file in inside if of_name(file)}
     texts = [file for file in inside if is_text(file)]
     paired = [file for file in texts if stem(file) in pictures]
     if not paired or (paired[0].lower().endswith(".json") and arrays.is_array(paired[0])):
@@ -75,7 +75,7 @@ def _beside(file: str, kind: Kind) -> list[str]:
 
 
 def _record(file: str) -> dict[str, Any] | SkipRecord:
-    if _kind(file):
+    if of_name(file):
         return SkipRecord("no caption")
     media = {kind: list({name.lower(): name for name in _beside(file, kind)}.values()) for kind in KINDS}
     if any(len(names) > 1 for names in media.values()) or not any(media.values()):
@@ -102,7 +102,3 @@ def _content(file: str) -> bytes:
     if len(content) > LARGEST:
         raise UserError(f"{file}, record 0: a text beside a picture or clip has no more than {LARGEST >> 20} MiB")
     return content.removeprefix(BYTE_ORDER_MARK)
-
-
-def _kind(file: str) -> Kind | None:
-    return next((kind for kind in KINDS if file.lower().rpartition(".")[2] in kind.suffixes), None)

@@ -102,10 +102,16 @@ def decoded(encoded: str) -> bytes:
 
 def split(content: str, marks: Mapping[str, Kind]) -> list[Piece]:
     """Returns the texts between placeholders, and the kinds of these; ``marks`` has the kind of each placeholder."""
-    if not any(mark in content for mark in marks):
+    present = [mark for mark in marks if mark in content]
+    if not present:
         return [Text(content)] if content else []
     pieces: list[Piece] = []
-    for piece in re.split(f"({'|'.join(map(re.escape, sorted(marks, key=len, reverse=True)))})", content):
+    if len(present) == 1:
+        kind = marks[present[0]]
+        for piece in content.split(present[0]):
+            pieces += (Text(piece), kind) if piece else (kind,)
+        return pieces[:-1]
+    for piece in re.split(f"({'|'.join(map(re.escape, sorted(present, key=len, reverse=True)))})", content):
         if piece:
             pieces.append(marks.get(piece) or Text(piece))
     return pieces
@@ -132,27 +138,38 @@ def document(
         raise SkipRecord("empty")
     entries = [ReadTurn(*one) for one in said]
     marks = {one.placeholder: one.kind for one in held if one.placeholder}
-    contents = [split(c, marks) if isinstance(c, str) else c for c in (one.content for one in entries)]
-    by_kind = {one.kind: one for one in held}
+    contents = [split(one.content, marks) if isinstance(one.content, str) else one.content for one in entries]
+    places = [piece for content in contents for piece in content if isinstance(piece, Kind)]
+    left, in_front = _checked(origin, places, held)
+    turns = []
+    for (role, _, weight, is_trained, thinking, calls), content in zip(entries, contents, strict=True):
+        parts = tuple([next(left[piece]) if isinstance(piece, Kind) else piece for piece in content])
+        if in_front and (role != "system" or all(one.role == "system" for one in entries)):
+            parts, in_front = (*in_front, *parts), []
+        target = weight > 0 and (is_trained or role in ("document", "assistant"))
+        turns.append(Turn(role, parts, target, thinking, calls, weight))
+    return Document(tuple(turns), origin, tools=tools)
+
+
+def _checked(
+    origin: str, places: Sequence[Kind], held: Sequence[Held]
+) -> tuple[dict[Kind, Iterator[Media]], list[Media]]:
+    """Returns the media that go to places, by kind, and those that go in front.
+
+    Raises:
+      UserError: if places and media of a kind differ in number.
+    """
     left: dict[Kind, Iterator[Media]] = {}
     in_front: list[Media] = []
-    for kind in KINDS:
-        one = by_kind.get(kind, Held(kind))
-        count = sum(content.count(kind) for content in contents)
+    lacking = set(places).difference([one.kind for one in held])
+    for one in [*held, *(Held(kind) for kind in KINDS if kind in lacking)] if lacking else held:
+        count = places.count(one.kind)
         if one.in_front and count == 0 and len(one.media) == 1:
             in_front += one.media
         elif count != len(one.media):
             raise UserError(f"{origin} has {_differs(one, count)}")
-        left[kind] = iter(one.media)
-    opening = next((i for i, one in enumerate(entries) if one.role != "system"), 0)
-    turns = []
-    for i, ((role, _, weight, is_trained, thinking, calls), content) in enumerate(zip(entries, contents, strict=True)):
-        parts = tuple(next(left[piece]) if isinstance(piece, Kind) else piece for piece in content)
-        if i == opening:
-            parts = (*in_front, *parts)
-        target = weight > 0 and (is_trained or role in ("document", "assistant"))
-        turns.append(Turn(role, parts, target, thinking, calls, weight))
-    return Document(tuple(turns), origin, tools=tools)
+        left[one.kind] = iter(one.media)
+    return left, in_front
 
 
 def _differs(held: Held, count: int) -> str:

@@ -15,7 +15,7 @@ from jaxmm.data import files
 from jaxmm.data.documents import Unit
 from jaxmm.data.readers.columns import FEATURES, TOKENS, is_named, listed
 from jaxmm.data.readers.conversations import NAMES as MESSAGES
-from jaxmm.data.readers.kinds import IMAGE, KINDS, VIDEO, Kind
+from jaxmm.data.readers.kinds import IMAGE, KINDS, VIDEO, Kind, of_name
 from jaxmm.data.readers.lines import BYTE_ORDER_MARK, decoded
 from jaxmm.data.readers.parts import SkipRecord
 from jaxmm.data.readers.typed import OWN_KEYS, kind_of
@@ -110,8 +110,7 @@ def _how_much(opened: Any, file: str) -> str:
 
 
 def _kind(extension: str) -> Kind | None:
-    ending = extension.rpartition(".")[2]
-    return next((kind for kind in KINDS if ending in kind.suffixes), None)
+    return of_name(f"a.{extension}")
 
 
 def _is_read(extension: str) -> bool:
