@@ -7,12 +7,11 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxmm.data import urls
 from jaxmm.data.documents import Audio, Image, Media, Video
 from jaxmm.data.readers.columns import FEATURES, KNOWN, NONE, TOKENS, counts, is_named, media, resolved
 from jaxmm.data.readers.kinds import IMAGE, KINDS, Kind
 from jaxmm.data.readers.parts import Held, ReadTurn
-from jaxmm.data.readers.pictures import Pictures
+from jaxmm.data.readers.pictures import NoMedium, Pictures
 from jaxmm.data.readers.typed import Marks
 from jaxmm.errors import UserError
 
@@ -59,7 +58,7 @@ def _in_columns(
             try:
                 return name, [pictures.medium(form, one) for one in media(name, value, columns, kind)]
             except ValueError as error:
-                is_guessed = kind is not IMAGE and name not in columns and not isinstance(error, urls.Refused)
+                is_guessed = kind is not IMAGE and name not in columns and isinstance(error, NoMedium)
                 advice = f"; if it holds no {kind.noun}s, say so with config.data.columns={kind.name}=" * is_guessed
                 raise UserError(f"{origin}: '{name}': {error}{advice}") from error
     return "", []

@@ -23,6 +23,10 @@ KEYS = ("bytes", "path", "url", "image", "image_url", "data", "base64", "source"
 LOCAL_SCHEMES = ("file://", "local://")
 
 
+class NoMedium(ValueError):
+    """A value that stands for no medium at all: its column may be about something else."""
+
+
 @dataclass(frozen=True)
 class Pictures:
     """Where images and clips given by path lie, and which paths and URLs a record may name.
@@ -82,7 +86,7 @@ class Pictures:
             return self._from_text(value, kind)
         if isinstance(value, bytes) and value:
             return Image(data=value)
-        raise ValueError(
+        raise NoMedium(
             f"{kind.article} must be a path, a URL, bytes or base64{', or a list of frames' * (kind is VIDEO)}, "
             f"not {value!r:.40}"
         )
