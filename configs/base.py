@@ -27,7 +27,9 @@ def get_config() -> ConfigDict:
     config.data.split = ""  # of a folder with several; "" is train, and of eval.path validation or test
     config.data.val_size = 0.0  # part of the examples, by a hash of each, kept for an eval.path of "" or data.path
     config.data.placeholder = "<image>"  # what stands for a picture in a text; "" is nothing, and text is only text
-    config.data.bare_placeholder = "stop"  # or "text": what that is in a record without a picture
+    config.data.video_placeholder = "<video>"  # what stands for a video; the same as a picture's where data has either
+    config.data.audio_placeholder = "<audio>"  # what stands for a recording
+    config.data.bare_placeholder = "stop"  # or "text": what one is in a record without its picture or clip
     config.data.allow_urls = False  # whether pictures that records name by URL are fetched
     config.data.url_hosts = ""  # host,host: addresses of private networks that may be asked too
     config.data.on_error = "stop"  # or "skip": records that make no sense are left out and listed

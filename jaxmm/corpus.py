@@ -41,7 +41,8 @@ TEMPLATE_KEYS = (
 )  # its fingerprint
 # Keys that prepared data has settled.
 SETTLED = (
-    "media_dir", "follow_outside", "placeholder", "bare_placeholder", "on_error", "max_skipped", "drop_image",
+    "media_dir", "follow_outside", "placeholder", "video_placeholder", "audio_placeholder", "bare_placeholder",
+    "on_error", "max_skipped", "drop_image",
 )  # fmt: skip
 
 

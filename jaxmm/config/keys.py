@@ -147,8 +147,10 @@ KEYS: dict[str, Key] = {
         0.0, 'part of the examples, by a hash of each, kept for an eval.path of "" or data.path', least=0, below=1
     ),
     "data.placeholder": Key("<image>", 'what stands for a picture in a text; "" is nothing, and text is only text'),
+    "data.video_placeholder": Key("<video>", "what stands for a video; the same as a picture's where data has either"),
+    "data.audio_placeholder": Key("<audio>", "what stands for a recording"),
     "data.bare_placeholder": Key(
-        "stop", 'or "text": what that is in a record without a picture',
+        "stop", 'or "text": what one is in a record without its picture or clip',
         choices=("stop", "text"),
     ),
     "data.allow_urls": Key(False, "whether pictures that records name by URL are fetched"),

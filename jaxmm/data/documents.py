@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from jaxmm.batch import ImageSpec
 
-PLACEHOLDER = "<image>"
+PLACEHOLDER, VIDEO_PLACEHOLDER, AUDIO_PLACEHOLDER = "<image>", "<video>", "<audio>"
 
 # Why a reader leaves a record out: a closed list, with what to do about it.
 SKIP_ADVICE = {
@@ -24,10 +24,10 @@ SKIP_ADVICE = {
     "duplicate keys": "an object, or a sample of a tar, has one key twice",
     "not an object": "a record must be an object",
     "cut short": "the file ends in the middle of a record: download or write it again",
-    "outside": "an image lies outside the data folder: set config.data.media_dir to its folder, or allow it with "
-    "config.data.follow_outside=True",
-    "unreadable": "an image's base64 text cannot be decoded",
-    "no caption": "a picture without a text file of the same name beside it",
+    "outside": "a picture or clip lies outside the data folder: set config.data.media_dir to its folder, or allow it "
+    "with config.data.follow_outside=True",
+    "unreadable": "the base64 text of a picture or clip cannot be decoded",
+    "no caption": "a picture or clip without a text file of the same name beside it",
     "no sense": "see its detail in skipped.jsonl; config.data.on_error=stop stops at the first",
 }
 SKIP_REASONS = tuple(SKIP_ADVICE)

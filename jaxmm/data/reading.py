@@ -6,12 +6,16 @@ import math
 from dataclasses import dataclass
 
 from jaxmm.batch import ImageSpec
-from jaxmm.data.documents import PLACEHOLDER
+from jaxmm.data.documents import AUDIO_PLACEHOLDER, PLACEHOLDER, VIDEO_PLACEHOLDER
 from jaxmm.data.text.boxes import KINDS, check
 from jaxmm.errors import UserError, nearest
 
 # The names in ``config.data.columns``; each is given the column that holds it.
-COLUMNS = ("image", "images", "messages", "text", "prompt", "query", "response", "history", "system", "tools")
+MEDIA = {"images": "image", "videos": "video", "audios": "audio"}  # two names of one thing
+COLUMNS = (
+    "image", "images", "video", "videos", "audio", "audios", "messages", "text", "prompt", "query", "response",
+    "history", "system", "tools",
+)  # fmt: skip
 ON_ERROR = ("stop", "skip")
 BARE = ("stop", "text")
 MAX_SKIPPED = 0.05  # fraction of a source's documents; a single skipped one never stops the run
@@ -21,15 +25,16 @@ MAX_SKIPPED = 0.05  # fraction of a source's documents; a single skipped one nev
 class Reading:
     """Attributes, each the key of ``config.data`` of its name:
 
-    media_dir: the folder that image paths are relative to; '' is the folder of the dataset_info.json or of the data.
+    media_dir: the folder that paths of media are relative to; '' is the folder of the dataset_info.json or of the data.
     follow_outside: whether a path in a record may lead out of the data's folder and ``media_dir``.
     columns: "image=img,prompt=question": which column holds what, for records in no known format.
     split: which split to read, where names of files or folders tell it; '' is train, or held-out for an evaluation.
     val_size: the fraction of a source's examples that is kept from training, chosen by a hash of each.
-    allow_urls: whether pictures that records name by URL are fetched.
+    allow_urls: whether pictures and clips that records name by URL are fetched.
     url_hosts: "host,host" of private addresses that may be fetched from too.
     placeholder: the string that stands for a picture; with '' there is none, and strings are only text.
-    bare_placeholder: what a placeholder does in a record without a picture: "stop", or count as "text".
+    video_placeholder, audio_placeholder: the same of a video and a recording; ``placeholder`` may stand for both.
+    bare_placeholder: what a placeholder does in a record without its medium: "stop", or count as "text".
     on_error: "stop", or "skip" for records that make no sense.
     max_skipped: the largest fraction of a source's documents that may be skipped.
     drop_image: whether an unusable picture is removed from its page; if not, the page is skipped.
@@ -50,6 +55,8 @@ class Reading:
     allow_urls: bool = False
     url_hosts: str = ""
     placeholder: str = PLACEHOLDER
+    video_placeholder: str = VIDEO_PLACEHOLDER
+    audio_placeholder: str = AUDIO_PLACEHOLDER
     bare_placeholder: str = "stop"
     on_error: str = "stop"
     max_skipped: float = MAX_SKIPPED
@@ -84,7 +91,7 @@ class Reading:
         self.named()
 
     def named(self) -> dict[str, str]:
-        """Returns ``columns`` as {name: column}, with images as image; '' says that there is no such column.
+        """Returns ``columns`` as {name: column}, with images as image and so on; '' says that there is no such column.
 
         Raises:
           UserError: if it is not written as name=column,name=column.
@@ -98,10 +105,11 @@ class Reading:
             if name in columns:
                 raise UserError(f"config.data.columns names '{name}' twice")
             columns[name] = column
-        if "images" in columns:
-            if "image" in columns:
-                raise UserError("config.data.columns: image and images are the same: give one of them")
-            columns["image"] = columns.pop("images")
+        for many, one in MEDIA.items():
+            if many in columns:
+                if one in columns:
+                    raise UserError(f"config.data.columns: {one} and {many} are the same: give one of them")
+                columns[one] = columns.pop(many)
         if "response" in columns and "prompt" not in columns:
             raise UserError("config.data.columns: a response needs a prompt: add prompt=COLUMN")
         whole = [name for name in ("messages", "text", "prompt") if name in columns]

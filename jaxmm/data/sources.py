@@ -14,7 +14,7 @@ from jaxmm.data.documents import Source
 from jaxmm.data.readers import containers, dataset_info, pairs
 from jaxmm.data.readers.containers import SUFFIXES, Container, Format
 from jaxmm.data.readers.pictures import Pictures
-from jaxmm.data.readers.recognise import recognise
+from jaxmm.data.readers.recognise import recognise, settings
 from jaxmm.data.readers.records import HeldOut, read
 from jaxmm.data.reading import Reading
 from jaxmm.data.text import boxes
@@ -100,6 +100,7 @@ def _source(
         reading.allow_urls,
         reading.hosts(),
         reading.placeholder,
+        (reading.video_placeholder, reading.audio_placeholder),
         bare_is_text=reading.bare_placeholder == "text",
         has_boxes=bool(reading.boxes),
     )
@@ -111,13 +112,15 @@ def _source(
     entry = {
         "format": type(getattr(form, "first", form)).__name__,
         "versions": [form.version, *sorted(one.version for one in kinds)],
-        **dataclasses.asdict(form),  # type: ignore[call-overload]  # each format is a dataclass
+        **settings(form),
         "media_dir": containers.relative(media, folder) if media and not files.is_remote(media) else media,
         "reading": [reading.follow_outside, reading.allow_urls, reading.url_hosts, reading.placeholder],
         "errors": [reading.on_error, reading.drop_image, reading.bare_placeholder],
         "held_out": held_out if held_out.part else [],
         "num_samples": num_samples,
     }
+    if pictures.of_clips != Pictures.of_clips:
+        entry["placeholders"] = pictures.of_clips
     if reading.boxes:  # only then, so that data prepared without boxes keeps its key
         entry["boxes"] = boxes.settings(reading.boxes, reading.image)
     return Source(

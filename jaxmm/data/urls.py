@@ -38,11 +38,11 @@ def check(url: str, allowed: bool, hosts: Sequence[str]) -> None:
     if not allowed:
         raise Refused(
             f"{url[:80]} is a URL, and URLs are not fetched by default: allow them with config.data.allow_urls=True, "
-            f"or, if the column of raw data is no picture, say so with config.data.columns=image="
+            f"or, if the column of raw data is no picture, say so with config.data.columns=image= (video=, audio=)"
         )
     scheme = url.partition("://")[0].lower()
     if scheme not in SCHEMES:
-        raise Refused(f"{url[:80]}: pictures are fetched from {', '.join(SCHEMES)} alone")
+        raise Refused(f"{url[:80]}: media are fetched from {', '.join(SCHEMES)} alone")
     if scheme in WEB:
         host = _host(url)
         if host not in hosts and is_private(host):

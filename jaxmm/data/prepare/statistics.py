@@ -110,7 +110,7 @@ def column_rows(reports: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
             for name, count in columns.get(kind, {}).items():
                 told = "read" if kind == "read" else "not read"
                 if name in pictures:
-                    told += f"; in {pictures[name]:,} a picture that was not read"
+                    told += f"; in {pictures[name]:,} a picture or clip that was not read"
                 rows.append((one["name"], name, count, told))
     return [("source", "column", "records", ""), *rows] if rows else []
 

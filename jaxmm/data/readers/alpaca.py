@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Self
 
 from jaxmm.data.documents import Document
 from jaxmm.data.readers import weights
-from jaxmm.data.readers.columns import FEATURES, KNOWN, TOKENS, resolved
-from jaxmm.data.readers.conversations import find_images, may_hold_images
-from jaxmm.data.readers.parts import Content, SkipRecord, column, document, refuse_later, text
+from jaxmm.data.readers.finding import BY_NAME, held, marks_of, read_of
+from jaxmm.data.readers.kinds import IMAGE
+from jaxmm.data.readers.parts import Content, SkipRecord, column, document, text
 from jaxmm.data.readers.pictures import Pictures
 from jaxmm.data.readers.typed import tagged
 from jaxmm.data.readers.weights import AS_SAID, Learnt
@@ -19,14 +19,13 @@ from jaxmm.errors import UserError
 
 FORMAT = 3
 TEXTS = ("text", "caption", "captions", "content")
-IMAGES = (KNOWN, FEATURES, TOKENS)
 
 
 @dataclass(frozen=True)
 class Alpaca:
     """Records with a question and an answer, and possibly earlier questions and answers.
 
-    Attributes: names of columns, '' for none. The columns in ``later`` must be empty: they are not read yet.
+    Attributes: names of columns, '' for none; those of media are as in ``Conversation``.
     """
 
     prompt: str
@@ -36,7 +35,8 @@ class Alpaca:
     system: str = ""
     tools: str = ""
     images: tuple[str, ...] = ()
-    later: tuple[str, ...] = ()
+    videos: tuple[str, ...] = ()
+    audios: tuple[str, ...] = ()
     learnt: Learnt = AS_SAID
 
     version: ClassVar[int] = FORMAT
@@ -49,12 +49,10 @@ class Alpaca:
         return self
 
     def reads(self, keys: tuple[str, ...]) -> frozenset[str]:
-        named = (self.prompt, self.query, self.response, self.history, self.system, self.tools, *self.later)
-        return frozenset((*named, *resolved(keys, self.images)))
+        named = {self.prompt, self.query, self.response, self.history, self.system, self.tools}
+        return read_of(self, keys) | named
 
     def __call__(self, origin: str, record: Mapping[str, Any], pictures: Pictures) -> Document:
-        refuse_later(origin, record, self.later)
-
         def value(name: str) -> str:
             content = record.get(name) if name else None
             return "" if content is None else text(origin, f"'{name}'", content)
@@ -69,31 +67,28 @@ class Alpaca:
             if not isinstance(pair, list | tuple) or len(pair) != 2:
                 raise UserError(f"{origin}: '{self.history}' must be a list of [question, answer]")
             said += [("user", text(origin, "history", pair[0])), ("assistant", text(origin, "history", pair[1]))]
-        said.append(("user", tagged(origin, prompt, pictures)))
+        found = held(origin, record, self, pictures)
+        said.append(("user", tagged(origin, prompt, pictures, marks_of(found))))
         if column(origin, record, self.response) is not None:
             said.append(("assistant", value(self.response)))
-        name, images = find_images(origin, record, self.images, pictures)
-        in_front = name not in ("images", FEATURES, TOKENS)
-        unweighed = document(
-            origin, said, images, placeholder=pictures.marks(images), in_front=in_front,
-            tools=tools.read_tools(origin, self.tools, told),
-        )  # fmt: skip
+        unweighed = document(origin, said, found, tools.read_tools(origin, self.tools, told))
         return weights.weighed(unweighed, 1.0, self.learnt)
 
 
 @dataclass(frozen=True)
 class Plain:
-    """Records of one text each, with images at its placeholders, or a single image before it: a caption.
+    """Records of one text each, with media at its placeholders, or a single one before it: a caption.
 
     Attributes:
       texts: columns, joined by a newline.
       images: columns that may hold images. In a record that has none of them, ``<image>`` is text.
-      later: columns that must be empty: they are not read yet.
+      videos, audios: the same of clips.
     """
 
     texts: tuple[str, ...]
     images: tuple[str, ...] = ()
-    later: tuple[str, ...] = ()
+    videos: tuple[str, ...] = ()
+    audios: tuple[str, ...] = ()
 
     version: ClassVar[int] = FORMAT
 
@@ -105,30 +100,25 @@ class Plain:
         return self
 
     def reads(self, keys: tuple[str, ...]) -> frozenset[str]:
-        return frozenset((*self.texts, *self.later, *resolved(keys, self.images)))
+        return read_of(self, keys) | {*self.texts}
 
     def __call__(self, origin: str, record: Mapping[str, Any], pictures: Pictures) -> Document:
-        refuse_later(origin, record, self.later)
         column(origin, record, self.texts[0])
         texts = (text(origin, f"'{name}'", record[name]) for name in self.texts if record.get(name) is not None)
         said = "\n".join(filter(None, texts))
-        name, images = find_images(origin, record, self.images, pictures)
-        if images and not said:
+        found = held(origin, record, self, pictures, is_page=True)
+        if not said and any(one.media for one in found):
             raise SkipRecord("empty")  # nothing is learnt from a picture alone
-        return document(
-            origin,
-            [("document", said if images else tagged(origin, said, pictures, links=False))],
-            images,
-            placeholder=pictures.marks(images) if may_hold_images(record, self.images) else "",
-            in_front=name != "images",
-        )
+        has_images = any(one.media for one in found if one.kind is IMAGE)
+        content = said if has_images else tagged(origin, said, pictures, marks_of(found), links=False)
+        return document(origin, [("document", content)], found)
 
 
 def recognise(record: Mapping[str, Any]) -> Alpaca | Plain | None:
     """Returns the format of a record that has a question and an answer, or a text, or None."""
     if "instruction" in record and "output" in record:
-        return Alpaca("instruction", "input", "output", "history", "system", "tools", IMAGES)
+        return Alpaca("instruction", "input", "output", "history", "system", "tools", **BY_NAME)
     for name in TEXTS:
         if isinstance(record.get(name), str):
-            return Plain((name,), IMAGES)
+            return Plain((name,), **BY_NAME)
     return None

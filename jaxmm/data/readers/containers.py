@@ -25,7 +25,8 @@ class Format(Protocol):
     Attributes:
       version: the FORMAT of its reader, which is raised when it makes other documents of the same records.
       main: the column that a record of this format has.
-      images: columns that may hold pictures, as in ``columns.resolved``.
+      images: columns that may hold pictures, as in ``columns.resolved``; ``videos`` and ``audios``, where it has these
+        attributes, are the same of clips.
     """
 
     @property
@@ -89,7 +90,7 @@ ARROW = Container(
     functools.partial(_count_all, tables.arrow_records),
     ("arrow", tables.ARROW_FORMAT),
 )
-# It has no suffix of its own: pictures with a text of the same name beside them, which ``sources`` finds in a folder.
+# It has no suffix of its own: media with a text of the same name beside them, which ``sources`` finds in a folder.
 PAIRS = Container(pairs.units, pairs.records, functools.partial(_count_all, pairs.records), ("pairs", pairs.FORMAT))
 
 CONTAINERS = {

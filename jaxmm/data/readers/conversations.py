@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from jaxmm.data.documents import Document, Image, Media, Part, Text
+from jaxmm.data.documents import Document, Media
 from jaxmm.data.readers import weights
-from jaxmm.data.readers.columns import (
-    FEATURES,
-    KNOWN,
-    NONE,
-    TOKENS,
-    counts,
-    is_named,
-    is_nothing,
-    listed,
-    looks,
-    resolved,
+from jaxmm.data.readers.columns import KNOWN, NONE, appears
+from jaxmm.data.readers.finding import (
+    BY_NAME,
+    columns_of,
+    find_media,
+    held,
+    marks_of,
+    read_of,
+    without_named_twice,
 )
-from jaxmm.data.readers.parts import NEXT, Content, ReadTurn, SkipRecord, column, document, refuse_later, text
+from jaxmm.data.readers.kinds import KINDS, Kind
+from jaxmm.data.readers.parts import Content, ReadTurn, SkipRecord, column, document, text
 from jaxmm.data.readers.pictures import Pictures
-from jaxmm.data.readers.typed import placed, tagged, typed_parts
+from jaxmm.data.readers.typed import Marks, placed, tagged, typed_parts
 from jaxmm.data.readers.weights import AS_SAID, Learnt
 from jaxmm.data.text import tool_calls as tools
 from jaxmm.errors import UserError, nearest
@@ -62,7 +60,7 @@ class Conversation:
       roles: our role for each of the data's.
       system, tools: columns, '' for none.
       images: columns that may hold images, or ready-made media; the first one with content counts in each record.
-      later: columns that must be empty: they are not read yet.
+      videos, audios: the same of clips.
       learnt: what the dataset's description says about all records.
     """
 
@@ -73,7 +71,8 @@ class Conversation:
     system: str = ""
     tools: str = ""
     images: tuple[str, ...] = ()
-    later: tuple[str, ...] = ()
+    videos: tuple[str, ...] = ()
+    audios: tuple[str, ...] = ()
     learnt: Learnt = AS_SAID
 
     version: ClassVar[int] = FORMAT
@@ -86,11 +85,15 @@ class Conversation:
         return self
 
     def reads(self, keys: tuple[str, ...]) -> frozenset[str]:
-        named = (self.messages, self.system, self.tools, *self.later)
-        return frozenset((*named, *resolved(keys, self.images)))
+        return read_of(self, keys) | {self.messages, self.system, self.tools}
 
     def __call__(self, origin: str, record: Mapping[str, Any], pictures: Pictures) -> Document:
-        refuse_later(origin, record, self.later)
+        return self.read(origin, record, pictures)
+
+    def read(
+        self, origin: str, record: Mapping[str, Any], pictures: Pictures, single_in_front: bool = False
+    ) -> Document:
+        """Returns the document of a record; ``single_in_front`` as in ``finding.held``."""
         messages = column(origin, record, self.messages)
         if messages is None:
             raise SkipRecord("empty")
@@ -98,20 +101,16 @@ class Conversation:
             messages = _from_text(messages)
         if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
             raise UserError(f"{origin}: '{self.messages}' must be a list of objects, not {messages!r:.40}")
-        said = [self._turn(origin, message, pictures) for message in messages]
+        found = held(origin, record, self, pictures, single_in_front=single_in_front)
+        said = [self._turn(origin, message, pictures, marks_of(found)) for message in messages]
         self._add_system(origin, record, said)
         told = record.get(self.tools) if self.tools else None
-        name, images = find_images(origin, record, self.images, pictures)
-        if images and _has_its_own(origin, said, name, images, pictures.placeholder):
-            images = []
-        in_front = name not in ("images", FEATURES, TOKENS)
         unweighed = document(
-            origin, said, images, placeholder=pictures.marks(images), in_front=in_front,
-            tools=tools.read_tools(origin, self.tools, told),
-        )  # fmt: skip
+            origin, said, without_named_twice(origin, said, found), tools.read_tools(origin, self.tools, told)
+        )
         return weights.weighed(unweighed, 1.0, self.learnt)
 
-    def _turn(self, origin: str, message: Mapping[str, Any], pictures: Pictures) -> ReadTurn:
+    def _turn(self, origin: str, message: Mapping[str, Any], pictures: Pictures, marks: Marks) -> ReadTurn:
         name = column(origin, message, self.role_key)
         role = self.roles.get(name, self.roles.get(name.lower())) if isinstance(name, str) else None
         if role is None:
@@ -120,44 +119,48 @@ class Conversation:
                 f"{origin}: role {name!r:.40} is none of {known}: name it by the tags of a dataset_info.json, as "
                 f'"tags": {{"user_tag": ..., "assistant_tag": ...}}'
             )
+        own = self._own(origin, name, message, pictures) if len(message) > 2 else {}
+        if own:
+            here = {pictures.mark(kind, media): kind for kind, media in own.items()}
+            marks = {mark: kind for mark, kind in {**marks, **here}.items() if mark}
         calls = tools.read_calls(origin, message["tool_calls"]) if message.get("tool_calls") else ""
         is_silent = calls and message.get(self.content_key) is None
-        content = "" if is_silent else self._said(origin, name, message, pictures)
+        content = "" if is_silent else self._said(origin, name, message, pictures, marks)
         if role == CALL:
             role = "assistant"
             content, calls = tools.called(content) if isinstance(content, str) else (content, calls)
-        if len(message) > 2:
-            own = self._own(origin, name, message, pictures)
-            content = placed(origin, content, own, pictures.placeholder) if own else content
+        content = placed(origin, content, own, marks) if own else content
         thought = next((message[key] for key in THOUGHT if message.get(key)), "") if role == "assistant" else ""
         return ReadTurn(
             role, content, weights.of_message(origin, message), weights.is_trained(message),
             text(origin, "what is thought", thought), calls,
         )  # fmt: skip
 
-    def _said(self, origin: str, name: str, message: Mapping[str, Any], pictures: Pictures) -> Content:
+    def _said(self, origin: str, name: str, message: Mapping[str, Any], pictures: Pictures, marks: Marks) -> Content:
         content = column(origin, message, self.content_key)
         if isinstance(content, dict):
             content = [content]
         if isinstance(content, list):
             return typed_parts(origin, f"what '{name}' says", content, pictures)
-        return tagged(origin, text(origin, f"what '{name}' says", content), pictures)
+        return tagged(origin, text(origin, f"what '{name}' says", content), pictures, marks)
 
-    def _own(self, origin: str, name: str, message: Mapping[str, Any], pictures: Pictures) -> list[Media]:
-        """Returns the pictures that a message has beside its content.
+    def _own(self, origin: str, name: str, message: Mapping[str, Any], pictures: Pictures) -> dict[Kind, list[Media]]:
+        """Returns the media that a message has beside its content, by kind.
 
         Raises:
-          UserError: for a value that looks like a picture under an unknown key.
+          UserError: for a value that looks like a medium under an unknown key.
         """
         others = {key: value for key, value in message.items() if key not in (self.role_key, self.content_key)}
-        images = find_images(origin, others, (KNOWN,), pictures)[1]
-        odd = next((key for key, value in others.items() if not images and looks(value) in ("file", "bytes")), "")
-        if odd and NONE not in self.images:
-            raise UserError(
-                f"{origin}: a message of '{name}' has a '{odd}' that looks like a picture but is not read: "
-                f"call it images"
-            )
-        return images
+        found = {kind: find_media(origin, others, (KNOWN,), pictures, kind)[1] for kind in KINDS}
+        own = {kind: media for kind, media in found.items() if media}
+        for key, value in others.items():
+            kind, how = appears(key, value)
+            if how in ("file", "bytes") and kind not in own and NONE not in columns_of(self, kind):
+                raise UserError(
+                    f"{origin}: a message of '{name}' has a '{key}' that looks like a {kind.noun} but is not read: "
+                    f"call it {kind.many}"
+                )
+        return own
 
     def _add_system(self, origin: str, record: Mapping[str, Any], said: list[ReadTurn]) -> None:
         """Puts the system column first, unless the conversation has its own."""
@@ -180,6 +183,8 @@ class Exchange:
     system: str = ""
     tools: str = ""
     images: tuple[str, ...] = ()
+    videos: tuple[str, ...] = ()
+    audios: tuple[str, ...] = ()
 
     version: ClassVar[int] = FORMAT
 
@@ -191,18 +196,16 @@ class Exchange:
         return self
 
     def reads(self, keys: tuple[str, ...]) -> frozenset[str]:
-        return frozenset((self.prompt, self.completion, self.system, self.tools, *resolved(keys, self.images)))
+        return read_of(self, keys) | {self.prompt, self.completion, self.system, self.tools}
 
     def __call__(self, origin: str, record: Mapping[str, Any], pictures: Pictures) -> Document:
         messages: list[Any] = []
         for name, role in ((self.prompt, "user"), (self.completion, "assistant")):
             value = column(origin, record, name)
             messages += value if isinstance(value, list) else [{"role": role, "content": value}]
-        form = _of_list("", messages, images=self.images, system=self.system, tools=self.tools)
-        is_single = "images" in self.reads(tuple(record)) and len(listed(record.get("images"))) == 1
-        if is_single:  # a single picture without a given place stands in front, whatever its column is called
-            record = {**{key: value for key, value in record.items() if key != "images"}, "image": record["images"]}
-        return form(origin, {**record, "": messages}, pictures)
+        media = {kind.many: columns_of(self, kind) for kind in KINDS}
+        form = _of_list("", messages, **media, system=self.system, tools=self.tools)
+        return form.read(origin, {**record, "": messages}, pictures, single_in_front=True)
 
 
 def recognise(record: Mapping[str, Any]) -> Conversation | Exchange | None:
@@ -212,7 +215,7 @@ def recognise(record: Mapping[str, Any]) -> Conversation | Exchange | None:
         if isinstance(messages, list) and all(isinstance(m, dict) for m in messages):
             return _of_list(name, messages)
     if all(_is_said(record.get(name)) for name in ("prompt", "completion")):
-        return Exchange("prompt", "completion", "system", "tools", (KNOWN, FEATURES, TOKENS))
+        return Exchange("prompt", "completion", "system", "tools", **BY_NAME)
     return None
 
 
@@ -225,10 +228,7 @@ def of_messages(record: Mapping[str, Any], name: str) -> Conversation | None:
 def _of_list(name: str, messages: Sequence[Any], **more: Any) -> Conversation:
     first = messages[0] if messages and isinstance(messages[0], dict) else {}
     role_key, content_key = next((keys for keys in KEYS if keys[0] in first), KEYS[0])
-    more = {"system": "system", "tools": "tools", "images": (KNOWN, FEATURES, TOKENS), **more}
-    return Conversation(
-        name, role_key, content_key, ROLES, **more, later=("videos", "video", "audios", "audio")
-    )  # fmt: skip
+    return Conversation(name, role_key, content_key, ROLES, **{"system": "system", "tools": "tools", **BY_NAME, **more})
 
 
 def _is_said(value: Any) -> bool:
@@ -243,53 +243,3 @@ def _from_text(value: Any) -> Any:
         except ValueError:
             return value
     return value
-
-
-def find_images(
-    origin: str, record: Mapping[str, Any], columns: Sequence[str], pictures: Pictures
-) -> tuple[str, list[Media]]:
-    """Returns the first of the columns that has content, and its images: those of a list, or a single one.
-
-    A column ``features`` (.npy files) or ``image_tokens`` (lists of ids) holds ready-made media. ('', []) if none has.
-
-    Raises:
-      UserError: for a value that is no image.
-    """
-    for name in resolved(tuple(record), tuple(columns)):
-        value = record[name]
-        if counts(name, value, columns):
-            try:
-                return name, [pictures.medium(name, v) for v in listed(value) if not is_nothing(v)]
-            except ValueError as error:
-                raise UserError(f"{origin}: '{name}': {error}") from error
-    return "", []
-
-
-def may_hold_images(record: Mapping[str, Any], columns: Sequence[str]) -> bool:
-    """Whether a record has one of the columns, even if it is null."""
-    return any(
-        is_named(name) or counts(name, record[name], columns) for name in resolved(tuple(record), tuple(columns))
-    )
-
-
-def _has_its_own(origin: str, said: Sequence[ReadTurn], name: str, images: Sequence[Media], placeholder: str) -> bool:
-    """Whether the messages' parts name the pictures of the column themselves, so that it must not give them again.
-
-    Raises:
-      UserError: if parts and column name different pictures.
-    """
-    contents = [one.content for one in said]
-    own = [p for c in contents if not isinstance(c, str) for p in c if p is not NEXT and not isinstance(p, Text)]
-    if not own or any(NEXT in c if not isinstance(c, str) else placeholder and placeholder in c for c in contents):
-        return False
-    if len(own) == len(images) and all(_may_be_one(*pair) for pair in zip(own, images, strict=True)):
-        return True
-    raise UserError(
-        f"{origin}: its parts name {len(own)} pictures, and '{name}' {len(images)} others: keep them in one place"
-    )
-
-
-def _may_be_one(one: Part, other: Part) -> bool:
-    if isinstance(one, Image) and isinstance(other, Image) and one.path and other.path:
-        return one.path == other.path or os.path.basename(one.path) == os.path.basename(other.path)
-    return type(one) is type(other)

@@ -39,6 +39,7 @@ COLUMNS = {
         "audios": "",
     },
 }
+MEDIA = ("images", "videos", "audios")
 PREFERENCE = ("chosen", "rejected", "kto_tag")
 TAGS = {
     "role_tag": "from",
@@ -89,7 +90,7 @@ class Entry(NamedTuple):
     """A dataset as described: its files, in order, and how their records are read.
 
     Attributes:
-      media: folder of the images, absolute; '' if the entry says nothing.
+      media: folder of the images and clips, absolute; '' if the entry says nothing.
       num_samples: how many records to choose; 0 for all.
       told: a line on what is not read; '' if everything is.
     """
@@ -247,15 +248,16 @@ def _form(where: str, entry: Mapping[str, Any]) -> Format:
     if formatting == "alpaca" and columns:  # as in LLaMA-Factory: then a column that is not mapped does not exist
         defaults = dict.fromkeys(defaults, "")
     columns = {key: columns.get(key) or default for key, default in defaults.items()}
+    given = entry.get("columns") or {}
+    media: dict[str, Any] = {
+        key: (NONE,) * (given.get(key) == "") + (columns[key],) * bool(columns[key]) for key in MEDIA
+    }
     # Ready-made media, for which LLaMA-Factory has no name, are found under our names.
-    images = (*filter(None, [columns["images"]]), FEATURES, TOKENS)
-    if (entry.get("columns") or {}).get("images") == "":
-        images = (NONE, *images)
-    later = tuple(columns[key] for key in ("videos", "audios") if columns[key])
+    media["images"] += (FEATURES, TOKENS)
     if formatting == "alpaca":
-        return _alpaca(where, columns, images, later)
-    given = OPENAI_TAGS if formatting == "openai" else TAGS
-    tags = {key: tags.get(key) or default for key, default in given.items()}
+        return _alpaca(where, columns, media)
+    defaults = OPENAI_TAGS if formatting == "openai" else TAGS
+    tags = {key: tags.get(key) or default for key, default in defaults.items()}
     roles = {
         tags["function_tag"]: CALL,  # the model writes calls,
         tags["observation_tag"]: "tool",  # and reads their results
@@ -271,8 +273,7 @@ def _form(where: str, entry: Mapping[str, Any]) -> Format:
         roles,
         columns["system"],
         columns["tools"],
-        images,
-        later,
+        **media,
     )
 
 
@@ -289,7 +290,7 @@ def _learnt(where: str, entry: Mapping[str, Any], form: Format) -> Format:
     return dataclasses.replace(form, learnt=weights.Learnt("".join(turns), weight))  # type: ignore[type-var]
 
 
-def _alpaca(where: str, columns: Mapping[str, str], images: tuple[str, ...], later: tuple[str, ...]) -> Format:
+def _alpaca(where: str, columns: Mapping[str, str], media: Mapping[str, Any]) -> Format:
     if not columns["prompt"]:
         raise UserError(f"{where}: columns must say which one is the prompt")
     if columns["response"]:
@@ -300,13 +301,12 @@ def _alpaca(where: str, columns: Mapping[str, str], images: tuple[str, ...], lat
             columns["history"],
             columns["system"],
             columns["tools"],
-            images,
-            later,
+            **media,
         )
     for name in ("history", "system", "tools"):
         if columns[name]:
             raise UserError(f"{where}: a {name} column needs a response column")
-    return Plain(tuple(filter(None, (columns["prompt"], columns["query"]))), images, later)
+    return Plain(tuple(filter(None, (columns["prompt"], columns["query"]))), **media)
 
 
 def _known(where: str, given: Mapping[str, Any], known: Sequence[str]) -> None:

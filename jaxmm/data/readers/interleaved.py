@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from jaxmm.data.documents import Document, Image, Part, Text
-from jaxmm.data.readers.conversations import find_images
+from jaxmm.data.readers.finding import find_media
 from jaxmm.data.readers.parts import Content, SkipRecord, column, document, text
 from jaxmm.data.readers.pictures import Pictures
 from jaxmm.errors import UserError
@@ -101,7 +101,7 @@ class Pairs:
             for role in ("user", "assistant"):
                 words = text(origin, f"'{role}'", column(origin, pair, role))
                 said.append((role, [Text(words)] if words else []))
-        _, images = find_images(origin, record, ("images",), pictures)
+        _, images = find_media(origin, record, ("images",), pictures)
         if said:
             said[0] = ("user", [*images, *said[0][1]])
         return document(origin, said)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from jaxmm.data.documents import Document, Image, Object, Text
+from jaxmm.data.documents import Audio, Document, Image, Object, Text, Video
 from jaxmm.data.readers.parts import text
 from jaxmm.data.text.boxes import BOX_MARK, MARK, NAME_MARK
 from jaxmm.errors import UserError
@@ -75,14 +75,15 @@ def _objects(origin: str, value: Any, document: Document) -> tuple[list[Object],
     if kind not in TYPES:
         raise UserError(f"{origin}: its '{COLUMN}' have a bbox_type {kind!r:.40}: it must be {' or '.join(TYPES)}")
     media = [part for turn in document.turns for part in turn.parts if not isinstance(part, Text)]
+    shown = [at for at, part in enumerate(media) if not isinstance(part, Video | Audio)]
     boxed = []
     for n, box in enumerate(boxes):
         picture = pictures[n] if n < len(pictures) else 0
-        if type(picture) is not int or not 0 <= picture < len(media):
-            raise UserError(f"{origin}: its '{COLUMN}' name the picture {picture!r:.40}, of {len(media)}")
-        if not isinstance(media[picture], Image):
+        if type(picture) is not int or not 0 <= picture < len(shown):
+            raise UserError(f"{origin}: its '{COLUMN}' name the picture {picture!r:.40}, of {len(shown)}")
+        if not isinstance(media[shown[picture]], Image):
             raise UserError(f"{origin}: its '{COLUMN}' have boxes of media whose picture's size is unknown")
-        boxed.append(Object(box=_numbers(origin, box), image=picture, is_part=kind == "norm1"))
+        boxed.append(Object(box=_numbers(origin, box), image=shown[picture], is_part=kind == "norm1"))
     return [Object(name=text(origin, f"'ref' of its '{COLUMN}'", name)) for name in names], boxed
 
 

@@ -1,12 +1,10 @@
 """What stands for an image in a record: a path, a URL, bytes, an object with one of them, a data URI or bare base64.
 
-Feature vectors are given in the same ways, and discrete image tokens as a list of ids.
+Feature vectors and clips are given in the same ways, and discrete image tokens as a list of ids.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import functools
 import os
 from collections.abc import Mapping, Sequence
@@ -14,19 +12,24 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxmm.data import files, urls
-from jaxmm.data.documents import PLACEHOLDER, Features, Image, Media, Tokens
-from jaxmm.data.readers.columns import BASE64, FEATURES, MAGIC, SHORTEST_BASE64, TOKENS
-from jaxmm.data.readers.parts import SkipRecord, text
+from jaxmm.data.documents import AUDIO_PLACEHOLDER, PLACEHOLDER, VIDEO_PLACEHOLDER, Features, Image, Media, Tokens
+from jaxmm.data.readers import clips
+from jaxmm.data.readers.columns import BASE64, FEATURES, SHORTEST_BASE64, TOKENS
+from jaxmm.data.readers.kinds import AUDIO, CLIPS, IMAGE, VIDEO, Kind
+from jaxmm.data.readers.parts import SkipRecord, decoded, text
 
 # The keys of an object that may give its image, in the order of trust: the Hugging Face struct first.
 KEYS = ("bytes", "path", "url", "image", "image_url", "data", "base64", "source", "value")
-SIZE_KEYS = ("max_pixels", "min_pixels", "resized_height", "resized_width")  # Qwen's, of one image
 LOCAL_SCHEMES = ("file://", "local://")
+
+
+class NoMedium(ValueError):
+    """A value that stands for no medium at all: its column may be about something else."""
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Where images given by path lie, and which paths and URLs a record may name.
+    """Where images and clips given by path lie, and which paths and URLs a record may name.
 
     A path is relative to ``folder``. It may only lead into ``folder`` or ``data_folder``, whether by ``..``, a symlink
     or an absolute path: data from elsewhere must not decide which files of this machine are read. Absolute paths are
@@ -34,13 +37,14 @@ class Pictures:
     ``follow_outside`` allows all paths. A URL outside of the data is fetched only with ``allow_urls``.
 
     Attributes:
-      folder: of the images, an absolute path or URL.
+      folder: of the media, an absolute path or URL.
       data_folder: of the dataset_info.json or the data file.
       follow_outside: whether any path may be read.
       allow_urls: whether URLs may be fetched.
       url_hosts: private addresses that may be fetched from.
       placeholder: the string that stands for a picture; '' for none.
-      bare_is_text: whether it is only text in a record without a picture.
+      of_clips: those that stand for a video and for a recording; one may be that of pictures.
+      bare_is_text: whether a placeholder is only text in a record without a medium of its kind.
       has_boxes: whether a record's objects are read, to be written at its marks.
     """
 
@@ -50,12 +54,14 @@ class Pictures:
     allow_urls: bool = False
     url_hosts: tuple[str, ...] = ()
     placeholder: str = PLACEHOLDER
+    of_clips: tuple[str, str] = (VIDEO_PLACEHOLDER, AUDIO_PLACEHOLDER)
     bare_is_text: bool = False
     has_boxes: bool = False
 
-    def marks(self, images: Sequence[Media]) -> str:
-        """Returns the placeholder that counts in the strings of a record with these images."""
-        return self.placeholder if images or not self.bare_is_text else ""
+    def mark(self, kind: Kind, media: Sequence[Media] = ()) -> str:
+        """Returns the placeholder that counts in the strings of a record with these media of a kind."""
+        mark = self.placeholder if kind is IMAGE else self.of_clips[CLIPS.index(kind)]
+        return mark if media or not self.bare_is_text else ""
 
     def image(self, value: Any) -> Image:
         """Returns the image that a record's value stands for.
@@ -64,22 +70,33 @@ class Pictures:
           SkipRecord: for a path outside of the allowed folders, or base64 that cannot be decoded.
           ValueError: if the value is no image, or is a URL that may not be fetched.
         """
-        if isinstance(value, str) and value:
-            return self._from_text(value)
-        if isinstance(value, bytes) and value:
-            return Image(data=value)
         if isinstance(value, Mapping):
-            check_size(value)
+            clips.check_settings(value, IMAGE)
             for key in KEYS:
                 inner = value.get(key)
                 if key in ("data", "base64") and isinstance(inner, str) and inner and not inner.startswith("data:"):
-                    return Image(data=_decoded(inner))
+                    return Image(data=decoded(inner))
                 if inner:
                     return self.image(inner)
-        raise ValueError(f"an image must be a path, a URL, bytes or base64, not {value!r:.40}")
+        return self.file(value, IMAGE)
+
+    def file(self, value: Any, kind: Kind) -> Image:
+        """Returns the file of any kind that a path, a URL, bytes or base64 stands for. Raises as ``image``."""
+        if isinstance(value, str) and value:
+            return self._from_text(value, kind)
+        if isinstance(value, bytes) and value:
+            return Image(data=value)
+        raise NoMedium(
+            f"{kind.article} must be a path, a URL, bytes or base64{', or a list of frames' * (kind is VIDEO)}, "
+            f"not {value!r:.40}"
+        )
 
     def medium(self, kind: str, value: Any) -> Media:
-        """Returns the medium of a value: features, image tokens, or else an image. Raises as ``image``."""
+        """Returns the medium of a value: features, image tokens, a clip, or else an image. Raises as ``image``."""
+        if kind == VIDEO.name:
+            return clips.video(value, self)
+        if kind == AUDIO.name:
+            return clips.audio(value, self)
         if kind == FEATURES:
             image = self.image(value.get(FEATURES) or value if isinstance(value, Mapping) else value)
             return Features(image.data, image.path)
@@ -95,15 +112,16 @@ class Pictures:
         folder = url.rpartition("/")[0]
         return "/../" not in url and _is_inside(folder, self.folder, self.data_folder)
 
-    def _from_text(self, value: str) -> Image:
+    def _from_text(self, value: str, kind: Kind) -> Image:
         if value.startswith("data:"):
             head, comma, content = value.partition(",")
             if not comma or not head.endswith(";base64"):
                 raise SkipRecord("unreadable")
-            return Image(data=_decoded(content))
-        if len(value) >= SHORTEST_BASE64 and value.startswith(MAGIC) and BASE64.fullmatch(value):
-            return Image(data=_decoded(value))
-        text("an image", "its path", value)  # a file's name may have no NUL and no lone surrogate either
+            return Image(data=decoded(content))
+        starts = kind.base64 if kind is not AUDIO else (*kind.base64, "//")  # as frames of MP3 begin
+        if len(value) >= SHORTEST_BASE64 and value.startswith(starts) and BASE64.fullmatch(value):
+            return Image(data=decoded(value))
+        text(kind.article, "its path", value)  # a file's name may have no NUL and no lone surrogate either
         if value.startswith(LOCAL_SCHEMES):
             value = value.partition("://")[2]
         if "::" in value:  # a chain of fsspec's may end in a local file
@@ -128,16 +146,6 @@ class Pictures:
         return Image(path=path)
 
 
-def check_size(value: Mapping[str, Any]) -> None:
-    """Raises ValueError for an image that sets its own size, because it would be trained at another one."""
-    own = next((key for key in SIZE_KEYS if value.get(key) is not None), "")
-    if own:
-        raise ValueError(
-            f"an image has its own '{own}', which is not supported: sizes are the model's, or for all images "
-            f"config.image.min_pixels and max_pixels; take the key out"
-        )
-
-
 @functools.lru_cache(maxsize=1 << 12)
 def _joined(folder: str, head: str) -> str:
     joined = files.join(folder, head) if head else folder
@@ -155,13 +163,3 @@ def _is_inside(folder: str, *allowed: str) -> bool:
             if place == root or place.startswith(root + "/"):
                 return True
     return False
-
-
-def _decoded(encoded: str) -> bytes:
-    try:
-        data = base64.b64decode("".join(encoded.split()), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise SkipRecord("unreadable") from error
-    if not data:
-        raise SkipRecord("unreadable")
-    return data

@@ -9,17 +9,24 @@ from typing import Any
 
 from jaxmm.data.documents import Document
 from jaxmm.data.readers import alpaca, conversations, interleaved
-from jaxmm.data.readers.columns import FEATURES, KNOWN, NAMES, NONE, TOKENS, looks, plain
+from jaxmm.data.readers.columns import FEATURES, NONE, TOKENS, appears, is_named, plain, resolved
 from jaxmm.data.readers.containers import Format
+from jaxmm.data.readers.finding import BY_NAME, columns_of, may_hold
+from jaxmm.data.readers.kinds import AUDIO, CLIPS, IMAGE, KINDS, VIDEO, Kind
 from jaxmm.data.readers.parts import SkipRecord, listed
 from jaxmm.data.readers.pictures import Pictures
+from jaxmm.data.readers.typed import kind_of
 from jaxmm.errors import UserError, nearest
 
+CLIPS_FORMAT = 1  # of reading videos and recordings; raised when the same clips make other documents
 HEAD = 100  # records that are searched for one that tells the format
 # Names that questions and answers often have, used only for advice.
 QUESTIONS = ("question", "query", "prompt", "problem", "user", "instruction", "input", "q")
 ANSWERS = ("answer", "response", "completion", "output", "solution", "target", "assistant", "answers", "label", "a")
-TEXTS = ("text", "caption", "captions", "content", "prompt", "description", "body")
+TEXTS = (
+    "text", "caption", "captions", "content", "prompt", "description", "body",
+    "transcription", "transcript", "sentence",
+)  # fmt: skip
 
 # The formats, each asked in turn whether a record is its own. A new one is a file beside this one, and an entry here.
 FORMATS = (conversations, interleaved, alpaca)
@@ -32,10 +39,12 @@ class Recognised:
     Attributes:
       first: that format.
       columns: those of ``Reading.named``, as pairs.
+      has_clips: whether the columns or the records up to the first with a format have videos or recordings.
     """
 
     first: Format
     columns: tuple[tuple[str, str], ...] = ()
+    has_clips: bool = False
 
     @property
     def version(self) -> int:
@@ -47,7 +56,19 @@ class Recognised:
 
     @property
     def images(self) -> tuple[str, ...]:
-        return self.first.images
+        return columns_of(self.first, IMAGE)
+
+    @property
+    def videos(self) -> tuple[str, ...]:
+        return self._clips(VIDEO)
+
+    @property
+    def audios(self) -> tuple[str, ...]:
+        return self._clips(AUDIO)
+
+    def _clips(self, kind: Kind) -> tuple[str, ...]:
+        """A format that reads no clips may still be told that there are none."""
+        return columns_of(self.first, kind) or (NONE,) * _is_given(dict(self.columns), kind)
 
     def reads(self, keys: tuple[str, ...]) -> frozenset[str]:
         return self.first.reads(keys)
@@ -68,16 +89,18 @@ def recognise(head: Iterator[tuple[str, Any]], columns: Mapping[str, str], file:
       UserError: if no record has a known format, or none has a column that is named.
     """
     origin, unknown, seen = "", {}, dict[str, None]()
+    has_clips = any(kind.name in columns for kind in CLIPS)
     for (where, record), _ in zip(head, range(HEAD), strict=False):
         if isinstance(record, SkipRecord):
             continue
         if not origin:
             origin, unknown = where, record
         seen |= dict.fromkeys(record)
+        has_clips = has_clips or any(may_hold(record, BY_NAME[kind.many], kind) for kind in CLIPS)
         if all(name in seen for name in columns.values() if name):
             form = _recognised(record, columns)
             if form is not None:
-                return Recognised(form, tuple(sorted(columns.items())))
+                return Recognised(form, tuple(sorted(columns.items())), has_clips or _says_clips(record, form.main))
     missing = [name for name in columns.values() if name and name not in seen]
     if missing and seen:
         raise UserError(
@@ -93,10 +116,31 @@ def _recognised(record: Mapping[str, Any], columns: Mapping[str, str]) -> Format
     form = _of_columns(record, columns) if {"messages", "text", "prompt"} & columns.keys() else _of_names(record)
     if form is None:
         return None
-    given: dict[str, Any] = {"images": _images(columns)} if "image" in columns else {}
+    given: dict[str, Any] = {kind.many: _given(columns, kind) for kind in KINDS if _is_given(columns, kind)}
     given.update({name: columns[name] for name in ("system", "tools", "history") if name in columns})
     known = {field.name for field in dataclasses.fields(form)}  # type: ignore[arg-type]
+    if lost := next((kind for kind in CLIPS if columns.get(kind.name) and kind.many not in known), None):
+        raise UserError(
+            f"config.data.columns={lost.name}={columns[lost.name]}: records with '{form.main}' hold no {lost.many}: "
+            f"write them as messages, or leave them out by {lost.name}="
+        )
     return dataclasses.replace(form, **{k: v for k, v in given.items() if k in known})  # type: ignore[type-var,no-any-return]
+
+
+def settings(form: Format) -> dict[str, Any]:
+    """Returns a format's settings for the key of what is prepared.
+
+    Where there are no clips they are those of before clips were read, so that what was prepared then stays valid.
+    """
+    values = dataclasses.asdict(form)  # type: ignore[call-overload]  # each format is a dataclass
+    own, inner = values.get("first", values), getattr(form, "first", form)
+    columns = [own.pop(kind.many, ()) for kind in CLIPS]
+    if values.pop("has_clips", any(name != NONE for names in columns for name in names)):
+        return {**values, "clips": [CLIPS_FORMAT, *columns]}
+    if isinstance(inner, conversations.Conversation | alpaca.Alpaca | alpaca.Plain):
+        was_refused = isinstance(inner, conversations.Conversation) and inner is not form
+        own["later"] = ["videos", "video", "audios", "audio"] if was_refused else []
+    return values
 
 
 def _of_names(record: Mapping[str, Any]) -> Format | None:
@@ -104,22 +148,36 @@ def _of_names(record: Mapping[str, Any]) -> Format | None:
 
 
 def _of_columns(record: Mapping[str, Any], columns: Mapping[str, str]) -> Format | None:
-    images = (KNOWN, FEATURES, TOKENS)
     if "messages" in columns:
         return conversations.of_messages(record, columns["messages"])
     if "text" in columns:
-        return alpaca.Plain((columns["text"],), images)
+        return alpaca.Plain((columns["text"],), **BY_NAME)
     prompt, response = columns["prompt"], columns.get("response", "")
     if isinstance(record.get(prompt), list) and response:
-        return conversations.Exchange(prompt, response, images=images)
+        return conversations.Exchange(prompt, response, **BY_NAME)
     if not response:
-        return alpaca.Plain(tuple(filter(None, (prompt, columns.get("query")))), images)
-    return alpaca.Alpaca(prompt, columns.get("query", ""), response, images=images)
+        return alpaca.Plain(tuple(filter(None, (prompt, columns.get("query")))), **BY_NAME)
+    return alpaca.Alpaca(prompt, columns.get("query", ""), response, **BY_NAME)
 
 
-def _images(columns: Mapping[str, str]) -> tuple[str, ...]:
-    # A user who says where pictures are also says that they are nowhere else.
-    return (NONE, *filter(None, (columns["image"],)), FEATURES, TOKENS)
+def _is_given(columns: Mapping[str, str], kind: Kind) -> bool:
+    """Whether the user has said where media of a kind are, or that a column that is called like them is another's."""
+    return kind.name in columns or any(
+        is_named(columns[other.name], kind) for other in KINDS if columns.get(other.name) and other is not kind
+    )
+
+
+def _given(columns: Mapping[str, str], kind: Kind) -> tuple[str, ...]:
+    # A user who says where media are also says that they are nowhere else.
+    given = (NONE, *filter(None, (columns.get(kind.name),)))
+    return (*given, FEATURES, TOKENS) if kind is IMAGE else given
+
+
+def _says_clips(record: Mapping[str, Any], main: str) -> bool:
+    """Whether a record's messages have typed parts that are clips."""
+    messages = record.get(main)
+    contents = [c for m in messages if isinstance(m, dict) for c in m.values()] if isinstance(messages, list) else []
+    return any(kind_of(part) in ("video", "audio") for c in contents if isinstance(c, list) for part in c)
 
 
 def _advice(record: Mapping[str, Any]) -> str:
@@ -138,8 +196,10 @@ def _advice(record: Mapping[str, Any]) -> str:
         if inside and len(inside) == len(record):
             return "it is one object that holds others: give its list of records, as an array or a record a line"
     named = named or "prompt=QUESTION,response=ANSWER"
-    picture = next((key for key, value in record.items() if looks(value) and plain(key) not in NAMES), "")
-    named = f"image={picture},{named}" if picture else named
+    found = {appears(key, value)[0]: key for key, value in record.items() if appears(key, value)[1]}
+    for kind in reversed(KINDS):
+        if kind in found and not resolved((found[kind],), BY_NAME[kind.many], kind):
+            named = f"{kind.name}={found[kind]},{named}"
     return (
         f"give messages, conversations, or text, or name the columns, as config.data.columns={named}, "
         f"or describe the file in a dataset_info.json"

@@ -1,4 +1,4 @@
-"""Reads a unit: each record becomes a document, is skipped, or stops the run; no picture is ignored in silence."""
+"""Reads a unit: each record becomes a document, is skipped, or stops the run; no medium is ignored in silence."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from jaxmm.data.media.table import medium_of
 from jaxmm.data.readers import columns, marks, weights
 from jaxmm.data.readers.columns import Seen
 from jaxmm.data.readers.containers import Container, Format, Sample, container, relative
+from jaxmm.data.readers.finding import columns_of
+from jaxmm.data.readers.kinds import KINDS, Kind, of_part
 from jaxmm.data.readers.parts import SkipRecord
 from jaxmm.data.readers.pictures import Pictures
 from jaxmm.errors import UserError
@@ -114,16 +116,16 @@ def read(
 
 
 class _Watch:
-    """Counts columns, by the keys that records have, and checks whether those that are not read look like pictures."""
+    """Counts columns, by the keys that records have, and checks whether those that are not read look like media."""
 
     def __init__(self, form: Format, has_boxes: bool):
         self._form, self._has_boxes = form, has_boxes
         self._records: dict[tuple[str, ...], int] = {}
-        self._reads: dict[tuple[str, ...], tuple[list[str], tuple[str, ...], list[str]]] = {}
+        self._reads: dict[tuple[str, ...], tuple[list[str], dict[Kind, tuple[str, ...]], list[str]]] = {}
         self._seen = Seen.nothing()
 
     def look(self, origin: str, record: Mapping[str, Any], document: Document) -> None:
-        """Raises UserError for a document without a picture whose record has a column that looks like one."""
+        """Raises UserError for a document without a medium of a kind whose record has a column that looks like one."""
         keys = tuple(record)
         self._records[keys] = self._records.get(keys, 0) + 1
         if keys not in self._reads:
@@ -131,23 +133,26 @@ class _Watch:
             reads = form.reads(keys) | weights.read(keys) | marks.read(keys, self._has_boxes)
             self._reads[keys] = (
                 [key for key in keys if key in reads],
-                columns.resolved(keys, form.images),
+                {kind: columns.resolved(keys, columns_of(form, kind), kind) for kind in KINDS},
                 [key for key in keys if key not in reads],
             )
         _, named, unread = self._reads[keys]
-        if len(named) > 1:
-            full = [name for name in named if columns.counts(name, record[name], self._form.images)]
-            self._seen.pictures.update(full[1:])
+        read = {names[0] for names in named.values() if names}
+        for kind, names in named.items():
+            if len(names) > 1:
+                own = columns_of(self._form, kind)
+                full = [name for name in names if columns.counts(name, record[name], own, kind)]
+                self._seen.pictures.update(name for name in full[1:] if name not in read)
         for key in unread:
-            kind = columns.looks(record[key])
-            if not kind:
+            kind, how = columns.appears(key, record[key])
+            if not how:
                 continue
             self._seen.pictures[key] += 1
-            if kind != "link" and columns.NONE not in self._form.images and not _has_picture(document):
+            if how != "link" and columns.NONE not in columns_of(self._form, kind) and not _has(document, kind):
                 raise UserError(
-                    f"{origin} has no picture, but its '{key}' looks like one ({record[key]!r:.40}): name it with "
-                    f"config.data.columns=image={key}, or in a dataset_info.json as images of its columns; if it is "
-                    f"no picture, give an empty name (image=)"
+                    f"{origin} has no {kind.noun}, but its '{key}' looks like one ({record[key]!r:.40}): name it with "
+                    f"config.data.columns={kind.name}={key}, or in a dataset_info.json as {kind.many} of its columns; "
+                    f"if it is no {kind.noun}, give an empty name ({kind.name}=)"
                 )
 
     def seen(self) -> Seen:
@@ -158,5 +163,5 @@ class _Watch:
         return self._seen
 
 
-def _has_picture(document: Document) -> bool:
-    return any(not isinstance(part, Text) for turn in document.turns for part in turn.parts)
+def _has(document: Document, kind: Kind) -> bool:
+    return any(of_part(part) is kind for turn in document.turns for part in turn.parts)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from jaxmm.data.documents import Document, Skip, Source, Text, Tokens
+from jaxmm.data.documents import Document, Skip, Source, Text, Tokens, Video
 from jaxmm.data.reading import Reading
 from jaxmm.data.sources import read_sources
 from jaxmm.errors import UserError
@@ -49,7 +49,7 @@ class Folder:
 
 
 def said(document: Document | Skip) -> list[tuple[str, str]]:
-    """(role, text) of each turn, an image shown as [its file, its URL or its bytes]."""
+    """(role, text) of each turn, a medium shown as [its file, its URL or its bytes], frames as [those of each]."""
     assert isinstance(document, Document), document
     return [(turn.role, "".join(map(_shown, turn.parts))) for turn in document.turns]
 
@@ -59,6 +59,8 @@ def _shown(part: Any) -> str:
         return part.text
     if isinstance(part, Tokens):
         return f"[{' '.join(map(str, part.ids))}]"
+    if isinstance(part, Video) and part.frames:
+        return f"[{''.join(map(_shown, part.frames))}]"
     if part.data:
         return f"[{part.data.decode()}]"
     return f"[{part.path if '://' in part.path else os.path.basename(part.path)}]"

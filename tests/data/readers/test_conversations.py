@@ -109,7 +109,7 @@ def test_typed_images_without_a_value_are_the_records_images_in_order(folder):
 
 
 @pytest.mark.parametrize(
-    "part", [{"type": "video", "video": "a.mp4"}, {"type": "audio", "audio": "a"}, {}, 3, {"type": 3}]
+    "part", [{"type": "model", "model": "a.obj"}, {"type": "file", "file": "a"}, {}, 3, {"type": 3}]
 )
 def test_a_part_of_another_kind_is_named(folder, part):
     message = refused(folder.source([image(part)]))
@@ -148,11 +148,6 @@ def test_many_names_of_speakers_are_known(folder):
         "tool",
         "assistant",
     ]
-
-
-@pytest.mark.parametrize("column", ["videos", "video", "audios", "audio"])
-def test_videos_and_audios_of_a_file_without_description_are_not_lost_in_silence(folder, column):
-    assert f"has something in '{column}'" in refused(folder.source([openai(("user", "Who?"), **{column: ["a.mp4"]})]))
 
 
 # Captions and pages

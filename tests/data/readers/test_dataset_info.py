@@ -363,19 +363,6 @@ def test_a_dataset_info_that_is_none_says_so(folder):
         read_sources(path, ["cats"])
 
 
-# What is not read yet
-
-
-@pytest.mark.parametrize("column", ["videos", "audios"])
-def test_a_column_that_is_not_read_yet_must_be_empty(folder, column):
-    columns = {"messages": "messages", column: "clips"}
-    records = [openai(("user", "Who?"), clips=clips) for clips in ([], None, ["a.mp4"])]
-    source = folder.dataset("t", records[:2], formatting="openai", columns=columns)
-    assert len(list(source.documents())) == 2
-    message = refused(folder.dataset("t", records, formatting="openai", columns=columns))
-    assert "t.json, record 2 has something in 'clips', which is not supported yet" in message
-
-
 # Choosing records, files and the folder of media
 
 

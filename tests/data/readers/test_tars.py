@@ -212,5 +212,5 @@ def test_a_member_that_is_too_large_is_one_line(folder, monkeypatch):
     path = shard(folder, [{"__key__": "a", "txt": "x" * 2000}], "a.tgz")
     with pytest.raises(UserError, match=r"the member a\.txt has 2,000 bytes, more than"):
         read_sources(path, [])
-    path = shard(folder, [{"__key__": "a", "mp4": bytes(2000), "txt": "A cat."}], "b.tgz")
+    path = shard(folder, [{"__key__": "a", "bin": bytes(2000), "txt": "A cat."}], "b.tgz")
     assert said(only(read_sources(path, [])[0])) == [("document", "A cat.")]
