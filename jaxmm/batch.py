@@ -137,7 +137,8 @@ class AudioSpec:
       halo: frames that the stem sees behind the last one of a piece that is not full; they take places of the stream.
       piece: frames of a piece, whole chunks; 0 is one piece, however long.
       filled: a piece is filled up with silence, which is attended to and becomes soft tokens (Whisper, Voxtral).
-      silence: the end of a piece is seen as silence follows it (Whisper), and not mirrored.
+      silence: the end of a piece is seen as silence follows it, and not mirrored, and a part of a hop is one more frame
+        (Whisper).
       least: samples; a shorter clip is filled up with silence to so many.
       max_seconds: above 0, only so much of a clip is taken, from its start.
     """
@@ -201,6 +202,7 @@ class ImageSpec:
       class_tokens: learned tokens of each image, which travel after its patches; with padding they fill merge groups.
       text_axes: coordinates of a text position: 3 where soft tokens have a row and a column of their own (Qwen-VL).
       bidirectional: the soft tokens of an image see each other both ways (Gemma 3).
+      is_sighted: whether the model has a vision tower at all.
       video, audio: how these are taken, where a run has them.
     """
 
@@ -218,6 +220,7 @@ class ImageSpec:
     class_tokens: int = 0
     text_axes: int = 1
     bidirectional: bool = False
+    is_sighted: bool = True
     video: VideoSpec | None = None
     audio: AudioSpec | None = None
 
@@ -226,7 +229,8 @@ class ImageSpec:
         there were any."""
         values = dataclasses.asdict(self)
         clips = {name: values.pop(name) for name in ("video", "audio")}
-        return [*values.values(), *(clip for name, clip in clips.items() if name in media)]
+        blind = [] if values.pop("is_sighted") else ["blind"]
+        return [*values.values(), *blind, *(clip for name, clip in clips.items() if name in media)]
 
     def only(self, media: Container[str]) -> ImageSpec:
         """The spec of a run that has only these media beside pictures."""

@@ -92,7 +92,7 @@ def read_data(config: ConfigDict, workdir: Path | None = None) -> DataRecipe:
     markup = start.family.markup if start else OURS
     template = Template(
         tokenizer, data.objective, data.image_tokens, data.predict_image_tokens, markup, start.ends if start else (),
-        ChatOptions(*(data[key] for key in ChatOptions._fields)),
+        ChatOptions(*(data[key] for key in ChatOptions._fields)), start.family.audio_markup if start else None,
     )  # fmt: skip
     try:
         spec = ImageSpec(**image)
@@ -136,7 +136,16 @@ def _audio_of(config: ConfigDict, start: Pretrained | None) -> AudioSpec | None:
     """How recordings are taken; None if the model takes none."""
     asked = config.audio
     if start:
-        return None
+        own_audio = start.layout.audio
+        if own_audio is None:
+            return None
+        fixed = {"sampling_rate": own_audio.rate, "mels": own_audio.mels, "pool": own_audio.pool}
+        for key, value in fixed.items():
+            if asked[key] not in (0, value):
+                raise UserError(f"config.audio.{key} is {asked[key]}, but this model's is {value}: leave it out")
+        if asked.chunk:
+            raise UserError("config.audio.chunk: this model's own cannot be changed: leave it out")
+        return dataclasses.replace(own_audio, max_seconds=asked.max_seconds)
     rate, pool = asked.sampling_rate or 16000, asked.pool or 4
     own = AudioSpec()
     hop, window = round(own.hop * rate / own.rate), round(own.window * rate / own.rate)
@@ -171,8 +180,9 @@ def fitted(recipe: Recipe, media: Collection[str]) -> Recipe:
         )
     if "audio" in media and (recipe.image.audio is None or recipe.model.audio is None):
         raise UserError(
-            f"the data has recordings, which {_whose(recipe)} does not take here: models that begin from random "
-            f"weights on data with recordings do; leave such records out"
+            f"the data has recordings, which {_whose(recipe)} does not take here: of pretrained models "
+            f"{', '.join(family.model_type for family in FAMILIES.values() if family.audio_extractor)} do, and models "
+            f"that begin from random weights on data with recordings; leave them out"
         )
     return recipe._replace(image=recipe.image.only(media))
 
@@ -274,6 +284,8 @@ def _load(
 ) -> Corpus:
     corpus = load_corpus(path, mixture, recipe.template, recipe.image, recipe.cache, default, reading)
     for source in corpus.lengths:
+        if not recipe.image.is_sighted and source.patches_E.any():
+            raise UserError(f"{source.name} has pictures, which this model does not take: it has no vision tower")
         others = [n for n in source.prepared.meta["feature_widths"] if n != config.vision.width]
         if others:
             raise UserError(

@@ -17,6 +17,7 @@ from jaxmm.hf.families.family import Family, Layout
 from jaxmm.hf.joined import join
 from jaxmm.hf.pictures import AnyShape, model_settings, resample_settings, token_area
 from jaxmm.hf.processors import DEFAULTS, PROCESSOR_FILES, Limits, json_object, limits, read_processor
+from jaxmm.hf.recordings import audio_settings
 from jaxmm.models.connector import ConnectorSpec
 from jaxmm.models.multimodal import ModelSpec
 
@@ -79,6 +80,8 @@ class Pretrained(NamedTuple):
     def settled(self, asked: Limits) -> Pretrained:
         """With the limits of picture sizes for a run that begins: those asked for, where 0 is the folder's own."""
         pictures, spec = self.family.pictures, self.layout.spec
+        if pictures is None:  # it only hears
+            return self
         if not isinstance(pictures, AnyShape):  # squares of one size have no limits
             if not any(asked):
                 return self
@@ -155,8 +158,11 @@ def read_start(text: str, saved: Path | None, merge: int, mlp: int) -> Pretraine
 
 def _whole(folder: Path) -> Pretrained:
     family, layout, config = hf.read_whole(folder)
-    processor = read_processor(folder, family.image_processor)
-    layout = layout._replace(spec=_normalised(layout.spec, processor))
+    processor = read_processor(folder, family.image_processor) if family.pictures else {}
+    if layout.spec.vision:
+        layout = layout._replace(spec=_normalised(layout.spec, processor))
+    if layout.audio:
+        layout = layout._replace(audio=audio_settings(layout.audio, folder, family.audio_extractor))
     return Pretrained(
         family, layout, config, {"model": folder}, folder, processor, _ends(folder), pixels=_pixels(folder)
     )  # fmt: skip
@@ -269,6 +275,8 @@ def image_settings(start: Pretrained) -> dict[str, Any]:
 
 def _image_settings(start: Pretrained) -> dict[str, Any]:
     spec, processor, where = start.layout.spec, start.processor, start.tokenizer
+    if start.family.pictures is None:
+        return {"is_sighted": False, "text_axes": spec.decoder.text_axes}
     settings = model_settings(spec) | resample_settings(processor, where)
     settings |= start.family.pictures.settings(processor, start.config, spec, where)
     if start.pixels and not settings.get("side"):

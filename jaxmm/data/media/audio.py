@@ -120,7 +120,7 @@ def _frames_in(samples: Any, audio: AudioSpec) -> Any:
     samples = np.maximum(samples, max(audio.least, audio.hop))
     if audio.max_seconds:
         samples = np.minimum(samples, round(audio.max_seconds * audio.rate))
-    return samples // audio.hop
+    return -(-samples // audio.hop) if audio.silence else samples // audio.hop
 
 
 def _write(out: np.ndarray, samples: np.ndarray, frames: int, audio: AudioSpec) -> None:
@@ -134,7 +134,7 @@ def _write(out: np.ndarray, samples: np.ndarray, frames: int, audio: AudioSpec) 
     for start in range(0, frames, piece):
         count = min(piece, frames - start)
         is_last = start + count == frames
-        heard = samples[start * audio.hop : (start + count + is_last) * audio.hop - is_last]
+        heard = samples[start * audio.hop : (start + count + is_last) * audio.hop - is_last]  # to the last frame's end
         seen = min(len(out) - start, piece) if audio.silence else count
         heard = np.pad(heard, (0, max(seen * audio.hop - len(heard), 0)))
         log_mel(

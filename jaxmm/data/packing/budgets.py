@@ -67,12 +67,15 @@ def choose_budgets(
     limits = boundless._replace(targets=min(target_budget or seq_len, seq_len))
     if not any(source.feature_width for source in lengths):
         limits = limits._replace(features=0)
-    if patch_budget:
+    if not lengths[0].spec.is_sighted:
+        limits = limits._replace(patches=0, items=0)
+    elif patch_budget:
         limits = limits._replace(patches=patch_budget)
     else:
         most = -(-seq_len * group // multiple) * multiple  # a row's tokens cannot stand for more patches
         limits = limits._replace(patches=pick("patches", limits, multiple, most))
-    limits = limits._replace(items=pick("items", limits, 8, limits.patches // group))
+    if limits.patches:
+        limits = limits._replace(items=pick("items", limits, 8, limits.patches // group))
     if limits.features:
         limits = limits._replace(features=pick("features", limits, multiple, BOUNDLESS))
     for name in names[len(FIRST) :]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxmm.batch import AudioSpec
 from jaxmm.data.text.template import OURS, Markup
 from jaxmm.hf.names import Rule, linear, norm
 from jaxmm.hf.pictures import Pictures
@@ -39,12 +40,14 @@ class Layout(NamedTuple):
     Attributes:
       spec: its sizes and features.
       rules: the names of its tensors, in the order in which they are written.
-      prefixes: what replaces "text", "vision", "connector" and "lm_head" in the names that are written.
+      prefixes: what replaces "text", "vision", "audio", "connector" and "lm_head" in the names that are written.
+      audio: how its tower takes recordings; rate, hop and window are those of the folder's extractor.
     """
 
     spec: ModelSpec
     rules: list[Rule]
     prefixes: Mapping[str, str]
+    audio: AudioSpec | None = None
 
 
 class Joined(NamedTuple):
@@ -64,10 +67,13 @@ class Family(abc.ABC):
     Attributes:
       model_type: as in ``config.json``.
       architecture: the class of ``transformers`` that an export names.
-      image_processor: the default for a folder that does not name its own, a key of ``processors.DEFAULTS``.
-      pictures: how the size of a picture is chosen.
+      image_processor: the default for a folder that does not name its own, a key of ``processors.DEFAULTS``; "" for a
+        family that only hears.
+      pictures: how the size of a picture is chosen; None for such a family.
       videos: how it takes videos; None if it does not.
       markup: what stands around an image's soft tokens. A newline that the chat template writes after it is part of it.
+      audio_extractor: of its recordings, the class of ``transformers``; "" if it takes none.
+      audio_markup: what stands around a recording, where that is not ``markup``.
       boxes: how it was trained to write boxes, in the words of ``config.data.boxes``; "" if unknown.
       image_token_key: the key in ``config.json`` of the image token, which an export adds if the tokenizer has none; ""
         if all tokenizers of the family have one.
@@ -77,10 +83,12 @@ class Family(abc.ABC):
 
     model_type: str
     architecture: str
-    image_processor: str
-    pictures: Pictures
+    image_processor: str = ""
+    pictures: Pictures | None = None
     videos: Videos | None = None
     markup: Markup = OURS
+    audio_extractor: str = ""
+    audio_markup: Markup | None = None
     boxes: str = ""
     image_token_key: str = ""
     not_followed: Mapping[str, str] = ONE_TILE
