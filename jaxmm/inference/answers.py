@@ -59,8 +59,8 @@ def prompt_batch(prompts: Sequence[Prompt], template: Template, image: ImageSpec
     group = image.merge**2
     budgets = Budgets(
         tokens=_rounded(int(lengths.tokens_E.max())),
-        patches=_rounded(max(int(lengths.patches_E.max()), 64), 16 * group),
-        items=max(1, int(lengths.items_E.max())),
+        patches=_rounded(max(int(lengths.patches_E.max()), 64), 16 * group) if image.is_sighted else 0,
+        items=max(1, int(lengths.items_E.max())) if image.is_sighted else 0,
         targets=1,
         **{
             name: _rounded(int(lengths.of(name).max()), math.lcm(ROUND, *multiples(name, image)))

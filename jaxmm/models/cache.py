@@ -34,9 +34,10 @@ class Cache(NamedTuple):
     def empty(cls, shape: tuple[int, int, int, int, int], dtype, positions_BTA, segments_BT) -> Cache:
         """For documents at these positions, none of whose keys is written yet; ``shape`` is (L, B, K, C, D)."""
         pages = sharding.constrain(jnp.zeros(shape, dtype), None, "rows", "kv_heads", None, None)
-        real_BT = segments_BT > 0
-        last_B = jnp.where(real_BT, positions_BTA.max(-1), -1).max(-1)
-        return cls(pages, pages, real_BT.sum(-1, dtype=jnp.int32), last_B.astype(jnp.int32) + 1)
+        length_B = (segments_BT > 0).sum(-1, dtype=jnp.int32)
+        # After the last position, as in training; soft tokens of a video before it may have larger ones.
+        last_B = jnp.take_along_axis(positions_BTA.max(-1), jnp.maximum(length_B[:, None] - 1, 0), axis=1)[:, 0]
+        return cls(pages, pages, length_B, jnp.where(length_B > 0, last_B + 1, 0).astype(jnp.int32))
 
     def filled(self, layer, k_BTKD, v_BTKD) -> Cache:
         """With the first T keys and values of a layer; what is written behind a row's length is never seen."""
