@@ -6,8 +6,6 @@ raise ``UserError``, one line, for what the user can mend.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,8 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import PIL.Image
-import PIL.ImageOps
 from ml_collections import ConfigDict
 
 from jaxmm import capacity, sharding
@@ -30,7 +26,7 @@ from jaxmm.corpus import Corpus, make_assembler, read_budgets, read_steps
 from jaxmm.corpus import make_plan as plan_of
 from jaxmm.data import loader
 from jaxmm.data.assemble import Loaded
-from jaxmm.data.documents import Image
+from jaxmm.data.documents import Media
 from jaxmm.data.media import table
 from jaxmm.data.packing.plan import Plan
 from jaxmm.errors import UserError, printable
@@ -39,12 +35,13 @@ from jaxmm.hf.pretrained import generation
 from jaxmm.inference import generation_config, sampling
 from jaxmm.inference.answers import Prompt, answers, make_generator
 from jaxmm.inference.decode import Generator
+from jaxmm.inference.prompts import Given, given_medium
 from jaxmm.models import multimodal
 from jaxmm.models.multimodal import Params
-from jaxmm.recipe import Recipe, read_data, read_recipe, train_corpus
+from jaxmm.recipe import Recipe, fitted, read_data, read_recipe, train_corpus
 from jaxmm.training.loss import batch_loss
 
-Picture = str | os.PathLike[str] | bytes | PIL.Image.Image  # a path, an encoded file's bytes, or an open picture
+Many = Given | list[Given] | tuple[Given, ...]
 
 
 def load_config(name: str | os.PathLike[str] = "base", **changes: Any) -> ConfigDict:
@@ -192,16 +189,18 @@ class TrainedModel:
         self._generate: Generator = make_generator(recipe.model, recipe.compute, recipe.template.stop_ids)
 
     def answer(
-        self, image: Picture | list[Picture] | tuple[Picture, ...] | None = None, text: str = "", *,
+        self, image: Many | None = None, text: str = "", *, video: Many | None = None, audio: Many | None = None,
         max_tokens: int = 64, temperature: float = 0.0, top_p: float = 1.0, top_k: int = 0, min_p: float = 0.0,
         repetition_penalty: float = 0.0, seed: int = 0, stop: Sequence[str] = (),
     ) -> str:  # fmt: skip
-        """The model's answer to a picture, to several, or to text alone: ``answer("cat.png", "What is this?")``.
+        """The model's answer to pictures, clips, or text alone: ``answer("cat.png", "What is this?")``.
 
         The first call compiles; later ones of about the same length do not.
 
         Args:
           image: a path, an encoded file's bytes or a PIL image, or a list of them; they come before the text.
+          video: a path (of a file, or of a folder of frames) or a file's bytes, or a list of them; behind the pictures.
+          audio: a path or a file's bytes, or a list of them; behind the videos.
           max_tokens: of the longest answer.
           temperature: 0 is the most likely answer; above 0 answers are drawn, as ``top_p``, ``top_k``, ``min_p`` and
             ``seed`` say.
@@ -209,12 +208,16 @@ class TrainedModel:
           stop: texts that end an answer, and are left out of it.
 
         Raises:
-          UserError: for a picture that cannot be read, a value out of range, or nothing to answer.
+          UserError: for a medium that cannot be read or that the model does not take, a value out of range, or nothing
+            to answer.
         """
-        given = [] if image is None else list(image) if isinstance(image, list | tuple) else [image]
-        prompt = Prompt(tuple(_image(one) for one in given), text)
+        media: list[Media] = []
+        for kind, value in (("image", image), ("video", video), ("audio", audio)):
+            values = [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
+            media += [given_medium(kind, one) for one in values]
+        prompt = Prompt(tuple(media), text)
         if not prompt.media and not prompt.text:
-            raise UserError("nothing to answer: give a picture, a text or both")
+            raise UserError("nothing to answer: give a picture, a text or both, or a video or a recording")
         asked = {
             "max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed, "top_k": top_k,
             "min_p": min_p, "repetition_penalty": repetition_penalty,
@@ -222,7 +225,7 @@ class TrainedModel:
         sampling.check(asked, mark="")
         penalty = generation_config.repetition_penalty(self._said, repetition_penalty)
         chosen = sampling.Sampling(temperature, top_p, seed, top_k, min_p, penalty)
-        recipe, stops = self.model.recipe, [stop] if isinstance(stop, str) else list(stop)
+        recipe, stops = fitted(self.model.recipe, prompt.kinds()), [stop] if isinstance(stop, str) else list(stop)
         capacity.check_cache(recipe.model.decoder, recipe.compute, 1, max_tokens, jax.devices()[:1])
         with jax.set_mesh(self._mesh):
             (told,) = answers(
@@ -258,30 +261,3 @@ def load(folder: str | os.PathLike[str], step: str | int = "") -> TrainedModel:
 
 def _one_device() -> jax.sharding.Mesh:
     return sharding.make_mesh({"data": 1}, jax.devices()[:1])
-
-
-def _image(picture: Picture) -> Image:
-    if isinstance(picture, bytes):
-        return Image(data=picture)
-    if isinstance(picture, PIL.Image.Image):
-        return Image(data=_png(picture))
-    if not isinstance(picture, str | os.PathLike):
-        raise UserError(f"a picture is a path, bytes or a PIL image, not a {type(picture).__name__}")
-    path = Path(picture).expanduser()
-    if not path.is_file():
-        raise UserError(f"picture {path}: there is no such file")
-    return Image(path=str(path.resolve()))
-
-
-def _png(picture: PIL.Image.Image) -> bytes:
-    """An open picture as a file, the right way up; what PNG has no mode for becomes RGB."""
-    try:
-        upright = PIL.ImageOps.exif_transpose(picture)
-        for mode in (upright.mode, "RGB"):
-            file = io.BytesIO()
-            with contextlib.suppress(OSError):
-                upright.convert(mode).save(file, "PNG")
-                return file.getvalue()
-    except (OSError, ValueError, SyntaxError) as error:
-        raise UserError(f"a PIL image cannot be read: {error}") from error
-    raise UserError(f"a PIL image of mode {picture.mode} cannot be read")

@@ -202,7 +202,7 @@ def test_a_run_answers_as_generate_does(workdir, tmp_path, capsys):
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16", "F"])
 def test_a_picture_of_any_mode_is_taken(mode):
-    from jaxmm.api import _png
+    from jaxmm.inference.prompts import _png
 
     made = PIL.Image.new("RGB", (8, 6), (200, 10, 10)).convert("L" if mode in ("LA", "I;16") else mode)
     made = made.convert(mode) if mode != "I;16" else PIL.Image.fromarray(np.asarray(made).astype(np.uint16) * 257)
@@ -212,7 +212,7 @@ def test_a_picture_of_any_mode_is_taken(mode):
 
 
 def test_an_open_picture_is_turned_as_its_file_is():
-    from jaxmm.api import _png
+    from jaxmm.inference.prompts import _png
 
     file, exif = io.BytesIO(), PIL.Image.Exif()
     exif[0x0112] = 6

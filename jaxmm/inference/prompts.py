@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import PIL.Image
+import PIL.ImageOps
 
 from jaxmm.data.documents import Audio, Image, Media, Video
 from jaxmm.errors import UserError
 from jaxmm.inference.answers import Prompt
 from jaxmm.json_text import parse_json
 
+Given = str | os.PathLike[str] | bytes | PIL.Image.Image  # a path, an encoded file's bytes, or an open picture
 KINDS = {"image": Image, "video": Video, "audio": Audio}
 
 
@@ -74,3 +81,34 @@ def _media(record: Mapping[str, Any], folder: Path, where: str) -> Iterator[Medi
         if not isinstance(named, list) or not all(isinstance(one, str) for one in named):
             raise UserError(f"{where} '{kind}' is a path, '{kind}s' a list of paths")
         yield from (media_file(kind, folder / one, where) for one in named)
+
+
+def given_medium(kind: str, value: Given) -> Media:
+    """Returns a medium of KINDS that a program gives.
+
+    Raises:
+      UserError: if it is no such value, or there is no such file.
+    """
+    if isinstance(value, bytes):
+        return KINDS[kind](data=value)
+    if isinstance(value, PIL.Image.Image) and kind == "image":
+        return Image(data=_png(value))
+    name = {"image": "picture"}.get(kind, kind)
+    if not isinstance(value, str | os.PathLike):
+        also = " or a PIL image" if kind == "image" else ""
+        raise UserError(f"a {name} is a path, bytes{also}, not a {type(value).__name__}")
+    return media_file(kind, Path(value).expanduser(), name)
+
+
+def _png(picture: PIL.Image.Image) -> bytes:
+    """An open picture as a file, the right way up; what PNG has no mode for becomes RGB."""
+    try:
+        upright = PIL.ImageOps.exif_transpose(picture)
+        for mode in (upright.mode, "RGB"):
+            file = io.BytesIO()
+            with contextlib.suppress(OSError):
+                upright.convert(mode).save(file, "PNG")
+                return file.getvalue()
+    except (OSError, ValueError, SyntaxError) as error:
+        raise UserError(f"a PIL image cannot be read: {error}") from error
+    raise UserError(f"a PIL image of mode {picture.mode} cannot be read")
