@@ -58,6 +58,11 @@ def _summary(run: Run, progress: Progress, figures: dict[str, Figures]) -> Summa
         examples_skipped=len(run.skipped),
         peak_memory_bytes=throughput.peak_memory_bytes(jax.local_devices()),
         attention=run.recipe.compute.attention,
+        cut_short={
+            source.name: {cut.medium: [cut.media, cut.part] for cut in cuts}
+            for source in run.corpus.lengths
+            if (cuts := source.cut_short())
+        },
     )
 
 
@@ -85,7 +90,7 @@ def _draw_samples(run: Run, state: TrainState) -> str:
 
 
 def _closing_lines(run: Run, summary: Summary, drawn: str) -> Iterator[str]:
-    figures = [(key, value) for key, value in summary._asdict().items() if key != "eval"]
+    figures = [(key, value) for key, value in summary._asdict().items() if key not in ("eval", "cut_short")]
     yield ""
     yield formatting.table(figures + closing_rows(summary.eval))
     yield ""
