@@ -26,7 +26,8 @@ from jaxmm.data.prepare.statistics import column_rows
 from jaxmm.errors import UserError
 from jaxmm.json_text import parse_json
 from jaxmm.recipe import read_data, train_corpus
-from jaxmm.report.page import DrawnRow, Report, Source, render
+from jaxmm.report.content import DrawnRow, Report, Source
+from jaxmm.report.page import render
 from jaxmm.report.tally import Tally, over_budget
 from jaxmm.report.view import Viewer, example_id
 
@@ -130,6 +131,7 @@ def make_report(
             over_budget(source, budgets),
             reasons,
             columns_of(folder),
+            tuple(source.cut_lines()),
         )
         for source, share, reasons, folder in zip(
             corpus.lengths, corpus.shares, left_out(corpus), corpus.folders, strict=True

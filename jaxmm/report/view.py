@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import collections
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxmm.batch import Batch, ImageSpec
-from jaxmm.data.assemble import Loaded
-from jaxmm.data.media.table import places_in
+from jaxmm.data.assemble import Loaded, Skipped
+from jaxmm.data.media.table import MEDIA, places_in
 from jaxmm.data.packing.plan import Lengths, Piece
 from jaxmm.data.text.boxes import told
 from jaxmm.data.text.template import SPECIAL_TOKENS, Template
@@ -51,7 +51,7 @@ class View(NamedTuple):
       positions: the first and last position the model is told.
       spans: what stands there, in order; none where the piece became padding.
       weights: the loss weights of its targets, each once, from small to large.
-      skipped: why the piece became padding, or ''.
+      skipped: why the piece became padding, or ''; medium: of what made it that, by its name.
     """
 
     piece: Piece
@@ -64,6 +64,7 @@ class View(NamedTuple):
     targets: int
     weights: list[float]
     skipped: str = ""
+    medium: str = ""
 
     @property
     def pictures(self) -> list[Picture]:
@@ -85,6 +86,16 @@ class View(NamedTuple):
     def boxes(self) -> list[str]:
         """The boxes in what it says, as the model reads or writes them."""
         return told("".join(span.text for span in self.spans if span.kind in ("text", "special")))
+
+
+def noun(medium: str) -> str:
+    """``image``, ``recording``."""
+    return MEDIA[medium].plural.removesuffix("s")
+
+
+def named(medium: str) -> str:
+    """``an image``, ``a recording``."""
+    return f"{'an' if noun(medium)[0] in 'aeiou' else 'a'} {noun(medium)}"
 
 
 def example_id(lengths: Lengths, example: int) -> str:
@@ -114,15 +125,15 @@ class Viewer:
         Raises:
           ValueError: if the arrays contradict the plan or each other; that is a bug, and the row is named.
         """
-        reasons = {document.origin: document.reason for document in loaded.skipped}
+        skipped = {document.origin: document for document in loaded.skipped}
         pieces = loaded.rows[b]
         return [
-            self._view(loaded, b, segment, piece, place, reasons)
+            self._view(loaded, b, segment, piece, place, skipped)
             for segment, (piece, place) in enumerate(zip(pieces, places(pieces), strict=True), start=1)
         ]
 
     def _view(
-        self, loaded: Loaded, b: int, segment: int, piece: Piece, place: tuple[int, int], reasons: dict[str, str]
+        self, loaded: Loaded, b: int, segment: int, piece: Piece, place: tuple[int, int], skipped: Mapping[str, Skipped]
     ) -> View:
         lengths = self.lengths[piece.source]
         name, text = example_id(lengths, piece.example), loaded.batch.text
@@ -131,8 +142,8 @@ class Viewer:
         shown = View(piece, name, origin, place, int(lengths.tokens_E[piece.example]), (0, 0), [], 0, [])
         here = slice(*place)
         segments = np.unique(text.segments[b, here]).tolist()
-        if segments == [0] and origin in reasons:
-            return shown._replace(skipped=reasons[origin])
+        if segments == [0] and origin in skipped:
+            return shown._replace(skipped=skipped[origin].reason, medium=skipped[origin].medium)
         agree(segments == [segment], name, f"its place has the segments {segments}, not {segment} alone")
         weights = loaded.batch.weights_BT[b, here]
         positions = text.positions[b, here, 0]
