@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -9,9 +10,10 @@ import numpy as np
 
 from jaxmm import sharding
 from jaxmm.batch import Batch, ImageSpec
-from jaxmm.data.assemble import Assembler
-from jaxmm.data.documents import Image, Part, Text, Turn, split_origin
-from jaxmm.data.media.table import advice
+from jaxmm.data.assemble import Assembler, Loaded
+from jaxmm.data.documents import Media, Part, Text, Turn, split_origin
+from jaxmm.data.media.table import MEDIA, advice, medium_of, named
+from jaxmm.data.packing.limits import FIRST
 from jaxmm.data.packing.plan import Budgets, Lengths, Piece
 from jaxmm.data.prepare.index import InMemory
 from jaxmm.data.text.template import Template
@@ -30,9 +32,9 @@ def _rounded(count: int, multiple: int = ROUND) -> int:
 
 
 class Prompt(NamedTuple):
-    """What the user says: images first, then text."""
+    """What the user says: images and clips first, then text."""
 
-    images: tuple[Image, ...]
+    images: tuple[Media, ...]
     text: str
 
     def turn(self) -> Turn:
@@ -40,15 +42,27 @@ class Prompt(NamedTuple):
         return Turn("user", parts, False)
 
 
-def prompt_batch(prompts: Sequence[Prompt], template: Template, image: ImageSpec) -> Batch:
-    """One prompt a row.
+class PromptRows(NamedTuple):
+    """Prompts as a batch, one a row: their sizes, how media are taken, and what was loaded."""
+
+    lengths: Lengths
+    image: ImageSpec
+    loaded: Loaded
+
+
+def prompt_rows(prompts: Sequence[Prompt], template: Template, image: ImageSpec, fits_row: bool = False) -> PromptRows:
+    """Lays prompts out.
+
+    Args:
+      fits_row: videos that a row of the run does not hold get fewer frames, as in training.
 
     Raises:
-      UserError: if an image cannot be read.
+      UserError: if a medium cannot be read.
     """
     encoded = [template.encode_prompt((prompt.turn(),)) for prompt in prompts]
     source = InMemory("prompts", encoded, [prompt.images for prompt in prompts], template.fingerprint)
-    image = image.only(source.meta.get("media", ())).without_rows()
+    image = image.only(source.meta.get("media", ()))
+    image = image if fits_row else image.without_rows()
     lengths = Lengths(source, image, encode=template.stamp)
     group = image.merge**2
     budgets = Budgets(
@@ -56,15 +70,27 @@ def prompt_batch(prompts: Sequence[Prompt], template: Template, image: ImageSpec
         patches=_rounded(max(int(lengths.patches_E.max()), 64), 16 * group),
         items=max(1, int(lengths.items_E.max())),
         targets=1,
+        **{name: _room(lengths, name) for name in lengths.columns[len(FIRST) :]},
     )
     rows = [[Piece(0, i, 0, int(length))] for i, length in enumerate(lengths.tokens_E)]
     loaded = Assembler([lengths], budgets, image)(rows)
     if loaded.skipped:
         number = int(split_origin(loaded.skipped[0].origin)[1])
-        names = ", ".join(image.path or "an image" for image in prompts[number].images)
+        names = ", ".join(medium_of(part).path(part) or named(medium_of(part).name) for part in prompts[number].images)
         skipped = loaded.skipped[0]
         raise UserError(f"{names}: {advice(skipped.reason, [skipped.medium]) or skipped.reason}")
-    return loaded.batch
+    return PromptRows(lengths, image, loaded)
+
+
+def _room(lengths: Lengths, budget: str) -> int:
+    """A further budget that all prompts fit, in whole soft tokens where it counts units of a stream."""
+    groups = [medium.group(lengths.spec) for medium in MEDIA.values() if medium.stream == budget]
+    return _rounded(int(lengths.of(budget).max()), math.lcm(ROUND, *groups))
+
+
+def prompt_batch(prompts: Sequence[Prompt], template: Template, image: ImageSpec, fits_row: bool = False) -> Batch:
+    """The arrays of ``prompt_rows``."""
+    return prompt_rows(prompts, template, image, fits_row).loaded.batch
 
 
 def make_generator(spec: ModelSpec, compute: Compute, stop_ids: Sequence[int]) -> Generator:
@@ -74,7 +100,7 @@ def make_generator(spec: ModelSpec, compute: Compute, stop_ids: Sequence[int]) -
 
 def write(
     generate: Generator, params: Any, prompts: Sequence[Prompt], template: Template, image: ImageSpec, max_tokens: int,
-    *, sampling: Sampling = GREEDY, stops: Sequence[str] = (), first: int = 0, every: int = 0,
+    *, sampling: Sampling = GREEDY, stops: Sequence[str] = (), first: int = 0, every: int = 0, fits_row: bool = False,
 ) -> Iterator[list[Reply]]:  # fmt: skip
     """Writes the answers to prompts, in one batch; yields them as they are, the last time whole.
 
@@ -82,10 +108,11 @@ def write(
       stops: strings that end an answer.
       first: the number of the first prompt, which draws depend on.
       every: tokens from one time to the next; 0 is as many as can be.
+      fits_row: as of ``prompt_rows``.
     """
     replies = [Reply(template.decode, template.stop_ids, stops, template.lead) for _ in prompts]
     every = every or (STOP_EVERY if stops else max_tokens)
-    batch = prompt_batch(prompts, template, image)
+    batch = prompt_batch(prompts, template, image, fits_row)
     writing, seen = generate.begin(params, batch, _rounded(max_tokens), sampling, first), 0
     while True:
         written = int(sharding.fetched(writing.written))

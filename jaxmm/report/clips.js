@@ -26,6 +26,7 @@ function thumbnail(mark) {
     return;
   }
   const clip = store.films[video];
+  if (!clip.src) return;
   mark.style.backgroundImage = `url("${clip.src}")`;
   mark.style.backgroundSize = `auto ${100 * Math.ceil((clip.shots.length * clip.each) / clip.across)}%`;
 }
@@ -37,17 +38,24 @@ function frame(clip, number, width, height, told) {
   made.setAttribute("aria-label", told);
   made.style.width = `${width}px`;
   made.style.height = `${height}px`;
-  made.style.backgroundImage = `url("${clip.src}")`;
+  if (clip.src) made.style.backgroundImage = `url("${clip.src}")`;
   made.style.backgroundSize = `${clip.across * width}px ${sheetRows * height}px`;
   made.style.backgroundPosition = `${-(number % clip.across) * width}px ${-Math.floor(number / clip.across) * height}px`;
   const svg = drawn("svg", { viewBox: `0 0 ${clip.columns} ${clip.rows}`, preserveAspectRatio: "none", "aria-hidden": "true" });
   for (const [name, every] of [["patches", 1], ["soft", store.merge]]) {
-    if ((width * every) / clip.columns < 7) continue;  // too fine to be seen
+    if ((width * every) / clip.columns < 10) continue;  // too fine to be seen
     const path = lines(clip.rows, clip.columns, every);
     svg.append(drawn("path", { class: `${name}-under`, d: path }), drawn("path", { class: `${name}-over`, d: path }));
   }
   made.append(svg);
   return made;
+}
+
+function shownAs(clip) {
+  if (clip.exact) return "";
+  if (!clip.src) return " · the page has no room for its frames: draw fewer rows";
+  const part = clip.size[0] / clip.pixels[0];
+  return part < 1 ? ` · shown as JPEG at ${Math.round(100 * part)}% of its size` : " · shown as JPEG";
 }
 
 // The temporal patches of a video in order. What is inside it as text stands below each: it was never people's.
@@ -58,7 +66,7 @@ function film(span) {
   const width = Math.max(1, Math.round(wide * scale)), height = Math.max(1, Math.round(tall * scale));
   const told = `${seconds(clip.seconds)} · ${plural(clip.shots.length, "temporal patch").replace("patchs", "patches")} of ` +
     `${plural(clip.each, "frame")} of ${wide} × ${tall} pixels, from patch ${number(clip.patch)} · ${plural(clip.soft, "soft token")} ` +
-    `at positions ${range([span[1], span[2]])}` + (clip.exact ? "" : " · shown as JPEG");
+    `at positions ${range([span[1], span[2]])}` + shownAs(clip);
   const caption = make("figcaption", "", told);
   clip.shots.forEach((shot, index) => {
     const cell = make("div", "shot"), frames = make("div", "frames"), times = [...new Set(shot.times.map(seconds))];
@@ -69,7 +77,8 @@ function film(span) {
       stamp.title = `text inside the video, no target: ${shot.inside}`;
       cell.append(stamp);
     }
-    cell.append(make("small", "", times.length > 1 ? `${times[0]} – ${times.at(-1)}` : times[0]));
+    const repeats = shot.times.length > 1 ? ", repeated" : "";
+    cell.append(make("small", "", times.length > 1 ? `${times[0]} – ${times.at(-1)}` : times[0] + repeats));
     cell.append(make("small", "", plural(shot.last - shot.first, "token")));
     cell.addEventListener("pointerenter", () => {
       caption.textContent = `temporal patch ${index} · frames at ${times.join(" and ")} · ` +
@@ -79,6 +88,11 @@ function film(span) {
     strip.append(cell);
   });
   strip.addEventListener("pointerleave", () => (caption.textContent = told));
+  strip.title = "Enlarge, or make small again";
+  strip.addEventListener("click", () => strip.classList.toggle("large"));
+  strip.addEventListener("keydown", (event) => {
+    if (event.key === "Enter") strip.classList.toggle("large");
+  });
   strip.tabIndex = 0;
   strip.setAttribute("role", "group");
   strip.setAttribute("aria-label", `Video of ${seconds(clip.seconds)}, as ${plural(clip.shots.length * clip.each, "frame")}`);
@@ -111,7 +125,7 @@ function sound(span) {
     `${plural(clip.soft, "soft token")} at position${clip.soft === 1 ? "" : "s"} ${range([span[1], span[2]])}`,
   ];
   if (clip.own < clip.frames) notes.push(`silence from ${seconds(clip.seconds)} on`);
-  if (!clip.wav) notes.push("the page has no room for its sound");
+  if (!clip.wav) notes.push("the page has no room for its sound: draw fewer rows");
   else if (clip.heard < clip.seconds - 1e-6) notes.push(`only its first ${seconds(clip.heard)} can be heard here`);
   made.append(make("figcaption", "", notes.join(" · ")));
   return made;

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image as PILImage
@@ -45,10 +44,3 @@ def wave_heights(samples: np.ndarray, columns: int) -> np.ndarray:
     loud = np.abs(samples)
     tall = np.array([loud[a : max(b, a + 1)].max(initial=0.0) for a, b in itertools.pairwise(ends)])
     return (tall / max(float(tall.max()), 1e-6)).astype(np.float32)
-
-
-def few(numbers: Sequence[int], most: int) -> list[int]:
-    """At most so many of some numbers, spread evenly, with the first and the last."""
-    if len(numbers) <= most:
-        return list(numbers)
-    return [numbers[i] for i in np.linspace(0, len(numbers) - 1, most).round().astype(int)]

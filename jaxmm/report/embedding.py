@@ -12,7 +12,8 @@ from PIL import Image as PILImage
 
 from jaxmm.report.drawing import scaled, sheet
 
-FILM_SIZE, PICTURE_SIZE, SOUND_SIZE = 700_000, 350_000, 1_300_000  # characters of all films, spectrograms and sounds
+FILM_SIZE, PICTURE_SIZE, SOUND_SIZE = 900_000, 350_000, 1_200_000  # characters of all films, spectrograms and sounds
+LEAST_FILM = 90_000  # characters of a film: where not all can have so many, the last ones are not shown
 LEAST_SIDE = 24  # pixels: frames are not made smaller
 MOST_SECONDS, LEAST_SECONDS = 30.0, 8.0  # of a recording, if all is heard that there is room for
 JPEG_SIZE = 0.12  # characters a pixel, about: what would be too many is not tried
@@ -33,7 +34,10 @@ class Room:
 
 
 class Strip(NamedTuple):
-    """Frames in rows of ``columns``, each ``width`` x ``height`` pixels; ``is_exact``: as they were."""
+    """Frames in rows of ``columns``, each ``width`` x ``height`` pixels.
+
+    ``src`` is '' where there is no room; ``is_exact``: the pixels are as they were.
+    """
 
     src: str
     columns: int
@@ -55,21 +59,25 @@ def jpeg(pixels: np.ndarray, quality: int = 88) -> str:
 
 
 def strip(frames: np.ndarray, room: Room) -> Strip:
-    """Frames uint8 (n, height, width, 3) of a film: exact if they fit in its share, and else smaller and smaller."""
+    """Frames uint8 (n, height, width, 3) of a film: exact if they fit in its share, else smaller; '' without room."""
     count, height, width, _ = frames.shape
+    share = max(room.share, min(LEAST_FILM, room.left))
+    if share < min(LEAST_FILM, count * LEAST_SIDE**2 * JPEG_SIZE):
+        room.take(0)
+        return Strip("", 1, width, height, False)
     columns = max(1, min(count, 4096 // width))
-    if frames.size / 60 < room.share:
+    if frames.size / 60 < share:
         src = png(sheet(frames, columns))
-        if len(src) <= room.share:
+        if len(src) <= share:
             room.take(len(src))
             return Strip(src, columns, width, height, True)
     part = 1.0
     while True:
         size = max(1, round(width * part)), max(1, round(height * part))
         is_least = min(size) * 0.7 < LEAST_SIDE
-        if is_least or JPEG_SIZE * count * size[0] * size[1] <= 2 * room.share:
+        if is_least or JPEG_SIZE * count * size[0] * size[1] <= 2 * share:
             src = jpeg(sheet(scaled(frames, size), columns), 80)
-            if is_least or len(src) <= room.share:
+            if is_least or len(src) <= share:
                 room.take(len(src))
                 return Strip(src, columns, *size, False)
         part *= 0.7

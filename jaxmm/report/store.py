@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from jaxmm.data.media.medium import BadMedia
+from jaxmm.data.media.table import named
 from jaxmm.report import embedding
 from jaxmm.report.clips import Film, Sound, samples_of
 from jaxmm.report.drawing import spectrogram
 from jaxmm.report.embedding import Room
-from jaxmm.report.view import Span, View, named
+from jaxmm.report.view import Span, View
 
 EXACT_PIXELS = 4_000_000  # pictures are stored exactly up to so many pixels, and as JPEG after them
 

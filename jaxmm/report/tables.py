@@ -7,10 +7,9 @@ from html import escape
 
 import numpy as np
 
-from jaxmm.data.media.table import MEDIA
+from jaxmm.data.media.table import MEDIA, noun
 from jaxmm.report.charts import Histogram
 from jaxmm.report.content import Report
-from jaxmm.report.view import noun
 
 HUES = (255, 55, 155, 325, 205, 95, 290, 20)  # of the sources in turn, in degrees of OKLCH
 CLIPS = ("video", "audio")

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxmm.batch import Batch, ImageSpec
 from jaxmm.data.assemble import Loaded, Skipped
-from jaxmm.data.media.table import MEDIA, places_in
+from jaxmm.data.media.table import places_in
 from jaxmm.data.packing.plan import Lengths, Piece
 from jaxmm.data.text.boxes import told
 from jaxmm.data.text.template import SPECIAL_TOKENS, Template
@@ -86,16 +86,6 @@ class View(NamedTuple):
     def boxes(self) -> list[str]:
         """The boxes in what it says, as the model reads or writes them."""
         return told("".join(span.text for span in self.spans if span.kind in ("text", "special")))
-
-
-def noun(medium: str) -> str:
-    """``image``, ``recording``."""
-    return MEDIA[medium].plural.removesuffix("s")
-
-
-def named(medium: str) -> str:
-    """``an image``, ``a recording``."""
-    return f"{'an' if noun(medium)[0] in 'aeiou' else 'a'} {noun(medium)}"
 
 
 def example_id(lengths: Lengths, example: int) -> str:

@@ -79,12 +79,15 @@ def _draw_samples(run: Run, state: TrainState) -> str:
     recipe, folder, drawn = run.recipe, run.workdir / "samples", ""
     generate = make_generator(recipe.model, recipe.compute, recipe.template.stop_ids)
     for source in run.held_out.lengths:
-        asked = samples.questions(source.prepared, recipe.template, SAMPLES)
+        asked = samples.questions(source.prepared, recipe.template, SAMPLES, recipe.image)
         if asked:
             prompts = [prompt for prompt, _ in asked]
-            given = answers(generate, state.params, prompts, recipe.template, recipe.image, ANSWER_TOKENS)
+            given = answers(
+                generate, state.params, prompts, recipe.template, recipe.image, ANSWER_TOKENS, fits_row=True
+            )
             if run.is_first:
-                samples.draw(asked, given, folder / f"{files.bare(source.name)}.png")
+                path = folder / f"{files.bare(source.name)}.png"
+                samples.draw(asked, given, path, recipe.template, recipe.image)
             drawn = str(folder)
     return drawn
 
