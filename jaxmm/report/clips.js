@@ -28,7 +28,8 @@ function thumbnail(mark) {
   const clip = store.films[video];
   if (!clip.src) return;
   mark.style.backgroundImage = `url("${clip.src}")`;
-  mark.style.backgroundSize = `auto ${100 * Math.ceil((clip.shots.length * clip.each) / clip.across)}%`;
+  const sheetRows = Math.ceil((clip.shots.length * clip.each) / clip.across);
+  mark.style.backgroundSize = sheetRows > 1 ? `auto ${100 * sheetRows}%` : "cover";
 }
 
 // One frame, cut out of the picture that has all of them.

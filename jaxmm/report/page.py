@@ -154,7 +154,9 @@ def _about(report: Report) -> str:
 def _legend(report: Report) -> Iterator[str]:
     for i, source in enumerate(report.sources):
         yield f'<li><i class="key shade0" style="--h:{tables.hue(i)}"></i>{escape(source.name)}</li>'
-    yield '<li><i class="key learnt"></i>learnt</li><li><i class="key image"></i>image</li>'
+    yield '<li><i class="key learnt"></i>learnt</li>'
+    if report.tally.total.images or not tables.clips(report):
+        yield '<li><i class="key image"></i>image</li>'
     for name in tables.clips(report):
         yield f'<li><i class="key {name}"></i>{MARKED[name]}</li>'
     yield '<li><i class="key padding"></i>padding</li><li><i class="key patch"></i>patches</li>'

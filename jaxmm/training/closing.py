@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 
 from jaxmm import formatting
 from jaxmm.atomic import read_lines, write_json
 from jaxmm.data import files
+from jaxmm.data.packing.plan import Lengths
 from jaxmm.inference.answers import answers, make_generator
 from jaxmm.training import curves, samples, throughput
 from jaxmm.training.evaluator import Evaluator, Figures, closing_rows, mean_loss
@@ -58,12 +59,17 @@ def _summary(run: Run, progress: Progress, figures: dict[str, Figures]) -> Summa
         examples_skipped=len(run.skipped),
         peak_memory_bytes=throughput.peak_memory_bytes(jax.local_devices()),
         attention=run.recipe.compute.attention,
-        cut_short={
-            source.name: {cut.medium: [cut.media, cut.part] for cut in cuts}
-            for source in run.corpus.lengths
-            if (cuts := source.cut_short())
-        },
+        cut_short=_cut_short(run.corpus.lengths),
     )
+
+
+def _cut_short(sources: Sequence[Lengths]) -> dict[str, dict[str, list[float]]]:
+    """Of each source's media that are not taken whole: how many, and the part that they keep on average."""
+    return {
+        source.name: {cut.medium: [cut.media, cut.part] for cut in cuts}
+        for source in sources
+        if (cuts := source.cut_short())
+    }
 
 
 def _logged_loss(run: Run) -> float | None:
