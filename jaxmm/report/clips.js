@@ -29,7 +29,7 @@ function thumbnail(mark) {
   if (!clip.src) return;
   mark.style.backgroundImage = `url("${clip.src}")`;
   const sheetRows = Math.ceil((clip.shots.length * clip.each) / clip.across);
-  mark.style.backgroundSize = sheetRows > 1 ? `auto ${100 * sheetRows}%` : "cover";
+  if (sheetRows > 1) Object.assign(mark.style, { backgroundSize: `auto ${100 * sheetRows}%`, backgroundPosition: "0 0" });
 }
 
 // One frame, cut out of the picture that has all of them.

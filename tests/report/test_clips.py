@@ -19,12 +19,15 @@ from conftest import IMAGE, picture, plain
 
 from jaxmm.batch import AudioSpec, ImageSpec, VideoSpec
 from jaxmm.data.assemble import Assembler, Loaded
-from jaxmm.data.documents import Audio, Document, Image, Text, Video
+from jaxmm.data.documents import Audio, Document, Image, Text, Tokens, Video
 from jaxmm.data.media import audio_file
 from jaxmm.data.media.audio import AudioMedium
 from jaxmm.data.media.log_mel import log_mel
-from jaxmm.data.packing.plan import Budgets, Lengths, Piece
+from jaxmm.data.packing.plan import Budgets, Lengths, Piece, cut
 from jaxmm.data.prepare.index import InMemory
+from jaxmm.data.text.template import Template
+from jaxmm.data.text.tokenizer import load_tokenizer
+from jaxmm.inspect import plan_line
 from jaxmm.report import embedding
 from jaxmm.report.clips import samples_of
 from jaxmm.report.content import DrawnRow, Report, Source
@@ -112,6 +115,25 @@ def test_a_video_is_one_thing_with_the_frames_that_were_fed_in(video, template):
     ends = [view.place[0], *(span.last for span in view.spans)]
     assert [span.first for span in view.spans] == ends[:-1]
     assert not view.pictures
+
+
+def test_clips_in_parts_of_a_long_document_are_found(template):
+    parts = ["a" * 60, film(4), "b" * 300, Tokens((1,) * 5), recording(0.5), "c" * 60, film(6), "d"]
+    image_tokens = Template(load_tokenizer(""), "sft", 16, True)
+    lengths = lengths_of(image_tokens, [plain(*parts)])
+    pieces = [piece for piece, _ in cut(lengths, 0, 0, BUDGETS)]
+    assert len(pieces) > 1
+    loaded = Assembler([lengths], BUDGETS, SPEC)([[piece] for piece in pieces])
+    views = [Viewer([lengths], image_tokens, SPEC).row(loaded, b)[0] for b in range(len(pieces))]
+    found = [span for view in views for span in view.spans if span.clip]
+    assert [span.kind for span in found] == ["video", "audio", "video"]
+    assert [span.clip.seconds for span in found] == [1.0, 0.5, 1.5]
+    tally = Tally([lengths], BUDGETS)
+    tally.add(loaded)
+    assert {name: sums.clips for name, sums in tally.clips[0].items()} == {"video": 2, "audio": 1}
+    line = plan_line(0, loaded.rows, [lengths])
+    assert line["patches"] == int((loaded.batch.patches.segments > 0).sum())
+    assert line["audio"] == int(tally.used_of("audio").sum())
 
 
 def test_a_picture_beside_a_video_is_shown_once(template):
