@@ -16,6 +16,7 @@ FILM_SIZE, PICTURE_SIZE, SOUND_SIZE = 900_000, 350_000, 1_200_000  # characters 
 LEAST_FILM = 90_000  # characters of a film: where not all can have so many, the last ones are not shown
 LEAST_SIDE = 24  # pixels: frames are not made smaller
 MOST_SECONDS, LEAST_SECONDS = 30.0, 8.0  # of a recording, if all is heard that there is room for
+SHEET_WIDTH = 8192  # pixels: browsers draw wider pictures less well
 JPEG_SIZE = 0.12  # characters a pixel, about: what would be too many is not tried
 
 
@@ -65,7 +66,7 @@ def strip(frames: np.ndarray, room: Room) -> Strip:
     if share < min(LEAST_FILM, count * LEAST_SIDE**2 * JPEG_SIZE):
         room.take(0)
         return Strip("", 1, width, height, False)
-    columns = max(1, min(count, 4096 // width))
+    columns = max(1, min(count, SHEET_WIDTH // width))
     if frames.size / 60 < share:
         src = png(sheet(frames, columns))
         if len(src) <= share:
