@@ -21,12 +21,14 @@ import numpy as np
 
 from jaxmm import atomic, command
 from jaxmm.corpus import Corpus, make_assembler, make_plan, read_budgets
+from jaxmm.data.packing.limits import FIRST
 from jaxmm.data.packing.plan import Lengths, Piece, Plan, Row
 from jaxmm.data.prepare.statistics import column_rows
 from jaxmm.errors import UserError
 from jaxmm.json_text import parse_json
 from jaxmm.recipe import read_data, train_corpus
-from jaxmm.report.page import DrawnRow, Report, Source, render
+from jaxmm.report.content import DrawnRow, Report, Source
+from jaxmm.report.page import render
 from jaxmm.report.tally import Tally, over_budget
 from jaxmm.report.view import Viewer, example_id
 
@@ -58,26 +60,29 @@ def within(plan: Plan, batches: tuple[int, int], is_asked: bool) -> tuple[int, i
     return batches[0], min(batches[1], count)
 
 
-def piece_patches(lengths: Lengths, piece: Piece) -> int:
-    """Patches of the images in a piece, from the index alone."""
+def piece_needs(lengths: Lengths, piece: Piece, budget: str = "patches") -> int:
+    """What the media in a piece take of a budget, from the index alone."""
+    if budget not in lengths.columns:
+        return 0
     if piece.first == 0 and piece.last == lengths.tokens_E[piece.example]:
-        return int(lengths.patches_E[piece.example])
+        return int(lengths.of(budget)[piece.example])
     columns = lengths.prepared
     images = slice(*(int(i) for i in columns.images_E1[piece.example : piece.example + 2]))
-    before = np.concatenate([[0], np.cumsum(lengths.slots_I[images])[:-1]])  # soft tokens before each image
+    before = np.concatenate([[0], np.cumsum(lengths.spans_I[images])[:-1]])  # what stands inside those before it
     first = np.asarray(columns.image_at_I[images], np.int64) + before[: images.stop - images.start]
-    patches = lengths.media_needs(images).get("patches", np.zeros(len(first), np.int64))
-    return int(patches[(first >= piece.first) & (first < piece.last)].sum())
+    needs = lengths.media_needs(images).get(budget, np.zeros(len(first), np.int64))
+    return int(needs[(first >= piece.first) & (first < piece.last)].sum())
 
 
 def plan_line(k: int, rows: Sequence[Row], lengths: Sequence[Lengths]) -> dict[str, Any]:
     """Global batch ``k`` as JSON: rows of [example id, first token, last token), and what they hold together."""
     pieces = [piece for row in rows for piece in row]
+    counted = ["patches", *dict.fromkeys(name for source in lengths for name in source.columns[len(FIRST) :])]
     return {
         "batch": k,
         "rows": [[[example_id(lengths[p.source], p.example), p.first, p.last] for p in row] for row in rows],
         "tokens": sum(piece.last - piece.first for piece in pieces),
-        "patches": sum(piece_patches(lengths[piece.source], piece) for piece in pieces),
+        **{name: sum(piece_needs(lengths[piece.source], piece, name) for piece in pieces) for name in counted},
     }
 
 
@@ -130,6 +135,7 @@ def make_report(
             over_budget(source, budgets),
             reasons,
             columns_of(folder),
+            tuple(source.cut_lines()),
         )
         for source, share, reasons, folder in zip(
             corpus.lengths, corpus.shares, left_out(corpus), corpus.folders, strict=True

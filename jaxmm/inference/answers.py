@@ -10,9 +10,9 @@ import numpy as np
 
 from jaxmm import sharding
 from jaxmm.batch import Batch, ImageSpec
-from jaxmm.data.assemble import Assembler
+from jaxmm.data.assemble import Assembler, Loaded
 from jaxmm.data.documents import Media, Part, Text, Turn, split_origin
-from jaxmm.data.media.table import advice, medium_of
+from jaxmm.data.media.table import advice, medium_of, named
 from jaxmm.data.packing.limits import FIRST, multiples
 from jaxmm.data.packing.plan import Budgets, Lengths, Piece
 from jaxmm.data.prepare.index import InMemory
@@ -46,15 +46,27 @@ class Prompt(NamedTuple):
         return Turn("user", parts, False)
 
 
-def prompt_batch(prompts: Sequence[Prompt], template: Template, image: ImageSpec) -> Batch:
-    """One prompt a row.
+class PromptRows(NamedTuple):
+    """Prompts as a batch, one a row: their sizes, how media are taken, and what was loaded."""
+
+    lengths: Lengths
+    image: ImageSpec
+    loaded: Loaded
+
+
+def prompt_rows(prompts: Sequence[Prompt], template: Template, image: ImageSpec, fits_row: bool = False) -> PromptRows:
+    """Lays prompts out.
+
+    Args:
+      fits_row: videos that a row of the run does not hold get fewer frames, as in training.
 
     Raises:
-      UserError: if an image cannot be read.
+      UserError: if a medium cannot be read.
     """
     encoded = [template.encode_prompt((prompt.turn(),)) for prompt in prompts]
     source = InMemory("prompts", encoded, [prompt.media for prompt in prompts], template.fingerprint)
-    image = image.only(source.meta.get("media", ())).without_rows()
+    image = image.only(source.meta.get("media", ()))
+    image = image if fits_row else image.without_rows()
     lengths = Lengths(source, image, encode=template.stamp)
     group = image.merge**2
     budgets = Budgets(
@@ -62,20 +74,26 @@ def prompt_batch(prompts: Sequence[Prompt], template: Template, image: ImageSpec
         patches=_rounded(max(int(lengths.patches_E.max()), 64), 16 * group) if image.is_sighted else 0,
         items=max(1, int(lengths.items_E.max())) if image.is_sighted else 0,
         targets=1,
-        **{
-            name: _rounded(int(lengths.of(name).max()), math.lcm(ROUND, *multiples(name, image)))
-            for name in lengths.columns[len(FIRST) :]
-        },
+        **{name: _room(lengths, name) for name in lengths.columns[len(FIRST) :]},
     )
     rows = [[Piece(0, i, 0, int(length))] for i, length in enumerate(lengths.tokens_E)]
     loaded = Assembler([lengths], budgets, image)(rows)
     if loaded.skipped:
         number = int(split_origin(loaded.skipped[0].origin)[1])
-        media = [(medium_of(part), part) for part in prompts[number].media]
-        names = ", ".join(medium.path(part) or f"the {medium.name}" for medium, part in media)
+        names = ", ".join(medium_of(part).path(part) or named(medium_of(part).name) for part in prompts[number].media)
         skipped = loaded.skipped[0]
         raise UserError(f"{names}: {advice(skipped.reason, [skipped.medium]) or skipped.reason}")
-    return loaded.batch
+    return PromptRows(lengths, image, loaded)
+
+
+def _room(lengths: Lengths, budget: str) -> int:
+    """A further budget that all prompts fit, in whole soft tokens where it counts units of a stream."""
+    return _rounded(int(lengths.of(budget).max()), math.lcm(ROUND, *multiples(budget, lengths.spec)))
+
+
+def prompt_batch(prompts: Sequence[Prompt], template: Template, image: ImageSpec, fits_row: bool = False) -> Batch:
+    """The arrays of ``prompt_rows``."""
+    return prompt_rows(prompts, template, image, fits_row).loaded.batch
 
 
 def make_generator(spec: ModelSpec, compute: Compute, stop_ids: Sequence[int]) -> Generator:
@@ -85,7 +103,7 @@ def make_generator(spec: ModelSpec, compute: Compute, stop_ids: Sequence[int]) -
 
 def write(
     generate: Generator, params: Any, prompts: Sequence[Prompt], template: Template, image: ImageSpec, max_tokens: int,
-    *, sampling: Sampling = GREEDY, stops: Sequence[str] = (), first: int = 0, every: int = 0,
+    *, sampling: Sampling = GREEDY, stops: Sequence[str] = (), first: int = 0, every: int = 0, fits_row: bool = False,
 ) -> Iterator[list[Reply]]:  # fmt: skip
     """Writes the answers to prompts, in one batch; yields them as they are, the last time whole.
 
@@ -93,10 +111,11 @@ def write(
       stops: strings that end an answer.
       first: the number of the first prompt, which draws depend on.
       every: tokens from one time to the next; 0 is as many as can be.
+      fits_row: as of ``prompt_rows``.
     """
     replies = [Reply(template.decode, template.stop_ids, stops, template.lead) for _ in prompts]
     every = every or (STOP_EVERY if stops else max_tokens)
-    batch = prompt_batch(prompts, template, image)
+    batch = prompt_batch(prompts, template, image, fits_row)
     writing, seen = generate.begin(params, batch, _rounded(max_tokens), sampling, first), 0
     while True:
         written = int(sharding.fetched(writing.written))

@@ -71,7 +71,9 @@ class Histogram(NamedTuple):
         return [ends[0], (WIDTH / 2, "middle", self._number((low + high) / 2)), ends[1]]
 
     def _number(self, value: float) -> str:
-        return f"{value:.0%}" if self._is_part else f"{value:,.0f}"
+        if self._is_part:
+            return f"{value:.0%}"
+        return f"{value:,.0f}" if self.edges[1] - self.edges[0] >= 0.5 else f"{value:,.2g}"
 
     @property
     def _is_part(self) -> bool:

@@ -1,4 +1,3 @@
-"use strict";
 // All of a document's content is set as text: nothing from data is ever parsed as markup.
 const store = JSON.parse(document.getElementById("store").textContent);
 const one = (id) => document.getElementById(id);
@@ -23,8 +22,9 @@ function drawn(name, attributes) {
 const number = (n) => n.toLocaleString("en");
 const plural = (n, noun) => `${number(n)} ${noun}${n === 1 ? "" : "s"}`;
 const range = ([first, last]) => (last - first === 1 ? `${number(first)}` : `${number(first)} to ${number(last - 1)}`);
+const sign = (kind) => ({ picture: " ▣ ", video: " ▶ ", audio: " ♪ " })[kind] ?? " ";
 const pictures = (doc) => doc.spans.filter((span) => span[0] === "picture");
-const plain = (doc) => doc.spans.map((span) => (span[0] === "text" ? span[4] : span[0] === "picture" ? " ▣ " : " ")).join("");
+const plain = (doc) => doc.spans.map((span) => (span[0] === "text" ? span[4] : sign(span[0]))).join("");
 
 function facts(doc) {
   const [first, last, length] = doc.piece, rows = [];
@@ -33,7 +33,7 @@ function facts(doc) {
   rows.push(["source", `${store.sources[doc.source]}, pass ${doc.pass}`]);
   rows.push(["place", `batch ${doc.batch}, row ${doc.row}, document ${doc.segment}: positions ${range(doc.place)}`]);
   rows.push(["piece", whole ? `whole: ${plural(length, "token")}` : `a part: tokens ${range([first, last])} of ${number(length)}`]);
-  if (doc.skipped) return [...rows, ["lost", `its place is padding, as an image is ${doc.skipped}`]];
+  if (doc.skipped) return [...rows, ["lost", `its place is padding, as ${doc.lost} is ${doc.skipped}`]];
   rows.push(["positions", `${range([doc.positions[0], doc.positions[1] + 1])} for the model`]);
   const weights = doc.weights.length === 1 && doc.weights[0] === 1 ? "" : `, weight ${doc.weights.join(", ")}`;
   rows.push(["learnt", doc.targets ? plural(doc.targets, "token") + weights : "nothing"]);
@@ -41,6 +41,7 @@ function facts(doc) {
   const patches = images.reduce((sum, image) => sum + image.rows * image.columns, 0);
   const soft = patches / store.merge ** 2;
   if (images.length) rows.push(["images", `${images.length}: ${plural(patches, "patch").replace("patchs", "patches")}, ${plural(soft, "soft token")}`]);
+  rows.push(...clipFacts(doc));
   if (doc.boxes.length) rows.push(["boxes", doc.boxes.join("   ")]);
   return rows;
 }
@@ -96,6 +97,8 @@ function figure(span) {
 function shown(span) {
   const [kind, first, last, learnt, content] = span;
   if (kind === "picture") return figure(span);
+  if (kind === "video") return film(span);
+  if (kind === "audio") return sound(span);
   const text = kind === "features" ? plural(last - first, "ready-made feature") : content;
   const made = make("span", kind === "text" ? "text" : "chip", text);
   if (learnt) made.classList.add("learnt");
@@ -113,7 +116,7 @@ function open(index, moveFocus) {
   panel.style.setProperty("--h", store.hues[doc.source]);
   one("panel-name").textContent = doc.name;
   one("facts").replaceChildren(...facts(doc).flatMap(([name, value]) => [make("dt", "", name), make("dd", "", value)]));
-  one("grids").hidden = !pictures(doc).length;
+  one("grids").hidden = !doc.spans.some(([kind]) => kind === "picture" || kind === "video");
   one("text").replaceChildren(...doc.spans.map(shown));
   one("previous").disabled = index === 0;
   one("next").disabled = index === store.documents.length - 1;
@@ -128,6 +131,7 @@ function close() {
   const bar = bars[opened];
   bar.removeAttribute("aria-current");
   panel.hidden = true;
+  panel.querySelectorAll("audio").forEach((audio) => audio.pause());
   opened = -1;
   rove(bars.indexOf(bar), true);
 }
@@ -163,7 +167,7 @@ bars.forEach((bar, index) => {
     const doc = store.documents[index], text = plain(doc).replace(/\s+/g, " ").trim();
     const about = `${plural(doc.place[1] - doc.place[0], "token")}, ${number(doc.targets)} learnt`;
     tip.replaceChildren(make("b", "", `${doc.name} · ${about}`),
-      make("span", "", doc.skipped ? `padding: an image is ${doc.skipped}` : text.length > 240 ? text.slice(0, 240) + "…" : text));
+      make("span", "", doc.skipped ? `padding: ${doc.lost} is ${doc.skipped}` : text.length > 240 ? text.slice(0, 240) + "…" : text));
     tip.hidden = false;
     const box = bar.getBoundingClientRect(), own = tip.getBoundingClientRect();
     const below = box.bottom + own.height + 18 < innerHeight;
@@ -225,6 +229,7 @@ const watch = new IntersectionObserver((entries) => {
     for (const mark of target.querySelectorAll("[data-picture]")) {
       mark.style.backgroundImage = `url("${store.pictures[mark.dataset.picture].src}")`;
     }
+    target.querySelectorAll("[data-video], [data-audio]").forEach(thumbnail);
   }
 }, { rootMargin: "400px" });
 document.querySelectorAll(".row").forEach((row) => watch.observe(row));

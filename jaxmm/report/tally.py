@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,7 +12,8 @@ import numpy as np
 from jaxmm.batch import Batch
 from jaxmm.data.assemble import Loaded, Skipped
 from jaxmm.data.media.table import MEDIA, places_in, streams
-from jaxmm.data.packing.plan import Budgets, Lengths
+from jaxmm.data.packing.plan import Budgets, Lengths, Piece
+from jaxmm.report.clips import clips_in, extent_of
 
 
 class SourceSums(NamedTuple):
@@ -29,12 +31,22 @@ class SourceSums(NamedTuple):
         return self.text + self.soft
 
 
+class ClipSums(NamedTuple):
+    """The videos, or the recordings, of one source. ``frames`` are those that the model gets, sampled or log-mel."""
+
+    clips: int = 0
+    soft: int = 0
+    frames: int = 0
+    seconds: float = 0.0
+
+
 class Tally:
     """Adds batches up.
 
     Attributes:
       used: (rows, budgets) what each row holds of each budget, in the order of Budgets.
       sources: sums of each source; lengths: tokens of each document.
+      clips: of each source, sums of its videos and recordings, by the medium's name; seconds: of each, by that name.
       parts: (source, example, epoch) of documents of which only a part stands in a row, with how many of the parts.
       skipped: pieces that became padding; epochs: the most passes begun over each source.
     """
@@ -46,6 +58,8 @@ class Tally:
         self._sums = np.zeros((len(self._lengths), len(SourceSums._fields)), np.int64)
         self.parts: collections.Counter[tuple[int, int, int]] = collections.Counter()
         self.skipped: list[Skipped] = []
+        self.clips: list[dict[str, ClipSums]] = [{} for _ in self._lengths]
+        self.seconds: dict[str, list[float]] = {}
         self.epochs = [0] * len(self._lengths)
         self.batches = 0
 
@@ -88,13 +102,35 @@ class Tally:
                 self.epochs[piece.source] = max(self.epochs[piece.source], piece.epoch + 1)
                 if length and length < self._lengths[piece.source].tokens_E[piece.example]:
                     self.parts[piece.source, piece.example, piece.epoch] += 1
-            self._sums[:, 4:] += self._images(batch, b)
+            self._sums[:, 4:] += self._images(batch, b, self._clips(batch, b, row))
         counted = (here & ~soft, here & soft, batch.weights_BT > 0)
         for column, where in enumerate(counted, start=1):
             self._sums[:, column] += np.bincount(batch.sources_BT[where], minlength=len(self._sums))
 
-    def _images(self, batch: Batch, b: int) -> np.ndarray:
-        """(sources, 2) images or other media, and patches of a row: each is of the source where its soft tokens are."""
+    def clip_total(self, medium: str) -> ClipSums:
+        """The sums of all sources."""
+        each = [clips[medium] for clips in self.clips if medium in clips]
+        return functools.reduce(_added, each, ClipSums())
+
+    def _clips(self, batch: Batch, b: int, row: Sequence[Piece]) -> np.ndarray:
+        """Adds the clips of a row; returns (T,) whether a position is inside one."""
+        inside, start = np.zeros(batch.slots_BT.shape[1], bool), 0
+        for piece in row:
+            lengths = self._lengths[piece.source]
+            for clip in clips_in(lengths, piece, start):
+                here = slice(clip.first, clip.last)
+                if not (soft := int((batch.slots_BT[b, here] >= 0).sum())):
+                    continue  # its document became padding
+                inside[here] = True
+                name, (frames, seconds) = clip.medium.name, extent_of(clip, lengths.spec)
+                sums = self.clips[piece.source].get(name, ClipSums())
+                self.clips[piece.source][name] = _added(sums, ClipSums(1, soft, frames, seconds))
+                self.seconds.setdefault(name, []).append(seconds)
+            start += piece.last - piece.first
+        return inside
+
+    def _images(self, batch: Batch, b: int, is_clip_T: np.ndarray) -> np.ndarray:
+        """(sources, 2) images and the like, and patches of a row: each is of the source where its soft tokens are."""
         sums = np.zeros((len(self._sums), 2), np.int64)
         spec, slots_T, stream_of = self._lengths[0].spec, batch.slots_BT[b], streams(batch)
         for name, place in places_in(batch, spec).items():
@@ -103,8 +139,15 @@ class Tally:
             segment, first = np.unique(segments[slots_T[at] - place.start], return_index=True)
             counts = np.bincount(stream_of[name].segments[b], minlength=int(segment.max(initial=0)) + 1)
             patches = counts[segment] if name == "patches" else np.zeros_like(segment)
-            np.add.at(sums, batch.sources_BT[b, at[first]], np.stack([np.ones_like(segment), patches], 1))
+            images = ~is_clip_T[at[first]]
+            np.add.at(sums, batch.sources_BT[b, at[first]], np.stack([images, patches], 1))
         return sums
+
+
+def _added(one: ClipSums, other: ClipSums) -> ClipSums:
+    return ClipSums(
+        one.clips + other.clips, one.soft + other.soft, one.frames + other.frames, one.seconds + other.seconds
+    )
 
 
 def over_budget(lengths: Lengths, budgets: Budgets) -> dict[str, int]:

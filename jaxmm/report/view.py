@@ -1,4 +1,4 @@
-"""Reads a Batch back: the documents in its rows, with their text, targets, pictures and places.
+"""Reads a Batch back: the documents in its rows, with their text, targets, pictures, clips and places.
 
 Nothing here looks at where the arrays came from: text is decoded from the tokens the model gets, pictures are put
 together from its patches. What does not fit together raises, so that a page is never nicer than the batch.
@@ -6,42 +6,31 @@ together from its patches. What does not fit together raises, so that a page is 
 
 from __future__ import annotations
 
+import collections
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxmm.batch import ImageSpec
-from jaxmm.data.assemble import Loaded
+from jaxmm.batch import Batch, ImageSpec
+from jaxmm.data.assemble import Loaded, Skipped
 from jaxmm.data.media.table import places_in
 from jaxmm.data.packing.plan import Lengths, Piece
 from jaxmm.data.text.boxes import told
 from jaxmm.data.text.template import SPECIAL_TOKENS, Template
+from jaxmm.report.clips import Clip, Film, Shot, Sound, clips_in, film_of, sound_of
+from jaxmm.report.tiles import Picture, agree, picture_of
 
 SHOWN_IDS = 8  # of a run of image tokens
-
-
-class Picture(NamedTuple):
-    """An image as the tower gets it.
-
-    Attributes:
-      pixels: uint8 (height, width, 3), of rows x columns patches.
-      patch: the row's first patch of it.
-    """
-
-    pixels: np.ndarray
-    rows: int
-    columns: int
-    patch: int
 
 
 class Span(NamedTuple):
     """Positions [first, last) of a row that are shown as one thing.
 
-    ``kind`` is "text", "special", "picture", "tokens" (of images), "features", or the stream of another medium.
-    ``text`` is what they say, a special token's name, or which image tokens these are. Where ``is_target``, each of
-    them is predicted by the position before it.
+    ``kind`` is "text", "special", "picture", "video", "audio", "tokens" (of images), "features", or the stream of
+    another medium. ``text`` is what they say, a special token's name, or which image tokens these are. Where
+    ``is_target``, each of them is predicted by the position before it. A clip has the text inside it, its time stamps.
     """
 
     kind: str
@@ -50,6 +39,7 @@ class Span(NamedTuple):
     text: str = ""
     is_target: bool = False
     picture: Picture | None = None
+    clip: Film | Sound | None = None
 
 
 class View(NamedTuple):
@@ -61,7 +51,7 @@ class View(NamedTuple):
       positions: the first and last position the model is told.
       spans: what stands there, in order; none where the piece became padding.
       weights: the loss weights of its targets, each once, from small to large.
-      skipped: why the piece became padding, or ''.
+      skipped: why the piece became padding, or ''; medium: of what made it that, by its name.
     """
 
     piece: Piece
@@ -74,10 +64,19 @@ class View(NamedTuple):
     targets: int
     weights: list[float]
     skipped: str = ""
+    medium: str = ""
 
     @property
     def pictures(self) -> list[Picture]:
         return [span.picture for span in self.spans if span.picture]
+
+    @property
+    def films(self) -> list[Film]:
+        return [span.clip for span in self.spans if isinstance(span.clip, Film)]
+
+    @property
+    def sounds(self) -> list[Sound]:
+        return [span.clip for span in self.spans if isinstance(span.clip, Sound)]
 
     @property
     def text(self) -> str:
@@ -116,35 +115,61 @@ class Viewer:
         Raises:
           ValueError: if the arrays contradict the plan or each other; that is a bug, and the row is named.
         """
-        reasons = {document.origin: document.reason for document in loaded.skipped}
+        skipped = {document.origin: document for document in loaded.skipped}
         pieces = loaded.rows[b]
         return [
-            self._view(loaded, b, segment, piece, place, reasons)
+            self._view(loaded, b, segment, piece, place, skipped)
             for segment, (piece, place) in enumerate(zip(pieces, places(pieces), strict=True), start=1)
         ]
 
     def _view(
-        self, loaded: Loaded, b: int, segment: int, piece: Piece, place: tuple[int, int], reasons: dict[str, str]
+        self, loaded: Loaded, b: int, segment: int, piece: Piece, place: tuple[int, int], skipped: Mapping[str, Skipped]
     ) -> View:
         lengths = self.lengths[piece.source]
         name, text = example_id(lengths, piece.example), loaded.batch.text
-        origin = lengths.prepared.read(piece.example).origin
+        record = lengths.prepared.read(piece.example)
+        origin = record.origin
         shown = View(piece, name, origin, place, int(lengths.tokens_E[piece.example]), (0, 0), [], 0, [])
         here = slice(*place)
         segments = np.unique(text.segments[b, here]).tolist()
-        if segments == [0] and origin in reasons:
-            return shown._replace(skipped=reasons[origin])
-        _agree(segments == [segment], name, f"its place has the segments {segments}, not {segment} alone")
+        if segments == [0] and origin in skipped:
+            return shown._replace(skipped=skipped[origin].reason, medium=skipped[origin].medium)
+        agree(segments == [segment], name, f"its place has the segments {segments}, not {segment} alone")
         weights = loaded.batch.weights_BT[b, here]
         positions = text.positions[b, here, 0]
         return shown._replace(
             positions=(int(positions[0]), int(positions[-1])),
-            spans=list(self._spans(loaded.batch, b, here, name)),
+            spans=list(
+                self._with_clips(loaded.batch, b, here, name, clips_in(lengths, piece, place[0]), record.images)
+            ),
             targets=int((weights > 0).sum()),
             weights=np.unique(weights[weights > 0]).tolist(),
         )
 
-    def _spans(self, batch: Any, b: int, here: slice, name: str) -> Iterator[Span]:
+    def _with_clips(
+        self, batch: Batch, b: int, here: slice, name: str, clips: Sequence[Clip], media: Sequence[Any]
+    ) -> Iterator[Span]:
+        """The spans of a document, those of each clip as one."""
+        edges = [edge for clip in clips for edge in (clip.first, clip.last)]
+        spans = collections.deque(self._spans(batch, b, here, name, edges))
+        for clip in clips:
+            while spans and spans[0].first < clip.first:
+                yield _single(spans.popleft(), name)
+            inside = []
+            while spans and spans[0].last <= clip.last:
+                inside.append(spans.popleft())
+            agree(not any(span.is_target for span in inside), name, f"text inside a {clip.medium.name} is learnt")
+            shown: Film | Sound
+            if clip.medium.name == "audio":
+                shown = sound_of(batch, b, clip, media[clip.place], self.spec, name)
+            else:
+                shown = film_of(batch, b, clip, *_shots(inside), self.spec, name)
+            yield Span(clip.medium.name, clip.first, clip.last, clip=shown)
+        for span in spans:
+            yield _single(span, name)
+
+    def _spans(self, batch: Batch, b: int, here: slice, name: str, edges: Sequence[int]) -> Iterator[Span]:
+        """All spans, with a tile each as a picture; none goes over one of the ``edges``."""
         values, slots = batch.text.values[b, here], batch.slots_BT[b, here]
         learnt = _learnt(batch, b, here, name)
         is_special = np.isin(values, self._special) | (values >= self.template.vocab_size)
@@ -155,12 +180,15 @@ class Viewer:
         thing = np.where(is_drawn, len(values) + 1, thing)
         stream, tile = self._tiles(batch, b, slots)
         thing = np.where(slots >= 0, -1 - tile, thing)
-        cuts = [0, *(np.flatnonzero(np.diff(thing) | np.diff(stream)) + 1).tolist(), len(values)]
+        inner = {edge - here.start for edge in edges} | set(
+            (np.flatnonzero(np.diff(thing) | np.diff(stream)) + 1).tolist()
+        )
+        cuts = [0, *sorted(inner - {0, len(values)}), len(values)]
         names = list(places_in(batch, self.spec))
         for start, stop in itertools.pairwise(cuts):
             first, last = here.start + start, here.start + stop
             if thing[start] < -1:
-                picture = self._picture(batch, b, slots[start:stop], int(tile[start]), name)
+                picture = picture_of(batch, b, slots[start:stop], int(tile[start]), self.spec, name)
                 yield Span("picture", first, last, picture=picture)
             elif thing[start] == -1:
                 name_of = names[stream[start]]
@@ -173,7 +201,7 @@ class Viewer:
             else:
                 yield from self._text(values[start:stop], learnt[start:stop], first)
 
-    def _tiles(self, batch: Any, b: int, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _tiles(self, batch: Batch, b: int, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Of each slot the number of its stream among those of the batch, or -1, and its tile from 1, or 0 for none."""
         stream, tile = np.full(len(slots), -1), np.zeros(len(slots), np.int64)
         for number, place in enumerate(places_in(batch, self.spec).values()):
@@ -182,24 +210,6 @@ class Viewer:
         is_picture = (slots >= 0) & (slots < len(tiles))
         tile[is_picture] = tiles[slots[is_picture]]
         return stream, tile
-
-    def _picture(self, batch: Any, b: int, slots: np.ndarray, tile: int, name: str) -> Picture:
-        """Puts the patches of a tile, which the soft tokens in ``slots`` are made of, back into a picture."""
-        _, rows, columns = batch.grids_BM3[b, tile - 1].tolist()
-        group, side = self.spec.merge**2, self.spec.patch_size
-        of_tile = (batch.patches.segments[b] == tile) & (batch.patches.positions[b, :, 1] >= 0)  # no class tokens
-        patches = np.flatnonzero(of_tile)
-        made_of = (slots[:, None] * group + np.arange(group)).reshape(-1)
-        _agree(
-            len(patches) == rows * columns and np.array_equal(np.sort(made_of), patches),
-            name, f"tile {tile} of {rows} x {columns} patches has {len(patches)}, and {len(slots)} soft tokens",
-        )  # fmt: skip
-        row, column = batch.patches.positions[b, patches, 1:].T
-        _agree(len(set(zip(row.tolist(), column.tolist(), strict=True))) == len(patches), name, "patches overlap")
-        pixels = np.zeros((rows * side, columns * side, 3), np.uint8)
-        grid = pixels.reshape(rows, side, columns, side, 3).swapaxes(1, 2)  # a view
-        grid[row, column] = batch.patches.values[b, patches].reshape(-1, side, side, 3)
-        return Picture(pixels, rows, columns, int(patches[0]))
 
     def _text(self, tokens: np.ndarray, learnt: np.ndarray, first: int) -> Iterator[Span]:
         """Decodes a run of text as a whole, then parts what is learnt from what is only read."""
@@ -224,11 +234,11 @@ class Viewer:
         return str(self.template.tokenizer.convert_ids_to_tokens(token))
 
 
-def _learnt(batch: Any, b: int, here: slice, name: str) -> np.ndarray:
+def _learnt(batch: Batch, b: int, here: slice, name: str) -> np.ndarray:
     """(n,) whether the loss predicts each token; a target is always the token after it."""
     weighed = batch.weights_BT[b, here] > 0
     after = np.append(batch.text.values[b, here][1:], -1)
-    _agree(np.array_equal(batch.targets_BT[b, here][weighed], after[weighed]), name, "a target is not the next token")
+    agree(np.array_equal(batch.targets_BT[b, here][weighed], after[weighed]), name, "a target is not the next token")
     return np.concatenate([[False], weighed[:-1]])
 
 
@@ -237,6 +247,22 @@ def _common(one: str, other: str) -> int:
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
-def _agree(holds: bool, name: str, what: str) -> None:
-    if not holds:
-        raise ValueError(f"{name}: {what}")
+def _single(span: Span, name: str) -> Span:
+    """A picture beside videos is as many equal frames: one of them is shown."""
+    if span.picture is not None:
+        frames = span.picture.frames
+        agree(bool((frames == frames[0]).all()), name, "the frames of a picture differ")
+    return span
+
+
+def _shots(spans: Sequence[Span]) -> tuple[list[Shot], str]:
+    """Tiles with the text before each, and the text behind the last one."""
+    shots, stamp, inside = [], "", ""
+    for span in spans:
+        if span.picture is not None:
+            shots.append(Shot(span.picture, [], span.first, span.last, stamp, inside))
+            stamp = inside = ""
+        else:
+            inside += span.text
+            stamp += span.text if span.kind == "text" else ""
+    return shots, inside

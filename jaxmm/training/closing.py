@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 
 from jaxmm import formatting
 from jaxmm.atomic import read_lines, write_json
 from jaxmm.data import files
+from jaxmm.data.packing.plan import Lengths
 from jaxmm.inference.answers import answers, make_generator
 from jaxmm.training import curves, samples, throughput
 from jaxmm.training.evaluator import Evaluator, Figures, closing_rows, mean_loss
@@ -58,7 +59,17 @@ def _summary(run: Run, progress: Progress, figures: dict[str, Figures]) -> Summa
         examples_skipped=len(run.skipped),
         peak_memory_bytes=throughput.peak_memory_bytes(jax.local_devices()),
         attention=run.recipe.compute.attention,
+        cut_short=_cut_short(run.corpus.lengths),
     )
+
+
+def _cut_short(sources: Sequence[Lengths]) -> dict[str, dict[str, list[float]]]:
+    """Of each source's media that are not taken whole: how many, and the part that they keep on average."""
+    return {
+        source.name: {cut.medium: [cut.media, cut.part] for cut in cuts}
+        for source in sources
+        if (cuts := source.cut_short())
+    }
 
 
 def _logged_loss(run: Run) -> float | None:
@@ -74,18 +85,21 @@ def _draw_samples(run: Run, state: TrainState) -> str:
     recipe, folder, drawn = run.recipe, run.workdir / "samples", ""
     generate = make_generator(recipe.model, recipe.compute, recipe.template.stop_ids)
     for source in run.held_out.lengths:
-        asked = samples.questions(source.prepared, recipe.template, SAMPLES)
+        asked = samples.questions(source.prepared, recipe.template, SAMPLES, recipe.image)
         if asked:
             prompts = [prompt for prompt, _ in asked]
-            given = answers(generate, state.params, prompts, recipe.template, recipe.image, ANSWER_TOKENS)
+            given = answers(
+                generate, state.params, prompts, recipe.template, recipe.image, ANSWER_TOKENS, fits_row=True
+            )
             if run.is_first:
-                samples.draw(asked, given, folder / f"{files.bare(source.name)}.png")
+                path = folder / f"{files.bare(source.name)}.png"
+                samples.draw(asked, given, path, recipe.template, recipe.image)
             drawn = str(folder)
     return drawn
 
 
 def _closing_lines(run: Run, summary: Summary, drawn: str) -> Iterator[str]:
-    figures = [(key, value) for key, value in summary._asdict().items() if key != "eval"]
+    figures = [(key, value) for key, value in summary._asdict().items() if key not in ("eval", "cut_short")]
     yield ""
     yield formatting.table(figures + closing_rows(summary.eval))
     yield ""

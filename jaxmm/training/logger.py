@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, TextIO
@@ -36,6 +36,7 @@ class Summary(NamedTuple):
     examples_skipped: int
     peak_memory_bytes: int
     attention: str  # backend
+    cut_short: Mapping[str, Mapping[str, Sequence[float]]] = {}  # source -> medium -> [count, part kept on average]
 
 
 class Logger:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Iterator
 
 import jax
@@ -9,7 +10,9 @@ from ml_collections import ConfigDict
 
 import jaxmm
 from jaxmm import formatting, sharding
+from jaxmm.data.media.table import MEDIA
 from jaxmm.data.packing.limits import FIRST
+from jaxmm.data.packing.plan import Lengths
 from jaxmm.data.prepare.statistics import special_lines
 from jaxmm.models.flops import parameter_counts
 from jaxmm.models.multimodal import flat_axes
@@ -49,12 +52,15 @@ def _data_lines(run: Run) -> Iterator[str]:
     for source, share in zip(corpus.lengths, corpus.shares, strict=True):
         tokens = formatting.short(float(source.tokens_E.sum()))
         yield (
-            f"data: {source.name}, {len(source)} documents, {tokens} tokens, {len(source.units_I)} images, "
-            f"share {share / sum(corpus.shares):.3f}"
+            f"data: {source.name}, {len(source)} documents, {tokens} tokens, {_media(source)}, share "
+            f"{share / sum(corpus.shares):.3f}"
         )
     for source in corpus.lengths:
         for line in special_lines(source.prepared.meta.get("special", {})):
             yield f"data: {source.name}: {line}"
+    for source in corpus.lengths:
+        for line in source.cut_lines():
+            yield f"data: {source.name}, {line}"
     for source, long in zip(corpus.lengths, plan.long, strict=True):
         if line := long.line(source.name, run.config.data.long_documents):
             yield f"data: {line}"
@@ -65,6 +71,14 @@ def _data_lines(run: Run) -> Iterator[str]:
         ends = plan.about_batches()
         told = f"step {plan.batches()}" if ends <= 4 * run.steps else f"about {ends:,.0f} steps"
         yield f"data: all of it ends after {told}; this run has {run.steps} steps"
+
+
+def _media(source: Lengths) -> str:
+    """``40 images, 3 videos``."""
+    counts: collections.Counter[str] = collections.Counter()
+    for name, count in source.media_counts().items():
+        counts[MEDIA[name].plural] += count
+    return ", ".join(f"{count} {plural}" for plural, count in counts.items()) or "0 images"
 
 
 def _row_lines(run: Run) -> Iterator[str]:

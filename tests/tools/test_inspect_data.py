@@ -29,7 +29,7 @@ from jaxmm.data.media import patches
 from jaxmm.data.packing.plan import Budgets, Plan
 from jaxmm.data.prepare.prepared import Prepared
 from jaxmm.errors import UserError
-from jaxmm.report.page import DrawnRow
+from jaxmm.report.content import DrawnRow
 
 sys.path.append(str(Path(__file__).parents[1] / "data"))
 from made_index import texts

@@ -24,7 +24,7 @@ AUDIO = -3
 class AudioMedium(Medium):
     """Recordings, and sound tracks of films. A unit is a log-mel frame."""
 
-    name, part, kind = "audio", Audio, AUDIO
+    name, plural, part, kind = "audio", "recordings", Audio, AUDIO
     budgets, stream = ("audio",), "audio"
     advice: ClassVar[Mapping[str, str]] = audio_file.ADVICE
 
@@ -68,6 +68,9 @@ class AudioMedium(Medium):
         most = audio.max_seconds or np.inf
         return np.minimum(1.0, most / np.maximum(seconds, 1e-9))
 
+    def why_cut_short(self, spec: ImageSpec) -> str:
+        return f"recordings are cut to their first {_spec(spec).max_seconds:g} s (config.audio.max_seconds)"
+
     def too_large(self, item: Item, tokens: int, budgets: Any, spec: ImageSpec) -> str:
         seconds = float(item.extent.length / item.extent.rate)
         return (
@@ -85,6 +88,11 @@ class AudioMedium(Medium):
         values = np.zeros((rows, count, _spec(spec).mels), np.float32)
         return {"audio": Stream(values, np.zeros((rows, count, 1), np.int32), np.zeros((rows, count), np.int32))}
 
+    def heard(self, extent: Extent, spec: ImageSpec) -> tuple[int, float]:
+        """How many frames of a recording, and how many seconds of it, the model hears."""
+        frames, seconds = _frames_of(extent, _spec(spec)), float(extent.length / extent.rate)
+        return frames, min(seconds, _spec(spec).max_seconds or seconds)
+
     def fill(self, space: Space, item: Item, spec: ImageSpec, settings: Settings) -> Filled:
         audio, b, first = _spec(spec), space.b, space.taken.get("audio", 0)
         stream = space.batch.media["audio"]
@@ -96,6 +104,13 @@ class AudioMedium(Medium):
         used = int(stream.segments[b, :first].max(initial=0))
         stream.positions[b, there], stream.segments[b, there] = audio_geometry.places(frames, audio, used + 1)
         return Filled(audio_geometry.token_rows(frames, audio), (1, 1, item.soft_tokens))
+
+    def used(self, batch: Batch) -> dict[str, np.ndarray]:
+        """Frames of all whole chunks that are taken: -1 marks those that only fill one."""
+        stream = self.array(batch)
+        if not isinstance(stream, Stream):
+            return {}
+        return {self.stream: ((stream.segments > 0) | (stream.positions[..., 0] < 0)).sum(1)}
 
     def array(self, batch: Batch) -> Stream | tuple[()]:
         return batch.media.get("audio", ())

@@ -207,6 +207,7 @@ class Medium(abc.ABC):
 
     Attributes:
       name: in reports and figures.
+      plural: what several of them are called there.
       part: its type in ``documents``, with ``data`` and ``path``, unless the methods under "Preparing" are overridden.
       kind: its number in the index, below -1 for a new one.
       budgets: the names of the row's budgets that it uses. A name that no other medium has is a new budget.
@@ -217,6 +218,7 @@ class Medium(abc.ABC):
     """
 
     name: ClassVar[str]
+    plural: ClassVar[str] = "images"
     part: ClassVar[type]
     kind: ClassVar[int]
     budgets: ClassVar[tuple[str, ...]] = ()
@@ -301,6 +303,10 @@ class Medium(abc.ABC):
     def cut_short(self, extents: Extents, spec: ImageSpec) -> Array:
         """The part, from 0 to 1, that the spec itself leaves of media that are taken only up to a length."""
         return np.ones(np.shape(extents.kind))
+
+    def why_cut_short(self, spec: ImageSpec) -> str:
+        """Returns what follows "12 of 300" where so many are not taken whole."""
+        return f"{self.plural} are cut short"
 
     def soft_tokens(self, units: Array, extents: Extents, spec: ImageSpec) -> Array:
         """How many soft tokens the media give."""

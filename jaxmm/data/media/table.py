@@ -41,6 +41,16 @@ def medium_of_kind(kind: int) -> Medium:
     raise ValueError(f"no medium has the kind {kind}")
 
 
+def noun(medium: str) -> str:
+    """``image``, ``recording``."""
+    return MEDIA[medium].plural.removesuffix("s")
+
+
+def named(medium: str) -> str:
+    """``an image``, ``a recording``."""
+    return f"{'an' if noun(medium)[0] in 'aeiou' else 'a'} {noun(medium)}"
+
+
 def packed(part: Any) -> dict[str, Any]:
     """What a record stores of a medium: {} for None, a medium of which it stores nothing."""
     return {} if part is None else medium_of(part).packed(part)

@@ -26,7 +26,7 @@ VIDEO = -2
 class VideoMedium(Medium):
     """Films. A temporal patch (``VideoSpec.frames`` frames) is a tile, and takes of the budgets of images."""
 
-    name, part, kind, is_seen = "video", Video, VIDEO, True
+    name, plural, part, kind, is_seen = "video", "videos", Video, VIDEO, True
     budgets, stream = ("patches", "items"), "patches"
     advice: ClassVar[Mapping[str, str]] = video_file.ADVICE
 
@@ -91,14 +91,19 @@ class VideoMedium(Medium):
 
     def inner(self, units: int, extent: Extent, spec: ImageSpec) -> list[Inner]:
         video = _spec(spec)
-        temporal, frames, grid = _taken(units, extent, spec)
-        numbers = sampling.frame_numbers(frames, extent.length, video)
+        temporal, _, grid = _taken(units, extent, spec)
+        numbers = self.numbers(units, extent, spec)
         seconds = sampling.seconds_of(numbers, float(extent.rate)).tolist()
         each = math.prod(grid) // spec.merge**2
         said = [video.stamp.format(seconds=second, number=n) for n, second in enumerate(seconds, start=1)]
         ends = ["", *[video.stamp_end] * temporal]
         texts = [end + stamp for end, stamp in itertools.zip_longest(ends, said, fillvalue="")]
         return [Inner(n * each, text) for n, text in enumerate(texts)]
+
+    def why_cut_short(self, spec: ImageSpec) -> str:
+        tokens, patches = _spec(spec).row_tokens, _spec(spec).row_patches
+        room = " and ".join([f"{tokens} tokens"] * bool(tokens) + [f"{patches} patches"] * bool(patches))
+        return f"videos get fewer frames, as a row of {room} cannot hold them"
 
     def too_large(self, item: Item, tokens: int, budgets: Any, spec: ImageSpec) -> str:
         return (
@@ -113,7 +118,7 @@ class VideoMedium(Medium):
         video, extent = _spec(spec), item.extent
         patches, b, first = space.batch.patches, space.b, space.taken.get("patches", 0)
         temporal, frames, grid = _taken(item.units, extent, spec)
-        numbers = sampling.frame_numbers(frames, extent.length, video)
+        numbers = self.numbers(item.units, extent, spec)
         size = item.units // temporal
         starts = range(first, first + item.units, size)
         places: dict[int, list[np.ndarray]] = {}
@@ -133,6 +138,11 @@ class VideoMedium(Medium):
         times = sampling.times_of(temporal, frames, extent.length, float(extent.rate), video)
         order = in_reading_order(temporal, size, grid, spec)
         return Filled(order, (temporal, rows, columns), times, apart=bool(video.stamp))
+
+    def numbers(self, units: int, extent: Extent, spec: ImageSpec) -> np.ndarray:
+        """int64 (temporal patches, frames of one): which frames of a video are taken."""
+        _, frames, _ = _taken(units, extent, spec)
+        return sampling.frame_numbers(frames, extent.length, _spec(spec))
 
     def array(self, batch: Batch) -> Stream:
         return batch.patches

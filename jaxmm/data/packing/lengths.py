@@ -21,7 +21,7 @@ from jaxmm.data.media import table
 from jaxmm.data.media.medium import Extents
 from jaxmm.data.packing.inner_text import Encode, InnerText
 from jaxmm.data.packing.limits import FIRST, Budgets, further_budgets
-from jaxmm.data.packing.shorten import shortened
+from jaxmm.data.packing.shorten import CutShort, cut_short, shortened
 from jaxmm.data.prepare.index import Columns
 from jaxmm.data.prepare.prepared import file_checksum
 from jaxmm.errors import UserError
@@ -210,14 +210,19 @@ class Lengths:
             spans = media.soft_tokens + self.inner.counted(media.units, extents, self.spec)
         return media, spans
 
-    def cut_short(self) -> Iterator[tuple[str, int, float]]:
-        """Yields (medium, how many of them, the part that they keep) of media that a row cannot hold whole."""
-        extents, spec = self.extents(slice(None)), self.spec
-        whole = table.measured(extents, spec).units
-        for medium, which in table.by_medium(extents.kind):
-            before, after = (units if which is None else units[which] for units in (whole, self.units_I))
-            if (fewer := after < before).any():
-                yield medium.name, int(fewer.sum()), float((after[fewer] / before[fewer]).mean())
+    def cut_short(self) -> list[CutShort]:
+        """Of each kind of media that are not taken whole, how many and how much of them is left."""
+        return list(cut_short(self.units_I, self.extents(slice(None)), self.spec))
+
+    def cut_lines(self) -> Iterator[str]:
+        """The same for people."""
+        for cut in self.cut_short():
+            yield cut.line(self.media_counts()[cut.medium], self.spec)
+
+    def media_counts(self) -> dict[str, int]:
+        """How many media of each kind the source has, by the names of those that it has."""
+        kinds = self.extents(slice(None)).kind
+        return {medium.name: int(medium.has(kinds).sum()) for medium, _ in table.by_medium(kinds)}
 
 
 def _run_targets(prepared: Columns, runs: slice, offsets: np.ndarray, tokens: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ row cannot hold even then is cut down to the row. A document that is still longe
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,19 @@ class Room(NamedTuple):
 
     tokens: int
     patches: int
+
+
+class CutShort(NamedTuple):
+    """How many media of one kind are not taken whole, and the part of them that is kept on average."""
+
+    medium: str
+    media: int
+    part: float
+
+    def line(self, among: int, spec: ImageSpec) -> str:
+        """Tells it to people; ``among``: how many such media the source has."""
+        why = table.MEDIA[self.medium].why_cut_short(spec)
+        return f"{self.media:,} of {among:,} {why}: they keep {self.part:.0%} on average"
 
 
 def room_of(spec: ImageSpec) -> Room:
@@ -58,6 +72,17 @@ def shortened(
         count = np.where(can, np.clip(np.minimum(fewer, alone), 1, count), 0).astype(np.int64)
     kept[can] = (count * step)[can]
     return kept
+
+
+def cut_short(units: np.ndarray, extents: Extents, spec: ImageSpec) -> Iterator[CutShort]:
+    """Tells of each kind what is cut short, by a row or by the spec itself. ``units``: that each medium has kept."""
+    for medium, which in table.by_medium(extents.kind):
+        own, kept = extents.those(which), units if which is None else units[which]
+        if not np.any(own.length):
+            continue  # pictures and the like are taken whole
+        part = medium.cut_short(own, spec) * kept / np.maximum(medium.units(own, spec), 1)
+        if (is_cut := part < 1).any():
+            yield CutShort(medium.name, int(is_cut.sum()), float(part[is_cut].mean()))
 
 
 def _steps(units: np.ndarray, extents: Extents, spec: ImageSpec) -> tuple[np.ndarray, np.ndarray]:

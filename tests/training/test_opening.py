@@ -1,0 +1,67 @@
+"""What a run says of its data before the first step, and keeps of it at the end."""
+
+from __future__ import annotations
+
+import dataclasses
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import IMAGE
+
+from jaxmm.batch import AudioSpec, VideoSpec
+from jaxmm.data.packing.lengths import Lengths
+from jaxmm.training import closing, opening
+
+IMAGE_KIND, VIDEO_KIND, AUDIO_KIND = 0, -2, -3
+
+
+def source(*media: tuple[int, int, int, int, int]) -> Lengths:
+    """One example a medium of (height, width, kind, length, rate), each with ten text tokens."""
+    count = len(media)
+    height, width, kind, length, rate = np.array(media, np.int64).T
+    index = SimpleNamespace(
+        tokens_E=np.full(count, 10), images_E1=np.arange(count + 1), runs_E1=np.arange(count + 1),
+        run_start_R=np.ones(count, np.int64), run_flags_R=np.ones(count, np.uint8), image_at_I=np.full(count, 2),
+        image_height_I=height, image_width_I=width, image_kind_I=kind, media_count_I=length,
+        media_rate_num_I=rate, media_rate_den_I=np.ones(count, np.int64), meta={"name": "made", "media": ["audio"]},
+    )  # fmt: skip
+    video = VideoSpec(fps=2.0, max_frames=64, min_pixels=256, max_pixels=256, row_tokens=100)
+    audio = AudioSpec(mels=32, max_seconds=30.0)
+    spec = dataclasses.replace(IMAGE, video=video, audio=audio)
+    return Lengths(index, spec)  # type: ignore[arg-type]
+
+
+def data_lines(lengths: Lengths) -> list[str]:
+    corpus = SimpleNamespace(lengths=[lengths], shares=[1.0], later=())
+    plan = SimpleNamespace(long=[SimpleNamespace(line=lambda *_: "")], mixture=SimpleNamespace(is_endless=True))
+    config = SimpleNamespace(data=SimpleNamespace(long_documents="split"))
+    return list(opening._data_lines(SimpleNamespace(corpus=corpus, plan=plan, config=config)))  # type: ignore[arg-type]
+
+
+def test_clips_that_get_shorter_are_told_and_kept_in_the_summary():
+    second = 16000
+    lengths = source(
+        (16, 16, VIDEO_KIND, 300, 10), (16, 16, VIDEO_KIND, 40, 10), (16, 16, IMAGE_KIND, 0, 0),
+        (1, 1, AUDIO_KIND, 60 * second, second), (1, 1, AUDIO_KIND, 40 * second, second),
+        (1, 1, AUDIO_KIND, 30 * second, second),
+    )  # fmt: skip
+    first, *cut = data_lines(lengths)
+    assert "1 images, 2 videos, 3 recordings, share 1.000" in first
+    kept = closing._cut_short([lengths])
+    video, audio = kept["made"]["video"], kept["made"]["audio"]
+    whole = 30  # temporal patches of 30 s at two frames a second
+    assert video == [1, pytest.approx(int(lengths.items_E[0]) / whole)]
+    assert audio == [2, pytest.approx((30 / 60 + 30 / 40) / 2)]
+    assert cut == [
+        "data: made, 1 of 2 videos get fewer frames, as a row of 100 tokens cannot hold them: "
+        f"they keep {video[1]:.0%} on average",
+        "data: made, 2 of 3 recordings are cut to their first 30 s (config.audio.max_seconds): "
+        "they keep 62% on average",
+    ]
+
+
+def test_data_that_is_taken_whole_is_not_spoken_of():
+    lengths = source((16, 16, VIDEO_KIND, 40, 10), (16, 16, IMAGE_KIND, 0, 0))
+    assert len(data_lines(lengths)) == 1
+    assert closing._cut_short([lengths]) == {}
