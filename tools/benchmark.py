@@ -37,7 +37,7 @@ from jaxmm.measure.machine import machine, versions
 
 # By part, the modules of benchmarks/ whose ROWS it has.
 PARTS = {
-    "data": ("plan", "media", "prepare", "loader"),
+    "data": ("plan", "media", "clips", "prepare", "loader"),
     "step": ("step",),
     "peer": ("peer",),
     "scale": ("scale",),
@@ -78,6 +78,15 @@ def rows_of(part: str, only: str = "") -> list[Row]:
         if name not in known:
             raise UserError(f"--only: no row '{name}' in {part}: it has {', '.join(known)}{nearest(name, known)}")
     return [row for row in rows if not names or row.name in names]
+
+
+def with_packages(rows: list[Row]) -> list[Row]:
+    """The rows whose packages are installed; tells of the others."""
+    for row in rows:
+        if row.missing():
+            needed = ", ".join(row.missing())
+            print(f"row '{row.name}' is left out: it needs {needed}: pip install 'jaxmm[media]'", file=sys.stderr)
+    return [row for row in rows if not row.missing()]
 
 
 def described(row: Row, measured: Measured) -> dict[str, Any]:
@@ -145,7 +154,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--seed is {args.seed}: it must be 0 or above")
     if args.repeats < 1 or args.scale <= 0:
         raise UserError("--repeats and --scale must be positive")
-    rows = rows_of(args.part, args.only)
+    rows = with_packages(rows_of(args.part, args.only))
     if args.output and not Path(args.output).absolute().parent.is_dir():
         raise UserError(f"--output={args.output}: there is no folder {Path(args.output).absolute().parent}")
     if of_step:

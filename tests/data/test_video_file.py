@@ -1,5 +1,6 @@
 """Video files: what their headers tell, against plain decoding, and the frames that are asked for."""
 
+import gc
 import io
 import os
 import resource
@@ -268,3 +269,17 @@ def test_nothing_is_printed(tmp_path):
     )
     assert done.stdout.strip() in ("50", "truncated")
     assert done.stderr == ""
+
+
+def test_what_decodes_is_let_go_of_at_once():
+    film = video(made())
+    known = header(film)
+    frames(film, 0)
+    gc.collect()
+    gc.disable()  # a cycle would hold a decoder and its frames until the next collection, gigabytes later
+    try:
+        frames(film, 0, 20, 49)
+        next(read_frames(film, known, [3, 9])).sum()
+        assert not [each for each in gc.get_objects() if isinstance(each, FrameDecoder)]
+    finally:
+        gc.enable()

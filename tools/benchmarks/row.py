@@ -6,6 +6,7 @@ them; of each, the median counts, and the spread is told beside it.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -51,12 +52,18 @@ class Row(NamedTuple):
       data: what it is measured on, in words; its code draws that from ``Settings.seed``.
       needed: by the name of a figure, ">= 600" or "<= 1.03", in the figure's unit.
       measure: does it.
+      packages: that it needs beside those of every installation; without them it is left out.
     """
 
     name: str
     data: str
     needed: Mapping[str, str]
     measure: Callable[[Settings], Measured]
+    packages: Sequence[str] = ()
+
+    def missing(self) -> list[str]:
+        """Those of ``packages`` that are not installed."""
+        return [name for name in self.packages if importlib.util.find_spec(name) is None]
 
 
 def is_met(need: str, value: float) -> bool:

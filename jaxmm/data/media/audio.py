@@ -151,7 +151,8 @@ def _write(out: np.ndarray, samples: np.ndarray, frames: int, audio: AudioSpec) 
         is_last = start + count == frames
         heard = samples[start * audio.hop : (start + count + is_last) * audio.hop - is_last]  # to the last frame's end
         seen = min(len(out) - start, piece) if audio.silence else count
-        heard = np.pad(heard, (0, max(seen * audio.hop - len(heard), 0)))
+        if (missing := seen * audio.hop - len(heard)) > 0:
+            heard = np.pad(heard, (0, missing))
         log_mel(
             heard[: seen * audio.hop] if audio.silence else heard, audio.mels, rate=audio.rate, hop=audio.hop,
             window=audio.window, silence=audio.silence, piece=audio.piece, out=out[start : start + seen],

@@ -158,14 +158,30 @@ def _write(out: np.ndarray, place: int, values: np.ndarray) -> int:
 def _blocks(parts: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
     """The mean of the channels, in blocks that are worth a call: float32 (n,) of some (channels, n)."""
     held: list[np.ndarray] = []
+    count = 0
     for part in parts:
-        with np.errstate(over="ignore", invalid="ignore"):
-            held.append(part[0] if len(part) == 1 else np.add.reduce(part, axis=0) / np.float32(len(part)))
-        if sum(map(len, held)) >= BLOCK:
-            yield np.concatenate(held)
-            held = []
+        if held and len(part) != len(held[0]):  # silence has one channel
+            yield _mean(held)
+            held, count = [], 0
+        held.append(part)
+        count += part.shape[1]
+        if count >= BLOCK:
+            yield _mean(held)
+            held, count = [], 0
     if held:
-        yield np.concatenate(held)
+        yield _mean(held)
+
+
+def _mean(parts: list[np.ndarray]) -> np.ndarray:
+    """The mean of the channels of some (channels, n), one after another: float32 (n,)."""
+    whole = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+    if len(whole) == 1:
+        return whole[0]
+    total = whole[0]
+    with np.errstate(over="ignore", invalid="ignore"):
+        for channel in whole[1:]:  # NumPy takes ten times as long for a sum over samples side by side
+            total = total + channel
+        return total / np.float32(len(whole))
 
 
 def _first(audio: Audio, rate: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import numpy as np
@@ -66,6 +66,11 @@ class FrameDecoder:
             return self.frame(place)
         raise BadMedia("truncated" if self.is_ended else "unreadable")
 
+    def close(self) -> None:
+        """Lets go of all frames: its own generators refer to it, and would hold them until garbage is collected."""
+        self.frames.close()
+        self.packets, self.last, self.next = iter(()), None, None
+
     def _restart(self) -> None:
         """Goes back to the first frame, to decode all from there on."""
         self.keys, self.key, self.has_sought, self.is_ended = self.keys[:0], None, False, False
@@ -89,7 +94,7 @@ class FrameDecoder:
         with contextlib.suppress(self.damage):  # where it cannot, packets are left out up to the keyframe
             self.demuxed.seek(time, stream=self.stream)
 
-    def _decoded(self) -> Iterator[tuple[int, Any]]:
+    def _decoded(self) -> Generator[tuple[int, Any]]:
         while True:
             try:
                 packet = next(self.packets, None)

@@ -52,6 +52,7 @@ class SoundTrack:
         if coder is None or not coder.sample_rate:
             raise BadMedia("unreadable")
         self.rate: int = coder.sample_rate
+        self._tick = self._stream.time_base.as_integer_ratio()  # a product with a Fraction takes as long as a frame
         # The time 0 of a film is where its first track begins, be it this one or not.
         self._zero = (container.start_time or 0) / _MICRO
         self._begin = self._sample(self._stream.start_time) if self._stream.start_time is not None else 0
@@ -60,7 +61,7 @@ class SoundTrack:
 
     def _sample(self, time: int) -> int:
         """The number of the sample at a time of the track."""
-        return round((float(time * self._stream.time_base) - self._zero) * self.rate)
+        return round((time * self._tick[0] / self._tick[1] - self._zero) * self.rate)
 
     def _from_header(self, file: IO[bytes]) -> int | None:
         """How many samples there are, where a header knows it; else None."""
@@ -158,6 +159,8 @@ def _values(frame: Any) -> np.ndarray:
     values = frame.to_ndarray()
     if not frame.format.is_planar:
         values = values.reshape(-1, frame.layout.nb_channels).T
+    if values.dtype == np.float32:
+        return values
     scale = _SCALES.get(values.dtype.str[1:])
     if scale is None:
         with np.errstate(over="ignore"):

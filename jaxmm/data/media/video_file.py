@@ -109,8 +109,10 @@ def read_frames(video: Video, known: VideoHeader, numbers: Sequence[int]) -> Ite
             raise BadMedia("changed")
         places = frames_at(film.timeline, known.rate, [film.first + number for number in numbers])
         seen, shown = -1, np.empty(0, np.uint8)
-        with _demuxed(file, kind, max_pixels=str(MAX_PIXELS)) as demuxed:
-            decoder = FrameDecoder(demuxed, _stream(demuxed), film.timeline, kind, places)
+        with (
+            _demuxed(file, kind, max_pixels=str(MAX_PIXELS)) as demuxed,
+            contextlib.closing(FrameDecoder(demuxed, _stream(demuxed), film.timeline, kind, places)) as decoder,
+        ):
             height, width = film.turn.size(known.height, known.width)
             for place in places:
                 if place != seen:
