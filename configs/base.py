@@ -17,6 +17,7 @@ def get_config() -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.path = ""  # dataset_info.json, data file, folder or pattern, or prepared data; "" is the demo
+    config.data.demo = "pictures"  # or "video", "audio": which demo
     config.data.mixture = ""  # name:share,name:share (shares of tokens) [@STEP other shares]; "" is all, by size
     config.data.max_epochs = ""  # name:epochs,name:epochs; then a source's share goes to the others
     config.data.max_examples = ""  # name:count,name:count: no more of its examples than these are used

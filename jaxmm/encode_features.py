@@ -21,7 +21,8 @@ import jax
 from jaxmm import command, sharding
 from jaxmm.checkpoints.params import chosen_step, saved_params
 from jaxmm.config.shares import parse_schedule
-from jaxmm.data import demo, files
+from jaxmm.data import files
+from jaxmm.data.demos import DEMOS
 from jaxmm.data.documents import Source
 from jaxmm.data.prepare.disk import space_wanted
 from jaxmm.data.prepare.prepared import holds_prepared
@@ -51,7 +52,7 @@ def raw_sources(config: Any, recipe: Recipe) -> list[Source]:
     """
     names = dict.fromkeys(name for _, shares in parse_schedule(config.data.mixture) for name in shares)
     if not config.data.path:
-        return [demo.training_source(seed=0)]
+        return [DEMOS[config.data.demo].training_source(seed=0)]
     path = files.absolute(config.data.path)
     if not files.is_file(files.join(path, INFO)) and holds_prepared(path):
         raise UserError(f"config.data.path {path} is prepared: give the raw data, whose records can be written again")

@@ -15,7 +15,8 @@ from jaxmm.batch import AudioSpec, ImageSpec, VideoSpec
 from jaxmm.config.keys import CLIPS
 from jaxmm.config.shares import parse_names, parse_schedule
 from jaxmm.corpus import Corpus, cache_folder, load_corpus, make_assembler, make_plan, read_budgets
-from jaxmm.data import demo, files
+from jaxmm.data import files
+from jaxmm.data.demos import DEMOS
 from jaxmm.data.documents import Source
 from jaxmm.data.reading import Reading
 from jaxmm.data.text.template import IMAGE, OURS, ChatOptions, Template
@@ -296,7 +297,7 @@ def _load(
 
 
 def train_corpus(config: ConfigDict, recipe: Recipe | DataRecipe) -> Corpus:
-    default = demo.training_source(seed=0)
+    default = DEMOS[config.data.demo].training_source(seed=0)
     stages = parse_schedule(config.data.mixture)
     names = ",".join(dict.fromkeys(name for _, shares in stages for name in shares))
     corpus = _load(config, config.data.path, names, recipe, default, read_reading(config, recipe))
@@ -336,4 +337,4 @@ def eval_corpus(config: ConfigDict, recipe: Recipe) -> Corpus | None:
         return None
     else:
         reading = dataclasses.replace(reading, val_size=0.0, split=config.eval.split)
-    return _load(config, path, mixture, recipe, demo.test_source(seed=0), reading)
+    return _load(config, path, mixture, recipe, DEMOS[config.data.demo].test_source(seed=0), reading)

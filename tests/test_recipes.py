@@ -6,6 +6,7 @@ Those that go on with a whole model are trained in ``hf/test_families.py``.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from pathlib import Path
@@ -19,6 +20,7 @@ import small_run
 import test_releases
 
 from jaxmm import command, export, sharding, train
+from jaxmm.data.demos import DEMOS
 from jaxmm.data.packing.limits import Budgets
 from jaxmm.models.multimodal import flat_axes
 from jaxmm.recipe import read_recipe
@@ -57,7 +59,7 @@ def test_each_config_is_one_of_the_recipes_here():
     names = {path.stem for path in CONFIGS.glob("*.py")} - {"base"}
     assert names == {
         "siglip2_qwen3_connector", "siglip2_qwen3", "llava_1_5", "qwen2_5_vl", "qwen3_vl", "gemma3", "internvl3",
-        "early_fusion",
+        "early_fusion", "video", "audio",
     }  # fmt: skip
 
 
@@ -176,6 +178,21 @@ def test_both_stages_of_a_tower_and_a_decoder_run_and_what_they_make_is_served(s
     asked = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Colour?"}]}]
     text = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
     assert text == "<|im_start|>user\n<image>Colour?<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["video", "audio"])
+def test_a_demo_of_clips_runs_small_and_its_figures_are_in_the_summary(name, tmp_path, monkeypatch):
+    for source, count in (("training_source", 60), ("test_source", 30)):
+        monkeypatch.setattr(DEMOS[name], source, functools.partial(getattr(DEMOS[name], source), examples=count))
+    sizes = [a for a in small_run.TINY if "seq_len" not in a and "pixels" not in a and "every" not in a]
+    run = [*sizes, f"--config.data.cache={tmp_path / 'cache'}", "--config.steps=2", "--config.eval.every=0"]
+    trained(name, tmp_path / "run", *run)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    figures = summary["eval"][f"demo_{name}_test"]
+    assert figures["answers"] == 30
+    assert set(figures["answer_accuracy_by_kind"]) == {"order", "identity", "count"}
+    assert all(0 <= figures[f"answer_accuracy_{what}"] <= 1 for what in ("blind", "reversed"))
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ Value = bool | int | float | str | tuple[Any, ...]
 PARTS = ("vision", "connector", "audio", "audio_connector", "decoder")
 OWN_PARTS = ("vision", "connector", "decoder")  # of a model that the config has the sizes of
 CLIPS = ("video", "audio")  # media that need more of a model than pictures do
+DEMOS = ("pictures", *CLIPS)
 LARGEST = 2**31 - 1  # steps and pixels are counted in 32 bits
 KINDS = {bool: "true or false", int: "an integer", float: "a finite number", str: "a string"}
 
@@ -133,6 +134,7 @@ KEYS: dict[str, Key] = {
     "accumulation": Key(1, "microbatches a global batch is computed in", least=1, most=2**16),
     "init_from": Key("", "workdir of another run, a Hugging Face folder, or vision:DIR,decoder:DIR"),
     "data.path": Key("", 'dataset_info.json, data file, folder or pattern, or prepared data; "" is the demo'),
+    "data.demo": Key(DEMOS[0], 'or "video", "audio": which demo', choices=DEMOS),
     "data.mixture": Key(
         "", 'name:share,name:share (shares of tokens) [@STEP other shares]; "" is all, by size', form=STAGES
     ),

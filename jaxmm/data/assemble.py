@@ -89,14 +89,15 @@ class Assembler:
         seed: int = 0,
         loss_weights: Sequence[float] = (),
         fast_decode: bool = False,
+        backwards: bool = False,
     ):
         """
         Args:
           loss_weights: what a target of each source weighs in the loss; 1 by default.
-          jitter, seed, fast_decode: as in ``medium.Settings``.
+          jitter, seed, fast_decode, backwards: as in ``medium.Settings``.
         """
         self.lengths, self.budgets, self.spec = list(lengths), budgets, spec
-        self.settings = Settings(jitter, seed, fast_decode)
+        self.settings = Settings(jitter, seed, fast_decode, backwards)
         self.loss_weights = list(loss_weights) or [1.0] * len(self.lengths)
         self.feature_width = max((source.feature_width for source in self.lengths), default=0)
         self._places = stream_places(budgets.get, spec)

@@ -6,6 +6,7 @@ before it. For a greedy decoder that is the same as generating it, so that no de
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,6 +28,7 @@ from jaxmm.runtime.barrier import Barrier
 from jaxmm.training.step import Predictions, make_eval_step
 
 Figures = dict[str, Any]  # of one source: "loss", "answer_accuracy", ...
+ORDER = "order"  # the label of questions whose answers are others if their films and recordings are played backwards
 
 
 class SwappedImages(Columns):
@@ -103,9 +105,11 @@ class Evaluator:
         self._step = jax.jit(step, out_shardings=sharding.replicated(mesh))
         self._barrier = Barrier("evaluation")
 
-    def _run(self, params, lengths: list[Lengths]) -> list[_Tally]:
-        plan = Pass(lengths, self.budgets, self.batch_size, examples=self.examples)
-        assemble = Assembler(lengths, self.budgets, self.recipe.image)
+    def _run(self, params, lengths: list[Lengths], label: str = "", backwards: bool = False) -> list[_Tally]:
+        """Tallies of some sources: of all their examples, or of those with a label, with their clips backwards."""
+        which = functools.partial(_has_label, label=label) if label else None
+        plan = Pass(lengths, self.budgets, self.batch_size, examples=self.examples, which=which)
+        assemble = Assembler(lengths, self.budgets, self.recipe.image, backwards=backwards)
         tallies = [_Tally(source) for source in lengths]
         local = sharding.local_rows(self.mesh, self.batch_size)
         for number, loaded in enumerate(batches(plan, assemble, 0, len(plan)), 1):  # every process tallies every row
@@ -118,7 +122,12 @@ class Evaluator:
         return tallies
 
     def __call__(self, params, blind: bool = False) -> dict[str, Figures]:
-        """Figures of each source; with ``blind``, sources whose answers have labels also answer with swapped images."""
+        """Returns the figures of each source.
+
+        Args:
+          blind: sources whose answers have labels also answer with swapped images, and questions about an order with
+            films and recordings that are played backwards.
+        """
         tallies = self._run(params, self.corpus.lengths)
         figures: dict[str, Figures] = {}
         for source, sums in zip(self.corpus.lengths, tallies, strict=True):
@@ -135,8 +144,17 @@ class Evaluator:
                         SwappedImages(source.prepared), self.recipe.image, encode=self.recipe.template.stamp
                     )
                     of_source["answer_accuracy_blind"] = self._run(params, [swapped])[0].accuracy()
+                if blind and ORDER in sums.names and source.prepared.meta.get("media"):
+                    backwards = self._run(params, [source], ORDER, backwards=True)
+                    of_source["answer_accuracy_reversed"] = backwards[0].accuracy()
             figures[source.name] = of_source
         return figures
+
+
+def _has_label(lengths: Lengths, label: str) -> np.ndarray:
+    """bool (examples,)."""
+    bit = 1 << lengths.prepared.meta["labels"].index(label)
+    return np.asarray(lengths.prepared.labels_E) & np.uint64(bit) > 0
 
 
 def mean_loss(figures: dict[str, Figures]) -> float | None:

@@ -100,6 +100,8 @@ class AudioMedium(Medium):
         known = audio_file.AudioHeader(item.extent.length, int(item.extent.rate))
         frames = _frames_of(item.extent, audio)
         samples = audio_file.read_samples(item.part, known, audio.rate)
+        if settings.backwards:
+            samples = samples[::-1]
         _write(stream.values[b, there], samples, frames, audio)
         used = int(stream.segments[b, :first].max(initial=0))
         stream.positions[b, there], stream.segments[b, there] = audio_geometry.places(frames, audio, used + 1)

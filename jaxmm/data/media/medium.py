@@ -114,11 +114,14 @@ class Settings(NamedTuple):
       jitter: the most that an edge of a picture moves, in or out, as a fraction of its side.
       seed: of the random moves.
       fast_decode: whether JPEGs are decoded at a smaller scale where that is large enough, see ``patches.fill``.
+      backwards: whether films and recordings are played from their end to their start: what is answered then, about an
+        order, tells whether a model watches and listens.
     """
 
     jitter: float = 0.0
     seed: int = 0
     fast_decode: bool = False
+    backwards: bool = False
 
 
 class Item(NamedTuple):

@@ -120,6 +120,8 @@ class VideoMedium(Medium):
         temporal, frames, grid = _taken(item.units, extent, spec)
         numbers = self.numbers(item.units, extent, spec)
         size = item.units // temporal
+        if settings.backwards:
+            numbers = extent.length - 1 - numbers
         starts = range(first, first + item.units, size)
         places: dict[int, list[np.ndarray]] = {}
         for start, those in zip(starts, numbers.tolist(), strict=True):

@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -294,13 +294,19 @@ class Pass(Batches):
         batch_size: int,
         long_documents: str = "split",
         examples: int = 0,
+        which: Callable[[Lengths], np.ndarray] | None = None,
     ):
-        """``examples``: at most that many of each source, the first ones; 0 is all."""
+        """
+        Args:
+          examples: at most that many of each source, the first ones; 0 is all.
+          which: of a source, bool by example: those of them that count; by default all.
+        """
         self.lengths, self.budgets, self.batch_size = list(lengths), budgets, batch_size
         by_source = []
         for i, source in enumerate(self.lengths):
-            which = np.arange(min(len(source), examples or len(source)))
-            by_source.append(pieces_of(source, i, which, np.zeros_like(which), budgets, long_documents))
+            those = np.arange(min(len(source), examples or len(source)))
+            those = those[which(source)[those]] if which else those
+            by_source.append(pieces_of(source, i, those, np.zeros_like(those), budgets, long_documents))
         pieces, needs, _ = zip(*by_source, strict=True)
         rows = in_rows(joined_pieces(pieces), assign(np.concatenate(needs), budgets))
         self._rows = rows.padded(-(-rows.size // batch_size) * batch_size)
