@@ -57,6 +57,10 @@ class DataRecipe(NamedTuple):
     cache: Path
     start: Pretrained | None
 
+    @property
+    def whole(self) -> ImageSpec:
+        return self.image
+
 
 def read_data(config: ConfigDict, workdir: Path | None = None) -> DataRecipe:
     """Builds the data side's specs; mistakes in them are UserErrors that name the group.
@@ -122,10 +126,16 @@ def _video_of(config: ConfigDict, image: ImageSpec, start: Pretrained | None) ->
 
 
 class Recipe(NamedTuple):
-    """The specs a config asks for."""
+    """The specs a config asks for.
+
+    Attributes:
+      image: how media are taken, of those that the run has: see ``fitted``.
+      whole: the same of all media.
+    """
 
     template: Template
     image: ImageSpec
+    whole: ImageSpec
     model: ModelSpec
     compute: Compute
     frozen: tuple[str, ...]
@@ -172,20 +182,20 @@ def fitted(recipe: Recipe, media: Collection[str]) -> Recipe:
     Raises:
       UserError: if the model does not take one of them.
     """
-    vision, video = recipe.model.vision, recipe.image.video
+    vision, video = recipe.model.vision, recipe.whole.video
     if "video" in media and (video is None or vision is None or video.frames != vision.frames):
         can = ", ".join(family.model_type for family in FAMILIES.values() if family.videos)
         raise UserError(
             f"the data has videos, which {_whose(recipe)} does not take here: of pretrained models {can} do, and "
             f"models that begin from random weights on data with videos; leave them out, or give them as pictures"
         )
-    if "audio" in media and (recipe.image.audio is None or recipe.model.audio is None):
+    if "audio" in media and (recipe.whole.audio is None or recipe.model.audio is None):
         raise UserError(
             f"the data has recordings, which {_whose(recipe)} does not take here: of pretrained models "
             f"{', '.join(family.model_type for family in FAMILIES.values() if family.audio_extractor)} do, and models "
             f"that begin from random weights on data with recordings; leave them out"
         )
-    return recipe._replace(image=recipe.image.only(media))
+    return recipe._replace(image=recipe.whole.only(media))
 
 
 def _whose(recipe: Recipe) -> str:
@@ -213,7 +223,7 @@ def read_recipe(config: ConfigDict, workdir: Path | None = None, platform: str =
     if set(frozen) == set(model.parts):
         raise UserError("config.optimizer.freeze freezes every part: nothing is left to train")
     compute = read_compute(config, model, image, platform or jax.default_backend())
-    return Recipe(template, image, model, compute, frozen, cache, start)
+    return Recipe(template, image.only(()), image, model, compute, frozen, cache, start)
 
 
 def _model_of(config: ConfigDict, image: ImageSpec, vocabulary: int) -> ModelSpec:
@@ -260,7 +270,7 @@ def read_reading(config: ConfigDict, recipe: Recipe | DataRecipe, evaluation: bo
     keys = [field.name for field in dataclasses.fields(Reading) if field.name not in beside]
     kind = read_boxes(config, recipe.start)
     return Reading(
-        **{key: config.data[key] for key in keys}, boxes=kind, image=recipe.image if kind else None,
+        **{key: config.data[key] for key in keys}, boxes=kind, image=recipe.whole.only(()) if kind else None,
         evaluation=evaluation,
     )  # fmt: skip
 
@@ -283,7 +293,7 @@ def read_boxes(config: ConfigDict, start: Pretrained | None) -> str:
 def _load(
     config: ConfigDict, path: str, mixture: str, recipe: Recipe | DataRecipe, default: Source, reading: Reading
 ) -> Corpus:
-    corpus = load_corpus(path, mixture, recipe.template, recipe.image, recipe.cache, default, reading)
+    corpus = load_corpus(path, mixture, recipe.template, recipe.whole, recipe.cache, default, reading)
     for source in corpus.lengths:
         if not recipe.image.is_sighted and source.patches_E.any():
             raise UserError(f"{source.name} has pictures, which this model does not take: it has no vision tower")

@@ -90,10 +90,10 @@ def sides_of(name: str, folder: Path) -> Sides:
     (folder / "preprocessor_config.json").write_text(json.dumps(extractor.to_dict(), default=str))
 
     from jaxmm.api import load_config
-    from jaxmm.recipe import read_recipe
+    from jaxmm.recipe import fitted, read_recipe
 
     changes = {"init_from": str(folder), "seq_len": 4096, "compute.dtype": "float32"}
-    return Sides(name, folder, model, processor, read_recipe(load_config("base", **changes)))
+    return Sides(name, folder, model, processor, fitted(read_recipe(load_config("base", **changes)), {"audio"}))
 
 
 def sound(count: int, seed: int) -> np.ndarray:

@@ -71,10 +71,10 @@ def sides_of(name: str, folder: Path) -> Sides:
     (folder / "video_preprocessor_config.json").write_text(json.dumps(video.to_dict(), default=str))
 
     from jaxmm.api import load_config
-    from jaxmm.recipe import read_recipe
+    from jaxmm.recipe import fitted, read_recipe
 
     changes = {"init_from": str(folder), "seq_len": 4096, "data.objective": "sft", "compute.dtype": "float32"}
-    return Sides(model, processor, read_recipe(load_config("base", **changes)))
+    return Sides(model, processor, fitted(read_recipe(load_config("base", **changes)), {"video"}))
 
 
 def frames_of(count: int, size: tuple[int, int], seed: int) -> tuple[Image, ...]:
