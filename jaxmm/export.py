@@ -30,13 +30,15 @@ from jaxmm.checkpoints.checkpoint import Checkpoints
 from jaxmm.checkpoints.params import chosen_step, saved_params
 from jaxmm.data.text.byt5 import ByT5Tokenizer
 from jaxmm.data.text.codebook import image_codes
-from jaxmm.data.text.template import END, IMAGE, OURS, OURS_MARK, ROLE_MARKERS, Template
+from jaxmm.data.text.template import IMAGE, Template
 from jaxmm.errors import UserError, nearest
 from jaxmm.hf import folder as hf
 from jaxmm.hf import weights
-from jaxmm.hf.families.family import Family, Layout
+from jaxmm.hf.chat_templates import chat_template, with_audio, with_images
+from jaxmm.hf.families.family import Family, HearingFamily, Layout
 from jaxmm.hf.families.registry import OWN
 from jaxmm.hf.model_card import evaluation, model_card
+from jaxmm.hf.parts import write_parts
 from jaxmm.hf.pictures import AnyShape
 from jaxmm.hf.pretrained import GENERATION, MODEL, SPARE, Pretrained
 from jaxmm.hf.processors import PROCESSOR_FILES, json_object
@@ -45,16 +47,6 @@ from jaxmm.json_text import parse_json
 from jaxmm.recipe import Recipe, read_recipe
 
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
-
-# Before a decoder's own chat template, which knows text alone: parts of a message become one text.
-WITH_IMAGES = (
-    "{%- set flat = namespace(messages=[]) %}{%- for message in messages %}"
-    "{%- set text = namespace(value='') %}{%- if message.content is string or message.content is none %}"
-    "{%- set text.value = message.content %}{%- else %}{%- for part in message.content %}"
-    "{%- set text.value = text.value + ('IMAGE' if part.type == 'image' else part.text | default('')) %}"
-    "{%- endfor %}{%- endif %}{%- set flat.messages = flat.messages + [dict(message, content=text.value)] %}"
-    "{%- endfor %}{%- set messages = flat.messages %}"
-)
 
 FLAGS: command.Flags = {
     "workdir": ("", "folder of the run to export"),
@@ -84,6 +76,8 @@ def main(argv: list[str]) -> int:
     dtype = args.dtype or base or "float32"
     if recipe.start and (line := recipe.start.family.cannot_run(recipe.start.config)):
         print(f"warning: {line}", file=sys.stderr)
+    if not recipe.start and (recipe.model.audio or (recipe.model.vision and recipe.model.vision.frames > 1)):
+        return _export_parts(recipe, params, output, dtype, of_run, step or 0)
     with _whole_or_none(output) as half:
         layout, config = write_config(recipe, half, dtype, bool(of_run["data"]["tokenizer"]))
         spare = workdir / MODEL / SPARE
@@ -95,6 +89,26 @@ def main(argv: list[str]) -> int:
         (half / "README.md").write_text("\n".join([*facts, *evaluation(workdir, step or 0), ""]))
     why = ", as the model has that it started from" if base and not args.dtype else ""
     print(f"wrote {output}: {total / 1e6:,.1f} MB of {dtype}{why}, as {config['architectures'][0]}, of step {step}")
+    return 0
+
+
+def _export_parts(
+    recipe: Recipe, params: dict[Any, Any], output: Path, dtype: str, of_run: dict[str, Any], step: int
+) -> int:  # fmt: skip
+    """Exports a model of our own that takes videos or recordings, for which ``transformers`` has no class."""
+    with _whole_or_none(output) as half:
+        total = write_parts(half, params, recipe.model, recipe.whole, DTYPES[dtype])
+        template = recipe.template
+        if isinstance(template.tokenizer, ByT5Tokenizer):
+            template.tokenizer = template.tokenizer.as_transformers()
+        template.tokenizer.chat_template = chat_template(template)
+        template.tokenizer.save_pretrained(half)
+        (half / "config-of-run.json").write_text(json.dumps(of_run, indent=2))
+    print(
+        f"wrote {output}: {total / 1e6:,.1f} MB of {dtype}, of step {step}. transformers has no class for a model from "
+        f"random weights that takes videos or recordings: these are its parts ({', '.join(recipe.model.parts)}), by "
+        f"our names, with their sizes in parts.json"
+    )
     return 0
 
 
@@ -147,6 +161,8 @@ def write_config(
     if isinstance(template.tokenizer, ByT5Tokenizer):
         template.tokenizer = template.tokenizer.as_transformers()
     template.tokenizer.add_tokens(image_codes(template.image_tokens), special_tokens=True)
+    if isinstance(family, HearingFamily):
+        config[family.audio_token_key] = template.tokenizer.convert_tokens_to_ids(family.audio_token)
     key = family.image_token_key
     if key and not _has_image_token(recipe, config.get(key)):
         config[key] = _image_token(template)
@@ -195,40 +211,15 @@ def write_tokenizer(recipe: Recipe, folder: Path) -> None:
     """Writes the tokenizer with our special tokens and the chat template that the model was trained on."""
     tokenizer, family = recipe.template.tokenizer, family_of(recipe)
     if not getattr(tokenizer, "chat_template", None):
-        tokenizer.chat_template = chat_template(recipe.template)
+        tokenizer.chat_template = chat_template(recipe.template, family)
+    elif isinstance(family, HearingFamily) and family.audio_token not in tokenizer.chat_template:
+        tokenizer.chat_template = with_audio(family) + tokenizer.chat_template
     elif family.image_token_key and IMAGE not in tokenizer.chat_template:
         tokenizer.chat_template = with_images(recipe.template) + tokenizer.chat_template
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     settings = parse_json(path.read_text()) | family.tokenizer_settings()
     path.write_text(json.dumps(settings, indent=2))
-
-
-def with_images(template: Template) -> str:
-    """What stands before a decoder's own chat template."""
-    return WITH_IMAGES.replace("IMAGE", _written(template).replace("\n", "\\n"))
-
-
-def _written(template: Template) -> str:
-    """What a chat template writes for an image: the processor adds our own marks, not a family's."""
-    before, after = ("", "") if template.markup == OURS else template.markup[:2]
-    return f"{before}{IMAGE}{after}"
-
-
-def chat_template(template: Template) -> str:
-    """Our conversation format, in Jinja."""
-    markers = "".join(
-        f"{{% {'elif' if i else 'if'} message['role'] == '{role}' %}}{marker}"
-        for i, (role, marker) in enumerate(ROLE_MARKERS.items())
-    )
-    return "".join([
-        OURS_MARK, template.tokenizer.bos_token or "",
-        "{% for message in messages %}", markers, "{% endif %}",
-        "{% if message['content'] is string %}{{ message['content'] }}{% else %}",
-        "{% for part in message['content'] %}{% if part['type'] == 'image' %}", _written(template),
-        "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}", END,
-        "{% endfor %}{% if add_generation_prompt %}", ROLE_MARKERS["assistant"], "{% endif %}",
-    ])  # fmt: skip
 
 
 def write_processor(recipe: Recipe, workdir: Path, folder: Path) -> None:

@@ -22,6 +22,7 @@ from jaxmm.data.reading import Reading
 from jaxmm.data.text.template import IMAGE, OURS, ChatOptions, Template
 from jaxmm.data.text.tokenizer import load_tokenizer
 from jaxmm.errors import UserError
+from jaxmm.hf.families.family import HearingFamily
 from jaxmm.hf.families.registry import FAMILIES
 from jaxmm.hf.pretrained import MODEL, Pretrained, image_settings, read_start
 from jaxmm.hf.processors import limits
@@ -91,6 +92,8 @@ def read_data(config: ConfigDict, workdir: Path | None = None) -> DataRecipe:
                 f"{start.pixels[0]} to {start.pixels[1]} pixels since its first start",
                 file=sys.stderr,
             )
+        if isinstance(start.family, HearingFamily):
+            tokenizer.add_tokens(start.family.special_tokens(), special_tokens=True)
     image["min_pixels"], image["max_pixels"] = limits(asked, OWN_PIXELS)
     if start:
         image |= image_settings(start)

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -149,6 +150,21 @@ def read_tower(folder: Path, rules: Sequence[Rule], spec: ModelSpec, where: Shar
     return _read(folder, rules, spec, lambda path: path[0] == "vision", where, _of_tower, names.OTHERS)
 
 
+def read_audio_tower(folder: Path, rules: Sequence[Rule], spec: ModelSpec, where: ShardingOf) -> Read:
+    """Reads the audio tower of ``spec`` from a folder of its own, of a model that hears, or of a whole Whisper."""
+    return _read(
+        folder, rules, spec, lambda path: path[0] == "audio", where, _of_audio_tower, names.BESIDE_AUDIO
+    )  # fmt: skip
+
+
+def _of_audio_tower(name: str) -> str:
+    """The common spelling of a name in the folder of an audio tower: of itself, or of Whisper's encoder."""
+    common = names.common_name(name)
+    if common.startswith("audio.") or names.is_beside_audio(common):
+        return common
+    return f"audio.{re.sub(r'^(model[.])?encoder[.]', '', name)}"
+
+
 def _of_tower(name: str) -> str:
     """The common spelling of a name in a tower's own folder."""
     common = names.common_name(name)
@@ -181,6 +197,11 @@ def outgoing(
       spare: a safetensors file of the tensors that our model does not use.
     """
     inputs = {path: len(into) for path, (into, _) in kernel_dims(layout.spec).items()}
+    written = {tuple(path.split(".")) for rule in layout.rules for path in rule.paths}
+    if lost := sorted(set(params) - written):
+        raise UserError(
+            f"this layout has no tensor for {'.'.join(lost[0])}, and {len(lost) - 1} more: they would be lost"
+        )
     for tensor in weights.outgoing(params, layout.rules, inputs, dtype):
         yield tensor._replace(name=names.foreign_name(tensor.name, layout.prefixes))
     if spare is not None and spare.exists():

@@ -10,10 +10,27 @@ from pathlib import Path
 from typing import Any
 
 from jaxmm.errors import UserError
-from jaxmm.hf.families.family import Joined
-from jaxmm.hf.families.registry import family_that_joins
+from jaxmm.hf.families.family import HearingFamily, Joined
+from jaxmm.hf.families.registry import FAMILIES, family_that_joins
 from jaxmm.hf.towers import TOWERS, joinable, tower_of
 from jaxmm.models.connector import ConnectorSpec
+
+
+def join_to_hear(audio: Any, text: Any, tied: bool, folder: Path) -> Joined:
+    """Joins an audio tower and a decoder by their configs, as ``transformers`` reads them.
+
+    Raises:
+      UserError: for a tower that no family joins with a decoder.
+    """
+    for family in FAMILIES.values():
+        if isinstance(family, HearingFamily) and audio.model_type in family.hears:
+            return family.join(audio, text, tied)
+    known = ", ".join(
+        kind for family in FAMILIES.values() if isinstance(family, HearingFamily) for kind in family.hears
+    )
+    raise UserError(
+        f"{folder}: '{audio.model_type}' is no audio tower that is joined with a decoder: those are {known}"
+    )
 
 
 def join(vision: Any, text: Any, tied: bool, folder: Path, connector: ConnectorSpec) -> Joined:

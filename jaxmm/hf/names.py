@@ -57,6 +57,10 @@ OTHERS = (
     r"text_model\.", r"text\.", r"lm_head\.", r"connector\.", r"logit_scale", r"logit_bias", r"visual_projection\.",
     r"text_projection\.",
 )  # fmt: skip
+# Other parts of a checkpoint from which only the audio tower is taken: a decoder of its own, Whisper's too.
+BESIDE_AUDIO = (
+    r"text\.(?!encoder\.)", r"lm_head\.", r"connector\.", r"vision\.", r"proj_out\.", r"decoder\."
+)  # fmt: skip
 SEEING = (r"vision\.", r"connector\.")  # parts of a whole model from which only the decoder is taken
 HEAD, EMBEDDING = "lm_head.weight", "text.embed_tokens.weight"
 
@@ -85,6 +89,11 @@ def common_name(name: str) -> str:
 def is_other(name: str) -> bool:
     """Whether a tensor belongs to a part of a checkpoint that is neither tower nor decoder."""
     return any(re.match(pattern, name) for pattern in OTHERS)
+
+
+def is_beside_audio(name: str) -> bool:
+    """Whether a tensor belongs to a part of a checkpoint that is no audio tower."""
+    return any(re.match(pattern, name) for pattern in BESIDE_AUDIO)
 
 
 def foreign_name(name: str, prefixes: Mapping[str, str]) -> str:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from jaxmm.errors import UserError
 from jaxmm.hf import folder as hf
 from jaxmm.hf.families.family import Family, Layout
-from jaxmm.hf.joined import join
+from jaxmm.hf.joined import join, join_to_hear
 from jaxmm.hf.pictures import AnyShape, model_settings, resample_settings, token_area
 from jaxmm.hf.processors import DEFAULTS, PROCESSOR_FILES, Limits, json_object, limits, read_processor
 from jaxmm.hf.recordings import audio_settings
@@ -39,7 +39,7 @@ class Pretrained(NamedTuple):
       family: of the model.
       layout: its sizes and names, by the folder's config.
       config: the model's ``config.json``.
-      folders: that hold tensors: "model", or "vision" and "decoder".
+      folders: that hold tensors: "model", or "vision" and "decoder", or "audio" and "decoder".
       tokenizer: its folder.
       processor: the folder's image settings, {} if it has none.
       ends: end-of-text ids from generation_config.json, which may be more than those of the chat template.
@@ -62,7 +62,7 @@ class Pretrained(NamedTuple):
     @property
     def processor_folder(self) -> Path:
         """The folder of the settings of its processors."""
-        return self.folders.get("model") or self.folders["vision"]
+        return next(self.folders[part] for part in ("model", "vision", "audio") if part in self.folders)
 
     def differences(self) -> list[str]:
         """Lines for people on what the folder does with images and we do not."""
@@ -114,17 +114,20 @@ def run_and_step(text: str) -> tuple[str, str]:
 
 
 def parse(text: str) -> dict[str, Path]:
-    """Reads ``DIR``, or ``vision:DIR,decoder:DIR``; {} for ''.
+    """Reads ``DIR``, or ``vision:DIR,decoder:DIR``, or ``audio:DIR,decoder:DIR``; {} for ''.
 
     Raises:
-      UserError: if only one part is named, or a folder is not there.
+      UserError: if these are other parts, or a folder is not there.
     """
     if not text:
         return {}
     parts = dict(entry.strip().split(":", 1) for entry in text.split(",") if ":" in entry)
-    if set(parts) & {"vision", "decoder", "connector"} and not Path(text).exists():
-        if set(parts) != {"vision", "decoder"}:
-            raise UserError(f"config.init_from '{text}': name both parts, as vision:DIR,decoder:DIR")
+    if set(parts) & {"vision", "decoder", "connector", "audio"} and not Path(text).exists():
+        if set(parts) not in ({"vision", "decoder"}, {"audio", "decoder"}):
+            raise UserError(
+                f"config.init_from '{text}': name both parts, as vision:DIR,decoder:DIR or audio:DIR,decoder:DIR; a "
+                f"model that sees and hears cannot be joined from three folders yet"
+            )
         folders = {part: Path(folder).expanduser() for part, folder in parts.items()}
     else:
         folders = {"model": Path(text).expanduser()}
@@ -200,6 +203,8 @@ def _normalised(spec: ModelSpec, processor: dict[str, Any]) -> ModelSpec:
 
 def _joined(folders: dict[str, Path], merge: int, mlp: int) -> Pretrained:
     """A tower and a decoder from two folders, in the layout that fits them."""
+    if "audio" in folders:
+        return _joined_to_hear(folders)
     vision, text = (hf.read_config(folders[part]) for part in ("vision", "decoder"))
     tied = hf.is_tied(folders["decoder"], bool(getattr(text, "tie_word_embeddings", False)))
     vision, text = getattr(vision, "vision_config", vision), getattr(text, "text_config", text)
@@ -209,6 +214,21 @@ def _joined(folders: dict[str, Path], merge: int, mlp: int) -> Pretrained:
     return Pretrained(
         joined.family, layout, joined.config, folders, decoder, joined.processor, _ends(decoder), told=joined.told
     )
+
+
+def _joined_to_hear(folders: dict[str, Path]) -> Pretrained:
+    """An audio tower and a decoder from two folders."""
+    audio, text = (hf.read_config(folders[part]) for part in ("audio", "decoder"))
+    tied = hf.is_tied(folders["decoder"], bool(getattr(text, "tie_word_embeddings", False)))
+    audio, text = getattr(audio, "audio_config", audio), getattr(text, "text_config", text)
+    joined = join_to_hear(audio, text, tied, folders["audio"])
+    assert joined.layout.audio is not None
+    settings = audio_settings(joined.layout.audio, folders["audio"], joined.family.audio_extractor)
+    decoder = folders["decoder"]
+    return Pretrained(
+        joined.family, joined.layout._replace(audio=settings), joined.config, folders, decoder, {}, _ends(decoder),
+        told=joined.told,
+    )  # fmt: skip
 
 
 def generation(folder: Path) -> dict[str, Any]:
@@ -229,7 +249,10 @@ def read_params(start: Pretrained, where: hf.ShardingOf) -> hf.Read:
     layout = start.layout
     if "model" in start.folders:
         return hf.read_model(start.folders["model"], layout, where)
-    tower = hf.read_tower(start.folders["vision"], layout.rules, layout.spec, where)
+    if "audio" in start.folders:
+        tower = hf.read_audio_tower(start.folders["audio"], layout.rules, layout.spec, where)
+    else:
+        tower = hf.read_tower(start.folders["vision"], layout.rules, layout.spec, where)
     decoder = hf.read_decoder(start.folders["decoder"], layout.rules, layout.spec, where)
     # A whole model has no place for a tower's other tensors, except layers that LLaVA's class runs but does not use.
     spare = tower.spare if start.family.keeps_whole_tower else []
@@ -250,7 +273,8 @@ def save(start: Pretrained, spare: list[str], folder: Path) -> None:
     if "model" not in start.folders:
         for name, settings in start.family.joined_processor(start.config, start.processor).items():
             (folder / name).write_text(json.dumps(settings, indent=2))
-        hf.save_spare_of_tower(start.folders["vision"], spare, start.layout, folder / SPARE)
+        if "vision" in start.folders:
+            hf.save_spare_of_tower(start.folders["vision"], spare, start.layout, folder / SPARE)
     elif not start.run:
         hf.save_spare(start.folders["model"], spare, folder / SPARE)
     if start.pixels:

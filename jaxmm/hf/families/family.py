@@ -6,6 +6,7 @@ A family is a subclass in a file of its own, and a line in ``registry.py``. ``do
 from __future__ import annotations
 
 import abc
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -131,3 +132,28 @@ class JoiningFamily(Family):
     @abc.abstractmethod
     def join(self, vision: Any, text: Any, tied: bool, folder: Path, connector: ConnectorSpec) -> Joined:
         """Joins a tower and a decoder to one model; arguments as in ``joined.join``."""
+
+
+class HearingFamily(Family):
+    """A family that only hears, and joins an audio tower of its kind with any decoder.
+
+    Attributes:
+      hears: the ``model_type`` of such towers.
+      audio_token, audio_token_key: the token of a soft token, and the key in ``config.json`` of its id.
+    """
+
+    hears: tuple[str, ...]
+    audio_token: str
+    audio_token_key: str
+
+    def special_tokens(self) -> list[str]:
+        """Its special tokens, which a decoder's own tokenizer may lack."""
+        return [*re.findall(r"<[^<>\s]+>", self.markup.before + self.markup.after), self.audio_token]
+
+    def tokenizer_settings(self) -> dict[str, Any]:
+        before, after, token = self.special_tokens()
+        return {"audio_token": token, "audio_bos_token": before, "audio_eos_token": after}
+
+    @abc.abstractmethod
+    def join(self, audio: Any, text: Any, tied: bool) -> Joined:
+        """Joins a tower and a decoder to one model; arguments as in ``joined.join_to_hear``."""

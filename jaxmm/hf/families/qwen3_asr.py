@@ -12,8 +12,8 @@ from typing import Any
 from jaxmm.data.text.template import Markup
 from jaxmm.hf import supported
 from jaxmm.hf.audio_towers import audio_tower_of
-from jaxmm.hf.decoders import decoder_of
-from jaxmm.hf.families.family import Family, Layout
+from jaxmm.hf.decoders import Decoder, decoder_of, plain_decoder_of
+from jaxmm.hf.families.family import HearingFamily, Joined, Layout
 from jaxmm.hf.names import linear
 from jaxmm.models.connector import ConnectorSpec
 from jaxmm.models.multimodal import ModelSpec
@@ -28,18 +28,30 @@ PREFIXES = {
 }  # fmt: skip
 
 
-class Qwen3ASR(Family):
+class Qwen3ASR(HearingFamily):
     model_type = "qwen3_asr"
     architecture = "Qwen3ASRForConditionalGeneration"
     audio_extractor = "Qwen3ASRFeatureExtractor"
     markup = Markup("<|audio_start|>", "<|audio_end|>")
 
+    audio_token, audio_token_key = "<|audio_pad|>", "audio_token_id"
+    hears = ("qwen3_asr_encoder",)
+
     def layout(self, config: Any) -> Layout:
-        tower = audio_tower_of(config.audio_config)
-        decoder = decoder_of(config.text_config, config.tie_word_embeddings)
-        connector = ConnectorSpec(
-            merge=1, mlp=tower.spec.width, norm="",
-            activation=supported.activation(config.audio_config.activation_function),
-        )  # fmt: skip
+        return self._layout(config.audio_config, decoder_of(config.text_config, config.tie_word_embeddings))
+
+    def join(self, audio: Any, text: Any, tied: bool) -> Joined:
+        layout = self._layout(audio, plain_decoder_of(text, tied))
+        config = {
+            "architectures": [self.architecture], "model_type": self.model_type,
+            "audio_config": audio.to_dict() | {"output_dim": layout.spec.decoder.width}, "text_config": text.to_dict(),
+            "tie_word_embeddings": tied,
+        }  # fmt: skip
+        return Joined(self, layout, config, {})
+
+    def _layout(self, audio: Any, decoder: Decoder) -> Layout:
+        tower = audio_tower_of(audio)
+        activation = supported.activation(audio.activation_function)
+        connector = ConnectorSpec(merge=1, mlp=tower.spec.width, norm="", activation=activation)
         spec = ModelSpec(None, None, decoder.spec, tower.spec, connector)
         return Layout(spec, [*tower.rules, *PROJECTOR_RULES, *decoder.rules], PREFIXES, tower.audio)
