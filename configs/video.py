@@ -10,9 +10,9 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     config = base.get_config()
     config.data.demo = "video"
-    config.steps = 400
+    config.steps = 300
     config.batch_size = 4
     config.video.fps = 4.0  # all 8 frames of its films, in 4 temporal patches of 9 soft tokens
     config.video.min_pixels = config.video.max_pixels = 48 * 48
-    config.eval.every = config.checkpoint.every = 200
+    config.eval.every = config.checkpoint.every = 150
     return config

@@ -52,13 +52,13 @@ def test_source(seed: int = 0, examples: int = 600) -> Source:  # noqa: PT028  (
 
 
 def film(rng: np.random.Generator, colours: tuple[str, ...]) -> Film:
-    """Returns a film in which these colours are seen, in this order. Between two of one colour there is nothing."""
+    """Returns a film in which these colours are seen, in this order: one that comes again is seen for a frame each."""
     size = int(rng.choice(SIZES))
     is_one = len(set(colours)) == 1
     places = rng.integers(0, SIDE - size + 1, (len(colours), 2)).tolist()
     if is_one:
         places = places[:1] * len(colours)
-    times = _times(rng, len(colours), gap=int(is_one))
+    times = _times(rng, len(colours), is_one)
     sights = tuple(
         Sight(colour, x, y, start, stop) for colour, (x, y), (start, stop) in zip(colours, places, times, strict=True)
     )
@@ -66,11 +66,14 @@ def film(rng: np.random.Generator, colours: tuple[str, ...]) -> Film:
     return Film(int(rng.integers(172, 226)), grain, SHAPES[rng.integers(len(SHAPES))], size, sights)
 
 
-def _times(rng: np.random.Generator, count: int, gap: int) -> list[tuple[int, int]]:
-    """Returns [start, stop) of so many sights, each of a frame or more, with ``gap`` frames or more between two."""
-    # The frames that are left go to sights, gaps, and both ends, all alike: backwards, times are drawn the same.
+def _times(rng: np.random.Generator, count: int, are_brief: bool) -> list[tuple[int, int]]:
+    """Returns [start, stop) of so many sights: of a frame each, and apart, or else of a frame or more."""
+    # The frames that are left go to the gaps, both ends, and sights if they may last, all alike: backwards, times are
+    # drawn the same.
+    places = np.arange(0, 2 * count + 1, 2 if are_brief else 1)  # the odd ones are sights
+    gap = int(are_brief)
     left = FRAMES - count - gap * (count - 1)
-    extra = np.bincount(rng.integers(0, 2 * count + 1, left), minlength=2 * count + 1).tolist()
+    extra = np.bincount(rng.choice(places, left), minlength=2 * count + 1).tolist()
     times, at = [], extra[0]
     for k in range(count):
         stop = at + 1 + extra[2 * k + 1]

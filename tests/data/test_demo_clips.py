@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 import io
 import itertools
 import json
@@ -27,12 +28,13 @@ from jaxmm.data.prepare.prepare import prepare
 from jaxmm.data.prepare.prepared import Prepared
 from jaxmm.recipe import eval_corpus, read_data
 
-ROUNDS = 3000
+ROUNDS = 2000
 CLIPS = {"video": demo_video, "audio": demo_audio}
 
 each = pytest.mark.parametrize("demo", CLIPS.values(), ids=CLIPS)
 
 
+@functools.cache
 def drafts(demo, split: int, count: int) -> list[demo_clips.Draft]:
     return [demo_clips.draft(demo.THEME, 0, split, index) for index in range(count)]
 
