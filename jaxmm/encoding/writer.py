@@ -13,10 +13,24 @@ import numpy as np
 
 from jaxmm.atomic import published
 from jaxmm.data import files
-from jaxmm.data.documents import Document, Features, Image, Part, Skip, Source, Text, Tokens, Turn, split_origin
+from jaxmm.data.documents import (
+    Audio,
+    Document,
+    Features,
+    Image,
+    Part,
+    Skip,
+    Source,
+    Text,
+    Tokens,
+    Turn,
+    Video,
+    split_origin,
+)
 from jaxmm.data.media.medium import BadMedia
 from jaxmm.data.media.opening import opened_file
 from jaxmm.data.prepare.progress import Progress
+from jaxmm.errors import UserError
 
 CHUNK_DOCUMENTS = 256  # whose images are encoded together
 FILES_A_FOLDER = 10_000
@@ -148,5 +162,12 @@ def _message(turn: Turn, content: list[dict[str, Any]]) -> dict[str, Any]:
 def media_of(document: Document | Skip) -> Iterator[tuple[int, Image | Features]]:
     """The media of a document that files are written for, numbered."""
     turns = () if isinstance(document, Skip) else document.turns
+    for turn in turns:
+        if clip := next((part for part in turn.parts if isinstance(part, Video | Audio)), None):
+            what = "a video" if isinstance(clip, Video) else "a recording"
+            raise UserError(
+                f"{document.origin} has {what}: ready-made features are of pictures alone; leave such sources out by "
+                f"config.data.mixture"
+            )
     media = [part for turn in turns for part in turn.parts if isinstance(part, Image | Features)]
     yield from enumerate(media)

@@ -20,7 +20,8 @@ from jaxmm.data.assemble import Assembler, Loaded
 from jaxmm.data.documents import Document, Image, Text, Video
 from jaxmm.data.media import sampling
 from jaxmm.data.media.geometry import patch_positions
-from jaxmm.data.media.medium import SEPARATORS
+from jaxmm.data.media.medium import SEPARATORS, Extent
+from jaxmm.data.media.table import MEDIA
 from jaxmm.data.packing.lengths import Lengths
 from jaxmm.data.packing.limits import Budgets
 from jaxmm.data.packing.plan import Piece, Plan, choose_budgets
@@ -224,3 +225,10 @@ def test_positions_count_seconds(tmp_path, after):
     ]
     following = first + 6
     assert positions[following].tolist() == [first + (2 if after == "space" else 9)] * 3
+
+
+def test_boxes_in_a_video_are_written_in_thousandths_alone():
+    extent = Extent(480, 640, -2, 100)
+    assert MEDIA["video"].pixels(extent) == (480, 640)
+    assert MEDIA["video"].pixels(extent, is_resized=True) is None
+    assert MEDIA["image"].pixels(extent, is_resized=True) == (480, 640)

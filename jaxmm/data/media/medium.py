@@ -277,8 +277,13 @@ class Medium(abc.ABC):
         """Whether this medium wrote ``packed``."""
         return packed.get("medium") == self.name
 
-    def pixels(self, extent: Extent) -> tuple[int, int] | None:
-        """(height, width) in pixels that boxes in texts refer to; None for a medium that is not seen."""
+    def pixels(self, extent: Extent, is_resized: bool = False) -> tuple[int, int] | None:
+        """(height, width) in pixels that boxes in texts refer to; None for a medium that is not seen.
+
+        Args:
+          is_resized: whether boxes are to be written in pixels of what the model sees, by the spec of images. It is
+            None where that spec has no say.
+        """
         return (extent.height, extent.width) if self.is_seen else None
 
     # Planning. ``spec`` is the run's ImageSpec; the settings of a later medium are a field of it.

@@ -62,6 +62,9 @@ class VideoMedium(Medium):
         start, stop = packed["cut"]
         return Video(packed.get("data", b""), packed.get("path", ""), frames, packed.get("fps", 0.0), start, stop)
 
+    def pixels(self, extent: Extent, is_resized: bool = False) -> tuple[int, int] | None:
+        return None if is_resized else super().pixels(extent)
+
     # Planning
 
     def units(self, extents: Extents, spec: ImageSpec) -> Array:

@@ -225,7 +225,8 @@ def _with_boxes(entry: Looked | Skip, source: Source) -> Looked | Skip:
     if isinstance(entry, Skip):
         return entry
     document, pictures, extents = entry
-    sizes = [table.medium_of_kind(one.kind).pixels(one) for one in extents]
+    in_pixels = source.boxes == boxes.PIXELS
+    sizes = [table.medium_of_kind(one.kind).pixels(one, in_pixels) for one in extents]
     try:
         return boxes.written(document, sizes, source.boxes, source.image), pictures, extents
     except UserError as error:

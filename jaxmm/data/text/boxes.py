@@ -181,7 +181,11 @@ class _Writer:
         """Returns the numbers that the model sees: pixels of the resized picture, or thousandths of its sides."""
         size = self._sizes[picture]
         if size is None:
-            raise UserError(f"{self._origin}: {what} is a box of ready-made media, whose picture's size is unknown")
+            raise UserError(
+                f"{self._origin}: {what} is a box of ready-made media, whose picture's size is unknown, or in pixels "
+                f"of a video, whose frames' size is not settled when data is prepared: of videos, "
+                f"config.data.boxes=thousandths can be written"
+            )
         corners = list(zip(box.numbers[::2], box.numbers[1::2], strict=True))
         if box.is_box and (corners[0][0] > corners[1][0] or corners[0][1] > corners[1][1]):
             raise UserError(
