@@ -30,7 +30,7 @@ from jaxmm.errors import StrandedError, UserError, end_at_once, error_line, near
 from jaxmm.workdir.folder import local
 
 Flags = Mapping[str, tuple[Value, str]]  # name -> default, which gives the type, and what it is for
-WRITTEN, READ = ("workdir", "output", "cache"), ("image", "prompts")  # flags that are paths
+WRITTEN, READ = ("workdir", "output", "cache"), ("image", "video", "audio", "prompts")  # flags that are paths
 
 
 def run(main: Callable[[list[str]], int | None]) -> NoReturn:

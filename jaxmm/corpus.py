@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -77,8 +78,13 @@ def load_corpus(
     cache: Path,
     default: Source,
     reading: Reading = Reading(),  # noqa: B008
+    check: Callable[[Sequence[str]], None] = lambda media: None,
 ) -> Corpus:
-    """Opens the sources of a ``data`` or ``eval`` group, preparing what is not in the cache yet."""
+    """Opens the sources of a ``data`` or ``eval`` group, preparing what is not in the cache yet.
+
+    Args:
+      check: raises UserError for media that the model does not take, by their names.
+    """
     shares = parse_mixture(mixture)
     path = files.absolute(path) if path else ""
     is_info = path and files.is_file(files.join(path, "dataset_info.json"))
@@ -99,6 +105,7 @@ def load_corpus(
         progress = Progress()
         opened = [Prepared(prepare(source, template, cache / "prepared", progress=progress)) for source in sources]
     for prepared in opened:
+        check(prepared.meta.get("media", ()))
         _check_boxes(prepared, reading)
         if not prepared.is_checked:
             Progress().say(

@@ -11,6 +11,7 @@ if __name__ == "__main__":
 
     startup.end_on_interrupt()  # before large imports
 
+import sys
 from pathlib import Path
 
 import jax
@@ -43,6 +44,10 @@ def main(argv: list[str]) -> int:
     if corpus is None:
         raise UserError("this run has no held-out data: give --config.eval.path (and --config.eval.mixture)")
     recipe = fitted(recipe, corpus.media)
+    if jax.process_index() == 0:
+        for source in corpus.lengths:
+            for line in source.cut_lines():
+                print(f"{source.name}, {line}", file=sys.stderr)
     mesh = sharding.make_mesh(args.config.mesh)
     with jax.set_mesh(mesh):
         with Barrier("start").together("the checkpoint"):

@@ -101,7 +101,6 @@ def _export_parts(
         template = recipe.template
         if isinstance(template.tokenizer, ByT5Tokenizer):
             template.tokenizer = template.tokenizer.as_transformers()
-        template.tokenizer.chat_template = chat_template(template)
         template.tokenizer.save_pretrained(half)
         (half / "config-of-run.json").write_text(json.dumps(of_run, indent=2))
     print(
@@ -235,9 +234,12 @@ def write_processor(recipe: Recipe, workdir: Path, folder: Path) -> None:
             _write_limits(recipe.start, recipe.image, folder)
         return
     if recipe.start and recipe.start.family is not OWN:
-        kind = recipe.start.family.image_processor
+        family = recipe.start.family
+        what, kind = ("image processor", family.image_processor) if family.pictures else (
+            "feature extractor", family.audio_extractor
+        )  # fmt: skip
         print(
-            f"warning: the model's folder had no image processor, so the export has none: transformers needs a "
+            f"warning: the model's folder had no {what}, so the export has none: transformers needs a "
             f"preprocessor_config.json of a {kind} in it",
             file=sys.stderr,
         )

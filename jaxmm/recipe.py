@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Collection
 from pathlib import Path
@@ -30,7 +31,7 @@ from jaxmm.hf.videos import asked_for
 from jaxmm.models.attention import choose_backend
 from jaxmm.models.connector import ConnectorSpec
 from jaxmm.models.decoder import DecoderSpec
-from jaxmm.models.multimodal import Compute, ModelSpec
+from jaxmm.models.multimodal import PARTS, Compute, ModelSpec
 from jaxmm.models.towers.audio import AudioTowerSpec
 from jaxmm.models.towers.vit import VisionSpec
 from jaxmm.workdir.folder import has_saved
@@ -123,8 +124,6 @@ def _video_of(config: ConfigDict, image: ImageSpec, start: Pretrained | None) ->
         raise UserError(
             f"config.video.frames is {asked['frames']}, but this tower's patches span {own['frames']} frames"
         )
-    if asked["max_frames"] and not asked["min_frames"]:
-        own["min_frames"] = min(own["min_frames"], asked["max_frames"])
     return asked_for(own | {"row_tokens": config.seq_len, "row_patches": config.patch_budget}, asked)
 
 
@@ -186,22 +185,36 @@ def fitted(recipe: Recipe, media: Collection[str]) -> Recipe:
       UserError: if the model does not take one of them.
     """
     vision, video = recipe.model.vision, recipe.whole.video
-    if "video" in media and (video is None or vision is None or video.frames != vision.frames):
-        can = ", ".join(family.model_type for family in FAMILIES.values() if family.videos)
-        raise UserError(
-            f"the data has videos, which {_whose(recipe)} does not take here: of pretrained models {can} do, and "
-            f"models that begin from random weights on data with videos; leave them out, or give them as pictures"
-        )
-    if "audio" in media and (recipe.whole.audio is None or recipe.model.audio is None):
-        raise UserError(
-            f"the data has recordings, which {_whose(recipe)} does not take here: of pretrained models "
-            f"{', '.join(family.model_type for family in FAMILIES.values() if family.audio_extractor)} do, and models "
-            f"that begin from random weights on data with recordings; leave them out"
-        )
+    check_media(recipe, media)
+    if "video" in media and (vision is None or video is None or video.frames != vision.frames):
+        raise _not_taken(recipe, "video")
+    if "audio" in media and recipe.model.audio is None:
+        raise _not_taken(recipe, "audio")
+    if lost := [part for part in recipe.frozen if part not in recipe.model.parts]:
+        raise UserError(f"config.optimizer.freeze: no part '{lost[0]}': the parts are {', '.join(recipe.model.parts)}")
     return recipe._replace(image=recipe.whole.only(media))
 
 
-def _whose(recipe: Recipe) -> str:
+def check_media(recipe: Recipe | DataRecipe, media: Collection[str]) -> None:
+    """Raises UserError for media of data or of prompts that the model has no way to take."""
+    if "image" in media and not recipe.whole.is_sighted:
+        raise UserError(f"there are pictures, which {_whose(recipe)} does not take: it has no vision tower")
+    for name, spec in (("video", recipe.whole.video), ("audio", recipe.whole.audio)):
+        if name in media and spec is None:
+            raise _not_taken(recipe, name)
+
+
+def _not_taken(recipe: Recipe | DataRecipe, medium: str) -> UserError:
+    what = {"video": "videos", "audio": "recordings"}[medium]
+    takes = {"video": lambda family: family.videos, "audio": lambda family: family.audio_extractor}[medium]
+    can = [family.model_type for family in FAMILIES.values() if takes(family)]
+    return UserError(
+        f"there are {what}, which {_whose(recipe)} does not take here: of pretrained models {', '.join(can)} do, and "
+        f"models that begin from random weights on data with {what} (config.data.media); leave them out"
+    )
+
+
+def _whose(recipe: Recipe | DataRecipe) -> str:
     return f"a {recipe.start.family.model_type}" if recipe.start else "this model"
 
 
@@ -222,7 +235,9 @@ def read_recipe(config: ConfigDict, workdir: Path | None = None, platform: str =
         model = start.layout.spec
     else:
         model = _model_of(config, image, vocabulary)
-    frozen = parse_names(config.optimizer.freeze, "config.optimizer.freeze", model.parts, "part")
+    # Which parts a model from random weights has is known when its data is.
+    known = model.parts if start or config.data.media else PARTS
+    frozen = parse_names(config.optimizer.freeze, "config.optimizer.freeze", known, "part")
     if set(frozen) == set(model.parts):
         raise UserError("config.optimizer.freeze freezes every part: nothing is left to train")
     compute = read_compute(config, model, image, platform or jax.default_backend())
@@ -296,9 +311,10 @@ def read_boxes(config: ConfigDict, start: Pretrained | None) -> str:
 def _load(
     config: ConfigDict, path: str, mixture: str, recipe: Recipe | DataRecipe, default: Source, reading: Reading
 ) -> Corpus:
-    corpus = load_corpus(path, mixture, recipe.template, recipe.whole, recipe.cache, default, reading)
+    check = functools.partial(check_media, recipe)
+    corpus = load_corpus(path, mixture, recipe.template, recipe.whole, recipe.cache, default, reading, check)
     for source in corpus.lengths:
-        if not recipe.image.is_sighted and source.patches_E.any():
+        if not recipe.whole.is_sighted and (source.patches_E.any() or source.feature_width):
             raise UserError(f"{source.name} has pictures, which this model does not take: it has no vision tower")
         others = [n for n in source.prepared.meta["feature_widths"] if n != config.vision.width]
         if others:

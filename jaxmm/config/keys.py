@@ -221,13 +221,18 @@ KEYS: dict[str, Key] = {
         "", 'text after a video of a Qwen2.5-VL goes on after its largest row or column, or "all" axes',
         choices=("", *AFTER),
     ),
-    "audio.sampling_rate": Key(0, "samples a second; 0 is the folder's own, else 16000", least=0, most=10**6),
+    "audio.sampling_rate": Key(
+        0, "samples a second; 0 is the folder's own, else 16000", least=1000, most=10**6, also=(0,)
+    ),
     "audio.mels": Key(0, "bands of a log-mel frame; 0 is the folder's own, for random weights 80", least=0, most=4096),
     "audio.pool": Key(0, "tower positions of 20 ms in a soft token; 0 is the folder's own, else 4", least=0, most=1000),
     "audio.chunk": Key(
-        0.0, "seconds of a clip that hear each other; 0 is the folder's own, for random weights 30", least=0, most=3600
+        0.0, "seconds of a clip that hear each other; 0 is the folder's own, for random weights 30", least=0.1,
+        most=3600, also=(0.0,),
     ),
-    "audio.max_seconds": Key(0.0, "of a clip that are taken, from its start; 0 is all of it", least=0, most=1e6),
+    "audio.max_seconds": Key(
+        0.0, "of a clip that are taken, from its start; 0 is all of it", least=0.1, most=1e6, also=(0.0,)
+    ),
     "audio.width": Key(96, "of the audio tower's layers", least=4, most=2**17),
     "audio.layers": Key(2, "of the audio tower", least=1, most=1000),
     "audio.heads": Key(3, "of its attention", least=1, most=4096),

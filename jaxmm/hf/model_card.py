@@ -21,8 +21,11 @@ def model_card(title: str, architecture: str, config: Mapping[str, Any], step: i
     data, optimizer = config["data"], config["optimizer"]
     mixture = f", {data['mixture']}" if data["mixture"] else ""
     length = f"{config['epochs']:g} epochs" if config.get("epochs") else f"{config['steps']}"
+    tag = "image-text-to-text" if image.is_sighted else "audio-text-to-text"
+    area = f"| image patches | {image.patch_size} pixels, {image.merge**2} of them a soft token |"
+    seen = [area] if image.is_sighted else []
     return [
-        "---", "library_name: transformers", "pipeline_tag: image-text-to-text", "tags: [jaxmm]", "---", "",
+        "---", "library_name: transformers", f"pipeline_tag: {tag}", "tags: [jaxmm]", "---", "",
         f"# {title}", "",
         f"A {architecture}, trained with jaxmm {jaxmm.__version__}.", "",
         "| | |", "|---|---|",
@@ -33,7 +36,7 @@ def model_card(title: str, architecture: str, config: Mapping[str, Any], step: i
         f"| a step | {config['batch_size']} rows of {config['seq_len']} tokens |",
         f"| optimizer | {optimizer['name']}, rate {optimizer['rate']} |",
         f"| frozen | {optimizer['freeze'] or 'nothing'} |",
-        f"| image patches | {image.patch_size} pixels, {image.merge**2} of them a soft token |",
+        *seen,
     ]  # fmt: skip
 
 
@@ -53,7 +56,7 @@ def names_alone(places: str) -> str:
     """Strips parent folders from ``DIR`` or ``vision:DIR,decoder:DIR``: only names stay. A URL stays as it is."""
     if is_remote(places):
         return places
-    if not places.startswith(("vision:", "decoder:")):
+    if not places.startswith(("vision:", "audio:", "decoder:")):
         return PurePath(places).name
     entries = (entry.strip().partition(":") for entry in places.split(","))
     return ", ".join(f"{part}: {PurePath(place).name}" for part, _, place in entries)

@@ -224,10 +224,11 @@ def _joined_to_hear(folders: dict[str, Path]) -> Pretrained:
     joined = join_to_hear(audio, text, tied, folders["audio"])
     assert joined.layout.audio is not None
     settings = audio_settings(joined.layout.audio, folders["audio"], joined.family.audio_extractor)
-    decoder = folders["decoder"]
+    decoder, extractor = folders["decoder"], folders["audio"] / "preprocessor_config.json"
+    processor = json_object(extractor) if extractor.exists() else {"feature_size": settings.mels}
     return Pretrained(
-        joined.family, joined.layout._replace(audio=settings), joined.config, folders, decoder, {}, _ends(decoder),
-        told=joined.told,
+        joined.family, joined.layout._replace(audio=settings), joined.config, folders, decoder, processor,
+        _ends(decoder), told=joined.told,
     )  # fmt: skip
 
 

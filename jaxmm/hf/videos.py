@@ -94,6 +94,13 @@ def asked_for(own: Settings, config: Settings) -> VideoSpec:
       UserError: for values that do not go together.
     """
     asked = {key: value for key, value in config.items() if value}
+    own = dict(own)
+    area = "total_pixels" if own.get("of_clip") else "max_pixels"
+    for least, most in (("min_frames", "max_frames"), ("min_pixels", area)):  # one's own gives way to what is asked for
+        if most in asked and least not in asked:
+            own[least] = min(own[least], asked[most])
+        if least in asked and most not in asked:
+            own[most] = max(own[most], asked[least])
     try:
         return VideoSpec(**{**own, **asked})
     except (TypeError, ValueError) as error:

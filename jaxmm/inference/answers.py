@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -115,7 +116,10 @@ def write(
     """
     replies = [Reply(template.decode, template.stop_ids, stops, template.lead) for _ in prompts]
     every = every or (STOP_EVERY if stops else max_tokens)
-    batch = prompt_batch(prompts, template, image, fits_row)
+    rows = prompt_rows(prompts, template, image, fits_row)
+    for line in () if fits_row else rows.lengths.cut_lines():
+        print(f"prompts: {line}", file=sys.stderr, flush=True)
+    batch = rows.loaded.batch
     writing, seen = generate.begin(params, batch, _rounded(max_tokens), sampling, first), 0
     while True:
         written = int(sharding.fetched(writing.written))

@@ -61,6 +61,9 @@ def _data_lines(run: Run) -> Iterator[str]:
     for source in corpus.lengths:
         for line in source.cut_lines():
             yield f"data: {source.name}, {line}"
+    for source in run.held_out.lengths if run.held_out else ():
+        for line in source.cut_lines():
+            yield f"held out: {source.name}, {line}"
     for source, long in zip(corpus.lengths, plan.long, strict=True):
         if line := long.line(source.name, run.config.data.long_documents):
             yield f"data: {line}"

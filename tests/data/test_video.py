@@ -15,7 +15,7 @@ from conftest import IMAGE, picture
 from made import document, source_of
 from made_index import Made
 
-from jaxmm.batch import IGNORED, ImageSpec, VideoSpec
+from jaxmm.batch import IGNORED, AudioSpec, ImageSpec, VideoSpec
 from jaxmm.data.assemble import Assembler, Loaded
 from jaxmm.data.documents import Document, Image, Text, Video
 from jaxmm.data.media import sampling
@@ -165,15 +165,36 @@ def test_documents_longer_than_a_row_get_fewer_frames_and_stay_whole(data):
     fits = whole.tokens_E[0] <= tokens and (not patches or whole.patches_E[0] <= patches)
     is_cut = (lengths.units_I < whole.units_I).any()
     assert not (fits and is_cut)
-    is_least = lengths.units_I <= 8 * max(1, video.min_frames // 2)
-    assert lengths.tokens_E[0] <= tokens or is_least.all()
-    assert not patches or lengths.patches_E[0] <= patches or is_least.all()
+    if lengths.tokens_E[0] > tokens or (patches and lengths.patches_E[0] > patches):  # it is split, its clips whole
+        each = whole.spans_I / (whole.units_I / 8)
+        alone = np.minimum(whole.units_I // 8, (tokens - SEPARATORS) // each)
+        alone = np.minimum(alone, patches // 8) if patches else alone
+        assert (lengths.units_I // 8 >= np.maximum(alone, 1) - 1).all() or len(clips) > 1
     told = list(lengths.cut_short())
     assert bool(told) == is_cut
     if told:
         (name, count, part) = told[0]
         assert (name, count) == ("video", int((lengths.units_I < whole.units_I).sum()))
         assert 0 < part < 1
+
+
+def test_only_patches_count_against_the_patches_of_a_row():
+    index = Made("made", [8], [[(1, *SIZE, -2), (4, 1, 1, -3)]], [[(0, 1)]])
+    index.meta["media"] = ["video", "audio"]
+    index.media_count_I = np.array([40, 160000])
+    index.media_rate_num_I, index.media_rate_den_I = np.array([10, 16000]), np.ones(2, np.int64)
+    spec = dataclasses.replace(spec_with(max_frames=20, row_patches=64, row_tokens=4000), audio=AudioSpec(mels=8))
+    assert Lengths(index, spec).units_I[0] == 4 * 8, "the recording's frames are no patches"
+
+
+def test_a_document_that_is_split_for_its_text_keeps_its_videos_whole():
+    index = Made("made", [900], [[(1, *SIZE, -2)]], [[(0, 1)]])
+    index.media_count_I, index.media_rate_num_I = np.array([400]), np.array([10])
+    index.media_rate_den_I = np.ones(1, np.int64)
+    kept = [
+        int(Lengths(index, spec_with(max_frames=60, row_tokens=tokens)).units_I[0] // 8) for tokens in (950, 890, 50)
+    ]
+    assert kept == [25, 30, 24], "gives up what helps; nothing, as it is split; and what no row holds"
 
 
 def test_rows_of_a_plan_hold_videos_and_pictures(tmp_path):

@@ -8,12 +8,13 @@ from typing import Any
 
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 from made_folders import byte_level_tokenizer
 from parities.models import rope, text
 
 from jaxmm import sharding
-from jaxmm.api import load_config
+from jaxmm.api import load_config, make_plan
 from jaxmm.data.text.template import has_chat_template
 from jaxmm.errors import UserError
 from jaxmm.export import write_config, write_tokenizer
@@ -78,8 +79,9 @@ def test_a_whole_model_is_read_and_takes_recordings_alone(family, tmp_path):
     assert recipe.model.vision is None
     assert recipe.model.parts == ("audio", "audio_connector", "decoder")
     assert fitted(recipe, {"audio"}).image.audio is not None
-    with pytest.raises(UserError, match="the data has videos, which a"):
-        fitted(recipe, {"video"})
+    for medium, told in (("video", "there are videos, which a "), ("image", "there are pictures, which a ")):
+        with pytest.raises(UserError, match=told):
+            fitted(recipe, {medium})
     read = read_params(recipe.start, where)
     assert read.spare == []
     assert read.params.keys() == drawn(recipe.start.layout).keys()
@@ -168,6 +170,18 @@ def test_parts_that_do_not_go_together_are_one_line(named, told, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(decoder.to_dict(), default=str))
     with pytest.raises(UserError, match=told):
         read_start(named.format(tmp_path), None, 2, 256)
+
+
+def test_data_that_a_model_does_not_take_is_one_line_before_it_is_planned(tmp_path):
+    folder = whole_folder("qwen3_asr", tmp_path / "model")
+    PIL.Image.new("RGB", (16, 16)).save(tmp_path / "0.png")
+    for column, value in (("videos", [["0.png", "0.png"]]), ("images", ["0.png"])):
+        turns = [{"role": "user", "content": f"<{column[:-1]}>What?"}, {"role": "assistant", "content": "red"}]
+        (tmp_path / f"{column}.json").write_text(json.dumps([{"messages": turns, column: value}]))
+        config = load_config("base", **{"init_from": str(folder), "data.path": str(tmp_path / f"{column}.json"),
+                                        "data.cache": str(tmp_path / "cache")})  # fmt: skip
+        with pytest.raises(UserError, match="does not take"):
+            make_plan(config)
 
 
 def test_a_layout_without_a_tensor_of_the_model_stops_an_export():

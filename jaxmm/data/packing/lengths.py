@@ -203,7 +203,7 @@ class Lengths:
         media = table.measured(extents, self.spec)
         spans = media.soft_tokens + self.inner.counted(media.units, extents, self.spec)
         for _ in range(ROUNDS):
-            units = shortened(media.units, spans, tokens, images, extents, self.spec)
+            units = shortened(media.units, patches_of(media), spans, tokens, images, extents, self.spec)
             if np.array_equal(units, media.units):
                 break
             media = table.measured(extents, self.spec, units)
@@ -223,6 +223,11 @@ class Lengths:
         """How many media of each kind the source has, by the names of those that it has."""
         kinds = self.extents(slice(None)).kind
         return {medium.name: int(medium.has(kinds).sum()) for medium, _ in table.by_medium(kinds)}
+
+
+def patches_of(media: table.Measured) -> np.ndarray:
+    """int64 (media,): the patches that media take of a row."""
+    return media.needs.get("patches", np.zeros_like(media.units))
 
 
 def _run_targets(prepared: Columns, runs: slice, offsets: np.ndarray, tokens: np.ndarray) -> np.ndarray:

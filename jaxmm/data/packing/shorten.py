@@ -1,7 +1,8 @@
 """Gives videos of documents that are longer than a row fewer frames, so that the text beside them stays with them.
 
-The rule: all clips of a document give up the same part of what they can, down to their medium's least. A clip that a
-row cannot hold even then is cut down to the row. A document that is still longer is split, or dropped, as any other.
+The rule: all clips of a document give up the same part of what they can, down to their medium's least. Where that is
+not enough, the document is split, or dropped, as any other, and its clips stay as they are; but a clip that no row
+holds is cut down to a row.
 """
 
 from __future__ import annotations
@@ -41,12 +42,14 @@ def room_of(spec: ImageSpec) -> Room:
 
 
 def shortened(
-    units: np.ndarray, spans: np.ndarray, tokens: np.ndarray, images: np.ndarray, extents: Extents, spec: ImageSpec
-) -> np.ndarray:
+    units: np.ndarray, patches: np.ndarray, spans: np.ndarray, tokens: np.ndarray, images: np.ndarray,
+    extents: Extents, spec: ImageSpec,
+) -> np.ndarray:  # fmt: skip
     """Returns how many units of its stream each medium keeps: int64 (media,), fewer only where clips must be cut.
 
     Args:
       units: (media,) of media as their specs ask for them.
+      patches: (media,) patches that they take of a row.
       spans: (media,) text positions that they take, between their separators.
       tokens: (examples,) text tokens.
       images: (examples + 1,) offsets of the examples into the media.
@@ -59,14 +62,16 @@ def shortened(
     count = np.where(can, units // np.maximum(step, 1), 0)
     for limit, around, each, beside in (
         (room.tokens, SEPARATORS, spans / np.maximum(count, 1), tokens + _of_others(spans, can, owner, len(tokens))),
-        (room.patches, 0, step.astype(np.float64), _of_others(units, can, owner, len(tokens))),
+        (room.patches, 0, step.astype(np.float64), _of_others(patches, can, owner, len(tokens))),
     ):
         if not limit:
             continue
         taken = np.where(can, count * each, 0.0)
         spare = np.where(can, np.maximum(count - least, 0) * each, 0.0)
         excess = beside + _sum(taken, owner, len(tokens)) - limit
-        part = np.clip(excess / np.maximum(_sum(spare, owner, len(tokens)), 1e-9), 0.0, 1.0)[owner]
+        most = _sum(spare, owner, len(tokens))
+        # A document that is split anyway keeps its clips as they are.
+        part = np.where(excess > most, 0.0, np.clip(excess / np.maximum(most, 1e-9), 0.0, 1.0))[owner]
         fewer = np.floor(count - part * np.maximum(count - least, 0) + 1e-9)
         alone = np.floor((limit - around) / np.maximum(each, 1e-9))
         count = np.where(can, np.clip(np.minimum(fewer, alone), 1, count), 0).astype(np.int64)

@@ -140,9 +140,11 @@ class HearingFamily(Family):
     Attributes:
       hears: the ``model_type`` of such towers.
       audio_token, audio_token_key: the token of a soft token, and the key in ``config.json`` of its id.
+      processor_class: of ``transformers``, of the whole model.
     """
 
     hears: tuple[str, ...]
+    processor_class: str
     audio_token: str
     audio_token_key: str
 
@@ -152,7 +154,17 @@ class HearingFamily(Family):
 
     def tokenizer_settings(self) -> dict[str, Any]:
         before, after, token = self.special_tokens()
-        return {"audio_token": token, "audio_bos_token": before, "audio_eos_token": after}
+        return {
+            "processor_class": self.processor_class,
+            "audio_token": token,
+            "audio_bos_token": before,
+            "audio_eos_token": after,
+        }
+
+    def joined_processor(self, config: Mapping[str, Any], processor: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """The tower's own extractor, in the processor of this family."""
+        own = {"feature_extractor_type": self.audio_extractor, **processor, "processor_class": self.processor_class}
+        return {"preprocessor_config.json": own}
 
     @abc.abstractmethod
     def join(self, audio: Any, text: Any, tied: bool) -> Joined:

@@ -38,6 +38,7 @@ class Qwen2Audio(HearingFamily):
     markup = Markup("Audio {number}: <|audio_bos|>", "<|audio_eos|>\n")
 
     audio_token, audio_token_key = "<|AUDIO|>", "audio_token_index"
+    processor_class = "Qwen2AudioProcessor"
     hears = ("qwen2_audio_encoder", "whisper")
 
     def layout(self, config: Any) -> Layout:

@@ -35,6 +35,7 @@ class Qwen3ASR(HearingFamily):
     markup = Markup("<|audio_start|>", "<|audio_end|>")
 
     audio_token, audio_token_key = "<|audio_pad|>", "audio_token_id"
+    processor_class = "Qwen3ASRProcessor"
     hears = ("qwen3_asr_encoder",)
 
     def layout(self, config: Any) -> Layout:
