@@ -42,6 +42,7 @@ from jaxmm.hf.parts import write_parts
 from jaxmm.hf.pictures import AnyShape
 from jaxmm.hf.pretrained import GENERATION, MODEL, SPARE, Pretrained
 from jaxmm.hf.processors import PROCESSOR_FILES, json_object
+from jaxmm.hf.videos import VIDEO_FILE
 from jaxmm.inference.generation_config import said_by
 from jaxmm.json_text import parse_json
 from jaxmm.recipe import Recipe, read_recipe
@@ -232,6 +233,10 @@ def write_processor(recipe: Recipe, workdir: Path, folder: Path) -> None:
                 shutil.copyfile(kept / name, folder / name)
         if recipe.start and recipe.start.pixels:
             _write_limits(recipe.start, recipe.image, folder)
+        if recipe.start and recipe.start.family.videos and recipe.whole.video:
+            vision = recipe.model.seeing[0]
+            settings = recipe.start.family.videos.written(kept, recipe.whole, vision.mean, vision.std)
+            (folder / VIDEO_FILE).write_text(json.dumps(settings, indent=2))
         return
     if recipe.start and recipe.start.family is not OWN:
         family = recipe.start.family

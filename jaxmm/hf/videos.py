@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxmm.batch import VideoSpec
+from jaxmm.batch import ImageSpec, VideoSpec
 from jaxmm.errors import UserError
 from jaxmm.hf.processors import json_object
 
@@ -64,6 +64,24 @@ class Videos:
         if self.has_seconds:
             taken["positions_per_second"] = float(config["vision_config"].get("tokens_per_second") or 4)
         return taken
+
+    def written(self, folder: Path, image: ImageSpec, mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
+        """Returns the settings of a processor that takes videos as a run did, from those of the folder.
+
+        Args:
+          image: of the run, with its ``video``.
+          mean, std: of pixels from 0 to 1, by channel.
+        """
+        video = image.video
+        assert video is not None, "a family that takes videos has a spec of them"
+        most = video.total_pixels if video.of_clip else video.max_pixels
+        own = {key: value for key, value in _read(folder).items() if key not in ("min_pixels", "max_pixels")}
+        return {
+            "image_mean": list(mean), "image_std": list(std), **own, "video_processor_type": self.processor,
+            "do_sample_frames": True, "fps": video.fps, "min_frames": video.min_frames, "max_frames": video.max_frames,
+            "size": {"shortest_edge": video.min_pixels, "longest_edge": most}, "patch_size": image.patch_size,
+            "merge_size": image.merge, "temporal_patch_size": video.frames,
+        }  # fmt: skip
 
     def _cap(self, processor: Settings, config: Settings) -> dict[str, int]:
         """The further limit of a processor with ``cap_pixels_per_frame``."""
