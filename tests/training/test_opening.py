@@ -36,7 +36,7 @@ def data_lines(lengths: Lengths) -> list[str]:
     corpus = SimpleNamespace(lengths=[lengths], shares=[1.0], later=())
     plan = SimpleNamespace(long=[SimpleNamespace(line=lambda *_: "")], mixture=SimpleNamespace(is_endless=True))
     config = SimpleNamespace(data=SimpleNamespace(long_documents="split"))
-    return list(opening._data_lines(SimpleNamespace(corpus=corpus, plan=plan, config=config)))  # type: ignore[arg-type]
+    return list(opening._data_lines(SimpleNamespace(corpus=corpus, held_out=None, plan=plan, config=config)))  # type: ignore[arg-type]
 
 
 def test_clips_that_get_shorter_are_told_and_kept_in_the_summary():
