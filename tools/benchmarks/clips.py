@@ -269,7 +269,7 @@ class MixedIndex(Columns):
         self.media_rate_num_I, self.media_rate_den_I = rate.astype(np.int32), (rate > 0).astype(np.int32)
 
     def read(self, example: int) -> Record:
-        raise NotImplementedError("there is nothing to read")
+        raise AssertionError("a plan of lengths reads no record")
 
 
 def fill(settings: Settings) -> Measured:
