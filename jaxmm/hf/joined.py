@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxmm.errors import UserError
-from jaxmm.hf.families.family import HearingFamily, Joined
-from jaxmm.hf.families.registry import FAMILIES, family_that_joins
+from jaxmm.hf.families.family import Joined
+from jaxmm.hf.families.registry import family_that_hears, family_that_joins, heard_towers
 from jaxmm.hf.towers import TOWERS, joinable, tower_of
 from jaxmm.models.connector import ConnectorSpec
 
@@ -22,15 +22,13 @@ def join_to_hear(audio: Any, text: Any, tied: bool, folder: Path) -> Joined:
     Raises:
       UserError: for a tower that no family joins with a decoder.
     """
-    for family in FAMILIES.values():
-        if isinstance(family, HearingFamily) and audio.model_type in family.hears:
-            return family.join(audio, text, tied)
-    known = ", ".join(
-        kind for family in FAMILIES.values() if isinstance(family, HearingFamily) for kind in family.hears
-    )
-    raise UserError(
-        f"{folder}: '{audio.model_type}' is no audio tower that is joined with a decoder: those are {known}"
-    )
+    family = family_that_hears(audio.model_type)
+    if family is None:
+        raise UserError(
+            f"{folder}: '{audio.model_type}' is no audio tower that is joined with a decoder: those are "
+            f"{', '.join(heard_towers())}"
+        )
+    return family.join(audio, text, tied)
 
 
 def join(vision: Any, text: Any, tied: bool, folder: Path, connector: ConnectorSpec) -> Joined:

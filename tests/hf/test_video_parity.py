@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import PIL.Image
 import pytest
+from clip_parity import assert_greedy_answers_agree
 from conftest import picture
 from made_folders import byte_level_tokenizer
 
@@ -187,35 +188,8 @@ def test_packed_videos_give_the_numbers_of_transformers(sides):
 
 
 def test_the_greedy_answer_is_that_of_transformers(sides):
-    import jax
-    import torch
-
-    from jaxmm import sharding
-    from jaxmm.hf.pretrained import read_params
-    from jaxmm.inference.answers import make_generator, prompt_batch
-    from jaxmm.inference.sampling import GREEDY
-    from jaxmm.models.multimodal import nested
-
-    class Asked(NamedTuple):
-        media: tuple[Any, ...]
-
-        def turn(self) -> Turn:
-            return Turn("document", (Text("ab"), *self.media, Text("cd")), False)
-
     given = [
         (video, theirs_of(sides, video))
         for video in (Video(frames=frames_of(n, (16, 24), n), fps=4.0) for n in (9, 16))
     ]
-    recipe, mesh = sides.recipe, sharding.make_mesh({"data": 1}, jax.devices()[:1])
-    with jax.set_mesh(mesh):
-        params = nested(read_params(recipe.start, lambda *_: sharding.replicated(mesh)).params)
-        batch = prompt_batch([Asked((part,)) for part, _ in given], recipe.template, recipe.image)  # type: ignore[misc]
-        writing = make_generator(recipe.model, recipe.compute, ()).begin(params, batch, 64, GREEDY, 0)
-        writing = make_generator(recipe.model, recipe.compute, ()).go_on(
-            params, writing, np.zeros(len(given), bool), 12
-        )
-        ours = sharding.fetched(writing.tokens_BW)[:, :12]
-    for tokens, (_, theirs) in zip(ours, given, strict=True):
-        with torch.no_grad():
-            written = sides.model.generate(**theirs, max_new_tokens=12, do_sample=False, eos_token_id=None)
-        assert tokens.tolist() == written[0, theirs["input_ids"].shape[1] :].tolist()
+    assert_greedy_answers_agree(sides.recipe, sides.model, given)

@@ -7,7 +7,7 @@ from typing import Any
 from jaxmm.errors import UserError
 from jaxmm.hf import supported
 from jaxmm.hf.decoders import DECODERS
-from jaxmm.hf.families.family import Family, JoiningFamily, Layout
+from jaxmm.hf.families.family import Family, HearingFamily, JoiningFamily, Layout
 from jaxmm.hf.families.gemma3 import Gemma3
 from jaxmm.hf.families.internvl import InternVL
 from jaxmm.hf.families.lfm2_vl import Lfm2VL
@@ -42,3 +42,17 @@ def family_that_joins(pictures: str) -> JoiningFamily:
     """Returns the family that joins such towers with any decoder; ``pictures``: as in ``towers.TowerKind``."""
     joining = [family for family in FAMILIES.values() if isinstance(family, JoiningFamily)]
     return next(family for family in joining if family.joins == pictures)
+
+
+def family_that_hears(tower: str) -> HearingFamily | None:
+    """Returns the family that joins an audio tower of this ``model_type`` with any decoder; None if none does."""
+    return next((family for family in _hearing() if tower in family.hears), None)
+
+
+def heard_towers() -> list[str]:
+    """The audio towers that a family joins with a decoder."""
+    return [tower for family in _hearing() for tower in family.hears]
+
+
+def _hearing() -> list[HearingFamily]:
+    return [family for family in FAMILIES.values() if isinstance(family, HearingFamily)]

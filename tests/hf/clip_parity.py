@@ -1,0 +1,46 @@
+"""What the parity tests of videos and of recordings share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxmm.data.documents import Media, Text, Turn
+
+WRITTEN = 12  # tokens of a greedy answer
+
+
+class Asked(NamedTuple):
+    """A prompt that goes on within a page: "ab", media, "cd"."""
+
+    media: tuple[Media, ...]
+
+    def turn(self) -> Turn:
+        return Turn("document", (Text("ab"), *self.media, Text("cd")), False)
+
+
+def assert_greedy_answers_agree(recipe: Any, model: Any, given: Sequence[tuple[Media, dict[str, Any]]]) -> None:
+    """Compares what both sides write; ``given``: each medium, and the same prompt as the processor has made it."""
+    import jax
+    import torch
+
+    from jaxmm import sharding
+    from jaxmm.hf.pretrained import read_params
+    from jaxmm.inference.answers import make_generator, prompt_batch
+    from jaxmm.inference.sampling import GREEDY
+    from jaxmm.models.multimodal import nested
+
+    mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        params = nested(read_params(recipe.start, lambda *_: sharding.replicated(mesh)).params)
+        batch = prompt_batch([Asked((part,)) for part, _ in given], recipe.template, recipe.image)  # type: ignore[misc]
+        generate = make_generator(recipe.model, recipe.compute, ())
+        writing = generate.begin(params, batch, 64, GREEDY, 0)
+        writing = generate.go_on(params, writing, np.zeros(len(given), bool), WRITTEN)
+        ours = sharding.fetched(writing.tokens_BW)[:, :WRITTEN]
+    for tokens, (_, theirs) in zip(ours, given, strict=True):
+        with torch.no_grad():
+            written = model.generate(**theirs, max_new_tokens=WRITTEN, do_sample=False, eos_token_id=None)
+        assert tokens.tolist() == written[0, theirs["input_ids"].shape[1] :].tolist()
