@@ -148,8 +148,11 @@ class _Rows:
 
     def deal(self, items: np.ndarray, rows: np.ndarray, budget: int) -> None:
         """Deals out items that are larger in a budget than in the first: one a row and round, largest to most room."""
+        if not len(items):
+            return
         first, second = (self.needs[j][items] / self.limits[j] for j in (0, budget))
-        fine = (second < second.mean() / 2) & (first > first.mean() / 50)  # better kept to fill small gaps
+        # Better kept to fill small gaps.
+        fine = (second < second.mean() / 2) & (first > first.mean() / 50) if budget == 1 else first < first.mean() / 2
         items = items[(second > first) & ~fine]
         items = items[ordered(-self.needs[budget][items])]
         for start in range(0, len(items), len(rows)):
