@@ -13,9 +13,9 @@ import numpy as np
 import PIL.Image
 import pytest
 import safetensors.numpy
-from hf.test_hearing import SIZES, where
+from hf.test_hearing import SIZES, where, whole_folder
 from hf.test_joined import CHAT, unused
-from made_folders import byte_level_tokenizer
+from made_folders import byte_level_tokenizer, folder_of
 from parities import models as parity_models
 
 from jaxmm import export
@@ -304,3 +304,34 @@ def test_whisper_is_heard_beside_a_tower_of_one_size(tmp_path):
     assert "positions are pooled in pairs" in told
     assert "as in LLaVA" in told
     assert start.hearing.config["audio_config"]["model_type"] == "qwen2_audio_encoder"
+
+
+def test_a_decoder_may_be_that_of_a_whole_model(root, tmp_path):
+    """Its other parts are left; of positions with three axes one is used, as both layouts have it."""
+    towers = named(root, "vision", "audio")
+    many = folder_of("qwen2.5-vl", tmp_path / "sees", has_weights=False)
+    config = load_config("base", **{"init_from": f"{towers},decoder:{many}", "image.merge": 2})
+    recipe = read_recipe(config)
+    assert (recipe.image.text_axes, recipe.model.decoder.rope_sections) == (1, ())
+    start = read_start(f"{towers},decoder:{whole_folder('qwen2_audio', tmp_path / 'hears')}", None, 2, 40)
+    assert {path[0] for path in read_params(start, where).params} == {"vision", "audio", "decoder"}
+
+
+@pytest.mark.parity
+def test_transformers_loads_each_part_of_an_export(model, tmp_path):
+    import torch
+    import transformers
+
+    recipe, params = model
+    save(recipe.start, read_params(recipe.start, where).spare, tmp_path / "run" / MODEL)
+    of_run = load_config("base").to_dict()
+    export._export_joined(recipe, params, tmp_path / "run", tmp_path / "out", "float32", of_run, 3)
+    for part, kind in (("vision", "AutoModel"), ("audio", "AutoModel"), ("decoder", "AutoModelForCausalLM")):
+        one, info = getattr(transformers, kind).from_pretrained(tmp_path / "out" / part, output_loading_info=True)
+        assert not any(info.values()), (part, info)
+    ids = recipe.template.encode(asked(Text("What is it?"))).tokens
+    with torch.no_grad():
+        theirs = one(torch.tensor(ids[None].astype(np.int64))).logits[0].numpy()
+    hidden, projection = model.apply(packed(recipe, asked(Text("What is it?"))))
+    ours = np.asarray(hidden @ projection.T)[0][: len(ids)]
+    np.testing.assert_allclose(ours, theirs, atol=2e-5)
