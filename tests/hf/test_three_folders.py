@@ -184,7 +184,7 @@ def test_the_placeholders_of_one_document_become_what_each_family_writes(model):
     slots, ids = batch.slots_BT[0], batch.text.values[0]
     said = [int(i) for i, slot in zip(ids, slots, strict=True) if slot == IGNORED]
     around = template.tokenizer.decode(said)
-    image, audio = template.markup, template.audio_markup
+    image, audio = model.recipe.start.family.markup, model.recipe.start.hears.markup
     first, second = ("".join(audio.around(number)) for number in (1, 2))
     assert f"<user>{first}a{image.before}{image.after}b{second}</s><assistant>yes</s>" in around
     patches = batch.patches.segments.shape[1] // model.recipe.image.merge**2
