@@ -80,7 +80,7 @@ def main(argv: list[str]) -> int:
     if not recipe.start and (recipe.model.audio or (recipe.model.vision and recipe.model.vision.frames > 1)):
         return _export_parts(recipe, params, output, dtype, of_run, step or 0)
     if recipe.start and recipe.start.hearing:
-        return _export_joined(recipe, params, workdir, output, dtype, of_run, step or 0)
+        return export_joined(recipe, params, workdir, output, dtype, of_run, step or 0)
     with _whole_or_none(output) as half:
         layout, config = write_config(recipe, half, dtype, bool(of_run["data"]["tokenizer"]))
         spare = workdir / MODEL / SPARE
@@ -114,7 +114,7 @@ def _export_parts(
     return 0
 
 
-def _export_joined(
+def export_joined(
     recipe: Recipe, params: dict[Any, Any], workdir: Path, output: Path, dtype: str, of_run: dict[str, Any], step: int
 ) -> int:  # fmt: skip
     """Exports a model that sees as one family and hears as another, for which ``transformers`` has no class."""
@@ -141,8 +141,8 @@ def _export_joined(
         (half / "config-of-run.json").write_text(json.dumps(of_run, indent=2))
     print(
         f"wrote {output}: {total / 1e6:,.1f} MB of {dtype}, of step {step}. transformers has no class for a "
-        f"{start.name}: these are its parts, {', '.join(configs)} as folders that it loads and that config.init_from "
-        f"takes, {' and '.join(new)} by our names, with all sizes in parts.json"
+        f"{start.name}: these are its parts: vision, audio and decoder as folders, which it loads and config.init_from "
+        f"takes, and {' and '.join(new)} as files by our names, with all sizes in parts.json"
     )
     return 0
 

@@ -259,7 +259,7 @@ def test_an_export_of_its_parts_is_read_again(model, tmp_path, capsys):
     save(recipe.start, read_params(recipe.start, where).spare, tmp_path / "run" / MODEL)
     of_run = load_config("base").to_dict()
     out = tmp_path / "out"
-    assert export._export_joined(recipe, params, tmp_path / "run", out, "float32", of_run, 3) == 0
+    assert export.export_joined(recipe, params, tmp_path / "run", out, "float32", of_run, 3) == 0
     assert f"transformers has no class for a {recipe.start.name}: these are its parts" in capsys.readouterr().out
     again = read(named(out, "decoder", "audio", "vision"), new=params)
     assert (again.recipe.model, again.recipe.whole) == (recipe.model, recipe.whole)
@@ -325,7 +325,7 @@ def test_transformers_loads_each_part_of_an_export(model, tmp_path):
     recipe, params = model
     save(recipe.start, read_params(recipe.start, where).spare, tmp_path / "run" / MODEL)
     of_run = load_config("base").to_dict()
-    export._export_joined(recipe, params, tmp_path / "run", tmp_path / "out", "float32", of_run, 3)
+    export.export_joined(recipe, params, tmp_path / "run", tmp_path / "out", "float32", of_run, 3)
     for part, kind in (("vision", "AutoModel"), ("audio", "AutoModel"), ("decoder", "AutoModelForCausalLM")):
         one, info = getattr(transformers, kind).from_pretrained(tmp_path / "out" / part, output_loading_info=True)
         assert not any(info.values()), (part, info)
