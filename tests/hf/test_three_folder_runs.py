@@ -34,6 +34,7 @@ def write_data(folder: Path) -> list[str]:
         f"--config={ROOT / 'configs/base.py'}", f"--config.data.path={folder / 'data.json'}",
         f"--config.data.cache={folder / 'cache'}", "--config.seq_len=256", "--config.batch_size=8",
         "--config.connector.mlp=40", "--config.compute.unroll=1",
+        "--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2",
         "--config.eval.every=0", "--config.checkpoint.every=2", "--config.log.every=1",
         "--config.log.tensorboard=False", "--config.optimizer.warmup=1", "--config.optimizer.schedule=constant",
     ]  # fmt: skip
