@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
     config.patch_budget = 0  # patches in a row; 0 picks it from the data
     config.target_budget = 0  # predicted tokens in a row; 0 picks it from the data
     config.accumulation = 1  # microbatches a global batch is computed in
-    config.init_from = ""  # workdir of another run, a Hugging Face folder, or vision:DIR,decoder:DIR
+    config.init_from = ""  # workdir of a run, a model's folder, or vision:DIR,audio:DIR,decoder:DIR (one tower or both)
 
     config.data = ConfigDict()
     config.data.path = ""  # dataset_info.json, data file, folder or pattern, or prepared data; "" is the demo

@@ -34,13 +34,13 @@ from jaxmm.data.text.template import IMAGE, Template
 from jaxmm.errors import UserError, nearest
 from jaxmm.hf import folder as hf
 from jaxmm.hf import weights
-from jaxmm.hf.chat_templates import chat_template, with_audio, with_images
+from jaxmm.hf.chat_templates import chat_template, with_media
 from jaxmm.hf.families.family import Family, HearingFamily, Layout
 from jaxmm.hf.families.registry import OWN
 from jaxmm.hf.model_card import evaluation, model_card
-from jaxmm.hf.parts import write_parts
+from jaxmm.hf.parts import write_folders, write_parts
 from jaxmm.hf.pictures import AnyShape
-from jaxmm.hf.pretrained import GENERATION, MODEL, SPARE, Pretrained
+from jaxmm.hf.pretrained import GENERATION, HEARING, MODEL, SPARE, Pretrained
 from jaxmm.hf.processors import PROCESSOR_FILES, json_object
 from jaxmm.hf.videos import VIDEO_FILE
 from jaxmm.inference.generation_config import said_by
@@ -79,6 +79,8 @@ def main(argv: list[str]) -> int:
         print(f"warning: {line}", file=sys.stderr)
     if not recipe.start and (recipe.model.audio or (recipe.model.vision and recipe.model.vision.frames > 1)):
         return _export_parts(recipe, params, output, dtype, of_run, step or 0)
+    if recipe.start and recipe.start.hearing:
+        return export_joined(recipe, params, workdir, output, dtype, of_run, step or 0)
     with _whole_or_none(output) as half:
         layout, config = write_config(recipe, half, dtype, bool(of_run["data"]["tokenizer"]))
         spare = workdir / MODEL / SPARE
@@ -108,6 +110,39 @@ def _export_parts(
         f"wrote {output}: {total / 1e6:,.1f} MB of {dtype}, of step {step}. transformers has no class for a model from "
         f"random weights that takes videos or recordings: these are its parts ({', '.join(recipe.model.parts)}), by "
         f"our names, with their sizes in parts.json"
+    )
+    return 0
+
+
+def export_joined(
+    recipe: Recipe, params: dict[Any, Any], workdir: Path, output: Path, dtype: str, of_run: dict[str, Any], step: int
+) -> int:  # fmt: skip
+    """Exports a model that sees as one family and hears as another, for which ``transformers`` has no class."""
+    start = recipe.start
+    assert start is not None
+    assert start.hearing is not None
+    layout, config = _completed(recipe, dtype, bool(of_run["data"]["tokenizer"]))
+    tied = {"tie_word_embeddings": recipe.model.decoder.tie_embeddings}
+    configs = {
+        "vision": config["vision_config"], "audio": start.hearing.config["audio_config"],
+        "decoder": config["text_config"] | tied,
+    }  # fmt: skip
+    configs = {part: own | {"dtype": dtype} for part, own in configs.items()}
+    new = [part for part in recipe.model.parts if part not in configs]
+    with _whole_or_none(output) as half:
+        total = write_parts(half, params, recipe.model, recipe.whole, DTYPES[dtype], new)
+        total += write_folders(half, params, layout, configs, DTYPES[dtype], workdir / MODEL / SPARE)
+        write_processor(recipe, workdir, half / "vision")
+        for name in PROCESSOR_FILES:
+            if (workdir / MODEL / HEARING / name).exists():
+                shutil.copyfile(workdir / MODEL / HEARING / name, half / "audio" / name)
+        write_tokenizer(recipe, half / "decoder")
+        write_generation(recipe, config, workdir, half / "decoder")
+        (half / "config-of-run.json").write_text(json.dumps(of_run, indent=2))
+    print(
+        f"wrote {output}: {total / 1e6:,.1f} MB of {dtype}, of step {step}. transformers has no class for a "
+        f"{start.name}: these are its parts: vision, audio and decoder as folders, which it loads and config.init_from "
+        f"takes, and {' and '.join(new)} as files by our names, with all sizes in parts.json"
     )
     return 0
 
@@ -150,6 +185,13 @@ def write_config(
     Args:
       has_other_tokenizer: than the folder's that the run started from, whose ids mean nothing then.
     """
+    layout, config = _completed(recipe, dtype, has_other_tokenizer)
+    (folder / hf.CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True, default=str))
+    return layout, config
+
+
+def _completed(recipe: Recipe, dtype: str, has_other_tokenizer: bool) -> tuple[Layout, dict[str, Any]]:
+    """The layout, and ``config.json`` with the ids of the tokenizer, which gets the tokens that it lacks."""
     family = family_of(recipe)
     if recipe.start:
         layout, config = recipe.start.layout, dict(recipe.start.config)
@@ -170,7 +212,6 @@ def write_config(
     rows = config["text_config"]["vocab_size"]
     if config.get(key, 0) >= rows:
         raise UserError(f"there is no room for {IMAGE} in a vocabulary of {rows}: raise it to a larger multiple")
-    (folder / hf.CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True, default=str))
     return layout, config
 
 
@@ -209,16 +250,20 @@ def _image_token(template: Template) -> int:
 
 def write_tokenizer(recipe: Recipe, folder: Path) -> None:
     """Writes the tokenizer with our special tokens and the chat template that the model was trained on."""
-    tokenizer, family = recipe.template.tokenizer, family_of(recipe)
-    if not getattr(tokenizer, "chat_template", None):
-        tokenizer.chat_template = chat_template(recipe.template, family)
-    elif isinstance(family, HearingFamily) and family.audio_token not in tokenizer.chat_template:
-        tokenizer.chat_template = with_audio(family) + tokenizer.chat_template
-    elif family.image_token_key and IMAGE not in tokenizer.chat_template:
-        tokenizer.chat_template = with_images(recipe.template) + tokenizer.chat_template
+    tokenizer, family, hears = recipe.template.tokenizer, family_of(recipe), recipe.start and recipe.start.hears
+    written = getattr(tokenizer, "chat_template", None)
+    wanted = [IMAGE] if family.image_token_key else []
+    wanted += [hears.audio_token] if hears else []
+    if not written:
+        tokenizer.chat_template = chat_template(recipe.template, family, hears)
+    elif any(token not in written for token in wanted):
+        tokenizer.chat_template = with_media(recipe.template, family, hears) + written
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     settings = parse_json(path.read_text()) | family.tokenizer_settings()
+    if hears and hears is not family:  # a processor of both is none of ``transformers``
+        settings |= hears.tokenizer_settings()
+        del settings["processor_class"]
     path.write_text(json.dumps(settings, indent=2))
 
 

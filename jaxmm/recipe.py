@@ -23,7 +23,6 @@ from jaxmm.data.reading import Reading
 from jaxmm.data.text.template import IMAGE, OURS, ChatOptions, Template
 from jaxmm.data.text.tokenizer import load_tokenizer
 from jaxmm.errors import UserError
-from jaxmm.hf.families.family import HearingFamily
 from jaxmm.hf.families.registry import FAMILIES
 from jaxmm.hf.pretrained import MODEL, Pretrained, image_settings, read_start
 from jaxmm.hf.processors import limits
@@ -93,15 +92,15 @@ def read_data(config: ConfigDict, workdir: Path | None = None) -> DataRecipe:
                 f"{start.pixels[0]} to {start.pixels[1]} pixels since its first start",
                 file=sys.stderr,
             )
-        if isinstance(start.family, HearingFamily):
-            tokenizer.add_tokens(start.family.special_tokens(), special_tokens=True)
+        if start.hears:
+            tokenizer.add_tokens(start.hears.special_tokens(), special_tokens=True)
     image["min_pixels"], image["max_pixels"] = limits(asked, OWN_PIXELS)
     if start:
         image |= image_settings(start)
     markup = start.family.markup if start else OURS
     template = Template(
         tokenizer, data.objective, data.image_tokens, data.predict_image_tokens, markup, start.ends if start else (),
-        ChatOptions(*(data[key] for key in ChatOptions._fields)), start.family.audio_markup if start else None,
+        ChatOptions(*(data[key] for key in ChatOptions._fields)), start.hears.markup if start and start.hears else None,
     )  # fmt: skip
     try:
         spec = ImageSpec(**image)
@@ -215,7 +214,7 @@ def _not_taken(recipe: Recipe | DataRecipe, medium: str) -> UserError:
 
 
 def _whose(recipe: Recipe | DataRecipe) -> str:
-    return f"a {recipe.start.family.model_type}" if recipe.start else "this model"
+    return f"a {recipe.start.name}" if recipe.start else "this model"
 
 
 def read_recipe(config: ConfigDict, workdir: Path | None = None, platform: str = "") -> Recipe:

@@ -12,7 +12,8 @@ from jaxmm import sharding
 from jaxmm.checkpoints.checkpoint import Checkpoints
 from jaxmm.errors import UserError
 from jaxmm.hf import folder as hf
-from jaxmm.hf.pretrained import MODEL, Pretrained, read_params, run_and_step, save
+from jaxmm.hf.init_from import run_and_step
+from jaxmm.hf.pretrained import MODEL, Pretrained, read_params, save
 from jaxmm.models.multimodal import ModelSpec, Params, abstract_params, flat_axes, make_model, nested
 from jaxmm.recipe import Recipe
 from jaxmm.runtime.jax_internals import CPU_ONCE, compile_lowered

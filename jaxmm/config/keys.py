@@ -132,7 +132,7 @@ KEYS: dict[str, Key] = {
     "patch_budget": Key(0, "patches in a row; 0 picks it from the data", least=0, most=2**24),
     "target_budget": Key(0, "predicted tokens in a row; 0 picks it from the data", least=0, most=2**24),
     "accumulation": Key(1, "microbatches a global batch is computed in", least=1, most=2**16),
-    "init_from": Key("", "workdir of another run, a Hugging Face folder, or vision:DIR,decoder:DIR"),
+    "init_from": Key("", "workdir of a run, a model's folder, or vision:DIR,audio:DIR,decoder:DIR (one tower or both)"),
     "data.path": Key("", 'dataset_info.json, data file, folder or pattern, or prepared data; "" is the demo'),
     "data.demo": Key(DEMOS[0], 'or "video", "audio": which demo', choices=DEMOS),
     "data.mixture": Key(

@@ -6,26 +6,32 @@ from jaxmm.data.text.template import END, IMAGE, OURS, OURS_MARK, ROLE_MARKERS, 
 from jaxmm.hf.families.family import Family, HearingFamily
 from jaxmm.hf.families.registry import OWN
 
-# Before a decoder's own chat template, which knows text alone: parts of a message become one text.
-WITH_IMAGES = (
-    "{%- set flat = namespace(messages=[]) %}{%- for message in messages %}"
+# Before a decoder's own chat template, which knows text alone: parts of a message become one text. Recordings have
+# their number in ``flat.heard``.
+FLAT = (
+    "{%- set flat = namespace(messages=[], heard=0) %}{%- for message in messages %}"
     "{%- set text = namespace(value='') %}{%- if message.content is string or message.content is none %}"
     "{%- set text.value = message.content %}{%- else %}{%- for part in message.content %}"
-    "{%- set text.value = text.value + ('IMAGE' if part.type == 'image' else part.text | default('')) %}"
+    "MEDIA{%- set text.value = text.value + (part.text | default('')) %}"
     "{%- endfor %}{%- endif %}{%- set flat.messages = flat.messages + [dict(message, content=text.value)] %}"
     "{%- endfor %}{%- set messages = flat.messages %}"
 )
-# The same for recordings, each with its number in ``flat.heard``.
-WITH_AUDIO = WITH_IMAGES.replace("namespace(messages=[])", "namespace(messages=[], heard=0)").replace(
-    "{%- set text.value = text.value + ('IMAGE' if part.type == 'image' else part.text | default('')) %}",
+IMAGE_PART = "{%- if part.type == 'image' %}{%- set text.value = text.value + 'IMAGE' %}{%- endif %}"
+AUDIO_PART = (
     "{%- if part.type == 'audio' %}{%- set flat.heard = flat.heard + 1 %}{%- set text.value = text.value + AUDIO %}"
-    "{%- else %}{%- set text.value = text.value + (part.text | default('')) %}{%- endif %}",
+    "{%- endif %}"
 )
 
 
-def with_images(template: Template) -> str:
-    """What stands before a decoder's own chat template."""
-    return WITH_IMAGES.replace("IMAGE", _written(template).replace("\n", "\\n"))
+def with_media(template: Template, family: Family, hears: HearingFamily | None) -> str:
+    """What stands before a decoder's own chat template.
+
+    Args:
+      family: whose image tokens are written; if it only hears, none are.
+      hears: whose audio tokens are written.
+    """
+    media = IMAGE_PART.replace("IMAGE", _written(template).replace("\n", "\\n")) if family.pictures else ""
+    return FLAT.replace("MEDIA", media + (AUDIO_PART.replace("AUDIO", _heard(hears)) if hears else ""))
 
 
 def _written(template: Template) -> str:
@@ -34,19 +40,23 @@ def _written(template: Template) -> str:
     return f"{before}{IMAGE}{after}"
 
 
-def heard(family: HearingFamily) -> str:
+def _heard(family: HearingFamily) -> str:
     """What a chat template writes for a recording, as an expression of Jinja; ``flat.heard`` is its number."""
     before, _, after = family.markup.before.partition("{number}")
     rest = f"{after}{family.audio_token}{family.markup.after}".replace("\n", "\\n")
     return f"('{before}' ~ flat.heard ~ '{rest}')" if "{number}" in family.markup.before else f"'{before}{rest}'"
 
 
-def chat_template(template: Template, family: Family = OWN) -> str:
-    """Our conversation format, in Jinja."""
-    part, count = "{% if part['type'] == 'image' %}" + _written(template), ""
-    if isinstance(family, HearingFamily):
-        part = "{% if part['type'] == 'audio' %}{% set flat.heard = flat.heard + 1 %}{{ " + heard(family) + " }}"
+def chat_template(template: Template, family: Family = OWN, hears: HearingFamily | None = None) -> str:
+    """Our conversation format, in Jinja; arguments as of ``with_media``."""
+    count, parts = "", []
+    if family.pictures:
+        parts.append("if part['type'] == 'image' %}" + _written(template))
+    if hears:
         count = "{%- set flat = namespace(heard=0) %}"
+        heard = "{% set flat.heard = flat.heard + 1 %}{{ " + _heard(hears) + " }}"
+        parts.append("if part['type'] == 'audio' %}" + heard)
+    parts.append("if part['type'] == 'text' %}{{ part['text'] }}{% endif %}")
     markers = "".join(
         f"{{% {'elif' if i else 'if'} message['role'] == '{role}' %}}{marker}"
         for i, (role, marker) in enumerate(ROLE_MARKERS.items())
@@ -55,12 +65,6 @@ def chat_template(template: Template, family: Family = OWN) -> str:
         OURS_MARK, count, template.tokenizer.bos_token or "",
         "{% for message in messages %}", markers, "{% endif %}",
         "{% if message['content'] is string %}{{ message['content'] }}{% else %}",
-        "{% for part in message['content'] %}", part,
-        "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}", END,
+        "{% for part in message['content'] %}{% ", "{% el".join(parts), "{% endfor %}{% endif %}", END,
         "{% endfor %}{% if add_generation_prompt %}", ROLE_MARKERS["assistant"], "{% endif %}",
     ])  # fmt: skip
-
-
-def with_audio(family: HearingFamily) -> str:
-    """What stands before a decoder's own chat template in a family that hears."""
-    return WITH_AUDIO.replace("AUDIO", heard(family))

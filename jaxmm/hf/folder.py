@@ -141,7 +141,7 @@ def read_model(folder: Path, layout: Layout, where: ShardingOf) -> Read:
 
 def read_decoder(folder: Path, rules: Sequence[Rule], spec: ModelSpec, where: ShardingOf) -> Read:
     """Reads the decoder of ``spec`` from a language model's folder."""
-    return _read(folder, rules, spec, lambda path: path[0] == "decoder", where, others=names.SEEING)
+    return _read(folder, rules, spec, lambda path: path[0] == "decoder", where, others=names.BESIDE_DECODER)
 
 
 def read_tower(folder: Path, rules: Sequence[Rule], spec: ModelSpec, where: ShardingOf) -> Read:

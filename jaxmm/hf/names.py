@@ -61,7 +61,11 @@ OTHERS = (
 BESIDE_AUDIO = (
     r"text\.(?!encoder\.)", r"lm_head\.", r"connector\.", r"vision\.", r"proj_out\.", r"decoder\."
 )  # fmt: skip
-SEEING = (r"vision\.", r"connector\.")  # parts of a whole model from which only the decoder is taken
+BESIDE_DECODER = (
+    r"vision\.",
+    r"audio\.",
+    r"connector\.",
+)  # parts of a whole model from which only the decoder is taken
 HEAD, EMBEDDING = "lm_head.weight", "text.embed_tokens.weight"
 
 # (what releases write, the common spelling); the first match counts.

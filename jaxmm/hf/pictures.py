@@ -28,6 +28,28 @@ def model_settings(spec: ModelSpec) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def normalised(spec: ModelSpec, processor: Settings) -> ModelSpec:
+    """Returns the spec with the mean and standard deviation of pixels from the folder's processor."""
+    if processor.get("do_normalize") is False:
+        processor = {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}
+    if spec.vision is None:
+        return spec
+    statistics = {
+        ours: processor[theirs]
+        for ours, theirs in (("mean", "image_mean"), ("std", "image_std"))
+        if theirs in processor
+    }
+    try:
+        as_numbers = {ours: tuple(map(float, of_channels)) for ours, of_channels in statistics.items()}
+        if any(len(numbers) != 3 for numbers in as_numbers.values()):
+            raise ValueError("one number a channel")
+        return dataclasses.replace(spec, vision=dataclasses.replace(spec.vision, **as_numbers))  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"the image processor's image_mean and image_std, {statistics}, are not right: {error}"
+        ) from error
+
+
 def resample_settings(processor: Settings, where: Path) -> dict[str, Any]:
     """How pictures are resampled, as a setting of ``ImageSpec``; ``where`` is for the error."""
     if "resample" not in processor:

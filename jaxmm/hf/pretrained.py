@@ -13,15 +13,16 @@ from typing import Any, NamedTuple
 
 from jaxmm.errors import UserError
 from jaxmm.hf import folder as hf
-from jaxmm.hf.families.family import Family, Layout
-from jaxmm.hf.joined import join, join_to_hear
-from jaxmm.hf.pictures import AnyShape, model_settings, resample_settings, token_area
+from jaxmm.hf.families.family import Family, HearingFamily, Joined, Layout
+from jaxmm.hf.init_from import parse, run_and_step
+from jaxmm.hf.joined import join_to_hear, join_to_see
+from jaxmm.hf.pictures import AnyShape, model_settings, normalised, resample_settings, token_area
 from jaxmm.hf.processors import DEFAULTS, PROCESSOR_FILES, Limits, json_object, limits, read_processor
 from jaxmm.hf.recordings import audio_settings
 from jaxmm.models.connector import ConnectorSpec
-from jaxmm.models.multimodal import ModelSpec
 
 MODEL = "model"  # folder of a workdir: the small files of the model that the run started from
+HEARING = "audio"  # folder in it: those of the family as which the model hears, where it sees as another one
 SPARE = "spare.safetensors"
 PIXELS = "pixels.json"  # in that folder: the limits of picture sizes, as settled at the run's first start
 # The files of a tokenizer.
@@ -39,13 +40,14 @@ class Pretrained(NamedTuple):
       family: of the model.
       layout: its sizes and names, by the folder's config.
       config: the model's ``config.json``.
-      folders: that hold tensors: "model", or "vision" and "decoder", or "audio" and "decoder".
+      folders: that hold tensors: "model", or "decoder" and one or both of "vision" and "audio".
       tokenizer: its folder.
       processor: the folder's image settings, {} if it has none.
       ends: end-of-text ids from generation_config.json, which may be more than those of the chat template.
       run: the workdir of a run that started from such a model, if its parameters are to be used.
       pixels: (least, most) pixels of pictures, if settled already, or different from the folder's.
       told: lines for people on what of the config is not followed.
+      hearing: the audio tower and the decoder as a model of a family that hears, where ``family`` is one that sees.
     """
 
     family: Family
@@ -58,6 +60,23 @@ class Pretrained(NamedTuple):
     run: Path | None = None
     pixels: Limits | None = None
     told: tuple[str, ...] = ()
+    hearing: Joined | None = None
+
+    @property
+    def hears(self) -> HearingFamily | None:
+        """The family as which it takes recordings; None if it takes none."""
+        family = self.hearing.family if self.hearing else self.family
+        return family if isinstance(family, HearingFamily) else None
+
+    @property
+    def name(self) -> str:
+        """Its family, or both, by their ``model_type``."""
+        return self.family.model_type + (f" that hears as {self.hearing.family.model_type}" if self.hearing else "")
+
+    def also_hearing(self, hearing: Joined) -> Pretrained:
+        """A model that sees, with the audio tower of another family."""
+        layout = self.layout.also_hearing(hearing.layout)
+        return self._replace(layout=layout, hearing=hearing, told=(*self.told, *hearing.told))
 
     @property
     def processor_folder(self) -> Path:
@@ -99,42 +118,13 @@ class Pretrained(NamedTuple):
         """With an embedding of ``vocabulary`` rows."""
         model = self.layout.spec
         decoder = dataclasses.replace(model.decoder, vocab_size=vocabulary)
-        config = json.loads(json.dumps(self.config))
-        config["text_config"]["vocab_size"] = vocabulary
         layout = self.layout._replace(spec=dataclasses.replace(model, decoder=decoder))
-        return self._replace(layout=layout, config=config)
+        hearing = self.hearing and self.hearing._replace(config=_grown(self.hearing.config, vocabulary))
+        return self._replace(layout=layout, config=_grown(self.config, vocabulary), hearing=hearing)
 
 
-def run_and_step(text: str) -> tuple[str, str]:
-    """Reads ``RUN@best`` and ``RUN@STEP`` as (folder, checkpoint); '' is the newest. A name may have an ``@``."""
-    folder, at, step = text.rpartition("@")
-    if at and (step in ("best", "newest") or step.isdecimal()) and not Path(text).expanduser().exists():
-        return folder, step
-    return text, ""
-
-
-def parse(text: str) -> dict[str, Path]:
-    """Reads ``DIR``, or ``vision:DIR,decoder:DIR``, or ``audio:DIR,decoder:DIR``; {} for ''.
-
-    Raises:
-      UserError: if these are other parts, or a folder is not there.
-    """
-    if not text:
-        return {}
-    parts = dict(entry.strip().split(":", 1) for entry in text.split(",") if ":" in entry)
-    if set(parts) & {"vision", "decoder", "connector", "audio"} and not Path(text).exists():
-        if set(parts) not in ({"vision", "decoder"}, {"audio", "decoder"}):
-            raise UserError(
-                f"config.init_from '{text}': name both parts, as vision:DIR,decoder:DIR or audio:DIR,decoder:DIR; a "
-                f"model that sees and hears cannot be joined from three folders yet"
-            )
-        folders = {part: Path(folder).expanduser() for part, folder in parts.items()}
-    else:
-        folders = {"model": Path(text).expanduser()}
-    for folder in folders.values():
-        if not folder.is_dir():
-            raise UserError(f"config.init_from: there is no folder {folder}")
-    return folders
+def _grown(config: dict[str, Any], vocabulary: int) -> dict[str, Any]:
+    return config | {"text_config": config["text_config"] | {"vocab_size": vocabulary}}
 
 
 def read_start(text: str, saved: Path | None, merge: int, mlp: int) -> Pretrained | None:
@@ -146,7 +136,7 @@ def read_start(text: str, saved: Path | None, merge: int, mlp: int) -> Pretraine
       merge, mlp: settings of the new connector between a tower and a decoder.
     """
     if saved is not None and hf.is_folder(saved):
-        return _whole(saved)
+        return _kept(saved)
     named, step = run_and_step(text)
     folders = parse(named)
     if "model" in folders:
@@ -155,20 +145,28 @@ def read_start(text: str, saved: Path | None, merge: int, mlp: int) -> Pretraine
             if step:
                 raise UserError(f"config.init_from '{text}': {folder} is a model's folder, which has no checkpoints")
             return _whole(folder)
-        return _whole(folder / MODEL)._replace(run=folder) if hf.is_folder(folder / MODEL) else None
+        return _kept(folder / MODEL)._replace(run=folder) if hf.is_folder(folder / MODEL) else None
     return _joined(folders, merge, mlp) if folders else None
 
 
 def _whole(folder: Path) -> Pretrained:
     family, layout, config = hf.read_whole(folder)
     processor = read_processor(folder, family.image_processor) if family.pictures else {}
-    if layout.spec.vision:
-        layout = layout._replace(spec=_normalised(layout.spec, processor))
+    layout = layout._replace(spec=normalised(layout.spec, processor))
     if layout.audio:
         layout = layout._replace(audio=audio_settings(layout.audio, folder, family.audio_extractor))
     return Pretrained(
         family, layout, config, {"model": folder}, folder, processor, _ends(folder), pixels=_pixels(folder)
     )  # fmt: skip
+
+
+def _kept(folder: Path) -> Pretrained:
+    """What a run has kept of the model that it started from."""
+    start = _whole(folder)
+    if not hf.is_folder(folder / HEARING):
+        return start
+    heard = _whole(folder / HEARING)
+    return start.also_hearing(Joined(heard.family, heard.layout, heard.config, {}))
 
 
 def _pixels(folder: Path) -> Limits | None:
@@ -179,57 +177,18 @@ def _pixels(folder: Path) -> Limits | None:
     return int(saved["min_pixels"]), int(saved["max_pixels"])
 
 
-def _normalised(spec: ModelSpec, processor: dict[str, Any]) -> ModelSpec:
-    """Returns the spec with the mean and standard deviation of pixels from the folder's processor."""
-    if processor.get("do_normalize") is False:
-        processor = {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}
-    if spec.vision is None:
-        return spec
-    statistics = {
-        ours: processor[theirs]
-        for ours, theirs in (("mean", "image_mean"), ("std", "image_std"))
-        if theirs in processor
-    }
-    try:
-        as_numbers = {ours: tuple(map(float, of_channels)) for ours, of_channels in statistics.items()}
-        if any(len(numbers) != 3 for numbers in as_numbers.values()):
-            raise ValueError("one number a channel")
-        return dataclasses.replace(spec, vision=dataclasses.replace(spec.vision, **as_numbers))  # type: ignore[arg-type]
-    except (TypeError, ValueError) as error:
-        raise UserError(
-            f"the image processor's image_mean and image_std, {statistics}, are not right: {error}"
-        ) from error
-
-
 def _joined(folders: dict[str, Path], merge: int, mlp: int) -> Pretrained:
-    """A tower and a decoder from two folders, in the layout that fits them."""
-    if "audio" in folders:
-        return _joined_to_hear(folders)
-    vision, text = (hf.read_config(folders[part]) for part in ("vision", "decoder"))
-    tied = hf.is_tied(folders["decoder"], bool(getattr(text, "tie_word_embeddings", False)))
-    vision, text = getattr(vision, "vision_config", vision), getattr(text, "text_config", text)
-    joined = join(vision, text, tied, folders["vision"], ConnectorSpec(merge=merge, mlp=mlp))
-    layout = joined.layout._replace(spec=_normalised(joined.layout.spec, joined.processor))
+    """Towers and a decoder from two or three folders, each tower in the layout that fits it."""
     decoder = folders["decoder"]
-    return Pretrained(
-        joined.family, layout, joined.config, folders, decoder, joined.processor, _ends(decoder), told=joined.told
+    seeing = (
+        join_to_see(folders["vision"], decoder, ConnectorSpec(merge=merge, mlp=mlp)) if "vision" in folders else None
     )
-
-
-def _joined_to_hear(folders: dict[str, Path]) -> Pretrained:
-    """An audio tower and a decoder from two folders."""
-    audio, text = (hf.read_config(folders[part]) for part in ("audio", "decoder"))
-    tied = hf.is_tied(folders["decoder"], bool(getattr(text, "tie_word_embeddings", False)))
-    audio, text = getattr(audio, "audio_config", audio), getattr(text, "text_config", text)
-    joined = join_to_hear(audio, text, tied, folders["audio"])
-    assert joined.layout.audio is not None
-    settings = audio_settings(joined.layout.audio, folders["audio"], joined.family.audio_extractor)
-    decoder, extractor = folders["decoder"], folders["audio"] / "preprocessor_config.json"
-    processor = json_object(extractor) if extractor.exists() else {"feature_size": settings.mels}
-    return Pretrained(
-        joined.family, joined.layout._replace(audio=settings), joined.config, folders, decoder, processor,
-        _ends(decoder), told=joined.told,
-    )  # fmt: skip
+    hearing = join_to_hear(folders["audio"], decoder) if "audio" in folders else None
+    joined = seeing or hearing
+    assert joined is not None, "parse knows no other forms"
+    family, layout, config, processor, told = joined
+    start = Pretrained(family, layout, config, folders, decoder, processor, _ends(decoder), told=told)
+    return start.also_hearing(hearing) if seeing and hearing else start
 
 
 def generation(folder: Path) -> dict[str, Any]:
@@ -245,19 +204,21 @@ def _ends(folder: Path) -> tuple[int, ...]:
     return tuple(ends)
 
 
+READERS = {"vision": hf.read_tower, "audio": hf.read_audio_tower, "decoder": hf.read_decoder}
+
+
 def read_params(start: Pretrained, where: hf.ShardingOf) -> hf.Read:
-    """Reads the parameters that the folders have; for a tower and a decoder, all but the connector's."""
+    """Reads the parameters that the folders have; for towers and a decoder, all but the connectors'."""
     layout = start.layout
     if "model" in start.folders:
         return hf.read_model(start.folders["model"], layout, where)
-    if "audio" in start.folders:
-        tower = hf.read_audio_tower(start.folders["audio"], layout.rules, layout.spec, where)
-    else:
-        tower = hf.read_tower(start.folders["vision"], layout.rules, layout.spec, where)
-    decoder = hf.read_decoder(start.folders["decoder"], layout.rules, layout.spec, where)
-    # A whole model has no place for a tower's other tensors, except layers that LLaVA's class runs but does not use.
-    spare = tower.spare if start.family.keeps_whole_tower else []
-    return hf.Read({**tower.params, **decoder.params}, spare)
+    params, spare = dict[hf.Path_, Any](), list[str]()
+    for part, folder in start.folders.items():
+        read = READERS[part](folder, layout.rules, layout.spec, where)
+        params |= read.params
+        # A whole model has no place for other tensors of towers, except layers that LLaVA's class runs without using.
+        spare += read.spare if part == "vision" and start.family.keeps_whole_tower else []
+    return hf.Read(params, spare)
 
 
 def save(start: Pretrained, spare: list[str], folder: Path) -> None:
@@ -268,21 +229,34 @@ def save(start: Pretrained, spare: list[str], folder: Path) -> None:
     for name in (*TOKENIZER_FILES, GENERATION):
         if (start.tokenizer / name).exists():
             shutil.copyfile(start.tokenizer / name, folder / name)
-    for name in PROCESSOR_FILES:
-        if (start.processor_folder / name).exists():
-            shutil.copyfile(start.processor_folder / name, folder / name)
-    if "model" not in start.folders:
-        for name, settings in start.family.joined_processor(start.config, start.processor).items():
-            (folder / name).write_text(json.dumps(settings, indent=2))
-        if "vision" in start.folders:
-            hf.save_spare_of_tower(start.folders["vision"], spare, start.layout, folder / SPARE)
-    elif not start.run:
+    is_whole = "model" in start.folders
+    _save_processor(
+        start.processor_folder, folder, {} if is_whole else start.family.joined_processor(start.config, start.processor)
+    )
+    if start.hearing:
+        family, _, config, processor, _ = start.hearing
+        of_tower = start.folders["model"] / HEARING if is_whole else start.folders["audio"]
+        _save_processor(of_tower, folder / HEARING, {} if is_whole else family.joined_processor(config, processor))
+        (folder / HEARING / hf.CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True))
+    if "vision" in start.folders:
+        hf.save_spare_of_tower(start.folders["vision"], spare, start.layout, folder / SPARE)
+    elif is_whole and not start.run:
         hf.save_spare(start.folders["model"], spare, folder / SPARE)
     if start.pixels:
         least, most = start.pixels
         (folder / PIXELS).write_text(json.dumps({"min_pixels": least, "max_pixels": most}))
     # The config comes last: with it the folder is complete.
     (folder / hf.CONFIG).write_text(json.dumps(start.config, indent=2, sort_keys=True))
+
+
+def _save_processor(source: Path, folder: Path, made: dict[str, dict[str, Any]]) -> None:
+    """Copies the settings of a folder's processor, except those that are made anew."""
+    folder.mkdir(exist_ok=True)
+    for name in PROCESSOR_FILES:
+        if name not in made and (source / name).exists():
+            shutil.copyfile(source / name, folder / name)
+    for name, settings in made.items():
+        (folder / name).write_text(json.dumps(settings, indent=2))
 
 
 def image_settings(start: Pretrained) -> dict[str, Any]:

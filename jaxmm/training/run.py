@@ -19,7 +19,8 @@ from jaxmm.checkpoints.resume import Identity
 from jaxmm.corpus import make_assembler, make_plan, read_budgets, read_steps
 from jaxmm.data.packing.plan import Origin
 from jaxmm.errors import UserError, printable
-from jaxmm.hf.pretrained import MODEL, parse, run_and_step
+from jaxmm.hf.init_from import parse, run_and_step
+from jaxmm.hf.pretrained import MODEL
 from jaxmm.recipe import Recipe, clips_of, eval_corpus, fitted, read_recipe, train_corpus
 from jaxmm.runtime.barrier import Barrier
 from jaxmm.training.program import abstract_batch, fresh_state, make_program

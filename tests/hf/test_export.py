@@ -165,7 +165,7 @@ def test_wrong_starts_are_one_line(exported, arguments, tmp_path):
     (other / "config.json").write_text(json.dumps({"model_type": "bert"}))
     for init_from, message in (
         (str(tmp_path / "none"), "no folder"),
-        (f"vision:{exported}", "name both parts"),
+        (f"vision:{exported}", "its parts are vision; a model is made of"),
         (str(other), "'bert' is not supported: those are lfm2_vl"),
     ):
         with pytest.raises(UserError, match=message) as caught:

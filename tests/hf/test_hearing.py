@@ -156,8 +156,7 @@ def test_an_export_of_a_joined_model_has_its_tokens_and_its_template(joined, tmp
 @pytest.mark.parametrize(
     ("named", "told"),
     [
-        ("audio:{0}", "name both parts"),
-        ("vision:{0},audio:{0},decoder:{0}", "cannot be joined from three folders yet"),
+        ("audio:{0}", "its parts are audio; a model is made of vision:DIR,decoder:DIR, of audio:DIR,decoder:DIR, or"),
         ("audio:{0},decoder:{0}", "is no audio tower that is joined with a decoder"),
     ],
 )

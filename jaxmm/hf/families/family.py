@@ -6,6 +6,7 @@ A family is a subclass in a file of its own, and a line in ``registry.py``. ``do
 from __future__ import annotations
 
 import abc
+import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,7 +37,7 @@ ONE_TILE = dict.fromkeys(("do_image_splitting", "do_pan_and_scan"), "each image 
 
 
 class Layout(NamedTuple):
-    """One model of a family.
+    """One model of a family, or of one that sees and one that hears.
 
     Attributes:
       spec: its sizes and features.
@@ -50,10 +51,20 @@ class Layout(NamedTuple):
     prefixes: Mapping[str, str]
     audio: AudioSpec | None = None
 
+    def also_hearing(self, other: Layout) -> Layout:
+        """With the audio tower of another layout and its connector, before the decoder of this one.
+
+        The names are of this layout and of the other's tower: both call their connectors' tensors alike.
+        """
+        heard = [rule for rule in other.rules if rule.paths[0].startswith("audio.")]
+        spec = dataclasses.replace(self.spec, audio=other.spec.audio, audio_connector=other.spec.audio_connector)
+        prefixes = {**self.prefixes, "audio": other.prefixes["audio"]}
+        return Layout(spec, [*self.rules, *heard], prefixes, other.audio)
+
 
 class Joined(NamedTuple):
-    """A tower and a decoder as one model: its family, layout and ``config.json``, the image settings of the tower's
-    folder, and lines for people."""
+    """A tower and a decoder as one model: its family, layout and ``config.json``, the settings of the processor in the
+    tower's folder, and lines for people."""
 
     family: Family
     layout: Layout
@@ -74,7 +85,6 @@ class Family(abc.ABC):
       videos: how it takes videos; None if it does not.
       markup: what stands around an image's soft tokens. A newline that the chat template writes after it is part of it.
       audio_extractor: of its recordings, the class of ``transformers``; "" if it takes none.
-      audio_markup: what stands around a recording, where that is not ``markup``.
       boxes: how it was trained to write boxes, in the words of ``config.data.boxes``; "" if unknown.
       image_token_key: the key in ``config.json`` of the image token, which an export adds if the tokenizer has none; ""
         if all tokenizers of the family have one.
@@ -89,7 +99,6 @@ class Family(abc.ABC):
     videos: Videos | None = None
     markup: Markup = OURS
     audio_extractor: str = ""
-    audio_markup: Markup | None = None
     boxes: str = ""
     image_token_key: str = ""
     not_followed: Mapping[str, str] = ONE_TILE
@@ -131,7 +140,14 @@ class JoiningFamily(Family):
 
     @abc.abstractmethod
     def join(self, vision: Any, text: Any, tied: bool, folder: Path, connector: ConnectorSpec) -> Joined:
-        """Joins a tower and a decoder to one model; arguments as in ``joined.join``."""
+        """Joins a tower and a decoder to one model.
+
+        Args:
+          vision, text: their configs, as ``transformers`` reads them.
+          tied: whether the decoder's vocabulary projection is its embedding.
+          folder: of the tower.
+          connector: the one that is asked for; some layouts leave no choice.
+        """
 
 
 class HearingFamily(Family):
@@ -168,4 +184,4 @@ class HearingFamily(Family):
 
     @abc.abstractmethod
     def join(self, audio: Any, text: Any, tied: bool) -> Joined:
-        """Joins a tower and a decoder to one model; arguments as in ``joined.join_to_hear``."""
+        """Joins a tower and a decoder to one model; arguments as of ``JoiningFamily.join``."""
