@@ -41,7 +41,7 @@ def step_wide(settings: Settings) -> Measured:
 
 def step_clips(settings: Settings) -> Measured:
     """The wider model, which also listens, on text, JPEGs, films and recordings, decoded in every pass."""
-    data = mixed_media(Path(settings.folder), settings.count(200), settings.seed)
+    data = mixed_media(Path(settings.folder), settings.count(60), settings.seed)
     tower = ["--config.audio.width=192", "--config.audio.heads=6", "--config.audio.mlp=768"]
     sizes = ["--config.video.max_frames=16", f"--config.video.max_pixels={16 * 16**2}"]
     return compare([f"--config.data.path={data}", "--config.seq_len=2048", *WIDE, *tower, *sizes], settings)
