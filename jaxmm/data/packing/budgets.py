@@ -65,7 +65,7 @@ def choose_budgets(
         return min(budget, most)
 
     limits = boundless._replace(targets=min(target_budget or seq_len, seq_len))
-    if not any(source.feature_width for source in lengths):
+    if not any("features" in source.widths for source in lengths):
         limits = limits._replace(features=0)
     if not lengths[0].spec.is_sighted:
         limits = limits._replace(patches=0, items=0)
