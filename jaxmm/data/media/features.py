@@ -107,8 +107,8 @@ def check_even(uneven: np.ndarray, extents: Extents, spec: ImageSpec) -> None:
 
 
 def empty_stream(rows: int, count: int, width: int) -> Stream | None:
-    """A stream of so many vectors a row, without content; None for a count of 0."""
-    if not count:
+    """A stream of so many vectors a row, without content; None where there are none, or no source has a width."""
+    if not (count and width):
         return None
     values = np.zeros((rows, count, width), np.float32)
     return Stream(values, np.zeros((rows, count, 1), np.int32), np.zeros((rows, count), np.int32))
