@@ -23,7 +23,7 @@ from jaxmm.recipe import Recipe
 INFO, ENCODING = "dataset_info.json", "encoding.json"
 
 
-# Of a spec, what decides the vectors of a clip, by the key of the config; and what of it is text or places beside them.
+# What decides the vectors of a clip: keys of the config, with the fields of its spec.
 SETTINGS = {
     "video": {name: name for name in ("fps", "min_frames", "max_frames", "min_pixels", "max_pixels", "total_pixels",
                                       "sampling", "frames")},
@@ -53,13 +53,23 @@ def towers(recipe: Recipe, params: Any, spec: ImageSpec) -> dict[str, Any]:
 
 
 def settled_otherwise(path: str, medium: str, spec: ImageSpec) -> str:
-    """Says how clips were taken whose vectors lie at a path, where a run would take them otherwise: '' if it would not,
-    or if nobody knows. ``medium``: "video" or "audio"."""
-    file, own = files.join(path.removesuffix(INFO), ENCODING), getattr(spec, medium)
+    """Says how the clips were taken whose vectors lie at a path, where a run would take them otherwise.
+
+    Args:
+      path: of the data, a folder or its dataset_info.json.
+      medium: "video" or "audio".
+
+    Returns:
+      ``fps 1.0, max_frames 8``; '' if it would not, or if nobody knows.
+    """
+    file, own = files.join(files.absolute(path).removesuffix(INFO), ENCODING), getattr(spec, medium)
     if not path or own is None or not files.is_file(file):
         return ""
     with files.open_binary(file) as opened:
-        was = parse_json(opened.read())["tower"].get(medium, {})
+        try:
+            was = parse_json(opened.read())["tower"][medium]
+        except (ValueError, KeyError, TypeError):  # somebody else's file, or one from before clips
+            return ""
     keys = SETTINGS[medium].items()
     return ", ".join(f"{key} {was[name]}" for key, name in keys if name in was and was[name] != getattr(own, name))
 

@@ -22,7 +22,7 @@ from jaxmm.data.assemble import Assembler
 from jaxmm.data.packing.lengths import Lengths
 from jaxmm.data.packing.limits import Budgets
 from jaxmm.data.packing.plan import Piece
-from jaxmm.encoding.encoder import Encoder
+from jaxmm.encoding import encoder
 from jaxmm.hf.pretrained import read_params
 from jaxmm.models.multimodal import make_model, nested
 from jaxmm.recipe import Recipe, fitted, read_recipe, train_corpus
@@ -53,7 +53,7 @@ def packed(lengths: Lengths, examples: Sequence[int], image: Any) -> Any:
     """All of some examples in one row."""
     row = [Piece(0, n, 0, int(lengths.tokens_E[n])) for n in examples]
     needs = dict(zip(lengths.columns, lengths.needs(np.array(examples)).sum(0).tolist(), strict=True))
-    rounds = {"tokens": 16, "targets": 16, "patches": 64, "features": 64, "audio": 3200, "audio_features": 64}
+    rounds = {"tokens": 16, "targets": 16, "patches": 64, "features": 64, "audio": 800, "audio_features": 64}
     budgets = {name: -(-count // rounds.get(name, 1)) * rounds.get(name, 1) for name, count in needs.items()}
     if image.is_sighted:  # the tower of pictures is run in any case
         budgets |= {"patches": max(budgets["patches"], 64), "items": max(budgets["items"], 1)}
@@ -62,10 +62,10 @@ def packed(lengths: Lengths, examples: Sequence[int], image: Any) -> Any:
     return loaded.batch, budgets["targets"]
 
 
-def assert_the_same_training(folder: Path, recipe: Recipe, params: Any, config: Any, encoder: Encoder) -> None:
+def assert_the_same_training(folder: Path, recipe: Recipe, params: Any, config: Any, encode: Any) -> None:
     """Encodes the clips of a folder, and compares a packed row of them with one of their vectors."""
     (source,) = tool.raw_sources(config, recipe)
-    counts = tool.encode(source, folder / "encoded", recipe, encoder, "float32")
+    counts = tool.encode(source, folder / "encoded", recipe, encode, "float32")
     tool.describe(folder / "encoded", ["clips"])
     live = train_corpus(config, recipe)
     with config.unlocked():
@@ -104,37 +104,55 @@ def on_one_device() -> Any:
     return jax.set_mesh(sharding.make_mesh({"data": 1}, jax.devices()[:1]))
 
 
-@pytest.mark.parametrize("seq_len", [pytest.param(512, marks=pytest.mark.slow), 40])
-def test_a_model_from_random_weights_trains_on_vectors_as_on_clips(tmp_path, seq_len, capsys):
-    """In the short row, videos have fewer frames."""
-    config = config_of(write_clips(tmp_path), **SMALL, seq_len=seq_len)
+@pytest.fixture(autouse=True)
+def several_rows(monkeypatch):
+    """What is encoded at once is little, and some media are more than that."""
+    monkeypatch.setattr(encoder, "UNITS", {"patches": 64, "audio": 600})
+
+
+def test_a_model_from_random_weights_trains_on_vectors_as_on_clips(tmp_path, capsys):
+    """In so short a row some videos have fewer frames."""
+    config = config_of(write_clips(tmp_path), **SMALL, seq_len=40)
     recipe = read_recipe(config)
     init, _ = make_model(recipe.model)
     with on_one_device():
         params = jax.jit(init)(jax.random.key(0))
-        assert_the_same_training(tmp_path, recipe, params, config, Encoder(recipe, params, False))
-    assert ("videos get fewer frames" in capsys.readouterr().out) == (seq_len < 512)
+        assert_the_same_training(tmp_path, recipe, params, config, encoder.Encoder(recipe, params, False))
+    assert "videos get fewer frames" in capsys.readouterr().out
+
+
+def of_folder(folder: Path, info: Path) -> tuple[Recipe, Any, Any]:
+    """The recipe, the parameters and the config of a model's folder, with the data of another one."""
+    small = {"video.max_pixels": 1024, "compute.dtype": "float32"}
+    config = config_of(info, init_from=str(folder), **small)
+    recipe = read_recipe(config)
+    where = sharding.replicated(sharding.make_mesh({"data": 1}, jax.devices()[:1]))
+    return recipe, nested(read_params(recipe.start, lambda *_: where).params), config
 
 
 def test_a_family_whose_positions_are_seconds_trains_on_vectors_as_on_videos(tmp_path):
     folder = folder_of("qwen2.5-vl", tmp_path / "model")
-    info = write_clips(tmp_path, ("video", "image"))
-    config = config_of(info, init_from=str(folder), **{"video.max_pixels": 1024, "compute.dtype": "float32"})
-    recipe = read_recipe(config)
-    with on_one_device() as _:
-        mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
-        params = nested(read_params(recipe.start, lambda *_: sharding.replicated(mesh)).params)
-        assert_the_same_training(tmp_path, recipe, params, config, Encoder(recipe, params, False))
+    with on_one_device():
+        recipe, params, config = of_folder(folder, write_clips(tmp_path, ("video", "image")))
+        assert_the_same_training(tmp_path, recipe, params, config, encoder.Encoder(recipe, params, False))
     rates = re.findall(r'"fps": ([0-9.]+)', (tmp_path / "encoded/clips.jsonl").read_text())
     assert len(set(rates)) > 2
 
 
-def test_a_model_that_only_hears_trains_on_vectors_as_on_recordings(tmp_path):
-    folder = whole_folder("qwen2_audio", tmp_path / "model")
-    config = config_of(write_clips(tmp_path, ("audio",)), init_from=str(folder), **{"compute.dtype": "float32"})
-    recipe = read_recipe(config)
-    assert recipe.model.vision is None
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["qwen2_audio", "qwen3_asr"])
+def test_a_model_that_only_hears_trains_on_vectors_as_on_recordings(tmp_path, family):
+    folder = whole_folder(family, tmp_path / "model")
     with on_one_device():
-        mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
-        params = nested(read_params(recipe.start, lambda *_: sharding.replicated(mesh)).params)
-        assert_the_same_training(tmp_path, recipe, params, config, Encoder(recipe, params, False))
+        recipe, params, config = of_folder(folder, write_clips(tmp_path, ("audio",)))
+        assert recipe.model.vision is None
+        assert_the_same_training(tmp_path, recipe, params, config, encoder.Encoder(recipe, params, False))
+
+
+@pytest.mark.slow
+def test_class_tokens_are_seen_when_pictures_are_encoded_and_are_no_vectors(tmp_path):
+    folder = folder_of("llava, clip", tmp_path / "model")
+    with on_one_device():
+        recipe, params, config = of_folder(folder, write_clips(tmp_path, ("image",)))
+        assert recipe.whole.class_tokens
+        assert_the_same_training(tmp_path, recipe, params, config, encoder.Encoder(recipe, params, False))

@@ -20,7 +20,9 @@ from jaxmm import command, inspect, train
 from jaxmm import encode_features as tool
 from jaxmm.api import load_config
 from jaxmm.atomic import write_json
+from jaxmm.batch import ImageSpec, VideoSpec
 from jaxmm.encoding import writer
+from jaxmm.encoding.output import settled_otherwise
 from jaxmm.encoding.taken import Taker
 from jaxmm.errors import UserError
 from jaxmm.models.multimodal import make_model
@@ -109,6 +111,18 @@ def test_the_output_names_a_file_a_medium_and_how_clips_were_taken(encoded):
     assert towers["video"]["max_frames"] == 6
     assert towers["audio"]["mels"] == 16
     assert towers["digest"] != towers["audio_digest"]
+
+
+def test_settings_that_differ_are_told_and_a_foreign_file_is_not(encoded, tmp_path):
+    def spec(**changes: float) -> ImageSpec:
+        return ImageSpec(video=VideoSpec(fps=2, max_frames=6, max_pixels=1024, min_pixels=256, **changes))
+
+    for path in (encoded, encoded / "dataset_info.json"):
+        assert settled_otherwise(str(path), "video", spec()) == ""
+        assert settled_otherwise(str(path), "video", spec(total_pixels=9000)) == "total_pixels 0"
+    for content in ("[]", "{}", "no JSON", '{"tower": {"digest": ""}}'):
+        (tmp_path / "encoding.json").write_text(content)
+        assert settled_otherwise(str(tmp_path), "video", spec(total_pixels=9000)) == ""
 
 
 def test_other_settings_of_clips_do_not_mix_with_what_is_there(run, encoded):
