@@ -129,7 +129,7 @@ def main(argv: list[str]) -> int:
     path, start = shlex.quote(str(output)), shlex.quote(args.workdir)
     print(
         f"train: --config.data.path={path} --config.data.mixture={shlex.quote(','.join(names))} "
-        f"--config.init_from={start} --config.optimizer.freeze={frozen(totals)}"
+        f"--config.init_from={start} --config.optimizer.freeze={','.join(frozen(totals, recipe))}"
     )
     return 0
 
@@ -139,11 +139,11 @@ def told(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count:,} {plural}" for plural, count in counts.items() if count) or "nothing"
 
 
-def frozen(counts: Counts) -> str:
-    """The towers that what was encoded needs no more."""
-    found = counts.encoded + counts.kept
-    heard = MEDIA["audio"].plural
-    return ",".join(["vision"] * (not found or any(one != heard for one in found)) + ["audio"] * (heard in found))
+def frozen(counts: Counts, recipe: Recipe) -> list[str]:
+    """The towers that what was encoded needs no more; where nothing was, all."""
+    found, heard = counts.encoded + counts.kept, MEDIA["audio"].plural
+    is_idle = {"vision": bool(found.keys() - {heard}), "audio": heard in found}
+    return [part for part in recipe.model.parts if is_idle.get(part, False) or (part in is_idle and not found)]
 
 
 if __name__ == "__main__":

@@ -170,6 +170,20 @@ def test_vectors_of_clips_train_with_the_towers_frozen_and_settings_that_do_not_
         train.main([*arguments, "--config.audio.width=32", f"--workdir={tmp_path / 'wide'}"])
 
 
+def test_a_model_that_only_hears_is_encoded_by_and_its_tower_is_named(tmp_path, monkeypatch, capsys):
+    folder, info = whole_folder("qwen2_audio", tmp_path / "model"), write_clips(tmp_path, ("audio",))
+    config = load_config("base", init_from=str(folder), **{"data.path": str(info), "data.mixture": "clips"})
+    (tmp_path / "run").mkdir()
+    write_json(tmp_path / "run/config.json", command.to_json(config))
+    params = jax.jit(make_model(read_recipe(config).model)[0])(jax.random.key(0))
+    monkeypatch.setattr(tool, "saved_params", lambda *_: params)
+    assert tool.main([f"--workdir={tmp_path / 'run'}", f"--output={tmp_path / 'out'}"]) == 0
+    told = capsys.readouterr().out
+    assert "9 documents, 9 recordings encoded, 0 kept\n" in told
+    assert told.endswith("--config.optimizer.freeze=audio\n")
+    assert {one["type"] for one in parts_of(tmp_path / "out")} == {"text", "audio"}
+
+
 TOLD = {"qwen3-vl": "this tower's inner layers", "internvl": "are cut into tiles"}
 
 
