@@ -18,7 +18,7 @@ COMMANDS = {
     "export": "write a run as a Hugging Face folder",
     "prepare": "tokenize and store data once, for any number of runs",
     "inspect": "show what the model will see: a page, or the plan of each batch",
-    "encode_features": "encode the images of a corpus once, by a run's vision tower",
+    "encode_features": "encode the pictures and clips of a corpus once, by a run's towers",
     "estimate": "memory, FLOPs and communication of a step, without the hardware",
     "check": "tell whether this machine's accelerator works, and how fast it is",
 }

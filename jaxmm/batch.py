@@ -40,7 +40,7 @@ class Stream(NamedTuple):
     """
 
     values: Array  # tokens (B, T) int32; patches (B, N, P) uint8, all frames of a temporal patch one after the other;
-    # ready-made features (B, N, D) float32; log-mel frames (B, F, mels) float32
+    # ready-made features (B, N, D) float32, of audio too; log-mel frames (B, F, mels) float32
     positions: Array  # int32
     segments: Array  # int32
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,8 +15,10 @@ from jaxmm.config.shares import parse_mixture, parse_numbers
 from jaxmm.data import files
 from jaxmm.data.assemble import Assembler, row_bytes
 from jaxmm.data.documents import Source
+from jaxmm.data.media.table import taken_as
 from jaxmm.data.memory import PIECE_BYTES, check_rows
 from jaxmm.data.packing.budgets import MULTIPLE
+from jaxmm.data.packing.lengths import widths_of
 from jaxmm.data.packing.plan import FORMAT as PLAN_FORMAT
 from jaxmm.data.packing.plan import Budgets, Lengths, Origin, Plan, choose_budgets, make_mixture
 from jaxmm.data.prepare.prepare import prepare
@@ -62,8 +64,8 @@ class Corpus(NamedTuple):
 
     @property
     def media(self) -> frozenset[str]:
-        """The media that its sources have, beside pictures, feature vectors and image tokens."""
-        return frozenset(name for source in self.lengths for name in source.prepared.meta.get("media", ()))
+        """What its sources need a model to take, beside pictures, feature vectors of them and image tokens."""
+        return taken_as(name for source in self.lengths for name in source.prepared.meta.get("media", ()))
 
     @property
     def names(self) -> list[str]:
@@ -78,7 +80,7 @@ def load_corpus(
     cache: Path,
     default: Source,
     reading: Reading = Reading(),  # noqa: B008
-    check: Callable[[Sequence[str]], None] = lambda media: None,
+    check: Callable[[Collection[str]], None] = lambda media: None,
 ) -> Corpus:
     """Opens the sources of a ``data`` or ``eval`` group, preparing what is not in the cache yet.
 
@@ -105,7 +107,7 @@ def load_corpus(
         progress = Progress()
         opened = [Prepared(prepare(source, template, cache / "prepared", progress=progress)) for source in sources]
     for prepared in opened:
-        check(prepared.meta.get("media", ()))
+        check(taken_as(prepared.meta.get("media", ())))
         _check_boxes(prepared, reading)
         if not prepared.is_checked:
             Progress().say(
@@ -237,8 +239,8 @@ def make_assembler(
     config: ConfigDict, image: ImageSpec, corpus: Corpus, budgets: Budgets, processes: int = 1
 ) -> Assembler:
     """What fills the batches of a run with planned rows; of each one, that of ``processes`` has its part."""
-    width = max(source.feature_width for source in corpus.lengths)
-    check_rows(-(-config.batch_size // processes), row_bytes(budgets, image, width), "the arrays")
+    row = row_bytes(budgets, image, widths_of(corpus.lengths))
+    check_rows(-(-config.batch_size // processes), row, "the arrays")
     weights = parse_numbers(config.data.loss_weight, "config.data.loss_weight", corpus.names, least=-1e-9)
     return Assembler(
         corpus.lengths, budgets, image, jitter=read_jitter(config), seed=config.seed,

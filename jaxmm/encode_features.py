@@ -1,18 +1,21 @@
-"""Encodes the images of a corpus once, by a run's vision tower: training on the vectors needs no tower.
+"""Encodes the pictures and clips of a corpus once, by a run's towers: training on the vectors needs no tower.
 
     python -m jaxmm.encode_features --workdir=runs/base --config.data.path=dataset_info.json --output=encoded
     python -m jaxmm.train --config=configs/base.py --config.data.path=encoded --config.data.mixture=NAME \\
         --config.init_from=runs/base --config.optimizer.freeze=vision --workdir=runs/next
 
-The config is the run's. The output holds an .npy file an image, a file of records for each source, and a
-dataset_info.json that names them. Kill it at any moment and run it again: finished files are kept. An image that cannot
-be used leaves its document out, as in training; what was left out is in SOURCE.skipped.jsonl.
+The config is the run's. It settles how videos are sampled and how much of a recording is heard: training on the
+vectors cannot change that. Videos of a document that is longer than a row of the run have fewer frames, as in training.
+The output holds an .npy file for each medium, a file of records for each source, and a dataset_info.json that names
+them. Kill it at any moment and run it again: finished files are kept. A medium that cannot be used leaves its document
+out, as in training; what was left out is in SOURCE.skipped.jsonl.
 """
 
 from __future__ import annotations
 
-import collections
+import functools
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +27,26 @@ from jaxmm.config.shares import parse_schedule
 from jaxmm.data import files
 from jaxmm.data.demos import DEMOS
 from jaxmm.data.documents import Source
+from jaxmm.data.media.medium import Item
+from jaxmm.data.media.table import MEDIA
+from jaxmm.data.media.video import VideoMedium
 from jaxmm.data.prepare.disk import space_wanted
 from jaxmm.data.prepare.prepared import holds_prepared
 from jaxmm.data.prepare.progress import Progress
 from jaxmm.data.sources import read_sources
 from jaxmm.encoding.encoder import Encoder
-from jaxmm.encoding.output import INFO, claim, describe, tower_digest
-from jaxmm.encoding.writer import Writer
+from jaxmm.encoding.output import INFO, claim, describe, towers
+from jaxmm.encoding.taken import Taker
+from jaxmm.encoding.writer import Counts, Writer
 from jaxmm.errors import UserError, nearest
 from jaxmm.recipe import Recipe, read_reading, read_recipe
 
 DTYPES = ("float32", "float16")
 
 FLAGS: command.Flags = {
-    "workdir": ("", "folder of the run whose tower encodes"),
+    "workdir": ("", "folder of the run whose towers encode"),
     "output": ("", "folder for the vectors and the records that name them"),
-    "step": ("", "checkpoint to take the tower from: its step, or best; the newest if left out"),
+    "step": ("", "checkpoint to take the towers from: its step, or best; the newest if left out"),
     "dtype": ("float32", "of the vectors: float32, or float16 for half the space"),
 }
 
@@ -63,6 +70,36 @@ def raw_sources(config: Any, recipe: Recipe) -> list[Source]:
     return read_sources(path, list(names), read_reading(config, recipe))
 
 
+def check_towers(workdir: str, recipe: Recipe) -> None:
+    """Raises UserError for a model whose vectors would not be all that its decoder gets, or make no grid."""
+    if recipe.model.vision is None and recipe.model.audio is None:
+        raise UserError(f"{workdir}: its model has no tower that could encode anything")
+    if recipe.image.max_tiles > 1:
+        raise UserError(f"{workdir}: its images are cut into tiles, whose vectors make no grid")
+    if recipe.model.vision is not None and recipe.model.vision.taps:
+        raise UserError("this tower's inner layers go to the decoder too, which ready-made features cannot hold")
+
+
+def frames_a_second(item: Item, encoder: Encoder) -> float:
+    """How many frames of a video's vectors a second of it has."""
+    medium = MEDIA["video"]
+    assert isinstance(medium, VideoMedium)
+    return medium.patches_per_second(item.units, item.extent, encoder.spec)
+
+
+def encode(source: Source, output: Path, recipe: Recipe, encoder: Encoder, dtype: str) -> Counts:
+    """Writes a source, and says what was cut."""
+    progress = Progress(quiet_seconds=0.5, doing="encoding")
+    progress.start(source.name, 0, 0)
+    take = Taker(source.name, recipe, encoder.spec, source.skip_errors)
+    rate = functools.partial(frames_a_second, encoder=encoder)
+    counts = Writer(source.name, output, take, encoder, rate, dtype).write(source, progress)
+    progress.close()
+    for line in take.cut_lines():
+        print(f"{source.name}: {line}")
+    return counts
+
+
 def main(argv: list[str]) -> int:
     """Encodes each source of the config's data, and says how to train on it."""
     args = command.parse(argv, FLAGS, config="workdir", about=__doc__ or "")
@@ -72,40 +109,41 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--dtype '{args.dtype}' is not one of {', '.join(DTYPES)}{nearest(args.dtype, DTYPES)}")
     workdir, output = Path(args.workdir), Path(args.output)
     recipe = read_recipe(args.config, workdir)
-    if recipe.model.vision is None:
-        raise UserError(f"{args.workdir}: its model has no vision tower that could encode images")
-    if recipe.image.max_tiles > 1:
-        raise UserError(f"{args.workdir}: its images are cut into tiles, whose vectors make no grid")
-    if recipe.model.vision.taps:
-        raise UserError("this tower's inner layers go to the decoder too, which ready-made features cannot hold")
+    check_towers(args.workdir, recipe)
     sources = raw_sources(args.config, recipe)
     mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
+    totals = Counts()
     with jax.set_mesh(mesh), space_wanted(output):
         params = saved_params(workdir, recipe, mesh, chosen_step(workdir, args.step))
-        fast = args.config.data.fast_decode
-        digest = tower_digest(params["vision"], recipe.model.vision, recipe.image)
-        tower = {"digest": digest, "dtype": args.dtype, "computed": recipe.compute.dtype, "fast_decode": fast}
-        claim(output, tower, sources)
-        encoder = Encoder(recipe, params, fast)
-        progress = Progress(quiet_seconds=0.5, doing="encoding")
-        totals: collections.Counter[str] = collections.Counter()
+        encoder = Encoder(recipe, params, args.config.data.fast_decode)
+        settled = {"dtype": args.dtype, "fast_decode": args.config.data.fast_decode}
+        claim(output, towers(recipe, params, encoder.spec) | settled, sources)
         for source in sources:
-            progress.start(source.name, 0, 0)
-            counts = Writer(source.name, output, encoder, args.dtype).write(source, progress)
-            progress.close()
-            totals.update(counts._asdict())
+            totals.add(encode(source, output, recipe, encoder, args.dtype))
     names = [source.name for source in sources]
     describe(output, names)
     print(
-        f"{output}: {totals['documents']:,} documents, {totals['encoded']:,} images encoded, {totals['kept']:,} kept"
-        + (f", {totals['skipped']:,} documents left out" if totals["skipped"] else "")
+        f"{output}: {totals.documents:,} documents, {told(totals.encoded)} encoded, {totals.kept.total():,} kept"
+        + (f", {totals.skipped:,} documents left out" if totals.skipped else "")
     )
     path, start = shlex.quote(str(output)), shlex.quote(args.workdir)
     print(
         f"train: --config.data.path={path} --config.data.mixture={shlex.quote(','.join(names))} "
-        f"--config.init_from={start} --config.optimizer.freeze=vision"
+        f"--config.init_from={start} --config.optimizer.freeze={','.join(frozen(totals, recipe))}"
     )
     return 0
+
+
+def told(counts: Mapping[str, int]) -> str:
+    """``3 images, 1 videos``."""
+    return ", ".join(f"{count:,} {plural}" for plural, count in counts.items() if count) or "nothing"
+
+
+def frozen(counts: Counts, recipe: Recipe) -> list[str]:
+    """The towers that what was encoded needs no more; where nothing was, all."""
+    found, heard = counts.encoded + counts.kept, MEDIA["audio"].plural
+    is_idle = {"vision": bool(found.keys() - {heard}), "audio": heard in found}
+    return [part for part in recipe.model.parts if is_idle.get(part, False) or (part in is_idle and not found)]
 
 
 if __name__ == "__main__":

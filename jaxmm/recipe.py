@@ -19,6 +19,8 @@ from jaxmm.corpus import Corpus, cache_folder, load_corpus, make_assembler, make
 from jaxmm.data import files
 from jaxmm.data.demos import DEMOS
 from jaxmm.data.documents import Source
+from jaxmm.data.media.table import described_widths
+from jaxmm.data.packing.lengths import Lengths
 from jaxmm.data.reading import Reading
 from jaxmm.data.text.template import IMAGE, OURS, ChatOptions, Template
 from jaxmm.data.text.tokenizer import load_tokenizer
@@ -313,15 +315,27 @@ def _load(
     check = functools.partial(check_media, recipe)
     corpus = load_corpus(path, mixture, recipe.template, recipe.whole, recipe.cache, default, reading, check)
     for source in corpus.lengths:
-        if not recipe.whole.is_sighted and (source.patches_E.any() or source.feature_width):
+        if not recipe.whole.is_sighted and (source.patches_E.any() or "features" in source.widths):
             raise UserError(f"{source.name} has pictures, which this model does not take: it has no vision tower")
-        others = [n for n in source.prepared.meta["feature_widths"] if n != config.vision.width]
-        if others:
-            raise UserError(
-                f"{source.name} has feature vectors of width {others[0]}, but config.vision.width is "
-                f"{config.vision.width}: set it to what the tower that made them has, or make them with this one"
-            )
+        _check_widths(config, recipe, source)
     return corpus
+
+
+def _check_widths(config: ConfigDict, recipe: Recipe | DataRecipe, source: Lengths) -> None:
+    """Raises UserError for feature vectors that are none of the model's towers."""
+    model = recipe.start.layout.spec if recipe.start else None
+    own = {
+        "features": (model.vision.feature_width if model and model.vision else config.vision.width, "vision"),
+        "audio_features": (model.audio.width if model and model.audio else config.audio.width, "audio"),
+    }
+    for stream, widths in described_widths(source.prepared.meta).items():
+        width, tower = own[stream]
+        key = f"the {tower} tower's width" if model else f"config.{tower}.width"
+        if others := [n for n in widths if n != width]:
+            raise UserError(
+                f"{source.name} has feature vectors of width {others[0]}, but {key} is {width}: "
+                f"{'' if model else 'set it to what the tower that made them has, or '}make them with this one"
+            )
 
 
 def train_corpus(config: ConfigDict, recipe: Recipe | DataRecipe) -> Corpus:

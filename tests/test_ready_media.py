@@ -10,9 +10,7 @@ import pytest
 
 from jaxmm import export, generate, train
 from jaxmm import inspect as tool
-from jaxmm.data.documents import Audio, Document, Text, Turn, Video
 from jaxmm.data.text.tokenizer import load_tokenizer
-from jaxmm.encoding.writer import media_of
 from jaxmm.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -115,10 +113,3 @@ def test_the_page_and_the_plan_of_ready_made_media_are_shown(tmp_path, capsys):
     capsys.readouterr()
     assert tool.main([*arguments, "--batches=0:1"]) == 0
     assert json.loads(capsys.readouterr().out)["patches"] == 0
-
-
-@pytest.mark.parametrize(("clip", "what"), [(Video(path="a.mp4"), "a video"), (Audio(path="a.wav"), "a recording")])
-def test_clips_are_not_taken_for_pictures_when_features_are_made(clip, what):
-    document = Document((Turn("user", (clip, Text("What?")), False),), "x.json, record 3")
-    with pytest.raises(UserError, match=rf"x\.json, record 3 has {what}: ready-made features are of pictures alone"):
-        list(media_of(document))

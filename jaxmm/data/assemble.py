@@ -16,6 +16,7 @@ from jaxmm.batch import IGNORED, Batch, ImageSpec, Stream
 from jaxmm.data.layout import bidirectional_blocks, lay_out, text_positions
 from jaxmm.data.media.medium import BadMedia, Item, Placed, Settings, Space
 from jaxmm.data.media.table import MEDIA, medium_of, stream_places
+from jaxmm.data.packing.lengths import widths_of
 from jaxmm.data.packing.plan import Budgets, Lengths, Piece, Row
 
 
@@ -38,9 +39,9 @@ class Loaded(NamedTuple):
     media: int  # number of media that fill soft tokens in these rows; an image cut into tiles is one
 
 
-def row_bytes(budgets: Budgets, spec: ImageSpec, feature_width: int = 0) -> int:
+def row_bytes(budgets: Budgets, spec: ImageSpec, widths: Mapping[str, int] = {}) -> int:
     """Returns how many bytes of memory a row of a Batch takes."""
-    batch = empty_batch(0, budgets, spec, feature_width)
+    batch = empty_batch(0, budgets, spec, widths)
     return sum(math.prod(array.shape[1:]) * array.itemsize for array in _arrays(batch))
 
 
@@ -53,8 +54,12 @@ def _arrays(tree: Any) -> Iterator[np.ndarray]:
             yield from _arrays(each)
 
 
-def empty_batch(rows: int, budgets: Budgets, spec: ImageSpec, feature_width: int = 0) -> Batch:
-    """Returns a Batch of padding only. It has ready-made features only if there is a budget for them."""
+def empty_batch(rows: int, budgets: Budgets, spec: ImageSpec, widths: Mapping[str, int] = {}) -> Batch:
+    """Returns a Batch of padding only. It has ready-made features only if there is a budget for them.
+
+    Args:
+      widths: as in ``Lengths``.
+    """
     B, T = rows, budgets.tokens
 
     def zeros(*shape: int, dtype=np.int32) -> np.ndarray:
@@ -62,7 +67,7 @@ def empty_batch(rows: int, budgets: Budgets, spec: ImageSpec, feature_width: int
 
     of_media: dict[str, Any] = {}
     for medium in MEDIA.values():
-        of_media |= medium.empty(rows, budgets, spec, feature_width)
+        of_media |= medium.empty(rows, budgets, spec, widths)
     fields = {name: of_media.pop(name) for name in Batch._fields if name in of_media}
     return Batch(
         text=Stream(zeros(B, T), zeros(B, T, spec.text_axes), zeros(B, T)),
@@ -99,12 +104,12 @@ class Assembler:
         self.lengths, self.budgets, self.spec = list(lengths), budgets, spec
         self.settings = Settings(jitter, seed, fast_decode, backwards)
         self.loss_weights = list(loss_weights) or [1.0] * len(self.lengths)
-        self.feature_width = max((source.feature_width for source in self.lengths), default=0)
+        self.widths = widths_of(self.lengths)
         self._places = stream_places(budgets.get, spec)
 
     def __call__(self, rows: list[Row]) -> Loaded:
         """Assembles rows, each a list of pieces, into a Batch of len(rows)."""
-        batch = empty_batch(len(rows), self.budgets, self.spec, self.feature_width)
+        batch = empty_batch(len(rows), self.budgets, self.spec, self.widths)
         answers_BT = np.zeros_like(batch.targets_BT)
         skipped: list[Skipped] = []
         media = sum(self._fill_row(batch, answers_BT, b, row, skipped) for b, row in enumerate(rows))
@@ -158,7 +163,7 @@ class Assembler:
         for i, part in parts.items():
             if part is None:
                 continue  # its content is in the text
-            medium, item = medium_of(part), self._item(piece, i, part)
+            medium, item = medium_of(part), item_of(self.lengths[piece.source], i, part, self.spec, piece)
             place = self._places[medium.stream]
             first = place.start + int(medium.table_rows(space.taken.get(medium.stream, 0), self.spec))
             try:
@@ -172,10 +177,14 @@ class Assembler:
             written += 1
         return np.concatenate(table), placed, written
 
-    def _item(self, piece: Piece, i: int, part: Any) -> Item:
-        """Returns medium number ``i`` of a source."""
-        lengths = self.lengths[piece.source]
-        extents, units = lengths.extents(i), int(lengths.units_I[i])
-        needs = medium_of(part).needs(units, extents, self.spec)
-        slots = int(lengths.slots_I[i])
-        return Item(part, extents.one(), units, slots, needs, piece.source, i, piece.epoch)
+
+def item_of(lengths: Lengths, i: int, part: Any, spec: ImageSpec, piece: Piece | None = None) -> Item:
+    """Returns medium number ``i`` of a source, as the plan takes it.
+
+    Args:
+      piece: in which it stands.
+    """
+    extents, units = lengths.extents(i), int(lengths.units_I[i])
+    needs = medium_of(part).needs(units, extents, spec)
+    source, epoch = (piece.source, piece.epoch) if piece else (0, 0)
+    return Item(part, extents.one(), units, int(lengths.slots_I[i]), needs, source, i, epoch)

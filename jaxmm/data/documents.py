@@ -7,7 +7,7 @@ placeholders in its strings: after them, text is only text, and media are parts 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -87,6 +87,27 @@ class Features(NamedTuple):
     path: str = ""
 
 
+class VideoFeatures(NamedTuple):
+    """A vision tower's output for the frames of a film, as ``Features``: an array (frames, rows, columns, D).
+
+    A frame is what its soft tokens are made of together: several frames of the film, where a tower takes them so.
+
+    Attributes:
+      fps: how many frames of the array a second of the film has; 0 is unknown.
+    """
+
+    data: bytes = b""
+    path: str = ""
+    fps: float = 0.0
+
+
+class AudioFeatures(NamedTuple):
+    """An audio tower's output for a recording, as ``Features``: an array (n, D), a vector for each soft token."""
+
+    data: bytes = b""
+    path: str = ""
+
+
 class Tokens(NamedTuple):
     """A picture as discrete tokens: ids in a codebook, from 0. There is at least one."""
 
@@ -109,8 +130,10 @@ class Object(NamedTuple):
     is_part: bool = False
 
 
-Media = Image | Video | Audio | Features | Tokens
+Media = Image | Video | Audio | Features | VideoFeatures | AudioFeatures | Tokens
 Part = Text | Media
+HEARD = (Audio, AudioFeatures)
+READY_MADE: Mapping[type, type] = {Features: Image, VideoFeatures: Video, AudioFeatures: Audio}  # of which kind of part
 
 
 class Turn(NamedTuple):

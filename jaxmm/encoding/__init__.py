@@ -1,1 +1,1 @@
-"""The images of a corpus through a frozen tower, once: vectors in files, and records that name them."""
+"""The media of a corpus through frozen towers, once: vectors in files, and records that name them."""

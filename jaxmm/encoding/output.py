@@ -1,7 +1,8 @@
-"""What an output folder says of itself: the tower and the sources that made it, and how to train on it."""
+"""What an output folder says of itself: the towers and the sources that made it, and how to train on it."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
@@ -12,22 +13,65 @@ import jax
 import numpy as np
 
 from jaxmm.atomic import published
-from jaxmm.batch import ImageSpec
+from jaxmm.batch import AudioSpec, ImageSpec
 from jaxmm.data import files
 from jaxmm.data.documents import Source
 from jaxmm.errors import UserError
 from jaxmm.json_text import parse_json
+from jaxmm.recipe import Recipe
 
 INFO, ENCODING = "dataset_info.json", "encoding.json"
 
 
-def tower_digest(vision: Any, spec: Any, image: ImageSpec) -> str:
-    """A hash of all that decides the vectors of a picture."""
-    digest = hashlib.sha256(repr((spec, image)).encode())
-    for path, leaf in jax.tree_util.tree_leaves_with_path(vision):
+# What decides the vectors of a clip: keys of the config, with the fields of its spec.
+SETTINGS = {
+    "video": {name: name for name in ("fps", "min_frames", "max_frames", "min_pixels", "max_pixels", "total_pixels",
+                                      "sampling", "frames")},
+    "audio": {"sampling_rate": "rate", "mels": "mels", "pool": "pool", "max_seconds": "max_seconds"},
+}  # fmt: skip
+
+
+def tower_digest(tower: Any, spec: Any, taken: ImageSpec | AudioSpec | None) -> str:
+    """A hash of all that decides the vectors of a picture, or of a recording."""
+    digest = hashlib.sha256(repr((spec, taken)).encode())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tower):
         digest.update(jax.tree_util.keystr(path).encode())
         digest.update(np.asarray(leaf).tobytes())
     return digest.hexdigest()
+
+
+def towers(recipe: Recipe, params: Any, spec: ImageSpec) -> dict[str, Any]:
+    """What decides the vectors of all media that a run's towers encode; ``spec``: how these are taken."""
+    model = recipe.model
+    settled: dict[str, Any] = {"computed": recipe.compute.dtype}
+    if model.vision is not None:
+        settled["digest"] = tower_digest(params["vision"], model.vision, recipe.image)
+    if model.audio is not None:
+        settled["audio_digest"] = tower_digest(params["audio"], model.audio, spec.audio)
+    clips = {"video": spec.video, "audio": spec.audio}
+    return settled | {name: dataclasses.asdict(one) for name, one in clips.items() if one is not None}
+
+
+def settled_otherwise(path: str, medium: str, spec: ImageSpec) -> str:
+    """Says how the clips were taken whose vectors lie at a path, where a run would take them otherwise.
+
+    Args:
+      path: of the data, a folder or its dataset_info.json.
+      medium: "video" or "audio".
+
+    Returns:
+      ``fps 1.0, max_frames 8``; '' if it would not, or if nobody knows.
+    """
+    file, own = files.join(files.absolute(path).removesuffix(INFO), ENCODING), getattr(spec, medium)
+    if not path or own is None or not files.is_file(file):
+        return ""
+    with files.open_binary(file) as opened:
+        try:
+            was = parse_json(opened.read())["tower"][medium]
+        except (ValueError, KeyError, TypeError):  # somebody else's file, or one from before clips
+            return ""
+    keys = SETTINGS[medium].items()
+    return ", ".join(f"{key} {was[name]}" for key, name in keys if name in was and was[name] != getattr(own, name))
 
 
 def claim(output: Path, tower: dict[str, Any], sources: Sequence[Source]) -> None:
@@ -43,9 +87,12 @@ def claim(output: Path, tower: dict[str, Any], sources: Sequence[Source]) -> Non
         noted = parse_json(path.read_text())
     wanted = json.loads(json.dumps(versions))
     changed = [name for name in wanted if noted["sources"].get(name, wanted[name]) != wanted[name]]
-    if noted["tower"] != tower or changed:
+    tower = json.loads(json.dumps(tower))
+    was = noted["tower"]
+    if changed or any(was.get(key, value) != value for key, value in tower.items()):
         what = f"'{changed[0]}' as it was" if changed else "what another tower or setting made"
         raise UserError(f"{output} holds {what}: delete it, or give another --output")
+    noted["tower"] = was | tower  # what older versions wrote says nothing of clips
     noted["sources"] |= wanted
     output.mkdir(parents=True, exist_ok=True)
     with published(path) as temporary:

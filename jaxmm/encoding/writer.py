@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 import io
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -14,10 +16,10 @@ import numpy as np
 from jaxmm.atomic import published
 from jaxmm.data import files
 from jaxmm.data.documents import (
+    READY_MADE,
     Audio,
+    AudioFeatures,
     Document,
-    Features,
-    Image,
     Part,
     Skip,
     Source,
@@ -25,36 +27,51 @@ from jaxmm.data.documents import (
     Tokens,
     Turn,
     Video,
+    VideoFeatures,
     split_origin,
 )
-from jaxmm.data.media.medium import BadMedia
+from jaxmm.data.media.medium import BadMedia, Item
 from jaxmm.data.media.opening import opened_file
+from jaxmm.data.media.table import medium_of
 from jaxmm.data.prepare.progress import Progress
-from jaxmm.errors import UserError
 
-CHUNK_DOCUMENTS = 256  # whose images are encoded together
+CHUNK_DOCUMENTS = 256  # whose media are encoded together
 FILES_A_FOLDER = 10_000
 
-Encode = Callable[[Iterable[Image]], Iterator[np.ndarray | BadMedia]]  # as an Encoder's call
+Encode = Callable[[Iterable[Item]], Iterator[np.ndarray | BadMedia]]  # as an Encoder's call
+Take = Callable[[Sequence[Document]], list[list[Item] | str]]  # as a Taker's
+Rate = Callable[[Item], float]  # frames of a video's vectors a second
 
 
-class Counts(NamedTuple):
-    """What became of a source's documents and images."""
+@dataclasses.dataclass
+class Counts:
+    """What became of a source's documents and, by the plural of its kind, of its media."""
 
     documents: int = 0
     skipped: int = 0
-    encoded: int = 0
-    kept: int = 0  # images that an earlier run had encoded
+    encoded: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    kept: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)  # of an earlier run
 
-    def plus(self, **more: int) -> Counts:
-        return self._replace(**{name: getattr(self, name) + count for name, count in more.items()})
+    def add(self, other: Counts) -> None:
+        self.documents += other.documents
+        self.skipped += other.skipped
+        self.encoded.update(other.encoded)
+        self.kept.update(other.kept)
+
+
+class Medium(NamedTuple):
+    """A medium of a document, the file of its vectors, and how a run takes it, where that was asked."""
+
+    part: Any
+    path: Path
+    item: Item | None = None
 
 
 class Writer:
     """Writes the vectors and records of one source into the output folder."""
 
-    def __init__(self, name: str, output: Path, encode: Encode, dtype: str):
-        self.name, self.output, self.encode, self.dtype = name, output, encode, dtype
+    def __init__(self, name: str, output: Path, take: Take, encode: Encode, rate: Rate, dtype: str):
+        self.name, self.output, self.take, self.encode, self.rate, self.dtype = name, output, take, encode, rate, dtype
         self.file_name = files.bare(name)
 
     def write(self, source: Source, progress: Progress) -> Counts:
@@ -71,53 +88,87 @@ class Writer:
             documents = enumerate(source.documents())
             while chunk := list(itertools.islice(documents, CHUNK_DOCUMENTS)):
                 more = self._write_chunk(chunk, record_file, skipped_file)
-                counts = counts.plus(**more._asdict())
+                counts.add(more)
                 progress.tick(more.documents + more.skipped, 0, more.skipped)
         return counts
 
     def _write_chunk(
         self, chunk: Sequence[tuple[int, Document | Skip]], record_file: IO[str], skipped_file: IO[str]
     ) -> Counts:
-        places: dict[Path, Image | Features] = {}
-        for number, document in chunk:
-            for k, part in media_of(document):
-                places[self._path(number, k)] = part
-        bad, encoded = self._encode({path: one for path, one in places.items() if not path.exists()})
-        counts = Counts(encoded=encoded, kept=len(places) - encoded - len(bad))
-        for number, document in chunk:
-            reason = document.reason if isinstance(document, Skip) else ""
-            reason = reason or next((bad[p] for k, _ in media_of(document) if (p := self._path(number, k)) in bad), "")
+        counts = Counts()
+        found = self._looked(chunk)
+        media = [one for of_one in found if not isinstance(of_one, str) for one in of_one]
+        missing = [one for one in media if not one.path.exists()]
+        counts.kept.update(_plural(one) for one in media)
+        counts.kept.subtract(_plural(one) for one in missing)
+        bad = self._encode(missing)
+        counts.encoded.update(_plural(one) for one in missing if one.path not in bad)
+        for (_, document), of_one in zip(chunk, found, strict=True):
+            if isinstance(of_one, str):
+                reason = of_one
+            else:
+                reason = next((bad[one.path] for one in of_one if one.path in bad), "")
             if reason or isinstance(document, Skip):
                 file, record = split_origin(document.origin)
                 line = {"file": file, "record": record, "reason": reason}
                 skipped_file.write(json.dumps(line) + "\n")
-                counts = counts.plus(skipped=1)
+                counts.skipped += 1
                 continue
-            record_file.write(json.dumps(self._record(number, document), ensure_ascii=False) + "\n")
-            counts = counts.plus(documents=1)
+            assert not isinstance(of_one, str)
+            record_file.write(json.dumps(self._record(document, of_one), ensure_ascii=False) + "\n")
+            counts.documents += 1
         return counts
 
-    def _encode(self, missing: Mapping[Path, Image | Features]) -> tuple[dict[Path, str], int]:
-        """Writes files that are not there yet; returns why some cannot be, and how many were."""
-        bad: dict[Path, str] = {}
-        pictures = {path: one for path, one in missing.items() if isinstance(one, Image)}
-        for path, vectors in zip(pictures, self.encode(pictures.values()), strict=True):
-            if isinstance(vectors, BadMedia):
-                bad[path] = vectors.reason
+    def _looked(self, chunk: Sequence[tuple[int, Document | Skip]]) -> list[list[Medium] | str]:
+        """The media of each document that files are written for, or why it is left out.
+
+        A document is asked about unless all its files are there and its record says no more than their names.
+        """
+        found: list[list[Medium] | str] = []
+        asked: list[int] = []
+        for k, (number, document) in enumerate(chunk):
+            if isinstance(document, Skip):
+                found.append(document.reason)
                 continue
-            file = io.BytesIO()
-            np.save(file, vectors.astype(self.dtype))
-            self._save(path, file.getvalue())
-        for path, one in missing.items():
-            if isinstance(one, Features):  # somebody encoded it before; it goes along
-                try:
-                    with opened_file(one) as opened:
-                        data = opened.read()
-                except (BadMedia, OSError) as error:
-                    bad[path] = error.reason if isinstance(error, BadMedia) else "missing"
+            media = [Medium(part, self._path(number, n)) for n, part in enumerate(media_of(document))]
+            found.append(media)
+            if any(isinstance(one.part, Video | Audio) or not one.path.exists() for one in media):
+                asked.append(k)
+        documents = [document for _, document in (chunk[k] for k in asked) if not isinstance(document, Skip)]
+        for k, taken in zip(asked, self.take(documents) if documents else (), strict=True):
+            before = found[k]
+            if isinstance(taken, str) or isinstance(before, str):
+                found[k] = taken if isinstance(taken, str) else before
+                continue
+            items = (item for item in taken if not isinstance(item.part, Tokens))
+            found[k] = [one._replace(item=item) for one, item in zip(before, items, strict=True)]
+        return found
+
+    def _encode(self, missing: Sequence[Medium]) -> dict[Path, str]:
+        """Writes files that are not there yet; returns why some cannot be."""
+        bad: dict[Path, str] = {}
+        by_stream: dict[str, dict[Path, Item]] = collections.defaultdict(dict)
+        for one in missing:
+            if type(one.part) not in READY_MADE:
+                assert one.item is not None, "what has no file yet has been asked about"
+                by_stream[medium_of(one.part).stream][one.path] = one.item
+                continue
+            try:  # somebody encoded it before; it goes along
+                with opened_file(one.part) as opened:
+                    data = opened.read()
+            except (BadMedia, OSError) as error:
+                bad[one.path] = error.reason if isinstance(error, BadMedia) else "missing"
+                continue
+            self._save(one.path, data)
+        for items in by_stream.values():
+            for path, vectors in zip(items, self.encode(items.values()), strict=True):
+                if isinstance(vectors, BadMedia):
+                    bad[path] = vectors.reason
                     continue
-                self._save(path, data)
-        return bad, len(missing) - len(bad)
+                file = io.BytesIO()
+                np.save(file, vectors.astype(self.dtype))
+                self._save(path, file.getvalue())
+        return bad
 
     def _save(self, path: Path, data: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,20 +179,31 @@ class Writer:
         """Of medium ``k`` of a document."""
         return self.output / self.file_name / f"{number // FILES_A_FOLDER:04d}" / f"{number:08d}-{k}.npy"
 
-    def _record(self, number: int, document: Document) -> dict[str, Any]:
+    def _record(self, document: Document, media: Sequence[Medium]) -> dict[str, Any]:
         """A document as messages of typed parts."""
-        count = itertools.count()
+        left = iter(media)
 
         def typed(part: Part) -> dict[str, Any]:
             if isinstance(part, Text):
                 return {"type": "text", "text": part.text}
             if isinstance(part, Tokens):
                 return {"type": "image_tokens", "ids": list(part.ids)}
-            path = self._path(number, next(count)).relative_to(self.output)
-            return {"type": "features", "path": path.as_posix()}
+            return self._typed(next(left))
 
         record = {"messages": [_message(turn, [typed(part) for part in turn.parts]) for turn in document.turns]}
         return record | ({"tools": json.loads(document.tools)} if document.tools else {})
+
+    def _typed(self, one: Medium) -> dict[str, Any]:
+        """A medium as a part that names its file."""
+        path = one.path.relative_to(self.output).as_posix()
+        if isinstance(one.part, Audio | AudioFeatures):
+            return {"type": "audio", "path": path}
+        if isinstance(one.part, Video):
+            assert one.item is not None, "videos have been asked about"
+            return {"type": "video", "path": path, "fps": self.rate(one.item)}
+        if isinstance(one.part, VideoFeatures):
+            return {"type": "video", "path": path} | ({"fps": one.part.fps} if one.part.fps else {})
+        return {"type": "features", "path": path}
 
 
 def _message(turn: Turn, content: list[dict[str, Any]]) -> dict[str, Any]:
@@ -159,15 +221,11 @@ def _message(turn: Turn, content: list[dict[str, Any]]) -> dict[str, Any]:
     return message
 
 
-def media_of(document: Document | Skip) -> Iterator[tuple[int, Image | Features]]:
-    """The media of a document that files are written for, numbered."""
-    turns = () if isinstance(document, Skip) else document.turns
-    for turn in turns:
-        if clip := next((part for part in turn.parts if isinstance(part, Video | Audio)), None):
-            what = "a video" if isinstance(clip, Video) else "a recording"
-            raise UserError(
-                f"{document.origin} has {what}: ready-made features are of pictures alone; leave such sources out by "
-                f"config.data.mixture"
-            )
-    media = [part for turn in turns for part in turn.parts if isinstance(part, Image | Features)]
-    yield from enumerate(media)
+def media_of(document: Document) -> Iterator[Any]:
+    """The media of a document that files are written for."""
+    for turn in document.turns:
+        yield from (part for part in turn.parts if not isinstance(part, Text | Tokens))
+
+
+def _plural(one: Medium) -> str:
+    return medium_of(one.part).plural

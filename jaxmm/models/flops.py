@@ -99,10 +99,13 @@ def _forward_flops(spec: ModelSpec, batch: Batch) -> dict[str, float]:
         forward["connector"] = _connector_flops(
             spec.connector, spec.vision.feature_width, width, vectors / spec.connector.merge**2
         )
-    if spec.audio is not None and spec.audio_connector is not None and "audio" in batch.media:
-        audio = batch.media["audio"]
-        heard = float((tower_segments(np.asarray(audio.segments), spec.audio) > 0).sum()) / spec.audio.pool
-        forward["audio"] = _audio_flops(spec.audio, audio)
+    if spec.audio is not None and spec.audio_connector is not None and batch.media:
+        heard = 0.0
+        if audio := batch.media.get("audio"):
+            heard += float((tower_segments(np.asarray(audio.segments), spec.audio) > 0).sum()) / spec.audio.pool
+            forward["audio"] = _audio_flops(spec.audio, audio)
+        if ready_made := batch.media.get("audio_features"):
+            heard += float((np.asarray(ready_made.segments) > 0).sum())
         forward["audio_connector"] = _connector_flops(spec.audio_connector, spec.audio.width, width, heard)
     return forward
 

@@ -85,8 +85,8 @@ class MultimodalModel(nnx.Module):
         self.decoder = Decoder(spec.decoder, rngs=rngs)
 
     def soft_tokens(self, batch: Batch, compute: Compute) -> SoftTokens:
-        """The rows' soft-token tables: of patches, then of ready-made features, then of audio."""
-        if unknown := sorted(set(batch.media) - ({"audio"} if self.audio is not None else set())):
+        """The rows' soft-token tables: of patches, then of ready-made features, then of audio and its features."""
+        if unknown := sorted(set(batch.media) - ({"audio", "audio_features"} if self.audio is not None else set())):
             raise ValueError(f"the batch has {unknown[0]}, and the model no tower for it")
         tables_BSD, deep_KBSD = [], None
         if self.connector is not None:
@@ -99,8 +99,8 @@ class MultimodalModel(nnx.Module):
                 deep_KBSD = self.connector.deep_tables(jnp.stack(features.taps))
         elif batch.features is not None:
             raise ValueError("the batch has ready-made features, and the model no connector for them")
-        if self.audio is not None and self.audio_connector is not None and "audio" in batch.media:
-            tables_BSD.append(self.audio_connector(self.audio(batch.media["audio"], compute)))
+        if self.audio_connector is not None and batch.media:
+            tables_BSD.append(self.audio_connector(self._audio_features(batch, compute)))
         if not tables_BSD:
             rows, width = batch.slots_BT.shape[0], self.decoder.spec.width
             return SoftTokens(jnp.zeros((rows, 0, width), jnp.dtype(compute.dtype)))
@@ -115,6 +115,19 @@ class MultimodalModel(nnx.Module):
         if self.vision is None:
             raise ValueError("the model has no vision tower")
         return self.vision(batch.patches, batch.grids_BM3, compute)
+
+    def heard(self, batch: Batch, compute: Compute) -> jax.Array:
+        """The audio tower's outputs."""
+        if self.audio is None:
+            raise ValueError("the model has no audio tower")
+        return self.audio(batch.media["audio"], compute)
+
+    def _audio_features(self, batch: Batch, compute: Compute) -> jax.Array:
+        """The audio tower's outputs, then ready-made ones; without recordings the tower is not run."""
+        found = [self.heard(batch, compute)] if "audio" in batch.media else []
+        if "audio_features" in batch.media:
+            found.append(batch.media["audio_features"].values.astype(jnp.dtype(compute.dtype)))
+        return jnp.concatenate(found, axis=1) if len(found) > 1 else found[0]
 
     def _inputs(self, batch: Batch, soft: SoftTokens, compute: Compute) -> tuple[Any, ...]:
         """What the decoder takes: embeddings and soft tokens in their places, and where these are."""

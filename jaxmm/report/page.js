@@ -99,7 +99,7 @@ function shown(span) {
   if (kind === "picture") return figure(span);
   if (kind === "video") return film(span);
   if (kind === "audio") return sound(span);
-  const text = kind === "features" ? plural(last - first, "ready-made feature") : content;
+  const text = kind.endsWith("features") ? plural(last - first, "ready-made feature") : content;
   const made = make("span", kind === "text" ? "text" : "chip", text);
   if (learnt) made.classList.add("learnt");
   made.title = `${kind === "text" ? plural(last - first, "token") + ", " : ""}position ${range([first, last])}` +

@@ -44,6 +44,7 @@ def budgets(report: Report) -> Iterator[str]:
         "items": ("Images", "and temporal patches of videos, at most" if video else "at most in a row"),
         "targets": ("Targets", "tokens the loss predicts"),
         "features": ("Features", f"ready-made vectors; {group} make a soft token"),
+        "audio_features": ("Audio features", "ready-made vectors of recordings, each a soft token"),
     }
     if audio:
         told["audio"] = (

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxmm.batch import Batch, ImageSpec
 from jaxmm.data.assemble import Loaded, Skipped
-from jaxmm.data.media.table import places_in
+from jaxmm.data.media.table import WIDTHS_KEYS, places_in
 from jaxmm.data.packing.plan import Lengths, Piece
 from jaxmm.data.text.boxes import told
 from jaxmm.data.text.template import SPECIAL_TOKENS, Template
@@ -29,8 +29,9 @@ class Span(NamedTuple):
     """Positions [first, last) of a row that are shown as one thing.
 
     ``kind`` is "text", "special", "picture", "video", "audio", "tokens" (of images), "features", or the stream of
-    another medium. ``text`` is what they say, a special token's name, or which image tokens these are. Where
-    ``is_target``, each of them is predicted by the position before it. A clip has the text inside it, its time stamps.
+    another medium, as "audio_features". ``text`` is what they say, a special token's name, or which image tokens these
+    are. Where ``is_target``, each of them is predicted by the position before it. A clip has the text inside it, its
+    time stamps.
     """
 
     kind: str
@@ -192,7 +193,7 @@ class Viewer:
                 yield Span("picture", first, last, picture=picture)
             elif thing[start] == -1:
                 name_of = names[stream[start]]
-                text = "" if name_of == "features" else f"{stop - start} soft tokens of {name_of}"
+                text = "" if name_of in WIDTHS_KEYS else f"{stop - start} soft tokens of {name_of}"
                 yield Span(name_of, first, last, text)
             elif thing[start] > len(values):
                 yield Span("tokens", first, last, self._drawn_name(values[start:stop]), bool(learnt[start]))

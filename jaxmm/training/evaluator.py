@@ -20,6 +20,7 @@ from jaxmm.data.assemble import Assembler, Loaded, row_bytes
 from jaxmm.data.loader import batches
 from jaxmm.data.media.medium import Extents
 from jaxmm.data.media.table import text_tokens
+from jaxmm.data.packing.lengths import widths_of
 from jaxmm.data.packing.plan import Budgets, Lengths, Pass, choose_budgets
 from jaxmm.data.prepare.index import CLIPS, Columns
 from jaxmm.models.multimodal import Compute, make_model
@@ -94,7 +95,8 @@ class Evaluator:
         multiple = sharding.zigzag_multiple(mesh.shape["context"])
         self.budgets: Budgets = choose_budgets(corpus.lengths, even, seq_len, 0, 0, recipe.image.merge, multiple)
         self.batch_size = batch_size
-        memory.check_rows(batch_size, row_bytes(self.budgets, recipe.image), "the arrays")  # every process makes all
+        row = row_bytes(self.budgets, recipe.image, widths_of(corpus.lengths))
+        memory.check_rows(batch_size, row, "the arrays")  # every process makes all
         self.skipped: set[str] = set()
         compute: Compute = recipe.compute
         step = make_eval_step(

@@ -14,6 +14,7 @@ from jaxmm.data.media.table import MEDIA
 from jaxmm.data.packing.limits import FIRST
 from jaxmm.data.packing.plan import Lengths
 from jaxmm.data.prepare.statistics import special_lines
+from jaxmm.encoding.output import settled_otherwise
 from jaxmm.models.flops import parameter_counts
 from jaxmm.models.multimodal import flat_axes
 from jaxmm.training.program import make_rates
@@ -64,6 +65,9 @@ def _data_lines(run: Run) -> Iterator[str]:
     for source in run.held_out.lengths if run.held_out else ():
         for line in source.cut_lines():
             yield f"held out: {source.name}, {line}"
+    for source in corpus.lengths:
+        for line in _ready_made(source, run):
+            yield f"data: {source.name}, {line}"
     for source, long in zip(corpus.lengths, plan.long, strict=True):
         if line := long.line(source.name, run.config.data.long_documents):
             yield f"data: {line}"
@@ -82,6 +86,17 @@ def _media(source: Lengths) -> str:
     for name, count in source.media_counts().items():
         counts[MEDIA[name].plural] += count
     return ", ".join(f"{count} {plural}" for plural, count in counts.items()) or "0 images"
+
+
+def _ready_made(source: Lengths, run: Run) -> Iterator[str]:
+    """What of a run's settings does not count, as clips come as feature vectors."""
+    for name, count in source.media_counts().items():
+        if made_of := MEDIA[name].made_of:
+            otherwise = settled_otherwise(str(run.config.data.path), made_of, run.recipe.whole)
+            yield (
+                f"{count:,} {MEDIA[name].plural} are feature vectors: how they were taken is settled, config.{made_of} "
+                f"does not count for them{f'; they were made with {otherwise}' if otherwise else ''}"
+            )
 
 
 def _row_lines(run: Run) -> Iterator[str]:

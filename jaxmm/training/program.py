@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -127,10 +127,12 @@ def fresh_state(program: Program, mesh: Mesh, seed: int) -> TrainState:
     return compile_unoptimized(made)(data)[0]
 
 
-def abstract_batch(recipe: Recipe, budgets: Budgets, rows: int, mesh: Mesh, feature_width: int = 0) -> Batch:
+def abstract_batch(
+    recipe: Recipe, budgets: Budgets, rows: int, mesh: Mesh, widths: Mapping[str, int] = {}
+) -> Batch:  # fmt: skip
     """Shapes and shardings of a global batch."""
     where = sharding.row_sharding(mesh)
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype, sharding=where),
-        empty_batch(1, budgets, recipe.image, feature_width),
+        empty_batch(1, budgets, recipe.image, widths),
     )

@@ -159,8 +159,8 @@ class Run:
 
     def abstract_batch(self) -> Batch:
         """Shapes and shardings of a global batch."""
-        rows, width = self.config.batch_size, self.assemble.feature_width
-        return abstract_batch(self.recipe, self.budgets, rows, self.mesh, width)
+        rows, widths = self.config.batch_size, self.assemble.widths
+        return abstract_batch(self.recipe, self.budgets, rows, self.mesh, widths)
 
     def initial_state(self) -> TrainState:
         """The state at ``self.start``: restored onto this mesh, from ``init_from``, or fresh."""

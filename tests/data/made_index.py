@@ -8,7 +8,7 @@ import numpy as np
 from conftest import IMAGE
 
 from jaxmm.batch import TARGET
-from jaxmm.data.media.features import feature_widths
+from jaxmm.data.media import table
 from jaxmm.data.media.tokens import TOKENS
 from jaxmm.data.packing.plan import Budgets, Lengths, Piece
 from jaxmm.data.prepare.index import CLIPS, Columns
@@ -35,7 +35,7 @@ class Made(Columns):
         self.image_at_I, self.image_height_I, self.image_width_I, self.image_kind_I = columns
         for name in CLIPS:
             setattr(self, name, np.zeros(len(self.image_at_I), np.int64))
-        self.meta["feature_widths"] = feature_widths(self.image_kind_I)
+        self.meta |= table.described(self.image_kind_I)
         for column in (self.tokens_E, self.runs_E1, self.run_start_R, self.run_flags_R, self.images_E1, columns):
             column.setflags(write=False)  # as a mapped file is
         self.reads: list[int] = []

@@ -81,7 +81,7 @@ class AudioMedium(Medium):
 
     # Assembling
 
-    def empty(self, rows: int, budgets: Any, spec: ImageSpec, width: int) -> dict[str, Any]:
+    def empty(self, rows: int, budgets: Any, spec: ImageSpec, widths: Mapping[str, int]) -> dict[str, Any]:
         count = budgets.get("audio")
         if not count:
             return {}

@@ -1,6 +1,7 @@
 """Feature vectors as a medium: the output of a vision tower for a picture, ready-made in ``.npy`` files.
 
-As for an image, preparing and planning read only a file's header; the loader reads the vectors.
+As for an image, preparing and planning read only a file's header; the loader reads the vectors. Those of clips are in
+``clip_features.py``.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.r
 class FeaturesMedium(Medium):
     """Vectors of one width D, which is their kind in the index: a grid of them, or (n, 1) in tower order."""
 
-    name, part, kind = "features", Features, 1
+    name, kind = "features", 1
+    part: ClassVar[type] = Features
     budgets, stream = ("features",), "features"
+    dims: ClassVar[tuple[int, ...]] = (2, 3)  # that an array may have
     advice: ClassVar[Mapping[str, str]] = {
         "no features": "a file of feature vectors must be a .npy of floats, (rows, columns, D) or (n, D)",
         "not finite": "a file of feature vectors holds a number that is not finite",
@@ -36,11 +39,15 @@ class FeaturesMedium(Medium):
     def has(self, kinds: Any) -> Any:
         return kinds > 0
 
-    def extent(self, part: Features) -> Extent:
-        *grid, width = _header(part)
+    def widths(self, kinds: np.ndarray) -> list[int]:
+        """The widths D of its media among some kinds of the index, each once, ascending."""
+        return sorted(abs(int(kind) - self.kind) + 1 for kind in np.unique(kinds[self.has(kinds)]))
+
+    def extent(self, part: Any) -> Extent:
+        *grid, width = read_header(part, self.dims)
         return Extent(grid[0], grid[1] if len(grid) == 2 else 1, width)
 
-    def packed(self, part: Features) -> dict[str, Any]:
+    def packed(self, part: Any) -> dict[str, Any]:
         return ({"path": part.path} if part.path else {"data": part.data}) | {"features": True}
 
     def is_packed(self, packed: Mapping[str, Any]) -> bool:
@@ -50,12 +57,7 @@ class FeaturesMedium(Medium):
         height, width, merge = extents.height, extents.width, spec.merge
         # Vectors in tower order, (n, 1), need whole groups; a grid needs whole squares.
         uneven = np.where(width == 1, height % merge**2, height % merge + width % merge) > 0
-        if uneven.any():
-            which = int(np.argmax(uneven))
-            raise UserError(
-                f"{extents.source} has feature vectors of {height[which]} x {width[which]}, which do not merge by "
-                f"{merge} x {merge}: set config.image.merge to a number that divides them"
-            )
+        check_even(uneven, extents, spec)
         return height * width
 
     def group(self, spec: ImageSpec) -> int:
@@ -67,21 +69,25 @@ class FeaturesMedium(Medium):
             f"{budgets.tokens}, {budgets.targets} targets): raise config.seq_len, or config.target_budget if it is set"
         )
 
-    def empty(self, rows: int, budgets: Any, spec: ImageSpec, width: int) -> dict[str, Any]:
-        B, F = rows, budgets.features
-        if not F:
-            return {"features": None}
-        values = np.zeros((B, F, width), np.float32)
-        return {"features": Stream(values, np.zeros((B, F, 1), np.int32), np.zeros((B, F), np.int32))}
+    def empty(self, rows: int, budgets: Any, spec: ImageSpec, widths: Mapping[str, int]) -> dict[str, Any]:
+        return {"features": empty_stream(rows, budgets.features, widths.get("features", 0))}
 
     def fill(self, space: Space, item: Item, spec: ImageSpec, settings: Settings) -> Filled:
-        stream, b = space.batch.features, space.b
-        assert stream is not None, "a source with features has a budget for them"
-        first = space.taken.get("features", 0)
+        stream, b = self.array(space.batch), space.b
+        assert isinstance(stream, Stream), "a source with features has a budget for them"
+        first = space.taken.get(self.stream, 0)
         there = slice(first, first + item.units)
-        stream.values[b, there] = read_vectors(item.part, spec, item.extent)
+        stream.values[b, there] = self.read(item, spec, settings)
         stream.positions[b, there, 0] = np.arange(item.units)
-        stream.segments[b, there] = space.media.get("features", 0) + 1
+        stream.segments[b, there] = space.media.get(self.stream, 0) + 1
+        return self.filled(item, spec)
+
+    def read(self, item: Item, spec: ImageSpec, settings: Settings) -> np.ndarray:
+        """Its vectors in the order in which they travel: float32 (units, D). Raises as ``fill``."""
+        return read_vectors(item.part, spec, item.extent)
+
+    def filled(self, item: Item, spec: ImageSpec) -> Filled:
+        """Where its soft tokens stand: in reading order."""
         height, width, merge = item.extent.height, item.extent.width, spec.merge
         grid = (height // merge, width // merge) if width > 1 else (height // merge**2, 1)
         return Filled(np.arange(item.soft_tokens), (1, *grid))
@@ -90,9 +96,22 @@ class FeaturesMedium(Medium):
         return batch.features or ()
 
 
-def feature_widths(image_kind_I: np.ndarray) -> list[int]:
-    """Returns the widths of a source's feature vectors, each once, ascending."""
-    return np.unique(image_kind_I[image_kind_I > 0]).tolist()
+def check_even(uneven: np.ndarray, extents: Extents, spec: ImageSpec) -> None:
+    """Raises UserError for the first of some grids of vectors that do not merge."""
+    if uneven.any():
+        which = int(np.argmax(uneven))
+        raise UserError(
+            f"{extents.source} has feature vectors of {extents.height[which]} x {extents.width[which]}, which do not "
+            f"merge by {spec.merge} x {spec.merge}: set config.image.merge to a number that divides them"
+        )
+
+
+def empty_stream(rows: int, count: int, width: int) -> Stream | None:
+    """A stream of so many vectors a row, without content; None where there are none, or no source has a width."""
+    if not (count and width):
+        return None
+    values = np.zeros((rows, count, width), np.float32)
+    return Stream(values, np.zeros((rows, count, 1), np.int32), np.zeros((rows, count), np.int32))
 
 
 def read_vectors(features: Features, spec: ImageSpec, known: Extent) -> np.ndarray:
@@ -104,19 +123,28 @@ def read_vectors(features: Features, spec: ImageSpec, known: Extent) -> np.ndarr
     Raises:
       BadMedia: if the file cannot be used, or has changed since.
     """
-    if FeaturesMedium().extent(features) != known:
+    vectors = read_array(FeaturesMedium(), features, known)
+    return in_groups(vectors, spec) if vectors.ndim == 3 else vectors
+
+
+def in_groups(vectors: np.ndarray, spec: ImageSpec) -> np.ndarray:
+    """Lays vectors (..., rows, columns, D) out in merge groups, in reading order: (..., rows * columns, D)."""
+    unwindowed = dataclasses.replace(spec, window=0)  # soft tokens of ready-made features are in reading order
+    row, column = geometry.patch_positions(vectors.shape[-3], vectors.shape[-2], unwindowed).T
+    return vectors[..., row, column, :]
+
+
+def read_array(medium: FeaturesMedium, part: Any, known: Extent) -> np.ndarray:
+    """Reads a file of vectors as float32, of the shape that it has. Raises as ``read_vectors``."""
+    if medium.extent(part) != known:
         raise BadMedia("changed")
     try:
-        with opened_file(features) as file:
+        with opened_file(part) as file:
             vectors = np.load(file, allow_pickle=False)
     except MemoryError as error:
         raise BadMedia("too large") from error
     except (OSError, ValueError, EOFError) as error:
         raise BadMedia("truncated") from error  # its header was whole
-    if vectors.ndim == 3:
-        in_groups = dataclasses.replace(spec, window=0)  # soft tokens of ready-made features are in reading order
-        row, column = geometry.patch_positions(vectors.shape[0], vectors.shape[1], in_groups).T
-        vectors = vectors[row, column]
     with np.errstate(over="ignore"):
         vectors = np.asarray(vectors, np.float32)
     if not np.isfinite(vectors).all():
@@ -124,10 +152,10 @@ def read_vectors(features: Features, spec: ImageSpec, known: Extent) -> np.ndarr
     return vectors
 
 
-def _header(features: Features) -> tuple[int, ...]:
+def read_header(part: Any, dims: tuple[int, ...]) -> tuple[int, ...]:
     """Returns the shape in the header. Raises BadMedia if it cannot be used or the file is shorter than it says."""
     try:
-        with opened_file(features) as file:
+        with opened_file(part) as file:
             shape, kind = _read_header(file)
             start, size = file.tell(), file.seek(0, 2)
     except files.NoFile as error:
@@ -137,7 +165,7 @@ def _header(features: Features) -> tuple[int, ...]:
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise BadMedia("no features") from error
     most = np.iinfo(np.int32).max
-    if kind not in (np.float16, np.float32, np.float64) or len(shape) not in (2, 3) or not 0 < math.prod(shape) < most:
+    if kind not in (np.float16, np.float32, np.float64) or len(shape) not in dims or not 0 < math.prod(shape) < most:
         raise BadMedia("no features")
     if size - start < math.prod(shape) * kind.itemsize:
         raise BadMedia("truncated")

@@ -78,7 +78,7 @@ class ImageMedium(Medium):
             f"{budgets.patches}, config.seq_len {budgets.tokens}): {advice}"
         )
 
-    def empty(self, rows: int, budgets: Any, spec: ImageSpec, width: int) -> dict[str, Any]:
+    def empty(self, rows: int, budgets: Any, spec: ImageSpec, widths: Mapping[str, int]) -> dict[str, Any]:
         B, N, M = rows, budgets.patches, budgets.items
         values = np.zeros((B, N, spec.patch_bytes), np.uint8)
         patches = Stream(values, np.zeros((B, N, 3), np.int32), np.zeros((B, N), np.int32))

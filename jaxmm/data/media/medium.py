@@ -217,6 +217,7 @@ class Medium(abc.ABC):
       stream: the budget that counts its units; also names the arrays of a batch that they fill. '' for none.
       is_seen: whether it can be seen, with height and width in pixels.
       is_text: whether its content is in the tokens of the text, and nothing in a record.
+      made_of: of vectors of clips, the medium whose tower made them: the model needs what that one needs.
       advice: a closed list of reasons why it cannot be used, each with what to do about it.
     """
 
@@ -228,6 +229,7 @@ class Medium(abc.ABC):
     stream: ClassVar[str] = ""
     is_seen: ClassVar[bool] = False
     is_text: ClassVar[bool] = False
+    made_of: ClassVar[str] = ""
     advice: ClassVar[Mapping[str, str]] = {}
 
     def has(self, kinds: Any) -> Any:
@@ -361,12 +363,12 @@ class Medium(abc.ABC):
 
     # Assembling
 
-    def empty(self, rows: int, budgets: Any, spec: ImageSpec, width: int) -> dict[str, Any]:
+    def empty(self, rows: int, budgets: Any, spec: ImageSpec, widths: Mapping[str, int]) -> dict[str, Any]:
         """Its arrays of a batch without content, by the field of ``Batch``, or else by the name of its stream.
 
         Args:
           budgets: as ``limits.Budgets``.
-          width: D of the sources' feature vectors.
+          widths: D of the sources' feature vectors, by the stream in which they travel.
         """
         return {}
 

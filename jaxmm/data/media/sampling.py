@@ -94,10 +94,18 @@ def seconds_of(numbers: np.ndarray, rate: float) -> np.ndarray:
     return (times[:, 0] + times[:, -1]) / 2
 
 
-def times_of(temporal: int, frames: int, count: int, rate: float, video: VideoSpec) -> tuple[int, ...]:
-    """Returns the position of each temporal patch along the first text axis (Qwen2.5-VL), in single precision."""
+def seconds_apart(frames: int, count: int, rate: float, video: VideoSpec) -> float:
+    """Returns the seconds from a temporal patch to the next, where ``frames`` are taken of ``count`` frames."""
+    return video.frames / (frames / count * rate)
+
+
+def times_of(temporal: int, seconds: float, video: VideoSpec) -> tuple[int, ...]:
+    """Returns the position of each temporal patch along the first text axis (Qwen2.5-VL), in single precision.
+
+    Args:
+      seconds: from one to the next.
+    """
     if not video.positions_per_second:
         return ()
-    seconds = np.float32(video.frames / (frames / count * rate))
-    interval = np.float32(video.positions_per_second) * seconds
+    interval = np.float32(video.positions_per_second) * np.float32(seconds)
     return tuple((np.arange(temporal, dtype=np.float32) * interval).astype(np.int64).tolist())

@@ -5,14 +5,15 @@ To add a medium, add a file with its ``Medium`` and a line in MEDIA.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxmm.batch import Batch, ImageSpec, Stream
 from jaxmm.data.media.audio import AudioMedium
-from jaxmm.data.media.features import FeaturesMedium, feature_widths
+from jaxmm.data.media.clip_features import AudioFeaturesMedium, VideoFeaturesMedium
+from jaxmm.data.media.features import FeaturesMedium
 from jaxmm.data.media.image import ImageMedium
 from jaxmm.data.media.medium import Extents, Medium
 from jaxmm.data.media.tokens import TokensMedium
@@ -20,8 +21,13 @@ from jaxmm.data.media.video import VideoMedium
 
 # By name. Soft tokens stand in a row's table in this order, so a new medium comes last.
 MEDIA: dict[str, Medium] = {
-    medium.name: medium for medium in (ImageMedium(), FeaturesMedium(), TokensMedium(), VideoMedium(), AudioMedium())
-}
+    medium.name: medium
+    for medium in (
+        ImageMedium(), FeaturesMedium(), TokensMedium(), VideoMedium(), AudioMedium(), VideoFeaturesMedium(),
+        AudioFeaturesMedium(),
+    )
+}  # fmt: skip
+WIDTHS_KEYS = {"features": "feature_widths", "audio_features": "audio_feature_widths"}  # of meta.json, by stream
 FIRST = ("image", "features", "image_tokens")  # media that a prepared folder need not list
 
 
@@ -120,7 +126,27 @@ def described(kinds: np.ndarray) -> dict[str, Any]:
     """What meta.json says of a source's media: the widths of its feature vectors, and its media that FIRST lacks."""
     known = [MEDIA[name] for name in FIRST]
     further = [name for name, medium in MEDIA.items() if medium not in known and np.any(medium.has(kinds))]
-    return {"feature_widths": feature_widths(kinds)} | ({"media": further} if further else {})
+    widths = {WIDTHS_KEYS[stream]: of_stream for stream, of_stream in _widths(kinds).items()}
+    return {"feature_widths": []} | widths | ({"media": further} if further else {})
+
+
+def _widths(kinds: np.ndarray) -> dict[str, list[int]]:
+    """The widths of feature vectors, each once, ascending, by the stream in which they travel."""
+    widths: dict[str, list[int]] = {}
+    for medium in MEDIA.values():
+        if isinstance(medium, FeaturesMedium) and (own := medium.widths(kinds)):
+            widths[medium.stream] = sorted({*widths.get(medium.stream, ()), *own})
+    return widths
+
+
+def described_widths(meta: Mapping[str, Any]) -> dict[str, list[int]]:
+    """The same as a meta.json tells it; a stream without any is not there."""
+    return {stream: meta[key] for stream, key in WIDTHS_KEYS.items() if meta.get(key)}
+
+
+def taken_as(media: Iterable[str]) -> frozenset[str]:
+    """What a model needs for media: vectors of clips need what the clips that they were made of do."""
+    return frozenset(MEDIA[name].made_of or name for name in media)
 
 
 def reasons() -> tuple[str, ...]:

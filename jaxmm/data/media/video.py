@@ -140,9 +140,15 @@ class VideoMedium(Medium):
         for number, start in enumerate(starts):
             patches.positions[b, start : start + size, 0] = number
         rows, columns = grid[0] // spec.merge, grid[1] // spec.merge
-        times = sampling.times_of(temporal, frames, extent.length, float(extent.rate), video)
+        seconds = sampling.seconds_apart(frames, extent.length, float(extent.rate), video)
+        times = sampling.times_of(temporal, seconds, video)
         order = in_reading_order(temporal, size, grid, spec)
         return Filled(order, (temporal, rows, columns), times, apart=bool(video.stamp))
+
+    def patches_per_second(self, units: int, extent: Extent, spec: ImageSpec) -> float:
+        """How many temporal patches are taken of a second."""
+        _, frames, _ = _taken(units, extent, spec)
+        return 1 / sampling.seconds_apart(frames, extent.length, float(extent.rate), _spec(spec))
 
     def numbers(self, units: int, extent: Extent, spec: ImageSpec) -> np.ndarray:
         """int64 (temporal patches, frames of one): which frames of a video are taken."""

@@ -73,7 +73,7 @@ def choose_budgets(
                 break
         return tried
 
-    is_sighted, has_features = lengths[0].spec.is_sighted, any(source.feature_width for source in lengths)
+    is_sighted, has_features = lengths[0].spec.is_sighted, any("features" in source.widths for source in lengths)
     limits = boundless._replace(targets=min(target_budget or seq_len, seq_len))
     limits = limits._replace(patches=patch_budget or BOUNDLESS) if is_sighted else limits._replace(patches=0, items=0)
     limits = limits if has_features else limits._replace(features=0)

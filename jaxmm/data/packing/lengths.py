@@ -45,7 +45,7 @@ class Lengths:
       slots_I: int64 (I,), the soft tokens of each medium.
       inner: the text inside media; ``inner_I``, int64 (I,), counts its tokens.
       spans_I: int64 (I,), the text positions of each medium between its separators: soft tokens and text inside it.
-      feature_width: D of the feature vectors, 0 if there are none.
+      widths: D of the feature vectors, by the stream in which they travel; a stream without any is not there.
     """
 
     def __init__(self, prepared: Columns, spec: ImageSpec, cache: Path | None = None, encode: Encode | None = None):
@@ -56,7 +56,7 @@ class Lengths:
         """
         self.prepared, self.spec = prepared, spec
         self.name = str(prepared.meta["name"])
-        self.feature_width: int = max(prepared.meta.get("feature_widths", ()), default=0)
+        self.widths = {stream: max(own) for stream, own in table.described_widths(prepared.meta).items()}
         self.columns = (*FIRST, *further_budgets(prepared.meta.get("media", ())))
         self.inner = InnerText(encode)
         self._files: tuple[Path, Path] | None = None
@@ -223,6 +223,12 @@ class Lengths:
         """How many media of each kind the source has, by the names of those that it has."""
         kinds = self.extents(slice(None)).kind
         return {medium.name: int(medium.has(kinds).sum()) for medium, _ in table.by_medium(kinds)}
+
+
+def widths_of(several: Sequence[Lengths]) -> dict[str, int]:
+    """The largest ``widths`` of several sources."""
+    named = [one for source in several for one in source.widths.items()]
+    return {stream: max(width for name, width in named if name == stream) for stream, _ in named}
 
 
 def patches_of(media: table.Measured) -> np.ndarray:

@@ -63,15 +63,16 @@ def finish(source: Source, template: Template, unfinished: Path, numbers: Sequen
         for name in CLIPS:
             del columns[name]
             (data / f"{name}.npy").unlink()
+    described = table.described(columns["image_kind_I"])
     meta = {
-        "format": CLIPS_FORMAT if has_clips else FORMAT,
+        "format": CLIPS_FORMAT if "media" in described else FORMAT,
         "name": source.name,
         "fingerprint": totals.fingerprint,
         "template": template.fingerprint,
         "examples": len(columns["tokens_E"]),
         "tokens": int(columns["tokens_E"].sum(dtype=np.int64)),
         "images": len(columns["image_at_I"]),
-        **table.described(columns["image_kind_I"]),
+        **described,
         "labels": totals.labels,
         "shards": totals.shards,
         "skipped": totals.reasons.total(),

@@ -135,11 +135,19 @@ class Index:
 class InMemory(Columns):
     """Encoded documents in memory, never written to disk: mostly prompts."""
 
-    def __init__(self, name: str, encoded: Sequence[Encoded], images: Sequence[Sequence[Media]], template: str):
+    def __init__(
+        self,
+        name: str,
+        encoded: Sequence[Encoded],
+        images: Sequence[Sequence[Media]],
+        template: str,
+        extents: Sequence[Sequence[Extent]] | None = None,
+    ):
         """
         Args:
           images: the media of each document, in order.
           template: the fingerprint of the template that encoded them.
+          extents: of the media, where their headers have been read.
 
         Raises:
           UserError: if the header of a medium cannot be read.
@@ -148,7 +156,8 @@ class InMemory(Columns):
         for i, (one, pictures) in enumerate(zip(encoded, images, strict=True)):
             if len(one.image_at) != len(pictures):
                 raise ValueError(f"{name}, record {i}: {len(pictures)} images for {len(one.image_at)} places")
-            index.add(one, [_extent_or_error(f"{name}, record {i}", picture) for picture in pictures], ())
+            where = f"{name}, record {i}"
+            index.add(one, extents[i] if extents else [_extent_or_error(where, each) for each in pictures], ())
         self.__dict__.update(index.columns())
         self.meta = {
             "format": FORMAT, "name": name, "template": template, "examples": len(index), "labels": [],

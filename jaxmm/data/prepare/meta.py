@@ -63,8 +63,10 @@ def _fault(meta: dict[str, Any]) -> str:
         return "its fingerprint is no hexadecimal number"
     if not all(isinstance(label, str) for label in meta["labels"]) or len(meta["labels"]) > 64:
         return "its labels are no names"
-    if not all(_is_number(width) and width for width in meta["feature_widths"]):
-        return "its feature_widths are no numbers"
+    for key in ("feature_widths", "audio_feature_widths"):
+        widths = meta.get(key, [])
+        if not isinstance(widths, list) or not all(_is_number(width) and width for width in widths):
+            return f"its {key} are no numbers"
     for shard in meta["shards"]:
         if fault := _misses(shard, _SHARD):
             return f"a shard: {fault}"

@@ -7,13 +7,13 @@ import math
 import struct
 import wave
 from collections.abc import Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
-from jaxmm.data.documents import Audio, Image, Video
+from jaxmm.data.documents import Audio, AudioFeatures, Image, Video, VideoFeatures
 from jaxmm.data.readers.columns import looks
-from jaxmm.data.readers.kinds import AUDIO, CLIPS, IMAGE, VIDEO, Kind, of_name
+from jaxmm.data.readers.kinds import AUDIO, CLIPS, IMAGE, VIDEO, Kind, is_vectors, of_name
 from jaxmm.data.readers.parts import decoded
 
 # The keys of an object that may give its clip, in the order of trust: the Hugging Face struct first.
@@ -29,13 +29,15 @@ SETTINGS = {
     VIDEO: (*IMAGE_SETTINGS, "total_pixels", "nframes", "min_frames", "max_frames"),
     AUDIO: (),
 }
-RATES = ("fps", "sample_fps")  # of a list of frames; of a file it would ask for a sampling
+RATES = ("fps", "sample_fps")  # of a list of frames, or of vectors; of a film's file it would ask for a sampling
 STARTS = {VIDEO: ("video_start", "start"), AUDIO: ("audio_start", "start")}
 STOPS = {VIDEO: ("video_end", "end"), AUDIO: ("audio_end", "end")}
 MOST_CHANNELS, MOST_SAMPLES_A_SECOND = 32, 1_000_000
 LOUDEST = 16.0  # a decoded file may go a little beyond 1; whole numbers of 16 bits go far beyond it
 
-Clip = TypeVar("Clip", Video, Audio)
+Film: TypeAlias = Video | VideoFeatures
+Sound: TypeAlias = Audio | AudioFeatures
+Clip = TypeVar("Clip", Film, Sound)
 
 
 class Files(Protocol):
@@ -68,8 +70,8 @@ def check_no_own(part: Mapping[str, Any], kind: Kind) -> None:
         raise ValueError(f"a part has '{own}', but no {kind.noun} of its own: give both in one place")
 
 
-def video(value: Any, files: Files) -> Video:
-    """Returns the video of a value: its file, or a list of its frames.
+def video(value: Any, files: Files) -> Film:
+    """Returns the video of a value: its file, a list of its frames, or a file of its feature vectors (``.npy``).
 
     Raises:
       SkipRecord: as ``Files.file``.
@@ -79,7 +81,7 @@ def video(value: Any, files: Files) -> Video:
         check_settings(value, VIDEO)
         key, inner = _first(value, VIDEO_KEYS)
         if inner is not None:
-            found = Video(data=decoded(inner)) if _is_base64(key, inner) else video(inner, files)
+            found = _film(Image(decoded(inner))) if _is_base64(key, inner) else video(inner, files)
             return _with_rate(_with_part(found, value), value)
     if isinstance(value, list | tuple) and value:
         if film := next((one for one in value if looks(one, VIDEO)), None):
@@ -87,11 +89,22 @@ def video(value: Any, files: Files) -> Video:
         return Video(frames=tuple(map(files.image, value)))
     if isinstance(value, str) and of_name(value) is IMAGE and not value.rstrip().lower().endswith(".gif"):
         raise ValueError(f"a video cannot be the picture {value!r:.40}: give its frames as a list of its own")
-    return Video(*files.file(value, VIDEO))
+    return _film(files.file(value, VIDEO))
 
 
-def audio(value: Any, files: Files) -> Audio:
-    """Returns the recording of a value: its file, or a WAV of its samples. Raises as ``video``."""
+def _film(file: Image) -> Film:
+    return VideoFeatures(file.data, file.path) if is_vectors(file.path, file.data) else Video(file.data, file.path)
+
+
+def _sound(file: Image) -> Sound:
+    return AudioFeatures(file.data, file.path) if is_vectors(file.path, file.data) else Audio(file.data, file.path)
+
+
+def audio(value: Any, files: Files) -> Sound:
+    """Returns the recording of a value: its file, a WAV of its samples, or a file of its feature vectors (``.npy``).
+
+    Raises as ``video``.
+    """
     if isinstance(value, Mapping):
         key, inner = _first(value, AUDIO_KEYS)
         if key == "array":
@@ -100,9 +113,9 @@ def audio(value: Any, files: Files) -> Audio:
         if isinstance(form, str) and form and of_name(f"a.{form}") not in CLIPS:
             raise ValueError(f"a recording of the format {form!r:.20} is no file: give {', '.join(AUDIO.suffixes[:4])}")
         if inner is not None:
-            found = Audio(data=decoded(inner)) if _is_base64(key, inner) else audio(inner, files)
+            found = _sound(Image(decoded(inner))) if _is_base64(key, inner) else audio(inner, files)
             return _with_part(found, value)
-    return Audio(*files.file(value, AUDIO))
+    return _sound(files.file(value, AUDIO))
 
 
 def wav(samples: Any, rate: Any) -> bytes:
@@ -161,10 +174,12 @@ def _is_base64(key: str, inner: Any) -> bool:
 
 def _with_part(clip: Clip, value: Mapping[str, Any]) -> Clip:
     """Returns a clip with the part that counts, in seconds, where the object says one."""
-    kind = VIDEO if isinstance(clip, Video) else AUDIO
+    kind = VIDEO if isinstance(clip, Film) else AUDIO
     start, stop = _seconds(value, STARTS[kind]), _seconds(value, STOPS[kind])
     if start is None and stop is None:
         return clip
+    if not isinstance(clip, Video | Audio):
+        raise ValueError(f"feature vectors of {kind.article} have a start or an end: give those of what counts")
     if isinstance(clip, Video) and clip.frames:
         raise ValueError("a list of frames has a start or an end: leave out the frames that do not count")
     if stop is not None and stop <= (start or 0):
@@ -172,12 +187,12 @@ def _with_part(clip: Clip, value: Mapping[str, Any]) -> Clip:
     return clip._replace(start=start or 0.0, stop=stop or 0.0)
 
 
-def _with_rate(clip: Video, value: Mapping[str, Any]) -> Video:
-    """Returns a video with how many frames a second its list of them has."""
+def _with_rate(clip: Film, value: Mapping[str, Any]) -> Film:
+    """Returns a video with how many frames a second its list of them, or its array of vectors, has."""
     key = next((key for key in RATES if value.get(key) is not None), "")
     if not key:
         return clip
-    if not clip.frames:
+    if isinstance(clip, Video) and not clip.frames:
         raise ValueError(
             f"a video has its own '{key}', which is not supported: how videos are resized and sampled is one setting "
             f"for all of them; take the key out"

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxmm.data.documents import Audio, Image, Media, Video
+from jaxmm.data.documents import Media, Tokens
 from jaxmm.data.readers.columns import FEATURES, KNOWN, NONE, TOKENS, counts, is_named, media, resolved
 from jaxmm.data.readers.kinds import IMAGE, KINDS, Kind
 from jaxmm.data.readers.parts import Held, ReadTurn
@@ -173,6 +173,6 @@ def _has_its_own(origin: str, said: Sequence[ReadTurn], one: Held) -> bool:
 
 
 def _may_be_one(one: Any, other: Any) -> bool:
-    if isinstance(one, Image | Video | Audio) and type(one) is type(other) and one.path and other.path:
+    if type(one) is type(other) and not isinstance(one, Tokens) and one.path and other.path:
         return os.path.basename(one.path) == os.path.basename(other.path)
     return type(one) is type(other)

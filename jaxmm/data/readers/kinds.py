@@ -10,10 +10,12 @@ from jaxmm.data.documents import (
     PLACEHOLDER,
     VIDEO_PLACEHOLDER,
     Audio,
+    AudioFeatures,
     Features,
     Image,
     Tokens,
     Video,
+    VideoFeatures,
 )
 
 # Pictures in containers that films use too: AVIF and HEIC begin as an MP4 does.
@@ -97,7 +99,7 @@ IMAGE = Kind(
 )  # fmt: skip
 # A GIF is a picture, and .ts and .mts are programs more often than films.
 VIDEO = Kind(
-    "video", "videos", "video", "a video", VIDEO_PLACEHOLDER, (Video,),
+    "video", "videos", "video", "a video", VIDEO_PLACEHOLDER, (Video, VideoFeatures),
     suffixes=("mp4", "m4v", "mkv", "webm", "avi", "mov", "mpg", "mpeg", "wmv", "flv", "3gp", "ogv"),
     names=(
         "videos", "video", "mp4", "mkv", "webm", "avi", "mov", "videopaths", "videopath", "videofiles", "videofile",
@@ -111,7 +113,7 @@ VIDEO = Kind(
     begins=_is_film,
 )  # fmt: skip
 AUDIO = Kind(
-    "audio", "audios", "recording", "a recording", AUDIO_PLACEHOLDER, (Audio,),
+    "audio", "audios", "recording", "a recording", AUDIO_PLACEHOLDER, (Audio, AudioFeatures),
     suffixes=("wav", "flac", "mp3", "ogg", "oga", "opus", "m4a", "aac", "wma", "aif", "aiff", "aifc", "amr"),
     names=(
         "audios", "audio", "wav", "flac", "mp3", "ogg", "opus", "m4a", "audiopaths", "audiopath", "audiofiles",
@@ -133,6 +135,12 @@ CLIPS = (VIDEO, AUDIO)
 def of_part(part: object) -> Kind | None:
     """Returns the kind of a part of a document; None for text."""
     return next((kind for kind in KINDS if isinstance(part, kind.parts)), None)
+
+
+def is_vectors(path: str, data: bytes) -> bool:
+    """Whether a file holds feature vectors, by the end of its path or by how it begins."""
+    name = path.partition("?")[0].partition("#")[0] if "://" in path else path
+    return name.rstrip().lower().endswith(".npy") or data.startswith(b"\x93NUMPY")
 
 
 _OF_SUFFIX = {suffix: kind for kind in KINDS for suffix in kind.suffixes}

@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from jaxmm.data.documents import Audio, Document, Image, Object, Text, Video
+from jaxmm.data.documents import Document, Image, Object, Text
+from jaxmm.data.readers.kinds import IMAGE
 from jaxmm.data.readers.parts import text
 from jaxmm.data.text.boxes import BOX_MARK, MARK, NAME_MARK
 from jaxmm.errors import UserError
@@ -75,7 +76,7 @@ def _objects(origin: str, value: Any, document: Document) -> tuple[list[Object],
     if kind not in TYPES:
         raise UserError(f"{origin}: its '{COLUMN}' have a bbox_type {kind!r:.40}: it must be {' or '.join(TYPES)}")
     media = [part for turn in document.turns for part in turn.parts if not isinstance(part, Text)]
-    shown = [at for at, part in enumerate(media) if not isinstance(part, Video | Audio)]
+    shown = [at for at, part in enumerate(media) if isinstance(part, IMAGE.parts)]
     boxed = []
     for n, box in enumerate(boxes):
         picture = pictures[n] if n < len(pictures) else 0

@@ -74,10 +74,10 @@ def placed(origin: str, content: Content, own: Mapping[Kind, Sequence[Media]], m
 def typed_parts(origin: str, what: str, content: Sequence[Any], pictures: Pictures) -> list[Piece]:
     """Returns the pieces of a list of parts: ``{"type": "text", "text": ...}``, ``{"type": "image", ...}``.
 
-    Clips are ``{"type": "video", ...}`` and ``{"type": "audio", ...}``. Ready-made media are ``{"type": "features",
-    "path": ...}`` and ``{"type": "image_tokens", "ids": [...]}``. A medium without a value of its own is the record's
-    next one of its kind. Text is only text: placeholders do not count in it. Some data has no types, and some (a table
-    with one schema for all) has every key, most of them null.
+    Clips, and ``.npy`` files of their feature vectors, are ``{"type": "video", ...}`` and ``{"type": "audio", ...}``.
+    Ready-made pictures are ``{"type": "features", "path": ...}`` and ``{"type": "image_tokens", "ids": [...]}``. A
+    medium without a value of its own is the record's next one of its kind. Text is only text: placeholders do not count
+    in it. Some data has no types, and some (a table with one schema for all) has every key, most of them null.
     """
     pieces: list[Piece] = []
     for part in content:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxmm.batch import ANSWER, TARGET
-from jaxmm.data.documents import Audio, Part, Text, Turn
+from jaxmm.data.documents import HEARD, READY_MADE, Part, Text, Turn
 from jaxmm.data.text.chat_places import CLOSE, MARK, OPEN, Layout, Message, Shape, marked, numbered
 from jaxmm.data.text.chat_template import MOST_FORMS, ChatTemplate, with_thinking_masked, without_thinking
 from jaxmm.data.text.encoded import of_turn
@@ -274,8 +274,9 @@ class ChatFormat:
         fill, seen = [("", "")] * len(marks.stand_for), collections.Counter[type]()
         for n, part in enumerate(marks.stand_for):
             if not isinstance(part, str):
-                seen[type(part)] += 1
-                fill[n] = self._markup_of(part).around(seen[type(part)])
+                kind = READY_MADE.get(type(part), type(part))
+                seen[kind] += 1
+                fill[n] = self._markup_of(part).around(seen[kind])
         text, runs, at = "", list[tuple[int, int]](), 0
 
         for end, flags in layout.runs:
@@ -296,7 +297,7 @@ class ChatFormat:
         return Layout(text, runs)
 
     def _markup_of(self, part: Part) -> Markup:
-        return self._audio if isinstance(part, Audio) else self.markup
+        return self._audio if isinstance(part, HEARD) else self.markup
 
     @functools.cached_property
     def _marks_or_added(self) -> re.Pattern[str]:

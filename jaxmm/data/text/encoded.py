@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxmm.batch import TARGET
+from jaxmm.data.documents import READY_MADE
 from jaxmm.data.text.tokenizer import Ids
 
 
@@ -72,8 +73,9 @@ class Writer:
 
     def number_of(self, part: Any) -> int:
         """Counts a medium that is to be written: its number among those of its kind, from 1."""
-        self._media[type(part)] += 1
-        return self._media[type(part)]
+        kind = READY_MADE.get(type(part), type(part))
+        self._media[kind] += 1
+        return self._media[kind]
 
     def add_image(self) -> None:
         self._image_at.append(self._count)

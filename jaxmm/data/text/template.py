@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxmm.batch import ANSWER, TARGET
-from jaxmm.data.documents import Audio, Document, Part, Text, Tokens, Turn
+from jaxmm.data.documents import HEARD, Document, Part, Text, Tokens, Turn
 from jaxmm.data.text.chat import ChatFormat, Chunk, Markup, Medium, Special, Step
 from jaxmm.data.text.chat_template import THINKING, without_thinking
 from jaxmm.data.text.codebook import image_offset
@@ -298,7 +298,7 @@ class Template:
                     writer.add(ids[first:last], int(flags[first]) if last > first else 0)
 
     def _write_medium(self, writer: Writer, part: Part, flags: int, origin: str) -> None:
-        markup = self.audio_markup if isinstance(part, Audio) else self.markup
+        markup = self.audio_markup if isinstance(part, HEARD) else self.markup
         if markup == OURS:
             before, after = [self.image_start_id], [self.image_end_id]
         else:

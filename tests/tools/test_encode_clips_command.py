@@ -1,0 +1,216 @@
+"""``encode_features`` on films and recordings as a user gives it: killed and gone on, refused, trained on, shown."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import small_run
+from clip_folder import BAD, write_clips
+from made_folders import folder_of
+from test_hearing import whole_folder
+
+from jaxmm import command, inspect, train
+from jaxmm import encode_features as tool
+from jaxmm.api import load_config
+from jaxmm.atomic import write_json
+from jaxmm.batch import ImageSpec, VideoSpec
+from jaxmm.encoding import writer
+from jaxmm.encoding.output import settled_otherwise
+from jaxmm.encoding.taken import Taker
+from jaxmm.errors import UserError
+from jaxmm.models.multimodal import make_model
+from jaxmm.recipe import read_recipe
+
+SMALL = (
+    "--config.audio.width=24", "--config.audio.layers=1", "--config.audio.heads=2", "--config.audio.mlp=32",
+    "--config.audio.mels=16", "--config.video.fps=2", "--config.video.max_frames=6", "--config.eval.every=0",
+)  # fmt: skip
+
+
+def train_arguments(folder: Path) -> list[str]:
+    return [
+        f"--config={small_run.ROOT / 'configs/base.py'}", *small_run.TINY, *SMALL, "--config.data.mixture=clips",
+        f"--config.data.cache={folder / 'cache'}", "--config.data.max_skipped=0.5",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Iterator[Path]:
+    """The folder of a run that would have been saved before its first step, beside its data."""
+    folder = tmp_path_factory.mktemp("clips")
+    info = write_clips(folder)
+    arguments = [*train_arguments(folder), f"--config.data.path={info}", "--config.data.media=video,audio"]
+    config = command.parse(arguments, {}).config
+    (folder / "run").mkdir()
+    write_json(folder / "run/config.json", command.to_json(config))
+    params = jax.jit(make_model(read_recipe(config).model)[0])(jax.random.key(0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tool, "saved_params", lambda *_: params)
+        patch.setattr(tool, "chosen_step", lambda *_: None)
+        yield folder / "run"
+
+
+@pytest.fixture(scope="module")
+def encoded(run) -> Path:
+    output = run.parent / "output"
+    assert tool.main([f"--workdir={run}", f"--output={output}"]) == 0
+    return output
+
+
+def parts_of(output: Path) -> list[dict[str, Any]]:
+    lines = (output / "clips.jsonl").read_text().splitlines()
+    return [part for line in lines for turn in json.loads(line)["messages"] for part in turn["content"]]
+
+
+def test_a_killed_run_goes_on_and_what_is_broken_is_left_out(run, encoded, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(writer, "CHUNK_DOCUMENTS", 3)
+    made, calls = writer.Writer._save, []
+
+    def killed(self, *rest):
+        calls.append(1)
+        if len(calls) == 8:
+            raise KeyboardInterrupt
+        made(self, *rest)
+
+    monkeypatch.setattr(writer.Writer, "_save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        tool.main([f"--workdir={run}", f"--output={tmp_path}"])
+    assert not (tmp_path / "clips.jsonl").exists()
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")}
+    assert len(kept) == 7
+    capsys.readouterr()
+    assert tool.main([f"--workdir={run}", f"--output={tmp_path}"]) == 0
+    told = capsys.readouterr().out
+    assert "8 documents, " in told
+    assert " 7 kept, 1 documents left out" in told
+    assert "--config.optimizer.freeze=vision,audio" in told
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    for name in ("clips.jsonl", "clips.skipped.jsonl", "encoding.json", "dataset_info.json"):
+        assert (tmp_path / name).read_bytes() == (encoded / name).read_bytes()
+    for path in encoded.rglob("*.npy"):
+        again = np.load(tmp_path / path.relative_to(encoded))
+        np.testing.assert_allclose(again, np.load(path), rtol=1e-5, atol=1e-5)
+    (skipped,) = map(json.loads, (encoded / "clips.skipped.jsonl").read_text().splitlines())
+    assert skipped["record"] == BAD
+    assert skipped["reason"]
+
+
+def test_the_output_names_a_file_a_medium_and_how_clips_were_taken(encoded):
+    parts = parts_of(encoded)
+    by_type = {one["type"]: np.load(encoded / one["path"]).ndim for one in parts if one["type"] != "text"}
+    assert by_type == {"video": 4, "audio": 2, "features": 3}
+    assert all(one["fps"] > 0 for one in parts if one["type"] == "video")
+    towers = json.loads((encoded / "encoding.json").read_text())["tower"]
+    assert towers["video"]["max_frames"] == 6
+    assert towers["audio"]["mels"] == 16
+    assert towers["digest"] != towers["audio_digest"]
+
+
+def test_settings_that_differ_are_told_and_a_foreign_file_is_not(encoded, tmp_path):
+    def spec(**changes: float) -> ImageSpec:
+        return ImageSpec(video=VideoSpec(fps=2, max_frames=6, max_pixels=1024, min_pixels=256, **changes))
+
+    for path in (encoded, encoded / "dataset_info.json"):
+        assert settled_otherwise(str(path), "video", spec()) == ""
+        assert settled_otherwise(str(path), "video", spec(total_pixels=9000)) == "total_pixels 0"
+    for content in ("[]", "{}", "no JSON", '{"tower": {"digest": ""}}'):
+        (tmp_path / "encoding.json").write_text(content)
+        assert settled_otherwise(str(tmp_path), "video", spec(total_pixels=9000)) == ""
+
+
+def test_other_settings_of_clips_do_not_mix_with_what_is_there(run, encoded):
+    with pytest.raises(UserError, match="holds what another tower or setting made"):
+        tool.main([f"--workdir={run}", f"--output={encoded}", "--config.video.fps=1"])
+
+
+def test_what_was_encoded_goes_along_when_it_is_encoded_again(run, encoded, tmp_path):
+    where = f"--config.data.path={encoded}"
+    assert tool.main([f"--workdir={run}", f"--output={tmp_path}", where, "--config.data.mixture=clips"]) == 0
+    for one, other in zip(parts_of(encoded), parts_of(tmp_path), strict=True):
+        assert one | {"path": ""} == other | {"path": ""}
+        if one["type"] != "text":
+            assert (encoded / one["path"]).read_bytes() == (tmp_path / other["path"]).read_bytes()
+
+
+def test_the_page_and_the_plan_show_vectors_of_clips(run, encoded, tmp_path):
+    arguments = [*train_arguments(run.parent), f"--config.data.path={encoded}", "--config.data.media=video,audio"]
+    assert inspect.main([*arguments, f"--output={tmp_path / 'page.html'}", "--rows=4"]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert '"features"' in page
+    assert '"audio_features"' in page
+    assert "Features a row" in page
+    assert "Audio features a row" in page
+
+
+@pytest.mark.slow
+def test_vectors_of_clips_train_with_the_towers_frozen_and_settings_that_do_not_count_are_told(
+    run, encoded, tmp_path, capsys
+):
+    arguments = train_arguments(run.parent)
+    info = f"--config.data.path={run.parent / 'dataset_info.json'}"
+    assert train.main([*arguments, info, f"--workdir={tmp_path / 'base'}", "--config.steps=1"]) == 0
+    arguments += [
+        f"--config.data.path={encoded}", f"--config.init_from={tmp_path / 'base'}", "--config.video.fps=1",
+        "--config.optimizer.freeze=vision,audio", "--config.steps=2",
+    ]  # fmt: skip
+    capsys.readouterr()
+    assert train.main([*arguments, f"--workdir={tmp_path / 'run'}"]) == 0
+    told = "".join(capsys.readouterr())
+    assert "config.video does not count for them; they were made with fps 2.0" in told
+    assert "config.audio does not count for them\n" in told
+    assert json.loads((tmp_path / "run/summary.json").read_text())["examples_skipped"] == 0
+    with pytest.raises(UserError, match=r"of width 24, but config\.audio\.width is 32"):
+        train.main([*arguments, "--config.audio.width=32", f"--workdir={tmp_path / 'wide'}"])
+
+
+def test_a_model_that_only_hears_is_encoded_by_and_its_tower_is_named(tmp_path, monkeypatch, capsys):
+    folder, info = whole_folder("qwen2_audio", tmp_path / "model"), write_clips(tmp_path, ("audio",))
+    config = load_config("base", init_from=str(folder), **{"data.path": str(info), "data.mixture": "clips"})
+    (tmp_path / "run").mkdir()
+    write_json(tmp_path / "run/config.json", command.to_json(config))
+    params = jax.jit(make_model(read_recipe(config).model)[0])(jax.random.key(0))
+    monkeypatch.setattr(tool, "saved_params", lambda *_: params)
+    assert tool.main([f"--workdir={tmp_path / 'run'}", f"--output={tmp_path / 'out'}"]) == 0
+    told = capsys.readouterr().out
+    assert "9 documents, 9 recordings encoded, 0 kept\n" in told
+    assert told.endswith("--config.optimizer.freeze=audio\n")
+    assert {one["type"] for one in parts_of(tmp_path / "out")} == {"text", "audio"}
+
+
+TOLD = {"qwen3-vl": "this tower's inner layers", "internvl": "are cut into tiles"}
+
+
+@pytest.mark.parametrize(("name", "told"), TOLD.items())
+def test_towers_whose_vectors_are_not_all_are_one_line(name, told, tmp_path):
+    folder = folder_of(name, tmp_path / "model", has_weights=False)
+    with pytest.raises(UserError, match=told):
+        tool.check_towers("run", read_recipe(load_config("base", init_from=str(folder))))
+
+
+def test_media_that_the_model_does_not_take_are_one_line(tmp_path):
+    folder = whole_folder("qwen2_audio", tmp_path / "model")
+    where = {"data.path": str(write_clips(tmp_path)), "data.mixture": "clips"}
+    config = load_config("base", init_from=str(folder), **where)
+    recipe = read_recipe(config)
+    tool.check_towers("run", recipe)
+    (source,) = tool.raw_sources(config, recipe)
+    take = Taker("clips", recipe, recipe.whole)
+    with pytest.raises(UserError, match="there are pictures, which a qwen2_audio does not take"):
+        take(list(source.documents()))  # type: ignore[arg-type]
+
+
+def test_a_film_that_is_gone_leaves_its_document_out(tmp_path, run):
+    data = tmp_path / "data"
+    shutil.copytree(run.parent, data, ignore=shutil.ignore_patterns("run", "cache", "output"))
+    (data / "1.mp4").unlink()
+    arguments = [f"--workdir={run}", f"--output={tmp_path / 'out'}", f"--config.data.path={data / 'dataset_info.json'}"]
+    assert tool.main(arguments) == 0
+    lines = [json.loads(line) for line in (tmp_path / "out/clips.skipped.jsonl").read_text().splitlines()]
+    assert (lines[0]["record"], lines[0]["reason"]) == (1, "missing")
