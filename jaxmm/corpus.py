@@ -172,7 +172,7 @@ def read_budgets(config: ConfigDict, corpus: Corpus) -> Budgets:
 
 def unseen_budgets(config: ConfigDict, image: ImageSpec) -> Budgets:
     """Budgets where no data is there to pick them from: what the config leaves open is as if half of a row's positions
-    were images, of 64 soft tokens or more. With recordings they share this half; a model that only hears has them alone.
+    were images, of 64 soft tokens or more. Recordings share this half; a model that only hears has them alone.
     """
     group, dealt = image.merge**2, sharding.zigzag_multiple(config.mesh.context)
     parts = 2 * max(image.is_sighted + (image.audio is not None), 1)  # of a row, of which each kind takes one

@@ -96,3 +96,15 @@ def test_tensor_adds_up_activations_as_the_formula_says(remat, clips):
 def test_context_gathers_keys_and_values_as_the_formula_says(remat, clips):
     found, wanted = sent(*program_of({"context": 2}, f"--config.compute.remat={remat}", *clips))
     assert_close(found, wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("remat", "near"), [("none", 0.05), ("full", 0.15)])
+def test_a_step_with_recordings_and_videos_holds_what_the_formula_says(remat, near):
+    large = ("--config.audio.width=64", "--config.audio.layers=4", "--config.audio.mlp=256", "--config.audio.mels=80")
+    program, budgets, rows, accumulation, mesh = program_of(
+        {"data": 2}, *CLIPS, *large, "--config.seq_len=512", f"--config.compute.remat={remat}"
+    )
+    found = estimate.compiled(program, budgets, rows, mesh)
+    wanted = estimate_formula.by_formula(program, budgets, rows, accumulation, mesh)
+    assert wanted["peak_bytes"] == pytest.approx(found["peak_bytes"], rel=near)
