@@ -8,7 +8,8 @@ devices, and memory and what is sent are the compiler's figures; TPUs need the e
 follow from shapes everywhere, and ``model_flops`` are those of the formula that MFU is counted by, of all devices;
 ``compiler_flops`` are what the compiler counts in one device's program, recomputation and padding included. Most
 compilers count what a loop runs once. No data is read: rows are taken as full, of documents of equal length, and
-budgets that the data would choose as half of the row's positions, shared by pictures and recordings where the model takes both.
+budgets that the data would choose as half of the row's positions, which pictures and recordings share where the model
+takes both.
 A model from random weights has the towers that ``config.data.media`` names.
 """
 
