@@ -25,24 +25,9 @@ from jaxmm.errors import UserError
 
 MAX_HOURS = 12  # of a part
 FORMATS = (
-    "WAV",
-    "FLAC",
-    "MP3",
-    "OGG",
-    "Opus",
-    "AIFF",
-    "M4A",
-    "AAC",
-    "MP4",
-    "MOV",
-    "MKV",
-    "WebM",
-    "AVI",
-    "FLV",
-    "TS",
-    "MPEG",
+    "WAV", "FLAC", "MP3", "OGG", "Opus", "AIFF", "M4A", "AAC", "MP4", "MOV", "MKV", "WebM", "AVI", "FLV", "TS", "MPEG",
     "WMA",
-)
+)  # fmt: skip
 NEEDS = "audio needs the extra media: pip install 'jaxmm[media]'"
 QUALITY = "HQ"  # soxr's, of about 20 bits
 
