@@ -67,7 +67,13 @@ class Extents:
 
     def those(self, which: np.ndarray | None) -> Extents:
         """The media where the mask is True; None is all of them."""
-        return self if which is None else Extents(self._index, self._which, which)
+        if which is None:
+            return self
+        if self._within is None:
+            return Extents(self._index, self._which, which)
+        within = self._within.copy()
+        within[within] = which
+        return Extents(self._index, self._which, within)
 
     def one(self) -> Extent:
         """The extent, where there is only one medium."""
