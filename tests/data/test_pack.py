@@ -96,6 +96,21 @@ def test_the_budget_that_binds_is_full_and_the_other_is_not_in_its_way(ratio):
     assert (needs.sum(0) / (rows * limits)).max() >= 0.995
 
 
+def test_a_third_scarce_budget_is_in_the_way_of_few_rows():
+    """Four budgets are nearly full at once: text and soft tokens, patches, tiles, and frames of recordings."""
+    rng, count = np.random.default_rng(2), 1 << 14
+    images, recordings, films = rng.integers(0, 5, count), rng.integers(0, 3, count), rng.integers(0, 2, count)
+    frames = films * rng.integers(2, 31, count)
+    patches = np.where(np.arange(4) < images[:, None], rng.integers(16, 577, (count, 4)) * 4, 0).sum(1)
+    patches += frames * rng.integers(32, 128, count) * 4
+    sound = np.where(np.arange(2) < recordings[:, None], rng.integers(100, 3001, (count, 2)), 0).sum(1)
+    tokens = lognormal(count, 0.9, 298, 4096) + patches // 4 + sound // 4
+    needs = np.stack([tokens, patches, images + frames, tokens // 20, np.zeros_like(tokens), sound], 1)
+    limits = (needs.mean(0) * 16384 / tokens.mean() / [1, 0.95, 0.8, 0.1, 1, 0.85]).astype(int)
+    rows = int(assign(needs, limits).max()) + 1
+    assert tokens.sum() / (rows * 16384) >= 0.984
+
+
 def test_ordered_is_a_stable_sort():
     keys = np.random.default_rng(0).integers(-50, 50, 1000)
     np.testing.assert_array_equal(ordered(keys), np.argsort(keys, kind="stable"))

@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import io
 import math
+import os
 from collections.abc import Iterator, Mapping
 from typing import IO, Any, NamedTuple, Protocol
 
@@ -215,8 +216,7 @@ def _sound(file: IO[bytes]) -> Iterator[_Sound]:
         if (kind == "ogg" and _ogg_is_cut(file)) or (kind == "aiff" and is_cut(file, kind)):
             raise BadMedia("truncated")
         library = _library("soundfile")
-        file.seek(0)
-        with library.SoundFile(_Calm(file)) as opened:
+        with library.SoundFile(_for_libsndfile(file), closefd=False) as opened:
             if opened.frames < _UNKNOWN:
                 yield _Coded(opened, library.LibsndfileError)
                 return
@@ -273,6 +273,15 @@ class _Plain:
 
     def blocks(self, first: int, count: int) -> Iterator[np.ndarray]:
         return wav_blocks(self._file, self._wav, first, count)
+
+
+def _for_libsndfile(file: IO[bytes]) -> Any:
+    """A file on this machine as its descriptor, which is read without Python; any other as it is. At its start."""
+    file.seek(0)
+    if isinstance(file, io.BufferedReader) and isinstance(file.raw, io.FileIO):
+        os.lseek(file.fileno(), 0, os.SEEK_SET)  # the file has read ahead
+        return file.fileno()
+    return _Calm(file)
 
 
 class _Calm:

@@ -18,6 +18,7 @@ SAMPLE_ROWS, SAMPLE_EXAMPLES = 400, 1 << 14
 MULTIPLE = 64  # picked budgets are multiples of it
 STEPS = 1.0, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 6.0, 8.0  # multiples of the average need that are tried
 LOSS = 0.015  # the fraction of the rows' tokens that a smaller budget may cost
+LOSS_OF_ALL = 0.006  # that all of them together may cost, where media have budgets of their own
 
 
 def choose_budgets(
@@ -28,8 +29,9 @@ def choose_budgets(
 
     A picked budget holds the largest example that fits ``seq_len``. The candidates are multiples of what ``seq_len``
     tokens of the mixture need on average. The smallest one is picked with which a sample of the mixture packs into
-    about as few rows as without that budget. Where needs are coarse (a few large images beside long texts without any)
-    that is well above the average, because rows of text alone leave theirs unused.
+    about as few rows as without that budget; where media have budgets of their own, as without any. Where needs are
+    coarse (a few large images beside long texts without any) that is well above the average, because rows of text alone
+    leave theirs unused.
 
     Args:
       dealt: a picked budget of patches is also a multiple of this, so that devices can share a row's patches.
@@ -40,7 +42,8 @@ def choose_budgets(
     group = merge**2
     if patch_budget % group:
         raise UserError(f"config.patch_budget {patch_budget} is no multiple of config.image.merge squared, {group}")
-    names = (*FIRST, *further_budgets({name for source in lengths for name in source.prepared.meta.get("media", ())}))
+    further = further_budgets({name for source in lengths for name in source.prepared.meta.get("media", ())})
+    names = (*FIRST, *further)
     largest = np.max([source.in_order(_largest(source, seq_len), names) for source in lengths], 0)
     parts = [share / sum(shares) for share in shares]
     density = sum(part * len(s) / max(1, s.total_tokens) for s, part in zip(lengths, parts, strict=True))
@@ -48,46 +51,50 @@ def choose_budgets(
     boundless = Budgets(**(dict.fromkeys(names, BOUNDLESS) | {"tokens": seq_len, "targets": seq_len}))
     sample = np.concatenate([_sample(s, part * tokens, boundless) for s, part in zip(lengths, parts, strict=True)])
     typical = sample.sum(0) / max(sample[:, names.index("tokens")].sum(), 1) * seq_len
-    multiple = math.lcm(MULTIPLE, group, dealt)
 
     def rows(limits: Budgets) -> int:
         return int(assign(np.minimum(sample, np.array(limits)), limits).max(initial=0)) + 1
 
-    def pick(name: str, limits: Budgets, multiple: int, most: int) -> int:
-        """Returns the smallest step of a budget with which the sample still packs into few enough rows."""
+    def pick(name: str, limits: Budgets, few: float) -> Budgets:
+        """With the smallest step of a budget with which the sample still packs into few enough rows."""
         column = names.index(name)
-        least = max(int(largest[column]), 1)
-        few = rows(limits) * (1 + LOSS)
+        least, most = max(int(largest[column]), 1), BOUNDLESS
+        multiple = _multiple(name, lengths[0], dealt)
+        if name == "patches":
+            most = -(-seq_len * group // multiple) * multiple  # a row's tokens cannot stand for more patches
+        elif name == "items":
+            most = limits.patches // group
+        elif name == "targets":
+            most = seq_len
         for step in STEPS:
             budget = -(-max(math.ceil(step * typical[column]), least) // multiple) * multiple
-            if budget >= most or rows(limits._replace(**{name: budget})) <= few:
+            tried = limits._replace(**{name: min(budget, most)})
+            if budget >= most or rows(tried) <= few:
                 break
-        return min(budget, most)
+        return tried
 
+    is_sighted, has_features = lengths[0].spec.is_sighted, any(source.feature_width for source in lengths)
     limits = boundless._replace(targets=min(target_budget or seq_len, seq_len))
-    if not any(source.feature_width for source in lengths):
-        limits = limits._replace(features=0)
-    if not lengths[0].spec.is_sighted:
-        limits = limits._replace(patches=0, items=0)
-    elif patch_budget:
-        limits = limits._replace(patches=patch_budget)
-    else:
-        most = -(-seq_len * group // multiple) * multiple  # a row's tokens cannot stand for more patches
-        limits = limits._replace(patches=pick("patches", limits, multiple, most))
-    if limits.patches:
-        limits = limits._replace(items=pick("items", limits, 8, limits.patches // group))
-    if limits.features:
-        limits = limits._replace(features=pick("features", limits, multiple, BOUNDLESS))
-    for name in names[len(FIRST) :]:
-        limits = limits._replace(**{name: pick(name, limits, _multiple(name, lengths[0], dealt), BOUNDLESS)})
-    if not target_budget:
-        limits = limits._replace(targets=pick("targets", limits, MULTIPLE, seq_len))
+    limits = limits._replace(patches=patch_budget or BOUNDLESS) if is_sighted else limits._replace(patches=0, items=0)
+    limits = limits if has_features else limits._replace(features=0)
+    asked = {"patches": patch_budget, "targets": target_budget}
+    picked = [
+        name for name in (*FIRST[1:3], "features", *further, "targets") if limits.get(name) and not asked.get(name)
+    ]
+    fewest = rows(limits)
+    for place, name in enumerate(picked, 1):
+        loss = LOSS_OF_ALL * place / len(picked) if further else LOSS
+        limits = pick(name, limits, (fewest if further else rows(limits)) * (1 + loss))
     return limits
 
 
 def _multiple(name: str, source: Lengths, dealt: int) -> int:
-    """What a further medium's budget must be a multiple of: whole soft tokens, if it counts the medium's units."""
+    """What a picked budget is a multiple of: whole soft tokens of its media, if it counts their units."""
     groups = multiples(name, source.spec)
+    if name in ("patches", "features"):
+        return math.lcm(MULTIPLE, source.spec.merge**2, dealt)
+    if name == "targets":
+        return MULTIPLE
     return math.lcm(MULTIPLE, *groups, dealt) if groups else 8
 
 

@@ -13,9 +13,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jaxmm.data.packing.limits import FIRST
+
 GOLDEN = 0.6180339887498949  # its multiples modulo 1 are spread evenly, however many there are
 BLOCK = 64  # neighbours in size, among which the second budget decides who gets which
 MATTERS = 0.3  # fraction of the scarcest budget's load; a budget with less load is respected, but not balanced
+SCARCE = 0.75  # the same for the third scarcest and those after it, where media have budgets of their own
 AT_ONCE = 0.7  # fraction of the open rows that are filled next
 FEW = 16  # fewer open rows than this are filled all at once
 SMALL = 600  # up to so many items are also packed one by one, if their rows are not full
@@ -27,10 +30,12 @@ def assign(needs: np.ndarray, limits: Sequence[int]) -> np.ndarray:
     """Packs items into few rows.
 
     Best fit fills the scarcest budget, by the sum of the needs. Items that are large in the second scarcest are dealt
-    out evenly before that, so that no row runs out of it while others have some left.
+    out evenly before that, so that no row runs out of it while others have some left. So are those that are large in a
+    third one, if a medium has a budget of its own: rows of text and images keep the plan that their runs began with.
 
     Args:
-      needs: (n, budgets), what each item takes; each item fits an empty row.
+      needs: (n, budgets), what each item takes; each item fits an empty row. The budgets are those of ``limits``: the
+        first ones, and then those of further media.
       limits: what a row holds of each budget.
 
     Returns:
@@ -39,10 +44,10 @@ def assign(needs: np.ndarray, limits: Sequence[int]) -> np.ndarray:
     rows = _packed(_Rows(np.asarray(needs, np.int64), np.asarray(limits, np.int64)))
     tries = [rows]
     if len(needs) and rows.of_item.max() + 1 > ENOUGH * max(rows.loads()):
-        if rows.two:  # coarse items that are dealt first may leave no room for the others: then pack all by size
-            tries.append(_packed(rows.emptied(two=False)))
+        if rows.dealt:  # coarse items that are dealt first may leave no room for the others: then pack all by size
+            tries.append(_packed(rows.emptied(dealt=[])))
         if len(needs) <= SMALL:
-            tries.append(_one_by_one(rows.emptied(two=False)))
+            tries.append(_one_by_one(rows.emptied(dealt=[])))
     return min(tries, key=lambda attempt: int(attempt.of_item.max(initial=-1))).of_item
 
 
@@ -50,8 +55,8 @@ def _packed(rows: _Rows) -> _Rows:
     left = np.arange(len(rows.of_item))
     while len(left):
         opened = rows.open(max(1, int(np.ceil(max(rows.loads(left))))))
-        if rows.two:
-            rows.deal(left, opened)
+        for budget in rows.dealt:
+            rows.deal(left, opened, budget)
             left = rows.unplaced(left)
         # The smallest items end up in the rows that are filled last, and fill their gaps: so not all rows at once.
         while len(opened) and len(left):
@@ -90,7 +95,7 @@ class _Rows:
     Attributes:
       needs: for each budget an array over items.
       room: for each budget an array over rows.
-      two: whether the second scarcest budget matters too.
+      dealt: the other budgets that matter, whose large items are dealt out first.
     """
 
     def __init__(self, needs: np.ndarray, limits: np.ndarray):
@@ -102,17 +107,19 @@ class _Rows:
                 binding.append(j)
         self.needs = [np.ascontiguousarray(needs[:, j]) for j in binding]
         self.limits = [int(limits[j]) for j in binding]
-        self._empty(len(binding) > 1 and bool(loads[binding[1]] > MATTERS * loads[binding[0]]))
+        least = [MATTERS] + [SCARCE if len(limits) > len(FIRST) else np.inf] * len(binding)
+        parts_of_first = zip(binding[1:], least, strict=False)
+        self._empty([at for at, (j, part) in enumerate(parts_of_first, 1) if loads[j] > part * loads[binding[0]]])
 
-    def _empty(self, two: bool) -> None:
-        self.two = two
+    def _empty(self, dealt: list[int]) -> None:
+        self.dealt = dealt
         self.room = [np.zeros(0, np.int64) for _ in self.limits]
         self.of_item = np.full(len(self.needs[0]), -1, np.int64)
 
-    def emptied(self, two: bool) -> _Rows:
+    def emptied(self, dealt: list[int]) -> _Rows:
         """The same items and budgets, and no rows yet."""
         rows = copy.copy(self)
-        rows._empty(two)
+        rows._empty(dealt)
         return rows
 
     def loads(self, items: np.ndarray | slice = slice(None)) -> list[float]:
@@ -139,15 +146,18 @@ class _Rows:
         self.of_item[items[fits]] = rows[fits]
         return fits
 
-    def deal(self, items: np.ndarray, rows: np.ndarray) -> None:
-        """Deals out the items that are larger in the second budget, one per row and round, largest to most room."""
-        first, second = (self.needs[j][items] / self.limits[j] for j in (0, 1))
-        fine = (second < second.mean() / 2) & (first > first.mean() / 50)  # better kept to fill small gaps
+    def deal(self, items: np.ndarray, rows: np.ndarray, budget: int) -> None:
+        """Deals out items that are larger in a budget than in the first: one a row and round, largest to most room."""
+        if not len(items):
+            return
+        first, second = (self.needs[j][items] / self.limits[j] for j in (0, budget))
+        # Better kept to fill small gaps.
+        fine = (second < second.mean() / 2) & (first > first.mean() / 50) if budget == 1 else first < first.mean() / 2
         items = items[(second > first) & ~fine]
-        items = items[ordered(-self.needs[1][items])]
+        items = items[ordered(-self.needs[budget][items])]
         for start in range(0, len(items), len(rows)):
             some = items[start : start + len(rows)]
-            self.place(some, rows[ordered(-self.room[1][rows])[: len(some)]])
+            self.place(some, rows[ordered(-self.room[budget][rows])[: len(some)]])
 
     def fill(self, items: np.ndarray, rows: np.ndarray, least: int) -> None:
         """Fills rows by rounds of best fit in the first budget, until a round places fewer than ``least`` items."""
@@ -170,7 +180,7 @@ class _Rows:
             choice = np.minimum.accumulate(choice + steps) - steps  # each at least one below the row before
             count = int(np.searchsorted(-choice, 0, side="right"))
             choice = choice[:count]
-            if self.two:
+            if 1 in self.dealt:
                 self._match(choice, items, sizes, rows[:count], wants[:count])
             fits = self.place(items[choice], rows[:count])
             failed[:count] = np.where(fits, 0, failed[:count] + 1)
