@@ -99,7 +99,9 @@ class AudioMedium(Medium):
         there = slice(first, first + item.units)
         known = audio_file.AudioHeader(item.extent.length, int(item.extent.rate))
         frames = _frames_of(item.extent, audio)
-        samples = audio_file.read_samples(item.part, known, audio.rate)
+        # As far as ``_write`` looks; played backwards, a clip begins with its end.
+        most = (frames + 1) * audio.hop if audio.max_seconds and not settings.backwards else 0
+        samples = audio_file.read_samples(item.part, known, audio.rate, most)
         if settings.backwards:
             samples = samples[::-1]
         _write(stream.values[b, there], samples, frames, audio)
