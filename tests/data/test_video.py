@@ -19,8 +19,9 @@ from jaxmm.batch import IGNORED, AudioSpec, ImageSpec, VideoSpec
 from jaxmm.data.assemble import Assembler, Loaded
 from jaxmm.data.documents import Document, Image, Text, Video
 from jaxmm.data.media import sampling
+from jaxmm.data.media.extents import Extent
 from jaxmm.data.media.geometry import patch_positions
-from jaxmm.data.media.medium import SEPARATORS, Extent
+from jaxmm.data.media.medium import SEPARATORS
 from jaxmm.data.media.table import MEDIA
 from jaxmm.data.media.video import VIDEO as VIDEO_KIND
 from jaxmm.data.packing.lengths import Lengths

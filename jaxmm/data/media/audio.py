@@ -15,8 +15,9 @@ import numpy as np
 from jaxmm.batch import AudioSpec, Batch, ImageSpec, Stream
 from jaxmm.data.documents import Audio
 from jaxmm.data.media import audio_file, audio_geometry
+from jaxmm.data.media.extents import Extent, Extents
 from jaxmm.data.media.log_mel import log_mel
-from jaxmm.data.media.medium import Array, Extent, Extents, Filled, Item, Medium, Settings, Space
+from jaxmm.data.media.medium import Array, Filled, Item, Medium, Settings, Space
 
 AUDIO = -3
 

@@ -17,8 +17,9 @@ import numpy as np
 from jaxmm.batch import Batch, ImageSpec, Stream, VideoSpec
 from jaxmm.data.documents import Image, Video
 from jaxmm.data.media import sampling, video_file
+from jaxmm.data.media.extents import Extent, Extents
 from jaxmm.data.media.image import edges_of, frames_of, in_reading_order, write_tiles
-from jaxmm.data.media.medium import Array, Extent, Extents, Filled, Inner, Item, Medium, Settings, Space
+from jaxmm.data.media.medium import Array, Filled, Inner, Item, Medium, Settings, Space
 from jaxmm.data.media.patches import fill_frame
 
 VIDEO = -2

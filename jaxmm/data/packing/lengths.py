@@ -18,7 +18,7 @@ import numpy as np
 from jaxmm.atomic import published
 from jaxmm.batch import TARGET, ImageSpec
 from jaxmm.data.media import table
-from jaxmm.data.media.medium import Extents
+from jaxmm.data.media.extents import Extents
 from jaxmm.data.packing.inner_text import Encode, InnerText
 from jaxmm.data.packing.limits import FIRST, Budgets, further_budgets
 from jaxmm.data.packing.shorten import CutShort, cut_short, shortened
