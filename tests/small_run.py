@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
+import sys
 import tempfile
+import time
 import warnings
 from pathlib import Path
 
@@ -85,6 +88,20 @@ def assert_same_bits(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None
     assert a.keys() == b.keys()
     for name in a:
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def start(arguments: list[str], workdir: Path, devices: int, **variables: str) -> subprocess.Popen:
+    """Starts ``train`` in a process of its own, with so many virtual devices."""
+    command = [sys.executable, "-m", "jaxmm.train", *arguments, f"--workdir={workdir}"]
+    clean = environment(devices, **variables)
+    return subprocess.Popen(command, env=clean, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(path: Path, seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} did not appear"
+        time.sleep(0.05)
 
 
 def environment(devices: int = 0, **variables: str) -> dict[str, str]:

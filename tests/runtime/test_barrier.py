@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import small_run
-from small_run import by_variables, free_port
+from small_run import by_variables, free_port, start
 
 from jaxmm import command, train
 from jaxmm.data.packing.plan import Row
@@ -24,13 +24,6 @@ from jaxmm.runtime.barrier import Barrier, Stop
 from jaxmm.training.run import Run
 
 STEPS = 4
-
-
-def start(arguments: list[str], workdir: Path, devices: int, **variables: str) -> subprocess.Popen:
-    clean = small_run.environment(devices, **variables)
-    command = [sys.executable, "-m", "jaxmm.train", *arguments, f"--workdir={workdir}"]
-    return subprocess.Popen(command, env=clean, cwd=small_run.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                            text=True)  # fmt: skip
 
 
 def finished(processes: list[subprocess.Popen], workdir: Path) -> list[dict[str, Any]]:

@@ -10,10 +10,11 @@ import numpy as np
 import PIL.Image
 import pytest
 import small_run
-from small_run import assert_same_bits, saved
+from small_run import assert_same_bits, by_variables, free_port, saved, start, wait_for
 
-from jaxmm import evaluate, export, generate, train
+from jaxmm import command, evaluate, export, generate, train
 from jaxmm.errors import UserError
+from jaxmm.training.run import Run
 
 SMALL = (
     "--config.audio.width=16", "--config.audio.layers=1", "--config.audio.heads=2", "--config.audio.mlp=32",
@@ -50,9 +51,19 @@ def write_clips(folder: Path) -> Path:
     (folder / "clips.json").write_text(json.dumps(records))
     tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
     columns = {name: name for name in ("messages", "images", "videos", "audios")}
-    info = {"clips": {"file_name": "clips.json", "formatting": "sharegpt", "columns": columns, "tags": tags}}
+    pages = "\n".join(json.dumps({"text": f"{i} " + "words " * 25}) for i in range(24))
+    (folder / "pages.jsonl").write_text(pages)
+    info = {
+        "clips": {"file_name": "clips.json", "formatting": "sharegpt", "columns": columns, "tags": tags},
+        "pages": {"file_name": "pages.jsonl", "columns": {"prompt": "text"}},
+    }
     (folder / "dataset_info.json").write_text(json.dumps(info))
     return folder / "dataset_info.json"
+
+
+def losses_of(workdir: Path) -> list[float]:
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +85,11 @@ def finished(arguments, tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-def test_a_run_on_clips_stopped_and_gone_on_in_workers_has_the_same_bits(finished, arguments, tmp_path):
-    assert train.main([*arguments, f"--workdir={tmp_path}", "--config.steps=2"]) == 0
+def test_a_run_on_clips_killed_and_gone_on_in_workers_has_the_same_bits(finished, arguments, tmp_path):
+    killed = start([*arguments, "--config.steps=4", "--config.data.workers=1"], tmp_path, 8)
+    wait_for(tmp_path / "checkpoints" / "2", 240)
+    killed.kill()
+    killed.communicate()
     assert train.main([*arguments, f"--workdir={tmp_path}", "--config.steps=4", "--config.data.workers=2"]) == 0
     assert_same_bits(saved(tmp_path, 4), saved(finished, 4))
     kept = json.loads((tmp_path / "config.json").read_text())
@@ -83,15 +97,29 @@ def test_a_run_on_clips_stopped_and_gone_on_in_workers_has_the_same_bits(finishe
 
 
 @pytest.mark.slow
+def test_processes_of_which_one_or_none_has_clips_have_the_losses_of_one_process(arguments, tmp_path):
+    few = [*arguments, "--config.data.mixture=clips:0.03,pages:0.97", "--config.steps=6", "--config.log.every=1"]
+    few += ["--config.checkpoint.every=0"]
+    run = Run(command.parse(few, {}).config, tmp_path / "plan")
+    clips = run.corpus.names.index("clips")
+    rows = [[any(piece.source == clips for piece in row) for row in run.plan.batch(k)] for k in range(6)]
+    held = [any(of_batch[:4]) + any(of_batch[4:]) for of_batch in rows]
+    assert {0, 1} <= set(held), "in a step no process has clips, in another one alone"
+
+    two = [start(few, tmp_path / "two", 4, **mine) for mine in by_variables(2, free_port())]
+    assert train.main([*few, f"--workdir={tmp_path / 'one'}"]) == 0
+    outputs = [process.communicate(timeout=400)[0] for process in two]
+    assert [process.returncode for process in two] == [0, 0], outputs
+    one, of_two = (losses_of(tmp_path / name) for name in ("one", "two"))
+    assert len(one) == 6
+    np.testing.assert_allclose(of_two, one, rtol=1e-6)
+
+
+@pytest.mark.slow
 def test_it_goes_on_with_the_same_loss_on_every_axis_of_a_mesh(finished, arguments, tmp_path):
     mesh = ("--config.mesh.fsdp=2", "--config.mesh.tensor=2", "--config.mesh.context=2")
     assert train.main([*arguments, f"--workdir={tmp_path}", "--config.steps=4", *mesh]) == 0
-    losses = [
-        [json.loads(line).get("loss") for line in (run / "metrics.jsonl").read_text().splitlines()]
-        for run in (finished, tmp_path)
-    ]
-    ours, theirs = (np.array([loss for loss in of_run if loss is not None]) for of_run in losses)
-    np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+    np.testing.assert_allclose(losses_of(tmp_path), losses_of(finished), rtol=1e-4)
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ import pytest
 import small_run
 from conftest import IMAGE, random_documents
 from ml_collections import ConfigDict
-from small_run import PAGES, ROOT, assert_same_bits, saved
+from small_run import PAGES, ROOT, assert_same_bits, saved, start, wait_for
 
 from jaxmm import command, evaluate, generate, train
 from jaxmm.checkpoints import checksums
@@ -364,23 +364,8 @@ def test_a_mistake_ends_in_one_line_and_status_1(tmp_path):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def start(argv: list[str], workdir: Path) -> subprocess.Popen:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        [sys.executable, "-m", "jaxmm.train", *argv, f"--workdir={workdir}"],
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-
-
-def wait_for(path: Path, seconds: float = 90) -> None:
-    end = time.monotonic() + seconds
-    while not path.exists():
-        assert time.monotonic() < end, f"{path} did not appear"
-        time.sleep(0.05)
-
-
 def test_sigterm_saves_and_says_how_to_go_on(arguments, tmp_path):
-    process = start([*arguments, "--config.steps=100000", "--config.eval.every=0"], tmp_path)
+    process = start([*arguments, "--config.steps=100000", "--config.eval.every=0"], tmp_path, 8)
     wait_for(tmp_path / "checkpoints" / "2")
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=60)
@@ -396,7 +381,7 @@ def test_killed_at_random_and_resumed_the_parameters_are_bit_equal(arguments, tm
     assert train.main([*argv, f"--workdir={tmp_path / 'whole'}"]) == 0
     rng, killed = random.Random(0), tmp_path / "killed"
     for kill in range(4):
-        process = start(argv, killed)
+        process = start(argv, killed, 8)
         wait_for(killed / "checkpoints" / str(2 * (kill + 1)))
         time.sleep(rng.random())
         process.kill()

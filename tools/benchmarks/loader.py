@@ -20,6 +20,11 @@ from jaxmm.measure.timing import Figure
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHED = 8  # batches that lie on the device: one alone may be faster or slower than the mean
+WIDE = (
+    "--config.batch_size=2", "--config.data.jitter=0", "--config.decoder.width=384", "--config.decoder.heads=6",
+    "--config.decoder.kv_heads=2", "--config.decoder.head_dim=64", "--config.decoder.mlp=1024",
+    "--config.vision.width=192", "--config.vision.heads=6", "--config.vision.mlp=768",
+)  # fmt: skip
 WARM = 6  # steps before those that are timed: what was made ahead while nothing ran is used up
 
 
@@ -31,39 +36,71 @@ def step_base(settings: Settings) -> Measured:
 def step_wide(settings: Settings) -> Measured:
     """A wider model on documents of several small JPEGs each, decoded in every pass."""
     data = small_images(Path(settings.folder), settings.count(400), settings.seed)
-    return compare(
-        [
-            f"--config.data.path={data}", "--config.batch_size=2", "--config.seq_len=1024", "--config.data.jitter=0",
-            "--config.decoder.width=384", "--config.decoder.heads=6", "--config.decoder.kv_heads=2",
-            "--config.decoder.head_dim=64", "--config.decoder.mlp=1024", "--config.vision.width=192",
-            "--config.vision.heads=6", "--config.vision.mlp=768",
-        ],
-        settings,
-    )  # fmt: skip
+    return compare([f"--config.data.path={data}", "--config.seq_len=1024", *WIDE], settings)
+
+
+def step_clips(settings: Settings) -> Measured:
+    """The wider model, which also listens, on text, JPEGs, films and recordings, decoded in every pass."""
+    data = mixed_media(Path(settings.folder), settings.count(200), settings.seed)
+    tower = ["--config.audio.width=192", "--config.audio.heads=6", "--config.audio.mlp=768"]
+    sizes = ["--config.video.max_frames=16", f"--config.video.max_pixels={16 * 16**2}"]
+    return compare([f"--config.data.path={data}", "--config.seq_len=2048", *WIDE, *tower, *sizes], settings)
 
 
 def small_images(folder: Path, documents: int, seed: int) -> Path:
     """Conversations of 1 to 4 pictures of 48 to 160 pixels a side, lognormal answers; returns the file."""
     rng = np.random.default_rng(seed)
-    pictures = folder / "pictures"
-    pictures.mkdir()
+    (folder / "pictures").mkdir()
+    path = folder / "small.json"
+    path.write_text(json.dumps([asked({"images": pictures(folder, f"{i}", int(rng.integers(1, 5)), rng)}, rng)
+                                for i in range(documents)]))  # fmt: skip
+    return path
+
+
+def mixed_media(folder: Path, documents: int, seed: int) -> Path:
+    """Conversations with 0 to 4 pictures, 0 or 1 film of 2 to 10 s and 0 to 2 recordings of 1 to 10 s; the file."""
+    from benchmarks.clips import FRAME_RATE, GROUPS, SOUND_RATE, film, sound
+
+    rng = np.random.default_rng(seed)
+    for name in ("pictures", "films", "sounds"):
+        (folder / name).mkdir()
     records = []
     for i in range(documents):
-        count = int(rng.integers(1, 5))
-        for k in range(count):
-            height, width = rng.integers(48, 161, 2).tolist()
-            file = io.BytesIO()
-            natural(height, width, rng).save(file, "JPEG")
-            (pictures / f"{i}-{k}.jpg").write_bytes(file.getvalue())
-        answer = bytes(rng.integers(97, 123, int(rng.lognormal(3.5, 0.6)) + 1, dtype=np.uint8)).decode()
-        messages = [
-            {"role": "user", "content": "<image>" * count + "What is to be seen?"},
-            {"role": "assistant", "content": answer},
-        ]
-        records.append({"messages": messages, "images": [f"pictures/{i}-{k}.jpg" for k in range(count)]})
-    path = folder / "small.json"
+        media = {"images": pictures(folder, f"{i}", int(rng.integers(0, 5)), rng)}
+        names = [f"films/{i}.mp4"] * int(rng.integers(0, 2))
+        for name in names:
+            film(folder / name, int(rng.integers(2, 11)) * FRAME_RATE, GROUPS[i % 2], rng, (144, 192))
+        media["videos"] = names
+        names = [f"sounds/{i}-{k}.{('wav', 'flac', 'mp3')[(i + k) % 3]}" for k in range(int(rng.integers(0, 3)))]
+        for name in names:
+            sound(folder / name, int(rng.uniform(1, 10) * SOUND_RATE), rng)
+        media["audios"] = names
+        records.append(asked(media, rng))
+    path = folder / "mixed.json"
     path.write_text(json.dumps(records))
     return path
+
+
+def pictures(folder: Path, name: str, count: int, rng: np.random.Generator) -> list[str]:
+    """Writes JPEGs; returns their paths."""
+    paths = [f"pictures/{name}-{k}.jpg" for k in range(count)]
+    for path in paths:
+        height, width = rng.integers(48, 161, 2).tolist()
+        file = io.BytesIO()
+        natural(height, width, rng).save(file, "JPEG")
+        (folder / path).write_bytes(file.getvalue())
+    return paths
+
+
+def asked(media: dict[str, list[str]], rng: np.random.Generator) -> dict[str, Any]:
+    """A record: all its media, a question, and an answer of random letters."""
+    answer = bytes(rng.integers(97, 123, int(rng.lognormal(3.5, 0.6)) + 1, dtype=np.uint8)).decode()
+    places = "".join(f"<{kind.removesuffix('s')}>" * len(paths) for kind, paths in media.items())
+    messages = [
+        {"role": "user", "content": places + "What is to be seen and heard?"},
+        {"role": "assistant", "content": answer},
+    ]
+    return {"messages": messages} | media
 
 
 def compare(changes: list[str], settings: Settings) -> Measured:
@@ -172,5 +209,13 @@ ROWS = [
         "width 384, tower 192",
         {"loader / cached": "<= 1.03"},
         step_wide,
+    ),
+    Row(
+        "step_clips",
+        "conversations with 0 to 4 such JPEGs, 0 or 1 film of 192 x 144 and 2 to 10 s, 0 to 2 recordings of 1 to 10 s "
+        "in WAV, FLAC or MP3; width 384, towers 192, rows of 2,048 tokens",
+        {"loader / cached": "<= 1.05"},
+        step_clips,
+        ("av", "soundfile", "soxr"),
     ),
 ]
