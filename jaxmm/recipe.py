@@ -21,7 +21,8 @@ from jaxmm.data import files
 from jaxmm.data.demos import DEMOS
 from jaxmm.data.documents import Source
 from jaxmm.data.reading import Reading
-from jaxmm.data.text.template import IMAGE, OURS, ChatOptions, Template
+from jaxmm.data.text.own_format import IMAGE, OURS
+from jaxmm.data.text.template import ChatOptions, Template
 from jaxmm.data.text.tokenizer import load_tokenizer
 from jaxmm.errors import UserError
 from jaxmm.hf.families.family import HearingFamily
