@@ -22,20 +22,20 @@ def get_config() -> ConfigDict:
     config.data.max_epochs = ""  # name:epochs,name:epochs; then a source's share goes to the others
     config.data.max_examples = ""  # name:count,name:count: no more of its examples than these are used
     config.data.loss_weight = ""  # name:weight,name:weight of its targets in the loss; 1 where not named
-    config.data.media_dir = ""  # folder that images' paths count from; "" is that of the data
-    config.data.follow_outside = False  # whether records may name images outside the data's folder and media_dir
-    config.data.columns = ""  # "image=img,prompt=question,response=answer": what records hold where; "" is by name
+    config.data.media_dir = ""  # folder that paths of images and clips count from; "" is that of the data
+    config.data.follow_outside = False  # whether records may name files outside the data's folder and media_dir
+    config.data.columns = ""  # "image=img,video=clip,response=answer": what records hold where; "" is by name
     config.data.split = ""  # of a folder with several; "" is train, and of eval.path validation or test
     config.data.val_size = 0.0  # part of the examples, by a hash of each, kept for an eval.path of "" or data.path
     config.data.placeholder = "<image>"  # what stands for a picture in a text; "" is nothing, and text is only text
     config.data.video_placeholder = "<video>"  # what stands for a video; the same as a picture's where data has either
     config.data.audio_placeholder = "<audio>"  # what stands for a recording
     config.data.bare_placeholder = "stop"  # or "text": what one is in a record without its picture or clip
-    config.data.allow_urls = False  # whether pictures that records name by URL are fetched
+    config.data.allow_urls = False  # whether pictures and clips that records name by URL are fetched
     config.data.url_hosts = ""  # host,host: addresses of private networks that may be asked too
     config.data.on_error = "stop"  # or "skip": records that make no sense are left out and listed
     config.data.max_skipped = 0.05  # part of a source's documents that may be left out; one always may
-    config.data.drop_image = False  # whether a dead picture leaves its page, in place of the page being left out
+    config.data.drop_image = False  # whether a dead picture or clip leaves its page, or the page is left out
     config.data.boxes = ""  # in "pixels" as resized, "thousandths" of sides, or the way of the "model"; "" leaves texts
     config.data.objective = "sft"  # "sft": assistant turns are targets; "pretrain": all text is
     config.data.learn = "all"  # answers; or the "last" of a conversation, or with the "prompt", what users say too
@@ -43,13 +43,13 @@ def get_config() -> ConfigDict:
     config.data.special_tokens = ""  # that data may write: name,name or /pattern/ or "grounding"; others are letters
     config.data.special_tokens_in = "assistant,document"  # whose text may: of document, system, user, assistant, tool
     config.data.long_documents = "split"  # what becomes of those longer than a row: or "truncate", "drop"
-    config.data.jitter = -1.0  # part of a side that edges of pictures move by, from the 5th pass on; -1 is automatic
+    config.data.jitter = -1.0  # part of a side that edges of pictures and frames move, from pass 5 on; -1 is automatic
     config.data.fast_decode = False  # JPEGs at a smaller scale, for models that start from random weights
     config.data.image_tokens = 0  # size of the codebook of discrete image tokens; 0 is none
     config.data.predict_image_tokens = False  # whether they are targets where text in their place is
     config.data.tokenizer = ""  # folder of a transformers tokenizer; "" is ByT5's bytes
     config.data.media = (
-        ""  # beside pictures, that a model from random weights takes: "video,audio"; "" is what its data has
+        ""  # beside pictures, that a model from random weights takes: "video,audio"; "" is by its data, or init_from
     )
     config.data.allow_change = False  # go on with other data than the run has seen so far
     config.data.cache = ""  # where prepared data is kept; "" is $XDG_CACHE_HOME/jaxmm
@@ -119,7 +119,7 @@ def get_config() -> ConfigDict:
     config.optimizer.clip = 1.0
     config.optimizer.moments = "float32"  # what the moments are held as: or "bfloat16", "float8"
     config.optimizer.z_loss = 1e-4
-    config.optimizer.freeze = ""  # parts, comma between them: vision, connector, decoder
+    config.optimizer.freeze = ""  # parts, comma between them: vision, connector, audio, audio_connector, decoder
     config.optimizer.vision_rate = 1.0  # multiple of the rate
     config.optimizer.connector_rate = 1.0
     config.optimizer.audio_rate = 1.0

@@ -174,12 +174,24 @@ def read_budgets(config: ConfigDict, corpus: Corpus) -> Budgets:
 
 def unseen_budgets(config: ConfigDict, image: ImageSpec) -> Budgets:
     """Budgets where no data is there to pick them from: what the config leaves open is as if half of a row's positions
-    were images, of 64 soft tokens or more."""
-    group = image.merge**2
-    multiple = math.lcm(MULTIPLE, group, sharding.zigzag_multiple(config.mesh.context))
-    patches = config.patch_budget or -(-config.seq_len * group // (2 * multiple)) * multiple
+    were images, of 64 soft tokens or more. Recordings share this half; a model that only hears has them alone.
+    """
+    group, dealt = image.merge**2, sharding.zigzag_multiple(config.mesh.context)
+    parts = 2 * max(image.is_sighted + (image.audio is not None), 1)  # of a row, of which each kind takes one
+
+    def whole(units: int, *groups: int) -> int:
+        multiple = math.lcm(MULTIPLE, dealt, *groups)
+        return -(-units // multiple) * multiple
+
+    patches = config.patch_budget or whole(-(-config.seq_len * group // parts), group)
     items = max(8, patches // (64 * group))
-    return Budgets(config.seq_len, patches, items, config.target_budget or config.seq_len)
+    if not image.is_sighted:
+        patches = items = 0
+    budgets = Budgets(config.seq_len, patches, items, config.target_budget or config.seq_len)
+    if audio := image.audio:
+        frames = config.seq_len * audio.chunk // (parts * audio.chunk_tokens)
+        budgets = budgets._replace(audio=whole(frames, audio.chunk))
+    return budgets
 
 
 def make_plan(

@@ -7,8 +7,10 @@ devices, and memory and what is sent are the compiler's figures; TPUs need the e
 (h100:8) nothing is compiled: both follow from shapes by a formula, and are labelled so. Bytes of state and gradients
 follow from shapes everywhere, and ``model_flops`` are those of the formula that MFU is counted by, of all devices;
 ``compiler_flops`` are what the compiler counts in one device's program, recomputation and padding included. Most
-compilers count what a loop runs once. No data is read: rows are taken as full, of documents of equal length, and a
-patch budget that the data would choose as half of the row's positions.
+compilers count what a loop runs once. No data is read: rows are taken as full, of documents of equal length, and
+budgets that the data would choose as half of the row's positions, which pictures and recordings share where the model
+takes both.
+A model from random weights has the towers that ``config.data.media`` names.
 """
 
 from __future__ import annotations
@@ -38,22 +40,37 @@ REFUSALS = (r"memory required for HLO temporaries \(([\d.]+)([KMGT]?)\)", r"Used
 REMATERIALIZED = "involuntary full rematerialization"  # what the partitioner says where it gathers an array whole
 
 
-def full_rows(batch: Any, documents: int, group: int) -> Any:
-    """A NumPy batch whose rows are full: documents of equal length, each with an image of its share of the patches."""
+def full_rows(batch: Any, documents: int, image: Any) -> Any:
+    """A NumPy batch whose rows are full: documents of equal length, each with an image of its share of the patches and
+    a recording of its share of the frames.
+
+    Args:
+      image: the run's ImageSpec.
+    """
     import numpy as np
 
-    def numbers(like: np.ndarray) -> np.ndarray:
-        length = like.shape[1]
-        return np.broadcast_to(1 + np.arange(length, dtype=np.int32) * documents // length, like.shape)
+    def filled(stream: Any, least: int) -> Any:
+        length = stream.segments.shape[1]
+        numbers = 1 + np.arange(length, dtype=np.int32) * max(documents, least) // max(length, 1)
+        return stream._replace(segments=np.broadcast_to(numbers, stream.segments.shape))
 
-    soft = batch.patches.segments.shape[1] // group
+    soft, media = batch.patches.segments.shape[1] // image.merge**2, dict(batch.media)
+    if "audio" in media:
+        audio, frames = image.audio, media["audio"].segments.shape[1]
+        window = audio.attend * audio.chunk or audio.piece or frames  # frames that hear each other, at most
+        media["audio"] = filled(media["audio"], -(-frames // window))
+        soft += frames // audio.chunk * audio.chunk_tokens
     weights = np.zeros(batch.weights_BT.shape, np.float32)
     weights[:, : max(weights.shape[1] - soft, 1)] = 1
-    return batch._replace(
-        text=batch.text._replace(segments=numbers(batch.text.segments)),
-        patches=batch.patches._replace(segments=numbers(batch.patches.segments)),
-        weights_BT=weights,
-    )
+    text, patches = filled(batch.text, 1), filled(batch.patches, 1)
+    return batch._replace(text=text, patches=patches, media=media, weights_BT=weights)
+
+
+def with_media(recipe: Any) -> Any:
+    """The recipe of a run that has all media which its model takes."""
+    vision, audio, whole = recipe.model.vision, recipe.model.audio, recipe.whole
+    has_video = vision is not None and whole.video is not None and whole.video.frames == vision.frames
+    return recipe._replace(image=whole.only(["video"] * has_video + ["audio"] * (audio is not None)))
 
 
 def estimate(config: Any, target: Target, documents: int) -> dict[str, Any]:
@@ -71,11 +88,11 @@ def estimate(config: Any, target: Target, documents: int) -> dict[str, Any]:
 
     mesh = sharding.make_mesh(config.mesh, target.devices)
     sharding.check_rows(mesh, config.batch_size, config.accumulation)
-    recipe = read_recipe(config, platform=target.platform)
+    recipe = with_media(read_recipe(config, platform=target.platform))
     budgets = unseen_budgets(config, recipe.image)
     program = make_program(config, recipe, steps=max(config.steps, 1), targets=budgets.targets, sources=1)
     state = program.abstract_state(mesh)
-    row = full_rows(empty_batch(1, budgets, recipe.image), documents, recipe.image.merge**2)
+    row = full_rows(empty_batch(1, budgets, recipe.image), documents, recipe.image)
     flops = batch_flops(recipe.model, row, recipe.frozen) * config.batch_size
     compute = recipe.compute
     figures: dict[str, Any] = {

@@ -30,7 +30,8 @@ from jaxmm.checkpoints.checkpoint import Checkpoints
 from jaxmm.checkpoints.params import chosen_step, saved_params
 from jaxmm.data.text.byt5 import ByT5Tokenizer
 from jaxmm.data.text.codebook import image_codes
-from jaxmm.data.text.template import IMAGE, Template
+from jaxmm.data.text.own_format import IMAGE
+from jaxmm.data.text.template import Template
 from jaxmm.errors import UserError, nearest
 from jaxmm.hf import folder as hf
 from jaxmm.hf import weights

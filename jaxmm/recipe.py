@@ -13,6 +13,7 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxmm.batch import AudioSpec, ImageSpec, VideoSpec
+from jaxmm.config.file import load_workdir
 from jaxmm.config.keys import CLIPS
 from jaxmm.config.shares import parse_names, parse_schedule
 from jaxmm.corpus import Corpus, cache_folder, load_corpus, make_assembler, make_plan, read_budgets
@@ -22,11 +23,12 @@ from jaxmm.data.documents import Source
 from jaxmm.data.media.table import described_widths
 from jaxmm.data.packing.lengths import Lengths
 from jaxmm.data.reading import Reading
-from jaxmm.data.text.template import IMAGE, OURS, ChatOptions, Template
+from jaxmm.data.text.own_format import IMAGE, OURS
+from jaxmm.data.text.template import ChatOptions, Template
 from jaxmm.data.text.tokenizer import load_tokenizer
 from jaxmm.errors import UserError
 from jaxmm.hf.families.registry import FAMILIES
-from jaxmm.hf.pretrained import MODEL, Pretrained, image_settings, read_start
+from jaxmm.hf.pretrained import MODEL, Pretrained, image_settings, read_start, run_and_step
 from jaxmm.hf.processors import limits
 from jaxmm.hf.videos import asked_for
 from jaxmm.models.attention import choose_backend
@@ -40,8 +42,8 @@ from jaxmm.workdir.kept_folders import tokenizer_folder
 
 # Those of ``jaxmm.corpus`` too, as whoever wants a config's parts looks here first.
 __all__ = [
-    "Corpus", "DataRecipe", "Recipe", "clips_of", "eval_corpus", "fitted", "make_assembler", "make_plan", "read_boxes",
-    "read_budgets", "read_compute", "read_data", "read_reading", "read_recipe", "train_corpus",
+    "Corpus", "DataRecipe", "Recipe", "clips_of", "eval_corpus", "fitted", "make_assembler", "make_plan", "own_media",
+    "read_boxes", "read_budgets", "read_compute", "read_data", "read_reading", "read_recipe", "train_corpus",
 ]  # fmt: skip
 
 OWN_VIDEO = {"frames": 2, "fps": 2.0, "min_frames": 4, "max_frames": 32, "sampling": "stride"}  # so too its frames
@@ -179,6 +181,25 @@ def clips_of(media: Collection[str]) -> str:
     return ",".join(name for name in CLIPS if name in media)
 
 
+def own_media(config: ConfigDict, workdir: Path | None = None) -> str:
+    """The ``config.data.media`` of a model with the config's sizes: where it begins as another run's, that run's.
+
+    Raises:
+      UserError: if the config asks for others than that run has, whose towers are as they are.
+    """
+    asked = config.data.media
+    run = Path(run_and_step(config.init_from)[0]).expanduser()
+    if not config.init_from or has_saved(workdir) or not (run / "config.json").is_file():
+        return asked
+    theirs = load_workdir(str(run)).data.media
+    if asked and set(parse_names(asked, "config.data.media", CLIPS, "medium")) != set(theirs.split(",")):
+        raise UserError(
+            f"config.data.media is '{asked}', but the model of {run} (config.init_from) was made for '{theirs}': leave "
+            f"config.data.media out, or begin from random weights, without config.init_from"
+        )
+    return theirs
+
+
 def fitted(recipe: Recipe, media: Collection[str]) -> Recipe:
     """Returns the recipe of a run that has these media, see ``Corpus.media``.
 
@@ -235,7 +256,7 @@ def read_recipe(config: ConfigDict, workdir: Path | None = None, platform: str =
             start = start.grown(vocabulary)
         model = start.layout.spec
     else:
-        model = _model_of(config, image, vocabulary)
+        model = _model_of(config, image, vocabulary, own_media(config, workdir))
     # Which parts a model from random weights has is known when its data is.
     known = model.parts if start or config.data.media else PARTS
     frozen = parse_names(config.optimizer.freeze, "config.optimizer.freeze", known, "part")
@@ -245,9 +266,9 @@ def read_recipe(config: ConfigDict, workdir: Path | None = None, platform: str =
     return Recipe(template, image.only(()), image, model, compute, frozen, cache, start)
 
 
-def _model_of(config: ConfigDict, image: ImageSpec, vocabulary: int) -> ModelSpec:
-    """The model whose sizes the config has."""
-    media = parse_names(config.data.media, "config.data.media", CLIPS, "medium")
+def _model_of(config: ConfigDict, image: ImageSpec, vocabulary: int, clips: str) -> ModelSpec:
+    """The model whose sizes the config has, for these media beside pictures."""
+    media = parse_names(clips, "config.data.media", CLIPS, "medium")
     frames = image.video.frames if image.video and "video" in media else 1
     try:
         audio = _audio_tower_of(config, image.audio) if image.audio and "audio" in media else None

@@ -17,7 +17,7 @@ GROUPS = {
     "video": "how many frames a video becomes, and of which size",
     "audio": "what a recording becomes, and sizes of its tower; those of a folder in init_from count before them",
     "vision": "sizes of the tower; those of a folder in init_from count before them",
-    "connector": "between tower and decoder",
+    "connector": "between tower and decoder; that of audio too",
     "decoder": "its sizes; those of a folder in init_from count before them",
     "optimizer": "how parameters are updated",
     "compute": "how a step is computed; the result is the same to rounding",

@@ -141,9 +141,9 @@ KEYS: dict[str, Key] = {
     "data.max_epochs": Key("", "name:epochs,name:epochs; then a source's share goes to the others", form=NUMBERS),
     "data.max_examples": Key("", "name:count,name:count: no more of its examples than these are used", form=COUNTS),
     "data.loss_weight": Key("", "name:weight,name:weight of its targets in the loss; 1 where not named", form=WEIGHTS),
-    "data.media_dir": Key("", 'folder that images\' paths count from; "" is that of the data'),
-    "data.follow_outside": Key(False, "whether records may name images outside the data's folder and media_dir"),
-    "data.columns": Key("", '"image=img,prompt=question,response=answer": what records hold where; "" is by name'),
+    "data.media_dir": Key("", 'folder that paths of images and clips count from; "" is that of the data'),
+    "data.follow_outside": Key(False, "whether records may name files outside the data's folder and media_dir"),
+    "data.columns": Key("", '"image=img,video=clip,response=answer": what records hold where; "" is by name'),
     "data.split": Key("", 'of a folder with several; "" is train, and of eval.path validation or test'),
     "data.val_size": Key(
         0.0, 'part of the examples, by a hash of each, kept for an eval.path of "" or data.path', least=0, below=1
@@ -155,13 +155,13 @@ KEYS: dict[str, Key] = {
         "stop", 'or "text": what one is in a record without its picture or clip',
         choices=("stop", "text"),
     ),
-    "data.allow_urls": Key(False, "whether pictures that records name by URL are fetched"),
+    "data.allow_urls": Key(False, "whether pictures and clips that records name by URL are fetched"),
     "data.url_hosts": Key("", "host,host: addresses of private networks that may be asked too"),
     "data.on_error": Key(
         "stop", 'or "skip": records that make no sense are left out and listed', choices=("stop", "skip")
     ),
     "data.max_skipped": Key(0.05, "part of a source's documents that may be left out; one always may", least=0, most=1),
-    "data.drop_image": Key(False, "whether a dead picture leaves its page, in place of the page being left out"),
+    "data.drop_image": Key(False, "whether a dead picture or clip leaves its page, or the page is left out"),
     "data.boxes": Key(
         "", 'in "pixels" as resized, "thousandths" of sides, or the way of the "model"; "" leaves texts',
         choices=("", "pixels", "thousandths", "model"),
@@ -188,7 +188,7 @@ KEYS: dict[str, Key] = {
         choices=("split", "truncate", "drop"),
     ),
     "data.jitter": Key(
-        -1.0, "part of a side that edges of pictures move by, from the 5th pass on; -1 is automatic",
+        -1.0, "part of a side that edges of pictures and frames move, from pass 5 on; -1 is automatic",
         least=0, below=0.5, also=(-1.0,),
     ),
     "data.fast_decode": Key(False, "JPEGs at a smaller scale, for models that start from random weights"),
@@ -196,7 +196,7 @@ KEYS: dict[str, Key] = {
     "data.predict_image_tokens": Key(False, "whether they are targets where text in their place is"),
     "data.tokenizer": Key("", 'folder of a transformers tokenizer; "" is ByT5\'s bytes'),
     "data.media": Key(
-        "", 'beside pictures, that a model from random weights takes: "video,audio"; "" is what its data has',
+        "", 'beside pictures, that a model from random weights takes: "video,audio"; "" is by its data, or init_from',
         form=Form("media, comma between them", lambda text, key: parse_names(text, key, CLIPS, "medium")),
     ),
     "data.allow_change": Key(False, "go on with other data than the run has seen so far"),
@@ -269,7 +269,9 @@ KEYS: dict[str, Key] = {
         "float32", 'what the moments are held as: or "bfloat16", "float8"', choices=("float32", "bfloat16", "float8")
     ),
     "optimizer.z_loss": Key(1e-4, "weight of the squared log of the vocabulary's normaliser", least=0, most=1),
-    "optimizer.freeze": Key("", "parts, comma between them: vision, connector, decoder", form=TRAINED),
+    "optimizer.freeze": Key(
+        "", "parts, comma between them: vision, connector, audio, audio_connector, decoder", form=TRAINED
+    ),
     "optimizer.vision_rate": Key(1.0, "multiple of the rate", least=0, most=1e6),
     "optimizer.connector_rate": Key(1.0, "multiple of the rate", least=0, most=1e6),
     "optimizer.audio_rate": Key(1.0, "multiple of the rate", least=0, most=1e6),

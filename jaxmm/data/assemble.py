@@ -6,6 +6,7 @@ anything that does.
 
 from __future__ import annotations
 
+import collections
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -36,7 +37,7 @@ class Loaded(NamedTuple):
     all_rows: list[Row]  # of the global batch, whichever process loads them
     answers_BT: np.ndarray  # int32: which answer of the row the target at t belongs to, from 1; 0 for none
     skipped: list[Skipped]
-    media: int  # number of media that fill soft tokens in these rows; an image cut into tiles is one
+    media: Mapping[str, int]  # how many media of each name fill soft tokens in these rows; an image in tiles is one
 
 
 def row_bytes(budgets: Budgets, spec: ImageSpec, widths: Mapping[str, int] = {}) -> int:
@@ -112,12 +113,14 @@ class Assembler:
         batch = empty_batch(len(rows), self.budgets, self.spec, self.widths)
         answers_BT = np.zeros_like(batch.targets_BT)
         skipped: list[Skipped] = []
-        media = sum(self._fill_row(batch, answers_BT, b, row, skipped) for b, row in enumerate(rows))
+        media = collections.Counter[str]()
+        for b, row in enumerate(rows):
+            media.update(self._fill_row(batch, answers_BT, b, row, skipped))
         return Loaded(batch, rows, rows, answers_BT, skipped, media)
 
-    def _fill_row(self, batch: Batch, answers_BT: np.ndarray, b: int, row: Row, skipped: list[Skipped]) -> int:
-        """Fills row b of the batch. Returns how many media with soft tokens it has written."""
-        at, answer, media, space = 0, 0, 0, Space(batch, b)
+    def _fill_row(self, batch: Batch, answers_BT: np.ndarray, b: int, row: Row, skipped: list[Skipped]) -> list[str]:
+        """Fills row b of the batch. Returns the name of each medium with soft tokens that it has written."""
+        at, answer, media, space = 0, 0, list[str](), Space(batch, b)
         for segment, piece in enumerate(row, start=1):
             lengths = self.lengths[piece.source]
             record = lengths.prepared.read(piece.example)
@@ -149,17 +152,19 @@ class Assembler:
             answer += int(layout.answers.max(initial=0))
         return media
 
-    def _fill_media(self, space: Space, piece: Piece, parts: Mapping[int, Any]) -> tuple[np.ndarray, list[Placed], int]:
+    def _fill_media(
+        self, space: Space, piece: Piece, parts: Mapping[int, Any]
+    ) -> tuple[np.ndarray, list[Placed], list[str]]:
         """Writes a piece's media one after the other; ``parts`` has them by their number in the source.
 
         Returns:
           The index in the row's soft-token table of each of the piece's soft tokens, with IGNORED added at the end; the
-          grids of soft tokens that are numbered together; and how many media were written.
+          grids of soft tokens that are numbered together; and the name of each medium that was written.
 
         Raises:
           BadMedia: if one cannot be used; some of the media may then be written.
         """
-        table, placed, written = [np.full(1, IGNORED)], list[Placed](), 0
+        table, placed, written = [np.full(1, IGNORED)], list[Placed](), list[str]()
         for i, part in parts.items():
             if part is None:
                 continue  # its content is in the text
@@ -174,7 +179,7 @@ class Assembler:
             space.take(medium.stream, item.needs)
             table.insert(-1, first + filled.rows)
             placed += Placed.of(filled)
-            written += 1
+            written.append(medium.name)
         return np.concatenate(table), placed, written
 
 

@@ -215,7 +215,7 @@ class Source:
         pass counts columns, its generator returns the columns it has read (``columns.Seen``).
       told: lines for people on what is read and what is not.
       max_skipped: the largest fraction of its documents that may be skipped.
-      drop_image: whether an unusable image is removed from its page; if not, the page is skipped.
+      drop_image: whether an unusable image or clip is removed from its page; if not, the page is skipped.
       skip_errors: whether a document that cannot be encoded is skipped.
       boxes: how boxes in its texts are written, one of ``boxes.KINDS``.
       image: how pictures are resized, needed where boxes depend on it.

@@ -37,7 +37,7 @@ class Reading:
     bare_placeholder: what a placeholder does in a record without its medium: "stop", or count as "text".
     on_error: "stop", or "skip" for records that make no sense.
     max_skipped: the largest fraction of a source's documents that may be skipped.
-    drop_image: whether an unusable picture is removed from its page; if not, the page is skipped.
+    drop_image: whether an unusable picture or clip is removed from its page; if not, the page is skipped.
 
     Attributes that are not keys:
 

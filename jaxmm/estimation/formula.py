@@ -128,11 +128,11 @@ def sent_by_formula(
 
     ``fsdp`` gathers the parameters of a layer for its forward and again for its backward pass, all others once, and
     scatters the sums of gradients; ``data`` and ``context`` add these up. ``tensor`` adds up what attention and MLP
-    give and, backwards, what they take. ``context`` gathers keys and values. Sums of a few numbers, what Muon's
-    iterations send, and activations of an audio tower are left out.
+    give and, backwards, what they take; so it does for the stem of an audio tower. ``context`` gathers keys and values.
+    Sums of a few numbers, and what Muon's iterations send, are left out.
     """
     model, compute, sizes, item = recipe.model, recipe.compute, mesh.shape, _item(recipe)
-    vision, decoder = model.vision, model.decoder
+    vision, audio, decoder = model.vision, model.audio, model.decoder
     sent: dict[str, int] = defaultdict(int)
 
     def send(kind: str, axes: tuple[str, ...], count: int) -> None:
@@ -165,11 +165,14 @@ def sent_by_formula(
 
     at_once = rows // (accumulation * sizes["data"] * sizes["fsdp"])
     here = item * at_once // sizes["context"]  # bytes of one number at each position of a device
-    patches = budgets.patches if vision else 0
-    soft, of_patches = patches // recipe.image.merge**2, patches * vision.feature_width if vision else 0
+    patches, frames = budgets.patches if vision else 0, budgets.get("audio") if audio else 0
+    heard = audio.outputs(frames) if audio else 0
+    of_frames = heard * audio.pool * audio.width if audio else 0
+    soft, of_patches = patches // recipe.image.merge**2 + heard, patches * vision.feature_width if vision else 0
     is_again = compute.remat != "none"
     of_parts = [
         *([("vision", vision, vision.heads, vision.width // vision.heads, patches)] if vision else []),
+        *([("audio", audio, audio.heads, audio.width // audio.heads, heard * audio.pool)] if audio else []),
         ("decoder", decoder, decoder.kv_heads, decoder.head_dim, budgets.tokens),
     ]
     for part, spec, key_heads, head_dim, positions in of_parts:
@@ -180,13 +183,18 @@ def sent_by_formula(
         keys = spec.layers * 2 * key_heads * head_dim * positions * item * at_once
         send("all-gather", ("context",), keys * (1 + (is_again and passes[part])))
         send("reduce-scatter", ("context",), keys // sizes["context"] * passes[part])
+    if audio and audio.stem == "whisper" and audio.width % sizes["tensor"] == 0:  # its two convolutions, as an MLP
+        sums = 1 + passes["audio"] * (compute.remat == "full")
+        send("all-reduce", ("tensor",), sums * of_frames * here)
     # Between the parts: looked-up rows of the embedding, soft tokens, and what goes back from the loss.
     tensor_numbers = (budgets.tokens + soft) * decoder.width + budgets.targets * decoder.width * passes["decoder"]
-    tensor_numbers += of_patches * leaves.get("connector", False)
+    of_heard = heard * audio.width if audio else 0
+    tensor_numbers += of_patches * leaves.get("connector", False) + of_heard * leaves.get("audio_connector", False)
     send("all-reduce", ("tensor",), tensor_numbers * here)
-    features, table = (item * at_once * n for n in (of_patches, soft * decoder.width))
-    send("all-gather", ("context",), features + table)
-    send("all-reduce", ("context",), features * trained.get("vision", False) + table * leaves["decoder"])
+    seen, hearing, table = (item * at_once * n for n in (of_patches, of_frames, soft * decoder.width))
+    send("all-gather", ("context",), seen + hearing + table)
+    of_towers = seen * trained.get("vision", False) + hearing * trained.get("audio", False)
+    send("all-reduce", ("context",), of_towers + table * leaves["decoder"])
     send("all-to-all", ("context",), budgets.tokens * decoder.width * here * (1 + passes["decoder"]))
     return {name: count * accumulation for name, count in sorted(sent.items(), key=lambda each: -each[1]) if count}
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from jaxmm.data.text.template import END, IMAGE, OURS, OURS_MARK, ROLE_MARKERS, Template
+from jaxmm.data.text.own_format import END, IMAGE, OURS, OURS_MARK, ROLE_MARKERS
+from jaxmm.data.text.template import Template
 from jaxmm.hf.families.family import Family, HearingFamily
 from jaxmm.hf.families.registry import OWN
 

@@ -15,7 +15,8 @@ from jaxmm.batch import Batch, ImageSpec
 from jaxmm.data.documents import Audio
 from jaxmm.data.media import audio_file
 from jaxmm.data.media.audio import AudioMedium
-from jaxmm.data.media.medium import Extent, Medium
+from jaxmm.data.media.extents import Extent
+from jaxmm.data.media.medium import Medium
 from jaxmm.data.media.table import medium_of_kind, places_in
 from jaxmm.data.media.video import VideoMedium
 from jaxmm.data.packing.plan import Lengths, Piece, expanded

@@ -18,7 +18,8 @@ from jaxmm.data.assemble import Loaded, Skipped
 from jaxmm.data.media.table import WIDTHS_KEYS, places_in
 from jaxmm.data.packing.plan import Lengths, Piece
 from jaxmm.data.text.boxes import told
-from jaxmm.data.text.template import SPECIAL_TOKENS, Template
+from jaxmm.data.text.own_format import SPECIAL_TOKENS
+from jaxmm.data.text.template import Template
 from jaxmm.report.clips import Clip, Film, Shot, Sound, clips_in, film_of, sound_of
 from jaxmm.report.tiles import Picture, agree, picture_of
 

@@ -14,7 +14,7 @@ from jaxmm.data.packing.plan import Lengths
 from jaxmm.inference.answers import answers, make_generator
 from jaxmm.training import curves, samples, throughput
 from jaxmm.training.evaluator import Evaluator, Figures, closing_rows, mean_loss
-from jaxmm.training.logger import Logger, Summary
+from jaxmm.training.logger import OF_CLIPS, Logger, Summary
 from jaxmm.training.progress import Progress
 from jaxmm.training.run import Run
 from jaxmm.training.step import TrainState
@@ -106,7 +106,8 @@ def _asked_with(run: Run) -> str:
 
 
 def _closing_lines(run: Run, summary: Summary, drawn: str) -> Iterator[str]:
-    figures = [(key, value) for key, value in summary._asdict().items() if key not in ("eval", "cut_short")]
+    told = {key: value for key, value in summary._asdict().items() if key not in ("eval", "cut_short")}
+    figures = [(key, value) for key, value in told.items() if value is not None or key not in OF_CLIPS]
     yield ""
     yield formatting.table(figures + closing_rows(summary.eval))
     yield ""

@@ -18,7 +18,7 @@ from jaxmm.corpus import Corpus
 from jaxmm.data import memory
 from jaxmm.data.assemble import Assembler, Loaded, row_bytes
 from jaxmm.data.loader import batches
-from jaxmm.data.media.medium import Extents
+from jaxmm.data.media.extents import Extents
 from jaxmm.data.media.table import text_tokens
 from jaxmm.data.packing.lengths import widths_of
 from jaxmm.data.packing.plan import Budgets, Lengths, Pass, choose_budgets

@@ -17,6 +17,8 @@ from jaxmm.atomic import plain, read_lines, write_lines
 from jaxmm.training.tensorboard import Events, _scalars
 from jaxmm.training.terminal import Terminal, progress
 
+OF_CLIPS = ("videos_per_second", "recordings_per_second", "audio_fill")  # known of runs that have such clips
+
 
 class Summary(NamedTuple):
     """summary.json, field by field. None is null: not known."""
@@ -37,6 +39,9 @@ class Summary(NamedTuple):
     peak_memory_bytes: int
     attention: str  # backend
     cut_short: Mapping[str, Mapping[str, Sequence[float]]] = {}  # source -> medium -> [count, part kept on average]
+    videos_per_second: float | None = None
+    recordings_per_second: float | None = None
+    audio_fill: float | None = None
 
 
 class Logger:

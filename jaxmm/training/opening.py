@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import jax
 from ml_collections import ConfigDict
 
 import jaxmm
 from jaxmm import formatting, sharding
+from jaxmm.batch import ImageSpec
 from jaxmm.data.media.table import MEDIA
 from jaxmm.data.packing.limits import FIRST
 from jaxmm.data.packing.plan import Lengths
@@ -101,13 +102,32 @@ def _ready_made(source: Lengths, run: Run) -> Iterator[str]:
 
 def _row_lines(run: Run) -> Iterator[str]:
     b = run.budgets
-    items = "tiles" if run.recipe.image.max_tiles > 1 else "images"
-    told = {"tokens": b.tokens, "patches": b.patches, items: b.items, "targets": b.targets}
-    told |= {name: b.get(name) for name in b.names if name not in FIRST}
-    held = ", ".join(f"{limit} {name}" for name, limit in told.items())
-    yield f"a row holds {held}; a batch {run.config.batch_size} rows"
+    names = _names_of_budgets(
+        run.recipe.image, {name for source in run.corpus.lengths for name in source.media_counts()}
+    )
+    held = ", ".join(f"{b.get(name):,} {words}" for name, words in names.items() if b.get(name))
+    further = "".join(f", {b.get(name):,} {name}" for name in b.names if name not in (*FIRST, *names))
+    yield f"a row holds {held}{further}; a batch {run.config.batch_size} rows"
     yield from sharding.report_replicated(run.mesh, flat_axes(run.recipe.model))
     yield from sharding.report_whole_rows(run.mesh, {"seq_len": b.tokens, "patch_budget": b.patches})
+
+
+def _names_of_budgets(image: ImageSpec, media: Collection[str]) -> dict[str, str]:
+    """What a row's budgets count, by their names, for the media of a run; without those that it has no use for."""
+    tiles = "tiles" if image.max_tiles > 1 else "images"
+    names = {"tokens": "tokens", "patches": "patches", "items": tiles}
+    if image.video:
+        temporal = f"temporal patches of {image.video.frames} frames"
+        of, items = ("images and videos", f"{tiles} or {temporal}") if "image" in media else ("videos", temporal)
+        names |= {"patches": f"patches of {of}", "items": items}
+    elif media and not {"image", "features"} & set(media):
+        names = {"tokens": "tokens"}
+    names["targets"] = "targets"
+    if "features" in media:
+        names["features"] = "feature vectors"
+    if image.audio:
+        names["audio"] = f"audio frames of {1000 * image.audio.hop / image.audio.rate:g} ms"
+    return names
 
 
 def _resume_lines(run: Run) -> Iterator[str]:

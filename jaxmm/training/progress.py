@@ -31,14 +31,18 @@ def counts_of(loaded: Loaded, run: Run, wait: float) -> Counts:
 
 def count(loaded: Loaded, batch_size: int, flops: float, wait: float) -> Counts:
     """What a global batch holds; of what is in ``throughput.OF_ROWS``, this process's part."""
-    text, patches = loaded.batch.text, loaded.batch.patches
+    text, patches, audio = loaded.batch.text, loaded.batch.patches, loaded.batch.media.get("audio")
     return Counts(
         examples=sum(piece.first == 0 for row in loaded.all_rows for piece in row),
         tokens=int((text.segments > 0).sum()),
         token_capacity=batch_size * text.segments.shape[1],
-        images=loaded.media,
+        images=loaded.media.get("image", 0) + loaded.media.get("features", 0),
+        videos=loaded.media.get("video", 0),
+        recordings=loaded.media.get("audio", 0),
         patches=int((patches.segments > 0).sum()),
         patch_capacity=batch_size * patches.segments.shape[1],
+        frames=int((audio.segments > 0).sum()) if audio else 0,
+        frame_capacity=batch_size * audio.segments.shape[1] if audio else 0,
         flops=flops,
         wait_seconds=wait,
     )
@@ -60,6 +64,7 @@ class Progress:
         self.meter = Meter(
             jax.devices()[0].device_kind, len(jax.devices()),
             total=lambda counts: log_barrier.total(counts, run.local_rows[0], "a line of the log"),
+            media=run.corpus.media,
         )  # fmt: skip
         self._sums: list[Metrics] = []  # of the steps since the last line of the log
         self._run_out = run.plan.run_out(run.start)

@@ -17,11 +17,12 @@ from jaxmm.checkpoints.params import compile_unoptimized, started_params
 from jaxmm.checkpoints.record import Record
 from jaxmm.checkpoints.resume import Identity
 from jaxmm.corpus import make_assembler, make_plan, read_budgets, read_steps
+from jaxmm.data.media.table import MEDIA
 from jaxmm.data.packing.plan import Origin
 from jaxmm.errors import UserError, printable
 from jaxmm.hf.init_from import parse, run_and_step
 from jaxmm.hf.pretrained import MODEL
-from jaxmm.recipe import Recipe, clips_of, eval_corpus, fitted, read_recipe, train_corpus
+from jaxmm.recipe import Recipe, clips_of, eval_corpus, fitted, own_media, read_recipe, train_corpus
 from jaxmm.runtime.barrier import Barrier
 from jaxmm.training.program import abstract_batch, fresh_state, make_program
 from jaxmm.training.skipped import SkippedFile
@@ -109,9 +110,20 @@ class Run:
 
     def _fitted(self) -> Recipe:
         """The recipe for the media that the data has. A model from random weights gets what it needs for them."""
-        media = self.corpus.media | (self.held_out.media if self.held_out else frozenset())
-        if not (self.start or self.recipe.start or self.config.data.media) and clips_of(media):
-            self.config.data.media = clips_of(media)
+        config, media = self.config, self.corpus.media | (self.held_out.media if self.held_out else frozenset())
+        if self.start or self.recipe.start:
+            return fitted(self.recipe, media)
+        if config.init_from:
+            config.data.media = own_media(config)
+            lacking = [name for name in clips_of(media).split(",") if name not in config.data.media.split(",")]
+            if any(lacking):
+                raise UserError(
+                    f"the data has {' and '.join(MEDIA[name].plural for name in lacking)}, which the model of "
+                    f"{config.init_from} (config.init_from) was not made for: its config.data.media is "
+                    f"'{config.data.media}'; leave them out, or begin from random weights, without config.init_from"
+                )
+        elif not config.data.media and clips_of(media):
+            config.data.media = clips_of(media)
             self.recipe = self._recipe()
         return fitted(self.recipe, media)
 

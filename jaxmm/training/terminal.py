@@ -106,12 +106,17 @@ def progress(step: int, steps: int, figures: Mapping[str, Any]) -> list[Part]:
 
     loss, pace = figures.get("loss"), figures.get("step_seconds")
     fills = [shown(name, "{:.2f}".format) for name in ("token_fill", "patch_fill")]
+    of_audio = shown("audio_fill", "audio {:.2f}".format)
+    fill = ", ".join(filter(None, ["/".join(filter(None, fills)), of_audio]))
+    units = {"images": "img/s", "videos": "videos/s", "recordings": "recordings/s"}
+    rates = {unit: figures.get(f"{name}_per_second") for name, unit in units.items()}
+    media = "  ".join(f"{short(rate)} {unit}" for unit, rate in rates.items() if rate)
     parts = [
         Part(f"step {step}/{steps}"),
         Part(f"loss {loss:.4f}" if loss is not None else "loss not finite"),
         Part(shown("tokens_per_second", lambda x: f"{short(x)} tok/s"), 1),
-        Part(shown("images_per_second", lambda x: f"{short(x)} img/s"), 5),
-        Part(f"fill {'/'.join(filter(None, fills))}" if any(fills) else "", 4),
+        Part(media, 5),
+        Part(f"fill {fill}" if fill else "", 4),
         Part(shown("data_wait_fraction", "wait {:.0%}".format), 3),
         Part(shown("mfu", "mfu {:.1%}".format), 2),
         Part(shown("grad_norm", "grad {:.2f}".format), 6),

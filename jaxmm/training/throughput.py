@@ -11,7 +11,7 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 # Dense bf16 FLOP/s of one device, by `jax.Device.device_kind`.
@@ -66,21 +66,26 @@ def peak_memory_bytes(devices: Iterable[Any]) -> int:
 
 
 # Of Counts, what a process knows only of the rows it loads.
-OF_ROWS = ("tokens", "images", "patches", "flops")
+OF_ROWS = ("tokens", "images", "videos", "recordings", "patches", "frames", "flops")
 
 
 @dataclasses.dataclass
 class Counts:
     """Sums over steps of the global batch; those in OF_ROWS, until a Meter has added them up, of a process's rows of
-    it. ``tokens`` are the non-padding text positions, soft tokens included."""
+    it. ``tokens`` are the non-padding text positions, soft tokens included; ``images`` are no frames of videos;
+    ``frames`` are log-mel frames of recordings."""
 
     steps: int = 0
     examples: int = 0
     tokens: int = 0
     token_capacity: int = 0  # rows x seq_len
     images: int = 0
+    videos: int = 0
+    recordings: int = 0
     patches: int = 0
     patch_capacity: int = 0  # rows x patch_budget
+    frames: int = 0
+    frame_capacity: int = 0  # rows x the budget of frames
     flops: float = 0.0  # of the model, forward and backward
     wait_seconds: float = 0.0  # that the loop waited for data
     seconds: float = 0.0  # all of the steps' time, waiting included; set by the Meter
@@ -98,6 +103,7 @@ class Meter:
       device_kind, devices: of the whole mesh, for MFU.
       clock: seconds; for tests.
       total: adds up, over all rows of the batches, numbers that were counted of this process's rows.
+      media: names of those that the run has: figures of videos and recordings are told where it has them.
     """
 
     def __init__(
@@ -106,8 +112,9 @@ class Meter:
         devices: int = 1,
         clock: Callable[[], float] = time.perf_counter,
         total: Callable[[list[float]], list[float]] = list,
+        media: Collection[str] = (),
     ) -> None:
-        self._device = device_kind, devices
+        self._device, self._media = (device_kind, devices), media
         self._clock, self._total = clock, total
         self._started = self._mark = clock()
         self.first_step_seconds = 0.0  # from the Meter's making to the end of the first step: tracing and compiling
@@ -168,12 +175,22 @@ class Meter:
         def rate(amount: float) -> float | None:
             return amount / timed.seconds if timed.seconds > 0 else None
 
+        def fill(used: int, capacity: int) -> float | None:
+            return used / capacity if capacity else None
+
         flops = rate(timed.flops)
+        clips: dict[str, float | None] = {}
+        if "video" in self._media:
+            clips["videos_per_second"] = rate(timed.videos)
+        if "audio" in self._media:
+            clips["recordings_per_second"] = rate(timed.recordings)
+            clips["audio_fill"] = fill(every.frames, every.frame_capacity)
         return {
             "tokens_per_second": rate(timed.tokens),
             "images_per_second": rate(timed.images),
-            "token_fill": every.tokens / every.token_capacity if every.token_capacity else None,
-            "patch_fill": every.patches / every.patch_capacity if every.patch_capacity else None,
+            **clips,
+            "token_fill": fill(every.tokens, every.token_capacity),
+            "patch_fill": fill(every.patches, every.patch_capacity),
             "data_wait_fraction": rate(timed.wait_seconds),
             "mfu": mfu(flops, kind, devices) if flops else None,
         }

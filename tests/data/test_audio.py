@@ -14,7 +14,7 @@ from made import document, source_of
 from jaxmm.batch import IGNORED, AudioSpec, ImageSpec
 from jaxmm.data.assemble import Assembler, Loaded
 from jaxmm.data.documents import Audio, Document, Text
-from jaxmm.data.media import audio_geometry
+from jaxmm.data.media import audio_file, audio_geometry
 from jaxmm.data.media.log_mel import log_mel
 from jaxmm.data.packing.lengths import Lengths
 from jaxmm.data.packing.limits import Budgets
@@ -115,6 +115,24 @@ def test_a_spec_changes_without_preparing_again_and_what_it_cuts_is_told(tmp_pat
     cut = Lengths(prepared, spec_of(dataclasses.replace(WHISPER, max_seconds=1.0)))
     assert list(cut.cut_short()) == [("audio", 1, 0.25)]
     assert list(Lengths(prepared, spec_of(WHISPER)).cut_short()) == []
+
+
+@pytest.mark.parametrize("audio", [WHISPER, CHUNKS], ids=["whisper", "chunks"])
+@pytest.mark.parametrize("seconds", [0.1, 1.0, 1.237, 2.0])
+def test_a_clip_that_is_cut_is_decoded_no_further_and_has_the_same_bits(tmp_path, monkeypatch, audio, seconds):
+    lengths = lengths_in(
+        tmp_path, dataclasses.replace(audio, max_seconds=seconds), document(recording(sound(400_000, 3), 44100))
+    )
+    read, decoded = audio_file.read_samples, []
+
+    def noted(part, known, rate, most=0):
+        decoded.append(len(read(part, known, rate, most)))
+        return read(part, known, rate)
+
+    ours = loaded_of(lengths).batch.media["audio"].values
+    monkeypatch.setattr(audio_file, "read_samples", noted)
+    np.testing.assert_array_equal(ours, loaded_of(lengths).batch.media["audio"].values)
+    assert decoded[0] <= round(seconds * RATE) + 2 * audio.hop + audio.least
 
 
 def test_a_recording_that_no_row_holds_is_named(tmp_path):

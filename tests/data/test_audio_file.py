@@ -91,6 +91,30 @@ def test_a_part_is_a_part_of_the_whole(kind, start, stop):
         np.testing.assert_allclose(ours, expected, atol=1e-4)  # AAC holds noise that the decoder draws
 
 
+NOISY = ("m4a", "long m4a", "fragments", "mkv", "flv", "ts", "aac")  # AAC holds noise that the decoder draws
+
+
+@pytest.mark.parametrize("kind", made())
+@pytest.mark.parametrize("rate", [RATE, 16000])
+def test_the_beginning_alone_has_the_bits_that_it_has_in_the_whole(kind, rate):
+    audio, known = Audio(made()[kind]), header(Audio(made()[kind]))
+    for most in (1, 9999, 10**8):
+        ours = read_samples(audio, known, rate, most)
+        np.testing.assert_allclose(ours, read_samples(audio, known, rate)[:most], atol=1e-4 if kind in NOISY else 0)
+
+
+@pytest.mark.parametrize("kind", ["flac", "mkv flac", "long mp3"])
+def test_nothing_is_decoded_behind_the_beginning(kind):
+    """Much of the file's second half is no sound."""
+    data = written(music(25), format="FLAC") if kind == "flac" else made()[kind]
+    broken = data[: len(data) // 2] + bytes(len(data) // 4) + data[3 * len(data) // 4 :]
+    known = header(Audio(data))
+    assert reason(Audio(broken), known) == "truncated"
+    for rate in (known.rate, 16000):
+        ours = read_samples(Audio(broken), known, rate, rate)
+        np.testing.assert_array_equal(ours, read_samples(Audio(data), known, rate)[:rate])
+
+
 @hypothesis.given(st.integers(1, 3000), st.integers(0, 3000), st.integers(0, 3000), st.sampled_from([8000, 11025]))
 def test_header_and_samples_agree_on_every_part(count, start, length, rate):
     samples = np.arange(count) / 4096

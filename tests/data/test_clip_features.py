@@ -20,7 +20,8 @@ from jaxmm.data.assemble import Assembler
 from jaxmm.data.documents import Audio, AudioFeatures, Features, Object, Text, Video, VideoFeatures
 from jaxmm.data.media import table
 from jaxmm.data.media.clip_features import WIDTHS, AudioFeaturesMedium, VideoFeaturesMedium
-from jaxmm.data.media.medium import BadMedia, Extents
+from jaxmm.data.media.extents import Extents
+from jaxmm.data.media.medium import BadMedia
 from jaxmm.data.packing.budgets import choose_budgets
 from jaxmm.data.packing.lengths import Lengths
 from jaxmm.data.packing.pieces import count_long

@@ -18,8 +18,8 @@ from jaxmm.batch import IGNORED, TARGET
 from jaxmm.data.assemble import Assembler, Loaded
 from jaxmm.data.documents import Document, Features, Skip, Text, Tokens, Turn
 from jaxmm.data.media import table
+from jaxmm.data.media.extents import Extent
 from jaxmm.data.media.features import FeaturesMedium, read_vectors
-from jaxmm.data.media.medium import Extent
 from jaxmm.data.packing.budgets import choose_budgets
 from jaxmm.data.packing.pieces import count_long, cut
 from jaxmm.data.packing.plan import Budgets, Lengths, Piece, Plan

@@ -349,7 +349,7 @@ class Slow:
 
     def __call__(self, rows):
         self.calls += 1
-        return Loaded(os.getpid(), rows, rows, None, [], 0) if self.calls == 1 else time.sleep(60)
+        return Loaded(os.getpid(), rows, rows, None, [], {}) if self.calls == 1 else time.sleep(60)
 
 
 @pytest.mark.slow

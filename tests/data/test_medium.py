@@ -20,7 +20,8 @@ from jaxmm.batch import IGNORED, ImageSpec, Stream
 from jaxmm.data.assemble import Assembler, Loaded, row_bytes
 from jaxmm.data.documents import Document, Image, Text
 from jaxmm.data.media import table
-from jaxmm.data.media.medium import BadMedia, Extent, Filled, Medium
+from jaxmm.data.media.extents import Extent
+from jaxmm.data.media.medium import BadMedia, Filled, Medium
 from jaxmm.data.packing.lengths import Lengths
 from jaxmm.data.packing.limits import FIRST, Budgets
 from jaxmm.data.packing.pieces import count_long

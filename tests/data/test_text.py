@@ -13,7 +13,8 @@ from jaxmm.batch import ANSWER, TARGET
 from jaxmm.data.documents import Document, Image, Part, Text, Turn
 from jaxmm.data.text.codebook import image_codes
 from jaxmm.data.text.encoded import Encoded
-from jaxmm.data.text.template import END, OBJECTIVES, SPECIAL_TOKENS, Template
+from jaxmm.data.text.own_format import END, SPECIAL_TOKENS
+from jaxmm.data.text.template import OBJECTIVES, Template
 from jaxmm.data.text.tokenizer import load_tokenizer
 from jaxmm.errors import UserError
 

@@ -99,7 +99,7 @@ def test_each_tile_is_a_segment_and_its_soft_tokens_follow_each_other_in_one_run
     row = [Piece(0, e, 0, int(lengths.tokens_E[e])) for e in (0, 1)]
     loaded = Assembler([lengths], budgets, SPEC)([row])
     assert not loaded.skipped
-    assert loaded.media == 3, "an image of several tiles is one"
+    assert loaded.media == {"image": 3}, "an image of several tiles is one"
     batch = loaded.batch
     segments, positions = batch.patches.segments[0], batch.patches.positions[0]
     for tile in range(7):

@@ -19,9 +19,11 @@ from jaxmm.batch import IGNORED, AudioSpec, ImageSpec, VideoSpec
 from jaxmm.data.assemble import Assembler, Loaded
 from jaxmm.data.documents import Document, Image, Text, Video
 from jaxmm.data.media import sampling
+from jaxmm.data.media.extents import Extent
 from jaxmm.data.media.geometry import patch_positions
-from jaxmm.data.media.medium import SEPARATORS, Extent
+from jaxmm.data.media.medium import SEPARATORS
 from jaxmm.data.media.table import MEDIA
+from jaxmm.data.media.video import VIDEO as VIDEO_KIND
 from jaxmm.data.packing.lengths import Lengths
 from jaxmm.data.packing.limits import Budgets
 from jaxmm.data.packing.plan import Piece, Plan, choose_budgets
@@ -253,3 +255,28 @@ def test_boxes_in_a_video_are_written_in_thousandths_alone():
     assert MEDIA["video"].pixels(extent) == (480, 640)
     assert MEDIA["video"].pixels(extent, is_resized=True) is None
     assert MEDIA["image"].pixels(extent, is_resized=True) == (480, 640)
+
+
+def test_time_stamps_of_many_videos_are_counted_with_each_video_sampled_once(monkeypatch):
+    """Rounds of shortening ask for the same video again, and count again only what got shorter."""
+    counts, limit = [20 + 30 * i for i in range(40)], 150
+    spec = spec_with(fps=2.0, max_frames=64, stamp="<{seconds:.1f}>", row_tokens=limit)
+    index = Made("films", [10] * 40, [[(2, 64, 80, VIDEO_KIND)]] * 40, [[(0, 1)]] * 40)
+    index.meta["media"] = ["video"]
+    index.media_count_I, index.media_rate_num_I = np.array(counts), np.full(40, 10)
+    index.media_rate_den_I = np.ones(40, np.int64)
+    sampled, single = sampling.sampled, []
+
+    def noted(height, *rest):
+        if not np.ndim(height):
+            single.append(rest)
+        return sampled(height, *rest)
+
+    monkeypatch.setattr(sampling, "sampled", noted)
+    lengths = Lengths(index, spec, encode=lambda text: list(text.encode()))
+    assert len(single) == len(counts)
+    assert (lengths.tokens_E <= limit).all()
+    assert lengths.units_I.max() < Lengths(index, spec_with(fps=2.0, max_frames=64)).units_I.max(), "some got shorter"
+    again = lengths.inner.counted(lengths.units_I, lengths.extents(slice(None)), spec)
+    np.testing.assert_array_equal(lengths.inner_I, again)
+    np.testing.assert_array_equal(lengths.tokens_E, 10 + lengths.slots_I + again)

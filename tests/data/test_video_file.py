@@ -283,3 +283,26 @@ def test_what_decodes_is_let_go_of_at_once():
         assert not [each for each in gc.get_objects() if isinstance(each, FrameDecoder)]
     finally:
         gc.enable()
+
+
+def test_a_file_without_a_table_is_read_through_once_and_again_when_it_was_written(tmp_path, monkeypatch):
+    path, walked, walk = tmp_path / "a.mkv", [], video_file._walked
+    path.write_bytes(made(**VARIANTS["mkv"]))
+
+    def noted(*args):
+        walked.append(1)
+        return walk(*args)
+
+    monkeypatch.setattr(video_file, "_walked", noted)
+    known = header(Video(path=str(path)))
+    part = Video(path=str(path), start=0.2, stop=0.5)
+    inner = header(part)
+    whole, some = (list(read_frames(v, h, range(h.frames))) for v, h in ((Video(path=str(path)), known), (part, inner)))
+    first = round(0.2 * known.rate)
+    np.testing.assert_array_equal(some, whole[first : first + inner.frames])
+    assert len(walked) == 1
+    time.sleep(0.02)  # a file system's clock
+    path.write_bytes(made(**VARIANTS["webm"]))
+    header(Video(path=str(path)))
+    header(video(path.read_bytes()))
+    assert len(walked) == 3, "bytes in memory are no file"

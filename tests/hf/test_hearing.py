@@ -15,7 +15,7 @@ from parities.models import rope, text
 
 from jaxmm import sharding
 from jaxmm.api import load_config, make_plan
-from jaxmm.data.text.template import has_chat_template
+from jaxmm.data.text.own_format import has_chat_template
 from jaxmm.errors import UserError
 from jaxmm.export import write_config, write_tokenizer
 from jaxmm.hf import folder as hf

@@ -272,8 +272,10 @@ def changed(config: dict[str, Any], **changes: Any) -> dict[str, Any]:
         (changed(INTERNVL3, vision_feature_layer=[-1, -2]), r"vision_feature_layer=\[-1, -2\] is not supported"),
         (changed(INTERNVL3, downsample_ratio=0.3), "downsample_ratio=0.3 is not supported: only 1 / n is"),
         (changed(INTERNVL3, vision__use_mean_pooling=False, vision__norm_type="rms_norm"), "norm_type=rms_norm is not"),
-        ({"model_type": "qwen3"}, "'qwen3' is no whole model but a part of one: name both parts, as vision:DIR"),
-        ({"model_type": "siglip2"}, "'siglip2' is no whole model but a part of one: name both parts"),
+        ({"model_type": "qwen3"}, "'qwen3' is no whole model but a part of one: name both parts, as "
+         "vision:DIR,decoder:DIR or audio:DIR,decoder:DIR$"),
+        ({"model_type": "siglip2"}, "'siglip2' is no whole model but .*: name both parts, as vision:DIR,decoder:DIR$"),
+        ({"model_type": "whisper"}, "'whisper' is no whole model but .*: name both parts, as audio:DIR,decoder:DIR$"),
         (changed(LLAVA, model_type="llava_next"), "model 'llava_next' is not supported: those are lfm2_vl, llava"),
         ({"model_type": "bert_of_mine"}, "model 'bert_of_mine' is not supported: those are lfm2_vl, llava"),
         (changed(LLAVA, quantization_config={"quant_method": "awq"}), "weights quantised by awq are not supported"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -12,13 +13,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_run
-from conftest import chips
+from conftest import IMAGE, chips
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxmm import estimate, sharding
+from jaxmm.api import load_config
+from jaxmm.batch import AudioSpec
+from jaxmm.corpus import unseen_budgets
+from jaxmm.data.assemble import empty_batch
+from jaxmm.data.packing.limits import Budgets
 from jaxmm.errors import UserError
 from jaxmm.estimation import collectives
 from jaxmm.estimation import target as estimate_target
+from jaxmm.recipe import read_recipe
 
 
 def compiled_text(mesh, f, *shapes_and_axes) -> str:
@@ -220,14 +227,23 @@ def test_gpus_are_estimated_by_a_formula_that_says_so(capsys):
 
 
 def test_full_rows_have_documents_of_equal_length():
-    from conftest import IMAGE
-
-    from jaxmm.data.assemble import empty_batch
-    from jaxmm.data.packing.limits import Budgets
-
-    full = estimate.full_rows(empty_batch(2, Budgets(64, 64, 4, 64), IMAGE), 4, 4)
+    image = dataclasses.replace(IMAGE, audio=AudioSpec(mels=16, chunk=8, chunk_positions=4, pool=4, attend=4))
+    batch = empty_batch(2, Budgets(64, 64, 4, 64, audio=192), image)
+    full = estimate.full_rows(batch, 4, image)
     assert np.bincount(full.text.segments[0]).tolist() == [0, 16, 16, 16, 16]
-    assert (full.weights_BT > 0).sum(1).tolist() == [48, 48]
+    assert np.bincount(full.media["audio"].segments[0]).tolist() == [0] + [32] * 6, "as far as frames hear each other"
+    soft = 64 // IMAGE.merge**2 + 192 // 8
+    assert (full.weights_BT > 0).sum(1).tolist() == [64 - soft] * 2
+
+
+@pytest.mark.parametrize(("media", "patches", "frames"), [("", 256, 0), ("video", 256, 0), ("video,audio", 128, 256)])
+def test_half_of_a_row_is_of_the_media_that_the_model_takes(media, patches, frames):
+    config = load_config("base", seq_len=128, **{"data.media": media})
+    recipe = estimate.with_media(read_recipe(config))
+    budgets = unseen_budgets(config, recipe.image)
+    assert (budgets.patches, budgets.get("audio")) == (patches, frames)
+    row = empty_batch(1, budgets, recipe.image)
+    assert row.patches.values.shape[2] == recipe.image.patch_size**2 * 3 * (2 if "video" in media else 1)
 
 
 @pytest.mark.parametrize("text", ["tpu", "tpu:v9:4x4", "tpu:v5e", "gpu:h100", "gpu:h100:none", "cpu:8", "abacus"])

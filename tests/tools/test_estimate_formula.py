@@ -6,7 +6,7 @@ import jax
 import pytest
 import small_run
 
-from jaxmm import command, sharding
+from jaxmm import command, estimate, sharding
 from jaxmm.corpus import unseen_budgets
 from jaxmm.estimation import collectives
 from jaxmm.estimation import formula as estimate_formula
@@ -17,6 +17,10 @@ SMALL = (
     f"--config={small_run.ROOT / 'configs/base.py'}", *small_run.TINY, "--config.optimizer.name=adamw",
     "--config.vision.layers=2", "--config.compute.unroll=1", "--config.decoder.kv_heads=2",
 )  # fmt: skip
+CLIPS = (
+    "--config.data.media=video,audio", "--config.audio.width=16", "--config.audio.layers=2", "--config.audio.heads=2",
+    "--config.audio.mlp=32", "--config.audio.mels=16", "--config.audio.chunk=0.6",
+)  # fmt: skip
 
 
 def program_of(sizes: dict[str, int], *changes: str):
@@ -25,7 +29,7 @@ def program_of(sizes: dict[str, int], *changes: str):
     config = command.parse([*SMALL, *flags, *changes], {}).config
     count = sizes.get("data", 1) * sizes.get("fsdp", 1) * sizes.get("tensor", 1) * sizes.get("context", 1)
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:count])
-    recipe = read_recipe(config, platform="cpu")
+    recipe = estimate.with_media(read_recipe(config, platform="cpu"))
     budgets = unseen_budgets(config, recipe.image)
     program = make_program(config, recipe, steps=8, targets=budgets.targets, sources=1)
     return program, budgets, config.batch_size, config.accumulation, mesh
@@ -61,6 +65,7 @@ def slow(*values):
         slow({"data": 2, "fsdp": 2}, ("--config.compute.remat=full",)),
         slow({"data": 4}, ("--config.accumulation=2",)),
         slow({"fsdp": 2}, ("--config.optimizer.freeze=vision,decoder",)),
+        slow({"fsdp": 4}, CLIPS),
     ],
 )
 def test_parameters_are_gathered_and_gradients_summed_as_the_formula_says(sizes, changes):
@@ -70,9 +75,9 @@ def test_parameters_are_gathered_and_gradients_summed_as_the_formula_says(sizes,
     assert_close(found | {"reduce-scatter over fsdp": scattered}, wanted)
 
 
-@pytest.mark.parametrize("remat", [slow("none"), slow("full")])
-def test_tensor_adds_up_activations_as_the_formula_says(remat):
-    program, budgets, rows, *more = program_of({"data": 2, "tensor": 2}, f"--config.compute.remat={remat}")
+@pytest.mark.parametrize(("remat", "clips"), [slow("none", ()), slow("full", ()), slow("full", CLIPS)])
+def test_tensor_adds_up_activations_as_the_formula_says(remat, clips):
+    program, budgets, rows, *more = program_of({"data": 2, "tensor": 2}, f"--config.compute.remat={remat}", *clips)
     found, wanted = sent(program, budgets, rows, *more)
     # XLA on CPUs sums what goes back from each map; others first add up those of maps that take the same: queries, keys
     # and values, a gate and what it opens.
@@ -81,10 +86,25 @@ def test_tensor_adds_up_activations_as_the_formula_says(remat):
         2 * spec.vision.layers * budgets.patches * spec.vision.width
         + 3 * spec.decoder.layers * budgets.tokens * spec.decoder.width
     )
+    if spec.audio:
+        positions = budgets.get("audio") // spec.audio.stride
+        wanted["all-reduce over tensor"] += item * 2 * spec.audio.layers * positions * spec.audio.width
     assert_close(found, wanted)
 
 
-@pytest.mark.parametrize("remat", [slow("none"), slow("dots"), "full"])
-def test_context_gathers_keys_and_values_as_the_formula_says(remat):
-    found, wanted = sent(*program_of({"context": 2}, f"--config.compute.remat={remat}"))
+@pytest.mark.parametrize(("remat", "clips"), [slow("none", ()), slow("dots", ()), ("full", ()), slow("none", CLIPS)])
+def test_context_gathers_keys_and_values_as_the_formula_says(remat, clips):
+    found, wanted = sent(*program_of({"context": 2}, f"--config.compute.remat={remat}", *clips))
     assert_close(found, wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("remat", "near"), [("none", 0.05), ("full", 0.15)])
+def test_a_step_with_recordings_and_videos_holds_what_the_formula_says(remat, near):
+    large = ("--config.audio.width=64", "--config.audio.layers=4", "--config.audio.mlp=256", "--config.audio.mels=80")
+    program, budgets, rows, accumulation, mesh = program_of(
+        {"data": 2}, *CLIPS, *large, "--config.seq_len=512", f"--config.compute.remat={remat}"
+    )
+    found = estimate.compiled(program, budgets, rows, mesh)
+    wanted = estimate_formula.by_formula(program, budgets, rows, accumulation, mesh)
+    assert wanted["peak_bytes"] == pytest.approx(found["peak_bytes"], rel=near)

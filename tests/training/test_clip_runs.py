@@ -146,3 +146,31 @@ def test_a_model_that_was_trained_on_other_media_says_so(arguments, tmp_path):
     assert train.main([*changed, f"--workdir={tmp_path / 'run'}", "--config.steps=2"]) == 0
     with pytest.raises(UserError, match="which this model does not take here"):
         evaluate.main([f"--workdir={tmp_path / 'run'}", *arguments[-2:]])
+
+
+@pytest.mark.slow
+def test_a_run_begins_as_the_model_of_another_has_its_towers_whatever_its_data_has(finished, arguments, tmp_path):
+    """Its data has pictures alone."""
+    info = json.loads((small_run.make_data(tmp_path) / "dataset_info.json").read_text())
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"colours": info["colours"]}))
+    changed = [a for a in arguments if not a.startswith(("--config.data.path", "--config.data.mix", "--config.eval."))]
+    changed += [f"--config.data.path={tmp_path}", "--config.data.mixture=colours", f"--config.init_from={finished}"]
+    still = ["--config.steps=1", "--config.optimizer.rate=0.0"]
+    assert train.main([*changed, *still, f"--workdir={tmp_path / 'run'}"]) == 0
+    theirs, ours = saved(finished, 4), saved(tmp_path / "run", 1)
+    names = [name for name in ours if name.startswith("params.")]
+    assert any(name.startswith("params.audio.") for name in names)
+    assert_same_bits({name: theirs[name] for name in theirs if name.startswith("params.")}, {n: ours[n] for n in names})
+    kept = json.loads((tmp_path / "run/config.json").read_text())
+    assert kept["data"]["media"] == "video,audio", "so that it goes on and is evaluated without the other run"
+
+
+def test_data_of_kinds_that_the_model_of_another_run_lacks_is_refused(arguments, tmp_path):
+    first = tmp_path / "first"
+    first.mkdir()
+    (first / "config.json").write_text(json.dumps({"data": {"media": "video"}}))
+    on = [*arguments, f"--config.init_from={first}", f"--workdir={tmp_path / 'run'}"]
+    with pytest.raises(UserError, match=r"the data has recordings, which .*config\.data\.media is 'video'"):
+        train.main(on)
+    with pytest.raises(UserError, match=r"config\.data\.media is 'audio', but .* was made for 'video': leave"):
+        train.main([*on, "--config.data.media=audio"])

@@ -89,6 +89,20 @@ def test_a_window_is_a_sum_over_a_sum():
     assert meter.window()["tokens_per_second"] is None
 
 
+def test_clips_are_counted_apart_from_images_where_a_run_has_them():
+    clock = Clock()
+    meter = Meter("", 1, clock, media={"image", "video", "audio"})
+    for _ in range(3):
+        clock.now += 2
+        meter.step(Counts(images=4, videos=2, recordings=1, frames=30, frame_capacity=40))
+    figures = meter.window()
+    named = ("images_per_second", "videos_per_second", "recordings_per_second", "audio_fill")
+    assert [figures[name] for name in named] == [2, 1, 0.5, 0.75]
+    line = "  ".join(part.text for part in progress(3, 9, figures))
+    assert "2 img/s  1 videos/s  0.5 recordings/s" in line
+    assert "fill audio 0.75" in line
+
+
 def test_what_a_process_counts_of_its_own_rows_is_added_up_over_all_rows():
     clock = Clock()
     meter = Meter("TPU v4", 1, clock, total=lambda numbers: [3 * number for number in numbers])
@@ -139,7 +153,8 @@ def test_the_summary_has_the_promised_fields(tmp_path):
     written = json.loads((tmp_path / "summary.json").read_text())
     assert ", ".join(written) == (
         "steps, loss, eval, tokens_per_second, images_per_second, token_fill, patch_fill, data_wait_fraction, mfu, "
-        "first_step_seconds, wall_seconds, examples_seen, examples_skipped, peak_memory_bytes, attention, cut_short"
+        "first_step_seconds, wall_seconds, examples_seen, examples_skipped, peak_memory_bytes, attention, cut_short, "
+        "videos_per_second, recordings_per_second, audio_fill"
     )
     assert written["loss"] is None
     assert written["eval"] == {"demo_test": {"loss": 0.5, "answer_accuracy_by_kind": {"count": 1.0}}}

@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from conftest import IMAGE
 
+from jaxmm import sharding
 from jaxmm.batch import AudioSpec, VideoSpec
 from jaxmm.data.packing.lengths import Lengths
+from jaxmm.data.packing.limits import Budgets
+from jaxmm.models.multimodal import ModelSpec
 from jaxmm.training import closing, opening
 
 IMAGE_KIND, VIDEO_KIND, AUDIO_KIND = 0, -2, -3
@@ -59,6 +63,29 @@ def test_clips_that_get_shorter_are_told_and_kept_in_the_summary():
         "data: made, 2 of 3 recordings are cut to their first 30 s (config.audio.max_seconds): "
         "they keep 62% on average",
     ]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "clips", "words"),
+    [
+        ((IMAGE_KIND,), (), "64 tokens, 1,280 patches, 8 images, 32 targets;"),
+        ((IMAGE_KIND, VIDEO_KIND), ("video",), "64 tokens, 1,280 patches of images and videos, 8 images or temporal "
+         "patches of 2 frames, 32 targets;"),
+        ((VIDEO_KIND,), ("video",), "64 tokens, 1,280 patches of videos, 8 temporal patches of 2 frames, 32 targets;"),
+        ((AUDIO_KIND,), ("audio",), "64 tokens, 32 targets, 1,984 audio frames of 10 ms;"),
+        ((), (), "64 tokens, 1,280 patches, 8 images, 32 targets;"),
+    ],
+)  # fmt: skip
+def test_what_a_row_holds_is_told_with_what_each_number_counts(kinds, clips, words):
+    lengths = source(*((16, 16, kind, 40 if kind else 0, 10) for kind in kinds)) if kinds else None
+    budgets = Budgets(64, 1280, 8, 32, **({"audio": 1984} if "audio" in clips else {}))
+    run = SimpleNamespace(
+        budgets=budgets, recipe=SimpleNamespace(image=source((16, 16, 0, 0, 1)).spec.only(clips), model=ModelSpec()),
+        corpus=SimpleNamespace(lengths=[lengths] if lengths else []), config=SimpleNamespace(batch_size=4),
+        mesh=sharding.make_mesh({"data": 1}, jax.devices()[:1]),
+    )  # fmt: skip
+    first, *_ = opening._row_lines(run)  # type: ignore[arg-type]
+    assert first == f"a row holds {words} a batch 4 rows"
 
 
 def test_data_that_is_taken_whole_is_not_spoken_of():

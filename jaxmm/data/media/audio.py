@@ -15,8 +15,9 @@ import numpy as np
 from jaxmm.batch import AudioSpec, Batch, ImageSpec, Stream
 from jaxmm.data.documents import Audio
 from jaxmm.data.media import audio_file, audio_geometry
+from jaxmm.data.media.extents import Extent, Extents
 from jaxmm.data.media.log_mel import log_mel
-from jaxmm.data.media.medium import Array, Extent, Extents, Filled, Item, Medium, Settings, Space
+from jaxmm.data.media.medium import Array, Filled, Item, Medium, Settings, Space
 
 AUDIO = -3
 
@@ -99,7 +100,9 @@ class AudioMedium(Medium):
         there = slice(first, first + item.units)
         known = audio_file.AudioHeader(item.extent.length, int(item.extent.rate))
         frames = _frames_of(item.extent, audio)
-        samples = audio_file.read_samples(item.part, known, audio.rate)
+        # As far as ``_write`` looks; played backwards, a clip begins with its end.
+        most = (frames + 1) * audio.hop if audio.max_seconds and not settings.backwards else 0
+        samples = audio_file.read_samples(item.part, known, audio.rate, most)
         if settings.backwards:
             samples = samples[::-1]
         _write(stream.values[b, there], samples, frames, audio)

@@ -26,24 +26,9 @@ from jaxmm.errors import UserError
 
 MAX_HOURS = 12  # of a part
 FORMATS = (
-    "WAV",
-    "FLAC",
-    "MP3",
-    "OGG",
-    "Opus",
-    "AIFF",
-    "M4A",
-    "AAC",
-    "MP4",
-    "MOV",
-    "MKV",
-    "WebM",
-    "AVI",
-    "FLV",
-    "TS",
-    "MPEG",
+    "WAV", "FLAC", "MP3", "OGG", "Opus", "AIFF", "M4A", "AAC", "MP4", "MOV", "MKV", "WebM", "AVI", "FLV", "TS", "MPEG",
     "WMA",
-)
+)  # fmt: skip
 NEEDS = "audio needs the extra media: pip install 'jaxmm[media]'"
 QUALITY = "HQ"  # soxr's, of about 20 bits
 
@@ -114,7 +99,7 @@ def header(audio: Audio) -> AudioHeader:
         return AudioHeader(_part(audio, sound), sound.rate)
 
 
-def read_samples(audio: Audio, known: AudioHeader, rate: int) -> np.ndarray:
+def read_samples(audio: Audio, known: AudioHeader, rate: int, most: int = 0) -> np.ndarray:
     """Decodes the part of a recording: float32 (resampled_count(known.samples, known.rate, rate),), the channels' mean.
 
     Decoders give a few samples more or less than headers say: those are cut, or become silence. Values beyond [-1, 1]
@@ -123,9 +108,10 @@ def read_samples(audio: Audio, known: AudioHeader, rate: int) -> np.ndarray:
     Args:
       known: what ``header`` said when it was prepared.
       rate: samples a second that are returned.
+      most: above 0, no more samples than these are returned, and nothing is decoded behind them.
 
     Raises:
-      BadMedia: if it cannot be decoded to its end, or has changed since.
+      BadMedia: if it cannot be decoded so far, or has changed since.
       UserError: if a library is missing.
     """
     resample = None if known.rate == rate else _library("soxr").ResampleStream(known.rate, rate, 1, "float32", QUALITY)
@@ -134,13 +120,16 @@ def read_samples(audio: Audio, known: AudioHeader, rate: int) -> np.ndarray:
             raise BadMedia("changed")
         if sound.is_quick and _part(audio, sound) != known.samples:
             raise BadMedia("changed")
-        out = np.zeros(resampled_count(known.samples, known.rate, rate), np.float32)
+        count = resampled_count(known.samples, known.rate, rate)
+        out = np.zeros(min(count, most) if most else count, np.float32)
         place = heard = 0
         for block in _blocks(sound.blocks(_first(audio, sound.rate), known.samples)):
             if not np.isfinite(block).all():
                 raise BadMedia("not finite")
             heard += len(block)
             place = _write(out, place, block if resample is None else resample.resample_chunk(block))
+            if place == len(out) < count:
+                return out
         missing = known.samples - heard
         if missing > may_miss(known.samples):
             raise BadMedia("truncated")

@@ -15,6 +15,7 @@ import numpy as np
 from jaxmm.batch import Batch, ImageSpec, Stream
 from jaxmm.data.documents import AudioFeatures, VideoFeatures
 from jaxmm.data.media import sampling
+from jaxmm.data.media.extents import Extent, Extents
 from jaxmm.data.media.features import (
     FeaturesMedium,
     check_even,
@@ -23,7 +24,7 @@ from jaxmm.data.media.features import (
     read_array,
     read_header,
 )
-from jaxmm.data.media.medium import Array, BadMedia, Extent, Extents, Filled, Item, Medium, Settings
+from jaxmm.data.media.medium import Array, BadMedia, Filled, Item, Medium, Settings
 from jaxmm.data.media.timeline import int32_terms
 from jaxmm.errors import UserError
 

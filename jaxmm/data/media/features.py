@@ -17,7 +17,8 @@ from jaxmm.batch import Batch, ImageSpec, Stream
 from jaxmm.data import files
 from jaxmm.data.documents import Features
 from jaxmm.data.media import geometry
-from jaxmm.data.media.medium import Array, BadMedia, Extent, Extents, Filled, Item, Medium, Settings, Space
+from jaxmm.data.media.extents import Extent, Extents
+from jaxmm.data.media.medium import Array, BadMedia, Filled, Item, Medium, Settings, Space
 from jaxmm.data.media.opening import opened_file
 from jaxmm.errors import UserError
 

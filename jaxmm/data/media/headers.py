@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from jaxmm.data import files
 from jaxmm.data.documents import Document, Media, Skip, Text
-from jaxmm.data.media.medium import BadMedia, Extent
+from jaxmm.data.media.extents import Extent
+from jaxmm.data.media.medium import BadMedia
 from jaxmm.data.media.table import medium_of
 
 REMOTE_READS = 16  # headers of media at URLs, at once

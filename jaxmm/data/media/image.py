@@ -11,7 +11,8 @@ import numpy as np
 from jaxmm.batch import Batch, ImageSpec, Stream
 from jaxmm.data.documents import Image
 from jaxmm.data.media import geometry
-from jaxmm.data.media.medium import Array, Extent, Extents, Filled, Item, Medium, Settings, Space
+from jaxmm.data.media.extents import Extent, Extents
+from jaxmm.data.media.medium import Array, Filled, Item, Medium, Settings, Space
 from jaxmm.data.media.patches import Edges, fill
 from jaxmm.data.media.picture import FORMATS, MAX_PIXELS, MAX_SIDE, image_size
 

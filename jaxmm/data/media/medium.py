@@ -8,15 +8,14 @@ and how they fill their arrays of a batch. Preparing, planning and assembling ca
 from __future__ import annotations
 
 import abc
-import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from fractions import Fraction
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from jaxmm.batch import Batch, ImageSpec, Stream
+from jaxmm.data.media.extents import Extent, Extents
 
 SEPARATORS = 2  # text tokens around a medium, which stay with it
 
@@ -35,76 +34,6 @@ class BadMedia(Exception):
     def __init__(self, reason: str):
         super().__init__(reason)
         self.reason, self.medium = reason, "image"
-
-
-class Extent(NamedTuple):
-    """What the index stores of one medium: see ``index.Columns``. ``rate`` counts only where there is a ``length``."""
-
-    height: int
-    width: int
-    kind: int = 0
-    length: int = 0
-    rate: Fraction = Fraction(1)
-
-    @classmethod
-    def read(cls, kind: int, columns: Iterable[Any]) -> Extent:
-        """From (height, width, length, numerator, denominator), as the index has them."""
-        height, width, length, num, den = map(int, columns)
-        return cls(height, width, kind, length, Fraction(num, den) if length else Fraction(1))
-
-
-class Extents:
-    """The extents of some media of an index: arrays (n,), or scalars for one; a column is read when first used."""
-
-    def __init__(self, index: Any, which: Any = slice(None), within: np.ndarray | None = None):
-        """
-        Args:
-          index: an ``index.Columns``.
-          which: selects media of the index.
-          within: (n,) bool, a mask over those; None is all.
-        """
-        self._index, self._which, self._within = index, which, within
-
-    def those(self, which: np.ndarray | None) -> Extents:
-        """The media where the mask is True; None is all of them."""
-        return self if which is None else Extents(self._index, self._which, which)
-
-    def one(self) -> Extent:
-        """The extent, where there is only one medium."""
-        return Extent.read(int(self.kind), (self.height, self.width, self.length, self.rate_num, self.rate_den))
-
-    @property
-    def source(self) -> str:
-        """The name of the source, for errors."""
-        return str(self._index.meta["name"])
-
-    @functools.cached_property
-    def height(self) -> np.ndarray:
-        return self._column("image_height_I")
-
-    @functools.cached_property
-    def width(self) -> np.ndarray:
-        return self._column("image_width_I")
-
-    @functools.cached_property
-    def kind(self) -> np.ndarray:
-        return self._column("image_kind_I")
-
-    @functools.cached_property
-    def length(self) -> np.ndarray:
-        return self._column("media_count_I")
-
-    @functools.cached_property
-    def rate_num(self) -> np.ndarray:
-        return self._column("media_rate_num_I")
-
-    @functools.cached_property
-    def rate_den(self) -> np.ndarray:
-        return self._column("media_rate_den_I")
-
-    def _column(self, name: str) -> np.ndarray:
-        column = np.asarray(getattr(self._index, name)[self._which])
-        return column if self._within is None else column[self._within]
 
 
 class Settings(NamedTuple):

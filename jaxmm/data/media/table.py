@@ -13,9 +13,10 @@ import numpy as np
 from jaxmm.batch import Batch, ImageSpec, Stream
 from jaxmm.data.media.audio import AudioMedium
 from jaxmm.data.media.clip_features import AudioFeaturesMedium, VideoFeaturesMedium
+from jaxmm.data.media.extents import Extents
 from jaxmm.data.media.features import FeaturesMedium
 from jaxmm.data.media.image import ImageMedium
-from jaxmm.data.media.medium import Extents, Medium
+from jaxmm.data.media.medium import Medium
 from jaxmm.data.media.tokens import TokensMedium
 from jaxmm.data.media.video import VideoMedium
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from jaxmm.data.documents import Tokens
-from jaxmm.data.media.medium import Array, Extent, Extents, Filled, Item, Medium, Settings, Space
+from jaxmm.data.media.extents import Extent, Extents
+from jaxmm.data.media.medium import Array, Filled, Item, Medium, Settings, Space
 
 TOKENS = -1
 

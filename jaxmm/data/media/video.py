@@ -6,6 +6,7 @@ of a ``VideoSpec`` may change without preparing again.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping
@@ -16,8 +17,9 @@ import numpy as np
 from jaxmm.batch import Batch, ImageSpec, Stream, VideoSpec
 from jaxmm.data.documents import Image, Video
 from jaxmm.data.media import sampling, video_file
+from jaxmm.data.media.extents import Extent, Extents
 from jaxmm.data.media.image import edges_of, frames_of, in_reading_order, write_tiles
-from jaxmm.data.media.medium import Array, Extent, Extents, Filled, Inner, Item, Medium, Settings, Space
+from jaxmm.data.media.medium import Array, Filled, Inner, Item, Medium, Settings, Space
 from jaxmm.data.media.patches import fill_frame
 
 VIDEO = -2
@@ -68,7 +70,8 @@ class VideoMedium(Medium):
     # Planning
 
     def units(self, extents: Extents, spec: ImageSpec) -> Array:
-        return _sampled(extents, spec).temporal * self.step(0, extents, spec)
+        taken = _sampled(extents, spec)
+        return taken.temporal * (taken.rows * taken.columns + spec.extra)
 
     def group(self, spec: ImageSpec) -> int:
         return spec.merge**2
@@ -94,8 +97,8 @@ class VideoMedium(Medium):
 
     def inner(self, units: int, extent: Extent, spec: ImageSpec) -> list[Inner]:
         video = _spec(spec)
-        temporal, _, grid = _taken(units, extent, spec)
-        numbers = self.numbers(units, extent, spec)
+        temporal, frames, grid = _taken(units, extent, spec)
+        numbers = sampling.frame_numbers(frames, extent.length, video)
         seconds = sampling.seconds_of(numbers, float(extent.rate)).tolist()
         each = math.prod(grid) // spec.merge**2
         said = [video.stamp.format(seconds=second, number=n) for n, second in enumerate(seconds, start=1)]
@@ -171,14 +174,19 @@ def _sampled(extents: Extents, spec: ImageSpec) -> sampling.Sampled:
     return sampling.sampled(extents.height, extents.width, extents.length, extents.rate_num, extents.rate_den, spec)
 
 
+@functools.lru_cache(maxsize=1 << 15)  # a clip is asked for again in each round of shortening, and when it is read
+def _whole(extent: Extent, spec: ImageSpec) -> sampling.Sampled:
+    return sampling.sampled(
+        extent.height, extent.width, extent.length, extent.rate.numerator, extent.rate.denominator, spec
+    )
+
+
 def _taken(units: int, extent: Extent, spec: ImageSpec) -> tuple[int, int, tuple[int, int]]:
     """How a video of so many patch positions is taken: temporal patches, frames, and (rows, columns) of patches.
 
     Where a row cannot hold it, it has fewer temporal patches than its spec asks for, all of them full.
     """
-    whole = sampling.sampled(
-        extent.height, extent.width, extent.length, extent.rate.numerator, extent.rate.denominator, spec
-    )
+    whole = _whole(extent, spec)
     temporal = units // (whole.rows * whole.columns + spec.extra)
     frames = whole.frames if temporal == whole.temporal else temporal * _spec(spec).frames
     return temporal, frames, (whole.rows, whole.columns)

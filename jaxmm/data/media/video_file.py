@@ -10,7 +10,9 @@ torchcodec and OpenCV leave them, so that a model sees what it would there.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from types import ModuleType
@@ -221,7 +223,45 @@ def _stream(demuxed: Any) -> Any:
 # The header
 
 
+class _Found(NamedTuple):
+    """What a whole file tells, whatever part of it counts: (height, width) as stored, and rates that it declares."""
+
+    size: tuple[int, int]
+    turn: container.Turn
+    timeline: Timeline
+    declared: tuple[Fraction | None, ...]
+
+
 def _film(file: IO[bytes], kind: str, video: Video) -> _Film:
+    identity = None if kind == "mov" else _identity(file)
+    kept = _kept(identity) if identity else []
+    found = kept[0] if kept else _found(file, kind)
+    if not kept:
+        kept.append(found)
+    rate = rate_of(found.timeline, found.declared)
+    those = part(len(found.timeline.times), rate, video.start, video.stop)
+    if not those:
+        raise BadMedia("empty part")
+    known = VideoHeader(*found.turn.size(*found.size), len(those), rate)
+    return _Film(known, those.start, found.timeline, found.turn)
+
+
+@functools.lru_cache(maxsize=64)  # a timeline is some 150 KB for ten minutes
+def _kept(identity: tuple[int, ...]) -> list[_Found]:
+    """Holds what was found in a file that had to be read through, so that its parts and later passes need not."""
+    return []
+
+
+def _identity(file: IO[bytes]) -> tuple[int, ...] | None:
+    """What a file on this machine keeps as long as nobody writes to it; None for other bytes."""
+    try:
+        known = os.fstat(file.fileno())
+    except (AttributeError, OSError):
+        return None
+    return known.st_dev, known.st_ino, known.st_size, known.st_mtime_ns
+
+
+def _found(file: IO[bytes], kind: str) -> _Found:
     # FFmpeg would decode the first frames to learn what is not needed: how their colours are stored.
     with _demuxed(file, kind, skip_frame="all") as demuxed:
         stream = _stream(demuxed)
@@ -230,16 +270,12 @@ def _film(file: IO[bytes], kind: str, video: Video) -> _Film:
             raise BadMedia("too large")
         if min(height, width) < 1:
             raise BadMedia("unreadable")
-        declared = [stream.average_rate, stream.base_rate, stream.guessed_rate]
+        declared = stream.average_rate, stream.base_rate, stream.guessed_rate
         if kind == "mov":
             turn, timeline = _listed(file, demuxed, stream)
         else:
             turn, timeline = _walked(file, kind, demuxed, stream)
-    rate = rate_of(timeline, declared)
-    those = part(len(timeline.times), rate, video.start, video.stop)
-    if not those:
-        raise BadMedia("empty part")
-    return _Film(VideoHeader(*turn.size(height, width), len(those), rate), those.start, timeline, turn)
+    return _Found((height, width), turn, timeline, declared)
 
 
 def _listed(file: IO[bytes], demuxed: Any, stream: Any) -> tuple[container.Turn, Timeline]:

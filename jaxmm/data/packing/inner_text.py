@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxmm.batch import ImageSpec
 from jaxmm.data.media import table
-from jaxmm.data.media.medium import Extent, Extents
+from jaxmm.data.media.extents import Extent, Extents
 
 Encode = Callable[[str], Sequence[int]]  # a text to token ids, special tokens included
 

@@ -18,7 +18,7 @@ import numpy as np
 from jaxmm.atomic import published
 from jaxmm.batch import TARGET, ImageSpec
 from jaxmm.data.media import table
-from jaxmm.data.media.medium import Extents
+from jaxmm.data.media.extents import Extents
 from jaxmm.data.packing.inner_text import Encode, InnerText
 from jaxmm.data.packing.limits import FIRST, Budgets, further_budgets
 from jaxmm.data.packing.shorten import CutShort, cut_short, shortened
@@ -201,14 +201,16 @@ class Lengths:
     def _fitted(self, tokens: np.ndarray, images: np.ndarray, extents: Extents) -> tuple[table.Measured, np.ndarray]:
         """What the media of some examples take, and their spans, after clips that no row holds were shortened."""
         media = table.measured(extents, self.spec)
-        spans = media.soft_tokens + self.inner.counted(media.units, extents, self.spec)
+        inner = self.inner.counted(media.units, extents, self.spec)
         for _ in range(ROUNDS):
+            spans = media.soft_tokens + inner
             units = shortened(media.units, patches_of(media), spans, tokens, images, extents, self.spec)
-            if np.array_equal(units, media.units):
+            is_shorter = units != media.units
+            if not is_shorter.any():
                 break
             media = table.measured(extents, self.spec, units)
-            spans = media.soft_tokens + self.inner.counted(media.units, extents, self.spec)
-        return media, spans
+            inner[is_shorter] = self.inner.counted(units[is_shorter], extents.those(is_shorter), self.spec)
+        return media, media.soft_tokens + inner
 
     def cut_short(self) -> list[CutShort]:
         """Of each kind of media that are not taken whole, how many and how much of them is left."""

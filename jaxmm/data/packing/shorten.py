@@ -14,7 +14,8 @@ import numpy as np
 
 from jaxmm.batch import ImageSpec
 from jaxmm.data.media import table
-from jaxmm.data.media.medium import SEPARATORS, Extents
+from jaxmm.data.media.extents import Extents
+from jaxmm.data.media.medium import SEPARATORS
 
 
 class Room(NamedTuple):

@@ -11,7 +11,8 @@ import numpy as np
 
 from jaxmm.data.documents import Media
 from jaxmm.data.media import table
-from jaxmm.data.media.medium import BadMedia, Extent
+from jaxmm.data.media.extents import Extent
+from jaxmm.data.media.medium import BadMedia
 from jaxmm.data.prepare.meta import FORMAT
 from jaxmm.data.prepare.records import Record, stored
 from jaxmm.data.text.encoded import Encoded

@@ -23,8 +23,8 @@ from jaxmm.atomic import published
 from jaxmm.data import files
 from jaxmm.data.documents import SKIP_REASONS, Document, Media, Skip, Source, Text, Unit, split_origin
 from jaxmm.data.media import table
+from jaxmm.data.media.extents import Extent
 from jaxmm.data.media.headers import DROPPED, Looked, looked_at
-from jaxmm.data.media.medium import Extent
 from jaxmm.data.prepare.disk import space_wanted
 from jaxmm.data.prepare.index import COLUMNS, IMPLIED, Index
 from jaxmm.data.prepare.prepared import count_records

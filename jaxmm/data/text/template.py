@@ -22,6 +22,17 @@ from jaxmm.data.text.chat import ChatFormat, Chunk, Markup, Medium, Special, Ste
 from jaxmm.data.text.chat_template import THINKING, without_thinking
 from jaxmm.data.text.codebook import image_offset
 from jaxmm.data.text.encoded import Encoded, Writer, of_turn
+from jaxmm.data.text.own_format import (
+    END,
+    IMAGE_END,
+    IMAGE_START,
+    OURS,
+    ROLE_MARKERS,
+    SPECIAL_TOKENS,
+    Symbol,
+    Thought,
+    has_chat_template,
+)
 from jaxmm.data.text.special_tokens import SpecialTokens
 from jaxmm.data.text.tokenizer import Ids, text_encoder
 from jaxmm.data.text.tool_calls import in_words
@@ -31,20 +42,6 @@ from jaxmm.errors import UserError, nearest
 FORMAT, CHAT_FORMAT = 3, 4
 OBJECTIVES = ("pretrain", "sft")
 LEARN = ("all", "last", "prompt")
-
-IMAGE = "<image>"  # the placeholder of a soft token for transformers' processor
-IMAGE_START, IMAGE_END, END = "<|image_start|>", "<|image_end|>", "<|end|>"
-ROLE_MARKERS = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>"}
-OURS_MARK = "{#- jaxmm -#}"  # begins the chat template of an export in our own format
-# Exports of version 0.1 have no such mark: they are known by this part, which no other template has.
-_ROLES_0_1 = "".join(
-    f"{{% {'elif' if n else 'if'} message['role'] == '{role}' %}}{marker}"
-    for n, (role, marker) in enumerate(ROLE_MARKERS.items())
-)
-SPECIAL_TOKENS = (IMAGE_START, IMAGE_END, *ROLE_MARKERS.values(), END)
-
-
-OURS = Markup(IMAGE_START, IMAGE_END)
 
 
 class ChatOptions(NamedTuple):
@@ -66,18 +63,6 @@ class ChatOptions(NamedTuple):
         for key, value, known in (("learn", self.learn, LEARN), ("thinking", self.thinking, THINKING)):
             if value not in known:
                 raise UserError(f"config.data.{key} '{value}' is not one of {', '.join(known)}{nearest(value, known)}")
-
-
-class Thought(NamedTuple):
-    """A part of a turn in our own format: text that is read but not learnt."""
-
-    text: str
-
-
-class Symbol(NamedTuple):
-    """A part of a turn in our own format: a special token that the data wrote."""
-
-    token: int
 
 
 class Template:
@@ -394,9 +379,3 @@ class Template:
                 f"ids are 0 to {self.image_tokens - 1}"
             )
         return ids + self.image_offset
-
-
-def has_chat_template(tokenizer: Any) -> bool:
-    """Whether conversations use the tokenizer's own template; false if that template is an export of ours."""
-    written = getattr(tokenizer, "chat_template", None) or ""
-    return bool(written) and not (isinstance(written, str) and (OURS_MARK in written or _ROLES_0_1 in written))

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxmm.batch import AudioSpec
-from jaxmm.data.text.template import OURS, Markup
+from jaxmm.data.text.own_format import OURS
+from jaxmm.data.text.template import Markup
 from jaxmm.hf.names import Rule, linear, norm
 from jaxmm.hf.pictures import Pictures
 from jaxmm.hf.videos import Videos

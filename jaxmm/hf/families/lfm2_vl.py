@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxmm.batch import ImageSpec
-from jaxmm.data.text.template import IMAGE, IMAGE_END, IMAGE_START
+from jaxmm.data.text.own_format import IMAGE, IMAGE_END, IMAGE_START
 from jaxmm.errors import UserError
 from jaxmm.hf import supported
 from jaxmm.hf.decoders import DECODERS, plain_decoder_of

@@ -2,9 +2,8 @@
 
 Where the facts come from, in ``transformers``: sizes and connector from ``Qwen2_5_VLConfig`` and
 ``Qwen2_5_VLPatchMerger``; names of tensors from ``Qwen2_5_VLForConditionalGeneration`` and its releases; what stands
-around an image from their chat template; sizes of pictures from ``Qwen2VLImageProcessor``, frames of
-videos from ``Qwen2VLVideoProcessor``. That boxes are in pixels of
-the picture as the model sees it is what its makers say.
+around an image from their chat template; sizes of pictures from ``Qwen2VLImageProcessor``, frames of videos from
+``Qwen2VLVideoProcessor``. That boxes are in pixels of the picture as the model sees it is what its makers say.
 """
 
 from __future__ import annotations

@@ -2,9 +2,8 @@
 
 Where the facts come from, in ``transformers``: sizes and connector from ``Qwen3VLConfig`` and
 ``Qwen3VLVisionPatchMerger``; names of tensors from ``Qwen3VLForConditionalGeneration`` and its releases; what stands
-around an image from their chat template; sizes of pictures from ``Qwen2VLImageProcessor``, frames of
-videos from ``Qwen3VLVideoProcessor``. That boxes are in
-thousandths of the picture is what its makers say.
+around an image from their chat template; sizes of pictures from ``Qwen2VLImageProcessor``, frames of videos from
+``Qwen3VLVideoProcessor``. That boxes are in thousandths of the picture is what its makers say.
 
 The whole family is in this file, except for its two parts, which other families may use as well: the tower is
 ``qwen3_vl_vision`` in ``hf/towers.py``, the decoder ``qwen3_vl_text`` in ``hf/decoders.py``. ``docs/extend.md`` walks

@@ -28,8 +28,12 @@ FAMILIES: dict[str, Family] = {
 def family_of(config: Any) -> Family:
     """Returns the family of a config. Raises UserError for an unknown architecture, with the known ones."""
     kind = config.model_type
-    if kind not in FAMILIES and kind in (*DECODERS, *TOWERS, *TWO_TOWERS):
-        raise UserError(f"'{kind}' is no whole model but a part of one: name both parts, as vision:DIR,decoder:DIR")
+    of_sight, of_hearing = "vision:DIR,decoder:DIR", "audio:DIR,decoder:DIR"
+    for parts, how in (
+        (DECODERS, f"{of_sight} or {of_hearing}"), ((*TOWERS, *TWO_TOWERS), of_sight), (heard_towers(), of_hearing),
+    ):  # fmt: skip
+        if kind not in FAMILIES and kind in parts:
+            raise UserError(f"'{kind}' is no whole model but a part of one: name both parts, as {how}")
     return supported.entry(FAMILIES, kind, "model")
 
 
