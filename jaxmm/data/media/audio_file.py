@@ -30,6 +30,7 @@ FORMATS = (
     "WMA",
 )  # fmt: skip
 NEEDS = "audio needs the extra media: pip install 'jaxmm[media]'"
+READ = 4 * BLOCK  # samples a call of libsndfile: after each, soundfile seeks, and a FLAC's frame is decoded again
 QUALITY = "HQ"  # soxr's, of about 20 bits
 
 ADVICE: Mapping[str, str] = {
@@ -316,11 +317,12 @@ class _Coded:
     def blocks(self, first: int, count: int) -> Iterator[np.ndarray]:
         try:
             self._opened.seek(first)
-            for start in range(0, count, BLOCK):
-                block = self._opened.read(min(BLOCK, count - start), dtype="float32", always_2d=True)
+            for start in range(0, count, READ):
+                block = self._opened.read(min(READ, count - start), dtype="float32", always_2d=True)
                 if not len(block):
                     return
-                yield block.T
+                for part in range(0, len(block), BLOCK):
+                    yield block[part : part + BLOCK].T
         except self._error as error:
             raise BadMedia("truncated") from error  # its header was whole
 
