@@ -19,7 +19,6 @@ from jaxmm.data.media.table import taken_as
 from jaxmm.data.memory import PIECE_BYTES, check_rows
 from jaxmm.data.packing.budgets import MULTIPLE
 from jaxmm.data.packing.lengths import widths_of
-from jaxmm.data.packing.plan import FORMAT as PLAN_FORMAT
 from jaxmm.data.packing.plan import Budgets, Lengths, Origin, Plan, choose_budgets, make_mixture
 from jaxmm.data.prepare.prepare import prepare
 from jaxmm.data.prepare.prepared import Prepared, holds_prepared, open_prepared
@@ -199,9 +198,9 @@ def make_plan(
     corpus: Corpus,
     budgets: Budgets,
     origin: Origin = Origin(),  # noqa: B008
-    plan_format: int = PLAN_FORMAT,
+    plan_format: int = 0,
 ) -> Plan:
-    """The rows of every batch of a run; ``plan_format`` is that of the run which goes on."""
+    """The rows of every batch of a run; ``plan_format``: of the run which goes on, 0 is the newest."""
     examples = max(len(source) * budgets.tokens / max(1, source.total_tokens) for source in corpus.lengths)
     check_rows(config.batch_size, max(1.0, examples) * PIECE_BYTES, "the pieces of documents")
     data, names = config.data, corpus.names

@@ -28,7 +28,8 @@ from jaxmm.data.text.template import ChatOptions, Template
 from jaxmm.data.text.tokenizer import load_tokenizer
 from jaxmm.errors import UserError
 from jaxmm.hf.families.registry import FAMILIES
-from jaxmm.hf.pretrained import MODEL, Pretrained, image_settings, read_start, run_and_step
+from jaxmm.hf.init_from import run_and_step
+from jaxmm.hf.pretrained import MODEL, Pretrained, image_settings, read_start
 from jaxmm.hf.processors import limits
 from jaxmm.hf.videos import asked_for
 from jaxmm.models.attention import choose_backend
@@ -43,7 +44,7 @@ from jaxmm.workdir.kept_folders import tokenizer_folder
 # Those of ``jaxmm.corpus`` too, as whoever wants a config's parts looks here first.
 __all__ = [
     "Corpus", "DataRecipe", "Recipe", "clips_of", "eval_corpus", "fitted", "make_assembler", "make_plan", "own_media",
-    "read_boxes", "read_budgets", "read_compute", "read_data", "read_reading", "read_recipe", "train_corpus",
+    "parse_clips", "read_boxes", "read_budgets", "read_compute", "read_data", "read_reading", "read_recipe", "train_corpus",
 ]  # fmt: skip
 
 OWN_VIDEO = {"frames": 2, "fps": 2.0, "min_frames": 4, "max_frames": 32, "sampling": "stride"}  # so too its frames
@@ -176,6 +177,11 @@ def _audio_of(config: ConfigDict, start: Pretrained | None) -> AudioSpec | None:
         raise UserError(f"config.audio: {error}") from error
 
 
+def parse_clips(text: str) -> tuple[str, ...]:
+    """Reads ``config.data.media``. Raises UserError for a name that is no medium of CLIPS."""
+    return parse_names(text, "config.data.media", CLIPS, "medium")
+
+
 def clips_of(media: Collection[str]) -> str:
     """The ``config.data.media`` of a model from random weights whose data has these media."""
     return ",".join(name for name in CLIPS if name in media)
@@ -192,7 +198,7 @@ def own_media(config: ConfigDict, workdir: Path | None = None) -> str:
     if not config.init_from or has_saved(workdir) or not (run / "config.json").is_file():
         return asked
     theirs = load_workdir(str(run)).data.media
-    if asked and set(parse_names(asked, "config.data.media", CLIPS, "medium")) != set(theirs.split(",")):
+    if asked and set(parse_clips(asked)) != set(parse_clips(theirs)):
         raise UserError(
             f"config.data.media is '{asked}', but the model of {run} (config.init_from) was made for '{theirs}': leave "
             f"config.data.media out, or begin from random weights, without config.init_from"
@@ -268,7 +274,7 @@ def read_recipe(config: ConfigDict, workdir: Path | None = None, platform: str =
 
 def _model_of(config: ConfigDict, image: ImageSpec, vocabulary: int, clips: str) -> ModelSpec:
     """The model whose sizes the config has, for these media beside pictures."""
-    media = parse_names(clips, "config.data.media", CLIPS, "medium")
+    media = parse_clips(clips)
     frames = image.video.frames if image.video and "video" in media else 1
     try:
         audio = _audio_tower_of(config, image.audio) if image.audio and "audio" in media else None

@@ -13,8 +13,7 @@ from jaxmm.checkpoints.record import Record
 from jaxmm.config.file import from_json, load_workdir
 from jaxmm.config.keys import completed
 from jaxmm.corpus import Corpus
-from jaxmm.data.packing.plan import FORMAT as PLAN_FORMAT
-from jaxmm.data.packing.plan import FORMATS as PLAN_FORMATS
+from jaxmm.data.packing.plan import FORMATS, Budgets, formats_of
 from jaxmm.errors import UserError
 from jaxmm.workdir.folder import has_saved
 
@@ -57,15 +56,16 @@ class Identity(NamedTuple):
     data: dict[str, Any]
 
     @classmethod
-    def of(cls, config: dict[str, Any], corpus: Corpus, budgets: Any, template: str) -> Identity:
+    def of(cls, config: dict[str, Any], corpus: Corpus, budgets: Budgets, template: str) -> Identity:
         sources = {s.name: s.prepared.meta["fingerprint"] for s in corpus.lengths}
-        data = {"sources": sources, "template": template, "budgets": list(budgets), "plan": PLAN_FORMAT}
+        data = {"sources": sources, "template": template, "budgets": list(budgets), "plan": formats_of(budgets)[-1]}
         return cls(config, data)
 
     def going_on(self, record: Record) -> Identity:
         """The same with the plan's format that a checkpoint was made with, where today's code still has it."""
         plan = record.data.get("plan")
-        return self._replace(data=self.data | {"plan": plan}) if plan in PLAN_FORMATS else self
+        is_kept = plan in FORMATS and self.data["plan"] in FORMATS
+        return self._replace(data=self.data | {"plan": plan}) if is_kept else self
 
     def check(self, record: Record, workdir: Path, allow_change: bool) -> list[str]:
         """Compares with what a checkpoint was saved with.

@@ -61,11 +61,8 @@ OTHERS = (
 BESIDE_AUDIO = (
     r"text\.(?!encoder\.)", r"lm_head\.", r"connector\.", r"vision\.", r"proj_out\.", r"decoder\."
 )  # fmt: skip
-BESIDE_DECODER = (
-    r"vision\.",
-    r"audio\.",
-    r"connector\.",
-)  # parts of a whole model from which only the decoder is taken
+# Parts of a whole model from which only the decoder is taken.
+BESIDE_DECODER = (r"vision\.", r"audio\.", r"connector\.")
 HEAD, EMBEDDING = "lm_head.weight", "text.embed_tokens.weight"
 
 # (what releases write, the common spelling); the first match counts.

@@ -115,19 +115,17 @@ def _row_lines(run: Run) -> Iterator[str]:
 def _names_of_budgets(image: ImageSpec, media: Collection[str]) -> dict[str, str]:
     """What a row's budgets count, by their names, for the media of a run; without those that it has no use for."""
     tiles = "tiles" if image.max_tiles > 1 else "images"
-    names = {"tokens": "tokens", "patches": "patches", "items": tiles}
-    if image.video:
+    names = {"tokens": "tokens", "patches": "patches", "items": tiles, "targets": "targets"}
+    names |= {"features": "feature vectors", "audio_features": "feature vectors of recordings"}
+    if image.video and "video" in media:
         temporal = f"temporal patches of {image.video.frames} frames"
         of, items = ("images and videos", f"{tiles} or {temporal}") if "image" in media else ("videos", temporal)
         names |= {"patches": f"patches of {of}", "items": items}
-    elif media and not {"image", "features"} & set(media):
-        names = {"tokens": "tokens"}
-    names["targets"] = "targets"
-    if "features" in media:
-        names["features"] = "feature vectors"
     if image.audio:
         names["audio"] = f"audio frames of {1000 * image.audio.hop / image.audio.rate:g} ms"
-    return names
+    taken = {budget for name in media for budget in MEDIA[name].budgets}
+    # Of text alone, all are told: a model that sees has room for pictures in its rows.
+    return {name: words for name, words in names.items() if not media or name in {"tokens", "targets", *taken}}
 
 
 def _resume_lines(run: Run) -> Iterator[str]:

@@ -22,7 +22,7 @@ from jaxmm.data.packing.plan import Origin
 from jaxmm.errors import UserError, printable
 from jaxmm.hf.init_from import parse, run_and_step
 from jaxmm.hf.pretrained import MODEL
-from jaxmm.recipe import Recipe, clips_of, eval_corpus, fitted, own_media, read_recipe, train_corpus
+from jaxmm.recipe import Recipe, clips_of, eval_corpus, fitted, own_media, parse_clips, read_recipe, train_corpus
 from jaxmm.runtime.barrier import Barrier
 from jaxmm.training.program import abstract_batch, fresh_state, make_program
 from jaxmm.training.skipped import SkippedFile
@@ -115,8 +115,8 @@ class Run:
             return fitted(self.recipe, media)
         if config.init_from:
             config.data.media = own_media(config)
-            lacking = [name for name in clips_of(media).split(",") if name not in config.data.media.split(",")]
-            if any(lacking):
+            lacking = [name for name in parse_clips(clips_of(media)) if name not in parse_clips(config.data.media)]
+            if lacking:
                 raise UserError(
                     f"the data has {' and '.join(MEDIA[name].plural for name in lacking)}, which the model of "
                     f"{config.init_from} (config.init_from) was not made for: its config.data.media is "

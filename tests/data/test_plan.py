@@ -188,6 +188,12 @@ def test_budgets_picked_from_the_index_hold_every_example_that_fits_a_row(seed):
         assert (needs[needs[:, 0] <= 64] <= np.array(budgets)).all()
 
 
+def test_picked_budgets_of_pictures_and_text_are_those_that_runs_began_with():
+    sources = [made(7, 300, "a"), made(8, 200, "b")]
+    picked = [tuple(choose_budgets(sources, [1, 2], 256, 0, *rest)) for rest in ((0, 2), (64, 2), (0, 2, 6))]
+    assert picked == [(256, 192, 16, 192, 0), (256, 192, 16, 64, 0), (256, 192, 16, 192, 0)]
+
+
 def test_coarse_images_beside_long_texts_leave_no_rows_half_empty():
     # Half of the tokens fill rows alone, so the other rows need twice the patches of an average one.
     shown = [[(3, 24, 24)]] * 40

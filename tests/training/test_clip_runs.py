@@ -21,6 +21,8 @@ SMALL = (
     "--config.audio.mels=16", "--config.video.fps=2", "--config.video.max_frames=6", "--config.eval.every=0",
 )  # fmt: skip
 
+STEPS = 8
+
 
 def write_clips(folder: Path) -> Path:
     """A LLaMA-Factory folder: every record has a video of frames, a recording, both, or a picture too."""
@@ -80,18 +82,19 @@ def arguments(tmp_path_factory) -> list[str]:
 @pytest.fixture(scope="module")
 def finished(arguments, tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("whole")
-    assert train.main([*arguments, f"--workdir={workdir}", "--config.steps=4"]) == 0
+    assert train.main([*arguments, f"--workdir={workdir}", f"--config.steps={STEPS}"]) == 0
     return workdir
 
 
 @pytest.mark.slow
 def test_a_run_on_clips_killed_and_gone_on_in_workers_has_the_same_bits(finished, arguments, tmp_path):
-    killed = start([*arguments, "--config.steps=4", "--config.data.workers=1"], tmp_path, 8)
+    killed = start([*arguments, f"--config.steps={STEPS}", "--config.data.workers=1"], tmp_path, 8)
     wait_for(tmp_path / "checkpoints" / "2", 240)
     killed.kill()
     killed.communicate()
-    assert train.main([*arguments, f"--workdir={tmp_path}", "--config.steps=4", "--config.data.workers=2"]) == 0
-    assert_same_bits(saved(tmp_path, 4), saved(finished, 4))
+    assert not (tmp_path / "checkpoints" / str(STEPS)).exists(), "killed on its way"
+    assert train.main([*arguments, f"--workdir={tmp_path}", f"--config.steps={STEPS}", "--config.data.workers=2"]) == 0
+    assert_same_bits(saved(tmp_path, STEPS), saved(finished, STEPS))
     kept = json.loads((tmp_path / "config.json").read_text())
     assert kept["data"]["media"] == "video,audio", "settled at the first start"
 
@@ -118,7 +121,7 @@ def test_processes_of_which_one_or_none_has_clips_have_the_losses_of_one_process
 @pytest.mark.slow
 def test_it_goes_on_with_the_same_loss_on_every_axis_of_a_mesh(finished, arguments, tmp_path):
     mesh = ("--config.mesh.fsdp=2", "--config.mesh.tensor=2", "--config.mesh.context=2")
-    assert train.main([*arguments, f"--workdir={tmp_path}", "--config.steps=4", *mesh]) == 0
+    assert train.main([*arguments, f"--workdir={tmp_path}", f"--config.steps={STEPS}", *mesh]) == 0
     np.testing.assert_allclose(losses_of(tmp_path), losses_of(finished), rtol=1e-4)
 
 

@@ -88,6 +88,15 @@ def test_what_a_row_holds_is_told_with_what_each_number_counts(kinds, clips, wor
     assert first == f"a row holds {words} a batch 4 rows"
 
 
+def test_feature_vectors_of_clips_are_named_and_their_towers_arrays_are_not():
+    spec = source((16, 16, 0, 0, 1)).spec
+    names = opening._names_of_budgets(spec, {"video_features", "audio_features"})
+    assert names == {
+        "tokens": "tokens", "targets": "targets", "features": "feature vectors",
+        "audio_features": "feature vectors of recordings",
+    }  # fmt: skip
+
+
 def test_data_that_is_taken_whole_is_not_spoken_of():
     lengths = source((16, 16, VIDEO_KIND, 40, 10), (16, 16, IMAGE_KIND, 0, 0))
     assert len(data_lines(lengths)) == 1

@@ -93,6 +93,9 @@ def test_the_counts_of_the_parts_of_a_batch_add_up_to_those_of_the_whole(tiny, l
         assert sum(getattr(part, name) for part in parts) == getattr(whole, name), name
     of_all = ("examples", "token_capacity", "patch_capacity")
     assert [[getattr(part, name) for name in of_all] for part in parts] == [[16, 8 * 128, 8 * 128]] * 4
+    media = {"image": 1, "features": 2, "video": 4, "video_features": 8, "audio": 16, "audio_features": 32}
+    of_clips = counted(assemble(rows)._replace(media=media))
+    assert (of_clips.images, of_clips.videos, of_clips.recordings) == (3, 12, 48), "vectors are media, too"
 
 
 def test_a_run_stopped_and_resumed_has_the_bits_of_one_that_was_not(finished, stopped, arguments, tmp_path):

@@ -225,6 +225,7 @@ def _sound(file: IO[bytes]) -> Iterator[_Sound]:
             if opened.frames < _UNKNOWN:
                 yield _Coded(opened, library.LibsndfileError)
                 return
+        file.seek(0, io.SEEK_END)  # libsndfile moved the descriptor: what the file has read ahead does not fit it
         with opened_track(_library("av"), file, kind) as track:
             yield track
     else:

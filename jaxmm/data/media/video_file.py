@@ -10,7 +10,6 @@ torchcodec and OpenCV leave them, so that a model sees what it would there.
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -232,12 +231,20 @@ class _Found(NamedTuple):
     declared: tuple[Fraction | None, ...]
 
 
+# What was found in files that had to be read through, so that their parts and later passes need not be.
+_WALKED: dict[tuple[int, ...], _Found] = {}
+MOST_WALKED = 64  # a timeline is some 150 KB for ten minutes
+
+
 def _film(file: IO[bytes], kind: str, video: Video) -> _Film:
     identity = None if kind == "mov" else _identity(file)
-    kept = _kept(identity) if identity else []
-    found = kept[0] if kept else _found(file, kind)
-    if not kept:
-        kept.append(found)
+    found = _WALKED.get(identity) if identity else None
+    if found is None:
+        found = _found(file, kind)
+    if identity:
+        if len(_WALKED) >= MOST_WALKED:
+            _WALKED.clear()
+        _WALKED[identity] = found
     rate = rate_of(found.timeline, found.declared)
     those = part(len(found.timeline.times), rate, video.start, video.stop)
     if not those:
@@ -246,19 +253,13 @@ def _film(file: IO[bytes], kind: str, video: Video) -> _Film:
     return _Film(known, those.start, found.timeline, found.turn)
 
 
-@functools.lru_cache(maxsize=64)  # a timeline is some 150 KB for ten minutes
-def _kept(identity: tuple[int, ...]) -> list[_Found]:
-    """Holds what was found in a file that had to be read through, so that its parts and later passes need not."""
-    return []
-
-
 def _identity(file: IO[bytes]) -> tuple[int, ...] | None:
     """What a file on this machine keeps as long as nobody writes to it; None for other bytes."""
     try:
         known = os.fstat(file.fileno())
     except (AttributeError, OSError):
         return None
-    return known.st_dev, known.st_ino, known.st_size, known.st_mtime_ns
+    return known.st_dev, known.st_ino, known.st_size, known.st_mtime_ns, known.st_ctime_ns
 
 
 def _found(file: IO[bytes], kind: str) -> _Found:

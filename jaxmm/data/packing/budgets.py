@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
+from jaxmm.batch import ImageSpec
 from jaxmm.data.packing.lengths import BLOCK, Lengths
 from jaxmm.data.packing.limits import FIRST, Budgets, further_budgets, multiples
 from jaxmm.data.packing.pack import assign
@@ -28,10 +30,10 @@ def choose_budgets(
     """Returns the budgets of a row; those given as 0 are picked from the index.
 
     A picked budget holds the largest example that fits ``seq_len``. The candidates are multiples of what ``seq_len``
-    tokens of the mixture need on average. The smallest one is picked with which a sample of the mixture packs into
-    about as few rows as without that budget; where media have budgets of their own, as without any. Where needs are
-    coarse (a few large images beside long texts without any) that is well above the average, because rows of text alone
-    leave theirs unused.
+    tokens of the mixture need on average. The smallest one is picked with which a sample of the mixture packs into few
+    enough rows: LOSS more than without that budget or, where media have budgets of their own, LOSS_OF_ALL more than
+    without any of them. Where needs are coarse (a few large images beside long texts without any) that is well above
+    the average, because rows of text alone leave theirs unused.
 
     Args:
       dealt: a picked budget of patches is also a multiple of this, so that devices can share a row's patches.
@@ -43,7 +45,48 @@ def choose_budgets(
     if patch_budget % group:
         raise UserError(f"config.patch_budget {patch_budget} is no multiple of config.image.merge squared, {group}")
     further = further_budgets({name for source in lengths for name in source.prepared.meta.get("media", ())})
-    names = (*FIRST, *further)
+    needed = _needed(lengths, shares, seq_len, (*FIRST, *further))
+
+    is_sighted, has_features = lengths[0].spec.is_sighted, any("features" in source.widths for source in lengths)
+    limits = Budgets(**(dict.fromkeys(needed.names, BOUNDLESS) | {"tokens": seq_len}))
+    limits = limits._replace(targets=min(target_budget or seq_len, seq_len))
+    limits = limits._replace(patches=patch_budget or BOUNDLESS) if is_sighted else limits._replace(patches=0, items=0)
+    limits = limits if has_features else limits._replace(features=0)
+    asked = {"patches": patch_budget, "targets": target_budget}
+    in_order = ("patches", "items", "features", *further, "targets")
+    picked = [name for name in in_order if limits.get(name) and not asked.get(name)]
+
+    fewest = needed.rows(limits)
+    for place, name in enumerate(picked, 1):
+        if further:
+            few = fewest * (1 + LOSS_OF_ALL * place / len(picked))
+        else:
+            few = needed.rows(limits) * (1 + LOSS)
+        limits = _picked(name, limits, needed, few, _multiple(name, lengths[0].spec, dealt), group)
+    return limits
+
+
+class _Needed(NamedTuple):
+    """What a mixture needs of a row, by budget.
+
+    Attributes:
+      names: of the budgets.
+      largest: the largest need of an example; int64 (budgets,).
+      typical: of ``seq_len`` tokens; float64 (budgets,).
+      sample: of random pieces; int64 (n, budgets).
+    """
+
+    names: tuple[str, ...]
+    largest: np.ndarray
+    typical: np.ndarray
+    sample: np.ndarray
+
+    def rows(self, limits: Budgets) -> int:
+        """Returns the number of rows that the sample packs into."""
+        return int(assign(np.minimum(self.sample, np.array(limits)), limits).max(initial=0)) + 1
+
+
+def _needed(lengths: Sequence[Lengths], shares: Sequence[float], seq_len: int, names: tuple[str, ...]) -> _Needed:
     largest = np.max([source.in_order(_largest(source, seq_len), names) for source in lengths], 0)
     parts = [share / sum(shares) for share in shares]
     density = sum(part * len(s) / max(1, s.total_tokens) for s, part in zip(lengths, parts, strict=True))
@@ -51,48 +94,37 @@ def choose_budgets(
     boundless = Budgets(**(dict.fromkeys(names, BOUNDLESS) | {"tokens": seq_len, "targets": seq_len}))
     sample = np.concatenate([_sample(s, part * tokens, boundless) for s, part in zip(lengths, parts, strict=True)])
     typical = sample.sum(0) / max(sample[:, names.index("tokens")].sum(), 1) * seq_len
-
-    def rows(limits: Budgets) -> int:
-        return int(assign(np.minimum(sample, np.array(limits)), limits).max(initial=0)) + 1
-
-    def pick(name: str, limits: Budgets, few: float) -> Budgets:
-        """With the smallest step of a budget with which the sample still packs into few enough rows."""
-        column = names.index(name)
-        least, most = max(int(largest[column]), 1), BOUNDLESS
-        multiple = _multiple(name, lengths[0], dealt)
-        if name == "patches":
-            most = -(-seq_len * group // multiple) * multiple  # a row's tokens cannot stand for more patches
-        elif name == "items":
-            most = limits.patches // group
-        elif name == "targets":
-            most = seq_len
-        for step in STEPS:
-            budget = -(-max(math.ceil(step * typical[column]), least) // multiple) * multiple
-            tried = limits._replace(**{name: min(budget, most)})
-            if budget >= most or rows(tried) <= few:
-                break
-        return tried
-
-    is_sighted, has_features = lengths[0].spec.is_sighted, any("features" in source.widths for source in lengths)
-    limits = boundless._replace(targets=min(target_budget or seq_len, seq_len))
-    limits = limits._replace(patches=patch_budget or BOUNDLESS) if is_sighted else limits._replace(patches=0, items=0)
-    limits = limits if has_features else limits._replace(features=0)
-    asked = {"patches": patch_budget, "targets": target_budget}
-    picked = [
-        name for name in (*FIRST[1:3], "features", *further, "targets") if limits.get(name) and not asked.get(name)
-    ]
-    fewest = rows(limits)
-    for place, name in enumerate(picked, 1):
-        loss = LOSS_OF_ALL * place / len(picked) if further else LOSS
-        limits = pick(name, limits, (fewest if further else rows(limits)) * (1 + loss))
-    return limits
+    return _Needed(names, largest, typical, sample)
 
 
-def _multiple(name: str, source: Lengths, dealt: int) -> int:
-    """What a picked budget is a multiple of: whole soft tokens of its media, if it counts their units."""
-    groups = multiples(name, source.spec)
+def _picked(name: str, limits: Budgets, needed: _Needed, few: float, multiple: int, group: int) -> Budgets:
+    """Returns the limits with the smallest step of a budget with which the sample packs into ``few`` rows or less.
+
+    Args:
+      multiple: what the budget is a multiple of.
+      group: patches of a soft token.
+    """
+    column = needed.names.index(name)
+    least, most = max(int(needed.largest[column]), 1), BOUNDLESS
+    if name == "patches":  # a row's tokens cannot stand for more
+        most = -(-limits.tokens * group // multiple) * multiple
+    elif name == "items":
+        most = limits.patches // group
+    elif name == "targets":
+        most = limits.tokens
+    for step in STEPS:
+        budget = -(-max(math.ceil(step * needed.typical[column]), least) // multiple) * multiple
+        tried = limits._replace(**{name: min(budget, most)})
+        if budget >= most or needed.rows(tried) <= few:
+            break
+    return tried
+
+
+def _multiple(name: str, spec: ImageSpec, dealt: int) -> int:
+    """Returns what a picked budget is a multiple of: whole soft tokens of its media, if it counts their units."""
+    groups = multiples(name, spec)
     if name in ("patches", "features"):
-        return math.lcm(MULTIPLE, source.spec.merge**2, dealt)
+        return math.lcm(MULTIPLE, spec.merge**2, dealt)
     if name == "targets":
         return MULTIPLE
     return math.lcm(MULTIPLE, *groups, dealt) if groups else 8

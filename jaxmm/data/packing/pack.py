@@ -107,9 +107,12 @@ class _Rows:
                 binding.append(j)
         self.needs = [np.ascontiguousarray(needs[:, j]) for j in binding]
         self.limits = [int(limits[j]) for j in binding]
-        least = [MATTERS] + [SCARCE if len(limits) > len(FIRST) else np.inf] * len(binding)
-        parts_of_first = zip(binding[1:], least, strict=False)
-        self._empty([at for at, (j, part) in enumerate(parts_of_first, 1) if loads[j] > part * loads[binding[0]]])
+        self._empty([])
+        for place, j in enumerate(binding):
+            matters = place == 1 and loads[j] > MATTERS * loads[binding[0]]
+            is_scarce = place > 1 and len(limits) > len(FIRST) and loads[j] > SCARCE * loads[binding[0]]
+            if matters or is_scarce:
+                self.dealt.append(place)
 
     def _empty(self, dealt: list[int]) -> None:
         self.dealt = dealt
@@ -151,8 +154,10 @@ class _Rows:
         if not len(items):
             return
         first, second = (self.needs[j][items] / self.limits[j] for j in (0, budget))
-        # Better kept to fill small gaps.
-        fine = (second < second.mean() / 2) & (first > first.mean() / 50) if budget == 1 else first < first.mean() / 2
+        if budget == 1:
+            fine = (second < second.mean() / 2) & (first > first.mean() / 50)  # better kept to fill small gaps
+        else:  # most rows hold some of it already: what is small in the first budget is worth more in their gaps
+            fine = first < first.mean() / 2
         items = items[(second > first) & ~fine]
         items = items[ordered(-self.needs[budget][items])]
         for start in range(0, len(items), len(rows)):

@@ -47,6 +47,7 @@ __all__ = [
 FORMAT = 4  # raise it with any change to the rows that a plan gives
 UNTIL_PASSES = 3  # the format before: a window had many passes over a small source. Runs that began with it keep it
 FORMATS = (UNTIL_PASSES, FORMAT)
+BY_MEDIA = 5  # where media have budgets of their own: items that are large in a third one are dealt out, too
 WINDOW_PIECES = 1 << 16  # about the pieces of a window: thousands of rows pack tightly, and are planned in an instant
 MIN_ROWS = 256  # of a window, unless the ends of passes make it smaller
 SEAM_ROWS = 4  # passes that end within so many rows of each other end in the same window
@@ -67,6 +68,11 @@ class Origin(NamedTuple):
     seen: tuple[int, ...] = ()
 
 
+def formats_of(budgets: Budgets) -> tuple[int, ...]:
+    """The formats that a plan with these budgets may have, the newest last."""
+    return (BY_MEDIA,) if len(budgets.names) > len(FIRST) else FORMATS
+
+
 class Plan(Batches):
     """The rows of any batch of a run over a mixture of sources. It is endless unless all sources have an end."""
 
@@ -82,7 +88,7 @@ class Plan(Batches):
         *,
         table: Path | None = None,
         origin: Origin = Origin(),  # noqa: B008
-        format: int = FORMAT,
+        format: int = 0,
     ):
         """
         Args:
@@ -90,7 +96,7 @@ class Plan(Batches):
           window_rows: about how many rows are planned at a time; 0 picks it from the data.
           table: a folder that stores where windows begin; used only if every source has a fingerprint.
           origin: the plan's first batch, and the number of examples of each source that came before it.
-          format: one of FORMATS: that of the run which is continued.
+          format: that of the run which is continued, one of ``formats_of`` the budgets; 0 is the newest.
 
         Raises:
           UserError: if an example's smallest piece exceeds a budget, or nothing is left to train on.
@@ -101,9 +107,9 @@ class Plan(Batches):
             mixture = make_mixture(lengths, [(0, mixture)])
         self.lengths, self.mixture, self.budgets = list(lengths), mixture, budgets
         self.batch_size, self.seed, self.long_documents, self.origin = batch_size, seed, long_documents, origin
-        if format not in FORMATS:
+        self.format = format or formats_of(budgets)[-1]
+        if self.format not in formats_of(budgets):
             raise ValueError(f"no plan of format {format}")
-        self.format = format
         for source in lengths:
             if not len(source):
                 raise UserError(f"data source '{source.name}' has no example that fits a row: nothing to train on")
