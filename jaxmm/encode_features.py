@@ -1,14 +1,18 @@
-"""Encodes the pictures and clips of a corpus once, by a run's towers: training on the vectors needs no tower.
+"""Encodes a corpus's pictures and clips once, by a run's towers: training then needs no decoding, and no audio tower.
 
     python -m jaxmm.encode_features --workdir=runs/base --config.data.path=dataset_info.json --output=encoded
     python -m jaxmm.train --config=configs/base.py --config.data.path=encoded --config.data.mixture=NAME \\
         --config.init_from=runs/base --config.optimizer.freeze=vision --workdir=runs/next
 
+The last line printed says data.path, data.mixture, init_from and freeze of that training: vision, audio or vision,audio
+is frozen, by what was encoded.
+
 The config is the run's. It settles how videos are sampled and how much of a recording is heard: training on the
 vectors cannot change that. Videos of a document that is longer than a row of the run have fewer frames, as in training.
 The output holds an .npy file for each medium, a file of records for each source, and a dataset_info.json that names
-them. Kill it at any moment and run it again: finished files are kept. A medium that cannot be used leaves its document
-out, as in training; what was left out is in SOURCE.skipped.jsonl.
+them. Kill it at any moment and run it again: finished files are kept. With other towers, data or settings (and with
+videos, another tokenizer or template) it asks for another output. A medium that cannot be used leaves its document out,
+as in training; what was left out is in SOURCE.skipped.jsonl.
 """
 
 from __future__ import annotations

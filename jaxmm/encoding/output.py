@@ -14,21 +14,13 @@ import numpy as np
 
 from jaxmm.atomic import published
 from jaxmm.batch import AudioSpec, ImageSpec
-from jaxmm.data import files
+from jaxmm.data import encoding_file, files
 from jaxmm.data.documents import Source
 from jaxmm.errors import UserError
 from jaxmm.json_text import parse_json
 from jaxmm.recipe import Recipe
 
-INFO, ENCODING = "dataset_info.json", "encoding.json"
-
-
-# What decides the vectors of a clip: keys of the config, with the fields of its spec.
-SETTINGS = {
-    "video": {name: name for name in ("fps", "min_frames", "max_frames", "min_pixels", "max_pixels", "total_pixels",
-                                      "sampling", "frames")},
-    "audio": {"sampling_rate": "rate", "mels": "mels", "pool": "pool", "max_seconds": "max_seconds"},
-}  # fmt: skip
+INFO = "dataset_info.json"
 
 
 def tower_digest(tower: Any, spec: Any, taken: ImageSpec | AudioSpec | None) -> str:
@@ -41,50 +33,34 @@ def tower_digest(tower: Any, spec: Any, taken: ImageSpec | AudioSpec | None) -> 
 
 
 def towers(recipe: Recipe, params: Any, spec: ImageSpec) -> dict[str, Any]:
-    """What decides the vectors of all media that a run's towers encode; ``spec``: how these are taken."""
+    """What decides the vectors of all media that a run's towers encode; ``spec``: how these are taken.
+
+    The template is among it where videos are taken: the text beside a video decides how many frames it keeps. What else
+    decides the text, as how records are read, is in each source's ``entry``.
+    """
     model = recipe.model
     settled: dict[str, Any] = {"computed": recipe.compute.dtype}
     if model.vision is not None:
         settled["digest"] = tower_digest(params["vision"], model.vision, recipe.image)
     if model.audio is not None:
         settled["audio_digest"] = tower_digest(params["audio"], model.audio, spec.audio)
+    if spec.video is not None:
+        settled["template"] = recipe.template.fingerprint
     clips = {"video": spec.video, "audio": spec.audio}
     return settled | {name: dataclasses.asdict(one) for name, one in clips.items() if one is not None}
-
-
-def settled_otherwise(path: str, medium: str, spec: ImageSpec) -> str:
-    """Says how the clips were taken whose vectors lie at a path, where a run would take them otherwise.
-
-    Args:
-      path: of the data, a folder or its dataset_info.json.
-      medium: "video" or "audio".
-
-    Returns:
-      ``fps 1.0, max_frames 8``; '' if it would not, or if nobody knows.
-    """
-    file, own = files.join(files.absolute(path).removesuffix(INFO), ENCODING), getattr(spec, medium)
-    if not path or own is None or not files.is_file(file):
-        return ""
-    with files.open_binary(file) as opened:
-        try:
-            was = parse_json(opened.read())["tower"][medium]
-        except (ValueError, KeyError, TypeError):  # somebody else's file, or one from before clips
-            return ""
-    keys = SETTINGS[medium].items()
-    return ", ".join(f"{key} {was[name]}" for key, name in keys if name in was and was[name] != getattr(own, name))
 
 
 def claim(output: Path, tower: dict[str, Any], sources: Sequence[Source]) -> None:
     """Notes in the output what made it.
 
     Raises:
-      UserError: if it holds the vectors of another tower, or of a source in another state.
+      UserError: if it holds the vectors of another tower, or of a source in another state, or another program's notes.
     """
     versions = {s.name: [s.entry, [[file, list(files.version(file))] for file in s.files]] for s in sources}
-    noted: dict[str, Any] = {"tower": tower, "sources": {}}
-    path = output / ENCODING
-    if path.is_file():
-        noted = parse_json(path.read_text())
+    path = output / encoding_file.NAME
+    noted = encoding_file.read(str(output)) if path.is_file() else {"tower": tower, "sources": {}}
+    if noted is None:
+        raise UserError(f"{path} is not what this command writes: delete it, or give another --output")
     wanted = json.loads(json.dumps(versions))
     changed = [name for name in wanted if noted["sources"].get(name, wanted[name]) != wanted[name]]
     tower = json.loads(json.dumps(tower))
@@ -92,7 +68,7 @@ def claim(output: Path, tower: dict[str, Any], sources: Sequence[Source]) -> Non
     if changed or any(was.get(key, value) != value for key, value in tower.items()):
         what = f"'{changed[0]}' as it was" if changed else "what another tower or setting made"
         raise UserError(f"{output} holds {what}: delete it, or give another --output")
-    noted["tower"] = was | tower  # what older versions wrote says nothing of clips
+    noted["tower"] = was | tower  # what older versions wrote says nothing of clips, or of their text
     noted["sources"] |= wanted
     output.mkdir(parents=True, exist_ok=True)
     with published(path) as temporary:

@@ -60,10 +60,15 @@ class Counts:
 
 
 class Medium(NamedTuple):
-    """A medium of a document, the file of its vectors, and how a run takes it, where that was asked."""
+    """A medium of a document, the file of its vectors, and how a run takes it, where that was asked.
+
+    Attributes:
+      is_kept: whether the file is there already, and need not be written.
+    """
 
     part: Any
     path: Path
+    is_kept: bool
     item: Item | None = None
 
 
@@ -98,7 +103,7 @@ class Writer:
         counts = Counts()
         found = self._looked(chunk)
         media = [one for of_one in found if not isinstance(of_one, str) for one in of_one]
-        missing = [one for one in media if not one.path.exists()]
+        missing = [one for one in media if not one.is_kept]
         counts.kept.update(_plural(one) for one in media)
         counts.kept.subtract(_plural(one) for one in missing)
         bad = self._encode(missing)
@@ -130,9 +135,10 @@ class Writer:
             if isinstance(document, Skip):
                 found.append(document.reason)
                 continue
-            media = [Medium(part, self._path(number, n)) for n, part in enumerate(media_of(document))]
+            parts = [(part, self._path(number, n)) for n, part in enumerate(media_of(document))]
+            media = [Medium(part, path, path.exists()) for part, path in parts]
             found.append(media)
-            if any(isinstance(one.part, Video | Audio) or not one.path.exists() for one in media):
+            if any(isinstance(one.part, Video) or not one.is_kept for one in media):
                 asked.append(k)
         documents = [document for _, document in (chunk[k] for k in asked) if not isinstance(document, Skip)]
         for k, taken in zip(asked, self.take(documents) if documents else (), strict=True):
@@ -141,11 +147,11 @@ class Writer:
                 found[k] = taken if isinstance(taken, str) else before
                 continue
             items = (item for item in taken if not isinstance(item.part, Tokens))
-            found[k] = [one._replace(item=item) for one, item in zip(before, items, strict=True)]
+            found[k] = [_taken(one, item) for one, item in zip(before, items, strict=True)]
         return found
 
     def _encode(self, missing: Sequence[Medium]) -> dict[Path, str]:
-        """Writes files that are not there yet; returns why some cannot be."""
+        """Writes files that are not there yet, or do not fit; returns why some cannot be."""
         bad: dict[Path, str] = {}
         by_stream: dict[str, dict[Path, Item]] = collections.defaultdict(dict)
         for one in missing:
@@ -225,6 +231,21 @@ def media_of(document: Document) -> Iterator[Any]:
     """The media of a document that files are written for."""
     for turn in document.turns:
         yield from (part for part in turn.parts if not isinstance(part, Text | Tokens))
+
+
+def _taken(one: Medium, item: Item) -> Medium:
+    """A medium as a run takes it. A video's file with other frames is not kept: the text beside it may have changed."""
+    is_kept = one.is_kept and not (isinstance(one.part, Video) and _frames(one.path) != item.needs["items"])
+    return one._replace(item=item, is_kept=is_kept)
+
+
+def _frames(path: Path) -> int:
+    """How many frames the header of a file of a video's vectors tells; 0 if it cannot be read."""
+    vectors = VideoFeatures(path=str(path))
+    try:
+        return medium_of(vectors).extent(vectors).length
+    except BadMedia:
+        return 0
 
 
 def _plural(one: Medium) -> str:

@@ -11,11 +11,11 @@ from ml_collections import ConfigDict
 import jaxmm
 from jaxmm import formatting, sharding
 from jaxmm.batch import ImageSpec
+from jaxmm.data.encoding_file import settled_otherwise
 from jaxmm.data.media.table import MEDIA
 from jaxmm.data.packing.limits import FIRST
 from jaxmm.data.packing.plan import Lengths
 from jaxmm.data.prepare.statistics import special_lines
-from jaxmm.encoding.output import settled_otherwise
 from jaxmm.models.flops import parameter_counts
 from jaxmm.models.multimodal import flat_axes
 from jaxmm.training.program import make_rates

@@ -21,8 +21,8 @@ from jaxmm import encode_features as tool
 from jaxmm.api import load_config
 from jaxmm.atomic import write_json
 from jaxmm.batch import ImageSpec, VideoSpec
+from jaxmm.data.encoding_file import settled_otherwise
 from jaxmm.encoding import writer
-from jaxmm.encoding.output import settled_otherwise
 from jaxmm.encoding.taken import Taker
 from jaxmm.errors import UserError
 from jaxmm.models.multimodal import make_model
@@ -120,7 +120,9 @@ def test_settings_that_differ_are_told_and_a_foreign_file_is_not(encoded, tmp_pa
     for path in (encoded, encoded / "dataset_info.json"):
         assert settled_otherwise(str(path), "video", spec()) == ""
         assert settled_otherwise(str(path), "video", spec(total_pixels=9000)) == "total_pixels 0"
-    for content in ("[]", "{}", "no JSON", '{"tower": {"digest": ""}}'):
+    foreign = ['{"digest": ""}', '{"video": 5}', '{"video": "an fps"}', '{"video": null}', '["video"]']
+    whole = [f'{{"tower": {tower}, "sources": {{}}}}' for tower in foreign]
+    for content in ("[]", "{}", "null", "no JSON", '{"tower": {"video": 5}}', *whole):
         (tmp_path / "encoding.json").write_text(content)
         assert settled_otherwise(str(tmp_path), "video", spec(total_pixels=9000)) == ""
 
@@ -128,6 +130,47 @@ def test_settings_that_differ_are_told_and_a_foreign_file_is_not(encoded, tmp_pa
 def test_other_settings_of_clips_do_not_mix_with_what_is_there(run, encoded):
     with pytest.raises(UserError, match="holds what another tower or setting made"):
         tool.main([f"--workdir={run}", f"--output={encoded}", "--config.video.fps=1"])
+
+
+def test_another_programs_notes_are_no_place_to_write_to(run, tmp_path):
+    (tmp_path / "encoding.json").write_text('{"tower": null}')
+    with pytest.raises(UserError, match=r"encoding\.json is not what this command writes"):
+        tool.main([f"--workdir={run}", f"--output={tmp_path}"])
+
+
+def long_films(folder: Path) -> Path:
+    """Films whose answers hold a special token, written as text: so they are longer than a row of 48."""
+    info = write_clips(folder, ("video",))
+    records = json.loads((folder / "clips.json").read_text())[:3]
+    for record in records:
+        record["messages"][1]["content"] = 3 * "<|end|>" + record["messages"][1]["content"]
+    (folder / "clips.json").write_text(json.dumps(records))
+    return info
+
+
+def test_text_decides_the_frames_of_videos_and_files_with_others_are_not_kept(run, tmp_path, capsys):
+    arguments = [
+        f"--workdir={run}", f"--config.data.path={long_films(tmp_path)}", "--config.seq_len=48", "--config.video.fps=4",
+        "--config.video.max_frames=16", "--config.video.max_pixels=1024",
+    ]  # fmt: skip
+    other, output, fresh = "--config.data.special_tokens=<|end|>", tmp_path / "output", tmp_path / "fresh"
+    assert tool.main([*arguments, f"--output={output}"]) == 0
+    with pytest.raises(UserError, match="holds what another tower or setting made"):
+        tool.main([*arguments, other, f"--output={output}"])
+    before = {path: np.load(path).shape for path in output.rglob("*.npy")}
+    noted = json.loads((output / "encoding.json").read_text())
+    del noted["tower"]["template"]  # as an older version noted it
+    write_json(output / "encoding.json", noted)
+    capsys.readouterr()
+    assert tool.main([*arguments, other, f"--output={output}"]) == 0
+    assert tool.main([*arguments, other, f"--output={fresh}"]) == 0
+    longer = {path: np.load(fresh / path.relative_to(output)).shape for path in before}
+    changed = sum(longer[path] != before[path] for path in before)
+    assert f"{changed} videos encoded, {len(before) - changed} kept" in capsys.readouterr().out
+    assert changed > 0
+    assert {path: np.load(path).shape for path in before} == longer
+    assert (output / "clips.jsonl").read_bytes() == (fresh / "clips.jsonl").read_bytes()
+    assert json.loads((output / "encoding.json").read_text()) == json.loads((fresh / "encoding.json").read_text())
 
 
 def test_what_was_encoded_goes_along_when_it_is_encoded_again(run, encoded, tmp_path):
@@ -206,7 +249,7 @@ def test_media_that_the_model_does_not_take_are_one_line(tmp_path):
         take(list(source.documents()))  # type: ignore[arg-type]
 
 
-def test_a_film_that_is_gone_leaves_its_document_out(tmp_path, run):
+def test_a_film_that_is_gone_leaves_its_document_out_and_a_recording_does_not_once_it_is_finished(tmp_path, run):
     data = tmp_path / "data"
     shutil.copytree(run.parent, data, ignore=shutil.ignore_patterns("run", "cache", "output"))
     (data / "1.mp4").unlink()
@@ -214,3 +257,7 @@ def test_a_film_that_is_gone_leaves_its_document_out(tmp_path, run):
     assert tool.main(arguments) == 0
     lines = [json.loads(line) for line in (tmp_path / "out/clips.skipped.jsonl").read_text().splitlines()]
     assert (lines[0]["record"], lines[0]["reason"]) == (1, "missing")
+    records = (tmp_path / "out/clips.jsonl").read_bytes()
+    (data / "4.wav").unlink()
+    assert tool.main(arguments) == 0
+    assert (tmp_path / "out/clips.jsonl").read_bytes() == records
