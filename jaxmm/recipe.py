@@ -44,7 +44,8 @@ from jaxmm.workdir.kept_folders import tokenizer_folder
 # Those of ``jaxmm.corpus`` too, as whoever wants a config's parts looks here first.
 __all__ = [
     "Corpus", "DataRecipe", "Recipe", "clips_of", "eval_corpus", "fitted", "make_assembler", "make_plan", "own_media",
-    "parse_clips", "read_boxes", "read_budgets", "read_compute", "read_data", "read_reading", "read_recipe", "train_corpus",
+    "parse_clips", "read_boxes", "read_budgets", "read_compute", "read_data", "read_reading", "read_recipe",
+    "train_corpus",
 ]  # fmt: skip
 
 OWN_VIDEO = {"frames": 2, "fps": 2.0, "min_frames": 4, "max_frames": 32, "sampling": "stride"}  # so too its frames
