@@ -131,9 +131,11 @@ def main(argv: list[str]) -> int:
         + (f", {totals.skipped:,} documents left out" if totals.skipped else "")
     )
     path, start = shlex.quote(str(output)), shlex.quote(args.workdir)
+    mixture = shlex.quote(",".join(names))
     print(
-        f"train: --config.data.path={path} --config.data.mixture={shlex.quote(','.join(names))} "
-        f"--config.init_from={start} --config.optimizer.freeze={','.join(frozen(totals, recipe))}"
+        f"train: python -m jaxmm.train --config=CONFIG.py --workdir=NEW --config.data.path={path} "
+        f"--config.data.mixture={mixture} --config.init_from={start} "
+        f"--config.optimizer.freeze={','.join(frozen(totals, recipe))}"
     )
     return 0
 

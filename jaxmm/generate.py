@@ -36,6 +36,7 @@ from jaxmm.inference.stop_strings import Reply
 from jaxmm.recipe import Recipe, fitted, read_recipe
 from jaxmm.runtime import startup
 
+TAGS = "<image>", "<video>", "<audio>"
 FLAGS: command.Flags = {
     "workdir": ("", "folder of the run to ask"),
     "image": ((), "pictures, comma between them; may be left out"),
@@ -124,6 +125,13 @@ def _print_all(asker: _Asker, asked: Sequence[tuple[dict[str, Any], Prompt]], ba
             print(json.dumps({**record, "answer": reply.text}, ensure_ascii=False), flush=True)
 
 
+def _tell_tags(texts: Sequence[str]) -> None:
+    """Says that a tag in a prompt stands for no medium, as it would in training data."""
+    for tag in TAGS:
+        if any(tag in text for text in texts):
+            print(f"{tag} in a prompt is text: before it come pictures, then videos, then recordings", file=sys.stderr)
+
+
 def main(argv: list[str]) -> int:
     """Prints the model's answer to one prompt, or to each of a file."""
     args = command.parse(argv, FLAGS, config="workdir", about=__doc__ or "")
@@ -135,6 +143,7 @@ def main(argv: list[str]) -> int:
         for kind in ("image", "video", "audio")
         for name in getattr(args, kind)
     )
+    _tell_tags([args.prompt, *(prompt.text for _, prompt in asked)])
     startup.keep_compiled(cache_folder(args.config))
     workdir = Path(args.workdir)
     recipe = read_recipe(args.config, workdir)

@@ -20,6 +20,7 @@ from jaxmm.corpus import Corpus, cache_folder, load_corpus, make_assembler, make
 from jaxmm.data import files
 from jaxmm.data.demos import DEMOS
 from jaxmm.data.documents import Source
+from jaxmm.data.media.log_mel import mel_filters
 from jaxmm.data.media.table import described_widths
 from jaxmm.data.packing.lengths import Lengths
 from jaxmm.data.reading import Reading
@@ -169,9 +170,15 @@ def _audio_of(config: ConfigDict, start: Pretrained | None) -> AudioSpec | None:
     hop, window = round(own.hop * rate / own.rate), round(own.window * rate / own.rate)
     chunk = 2 * pool  # frames of a soft token
     piece = -(-round((asked.chunk or 30.0) * rate / hop) // chunk) * chunk
+    mels = asked.mels or 80
+    if deaf := int((mel_filters(mels, rate, window).max(0) == 0).sum()):
+        raise UserError(
+            f"config.audio.mels is {mels}, of which {deaf} would hear nothing at a sampling_rate of {rate}: lower mels, "
+            f"or raise the rate"
+        )
     try:
         return AudioSpec(
-            rate=rate, mels=asked.mels or 80, hop=hop, window=window, chunk=chunk, chunk_positions=pool, pool=pool,
+            rate=rate, mels=mels, hop=hop, window=window, chunk=chunk, chunk_positions=pool, pool=pool,
             attend=0, halo=2, piece=piece, silence=True, max_seconds=asked.max_seconds,
         )  # fmt: skip
     except ValueError as error:

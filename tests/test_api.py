@@ -225,8 +225,8 @@ def test_an_open_picture_is_turned_as_its_file_is():
     [
         ({}, "nothing to answer: give a picture, a text or both"),
         ({"image": "none.png"}, "picture none.png: there is no such file"),
-        ({"image": 3}, "a picture is a path, bytes or a PIL image, not a int"),
-        ({"image": [b"no picture"]}, "prompts, record 0: the image given as bytes cannot be used: unreadable"),
+        ({"image": 3}, "picture: give a path or bytes or a PIL image, not a int"),
+        ({"image": [b"no picture"]}, "the image given as bytes cannot be used: unreadable; an image's bytes are no "),
         ({"text": "a", "max_tokens": 0}, "max_tokens is 0: it must be at least 1"),
         ({"text": "a", "top_k": 3}, "top_k chooses what is drawn from: it needs a temperature above 0"),
     ],

@@ -96,7 +96,7 @@ def given_medium(kind: str, value: Given) -> Media:
     name = {"image": "picture"}.get(kind, kind)
     if not isinstance(value, str | os.PathLike):
         also = " or a PIL image" if kind == "image" else ""
-        raise UserError(f"a {name} is a path, bytes{also}, not a {type(value).__name__}")
+        raise UserError(f"{name}: give a path or bytes{also}, not a {type(value).__name__}")
     return media_file(kind, Path(value).expanduser(), name)
 
 

@@ -10,26 +10,29 @@ from jaxmm.data.media.medium import BadMedia
 from jaxmm.report.clips import Film, Sound, samples_of
 from jaxmm.report.drawing import scaled, spectrogram, wave_heights
 
-MOST_FRAMES = 9
+MOST_FRAMES = 16
 EDGE, TIME, SPACE = 7, 12, 3  # of a strip: its perforated edges, the line of a time, and between frames, in pixels
 BACK, HOLES, FAINT, WAVE = (23, 22, 28), (74, 73, 84), (163, 167, 179), (59, 91, 219)
 
 
 def film_strip(film: Film, width: int, height: int) -> PILImage.Image:
-    """Up to nine frames of a video, as the model gets them, each with its time in seconds."""
+    """The frames of a video as the model gets them, each with its time in seconds; of more than 16 evenly chosen ones,
+    and a line that says so."""
     by_time = {
         time: frame for shot in film.shots for time, frame in zip(shot.times, shot.picture.frames, strict=True)
     }  # what only fills the last temporal patch is there once
-    times = list(by_time)
+    times, told = list(by_time), ""
     if len(times) > MOST_FRAMES:
+        told = f"{MOST_FRAMES} of {len(times)} frames"
         times = [times[i] for i in np.linspace(0, len(times) - 1, MOST_FRAMES).round().astype(int)]
+    digits = 1 if all(abs(10 * time - round(10 * time)) < 1e-6 for time in times) else 2
     tall, wide = by_time[times[0]].shape[:2]
-    columns, scale = _columns(len(times), wide, tall, width, height)
+    columns, scale = _columns(len(times), wide, tall, width, height - TIME * bool(told))
     size = max(1, int(wide * scale)), max(1, int(tall * scale))
     rows = -(-len(times) // columns)
     step = size[0] + SPACE, size[1] + TIME + SPACE
     margin = max(0, width - columns * step[0] + SPACE) // 2
-    drawn = PILImage.new("RGB", (width, min(height, rows * step[1] + 2 * EDGE)), BACK)
+    drawn = PILImage.new("RGB", (width, min(height, rows * step[1] + TIME * bool(told) + 2 * EDGE)), BACK)
     pen, font = ImageDraw.Draw(drawn), ImageFont.load_default(size=9)
     for x in range(4, width - 4, 10):
         for y in (2, drawn.height - 5):
@@ -38,7 +41,8 @@ def film_strip(film: Film, width: int, height: int) -> PILImage.Image:
     for n, (time, frame) in enumerate(zip(times, frames, strict=True)):
         left, top = margin + n % columns * step[0], n // columns * step[1] + EDGE
         drawn.paste(PILImage.fromarray(frame), (left, top))
-        pen.text((left, top + size[1] + 1), f"{time:.1f} s", fill=FAINT, font=font)
+        pen.text((left, top + size[1] + 1), f"{time:.{digits}f} s", fill=FAINT, font=font)
+    pen.text((margin, rows * step[1] + EDGE), told, fill=FAINT, font=font)
     return drawn
 
 

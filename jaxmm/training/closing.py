@@ -101,7 +101,7 @@ def _draw_samples(run: Run, state: TrainState) -> str:
 def _asked_with(run: Run) -> str:
     """The flags for media of the kinds that the run has learnt from; a picture if that is none of them."""
     names = {"image": "PICTURE.png", "video": "CLIP.mp4", "audio": "CLIP.wav"}
-    learnt = {name for source in run.corpus.lengths for name in source.media_counts()}
+    learnt = run.corpus.media | {name for source in run.corpus.lengths for name in source.media_counts()}
     return " ".join(f"--{kind}={name}" for kind, name in names.items() if kind in learnt) or "--image=PICTURE.png"
 
 
@@ -116,6 +116,7 @@ def _closing_lines(run: Run, summary: Summary, drawn: str) -> Iterator[str]:
         yield f"checkpoints: {', '.join(map(str, run.checkpoints.steps()))}{best}"
     workdir = shlex.quote(str(run.workdir))
     yield f'ask it:   python -m jaxmm.generate --workdir={workdir} {_asked_with(run)} --prompt="..."'
-    yield f"evaluate: python -m jaxmm.evaluate --workdir={workdir}"
+    own = "" if run.held_out else " --config.eval.path=HELD_OUT"
+    yield f"evaluate: python -m jaxmm.evaluate --workdir={workdir}{own}"
     if not run.config.data.path:
         yield "your own data: --config.data.path=dataset_info.json --config.data.mixture=name:share --workdir=NEW"

@@ -78,7 +78,7 @@ class _Loop:
             state, metrics = self.compiled_step(state, batch)
             run.begin()
             step += 1
-            progress.add(metrics, counts_of(loaded, run, wait), loaded)
+            progress.add(metrics, counts_of(loaded, run), loaded, wait)
             self.logger.status(f"step {step} of {run.steps}")
             if any(due := _Due.after(step, run)):
                 self._after(step, due, state)

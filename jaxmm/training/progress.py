@@ -22,14 +22,12 @@ MAX_BAD_STEPS = 20  # non-finite steps in a row that end a run
 MIN_SEEN = 100  # examples, before which config.data.max_skipped of them are not judged
 
 
-def counts_of(loaded: Loaded, run: Run, wait: float) -> Counts:
-    """What a global batch of a run holds, for the rates and fills; ``wait``: seconds that the loop waited for it."""
-    return count(
-        loaded, run.config.batch_size, batch_flops(run.recipe.model, loaded.batch, run.recipe.frozen), wait
-    )  # fmt: skip
+def counts_of(loaded: Loaded, run: Run) -> Counts:
+    """What a global batch of a run holds, for the rates and fills."""
+    return count(loaded, run.config.batch_size, batch_flops(run.recipe.model, loaded.batch, run.recipe.frozen))
 
 
-def count(loaded: Loaded, batch_size: int, flops: float, wait: float) -> Counts:
+def count(loaded: Loaded, batch_size: int, flops: float) -> Counts:
     """What a global batch holds; of what is in ``throughput.OF_ROWS``, this process's part."""
     text, patches, audio = loaded.batch.text, loaded.batch.patches, loaded.batch.media.get("audio")
     return Counts(
@@ -44,7 +42,6 @@ def count(loaded: Loaded, batch_size: int, flops: float, wait: float) -> Counts:
         frames=int((audio.segments > 0).sum()) if audio else 0,
         frame_capacity=batch_size * audio.segments.shape[1] if audio else 0,
         flops=flops,
-        wait_seconds=wait,
     )
 
 
@@ -71,8 +68,9 @@ class Progress:
         self._recent: collections.deque[Loaded] = collections.deque(maxlen=MAX_BAD_STEPS)
         self._pending: tuple[Metrics, Counts, Loaded] | None = None
 
-    def add(self, metrics: Metrics, counts: Counts, loaded: Loaded) -> None:
-        """Takes a step that has been dispatched, and reads the one before."""
+    def add(self, metrics: Metrics, counts: Counts, loaded: Loaded, wait: float) -> None:
+        """Takes a step that has been dispatched after ``wait`` seconds for its batch, and reads the one before."""
+        self.meter.waited(wait)
         self.settle()
         self._pending = metrics, counts, loaded
 

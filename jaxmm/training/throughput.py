@@ -87,7 +87,7 @@ class Counts:
     frames: int = 0
     frame_capacity: int = 0  # rows x the budget of frames
     flops: float = 0.0  # of the model, forward and backward
-    wait_seconds: float = 0.0  # that the loop waited for data
+    wait_seconds: float = 0.0  # that the loop waited for data within them; set by the Meter
     seconds: float = 0.0  # all of the steps' time, waiting included; set by the Meter
 
     def __iadd__(self, other: Counts) -> Counts:
@@ -122,12 +122,17 @@ class Meter:
         self._all = Counts()  # every step of this call up to the last window
         self._timed = Counts()  # without the first
         self._window, self._timed_window = Counts(), Counts()
+        self._waited = 0.0  # since the last step's end
+
+    def waited(self, seconds: float) -> None:
+        """Tells that the loop has just waited for a batch: mostly while the step before it ran."""
+        self._waited += seconds
 
     def step(self, counts: Counts) -> None:
-        """Adds one step, which ended now. ``counts.steps`` and ``counts.seconds`` are filled in here."""
+        """Adds one step, which ended now. Its seconds, and those of them that were waited, are filled in here."""
         now = self._clock()
-        counts = dataclasses.replace(counts, steps=1, seconds=now - self._mark)
-        self._mark = now
+        counts = dataclasses.replace(counts, steps=1, seconds=now - self._mark, wait_seconds=self._waited)
+        self._mark, self._waited = now, 0.0
         self.steps += 1
         self._window += counts
         if self.steps == 1:

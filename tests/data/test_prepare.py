@@ -137,8 +137,8 @@ def test_a_bad_image_skips_its_document_and_is_recorded(tmp_path):
     assert len(prepared) == 58
     assert prepared.meta["skipped"] == 2
     assert [json.loads(line) for line in (folder / "skipped.jsonl").read_text().splitlines()] == [
-        {"file": "cats.json", "record": 7, "reason": "missing"},
-        {"file": "cats.json", "record": 9, "reason": "unreadable"},
+        {"file": "cats.json", "record": 7, "reason": "missing", "detail": "image 7.png"},
+        {"file": "cats.json", "record": 9, "reason": "unreadable", "detail": "image 9.png"},
     ]
     assert prepared.read(7).origin == "cats.json, record 8"
 

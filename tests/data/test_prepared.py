@@ -127,7 +127,7 @@ def test_documents_in_memory_read_as_prepared_ones(documents, tmp_path):
     for e in range(len(memory)):
         assert memory.read(e).images == prepared.read(e).images
         np.testing.assert_array_equal(memory.read(e).tokens, prepared.read(e).tokens)
-    with pytest.raises(UserError, match=r"record 0: the image /no\.png cannot be used: missing"):
+    with pytest.raises(UserError, match=r"^the image /no\.png cannot be used: missing; an image's file"):
         InMemory("prompts", [TEMPLATE.encode(documents[1])], [[Image(path="/no.png")]], "")
 
 

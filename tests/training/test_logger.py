@@ -41,20 +41,20 @@ def read(path: Path) -> list[dict]:
     return [json.loads(line, parse_constant=refuse) for line in path.read_text().splitlines()]
 
 
-STEP = Counts(
-    examples=5, tokens=90, token_capacity=100, images=4, patches=30, patch_capacity=60, flops=1e12, wait_seconds=0.5
-)
+STEP = Counts(examples=5, tokens=90, token_capacity=100, images=4, patches=30, patch_capacity=60, flops=1e12)
 
 
 def test_rates_leave_out_the_first_step_and_every_pause():
     clock = Clock()
     meter = Meter("NVIDIA H100 80GB HBM3", 2, clock)
-    clock.now += 30  # compiles
+    clock.now += 30  # compiles, and waits for the first two batches
+    meter.waited(29)
     meter.step(STEP)
     assert meter.first_step_seconds == 30
     assert meter.window()["tokens_per_second"] is None
     for _ in range(4):
         clock.now += 2
+        meter.waited(0.5)
         meter.step(STEP)
         with meter.pause():
             clock.now += 100  # evaluates

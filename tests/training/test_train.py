@@ -84,7 +84,7 @@ def test_the_counts_of_the_parts_of_a_batch_add_up_to_those_of_the_whole(tiny, l
     assemble = Assembler([lengths], Budgets(tokens=128, patches=128, items=8, targets=128), IMAGE)
 
     def counted(loaded) -> throughput.Counts:
-        return count(loaded, 8, batch_flops(tiny.spec, loaded.batch), 0.0)
+        return count(loaded, 8, batch_flops(tiny.spec, loaded.batch))
 
     whole = counted(assemble(rows))
     parts = [counted(assemble(rows[at : at + 2])._replace(all_rows=rows)) for at in range(0, 8, 2)]

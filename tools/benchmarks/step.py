@@ -7,6 +7,7 @@ one batch; a part's time is the difference of two.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable
@@ -60,7 +61,7 @@ def measure(settings: Settings) -> Measured:
             if number >= WARM:
                 seconds.append(time.perf_counter() - start)
                 flops = batch_flops(run.recipe.model, loaded.batch, run.recipe.frozen)
-                counts.append(count(loaded, config.batch_size, flops, wait))
+                counts.append(dataclasses.replace(count(loaded, config.batch_size, flops), wait_seconds=wait))
         if settings.profile:
             jax.profiler.stop_trace()
         figures |= rates(seconds, counts, jax.devices()[0].device_kind, run.mesh.size)

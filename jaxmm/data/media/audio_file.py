@@ -19,7 +19,7 @@ import numpy as np
 from jaxmm.data import files
 from jaxmm.data.documents import Audio
 from jaxmm.data.media.medium import BadMedia
-from jaxmm.data.media.opening import opened_file
+from jaxmm.data.media.opening import NEEDS, opened_file
 from jaxmm.data.media.sound_track import coded_kind, id3_end, is_cut, may_miss, opened_track
 from jaxmm.data.media.wav import BLOCK, Wav, wav_blocks, wav_header
 from jaxmm.errors import UserError
@@ -29,7 +29,6 @@ FORMATS = (
     "WAV", "FLAC", "MP3", "OGG", "Opus", "AIFF", "M4A", "AAC", "MP4", "MOV", "MKV", "WebM", "AVI", "FLV", "TS", "MPEG",
     "WMA",
 )  # fmt: skip
-NEEDS = "audio needs the extra media: pip install 'jaxmm[media]'"
 READ = 4 * BLOCK  # samples a call of libsndfile: after each, soundfile seeks, and a FLAC's frame is decoded again
 QUALITY = "HQ"  # soxr's, of about 20 bits
 
@@ -344,4 +343,4 @@ def _library(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except (ImportError, OSError) as error:  # OSError: soundfile without libsndfile
-        raise UserError(NEEDS) from error
+        raise UserError(f"audio {NEEDS}") from error

@@ -38,18 +38,25 @@ def looked_at(chunk: Sequence[Document | Skip], drop_image: bool = False) -> lis
     looked: list[Looked | Skip] = []
     for document, pictures in zip(chunk, images_of, strict=True):
         measured = [next(sizes) for _ in pictures]
-        bad = next((size for size in measured if isinstance(size, str)), "")
+        bad = next((n for n, size in enumerate(measured) if isinstance(size, str)), -1)
         if isinstance(document, Skip):
             looked.append(document)
-        elif bad and drop_image and _is_page(document):
+        elif bad >= 0 and drop_image and _is_page(document):
             looked += [Skip(document.origin, size, DROPPED) for size in measured if isinstance(size, str)]
             left = [(p, size) for p, size in zip(pictures, measured, strict=True) if not isinstance(size, str)]
             looked.append((_without(document, measured), [p for p, _ in left], [size for _, size in left]))
-        elif bad:
-            looked.append(Skip(document.origin, bad))
+        elif bad >= 0:
+            looked.append(Skip(document.origin, str(measured[bad]), _named(pictures[bad])))
         else:
             looked.append((document, pictures, [size for size in measured if not isinstance(size, str)]))
     return looked
+
+
+def _named(part: Media) -> str:
+    """``video clip.mp4``: a medium by its name in the table and its file's, where it has one."""
+    medium = medium_of(part)
+    paths = medium.paths(part)
+    return f"{medium.name} {paths[0].rpartition('/')[2]}" if len(paths) == 1 else medium.name
 
 
 def _is_page(document: Document) -> bool:

@@ -12,6 +12,7 @@ from jaxmm.data import files, urls
 from jaxmm.data.media.medium import BadMedia
 from jaxmm.errors import UserError
 
+NEEDS = "needs the extra media: pip install 'jaxmm[media]' (in a clone: pip install -e '.[media]')"
 MAX_BYTES = 1 << 30  # of a file
 RETRY_SECONDS = (0.5, 2.0)  # waits between the tries to read a medium by URL
 

@@ -102,7 +102,7 @@ def _add_up(source: Source, unfinished: Path, numbers: Iterable[int]) -> _Totals
         {"letters": collections.Counter(), "tokens": collections.Counter()}, "",
     )  # fmt: skip
     content = hashlib.sha256()
-    first_skipped, examples, media = "", 0, set[str]()
+    first_skipped, examples, bad = "", 0, collections.defaultdict[str, set[str]](set)
     for number in numbers:
         part, columns = read_part(part_path(unfinished, number))
         content.update(part.digest.encode())
@@ -119,17 +119,19 @@ def _add_up(source: Source, unfinished: Path, numbers: Iterable[int]) -> _Totals
                 totals.dropped[reason] += 1
                 continue
             totals.reasons[reason] += 1
+            bad[reason].add(name if (name := detail.partition(" ")[0]) in table.MEDIA else "")
             why = f"{reason}: {detail}" if detail else reason
             first_skipped = first_skipped or f"{file}{f', record {record}' if record != '' else ''} ({why})"
         examples += part.records
-        media |= {medium.name for medium, _ in table.by_medium(columns["image_kind_I"])}
     for name in ("runs_E1", "images_E1"):
         totals.sizes[name] = examples + 1
     skipped = totals.reasons.total()
     if too_many(skipped, examples, source.max_skipped):
         counts = ", ".join(f"{count} {reason}" for reason, count in totals.reasons.most_common())
         most = totals.reasons.most_common(1)[0][0]
-        advice = ", or ".join(filter(None, (SKIP_ADVICE.get(most), table.advice(most, media))))
+        own = SKIP_ADVICE.get(most, "") if "" in bad[most] else ""
+        of_media = table.advice(most, bad[most]) if not own or bad[most] - {""} else ""
+        advice = ", or ".join(filter(None, (own, of_media)))
         raise UserError(
             f"data source '{source.name}': {skipped} of {examples + skipped} documents cannot be used ({counts}), more "
             f"than {source.max_skipped:.0%} (config.data.max_skipped); the first is {first_skipped}; {advice}"

@@ -157,7 +157,7 @@ class InMemory(Columns):
         for i, (one, pictures) in enumerate(zip(encoded, images, strict=True)):
             if len(one.image_at) != len(pictures):
                 raise ValueError(f"{name}, record {i}: {len(pictures)} images for {len(one.image_at)} places")
-            where = f"{name}, record {i}"
+            where = f"{name}, record {i}: " if len(encoded) > 1 else ""
             index.add(one, extents[i] if extents else [_extent_or_error(where, each) for each in pictures], ())
         self.__dict__.update(index.columns())
         self.meta = {
@@ -174,10 +174,12 @@ class InMemory(Columns):
 
 
 def _extent_or_error(where: str, part: Media) -> Extent:
+    """Returns what a header tells. ``where`` begins the error, '' where there is but one record."""
     medium = table.medium_of(part)
     try:
         return medium.extent(part)
     except BadMedia as error:
         path = medium.path(part)
         what = f"the {medium.name} {path}" if path else f"the {medium.name} given as bytes"
-        raise UserError(f"{where}: {what} cannot be used: {error.reason}") from error
+        advice = f"; {medium.advice[error.reason]}" if error.reason in medium.advice else ""
+        raise UserError(f"{where}{what} cannot be used: {error.reason}{advice}") from error
