@@ -173,8 +173,8 @@ def _audio_of(config: ConfigDict, start: Pretrained | None) -> AudioSpec | None:
     mels = asked.mels or 80
     if deaf := int((mel_filters(mels, rate, window).max(0) == 0).sum()):
         raise UserError(
-            f"config.audio.mels is {mels}, of which {deaf} would hear nothing at a sampling_rate of {rate}: lower mels, "
-            f"or raise the rate"
+            f"config.audio.mels: {deaf} of {mels} would hear nothing at a sampling_rate of {rate}: have fewer, or a "
+            f"higher rate"
         )
     try:
         return AudioSpec(
