@@ -12,7 +12,7 @@ import pytest
 from made_index import BUDGETS, made, texts
 
 from jaxmm.data.packing.mixture import make_mixture
-from jaxmm.data.packing.plan import FORMATS, UNTIL_PASSES, Budgets, Origin, Plan
+from jaxmm.data.packing.plan import BY_MEDIA, FORMATS, UNTIL_PASSES, Budgets, Origin, Plan, formats_of
 
 ROWS_OF_512 = Budgets(512, 4, 1, 512)
 
@@ -112,3 +112,12 @@ def test_the_plan_of_a_run_from_version_0_1_is_still_to_be_had():
     assert found.hexdigest()[:16] == "295f8f37b5aa2a80", "as its own code planned"
     with pytest.raises(ValueError, match="no plan of format 5"):
         Plan(sources, [1, 1], BUDGETS, 4, 0, format=max(FORMATS) + 1)
+
+
+def test_plans_with_budgets_of_media_have_a_format_of_their_own():
+    of_sound = Budgets(**BUDGETS._asdict(), audio=64)
+    assert formats_of(of_sound) == (BY_MEDIA,)
+    plan = Plan([made(1, 24, "a")], [1], BUDGETS, 4, 0)
+    assert plan.format == max(FORMATS) != BY_MEDIA
+    with pytest.raises(ValueError, match="no plan of format 4"):
+        Plan([made(1, 24, "a")], [1], of_sound, 4, 0, format=max(FORMATS))
