@@ -160,7 +160,7 @@ def test_a_run_begins_as_the_model_of_another_has_its_towers_whatever_its_data_h
     changed += [f"--config.data.path={tmp_path}", "--config.data.mixture=colours", f"--config.init_from={finished}"]
     still = ["--config.steps=1", "--config.optimizer.rate=0.0"]
     assert train.main([*changed, *still, f"--workdir={tmp_path / 'run'}"]) == 0
-    theirs, ours = saved(finished, 4), saved(tmp_path / "run", 1)
+    theirs, ours = saved(finished, STEPS), saved(tmp_path / "run", 1)
     names = [name for name in ours if name.startswith("params.")]
     assert any(name.startswith("params.audio.") for name in names)
     assert_same_bits({name: theirs[name] for name in theirs if name.startswith("params.")}, {n: ours[n] for n in names})
