@@ -141,9 +141,9 @@ def export_joined(
         write_generation(recipe, config, workdir, half / "decoder")
         (half / "config-of-run.json").write_text(json.dumps(of_run, indent=2))
     print(
-        f"wrote {output}: {total / 1e6:,.1f} MB of {dtype}, of step {step}. transformers has no class for a "
-        f"model that sees and hears as this one: these are its parts: vision, audio and decoder as folders, which it loads and config.init_from "
-        f"takes, and {' and '.join(new)} as files by our names, with all sizes in parts.json"
+        f"wrote {output}: {total / 1e6:,.1f} MB of {dtype}, of step {step}. transformers has no class for a model that "
+        f"sees and hears as this one: these are its parts: vision, audio and decoder as folders, which it loads and "
+        f"config.init_from takes, and {' and '.join(new)} as files by our names, with all sizes in parts.json"
     )
     return 0
 

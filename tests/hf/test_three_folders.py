@@ -260,10 +260,7 @@ def test_an_export_of_its_parts_is_read_again(model, tmp_path, capsys):
     of_run = load_config("base").to_dict()
     out = tmp_path / "out"
     assert export.export_joined(recipe, params, tmp_path / "run", out, "float32", of_run, 3) == 0
-    assert (
-        "transformers has no class for a model that sees and hears as this one: these are its parts"
-        in capsys.readouterr().out
-    )
+    assert "transformers has no class for a model that sees and hears as this one: these" in capsys.readouterr().out
     again = read(named(out, "decoder", "audio", "vision"), new=params)
     assert (again.recipe.model, again.recipe.whole) == (recipe.model, recipe.whole)
     for path, value in params.items():
