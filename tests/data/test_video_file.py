@@ -308,3 +308,12 @@ def test_a_file_without_a_table_is_read_through_once_and_again_when_it_was_writt
     assert len(walked) == 2
     header(video(path.read_bytes()))
     assert len(walked) == 3, "bytes in memory are no file"
+
+
+def test_another_release_of_pyav_is_one_line_and_no_video_looks_broken(monkeypatch):
+    import av
+
+    film = video(made(**VARIANTS["mkv"]))
+    monkeypatch.setattr(av, "__version__", "19.0.2")
+    with pytest.raises(UserError, match=r"^video needs PyAV 18, not 19\.0\.2: pip install 'av>=18,<19'$"):
+        header(film)

@@ -19,7 +19,7 @@ import numpy as np
 from jaxmm.data import files
 from jaxmm.data.documents import Audio
 from jaxmm.data.media.medium import BadMedia
-from jaxmm.data.media.opening import NEEDS, opened_file
+from jaxmm.data.media.opening import NEEDS, checked_av, opened_file
 from jaxmm.data.media.sound_track import coded_kind, id3_end, is_cut, may_miss, opened_track
 from jaxmm.data.media.wav import BLOCK, Wav, wav_blocks, wav_header
 from jaxmm.errors import UserError
@@ -225,10 +225,10 @@ def _sound(file: IO[bytes]) -> Iterator[_Sound]:
                 yield _Coded(opened, library.LibsndfileError)
                 return
         file.seek(0, io.SEEK_END)  # libsndfile moved the descriptor: what the file has read ahead does not fit it
-        with opened_track(_library("av"), file, kind) as track:
+        with opened_track(checked_av("audio"), file, kind) as track:
             yield track
     else:
-        with opened_track(_library("av"), file, kind.removesuffix(" in ID3")) as track:
+        with opened_track(checked_av("audio"), file, kind.removesuffix(" in ID3")) as track:
             yield track
 
 

@@ -6,6 +6,7 @@ import contextlib
 import io
 import time
 from collections.abc import Iterator
+from types import ModuleType
 from typing import IO, Any
 
 from jaxmm.data import files, urls
@@ -13,8 +14,24 @@ from jaxmm.data.media.medium import BadMedia
 from jaxmm.errors import UserError
 
 NEEDS = "needs the extra media: pip install 'jaxmm[media]' (in a clone: pip install -e '.[media]')"
+AV = 18  # the release of PyAV that is known: with another one every clip might look broken
 MAX_BYTES = 1 << 30  # of a file
 RETRY_SECONDS = (0.5, 2.0)  # waits between the tries to read a medium by URL
+
+
+def checked_av(what: str) -> ModuleType:
+    """Returns PyAV, of the extra ``media``.
+
+    Raises:
+      UserError: if it is missing, or of another release; ``what`` needs it.
+    """
+    try:
+        import av
+    except (ImportError, OSError) as error:
+        raise UserError(f"{what} {NEEDS}") from error
+    if int(av.__version__.partition(".")[0]) != AV:
+        raise UserError(f"{what} needs PyAV {AV}, not {av.__version__}: pip install 'av>={AV},<{AV + 1}'")
+    return av
 
 
 @contextlib.contextmanager

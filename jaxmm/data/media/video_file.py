@@ -24,7 +24,7 @@ from jaxmm.data.documents import Video
 from jaxmm.data.media import container, mp4_table, picture
 from jaxmm.data.media.frame_decoder import FrameDecoder, rgb
 from jaxmm.data.media.medium import BadMedia
-from jaxmm.data.media.opening import NEEDS, opened_file
+from jaxmm.data.media.opening import checked_av, opened_file
 from jaxmm.data.media.picture import MAX_PIXELS, MAX_SIDE
 from jaxmm.data.media.timeline import Timeline, frames_at, int32_terms, part, rate_of
 from jaxmm.errors import UserError
@@ -146,11 +146,7 @@ def _list_frames(video: Video, known: VideoHeader, numbers: list[int]) -> Iterat
 
 
 def _av() -> ModuleType:
-    try:
-        import av
-    except ImportError as error:
-        raise UserError(f"video {NEEDS}") from error
-    return av
+    return checked_av("video")
 
 
 @contextlib.contextmanager
