@@ -187,6 +187,7 @@ def listed(n: int = 6, size: tuple[int, int] = (20, 30), **part: float) -> Video
 
 
 def test_a_list_of_frames_needs_no_library(monkeypatch):
+    film = video(made())
     monkeypatch.setitem(sys.modules, "av", None)
     assert header(listed()) == (20, 30, 6, 2)
     assert header(listed(fps=29.97)).rate == Fraction(29.97).limit_denominator(2**31 // 30)
@@ -195,7 +196,7 @@ def test_a_list_of_frames_needs_no_library(monkeypatch):
     got = frames(part, 0, 2, 2, 3)
     assert all(np.array_equal(f, drawn(n, 20, 30)) for f, n in zip(got, (2, 4, 4, 5), strict=True))
     with pytest.raises(UserError, match=r"pip install 'jaxmm\[media\]'"):
-        header(video(made()))
+        header(film)
 
 
 def test_a_list_of_pictures_of_two_sizes_is_a_reason():
