@@ -16,8 +16,10 @@ BACK, HOLES, FAINT, WAVE = (23, 22, 28), (74, 73, 84), (163, 167, 179), (59, 91,
 
 
 def film_strip(film: Film, width: int, height: int) -> PILImage.Image:
-    """The frames of a video as the model gets them, each with its time in seconds; of more than 16 evenly chosen ones,
-    and a line that says so."""
+    """The frames of a video as the model gets them, each with its time in seconds.
+
+    Of more than MOST_FRAMES, so many are drawn, evenly chosen, and a line says of how many.
+    """
     by_time = {
         time: frame for shot in film.shots for time, frame in zip(shot.times, shot.picture.frames, strict=True)
     }  # what only fills the last temporal patch is there once
