@@ -18,6 +18,7 @@ from jaxmm.models.compute import Compute
 from jaxmm.models.connector import Connector, ConnectorSpec, Projector
 from jaxmm.models.decoder import Decoder, DecoderSpec, DeepStack
 from jaxmm.models.layers import shapes_only
+from jaxmm.models.probe import Attended, Queries
 from jaxmm.models.towers.audio import AudioTower, AudioTowerSpec
 from jaxmm.models.towers.vit import Features, VisionSpec, VisionTower
 
@@ -158,6 +159,11 @@ class MultimodalModel(nnx.Module):
         x_B1D = self.decoder.embed(tokens_B[:, None], jnp.dtype(compute.dtype))
         hidden_B1D, cache = self.decoder.step(x_B1D, cache, compute)
         return self.logits(hidden_B1D[:, 0]), cache
+
+    def attended(self, batch: Batch, queries: Queries, groups: int, compute: Compute) -> Attended:
+        """Where chosen queries of the rows attend, in each layer of the decoder."""
+        inputs = self._inputs(batch, self.soft_tokens(batch, compute), compute)
+        return self.decoder.attended(*inputs, queries=queries, groups=groups, compute=compute)
 
     def logits(self, hidden_BD):
         """Float32 logits (B, V) of the vocabulary."""

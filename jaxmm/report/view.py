@@ -18,7 +18,6 @@ from jaxmm.data.assemble import Loaded, Skipped
 from jaxmm.data.media.table import WIDTHS_KEYS, places_in
 from jaxmm.data.packing.plan import Lengths, Piece
 from jaxmm.data.text.boxes import told
-from jaxmm.data.text.own_format import SPECIAL_TOKENS
 from jaxmm.data.text.template import Template
 from jaxmm.report.clips import Clip, Film, Shot, Sound, clips_in, film_of, sound_of
 from jaxmm.report.tiles import Picture, agree, picture_of
@@ -106,10 +105,6 @@ class Viewer:
 
     def __init__(self, lengths: Sequence[Lengths], template: Template, spec: ImageSpec):
         self.lengths, self.template, self.spec = list(lengths), template, spec
-        tokenizer = template.tokenizer
-        known = {template.bos_id, template.eos_id, template.pad_id, *tokenizer.all_special_ids}
-        known |= set(tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)))
-        self._special = np.array(sorted(known - {None}), np.int64)
 
     def row(self, loaded: Loaded, b: int) -> list[View]:
         """The documents of row ``b``, in order.
@@ -174,7 +169,7 @@ class Viewer:
         """All spans, with a tile each as a picture; none goes over one of the ``edges``."""
         values, slots = batch.text.values[b, here], batch.slots_BT[b, here]
         learnt = _learnt(batch, b, here, name)
-        is_special = np.isin(values, self._special) | (values >= self.template.vocab_size)
+        is_special = np.isin(values, self.template.special_ids) | (values >= self.template.vocab_size)
         is_drawn = (values >= self.template.image_offset) & (values < self.template.vocab_size)
         # What is shown as one thing: runs of text, each special token by itself, image tokens, the slots of one tile,
         # or of one stream without tiles.

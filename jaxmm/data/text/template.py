@@ -7,6 +7,7 @@ or ``</s>`` in a caption stays letters; only the template puts special tokens in
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import itertools
 import json
@@ -156,6 +157,13 @@ class Template:
         # The name that version 0.1 gave this template; that version learnt answers without the text that the folder's
         # template puts before them.
         self.older: tuple[str, ...] = (self._fingerprint(FORMAT),) if self.chat and chat == ChatOptions() else ()
+
+    @functools.cached_property
+    def special_ids(self) -> np.ndarray:
+        """Int64, ascending: the ids that are no text: separators of media, marks of turns, begin, end and padding."""
+        own = self.tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS))
+        known = {self.bos_id, self.eos_id, self.pad_id, *self.tokenizer.all_special_ids, *own}
+        return np.array(sorted(known - {None}), np.int64)
 
     def as_of(self, fingerprint: str) -> Template:
         """The template of version 0.1, under one of the names in ``older``: a run that began with it keeps it."""

@@ -1,0 +1,115 @@
+"""One layer of the decoder: grouped-query attention with rotary positions, and a gated MLP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxmm import sharding
+from jaxmm.models import attention as attn
+from jaxmm.models import rope
+from jaxmm.models.cache import Cache
+from jaxmm.models.decoder_spec import DecoderSpec
+from jaxmm.models.layers import MLP, Linear, RMSNorm
+from jaxmm.models.materialize import materialize
+
+
+class AttentionContext(NamedTuple):
+    """Where the positions of a row are, and what they see, to layers of one kind."""
+
+    rotation: tuple[jax.Array, jax.Array]
+    intervals: attn.Intervals
+
+
+# How the positions of a layer meet: ``(q, k, v, intervals, cache=, layer=, backend=, whole=, scale=, softcap=)`` gives
+# what they take, and what the layers hand on from one to the next: a key-value cache, or what a probe has found.
+Attend = Callable[..., tuple[jax.Array, Any]]
+
+
+def attend_own(q_BTHD, k_BTKD, v_BTKD, intervals, *, cache: Cache | None, layer, backend: str, whole: bool, **logits):
+    """Positions meet those of their own pass, which a cache then holds, where there is one."""
+    out_BTHD = attn.attention(q_BTHD, k_BTKD, v_BTKD, intervals, backend=backend, whole=whole, **logits)
+    if cache is not None:
+        cache = cache.filled(layer, sharding.zigzag_unshard(k_BTKD), sharding.zigzag_unshard(v_BTKD))
+    return out_BTHD, cache
+
+
+def attend_cached(q_B1HD, k_B1KD, v_B1KD, intervals, *, cache: Cache, layer, backend: str, whole: bool, **logits):
+    """One position a row meets all that its row's cache holds, itself included."""
+    del backend, whole  # one query needs neither
+    cache = cache.added(layer, k_B1KD, v_B1KD)
+    return attn.decode_attention(q_B1HD, *cache.of(layer), intervals, **logits), cache
+
+
+def at_places(x_BT, target_positions_BR):
+    """x (B, T, ...) at some places of each row; as it is for None."""
+    if target_positions_BR is None:
+        return x_BT
+    return jnp.take_along_axis(
+        x_BT, target_positions_BR.reshape(*target_positions_BR.shape, *[1] * (x_BT.ndim - 2)), axis=1
+    )
+
+
+class SelfAttention(nnx.Module):
+    """Grouped-query attention with rotary positions."""
+
+    def __init__(self, spec: DecoderSpec, *, rngs: nnx.Rngs):
+        q, kv = (spec.heads, spec.head_dim), (spec.kv_heads, spec.head_dim)
+        self.spec, bias = spec, spec.qkv_bias
+        self.query = Linear([spec.width], q, ("embed", "heads", None), bias=bias, rngs=rngs)
+        self.key = Linear([spec.width], kv, ("embed", "kv_heads", None), bias=bias, rngs=rngs)
+        self.value = Linear([spec.width], kv, ("embed", "kv_heads", None), bias=bias, rngs=rngs)
+        depth = 0.5 / spec.layers  # keeps the residual stream's variance flat in depth (GPT-2)
+        self.out = Linear(q, [spec.width], ("heads", None, "embed"), bias=spec.out_bias, rngs=rngs, scale=depth)
+        self.query_norm = self._head_norm(rngs) if spec.qk_norm else None
+        self.key_norm = self._head_norm(rngs) if spec.qk_norm else None
+
+    def _head_norm(self, rngs: nnx.Rngs) -> RMSNorm:
+        spec = self.spec
+        return RMSNorm(spec.head_dim, spec.norm_eps, rngs=rngs, offset=spec.norm_offset, axis=None)
+
+    def projected(self, x_BTD, rotation):
+        """Queries (B, T, H, D), keys and values (B, T, K, D), ready to meet."""
+        q_BTHD, k_BTKD = self.query(x_BTD), self.key(x_BTD)
+        if self.query_norm is not None and self.key_norm is not None:
+            q_BTHD, k_BTKD = self.query_norm(q_BTHD), self.key_norm(k_BTKD)
+        return rope.rotate(q_BTHD, rotation), rope.rotate(k_BTKD, rotation), self.value(x_BTD)
+
+    def __call__(self, x_BTD, where: AttentionContext, attend: Attend, target_positions_BR=None):
+        spec = self.spec
+        out_BTHD, cache = attend(
+            *self.projected(x_BTD, where.rotation), where.intervals,
+            scale=spec.attention_scale, softcap=spec.attention_softcap,
+        )  # fmt: skip
+        return self.out(at_places(out_BTHD, target_positions_BR)), cache
+
+
+class Block(nnx.Module):
+    """Pre-norm transformer layer with a gated MLP."""
+
+    def __init__(self, spec: DecoderSpec, *, rngs: nnx.Rngs):
+        def norm() -> RMSNorm:
+            return RMSNorm(spec.width, spec.norm_eps, rngs=rngs, offset=spec.norm_offset)
+
+        self.norm_attention, self.norm_mlp = norm(), norm()
+        self.attention = SelfAttention(spec, rngs=rngs)
+        depth = 0.5 / spec.layers
+        self.mlp = MLP(spec.width, spec.mlp, spec.activation, gated=True, bias=spec.mlp_bias, rngs=rngs, scale=depth)
+        self.norm_attention_out = norm() if spec.post_norms else None
+        self.norm_mlp_out = norm() if spec.post_norms else None
+
+    def __call__(self, x_BTD, where: AttentionContext, attend: Attend, target_positions_BR=None):
+        """Returns what goes on, at ``target_positions_BR`` or everywhere, and the cache."""
+        h_BTD, cache = self.attention(self.norm_attention(x_BTD), where, attend, target_positions_BR)
+        x_BTD = at_places(x_BTD, target_positions_BR) + (
+            h_BTD if self.norm_attention_out is None else self.norm_attention_out(h_BTD)
+        )
+        x_BTD = materialize(x_BTD)
+        h_BTD = self.mlp(self.norm_mlp(x_BTD))
+        x_BTD = materialize(x_BTD + (h_BTD if self.norm_mlp_out is None else self.norm_mlp_out(h_BTD)))
+        axis = sharding.positions_axis(x_BTD.shape[1]) if target_positions_BR is None else None
+        return sharding.constrain(x_BTD, "rows", axis, None), cache

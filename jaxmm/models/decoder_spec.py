@@ -1,0 +1,89 @@
+"""What a decoder is: its sizes, and named features for what families do otherwise than Llama."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from jaxmm.models.rope import RopeScaling
+from jaxmm.models.sizes import check_numbers, check_sizes
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderSpec:
+    """Sizes and named features of the decoder.
+
+    Attributes:
+      vocab_size: rows of the embedding, separators included, padded as the caller likes.
+      tie_embeddings: the vocabulary projection is the embedding, transposed.
+      window: how many positions back attention reaches, itself included; 0 is all.
+      global_layers: with a window, the layers that see everything all the same.
+      local_rope_theta: of the layers with a window, which then have no scaling; 0 is as the others.
+      two_way_blocks: positions of one block of the batch (an image, a prefix) see each other both ways.
+      rope_sections: frequencies of each axis of positions (frame, row, column); () is one axis.
+      rope_interleaved: the axes take turns; else they follow each other.
+      qkv_bias, out_bias, mlp_bias: which linear maps have biases.
+      qk_norm: queries and keys are normed, each head by itself (Qwen 3, Gemma 3).
+      post_norms: what attention and MLP give is normed too, before it is added (Gemma 2).
+      norm_offset: added to the scales of norms: 1 where they are stored around 0 (Gemma).
+      embed_scale: multiplies embedded tokens, not soft tokens.
+      attention_scale: of the logits of attention; 0 is 1 / sqrt(head_dim).
+      attention_softcap, logit_softcap: bend logits of attention, and those of the vocabulary, by a tanh (Gemma 2); 0
+        does not.
+    """
+
+    vocab_size: int = 512
+    width: int = 192
+    layers: int = 4
+    heads: int = 4
+    kv_heads: int = 2
+    head_dim: int = 48
+    mlp: int = 512
+    rope_theta: float = 10000.0
+    norm_eps: float = 1e-5
+    tie_embeddings: bool = False
+    window: int = 0
+    global_layers: tuple[int, ...] = ()
+    local_rope_theta: float = 0.0
+    bidirectional_blocks: bool = False
+    rope_scaling: RopeScaling = dataclasses.field(default_factory=RopeScaling)
+    rope_sections: tuple[int, ...] = ()
+    rope_interleaved: bool = False
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    post_norms: bool = False
+    norm_offset: float = 0.0
+    activation: str = "silu"
+    embed_scale: float = 1.0
+    attention_scale: float = 0.0
+    attention_softcap: float = 0.0
+    logit_softcap: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_sizes(self, "decoder", "vocab_size", "width", "layers", "heads", "kv_heads", "head_dim", "mlp")
+        check_sizes(self, "decoder", "window", least=0)
+        check_numbers(self, "decoder", "rope_theta", "norm_eps")
+        check_numbers(self, "decoder", "local_rope_theta", "embed_scale", "attention_scale", "attention_softcap",
+                      "logit_softcap", may_be_0=True)  # fmt: skip
+        if self.heads % self.kv_heads:
+            raise ValueError(f"{self.heads} attention heads are no multiple of {self.kv_heads} key-value heads")
+        if self.head_dim % 2:
+            raise ValueError(f"decoder head_dim {self.head_dim} is odd: rotary positions turn pairs of numbers")
+        # Axes that take turns need no full sum: the first takes what the others leave.
+        in_a_row = self.rope_sections and not self.rope_interleaved
+        if in_a_row and sum(self.rope_sections) != self.head_dim // 2:
+            raise ValueError(
+                f"rotary sections {self.rope_sections}: their sum does not add up to half of a head of {self.head_dim}"
+            )
+
+    @property
+    def text_axes(self) -> int:
+        """Coordinates of a text position."""
+        return max(1, len(self.rope_sections))
+
+    def is_local(self) -> np.ndarray:
+        """bool (layers,): which layers see a window."""
+        return np.array([bool(self.window) and i not in self.global_layers for i in range(self.layers)])

@@ -1,0 +1,146 @@
+"""Where the attention of target positions goes, by layer and head, source and modality, over one loaded batch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxmm import sharding
+from jaxmm.batch import Batch
+from jaxmm.data.assemble import Loaded
+from jaxmm.data.packing.plan import Lengths
+from jaxmm.data.text.template import Template
+from jaxmm.models.multimodal import Compute, ModelSpec, make_model
+from jaxmm.models.probe import CLASSES, COUNT, ENTROPY, Attended, Queries
+from jaxmm.monitor.standing import MODALITIES, Standing, standing
+
+DIGITS = 6  # behind the point, of figures in the log
+SEEN = 1 << len(MODALITIES)  # sets of modalities that a target may have before it
+
+
+class Probe:
+    """``attended`` of a model, under jit: compiled once for each shape of a batch and its queries."""
+
+    def __init__(self, model: ModelSpec, compute: Compute, groups: int = 1):
+        """``groups``: of queries, each with sums of its own."""
+        apply = make_model(model)[1]
+        # Layers in a loop: it is compiled for a few batches alone.
+        compute = dataclasses.replace(compute, unroll=1, remat="none")
+
+        def attended(params: Any, batch: Batch, queries: Queries) -> Attended:
+            found = apply(params, batch, queries, groups, compute, method="attended")
+            return jax.tree.map(lambda x: sharding.constrain(x, *[None] * x.ndim), found)
+
+        self._run = jax.jit(attended)
+
+    def __call__(self, params: Any, batch: Batch, queries: Queries) -> Attended:
+        """Attention of a placed batch's queries, whole in every process."""
+        return self._run(params, batch, queries)
+
+
+class AttentionMonitor:
+    """Looks at the attention of a run's batches."""
+
+    def __init__(
+        self, model: ModelSpec, compute: Compute, mesh: Any, lengths: Sequence[Lengths], template: Template, most: int
+    ):
+        """
+        Args:
+          lengths: of the sources that batches are made of.
+          most: target positions of a row that are looked at.
+        """
+        self._mesh, self._lengths, self._template, self._most = mesh, list(lengths), template, most
+        self._probe = Probe(model, compute, len(self._lengths) * SEEN)
+
+    def __call__(self, params: Any, loaded: Loaded, batch: Batch) -> dict[str, Any]:
+        """The figures of one batch; {} where it has no targets. Every process of a job must ask.
+
+        Args:
+          loaded: the rows that this process loads.
+          batch: the same batch on the mesh.
+        """
+        queries = choose_queries(loaded, standing(loaded, self._lengths, self._template), self._most)
+        found = self._probe(params, batch, sharding.place_batch(queries, self._mesh))
+        return figures(np.asarray(found.sums_LHGX, np.float64), [source.name for source in self._lengths])
+
+
+def choose_queries(loaded: Loaded, stands: Standing, most: int) -> Queries:
+    """Up to ``most`` target positions of each row, spread evenly over all that it has; their group is their source and
+    the set of modalities that stand before them."""
+    rows, length = stands.classes_BT.shape
+    at_BQ, groups_BQ, turns_BQ = (np.full((rows, min(most, length)), value, np.int32) for value in (0, -1, 0))
+    for b, weights in enumerate(loaded.batch.weights_BT):
+        targets = np.flatnonzero(weights > 0)
+        at = targets[np.linspace(0, len(targets) - 1, min(most, len(targets))).round().astype(int)]
+        here = slice(0, len(at))
+        at_BQ[b, here], turns_BQ[b, here] = at, stands.turns_BT[b, at + 1]
+        groups_BQ[b, here] = loaded.batch.sources_BT[b, at] * SEEN + stands.seen_BT[b, at]
+    none = np.zeros((rows, 0), np.int32)
+    return Queries(at_BQ, groups_BQ, turns_BQ, stands.classes_BT, stands.turns_BT, none)
+
+
+class _Share(NamedTuple):
+    """Of some queries: how many they are, and what they attend to on average, (layers, heads, classes and entropy)."""
+
+    queries: int
+    mean_LHX: np.ndarray
+
+    @classmethod
+    def of(cls, sums_LHGX: np.ndarray) -> _Share:
+        total = sums_LHGX.sum(2)
+        count = total[0, 0, COUNT]
+        return cls(round(float(count)), total[..., :COUNT] / max(count, 1.0))
+
+
+def figures(sums_LHGX: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+    """The sums of a batch as they are logged.
+
+    Args:
+      sums_LHGX: as of ``Attended``; group ``source * SEEN + set of modalities seen``.
+      names: of the sources.
+    Returns:
+      queries, layers, heads; classes: those that any query attends to; mean: of each class and the entropy, over all
+      layers and heads; mass: of each class by [layer][head]; entropy by [layer][head], in nats; sources: the same of
+      each, by [layer]; media: of the queries that have a modality before them, attention onto it, by [layer][head].
+    """
+    sums = sums_LHGX.reshape(*sums_LHGX.shape[:2], len(names), SEEN, -1)
+    whole = _Share.of(sums_LHGX)
+    if not whole.queries:
+        return {}
+    classes = [name for x, name in enumerate(CLASSES) if whole.mean_LHX[..., x].any()]
+    columns = {name: CLASSES.index(name) for name in classes}
+    by_source = {name: _Share.of(sums[:, :, i]) for i, name in enumerate(names)}
+    seen = np.arange(SEEN)
+    by_modality = {name: _Share.of(sums[:, :, :, seen >> m & 1 > 0].reshape(*sums.shape[:2], -1, sums.shape[-1]))
+                   for m, name in enumerate(MODALITIES)}  # fmt: skip
+    return {
+        "queries": whole.queries,
+        "layers": sums.shape[0],
+        "heads": sums.shape[1],
+        "classes": classes,
+        "mean": {name: _rounded(whole.mean_LHX[..., x].mean()) for name, x in (columns | {"entropy": ENTROPY}).items()},
+        "mass": {name: _rounded(whole.mean_LHX[..., x]) for name, x in columns.items()},
+        "entropy": _rounded(whole.mean_LHX[..., ENTROPY]),
+        "sources": {
+            name: {
+                "queries": share.queries,
+                "mass": {each: _rounded(share.mean_LHX[..., x].mean(1)) for each, x in columns.items()},
+                "entropy": _rounded(share.mean_LHX[..., ENTROPY].mean(1)),
+            }
+            for name, share in by_source.items()
+            if share.queries
+        },
+        "media": {
+            name: {"queries": share.queries, "mass": _rounded(share.mean_LHX[..., MODALITIES.index(name)])}
+            for name, share in by_modality.items()
+            if share.queries
+        },
+    }
+
+
+def _rounded(values: Any) -> Any:
+    return np.round(values, DIGITS).tolist()

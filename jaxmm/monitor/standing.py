@@ -1,0 +1,89 @@
+"""What stands at the text positions of loaded rows: media, separators, text; in which turn; which media came before.
+
+All of it comes from the plan's index and the batch's own tokens. No record is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxmm.batch import ANSWER
+from jaxmm.data.assemble import Loaded
+from jaxmm.data.media.medium import Medium
+from jaxmm.data.media.table import medium_of_kind
+from jaxmm.data.packing.lengths import expanded
+from jaxmm.data.packing.plan import Lengths, Piece
+from jaxmm.data.text.template import Template
+
+MODALITIES = ("image", "video", "audio")
+# What stands at a position, as a number: first the modalities, by their place in MODALITIES.
+SEPARATOR, FIRST, TEXT = 3, 4, 5
+
+
+class Standing(NamedTuple):
+    """All int32 (B, T); 0 on padding.
+
+    Attributes:
+      classes_BT: a modality's number at its soft tokens, and at discrete tokens of images; SEPARATOR at special tokens;
+        FIRST at the first position of a document, whatever stands there; else TEXT, also that inside a video.
+      turns_BT: the turn, counted in the document: an answer is one, and so is all that stands between two answers.
+      seen_BT: bit m is set where modality m stands at or before the position, in its document.
+    """
+
+    classes_BT: np.ndarray
+    turns_BT: np.ndarray
+    seen_BT: np.ndarray
+
+
+def modality(medium: Medium) -> str:
+    """Which of MODALITIES a medium is; vectors of clips are what they were made of."""
+    name = medium.made_of or medium.name
+    return name if name in MODALITIES else "image"
+
+
+def standing(loaded: Loaded, lengths: Sequence[Lengths], template: Template) -> Standing:
+    """What stands at the positions of the rows that this process has loaded."""
+    shape = loaded.batch.slots_BT.shape
+    found = Standing(*(np.zeros(shape, np.int32) for _ in Standing._fields))
+    for b, row in enumerate(loaded.rows):
+        at = 0
+        for piece in row:
+            here = slice(at, at + piece.last - piece.first)
+            at = here.stop
+            tokens, slots = loaded.batch.text.values[b, here], loaded.batch.slots_BT[b, here]
+            of_piece = _of_piece(lengths[piece.source], piece, tokens, slots, template)
+            for whole, part in zip(found, of_piece, strict=True):
+                whole[b, here] = part
+    return found
+
+
+def _of_piece(
+    lengths: Lengths, piece: Piece, tokens: np.ndarray, slots: np.ndarray, template: Template
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Classes, turns and seen modalities of a piece's positions."""
+    prepared = lengths.prepared
+    media = slice(*(int(i) for i in prepared.images_E1[piece.example : piece.example + 2]))
+    spans = lengths.spans_I[media]
+    token_at, flags, _, slot_at = expanded(prepared, piece.example, spans)
+    size, cut = len(flags) + int(spans.sum()), slice(piece.first, piece.last)
+
+    token_of = np.full(size, -1, np.int64)  # of each position, the last token at or before it
+    token_of[token_at] = np.arange(len(flags))
+    token_of = np.maximum.accumulate(token_of)
+    is_answer = np.append(flags & ANSWER > 0, False)[token_of]
+    turns = np.concatenate([[0], np.cumsum(np.diff(is_answer.astype(np.int8)) != 0)])[cut]
+
+    is_image = (tokens >= template.image_offset) & (tokens < template.vocab_size)
+    classes = np.where(np.isin(tokens, template.special_ids), SEPARATOR, TEXT)
+    classes[is_image] = MODALITIES.index("image")
+    own = np.full(size, -1, np.int64)  # the modality inside whose medium a position lies
+    for at, span, kind in zip(slot_at, spans, prepared.image_kind_I[media], strict=True):
+        own[at : at + span] = MODALITIES.index(modality(medium_of_kind(int(kind))))
+    own = own[cut]
+    classes = np.where(slots >= 0, own, classes)
+    here = np.where((slots >= 0) | is_image, 1 << classes, 0)
+    classes[:1] = FIRST
+    return classes, turns, np.bitwise_or.accumulate(here)
