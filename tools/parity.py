@@ -1,4 +1,4 @@
-"""Compares jaxmm with ``transformers``, family by family: logits, gradients, patches, and tensors there and back.
+"""Compares jaxmm with ``transformers``, by family: logits, attention, gradients, patches, and tensors there and back.
 
     python tools/parity.py --output=FILE.json --only="qwen3-vl; gemma3"
 
@@ -26,7 +26,8 @@ FLAGS: command.Flags = {
     "only": ("", "names of cases, semicolons between them"),
     "seed": (0, "of weights, documents and sizes"),
 }
-LOGITS, GRADIENTS = 1e-4, 1e-3  # what is allowed: logits absolutely, gradients relative to the largest of a tensor
+# What is allowed: logits and probabilities of attention absolutely, gradients relative to the largest of a tensor.
+LOGITS, ATTENTION, GRADIENTS = 1e-4, 1e-5, 1e-3
 
 
 NOT_SUPPORTED = (
@@ -153,6 +154,31 @@ def difference(world: World) -> Difference:
     return Difference(logits, worst, where)
 
 
+def attention_difference(world: World) -> float:
+    """The largest difference of a probability of attention: of every layer, head, position and key of the documents."""
+    import jax
+    import torch
+
+    from jaxmm.models.multimodal import Compute
+    from jaxmm.models.probe import Queries
+    from jaxmm.monitor.attention import Probe
+
+    batch = packed(world.documents, world.layout.spec)
+    segments = batch.text.segments[0]
+    everywhere, nothing = np.arange(len(segments), dtype=np.int32)[None], np.zeros((1, len(segments)), np.int32)
+    queries = Queries(everywhere, np.where(segments > 0, 0, -1)[None], nothing, nothing, nothing, everywhere)
+    maps_LHTT = jax.device_get(Probe(world.layout.spec, Compute())(world.params, batch, queries).maps_LBHQC)[:, 0]
+    world.model.set_attn_implementation("eager")
+    worst = 0.0
+    for number, document in enumerate(world.documents, start=1):
+        here = segments == number
+        with torch.no_grad():
+            said = world.model(**alone(document, world.case, world.layout.spec), output_attentions=True).attentions
+        wanted_LHTT = np.stack([layer[0].numpy() for layer in said])
+        worst = max(worst, float(np.abs(maps_LHTT[:, :, here][..., here] - wanted_LHTT).max()))
+    return worst
+
+
 def bits_differ(world: World, folder: Path) -> list[str]:
     """Names of the tensors that are not the same to the bit after reading and writing; [] is what is wanted."""
     import safetensors.numpy
@@ -185,6 +211,7 @@ def measured(case: Case, seed: int) -> dict[str, Any]:
             "case": case.name,
             "family": case.family,
             "logits": apart.logits,
+            "attention": attention_difference(found),
             "gradients": apart.gradients,
             "worst_gradient": apart.tensor,
             "patches": patch_difference(case, Path(folder) / "processor", seed=seed)[0],
@@ -203,20 +230,20 @@ def main(argv: list[str]) -> int:
     if args.seed < 0:
         raise UserError(f"--seed is {args.seed}: it must be 0 or above")
     rows = [measured(case(name), args.seed) for name in chosen]
-    shown = [("case", "family", "logits", "gradients", "patches", "written again")]
+    shown = [("case", "family", "logits", "attention", "gradients", "patches", "written again")]
     for row in rows:
         written = "to the bit" if not row["bits_differ"] else f"{len(row['bits_differ'])} differ"
-        numbers = f"{row['logits']:.1e}", f"{row['gradients']:.1e}", f"{row['patches']:.0f}"
+        numbers = (*(f"{row[key]:.1e}" for key in ("logits", "attention", "gradients")), f"{row['patches']:.0f}")
         shown.append((row["case"], row["family"], *numbers, written))
     widths = [max(len(line[i]) for line in shown) for i in range(len(shown[0]))]
     print("\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in shown))
     print("\n".join(["", "not supported:", *(f"- {line}" for line in NOT_SUPPORTED)]))
     if args.output:
         atomic.write_json(Path(args.output), {"seed": args.seed, "cases": rows})
-    bounds = {"logits": LOGITS, "gradients": GRADIENTS, "patches": PATCHES + 1e-3}
+    bounds = {"logits": LOGITS, "attention": ATTENTION, "gradients": GRADIENTS, "patches": PATCHES + 1e-3}
     out = [r["case"] for r in rows if r["bits_differ"] or not all(r[key] <= bound for key, bound in bounds.items())]
     if out:  # NaN is out too
-        said = f"logits {LOGITS}, gradients {GRADIENTS}, patches {PATCHES}"
+        said = f"logits {LOGITS}, attention {ATTENTION}, gradients {GRADIENTS}, patches {PATCHES}"
         raise UserError(f"out of bounds ({said}): {', '.join(out)}")
     return 0
 

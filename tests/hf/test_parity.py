@@ -1,4 +1,4 @@
-"""Every family against ``transformers``: logits and gradients of packed documents, and tensors there and back."""
+"""Every family against ``transformers``: logits, attention, gradients of packed documents; tensors there and back."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ pytestmark = pytest.mark.parity
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_packed_documents_give_the_numbers_of_transformers_and_its_own_tensors_come_back(case):
-    """Logits and the gradient of every tensor; what is read and written again is the same to the bit."""
+    """Logits, probabilities of attention, gradients; what is read and written again is the same to the bit."""
     import parity
 
     found = parity.measured(case, seed=0)
     assert found["logits"] < parity.LOGITS
+    assert found["attention"] < parity.ATTENTION
     assert found["gradients"] < parity.GRADIENTS, found["worst_gradient"]
     assert found["bits_differ"] == []
