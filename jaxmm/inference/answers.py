@@ -28,7 +28,7 @@ ROUND = 64  # rows of prompts, and the room for answers, are rounded up to a mul
 STOP_EVERY = 8  # tokens written between two looks for stop strings
 
 
-def _rounded(count: int, multiple: int = ROUND) -> int:
+def rounded(count: int, multiple: int = ROUND) -> int:
     return -(-count // multiple) * multiple
 
 
@@ -55,24 +55,30 @@ class PromptRows(NamedTuple):
     loaded: Loaded
 
 
-def prompt_rows(prompts: Sequence[Prompt], template: Template, image: ImageSpec, fits_row: bool = False) -> PromptRows:
+def prompt_rows(
+    prompts: Sequence[Prompt], template: Template, image: ImageSpec, fits_row: bool = False,
+    written: Sequence[Sequence[int]] = (),
+) -> PromptRows:  # fmt: skip
     """Lays prompts out.
 
     Args:
       fits_row: videos that a row of the run does not hold get fewer frames, as in training.
+      written: token ids of an answer to each prompt, which stand behind it as targets; () is prompts alone.
 
     Raises:
       UserError: if a medium cannot be read.
     """
     encoded = [template.encode_prompt((prompt.turn(),)) for prompt in prompts]
+    if written:
+        encoded = [one.answered(ids) for one, ids in zip(encoded, written, strict=True)]
     source = InMemory("prompts", encoded, [prompt.media for prompt in prompts], template.fingerprint)
     image = image.only(source.meta.get("media", ()))
     image = image if fits_row else image.without_rows()
     lengths = Lengths(source, image, encode=template.stamp)
     group = image.merge**2
     budgets = Budgets(
-        tokens=_rounded(int(lengths.tokens_E.max())),
-        patches=_rounded(max(int(lengths.patches_E.max()), 64), 16 * group) if image.is_sighted else 0,
+        tokens=rounded(int(lengths.tokens_E.max())),
+        patches=rounded(max(int(lengths.patches_E.max()), 64), 16 * group) if image.is_sighted else 0,
         items=max(1, int(lengths.items_E.max())) if image.is_sighted else 0,
         targets=1,
         **{name: _room(lengths, name) for name in lengths.columns[len(FIRST) :]},
@@ -89,7 +95,7 @@ def prompt_rows(prompts: Sequence[Prompt], template: Template, image: ImageSpec,
 
 def _room(lengths: Lengths, budget: str) -> int:
     """A further budget that all prompts fit, in whole soft tokens where it counts units of a stream."""
-    return _rounded(int(lengths.of(budget).max()), math.lcm(ROUND, *multiples(budget, lengths.spec)))
+    return rounded(int(lengths.of(budget).max()), math.lcm(ROUND, *multiples(budget, lengths.spec)))
 
 
 def prompt_batch(prompts: Sequence[Prompt], template: Template, image: ImageSpec, fits_row: bool = False) -> Batch:
@@ -120,7 +126,7 @@ def write(
     for line in () if fits_row else rows.lengths.cut_lines():
         print(f"prompts: {line}", file=sys.stderr, flush=True)
     batch = rows.loaded.batch
-    writing, seen = generate.begin(params, batch, _rounded(max_tokens), sampling, first), 0
+    writing, seen = generate.begin(params, batch, rounded(max_tokens), sampling, first), 0
     while True:
         written = int(sharding.fetched(writing.written))
         for reply, tokens in zip(replies, sharding.fetched(writing.tokens_BW)[:, seen:written], strict=True):

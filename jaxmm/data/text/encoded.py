@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxmm.batch import TARGET
+from jaxmm.batch import ANSWER, TARGET
 from jaxmm.data.documents import READY_MADE
 from jaxmm.data.text.tokenizer import Ids
 
@@ -33,6 +33,17 @@ class Encoded(NamedTuple):
     run_weights: np.ndarray
     letters: tuple[str, ...] = ()
     symbols: tuple[str, ...] = ()
+
+    def answered(self, ids: Ids) -> Encoded:
+        """With an answer's tokens behind the others; all of them are targets."""
+        if not len(ids):
+            return self
+        return self._replace(
+            tokens=np.append(self.tokens, np.array(ids, np.int32)),
+            run_starts=np.append(self.run_starts, np.int32(len(self.tokens))),
+            run_flags=np.append(self.run_flags, np.uint8(TARGET | ANSWER)),
+            run_weights=np.append(self.run_weights, np.float32(1)),
+        )
 
 
 _TURN = 2  # the bits below it are flags; the bits from it on are the number of a turn, from 1

@@ -1,0 +1,198 @@
+"""Where each token of an answer looked: attention onto the patches of a picture, the frames of a film, the time of a
+recording, with the pictures that it is drawn over.
+
+The answer is put behind its prompt and read in one pass, as in training. What the position before a token attends to is
+what the model looked at when it wrote that token.
+"""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxmm.batch import Batch, ImageSpec
+from jaxmm.data.text.template import Template
+from jaxmm.inference.answers import Prompt, PromptRows, prompt_rows, rounded
+from jaxmm.models.probe import CLASSES, COUNT, Queries
+from jaxmm.monitor.attention import DIGITS, Probe
+from jaxmm.monitor.standing import standing
+from jaxmm.report import embedding
+from jaxmm.report.clips import Film, Sound
+from jaxmm.report.drawing import scaled, sheet, spectrogram
+from jaxmm.report.tiles import Picture
+from jaxmm.report.view import Span, View, Viewer
+
+TOKENS = 64  # of an answer whose maps are made; a longer one's first
+SIDE = 320  # pixels: the pictures that maps are drawn over are not made larger
+MAP_BYTES = 60_000  # of a sample's maps: where all heads need more, those that look at media most are kept
+
+
+class Shown(NamedTuple):
+    """One medium that maps are drawn over.
+
+    Attributes:
+      kind: "image", "video" or "audio".
+      pixels: uint8 (height, width, 3): a picture as the model gets it; the first frame of each temporal patch of a
+        film, ``across`` in a row; a recording's log-mel frames, time to the right.
+      frames: how many frames ``pixels`` has.
+      seconds: of a clip; None of a picture.
+      grid: (frames, rows, columns) of its soft tokens; (tokens, 1, 1) of a recording.
+      places: where these stand in the row, in that order.
+    """
+
+    kind: str
+    pixels: np.ndarray
+    frames: int
+    across: int
+    seconds: float | None
+    grid: tuple[int, int, int]
+    places: np.ndarray
+
+
+class Look(NamedTuple):
+    """Where the tokens of one answer looked.
+
+    Attributes:
+      tokens: their texts. A character of several tokens is the last one's.
+      shown: the media before the answer that can be drawn.
+      mass_XA: attention onto each of CLASSES by token, mean over layers and heads.
+      maps_LHAS: float32, attention of each token onto each soft token of ``shown``.
+    """
+
+    tokens: list[str]
+    shown: list[Shown]
+    mass_XA: np.ndarray
+    maps_LHAS: np.ndarray
+
+
+def looks(
+    probe: Probe, params: Any, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]], template: Template,
+    image: ImageSpec, fits_row: bool = False,
+) -> Iterator[Look]:  # fmt: skip
+    """Looks at each answer, one row at a time: ``probe`` has TOKENS groups.
+
+    Args:
+      answers: token ids that the model wrote, without what ends them.
+      fits_row: as of ``prompt_rows``.
+    """
+    answers = [list(ids)[:TOKENS] for ids in answers]
+    rows = prompt_rows(prompts, template, image, fits_row, written=answers)
+    stands = standing(rows.loaded, [rows.lengths], template)
+    viewer = Viewer([rows.lengths], template, rows.image)
+    views = [viewer.row(rows.loaded, b)[0] for b in range(len(prompts))]
+    shown = [list(_shown(view, rows, b)) for b, view in enumerate(views)]
+    # One shape for all rows: the program is compiled once.
+    columns = [np.concatenate([np.zeros(0, np.int32), *(one.places for one in each)]) for each in shown]
+    room = rounded(max(map(len, columns)))
+    for b, ids in enumerate(answers):
+        at = views[b].place[1] - len(ids) - 1 + np.arange(len(ids))
+        queries = Queries(
+            at_BQ=_filled(at, TOKENS),
+            groups_BQ=_filled(np.arange(len(ids)), TOKENS),
+            turns_BQ=_filled(stands.turns_BT[b, at + 1], TOKENS),
+            classes_BT=stands.classes_BT[b : b + 1],
+            turns_BT=stands.turns_BT[b : b + 1],
+            columns_BC=np.maximum(_filled(columns[b], room), 0),
+        )
+        batch: Batch = jax.tree.map(lambda x, b=b: x[b : b + 1], rows.loaded.batch)
+        found = probe(params, batch, queries)
+        sums_AX = np.asarray(found.sums_LHGX)[:, :, : len(ids)].sum((0, 1))
+        mass_XA = (sums_AX / np.maximum(sums_AX[:, COUNT:], 1.0)).T[: len(CLASSES)]
+        maps_LHAS = np.asarray(found.maps_LBHQC)[:, 0, :, : len(ids), : len(columns[b])]
+        yield Look(_pieces(ids, template), shown[b], mass_XA, maps_LHAS)
+
+
+def _filled(values: np.ndarray, size: int) -> np.ndarray:
+    """int32 (1, size), -1 behind the values."""
+    return np.append(values, np.full(size - len(values), -1)).astype(np.int32)[None]
+
+
+def _pieces(ids: Sequence[int], template: Template) -> list[str]:
+    """What each token adds to the text."""
+    texts = [template.decode(ids[:n]).rstrip("\ufffd") for n in range(len(ids) + 1)]
+    return [text.removeprefix(before) for before, text in itertools.pairwise(texts)]
+
+
+def _shown(view: View, rows: PromptRows, b: int) -> Iterator[Shown]:
+    """The media of row ``b`` that can be drawn."""
+    slots_T = rows.loaded.batch.slots_BT[b]
+    for span in view.spans:
+        places = np.flatnonzero(slots_T[span.first : span.last] >= 0).astype(np.int32) + span.first
+        made = _of_span(span, rows.image.merge)
+        if made is not None:
+            kind, pixels, frames, across, seconds, grid = made
+            grid = grid or (len(places), 1, 1)
+            if math.prod(grid) != len(places):
+                raise ValueError(f"{view.name}: a {kind} of {grid} has {len(places)} soft tokens")
+            yield Shown(kind, pixels, frames, across, seconds, grid, places)
+
+
+def _of_span(span: Span, merge: int) -> tuple[str, np.ndarray, int, int, float | None, Any] | None:
+    """What of a medium is drawn, and the grid of its soft tokens; None for text and vectors."""
+    if span.picture is not None:
+        return "image", span.picture.pixels, 1, 1, None, _grid(1, span.picture, merge)
+    if isinstance(span.clip, Film):
+        pictures = [shot.picture for shot in span.clip.shots]
+        across = min(len(pictures), math.ceil(math.sqrt(2 * len(pictures))))
+        pixels = sheet(np.stack([picture.pixels for picture in pictures]), across)
+        return "video", pixels, len(pictures), across, span.clip.seconds, _grid(len(pictures), pictures[0], merge)
+    if isinstance(span.clip, Sound):
+        return "audio", spectrogram(span.clip.frames_FM), 1, 1, span.clip.seconds, None
+    return None
+
+
+def _grid(frames: int, picture: Picture, merge: int) -> tuple[int, int, int]:
+    return frames, picture.rows // merge, picture.columns // merge
+
+
+def sample(question: str, answer: str, truth: str, look: Look) -> dict[str, Any]:
+    """A sample with its maps, as it is kept: plain values and text.
+
+    "maps" has bytes b, (maps, tokens, soft tokens): a probability is ``scale[map] * (b / 255) ** 2``. Map 0 is the mean
+    over all layers and heads; behind it are those of "chosen", [layer, head].
+    """
+    L, H, A, S = look.maps_LHAS.shape
+    each = look.maps_LHAS.reshape(L * H, A, S)
+    kept = np.argsort(-each.sum((1, 2)), kind="stable")[: max(MAP_BYTES // max(A * S, 1) - 1, 0)]
+    kept = np.sort(kept)
+    maps = np.concatenate([each.mean(0, keepdims=True), each[kept]])
+    scale = maps.max((1, 2), initial=0.0)
+    data = np.sqrt(maps / np.maximum(scale, 1e-30)[:, None, None]) * 255
+    first = np.cumsum([0, *(len(one.places) for one in look.shown)])
+    return {
+        "question": question,
+        "answer": answer,
+        "truth": truth,
+        "tokens": look.tokens,
+        "media": [
+            _drawn(one) | {"first": int(at)} for one, at in zip(look.shown, first, strict=False)
+        ],
+        "soft": S,
+        "mass": {
+            name: np.round(mass, DIGITS).tolist()
+            for name, mass in zip(CLASSES, look.mass_XA, strict=True)
+            if mass.any()
+        },
+        "maps": {"scale": scale.tolist(), "data": base64.b64encode(data.round().astype(np.uint8).tobytes()).decode()},
+        "chosen": [[int(head) // H, int(head) % H] for head in kept],
+    }  # fmt: skip
+
+
+def _drawn(one: Shown) -> dict[str, Any]:
+    """A medium with its picture as a data URI, not larger than SIDE where it is one frame."""
+    height, width = one.pixels.shape[:2]
+    side = SIDE if one.kind == "image" else 4 * SIDE
+    part = min(1.0, side / max(height, width))
+    size = max(1, round(width * part)), max(1, round(height * part))
+    pixels = one.pixels if part == 1 else scaled(one.pixels[None], size)[0]
+    src = embedding.png(pixels) if pixels.size < 3 * 128 * 128 else embedding.jpeg(pixels, 85)
+    return {
+        "kind": one.kind, "src": src, "width": width, "height": height, "frames": one.frames, "across": one.across,
+        "seconds": one.seconds, "grid": list(one.grid),
+    }  # fmt: skip
