@@ -150,6 +150,11 @@ def get_config() -> ConfigDict:
     config.checkpoint.keep = 2  # newest ones
     config.checkpoint.keep_best = 1  # by evaluation loss
 
+    config.monitor = ConfigDict()
+    config.monitor.attention_every = 0  # steps from one look at attention to the next; 0 is at evaluations, -1 never
+    config.monitor.queries = 128  # target positions of a row that are looked at
+    config.monitor.heatmaps = 8  # held-out samples of a source with maps of attention, drawn at evaluations; 0 is none
+
     config.log = ConfigDict()
     config.log.every = 15  # steps
     config.log.tensorboard = True

@@ -18,11 +18,14 @@ from jaxmm.errors import UserError
 from jaxmm.workdir.folder import has_saved
 
 # What may differ when a run goes on; data is told apart by its content, not by where it lies.
-FREE = ("steps", "accumulation", "mesh", "compute", "eval", "checkpoint", "log", "data.cache", "data.threads",
-        "data.workers", "data.path", "data.media_dir", "data.follow_outside", "data.tokenizer", "data.allow_change",
-        "data.columns", "data.split", "data.val_size", "data.placeholder", "data.video_placeholder",
-        "data.audio_placeholder", "data.bare_placeholder", "data.allow_urls", "data.url_hosts", "data.on_error",
-        "data.max_skipped", "data.drop_image", "init_from")  # fmt: skip
+FREE = (
+    "steps", "accumulation", "mesh", "compute", "eval", "checkpoint", "log", "monitor", "init_from",
+    *(f"data.{name}" for name in (
+        "cache", "threads", "workers", "path", "media_dir", "follow_outside", "tokenizer", "allow_change", "columns",
+        "split", "val_size", "placeholder", "video_placeholder", "audio_placeholder", "bare_placeholder", "allow_urls",
+        "url_hosts", "on_error", "max_skipped", "drop_image",
+    )),
+)  # fmt: skip
 CHANGEABLE = ("data", "epochs")  # what data.allow_change lets differ besides, and with it the content of the data
 
 

@@ -24,6 +24,7 @@ GROUPS = {
     "mesh": "how devices are laid out",
     "eval": "held-out data",
     "checkpoint": "what is saved",
+    "monitor": "what is looked at beside the loss",
     "log": "what is told",
 }
 

@@ -303,6 +303,14 @@ KEYS: dict[str, Key] = {
     "checkpoint.every": Key(280, "steps", least=0, most=LARGEST),
     "checkpoint.keep": Key(2, "newest ones", least=1, most=LARGEST),
     "checkpoint.keep_best": Key(1, "by evaluation loss", least=0, most=LARGEST),
+    "monitor.attention_every": Key(
+        0, "steps from one look at attention to the next; 0 is at evaluations, -1 never", least=1, most=LARGEST,
+        also=(0, -1),
+    ),
+    "monitor.queries": Key(128, "target positions of a row that are looked at", least=1, most=LARGEST),
+    "monitor.heatmaps": Key(
+        8, "held-out samples of a source with maps of attention, drawn at evaluations; 0 is none", least=0, most=LARGEST
+    ),
     "log.every": Key(15, "steps", least=0, most=LARGEST),
     "log.tensorboard": Key(True, "whether TensorBoard's events are written"),
 }  # fmt: skip

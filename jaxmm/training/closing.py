@@ -9,24 +9,21 @@ import jax
 
 from jaxmm import formatting
 from jaxmm.atomic import read_lines, write_json
-from jaxmm.data import files
 from jaxmm.data.packing.plan import Lengths
-from jaxmm.inference.answers import answers, make_generator
-from jaxmm.training import curves, samples, throughput
+from jaxmm.training import curves, throughput
 from jaxmm.training.evaluator import Evaluator, Figures, closing_rows, mean_loss
+from jaxmm.training.held_out_samples import HeldOutSamples
 from jaxmm.training.logger import OF_CLIPS, Logger, Summary
 from jaxmm.training.progress import Progress
 from jaxmm.training.run import Run
 from jaxmm.training.step import TrainState
 
 SUMMARY = "summary.json"
-SAMPLES = 16  # questions of each source that are drawn
-ANSWER_TOKENS = 32  # the longest answer under one
 
 
 def close(
-    run: Run, progress: Progress, logger: Logger, evaluator: Evaluator | None, state: TrainState,
-    save: Callable[..., None],
+    run: Run, progress: Progress, logger: Logger, evaluator: Evaluator | None, held_out: HeldOutSamples,
+    state: TrainState, save: Callable[..., None],
 ) -> None:  # fmt: skip
     """Ends a run whose last step is done. ``save``: as ``(step, state, metric, is_last=)``."""
     figures: dict[str, Figures] = {}
@@ -42,7 +39,7 @@ def close(
         curves.draw(read_lines(run.workdir / "metrics.jsonl"), run.workdir / "curves.png")
     logger.status("answering samples", at_once=True)
     with run.barrier.together("the closing samples"):
-        drawn = _draw_samples(run, state)
+        drawn = held_out.draw(state.params, run.steps)
     for line in _closing_lines(run, summary, drawn):
         run.say(line)
 
@@ -76,26 +73,6 @@ def _logged_loss(run: Run) -> float | None:
     """Of the last line of the log, where this process made no step: it only closes what another has trained."""
     losses = [line["loss"] for line in read_lines(run.workdir / "metrics.jsonl") if "loss" in line]
     return losses[-1] if losses else None
-
-
-def _draw_samples(run: Run, state: TrainState) -> str:
-    """Draws held-out questions with the model's answers; returns the pictures' folder, or ''."""
-    if not run.held_out:
-        return ""
-    recipe, folder, drawn = run.recipe, run.workdir / "samples", ""
-    generate = make_generator(recipe.model, recipe.compute, recipe.template.stop_ids)
-    for source in run.held_out.lengths:
-        asked = samples.questions(source.prepared, recipe.template, SAMPLES, recipe.image)
-        if asked:
-            prompts = [prompt for prompt, _ in asked]
-            given = answers(
-                generate, state.params, prompts, recipe.template, recipe.image, ANSWER_TOKENS, fits_row=True
-            )
-            if run.is_first:
-                path = folder / f"{files.bare(source.name)}.png"
-                samples.draw(asked, given, path, recipe.template, recipe.image)
-            drawn = str(folder)
-    return drawn
 
 
 def _asked_with(run: Run) -> str:

@@ -11,13 +11,16 @@ import jax
 
 import jaxmm
 from jaxmm import sharding
+from jaxmm.batch import Batch
 from jaxmm.checkpoints.record import PlanRecord, Record
 from jaxmm.data.assemble import Loaded
 from jaxmm.data.loader import batches
+from jaxmm.monitor.attention import AttentionMonitor
 from jaxmm.runtime.barrier import Stop
 from jaxmm.training.closing import close
 from jaxmm.training.compiled_step import CompiledStep
 from jaxmm.training.evaluator import Evaluator, Figures, mean_loss
+from jaxmm.training.held_out_samples import HeldOutSamples
 from jaxmm.training.logger import Logger
 from jaxmm.training.opening import opening_lines
 from jaxmm.training.progress import Progress, counts_of
@@ -47,11 +50,17 @@ class _Due(NamedTuple):
     log: bool
     evaluate: bool
     save: bool
+    look: bool  # at attention
 
     @classmethod
     def after(cls, step: int, run: Run) -> _Due:
-        every = (run.config.log.every, run.config.eval.every, run.config.checkpoint.every)
-        return cls(*(step == run.steps or (n > 0 and step % n == 0) for n in every))
+        config = run.config
+        look = config.monitor.attention_every or config.eval.every
+        log, evaluate, save, look = (
+            step == run.steps or (n > 0 and step % n == 0)
+            for n in (config.log.every, config.eval.every, config.checkpoint.every, look)
+        )
+        return cls(log, evaluate, save, look and config.monitor.attention_every >= 0)
 
 
 class _Loop:
@@ -60,6 +69,11 @@ class _Loop:
     def __init__(self, run: Run, logger: Logger, compiled_step: CompiledStep | None):
         self.run, self.logger, self.compiled_step = run, logger, compiled_step
         self.evaluated: tuple[int, dict[str, Figures]] = (-1, {})  # at which step, and what
+        self.samples = HeldOutSamples(run)
+        self.attention = AttentionMonitor(
+            run.recipe.model, run.recipe.compute, run.mesh, run.corpus.lengths, run.recipe.template,
+            run.config.monitor.queries,
+        )  # fmt: skip
 
     def __call__(self, stop: Stop) -> int:
         run = self.run
@@ -81,14 +95,14 @@ class _Loop:
             progress.add(metrics, counts_of(loaded, run), loaded, wait)
             self.logger.status(f"step {step} of {run.steps}")
             if any(due := _Due.after(step, run)):
-                self._after(step, due, state)
+                self._after(step, due, state, loaded, batch)
         progress.finish(step)
         if signal:
             self._save(step, state, None, is_last=True)
             run.say(f"stopped after step {step} of {run.steps} and saved; "
                     f"the same command goes on at step {step + 1}")  # fmt: skip
             return 128 + signal
-        close(run, progress, self.logger, self.evaluator, state, self._save)
+        close(run, progress, self.logger, self.evaluator, self.samples, state, self._save)
         return 0
 
     def _first_state(self) -> TrainState:
@@ -98,12 +112,15 @@ class _Loop:
                 jax.block_until_ready(state)
         return state
 
-    def _after(self, step: int, due: _Due, state: TrainState) -> None:
+    def _after(self, step: int, due: _Due, state: TrainState, loaded: Loaded, batch: Batch) -> None:
         run, progress = self.run, self.progress
         progress.settle()
         progress.judge_skipped(step)
         if due.log:
             progress.log(step)
+        if due.look:
+            with progress.meter.pause():
+                self._look(step, state, loaded, batch)
         if step == run.steps:
             return  # the end evaluates and saves once more, with everything
         with progress.meter.pause():
@@ -113,9 +130,19 @@ class _Loop:
                 self.evaluated = step, figures
                 self.logger.log(step, {"eval": figures})
                 run.say(f"step {step}: " + "  ".join(_one_line(figures)))
+            if due.evaluate and run.config.monitor.attention_every >= 0:
+                with run.barrier.together(f"the samples of step {step}"):
+                    self.samples.draw(state.params, step)
             if due.save:
                 at, figures = self.evaluated
                 self._save(step, state, mean_loss(figures) if at == step else None)
+
+    def _look(self, step: int, state: TrainState, loaded: Loaded, batch: Batch) -> None:
+        """Logs where the attention of a step's own batch goes, now that it has been learnt from."""
+        self.logger.status("looking at attention", at_once=True)
+        with self.run.barrier.together(f"a look at the attention of step {step}"):
+            if figures := self.attention(state.params, loaded, batch):
+                self.logger.log(step, {"attention": figures})
 
     def _save(self, step: int, state: TrainState, metric: float | None, *, is_last: bool = False) -> None:
         run = self.run
