@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import small_run
@@ -41,6 +42,15 @@ def alone_in_this_process(arguments: list[str], workdir: Path) -> list[dict[str,
 
 def losses(lines: list[dict[str, Any]]) -> list[float]:
     return [line["loss"] for line in lines]
+
+
+def assert_close_figures(found: Any, wanted: Any) -> None:
+    """Equal to 1e-4, number by number: the models have learnt for some steps, each in its own rounding."""
+
+    def close(a: Any, b: Any) -> None:
+        assert a == b if isinstance(a, str) else abs(a - b) < 1e-4
+
+    jax.tree.map(close, found, wanted)
 
 
 def counted(line: dict[str, Any]) -> list[float]:
@@ -76,6 +86,7 @@ def test_processes_of_one_job_give_the_losses_and_figures_of_one_process(tmp_pat
     (data / "23.png").write_bytes(whole[:50])  # its size is there, its pixels are not: one process finds out
     arguments = [*small_run.arguments(data, tmp_path / "cache"), f"--config.steps={STEPS}", "--config.log.every=1"]
     arguments += ["--config.eval.every=0", "--config.checkpoint.every=100", "--config.eval.examples=8"]
+    arguments += ["--config.monitor.attention_every=2", "--config.monitor.heatmaps=2"]
     rows = planned(arguments, tmp_path / "plan", STEPS + 2)
     assert all(len(set(images_of(batch, 2))) == 2 for batch in rows), "uneven parts"
     one = alone_in_this_process(arguments, tmp_path / "one")
@@ -90,6 +101,8 @@ def test_processes_of_one_job_give_the_losses_and_figures_of_one_process(tmp_pat
     np.testing.assert_allclose(losses(found["two"]), losses(one), rtol=1e-6)
     assert losses(found["slurm"]) == losses(found["two"]), "to the bit, whatever the number of processes"
     for lines in found.values():
+        assert [line["step"] for line in lines if "attention" in line] == [2, 4]
+        assert_close_figures([line.get("attention") for line in lines], [line.get("attention") for line in one])
         for line, wanted in zip(lines, one, strict=True):
             np.testing.assert_allclose(counted(line), counted(wanted), rtol=1e-12)
     alone.append(f"--config.steps={STEPS + 2}")

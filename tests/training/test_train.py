@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import jax
+import numpy as np
 import pytest
 import small_run
 from conftest import IMAGE, random_documents
@@ -52,7 +53,7 @@ def arguments(data, tmp_path_factory) -> list[str]:
 def finished(arguments, tmp_path_factory) -> Path:
     """The workdir of a whole run of 8 steps."""
     workdir = tmp_path_factory.mktemp("finished")
-    assert train.main([*arguments, f"--workdir={workdir}"]) == 0
+    assert train.main([*arguments, "--config.monitor.attention_every=0", f"--workdir={workdir}"]) == 0
     return workdir
 
 
@@ -76,6 +77,31 @@ def test_a_run_leaves_every_file_it_promises(finished):
     assert [line["step"] for line in lines] == [2, 4, 6, 8]
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert set(lines[0]["sources"]) == {"colours", "pages"}
+
+
+def test_a_run_tells_at_evaluations_where_attention_goes_and_keeps_maps_of_its_samples(finished):
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    looks = {line["step"]: line["attention"] for line in lines if "attention" in line}
+    assert list(looks) == [4, 8]
+    for look in looks.values():
+        assert (look["layers"], look["heads"]) == (2, 2)
+        np.testing.assert_allclose(sum(np.array(mass) for mass in look["mass"].values()), np.ones((2, 2)), atol=1e-5)
+        assert set(look["sources"]) == {"colours", "pages"}
+        assert min(np.ravel(look["media"]["image"]["mass"])) > 0
+    kept = json.loads((finished / "samples" / "colours.json").read_text())
+    assert (kept["step"], kept["source"], len(kept["samples"])) == (8, "colours", 8)
+    assert all(sample["media"][0]["kind"] == "image" for sample in kept["samples"])
+
+
+def test_the_compiled_step_is_the_very_same_program_with_the_monitor_on_and_off(arguments, tmp_path):
+    def text(every: int) -> str:
+        flags = [*arguments, f"--config.monitor.attention_every={every}"]
+        run = Run(command.parse(flags, train.FLAGS, about="").config, tmp_path / f"{every}")
+        with jax.set_mesh(run.mesh):
+            state, batch = run.program.abstract_state(run.mesh), run.abstract_batch()
+            return str(run.program.jitted(run.mesh).lower(state, batch).as_text())
+
+    assert text(1) == text(-1)
 
 
 def test_the_counts_of_the_parts_of_a_batch_add_up_to_those_of_the_whole(tiny, lengths_of):

@@ -2,7 +2,7 @@
 
 Rates and the loader's share come from steps in a row on the run's own data. Where a step's time goes comes from
 programs that end earlier and earlier (without the optimizer, without the loss, without the decoder), run in turns on
-one batch; a part's time is the difference of two.
+one batch; a part's time is the difference of two. So does one look of the monitor at the attention of that batch.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def measure(settings: Settings) -> Measured:
             jax.profiler.stop_trace()
         figures |= rates(seconds, counts, jax.devices()[0].device_kind, run.mesh.size)
         figures["peak memory"] = Figure([throughput.peak_memory_bytes(jax.local_devices()) / 2**20], "MiB")
-        shares, without = parts(run, step, state, batch, settings.repeats)
+        shares, without = parts(run, step, state, loaded, batch, settings.repeats)
         figures |= shares
     recipe = run.recipe
     notes = [
@@ -102,7 +102,7 @@ def rates(seconds: list[float], counts: list[Any], device_kind: str, devices: in
 
 
 def parts(
-    run: Any, step: Any, state: Any, batch: Any, repeats: int
+    run: Any, step: Any, state: Any, loaded: Any, batch: Any, repeats: int
 ) -> tuple[dict[str, Figure], list[str]]:  # fmt: skip
     """Shares of the step's time, as differences of programs that end earlier; paired sample by sample.
 
@@ -118,7 +118,7 @@ def parts(
             f"microbatches; --config.accumulation=1 has them"
         ]
     try:
-        found = in_turns(programs(run, step, state, batch), repeats)
+        found = in_turns(programs(run, step, state, loaded, batch), repeats)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -131,6 +131,7 @@ def parts(
         "share of decoder": [b - a for a, b in zip(found["tower"], found["hidden"], strict=True)],
         "share of loss": [b - a for a, b in zip(found["hidden"], found["loss"], strict=True)],
         "share of optimizer": [b - a for a, b in zip(found["loss"], found["step"], strict=True)],
+        "a look at attention": found["look"],
     }
     return {
         name: Figure([each / whole for each, whole in zip(samples, found["step"], strict=True)], "of the step")
@@ -138,11 +139,13 @@ def parts(
     }, []
 
 
-def programs(run: Any, step: Any, state: Any, batch: Any) -> dict[str, Callable[[], Any]]:
-    """The step, and gradients of programs that end after the tower, the decoder and the loss; each waits for itself."""
+def programs(run: Any, step: Any, state: Any, loaded: Any, batch: Any) -> dict[str, Callable[[], Any]]:
+    """The step, gradients of programs that end after the tower, the decoder and the loss, and the monitor's look at the
+    batch; each waits for itself."""
     import jax
 
     from jaxmm.models.multimodal import make_model
+    from jaxmm.monitor.attention import AttentionMonitor
     from jaxmm.runtime.jax_internals import step_options
     from jaxmm.training.loss import batch_loss, select_targets
     from jaxmm.training.optimizer import split_frozen
@@ -178,8 +181,13 @@ def programs(run: Any, step: Any, state: Any, batch: Any) -> dict[str, Callable[
         held[0], metrics = step(held[0], batch)
         jax.block_until_ready(metrics)
 
+    monitor = AttentionMonitor(
+        recipe.model, recipe.compute, run.mesh, run.corpus.lengths, recipe.template, run.config.monitor.queries
+    )
+    params = {**trainable, **fixed}
     ending = (("tower", tower), ("hidden", hidden), ("loss", loss))
-    return {**{name: gradients(f) for name, f in ending}, "step": whole}
+    return {**{name: gradients(f) for name, f in ending}, "step": whole,
+            "look": lambda: monitor(params, loaded, batch)}  # fmt: skip
 
 
 ROWS = [Row("step", "the config's own data and mesh", {}, measure)]
