@@ -163,6 +163,14 @@ def place_batch(batch: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(where, np.asarray(x)), batch)
 
 
+def microbatches(batch: Any, count: int) -> Any:
+    """A batch (a pytree of (B, ...)) as ``count`` of them, (count, B / count, ...).
+
+    Rows go to microbatches in strides, which keeps each device's rows its own.
+    """
+    return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 0, 1), batch)
+
+
 def fetched(x: jax.Array) -> np.ndarray:
     """The whole array on the host, in every process of a job; all of them must ask."""
     if x.is_fully_addressable or x.is_fully_replicated:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxmm import sharding
@@ -25,14 +26,26 @@ SEEN = 1 << len(MODALITIES)  # sets of modalities that a target may have before 
 class Probe:
     """``attended`` of a model, under jit: compiled once for each shape of a batch and its queries."""
 
-    def __init__(self, model: ModelSpec, compute: Compute, groups: int = 1):
-        """``groups``: of queries, each with sums of its own."""
+    def __init__(self, model: ModelSpec, compute: Compute, groups: int = 1, parts: int = 1):
+        """
+        Args:
+          groups: of queries, each with sums of its own.
+          parts: a batch is computed in, one after the other, as a step with ``accumulation``; above 1, maps are not
+            made.
+        """
         apply = make_model(model)[1]
         # Layers in a loop: it is compiled for a few batches alone.
         compute = dataclasses.replace(compute, unroll=1, remat="none")
 
         def attended(params: Any, batch: Batch, queries: Queries) -> Attended:
-            found = apply(params, batch, queries, groups, compute, method="attended")
+            def of(part: tuple[Batch, Queries]) -> Attended:
+                return apply(params, *part, groups, compute, method="attended")
+
+            if parts == 1:
+                found = of((batch, queries))
+            else:
+                each = jax.lax.map(lambda part: of(part).sums_LHGX, sharding.microbatches((batch, queries), parts))
+                found = Attended(each.sum(0), jnp.zeros((0,)))
             return jax.tree.map(lambda x: sharding.constrain(x, *[None] * x.ndim), found)
 
         self._run = jax.jit(attended)
@@ -46,15 +59,17 @@ class AttentionMonitor:
     """Looks at the attention of a run's batches."""
 
     def __init__(
-        self, model: ModelSpec, compute: Compute, mesh: Any, lengths: Sequence[Lengths], template: Template, most: int
-    ):
+        self, model: ModelSpec, compute: Compute, mesh: Any, lengths: Sequence[Lengths], template: Template, most: int,
+        accumulation: int = 1,
+    ):  # fmt: skip
         """
         Args:
           lengths: of the sources that batches are made of.
           most: target positions of a row that are looked at.
+          accumulation: microbatches that a batch is computed in.
         """
         self._mesh, self._lengths, self._template, self._most = mesh, list(lengths), template, most
-        self._probe = Probe(model, compute, len(self._lengths) * SEEN)
+        self._probe = Probe(model, compute, len(self._lengths) * SEEN, accumulation)
 
     def __call__(self, params: Any, loaded: Loaded, batch: Batch) -> dict[str, Any]:
         """The figures of one batch; {} where it has no targets. Every process of a job must ask.

@@ -103,7 +103,7 @@ def looks(
         batch: Batch = jax.tree.map(lambda x, b=b: x[b : b + 1], rows.loaded.batch)
         found = probe(params, batch, queries)
         sums_AX = np.asarray(found.sums_LHGX)[:, :, : len(ids)].sum((0, 1))
-        mass_XA = (sums_AX / np.maximum(sums_AX[:, COUNT:], 1.0)).T[: len(CLASSES)]
+        mass_XA = (sums_AX.astype(np.float64) / np.maximum(sums_AX[:, COUNT:], 1.0)).T[: len(CLASSES)]
         maps_LHAS = np.asarray(found.maps_LBHQC)[:, 0, :, : len(ids), : len(columns[b])]
         yield Look(_pieces(ids, template), shown[b], mass_XA, maps_LHAS)
 

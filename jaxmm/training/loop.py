@@ -72,7 +72,7 @@ class _Loop:
         self.samples = HeldOutSamples(run)
         self.attention = AttentionMonitor(
             run.recipe.model, run.recipe.compute, run.mesh, run.corpus.lengths, run.recipe.template,
-            run.config.monitor.queries,
+            run.config.monitor.queries, run.config.accumulation,
         )  # fmt: skip
 
     def __call__(self, stop: Stop) -> int:

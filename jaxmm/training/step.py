@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from jaxmm import sharding
 from jaxmm.batch import Batch
 from jaxmm.training.loss import Targets, TokenLoss, batch_loss
 from jaxmm.training.optimizer import split_frozen
@@ -104,13 +105,10 @@ def make_train_step(
         if accumulation == 1:
             return grad(trainable, fixed, batch, total_weight)
 
-        def deal(x):
-            return jnp.swapaxes(x.reshape(x.shape[0] // accumulation, accumulation, *x.shape[1:]), 0, 1)
-
         def add(carry, part):
             return jax.tree.map(jnp.add, carry, grad(trainable, fixed, part, total_weight)), None
 
-        parts = jax.tree.map(deal, batch)
+        parts = sharding.microbatches(batch, accumulation)
         shapes = jax.eval_shape(grad, trainable, fixed, jax.tree.map(lambda x: x[0], parts), total_weight)
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         return lax.scan(add, zeros, parts)[0]

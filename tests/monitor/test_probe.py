@@ -148,16 +148,13 @@ def two_sources(many: list[Lengths]) -> Loaded:
     return Assembler(many, BUDGETS, IMAGE)(rows)
 
 
-def test_on_every_axis_of_a_mesh_the_figures_are_those_of_one_device(tiny, many, template):
+def test_on_every_axis_of_a_mesh_and_in_microbatches_the_figures_are_those_of_one_device(tiny, many, template):
     loaded, found = two_sources(many), []
-    for sizes, devices in (
-        ({"data": 1}, 1),
-        ({"fsdp": 2, "tensor": 2, "context": 2}, 8),
-        ({"data": 4, "tensor": 2}, 8),
-    ):
+    meshes = ({"data": 1}, 1, 1), ({"fsdp": 2, "tensor": 2, "context": 2}, 8, 1), ({"data": 2, "tensor": 2}, 4, 2)
+    for sizes, devices, parts in meshes:
         mesh = sharding.make_mesh(sizes, jax.devices()[:devices])
         with jax.set_mesh(mesh):
-            monitor = AttentionMonitor(tiny.spec, Compute(), mesh, many, template, most=20)
+            monitor = AttentionMonitor(tiny.spec, Compute(), mesh, many, template, 20, accumulation=parts)
             found.append(monitor(tiny.params, loaded, sharding.place_batch(loaded.batch, mesh)))
     for other in found[1:]:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5) if not isinstance(a, str) else a == b,

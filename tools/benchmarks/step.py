@@ -182,8 +182,9 @@ def programs(run: Any, step: Any, state: Any, loaded: Any, batch: Any) -> dict[s
         jax.block_until_ready(metrics)
 
     monitor = AttentionMonitor(
-        recipe.model, recipe.compute, run.mesh, run.corpus.lengths, recipe.template, run.config.monitor.queries
-    )
+        recipe.model, recipe.compute, run.mesh, run.corpus.lengths, recipe.template, run.config.monitor.queries,
+        run.config.accumulation,
+    )  # fmt: skip
     params = {**trainable, **fixed}
     ending = (("tower", tower), ("hidden", hidden), ("loss", loss))
     return {**{name: gradients(f) for name, f in ending}, "step": whole,
