@@ -32,10 +32,14 @@ def scaled(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def spectrogram(frames_FM: np.ndarray) -> np.ndarray:
     """Log-mel frames as a picture, uint8 (mels, frames, 3): time goes to the right, and the lowest band is last."""
     low, high = float(frames_FM.min()), float(frames_FM.max())
-    part = (frames_FM.T[::-1] - low) / max(high - low, 1e-6)
+    return heat((frames_FM.T[::-1] - low) / max(high - low, 1e-6))
+
+
+def heat(parts: np.ndarray) -> np.ndarray:
+    """Numbers from 0 to 1 as colours, uint8 (..., 3); each is brighter than the ones below it."""
     steps = np.linspace(0.0, 1.0, len(_HEAT))
     table = np.stack([np.interp(np.linspace(0.0, 1.0, 256), steps, channel) for channel in zip(*_HEAT, strict=True)], 1)
-    return table.round().astype(np.uint8)[(part * 255).round().astype(np.uint8)]
+    return table.round().astype(np.uint8)[(parts * 255).round().astype(np.uint8)]
 
 
 def wave_heights(samples: np.ndarray, columns: int) -> np.ndarray:
