@@ -19,6 +19,7 @@ from jaxmm.training.closing import close
 from jaxmm.training.compiled_step import CompiledStep
 from jaxmm.training.evaluator import Evaluator, Figures, mean_loss
 from jaxmm.training.logger import Logger
+from jaxmm.training.media_gain import worth
 from jaxmm.training.opening import opening_lines
 from jaxmm.training.progress import Progress, counts_of
 from jaxmm.training.run import Run
@@ -67,6 +68,8 @@ class _Loop:
         for line in opening_lines(run, state):
             run.say(line)
         self.evaluator = _evaluator(run)
+        for line in self.evaluator.notes if self.evaluator else ():
+            run.say(f"held out: {line}")
         self.progress = progress = Progress(run, self.logger)
         step, signal = run.start, 0
         if self.compiled_step:
@@ -189,4 +192,5 @@ def _one_line(figures: dict[str, Figures]) -> Iterator[str]:
             yield f"{name}: nothing to predict"
             continue
         right = of_source["answer_accuracy"]
-        yield f"{name} loss {of_source['loss']:.4f}" + ("" if right is None else f", answers right {right:.3f}")
+        parts = [f"{name} loss {of_source['loss']:.4f}", *([] if right is None else [f"answers right {right:.3f}"])]
+        yield ", ".join([*parts, *worth(of_source)])

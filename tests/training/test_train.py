@@ -69,13 +69,16 @@ def test_a_run_leaves_every_file_it_promises(finished):
     assert set(summary) == set(logger.Summary._fields)
     assert summary["steps"] == 8
     assert summary["attention"] == "blocks", "the one that was chosen, as none was asked for on a CPU"
-    assert summary["eval"]["colours"]["answers"] == 24
+    figures = summary["eval"]["colours"]
+    assert figures["answers"] == figures["blind"]["image"]["documents"] == 24
+    assert summary["media_gain"] == {"colours": figures["media_gain"]}
     assert (finished / "config.json").exists()
     assert list((finished / "samples").glob("*.png"))
     lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4, 6, 8]
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert set(lines[0]["sources"]) == {"colours", "pages"}
+    assert all(set(line["eval"]["colours"]["media_gain"]) == {"image"} for line in lines[1::2])
 
 
 def test_the_counts_of_the_parts_of_a_batch_add_up_to_those_of_the_whole(tiny, lengths_of):
