@@ -78,6 +78,12 @@ def test_a_run_leaves_every_file_it_promises(finished):
     assert [line["step"] for line in lines] == [2, 4, 6, 8]
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert set(lines[0]["sources"]) == {"colours", "pages"}
+    balance = lines[-1]["balance"]
+    assert balance["sources"]["colours"]["asked"] == pytest.approx(0.7)
+    for column in ("asked", "tokens", "targets", "loss"):
+        assert sum(one[column] for one in balance["sources"].values()) == pytest.approx(1), column
+    # Pages are text, colours have a picture.
+    assert balance["modalities"]["image"]["tokens"] == balance["sources"]["colours"]["tokens"]
     assert all(set(line["eval"]["colours"]["media_gain"]) == {"image"} for line in lines[1::2])
 
 
