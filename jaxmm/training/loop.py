@@ -18,6 +18,7 @@ from jaxmm.runtime.barrier import Stop
 from jaxmm.training.closing import close
 from jaxmm.training.compiled_step import CompiledStep
 from jaxmm.training.evaluator import Evaluator, Figures, mean_loss
+from jaxmm.training.group_gradients import GroupNorms, Pulls
 from jaxmm.training.logger import Logger
 from jaxmm.training.media_gain import worth
 from jaxmm.training.opening import opening_lines
@@ -61,6 +62,7 @@ class _Loop:
     def __init__(self, run: Run, logger: Logger, compiled_step: CompiledStep | None):
         self.run, self.logger, self.compiled_step = run, logger, compiled_step
         self.evaluated: tuple[int, dict[str, Figures]] = (-1, {})  # at which step, and what
+        self.group_norms = GroupNorms(run.program.group_norms, run.corpus.lengths, run.mesh)
 
     def __call__(self, stop: Stop) -> int:
         run = self.run
@@ -84,7 +86,7 @@ class _Loop:
             progress.add(metrics, counts_of(loaded, run), loaded, wait)
             self.logger.status(f"step {step} of {run.steps}")
             if any(due := _Due.after(step, run)):
-                self._after(step, due, state)
+                self._after(step, due, state, loaded, batch)
         progress.finish(step)
         if signal:
             self._save(step, state, None, is_last=True)
@@ -101,12 +103,15 @@ class _Loop:
                 jax.block_until_ready(state)
         return state
 
-    def _after(self, step: int, due: _Due, state: TrainState) -> None:
+    def _after(self, step: int, due: _Due, state: TrainState, loaded: Loaded, batch: Any) -> None:
         run, progress = self.run, self.progress
         progress.settle()
         progress.judge_skipped(step)
+        pulls = self._monitor(step, state, loaded, batch) if due.evaluate else None
         if due.log:
-            progress.log(step)
+            progress.log(step, pulls)
+        elif pulls and pulls.norms:
+            self.logger.log(step, {"gradients": pulls.norms})
         if step == run.steps:
             return  # the end evaluates and saves once more, with everything
         with progress.meter.pause():
@@ -119,6 +124,12 @@ class _Loop:
             if due.save:
                 at, figures = self.evaluated
                 self._save(step, state, mean_loss(figures) if at == step else None)
+
+    def _monitor(self, step: int, state: TrainState, loaded: Loaded, batch: Any) -> Pulls:
+        """What is looked at now and then: gradient norms by group, of the step's batch and the parameters after it."""
+        with self.progress.meter.pause():
+            self.logger.status(f"step {step}: gradients by source and modality", at_once=True)
+            return self.group_norms(state.params, batch, loaded)
 
     def _save(self, step: int, state: TrainState, metric: float | None, *, is_last: bool = False) -> None:
         run = self.run

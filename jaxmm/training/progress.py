@@ -13,7 +13,8 @@ from jaxmm.data.documents import split_origin
 from jaxmm.errors import UserError
 from jaxmm.models.flops import batch_flops
 from jaxmm.runtime.barrier import Barrier
-from jaxmm.training.balance import Balance
+from jaxmm.training.balance import Balance, with_gradients
+from jaxmm.training.group_gradients import Pulls
 from jaxmm.training.logger import Logger
 from jaxmm.training.run import Run
 from jaxmm.training.step import Metrics
@@ -126,8 +127,12 @@ class Progress:
             f"the same command goes on from the last checkpoint, and counts only what that had counted"
         )
 
-    def log(self, step: int) -> None:
-        """Logs the steps since the last call; nothing where there were none."""
+    def log(self, step: int, pulls: Pulls | None = None) -> None:
+        """Logs the steps since the last call; nothing where there were none.
+
+        Args:
+          pulls: gradient norms by group of the last step's batch, where they were measured.
+        """
         if not self._sums:
             return
         run, window = self.run, self.meter.window()
@@ -135,9 +140,13 @@ class Progress:
             run.skipped.reread()
         figures, total = self._loss_figures(step), self._total()
         self.loss = figures["loss"]
+        balance = self.balance.figures(total.source_loss_sum, total.source_weight_sum)
+        if pulls and pulls.norms:
+            figures["gradients"] = pulls.norms
+            balance = with_gradients(balance, pulls.norms, pulls.losses)
         self.logger.log(step, {
             **figures,
-            "balance": self.balance.figures(total.source_loss_sum, total.source_weight_sum),
+            "balance": balance,
             "examples_seen": self.examples_seen,
             "examples_skipped": len(run.skipped),
             **window,

@@ -84,6 +84,11 @@ def test_a_run_leaves_every_file_it_promises(finished):
         assert sum(one[column] for one in balance["sources"].values()) == pytest.approx(1), column
     # Pages are text, colours have a picture.
     assert balance["modalities"]["image"]["tokens"] == balance["sources"]["colours"]["tokens"]
+    measured = [line["step"] for line in lines if "gradients" in line]
+    assert measured == [4, 8], "where it is evaluated, and at the end"
+    assert set(lines[-1]["gradients"]["sources"]["colours"]) == {"vision", "connector", "decoder", "all"}
+    assert set(lines[-1]["gradients"]["modalities"]) == {"text", "image"}
+    assert sum(one["gradient"] for one in balance["modalities"].values()) == pytest.approx(1)
     assert all(set(line["eval"]["colours"]["media_gain"]) == {"image"} for line in lines[1::2])
 
 
