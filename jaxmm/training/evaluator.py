@@ -125,7 +125,7 @@ class Evaluator:
         held = int(np.bitwise_or.reduce(codes_E, initial=0))
         for bit, modality in enumerate(MODALITIES):
             if held >> bit & 1 and not MEDIA[modality].is_text:
-                yield modality, swap(source, modality, self.budgets, self.recipe.template.stamp)
+                yield modality, swap(source, modality, self.budgets, self.recipe.template.stamp, self.examples)
 
     def _run(
         self, params, lengths: Sequence[Lengths], which: Mapping[str, np.ndarray] | None = None, backwards: bool = False

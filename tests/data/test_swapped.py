@@ -145,6 +145,15 @@ def test_the_content_that_is_read_is_the_partner_s(lengths_of):
     assert {piece.example for k in range(len(plan)) for row in plan.batch(k) for piece in row} == {0, 2, 3}
 
 
+def test_only_the_first_examples_are_swapped_where_no_more_are_asked_for():
+    lengths = made(7, examples=40)
+    one = swap(lengths, "image", WIDE, examples=10)
+    last = int(lengths.prepared.images_E1[10])
+    assert (len(one.lengths), len(one.has_E), len(one.lengths.prepared.from_I)) == (10, 10, last)  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(one.lengths.targets_E, lengths.targets_E[:10])
+    np.testing.assert_array_equal(one.is_swapped_E, np.diff(lengths.prepared.images_E1)[:10] > 0)
+
+
 def test_a_source_of_text_alone_has_nothing_to_swap():
     one = swap(texts([4, 5]), "image", WIDE)
     assert not one.has_E.any()

@@ -168,7 +168,7 @@ def test_a_split_document_counts_where_both_passes_cut_the_same_text(lengths_of)
     pages = [plain("abcd", picture(16, 16, 0), "efgh", picture(16, 16, 1), "ijkl")]
     lengths = lengths_of([*pages, plain(picture(24, 24, 2), picture(24, 24, 3))])
     from_I = np.array([2, 3, 2, 3])
-    larger = Lengths(Swapped(lengths.prepared, from_I), IMAGE)
+    larger = Lengths(Swapped(lengths.prepared, from_I, 2), IMAGE)
     one = swap(lengths, "image", BUDGETS)._replace(lengths=larger)
     edge = int(lengths.prepared.image_at_I[1]) + int(lengths.slots_I[0]) - 2  # in the text between both
     grown = int(larger.slots_I[0] - lengths.slots_I[0])

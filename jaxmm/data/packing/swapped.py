@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxmm.data.media import table
-from jaxmm.data.media.extents import Extents
 from jaxmm.data.media.medium import SEPARATORS
 from jaxmm.data.packing.inner_text import Encode
 from jaxmm.data.packing.lengths import Lengths
@@ -24,12 +23,14 @@ NEAR = 32  # places up and down, in the order of length, in which a partner is l
 
 
 class Swapped(Columns):
-    """An index in which medium i shows what medium ``from_I[i]`` does, of the same kind; itself where that is i."""
+    """The first examples of an index, in which medium i shows what medium ``from_I[i]`` does, of the same kind; itself
+    where that is i."""
 
-    def __init__(self, index: Columns, from_I: np.ndarray):
+    def __init__(self, index: Columns, from_I: np.ndarray, examples: int):
         self.meta, self.from_I, self._index = index.meta, from_I, index
+        counts = {"E": examples, "E1": examples + 1, "I": len(from_I), "R": int(index.runs_E1[examples])}
         for name in COLUMNS:
-            column = getattr(index, name)
+            column = getattr(index, name)[: counts[name.rpartition("_")[2]]]
             setattr(self, name, np.asarray(column)[from_I] if name in CONTENT else column)
 
     def read(self, example: int) -> Record:
@@ -43,13 +44,13 @@ class Swapped(Columns):
 
 
 class Swap(NamedTuple):
-    """A source with the media of one modality swapped.
+    """The first examples of a source, with the media of one modality swapped among them.
 
     Attributes:
-      lengths: of the swapped source.
-      has_E: bool (E,), which examples have the modality.
-      is_swapped_E: bool (E,), those of them in which every medium of it shows another example's, and that fit a row if
-        they did before.
+      lengths: of the swapped examples.
+      has_E: bool (examples,), which have the modality.
+      is_swapped_E: bool (examples,), those of them in which every medium of it shows another example's, and that fit a
+        row if they did before.
     """
 
     lengths: Lengths
@@ -57,7 +58,7 @@ class Swap(NamedTuple):
     is_swapped_E: np.ndarray
 
 
-def swap(lengths: Lengths, modality: str, budgets: Budgets, encode: Encode | None = None) -> Swap:
+def swap(lengths: Lengths, modality: str, budgets: Budgets, encode: Encode | None = None, examples: int = 0) -> Swap:
     """Swaps all media of a modality; partners are of the same kind, of other examples, and of about the same length.
 
     A document that would not fit a row any more takes from media that are no larger, or is not swapped. The same source
@@ -65,48 +66,44 @@ def swap(lengths: Lengths, modality: str, budgets: Budgets, encode: Encode | Non
 
     Args:
       encode: as in ``Lengths``.
+      examples: at most so many, the first ones; 0 is all.
     """
-    index, count = lengths.prepared, len(lengths)
-    owner_I = np.repeat(np.arange(count), np.diff(index.images_E1))
+    index, count = lengths.prepared, min(len(lengths), examples or len(lengths))
+    owner_I = np.repeat(np.arange(count), np.diff(index.images_E1[: count + 1]))
     those = np.zeros(len(owner_I), bool)
-    for medium, which in table.by_medium(np.asarray(index.image_kind_I)):
+    for medium, which in table.by_medium(np.asarray(index.image_kind_I[: len(owner_I)])):
         if medium.modality == modality and not medium.is_text:
             those[slice(None) if which is None else which] = True
-    has_E = np.bincount(owner_I[those], minlength=count) > 0
-    media = _Media(lengths, owner_I, budgets)
+    media, own = _Media(lengths, owner_I, budgets), np.arange(len(owner_I))
+
+    def swapped(from_I: np.ndarray) -> tuple[Lengths, np.ndarray]:
+        """The swapped examples, and which of them fitted a row until then."""
+        made = Lengths(Swapped(index, from_I, count), lengths.spec, encode=encode)
+        was_long = lengths.is_long(lengths.all_needs[:count], budgets)
+        return made, made.is_long(made.all_needs, budgets) & ~was_long
+
     from_I = media.partners(those)
-    swapped = Lengths(Swapped(index, from_I), lengths.spec, encode=encode)
-    if len(outgrown := _outgrown(lengths, swapped, budgets)):
-        again = those & np.isin(owner_I, outgrown)
+    made, outgrown_E = swapped(from_I)
+    if outgrown_E.any():
+        again = those & outgrown_E[owner_I]
         from_I = np.where(again, media.partners(those, again, no_larger=True), from_I)
-        swapped = Lengths(Swapped(index, from_I), lengths.spec, encode=encode)
-        outgrown = _outgrown(lengths, swapped, budgets)
-    kept = np.bincount(owner_I[those & (from_I == np.arange(len(from_I)))], minlength=count)
-    is_swapped_E = has_E & (kept == 0)
-    is_swapped_E[outgrown] = False
-    return Swap(swapped, has_E, is_swapped_E)
-
-
-def _outgrown(lengths: Lengths, swapped: Lengths, budgets: Budgets) -> np.ndarray:
-    """The examples that fit a row until their media were swapped."""
-    found = [
-        start + np.flatnonzero(swapped.is_long(after, budgets) & ~lengths.is_long(before, budgets))
-        for (start, before), (_, after) in zip(lengths.blocks(), swapped.blocks(), strict=True)
-    ]
-    return np.concatenate(found) if found else np.zeros(0, np.int64)
+        made, outgrown_E = swapped(from_I)
+    has_E = np.bincount(owner_I[those], minlength=count) > 0
+    kept_E = np.bincount(owner_I[those & (from_I == own)], minlength=count) > 0
+    return Swap(made, has_E, has_E & ~kept_E & ~outgrown_E)
 
 
 class _Media:
-    """What is known of a source's media when partners are chosen."""
+    """What is known of a source's first media when partners are chosen; ``owner_I``: their examples."""
 
     def __init__(self, lengths: Lengths, owner_I: np.ndarray, budgets: Budgets):
-        self.owner_I, self.span_I = owner_I, np.asarray(lengths.spans_I, np.int64)
-        extents: Extents = lengths.extents(slice(None))
-        self.kind_I = np.asarray(extents.kind)
-        columns = [np.asarray(getattr(lengths.prepared, name), np.int64) for name in CONTENT]
+        these = slice(0, len(owner_I))
+        self.owner_I, self.span_I = owner_I, np.asarray(lengths.spans_I[these], np.int64)
+        self.kind_I = np.asarray(lengths.prepared.image_kind_I[these])
+        columns = [np.asarray(getattr(lengths.prepared, name)[these], np.int64) for name in CONTENT]
         _, looks = np.unique(np.stack(columns, 1), axis=0, return_inverse=True)
         self.looks_I = looks.reshape(-1)  # media of one size may be one and the same, in several examples
-        self.needs = lengths.media_needs(slice(None)) if len(owner_I) else {}
+        self.needs = lengths.media_needs(these) if len(owner_I) else {}
         self.fits_I = self.span_I + SEPARATORS <= budgets.tokens
         for name, needs in self.needs.items():
             self.fits_I = self.fits_I & (needs <= budgets.get(name))
