@@ -1,4 +1,5 @@
-"""Evaluation on held-out data, in the loop and as a command: loss, and exact match of the assistant's answers.
+"""Evaluation on held-out data, in the loop and as a command: loss, exact match of the assistant's answers, and both
+with other examples' pictures, films and recordings in place of their own.
 
 An answer is right if every token of it, its end marker included, is the model's most likely one after the true tokens
 before it. For a greedy decoder that is the same as generating it, so that no decoding loop is needed.
@@ -25,6 +26,7 @@ from jaxmm.recipe import eval_corpus, fitted, read_recipe
 from jaxmm.runtime import startup
 from jaxmm.runtime.barrier import Barrier
 from jaxmm.training.evaluator import Evaluator, closing_rows
+from jaxmm.training.media_gain import idle_lines
 
 FLAGS: command.Flags = {
     "workdir": ("", "folder of the run to evaluate"),
@@ -59,11 +61,15 @@ def main(argv: list[str]) -> int:
             corpus, recipe, mesh, seq_len=args.config.seq_len, batch_size=args.config.batch_size,
             examples=args.config.eval.examples,
         )  # fmt: skip
-        figures = evaluator(params, blind=True)
+        for line in evaluator.notes if jax.process_index() == 0 else ():
+            print(line, file=sys.stderr)
+        figures = evaluator(params, backwards=True)
     if jax.process_index() == 0:  # every process has the same figures
         atomic.write_json(workdir / "eval.json", figures)
         print(which)
         print(formatting.table(closing_rows(figures)))
+        for line in idle_lines([figures], step or 0, recipe.frozen):
+            print(line)
     return 0
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 
@@ -14,6 +15,7 @@ from jaxmm.training import curves, throughput
 from jaxmm.training.evaluator import Evaluator, Figures, closing_rows, mean_loss
 from jaxmm.training.held_out_samples import HeldOutSamples
 from jaxmm.training.logger import OF_CLIPS, Logger, Summary
+from jaxmm.training.media_gain import idle_lines
 from jaxmm.training.progress import Progress
 from jaxmm.training.run import Run
 from jaxmm.training.step import TrainState
@@ -29,7 +31,7 @@ def close(
     figures: dict[str, Figures] = {}
     if evaluator:
         logger.status("the last evaluation", at_once=True)
-        figures = evaluator(state.params, blind=True)
+        figures = evaluator(state.params, backwards=True)
     if figures and run.start < run.steps:  # else they were logged before the last save
         logger.log(run.steps, {"eval": figures})
     save(run.steps, state, mean_loss(figures), is_last=True)
@@ -57,6 +59,7 @@ def _summary(run: Run, progress: Progress, figures: dict[str, Figures]) -> Summa
         peak_memory_bytes=throughput.peak_memory_bytes(jax.local_devices()),
         attention=run.recipe.compute.attention,
         cut_short=_cut_short(run.corpus.lengths),
+        media_gain={name: of["media_gain"] for name, of in figures.items() if of.get("media_gain")},
     )
 
 
@@ -75,6 +78,13 @@ def _logged_loss(run: Run) -> float | None:
     return losses[-1] if losses else None
 
 
+def _last_evaluations(run: Run, summary: Summary) -> list[Mapping[str, Mapping[str, Any]]]:
+    """The figures of the evaluation before the last one, where there was one, and of the last."""
+    lines = read_lines(run.workdir / "metrics.jsonl")
+    before = [line["eval"] for line in lines if line.get("eval") and line["step"] < run.steps]
+    return [*before[-1:], summary.eval]
+
+
 def _asked_with(run: Run) -> str:
     """The flags for media of the kinds that the run has learnt from; a picture if that is none of them."""
     names = {"image": "PICTURE.png", "video": "CLIP.mp4", "audio": "CLIP.wav"}
@@ -83,11 +93,12 @@ def _asked_with(run: Run) -> str:
 
 
 def _closing_lines(run: Run, summary: Summary, drawn: str) -> Iterator[str]:
-    told = {key: value for key, value in summary._asdict().items() if key not in ("eval", "cut_short")}
+    told = {key: value for key, value in summary._asdict().items() if key not in ("eval", "cut_short", "media_gain")}
     figures = [(key, value) for key, value in told.items() if value is not None or key not in OF_CLIPS]
     yield ""
     yield formatting.table(figures + closing_rows(summary.eval))
     yield ""
+    yield from idle_lines(_last_evaluations(run, summary), run.steps, run.recipe.frozen)
     yield f"look at the curves: {run.workdir / 'curves.png'}" + (f", and the model's answers: {drawn}" if drawn else "")
     if best := run.checkpoints.best_line():
         yield f"checkpoints: {', '.join(map(str, run.checkpoints.steps()))}{best}"

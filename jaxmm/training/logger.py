@@ -42,6 +42,7 @@ class Summary(NamedTuple):
     videos_per_second: float | None = None
     recordings_per_second: float | None = None
     audio_fill: float | None = None
+    media_gain: Mapping[str, Mapping[str, float]] = {}  # source -> modality -> nats a target, of the last evaluation
 
 
 class Logger:

@@ -20,8 +20,10 @@ from jaxmm.runtime.barrier import Stop
 from jaxmm.training.closing import close
 from jaxmm.training.compiled_step import CompiledStep
 from jaxmm.training.evaluator import Evaluator, Figures, mean_loss
+from jaxmm.training.group_gradients import GroupNorms, Pulls
 from jaxmm.training.held_out_samples import HeldOutSamples
 from jaxmm.training.logger import Logger
+from jaxmm.training.media_gain import worth
 from jaxmm.training.opening import opening_lines
 from jaxmm.training.progress import Progress, counts_of
 from jaxmm.training.run import Run
@@ -74,6 +76,7 @@ class _Loop:
             run.recipe.model, run.recipe.compute, run.mesh, run.corpus.lengths, run.recipe.template,
             run.config.monitor.queries, run.config.accumulation,
         )  # fmt: skip
+        self.group_norms = GroupNorms(run.program.group_norms, run.corpus.lengths, run.mesh)
 
     def __call__(self, stop: Stop) -> int:
         run = self.run
@@ -81,6 +84,8 @@ class _Loop:
         for line in opening_lines(run, state):
             run.say(line)
         self.evaluator = _evaluator(run)
+        for line in self.evaluator.notes if self.evaluator else ():
+            run.say(f"held out: {line}")
         self.progress = progress = Progress(run, self.logger)
         step, signal = run.start, 0
         if self.compiled_step:
@@ -116,11 +121,11 @@ class _Loop:
         run, progress = self.run, self.progress
         progress.settle()
         progress.judge_skipped(step)
+        pulls = self._look(step, state, loaded, batch) if due.look else None
         if due.log:
-            progress.log(step)
-        if due.look:
-            with progress.meter.pause():
-                self._look(step, state, loaded, batch)
+            progress.log(step, pulls)
+        elif pulls and pulls.norms:
+            self.logger.log(step, {"gradients": pulls.norms})
         if step == run.steps:
             return  # the end evaluates and saves once more, with everything
         with progress.meter.pause():
@@ -137,12 +142,16 @@ class _Loop:
                 at, figures = self.evaluated
                 self._save(step, state, mean_loss(figures) if at == step else None)
 
-    def _look(self, step: int, state: TrainState, loaded: Loaded, batch: Batch) -> None:
-        """Logs where the attention of a step's own batch goes, now that it has been learnt from."""
-        self.logger.status("looking at attention", at_once=True)
-        with self.run.barrier.together(f"a look at the attention of step {step}"):
-            if figures := self.attention(state.params, loaded, batch):
+    def _look(self, step: int, state: TrainState, loaded: Loaded, batch: Batch) -> Pulls:
+        """Looks at a step's own batch, with the parameters after it: logs where attention goes, and returns the
+        gradient norms by source and modality."""
+        self.logger.status(f"step {step}: looking at attention and gradients", at_once=True)
+        with self.progress.meter.pause():
+            with self.run.barrier.together(f"a look at the attention of step {step}"):
+                figures = self.attention(state.params, loaded, batch)
+            if figures:
                 self.logger.log(step, {"attention": figures})
+            return self.group_norms(state.params, batch, loaded)
 
     def _save(self, step: int, state: TrainState, metric: float | None, *, is_last: bool = False) -> None:
         run = self.run
@@ -216,4 +225,5 @@ def _one_line(figures: dict[str, Figures]) -> Iterator[str]:
             yield f"{name}: nothing to predict"
             continue
         right = of_source["answer_accuracy"]
-        yield f"{name} loss {of_source['loss']:.4f}" + ("" if right is None else f", answers right {right:.3f}")
+        parts = [f"{name} loss {of_source['loss']:.4f}", *([] if right is None else [f"answers right {right:.3f}"])]
+        yield ", ".join([*parts, *worth(of_source)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from jaxmm.errors import UserError
 from jaxmm.models.multimodal import abstract_params, kernel_dims, make_model
 from jaxmm.recipe import Recipe
 from jaxmm.runtime.program_cache import lower
+from jaxmm.training.group_gradients import OfGroup, make_group_norms
 from jaxmm.training.optimizer import OPTIMIZERS, make_optimizer, make_schedule
 from jaxmm.training.step import Metrics, TrainState, init_state, make_train_step
 
@@ -32,6 +34,7 @@ class Program(NamedTuple):
       first_state: the state of parameters before any step.
       schedule: the learning rate of each step.
       key: all that these depend on.
+      group_norms: gradient norms of a part of a batch's targets, see ``group_gradients``.
     """
 
     recipe: Recipe
@@ -39,6 +42,7 @@ class Program(NamedTuple):
     first_state: Callable[[Any], TrainState]
     schedule: optax.Schedule
     key: str
+    group_norms: OfGroup
 
     def shardings(self, mesh: Mesh) -> TrainState:
         """Where the state lies: optimizer moments where their parameters do, all else on every device."""
@@ -99,6 +103,10 @@ def make_program(config: ConfigDict, recipe: Recipe, *, steps: int, targets: int
     def apply(params, batch, target_positions_BR):  # the model is only made where the step is traced
         return make_model(recipe.model)[1](params, batch, recipe.compute, target_positions_BR)
 
+    def apply_looped(params, batch, target_positions_BR):  # run now and then: what counts is that it compiles fast
+        compute = dataclasses.replace(recipe.compute, unroll=1)
+        return make_model(recipe.model)[1](params, batch, compute, target_positions_BR)
+
     settings = {
         "frozen": recipe.frozen,
         "accumulation": config.accumulation,
@@ -112,7 +120,8 @@ def make_program(config: ConfigDict, recipe: Recipe, *, steps: int, targets: int
     first_state = functools.partial(init_state, optimizer=optimizer, frozen=recipe.frozen)
     key = repr((recipe.model, recipe.compute, options.to_json(sort_keys=True), steps, settings))
     schedule = jax.jit(schedule)  # for the log, which would make a program of each of its operations
-    return Program(recipe, step, first_state, schedule, key)
+    of_groups = {name: settings[name] for name in settings if name not in ("sources", "image_offset")}
+    return Program(recipe, step, first_state, schedule, key, make_group_norms(apply_looped, **of_groups))
 
 
 def fresh_state(program: Program, mesh: Mesh, seed: int) -> TrainState:

@@ -13,6 +13,8 @@ from jaxmm.data.documents import split_origin
 from jaxmm.errors import UserError
 from jaxmm.models.flops import batch_flops
 from jaxmm.runtime.barrier import Barrier
+from jaxmm.training.balance import Balance, with_gradients
+from jaxmm.training.group_gradients import Pulls
 from jaxmm.training.logger import Logger
 from jaxmm.training.run import Run
 from jaxmm.training.step import Metrics
@@ -63,6 +65,10 @@ class Progress:
             total=lambda counts: log_barrier.total(counts, run.local_rows[0], "a line of the log"),
             media=run.corpus.media,
         )  # fmt: skip
+        self.balance = Balance(
+            run.corpus.lengths, run.plan.mixture.stages, run.budgets.tokens,
+            total=lambda counts: log_barrier.total(counts, run.local_rows[0], "the balance of a line of the log"),
+        )  # fmt: skip
         self._sums: list[Metrics] = []  # of the steps since the last line of the log
         self._run_out = run.plan.run_out(run.start)
         self._recent: collections.deque[Loaded] = collections.deque(maxlen=MAX_BAD_STEPS)
@@ -72,6 +78,7 @@ class Progress:
         """Takes a step that has been dispatched after ``wait`` seconds for its batch, and reads the one before."""
         self.meter.waited(wait)
         self.settle()
+        self.balance.add(self.run.start + self.meter.steps, loaded)
         self._pending = metrics, counts, loaded
 
     def settle(self) -> None:
@@ -120,17 +127,26 @@ class Progress:
             f"the same command goes on from the last checkpoint, and counts only what that had counted"
         )
 
-    def log(self, step: int) -> None:
-        """Logs the steps since the last call; nothing where there were none."""
+    def log(self, step: int, pulls: Pulls | None = None) -> None:
+        """Logs the steps since the last call; nothing where there were none.
+
+        Args:
+          pulls: gradient norms by group of the last step's batch, where they were measured.
+        """
         if not self._sums:
             return
         run, window = self.run, self.meter.window()
         if jax.process_count() > 1:
             run.skipped.reread()
-        figures = self._loss_figures(step)
+        figures, total = self._loss_figures(step), self._total()
         self.loss = figures["loss"]
+        balance = self.balance.figures(total.source_loss_sum, total.source_weight_sum)
+        if pulls and pulls.norms:
+            figures["gradients"] = pulls.norms
+            balance = with_gradients(balance, pulls.norms, pulls.losses)
         self.logger.log(step, {
             **figures,
+            "balance": balance,
             "examples_seen": self.examples_seen,
             "examples_skipped": len(run.skipped),
             **window,
@@ -141,10 +157,16 @@ class Progress:
             if name not in self._run_out:
                 self._run_out.append(name)
                 run.say(f"data: {name} has run out before step {step}; the others share what it had")
+        if line := self.balance.drift(self._run_out):
+            run.say(line)
+
+    def _total(self) -> Metrics:
+        """The sums of the steps since the last line."""
+        return jax.tree.map(lambda *x: np.sum(x, axis=0), *self._sums)
 
     def _loss_figures(self, step: int) -> dict[str, Any]:
         """Of the steps since the last line: means over targets, and the last step's gradient norms."""
-        total, last = jax.tree.map(lambda *x: np.sum(x, axis=0), *self._sums), self._sums[-1]
+        total, last = self._total(), self._sums[-1]
         weight = float(total.weight_sum)
         sums = zip(self.run.corpus.names, total.source_loss_sum, total.source_weight_sum, strict=False)
         by_modality = {name: _mean(*of) for name, of in total.modality_sums.items()}

@@ -74,6 +74,20 @@ def _sums(targets: Targets, terms: TokenLoss, sources: int, image_offset: int) -
     }
 
 
+def added_up(f: Callable[[Any], Any], tree: Any, accumulation: int) -> Any:
+    """The sum of ``f`` over the microbatches of a tree of arrays, whose rows they get in strides."""
+    if accumulation == 1:
+        return f(tree)
+
+    def add(carry, part):
+        return jax.tree.map(jnp.add, carry, f(part)), None
+
+    parts = sharding.microbatches(tree, accumulation)
+    shapes = jax.eval_shape(f, jax.tree.map(lambda x: x[0], parts))
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    return lax.scan(add, zeros, parts)[0]
+
+
 def make_train_step(
     apply: Apply,
     optimizer: optax.GradientTransformation,
@@ -102,16 +116,7 @@ def make_train_step(
     def gradients(trainable, fixed, batch: Batch):
         total_weight = jnp.maximum(batch.weights_BT.sum(), 1e-6)
         grad = jax.grad(microbatch_loss, has_aux=True)
-        if accumulation == 1:
-            return grad(trainable, fixed, batch, total_weight)
-
-        def add(carry, part):
-            return jax.tree.map(jnp.add, carry, grad(trainable, fixed, part, total_weight)), None
-
-        parts = sharding.microbatches(batch, accumulation)
-        shapes = jax.eval_shape(grad, trainable, fixed, jax.tree.map(lambda x: x[0], parts), total_weight)
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        return lax.scan(add, zeros, parts)[0]
+        return added_up(lambda part: grad(trainable, fixed, part, total_weight), batch, accumulation)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         trainable, fixed = split_frozen(state.params, frozen)

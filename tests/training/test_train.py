@@ -70,13 +70,27 @@ def test_a_run_leaves_every_file_it_promises(finished):
     assert set(summary) == set(logger.Summary._fields)
     assert summary["steps"] == 8
     assert summary["attention"] == "blocks", "the one that was chosen, as none was asked for on a CPU"
-    assert summary["eval"]["colours"]["answers"] == 24
+    figures = summary["eval"]["colours"]
+    assert figures["answers"] == figures["blind"]["image"]["documents"] == 24
+    assert summary["media_gain"] == {"colours": figures["media_gain"]}
     assert (finished / "config.json").exists()
     assert list((finished / "samples").glob("*.png"))
     lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4, 6, 8]
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert set(lines[0]["sources"]) == {"colours", "pages"}
+    balance = lines[-1]["balance"]
+    assert balance["sources"]["colours"]["asked"] == pytest.approx(0.7)
+    for column in ("asked", "tokens", "targets", "loss"):
+        assert sum(one[column] for one in balance["sources"].values()) == pytest.approx(1), column
+    # Pages are text, colours have a picture.
+    assert balance["modalities"]["image"]["tokens"] == balance["sources"]["colours"]["tokens"]
+    measured = [line["step"] for line in lines if "gradients" in line]
+    assert measured == [4, 8], "where it is evaluated, and at the end"
+    assert set(lines[-1]["gradients"]["sources"]["colours"]) == {"vision", "connector", "decoder", "all"}
+    assert set(lines[-1]["gradients"]["modalities"]) == {"text", "image"}
+    assert sum(one["gradient"] for one in balance["modalities"].values()) == pytest.approx(1)
+    assert all(set(line["eval"]["colours"]["media_gain"]) == {"image"} for line in lines[1::2])
 
 
 def test_a_run_tells_at_evaluations_where_attention_goes_and_keeps_maps_of_its_samples(finished):

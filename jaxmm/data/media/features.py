@@ -37,6 +37,10 @@ class FeaturesMedium(Medium):
         "not finite": "a file of feature vectors holds a number that is not finite",
     }
 
+    @property
+    def modality(self) -> str:
+        return self.made_of or "image"
+
     def has(self, kinds: Any) -> Any:
         return kinds > 0
 

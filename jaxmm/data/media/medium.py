@@ -161,6 +161,11 @@ class Medium(abc.ABC):
     made_of: ClassVar[str] = ""
     advice: ClassVar[Mapping[str, str]] = {}
 
+    @property
+    def modality(self) -> str:
+        """What figures count it as: vectors of clips as the clips that they were made of."""
+        return self.made_of or self.name
+
     def has(self, kinds: Any) -> Any:
         """Which kinds of the index are this medium's, elementwise."""
         return kinds == self.kind

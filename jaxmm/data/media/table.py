@@ -28,6 +28,7 @@ MEDIA: dict[str, Medium] = {
         AudioFeaturesMedium(),
     )
 }  # fmt: skip
+MODALITIES = tuple(dict.fromkeys(medium.modality for medium in MEDIA.values()))
 WIDTHS_KEYS = {"features": "feature_widths", "audio_features": "audio_feature_widths"}  # of meta.json, by stream
 FIRST = ("image", "features", "image_tokens")  # media that a prepared folder need not list
 
