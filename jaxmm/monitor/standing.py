@@ -12,15 +12,13 @@ import numpy as np
 
 from jaxmm.batch import ANSWER
 from jaxmm.data.assemble import Loaded
-from jaxmm.data.media.medium import Medium
-from jaxmm.data.media.table import medium_of_kind
+from jaxmm.data.media.table import MODALITIES, medium_of_kind
 from jaxmm.data.packing.lengths import expanded
 from jaxmm.data.packing.plan import Lengths, Piece
 from jaxmm.data.text.template import Template
 
-MODALITIES = ("image", "video", "audio")
 # What stands at a position, as a number: first the modalities, by their place in MODALITIES.
-SEPARATOR, FIRST, TEXT = 3, 4, 5
+SEPARATOR, FIRST, TEXT = range(len(MODALITIES), len(MODALITIES) + 3)
 
 
 class Standing(NamedTuple):
@@ -36,12 +34,6 @@ class Standing(NamedTuple):
     classes_BT: np.ndarray
     turns_BT: np.ndarray
     seen_BT: np.ndarray
-
-
-def modality(medium: Medium) -> str:
-    """Which of MODALITIES a medium is; vectors of clips are what they were made of."""
-    name = medium.made_of or medium.name
-    return name if name in MODALITIES else "image"
 
 
 def standing(loaded: Loaded, lengths: Sequence[Lengths], template: Template) -> Standing:
@@ -81,7 +73,7 @@ def _of_piece(
     classes[is_image] = MODALITIES.index("image")
     own = np.full(size, -1, np.int64)  # the modality inside whose medium a position lies
     for at, span, kind in zip(slot_at, spans, prepared.image_kind_I[media], strict=True):
-        own[at : at + span] = MODALITIES.index(modality(medium_of_kind(int(kind))))
+        own[at : at + span] = MODALITIES.index(medium_of_kind(int(kind)).modality)
     own = own[cut]
     classes = np.where(slots >= 0, own, classes)
     here = np.where((slots >= 0) | is_image, 1 << classes, 0)
