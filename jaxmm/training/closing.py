@@ -12,8 +12,9 @@ from jaxmm.atomic import read_lines, write_json
 from jaxmm.data import files
 from jaxmm.data.packing.plan import Lengths
 from jaxmm.inference.answers import answers, make_generator
-from jaxmm.training import curves, samples, throughput
+from jaxmm.training import curves, goodput, samples, throughput
 from jaxmm.training.evaluator import Evaluator, Figures, closing_rows, mean_loss
+from jaxmm.training.goodput import RunTime
 from jaxmm.training.logger import OF_CLIPS, Logger, Summary
 from jaxmm.training.progress import Progress
 from jaxmm.training.run import Run
@@ -26,28 +27,32 @@ ANSWER_TOKENS = 32  # the longest answer under one
 
 def close(
     run: Run, progress: Progress, logger: Logger, evaluator: Evaluator | None, state: TrainState,
-    save: Callable[..., None],
+    save: Callable[..., None], run_time: RunTime,
 ) -> None:  # fmt: skip
     """Ends a run whose last step is done. ``save``: as ``(step, state, metric, is_last=)``."""
     figures: dict[str, Figures] = {}
+    run_time.mark("evaluating")
     if evaluator:
         logger.status("the last evaluation", at_once=True)
         figures = evaluator(state.params, blind=True)
     if figures and run.start < run.steps:  # else they were logged before the last save
         logger.log(run.steps, {"eval": figures})
     save(run.steps, state, mean_loss(figures), is_last=True)
-    summary = _summary(run, progress, figures)
+    summary = _summary(run, progress, figures, run_time)
     if run.is_first:
         write_json(run.workdir / SUMMARY, summary._asdict())
         curves.draw(read_lines(run.workdir / "metrics.jsonl"), run.workdir / "curves.png")
     logger.status("answering samples", at_once=True)
     with run.barrier.together("the closing samples"):
         drawn = _draw_samples(run, state)
+    summary = summary._replace(goodput=run_time.summary())  # with the samples' time
+    if run.is_first:
+        write_json(run.workdir / SUMMARY, summary._asdict())
     for line in _closing_lines(run, summary, drawn):
         run.say(line)
 
 
-def _summary(run: Run, progress: Progress, figures: dict[str, Figures]) -> Summary:
+def _summary(run: Run, progress: Progress, figures: dict[str, Figures], run_time: RunTime) -> Summary:
     return Summary(
         steps=run.steps,
         loss=progress.loss if progress.loss is not None else _logged_loss(run),
@@ -60,6 +65,7 @@ def _summary(run: Run, progress: Progress, figures: dict[str, Figures]) -> Summa
         peak_memory_bytes=throughput.peak_memory_bytes(jax.local_devices()),
         attention=run.recipe.compute.attention,
         cut_short=_cut_short(run.corpus.lengths),
+        goodput=run_time.summary(),
     )
 
 
@@ -106,10 +112,11 @@ def _asked_with(run: Run) -> str:
 
 
 def _closing_lines(run: Run, summary: Summary, drawn: str) -> Iterator[str]:
-    told = {key: value for key, value in summary._asdict().items() if key not in ("eval", "cut_short")}
+    told = {key: value for key, value in summary._asdict().items() if key not in ("eval", "cut_short", "goodput")}
     figures = [(key, value) for key, value in told.items() if value is not None or key not in OF_CLIPS]
     yield ""
-    yield formatting.table(figures + closing_rows(summary.eval))
+    of_time = goodput.closing_rows(summary.goodput) if summary.goodput else []
+    yield formatting.table(figures + of_time + closing_rows(summary.eval))
     yield ""
     yield f"look at the curves: {run.workdir / 'curves.png'}" + (f", and the model's answers: {drawn}" if drawn else "")
     if best := run.checkpoints.best_line():

@@ -42,6 +42,7 @@ class Summary(NamedTuple):
     videos_per_second: float | None = None
     recordings_per_second: float | None = None
     audio_fill: float | None = None
+    goodput: Mapping[str, Any] | None = None  # "seconds" by kind, "fraction", "wall_seconds", "starts"
 
 
 class Logger:

@@ -13,6 +13,7 @@ from jaxmm.data.documents import split_origin
 from jaxmm.errors import UserError
 from jaxmm.models.flops import batch_flops
 from jaxmm.runtime.barrier import Barrier
+from jaxmm.training.goodput import RunTime
 from jaxmm.training.logger import Logger
 from jaxmm.training.run import Run
 from jaxmm.training.step import Metrics
@@ -53,8 +54,8 @@ class Progress:
       loss: of the last line of the log.
     """
 
-    def __init__(self, run: Run, logger: Logger):
-        self.run, self.logger = run, logger
+    def __init__(self, run: Run, logger: Logger, run_time: RunTime):
+        self.run, self.logger, self.run_time = run, logger, run_time
         self.examples_seen = run.record.examples_seen if run.record else 0
         self.loss: float | None = None
         log_barrier = Barrier("log")
@@ -86,6 +87,7 @@ class Progress:
         self.run.barrier.wait_for(metrics, f"the end of step {self.run.start + self.meter.steps + 1}")
         metrics = jax.device_get(metrics)
         self.meter.step(counts)
+        self.run_time.done(self.run.start + self.meter.steps)
         self._sums.append(metrics)
         self._recent.append(loaded)
         self.examples_seen += counts.examples
@@ -134,7 +136,9 @@ class Progress:
             "examples_seen": self.examples_seen,
             "examples_skipped": len(run.skipped),
             **window,
+            "goodput": {kind: round(seconds, 3) for kind, seconds in self.run_time.seconds().items()},
         })  # fmt: skip
+        self.run_time.beat()
         self._sums = []
         run.checkpoints.settle()
         for name in run.plan.run_out(step):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -76,6 +77,14 @@ def test_a_run_leaves_every_file_it_promises(finished):
     assert [line["step"] for line in lines] == [2, 4, 6, 8]
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert set(lines[0]["sources"]) == {"colours", "pages"}
+    times = [json.loads(line) for line in (finished / "timeline.jsonl").read_text().splitlines()]
+    assert (times[0]["event"], times[-1]["event"], times[-1]["why"]) == ("start", "end", "done")
+    told = summary["goodput"]
+    assert told["wall_seconds"] == pytest.approx(times[-1]["time"] - times[0]["time"], abs=0.1)
+    assert told["fraction"] == told["seconds"]["stepping"] / sum(told["seconds"].values())
+    by_line = [line["goodput"] for line in lines]
+    assert all(before[kind] <= after[kind] for before, after in itertools.pairwise(by_line) for kind in after)
+    assert by_line[-1]["evaluating"] > 0 == by_line[-1]["lost"]
 
 
 def test_the_counts_of_the_parts_of_a_batch_add_up_to_those_of_the_whole(tiny, lengths_of):
@@ -378,16 +387,43 @@ def test_sigterm_saves_and_says_how_to_go_on(arguments, tmp_path):
         assert (checkpoints.latest() or 0) >= 2
 
 
+def timeline_of(workdir: Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "timeline.jsonl").read_text().splitlines()]
+
+
+def stop_with_steps_to_lose(process: subprocess.Popen, workdir: Path) -> None:
+    """Stops a process when its timeline has steps that no checkpoint has."""
+    while True:
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(0.05)
+        has = max(int(folder.name) for folder in (workdir / "checkpoints").iterdir() if folder.name.isdigit())
+        if timeline_of(workdir)[-1]["step"] > has:
+            return
+        process.send_signal(signal.SIGCONT)
+        time.sleep(0.05)
+        assert process.poll() is None
+
+
 @pytest.mark.slow
-def test_killed_at_random_and_resumed_the_parameters_are_bit_equal(arguments, tmp_path):
-    argv = [*arguments, "--config.steps=30", "--config.eval.every=0"]
+def test_killed_at_random_and_resumed_the_parameters_are_bit_equal_and_no_second_is_missing(arguments, tmp_path):
+    argv = [*arguments, "--config.steps=30", "--config.eval.every=0", "--config.log.every=1"]
     assert train.main([*argv, f"--workdir={tmp_path / 'whole'}"]) == 0
     rng, killed = random.Random(0), tmp_path / "killed"
+    began = time.time()
     for kill in range(4):
         process = start(argv, killed, 8)
         wait_for(killed / "checkpoints" / str(2 * (kill + 1)))
-        time.sleep(rng.random())
+        time.sleep(rng.random() / 2)
+        if not kill:
+            stop_with_steps_to_lose(process, killed)
         process.kill()
         process.communicate()
     assert train.main([*argv, f"--workdir={killed}"]) == 0
+    took = time.time() - began
     assert_same_bits(saved(tmp_path / "whole", 30), saved(killed, 30))
+    lines = timeline_of(killed)
+    told = json.loads((killed / "summary.json").read_text())["goodput"]
+    assert [line["event"] for line in lines].count("start") == told["starts"] == 5
+    assert sum(told["seconds"].values()) == pytest.approx(lines[-1]["time"] - lines[0]["time"], rel=0.01)
+    assert took * 0.9 < told["wall_seconds"] < took, "from the first process's start on"
+    assert min(told["seconds"][kind] for kind in ("starting", "stepping", "saving", "lost", "down")) > 0
