@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections
+import functools
+import shlex
 from typing import Any
 
 import jax
@@ -12,10 +14,12 @@ from jaxmm.data.assemble import Loaded
 from jaxmm.data.documents import split_origin
 from jaxmm.errors import UserError
 from jaxmm.models.flops import batch_flops
+from jaxmm.report.plan_lines import rows_of
 from jaxmm.runtime.barrier import Barrier
 from jaxmm.training.goodput import RunTime
 from jaxmm.training.logger import Logger
 from jaxmm.training.run import Run
+from jaxmm.training.slow_steps import SlowSteps
 from jaxmm.training.step import Metrics
 from jaxmm.training.throughput import Counts, Meter
 
@@ -64,6 +68,9 @@ class Progress:
             total=lambda counts: log_barrier.total(counts, run.local_rows[0], "a line of the log"),
             media=run.corpus.media,
         )  # fmt: skip
+        look = f"python -m jaxmm.inspect --workdir={shlex.quote(str(run.workdir))}"
+        self._slow_steps = SlowSteps(run.workdir if run.is_first else None, run.say, look)
+        self._looped = self._loop_seconds()
         self._sums: list[Metrics] = []  # of the steps since the last line of the log
         self._run_out = run.plan.run_out(run.start)
         self._recent: collections.deque[Loaded] = collections.deque(maxlen=MAX_BAD_STEPS)
@@ -87,7 +94,7 @@ class Progress:
         self.run.barrier.wait_for(metrics, f"the end of step {self.run.start + self.meter.steps + 1}")
         metrics = jax.device_get(metrics)
         self.meter.step(counts)
-        self.run_time.done(self.run.start + self.meter.steps)
+        self._count_seconds(loaded)
         self._sums.append(metrics)
         self._recent.append(loaded)
         self.examples_seen += counts.examples
@@ -95,6 +102,20 @@ class Progress:
             self.run.skipped.add(*split_origin(skip.origin), skip.reason)
         if int(metrics.bad_steps) >= MAX_BAD_STEPS:
             raise self._not_finite()
+
+    def _count_seconds(self, loaded: Loaded) -> None:
+        step = self.run.start + self.meter.steps
+        self.run_time.done(step)
+        data, both = (now - before for now, before in zip(self._loop_seconds(), self._looped, strict=True))
+        self._looped = self._loop_seconds()
+        if self.meter.steps > 1:  # the first is longer, even when it is compiled
+            rows = functools.partial(rows_of, loaded.all_rows, self.run.corpus.lengths)
+            self._slow_steps.add(step, both, data, rows)
+
+    def _loop_seconds(self) -> tuple[float, float]:
+        """Of the run so far: of waits for data, and of these and steps; without compiling, saving and evaluating."""
+        seconds = self.run_time.seconds()
+        return seconds["data"], seconds["data"] + seconds["stepping"]
 
     def finish(self, step: int) -> None:
         """Reads, logs and judges what the loop left, after its last step."""
@@ -139,12 +160,14 @@ class Progress:
             "goodput": {kind: round(seconds, 3) for kind, seconds in self.run_time.seconds().items()},
         })  # fmt: skip
         self.run_time.beat()
+        self._slow_steps.end_window()
         self._sums = []
         run.checkpoints.settle()
         for name in run.plan.run_out(step):
             if name not in self._run_out:
                 self._run_out.append(name)
                 run.say(f"data: {name} has run out before step {step}; the others share what it had")
+        self._looped = self._loop_seconds()  # logging is no step's
 
     def _loss_figures(self, step: int) -> dict[str, Any]:
         """Of the steps since the last line: means over targets, and the last step's gradient norms."""
