@@ -2,8 +2,10 @@
 
     python -m jaxmm.inspect --config=configs/base.py --output=report.html --config.KEY=VALUE
     python -m jaxmm.inspect --config=configs/base.py --batches=0:100
+    python -m jaxmm.inspect --workdir=runs/base --batches=56:57
 
-Takes the same configs as train, and prepares what is not in the cache yet. No accelerator is looked for.
+Takes the same configs as train, or a run's own, and prepares what is not in the cache yet. No accelerator is looked
+for.
 """
 
 from __future__ import annotations
@@ -13,26 +15,26 @@ import json
 import os
 import re
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, NamedTuple
 
 from jaxmm import atomic, command
+from jaxmm.checkpoints.record import Record
+from jaxmm.checkpoints.resume import Identity
 from jaxmm.corpus import Corpus, make_assembler, make_plan, read_budgets
-from jaxmm.data.packing.limits import FIRST
-from jaxmm.data.packing.plan import Lengths, Piece, Plan, Row
+from jaxmm.data.packing.plan import Budgets, Origin, Plan
 from jaxmm.data.prepare.statistics import column_rows
 from jaxmm.errors import UserError
 from jaxmm.json_text import parse_json
-from jaxmm.recipe import read_data, train_corpus
+from jaxmm.recipe import DataRecipe, read_data, train_corpus
 from jaxmm.report.content import DrawnRow, Report, Source
 from jaxmm.report.page import render
+from jaxmm.report.plan_lines import plan_line
 from jaxmm.report.tally import Tally, over_budget
-from jaxmm.report.view import Viewer, example_id
+from jaxmm.report.view import Viewer
 
 FLAGS: command.Flags = {
+    "workdir": ("", "a run, in place of --config: its own config, data and plan"),
     "output": ("", "HTML page to write"),
     "batches": ("", "START:STOP, global batches from 0; without --output one JSON object each is printed"),
     "rows": (64, "rows drawn on the page; without --batches, it shows as many batches as hold them"),
@@ -60,32 +62,6 @@ def within(plan: Plan, batches: tuple[int, int], is_asked: bool) -> tuple[int, i
     return batches[0], min(batches[1], count)
 
 
-def piece_needs(lengths: Lengths, piece: Piece, budget: str = "patches") -> int:
-    """What the media in a piece take of a budget, from the index alone."""
-    if budget not in lengths.columns:
-        return 0
-    if piece.first == 0 and piece.last == lengths.tokens_E[piece.example]:
-        return int(lengths.of(budget)[piece.example])
-    columns = lengths.prepared
-    images = slice(*(int(i) for i in columns.images_E1[piece.example : piece.example + 2]))
-    before = np.concatenate([[0], np.cumsum(lengths.spans_I[images])[:-1]])  # what stands inside those before it
-    first = np.asarray(columns.image_at_I[images], np.int64) + before[: images.stop - images.start]
-    needs = lengths.media_needs(images).get(budget, np.zeros(len(first), np.int64))
-    return int(needs[(first >= piece.first) & (first < piece.last)].sum())
-
-
-def plan_line(k: int, rows: Sequence[Row], lengths: Sequence[Lengths]) -> dict[str, Any]:
-    """Global batch ``k`` as JSON: rows of [example id, first token, last token), and what they hold together."""
-    pieces = [piece for row in rows for piece in row]
-    counted = ["patches", *dict.fromkeys(name for source in lengths for name in source.columns[len(FIRST) :])]
-    return {
-        "batch": k,
-        "rows": [[[example_id(lengths[p.source], p.example), p.first, p.last] for p in row] for row in rows],
-        "tokens": sum(piece.last - piece.first for piece in pieces),
-        **{name: sum(piece_needs(lengths[piece.source], piece, name) for piece in pieces) for name in counted},
-    }
-
-
 def left_out(corpus: Corpus) -> list[dict[str, int]]:
     """Of each source, the documents that preparing left out, by reason."""
     return [
@@ -103,18 +79,41 @@ def columns_of(folder: Path) -> tuple[tuple[str, int, str], ...]:
     return tuple((name, count, told) for _, name, count, told in column_rows([report])[1:])
 
 
+class Planned(NamedTuple):
+    """The data of a config, and the plan of its batches."""
+
+    recipe: DataRecipe
+    corpus: Corpus
+    budgets: Budgets
+    plan: Plan
+
+
+def planned(config: Any, workdir: Path | None = None) -> Planned:
+    """What a run of the config begins with, or, with its ``workdir``, what the run there goes on with."""
+    record = Record.newest(workdir / "checkpoints") if workdir else None
+    data = read_data(config, workdir if record else None)
+    if record and (older := record.data.get("template")) in data.template.older:
+        data = data._replace(template=data.template.as_of(older))
+    corpus = train_corpus(config, data)
+    budgets = read_budgets(config, corpus)
+    if not record or not record.plan:
+        return Planned(data, corpus, budgets, make_plan(config, corpus, budgets))
+    begun = tuple(int(record.plan.begun_after.get(name, 0)) for name in corpus.names)
+    identity = Identity.of(command.to_json(config), corpus, budgets, data.template.fingerprint).going_on(record)
+    plan = make_plan(config, corpus, budgets, Origin(record.plan.batch, begun), identity.data["plan"])
+    return Planned(data, corpus, budgets, plan)
+
+
 def make_report(
-    config: Any, title: str, batches: tuple[int, int], rows: int, is_asked: bool = True
-) -> Report:  # fmt: skip
+    config: Any, title: str, batches: tuple[int, int], rows: int, is_asked: bool = True, workdir: Path | None = None
+) -> Report:
     """Assembles the batches as a run would, and reads them back; the first ``rows`` of their rows are drawn.
 
     Args:
       is_asked: whether the user named these batches; others end where the plan does.
+      workdir: of the run that the config is of, if it is one's.
     """
-    data = read_data(config)
-    corpus = train_corpus(config, data)
-    budgets = read_budgets(config, corpus)
-    plan = make_plan(config, corpus, budgets)
+    data, corpus, budgets, plan = planned(config, workdir)
     batches = within(plan, batches, is_asked)
     image = data.image.only(corpus.media)
     assemble = make_assembler(config, image, corpus, budgets)
@@ -144,10 +143,9 @@ def make_report(
     return Report(title, command.to_json(config), batches, image, config.data.long_documents, sources, tally, drawn)
 
 
-def print_plan(config: Any, batches: tuple[int, int]) -> None:
+def print_plan(config: Any, batches: tuple[int, int], workdir: Path | None = None) -> None:
     """Prints a JSON object a batch. No picture is read."""
-    corpus = train_corpus(config, read_data(config))
-    plan = make_plan(config, corpus, read_budgets(config, corpus))
+    _, corpus, _, plan = planned(config, workdir)
     for k in range(*within(plan, batches, is_asked=True)):
         print(json.dumps(plan_line(k, plan.batch(k), corpus.lengths)), flush=True)
 
@@ -161,7 +159,9 @@ def write_page(path: Path, report: Report) -> None:
 
 
 def main(argv: list[str]) -> int:
-    args = command.parse(argv, FLAGS, about=__doc__ or "")
+    is_run = any(word.partition("=")[0] == "--workdir" for word in argv)
+    args = command.parse(argv, FLAGS, "workdir" if is_run else "file", about=__doc__ or "")
+    workdir = Path(args.workdir) if is_run else None
     if not args.output and not args.batches:
         raise UserError("nothing to show: give --output=report.html for a page, or --batches=START:STOP for the plan")
     if args.rows < 1:
@@ -169,13 +169,13 @@ def main(argv: list[str]) -> int:
     if args.output:
         batches = read_range(args.batches) if args.batches else (0, -(-args.rows // args.config.batch_size))
         data = args.config.data
-        title = " · ".join(filter(None, (args.config_name, data.path or "the demo", data.mixture)))
-        report = make_report(args.config, title, batches, args.rows, is_asked=bool(args.batches))
+        title = " · ".join(filter(None, (args.workdir or args.config_name, data.path or "the demo", data.mixture)))
+        report = make_report(args.config, title, batches, args.rows, bool(args.batches), workdir)
         write_page(Path(args.output), report)
         print(f"{args.output}: batches {report.batches[0]} to {report.batches[1] - 1}; open it in a browser")
         return 0
     try:
-        print_plan(args.config, read_range(args.batches))
+        print_plan(args.config, read_range(args.batches), workdir)
     except BrokenPipeError:  # as `| head` leaves it; what is still buffered goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0

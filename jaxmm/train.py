@@ -28,6 +28,7 @@ from jaxmm.runtime import startup
 from jaxmm.runtime.barrier import Barrier
 from jaxmm.training import loop
 from jaxmm.training.closing import SUMMARY
+from jaxmm.training.goodput import RunTime
 from jaxmm.training.run import Run
 from jaxmm.workdir.folder import Claim
 
@@ -36,7 +37,9 @@ FLAGS: command.Flags = {
 }
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str], age: float = 0.0) -> int:
+    """Trains; ``age``: seconds that the process has been there before, for the run's timeline."""
+    run_time = RunTime(age)
     args = command.parse(argv, FLAGS, about=__doc__ or "")
     workdir = Path(args.workdir or f"runs/{args.config_name}")
     command.check_folder("--workdir", workdir)
@@ -55,7 +58,7 @@ def main(argv: list[str]) -> int:
                 f"To go on, raise {key}; to start anew, give another --workdir."
             )
             return 0
-        return loop.train(run)
+        return loop.train(run, run_time)
 
 
 @contextlib.contextmanager
@@ -74,4 +77,4 @@ def claimed(workdir: Path) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(lambda argv: main(argv, startup.process_age()))

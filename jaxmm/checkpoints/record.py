@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxmm.checkpoints.checksums import META
 from jaxmm.errors import UserError
+from jaxmm.json_text import parse_json
 
 
 class PlanRecord(NamedTuple):
@@ -61,6 +64,19 @@ class Record(NamedTuple):
             raise UserError(
                 f"{where} has a damaged record ({error}): move it away, and the run goes on from the checkpoint before"
             ) from error
+
+    @classmethod
+    def newest(cls, folder: Path) -> Record | None:
+        """Of the newest checkpoint in a folder that has a record; None where there is none.
+
+        For reading a plan: neither the arrays nor the checksums are looked at, and no device is.
+        """
+        steps = sorted((int(path.name) for path in folder.glob("*") if path.name.isdigit()), reverse=True)
+        for step in steps:
+            with contextlib.suppress(OSError, ValueError, UserError):
+                where = folder / str(step)
+                return cls.read(parse_json((where / META / "metadata").read_bytes()), where)
+        return None
 
     def to_json(self) -> dict[str, Any]:
         return self._asdict() | {"plan": self.plan._asdict() if self.plan else None}

@@ -11,11 +11,12 @@ import jax
 from jaxmm import formatting
 from jaxmm.atomic import read_lines, write_json
 from jaxmm.data.packing.plan import Lengths
-from jaxmm.training import curves, throughput
+from jaxmm.training import curves, goodput, throughput
 from jaxmm.training.evaluator import Evaluator, Figures, closing_rows, mean_loss
-from jaxmm.training.held_out_samples import HeldOutSamples
+from jaxmm.training.goodput import RunTime
 from jaxmm.training.logger import OF_CLIPS, Logger, Summary
 from jaxmm.training.media_gain import idle_lines
+from jaxmm.training.monitor import Monitor
 from jaxmm.training.progress import Progress
 from jaxmm.training.run import Run
 from jaxmm.training.step import TrainState
@@ -24,29 +25,31 @@ SUMMARY = "summary.json"
 
 
 def close(
-    run: Run, progress: Progress, logger: Logger, evaluator: Evaluator | None, held_out: HeldOutSamples,
-    state: TrainState, save: Callable[..., None],
+    run: Run, progress: Progress, logger: Logger, evaluator: Evaluator | None, monitor: Monitor,
+    state: TrainState, save: Callable[..., None], run_time: RunTime,
 ) -> None:  # fmt: skip
     """Ends a run whose last step is done. ``save``: as ``(step, state, metric, is_last=)``."""
     figures: dict[str, Figures] = {}
+    run_time.mark("evaluating")
     if evaluator:
         logger.status("the last evaluation", at_once=True)
         figures = evaluator(state.params, backwards=True)
     if figures and run.start < run.steps:  # else they were logged before the last save
         logger.log(run.steps, {"eval": figures})
     save(run.steps, state, mean_loss(figures), is_last=True)
-    summary = _summary(run, progress, figures)
+    summary = _summary(run, progress, figures, run_time)
     if run.is_first:
         write_json(run.workdir / SUMMARY, summary._asdict())
         curves.draw(read_lines(run.workdir / "metrics.jsonl"), run.workdir / "curves.png")
-    logger.status("answering samples", at_once=True)
-    with run.barrier.together("the closing samples"):
-        drawn = held_out.draw(state.params, run.steps)
+    drawn = monitor.draw_samples(run.steps, state.params)
+    summary = summary._replace(goodput=run_time.summary())  # with the samples' time
+    if run.is_first:
+        write_json(run.workdir / SUMMARY, summary._asdict())
     for line in _closing_lines(run, summary, drawn):
         run.say(line)
 
 
-def _summary(run: Run, progress: Progress, figures: dict[str, Figures]) -> Summary:
+def _summary(run: Run, progress: Progress, figures: dict[str, Figures], run_time: RunTime) -> Summary:
     return Summary(
         steps=run.steps,
         loss=progress.loss if progress.loss is not None else _logged_loss(run),
@@ -60,6 +63,7 @@ def _summary(run: Run, progress: Progress, figures: dict[str, Figures]) -> Summa
         attention=run.recipe.compute.attention,
         cut_short=_cut_short(run.corpus.lengths),
         media_gain={name: of["media_gain"] for name, of in figures.items() if of.get("media_gain")},
+        goodput=run_time.summary(),
     )
 
 
@@ -93,10 +97,12 @@ def _asked_with(run: Run) -> str:
 
 
 def _closing_lines(run: Run, summary: Summary, drawn: str) -> Iterator[str]:
-    told = {key: value for key, value in summary._asdict().items() if key not in ("eval", "cut_short", "media_gain")}
+    apart = ("eval", "cut_short", "media_gain", "goodput")
+    told = {key: value for key, value in summary._asdict().items() if key not in apart}
     figures = [(key, value) for key, value in told.items() if value is not None or key not in OF_CLIPS]
     yield ""
-    yield formatting.table(figures + closing_rows(summary.eval))
+    of_time = goodput.closing_rows(summary.goodput) if summary.goodput else []
+    yield formatting.table(figures + of_time + closing_rows(summary.eval))
     yield ""
     yield from idle_lines(_last_evaluations(run, summary), run.steps, run.recipe.frozen)
     yield f"look at the curves: {run.workdir / 'curves.png'}" + (f", and the model's answers: {drawn}" if drawn else "")

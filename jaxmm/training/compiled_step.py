@@ -54,6 +54,10 @@ class CompiledStep:
         return compiled
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        return self.of(batch)(state, batch)
+
+    def of(self, batch: Batch) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+        """The compiled step for a batch; waits until it is there."""
         layout = _layout(batch)
         if layout != self._layout:
             old, self._layout = self._layout, layout
@@ -62,4 +66,4 @@ class CompiledStep:
             self._say(f"the step is compiled again, for a batch of another shape: {'; '.join(changed)}")
             self._compiled = Future()
             self._compiled.set_result(self._compile(batch))
-        return self._compiled.result()(state, batch)
+        return self._compiled.result()

@@ -43,6 +43,7 @@ class Summary(NamedTuple):
     recordings_per_second: float | None = None
     audio_fill: float | None = None
     media_gain: Mapping[str, Mapping[str, float]] = {}  # source -> modality -> nats a target, of the last evaluation
+    goodput: Mapping[str, Any] | None = None  # "seconds" by kind, "fraction", "wall_seconds", "starts"
 
 
 class Logger:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections
+import contextlib
+import signal
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -15,23 +17,28 @@ from jaxmm.batch import Batch
 from jaxmm.checkpoints.record import PlanRecord, Record
 from jaxmm.data.assemble import Loaded
 from jaxmm.data.loader import batches
-from jaxmm.monitor.attention import AttentionMonitor
 from jaxmm.runtime.barrier import Stop
 from jaxmm.training.closing import close
 from jaxmm.training.compiled_step import CompiledStep
 from jaxmm.training.evaluator import Evaluator, Figures, mean_loss
-from jaxmm.training.group_gradients import GroupNorms, Pulls
-from jaxmm.training.held_out_samples import HeldOutSamples
+from jaxmm.training.goodput import RunTime, clock
 from jaxmm.training.logger import Logger
 from jaxmm.training.media_gain import worth
+from jaxmm.training.monitor import Monitor
 from jaxmm.training.opening import opening_lines
 from jaxmm.training.progress import Progress, counts_of
 from jaxmm.training.run import Run
 from jaxmm.training.step import TrainState
+from jaxmm.training.step_ends import StepEnds
 
 
-def train(run: Run) -> int:
-    """Runs to the last step, or to a signal. Returns the exit status."""
+def train(run: Run, run_time: RunTime | None = None) -> int:
+    """Runs to the last step, or to a signal. Returns the exit status.
+
+    Args:
+      run_time: counts the seconds of this start since it began; None begins here.
+    """
+    run_time = run_time or RunTime()
     with jax.set_mesh(run.mesh), run.checkpoints, Stop(run.barrier) as stop:
         compiled_step = None
         if run.start < run.steps:
@@ -39,11 +46,32 @@ def train(run: Run) -> int:
             compiled_step = CompiledStep(run.program, run.mesh, run.abstract_batch(), lambda line: run.say(line))
         workdir = run.workdir if run.is_first else None
         try:
-            with Logger(workdir, run.steps, run.start, run.config.log.tensorboard) as logger:
+            with (
+                Logger(workdir, run.steps, run.start, run.config.log.tensorboard) as logger,
+                _told_end(run_time) as ending,
+                StepEnds(clock) as step_ends,
+            ):
                 run.say = logger.say
-                return _Loop(run, logger, compiled_step)(stop)
+                run_time.busy_until = step_ends.busy_until
+                status = _Loop(run, logger, compiled_step, run_time, step_ends)(stop)
+                if status:
+                    ending.append(signal.Signals(status - 128).name)
+                return status
         finally:
             run.forget_unused_start()
+
+
+@contextlib.contextmanager
+def _told_end(run_time: RunTime) -> Iterator[list[str]]:
+    """Writes the end of this start into the timeline. Why it ended is an error, or the last of the list."""
+    why = ["done"]
+    try:
+        yield why
+    except BaseException as error:
+        why.append(type(error).__name__)
+        raise
+    finally:
+        run_time.end(why[-1])
 
 
 class _Due(NamedTuple):
@@ -68,47 +96,57 @@ class _Due(NamedTuple):
 class _Loop:
     """Steps through a run. A step's figures are read while the next one runs, or at once if it is logged."""
 
-    def __init__(self, run: Run, logger: Logger, compiled_step: CompiledStep | None):
+    def __init__(
+        self, run: Run, logger: Logger, compiled_step: CompiledStep | None, run_time: RunTime, step_ends: StepEnds
+    ):
         self.run, self.logger, self.compiled_step = run, logger, compiled_step
+        self.run_time, self.step_ends = run_time, step_ends
         self.evaluated: tuple[int, dict[str, Figures]] = (-1, {})  # at which step, and what
-        self.samples = HeldOutSamples(run)
-        self.attention = AttentionMonitor(
-            run.recipe.model, run.recipe.compute, run.mesh, run.corpus.lengths, run.recipe.template,
-            run.config.monitor.queries, run.config.accumulation,
-        )  # fmt: skip
-        self.group_norms = GroupNorms(run.program.group_norms, run.corpus.lengths, run.mesh)
+        self.monitor = Monitor(run, logger)
 
     def __call__(self, stop: Stop) -> int:
-        run = self.run
+        run, run_time = self.run, self.run_time
+        if run.start:
+            self._begin_time()
         state = self._first_state()
         for line in opening_lines(run, state):
             run.say(line)
         self.evaluator = _evaluator(run)
         for line in self.evaluator.notes if self.evaluator else ():
             run.say(f"held out: {line}")
-        self.progress = progress = Progress(run, self.logger)
-        step, signal = run.start, 0
+        self.progress = progress = Progress(run, self.logger, run_time)
+        step, stopped_by = run.start, 0
         if self.compiled_step:
             run.say("compiling the step")
-        for wait, loaded, batch in _timed(_placed_batches(run)):
-            if signal := stop.agreed(step + 1, progress.too_many_skipped()):
+        run_time.mark("stepping")
+        for wait, loaded, batch in _timed(_placed_batches(run), run_time):
+            if stopped_by := stop.agreed(step + 1, progress.too_many_skipped()):
                 break
             assert self.compiled_step, "there are steps to do"
-            state, metrics = self.compiled_step(state, batch)
+            with run_time.of("compiling"):
+                dispatch = self.compiled_step.of(batch)
+            state, metrics = dispatch(state, batch)
+            self.step_ends.begun(metrics)
             run.begin()
+            self._begin_time()
             step += 1
             progress.add(metrics, counts_of(loaded, run), loaded, wait)
             self.logger.status(f"step {step} of {run.steps}")
             if any(due := _Due.after(step, run)):
                 self._after(step, due, state, loaded, batch)
         progress.finish(step)
-        if signal:
+        if stopped_by:
             self._save(step, state, None, is_last=True)
             run.say(f"stopped after step {step} of {run.steps} and saved; "
                     f"the same command goes on at step {step + 1}")  # fmt: skip
-            return 128 + signal
-        close(run, progress, self.logger, self.evaluator, self.samples, state, self._save)
+            return 128 + stopped_by
+        close(run, progress, self.logger, self.evaluator, self.monitor, state, self._save, run_time)
         return 0
+
+    def _begin_time(self) -> None:
+        """Makes this start a part of the run's life: at once, or with the run's first step, before which it is none."""
+        run = self.run
+        self.run_time.begin(run.workdir if run.is_first else None, run.start, run.say)
 
     def _first_state(self) -> TrainState:
         with self.run.barrier.together("the first state"):
@@ -121,7 +159,10 @@ class _Loop:
         run, progress = self.run, self.progress
         progress.settle()
         progress.judge_skipped(step)
-        pulls = self._look(step, state, loaded, batch) if due.look else None
+        pulls = None
+        if due.look:
+            with progress.meter.pause(), self.run_time.of("evaluating"):
+                pulls = self.monitor.look(step, state.params, loaded, batch)
         if due.log:
             progress.log(step, pulls)
         elif pulls and pulls.norms:
@@ -131,32 +172,29 @@ class _Loop:
         with progress.meter.pause():
             if due.evaluate and self.evaluator:
                 self.logger.status("evaluating", at_once=True)
-                figures = self.evaluator(state.params)
+                with self.run_time.of("evaluating"):
+                    figures = self.evaluator(state.params)
+                self.run_time.beat()
                 self.evaluated = step, figures
                 self.logger.log(step, {"eval": figures})
                 run.say(f"step {step}: " + "  ".join(_one_line(figures)))
             if due.evaluate and run.config.monitor.attention_every >= 0:
-                with run.barrier.together(f"the samples of step {step}"):
-                    self.samples.draw(state.params, step)
+                with self.run_time.of("evaluating"):
+                    self.monitor.draw_samples(step, state.params)
             if due.save:
                 at, figures = self.evaluated
                 self._save(step, state, mean_loss(figures) if at == step else None)
 
-    def _look(self, step: int, state: TrainState, loaded: Loaded, batch: Batch) -> Pulls:
-        """Looks at a step's own batch, with the parameters after it: logs where attention goes, and returns the
-        gradient norms by source and modality."""
-        self.logger.status(f"step {step}: looking at attention and gradients", at_once=True)
-        with self.progress.meter.pause():
-            with self.run.barrier.together(f"a look at the attention of step {step}"):
-                figures = self.attention(state.params, loaded, batch)
-            if figures:
-                self.logger.log(step, {"attention": figures})
-            return self.group_norms(state.params, batch, loaded)
-
     def _save(self, step: int, state: TrainState, metric: float | None, *, is_last: bool = False) -> None:
-        run = self.run
-        if step == run.start:
+        if step == self.run.start:
             return  # it is what the run has begun with
+        self.run_time.beat_steps()  # what comes after this one may be done again
+        with self.run_time.of("saving"):
+            self._save_now(step, state, metric, is_last)
+        self.run_time.beat()
+
+    def _save_now(self, step: int, state: TrainState, metric: float | None, is_last: bool) -> None:
+        run = self.run
         origin = run.plan.origin
         plan = PlanRecord(origin.batch, run.by_source(origin.seen), run.by_source(run.plan.seen(step)))
         run.plan.save()
@@ -208,12 +246,13 @@ def prefetch(source: Iterator[Loaded], place: Callable[[Any], Any], depth: int =
     yield from queue
 
 
-def _timed(source: Iterator[tuple[Loaded, Any]]) -> Iterator[tuple[float, Loaded, Any]]:
+def _timed(source: Iterator[tuple[Loaded, Any]], run_time: RunTime) -> Iterator[tuple[float, Loaded, Any]]:
     """Adds the seconds that each took to come."""
     while True:
         began = time.perf_counter()
         try:
-            loaded, batch = next(source)
+            with run_time.of("data"):
+                loaded, batch = next(source)
         except StopIteration:
             return
         yield time.perf_counter() - began, loaded, batch

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections
+import functools
+import shlex
 from typing import Any
 
 import jax
@@ -12,11 +14,14 @@ from jaxmm.data.assemble import Loaded
 from jaxmm.data.documents import split_origin
 from jaxmm.errors import UserError
 from jaxmm.models.flops import batch_flops
+from jaxmm.report.plan_lines import rows_of
 from jaxmm.runtime.barrier import Barrier
 from jaxmm.training.balance import Balance, with_gradients
+from jaxmm.training.goodput import RunTime
 from jaxmm.training.group_gradients import Pulls
 from jaxmm.training.logger import Logger
 from jaxmm.training.run import Run
+from jaxmm.training.slow_steps import SlowSteps
 from jaxmm.training.step import Metrics
 from jaxmm.training.throughput import Counts, Meter
 
@@ -55,8 +60,8 @@ class Progress:
       loss: of the last line of the log.
     """
 
-    def __init__(self, run: Run, logger: Logger):
-        self.run, self.logger = run, logger
+    def __init__(self, run: Run, logger: Logger, run_time: RunTime):
+        self.run, self.logger, self.run_time = run, logger, run_time
         self.examples_seen = run.record.examples_seen if run.record else 0
         self.loss: float | None = None
         log_barrier = Barrier("log")
@@ -69,6 +74,9 @@ class Progress:
             run.corpus.lengths, run.plan.mixture.stages, run.budgets.tokens,
             total=lambda counts: log_barrier.total(counts, run.local_rows[0], "the balance of a line of the log"),
         )  # fmt: skip
+        look = f"python -m jaxmm.inspect --workdir={shlex.quote(str(run.workdir))}"
+        self._slow_steps = SlowSteps(run.workdir if run.is_first else None, run.say, look)
+        self._looped = self._loop_seconds()
         self._sums: list[Metrics] = []  # of the steps since the last line of the log
         self._run_out = run.plan.run_out(run.start)
         self._recent: collections.deque[Loaded] = collections.deque(maxlen=MAX_BAD_STEPS)
@@ -93,6 +101,7 @@ class Progress:
         self.run.barrier.wait_for(metrics, f"the end of step {self.run.start + self.meter.steps + 1}")
         metrics = jax.device_get(metrics)
         self.meter.step(counts)
+        self._count_seconds(loaded)
         self._sums.append(metrics)
         self._recent.append(loaded)
         self.examples_seen += counts.examples
@@ -100,6 +109,20 @@ class Progress:
             self.run.skipped.add(*split_origin(skip.origin), skip.reason)
         if int(metrics.bad_steps) >= MAX_BAD_STEPS:
             raise self._not_finite()
+
+    def _count_seconds(self, loaded: Loaded) -> None:
+        step = self.run.start + self.meter.steps
+        self.run_time.done(step)
+        data, both = (now - before for now, before in zip(self._loop_seconds(), self._looped, strict=True))
+        self._looped = self._loop_seconds()
+        if self.meter.steps > 1:  # the first is longer, even when it is compiled
+            rows = functools.partial(rows_of, loaded.all_rows, self.run.corpus.lengths)
+            self._slow_steps.add(step, both, data, rows)
+
+    def _loop_seconds(self) -> tuple[float, float]:
+        """Of the run so far: of waits for data, and of these and steps; without compiling, saving and evaluating."""
+        seconds = self.run_time.seconds()
+        return seconds["data"], seconds["data"] + seconds["stepping"]
 
     def finish(self, step: int) -> None:
         """Reads, logs and judges what the loop left, after its last step."""
@@ -150,7 +173,10 @@ class Progress:
             "examples_seen": self.examples_seen,
             "examples_skipped": len(run.skipped),
             **window,
+            "goodput": {kind: round(seconds, 3) for kind, seconds in self.run_time.seconds().items()},
         })  # fmt: skip
+        self.run_time.beat()
+        self._slow_steps.end_window()
         self._sums = []
         run.checkpoints.settle()
         for name in run.plan.run_out(step):
@@ -159,6 +185,7 @@ class Progress:
                 run.say(f"data: {name} has run out before step {step}; the others share what it had")
         if line := self.balance.drift(self._run_out):
             run.say(line)
+        self._looped = self._loop_seconds()  # logging is no step's
 
     def _total(self) -> Metrics:
         """The sums of the steps since the last line."""

@@ -27,11 +27,11 @@ from jaxmm.data.packing.plan import Budgets, Lengths, Piece, cut
 from jaxmm.data.prepare.index import InMemory
 from jaxmm.data.text.template import Template
 from jaxmm.data.text.tokenizer import load_tokenizer
-from jaxmm.inspect import plan_line
 from jaxmm.report import embedding
 from jaxmm.report.clips import samples_of
 from jaxmm.report.content import DrawnRow, Report, Source
 from jaxmm.report.page import render
+from jaxmm.report.plan_lines import plan_line
 from jaxmm.report.store import Store
 from jaxmm.report.tally import ClipSums, Tally, over_budget
 from jaxmm.report.view import View, Viewer

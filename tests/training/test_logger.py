@@ -154,7 +154,7 @@ def test_the_summary_has_the_promised_fields(tmp_path):
     assert ", ".join(written) == (
         "steps, loss, eval, tokens_per_second, images_per_second, token_fill, patch_fill, data_wait_fraction, mfu, "
         "first_step_seconds, wall_seconds, examples_seen, examples_skipped, peak_memory_bytes, attention, cut_short, "
-        "videos_per_second, recordings_per_second, audio_fill, media_gain"
+        "videos_per_second, recordings_per_second, audio_fill, media_gain, goodput"
     )
     assert written["loss"] is None
     assert written["eval"] == {"demo_test": {"loss": 0.5, "answer_accuracy_by_kind": {"count": 1.0}}}

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import itertools
 import json
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -22,19 +26,22 @@ from conftest import IMAGE, random_documents
 from ml_collections import ConfigDict
 from small_run import PAGES, ROOT, assert_same_bits, saved, start, wait_for
 
-from jaxmm import command, evaluate, generate, train
+from jaxmm import command, evaluate, generate, inspect, train
 from jaxmm.checkpoints import checksums
 from jaxmm.checkpoints.checkpoint import Checkpoints
+from jaxmm.config.file import load_workdir
 from jaxmm.data.assemble import Assembler
 from jaxmm.data.packing.plan import Budgets, Piece
 from jaxmm.errors import UserError
 from jaxmm.models.flops import batch_flops
 from jaxmm.runtime import program_cache
 from jaxmm.runtime.barrier import Barrier
-from jaxmm.training import logger, throughput
+from jaxmm.training import goodput, logger, loop, slow_steps, throughput
+from jaxmm.training.goodput import RunTime
 from jaxmm.training.opening import jump_of_rate
-from jaxmm.training.progress import Progress, count
+from jaxmm.training.progress import Progress, count, counts_of
 from jaxmm.training.run import Run
+from jaxmm.training.timeline import Life
 from jaxmm.workdir import own_folders
 from jaxmm.workdir.folder import Claim
 
@@ -65,6 +72,24 @@ def stopped(arguments, tmp_path_factory) -> Path:
     return workdir
 
 
+@pytest.fixture(scope="module")
+def resumed(stopped, arguments, tmp_path_factory) -> tuple[Path, str]:
+    """The workdir of that run after it went on to its 8 steps, of which the 7th took 1000 s longer, and its output."""
+    workdir, said = shutil.copytree(stopped, tmp_path_factory.mktemp("resumed") / "a run"), io.StringIO()
+    late: list[float] = []
+
+    def counted(*args):
+        late.append(1000.0 if len(late) == 2 else 0.0)
+        return counts_of(*args)
+
+    with pytest.MonkeyPatch.context() as patched, contextlib.redirect_stderr(said):
+        patched.setattr(slow_steps, "ENOUGH", 1)
+        patched.setattr(loop, "counts_of", counted)
+        patched.setattr(train, "RunTime", lambda age: RunTime(age, lambda: goodput.clock() + sum(late)))
+        assert train.main([*arguments, f"--workdir={workdir}"]) == 0
+    return workdir, said.getvalue()
+
+
 def test_a_run_leaves_every_file_it_promises(finished):
     summary = json.loads((finished / "summary.json").read_text())
     assert set(summary) == set(logger.Summary._fields)
@@ -91,6 +116,16 @@ def test_a_run_leaves_every_file_it_promises(finished):
     assert set(lines[-1]["gradients"]["modalities"]) == {"text", "image"}
     assert sum(one["gradient"] for one in balance["modalities"].values()) == pytest.approx(1)
     assert all(set(line["eval"]["colours"]["media_gain"]) == {"image"} for line in lines[1::2])
+    times = [json.loads(line) for line in (finished / "timeline.jsonl").read_text().splitlines()]
+    assert (times[0]["event"], times[-1]["event"], times[-1]["why"]) == ("start", "end", "done")
+    told = summary["goodput"]
+    wall = times[-1]["time"] - times[0]["time"]
+    assert sum(sum(line["seconds"].values()) for line in times[1:]) == pytest.approx(wall, abs=0.01)
+    assert 0 < told["wall_seconds"] < wall + 0.01, "the end comes after the summary"
+    assert told["fraction"] == told["seconds"]["stepping"] / sum(told["seconds"].values())
+    by_line = [line["goodput"] for line in lines]
+    assert all(before[kind] <= after[kind] for before, after in itertools.pairwise(by_line) for kind in after)
+    assert by_line[-1]["evaluating"] > 0 == by_line[-1]["lost"]
 
 
 def test_a_run_tells_at_evaluations_where_attention_goes_and_keeps_maps_of_its_samples(finished):
@@ -138,10 +173,21 @@ def test_the_counts_of_the_parts_of_a_batch_add_up_to_those_of_the_whole(tiny, l
     assert (of_clips.images, of_clips.videos, of_clips.recordings) == (3, 12, 48), "vectors are media, too"
 
 
-def test_a_run_stopped_and_resumed_has_the_bits_of_one_that_was_not(finished, stopped, arguments, tmp_path):
-    resumed = shutil.copytree(stopped, tmp_path / "resumed")
-    assert train.main([*arguments, f"--workdir={resumed}"]) == 0
-    assert_same_bits(saved(finished, 8), saved(resumed, 8))
+def test_a_run_stopped_and_resumed_has_the_bits_of_one_that_was_not(finished, resumed):
+    assert_same_bits(saved(finished, 8), saved(resumed[0], 8))
+
+
+def test_a_slow_step_is_told_with_a_command_that_shows_its_rows(resumed, capsys):
+    workdir, said = resumed
+    (line,) = [line for line in map(json.loads, (workdir / "slow_steps.jsonl").open()) if line["step"] == 7]
+    assert (set(line), line["batch"]) == ({"step", "seconds", "median", "batch", "rows"}, 6)
+    assert line["seconds"] > 1000 > line["median"]
+    (told,) = re.findall(r"step 7 took 1e\+03 s, where \S+ s is usual.*; what it held: (.*)", said)
+    module, *options = shlex.split(told.removeprefix("python -m "))
+    assert module == inspect.__name__
+    assert inspect.main(options) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["batch"], shown["rows"]) == (6, line["rows"])
 
 
 def test_a_second_start_does_not_trace_the_step_and_has_the_same_bits(stopped, arguments, tmp_path, monkeypatch):
@@ -347,6 +393,8 @@ def test_a_changed_mixture_is_refused_by_name_or_goes_on_from_the_examples_seen(
     assert train.main([*changed, "--config.steps=8", f"--workdir={resumed}"]) == 0
     with Checkpoints(resumed / "checkpoints") as again:
         assert again.meta(8)["plan"]["begun_after"] == seen
+    of_run = Run(config_of([*changed, "--config.steps=8"]), resumed).plan
+    assert inspect.planned(load_workdir(str(resumed)), resumed).plan.batch(9) == of_run.batch(9)
 
 
 @pytest.mark.slow
@@ -418,16 +466,47 @@ def test_sigterm_saves_and_says_how_to_go_on(arguments, tmp_path):
         assert (checkpoints.latest() or 0) >= 2
 
 
+def timeline_of(workdir: Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "timeline.jsonl").read_text().splitlines()]
+
+
+def stop_with_steps_to_lose(process: subprocess.Popen, workdir: Path) -> None:
+    """Stops a process when its timeline has steps that no checkpoint has."""
+    while True:
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(0.05)
+        has = max(int(folder.name) for folder in (workdir / "checkpoints").iterdir() if folder.name.isdigit())
+        if timeline_of(workdir)[-1]["step"] > has:
+            return
+        process.send_signal(signal.SIGCONT)
+        time.sleep(0.05)
+        assert process.poll() is None
+
+
 @pytest.mark.slow
-def test_killed_at_random_and_resumed_the_parameters_are_bit_equal(arguments, tmp_path):
-    argv = [*arguments, "--config.steps=30", "--config.eval.every=0"]
+def test_killed_at_random_and_resumed_the_parameters_are_bit_equal_and_no_second_is_missing(arguments, tmp_path):
+    argv = [*arguments, "--config.steps=30", "--config.eval.every=0", "--config.log.every=1"]
     assert train.main([*argv, f"--workdir={tmp_path / 'whole'}"]) == 0
     rng, killed = random.Random(0), tmp_path / "killed"
+    began = time.time()
     for kill in range(4):
         process = start(argv, killed, 8)
         wait_for(killed / "checkpoints" / str(2 * (kill + 1)))
-        time.sleep(rng.random())
+        time.sleep(rng.random() / 2)
+        if not kill:
+            stop_with_steps_to_lose(process, killed)
         process.kill()
         process.communicate()
     assert train.main([*argv, f"--workdir={killed}"]) == 0
+    took = time.time() - began
     assert_same_bits(saved(tmp_path / "whole", 30), saved(killed, 30))
+    lines = timeline_of(killed)
+    told = json.loads((killed / "summary.json").read_text())["goodput"]
+    assert [line["event"] for line in lines].count("start") == told["starts"] == 5
+    life = Life()
+    for line in lines:
+        life.add(line)
+    wall = lines[-1]["time"] - lines[0]["time"]
+    assert sum(life.seconds.values()) == pytest.approx(wall, rel=0.01)
+    assert told["wall_seconds"] < wall + 0.01 < took + 0.1, "the first process began after this test"
+    assert min(told["seconds"][kind] for kind in ("starting", "stepping", "saving", "lost", "down")) > 0
