@@ -12,6 +12,8 @@ from jaxmm.atomic import read_lines, write_json
 from jaxmm.data import files
 from jaxmm.data.packing.plan import Lengths
 from jaxmm.inference.answers import answers, make_generator
+from jaxmm.report.run_page import NAME as REPORT
+from jaxmm.report.run_page import write_report
 from jaxmm.training import curves, samples, throughput
 from jaxmm.training.evaluator import Evaluator, Figures, closing_rows, mean_loss
 from jaxmm.training.logger import OF_CLIPS, Logger, Summary
@@ -43,7 +45,8 @@ def close(
     logger.status("answering samples", at_once=True)
     with run.barrier.together("the closing samples"):
         drawn = _draw_samples(run, state)
-    for line in _closing_lines(run, summary, drawn):
+    has_page = run.is_first and write_report(run.workdir, run.say)
+    for line in _closing_lines(run, summary, drawn, has_page):
         run.say(line)
 
 
@@ -105,12 +108,14 @@ def _asked_with(run: Run) -> str:
     return " ".join(f"--{kind}={name}" for kind, name in names.items() if kind in learnt) or "--image=PICTURE.png"
 
 
-def _closing_lines(run: Run, summary: Summary, drawn: str) -> Iterator[str]:
+def _closing_lines(run: Run, summary: Summary, drawn: str, has_page: bool) -> Iterator[str]:
     told = {key: value for key, value in summary._asdict().items() if key not in ("eval", "cut_short")}
     figures = [(key, value) for key, value in told.items() if value is not None or key not in OF_CLIPS]
     yield ""
     yield formatting.table(figures + closing_rows(summary.eval))
     yield ""
+    if has_page:
+        yield f"look at the run: {run.workdir / REPORT}"
     yield f"look at the curves: {run.workdir / 'curves.png'}" + (f", and the model's answers: {drawn}" if drawn else "")
     if best := run.checkpoints.best_line():
         yield f"checkpoints: {', '.join(map(str, run.checkpoints.steps()))}{best}"

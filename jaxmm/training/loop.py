@@ -14,6 +14,7 @@ from jaxmm import sharding
 from jaxmm.checkpoints.record import PlanRecord, Record
 from jaxmm.data.assemble import Loaded
 from jaxmm.data.loader import batches
+from jaxmm.report.run_page import write_report
 from jaxmm.runtime.barrier import Stop
 from jaxmm.training.closing import close
 from jaxmm.training.compiled_step import CompiledStep
@@ -113,6 +114,8 @@ class _Loop:
                 self.evaluated = step, figures
                 self.logger.log(step, {"eval": figures})
                 run.say(f"step {step}: " + "  ".join(_one_line(figures)))
+                if run.is_first:
+                    write_report(run.workdir, run.say)
             if due.save:
                 at, figures = self.evaluated
                 self._save(step, state, mean_loss(figures) if at == step else None)
