@@ -106,7 +106,7 @@ def _state(workdir: Path, step: int, steps: int, has_summary: bool) -> str:
 def at(tree: Any, *path: str) -> Any:
     """What lies at a path of keys in nested mappings, or None."""
     for key in path:
-        if not isinstance(tree, Mapping):
+        if not isinstance(tree, dict):  # of JSON; a Mapping would be asked much more slowly
             return None
         tree = tree.get(key)
     return tree
@@ -115,15 +115,14 @@ def at(tree: Any, *path: str) -> Any:
 def figure(tree: Any, *path: str) -> float | None:
     """The finite number at a path, or None."""
     value = at(tree, *path)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number and math.isfinite(value) else None
+    return float(value) if type(value) in (int, float) and math.isfinite(value) else None
 
 
 def names(lines: Iterable[Mapping[str, Any]], *path: str) -> list[str]:
     """The keys of the mappings at a path of all lines, in the order in which they first come."""
     found: dict[str, None] = {}
     for line in lines:
-        if isinstance(value := at(line, *path), Mapping):
+        if isinstance(value := at(line, *path), dict):
             found |= dict.fromkeys(value)
     return list(found)
 
