@@ -63,6 +63,7 @@ def parse(
     config: Literal["file", "workdir", "none"] = "file",
     about: str = "",
     urls: Collection[str] = (),
+    repeated: Collection[str] = (),
 ) -> types.SimpleNamespace:
     """Parses ``--name=value`` (or ``--name value``; ``--name`` alone sets a bool).
 
@@ -73,6 +74,7 @@ def parse(
         or nowhere. ``--config.KEY=VALUE`` changes one of its keys.
       about: what the command does, for ``--help``.
       urls: flags of ``WRITTEN`` that may be URLs; the command expands their '~'.
+      repeated: flags of several values that may be given several times: all count.
 
     Returns:
       A namespace of the flags, ``config`` (a locked ConfigDict) and ``config_name`` (its file's name without ``.py``).
@@ -87,7 +89,8 @@ def parse(
     given = _split(argv, flags)
     for name, text in given:
         if name in flags:
-            values[name] = _read(f"--{name}", text, flags[name][0])
+            value = _read(f"--{name}", text, flags[name][0])
+            values[name] = (*values[name], *value) if name in repeated else value
         elif name == "config" and config == "file":
             origin = os.path.expanduser(_read("--config", text, ""))
         elif name.startswith("config.") and config != "none":
@@ -114,7 +117,7 @@ def parse(
     for key, text in changes:
         _change(loaded, key, text)
     for name in dict.fromkeys(name for name, _ in given):
-        if len(twice := [text for other, text in given if other == name]) > 1:
+        if name not in repeated and len(twice := [text for other, text in given if other == name]) > 1:
             print(f"--{name} is given {len(twice)} times: the last one, {twice[-1]}, counts", file=sys.stderr)
     if config != "none":
         consistency.check(flat(loaded))

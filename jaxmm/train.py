@@ -48,7 +48,7 @@ def main(argv: list[str], age: float = 0.0) -> int:
     startup.split_cpu(args.config.mesh, args.config.batch_size // max(args.config.accumulation, 1))
     with claimed(workdir):
         args.config = as_it_was(args.config, workdir)
-        run = Run(args.config, workdir)
+        run = Run(args.config, workdir, args.config_name)
         if run.start >= run.steps and not (workdir / SUMMARY).exists():
             print(f"{workdir}: all steps are done, and the run was ended before it was closed: closing it now")
         elif run.start >= run.steps:

@@ -220,11 +220,14 @@ def _line(error: BaseException, path: Path) -> str:
     return f", line {line}" if line else ""
 
 
-def load_workdir(name: str) -> ConfigDict:
-    """The config of a run.
+def run_config(name: str) -> dict[str, Any]:
+    """What a run's ``config.json`` holds, as it is; its keys may be those of another version.
+
+    Args:
+      name: the run's workdir.
 
     Raises:
-      UserError: if there is no run, or its ``config.json`` cannot be read.
+      UserError: if there is no run, or the file cannot be read.
     """
     path = Path(name)
     if not name:
@@ -245,4 +248,13 @@ def load_workdir(name: str) -> ConfigDict:
         raise UserError(f"{file} is no valid JSON: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"{file} is no JSON object but a {type(values).__name__}: it is no run's config")
-    return settled(values, str(file), unknown=True)
+    return values
+
+
+def load_workdir(name: str) -> ConfigDict:
+    """The config of a run.
+
+    Raises:
+      UserError: if there is no run, or its ``config.json`` cannot be read.
+    """
+    return settled(run_config(name), str(Path(name) / "config.json"), unknown=True)

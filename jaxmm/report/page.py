@@ -6,18 +6,15 @@ escaped here or put in by the script as text, never as markup.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
-import string
 from collections.abc import Iterator
 from html import escape
-from importlib import resources
 from typing import Any
 
-from jaxmm.report import tables
+from jaxmm.report import shell, tables
 from jaxmm.report.content import DrawnRow, Report
 from jaxmm.report.store import Store
+from jaxmm.report.words import hue, plural
 
 MARKED = {"picture": "image", "video": "video", "audio": "recording"}  # spans with a picture of their own
 
@@ -26,19 +23,11 @@ def render(report: Report) -> str:
     """The page as HTML."""
     store = Store([view for row in report.rows for view in row.views])
     rows = "".join(_row(store, row, report) for row in report.rows)
-    hues = [tables.hue(i) for i in range(len(report.sources))]
-    files = resources.files("jaxmm.report")
-    page = files.joinpath("page.html").read_text("utf-8")
-    style, script = (
-        "".join(files.joinpath(f"{name}.{end}").read_text("utf-8") for name in names)
-        for end, names in (("css", ("page", "clips")), ("js", ("clips", "page")))
-    )
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return string.Template(page).substitute(
-        policy=f"default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; "
-        f"script-src 'sha256-{digest}'",
-        style=style,
-        script=script,
+    hues = [hue(i) for i in range(len(report.sources))]
+    return shell.page(
+        "page",
+        styles=("base", "page", "clips"),
+        scripts=("base", "clips", "page"),
         title=escape(report.title),
         about=_about(report),
         budgets="".join(tables.budgets(report)),
@@ -68,7 +57,7 @@ def _row(store: Store, row: DrawnRow, report: Report) -> str:
     for segment, view in enumerate(row.views, start=1):
         document = store.add(row.batch, row.row, segment, view)
         bars.append(_bar(document, budgets.tokens))
-        style = f"--h:{tables.hue(view.piece.source)}"
+        style = f"--h:{hue(view.piece.source)}"
         shade = f'<i class="shade{segment % 2}" style="{style};'
         tiles = [(picture.patch, picture) for picture in view.pictures]
         tiles += [(film.shots[0].picture.patch, film.shots[-1].picture) for film in view.films]
@@ -79,7 +68,7 @@ def _row(store: Store, row: DrawnRow, report: Report) -> str:
             frames.append(f'{shade}{_across(sound.unit, len(sound.frames_FM), budgets.get("audio"))}"></i>')
     used = dict(zip(budgets.names, row.used, strict=True))
     told = (
-        f"Batch {row.batch}, row {row.row}: {tables.plural(len(row.views), 'document')}, {used['tokens']:,} of "
+        f"Batch {row.batch}, row {row.row}: {plural(len(row.views), 'document')}, {used['tokens']:,} of "
         f"{budgets.tokens:,} tokens, {used['patches']:,} of {budgets.patches:,} patches"
     )
     lanes = [f'<div class="lane patches" aria-hidden="true">{"".join(patches)}</div>']
@@ -103,7 +92,7 @@ def _bar(document: dict[str, Any], budget: int) -> str:
     told = f"{size:,} tokens, {document['targets']:,} learnt"
     for name, noun in MARKED.items():
         if count := sum(span[0] == name for span in document["spans"]):
-            told += f", {tables.plural(count, noun)}"
+            told += f", {plural(count, noun)}"
     if document["skipped"]:
         told = f"padding, as {document['lost']} is {document['skipped']}"
     kind = "lost" if document["skipped"] else f"shade{document['segment'] % 2}"
@@ -113,7 +102,7 @@ def _bar(document: dict[str, Any], budget: int) -> str:
         marks.append(f'<i class="{name}"{number} style="{_across(first - start, last - first, size)}"></i>')
     return (
         f'<button type="button" class="doc {kind}" data-document="{document["number"]}" tabindex="-1" '
-        f'style="--h:{tables.hue(document["source"])};{_across(start, size, budget)}" '
+        f'style="--h:{hue(document["source"])};{_across(start, size, budget)}" '
         f'aria-label="{escape(document["name"])}: {told}">{"".join(marks)}</button>'
     )
 
@@ -142,18 +131,18 @@ def _about(report: Report) -> str:
     total = report.tally.total
     media = tables.clip_counts(report)
     if total.images or not media:
-        media.insert(0, tables.plural(total.images, "image"))
+        media.insert(0, plural(total.images, "image"))
     which = f"batch {start}" if stop - start == 1 else f"batches {start} to {stop - 1}"
     return (
-        f"{which[0].upper()}{which[1:]}: {tables.plural(len(report.tally.used), 'row')}, "
-        f"{tables.plural(total.documents, 'document')}, {tables.plural(total.tokens, 'token')}, {', '.join(media)}. "
+        f"{which[0].upper()}{which[1:]}: {plural(len(report.tally.used), 'row')}, "
+        f"{plural(total.documents, 'document')}, {plural(total.tokens, 'token')}, {', '.join(media)}. "
         "All of it is read back from the arrays that the model gets."
     )
 
 
 def _legend(report: Report) -> Iterator[str]:
     for i, source in enumerate(report.sources):
-        yield f'<li><i class="key shade0" style="--h:{tables.hue(i)}"></i>{escape(source.name)}</li>'
+        yield f'<li><i class="key shade0" style="--h:{hue(i)}"></i>{escape(source.name)}</li>'
     yield '<li><i class="key learnt"></i>learnt</li>'
     if report.tally.total.images or not tables.clips(report):
         yield '<li><i class="key image"></i>image</li>'

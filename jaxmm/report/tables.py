@@ -10,17 +10,9 @@ import numpy as np
 from jaxmm.data.media.table import MEDIA, noun
 from jaxmm.report.charts import Histogram
 from jaxmm.report.content import Report
+from jaxmm.report.words import duration, hue, plural
 
-HUES = (255, 55, 155, 325, 205, 95, 290, 20)  # of the sources in turn, in degrees of OKLCH
 CLIPS = ("video", "audio")
-
-
-def hue(source: int) -> int:
-    return HUES[source % len(HUES)]
-
-
-def plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def clips(report: Report) -> list[str]:
@@ -129,14 +121,6 @@ def clip_table(report: Report) -> str:
         + "".join(f'<th scope="col">{name}</th>' for name in head)
         + f"</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
-
-
-def duration(seconds: float) -> str:
-    """``3.2 s``, ``12 min 5 s`` or ``3 h 20 min``."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60} min"
 
 
 def charts(report: Report) -> Iterator[Histogram]:

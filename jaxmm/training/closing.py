@@ -11,6 +11,8 @@ import jax
 from jaxmm import formatting
 from jaxmm.atomic import read_lines, write_json
 from jaxmm.data.packing.plan import Lengths
+from jaxmm.report.run_page import NAME as REPORT
+from jaxmm.report.run_page import write_report
 from jaxmm.training import curves, goodput, throughput
 from jaxmm.training.evaluator import Evaluator, Figures, closing_rows, mean_loss
 from jaxmm.training.goodput import RunTime
@@ -45,7 +47,8 @@ def close(
     summary = summary._replace(goodput=run_time.summary())  # with the samples' time
     if run.is_first:
         write_json(run.workdir / SUMMARY, summary._asdict())
-    for line in _closing_lines(run, summary, drawn):
+    has_page = run.is_first and write_report(run.workdir, run.say)
+    for line in _closing_lines(run, summary, drawn, has_page):
         run.say(line)
 
 
@@ -96,7 +99,7 @@ def _asked_with(run: Run) -> str:
     return " ".join(f"--{kind}={name}" for kind, name in names.items() if kind in learnt) or "--image=PICTURE.png"
 
 
-def _closing_lines(run: Run, summary: Summary, drawn: str) -> Iterator[str]:
+def _closing_lines(run: Run, summary: Summary, drawn: str, has_page: bool) -> Iterator[str]:
     apart = ("eval", "cut_short", "media_gain", "goodput")
     told = {key: value for key, value in summary._asdict().items() if key not in apart}
     figures = [(key, value) for key, value in told.items() if value is not None or key not in OF_CLIPS]
@@ -105,6 +108,8 @@ def _closing_lines(run: Run, summary: Summary, drawn: str) -> Iterator[str]:
     yield formatting.table(figures + of_time + closing_rows(summary.eval))
     yield ""
     yield from idle_lines(_last_evaluations(run, summary), run.steps, run.recipe.frozen)
+    if has_page:
+        yield f"look at the run: {run.workdir / REPORT}"
     yield f"look at the curves: {run.workdir / 'curves.png'}" + (f", and the model's answers: {drawn}" if drawn else "")
     if best := run.checkpoints.best_line():
         yield f"checkpoints: {', '.join(map(str, run.checkpoints.steps()))}{best}"

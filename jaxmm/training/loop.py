@@ -17,6 +17,7 @@ from jaxmm.batch import Batch
 from jaxmm.checkpoints.record import PlanRecord, Record
 from jaxmm.data.assemble import Loaded
 from jaxmm.data.loader import batches
+from jaxmm.report.run_page import write_report
 from jaxmm.runtime.barrier import Stop
 from jaxmm.training.closing import close
 from jaxmm.training.compiled_step import CompiledStep
@@ -181,6 +182,8 @@ class _Loop:
             if due.evaluate and run.config.monitor.attention_every >= 0:
                 with self.run_time.of("evaluating"):
                     self.monitor.draw_samples(step, state.params)
+            if due.evaluate and run.is_first:
+                write_report(run.workdir, run.say)
             if due.save:
                 at, figures = self.evaluated
                 self._save(step, state, mean_loss(figures) if at == step else None)

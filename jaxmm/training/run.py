@@ -24,6 +24,7 @@ from jaxmm.hf.init_from import parse, run_and_step
 from jaxmm.hf.pretrained import MODEL
 from jaxmm.recipe import Recipe, clips_of, eval_corpus, fitted, own_media, parse_clips, read_recipe, train_corpus
 from jaxmm.runtime.barrier import Barrier
+from jaxmm.training.machine_record import MACHINE, machine_record
 from jaxmm.training.program import abstract_batch, fresh_state, make_program
 from jaxmm.training.skipped import SkippedFile
 from jaxmm.training.step import TrainState
@@ -41,8 +42,8 @@ class Run:
       say: prints a line; a logger's, once there is one.
     """
 
-    def __init__(self, config: ConfigDict, workdir: Path):
-        self.config, self.workdir = config, workdir
+    def __init__(self, config: ConfigDict, workdir: Path, config_name: str = ""):
+        self.config, self.workdir, self._config_name = config, workdir, config_name
         self.is_first, self.barrier = jax.process_index() == 0, Barrier("step")
         self.mesh = sharding.make_mesh(config.mesh)
         sharding.check_rows(self.mesh, config.batch_size, config.accumulation)
@@ -159,6 +160,10 @@ class Run:
         with self.barrier.agreed("the run's first files"):
             if self.is_first:
                 write_json(self.workdir / "config.json", command.to_json(self.config))
+                machine = machine_record(
+                    self._config_name, self.steps, self.mesh, self.recipe.compute, self.recipe.model
+                )  # fmt: skip
+                write_json(self.workdir / MACHINE, machine)
                 keep_tokenizer(self.config.data.tokenizer, self.workdir)
                 note_first_save(self.workdir, self.start)
             for folder in self.corpus.folders + (self.held_out.folders if self.held_out else []):

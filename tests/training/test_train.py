@@ -99,6 +99,10 @@ def test_a_run_leaves_every_file_it_promises(finished):
     assert figures["answers"] == figures["blind"]["image"]["documents"] == 24
     assert summary["media_gain"] == {"colours": figures["media_gain"]}
     assert (finished / "config.json").exists()
+    machine = json.loads((finished / "machine.json").read_text())
+    assert (machine["config"], machine["steps"], machine["attention"]) == ("base", 8, "blocks")
+    page = (finished / "report.html").read_text()
+    assert '<span class="state finished">finished</span> Step 8 of 8' in page
     assert list((finished / "samples").glob("*.png"))
     lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4, 6, 8]

@@ -1,0 +1,253 @@
+"""The curves of runs over their steps, as the page's script draws them: each with its name, unit, axis and points."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from jaxmm.report import thinning
+from jaxmm.report.run_attention import CLASSES
+from jaxmm.report.run_data import RunData, at, figure, names
+
+MOST, LEAST = 1500, 60  # points of a line that a page holds
+LOG_FROM = 20  # times that the largest loss is the smallest: from here on its axis is logarithmic
+OF_MEDIA = ("image", "video", "audio")  # classes of attention that are media
+
+Step = Mapping[str, Any]
+Read = Callable[[Step], float | None]
+
+
+class Curve(NamedTuple):
+    """Values of one run over its steps.
+
+    Attributes:
+      name: '' where the run's says enough.
+      place: the number of its colour among those of its chart; with several runs, of its dashes.
+      dots: the values are few and far between, and each is marked.
+      dashed: it stands beside what it is compared with.
+      key: a class of attention, whose own colour it has.
+    """
+
+    name: str
+    run: int
+    place: int
+    steps: list[int]
+    values: list[float]
+    dots: bool = False
+    dashed: bool = False
+    key: str = ""
+
+
+class Chart(NamedTuple):
+    """Curves with one axis. ``form``: how its values are written, "plain", "percent", "count" or "bytes"."""
+
+    key: str
+    title: str
+    unit: str
+    curves: list[Curve]
+    form: str = "plain"
+    is_log: bool = False
+    from_0: bool = False
+
+    def json(self, most: int) -> dict[str, Any]:
+        """For the page, with so many points of each curve; ``of`` is how many there are of one that is thinned."""
+        curves = []
+        for curve in self.curves:
+            chosen = thinning.kept(curve.values, most)
+            told: dict[str, Any] = {
+                "name": curve.name,
+                "run": curve.run,
+                "place": curve.place,
+                "x": [curve.steps[i] for i in chosen],
+                "y": [thinning.digits(curve.values[i]) for i in chosen],
+            }
+            if len(chosen) < len(curve.values):
+                told["of"] = len(curve.values)
+            told |= {name: True for name in ("dots", "dashed") if getattr(curve, name)}
+            curves.append(told | ({"key": curve.key} if curve.key else {}))
+        return {
+            "key": self.key, "title": self.title, "unit": self.unit, "form": self.form, "log": self.is_log,
+            "from0": self.from_0, "curves": curves,
+        }  # fmt: skip
+
+
+def charts(runs: Sequence[RunData]) -> dict[str, list[Chart]]:
+    """All that have values, by the section in which they stand."""
+    made = {
+        "curves": [*_learning(runs), *_optimizer(runs), *_speed(runs)],
+        "attention": [_attention(runs)],
+        "balance": [*_shares(runs)],
+    }
+    return {section: [one for one in of if one.curves] for section, of in made.items()}
+
+
+def charts_json(by_section: Mapping[str, Sequence[Chart]], size: int) -> dict[str, list[dict[str, Any]]]:
+    """The charts for the page, in about ``size`` characters: with as many points of each curve as that holds."""
+    most = MOST
+    while True:
+        told = {section: [chart.json(most) for chart in charts] for section, charts in by_section.items()}
+        if most <= LEAST or len(json.dumps(told, separators=(",", ":"))) <= size:
+            return told
+        most = max(LEAST, most * 2 // 3)
+
+
+def _curve(runs: Sequence[RunData], run: int, name: str, read: Read, **more: Any) -> Iterator[Curve]:
+    """The curve of what ``read`` finds in the lines of a run; none where that is nothing."""
+    steps, values = [], []
+    for line in runs[run].lines:
+        if (value := read(line)) is not None:
+            steps.append(line["step"])
+            values.append(value)
+    if values:
+        yield Curve(name, run, more.pop("place", 0), steps, values, **more)
+
+
+def _at(*path: str) -> Read:
+    return lambda line: figure(line, *path)
+
+
+def _each(runs: Sequence[RunData], name: str, *path: str, **more: Any) -> list[Curve]:
+    """A curve for each run of what stands at one path."""
+    return [curve for run in range(len(runs)) for curve in _curve(runs, run, name, _at(*path), **more)]
+
+
+def _by_name(
+    runs: Sequence[RunData], above: Sequence[str], below: Sequence[str], told: str = "{}", first: int = 0, **more: Any
+) -> list[Curve]:
+    """A curve for each run and each name between two paths: of "sources", NAME, "loss"."""
+    known = list(dict.fromkeys(name for run in runs for name in names(run.lines, *above)))
+    return [
+        curve
+        for place, name in enumerate(known)
+        for run in range(len(runs))
+        for curve in _curve(runs, run, told.format(name), _at(*above, name, *below), place=first + place, **more)
+    ]
+
+
+def _several(curves: list[Curve]) -> list[Curve]:
+    """The curves, where they tell more than the sum of them does."""
+    return curves if len({curve.place for curve in curves}) > 1 else []
+
+
+def _learning(runs: Sequence[RunData]) -> Iterator[Chart]:
+    trained = _each(runs, "trained on", "loss")
+    held_out = _by_name(runs, ["eval"], ["loss"], "held out: {}", 1, dots=True)
+    yield _loss("loss", "Loss", "nats a target", trained + held_out)
+    yield _loss("loss-sources", "Loss by source", "nats a target", _several(_by_name(runs, ["sources"], ["loss"])))
+    modalities = _by_name(runs, ["modalities"], ["loss"]) or _by_name(runs, ["balance", "modalities"], ["loss"])
+    yield _loss("loss-modalities", "Loss by modality", "nats a target", _several(modalities))
+    right = _by_name(runs, ["eval"], ["answer_accuracy"], dots=True)
+    yield Chart("answers", "Answers right", "of held-out questions", right, "percent", from_0=True)
+    targets = _each(runs, "trained on", "target_accuracy")
+    targets += _by_name(runs, ["eval"], ["target_accuracy"], "held out: {}", 1, dots=True)
+    yield Chart("targets", "Targets right", "tokens that were the likeliest", targets, "percent", from_0=True)
+    yield Chart("media-gain", "Media gain", "nats a target that media are worth", _gains(runs), from_0=True)
+
+
+def _loss(key: str, title: str, unit: str, curves: list[Curve]) -> Chart:
+    values = [value for curve in curves for value in curve.values]
+    return Chart(key, title, unit, curves, is_log=bool(values) and 0 < LOG_FROM * min(values) <= max(values))
+
+
+def _gains(runs: Sequence[RunData]) -> list[Curve]:
+    found: list[Curve] = []
+    pairs = list(dict.fromkeys(
+        (source, modality)
+        for run in runs for _, figures in run.evaluations()
+        for source, of in figures.items() for modality in names([of], "media_gain")
+    ))  # fmt: skip
+    sources = {source for source, _ in pairs}
+    for place, (source, modality) in enumerate(pairs):
+        name = modality if len(sources) == 1 else f"{source}: {modality}"
+        for run in range(len(runs)):
+            read = _at("eval", source, "media_gain", modality)
+            found += _curve(runs, run, name, read, place=place, dots=True)
+    return found
+
+
+def _optimizer(runs: Sequence[RunData]) -> Iterator[Chart]:
+    name = "" if len(runs) > 1 else "rate"
+    yield Chart("rate", "Learning rate", "", _each(runs, name, "learning_rate"), from_0=True)
+    norms = _by_name(runs, ["grad_norm_by_part"], [], first=1)
+    norms = _each(runs, "all" if len(runs) == 1 or norms else "", "grad_norm") + norms
+    yield Chart("gradients", "Gradient norms", "by part, of a line's last step", norms, is_log=True)
+    by_data: list[Curve] = []
+    for kind in ("sources", "modalities"):
+        for one in dict.fromkeys(name for run in runs for name in names(run.lines, "gradients", kind)):
+            place = len({curve.place for curve in by_data})
+            told = one if kind == "sources" else f"with {one}" if one != "text" else "text alone"
+            for run in range(len(runs)):
+                by_data += _curve(runs, run, told, _norm("gradients", kind, one), place=place)
+    yield Chart("gradients-data", "Gradient norms by data", "of sources and modalities", by_data, is_log=True)
+
+
+def _norm(*path: str) -> Read:
+    """Of all parts together."""
+
+    def read(line: Step) -> float | None:
+        parts = at(line, *path)
+        found = [norm for part in parts if (norm := figure(parts, part)) is not None] if isinstance(parts, dict) else []
+        return math.hypot(*found) if found else None
+
+    return read
+
+
+def _speed(runs: Sequence[RunData]) -> Iterator[Chart]:
+    def one(key: str, title: str, unit: str, name: str, field: str, form: str = "plain") -> Chart:
+        curves = _each(runs, name if len(runs) == 1 else "", field)
+        return Chart(key, title, unit, curves, form, from_0=True)
+
+    def some(key: str, title: str, unit: str, fields: Mapping[str, str], form: str) -> Chart:
+        curves = [
+            curve
+            for place, (field, name) in enumerate(fields.items())
+            for run in range(len(runs))
+            for curve in _curve(runs, run, name, _at(field), place=place)
+        ]
+        return Chart(key, title, unit, curves, form, from_0=True)
+
+    yield one("throughput", "Throughput", "tokens a second", "tokens", "tokens_per_second", form="count")
+    media = {"images_per_second": "images", "videos_per_second": "videos", "recordings_per_second": "recordings"}
+    yield some("media", "Media a second", "pictures and clips", media, "count")
+    fills = {"token_fill": "tokens", "patch_fill": "patches", "audio_fill": "audio frames"}
+    yield some("fill", "Fill", "of what rows have room for", fills, "percent")
+    yield one("wait", "Waiting for data", "of the steps’ time", "waiting", "data_wait_fraction", form="percent")
+    yield one("step", "A step", "seconds", "step", "step_seconds")
+    yield one("mfu", "MFU", "of the devices’ peak", "MFU", "mfu", form="percent")
+    yield one("memory", "Peak memory", "of a device", "memory", "peak_memory_bytes", form="bytes")
+    cost = _each(runs, "waiting" if len(runs) == 1 else "", "stragglers", "cost")
+    yield Chart("straggler", "Waiting for the slowest process", "of a step", cost, "percent", from_0=True)
+
+
+def _shares(runs: Sequence[RunData]) -> Iterator[Chart]:
+    got = _by_name(runs, ["balance", "sources"], ["tokens"])
+    asked = _by_name(runs, ["balance", "sources"], ["asked"], "{}, asked", dashed=True) if len(runs) == 1 else []
+    yield Chart("shares", "Tokens by source", "share of them", _several(got) and got + asked, "percent", from_0=True)
+
+
+def _attention(runs: Sequence[RunData]) -> Chart:
+    """Of one run where attention goes, by class; of several, how much goes to media."""
+    if len(runs) > 1:
+        curves = [c for run in range(len(runs)) for c in _curve(runs, run, "", _mean_mass(*OF_MEDIA))]
+        return Chart("attention", "Onto media", "mean over layers and heads", curves, "percent", from_0=True)
+    found = names(runs[0].lines, "attention", "mass")
+    curves = [
+        curve
+        for one in found if one in CLASSES
+        for curve in _curve(runs, 0, CLASSES[one], _mean_mass(one), key=one)
+    ]  # fmt: skip
+    return Chart("attention", "Over the steps", "mean over layers and heads", curves, "percent", from_0=True)
+
+
+def _mean_mass(*classes: str) -> Read:
+    """The mean over layers and heads of what goes to these classes together."""
+
+    def read(line: Step) -> float | None:
+        tables = [table for one in classes if isinstance(table := at(line, "attention", "mass", one), list)]
+        means = [[cell for row in table for cell in row] for table in tables if all(isinstance(r, list) for r in table)]
+        means = [cells for cells in means if cells and all(isinstance(cell, int | float) for cell in cells)]
+        return sum(sum(cells) / len(cells) for cells in means) if means else None
+
+    return read

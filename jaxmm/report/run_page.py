@@ -1,0 +1,208 @@
+"""The page of one run, or of several side by side: one file that loads nothing, and has less than 3 MB.
+
+What comes from a run's folder is escaped here, or put in by the script as text, never as markup.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Iterator, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxmm.atomic import published
+from jaxmm.report import run_config, run_tables, shell
+from jaxmm.report.run_attention import CLASSES, attention_json
+from jaxmm.report.run_curves import charts, charts_json
+from jaxmm.report.run_data import RunData, read_run
+from jaxmm.report.run_samples import samples_json
+from jaxmm.report.run_tiles import about, key, table_html, tiles_html
+from jaxmm.report.words import HUES, plural
+
+NAME = "report.html"
+LIMIT = 3_000_000  # bytes of a page
+CURVES, ATTENTION, SAMPLES = 1_000_000, 400_000, 1_100_000  # characters of the parts that can be large
+SMALLER = (1.0, 0.6, 0.35, 0.2, 0.1, 0.0)  # of these, one after the other, until the page is small enough
+
+
+class Section(NamedTuple):
+    """A part of the page; ``content`` and ``beside`` (behind its title) are HTML."""
+
+    key: str
+    title: str
+    content: str
+    beside: str = ""
+
+    def html(self) -> str:
+        return (
+            f'<section aria-labelledby="{self.key}-title" id="{self.key}"><div class="heading">'
+            f'<h2 id="{self.key}-title">{self.title}</h2>{self.beside}</div>{self.content}</section>\n'
+        )
+
+
+def write_report(workdir: Path, say: Callable[[str], None]) -> bool:
+    """Writes ``report.html`` into a run's folder, from what lies there; whether it could, else ``say`` tells why not.
+
+    A run goes on without its page: whatever is wrong with it is told, and raised nowhere.
+    """
+    try:
+        write_page(workdir / NAME, [read_run(workdir)])
+    except Exception as error:  # of a folder that anybody may write to; and a page is worth no run
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        say(f"warning: {workdir / NAME} was not written: {' '.join(reason.split())}")
+        return False
+    return True
+
+
+def write_page(path: Path, runs: Sequence[RunData]) -> None:
+    """Writes the page of these runs so that a reader finds the old one or the new one, whole."""
+    with published(path) as whole:
+        whole.write_text(render(runs), encoding="utf-8")
+
+
+def render(runs: Sequence[RunData], now: datetime.datetime | None = None) -> str:
+    """The page as HTML; ``now`` is when it is written."""
+    now = now or datetime.datetime.now().astimezone()
+    for part in SMALLER:
+        page = _page(runs, now, part)
+        if len(page.encode()) <= LIMIT:
+            break
+    return page
+
+
+def _page(runs: Sequence[RunData], now: datetime.datetime, part: float) -> str:
+    """With its large parts in ``part`` of the room that they have at most."""
+    by_section = charts(runs)
+    drawn = charts_json(by_section, int(part * CURVES))
+    attention = [attention_json(run, int(part * ATTENTION) // len(runs)) if part else None for run in runs]
+    samples, notes = [], list[str]()
+    for run in runs:
+        found, left = samples_json(run, int(part * SAMPLES) // len(runs))
+        samples.append(found)
+        notes += left
+    if not part:
+        notes.append("the attention monitor is left out, to keep the page small")
+    notes += _thinned(drawn)
+    sections = [*_sections(runs, drawn, any(attention), any(samples)), *_last(runs, notes, attention, samples)]
+    store = {
+        "hues": HUES,
+        "charts": drawn,
+        "words": CLASSES,
+        "runs": [
+            {"name": run.name, "attention": of, "samples": own}
+            for run, of, own in zip(runs, attention, samples, strict=True)
+        ],
+    }
+    names = ", ".join(run.name for run in runs)
+    return shell.page(
+        "run",
+        styles=("base", "run"),
+        scripts=("base", "curve_axes", "curves", "attention", "samples", "run"),
+        title=escape(names if len(runs) > 1 else f"{names} – a run of jaxmm"),
+        head=_head(runs, now),
+        nav=" ".join(f'<a href="#{one.key}">{one.title}</a>' for one in sections),
+        figures=table_html(runs) if len(runs) > 1 else tiles_html(runs[0]),
+        sections="".join(one.html() for one in sections),
+        store=shell.script_json(store),
+    )
+
+
+def _head(runs: Sequence[RunData], now: datetime.datetime) -> str:
+    if len(runs) == 1:
+        (run,) = runs
+        return f'<p class="over">{escape(str(run.folder))}</p><h1>{escape(run.name)}</h1>{about(run, now)}'
+    items = "".join(
+        f'<li><p class="which">{key(i)}<b>{escape(run.name)}</b> <small>{escape(str(run.folder))}</small></p>'
+        f"{about(run, now)}</li>"
+        for i, run in enumerate(runs)
+    )
+    return f'<p class="over">side by side</p><h1>{plural(len(runs), "run")}</h1><ul class="runs">{items}</ul>'
+
+
+def _charts(section: str) -> str:
+    return f'<div class="curves" data-charts="{section}"></div>'
+
+
+def _sections(runs: Sequence[RunData], drawn: dict[str, Any], attention: bool, samples: bool) -> Iterator[Section]:
+    if drawn["curves"]:
+        hint = (
+            '<div class="tools" id="curve-tools"><p class="hint">Drag across a chart, pinch, or turn the wheel with '
+            'Ctrl to zoom: all follow. <span class="keys">On a keyboard, arrows read values, + and − zoom, 0 shows '
+            "all.</span></p></div><noscript>Curves need scripts.</noscript>"
+        )
+        yield Section("curves", "Curves", hint + _charts("curves"))
+    if attention:
+        note = (
+            '<p class="note">Of the positions that predict a target, where their attention goes: to media, to the text '
+            "of the same turn or of earlier ones, to special tokens between them, or to the first position, where "
+            "attention rests that has no better place. Layers and heads count from 0.</p>"
+        )
+        yield Section("attention", "Attention", note + '<div id="monitor"></div>' + _charts("attention"))
+    if samples:
+        note = (
+            '<p class="note">Held-out questions with the model’s answers, and where each token of an answer looks. '
+            "Choose a token or a head.</p>"
+        )
+        yield Section("samples", "Samples", f'{note}<div id="answers"></div>')
+    if balance := run_tables.each(runs, run_tables.balance):
+        note = (
+            '<p class="note">Shares of the tokens, targets and loss that the run has trained on, means over its steps; '
+            "the mark on a bar is what was asked for.</p>"
+        )
+        beside = _charts("balance") if drawn["balance"] else ""
+        yield Section("balance", "Balance", f'{note}<div class="pair"><div class="part">{balance}</div>{beside}</div>')
+    if time := run_tables.each(runs, run_tables.time_spent):
+        yield Section("time", "Time", time)
+    if evaluations := run_tables.evaluations(runs):
+        yield Section("evaluations", "Evaluations", evaluations)
+    if skipped := run_tables.each(runs, run_tables.skipped):
+        yield Section("skipped", "Skipped documents", skipped)
+    between = f"<h3>Between the runs</h3>{run_config.differences(runs)}" if len(runs) > 1 else ""
+    yield Section("config", "Config", between + run_tables.each(runs, run_config.config))
+
+
+def _last(
+    runs: Sequence[RunData], notes: Sequence[str], attention: Sequence[Any], samples: Sequence[Any]
+) -> Iterator[Section]:
+    """What is not shown, and how to have it."""
+    lines = [f"{escape(note[:1].upper() + note[1:])}." for note in notes]
+    for i, run in enumerate(runs):
+        lacking = list(_lacking(run, attention[i], samples[i]))
+        name = f"<b>{escape(run.name)}</b>: " if len(runs) > 1 else ""
+        lines += [f"{name}{line}" for line in lacking]
+    if lines:
+        items = "".join(f"<li>{line}</li>" for line in lines)
+        yield Section("left", "Not shown", f'<ul class="lines">{items}</ul>')
+
+
+def _lacking(run: RunData, attention: Any, samples: Any) -> Iterator[str]:
+    if not run.lines:
+        yield "Curves: the log has no line yet; they are here after the first (<code>config.log.every</code> steps)."
+        return
+    if not run.evaluations():
+        yield "Evaluations: there was none yet; <code>config.eval</code> says of what, and how often."
+    elif not any(of.get("media_gain") for _, figures in run.evaluations() for of in figures.values()):
+        yield "Media gain: no evaluation has it; those of held-out data with media do, from jaxmm 0.2 on."
+    if attention is None and run.last("attention") is None:
+        yield "Attention: no line of the log has it; a run writes it at the steps that it monitors."
+    if not samples and not run.samples:
+        yield "Samples: a run draws them at its evaluations and at its end, of held-out questions about media."
+    if run.last("balance") is None:
+        yield "Balance: no line of the log has shares by source and modality; those of jaxmm 0.2 do."
+    if run.last("goodput") is None and not run.summary.get("goodput"):
+        yield "Time: the log does not tell where it went; that of jaxmm 0.2 does."
+    if not run.machine:
+        yield "Machine and versions: <code>machine.json</code> is not in the folder; a run of jaxmm 0.2 writes it."
+
+
+def _thinned(drawn: dict[str, Any]) -> Iterator[str]:
+    """Which curves have fewer points than the log."""
+    curves = [curve for of in drawn.values() for chart in of for curve in chart["curves"] if "of" in curve]
+    if curves:
+        most = max(len(curve["x"]) for curve in curves)
+        of = max(curve["of"] for curve in curves)
+        yield (
+            f"curves have up to {most:,} of their {of:,} points: of each stretch of steps the lowest and the highest; "
+            "metrics.jsonl has all"
+        )
