@@ -13,12 +13,11 @@ import numpy as np
 from jaxmm import sharding
 from jaxmm.batch import Batch
 from jaxmm.data.assemble import Loaded
-from jaxmm.data.media.table import MODALITIES
 from jaxmm.data.packing.plan import Lengths
 from jaxmm.data.text.template import Template
 from jaxmm.models.multimodal import Compute, ModelSpec, make_model
 from jaxmm.models.probe import CLASSES, COUNT, ENTROPY, Attended, Queries
-from jaxmm.monitor.standing import Standing, standing
+from jaxmm.monitor.standing import MODALITIES, Standing, standing
 
 DIGITS = 6  # behind the point, of figures in the log
 SEEN = 1 << len(MODALITIES)  # sets of modalities that a target may have before it

@@ -12,11 +12,12 @@ import numpy as np
 
 from jaxmm.batch import ANSWER
 from jaxmm.data.assemble import Loaded
-from jaxmm.data.media.table import MODALITIES, medium_of_kind
+from jaxmm.data.media.table import medium_of_kind
 from jaxmm.data.packing.lengths import expanded
 from jaxmm.data.packing.plan import Lengths, Piece
 from jaxmm.data.text.template import Template
 
+MODALITIES = ("image", "video", "audio")  # that attention is told by: image tokens are images here
 # What stands at a position, as a number: first the modalities, by their place in MODALITIES.
 SEPARATOR, FIRST, TEXT = range(len(MODALITIES), len(MODALITIES) + 3)
 
@@ -73,7 +74,8 @@ def _of_piece(
     classes[is_image] = MODALITIES.index("image")
     own = np.full(size, -1, np.int64)  # the modality inside whose medium a position lies
     for at, span, kind in zip(slot_at, spans, prepared.image_kind_I[media], strict=True):
-        own[at : at + span] = MODALITIES.index(medium_of_kind(int(kind)).modality)
+        modality = medium_of_kind(int(kind)).modality
+        own[at : at + span] = MODALITIES.index(modality) if modality in MODALITIES else 0
     own = own[cut]
     classes = np.where(slots >= 0, own, classes)
     here = np.where((slots >= 0) | is_image, 1 << classes, 0)

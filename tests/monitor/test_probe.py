@@ -20,7 +20,7 @@ from jaxmm.models.decoder import DecoderSpec
 from jaxmm.models.multimodal import Compute, ModelSpec, logical_axes, make_model
 from jaxmm.models.probe import CLASSES, COUNT, ENTROPY
 from jaxmm.monitor.attention import AttentionMonitor, Probe, choose_queries
-from jaxmm.monitor.standing import FIRST, SEPARATOR, TEXT, standing
+from jaxmm.monitor.standing import FIRST, MODALITIES, SEPARATOR, TEXT, standing
 
 ROWS = 4
 BUDGETS = Budgets(tokens=128, patches=160, items=8, targets=128)
@@ -167,6 +167,11 @@ def test_on_every_axis_of_a_mesh_and_in_microbatches_the_figures_are_those_of_on
     shares = sum(np.array(mass) for mass in of["mass"].values())
     np.testing.assert_allclose(shares, np.ones((of["layers"], of["heads"])), atol=1e-5)
     assert of["media"]["image"]["queries"] < of["queries"]
+
+
+def test_classes_have_the_numbers_that_the_probe_reads():
+    assert CLASSES[: len(MODALITIES)] == MODALITIES
+    assert [CLASSES[SEPARATOR], CLASSES[FIRST], CLASSES[TEXT]] == ["separators", "first", "turn"]
 
 
 def test_positions_are_told_apart_by_what_stands_there(lengths_of, template):
