@@ -9,9 +9,15 @@ function colour(curve) {
   return `oklch(var(--deep) var(--deep-chroma) ${store.hues[(many ? curve.run : curve.place) % store.hues.length]})`;
 }
 
-const dashes = (curve) => (curve.dashed ? "5 4" : many ? DASHES[curve.place % DASHES.length] : "");
+// Of several runs a name has its dashes; of one, curves do whose colours have come before.
+function dashes({ dashed, place }) {
+  return dashed ? "1.5 4" : DASHES[(many ? place : Math.floor(place / store.hues.length)) % DASHES.length];
+}
 
-const fullName = ({ name, run }) => (many ? [name, store.runs[run].name].filter(Boolean).join(" · ") : name);
+function fullName({ name, run, dashed }) {
+  const own = dashed ? `${name}, asked` : name;
+  return many ? [own, store.runs[run].name].filter(Boolean).join(" · ") : own;
+}
 
 // The sign of a curve in a legend: a piece of its line.
 function piece(curve, stroke = colour(curve), dash = dashes(curve)) {
@@ -43,7 +49,7 @@ class CurveChart {
     const [only, ...others] = spec.curves, isPlain = !others.length && !only.dots && !many;  // its title says it all
     this.figure.append(caption, this.svg, this.read, ...(isPlain ? [] : [this.legend()]), this.numbers());
     this.listen();
-    new ResizeObserver(() => this.draw()).observe(this.figure);
+    new ResizeObserver(() => this.figure.clientWidth !== this.width && this.draw()).observe(this.figure);
   }
 
   get shown() {
@@ -87,6 +93,7 @@ class CurveChart {
     if (!many) names.forEach((curve) => add(curve.name, curve.name, curve));
     else if (names.length > 1) names.forEach((curve) => add(curve.name, curve.name || this.spec.title.toLowerCase(), curve, ink));
     else if (names[0].name) list.append(make("li", "only", names[0].name));
+    if (curves.some(({ dashed }) => dashed)) list.append(make("li", "only", "dotted: asked for"));
     return list;
   }
 
@@ -276,7 +283,7 @@ class CurveChart {
 
   // Reads the values at a step: a note beside the pointer, and a sentence for those who do not see it.
   tell(step, clientX) {
-    if (!Number.isFinite(step)) return;
+    if (!Number.isFinite(step) || !this.width) return;
     this.cursor = step;
     for (const chart of view.charts) chart.point(step, chart === this);
     const values = this.valuesAt(step);
@@ -309,7 +316,7 @@ class CurveChart {
     let start = null, pinch = null;
     const x = (event) => event.clientX - svg.getBoundingClientRect().left;
     svg.addEventListener("pointerdown", (event) => {
-      if (event.button) return;
+      if (event.button || !this.width) return;
       svg.setPointerCapture?.(event.pointerId);
       touches.set(event.pointerId, x(event));
       if (touches.size === 2) {
@@ -318,6 +325,7 @@ class CurveChart {
       } else if (event.pointerType !== "touch") start = x(event);
     });
     svg.addEventListener("pointermove", (event) => {
+      if (!this.width) return;
       if (touches.has(event.pointerId)) touches.set(event.pointerId, x(event));
       if (pinch && touches.size === 2) return this.pinched(pinch, [...touches.values()]);
       if (start !== null && Math.abs(x(event) - start) > 4) {
@@ -446,5 +454,6 @@ function drawCurves() {
       box.append(chart.figure);
     }
   });
+  for (const chart of view.charts) chart.draw();  // at once: the first pointer may be there
   curveTools();
 }

@@ -26,7 +26,7 @@ class Curve(NamedTuple):
       name: '' where the run's says enough.
       place: the number of its colour among those of its chart; with several runs, of its dashes.
       dots: the values are few and far between, and each is marked.
-      dashed: it stands beside what it is compared with.
+      dashed: it is what was asked for, beside the curve of the same name.
       key: a class of attention, whose own colour it has.
     """
 
@@ -223,7 +223,7 @@ def _speed(runs: Sequence[RunData]) -> Iterator[Chart]:
 
 def _shares(runs: Sequence[RunData]) -> Iterator[Chart]:
     got = _by_name(runs, ["balance", "sources"], ["tokens"])
-    asked = _by_name(runs, ["balance", "sources"], ["asked"], "{}, asked", dashed=True) if len(runs) == 1 else []
+    asked = _by_name(runs, ["balance", "sources"], ["asked"], dashed=True) if len(runs) == 1 else []
     yield Chart("shares", "Tokens by source", "share of them", _several(got) and got + asked, "percent", from_0=True)
 
 

@@ -13,6 +13,7 @@ from jaxmm.report.thinning import kept
 from jaxmm.report.words import duration, hue, size
 
 SPARK = 80  # points of the small line in a tile
+MOST_TOLD = 3  # figures in the note of a tile
 
 
 class Tile(NamedTuple):
@@ -66,7 +67,7 @@ def _evaluated(run: RunData) -> Iterator[Tile]:
     right = {name: value for name in figures if (value := figure(figures, name, "answer_accuracy")) is not None}
     if right:
         (name, first), *others = right.items()
-        told = "; ".join([f"{name}, step {step:,}", *(f"{other} {value:.1%}" for other, value in others)])
+        told = _few([f"{name}, step {step:,}", *(f"{other} {value:.1%}" for other, value in others)])
         yield Tile("Answers right", f"{first:.1%}", first, told)
     gains = {
         (source, modality): value
@@ -75,8 +76,13 @@ def _evaluated(run: RunData) -> Iterator[Tile]:
     }  # fmt: skip
     if gains:
         ((source, modality), first), *rest = gains.items()
-        told = "; ".join([f"nats, {modality} in {source}", *(f"{m} {v:.3g}" for (_, m), v in rest)])
+        beside = [f"{m} {v:.3g}" if s == source else f"{m} in {s} {v:.3g}" for (s, m), v in rest]
+        told = _few([f"nats, {modality} in {source}", *beside])
         yield Tile("Media gain", f"{first:.3g}", None, told)
+
+
+def _few(told: Sequence[str]) -> str:
+    return "; ".join([*told[:MOST_TOLD], *([f"{len(told) - MOST_TOLD} more"] if len(told) > MOST_TOLD else [])])
 
 
 def goodput(run: RunData) -> dict[str, float]:
