@@ -62,16 +62,30 @@ class Barrier:
         Raises:
           StrandedError: naming the processes that did not come in time.
         """
+        return [sum(same) for same in zip(*self._shares(numbers, share, where), strict=True)]
+
+    def each(self, numbers: Sequence[float], where: str) -> list[list[float]]:
+        """The numbers of every process, by its number; the same in all of them.
+
+        Args:
+          where: what they meet for, for the error.
+
+        Raises:
+          StrandedError: naming the processes that did not come in time.
+        """
+        return self._shares(numbers, jax.process_index(), where)
+
+    def _shares(self, numbers: Sequence[float], share: int, where: str) -> list[list[float]]:
         if jax.process_count() == 1:
-            return list(numbers)
+            return [list(numbers)]
         self._times += 1
         here, before = (f"jaxmm/{self.name}/{times}" for times in (self._times, self._times - 1))
         coordinator().key_value_set(f"{here}/{share}", json.dumps(list(numbers)), allow_overwrite=True)
         self._meet(self.name, where, self._seconds)
         if jax.process_index() == 0:
             coordinator().key_value_delete(before)  # all have read it, as all are here
-        shares = [json.loads(value) for _, value in sorted(coordinator().key_value_dir_get(here))]
-        return [sum(same) for same in zip(*shares, strict=True)]
+        by_share = {int(key.rpartition("/")[2]): value for key, value in coordinator().key_value_dir_get(here)}
+        return [json.loads(by_share[n]) for n in sorted(by_share)]
 
     def wait_for(self, arrays: Any, where: str) -> None:
         """Waits until the devices have computed them.

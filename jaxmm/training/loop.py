@@ -115,13 +115,16 @@ class _Loop:
         self.evaluator = _evaluator(run)
         for line in self.evaluator.notes if self.evaluator else ():
             run.say(f"held out: {line}")
-        self.progress = progress = Progress(run, self.logger, run_time)
+        self.progress = progress = Progress(run, self.logger, run_time, self.step_ends)
         step, stopped_by = run.start, 0
         if self.compiled_step:
             run.say("compiling the step")
         run_time.mark("stepping")
         for wait, loaded, batch in _timed(_placed_batches(run), run_time):
-            if stopped_by := stop.agreed(step + 1, progress.too_many_skipped()):
+            came = clock()
+            stopped_by = stop.agreed(step + 1, progress.too_many_skipped())
+            progress.stragglers.met(clock() - came)
+            if stopped_by:
                 break
             assert self.compiled_step, "there are steps to do"
             with run_time.of("compiling"):
@@ -187,6 +190,7 @@ class _Loop:
             if due.save:
                 at, figures = self.evaluated
                 self._save(step, state, mean_loss(figures) if at == step else None)
+        self.step_ends.paused()
 
     def _save(self, step: int, state: TrainState, metric: float | None, *, is_last: bool = False) -> None:
         if step == self.run.start:

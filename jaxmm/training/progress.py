@@ -23,6 +23,8 @@ from jaxmm.training.logger import Logger
 from jaxmm.training.run import Run
 from jaxmm.training.slow_steps import SlowSteps
 from jaxmm.training.step import Metrics
+from jaxmm.training.step_ends import StepEnds
+from jaxmm.training.stragglers import Stragglers
 from jaxmm.training.throughput import Counts, Meter
 
 MAX_BAD_STEPS = 20  # non-finite steps in a row that end a run
@@ -60,8 +62,8 @@ class Progress:
       loss: of the last line of the log.
     """
 
-    def __init__(self, run: Run, logger: Logger, run_time: RunTime):
-        self.run, self.logger, self.run_time = run, logger, run_time
+    def __init__(self, run: Run, logger: Logger, run_time: RunTime, step_ends: StepEnds):
+        self.run, self.logger, self.run_time, self.step_ends = run, logger, run_time, step_ends
         self.examples_seen = run.record.examples_seen if run.record else 0
         self.loss: float | None = None
         log_barrier = Barrier("log")
@@ -77,6 +79,8 @@ class Progress:
         look = f"python -m jaxmm.inspect --workdir={shlex.quote(str(run.workdir))}"
         self._slow_steps = SlowSteps(run.workdir if run.is_first else None, run.say, look)
         self._looped = self._loop_seconds()
+        meeting = Barrier("stragglers")
+        self.stragglers = Stragglers(lambda numbers: meeting.each(numbers, "a line of the log"), run.say)
         self._sums: list[Metrics] = []  # of the steps since the last line of the log
         self._run_out = run.plan.run_out(run.start)
         self._recent: collections.deque[Loaded] = collections.deque(maxlen=MAX_BAD_STEPS)
@@ -85,6 +89,7 @@ class Progress:
     def add(self, metrics: Metrics, counts: Counts, loaded: Loaded, wait: float) -> None:
         """Takes a step that has been dispatched after ``wait`` seconds for its batch, and reads the one before."""
         self.meter.waited(wait)
+        self.stragglers.waited(wait)
         self.settle()
         self.balance.add(self.run.start + self.meter.steps, loaded)
         self._pending = metrics, counts, loaded
@@ -123,6 +128,11 @@ class Progress:
         """Of the run so far: of waits for data, and of these and steps; without compiling, saving and evaluating."""
         seconds = self.run_time.seconds()
         return seconds["data"], seconds["data"] + seconds["stepping"]
+
+    def _of_processes(self) -> dict[str, Any]:
+        if jax.process_count() == 1:
+            return {}
+        return {"stragglers": self.stragglers.window(self._loop_seconds()[1], self.step_ends.idle)}
 
     def finish(self, step: int) -> None:
         """Reads, logs and judges what the loop left, after its last step."""
@@ -173,6 +183,7 @@ class Progress:
             "examples_seen": self.examples_seen,
             "examples_skipped": len(run.skipped),
             **window,
+            **self._of_processes(),
             "goodput": {kind: round(seconds, 3) for kind, seconds in self.run_time.seconds().items()},
         })  # fmt: skip
         self.run_time.beat()
@@ -186,6 +197,8 @@ class Progress:
         if line := self.balance.drift(self._run_out):
             run.say(line)
         self._looped = self._loop_seconds()  # logging is no step's
+        self.step_ends.paused()
+        self.stragglers.begin_window(self._looped[1], self.step_ends.idle)
 
     def _total(self) -> Metrics:
         """The sums of the steps since the last line."""
