@@ -1,4 +1,3 @@
-"use strict";
 // Videos and recordings of a document: a film strip, and a log-mel picture with its sound. page.js follows, and runs.
 
 const seconds = (n) => `${n.toLocaleString("en", { maximumFractionDigits: n < 10 ? 2 : 1 })} s`;

@@ -1,26 +1,9 @@
 // All of a document's content is set as text: nothing from data is ever parsed as markup.
-const store = JSON.parse(document.getElementById("store").textContent);
-const one = (id) => document.getElementById(id);
-const panel = one("panel"), tip = one("tip"), scroller = document.querySelector(".scroll");
+const panel = one("panel"), scroller = document.querySelector(".scroll");
 const bars = [...document.querySelectorAll(".doc")];
 const narrow = matchMedia("(max-width: 1099px)");
 let opened = -1, current = 0;
 
-function make(name, className, text) {
-  const made = document.createElement(name);
-  if (className) made.className = className;
-  if (text !== undefined) made.textContent = text;
-  return made;
-}
-
-function drawn(name, attributes) {
-  const made = document.createElementNS("http://www.w3.org/2000/svg", name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  return made;
-}
-
-const number = (n) => n.toLocaleString("en");
-const plural = (n, noun) => `${number(n)} ${noun}${n === 1 ? "" : "s"}`;
 const range = ([first, last]) => (last - first === 1 ? `${number(first)}` : `${number(first)} to ${number(last - 1)}`);
 const sign = (kind) => ({ picture: " ▣ ", video: " ▶ ", audio: " ♪ " })[kind] ?? " ";
 const pictures = (doc) => doc.spans.filter((span) => span[0] === "picture");

@@ -6,16 +6,12 @@ escaped here or put in by the script as text, never as markup.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
-import string
 from collections.abc import Iterator
 from html import escape
-from importlib import resources
 from typing import Any
 
-from jaxmm.report import tables
+from jaxmm.report import shell, tables
 from jaxmm.report.content import DrawnRow, Report
 from jaxmm.report.store import Store
 
@@ -27,18 +23,10 @@ def render(report: Report) -> str:
     store = Store([view for row in report.rows for view in row.views])
     rows = "".join(_row(store, row, report) for row in report.rows)
     hues = [tables.hue(i) for i in range(len(report.sources))]
-    files = resources.files("jaxmm.report")
-    page = files.joinpath("page.html").read_text("utf-8")
-    style, script = (
-        "".join(files.joinpath(f"{name}.{end}").read_text("utf-8") for name in names)
-        for end, names in (("css", ("page", "clips")), ("js", ("clips", "page")))
-    )
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return string.Template(page).substitute(
-        policy=f"default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; "
-        f"script-src 'sha256-{digest}'",
-        style=style,
-        script=script,
+    return shell.page(
+        "page",
+        styles=("base", "page", "clips"),
+        scripts=("base", "clips", "page"),
         title=escape(report.title),
         about=_about(report),
         budgets="".join(tables.budgets(report)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from jaxmm.data.media.medium import BadMedia
 from jaxmm.data.media.table import named
-from jaxmm.report import embedding
+from jaxmm.report import embedding, shell
 from jaxmm.report.clips import Film, Sound, samples_of
 from jaxmm.report.drawing import spectrogram
 from jaxmm.report.embedding import Room
@@ -70,7 +69,7 @@ class Store:
         """All of it, as JSON that may stand in a script element: no ``<`` ends it early."""
         content = {"documents": self.documents, "pictures": self.pictures, "films": self.films}
         content |= {"sounds": self.sounds, **more}
-        return json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")
+        return shell.script_json(content)
 
     def _span(self, span: Span) -> list[Any]:
         content: str | int = span.text
