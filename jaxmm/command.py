@@ -63,6 +63,7 @@ def parse(
     config: Literal["file", "workdir", "none"] = "file",
     about: str = "",
     urls: Collection[str] = (),
+    several: Collection[str] = (),
 ) -> types.SimpleNamespace:
     """Parses ``--name=value`` (or ``--name value``; ``--name`` alone sets a bool).
 
@@ -73,6 +74,7 @@ def parse(
         or nowhere. ``--config.KEY=VALUE`` changes one of its keys.
       about: what the command does, for ``--help``.
       urls: flags of ``WRITTEN`` that may be URLs; the command expands their '~'.
+      several: flags of several values that may be given several times, one value each: commas are part of it.
 
     Returns:
       A namespace of the flags, ``config`` (a locked ConfigDict) and ``config_name`` (its file's name without ``.py``).
@@ -86,7 +88,9 @@ def parse(
     changes: list[tuple[str, str | None]] = []
     given = _split(argv, flags)
     for name, text in given:
-        if name in flags:
+        if name in several:
+            values[name] = (*values[name], _read(f"--{name}", text, ""))
+        elif name in flags:
             values[name] = _read(f"--{name}", text, flags[name][0])
         elif name == "config" and config == "file":
             origin = os.path.expanduser(_read("--config", text, ""))
@@ -113,7 +117,7 @@ def parse(
         raise _unknown_flag(unknown, flags, config, loaded)
     for key, text in changes:
         _change(loaded, key, text)
-    for name in dict.fromkeys(name for name, _ in given):
+    for name in dict.fromkeys(name for name, _ in given if name not in several):
         if len(twice := [text for other, text in given if other == name]) > 1:
             print(f"--{name} is given {len(twice)} times: the last one, {twice[-1]}, counts", file=sys.stderr)
     if config != "none":
@@ -253,7 +257,7 @@ def _help(
     if group and config != "none":
         return "\n".join([*told, help_of_keys(values, group)])
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    program = f"python -m {spec.name}" if spec else f"python {sys.argv[0]}"
+    program = f"python -m {spec.name.removesuffix('.__main__')}" if spec else f"python {sys.argv[0]}"
     origin = {"file": " --config=NAME_OR_FILE.py", "workdir": "", "none": ""}[config]
     change = "" if config == "none" else " --config.KEY=VALUE"
     lines = [about.strip(), "", f"usage: {program}{origin}{change} --FLAG=VALUE", ""]
