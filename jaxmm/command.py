@@ -63,7 +63,7 @@ def parse(
     config: Literal["file", "workdir", "none"] = "file",
     about: str = "",
     urls: Collection[str] = (),
-    several: Collection[str] = (),
+    repeated: Collection[str] = (),
 ) -> types.SimpleNamespace:
     """Parses ``--name=value`` (or ``--name value``; ``--name`` alone sets a bool).
 
@@ -74,7 +74,7 @@ def parse(
         or nowhere. ``--config.KEY=VALUE`` changes one of its keys.
       about: what the command does, for ``--help``.
       urls: flags of ``WRITTEN`` that may be URLs; the command expands their '~'.
-      several: flags of several values that may be given several times, one value each: commas are part of it.
+      repeated: flags of several values that may be given several times: all count.
 
     Returns:
       A namespace of the flags, ``config`` (a locked ConfigDict) and ``config_name`` (its file's name without ``.py``).
@@ -88,10 +88,9 @@ def parse(
     changes: list[tuple[str, str | None]] = []
     given = _split(argv, flags)
     for name, text in given:
-        if name in several:
-            values[name] = (*values[name], _read(f"--{name}", text, ""))
-        elif name in flags:
-            values[name] = _read(f"--{name}", text, flags[name][0])
+        if name in flags:
+            value = _read(f"--{name}", text, flags[name][0])
+            values[name] = (*values[name], *value) if name in repeated else value
         elif name == "config" and config == "file":
             origin = os.path.expanduser(_read("--config", text, ""))
         elif name.startswith("config.") and config != "none":
@@ -117,8 +116,8 @@ def parse(
         raise _unknown_flag(unknown, flags, config, loaded)
     for key, text in changes:
         _change(loaded, key, text)
-    for name in dict.fromkeys(name for name, _ in given if name not in several):
-        if len(twice := [text for other, text in given if other == name]) > 1:
+    for name in dict.fromkeys(name for name, _ in given):
+        if name not in repeated and len(twice := [text for other, text in given if other == name]) > 1:
             print(f"--{name} is given {len(twice)} times: the last one, {twice[-1]}, counts", file=sys.stderr)
     if config != "none":
         consistency.check(flat(loaded))

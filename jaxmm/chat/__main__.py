@@ -33,7 +33,7 @@ from jaxmm.runtime import startup
 
 MOST_MODELS = 2
 FLAGS: command.Flags = {
-    "workdir": ((), "folder of the run to ask, or of a Hugging Face model; given twice, two are asked side by side"),
+    "workdir": ((), "folder of a run, or of a Hugging Face model; given twice, two are asked side by side"),
     "step": ("", "checkpoint to ask: its step, or best; the newest if left out"),
     "terminal": (False, "talk here, in place of a page"),
     "host": ("127.0.0.1", "address to listen at; others than this machine's own let everybody who reaches it ask"),
@@ -48,7 +48,7 @@ MISSING = "the page needs the extra chat: pip install 'jaxmm[chat]' (in a clone:
 
 def main(argv: list[str]) -> int:
     """Loads the models, and talks until it is interrupted."""
-    args = command.parse(argv, FLAGS, config="none", about=__doc__ or "", several=("workdir",))
+    args = command.parse(argv, FLAGS, config="none", about=__doc__ or "", repeated=("workdir",))
     options = DEFAULTS | {name: getattr(args, name) for name in ("max_tokens", "temperature", "top_p", "seed")}
     sampling.check(options)
     if not 1 <= len(args.workdir) <= MOST_MODELS:

@@ -85,6 +85,12 @@ def _like(name: str, value: Any, default: Any) -> Any:
     raise UserError(f"{name} is {value!r:.40}: it must be {kind}")
 
 
+def filled(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """What is asked for, and the defaults of the rest; where temperature 0 is, those that narrow a draw are left."""
+    narrowing = ("top_p", "top_k", "min_p") if given.get("temperature") == 0 else ()
+    return {name: value for name, value in defaults.items() if name not in narrowing} | dict(given)
+
+
 def _stops(value: Any) -> tuple[str, ...]:
     stops = [value] if isinstance(value, str) else value
     if not isinstance(stops, list) or len(stops) > MOST_STOPS or not all(isinstance(one, str) for one in stops):

@@ -31,7 +31,7 @@ class App:
     """The endpoints over some models, one of which computes at a time."""
 
     def __init__(self, speakers: Sequence[Speaker], defaults: dict[str, Any]):
-        """``defaults``: options that the page begins with."""
+        """``defaults``: options where a request, or who uses the page, gives no others."""
         self._speakers = {one.name: one for one in speakers}
         self._defaults, self._line, self._since = defaults, Line(), int(time.time())
         self._decoding = asyncio.Semaphore(AT_ONCE)
@@ -102,7 +102,8 @@ class App:
         asked = await run_in_threadpool(openai_api.read_request, await _json(request))
         speaker = openai_api.chosen(self._speakers, asked.model)
         async with self._decoding:
-            question = await run_in_threadpool(speaker.question, asked.turns, asked.options, asked.stops)
+            options = openai_api.filled(asked.options, self._defaults)
+            question = await run_in_threadpool(speaker.question, asked.turns, options, asked.stops)
         return asked, question, self._line.join(lambda is_stopped: speaker.answer(question, is_stopped, with_look))
 
 
@@ -111,7 +112,7 @@ def make_app(speakers: Sequence[Speaker], host: str, defaults: dict[str, Any]) -
 
     Args:
       host: that the server is bound to, which requests must name.
-      defaults: options that the page begins with.
+      defaults: options where a request, or who uses the page, gives no others.
     """
     handlers: dict[Any, Any] = {
         UserError: _refused,

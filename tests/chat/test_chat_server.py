@@ -330,3 +330,10 @@ def test_a_file_that_is_broken_in_any_way_is_refused(chat_url):
         assert status == 400
         assert told.startswith("an image: ") or "cannot be used" in told
     assert is_alive(chat_url)
+
+
+def test_the_commands_flags_are_what_a_request_leaves_out(chat_speaker):
+    with serving([chat_speaker], max_tokens=5, temperature=1.5, top_p=0.8, seed=4) as url:
+        drawn = told(asked(url, "tiny", TALK))
+        assert drawn == answer(chat_speaker, max_tokens=5, temperature=1.5, top_p=0.8, seed=4)
+        assert told(asked(url, "tiny", TALK, temperature=0, max_tokens=9)) == answer(chat_speaker, max_tokens=9)

@@ -369,7 +369,7 @@ def test_a_cache_at_a_url_is_refused(folder):
 
 def test_a_flag_of_several_values_may_be_given_several_times_where_the_command_says_so(capsys):
     flags: command.Flags = {"workdir": ((), "a"), "step": ("", "b")}
-    given = ["--workdir=runs/a,b", "--step=1", "--workdir", "~/c"]
-    args = command.parse(given, flags, config="none", several=("workdir",))
-    assert args.workdir == ("runs/a,b", os.path.expanduser("~/c"))
+    given = ["--workdir=runs/a,runs/b", "--step=1", "--workdir", "~/c"]
+    args = command.parse(given, flags, config="none", repeated=("workdir",))
+    assert args.workdir == ("runs/a", "runs/b", os.path.expanduser("~/c"))
     assert capsys.readouterr().err == ""
