@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "train a model, or go on with a run",
     "evaluate": "loss and exact answers of a run on held-out data",
     "generate": "answers of a run to a prompt with images, or to a file of them",
+    "chat": "talk with a run in the browser, and see where it looked",
     "export": "write a run as a Hugging Face folder",
     "prepare": "tokenize and store data once, for any number of runs",
     "inspect": "show what the model will see: a page, or the plan of each batch",

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from jaxmm import capacity, sharding
 from jaxmm.batch import Batch
+from jaxmm.checkpoints.checkpoint import Checkpoints
 from jaxmm.checkpoints.params import chosen_step, pretrained_params, saved_params
 from jaxmm.config import consistency
 from jaxmm.config.file import load_file, load_workdir, settled
@@ -179,14 +180,17 @@ class TrainedModel:
 
     Attributes:
       model: its functions, of ``params``.
+      step: of its checkpoint; None of a folder's weights and of parameters of the caller's.
+      said: the generation_config.json of the folder it comes from.
+      mesh: the device it is on.
+      generate: what writes its answers.
     """
 
-    def __init__(self, model: Model, params: Params, said: dict[str, Any]):
-        """``said``: the generation_config.json of the folder it comes from."""
-        self.model, self.params, self._said = model, params, said
-        self._mesh = _one_device()
+    def __init__(self, model: Model, params: Params, said: dict[str, Any], step: int | None = None):
+        self.model, self.params, self.said, self.step = model, params, said, step
+        self.mesh = _one_device()
         recipe = model.recipe
-        self._generate: Generator = make_generator(recipe.model, recipe.compute, recipe.template.stop_ids)
+        self.generate: Generator = make_generator(recipe.model, recipe.compute, recipe.template.stop_ids)
 
     def answer(
         self, image: Many | None = None, text: str = "", *, video: Many | None = None, audio: Many | None = None,
@@ -223,13 +227,13 @@ class TrainedModel:
             "min_p": min_p, "repetition_penalty": repetition_penalty,
         }  # fmt: skip
         sampling.check(asked, mark="")
-        penalty = generation_config.repetition_penalty(self._said, repetition_penalty)
+        penalty = generation_config.repetition_penalty(self.said, repetition_penalty)
         chosen = sampling.Sampling(temperature, top_p, seed, top_k, min_p, penalty)
         recipe, stops = fitted(self.model.recipe, prompt.kinds()), [stop] if isinstance(stop, str) else list(stop)
         capacity.check_cache(recipe.model.decoder, recipe.compute, 1, max_tokens, jax.devices()[:1])
-        with jax.set_mesh(self._mesh):
+        with jax.set_mesh(self.mesh):
             (told,) = answers(
-                self._generate, self.params, [prompt], recipe.template, recipe.image, max_tokens,
+                self.generate, self.params, [prompt], recipe.template, recipe.image, max_tokens,
                 sampling=chosen, stops=stops,
             )  # fmt: skip
         return told
@@ -254,9 +258,12 @@ def load(folder: str | os.PathLike[str], step: str | int = "") -> TrainedModel:
             params, _ = pretrained_params(recipe, recipe.start, mesh, seed=0)
         return TrainedModel(Model(recipe), params, generation(path))
     recipe = read_recipe(load_workdir(str(path)), path)
+    chosen = chosen_step(path, str(step))
+    checkpoints = Checkpoints(path / "checkpoints")
+    chosen = checkpoints.latest() if chosen is None else chosen
     with jax.set_mesh(mesh):
-        params = saved_params(path, recipe, mesh, chosen_step(path, str(step)))
-    return TrainedModel(Model(recipe), params, generation_config.said_by(recipe.start, path))
+        params = saved_params(path, recipe, mesh, chosen, checkpoints)
+    return TrainedModel(Model(recipe), params, generation_config.said_by(recipe.start, path), chosen)
 
 
 def _one_device() -> jax.sharding.Mesh:

@@ -13,7 +13,7 @@ import dataclasses
 import importlib.util
 import io
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import hypothesis
@@ -66,7 +66,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     programs = [shutil.which(name) for name in ("chromium", "chromedriver")]
     is_here = {
         name: importlib.util.find_spec(name) is not None
-        for name in ("selenium", "ray", "s3fs", "moto", "flask", "libtpu")
+        for name in ("selenium", "ray", "s3fs", "moto", "flask", "libtpu", "openai")
     }
     run = {
         "slow": config.getoption("--slow"),
@@ -74,6 +74,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         "browser": all(programs) and is_here["selenium"],
         "ray": is_here["ray"],
         "libtpu": is_here["libtpu"],
+        "openai": is_here["openai"],
         "s3": is_here["s3fs"] and is_here["moto"] and is_here["flask"],
     }
     out = [item for item in items if any(item.get_closest_marker(mark) and not on for mark, on in run.items())]
@@ -160,6 +161,25 @@ def tiny() -> Tiny:
 
     params = jax.tree_util.tree_map_with_path(draw, logical_axes(spec), is_leaf=lambda x: isinstance(x, tuple))
     return Tiny(spec, Compute(), init, apply, params)
+
+
+@pytest.fixture(scope="session")
+def chat_speaker(tmp_path_factory) -> Any:
+    """A tiny run that writes letters, loaded: model "tiny"."""
+    from talking import make_run
+
+    from jaxmm.chat.speaker import Speaker
+
+    return Speaker("tiny", make_run(tmp_path_factory.mktemp("chat") / "tiny"))
+
+
+@pytest.fixture(scope="session")
+def chat_url(chat_speaker) -> Iterator[str]:
+    """The address of a server over it."""
+    from talking import serving
+
+    with serving([chat_speaker]) as url:
+        yield url
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,18 +33,34 @@ def rounded(count: int, multiple: int = ROUND) -> int:
 
 
 class Prompt(NamedTuple):
-    """What the user says: pictures, videos and recordings first, then text."""
+    """What the user says: pictures, videos and recordings first, then text; or a whole conversation, see ``of``.
+
+    Attributes:
+      media: all media, in order.
+      conversation: its turns, the user's last; () is one turn of the user's, of ``media`` and ``text``.
+    """
 
     media: tuple[Media, ...]
     text: str
+    conversation: tuple[Turn, ...] = ()
+
+    @classmethod
+    def of(cls, turns: Sequence[Turn]) -> Prompt:
+        """Several turns, media where they stand in them; the model answers the last one."""
+        media = [part for turn in turns for part in turn.parts if not isinstance(part, Text)]
+        said = [part.text for part in turns[-1].parts if isinstance(part, Text)] if turns else []
+        return cls(tuple(media), "".join(said), tuple(turns))
 
     def kinds(self) -> set[str]:
         """The names of its media."""
         return {medium_of(part).name for part in self.media}
 
-    def turn(self) -> Turn:
+    def turns(self) -> tuple[Turn, ...]:
+        """What stands before the answer."""
+        if self.conversation:
+            return self.conversation
         parts: tuple[Part, ...] = (*self.media, Text(self.text)) if self.text else self.media
-        return Turn("user", parts, False)
+        return (Turn("user", parts, False),)
 
 
 class PromptRows(NamedTuple):
@@ -68,7 +84,7 @@ def prompt_rows(
     Raises:
       UserError: if a medium cannot be read.
     """
-    encoded = [template.encode_prompt((prompt.turn(),)) for prompt in prompts]
+    encoded = [template.encode_prompt(prompt.turns()) for prompt in prompts]
     if written:
         encoded = [one.answered(ids) for one, ids in zip(encoded, written, strict=True)]
     source = InMemory("prompts", encoded, [prompt.media for prompt in prompts], template.fingerprint)
@@ -120,12 +136,22 @@ def write(
       every: tokens from one time to the next; 0 is as many as can be.
       fits_row: as of ``prompt_rows``.
     """
-    replies = [Reply(template.decode, template.stop_ids, stops, template.lead) for _ in prompts]
-    every = every or (STOP_EVERY if stops else max_tokens)
     rows = prompt_rows(prompts, template, image, fits_row)
     for line in () if fits_row else rows.lengths.cut_lines():
         print(f"prompts: {line}", file=sys.stderr, flush=True)
     batch = rows.loaded.batch
+    yield from write_rows(
+        generate, params, batch, template, max_tokens, sampling=sampling, stops=stops, first=first, every=every
+    )
+
+
+def write_rows(
+    generate: Generator, params: Any, batch: Batch, template: Template, max_tokens: int,
+    *, sampling: Sampling = GREEDY, stops: Sequence[str] = (), first: int = 0, every: int = 0,
+) -> Iterator[list[Reply]]:  # fmt: skip
+    """``write``, of prompts that are laid out as ``prompt_rows`` does."""
+    replies = [Reply(template.decode, template.stop_ids, stops, template.lead) for _ in batch.text.values]
+    every = every or (STOP_EVERY if stops else max_tokens)
     writing, seen = generate.begin(params, batch, rounded(max_tokens), sampling, first), 0
     while True:
         written = int(sharding.fetched(writing.written))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -364,3 +365,11 @@ def test_what_is_written_goes_to_no_url_and_paths_spell_the_home_out(folder, mon
 def test_a_cache_at_a_url_is_refused(folder):
     with pytest.raises(UserError, match=r"config\.data\.cache=gs://b/x: a URL is not supported here"):
         cache_folder(command.parse(["--config=configs/base.py", "--config.data.cache=gs://b/x"], {}).config)
+
+
+def test_a_flag_of_several_values_may_be_given_several_times_where_the_command_says_so(capsys):
+    flags: command.Flags = {"workdir": ((), "a"), "step": ("", "b")}
+    given = ["--workdir=runs/a,runs/b", "--step=1", "--workdir", "~/c"]
+    args = command.parse(given, flags, config="none", repeated=("workdir",))
+    assert args.workdir == ("runs/a", "runs/b", os.path.expanduser("~/c"))
+    assert capsys.readouterr().err == ""

@@ -1,0 +1,146 @@
+"""The page in a browser: a picture goes in, the answer comes, and a token lights cells of what the model saw."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from talking import PICTURE, URI, make_run, serving, user
+
+from jaxmm.chat.messages import read_messages
+from jaxmm.chat.speaker import Speaker
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory) -> Iterator[Any]:
+    from selenium import webdriver
+    from selenium.webdriver.chrome.options import Options
+    from selenium.webdriver.chrome.service import Service
+
+    folder = tmp_path_factory.mktemp("browser")
+    (folder / "a.png").write_bytes(PICTURE)
+    options = Options()
+    for flag in ("headless", "no-sandbox", "disable-gpu", "no-first-run", f"user-data-dir={folder / 'profile'}"):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    options.binary_location = shutil.which("chromium") or ""
+    opened = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
+    opened.set_script_timeout(120)
+    opened.picture = str(folder / "a.png")
+    try:
+        yield opened
+    finally:
+        opened.quit()
+
+
+def open_page(browser: Any, url: str, width: int) -> None:
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.get(url)
+    fill(browser, max_tokens=8)
+
+
+def fill(browser: Any, **values: float) -> None:
+    """Sets settings, whatever the fields allow."""
+    code = "const f = document.getElementById(arguments[0]); f.value = arguments[1]"
+    for name, value in values.items():
+        browser.execute_script(code, name, value)
+
+
+def ask(browser: Any, text: str, with_picture: bool = False) -> None:
+    """Types a question, and waits until it is answered."""
+    if with_picture:
+        browser.find_element("id", "picker").send_keys(browser.picture)
+        wait_for(browser, "document.querySelectorAll('#files img').length === 1")
+    browser.find_element("id", "text").send_keys(f"{text}\n")
+    wait_for(browser, "document.querySelector('#ask').hidden || document.querySelector('.failed')")
+    wait_for(browser, "!document.querySelector('#ask').hidden")
+
+
+def wait_for(browser: Any, condition: str) -> None:
+    browser.execute_async_script(
+        f"const told = arguments[0], look = () => ({condition}) ? told() : setTimeout(look, 30); look()"
+    )
+
+
+def shade(browser: Any) -> np.ndarray:
+    """How opaque the shade over the first picture is, by pixel."""
+    return np.array(browser.execute_script(
+        "const c = document.querySelector('.seen canvas'), copy = new OffscreenCanvas(c.width, c.height);"
+        "const pen = copy.getContext('2d', { willReadFrequently: true });"
+        "pen.drawImage(c, 0, 0);"
+        "const data = pen.getImageData(0, 0, c.width, c.height).data;"
+        "return Array.from({ length: data.length / 4 }, (_, i) => data[4 * i + 3])"
+    ))  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [390, 1400])
+def test_a_question_about_a_picture_is_answered_and_its_tokens_light_cells(browser, chat_url, chat_speaker, width):
+    open_page(browser, chat_url, width)
+    ask(browser, "Colour?", with_picture=True)
+    tokens = browser.find_elements("css selector", ".token")
+    assert len(tokens) == 8
+    text = browser.execute_script("return document.querySelector('.tokens').textContent")
+    question = chat_speaker.question(read_messages([user("Colour?", URI)]), {"max_tokens": 8})
+    assert text == "".join(list(chat_speaker.answer(question, lambda: False))[-1].look["tokens"])
+    assert text.strip()
+    assert browser.find_element("css selector", ".user .media img").is_displayed()
+    assert "8 tokens" in browser.find_element("css selector", ".state").text
+    mean = shade(browser)
+    assert len(np.unique(mean)) > 3, "cells differ"
+    group = browser.find_element("css selector", ".tokens")
+    group.send_keys("\ue014\ue014")  # the right arrow, twice
+    assert "pinned" in tokens[1].get_attribute("class")
+    assert browser.find_element("css selector", ".told").text.startswith("Token 2 of 8")
+    second = shade(browser)
+    assert not np.array_equal(second, mean)
+    browser.execute_script(
+        "const s = document.querySelector('.looks select'); s.value = 1; s.dispatchEvent(new Event('change'))"
+    )
+    assert not np.array_equal(shade(browser), second), "a head of its own"
+    widths = browser.execute_script(
+        "return [...document.querySelectorAll('.stack i')].map(i => parseFloat(i.style.width))"
+    )
+    assert sum(widths) == pytest.approx(100, abs=0.5)
+    ask(browser, "And now?")
+    assert len(browser.find_elements("css selector", ".looks")) == 2
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    browser.find_element("id", "clear").click()
+    assert browser.find_elements("css selector", ".looks") == []
+    assert browser.get_log("browser") == []
+
+
+def test_an_error_is_shown_and_the_question_comes_back(browser, chat_url):
+    open_page(browser, chat_url, 1400)
+    fill(browser, max_tokens=100000)
+    browser.find_element("id", "text").send_keys("<b>hm?</b>\n")
+    assert browser.find_element("id", "problem").text == "max_tokens: give a number from 1 to 4096"
+    browser.execute_script("document.getElementById('top_p').min = 0")
+    fill(browser, max_tokens=4, temperature=1, top_p=0)
+    browser.find_element("id", "text").send_keys("\n")
+    wait_for(browser, "document.querySelector('.failed') && !document.querySelector('#ask').hidden")
+    assert browser.find_element("css selector", ".failed").text == "top_p is 0.0: it must be above 0 and at most 1"
+    assert browser.execute_script("return document.querySelector('#text').value") == "<b>hm?</b>"
+    assert [entry["message"] for entry in browser.get_log("browser") if "400" not in entry["message"]] == []
+
+
+def test_two_runs_answer_side_by_side_and_below_each_other_on_a_phone(browser, chat_speaker, tmp_path):
+    other = Speaker("other <i>run</i>", make_run(tmp_path / "other", seed=2))
+    with serving([chat_speaker, other]) as url:
+        for width in (1400, 390):
+            open_page(browser, url, width)
+            places = "[...document.querySelectorAll('.side')].map(s => s.getBoundingClientRect())"
+            boxes = browser.execute_script(f"return {places}.map(box => [box.left, box.top])")
+            assert (boxes[0][1] == boxes[1][1]) is (width == 1400)
+            assert (boxes[0][0] == boxes[1][0]) is (width == 390)
+        ask(browser, "Colour?", with_picture=True)
+    assert [one.text for one in browser.find_elements("css selector", "h2")] == ["tiny", other.name]
+    first, second = (one.text for one in browser.find_elements("css selector", ".tokens"))
+    assert first != second
+    assert len(browser.find_elements("css selector", ".looks")) == 2
+    assert browser.get_log("browser") == []
