@@ -256,7 +256,7 @@ def _help(
     if group and config != "none":
         return "\n".join([*told, help_of_keys(values, group)])
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    program = f"python -m {spec.name}" if spec else f"python {sys.argv[0]}"
+    program = f"python -m {spec.name.removesuffix('.__main__')}" if spec else f"python {sys.argv[0]}"
     origin = {"file": " --config=NAME_OR_FILE.py", "workdir": "", "none": ""}[config]
     change = "" if config == "none" else " --config.KEY=VALUE"
     lines = [about.strip(), "", f"usage: {program}{origin}{change} --FLAG=VALUE", ""]
