@@ -185,7 +185,7 @@ def _lacking(run: RunData, attention: Any, samples: Any) -> Iterator[str]:
     elif not any(of.get("media_gain") for _, figures in run.evaluations() for of in figures.values()):
         yield "Media gain: no evaluation has it; those of held-out data with media do, from jaxmm 0.2 on."
     if attention is None and run.last("attention") is None:
-        yield "Attention: no line of the log has it; a run writes it at the steps that it monitors."
+        yield "Attention: no line of the log has it; <code>config.monitor.attention_every</code> says when a run looks."
     if not samples and not run.samples:
         yield "Samples: a run draws them at its evaluations and at its end, of held-out questions about media."
     if run.last("balance") is None:

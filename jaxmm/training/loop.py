@@ -141,6 +141,8 @@ class _Loop:
         progress.finish(step)
         if stopped_by:
             self._save(step, state, None, is_last=True)
+            if run.is_first:
+                write_report(run.workdir, run.say)
             run.say(f"stopped after step {step} of {run.steps} and saved; "
                     f"the same command goes on at step {step + 1}")  # fmt: skip
             return 128 + stopped_by
