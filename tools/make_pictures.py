@@ -1,11 +1,12 @@
-"""Makes the pictures of README.md from a trained run: its samples, and the inspect page of its data.
+"""Makes the pictures of the docs from a trained run: its samples, the inspect page of its data, and its own page.
 
     python -m jaxmm.train --config=configs/base.py --workdir=runs/base
     python tools/make_pictures.py --workdir=runs/base --output=docs/pictures
+    python tools/make_pictures.py --workdir=runs/sick --only=run --prefix=sick_
 
-Writes ``samples.png``, the run's closing samples, and ``inspect.png``, a screenshot of the page that ``jaxmm.inspect``
-makes of the first rows, with one document open. Each is made smaller until it is under 300 KB. The screenshot needs
-chromium, chromedriver and the extra 'test' (selenium).
+Writes ``samples.png``, the run's closing samples; ``inspect.png``, a screenshot of the page that ``jaxmm.inspect``
+makes of the first rows, with one document open; and ``run.png``, one of ``report.html``: attention and samples. Each is
+made smaller until it is under 300 KB. Screenshots need chromium, chromedriver and the extra 'test' (selenium).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import contextlib
 import io
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,14 @@ import PIL.Image
 from jaxmm import command, inspect
 from jaxmm.atomic import published
 from jaxmm.errors import UserError
+from jaxmm.report.run_page import NAME as REPORT
 
+NAMES = ("samples", "inspect", "run")
 FLAGS: command.Flags = {
     "workdir": ("", "folder of a trained run"),
     "output": ("docs/pictures", "folder for the pictures"),
+    "only": (",".join(NAMES), "which of them, comma between them"),
+    "prefix": ("", "of their names"),
     "rows": (12, "rows drawn on the inspect page"),
     "document": (0, "which document with a picture is open on the page, from 0"),
     "limit": (300_000, "bytes that a picture may have"),
@@ -70,6 +75,14 @@ def headless(folder: Path) -> Iterator[Any]:
         browser.quit()
 
 
+def photograph_run(page: Path, folder: Path) -> PIL.Image.Image:
+    """The page of a run from where its attention is shown."""
+    with headless(folder) as browser:
+        browser.get(page.as_uri())
+        browser.execute_script("document.querySelector('#attention').scrollIntoView()")
+        return PIL.Image.open(io.BytesIO(browser.get_screenshot_as_png())).convert("RGB")
+
+
 def photograph(page: Path, chosen: int, folder: Path) -> PIL.Image.Image:
     """The page with a document open that has a picture; ``chosen`` counts these from 0.
 
@@ -108,17 +121,36 @@ def write(picture: PIL.Image.Image, path: Path, limit: int) -> int:
     return len(file.getvalue())
 
 
+def pictures(args: Any, only: Collection[str]) -> Iterator[tuple[str, PIL.Image.Image]]:
+    """The pictures by their names.
+
+    Raises:
+      UserError: if the run does not have what they show.
+    """
+    workdir = Path(args.workdir)
+    if "samples" in only:
+        yield "samples", read_samples(workdir)
+    with tempfile.TemporaryDirectory() as folder:
+        profile = Path(folder) / "profile"
+        if "inspect" in only:
+            page, batches = Path(folder) / "page.html", (0, -(-args.rows // args.config.batch_size))
+            title = args.config.data.path or "the demo"
+            inspect.write_page(page, inspect.make_report(args.config, title, batches, args.rows))
+            yield "inspect", photograph(page, args.document, profile)
+        if "run" in only:
+            page = workdir / REPORT
+            if not page.is_file():
+                raise UserError(f"{page} is not there: let the run come to its end first")
+            yield "run", photograph_run(page, profile)
+
+
 def main(argv: list[str]) -> int:
     args = command.parse(argv, FLAGS, config="workdir", about=__doc__ or "")
-    batches = 0, -(-args.rows // args.config.batch_size)
-    samples = read_samples(Path(args.workdir))
-    report = inspect.make_report(args.config, args.config.data.path or "the demo", batches, args.rows)
-    with tempfile.TemporaryDirectory() as folder:
-        page = Path(folder) / "page.html"
-        inspect.write_page(page, report)
-        shown = photograph(page, args.document, Path(folder) / "profile")
-    for name, picture in (("samples", samples), ("inspect", shown)):
-        path = Path(args.output) / f"{name}.png"
+    only = args.only.split(",")
+    if unknown := sorted(set(only) - set(NAMES)):
+        raise UserError(f"--only: no picture '{unknown[0]}': there are {', '.join(NAMES)}")
+    for name, picture in pictures(args, only):
+        path = Path(args.output) / f"{args.prefix}{name}.png"
         print(f"{path}: {write(picture, path, args.limit):,} bytes")
     return 0
 

@@ -25,7 +25,7 @@ from jaxmm.training.slow_steps import SlowSteps
 from jaxmm.training.step import Metrics
 from jaxmm.training.step_ends import StepEnds
 from jaxmm.training.stragglers import Stragglers
-from jaxmm.training.throughput import Counts, Meter
+from jaxmm.training.throughput import Counts, Meter, peak_memory_bytes
 
 MAX_BAD_STEPS = 20  # non-finite steps in a row that end a run
 MIN_SEEN = 100  # examples, before which config.data.max_skipped of them are not judged
@@ -184,6 +184,7 @@ class Progress:
             "examples_skipped": len(run.skipped),
             **window,
             **self._of_processes(),
+            "peak_memory_bytes": peak_memory_bytes(jax.local_devices()),
             "goodput": {kind: round(seconds, 3) for kind, seconds in self.run_time.seconds().items()},
         })  # fmt: skip
         self.run_time.beat()

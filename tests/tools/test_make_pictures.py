@@ -35,5 +35,5 @@ def test_a_run_without_samples_is_one_line(tmp_path):
 
 def test_the_pictures_of_readme_are_small():
     pictures = list((small_run.ROOT / "docs" / "pictures").iterdir())
-    assert {path.name for path in pictures} == {"samples.png", "inspect.png"}
+    assert {path.name for path in pictures} == {"samples.png", "inspect.png", "healthy_run.png", "sick_run.png"}
     assert all(path.stat().st_size <= 300_000 for path in pictures)
