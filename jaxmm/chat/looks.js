@@ -163,16 +163,27 @@ class Looks {
       item.append(make("i", `key c-${name}`), `${SAID[name]} ${share(value)}`);
       return item;
     }));
-    this.told.textContent = this.say(at, largest);
+    this.told.textContent = this.say(at, weights, largest);
     for (const figure of this.figures) light(figure, weights, largest);
   }
 
-  say(at, largest) {
+  say(at, weights, largest) {
     const { tokens, soft } = this.look;
     if (!tokens.length) return "The answer has no tokens.";
     const all = tokens.length === 1 ? "1 token" : `All ${plural(tokens.length, "token")}, on average`;
     const of = at >= 0 ? `Token ${at + 1} of ${tokens.length}, “${tokens[at].trim() || shownBlank(tokens[at])}”` : all;
-    return soft ? `${of}: at most ${share(largest)} onto one soft token` : of;
+    return soft && largest ? `${of}: most onto ${this.where(weights.indexOf(largest))} (${share(largest)})` : of;
+  }
+
+  // Where a soft token stands in its medium, in words.
+  where(place) {
+    const { media } = this.look, n = media.findLastIndex((medium) => medium.first <= place), medium = media[n];
+    const [frames, rows, columns] = medium.grid, own = place - medium.first, cell = own % (rows * columns);
+    const frame = Math.floor(own / (rows * columns));
+    const inside = `row ${Math.floor(cell / columns) + 1}, column ${(cell % columns) + 1}`;
+    const which = media.length > 1 ? ` of ${medium.kind === "audio" ? "recording" : medium.kind} ${n + 1}` : "";
+    if (medium.kind === "audio") return `${((medium.seconds * own) / frames).toFixed(1)} s${which}`;
+    return (medium.kind === "video" ? `frame ${frame + 1}, ` : "") + inside + which;
   }
 }
 
@@ -183,24 +194,33 @@ function light({ medium, canvas }, weights, largest) {
   const scale = Math.max(1, Math.round(640 / width));
   canvas.width = width * scale;
   canvas.height = height * scale;
-  if (!largest) return;
   const across = isSound ? frames : medium.across, down = isSound ? 1 : Math.ceil(frames / across);
-  const wide = canvas.width / across, tall = canvas.height / down;
+  const wide = canvas.width / across, tall = canvas.height / down, back = getComputedStyle(document.body).getPropertyValue("--card");
   let most = null;
   for (let frame = 0, place = medium.first; frame < frames; frame += 1) {
     for (let row = 0; row < rows; row += 1) {
       for (let column = 0; column < columns; column += 1, place += 1) {
         const left = (frame % across) * wide + (column * wide) / columns, top = Math.floor(frame / across) * tall + (row * tall) / rows;
         const cell = [Math.floor(left), Math.floor(top), Math.ceil(wide / columns), Math.ceil(tall / rows)];
-        const part = Math.sqrt(weights[place] / largest);
+        const part = largest ? Math.sqrt(weights[place] / largest) : 1;
         pen.clearRect(...cell);
         pen.fillStyle = `rgb(12 14 34 / ${(0.78 * (1 - part)).toFixed(3)})`;
         pen.fillRect(...cell);
-        pen.fillStyle = `rgb(255 176 32 / ${(0.36 * part * part).toFixed(3)})`;
+        pen.fillStyle = `rgb(255 176 32 / ${largest ? (0.36 * part * part).toFixed(3) : 0})`;
         pen.fillRect(...cell);
-        if (weights[place] === largest) most = cell;
+        if (isSound) {  // a dark spectrogram shows little of a shade: a bar tells the rest
+          pen.fillStyle = "rgb(255 255 255 / 0.5)";
+          pen.fillRect(cell[0] + 1, canvas.height, cell[2] - 2, largest ? (-0.45 * canvas.height * weights[place]) / largest : 0);
+        }
+        if (largest && weights[place] === largest) most = cell;
       }
     }
+  }
+  if (medium.kind === "video") {  // what the sheet has behind the last frame, and lines between frames
+    pen.fillStyle = back;
+    pen.fillRect((frames % across) * wide, (down - 1) * tall, frames % across ? canvas.width : 0, tall);
+    for (let n = 1; n < across; n += 1) pen.fillRect(n * wide - 2, 0, 4, canvas.height);
+    for (let n = 1; n < down; n += 1) pen.fillRect(0, n * tall - 2, canvas.width, 4);
   }
   if (!most) return;
   for (const [colour, thick] of [["#000c", 5], ["#ffd27a", 2.5]]) {

@@ -100,12 +100,12 @@ async function add(chosen) {
   drawFiles();
 }
 
-function thumbnail({ kind, name, url }) {
+function thumbnail({ kind, name, url }, isSmall = false) {
   const made = make(kind === "image" ? "img" : kind);
   made.src = url;
   if (kind === "image") made.alt = name;
   else {
-    made.controls = true;
+    made.controls = kind === "audio" || !isSmall;
     made.setAttribute("aria-label", name);
     made.preload = "metadata";
   }
@@ -122,7 +122,7 @@ function drawFiles() {
       drawFiles();
       one("text").focus();
     });
-    item.append(thumbnail(file), away);
+    item.append(thumbnail(file, true), away);
     return item;
   }));
 }
@@ -185,7 +185,7 @@ async function answer(side, message, chosen) {
   const asked = make("li", "user"), made = make("li", "model"), text = make("p", "answer writing"), state = make("p", "state", "sent");
   if (message.media.length) {
     const media = make("div", "media");
-    media.append(...message.media.map(thumbnail));
+    media.append(...message.media.map((file) => thumbnail(file)));
     asked.append(media);
   }
   if (message.text) asked.append(make("p", "", message.text));

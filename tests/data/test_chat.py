@@ -147,6 +147,18 @@ def test_a_prompt_is_the_beginning_of_its_conversation(both, question, answer):
     assert prompt == theirs(tokenizer, turns_of(question), add_generation_prompt=True)
 
 
+@hypothesis.given(inside, inside, inside)
+@hypothesis.settings(max_examples=10)
+def test_a_prompt_of_several_turns_is_the_beginning_of_its_conversation(both, first, said, second):
+    template, tokenizer = both
+    turns = turns_of(first, said, second)
+    prompt = template.encode_prompt(turns).tokens.tolist()
+    whole = template.encode(Document(turns_of(first, said, second, "answer"), "here"))
+    if "ASSISTANT:" not in tokenizer.chat_template:  # as above
+        assert whole.tokens.tolist()[: len(prompt)] == prompt
+    assert prompt == theirs(tokenizer, turns, add_generation_prompt=True)
+
+
 def flags_of(encoded) -> np.ndarray:
     lengths = np.diff(np.append(encoded.run_starts, len(encoded.tokens)))
     return np.repeat(encoded.run_flags, lengths)
