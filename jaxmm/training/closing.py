@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import jax
 
@@ -48,6 +49,8 @@ def close(
     summary = summary._replace(goodput=run_time.summary())  # with the samples' time
     if run.is_first:
         write_json(run.workdir / SUMMARY, summary._asdict())
+    if run.is_first:
+        logger.pictures(run.steps, _pictures(run, drawn))
     for line in _closing_lines(run, summary, drawn):
         run.say(line)
 
@@ -102,6 +105,14 @@ def _draw_samples(run: Run, state: TrainState) -> str:
                 samples.draw(asked, given, path, recipe.template, recipe.image)
             drawn = str(folder)
     return drawn
+
+
+def _pictures(run: Run, drawn: str) -> dict[str, Path]:
+    """What the run has drawn, by names for the trackers."""
+    sources = [files.bare(source.name) for source in run.held_out.lengths] if run.held_out and drawn else []
+    drawings = {"curves": run.workdir / "curves.png"}
+    drawings |= {f"samples/{name}": run.workdir / "samples" / f"{name}.png" for name in sources}
+    return {name: path for name, path in drawings.items() if path.exists()}
 
 
 def _asked_with(run: Run) -> str:
