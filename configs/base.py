@@ -157,5 +157,6 @@ def get_config() -> ConfigDict:
 
     config.log = ConfigDict()
     config.log.every = 15  # steps
-    config.log.tensorboard = True
+    config.log.writers = "tensorboard"  # trackers that get the figures of metrics.jsonl: tensorboard, wandb
+    config.log.tensorboard = True  # False takes tensorboard out of log.writers
     return config

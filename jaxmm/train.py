@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+from ml_collections import ConfigDict
 
 from jaxmm import command
 from jaxmm.checkpoints.resume import as_it_was
@@ -26,10 +27,10 @@ from jaxmm.corpus import cache_folder
 from jaxmm.errors import UserError
 from jaxmm.runtime import startup
 from jaxmm.runtime.barrier import Barrier
-from jaxmm.training import loop
+from jaxmm.training import loop, trackers
 from jaxmm.training.closing import SUMMARY
 from jaxmm.training.goodput import RunTime
-from jaxmm.training.run import Run
+from jaxmm.training.run import Run, writers_of
 from jaxmm.workdir.folder import Claim
 
 FLAGS: command.Flags = {
@@ -45,6 +46,7 @@ def main(argv: list[str], age: float = 0.0) -> int:
     command.check_folder("--workdir", workdir)
     startup.join_processes()
     startup.keep_compiled(cache_folder(args.config))
+    check_writers(args.config)
     startup.split_cpu(args.config.mesh, args.config.batch_size // max(args.config.accumulation, 1))
     with claimed(workdir):
         args.config = as_it_was(args.config, workdir)
@@ -59,6 +61,13 @@ def main(argv: list[str], age: float = 0.0) -> int:
             )
             return 0
         return loop.train(run, run_time)
+
+
+def check_writers(config: ConfigDict) -> None:
+    """Ends all processes of a job with a line where the first, which logs, cannot write to a tracker."""
+    with Barrier("writers").agreed("the trackers of config.log.writers"):
+        if jax.process_index() == 0:
+            trackers.check(writers_of(config))
 
 
 @contextlib.contextmanager

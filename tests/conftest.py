@@ -66,13 +66,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     programs = [shutil.which(name) for name in ("chromium", "chromedriver")]
     is_here = {
         name: importlib.util.find_spec(name) is not None
-        for name in ("selenium", "ray", "s3fs", "moto", "flask", "libtpu", "openai")
+        for name in ("selenium", "ray", "wandb", "s3fs", "moto", "flask", "libtpu", "openai")
     }
     run = {
         "slow": config.getoption("--slow"),
         "parity": config.getoption("--parity") and has_torch,
         "browser": all(programs) and is_here["selenium"],
         "ray": is_here["ray"],
+        "wandb": is_here["wandb"],
         "libtpu": is_here["libtpu"],
         "openai": is_here["openai"],
         "s3": is_here["s3fs"] and is_here["moto"] and is_here["flask"],

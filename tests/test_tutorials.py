@@ -160,6 +160,20 @@ def test_own_loop(clone, monkeypatch, capsys):
     assert isinstance(space["answer"], str)
 
 
+MLFLOW = """
+from types import SimpleNamespace
+
+def __getattr__(name):
+    def call(*given, **named):
+        with open("mlflow.txt", "a") as file:
+            print(name, *(f"{key}={value!r}" for key, value in named.items()), file=file)
+        return SimpleNamespace(info=SimpleNamespace(run_id="7"))
+    if name.startswith("_"):
+        raise AttributeError(name)
+    return call
+"""
+
+
 def change(root: Path, diff: str) -> None:
     """Applies a block: a file's name, and lines that stand in it once."""
     name, *lines = diff.removeprefix("--- ").splitlines()
@@ -182,8 +196,10 @@ def test_the_examples_of_extensions_train_together(clone):
     small_run.make_data(clone)  # the pictures
     quiz = "\n".join(json.dumps({**record, "images": [f"{i % 24}.png"]}) for i in range(40))
     (clone / "quizzes.jsonl").write_text(quiz)
+    (clone / "mlflow.py").write_text(MLFLOW)
     flags = (
         *TINY, "--config=configs/base.py", "--workdir=run", "--config.data.path=quizzes.jsonl",
+        "--config.log.writers=mlflow",
         "--config.data.val_size=0.2", "--config.optimizer.name=lion", "--config.optimizer.moments=bfloat16",
     )  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(clone)}
@@ -196,3 +212,8 @@ def test_the_examples_of_extensions_train_together(clone):
     assert json.loads((clone / "run/config.json").read_text())["optimizer"]["name"] == "lion"
     lines = [json.loads(line) for line in (clone / "run/metrics.jsonl").read_text().splitlines()]
     assert all(0 <= line["easy_targets"] <= 1 for line in lines if "loss" in line)
+    assert "warning: no more MLflow" not in done.stderr
+    told = (clone / "mlflow.txt").read_text().splitlines()
+    assert told[:2] == ["start_run run_id=None run_name='run'", "log_dict"]
+    assert any(line.startswith("log_metrics step=2") for line in told)
+    assert (told[-2], told[-1]) == ("log_image", "end_run")

@@ -39,7 +39,7 @@ _MESH = "use config.mesh.fsdp=-1 with config.mesh.data=1: parameters and moments
 _ATTENTION = "leave it out, or use config.compute.attention: '' is the best backend there is"
 _REMAT = "use config.compute.remat: dots, offload or full"
 _RESUME = "leave it out: the same --workdir goes on by itself"
-_TRACKER = "use config.log.tensorboard; metrics.jsonl in the workdir has the same"
+_TRACKER = "use config.log.writers: tensorboard, wandb or both; metrics.jsonl in the workdir has the same"
 _LORA = "there are no adapters yet: whole parts learn; config.optimizer.freeze names those that do not"
 _QUANTIZED = "weights are not quantized; config.optimizer.moments=float8 makes the optimizer's state small"
 _UPLOAD = "use `jaxmm export`, and upload its folder"

@@ -23,6 +23,7 @@ Value = bool | int | float | str | tuple[Any, ...]
 PARTS = ("vision", "connector", "audio", "audio_connector", "decoder")
 OWN_PARTS = ("vision", "connector", "decoder")  # of a model that the config has the sizes of
 CLIPS = ("video", "audio")  # media that need more of a model than pictures do
+WRITERS = ("tensorboard", "wandb")  # of figures, as training/trackers.py has them
 DEMOS = ("pictures", *CLIPS)
 LARGEST = 2**31 - 1  # steps and pixels are counted in 32 bits
 KINDS = {bool: "true or false", int: "an integer", float: "a finite number", str: "a string"}
@@ -312,7 +313,11 @@ KEYS: dict[str, Key] = {
         8, "held-out samples of a source with maps of attention, drawn at evaluations; 0 is none", least=0, most=LARGEST
     ),
     "log.every": Key(15, "steps", least=0, most=LARGEST),
-    "log.tensorboard": Key(True, "whether TensorBoard's events are written"),
+    "log.writers": Key(
+        "tensorboard", "trackers that get the figures of metrics.jsonl: tensorboard, wandb",
+        form=Form("names, comma between them", lambda text, key: parse_names(text, key, WRITERS, "writer")),
+    ),
+    "log.tensorboard": Key(True, "False takes tensorboard out of log.writers"),
 }  # fmt: skip
 
 

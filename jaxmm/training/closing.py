@@ -42,7 +42,9 @@ def close(
     summary = _summary(run, progress, figures, run_time)
     if run.is_first:
         write_json(run.workdir / SUMMARY, summary._asdict())
-        curves.draw(read_lines(run.workdir / "metrics.jsonl"), run.workdir / "curves.png")
+        path = run.workdir / "curves.png"
+        if curves.draw(read_lines(run.workdir / "metrics.jsonl"), path):
+            logger.pictures(run.steps, {"curves": path})
     drawn = monitor.draw_samples(run.steps, state.params)
     summary = summary._replace(goodput=run_time.summary())  # with the samples' time
     if run.is_first:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from jaxmm.atomic import plain, published
@@ -34,36 +35,38 @@ class HeldOutSamples:
             (source, samples.questions(source.prepared, recipe.template, SAMPLES, recipe.image)) for source in held_out
         ]
 
-    def draw(self, params: Any, step: int) -> str:
-        """Writes the pictures and maps of each source; returns their folder, or '' where there is nothing to ask.
+    def draw(self, params: Any, step: int) -> dict[str, Path]:
+        """Writes the picture and the maps of each source that has something to ask; returns the pictures by source.
 
         What cannot be asked any more, as its file has gone, is told in a line.
         """
-        drawn = ""
+        drawn: dict[str, Path] = {}
         for source, asked in self._asked:
             if asked:
                 try:
-                    self._of_source(source, asked, params, step)
-                    drawn = str(self.folder)
+                    drawn[source.name] = self._of_source(source, asked, params, step)
                 except UserError as error:
                     self._run.say(f"samples: {source.name} cannot be asked: {error}")
         return drawn
 
-    def _of_source(self, source: Lengths, asked: Sequence[tuple[Prompt, str]], params: Any, step: int) -> None:
-        run, recipe, name = self._run, self._run.recipe, files.bare(source.name)
+    def _of_source(self, source: Lengths, asked: Sequence[tuple[Prompt, str]], params: Any, step: int) -> Path:
+        run, recipe = self._run, self._run.recipe
+        name = files.bare(source.name)
+        picture = self.folder / f"{name}.png"
         prompts = [prompt for prompt, _ in asked]
         *_, replies = write(
             self._generate, params, prompts, recipe.template, recipe.image, ANSWER_TOKENS, fits_row=True
         )
         if run.is_first:
             answers = [reply.text for reply in replies]
-            samples.draw(asked, answers, self.folder / f"{name}.png", recipe.template, recipe.image)
+            samples.draw(asked, answers, picture, recipe.template, recipe.image)
         if kept := self._maps(asked, replies, params):
             spec = recipe.model.decoder
             whole = {"step": step, "source": source.name, "layers": spec.layers, "heads": spec.heads, "samples": kept}
             if run.is_first:
                 with published(self.folder / f"{name}.json") as file:
                     file.write_text(json.dumps(plain(whole), allow_nan=False, separators=(",", ":")))
+        return picture
 
     def _maps(self, asked: Sequence[tuple[Prompt, str]], replies: Sequence[Reply], params: Any) -> list[dict[str, Any]]:
         """The first questions with maps of their answers; all processes of a job ask the model."""

@@ -1,4 +1,4 @@
-"""The log of a run: metrics.jsonl, TensorBoard, a line for people, and the fields of summary.json.
+"""The log of a run: metrics.jsonl, trackers of experiments, a line for people, and the fields of summary.json.
 
 Plain numbers come in; nothing here calls JAX.
 """
@@ -10,12 +10,12 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, NamedTuple, TextIO
 
 from jaxmm.atomic import plain, read_lines, write_lines
-from jaxmm.training.tensorboard import Events, _scalars
 from jaxmm.training.terminal import Terminal, progress
+from jaxmm.training.trackers import Trackers
 
 OF_CLIPS = ("videos_per_second", "recordings_per_second", "audio_fill")  # known of runs that have such clips
 
@@ -47,24 +47,25 @@ class Summary(NamedTuple):
 
 
 class Logger:
-    """Logs steps: a line of metrics.jsonl, TensorBoard events, and a line for people.
+    """Logs steps: a line of metrics.jsonl, figures for trackers, and a line for people.
 
     Args:
       workdir: of the run. None, for all processes but the first: nothing is written and nothing printed.
       steps: of the whole run, for the progress line.
       start: the step the run goes on from. Lines of later steps, which a killed run left, are dropped.
-      tensorboard: whether to write events into the workdir.
+      writers: names of trackers that get the same figures.
+      config: of the run, as JSON, for them.
       out: where lines for people go.
     """
 
     def __init__(
-        self, workdir: Path | None, steps: int, start: int = 0, tensorboard: bool = True, out: TextIO | None = None
-    ) -> None:
+        self, workdir: Path | None, steps: int, start: int = 0, writers: Sequence[str] = ("tensorboard",),
+        config: Mapping[str, Any] = MappingProxyType({}), out: TextIO | None = None,
+    ) -> None:  # fmt: skip
         self._steps = steps
         self._terminal = Terminal(out or sys.stderr)
         self._file: TextIO | None = None
-        self._start, self._events_folder = start, ""
-        self._events: Any = None
+        self._trackers: Trackers | None = None
         self._new: Path | None = None  # the file, if it was not there: without a line it goes again
         self._last: tuple[int, int, dict[str, Any]] = (-1, 0, {})  # step, offset in the file, figures
         if workdir is None:
@@ -74,7 +75,7 @@ class Logger:
         self._new = path if not path.exists() else None
         write_lines(path, [line for line in read_lines(path) if _is_up_to(line.get("step"), start)])
         self._file = path.open("a")
-        self._events_folder = str(workdir) if tensorboard else ""
+        self._trackers = Trackers(writers, workdir, start + 1, config, self.say)
 
     def __enter__(self) -> Logger:
         return self
@@ -103,16 +104,13 @@ class Logger:
         self._file.flush()
         if "loss" in figures:
             self._terminal.figures(progress(step, self._steps, figures))
-        if self._events_folder:
-            try:
-                if self._events is None:
-                    self._events = Events(self._events_folder, self._start + 1)
-                self._events.add(step, _scalars(figures))
-            except OSError as error:  # the figures are in metrics.jsonl
-                if self._events is not None:
-                    self._events.close()
-                self._events, self._events_folder = None, ""
-                self.say(f"warning: no more TensorBoard events are written: {error.strerror or error}")
+        if self._trackers is not None:
+            self._trackers.add(step, figures)
+
+    def pictures(self, step: int, files: Mapping[str, Path]) -> None:
+        """Gives PNG files, by names, to the trackers."""
+        if self._trackers is not None:
+            self._trackers.add_pictures(step, files)
 
     def say(self, text: str) -> None:
         """Prints a line."""
@@ -127,8 +125,10 @@ class Logger:
     def close(self) -> None:
         """Ends the files."""
         self._terminal.close()
+        trackers, self._trackers = self._trackers, None
+        if trackers is not None:
+            trackers.close()  # before the file: it may have something to say
         file, self._file = self._file, None
-        events, self._events = self._events, None
         try:
             if file is not None:
                 file.close()
@@ -136,8 +136,6 @@ class Logger:
                 self._new.unlink()
         finally:
             self._new = None
-            if events is not None:
-                events.close()
 
 
 def _is_up_to(step: Any, start: int) -> bool:

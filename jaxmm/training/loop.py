@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 
 import jaxmm
-from jaxmm import sharding
+from jaxmm import command, sharding
 from jaxmm.batch import Batch
 from jaxmm.checkpoints.record import PlanRecord, Record
 from jaxmm.data.assemble import Loaded
@@ -48,7 +48,7 @@ def train(run: Run, run_time: RunTime | None = None) -> int:
         workdir = run.workdir if run.is_first else None
         try:
             with (
-                Logger(workdir, run.steps, run.start, run.config.log.tensorboard) as logger,
+                Logger(workdir, run.steps, run.start, run.writers, command.to_json(run.config)) as logger,
                 _told_end(run_time) as ending,
                 StepEnds(clock) as step_ends,
             ):

@@ -5,13 +5,17 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from jaxmm.atomic import published
 from jaxmm.batch import Batch
 from jaxmm.data.assemble import Loaded
 from jaxmm.monitor.attention import AttentionMonitor
+from jaxmm.monitor.layers_by_heads import layers_by_heads
 from jaxmm.training.group_gradients import GroupNorms, Pulls
 from jaxmm.training.held_out_samples import HeldOutSamples
 from jaxmm.training.logger import Logger
 from jaxmm.training.run import Run
+
+PICTURE = "attention.png"  # layers by heads, of the newest look
 
 
 class Monitor:
@@ -38,10 +42,16 @@ class Monitor:
             figures = self._attention(params, loaded, batch)
         if figures:
             self._logger.log(step, {"attention": figures})
+            if self._run.is_first:
+                with published(path := self._run.workdir / PICTURE) as whole:
+                    layers_by_heads(figures).save(whole, "PNG")
+                self._logger.pictures(step, {"attention": path})
         return self._group_norms(params, batch, loaded)
 
     def draw_samples(self, step: int, params: Any) -> str:
         """Answers and draws held-out questions; returns their folder, or ''. All processes of a job must ask."""
         self._logger.status("answering samples", at_once=True)
         with self._run.barrier.together(f"the samples of step {step}"):
-            return self._samples.draw(params, step)
+            drawn = self._samples.draw(params, step)
+        self._logger.pictures(step, {f"samples/{name}": path for name, path in drawn.items()})
+        return str(self._samples.folder) if drawn else ""

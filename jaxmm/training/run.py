@@ -16,6 +16,8 @@ from jaxmm.checkpoints.checkpoint import Checkpoints
 from jaxmm.checkpoints.params import compile_unoptimized, started_params
 from jaxmm.checkpoints.record import Record
 from jaxmm.checkpoints.resume import Identity
+from jaxmm.config.keys import WRITERS
+from jaxmm.config.shares import parse_names
 from jaxmm.corpus import make_assembler, make_plan, read_budgets, read_steps
 from jaxmm.data.media.table import MEDIA
 from jaxmm.data.packing.plan import Origin
@@ -38,6 +40,7 @@ class Run:
 
     Attributes:
       start: the step it goes on from; 0 for one that begins.
+      writers: names of the trackers that get its figures.
       record: of the checkpoint gone on from; None for a run that begins.
       say: prints a line; a logger's, once there is one.
     """
@@ -48,6 +51,7 @@ class Run:
         self.mesh = sharding.make_mesh(config.mesh)
         sharding.check_rows(self.mesh, config.batch_size, config.accumulation)
         self.local_rows = sharding.local_rows(self.mesh, config.batch_size)
+        self.writers = writers_of(config)
         self.say: Callable[[str], None] = lambda line: print(printable(line), file=sys.stderr, flush=True)
         self._has_begun = False
         self.checkpoints = Checkpoints(
@@ -196,3 +200,9 @@ class Run:
     def by_source(self, counts: Sequence[int]) -> dict[str, int]:
         """Counts of each source, by its name."""
         return dict(zip(self.corpus.names, counts, strict=False))
+
+
+def writers_of(config: ConfigDict) -> tuple[str, ...]:
+    """Names of the trackers that a config asks for, each once."""
+    names = dict.fromkeys(parse_names(config.log.writers, "config.log.writers", WRITERS, "writer"))
+    return tuple(name for name in names if name != "tensorboard" or config.log.tensorboard)

@@ -51,7 +51,7 @@ WANTED = {
     "image_max_pixels": "image.max_pixels", "image_min_pixels": "image.min_pixels",
     "freeze_vision_tower": "optimizer.freeze", "freeze_multi_modal_projector": "optimizer.freeze",
     "freeze_language_model": "optimizer.freeze", "train_on_prompt": "data.learn", "mask_history": "data.learn",
-    "enable_thinking": "data.thinking", "streaming": "data.path", "report_to": "log.tensorboard",
+    "enable_thinking": "data.thinking", "streaming": "data.path", "report_to": "log.writers",
     "resume_from_checkpoint": "", "deepspeed": "mesh.fsdp", "fsdp": "mesh.fsdp", "flash_attn": "compute.attention",
     "gradient_checkpointing": "compute.remat",
 }  # fmt: skip

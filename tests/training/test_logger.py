@@ -169,14 +169,14 @@ def test_a_json_file_is_the_old_one_or_the_new_one(tmp_path):
 
 
 def test_a_full_disk_leaves_the_lines_that_were_whole(tmp_path):
-    log = Logger(tmp_path, 10, tensorboard=False, out=io.StringIO())
+    log = Logger(tmp_path, 10, writers=(), out=io.StringIO())
     log.log(1, {"loss": 1.0})
     with no_room(40):
         with pytest.raises(OSError, match="File too large"):
             log.log(2, {"more": "x" * 100})
         with pytest.raises(OSError, match="File too large"):  # the same again
             log.close()
-    with Logger(tmp_path, 10, start=1, tensorboard=False, out=io.StringIO()) as log:
+    with Logger(tmp_path, 10, start=1, writers=(), out=io.StringIO()) as log:
         log.log(2, {"loss": 1.0})
     assert [line["step"] for line in read(tmp_path / "metrics.jsonl")] == [1, 2]
 
@@ -218,7 +218,7 @@ def test_a_terminal_that_has_gone_does_not_end_the_run(tmp_path):
         def write(self, text):
             raise OSError(5, "Input/output error")
 
-    with Logger(tmp_path, 10, tensorboard=False, out=Gone()) as log:
+    with Logger(tmp_path, 10, writers=(), out=Gone()) as log:
         log.say("hello")
         log.log(1, {"loss": 1.0})
     assert len(read(tmp_path / "metrics.jsonl")) == 1
@@ -226,7 +226,7 @@ def test_a_terminal_that_has_gone_does_not_end_the_run(tmp_path):
 
 def test_names_cannot_steer_the_terminal(tmp_path):
     out = io.StringIO()
-    with Logger(tmp_path, 10, tensorboard=False, out=out) as log:
+    with Logger(tmp_path, 10, writers=(), out=out) as log:
         log.say("data: \x1b]0;mine\x07a\rb\u202ec \udcff é漢\n\tnext")
     assert out.getvalue() == "data: \\x1b]0;mine\\x07a\\rb\\u202ec \\udcff é漢\n\tnext\n"
 
@@ -238,7 +238,7 @@ def test_a_run_that_logged_nothing_leaves_no_empty_file(tmp_path):
 
 
 def test_metrics_are_strict_json_one_line_a_step(tmp_path):
-    with Logger(tmp_path, 10, tensorboard=False, out=io.StringIO()) as log:
+    with Logger(tmp_path, 10, writers=(), out=io.StringIO()) as log:
         log.log(1, {"loss": np.float32(2.0), "grad_norm": math.inf, "sources": {"demo": {"loss": math.nan}}})
         assert len(read(tmp_path / "metrics.jsonl")) == 1  # written at once
         log.log(2, {"loss": 1.0})
@@ -254,7 +254,7 @@ def test_metrics_are_strict_json_one_line_a_step(tmp_path):
 def test_a_resumed_run_drops_the_lines_after_its_checkpoint(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(f'{{"step": {step}}}\n' for step in range(1, 8)) + '{"step": 8, "lo')
-    with Logger(tmp_path, 10, start=5, tensorboard=False, out=io.StringIO()) as log:
+    with Logger(tmp_path, 10, start=5, writers=(), out=io.StringIO()) as log:
         assert [line["step"] for line in read(path)] == [1, 2, 3, 4, 5]
         log.log(6, {"loss": 1.0})
     assert [line["step"] for line in read(path)] == [1, 2, 3, 4, 5, 6]
@@ -308,7 +308,7 @@ def test_a_narrow_terminal_loses_what_matters_least_and_never_what_is_left_to_do
     monkeypatch.setenv("NO_COLOR", "1")
     terminal, pipe = Tty(), io.StringIO()
     for out in (terminal, pipe):
-        with Logger(tmp_path, 200, tensorboard=False, out=out) as log:
+        with Logger(tmp_path, 200, writers=(), out=out) as log:
             log.log(20, FIGURES)
     (line,) = terminal.getvalue().splitlines()
     assert len(line) < columns
@@ -323,7 +323,7 @@ def test_lines_stay_and_what_goes_on_is_rewritten_in_place_on_a_terminal_only(tm
     monkeypatch.delenv("NO_COLOR", raising=False)
     terminal, pipe = Tty(), io.StringIO()
     for out in (terminal, pipe):
-        with Logger(tmp_path, 200, tensorboard=False, out=out) as log:
+        with Logger(tmp_path, 200, writers=(), out=out) as log:
             log.status("evaluating", at_once=True)
             log.log(1, FIGURES)
             log.log(2, {"eval": {}})
