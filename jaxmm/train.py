@@ -46,8 +46,8 @@ def main(argv: list[str], age: float = 0.0) -> int:
     command.check_folder("--workdir", workdir)
     startup.join_processes()
     startup.keep_compiled(cache_folder(args.config))
-    check_writers(args.config)
     startup.split_cpu(args.config.mesh, args.config.batch_size // max(args.config.accumulation, 1))
+    check_writers(args.config)  # asks JAX which process this is, after which it cannot be split
     with claimed(workdir):
         args.config = as_it_was(args.config, workdir)
         run = Run(args.config, workdir, args.config_name)
