@@ -100,6 +100,9 @@ def planned(config: Any, workdir: Path | None = None) -> Planned:
         return Planned(data, corpus, budgets, make_plan(config, corpus, budgets))
     begun = tuple(int(record.plan.begun_after.get(name, 0)) for name in corpus.names)
     identity = Identity.of(command.to_json(config), corpus, budgets, data.template.fingerprint).going_on(record)
+    if changed := identity.check(record, workdir or Path(), True):
+        print(f"warning: the data is not what {workdir} has seen ({'; '.join(changed)}): rows may be others",
+              file=sys.stderr)  # fmt: skip
     plan = make_plan(config, corpus, budgets, Origin(record.plan.batch, begun), identity.data["plan"])
     return Planned(data, corpus, budgets, plan)
 

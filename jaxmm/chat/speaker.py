@@ -16,7 +16,7 @@ from jaxmm.inference import generation_config, sampling
 from jaxmm.inference.answers import Prompt, PromptRows, prompt_rows, write_rows
 from jaxmm.inference.sampling import Sampling
 from jaxmm.monitor.attention import Probe
-from jaxmm.monitor.heatmaps import TOKENS, looks, sample
+from jaxmm.monitor.heatmaps import TOKENS, lay_out, looks, sample
 from jaxmm.recipe import Recipe, fitted
 
 MOST_TOKENS, MOST_POSITIONS = 4096, 32_768  # of an answer, and of what stands before it
@@ -169,7 +169,8 @@ class Speaker:
     def _look(self, asked: Question, text: str, tokens: Sequence[int]) -> dict[str, Any]:
         recipe = asked.recipe
         self._probe = self._probe or Probe(recipe.model, recipe.compute, TOKENS)
-        (look,) = looks(self._probe, asked.model.params, [asked.prompt], [tokens], recipe.template, recipe.image)
+        rows = lay_out([asked.prompt], [tokens], recipe.template, recipe.image)
+        (look,) = looks(self._probe, asked.model.params, rows)
         return sample(asked.prompt.text, text, "", look)
 
 

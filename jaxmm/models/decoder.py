@@ -139,11 +139,15 @@ class Decoder(nnx.Module):
 
     def attended(
         self, x_BTD, positions_BTA, segments_BT, blocks_BT, deep: DeepStack | None = None, *, queries: Queries,
-        groups: int, compute: Compute,
+        groups: int, by_head: bool, compute: Compute,
     ) -> Attended:  # fmt: skip
-        """Where chosen queries attend in each layer, summed by ``groups`` groups of them; inputs as of ``__call__``."""
+        """Where chosen queries attend in each layer, summed by ``groups`` groups of them; inputs as of ``__call__``.
+
+        Args:
+          by_head: maps are made of each head, not of their mean.
+        """
         places = self.places(positions_BTA, segments_BT, blocks_BT)
-        found = Attended.empty(self.spec.layers, self.spec.heads, groups, queries)
+        found = Attended.empty(self.spec.layers, self.spec.heads, groups, queries, by_head)
         return self._run(x_BTD, found, places, functools.partial(attend_probed, queries=queries), deep, compute)[1]
 
     def step(self, x_B1D, cache: Cache, compute: Compute):

@@ -160,10 +160,10 @@ class MultimodalModel(nnx.Module):
         hidden_B1D, cache = self.decoder.step(x_B1D, cache, compute)
         return self.logits(hidden_B1D[:, 0]), cache
 
-    def attended(self, batch: Batch, queries: Queries, groups: int, compute: Compute) -> Attended:
-        """Where chosen queries of the rows attend, in each layer of the decoder."""
+    def attended(self, batch: Batch, queries: Queries, groups: int, by_head: bool, compute: Compute) -> Attended:
+        """Where chosen queries of the rows attend, in each layer of the decoder; see ``Decoder.attended``."""
         inputs = self._inputs(batch, self.soft_tokens(batch, compute), compute)
-        return self.decoder.attended(*inputs, queries=queries, groups=groups, compute=compute)
+        return self.decoder.attended(*inputs, queries=queries, groups=groups, by_head=by_head, compute=compute)
 
     def logits(self, hidden_BD):
         """Float32 logits (B, V) of the vocabulary."""

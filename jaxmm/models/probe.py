@@ -52,21 +52,26 @@ class Attended(NamedTuple):
     Attributes:
       sums_LHGX: over the queries of each group: the probability of each class of keys, in the order of CLASSES, then
         the entropy in nats, then 1.
-      maps_LBHQC: the probabilities of the columns.
+      maps_LBHQC: the probabilities of the columns; or, with L and H of 1, their mean over layers and heads.
     """
 
     sums_LHGX: jax.Array
     maps_LBHQC: jax.Array
 
     @classmethod
-    def empty(cls, layers: int, heads: int, groups: int, queries: Queries) -> Attended:
+    def empty(cls, layers: int, heads: int, groups: int, queries: Queries, by_head: bool) -> Attended:
         B, Q = queries.at_BQ.shape
         sums_LHGX = jnp.zeros((layers, heads, groups, len(CLASSES) + 2), jnp.float32)
-        return cls(sums_LHGX, jnp.zeros((layers, B, heads, Q, queries.columns_BC.shape[1]), jnp.float32))
+        L, H = (layers, heads) if by_head else (1, 1)
+        return cls(sums_LHGX, jnp.zeros((L, B, H, Q, queries.columns_BC.shape[1]), jnp.float32))
 
     def added(self, layer, sums_HGX, maps_BHQC) -> Attended:
+        layers, heads = self.sums_LHGX.shape[:2]
         written = lax.dynamic_update_index_in_dim
-        return Attended(written(self.sums_LHGX, sums_HGX, layer, 0), written(self.maps_LBHQC, maps_BHQC, layer, 0))
+        sums_LHGX = written(self.sums_LHGX, sums_HGX, layer, 0)
+        if self.maps_LBHQC.shape[2] == heads and self.maps_LBHQC.shape[0] == layers:
+            return Attended(sums_LHGX, written(self.maps_LBHQC, maps_BHQC, layer, 0))
+        return Attended(sums_LHGX, self.maps_LBHQC + maps_BHQC.mean(1, keepdims=True)[None] / layers)
 
 
 def attend_probed(

@@ -62,7 +62,8 @@ class Look(NamedTuple):
       tokens: their texts. A character of several tokens is the last one's.
       shown: the media before the answer that can be drawn.
       mass_XA: attention onto each of CLASSES by token, mean over layers and heads.
-      maps_LHAS: float32, attention of each token onto each soft token of ``shown``.
+      maps_LHAS: float32, attention of each token onto each soft token of ``shown``. With L and H of 1 it is the mean
+        over layers and heads, where each by itself would take too much memory.
     """
 
     tokens: list[str]
@@ -71,18 +72,32 @@ class Look(NamedTuple):
     maps_LHAS: np.ndarray
 
 
-def looks(
-    probe: Probe, params: Any, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]], template: Template,
-    image: ImageSpec, fits_row: bool = False,
-) -> Iterator[Look]:  # fmt: skip
-    """Looks at each answer, one row at a time: ``probe`` has TOKENS groups.
+class Rows(NamedTuple):
+    """Prompts with their answers, laid out to be looked at: all that is done before a device is asked."""
+
+    batch: Batch
+    answers: list[list[int]]
+    shown: list[list[Shown]]
+    queries: list[Queries]
+    texts: list[list[str]]
+
+
+def lay_out(
+    prompts: Sequence[Prompt], answers: Sequence[Sequence[int]], template: Template, image: ImageSpec,
+    fits_row: bool = False, most: int = TOKENS,
+) -> Rows:  # fmt: skip
+    """Lays answers out behind their prompts, a row each.
 
     Args:
       answers: token ids that the model wrote, without what ends them.
       fits_row: as of ``prompt_rows``.
+      most: tokens of an answer that are looked at, the first ones.
+
+    Raises:
+      UserError: if a medium cannot be read.
     """
-    answers = [list(ids)[:TOKENS] for ids in answers]
-    rows = prompt_rows(prompts, template, image, fits_row, written=answers)
+    written = [list(ids)[:most] for ids in answers]
+    rows = prompt_rows(prompts, template, image, fits_row, written=written)
     stands = standing(rows.loaded, [rows.lengths], template)
     viewer = Viewer([rows.lengths], template, rows.image)
     views = [viewer.row(rows.loaded, b)[0] for b in range(len(prompts))]
@@ -90,22 +105,30 @@ def looks(
     # One shape for all rows: the program is compiled once.
     columns = [np.concatenate([np.zeros(0, np.int32), *(one.places for one in each)]) for each in shown]
     room = rounded(max(map(len, columns)))
-    for b, ids in enumerate(answers):
+    queries = []
+    for b, ids in enumerate(written):
         at = views[b].place[1] - len(ids) - 1 + np.arange(len(ids))
-        queries = Queries(
-            at_BQ=_filled(at, TOKENS),
-            groups_BQ=_filled(np.arange(len(ids)), TOKENS),
-            turns_BQ=_filled(stands.turns_BT[b, at + 1], TOKENS),
+        queries.append(Queries(
+            at_BQ=_filled(at, most),
+            groups_BQ=_filled(np.arange(len(ids)), most),
+            turns_BQ=_filled(stands.turns_BT[b, at + 1], most),
             classes_BT=stands.classes_BT[b : b + 1],
             turns_BT=stands.turns_BT[b : b + 1],
             columns_BC=np.maximum(_filled(columns[b], room), 0),
-        )
-        batch: Batch = jax.tree.map(lambda x, b=b: x[b : b + 1], rows.loaded.batch)
-        found = probe(params, batch, queries)
+        ))  # fmt: skip
+    return Rows(rows.loaded.batch, written, shown, queries, [_pieces(ids, template) for ids in written])
+
+
+def looks(probe: Probe, params: Any, rows: Rows) -> Iterator[Look]:
+    """Looks at each answer, one row at a time. ``probe`` has a group for each token of the longest."""
+    for b, (ids, shown) in enumerate(zip(rows.answers, rows.shown, strict=True)):
+        batch: Batch = jax.tree.map(lambda x, b=b: x[b : b + 1], rows.batch)
+        found = probe(params, batch, rows.queries[b])
         sums_AX = np.asarray(found.sums_LHGX)[:, :, : len(ids)].sum((0, 1))
         mass_XA = (sums_AX.astype(np.float64) / np.maximum(sums_AX[:, COUNT:], 1.0)).T[: len(CLASSES)]
-        maps_LHAS = np.asarray(found.maps_LBHQC)[:, 0, :, : len(ids), : len(columns[b])]
-        yield Look(_pieces(ids, template), shown[b], mass_XA, maps_LHAS)
+        columns = sum(len(one.places) for one in shown)
+        maps_LHAS = np.asarray(found.maps_LBHQC)[:, 0, :, : len(ids), :columns]
+        yield Look(rows.texts[b], shown, mass_XA, maps_LHAS)
 
 
 def _filled(values: np.ndarray, size: int) -> np.ndarray:
@@ -124,26 +147,24 @@ def _shown(view: View, rows: PromptRows, b: int) -> Iterator[Shown]:
     slots_T = rows.loaded.batch.slots_BT[b]
     for span in view.spans:
         places = np.flatnonzero(slots_T[span.first : span.last] >= 0).astype(np.int32) + span.first
-        made = _of_span(span, rows.image.merge)
-        if made is not None:
-            kind, pixels, frames, across, seconds, grid = made
-            grid = grid or (len(places), 1, 1)
-            if math.prod(grid) != len(places):
-                raise ValueError(f"{view.name}: a {kind} of {grid} has {len(places)} soft tokens")
-            yield Shown(kind, pixels, frames, across, seconds, grid, places)
+        if (shown := _of_span(span, places, rows.image.merge)) is not None:
+            if math.prod(shown.grid) != len(places):
+                raise ValueError(f"{view.name}: a {shown.kind} of {shown.grid} has {len(places)} soft tokens")
+            yield shown
 
 
-def _of_span(span: Span, merge: int) -> tuple[str, np.ndarray, int, int, float | None, Any] | None:
-    """What of a medium is drawn, and the grid of its soft tokens; None for text and vectors."""
+def _of_span(span: Span, places: np.ndarray, merge: int) -> Shown | None:
+    """A medium with the places of its soft tokens; None for text and vectors."""
     if span.picture is not None:
-        return "image", span.picture.pixels, 1, 1, None, _grid(1, span.picture, merge)
+        return Shown("image", span.picture.pixels, 1, 1, None, _grid(1, span.picture, merge), places)
     if isinstance(span.clip, Film):
         pictures = [shot.picture for shot in span.clip.shots]
-        across = min(len(pictures), math.ceil(math.sqrt(2 * len(pictures))))
+        count, across = len(pictures), min(len(pictures), math.ceil(math.sqrt(2 * len(pictures))))
         pixels = sheet(np.stack([picture.pixels for picture in pictures]), across)
-        return "video", pixels, len(pictures), across, span.clip.seconds, _grid(len(pictures), pictures[0], merge)
+        return Shown("video", pixels, count, across, span.clip.seconds, _grid(count, pictures[0], merge), places)
     if isinstance(span.clip, Sound):
-        return "audio", spectrogram(span.clip.frames_FM), 1, 1, span.clip.seconds, None
+        picture = spectrogram(span.clip.frames_FM)
+        return Shown("audio", picture, 1, 1, span.clip.seconds, (len(places), 1, 1), places)
     return None
 
 
@@ -159,7 +180,8 @@ def sample(question: str, answer: str, truth: str, look: Look) -> dict[str, Any]
     """
     L, H, A, S = look.maps_LHAS.shape
     each = look.maps_LHAS.reshape(L * H, A, S)
-    kept = np.argsort(-each.sum((1, 2)), kind="stable")[: max(MAP_BYTES // max(A * S, 1) - 1, 0)]
+    count = max(MAP_BYTES // max(A * S, 1) - 1, 0) if L * H > 1 else 0
+    kept = np.argsort(-each.sum((1, 2)), kind="stable")[:count]
     kept = np.sort(kept)
     maps = np.concatenate([each.mean(0, keepdims=True), each[kept]])
     scale = maps.max((1, 2), initial=0.0)

@@ -17,17 +17,19 @@ from jaxmm.data.packing.lengths import expanded
 from jaxmm.data.packing.plan import Lengths, Piece
 from jaxmm.data.text.template import Template
 
-MODALITIES = ("image", "video", "audio")  # that attention is told by: image tokens are images here
+MODALITIES = ("image", "video", "audio")  # that attention is told by
+CLASS_OF = {name: n for n, name in enumerate(MODALITIES)} | {"image_tokens": 0}  # as images stand there, too
 # What stands at a position, as a number: first the modalities, by their place in MODALITIES.
 SEPARATOR, FIRST, TEXT = range(len(MODALITIES), len(MODALITIES) + 3)
 
 
 class Standing(NamedTuple):
-    """All int32 (B, T); 0 on padding.
+    """All int32 (B, T). What they are on padding, that of documents that could not be used among it, means nothing.
 
     Attributes:
       classes_BT: a modality's number at its soft tokens, and at discrete tokens of images; SEPARATOR at special tokens;
-        FIRST at the first position of a document, whatever stands there; else TEXT, also that inside a video.
+        FIRST at the first position of a document, or of a part of a long one, whatever stands there; else TEXT, also
+        that inside a video.
       turns_BT: the turn, counted in the document: an answer is one, and so is all that stands between two answers.
       seen_BT: bit m is set where modality m stands at or before the position, in its document.
     """
@@ -74,8 +76,7 @@ def _of_piece(
     classes[is_image] = MODALITIES.index("image")
     own = np.full(size, -1, np.int64)  # the modality inside whose medium a position lies
     for at, span, kind in zip(slot_at, spans, prepared.image_kind_I[media], strict=True):
-        modality = medium_of_kind(int(kind)).modality
-        own[at : at + span] = MODALITIES.index(modality) if modality in MODALITIES else 0
+        own[at : at + span] = CLASS_OF[medium_of_kind(int(kind)).modality]
     own = own[cut]
     classes = np.where(slots >= 0, own, classes)
     here = np.where((slots >= 0) | is_image, 1 << classes, 0)

@@ -140,7 +140,9 @@ def with_gradients(
         norms = _shares([norms["all"] for norms in groups.values()])
         lost = _shares(list(losses[kind].values()))
         of = {name: (norm, loss) for name, norm, loss in zip(groups, norms, lost, strict=True)}
+        # What the batch has none of has no part in it; that of one of many that were taken together is not known.
+        lacking = (0.0, 0.0) if set(of) <= set(told[kind]) else (None, None)
         for name, entry in told[kind].items():
-            entry["gradient"], loss = of.get(name, (0.0, 0.0))  # what the batch has none of has no part in it
+            entry["gradient"], loss = of.get(name, lacking)
             entry.setdefault("loss", loss)
     return told

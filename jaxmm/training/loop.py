@@ -142,7 +142,8 @@ class _Loop:
         if stopped_by:
             self._save(step, state, None, is_last=True)
             if run.is_first:
-                write_report(run.workdir, run.say)
+                with run_time.of("evaluating"):
+                    write_report(run.workdir, run.say)
             run.say(f"stopped after step {step} of {run.steps} and saved; "
                     f"the same command goes on at step {step + 1}")  # fmt: skip
             return 128 + stopped_by
@@ -166,13 +167,15 @@ class _Loop:
         progress.settle()
         progress.judge_skipped(step)
         pulls = None
-        if due.look:
-            with progress.meter.pause(), self.run_time.of("evaluating"):
-                pulls = self.monitor.look(step, state.params, loaded, batch)
+        with progress.meter.pause(), self.run_time.of("evaluating"):
+            if due.look:
+                self.monitor.look(step, state.params, loaded, batch)
+            if due.evaluate and run.config.monitor.attention_every >= 0:
+                pulls = self.monitor.pulls(step, state.params, loaded, batch)
         if due.log:
             progress.log(step, pulls)
         elif pulls and pulls.norms:
-            self.logger.log(step, {"gradients": pulls.norms})
+            self.logger.log(step, {"gradients": pulls.norms, "losses": pulls.means})
         if step == run.steps:
             return  # the end evaluates and saves once more, with everything
         with progress.meter.pause():
@@ -188,7 +191,8 @@ class _Loop:
                 with self.run_time.of("evaluating"):
                     self.monitor.draw_samples(step, state.params)
             if due.evaluate and run.is_first:
-                write_report(run.workdir, run.say)
+                with self.run_time.of("evaluating"):
+                    write_report(run.workdir, run.say)
             if due.save:
                 at, figures = self.evaluated
                 self._save(step, state, mean_loss(figures) if at == step else None)

@@ -81,6 +81,7 @@ class Progress:
         self._looped = self._loop_seconds()
         meeting = Barrier("stragglers")
         self.stragglers = Stragglers(lambda numbers: meeting.each(numbers, "a line of the log"), run.say)
+        self.stragglers.begin_window(self._looped[1], step_ends.idle)  # what earlier starts did is not in it
         self._sums: list[Metrics] = []  # of the steps since the last line of the log
         self._run_out = run.plan.run_out(run.start)
         self._recent: collections.deque[Loaded] = collections.deque(maxlen=MAX_BAD_STEPS)
@@ -175,7 +176,7 @@ class Progress:
         self.loss = figures["loss"]
         balance = self.balance.figures(total.source_loss_sum, total.source_weight_sum)
         if pulls and pulls.norms:
-            figures["gradients"] = pulls.norms
+            figures["gradients"], figures["losses"] = pulls.norms, pulls.means
             balance = with_gradients(balance, pulls.norms, pulls.losses)
         self.logger.log(step, {
             **figures,

@@ -16,7 +16,7 @@ from jaxmm.inference.answers import Prompt
 from jaxmm.models.multimodal import Compute, logical_axes
 from jaxmm.models.probe import CLASSES
 from jaxmm.monitor.attention import Probe
-from jaxmm.monitor.heatmaps import TOKENS, Look, looks, sample
+from jaxmm.monitor.heatmaps import TOKENS, Look, lay_out, looks, sample
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_the_map_of_a_model_that_looks_for_white_lights_the_white_square(tiny, t
     corner = black_with_white(24, 16, (slice(0, 8), slice(0, 8)))  # the first of 3 x 2
     prompts = [Prompt((square, corner), "where?"), Prompt((corner,), "and here?")]
     answers = [template.stamp("left"), template.stamp("up")]
-    first, second = looks(probe, looks_for_white(tiny), prompts, answers, template, IMAGE)
+    first, second = looks(probe, looks_for_white(tiny), lay_out(prompts, answers, template, IMAGE))
     assert first.tokens == list("left")
     assert [one.grid for one in first.shown] == [(1, 2, 3), (1, 3, 2)]
     assert first.maps_LHAS.shape == (2, 4, 4, 12)
@@ -84,7 +84,8 @@ def test_the_map_of_a_model_that_looks_for_white_lights_the_white_square(tiny, t
 
 def test_without_an_answer_or_media_there_is_nothing_to_see(tiny, template, probe):
     prompts = [Prompt((picture(16, 16),), "a"), Prompt((), "text alone")]
-    nothing, blind = looks(probe, tiny.params, prompts, [[], template.stamp("yes")], template, IMAGE)
+    rows = lay_out(prompts, [[], template.stamp("yes")], template, IMAGE)
+    nothing, blind = looks(probe, tiny.params, rows)
     assert nothing.tokens == []
     assert sample("a", "", "b", nothing)["maps"]["data"] == ""
     assert blind.shown == []
@@ -100,3 +101,13 @@ def test_where_not_all_heads_have_room_those_that_look_most_are_kept(monkeypatch
     kept = sample("q", "a", "a", Look(["x", "y"], [], np.zeros((len(CLASSES), 2)), maps_LHAS))
     assert kept["chosen"] == [[0, 1], [1, 2]]
     np.testing.assert_allclose(maps_of(kept)[:, 0, 0], [0.05, 0.1, 0.2], atol=0.001)
+
+
+def test_where_maps_of_single_heads_are_too_large_their_mean_is_made(tiny, template, probe, monkeypatch):
+    rows = lay_out([Prompt((picture(16, 24),), "a")], [template.stamp("yes")], template, IMAGE)
+    (whole,) = looks(probe, tiny.params, rows)
+    monkeypatch.setattr("jaxmm.monitor.attention.MAP_BYTES", 1000)
+    (mean,) = looks(probe, tiny.params, rows)
+    assert mean.maps_LHAS.shape == (1, 1, 3, 6)
+    np.testing.assert_allclose(mean.maps_LHAS[0, 0], whole.maps_LHAS.mean((0, 1)), atol=1e-6)
+    assert sample("a", "yes", "no", mean)["chosen"] == []

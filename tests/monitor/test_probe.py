@@ -98,7 +98,7 @@ def test_sums_and_maps_are_those_of_dense_attention_in_float64(name, tiny, lengt
     loaded = loaded_rows(lengths, blocks=spec.decoder.bidirectional_blocks)
     stands = standing(loaded, [lengths], template)
     columns = np.tile(np.array([0, 3, 9, 50], np.int32), (ROWS, 1))
-    queries = choose_queries(loaded, stands, 24)._replace(columns_BC=columns)
+    queries = choose_queries(loaded, stands, 24, np.zeros(1, int))._replace(columns_BC=columns)
     found = PROBES.setdefault(name, Probe(spec, Compute(), groups=8))(params, loaded.batch, queries)
     with pytest.MonkeyPatch.context() as monkeypatch:
         layers = Layers(spec, params, loaded, monkeypatch).found
@@ -162,7 +162,7 @@ def test_on_every_axis_of_a_mesh_and_in_microbatches_the_figures_are_those_of_on
     of = found[0]
     assert of["queries"] == sum(source["queries"] for source in of["sources"].values())
     assert set(of["sources"]) == {"mixed", "words"}
-    assert "image" in of["classes"]
+    assert of["classes"] == ["image", "separators", "first", "turn", "earlier"]
     assert max(of["sources"]["words"]["mass"]["image"]) == 0 < min(np.ravel(of["media"]["image"]["mass"]))
     shares = sum(np.array(mass) for mass in of["mass"].values())
     np.testing.assert_allclose(shares, np.ones((of["layers"], of["heads"])), atol=1e-5)
@@ -188,7 +188,7 @@ def test_positions_are_told_apart_by_what_stands_there(lengths_of, template):
     assert stands.classes_BT[0, second].tolist() == [FIRST, SEPARATOR, 0, SEPARATOR, TEXT, SEPARATOR]
     assert stands.turns_BT[0, second].tolist() == [0] * 6
     assert stands.seen_BT[0, second].tolist() == [0, 0, 1, 1, 1, 1]
-    queries = choose_queries(loaded, stands, 100)
+    queries = choose_queries(loaded, stands, 100, np.zeros(1, int))
     targets = np.flatnonzero(loaded.batch.weights_BT[0] > 0)
     assert queries.at_BQ[0, : len(targets)].tolist() == targets.tolist()
     assert (queries.turns_BQ[0, :3] == 1).all(), (
@@ -218,3 +218,11 @@ def test_a_model_built_to_look_at_the_picture_shows_it_and_one_built_not_to_does
     monitor = AttentionMonitor(spec, Compute(), mesh, [lengths], template, most=8)
     mass = np.array(monitor(params, loaded, loaded.batch)["media"]["image"]["mass"])[0]
     assert (mass > 0.95).all() if looks else (mass < 0.02).all(), mass
+
+
+def test_of_many_sources_the_smallest_are_told_together(monkeypatch, tiny, many, template):
+    monkeypatch.setattr("jaxmm.monitor.attention.MOST", 1)
+    loaded, mesh = two_sources(many), sharding.make_mesh({"data": 1}, jax.devices()[:1])
+    monitor = AttentionMonitor(tiny.spec, Compute(), mesh, many, template, 20)
+    of = monitor(tiny.params, loaded, loaded.batch)
+    assert {name: source["queries"] for name, source in of["sources"].items()} == {"2 other sources": of["queries"]}

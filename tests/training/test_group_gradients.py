@@ -145,7 +145,7 @@ def test_what_is_a_group_twice_is_computed_once_and_one_group_is_not_at_all(tiny
     assert pulls.norms["modalities"]["image"] == pulls.norms["sources"]["seen"]
     alone = Assembler(both, BUDGETS, IMAGE)([*rows[:2], *[[]] * 6])
     groups, pulls, ran = of_batch(tiny, norms, both, alone)
-    assert (pulls.norms, pulls.losses, ran, groups._compiled) == ({}, {}, [], None)
+    assert (pulls.norms, pulls.losses, ran, groups._compiled) == ({}, {}, [], {})
 
 
 def test_the_training_step_is_the_same_program_with_and_without(tiny, norms, sources, loaded):

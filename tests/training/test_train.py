@@ -119,6 +119,8 @@ def test_a_run_leaves_every_file_it_promises(finished):
     assert set(lines[-1]["gradients"]["sources"]["colours"]) == {"vision", "connector", "decoder", "all"}
     assert set(lines[-1]["gradients"]["modalities"]) == {"text", "image"}
     assert sum(one["gradient"] for one in balance["modalities"].values()) == pytest.approx(1)
+    assert set(lines[-1]["losses"]["modalities"]) == {"text", "image"}
+    assert set(lines[-1]["losses"]["sources"]) == {"colours", "pages"}
     assert all(set(line["eval"]["colours"]["media_gain"]) == {"image"} for line in lines[1::2])
     times = [json.loads(line) for line in (finished / "timeline.jsonl").read_text().splitlines()]
     assert (times[0]["event"], times[-1]["event"], times[-1]["why"]) == ("start", "end", "done")
