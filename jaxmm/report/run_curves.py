@@ -136,12 +136,11 @@ def _learning(runs: Sequence[RunData]) -> Iterator[Chart]:
     held_out = _by_name(runs, ["eval"], ["loss"], "held out: {}", 1, dots=True)
     yield _loss("loss", "Loss", "nats a target", trained + held_out)
     yield _loss("loss-sources", "Loss by source", "nats a target", _several(_by_name(runs, ["sources"], ["loss"])))
-    modalities = _by_name(runs, ["modalities"], ["loss"]) or _by_name(runs, ["balance", "modalities"], ["loss"])
-    yield _loss("loss-modalities", "Loss by modality", "nats a target", _several(modalities))
+    unit = "nats a target, of batches that were looked at and held out"
+    yield _loss("loss-modalities", "Loss by modality", unit, _several(_by_modality(runs)))
     right = _by_name(runs, ["eval"], ["answer_accuracy"], dots=True)
     yield Chart("answers", "Answers right", "of held-out questions", right, "percent", from_0=True)
     targets = _each(runs, "trained on", "target_accuracy")
-    targets += _by_name(runs, ["eval"], ["target_accuracy"], "held out: {}", 1, dots=True)
     yield Chart("targets", "Targets right", "tokens that were the likeliest", targets, "percent", from_0=True)
     yield Chart("media-gain", "Media gain", "nats a target that media are worth", _gains(runs), from_0=True)
 
@@ -149,6 +148,29 @@ def _learning(runs: Sequence[RunData]) -> Iterator[Chart]:
 def _loss(key: str, title: str, unit: str, curves: list[Curve]) -> Chart:
     values = [value for curve in curves for value in curve.values]
     return Chart(key, title, unit, curves, is_log=bool(values) and 0 < LOG_FROM * min(values) <= max(values))
+
+
+def _by_modality(runs: Sequence[RunData]) -> list[Curve]:
+    """Of the batches that a run has looked at, and with dots of each held-out source, by modality."""
+    evaluations = [figures for run in runs for _, figures in run.evaluations()]
+    held_out = [name for name in names(({"eval": one} for one in evaluations), "eval")
+                if any(names([one], name, "modalities") for one in evaluations)]  # fmt: skip
+    known = names((line for run in runs for line in run.lines), "losses", "modalities")
+    known += [one for source in held_out for one in names(evaluations, source, "modalities")]
+    curves: list[Curve] = []
+    for place, one in enumerate(dict.fromkeys(known)):
+        told = _modality(one)
+        for run in range(len(runs)):
+            curves += _curve(runs, run, told, _at("losses", "modalities", one), place=place)
+            for source in held_out:
+                read = _at("eval", source, "modalities", one, "loss")
+                curves += _curve(runs, run, f"held out: {source}: {told}", read, place=place, dots=True)
+    return curves
+
+
+def _modality(name: str) -> str:
+    """Of documents that have a medium, or several."""
+    return "text alone" if name == "text" else f"with {name}"
 
 
 def _gains(runs: Sequence[RunData]) -> list[Curve]:
@@ -177,17 +199,19 @@ def _optimizer(runs: Sequence[RunData]) -> Iterator[Chart]:
     for kind in ("sources", "modalities"):
         for one in dict.fromkeys(name for run in runs for name in names(run.lines, "gradients", kind)):
             place = len({curve.place for curve in by_data})
-            told = one if kind == "sources" else f"with {one}" if one != "text" else "text alone"
+            told = one if kind == "sources" else _modality(one)
             for run in range(len(runs)):
                 by_data += _curve(runs, run, told, _norm("gradients", kind, one), place=place)
     yield Chart("gradients-data", "Gradient norms by data", "of sources and modalities", by_data, is_log=True)
 
 
 def _norm(*path: str) -> Read:
-    """Of all parts together."""
+    """Of all parts together: "all", which stands among them, or where a log lacks it what they give."""
 
     def read(line: Step) -> float | None:
         parts = at(line, *path)
+        if (whole := figure(parts, "all")) is not None:
+            return whole
         found = [norm for part in parts if (norm := figure(parts, part)) is not None] if isinstance(parts, dict) else []
         return math.hypot(*found) if found else None
 
@@ -242,12 +266,14 @@ def _attention(runs: Sequence[RunData]) -> Chart:
 
 
 def _mean_mass(*classes: str) -> Read:
-    """The mean over layers and heads of what goes to these classes together."""
+    """The mean over layers and heads of what goes to these classes together; 0 where a look has none of them."""
 
     def read(line: Step) -> float | None:
+        if not at(line, "attention", "mass"):
+            return None
         tables = [table for one in classes if isinstance(table := at(line, "attention", "mass", one), list)]
         means = [[cell for row in table for cell in row] for table in tables if all(isinstance(r, list) for r in table)]
         means = [cells for cells in means if cells and all(isinstance(cell, int | float) for cell in cells)]
-        return sum(sum(cells) / len(cells) for cells in means) if means else None
+        return sum((sum(cells) / len(cells) for cells in means), 0.0)
 
     return read

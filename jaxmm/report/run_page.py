@@ -41,13 +41,16 @@ class Section(NamedTuple):
         )
 
 
-def write_report(workdir: Path, say: Callable[[str], None]) -> bool:
+def write_report(workdir: Path, say: Callable[[str], None], state: str = "") -> bool:
     """Writes ``report.html`` into a run's folder, from what lies there; whether it could, else ``say`` tells why not.
 
     A run goes on without its page: whatever is wrong with it is told, and raised nowhere.
+
+    Args:
+      state: "stopped" of a run that ends before its last step, as its folder is still held; '' takes what that tells.
     """
     try:
-        write_page(workdir / NAME, [read_run(workdir)])
+        write_page(workdir / NAME, [read_run(workdir, state)])
     except Exception as error:  # of a folder that anybody may write to; and a page is worth no run
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         say(f"warning: {workdir / NAME} was not written: {' '.join(reason.split())}")

@@ -25,10 +25,13 @@ KINDS = {
 }
 MOST_EVALUATIONS, MOST_SLOW, MOST_STARTS, MOST_REASONS, EXAMPLES = 40, 20, 20, 30, 3
 WORDS = {
-    "loss": "loss", "answer_accuracy": "answers right", "answers": "answers", "target_accuracy": "targets right",
+    "loss": "loss", "answer_accuracy": "answers right", "answers": "answers", "modalities": "by modality",
     "media_gain": "media gain", "blind": "with other media", "answer_accuracy_by_kind": "right", "targets": "targets",
     "unseen_pair_accuracy": "right, unseen pairs", "answer_accuracy_blind": "right, other media",
+    "answer_accuracy_reversed": "right, played backwards",
 }  # fmt: skip
+
+SMALL = ("documents", "left out", "standard error")  # figures of other media that stand behind a fold
 
 
 def table(label: str, head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> str:
@@ -52,15 +55,16 @@ def each(runs: Sequence[RunData], of: Any) -> str:
 
 
 def balance(run: RunData) -> str:
-    """Asked against got by source, and shares by modality: means over the log's lines, each for the steps it is of."""
+    """Asked against got by source, and shares by modality: means over the log's lines, by the steps each is of."""
     lines = [line for line in run.lines if isinstance(line.get("balance"), dict)]
     if not lines:
         return ""
-    steps = [b - a for a, b in itertools.pairwise([0, *(line["step"] for line in run.lines)])]
-    weights = {line["step"]: max(n, 1) for line, n in zip(run.lines, steps, strict=True)}
+    # a line's shares are of the steps since the line with shares before it
+    steps = [b - a for a, b in itertools.pairwise([0, *(line["step"] for line in lines)])]
+    weights = [max(n, 1) for n in steps]
 
     def mean(*path: str) -> float | None:
-        found = [(figure(line, "balance", *path), weights[line["step"]]) for line in lines]
+        found = [(figure(line, "balance", *path), weight) for line, weight in zip(lines, weights, strict=True)]
         known = [(value, weight) for value, weight in found if value is not None]
         return sum(v * w for v, w in known) / sum(w for _, w in known) if known else None
 
@@ -205,14 +209,22 @@ def evaluations(runs: Sequence[RunData]) -> str:
             left |= len(chosen) < len(found)
             rows += [(i, *found[n]) for n in chosen]
         columns = list(dict.fromkeys(name for *_, figures in rows for name in figures))
-        head = [*(["run"] if len(runs) > 1 else []), "step", *columns]
-        cells = [
-            [*([f"{key(i)}{escape(runs[i].name)}"] if len(runs) > 1 else []), f"{step:,}",
-             *(_told(name, figures.get(name)) for name in columns)]
-            for i, step, figures in rows
-        ]  # fmt: skip
+        beside = [name for name in columns if name.rpartition(": ")[2] in SMALL]
+        main = [name for name in columns if name not in beside]
+
+        def of(label: str, columns: Sequence[str], rows: Sequence[tuple[int, int, dict[str, float]]] = rows) -> str:
+            cells = [
+                [*([f"{key(i)}{escape(runs[i].name)}"] if len(runs) > 1 else []), f"{step:,}",
+                 *(_told(name, figures.get(name)) for name in columns)]
+                for i, step, figures in rows
+            ]  # fmt: skip
+            return table(label, [*(["run"] if len(runs) > 1 else []), "step", *columns], cells, "evaluated")
+
         if columns:
-            told.append(f"<h3>{escape(source)}</h3>{table(f'Evaluations on {source}', head, cells, 'evaluated')}")
+            told.append(f"<h3>{escape(source)}</h3>{of(f'Evaluations on {source}', main)}")
+            if beside:
+                small = of(f"How far the figures of {source} reach", beside)
+                told.append(f"<details><summary>Documents and standard errors</summary>{small}</details>")
             if left:
                 told.append('<p class="note">Evenly chosen evaluations; metrics.jsonl has all.</p>')
     return "".join(told)
