@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxmm.atomic import published
-from jaxmm.report import run_config, run_tables, shell
+from jaxmm.report import run_config, run_tables, run_time, shell
 from jaxmm.report.run_attention import CLASSES, attention_json
 from jaxmm.report.run_curves import charts, charts_json
 from jaxmm.report.run_data import RunData, read_run
@@ -155,7 +155,7 @@ def _sections(runs: Sequence[RunData], drawn: dict[str, Any], attention: bool, s
         )
         beside = _charts("balance") if drawn["balance"] else ""
         yield Section("balance", "Balance", f'{note}<div class="pair"><div class="part">{balance}</div>{beside}</div>')
-    if time := run_tables.each(runs, run_tables.time_spent):
+    if time := run_tables.each(runs, run_time.time_spent):
         yield Section("time", "Time", time)
     if evaluations := run_tables.evaluations(runs):
         yield Section("evaluations", "Evaluations", evaluations)

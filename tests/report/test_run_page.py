@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import collections
 import functools
 import io
 import json
@@ -22,9 +23,10 @@ import pytest
 
 from jaxmm.errors import UserError
 from jaxmm.report import __main__ as command
-from jaxmm.report import run_page, run_samples, run_tables, thinning
+from jaxmm.report import run_page, run_samples, run_tables, run_time, thinning
 from jaxmm.report.run_curves import MOST
 from jaxmm.report.run_data import RunData, read_run
+from jaxmm.training.timeline import Life
 from jaxmm.workdir.folder import LOCK
 
 ATTACK = "<script>alert(1)</script></script><img src=x onerror=\"document.title='owned'\">"
@@ -222,6 +224,31 @@ def test_the_maps_that_stay_are_those_of_the_heads_that_look_most(tmp_path):
     back = (coded / 255.0) ** 2 * np.array(kept["maps"]["scale"])[:, None, None]
     np.testing.assert_allclose(back, maps[[0, 2, 4]], atol=0.01 * maps.max())
     assert "of the 2 heads that look most, of up to 4" in notes[0]
+
+
+def test_starts_lose_what_the_bar_says_is_lost(tmp_path):
+    made_run.write_run(tmp_path)
+    life = Life()
+    lines = [
+        {"event": "start", "format": 1, "time": 0.0, "step": 0},
+        {"event": "beat", "time": 12.0, "step": 4, "seconds": {"starting": 4.0, "data": 1.0, "stepping": 7.0}},
+        {"event": "beat", "time": 22.0, "step": 8, "seconds": {"data": 2.0, "stepping": 8.0}},
+        {"event": "start", "format": 1, "time": 30.0, "step": 6},
+        {"event": "beat", "time": 42.0, "step": 10, "seconds": {"starting": 4.0, "stepping": 8.0}},
+        {"event": "start", "format": 1, "time": 45.0, "step": 4},
+        {"event": "end", "time": 60.0, "step": 12, "seconds": {"starting": 4.0, "stepping": 11.0}, "why": "done"},
+    ]
+    for line in lines:
+        life.add(line)
+    made_run.write_lines(tmp_path / "timeline.jsonl", lines)
+    run = read_run(tmp_path)
+    sums = collections.Counter[str]()
+    for start in run_time._starts_of(run.timeline):
+        sums.update(start.seconds)
+    assert {kind: sums[kind] for kind in life.seconds} == pytest.approx(life.seconds)
+    assert sums["lost"] == 18
+    told = run_time.time_spent(run)
+    assert re.search(r"<th scope=\"row\">1</th><td>0 to 8</td><td>7\.0 s</td>.*?<td>10\.0 s</td>", told)
 
 
 def test_evaluations_have_their_small_figures_behind_a_fold(tmp_path):
