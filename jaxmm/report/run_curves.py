@@ -51,11 +51,11 @@ class Chart(NamedTuple):
     is_log: bool = False
     from_0: bool = False
 
-    def json(self, most: int) -> dict[str, Any]:
-        """For the page, with so many points of each curve; ``of`` is how many there are of one that is thinned."""
+    def json(self) -> dict[str, Any]:
+        """For the page, with up to ``MOST`` points of a curve; ``of`` is how many there are of one that is thinned."""
         curves = []
         for curve in self.curves:
-            chosen = thinning.kept(curve.values, most)
+            chosen = thinning.kept(curve.values, MOST)
             told: dict[str, Any] = {
                 "name": curve.name,
                 "run": curve.run,
@@ -83,14 +83,29 @@ def charts(runs: Sequence[RunData]) -> dict[str, list[Chart]]:
     return {section: [one for one in of if one.curves] for section, of in made.items()}
 
 
-def charts_json(by_section: Mapping[str, Sequence[Chart]], size: int) -> dict[str, list[dict[str, Any]]]:
-    """The charts for the page, in about ``size`` characters: with as many points of each curve as that holds."""
-    most = MOST
-    while True:
-        told = {section: [chart.json(most) for chart in charts] for section, charts in by_section.items()}
-        if most <= LEAST or len(json.dumps(told, separators=(",", ":"))) <= size:
-            return told
+def charts_json(by_section: Mapping[str, Sequence[Chart]]) -> dict[str, list[dict[str, Any]]]:
+    """The charts for the page."""
+    return {section: [chart.json() for chart in charts] for section, charts in by_section.items()}
+
+
+def fewer_points(told: dict[str, list[dict[str, Any]]], size: int) -> dict[str, list[dict[str, Any]]]:
+    """Those charts in about ``size`` characters: with as many points of each curve as that holds, ``LEAST`` or more."""
+    most, fewer = MOST, told
+    while most > LEAST and len(json.dumps(fewer, separators=(",", ":"))) > size:
         most = max(LEAST, most * 2 // 3)
+        fewer = {
+            section: [chart | {"curves": [_fewer(curve, most) for curve in chart["curves"]]} for chart in charts]
+            for section, charts in told.items()
+        }
+    return fewer
+
+
+def _fewer(curve: dict[str, Any], most: int) -> dict[str, Any]:
+    if len(curve["x"]) <= most:
+        return curve
+    chosen = thinning.kept(curve["y"], most)
+    points = {axis: [curve[axis][i] for i in chosen] for axis in "xy"}
+    return curve | points | {"of": curve.get("of", len(curve["x"]))}
 
 
 def _curve(runs: Sequence[RunData], run: int, name: str, read: Read, **more: Any) -> Iterator[Curve]:
@@ -117,12 +132,24 @@ def _by_name(
     runs: Sequence[RunData], above: Sequence[str], below: Sequence[str], told: str = "{}", first: int = 0, **more: Any
 ) -> list[Curve]:
     """A curve for each run and each name between two paths: of "sources", NAME, "loss"."""
-    known = list(dict.fromkeys(name for run in runs for name in names(run.lines, *above)))
+    found: list[dict[str, tuple[list[int], list[float]]]] = []  # of each run, by name
+    known: dict[str, None] = {}
+    for run in runs:
+        of_run: dict[str, tuple[list[int], list[float]]] = {}
+        for line in run.lines:
+            inside = at(line, *above)
+            for name in inside if isinstance(inside, dict) else ():
+                known[name] = None
+                if (value := figure(inside[name], *below)) is not None:
+                    steps, values = of_run.setdefault(name, ([], []))
+                    steps.append(line["step"])
+                    values.append(value)
+        found.append(of_run)
     return [
-        curve
+        Curve(told.format(name), run, first + place, *of_run[name], **more)
         for place, name in enumerate(known)
-        for run in range(len(runs))
-        for curve in _curve(runs, run, told.format(name), _at(*above, name, *below), place=first + place, **more)
+        for run, of_run in enumerate(found)
+        if name in of_run
     ]
 
 

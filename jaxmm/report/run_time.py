@@ -57,45 +57,43 @@ def _css(kind: str) -> str:
 class _Start:
     """One start of a timeline: its steps, its seconds by kind, and what ended it."""
 
-    def __init__(self, step: Any, down: float):
+    def __init__(self, step: int, down: float):
         self.step = self.last = step
         self.why = ""
         self.seconds: dict[str, float] = collections.defaultdict(float, down=down)
-        self._stretches: list[tuple[Any, Any, dict[str, float]]] = []  # steps (first, last], seconds that may be lost
-
-    def add(self, line: dict[str, Any]) -> None:
-        """Adds a beat, or the end."""
-        seconds = {kind: figure(line, "seconds", kind) or 0.0 for kind in at(line, "seconds") or ()}
-        for kind, value in seconds.items():
-            self.seconds[kind] += value
-        self._stretches.append((self.last, line.get("step"), {kind: seconds.get(kind, 0.0) for kind in OF_STEPS}))
-        self.last, self.why = line.get("step"), str(line.get("why", ""))
-
-    def lose(self, step: Any) -> None:
-        """Moves the seconds of steps after ``step`` to those that are lost, as the sums of the log do."""
-        for i, (first, last, seconds) in enumerate(self._stretches):
-            if not all(isinstance(n, int) for n in (first, last, step)) or last <= step:
-                continue
-            part = 1.0 if first >= step else (last - step) / (last - first)
-            for kind, value in seconds.items():
-                self.seconds[kind] -= part * value
-                self.seconds["lost"] += part * value
-            self._stretches[i] = first, min(max(first, step), last), {k: v - part * v for k, v in seconds.items()}
 
 
 def _starts_of(timeline: Sequence[dict[str, Any]]) -> list[_Start]:
-    """The starts of a timeline; each has the time for which the run was down before it."""
+    """The starts, each with the time for which the run was down before it.
+
+    Seconds of steps that a later start did again are lost, as they are in the sums of the log.
+    """
     starts: list[_Start] = []
+    counted: list[tuple[_Start, int, int, dict[str, float]]] = []  # steps (first, last] and seconds that may be lost
     before: float | None = None
     for line in timeline:
-        now = figure(line, "time")
+        step, now = line.get("step"), figure(line, "time")
+        if not isinstance(step, int):
+            continue
         if line.get("event") == "start":
-            for start in starts:
-                start.lose(line.get("step"))
+            while counted and counted[-1][2] > step:
+                start, first, last, seconds = counted.pop()
+                part = 1.0 if first >= step else (last - step) / (last - first)
+                for kind, value in seconds.items():
+                    start.seconds[kind] -= part * value
+                    start.seconds["lost"] += part * value
+                if part < 1:
+                    left = {kind: value - part * value for kind, value in seconds.items()}
+                    counted.append((start, first, step, left))
             down = max(0.0, now - before) if now is not None and before is not None else 0.0
-            starts.append(_Start(line.get("step"), down))
+            starts.append(_Start(step, down))
         elif starts:
-            starts[-1].add(line)
+            start = starts[-1]
+            found = {kind: figure(line, "seconds", kind) or 0.0 for kind in at(line, "seconds") or ()}
+            for kind, value in found.items():
+                start.seconds[kind] += value
+            counted.append((start, start.last, step, {kind: found.get(kind, 0.0) for kind in OF_STEPS}))
+            start.last, start.why = step, str(line.get("why", ""))
         before = now if now is not None else before
     return starts
 

@@ -106,6 +106,44 @@ def test_a_page_is_small_whatever_its_samples_are_and_says_what_is_left_out(tmp_
     assert all(sample["media"][0]["src"].startswith("data:image/jpeg") for sample in kept)
 
 
+def test_of_many_sources_the_largest_are_shown_and_the_others_told(tmp_path):
+    names = [f"source_{n:04}" for n in range(1500)]
+
+    def of(value: float) -> dict[str, Any]:
+        return dict.fromkeys(names, value)
+
+    lines = made_run.write_run(tmp_path, steps=60)
+    looked_at = dict.fromkeys(names, lines[-1]["attention"]["sources"]["pages"])
+    norms = {name: made_run.norms(decoder=0.5) for name in names}
+    for line in lines:
+        line["sources"] = {name: {"loss": 2.0, "targets": float(n % 1400)} for n, name in enumerate(names)}
+        line["balance"]["sources"] = {name: {"asked": 1 / 1500, "tokens": 1 / 1500, "loss": 1 / 1500} for name in names}
+        if "attention" in line:
+            line["attention"]["sources"] = looked_at
+            line["gradients"]["sources"], line["losses"]["sources"] = norms, of(2.0)
+        if "eval" in line:
+            line["eval"] = dict.fromkeys(names, line["eval"]["held_out"])
+    made_run.write_lines(tmp_path / "metrics.jsonl", lines)
+    page = run_page.render([read_run(tmp_path)])
+    assert len(page.encode()) < run_page.LIMIT / 4
+    shown = {f"source_{n:04}" for n in range(1388, 1400)}
+    assert set(curves_of(page, "loss-sources")) == shown
+    assert set(curves_of(page, "answers")) == shown
+    assert set(store_of(page)["runs"][0]["attention"]["steps"][-1]["sources"]) == shown
+    assert "<li>The other 1,488 of 1,500 sources, which have fewer targets" in page
+    assert "<li>The other 1,488 of 1,500 held-out sources" in page
+
+
+def test_a_page_that_stays_too_large_leaves_sections_out_and_says_which(tmp_path):
+    made_run.write_run(tmp_path, samples=[looked()], generate_prompt="word " * 700_000)
+    page = run_page.render([read_run(tmp_path)])
+    assert len(page.encode()) < run_page.LIMIT
+    assert 'id="config"' not in page
+    assert "<li>Config: left out, to keep the page small.</li>" in page
+    assert 'id="curves"' in page
+    assert curves_of(page, "loss")
+
+
 def test_samples_that_do_not_fit_are_left_out_and_told(tmp_path):
     good, short, foreign, far = looked(), looked(), looked(), looked()
     short["maps"]["data"] = short["maps"]["data"][:8]
