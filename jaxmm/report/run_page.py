@@ -126,7 +126,7 @@ def _page(
     page = shell.page(
         "run",
         styles=("base", "run"),
-        scripts=("base", "curve_axes", "curves", "attention", "samples", "run"),
+        scripts=("base", "curve_axes", "curve_legend", "curve_input", "curves", "attention", "samples", "run"),
         title=escape(names if len(runs) > 1 else f"{names} – a run of jaxmm"),
         head=_head(runs, now),
         nav=" ".join(f'<a href="#{one.key}">{one.title}</a>' for one in sections),

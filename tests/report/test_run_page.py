@@ -407,7 +407,13 @@ def pages(healthy, long, tmp_path_factory) -> Iterator[Page]:
     folder = tmp_path_factory.mktemp("pages")
     made_run.write_run(folder / "other", seed=5, is_finished=False, batch_size=16)
     one, other = read_run(healthy), read_run(folder / "other")
-    runs = {"healthy": [one], "long": [long], "both": [one, other]}
+    lines = made_run.write_run(folder / "rare")
+    for line in lines:
+        if "attention" in line:
+            kinds = ("image", "video") if line["step"] < 300 else ()
+            line["attention"] = made_run.attention(np.random.default_rng(0), 0.5, (*kinds, *made_run.CLASSES[1:]))
+    made_run.write_lines(folder / "rare" / "metrics.jsonl", lines)
+    runs = {"healthy": [one], "long": [long], "both": [one, other], "rare": [read_run(folder / "rare")]}
     paths = {name: folder / f"{name}.html" for name in runs}
     for name, of in runs.items():
         run_page.write_page(paths[name], of)
@@ -548,6 +554,22 @@ def test_bars_and_fields_of_attention_are_those_of_the_log(pages, healthy):
     fields = script("return [...document.querySelectorAll('.field')].map(field => field.title)")
     shares = [float(re.search(r": ([\d.]+)%", title)[1]) for title in fields]
     np.testing.assert_allclose(shares, 100 * np.ravel(of["mass"]["image"]), atol=0.51)
+
+
+@pytest.mark.browser
+def test_media_that_the_last_look_lacks_can_be_looked_at(pages):
+    script = pages.open("rare")
+    chosen = "const select = document.querySelector('#monitor .part select'); select.value = arguments[0];"
+    chosen += (
+        "select.dispatchEvent(new Event('change')); return [...document.querySelectorAll('.field')].map(f => f.title)"
+    )
+    assert all(title.endswith(": 0.0%") for title in script(chosen, "media"))
+    assert script(chosen, "with image") == []
+    assert "Not measured at this step." in script("return one('monitor').textContent")
+    script("const at = one('monitored'); at.value = 0; at.dispatchEvent(new Event('input'))")
+    assert not all(title.endswith(": 0.0%") for title in script(chosen, "media"))
+    assert len(script(chosen, "with image")) == made_run.LAYERS * made_run.HEADS
+    assert pages.browser.get_log("browser") == []
 
 
 @pytest.mark.browser
