@@ -79,7 +79,7 @@ class Monitor {
       label.append("step", slider, told);
       tools.push(label);
     }
-    const sources = Object.keys(this.all.steps.at(-1).sources);
+    const keys = (of) => [...new Set(this.all.steps.flatMap((step) => Object.keys(step[of])))], sources = keys("sources");
     if (!sources.includes(this.source)) this.source = "";
     if (sources.length > 1) {
       const [label, select] = choice("source", [["", "all"], ...sources.map((name) => [name, name])], (value) => {
@@ -90,12 +90,12 @@ class Monitor {
       tools.push(label);
     }
     this.tools.replaceChildren(...tools);
-    const media = this.all.classes.filter((name) => MEDIA.includes(name)), last = this.all.steps.at(-1);
+    const media = this.all.classes.filter((name) => MEDIA.includes(name));
     this.options = [
       ...(media.length > 1 ? [["media", "onto all media"]] : []),
       ...this.all.classes.map((name) => [name, `onto ${SAID[name]}`]),
-      ...Object.keys(last.media).map((name) => [`with ${name}`, `onto ${SAID[name] ?? name}, where there are some before`]),
-      ...(last.entropy ? [["entropy", "entropy, in nats"]] : []),
+      ...keys("media").map((name) => [`with ${name}`, `onto ${SAID[name] ?? name}, where there are some before`]),
+      ...(this.all.steps.some((step) => step.entropy) ? [["entropy", "entropy, in nats"]] : []),
     ];
     if (!this.options.some(([value]) => value === this.what)) this.what = this.options[0][0];
   }
@@ -143,7 +143,7 @@ class Monitor {
     if (this.what.startsWith("with ")) return step.media[this.what.slice(5)]?.mass;
     if (this.what !== "media") return step.mass[this.what];
     const tables = MEDIA.flatMap((name) => (step.mass[name] ? [step.mass[name]] : []));
-    return tables[0].map((row, layer) => row.map((_, head) => tables.reduce((sum, one) => sum + one[layer][head], 0)));
+    return tables[0]?.map((row, layer) => row.map((_, head) => tables.reduce((sum, one) => sum + one[layer][head], 0)));
   }
 
   // A field for each head, the darker the more; arrows go from one to the next, Enter chooses it for the samples.

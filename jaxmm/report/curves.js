@@ -4,35 +4,6 @@ const HEIGHT = 210, LEFT = 52, RIGHT = 12, TOP = 10, FOOT = 24;
 const DASHES = ["", "6 4", "2 3", "9 3 2 3", "1 5", "12 4"];
 const view = { from: null, to: null, smooth: false, charts: [], first: Infinity, last: -Infinity };
 
-function colour(curve) {
-  if (curve.key) return `var(--c-${curve.key})`;
-  return `oklch(var(--deep) var(--deep-chroma) ${store.hues[(many ? curve.run : curve.place) % store.hues.length]})`;
-}
-
-// Of several runs a name has its dashes; of one, curves do whose colours have come before.
-function dashes({ dashed, place }) {
-  return dashed ? "1.5 4" : DASHES[(many ? place : Math.floor(place / store.hues.length)) % DASHES.length];
-}
-
-function fullName({ name, run, dashed }) {
-  const own = dashed ? `${name}, asked` : name;
-  return many ? [own, store.runs[run].name].filter(Boolean).join(" · ") : own;
-}
-
-// The sign of a curve in a legend: a piece of its line.
-function piece(curve, stroke = colour(curve), dash = dashes(curve)) {
-  const svg = drawn("svg", { class: "piece", viewBox: "0 0 24 10", "aria-hidden": "true" });
-  const line = drawn("path", { d: "M1 5H23", "stroke-dasharray": dash });
-  line.style.stroke = stroke;
-  svg.append(line);
-  if (curve.dots) {
-    const dot = drawn("circle", { cx: 12, cy: 5, r: 3.5 });
-    dot.style.fill = stroke;
-    svg.append(dot);
-  }
-  return svg;
-}
-
 class CurveChart {
   constructor(spec) {
     this.spec = spec;
@@ -47,8 +18,8 @@ class CurveChart {
     this.svg = drawn("svg", { class: "plot", tabindex: 0, role: "img", "aria-labelledby": title.id, height: HEIGHT });
     this.read = make("output", "hidden");
     const [only, ...others] = spec.curves, isPlain = !others.length && !only.dots && !many;  // its title says it all
-    this.figure.append(caption, this.svg, this.read, ...(isPlain ? [] : [this.legend()]), this.numbers());
-    this.listen();
+    this.figure.append(caption, this.svg, this.read, ...(isPlain ? [] : [curveLegend(this)]), curveNumbers(this));
+    listenTo(this);
     new ResizeObserver(() => this.figure.clientWidth !== this.width && this.draw()).observe(this.figure);
   }
 
@@ -68,74 +39,6 @@ class CurveChart {
       this.draw();
     });
     return button;
-  }
-
-  // Of one run a button for each curve; of several one for each run, by colour, and one for each name, by dashes.
-  legend() {
-    const list = make("ul", "legend"), { curves } = this.spec, ink = "var(--soft-ink)";
-    const add = (key, name, ...signs) => {
-      const item = make("li"), button = make("button", "line");
-      button.type = "button";
-      button.setAttribute("aria-pressed", "true");
-      button.title = "Show or hide";
-      button.append(piece(...signs), make("span", "", name));
-      button.addEventListener("click", () => {
-        if (!this.hidden.delete(key)) this.hidden.add(key);
-        button.setAttribute("aria-pressed", !this.hidden.has(key));
-        this.draw();
-      });
-      item.append(button);
-      list.append(item);
-    };
-    const first = (of) => curves.filter((curve, n) => curves.findIndex((one) => of(one) === of(curve)) === n);
-    const names = first((curve) => curve.name);
-    if (many) for (const curve of first(({ run }) => run)) add(`run ${curve.run}`, store.runs[curve.run].name, { ...curve, dots: false }, colour(curve), "");
-    if (!many) names.forEach((curve) => add(curve.name, curve.name, curve));
-    else if (names.length > 1) names.forEach((curve) => add(curve.name, curve.name || this.spec.title.toLowerCase(), curve, ink));
-    else if (names[0].name) list.append(make("li", "only", names[0].name));
-    if (curves.some(({ dashed }) => dashed)) list.append(make("li", "only", "dotted: asked for"));
-    return list;
-  }
-
-  numbers() {
-    this.details = make("details");
-    this.details.append(make("summary", "", "Numbers"));
-    this.details.addEventListener("toggle", () => this.fillNumbers());
-    return this.details;
-  }
-
-  // A table of what is drawn: made when it is opened, as it may be long.
-  fillNumbers() {
-    this.details.querySelector(".wide")?.remove();
-    if (!this.details.open) return;
-    const most = 500, [from, to] = this.range(), rows = new Map();
-    const shown = this.shown;
-    shown.forEach((curve, c) => curve.x.forEach((step, n) => {
-      if (step < from || step > to) return;
-      if (!rows.has(step)) rows.set(step, []);
-      rows.get(step)[c] = curve.y[n];
-    }));
-    const steps = [...rows.keys()].sort((a, b) => a - b), each = Math.ceil(steps.length / most);
-    const table = make("table"), head = make("tr"), body = make("tbody");
-    head.append(...["step", ...shown.map(fullName)].map((name) => {
-      const cell = make("th", "", name);
-      cell.scope = "col";
-      return cell;
-    }));
-    for (const step of steps.filter((_, n) => n % each === 0)) {
-      const row = make("tr");
-      row.append(make("td", "", number(step)), ...shown.map((_, c) => make("td", "", written(rows.get(step)[c], this.spec.form))));
-      body.append(row);
-    }
-    const top = make("thead"), box = make("div", "wide tall");
-    box.tabIndex = 0;
-    box.setAttribute("role", "region");
-    box.setAttribute("aria-label", `Numbers of ${this.spec.title}`);
-    top.append(head);
-    table.append(top, body);
-    box.append(table);
-    if (each > 1) box.append(make("p", "note", `Every ${number(each)}th of ${number(steps.length)} steps; zoom in to see all.`));
-    this.details.append(box);
   }
 
   range() {
@@ -176,7 +79,7 @@ class CurveChart {
     this.stepAt = (x) => from + ((x - LEFT) / wide) * (to - from || 1);
     this.svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
     this.svg.replaceChildren(...this.axes(low, high, from, to), ...this.lines(shown, fits, wide), ...this.readers());
-    this.fillNumbers();
+    fillNumbers(this);
     this.point(this.cursor);
   }
 
@@ -310,130 +213,6 @@ class CurveChart {
     this.cursor = null;
     for (const chart of view.charts) chart.point(null);
   }
-
-  listen() {
-    const { svg } = this, touches = new Map();
-    let start = null, pinch = null;
-    const x = (event) => event.clientX - svg.getBoundingClientRect().left;
-    svg.addEventListener("pointerdown", (event) => {
-      if (event.button || !this.width) return;
-      svg.setPointerCapture?.(event.pointerId);
-      touches.set(event.pointerId, x(event));
-      if (touches.size === 2) {
-        pinch = { at: [...touches.values()].map(this.stepAt), range: this.range() };
-        start = null;
-      } else if (event.pointerType !== "touch") start = x(event);
-    });
-    svg.addEventListener("pointermove", (event) => {
-      if (!this.width) return;
-      if (touches.has(event.pointerId)) touches.set(event.pointerId, x(event));
-      if (pinch && touches.size === 2) return this.pinched(pinch, [...touches.values()]);
-      if (start !== null && Math.abs(x(event) - start) > 4) {
-        const [a, b] = [start, x(event)].sort((p, q) => p - q);
-        this.chosen.setAttribute("x", a);
-        this.chosen.setAttribute("width", b - a);
-        this.chosen.setAttribute("visibility", "visible");
-      }
-      this.tell(this.snapped(this.stepAt(x(event))), event.clientX);
-    });
-    const end = (event) => {
-      touches.delete(event.pointerId);
-      if (touches.size < 2) pinch = null;
-      this.chosen?.setAttribute("visibility", "hidden");
-      if (start !== null && event.type === "pointerup" && Math.abs(x(event) - start) > 8) {
-        const [a, b] = [start, x(event)].map(this.stepAt).sort((p, q) => p - q);
-        zoom(a, b);
-      }
-      start = null;
-    };
-    svg.addEventListener("pointerup", end);
-    svg.addEventListener("pointercancel", end);
-    svg.addEventListener("pointerleave", () => this.leave());
-    svg.addEventListener("blur", () => this.leave());
-    svg.addEventListener("dblclick", () => zoom(null, null));
-    svg.addEventListener("wheel", (event) => {
-      if (!event.ctrlKey && !event.metaKey) return;
-      event.preventDefault();
-      this.scale(Math.exp(event.deltaY / 300), this.stepAt(x(event)));
-    }, { passive: false });
-    svg.addEventListener("keydown", (event) => this.key(event));
-  }
-
-  pinched({ at, range }, now) {
-    const [a, b] = now.map((x) => (x - LEFT) / (this.width - LEFT - RIGHT));
-    if (Math.abs(b - a) < 0.02) return;
-    const wide = (at[1] - at[0]) / (b - a), from = at[0] - a * wide;
-    if (wide > 0 && wide <= range[1] - range[0] + view.last - view.first) zoom(from, from + wide);
-  }
-
-  scale(part, about) {
-    const [from, to] = this.range();
-    zoom(about - (about - from) * part, about + (to - about) * part);
-  }
-
-  key(event) {
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
-    const steps = () => [...new Set(this.shown.flatMap((curve) => curve.x))].sort((a, b) => a - b)
-      .filter((step) => step >= this.range()[0] && step <= this.range()[1]);
-    const moved = (by) => {
-      const all = steps();
-      if (!all.length) return;
-      const now = this.cursor === null ? (by > 0 ? -1 : all.length) : place(all, this.cursor);
-      this.tell(all[Math.max(0, Math.min(all.length - 1, now + by))]);
-    };
-    const middle = () => this.cursor ?? (this.range()[0] + this.range()[1]) / 2;
-    const doing = {
-      ArrowRight: () => moved(event.shiftKey ? 10 : 1), ArrowLeft: () => moved(event.shiftKey ? -10 : -1),
-      Home: () => this.tell(steps()[0]), End: () => this.tell(steps().at(-1)),
-      "+": () => this.scale(0.6, middle()), "=": () => this.scale(0.6, middle()), "-": () => this.scale(1 / 0.6, middle()),
-      "0": () => zoom(null, null), Escape: () => this.leave(),
-    }[event.key];
-    if (!doing) return;
-    event.preventDefault();
-    doing();
-  }
-}
-
-// Shows these steps in all charts; null shows all.
-let isDue = false;
-function zoom(from, to) {
-  if (from !== null) {
-    from = Math.max(view.first, from);
-    to = Math.min(view.last, to);
-    if (to - from < 2) return;
-    if (from <= view.first && to >= view.last) [from, to] = [null, null];
-  }
-  Object.assign(view, { from, to });
-  if (isDue) return;
-  isDue = true;
-  requestAnimationFrame(() => {
-    isDue = false;
-    const reset = one("reset");
-    if (reset) {
-      reset.disabled = view.from === null;
-      one("zoomed").textContent = view.from === null ? "" : `steps ${number(Math.ceil(view.from))} to ${number(Math.floor(view.to))}`;
-    }
-    for (const chart of view.charts) chart.draw();
-  });
-}
-
-function curveTools() {
-  const tools = one("curve-tools");
-  if (!tools) return;
-  const smooth = make("label"), box = make("input"), reset = make("button", "small", "Show all steps"), told = make("output");
-  box.type = "checkbox";
-  box.id = "smooth";
-  box.addEventListener("change", () => {
-    view.smooth = box.checked;
-    for (const chart of view.charts) chart.draw();
-  });
-  smooth.append(box, "smooth");
-  reset.type = "button";
-  reset.id = "reset";
-  reset.disabled = true;
-  reset.addEventListener("click", () => zoom(null, null));
-  told.id = "zoomed";
-  tools.prepend(smooth, reset, told);
 }
 
 function drawCurves() {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxmm.report.run_data import RunData, is_table
@@ -28,13 +28,14 @@ def attention_json(run: RunData, size: int) -> dict[str, Any] | None:
         return None
     layers, heads = steps[-1][1]["layers"], steps[-1][1]["heads"]
     steps = [(step, of) for step, of in steps if (of["layers"], of["heads"]) == (layers, heads)]
-    last = _step(*steps[-1])
+    classes = [name for name in CLASSES if any(name in of["mass"] for _, of in steps)]
+    last = _step(*steps[-1], classes)
     is_mean = (each := _size(last)) > size and heads > 1
     if is_mean:
         each = _size(_mean(last))
-    told = [_step(*steps[i]) for i in spread(len(steps), max(1, min(MOST_STEPS, size // each)))]
+    told = [_step(*steps[i], classes) for i in spread(len(steps), max(1, min(MOST_STEPS, size // each)))]
     return {
-        "classes": [name for name in CLASSES if name in last["mass"]],
+        "classes": classes,
         "layers": layers,
         "heads": 1 if is_mean else heads,
         "monitored": len(steps),
@@ -55,10 +56,12 @@ def _is_whole(of: Any) -> bool:
     return isinstance(mass, dict) and bool(mass) and all(is_table(table, *shape) for table in mass.values())
 
 
-def _step(step: int, of: Mapping[str, Any]) -> dict[str, Any]:
+def _step(step: int, of: Mapping[str, Any], classes: Sequence[str]) -> dict[str, Any]:
+    """A look with all of these classes: nothing goes to those that its batch has not."""
     shape = of["layers"], of["heads"]
+    none = [[0] * shape[1]] * shape[0]
     told: dict[str, Any] = {"step": step, "queries": of.get("queries"), "mass": {}, "sources": {}, "media": {}}
-    told["mass"] = {name: _table(of["mass"][name]) for name in CLASSES if name in of["mass"]}
+    told["mass"] = {name: _table(of["mass"].get(name, none)) for name in classes}
     if is_table(of.get("entropy"), *shape):
         told["entropy"] = _table(of["entropy"])
     for name, one in _mapping(of.get("sources")).items():

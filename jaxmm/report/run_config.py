@@ -16,7 +16,10 @@ from jaxmm.report.run_tables import table
 
 
 def config(run: RunData) -> str:
-    """What differs from the packaged config that the run was started by, or from the defaults; then all of it."""
+    """What differs from jaxmm's config of the name that the run was started by, or from the defaults; then all of it.
+
+    A config of the user's may have the name of one of jaxmm's, so the page tells what it compares and claims no more.
+    """
     name, usual = _usual(str(run.machine.get("config") or ""))
     own = flat(run.config)
     rows = [
@@ -24,13 +27,13 @@ def config(run: RunData) -> str:
         for key in dict.fromkeys((*usual, *own))
         if key in own and _plain(own[key]) != _plain(usual.get(key))
     ]
-    beside = f"config {name}" if name else "default"
-    against = f"<code>--config={escape(name)}</code>, which comes with jaxmm" if name else "the defaults of its keys"
+    beside = f"configs/{name}.py" if name else "default"
+    against = f"<code>configs/{escape(name)}.py</code> of this jaxmm" if name else "the defaults of its keys"
     told = (
-        f'<p class="note">Where it differs from {against}.</p>'
+        f'<p class="note">Compared with {against}: the keys that differ.</p>'
         + table("Config", ["key", "this run", beside], rows, "config")
         if rows
-        else f'<p class="note">It is {against}.</p>'
+        else f'<p class="note">Compared with {against}: no key differs.</p>'
     )
     whole = escape(json.dumps(run.config, indent=2))
     return f"{told}<details><summary>All of config.json</summary><pre>{whole}</pre></details>"
@@ -57,7 +60,7 @@ def _cell(values: Mapping[str, Any], key: str) -> str:
 
 @functools.cache
 def _usual(name: str) -> tuple[str, dict[str, Any]]:
-    """The values of the packaged config of that name, or with '' the defaults where there is none."""
+    """The values of jaxmm's config of that name, or with '' the defaults where there is none."""
     if packaged.path_of(name):
         return name, flat(load_file(name))
     return "", {key: spec.default for key, spec in KEYS.items()}

@@ -51,11 +51,11 @@ class Chart(NamedTuple):
     is_log: bool = False
     from_0: bool = False
 
-    def json(self, most: int) -> dict[str, Any]:
-        """For the page, with so many points of each curve; ``of`` is how many there are of one that is thinned."""
+    def json(self) -> dict[str, Any]:
+        """For the page, with up to ``MOST`` points of a curve; ``of`` is how many there are of one that is thinned."""
         curves = []
         for curve in self.curves:
-            chosen = thinning.kept(curve.values, most)
+            chosen = thinning.kept(curve.values, MOST)
             told: dict[str, Any] = {
                 "name": curve.name,
                 "run": curve.run,
@@ -83,14 +83,29 @@ def charts(runs: Sequence[RunData]) -> dict[str, list[Chart]]:
     return {section: [one for one in of if one.curves] for section, of in made.items()}
 
 
-def charts_json(by_section: Mapping[str, Sequence[Chart]], size: int) -> dict[str, list[dict[str, Any]]]:
-    """The charts for the page, in about ``size`` characters: with as many points of each curve as that holds."""
-    most = MOST
-    while True:
-        told = {section: [chart.json(most) for chart in charts] for section, charts in by_section.items()}
-        if most <= LEAST or len(json.dumps(told, separators=(",", ":"))) <= size:
-            return told
+def charts_json(by_section: Mapping[str, Sequence[Chart]]) -> dict[str, list[dict[str, Any]]]:
+    """The charts for the page."""
+    return {section: [chart.json() for chart in charts] for section, charts in by_section.items()}
+
+
+def fewer_points(told: dict[str, list[dict[str, Any]]], size: int) -> dict[str, list[dict[str, Any]]]:
+    """Those charts in about ``size`` characters: with as many points of each curve as that holds, ``LEAST`` or more."""
+    most, fewer = MOST, told
+    while most > LEAST and len(json.dumps(fewer, separators=(",", ":"))) > size:
         most = max(LEAST, most * 2 // 3)
+        fewer = {
+            section: [chart | {"curves": [_fewer(curve, most) for curve in chart["curves"]]} for chart in charts]
+            for section, charts in told.items()
+        }
+    return fewer
+
+
+def _fewer(curve: dict[str, Any], most: int) -> dict[str, Any]:
+    if len(curve["x"]) <= most:
+        return curve
+    chosen = thinning.kept(curve["y"], most)
+    points = {axis: [curve[axis][i] for i in chosen] for axis in "xy"}
+    return curve | points | {"of": curve.get("of", len(curve["x"]))}
 
 
 def _curve(runs: Sequence[RunData], run: int, name: str, read: Read, **more: Any) -> Iterator[Curve]:
@@ -117,12 +132,24 @@ def _by_name(
     runs: Sequence[RunData], above: Sequence[str], below: Sequence[str], told: str = "{}", first: int = 0, **more: Any
 ) -> list[Curve]:
     """A curve for each run and each name between two paths: of "sources", NAME, "loss"."""
-    known = list(dict.fromkeys(name for run in runs for name in names(run.lines, *above)))
+    found: list[dict[str, tuple[list[int], list[float]]]] = []  # of each run, by name
+    known: dict[str, None] = {}
+    for run in runs:
+        of_run: dict[str, tuple[list[int], list[float]]] = {}
+        for line in run.lines:
+            inside = at(line, *above)
+            for name in inside if isinstance(inside, dict) else ():
+                known[name] = None
+                if (value := figure(inside[name], *below)) is not None:
+                    steps, values = of_run.setdefault(name, ([], []))
+                    steps.append(line["step"])
+                    values.append(value)
+        found.append(of_run)
     return [
-        curve
+        Curve(told.format(name), run, first + place, *of_run[name], **more)
         for place, name in enumerate(known)
-        for run in range(len(runs))
-        for curve in _curve(runs, run, told.format(name), _at(*above, name, *below), place=first + place, **more)
+        for run, of_run in enumerate(found)
+        if name in of_run
     ]
 
 
@@ -136,12 +163,11 @@ def _learning(runs: Sequence[RunData]) -> Iterator[Chart]:
     held_out = _by_name(runs, ["eval"], ["loss"], "held out: {}", 1, dots=True)
     yield _loss("loss", "Loss", "nats a target", trained + held_out)
     yield _loss("loss-sources", "Loss by source", "nats a target", _several(_by_name(runs, ["sources"], ["loss"])))
-    modalities = _by_name(runs, ["modalities"], ["loss"]) or _by_name(runs, ["balance", "modalities"], ["loss"])
-    yield _loss("loss-modalities", "Loss by modality", "nats a target", _several(modalities))
+    unit = "nats a target, of batches that were looked at and held out"
+    yield _loss("loss-modalities", "Loss by modality", unit, _several(_by_modality(runs)))
     right = _by_name(runs, ["eval"], ["answer_accuracy"], dots=True)
     yield Chart("answers", "Answers right", "of held-out questions", right, "percent", from_0=True)
     targets = _each(runs, "trained on", "target_accuracy")
-    targets += _by_name(runs, ["eval"], ["target_accuracy"], "held out: {}", 1, dots=True)
     yield Chart("targets", "Targets right", "tokens that were the likeliest", targets, "percent", from_0=True)
     yield Chart("media-gain", "Media gain", "nats a target that media are worth", _gains(runs), from_0=True)
 
@@ -149,6 +175,29 @@ def _learning(runs: Sequence[RunData]) -> Iterator[Chart]:
 def _loss(key: str, title: str, unit: str, curves: list[Curve]) -> Chart:
     values = [value for curve in curves for value in curve.values]
     return Chart(key, title, unit, curves, is_log=bool(values) and 0 < LOG_FROM * min(values) <= max(values))
+
+
+def _by_modality(runs: Sequence[RunData]) -> list[Curve]:
+    """Of the batches that a run has looked at, and with dots of each held-out source, by modality."""
+    evaluations = [figures for run in runs for _, figures in run.evaluations()]
+    held_out = [name for name in names(({"eval": one} for one in evaluations), "eval")
+                if any(names([one], name, "modalities") for one in evaluations)]  # fmt: skip
+    known = names((line for run in runs for line in run.lines), "losses", "modalities")
+    known += [one for source in held_out for one in names(evaluations, source, "modalities")]
+    curves: list[Curve] = []
+    for place, one in enumerate(dict.fromkeys(known)):
+        told = _modality(one)
+        for run in range(len(runs)):
+            curves += _curve(runs, run, told, _at("losses", "modalities", one), place=place)
+            for source in held_out:
+                read = _at("eval", source, "modalities", one, "loss")
+                curves += _curve(runs, run, f"held out: {source}: {told}", read, place=place, dots=True)
+    return curves
+
+
+def _modality(name: str) -> str:
+    """Of documents that have a medium, or several."""
+    return "text alone" if name == "text" else f"with {name}"
 
 
 def _gains(runs: Sequence[RunData]) -> list[Curve]:
@@ -177,17 +226,19 @@ def _optimizer(runs: Sequence[RunData]) -> Iterator[Chart]:
     for kind in ("sources", "modalities"):
         for one in dict.fromkeys(name for run in runs for name in names(run.lines, "gradients", kind)):
             place = len({curve.place for curve in by_data})
-            told = one if kind == "sources" else f"with {one}" if one != "text" else "text alone"
+            told = one if kind == "sources" else _modality(one)
             for run in range(len(runs)):
                 by_data += _curve(runs, run, told, _norm("gradients", kind, one), place=place)
     yield Chart("gradients-data", "Gradient norms by data", "of sources and modalities", by_data, is_log=True)
 
 
 def _norm(*path: str) -> Read:
-    """Of all parts together."""
+    """Of all parts together: "all", which stands among them, or where a log lacks it what they give."""
 
     def read(line: Step) -> float | None:
         parts = at(line, *path)
+        if (whole := figure(parts, "all")) is not None:
+            return whole
         found = [norm for part in parts if (norm := figure(parts, part)) is not None] if isinstance(parts, dict) else []
         return math.hypot(*found) if found else None
 
@@ -242,12 +293,14 @@ def _attention(runs: Sequence[RunData]) -> Chart:
 
 
 def _mean_mass(*classes: str) -> Read:
-    """The mean over layers and heads of what goes to these classes together."""
+    """The mean over layers and heads of what goes to these classes together; 0 where a look has none of them."""
 
     def read(line: Step) -> float | None:
+        if not at(line, "attention", "mass"):
+            return None
         tables = [table for one in classes if isinstance(table := at(line, "attention", "mass", one), list)]
         means = [[cell for row in table for cell in row] for table in tables if all(isinstance(r, list) for r in table)]
         means = [cells for cells in means if cells and all(isinstance(cell, int | float) for cell in cells)]
-        return sum(sum(cells) / len(cells) for cells in means) if means else None
+        return sum((sum(cells) / len(cells) for cells in means), 0.0)
 
     return read

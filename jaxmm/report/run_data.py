@@ -59,8 +59,12 @@ class RunData(NamedTuple):
         return [(line["step"], line["eval"]) for line in self.lines if isinstance(line.get("eval"), dict)]
 
 
-def read_run(workdir: Path) -> RunData:
+def read_run(workdir: Path, state: str = "") -> RunData:
     """Reads a workdir.
+
+    Args:
+      state: what the caller knows of the run, one of ``RunData``'s; '' takes what the folder tells. A process that ends
+        a run still holds its folder, so that the run seems to go on.
 
     Raises:
       UserError: if it is none, or holds no run.
@@ -76,7 +80,7 @@ def read_run(workdir: Path) -> RunData:
     return RunData(
         name=workdir.resolve().name,
         folder=workdir,
-        state=_state(workdir, step, steps, bool(summary)),
+        state=state or _state(workdir, step, steps, bool(summary)),
         step=step,
         steps=steps,
         changed=datetime.datetime.fromtimestamp(log.stat().st_mtime).astimezone() if log.exists() else None,

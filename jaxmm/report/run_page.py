@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxmm.atomic import published
-from jaxmm.report import run_config, run_tables, shell
+from jaxmm.errors import UserError
+from jaxmm.report import run_config, run_tables, run_time, shell
 from jaxmm.report.run_attention import CLASSES, attention_json
-from jaxmm.report.run_curves import charts, charts_json
+from jaxmm.report.run_curves import charts, charts_json, fewer_points
 from jaxmm.report.run_data import RunData, read_run
 from jaxmm.report.run_samples import samples_json
+from jaxmm.report.run_sources import largest
 from jaxmm.report.run_tiles import about, key, table_html, tiles_html
 from jaxmm.report.words import HUES, plural
 
@@ -24,6 +26,7 @@ NAME = "report.html"
 LIMIT = 3_000_000  # bytes of a page
 CURVES, ATTENTION, SAMPLES = 1_000_000, 400_000, 1_100_000  # characters of the parts that can be large
 SMALLER = (1.0, 0.6, 0.35, 0.2, 0.1, 0.0)  # of these, one after the other, until the page is small enough
+Charts = dict[str, list[dict[str, Any]]]  # by section, as the script draws them
 
 
 class Section(NamedTuple):
@@ -41,13 +44,16 @@ class Section(NamedTuple):
         )
 
 
-def write_report(workdir: Path, say: Callable[[str], None]) -> bool:
+def write_report(workdir: Path, say: Callable[[str], None], state: str = "") -> bool:
     """Writes ``report.html`` into a run's folder, from what lies there; whether it could, else ``say`` tells why not.
 
     A run goes on without its page: whatever is wrong with it is told, and raised nowhere.
+
+    Args:
+      state: "stopped" of a run that ends before its last step, as its folder is still held; '' takes what that tells.
     """
     try:
-        write_page(workdir / NAME, [read_run(workdir)])
+        write_page(workdir / NAME, [read_run(workdir, state)])
     except Exception as error:  # of a folder that anybody may write to; and a page is worth no run
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         say(f"warning: {workdir / NAME} was not written: {' '.join(reason.split())}")
@@ -64,19 +70,36 @@ def write_page(path: Path, runs: Sequence[RunData]) -> None:
 def render(runs: Sequence[RunData], now: datetime.datetime | None = None) -> str:
     """The page as HTML; ``now`` is when it is written."""
     now = now or datetime.datetime.now().astimezone()
+    shown, others = largest(runs)
+    drawn = charts_json(charts(shown))
     for part in SMALLER:
-        page = _page(runs, now, part)
+        page, sizes = _page(shown, now, drawn, others, part)
         if len(page.encode()) <= LIMIT:
-            break
-    return page
+            return page
+    left: list[str] = []
+    while rest := {name: size for name, size in sizes.items() if name not in left}:
+        left.append(max(rest, key=lambda name: rest[name]))
+        page, _ = _page(shown, now, drawn, others, 0, left)
+        if len(page.encode()) <= LIMIT:
+            return page
+    raise UserError(f"a page of {plural(len(runs), 'run')} has more than {LIMIT:,} bytes; name fewer of them")
 
 
-def _page(runs: Sequence[RunData], now: datetime.datetime, part: float) -> str:
-    """With its large parts in ``part`` of the room that they have at most."""
-    by_section = charts(runs)
-    drawn = charts_json(by_section, int(part * CURVES))
+def _page(
+    runs: Sequence[RunData], now: datetime.datetime, all_drawn: Charts, others: Sequence[str], part: float,
+    without: Sequence[str] = (),
+) -> tuple[str, dict[str, int]]:  # fmt: skip
+    """The page, and the characters of each of its sections by title.
+
+    Args:
+      all_drawn: its charts with all their points.
+      others: what is not shown already.
+      part: of the room that its large parts have at most.
+      without: titles of sections that are left out.
+    """
+    drawn = fewer_points(all_drawn, int(part * CURVES))
     attention = [attention_json(run, int(part * ATTENTION) // len(runs)) if part else None for run in runs]
-    samples, notes = [], list[str]()
+    samples, notes = [], list(others)
     for run in runs:
         found, left = samples_json(run, int(part * SAMPLES) // len(runs))
         samples.append(found)
@@ -84,7 +107,12 @@ def _page(runs: Sequence[RunData], now: datetime.datetime, part: float) -> str:
     if not part:
         notes.append("the attention monitor is left out, to keep the page small")
     notes += _thinned(drawn)
-    sections = [*_sections(runs, drawn, any(attention), any(samples)), *_last(runs, notes, attention, samples)]
+    notes += [f"{title}: left out, to keep the page small" for title in without]
+    made = list(_sections(runs, drawn, any(attention), any(samples)))
+    sizes = {one.title: len(one.html()) + len(shell.script_json(drawn.get(one.key, []))) for one in made}
+    sections = [one for one in made if one.title not in without]
+    drawn = {key: of for key, of in drawn.items() if key in {one.key for one in sections}}
+    sections += _last(runs, notes, attention, samples)
     store = {
         "hues": HUES,
         "charts": drawn,
@@ -95,10 +123,10 @@ def _page(runs: Sequence[RunData], now: datetime.datetime, part: float) -> str:
         ],
     }
     names = ", ".join(run.name for run in runs)
-    return shell.page(
+    page = shell.page(
         "run",
         styles=("base", "run"),
-        scripts=("base", "curve_axes", "curves", "attention", "samples", "run"),
+        scripts=("base", "curve_axes", "curve_legend", "curve_input", "curves", "attention", "samples", "run"),
         title=escape(names if len(runs) > 1 else f"{names} – a run of jaxmm"),
         head=_head(runs, now),
         nav=" ".join(f'<a href="#{one.key}">{one.title}</a>' for one in sections),
@@ -106,6 +134,7 @@ def _page(runs: Sequence[RunData], now: datetime.datetime, part: float) -> str:
         sections="".join(one.html() for one in sections),
         store=shell.script_json(store),
     )
+    return page, sizes
 
 
 def _head(runs: Sequence[RunData], now: datetime.datetime) -> str:
@@ -152,7 +181,7 @@ def _sections(runs: Sequence[RunData], drawn: dict[str, Any], attention: bool, s
         )
         beside = _charts("balance") if drawn["balance"] else ""
         yield Section("balance", "Balance", f'{note}<div class="pair"><div class="part">{balance}</div>{beside}</div>')
-    if time := run_tables.each(runs, run_tables.time_spent):
+    if time := run_tables.each(runs, run_time.time_spent):
         yield Section("time", "Time", time)
     if evaluations := run_tables.evaluations(runs):
         yield Section("evaluations", "Evaluations", evaluations)

@@ -41,7 +41,9 @@ def samples_json(run: RunData, size: int) -> tuple[list[dict[str, Any]], list[st
         for source in sources:
             for sample in source["samples"]:
                 _keep_heads(sample, left)
-        notes.append(f"{run.name}: samples have maps of {left} heads, of up to {most}, to keep the page small")
+        notes.append(
+            f"{run.name}: samples have maps of the {left} heads that look most, of up to {most}, to keep the page small"
+        )
     count = sum(len(source["samples"]) for source in sources)
     while _size(sources) > size and any(source["samples"] for source in sources):
         for source in sources:
@@ -111,13 +113,16 @@ def _medium(medium: Any) -> dict[str, Any]:
 
 
 def _keep_heads(sample: dict[str, Any], count: int) -> None:
-    """Leaves the maps of the first ``count`` heads, beside the mean."""
-    chosen, tokens, soft = sample["chosen"], len(sample["tokens"]), sample["soft"]
+    """Leaves the maps of the ``count`` heads that look most at media, in their order, beside the mean."""
+    chosen, scale = sample["chosen"], sample["maps"]["scale"]
     if len(chosen) <= count:
         return
-    data = base64.b64decode(sample["maps"]["data"])[: (1 + count) * tokens * soft]
-    sample["maps"] = {"scale": sample["maps"]["scale"][: 1 + count], "data": base64.b64encode(data).decode()}
-    sample["chosen"] = chosen[:count]
+    data = np.frombuffer(base64.b64decode(sample["maps"]["data"]), np.uint8).reshape(1 + len(chosen), -1)
+    mass = [top * float(np.square(row / 255).sum()) for top, row in zip(scale[1:], data[1:], strict=True)]
+    left = sorted(sorted(range(len(chosen)), key=lambda head: -mass[head])[:count])
+    rows = [0, *(1 + head for head in left)]
+    sample["maps"] = {"scale": [scale[i] for i in rows], "data": base64.b64encode(data[rows].tobytes()).decode()}
+    sample["chosen"] = [chosen[head] for head in left]
 
 
 def _smaller(src: str, size: int) -> str:

@@ -1,4 +1,4 @@
-"""The tables of a run's page: balance, time, evaluations, and documents that were skipped."""
+"""The tables of a run's page: balance, evaluations, and documents that were skipped."""
 
 from __future__ import annotations
 
@@ -8,27 +8,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from jaxmm.report.run_data import RunData, at, figure, names
-from jaxmm.report.run_tiles import goodput, key
+from jaxmm.report.run_data import RunData, figure, names
+from jaxmm.report.run_tiles import key
 from jaxmm.report.thinning import spread
-from jaxmm.report.words import duration, hue, plural
+from jaxmm.report.words import hue, plural
 
-KINDS = {
-    "stepping": "steps, and what lies between them",
-    "data": "waiting for a batch while no step runs",
-    "compiling": "waiting for the compiled step",
-    "evaluating": "evaluations, samples and curves",
-    "saving": "waiting for a checkpoint",
-    "starting": "until the loop begins: imports, preparing data, restoring",
-    "lost": "steps that were done again after a kill",
-    "down": "between the end of one start and the next start",
-}
-MOST_EVALUATIONS, MOST_SLOW, MOST_STARTS, MOST_REASONS, EXAMPLES = 40, 20, 20, 30, 3
+MOST_EVALUATIONS, MOST_REASONS, EXAMPLES = 40, 30, 3
 WORDS = {
-    "loss": "loss", "answer_accuracy": "answers right", "answers": "answers", "target_accuracy": "targets right",
+    "loss": "loss", "answer_accuracy": "answers right", "answers": "answers", "modalities": "by modality",
     "media_gain": "media gain", "blind": "with other media", "answer_accuracy_by_kind": "right", "targets": "targets",
     "unseen_pair_accuracy": "right, unseen pairs", "answer_accuracy_blind": "right, other media",
+    "answer_accuracy_reversed": "right, played backwards",
 }  # fmt: skip
+
+SMALL = ("documents", "left out", "standard error")  # figures of other media that stand behind a fold
 
 
 def table(label: str, head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> str:
@@ -52,15 +45,16 @@ def each(runs: Sequence[RunData], of: Any) -> str:
 
 
 def balance(run: RunData) -> str:
-    """Asked against got by source, and shares by modality: means over the log's lines, each for the steps it is of."""
+    """Asked against got by source, and shares by modality: means over the log's lines, by the steps each is of."""
     lines = [line for line in run.lines if isinstance(line.get("balance"), dict)]
     if not lines:
         return ""
-    steps = [b - a for a, b in itertools.pairwise([0, *(line["step"] for line in run.lines)])]
-    weights = {line["step"]: max(n, 1) for line, n in zip(run.lines, steps, strict=True)}
+    # a line's shares are of the steps since the line with shares before it
+    steps = [b - a for a, b in itertools.pairwise([0, *(line["step"] for line in lines)])]
+    weights = [max(n, 1) for n in steps]
 
     def mean(*path: str) -> float | None:
-        found = [(figure(line, "balance", *path), weights[line["step"]]) for line in lines]
+        found = [(figure(line, "balance", *path), weight) for line, weight in zip(lines, weights, strict=True)]
         known = [(value, weight) for value, weight in found if value is not None]
         return sum(v * w for v, w in known) / sum(w for _, w in known) if known else None
 
@@ -93,105 +87,6 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{value:.1%}"
 
 
-def time_spent(run: RunData) -> str:
-    """One bar of the run's whole life, with its seconds; beside them its starts, stragglers and slow steps."""
-    bar, left = _life(goodput(run))
-    if right := _starts(run) + _stragglers(run) + _slow(run):
-        left = f'<div class="pair"><div class="part">{left}</div><div class="part">{right}</div></div>'
-    return bar + left
-
-
-def _life(seconds: Mapping[str, float]) -> tuple[str, str]:
-    """The bar, and its table."""
-    if not (total := sum(seconds.values())):
-        return "", ""
-    order = [kind for kind in dict.fromkeys((*KINDS, *seconds)) if kind in seconds]
-    parts = {kind: seconds[kind] / total for kind in order}
-    bar = "".join(f'<i class="{_css(kind)}" style="width:{100 * part:.4g}%"></i>' for kind, part in parts.items())
-    rows = [
-        [f'<i class="key {_css(kind)}"></i>{escape(kind)}', f"{part:.1%}", duration(seconds[kind]), KINDS.get(kind, "")]
-        for kind, part in parts.items()
-    ]
-    inside = table("Where the time went", ["", "part", "time", ""], rows, "kinds")
-    return f'<div class="time" aria-hidden="true">{bar}</div>', inside
-
-
-def _css(kind: str) -> str:
-    return f"t-{kind}" if kind in KINDS else "t-other"
-
-
-def _starts(run: RunData) -> str:
-    """A row for each start of the timeline, where there were several."""
-    starts: list[dict[str, Any]] = []
-    for line in run.timeline:
-        step = line.get("step")
-        if line.get("event") == "start":
-            starts.append({"step": step, "last": step, "seconds": collections.Counter(), "why": ""})
-        elif starts:
-            starts[-1] |= {"last": step, "why": str(line.get("why", ""))}
-            for kind in at(line, "seconds") or ():
-                starts[-1]["seconds"][kind] += figure(line, "seconds", kind) or 0.0
-    if len(starts) < 2:
-        return ""
-    kinds = [kind for kind in KINDS if any(start["seconds"][kind] for start in starts)]
-    rows = [
-        [f"{number:,}", f"{_int(start['step'])} to {_int(start['last'])}",
-         *(duration(start["seconds"][kind]) if start["seconds"][kind] else "–" for kind in kinds),
-         escape(start["why"] or "killed, or still there")]
-        for number, start in enumerate(starts, 1)
-    ][-MOST_STARTS:]  # fmt: skip
-    note = f'<p class="note">The last {MOST_STARTS} are listed.</p>' if len(starts) > MOST_STARTS else ""
-    head = ["start", "steps", *kinds, "ended by"]
-    return f"<h3>{plural(len(starts), 'start')}</h3>{note}{table('Starts', head, rows, 'narrow')}"
-
-
-def _int(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) else "–"
-
-
-def _stragglers(run: RunData) -> str:
-    newest = run.last("stragglers")
-    if not isinstance(newest, dict):
-        return ""
-    seconds = {name: of for name, of in (at(newest, "seconds") or {}).items() if isinstance(of, list)}
-    slowest, cost = newest.get("process"), figure(newest, "cost")
-    line = f"At the last line of the log the others waited for process {_int(slowest)}"
-    line += f", by its {escape(str(newest['cause']))}" if newest.get("cause") else ""
-    line += f": {cost:.1%} of their time" if cost is not None else ""
-    count = max((len(of) for of in seconds.values()), default=0)
-    rows = [
-        [f"<b>{i}</b>" if i == slowest else f"{i}", *(_seconds(of, i) for of in seconds.values())] for i in range(count)
-    ]
-    inside = table("Seconds of each process", ["process", *seconds], rows[:64], "narrow") if rows else ""
-    more = f'<p class="note">The first 64 of {count:,} processes.</p>' if count > 64 else ""
-    return f'<h3>Stragglers</h3><p class="note">{line}.</p>{inside}{more}'
-
-
-def _seconds(values: list[Any], i: int) -> str:
-    return f"{values[i]:.3g} s" if i < len(values) and isinstance(values[i], int | float) else "–"
-
-
-def _slow(run: RunData) -> str:
-    if not run.slow_steps:
-        return ""
-    rows = []
-    for one in run.slow_steps[-MOST_SLOW:]:
-        seconds, median = figure(one, "seconds"), figure(one, "median")
-        held = one.get("rows")
-        listed = escape(str(held)[:4000]) if held else ""
-        rows.append([
-            _int(one.get("step")), f"{seconds:.3g} s" if seconds is not None else "–",
-            f"{seconds / median:.1f} ×" if seconds and median else "–", _int(one.get("batch")),
-            f"<details><summary>{plural(len(held), 'row') if isinstance(held, list) else 'rows'}</summary>"
-            f"<code>{listed}</code></details>" if listed else "–",
-        ])  # fmt: skip
-    count = len(run.slow_steps)
-    note = f"The last {MOST_SLOW} of {count:,}." if count > MOST_SLOW else f"{plural(count, 'step')}."
-    return f'<h3>Slow steps</h3><p class="note">Steps that took three times the median or more. {note}</p>' + table(
-        "Slow steps", ["step", "took", "of the median", "batch", "what it held"], rows, "narrow slow"
-    )
-
-
 def evaluations(runs: Sequence[RunData]) -> str:
     """A table for each source: all its figures, a row for each run and step."""
     sources = list(dict.fromkeys(name for run in runs for _, of in run.evaluations() for name in of))
@@ -205,14 +100,22 @@ def evaluations(runs: Sequence[RunData]) -> str:
             left |= len(chosen) < len(found)
             rows += [(i, *found[n]) for n in chosen]
         columns = list(dict.fromkeys(name for *_, figures in rows for name in figures))
-        head = [*(["run"] if len(runs) > 1 else []), "step", *columns]
-        cells = [
-            [*([f"{key(i)}{escape(runs[i].name)}"] if len(runs) > 1 else []), f"{step:,}",
-             *(_told(name, figures.get(name)) for name in columns)]
-            for i, step, figures in rows
-        ]  # fmt: skip
+        beside = [name for name in columns if name.rpartition(": ")[2] in SMALL]
+        main = [name for name in columns if name not in beside]
+
+        def of(label: str, columns: Sequence[str], rows: Sequence[tuple[int, int, dict[str, float]]] = rows) -> str:
+            cells = [
+                [*([f"{key(i)}{escape(runs[i].name)}"] if len(runs) > 1 else []), f"{step:,}",
+                 *(_told(name, figures.get(name)) for name in columns)]
+                for i, step, figures in rows
+            ]  # fmt: skip
+            return table(label, [*(["run"] if len(runs) > 1 else []), "step", *columns], cells, "evaluated")
+
         if columns:
-            told.append(f"<h3>{escape(source)}</h3>{table(f'Evaluations on {source}', head, cells, 'evaluated')}")
+            told.append(f"<h3>{escape(source)}</h3>{of(f'Evaluations on {source}', main)}")
+            if beside:
+                small = of(f"How far the figures of {source} reach", beside)
+                told.append(f"<details><summary>Documents and standard errors</summary>{small}</details>")
             if left:
                 told.append('<p class="note">Evenly chosen evaluations; metrics.jsonl has all.</p>')
     return "".join(told)

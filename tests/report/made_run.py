@@ -38,8 +38,9 @@ def attention(rng: np.random.Generator, part: float, classes: Sequence[str] = CL
     mass = weight / weight.sum(0)
     entropy = rng.uniform(0.4, 2.8, (LAYERS, HEADS))
     of = {name: mass[i].tolist() for i, name in enumerate(classes)}
+    means = {name: float(np.mean(table)) for name, table in of.items()} | {"entropy": float(entropy.mean())}
     return {
-        "queries": 812, "layers": LAYERS, "heads": HEADS, "classes": list(classes), "mass": of,
+        "queries": 812, "layers": LAYERS, "heads": HEADS, "classes": list(classes), "mean": means, "mass": of,
         "entropy": entropy.tolist(),
         "sources": {
             name: {"queries": 400, "mass": {key: np.mean(row, 1).tolist() for key, row in of.items()},
@@ -77,6 +78,11 @@ def sample(
     }  # fmt: skip
 
 
+def norms(**parts: float) -> dict[str, float]:
+    """Gradient norms by part, and that of all together."""
+    return {"all": math.hypot(*parts.values()), "connector": 0.0, "decoder": 0.0, "vision": 0.0} | parts
+
+
 def log(steps: int, every: int, seed: int = 0, evaluations: int = 2, monitored: int = 8) -> list[dict[str, Any]]:
     """A healthy log: the loss falls, answers get right, media are worth more and more."""
     rng = np.random.default_rng(seed)
@@ -112,15 +118,29 @@ def log(steps: int, every: int, seed: int = 0, evaluations: int = 2, monitored: 
         }  # fmt: skip
         if n % max(1, count // monitored) == 0 or n == count:
             line["attention"] = attention(rng, part)
-            norms = {"decoder": 1.1, "vision": 0.3}
-            line["gradients"] = {"sources": {"pages": norms, "chats": {"decoder": 0.8, "vision": 0.6}},
-                                 "modalities": {"image": norms, "text": {"decoder": 0.6}}}  # fmt: skip
+            chats_too = norms(decoder=0.8, vision=0.6)
+            line["gradients"] = {
+                "sources": {"pages": norms(decoder=1.1, vision=0.3), "chats": chats_too},
+                "modalities": {"text": norms(decoder=0.6), "image": norms(decoder=1.1, vision=0.3)},
+            }
+            line["losses"] = {"sources": {"pages": loss * 1.3, "chats": loss * 0.85},
+                              "modalities": {"text": loss * 1.2, "image": loss * 0.9}}  # fmt: skip
+        else:
+            for groups in line["balance"].values():
+                for entry in groups.values():
+                    entry.pop("gradient")
+            for entry in line["balance"]["modalities"].values():
+                entry.pop("loss")  # both are of the batches that are looked at
         if n % max(1, count // evaluations) == 0 or n == count:
             gain = 3.2 * part**2
             line["eval"] = {"held_out": {
                 "loss": loss + 0.05, "answer_accuracy": 0.05 + 0.9 * part**2, "answers": 600,
-                "answer_accuracy_by_kind": {"colour": 0.97 * part, "shape": 0.91 * part}, "media_gain": {"image": gain},
-                "blind": {"image": {"loss": loss + 0.05 + gain, "answer_accuracy": 0.12, "answers": 590}},
+                "modalities": {"text": {"loss": loss + 0.4, "targets": 900.0},
+                               "image": {"loss": loss - 0.02, "targets": 4100.0}},
+                "media_gain": {"image": gain},
+                "blind": {"image": {"loss": loss + 0.05 + gain, "standard_error": 0.02, "answer_accuracy": 0.12,
+                                    "answers": 590, "documents": 590, "left_out": 10}},
+                "answer_accuracy_by_kind": {"colour": 0.97 * part, "shape": 0.91 * part},
             }}  # fmt: skip
         lines.append(line)
     return lines
@@ -158,8 +178,11 @@ def write_run(
     if is_finished:
         last = lines[-1]
         kept = ("loss", "eval", "tokens_per_second", "images_per_second", "token_fill", "patch_fill",
-                "data_wait_fraction", "peak_memory_bytes")  # fmt: skip
+                "data_wait_fraction", "mfu", "examples_seen", "examples_skipped", "peak_memory_bytes")  # fmt: skip
         summary = {"steps": steps, **{key: last[key] for key in kept}}
+        summary |= {"first_step_seconds": 8.7, "wall_seconds": 299.0, "attention": "fused", "cut_short": {}}
+        summary |= {"videos_per_second": None, "recordings_per_second": None, "audio_fill": None}
+        summary["media_gain"] = {"held_out": last["eval"]["held_out"]["media_gain"]}
         summary["goodput"] = {"seconds": last["goodput"], "fraction": 0.9, "wall_seconds": 330.0, "starts": 2}
         (folder / "summary.json").write_text(json.dumps(summary))
         last["step"] = steps

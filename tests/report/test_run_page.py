@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import collections
 import functools
 import io
 import json
@@ -22,9 +23,10 @@ import pytest
 
 from jaxmm.errors import UserError
 from jaxmm.report import __main__ as command
-from jaxmm.report import run_page, run_samples, thinning
+from jaxmm.report import run_page, run_samples, run_tables, run_time, thinning
 from jaxmm.report.run_curves import MOST
 from jaxmm.report.run_data import RunData, read_run
+from jaxmm.training.timeline import Life
 from jaxmm.workdir.folder import LOCK
 
 ATTACK = "<script>alert(1)</script></script><img src=x onerror=\"document.title='owned'\">"
@@ -104,6 +106,44 @@ def test_a_page_is_small_whatever_its_samples_are_and_says_what_is_left_out(tmp_
     assert all(sample["media"][0]["src"].startswith("data:image/jpeg") for sample in kept)
 
 
+def test_of_many_sources_the_largest_are_shown_and_the_others_told(tmp_path):
+    names = [f"source_{n:04}" for n in range(1500)]
+
+    def of(value: float) -> dict[str, Any]:
+        return dict.fromkeys(names, value)
+
+    lines = made_run.write_run(tmp_path, steps=60)
+    looked_at = dict.fromkeys(names, lines[-1]["attention"]["sources"]["pages"])
+    norms = {name: made_run.norms(decoder=0.5) for name in names}
+    for line in lines:
+        line["sources"] = {name: {"loss": 2.0, "targets": float(n % 1400)} for n, name in enumerate(names)}
+        line["balance"]["sources"] = {name: {"asked": 1 / 1500, "tokens": 1 / 1500, "loss": 1 / 1500} for name in names}
+        if "attention" in line:
+            line["attention"]["sources"] = looked_at
+            line["gradients"]["sources"], line["losses"]["sources"] = norms, of(2.0)
+        if "eval" in line:
+            line["eval"] = dict.fromkeys(names, line["eval"]["held_out"])
+    made_run.write_lines(tmp_path / "metrics.jsonl", lines)
+    page = run_page.render([read_run(tmp_path)])
+    assert len(page.encode()) < run_page.LIMIT / 4
+    shown = {f"source_{n:04}" for n in range(1388, 1400)}
+    assert set(curves_of(page, "loss-sources")) == shown
+    assert set(curves_of(page, "answers")) == shown
+    assert set(store_of(page)["runs"][0]["attention"]["steps"][-1]["sources"]) == shown
+    assert "<li>The other 1,488 of 1,500 sources, which have fewer targets" in page
+    assert "<li>The other 1,488 of 1,500 held-out sources" in page
+
+
+def test_a_page_that_stays_too_large_leaves_sections_out_and_says_which(tmp_path):
+    made_run.write_run(tmp_path, samples=[looked()], generate_prompt="word " * 700_000)
+    page = run_page.render([read_run(tmp_path)])
+    assert len(page.encode()) < run_page.LIMIT
+    assert 'id="config"' not in page
+    assert "<li>Config: left out, to keep the page small.</li>" in page
+    assert 'id="curves"' in page
+    assert curves_of(page, "loss")
+
+
 def test_samples_that_do_not_fit_are_left_out_and_told(tmp_path):
     good, short, foreign, far = looked(), looked(), looked(), looked()
     short["maps"]["data"] = short["maps"]["data"][:8]
@@ -117,7 +157,7 @@ def test_samples_that_do_not_fit_are_left_out_and_told(tmp_path):
 
 def test_a_run_of_before_shows_what_it_has_and_says_the_rest(tmp_path):
     lines = made_run.write_run(tmp_path, is_finished=False)
-    new = ("attention", "balance", "goodput", "gradients", "peak_memory_bytes")
+    new = ("attention", "balance", "goodput", "gradients", "losses", "peak_memory_bytes")
     for line in lines:
         for name in new:
             line.pop(name, None)
@@ -146,11 +186,129 @@ def test_damaged_figures_are_left_out(tmp_path):
     assert run_page.render([read_run(tmp_path)])
 
 
+def curves_of(page: str, key: str) -> dict[str, dict[str, Any]]:
+    """The curves of a chart by their names."""
+    charts = [chart for of in store_of(page)["charts"].values() for chart in of if chart["key"] == key]
+    return {curve["name"]: curve for chart in charts for curve in chart["curves"]}
+
+
+def test_the_norm_of_all_parts_is_the_logged_one_or_that_of_its_parts(tmp_path):
+    lines = made_run.write_run(tmp_path)
+    old = next(line for line in lines if "gradients" in line)
+    del old["gradients"]["sources"]["chats"]["all"]
+    made_run.write_lines(tmp_path / "metrics.jsonl", lines)
+    norms = curves_of(run_page.render([read_run(tmp_path)]), "gradients-data")["chats"]["y"]
+    assert len(norms) > 2
+    assert norms == pytest.approx([1.0] * len(norms))  # of 0.8 and 0.6
+
+
+def test_the_loss_by_modality_is_one_and_no_share(tmp_path):
+    lines = made_run.write_run(tmp_path)
+    found = curves_of(run_page.render([read_run(tmp_path)]), "loss-modalities")
+    looks = [line["losses"]["modalities"]["text"] for line in lines if "losses" in line]
+    held_out = [line["eval"]["held_out"]["modalities"]["text"]["loss"] for line in lines if "eval" in line]
+    assert found["text alone"]["y"] == pytest.approx(looks, rel=1e-5)
+    assert found["held out: held_out: text alone"]["y"] == pytest.approx(held_out, rel=1e-5)
+    for line in lines:
+        line.pop("losses", None)
+        for figures in line.get("eval", {}).values():
+            figures.pop("modalities")
+    made_run.write_lines(tmp_path / "metrics.jsonl", lines)
+    assert not curves_of(run_page.render([read_run(tmp_path)]), "loss-modalities")
+
+
+def test_shares_weigh_by_the_steps_since_the_line_with_shares_before(tmp_path):
+    def line(step: int, **shares: float) -> dict[str, Any]:
+        return {"step": step, "balance": {"sources": {name: {"tokens": part} for name, part in shares.items()}}}
+
+    made_run.write_run(tmp_path)
+    lines = [line(10, a=0.9, b=0.1), {"step": 25, "eval": {}}, line(40, a=0.1, b=0.9)]
+    made_run.write_lines(tmp_path / "metrics.jsonl", lines)
+    told = run_tables.balance(read_run(tmp_path))
+    assert "<td>30.0%</td>" in told  # (10 * 0.9 + 30 * 0.1) / 40
+    assert "<td>70.0%</td>" in told
+
+
+def test_a_look_without_a_class_gives_it_nothing(tmp_path):
+    lines = made_run.write_run(tmp_path)
+    looks = [line for line in lines if "attention" in line]
+    looks[-1]["attention"] = made_run.attention(np.random.default_rng(0), 1.0, made_run.CLASSES[1:])
+    made_run.write_lines(tmp_path / "metrics.jsonl", lines)
+    run = read_run(tmp_path)
+    page = run_page.render([run])
+    told = store_of(page)["runs"][0]["attention"]
+    assert told["classes"] == list(made_run.CLASSES)
+    assert np.max(told["steps"][0]["mass"]["image"]) > 0
+    assert np.shape(told["steps"][-1]["mass"]["image"]) == (made_run.LAYERS, made_run.HEADS)
+    assert not np.any(told["steps"][-1]["mass"]["image"])
+    onto = curves_of(page, "attention")["images"]
+    assert (len(onto["y"]), onto["y"][-1]) == (len(looks), 0)
+    onto = curves_of(run_page.render([run, run]), "attention")[""]
+    assert (len(onto["y"]), onto["y"][-1]) == (len(looks), 0)
+
+
+def test_the_maps_that_stay_are_those_of_the_heads_that_look_most(tmp_path):
+    maps = np.full((5, 3, 64 * 64), 1e-6)
+    heads = [(0, 0), (0, 1), (1, 0), (1, 1)]
+    for head, part in enumerate((0.1, 0.9, 0.2, 0.8), 1):
+        maps[head, :, head::7] = part / (64 * 64)
+    pixels = np.zeros((16, 16, 3), np.uint8)
+    one = made_run.sample(pixels, list("abc"), maps, question="?", truth="", grid=(1, 64, 64), chosen=heads)
+    made_run.write_run(tmp_path, samples=[one])
+    ((source,), notes) = run_samples.samples_json(read_run(tmp_path), 3 * 3 * 64 * 64 * 4 // 3 + 2000)
+    (kept,) = source["samples"]
+    assert kept["chosen"] == [[0, 1], [1, 1]]
+    coded = np.frombuffer(base64.b64decode(kept["maps"]["data"]), np.uint8).reshape(3, 3, -1)
+    back = (coded / 255.0) ** 2 * np.array(kept["maps"]["scale"])[:, None, None]
+    np.testing.assert_allclose(back, maps[[0, 2, 4]], atol=0.01 * maps.max())
+    assert "of the 2 heads that look most, of up to 4" in notes[0]
+
+
+def test_starts_lose_what_the_bar_says_is_lost(tmp_path):
+    made_run.write_run(tmp_path)
+    life = Life()
+    lines = [
+        {"event": "start", "format": 1, "time": 0.0, "step": 0},
+        {"event": "beat", "time": 12.0, "step": 4, "seconds": {"starting": 4.0, "data": 1.0, "stepping": 7.0}},
+        {"event": "beat", "time": 22.0, "step": 8, "seconds": {"data": 2.0, "stepping": 8.0}},
+        {"event": "start", "format": 1, "time": 30.0, "step": 6},
+        {"event": "beat", "time": 42.0, "step": 10, "seconds": {"starting": 4.0, "stepping": 8.0}},
+        {"event": "start", "format": 1, "time": 45.0, "step": 4},
+        {"event": "end", "time": 60.0, "step": 12, "seconds": {"starting": 4.0, "stepping": 11.0}, "why": "done"},
+    ]
+    for line in lines:
+        life.add(line)
+    made_run.write_lines(tmp_path / "timeline.jsonl", lines)
+    run = read_run(tmp_path)
+    sums = collections.Counter[str]()
+    for start in run_time._starts_of(run.timeline):
+        sums.update(start.seconds)
+    assert {kind: sums[kind] for kind in life.seconds} == pytest.approx(life.seconds)
+    assert sums["lost"] == 18
+    told = run_time.time_spent(run)
+    assert re.search(r"<th scope=\"row\">1</th><td>0 to 8</td><td>7\.0 s</td>.*?<td>10\.0 s</td>", told)
+
+
+def test_evaluations_have_their_small_figures_behind_a_fold(tmp_path):
+    lines = made_run.write_run(tmp_path)
+    lines[-1]["eval"]["held_out"]["answer_accuracy_reversed"] = 0.25
+    made_run.write_lines(tmp_path / "metrics.jsonl", lines)
+    told = run_tables.evaluations([read_run(tmp_path)])
+    before, _, after = told.partition("<details>")
+    assert "right, played backwards" in before
+    assert "25.0%" in before
+    for name in ("documents", "left out", "standard error"):
+        assert f"with other media: image: {name}" not in before
+        assert f"with other media: image: {name}" in after
+
+
 def test_the_state_of_a_run(tmp_path):
     made_run.write_run(tmp_path, is_finished=False)
     assert read_run(tmp_path).state == "stopped"
     (tmp_path / LOCK).touch()
     assert read_run(tmp_path).state == "running"
+    assert run_page.write_report(tmp_path, print, state="stopped")  # by the process that holds the folder, at its end
+    assert '<span class="state stopped">stopped</span>' in (tmp_path / "report.html").read_text()
     (tmp_path / "metrics.jsonl").unlink()
     assert read_run(tmp_path).state == "waiting"
     page = run_page.render([read_run(tmp_path)])
@@ -209,6 +367,7 @@ def test_what_is_particular_in_a_config(tmp_path):
     row = r"<code>batch_size</code></th><td><code>16</code></td><td><code>8</code></td>"
     assert len(re.findall(row, page)) == 1
     assert "<code>seq_len</code>" not in page
+    assert "<code>configs/base.py</code> of this jaxmm" in page  # a user's own base.py may have started it
     both = run_page.render([read_run(tmp_path / "a"), read_run(tmp_path / "b")])
     assert row in both.split("Between the runs")[1]
 
@@ -248,7 +407,13 @@ def pages(healthy, long, tmp_path_factory) -> Iterator[Page]:
     folder = tmp_path_factory.mktemp("pages")
     made_run.write_run(folder / "other", seed=5, is_finished=False, batch_size=16)
     one, other = read_run(healthy), read_run(folder / "other")
-    runs = {"healthy": [one], "long": [long], "both": [one, other]}
+    lines = made_run.write_run(folder / "rare")
+    for line in lines:
+        if "attention" in line:
+            kinds = ("image", "video") if line["step"] < 300 else ()
+            line["attention"] = made_run.attention(np.random.default_rng(0), 0.5, (*kinds, *made_run.CLASSES[1:]))
+    made_run.write_lines(folder / "rare" / "metrics.jsonl", lines)
+    runs = {"healthy": [one], "long": [long], "both": [one, other], "rare": [read_run(folder / "rare")]}
     paths = {name: folder / f"{name}.html" for name in runs}
     for name, of in runs.items():
         run_page.write_page(paths[name], of)
@@ -291,6 +456,11 @@ def test_values_under_the_pointer_are_those_of_the_log(pages, healthy):
         "answers": {"held_out": ("eval", "held_out", "answer_accuracy")},
         "media-gain": {"image": ("eval", "held_out", "media_gain", "image")},
         "gradients": {part: ("grad_norm_by_part", part) for part in ("connector", "decoder", "vision")},
+        "gradients-data": {name: ("gradients", "sources", name, "all") for name in ("pages", "chats")},
+        "loss-modalities": {
+            "with image": ("losses", "modalities", "image"),
+            "held out: held_out: text alone": ("eval", "held_out", "modalities", "text", "loss"),
+        },
         "throughput": {"tokens": ("tokens_per_second",)},
     }
     for chart, curves in read.items():
@@ -384,6 +554,22 @@ def test_bars_and_fields_of_attention_are_those_of_the_log(pages, healthy):
     fields = script("return [...document.querySelectorAll('.field')].map(field => field.title)")
     shares = [float(re.search(r": ([\d.]+)%", title)[1]) for title in fields]
     np.testing.assert_allclose(shares, 100 * np.ravel(of["mass"]["image"]), atol=0.51)
+
+
+@pytest.mark.browser
+def test_media_that_the_last_look_lacks_can_be_looked_at(pages):
+    script = pages.open("rare")
+    chosen = "const select = document.querySelector('#monitor .part select'); select.value = arguments[0];"
+    chosen += (
+        "select.dispatchEvent(new Event('change')); return [...document.querySelectorAll('.field')].map(f => f.title)"
+    )
+    assert all(title.endswith(": 0.0%") for title in script(chosen, "media"))
+    assert script(chosen, "with image") == []
+    assert "Not measured at this step." in script("return one('monitor').textContent")
+    script("const at = one('monitored'); at.value = 0; at.dispatchEvent(new Event('input'))")
+    assert not all(title.endswith(": 0.0%") for title in script(chosen, "media"))
+    assert len(script(chosen, "with image")) == made_run.LAYERS * made_run.HEADS
+    assert pages.browser.get_log("browser") == []
 
 
 @pytest.mark.browser
