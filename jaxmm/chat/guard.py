@@ -12,7 +12,7 @@ import ipaddress
 import socket
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.responses import JSONResponse
 
@@ -22,6 +22,7 @@ from jaxmm.chat.address import EVERYWHERE, LOCAL
 MOST_BYTES = 64 << 20  # of a request
 HEADERS = {
     "x-content-type-options": "nosniff",
+    "content-security-policy": "frame-ancestors 'none'",  # what a page cannot say of itself; the rest it does
     "x-frame-options": "DENY",
     "referrer-policy": "no-referrer",
     "cross-origin-resource-policy": "same-origin",
@@ -67,10 +68,8 @@ class Guard:
         host = headers.get("host", "")
         if not self._is_ours(host):
             return 403, f"this server is not {host[:80]!r}: open the address that it printed"
-        origin = headers.get("origin")
         site = headers.get("sec-fetch-site", "none")
-        is_own = origin is None or (urlsplit(origin).netloc.lower() == host.lower() and origin.startswith("http"))
-        if not is_own or (method != "GET" and site not in ("none", "same-origin")):
+        if not _is_from(host, headers.get("origin")) or (method != "GET" and site not in ("none", "same-origin")):
             return 403, "requests of other sites are refused"
         if method == "POST":
             if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
@@ -82,10 +81,8 @@ class Guard:
 
     def _is_ours(self, host: str) -> bool:
         """Whether a Host header names this server; of all addresses, each may be named by its number."""
-        try:
-            name = (urlsplit(f"//{host}").hostname or "").lower()
-        except ValueError:
-            return False
+        parts = _split(f"//{host}")
+        name = parts.hostname or "" if parts else ""
         if name in self._names:
             return True
         if self._host not in EVERYWHERE:
@@ -93,6 +90,24 @@ class Guard:
         with contextlib.suppress(ValueError):
             return bool(ipaddress.ip_address(name))
         return False
+
+
+def _split(address: str) -> SplitResult | None:
+    """The parts of an address that a client names; None where it is none."""
+    try:
+        parts = urlsplit(address)
+        _ = parts.hostname, parts.port  # these are read late, and may raise too
+    except ValueError:
+        return None
+    return parts
+
+
+def _is_from(host: str, origin: str | None) -> bool:
+    """Whether an Origin header is of the page of this host; a request without one comes from no page."""
+    if origin is None:
+        return True
+    parts = _split(origin)
+    return parts is not None and parts.scheme in ("http", "https") and parts.netloc.lower() == host.lower()
 
 
 def too_large() -> str:

@@ -11,6 +11,9 @@ const share = (value) => `${(100 * value).toFixed(value < 0.0995 ? 1 : 0)}%`;
 const shownBlank = (text) => text.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/ /g, "␣") || "·";
 const average = (values) => values.reduce((sum, value) => sum + value, 0) / Math.max(values.length, 1);
 
+// Whether there is anything to draw: a model that has diverged gives null.
+const isFiniteLook = ({ maps, mass }) => ![...maps.scale, ...Object.values(mass).flat()].includes(null);
+
 class Looks {
   // look: a sample with its maps. answer: the whole text. most: tokens whose maps are made.
   constructor(look, answer, most) {

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from jaxmm.atomic import plain
 from jaxmm.chat.line import Failed, Waiting
 from jaxmm.chat.messages import read_messages
 from jaxmm.chat.speaker import DEFAULTS, End, Looked, Piece, Speaker
@@ -197,4 +198,9 @@ def stream(events: Iterable[Any], request: Request, step: int | None) -> Iterato
 
 
 def _sent(value: Any) -> str:
-    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
+    return f"data: {text_of(value)}\n\n"
+
+
+def text_of(value: Any) -> str:
+    """JSON in one line; numbers that are not finite are null, since a model that has diverged has them."""
+    return json.dumps(plain(value), ensure_ascii=False, allow_nan=False)

@@ -1,9 +1,7 @@
 // The talk: one question, asked of each model, whose answers stream in. Nothing from people or models becomes markup.
 
-const KINDS = { image: "image_url", video: "video_url", audio: "audio_url" };
-const MOST_BYTES = 44 * 2 ** 20;  // of all files of a talk: in base64 they are a third larger
 const sides = store.models.map((model) => newSide(model));
-let files = [], isAsking = false;
+let isAsking = false;
 
 // One model with its talk.
 function newSide(model) {
@@ -60,71 +58,6 @@ async function post(path, body, signal) {
 function complain(text) {
   one("problem").textContent = text;
   one("problem").hidden = !text;
-}
-
-// Files: kept as data URIs until they are asked about.
-
-function read(file) {
-  return new Promise((found, failed) => {
-    const reader = new FileReader();
-    reader.onload = () => found(reader.result);
-    reader.onerror = () => failed(new Error(`${file.name} cannot be read`));
-    reader.readAsDataURL(file);
-  });
-}
-
-async function add(chosen) {
-  complain("");
-  for (const file of chosen) {
-    const kind = file.type.split("/")[0];
-    if (!(kind in KINDS)) {
-      complain(`${file.name}: this is no picture, video or recording`);
-      continue;
-    }
-    const unable = sides.find((side) => !side.model.takes.includes(kind));
-    if (unable) {
-      complain(`${file.name}: ${unable.model.name} takes no ${{ image: "pictures", video: "videos", audio: "recordings" }[kind]}`);
-      continue;
-    }
-    const before = sides[0].messages.flatMap((message) => message.media ?? []);
-    if ([...before, ...files].reduce((sum, one) => sum + one.size, file.size) > MOST_BYTES) {
-      complain(`${file.name}: the files of one talk may have ${MOST_BYTES / 2 ** 20} MiB together`);
-      continue;
-    }
-    try {
-      files.push({ kind, name: file.name, size: file.size, url: await read(file) });
-    } catch (error) {
-      complain(error.message);
-    }
-  }
-  drawFiles();
-}
-
-function thumbnail({ kind, name, url }, isSmall = false) {
-  const made = make(kind === "image" ? "img" : kind);
-  made.src = url;
-  if (kind === "image") made.alt = name;
-  else {
-    made.controls = kind === "audio" || !isSmall;
-    made.setAttribute("aria-label", name);
-    made.preload = "metadata";
-  }
-  return made;
-}
-
-function drawFiles() {
-  one("files").replaceChildren(...files.map((file) => {
-    const item = make("li"), away = make("button", "", "×");
-    away.type = "button";
-    away.setAttribute("aria-label", `Remove ${file.name}`);
-    away.addEventListener("click", () => {
-      files = files.filter((other) => other !== file);
-      drawFiles();
-      one("text").focus();
-    });
-    item.append(thumbnail(file, true), away);
-    return item;
-  }));
 }
 
 // Asking.
@@ -216,10 +149,12 @@ async function answer(side, message, chosen) {
         state.textContent = "seeing where it looked";
       }
       if (event.event === "look") {
-        const looks = new Looks(event.look, end.text, event.most);
-        text.replaceWith(looks.tokens);
-        made.append(looks.panel);
-        hasLook = true;
+        if (isFiniteLook(event.look)) {
+          const looks = new Looks(event.look, end.text, event.most);
+          text.replaceWith(looks.tokens);
+          made.append(looks.panel);
+          hasLook = true;
+        } else made.append(make("p", "failed", "The model's numbers are not finite: it looked nowhere, and its answer means nothing."));
       }
       if (event.event === "failed") throw new Error(event.message);
       if (isNearEnd()) made.scrollIntoView({ block: "end" });

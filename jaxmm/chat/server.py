@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -48,8 +47,7 @@ class App:
         return [Route(path, handler, methods=[method]) for path, handler, method in paths]
 
     async def page(self, _: Request) -> Response:
-        html, policy = page.render(list(self._speakers.values()), self._defaults)
-        return HTMLResponse(html, headers={"content-security-policy": policy})
+        return HTMLResponse(page.render(list(self._speakers.values()), self._defaults))
 
     async def models(self, _: Request) -> Response:
         return JSONResponse(openai_api.models(self._speakers.values(), self._since))
@@ -182,4 +180,4 @@ def _lines(job: Job, question: Question) -> Iterator[str]:
 
 
 def _line(kind: str, **values: Any) -> str:
-    return json.dumps({"event": kind, **values}, ensure_ascii=False) + "\n"
+    return openai_api.text_of({"event": kind, **values}) + "\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -106,6 +107,8 @@ class _Talk:
 
 def _looked(look: dict[str, Any]) -> str:
     parts = sorted(shares(look).items(), key=lambda pair: -pair[1])
+    if not all(math.isfinite(part) for _, part in parts):
+        return "looked nowhere: the model's numbers are not finite"
     return f"looked at: {' · '.join(f'{SAID[name]} {part:.0%}' for name, part in parts) or 'nothing'}"
 
 

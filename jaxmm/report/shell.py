@@ -11,24 +11,32 @@ from importlib import resources
 from typing import Any
 
 
-def page(name: str, styles: Sequence[str], scripts: Sequence[str], **parts: str) -> str:
-    """The page of a template: ``name`` is that of an .html file here, whose ``$``-names ``parts`` fill as HTML.
+def page(
+    name: str, styles: Sequence[str], scripts: Sequence[str], *, package: str = "jaxmm.report", allowed: str = "",
+    **parts: str,
+) -> str:  # fmt: skip
+    """The page of a template: ``name`` is that of an .html file, whose ``$``-names ``parts`` fill as HTML.
 
     Args:
-      styles, scripts: names of .css and .js files here, in their order.
+      styles, scripts: names of .css and .js files, in their order.
+      package: where files are; those that it has not are taken from here.
+      allowed: directives of the page's policy that allow more than to show what is in it.
     """
-    files = resources.files("jaxmm.report")
+
+    def read(file: str) -> str:
+        places = [resources.files(one).joinpath(file) for one in (package, "jaxmm.report")]
+        return next((place for place in places if place.is_file()), places[-1]).read_text("utf-8")
+
     style, script = (
-        "".join(files.joinpath(f"{one}.{end}").read_text("utf-8") for one in names)
-        for end, names in (("css", styles), ("js", scripts))
+        "".join(read(f"{one}.{end}") for one in names) for end, names in (("css", styles), ("js", scripts))
     )
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return string.Template(files.joinpath(f"{name}.html").read_text("utf-8")).substitute(
-        policy=f"default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; "
-        f"script-src 'sha256-{digest}'",
-        style=style,
-        script=script,
-        **parts,
+    policy = (
+        "default-src 'none'", "img-src data:", "media-src data:", "style-src 'unsafe-inline'",
+        f"script-src 'sha256-{digest}'", *filter(None, [allowed]),
+    )  # fmt: skip
+    return string.Template(read(f"{name}.html")).substitute(
+        policy="; ".join(policy), style=style, script=script, **parts
     )
 
 

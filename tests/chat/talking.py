@@ -36,8 +36,12 @@ PICTURE = picture(32, 48).data
 URI = f"data:image/png;base64,{base64.b64encode(PICTURE).decode()}"
 
 
-def make_run(folder: Path, seed: int = 1, step: int = 2) -> Path:
-    """A workdir with a checkpoint of random parameters, which write letters, some of more than one token."""
+def make_run(folder: Path, seed: int = 1, step: int = 2, factor: float = 1.0) -> Path:
+    """A workdir with a checkpoint of random parameters, which write letters, some of more than one token.
+
+    Args:
+      factor: of all parameters; NaN is a run that has diverged.
+    """
     config = command.parse([f"--config={ROOT / 'configs/base.py'}", *TINY], {}).config
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(command.to_json(config)))
@@ -48,7 +52,7 @@ def make_run(folder: Path, seed: int = 1, step: int = 2) -> Path:
         value = 0.3 * rng.standard_normal(shape, np.float32) + float(path[-1] == "scale")
         if path[-1] == "head":
             value *= np.isin(np.arange(len(value)), letters)[:, None]  # other tokens have the logit 0
-        params[path] = jax.numpy.asarray(value)
+        params[path] = jax.numpy.asarray(value * np.float32(factor))
     with Checkpoints(folder / "checkpoints") as checkpoints:
         checkpoints.save(step, {"params": nested(params)}, {"position": step})
         checkpoints.wait()

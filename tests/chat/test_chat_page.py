@@ -129,6 +129,15 @@ def test_an_error_is_shown_and_the_question_comes_back(browser, chat_url):
     assert [entry["message"] for entry in browser.get_log("browser") if "400" not in entry["message"]] == []
 
 
+def test_a_diverged_model_is_told_where_maps_would_be(browser, tmp_path):
+    with serving([Speaker("diverged", make_run(tmp_path / "diverged", factor=float("nan")))]) as url:
+        open_page(browser, url, 1400)
+        ask(browser, "Colour?", with_picture=True)
+    assert "numbers are not finite" in browser.find_element("css selector", ".failed").text
+    assert browser.find_elements("css selector", ".looks") == []
+    assert browser.get_log("browser") == []
+
+
 def test_two_runs_answer_side_by_side_and_below_each_other_on_a_phone(browser, chat_speaker, tmp_path):
     other = Speaker("other <i>run</i>", make_run(tmp_path / "other", seed=2))
     with serving([chat_speaker, other]) as url:

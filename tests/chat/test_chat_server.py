@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import http.client
 import json
 import shutil
@@ -12,11 +13,11 @@ import time
 import pytest
 from talking import PICTURE, URI, asked, make_run, refused, send, serving, user
 
-from jaxmm.chat import guard, line
+from jaxmm.chat import guard, line, terminal
 from jaxmm.chat.address import PORT, TRIED, is_local, listen
 from jaxmm.chat.guard import Guard
 from jaxmm.chat.messages import read_messages
-from jaxmm.chat.speaker import Speaker
+from jaxmm.chat.speaker import DEFAULTS, Speaker
 from jaxmm.checkpoints.checkpoint import Checkpoints
 from jaxmm.errors import UserError
 
@@ -41,10 +42,17 @@ def is_alive(url: str) -> bool:
 
 def test_the_page_is_whole_and_its_policy_allows_its_own_script_alone(chat_url):
     with send(chat_url) as page:
-        html, policy = page.read().decode(), page.headers["content-security-policy"]
+        html = page.read().decode()
+        assert page.headers["content-security-policy"] == "frame-ancestors 'none'"
         assert page.headers["x-frame-options"] == "DENY"
-    assert "default-src 'none'" in policy
-    assert "script-src 'sha256-" in policy
+    policy = html.partition('http-equiv="Content-Security-Policy" content="')[2].partition('"')[0]
+    allowed = dict(directive.split(" ", 1) for directive in policy.split("; "))
+    script = html.rpartition("<script>")[2].partition("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert allowed == {
+        "default-src": "'none'", "img-src": "data:", "media-src": "data:", "style-src": "'unsafe-inline'",
+        "connect-src": "'self'", "script-src": f"'sha256-{digest}'", "base-uri": "'none'", "form-action": "'none'",
+    }  # fmt: skip
     assert "For looking at a model in training" in html
     assert 'src="' not in html.split("<script")[0]
     assert "on" + "click=" not in html
@@ -88,6 +96,28 @@ def test_openai_whole_answers_and_streams_are_the_same(chat_url, chat_speaker):
     assert told == choice["message"]["content"]
     assert [chunk["choices"][0]["finish_reason"] for chunk in chunks[:-1]] == [None] * (len(chunks) - 2) + ["length"]
     assert (chunks[-1]["choices"], chunks[-1]["usage"]) == ([], usage)
+
+
+def strict(text: str):
+    def refuse(word: str):
+        raise AssertionError(f"{word} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_a_diverged_model_answers_in_json_with_null_where_it_has_no_number(tmp_path, monkeypatch, capsys):
+    diverged = Speaker("diverged", make_run(tmp_path / "diverged", factor=float("nan")))
+    body = {"model": "diverged", "messages": TALK, "max_tokens": 3}
+    with serving([diverged]) as url:
+        with send(f"{url}/ask", body) as got:
+            events = [strict(text) for text in got.read().decode().splitlines()]
+        with send(f"{url}/v1/chat/completions", body | {"stream": True}) as got:
+            assert "NaN" not in got.read().decode()
+    assert set(events[-1]["look"]["maps"]["scale"]) == {None}
+    lines = iter(["hm?"])
+    monkeypatch.setattr("builtins.input", lambda _: next(lines, "/quit"))
+    assert terminal.talk([diverged], DEFAULTS | {"max_tokens": 3}) == 0
+    assert "looked nowhere: the model's numbers are not finite" in capsys.readouterr().out
 
 
 def test_a_stop_string_ends_an_answer_in_openais_form(chat_url, chat_speaker):
@@ -181,10 +211,12 @@ def test_a_bad_request_stops_no_later_one(chat_url, monkeypatch):
     [
         {"host": "evil.example"}, {"host": "evil.example:80"}, {"host": "127.0.0.1.evil.example"}, {"host": ""},
         {"host": "[::1"}, {"host": "192.168.0.5"}, {"origin": "http://evil.example"}, {"origin": "null"},
-        {"origin": "http://127.0.0.1:1"}, {"sec_fetch_site": "cross-site"},
+        {"origin": "http://127.0.0.1:1"}, {"origin": "http://[x"}, {"origin": "http://[::1]:x"},
+        {"host": "localhost:x"}, {"origin": "ftp://{}"}, {"sec_fetch_site": "cross-site"},
     ],
 )  # fmt: skip
 def test_other_names_and_other_sites_are_refused(chat_url, headers):
+    headers = {name: value.format(chat_url.removeprefix("http://")) for name, value in headers.items()}
     assert refused(f"{chat_url}/ask", {"model": "tiny", "messages": [user("hm?")]}, **headers)[0] == 403
     if "host" in headers:
         assert refused(chat_url, **headers)[0] == 403
