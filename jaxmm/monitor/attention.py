@@ -154,7 +154,8 @@ def figures(sums_LHGX: np.ndarray, names: Sequence[str], media: Container[str]) 
     Returns:
       queries, layers, heads; classes: all but media that the run does not have; mean: of each class and the entropy,
       over all layers and heads; mass: of each class by [layer][head]; entropy by [layer][head], in nats; sources: the
-      same of each, by [layer]; media: of the queries that have a modality before them, attention onto it, by [layer][head].
+      same of each, by [layer]; media: of the queries that have a modality before them, attention onto it, by
+      [layer][head].
     """
     sums = sums_LHGX.reshape(*sums_LHGX.shape[:2], len(names), SEEN, -1)
     whole = _Share.of(sums_LHGX)

@@ -143,7 +143,7 @@ class _Loop:
             self._save(step, state, None, is_last=True)
             if run.is_first:
                 with run_time.of("evaluating"):
-                    write_report(run.workdir, run.say)
+                    write_report(run.workdir, run.say, "stopped")
             run.say(f"stopped after step {step} of {run.steps} and saved; "
                     f"the same command goes on at step {step + 1}")  # fmt: skip
             return 128 + stopped_by

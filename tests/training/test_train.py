@@ -34,6 +34,8 @@ from jaxmm.data.assemble import Assembler
 from jaxmm.data.packing.plan import Budgets, Piece
 from jaxmm.errors import UserError
 from jaxmm.models.flops import batch_flops
+from jaxmm.report.run_curves import charts
+from jaxmm.report.run_data import read_run
 from jaxmm.runtime import program_cache
 from jaxmm.runtime.barrier import Barrier
 from jaxmm.training import goodput, logger, loop, slow_steps, throughput
@@ -146,6 +148,15 @@ def test_a_run_tells_at_evaluations_where_attention_goes_and_keeps_maps_of_its_s
     kept = json.loads((finished / "samples" / "colours.json").read_text())
     assert (kept["step"], kept["source"], len(kept["samples"])) == (8, "colours", 8)
     assert all(sample["media"][0]["kind"] == "image" for sample in kept["samples"])
+
+
+def test_the_page_of_a_run_draws_all_that_the_log_has(finished):
+    drawn = {chart.key for section in charts([read_run(finished)]).values() for chart in section}
+    assert drawn >= {
+        "loss", "loss-sources", "loss-modalities", "answers", "media-gain", "gradients-data", "attention", "shares",
+        "memory",
+    }  # fmt: skip
+    assert (finished / "report.html").stat().st_size < 3_000_000
 
 
 def test_the_compiled_step_is_the_very_same_program_with_the_monitor_on_and_off(arguments, tmp_path):
