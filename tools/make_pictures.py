@@ -37,6 +37,7 @@ FLAGS: command.Flags = {
     "limit": (300_000, "bytes that a picture may have"),
 }
 WINDOW = 1320, 1000  # pixels of the browser's window, of which its frame takes some
+RUN_WINDOW = 1600, 1230  # of the page of a run
 COLOURS = 128  # of a picture with a palette: text and flat areas stay sharp
 
 
@@ -78,6 +79,7 @@ def headless(folder: Path) -> Iterator[Any]:
 def photograph_run(page: Path, folder: Path) -> PIL.Image.Image:
     """The page of a run from where its attention is shown."""
     with headless(folder) as browser:
+        browser.set_window_size(*RUN_WINDOW)
         browser.get(page.as_uri())
         browser.execute_script("document.querySelector('#attention').scrollIntoView()")
         return PIL.Image.open(io.BytesIO(browser.get_screenshot_as_png())).convert("RGB")

@@ -91,6 +91,7 @@ def _sample(one: Any) -> dict[str, Any] | None:
             return None
         return {
             "question": str(one["question"]), "answer": str(one["answer"]), "truth": str(one["truth"]),
+            "cut": one.get("cut") is True,
             "tokens": tokens, "media": media, "soft": soft, "mass": mass,
             "maps": {"scale": scale, "data": one["maps"]["data"]}, "chosen": chosen,
         }  # fmt: skip

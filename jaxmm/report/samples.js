@@ -24,15 +24,17 @@ class Card {
     this.pinned = this.token = -1;  // -1 is the mean of all tokens
     this.item = make("li", "card");
     this.item.tabIndex = -1;
-    this.isRight = sample.answer.trim() === sample.truth.trim();
+    const answer = sample.answer.trim(), truth = sample.truth.trim(), cut = `cut after ${sample.tokens.length} tokens`;
+    this.isRight = sample.cut ? truth.startsWith(answer) : answer === truth;
     this.canvases = [];
     const question = make("p", "question", sample.question), verdict = make("p", "verdict");
     question.dir = "auto";
-    verdict.append(make("b", this.isRight ? "right" : "wrong", this.isRight ? "✓ right" : "✗ wrong"));
-    if (!this.isRight) {
-      const truth = make("span", "", sample.truth);
-      truth.dir = "auto";
-      verdict.append(" · true: ", truth);
+    verdict.append(make("b", this.isRight ? "right" : "wrong", this.isRight ? (sample.cut ? "✓ right so far" : "✓ right") : "✗ wrong"));
+    if (sample.cut) verdict.append(` · ${cut}`);
+    if (!this.isRight || sample.cut) {
+      const wanted = make("span", "", sample.truth);
+      wanted.dir = "auto";
+      verdict.append(" · true: ", wanted);
     }
     this.stack = make("div", "stack mini");
     this.told = make("p", "told");

@@ -18,6 +18,7 @@ from jaxmm.data import files
 from jaxmm.data.packing.plan import Lengths
 from jaxmm.errors import UserError
 from jaxmm.inference.answers import Prompt, make_generator, prompt_rows, write_rows
+from jaxmm.inference.stop_strings import Reply
 from jaxmm.monitor import heatmaps
 from jaxmm.monitor.attention import Probe
 from jaxmm.training import samples
@@ -77,24 +78,21 @@ class HeldOutSamples:
             return False
         with run.barrier.together(f"the answers of {name} at step {step}"):
             *_, replies = write_rows(self._generate, params, rows.loaded.batch, recipe.template, ANSWER_TOKENS)
-        answers = [reply.text for reply in replies]
         if run.is_first:
             with told(run.say, path):
-                samples.draw(asked, answers, path, recipe.template, recipe.image)
+                shown = [reply.text if reply.done else f"{reply.text} ..." for reply in replies]
+                samples.draw(asked, shown, path, recipe.template, recipe.image)
         if self._mapped:
-            tokens = [reply.tokens for reply in replies]
-            self._map(name, asked[: self._mapped], answers, tokens, params, path.with_suffix(".json"), step)
+            self._map(name, asked[: self._mapped], replies[: self._mapped], params, path.with_suffix(".json"), step)
         return True
 
-    def _map(
-        self, name: str, asked: Asked, answers: list[str], tokens: list[list[int]], params: Any, path: Path, step: int
-    ) -> None:
-        """Writes where the answers to the first questions looked."""
-        run, recipe, count = self._run, self._run.recipe, len(asked)
+    def _map(self, name: str, asked: Asked, replies: list[Reply], params: Any, path: Path, step: int) -> None:
+        """Writes where the answers to the first questions looked; "cut": that one goes on behind its last token."""
+        run, recipe, tokens = self._run, self._run.recipe, [reply.tokens for reply in replies]
         try:
             with run.barrier.agreed(f"the maps of {name}"):
                 rows = heatmaps.lay_out(
-                    [prompt for prompt, _ in asked], tokens[:count], recipe.template, recipe.image, fits_row=True,
+                    [prompt for prompt, _ in asked], tokens, recipe.template, recipe.image, fits_row=True,
                     most=ANSWER_TOKENS,
                 )  # fmt: skip
         except (UserError, ValueError) as error:
@@ -103,8 +101,8 @@ class HeldOutSamples:
         with run.barrier.together(f"the maps of {name} at step {step}"):
             looks = list(heatmaps.looks(self._probe, params, rows))
         kept = [
-            heatmaps.sample(prompt.text, answer, truth, look)
-            for (prompt, truth), answer, look in zip(asked, answers[:count], looks, strict=True)
+            heatmaps.sample(prompt.text, reply.text, truth, look) | {"cut": not reply.done}
+            for (prompt, truth), reply, look in zip(asked, replies, looks, strict=True)
         ]
         spec = recipe.model.decoder
         whole = {"step": step, "source": name, "layers": spec.layers, "heads": spec.heads, "samples": kept}
