@@ -9,13 +9,14 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from jaxmm.errors import UserError
 
+Found = TypeVar("Found")
 MOST_WAITING = 16
 TELL_EVERY = 0.5  # seconds between two lines to one who waits: a client that has gone is noticed by them
-FAILED = "the model could not answer: the terminal that it runs in says why"
+FAILED = "the model failed: the terminal that it runs in says why"
 
 
 class Waiting(NamedTuple):
@@ -34,26 +35,40 @@ class FullError(UserError):
     """Too many wait already."""
 
 
-Work = Callable[[Callable[[], bool]], Iterator[Any]]  # is given what tells whether to stop
+class FailedError(Exception):
+    """The work did not come to what was waited for."""
 
 
 class Job:
-    """One answer that is waited for. ``name`` is not to be guessed: who knows it may stop the answer."""
+    """Work that is waited for. ``name`` is not to be guessed: who knows it may stop the work."""
 
     def __init__(self, work: Work, line: Line):
         self.name = secrets.token_hex(8)
         self._work, self._line = work, line
         self._found: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._is_stopped = threading.Event()
+        self._stopped, self._left = threading.Event(), threading.Event()
 
     def stop(self) -> None:
-        """Ends the answer at its next token."""
-        self._is_stopped.set()
+        """Asks to end early; what is there by then is waited for."""
+        self._stopped.set()
+
+    def is_stopped(self) -> bool:
+        return self._stopped.is_set()
+
+    def leave(self) -> None:
+        """Says that nobody waits any more: the work is not begun, or ends where it is."""
+        self._left.set()
+        self._line.drop(self)
+
+    def is_left(self) -> bool:
+        return self._left.is_set()
 
     def run(self) -> None:
         try:
-            for found in self._work(self._is_stopped.is_set):
+            for found in () if self.is_left() else self._work(self):
                 self._found.put(found)
+                if self.is_left():
+                    break
         except UserError as error:
             self._found.put(Failed(" ".join(str(error).split())))
         except Exception:  # the next one is answered
@@ -74,7 +89,28 @@ class Job:
                     return
                 yield found
         finally:
-            self.stop()
+            self.leave()
+
+    def first(self, kind: type[Found], is_gone: Callable[[], bool]) -> Found:
+        """Waits for the first event of a kind.
+
+        Args:
+          is_gone: asked between events, whether nobody waits any more.
+
+        Raises:
+          FailedError: if there is none.
+        """
+        for event in self.events():
+            if isinstance(event, kind):
+                return event
+            if isinstance(event, Failed):
+                raise FailedError(event.message)
+            if is_gone():
+                break
+        raise FailedError("nobody waits for the answer any more")
+
+
+Work = Callable[[Job], Iterator[Any]]  # asks the job whether to go on
 
 
 class Line:
@@ -93,11 +129,22 @@ class Line:
         """
         job = Job(work, self)
         with self._changed:
-            if len(self._jobs) > MOST_WAITING:
-                raise FullError(f"{len(self._jobs)} questions wait already: try again later")
+            self.check_room()
             self._jobs.append(job)
             self._changed.notify()
         return job
+
+    def check_room(self) -> None:
+        """Raises FullError if MOST_WAITING stand in line."""
+        with self._changed:
+            if len(self._jobs) > MOST_WAITING:
+                raise FullError(f"{len(self._jobs)} questions wait already: try again later")
+
+    def drop(self, job: Job) -> None:
+        """Takes a job out of the line that has not been begun."""
+        with self._changed:
+            if job in self._jobs and job is not self._jobs[0]:
+                self._jobs.remove(job)
 
     def ahead(self, job: Job) -> int:
         """How many come before."""

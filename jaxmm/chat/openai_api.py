@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxmm.atomic import plain
@@ -121,10 +121,6 @@ def error(message: str, kind: str = "invalid_request_error", code: str | None = 
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}
 
 
-class FailedError(Exception):
-    """The model did not come to the end of its answer."""
-
-
 class _Form:
     """What the pieces of one answer have in common."""
 
@@ -148,26 +144,11 @@ def _usage(end: End) -> dict[str, int]:
     }
 
 
-def whole(events: Iterable[Any], request: Request, step: int | None, is_gone: Callable[[], bool]) -> dict[str, Any]:
-    """The whole answer.
-
-    Args:
-      events: of ``Job.events``.
-      is_gone: asked between them, whether nobody waits any more.
-
-    Raises:
-      FailedError: if there is none.
-    """
-    for event in events:
-        if isinstance(event, End):
-            message = {"role": "assistant", "content": event.text, "refusal": None}
-            choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _finish(event)}
-            return _Form(request.model, step)("chat.completion", [choice], usage=_usage(event))
-        if isinstance(event, Failed):
-            raise FailedError(event.message)
-        if is_gone():
-            break
-    raise FailedError("nobody waits for the answer any more")
+def whole(end: End, request: Request, step: int | None) -> dict[str, Any]:
+    """The whole answer."""
+    message = {"role": "assistant", "content": end.text, "refusal": None}
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _finish(end)}
+    return _Form(request.model, step)("chat.completion", [choice], usage=_usage(end))
 
 
 def stream(events: Iterable[Any], request: Request, step: int | None) -> Iterator[str]:

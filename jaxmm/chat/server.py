@@ -16,8 +16,8 @@ from starlette.routing import Route
 
 from jaxmm.chat import openai_api, page
 from jaxmm.chat.guard import Guard, TooLargeError, too_large
-from jaxmm.chat.line import Failed, FullError, Job, Line, Waiting
-from jaxmm.chat.openai_api import FailedError, NoModelError
+from jaxmm.chat.line import Failed, FailedError, Found, FullError, Job, Line, Waiting
+from jaxmm.chat.openai_api import NoModelError
 from jaxmm.chat.speaker import End, Looked, Piece, Question, Speaker
 from jaxmm.errors import UserError
 from jaxmm.json_text import parse_json
@@ -54,24 +54,15 @@ class App:
 
     async def complete(self, request: Request) -> Response:
         """OpenAI's chat completions, whole or as server-sent events."""
-        asked, question, job = await self._join(request, with_look=False)
+        asked, question, job = await self._ask(request, with_look=False)
         step = question.model.step
         if asked.is_stream:
             return streamed(openai_api.stream(job.events(), asked, step), job, "text/event-stream")
-        watch = asyncio.ensure_future(_gone(request))
-        try:
-            return JSONResponse(
-                await run_in_threadpool(openai_api.whole, job.events(), asked, step, watch.done)
-            )  # fmt: skip
-        except FailedError as error:
-            return JSONResponse(openai_api.error(str(error), "server_error"), 500)
-        finally:
-            watch.cancel()
-            job.stop()
+        return await waited(request, job, End, lambda end: openai_api.whole(end, asked, step))
 
     async def ask(self, request: Request) -> Response:
         """The same for the page: a JSON object a line, and where the answer looked."""
-        _, question, job = await self._join(request, with_look=True)
+        _, question, job = await self._ask(request, with_look=True)
         return streamed(_lines(job, question), job, "application/x-ndjson")
 
     async def stop(self, request: Request) -> Response:
@@ -84,7 +75,7 @@ class App:
         return JSONResponse({"stopped": job is not None})
 
     async def reload(self, request: Request) -> Response:
-        """Takes the newest checkpoint of a run."""
+        """Takes the newest checkpoint of a run, when it is its turn in the line."""
         body = await _json(request)
         name = body.get("model") if isinstance(body, dict) else None
         if not isinstance(name, str):
@@ -92,17 +83,28 @@ class App:
         speaker = openai_api.chosen(self._speakers, name)
         if speaker.step is None:
             raise UserError(f"{name} is a model's folder: it has no newer checkpoint")
-        await run_in_threadpool(speaker.reload)
-        return JSONResponse(page.facts(speaker))
 
-    async def _join(self, request: Request, with_look: bool) -> tuple[openai_api.Request, Question, Job]:
+        def load(_: Job) -> Iterator[Speaker]:
+            speaker.reload()
+            yield speaker
+
+        return await waited(request, self._line.join(load), Speaker, page.facts)
+
+    async def _ask(self, request: Request, with_look: bool) -> tuple[openai_api.Request, Question, Job]:
         """Reads a request, and stands in line with it."""
+        await request.body()
+        self._line.check_room()  # before any of it is decoded
         asked = await run_in_threadpool(openai_api.read_request, await _json(request))
         speaker = openai_api.chosen(self._speakers, asked.model)
         async with self._decoding:
+            self._line.check_room()
             options = openai_api.filled(asked.options, self._defaults)
             question = await run_in_threadpool(speaker.question, asked.turns, options, asked.stops)
-        return asked, question, self._line.join(lambda is_stopped: speaker.answer(question, is_stopped, with_look))
+
+        def answer(job: Job) -> Iterator[Any]:
+            return speaker.answer(question, job.is_stopped, job.is_left, with_look)
+
+        return asked, question, self._line.join(answer)
 
 
 def make_app(speakers: Sequence[Speaker], host: str, defaults: dict[str, Any]) -> Guard:
@@ -149,6 +151,18 @@ async def _gone(request: Request) -> None:
         pass
 
 
+async def waited(request: Request, job: Job, kind: type[Found], told: Callable[[Found], dict[str, Any]]) -> Response:
+    """Answers with what is told of a job's first event of a kind; the job ends when the client goes."""
+    watch = asyncio.ensure_future(_gone(request))
+    try:
+        return JSONResponse(told(await run_in_threadpool(job.first, kind, watch.done)))
+    except FailedError as error:
+        return JSONResponse(openai_api.error(str(error), "server_error"), 500)
+    finally:
+        watch.cancel()
+        job.leave()
+
+
 def streamed(pieces: Iterable[str], job: Job, kind: str) -> Response:
     """Sends pieces as they come; the job ends when the client goes."""
 
@@ -157,7 +171,7 @@ def streamed(pieces: Iterable[str], job: Job, kind: str) -> Response:
             async for piece in iterate_in_threadpool(pieces):
                 yield piece
         finally:
-            job.stop()
+            job.leave()
 
     return StreamingResponse(parts(), media_type=kind, headers={"x-accel-buffering": "no"})
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,12 +9,12 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxmm import api, capacity
+from jaxmm.chat.loaded import Loaded
 from jaxmm.data.documents import Turn
 from jaxmm.errors import UserError
 from jaxmm.inference import generation_config, sampling
 from jaxmm.inference.answers import Prompt, PromptRows, prompt_rows, write_rows
 from jaxmm.inference.sampling import Sampling
-from jaxmm.monitor.attention import Probe
 from jaxmm.monitor.heatmaps import TOKENS, lay_out, looks, sample
 from jaxmm.recipe import Recipe, fitted
 
@@ -66,7 +65,7 @@ class Question(NamedTuple):
     prompt: Prompt
     rows: PromptRows
     recipe: Recipe
-    model: api.TrainedModel
+    model: Loaded
     options: dict[str, Any]
     stops: tuple[str, ...]
 
@@ -86,9 +85,7 @@ class Speaker:
           UserError: as of ``api.load``.
         """
         self.name, self.folder = name, folder
-        self._model = api.load(folder, step)
-        self._loading = threading.Lock()
-        self._probe: Probe | None = None
+        self._model = Loaded(api.load(folder, step))
 
     @property
     def step(self) -> int | None:
@@ -97,21 +94,26 @@ class Speaker:
 
     def takes(self) -> list[str]:
         """Which of MEDIA the model takes."""
-        return [name for name in MEDIA if _is_taken(self._model.model.recipe, name)]
+        return [name for name in MEDIA if _is_taken(self._model.trained.model.recipe, name)]
 
     def reload(self) -> None:
-        """Takes the newest checkpoint; questions that are being answered stay with the one before.
+        """Takes the newest checkpoint; questions that were laid out before stay with the one of then.
+
+        The device need not hold two: the old parameters are in memory meanwhile, and come back if this fails. Not to be
+        called while an answer is computed.
 
         Raises:
           UserError: if there is none, or it cannot be read.
         """
-        with self._loading:
-            newest = api.load(self.folder)
-            if newest.model.recipe.model == self._model.model.recipe.model:
-                newest.generate = self._model.generate  # nothing is compiled again
-            else:
-                self._probe = None
-            self._model = newest
+        before = self._model
+        before.leave()
+        try:
+            newest = Loaded(api.load(self.folder))
+        except BaseException:
+            before.come_back()
+            raise
+        newest.follow(before)
+        self._model = newest
 
     def question(self, turns: Sequence[Turn], options: dict[str, Any], stops: Sequence[str] = ()) -> Question:
         """Lays a conversation out; its media are decoded here.
@@ -127,21 +129,27 @@ class Speaker:
         if options["max_tokens"] > MOST_TOKENS:
             raise UserError(f"max_tokens is {options['max_tokens']}: it must be at most {MOST_TOKENS}")
         prompt = Prompt.of(turns)
-        recipe = fitted(model.model.recipe, prompt.kinds())
-        rows = prompt_rows([prompt], recipe.template, recipe.image)
-        if (tokens := int(rows.lengths.tokens_E[0])) > MOST_POSITIONS:
-            raise UserError(f"the conversation is {tokens:,} tokens long: at most {MOST_POSITIONS:,}")
+        recipe = fitted(model.trained.model.recipe, prompt.kinds())
+        rows = prompt_rows([prompt], recipe.template, recipe.image, most=MOST_POSITIONS)
         room = rows.loaded.batch.text.values.shape[1] + options["max_tokens"]
         capacity.check_cache(recipe.model.decoder, recipe.compute, 1, room, jax.devices()[:1])
         return Question(prompt, rows, recipe, model, options, tuple(stops))
 
-    def answer(self, asked: Question, is_stopped: Callable[[], bool], with_look: bool = True) -> Iterator[Event]:
-        """Writes the answer: pieces of its text, its end, and where it looked.
+    def answer(
+        self, asked: Question, is_stopped: Callable[[], bool], is_gone: Callable[[], bool] = lambda: False,
+        with_look: bool = True,
+    ) -> Iterator[Event]:  # fmt: skip
+        """Writes the answer: pieces of its text, its end, and where it looked; an empty one looked nowhere.
 
         Args:
-          is_stopped: asked after every token; if it says so, the answer ends there.
+          is_stopped: asked after every token, whether the answer is to end there.
+          is_gone: asked after every token, whether nobody wants it any more: nothing more is computed then, and there
+            is no end.
         """
-        options, model, recipe = asked.options, asked.model, asked.recipe
+        if is_gone():
+            return
+        asked.model.come_back()
+        options, model, recipe = asked.options, asked.model.trained, asked.recipe
         penalty = generation_config.repetition_penalty(model.said, options["repetition_penalty"])
         chosen = Sampling(**{name: options[name] for name in Sampling._fields} | {"repetition_penalty": penalty})
         printed, is_cut = 0, is_stopped()
@@ -157,20 +165,20 @@ class Speaker:
                 if sure := reply.sure()[printed:]:
                     printed += len(sure)
                     yield Piece(sure)
+                if is_gone():
+                    return
                 if not is_done and (is_cut := is_stopped()):
                     break
             if text[printed:]:
                 yield Piece(text[printed:])
             finish = "stop" if is_done else "stopped" if is_cut else "length"
             yield End(text, finish, int(asked.rows.lengths.tokens_E[0]), len(tokens))
-            if with_look:
+            if with_look and tokens and not is_gone():
                 yield Looked(self._look(asked, text, tokens), TOKENS)
 
     def _look(self, asked: Question, text: str, tokens: Sequence[int]) -> dict[str, Any]:
-        recipe = asked.recipe
-        self._probe = self._probe or Probe(recipe.model, recipe.compute, TOKENS)
-        rows = lay_out([asked.prompt], [tokens], recipe.template, recipe.image)
-        (look,) = looks(self._probe, asked.model.params, rows)
+        recipe, probe, params = asked.recipe, asked.model.probe(), asked.model.trained.params
+        (look,) = looks(probe, params, lay_out([asked.prompt], [tokens], recipe.template, recipe.image))
         return sample(asked.prompt.text, text, "", look)
 
 

@@ -73,16 +73,17 @@ class PromptRows(NamedTuple):
 
 def prompt_rows(
     prompts: Sequence[Prompt], template: Template, image: ImageSpec, fits_row: bool = False,
-    written: Sequence[Sequence[int]] = (),
+    written: Sequence[Sequence[int]] = (), most: int = 0,
 ) -> PromptRows:  # fmt: skip
     """Lays prompts out.
 
     Args:
       fits_row: videos that a row of the run does not hold get fewer frames, as in training.
       written: token ids of an answer to each prompt, which stand behind it as targets; () is prompts alone.
+      most: text positions that a prompt may take; 0 is any number. Headers tell: no medium is decoded for it.
 
     Raises:
-      UserError: if a medium cannot be read.
+      UserError: if a medium cannot be read, or a prompt is longer than ``most``.
     """
     encoded = [template.encode_prompt(prompt.turns()) for prompt in prompts]
     if written:
@@ -91,6 +92,8 @@ def prompt_rows(
     image = image.only(source.meta.get("media", ()))
     image = image if fits_row else image.without_rows()
     lengths = Lengths(source, image, encode=template.stamp)
+    if most and (longest := int(lengths.tokens_E.max())) > most:
+        raise UserError(f"the prompt is {longest:,} tokens long: at most {most:,}")
     group = image.merge**2
     budgets = Budgets(
         tokens=rounded(int(lengths.tokens_E.max())),

@@ -29,20 +29,23 @@ from jaxmm.recipe import read_recipe
 ROOT = Path(__file__).parents[2]
 TINY = (
     "--config.vision.width=16", "--config.vision.layers=1", "--config.vision.heads=2", "--config.vision.mlp=32",
-    "--config.connector.mlp=32", "--config.decoder.width=32", "--config.decoder.layers=2", "--config.decoder.heads=2",
+    "--config.connector.mlp=32", "--config.decoder.width=32", "--config.decoder.heads=2",
     "--config.decoder.head_dim=16", "--config.decoder.mlp=64",
 )  # fmt: skip
 PICTURE = picture(32, 48).data
 URI = f"data:image/png;base64,{base64.b64encode(PICTURE).decode()}"
 
 
-def make_run(folder: Path, seed: int = 1, step: int = 2, factor: float = 1.0) -> Path:
+def make_run(folder: Path, seed: int = 1, step: int = 2, factor: float = 1.0, layers: int = 2) -> Path:
     """A workdir with a checkpoint of random parameters, which write letters, some of more than one token.
 
     Args:
       factor: of all parameters; NaN is a run that has diverged.
+      layers: of the decoder.
     """
-    config = command.parse([f"--config={ROOT / 'configs/base.py'}", *TINY], {}).config
+    config = command.parse(
+        [f"--config={ROOT / 'configs/base.py'}", *TINY, f"--config.decoder.layers={layers}"], {}
+    ).config
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(command.to_json(config)))
     recipe, rng = read_recipe(config), np.random.default_rng(seed)

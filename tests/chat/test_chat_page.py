@@ -57,9 +57,10 @@ def ask(browser: Any, text: str, with_picture: bool = False) -> None:
     if with_picture:
         browser.find_element("id", "picker").send_keys(browser.picture)
         wait_for(browser, "document.querySelectorAll('#files img').length === 1")
+    before = len(browser.find_elements("css selector", "li.model"))
     browser.find_element("id", "text").send_keys(f"{text}\n")
-    wait_for(browser, "document.querySelector('#ask').hidden || document.querySelector('.failed')")
-    wait_for(browser, "!document.querySelector('#ask').hidden")
+    answers = "document.querySelectorAll('li.model').length"
+    wait_for(browser, f"{answers} > {before} && !document.querySelector('#ask').hidden")
 
 
 def wait_for(browser: Any, condition: str) -> None:

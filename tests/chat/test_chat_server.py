@@ -8,12 +8,13 @@ import http.client
 import json
 import shutil
 import socket
+import threading
 import time
 
 import pytest
 from talking import PICTURE, URI, asked, make_run, refused, send, serving, user
 
-from jaxmm.chat import guard, line, terminal
+from jaxmm.chat import guard, line, openai_api, terminal
 from jaxmm.chat.address import PORT, TRIED, is_local, listen
 from jaxmm.chat.guard import Guard
 from jaxmm.chat.messages import read_messages
@@ -290,8 +291,8 @@ def test_a_client_that_goes_ends_its_answer(chat_url, monkeypatch, chat_speaker)
     written = []
     whole = chat_speaker.answer
 
-    def endless(question, is_stopped, with_look=True):
-        while not is_stopped():
+    def endless(question, is_stopped, is_gone, with_look):
+        while not is_gone():
             written.append(0)
             time.sleep(0.01)
             yield from ()
@@ -318,6 +319,8 @@ def test_stop_ends_an_answer_that_is_then_shown_as_it_is(chat_url, chat_speaker)
     body = {"model": "tiny", "messages": [user("hm?")], "max_tokens": 2000}
     with send(f"{chat_url}/ask", body) as answer:
         job = json.loads(answer.readline())["job"]
+        while json.loads(answer.readline())["event"] != "text":
+            pass
         with send(f"{chat_url}/stop", {"job": job}) as told:
             assert json.loads(told.read()) == {"stopped": True}
         events = [json.loads(text) for text in answer]
@@ -346,6 +349,32 @@ def test_two_runs_are_asked_by_name_and_each_takes_its_newest_checkpoint(chat_sp
         with Checkpoints(other.folder / "checkpoints") as checkpoints:
             assert checkpoints.steps() == [2, 4]
         assert refused(f"{url}/reload", {"model": "none"})[0] == 404
+
+
+def test_a_newer_checkpoint_is_loaded_by_the_thread_that_computes_and_a_fault_is_one_line(
+    chat_speaker, chat_url, monkeypatch
+):
+    def load(folder, step=""):
+        raise (UserError if step else OSError)(f"broken\nin {threading.current_thread().name}")
+
+    seen = []
+    monkeypatch.setattr(chat_speaker, "reload", lambda: seen.append(threading.current_thread().name))
+    with send(f"{chat_url}/reload", {"model": "tiny"}) as facts:
+        assert json.loads(facts.read())["name"] == "tiny"
+    assert seen == ["answers"]
+    monkeypatch.setattr(chat_speaker, "reload", lambda: load("", "4"))
+    assert refused(f"{chat_url}/reload", {"model": "tiny"}) == (500, "broken in answers")
+    monkeypatch.setattr(chat_speaker, "reload", lambda: load(""))
+    assert refused(f"{chat_url}/reload", {"model": "tiny"}) == (500, line.FAILED)
+    assert is_alive(chat_url)
+
+
+def test_a_full_line_refuses_before_anything_is_decoded(chat_url, monkeypatch):
+    monkeypatch.setattr(line, "MOST_WAITING", -1)
+    monkeypatch.setattr(openai_api, "read_request", lambda body: 1 / 0)
+    for path in ("/ask", "/v1/chat/completions"):
+        status, said = refused(f"{chat_url}{path}", {"model": "tiny", "messages": [user("x", URI)]})
+        assert (status, said) == (429, "0 questions wait already: try again later")
 
 
 def test_a_file_that_is_broken_in_any_way_is_refused(chat_url):

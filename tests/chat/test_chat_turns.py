@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import base64
 import os
+import shutil
 import signal
 import sys
 import threading
 
+import jax
 import numpy as np
 import pytest
 from conftest import picture
-from talking import PICTURE, URI, user
+from talking import PICTURE, URI, make_run, user
 
-from jaxmm import generate
+from jaxmm import api, generate
 from jaxmm.chat import __main__ as chat
-from jaxmm.chat import terminal
+from jaxmm.chat import speaker, terminal
 from jaxmm.chat.line import MOST_WAITING, Failed, FullError, Line, Waiting
 from jaxmm.chat.messages import MOST_LETTERS, MOST_MEDIA, read_messages
-from jaxmm.chat.speaker import DEFAULTS, End, Looked, Piece, shares
+from jaxmm.chat.speaker import DEFAULTS, End, Looked, Piece, Speaker, shares
 from jaxmm.data.documents import Document, Image, Text, Turn
 from jaxmm.errors import UserError
+from jaxmm.inference import answers
 from jaxmm.inference.answers import Prompt
 
 COLOUR, AGAIN = user("Colour?", URI), user("And now?")
@@ -28,8 +31,8 @@ IMAGE = COLOUR["content"][0]
 TALK = [COLOUR, {"role": "assistant", "content": "red"}, AGAIN]
 
 
-def answered(speaker, messages, is_stopped=lambda: False, **options) -> list:
-    return list(speaker.answer(speaker.question(read_messages(messages), options), is_stopped))
+def answered(asked, messages, is_stopped=lambda: False, **options) -> list:
+    return list(asked.answer(asked.question(read_messages(messages), options), is_stopped))
 
 
 def text_of(events) -> str:
@@ -157,6 +160,62 @@ def test_an_answer_that_is_stopped_keeps_what_was_written(chat_speaker):
     assert len(looked.look["tokens"]) == 4
 
 
+def refuse(*_, **__):
+    raise AssertionError("this is not to be computed")
+
+
+def test_nothing_is_computed_for_a_client_that_has_gone(chat_speaker, monkeypatch):
+    question = chat_speaker.question(read_messages([AGAIN]), {"max_tokens": 8})
+    monkeypatch.setattr(speaker, "looks", refuse)
+    seen: list = []
+    events = list(chat_speaker.answer(question, lambda: False, lambda: len(seen) > 3 or bool(seen.append(0))))
+    assert {type(event) for event in events} == {Piece}, "no end, and no look"
+    for event in chat_speaker.answer(question, lambda: False, lambda: bool(seen and seen[-1] == "end")):
+        seen.append("end" if isinstance(event, End) else "piece")
+    assert seen[-1] == "end", "the look is left out of who goes behind the end"
+    monkeypatch.setattr(speaker, "write_rows", refuse)
+    assert list(chat_speaker.answer(question, lambda: False, lambda: True)) == []
+
+
+def test_an_answer_that_is_stopped_before_its_first_token_looks_nowhere(chat_speaker, monkeypatch):
+    monkeypatch.setattr(speaker, "looks", refuse)
+    (end,) = answered(chat_speaker, [AGAIN], lambda: True)
+    assert (end.text, end.finish, end.tokens) == ("", "stopped", 0)
+
+
+def test_a_conversation_that_is_too_long_is_refused_before_its_media_are_decoded(chat_speaker, monkeypatch):
+    monkeypatch.setattr(speaker, "MOST_POSITIONS", 10)
+    monkeypatch.setattr(answers, "Assembler", refuse)
+    with pytest.raises(UserError, match=r"the prompt is \d+ tokens long: at most 10"):
+        chat_speaker.question(read_messages([COLOUR]), {})
+
+
+def test_a_newer_checkpoint_loads_where_the_old_one_has_made_room_and_both_answer(tmp_path, monkeypatch):
+    folder, load, seen = make_run(tmp_path / "run"), api.load, []
+    ours = Speaker("run", folder)
+    before = ours.question(read_messages(TALK), {"max_tokens": 8})
+    told = list(ours.answer(before, lambda: False))
+
+    def loaded(path, step=""):
+        seen.append({type(leaf) for leaf in jax.tree.leaves(before.model.trained.params)})
+        return load(path, step)
+
+    monkeypatch.setattr(api, "load", loaded)
+    shutil.rmtree(folder)
+    with pytest.raises(UserError):
+        ours.reload()
+    assert list(ours.answer(before, lambda: False)) == told, "a failure changes nothing"
+    make_run(folder, seed=3, step=4, layers=3)
+    ours.reload()
+    assert seen == [{np.ndarray}] * 2, "it is off the device meanwhile"
+    assert ours.step == 4
+    newer = ours.question(read_messages(TALK), {"max_tokens": 8})
+    for _ in range(2):  # each with its own programs, in any order
+        assert list(ours.answer(before, lambda: False)) == told
+        look = list(ours.answer(newer, lambda: False))[-1].look
+        assert {layer for layer, _ in look["chosen"]} == {0, 1, 2}
+
+
 @pytest.mark.parametrize(
     ("message", "options", "told"),
     [
@@ -164,7 +223,7 @@ def test_an_answer_that_is_stopped_keeps_what_was_written(chat_speaker):
         ({"role": "user", "content": [HEARD]}, {}, "there are recordings"),
         (AGAIN, {"max_tokens": 10**6}, "max_tokens is 1000000: it must be at most"),
         (AGAIN, {"temperature": -1.0}, "temperature is -1.0: it must be 0 or above"),
-        (user("x" * 40_000), {}, "the conversation is 40,0"),
+        (user("x" * 40_000), {}, "the prompt is 40,0"),
     ],
 )  # fmt: skip
 def test_what_the_model_cannot_answer_is_one_line(chat_speaker, message, options, told):
@@ -185,16 +244,40 @@ def test_who_comes_later_waits_in_line_and_a_fault_stops_no_other():
         yield
 
     first, second = line.join(slow), line.join(broken)
-    assert next(second.events()) == Waiting(1)
+    waiting = second.events()
+    assert next(waiting) == Waiting(1)
     assert line.find(second.name) is second
     others = [line.join(slow) for _ in range(MOST_WAITING - 1)]
     with pytest.raises(FullError, match="wait already"):
         line.join(slow)
     may_go.set()
     assert list(first.events()) == ["slow"]
-    assert [event for event in second.events() if not isinstance(event, Waiting)] == [Failed("of two lines")]
+    assert [event for event in waiting if not isinstance(event, Waiting)] == [Failed("of two lines")]
     assert [list(other.events())[-1] for other in others] == ["slow"] * len(others)
     assert line.find(second.name) is None
+
+
+def test_who_leaves_makes_room_in_the_line_and_nothing_is_begun_for_them():
+    line, may_go, begun = Line(), threading.Event(), []
+
+    def slow(job):
+        may_go.wait()
+        yield "slow"
+
+    def counted(job):
+        begun.append(job)
+        yield "well"
+
+    first = line.join(slow)
+    others = [line.join(counted) for _ in range(MOST_WAITING)]
+    with pytest.raises(FullError):
+        line.check_room()
+    others[0].leave()
+    last = line.join(counted)
+    may_go.set()
+    assert first.first(str, lambda: False) == "slow"
+    assert last.first(str, lambda: False) == "well"
+    assert begun == [*others[1:], last]
 
 
 def test_a_line_outlives_a_bug_and_tells_its_terminal(capsys):
