@@ -185,7 +185,8 @@ def sample(question: str, answer: str, truth: str, look: Look) -> dict[str, Any]
     kept = np.sort(kept)
     maps = np.concatenate([each.mean(0, keepdims=True), each[kept]])
     scale = maps.max((1, 2), initial=0.0)
-    data = np.sqrt(maps / np.maximum(scale, 1e-30)[:, None, None]) * 255
+    # Where a number is not finite, the scale is neither, which a page tells.
+    data = np.nan_to_num(np.sqrt(maps / np.maximum(scale, 1e-30)[:, None, None])) * 255
     first = np.cumsum([0, *(len(one.places) for one in look.shown)])
     return {
         "question": question,
