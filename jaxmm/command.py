@@ -21,6 +21,7 @@ from typing import Any, Literal, NoReturn
 
 from ml_collections import ConfigDict
 
+import jaxmm
 from jaxmm.config import consistency
 from jaxmm.config.file import load_file, load_workdir
 from jaxmm.config.help import help_of_keys
@@ -40,6 +41,11 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # ended_on_interrupt until here
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
+        if getattr(jaxmm, "__file__", None) is None:
+            raise UserError(
+                f"the folder {os.path.abspath('jaxmm')} hides the package: run it in another folder, or as `jaxmm ...` "
+                f"instead of `python -m jaxmm....`"
+            )
         status = main(sys.argv[1:])
     except StrandedError as error:
         end_at_once(str(error))
@@ -191,7 +197,7 @@ def _unknown_flag(name: str, flags: Flags, config: str, loaded: ConfigDict) -> U
     if name == "config":
         own = " (it reads the run's own; --config.KEY=VALUE changes a key)" if config == "workdir" else ""
         return UserError(f"this command takes no --config{own}")
-    if config != "none" and (suggestion := hint(name)):
+    if config != "none" and (suggestion := hint(name)) and f"--{name}" not in _as_flags(suggestion).split():
         return UserError(f"unknown flag --{name}: {_as_flags(suggestion)}")
     if config != "none" and (suggestion := same_end(name)):
         typed = suggestion.replace("mean '", "mean '--config.")

@@ -25,6 +25,7 @@ from jaxmm import api, command
 from jaxmm.chat import terminal
 from jaxmm.chat.address import EVERYWHERE, PORT, is_local, listen
 from jaxmm.chat.speaker import DEFAULTS, Speaker
+from jaxmm.config.file import load_workdir
 from jaxmm.corpus import cache_folder
 from jaxmm.errors import UserError
 from jaxmm.hf.folder import is_folder
@@ -56,6 +57,9 @@ def main(argv: list[str]) -> int:
     if not args.terminal:
         _check_extra()
     folders = [Path(folder) for folder in args.workdir]
+    for folder in folders:
+        if not is_folder(folder):
+            load_workdir(str(folder))  # says what is wrong with it
     startup.keep_compiled(cache_folder(api.load_config("base" if is_folder(folders[0]) else folders[0])))
     speakers = [Speaker(name, folder, args.step) for name, folder in zip(_names(folders), folders, strict=True)]
     if args.terminal:

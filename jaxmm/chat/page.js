@@ -133,6 +133,7 @@ async function answer(side, message, chosen) {
   try {
     const body = { model: side.model.name, messages: turns, ...chosen };
     for await (const event of lines(await post("/ask", body, side.abort.signal))) {
+      const follows = isNearEnd();  // before it grows
       if (event.event === "start") ({ job: side.job, step } = event);
       if (event.event === "waiting") {
         const written = text.textContent ? "" : "thinking; a first question takes longer";
@@ -157,12 +158,13 @@ async function answer(side, message, chosen) {
         } else made.append(make("p", "failed", "The model's numbers are not finite: it looked nowhere, and its answer means nothing."));
       }
       if (event.event === "failed") throw new Error(event.message);
-      if (isNearEnd()) made.scrollIntoView({ block: "end" });
+      if (follows) made.scrollIntoView({ block: "end" });
     }
     if (!end) throw new Error("the answer ended early: is the server still running?");
   } catch (error) {
     if (!end) asked.remove();
     made.append(make("p", "failed", error.name === "AbortError" ? "stopped" : error.message));
+    made.scrollIntoView({ block: "end" });
   }
   side.job = side.abort = null;
   text.classList.remove("writing");

@@ -123,7 +123,8 @@ def choose_queries(loaded: Loaded, stands: Standing, most: int, group_S: np.ndar
     at_BQ, groups_BQ, turns_BQ = (np.full((rows, min(most, length)), value, np.int32) for value in (0, -1, 0))
     for b, weights in enumerate(loaded.batch.weights_BT):
         targets = np.flatnonzero(weights > 0)
-        at = targets[np.linspace(0, len(targets) - 1, min(most, len(targets))).round().astype(int)]
+        count = min(most, len(targets))
+        at = targets[((np.arange(count) + 0.5) * len(targets) / max(count, 1)).astype(int)]  # the middle of equal parts
         here = slice(0, len(at))
         at_BQ[b, here], turns_BQ[b, here] = at, stands.turns_BT[b, at + 1]
         groups_BQ[b, here] = group_S[loaded.batch.sources_BT[b, at]] * SEEN + stands.seen_BT[b, at]

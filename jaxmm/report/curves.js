@@ -71,7 +71,7 @@ class CurveChart {
     if (low > high) [low, high] = this.isLog ? [0.1, 1] : [0, 1];
     if (this.spec.from0 && !this.isLog) [low, high] = [Math.min(0, low), Math.max(0, high)];
     if (this.isLog) [low, high] = high / low < 1.02 ? [low / 1.1, high * 1.1] : [low / (high / low) ** 0.04, high * (high / low) ** 0.04];
-    else if (high - low < Math.abs(high) * 1e-6 || high === low) [low, high] = [Math.min(low, 0), Math.max(high, 1e-9)];
+    else if (high - low < Math.abs(high) * 1e-6 || high === low) [low, high] = [Math.min(low, 0), high > 0 ? high : 1];
     else [low, high] = [low === 0 ? 0 : low - 0.04 * (high - low), high === 0 ? 0 : high + 0.06 * (high - low)];
     const up = scaled(low, high, this.isLog), tall = HEIGHT - TOP - FOOT, wide = width - LEFT - RIGHT;
     this.atX = (step) => LEFT + ((step - from) / (to - from || 1)) * wide;

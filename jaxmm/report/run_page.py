@@ -176,8 +176,9 @@ def _sections(runs: Sequence[RunData], drawn: dict[str, Any], attention: bool, s
         yield Section("samples", "Samples", f'{note}<div id="answers"></div>')
     if balance := run_tables.each(runs, run_tables.balance):
         note = (
-            '<p class="note">Shares of the tokens, targets and loss that the run has trained on, means over its steps; '
-            "the mark on a bar is what was asked for.</p>"
+            '<p class="note">Shares of the tokens, targets and loss by source that the run has trained on, means over '
+            "its steps. Shares of the loss by modality, and of gradients, are those of the batches that were looked "
+            "at. The mark on a bar is what was asked for.</p>"
         )
         beside = _charts("balance") if drawn["balance"] else ""
         yield Section("balance", "Balance", f'{note}<div class="pair"><div class="part">{balance}</div>{beside}</div>')
@@ -216,7 +217,10 @@ def _lacking(run: RunData, attention: Any, samples: Any) -> Iterator[str]:
     if attention is None and run.last("attention") is None:
         yield "Attention: no line of the log has it; <code>config.monitor.attention_every</code> says when a run looks."
     if not samples and not run.samples:
-        yield "Samples: a run draws them at its evaluations and at its end, of held-out questions about media."
+        yield (
+            "Samples: a run keeps maps of held-out questions about media, unless "
+            "<code>config.monitor.heatmaps</code> is 0 or <code>config.monitor.attention_every</code> is -1; its answers are in <code>samples/</code>."
+        )
     if run.last("balance") is None:
         yield "Balance: no line of the log has shares by source and modality; those of jaxmm 0.2 do."
     if run.last("goodput") is None and not run.summary.get("goodput"):

@@ -112,6 +112,8 @@ class _Loop:
         state = self._first_state()
         for line in opening_lines(run, state):
             run.say(line)
+        if run.start and run.is_first:
+            write_report(run.workdir, run.say)  # it may say that the run was stopped
         self.evaluator = _evaluator(run)
         for line in self.evaluator.notes if self.evaluator else ():
             run.say(f"held out: {line}")
