@@ -25,7 +25,7 @@ if os.environ.get("JAX_PROCESS_ID") == "1":
     elif where == "reading":
         evaluate.saved_params = stop
     elif where == "samples":
-        closing.answers = stop
+        held_out_samples.write_rows = stop
 command.run(train.main if where == "samples" else evaluate.main)
 """
 
@@ -79,7 +79,7 @@ def test_two_processes_evaluate_to_the_figures_of_one_and_the_first_alone_tells_
     [
         ("reading", "process 1 of 2 did not come to the checkpoint within 20 s"),
         ("within a batch", "process 1 of 2 did not come to the end of batch 1 of an evaluation within 20 s"),
-        ("samples", "process 1 of 2 did not come to the closing samples within 30 s"),
+        ("samples", "process 1 of 2 did not come to the answers of colours at step 2 within 30 s"),
     ],
 )
 def test_a_process_that_is_stuck_besides_the_steps_is_named_by_the_other(where, line, arguments, workdir, tmp_path):

@@ -500,6 +500,14 @@ def stop_with_steps_to_lose(process: subprocess.Popen, workdir: Path) -> None:
         assert process.poll() is None
 
 
+def wait_for_starts(workdir: Path, count: int, seconds: float = 90) -> None:
+    """Until so many starts stand in the timeline: a start that is killed before that is none."""
+    end = time.monotonic() + seconds
+    while [line["event"] for line in timeline_of(workdir)].count("start") < count:
+        assert time.monotonic() < end, f"no start {count} in the timeline"
+        time.sleep(0.05)
+
+
 @pytest.mark.slow
 def test_killed_at_random_and_resumed_the_parameters_are_bit_equal_and_no_second_is_missing(arguments, tmp_path):
     argv = [*arguments, "--config.steps=30", "--config.eval.every=0", "--config.log.every=1"]
@@ -509,6 +517,7 @@ def test_killed_at_random_and_resumed_the_parameters_are_bit_equal_and_no_second
     for kill in range(4):
         process = start(argv, killed, 8)
         wait_for(killed / "checkpoints" / str(2 * (kill + 1)))
+        wait_for_starts(killed, kill + 1)
         time.sleep(rng.random() / 2)
         if not kill:
             stop_with_steps_to_lose(process, killed)
