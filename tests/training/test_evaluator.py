@@ -15,7 +15,7 @@ from small_run import by_variables, free_port
 PROGRAM = """
 import os, signal, sys, types
 from jaxmm import command, evaluate, sharding, train
-from jaxmm.training import closing, evaluator
+from jaxmm.training import evaluator, held_out_samples
 
 where = sys.argv.pop(1)
 stop = lambda *args, **options: os.kill(os.getpid(), signal.SIGSTOP)

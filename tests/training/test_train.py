@@ -27,6 +27,7 @@ from ml_collections import ConfigDict
 from small_run import PAGES, ROOT, assert_same_bits, saved, start, wait_for
 
 from jaxmm import command, evaluate, generate, inspect, train
+from jaxmm.atomic import read_lines
 from jaxmm.checkpoints import checksums
 from jaxmm.checkpoints.checkpoint import Checkpoints
 from jaxmm.config.file import load_workdir
@@ -484,7 +485,7 @@ def test_sigterm_saves_and_says_how_to_go_on(arguments, tmp_path):
 
 
 def timeline_of(workdir: Path) -> list[dict]:
-    return [json.loads(line) for line in (workdir / "timeline.jsonl").read_text().splitlines()]
+    return read_lines(workdir / "timeline.jsonl")  # the last line may be half written
 
 
 def stop_with_steps_to_lose(process: subprocess.Popen, workdir: Path) -> None:
