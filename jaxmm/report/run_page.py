@@ -219,8 +219,8 @@ def _lacking(run: RunData, attention: Any, samples: Any) -> Iterator[str]:
     if not samples and not run.samples:
         yield (
             "Samples: a run keeps maps of held-out questions about media, unless "
-            "<code>config.monitor.heatmaps</code> is 0 or <code>config.monitor.attention_every</code> is -1; its answers "
-            "are in <code>samples/</code>."
+            "<code>config.monitor.heatmaps</code> is 0 or <code>config.monitor.attention_every</code> is -1; its "
+            "answers are in <code>samples/</code>."
         )
     if run.last("balance") is None:
         yield "Balance: no line of the log has shares by source and modality; those of jaxmm 0.2 do."
