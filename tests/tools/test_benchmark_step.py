@@ -49,7 +49,7 @@ def test_a_config_s_step_is_measured_on_its_own_mesh(tmp_path):
 
 def test_where_there_are_no_shares_a_note_says_why(monkeypatch):
     run = types.SimpleNamespace(config=types.SimpleNamespace(accumulation=4))
-    shares, notes = benchmark_step.parts(run, None, None, None, 1)
+    shares, notes = benchmark_step.parts(run, None, None, None, None, 1)
     assert not shares
     assert "not in 4 microbatches" in notes[0]
 
@@ -58,7 +58,7 @@ def test_where_there_are_no_shares_a_note_says_why(monkeypatch):
 
     run.config.accumulation = 1
     monkeypatch.setattr(benchmark_step, "programs", out_of_memory)
-    shares, notes = benchmark_step.parts(run, None, None, None, 1)
+    shares, notes = benchmark_step.parts(run, None, None, None, None, 1)
     assert not shares
     assert "ran out of memory" in notes[0]
 
