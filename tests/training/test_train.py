@@ -7,14 +7,12 @@ import io
 import itertools
 import json
 import os
-import random
 import re
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,7 +25,6 @@ from ml_collections import ConfigDict
 from small_run import PAGES, ROOT, assert_same_bits, saved, start, wait_for
 
 from jaxmm import command, evaluate, generate, inspect, train
-from jaxmm.atomic import read_lines
 from jaxmm.checkpoints import checksums
 from jaxmm.checkpoints.checkpoint import Checkpoints
 from jaxmm.config.file import load_workdir
@@ -44,7 +41,6 @@ from jaxmm.training.goodput import RunTime
 from jaxmm.training.opening import jump_of_rate
 from jaxmm.training.progress import Progress, count, counts_of
 from jaxmm.training.run import Run
-from jaxmm.training.timeline import Life
 from jaxmm.workdir import own_folders
 from jaxmm.workdir.folder import Claim
 
@@ -482,58 +478,3 @@ def test_sigterm_saves_and_says_how_to_go_on(arguments, tmp_path):
     assert "the same command goes on" in out
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         assert (checkpoints.latest() or 0) >= 2
-
-
-def timeline_of(workdir: Path) -> list[dict]:
-    return read_lines(workdir / "timeline.jsonl")  # the last line may be half written
-
-
-def stop_with_steps_to_lose(process: subprocess.Popen, workdir: Path) -> None:
-    """Stops a process when its timeline has steps that no checkpoint has."""
-    while True:
-        process.send_signal(signal.SIGSTOP)
-        time.sleep(0.05)
-        has = max(int(folder.name) for folder in (workdir / "checkpoints").iterdir() if folder.name.isdigit())
-        if timeline_of(workdir)[-1]["step"] > has:
-            return
-        process.send_signal(signal.SIGCONT)
-        time.sleep(0.05)
-        assert process.poll() is None
-
-
-def wait_for_starts(workdir: Path, count: int, seconds: float = 90) -> None:
-    """Until so many starts stand in the timeline: a start that is killed before that is none."""
-    end = time.monotonic() + seconds
-    while [line["event"] for line in timeline_of(workdir)].count("start") < count:
-        assert time.monotonic() < end, f"no start {count} in the timeline"
-        time.sleep(0.05)
-
-
-@pytest.mark.slow
-def test_killed_at_random_and_resumed_the_parameters_are_bit_equal_and_no_second_is_missing(arguments, tmp_path):
-    argv = [*arguments, "--config.steps=30", "--config.eval.every=0", "--config.log.every=1"]
-    assert train.main([*argv, f"--workdir={tmp_path / 'whole'}"]) == 0
-    rng, killed = random.Random(0), tmp_path / "killed"
-    began = time.time()
-    for kill in range(4):
-        process = start(argv, killed, 8)
-        wait_for(killed / "checkpoints" / str(2 * (kill + 1)))
-        wait_for_starts(killed, kill + 1)
-        time.sleep(rng.random() / 2)
-        if not kill:
-            stop_with_steps_to_lose(process, killed)
-        process.kill()
-        process.communicate()
-    assert train.main([*argv, f"--workdir={killed}"]) == 0
-    took = time.time() - began
-    assert_same_bits(saved(tmp_path / "whole", 30), saved(killed, 30))
-    lines = timeline_of(killed)
-    told = json.loads((killed / "summary.json").read_text())["goodput"]
-    assert [line["event"] for line in lines].count("start") == told["starts"] == 5
-    life = Life()
-    for line in lines:
-        life.add(line)
-    wall = lines[-1]["time"] - lines[0]["time"]
-    assert sum(life.seconds.values()) == pytest.approx(wall, rel=0.01)
-    assert told["wall_seconds"] < wall + 0.01 < took + 0.1, "the first process began after this test"
-    assert min(told["seconds"][kind] for kind in ("starting", "stepping", "saving", "lost", "down")) > 0
