@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from jaxmm.data.documents import Media, Text, Turn
+from jaxmm.inference.answers import Prompt, make_generator, prompt_batch
 
 WRITTEN = 12  # tokens of a greedy answer
 
 
-class Asked(NamedTuple):
-    """A prompt that goes on within a page: "ab", media, "cd"."""
-
-    media: tuple[Media, ...]
-
-    def turn(self) -> Turn:
-        return Turn("document", (Text("ab"), *self.media, Text("cd")), False)
+def within_a_page(part: Media) -> Prompt:
+    """A prompt that goes on within a page: "ab", a medium, "cd"."""
+    return Prompt.of([Turn("document", (Text("ab"), part, Text("cd")), False)])
 
 
 def assert_greedy_answers_agree(recipe: Any, model: Any, given: Sequence[tuple[Media, dict[str, Any]]]) -> None:
@@ -28,14 +25,13 @@ def assert_greedy_answers_agree(recipe: Any, model: Any, given: Sequence[tuple[M
 
     from jaxmm import sharding
     from jaxmm.hf.pretrained import read_params
-    from jaxmm.inference.answers import make_generator, prompt_batch
     from jaxmm.inference.sampling import GREEDY
     from jaxmm.models.multimodal import nested
 
     mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
     with jax.set_mesh(mesh):
         params = nested(read_params(recipe.start, lambda *_: sharding.replicated(mesh)).params)
-        batch = prompt_batch([Asked((part,)) for part, _ in given], recipe.template, recipe.image)  # type: ignore[misc]
+        batch = prompt_batch([within_a_page(part) for part, _ in given], recipe.template, recipe.image)
         generate = make_generator(recipe.model, recipe.compute, ())
         writing = generate.begin(params, batch, 64, GREEDY, 0)
         writing = generate.go_on(params, writing, np.zeros(len(given), bool), WRITTEN)
