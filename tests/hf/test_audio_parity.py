@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from clip_parity import assert_greedy_answers_agree
+from clip_parity import assert_greedy_answers_agree, attention_difference
 from made_folders import byte_level_tokenizer
 
 from jaxmm.batch import IGNORED, Batch
@@ -187,6 +187,14 @@ def test_packed_recordings_give_the_ids_and_numbers_of_transformers(sides):
     projector = sides.model.model.multi_modal_projector
     last = (projector.linear if sides.name == "qwen2_audio" else projector.linear_2).weight.grad.numpy().T
     assert np.abs(np.asarray(gradients["audio_connector"]["down"]["kernel"]) - last).max() < 1e-3 * np.abs(last).max()
+
+
+def test_attention_onto_packed_recordings_is_that_of_transformers(sides):
+    heard = [sound(count, n) for n, count in enumerate((8000, 40000))]
+    batch, ends = ours_of(sides, *heard)
+    places = [slice(start, end - 1) for start, end in itertools.pairwise([0, *ends])]  # without the end, which is ours
+    alone = [(place, theirs_of(sides, samples)) for place, samples in zip(places, heard, strict=True)]
+    assert attention_difference(sides.recipe, sides.model, batch, alone) < 1e-5
 
 
 def test_tensors_come_back_to_the_bit(sides, tmp_path):

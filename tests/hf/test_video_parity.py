@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import PIL.Image
 import pytest
-from clip_parity import assert_greedy_answers_agree
+from clip_parity import assert_greedy_answers_agree, attention_difference
 from conftest import picture
 from made_folders import byte_level_tokenizer
 
@@ -185,6 +185,14 @@ def test_packed_videos_give_the_numbers_of_transformers(sides):
     theirs = kernel.transpose(2, 3, 4, 1, 0).reshape(2, -1, kernel.shape[0])
     ours = np.asarray(gradients["vision"]["patch_embedding"]["kernel"])
     assert np.abs(ours - theirs).max() < 1e-3 * np.abs(theirs).max()
+
+
+def test_attention_onto_packed_videos_is_that_of_transformers(sides):
+    videos = [Video(frames=frames_of(n, (16, 24), n), fps=4.0) for n in (9, 4)]
+    batch, ends = ours_of(sides, *videos)
+    places = [slice(start, end - 1) for start, end in itertools.pairwise([0, *ends])]  # without the end, which is ours
+    alone = [(place, theirs_of(sides, video)) for place, video in zip(places, videos, strict=True)]
+    assert attention_difference(sides.recipe, sides.model, batch, alone) < 1e-5
 
 
 def test_the_greedy_answer_is_that_of_transformers(sides):

@@ -14,6 +14,8 @@ from conftest import IMAGE, Tiny, chat, picture, plain, random_documents
 
 from jaxmm import sharding
 from jaxmm.data.assemble import Assembler, Loaded
+from jaxmm.data.documents import Document, Text, Turn
+from jaxmm.data.packing.pieces import pieces_of
 from jaxmm.data.packing.plan import Budgets, Lengths, Piece, pack
 from jaxmm.models import attention as attn
 from jaxmm.models.decoder import DecoderSpec
@@ -23,6 +25,7 @@ from jaxmm.monitor.attention import AttentionMonitor, Probe, choose_queries
 from jaxmm.monitor.standing import FIRST, MODALITIES, SEPARATOR, TEXT, standing
 
 ROWS = 4
+SPLIT = 24  # tokens, above which a document is split: most have less
 BUDGETS = Budgets(tokens=128, patches=160, items=8, targets=128)
 DECODERS = {
     "plain": {},
@@ -45,10 +48,14 @@ def variant(tiny: Tiny, name: str) -> tuple[ModelSpec, Any]:
 
 
 def loaded_rows(lengths: Lengths, blocks: bool = False) -> Loaded:
-    rows = pack(lengths.needs(np.arange(len(lengths))), BUDGETS)[:ROWS]
+    """Rows of documents, those above SPLIT tokens in parts."""
+    everything, small = np.arange(len(lengths)), BUDGETS._replace(tokens=SPLIT)
+    pieces, needs, _ = pieces_of(lengths, 0, everything, everything, small, "split")
+    rows, listed = pack(needs, BUDGETS)[:ROWS], pieces.listed()
     rows += [[] for _ in range(ROWS - len(rows))]
-    pieces = [[Piece(0, int(e), 0, int(lengths.tokens_E[e])) for e in row] for row in rows]
-    return Assembler([lengths], BUDGETS, dataclasses.replace(IMAGE, bidirectional=blocks))(pieces)
+    return Assembler([lengths], BUDGETS, dataclasses.replace(IMAGE, bidirectional=blocks))(
+        [[listed[n] for n in row] for row in rows]
+    )
 
 
 class Layers:
@@ -194,6 +201,28 @@ def test_positions_are_told_apart_by_what_stands_there(lengths_of, template):
     assert (queries.turns_BQ[0, :3] == 1).all(), (
         "an answer's first token is predicted from the turn before, for its own"
     )
+
+
+def test_in_a_part_of_a_split_document_stands_what_stands_there_in_the_whole(lengths_of, template):
+    said = ((picture(16, 16), Text("ab")), (Text("cd"),), (picture(8, 8), Text("ef")), (Text("ghi"),))
+    several = Document(
+        tuple(Turn("assistant" if n % 2 else "user", parts, bool(n % 2)) for n, parts in enumerate(said)), "chat"
+    )
+    lengths = lengths_of([several])
+    count = int(lengths.tokens_E[0])
+    assemble = Assembler([lengths], BUDGETS, IMAGE)
+    whole = standing(assemble([[Piece(0, 0, 0, count)]]), [lengths], template)
+    for cut in (1, 8, 12, 14, count - 1):  # text of the user's, of an answer, a header; no cut goes through a picture
+        parts = [Piece(0, 0, 0, cut), Piece(0, 0, cut, count)]
+        found = standing(assemble([parts]), [lengths], template)
+        at = np.arange(count) != cut
+        assert found.classes_BT[0, cut] == FIRST, "there attention begins anew"
+        np.testing.assert_array_equal(found.classes_BT[0, :count][at], whole.classes_BT[0, :count][at])
+        np.testing.assert_array_equal(found.turns_BT, whole.turns_BT)
+        is_media = np.isin(whole.classes_BT[0, :count], range(len(MODALITIES)))
+        is_media[cut] |= whole.classes_BT[0, cut] < len(MODALITIES)
+        seen = np.concatenate([np.logical_or.accumulate(part) for part in np.split(is_media, [cut])])
+        np.testing.assert_array_equal(found.seen_BT[0, :count], seen, "only what stands before it in its part")
 
 
 @pytest.mark.parametrize("looks", [True, False])
