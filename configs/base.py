@@ -119,7 +119,9 @@ def get_config() -> ConfigDict:
     config.optimizer.clip = 1.0
     config.optimizer.moments = "float32"  # what the moments are held as: or "bfloat16", "float8"
     config.optimizer.z_loss = 1e-4
-    config.optimizer.freeze = ""  # parts, comma between them: vision, connector, audio, audio_connector, decoder
+    # parts (vision, connector, audio, audio_connector, decoder) or patterns of paths: decoder.embedding,*.bias
+    config.optimizer.freeze = ""
+    config.optimizer.rates = ""  # pattern:multiple of the rate,... ; of several that mean it, the last
     config.optimizer.vision_rate = 1.0  # multiple of the rate
     config.optimizer.connector_rate = 1.0
     config.optimizer.audio_rate = 1.0

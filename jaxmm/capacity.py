@@ -14,6 +14,7 @@ from jaxmm.machine import host_memory
 from jaxmm.models.compute import Compute
 from jaxmm.models.decoder import DecoderSpec
 from jaxmm.models.multimodal import ModelSpec, flat_axes
+from jaxmm.models.trainable import Trainable
 
 FLOAT, FLOAT8 = 4, 1  # bytes: of a parameter, and at the least of its moment
 
@@ -25,9 +26,9 @@ def device_memory(devices: Sequence[Any]) -> float:
     return (devices[0].memory_stats() or {}).get("bytes_limit", math.inf)
 
 
-def check_model(spec: ModelSpec, frozen: Sequence[str], mesh: Mesh) -> None:
+def check_model(spec: ModelSpec, trainable: Trainable, mesh: Mesh) -> None:
     """Raises UserError where the parameters and one moment of each that learns do not fit on the mesh's devices."""
-    counts = [(path[0] not in frozen, math.prod(shape)) for path, (shape, _) in flat_axes(spec).items()]
+    counts = [(trainable.learns(path), math.prod(shape)) for path, (shape, _) in flat_axes(spec).items()]
     held = sum(count * (FLOAT + FLOAT8 * learns) for learns, count in counts)
     _refuse(
         held / (mesh.shape["fsdp"] * mesh.shape["tensor"]), device_memory(mesh.local_devices), "each device",

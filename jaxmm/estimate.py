@@ -93,7 +93,7 @@ def estimate(config: Any, target: Target, documents: int) -> dict[str, Any]:
     program = make_program(config, recipe, steps=max(config.steps, 1), targets=budgets.targets, sources=1)
     state = program.abstract_state(mesh)
     row = full_rows(empty_batch(1, budgets, recipe.image), documents, recipe.image)
-    flops = batch_flops(recipe.model, row, recipe.frozen) * config.batch_size
+    flops = batch_flops(recipe.model, row, recipe.trainable) * config.batch_size
     compute = recipe.compute
     figures: dict[str, Any] = {
         "target": {
@@ -133,7 +133,7 @@ def compiled(program: Any, budgets: Any, rows: int, mesh: Any) -> dict[str, Any]
     from jaxmm.training.program import abstract_batch
 
     state, batch = program.abstract_state(mesh), abstract_batch(program.recipe, budgets, rows, mesh)
-    gradients = shard_bytes({part: x for part, x in state.params.items() if part not in program.recipe.frozen})
+    gradients = shard_bytes(program.recipe.trainable.split(state.params)[0])
     known = {"source": "compiled", "gradient_bytes": gradients}
     began = time.perf_counter()
     platform = mesh.devices.flat[0].platform

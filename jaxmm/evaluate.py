@@ -68,7 +68,7 @@ def main(argv: list[str]) -> int:
         atomic.write_json(workdir / "eval.json", figures)
         print(which)
         print(formatting.table(closing_rows(figures)))
-        for line in idle_lines([figures], step or 0, recipe.frozen):
+        for line in idle_lines([figures], step or 0, recipe.trainable.frozen):
             print(line)
     return 0
 

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from jaxmm.batch import AudioSpec, ImageSpec, VideoSpec
 from jaxmm.config.file import load_workdir
 from jaxmm.config.keys import CLIPS
-from jaxmm.config.shares import parse_names, parse_schedule
+from jaxmm.config.shares import parse_names, parse_patterns, parse_schedule
 from jaxmm.corpus import Corpus, cache_folder, load_corpus, make_assembler, make_plan, read_budgets
 from jaxmm.data import files
 from jaxmm.data.demos import DEMOS
@@ -36,9 +36,10 @@ from jaxmm.hf.videos import asked_for
 from jaxmm.models.attention import choose_backend
 from jaxmm.models.connector import ConnectorSpec
 from jaxmm.models.decoder import DecoderSpec
-from jaxmm.models.multimodal import PARTS, Compute, ModelSpec
+from jaxmm.models.multimodal import PARTS, Compute, ModelSpec, flat_axes
 from jaxmm.models.towers.audio import AudioTowerSpec
 from jaxmm.models.towers.vit import VisionSpec
+from jaxmm.models.trainable import Trainable, check_patterns
 from jaxmm.workdir.folder import has_saved
 from jaxmm.workdir.kept_folders import tokenizer_folder
 
@@ -146,7 +147,7 @@ class Recipe(NamedTuple):
     whole: ImageSpec
     model: ModelSpec
     compute: Compute
-    frozen: tuple[str, ...]
+    trainable: Trainable
     cache: Path
     start: Pretrained | None = None
 
@@ -226,8 +227,7 @@ def fitted(recipe: Recipe, media: Collection[str]) -> Recipe:
         raise _not_taken(recipe, "video")
     if "audio" in media and recipe.model.audio is None:
         raise _not_taken(recipe, "audio")
-    if lost := [part for part in recipe.frozen if part not in recipe.model.parts]:
-        raise UserError(f"config.optimizer.freeze: no part '{lost[0]}': the parts are {', '.join(recipe.model.parts)}")
+    check_patterns(recipe.trainable.frozen, "config.optimizer.freeze", recipe.model)
     return recipe._replace(image=recipe.whole.only(media))
 
 
@@ -273,11 +273,11 @@ def read_recipe(config: ConfigDict, workdir: Path | None = None, platform: str =
         model = _model_of(config, image, vocabulary, own_media(config, workdir))
     # Which parts a model from random weights has is known when its data is.
     known = model.parts if start or config.data.media else PARTS
-    frozen = parse_names(config.optimizer.freeze, "config.optimizer.freeze", known, "part")
-    if set(frozen) == set(model.parts):
+    trainable = Trainable(parse_patterns(config.optimizer.freeze, "config.optimizer.freeze", known))
+    if not any(map(trainable.learns, flat_axes(model))):
         raise UserError("config.optimizer.freeze freezes every part: nothing is left to train")
     compute = read_compute(config, model, image, platform or jax.default_backend())
-    return Recipe(template, image.only(()), image, model, compute, frozen, cache, start)
+    return Recipe(template, image.only(()), image, model, compute, trainable, cache, start)
 
 
 def _model_of(config: ConfigDict, image: ImageSpec, vocabulary: int, clips: str) -> ModelSpec:

@@ -14,7 +14,7 @@ from jaxmm.data.assemble import empty_batch
 from jaxmm.data.packing.plan import Budgets
 from jaxmm.models.compute import Compute
 from jaxmm.models.multimodal import make_model
-from jaxmm.training.optimizer import split_frozen
+from jaxmm.models.trainable import Trainable, joined
 
 BUDGETS = Budgets(tokens=128, patches=128, items=4, targets=96)
 
@@ -23,11 +23,11 @@ def kept_bytes(spec, *, frozen: tuple[str, ...] = (), remat: str = "none") -> in
     """Bytes that a backward pass is given, beside parameters."""
     init, apply = make_model(spec)
     params = jax.eval_shape(init, jax.random.key(0))
-    trainable, fixed = split_frozen(params, frozen)
+    trainable, fixed = Trainable(frozen).split(params)
     batch = jax.eval_shape(lambda: empty_batch(2, BUDGETS, IMAGE))
 
     def pull(trainable, fixed, batch):
-        return jax.vjp(lambda t: apply({**t, **fixed}, batch, Compute(remat=remat)), trainable)[1]
+        return jax.vjp(lambda t: apply(joined(t, fixed), batch, Compute(remat=remat)), trainable)[1]
 
     def size(tree) -> int:
         return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))

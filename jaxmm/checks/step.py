@@ -163,7 +163,7 @@ class Stepper:
         self.loaded = self.assemble(self.documents.plan.batch(0))
         with jax.set_mesh(self.mesh):
             where = sharding.replicated(self.mesh)
-            made = jax.jit(lambda key: init_state(init(key), optimizer, ()), out_shardings=where)
+            made = jax.jit(lambda key: init_state(init(key), optimizer), out_shardings=where)
             self.state = made(jax.random.key(0))
             self.cached = self.place(self.loaded.batch)
             lowered = jax.jit(step, donate_argnums=0).lower(self.state, self.cached)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jaxmm.config.keys import KEYS, OWN_PARTS, PARTS
-from jaxmm.config.shares import parse_names
+from jaxmm.config.shares import parse_patterns
 from jaxmm.errors import UserError
 
 
@@ -30,7 +30,7 @@ def wrong_together(v: Mapping[str, Any]) -> Iterator[str]:
         yield f"config.batch_size {v['batch_size']} is no multiple of config.accumulation {v['accumulation']}"
     if len(axes := [name for name in v if name.startswith("mesh.") and v[name] == -1]) > 1:
         yield f"config.{', config.'.join(axes)} are -1: only one axis can take the devices that the others leave"
-    frozen = parse_names(v["optimizer.freeze"], "config.optimizer.freeze", PARTS, "part")
+    frozen = parse_patterns(v["optimizer.freeze"], "config.optimizer.freeze", PARTS)
     if not v["init_from"] and set(frozen) >= set(OWN_PARTS):
         yield "config.optimizer.freeze freezes every part: nothing is left to train"
     if v["data.boxes"] and v["data.jitter"] > 0:

@@ -15,7 +15,14 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from jaxmm.batch import AFTER, ROLES, SAMPLINGS
-from jaxmm.config.shares import parse_mixture, parse_names, parse_numbers, parse_schedule
+from jaxmm.config.shares import (
+    parse_mixture,
+    parse_names,
+    parse_numbers,
+    parse_patterns,
+    parse_rates,
+    parse_schedule,
+)
 from jaxmm.errors import UserError, nearest
 
 Value = bool | int | float | str | tuple[Any, ...]
@@ -115,7 +122,8 @@ def _plain(number: float) -> str:
     return str(int(number)) if float(number).is_integer() and abs(number) < 1e12 else f"{number:g}"
 
 
-TRAINED = Form("parts, comma between them", lambda text, key: parse_names(text, key, PARTS, "part"))
+PATTERNS = Form("parts or patterns, comma between them", lambda text, key: parse_patterns(text, key, PARTS))
+RATES = Form("pattern:number,pattern:number", lambda text, key: parse_rates(text, key, PARTS))
 SHARES = Form("name:share,name:share", parse_mixture)
 STAGES = Form("shares [@STEP shares]", lambda text, _: parse_schedule(text))
 NUMBERS = Form("name:number,name:number", parse_numbers)
@@ -271,8 +279,10 @@ KEYS: dict[str, Key] = {
     ),
     "optimizer.z_loss": Key(1e-4, "weight of the squared log of the vocabulary's normaliser", least=0, most=1),
     "optimizer.freeze": Key(
-        "", "parts, comma between them: vision, connector, audio, audio_connector, decoder", form=TRAINED
+        "", "parts (vision, connector, audio, audio_connector, decoder) or patterns of paths: decoder.embedding,*.bias",
+        form=PATTERNS,
     ),
+    "optimizer.rates": Key("", "pattern:multiple of the rate,... ; of several that mean it, the last", form=RATES),
     "optimizer.vision_rate": Key(1.0, "multiple of the rate", least=0, most=1e6),
     "optimizer.connector_rate": Key(1.0, "multiple of the rate", least=0, most=1e6),
     "optimizer.audio_rate": Key(1.0, "multiple of the rate", least=0, most=1e6),

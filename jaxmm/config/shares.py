@@ -80,6 +80,33 @@ def parse_numbers(text: str, key: str, names: Sequence[str] | None = None, least
     return numbers
 
 
+def parse_patterns(text: str, key: str, parts: Sequence[str]) -> tuple[str, ...]:
+    """Reads ``part,pattern``: parts of the model and patterns of paths in them, as ``decoder.blocks.mlp``, ``*.bias``.
+
+    Raises:
+      UserError: for a part that is none of ``parts``.
+    """
+    listed = tuple(filter(None, (name.strip() for name in text.split(","))))
+    for pattern in listed:
+        if not re.fullmatch(r"[\w.*?]+", pattern):
+            raise UserError(f"{key}: '{pattern}' is no part or path: write decoder, decoder.blocks.mlp or *.bias")
+        part = pattern.split(".")[0]
+        if not re.search(r"[*?]", part):
+            parse_names(part, key, parts, "part")
+    return listed
+
+
+def parse_rates(text: str, key: str, parts: Sequence[str]) -> dict[str, float]:
+    """Reads ``pattern:number,pattern:number``, the patterns as ``parse_patterns`` reads them.
+
+    Raises:
+      UserError: for a part that is none of ``parts``, or a number that is not finite and 0 or above.
+    """
+    rates = parse_numbers(text, key, least=-1e-9)
+    parse_patterns(",".join(rates), key, parts)
+    return rates
+
+
 def parse_names(text: str, key: str, names: Sequence[str], what: str) -> tuple[str, ...]:
     """Reads ``name,name``.
 

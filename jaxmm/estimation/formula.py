@@ -43,7 +43,7 @@ def by_formula(program: Any, budgets: Any, rows: int, accumulation: int, mesh: A
     recipe, state = program.recipe, program.abstract_state(mesh)
     shards = math.prod(mesh.shape[axis] for axis in ("data", "fsdp", "context"))
     at_once = rows // accumulation
-    trained = {part: tree for part, tree in state.params.items() if part not in recipe.frozen}
+    trained = recipe.trainable.split(state.params)[0]
     decoder, item = recipe.model.decoder, _item(recipe)
     head = decoder.vocab_size * decoder.width // mesh.shape["tensor"]
     logits = 4 * budgets.targets * -(-at_once // shards) * decoder.vocab_size
@@ -78,6 +78,7 @@ def _kept_of_row(program: Any, budgets: Any, mesh: Any) -> tuple[int, int]:
     import jax
 
     from jaxmm.models.multimodal import make_model
+    from jaxmm.models.trainable import joined
     from jaxmm.training.program import abstract_batch
 
     recipe, params = program.recipe, program.abstract_state(mesh).params
@@ -85,19 +86,20 @@ def _kept_of_row(program: Any, budgets: Any, mesh: Any) -> tuple[int, int]:
 
     def of_row(remat: str, parts: list[str]) -> int:
         compute = dataclasses.replace(recipe.compute, remat=remat)
-        fixed = {part: tree for part, tree in params.items() if part not in parts}
+        trained, fixed = recipe.trainable.split(params)
+        still = {part: trained.pop(part) for part in list(trained) if part not in parts}
+        fixed = joined(fixed, still)
 
         def kept(trained: Any, fixed: Any, batch: Any) -> Any:
-            return jax.vjp(lambda trained: apply({**trained, **fixed}, batch, compute), trained)[1]
+            return jax.vjp(lambda trained: apply(joined(trained, fixed), batch, compute), trained)[1]
 
-        trained = {part: params[part] for part in parts}
         one, two = (  # what does not grow with rows is parameters
             total_bytes(jax.eval_shape(kept, trained, fixed, abstract_batch(recipe, budgets, rows, mesh)))
             for rows in (1, 2)
         )
         return two - one
 
-    parts = [part for part in params if part not in recipe.frozen]
+    parts = list(recipe.trainable.split(params)[0])
     behind = [part for part in parts if part not in ("vision", "audio")]
     remat, model = recipe.compute.remat, recipe.model
     kept = of_row(remat, parts)
@@ -140,7 +142,8 @@ def sent_by_formula(
         if wide:
             sent[f"{kind} over {'+'.join(wide)}"] += count
 
-    trained = {part: part not in recipe.frozen for part in params}
+    learnt = recipe.trainable.split(params)[0]
+    trained = {part: part in learnt for part in params}
     # Whether a gradient goes through a part, and whether it leaves it at its beginning.
     leaves = {
         part: any(on for other, on in trained.items() if other in BEFORE.get(part, params) and other != part)
@@ -155,7 +158,7 @@ def sent_by_formula(
         is_split = "fsdp" in used and sizes["fsdp"] > 1
         if is_split:
             send("all-gather", ("fsdp",), size * item * (1 + ("blocks" in path and passes[part])))
-        if trained[part]:
+        if recipe.trainable.learns(path):
             count = size * (4 if path[-1] in WIDE else item)
             count *= 1 + (path[-1] == "embedding" and decoder.tie_embeddings)  # of looking up, and of the loss
             if is_split:

@@ -16,6 +16,7 @@ from jaxmm.models.decoder import DecoderSpec
 from jaxmm.models.multimodal import ModelSpec
 from jaxmm.models.towers.audio import AudioTowerSpec, tower_segments
 from jaxmm.models.towers.vit import VisionSpec
+from jaxmm.models.trainable import EVERYTHING, Trainable
 
 
 def _lengths(segments: np.ndarray, *keys: np.ndarray) -> np.ndarray:
@@ -110,19 +111,20 @@ def _forward_flops(spec: ModelSpec, batch: Batch) -> dict[str, float]:
     return forward
 
 
-def batch_flops(spec: ModelSpec, batch: Batch, frozen: tuple[str, ...] = ()) -> float:
+def batch_flops(spec: ModelSpec, batch: Batch, trainable: Trainable = EVERYTHING) -> float:
     """FLOPs of one training step on a NumPy Batch, forward and backward.
 
-    A frozen part has no weight gradient; it passes the gradient on only if something before it is trained. A part that
-    is first passes it on to none, but is counted as if it did, as is usual.
+    What is frozen has no weight gradient; a frozen part passes the gradient on only if something before it is trained.
+    A part that is first passes it on to none, but is counted as if it did, as is usual.
     """
     forward, total, anything_trained = _forward_flops(spec, batch), 0.0, False
+    shares = trainable.shares(spec)
     for chain in (("vision", "connector"), ("audio", "audio_connector"), ("decoder",)):
         passes = anything_trained and chain == ("decoder",)
         for part in chain:
-            trained = part in forward and part not in frozen
-            passes = passes or trained
-            total += forward.get(part, 0.0) * (1 + trained + passes)
+            share = shares.get(part) if part in forward else None
+            passes = passes or share is not None
+            total += forward.get(part, 0.0) * (1 + (share or 0.0) + passes)
         anything_trained = anything_trained or passes
     return total
 

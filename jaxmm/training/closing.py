@@ -109,7 +109,7 @@ def _closing_lines(run: Run, summary: Summary, drawn: str, has_page: bool) -> It
     of_time = goodput.closing_rows(summary.goodput) if summary.goodput else []
     yield formatting.table(figures + of_time + closing_rows(summary.eval))
     yield ""
-    yield from idle_lines(_last_evaluations(run, summary), run.steps, run.recipe.frozen)
+    yield from idle_lines(_last_evaluations(run, summary), run.steps, run.recipe.trainable.frozen)
     if has_page:
         yield f"look at the run: {run.workdir / REPORT}"
     yield f"look at the curves: {run.workdir / 'curves.png'}" + (f", and the model's answers: {drawn}" if drawn else "")

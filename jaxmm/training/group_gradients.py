@@ -23,11 +23,11 @@ from jaxmm.batch import Batch
 from jaxmm.data.assemble import Loaded
 from jaxmm.data.packing.modalities import modality_codes, modality_name
 from jaxmm.data.packing.plan import Lengths
+from jaxmm.models.trainable import EVERYTHING, Trainable, joined
 from jaxmm.runtime.barrier import Barrier
 from jaxmm.runtime.jax_internals import compile_lowered, step_options
 from jaxmm.training.balance import CODES, modalities_BT
 from jaxmm.training.loss import batch_loss
-from jaxmm.training.optimizer import split_frozen
 from jaxmm.training.step import Apply, added_up
 
 MOST = 6  # groups of sources: of more sources, the smallest are one group
@@ -37,26 +37,26 @@ OfGroup = Callable[[Any, Batch, jax.Array, Any], tuple[Any, jax.Array, jax.Array
 
 
 def make_group_gradients(
-    apply: Apply, *, frozen: tuple[str, ...] = (), accumulation: int = 1, target_budget: int, z_loss: float = 0.0,
+    apply: Apply, *, trainable: Trainable = EVERYTHING, accumulation: int = 1, target_budget: int, z_loss: float = 0.0,
     logit_softcap: float = 0.0,
 ) -> OfGroup:  # fmt: skip
-    """Builds ``gradients(params, batch, group_BT, number) -> (gradients of the trainable parts, loss sum, weight)``.
+    """Builds ``gradients(params, batch, group_BT, number) -> (gradients of what learns, loss sum, weight)``.
 
     ``group_BT`` (int, of the batch's shape) says which group the target of a position belongs to. The other arguments
     are those of ``make_train_step``.
     """
 
-    def group_loss(trainable, fixed, batch: Batch, total_weight):
-        hidden_at = functools.partial(apply, {**trainable, **fixed}, batch)
+    def group_loss(learnt, fixed, batch: Batch, total_weight):
+        hidden_at = functools.partial(apply, joined(learnt, fixed), batch)
         loss_sum, targets, terms = batch_loss(hidden_at, batch, target_budget, z_loss, logit_softcap)
         return loss_sum / total_weight, ((targets.weights_BR * terms.nll_BR).sum(), targets.weights_BR.sum())
 
     def gradients(params, batch: Batch, group_BT, number):
-        trainable, fixed = split_frozen(params, frozen)
+        learnt, fixed = trainable.split(params)
         total_weight = jnp.maximum(batch.weights_BT.sum(), 1e-6)
         mine = batch._replace(weights_BT=jnp.where(group_BT == number, batch.weights_BT, 0.0))
         grad = jax.grad(group_loss, has_aux=True)
-        grads, sums = added_up(lambda part: grad(trainable, fixed, part, total_weight), mine, accumulation)
+        grads, sums = added_up(lambda part: grad(learnt, fixed, part, total_weight), mine, accumulation)
         return grads, *sums
 
     return gradients

@@ -40,7 +40,9 @@ def _model_lines(run: Run, state: TrainState) -> Iterator[str]:
         f"jaxmm {jaxmm.__version__} on {jax.devices()[0].device_kind}, {shape}; compute in {recipe.compute.dtype}, "
         f"attention by '{recipe.compute.attention}'"
     )
-    yield f"parameters: {sizes}" + (f"; frozen: {', '.join(recipe.frozen)}" if recipe.frozen else "")
+    yield f"parameters: {sizes}" + (
+        f"; frozen: {', '.join(recipe.trainable.frozen)}" if recipe.trainable.frozen else ""
+    )
     for line in recipe.start.differences() if recipe.start else ():
         yield f"init_from: {line}"
     for line in recipe.template.notes:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from optax import contrib
 
+from jaxmm.models.trainable import matches
 from jaxmm.training.quantized_moments import quantize_moments
 
 Dims = tuple[int, ...]
@@ -47,17 +47,6 @@ def make_schedule(
     else:
         after = optax.constant_schedule(rate)
     return optax.join_schedules([rise, after], [warmup])
-
-
-def split_frozen(params: Mapping[str, Any], frozen: tuple[str, ...]) -> tuple[dict, dict]:
-    """The trainable and the frozen parts: no gradient is taken, and no optimizer state held, for the latter.
-
-    A part is frozen whole: there are no adapters. They would be split off here, and wrap ``models.layers.Linear``.
-    """
-    unknown = sorted(set(frozen) - set(params))
-    if unknown:
-        raise ValueError(f"cannot freeze '{unknown[0]}': the parts are {', '.join(params)}")
-    return {k: v for k, v in params.items() if k not in frozen}, {k: v for k, v in params.items() if k in frozen}
 
 
 def _names(path: tuple) -> tuple[str, ...]:
@@ -113,24 +102,25 @@ def make_optimizer(
     eps: float = 1e-8,
     weight_decay: float = 0.1,
     clip: float = 1.0,
-    part_rates: Mapping[str, float] | None = None,
+    rates: Mapping[str, float] | None = None,
     kernel_dims: Mapping[tuple[str, ...], tuple[Dims, Dims]] | None = None,
     moments: str = "float32",
 ) -> optax.GradientTransformation:
     """AdamW (Loshchilov and Hutter, 2019), or Muon where ``kernel_dims`` says so.
 
-    Both clip the global norm, decay decoupled from the gradient, and multiply each part's rate by its own factor. A
+    Both clip the global norm, decay decoupled from the gradient, and multiply some parameters' rates by a factor. A
     part without any gradient in a step (the tower, in one of text alone) stays as it is in it: weight decay would
     shrink it, and Muon would go on along an old momentum, at full size.
 
     Args:
       b1, b2, eps: of AdamW alone; Muon's momentum is 0.95.
       clip: largest global gradient norm; 0 does not clip.
-      part_rates: multiple of the scheduled rate by part (``vision``, ``decoder``, ...); 1 where not named.
+      rates: multiples of the scheduled rate by patterns of paths (``trainable.matches``). Of those that mean a
+        parameter the last counts; 1 where none does.
       kernel_dims: the parameters that Muon updates, by path, with the dims they take in and give out.
       moments: what they are held as, one of ``quantized_moments.MOMENTS``; they are computed in float32.
     """
-    rates, maps = dict(part_rates or {}), dict(kernel_dims or {})
+    factors, maps = dict(rates or {}), dict(kernel_dims or {})
 
     def decay_mask(params):
         return jax.tree_util.tree_map_with_path(lambda path, x: decays(path), params)
@@ -138,17 +128,22 @@ def make_optimizer(
     def rule(params):
         return jax.tree_util.tree_map_with_path(lambda path, x: "muon" if _names(path) in maps else "adam", params)
 
-    def scale_parts(updates, state, params=None, *, has_gradient):
+    def scale(updates, state, params=None, *, has_gradient):
         del params
-        factors = {part: jnp.where(has_gradient[part], rates.get(part, 1.0), 0.0) for part in updates}
-        return {part: optax.tree.scale(factors[part], tree) for part, tree in updates.items()}, state
+
+        def of(path, x):
+            name = _names(path)
+            meant = [factor for pattern, factor in factors.items() if matches(name, pattern)]
+            return x * jnp.where(has_gradient[name[0]], meant[-1] if meant else 1.0, 0.0)
+
+        return jax.tree_util.tree_map_with_path(of, updates), state
 
     adam = optax.scale_by_adam(b1=b1, b2=b2, eps=eps, mu_dtype=jnp.float32)
     chain = optax.chain(
         optax.clip_by_global_norm(clip) if clip else optax.identity(),
         quantize_moments(optax.partition({"muon": _muon(maps), "adam": adam}, rule) if maps else adam, moments),
         optax.add_decayed_weights(weight_decay, mask=decay_mask),
-        optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), scale_parts),
+        optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), scale),
         optax.scale_by_learning_rate(schedule),
     )
 

@@ -15,10 +15,12 @@ from ml_collections import ConfigDict
 from jaxmm import sharding
 from jaxmm.batch import Batch
 from jaxmm.checkpoints.params import compile_unoptimized, place_params
+from jaxmm.config.shares import parse_rates
 from jaxmm.data.assemble import empty_batch
 from jaxmm.data.packing.limits import Budgets
 from jaxmm.errors import UserError
 from jaxmm.models.multimodal import abstract_params, kernel_dims, make_model
+from jaxmm.models.trainable import check_patterns
 from jaxmm.recipe import Recipe
 from jaxmm.runtime.program_cache import lower
 from jaxmm.training.group_gradients import OfGroup, make_group_norms
@@ -75,6 +77,19 @@ def make_rates(config: ConfigDict, steps: int) -> optax.Schedule:
     )  # fmt: skip
 
 
+def read_rates(config: ConfigDict, recipe: Recipe) -> dict[str, float]:
+    """Multiples of the learning rate by patterns of paths; of those that mean a parameter the last counts.
+
+    Raises:
+      UserError: for a pattern that means none.
+    """
+    options = config.optimizer
+    asked = parse_rates(options.rates, "config.optimizer.rates", recipe.model.parts)
+    check_patterns(tuple(asked), "config.optimizer.rates", recipe.model)
+    by_part = {part: options.get(f"{part}_rate", 1.0) for part in recipe.model.parts}
+    return {pattern: rate for pattern, rate in by_part.items() if pattern not in asked} | asked
+
+
 def make_program(config: ConfigDict, recipe: Recipe, *, steps: int, targets: int, sources: int) -> Program:
     """Builds the step of a run.
 
@@ -94,7 +109,7 @@ def make_program(config: ConfigDict, recipe: Recipe, *, steps: int, targets: int
         optimizer = make_optimizer(
             schedule, b1=options.b1, b2=options.b2, weight_decay=options.weight_decay, clip=options.clip,
             kernel_dims=kernel_dims(recipe.model) if options.name == "muon" else None,
-            part_rates={part: options.get(f"{part}_rate", 1.0) for part in recipe.model.parts},
+            rates=read_rates(config, recipe),
             moments=options.moments,
         )  # fmt: skip
     except ValueError as error:
@@ -108,7 +123,7 @@ def make_program(config: ConfigDict, recipe: Recipe, *, steps: int, targets: int
         return make_model(recipe.model)[1](params, batch, compute, target_positions_BR)
 
     settings = {
-        "frozen": recipe.frozen,
+        "trainable": recipe.trainable,
         "accumulation": config.accumulation,
         "target_budget": targets,
         "sources": sources,
@@ -117,7 +132,7 @@ def make_program(config: ConfigDict, recipe: Recipe, *, steps: int, targets: int
         "image_offset": recipe.template.image_offset if recipe.template.predict_image_tokens else 0,
     }
     step = make_train_step(apply, optimizer, **settings)
-    first_state = functools.partial(init_state, optimizer=optimizer, frozen=recipe.frozen)
+    first_state = functools.partial(init_state, optimizer=optimizer, trainable=recipe.trainable)
     key = repr((recipe.model, recipe.compute, options.to_json(sort_keys=True), steps, settings))
     schedule = jax.jit(schedule)  # for the log, which would make a program of each of its operations
     of_groups = {name: settings[name] for name in settings if name not in ("sources", "image_offset")}

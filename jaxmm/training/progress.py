@@ -33,7 +33,7 @@ MIN_SEEN = 100  # examples, before which config.data.max_skipped of them are not
 
 def counts_of(loaded: Loaded, run: Run) -> Counts:
     """What a global batch of a run holds, for the rates and fills."""
-    return count(loaded, run.config.batch_size, batch_flops(run.recipe.model, loaded.batch, run.recipe.frozen))
+    return count(loaded, run.config.batch_size, batch_flops(run.recipe.model, loaded.batch, run.recipe.trainable))
 
 
 def count(loaded: Loaded, batch_size: int, flops: float) -> Counts:

@@ -64,7 +64,7 @@ class Run:
         if not self.start:
             self._refuse_foreign()
         self.recipe = self._recipe()
-        capacity.check_model(self.recipe.model, self.recipe.frozen, self.mesh)
+        capacity.check_model(self.recipe.model, self.recipe.trainable, self.mesh)
         self.corpus = train_corpus(config, self.recipe)
         self.held_out = eval_corpus(config, self.recipe)
         self.recipe = self._fitted()

@@ -13,8 +13,8 @@ from jax import lax
 
 from jaxmm import sharding
 from jaxmm.batch import Batch
+from jaxmm.models.trainable import EVERYTHING, Trainable, joined
 from jaxmm.training.loss import Targets, TokenLoss, batch_loss
-from jaxmm.training.optimizer import split_frozen
 
 # (params, batch, target_positions_BR) -> hidden states there (B, R, D), vocabulary projection (V, D)
 Apply = Callable[[Any, Batch, jax.Array], tuple[jax.Array, jax.Array]]
@@ -25,7 +25,7 @@ class TrainState(NamedTuple):
 
     step: jax.Array  # int32: batches consumed
     params: dict[str, Any]
-    opt_state: Any  # of the trainable parts
+    opt_state: Any  # of the parameters that learn
     bad_steps: jax.Array  # int32: updates skipped in a row, for a non-finite loss or gradient
 
 
@@ -45,9 +45,8 @@ class Metrics(NamedTuple):
     bad_steps: jax.Array
 
 
-def init_state(params, optimizer: optax.GradientTransformation, frozen: tuple[str, ...]) -> TrainState:
-    trainable, _ = split_frozen(params, frozen)
-    return TrainState(jnp.int32(0), params, optimizer.init(trainable), jnp.int32(0))
+def init_state(params, optimizer: optax.GradientTransformation, trainable: Trainable = EVERYTHING) -> TrainState:
+    return TrainState(jnp.int32(0), params, optimizer.init(trainable.split(params)[0]), jnp.int32(0))
 
 
 def _sums(targets: Targets, terms: TokenLoss, sources: int, image_offset: int) -> dict[str, Any]:
@@ -92,7 +91,7 @@ def make_train_step(
     apply: Apply,
     optimizer: optax.GradientTransformation,
     *,
-    frozen: tuple[str, ...] = (),
+    trainable: Trainable = EVERYTHING,
     accumulation: int = 1,
     target_budget: int,
     sources: int,
@@ -108,31 +107,31 @@ def make_train_step(
     With ``image_offset``, the first image token of the vocabulary, the loss is also summed by modality.
     """
 
-    def microbatch_loss(trainable, fixed, batch: Batch, total_weight):
-        hidden_at = functools.partial(apply, {**trainable, **fixed}, batch)
+    def microbatch_loss(learnt, fixed, batch: Batch, total_weight):
+        hidden_at = functools.partial(apply, joined(learnt, fixed), batch)
         loss_sum, targets, terms = batch_loss(hidden_at, batch, target_budget, z_loss, logit_softcap)
         return loss_sum / total_weight, _sums(targets, terms, sources, image_offset)
 
-    def gradients(trainable, fixed, batch: Batch):
+    def gradients(learnt, fixed, batch: Batch):
         total_weight = jnp.maximum(batch.weights_BT.sum(), 1e-6)
         grad = jax.grad(microbatch_loss, has_aux=True)
-        return added_up(lambda part: grad(trainable, fixed, part, total_weight), batch, accumulation)
+        return added_up(lambda part: grad(learnt, fixed, part, total_weight), batch, accumulation)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        trainable, fixed = split_frozen(state.params, frozen)
-        grads, sums = gradients(trainable, fixed, batch)
+        learnt, fixed = trainable.split(state.params)
+        grads, sums = gradients(learnt, fixed, batch)
         norms = {part: optax.tree.norm(tree) for part, tree in grads.items()}
         norms["all"] = optax.tree.norm(grads)
         finite = jnp.isfinite(sums["loss_sum"]) & jnp.isfinite(norms["all"])
 
         def update(operand):
-            trainable, opt_state = operand
-            updates, opt_state = optimizer.update(grads, opt_state, trainable)
-            return optax.apply_updates(trainable, updates), opt_state
+            learnt, opt_state = operand
+            updates, opt_state = optimizer.update(grads, opt_state, learnt)
+            return optax.apply_updates(learnt, updates), opt_state
 
-        trainable, opt_state = lax.cond(finite, update, lambda operand: operand, (trainable, state.opt_state))
+        learnt, opt_state = lax.cond(finite, update, lambda operand: operand, (learnt, state.opt_state))
         bad_steps = jnp.where(finite, 0, state.bad_steps + 1)
-        state = TrainState(state.step + 1, {**trainable, **fixed}, opt_state, bad_steps)
+        state = TrainState(state.step + 1, joined(learnt, fixed), opt_state, bad_steps)
         return state, Metrics(**sums, grad_norms=norms, bad_steps=bad_steps)
 
     return step

@@ -24,6 +24,7 @@ from jaxmm.models.flops import batch_flops
 from jaxmm.models.multimodal import Compute, ModelSpec, logical_axes, make_model
 from jaxmm.models.towers.audio import AudioTowerSpec
 from jaxmm.models.towers.vit import VisionSpec
+from jaxmm.models.trainable import Trainable
 
 MELS, FRAMES = 6, 1200
 SIZES = {"mels": MELS, "width": 16, "layers": 2, "heads": 2, "mlp": 24}
@@ -216,7 +217,7 @@ def test_flops_grow_with_what_is_heard_and_not_with_padding(name):
         for frames in (400, 800):
             stream, _ = stream_of(clips_of(lengths, MELS), audio, frames)
             batch = batch_of(stream)
-            trained, frozen = batch_flops(spec, batch), batch_flops(spec, batch, frozen=spec.parts)
+            trained, frozen = batch_flops(spec, batch), batch_flops(spec, batch, Trainable(spec.parts))
             assert trained == pytest.approx(3 * frozen)
             flops[len(lengths), sum(lengths), frames] = trained
     assert flops[1, 100, 400] == flops[1, 100, 800]

@@ -15,6 +15,7 @@ from test_step import keep_gradient, placed
 from jaxmm import sharding
 from jaxmm.data.assemble import Assembler, Loaded
 from jaxmm.data.packing.plan import Budgets, Lengths, Piece
+from jaxmm.models.trainable import Trainable
 from jaxmm.training.group_gradients import GroupNorms, make_group_gradients, make_group_norms
 from jaxmm.training.step import init_state, make_train_step
 
@@ -53,7 +54,7 @@ def whole(tiny, loaded):
     step = make_train_step(tiny.forward, keep_gradient, sources=2, **OPTIONS)
 
     def run(params, batch, _):
-        state, metrics = jax.jit(step)(init_state(params, keep_gradient, ()), batch)
+        state, metrics = jax.jit(step)(init_state(params, keep_gradient), batch)
         return state.opt_state, metrics.source_loss_sum, metrics.source_weight_sum
 
     return on_mesh(tiny, loaded, {"data": 1}, run)
@@ -81,7 +82,7 @@ def test_the_gradients_of_groups_add_up_to_those_of_the_batch(tiny, loaded, whol
 @pytest.fixture(scope="module")
 def alone(tiny, loaded) -> tuple[dict[str, float], float, float]:
     """Norms of the first source's targets on one device, its summed loss and weight; the tower is frozen."""
-    gradients = make_group_gradients(tiny.forward, frozen=("vision",), **OPTIONS)
+    gradients = make_group_gradients(tiny.forward, trainable=Trainable(("vision",)), **OPTIONS)
     grads, loss, weight = on_mesh(tiny, loaded, {"data": 1}, lambda *batch: jax.jit(gradients)(*batch, 0))
     norms = {part: float(optax.tree.norm(tree)) for part, tree in grads.items()}
     return norms | {"all": float(optax.tree.norm(grads))}, float(loss), float(weight)
@@ -98,7 +99,7 @@ def alone(tiny, loaded) -> tuple[dict[str, float], float, float]:
     ],
 )
 def test_norms_are_the_same_on_any_mesh_and_with_microbatches(tiny, loaded, alone, sizes, accumulation):
-    norms = make_group_norms(tiny.forward, accumulation=accumulation, frozen=("vision",), **OPTIONS)
+    norms = make_group_norms(tiny.forward, accumulation=accumulation, trainable=Trainable(("vision",)), **OPTIONS)
     found, loss, weight = on_mesh(tiny, loaded, sizes, lambda *batch: jax.jit(norms)(*batch, 0))
     assert set(found) == {"connector", "decoder", "all"}
     for part, norm in alone[0].items():
@@ -151,7 +152,7 @@ def test_what_is_a_group_twice_is_computed_once_and_one_group_is_not_at_all(tiny
 def test_the_training_step_is_the_same_program_with_and_without(tiny, norms, sources, loaded):
     def lowered() -> str:
         step = make_train_step(tiny.forward, keep_gradient, sources=2, **OPTIONS)
-        return jax.jit(step).lower(init_state(tiny.params, keep_gradient, ()), loaded.batch).as_text()
+        return jax.jit(step).lower(init_state(tiny.params, keep_gradient), loaded.batch).as_text()
 
     without = lowered()
     of_batch(tiny, norms, sources, loaded)

@@ -9,10 +9,10 @@ import optax
 import pytest
 
 from jaxmm.models.multimodal import kernel_dims
-from jaxmm.training.optimizer import decays, make_optimizer, make_schedule, split_frozen
+from jaxmm.training.optimizer import decays, make_optimizer, make_schedule
 
 
-def adamw(params, grads_by_step, rate_of, *, b1, b2, eps, decay, clip, part_rates):
+def adamw(params, grads_by_step, rate_of, *, b1, b2, eps, decay, clip, rates):
     """Decoupled weight decay (Loshchilov and Hutter, 2019, algorithm 2) after a clip of the global norm, in float64."""
     mean = {k: np.zeros_like(v, np.float64) for k, v in params.items()}
     square = {k: np.zeros_like(v, np.float64) for k, v in params.items()}
@@ -26,7 +26,7 @@ def adamw(params, grads_by_step, rate_of, *, b1, b2, eps, decay, clip, part_rate
             step = (mean[path] / (1 - b1 ** (t + 1))) / (np.sqrt(square[path] / (1 - b2 ** (t + 1))) + eps)
             if path[-1] in ("kernel", "head"):
                 step += decay * params[path]
-            params[path] -= rate_of(t) * part_rates.get(path[0], 1.0) * step
+            params[path] -= rate_of(t) * rates.get(path[0], 1.0) * step
     return params
 
 
@@ -36,7 +36,7 @@ def test_updates_are_those_of_the_paper(clip):
     paths = [("vision", "kernel"), ("vision", "scale"), ("decoder", "embedding"), ("decoder", "head")]
     params = {path: rng.normal(size=(3, 4)).astype(np.float32) for path in paths}
     grads = [{path: rng.normal(size=(3, 4)).astype(np.float32) for path in paths} for _ in range(4)]
-    options = {"b1": 0.9, "b2": 0.95, "eps": 1e-8, "clip": clip, "part_rates": {"vision": 0.1}}
+    options = {"b1": 0.9, "b2": 0.95, "eps": 1e-8, "clip": clip, "rates": {"vision": 0.1}}
     schedule = make_schedule(rate=0.01, steps=10, warmup=3)
     optimizer = make_optimizer(schedule, weight_decay=0.1, **options)
 
@@ -60,7 +60,7 @@ def test_muon_steps_are_orthogonal_maps_of_the_size_of_adamw_s(ins, outs, shape)
     grads = {"decoder": {name: rng.normal(size=x.shape).astype(np.float32) for name, x in params["decoder"].items()}}
     schedule = make_schedule(rate=0.1, steps=10, warmup=0, name="constant")
     maps = {("decoder", "kernel"): (ins, outs)}
-    optimizer = make_optimizer(schedule, clip=0.0, weight_decay=0.0, kernel_dims=maps, part_rates={"decoder": 0.5})
+    optimizer = make_optimizer(schedule, clip=0.0, weight_decay=0.0, kernel_dims=maps, rates={"decoder": 0.5})
     updates, _ = optimizer.update(grads, optimizer.init(params), params)
     np.testing.assert_allclose(updates["decoder"]["bias"], -0.05 * np.sign(grads["decoder"]["bias"]), rtol=1e-4)
 
@@ -140,10 +140,3 @@ def test_decay_applies_to_matrices_and_the_projection_alone(tiny):
         names[decays(path)].add(path[-1].key)
     assert names[True] == {"kernel", "head"}
     assert names[False] == {"bias", "scale", "embedding", "position_embedding"}
-
-
-def test_freezing_splits_the_parts_and_an_unknown_part_is_named(tiny):
-    trainable, frozen = split_frozen(tiny.params, ("vision",))
-    assert (sorted(trainable), sorted(frozen)) == (["connector", "decoder"], ["vision"])
-    with pytest.raises(ValueError, match="cannot freeze 'visoin'"):
-        split_frozen(tiny.params, ("visoin",))

@@ -17,6 +17,7 @@ from jaxmm.batch import Batch
 from jaxmm.data.assemble import Assembler
 from jaxmm.data.packing.plan import Budgets, Piece
 from jaxmm.models.multimodal import logical_axes
+from jaxmm.models.trainable import EVERYTHING, Trainable
 from jaxmm.training.optimizer import make_optimizer, make_schedule
 from jaxmm.training.step import init_state, make_eval_step, make_train_step
 
@@ -54,9 +55,9 @@ keep_gradient = optax.GradientTransformation(
 )
 
 
-def step_of(tiny, accumulation: int = 1, optimizer=keep_gradient, frozen=(), **options):
+def step_of(tiny, accumulation: int = 1, optimizer=keep_gradient, trainable=EVERYTHING, **options):
     options = {"target_budget": BUDGETS.targets, "sources": 1, "z_loss": 1e-3, **options}
-    return make_train_step(tiny.forward, optimizer, frozen=frozen, accumulation=accumulation, **options)
+    return make_train_step(tiny.forward, optimizer, trainable=trainable, accumulation=accumulation, **options)
 
 
 def placed(tiny, tree: Any, mesh) -> Any:
@@ -74,7 +75,7 @@ def loss_and_gradients(tiny, batch, accumulation: int = 1, sizes=None):
     sizes = sizes or {"data": 1}
     mesh = sharding.make_mesh(sizes, jax.devices()[: int(np.prod(list(sizes.values())))])
     with jax.set_mesh(mesh):
-        state = init_state(placed(tiny, tiny.params, mesh), keep_gradient, ())
+        state = init_state(placed(tiny, tiny.params, mesh), keep_gradient)
         state, metrics = jax.jit(step_of(tiny, accumulation))(state, sharding.place_batch(batch, mesh))
     assert float(metrics.weight_sum) == batch.weights_BT.sum()
     return jax.tree.map(np.asarray, (metrics.loss_sum / metrics.weight_sum, state.opt_state, metrics.correct_sum))
@@ -122,11 +123,11 @@ def test_a_mesh_changes_neither_loss_nor_gradients(tiny, batch, whole, sizes, ac
     assert_equal(loss_and_gradients(tiny, batch, accumulation, sizes), whole)
 
 
-def trained_step(tiny, frozen=(), clip: float = 1.0):
+def trained_step(tiny, trainable=EVERYTHING, clip: float = 1.0):
     schedule = make_schedule(rate=1e-2, steps=20, warmup=4)
     optimizer = make_optimizer(schedule, clip=clip)
     # Every test that trains all parts compiles the same program, so that the cache has it.
-    return init_state(tiny.params, optimizer, frozen), step_of(tiny, optimizer=optimizer, frozen=frozen)
+    return init_state(tiny.params, optimizer, trainable), step_of(tiny, optimizer=optimizer, trainable=trainable)
 
 
 @pytest.mark.parametrize("where", ["parameter", "weight"])
@@ -176,7 +177,7 @@ def test_a_batch_without_images_trains_the_decoder_and_leaves_the_tower_its_zero
 
 
 def test_frozen_parts_keep_every_bit_and_hold_no_optimizer_state(tiny, batch):
-    state, step = trained_step(tiny, frozen=("vision", "connector"))
+    state, step = trained_step(tiny, trainable=Trainable(("vision", "connector")))
     after, metrics = jax.jit(step)(state, batch)
     for part in ("vision", "connector"):
         jax.tree.map(np.testing.assert_array_equal, after.params[part], tiny.params[part])
@@ -188,13 +189,31 @@ def test_frozen_parts_keep_every_bit_and_hold_no_optimizer_state(tiny, batch):
 
 def test_the_flops_of_a_frozen_part_s_backward_pass_are_gone(tiny, batch):
     def flops(frozen) -> float:
-        state, step = trained_step(tiny, frozen)
+        state, step = trained_step(tiny, Trainable(frozen))
         return jax.jit(step).lower(state, batch).compile().cost_analysis()["flops"]
 
     forward = jax.jit(lambda params, b: tiny.apply(params, b, tiny.compute, method="soft_tokens"))
     once = forward.lower(tiny.params, batch).compile().cost_analysis()["flops"]
     gone = flops(()) - flops(("vision", "connector"))
     assert gone > 1.5 * once  # a backward pass is about two forward ones
+
+
+def test_what_a_pattern_freezes_keeps_every_bit_and_has_no_weight_gradient(tiny, batch):
+    maps = Trainable(("decoder.blocks.attention", "decoder.blocks.mlp"))
+    state, step = trained_step(tiny, trainable=maps)
+    after, _ = jax.jit(step)(state, batch)
+    blocks, before = after.params["decoder"]["blocks"], tiny.params["decoder"]["blocks"]
+    for name in ("attention", "mlp"):
+        jax.tree.map(np.testing.assert_array_equal, blocks[name], before[name])
+    assert not np.array_equal(blocks["norm_mlp"]["scale"], before["norm_mlp"]["scale"])
+
+    def flops(trainable: Trainable) -> float:
+        state, step = trained_step(tiny, trainable)
+        return jax.jit(step).lower(state, batch).compile().cost_analysis()["flops"]
+
+    positions, sizes = batch.text.values.size, [x.size for x in jax.tree.leaves((before["attention"], before["mlp"]))]
+    gone = flops(EVERYTHING) - flops(maps)
+    assert gone > 0.5 * 2 * positions * sum(sizes), "the last layer works on targets alone behind its attention"
 
 
 def golden_curve(tiny, lengths_of) -> list[float]:
@@ -226,6 +245,6 @@ def test_training_and_evaluation_bend_the_logits_of_a_model_that_asks_for_it(tin
     found = jax.jit(make_eval_step(tiny.forward, **options))(tiny.params, batch)
     loss = float((found.nll_BR * found.weights_BR).sum() / found.weights_BR.sum())
     assert abs(loss - float(whole[0])) > 1e-3
-    state = init_state(tiny.params, keep_gradient, ())
+    state = init_state(tiny.params, keep_gradient)
     _, metrics = jax.jit(step_of(tiny, z_loss=0.0, logit_softcap=0.5))(state, batch)
     assert float(metrics.loss_sum / metrics.weight_sum) == pytest.approx(loss, rel=1e-5)

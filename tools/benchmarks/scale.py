@@ -145,6 +145,7 @@ class Stepper:
         from jaxmm.models.decoder import DecoderSpec
         from jaxmm.models.multimodal import Compute, ModelSpec, make_model
         from jaxmm.models.towers.vit import VisionSpec
+        from jaxmm.models.trainable import Trainable
         from jaxmm.training.optimizer import make_optimizer
         from jaxmm.training.step import init_state, make_train_step
 
@@ -155,16 +156,16 @@ class Stepper:
         spec = ModelSpec(VisionSpec(width=32, layers=1, heads=1, mlp=32), ConnectorSpec(merge=1, mlp=32), decoder)
         init, apply = make_model(spec)
         self.mesh = sharding.make_mesh({"data": -1})
-        optimizer = make_optimizer(optax.constant_schedule(1e-4))
+        optimizer, trainable = make_optimizer(optax.constant_schedule(1e-4)), Trainable(("vision", "connector"))
         self.state = jax.jit(
-            lambda key: init_state(init(key), optimizer, ("vision", "connector")),
+            lambda key: init_state(init(key), optimizer, trainable),
             out_shardings=sharding.replicated(self.mesh),
         )(jax.random.key(seed))  # fmt: skip
 
         def step_of(targets: int) -> Any:
             step = make_train_step(
                 lambda params, batch, targets_BR: apply(params, batch, Compute(unroll=4), targets_BR), optimizer,
-                frozen=("vision", "connector"), target_budget=targets, sources=1,
+                trainable=trainable, target_budget=targets, sources=1,
             )  # fmt: skip
             return jax.jit(step, donate_argnums=0)
 

@@ -60,7 +60,7 @@ def measure(settings: Settings) -> Measured:
                 figures["first step"] = Figure([time.perf_counter() - began], "s")
             if number >= WARM:
                 seconds.append(time.perf_counter() - start)
-                flops = batch_flops(run.recipe.model, loaded.batch, run.recipe.frozen)
+                flops = batch_flops(run.recipe.model, loaded.batch, run.recipe.trainable)
                 counts.append(dataclasses.replace(count(loaded, config.batch_size, flops), wait_seconds=wait))
         if settings.profile:
             jax.profiler.stop_trace()
@@ -145,15 +145,15 @@ def programs(run: Any, step: Any, state: Any, loaded: Any, batch: Any) -> dict[s
     import jax
 
     from jaxmm.models.multimodal import make_model
+    from jaxmm.models.trainable import joined
     from jaxmm.monitor.attention import AttentionMonitor
     from jaxmm.runtime.jax_internals import step_options
     from jaxmm.training.loss import batch_loss, select_targets
-    from jaxmm.training.optimizer import split_frozen
 
     recipe, targets = run.recipe, run.budgets.targets
     _, apply = make_model(recipe.model)
     # Copies, as a step uses up the state it is given.
-    trainable, fixed = jax.tree.map(lambda x: x.copy(), split_frozen(state.params, recipe.frozen))
+    trainable, fixed = jax.tree.map(lambda x: x.copy(), recipe.trainable.split(state.params))
 
     def total(x: Any) -> jax.Array:
         return sum(leaf.astype("float32").sum() for leaf in jax.tree.leaves(x))
@@ -171,7 +171,7 @@ def programs(run: Any, step: Any, state: Any, loaded: Any, batch: Any) -> dict[s
         return batch_loss(hidden_at, batch, targets, run.config.optimizer.z_loss, softcap)[0]
 
     def gradients(f: Callable) -> Callable[[], Any]:
-        made = jax.jit(jax.grad(lambda trainable, fixed, batch: f({**trainable, **fixed}, batch)))
+        made = jax.jit(jax.grad(lambda trainable, fixed, batch: f(joined(trainable, fixed), batch)))
         done = made.lower(trainable, fixed, batch).compile(step_options())
         return lambda: jax.block_until_ready(done(trainable, fixed, batch))
 
@@ -185,7 +185,7 @@ def programs(run: Any, step: Any, state: Any, loaded: Any, batch: Any) -> dict[s
         recipe.model, recipe.compute, run.mesh, run.corpus.lengths, recipe.template, run.config.monitor.queries,
         run.config.accumulation,
     )  # fmt: skip
-    params = {**trainable, **fixed}
+    params = joined(trainable, fixed)
     ending = (("tower", tower), ("hidden", hidden), ("loss", loss))
     return {**{name: gradients(f) for name, f in ending}, "step": whole,
             "look": lambda: monitor(params, loaded, batch)}  # fmt: skip

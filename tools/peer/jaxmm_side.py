@@ -83,7 +83,7 @@ class Ours:
             target_budget=case.targets, sources=1,
         )  # fmt: skip
         with jax.set_mesh(self.mesh):
-            self.state = jax.jit(lambda p: init_state(p, optimizer, ()), out_shardings=where)(params)
+            self.state = jax.jit(lambda p: init_state(p, optimizer), out_shardings=where)(params)
             place = functools.partial(sharding.place_batch, mesh=self.mesh)
             if case.loader:
                 self.batches = loaded(case, folder.parent, seed, place)
