@@ -38,7 +38,7 @@ from jaxmm.inference.answers import Prompt, answers, make_generator
 from jaxmm.inference.decode import Generator
 from jaxmm.inference.prompts import Given, given_medium
 from jaxmm.models import multimodal
-from jaxmm.models.multimodal import Params
+from jaxmm.models.tree import Params
 from jaxmm.recipe import Recipe, fitted, read_data, read_recipe, train_corpus
 from jaxmm.training.loss import batch_loss
 

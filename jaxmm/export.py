@@ -46,6 +46,7 @@ from jaxmm.hf.processors import PROCESSOR_FILES, json_object
 from jaxmm.hf.videos import VIDEO_FILE
 from jaxmm.inference.generation_config import said_by
 from jaxmm.json_text import parse_json
+from jaxmm.models.tree import flat
 from jaxmm.recipe import Recipe, read_recipe
 
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
@@ -72,7 +73,7 @@ def main(argv: list[str]) -> int:
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         step = chosen_step(workdir, args.step) or checkpoints.latest()
         mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
-        params = hf.flat(saved_params(workdir, recipe, mesh, step))
+        params = flat(saved_params(workdir, recipe, mesh, step))
         of_run = checkpoints.meta(step)["config"]
     base = base_dtype(recipe.start)
     dtype = args.dtype or base or "float32"

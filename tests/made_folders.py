@@ -13,6 +13,7 @@ from jaxmm.hf import folder as hf
 from jaxmm.hf import weights
 from jaxmm.hf.families.registry import FAMILIES, family_of
 from jaxmm.models.multimodal import make_model
+from jaxmm.models.tree import flat
 
 VOCABULARY = 512
 # What a folder says of its images, by family.
@@ -68,7 +69,7 @@ def folder_of(name: str, folder: Path, has_weights: bool = True) -> Path:
     if has_weights:
         layout = family_of(config).layout(config)
         init, _ = make_model(layout.spec)
-        weights.write(folder, hf.outgoing(layout, hf.flat(jax.jit(init)(jax.random.key(1))), np.float32))
+        weights.write(folder, hf.outgoing(layout, flat(jax.jit(init)(jax.random.key(1))), np.float32))
     (folder / "config.json").write_text(json.dumps(config.to_dict(), default=str))
     tokenizer.save_pretrained(folder)
     processor = IMAGES.get(name) or IMAGES[case.family]

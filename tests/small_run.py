@@ -19,7 +19,7 @@ import PIL.Image
 
 from jaxmm import command, sharding
 from jaxmm.checkpoints.params import started_params
-from jaxmm.hf import folder as hf
+from jaxmm.models.tree import flat
 from jaxmm.recipe import read_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -82,7 +82,7 @@ def first_params(*arguments: str) -> dict[str, np.ndarray]:
         params = started_params(
             read_recipe(parsed), mesh, Path(workdir), init_from=parsed.init_from, seed=parsed.seed
         )  # fmt: skip
-    return {".".join(("params", *path)): np.asarray(array) for path, array in hf.flat(params).items()}
+    return {".".join(("params", *path)): np.asarray(array) for path, array in flat(params).items()}
 
 
 def assert_same_bits(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:

@@ -22,7 +22,8 @@ import jaxmm
 from jaxmm import command, generate
 from jaxmm.checkpoints.checkpoint import Checkpoints
 from jaxmm.errors import UserError
-from jaxmm.models.multimodal import flat_axes, nested
+from jaxmm.models.multimodal import flat_axes
+from jaxmm.models.tree import nested
 
 pytestmark = pytest.mark.usefixtures("whole_transformers")
 

@@ -14,7 +14,8 @@ from jaxmm.data.assemble import empty_batch
 from jaxmm.data.packing.plan import Budgets
 from jaxmm.models.compute import Compute
 from jaxmm.models.multimodal import make_model
-from jaxmm.models.trainable import Trainable, joined
+from jaxmm.models.trainable import Trainable
+from jaxmm.models.tree import joined
 
 BUDGETS = Budgets(tokens=128, patches=128, items=4, targets=96)
 

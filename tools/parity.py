@@ -20,6 +20,7 @@ from parities.patches import PATCHES, patch_difference
 
 from jaxmm import atomic, command
 from jaxmm.errors import UserError, nearest
+from jaxmm.models.tree import flat
 
 FLAGS: command.Flags = {
     "output": ("", "JSON file to write"),
@@ -61,7 +62,7 @@ def world(case: Case, folder: Path, seed: int = 0) -> World:
 
     from jaxmm import sharding
     from jaxmm.hf import folder as hf
-    from jaxmm.models.multimodal import nested
+    from jaxmm.models.tree import nested
 
     model = make(case, folder, seed)
     _, layout, _ = hf.read_whole(folder)
@@ -101,7 +102,7 @@ def ours(world: World) -> Pass:
         return loss, hidden_BTD[0] @ head_VD.T
 
     gradients, logits_TV = jax.device_get(jax.jit(jax.grad(loss, has_aux=True))(world.params))
-    written = hf.outgoing(world.layout, hf.flat(gradients), np.float32)
+    written = hf.outgoing(world.layout, flat(gradients), np.float32)
     lengths = np.bincount(batch.text.segments[0])[1:]
     return Pass(
         np.split(logits_TV[: lengths.sum()], np.cumsum(lengths)[:-1]),
@@ -190,7 +191,7 @@ def bits_differ(world: World, folder: Path) -> list[str]:
     hf.save_spare(world.folder, world.spare, spare)
     out = folder / "out"
     out.mkdir()
-    weights.write(out, hf.outgoing(world.layout, hf.flat(world.params), np.float32, spare), shard_bytes=1 << 16)
+    weights.write(out, hf.outgoing(world.layout, flat(world.params), np.float32, spare), shard_bytes=1 << 16)
     ours: dict[str, np.ndarray] = {}
     for file in out.glob("*.safetensors"):
         ours |= safetensors.numpy.load_file(file)

@@ -11,10 +11,10 @@ from jax.sharding import Mesh, NamedSharding
 from jaxmm import sharding
 from jaxmm.checkpoints.checkpoint import Checkpoints
 from jaxmm.errors import UserError
-from jaxmm.hf import folder as hf
 from jaxmm.hf.init_from import run_and_step
 from jaxmm.hf.pretrained import MODEL, Pretrained, read_params, save
-from jaxmm.models.multimodal import ModelSpec, Params, abstract_params, flat_axes, make_model, nested
+from jaxmm.models.multimodal import ModelSpec, abstract_params, flat_axes, make_model
+from jaxmm.models.tree import Params, flat, nested
 from jaxmm.recipe import Recipe
 from jaxmm.runtime.jax_internals import CPU_ONCE, compile_lowered
 from jaxmm.workdir import own_folders
@@ -74,18 +74,18 @@ def _started(recipe: Recipe, start: Pretrained, mesh: Mesh, seed: int, workdir: 
 
 def pretrained_params(recipe: Recipe, start: Pretrained, mesh: Mesh, seed: int) -> tuple[Params, list[str]]:
     """Parameters of a Hugging Face model, of which what its folders do not have is fresh; and the tensors not used."""
-    where = hf.flat(_place(recipe, mesh)[1])
+    where = flat(_place(recipe, mesh)[1])
     read = read_params(start, lambda path, shape: where[path])
     missing = {path: place for path, place in where.items() if path not in read.params}
     if missing:
         init, _ = make_model(recipe.model)
 
         def fresh(key: jax.Array) -> Params:  # what is not taken is never computed
-            return nested({path: value for path, value in hf.flat(init(key)).items() if path in missing})
+            return nested({path: value for path, value in flat(init(key)).items() if path in missing})
 
         key = jax.random.key(seed)
         made = compile_unoptimized(jax.jit(fresh, out_shardings=nested(missing)).lower(key))(key)
-        read.params.update(hf.flat(made))
+        read.params.update(flat(made))
     return nested({path: read.params[path] for path in where}), read.spare
 
 

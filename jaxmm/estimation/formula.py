@@ -78,7 +78,7 @@ def _kept_of_row(program: Any, budgets: Any, mesh: Any) -> tuple[int, int]:
     import jax
 
     from jaxmm.models.multimodal import make_model
-    from jaxmm.models.trainable import joined
+    from jaxmm.models.tree import joined
     from jaxmm.training.program import abstract_batch
 
     recipe, params = program.recipe, program.abstract_state(mesh).params

@@ -211,14 +211,6 @@ def outgoing(
                 yield weights.Outgoing(name, value.nbytes, functools.partial(np.asarray, value))
 
 
-def flat(tree: Mapping[str, Any], above: Path_ = ()) -> dict[Path_, Any]:
-    """Flattens a tree of parameters to {path: parameter}: the inverse of ``multimodal.nested``."""
-    by_path: dict[Path_, Any] = {}
-    for key, value in tree.items():
-        by_path |= flat(value, (*above, key)) if isinstance(value, Mapping) else {(*above, key): value}
-    return by_path
-
-
 def save_spare(source: Path, spare: Sequence[str], file: Path) -> None:
     """Saves the tensors that our model does not use, bit for bit."""
     if not spare:

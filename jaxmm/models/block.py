@@ -14,7 +14,8 @@ from jaxmm.models import attention as attn
 from jaxmm.models import rope
 from jaxmm.models.cache import Cache
 from jaxmm.models.decoder_spec import DecoderSpec
-from jaxmm.models.layers import MLP, Linear, RMSNorm
+from jaxmm.models.layers import MLP, RMSNorm
+from jaxmm.models.linear import Linear
 from jaxmm.models.materialize import materialize
 
 

@@ -7,7 +7,8 @@ import dataclasses
 import jax
 from flax import nnx
 
-from jaxmm.models.layers import LayerNorm, Linear, RMSNorm, activation, stack
+from jaxmm.models.layers import LayerNorm, RMSNorm, activation, stack
+from jaxmm.models.linear import Linear
 from jaxmm.models.sizes import check_numbers, check_sizes
 
 NORMS = ("", "layer", "rms", "rms_offset")

@@ -19,7 +19,8 @@ from jaxmm.models.cache import Cache
 from jaxmm.models.compute import Compute
 from jaxmm.models.decoder_spec import DecoderSpec
 from jaxmm.models.embedding import look_up
-from jaxmm.models.layers import RMSNorm, apply_stack, checkpointed, fan_in, parameter, split_last, stack
+from jaxmm.models.layers import RMSNorm, apply_stack, checkpointed, split_last, stack
+from jaxmm.models.parameters import fan_in, parameter
 from jaxmm.models.probe import Attended, Queries, attend_probed
 from jaxmm.models.rope import RopeScaling
 

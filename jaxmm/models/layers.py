@@ -1,12 +1,8 @@
-"""What every part of the model is made of: parameters with their logical axes, linear maps, norms, stacked layers."""
+"""What layers are made of: norms, MLPs, and stacks of layers that are run in turn."""
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
-import functools
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,104 +11,9 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from jaxmm.models.materialize import barrier, recompute
-from jaxmm.runtime.jax_internals import TUNED
-
-Initializer = Callable[..., jax.Array]
-_SHAPES_ONLY = contextvars.ContextVar("shapes only", default=False)
-
-zeros = jax.nn.initializers.zeros
-ones = jax.nn.initializers.ones
-# LeCun's: variance 1 / fan-in, with the fan counted over `in_axis`.
-fan_in = jax.nn.initializers.variance_scaling
-
-
-def parameter(
-    rngs: nnx.Rngs, shape: Sequence[int], axes: Sequence[str | None], init: Initializer, inputs: int = 0
-) -> nnx.Param:
-    """Declares one float32 parameter: its shape, its logical axes and its initialiser.
-
-    Args:
-      axes: a name or None for each dim (see ``sharding.RULES``).
-      inputs: of a linear map, how many leading dims it takes in, the others it gives out; 0 for all else.
-    """
-    if len(shape) != len(axes):
-        raise ValueError(f"parameter of shape {tuple(shape)} has logical axes {tuple(axes)}")
-    init = zeros if _SHAPES_ONLY.get() else init
-    return nnx.Param(init(rngs.params(), tuple(shape), jnp.float32), axes=tuple(axes), inputs=inputs)
-
-
-@contextlib.contextmanager
-def shapes_only() -> Iterator[None]:
-    """Parameters declared here are zeros: where only their shapes are asked for, initialisers take long to trace."""
-    token = _SHAPES_ONLY.set(True)
-    try:
-        yield
-    finally:
-        _SHAPES_ONLY.reset(token)
-
-
-class Linear(nnx.Module):
-    """A linear map between groups of dims: (..., *inputs) to (..., *outputs), computed in the dtype of its input."""
-
-    def __init__(
-        self,
-        inputs: Sequence[int],
-        outputs: Sequence[int],
-        axes: Sequence[str | None],
-        *,
-        bias: bool,
-        rngs: nnx.Rngs,
-        scale: float = 1.0,
-    ):
-        """``axes`` names the dims of inputs, then outputs; ``scale`` multiplies the initial variance 1 / fan-in."""
-        shape, split = (*inputs, *outputs), len(inputs)
-        self.inputs = split
-        init = fan_in(max(scale, 1e-10), "fan_in", "normal", in_axis=range(split), out_axis=range(split, len(shape)))
-        self.kernel = parameter(rngs, shape, axes, init, inputs=split)
-        self.bias = parameter(rngs, outputs, axes[split:], zeros) if bias else None
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        mapped = _mapped if TUNED else _plainly_mapped
-        y = mapped(x, self.kernel[...].astype(x.dtype), self.inputs)
-        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
-
-
-def _plainly_mapped(x, kernel, inputs: int):
-    """x (..., *inputs) times the kernel (*inputs, *outputs)."""
-    return _mapped_forward(x, kernel, inputs)[0]
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _mapped(x, kernel, inputs: int):
-    """As ``_plainly_mapped``.
-
-    Its gradients are those JAX makes, but for the order in the kernel's: the narrower of x and the cotangent is first.
-    XLA on CPU writes the first one out transposed, with the elementwise work that made it: of the wide one, that was a
-    quarter of the MLP's time.
-    """
-    return _mapped_forward(x, kernel, inputs)[0]
-
-
-def _mapped_forward(x, kernel, inputs: int):
-    # Not by _mapped: what a policy of REMAT keeps it must see, and it does not look into a custom rule.
-    over = tuple(range(x.ndim - inputs, x.ndim)), tuple(range(inputs))
-    return lax.dot_general(x, kernel, (over, ((), ()))), (x, kernel)
-
-
-def _mapped_backward(inputs: int, saved, dy):
-    x, kernel = saved
-    x, dy = barrier((x, dy))  # what is written transposed is no more than written
-    outputs, rows = kernel.ndim - inputs, tuple(range(x.ndim - inputs))
-    over = tuple(range(dy.ndim - outputs, dy.ndim)), tuple(range(inputs, kernel.ndim))
-    dx = lax.dot_general(dy, kernel, (over, ((), ())))
-    if math.prod(kernel.shape[:inputs]) <= math.prod(kernel.shape[inputs:]):
-        return dx, lax.dot_general(x, dy, ((rows, rows), ((), ())))
-    transposed = lax.dot_general(dy, x, ((rows, rows), ((), ())))
-    return dx, transposed.transpose(*range(outputs, kernel.ndim), *range(outputs))
-
-
-_mapped.defvjp(_mapped_forward, _mapped_backward)
+from jaxmm.models.linear import Linear
+from jaxmm.models.materialize import recompute
+from jaxmm.models.parameters import ones, parameter, zeros
 
 
 class LayerNorm(nnx.Module):
@@ -185,38 +86,10 @@ class MLP(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         parts = (self.up(x),) if self.gate is None else (self.up(x), self.gate(x))
-        if not TUNED:
-            return self.down(self._hidden(*parts))
-        y = _hidden_mapped(self._hidden, parts, self.down.kernel[...].astype(x.dtype))
-        return y if self.down.bias is None else y + self.down.bias[...].astype(x.dtype)
+        return self.down.of_hidden(self._hidden, parts)
 
     def _hidden(self, up: jax.Array, gate: jax.Array | None = None) -> jax.Array:
         return self.act(up) if gate is None else self.act(gate) * up
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _hidden_mapped(hidden: Callable[..., jax.Array], parts: tuple[jax.Array, ...], kernel):
-    """``hidden(*parts)`` (..., mlp) times the kernel (mlp, embed).
-
-    Keeps the parts for the backward pass and recomputes the hidden activations: they and their derivative were half of
-    what a layer kept of its MLP.
-    """
-    return _hidden_mapped_forward(hidden, parts, kernel)[0]
-
-
-def _hidden_mapped_forward(hidden, parts, kernel):
-    return _mapped_forward(hidden(*parts), kernel, 1)[0], (parts, kernel)
-
-
-def _hidden_mapped_backward(hidden, saved, dy):
-    parts, kernel = saved
-    parts, dy = barrier((parts, dy))
-    x, pull = jax.vjp(hidden, *parts)
-    dx, dkernel = _mapped_backward(1, (x, kernel), dy)
-    return pull(dx), dkernel
-
-
-_hidden_mapped.defvjp(_hidden_mapped_forward, _hidden_mapped_backward)
 
 
 # What a layer keeps for its backward pass, by name. None: everything; the rest is computed again.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,19 +13,18 @@ from flax import nnx
 
 from jaxmm import sharding
 from jaxmm.batch import Batch
+from jaxmm.models.adapters import AdapterSpec, Map, adapt, adapted_maps
 from jaxmm.models.cache import Cache
 from jaxmm.models.compute import Compute
 from jaxmm.models.connector import Connector, ConnectorSpec, Projector
 from jaxmm.models.decoder import Decoder, DecoderSpec, DeepStack
-from jaxmm.models.layers import shapes_only
+from jaxmm.models.parameters import shapes_only
 from jaxmm.models.probe import Attended, Queries
 from jaxmm.models.towers.audio import AudioTower, AudioTowerSpec
 from jaxmm.models.towers.vit import Features, VisionSpec, VisionTower
+from jaxmm.models.tree import ParamPath, Params, nested
 
 PARTS = ("vision", "connector", "audio", "audio_connector", "decoder")  # a model has some of them, in this order
-
-Params = dict[str, Any]  # nested dict of arrays, its first keys the model's parts
-ParamPath = tuple[str, ...]  # of a parameter in it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +32,7 @@ class ModelSpec:
     """A multimodal model: the specs of its parts, None for those that it does not have.
 
     A tower has a connector with it. Without vision, the patches of a batch are not looked at, and have no soft tokens.
+    ``adapter`` says which linear maps have an adapter.
     """
 
     vision: VisionSpec | None = dataclasses.field(default_factory=VisionSpec)
@@ -40,6 +40,7 @@ class ModelSpec:
     decoder: DecoderSpec = dataclasses.field(default_factory=DecoderSpec)
     audio: AudioTowerSpec | None = None
     audio_connector: ConnectorSpec | None = None
+    adapter: AdapterSpec | None = None
 
     def __post_init__(self) -> None:
         for tower, connector in (("vision", "connector"), ("audio", "audio_connector")):
@@ -52,6 +53,11 @@ class ModelSpec:
     def parts(self) -> tuple[str, ...]:
         """Those of PARTS that the model has."""
         return tuple(part for part in PARTS if getattr(self, part) is not None)
+
+    @property
+    def base(self) -> ModelSpec:
+        """The model without adapters."""
+        return dataclasses.replace(self, adapter=None)
 
     @property
     def seeing(self) -> tuple[VisionSpec, ConnectorSpec]:
@@ -84,6 +90,8 @@ class MultimodalModel(nnx.Module):
             Projector(spec.audio_connector, audio.width, width, rngs=rngs) if audio and spec.audio_connector else None
         )
         self.decoder = Decoder(spec.decoder, rngs=rngs)
+        if spec.adapter:
+            adapt(self, spec.adapter, rngs)
 
     def soft_tokens(self, batch: Batch, compute: Compute) -> SoftTokens:
         """The rows' soft-token tables: of patches, then of ready-made features, then of audio and its features."""
@@ -220,6 +228,11 @@ def kernel_dims(spec: ModelSpec) -> dict[ParamPath, tuple[tuple[int, ...], tuple
     return maps
 
 
+def model_maps(spec: ModelSpec) -> list[Map]:
+    """The linear maps that have an adapter."""
+    return adapted_maps(spec.adapter, kernel_dims(spec)) if spec.adapter else []
+
+
 def logical_axes(spec: ModelSpec) -> Params:
     """The tree of parameters with (shape, logical axes) in place of arrays."""
     return nested(flat_axes(spec))
@@ -228,17 +241,6 @@ def logical_axes(spec: ModelSpec) -> Params:
 def abstract_params(spec: ModelSpec) -> Params:
     """The tree of parameters with shapes in place of arrays; unlike ``jax.eval_shape(init, ...)`` it traces nothing."""
     return nested({path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, (shape, _) in flat_axes(spec).items()})
-
-
-def nested(flat: Mapping[ParamPath, Any]) -> Params:
-    """The tree of parameters, or of what is known of them, by their paths."""
-    tree: Params = {}
-    for path, value in flat.items():
-        node = tree
-        for key in path[:-1]:
-            node = node.setdefault(key, {})
-        node[path[-1]] = value
-    return tree
 
 
 @functools.cache  # a run asks for it many times; each takes a third of a second

@@ -5,31 +5,32 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator, Mapping
-from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 from jaxmm.errors import UserError, nearest
-from jaxmm.models.multimodal import ModelSpec, ParamPath, Params, flat_axes, kernel_dims
+from jaxmm.models.adapters import is_factor
+from jaxmm.models.multimodal import ModelSpec, flat_axes, kernel_dims
+from jaxmm.models.tree import ParamPath, Params, matches
 
 SHOWN = 8  # paths that an error lists
 
 
-def matches(path: ParamPath, pattern: str) -> bool:
-    """Whether a parameter is meant by a pattern: ``decoder``, ``decoder.blocks.mlp``, ``*.bias``.
-
-    ``*`` stands for anything, dots too; a pattern of the beginning of a path, up to a dot, means all that is below it.
-    """
-    name = ".".join(path)
-    return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
-
-
 class Trainable(NamedTuple):
-    """The parameters that learn: all but those that a pattern of ``frozen`` means."""
+    """The parameters that learn.
+
+    Attributes:
+      frozen: patterns of those that do not.
+      adapters: whether only adapters learn, and what a pattern of ``whole`` means.
+    """
 
     frozen: tuple[str, ...] = ()
+    adapters: bool = False
+    whole: tuple[str, ...] = ()
 
     def learns(self, path: ParamPath) -> bool:
-        return not any(matches(path, pattern) for pattern in self.frozen)
+        if any(matches(path, pattern) for pattern in self.frozen):
+            return False
+        return not self.adapters or is_factor(path) or any(matches(path, pattern) for pattern in self.whole)
 
     def split(self, params: Mapping[str, Any]) -> tuple[Params, Params]:
         """Those that learn, and the others, for which no gradient is taken and no optimizer state held."""
@@ -66,15 +67,6 @@ def _shares(trainable: Trainable, model: ModelSpec) -> tuple[tuple[str, float | 
         learnt = sum(size for path, size in sizes.items() if trainable.learns(path))
         shares.append((part, learnt / sum(sizes.values())))
     return tuple(shares)
-
-
-def joined(one: Mapping[str, Any], other: Mapping[str, Any]) -> Params:
-    """The tree that ``Trainable.split`` has split."""
-    whole: Params = dict(one)
-    for key, value in other.items():
-        mine = whole.get(key)
-        whole[key] = joined(mine, value) if isinstance(mine, Mapping) and isinstance(value, Mapping) else value
-    return whole
 
 
 def check_patterns(patterns: Iterator[str] | tuple[str, ...], key: str, model: ModelSpec) -> None:

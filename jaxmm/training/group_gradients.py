@@ -23,7 +23,8 @@ from jaxmm.batch import Batch
 from jaxmm.data.assemble import Loaded
 from jaxmm.data.packing.modalities import modality_codes, modality_name
 from jaxmm.data.packing.plan import Lengths
-from jaxmm.models.trainable import EVERYTHING, Trainable, joined
+from jaxmm.models.trainable import EVERYTHING, Trainable
+from jaxmm.models.tree import joined
 from jaxmm.runtime.barrier import Barrier
 from jaxmm.runtime.jax_internals import compile_lowered, step_options
 from jaxmm.training.balance import CODES, modalities_BT

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
-from jaxmm.models.trainable import matches
+from jaxmm.models.adapters import is_factor
+from jaxmm.models.tree import matches
 from jaxmm.training.quantized_moments import quantize_moments
 
 Dims = tuple[int, ...]
@@ -55,7 +56,8 @@ def _names(path: tuple) -> tuple[str, ...]:
 
 def decays(path: tuple) -> bool:
     """Whether weight decay applies: to matrices; not to biases, norms, embeddings or position tables."""
-    return _names(path)[-1] in ("kernel", "head")
+    names = _names(path)
+    return names[-1] in ("kernel", "head") or (is_factor(names) and names[-1] in ("into", "out"))
 
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan's own coefficients

@@ -13,7 +13,8 @@ from jax import lax
 
 from jaxmm import sharding
 from jaxmm.batch import Batch
-from jaxmm.models.trainable import EVERYTHING, Trainable, joined
+from jaxmm.models.trainable import EVERYTHING, Trainable
+from jaxmm.models.tree import joined
 from jaxmm.training.loss import Targets, TokenLoss, batch_loss
 
 # (params, batch, target_positions_BR) -> hidden states there (B, R, D), vocabulary projection (V, D)

@@ -23,7 +23,8 @@ from jaxmm.chat.address import listen
 from jaxmm.chat.server import make_app
 from jaxmm.chat.speaker import DEFAULTS, Speaker
 from jaxmm.checkpoints.checkpoint import Checkpoints
-from jaxmm.models.multimodal import flat_axes, nested
+from jaxmm.models.multimodal import flat_axes
+from jaxmm.models.tree import nested
 from jaxmm.recipe import read_recipe
 
 ROOT = Path(__file__).parents[2]

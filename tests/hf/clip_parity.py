@@ -30,8 +30,8 @@ def attention_difference(recipe: Any, model: Any, batch: Batch, alone: Sequence[
 
     from jaxmm import sharding
     from jaxmm.hf.pretrained import read_params
-    from jaxmm.models.multimodal import nested
     from jaxmm.models.probe import Queries
+    from jaxmm.models.tree import nested
     from jaxmm.monitor.attention import Probe
 
     segments_BT = batch.text.segments
@@ -59,7 +59,7 @@ def assert_greedy_answers_agree(recipe: Any, model: Any, given: Sequence[tuple[M
     from jaxmm import sharding
     from jaxmm.hf.pretrained import read_params
     from jaxmm.inference.sampling import GREEDY
-    from jaxmm.models.multimodal import nested
+    from jaxmm.models.tree import nested
 
     mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
     with jax.set_mesh(mesh):

@@ -149,7 +149,8 @@ def test_packed_recordings_give_the_ids_and_numbers_of_transformers(sides):
 
     from jaxmm import sharding
     from jaxmm.hf.pretrained import read_params
-    from jaxmm.models.multimodal import make_model, nested
+    from jaxmm.models.multimodal import make_model
+    from jaxmm.models.tree import nested
 
     heard = [sound(count, n) for n, count in enumerate(SAMPLES)]
     batch, ends = ours_of(sides, *heard)

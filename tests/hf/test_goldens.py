@@ -13,7 +13,8 @@ from parities import batch as parity_batch
 
 from jaxmm import sharding
 from jaxmm.hf import folder as hf
-from jaxmm.models.multimodal import Compute, make_model, nested
+from jaxmm.models.multimodal import Compute, make_model
+from jaxmm.models.tree import nested
 
 pytestmark = pytest.mark.usefixtures("whole_transformers")
 

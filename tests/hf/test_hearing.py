@@ -24,6 +24,7 @@ from jaxmm.hf.families.family import HearingFamily
 from jaxmm.hf.families.registry import FAMILIES, family_of
 from jaxmm.hf.pretrained import read_params, read_start
 from jaxmm.models.multimodal import make_model
+from jaxmm.models.tree import flat
 from jaxmm.recipe import fitted, read_recipe
 
 SIZES = {"num_mel_bins": 16, "d_model": 24, "encoder_layers": 2, "encoder_attention_heads": 3, "encoder_ffn_dim": 44}
@@ -45,7 +46,7 @@ def config_of(kind: str) -> Any:
 def drawn(layout: Any) -> dict[Any, Any]:
     """Parameters of random weights, by path."""
     init, _ = make_model(layout.spec)
-    return hf.flat(jax.jit(init)(jax.random.key(1)))
+    return flat(jax.jit(init)(jax.random.key(1)))
 
 
 def tensors(layout: Any, params: Any) -> dict[str, weights.Outgoing]:

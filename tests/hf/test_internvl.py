@@ -33,7 +33,8 @@ def test_a_conversation_with_tiles_gives_the_tokens_and_logits_of_transformers(t
     from jaxmm.hf import folder as hf
     from jaxmm.hf.pretrained import image_settings, read_start
     from jaxmm.inference.answers import Prompt, prompt_batch
-    from jaxmm.models.multimodal import Compute, make_model, nested
+    from jaxmm.models.multimodal import Compute, make_model
+    from jaxmm.models.tree import nested
 
     folder = folder_of("internvl", tmp_path / "theirs")
     start = read_start(str(folder), None, 2, 0)

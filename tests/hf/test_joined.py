@@ -176,7 +176,8 @@ def test_transformers_runs_what_is_exported_with_the_same_logits(name, side, tmp
     import transformers
 
     from jaxmm.inference.answers import Prompt, prompt_batch
-    from jaxmm.models.multimodal import Compute, make_model, nested
+    from jaxmm.models.multimodal import Compute, make_model
+    from jaxmm.models.tree import nested
 
     start = parts(name, tmp_path, image_size=side)
     if side == 18:  # of which patches of 4 see 16: the positions are of as many

@@ -34,7 +34,8 @@ from jaxmm.hf.init_from import parse
 from jaxmm.hf.pretrained import MODEL, read_params, read_start, save
 from jaxmm.hf.towers import TOWERS
 from jaxmm.models.connector import ConnectorSpec
-from jaxmm.models.multimodal import ModelSpec, flat_axes, make_model, nested
+from jaxmm.models.multimodal import ModelSpec, flat_axes, make_model
+from jaxmm.models.tree import flat, nested
 from jaxmm.recipe import Recipe, fitted, read_recipe
 
 pytestmark = pytest.mark.usefixtures("whole_transformers")
@@ -63,7 +64,7 @@ def write_folders(root: Path, vision: str, audio: str) -> str:
     assert hearing is not None
     sees = seeing.join(read["vision"], read["decoder"], False, root, ConnectorSpec(merge=2, mlp=40)).layout
     layout = sees.also_hearing(hearing.join(read["audio"], read["decoder"], False).layout)._replace(prefixes=ALONE)
-    params = hf.flat(jax.jit(make_model(layout.spec)[0])(jax.random.key(1)))
+    params = flat(jax.jit(make_model(layout.spec)[0])(jax.random.key(1)))
     for part, config in read.items():
         (root / part).mkdir()
         own = {path: value + 0.02 for path, value in params.items() if path[0] == part}
@@ -103,7 +104,7 @@ def read(init_from: str, media: tuple[str, ...] = ("image", "audio"), new: dict[
     """A run's model as it begins; its connectors are those of ``new``, or drawn."""
     config = load_config("base", **{"init_from": init_from, "image.merge": 2, "connector.mlp": 40, "seq_len": 512})
     recipe = fitted(read_recipe(config), media)
-    new = new or hf.flat(jax.jit(make_model(recipe.model)[0])(jax.random.key(2)))
+    new = new or flat(jax.jit(make_model(recipe.model)[0])(jax.random.key(2)))
     return Model(
         recipe, {path: new[path] for path in flat_axes(recipe.model)} | read_params(recipe.start, where).params
     )
@@ -233,7 +234,7 @@ def test_packed_is_as_alone_and_the_gradient_reaches_every_part(model):
         alone = np.asarray(logits(params, batch))[:count]
         np.testing.assert_allclose(together[start : start + count], alone, atol=2e-5)
         start += count
-    gradients = hf.flat(jax.jit(jax.grad(lambda p: (logits(p, row) ** 2).sum()))(params))
+    gradients = flat(jax.jit(jax.grad(lambda p: (logits(p, row) ** 2).sum()))(params))
     for part in model.recipe.model.parts:
         assert max(float(np.abs(g).max()) for path, g in gradients.items() if path[0] == part) > 1e-4, part
 

@@ -154,7 +154,8 @@ def test_packed_videos_give_the_numbers_of_transformers(sides):
 
     from jaxmm import sharding
     from jaxmm.hf.pretrained import read_params
-    from jaxmm.models.multimodal import make_model, nested
+    from jaxmm.models.multimodal import make_model
+    from jaxmm.models.tree import nested
 
     videos = [Video(frames=frames_of(n, size, n), fps=rate) for n, rate, size in
               ((16, 4.0, (16, 24)), (9, 2.0, (24, 16)), (4, 2.0, (16, 16)))]  # fmt: skip

@@ -10,7 +10,8 @@ import pytest
 
 from jaxmm.errors import UserError
 from jaxmm.models.multimodal import flat_axes, kernel_dims
-from jaxmm.models.trainable import EVERYTHING, Trainable, check_patterns, joined, matches
+from jaxmm.models.trainable import EVERYTHING, Trainable, check_patterns
+from jaxmm.models.tree import joined, matches
 
 PATTERNS = ("vision", "decoder.blocks", "*.bias", "decoder.blocks.mlp.*.kernel", "*embedding", "connector.up", "none")
 

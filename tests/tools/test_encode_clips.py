@@ -24,7 +24,8 @@ from jaxmm.data.packing.limits import Budgets
 from jaxmm.data.packing.plan import Piece
 from jaxmm.encoding import encoder
 from jaxmm.hf.pretrained import read_params
-from jaxmm.models.multimodal import make_model, nested
+from jaxmm.models.multimodal import make_model
+from jaxmm.models.tree import nested
 from jaxmm.recipe import Recipe, fitted, read_recipe, train_corpus
 from jaxmm.training.loss import batch_loss
 

@@ -145,7 +145,7 @@ def programs(run: Any, step: Any, state: Any, loaded: Any, batch: Any) -> dict[s
     import jax
 
     from jaxmm.models.multimodal import make_model
-    from jaxmm.models.trainable import joined
+    from jaxmm.models.tree import joined
     from jaxmm.monitor.attention import AttentionMonitor
     from jaxmm.runtime.jax_internals import step_options
     from jaxmm.training.loss import batch_loss, select_targets

@@ -64,7 +64,8 @@ class Ours:
 
         from jaxmm import sharding
         from jaxmm.hf import folder as hf
-        from jaxmm.models.multimodal import Compute, make_model, nested
+        from jaxmm.models.multimodal import Compute, make_model
+        from jaxmm.models.tree import nested
         from jaxmm.runtime.jax_internals import step_options
         from jaxmm.training.optimizer import make_optimizer
         from jaxmm.training.step import init_state, make_train_step

@@ -19,8 +19,10 @@ from jaxmm import sharding
 from jaxmm.batch import Stream
 from jaxmm.models import attention as attn
 from jaxmm.models.compute import Compute
-from jaxmm.models.layers import MLP, LayerNorm, Linear, activation, apply_stack, checkpointed, parameter, stack
+from jaxmm.models.layers import MLP, LayerNorm, activation, apply_stack, checkpointed, stack
+from jaxmm.models.linear import Linear
 from jaxmm.models.materialize import materialize
+from jaxmm.models.parameters import parameter
 from jaxmm.models.sizes import check_numbers, check_sizes
 
 STRIDES = {"whisper": 2, "chunks": 8}  # of each stem: frames from a tower position to the next

@@ -19,8 +19,10 @@ from jaxmm.batch import Stream
 from jaxmm.models import attention as attn
 from jaxmm.models import rope
 from jaxmm.models.compute import Compute
-from jaxmm.models.layers import MLP, LayerNorm, Linear, RMSNorm, Taps, apply_stack, parameter, stack
+from jaxmm.models.layers import MLP, LayerNorm, RMSNorm, Taps, apply_stack, stack
+from jaxmm.models.linear import Linear
 from jaxmm.models.materialize import materialize
+from jaxmm.models.parameters import parameter
 from jaxmm.models.sizes import check_numbers, check_sizes
 
 

@@ -1,0 +1,185 @@
+"""Adapters of a model's linear maps: which maps have one, where it starts, and what is a part of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxmm.models.linear import Linear
+from jaxmm.models.lora import KINDS, Lora, column_norms, scale_of
+from jaxmm.models.tree import ParamPath, Params, matches, nested
+
+STARTS = ("", "gaussian", "pissa")
+LORA = "lora"  # what an adapter is called, beside the kernel that it adapts
+CONVOLUTIONS = ("vision.patch_embedding", "audio.stem")  # linear maps here, convolutions in other places
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterSpec:
+    """Low-rank adapters of linear maps.
+
+    Attributes:
+      targets: patterns of the maps' paths that have one, as ``decoder.blocks`` or ``*.attention.value``.
+      rank: of the update.
+      alpha: what the update is scaled by, over the rank; of "rslora" over its root.
+      kind: one of KINDS.
+      dropout: part of what goes into the factors that is dropped; 0 everywhere but in the training step.
+      ranks: (pattern, rank, alpha) of maps that have others; the last that means a map counts.
+    """
+
+    targets: tuple[str, ...]
+    rank: int = 16
+    alpha: float = 32.0
+    kind: str = "lora"
+    dropout: float = 0.0
+    ranks: tuple[tuple[str, int, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"adapter kind '{self.kind}' is not one of {', '.join(KINDS)}")
+        if not all(rank >= 1 for rank in (self.rank, *(rank for _, rank, _ in self.ranks))):
+            raise ValueError(f"adapter rank {self.rank} is not at least 1")
+
+    def adapts(self, path: ParamPath) -> bool:
+        """Whether the linear map at a path has an adapter."""
+        is_map = not any(matches(path, pattern) for pattern in CONVOLUTIONS)
+        return is_map and any(matches(path, pattern) for pattern in self.targets)
+
+    def sizes(self, path: ParamPath) -> tuple[int, float]:
+        """Rank, and what the update is multiplied by, of the map at a path."""
+        rank, alpha = self.rank, self.alpha
+        for pattern, its_rank, its_alpha in self.ranks:
+            if matches(path, pattern):
+                rank, alpha = its_rank, its_alpha
+        return rank, scale_of(self.kind, rank, alpha)
+
+
+def adapt(model: nnx.Module, spec: AdapterSpec, rngs: nnx.Rngs) -> None:
+    """Gives the linear maps that ``spec`` means an adapter that changes nothing yet."""
+    for keys, module in list(nnx.iter_modules(model)):
+        path = tuple(map(str, keys))
+        if not isinstance(module, Linear) or not spec.adapts(path):
+            continue
+        rank, scale = spec.sizes(path)
+        axes = module.kernel.get_metadata()["axes"]
+        module.lora = Lora(
+            module.kernel[...].shape, axes, module.inputs, rank=rank, scale=scale, kind=spec.kind,
+            dropout=spec.dropout, rngs=rngs,
+        )  # fmt: skip
+
+
+def is_factor(path: ParamPath) -> bool:
+    """Whether a parameter belongs to an adapter."""
+    return LORA in path
+
+
+class Map(NamedTuple):
+    """An adapted linear map.
+
+    Attributes:
+      path: of the map, that of its kernel without the last name.
+      inputs, outputs: the kernel's dims that it takes in and gives out; those before are of stacked layers.
+    """
+
+    path: ParamPath
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    rank: int
+    scale: float
+
+
+def adapted_maps(spec: AdapterSpec, dims: Mapping[ParamPath, tuple[tuple[int, ...], tuple[int, ...]]]) -> list[Map]:
+    """The linear maps that have an adapter; ``dims``: of all kernels, as ``multimodal.kernel_dims`` gives them."""
+    maps = [(path[:-1], *both) for path, both in sorted(dims.items())]
+    return [Map(path, into, out, *spec.sizes(path)) for path, into, out in maps if spec.adapts(path)]
+
+
+def begin(
+    base: Mapping[ParamPath, jax.Array], maps: Sequence[Map], kind: str, start: str, key: jax.Array
+) -> dict[ParamPath, jax.Array]:
+    """Where adapters start, so that they change nothing of what the model says.
+
+    Args:
+      base: the kernels of the maps, by path.
+      kind: of the adapters, one of KINDS.
+      start: of the factor that goes in: "" is uniform within 1 / root of its inputs, as PEFT's; "gaussian" normal with
+        variance 1 / rank squared; "pissa" (Meng et al., 2024) the largest singular values of the kernel, which keeps
+        what is left.
+
+    Returns:
+      The factors by path, and the kernels that have changed.
+    """
+    found: dict[ParamPath, jax.Array] = {}
+    for number, one in enumerate(maps):
+        kernel = base[(*one.path, "kernel")]
+        layers, dims = kernel.shape[: one.inputs[0]], kernel.shape[one.inputs[0] :]
+        inputs, outputs = dims[: len(one.inputs)], dims[len(one.inputs) :]
+        into, out = (*layers, *inputs, one.rank), jnp.zeros((*layers, one.rank, *outputs), jnp.float32)
+        random = jax.random.fold_in(key, number)
+        if start == "pissa":
+            into_, out, kernel = _principal(kernel, math.prod(layers), math.prod(inputs), one)
+            found[(*one.path, "kernel")] = kernel
+            factors = into_.reshape(into), out.reshape(*layers, one.rank, *outputs)
+        elif start == "gaussian":
+            factors = jax.random.normal(random, into) / one.rank, out
+        else:
+            bound = math.prod(inputs) ** -0.5
+            factors = jax.random.uniform(random, into, minval=-bound, maxval=bound), out
+        found[(*one.path, LORA, "into")], found[(*one.path, LORA, "out")] = factors
+        if kind == "dora":
+            lengths = functools.partial(column_norms, scale=one.scale, inputs=len(one.inputs))
+            for _ in layers:
+                lengths = jax.vmap(lengths)
+            found[(*one.path, LORA, "magnitude")] = lengths(kernel, *factors)
+    return found
+
+
+def _principal(kernel: jax.Array, layers: int, inputs: int, one: Map) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Factors of the largest singular values, and the kernel without them."""
+    wide_LIO = kernel.astype(jnp.float32).reshape(layers, inputs, -1)
+    u_LIK, s_LK, v_LKO = jnp.linalg.svd(wide_LIO, full_matrices=False)
+    root_LR = jnp.sqrt(s_LK[:, : one.rank] / one.scale)
+    into_LIR, out_LRO = u_LIK[..., : one.rank] * root_LR[:, None], v_LKO[:, : one.rank] * root_LR[..., None]
+    rest_LIO = wide_LIO - one.scale * into_LIR @ out_LRO
+    return into_LIR, out_LRO, rest_LIO.reshape(kernel.shape).astype(kernel.dtype)
+
+
+def merged(params: Mapping[ParamPath, jax.Array], maps: Sequence[Map]) -> dict[ParamPath, jax.Array]:
+    """The parameters of the model without adapters that says the same, by path; kernels keep their dtypes.
+
+    Of DoRA the lengths of the columns count as constants, as they do in training.
+    """
+    whole = {path: value for path, value in params.items() if not is_factor(path)}
+    for one in maps:
+        kernel, factors = params[(*one.path, "kernel")], [params[(*one.path, LORA, name)] for name in ("into", "out")]
+        magnitude = params.get((*one.path, LORA, "magnitude"))
+        merge = functools.partial(_merged, scale=one.scale, inputs=len(one.inputs))
+        for _ in range(one.inputs[0]):
+            merge = jax.vmap(merge)
+        whole[(*one.path, "kernel")] = merge(kernel, *factors, *([] if magnitude is None else [magnitude]))
+    return whole
+
+
+def _merged(kernel, into, out, magnitude=None, *, scale: float, inputs: int) -> jax.Array:
+    wide = kernel.astype(jnp.float32) + scale * jnp.tensordot(into, out, 1)
+    if magnitude is not None:
+        wide = wide * (magnitude / jax.lax.stop_gradient(column_norms(kernel, into, out, scale, inputs)))
+    return wide.astype(kernel.dtype)
+
+
+def noise(maps: Sequence[Map], shapes: Mapping[ParamPath, tuple[int, ...]], key: jax.Array) -> Params:
+    """Random keys of dropout, a key a layer of each map; a tree to be joined with the parameters."""
+    found = {}
+    for number, one in enumerate(maps):
+        layers = shapes[(*one.path, "kernel")][: one.inputs[0]]
+        keys = jax.random.split(jax.random.fold_in(key, number), layers or (1,))
+        data = jax.random.key_data(keys)
+        found[(*one.path, LORA, "noise")] = data if layers else data[0]
+    return nested(found)

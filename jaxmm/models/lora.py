@@ -1,0 +1,84 @@
+"""Low-rank updates of linear maps: LoRA (Hu et al., 2021), and DoRA (Liu et al., 2024)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from jaxmm.models.parameters import ones, parameter, zeros
+
+KINDS = ("lora", "rslora", "dora")
+
+
+class Lora(nnx.Module):
+    """A low-rank update of one linear map, or of a stack of them: its kernel plus ``scale`` times into @ out.
+
+    Attributes:
+      into: (*inputs, rank), A of the paper, transposed; out: (rank, *outputs), its B. Zeros until ``adapters.begin``.
+      magnitude: of DoRA, (*outputs): the length that each output's column of the sum is scaled to.
+      noise: of dropout, uint32 (2,): the data of a random key, which the training step sets.
+    """
+
+    def __init__(
+        self, shape: Sequence[int], axes: Sequence[str | None], inputs: int, *, rank: int, scale: float, kind: str,
+        dropout: float, rngs: nnx.Rngs,
+    ):  # fmt: skip
+        """``shape`` and ``axes`` are the kernel's, but for leading dims of stacked layers, which the axes lack."""
+        layers = tuple(shape[: len(shape) - len(axes)])
+        dims = tuple(shape[len(layers) :])
+        self.inputs, self.scale, self.dropout = inputs, scale, dropout
+
+        def declared(shape: Sequence[int], axes: Sequence[str | None], init: Any) -> nnx.Param:
+            return parameter(rngs, shape, axes, init, layers=layers)
+
+        self.into = declared((*dims[:inputs], rank), (*axes[:inputs], None), zeros)
+        self.out = declared((rank, *dims[inputs:]), (None, *axes[inputs:]), zeros)
+        self.magnitude = declared(dims[inputs:], axes[inputs:], ones) if kind == "dora" else None
+        self.noise = declared((2,), (None,), zeros) if dropout else None
+
+    def dropped(self, x: jax.Array) -> jax.Array:
+        """What goes into the factors: x, of which in training a part is dropped."""
+        if self.noise is None:
+            return x
+        key = jax.random.wrap_key_data(lax.stop_gradient(self.noise[...]).astype(jnp.uint32))
+        kept = jax.random.bernoulli(key, 1 - self.dropout, x.shape)
+        return jnp.where(kept, x / (1 - self.dropout), 0).astype(x.dtype)
+
+    def added(self, y: jax.Array, low: jax.Array, kernel: jax.Array) -> jax.Array:
+        """The adapted map.
+
+        Args:
+          y: (..., *outputs), of the kernel alone, without a bias.
+          low: (..., rank), of ``into``.
+          kernel: (*inputs, *outputs).
+        """
+        out = self.out[...].astype(y.dtype)
+        y = y + jnp.asarray(self.scale, y.dtype) * lax.dot_general(low, out, (((low.ndim - 1,), (0,)), ((), ())))
+        if self.magnitude is None:
+            return y
+        # The norm counts as a constant in the backward pass, as in the paper, section 4.3.
+        norm = lax.stop_gradient(column_norms(kernel, self.into[...], self.out[...], self.scale, self.inputs))
+        return y * (self.magnitude[...] / norm).astype(y.dtype)
+
+
+def scale_of(kind: str, rank: int, alpha: float) -> float:
+    """What the product of the factors is multiplied by; "rslora" is Kalajdzievski's (2023)."""
+    return alpha / (math.sqrt(rank) if kind == "rslora" else rank)
+
+
+def column_norms(kernel: jax.Array, into: jax.Array, out: jax.Array, scale: float, inputs: int) -> jax.Array:
+    """Lengths (*outputs) of the columns of kernel + scale * into @ out, float32, without making the sum."""
+    over, outputs = tuple(range(inputs)), kernel.shape[inputs:]
+    wide, into, out = (x.astype(jnp.float32) for x in (kernel, into, out))
+    flat = out.reshape(out.shape[0], -1)
+    cross = jnp.tensordot(into, wide, (over, over)).reshape(flat.shape)  # (rank, outputs)
+    gram = jnp.tensordot(into, into, (over, over))
+    squares = jnp.square(wide).sum(over).reshape(-1) + 2 * scale * (cross * flat).sum(0)
+    squares = squares + scale**2 * (flat * (gram @ flat)).sum(0)
+    return jnp.sqrt(jnp.maximum(squares, 1e-30)).reshape(outputs)
