@@ -128,6 +128,16 @@ def get_config() -> ConfigDict:
     config.optimizer.audio_connector_rate = 1.0
     config.optimizer.decoder_rate = 1.0
 
+    config.adapter = ConfigDict()
+    config.adapter.rank = 0  # of low-rank adapters; 0 is none: what is not frozen is trained whole
+    config.adapter.alpha = 0.0  # the update is scaled by alpha / rank; 0 is twice the rank
+    # linear maps: patterns of paths, or names of the model's family, as q_proj,v_proj
+    config.adapter.targets = "decoder.blocks"
+    config.adapter.kind = "lora"  # or "rslora" (alpha / root of the rank), "dora"
+    config.adapter.dropout = 0.0  # part of what goes into the factors that is dropped in training
+    config.adapter.init = ""  # of the first factor: "" uniform as PEFT's, "gaussian", "pissa"
+    config.adapter.modules_to_save = ""  # what is trained whole beside adapters: parts or patterns, as connector
+
     config.compute = ConfigDict()
     config.compute.dtype = ""  # of activations; "" is bfloat16, on CPU float32
     config.compute.attention = ""  # "blocks", on TPUs "splash", on GPUs "fused"; "" is the best there is

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from jaxmm.batch import AudioSpec, ImageSpec, VideoSpec
 from jaxmm.config.file import load_workdir
 from jaxmm.config.keys import CLIPS
-from jaxmm.config.shares import parse_names, parse_patterns, parse_schedule
+from jaxmm.config.shares import parse_names, parse_schedule
 from jaxmm.corpus import Corpus, cache_folder, load_corpus, make_assembler, make_plan, read_budgets
 from jaxmm.data import files
 from jaxmm.data.demos import DEMOS
@@ -36,10 +36,11 @@ from jaxmm.hf.videos import asked_for
 from jaxmm.models.attention import choose_backend
 from jaxmm.models.connector import ConnectorSpec
 from jaxmm.models.decoder import DecoderSpec
-from jaxmm.models.multimodal import PARTS, Compute, ModelSpec, flat_axes
+from jaxmm.models.multimodal import PARTS, Compute, ModelSpec
 from jaxmm.models.towers.audio import AudioTowerSpec
 from jaxmm.models.towers.vit import VisionSpec
 from jaxmm.models.trainable import Trainable, check_patterns
+from jaxmm.tuning import read_adapter, read_trainable
 from jaxmm.workdir.folder import has_saved
 from jaxmm.workdir.kept_folders import tokenizer_folder
 
@@ -273,9 +274,8 @@ def read_recipe(config: ConfigDict, workdir: Path | None = None, platform: str =
         model = _model_of(config, image, vocabulary, own_media(config, workdir))
     # Which parts a model from random weights has is known when its data is.
     known = model.parts if start or config.data.media else PARTS
-    trainable = Trainable(parse_patterns(config.optimizer.freeze, "config.optimizer.freeze", known))
-    if not any(map(trainable.learns, flat_axes(model))):
-        raise UserError("config.optimizer.freeze freezes every part: nothing is left to train")
+    model = dataclasses.replace(model, adapter=read_adapter(config, start, model))
+    trainable = read_trainable(config, model, known)
     compute = read_compute(config, model, image, platform or jax.default_backend())
     return Recipe(template, image.only(()), image, model, compute, trainable, cache, start)
 

@@ -20,6 +20,7 @@ GROUPS = {
     "connector": "between tower and decoder; that of audio too",
     "decoder": "its sizes; those of a folder in init_from count before them",
     "optimizer": "how parameters are updated",
+    "adapter": "low-rank updates that are learnt in the place of whole matrices",
     "compute": "how a step is computed; the result is the same to rounding",
     "mesh": "how devices are laid out",
     "eval": "held-out data",

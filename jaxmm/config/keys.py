@@ -288,6 +288,21 @@ KEYS: dict[str, Key] = {
     "optimizer.audio_rate": Key(1.0, "multiple of the rate", least=0, most=1e6),
     "optimizer.audio_connector_rate": Key(1.0, "multiple of the rate", least=0, most=1e6),
     "optimizer.decoder_rate": Key(1.0, "multiple of the rate", least=0, most=1e6),
+    "adapter.rank": Key(0, "of low-rank adapters; 0 is none: what is not frozen is trained whole", least=0, most=2**16),
+    "adapter.alpha": Key(0.0, "the update is scaled by alpha / rank; 0 is twice the rank", least=0, most=1e6),
+    "adapter.targets": Key(
+        "decoder.blocks", "linear maps: patterns of paths, or names of the model's family, as q_proj,v_proj"
+    ),
+    "adapter.kind": Key(
+        "lora", 'or "rslora" (alpha / root of the rank), "dora"', choices=("lora", "rslora", "dora")
+    ),
+    "adapter.dropout": Key(0.0, "part of what goes into the factors that is dropped in training", least=0, below=1),
+    "adapter.init": Key(
+        "", 'of the first factor: "" uniform as PEFT\'s, "gaussian", "pissa"', choices=("", "gaussian", "pissa")
+    ),
+    "adapter.modules_to_save": Key(
+        "", "what is trained whole beside adapters: parts or patterns, as connector", form=PATTERNS
+    ),
     "compute.dtype": Key(
         "", 'of activations; "" is bfloat16, on CPU float32', choices=("", "float32", "bfloat16")
     ),  # float16 would need a scaled loss

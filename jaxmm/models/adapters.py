@@ -30,6 +30,7 @@ class AdapterSpec:
       rank: of the update.
       alpha: what the update is scaled by, over the rank; of "rslora" over its root.
       kind: one of KINDS.
+      start: where the factors begin, one of STARTS: see ``begin``.
       dropout: part of what goes into the factors that is dropped; 0 everywhere but in the training step.
       ranks: (pattern, rank, alpha) of maps that have others; the last that means a map counts.
     """
@@ -39,11 +40,14 @@ class AdapterSpec:
     alpha: float = 32.0
     kind: str = "lora"
     dropout: float = 0.0
+    start: str = ""
     ranks: tuple[tuple[str, int, float], ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"adapter kind '{self.kind}' is not one of {', '.join(KINDS)}")
+        if self.start not in STARTS:
+            raise ValueError(f"adapter start '{self.start}' is not one of {', '.join(map(repr, STARTS))}")
         if not all(rank >= 1 for rank in (self.rank, *(rank for _, rank, _ in self.ranks))):
             raise ValueError(f"adapter rank {self.rank} is not at least 1")
 
@@ -102,16 +106,16 @@ def adapted_maps(spec: AdapterSpec, dims: Mapping[ParamPath, tuple[tuple[int, ..
 
 
 def begin(
-    base: Mapping[ParamPath, jax.Array], maps: Sequence[Map], kind: str, start: str, key: jax.Array
+    base: Mapping[ParamPath, jax.Array], maps: Sequence[Map], spec: AdapterSpec, key: jax.Array
 ) -> dict[ParamPath, jax.Array]:
     """Where adapters start, so that they change nothing of what the model says.
 
+    By ``spec.start`` the factor that goes in is: "" uniform within 1 / root of its inputs, as PEFT's; "gaussian" normal
+    with variance 1 / rank squared; "pissa" (Meng et al., 2024) the largest singular values of the kernel, which keeps
+    what is left.
+
     Args:
       base: the kernels of the maps, by path.
-      kind: of the adapters, one of KINDS.
-      start: of the factor that goes in: "" is uniform within 1 / root of its inputs, as PEFT's; "gaussian" normal with
-        variance 1 / rank squared; "pissa" (Meng et al., 2024) the largest singular values of the kernel, which keeps
-        what is left.
 
     Returns:
       The factors by path, and the kernels that have changed.
@@ -123,17 +127,17 @@ def begin(
         inputs, outputs = dims[: len(one.inputs)], dims[len(one.inputs) :]
         into, out = (*layers, *inputs, one.rank), jnp.zeros((*layers, one.rank, *outputs), jnp.float32)
         random = jax.random.fold_in(key, number)
-        if start == "pissa":
+        if spec.start == "pissa":
             into_, out, kernel = _principal(kernel, math.prod(layers), math.prod(inputs), one)
             found[(*one.path, "kernel")] = kernel
             factors = into_.reshape(into), out.reshape(*layers, one.rank, *outputs)
-        elif start == "gaussian":
+        elif spec.start == "gaussian":
             factors = jax.random.normal(random, into) / one.rank, out
         else:
             bound = math.prod(inputs) ** -0.5
             factors = jax.random.uniform(random, into, minval=-bound, maxval=bound), out
         found[(*one.path, LORA, "into")], found[(*one.path, LORA, "out")] = factors
-        if kind == "dora":
+        if spec.kind == "dora":
             lengths = functools.partial(column_norms, scale=one.scale, inputs=len(one.inputs))
             for _ in layers:
                 lengths = jax.vmap(lengths)

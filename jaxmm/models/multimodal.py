@@ -13,7 +13,7 @@ from flax import nnx
 
 from jaxmm import sharding
 from jaxmm.batch import Batch
-from jaxmm.models.adapters import AdapterSpec, Map, adapt, adapted_maps
+from jaxmm.models.adapters import AdapterSpec, Map, adapt, adapted_maps, begin
 from jaxmm.models.cache import Cache
 from jaxmm.models.compute import Compute
 from jaxmm.models.connector import Connector, ConnectorSpec, Projector
@@ -22,7 +22,7 @@ from jaxmm.models.parameters import shapes_only
 from jaxmm.models.probe import Attended, Queries
 from jaxmm.models.towers.audio import AudioTower, AudioTowerSpec
 from jaxmm.models.towers.vit import Features, VisionSpec, VisionTower
-from jaxmm.models.tree import ParamPath, Params, nested
+from jaxmm.models.tree import ParamPath, Params, flat, nested
 
 PARTS = ("vision", "connector", "audio", "audio_connector", "decoder")  # a model has some of them, in this order
 
@@ -243,6 +243,14 @@ def abstract_params(spec: ModelSpec) -> Params:
     return nested({path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, (shape, _) in flat_axes(spec).items()})
 
 
+def begin_adapters(params: Params, spec: ModelSpec, key: jax.Array) -> Params:
+    """The parameters of the model without adapters, with adapters that begin: see ``adapters.begin``."""
+    if spec.adapter is None:
+        return params
+    base = flat(params)
+    return nested(base | begin(base, model_maps(spec), spec.adapter, key))
+
+
 @functools.cache  # a run asks for it many times; each takes a third of a second
 def make_model(spec: ModelSpec) -> tuple[Callable[[jax.Array], Params], Callable[..., Any]]:
     """Returns ``init(key) -> params`` and ``apply(params, *args, method=name)``, both pure and ready for ``jax.jit``.
@@ -253,7 +261,8 @@ def make_model(spec: ModelSpec) -> tuple[Callable[[jax.Array], Params], Callable
 
     def init(key: jax.Array) -> Params:
         model = MultimodalModel(spec, rngs=nnx.Rngs(params=key))
-        return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+        params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+        return begin_adapters(params, spec, key) if spec.adapter else params
 
     def apply(params: Params, *args, method: str = "__call__"):
         state = jax.tree.map(lambda x: x, abstract)

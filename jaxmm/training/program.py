@@ -19,13 +19,15 @@ from jaxmm.config.shares import parse_rates
 from jaxmm.data.assemble import empty_batch
 from jaxmm.data.packing.limits import Budgets
 from jaxmm.errors import UserError
-from jaxmm.models.multimodal import abstract_params, kernel_dims, make_model
+from jaxmm.models.adapters import noise
+from jaxmm.models.multimodal import ModelSpec, abstract_params, flat_axes, kernel_dims, make_model, model_maps
 from jaxmm.models.trainable import check_patterns
+from jaxmm.models.tree import Params
 from jaxmm.recipe import Recipe
 from jaxmm.runtime.program_cache import lower
 from jaxmm.training.group_gradients import OfGroup, make_group_norms
 from jaxmm.training.optimizer import OPTIMIZERS, make_optimizer, make_schedule
-from jaxmm.training.step import Metrics, TrainState, init_state, make_train_step
+from jaxmm.training.step import Metrics, Noise, TrainState, init_state, make_train_step
 
 
 class Program(NamedTuple):
@@ -90,6 +92,26 @@ def read_rates(config: ConfigDict, recipe: Recipe) -> dict[str, float]:
     return {pattern: rate for pattern, rate in by_part.items() if pattern not in asked} | asked
 
 
+def dropping(model: ModelSpec, dropout: float) -> ModelSpec:
+    """The model of the training step, whose adapters drop a part of what goes into them."""
+    if model.adapter is None:
+        return model
+    return dataclasses.replace(model, adapter=dataclasses.replace(model.adapter, dropout=dropout))
+
+
+def make_noise(model: ModelSpec, seed: int) -> Noise | None:
+    """The random keys of a step's dropout: of the seed, the step and the batch's own tokens; None without dropout."""
+    if not (model.adapter and model.adapter.dropout):
+        return None
+    maps, shapes = model_maps(model), {path: shape for path, (shape, _) in flat_axes(model).items()}
+
+    def keys(step: jax.Array, batch: Batch) -> Params:
+        key = jax.random.fold_in(jax.random.key(seed), step)
+        return noise(maps, shapes, jax.random.fold_in(key, batch.text.values.sum()))
+
+    return keys
+
+
 def make_program(config: ConfigDict, recipe: Recipe, *, steps: int, targets: int, sources: int) -> Program:
     """Builds the step of a run.
 
@@ -115,8 +137,10 @@ def make_program(config: ConfigDict, recipe: Recipe, *, steps: int, targets: int
     except ValueError as error:
         raise UserError(f"config.optimizer: {error}") from error
 
+    model = dropping(recipe.model, config.adapter.dropout)
+
     def apply(params, batch, target_positions_BR):  # the model is only made where the step is traced
-        return make_model(recipe.model)[1](params, batch, recipe.compute, target_positions_BR)
+        return make_model(model)[1](params, batch, recipe.compute, target_positions_BR)
 
     def apply_looped(params, batch, target_positions_BR):  # run now and then: what counts is that it compiles fast
         compute = dataclasses.replace(recipe.compute, unroll=1)
@@ -131,9 +155,18 @@ def make_program(config: ConfigDict, recipe: Recipe, *, steps: int, targets: int
         "logit_softcap": recipe.model.decoder.logit_softcap,
         "image_offset": recipe.template.image_offset if recipe.template.predict_image_tokens else 0,
     }
-    step = make_train_step(apply, optimizer, **settings)
+    step = make_train_step(apply, optimizer, **settings, noise=make_noise(model, config.seed))
     first_state = functools.partial(init_state, optimizer=optimizer, trainable=recipe.trainable)
-    key = repr((recipe.model, recipe.compute, options.to_json(sort_keys=True), steps, settings))
+    key = repr(
+        (
+            model,
+            config.seed if model != recipe.model else 0,
+            recipe.compute,
+            options.to_json(sort_keys=True),
+            steps,
+            settings,
+        )
+    )
     schedule = jax.jit(schedule)  # for the log, which would make a program of each of its operations
     of_groups = {name: settings[name] for name in settings if name not in ("sources", "image_offset")}
     return Program(recipe, step, first_state, schedule, key, make_group_norms(apply_looped, **of_groups))

@@ -21,6 +21,9 @@ from jaxmm.training.loss import Targets, TokenLoss, batch_loss
 Apply = Callable[[Any, Batch, jax.Array], tuple[jax.Array, jax.Array]]
 
 
+Noise = Callable[[jax.Array, Batch], Any]  # (step, microbatch) -> random keys, a tree to join with the parameters
+
+
 class TrainState(NamedTuple):
     """All that changes from step to step; the plan's position is ``step``."""
 
@@ -99,12 +102,14 @@ def make_train_step(
     z_loss: float = 0.0,
     logit_softcap: float = 0.0,
     image_offset: int = 0,
+    noise: Noise | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Builds ``step(state, batch) -> (state, metrics)``.
 
     The loss is one sum over one sum: the weights of the whole global batch are added up first, and every microbatch
     divides by that number, so that the number of microbatches changes nothing. Rows go to microbatches in
     strides, which keeps each device's rows its own. A step whose loss or gradient is not finite changes no parameter.
+    With ``noise``, its random keys are among the parameters: those of dropout.
     With ``image_offset``, the first image token of the vocabulary, the loss is also summed by modality.
     """
 
@@ -113,14 +118,18 @@ def make_train_step(
         loss_sum, targets, terms = batch_loss(hidden_at, batch, target_budget, z_loss, logit_softcap)
         return loss_sum / total_weight, _sums(targets, terms, sources, image_offset)
 
-    def gradients(learnt, fixed, batch: Batch):
+    def gradients(learnt, fixed, batch: Batch, at):
         total_weight = jnp.maximum(batch.weights_BT.sum(), 1e-6)
         grad = jax.grad(microbatch_loss, has_aux=True)
-        return added_up(lambda part: grad(learnt, fixed, part, total_weight), batch, accumulation)
+
+        def of(part: Batch):
+            return grad(learnt, joined(fixed, noise(at, part)) if noise else fixed, part, total_weight)
+
+        return added_up(of, batch, accumulation)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         learnt, fixed = trainable.split(state.params)
-        grads, sums = gradients(learnt, fixed, batch)
+        grads, sums = gradients(learnt, fixed, batch, state.step)
         norms = {part: optax.tree.norm(tree) for part, tree in grads.items()}
         norms["all"] = optax.tree.norm(grads)
         finite = jnp.isfinite(sums["loss_sum"]) & jnp.isfinite(norms["all"])

@@ -13,8 +13,8 @@ from conftest import IMAGE, Tiny, random_documents
 
 from jaxmm.data.assemble import Assembler
 from jaxmm.data.packing.plan import Budgets, Piece
-from jaxmm.models.adapters import AdapterSpec, begin, is_factor, merged, noise
-from jaxmm.models.multimodal import ModelSpec, abstract_params, flat_axes, make_model, model_maps
+from jaxmm.models.adapters import AdapterSpec, is_factor, merged, noise
+from jaxmm.models.multimodal import ModelSpec, abstract_params, begin_adapters, flat_axes, make_model, model_maps
 from jaxmm.models.trainable import Trainable
 from jaxmm.models.tree import flat, joined, nested
 
@@ -34,16 +34,14 @@ def adapted(tiny: Tiny, **options: Any) -> ModelSpec:
     return dataclasses.replace(tiny.spec, adapter=spec)
 
 
-def started(tiny: Tiny, model: ModelSpec, start: str = "", moved: float = 0.0) -> dict:
+def started(tiny: Tiny, model: ModelSpec, moved: float = 0.0) -> dict:
     """The tiny model's parameters with adapters, moved away from where they start by noise of this size."""
-    assert model.adapter
-    base = flat(tiny.params)
-    found = begin(base, model_maps(model), model.adapter.kind, start, jax.random.key(0))
+    found = flat(begin_adapters(tiny.params, model, jax.random.key(0)))
     rng = np.random.default_rng(1)
     for path, x in found.items():
-        if is_factor(path):
+        if is_factor(path) and moved:
             found[path] = x + moved * rng.standard_normal(x.shape, np.float32)
-    return nested(base | found)
+    return nested(found)
 
 
 def said(tiny: Tiny, model: ModelSpec, params: Any, batch: Any) -> np.ndarray:
@@ -54,8 +52,8 @@ def said(tiny: Tiny, model: ModelSpec, params: Any, batch: Any) -> np.ndarray:
 @pytest.mark.parametrize("start", ["", "gaussian", "pissa"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_adapter_that_begins_changes_nothing(kind, start, tiny, batch):
-    model = adapted(tiny, kind=kind)
-    params = started(tiny, model, start)
+    model = adapted(tiny, kind=kind, start=start)
+    params = started(tiny, model)
     assert {path: x.shape for path, x in flat(params).items()} == {p: s for p, (s, _) in flat_axes(model).items()}
     np.testing.assert_allclose(said(tiny, model, params, batch), said(tiny, tiny.spec, tiny.params, batch), atol=2e-5)
 

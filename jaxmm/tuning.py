@@ -1,0 +1,93 @@
+"""From a config to what of a model learns: its adapters, what is trained whole, what is frozen."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Collection
+
+from ml_collections import ConfigDict
+
+from jaxmm.config.shares import parse_patterns
+from jaxmm.errors import UserError, nearest
+from jaxmm.hf.map_names import called, named_maps
+from jaxmm.hf.pretrained import Pretrained
+from jaxmm.models.adapters import CONVOLUTIONS, AdapterSpec
+from jaxmm.models.multimodal import ModelSpec, flat_axes, kernel_dims, model_maps
+from jaxmm.models.trainable import Trainable, check_patterns
+from jaxmm.models.tree import ParamPath, matches
+
+SHOWN = 12  # names that an error lists
+
+
+def read_adapter(config: ConfigDict, start: Pretrained | None, model: ModelSpec) -> AdapterSpec | None:
+    """The adapters that a config asks for; None where it asks for none.
+
+    Raises:
+      UserError: for a target that is no linear map of the model, or a rank that one of them cannot have.
+    """
+    asked = config.adapter
+    if not asked.rank:
+        return None
+    targets: list[str] = []
+    for name in filter(None, (name.strip() for name in asked.targets.split(","))):
+        targets += _patterns_of(name, start, model)
+    if not targets:
+        raise UserError("config.adapter.targets is empty: name the linear maps that get an adapter, as decoder.blocks")
+    spec = AdapterSpec(
+        tuple(dict.fromkeys(targets)), asked.rank, asked.alpha or 2.0 * asked.rank, asked.kind, start=asked.init
+    )
+    shapes = flat_axes(model)
+    for one in model_maps(dataclasses.replace(model, adapter=spec)):
+        shape = shapes[(*one.path, "kernel")][0]
+        most = min(math.prod(shape[dim] for dim in side) for side in (one.inputs, one.outputs))
+        if one.rank > most:
+            raise UserError(
+                f"config.adapter.rank {one.rank} is above the {most} that {'.'.join(one.path)} has at most: lower it, "
+                f"or leave that map out of config.adapter.targets"
+            )
+    return spec
+
+
+def _patterns_of(name: str, start: Pretrained | None, model: ModelSpec) -> list[str]:
+    """The patterns of the linear maps that a target means: in our words, or in those of the family."""
+    paths = [path[:-1] for path in kernel_dims(model)]
+    maps = [path for path in paths if not any(matches(path, pattern) for pattern in CONVOLUTIONS)]
+    if any(matches(path, name) for path in maps):
+        return [name]
+    theirs = named_maps(start.layout) if start else []
+    if found := called(theirs, name):
+        return [".".join(path) for path in found]
+    if any(matches(path, name) for path in paths):
+        raise UserError(f"config.adapter.targets: '{name}' is a convolution in other places, and has no adapter here")
+    known = _words(maps) + list(dict.fromkeys(one.name.rpartition(".")[2] for one in theirs))
+    raise UserError(
+        f"config.adapter.targets: '{name}' is no linear map of this model: there are {', '.join(known[:SHOWN])}"
+        f"{f' and {len(known) - SHOWN} more' if len(known) > SHOWN else ''}{nearest(name, known)}"
+    )
+
+
+def _words(maps: Collection[ParamPath]) -> list[str]:
+    """Patterns that mean several maps each: blocks of a part, their attention and MLP."""
+    return list(dict.fromkeys(".".join(path[:-1]) if len(path) > 2 else ".".join(path) for path in maps))
+
+
+def read_trainable(config: ConfigDict, model: ModelSpec, parts: Collection[str]) -> Trainable:
+    """What of a model learns.
+
+    Args:
+      model: with its adapters.
+      parts: that patterns may name; more than the model's where the data is still to say which it has.
+
+    Raises:
+      UserError: where nothing does.
+    """
+    frozen = parse_patterns(config.optimizer.freeze, "config.optimizer.freeze", list(parts))
+    whole = parse_patterns(config.adapter.modules_to_save, "config.adapter.modules_to_save", list(parts))
+    if whole and not model.adapter:
+        raise UserError("config.adapter.modules_to_save goes with adapters: set config.adapter.rank, or leave it")
+    check_patterns(tuple(p for p in whole if p not in parts), "config.adapter.modules_to_save", model)
+    trainable = Trainable(frozen, model.adapter is not None, whole)
+    if not any(map(trainable.learns, flat_axes(model))):
+        raise UserError("config.optimizer.freeze freezes every part: nothing is left to train")
+    return trainable
