@@ -46,6 +46,8 @@ from jaxmm.hf.processors import PROCESSOR_FILES, json_object
 from jaxmm.hf.videos import VIDEO_FILE
 from jaxmm.inference.generation_config import said_by
 from jaxmm.json_text import parse_json
+from jaxmm.models.adapters import merged
+from jaxmm.models.multimodal import model_maps
 from jaxmm.models.tree import flat
 from jaxmm.recipe import Recipe, read_recipe
 
@@ -73,7 +75,8 @@ def main(argv: list[str]) -> int:
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         step = chosen_step(workdir, args.step) or checkpoints.latest()
         mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
-        params = flat(saved_params(workdir, recipe, mesh, step))
+        params = merged(flat(saved_params(workdir, recipe, mesh, step)), model_maps(recipe.model))
+        recipe = recipe._replace(model=recipe.model.base)
         of_run = checkpoints.meta(step)["config"]
     base = base_dtype(recipe.start)
     dtype = args.dtype or base or "float32"

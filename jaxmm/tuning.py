@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection
-
-from ml_collections import ConfigDict
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from jaxmm.config.shares import parse_patterns
 from jaxmm.errors import UserError, nearest
@@ -20,23 +19,22 @@ from jaxmm.models.tree import ParamPath, matches
 SHOWN = 12  # names that an error lists
 
 
-def read_adapter(config: ConfigDict, start: Pretrained | None, model: ModelSpec) -> AdapterSpec | None:
-    """The adapters that a config asks for; None where it asks for none.
+def make_adapter(asked: Mapping[str, Any], start: Pretrained | None, model: ModelSpec) -> AdapterSpec | None:
+    """The adapters that ``config.adapter`` asks for; None where it asks for none.
 
     Raises:
       UserError: for a target that is no linear map of the model, or a rank that one of them cannot have.
     """
-    asked = config.adapter
-    if not asked.rank:
+    rank = asked["rank"]
+    if not rank:
         return None
     targets: list[str] = []
-    for name in filter(None, (name.strip() for name in asked.targets.split(","))):
+    for name in filter(None, (name.strip() for name in asked["targets"].split(","))):
         targets += _patterns_of(name, start, model)
     if not targets:
         raise UserError("config.adapter.targets is empty: name the linear maps that get an adapter, as decoder.blocks")
-    spec = AdapterSpec(
-        tuple(dict.fromkeys(targets)), asked.rank, asked.alpha or 2.0 * asked.rank, asked.kind, start=asked.init
-    )
+    alpha = asked["alpha"] or 2.0 * rank
+    spec = AdapterSpec(tuple(dict.fromkeys(targets)), rank, alpha, asked["kind"], start=asked["init"])
     shapes = flat_axes(model)
     for one in model_maps(dataclasses.replace(model, adapter=spec)):
         shape = shapes[(*one.path, "kernel")][0]
@@ -72,22 +70,23 @@ def _words(maps: Collection[ParamPath]) -> list[str]:
     return list(dict.fromkeys(".".join(path[:-1]) if len(path) > 2 else ".".join(path) for path in maps))
 
 
-def read_trainable(config: ConfigDict, model: ModelSpec, parts: Collection[str]) -> Trainable:
+def make_trainable(freeze: str, whole: str, model: ModelSpec, parts: Collection[str]) -> Trainable:
     """What of a model learns.
 
     Args:
+      freeze, whole: config.optimizer.freeze and config.adapter.modules_to_save.
       model: with its adapters.
       parts: that patterns may name; more than the model's where the data is still to say which it has.
 
     Raises:
       UserError: where nothing does.
     """
-    frozen = parse_patterns(config.optimizer.freeze, "config.optimizer.freeze", list(parts))
-    whole = parse_patterns(config.adapter.modules_to_save, "config.adapter.modules_to_save", list(parts))
-    if whole and not model.adapter:
+    frozen = parse_patterns(freeze, "config.optimizer.freeze", list(parts))
+    saved = parse_patterns(whole, "config.adapter.modules_to_save", list(parts))
+    if saved and not model.adapter:
         raise UserError("config.adapter.modules_to_save goes with adapters: set config.adapter.rank, or leave it")
-    check_patterns(tuple(p for p in whole if p not in parts), "config.adapter.modules_to_save", model)
-    trainable = Trainable(frozen, model.adapter is not None, whole)
+    check_patterns(tuple(p for p in saved if p not in parts), "config.adapter.modules_to_save", model)
+    trainable = Trainable(frozen, model.adapter is not None, saved)
     if not any(map(trainable.learns, flat_axes(model))):
         raise UserError("config.optimizer.freeze freezes every part: nothing is left to train")
     return trainable

@@ -10,12 +10,14 @@ from jax.sharding import Mesh, NamedSharding
 
 from jaxmm import sharding
 from jaxmm.checkpoints.checkpoint import Checkpoints
+from jaxmm.config.file import load_workdir
 from jaxmm.errors import UserError
 from jaxmm.hf.init_from import run_and_step
 from jaxmm.hf.pretrained import MODEL, Pretrained, read_params, save
-from jaxmm.models.multimodal import ModelSpec, abstract_params, flat_axes, make_model
+from jaxmm.models.adapters import merged
+from jaxmm.models.multimodal import ModelSpec, abstract_params, begin_adapters, flat_axes, make_model, model_maps
 from jaxmm.models.tree import Params, flat, nested
-from jaxmm.recipe import Recipe
+from jaxmm.recipe import Recipe, read_recipe
 from jaxmm.runtime.jax_internals import CPU_ONCE, compile_lowered
 from jaxmm.workdir import own_folders
 
@@ -38,10 +40,10 @@ def place_params(model: ModelSpec, tree: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(where, tree)
 
 
-def _place(recipe: Recipe, mesh: Mesh) -> tuple[Params, Params]:
+def _place(model: ModelSpec, mesh: Mesh) -> tuple[Params, Params]:
     """Shapes of the parameters, and their shardings."""
-    abstract = abstract_params(recipe.model)
-    return abstract, place_params(recipe.model, abstract, mesh)
+    abstract = abstract_params(model)
+    return abstract, place_params(model, abstract, mesh)
 
 
 def compile_unoptimized(lowered: Any) -> Any:
@@ -51,18 +53,41 @@ def compile_unoptimized(lowered: Any) -> Any:
 
 
 def started_params(recipe: Recipe, mesh: Mesh, workdir: Path, *, init_from: str, seed: int) -> Params:
-    """Parameters on the mesh from what ``init_from`` names; what it does not have is fresh from the seed.
+    """Parameters on the mesh from what ``init_from`` names; what it does not have, adapters too, begins by the seed.
 
     The small files of a Hugging Face model go to the workdir.
     """
+    model = recipe.model
+    base = _base_params(recipe._replace(model=model.base), mesh, workdir, init_from=init_from, seed=seed)
+    if model.adapter is None:
+        return base
+    _, where = _place(model, mesh)
+    begun = jax.jit(lambda base, key: begin_adapters(base, model, key), out_shardings=where, donate_argnums=0)
+    key = jax.random.key(seed)
+    return compile_unoptimized(begun.lower(base, key))(base, key)
+
+
+def _base_params(recipe: Recipe, mesh: Mesh, workdir: Path, *, init_from: str, seed: int) -> Params:
+    """Parameters of the model without adapters."""
     if recipe.start and recipe.start.run:
         _keep(recipe.start, [], workdir / MODEL)
-        return saved_params(recipe.start.run, recipe, mesh, chosen_step(recipe.start.run, run_and_step(init_from)[1]))
+        return _run_params(recipe.start.run, recipe, mesh, run_and_step(init_from)[1])
     if recipe.start:
         return _started(recipe, recipe.start, mesh, seed, workdir)
     named, step = run_and_step(init_from)
-    run = Path(named).expanduser()
-    return saved_params(run, recipe, mesh, chosen_step(run, step))
+    return _run_params(Path(named).expanduser(), recipe, mesh, step)
+
+
+def _run_params(run: Path, recipe: Recipe, mesh: Mesh, step: str) -> Params:
+    """The parameters of another run's checkpoint, its adapters merged into its maps."""
+    theirs = load_workdir(str(run))
+    if not theirs.adapter.rank:
+        return saved_params(run, recipe, mesh, chosen_step(run, step))
+    model = read_recipe(theirs, run).model
+    params = saved_params(run, recipe._replace(model=model), mesh, chosen_step(run, step))
+    _, where = _place(model.base, mesh)
+    merge = jax.jit(lambda params: nested(merged(flat(params), model_maps(model))), out_shardings=where)
+    return compile_unoptimized(merge.lower(params))(params)
 
 
 def _started(recipe: Recipe, start: Pretrained, mesh: Mesh, seed: int, workdir: Path) -> Params:
@@ -74,7 +99,7 @@ def _started(recipe: Recipe, start: Pretrained, mesh: Mesh, seed: int, workdir: 
 
 def pretrained_params(recipe: Recipe, start: Pretrained, mesh: Mesh, seed: int) -> tuple[Params, list[str]]:
     """Parameters of a Hugging Face model, of which what its folders do not have is fresh; and the tensors not used."""
-    where = flat(_place(recipe, mesh)[1])
+    where = flat(_place(recipe.model, mesh)[1])
     read = read_params(start, lambda path, shape: where[path])
     missing = {path: place for path, place in where.items() if path not in read.params}
     if missing:
@@ -140,6 +165,6 @@ def saved_params(
     workdir: Path, recipe: Recipe, mesh: Mesh, step: int | None = None, reader: Checkpoints | None = None
 ) -> Params:
     """The parameters of a run's checkpoint (the newest by default), on this mesh."""
-    abstract, where = _place(recipe, mesh)
+    abstract, where = _place(recipe.model, mesh)
     shapes = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, where)
     return load_params(workdir, shapes, step, reader)

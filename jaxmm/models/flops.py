@@ -6,6 +6,7 @@ nothing, as in PaLM's model FLOPs utilisation (Chowdhery et al., 2022, appendix 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from jaxmm.batch import Batch, Stream
 from jaxmm.models.connector import ConnectorSpec
 from jaxmm.models.decoder import DecoderSpec
-from jaxmm.models.multimodal import ModelSpec
+from jaxmm.models.multimodal import ModelSpec, flat_axes, model_maps
 from jaxmm.models.towers.audio import AudioTowerSpec, tower_segments
 from jaxmm.models.towers.vit import VisionSpec
 from jaxmm.models.trainable import EVERYTHING, Trainable
@@ -111,6 +112,24 @@ def _forward_flops(spec: ModelSpec, batch: Batch) -> dict[str, float]:
     return forward
 
 
+def _adapter_flops(spec: ModelSpec, batch: Batch) -> dict[str, float]:
+    """Of the factors of adapters, forward, by part."""
+    counts = {"decoder": float((np.asarray(batch.text.segments) > 0).sum())}
+    if spec.vision is not None and spec.connector is not None:
+        vectors = [float((np.asarray(x.segments) > 0).sum()) for x in (batch.patches, batch.features) if x]
+        counts |= {"vision": vectors[0], "connector": sum(vectors) / spec.connector.merge**2}
+    if spec.audio is not None and (audio := batch.media.get("audio")):
+        counts["audio"] = _lengths(tower_segments(np.asarray(audio.segments), spec.audio)).sum()
+        counts["audio_connector"] = counts["audio"] / spec.audio.pool
+    shapes, found = flat_axes(spec), dict.fromkeys(counts, 0.0)
+    for one in model_maps(spec):
+        shape = shapes[(*one.path, "kernel")][0]
+        layers, *sides = (math.prod(shape[n] for n in dims) for dims in (range(one.inputs[0]), one.inputs, one.outputs))
+        if one.path[0] in found:
+            found[one.path[0]] += 2 * counts[one.path[0]] * layers * one.rank * sum(sides)
+    return found
+
+
 def batch_flops(spec: ModelSpec, batch: Batch, trainable: Trainable = EVERYTHING) -> float:
     """FLOPs of one training step on a NumPy Batch, forward and backward.
 
@@ -118,13 +137,13 @@ def batch_flops(spec: ModelSpec, batch: Batch, trainable: Trainable = EVERYTHING
     A part that is first passes it on to none, but is counted as if it did, as is usual.
     """
     forward, total, anything_trained = _forward_flops(spec, batch), 0.0, False
-    shares = trainable.shares(spec)
+    shares, adapters = trainable.shares(spec), _adapter_flops(spec, batch) if spec.adapter else {}
     for chain in (("vision", "connector"), ("audio", "audio_connector"), ("decoder",)):
         passes = anything_trained and chain == ("decoder",)
         for part in chain:
             share = shares.get(part) if part in forward else None
             passes = passes or share is not None
-            total += forward.get(part, 0.0) * (1 + (share or 0.0) + passes)
+            total += forward.get(part, 0.0) * (1 + (share or 0.0) + passes) + adapters.get(part, 0.0) * (2 + passes)
         anything_trained = anything_trained or passes
     return total
 

@@ -17,7 +17,8 @@ from jaxmm.data.packing.limits import FIRST
 from jaxmm.data.packing.plan import Lengths
 from jaxmm.data.prepare.statistics import special_lines
 from jaxmm.models.flops import parameter_counts
-from jaxmm.models.multimodal import flat_axes
+from jaxmm.models.multimodal import flat_axes, model_maps
+from jaxmm.models.tree import flat
 from jaxmm.training.program import make_rates
 from jaxmm.training.run import Run
 from jaxmm.training.step import TrainState
@@ -43,12 +44,30 @@ def _model_lines(run: Run, state: TrainState) -> Iterator[str]:
     yield f"parameters: {sizes}" + (
         f"; frozen: {', '.join(recipe.trainable.frozen)}" if recipe.trainable.frozen else ""
     )
+    if line := _adapter_line(run, state):
+        yield line
     for line in recipe.start.differences() if recipe.start else ():
         yield f"init_from: {line}"
     for line in recipe.template.notes:
         yield f"template: {line}"
     if warmup >= run.steps:
         yield f"optimizer.warmup is {warmup} steps and the run has {run.steps}: the rate rises to the end"
+
+
+def _adapter_line(run: Run, state: TrainState) -> str:
+    """What learns in a run with adapters; '' in another."""
+    spec, trainable = run.recipe.model.adapter, run.recipe.trainable
+    if spec is None:
+        return ""
+    by_path = flat(state.params)
+    learnt = sum(x.size for path, x in by_path.items() if trainable.learns(path))
+    maps = len(model_maps(run.recipe.model))
+    whole = f", and {', '.join(trainable.whole)} whole" if trainable.whole else ""
+    return (
+        f"adapters: {spec.kind} of rank {spec.rank}, alpha {spec.alpha:g}, on {maps} linear maps{whole}: "
+        f"{formatting.short(learnt)} parameters learn, {learnt / sum(x.size for x in by_path.values()):.2%} of all"
+        + ("" if run.config.init_from else "; the model beneath has random weights, which stay as they are")
+    )
 
 
 def _data_lines(run: Run) -> Iterator[str]:

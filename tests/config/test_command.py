@@ -98,7 +98,7 @@ def test_the_config_is_locked(folder):
         ),
         ("--config.dta.path=1", "unknown config key 'dta.path'; did you mean 'data.path'?"),
         ("--config.data.b2=1", "unknown config key 'data.b2'; did you mean 'optimizer.b2'?"),
-        ("--config.qqq=1", "unknown config key 'qqq'; config has accumulation, audio, batch_size, checkpoint"),
+        ("--config.qqq=1", "unknown config key 'qqq'; config has accumulation, adapter, audio, batch_size, checkpoint"),
         (
             "--config.data=x",
             "config.data is a group of keys; set one of --config.data.allow_change",
