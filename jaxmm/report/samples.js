@@ -39,7 +39,7 @@ class Card {
     this.stack = make("div", "stack mini");
     this.told = make("p", "told");
     this.told.setAttribute("aria-live", "polite");
-    this.item.append(...sample.media.map((medium) => this.picture(medium)), question, this.chips(number), verdict, this.stack, this.told);
+    this.item.append(...sample.media.map((medium, n) => this.picture(medium, n)), question, this.chips(number), verdict, this.stack, this.told);
   }
 
   // Attention of the chosen token onto each soft token, by the chosen head; null where that head's map is not kept.
@@ -56,11 +56,11 @@ class Card {
     return found;
   }
 
-  picture(medium) {
+  picture(medium, n) {
     const figure = make("figure", `seen ${medium.kind}`), box = make("div", "canvas"), img = make("img");
     const [frames, rows, columns] = medium.grid, isSound = medium.kind === "audio";
     if (medium.src) img.src = medium.src;
-    img.alt = `${KINDS[medium.kind] ?? "picture"} of a held-out question`;
+    img.alt = `${this.nameOf(n)} of a held-out question`;
     img.width = medium.width;
     img.height = medium.height;
     const across = isSound ? frames : Math.min(medium.across, frames), down = isSound ? 1 : Math.ceil(frames / across);
@@ -72,7 +72,8 @@ class Card {
     if (!isSound) box.style.aspectRatio = `${medium.width} / ${medium.height}`;
     box.append(img, canvas, svg);
     figure.append(box);
-    const sheet = { medium, canvas, svg, across, isSound };
+    const caption = make("figcaption"), sheet = { medium, canvas, svg, across, isSound, caption, name: this.nameOf(n) };
+    figure.append(caption);
     if (isSound) {
       sheet.lane = make("div", "lane-of-sound");
       figure.prepend(sheet.lane);
@@ -91,12 +92,19 @@ class Card {
     };
     box.addEventListener("pointermove", (event) => {
       const cell = cellAt(event), weights = this.weights();
-      if (cell && weights) this.told.textContent = `${cell.said}: ${(100 * weights[medium.first + cell.n]).toFixed(2)}% of the attention`;
+      if (cell && weights) caption.textContent = `${cell.said}: ${(100 * weights[medium.first + cell.n]).toFixed(2)}% of the attention`;
     });
-    box.addEventListener("pointerleave", () => this.tell());
+    box.addEventListener("pointerleave", () => this.caption(sheet));
     box.title = "Click to see it without the overlay";
     box.addEventListener("click", () => figure.classList.toggle("plain"));
     return figure;
+  }
+
+  // "picture", or of several of a kind "picture 2".
+  nameOf(n) {
+    const { media } = this.sample, kind = (medium) => KINDS[medium.kind] ?? "picture", own = kind(media[n]);
+    const like = media.filter((medium) => kind(medium) === own);
+    return like.length > 1 ? `${own} ${like.indexOf(media[n]) + 1}` : own;
   }
 
   time(medium, n) {
@@ -147,7 +155,10 @@ class Card {
     const weights = this.weights();
     this.weightsNow = weights;
     const most = weights ? Math.max(...weights, 1e-12) : 1;
-    for (const sheet of this.canvases) this.paint(sheet, weights, most);
+    for (const sheet of this.canvases) {
+      this.paint(sheet, weights, most);
+      this.caption(sheet);
+    }
     this.buttons.forEach((chip, n) => {
       chip.setAttribute("aria-checked", n - 1 === this.token);
       chip.tabIndex = n - 1 === this.pinned ? 0 : -1;
@@ -175,9 +186,18 @@ class Card {
       this.told.textContent = `The map of ${headName(at)} is not kept for this sample.`;
       return;
     }
-    const sum = weights.reduce((a, b) => a + b, 0), most = Math.max(...weights);
-    const where = this.sample.media.length === 1 ? `the ${KINDS[this.sample.media[0].kind] ?? "picture"}` : "media";
-    this.told.textContent = `${token}: ${share(sum)} onto ${where}, ${share(most)} onto the cell with a frame`;
+    const sum = weights.reduce((a, b) => a + b, 0), { media } = this.sample;
+    const where = media.length === 1 ? `the ${this.nameOf(0)}` : media.length === 2 ? "both" : `all ${media.length}`;
+    this.told.textContent = `${token}: ${share(sum)} onto ${where}`;
+  }
+
+  // Of one picture: how much goes to it, and to its cell with a frame.
+  caption({ medium, caption, name }) {
+    const weights = this.weightsNow, [frames, rows, columns] = medium.grid;
+    caption.textContent = "";
+    if (!weights) return;
+    const own = weights.slice(medium.first, medium.first + frames * rows * columns), sum = own.reduce((a, b) => a + b, 0);
+    caption.textContent = `${name[0].toUpperCase()}${name.slice(1)}: ${share(sum)}, in the white frame ${share(Math.max(...own))}`;
   }
 
   paint({ medium, canvas, svg, across, isSound, lane }, weights, most) {
@@ -269,10 +289,25 @@ class Samples {
     this.heads.value = chosenHead.at ? chosenHead.at.join() : "";
   }
 
+  // What colours, frames and bars say, of what these samples have.
   legend() {
-    const line = make("p", "scale heat");
-    line.append("none", make("i", "heat"), "the most of a map, as the square root; that cell has a frame");
-    return line;
+    const samples = this.sets.flatMap(({ set }) => set.samples), box = make("div", "scales");
+    const isSound = samples.flatMap(({ media }) => media.map(({ kind }) => kind === "audio"));
+    for (const [ramp, there, where] of [["heat", isSound.includes(false), "picture"], ["ice", isSound.includes(true), "spectrogram"]]) {
+      if (!there) continue;
+      const line = make("p", "scale");
+      line.append(`Colour on a ${where}: no attention`, make("i", ramp), "the most in its sample; the middle is a quarter of that.");
+      box.append(line);
+    }
+    box.append(make("p", "scale", "White frame: where most of a picture’s attention goes."));
+    const bar = make("p", "scale", "Bar: where all attention goes,");
+    for (const name of Object.keys(SAID).filter((name) => samples.some(({ mass }) => mass[name]))) {
+      const item = make("span");
+      item.append(make("i", `key c-${name}`), SAID[name]);
+      bar.append(item);
+    }
+    box.append(bar);
+    return box;
   }
 
   fill() {
