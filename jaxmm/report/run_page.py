@@ -24,6 +24,8 @@ from jaxmm.report.run_tiles import about, key, table_html, tiles_html
 from jaxmm.report.words import HUES, plural
 
 NAME = "report.html"
+CURVES_JS = ("curve_axes", "curve_legend", "curve_input", "curves")
+SCRIPTS = ("base", *CURVES_JS, "attention", "sample_card", "samples", "run")
 LIMIT = 3_000_000  # bytes of a page
 CURVES, ATTENTION, SAMPLES = 1_000_000, 400_000, 1_100_000  # characters of the parts that can be large
 SMALLER = (1.0, 0.6, 0.35, 0.2, 0.1, 0.0)  # of these, one after the other, until the page is small enough
@@ -131,7 +133,7 @@ def _page(
     page = shell.page(
         "run",
         styles=("base", "run"),
-        scripts=("base", "curve_axes", "curve_legend", "curve_input", "curves", "attention", "samples", "run"),
+        scripts=SCRIPTS,
         title=escape(names if len(runs) > 1 else f"{names} – a run of jaxmm"),
         head=_head(runs, now),
         nav=" ".join(f'<a href="#{one.key}">{one.title}</a>' for one in sections),
