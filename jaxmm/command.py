@@ -200,10 +200,11 @@ def _unknown_flag(name: str, flags: Flags, config: str, loaded: ConfigDict) -> U
     if config != "none" and (suggestion := hint(name)) and f"--{name}" not in _as_flags(suggestion).split():
         return UserError(f"unknown flag --{name}: {_as_flags(suggestion)}")
     if config != "none" and (suggestion := same_end(name)):
-        typed = suggestion.replace("mean '", "mean '--config.")
-        return UserError(f"unknown flag --{name}{typed}")
-    known = [*flags, *["config"] * (config == "file"), *(f"config.{key}" for key in flat(loaded))]
-    guess = nearest(f"--{name}", [f"--{one}" for one in known])
+        flagged = suggestion.replace("mean '", "mean '--config.")
+        return UserError(f"unknown flag --{name}{flagged}")
+    typed = {end: f"--config.{key}" for key in flat(loaded) for end in (key, f"config.{key}")}
+    typed |= {one: f"--{one}" for one in (*flags, *["config"] * (config == "file"))}
+    guess = nearest(name, typed, typed, least=0.6)  # without the dashes, in which all flags are alike
     return UserError(f"unknown flag --{name}{guess or '; --help lists the flags'}")
 
 

@@ -7,7 +7,8 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import NoReturn
 
 
@@ -54,7 +55,15 @@ def end_at_once(line: str) -> NoReturn:
     os._exit(1)
 
 
-def nearest(word: str, choices: Iterable[str]) -> str:
-    """Returns ``"; did you mean 'x'?"`` for the closest of ``choices``, or '' where none is close."""
-    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else ""
+def nearest(
+    word: str, choices: Iterable[str], told: Mapping[str, str] = MappingProxyType({}), least: float = 0.5
+) -> str:
+    """Returns ``"; did you mean 'x'?"`` for the closest of ``choices``, or '' where none is close.
+
+    Args:
+      told: what the line has in place of a choice.
+      least: how alike they must be, from 0 to 1.
+    """
+    if not (close := difflib.get_close_matches(word, list(choices), n=1, cutoff=least)):
+        return ""
+    return f"; did you mean '{told.get(close[0], close[0])}'?"

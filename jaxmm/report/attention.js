@@ -10,7 +10,7 @@ function chooseHead(at) {
 }
 
 const headName = ([layer, head]) => `layer ${layer}, head ${head}`;
-const share = (value) => `${(100 * value).toFixed(value < 0.0995 ? 1 : 0)}%`;
+const share = (value) => `${fixed(100 * value, value < 0.0995 ? 1 : 0)}%`;
 
 function choice(label, options, changed) {
   const made = make("label"), select = make("select");
@@ -173,11 +173,10 @@ class Monitor {
     for (let layer = 0; layer < layers; layer += 1) {
       grid.append(make("span", "tick", `${layer}`));
       for (let head = 0; head < heads; head += 1) {
-        const value = table[layer][head], said = isEntropy ? value.toFixed(2) : share(value);
+        const value = table[layer][head], said = isEntropy ? fixed(value, 2) : share(value);
         const field = make("button", "field", hasRoom ? said : ""), part = Math.min(1, value / most);
         field.type = "button";
         field.style.setProperty("--part", `${(100 * part).toFixed(1)}%`);
-        if (part > 0.55) field.classList.add("deep");
         field.title = `${heads > 1 ? headName([layer, head]) : `layer ${layer}`}: ${said}`;
         field.setAttribute("aria-label", field.title);
         field.tabIndex = -1;

@@ -17,5 +17,6 @@ function drawn(name, attributes) {
   return made;
 }
 
-const number = (n) => n.toLocaleString("en");
+const number = (n) => (n + 0).toLocaleString("en");  // 0 for -0
+const fixed = (n, digits) => n.toFixed(digits).replace(/^-(?=0\.?0*$)/, "");
 const plural = (n, noun) => `${number(n)} ${noun}${n === 1 ? "" : "s"}`;

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from chromium import set_screen
 from talking import PICTURE, URI, make_run, serving, user
 
 from jaxmm.chat.messages import read_messages
@@ -17,30 +17,14 @@ pytestmark = pytest.mark.browser
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory) -> Iterator[Any]:
-    from selenium import webdriver
-    from selenium.webdriver.chrome.options import Options
-    from selenium.webdriver.chrome.service import Service
-
-    folder = tmp_path_factory.mktemp("browser")
-    (folder / "a.png").write_bytes(PICTURE)
-    options = Options()
-    for flag in ("headless", "no-sandbox", "disable-gpu", "no-first-run", f"user-data-dir={folder / 'profile'}"):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    options.binary_location = shutil.which("chromium") or ""
-    opened = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
-    opened.set_script_timeout(120)
-    opened.picture = str(folder / "a.png")
-    try:
-        yield opened
-    finally:
-        opened.quit()
+def browser(chromium, tmp_path_factory) -> Any:
+    chromium.picture = str(tmp_path_factory.mktemp("pictures") / "a.png")
+    Path(chromium.picture).write_bytes(PICTURE)
+    return chromium
 
 
 def open_page(browser: Any, url: str, width: int) -> None:
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    set_screen(browser, width)
     browser.get(url)
     fill(browser, max_tokens=8)
 
