@@ -29,7 +29,7 @@ def render(speakers: Sequence[Speaker], defaults: dict[str, Any]) -> str:
     return shell.page(
         "page", ["base", "page"], ["base", "looks", "media", "page"], package="jaxmm.chat",
         allowed="connect-src 'self'; base-uri 'none'; form-action 'none'",
-        title=escape(" and ".join(speaker.name for speaker in speakers)),
+        title=escape(f"{' and '.join(speaker.name for speaker in speakers)} – ask the model"),
         purpose=escape(PURPOSE),
         most_tokens=str(MOST_TOKENS),
         store=shell.script_json({"models": [facts(one) for one in speakers], "defaults": defaults}),
