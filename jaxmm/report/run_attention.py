@@ -8,11 +8,8 @@ from typing import Any
 
 from jaxmm.report.run_data import RunData, is_table
 from jaxmm.report.thinning import digits, spread
+from jaxmm.report.words import CLASSES
 
-CLASSES = {  # of the log, in this order, and in words
-    "image": "images", "video": "videos", "audio": "recordings", "separators": "special tokens",
-    "first": "the first position", "turn": "text of the turn", "earlier": "earlier text",
-}  # fmt: skip
 MOST_STEPS = 60  # that one can look at
 DIGITS = 3
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxmm.report import thinning
-from jaxmm.report.run_attention import CLASSES
 from jaxmm.report.run_data import RunData, at, figure, names
+from jaxmm.report.words import CLASSES
 
 MOST, LEAST = 1500, 60  # points of a line that a page holds
 LOG_FROM = 20  # times that the largest loss is the smallest: from here on its axis is logarithmic

@@ -14,18 +14,19 @@ from typing import Any, NamedTuple
 from jaxmm.atomic import published
 from jaxmm.errors import UserError
 from jaxmm.report import run_config, run_tables, run_time, shell
-from jaxmm.report.run_attention import CLASSES, attention_json
+from jaxmm.report.run_attention import attention_json
 from jaxmm.report.run_curves import charts, charts_json, fewer_points
 from jaxmm.report.run_data import RunData, read_run
 from jaxmm.report.run_samples import samples_json
 from jaxmm.report.run_sources import largest
 from jaxmm.report.run_tiles import about, key, table_html, tiles_html
-from jaxmm.report.words import HUES, plural
+from jaxmm.report.words import CLASSES, HUES, plural
 
 NAME = "report.html"
 LIMIT = 3_000_000  # bytes of a page
 CURVES, ATTENTION, SAMPLES = 1_000_000, 400_000, 1_100_000  # characters of the parts that can be large
 SMALLER = (1.0, 0.6, 0.35, 0.2, 0.1, 0.0)  # of these, one after the other, until the page is small enough
+CURVE_SCRIPTS = ("curve_axes", "curve_legend", "curve_input", "curves")
 Charts = dict[str, list[dict[str, Any]]]  # by section, as the script draws them
 
 
@@ -125,8 +126,8 @@ def _page(
     names = ", ".join(run.name for run in runs)
     page = shell.page(
         "run",
-        styles=("base", "run"),
-        scripts=("base", "curve_axes", "curve_legend", "curve_input", "curves", "attention", "samples", "run"),
+        styles=("base", "overlay", "run"),
+        scripts=("base", *CURVE_SCRIPTS, "overlay", "attention", "samples", "run"),
         title=escape(names if len(runs) > 1 else f"{names} – a run of jaxmm"),
         head=_head(runs, now),
         nav=" ".join(f'<a href="#{one.key}">{one.title}</a>' for one in sections),
