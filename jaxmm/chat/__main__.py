@@ -38,7 +38,7 @@ FLAGS: command.Flags = {
     "step": ("", "checkpoint to ask: its step, or best; the newest if left out"),
     "terminal": (False, "talk here, in place of a page"),
     "host": ("127.0.0.1", "address to listen at; others than this machine's own let everybody who reaches it ask"),
-    "port": (0, f"to listen at; 0 is {PORT}, or the next one that is free"),
+    "port": (0, f"port to listen at; the default, 0, is {PORT}, or the next one that is free"),
     "max_tokens": (DEFAULTS["max_tokens"], "longest answer, in tokens, where nothing else is asked for"),
     "temperature": (0.0, "0 is the most likely answer; above 0 answers are drawn; where nothing else is asked for"),
     "top_p": (1.0, "draw from the likeliest tokens that have this probability together"),

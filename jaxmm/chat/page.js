@@ -64,7 +64,7 @@ function complain(text) {
 
 const sent = ({ role, text, media = [] }) => ({
   role,
-  content: role === "user" ? [...media.map(({ kind, url }) => ({ type: KINDS[kind], [KINDS[kind]]: { url } })), { type: "text", text }] : text,
+  content: role === "user" ? [...media.map(({ kind, url, name }) => ({ type: KINDS[kind], [KINDS[kind]]: { url, name } })), { type: "text", text }] : text,
 });
 
 function options() {

@@ -10,7 +10,6 @@ import jax
 
 from jaxmm import api, capacity
 from jaxmm.chat.loaded import Loaded
-from jaxmm.data.documents import Turn
 from jaxmm.errors import UserError
 from jaxmm.inference import generation_config, sampling
 from jaxmm.inference.answers import Prompt, PromptRows, prompt_rows, write_rows
@@ -114,7 +113,7 @@ class Speaker:
         newest.follow(before)
         self._model = newest
 
-    def question(self, turns: Sequence[Turn], options: dict[str, Any], stops: Sequence[str] = ()) -> Question:
+    def question(self, prompt: Prompt, options: dict[str, Any], stops: Sequence[str] = ()) -> Question:
         """Lays a conversation out; its media are decoded here.
 
         Args:
@@ -127,7 +126,6 @@ class Speaker:
         sampling.check(options, mark="")
         if options["max_tokens"] > MOST_TOKENS:
             raise UserError(f"max_tokens is {options['max_tokens']}: it must be at most {MOST_TOKENS}")
-        prompt = Prompt.of(turns)
         recipe = fitted(model.trained.model.recipe, prompt.kinds())
         rows = prompt_rows([prompt], recipe.template, recipe.image, most=MOST_POSITIONS)
         room = rows.loaded.batch.text.values.shape[1] + options["max_tokens"]

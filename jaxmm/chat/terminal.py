@@ -13,6 +13,7 @@ from typing import Any
 from jaxmm.chat.speaker import End, Looked, Piece, Speaker, shares
 from jaxmm.data.documents import Media, Text, Turn
 from jaxmm.errors import UserError, printable
+from jaxmm.inference.answers import Prompt
 from jaxmm.inference.prompts import KINDS, media_file
 from jaxmm.report.words import CLASSES
 
@@ -87,7 +88,7 @@ class _Talk:
                 print(f"[{speaker.name}]")
             stop = _Stop()
             with stop.watched():
-                question = speaker.question((*said, turn), self._options)
+                question = speaker.question(Prompt.of((*said, turn)), self._options)
                 written = 0
                 for event in speaker.answer(question, stop):
                     match event:

@@ -72,18 +72,28 @@ def test_one_turn_is_the_same_prompt_either_way(template):
 
 
 def test_messages_become_turns_with_media_where_they_stand():
-    turns = read_messages([
+    prompt = read_messages([
         {"role": "developer", "content": "Be short."},
         {"role": "user", "content": [{"type": "text", "text": "a"}, IMAGE, {"type": "text", "text": ""}]},
         {"role": "assistant", "content": ""},
         AGAIN,
     ])  # fmt: skip
-    assert turns == (
+    assert prompt.conversation == (
         Turn("system", (Text("Be short."),), False),
         Turn("user", (Text("a"), Image(data=PICTURE)), False),
         Turn("assistant", (), False),
         Turn("user", (Text("And now?"),), False),
     )
+    assert prompt.names == ("messages[1].content[1]",)
+
+
+def named(data: bytes, name: str) -> dict:
+    """A message of two pictures, one of them fine, with the names of their files as the page gives them."""
+    uri = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    parts = [
+        {"type": "image_url", "image_url": {"url": url, "name": of}} for url, of in ((URI, "fine.png"), (uri, name))
+    ]
+    return {"role": "user", "content": parts}
 
 
 HEARD = {"type": "input_audio", "input_audio": {"data": base64.b64encode(b"RIFF").decode(), "format": "wav"}}
@@ -116,6 +126,7 @@ HEARD = {"type": "input_audio", "input_audio": {"data": base64.b64encode(b"RIFF"
         ([user("x", *[URI] * (MOST_MEDIA + 1))], "at most 32"),
         ([user("x" * (MOST_LETTERS + 1))], "at most 200,000"),
         ([user("\ud800")], "half of a surrogate pair"),
+        ([named(b"", "empty.png")], "empty.png: the file is empty"),
         ([{"role": "assistant", "content": "", "tool_calls": [{}]}, AGAIN], "tool_calls are not answered here"),
     ],
 )  # fmt: skip
@@ -220,6 +231,9 @@ def test_a_newer_checkpoint_loads_where_the_old_one_has_made_room_and_both_answe
     ("message", "options", "told"),
     [
         (user("x", "data:image/png;base64,aGVsbG8="), {}, "cannot be used: unreadable"),
+        (user("x", URI, "data:image/png;base64,aGVsbG8="), {}, "messages[0].content[1] cannot be used: unreadable"),
+        (named(b"hello", "a b.png"), {}, "a b.png cannot be used: unreadable; an image's bytes are no picture"),
+        (named(PICTURE[:-200], "cut.png"), {}, "cut.png: an image's file ends early"),
         ({"role": "user", "content": [HEARD]}, {}, "there are recordings"),
         (AGAIN, {"max_tokens": 10**6}, "max_tokens is 1000000: it must be at most"),
         (AGAIN, {"temperature": -1.0}, "temperature is -1.0: it must be 0 or above"),
