@@ -54,6 +54,11 @@ def end_at_once(line: str) -> NoReturn:
     os._exit(1)
 
 
+def extra(name: str) -> str:
+    """How to install an extra of ``pyproject.toml``, for the end of a line that says what lacks it."""
+    return f"pip install 'jaxmm[{name}]' (in a clone: pip install -e '.[{name}]')"
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """Returns ``"; did you mean 'x'?"`` for the closest of ``choices``, or '' where none is close."""
     close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)

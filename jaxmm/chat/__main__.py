@@ -27,7 +27,7 @@ from jaxmm.chat.address import EVERYWHERE, PORT, is_local, listen
 from jaxmm.chat.speaker import DEFAULTS, Speaker
 from jaxmm.config.file import load_workdir
 from jaxmm.corpus import cache_folder
-from jaxmm.errors import UserError
+from jaxmm.errors import UserError, extra
 from jaxmm.hf.folder import is_folder
 from jaxmm.inference import sampling
 from jaxmm.runtime import startup
@@ -44,7 +44,6 @@ FLAGS: command.Flags = {
     "top_p": (1.0, "draw from the likeliest tokens that have this probability together"),
     "seed": (0, "of the draws"),
 }
-MISSING = "the page needs the extra chat: pip install 'jaxmm[chat]' (in a clone: pip install -e '.[chat]')"
 
 
 def main(argv: list[str]) -> int:
@@ -86,7 +85,7 @@ def _check_extra() -> None:
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
-        raise UserError(MISSING) from error
+        raise UserError(f"the page needs the extra chat: {extra('chat')}") from error
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
