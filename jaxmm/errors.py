@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import errno
 import os
@@ -50,7 +51,8 @@ def refusal(error: OSError) -> UserError | None:
 
 def end_at_once(line: str) -> NoReturn:
     """Ends the process with the line and exit status 1, from any thread: nothing is waited for."""
-    print(error_line(line), file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # who would read it has gone
+        print(error_line(line), file=sys.stderr, flush=True)
     os._exit(1)
 
 
