@@ -37,7 +37,7 @@ def quiet() -> Iterator[None]:
 def _flush() -> None:
     """Writes what is buffered while an error can still be caught."""
     for stream in (sys.stdout, sys.stderr):
-        if stream:  # None where it was closed before the start
+        if stream and not stream.closed:  # None where it was closed before the start
             stream.flush()
 
 
