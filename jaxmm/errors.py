@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import errno
 import os
@@ -51,8 +52,14 @@ def refusal(error: OSError) -> UserError | None:
 
 def end_at_once(line: str) -> NoReturn:
     """Ends the process with the line and exit status 1, from any thread: nothing is waited for."""
-    print(error_line(line), file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # who would read it has gone
+        print(error_line(line), file=sys.stderr, flush=True)
     os._exit(1)
+
+
+def extra(name: str) -> str:
+    """How to install an extra of ``pyproject.toml``, for the end of a line that says what lacks it."""
+    return f"pip install 'jaxmm[{name}]' (in a clone: pip install -e '.[{name}]')"
 
 
 def nearest(

@@ -1,27 +1,10 @@
 // The attention monitor: by layer where attention goes, and a field for each head, of one monitored step.
 
-const SAID = store.words;
-const MEDIA = ["image", "video", "audio"];
 const chosenHead = { at: null, listeners: [] };  // [layer, head], or null for the mean of all
 
 function chooseHead(at) {
   chosenHead.at = at;
   for (const listener of chosenHead.listeners) listener();
-}
-
-const headName = ([layer, head]) => `layer ${layer}, head ${head}`;
-const share = (value) => `${fixed(100 * value, value < 0.0995 ? 1 : 0)}%`;
-
-function choice(label, options, changed) {
-  const made = make("label"), select = make("select");
-  options.forEach(([value, text]) => {
-    const option = make("option", "", text);
-    option.value = value;
-    select.append(option);
-  });
-  select.addEventListener("change", () => changed(select.value));
-  made.append(label, select);
-  return [made, select];
 }
 
 class Monitor {
@@ -115,12 +98,12 @@ class Monitor {
       const item = make("li"), bar = make("div", "stack"), parts = [];
       for (const name of this.all.classes) {
         const row = of?.mass[name]?.[layer];
-        const value = row === undefined ? 0 : typeof row === "number" ? row : row.reduce((a, b) => a + b, 0) / row.length;
+        const value = row === undefined ? 0 : typeof row === "number" ? row : average(row);
         if (value <= 0) continue;
         const segment = make("i", `c-${name}`, value > 0.08 ? share(value) : "");
         segment.style.width = `${100 * value}%`;
-        segment.title = `layer ${layer}: ${SAID[name]} ${share(value)}`;
-        parts.push(`${SAID[name]} ${share(value)}`);
+        segment.title = `layer ${layer}: ${said(name, value)}`;
+        parts.push(said(name, value));
         bar.append(segment);
       }
       bar.setAttribute("role", "img");
@@ -130,9 +113,7 @@ class Monitor {
     }
     const legend = make("ul", "legend");
     for (const name of this.all.classes) {
-      const item = make("li");
-      item.append(make("i", `key c-${name}`), SAID[name]);
-      legend.append(item);
+      legend.append(legendItem(name, SAID[name]));
     }
     this.layersBox.replaceChildren(title, list, legend);
   }

@@ -1,5 +1,5 @@
 "use strict";
-// What both pages are made with. All that comes from data is set as text: nothing of it is ever parsed as markup.
+// What all pages are made with. All that comes from data is set as text: nothing of it is ever parsed as markup.
 const store = JSON.parse(document.getElementById("store").textContent);
 const one = (id) => document.getElementById(id);
 const tip = one("tip");

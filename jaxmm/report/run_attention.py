@@ -8,11 +8,8 @@ from typing import Any
 
 from jaxmm.report.run_data import RunData, at, is_table
 from jaxmm.report.thinning import digits, spread
+from jaxmm.report.words import CLASSES
 
-CLASSES = {  # of the log, in this order, and in words
-    "image": "images", "video": "videos", "audio": "recordings", "separators": "special tokens",
-    "first": "the first position", "turn": "text of the turn", "earlier": "earlier text",
-}  # fmt: skip
 MEDIA = ("image", "video", "audio")  # of these classes
 NOTHING = 1e-5  # of the attention: less is what is left of rounding
 MOST_STEPS = 60  # that one can look at

@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from jaxmm.report.run_attention import CLASSES, MEDIA, classes_of
+from jaxmm.report.run_attention import MEDIA, classes_of
 from jaxmm.report.run_chart import Chart, Curve
 from jaxmm.report.run_data import TEXT, RunData, at, figure, names
+from jaxmm.report.words import CLASSES
 
 LOG_FROM = 20  # times that the largest loss is the smallest: from here on its axis is logarithmic
 

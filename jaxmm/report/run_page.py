@@ -14,18 +14,18 @@ from typing import Any, NamedTuple
 from jaxmm.atomic import published
 from jaxmm.errors import UserError
 from jaxmm.report import run_config, run_tables, run_time, shell
-from jaxmm.report.run_attention import CLASSES, MEDIA, attention_json
+from jaxmm.report.run_attention import MEDIA, attention_json
 from jaxmm.report.run_chart import charts_json, fewer_points
 from jaxmm.report.run_curves import charts
 from jaxmm.report.run_data import RunData, read_run
 from jaxmm.report.run_samples import samples_json
 from jaxmm.report.run_sources import largest
 from jaxmm.report.run_tiles import about, key, table_html, tiles_html
-from jaxmm.report.words import HUES, plural
+from jaxmm.report.words import CLASSES, HUES, plural
 
 NAME = "report.html"
 CURVES_JS = ("curve_axes", "curve_legend", "curve_input", "curves")
-SCRIPTS = ("base", *CURVES_JS, "attention", "sample_card", "samples", "run")
+SCRIPTS = ("base", *CURVES_JS, "overlay", "attention", "sample_card", "samples", "run")
 LIMIT = 3_000_000  # bytes of a page
 CURVES, ATTENTION, SAMPLES = 1_000_000, 400_000, 1_100_000  # characters of the parts that can be large
 SMALLER = (1.0, 0.6, 0.35, 0.2, 0.1, 0.0)  # of these, one after the other, until the page is small enough
@@ -132,7 +132,7 @@ def _page(
     names = ", ".join(run.name for run in runs)
     page = shell.page(
         "run",
-        styles=("base", "run"),
+        styles=("base", "overlay", "run"),
         scripts=SCRIPTS,
         title=escape(names if len(runs) > 1 else f"{names} – a run of jaxmm"),
         head=_head(runs, now),

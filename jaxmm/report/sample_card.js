@@ -9,18 +9,13 @@ function ramp(colours, part) {
   return colours[n].map((value, i) => value + (colours[n + 1][i] - value) * (at - n));
 }
 
-function bytes(text) {
-  const raw = atob(text), found = new Uint8Array(raw.length);
-  for (let n = 0; n < raw.length; n += 1) found[n] = raw.charCodeAt(n);
-  return found;
-}
-
 const shownToken = (token) => token.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/^ +$/, "␣") || "∅";
 const KINDS = { image: "picture", video: "film", audio: "recording" };
 
 class Card {
   constructor(sample, number) {
     this.sample = sample;
+    this.maps = new Maps(sample);
     this.pinned = this.token = -1;  // -1 is the mean of all tokens
     this.item = make("li", "card");
     this.item.tabIndex = -1;
@@ -44,35 +39,27 @@ class Card {
 
   // Attention of the chosen token onto each soft token, by the chosen head; null where that head's map is not kept.
   weights() {
-    const { maps, tokens, soft, chosen } = this.sample, { at } = chosenHead;
+    const { chosen } = this.sample, { at } = chosenHead;
     const head = at === null ? 0 : 1 + chosen.findIndex(([layer, head]) => layer === at[0] && head === at[1]);
-    if (at !== null && head === 0) return null;
-    this.data ??= bytes(maps.data);
-    const found = new Float64Array(soft), of = this.token < 0 ? tokens.map((_, n) => n) : [this.token];
-    for (const token of of) {
-      const start = (head * tokens.length + token) * soft;
-      for (let n = 0; n < soft; n += 1) found[n] += (maps.scale[head] * (this.data[start + n] / 255) ** 2) / of.length;
-    }
-    return found;
+    return at !== null && head === 0 ? null : this.maps.weights(head, this.token);
   }
 
   picture(medium, n) {
     const figure = make("figure", `seen ${medium.kind}`), box = make("div", "canvas"), img = make("img");
-    const [frames, rows, columns] = medium.grid, isSound = medium.kind === "audio";
+    const cells = new Cells(medium), isSound = medium.kind === "audio";
     if (medium.src) img.src = medium.src;
     img.alt = `${this.nameOf(n)} of a held-out question`;
     img.width = medium.width;
     img.height = medium.height;
-    const across = isSound ? frames : Math.min(medium.across, frames), down = isSound ? 1 : Math.ceil(frames / across);
     const canvas = make("canvas"), svg = drawn("svg", { "aria-hidden": "true", preserveAspectRatio: "none" });
-    canvas.width = isSound ? frames : across * columns;
-    canvas.height = isSound ? 1 : down * rows;
+    canvas.width = cells.width;
+    canvas.height = cells.height;
     canvas.setAttribute("role", "img");
     svg.setAttribute("viewBox", `0 0 ${canvas.width} ${canvas.height}`);
     if (!isSound) box.style.aspectRatio = `${medium.width} / ${medium.height}`;
     box.append(img, canvas, svg);
     figure.append(box);
-    const caption = make("figcaption"), sheet = { medium, canvas, svg, across, isSound, caption, name: this.nameOf(n) };
+    const caption = make("figcaption"), sheet = { medium, canvas, svg, cells, isSound, caption, name: this.nameOf(n) };
     figure.append(caption);
     if (isSound) {
       sheet.lane = make("div", "lane-of-sound");
@@ -80,19 +67,14 @@ class Card {
     }
     this.canvases.push(sheet);
     const cellAt = (event) => {
-      const area = box.getBoundingClientRect();
-      const x = Math.floor(((event.clientX - area.left) / area.width) * canvas.width);
-      const y = Math.floor(((event.clientY - area.top) / area.height) * canvas.height);
-      if (x < 0 || y < 0 || x >= canvas.width || y >= canvas.height) return null;
-      if (isSound) return { n: x, said: this.time(medium, x) };
-      const frame = Math.floor(y / rows) * across + Math.floor(x / columns);
-      if (frame >= frames) return null;
-      const row = y % rows, column = x % columns;
-      return { n: (frame * rows + row) * columns + column, said: `${frames > 1 ? `frame ${frame}, ` : ""}row ${row}, column ${column}` };
+      const area = box.getBoundingClientRect(), x = ((event.clientX - area.left) / area.width) * canvas.width;
+      return cells.of(Math.floor(x), Math.floor(((event.clientY - area.top) / area.height) * canvas.height));
     };
     box.addEventListener("pointermove", (event) => {
-      const cell = cellAt(event), weights = this.weights();
-      if (cell && weights) caption.textContent = `${cell.said}: ${(100 * weights[medium.first + cell.n]).toFixed(2)}% of the attention`;
+      const n = cellAt(event), weights = this.weights();
+      if (n === null || !weights) return;
+      const name = isSound ? this.time(medium, n) : cells.name(n);
+      caption.textContent = `${name}: ${(100 * weights[medium.first + n]).toFixed(2)}% of the attention`;
     });
     box.addEventListener("pointerleave", () => this.caption(sheet));
     box.title = "Click to see it without the overlay";
@@ -163,19 +145,7 @@ class Card {
       chip.setAttribute("aria-checked", n - 1 === this.token);
       chip.tabIndex = n - 1 === this.pinned ? 0 : -1;
     });
-    const parts = [], segments = [];
-    for (const [name, values] of Object.entries(this.sample.mass)) {
-      const value = this.token < 0 ? values.reduce((a, b) => a + b, 0) / values.length : values[this.token];
-      if (!(value > 0)) continue;
-      const segment = make("i", `c-${name}`);
-      segment.style.width = `${100 * value}%`;
-      segment.title = `${SAID[name] ?? name} ${share(value)}`;
-      parts.push([name, value]);
-      segments.push(segment);
-    }
-    this.stack.replaceChildren(...segments);
-    this.stack.setAttribute("role", "img");
-    this.stack.setAttribute("aria-label", `Of all heads: ${parts.map(([name, value]) => `${SAID[name] ?? name} ${share(value)}`).join(", ")}`);
+    drawShares(this.stack, shares(this.sample.mass, this.token), "Of all heads");
     this.tell();
   }
 
@@ -192,29 +162,24 @@ class Card {
   }
 
   // Of one picture: how much goes to it, and to its cell with a frame.
-  caption({ medium, caption, name }) {
-    const weights = this.weightsNow, [frames, rows, columns] = medium.grid;
+  caption({ medium, cells, caption, name }) {
+    const weights = this.weightsNow;
     caption.textContent = "";
     if (!weights) return;
-    const own = weights.slice(medium.first, medium.first + frames * rows * columns), sum = own.reduce((a, b) => a + b, 0);
+    const own = weights.slice(medium.first, medium.first + cells.count), sum = own.reduce((a, b) => a + b, 0);
     caption.textContent = `${name[0].toUpperCase()}${name.slice(1)}: ${share(sum)}, in the white frame ${share(Math.max(...own))}`;
   }
 
-  paint({ medium, canvas, svg, across, isSound, lane }, weights, most) {
-    const [frames, rows, columns] = medium.grid, pen = canvas.getContext("2d");
+  paint({ medium, canvas, svg, cells, isSound, lane }, weights, most) {
+    const { frames, rows, columns, across } = cells, pen = canvas.getContext("2d");
     pen.clearRect(0, 0, canvas.width, canvas.height);
     svg.replaceChildren();
     lane?.replaceChildren();
     if (!weights) return;
     const image = pen.createImageData(canvas.width, canvas.height);
     let top = -1, topValue = 0;
-    const spot = (n) => {
-      if (isSound) return [n, 0];
-      const frame = Math.floor(n / (rows * columns)), inside = n % (rows * columns);
-      return [(frame % across) * columns + (inside % columns), Math.floor(frame / across) * rows + Math.floor(inside / columns)];
-    };
-    for (let n = 0; n < frames * rows * columns; n += 1) {
-      const value = weights[medium.first + n], [x, y] = spot(n), part = Math.sqrt(value / most);
+    for (let n = 0; n < cells.count; n += 1) {
+      const value = weights[medium.first + n], [x, y] = cells.at(n), part = Math.sqrt(value / most);
       image.data.set(ramp(isSound ? ICE : HEAT, part), 4 * (y * canvas.width + x));
       if (value > topValue) [top, topValue] = [n, value];
       if (lane) {
@@ -225,7 +190,7 @@ class Card {
     }
     pen.putImageData(image, 0, 0);
     if (top < 0) return;
-    const [x, y] = spot(top);
+    const [x, y] = cells.at(top);
     for (const name of ["under", "over"]) svg.append(drawn("rect", { class: `most ${name}`, x, y, width: 1, height: 1 }));
     if (frames > 1 && !isSound) {
       let path = "";
