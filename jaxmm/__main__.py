@@ -9,6 +9,7 @@ import runpy
 import sys
 
 import jaxmm
+from jaxmm import closed_pipe
 from jaxmm.errors import error_line, nearest
 
 COMMANDS = {
@@ -42,6 +43,11 @@ def usage() -> str:
 
 def main() -> int:
     """Runs the command that the first argument names; returns the exit status where there is none to run."""
+    with closed_pipe.quiet():
+        return _main()
+
+
+def _main() -> int:
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("--version", "-V", "version"):
         print(f"jaxmm {jaxmm.__version__}")

@@ -15,15 +15,18 @@ from jaxmm.json_text import parse_json
 
 
 def plain(value: Any) -> Any:
-    """``value`` as strict JSON holds it: NaN and infinities are None, tuples lists, NumPy and JAX scalars numbers."""
+    """``value`` as strict JSON holds it: NaN and infinities are None, tuples lists, NumPy and JAX scalars numbers.
+
+    -0.0 is 0.0, as people read it.
+    """
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     if hasattr(value, "tolist"):
         return plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
+    if isinstance(value, float):
+        return value + 0.0 if math.isfinite(value) else None
     return value
 
 

@@ -22,6 +22,7 @@ from typing import Any, Literal, NoReturn
 from ml_collections import ConfigDict
 
 import jaxmm
+from jaxmm import closed_pipe
 from jaxmm.config import consistency
 from jaxmm.config.file import load_file, load_workdir
 from jaxmm.config.help import help_of_keys
@@ -40,27 +41,32 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     gc.enable()
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # ended_on_interrupt until here
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    with closed_pipe.quiet():
+        sys.exit(_status(main))
+
+
+def _status(main: Callable[[list[str]], int | None]) -> int | None:
+    """Of the command, whose error of the user's is a line."""
     try:
         if getattr(jaxmm, "__file__", None) is None:
             raise UserError(
                 f"the folder {os.path.abspath('jaxmm')} hides the package: run it in another folder, or as `jaxmm ...` "
                 f"instead of `python -m jaxmm....`"
             )
-        status = main(sys.argv[1:])
+        return main(sys.argv[1:])
     except StrandedError as error:
         end_at_once(str(error))
     except UserError as error:
         print(error_line(error), file=sys.stderr, flush=True)
-        status = 1
+        return 1
     except OSError as error:
         if (refused := refusal(error)) is None:
             raise
         print(error_line(refused), file=sys.stderr, flush=True)
-        status = 1
+        return 1
     except KeyboardInterrupt:  # train handles its own
         print("interrupted", file=sys.stderr)
-        status = 130
-    sys.exit(status)
+        return 130
 
 
 def parse(
@@ -200,10 +206,11 @@ def _unknown_flag(name: str, flags: Flags, config: str, loaded: ConfigDict) -> U
     if config != "none" and (suggestion := hint(name)) and f"--{name}" not in _as_flags(suggestion).split():
         return UserError(f"unknown flag --{name}: {_as_flags(suggestion)}")
     if config != "none" and (suggestion := same_end(name)):
-        typed = suggestion.replace("mean '", "mean '--config.")
-        return UserError(f"unknown flag --{name}{typed}")
-    known = [*flags, *["config"] * (config == "file"), *(f"config.{key}" for key in flat(loaded))]
-    guess = nearest(f"--{name}", [f"--{one}" for one in known])
+        flagged = suggestion.replace("mean '", "mean '--config.")
+        return UserError(f"unknown flag --{name}{flagged}")
+    typed = {end: f"--config.{key}" for key in flat(loaded) for end in (key, f"config.{key}")}
+    typed |= {one: f"--{one}" for one in (*flags, *["config"] * (config == "file"))}
+    guess = nearest(name, typed, typed, least=0.6)  # without the dashes, in which all flags are alike
     return UserError(f"unknown flag --{name}{guess or '; --help lists the flags'}")
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import errno
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import NoReturn
 
 
@@ -50,11 +52,25 @@ def refusal(error: OSError) -> UserError | None:
 
 def end_at_once(line: str) -> NoReturn:
     """Ends the process with the line and exit status 1, from any thread: nothing is waited for."""
-    print(error_line(line), file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # who would read it has gone
+        print(error_line(line), file=sys.stderr, flush=True)
     os._exit(1)
 
 
-def nearest(word: str, choices: Iterable[str]) -> str:
-    """Returns ``"; did you mean 'x'?"`` for the closest of ``choices``, or '' where none is close."""
-    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else ""
+def extra(name: str) -> str:
+    """How to install an extra of ``pyproject.toml``, for the end of a line that says what lacks it."""
+    return f"pip install 'jaxmm[{name}]' (in a clone: pip install -e '.[{name}]')"
+
+
+def nearest(
+    word: str, choices: Iterable[str], told: Mapping[str, str] = MappingProxyType({}), least: float = 0.5
+) -> str:
+    """Returns ``"; did you mean 'x'?"`` for the closest of ``choices``, or '' where none is close.
+
+    Args:
+      told: what the line has in place of a choice.
+      least: how alike they must be, from 0 to 1.
+    """
+    if not (close := difflib.get_close_matches(word, list(choices), n=1, cutoff=least)):
+        return ""
+    return f"; did you mean '{told.get(close[0], close[0])}'?"

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import collections
 import json
-import os
 import re
 import sys
 from pathlib import Path
@@ -49,17 +48,27 @@ def read_range(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def within(plan: Plan, batches: tuple[int, int], is_asked: bool) -> tuple[int, int]:
-    """A range of batches as far as the plan goes; one that was asked for must be in it."""
-    if plan.mixture.is_endless:
-        return batches
-    count = plan.batches(batches[1])
+def within(plan: Plan, batches: tuple[int, int], is_asked: bool, steps: int = 0) -> tuple[int, int]:
+    """A range of batches as far as the plan goes; one that was asked for must be in it.
+
+    Args:
+      steps: of the run that the plan is of, which end it too; 0 is no run, or one that ends with its data.
+    """
+    count, told = batches[1], ""
+    if not plan.mixture.is_endless:
+        count = plan.batches(batches[1])
+        told = f"the data: this plan has {count} batches"
+    if 0 < steps < count:
+        count = steps
+        told = f"the run: it has {steps} steps, one batch each"
     if is_asked and batches[1] > count:
-        raise UserError(
-            f"--batches '{batches[0]}:{batches[1]}' goes past the end of the data: this plan has {count} batches, "
-            f"0:{count}"
-        )
+        raise UserError(f"--batches '{batches[0]}:{batches[1]}' goes past the end of {told}, 0:{count}")
     return batches[0], min(batches[1], count)
+
+
+def _steps(config: Any, workdir: Path | None) -> int:
+    """Those that end a run; 0 where it is the data that does, or where there is no run."""
+    return config.steps if workdir and not config.epochs else 0
 
 
 def left_out(corpus: Corpus) -> list[dict[str, int]]:
@@ -117,7 +126,7 @@ def make_report(
       workdir: of the run that the config is of, if it is one's.
     """
     data, corpus, budgets, plan = planned(config, workdir)
-    batches = within(plan, batches, is_asked)
+    batches = within(plan, batches, is_asked, _steps(config, workdir))
     image = data.image.only(corpus.media)
     assemble = make_assembler(config, image, corpus, budgets)
     viewer = Viewer(corpus.lengths, data.template, image)
@@ -149,7 +158,7 @@ def make_report(
 def print_plan(config: Any, batches: tuple[int, int], workdir: Path | None = None) -> None:
     """Prints a JSON object a batch. No picture is read."""
     _, corpus, _, plan = planned(config, workdir)
-    for k in range(*within(plan, batches, is_asked=True)):
+    for k in range(*within(plan, batches, is_asked=True, steps=_steps(config, workdir))):
         print(json.dumps(plan_line(k, plan.batch(k), corpus.lengths)), flush=True)
 
 
@@ -177,10 +186,7 @@ def main(argv: list[str]) -> int:
         write_page(Path(args.output), report)
         print(f"{args.output}: batches {report.batches[0]} to {report.batches[1] - 1}; open it in a browser")
         return 0
-    try:
-        print_plan(args.config, read_range(args.batches), workdir)
-    except BrokenPipeError:  # as `| head` leaves it; what is still buffered goes nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print_plan(args.config, read_range(args.batches), workdir)
     return 0
 
 

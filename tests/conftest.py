@@ -183,6 +183,18 @@ def chat_url(chat_speaker) -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory) -> Iterator[Any]:
+    """A browser for a file's tests of pages, which are marked ``browser``."""
+    from chromium import start
+
+    browser = start(tmp_path_factory.mktemp("chromium") / "profile")
+    try:
+        yield browser
+    finally:
+        browser.quit()
+
+
 @dataclasses.dataclass(frozen=True)
 class Chip:
     """What JAX says of a TPU chip."""

@@ -32,7 +32,7 @@ from typing import Any
 from benchmarks.row import Measured, Row, Settings, is_met
 
 from jaxmm import atomic, command, formatting
-from jaxmm.errors import UserError, nearest
+from jaxmm.errors import UserError, extra, nearest
 from jaxmm.measure.machine import machine, versions
 
 # By part, the modules of benchmarks/ whose ROWS it has.
@@ -85,7 +85,7 @@ def with_packages(rows: list[Row]) -> list[Row]:
     for row in rows:
         if row.missing():
             needed = ", ".join(row.missing())
-            print(f"row '{row.name}' is left out: it needs {needed}: pip install 'jaxmm[media]'", file=sys.stderr)
+            print(f"row '{row.name}' is left out: it needs {needed}: {extra('media')}", file=sys.stderr)
     return [row for row in rows if not row.missing()]
 
 

@@ -37,7 +37,7 @@ FLAGS: command.Flags = {
     "limit": (300_000, "bytes that a picture may have"),
 }
 WINDOW = 1320, 1000  # pixels of the browser's window, of which its frame takes some
-RUN_WINDOW = 1600, 1230  # of the page of a run
+RUN_WINDOW = 1600, 1260  # of the page of a run
 COLOURS = 128  # of a picture with a palette: text and flat areas stay sharp
 
 

@@ -27,7 +27,7 @@ from jaxmm.chat.address import EVERYWHERE, PORT, is_local, listen
 from jaxmm.chat.speaker import DEFAULTS, Speaker
 from jaxmm.config.file import load_workdir
 from jaxmm.corpus import cache_folder
-from jaxmm.errors import UserError
+from jaxmm.errors import UserError, extra
 from jaxmm.hf.folder import is_folder
 from jaxmm.inference import sampling
 from jaxmm.runtime import startup
@@ -38,13 +38,12 @@ FLAGS: command.Flags = {
     "step": ("", "checkpoint to ask: its step, or best; the newest if left out"),
     "terminal": (False, "talk here, in place of a page"),
     "host": ("127.0.0.1", "address to listen at; others than this machine's own let everybody who reaches it ask"),
-    "port": (0, f"to listen at; 0 is {PORT}, or the next one that is free"),
+    "port": (0, f"port to listen at; the default, 0, is {PORT}, or the next one that is free"),
     "max_tokens": (DEFAULTS["max_tokens"], "longest answer, in tokens, where nothing else is asked for"),
     "temperature": (0.0, "0 is the most likely answer; above 0 answers are drawn; where nothing else is asked for"),
     "top_p": (1.0, "draw from the likeliest tokens that have this probability together"),
     "seed": (0, "of the draws"),
 }
-MISSING = "the page needs the extra chat: pip install 'jaxmm[chat]' (in a clone: pip install -e '.[chat]')"
 
 
 def main(argv: list[str]) -> int:
@@ -86,7 +85,7 @@ def _check_extra() -> None:
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
-        raise UserError(MISSING) from error
+        raise UserError(f"the page needs the extra chat: {extra('chat')}") from error
 
 
 def _names(folders: Sequence[Path]) -> list[str]:

@@ -1,53 +1,37 @@
 // Where the tokens of an answer looked: its tokens as chips, shares of attention by what stands there, and the media as
-// the model sees them, lit where a token looked. What it draws is what jaxmm/monitor/heatmaps.py keeps of a sample.
+// the model sees them, lit where a token looked.
 
-const SAID = {
-  image: "images", video: "videos", audio: "recordings", separators: "special tokens", first: "the first position",
-  turn: "text of the turn", earlier: "earlier text",
-};
-const SEEN = ["image", "video", "audio"];
-const headName = ([layer, head]) => `layer ${layer}, head ${head}`;
-const share = (value) => `${(100 * value).toFixed(value < 0.0995 ? 1 : 0)}%`;
 const shownBlank = (text) => text.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/ /g, "␣") || "·";
-const average = (values) => values.reduce((sum, value) => sum + value, 0) / Math.max(values.length, 1);
 
 // Whether there is anything to draw: a model that has diverged gives null.
 const isFiniteLook = ({ maps, mass }) => ![...maps.scale, ...Object.values(mass).flat()].includes(null);
 
 class Looks {
-  // look: a sample with its maps. answer: the whole text. most: tokens whose maps are made.
-  constructor(look, answer, most) {
+  // look: a sample with its maps. answer: the whole text. written: its tokens, of which the sample may have the first.
+  constructor(look, answer, written) {
     this.look = look;
     this.map = 0;
     this.pinned = this.hovered = -1;
-    this.bytes = Uint8Array.from(atob(look.maps.data), (letter) => letter.charCodeAt(0));
-    this.tokens = this.chips(answer, most);
+    this.maps = new Maps(look);
+    this.written = written;
+    this.tokens = this.chips(answer);
     this.panel = this.makePanel();
     this.draw();
   }
 
-  // Attention of a token onto each soft token in the chosen map.
-  weights(token) {
-    const { soft, tokens, maps } = this.look, start = (this.map * tokens.length + token) * soft;
-    return Array.from(this.bytes.subarray(start, start + soft), (byte) => maps.scale[this.map] * (byte / 255) ** 2);
+  isCut() {
+    return this.written > this.look.tokens.length;
   }
 
-  // The same of the token that is chosen, or the mean over all.
-  chosen() {
-    const { soft, tokens } = this.look, at = this.at();
-    if (at >= 0) return this.weights(at);
-    const all = tokens.map((_, token) => this.weights(token));
-    return Array.from({ length: soft }, (_, place) => average(all.map((weights) => weights[place])));
-  }
-
+  // The token that is chosen; -1 is the mean over all.
   at() {
     return this.hovered >= 0 ? this.hovered : this.pinned;
   }
 
-  chips(answer, most) {
+  chips(answer) {
     const box = make("p", "answer tokens"), { tokens, mass } = this.look;
     this.chipsOf = tokens.map((text, token) => {
-      const chip = make("span", "token", text), seen = SEEN.reduce((sum, name) => sum + (mass[name]?.[token] ?? 0), 0);
+      const chip = make("span", "token", text), seen = MEDIA.reduce((sum, name) => sum + (mass[name]?.[token] ?? 0), 0);
       if (!text.trim()) {
         chip.classList.add("blank");
         chip.dataset.shown = shownBlank(text);
@@ -57,11 +41,11 @@ class Looks {
       chip.addEventListener("click", () => this.pin(this.pinned === token ? -1 : token));
       return chip;
     });
-    const joined = tokens.join("");
     box.append(...this.chipsOf);
-    if (tokens.length >= most && answer.startsWith(joined) && answer.length > joined.length) {
-      const rest = make("span", "unseen", answer.slice(joined.length));
-      rest.title = `Where it looked is measured of the first ${plural(most, "token")}`;
+    const begun = tokens.join("").trimStart(), whole = answer.trimStart();
+    if (this.isCut() && whole.startsWith(begun)) {
+      const rest = make("span", "unseen", whole.slice(begun.length));
+      rest.title = `Where it looked is measured of the first ${plural(tokens.length, "token")}`;
       box.append(rest);
     }
     if (tokens.length) {
@@ -100,9 +84,8 @@ class Looks {
     this.told = make("p", "told");
     this.told.setAttribute("aria-live", "polite");
     this.bar = make("div", "stack");
-    this.bar.setAttribute("role", "img");
     this.legend = make("ul", "legend");
-    this.figures = this.look.media.map((medium) => this.figure(medium));
+    this.figures = this.look.media.map((medium, n) => this.figure(medium, n));
     tools.append(this.told);
     if (this.look.soft && this.look.tokens.length) tools.append(this.chooser());
     panel.append(tools, this.bar, this.legend);
@@ -115,23 +98,19 @@ class Looks {
   }
 
   chooser() {
-    const label = make("label", "", "map"), select = make("select");
-    ["mean of all heads", ...this.look.chosen.map(headName)].forEach((name, map) => {
-      const option = make("option", "", name);
-      option.value = map;
-      select.append(option);
-    });
-    select.addEventListener("change", () => {
-      this.map = Number(select.value);
+    const names = ["mean of all heads", ...this.look.chosen.map(headName)];
+    const [label, select] = choice("map", names.map((name, map) => [map, name]), (map) => {
+      this.map = Number(map);
       this.draw();
     });
-    label.append(select);
+    select.title = "Layers and heads count from 0";
     return label;
   }
 
-  figure(medium) {
+  figure(medium, n) {
     const box = make("figure"), area = make("div", "canvas"), img = make("img"), canvas = make("canvas");
-    const [frames, rows, columns] = medium.grid, soft = frames * rows * columns;
+    const cells = new Cells(medium), name = `${medium.kind === "audio" ? "recording" : medium.kind} ${n}`;
+    const told = this.look.media.length > 1 ? `${name}, as the model gets it` : "as the model gets it";
     const what = {
       image: () => `${medium.width} × ${medium.height} pixels`,
       video: () => `${plural(medium.frames, "frame")} of ${medium.seconds.toFixed(1)} s`,
@@ -143,29 +122,19 @@ class Looks {
     area.style.width = `${wanted}px`;
     if (medium.kind === "audio") area.classList.add("sound");
     area.append(img, canvas);
-    box.append(area, make("figcaption", "", `as the model gets it: ${what}, ${plural(soft, "soft token")}`));
-    return { box, medium, canvas };
+    box.append(area, make("figcaption", "", `${told}: ${what}, ${plural(cells.count, "soft token")}`));
+    return { box, medium, cells, canvas, name };
   }
 
   draw() {
-    const { look } = this, at = this.at(), weights = this.chosen(), largest = Math.max(...weights, 0);
+    const { look } = this, at = this.at(), weights = this.maps.weights(this.map, at), largest = Math.max(...weights, 0);
     this.chipsOf.forEach((chip, token) => {
       chip.classList.toggle("on", token === at);
       chip.classList.toggle("pinned", token === this.pinned);
     });
-    const parts = Object.entries(look.mass).map(([name, mass]) => [name, at >= 0 ? mass[at] : average(mass)]);
-    const shares = parts.filter(([, value]) => value > 0);
-    this.bar.replaceChildren(...shares.map(([name, value]) => {
-      const part = make("i", `c-${name}`);
-      part.style.width = `${100 * value}%`;
-      return part;
-    }));
-    this.bar.setAttribute("aria-label", `Attention: ${shares.map(([name, value]) => `${SAID[name]} ${share(value)}`).join(", ")}`);
-    this.legend.replaceChildren(...shares.map(([name, value]) => {
-      const item = make("li");
-      item.append(make("i", `key c-${name}`), `${SAID[name]} ${share(value)}`);
-      return item;
-    }));
+    const parts = shares(look.mass, at);
+    drawShares(this.bar, parts, "Attention");
+    this.legend.replaceChildren(...parts.map(([name, value]) => legendItem(name, said(name, value))));
     this.told.textContent = this.say(at, weights, largest);
     for (const figure of this.figures) light(figure, weights, largest);
   }
@@ -173,57 +142,49 @@ class Looks {
   say(at, weights, largest) {
     const { tokens, soft } = this.look;
     if (!tokens.length) return "The answer has no tokens.";
-    const all = tokens.length === 1 ? "1 token" : `All ${plural(tokens.length, "token")}, on average`;
-    const of = at >= 0 ? `Token ${at + 1} of ${tokens.length}, “${tokens[at].trim() || shownBlank(tokens[at])}”` : all;
+    const whole = tokens.length === 1 ? "1 token" : `All ${plural(tokens.length, "token")}, on average`;
+    const all = this.isCut() ? `The first ${tokens.length} of ${plural(this.written, "token")}, on average` : whole;
+    const of = at >= 0 ? `Token ${at + 1} of ${this.written}, “${tokens[at].trim() || shownBlank(tokens[at])}”` : all;
     return soft && largest ? `${of}: most onto ${this.where(weights.indexOf(largest))} (${share(largest)})` : of;
   }
 
   // Where a soft token stands in its medium, in words.
   where(place) {
-    const { media } = this.look, n = media.findLastIndex((medium) => medium.first <= place), medium = media[n];
-    const [frames, rows, columns] = medium.grid, own = place - medium.first, cell = own % (rows * columns);
-    const frame = Math.floor(own / (rows * columns));
-    const inside = `row ${Math.floor(cell / columns) + 1}, column ${(cell % columns) + 1}`;
-    const which = media.length > 1 ? ` of ${medium.kind === "audio" ? "recording" : medium.kind} ${n + 1}` : "";
-    if (medium.kind === "audio") return `${((medium.seconds * own) / frames).toFixed(1)} s${which}`;
-    return (medium.kind === "video" ? `frame ${frame + 1}, ` : "") + inside + which;
+    const { medium, cells, name } = this.figures.findLast((figure) => figure.medium.first <= place), own = place - medium.first;
+    const inside = medium.kind === "audio" ? `${((medium.seconds * own) / cells.count).toFixed(1)} s` : cells.name(own);
+    return this.figures.length > 1 ? `${inside} of ${name}` : inside;
   }
 }
 
 // Lays shade over a medium, lighter where there is more attention, and frames the cell that has the most.
-function light({ medium, canvas }, weights, largest) {
-  const [frames, rows, columns] = medium.grid, pen = canvas.getContext("2d");
+function light({ medium, cells, canvas }, weights, largest) {
+  const pen = canvas.getContext("2d"), back = getComputedStyle(document.body).getPropertyValue("--card");
   const isSound = medium.kind === "audio", width = isSound ? 560 : medium.width, height = isSound ? 96 : medium.height;
   const scale = Math.max(1, Math.round(640 / width));
   canvas.width = width * scale;
   canvas.height = height * scale;
-  const across = isSound ? frames : medium.across, down = isSound ? 1 : Math.ceil(frames / across);
-  const wide = canvas.width / across, tall = canvas.height / down, back = getComputedStyle(document.body).getPropertyValue("--card");
+  const wide = canvas.width / cells.width, tall = canvas.height / cells.height;
   let most = null;
-  for (let frame = 0, place = medium.first; frame < frames; frame += 1) {
-    for (let row = 0; row < rows; row += 1) {
-      for (let column = 0; column < columns; column += 1, place += 1) {
-        const left = (frame % across) * wide + (column * wide) / columns, top = Math.floor(frame / across) * tall + (row * tall) / rows;
-        const cell = [Math.floor(left), Math.floor(top), Math.ceil(wide / columns), Math.ceil(tall / rows)];
-        const part = largest ? Math.sqrt(weights[place] / largest) : 1;
-        pen.clearRect(...cell);
-        pen.fillStyle = `rgb(12 14 34 / ${(0.78 * (1 - part)).toFixed(3)})`;
-        pen.fillRect(...cell);
-        pen.fillStyle = `rgb(255 176 32 / ${largest ? (0.36 * part * part).toFixed(3) : 0})`;
-        pen.fillRect(...cell);
-        if (isSound) {  // a dark spectrogram shows little of a shade: a bar tells the rest
-          pen.fillStyle = "rgb(255 255 255 / 0.5)";
-          pen.fillRect(cell[0] + 1, canvas.height, cell[2] - 2, largest ? (-0.45 * canvas.height * weights[place]) / largest : 0);
-        }
-        if (largest && weights[place] === largest) most = cell;
-      }
+  for (let n = 0; n < cells.count; n += 1) {
+    const [x, y] = cells.at(n), value = weights[medium.first + n], part = largest ? Math.sqrt(value / largest) : 1;
+    const cell = [Math.floor(x * wide), Math.floor(y * tall), Math.ceil(wide), Math.ceil(tall)];
+    pen.clearRect(...cell);
+    pen.fillStyle = `rgb(12 14 34 / ${(0.78 * (1 - part)).toFixed(3)})`;
+    pen.fillRect(...cell);
+    pen.fillStyle = `rgb(255 176 32 / ${largest ? (0.36 * part * part).toFixed(3) : 0})`;
+    pen.fillRect(...cell);
+    if (isSound) {  // a dark spectrogram shows little of a shade: a bar tells the rest
+      pen.fillStyle = "rgb(255 255 255 / 0.5)";
+      pen.fillRect(cell[0] + 1, canvas.height, cell[2] - 2, largest ? (-0.45 * canvas.height * value) / largest : 0);
     }
+    if (largest && value === largest) most = cell;
   }
   if (medium.kind === "video") {  // what the sheet has behind the last frame, and lines between frames
+    const { frames, across, down } = cells, frameWide = wide * cells.columns, frameTall = tall * cells.rows;
     pen.fillStyle = back;
-    pen.fillRect((frames % across) * wide, (down - 1) * tall, frames % across ? canvas.width : 0, tall);
-    for (let n = 1; n < across; n += 1) pen.fillRect(n * wide - 2, 0, 4, canvas.height);
-    for (let n = 1; n < down; n += 1) pen.fillRect(0, n * tall - 2, canvas.width, 4);
+    pen.fillRect((frames % across) * frameWide, (down - 1) * frameTall, frames % across ? canvas.width : 0, frameTall);
+    for (let n = 1; n < across; n += 1) pen.fillRect(n * frameWide - 2, 0, 4, canvas.height);
+    for (let n = 1; n < down; n += 1) pen.fillRect(0, n * frameTall - 2, canvas.width, 4);
   }
   if (!most) return;
   for (const [colour, thick] of [["#000c", 5], ["#ffd27a", 2.5]]) {

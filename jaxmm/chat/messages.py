@@ -1,4 +1,4 @@
-"""Messages as clients send them, in the form of OpenAI's API, to turns. Media travel in them as bytes.
+"""Messages as clients send them, in the form of OpenAI's API, to a prompt. Media travel in them as bytes.
 
 No path and no URL of a client's is ever opened: what is not in the message itself is refused.
 """
@@ -8,20 +8,24 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from jaxmm.data.documents import Audio, Image, Media, Part, Text, Turn, Video
-from jaxmm.errors import UserError
+from jaxmm.errors import UserError, printable
+from jaxmm.inference.answers import Prompt
 
 MOST_MESSAGES, MOST_MEDIA, MOST_LETTERS = 256, 32, 200_000
+MOST_NAME = 100  # characters of a file's name in an error
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _DATA = re.compile(r"data:[^,;]*(?:;[^,;]*)*?;base64,", re.IGNORECASE)
 _NAMES = {"image": Image, "video": Video, "audio": Audio}
 
 
-def read_messages(messages: Any) -> tuple[Turn, ...]:
-    """The turns of ``messages``: an assistant's are those it has said, and the last is the user's.
+def read_messages(messages: Any) -> Prompt:
+    """The conversation of ``messages``: an assistant's are those it has said, and the last is the user's.
+
+    An error calls a medium by the ``name`` that its client gives beside its ``url`` or ``data``, or by where it stands.
 
     Raises:
       UserError: for what is no such list, too much of it, or a medium that does not travel in it.
@@ -40,7 +44,21 @@ def read_messages(messages: Any) -> tuple[Turn, ...]:
         raise UserError("the last message must be the user's: the model answers it")
     if not turns[-1].parts:
         raise UserError("nothing to answer: the last message is empty")
-    return turns
+    return Prompt.of(turns, tuple(_names(messages)))
+
+
+def _names(messages: Sequence[Any]) -> Iterator[str]:
+    """What errors call the media of messages that have been read."""
+    for m, message in enumerate(messages):
+        parts = message["content"] if isinstance(message["content"], list) else []
+        for n, part in enumerate(parts):
+            if part["type"] != "text":
+                yield _name(part[part["type"]], f"messages[{m}].content[{n}]")
+
+
+def _name(value: Any, where: str) -> str:
+    name = value.get("name") if isinstance(value, Mapping) else None
+    return printable(name)[:MOST_NAME] if isinstance(name, str) and name.strip() else where
 
 
 def _turn(message: Any, where: str) -> Turn:
@@ -67,7 +85,7 @@ def _part(part: Any, where: str) -> Part:
     kind = part.get("type") if isinstance(part, Mapping) else None
     if not isinstance(kind, str) or kind not in READERS:
         raise UserError(f"{where}: the type is {kind!r:.40}, not one of {', '.join(READERS)}")
-    return READERS[kind](part.get(kind), where)
+    return READERS[kind](part.get(kind), _name(part.get(kind), where))
 
 
 def _text(value: Any, where: str) -> Text:

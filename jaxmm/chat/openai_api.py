@@ -12,8 +12,8 @@ from jaxmm.atomic import plain
 from jaxmm.chat.line import Failed, Waiting
 from jaxmm.chat.messages import read_messages
 from jaxmm.chat.speaker import DEFAULTS, End, Looked, Piece, Speaker
-from jaxmm.data.documents import Turn
 from jaxmm.errors import UserError, nearest
+from jaxmm.inference.answers import Prompt
 
 MOST_STOPS = 16
 # Fields that change nothing of what is written.
@@ -36,7 +36,7 @@ class Request(NamedTuple):
     """What is asked of which model; ``has_usage``: the last piece of a stream has the counts of tokens."""
 
     model: str
-    turns: tuple[Turn, ...]
+    prompt: Prompt
     options: dict[str, Any]
     stops: tuple[str, ...]
     is_stream: bool

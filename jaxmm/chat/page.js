@@ -64,7 +64,7 @@ function complain(text) {
 
 const sent = ({ role, text, media = [] }) => ({
   role,
-  content: role === "user" ? [...media.map(({ kind, url }) => ({ type: KINDS[kind], [KINDS[kind]]: { url } })), { type: "text", text }] : text,
+  content: role === "user" ? [...media.map(({ kind, url, name }) => ({ type: KINDS[kind], [KINDS[kind]]: { url, name } })), { type: "text", text }] : text,
 });
 
 function options() {
@@ -128,7 +128,7 @@ async function answer(side, message, chosen) {
   made.scrollIntoView({ block: "nearest" });
   const system = one("system").value.trim(), turns = [...side.messages, message].map(sent);
   if (system) turns.unshift({ role: "system", content: system });
-  let end = null, step = null, hasLook = false;
+  let end = null, step = null;
   side.abort = new AbortController();
   try {
     const body = { model: side.model.name, messages: turns, ...chosen };
@@ -151,10 +151,9 @@ async function answer(side, message, chosen) {
       }
       if (event.event === "look") {
         if (isFiniteLook(event.look)) {
-          const looks = new Looks(event.look, end.text, event.most);
+          const looks = new Looks(event.look, end.text, end.tokens);
           text.replaceWith(looks.tokens);
           made.append(looks.panel);
-          hasLook = true;
         } else made.append(make("p", "failed", "The model's numbers are not finite: it looked nowhere, and its answer means nothing."));
       }
       if (event.event === "failed") throw new Error(event.message);
@@ -168,7 +167,7 @@ async function answer(side, message, chosen) {
   }
   side.job = side.abort = null;
   text.classList.remove("writing");
-  state.textContent = end ? told(end, step, hasLook, made) : "";
+  state.textContent = end ? told(end, step) : "";
   if (!end) {
     text.remove();
     return false;
@@ -177,11 +176,10 @@ async function answer(side, message, chosen) {
   return true;
 }
 
-function told(end, step, hasLook, made) {
+function told(end, step) {
   const how = { stop: "", length: "cut at max_tokens", stopped: "stopped" }[end.finish];
   const counted = `${plural(end.tokens, "token")}, ${number(end.prompt_tokens)} before`;
-  const least = hasLook && end.tokens > made.querySelectorAll(".token").length ? `maps of the first ${made.querySelectorAll(".token").length}` : "";
-  return [how, counted, least, step === null ? "" : `step ${number(step)}`].filter(Boolean).join(" · ");
+  return [how, counted, step === null ? "" : `step ${number(step)}`].filter(Boolean).join(" · ");
 }
 
 async function* lines(answer) {

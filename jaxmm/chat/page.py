@@ -8,6 +8,7 @@ from typing import Any
 
 from jaxmm.chat.speaker import MOST_TOKENS, Speaker
 from jaxmm.report import shell
+from jaxmm.report.words import CLASSES
 
 PURPOSE = (
     "For looking at a model in training, one question at a time. To serve a model, export it and use a server that "
@@ -27,10 +28,12 @@ def render(speakers: Sequence[Speaker], defaults: dict[str, Any]) -> str:
       defaults: options that it begins with.
     """
     return shell.page(
-        "page", ["base", "page"], ["base", "looks", "media", "page"], package="jaxmm.chat",
+        "page", ["base", "overlay", "page"], ["base", "overlay", "looks", "media", "page"], package="jaxmm.chat",
         allowed="connect-src 'self'; base-uri 'none'; form-action 'none'",
-        title=escape(" and ".join(speaker.name for speaker in speakers)),
+        title=escape(f"{' and '.join(speaker.name for speaker in speakers)} – ask the model"),
         purpose=escape(PURPOSE),
         most_tokens=str(MOST_TOKENS),
-        store=shell.script_json({"models": [facts(one) for one in speakers], "defaults": defaults}),
+        store=shell.script_json({
+            "models": [facts(one) for one in speakers], "defaults": defaults, "words": CLASSES,
+        }),
     )  # fmt: skip

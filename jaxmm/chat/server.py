@@ -99,7 +99,7 @@ class App:
         async with self._decoding:
             self._line.check_room()
             options = openai_api.filled(asked.options, self._defaults)
-            question = await run_in_threadpool(speaker.question, asked.turns, options, asked.stops)
+            question = await run_in_threadpool(speaker.question, asked.prompt, options, asked.stops)
 
         def answer(job: Job) -> Iterator[Any]:
             return speaker.answer(question, job.is_stopped, job.is_left, with_look)

@@ -10,12 +10,11 @@ import jax
 
 from jaxmm import api, capacity
 from jaxmm.chat.loaded import Loaded
-from jaxmm.data.documents import Turn
 from jaxmm.errors import UserError
 from jaxmm.inference import generation_config, sampling
 from jaxmm.inference.answers import Prompt, PromptRows, prompt_rows, write_rows
 from jaxmm.inference.sampling import Sampling
-from jaxmm.monitor.heatmaps import TOKENS, lay_out, looks, sample
+from jaxmm.monitor.heatmaps import lay_out, looks, sample
 from jaxmm.recipe import Recipe, fitted
 
 MOST_TOKENS, MOST_POSITIONS = 4096, 32_768  # of an answer, and of what stands before it
@@ -46,10 +45,9 @@ class End(NamedTuple):
 
 
 class Looked(NamedTuple):
-    """Where the tokens of the answer looked, as ``heatmaps.sample`` has it, of at most ``most`` tokens."""
+    """Where the first ``heatmaps.TOKENS`` tokens of the answer looked, as ``heatmaps.sample`` has it."""
 
     look: dict[str, Any]
-    most: int
 
 
 Event = Piece | End | Looked
@@ -115,7 +113,7 @@ class Speaker:
         newest.follow(before)
         self._model = newest
 
-    def question(self, turns: Sequence[Turn], options: dict[str, Any], stops: Sequence[str] = ()) -> Question:
+    def question(self, prompt: Prompt, options: dict[str, Any], stops: Sequence[str] = ()) -> Question:
         """Lays a conversation out; its media are decoded here.
 
         Args:
@@ -128,7 +126,6 @@ class Speaker:
         sampling.check(options, mark="")
         if options["max_tokens"] > MOST_TOKENS:
             raise UserError(f"max_tokens is {options['max_tokens']}: it must be at most {MOST_TOKENS}")
-        prompt = Prompt.of(turns)
         recipe = fitted(model.trained.model.recipe, prompt.kinds())
         rows = prompt_rows([prompt], recipe.template, recipe.image, most=MOST_POSITIONS)
         room = rows.loaded.batch.text.values.shape[1] + options["max_tokens"]
@@ -174,7 +171,7 @@ class Speaker:
             finish = "stop" if is_done else "stopped" if is_cut else "length"
             yield End(text, finish, int(asked.rows.lengths.tokens_E[0]), len(tokens))
             if with_look and tokens and not is_gone():
-                yield Looked(self._look(asked, text, tokens), TOKENS)
+                yield Looked(self._look(asked, text, tokens))
 
     def _look(self, asked: Question, text: str, tokens: Sequence[int]) -> dict[str, Any]:
         recipe, probe, params = asked.recipe, asked.model.probe(), asked.model.trained.params

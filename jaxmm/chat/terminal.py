@@ -13,7 +13,9 @@ from typing import Any
 from jaxmm.chat.speaker import End, Looked, Piece, Speaker, shares
 from jaxmm.data.documents import Media, Text, Turn
 from jaxmm.errors import UserError, printable
+from jaxmm.inference.answers import Prompt
 from jaxmm.inference.prompts import KINDS, media_file
+from jaxmm.report.words import CLASSES
 
 HELP = """\
 A line is a question. Before it:
@@ -21,10 +23,6 @@ A line is a question. Before it:
   /clear                                  begin a new conversation
   /quit                                   end; so does Ctrl-D, or Ctrl-C twice
 Ctrl-C stops an answer."""
-SAID = {
-    "image": "images", "video": "videos", "audio": "recordings", "separators": "special tokens",
-    "first": "the first position", "turn": "text of the turn", "earlier": "earlier text",
-}  # fmt: skip
 
 
 class _Stop:
@@ -90,26 +88,31 @@ class _Talk:
                 print(f"[{speaker.name}]")
             stop = _Stop()
             with stop.watched():
-                question = speaker.question((*said, turn), self._options)
+                question = speaker.question(Prompt.of((*said, turn)), self._options)
+                written = 0
                 for event in speaker.answer(question, stop):
                     match event:
                         case Piece(piece):
                             print(printable(piece), end="", flush=True)
                         case End():
+                            written = event.tokens
                             told = {"length": " [cut at --max_tokens]", "stopped": " [stopped]"}.get(event.finish, "")
                             print(told, flush=True)
                             said += [turn, Turn("assistant", (Text(event.text),) if event.text else (), False)]
                             if event.finish == "stopped":
                                 break
                         case Looked(look):
-                            print(_looked(look), flush=True)
+                            print(_looked(look, written), flush=True)
 
 
-def _looked(look: dict[str, Any]) -> str:
+def _looked(look: dict[str, Any], written: int) -> str:
+    """The line of an answer of ``written`` tokens, of which the look may have the first."""
     parts = sorted(shares(look).items(), key=lambda pair: -pair[1])
     if not all(math.isfinite(part) for _, part in parts):
         return "looked nowhere: the model's numbers are not finite"
-    return f"looked at: {' · '.join(f'{SAID[name]} {part:.0%}' for name, part in parts) or 'nothing'}"
+    seen = len(look["tokens"])
+    which = f" by its first {seen} of {written} tokens" if written > seen else ""
+    return f"looked at{which}: {' · '.join(f'{CLASSES[name]} {part:.0%}' for name, part in parts) or 'nothing'}"
 
 
 def talk(speakers: Sequence[Speaker], options: dict[str, Any]) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import jaxmm
 from jaxmm.checks.row import FAILED, MEASURED, Row, tried
+from jaxmm.errors import extra
 from jaxmm.training import throughput
 
 # Beside what tools/benchmark.py lists: what JAX drives devices with.
@@ -49,9 +50,8 @@ def devices(has_card: bool) -> Row:
         text.append(f"{min(limits) / 2**30:.1f} GiB that JAX may use of each")
     text.append(f"peak {peak / 1e12:.0f} TFLOP/s in bfloat16" if peak else "peak not known: no MFU")
     if platform == "cpu" and has_card and "cpu" not in os.environ.get("JAX_PLATFORMS", ""):
-        return Row(
-            "devices", FAILED, "nvidia-smi sees a GPU, but JAX runs on the CPU: pip install 'jaxmm[cuda]'", figures
-        )
+        told = f"nvidia-smi sees a GPU, but JAX runs on the CPU: {extra('cuda')}"
+        return Row("devices", FAILED, told, figures)
     return Row("devices", MEASURED, ", ".join(text), figures)
 
 

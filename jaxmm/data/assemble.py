@@ -22,11 +22,16 @@ from jaxmm.data.packing.plan import Budgets, Lengths, Piece, Row
 
 
 class Skipped(NamedTuple):
-    """A piece that became padding because one of its media could not be decoded; ``medium``: its name."""
+    """A piece that became padding because one of its media could not be decoded.
+
+    Attributes:
+      medium: the name of that medium; number: its place among the media of the document.
+    """
 
     origin: str
     reason: str
     medium: str = "image"
+    number: int = 0
 
 
 class Loaded(NamedTuple):
@@ -135,7 +140,7 @@ class Assembler:
             except BadMedia as error:
                 for medium in MEDIA.values():  # clear what was written before the bad one
                     medium.clear(space)
-                skipped.append(Skipped(record.origin, str(error), error.medium))
+                skipped.append(Skipped(record.origin, str(error), error.medium, error.number - first_image))
                 continue  # its place stays padding: the plan does not move
             space = filled
             media += written
@@ -174,7 +179,7 @@ class Assembler:
             try:
                 filled = medium.fill(space, item, self.spec, self.settings)
             except BadMedia as error:
-                error.medium = medium.name
+                error.medium, error.number = medium.name, i
                 raise
             space.take(medium.stream, item.needs)
             table.insert(-1, first + filled.rows)

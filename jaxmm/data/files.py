@@ -13,8 +13,9 @@ import re
 import stat
 from typing import Any, BinaryIO, NamedTuple, cast
 
-from jaxmm.errors import UserError
+from jaxmm.errors import UserError, extra
 
+EXTRAS = {"s3": "s3", "gs": "gcs", "gcs": "gcs"}  # that bring what opens URLs of a kind
 _DIGITS = re.compile(r"([0-9]+)")
 
 
@@ -155,6 +156,7 @@ def _store(url: str) -> tuple[Any, str]:
     try:
         return fsspec.core.url_to_fs(url)
     except ImportError as error:
-        raise UserError(f"{url}: {error}") from error
+        hint = f": {extra(name)}" if (name := EXTRAS.get(url.partition("://")[0])) else ""
+        raise UserError(f"{url}: {error}{hint}") from error
     except ValueError as error:
         raise UserError(f"{url}: no such kind of storage: {error}") from error

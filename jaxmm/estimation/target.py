@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from jaxmm.errors import UserError
+from jaxmm.errors import UserError, extra
 from jaxmm.machine import host_memory
 
 GIB = 2**30
@@ -81,7 +81,7 @@ def _tpus(topology: str, slices: int) -> list[Any]:
     try:
         import libtpu  # noqa: F401
     except ImportError as error:
-        raise UserError("estimates for TPUs need the package libtpu: pip install 'jaxmm[estimate]'") from error
+        raise UserError(f"estimates for TPUs need the package libtpu: {extra('estimate')}") from error
     try:
         with errors_of_libraries():
             several = {"num_slices": slices} if slices > 1 else {}

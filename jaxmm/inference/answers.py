@@ -38,18 +38,20 @@ class Prompt(NamedTuple):
     Attributes:
       media: all media, in order.
       conversation: its turns, the user's last; () is one turn of the user's, of ``media`` and ``text``.
+      names: what an error calls each of ``media``; () is by their paths.
     """
 
     media: tuple[Media, ...]
     text: str
     conversation: tuple[Turn, ...] = ()
+    names: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, turns: Sequence[Turn]) -> Prompt:
+    def of(cls, turns: Sequence[Turn], names: Sequence[str] = ()) -> Prompt:
         """Several turns, media where they stand in them; the model answers the last one."""
         media = [part for turn in turns for part in turn.parts if not isinstance(part, Text)]
         said = [part.text for part in turns[-1].parts if isinstance(part, Text)] if turns else []
-        return cls(tuple(media), "".join(said), tuple(turns))
+        return cls(tuple(media), "".join(said), tuple(turns), tuple(names))
 
     def kinds(self) -> set[str]:
         """The names of its media."""
@@ -88,7 +90,8 @@ def prompt_rows(
     encoded = [template.encode_prompt(prompt.turns()) for prompt in prompts]
     if written:
         encoded = [one.answered(ids) for one, ids in zip(encoded, written, strict=True)]
-    source = InMemory("prompts", encoded, [prompt.media for prompt in prompts], template.fingerprint)
+    media, names = [prompt.media for prompt in prompts], [prompt.names for prompt in prompts]
+    source = InMemory("prompts", encoded, media, template.fingerprint, names=names)
     image = image.only(source.meta.get("media", ()))
     image = image if fits_row else image.without_rows()
     lengths = Lengths(source, image, encode=template.stamp)
@@ -105,10 +108,11 @@ def prompt_rows(
     rows = [[Piece(0, i, 0, int(length))] for i, length in enumerate(lengths.tokens_E)]
     loaded = Assembler([lengths], budgets, image)(rows)
     if loaded.skipped:
-        number = int(split_origin(loaded.skipped[0].origin)[1])
-        names = ", ".join(medium_of(part).path(part) or named(medium_of(part).name) for part in prompts[number].media)
         skipped = loaded.skipped[0]
-        raise UserError(f"{names}: {advice(skipped.reason, [skipped.medium]) or skipped.reason}")
+        prompt = prompts[int(split_origin(skipped.origin)[1])]
+        part = prompt.media[skipped.number]
+        name = prompt.names[skipped.number] if prompt.names else medium_of(part).path(part) or named(skipped.medium)
+        raise UserError(f"{name}: {advice(skipped.reason, [skipped.medium]) or skipped.reason}")
     return PromptRows(lengths, image, loaded)
 
 

@@ -8,6 +8,7 @@ A run writes its page by itself, at each evaluation and at its end. No accelerat
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from jaxmm import command
@@ -23,11 +24,16 @@ FLAGS: command.Flags = {
 
 def main(argv: list[str]) -> int:
     args = command.parse(argv, FLAGS, config="none", about=__doc__ or "", repeated=("workdir",))
-    folders = list(dict.fromkeys(args.workdir))
+    folders: dict[Path, Path] = {}  # by where it is: a run may have two names
+    for folder in map(Path, args.workdir):
+        if folders.setdefault(folder.resolve(), folder) is not folder:
+            print(f"--workdir {folder} is given twice: the page shows it once", file=sys.stderr)
     if not folders:
         raise UserError("--workdir is missing: give the folder of a run, such as --workdir=runs/base")
-    runs = [read_run(Path(folder)) for folder in folders]
+    runs = [read_run(folder) for folder in folders.values()]
     path = Path(args.output) if args.output else (runs[0].folder if len(runs) == 1 else Path()) / NAME
+    if not path.parent.exists():
+        raise UserError(f"--output={path}: there is no folder {path.absolute().parent}")
     try:
         write_page(path, runs)
     except OSError as error:

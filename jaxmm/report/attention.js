@@ -1,27 +1,10 @@
 // The attention monitor: by layer where attention goes, and a field for each head, of one monitored step.
 
-const SAID = store.words;
-const MEDIA = ["image", "video", "audio"];
 const chosenHead = { at: null, listeners: [] };  // [layer, head], or null for the mean of all
 
 function chooseHead(at) {
   chosenHead.at = at;
   for (const listener of chosenHead.listeners) listener();
-}
-
-const headName = ([layer, head]) => `layer ${layer}, head ${head}`;
-const share = (value) => `${(100 * value).toFixed(value < 0.0995 ? 1 : 0)}%`;
-
-function choice(label, options, changed) {
-  const made = make("label"), select = make("select");
-  options.forEach(([value, text]) => {
-    const option = make("option", "", text);
-    option.value = value;
-    select.append(option);
-  });
-  select.addEventListener("change", () => changed(select.value));
-  made.append(label, select);
-  return [made, select];
 }
 
 class Monitor {
@@ -115,12 +98,12 @@ class Monitor {
       const item = make("li"), bar = make("div", "stack"), parts = [];
       for (const name of this.all.classes) {
         const row = of?.mass[name]?.[layer];
-        const value = row === undefined ? 0 : typeof row === "number" ? row : row.reduce((a, b) => a + b, 0) / row.length;
+        const value = row === undefined ? 0 : typeof row === "number" ? row : average(row);
         if (value <= 0) continue;
         const segment = make("i", `c-${name}`, value > 0.08 ? share(value) : "");
         segment.style.width = `${100 * value}%`;
-        segment.title = `layer ${layer}: ${SAID[name]} ${share(value)}`;
-        parts.push(`${SAID[name]} ${share(value)}`);
+        segment.title = `layer ${layer}: ${said(name, value)}`;
+        parts.push(said(name, value));
         bar.append(segment);
       }
       bar.setAttribute("role", "img");
@@ -130,9 +113,7 @@ class Monitor {
     }
     const legend = make("ul", "legend");
     for (const name of this.all.classes) {
-      const item = make("li");
-      item.append(make("i", `key c-${name}`), SAID[name]);
-      legend.append(item);
+      legend.append(legendItem(name, SAID[name]));
     }
     this.layersBox.replaceChildren(title, list, legend);
   }
@@ -173,11 +154,10 @@ class Monitor {
     for (let layer = 0; layer < layers; layer += 1) {
       grid.append(make("span", "tick", `${layer}`));
       for (let head = 0; head < heads; head += 1) {
-        const value = table[layer][head], said = isEntropy ? value.toFixed(2) : share(value);
+        const value = table[layer][head], said = isEntropy ? fixed(value, 2) : share(value);
         const field = make("button", "field", hasRoom ? said : ""), part = Math.min(1, value / most);
         field.type = "button";
         field.style.setProperty("--part", `${(100 * part).toFixed(1)}%`);
-        if (part > 0.55) field.classList.add("deep");
         field.title = `${heads > 1 ? headName([layer, head]) : `layer ${layer}`}: ${said}`;
         field.setAttribute("aria-label", field.title);
         field.tabIndex = -1;

@@ -1,5 +1,5 @@
 "use strict";
-// What both pages are made with. All that comes from data is set as text: nothing of it is ever parsed as markup.
+// What all pages are made with. All that comes from data is set as text: nothing of it is ever parsed as markup.
 const store = JSON.parse(document.getElementById("store").textContent);
 const one = (id) => document.getElementById(id);
 const tip = one("tip");
@@ -17,5 +17,6 @@ function drawn(name, attributes) {
   return made;
 }
 
-const number = (n) => n.toLocaleString("en");
+const number = (n) => (n + 0).toLocaleString("en");  // 0 for -0
+const fixed = (n, digits) => n.toFixed(digits).replace(/^-(?=0\.?0*$)/, "");
 const plural = (n, noun) => `${number(n)} ${noun}${n === 1 ? "" : "s"}`;

@@ -9,7 +9,7 @@ function written(value, form) {
   if (form === "count") return number(Number(value.toPrecision(6)));
   const size = Math.abs(value);
   if (size !== 0 && (size < 1e-3 || size >= 1e6)) return value.toExponential(3).replace("e+", "e");
-  return Number(value.toPrecision(5)).toLocaleString("en", { maximumFractionDigits: 8 });
+  return (Number(value.toPrecision(5)) + 0).toLocaleString("en", { maximumFractionDigits: 8 });
 }
 
 // The short form beside an axis.

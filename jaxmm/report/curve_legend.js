@@ -5,8 +5,11 @@ function colour(curve) {
   return `oklch(var(--deep) var(--deep-chroma) ${store.hues[(many ? curve.run : curve.place) % store.hues.length]})`;
 }
 
-// Of several runs a name has its dashes; of one, curves do whose colours have come before.
-function dashes({ dashed, place }) {
+// Of several runs a name has its dashes; of one, curves do whose colours have come before. Classes of attention have
+// some beside their colours: three of them are of one brightness.
+const CLASS_DASHES = { separators: "6 4", first: "2 3", earlier: "9 3 2 3" };
+function dashes({ dashed, key, place }) {
+  if (key) return CLASS_DASHES[key] ?? "";
   return dashed ? "1.5 4" : DASHES[(many ? place : Math.floor(place / store.hues.length)) % DASHES.length];
 }
 

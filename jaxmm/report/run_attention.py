@@ -6,15 +6,29 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxmm.report.run_data import RunData, is_table
+from jaxmm.report.run_data import RunData, at, is_table
 from jaxmm.report.thinning import digits, spread
+from jaxmm.report.words import CLASSES
 
-CLASSES = {  # of the log, in this order, and in words
-    "image": "images", "video": "videos", "audio": "recordings", "separators": "special tokens",
-    "first": "the first position", "turn": "text of the turn", "earlier": "earlier text",
-}  # fmt: skip
+MEDIA = ("image", "video", "audio")  # of these classes
+NOTHING = 1e-5  # of the attention: less is what is left of rounding
 MOST_STEPS = 60  # that one can look at
 DIGITS = 3
+
+
+def classes_of(run: RunData) -> list[str]:
+    """The classes that a run has: media that it logs, though nothing may look at them, and what gets some attention."""
+    looks = [mass for line in run.lines if isinstance(mass := at(line, "attention", "mass"), dict)]
+    return [
+        name
+        for name in CLASSES
+        if any(name in mass if name in MEDIA else _is_something(mass.get(name)) for mass in looks)
+    ]
+
+
+def _is_something(table: Any) -> bool:
+    rows = [row for row in table if isinstance(row, list)] if isinstance(table, list) else []
+    return any(isinstance(cell, int | float) and cell > NOTHING for row in rows for cell in row)
 
 
 def attention_json(run: RunData, size: int) -> dict[str, Any] | None:
@@ -28,7 +42,9 @@ def attention_json(run: RunData, size: int) -> dict[str, Any] | None:
         return None
     layers, heads = steps[-1][1]["layers"], steps[-1][1]["heads"]
     steps = [(step, of) for step, of in steps if (of["layers"], of["heads"]) == (layers, heads)]
-    classes = [name for name in CLASSES if any(name in of["mass"] for _, of in steps)]
+    classes = [name for name in classes_of(run) if any(name in of["mass"] for _, of in steps)]
+    if not classes:
+        return None
     last = _step(*steps[-1], classes)
     is_mean = (each := _size(last)) > size and heads > 1
     if is_mean:
@@ -65,7 +81,8 @@ def _step(step: int, of: Mapping[str, Any], classes: Sequence[str]) -> dict[str,
     if is_table(of.get("entropy"), *shape):
         told["entropy"] = _table(of["entropy"])
     for name, one in _mapping(of.get("sources")).items():
-        mass = {key: _row(row) for key, row in _mapping(_mapping(one).get("mass")).items() if _is_row(row, shape[0])}
+        mass = {key: _row(row) for key, row in _mapping(_mapping(one).get("mass")).items()
+                if key in classes and _is_row(row, shape[0])}  # fmt: skip
         if mass:
             told["sources"][name] = {"queries": one.get("queries"), "mass": mass}
             if _is_row(one.get("entropy"), shape[0]):
@@ -85,7 +102,7 @@ def _is_row(row: Any, count: int) -> bool:
 
 
 def _row(row: list[float]) -> list[float | int]:
-    return [digits(cell, DIGITS) for cell in row]
+    return [digits(max(cell, 0.0), DIGITS) for cell in row]  # a difference may be less than nothing, by rounding
 
 
 def _table(table: list[list[float]]) -> list[list[float | int]]:

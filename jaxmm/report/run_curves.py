@@ -1,76 +1,20 @@
-"""The curves of runs over their steps, as the page's script draws them: each with its name, unit, axis and points."""
+"""Which charts the page of a run has, and where in its log their curves stand."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-from jaxmm.report import thinning
-from jaxmm.report.run_attention import CLASSES
-from jaxmm.report.run_data import RunData, at, figure, names
+from jaxmm.report.run_attention import MEDIA, classes_of
+from jaxmm.report.run_chart import Chart, Curve
+from jaxmm.report.run_data import TEXT, RunData, at, figure, names
+from jaxmm.report.words import CLASSES
 
-MOST, LEAST = 1500, 60  # points of a line that a page holds
 LOG_FROM = 20  # times that the largest loss is the smallest: from here on its axis is logarithmic
-OF_MEDIA = ("image", "video", "audio")  # classes of attention that are media
 
 Step = Mapping[str, Any]
 Read = Callable[[Step], float | None]
-
-
-class Curve(NamedTuple):
-    """Values of one run over its steps.
-
-    Attributes:
-      name: '' where the run's says enough.
-      place: the number of its colour among those of its chart; with several runs, of its dashes.
-      dots: the values are few and far between, and each is marked.
-      dashed: it is what was asked for, beside the curve of the same name.
-      key: a class of attention, whose own colour it has.
-    """
-
-    name: str
-    run: int
-    place: int
-    steps: list[int]
-    values: list[float]
-    dots: bool = False
-    dashed: bool = False
-    key: str = ""
-
-
-class Chart(NamedTuple):
-    """Curves with one axis. ``form``: how its values are written, "plain", "percent", "count" or "bytes"."""
-
-    key: str
-    title: str
-    unit: str
-    curves: list[Curve]
-    form: str = "plain"
-    is_log: bool = False
-    from_0: bool = False
-
-    def json(self) -> dict[str, Any]:
-        """For the page, with up to ``MOST`` points of a curve; ``of`` is how many there are of one that is thinned."""
-        curves = []
-        for curve in self.curves:
-            chosen = thinning.kept(curve.values, MOST)
-            told: dict[str, Any] = {
-                "name": curve.name,
-                "run": curve.run,
-                "place": curve.place,
-                "x": [curve.steps[i] for i in chosen],
-                "y": [thinning.digits(curve.values[i]) for i in chosen],
-            }
-            if len(chosen) < len(curve.values):
-                told["of"] = len(curve.values)
-            told |= {name: True for name in ("dots", "dashed") if getattr(curve, name)}
-            curves.append(told | ({"key": curve.key} if curve.key else {}))
-        return {
-            "key": self.key, "title": self.title, "unit": self.unit, "form": self.form, "log": self.is_log,
-            "from0": self.from_0, "curves": curves,
-        }  # fmt: skip
 
 
 def charts(runs: Sequence[RunData]) -> dict[str, list[Chart]]:
@@ -81,31 +25,6 @@ def charts(runs: Sequence[RunData]) -> dict[str, list[Chart]]:
         "balance": [*_shares(runs)],
     }
     return {section: [one for one in of if one.curves] for section, of in made.items()}
-
-
-def charts_json(by_section: Mapping[str, Sequence[Chart]]) -> dict[str, list[dict[str, Any]]]:
-    """The charts for the page."""
-    return {section: [chart.json() for chart in charts] for section, charts in by_section.items()}
-
-
-def fewer_points(told: dict[str, list[dict[str, Any]]], size: int) -> dict[str, list[dict[str, Any]]]:
-    """Those charts in about ``size`` characters: with as many points of each curve as that holds, ``LEAST`` or more."""
-    most, fewer = MOST, told
-    while most > LEAST and len(json.dumps(fewer, separators=(",", ":"))) > size:
-        most = max(LEAST, most * 2 // 3)
-        fewer = {
-            section: [chart | {"curves": [_fewer(curve, most) for curve in chart["curves"]]} for chart in charts]
-            for section, charts in told.items()
-        }
-    return fewer
-
-
-def _fewer(curve: dict[str, Any], most: int) -> dict[str, Any]:
-    if len(curve["x"]) <= most:
-        return curve
-    chosen = thinning.kept(curve["y"], most)
-    points = {axis: [curve[axis][i] for i in chosen] for axis in "xy"}
-    return curve | points | {"of": curve.get("of", len(curve["x"]))}
 
 
 def _curve(runs: Sequence[RunData], run: int, name: str, read: Read, **more: Any) -> Iterator[Curve]:
@@ -197,7 +116,7 @@ def _by_modality(runs: Sequence[RunData]) -> list[Curve]:
 
 def _modality(name: str) -> str:
     """Of documents that have a medium, or several."""
-    return "text alone" if name == "text" else f"with {name}"
+    return "text alone" if name == TEXT else f"with {name}"
 
 
 def _gains(runs: Sequence[RunData]) -> list[Curve]:
@@ -219,12 +138,16 @@ def _gains(runs: Sequence[RunData]) -> list[Curve]:
 def _optimizer(runs: Sequence[RunData]) -> Iterator[Chart]:
     name = "" if len(runs) > 1 else "rate"
     yield Chart("rate", "Learning rate", "", _each(runs, name, "learning_rate"), from_0=True)
-    norms = _by_name(runs, ["grad_norm_by_part"], [], first=1)
-    norms = _each(runs, "all" if len(runs) == 1 or norms else "", "grad_norm") + norms
-    yield Chart("gradients", "Gradient norms", "by part, of a line's last step", norms, is_log=True)
+    # A part whose norm is 0 cannot learn, which is worth a look, unless it has nothing to do.
+    parts = _several([curve for curve in _by_name(runs, ["grad_norm_by_part"], [], first=1)
+                      if any(curve.values) or runs[curve.run].learns_media])  # fmt: skip
+    norms = _each(runs, "all" if len(runs) == 1 or parts else "", "grad_norm") + parts
+    title, unit = ("Gradient norms", "by part, of a line's last step") if parts else ("Gradient norm", "of a last step")
+    yield Chart("gradients", title, unit, norms, is_log=True)
     by_data: list[Curve] = []
     for kind in ("sources", "modalities"):
-        for one in dict.fromkeys(name for run in runs for name in names(run.lines, "gradients", kind)):
+        groups = list(dict.fromkeys(name for run in runs for name in names(run.lines, "gradients", kind)))
+        for one in groups if len(groups) > 1 else ():
             place = len({curve.place for curve in by_data})
             told = one if kind == "sources" else _modality(one)
             for run in range(len(runs)):
@@ -256,6 +179,7 @@ def _speed(runs: Sequence[RunData]) -> Iterator[Chart]:
             for place, (field, name) in enumerate(fields.items())
             for run in range(len(runs))
             for curve in _curve(runs, run, name, _at(field), place=place)
+            if any(curve.values)
         ]
         return Chart(key, title, unit, curves, form, from_0=True)
 
@@ -281,12 +205,12 @@ def _shares(runs: Sequence[RunData]) -> Iterator[Chart]:
 def _attention(runs: Sequence[RunData]) -> Chart:
     """Of one run where attention goes, by class; of several, how much goes to media."""
     if len(runs) > 1:
-        curves = [c for run in range(len(runs)) for c in _curve(runs, run, "", _mean_mass(*OF_MEDIA))]
+        seeing = [run for run, of in enumerate(runs) if set(MEDIA) & set(classes_of(of))]
+        curves = [curve for run in seeing for curve in _curve(runs, run, "", _mean_mass(*MEDIA))]
         return Chart("attention", "Onto media", "mean over layers and heads", curves, "percent", from_0=True)
-    found = names(runs[0].lines, "attention", "mass")
     curves = [
         curve
-        for one in found if one in CLASSES
+        for one in classes_of(runs[0])
         for curve in _curve(runs, 0, CLASSES[one], _mean_mass(one), key=one)
     ]  # fmt: skip
     return Chart("attention", "Over the steps", "mean over layers and heads", curves, "percent", from_0=True)
@@ -301,6 +225,6 @@ def _mean_mass(*classes: str) -> Read:
         tables = [table for one in classes if isinstance(table := at(line, "attention", "mass", one), list)]
         means = [[cell for row in table for cell in row] for table in tables if all(isinstance(r, list) for r in table)]
         means = [cells for cells in means if cells and all(isinstance(cell, int | float) for cell in cells)]
-        return sum((sum(cells) / len(cells) for cells in means), 0.0)
+        return max(0.0, sum(sum(cells) / len(cells) for cells in means))
 
     return read

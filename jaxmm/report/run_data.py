@@ -13,6 +13,8 @@ from jaxmm.atomic import read_json, read_lines
 from jaxmm.config.file import run_config
 from jaxmm.workdir.folder import LOCK
 
+TEXT = "text"  # the modality of documents without media
+OF_MEDIA = ("images_per_second", "videos_per_second", "recordings_per_second", "patch_fill", "audio_fill")
 SILENCE = 90.0  # seconds without a sign of life after which a run that holds its folder counts as dead
 
 
@@ -46,6 +48,13 @@ class RunData(NamedTuple):
     def sources(self) -> list[str]:
         """Names of the sources that it trains on, in their order."""
         return names(self.lines, "sources") or names(self.lines, "balance", "sources")
+
+    @property
+    def learns_media(self) -> bool:
+        """Whether its log tells of media in what it trains on. The tower of a run without them does nothing."""
+        return any(name != TEXT for name in names(self.lines, "balance", "modalities")) or any(
+            (figure(line, name) or 0.0) > 0 for line in self.lines for name in OF_MEDIA
+        )
 
     def last(self, *path: str) -> Any:
         """The newest value at a path of the log's lines, or None."""

@@ -14,18 +14,25 @@ from typing import Any, NamedTuple
 from jaxmm.atomic import published
 from jaxmm.errors import UserError
 from jaxmm.report import run_config, run_tables, run_time, shell
-from jaxmm.report.run_attention import CLASSES, attention_json
-from jaxmm.report.run_curves import charts, charts_json, fewer_points
+from jaxmm.report.run_attention import MEDIA, attention_json
+from jaxmm.report.run_chart import charts_json, fewer_points
+from jaxmm.report.run_curves import charts
 from jaxmm.report.run_data import RunData, read_run
 from jaxmm.report.run_samples import samples_json
 from jaxmm.report.run_sources import largest
 from jaxmm.report.run_tiles import about, key, table_html, tiles_html
-from jaxmm.report.words import HUES, plural
+from jaxmm.report.words import CLASSES, HUES, plural
 
 NAME = "report.html"
+CURVES_JS = ("curve_axes", "curve_legend", "curve_input", "curves")
+SCRIPTS = ("base", *CURVES_JS, "overlay", "attention", "sample_card", "samples", "run")
 LIMIT = 3_000_000  # bytes of a page
 CURVES, ATTENTION, SAMPLES = 1_000_000, 400_000, 1_100_000  # characters of the parts that can be large
 SMALLER = (1.0, 0.6, 0.35, 0.2, 0.1, 0.0)  # of these, one after the other, until the page is small enough
+MEANT = dict.fromkeys(MEDIA, "to media") | {  # classes of attention in a sentence, in the order of their telling
+    "turn": "to the text of the same turn", "earlier": "to earlier text", "separators": "to special tokens",
+    "first": "to the first position, where attention rests that has no better place",
+}  # fmt: skip
 Charts = dict[str, list[dict[str, Any]]]  # by section, as the script draws them
 
 
@@ -108,7 +115,7 @@ def _page(
         notes.append("the attention monitor is left out, to keep the page small")
     notes += _thinned(drawn)
     notes += [f"{title}: left out, to keep the page small" for title in without]
-    made = list(_sections(runs, drawn, any(attention), any(samples)))
+    made = list(_sections(runs, drawn, attention, any(samples)))
     sizes = {one.title: len(one.html()) + len(shell.script_json(drawn.get(one.key, []))) for one in made}
     sections = [one for one in made if one.title not in without]
     drawn = {key: of for key, of in drawn.items() if key in {one.key for one in sections}}
@@ -125,8 +132,8 @@ def _page(
     names = ", ".join(run.name for run in runs)
     page = shell.page(
         "run",
-        styles=("base", "run"),
-        scripts=("base", "curve_axes", "curve_legend", "curve_input", "curves", "attention", "samples", "run"),
+        styles=("base", "overlay", "run"),
+        scripts=SCRIPTS,
         title=escape(names if len(runs) > 1 else f"{names} – a run of jaxmm"),
         head=_head(runs, now),
         nav=" ".join(f'<a href="#{one.key}">{one.title}</a>' for one in sections),
@@ -153,7 +160,9 @@ def _charts(section: str) -> str:
     return f'<div class="curves" data-charts="{section}"></div>'
 
 
-def _sections(runs: Sequence[RunData], drawn: dict[str, Any], attention: bool, samples: bool) -> Iterator[Section]:
+def _sections(
+    runs: Sequence[RunData], drawn: dict[str, Any], attention: Sequence[dict[str, Any] | None], samples: bool
+) -> Iterator[Section]:
     if drawn["curves"]:
         hint = (
             '<div class="tools" id="curve-tools"><p class="hint">Drag across a chart, pinch, or turn the wheel with '
@@ -161,11 +170,13 @@ def _sections(runs: Sequence[RunData], drawn: dict[str, Any], attention: bool, s
             "all.</span></p></div><noscript>Curves need scripts.</noscript>"
         )
         yield Section("curves", "Curves", hint + _charts("curves"))
-    if attention:
+    if any(attention):
+        classes = {MEANT[name] for one in attention if one for name in one["classes"]}
+        *to, last = [told for told in dict.fromkeys(MEANT.values()) if told in classes]
+        told = f"{', '.join(to)}{' or ' if to else ''}{last}"
         note = (
-            '<p class="note">Of the positions that predict a target, where their attention goes: to media, to the text '
-            "of the same turn or of earlier ones, to special tokens between them, or to the first position, where "
-            "attention rests that has no better place. Layers and heads count from 0.</p>"
+            f'<p class="note">Of the positions that predict a target, where their attention goes: {told}. Layers and '
+            "heads count from 0.</p>"
         )
         yield Section("attention", "Attention", note + '<div id="monitor"></div>' + _charts("attention"))
     if samples:
@@ -175,10 +186,11 @@ def _sections(runs: Sequence[RunData], drawn: dict[str, Any], attention: bool, s
         )
         yield Section("samples", "Samples", f'{note}<div id="answers"></div>')
     if balance := run_tables.each(runs, run_tables.balance):
+        of_looks = " Shares of the loss by modality, and of gradients, are those of the batches that were looked at."
+        of_looks *= any(run.learns_media or len(run.sources) > 1 for run in runs)
         note = (
             '<p class="note">Shares of the tokens, targets and loss by source that the run has trained on, means over '
-            "its steps. Shares of the loss by modality, and of gradients, are those of the batches that were looked "
-            "at. The mark on a bar is what was asked for.</p>"
+            f'its steps.{of_looks} <span class="of-bars">The mark on a bar is what was asked for.</span></p>'
         )
         beside = _charts("balance") if drawn["balance"] else ""
         yield Section("balance", "Balance", f'{note}<div class="pair"><div class="part">{balance}</div>{beside}</div>')
@@ -212,11 +224,13 @@ def _lacking(run: RunData, attention: Any, samples: Any) -> Iterator[str]:
         return
     if not run.evaluations():
         yield "Evaluations: there was none yet; <code>config.eval</code> says of what, and how often."
-    elif not any(of.get("media_gain") for _, figures in run.evaluations() for of in figures.values()):
+    elif run.learns_media and not any(
+        of.get("media_gain") for _, figures in run.evaluations() for of in figures.values()
+    ):
         yield "Media gain: no evaluation has it; those of held-out data with media do, from jaxmm 0.2 on."
     if attention is None and run.last("attention") is None:
         yield "Attention: no line of the log has it; <code>config.monitor.attention_every</code> says when a run looks."
-    if not samples and not run.samples:
+    if run.learns_media and not samples and not run.samples:
         yield (
             "Samples: a run keeps maps of held-out questions about media, unless "
             "<code>config.monitor.heatmaps</code> is 0 or <code>config.monitor.attention_every</code> is -1; its "

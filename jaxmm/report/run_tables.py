@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from jaxmm.report.run_data import RunData, figure, names
+from jaxmm.report.run_data import TEXT, RunData, figure, names
 from jaxmm.report.run_tiles import key
 from jaxmm.report.thinning import spread
 from jaxmm.report.words import hue, plural
@@ -63,12 +63,12 @@ def balance(run: RunData) -> str:
         columns = ["asked", "tokens", "targets", "loss", "gradient"]
         rows = {name: [mean(group, name, column) for column in columns] for name in names(lines, "balance", group)}
         there = [i for i in range(len(columns)) if any(cells[i] is not None for cells in rows.values())]
-        if not rows:
+        if not rows or (list(rows) == [TEXT] and group == "modalities"):
             continue
         head = [title, *(("got" if columns[i] == "tokens" and 0 in there else columns[i]) for i in there), ""]
         body = []
         for place, (name, cells) in enumerate(rows.items()):
-            asked = f'<b style="left:{100 * cells[0]:.4g}%"></b>' if cells[0] is not None else ""
+            asked = f'<b style="--at:{100 * cells[0]:.4g}%"></b>' if cells[0] is not None else ""
             bar = (
                 f'<span class="share" style="--h:{hue(place)}" aria-hidden="true">'
                 f'<i style="width:{100 * (cells[1] or 0):.4g}%"></i>{asked}</span>'
@@ -84,7 +84,7 @@ def square(place: int) -> str:
 
 
 def percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1%}"
+    return "–" if value is None else f"{value:z.1%}"
 
 
 def evaluations(runs: Sequence[RunData]) -> str:
@@ -134,8 +134,8 @@ def _told(name: str, value: float | None) -> str:
     if value is None:
         return "–"
     if "right" in name.partition(":")[0] or name.endswith("right"):
-        return f"{value:.1%}"
-    return f"{value:,.0f}" if value.is_integer() and abs(value) >= 1 else f"{value:.4g}"
+        return percent(value)
+    return f"{value:,.0f}" if value.is_integer() and abs(value) >= 1 else f"{value:z.4g}"
 
 
 def skipped(run: RunData) -> str:

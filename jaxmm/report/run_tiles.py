@@ -49,7 +49,7 @@ def tiles(run: RunData) -> Iterator[Tile]:
     seconds = goodput(run)
     if total := sum(seconds.values()):
         part = seconds.get("stepping", 0.0) / total
-        yield Tile("Goodput", f"{part:.1%}", part, f"of {duration(total)}")
+        yield Tile("Goodput", f"{part:.1%}", part, f"of {duration(total)} over all starts")
     if (memory := _newest(run, run.summary, "peak_memory_bytes")) is not None:
         yield Tile("Peak memory", size(memory), None, "of a device, or of the process on CPUs")
 
@@ -76,9 +76,9 @@ def _evaluated(run: RunData) -> Iterator[Tile]:
     }  # fmt: skip
     if gains:
         ((source, modality), first), *rest = gains.items()
-        beside = [f"{m} {v:.3g}" if s == source else f"{m} in {s} {v:.3g}" for (s, m), v in rest]
+        beside = [f"{m} {v:z.3g}" if s == source else f"{m} in {s} {v:z.3g}" for (s, m), v in rest]
         told = _few([f"nats, {modality} in {source}", *beside])
-        yield Tile("Media gain", f"{first:.3g}", None, told)
+        yield Tile("Media gain", f"{first:z.3g}", None, told)
 
 
 def _few(told: Sequence[str]) -> str:

@@ -1,220 +1,4 @@
-// Held-out samples: what each token of an answer looks at, over the picture, film or spectrogram.
-
-// From nothing to the most; each step is brighter than the one before. That of spectrograms has none of their colours.
-const HEAT = [[14, 12, 44, 165], [74, 24, 128, 160], [170, 40, 120, 155], [236, 86, 70, 150], [252, 160, 54, 150], [255, 226, 110, 150], [255, 250, 214, 150]];
-const ICE = [[6, 10, 24, 165], [8, 38, 70, 140], [10, 92, 130, 120], [30, 160, 180, 115], [96, 224, 220, 130], [200, 255, 244, 150]];
-
-function ramp(colours, part) {
-  const at = Math.max(0, Math.min(1, part)) * (colours.length - 1), n = Math.min(Math.floor(at), colours.length - 2);
-  return colours[n].map((value, i) => value + (colours[n + 1][i] - value) * (at - n));
-}
-
-function bytes(text) {
-  const raw = atob(text), found = new Uint8Array(raw.length);
-  for (let n = 0; n < raw.length; n += 1) found[n] = raw.charCodeAt(n);
-  return found;
-}
-
-const shownToken = (token) => token.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/^ +$/, "␣") || "∅";
-const KINDS = { image: "picture", video: "film", audio: "recording" };
-
-class Card {
-  constructor(sample, number) {
-    this.sample = sample;
-    this.pinned = this.token = -1;  // -1 is the mean of all tokens
-    this.item = make("li", "card");
-    this.item.tabIndex = -1;
-    const answer = sample.answer.trim(), truth = sample.truth.trim(), cut = `cut after ${sample.tokens.length} tokens`;
-    this.isRight = sample.cut ? truth.startsWith(answer) : answer === truth;
-    this.canvases = [];
-    const question = make("p", "question", sample.question), verdict = make("p", "verdict");
-    question.dir = "auto";
-    verdict.append(make("b", this.isRight ? "right" : "wrong", this.isRight ? (sample.cut ? "✓ right so far" : "✓ right") : "✗ wrong"));
-    if (sample.cut) verdict.append(` · ${cut}`);
-    if (!this.isRight || sample.cut) {
-      const wanted = make("span", "", sample.truth);
-      wanted.dir = "auto";
-      verdict.append(" · true: ", wanted);
-    }
-    this.stack = make("div", "stack mini");
-    this.told = make("p", "told");
-    this.told.setAttribute("aria-live", "polite");
-    this.item.append(...sample.media.map((medium) => this.picture(medium)), question, this.chips(number), verdict, this.stack, this.told);
-  }
-
-  // Attention of the chosen token onto each soft token, by the chosen head; null where that head's map is not kept.
-  weights() {
-    const { maps, tokens, soft, chosen } = this.sample, { at } = chosenHead;
-    const head = at === null ? 0 : 1 + chosen.findIndex(([layer, head]) => layer === at[0] && head === at[1]);
-    if (at !== null && head === 0) return null;
-    this.data ??= bytes(maps.data);
-    const found = new Float64Array(soft), of = this.token < 0 ? tokens.map((_, n) => n) : [this.token];
-    for (const token of of) {
-      const start = (head * tokens.length + token) * soft;
-      for (let n = 0; n < soft; n += 1) found[n] += (maps.scale[head] * (this.data[start + n] / 255) ** 2) / of.length;
-    }
-    return found;
-  }
-
-  picture(medium) {
-    const figure = make("figure", `seen ${medium.kind}`), box = make("div", "canvas"), img = make("img");
-    const [frames, rows, columns] = medium.grid, isSound = medium.kind === "audio";
-    if (medium.src) img.src = medium.src;
-    img.alt = `${KINDS[medium.kind] ?? "picture"} of a held-out question`;
-    img.width = medium.width;
-    img.height = medium.height;
-    const across = isSound ? frames : Math.min(medium.across, frames), down = isSound ? 1 : Math.ceil(frames / across);
-    const canvas = make("canvas"), svg = drawn("svg", { "aria-hidden": "true", preserveAspectRatio: "none" });
-    canvas.width = isSound ? frames : across * columns;
-    canvas.height = isSound ? 1 : down * rows;
-    canvas.setAttribute("role", "img");
-    svg.setAttribute("viewBox", `0 0 ${canvas.width} ${canvas.height}`);
-    if (!isSound) box.style.aspectRatio = `${medium.width} / ${medium.height}`;
-    box.append(img, canvas, svg);
-    figure.append(box);
-    const sheet = { medium, canvas, svg, across, isSound };
-    if (isSound) {
-      sheet.lane = make("div", "lane-of-sound");
-      figure.prepend(sheet.lane);
-    }
-    this.canvases.push(sheet);
-    const cellAt = (event) => {
-      const area = box.getBoundingClientRect();
-      const x = Math.floor(((event.clientX - area.left) / area.width) * canvas.width);
-      const y = Math.floor(((event.clientY - area.top) / area.height) * canvas.height);
-      if (x < 0 || y < 0 || x >= canvas.width || y >= canvas.height) return null;
-      if (isSound) return { n: x, said: this.time(medium, x) };
-      const frame = Math.floor(y / rows) * across + Math.floor(x / columns);
-      if (frame >= frames) return null;
-      const row = y % rows, column = x % columns;
-      return { n: (frame * rows + row) * columns + column, said: `${frames > 1 ? `frame ${frame}, ` : ""}row ${row}, column ${column}` };
-    };
-    box.addEventListener("pointermove", (event) => {
-      const cell = cellAt(event), weights = this.weights();
-      if (cell && weights) this.told.textContent = `${cell.said}: ${(100 * weights[medium.first + cell.n]).toFixed(2)}% of the attention`;
-    });
-    box.addEventListener("pointerleave", () => this.tell());
-    box.title = "Click to see it without the overlay";
-    box.addEventListener("click", () => figure.classList.toggle("plain"));
-    return figure;
-  }
-
-  time(medium, n) {
-    if (!medium.seconds) return `soft token ${n}`;
-    const each = medium.seconds / medium.grid[0];
-    return `${(n * each).toFixed(2)} to ${((n + 1) * each).toFixed(2)} s`;
-  }
-
-  // The answer's tokens, and the mean of all before them: one stop of the Tab key, arrows choose.
-  chips(number) {
-    const list = make("div", "chips");
-    list.setAttribute("role", "radiogroup");
-    list.setAttribute("aria-label", `Answer of sample ${number}, by token`);
-    this.buttons = [-1, ...this.sample.tokens.keys()].map((token) => {
-      const chip = make("button", token < 0 ? "chip mean" : "chip", token < 0 ? "all" : shownToken(this.sample.tokens[token]));
-      chip.type = "button";
-      chip.setAttribute("role", "radio");
-      chip.dir = "auto";
-      chip.setAttribute("aria-label", token < 0 ? "mean over all tokens" : `token ${token + 1}: ${this.sample.tokens[token]}`);
-      chip.addEventListener("click", () => this.pin(token));
-      chip.addEventListener("pointerenter", (event) => event.pointerType === "mouse" && this.choose(token));
-      return chip;
-    });
-    list.addEventListener("pointerleave", () => this.choose(this.pinned));
-    list.addEventListener("keydown", (event) => {
-      const by = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
-      const to = { Home: -1, End: this.sample.tokens.length - 1 }[event.key];
-      if ((by === undefined && to === undefined) || event.ctrlKey || event.metaKey || event.altKey) return;
-      event.preventDefault();
-      this.pin(to ?? Math.max(-1, Math.min(this.sample.tokens.length - 1, this.pinned + by)));
-      this.buttons[this.pinned + 1].focus();
-    });
-    list.append(...this.buttons);
-    return list;
-  }
-
-  pin(token) {
-    this.pinned = token;
-    this.choose(token);
-  }
-
-  choose(token) {
-    this.token = token;
-    this.draw();
-  }
-
-  draw() {
-    const weights = this.weights();
-    this.weightsNow = weights;
-    const most = weights ? Math.max(...weights, 1e-12) : 1;
-    for (const sheet of this.canvases) this.paint(sheet, weights, most);
-    this.buttons.forEach((chip, n) => {
-      chip.setAttribute("aria-checked", n - 1 === this.token);
-      chip.tabIndex = n - 1 === this.pinned ? 0 : -1;
-    });
-    const parts = [], segments = [];
-    for (const [name, values] of Object.entries(this.sample.mass)) {
-      const value = this.token < 0 ? values.reduce((a, b) => a + b, 0) / values.length : values[this.token];
-      if (!(value > 0)) continue;
-      const segment = make("i", `c-${name}`);
-      segment.style.width = `${100 * value}%`;
-      segment.title = `${SAID[name] ?? name} ${share(value)}`;
-      parts.push([name, value]);
-      segments.push(segment);
-    }
-    this.stack.replaceChildren(...segments);
-    this.stack.setAttribute("role", "img");
-    this.stack.setAttribute("aria-label", `Of all heads: ${parts.map(([name, value]) => `${SAID[name] ?? name} ${share(value)}`).join(", ")}`);
-    this.tell();
-  }
-
-  tell() {
-    const weights = this.weightsNow, { at } = chosenHead;
-    const token = this.token < 0 ? "All tokens" : `“${shownToken(this.sample.tokens[this.token])}”`;
-    if (!weights) {
-      this.told.textContent = `The map of ${headName(at)} is not kept for this sample.`;
-      return;
-    }
-    const sum = weights.reduce((a, b) => a + b, 0), most = Math.max(...weights);
-    const where = this.sample.media.length === 1 ? `the ${KINDS[this.sample.media[0].kind] ?? "picture"}` : "media";
-    this.told.textContent = `${token}: ${share(sum)} onto ${where}, ${share(most)} onto the cell with a frame`;
-  }
-
-  paint({ medium, canvas, svg, across, isSound, lane }, weights, most) {
-    const [frames, rows, columns] = medium.grid, pen = canvas.getContext("2d");
-    pen.clearRect(0, 0, canvas.width, canvas.height);
-    svg.replaceChildren();
-    lane?.replaceChildren();
-    if (!weights) return;
-    const image = pen.createImageData(canvas.width, canvas.height);
-    let top = -1, topValue = 0;
-    const spot = (n) => {
-      if (isSound) return [n, 0];
-      const frame = Math.floor(n / (rows * columns)), inside = n % (rows * columns);
-      return [(frame % across) * columns + (inside % columns), Math.floor(frame / across) * rows + Math.floor(inside / columns)];
-    };
-    for (let n = 0; n < frames * rows * columns; n += 1) {
-      const value = weights[medium.first + n], [x, y] = spot(n), part = Math.sqrt(value / most);
-      image.data.set(ramp(isSound ? ICE : HEAT, part), 4 * (y * canvas.width + x));
-      if (value > topValue) [top, topValue] = [n, value];
-      if (lane) {
-        const bar = make("i");
-        bar.style.height = `${(100 * value) / most}%`;
-        lane.append(bar);
-      }
-    }
-    pen.putImageData(image, 0, 0);
-    if (top < 0) return;
-    const [x, y] = spot(top);
-    for (const name of ["under", "over"]) svg.append(drawn("rect", { class: `most ${name}`, x, y, width: 1, height: 1 }));
-    if (frames > 1 && !isSound) {
-      let path = "";
-      for (let n = 1; n < across; n += 1) path += `M${n * columns} 0V${canvas.height}`;
-      for (let n = 1; n < canvas.height / rows; n += 1) path += `M0 ${n * rows}H${canvas.width}`;
-      svg.append(drawn("path", { class: "edges", d: path }));
-    }
-  }
-}
+// The held-out samples of all runs: which are shown, of which head, and what their colours say.
 
 class Samples {
   constructor(box) {
@@ -269,10 +53,25 @@ class Samples {
     this.heads.value = chosenHead.at ? chosenHead.at.join() : "";
   }
 
+  // What colours, frames and bars say, of what these samples have.
   legend() {
-    const line = make("p", "scale heat");
-    line.append("none", make("i", "heat"), "the most of a map, as the square root; that cell has a frame");
-    return line;
+    const samples = this.sets.flatMap(({ set }) => set.samples), box = make("div", "scales");
+    const isSound = samples.flatMap(({ media }) => media.map(({ kind }) => kind === "audio"));
+    for (const [ramp, there, where] of [["heat", isSound.includes(false), "picture"], ["ice", isSound.includes(true), "spectrogram"]]) {
+      if (!there) continue;
+      const line = make("p", "scale");
+      line.append(`Colour on a ${where}: no attention`, make("i", ramp), "the most in its sample; the middle is a quarter of that.");
+      box.append(line);
+    }
+    box.append(make("p", "scale", "White frame: where most of a picture’s attention goes."));
+    const bar = make("p", "scale", "Bar: where all attention goes,");
+    for (const name of Object.keys(SAID).filter((name) => samples.some(({ mass }) => mass[name]))) {
+      const item = make("span");
+      item.append(make("i", `key c-${name}`), SAID[name]);
+      bar.append(item);
+    }
+    box.append(bar);
+    return box;
   }
 
   fill() {

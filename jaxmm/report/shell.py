@@ -12,13 +12,15 @@ from typing import Any
 
 
 def page(
-    name: str, styles: Sequence[str], scripts: Sequence[str], *, package: str = "jaxmm.report", allowed: str = "",
-    **parts: str,
+    name: str, styles: Sequence[str], scripts: Sequence[str], *, title: str, store: str, package: str = "jaxmm.report",
+    allowed: str = "", **parts: str,
 ) -> str:  # fmt: skip
-    """The page of a template: ``name`` is that of an .html file, whose ``$``-names ``parts`` fill as HTML.
+    """The page of a template: ``name`` is that of an .html file, the body, whose ``$``-names ``parts`` fill as HTML.
 
     Args:
       styles, scripts: names of .css and .js files, in their order.
+      title: of the window, as HTML.
+      store: what scripts read, of ``script_json``.
       package: where files are; those that it has not are taken from here.
       allowed: directives of the page's policy that allow more than to show what is in it.
     """
@@ -35,8 +37,9 @@ def page(
         "default-src 'none'", "img-src data:", "media-src data:", "style-src 'unsafe-inline'",
         f"script-src 'sha256-{digest}'", *filter(None, [allowed]),
     )  # fmt: skip
-    return string.Template(read(f"{name}.html")).substitute(
-        policy="; ".join(policy), style=style, script=script, **parts
+    body = string.Template(read(f"{name}.html")).substitute(parts)
+    return string.Template(read("shell.html")).substitute(
+        policy="; ".join(policy), title=title, style=style, body=body, store=store, script=script
     )
 
 

@@ -66,7 +66,7 @@ def shares(report: Report) -> Iterator[str]:
             f'<tr><th scope="row"><i class="key shade0" style="--h:{hue(i)}"></i>{escape(source.name)}</th>'
             f"<td>{source.asked:.1%}</td><td>{share:.1%}</td>"
             f'<td class="bar"><span class="share" style="--h:{hue(i)}" aria-hidden="true">'
-            f'<i style="width:{100 * share:.4g}%"></i><b style="left:{100 * source.asked:.4g}%"></b></span></td>'
+            f'<i style="width:{100 * share:.4g}%"></i><b style="--at:{100 * source.asked:.4g}%"></b></span></td>'
             f"<td>{source.documents:,}</td><td>{passes or '–'}</td><td>{sums.documents:,}</td>"
             f"<td>{sums.text:,}</td><td>{sums.soft:,}</td><td>{sums.targets:,}</td><td>{sums.images:,}</td>"
             f"<td>{sums.patches:,}</td></tr>"

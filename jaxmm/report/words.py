@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 HUES = (255, 55, 155, 325, 205, 95, 290, 20)  # of sources and curves in turn, in degrees of OKLCH
+CLASSES = {  # of positions that attention goes to, as the log names them, in this order
+    "image": "images", "video": "videos", "audio": "recordings", "separators": "special tokens",
+    "first": "the first position", "turn": "text of the turn", "earlier": "earlier text",
+}  # fmt: skip
 
 
 def hue(place: int) -> int:

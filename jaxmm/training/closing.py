@@ -95,10 +95,10 @@ def _last_evaluations(run: Run, summary: Summary) -> list[Mapping[str, Mapping[s
 
 
 def _asked_with(run: Run) -> str:
-    """The flags for media of the kinds that the run has learnt from; a picture if that is none of them."""
+    """The flags for media of the kinds that the run has learnt from."""
     names = {"image": "PICTURE.png", "video": "CLIP.mp4", "audio": "CLIP.wav"}
     learnt = run.corpus.media | {name for source in run.corpus.lengths for name in source.media_counts()}
-    return " ".join(f"--{kind}={name}" for kind, name in names.items() if kind in learnt) or "--image=PICTURE.png"
+    return "".join(f"--{kind}={name} " for kind, name in names.items() if kind in learnt)
 
 
 def _closing_lines(run: Run, summary: Summary, drawn: str, has_page: bool) -> Iterator[str]:
@@ -116,7 +116,7 @@ def _closing_lines(run: Run, summary: Summary, drawn: str, has_page: bool) -> It
     if best := run.checkpoints.best_line():
         yield f"checkpoints: {', '.join(map(str, run.checkpoints.steps()))}{best}"
     workdir = shlex.quote(str(run.workdir))
-    yield f'ask it:   python -m jaxmm.generate --workdir={workdir} {_asked_with(run)} --prompt="..."'
+    yield f'ask it:   python -m jaxmm.generate --workdir={workdir} {_asked_with(run)}--prompt="..."'
     own = "" if run.held_out else " --config.eval.path=HELD_OUT"
     yield f"evaluate: python -m jaxmm.evaluate --workdir={workdir}{own}"
     if not run.config.data.path:

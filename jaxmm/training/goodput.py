@@ -131,13 +131,13 @@ class RunTime:
         return {kind: before[kind] + self._spent[kind] for kind in KINDS}
 
     def summary(self) -> dict[str, Any]:
-        """For summary.json: "seconds" by kind, "fraction" of stepping, "wall_seconds" and "starts", as far as known."""
+        """For summary.json: "seconds" by kind, "fraction" of stepping, "total_seconds", "starts", as far as known."""
         seconds = {kind: round(value, 3) for kind, value in self.seconds().items()}
-        wall = sum(seconds.values())
+        total = sum(seconds.values())
         return {
             "seconds": seconds,
-            "fraction": seconds["stepping"] / wall if wall else None,
-            "wall_seconds": round(wall, 3),
+            "fraction": seconds["stepping"] / total if total else None,
+            "total_seconds": round(total, 3),
             "starts": self._timeline.life.starts if self._timeline else 1,
         }
 
@@ -166,10 +166,10 @@ class RunTime:
 
 def closing_rows(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The summary as rows of the closing table."""
-    wall = summary["wall_seconds"] or 1.0
+    total = summary["total_seconds"] or 1.0
     starts = f"{summary['starts']} start" + "s" * (summary["starts"] != 1)
-    rows = [("goodput", f"{summary['fraction'] or 0.0:.1%} of {formatting.duration(wall)}, {starts}")]
+    rows = [("goodput", f"{summary['fraction'] or 0.0:.1%} of {formatting.duration(total)}, {starts}")]
     for kind, seconds in summary["seconds"].items():
         if seconds:
-            rows.append((f"time {kind}", f"{formatting.duration(seconds)}, {seconds / wall:.1%}"))
+            rows.append((f"time {kind}", f"{formatting.duration(seconds)}, {seconds / total:.1%}"))
     return rows

@@ -33,7 +33,7 @@ class Summary(NamedTuple):
     data_wait_fraction: float | None
     mfu: float | None
     first_step_seconds: float
-    wall_seconds: float
+    wall_seconds: float  # of this call's training loop; of the run's whole life goodput has "total_seconds"
     examples_seen: int
     examples_skipped: int
     peak_memory_bytes: int
@@ -43,7 +43,7 @@ class Summary(NamedTuple):
     recordings_per_second: float | None = None
     audio_fill: float | None = None
     media_gain: Mapping[str, Mapping[str, float]] = {}  # source -> modality -> nats a target, of the last evaluation
-    goodput: Mapping[str, Any] | None = None  # "seconds" by kind, "fraction", "wall_seconds", "starts"
+    goodput: Mapping[str, Any] | None = None  # "seconds" by kind, "fraction", "total_seconds", "starts"
 
 
 class Logger:

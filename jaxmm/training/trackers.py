@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxmm.errors import UserError
+from jaxmm.errors import UserError, extra
 from jaxmm.training.tensorboard import Events
 from jaxmm.training.wandb_writer import WandB, check_login
 from jaxmm.training.writer import Writer
@@ -41,9 +41,7 @@ def check(names: Sequence[str]) -> None:
     for name in names:
         package = TRACKERS[name].package
         if package and importlib.util.find_spec(package) is None:
-            raise UserError(
-                f"config.log.writers has {name}, and its package is not installed: pip install 'jaxmm[{package}]'"
-            )
+            raise UserError(f"config.log.writers has {name}, and its package is not installed: {extra(package)}")
         TRACKERS[name].check()
 
 

@@ -8,7 +8,7 @@ import json
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from conftest import picture
 
 from jaxmm import command
 from jaxmm.chat.address import listen
+from jaxmm.chat.messages import read_messages
 from jaxmm.chat.server import make_app
-from jaxmm.chat.speaker import DEFAULTS, Speaker
+from jaxmm.chat.speaker import DEFAULTS, End, Piece, Speaker
 from jaxmm.checkpoints.checkpoint import Checkpoints
 from jaxmm.models.multimodal import flat_axes
 from jaxmm.models.tree import nested
@@ -111,3 +112,57 @@ def asked(url: str, model: str, messages: Any, **options: Any) -> list[dict[str,
     body = {"model": model, "messages": messages, **options}
     with send(f"{url}/ask", body) as answer:
         return [json.loads(line) for line in answer]
+
+
+def uploaded(data: bytes, name: str) -> dict[str, Any]:
+    """A message of two pictures, of which the first is fine, with the names of their files as the page gives them."""
+    files = {"fine.png": PICTURE, name: data}
+    media = [
+        {"url": f"data:image/png;base64,{base64.b64encode(of).decode()}", "name": one} for one, of in files.items()
+    ]
+    return {"role": "user", "content": [{"type": "image_url", "image_url": one} for one in media]}
+
+
+COLOUR, AGAIN = user("Colour?", URI), user("And now?")
+TALK = [COLOUR, {"role": "assistant", "content": "red"}, AGAIN]
+HEARD = {"type": "input_audio", "input_audio": {"data": base64.b64encode(b"RIFF").decode(), "format": "wav"}}
+
+
+def answered(
+    speaker: Speaker, messages: Any, is_stopped: Callable[[], bool] = lambda: False, **options: Any
+) -> list[Any]:
+    """The events of a model's answer, without a server."""
+    return list(speaker.answer(speaker.question(read_messages(messages), options), is_stopped))
+
+
+def text_of(events: Sequence[Any]) -> str:
+    """The text of such an answer, which its pieces are, too."""
+    (end,) = [event for event in events if isinstance(event, End)]
+    assert "".join(event.text for event in events if isinstance(event, Piece)) == end.text
+    return end.text
+
+
+def answer(speaker: Speaker, messages: Any = TALK, **options: Any) -> str:
+    """The text alone."""
+    return text_of(answered(speaker, messages, **options))
+
+
+def longer(speaker: Speaker, tokens: int) -> Callable[..., Iterator[Any]]:
+    """``speaker.answer``, whose answers say that they have so many tokens, whatever they are."""
+    answer = speaker.answer
+
+    def said(*args: Any) -> Iterator[Any]:
+        return (event._replace(tokens=tokens) if isinstance(event, End) else event for event in answer(*args))
+
+    return said
+
+
+def told(events: Sequence[Any]) -> str:
+    """The text of an answer of the page's own endpoint, which its pieces are, too."""
+    (end,) = [event["text"] for event in events if event["event"] == "end"]
+    assert "".join(event["text"] for event in events if event["event"] == "text") == end
+    return end
+
+
+def is_alive(url: str) -> bool:
+    return asked(url, "tiny", [user("hm?")], max_tokens=2)[-1]["event"] == "look"

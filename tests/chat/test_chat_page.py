@@ -2,45 +2,30 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
+import base64
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from talking import PICTURE, URI, make_run, serving, user
+from chromium import set_screen
+from talking import COLOUR, PICTURE, answered, longer, make_run, serving
 
-from jaxmm.chat.messages import read_messages
 from jaxmm.chat.speaker import Speaker
 
 pytestmark = pytest.mark.browser
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory) -> Iterator[Any]:
-    from selenium import webdriver
-    from selenium.webdriver.chrome.options import Options
-    from selenium.webdriver.chrome.service import Service
-
-    folder = tmp_path_factory.mktemp("browser")
-    (folder / "a.png").write_bytes(PICTURE)
-    options = Options()
-    for flag in ("headless", "no-sandbox", "disable-gpu", "no-first-run", f"user-data-dir={folder / 'profile'}"):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    options.binary_location = shutil.which("chromium") or ""
-    opened = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
-    opened.set_script_timeout(120)
-    opened.picture = str(folder / "a.png")
-    try:
-        yield opened
-    finally:
-        opened.quit()
+def browser(chromium, tmp_path_factory) -> Any:
+    chromium.picture = str(tmp_path_factory.mktemp("pictures") / "a.png")
+    Path(chromium.picture).write_bytes(PICTURE)
+    return chromium
 
 
 def open_page(browser: Any, url: str, width: int) -> None:
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    set_screen(browser, width)
     browser.get(url)
     fill(browser, max_tokens=8)
 
@@ -80,6 +65,14 @@ def shade(browser: Any) -> np.ndarray:
     ))  # fmt: skip
 
 
+def brightest(look: dict[str, Any], token: int) -> list[int]:
+    """Row and column of the cell of a picture that a token looked at most, mean over all heads."""
+    (picture,) = look["media"]
+    maps = np.frombuffer(base64.b64decode(look["maps"]["data"]), np.uint8)
+    cells = maps.reshape(-1, len(look["tokens"]), look["soft"])[0, token]
+    return [int(at) for at in np.unravel_index(cells.argmax(), picture["grid"])[1:]]
+
+
 @pytest.mark.parametrize("width", [390, 1400])
 def test_a_question_about_a_picture_is_answered_and_its_tokens_light_cells(browser, chat_url, chat_speaker, width):
     open_page(browser, chat_url, width)
@@ -87,8 +80,8 @@ def test_a_question_about_a_picture_is_answered_and_its_tokens_light_cells(brows
     tokens = browser.find_elements("css selector", ".token")
     assert len(tokens) == 8
     text = browser.execute_script("return document.querySelector('.tokens').textContent")
-    question = chat_speaker.question(read_messages([user("Colour?", URI)]), {"max_tokens": 8})
-    assert text == "".join(list(chat_speaker.answer(question, lambda: False))[-1].look["tokens"])
+    look = answered(chat_speaker, [COLOUR], max_tokens=8)[-1].look
+    assert text == "".join(look["tokens"])
     assert text.strip()
     assert browser.find_element("css selector", ".user .media img").is_displayed()
     assert "8 tokens" in browser.find_element("css selector", ".state").text
@@ -97,7 +90,9 @@ def test_a_question_about_a_picture_is_answered_and_its_tokens_light_cells(brows
     group = browser.find_element("css selector", ".tokens")
     group.send_keys("\ue014\ue014")  # the right arrow, twice
     assert "pinned" in tokens[1].get_attribute("class")
-    assert browser.find_element("css selector", ".told").text.startswith("Token 2 of 8")
+    row, column = brightest(look, token=1)
+    said = browser.find_element("css selector", ".told").text
+    assert re.fullmatch(rf"Token 2 of 8, “.*”: most onto row {row}, column {column} \(.*%\)", said), "all count from 0"
     second = shade(browser)
     assert not np.array_equal(second, mean)
     browser.execute_script(
@@ -114,6 +109,24 @@ def test_a_question_about_a_picture_is_answered_and_its_tokens_light_cells(brows
     browser.find_element("id", "clear").click()
     assert browser.find_elements("css selector", ".looks") == []
     assert browser.get_log("browser") == []
+
+
+def test_a_page_says_where_an_answer_is_longer_than_its_maps(browser, chat_url, chat_speaker, monkeypatch):
+    monkeypatch.setattr(chat_speaker, "answer", longer(chat_speaker, 70))
+    open_page(browser, chat_url, 1400)
+    ask(browser, "Colour?", with_picture=True)
+    said = browser.find_element("css selector", ".told")
+    assert said.text.startswith("The first 8 of 70 tokens, on average: most onto row ")
+    browser.find_elements("css selector", ".token")[1].click()
+    assert said.text.startswith("Token 2 of 70, ")
+
+
+def test_a_file_that_is_broken_is_named(browser, chat_url, tmp_path, monkeypatch):
+    (tmp_path / "cut.png").write_bytes(PICTURE[:-200])
+    open_page(browser, chat_url, 1400)
+    monkeypatch.setattr(browser, "picture", str(tmp_path / "cut.png"))
+    ask(browser, "Colour?", with_picture=True)
+    assert browser.find_element("css selector", ".failed").text.startswith("cut.png: an image's file ends early")
 
 
 def test_an_error_is_shown_and_the_question_comes_back(browser, chat_url):

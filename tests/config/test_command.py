@@ -112,6 +112,8 @@ def test_the_config_is_locked(folder):
         ("--shares=0.9,x", "--shares: 'x' is not a finite number"),
         ("--wrkdir=x", "unknown flag --wrkdir; did you mean '--workdir'?"),
         ("--data.path=x", "unknown flag --data.path; did you mean '--config.data.path'?"),
+        ("--stps=3", "unknown flag --stps; did you mean '--config.steps'?"),
+        ("--output=x", "unknown flag --output; --help lists the flags"),
         ("--qqqqqq", "unknown flag --qqqqqq; --help lists the flags"),
         ("--count=many", "--count: 'many' is not an integer (default: 3)"),
         ("workdir=x", "unexpected argument 'workdir=x': arguments look like --name=value"),

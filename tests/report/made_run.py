@@ -11,11 +11,15 @@ from typing import Any
 
 import numpy as np
 
+from jaxmm.atomic import read_json, read_lines
 from jaxmm.config.file import load_file
 from jaxmm.report.embedding import jpeg, png
+from jaxmm.report.run_data import RunData, read_run
 
 LAYERS, HEADS = 4, 4
 CLASSES = ("image", "separators", "first", "turn", "earlier")
+ATTACK = "<script>alert(1)</script></script><img src=x onerror=\"document.title='owned'\">"
+ROWS, COLUMNS, LIT = 3, 4, 6  # of soft tokens, and the one that is looked at
 LOOKING = ((1, 2), (2, 0), (2, 3))  # heads that learn to look at media
 
 
@@ -76,6 +80,24 @@ def sample(
         "maps": {"scale": scale, "data": base64.b64encode(coded.astype(np.uint8).tobytes()).decode()},
         "chosen": [list(one) for one in chosen],
     }  # fmt: skip
+
+
+def looked(head: int = 2) -> dict[str, Any]:
+    """A sample whose mean map lights one cell alone, LIT; that of one head of layer 1 lights the last cell."""
+    maps = np.zeros((2, 2, ROWS * COLUMNS))
+    maps[0, :, LIT], maps[1, :, -1] = 0.8, 0.5
+    pixels = np.full((ROWS * 16, COLUMNS * 16, 3), 120, np.uint8)
+    return sample(pixels, ["re", ATTACK], maps, question=ATTACK, truth="red", chosen=[(1, head)])
+
+
+def looked_at_two() -> dict[str, Any]:
+    """A sample of two pictures: LIT in the first, the last cell in the second, and a little beside the first."""
+    maps = np.zeros((2, 2, 2 * ROWS * COLUMNS))
+    maps[0, :, [LIT, LIT + 1, -1]] = np.array([0.2, 0.1, 0.5])[:, None]
+    pixels = np.full((ROWS * 16, COLUMNS * 16, 3), 120, np.uint8)
+    told = sample(pixels, ["re", "d"], maps, question="Which?", truth="red", chosen=[(1, 2)])
+    told["media"].append(told["media"][0] | {"first": ROWS * COLUMNS})
+    return told
 
 
 def norms(**parts: float) -> dict[str, float]:
@@ -183,7 +205,7 @@ def write_run(
         summary |= {"first_step_seconds": 8.7, "wall_seconds": 299.0, "attention": "fused", "cut_short": {}}
         summary |= {"videos_per_second": None, "recordings_per_second": None, "audio_fill": None}
         summary["media_gain"] = {"held_out": last["eval"]["held_out"]["media_gain"]}
-        summary["goodput"] = {"seconds": last["goodput"], "fraction": 0.9, "wall_seconds": 330.0, "starts": 2}
+        summary["goodput"] = {"seconds": last["goodput"], "fraction": 0.9, "total_seconds": 330.0, "starts": 2}
         (folder / "summary.json").write_text(json.dumps(summary))
         last["step"] = steps
         write_lines(folder / "metrics.jsonl", lines)
@@ -192,3 +214,34 @@ def write_run(
         held_out = {"step": steps, "source": "held_out", "layers": LAYERS, "heads": HEADS, "samples": list(samples)}
         (folder / "samples" / "held_out.json").write_text(json.dumps(held_out))
     return lines
+
+
+def long_run(folder: Path) -> RunData:
+    """A run of 10,000 lines that has not ended."""
+    write_run(folder, steps=100_000, every=10, is_finished=False, seed=1)
+    return read_run(folder)
+
+
+def leave_text_alone(folder: Path) -> None:
+    """Makes the run in a folder one of text alone, which has a tower that does nothing, as its log would be."""
+    lines = read_lines(folder / "metrics.jsonl")
+    for line in lines:
+        line |= {"images_per_second": 0.0, "patch_fill": 0.0}
+        line["grad_norm_by_part"] |= {"connector": 0.0, "vision": 0.0}
+        of_text = line["balance"]["modalities"]["text"]
+        line["balance"]["modalities"] = {"text": dict.fromkeys(of_text, 1.0)}
+        for name in ("gradients", "losses"):
+            line.get(name, {"modalities": {}})["modalities"].pop("image", None)
+        for figures in line.get("eval", {}).values():
+            for name in ("media_gain", "blind"):
+                del figures[name]
+            del figures["modalities"]["image"]
+        if "attention" in line:
+            line["attention"] = attention(np.random.default_rng(0), 0.5, ("separators", "first", "turn", "earlier"))
+            for name, none in (("separators", 0.0), ("earlier", -0.0)):
+                line["attention"]["mass"][name] = [[none] * HEADS] * LAYERS
+    write_lines(folder / "metrics.jsonl", lines)
+    summary = read_json(folder / "summary.json")
+    summary |= {"images_per_second": 0.0, "patch_fill": 0.0, "media_gain": {}, "eval": lines[-1]["eval"]}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "skipped.jsonl").unlink()

@@ -7,7 +7,6 @@ import dataclasses
 import io
 import json
 import re
-import shutil
 import wave
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+from chromium import set_screen
 from conftest import IMAGE, picture, plain
 
 from jaxmm.batch import AudioSpec, ImageSpec, VideoSpec
@@ -295,42 +295,26 @@ def test_the_page_tells_of_modalities_and_of_what_was_cut(made):
 
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [390, 1600])
-def test_the_page_shows_a_strip_and_plays_a_recording(made, width, tmp_path):
-    from selenium import webdriver
-    from selenium.webdriver.chrome.options import Options
-    from selenium.webdriver.chrome.service import Service
-
+def test_the_page_shows_a_strip_and_plays_a_recording(made, chromium, width, tmp_path):
     path = Path(tmp_path / "page.html")
     path.write_text(render(made), encoding="utf-8")
-    options = Options()
-    for flag in ("headless", "no-sandbox", "disable-gpu", "no-first-run", f"user-data-dir={tmp_path / 'profile'}"):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    options.binary_location = shutil.which("chromium") or ""
-    browser = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
-    try:
-        browser.execute_cdp_cmd(
-            "Emulation.setDeviceMetricsOverride",
-            {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False},
-        )
-        browser.get(path.as_uri())
-        browser.execute_script("document.querySelectorAll('.doc')[0].click()")
-        boxes = browser.execute_script(
-            "return [...document.querySelectorAll('#text .film .frame')].map(f => {"
-            "const b = f.getBoundingClientRect(); return [b.width, b.height, f.getAttribute('aria-label')] })"
-        )
-        assert [told for _, _, told in boxes] == [f"Frame at {t} s" for t in (0, 0.5, 1, 1.75, 2.25, 2.75)]
-        assert all(wide > 20 and tall > 20 for wide, tall, _ in boxes)
-        stamps = browser.execute_script("return [...document.querySelectorAll('.stamp')].map(s => s.textContent)")
-        assert stamps == ["[0.2 s]", "[1.4 s]", "[2.5 s]"]
-        assert browser.find_element("css selector", ".film .strip").is_displayed()
-        browser.execute_script("document.querySelectorAll('.doc')[1].click()")
-        length = browser.execute_async_script(
-            "const audio = document.querySelector('#text audio'), told = () => arguments[0](audio.duration);"
-            "audio.readyState ? told() : audio.addEventListener('loadedmetadata', told)"
-        )
-        assert length == pytest.approx(2.0, abs=0.01)
-        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
-        assert browser.get_log("browser") == []
-    finally:
-        browser.quit()
+    set_screen(chromium, width)
+    chromium.get(path.as_uri())
+    chromium.execute_script("document.querySelectorAll('.doc')[0].click()")
+    boxes = chromium.execute_script(
+        "return [...document.querySelectorAll('#text .film .frame')].map(f => {"
+        "const b = f.getBoundingClientRect(); return [b.width, b.height, f.getAttribute('aria-label')] })"
+    )
+    assert [told for _, _, told in boxes] == [f"Frame at {t} s" for t in (0, 0.5, 1, 1.75, 2.25, 2.75)]
+    assert all(wide > 20 and tall > 20 for wide, tall, _ in boxes)
+    stamps = chromium.execute_script("return [...document.querySelectorAll('.stamp')].map(s => s.textContent)")
+    assert stamps == ["[0.2 s]", "[1.4 s]", "[2.5 s]"]
+    assert chromium.find_element("css selector", ".film .strip").is_displayed()
+    chromium.execute_script("document.querySelectorAll('.doc')[1].click()")
+    length = chromium.execute_async_script(
+        "const audio = document.querySelector('#text audio'), told = () => arguments[0](audio.duration);"
+        "audio.readyState ? told() : audio.addEventListener('loadedmetadata', told)"
+    )
+    assert length == pytest.approx(2.0, abs=0.01)
+    assert chromium.execute_script("return document.documentElement.scrollWidth") <= width
+    assert chromium.get_log("browser") == []

@@ -8,6 +8,8 @@ import pytest
 import small_run
 from small_run import ROOT
 
+from jaxmm.errors import extra
+
 FAST = ["fill_one_budget", "fill_two_budgets", "planning", "far_batch", "headers", "jpeg"]
 CLIPS = ["clip_headers", "video", "audio", "fill_clips", "video_memory"]
 NEEDED = {
@@ -87,7 +89,7 @@ def test_rows_without_their_packages_are_left_out_with_a_line(tmp_path):
     environment = small_run.environment(PYTHONPATH=f"{tmp_path}:{ROOT}")
     done = subprocess.run(program, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert not done.returncode, done.stderr
-    assert "row 'audio' is left out: it needs soxr: pip install 'jaxmm[media]'" in done.stderr
+    assert f"row 'audio' is left out: it needs soxr: {extra('media')}" in done.stderr
     assert "fill_clips" in done.stdout
     assert "audio  " not in done.stdout.splitlines()[-1]
 

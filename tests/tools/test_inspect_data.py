@@ -8,16 +8,15 @@ import io
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import PIL.Image
 import pytest
+from chromium import set_screen
 from conftest import picture
 
 import jaxmm
@@ -198,30 +197,14 @@ class Page(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def page(arguments, tmp_path_factory) -> Iterator[Page]:
-    from selenium import webdriver
-    from selenium.webdriver.chrome.options import Options
-    from selenium.webdriver.chrome.service import Service
-
-    folder = tmp_path_factory.mktemp("page")
-    path = folder / "report.html"
+def page(arguments, chromium, tmp_path_factory) -> Page:
+    path = tmp_path_factory.mktemp("page") / "report.html"
     args = command.parse(arguments, {})
     report = tool.make_report(args.config, "a <b>title</b>", (0, 12), 40)
     tool.write_page(path, report)
-    options = Options()
-    for flag in (
-        "headless", "no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking",
-        "disable-component-update", "disable-sync", f"user-data-dir={folder / 'profile'}", "window-size=1400,1000",
-    ):  # fmt: skip
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    options.binary_location = shutil.which("chromium") or ""
-    browser = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
-    try:
-        browser.get(path.as_uri())
-        yield Page(browser, report.rows, path.read_text())
-    finally:
-        browser.quit()
+    set_screen(chromium, 1400, 1000)
+    chromium.get(path.as_uri())
+    return Page(chromium, report.rows, path.read_text())
 
 
 def views(page: Page) -> list[Any]:

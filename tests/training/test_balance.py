@@ -36,6 +36,15 @@ def sums(loaded: list[Loaded], of, sources: int) -> list[float]:
     return [sum(float(of(one.batch)[one.batch.sources_BT == s].sum()) for one in loaded) for s in range(sources)]
 
 
+def test_what_was_asked_is_told_to_the_last_digit(sources):
+    plan, loaded = batches(sources, [(0, [0.7, 0.2, 0.1])], 3)
+    balance = Balance(sources, plan.mixture.stages, BUDGETS.tokens)
+    for k, one in enumerate(loaded):
+        balance.add(k, one)
+    told = balance.figures([1.0, 1.0, 1.0], [1.0, 1.0, 1.0])["sources"]
+    assert [entry["asked"] for entry in told.values()] == [0.7, 0.2, 0.1]
+
+
 def test_shares_are_those_of_counting_by_hand_and_sum_to_1(sources):
     stages = [(0, [0.5, 0.4, 0.1]), (2, [0.2, 0.7, 0.1])]
     plan, loaded = batches(sources, stages, 4)

@@ -71,7 +71,7 @@ def test_what_a_start_does_is_counted_by_its_kind(tmp_path):
     run_time.end("done")
     summary = run_time.summary()
     assert summary["seconds"] == dict(zip(KINDS, (5, 8, 2, 20, 6, 7, 0, 0), strict=True))
-    assert (summary["wall_seconds"], summary["fraction"], summary["starts"]) == (48, 20 / 48, 1)
+    assert (summary["total_seconds"], summary["fraction"], summary["starts"]) == (48, 20 / 48, 1)
     assert lines_of(tmp_path)[0]["time"] == 998
     assert [lines_of(tmp_path)[-1][name] for name in ("event", "time", "step", "why")] == ["end", 1046, 0, "done"]
     assert goodput.closing_rows(summary)[:2] == [("goodput", "41.7% of 48s, 1 start"), ("time starting", "5s, 10.4%")]

@@ -160,6 +160,12 @@ def test_the_summary_has_the_promised_fields(tmp_path):
     assert written["eval"] == {"demo_test": {"loss": 0.5, "answer_accuracy_by_kind": {"count": 1.0}}}
 
 
+def test_a_json_file_has_no_negative_zero(tmp_path):
+    atomic.write_json(tmp_path / "a.json", {"a": [-0.0, np.float32(-0.0), -1.5]})
+    assert "-0.0" not in (tmp_path / "a.json").read_text()
+    assert json.loads((tmp_path / "a.json").read_text()) == {"a": [0.0, 0.0, -1.5]}
+
+
 def test_a_json_file_is_the_old_one_or_the_new_one(tmp_path):
     path = tmp_path / "config.json"
     atomic.write_json(path, {"a": 1})

@@ -101,3 +101,11 @@ def test_data_that_is_taken_whole_is_not_spoken_of():
     lengths = source((16, 16, VIDEO_KIND, 40, 10), (16, 16, IMAGE_KIND, 0, 0))
     assert len(data_lines(lengths)) == 1
     assert closing._cut_short([lengths]) == {}
+
+
+def test_the_closing_line_asks_with_the_media_that_a_run_has_and_of_text_with_none():
+    def asked_with(*sources: Lengths) -> str:
+        return closing._asked_with(SimpleNamespace(corpus=SimpleNamespace(media=set(), lengths=sources)))  # type: ignore[arg-type]
+
+    assert asked_with(source((16, 16, IMAGE_KIND, 0, 0))) == "--image=PICTURE.png "
+    assert asked_with() == ""

@@ -120,7 +120,7 @@ def test_tensorboard_gets_pictures_as_files_of_their_size(tmp_path):
 
 def test_a_missing_package_and_a_missing_key_are_told_before_anything_is_trained(monkeypatch, wandb):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"config\.log\.writers has wandb.*pip install 'jaxmm\[wandb\]'"):
+    with pytest.raises(UserError, match=r"config\.log\.writers has wandb.*in a clone: pip install -e '\.\[wandb\]'"):
         trackers.check(["tensorboard", "wandb"])
     trackers.check(["tensorboard"])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)

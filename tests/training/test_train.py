@@ -126,7 +126,7 @@ def test_a_run_leaves_every_file_it_promises(finished):
     told = summary["goodput"]
     wall = times[-1]["time"] - times[0]["time"]
     assert sum(sum(line["seconds"].values()) for line in times[1:]) == pytest.approx(wall, abs=0.01)
-    assert 0 < told["wall_seconds"] < wall + 0.01, "the end comes after the summary"
+    assert 0 < told["total_seconds"] < wall + 0.01, "the end comes after the summary"
     assert told["fraction"] == told["seconds"]["stepping"] / sum(told["seconds"].values())
     by_line = [line["goodput"] for line in lines]
     assert all(before[kind] <= after[kind] for before, after in itertools.pairwise(by_line) for kind in after)
@@ -202,6 +202,18 @@ def test_a_slow_step_is_told_with_a_command_that_shows_its_rows(resumed, capsys)
     assert inspect.main(options) == 0
     shown = json.loads(capsys.readouterr().out)
     assert (shown["batch"], shown["rows"]) == (6, line["rows"])
+
+
+def test_a_batch_that_a_run_has_no_step_for_is_one_line_and_a_page_ends_with_the_run(resumed, tmp_path, capsys):
+    run = f"--workdir={resumed[0]}"
+    for more in ([], [f"--output={tmp_path / 'page.html'}"]):
+        with pytest.raises(UserError, match=r"'8:9' goes past the end of the run: it has 8 steps, one batch each, 0:8"):
+            inspect.main([run, "--batches=8:9", *more])
+    assert inspect.main([run, "--batches=7:8"]) == 0
+    assert inspect.main([run, "--batches=8:9", "--config.steps=9"]) == 0, "of a longer one"
+    capsys.readouterr()
+    assert inspect.main([run, f"--output={tmp_path / 'page.html'}", "--rows=100000"]) == 0
+    assert "batches 0 to 7;" in capsys.readouterr().out
 
 
 def test_a_second_start_does_not_trace_the_step_and_has_the_same_bits(stopped, arguments, tmp_path, monkeypatch):

@@ -29,11 +29,12 @@ class BadMedia(Exception):
     Attributes:
       reason: a key of some medium's ``advice``.
       medium: its name, once it is known.
+      number: of the medium in its source, once it is known.
     """
 
     def __init__(self, reason: str):
         super().__init__(reason)
-        self.reason, self.medium = reason, "image"
+        self.reason, self.medium, self.number = reason, "image", 0
 
 
 class Settings(NamedTuple):

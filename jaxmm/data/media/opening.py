@@ -11,9 +11,9 @@ from typing import IO, Any
 
 from jaxmm.data import files, urls
 from jaxmm.data.media.medium import BadMedia
-from jaxmm.errors import UserError
+from jaxmm.errors import UserError, extra
 
-NEEDS = "needs the extra media: pip install 'jaxmm[media]' (in a clone: pip install -e '.[media]')"
+NEEDS = f"needs the extra media: {extra('media')}"
 AV = 18  # the release of PyAV that is known: with another one every clip might look broken
 MAX_BYTES = 1 << 30  # of a file
 RETRY_SECONDS = (0.5, 2.0)  # waits between the tries to read a medium by URL

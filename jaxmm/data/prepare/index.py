@@ -143,12 +143,14 @@ class InMemory(Columns):
         images: Sequence[Sequence[Media]],
         template: str,
         extents: Sequence[Sequence[Extent]] | None = None,
+        names: Sequence[Sequence[str]] = (),
     ):
         """
         Args:
           images: the media of each document, in order.
           template: the fingerprint of the template that encoded them.
           extents: of the media, where their headers have been read.
+          names: what an error calls the media of each document; () is by what they are, and their paths.
 
         Raises:
           UserError: if the header of a medium cannot be read.
@@ -158,7 +160,9 @@ class InMemory(Columns):
             if len(one.image_at) != len(pictures):
                 raise ValueError(f"{name}, record {i}: {len(pictures)} images for {len(one.image_at)} places")
             where = f"{name}, record {i}: " if len(encoded) > 1 else ""
-            index.add(one, extents[i] if extents else [_extent_or_error(where, each) for each in pictures], ())
+            called = (names[i] if names else ()) or [""] * len(pictures)
+            read = (_extent_or_error(where, *each) for each in zip(pictures, called, strict=True))
+            index.add(one, extents[i] if extents else list(read), ())
         self.__dict__.update(index.columns())
         self.meta = {
             "format": FORMAT, "name": name, "template": template, "examples": len(index), "labels": [],
@@ -173,13 +177,13 @@ class InMemory(Columns):
         return self._records[example]
 
 
-def _extent_or_error(where: str, part: Media) -> Extent:
-    """Returns what a header tells. ``where`` begins the error, '' where there is but one record."""
+def _extent_or_error(where: str, part: Media, name: str) -> Extent:
+    """Returns what a header tells. ``where`` begins the error, '' where there is but one record; ``name`` as above."""
     medium = table.medium_of(part)
     try:
         return medium.extent(part)
     except BadMedia as error:
         path = medium.path(part)
-        what = f"the {medium.name} {path}" if path else f"the {medium.name} given as bytes"
+        what = name or (f"the {medium.name} {path}" if path else f"the {medium.name} given as bytes")
         advice = f"; {medium.advice[error.reason]}" if error.reason in medium.advice else ""
         raise UserError(f"{where}{what} cannot be used: {error.reason}{advice}") from error

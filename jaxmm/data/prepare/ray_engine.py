@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from jaxmm.data.prepare.local_engine import Task, WorkerDied
-from jaxmm.errors import UserError
+from jaxmm.errors import UserError, extra
 
 
 def run(task: Task, items: Sequence[Any], workers: int, tick: Callable[..., None], done: Callable[[Any], None]) -> None:
@@ -67,7 +67,7 @@ def _connected() -> Iterator[Any]:
         import ray
         import ray.data
     except ImportError as error:
-        raise UserError("the engine 'ray' needs Ray: pip install 'jaxmm[ray]'") from error
+        raise UserError(f"the engine 'ray' needs Ray: {extra('ray')}") from error
     is_ours = not ray.is_initialized()
     if is_ours:
         ray.init(include_dashboard=False, logging_level=logging.WARNING, log_to_driver=False)

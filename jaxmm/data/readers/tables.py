@@ -8,7 +8,7 @@ from typing import Any
 from jaxmm.data import files
 from jaxmm.data.documents import Unit
 from jaxmm.data.readers.parts import SkipRecord
-from jaxmm.errors import UserError
+from jaxmm.errors import UserError, extra
 
 PARQUET_FORMAT = ARROW_FORMAT = 1
 ROWS = 64  # converted to Python objects at a time
@@ -140,7 +140,7 @@ def _pyarrow(file: str) -> Any:
     try:
         import pyarrow
     except ImportError as error:
-        raise UserError(f"{file} needs pyarrow: pip install 'jaxmm[parquet]'") from error
+        raise UserError(f"{file} needs pyarrow: {extra('parquet')}") from error
     return pyarrow
 
 
