@@ -18,7 +18,8 @@ from ml_collections import ConfigDict
 from jaxmm import capacity, sharding
 from jaxmm.batch import Batch
 from jaxmm.checkpoints.checkpoint import Checkpoints
-from jaxmm.checkpoints.params import chosen_step, pretrained_params, saved_params
+from jaxmm.checkpoints.chosen import chosen_step
+from jaxmm.checkpoints.params import pretrained_params, saved_params
 from jaxmm.config import consistency
 from jaxmm.config.file import load_file, load_workdir, settled
 from jaxmm.config.keys import flat

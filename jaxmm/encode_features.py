@@ -26,7 +26,8 @@ from typing import Any
 import jax
 
 from jaxmm import command, sharding
-from jaxmm.checkpoints.params import chosen_step, saved_params
+from jaxmm.checkpoints.chosen import chosen_step
+from jaxmm.checkpoints.params import saved_params
 from jaxmm.config.shares import parse_schedule
 from jaxmm.data import files
 from jaxmm.data.demos import DEMOS

@@ -19,7 +19,8 @@ import jax
 
 from jaxmm import atomic, command, formatting, sharding
 from jaxmm.checkpoints.checkpoint import Checkpoints
-from jaxmm.checkpoints.params import chosen_step, saved_params
+from jaxmm.checkpoints.chosen import chosen_step
+from jaxmm.checkpoints.params import saved_params
 from jaxmm.corpus import cache_folder
 from jaxmm.errors import UserError
 from jaxmm.recipe import eval_corpus, fitted, read_recipe

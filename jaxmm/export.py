@@ -27,7 +27,8 @@ from safetensors import SafetensorError
 from jaxmm import command, sharding
 from jaxmm.batch import ImageSpec
 from jaxmm.checkpoints.checkpoint import Checkpoints
-from jaxmm.checkpoints.params import chosen_step, saved_params
+from jaxmm.checkpoints.chosen import chosen_step
+from jaxmm.checkpoints.params import saved_params
 from jaxmm.data.text.byt5 import ByT5Tokenizer
 from jaxmm.data.text.codebook import image_codes
 from jaxmm.data.text.own_format import IMAGE

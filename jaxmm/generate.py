@@ -24,7 +24,8 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxmm import capacity, command, sharding
-from jaxmm.checkpoints.params import chosen_step, saved_params
+from jaxmm.checkpoints.chosen import chosen_step
+from jaxmm.checkpoints.params import saved_params
 from jaxmm.corpus import cache_folder
 from jaxmm.errors import UserError
 from jaxmm.inference import generation_config, sampling

@@ -151,6 +151,7 @@ class Recipe(NamedTuple):
     trainable: Trainable
     cache: Path
     start: Pretrained | None = None
+    init_from: str = ""  # of the config
 
 
 def _audio_of(config: ConfigDict, start: Pretrained | None) -> AudioSpec | None:
@@ -277,7 +278,7 @@ def read_recipe(config: ConfigDict, workdir: Path | None = None, platform: str =
     model = dataclasses.replace(model, adapter=make_adapter(config.adapter, start, model))
     trainable = make_trainable(config.optimizer.freeze, config.adapter.modules_to_save, model, known)
     compute = read_compute(config, model, image, platform or jax.default_backend())
-    return Recipe(template, image.only(()), image, model, compute, trainable, cache, start)
+    return Recipe(template, image.only(()), image, model, compute, trainable, cache, start, config.init_from)
 
 
 def _model_of(config: ConfigDict, image: ImageSpec, vocabulary: int, clips: str) -> ModelSpec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,17 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 
 from jaxmm import sharding
+from jaxmm.checkpoints.base import Base, beneath, found_again, held, kept
 from jaxmm.checkpoints.checkpoint import Checkpoints
+from jaxmm.checkpoints.chosen import chosen_step
 from jaxmm.config.file import load_workdir
 from jaxmm.errors import UserError
-from jaxmm.hf.init_from import run_and_step
+from jaxmm.hf import folder as hf
+from jaxmm.hf.init_from import parse, run_and_step
 from jaxmm.hf.pretrained import MODEL, Pretrained, read_params, save
 from jaxmm.models.adapters import merged
 from jaxmm.models.multimodal import ModelSpec, abstract_params, begin_adapters, flat_axes, make_model, model_maps
-from jaxmm.models.tree import Params, flat, nested
+from jaxmm.models.tree import Params, flat, joined, nested
 from jaxmm.recipe import Recipe, read_recipe
 from jaxmm.runtime.jax_internals import CPU_ONCE, compile_lowered
 from jaxmm.workdir import own_folders
@@ -83,8 +87,10 @@ def _run_params(run: Path, recipe: Recipe, mesh: Mesh, step: str) -> Params:
     theirs = load_workdir(str(run))
     if not theirs.adapter.rank:
         return saved_params(run, recipe, mesh, chosen_step(run, step))
-    model = read_recipe(theirs, run).model
-    params = saved_params(run, recipe._replace(model=model), mesh, chosen_step(run, step))
+    their = read_recipe(theirs, run)
+    model = dataclasses.replace(recipe.model, adapter=their.model.adapter)
+    whole = recipe._replace(model=model, trainable=their.trainable, init_from=theirs.init_from)
+    params = saved_params(run, whole, mesh, chosen_step(run, step))
     _, where = _place(model.base, mesh)
     merge = jax.jit(lambda params: nested(merged(flat(params), model_maps(model))), out_shardings=where)
     return compile_unoptimized(merge.lower(params))(params)
@@ -138,33 +144,29 @@ def load_params(workdir: Path, abstract: Params, step: int | None = None, reader
         return checkpoints.restore_part(abstract, "params", step)
 
 
-def chosen_step(workdir: Path, asked: str) -> int | None:
-    """Which checkpoint ``--step`` means: a step, "best" by evaluation loss, or "", "0" or "newest": None.
-
-    Raises:
-      UserError: for something else, or where no checkpoint has been evaluated.
-    """
-    if asked in ("", "0", "newest"):
-        return None
-    if asked.isdecimal():
-        return int(asked)
-    if asked != "best":
-        raise UserError(f"step '{asked}' is no checkpoint: give its number, best or newest")
-    with Checkpoints(workdir / "checkpoints") as checkpoints:
-        best = checkpoints.best()
-        have = ", ".join(map(str, checkpoints.steps())) or "none"
-    if best is None:
-        raise UserError(
-            f"{workdir}: no checkpoint was evaluated when it was saved, so that none is the best: give the number of "
-            f"one (complete: {have})"
-        )
-    return best
-
-
 def saved_params(
     workdir: Path, recipe: Recipe, mesh: Mesh, step: int | None = None, reader: Checkpoints | None = None
 ) -> Params:
     """The parameters of a run's checkpoint (the newest by default), on this mesh."""
     abstract, where = _place(recipe.model, mesh)
     shapes = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, where)
-    return load_params(workdir, shapes, step, reader)
+    noted = kept(workdir) if recipe.model.adapter else None
+    if noted is None:
+        return load_params(workdir, shapes, step, reader)
+    base = found_again(noted, recipe.init_from, workdir)
+    own = load_params(workdir, held(shapes, recipe.trainable, base), step, reader)
+    return with_base(own, recipe, mesh, base)
+
+
+def with_base(own: Params, recipe: Recipe, mesh: Mesh, base: Base) -> Params:
+    """What a checkpoint holds of a run with adapters, and the parameters of the model beneath them."""
+    plain = recipe._replace(model=recipe.model.base)
+    named, step = run_and_step(base.init_from)
+    folders = parse(named)
+    if "model" in folders and not hf.is_folder(folders["model"]):
+        params = _run_params(folders["model"], plain, mesh, step)
+    else:
+        assert recipe.start is not None, "a run keeps the small files of such a start"
+        # What the folders have not is in the checkpoint: here it is fresh, and goes.
+        params, _ = pretrained_params(plain, recipe.start._replace(folders=folders, run=None), mesh, seed=0)
+    return joined(own, beneath(params, recipe.trainable, base))

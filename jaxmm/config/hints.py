@@ -40,7 +40,7 @@ _ATTENTION = "leave it out, or use config.compute.attention: '' is the best back
 _REMAT = "use config.compute.remat: dots, offload or full"
 _RESUME = "leave it out: the same --workdir goes on by itself"
 _TRACKER = "use config.log.writers: tensorboard, wandb or both; metrics.jsonl in the workdir has the same"
-_LORA = "there are no adapters yet: whole parts learn; config.optimizer.freeze names those that do not"
+_LORA = "use config.adapter.rank above 0, for low-rank adapters; 0 trains whole parts"
 _QUANTIZED = "weights are not quantized; config.optimizer.moments=float8 makes the optimizer's state small"
 _UPLOAD = "use `jaxmm export`, and upload its folder"
 _PREPARED = "use config.data.path with a folder that `jaxmm prepare` has written"
@@ -117,7 +117,14 @@ HINTS: dict[str, str] = {
     "tune_mm_mlp": "use config.optimizer.freeze, which names the parts that do not learn",
     "tune_mm_llm": "use config.optimizer.freeze, which names the parts that do not learn",
     "train_mm_proj_only": "use config.optimizer.freeze=vision,decoder",
-    "finetuning_type": _LORA, "lora_rank": _LORA, "lora_alpha": _LORA, "lora_target": _LORA, "use_peft": _LORA,
+    "finetuning_type": _LORA, "lora_rank": _LORA, "lora_r": _LORA, "use_peft": _LORA,
+    "lora_alpha": "use config.adapter.alpha", "lora_dropout": "use config.adapter.dropout",
+    "lora_target": "use config.adapter.targets: the same names, or decoder.blocks for all maps of the decoder",
+    "lora_target_modules": "use config.adapter.targets: the same names, or decoder.blocks for all maps of the decoder",
+    "target_modules": "use config.adapter.targets: the same names, or decoder.blocks for all maps of the decoder",
+    "additional_target": "use config.adapter.modules_to_save", "use_rslora": "use config.adapter.kind=rslora",
+    "use_dora": "use config.adapter.kind=dora", "pissa_init": "use config.adapter.init=pissa",
+    "loraplus_lr_ratio": "use config.optimizer.rates=*.lora.out:RATIO",
     "quantization_bit": _QUANTIZED, "load_in_4bit": _QUANTIZED, "load_in_8bit": _QUANTIZED,
     "stage": "use config.data.objective: sft, or pretrain for all text; preferences and rewards are not trained",
     "train_on_prompt": "use config.data.learn=prompt", "mask_history": "use config.data.learn=last",

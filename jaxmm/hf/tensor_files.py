@@ -48,7 +48,7 @@ class Checkpoint:
         """
         self.folder = folder
         self.entries: dict[str, Entry] = {}
-        for file in _listed(folder):
+        for file in tensor_file_names(folder):
             for name, entry in self._entries(file):
                 if name in self.entries:
                     raise UserError(f"tensor {name} is in {self.entries[name].file} and in {file} of {folder}")
@@ -115,7 +115,7 @@ def write_file(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
     file.chmod(0o666 & ~mask)
 
 
-def _listed(folder: Path) -> list[str]:
+def tensor_file_names(folder: Path) -> list[str]:
     """Returns the names of the folder's safetensors files. Raises UserError if there are none, or only pickles."""
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder")

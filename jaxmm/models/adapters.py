@@ -11,12 +11,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 
 from jaxmm.models.linear import Linear
-from jaxmm.models.lora import KINDS, Lora, column_norms, scale_of
+from jaxmm.models.lora import KINDS, Lora, column_norms, scale_of, with_first
 from jaxmm.models.tree import ParamPath, Params, matches, nested
 
 STARTS = ("", "gaussian", "pissa")
+FIRST = ("first_into", "first_out")  # factors that stay as they began
 LORA = "lora"  # what an adapter is called, beside the kernel that it adapts
 CONVOLUTIONS = ("vision.patch_embedding", "audio.stem")  # linear maps here, convolutions in other places
 
@@ -75,13 +77,18 @@ def adapt(model: nnx.Module, spec: AdapterSpec, rngs: nnx.Rngs) -> None:
         axes = module.kernel.get_metadata()["axes"]
         module.lora = Lora(
             module.kernel[...].shape, axes, module.inputs, rank=rank, scale=scale, kind=spec.kind,
-            dropout=spec.dropout, rngs=rngs,
+            has_first=spec.start == "pissa", dropout=spec.dropout, rngs=rngs,
         )  # fmt: skip
 
 
 def is_factor(path: ParamPath) -> bool:
     """Whether a parameter belongs to an adapter."""
     return LORA in path
+
+
+def is_learnt_factor(path: ParamPath) -> bool:
+    """Whether a parameter belongs to an adapter and learns."""
+    return is_factor(path) and path[-1] not in FIRST
 
 
 class Map(NamedTuple):
@@ -108,17 +115,14 @@ def adapted_maps(spec: AdapterSpec, dims: Mapping[ParamPath, tuple[tuple[int, ..
 def begin(
     base: Mapping[ParamPath, jax.Array], maps: Sequence[Map], spec: AdapterSpec, key: jax.Array
 ) -> dict[ParamPath, jax.Array]:
-    """Where adapters start, so that they change nothing of what the model says.
+    """Where adapters start, so that they change nothing of what the model says: the factors by path.
 
     By ``spec.start`` the factor that goes in is: "" uniform within 1 / root of its inputs, as PEFT's; "gaussian" normal
-    with variance 1 / rank squared; "pissa" (Meng et al., 2024) the largest singular values of the kernel, which keeps
-    what is left.
+    with variance 1 / rank squared; "pissa" (Meng et al., 2024) the largest singular values of the kernel, from
+    which they are taken away again: the kernel itself stays as it is.
 
     Args:
       base: the kernels of the maps, by path.
-
-    Returns:
-      The factors by path, and the kernels that have changed.
     """
     found: dict[ParamPath, jax.Array] = {}
     for number, one in enumerate(maps):
@@ -128,9 +132,9 @@ def begin(
         into, out = (*layers, *inputs, one.rank), jnp.zeros((*layers, one.rank, *outputs), jnp.float32)
         random = jax.random.fold_in(key, number)
         if spec.start == "pissa":
-            into_, out, kernel = _principal(kernel, math.prod(layers), math.prod(inputs), one)
-            found[(*one.path, "kernel")] = kernel
-            factors = into_.reshape(into), out.reshape(*layers, one.rank, *outputs)
+            principal = _principal(kernel, math.prod(layers), math.prod(inputs), one)
+            factors = principal[0].reshape(into), principal[1].reshape(out.shape)
+            found[(*one.path, LORA, FIRST[0])], found[(*one.path, LORA, FIRST[1])] = factors
         elif spec.start == "gaussian":
             factors = jax.random.normal(random, into) / one.rank, out
         else:
@@ -138,21 +142,15 @@ def begin(
             factors = jax.random.uniform(random, into, minval=-bound, maxval=bound), out
         found[(*one.path, LORA, "into")], found[(*one.path, LORA, "out")] = factors
         if spec.kind == "dora":
-            lengths = functools.partial(column_norms, scale=one.scale, inputs=len(one.inputs))
-            for _ in layers:
-                lengths = jax.vmap(lengths)
-            found[(*one.path, LORA, "magnitude")] = lengths(kernel, *factors)
+            found[(*one.path, LORA, "magnitude")] = jnp.sqrt(jnp.square(kernel.astype(jnp.float32)).sum(one.inputs))
     return found
 
 
-def _principal(kernel: jax.Array, layers: int, inputs: int, one: Map) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Factors of the largest singular values, and the kernel without them."""
-    wide_LIO = kernel.astype(jnp.float32).reshape(layers, inputs, -1)
-    u_LIK, s_LK, v_LKO = jnp.linalg.svd(wide_LIO, full_matrices=False)
+def _principal(kernel: jax.Array, layers: int, inputs: int, one: Map) -> tuple[jax.Array, jax.Array]:
+    """Factors (layers, inputs, rank) and (layers, rank, outputs) of the largest singular values."""
+    u_LIK, s_LK, v_LKO = jnp.linalg.svd(kernel.astype(jnp.float32).reshape(layers, inputs, -1), full_matrices=False)
     root_LR = jnp.sqrt(s_LK[:, : one.rank] / one.scale)
-    into_LIR, out_LRO = u_LIK[..., : one.rank] * root_LR[:, None], v_LKO[:, : one.rank] * root_LR[..., None]
-    rest_LIO = wide_LIO - one.scale * into_LIR @ out_LRO
-    return into_LIR, out_LRO, rest_LIO.reshape(kernel.shape).astype(kernel.dtype)
+    return u_LIK[..., : one.rank] * root_LR[:, None], v_LKO[:, : one.rank] * root_LR[..., None]
 
 
 def merged(params: Mapping[ParamPath, jax.Array], maps: Sequence[Map]) -> dict[ParamPath, jax.Array]:
@@ -162,19 +160,22 @@ def merged(params: Mapping[ParamPath, jax.Array], maps: Sequence[Map]) -> dict[P
     """
     whole = {path: value for path, value in params.items() if not is_factor(path)}
     for one in maps:
-        kernel, factors = params[(*one.path, "kernel")], [params[(*one.path, LORA, name)] for name in ("into", "out")]
-        magnitude = params.get((*one.path, LORA, "magnitude"))
+        kernel = (*one.path, "kernel")
+        factors = {path[-1]: value for path, value in params.items() if path[:-1] == (*one.path, LORA)}
         merge = functools.partial(_merged, scale=one.scale, inputs=len(one.inputs))
         for _ in range(one.inputs[0]):
             merge = jax.vmap(merge)
-        whole[(*one.path, "kernel")] = merge(kernel, *factors, *([] if magnitude is None else [magnitude]))
+        whole[kernel] = merge(params[kernel], factors)
     return whole
 
 
-def _merged(kernel, into, out, magnitude=None, *, scale: float, inputs: int) -> jax.Array:
+def _merged(kernel: jax.Array, factors: Mapping[str, jax.Array], *, scale: float, inputs: int) -> jax.Array:
+    into, out = factors["into"], factors["out"]
+    if FIRST[0] in factors:
+        into, out = with_first(into, out, *(factors[name] for name in FIRST))
     wide = kernel.astype(jnp.float32) + scale * jnp.tensordot(into, out, 1)
-    if magnitude is not None:
-        wide = wide * (magnitude / jax.lax.stop_gradient(column_norms(kernel, into, out, scale, inputs)))
+    if "magnitude" in factors:
+        wide = wide * (factors["magnitude"] / lax.stop_gradient(column_norms(kernel, into, out, scale, inputs)))
     return wide.astype(kernel.dtype)
 
 

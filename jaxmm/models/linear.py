@@ -46,7 +46,7 @@ class Linear(nnx.Module):
         mapped = _mapped if TUNED else _plainly_mapped
         y = mapped(x, self.kernel[...].astype(x.dtype), self.inputs)
         if self.lora is not None:
-            into = self.lora.into[...].astype(x.dtype)
+            into = self.lora.factors()[0].astype(x.dtype)
             y = self.lora.added(y, mapped(self.lora.dropped(x), into, self.inputs), self.kernel[...])
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
@@ -60,7 +60,7 @@ class Linear(nnx.Module):
         if lora is None:
             (y,) = _hidden_mapped(hidden, parts, kernels)
         else:
-            y, low = _hidden_mapped(hidden, parts, (*kernels, lora.into[...].astype(dtype)))
+            y, low = _hidden_mapped(hidden, parts, (*kernels, lora.factors()[0].astype(dtype)))
             y = lora.added(y, low, self.kernel[...])
         return y if self.bias is None else y + self.bias[...].astype(dtype)
 

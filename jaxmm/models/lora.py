@@ -21,13 +21,15 @@ class Lora(nnx.Module):
 
     Attributes:
       into: (*inputs, rank), A of the paper, transposed; out: (rank, *outputs), its B. Zeros until ``adapters.begin``.
+      first_into, first_out: factors like these that stay as they began, and whose product is taken away again, so that
+        an adapter that begins with other numbers than zeros changes nothing; None where ``out`` begins with zeros.
       magnitude: of DoRA, (*outputs): the length that each output's column of the sum is scaled to.
       noise: of dropout, uint32 (2,): the data of a random key, which the training step sets.
     """
 
     def __init__(
         self, shape: Sequence[int], axes: Sequence[str | None], inputs: int, *, rank: int, scale: float, kind: str,
-        dropout: float, rngs: nnx.Rngs,
+        has_first: bool, dropout: float, rngs: nnx.Rngs,
     ):  # fmt: skip
         """``shape`` and ``axes`` are the kernel's, but for leading dims of stacked layers, which the axes lack."""
         layers = tuple(shape[: len(shape) - len(axes)])
@@ -37,10 +39,18 @@ class Lora(nnx.Module):
         def declared(shape: Sequence[int], axes: Sequence[str | None], init: Any) -> nnx.Param:
             return parameter(rngs, shape, axes, init, layers=layers)
 
-        self.into = declared((*dims[:inputs], rank), (*axes[:inputs], None), zeros)
-        self.out = declared((rank, *dims[inputs:]), (None, *axes[inputs:]), zeros)
+        into, out = ((*dims[:inputs], rank), (*axes[:inputs], None)), ((rank, *dims[inputs:]), (None, *axes[inputs:]))
+        self.into, self.out = declared(*into, zeros), declared(*out, zeros)
+        self.first_into = declared(*into, zeros) if has_first else None
+        self.first_out = declared(*out, zeros) if has_first else None
         self.magnitude = declared(dims[inputs:], axes[inputs:], ones) if kind == "dora" else None
         self.noise = declared((2,), (None,), zeros) if dropout else None
+
+    def factors(self) -> tuple[jax.Array, jax.Array]:
+        """What the update is the product of: (*inputs, rank) and (rank, *outputs), or of twice the rank."""
+        if self.first_into is None or self.first_out is None:
+            return self.into[...], self.out[...]
+        return with_first(self.into[...], self.out[...], self.first_into[...], self.first_out[...])
 
     def dropped(self, x: jax.Array) -> jax.Array:
         """What goes into the factors: x, of which in training a part is dropped."""
@@ -55,16 +65,24 @@ class Lora(nnx.Module):
 
         Args:
           y: (..., *outputs), of the kernel alone, without a bias.
-          low: (..., rank), of ``into``.
+          low: (..., rank), of the first of ``factors``.
           kernel: (*inputs, *outputs).
         """
-        out = self.out[...].astype(y.dtype)
+        into, out = self.factors()
+        wide, out = out, out.astype(y.dtype)
         y = y + jnp.asarray(self.scale, y.dtype) * lax.dot_general(low, out, (((low.ndim - 1,), (0,)), ((), ())))
         if self.magnitude is None:
             return y
         # The norm counts as a constant in the backward pass, as in the paper, section 4.3.
-        norm = lax.stop_gradient(column_norms(kernel, self.into[...], self.out[...], self.scale, self.inputs))
+        norm = lax.stop_gradient(column_norms(kernel, into, wide, self.scale, self.inputs))
         return y * (self.magnitude[...] / norm).astype(y.dtype)
+
+
+def with_first(
+    into: jax.Array, out: jax.Array, first_into: jax.Array, first_out: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Factors of into @ out - first_into @ first_out."""
+    return jnp.concatenate([into, first_into], -1), jnp.concatenate([out, -first_out], 0)
 
 
 def scale_of(kind: str, rank: int, alpha: float) -> float:

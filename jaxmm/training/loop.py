@@ -224,7 +224,7 @@ class _Loop:
                 plan=plan,
                 skipped_lines=run.skipped.lines(),  # in here no process is a step ahead
             )
-            run.checkpoints.save(step, state, record.to_json(), metric)
+            run.checkpoints.save(step, run.held(state), record.to_json(), metric)
             if is_last:
                 run.checkpoints.wait()
 

@@ -12,8 +12,9 @@ from ml_collections import ConfigDict
 from jaxmm import capacity, command, sharding
 from jaxmm.atomic import read_lines, write_json
 from jaxmm.batch import Batch
+from jaxmm.checkpoints.base import Base, found_again, held, keep, kept
 from jaxmm.checkpoints.checkpoint import Checkpoints
-from jaxmm.checkpoints.params import compile_unoptimized, started_params
+from jaxmm.checkpoints.params import compile_unoptimized, started_params, with_base
 from jaxmm.checkpoints.record import Record
 from jaxmm.checkpoints.resume import Identity
 from jaxmm.config.keys import WRITERS
@@ -41,6 +42,7 @@ class Run:
     Attributes:
       start: the step it goes on from; 0 for one that begins.
       writers: names of the trackers that get its figures.
+      base: the model beneath its adapters; None where checkpoints hold everything.
       record: of the checkpoint gone on from; None for a run that begins.
       say: prints a line; a logger's, once there is one.
     """
@@ -54,6 +56,7 @@ class Run:
         self.writers = writers_of(config)
         self.say: Callable[[str], None] = lambda line: print(printable(line), file=sys.stderr, flush=True)
         self._has_begun = False
+        self.base: Base | None = None
         self.checkpoints = Checkpoints(
             workdir / "checkpoints", config.checkpoint.keep, config.checkpoint.keep_best,
             on_save=lambda step: note_first_save(workdir, step), say=lambda line: self.say(line),
@@ -64,6 +67,7 @@ class Run:
         if not self.start:
             self._refuse_foreign()
         self.recipe = self._recipe()
+        self.base = self._base()
         capacity.check_model(self.recipe.model, self.recipe.trainable, self.mesh)
         self.corpus = train_corpus(config, self.recipe)
         self.held_out = eval_corpus(config, self.recipe)
@@ -112,6 +116,15 @@ class Run:
         if self.record and (older := self.record.data.get("template")) in recipe.template.older:
             recipe = recipe._replace(template=recipe.template.as_of(older))  # its prepared data goes by that name
         return recipe
+
+    def _base(self) -> Base | None:
+        """The model beneath the run's adapters; None where checkpoints hold everything."""
+        if self.recipe.model.adapter is None or not self.config.init_from:
+            return None
+        if not self.start:
+            return Base.find(self.config.init_from)
+        noted = kept(self.workdir)
+        return noted and found_again(noted, self.config.init_from, self.workdir)
 
     def _fitted(self) -> Recipe:
         """The recipe for the media that the data has. A model from random weights gets what it needs for them."""
@@ -168,6 +181,8 @@ class Run:
                     self._config_name, self.steps, self.mesh, self.recipe.compute, self.recipe.model
                 )  # fmt: skip
                 write_json(self.workdir / MACHINE, machine)
+                if self.base:
+                    keep(self.workdir, self.base)
                 keep_tokenizer(self.config.data.tokenizer, self.workdir)
                 note_first_save(self.workdir, self.start)
             for folder in self.corpus.folders + (self.held_out.folders if self.held_out else []):
@@ -183,10 +198,17 @@ class Run:
         rows, widths = self.config.batch_size, self.assemble.widths
         return abstract_batch(self.recipe, self.budgets, rows, self.mesh, widths)
 
+    def held(self, state: TrainState) -> TrainState:
+        """What a checkpoint holds of a state: with adapters, all but the model beneath them."""
+        return state._replace(params=held(state.params, self.recipe.trainable, self.base)) if self.base else state
+
     def initial_state(self) -> TrainState:
         """The state at ``self.start``: restored onto this mesh, from ``init_from``, or fresh."""
         if self.start:
-            return self.checkpoints.restore(self.program.abstract_state(self.mesh), self.start)
+            state = self.checkpoints.restore(self.held(self.program.abstract_state(self.mesh)), self.start)
+            if self.base is None:
+                return state
+            return state._replace(params=with_base(state.params, self.recipe, self.mesh, self.base))
         if self.is_first:
             own_folders.remove(self.workdir / MODEL)  # of a start from another model that never came to a save
         if not self.config.init_from:

@@ -16,7 +16,7 @@ from small_run import saved
 
 from jaxmm import evaluate, export, generate, train
 from jaxmm.checkpoints.checkpoint import Checkpoints
-from jaxmm.checkpoints.params import chosen_step
+from jaxmm.checkpoints.chosen import chosen_step
 from jaxmm.errors import UserError
 from jaxmm.workdir.kept_folders import keep_tokenizer, tokenizer_folder
 

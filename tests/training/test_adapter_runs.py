@@ -1,0 +1,133 @@
+"""A run with adapters over a model's folder: its checkpoints hold what learns, and find the rest again, or say not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+import small_run
+from made_folders import folder_of
+
+from jaxmm import evaluate, export, generate, sharding, train
+from jaxmm.checkpoints.base import FILE, kept
+from jaxmm.checkpoints.params import saved_params
+from jaxmm.config.file import load_workdir
+from jaxmm.errors import UserError
+from jaxmm.models.adapters import is_factor
+from jaxmm.models.tree import flat
+from jaxmm.recipe import read_recipe
+
+pytestmark = pytest.mark.usefixtures("whole_transformers")
+ADAPTERS = (
+    "--config.adapter.rank=2", "--config.adapter.targets=q_proj,v_proj,down_proj,vision.blocks.attention",
+    "--config.adapter.kind=dora", "--config.adapter.modules_to_save=connector.down", "--config.adapter.dropout=0.1",
+    "--config.optimizer.name=adamw", "--config.optimizer.rate=1e-2", "--config.eval.every=0",
+    "--config.eval.examples=8",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return folder_of("qwen2.5-vl", tmp_path_factory.mktemp("models") / "base")
+
+
+@pytest.fixture(scope="module")
+def arguments(base, tmp_path_factory) -> list[str]:
+    data = small_run.make_data(tmp_path_factory.mktemp("data"))
+    cache = tmp_path_factory.getbasetemp() / "cache"
+    return [*small_run.arguments(data, cache), *ADAPTERS, f"--config.init_from={base}"]
+
+
+@pytest.fixture(scope="module")
+def finished(arguments, tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("runs") / "finished"
+    assert train.main([*arguments, f"--workdir={workdir}"]) == 0
+    return workdir
+
+
+def params_of(workdir: Path) -> dict[tuple[str, ...], np.ndarray]:
+    """Of the newest checkpoint, with the model beneath."""
+    mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        params = saved_params(workdir, read_recipe(load_workdir(str(workdir)), workdir), mesh)
+    return {path: np.asarray(x) for path, x in flat(params).items()}
+
+
+def test_checkpoints_hold_what_learns_and_what_is_frozen_is_the_folders_to_the_bit(arguments, base, finished):
+    saved = {name for name in small_run.saved(finished, 8) if name.startswith("params.")}
+    assert {name for name in saved if ".lora." not in name} == {
+        "params.connector.down.kernel", "params.connector.down.bias"
+    }  # fmt: skip
+    assert {name.rsplit(".lora.")[0] for name in saved if ".lora." in name} == {
+        *(f"params.decoder.blocks.{one}" for one in ("attention.query", "attention.value", "mlp.down")),
+        *(f"params.vision.blocks.attention.{one}" for one in ("query", "key", "value", "out")),
+    }
+    begun = small_run.first_params(*arguments)
+    for path, x in params_of(finished).items():
+        is_learnt = is_factor(path) or path[:2] == ("connector", "down")
+        assert np.array_equal(x, begun[".".join(("params", *path))]) != is_learnt, path
+    noted = kept(finished)
+    assert noted is not None
+    assert noted.init_from == str(base.resolve())
+
+
+def test_a_run_that_stopped_and_went_on_has_the_bits_of_one_that_did_not(arguments, finished, tmp_path):
+    for steps in (4, 8):
+        assert train.main([*arguments, f"--config.steps={steps}", f"--workdir={tmp_path / 'run'}"]) == 0
+    small_run.assert_same_bits(small_run.saved(finished, 8), small_run.saved(tmp_path / "run", 8))
+
+
+def test_an_export_is_the_base_with_the_adapters_merged_and_answers_as_the_run(arguments, finished, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert export.main([f"--workdir={finished}", f"--output={out}", "--dtype=float32"]) == 0
+    written = small_run.first_params(*arguments[: -len(ADAPTERS) - 1], f"--config.init_from={out}")
+    params = params_of(finished)
+    assert written.keys() == {".".join(("params", *path)) for path in params if not is_factor(path)}
+    changed = {name for name, x in written.items() if not np.array_equal(x, params[tuple(name.split(".")[1:])])}
+    assert "params.decoder.blocks.attention.query.kernel" in changed
+    assert "params.decoder.blocks.attention.key.kernel" not in changed
+    capsys.readouterr()
+    asked = [f"--workdir={finished}", "--prompt=Colour?", "--max_tokens=8"]
+    assert generate.main(asked) == 0
+    with_adapters = capsys.readouterr().out
+    assert train.main([
+        *arguments[: -len(ADAPTERS) - 1], f"--config.init_from={out}", "--config.steps=1", "--config.optimizer.rate=0",
+        f"--workdir={tmp_path / 'still'}",
+    ]) == 0  # fmt: skip
+    capsys.readouterr()
+    assert generate.main([f"--workdir={tmp_path / 'still'}", "--prompt=Colour?", "--max_tokens=8"]) == 0
+    assert capsys.readouterr().out == with_adapters
+
+
+def test_evaluation_reads_the_base_too_and_says_where_it_is_not(base, finished, tmp_path, capsys):
+    assert evaluate.main([f"--workdir={finished}"]) == 0
+    of_run = json.loads((finished / "summary.json").read_text())["eval"]["colours"]["loss"]
+    assert json.loads((finished / "eval.json").read_text())["colours"]["loss"] == pytest.approx(of_run, rel=1e-5)
+    moved = tmp_path / "moved"
+    shutil.move(base, moved)
+    try:
+        with pytest.raises(UserError, match=r"holds adapters alone, and the model beneath them is not in .* any more"):
+            evaluate.main([f"--workdir={finished}"])
+        assert evaluate.main([f"--workdir={finished}", f"--config.init_from={moved}"]) == 0
+    finally:
+        shutil.move(moved, base)
+
+
+def test_adapters_of_another_model_are_refused(base, finished, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(base, other)
+    tensors = safetensors.numpy.load_file(other / "model.safetensors")
+    tensors["model.embed_tokens.weight" if "model.embed_tokens.weight" in tensors else next(iter(tensors))][0] += 1
+    safetensors.numpy.save_file(tensors, other / "model.safetensors")
+    with pytest.raises(UserError, match=r"holds adapters of another model than that in .*other"):
+        evaluate.main([f"--workdir={finished}", f"--config.init_from={other}"])
+    (tmp_path / "run").mkdir()
+    shutil.copytree(finished, tmp_path / "run", dirs_exist_ok=True)
+    (tmp_path / "run" / FILE).write_text("{}")
+    with pytest.raises(UserError, match="is damaged, or of a newer version"):
+        evaluate.main([f"--workdir={tmp_path / 'run'}"])
