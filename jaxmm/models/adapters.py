@@ -58,6 +58,10 @@ class AdapterSpec:
         is_map = not any(matches(path, pattern) for pattern in CONVOLUTIONS)
         return is_map and any(matches(path, pattern) for pattern in self.targets)
 
+    def scale(self) -> float:
+        """What updates are multiplied by, but for maps in ``ranks``."""
+        return scale_of(self.kind, self.rank, self.alpha)
+
     def sizes(self, path: ParamPath) -> tuple[int, float]:
         """Rank, and what the update is multiplied by, of the map at a path."""
         rank, alpha = self.rank, self.alpha
