@@ -230,7 +230,7 @@ def test_one_that_turns_out_broken_leaves_padding_and_the_rest_as_it_is(tmp_path
     rows = [[Piece(0, e, 0, int(source.tokens_E[e])) for e in range(3)]]
     loaded = Assembler([source], limits(), SPEC)(rows)
     alone = Assembler([source], limits(), SPEC)([[rows[0][0], rows[0][2]]])
-    assert [tuple(skip) for skip in loaded.skipped] == [("made, record 1", "odd bytes", "beeps")]
+    assert [tuple(skip) for skip in loaded.skipped] == [("made, record 1", "odd bytes", "beeps", 1)]
     for got, wanted in zip(loaded.batch.media["beeps"], alone.batch.media["beeps"], strict=True):
         np.testing.assert_array_equal(got, wanted)
     slots = loaded.batch.slots_BT[0]

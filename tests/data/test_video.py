@@ -16,7 +16,7 @@ from made import document, source_of
 from made_index import Made
 
 from jaxmm.batch import IGNORED, AudioSpec, ImageSpec, VideoSpec
-from jaxmm.data.assemble import Assembler, Loaded
+from jaxmm.data.assemble import Assembler, Loaded, Skipped
 from jaxmm.data.documents import Document, Image, Text, Video
 from jaxmm.data.media import sampling
 from jaxmm.data.media.extents import Extent
@@ -227,7 +227,7 @@ def test_a_broken_frame_leaves_its_document_as_padding(tmp_path):
     broken = broken._replace(frames=(*broken.frames[:3], half, *broken.frames[4:]))
     lengths = lengths_in(tmp_path, SPEC, document(Text("a"), film(4)), document(broken, i=1), document(film(4, seed=9)))
     loaded = loaded_of(lengths)
-    assert loaded.skipped == [("made, record 1", "truncated", "video")]
+    assert loaded.skipped == [Skipped("made, record 1", "truncated", "video")]
     segments = loaded.batch.text.segments[0]
     assert set(segments.tolist()) == {0, 1, 3}
     held = loaded.batch.patches.segments[0]
