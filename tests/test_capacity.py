@@ -10,6 +10,7 @@ from jaxmm.errors import UserError
 from jaxmm.models.compute import Compute
 from jaxmm.models.decoder import DecoderSpec
 from jaxmm.models.multimodal import ModelSpec
+from jaxmm.models.trainable import EVERYTHING, Trainable
 
 DEVICE = jax.devices()[:1]
 
@@ -23,12 +24,12 @@ def test_a_model_that_no_device_holds_is_one_line(gigabyte):
     spec = ModelSpec(decoder=DecoderSpec(layers=100, width=2048, mlp=8192))
     mesh = sharding.make_mesh({"data": 1}, DEVICE)
     with pytest.raises(UserError, match=r"a model of 5.* parameters takes .* GB or more, and each device has 1 GB"):
-        capacity.check_model(spec, (), mesh)
-    capacity.check_model(ModelSpec(), (), mesh)
+        capacity.check_model(spec, EVERYTHING, mesh)
+    capacity.check_model(ModelSpec(), EVERYTHING, mesh)
     half = ModelSpec(decoder=DecoderSpec(layers=1, width=1024, mlp=65536, vocab_size=128))  # 0.2 billion
-    capacity.check_model(half, ("decoder",), mesh)
+    capacity.check_model(half, Trainable(("decoder",)), mesh)
     with pytest.raises(UserError, match=r"make it smaller, or raise config\.mesh\.fsdp"):
-        capacity.check_model(half, (), mesh)
+        capacity.check_model(half, EVERYTHING, mesh)
 
 
 def test_answers_that_the_device_does_not_hold_are_one_line(gigabyte):

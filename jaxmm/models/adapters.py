@@ -152,9 +152,10 @@ def begin(
 
 def _principal(kernel: jax.Array, layers: int, inputs: int, one: Map) -> tuple[jax.Array, jax.Array]:
     """Factors (layers, inputs, rank) and (layers, rank, outputs) of the largest singular values."""
-    u_LIK, s_LK, v_LKO = jnp.linalg.svd(kernel.astype(jnp.float32).reshape(layers, inputs, -1), full_matrices=False)
-    root_LR = jnp.sqrt(s_LK[:, : one.rank] / one.scale)
-    return u_LIK[..., : one.rank] * root_LR[:, None], v_LKO[:, : one.rank] * root_LR[..., None]
+    wide = kernel.astype(jnp.float32).reshape(layers, inputs, -1)
+    left, values, right = jnp.linalg.svd(wide, full_matrices=False)
+    root = jnp.sqrt(values[:, : one.rank] / one.scale)
+    return left[..., : one.rank] * root[:, None], right[:, : one.rank] * root[..., None]
 
 
 def merged(params: Mapping[ParamPath, jax.Array], maps: Sequence[Map]) -> dict[ParamPath, jax.Array]:

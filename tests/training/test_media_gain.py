@@ -59,7 +59,7 @@ def learnt(tiny, asked):
     optimizer = make_optimizer(make_schedule(rate=1e-2, steps=60, warmup=4, name="constant"))
     options = {"target_budget": BUDGETS.targets, "sources": 1, "z_loss": 1e-3}
     step = jax.jit(make_train_step(tiny.forward, optimizer, **options))
-    state = init_state(tiny.params, optimizer, ())
+    state = init_state(tiny.params, optimizer)
     for _ in range(60):
         state, metrics = step(state, batch)
     assert float(metrics.loss_sum / metrics.weight_sum) < 0.3

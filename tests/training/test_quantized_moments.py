@@ -62,7 +62,7 @@ def test_the_state_is_smaller_and_lies_where_its_parameters_do(kind, share, name
 
     def state(kind: str):
         optimizer = make_optimizer(optax.constant_schedule(0.1), kernel_dims=maps, moments=kind)
-        return jax.eval_shape(lambda: init_state(tiny.params, optimizer, ()))
+        return jax.eval_shape(lambda: init_state(tiny.params, optimizer))
 
     def size(tree) -> int:
         return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
