@@ -18,7 +18,7 @@ from jaxmm.models.multimodal import ModelSpec, abstract_params, begin_adapters, 
 from jaxmm.models.trainable import Trainable
 from jaxmm.models.tree import flat, joined, nested
 
-KINDS = ("lora", "rslora", "dora")
+KINDS = ("lora", pytest.param("rslora", marks=pytest.mark.slow), "dora")
 EVERY_MAP = ("vision", "connector", "decoder")
 
 
@@ -45,7 +45,7 @@ def started(tiny: Tiny, model: ModelSpec, moved: float = 0.0) -> dict:
 
 
 def said(tiny: Tiny, model: ModelSpec, params: Any, batch: Any) -> np.ndarray:
-    hidden_BTD, head_VD = make_model(model)[1](params, batch, tiny.compute)
+    hidden_BTD, head_VD = jax.jit(lambda p: make_model(model)[1](p, batch, tiny.compute))(params)
     return np.asarray(hidden_BTD @ head_VD.T)[np.asarray(batch.text.segments) > 0]
 
 
@@ -80,8 +80,9 @@ def test_gradients_of_the_factors_are_those_through_the_merged_kernel(kind, tiny
         hidden_BTD, head_VD = through(joined(learnt, fixed))
         return ((hidden_BTD @ head_VD.T) ** 2).mean()
 
-    found = jax.grad(loss)(learnt, lambda p: make_model(model)[1](p, batch, tiny.compute))
-    wanted = jax.grad(loss)(
+    gradient = jax.jit(jax.grad(loss), static_argnums=1)
+    found = gradient(learnt, lambda p: make_model(model)[1](p, batch, tiny.compute))
+    wanted = gradient(
         learnt, lambda p: make_model(tiny.spec)[1](nested(merged(flat(p), model_maps(model))), batch, tiny.compute)
     )  # fmt: skip
     for path, value in flat(wanted).items():
