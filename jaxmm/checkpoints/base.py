@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jaxmm.atomic import read_json, write_json
 from jaxmm.checkpoints.checkpoint import Checkpoints
@@ -26,7 +26,7 @@ from jaxmm.hf.init_from import parse, run_and_step
 from jaxmm.hf.tensor_files import tensor_file_names
 from jaxmm.models.adapters import is_factor
 from jaxmm.models.trainable import Trainable
-from jaxmm.models.tree import ParamPath, Params
+from jaxmm.models.tree import ParamPath, Params, only
 
 FILE, FORMAT = "base.json", 1
 SAMPLES, BLOCK = 16, 1 << 16  # of a file: pieces, and bytes of each
@@ -101,26 +101,14 @@ def found_again(noted: Base, asked: str, workdir: Path) -> Base:
     return base._replace(asked=noted.asked if asked in ("", noted.asked) else asked)
 
 
-def held(params: Params, trainable: Trainable, base: Base | None) -> Params:
+def held(params: Params, trainable: Trainable, base: Base) -> Params:
     """The parameters that a checkpoint holds: what learns, all of the adapters, and what the base has not."""
-    return _chosen(params, (), trainable, base, True)
+    return only(params, lambda path: trainable.learns(path) or not base.has(path))
 
 
 def beneath(params: Params, trainable: Trainable, base: Base) -> Params:
     """The parameters that are read from the base."""
-    return _chosen(params, (), trainable, base, False)
-
-
-def _chosen(tree: Any, above: ParamPath, trainable: Trainable, base: Base | None, wanted: bool) -> Params:
-    found: Params = {}
-    for key, value in tree.items():
-        path = (*above, key)
-        if isinstance(value, dict):
-            if below := _chosen(value, path, trainable, base, wanted):
-                found[key] = below
-        elif (base is None or trainable.learns(path) or not base.has(path)) == wanted:
-            found[key] = value
-    return found
+    return only(params, lambda path: base.has(path) and not trainable.learns(path))
 
 
 def _checkpoint(run: Path, step: str) -> int:

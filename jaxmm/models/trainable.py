@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from jaxmm.errors import UserError, nearest
 from jaxmm.models.adapters import is_learnt_factor
 from jaxmm.models.multimodal import ModelSpec, flat_axes, kernel_dims
-from jaxmm.models.tree import ParamPath, Params, matches
+from jaxmm.models.tree import ParamPath, Params, matches, only
 
 SHOWN = 8  # paths that an error lists
 
@@ -34,18 +34,7 @@ class Trainable(NamedTuple):
 
     def split(self, params: Mapping[str, Any]) -> tuple[Params, Params]:
         """Those that learn, and the others, for which no gradient is taken and no optimizer state held."""
-        return self._branch(params, (), True), self._branch(params, (), False)
-
-    def _branch(self, tree: Mapping[str, Any], above: ParamPath, wanted: bool) -> Params:
-        found: Params = {}
-        for key, value in tree.items():
-            path = (*above, key)
-            if isinstance(value, Mapping):
-                if below := self._branch(value, path, wanted):
-                    found[key] = below
-            elif self.learns(path) == wanted:
-                found[key] = value
-        return found
+        return only(params, self.learns), only(params, lambda path: not self.learns(path))
 
     def shares(self, model: ModelSpec) -> dict[str, float | None]:
         """By part, what share of the weights of its linear maps learns; None where nothing of the part does."""
@@ -69,7 +58,7 @@ def _shares(trainable: Trainable, model: ModelSpec) -> tuple[tuple[str, float | 
     return tuple(shares)
 
 
-def check_patterns(patterns: Iterator[str] | tuple[str, ...], key: str, model: ModelSpec) -> None:
+def check_patterns(patterns: Iterable[str], key: str, model: ModelSpec) -> None:
     """Raises UserError for a pattern that means no parameter of the model; ``key``: of the config, that has it."""
     paths = list(flat_axes(model))
     for pattern in patterns:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -27,6 +27,11 @@ def flat(tree: Mapping[str, Any], above: ParamPath = ()) -> dict[ParamPath, Any]
     for key, value in tree.items():
         by_path |= flat(value, (*above, key)) if isinstance(value, Mapping) else {(*above, key): value}
     return by_path
+
+
+def only(tree: Mapping[str, Any], is_wanted: Callable[[ParamPath], bool]) -> Params:
+    """The tree of those parameters whose paths are wanted."""
+    return nested({path: value for path, value in flat(tree).items() if is_wanted(path)})
 
 
 def joined(one: Mapping[str, Any], other: Mapping[str, Any]) -> Params:

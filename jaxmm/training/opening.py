@@ -41,9 +41,8 @@ def _model_lines(run: Run, state: TrainState) -> Iterator[str]:
         f"jaxmm {jaxmm.__version__} on {jax.devices()[0].device_kind}, {shape}; compute in {recipe.compute.dtype}, "
         f"attention by '{recipe.compute.attention}'"
     )
-    yield f"parameters: {sizes}" + (
-        f"; frozen: {', '.join(recipe.trainable.frozen)}" if recipe.trainable.frozen else ""
-    )
+    frozen = ", ".join(recipe.trainable.frozen)
+    yield f"parameters: {sizes}" + (f"; frozen: {frozen}" if frozen else "")
     if line := _adapter_line(run, state):
         yield line
     for line in recipe.start.differences() if recipe.start else ():

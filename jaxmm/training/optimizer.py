@@ -117,7 +117,7 @@ def make_optimizer(
     Args:
       b1, b2, eps: of AdamW alone; Muon's momentum is 0.95.
       clip: largest global gradient norm; 0 does not clip.
-      rates: multiples of the scheduled rate by patterns of paths (``trainable.matches``). Of those that mean a
+      rates: multiples of the scheduled rate by patterns of paths (``tree.matches``). Of those that mean a
         parameter the last counts; 1 where none does.
       kernel_dims: the parameters that Muon updates, by path, with the dims they take in and give out.
       moments: what they are held as, one of ``quantized_moments.MOMENTS``; they are computed in float32.

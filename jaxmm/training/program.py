@@ -157,16 +157,8 @@ def make_program(config: ConfigDict, recipe: Recipe, *, steps: int, targets: int
     }
     step = make_train_step(apply, optimizer, **settings, noise=make_noise(model, config.seed))
     first_state = functools.partial(init_state, optimizer=optimizer, trainable=recipe.trainable)
-    key = repr(
-        (
-            model,
-            config.seed if model != recipe.model else 0,
-            recipe.compute,
-            options.to_json(sort_keys=True),
-            steps,
-            settings,
-        )
-    )
+    seed = config.seed if model != recipe.model else 0  # of dropout
+    key = repr((model, seed, recipe.compute, options.to_json(sort_keys=True), steps, settings))
     schedule = jax.jit(schedule)  # for the log, which would make a program of each of its operations
     of_groups = {name: settings[name] for name in settings if name not in ("sources", "image_offset")}
     return Program(recipe, step, first_state, schedule, key, make_group_norms(apply_looped, **of_groups))
