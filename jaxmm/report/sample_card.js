@@ -20,7 +20,7 @@ class Card {
     this.item = make("li", "card");
     this.item.tabIndex = -1;
     const answer = sample.answer.trim(), truth = sample.truth.trim(), cut = `cut after ${sample.tokens.length} tokens`;
-    this.isRight = sample.cut ? truth.startsWith(answer) : answer === truth;
+    this.isRight = sample.cut ? answer !== "" && truth.startsWith(answer) : answer === truth;
     this.canvases = [];
     const question = make("p", "question", sample.question), verdict = make("p", "verdict");
     question.dir = "auto";

@@ -298,3 +298,10 @@ def test_tables_fit_a_wide_screen_and_most_of_them_a_phone(pages):
         assert pages.open(name, width=1600)(over) == []
         assert set(pages.open(name, width=390)(over)) <= {"Starts", "Evaluations on held_out", "Figures of the runs",
                                                            "Differences between the configs"}  # fmt: skip
+
+
+def test_an_answer_of_blanks_that_was_cut_is_not_right(pages):
+    verdict = """
+      const sample = store.runs[0].samples[0].samples[0];
+      return arguments[0].map((answer) => new Card({ ...sample, answer, truth: "red", cut: true }, 1).isRight)"""
+    assert pages.open("healthy")(verdict, ["re", "red", "  ", "", "blue"]) == [True, True, False, False, False]
