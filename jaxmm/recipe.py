@@ -321,7 +321,7 @@ def read_compute(config: ConfigDict, model: ModelSpec, image: ImageSpec, platfor
 
 def read_reading(config: ConfigDict, recipe: Recipe | DataRecipe, evaluation: bool = False) -> Reading:
     """How the config's data is read."""
-    beside = ("boxes", "image", "evaluation", "held_out")
+    beside = ("boxes", "image", "evaluation", "held_out", "preferences")
     keys = [field.name for field in dataclasses.fields(Reading) if field.name not in beside]
     kind = read_boxes(config, recipe.start)
     return Reading(

@@ -28,9 +28,14 @@ SKIP_ADVICE = {
     "with config.data.follow_outside=True",
     "unreadable": "the base64 text of a picture or clip cannot be decoded",
     "no caption": "a picture or clip without a text file of the same name beside it",
+    "no pair": "an answer that has none to be compared with: a chosen one without a rejected one, or the other way round",
+    "equal answers": "both answers of a pair are the same: nothing tells them apart",
     "no sense": "see its detail in skipped.jsonl; config.data.on_error=stop stops at the first",
 }
 SKIP_REASONS = tuple(SKIP_ADVICE)
+
+# What is known of an example's answer: nothing; that it is better than the other one; that people want it, or do not.
+VERDICTS = ("", "better", "wanted", "unwanted")
 
 
 class Text(NamedTuple):
@@ -165,6 +170,10 @@ class Document(NamedTuple):
       labels: groups for an evaluation, as ("colour", "unseen").
       tools: JSON list of the available tools, as the data has it; '' for none.
       objects: one for each mark in the texts, in order, until ``boxes`` has written them there.
+      verdict: of preference data, what is known of the last turn, an answer: one of VERDICTS.
+      other: the turns that it is compared with, (): the same ones but for the last. Of a pair ("better") that is the
+        rejected answer, of a judged one ("wanted", "unwanted") the answer to another prompt of the same unit. Media
+        stand before the last turn alone.
     """
 
     turns: tuple[Turn, ...]
@@ -172,6 +181,8 @@ class Document(NamedTuple):
     labels: tuple[str, ...] = ()
     tools: str = ""
     objects: tuple[Object, ...] = ()
+    verdict: str = ""
+    other: tuple[Turn, ...] = ()
 
 
 class Skip(NamedTuple):

@@ -17,6 +17,7 @@ COLUMNS = (
     "history", "system", "tools",
 )  # fmt: skip
 ON_ERROR = ("stop", "skip")
+PREFERENCES = ("", "pairs", "judged")
 BARE = ("stop", "text")
 MAX_SKIPPED = 0.05  # fraction of a source's documents; a single skipped one never stops the run
 
@@ -45,6 +46,8 @@ class Reading:
     image: how pictures are resized, needed for boxes in pixels.
     evaluation: whether the data is read for an evaluation.
     held_out: whether to read the part that ``val_size`` keeps from training.
+    preferences: which preferences records must have, one of PREFERENCES: none, "pairs" of answers, of which one is
+      better, or answers that are "judged" one by one. By ``config.objective``.
     """
 
     media_dir: str = ""
@@ -65,6 +68,7 @@ class Reading:
     image: ImageSpec | None = None
     evaluation: bool = False
     held_out: bool = False
+    preferences: str = ""
 
     def __post_init__(self) -> None:
         """Raises UserError for a value that its key may not have."""
