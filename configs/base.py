@@ -13,6 +13,7 @@ def get_config() -> ConfigDict:
     config.patch_budget = 0  # patches in a row; 0 picks it from the data
     config.target_budget = 0  # predicted tokens in a row; 0 picks it from the data
     config.accumulation = 1  # microbatches a global batch is computed in
+    config.objective = ""  # of preferences: "dpo", "ipo", "simpo", "orpo", "kto"; "" learns targets, see data.objective
     config.init_from = ""  # workdir of a run, a model's folder, or vision:DIR,audio:DIR,decoder:DIR (one tower or both)
 
     config.data = ConfigDict()
@@ -137,6 +138,16 @@ def get_config() -> ConfigDict:
     config.adapter.dropout = 0.0  # part of what goes into the factors that is dropped in training
     config.adapter.init = ""  # of the first factor: "" uniform as PEFT's, "gaussian", "pissa"
     config.adapter.modules_to_save = ""  # what is trained whole beside adapters: parts or patterns, as connector
+
+    config.preference = ConfigDict()
+    config.preference.beta = 0.0  # how little the model may leave the reference; 0 is 0.1, of simpo 2
+    config.preference.margin = 0.0  # of simpo, gamma: what the chosen answer is to be ahead; 0 is 1
+    config.preference.label_smoothing = 0.0  # of dpo and simpo, part of the pairs that may be the other way round
+    config.preference.sft = 0.0  # weight of the chosen answer's own loss, a mean over its tokens, which is added
+    # of dpo and kto, whether an answer counts by the mean over its tokens, as of the others always
+    config.preference.length_normalised = False
+    config.preference.wanted = 1.0  # of kto, weight of answers that people want
+    config.preference.unwanted = 1.0  # of kto, weight of those that they do not
 
     config.compute = ConfigDict()
     config.compute.dtype = ""  # of activations; "" is bfloat16, on CPU float32

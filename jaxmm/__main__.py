@@ -21,6 +21,7 @@ COMMANDS = {
     "prepare": "tokenize and store data once, for any number of runs",
     "inspect": "show what the model will see: a page, or the plan of each batch",
     "encode_features": "encode the pictures and clips of a corpus once, by a run's towers",
+    "reference": "ask the model that a run begins from about its data's preferences, once",
     "report": "one page of a run, or of several side by side: curves, attention, samples, time",
     "estimate": "memory, FLOPs and communication of a step, without the hardware",
     "check": "tell whether this machine's accelerator works, and how fast it is",

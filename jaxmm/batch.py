@@ -7,7 +7,7 @@ Dimensions, which arrays carry as a suffix (``q_BTHD``):
     P  bytes of a patch             A  coordinate axes               D  width, of a model or of a head
     H  attention heads              K  key-value heads               V  vocabulary
     E  experts                      L  layers                       Q  queries that are looked at
-    X  what of them is summed up
+    X  what of them is summed up    C  preferences of a row
 
 Everything is a tuple of arrays, so that NumPy fills it in the loader's workers and JAX takes it as a pytree; this
 module imports neither.
@@ -46,6 +46,16 @@ class Stream(NamedTuple):
     segments: Array  # int32
 
 
+class Pairs(NamedTuple):
+    """The preferences of each row: two segments of its text each, an answer and the one that it is compared with."""
+
+    segments_BC: Array  # int32: the segment of the answer, that of the other one is next; 0 where there is no pair
+    verdicts_BC: Array  # int32: place in ``documents.VERDICTS``
+    weights_BC: Array  # float32: weight in the loss, 0 where there is no pair
+    sources_BC: Array  # int32: which data source it belongs to
+    reference_BC2: Array  # float32: log-probabilities of both answers by the reference model, where it was asked before
+
+
 class Batch(NamedTuple):
     """One global batch, or the rows of it that this process feeds."""
 
@@ -59,6 +69,7 @@ class Batch(NamedTuple):
     sources_BT: Array  # int32: which data source the position belongs to
     features: Stream | None = None  # ready-made tower outputs: their soft tokens come after the patches' in the table
     media: Mapping[str, Stream] = {}  # streams of further media, by name: their soft tokens come last, in this order
+    pairs: Pairs | None = None  # of preference data
 
 
 SAMPLINGS = ("stride", "ends")

@@ -108,6 +108,7 @@ def load_corpus(
     for prepared in opened:
         check(taken_as(prepared.meta.get("media", ())))
         _check_boxes(prepared, reading)
+        _check_preferences(prepared, reading)
         if not prepared.is_checked:
             Progress().say(
                 f"{prepared.folder} was prepared by version 0.1, without checksums: damage to its index may go "
@@ -139,6 +140,18 @@ def _check_boxes(prepared: Prepared, reading: Reading) -> None:
         raise UserError(
             f"{prepared.folder} was prepared with {boxes.in_words(was)}, this run asks for {boxes.in_words(wanted)}: "
             f"set {keys} as they were, or prepare it again"
+        )
+
+
+def _check_preferences(prepared: Prepared, reading: Reading) -> None:
+    """Raises UserError for data that has other preferences than the objective learns from."""
+    has, wanted = prepared.meta.get("preferences", ""), reading.preferences
+    if has != wanted:
+        objectives = {"": "''", "pairs": "dpo, ipo, simpo or orpo", "judged": "kto"}
+        what = {"": "no preferences", "pairs": "pairs of answers", "judged": "judged answers"}
+        raise UserError(
+            f"{prepared.meta['name']} has {what[has]} ({prepared.folder}), and the run learns from {what[wanted]}: set "
+            f"config.objective to {objectives[has]}, or give other data"
         )
 
 

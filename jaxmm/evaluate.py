@@ -18,16 +18,18 @@ from pathlib import Path
 import jax
 
 from jaxmm import atomic, command, formatting, sharding
+from jaxmm.checkpoints import references
 from jaxmm.checkpoints.checkpoint import Checkpoints
 from jaxmm.checkpoints.chosen import chosen_step
 from jaxmm.checkpoints.params import saved_params
-from jaxmm.corpus import cache_folder
+from jaxmm.corpus import cache_folder, read_budgets
 from jaxmm.errors import UserError
 from jaxmm.recipe import eval_corpus, fitted, read_recipe
 from jaxmm.runtime import startup
 from jaxmm.runtime.barrier import Barrier
-from jaxmm.training.evaluator import Evaluator, closing_rows
+from jaxmm.training.evaluator import closing_rows
 from jaxmm.training.media_gain import idle_lines
+from jaxmm.training.preference_evaluator import make_evaluator
 
 FLAGS: command.Flags = {
     "workdir": ("", "folder of the run to evaluate"),
@@ -51,6 +53,8 @@ def main(argv: list[str]) -> int:
         for source in corpus.lengths:
             for line in source.cut_lines():
                 print(f"{source.name}, {line}", file=sys.stderr)
+    if known := references.noted(workdir):
+        references.attach(corpus.lengths, known, recipe, read_budgets(args.config, corpus))
     mesh = sharding.make_mesh(args.config.mesh)
     with jax.set_mesh(mesh):
         with Barrier("start").together("the checkpoint"):
@@ -58,7 +62,7 @@ def main(argv: list[str]) -> int:
             step = chosen_step(workdir, args.step) or reader.latest()
             params = saved_params(workdir, recipe, mesh, step, reader)
             which = f"the checkpoint of step {step}{reader.best_line()}"  # all processes read them together
-        evaluator = Evaluator(
+        evaluator = make_evaluator(
             corpus, recipe, mesh, seq_len=args.config.seq_len, batch_size=args.config.batch_size,
             examples=args.config.eval.examples,
         )  # fmt: skip

@@ -40,6 +40,7 @@ from jaxmm.models.multimodal import PARTS, Compute, ModelSpec
 from jaxmm.models.towers.audio import AudioTowerSpec
 from jaxmm.models.towers.vit import VisionSpec
 from jaxmm.models.trainable import Trainable, check_patterns
+from jaxmm.training.preference import PreferenceSpec
 from jaxmm.tuning import make_adapter, make_trainable
 from jaxmm.workdir.folder import has_saved
 from jaxmm.workdir.kept_folders import tokenizer_folder
@@ -152,6 +153,7 @@ class Recipe(NamedTuple):
     cache: Path
     start: Pretrained | None = None
     init_from: str = ""  # of the config
+    preference: PreferenceSpec | None = None
 
 
 def _audio_of(config: ConfigDict, start: Pretrained | None) -> AudioSpec | None:
@@ -278,7 +280,18 @@ def read_recipe(config: ConfigDict, workdir: Path | None = None, platform: str =
     model = dataclasses.replace(model, adapter=make_adapter(config.adapter, start, model))
     trainable = make_trainable(config.optimizer.freeze, config.adapter.modules_to_save, model, known)
     compute = read_compute(config, model, image, platform or jax.default_backend())
-    return Recipe(template, image.only(()), image, model, compute, trainable, cache, start, config.init_from)
+    return Recipe(
+        template, image.only(()), image, model, compute, trainable, cache, start, config.init_from,
+        read_preference(config),
+    )  # fmt: skip
+
+
+def read_preference(config: ConfigDict) -> PreferenceSpec | None:
+    """The loss of preferences that is asked for; None where targets are learnt."""
+    if not config.objective:
+        return None
+    asked = dict(config.preference)
+    return PreferenceSpec(config.objective, is_mean=asked.pop("length_normalised"), **asked)
 
 
 def _model_of(config: ConfigDict, image: ImageSpec, vocabulary: int, clips: str) -> ModelSpec:
@@ -323,10 +336,10 @@ def read_reading(config: ConfigDict, recipe: Recipe | DataRecipe, evaluation: bo
     """How the config's data is read."""
     beside = ("boxes", "image", "evaluation", "held_out", "preferences")
     keys = [field.name for field in dataclasses.fields(Reading) if field.name not in beside]
-    kind = read_boxes(config, recipe.start)
+    kind, spec = read_boxes(config, recipe.start), read_preference(config)
     return Reading(
         **{key: config.data[key] for key in keys}, boxes=kind, image=recipe.whole.only(()) if kind else None,
-        evaluation=evaluation,
+        evaluation=evaluation, preferences=("judged" if spec.judges else "pairs") if spec else "",
     )  # fmt: skip
 
 

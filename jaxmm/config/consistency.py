@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from jaxmm.config.keys import KEYS, OWN_PARTS, PARTS
+from jaxmm.config.keys import KEYS, OBJECTIVES, OWN_PARTS, PARTS
 from jaxmm.config.shares import parse_patterns
 from jaxmm.errors import UserError
 
@@ -49,6 +49,7 @@ def wrong_together(v: Mapping[str, Any]) -> Iterator[str]:
             "config.eval.split does not go with config.data.val_size: what is kept from training is of the same split; "
             "leave one of them out, or name other files in config.eval.path"
         )
+    yield from _of_preferences(v)
     if v["vision.width"] % v["vision.heads"]:
         yield f"config.vision.width {v['vision.width']} is no multiple of config.vision.heads {v['vision.heads']}"
     if v["decoder.heads"] % v["decoder.kv_heads"]:
@@ -69,6 +70,31 @@ def wrong_together(v: Mapping[str, Any]) -> Iterator[str]:
         )
     if v["patch_budget"] % merge**2:
         yield f"config.patch_budget {v['patch_budget']} is no multiple of config.image.merge squared, {merge**2}"
+
+
+# Which objectives a key of ``config.preference`` goes with.
+PREFERENCE = {
+    "beta": OBJECTIVES,
+    "margin": ("simpo",),
+    "label_smoothing": ("dpo", "simpo"),
+    "sft": ("dpo", "ipo", "simpo", "kto"),
+    "length_normalised": ("dpo", "kto"),
+    "wanted": ("kto",),
+    "unwanted": ("kto",),
+}
+
+
+def _of_preferences(v: Mapping[str, Any]) -> Iterator[str]:
+    objective = v["objective"]
+    for key, takes in PREFERENCE.items():
+        name = f"preference.{key}"
+        if objective not in takes and v[name] != KEYS[name].default:
+            now = f"config.objective is {objective}" if objective else "config.objective is ''"
+            yield f"config.{name} goes with config.objective={' or '.join(takes)}, and {now}: leave it out"
+    if objective and v["data.objective"] != "sft":
+        yield f"config.objective={objective} learns answers: leave config.data.objective={v['data.objective']} out"
+    if objective and v["data.learn"] != "all":
+        yield f"config.objective={objective} learns the last answer alone: leave config.data.learn out"
 
 
 def _place(path: str) -> str:

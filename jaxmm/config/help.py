@@ -21,6 +21,7 @@ GROUPS = {
     "decoder": "its sizes; those of a folder in init_from count before them",
     "optimizer": "how parameters are updated",
     "adapter": "low-rank updates that are learnt in the place of whole matrices",
+    "preference": "how one answer is preferred to another, where an objective asks for it",
     "compute": "how a step is computed; the result is the same to rounding",
     "mesh": "how devices are laid out",
     "eval": "held-out data",

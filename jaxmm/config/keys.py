@@ -32,6 +32,7 @@ OWN_PARTS = ("vision", "connector", "decoder")  # of a model that the config has
 CLIPS = ("video", "audio")  # media that need more of a model than pictures do
 WRITERS = ("tensorboard", "wandb")  # of figures, as training/trackers.py has them
 DEMOS = ("pictures", *CLIPS)
+OBJECTIVES = ("dpo", "ipo", "simpo", "orpo", "kto")  # of preferences, as training/preference.py has them
 LARGEST = 2**31 - 1  # steps and pixels are counted in 32 bits
 KINDS = {bool: "true or false", int: "an integer", float: "a finite number", str: "a string"}
 
@@ -142,6 +143,10 @@ KEYS: dict[str, Key] = {
     "target_budget": Key(0, "predicted tokens in a row; 0 picks it from the data", least=0, most=2**24),
     "accumulation": Key(1, "microbatches a global batch is computed in", least=1, most=2**16),
     "init_from": Key("", "workdir of a run, a model's folder, or vision:DIR,audio:DIR,decoder:DIR (one tower or both)"),
+    "objective": Key(
+        "", 'of preferences: "dpo", "ipo", "simpo", "orpo", "kto"; "" learns targets, see data.objective',
+        choices=("", *OBJECTIVES),
+    ),
     "data.path": Key("", 'dataset_info.json, data file, folder or pattern, or prepared data; "" is the demo'),
     "data.demo": Key(DEMOS[0], 'or "video", "audio": which demo', choices=DEMOS),
     "data.mixture": Key(
@@ -303,6 +308,21 @@ KEYS: dict[str, Key] = {
     "adapter.modules_to_save": Key(
         "", "what is trained whole beside adapters: parts or patterns, as connector", form=PATTERNS
     ),
+    "preference.beta": Key(
+        0.0, "how little the model may leave the reference; 0 is 0.1, of simpo 2", least=0, most=1e4
+    ),
+    "preference.margin": Key(0.0, "of simpo, gamma: what the chosen answer is to be ahead; 0 is 1", least=0, most=1e4),
+    "preference.label_smoothing": Key(
+        0.0, "of dpo and simpo, part of the pairs that may be the other way round", least=0, below=0.5
+    ),
+    "preference.sft": Key(
+        0.0, "weight of the chosen answer's own loss, a mean over its tokens, which is added", least=0, most=1e4
+    ),
+    "preference.length_normalised": Key(
+        False, "of dpo and kto, whether an answer counts by the mean over its tokens, as of the others always"
+    ),
+    "preference.wanted": Key(1.0, "of kto, weight of answers that people want", least=0, most=1e4),
+    "preference.unwanted": Key(1.0, "of kto, weight of those that they do not", least=0, most=1e4),
     "compute.dtype": Key(
         "", 'of activations; "" is bfloat16, on CPU float32', choices=("", "float32", "bfloat16")
     ),  # float16 would need a scaled loss

@@ -13,11 +13,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxmm.batch import IGNORED, Batch, ImageSpec, Stream
+from jaxmm.batch import IGNORED, Batch, ImageSpec, Pairs, Stream
 from jaxmm.data.layout import bidirectional_blocks, lay_out, text_positions
 from jaxmm.data.media.medium import BadMedia, Item, Placed, Settings, Space
 from jaxmm.data.media.table import MEDIA, medium_of, stream_places
 from jaxmm.data.packing.lengths import widths_of
+from jaxmm.data.packing.limits import PAIRS
+from jaxmm.data.packing.pieces import segments_of
 from jaxmm.data.packing.plan import Budgets, Lengths, Piece, Row
 
 
@@ -83,8 +85,18 @@ def empty_batch(rows: int, budgets: Budgets, spec: ImageSpec, widths: Mapping[st
         weights_BT=zeros(B, T, dtype=np.float32),
         sources_BT=zeros(B, T),
         media=of_media,
+        pairs=empty_pairs(rows, budgets.get(PAIRS)),
         **fields,
     )
+
+
+def empty_pairs(rows: int, pairs: int) -> Pairs | None:
+    """Arrays of so many preferences a row; None for 0."""
+    if not pairs:
+        return None
+    kinds = Pairs(np.int32, np.int32, np.float32, np.int32, np.float32)
+    shapes = [(rows, pairs, 2) if name.endswith("2") else (rows, pairs) for name in Pairs._fields]
+    return Pairs(*(np.zeros(shape, kind) for shape, kind in zip(shapes, kinds, strict=True)))
 
 
 class Assembler:
@@ -125,8 +137,8 @@ class Assembler:
 
     def _fill_row(self, batch: Batch, answers_BT: np.ndarray, b: int, row: Row, skipped: list[Skipped]) -> list[str]:
         """Fills row b of the batch. Returns the name of each medium with soft tokens that it has written."""
-        at, answer, media, space = 0, 0, list[str](), Space(batch, b)
-        for segment, piece in enumerate(row, start=1):
+        at, answer, pair, media, space = 0, 0, 0, list[str](), Space(batch, b)
+        for piece, segments in zip(row, segments_of(row, self.lengths), strict=True):
             lengths = self.lengths[piece.source]
             record = lengths.prepared.read(piece.example)
             layout = lay_out(lengths, piece, record.tokens)
@@ -145,17 +157,32 @@ class Assembler:
             space = filled
             media += written
             batch.text.values[b, here] = layout.tokens
-            batch.text.positions[b, here] = text_positions(layout.slots, placed, self.spec)
-            if self.spec.bidirectional:
-                batch.blocks_BT[b, here] = bidirectional_blocks(layout.slots, placed)
-            batch.text.segments[b, here] = segment
+            for half, segment in zip(layout.halves, segments, strict=True):
+                batch.text.positions[b, here][half] = text_positions(layout.slots[half], placed, self.spec)
+                if self.spec.bidirectional:
+                    batch.blocks_BT[b, here][half] = bidirectional_blocks(layout.slots[half], placed)
+                batch.text.segments[b, here][half] = segment
+            if layout.second:
+                self._fill_pair(batch, b, pair, piece, segments.start)
+                pair += 1
             batch.slots_BT[b, here] = np.where(layout.slots >= 0, slots[layout.slots], IGNORED)
             batch.targets_BT[b, here] = layout.targets
-            batch.weights_BT[b, here] = layout.weights * self.loss_weights[piece.source]
+            weight = 1.0 if layout.second else self.loss_weights[piece.source]  # that of a pair is in ``Pairs``
+            batch.weights_BT[b, here] = layout.weights * weight
             batch.sources_BT[b, here] = piece.source
             answers_BT[b, here] = np.where(layout.answers > 0, layout.answers + answer, 0)
             answer += int(layout.answers.max(initial=0))
         return media
+
+    def _fill_pair(self, batch: Batch, b: int, pair: int, piece: Piece, segment: int) -> None:
+        """Fills place ``pair`` of row b; ``segment``: of its first half."""
+        assert batch.pairs is not None, "the plan counts pairs"
+        source = self.lengths[piece.source]
+        reference = 0.0 if source.reference_E2 is None else source.reference_E2[piece.example]
+        verdict, weight = source.prepared.verdict_E[piece.example], self.loss_weights[piece.source]
+        of_pair = segment, verdict, weight, piece.source, reference
+        for array, value in zip(batch.pairs, of_pair, strict=True):
+            array[b, pair] = value
 
     def _fill_media(
         self, space: Space, piece: Piece, parts: Mapping[int, Any]

@@ -18,11 +18,13 @@ class Layout(NamedTuple):
 
     Attributes:
       tokens: int32 ids; 0 at soft tokens.
-      slots: int32, the number of the soft token in the piece, from 0; IGNORED at text.
+      slots: int32, the number of the soft token in the piece, from 0; IGNORED at text. Both halves of a preference
+        have the same ones.
       targets: int32, the id of the next token; 0 where that is a soft token.
       weights: float32, loss weight of the target; 0 where it is none.
       answers: int32, which answer of the example the target belongs to, from 1; 0 for none, or for one that is cut.
       images: which of the source's media the piece holds.
+      second: where the second half of a preference begins; 0 of all else.
     """
 
     tokens: np.ndarray
@@ -31,6 +33,12 @@ class Layout(NamedTuple):
     weights: np.ndarray
     answers: np.ndarray
     images: range
+    second: int = 0
+
+    @property
+    def halves(self) -> list[slice]:
+        """The positions of each half of a preference, or of the piece: attention never goes from one to the other."""
+        return [slice(0, self.second), slice(self.second, None)] if self.second else [slice(None)]
 
 
 def lay_out(lengths: Lengths, piece: Piece, tokens: np.ndarray) -> Layout:
@@ -44,7 +52,9 @@ def lay_out(lengths: Lengths, piece: Piece, tokens: np.ndarray) -> Layout:
     prepared = lengths.prepared
     first_image, last_image = (int(i) for i in prepared.images_E1[piece.example : piece.example + 2])
     counts, spans = (column[first_image:last_image] for column in (lengths.slots_I, lengths.spans_I))
-    token_at, token_flags, token_weights, slot_at = expanded(prepared, piece.example, spans)
+    token_at, token_flags, token_weights, slot_at, second = expanded(prepared, piece.example, spans)
+    halves = 2 if second else 1
+    counts, spans, media = (np.tile(of, halves) for of in (counts, spans, np.arange(first_image, last_image)))
     if len(tokens) != len(token_at):
         raise ValueError(
             f"{lengths.name}: example {piece.example} has {len(tokens)} tokens, its index says {len(token_at)}"
@@ -57,22 +67,26 @@ def lay_out(lengths: Lengths, piece: Piece, tokens: np.ndarray) -> Layout:
     is_slot = np.ones(size, bool)
     is_slot[token_at] = False
     for k in np.flatnonzero(spans > counts):
-        at, ids = inner_places(lengths, first_image + int(k))
+        at, ids = inner_places(lengths, int(media[k]))
         values[slot_at[k] + at] = ids
         is_slot[slot_at[k] + at] = False
-    inside = [i for i, at in enumerate(slot_at) if piece.first <= at < piece.last]
+    inside = [i for i, at in enumerate(slot_at[: last_image - first_image]) if piece.first <= at < piece.last]
     images = range(inside[0], inside[-1] + 1) if inside else range(0)
     expected = int(counts[images.start : images.stop].sum())
     slot_count = int(is_slot[piece.first : piece.last].sum())
-    if slot_count != expected:
-        raise ValueError(f"{lengths.name}: example {piece.example} has {slot_count} slots for {expected} soft tokens")
+    if slot_count != halves * expected:
+        raise ValueError(
+            f"{lengths.name}: example {piece.example} has {slot_count} slots for {halves} times {expected} soft tokens"
+        )
     cut = slice(piece.first, piece.last)
     piece_slots = slots[cut]
-    piece_slots[is_slot[cut]] = np.arange(slot_count)
+    piece_slots[is_slot[cut]] = np.tile(np.arange(expected), halves)
 
     after = slice(piece.first + 1, piece.last + 1)
     next_flags = flags[after].copy()
     next_flags[-1:] = 0  # the token after the piece is outside it
+    if second:
+        next_flags[second - 1] = 0  # and so is that after a half
     answer = (flags & ANSWER) > 0
     begins = answer & ~np.concatenate([[False], answer[:-1]])
     numbers = np.where(answer, np.cumsum(begins), 0)
@@ -87,6 +101,7 @@ def lay_out(lengths: Lengths, piece: Piece, tokens: np.ndarray) -> Layout:
         weights=np.where(next_flags & TARGET, weights[after], np.float32(0)),
         answers=answers.astype(np.int32),
         images=range(first_image + images.start, first_image + images.stop),
+        second=second,
     )
 
 

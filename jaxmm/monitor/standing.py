@@ -62,7 +62,10 @@ def _of_piece(
     prepared = lengths.prepared
     media = slice(*(int(i) for i in prepared.images_E1[piece.example : piece.example + 2]))
     spans = lengths.spans_I[media]
-    token_at, flags, _, slot_at = expanded(prepared, piece.example, spans)
+    token_at, flags, _, slot_at, second = expanded(prepared, piece.example, spans)
+    kinds = np.asarray(prepared.image_kind_I[media])
+    if second:  # both halves have all media
+        spans, kinds = np.tile(spans, 2), np.tile(kinds, 2)
     size, cut = len(flags) + int(spans.sum()), slice(piece.first, piece.last)
 
     token_of = np.full(size, -1, np.int64)  # of each position, the last token at or before it
@@ -75,10 +78,12 @@ def _of_piece(
     classes = np.where(np.isin(tokens, template.special_ids), SEPARATOR, TEXT)
     classes[is_image] = MODALITIES.index("image")
     own = np.full(size, -1, np.int64)  # the modality inside whose medium a position lies
-    for at, span, kind in zip(slot_at, spans, prepared.image_kind_I[media], strict=True):
+    for at, span, kind in zip(slot_at, spans, kinds, strict=True):
         own[at : at + span] = CLASS_OF[medium_of_kind(int(kind)).modality]
     own = own[cut]
     classes = np.where(slots >= 0, own, classes)
     here = np.where((slots >= 0) | is_image, 1 << classes, 0)
-    classes[:1] = FIRST
-    return classes, turns, np.bitwise_or.accumulate(here)
+    for first in {0, second}:
+        classes[first : first + 1] = FIRST
+    seen = [np.bitwise_or.accumulate(half) for half in np.split(here, [second])]
+    return classes, turns, np.concatenate(seen)

@@ -103,7 +103,8 @@ def clips_in(lengths: Lengths, piece: Piece, start: int) -> list[Clip]:
         return []
     spans = lengths.spans_I[media.start : media.stop]
     clips = []
-    for place, at in enumerate(expanded(prepared, piece.example, spans).slot_at.tolist()):
+    for number, at in enumerate(expanded(prepared, piece.example, spans).slot_at.tolist()):
+        place = number % len(media)  # both halves of a preference have all of them
         medium = medium_of_kind(int(kinds[place]))
         if _is_clip(medium) and spans[place] and piece.first <= at < piece.last:
             first, i = start + at - piece.first, media[place]

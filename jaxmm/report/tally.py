@@ -12,6 +12,7 @@ import numpy as np
 from jaxmm.batch import Batch
 from jaxmm.data.assemble import Loaded, Skipped
 from jaxmm.data.media.table import MEDIA, places_in, streams
+from jaxmm.data.packing.pieces import segments_of
 from jaxmm.data.packing.plan import Budgets, Lengths, Piece
 from jaxmm.report.clips import clips_in, extent_of
 
@@ -95,7 +96,9 @@ class Tally:
         none = np.zeros(len(here), np.int64)
         self._used.append(np.stack([used.get(name, none) for name in self.budgets.names], 1))
         for b, row in enumerate(loaded.rows):
-            tokens = np.bincount(batch.text.segments[b], minlength=len(row) + 1)[1:]
+            of_piece = np.repeat(np.arange(1, len(row) + 1), [len(s) for s in segments_of(row, self._lengths)])
+            at = np.concatenate([[0], of_piece])[batch.text.segments[b]]  # the piece of each position, from 1
+            tokens = np.bincount(at, minlength=len(row) + 1)[1:]
             self._tokens.append(tokens[tokens > 0])
             for piece, length in zip(row, tokens.tolist(), strict=True):
                 self._sums[piece.source, 0] += length > 0

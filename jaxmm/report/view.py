@@ -16,6 +16,7 @@ import numpy as np
 from jaxmm.batch import Batch, ImageSpec
 from jaxmm.data.assemble import Loaded, Skipped
 from jaxmm.data.media.table import WIDTHS_KEYS, places_in
+from jaxmm.data.packing.pieces import segments_of
 from jaxmm.data.packing.plan import Lengths, Piece
 from jaxmm.data.text.boxes import told
 from jaxmm.data.text.template import Template
@@ -115,12 +116,12 @@ class Viewer:
         skipped = {document.origin: document for document in loaded.skipped}
         pieces = loaded.rows[b]
         return [
-            self._view(loaded, b, segment, piece, place, skipped)
-            for segment, (piece, place) in enumerate(zip(pieces, places(pieces), strict=True), start=1)
+            self._view(loaded, b, segments, piece, place, skipped)
+            for segments, piece, place in zip(segments_of(pieces, self.lengths), pieces, places(pieces), strict=True)
         ]
 
     def _view(
-        self, loaded: Loaded, b: int, segment: int, piece: Piece, place: tuple[int, int], skipped: Mapping[str, Skipped]
+        self, loaded: Loaded, b: int, own: range, piece: Piece, place: tuple[int, int], skipped: Mapping[str, Skipped]
     ) -> View:
         lengths = self.lengths[piece.source]
         name, text = example_id(lengths, piece.example), loaded.batch.text
@@ -131,7 +132,7 @@ class Viewer:
         segments = np.unique(text.segments[b, here]).tolist()
         if segments == [0] and origin in skipped:
             return shown._replace(skipped=skipped[origin].reason, medium=skipped[origin].medium)
-        agree(segments == [segment], name, f"its place has the segments {segments}, not {segment} alone")
+        agree(segments == list(own), name, f"its place has the segments {segments}, not {list(own)} alone")
         weights = loaded.batch.weights_BT[b, here]
         positions = text.positions[b, here, 0]
         return shown._replace(

@@ -10,6 +10,7 @@ import numpy as np
 from jaxmm.data.assemble import Loaded
 from jaxmm.data.media.table import MODALITIES
 from jaxmm.data.packing.modalities import modality_codes, modality_name
+from jaxmm.data.packing.pieces import segments_of
 from jaxmm.data.packing.plan import Lengths, Stage
 
 CODES = 1 << len(MODALITIES)
@@ -21,7 +22,10 @@ GROWN = 2.0  # times that a drift is what was told of it, before it is told agai
 def modalities_BT(loaded: Loaded, lengths: Sequence[Lengths]) -> np.ndarray:
     """int32 (B, T): what ``modality_codes`` has of the document at each position; 0 on padding too."""
     segments = loaded.batch.text.segments
-    pieces = [(b, i, p.source, p.example) for b, row in enumerate(loaded.rows) for i, p in enumerate(row, start=1)]
+    pieces = [
+        (b, i, p.source, p.example) for b, row in enumerate(loaded.rows)
+        for p, own in zip(row, segments_of(row, lengths), strict=True) for i in own
+    ]  # fmt: skip
     row_P, segment_P, source_P, example_P = np.array(pieces, np.int64).reshape(-1, 4).T
     code_BS = np.zeros((len(segments), int(segment_P.max(initial=0)) + 1), np.int32)
     for source in np.unique(source_P):

@@ -8,13 +8,14 @@ What is held out with media is predicted again with other examples' media, a pas
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from jaxmm import sharding
+from jaxmm.batch import Batch
 from jaxmm.corpus import Corpus
 from jaxmm.data import memory
 from jaxmm.data.assemble import Assembler, Loaded, row_bytes
@@ -24,7 +25,7 @@ from jaxmm.data.packing.lengths import widths_of
 from jaxmm.data.packing.modalities import modality_codes, modality_name
 from jaxmm.data.packing.plan import Budgets, Lengths, Pass, choose_budgets
 from jaxmm.data.packing.swapped import Swap, swap
-from jaxmm.models.multimodal import Compute, make_model
+from jaxmm.models.multimodal import Compute, ModelSpec, make_model
 from jaxmm.recipe import Recipe
 from jaxmm.runtime.barrier import Barrier
 from jaxmm.training.media_gain import MediaGain, Scored, media_gain
@@ -111,14 +112,17 @@ class Evaluator:
             line for source, codes, swaps in zip(corpus.lengths, self._codes, self._swaps, strict=True)
             for line in _notes(source.name, codes, swaps)
         ]  # fmt: skip
-        compute: Compute = recipe.compute
-        step = make_eval_step(
-            lambda p, b, target_positions_BR: make_model(recipe.model)[1](p, b, compute, target_positions_BR),
-            target_budget=self.budgets.targets,
-            logit_softcap=recipe.model.decoder.logit_softcap,
-        )
-        self._step = jax.jit(step, out_shardings=sharding.replicated(mesh))
+        self._step = self._step_of(recipe.model)
         self._barrier = Barrier("evaluation")
+
+    def _step_of(self, model: ModelSpec) -> Callable[[Any, Batch], Predictions]:
+        compute: Compute = self.recipe.compute
+        step = make_eval_step(
+            lambda p, b, target_positions_BR: make_model(model)[1](p, b, compute, target_positions_BR),
+            target_budget=self.budgets.targets,
+            logit_softcap=model.decoder.logit_softcap,
+        )
+        return jax.jit(step, out_shardings=sharding.replicated(self.mesh))
 
     def _swaps_of(self, source: Lengths, codes_E: np.ndarray) -> Iterator[tuple[str, Swap]]:
         """The source with the media of each of its modalities swapped; discrete tokens stand in the text."""
@@ -145,15 +149,22 @@ class Evaluator:
         plan = Pass(lengths, self.budgets, self.batch_size, examples=self.examples, which=only)
         assemble = Assembler(lengths, self.budgets, self.recipe.image, backwards=backwards)
         tallies = [_Tally(source, codes) for source, codes in zip(lengths, self._codes, strict=True)]
+        for loaded, (predictions,) in self._predicted(plan, assemble, [lambda batch: self._step(params, batch)]):
+            tally(predictions, loaded, tallies)
+        return tallies
+
+    def _predicted(
+        self, plan: Pass, assemble: Assembler, steps: Sequence[Callable[[Batch], Predictions]]
+    ) -> Iterator[tuple[Loaded, list[Predictions]]]:
+        """The batches of a pass, and what each of the steps predicts; every process has every row."""
         local = sharding.local_rows(self.mesh, self.batch_size)
-        for number, loaded in enumerate(batches(plan, assemble, 0, len(plan)), 1):  # every process tallies every row
+        for number, loaded in enumerate(batches(plan, assemble, 0, len(plan)), 1):
             self.skipped |= {skip.origin for skip in loaded.skipped}
             mine = jax.tree.map(lambda x: x[local], loaded.batch)
             self._barrier.largest(0, where := f"batch {number} of an evaluation")
-            predictions = self._step(params, sharding.place_batch(mine, self.mesh))
+            predictions = [step(sharding.place_batch(mine, self.mesh)) for step in steps]
             self._barrier.wait_for(predictions, f"the end of {where}")
-            tally(predictions, loaded, tallies)
-        return tallies
+            yield loaded, predictions
 
     def _gains(self, params, seen: Sequence[_Tally]) -> list[dict[str, MediaGain]]:
         """Of each source, what its media are worth, by modality: one pass for each of these over all sources."""

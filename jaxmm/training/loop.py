@@ -27,6 +27,7 @@ from jaxmm.training.logger import Logger
 from jaxmm.training.media_gain import worth
 from jaxmm.training.monitor import Monitor
 from jaxmm.training.opening import opening_lines
+from jaxmm.training.preference_evaluator import make_evaluator
 from jaxmm.training.progress import Progress, counts_of
 from jaxmm.training.run import Run
 from jaxmm.training.step import TrainState
@@ -233,7 +234,7 @@ def _evaluator(run: Run) -> Evaluator | None:
     if not run.held_out:
         return None
     config = run.config
-    return Evaluator(
+    return make_evaluator(
         run.held_out, run.recipe, run.mesh,
         seq_len=config.seq_len, batch_size=config.batch_size, examples=config.eval.examples,
     )  # fmt: skip
@@ -278,6 +279,7 @@ def _one_line(figures: dict[str, Figures]) -> Iterator[str]:
         if of_source["loss"] is None:
             yield f"{name}: nothing to predict"
             continue
-        right = of_source["answer_accuracy"]
-        parts = [f"{name} loss {of_source['loss']:.4f}", *([] if right is None else [f"answers right {right:.3f}"])]
+        parts = [f"{name} loss {of_source['loss']:.4f}"]
+        for key, words in (("answer_accuracy", "answers right"), ("preference_accuracy", "preferences right")):
+            parts += [f"{words} {of_source[key]:.3f}"] if of_source.get(key) is not None else []
         yield ", ".join([*parts, *worth(of_source)])

@@ -50,6 +50,8 @@ class Monitor:
     def pulls(self, step: int, params: Any, loaded: Loaded, batch: Batch) -> Pulls:
         """Gradient norms by source and modality of a step's own batch, with the parameters after it; all processes must
         ask."""
+        if self._run.recipe.preference:
+            return Pulls({}, {}, {})  # these gradients are of targets, one by one
         self._logger.status(f"step {step}: gradients by source and modality", at_once=True)
         return self._group_norms(params, batch, loaded)
 

@@ -90,7 +90,7 @@ def _data_lines(run: Run) -> Iterator[str]:
         for line in _ready_made(source, run):
             yield f"data: {source.name}, {line}"
     for source, long in zip(corpus.lengths, plan.long, strict=True):
-        if line := long.line(source.name, run.config.data.long_documents):
+        if line := long.line(source, run.config.data.long_documents):
             yield f"data: {line}"
     for step, shares in corpus.later:
         changed = ", ".join(f"{n} {s / sum(shares):.3f}" for n, s in zip(corpus.names, shares, strict=True))

@@ -27,7 +27,8 @@ from jaxmm.recipe import Recipe
 from jaxmm.runtime.program_cache import lower
 from jaxmm.training.group_gradients import OfGroup, make_group_norms
 from jaxmm.training.optimizer import OPTIMIZERS, make_optimizer, make_schedule
-from jaxmm.training.step import Metrics, Noise, TrainState, init_state, make_train_step
+from jaxmm.training.preference_objective import make_both, make_objective
+from jaxmm.training.step import Metrics, Noise, Objective, TrainState, init_state, make_train_step
 
 
 class Program(NamedTuple):
@@ -112,6 +113,21 @@ def make_noise(model: ModelSpec, seed: int) -> Noise | None:
     return keys
 
 
+def asks_reference(recipe: Recipe) -> bool:
+    """Whether the reference is the model beneath the adapters: they alone learn. Else what it says must be known."""
+    spec, trainable = recipe.preference, recipe.trainable
+    return bool(spec and spec.has_reference and trainable.adapters and not trainable.whole)
+
+
+def _objective(recipe: Recipe, model: ModelSpec, targets: int, sources: int) -> Objective:
+    """Of preferences; ``model``: with dropout."""
+    assert recipe.preference is not None
+    learnt = {path[0] for path in flat_axes(model) if recipe.trainable.learns(path)} - {"decoder"}
+    both = make_both(model, recipe.compute, shares_media=not learnt, asks_reference=asks_reference(recipe))
+    softcap = model.decoder.logit_softcap
+    return make_objective(both, recipe.preference, target_budget=targets, sources=sources, logit_softcap=softcap)
+
+
 def make_program(config: ConfigDict, recipe: Recipe, *, steps: int, targets: int, sources: int) -> Program:
     """Builds the step of a run.
 
@@ -155,10 +171,12 @@ def make_program(config: ConfigDict, recipe: Recipe, *, steps: int, targets: int
         "logit_softcap": recipe.model.decoder.logit_softcap,
         "image_offset": recipe.template.image_offset if recipe.template.predict_image_tokens else 0,
     }
-    step = make_train_step(apply, optimizer, **settings, noise=make_noise(model, config.seed))
+    objective = _objective(recipe, model, targets, sources) if recipe.preference else None
+    noise_of = make_noise(model, config.seed)
+    step = make_train_step(apply, optimizer, **settings, noise=noise_of, objective=objective)
     first_state = functools.partial(init_state, optimizer=optimizer, trainable=recipe.trainable)
     seed = config.seed if model != recipe.model else 0  # of dropout
-    key = repr((model, seed, recipe.compute, options.to_json(sort_keys=True), steps, settings))
+    key = repr((model, seed, recipe.compute, options.to_json(sort_keys=True), steps, settings, recipe.preference))
     schedule = jax.jit(schedule)  # for the log, which would make a program of each of its operations
     of_groups = {name: settings[name] for name in settings if name not in ("sources", "image_offset")}
     return Program(recipe, step, first_state, schedule, key, make_group_norms(apply_looped, **of_groups))

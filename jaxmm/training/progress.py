@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import functools
 import shlex
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ from jaxmm.training.balance import Balance, with_gradients
 from jaxmm.training.goodput import RunTime
 from jaxmm.training.group_gradients import Pulls
 from jaxmm.training.logger import Logger
+from jaxmm.training.preference import told
 from jaxmm.training.run import Run
 from jaxmm.training.slow_steps import SlowSteps
 from jaxmm.training.step import Metrics
@@ -212,16 +214,26 @@ class Progress:
         weight = float(total.weight_sum)
         sums = zip(self.run.corpus.names, total.source_loss_sum, total.source_weight_sum, strict=False)
         by_modality = {name: _mean(*of) for name, of in total.modality_sums.items()}
+        right = float(total.correct_sum) / weight if weight else None
         return {
             "loss": float(total.loss_sum) / weight if weight else None,
-            "target_accuracy": float(total.correct_sum) / weight if weight else None,
+            "preference_accuracy" if total.preferences else "target_accuracy": right,
             "learning_rate": float(self.run.program.schedule(step - 1)),
             "grad_norm": float(last.grad_norms["all"]),
             "grad_norm_by_part": {part: float(norm) for part, norm in last.grad_norms.items() if part != "all"},
             "bad_steps": int(last.bad_steps),
             "sources": {name: _mean(loss, of) for name, loss, of in sums},
             **({"modalities": by_modality} if by_modality else {}),
+            **self._preferences(total.preferences),
         }
+
+    def _preferences(self, sums: Mapping[str, Any]) -> dict[str, Any]:
+        """What the steps say of preferences, by source; {} where they learn none."""
+        spec, names = self.run.recipe.preference, self.run.corpus.names
+        if spec is None:
+            return {}
+        by_source = [{key: float(of[i]) for key, of in sums.items()} for i in range(len(names))]
+        return {"preferences": {name: told(one, spec) for name, one in zip(names, by_source, strict=True)}}
 
     def _not_finite(self) -> UserError:
         pieces = sorted({(p.source, p.example) for batch in self._recent for row in batch.all_rows for p in row})

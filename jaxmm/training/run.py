@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from jaxmm import capacity, command, sharding
 from jaxmm.atomic import read_lines, write_json
 from jaxmm.batch import Batch
+from jaxmm.checkpoints import references
 from jaxmm.checkpoints.base import Base, found_again, held, keep, kept
 from jaxmm.checkpoints.checkpoint import Checkpoints
 from jaxmm.checkpoints.params import compile_unoptimized, started_params, with_base
@@ -28,7 +29,7 @@ from jaxmm.hf.pretrained import MODEL
 from jaxmm.recipe import Recipe, clips_of, eval_corpus, fitted, own_media, parse_clips, read_recipe, train_corpus
 from jaxmm.runtime.barrier import Barrier
 from jaxmm.training.machine_record import MACHINE, machine_record
-from jaxmm.training.program import abstract_batch, fresh_state, make_program
+from jaxmm.training.program import abstract_batch, asks_reference, fresh_state, make_program
 from jaxmm.training.skipped import SkippedFile
 from jaxmm.training.step import TrainState
 from jaxmm.workdir import own_folders
@@ -73,6 +74,7 @@ class Run:
         self.held_out = eval_corpus(config, self.recipe)
         self.recipe = self._fitted()
         self.budgets = read_budgets(config, self.corpus)
+        self._attach_reference()
         self.assemble = make_assembler(config, self.recipe.image, self.corpus, self.budgets, jax.process_count())
         self.identity, self.changed = self._identity()
         self.plan = make_plan(config, self.corpus, self.budgets, self._origin(), self.identity.data["plan"])
@@ -125,6 +127,16 @@ class Run:
             return Base.find(self.config.init_from)
         noted = kept(self.workdir)
         return noted and found_again(noted, self.config.init_from, self.workdir)
+
+    def _attach_reference(self) -> None:
+        """Finds what the reference says of the data's preferences, where it must have been asked before."""
+        recipe, self.reference = self.recipe, ""
+        if not (recipe.preference and recipe.preference.has_reference) or asks_reference(recipe):
+            return
+        begun_with = references.noted(self.workdir) if self.start else ""
+        self.reference = begun_with or references.fingerprint_of(self.config.init_from)
+        sources = [*self.corpus.lengths, *(self.held_out.lengths if self.held_out else [])]
+        references.attach(sources, self.reference, recipe, self.budgets)
 
     def _fitted(self) -> Recipe:
         """The recipe for the media that the data has. A model from random weights gets what it needs for them."""
@@ -183,6 +195,8 @@ class Run:
                 write_json(self.workdir / MACHINE, machine)
                 if self.base:
                     keep(self.workdir, self.base)
+                if self.reference:
+                    references.note(self.workdir, self.reference)
                 keep_tokenizer(self.config.data.tokenizer, self.workdir)
                 note_first_save(self.workdir, self.start)
             for folder in self.corpus.folders + (self.held_out.folders if self.held_out else []):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -47,6 +47,22 @@ class Metrics(NamedTuple):
     modality_sums: dict[str, tuple[jax.Array, jax.Array]]  # (loss, weight) of "text" and "image_tokens", or empty
     grad_norms: dict[str, jax.Array]  # by part, and "all"
     bad_steps: jax.Array
+    preferences: Mapping[str, jax.Array] = {}  # by source, as ``preference_objective.sums`` names them; or empty
+
+
+class Objective(NamedTuple):
+    """What a step makes small.
+
+    Attributes:
+      total: of the global batch, what the loss is divided by.
+      loss: (params, batch, known) -> (the loss, summed; fields of ``Metrics``, sums too).
+      known: (params, batch) -> sums over the global batch that the loss must know; None if it needs none. Where the
+        batch is whole, ``loss`` is given None, and finds it itself.
+    """
+
+    total: Callable[[Batch], jax.Array]
+    loss: Callable[[Any, Batch, Any], tuple[jax.Array, dict[str, Any]]]
+    known: Callable[[Any, Batch], Any] | None = None
 
 
 def init_state(params, optimizer: optax.GradientTransformation, trainable: Trainable = EVERYTHING) -> TrainState:
@@ -103,6 +119,7 @@ def make_train_step(
     logit_softcap: float = 0.0,
     image_offset: int = 0,
     noise: Noise | None = None,
+    objective: Objective | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Builds ``step(state, batch) -> (state, metrics)``.
 
@@ -111,21 +128,30 @@ def make_train_step(
     strides, which keeps each device's rows its own. A step whose loss or gradient is not finite changes no parameter.
     With ``noise``, its random keys are among the parameters: those of dropout.
     With ``image_offset``, the first image token of the vocabulary, the loss is also summed by modality.
+    With ``objective`` the loss is that one, and not the cross-entropy of the targets.
     """
 
-    def microbatch_loss(learnt, fixed, batch: Batch, total_weight):
-        hidden_at = functools.partial(apply, joined(learnt, fixed), batch)
+    def of_targets(params, batch: Batch, _) -> tuple[jax.Array, dict[str, Any]]:
+        hidden_at = functools.partial(apply, params, batch)
         loss_sum, targets, terms = batch_loss(hidden_at, batch, target_budget, z_loss, logit_softcap)
-        return loss_sum / total_weight, _sums(targets, terms, sources, image_offset)
+        return loss_sum, _sums(targets, terms, sources, image_offset)
+
+    goal = objective or Objective(lambda batch: batch.weights_BT.sum(), of_targets)
+
+    def microbatch_loss(learnt, fixed, batch: Batch, total_weight, known):
+        loss_sum, sums = goal.loss(joined(learnt, fixed), batch, known)
+        return loss_sum / total_weight, sums
 
     def gradients(learnt, fixed, batch: Batch, at):
-        total_weight = jnp.maximum(batch.weights_BT.sum(), 1e-6)
+        total_weight, known = jnp.maximum(goal.total(batch), 1e-6), None
         grad = jax.grad(microbatch_loss, has_aux=True)
 
-        def of(part: Batch):
-            return grad(learnt, joined(fixed, noise(at, part)) if noise else fixed, part, total_weight)
+        def beside(part: Batch):
+            return joined(fixed, noise(at, part)) if noise else fixed
 
-        return added_up(of, batch, accumulation)
+        if (before := goal.known) and accumulation > 1:
+            known = added_up(lambda part: before(joined(learnt, beside(part)), part), batch, accumulation)
+        return added_up(lambda part: grad(learnt, beside(part), part, total_weight, known), batch, accumulation)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         learnt, fixed = trainable.split(state.params)

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxmm.batch import ImageSpec
+from jaxmm.data.media.table import MEDIA
 from jaxmm.data.packing.lengths import BLOCK, Lengths
-from jaxmm.data.packing.limits import FIRST, Budgets, further_budgets, multiples
+from jaxmm.data.packing.limits import FIRST, PAIRS, Budgets, further_budgets, multiples
 from jaxmm.data.packing.pack import assign
 from jaxmm.data.packing.pieces import BOUNDLESS, pieces_of
 from jaxmm.data.packing.shuffle import Permutation
@@ -44,7 +45,8 @@ def choose_budgets(
     group = merge**2
     if patch_budget % group:
         raise UserError(f"config.patch_budget {patch_budget} is no multiple of config.image.merge squared, {group}")
-    further = further_budgets({name for source in lengths for name in source.prepared.meta.get("media", ())})
+    names = {name for source in lengths for name in source.columns}
+    further = [name for name in (*further_budgets(MEDIA), PAIRS) if name in names]
     needed = _needed(lengths, shares, seq_len, (*FIRST, *further))
 
     is_sighted, has_features = lengths[0].spec.is_sighted, any("features" in source.widths for source in lengths)
@@ -137,7 +139,7 @@ def _largest(source: Lengths, seq_len: int) -> np.ndarray:
     for _, needs in source.blocks():
         fits = needs[:, tokens] <= seq_len
         largest = np.maximum(largest, needs[fits].max(0, initial=0))
-        if not fits.all():
+        if not fits.all() and not source.preferences:
             largest[targets] = seq_len  # a part may be targets from end to end
     for start in range(0, len(source.units_I), BLOCK):
         for name, each in source.media_needs(slice(start, start + BLOCK)).items():

@@ -20,7 +20,7 @@ from jaxmm.batch import TARGET, ImageSpec
 from jaxmm.data.media import table
 from jaxmm.data.media.extents import Extents
 from jaxmm.data.packing.inner_text import Encode, InnerText
-from jaxmm.data.packing.limits import FIRST, Budgets, further_budgets
+from jaxmm.data.packing.limits import FIRST, PAIRS, Budgets, budgets_of
 from jaxmm.data.packing.shorten import CutShort, cut_short, shortened
 from jaxmm.data.prepare.index import Columns
 from jaxmm.data.prepare.prepared import file_checksum
@@ -37,7 +37,8 @@ class Lengths:
     """The sizes of one source's examples under an ImageSpec.
 
     Attributes:
-      columns: the names of the budgets that are counted: limits.FIRST, then those of further media in the source.
+      columns: the names of the budgets that are counted, as ``limits.budgets_of`` names them.
+      preferences: which preferences the source has, one of ``reading.PREFERENCES``.
       all_needs: int32 (E, columns), what each example takes of each budget. ``of`` returns one column; ``tokens_E``
         (soft tokens included), ``patches_E``, ``items_E`` and ``targets_E`` are some of them.
       units_I: int32 (I,), what each medium takes of its stream: patch positions of an image (class tokens included),
@@ -46,7 +47,11 @@ class Lengths:
       inner: the text inside media; ``inner_I``, int64 (I,), counts its tokens.
       spans_I: int64 (I,), the text positions of each medium between its separators: soft tokens and text inside it.
       widths: D of the feature vectors, by the stream in which they travel; a stream without any is not there.
+      reference_E2: float32 (E, 2), of preferences what the reference says of both answers, where it was asked before:
+        the log-probabilities of all their tokens, summed.
     """
+
+    reference_E2: np.ndarray | None = None
 
     def __init__(self, prepared: Columns, spec: ImageSpec, cache: Path | None = None, encode: Encode | None = None):
         """
@@ -57,7 +62,8 @@ class Lengths:
         self.prepared, self.spec = prepared, spec
         self.name = str(prepared.meta["name"])
         self.widths = {stream: max(own) for stream, own in table.described_widths(prepared.meta).items()}
-        self.columns = (*FIRST, *further_budgets(prepared.meta.get("media", ())))
+        self.preferences = str(prepared.meta.get("preferences", ""))
+        self.columns = budgets_of(prepared.meta)
         self.inner = InnerText(encode)
         self._files: tuple[Path, Path] | None = None
         if cache is not None and len(prepared) >= SAVED_FROM and "fingerprint" in prepared.meta:
@@ -65,11 +71,11 @@ class Lengths:
             key = [FORMAT, prepared.meta["fingerprint"], *spec.key(media), *self.columns[len(FIRST) :]]
             stem = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
             self._files = cache / f"{stem}.needs.npy", cache / f"{stem}.units.npy"
-        if self._files is None or all(map(_is_whole, self._files)):
+        if self._files is None or all(map(is_whole, self._files)):
             self._open()
             return
         for file, array in zip(self._files, self._count(), strict=True):
-            _save(file, array)
+            save_array(file, array)
         self._open()
 
     def _open(self) -> None:
@@ -184,26 +190,33 @@ class Lengths:
             images = np.asarray(prepared.images_E1[start : stop + 1], np.int64)
             block = slice(int(images[0]), int(images[-1]))
             images = images - block.start  # not in place: it may be the index itself
-            media, spans = self._fitted(tokens, images, Extents(prepared, block))
+            halves = 1 + (np.asarray(prepared.second_E[start:stop]) > 0)  # in each the media have their soft tokens
+            media, spans = self._fitted(tokens, images, halves, Extents(prepared, block))
             units_I[block] = media.units
             runs = np.asarray(prepared.runs_E1[start : stop + 1], np.int64)
             runs_here = slice(int(runs[0]), int(runs[-1]))
             runs = runs - runs_here.start
             counted = {
-                "tokens": tokens + _sums(spans, images),
+                "tokens": tokens + halves * _sums(spans, images),
                 "targets": _sums(_run_targets(prepared, runs_here, runs, tokens), runs),
             }
             counted |= {name: _sums(each, images) for name, each in media.needs.items()}
+            counted |= {PAIRS: halves - 1} if self.preferences else {}
             for name, column in counted.items():
                 all_needs[start:stop, self.columns.index(name)] = column
         return all_needs, units_I
 
-    def _fitted(self, tokens: np.ndarray, images: np.ndarray, extents: Extents) -> tuple[table.Measured, np.ndarray]:
-        """What the media of some examples take, and their spans, after clips that no row holds were shortened."""
-        media = table.measured(extents, self.spec)
+    def _fitted(
+        self, tokens: np.ndarray, images: np.ndarray, halves: np.ndarray, extents: Extents
+    ) -> tuple[table.Measured, np.ndarray]:
+        """What the media of some examples take, and their spans, after clips that no row holds were shortened.
+
+        ``halves``: how often the soft tokens of an example's media stand in its text.
+        """
+        media, times = table.measured(extents, self.spec), np.repeat(halves, np.diff(images))
         inner = self.inner.counted(media.units, extents, self.spec)
         for _ in range(ROUNDS):
-            spans = media.soft_tokens + inner
+            spans = (media.soft_tokens + inner) * times
             units = shortened(media.units, patches_of(media), spans, tokens, images, extents, self.spec)
             is_shorter = units != media.units
             if not is_shorter.any():
@@ -254,7 +267,7 @@ def _sums(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     return total[offsets[1:]] - total[offsets[:-1]]
 
 
-def _is_whole(file: Path) -> bool:
+def is_whole(file: Path) -> bool:
     """Whether a file exists and is complete, as ``_save`` wrote it."""
     try:
         size = file.stat().st_size - CHECKSUM
@@ -265,7 +278,7 @@ def _is_whole(file: Path) -> bool:
         return False
 
 
-def _save(file: Path, array: np.ndarray) -> None:
+def save_array(file: Path, array: np.ndarray) -> None:
     """Writes a file that is either complete or not there; two processes that write it write the same."""
     try:
         with published(file) as unfinished:
@@ -285,19 +298,24 @@ class Expanded(NamedTuple):
       token_at: (tokens,) position of each text token.
       flags: (tokens,) batch.TARGET and batch.ANSWER of each.
       weights: (tokens,) what each weighs in the loss if it is a target.
-      slot_at: (images,) position of each image's first soft token, or of the first of discrete image tokens.
+      slot_at: (images,) position of each image's first soft token, or of the first of discrete image tokens. Of a
+        preference, which has them in both halves, (2 * images,).
+      second: position where the second half of a preference begins; 0 of all else.
     """
 
     token_at: np.ndarray
     flags: np.ndarray
     weights: np.ndarray
     slot_at: np.ndarray
+    second: int = 0
 
 
 def expanded(prepared: Columns, example: int, slots: np.ndarray) -> Expanded:
     """Lays out an example; ``slots`` is how many soft tokens each of its images has."""
     count = int(prepared.tokens_E[example])
     image_at = np.asarray(prepared.image_at_I[slice(*prepared.images_E1[example : example + 2])], np.int64)
+    if second := int(prepared.second_E[example]):
+        image_at, slots = np.concatenate([image_at, image_at + second]), np.tile(slots, 2)
     run_slice = slice(*prepared.runs_E1[example : example + 2])
     starts = np.asarray(prepared.run_start_R[run_slice], np.int64)
     lengths = np.diff(np.append(starts, count))
@@ -306,4 +324,5 @@ def expanded(prepared: Columns, example: int, slots: np.ndarray) -> Expanded:
     )
     before = np.concatenate([[0], np.cumsum(slots)])
     token_at = np.arange(count) + before[np.searchsorted(image_at, np.arange(count), side="right")]
-    return Expanded(token_at, flags, weights, image_at + before[:-1])
+    at_second = int(token_at[second]) if second else 0
+    return Expanded(token_at, flags, weights, image_at + before[:-1], at_second)

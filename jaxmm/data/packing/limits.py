@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jaxmm.batch import ImageSpec
@@ -10,12 +10,18 @@ from jaxmm.data.media.table import MEDIA
 
 # Checkpoints and saved lengths keep budgets in this order; the budgets of a new medium come after these.
 FIRST = ("tokens", "patches", "items", "targets", "features")
+PAIRS = "pairs"  # the budget of preferences: how many of them a row holds, each an answer and one to compare it with
 
 
 def further_budgets(media: Iterable[str]) -> tuple[str, ...]:
     """Returns the names of the budgets that the given media add to FIRST, in the order of the table."""
     named = [name for key, medium in MEDIA.items() if key in media for name in medium.budgets]
     return tuple(dict.fromkeys(name for name in named if name not in FIRST))
+
+
+def budgets_of(meta: Mapping[str, Any]) -> tuple[str, ...]:
+    """The budgets that a prepared source takes of, by its meta.json: FIRST, those of its media, and PAIRS."""
+    return (*FIRST, *further_budgets(meta.get("media", ())), *((PAIRS,) if meta.get("preferences") else ()))
 
 
 def multiples(name: str, spec: ImageSpec) -> list[int]:
@@ -27,7 +33,7 @@ class Budgets(tuple[int, ...]):
     """The most that a row holds: a tuple of numbers, each with a name.
 
     Attributes:
-      names: of the numbers: FIRST, then those of further media.
+      names: of the numbers: FIRST, then those of further media, and PAIRS.
       tokens: text positions, soft tokens included; patches; items: tiles; targets; features: ready-made vectors. A
         budget is 0 if no source needs it.
     """
@@ -35,11 +41,11 @@ class Budgets(tuple[int, ...]):
     names: tuple[str, ...]
 
     def __new__(cls, tokens: int, patches: int, items: int, targets: int, features: int = 0, **further: int) -> Budgets:
-        """``further``: budgets of media beyond FIRST, by name. Raises TypeError for a name that no medium uses."""
-        known = further_budgets(MEDIA)
+        """``further``: budgets beyond FIRST, by name. Raises TypeError for a name that nothing takes of."""
+        known = (*further_budgets(MEDIA), PAIRS)
         for name in further:
             if name not in known:
-                raise TypeError(f"no medium takes of a budget '{name}'")
+                raise TypeError(f"nothing takes of a budget '{name}'")
         added = [name for name in known if name in further]
         made = super().__new__(cls, (tokens, patches, items, targets, features, *(further[name] for name in added)))
         made.names = (*FIRST, *added)

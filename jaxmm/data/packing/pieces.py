@@ -5,6 +5,7 @@ Many examples are cut at once: they are laid end to end on one line, and a searc
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -55,6 +56,13 @@ class Pieces(NamedTuple):
 
 def joined_pieces(parts: Sequence[Pieces]) -> Pieces:
     return Pieces(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+
+def segments_of(row: Row, lengths: Sequence[Lengths]) -> list[range]:
+    """The segments of the row's text that each piece is, from 1: two for both answers of a preference, else one."""
+    counts = [1 + int(lengths[piece.source].prepared.second_E[piece.example] > 0) for piece in row]
+    ends = np.cumsum([1, *counts]).tolist()
+    return [range(*edge) for edge in itertools.pairwise(ends)]
 
 
 class Parts(NamedTuple):
@@ -231,7 +239,8 @@ def pieces_of(
     budgets: Budgets,
     long_documents: str,
 ) -> tuple[Pieces, np.ndarray, np.ndarray]:
-    """Returns the pieces of examples; those that no row holds are split, truncated or dropped.
+    """Returns the pieces of examples; those that no row holds are split, truncated or dropped; preferences always
+    dropped, as both answers of one must be whole.
 
     Returns:
       The pieces, in the order of the examples; what each takes, (n, budgets) in the order of Budgets; and which of the
@@ -246,7 +255,7 @@ def pieces_of(
         return Pieces(np.full(len(of), source), examples, np.zeros_like(of), tokens, epochs), needs, of
     of = np.flatnonzero(~is_long)
     first, last, taken = np.zeros_like(of), tokens[of], needs[of]
-    if long_documents != "drop":
+    if how_long(lengths, long_documents) != "drop":
         long = np.flatnonzero(is_long)
         parts = cut_examples(lengths, examples[long], budgets, only_first=long_documents == "truncate")
         of = np.concatenate([of, long[parts.of]])
@@ -258,6 +267,11 @@ def pieces_of(
     return Pieces(np.full(len(of), source), examples[of], first, last, epochs[of]), taken, of
 
 
+def how_long(lengths: Lengths, long_documents: str) -> str:
+    """What happens to a source's examples that no row holds, one of LONG_DOCUMENTS."""
+    return "drop" if lengths.preferences else long_documents
+
+
 class LongDocuments(NamedTuple):
     """What happens to the examples of a source that no row holds."""
 
@@ -265,11 +279,13 @@ class LongDocuments(NamedTuple):
     long: int
     pieces: int  # made of the long ones: one each if truncated, none if dropped
 
-    def line(self, name: str, long_documents: str) -> str:
+    def line(self, source: Lengths, long_documents: str) -> str:
         """One line for the log, or '' if there is nothing to say."""
         became = {"split": f"split into {self.pieces} pieces", "truncate": "truncated", "drop": "dropped"}
-        what = became[long_documents]
-        return f"{name}, {self.long} of {self.examples} documents longer than a row: {what}" if self.long else ""
+        what = "dropped whole" if source.preferences else became[long_documents]
+        noun = {"": "documents", "pairs": "pairs", "judged": "answers with what they are compared with"}
+        longer = f"{self.long} of {self.examples} {noun[source.preferences]} longer than a row: {what}"
+        return f"{source.name}, {longer}" if self.long else ""
 
 
 def count_long(lengths: Lengths, budgets: Budgets, long_documents: str) -> LongDocuments:
@@ -278,6 +294,6 @@ def count_long(lengths: Lengths, budgets: Budgets, long_documents: str) -> LongD
     for start, needs in lengths.blocks():
         examples = start + np.flatnonzero(lengths.is_long(needs, budgets))
         long += len(examples)
-        if long_documents != "drop" and len(examples):
+        if how_long(lengths, long_documents) != "drop" and len(examples):
             pieces += len(cut_examples(lengths, examples, budgets, only_first=long_documents == "truncate").of)
     return LongDocuments(len(lengths), long, pieces)

@@ -31,6 +31,7 @@ from jaxmm.data.packing.pieces import (
     Row,
     count_long,
     cut,
+    how_long,
     joined_pieces,
     pieces_of,
 )
@@ -123,7 +124,7 @@ class Plan(Batches):
             self._table.long = tuple(count_long(source, budgets, long_documents) for source in self.lengths)
         self.long = self._table.long
         for source, counts in zip(self.lengths, self.long, strict=True):
-            if long_documents == "drop" and counts.long == counts.examples:
+            if how_long(source, long_documents) == "drop" and counts.long == counts.examples:
                 raise UserError(f"data source '{source.name}' has no example that fits a row: nothing to train on")
 
     def __getstate__(self) -> dict[str, Any]:  # to worker processes, each with a lock of its own

@@ -20,8 +20,8 @@ from jaxmm.atomic import sync_folder
 from jaxmm.data.documents import SKIP_ADVICE, Source
 from jaxmm.data.media import table
 from jaxmm.data.media.headers import DROPPED
-from jaxmm.data.prepare.index import CLIPS, COLUMNS
-from jaxmm.data.prepare.meta import CLIPS_FORMAT, FORMAT, sealed
+from jaxmm.data.prepare.index import CLIPS, COLUMNS, PREFERENCES, preferences_of
+from jaxmm.data.prepare.meta import CLIPS_FORMAT, FORMAT, PREFERENCES_FORMAT, sealed
 from jaxmm.data.prepare.prepared import file_checksum
 from jaxmm.data.prepare.shard import DATA, Part, part_path, read_part
 from jaxmm.data.prepare.statistics import report
@@ -58,14 +58,15 @@ def finish(source: Source, template: Template, unfinished: Path, numbers: Sequen
             file.unlink()
     _write_columns(unfinished, numbers, totals)
     columns = {name: np.load(data / f"{name}.npy", mmap_mode="r") for name in COLUMNS}
-    has_clips = bool(columns[CLIPS[0]].any())
-    if not has_clips:
-        for name in CLIPS:
-            del columns[name]
-            (data / f"{name}.npy").unlink()
+    preferences = preferences_of(columns["verdict_E"])
+    for further in (CLIPS, PREFERENCES):
+        if not columns[further[0]].any():
+            for name in further:
+                del columns[name]
+                (data / f"{name}.npy").unlink()
     described = table.described(columns["image_kind_I"])
     meta = {
-        "format": CLIPS_FORMAT if "media" in described else FORMAT,
+        "format": PREFERENCES_FORMAT if preferences else CLIPS_FORMAT if "media" in described else FORMAT,
         "name": source.name,
         "fingerprint": totals.fingerprint,
         "template": template.fingerprint,
@@ -82,6 +83,8 @@ def finish(source: Source, template: Template, unfinished: Path, numbers: Sequen
             for name, path in ((name, data / f"{name}.npy") for name in columns)
         },
     }
+    if preferences:
+        meta["preferences"] = preferences
     if source.boxes:
         meta["boxes"] = boxes.settings(source.boxes, source.image)
     told = report(meta, columns, totals.reasons)

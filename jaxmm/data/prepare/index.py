@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import abc
 import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from jaxmm.data.documents import Media
+from jaxmm.data.documents import VERDICTS, Media
 from jaxmm.data.media import table
 from jaxmm.data.media.extents import Extent
 from jaxmm.data.media.medium import BadMedia
@@ -34,11 +34,30 @@ COLUMNS = {
     "media_count_I": np.int64,
     "media_rate_num_I": np.int32,
     "media_rate_den_I": np.int32,
+    "second_E": np.int32,
+    "verdict_E": np.uint8,
 }
 CLIPS = ("media_count_I", "media_rate_num_I", "media_rate_den_I")  # columns of data that has video or audio
-# What a column holds where a folder lacks it: one from before there were weights, or one without clips. Such a column
-# does not count in the fingerprint either, so that the same data keeps the one it had.
-IMPLIED = {"run_weight_R": 1, **dict.fromkeys(CLIPS, 0)}
+PREFERENCES = ("second_E", "verdict_E")  # columns of data that has preferences
+# What a column holds where a folder lacks it: one from before there were weights, or one without clips or preferences.
+# Such a column does not count in the fingerprint either, so that the same data keeps the one it had.
+IMPLIED = {"run_weight_R": 1, **dict.fromkeys((*CLIPS, *PREFERENCES), 0)}
+_BESIDE = {"E": "tokens_E", "R": "run_flags_R", "I": "image_at_I"}  # by what a column is over, one that is always there
+
+
+def implied(name: str, columns: Mapping[str, np.ndarray]) -> np.ndarray:
+    """A column that a folder lacks, by those that it has."""
+    count = len(columns[_BESIDE[name.rpartition("_")[2]]])
+    return np.broadcast_to(np.asarray(IMPLIED[name], COLUMNS[name]), count)
+
+
+def preferences_of(verdict_E: np.ndarray) -> str:
+    """Which preferences a source has, one of ``reading.PREFERENCES``; all of its examples have the same."""
+    better = VERDICTS.index("better")
+    kinds = {"" if not v else "pairs" if v == better else "judged" for v in np.unique(verdict_E).tolist()}
+    if len(kinds) > 1:
+        raise ValueError(f"a source with examples of several kinds: {', '.join(map(repr, sorted(kinds)))}")
+    return kinds.pop() if kinds else ""
 
 
 class Columns(abc.ABC):
@@ -62,6 +81,7 @@ class Columns(abc.ABC):
       media_count_I: int64, frames of a video, samples of a recording (a channel); 0 of other media.
       media_rate_num_I, media_rate_den_I: int32, how many of them a second has, as a fraction in lowest terms; 0 where
         there is no count.
+      second_E, verdict_E: int32 and uint8, as in ``Encoded``; 0 where an example is no preference.
     """
 
     meta: dict[str, Any]
@@ -79,6 +99,8 @@ class Columns(abc.ABC):
     media_count_I: np.ndarray
     media_rate_num_I: np.ndarray
     media_rate_den_I: np.ndarray
+    second_E: np.ndarray
+    verdict_E: np.ndarray
 
     def __len__(self) -> int:
         return len(self.tokens_E)
@@ -116,6 +138,8 @@ class Index:
         parts["media_rate_num_I"].extend(size.rate.numerator if size.length else 0 for size in sizes)
         parts["media_rate_den_I"].extend(size.rate.denominator if size.length else 0 for size in sizes)
         parts["images_E1"].append(len(parts["image_at_I"]))
+        parts["second_E"].append(encoded.second)
+        parts["verdict_E"].append(encoded.verdict)
 
     def _mask(self, labels: Sequence[str]) -> int:
         mask = 0
@@ -166,7 +190,7 @@ class InMemory(Columns):
         self.__dict__.update(index.columns())
         self.meta = {
             "format": FORMAT, "name": name, "template": template, "examples": len(index), "labels": [],
-            **table.described(self.image_kind_I),
+            **table.described(self.image_kind_I), "preferences": preferences_of(self.verdict_E),
         }  # fmt: skip
         self._records = [
             Record(one.tokens, stored(pictures), f"{name}, record {i}")

@@ -12,12 +12,14 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
+from jaxmm.data.reading import PREFERENCES
 from jaxmm.errors import UserError
 from jaxmm.json_text import parse_json
 
 NAME = "meta.json"  # a folder that has it is complete
 FORMAT = 3  # of a folder without clips
 CLIPS_FORMAT = 4  # of one with video or audio, whose columns older code does not know
+PREFERENCES_FORMAT = 5  # of one with preferences, in the same way
 
 _KEYS = {"name": str, "fingerprint": str, "template": str, "examples": int, "tokens": int, "images": int,
          "feature_widths": list, "labels": list, "shards": list, "skipped": int}  # fmt: skip
@@ -44,9 +46,9 @@ def read_meta(text: bytes | str, folder: str) -> dict[str, Any]:
         raise UserError(f"{folder} holds no prepared data (no readable {NAME}): prepare it again") from error
     if not isinstance(meta, dict):
         raise UserError(f"{folder} holds no prepared data ({NAME} is no object): prepare it again")
-    if meta.get("format") not in (FORMAT, CLIPS_FORMAT):
+    if meta.get("format") not in (FORMAT, CLIPS_FORMAT, PREFERENCES_FORMAT):
         raise UserError(
-            f"{folder} has format {meta.get('format')}, this version reads {FORMAT} and {CLIPS_FORMAT}: "
+            f"{folder} has format {meta.get('format')}, this version reads {FORMAT} to {PREFERENCES_FORMAT}: "
             f"prepare it again"
         )
     fault = _fault(meta)
@@ -75,6 +77,8 @@ def _fault(meta: dict[str, Any]) -> str:
     media = meta.get("media", [])
     if not isinstance(media, list) or not all(isinstance(name, str) for name in media):
         return "its media are no names"
+    if meta.get("preferences", "") not in PREFERENCES:
+        return "its preferences are none that are known"
     if not isinstance(meta.get("boxes", {}), dict):
         return "boxes is no object"
     columns = meta.get("columns", {})

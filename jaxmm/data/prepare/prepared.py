@@ -26,7 +26,7 @@ from jaxmm.data import files, urls
 from jaxmm.data.media.table import MEDIA, medium_of
 from jaxmm.data.prepare import meta as metadata
 from jaxmm.data.prepare import remote
-from jaxmm.data.prepare.index import COLUMNS, IMPLIED, Columns
+from jaxmm.data.prepare.index import COLUMNS, IMPLIED, Columns, implied
 from jaxmm.data.prepare.records import Record, unpack_record
 from jaxmm.data.reading import Reading
 from jaxmm.errors import UserError, nearest
@@ -119,8 +119,7 @@ class Prepared(Columns):
                     raise UserError(f"{path} is missing, or not as it was written: {self._remedy()}")
                 setattr(self, name, column)
         for name in COLUMNS.keys() - self._written():
-            beside = self.run_flags_R if name.endswith("_R") else self.image_at_I
-            setattr(self, name, np.broadcast_to(np.asarray(IMPLIED[name], COLUMNS[name]), len(beside)))
+            setattr(self, name, implied(name, self.__dict__))
         self._ends = np.cumsum([shard["records"] for shard in self.meta["shards"]])
         self._readers: dict[int, Any] = {}
         self._lock = threading.Lock()

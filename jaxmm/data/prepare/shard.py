@@ -26,7 +26,7 @@ from jaxmm.data.media import table
 from jaxmm.data.media.extents import Extent
 from jaxmm.data.media.headers import DROPPED, Looked, looked_at
 from jaxmm.data.prepare.disk import space_wanted
-from jaxmm.data.prepare.index import COLUMNS, IMPLIED, Index
+from jaxmm.data.prepare.index import COLUMNS, IMPLIED, Index, implied
 from jaxmm.data.prepare.prepared import count_records
 from jaxmm.data.prepare.records import Record, pack_record, stored
 from jaxmm.data.readers.columns import Seen
@@ -166,9 +166,9 @@ def read_part(path: Path) -> tuple[Part, dict[str, np.ndarray]]:
         with np.load(path) as stored:
             part = Part(**json.loads(stored["part"].tobytes()))
             columns = {name: stored[name] for name in COLUMNS if name in stored}
-        for name, value in IMPLIED.items():
-            beside = columns["run_flags_R" if name.endswith("_R") else "image_at_I"]
-            columns.setdefault(name, np.full(len(beside), value, COLUMNS[name]))  # a part of an older version
+        for name in IMPLIED:
+            if name not in columns:  # a part of an older version
+                columns[name] = implied(name, columns)
     except Exception as error:  # zipfile raises anything on a damaged archive
         raise UserError(f"{path} has been damaged: run the same command again, which prepares it anew") from error
     # A part from a version before details has three fields.

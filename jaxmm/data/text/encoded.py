@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxmm.batch import ANSWER, TARGET
-from jaxmm.data.documents import READY_MADE
+from jaxmm.data.documents import READY_MADE, VERDICTS
 from jaxmm.data.text.tokenizer import Ids
 
 
@@ -24,6 +24,9 @@ class Encoded(NamedTuple):
       letters, symbols: names of special tokens in its text: those that stayed text, and those that are tokens.
       image_at: int32 (media,): the soft tokens of medium k stand before token ``image_at[k]``, which is its
         ``<|image_end|>``, and after its ``<|image_start|>``; for discrete image tokens it is the first of them.
+      second: of a preference, the token where the other answer begins, its prompt before it: ``tokens`` holds both one
+        after the other, and the media stand at the same places of each. 0 is of all else.
+      verdict: its place in ``documents.VERDICTS``.
     """
 
     tokens: np.ndarray
@@ -33,6 +36,29 @@ class Encoded(NamedTuple):
     run_weights: np.ndarray
     letters: tuple[str, ...] = ()
     symbols: tuple[str, ...] = ()
+    second: int = 0
+    verdict: int = 0
+
+    def beside(self, other: Encoded, verdict: str) -> Encoded:
+        """With the answer that this one is compared with behind it.
+
+        Raises:
+          ValueError: if media stand at other places there, or one of the two has nothing to learn.
+        """
+        if not np.array_equal(self.image_at, other.image_at):
+            raise ValueError("the prompts of its two answers are not the same: their media stand at other places")
+        if not all((one.run_flags & TARGET).any() for one in (self, other)):
+            raise ValueError("one of its answers has nothing to learn")
+        return self._replace(
+            tokens=np.concatenate([self.tokens, other.tokens]),
+            run_starts=np.concatenate([self.run_starts, other.run_starts + np.int32(len(self.tokens))]),
+            run_flags=np.concatenate([self.run_flags, other.run_flags]),
+            run_weights=np.concatenate([self.run_weights, other.run_weights]),
+            letters=self.letters + other.letters,
+            symbols=self.symbols + other.symbols,
+            second=len(self.tokens),
+            verdict=VERDICTS.index(verdict),
+        )
 
     def answered(self, ids: Ids) -> Encoded:
         """With an answer's tokens behind the others; all of them are targets."""

@@ -66,6 +66,13 @@ class ChatOptions(NamedTuple):
                 raise UserError(f"config.data.{key} '{value}' is not one of {', '.join(known)}{nearest(value, known)}")
 
 
+def _compared(one: Encoded, other: Encoded, document: Document) -> Encoded:
+    try:
+        return one.beside(other, document.verdict)
+    except ValueError as error:
+        raise UserError(f"{document.origin}: {error}") from error
+
+
 class Template:
     """Turns documents into tokens with flags, by one of two objectives, and tokens back into text.
 
@@ -184,9 +191,19 @@ class Template:
         """Returns ``encode`` of each; a fast tokenizer takes many texts at once on all cores.
 
         Raises:
-          UserError: for an image token that the codebook does not have.
+          UserError: for an image token that the codebook does not have, and for answers that cannot be compared.
         """
-        turns = [self._learnt(document.turns) for document in documents]
+        others = [document._replace(turns=document.other) for document in documents if document.other]
+        encoded = self._encode_all([*documents, *others])
+        beside = iter(encoded[len(documents) :])
+        return [
+            _compared(one, next(beside), document) if document.other else one
+            for document, one in zip(documents, encoded, strict=False)
+        ]
+
+    def _encode_all(self, documents: Sequence[Document]) -> list[Encoded]:
+        """The same of documents without the answers that theirs are compared with."""
+        turns = [document.turns if document.verdict else self._learnt(document.turns) for document in documents]
         steps = [self._steps(own, tools=document.tools) for own, document in zip(turns, documents, strict=True)]
         turns = [
             own if step else self._own(own, document.tools)

@@ -1,0 +1,87 @@
+"""What a reference model says of preferences, asked once and kept beside the prepared data.
+
+A run whose weights are not those of the reference (all but runs of adapters alone) has it from here. A file is found by
+a hash of all that its numbers depend on: the data, how media are taken, the template, the dtype, and the weights, by
+their fingerprint. So numbers of another model or of other data are never found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxmm.atomic import read_json, write_json
+from jaxmm.checkpoints.base import Base, kept
+from jaxmm.data.packing.lengths import Lengths, is_whole, save_array
+from jaxmm.data.packing.limits import Budgets
+from jaxmm.errors import UserError
+from jaxmm.recipe import Recipe
+
+FILE, FORMAT = "reference.json", 1  # in the workdir of a run that has one
+FOLDER = "references"  # in the cache
+
+
+def fingerprint_of(init_from: str) -> str:
+    """What weights are known by; of a run with adapters, with those beneath them.
+
+    Raises:
+      UserError: where there are none.
+    """
+    if not init_from:
+        raise UserError("config.objective compares with the model that a run begins from: set config.init_from")
+    base = Base.find(init_from)
+    folder = Path(base.init_from.rpartition("@")[0])
+    beneath = kept(folder) if base.init_from != str(folder) and folder.is_dir() else None
+    known = [base.fingerprint, beneath.fingerprint if beneath else {}]
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+
+
+def note(workdir: Path, fingerprint: str) -> None:
+    """Keeps which reference a run began with."""
+    write_json(workdir / FILE, {"format": FORMAT, "fingerprint": fingerprint})
+
+
+def noted(workdir: Path) -> str:
+    """Which reference a run began with; '' for one that has none."""
+    return str(read_json(workdir / FILE)["fingerprint"]) if (workdir / FILE).exists() else ""
+
+
+def file_of(source: Lengths, fingerprint: str, recipe: Recipe) -> Path:
+    """Where a reference's numbers of a source are kept: float32 (examples, 2), NaN where it was not asked."""
+    meta = source.prepared.meta
+    spec = source.spec.key(meta.get("media", ()))
+    key = [FORMAT, fingerprint, meta["fingerprint"], spec, meta["template"], recipe.compute.dtype]
+    name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
+    return recipe.cache / FOLDER / f"{name}.npy"
+
+
+def save(source: Lengths, fingerprint: str, recipe: Recipe, said_E2: np.ndarray) -> Path:
+    file = file_of(source, fingerprint, recipe)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_array(file, said_E2.astype(np.float32))
+    return file
+
+
+def attach(sources: Sequence[Lengths], fingerprint: str, recipe: Recipe, budgets: Budgets) -> None:
+    """Gives the sources what the reference says of their pairs.
+
+    Raises:
+      UserError: if it was not asked about all pairs that fit a row.
+    """
+    for source in sources:
+        file = file_of(source, fingerprint, recipe)
+        lacking = len(source)
+        if is_whole(file):
+            source.reference_E2 = np.load(file, mmap_mode="r")
+            fits = ~source.is_long(source.all_needs, budgets)
+            lacking = int((np.isnan(source.reference_E2).any(1) & fits).sum())
+        if lacking:
+            raise UserError(
+                f"{source.name}: the reference was not asked about {lacking} of {len(source)} pairs: ask it by "
+                f"`jaxmm reference` with the same config; or train adapters alone (config.adapter.rank), beneath which "
+                f"it is; or take config.objective=simpo or orpo, which have none"
+            )

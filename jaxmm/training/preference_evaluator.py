@@ -1,0 +1,131 @@
+"""Evaluation on held-out preferences: how often the better answer is the likelier one, next to the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmm.batch import Batch, Pairs
+from jaxmm.corpus import Corpus
+from jaxmm.data.assemble import Assembler, Loaded
+from jaxmm.data.packing.lengths import Lengths
+from jaxmm.data.packing.pieces import segments_of
+from jaxmm.data.packing.plan import Pass
+from jaxmm.models.adapters import is_factor
+from jaxmm.models.tree import only
+from jaxmm.recipe import Recipe
+from jaxmm.training.evaluator import Evaluator, Figures
+from jaxmm.training.preference import WANTED, PreferenceSpec, Said, divergence, losses
+from jaxmm.training.program import asks_reference
+from jaxmm.training.step import Predictions
+
+
+class Answers(NamedTuple):
+    """What a model says of both answers of examples: float64 and int64, (n, 2)."""
+
+    examples: list[int]
+    logps: list[tuple[float, float]]
+    tokens: list[tuple[int, int]]
+
+    def said(self) -> Said:
+        return Said(*(jnp.asarray(np.array(x, np.float32).reshape(1, -1, 2)) for x in (self.logps, self.tokens)))
+
+
+def add_answers(predictions: Predictions, loaded: Loaded, lengths: list[Lengths], found: list[Answers]) -> None:
+    """Adds the pairs of a batch to those of their sources."""
+    at, weights, nll = (np.asarray(x) for x in predictions[:3])
+    for b, row in enumerate(loaded.rows):
+        segments = loaded.batch.text.segments[b][at[b]]
+        logps, tokens = (
+            np.bincount(segments, of * (weights[b] > 0), int(loaded.batch.text.segments[b].max()) + 2)
+            for of in (-nll[b].astype(np.float64), np.ones_like(nll[b]))
+        )
+        for piece, own in zip(row, segments_of(row, lengths), strict=True):
+            if len(own) == 2 and own[-1] < len(tokens) and tokens[list(own)].all():  # else its medium was not readable
+                found[piece.source].examples.append(piece.example)
+                found[piece.source].logps.append((float(logps[own[0]]), float(logps[own[1]])))
+                found[piece.source].tokens.append((int(tokens[own[0]]), int(tokens[own[1]])))
+
+
+class PreferenceEvaluator(Evaluator):
+    """Asks the model, and where the loss compares with one the reference, about every pair of a corpus."""
+
+    def __init__(self, corpus: Corpus, recipe: Recipe, mesh: Any, *, seq_len: int, batch_size: int, examples: int):
+        super().__init__(corpus, recipe, mesh, seq_len=seq_len, batch_size=batch_size, examples=examples)
+        assert recipe.preference is not None
+        self.spec: PreferenceSpec = recipe.preference
+        self._beneath = self._step_of(recipe.model.base) if asks_reference(recipe) else None
+
+    def _swaps_of(self, source: Lengths, codes_E: np.ndarray) -> Any:
+        """None: what media are worth is measured of answers that are learnt word by word."""
+        return iter(())
+
+    def __call__(self, params: Any, backwards: bool = False) -> dict[str, Figures]:
+        """The figures of each source."""
+        steps = [lambda batch: self._step(params, batch)]
+        if beneath := self._beneath:
+            base = only(params, lambda path: not is_factor(path))
+            steps.append(lambda batch: beneath(base, batch))
+        found = self._asked(steps)
+        lengths = self.corpus.lengths
+        return {source.name: self._figures(source, [own[i] for own in found]) for i, source in enumerate(lengths)}
+
+    def answers(self, params: Any) -> list[Answers]:
+        """What the model says of the pairs of each source."""
+        return self._asked([lambda batch: self._step(params, batch)])[0]
+
+    def _asked(self, steps: Sequence[Callable[[Batch], Predictions]]) -> list[list[Answers]]:
+        """By step and source."""
+        lengths = self.corpus.lengths
+        plan = Pass(lengths, self.budgets, self.batch_size, examples=self.examples)
+        assemble = Assembler(lengths, self.budgets, self.recipe.image)
+        found = [[Answers([], [], []) for _ in lengths] for _ in steps]
+        for loaded, predictions in self._predicted(plan, assemble, steps):
+            for asked, own in zip(predictions, found, strict=True):
+                add_answers(asked, loaded, lengths, own)
+        return found
+
+    def _figures(self, source: Lengths, found: list[Answers]) -> Figures:
+        count, spec = len(found[0].examples), self.spec
+        if not count:
+            return {"loss": None, "pairs": 0}
+        verdicts = np.asarray(source.prepared.verdict_E)[found[0].examples].astype(np.int32)[None]
+        ones, none = np.ones((1, count), np.float32), np.zeros_like(verdicts)
+        pairs = Pairs(ones.astype(np.int32), verdicts, ones, none, np.zeros((1, count, 2), np.float32))
+        policy, reference = found[0].said(), found[1].said() if len(found) > 1 else None
+        if spec.has_reference and reference is None:
+            reference = self._known(source, found[0].examples, policy)
+        kl = 0.0
+        if spec.judges and reference is not None:
+            total, number = divergence(policy, reference, pairs, spec)
+            kl = max(0.0, float(total / number))
+        own = jax.device_get(losses(policy, reference, pairs, spec, kl))
+        figures: Figures = {"loss": float(own.loss_BC.mean()), "pairs": count}
+        figures["preference_accuracy"] = float(own.right_BC.mean())
+        rewards = own.chosen_BC[0], own.other_BC[0]
+        if spec.judges:
+            is_wanted = verdicts[0] == WANTED
+            rewards = own.chosen_BC[0][is_wanted], own.chosen_BC[0][~is_wanted]
+            figures["kl"] = kl
+        elif reference is not None:
+            before = np.asarray(reference.of(spec))[0]
+            figures["reference_accuracy"] = float((before[:, 0] > before[:, 1]).mean())
+        chosen, rejected = (float(x.mean()) if len(x) else None for x in rewards)
+        figures |= {"chosen_reward": chosen, "rejected_reward": rejected}
+        figures["margin"] = chosen - rejected if chosen is not None and rejected is not None else None
+        return figures | {"chosen_nll": float(own.nll_BC.mean())}
+
+    def _known(self, source: Lengths, examples: list[int], policy: Said) -> Said:
+        """What the reference was asked before."""
+        assert source.reference_E2 is not None, "a run without it stops at its start"
+        return policy._replace(logps_BC2=jnp.asarray(source.reference_E2[examples])[None])
+
+
+def make_evaluator(corpus: Corpus, recipe: Recipe, mesh: Any, **options: int) -> Evaluator:
+    """The evaluator of what a recipe learns; arguments as of ``Evaluator``."""
+    kind = PreferenceEvaluator if recipe.preference else Evaluator
+    return kind(corpus, recipe, mesh, **options)
