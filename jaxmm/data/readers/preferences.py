@@ -62,7 +62,9 @@ class Compared:
 
     @property
     def main(self) -> str:
-        return self.chosen
+        if isinstance(self.form, Exchange):
+            return self.form.prompt
+        return self.inside or self.form.main
 
     @property
     def images(self) -> tuple[str, ...]:
@@ -101,6 +103,8 @@ class Compared:
         prompt, chosen = parted(origin, better, self.chosen)
         if self._is_whole and prompt[0].role == "assistant":
             raise UserError(f"{origin}: '{self.chosen}' begins with an answer: {A_PROMPT}")
+        if prompt[-1].role == "assistant":  # most likely the chosen one, which the model would then copy
+            raise UserError(f"{origin}: its prompt ends with an answer: a user's turn must come before '{self.chosen}'")
         other_prompt, rejected = parted(origin, self._with(origin, record, self.rejected, pictures), self.rejected)
         for name, answer in ((self.chosen, chosen), (self.rejected, rejected)):
             if is_empty(answer):
