@@ -28,7 +28,7 @@ SKIP_ADVICE = {
     "with config.data.follow_outside=True",
     "unreadable": "the base64 text of a picture or clip cannot be decoded",
     "no caption": "a picture or clip without a text file of the same name beside it",
-    "no pair": "an answer without one to be compared with: a chosen one without a rejected one, or the other way round",
+    "no pair": "an answer that has none to be compared with: a chosen one without a rejected one, or vice versa",
     "equal answers": "both answers of a pair are the same: nothing tells them apart",
     "no sense": "see its detail in skipped.jsonl; config.data.on_error=stop stops at the first",
 }

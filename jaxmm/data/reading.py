@@ -14,10 +14,16 @@ from jaxmm.errors import UserError, nearest
 MEDIA = {"images": "image", "videos": "video", "audios": "audio"}  # two names of one thing
 COLUMNS = (
     "image", "images", "video", "videos", "audio", "audios", "messages", "text", "prompt", "query", "response",
-    "history", "system", "tools",
+    "history", "system", "tools", "chosen", "rejected", "label",
 )  # fmt: skip
 ON_ERROR = ("stop", "skip")
 PREFERENCES = ("", "pairs", "judged")
+# The names in ``config.data.columns`` that one kind of preferences has alone.
+OF_PREFERENCES = {"chosen": "pairs", "rejected": "pairs", "label": "judged"}
+OBJECTIVES = {  # of ``config.objective``, for messages
+    "pairs": "config.objective=dpo (or ipo, simpo, orpo)",
+    "judged": "config.objective=kto",
+}
 BARE = ("stop", "text")
 MAX_SKIPPED = 0.05  # fraction of a source's documents; a single skipped one never stops the run
 
@@ -78,6 +84,8 @@ class Reading:
         if self.bare_placeholder not in BARE:
             known = f"{' or '.join(BARE)}{nearest(self.bare_placeholder, BARE)}"
             raise UserError(f"config.data.bare_placeholder '{self.bare_placeholder}' must be {known}")
+        if self.preferences not in PREFERENCES:
+            raise ValueError(f"preferences {self.preferences!r} are none of {PREFERENCES}")
         if self.boxes not in KINDS:
             known = f"one of {', '.join(filter(None, KINDS))}{nearest(self.boxes, KINDS)}"
             raise UserError(f"config.data.boxes '{self.boxes}' must be {known}")
@@ -114,6 +122,16 @@ class Reading:
                 if one in columns:
                     raise UserError(f"config.data.columns: {one} and {many} are the same: give one of them")
                 columns[one] = columns.pop(many)
+        for name, kind in OF_PREFERENCES.items():
+            if name in columns and kind != self.preferences:
+                raise UserError(f"config.data.columns: '{name}' is read with {OBJECTIVES[kind]} alone: leave it out")
+            if columns.get(name) == "":
+                raise UserError(f"config.data.columns: '{name}' must name a column, as {name}={name.upper()}")
+        for name in ("text", "response"):
+            if name in columns and self.preferences == "pairs":
+                raise UserError(f"config.data.columns: pairs of answers have no '{name}': name chosen and rejected")
+        if "text" in columns and self.preferences:
+            raise UserError("config.data.columns: a text is no answer to judge: name prompt, response and label")
         if "response" in columns and "prompt" not in columns:
             raise UserError("config.data.columns: a response needs a prompt: add prompt=COLUMN")
         whole = [name for name in ("messages", "text", "prompt") if name in columns]

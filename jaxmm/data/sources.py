@@ -11,10 +11,10 @@ from typing import Any
 
 from jaxmm.data import files, splits
 from jaxmm.data.documents import Source
-from jaxmm.data.readers import containers, dataset_info, pairs
+from jaxmm.data.readers import containers, dataset_info, pairs, preferences
 from jaxmm.data.readers.containers import SUFFIXES, Container, Format
 from jaxmm.data.readers.pictures import Pictures
-from jaxmm.data.readers.recognise import recognise, settings
+from jaxmm.data.readers.recognise import CLIPS_FORMAT, recognise, settings
 from jaxmm.data.readers.records import HeldOut, read
 from jaxmm.data.reading import Reading
 from jaxmm.data.text import boxes
@@ -123,6 +123,8 @@ def _source(
         entry["placeholders"] = pictures.of_clips
     if reading.boxes:  # only then, so that data prepared without boxes keeps its key
         entry["boxes"] = boxes.settings(reading.boxes, reading.image)
+    if reading.preferences:  # the same
+        entry["preferences"] = [reading.preferences, preferences.FORMAT, CLIPS_FORMAT]
     return Source(
         name,
         tuple(paths),
@@ -160,7 +162,7 @@ def _recognised(paths: Sequence[str], reading: Reading, kind: Container | None) 
             heads = [record for _, (_, record) in zip(range(10), containers.head(file, kind), strict=False)]
             if not any(set(filter(None, columns.values())) & set(r) for r in heads if isinstance(r, Mapping)):
                 columns = {}  # the columns are the training data's: these files have none of them
-        form = recognise(containers.head(file, kind), columns, file)
+        form = recognise(containers.head(file, kind), columns, file, reading.preferences)
         if form is not None:
             return form
     raise UserError(f"{paths[0]} holds no records" + (" that can be read" if files.version(paths[0]).size else ""))

@@ -98,7 +98,7 @@ class Conversation:
         if messages is None:
             raise SkipRecord("empty")
         if isinstance(messages, str):
-            messages = _from_text(messages)
+            messages = from_text(messages)
         if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
             raise UserError(f"{origin}: '{self.messages}' must be a list of objects, not {messages!r:.40}")
         found = held(origin, record, self, pictures, single_in_front=single_in_front)
@@ -204,16 +204,16 @@ class Exchange:
             value = column(origin, record, name)
             messages += value if isinstance(value, list) else [{"role": role, "content": value}]
         media = {kind.many: columns_of(self, kind) for kind in KINDS}
-        form = _of_list("", messages, **media, system=self.system, tools=self.tools)
+        form = of_list("", messages, **media, system=self.system, tools=self.tools)
         return form.read(origin, {**record, "": messages}, pictures, single_in_front=True)
 
 
 def recognise(record: Mapping[str, Any]) -> Conversation | Exchange | None:
     """Returns the format of a record that has messages, or None."""
     for name in NAMES:
-        messages = _from_text(record.get(name))
+        messages = from_text(record.get(name))
         if isinstance(messages, list) and all(isinstance(m, dict) for m in messages):
-            return _of_list(name, messages)
+            return of_list(name, messages)
     if all(_is_said(record.get(name)) for name in ("prompt", "completion")):
         return Exchange("prompt", "completion", "system", "tools", **BY_NAME)
     return None
@@ -221,11 +221,12 @@ def recognise(record: Mapping[str, Any]) -> Conversation | Exchange | None:
 
 def of_messages(record: Mapping[str, Any], name: str) -> Conversation | None:
     """Returns the format of records whose messages are in column ``name``; None if this record has none there."""
-    messages = _from_text(record.get(name))
-    return _of_list(name, messages) if isinstance(messages, list) else None
+    messages = from_text(record.get(name))
+    return of_list(name, messages) if isinstance(messages, list) else None
 
 
-def _of_list(name: str, messages: Sequence[Any], **more: Any) -> Conversation:
+def of_list(name: str, messages: Sequence[Any], **more: Any) -> Conversation:
+    """Returns the format of messages such as these, in column ``name``; ``more`` replaces other columns."""
     first = messages[0] if messages and isinstance(messages[0], dict) else {}
     role_key, content_key = next((keys for keys in KEYS if keys[0] in first), KEYS[0])
     return Conversation(name, role_key, content_key, ROLES, **{"system": "system", "tools": "tools", **BY_NAME, **more})
@@ -235,7 +236,7 @@ def _is_said(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(m, dict) and "role" in m for m in value)
 
 
-def _from_text(value: Any) -> Any:
+def from_text(value: Any) -> Any:
     """Parses messages that are written as JSON text, as in a table that has only text columns."""
     if isinstance(value, str) and value.lstrip()[:1] == "[":
         try:

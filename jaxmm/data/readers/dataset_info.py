@@ -14,7 +14,9 @@ from jaxmm.data.readers.alpaca import Alpaca, Plain
 from jaxmm.data.readers.columns import FEATURES, NONE, TOKENS
 from jaxmm.data.readers.containers import SUFFIXES, Format, suffix
 from jaxmm.data.readers.conversations import CALL, Conversation
-from jaxmm.data.reading import Reading
+from jaxmm.data.readers.judged import Judged
+from jaxmm.data.readers.preferences import Compared
+from jaxmm.data.reading import OBJECTIVES, Reading
 from jaxmm.errors import UserError, nearest
 from jaxmm.json_text import parse_json
 
@@ -40,7 +42,7 @@ COLUMNS = {
     },
 }
 MEDIA = ("images", "videos", "audios")
-PREFERENCE = ("chosen", "rejected", "kto_tag")
+PREFERENCE = {"chosen": "pairs", "rejected": "pairs", "kto_tag": "judged"}
 TAGS = {
     "role_tag": "from",
     "content_tag": "value",
@@ -66,7 +68,7 @@ TYPES: dict[str, type] = {
     **dict.fromkeys(("file_name", "formatting", "folder", "subset", "split", "media_dir", "revision", *HUBS), str),
     "columns": dict,
     "tags": dict,
-    **dict.fromkeys(LEARNT, bool),
+    **dict.fromkeys((*LEARNT, "ranking"), bool),
 }
 KEYS = (
     "file_name",
@@ -139,7 +141,7 @@ def read_entry(info: str, name: str, entries: Mapping[str, dict[str, Any]], read
             raise UserError(f"{where}: '{key}' is no key of an entry; did you mean '{close[0]}'?")
     for name_of, kind in TYPES.items():
         if not isinstance(entry.get(name_of), kind | None):
-            needed = "an object" if kind is dict else "text"
+            needed = {dict: "an object", bool: "true or false"}.get(kind, "text")
             raise UserError(f"{where}: {name_of} must be {needed}, not {entry[name_of]!r:.40}")
     for key in ("columns", "tags"):
         for mapped, value in (entry.get(key) or {}).items():
@@ -150,7 +152,8 @@ def read_entry(info: str, name: str, entries: Mapping[str, dict[str, Any]], read
         if not place:
             raise UserError(f"{where} names no file: give its file_name")
         raise UserError(f"{where} has a {place}, not supported yet: download it and give its file_name")
-    form = _learnt(where, entry, _form(where, entry))
+    form = _form(where, entry, reading.preferences)
+    form = _unweighed(where, entry, form) if reading.preferences else _learnt(where, entry, form)
     root = info.rpartition("/")[0]
     wanted = entry.get("num_samples") or 0
     if type(wanted) is not int or wanted < 0:
@@ -158,6 +161,8 @@ def read_entry(info: str, name: str, entries: Mapping[str, dict[str, Any]], read
     media = entry.get("media_dir") or ""
     media = _inside(where, "media_dir", root, media, reading) if media else ""
     paths, told = _files(where, root, entry, reading)
+    if reading.preferences and entry.get("train_on_prompt"):
+        told = "; ".join(filter(None, (told, f"{where}: train_on_prompt does not count: its prompts are not learnt")))
     return Entry(paths, form, media, wanted, told)
 
 
@@ -233,7 +238,7 @@ def _split(where: str, folder: str, split: str, reading: Reading) -> tuple[list[
     return (paths, "") if split or is_saved else splits.chosen(where, paths, reading.split, reading.evaluation)
 
 
-def _form(where: str, entry: Mapping[str, Any]) -> Format:
+def _form(where: str, entry: Mapping[str, Any], preferences: str) -> Format:
     formatting = entry.get("formatting", "alpaca")
     if formatting not in COLUMNS:
         known = f"{', '.join(COLUMNS)}{nearest(str(formatting), COLUMNS)}"
@@ -242,9 +247,7 @@ def _form(where: str, entry: Mapping[str, Any]) -> Format:
     defaults = COLUMNS[formatting]
     _known(where, columns, (*defaults, *PREFERENCE))
     _known(where, tags, tuple(TAGS))
-    wanted = [f"the column '{c}'" for c in PREFERENCE if columns.get(c)] + ["ranking"] * bool(entry.get("ranking"))
-    if wanted:
-        raise UserError(f"{where} asks for {', '.join(wanted)}: preference data is not supported yet")
+    _check_preferences(where, entry, preferences)
     if formatting == "alpaca" and columns:  # as in LLaMA-Factory: then a column that is not mapped does not exist
         defaults = dict.fromkeys(defaults, "")
     columns = {key: columns.get(key) or default for key, default in defaults.items()}
@@ -255,7 +258,7 @@ def _form(where: str, entry: Mapping[str, Any]) -> Format:
     # Ready-made media, for which LLaMA-Factory has no name, are found under our names.
     media["images"] += (FEATURES, TOKENS)
     if formatting == "alpaca":
-        return _alpaca(where, columns, media)
+        return _preferred(where, preferences, given, _alpaca(where, columns, media, preferences == "pairs"))
     defaults = OPENAI_TAGS if formatting == "openai" else TAGS
     tags = {key: tags.get(key) or default for key, default in defaults.items()}
     roles = {
@@ -266,7 +269,7 @@ def _form(where: str, entry: Mapping[str, Any]) -> Format:
         tags["user_tag"]: "user",
     }
     roles.setdefault("document", "document")
-    return Conversation(
+    form = Conversation(
         columns["messages"],
         tags["role_tag"],
         tags["content_tag"],
@@ -275,6 +278,48 @@ def _form(where: str, entry: Mapping[str, Any]) -> Format:
         columns["tools"],
         **media,
     )
+    return _preferred(where, preferences, given, form)
+
+
+def _check_preferences(where: str, entry: Mapping[str, Any], wanted: str) -> None:
+    """Raises UserError if an entry has no preferences of the kind wanted, or some that are not."""
+    columns = entry.get("columns") or {}
+    has = {
+        kind: [f"the column '{c}'" for c, own in PREFERENCE.items() if own == kind and columns.get(c)]
+        for kind in OBJECTIVES
+    }
+    has["pairs"] += ["ranking"] * bool(entry.get("ranking"))
+    others = [(names, OBJECTIVES[kind]) for kind, names in has.items() if names]
+    if wanted and not has[wanted]:
+        lacking = "labels" if wanted == "judged" else "pairs of answers"
+        needed = "the column kto_tag" if wanted == "judged" else '"ranking": true, and the columns chosen and rejected'
+        reads = f"; {others[0][1]} reads what it has: {', '.join(others[0][0])}" if others else ""
+        raise UserError(f"{where} has no {lacking}: {OBJECTIVES[wanted]} needs {needed}{reads}")
+    if not wanted and others:
+        names, objective = others[0]
+        raise UserError(f"{where} asks for {', '.join(names)}: set {objective} to learn from preferences")
+    if wanted == "pairs" and not (columns.get("chosen") and columns.get("rejected")):
+        raise UserError(f"{where}: its columns must name both answers of a pair, chosen and rejected")
+
+
+def _preferred(where: str, wanted: str, columns: Mapping[str, str], form: Conversation | Alpaca | Plain) -> Format:
+    """Returns a format of records with the preferences wanted."""
+    if not wanted:
+        return form
+    if isinstance(form, Plain):
+        raise UserError(f"{where}: a kto_tag needs a response column: it judges an answer")
+    return (
+        Compared(form, columns["chosen"], columns["rejected"])
+        if wanted == "pairs"
+        else Judged(form, columns["kto_tag"])
+    )
+
+
+def _unweighed(where: str, entry: Mapping[str, Any], form: Format) -> Format:
+    """Returns the format of preferences, whose answers alone are learnt, whatever the entry says of turns."""
+    if weights.of_message(where, {"weight": entry.get("weight")}) != 1:
+        raise UserError(f"{where}: pairs are not weighed, nor judged answers: leave its weight out")
+    return form
 
 
 def _learnt(where: str, entry: Mapping[str, Any], form: Format) -> Format:
@@ -290,14 +335,14 @@ def _learnt(where: str, entry: Mapping[str, Any], form: Format) -> Format:
     return dataclasses.replace(form, learnt=weights.Learnt("".join(turns), weight))  # type: ignore[type-var]
 
 
-def _alpaca(where: str, columns: Mapping[str, str], media: Mapping[str, Any]) -> Format:
+def _alpaca(where: str, columns: Mapping[str, str], media: Mapping[str, Any], has_pairs: bool) -> Alpaca | Plain:
     if not columns["prompt"]:
         raise UserError(f"{where}: columns must say which one is the prompt")
-    if columns["response"]:
+    if columns["response"] or has_pairs:
         return Alpaca(
             columns["prompt"],
             columns["query"],
-            columns["response"],
+            "" if has_pairs else columns["response"],
             columns["history"],
             columns["system"],
             columns["tools"],

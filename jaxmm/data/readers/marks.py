@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from jaxmm.data.documents import Document, Image, Object, Text
+from jaxmm.data.documents import Document, Image, Object, Text, Turn
 from jaxmm.data.readers.kinds import IMAGE
 from jaxmm.data.readers.parts import text
 from jaxmm.data.text.boxes import BOX_MARK, MARK, NAME_MARK
@@ -53,8 +53,21 @@ def with_objects(origin: str, record: Mapping[str, Any], document: Document, is_
     return document._replace(objects=tuple(next(left[mark]) for mark in marks))
 
 
+def check_none(origin: str, record: Mapping[str, Any], turns: Iterable[Turn], is_wanted: bool) -> None:
+    """Raises UserError for a record of preferences whose objects are to be written, or have marks in these turns."""
+    if record.get(COLUMN) and (is_wanted or any(_in_turns(turns))):
+        raise UserError(
+            f"{origin} has '{COLUMN}': boxes are not read in preference data: write them into the texts, or remove the "
+            f"column and its marks"
+        )
+
+
 def _marks(document: Document) -> Iterator[str]:
-    for turn in document.turns:
+    return _in_turns(document.turns)
+
+
+def _in_turns(turns: Iterable[Turn]) -> Iterator[str]:
+    for turn in turns:
         for part in turn.parts:
             if isinstance(part, Text):
                 yield from MARK.findall(part.text)

@@ -5,19 +5,23 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from jaxmm.data.documents import Document
-from jaxmm.data.readers import alpaca, conversations, interleaved
+from jaxmm.data.readers import alpaca, conversations, interleaved, preferences, weights
 from jaxmm.data.readers.columns import FEATURES, NONE, TOKENS, appears, is_named, plain, resolved
 from jaxmm.data.readers.containers import Format
 from jaxmm.data.readers.finding import BY_NAME, columns_of, may_hold
+from jaxmm.data.readers.judged import Judged
 from jaxmm.data.readers.kinds import AUDIO, CLIPS, IMAGE, KINDS, VIDEO, Kind
 from jaxmm.data.readers.parts import SkipRecord, listed
 from jaxmm.data.readers.pictures import Pictures
+from jaxmm.data.readers.preferences import Compared
 from jaxmm.data.readers.typed import kind_of
+from jaxmm.data.reading import OBJECTIVES
 from jaxmm.errors import UserError, nearest
 
+F = TypeVar("F", bound=Format)
 CLIPS_FORMAT = 1  # of reading videos and recordings; raised when the same clips make other documents
 HEAD = 100  # records that are searched for one that tells the format
 # Names that questions and answers often have, used only for advice.
@@ -40,11 +44,13 @@ class Recognised:
       first: that format.
       columns: those of ``Reading.named``, as pairs.
       has_clips: whether the columns or the records up to the first with a format have videos or recordings.
+      kind: which preferences its records have, as ``Reading.preferences``.
     """
 
     first: Format
     columns: tuple[tuple[str, str], ...] = ()
     has_clips: bool = False
+    kind: str = ""
 
     @property
     def version(self) -> int:
@@ -76,31 +82,35 @@ class Recognised:
     def of(self, record: Mapping[str, Any]) -> Format:
         if self.first.main in record:
             return self.first
-        return _recognised(record, dict(self.columns)) or self.first
+        return _recognised(record, dict(self.columns), self.kind) or self.first
 
     def __call__(self, origin: str, record: Mapping[str, Any], pictures: Pictures) -> Document:
         return self.of(record)(origin, record, pictures)
 
 
-def recognise(head: Iterator[tuple[str, Any]], columns: Mapping[str, str], file: str) -> Format | None:
+def recognise(head: Iterator[tuple[str, Any]], columns: Mapping[str, str], file: str, kind: str = "") -> Format | None:
     """Returns the format of records: that of the first record with a known one. None if there are no records.
+
+    Args:
+      kind: which preferences they must have, as ``Reading.preferences``.
 
     Raises:
       UserError: if no record has a known format, or none has a column that is named.
     """
     origin, unknown, seen = "", {}, dict[str, None]()
-    has_clips = any(kind.name in columns for kind in CLIPS)
+    has_clips = any(medium.name in columns for medium in CLIPS)
     for (where, record), _ in zip(head, range(HEAD), strict=False):
         if isinstance(record, SkipRecord):
             continue
         if not origin:
             origin, unknown = where, record
         seen |= dict.fromkeys(record)
-        has_clips = has_clips or any(may_hold(record, BY_NAME[kind.many], kind) for kind in CLIPS)
+        has_clips = has_clips or any(may_hold(record, BY_NAME[medium.many], medium) for medium in CLIPS)
         if all(name in seen for name in columns.values() if name):
-            form = _recognised(record, columns)
+            form = _recognised(record, columns, kind)
             if form is not None:
-                return Recognised(form, tuple(sorted(columns.items())), has_clips or _says_clips(record, form.main))
+                has_clips = has_clips or _says_clips(record, form.main)
+                return Recognised(form, tuple(sorted(columns.items())), has_clips, kind)
     missing = [name for name in columns.values() if name and name not in seen]
     if missing and seen:
         raise UserError(
@@ -109,13 +119,30 @@ def recognise(head: Iterator[tuple[str, Any]], columns: Mapping[str, str], file:
         )
     if not origin:
         return None
+    if kind:
+        raise UserError(preferences.without(origin, unknown, kind))
     raise UserError(f"{origin}: no format known has the keys {listed(unknown)}: {_advice(unknown)}")
 
 
-def _recognised(record: Mapping[str, Any], columns: Mapping[str, str]) -> Format | None:
-    form = _of_columns(record, columns) if {"messages", "text", "prompt"} & columns.keys() else _of_names(record)
-    if form is None:
+def _recognised(record: Mapping[str, Any], columns: Mapping[str, str], kind: str) -> Format | None:
+    """Returns the format of a record with preferences of a kind, or None; with '' any format will do."""
+    if kind == "pairs":
+        pair = preferences.recognise(record, columns)
+        return pair and Compared(_with_given(pair.form, columns), pair.chosen, pair.rejected, pair.inside)
+    label = columns.get("label") or next((name for name in weights.LABELS if name in record), "")
+    if kind and label not in record:
         return None
+    form = _of_columns(record, columns) if {"messages", "text", "prompt"} & columns.keys() else _of_names(record)
+    if form is None and kind and {"prompt", "completion"} <= record.keys():
+        form = conversations.Exchange("prompt", "completion", "system", "tools", **BY_NAME)
+    if form is None or (kind and isinstance(form, alpaca.Plain)):  # a page is no answer
+        return None
+    form = _with_given(form, columns)
+    return Judged(form, label) if kind else form
+
+
+def _with_given(form: F, columns: Mapping[str, str]) -> F:
+    """Returns a format with the columns that the user has named beside the texts."""
     given: dict[str, Any] = {kind.many: _given(columns, kind) for kind in KINDS if _is_given(columns, kind)}
     given.update({name: columns[name] for name in ("system", "tools", "history") if name in columns})
     known = {field.name for field in dataclasses.fields(form)}  # type: ignore[arg-type]
@@ -124,7 +151,7 @@ def _recognised(record: Mapping[str, Any], columns: Mapping[str, str]) -> Format
             f"config.data.columns={lost.name}={columns[lost.name]}: records with '{form.main}' hold no {lost.many}: "
             f"write them as messages, or leave them out by {lost.name}="
         )
-    return dataclasses.replace(form, **{k: v for k, v in given.items() if k in known})  # type: ignore[type-var,no-any-return]
+    return dataclasses.replace(form, **{k: v for k, v in given.items() if k in known})  # type: ignore[type-var]
 
 
 def settings(form: Format) -> dict[str, Any]:
@@ -133,6 +160,7 @@ def settings(form: Format) -> dict[str, Any]:
     Where there are no clips they are those of before clips were read, so that what was prepared then stays valid.
     """
     values = dataclasses.asdict(form)  # type: ignore[call-overload]  # each format is a dataclass
+    values.pop("kind", "")  # the source says it, where there are preferences
     own, inner = values.get("first", values), getattr(form, "first", form)
     columns = [own.pop(kind.many, ()) for kind in CLIPS]
     if values.pop("has_clips", any(name != NONE for names in columns for name in names)):
@@ -182,6 +210,8 @@ def _says_clips(record: Mapping[str, Any], main: str) -> bool:
 
 def _advice(record: Mapping[str, Any]) -> str:
     """What to do about a record without a format: the columns to name, where they can be guessed."""
+    if preferences.found(record) == "pairs":
+        return f"set {OBJECTIVES['pairs']} to learn from pairs of answers"
     by_name = {plain(key): key for key in record}
     question = next((by_name[name] for name in QUESTIONS if name in by_name), "")
     answer = next((by_name[name] for name in ANSWERS if name in by_name and by_name[name] != question), "")

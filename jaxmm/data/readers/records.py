@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from jaxmm.data.documents import Document, Skip, Text, Unit
@@ -12,9 +12,11 @@ from jaxmm.data.readers import columns, marks, weights
 from jaxmm.data.readers.columns import Seen
 from jaxmm.data.readers.containers import Container, Format, Sample, container, relative
 from jaxmm.data.readers.finding import columns_of
+from jaxmm.data.readers.judged import Judged, in_cycle
 from jaxmm.data.readers.kinds import KINDS, Kind, of_part
 from jaxmm.data.readers.parts import SkipRecord
 from jaxmm.data.readers.pictures import Pictures
+from jaxmm.data.readers.preferences import Compared
 from jaxmm.errors import UserError
 
 MOST_TOLD = 5  # records named in one line
@@ -33,7 +35,10 @@ class HeldOut(NamedTuple):
     wanted: bool = False
 
     def takes(self, document: Document | Skip, folder: str) -> bool:
-        """Whether a document is read. Equal documents are in the same part, wherever they and their pictures lie."""
+        """Whether a document is read. Equal documents are in the same part, wherever they and their pictures lie.
+
+        So are documents of preferences with one prompt, whatever their answers.
+        """
         if not self.part:
             return True
         if isinstance(document, Skip):
@@ -43,7 +48,7 @@ class HeldOut(NamedTuple):
         def named(path: str) -> str:
             return path.removeprefix(folder.rstrip("/") + "/")
 
-        for turn in document.turns:
+        for turn in document.turns[:-1] if document.verdict else document.turns:
             content.update(f"\0{turn.role}".encode())
             for part in turn.parts:
                 content.update(b"\1")
@@ -72,8 +77,29 @@ def read(
     Raises:
       UserError: if records make no sense; the message names the first of them.
     """
-    name = relative(unit.file, folder)
     watch = _Watch(form, pictures.has_boxes)
+    stream: Iterator[tuple[Document | Skip, int]] = _taken(
+        unit, folder, form, pictures, choice, held_out, skip_errors, kind, watch
+    )
+    for document, times in in_cycle(stream) if isinstance(getattr(form, "first", form), Judged) else stream:
+        for _ in range(times):
+            yield document
+    return watch.seen()
+
+
+def _taken(
+    unit: Unit,
+    folder: str,
+    form: Format,
+    pictures: Pictures,
+    choice: Sample | None,
+    held_out: HeldOut,
+    skip_errors: bool,
+    kind: Container | None,
+    watch: _Watch,
+) -> Iterator[tuple[Document | Skip, int]]:
+    """Yields the documents of ``read``, each with how often it comes."""
+    name = relative(unit.file, folder)
     trouble: UserError | None = None
     others: list[int] = []
     first = 0
@@ -89,7 +115,8 @@ def read(
             if isinstance(record, SkipRecord):
                 raise record
             document = marks.with_objects(origin, record, form(origin, record, pictures), pictures.has_boxes)
-            document = weights.weighed(document, weights.of_example(origin, record, document))
+            if not document.verdict:  # what is compared or judged has no weight
+                document = weights.weighed(document, weights.of_example(origin, record, document))
             watch.look(origin, record, document)
         except SkipRecord as left:
             document = Skip(origin, left.reason, left.detail)
@@ -101,8 +128,7 @@ def read(
             document = Skip(origin, "no sense", str(error).removeprefix(origin).lstrip(": "))
         if trouble or not held_out.takes(document, pictures.folder):
             continue
-        for _ in range(times):
-            yield document
+        yield document, times
     if trouble and others:
         named = ", ".join(map(str, others[:MOST_TOLD]))
         more = f" and {len(others) - MOST_TOLD} more" if len(others) > MOST_TOLD else ""
@@ -112,7 +138,6 @@ def read(
         ) from trouble
     if trouble:
         raise trouble
-    return watch.seen()
 
 
 class _Watch:
@@ -130,7 +155,9 @@ class _Watch:
         self._records[keys] = self._records.get(keys, 0) + 1
         if keys not in self._reads:
             form = self._form.of(record)
-            reads = form.reads(keys) | weights.read(keys) | marks.read(keys, self._has_boxes)
+            reads = form.reads(keys) | marks.read(keys, self._has_boxes)
+            if not isinstance(form, Compared | Judged):  # these name all that they read
+                reads |= weights.read(keys)
             self._reads[keys] = (
                 [key for key in keys if key in reads],
                 {kind: columns.resolved(keys, columns_of(form, kind), kind) for kind in KINDS},

@@ -2,7 +2,7 @@
 
 OpenAI's ``weight``, ms-swift's ``loss`` and Axolotl's ``train`` turn a message on or off; a number between weighs it.
 ``label: false`` beside an answer is KTO's: the answer should not be given. Pairs of answers are refused here: only
-other objectives can learn from them.
+objectives of preferences learn from them (``preferences.py``), and these weigh nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from jaxmm.data.documents import Document
+from jaxmm.data.documents import Document, Turn
+from jaxmm.data.reading import OBJECTIVES
 from jaxmm.errors import UserError
 
 OF_MESSAGE = ("weight", "loss", "train", "loss_weight", "loss_scale")
@@ -62,8 +63,8 @@ def of_example(origin: str, record: Mapping[str, Any], document: Document) -> fl
     pairs = [key for key in PAIRS if is_said and record.get(key)]
     if pairs:
         raise UserError(
-            f"{origin} has '{pairs[0]}': preference data is not supported yet; leave such records out, or remove "
-            f"that column to learn the rest as it is"
+            f"{origin} has '{pairs[0]}': set {OBJECTIVES['pairs']} to learn from pairs of answers, or remove that "
+            f"column to learn the rest as it is"
         )
     weight = 1.0
     for key in OF_EXAMPLE:
@@ -72,13 +73,24 @@ def of_example(origin: str, record: Mapping[str, Any], document: Document) -> fl
     return 0.0 if is_said and any(_is_off(record.get(key)) for key in LABELS) else weight
 
 
+def check_unweighed(origin: str, record: Mapping[str, Any], *answers: Turn) -> None:
+    """Raises UserError for answers to be compared or judged that have a weight, by their own word or the record's."""
+    found = {f"'{key}'": _weight(origin, key, record[key]) for key in OF_EXAMPLE if record.get(key) is not None}
+    found["its answer's weight"] = next((turn.weight for turn in answers if turn.weight != 1), 1.0)
+    if heavy := next((key for key, weight in found.items() if weight != 1), ""):
+        raise UserError(
+            f"{origin}: {heavy} is {found[heavy]:g}: pairs are not weighed, nor judged answers: remove it, or leave "
+            f"such records out"
+        )
+
+
 def _is_off(value: Any) -> bool:
     """Whether a label says no: false, or "false" as text."""
     return value is False or (isinstance(value, str) and value.strip().lower() == "false")
 
 
 def read(keys: Iterable[str]) -> frozenset[str]:
-    """Returns those of a record's columns that this file reads."""
+    """Returns those of a record's columns that this file reads where no preferences are learnt."""
     return frozenset((*OF_EXAMPLE, *LABELS, *PAIRS)).intersection(keys)
 
 

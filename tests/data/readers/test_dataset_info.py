@@ -328,9 +328,12 @@ def test_a_missing_file_is_named_with_its_dataset(folder):
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"ranking": True}, "asks for ranking: preference data is not supported yet"),
+        ({"ranking": True}, "asks for ranking: set config.objective=dpo .* to learn from preferences"),
         ({"columns": {"prompt": "p", "chosen": "c", "rejected": "r"}}, "the column 'chosen', the column 'rejected'"),
-        ({"columns": {"messages": "m", "kto_tag": "k"}, "formatting": "sharegpt"}, "asks for the column 'kto_tag'"),
+        (
+            {"columns": {"messages": "m", "kto_tag": "k"}, "formatting": "sharegpt"},
+            "asks for the column 'kto_tag': set .*=kto",
+        ),
         ({"formatting": "sharegtp"}, "formatting 'sharegtp' is not supported: .*did you mean 'sharegpt'"),
         ({"formating": "sharegpt"}, "'formating' is no key of an entry; did you mean 'formatting'"),
         ({"num_samples": "7"}, "num_samples must be a positive number"),

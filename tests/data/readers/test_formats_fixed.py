@@ -18,7 +18,7 @@ import pyarrow.parquet
 import pytest
 
 from jaxmm.data.documents import Document, Skip
-from jaxmm.data.readers import containers
+from jaxmm.data.readers import containers, preferences
 from jaxmm.data.readers.parts import SkipRecord
 from jaxmm.data.sources import read_sources
 from jaxmm.errors import UserError
@@ -121,6 +121,20 @@ FORMATS = {
     "Matched": [{"text_list": ["One.", "Two."], "image_info": [{"image_name": "b.jpg", "matched_text_index": 1}]}],
     "Pairs": [{"images": ["a.png"], "texts": [{"user": "Who?", "assistant": "I."}]}],
 }
+CALLS = {"role": "assistant", "content": "Calls.", "tool_calls": [CALL]}
+PREFERENCES = {
+    "pairs": [
+        {"prompt": "Who?", "chosen": "I.", "rejected": [{**SAID[1], "content": "You."}], "image": "a.png"},
+        {"conversations": TALK[:1], "chosen": TALK[1], "rejected": "You.", "images": ["a.png"], "system": "S."},
+        {"instruction": "Who?", "history": [["a", "b"]], "chosen": "I.", "rejected": None},
+        {"chosen": SAID, "rejected": [SAID[0], {**SAID[1], "content": "You."}], "prompt": "Who?"},
+        {"input": {"messages": [SAID[0]]}, "preferred_output": [SAID[1]], "non_preferred_output": [CALLS]},
+    ],
+    "judged": [
+        {"prompt": f"Who? {n}", "completion": said, "label": n % 2, "image": "a.png"}
+        for n, said in enumerate(("I.", "You.", None))
+    ],
+}
 # FORMAT, and the digest of what is made of the above.
 EXPECTED = {
     "lines": (2, "15363a428d2feccf"),
@@ -138,6 +152,7 @@ EXPECTED = {
     "Parallel": (3, "6e33522ba1136ddc"),
     "Matched": (3, "5716604a4958e640"),
     "Pairs": (3, "95b831d21a8d69c8"),
+    "preferences": (1, "a5d58bebfe597180"),
 }
 
 
@@ -185,6 +200,12 @@ def test_a_format_that_makes_other_documents_has_another_number(folder: Folder, 
     assert (version, digest(found)) == EXPECTED[name], "raise the format's FORMAT: see above"
 
 
+def test_preferences_that_read_otherwise_have_another_number(folder: Folder):
+    found = [shown(folder.source([record], preferences="pairs"), folder) for record in PREFERENCES["pairs"]]
+    found.append(shown(folder.source(PREFERENCES["judged"], preferences="judged"), folder))
+    assert (preferences.FORMAT, digest(found)) == EXPECTED["preferences"], "raise preferences.FORMAT: see above"
+
+
 def shown(source, folder: Folder) -> list[object]:
     """Documents without what else may be added to a turn, and without the place of the folder."""
     found: list[object] = []
@@ -193,8 +214,13 @@ def shown(source, folder: Folder) -> list[object]:
             found.append(tuple(document))
             continue
         assert isinstance(document, Document)
-        turns = [(turn.role, [_shown(part, folder) for part in turn.parts]) for turn in document.turns]
-        found.append((document.origin, turns))
+        turns, other = (
+            [(turn.role, [_shown(part, folder) for part in turn.parts]) for turn in turns]
+            for turns in (document.turns, document.other)
+        )
+        found.append(
+            (document.origin, turns, document.verdict, other) if document.verdict else (document.origin, turns)
+        )
     return found
 
 
