@@ -85,18 +85,7 @@ class Compared:
         return self.form.reads(keys) | {self.chosen, self.rejected, self.inside, *weights.OF_EXAMPLE}
 
     def __call__(self, origin: str, record: Mapping[str, Any], pictures: Pictures) -> Document:
-        for name in (self.chosen, self.rejected):
-            if name not in record:
-                raise UserError(without(origin, record, "pairs", f"'{name}'"))
-        for name in REJECTED_MEDIA:
-            if name not in self.reads(()) and not is_nothing(record.get(name)):
-                raise UserError(
-                    f"{origin} has '{name}': both answers of a pair are to one prompt, and pictures and clips stand in "
-                    f"the prompt alone: leave such records out"
-                )
-        for name in (self.chosen, self.rejected):
-            if is_nothing(record[name]):
-                raise SkipRecord("no pair", f"its '{name}' is empty")
+        self._check(origin, record)
         if self.inside:
             record = self._opened(origin, record)
         better = self._with(origin, record, self.chosen, pictures)
@@ -110,18 +99,32 @@ class Compared:
             if is_empty(answer):
                 raise SkipRecord("no pair", f"its '{name}' is empty")
         weights.check_unweighed(origin, record, chosen, rejected)
-        if prompt != other_prompt:
+        if prompt != other_prompt:  # of whole conversations
             pairs = zip(prompt, other_prompt, strict=False)
             at = next((n for n, (one, other) in enumerate(pairs) if one != other), min(len(prompt), len(other_prompt)))
             raise UserError(
                 f"{origin}: '{self.chosen}' and '{self.rejected}' differ in turn {at + 1} of {len(prompt) + 1} and "
-                f"{len(other_prompt) + 1}: both must be one prompt and one answer each, that may differ in their last "
-                f"turn alone"
+                f"{len(other_prompt) + 1}: they may differ in their last turn alone, the answer"
             )
         if chosen == rejected:
             raise SkipRecord("equal answers")
         marks.check_none(origin, record, (*prompt, chosen, rejected), pictures.has_boxes)
         return better._replace(turns=(*prompt, chosen), verdict="better", other=(*prompt, rejected))
+
+    def _check(self, origin: str, record: Mapping[str, Any]) -> None:
+        """Raises UserError for a record without the columns of a pair, SkipRecord for one without a value in them."""
+        for name in (self.chosen, self.rejected):
+            if name not in record:
+                raise UserError(without(origin, record, "pairs", f"'{name}'"))
+        for name in REJECTED_MEDIA:
+            if name not in (self.chosen, self.rejected) and not is_nothing(record.get(name)):
+                raise UserError(
+                    f"{origin} has '{name}': both answers of a pair are to one prompt, and pictures and clips stand in "
+                    f"the prompt alone: leave such records out"
+                )
+        for name in (self.chosen, self.rejected):
+            if is_nothing(record[name]):
+                raise SkipRecord("no pair", f"its '{name}' is empty")
 
     @property
     def _is_whole(self) -> bool:

@@ -212,6 +212,11 @@ def _advice(record: Mapping[str, Any]) -> str:
     """What to do about a record without a format: the columns to name, where they can be guessed."""
     if preferences.found(record) == "pairs":
         return f"set {OBJECTIVES['pairs']} to learn from pairs of answers"
+    if {"prompt", "completion"} <= record.keys() and preferences.found(record) == "judged":
+        return (
+            f"set {OBJECTIVES['judged']} to learn from its label, or name the columns, as "
+            f"config.data.columns=prompt=prompt,response=completion"
+        )
     by_name = {plain(key): key for key in record}
     question = next((by_name[name] for name in QUESTIONS if name in by_name), "")
     answer = next((by_name[name] for name in ANSWERS if name in by_name and by_name[name] != question), "")

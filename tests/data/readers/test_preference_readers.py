@@ -429,6 +429,14 @@ def test_pairs_without_an_objective_for_them_say_which_reads_them(folder, record
     assert "set config.objective=dpo (or ipo, simpo, orpo) to learn from pairs of answers" in message
 
 
+def test_labels_without_an_objective_for_them_weigh_as_before(folder):
+    message = line(lambda: folder.source([LIKED]))
+    assert "set config.objective=kto to learn from its label, or name the columns" in message
+    (document,) = folder.source([{"messages": [ASKED, BAD], "label": False}]).documents()
+    assert not document.verdict
+    assert document.turns[-1].weight == 0
+
+
 def test_an_entry_is_another_one_with_preferences_alone(folder):
     records = [{"messages": [ASKED, GOOD], "label": True, "rejected_response": "B"}]
     entries = {kind: json.loads(folder.source(records, preferences=kind).entry) for kind in ("", "pairs")}
