@@ -43,6 +43,7 @@ FLAGS: command.Flags = {
     "output": ("", "folder for the prepared sources; a path, or a URL to which they are copied in the end"),
     "mixture": ("", "name:share,name:share or name,name: which sources of the input; shares change nothing here"),
     "objective": ("sft", "as config.data.objective: sft or pretrain"),
+    "preferences": ("", "pairs, for config.objective=dpo, ipo, simpo or orpo; judged, for kto; '' is none"),
     "tokenizer": ("", "as config.data.tokenizer: folder of a transformers tokenizer; '' is ByT5's bytes"),
     "image_tokens": (0, "as config.data.image_tokens: size of the codebook of discrete image tokens"),
     "predict_image_tokens": (False, "as config.data.predict_image_tokens"),
@@ -142,7 +143,8 @@ def ready(output: str, args: Any) -> str:
     keys = (*TEMPLATE_KEYS, "boxes", "allow_urls", "url_hosts")
     given |= {key: getattr(args, key) for key in keys if getattr(args, key) != FLAGS[key][0]}
     image = {key: getattr(args, key) for key in IMAGE_KEYS if getattr(args, key) != FLAGS[key][0]}
-    return " ".join(
+    objective = {"pairs": "--config.objective=dpo ", "judged": "--config.objective=kto "}.get(args.preferences, "")
+    return objective + " ".join(
         f"--config.{group}.{key}={shlex.quote(str(value))}"
         for group, values in (("data", given), ("image", image)) for key, value in values.items()
     )  # fmt: skip

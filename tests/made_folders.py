@@ -57,7 +57,7 @@ def byte_level_tokenizer(family: str = ""):
     return tokenizer
 
 
-def folder_of(name: str, folder: Path, has_weights: bool = True) -> Path:
+def folder_of(name: str, folder: Path, has_weights: bool = True, seed: int = 1) -> Path:
     """A model of random weights as a folder, with a tokenizer of bytes."""
     config = parity_models.case(name).config(np.random.default_rng(0))
     config.text_config.vocab_size = VOCABULARY
@@ -69,7 +69,7 @@ def folder_of(name: str, folder: Path, has_weights: bool = True) -> Path:
     if has_weights:
         layout = family_of(config).layout(config)
         init, _ = make_model(layout.spec)
-        weights.write(folder, hf.outgoing(layout, flat(jax.jit(init)(jax.random.key(1))), np.float32))
+        weights.write(folder, hf.outgoing(layout, flat(jax.jit(init)(jax.random.key(seed))), np.float32))
     (folder / "config.json").write_text(json.dumps(config.to_dict(), default=str))
     tokenizer.save_pretrained(folder)
     processor = IMAGES.get(name) or IMAGES[case.family]

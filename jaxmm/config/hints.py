@@ -40,6 +40,10 @@ _ATTENTION = "leave it out, or use config.compute.attention: '' is the best back
 _REMAT = "use config.compute.remat: dots, offload or full"
 _RESUME = "leave it out: the same --workdir goes on by itself"
 _TRACKER = "use config.log.writers: tensorboard, wandb or both; metrics.jsonl in the workdir has the same"
+_REFERENCE = (
+    "leave it out: the reference is the model beneath the adapters, or, where whole weights learn, config.init_from, "
+    "which `jaxmm reference` asks once"
+)
 _LORA = "use config.adapter.rank above 0, for low-rank adapters; 0 trains whole parts"
 _QUANTIZED = "weights are not quantized; config.optimizer.moments=float8 makes the optimizer's state small"
 _UPLOAD = "use `jaxmm export`, and upload its folder"
@@ -126,7 +130,19 @@ HINTS: dict[str, str] = {
     "use_dora": "use config.adapter.kind=dora", "pissa_init": "use config.adapter.init=pissa",
     "loraplus_lr_ratio": "use config.optimizer.rates=*.lora.out:RATIO",
     "quantization_bit": _QUANTIZED, "load_in_4bit": _QUANTIZED, "load_in_8bit": _QUANTIZED,
-    "stage": "use config.data.objective: sft, or pretrain for all text; preferences and rewards are not trained",
+    "stage": "use config.data.objective: sft, or pretrain for all text; of preferences config.objective: dpo or kto; "
+    "rewards are not trained",
+    "pref_beta": "use config.preference.beta", "kto_beta": "use config.preference.beta",
+    "pref_loss": "use config.objective: sigmoid is dpo; ipo, orpo and simpo are as they are; kto has judged answers",
+    "dpo_beta": "use config.preference.beta", "dpo_label_smoothing": "use config.preference.label_smoothing",
+    "dpo_ftx": "use config.preference.sft", "pref_ftx": "use config.preference.sft",
+    "kto_ftx": "use config.preference.sft",
+    "simpo_gamma": "use config.preference.margin", "orpo_beta": "use config.preference.beta",
+    "kto_chosen_weight": "use config.preference.wanted", "kto_rejected_weight": "use config.preference.unwanted",
+    "desirable_weight": "use config.preference.wanted", "undesirable_weight": "use config.preference.unwanted",
+    "loss_type": "use config.objective: dpo, ipo, simpo, orpo or kto",
+    "rpo_alpha": "use config.preference.sft",
+    "ref_model": _REFERENCE, "ref_model_adapters": _REFERENCE, "precompute_ref_log_probs": _REFERENCE,
     "train_on_prompt": "use config.data.learn=prompt", "mask_history": "use config.data.learn=last",
     "assistant_only_loss": "leave it out: config.data.objective=sft learns the assistant's turns alone",
     "completion_only_loss": "leave it out: config.data.objective=sft learns the assistant's turns alone",

@@ -86,6 +86,9 @@ class Reading:
             raise UserError(f"config.data.bare_placeholder '{self.bare_placeholder}' must be {known}")
         if self.preferences not in PREFERENCES:
             raise ValueError(f"preferences {self.preferences!r} are none of {PREFERENCES}")
+        if self.preferences not in PREFERENCES:
+            known = f"{' or '.join(filter(None, PREFERENCES))}{nearest(self.preferences, PREFERENCES)}"
+            raise UserError(f"preferences '{self.preferences}' must be {known}")
         if self.boxes not in KINDS:
             known = f"one of {', '.join(filter(None, KINDS))}{nearest(self.boxes, KINDS)}"
             raise UserError(f"config.data.boxes '{self.boxes}' must be {known}")

@@ -7,6 +7,7 @@ nothing, as in PaLM's model FLOPs utilisation (Chowdhery et al., 2022, appendix 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -128,6 +129,11 @@ def _adapter_flops(spec: ModelSpec, batch: Batch) -> dict[str, float]:
         if one.path[0] in found:
             found[one.path[0]] += 2 * counts[one.path[0]] * layers * one.rank * sum(sides)
     return found
+
+
+def forward_flops(spec: ModelSpec, batch: Batch, parts: Collection[str]) -> float:
+    """FLOPs of a forward pass of some parts on a NumPy Batch, without adapters."""
+    return sum(flops for part, flops in _forward_flops(spec, batch).items() if part in parts)
 
 
 def batch_flops(spec: ModelSpec, batch: Batch, trainable: Trainable = EVERYTHING) -> float:

@@ -80,15 +80,34 @@ def _several(curves: list[Curve]) -> list[Curve]:
 def _learning(runs: Sequence[RunData]) -> Iterator[Chart]:
     trained = _each(runs, "trained on", "loss")
     held_out = _by_name(runs, ["eval"], ["loss"], "held out: {}", 1, dots=True)
-    yield _loss("loss", "Loss", "nats a target", trained + held_out)
-    yield _loss("loss-sources", "Loss by source", "nats a target", _several(_by_name(runs, ["sources"], ["loss"])))
+    of = "nats a target" if not _each(runs, "", "preference_accuracy") else "of a target, or of a pair"
+    yield _loss("loss", "Loss", of, trained + held_out)
+    yield _loss("loss-sources", "Loss by source", of, _several(_by_name(runs, ["sources"], ["loss"])))
     unit = "nats a target, of batches that were looked at and held out"
     yield _loss("loss-modalities", "Loss by modality", unit, _several(_by_modality(runs)))
     right = _by_name(runs, ["eval"], ["answer_accuracy"], dots=True)
     yield Chart("answers", "Answers right", "of held-out questions", right, "percent", from_0=True)
     targets = _each(runs, "trained on", "target_accuracy")
     yield Chart("targets", "Targets right", "tokens that were the likeliest", targets, "percent", from_0=True)
+    yield from _preferences(runs)
     yield Chart("media-gain", "Media gain", "nats a target that media are worth", _gains(runs), from_0=True)
+
+
+def _preferences(runs: Sequence[RunData]) -> Iterator[Chart]:
+    """How often the better answer is preferred, and by how much."""
+    right = _each(runs, "trained on", "preference_accuracy")
+    right += _by_name(runs, ["eval"], ["preference_accuracy"], "held out: {}", 1, dots=True)
+    yield Chart("preferences", "Preferences right", "of pairs, or of judged answers", right, "percent", from_0=True)
+    rewards: list[Curve] = []
+    for place, name in enumerate(("chosen", "rejected")):
+        rewards += _by_name(runs, ["preferences"], [f"{name}_reward"], f"{name}: {{}}", 2 * place)
+    yield Chart("rewards", "Rewards", "beta times the log-ratio to the reference", rewards)
+    margins = _by_name(runs, ["preferences"], ["margin"]) + _by_name(
+        runs, ["eval"], ["margin"], "held out: {}", 1, dots=True
+    )
+    yield Chart("margins", "Margin", "of the chosen answer's reward", margins)
+    far = _by_name(runs, ["preferences"], ["kl"])
+    yield Chart("kl", "Divergence", "from the reference, in nats, by other prompts’ answers", far, from_0=True)
 
 
 def _loss(key: str, title: str, unit: str, curves: list[Curve]) -> Chart:

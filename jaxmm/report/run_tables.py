@@ -18,7 +18,9 @@ WORDS = {
     "loss": "loss", "answer_accuracy": "answers right", "answers": "answers", "modalities": "by modality",
     "media_gain": "media gain", "blind": "with other media", "answer_accuracy_by_kind": "right", "targets": "targets",
     "unseen_pair_accuracy": "right, unseen pairs", "answer_accuracy_blind": "right, other media",
-    "answer_accuracy_reversed": "right, played backwards",
+    "answer_accuracy_reversed": "right, played backwards", "pairs": "pairs", "preference_accuracy": "preferences right",
+    "reference_accuracy": "right by the reference", "chosen_reward": "reward, chosen", "margin": "margin",
+    "rejected_reward": "reward, rejected", "chosen_nll": "nats a token, chosen", "kl": "divergence",
 }  # fmt: skip
 
 SMALL = ("documents", "left out", "standard error")  # figures of other media that stand behind a fold

@@ -19,6 +19,7 @@ from jaxmm.data.prepare.statistics import special_lines
 from jaxmm.models.flops import parameter_counts
 from jaxmm.models.multimodal import flat_axes, model_maps
 from jaxmm.models.tree import flat
+from jaxmm.training.preference import PreferenceSpec
 from jaxmm.training.program import make_rates
 from jaxmm.training.run import Run
 from jaxmm.training.step import TrainState
@@ -45,6 +46,8 @@ def _model_lines(run: Run, state: TrainState) -> Iterator[str]:
     yield f"parameters: {sizes}" + (f"; frozen: {frozen}" if frozen else "")
     if line := _adapter_line(run, state):
         yield line
+    if run.recipe.preference:
+        yield _preference_line(run, run.recipe.preference)
     for line in recipe.start.differences() if recipe.start else ():
         yield f"init_from: {line}"
     for line in recipe.template.notes:
@@ -67,6 +70,20 @@ def _adapter_line(run: Run, state: TrainState) -> str:
         f"{formatting.short(learnt)} parameters learn, {learnt / sum(x.size for x in by_path.values()):.2%} of all"
         + ("" if run.config.init_from else "; the model beneath has random weights, which stay as they are")
     )
+
+
+def _preference_line(run: Run, spec: PreferenceSpec) -> str:
+    """By which loss preferences are learnt, and next to what."""
+    keys = [f"margin {spec.margin:g}"] * (spec.objective == "simpo") + [f"sft {spec.sft:g}"] * bool(spec.sft)
+    keys += [f"label_smoothing {spec.label_smoothing:g}"] * bool(spec.label_smoothing)
+    if not spec.has_reference:
+        reference = "without a reference"
+    elif run.reference:
+        reference = "next to what the model that it began from was asked before"
+    else:
+        reference = "next to the model beneath its adapters"
+    idle = "; config.optimizer.z_loss does not count" if run.config.optimizer.z_loss else ""
+    return f"objective: {', '.join([f'{spec.objective}, beta {spec.beta:g}', *keys])}, {reference}{idle}"
 
 
 def _data_lines(run: Run) -> Iterator[str]:

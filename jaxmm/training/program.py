@@ -119,11 +119,23 @@ def asks_reference(recipe: Recipe) -> bool:
     return bool(spec and spec.has_reference and trainable.adapters and not trainable.whole)
 
 
+def parts_of_reference(recipe: Recipe) -> tuple[str, ...]:
+    """The parts of the model that a step runs a second time, beneath the adapters: media are encoded once where they
+    are frozen."""
+    if not asks_reference(recipe):
+        return ()
+    return ("decoder",) if _shares_media(recipe) else recipe.model.parts
+
+
+def _shares_media(recipe: Recipe) -> bool:
+    return all(path[0] == "decoder" for path in flat_axes(recipe.model) if recipe.trainable.learns(path))
+
+
 def _objective(recipe: Recipe, model: ModelSpec, targets: int, sources: int) -> Objective:
     """Of preferences; ``model``: with dropout."""
     assert recipe.preference is not None
-    learnt = {path[0] for path in flat_axes(model) if recipe.trainable.learns(path)} - {"decoder"}
-    both = make_both(model, recipe.compute, shares_media=not learnt, asks_reference=asks_reference(recipe))
+    shares_media = _shares_media(recipe)
+    both = make_both(model, recipe.compute, shares_media=shares_media, asks_reference=asks_reference(recipe))
     softcap = model.decoder.logit_softcap
     return make_objective(both, recipe.preference, target_budget=targets, sources=sources, logit_softcap=softcap)
 

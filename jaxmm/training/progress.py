@@ -14,7 +14,7 @@ import numpy as np
 from jaxmm.data.assemble import Loaded
 from jaxmm.data.documents import split_origin
 from jaxmm.errors import UserError
-from jaxmm.models.flops import batch_flops
+from jaxmm.models.flops import batch_flops, forward_flops
 from jaxmm.report.plan_lines import rows_of
 from jaxmm.runtime.barrier import Barrier
 from jaxmm.training.balance import Balance, with_gradients
@@ -22,6 +22,7 @@ from jaxmm.training.goodput import RunTime
 from jaxmm.training.group_gradients import Pulls
 from jaxmm.training.logger import Logger
 from jaxmm.training.preference import told
+from jaxmm.training.program import parts_of_reference
 from jaxmm.training.run import Run
 from jaxmm.training.slow_steps import SlowSteps
 from jaxmm.training.step import Metrics
@@ -35,7 +36,10 @@ MIN_SEEN = 100  # examples, before which config.data.max_skipped of them are not
 
 def counts_of(loaded: Loaded, run: Run) -> Counts:
     """What a global batch of a run holds, for the rates and fills."""
-    return count(loaded, run.config.batch_size, batch_flops(run.recipe.model, loaded.batch, run.recipe.trainable))
+    recipe, batch = run.recipe, loaded.batch
+    flops = batch_flops(recipe.model, batch, recipe.trainable)
+    flops += forward_flops(recipe.model.base, batch, parts_of_reference(recipe))
+    return count(loaded, run.config.batch_size, flops)
 
 
 def count(loaded: Loaded, batch_size: int, flops: float) -> Counts:

@@ -1,0 +1,139 @@
+"""Runs that learn from preferences: over the model beneath their adapters, or over what it was asked before."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import PIL.Image
+import pytest
+import small_run
+from made_folders import folder_of
+
+from jaxmm import evaluate, reference, train
+from jaxmm.atomic import read_lines
+from jaxmm.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("whole_transformers")
+OPTIMIZER = (
+    "--config.optimizer.name=adamw", "--config.optimizer.rate=3e-3", "--config.eval.every=0", "--config.log.every=1",
+    "--config.eval.examples=8",
+)  # fmt: skip
+ADAPTERS = ("--config.adapter.rank=2", "--config.objective=dpo")
+
+
+def make_data(folder: Path) -> Path:
+    """Pictures of one colour: pairs of a right and a wrong name, a pair longer than any row, and names with labels."""
+    names = list(small_run.COLOURS)
+    pairs, judged = [], []
+    for i in range(24):
+        name, wrong = names[i % 3], names[(i + 1 + i // 12) % 3]
+        PIL.Image.new("RGB", (32, 24), small_run.COLOURS[name]).save(folder / f"{i}.png")
+        question = [{"from": "human", "value": "<image>Colour?"}]
+        said = [{"from": "gpt", "value": one} for one in (name, wrong)]
+        pairs.append({
+            "conversations": question, "chosen": said[0], "rejected": said[1], "images": [f"{i}.png"]
+        })  # fmt: skip
+        judged.append({"conversations": [*question, said[i % 2]], "label": i % 2 == 0, "images": [f"{i}.png"]})
+    pairs.append(pairs[0] | {"chosen": {"from": "gpt", "value": "long " * 100}})
+    (folder / "pairs.json").write_text(json.dumps(pairs))
+    (folder / "judged.json").write_text(json.dumps(judged))
+    columns = {"messages": "conversations", "images": "images"}
+    info = {
+        "pairs": {"file_name": "pairs.json", "formatting": "sharegpt", "ranking": True,
+                  "columns": columns | {"chosen": "chosen", "rejected": "rejected"}},
+        "judged": {"file_name": "judged.json", "formatting": "sharegpt", "columns": columns | {"kto_tag": "label"}},
+    }  # fmt: skip
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return folder_of("qwen2.5-vl", tmp_path_factory.mktemp("models") / "base")
+
+
+@pytest.fixture(scope="module")
+def arguments(base, tmp_path_factory) -> list[str]:
+    data = make_data(tmp_path_factory.mktemp("data"))
+    own = small_run.arguments(data, tmp_path_factory.mktemp("cache"))
+    of_data = ["--config.data.mixture=pairs", "--config.eval.mixture=pairs"]
+    return [*(one for one in own if "mixture" not in one), *of_data, *OPTIMIZER, f"--config.init_from={base}"]
+
+
+@pytest.fixture(scope="module")
+def finished(arguments, tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("runs") / "finished"
+    assert train.main([*arguments, *ADAPTERS, f"--workdir={workdir}"]) == 0
+    return workdir
+
+
+def logged(workdir: Path) -> list[dict]:
+    return [line for line in read_lines(workdir / "metrics.jsonl") if "loss" in line]
+
+
+def test_a_run_over_its_own_base_begins_where_the_reference_is_and_learns_what_is_better(finished):
+    first, *_, last = logged(finished)
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert first["preferences"]["pairs"]["margin"] == pytest.approx(0, abs=1e-5)
+    assert last["loss"] < first["loss"] - 0.01
+    assert last["preferences"]["pairs"]["margin"] > 0.01
+    assert last["preference_accuracy"] > 0.5
+
+
+def test_a_pair_longer_than_a_row_is_dropped_whole_and_told(arguments, tmp_path, capsys):
+    assert train.main([*arguments, *ADAPTERS, "--config.steps=1", f"--workdir={tmp_path / 'run'}"]) == 0
+    assert "data: pairs, 1 of 25 pairs longer than a row: dropped whole" in capsys.readouterr().err
+
+
+def test_a_run_that_stopped_and_went_on_has_the_bits_of_one_that_did_not(arguments, finished, tmp_path):
+    for steps in (4, 8):
+        assert train.main([*arguments, *ADAPTERS, f"--config.steps={steps}", f"--workdir={tmp_path / 'run'}"]) == 0
+    small_run.assert_same_bits(small_run.saved(finished, 8), small_run.saved(tmp_path / "run", 8))
+
+
+def test_evaluation_asks_the_base_too(finished):
+    assert evaluate.main([f"--workdir={finished}"]) == 0
+    of_run = json.loads((finished / "summary.json").read_text())["eval"]["pairs"]
+    found = json.loads((finished / "eval.json").read_text())["pairs"]
+    assert found == pytest.approx(of_run, rel=1e-4, abs=1e-5)
+    assert found["pairs"] == 8
+    assert found["margin"] == pytest.approx(found["chosen_reward"] - found["rejected_reward"], abs=1e-6)
+
+
+def test_whole_weights_learn_next_to_what_their_base_was_asked_before(base, arguments, tmp_path, capsys):
+    whole = [*arguments, "--config.objective=dpo", "--config.steps=3"]
+    with pytest.raises(UserError, match=r"pairs: the reference was not asked about 25 of 25 pairs: ask it by `jaxmm r"):
+        train.main([*whole, f"--workdir={tmp_path / 'run'}"])
+    assert reference.main(whole) == 0
+    assert "pairs: asked about 24 of 25 pairs" in capsys.readouterr().out
+    for steps in (2, 3):  # the second goes on
+        assert train.main([*whole, f"--config.steps={steps}", f"--workdir={tmp_path / 'run'}"]) == 0
+    first = logged(tmp_path / "run")[0]
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert evaluate.main([f"--workdir={tmp_path / 'run'}"]) == 0
+    other = folder_of("qwen2.5-vl", tmp_path / "other", seed=2)
+    with pytest.raises(UserError, match=r"was not asked about 25 of 25 pairs"):
+        train.main([*whole, f"--config.init_from={other}", f"--workdir={tmp_path / 'next'}"])
+
+
+def test_judged_answers_are_learnt_by_kto(arguments, tmp_path):
+    asked = [one.replace("=pairs", "=judged") for one in arguments]
+    assert train.main([*asked, *ADAPTERS, "--config.objective=kto", f"--workdir={tmp_path / 'run'}"]) == 0
+    first, *_, last = logged(tmp_path / "run")
+    assert first["loss"] == pytest.approx(0.5, abs=1e-5)
+    assert first["preferences"]["judged"]["kl"] == pytest.approx(0, abs=1e-5)
+    assert last["preferences"]["judged"]["margin"] > 0.01
+
+
+@pytest.mark.parametrize(("more", "message"), [
+    (["--config.objective=kto"], "pairs"),
+    (["--config.objective=", "--config.preference.beta=0.2"], r"preference.beta goes with config.objective=dpo or ipo"),
+    (["--config.objective=dpo", "--config.preference.margin=1.0"], r"margin goes with config.objective=simpo, and"),
+    (["--config.objective=dpo", "--config.data.objective=pretrain"], r"leave config.data.objective=pretrain out"),
+    (["--config.objective=dop"], r"did you mean 'dpo'"),
+])  # fmt: skip
+def test_what_does_not_go_together_is_one_line(more, message, arguments, tmp_path):
+    with pytest.raises(UserError, match=message):
+        train.main([*arguments, *ADAPTERS[:1], *more, f"--workdir={tmp_path / 'run'}"])
