@@ -11,7 +11,7 @@ from jaxmm.batch import TARGET
 from jaxmm.data.media import table
 from jaxmm.data.media.tokens import TOKENS
 from jaxmm.data.packing.plan import Budgets, Lengths, Piece
-from jaxmm.data.prepare.index import CLIPS, Columns
+from jaxmm.data.prepare.index import CLIPS, PREFERENCES, Columns, implied
 from jaxmm.data.prepare.records import Record
 
 BUDGETS = Budgets(tokens=64, patches=96, items=4, targets=48)
@@ -33,8 +33,8 @@ class Made(Columns):
         self.images_E1 = np.cumsum([0, *map(len, images)])
         columns = np.array(pictures, np.int32).reshape(-1, 4).T
         self.image_at_I, self.image_height_I, self.image_width_I, self.image_kind_I = columns
-        for name in CLIPS:
-            setattr(self, name, np.zeros(len(self.image_at_I), np.int64))
+        for name in (*CLIPS, *PREFERENCES):
+            setattr(self, name, implied(name, self.__dict__))
         self.meta |= table.described(self.image_kind_I)
         for column in (self.tokens_E, self.runs_E1, self.run_start_R, self.run_flags_R, self.images_E1, columns):
             column.setflags(write=False)  # as a mapped file is

@@ -26,7 +26,7 @@ from jaxmm.data.documents import Audio, Document, Media, Text, Turn, Video
 from jaxmm.data.media import audio_file, sampling, video_file
 from jaxmm.data.media.log_mel import log_mel
 from jaxmm.data.packing.plan import Budgets, Lengths, Piece, Plan, choose_budgets
-from jaxmm.data.prepare.index import Columns, InMemory
+from jaxmm.data.prepare.index import PREFERENCES, Columns, implied
 from jaxmm.data.prepare.records import Record
 from jaxmm.data.text.template import Template
 from jaxmm.data.text.tokenizer import load_tokenizer
@@ -267,6 +267,8 @@ class MixedIndex(Columns):
         rate = np.where(is_film, frame_rate, np.where(is_sound, sound_rate, 0))
         self.media_count_I = (seconds * rate).astype(np.int64)
         self.media_rate_num_I, self.media_rate_den_I = rate.astype(np.int32), (rate > 0).astype(np.int32)
+        for column in PREFERENCES:
+            setattr(self, column, implied(column, self.__dict__))
 
     def read(self, example: int) -> Record:
         raise AssertionError("a plan of lengths reads no record")

@@ -19,7 +19,7 @@ from jaxmm.batch import TARGET, ImageSpec
 from jaxmm.data.assemble import Assembler
 from jaxmm.data.packing.pack import assign
 from jaxmm.data.packing.plan import WINDOW_PIECES, Budgets, Lengths, Plan, choose_budgets
-from jaxmm.data.prepare.index import Columns
+from jaxmm.data.prepare.index import CLIPS, PREFERENCES, Columns, implied
 from jaxmm.data.prepare.records import Record
 from jaxmm.measure.timing import Figure
 
@@ -121,7 +121,8 @@ class MadeIndex(Columns):
         self.run_weight_R = np.ones(count, np.float32)
         self.images_E1 = np.zeros(count + 1, np.int64)
         self.image_at_I = self.image_height_I = self.image_width_I = self.image_kind_I = np.zeros(0, np.int32)
-        self.media_count_I = self.media_rate_num_I = self.media_rate_den_I = np.zeros(0, np.int64)
+        for column in (*CLIPS, *PREFERENCES):
+            setattr(self, column, implied(column, self.__dict__))
         self.reads: list[int] = []
 
     def read(self, example: int) -> Record:
