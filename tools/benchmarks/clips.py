@@ -26,7 +26,7 @@ from jaxmm.data.documents import Audio, Document, Media, Text, Turn, Video
 from jaxmm.data.media import audio_file, sampling, video_file
 from jaxmm.data.media.log_mel import log_mel
 from jaxmm.data.packing.plan import Budgets, Lengths, Piece, Plan, choose_budgets
-from jaxmm.data.prepare.index import PREFERENCES, Columns, implied
+from jaxmm.data.prepare.index import PREFERENCES, Columns, InMemory, implied
 from jaxmm.data.prepare.records import Record
 from jaxmm.data.text.template import Template
 from jaxmm.data.text.tokenizer import load_tokenizer
