@@ -40,14 +40,15 @@ PARTS = {
     "data": ("plan", "media", "clips", "prepare", "loader"),
     "step": ("step",),
     "peer": ("peer",),
+    "tuning": ("tuning",),
     "scale": ("scale",),
 }
 
 FLAGS: command.Flags = {
     "part": (
         "data",
-        "data; step: that of --config; peer: our step beside PyTorch's (extra 'parity'); or scale: attention, "
-        "packing, the first step, shards",
+        "data; step: that of --config; peer: our step beside PyTorch's, tuning: that of adapters beside PEFT's (extra "
+        "'parity'); or scale: attention, packing, the first step, shards",
     ),
     "output": ("", "JSON file to write"),
     "only": ("", "names of rows, comma between them; default: all of the part"),

@@ -24,6 +24,7 @@ class PeerCase:
     Attributes:
       grid: patches a side of an image.
       documents: of each row, each an image and ``text`` tokens.
+      rank: of adapters on all linear maps but the vocabulary's, over frozen weights; 0 trains all of them.
       loader: whether documents are read from files, and their JPEGs decoded, while the step runs; else one batch of
         noise is in memory.
     """
@@ -43,6 +44,7 @@ class PeerCase:
     rows: int = 4
     documents: int = 4
     text: int = 60
+    rank: int = 0
     loader: bool = False
 
     @property

@@ -104,7 +104,7 @@ def test_split_loses_nothing_truncate_keeps_the_beginning_drop_leaves_out(seed):
 def test_long_documents_are_told_in_a_line():
     source = texts([10, 64, 65, 200])
     assert count_long(source, BUDGETS, "split").line(source, "split") == (
-        "web, 3 of 4 documents longer than a row: split into 9 pieces"
+        "texts, 3 of 4 documents longer than a row: split into 9 pieces"
     )
     assert count_long(source, BUDGETS, "drop").line(source, "drop").endswith("longer than a row: dropped")
     assert count_long(texts([5]), BUDGETS, "split").line(texts([5]), "split") == ""

@@ -188,7 +188,7 @@ def test_each_flip_in_a_column_is_one_line(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     for in_memory in (prepared_module.IN_MEMORY, 0):
         monkeypatch.setattr(prepared_module, "IN_MEMORY", in_memory)
-        for column in (name for name in COLUMNS if name not in CLIPS):
+        for column in (name for name in COLUMNS if name not in (*CLIPS, *PREFERENCES)):
             path = folder / f"{column}.npy"
             whole = path.read_bytes()
             for place in (*range(0, 130, 9), *rng.integers(0, len(whole), 5).tolist()):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+
 import benchmark
 import pytest
 import small_run
 from benchmarks import peer as benchmark_peer
+from benchmarks import tuning
 from benchmarks.row import Row
 
 from jaxmm.measure.case import PeerCase
@@ -38,3 +42,13 @@ def test_both_sides_step_on_the_same_work_and_all_pairs_are_kept(monkeypatch):
     assert len(ratios) == 2
     told = [line for line in benchmark.table([found]).splitlines() if "pair" in line]
     assert [f"ratio {ratio:.3f}" in line for ratio, line in zip(ratios, told, strict=True)] == [True, True]
+
+
+@pytest.mark.parity
+def test_adapters_step_beside_those_of_peft_and_beside_all_weights(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", small_run.environment()["XLA_FLAGS"])
+    case = dataclasses.replace(TINY, rank=2)
+    for measured, figure in ((tuning.beside_peft, "time / peft"), (tuning.beside_full, "time / all weights")):
+        row = Row("tiny", "a tiny case", {}, functools.partial(measured, case))
+        found = benchmark.measure(row, repeats=2, seed=0, scale=1.0)
+        assert len(found["figures"][figure]["samples"]) == 2

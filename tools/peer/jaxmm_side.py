@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator
@@ -64,7 +65,9 @@ class Ours:
 
         from jaxmm import sharding
         from jaxmm.hf import folder as hf
-        from jaxmm.models.multimodal import Compute, make_model
+        from jaxmm.models.adapters import AdapterSpec
+        from jaxmm.models.multimodal import Compute, begin_adapters, make_model
+        from jaxmm.models.trainable import Trainable
         from jaxmm.models.tree import nested
         from jaxmm.runtime.jax_internals import step_options
         from jaxmm.training.optimizer import make_optimizer
@@ -74,17 +77,23 @@ class Ours:
         self.mesh = sharding.make_mesh({"data": -1})
         where = sharding.replicated(self.mesh)
         params = nested(hf.read_model(folder, layout, lambda path, shape: where).params)
+        model, trainable = layout.spec, Trainable(adapters=case.rank > 0)
+        if case.rank:
+            spec = AdapterSpec(("vision", "connector", "decoder"), case.rank, 2.0 * case.rank)
+            model = dataclasses.replace(model, adapter=spec)
+            begun = jax.jit(lambda base: begin_adapters(base, model, jax.random.key(seed)), donate_argnums=0)
+            params = begun(params)
         optimizer = make_optimizer(
             optax.constant_schedule(RATE), b1=BETAS[0], b2=BETAS[1], eps=EPS, weight_decay=DECAY, clip=CLIP
         )
-        _, apply = make_model(layout.spec)
+        _, apply = make_model(model)
         compute = Compute("float32", "none", unroll=max(case.layers, case.vision_layers), tile=case.grid**2)
         step = make_train_step(
             lambda params, batch, target_positions_BR: apply(params, batch, compute, target_positions_BR), optimizer,
-            target_budget=case.targets, sources=1,
+            trainable=trainable, target_budget=case.targets, sources=1,
         )  # fmt: skip
         with jax.set_mesh(self.mesh):
-            self.state = jax.jit(lambda p: init_state(p, optimizer), out_shardings=where)(params)
+            self.state = jax.jit(lambda p: init_state(p, optimizer, trainable), donate_argnums=0)(params)
             place = functools.partial(sharding.place_batch, mesh=self.mesh)
             if case.loader:
                 self.batches = loaded(case, folder.parent, seed, place)

@@ -80,6 +80,16 @@ def loaded(case: PeerCase, folder: Path, seed: int) -> Iterator[dict[str, Any]]:
     return iter(DataLoader(rows, batch_size=None, shuffle=False, num_workers=1, prefetch_factor=4))
 
 
+def with_adapters(model: Any, rank: int) -> Any:
+    """PEFT's adapters on all linear maps but the vocabulary's; the rest is frozen."""
+    import peft
+    import torch
+
+    names = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    targets = [name for name in names if "lm_head" not in name]
+    return peft.get_peft_model(model, peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets))
+
+
 class Peer:
     """A model that is stepped; ``kind`` is "float32", "bf16" (autocast) or "compiled" (bf16, torch.compile)."""
 
@@ -91,9 +101,11 @@ class Peer:
         model: Any = transformers.LlavaForConditionalGeneration.from_pretrained(
             folder, attn_implementation="sdpa", dtype=torch.float32
         )
+        if case.rank:
+            model = with_adapters(model, case.rank)
         self.model = model.train()
-        decayed = [p for p in model.parameters() if p.ndim > 1]
-        plain = [p for p in model.parameters() if p.ndim <= 1]
+        learnt = [p for p in model.parameters() if p.requires_grad]
+        decayed, plain = [p for p in learnt if p.ndim > 1], [p for p in learnt if p.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": DECAY}, {"params": plain, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=RATE, betas=BETAS, eps=EPS, fused=True)
         self.forward: Callable[..., Any] = torch.compile(model) if kind == "compiled" else model
