@@ -148,14 +148,21 @@ def saved_params(
     workdir: Path, recipe: Recipe, mesh: Mesh, step: int | None = None, reader: Checkpoints | None = None
 ) -> Params:
     """The parameters of a run's checkpoint (the newest by default), on this mesh."""
+    own, base = own_params(workdir, recipe, mesh, step, reader)
+    return with_base(own, recipe, mesh, base) if base else own
+
+
+def own_params(
+    workdir: Path, recipe: Recipe, mesh: Mesh, step: int | None = None, reader: Checkpoints | None = None
+) -> tuple[Params, Base | None]:
+    """What a run's checkpoint holds, and the model beneath the run's adapters; None where that is all of it."""
     abstract, where = _place(recipe.model, mesh)
     shapes = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, where)
     noted = kept(workdir) if recipe.model.adapter else None
     if noted is None:
-        return load_params(workdir, shapes, step, reader)
+        return load_params(workdir, shapes, step, reader), None
     base = found_again(noted, recipe.init_from, workdir)
-    own = load_params(workdir, held(shapes, recipe.trainable, base), step, reader)
-    return with_base(own, recipe, mesh, base)
+    return load_params(workdir, held(shapes, recipe.trainable, base), step, reader), base
 
 
 def with_base(own: Params, recipe: Recipe, mesh: Mesh, base: Base) -> Params:

@@ -14,7 +14,7 @@ import small_run
 from made_folders import folder_of
 
 from jaxmm import evaluate, export, generate, sharding, train
-from jaxmm.checkpoints.base import FILE, kept
+from jaxmm.checkpoints.base import FILE, Base, keep, kept
 from jaxmm.checkpoints.params import saved_params
 from jaxmm.config.file import load_workdir
 from jaxmm.errors import UserError
@@ -85,7 +85,7 @@ def test_a_run_that_stopped_and_went_on_has_the_bits_of_one_that_did_not(argumen
 
 def test_an_export_is_the_base_with_the_adapters_merged_and_answers_as_the_run(arguments, finished, tmp_path, capsys):
     out = tmp_path / "out"
-    assert export.main([f"--workdir={finished}", f"--output={out}", "--dtype=float32"]) == 0
+    assert export.main([f"--workdir={finished}", f"--output={out}", "--merge", "--dtype=float32"]) == 0
     written = small_run.first_params(*arguments[: -len(ADAPTERS) - 1], f"--config.init_from={out}")
     params = params_of(finished)
     assert written.keys() == {".".join(("params", *path)) for path in params if not is_factor(path)}
@@ -103,6 +103,39 @@ def test_an_export_is_the_base_with_the_adapters_merged_and_answers_as_the_run(a
     capsys.readouterr()
     assert generate.main([f"--workdir={tmp_path / 'still'}", "--prompt=Colour?", "--max_tokens=8"]) == 0
     assert capsys.readouterr().out == with_adapters
+
+
+def test_an_export_without_merge_is_the_adapters_alone_over_the_base_that_the_run_had(base, finished, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert export.main([f"--workdir={finished}", f"--output={out}"]) == 0
+    assert f"adapters (dora, rank 2, alpha 4) of {base.resolve()} for PEFT, of step 8" in capsys.readouterr().out
+    config, params = json.loads((out / "adapter_config.json").read_text()), params_of(finished)
+    assert config["base_model_name_or_path"] == str(base.resolve())
+    assert config["lora_dropout"] == 0.1
+    assert config["modules_to_save"] == ["model.visual.merger.mlp.2"]
+    tensors = safetensors.numpy.load_file(out / "adapter_model.safetensors")
+    modules = {name.removeprefix("base_model.model.").rsplit(".lora_")[0] for name in tensors if ".lora_" in name}
+    assert modules == set(config["target_modules"])
+    assert "model.language_model.layers.2.self_attn.q_proj" in modules
+    prefix = "base_model.model.model.language_model.layers.2.mlp.down_proj"
+    factor = params["decoder", "blocks", "mlp", "down", "lora", "into"][2]
+    np.testing.assert_array_equal(tensors[f"{prefix}.lora_A.weight"], factor.T)
+    assert "base_model: base" in (out / "README.md").read_text()
+    assert (out / "tokenizer.json").exists()
+
+
+def test_an_export_says_where_adapters_alone_are_of_no_use(base, finished, tmp_path):
+    run, out = tmp_path / "run", f"--output={tmp_path / 'out'}"
+    shutil.copytree(finished, run)
+    keep(run, Base.find(str(finished))._replace(asked=str(base)))
+    with pytest.raises(UserError, match=r"began with the run .*finished: adapters alone .* by --merge"):
+        export.main([f"--workdir={run}", out])
+    (run / FILE).unlink()
+    with pytest.raises(UserError, match=r"did not begin with a model's folder: .* by --merge"):
+        export.main([f"--workdir={run}", out])
+    none_whole = "--config.adapter.modules_to_save="
+    with pytest.raises(UserError, match="has no adapters that could be merged"):
+        export.main([f"--workdir={run}", out, "--merge", "--config.adapter.rank=0", none_whole])
 
 
 def test_evaluation_reads_the_base_too_and_says_where_it_is_not(base, finished, tmp_path, capsys):
