@@ -28,8 +28,11 @@ from jaxmm.data.text.own_format import IMAGE, OURS
 from jaxmm.data.text.template import ChatOptions, Template
 from jaxmm.data.text.tokenizer import load_tokenizer
 from jaxmm.errors import UserError
+from jaxmm.hf import adapter_record
+from jaxmm.hf.adapter_record import Begun
 from jaxmm.hf.families.registry import FAMILIES
 from jaxmm.hf.init_from import run_and_step
+from jaxmm.hf.peft_read import is_peft, read_peft
 from jaxmm.hf.pretrained import MODEL, Pretrained, image_settings, read_start
 from jaxmm.hf.processors import limits
 from jaxmm.hf.videos import asked_for
@@ -40,7 +43,7 @@ from jaxmm.models.multimodal import PARTS, Compute, ModelSpec
 from jaxmm.models.towers.audio import AudioTowerSpec
 from jaxmm.models.towers.vit import VisionSpec
 from jaxmm.models.trainable import Trainable, check_patterns
-from jaxmm.tuning import make_adapter, make_trainable
+from jaxmm.tuning import check_begun, make_adapter, make_trainable
 from jaxmm.workdir.folder import has_saved
 from jaxmm.workdir.kept_folders import tokenizer_folder
 
@@ -152,6 +155,7 @@ class Recipe(NamedTuple):
     cache: Path
     start: Pretrained | None = None
     init_from: str = ""  # of the config
+    begun: Begun | None = None  # the adapters that the run goes on from
 
 
 def _audio_of(config: ConfigDict, start: Pretrained | None) -> AudioSpec | None:
@@ -275,10 +279,56 @@ def read_recipe(config: ConfigDict, workdir: Path | None = None, platform: str =
         model = _model_of(config, image, vocabulary, own_media(config, workdir))
     # Which parts a model from random weights has is known when its data is.
     known = model.parts if start or config.data.media else PARTS
-    model = dataclasses.replace(model, adapter=make_adapter(config.adapter, start, model))
-    trainable = make_trainable(config.optimizer.freeze, config.adapter.modules_to_save, model, known)
+    begun = _begun(config, start, model, workdir)
+    adapter = begun.spec if begun else make_adapter(config.adapter, start, model)
+    model = dataclasses.replace(model, adapter=adapter)
+    trainable = make_trainable(config.optimizer.freeze, config.adapter.modules_to_save, model, known, begun)
     compute = read_compute(config, model, image, platform or jax.default_backend())
-    return Recipe(template, image.only(()), image, model, compute, trainable, cache, start, config.init_from)
+    return Recipe(template, image.only(()), image, model, compute, trainable, cache, start, config.init_from, begun)
+
+
+def _begun(config: ConfigDict, start: Pretrained | None, model: ModelSpec, workdir: Path | None) -> Begun | None:
+    """The adapters that the run goes on from; None for a run whose adapters are its own."""
+    if workdir and has_saved(workdir) and (noted := adapter_record.kept(workdir)):
+        return noted
+    source = config.adapter.init_from
+    if not source:
+        return None
+    named, step = run_and_step(source)
+    folder = Path(named).expanduser()
+    if is_peft(folder) and not step:
+        begun = _begun_by_peft(config, source, folder, start, model)
+    elif (folder / "config.json").is_file() and has_saved(folder):
+        their = read_recipe(load_workdir(str(folder)), folder)
+        if their.model.adapter is None:
+            raise UserError(f"config.adapter.init_from: {folder} is a run without adapters: begin with it by init_from")
+        begun = Begun(source, their.model.adapter, their.trainable.whole)
+        if their.model.base != model:
+            raise UserError(f"config.adapter.init_from: {folder} has adapters of another base, of other sizes")
+    else:
+        raise UserError(
+            f"config.adapter.init_from: {folder} holds no adapters: give a PEFT folder, or the workdir of a run with "
+            f"adapters that has saved"
+        )
+    check_begun(config.adapter, begun, start, model)
+    return begun
+
+
+def _begun_by_peft(
+    config: ConfigDict, source: str, folder: Path, start: Pretrained | None, model: ModelSpec
+) -> Begun:  # fmt: skip
+    if start is None:
+        raise UserError(
+            "config.adapter.init_from names adapters for PEFT: name the model that they were trained on by "
+            "config.init_from"
+        )
+    read = read_peft(folder, start.layout, model)
+    told = list(read.told)
+    if read.dropout and not config.adapter.dropout:
+        told.append(f"its dropout of {read.dropout:g} is not taken over: set config.adapter.dropout for one")
+    if read.base:
+        told.append(f"it names {read.base} as its base")
+    return Begun(source, read.spec, tuple(".".join(path) for path in read.whole), tuple(told))
 
 
 def _model_of(config: ConfigDict, image: ImageSpec, vocabulary: int, clips: str) -> ModelSpec:
