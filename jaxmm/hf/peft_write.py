@@ -105,6 +105,8 @@ def peft_of(
         "rank_pattern": {_pattern(name): r for name, (r, _) in sizes.items() if r != rank},
         "alpha_pattern": {_pattern(name): _number(a) for name, (_, a) in sizes.items() if a != alpha},
     }  # fmt: skip
+    if _is_tied(model, whole):
+        config["ensure_weight_tying"] = True
     return Peft(config, tensors | {f"{PREFIX}{name}": value for name, value in saved.items()})
 
 
@@ -213,11 +215,16 @@ def _whole(
     # A module that lies in another one is saved with it.
     outer = {m for m in chosen if not any(m.startswith(f"{other}.") for other in chosen)}
     modules = [m for m in by_module if m in outer]
-    if model.decoder.tie_embeddings and ("decoder", "embedding") in learnt:
+    if _is_tied(model, learnt):
         head = names.foreign_name(names.HEAD, layout.modules)
         tensors[head] = tensors[names.foreign_name(names.EMBEDDING, layout.modules)].copy()
         modules.append(head.removesuffix(WEIGHT))
     return [name for module in modules for name in _numbered(module, tensors)], tensors
+
+
+def _is_tied(model: ModelSpec, whole: Collection[ParamPath]) -> bool:
+    """Whether a table that is trained whole is the embedding and the vocabulary projection."""
+    return model.decoder.tie_embeddings and ("decoder", "embedding") in whole
 
 
 def _numbered(module: str, tensors: Collection[str]) -> list[str]:
