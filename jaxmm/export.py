@@ -145,6 +145,8 @@ def export_adapters(recipe: Recipe, workdir: Path, output: Path, dtype: str, ste
         f"wrote {output}: {total / 1e6:,.1f} MB of {dtype}, adapters ({told}) of {folder} for PEFT, of step {step}; "
         f"--merge writes the whole model"
     )
+    if others := peft.not_served():
+        print(f"vLLM serves no adapters with {' and '.join(others)}: for it write the whole model by --merge")
     return 0
 
 

@@ -84,6 +84,11 @@ def read_data(config: ConfigDict, workdir: Path | None = None) -> DataRecipe:
     data, image = config.data, dict(config.image)
     asked = image["min_pixels"], image["max_pixels"]
     init_from = "" if has_saved(workdir) else config.init_from  # what has saved needs no folder that it began with
+    if init_from and is_peft(Path(init_from).expanduser()):
+        raise UserError(
+            f"config.init_from: {init_from} has adapters alone: name them by config.adapter.init_from, and the model "
+            f"that they were trained on by config.init_from"
+        )
     start = read_start(init_from, workdir and workdir / MODEL, config.image.merge, config.connector.mlp)
     named = tokenizer_folder(data.tokenizer, workdir)
     tokenizer = load_tokenizer(named or (str(start.tokenizer) if start else ""))
@@ -294,6 +299,11 @@ def _begun(config: ConfigDict, start: Pretrained | None, model: ModelSpec, workd
     source = config.adapter.init_from
     if not source:
         return None
+    if not config.init_from:
+        raise UserError(
+            "config.adapter.init_from needs config.init_from: the model that the adapters were trained on, which "
+            "they do not hold"
+        )
     named, step = run_and_step(source)
     folder = Path(named).expanduser()
     if is_peft(folder) and not step:
@@ -319,8 +329,8 @@ def _begun_by_peft(
 ) -> Begun:  # fmt: skip
     if start is None:
         raise UserError(
-            "config.adapter.init_from names adapters for PEFT: name the model that they were trained on by "
-            "config.init_from"
+            f"config.adapter.init_from names adapters for PEFT, which go with a model's folder: {config.init_from} "
+            f"(config.init_from) is a run that began from random weights"
         )
     read = read_peft(folder, start.layout, model)
     told = list(read.told)

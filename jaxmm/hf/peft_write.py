@@ -21,7 +21,7 @@ from jaxmm.hf import names, tensor_files, weights
 from jaxmm.hf.families.family import Layout
 from jaxmm.hf.map_names import WEIGHT, NamedMap, named_maps
 from jaxmm.models.adapters import FIRST, LORA, Map
-from jaxmm.models.lora import alpha_of, with_first
+from jaxmm.models.lora import alpha_of, scale_of, with_first
 from jaxmm.models.multimodal import ModelSpec, flat_axes, kernel_dims, model_maps
 from jaxmm.models.tree import ParamPath
 
@@ -44,6 +44,21 @@ class Peft(NamedTuple):
 
     config: dict[str, Any]
     tensors: dict[str, np.ndarray]
+
+    def not_served(self) -> list[str]:
+        """What PEFT follows and vLLM does not: it has one scale for all, and no DoRA and no modules beside adapters."""
+        rank, alpha = self.config["rank_pattern"], self.config["alpha_pattern"]
+        kind = "rslora" if self.config["use_rslora"] else "lora"
+        scales = {
+            scale_of(kind, rank.get(name, self.config["r"]), alpha.get(name, self.config["lora_alpha"]))
+            for name in (*rank, *alpha)
+        } | {scale_of(kind, self.config["r"], self.config["lora_alpha"])}
+        found = {
+            "DoRA": self.config["use_dora"],
+            "modules_to_save": bool(self.config["modules_to_save"]),
+            "maps of different scale": max(scales) > min(scales) * (1 + 1e-9),
+        }
+        return [name for name, is_there in found.items() if is_there]
 
     def write(self, folder: Path, dtype: Any) -> int:
         """Writes both. Returns the number of bytes of all tensors."""

@@ -106,6 +106,16 @@ def test_queries_and_values_of_a_fused_map_have_one_adapter_with_blocks_and_keys
     assert {path[3] for path in there.read().params} == {"query", "value"}
 
 
+def test_other_scales_are_told_for_programs_that_know_one_alone(tmp_path):
+    def written(**options: Any) -> Any:
+        there = made(tmp_path / str(len(list(tmp_path.iterdir()))), **options)
+        return peft_of(there.layout, there.model, there.params, (), base=there.folder)
+
+    assert written(kind="rslora").not_served() == []  # fused maps have a rank of their own, and the scale of all
+    assert written(ranks=(("*.up", 4, 12.0),)).not_served() == []
+    assert written(ranks=(("*.up", 4, 6.0),)).not_served() == ["maps of different scale"]
+
+
 def test_pissa_is_written_for_the_model_as_it_is_with_twice_the_rank(tmp_path):
     there = made(tmp_path / "adapters", targets=("decoder.blocks.mlp.up",), start="pissa")
     back = there.read()

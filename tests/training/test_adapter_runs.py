@@ -108,7 +108,9 @@ def test_an_export_is_the_base_with_the_adapters_merged_and_answers_as_the_run(a
 def test_an_export_without_merge_is_the_adapters_alone_over_the_base_that_the_run_had(base, finished, tmp_path, capsys):
     out = tmp_path / "out"
     assert export.main([f"--workdir={finished}", f"--output={out}"]) == 0
-    assert f"adapters (dora, rank 2, alpha 4) of {base.resolve()} for PEFT, of step 8" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"adapters (dora, rank 2, alpha 4) of {base.resolve()} for PEFT, of step 8" in said
+    assert "vLLM serves no adapters with DoRA and modules_to_save: for it" in said
     config, params = json.loads((out / "adapter_config.json").read_text()), params_of(finished)
     assert config["base_model_name_or_path"] == str(base.resolve())
     assert config["lora_dropout"] == 0.1
@@ -185,6 +187,9 @@ def test_what_is_asked_of_adapters_that_have_begun_must_be_what_they_are(argumen
     assert "decoder.blocks.attention.query has an adapter in" in refused("--config.adapter.targets=v_proj")
     assert "connector.down.bias is no longer that of the model beneath" in refused("--config.optimizer.freeze=*.bias")
     assert "holds no adapters: give a PEFT folder" in refused(source=tmp_path)
+    assert "config.adapter.init_from needs config.init_from" in refused("--config.init_from=")
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert "has adapters alone: name them by config.adapter" in refused(f"--config.init_from={tmp_path}")
     other = folder_of("qwen2.5-vl", tmp_path / "other")
     tensors = safetensors.numpy.load_file(other / "model.safetensors")
     tensors["lm_head.weight"] += 1
