@@ -137,6 +137,7 @@ def get_config() -> ConfigDict:
     config.adapter.kind = "lora"  # or "rslora" (alpha / root of the rank), "dora"
     config.adapter.dropout = 0.0  # part of what goes into the factors that is dropped in training
     config.adapter.init = ""  # of the first factor: "" uniform as PEFT's, "gaussian", "pissa"
+    config.adapter.init_from = ""  # adapters to go on from: a PEFT folder, or a run (RUN@STEP) of the same model
     config.adapter.modules_to_save = ""  # what is trained whole beside adapters: parts or patterns, as connector
 
     config.preference = ConfigDict()

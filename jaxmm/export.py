@@ -1,6 +1,8 @@
 """Writes a run's model as a Hugging Face folder, which ``transformers`` loads and other programs serve.
 
 python -m jaxmm.export --workdir=runs/base --output=hf_model
+
+Of a run with adapters it writes these alone, as a PEFT folder; with --merge the whole model, the adapters in it.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ if __name__ == "__main__":
     startup.end_on_interrupt()  # before large imports
 
 import contextlib
+import importlib.metadata
 import json
 import os
 import shutil
@@ -26,9 +29,10 @@ from safetensors import SafetensorError
 
 from jaxmm import command, sharding
 from jaxmm.batch import ImageSpec
+from jaxmm.checkpoints.base import found_again, kept
 from jaxmm.checkpoints.checkpoint import Checkpoints
 from jaxmm.checkpoints.chosen import chosen_step
-from jaxmm.checkpoints.params import saved_params
+from jaxmm.checkpoints.params import own_params, saved_params
 from jaxmm.data.text.byt5 import ByT5Tokenizer
 from jaxmm.data.text.codebook import image_codes
 from jaxmm.data.text.own_format import IMAGE
@@ -39,15 +43,17 @@ from jaxmm.hf import weights
 from jaxmm.hf.chat_templates import chat_template, with_media
 from jaxmm.hf.families.family import Family, HearingFamily, Layout
 from jaxmm.hf.families.registry import OWN
+from jaxmm.hf.init_from import parse, run_and_step
 from jaxmm.hf.model_card import evaluation, model_card
 from jaxmm.hf.parts import write_folders, write_parts
+from jaxmm.hf.peft_write import peft_of
 from jaxmm.hf.pictures import AnyShape
 from jaxmm.hf.pretrained import GENERATION, HEARING, MODEL, SPARE, Pretrained
 from jaxmm.hf.processors import PROCESSOR_FILES, json_object
 from jaxmm.hf.videos import VIDEO_FILE
 from jaxmm.inference.generation_config import said_by
 from jaxmm.json_text import parse_json
-from jaxmm.models.adapters import merged
+from jaxmm.models.adapters import is_factor, merged
 from jaxmm.models.multimodal import model_maps
 from jaxmm.models.tree import flat
 from jaxmm.recipe import Recipe, read_recipe
@@ -58,7 +64,8 @@ FLAGS: command.Flags = {
     "workdir": ("", "folder of the run to export"),
     "output": ("", "folder to write; it must not exist, or be empty"),
     "step": ("", "checkpoint to export: its step, or best; the newest if left out"),
-    "dtype": ("", "of the weights: float32, as they are trained, bfloat16 or float16; if left out, the base model's"),
+    "merge": (False, "of a run with adapters: write the whole model, the adapters merged into it"),
+    "dtype": ("", "of the weights: float32, bfloat16 or float16; if left out, the base model's; of adapters float32"),
 }
 
 
@@ -73,6 +80,10 @@ def main(argv: list[str]) -> int:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output {output} exists: give another folder, or delete it")
     recipe = read_recipe(args.config, workdir)
+    if recipe.model.adapter and not args.merge:
+        return export_adapters(recipe, workdir, output, args.dtype or "float32", args.step)
+    if args.merge and not recipe.model.adapter:
+        raise UserError(f"--merge: {workdir} has no adapters that could be merged: leave it out")
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         step = chosen_step(workdir, args.step) or checkpoints.latest()
         mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
@@ -99,6 +110,67 @@ def main(argv: list[str]) -> int:
     why = ", as the model has that it started from" if base and not args.dtype else ""
     print(f"wrote {output}: {total / 1e6:,.1f} MB of {dtype}{why}, as {config['architectures'][0]}, of step {step}")
     return 0
+
+
+def export_adapters(recipe: Recipe, workdir: Path, output: Path, dtype: str, step_asked: str) -> int:
+    """Exports the adapters of a run alone, as a PEFT folder over the model that the run started from."""
+    folder = _beneath(recipe, workdir)
+    model, start = recipe.model, recipe.start
+    assert start is not None
+    assert model.adapter is not None
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        step = chosen_step(workdir, step_asked) or checkpoints.latest()
+        mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
+        own, _ = own_params(workdir, recipe, mesh, step)
+        of_run = checkpoints.meta(step)["config"]
+    params = flat(own)
+    whole = [path for path in params if not is_factor(path)]
+    peft = peft_of(start.layout, model, params, whole, base=folder, dropout=of_run["adapter"]["dropout"])
+    spec = model.adapter
+    told = f"{spec.kind}, rank {spec.rank}, alpha {spec.alpha:g}"
+    with _whole_or_none(output) as half:
+        total = peft.write(half, DTYPES[dtype])
+        write_tokenizer(recipe, half)
+        write_processor(recipe, workdir, half)
+        facts = model_card(
+            workdir.resolve().name, start.family.architecture, of_run, step or 0, recipe.image, adapters=told
+        )  # fmt: skip
+        version = importlib.metadata.version("transformers")
+        use = (
+            f"`peft.PeftModel.from_pretrained(model, DIR)` loads them, where `model` is what they were trained on, in "
+            f"`transformers` 5 ({version} when they were written): they name its modules."
+        )
+        (half / "README.md").write_text("\n".join([*facts, *evaluation(workdir, step or 0), "", use, ""]))
+    print(
+        f"wrote {output}: {total / 1e6:,.1f} MB of {dtype}, adapters ({told}) of {folder} for PEFT, of step {step}; "
+        f"--merge writes the whole model"
+    )
+    if others := peft.not_served():
+        print(f"vLLM serves no adapters with {' and '.join(others)}: for it write the whole model by --merge")
+    return 0
+
+
+def _beneath(recipe: Recipe, workdir: Path) -> Path:
+    """The folder of the model beneath a run's adapters.
+
+    Raises:
+      UserError: if that is none that ``transformers`` loads, so that adapters alone would be of no use.
+    """
+    way_out = "adapters alone would have no model beneath them: write the whole model by --merge"
+    noted = kept(workdir)
+    if noted is None or recipe.start is None:
+        raise UserError(f"{workdir} did not begin with a model's folder: {way_out}")
+    base = found_again(noted, recipe.init_from, workdir)
+    folders = parse(run_and_step(base.init_from)[0])
+    folder = folders.get("model")
+    if folder is None:
+        raise UserError(f"{workdir} began with parts of models ({', '.join(folders)}), which it joined: {way_out}")
+    if not hf.is_folder(folder):
+        raise UserError(f"{workdir} began with the run {folder}: {way_out}, or export that run, and begin with it")
+    rows, has = recipe.model.decoder.vocab_size, hf.read_whole(folder).layout.spec.decoder.vocab_size
+    if rows != has:
+        raise UserError(f"{workdir} has a vocabulary of {rows} rows, {folder} one of {has}: write it by --merge")
+    return folder
 
 
 def _export_parts(

@@ -28,8 +28,11 @@ from jaxmm.data.text.own_format import IMAGE, OURS
 from jaxmm.data.text.template import ChatOptions, Template
 from jaxmm.data.text.tokenizer import load_tokenizer
 from jaxmm.errors import UserError
+from jaxmm.hf import adapter_record
+from jaxmm.hf.adapter_record import Begun
 from jaxmm.hf.families.registry import FAMILIES
 from jaxmm.hf.init_from import run_and_step
+from jaxmm.hf.peft_read import is_peft, read_peft
 from jaxmm.hf.pretrained import MODEL, Pretrained, image_settings, read_start
 from jaxmm.hf.processors import limits
 from jaxmm.hf.videos import asked_for
@@ -41,7 +44,7 @@ from jaxmm.models.towers.audio import AudioTowerSpec
 from jaxmm.models.towers.vit import VisionSpec
 from jaxmm.models.trainable import Trainable, check_patterns
 from jaxmm.training.preference import PreferenceSpec
-from jaxmm.tuning import make_adapter, make_trainable
+from jaxmm.tuning import check_begun, make_adapter, make_trainable
 from jaxmm.workdir.folder import has_saved
 from jaxmm.workdir.kept_folders import tokenizer_folder
 
@@ -82,6 +85,11 @@ def read_data(config: ConfigDict, workdir: Path | None = None) -> DataRecipe:
     data, image = config.data, dict(config.image)
     asked = image["min_pixels"], image["max_pixels"]
     init_from = "" if has_saved(workdir) else config.init_from  # what has saved needs no folder that it began with
+    if init_from and is_peft(Path(init_from).expanduser()):
+        raise UserError(
+            f"config.init_from: {init_from} has adapters alone: name them by config.adapter.init_from, and the model "
+            f"that they were trained on by config.init_from"
+        )
     start = read_start(init_from, workdir and workdir / MODEL, config.image.merge, config.connector.mlp)
     named = tokenizer_folder(data.tokenizer, workdir)
     tokenizer = load_tokenizer(named or (str(start.tokenizer) if start else ""))
@@ -154,6 +162,7 @@ class Recipe(NamedTuple):
     start: Pretrained | None = None
     init_from: str = ""  # of the config
     preference: PreferenceSpec | None = None
+    begun: Begun | None = None  # the adapters that the run goes on from
 
 
 def _audio_of(config: ConfigDict, start: Pretrained | None) -> AudioSpec | None:
@@ -277,12 +286,19 @@ def read_recipe(config: ConfigDict, workdir: Path | None = None, platform: str =
         model = _model_of(config, image, vocabulary, own_media(config, workdir))
     # Which parts a model from random weights has is known when its data is.
     known = model.parts if start or config.data.media else PARTS
-    model = dataclasses.replace(model, adapter=make_adapter(config.adapter, start, model))
-    trainable = make_trainable(config.optimizer.freeze, config.adapter.modules_to_save, model, known)
+    begun = _begun(config, start, model, workdir)
+    adapter = begun.spec if begun else make_adapter(config.adapter, start, model)
+    model = dataclasses.replace(model, adapter=adapter)
+    trainable = make_trainable(config.optimizer.freeze, config.adapter.modules_to_save, model, known, begun)
     compute = read_compute(config, model, image, platform or jax.default_backend())
+    preference = read_preference(config)
+    if begun and preference and preference.has_reference:
+        raise UserError(
+            f"config.adapter.init_from does not go with config.objective={preference.objective}: its reference would be "
+            f"the model without these adapters; merge them into it (`jaxmm export --merge`), and begin with that"
+        )
     return Recipe(
-        template, image.only(()), image, model, compute, trainable, cache, start, config.init_from,
-        read_preference(config),
+        template, image.only(()), image, model, compute, trainable, cache, start, config.init_from, preference, begun
     )  # fmt: skip
 
 
@@ -292,6 +308,55 @@ def read_preference(config: ConfigDict) -> PreferenceSpec | None:
         return None
     asked = dict(config.preference)
     return PreferenceSpec(config.objective, is_mean=asked.pop("length_normalised"), **asked)
+
+
+def _begun(config: ConfigDict, start: Pretrained | None, model: ModelSpec, workdir: Path | None) -> Begun | None:
+    """The adapters that the run goes on from; None for a run whose adapters are its own."""
+    if workdir and has_saved(workdir) and (noted := adapter_record.kept(workdir)):
+        return noted
+    source = config.adapter.init_from
+    if not source:
+        return None
+    if not config.init_from:
+        raise UserError(
+            "config.adapter.init_from needs config.init_from: the model that the adapters were trained on, which "
+            "they do not hold"
+        )
+    named, step = run_and_step(source)
+    folder = Path(named).expanduser()
+    if is_peft(folder) and not step:
+        begun = _begun_by_peft(config, source, folder, start, model)
+    elif (folder / "config.json").is_file() and has_saved(folder):
+        their = read_recipe(load_workdir(str(folder)), folder)
+        if their.model.adapter is None:
+            raise UserError(f"config.adapter.init_from: {folder} is a run without adapters: begin with it by init_from")
+        begun = Begun(source, their.model.adapter, their.trainable.whole)
+        if their.model.base != model:
+            raise UserError(f"config.adapter.init_from: {folder} has adapters of another base, of other sizes")
+    else:
+        raise UserError(
+            f"config.adapter.init_from: {folder} holds no adapters: give a PEFT folder, or the workdir of a run with "
+            f"adapters that has saved"
+        )
+    check_begun(config.adapter, begun, start, model)
+    return begun
+
+
+def _begun_by_peft(
+    config: ConfigDict, source: str, folder: Path, start: Pretrained | None, model: ModelSpec
+) -> Begun:  # fmt: skip
+    if start is None:
+        raise UserError(
+            f"config.adapter.init_from names adapters for PEFT, which go with a model's folder: {config.init_from} "
+            f"(config.init_from) is a run that began from random weights"
+        )
+    read = read_peft(folder, start.layout, model)
+    told = list(read.told)
+    if read.dropout and not config.adapter.dropout:
+        told.append(f"its dropout of {read.dropout:g} is not taken over: set config.adapter.dropout for one")
+    if read.base:
+        told.append(f"it names {read.base} as its base")
+    return Begun(source, read.spec, tuple(".".join(path) for path in read.whole), tuple(told))
 
 
 def _model_of(config: ConfigDict, image: ImageSpec, vocabulary: int, clips: str) -> ModelSpec:

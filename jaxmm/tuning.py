@@ -7,8 +7,10 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from jaxmm.config.keys import KEYS
 from jaxmm.config.shares import parse_patterns
 from jaxmm.errors import UserError, nearest
+from jaxmm.hf.adapter_record import Begun
 from jaxmm.hf.map_names import called, named_maps
 from jaxmm.hf.pretrained import Pretrained
 from jaxmm.models.adapters import CONVOLUTIONS, AdapterSpec
@@ -28,9 +30,7 @@ def make_adapter(asked: Mapping[str, Any], start: Pretrained | None, model: Mode
     rank = asked["rank"]
     if not rank:
         return None
-    targets: list[str] = []
-    for name in filter(None, (name.strip() for name in asked["targets"].split(","))):
-        targets += _patterns_of(name, start, model)
+    targets = _targets_of(asked["targets"], start, model)
     if not targets:
         raise UserError("config.adapter.targets is empty: name the linear maps that get an adapter, as decoder.blocks")
     alpha = asked["alpha"] or 2.0 * rank
@@ -45,6 +45,42 @@ def make_adapter(asked: Mapping[str, Any], start: Pretrained | None, model: Mode
                 f"or leave that map out of config.adapter.targets"
             )
     return spec
+
+
+def check_begun(asked: Mapping[str, Any], begun: Begun, start: Pretrained | None, model: ModelSpec) -> None:
+    """Compares what ``config.adapter`` asks for with the adapters that a run goes on from; defaults ask for nothing.
+
+    Raises:
+      UserError: where they differ.
+    """
+    spec = begun.spec
+    for key, default, own in (("rank", 0, spec.rank), ("alpha", 0.0, spec.alpha), ("kind", "lora", spec.kind)):
+        if asked[key] not in (default, own):
+            raise UserError(
+                f"config.adapter.{key} is {asked[key]}, but the adapters in {begun.source} have {own}, which is what "
+                f"config.adapter.init_from goes on with: leave it out"
+            )
+    if asked["init"]:
+        raise UserError(
+            f"config.adapter.init={asked['init']} is how adapters begin, and those of config.adapter.init_from have "
+            f"begun: leave it out"
+        )
+    if asked["targets"] != KEYS["adapter.targets"].default:
+        wanted = AdapterSpec(tuple(_targets_of(asked["targets"], start, model)))
+        paths = [path[:-1] for path in kernel_dims(model)]
+        if differ := [path for path in paths if wanted.adapts(path) != spec.adapts(path)]:
+            raise UserError(
+                f"config.adapter.targets: {'.'.join(differ[0])} has {'an' if spec.adapts(differ[0]) else 'no'} adapter "
+                f"in {begun.source}, other than asked for: leave targets out"
+            )
+
+
+def _targets_of(text: str, start: Pretrained | None, model: ModelSpec) -> list[str]:
+    """The patterns of ``config.adapter.targets``."""
+    targets: list[str] = []
+    for name in filter(None, (name.strip() for name in text.split(","))):
+        targets += _patterns_of(name, start, model)
+    return targets
 
 
 def _patterns_of(name: str, start: Pretrained | None, model: ModelSpec) -> list[str]:
@@ -70,13 +106,16 @@ def _words(maps: Collection[ParamPath]) -> list[str]:
     return list(dict.fromkeys(".".join(path[:-1]) if len(path) > 2 else ".".join(path) for path in maps))
 
 
-def make_trainable(freeze: str, whole: str, model: ModelSpec, parts: Collection[str]) -> Trainable:
+def make_trainable(
+    freeze: str, whole: str, model: ModelSpec, parts: Collection[str], begun: Begun | None = None
+) -> Trainable:
     """What of a model learns.
 
     Args:
       freeze, whole: config.optimizer.freeze and config.adapter.modules_to_save.
       model: with its adapters.
       parts: that patterns may name; more than the model's where the data is still to say which it has.
+      begun: the adapters that the run goes on from; what was trained whole beside them stays so.
 
     Raises:
       UserError: where nothing does.
@@ -86,7 +125,15 @@ def make_trainable(freeze: str, whole: str, model: ModelSpec, parts: Collection[
     if saved and not model.adapter:
         raise UserError("config.adapter.modules_to_save goes with adapters: set config.adapter.rank, or leave it")
     check_patterns(tuple(p for p in saved if p not in parts), "config.adapter.modules_to_save", model)
+    saved = tuple(dict.fromkeys((*saved, *(begun.whole if begun else ()))))
     trainable = Trainable(frozen, model.adapter is not None, saved)
+    for pattern in begun.whole if begun else ():
+        meant = [path for path in flat_axes(model.base) if matches(path, pattern)]
+        if still := [path for path in meant if not trainable.learns(path)]:
+            raise UserError(
+                f"config.optimizer.freeze: {'.'.join(still[0])} is no longer that of the model beneath in "
+                f"{begun.source if begun else ''}, so that it must be trained on: leave it out"
+            )
     if not any(map(trainable.learns, flat_axes(model))):
         raise UserError("config.optimizer.freeze freezes every part: nothing is left to train")
     return trainable

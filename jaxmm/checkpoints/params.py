@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from jaxmm import sharding
@@ -16,11 +17,13 @@ from jaxmm.checkpoints.chosen import chosen_step
 from jaxmm.config.file import load_workdir
 from jaxmm.errors import UserError
 from jaxmm.hf import folder as hf
+from jaxmm.hf.adapter_record import Begun
 from jaxmm.hf.init_from import parse, run_and_step
+from jaxmm.hf.peft_read import is_peft, read_peft
 from jaxmm.hf.pretrained import MODEL, Pretrained, read_params, save
 from jaxmm.models.adapters import merged
 from jaxmm.models.multimodal import ModelSpec, abstract_params, begin_adapters, flat_axes, make_model, model_maps
-from jaxmm.models.tree import Params, flat, joined, nested
+from jaxmm.models.tree import ParamPath, Params, flat, joined, nested
 from jaxmm.recipe import Recipe, read_recipe
 from jaxmm.runtime.jax_internals import CPU_ONCE, compile_lowered
 from jaxmm.workdir import own_folders
@@ -66,9 +69,41 @@ def started_params(recipe: Recipe, mesh: Mesh, workdir: Path, *, init_from: str,
     if model.adapter is None:
         return base
     _, where = _place(model, mesh)
+    if recipe.begun:
+        begun_by = _begun_params(recipe, recipe.begun, mesh, init_from)
+        return nested(flat(base) | {path: _placed(x, flat(where)[path]) for path, x in begun_by.items()})
     begun = jax.jit(lambda base, key: begin_adapters(base, model, key), out_shardings=where, donate_argnums=0)
     key = jax.random.key(seed)
     return compile_unoptimized(begun.lower(base, key))(base, key)
+
+
+def _begun_params(recipe: Recipe, begun: Begun, mesh: Mesh, init_from: str) -> dict[ParamPath, Any]:
+    """What a run goes on from: the adapters of a PEFT folder or of another run, and what was trained whole with them.
+
+    Raises:
+      UserError: where the other run's adapters are of another model.
+    """
+    named, step = run_and_step(begun.source)
+    folder = Path(named).expanduser()
+    if is_peft(folder):
+        assert recipe.start is not None, "else the recipe would have refused it"
+        return read_peft(folder, recipe.start.layout, recipe.model.base).params
+    their = read_recipe(load_workdir(str(folder)), folder)
+    own, base = own_params(folder, their, mesh, chosen_step(folder, step))
+    if base is None or base.fingerprint != Base.find(init_from).fingerprint:
+        beneath_it = f"that in {base.init_from}" if base else "one of random weights"
+        raise UserError(
+            f"config.adapter.init_from: the adapters in {folder} are of another model, {beneath_it}: begin with that "
+            f"by config.init_from, or with the run's merged model by init_from={begun.source}"
+        )
+    return flat(own)
+
+
+def _placed(value: Any, where: NamedSharding) -> jax.Array:
+    """An array on the mesh, each device with its part."""
+    if isinstance(value, np.ndarray):
+        return jax.make_array_from_callback(value.shape, where, lambda index: value[index])
+    return jax.device_put(value, where)
 
 
 def _base_params(recipe: Recipe, mesh: Mesh, workdir: Path, *, init_from: str, seed: int) -> Params:
@@ -85,7 +120,7 @@ def _base_params(recipe: Recipe, mesh: Mesh, workdir: Path, *, init_from: str, s
 def _run_params(run: Path, recipe: Recipe, mesh: Mesh, step: str) -> Params:
     """The parameters of another run's checkpoint, its adapters merged into its maps."""
     theirs = load_workdir(str(run))
-    if not theirs.adapter.rank:
+    if not (theirs.adapter.rank or theirs.adapter.init_from):
         return saved_params(run, recipe, mesh, chosen_step(run, step))
     their = read_recipe(theirs, run)
     model = dataclasses.replace(recipe.model, adapter=their.model.adapter)
@@ -148,14 +183,21 @@ def saved_params(
     workdir: Path, recipe: Recipe, mesh: Mesh, step: int | None = None, reader: Checkpoints | None = None
 ) -> Params:
     """The parameters of a run's checkpoint (the newest by default), on this mesh."""
+    own, base = own_params(workdir, recipe, mesh, step, reader)
+    return with_base(own, recipe, mesh, base) if base else own
+
+
+def own_params(
+    workdir: Path, recipe: Recipe, mesh: Mesh, step: int | None = None, reader: Checkpoints | None = None
+) -> tuple[Params, Base | None]:
+    """What a run's checkpoint holds, and the model beneath the run's adapters; None where that is all of it."""
     abstract, where = _place(recipe.model, mesh)
     shapes = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, where)
     noted = kept(workdir) if recipe.model.adapter else None
     if noted is None:
-        return load_params(workdir, shapes, step, reader)
+        return load_params(workdir, shapes, step, reader), None
     base = found_again(noted, recipe.init_from, workdir)
-    own = load_params(workdir, held(shapes, recipe.trainable, base), step, reader)
-    return with_base(own, recipe, mesh, base)
+    return load_params(workdir, held(shapes, recipe.trainable, base), step, reader), base
 
 
 def with_base(own: Params, recipe: Recipe, mesh: Mesh, base: Base) -> Params:

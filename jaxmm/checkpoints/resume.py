@@ -30,7 +30,10 @@ CHANGEABLE = ("data", "epochs")  # what data.allow_change lets differ besides, a
 
 
 # Keys with the value that leaves them to jaxmm: a run that goes on has what it had, written out or not.
-LEFT_OPEN = {"init_from": "", "data.media": "", "image.min_pixels": 0, "image.max_pixels": 0, "data.jitter": -1.0}
+LEFT_OPEN = {
+    "init_from": "", "adapter.init_from": "", "data.media": "", "image.min_pixels": 0, "image.max_pixels": 0,
+    "data.jitter": -1.0,
+}  # fmt: skip
 
 
 def as_it_was(config: ConfigDict, workdir: Path) -> ConfigDict:

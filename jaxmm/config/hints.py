@@ -122,6 +122,7 @@ HINTS: dict[str, str] = {
     "tune_mm_llm": "use config.optimizer.freeze, which names the parts that do not learn",
     "train_mm_proj_only": "use config.optimizer.freeze=vision,decoder",
     "finetuning_type": _LORA, "lora_rank": _LORA, "lora_r": _LORA, "use_peft": _LORA,
+    "adapter_name_or_path": "use config.adapter.init_from",
     "lora_alpha": "use config.adapter.alpha", "lora_dropout": "use config.adapter.dropout",
     "lora_target": "use config.adapter.targets: the same names, or decoder.blocks for all maps of the decoder",
     "lora_target_modules": "use config.adapter.targets: the same names, or decoder.blocks for all maps of the decoder",

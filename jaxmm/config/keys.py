@@ -305,6 +305,9 @@ KEYS: dict[str, Key] = {
     "adapter.init": Key(
         "", 'of the first factor: "" uniform as PEFT\'s, "gaussian", "pissa"', choices=("", "gaussian", "pissa")
     ),
+    "adapter.init_from": Key(
+        "", "adapters to go on from: a PEFT folder, or a run (RUN@STEP) of the same model"
+    ),
     "adapter.modules_to_save": Key(
         "", "what is trained whole beside adapters: parts or patterns, as connector", form=PATTERNS
     ),

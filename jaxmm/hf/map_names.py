@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from jaxmm.hf import names
 from jaxmm.hf.families.family import Layout
-from jaxmm.models.tree import ParamPath
+from jaxmm.models.adapters import CONVOLUTIONS
+from jaxmm.models.tree import ParamPath, matches
 
 WEIGHT = ".weight"
 
@@ -16,10 +17,14 @@ class NamedMap(NamedTuple):
 
     Attributes:
       name: of its module, with ``{i}`` for the number of a layer: ``model.language_model.layers.{i}.mlp.up_proj``.
+      common: the same in the common spelling of ``names``.
+      released: the same as the family's releases name its tensor.
       paths: of our maps that it is: several where a family has queries, keys and values in one.
     """
 
     name: str
+    common: str
+    released: str
     paths: tuple[ParamPath, ...]
 
 
@@ -28,13 +33,23 @@ def named_maps(layout: Layout) -> list[NamedMap]:
     found = []
     for rule in layout.rules:
         paths = [tuple(path.split(".")) for path in rule.paths]
-        if rule.transform == "transpose" and rule.name.endswith(WEIGHT) and all(p[-1] == "kernel" for p in paths):
-            name = names.foreign_name(rule.name, layout.prefixes).removesuffix(WEIGHT)
-            found.append(NamedMap(name, tuple(path[:-1] for path in paths)))
+        is_map = rule.transform == "transpose" and rule.name.endswith(WEIGHT) and all(p[-1] == "kernel" for p in paths)
+        if is_map and not any(matches(paths[0], pattern) for pattern in CONVOLUTIONS):
+            common = rule.name.removesuffix(WEIGHT)
+            name, released = (names.foreign_name(common, written) for written in (layout.modules, layout.prefixes))
+            found.append(NamedMap(name, common, released, tuple(path[:-1] for path in paths)))
     return found
 
 
 def called(maps: list[NamedMap], name: str) -> list[ParamPath]:
-    """Paths of the maps whose module has this name, or one that ends in it after a dot, as PEFT takes its targets."""
-    meant = [one for one in maps if one.name == name or one.name.endswith(f".{name}")]
+    """Paths of the maps whose module has this name, or one that ends in it after a dot, as PEFT takes its targets.
+
+    The name may be that of its tensor in a release, too, which is another one for some families.
+    """
+    common = names.common_name(name)
+    meant = [
+        one
+        for one in maps
+        if one.common == common or any(n == name or n.endswith(f".{name}") for n in (one.name, one.released))
+    ]
     return [path for one in meant for path in one.paths]

@@ -12,11 +12,14 @@ from jaxmm.batch import ImageSpec
 from jaxmm.data.files import is_remote
 
 
-def model_card(title: str, architecture: str, config: Mapping[str, Any], step: int, image: ImageSpec) -> list[str]:
+def model_card(
+    title: str, architecture: str, config: Mapping[str, Any], step: int, image: ImageSpec, adapters: str = ""
+) -> list[str]:
     """Returns lines of Markdown that end in a table.
 
     Args:
       config: of the run when it saved this step, as plain values.
+      adapters: what they are, of a folder that holds adapters alone.
     """
     data, optimizer = config["data"], config["optimizer"]
     mixture = f", {data['mixture']}" if data["mixture"] else ""
@@ -24,18 +27,22 @@ def model_card(title: str, architecture: str, config: Mapping[str, Any], step: i
     tag = "image-text-to-text" if image.is_sighted else "audio-text-to-text"
     area = f"| image patches | {image.patch_size} pixels, {image.merge**2} of them a soft token |"
     seen = [area] if image.is_sighted else []
+    base = names_alone(config["init_from"])
+    what = f"Adapters of a {architecture}, {base}" if adapters else f"A {architecture}"
+    beneath = [f"base_model: {base}"] if adapters else []
     return [
-        "---", "library_name: transformers", f"pipeline_tag: {tag}", "tags: [jaxmm]", "---", "",
+        "---", f"library_name: {'peft' if adapters else 'transformers'}", *beneath, f"pipeline_tag: {tag}",
+        "tags: [jaxmm]", "---", "",
         f"# {title}", "",
-        f"A {architecture}, trained with jaxmm {jaxmm.__version__}.", "",
+        f"{what}, trained with jaxmm {jaxmm.__version__}.", "",
         "| | |", "|---|---|",
-        f"| started from | {names_alone(config['init_from']) or 'random weights'} |",
+        f"| started from | {base or 'random weights'} |",
         f"| data | {names_alone(data['path']) or 'the demo'}{mixture} |",
         f"| objective | {data['objective']} |",
         f"| steps | {step} of {length} |",
         f"| a step | {config['batch_size']} rows of {config['seq_len']} tokens |",
         f"| optimizer | {optimizer['name']}, rate {optimizer['rate']} |",
-        f"| frozen | {optimizer['freeze'] or 'nothing'} |",
+        f"| adapters | {adapters} |" if adapters else f"| frozen | {optimizer['freeze'] or 'nothing'} |",
         *seen,
     ]  # fmt: skip
 

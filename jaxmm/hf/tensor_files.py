@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,14 +41,17 @@ class Checkpoint:
     A file is mapped only while one of its tensors is read: pages read through a mapping count as the process's memory.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, files: Sequence[str] = ()):
         """
+        Args:
+          files: of the folder; none are those of a model.
+
         Raises:
           UserError: if there are no safetensors, or they are broken, or two files have the same tensor.
         """
         self.folder = folder
         self.entries: dict[str, Entry] = {}
-        for file in tensor_file_names(folder):
+        for file in files or tensor_file_names(folder):
             for name, entry in self._entries(file):
                 if name in self.entries:
                     raise UserError(f"tensor {name} is in {self.entries[name].file} and in {file} of {folder}")
@@ -130,18 +133,19 @@ def tensor_file_names(folder: Path) -> list[str]:
             raise UserError(f"{index} names {outside[0]}, which is not a file of this folder")
         pickled = [file for file in files if any(fnmatch.fnmatch(file, pattern) for pattern in PICKLED)]
         if pickled:
-            raise _pickled(folder, pickled[0])
+            raise pickled_error(folder, pickled[0])
         return files
     if (folder / SINGLE).exists():
         return [SINGLE]
     pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
     if pickled:
-        raise _pickled(folder, pickled[0])
+        raise pickled_error(folder, pickled[0])
     raise UserError(f"{folder} has no weights: there is neither {SINGLE} nor {INDEX}")
 
 
-def _pickled(folder: Path, file: str) -> UserError:
+def pickled_error(folder: Path, file: str, instead: str = SINGLE) -> UserError:
+    """The error of a pickle, for which there may be safetensors of the name ``instead`` elsewhere."""
     return UserError(
         f"{folder} has its weights as {file}, a pickle, which may run code and is not opened: "
-        f"take the release with {SINGLE}, or convert it"
+        f"take the release with {instead}, or convert it"
     )

@@ -90,6 +90,12 @@ def scale_of(kind: str, rank: int, alpha: float) -> float:
     return alpha / (math.sqrt(rank) if kind == "rslora" else rank)
 
 
+def alpha_of(kind: str, rank: int, scale: float) -> float:
+    """The alpha that gives this scale: the inverse of ``scale_of``, whole where it is whole but for rounding."""
+    alpha = scale * (math.sqrt(rank) if kind == "rslora" else rank)
+    return float(round(alpha)) if math.isclose(alpha, round(alpha), rel_tol=1e-12) else alpha
+
+
 def column_norms(kernel: jax.Array, into: jax.Array, out: jax.Array, scale: float, inputs: int) -> jax.Array:
     """Lengths (*outputs) of the columns of kernel + scale * into @ out, float32, without making the sum."""
     over, outputs = tuple(range(inputs)), kernel.shape[inputs:]

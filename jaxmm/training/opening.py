@@ -48,6 +48,8 @@ def _model_lines(run: Run, state: TrainState) -> Iterator[str]:
         yield line
     if run.recipe.preference:
         yield _preference_line(run, run.recipe.preference)
+    for line in recipe.begun.told if recipe.begun else ():
+        yield f"adapter.init_from: {line}"
     for line in recipe.start.differences() if recipe.start else ():
         yield f"init_from: {line}"
     for line in recipe.template.notes:
@@ -65,8 +67,9 @@ def _adapter_line(run: Run, state: TrainState) -> str:
     learnt = sum(x.size for path, x in by_path.items() if trainable.learns(path))
     maps = len(model_maps(run.recipe.model))
     whole = f", and {', '.join(trainable.whole)} whole" if trainable.whole else ""
+    source = f", from {run.recipe.begun.source}" if run.recipe.begun else ""
     return (
-        f"adapters: {spec.kind} of rank {spec.rank}, alpha {spec.alpha:g}, on {maps} linear maps{whole}: "
+        f"adapters: {spec.kind} of rank {spec.rank}, alpha {spec.alpha:g}, on {maps} linear maps{whole}{source}: "
         f"{formatting.short(learnt)} parameters learn, {learnt / sum(x.size for x in by_path.values()):.2%} of all"
         + ("" if run.config.init_from else "; the model beneath has random weights, which stay as they are")
     )

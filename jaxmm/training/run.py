@@ -24,6 +24,7 @@ from jaxmm.corpus import make_assembler, make_plan, read_budgets, read_steps
 from jaxmm.data.media.table import MEDIA
 from jaxmm.data.packing.plan import Origin
 from jaxmm.errors import UserError, printable
+from jaxmm.hf import adapter_record
 from jaxmm.hf.init_from import parse, run_and_step
 from jaxmm.hf.pretrained import MODEL
 from jaxmm.recipe import Recipe, clips_of, eval_corpus, fitted, own_media, parse_clips, read_recipe, train_corpus
@@ -197,6 +198,8 @@ class Run:
                     keep(self.workdir, self.base)
                 if self.reference:
                     references.note(self.workdir, self.reference)
+                if self.recipe.begun:
+                    adapter_record.keep(self.workdir, self.recipe.begun)
                 keep_tokenizer(self.config.data.tokenizer, self.workdir)
                 note_first_save(self.workdir, self.start)
             for folder in self.corpus.folders + (self.held_out.folders if self.held_out else []):

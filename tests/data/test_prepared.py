@@ -20,7 +20,7 @@ from jaxmm.data.documents import Document, Image, Text, Turn
 from jaxmm.data.prepare import prepare as prepare_module
 from jaxmm.data.prepare import prepared as prepared_module
 from jaxmm.data.prepare import remote
-from jaxmm.data.prepare.index import CLIPS, COLUMNS, InMemory
+from jaxmm.data.prepare.index import CLIPS, COLUMNS, PREFERENCES, InMemory
 from jaxmm.data.prepare.meta import sealed
 from jaxmm.data.prepare.prepare import prepare
 from jaxmm.data.prepare.prepared import Prepared

@@ -14,7 +14,7 @@ import small_run
 from made_folders import folder_of
 
 from jaxmm import evaluate, export, generate, sharding, train
-from jaxmm.checkpoints.base import FILE, kept
+from jaxmm.checkpoints.base import FILE, Base, keep, kept
 from jaxmm.checkpoints.params import saved_params
 from jaxmm.config.file import load_workdir
 from jaxmm.errors import UserError
@@ -85,7 +85,7 @@ def test_a_run_that_stopped_and_went_on_has_the_bits_of_one_that_did_not(argumen
 
 def test_an_export_is_the_base_with_the_adapters_merged_and_answers_as_the_run(arguments, finished, tmp_path, capsys):
     out = tmp_path / "out"
-    assert export.main([f"--workdir={finished}", f"--output={out}", "--dtype=float32"]) == 0
+    assert export.main([f"--workdir={finished}", f"--output={out}", "--merge", "--dtype=float32"]) == 0
     written = small_run.first_params(*arguments[: -len(ADAPTERS) - 1], f"--config.init_from={out}")
     params = params_of(finished)
     assert written.keys() == {".".join(("params", *path)) for path in params if not is_factor(path)}
@@ -103,6 +103,98 @@ def test_an_export_is_the_base_with_the_adapters_merged_and_answers_as_the_run(a
     capsys.readouterr()
     assert generate.main([f"--workdir={tmp_path / 'still'}", "--prompt=Colour?", "--max_tokens=8"]) == 0
     assert capsys.readouterr().out == with_adapters
+
+
+def test_an_export_without_merge_is_the_adapters_alone_over_the_base_that_the_run_had(base, finished, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert export.main([f"--workdir={finished}", f"--output={out}"]) == 0
+    said = capsys.readouterr().out
+    assert f"adapters (dora, rank 2, alpha 4) of {base.resolve()} for PEFT, of step 8" in said
+    assert "vLLM serves no adapters with DoRA and modules_to_save: for it" in said
+    config, params = json.loads((out / "adapter_config.json").read_text()), params_of(finished)
+    assert config["base_model_name_or_path"] == str(base.resolve())
+    assert config["lora_dropout"] == 0.1
+    assert config["modules_to_save"] == ["model.visual.merger.mlp.2"]
+    tensors = safetensors.numpy.load_file(out / "adapter_model.safetensors")
+    modules = {name.removeprefix("base_model.model.").rsplit(".lora_")[0] for name in tensors if ".lora_" in name}
+    assert modules == set(config["target_modules"])
+    assert "model.language_model.layers.2.self_attn.q_proj" in modules
+    prefix = "base_model.model.model.language_model.layers.2.mlp.down_proj"
+    factor = params["decoder", "blocks", "mlp", "down", "lora", "into"][2]
+    np.testing.assert_array_equal(tensors[f"{prefix}.lora_A.weight"], factor.T)
+    assert "base_model: base" in (out / "README.md").read_text()
+    assert (out / "tokenizer.json").exists()
+
+
+def test_an_export_says_where_adapters_alone_are_of_no_use(base, finished, tmp_path):
+    run, out = tmp_path / "run", f"--output={tmp_path / 'out'}"
+    shutil.copytree(finished, run)
+    keep(run, Base.find(str(finished))._replace(asked=str(base)))
+    with pytest.raises(UserError, match=r"began with the run .*finished: adapters alone .* by --merge"):
+        export.main([f"--workdir={run}", out])
+    (run / FILE).unlink()
+    with pytest.raises(UserError, match=r"did not begin with a model's folder: .* by --merge"):
+        export.main([f"--workdir={run}", out])
+    none_whole = "--config.adapter.modules_to_save="
+    with pytest.raises(UserError, match="has no adapters that could be merged"):
+        export.main([f"--workdir={run}", out, "--merge", "--config.adapter.rank=0", none_whole])
+
+
+def begun_with(source: Path, arguments: list[str], *more: str) -> list[str]:
+    """Arguments of a run that goes on from adapters over the same base."""
+    own = ("--config.optimizer.name=adamw", "--config.optimizer.rate=1e-2", "--config.eval.every=0")
+    base = arguments[-1]
+    return [*arguments[: -len(ADAPTERS) - 1], *own, base, f"--config.adapter.init_from={source}", *more]
+
+
+def test_a_run_goes_on_from_a_peft_folder_or_a_run_with_what_these_hold(arguments, finished, tmp_path):
+    out = tmp_path / "out"
+    assert export.main([f"--workdir={finished}", f"--output={out}"]) == 0
+    wanted = {".".join(("params", *path)): x for path, x in params_of(finished).items()}
+    for source in (out, finished):
+        small_run.assert_same_bits(small_run.first_params(*begun_with(source, arguments)), wanted)
+
+
+def test_a_run_that_went_on_from_a_folder_needs_it_no_more(arguments, finished, tmp_path, capsys):
+    out, run = tmp_path / "out", tmp_path / "run"
+    assert export.main([f"--workdir={finished}", f"--output={out}"]) == 0
+    begin = begun_with(out, arguments, "--config.adapter.dropout=0.1")
+    assert train.main([*begin, "--config.steps=2", f"--workdir={run}"]) == 0
+    said = capsys.readouterr().err
+    assert "adapters: dora of rank 2, alpha 4, on 8 linear maps, and connector.down" in said
+    assert f"adapter.init_from: it names {kept(finished).init_from} as its base" in said
+    shutil.rmtree(out)
+    assert train.main([*begin, "--config.steps=4", f"--workdir={run}"]) == 0
+    assert evaluate.main([f"--workdir={run}", "--config.eval.examples=8"]) == 0
+    saved = {name for name in small_run.saved(run, 4) if name.startswith("params.")}
+    assert saved == {name for name in small_run.saved(finished, 8) if name.startswith("params.")}
+    params, begun = params_of(run), params_of(finished)
+    at = ("decoder", "blocks", "mlp", "down", "lora", "out")
+    assert not np.array_equal(params[at], begun[at])
+    whole = ("vision", "blocks", "mlp", "down", "kernel")
+    np.testing.assert_array_equal(params[whole], begun[whole])
+
+
+def test_what_is_asked_of_adapters_that_have_begun_must_be_what_they_are(arguments, base, finished, tmp_path):
+    def refused(*more: str, source: Path = finished) -> str:
+        with pytest.raises(UserError) as error:
+            small_run.first_params(*begun_with(source, arguments, *more))
+        return str(error.value)
+
+    assert "config.adapter.rank is 3, but the adapters in" in refused("--config.adapter.rank=3")
+    assert "config.adapter.kind is rslora, but" in refused("--config.adapter.kind=rslora")
+    assert "config.adapter.init=pissa is how adapters begin" in refused("--config.adapter.init=pissa")
+    assert "decoder.blocks.attention.query has an adapter in" in refused("--config.adapter.targets=v_proj")
+    assert "connector.down.bias is no longer that of the model beneath" in refused("--config.optimizer.freeze=*.bias")
+    assert "holds no adapters: give a PEFT folder" in refused(source=tmp_path)
+    assert "config.adapter.init_from needs config.init_from" in refused("--config.init_from=")
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert "has adapters alone: name them by config.adapter" in refused(f"--config.init_from={tmp_path}")
+    other = folder_of("qwen2.5-vl", tmp_path / "other")
+    tensors = safetensors.numpy.load_file(other / "model.safetensors")
+    tensors["lm_head.weight"] += 1
+    safetensors.numpy.save_file(tensors, other / "model.safetensors")
+    assert "are of another model, that in" in refused(f"--config.init_from={other}")
 
 
 def test_evaluation_reads_the_base_too_and_says_where_it_is_not(base, finished, tmp_path, capsys):

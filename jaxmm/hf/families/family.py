@@ -27,6 +27,8 @@ OLD = {"text": "language_model.model.", "vision": "vision_tower.", "lm_head": "l
         "connector": "multi_modal_projector."}  # fmt: skip
 NEW = {"text": "model.language_model.", "vision": "model.vision_tower.", "lm_head": "lm_head.",
         "connector": "model.multi_modal_projector."}  # fmt: skip
+# What the classes of ``transformers`` call their modules, whatever releases call the tensors: adapters name modules.
+MODULES = {**NEW, "audio": "model.audio_tower."}
 # The names of a connector of two linear maps.
 PROJECTOR = [
     *norm("connector.layer_norm", "connector.norm"),
@@ -45,12 +47,14 @@ class Layout(NamedTuple):
       rules: the names of its tensors, in the order in which they are written.
       prefixes: what replaces "text", "vision", "audio", "connector" and "lm_head" in the names that are written.
       audio: how its tower takes recordings; rate, hop and window are those of the folder's extractor.
+      modules: as ``prefixes``, in the names of the modules of the family's class in ``transformers``.
     """
 
     spec: ModelSpec
     rules: list[Rule]
     prefixes: Mapping[str, str]
     audio: AudioSpec | None = None
+    modules: Mapping[str, str] = MODULES
 
     def also_hearing(self, other: Layout) -> Layout:
         """With the audio tower of another layout and its connector, before the decoder of this one.
@@ -60,7 +64,8 @@ class Layout(NamedTuple):
         heard = [rule for rule in other.rules if rule.paths[0].startswith("audio.")]
         spec = dataclasses.replace(self.spec, audio=other.spec.audio, audio_connector=other.spec.audio_connector)
         prefixes = {**self.prefixes, "audio": other.prefixes["audio"]}
-        return Layout(spec, [*self.rules, *heard], prefixes, other.audio)
+        modules = {**self.modules, "audio": other.modules["audio"]}
+        return Layout(spec, [*self.rules, *heard], prefixes, other.audio, modules)
 
 
 class Joined(NamedTuple):

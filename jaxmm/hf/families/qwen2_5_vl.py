@@ -12,7 +12,7 @@ from typing import Any
 
 from jaxmm.data.text.template import Markup
 from jaxmm.hf.decoders import decoder_of
-from jaxmm.hf.families.family import Family, Layout
+from jaxmm.hf.families.family import MODULES, Family, Layout
 from jaxmm.hf.names import linear, norm
 from jaxmm.hf.pictures import ByPixels
 from jaxmm.hf.towers import tower_of
@@ -26,6 +26,7 @@ MERGER_RULES = [
     *linear("vision.merger.mlp.2", "connector.down"),
 ]
 PREFIXES = {"text": "model.", "vision": "visual.", "lm_head": "lm_head."}
+VISUAL = {**MODULES, "vision": "model.visual."}  # of the modules of its class, which differ from its tensors' names
 
 
 class Qwen25VL(Family):
@@ -45,4 +46,4 @@ class Qwen25VL(Family):
             merge=merge, mlp=tower.spec.width * merge**2, norm="rms", norm_first=True, norm_eps=1e-6
         )  # fmt: skip
         rules = [*tower.rules, *MERGER_RULES, *decoder.rules]
-        return Layout(ModelSpec(tower.spec, connector, decoder.spec), rules, PREFIXES)
+        return Layout(ModelSpec(tower.spec, connector, decoder.spec), rules, PREFIXES, modules=VISUAL)

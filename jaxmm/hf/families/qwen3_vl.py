@@ -16,7 +16,7 @@ from typing import Any
 
 from jaxmm.data.text.template import Markup
 from jaxmm.hf.decoders import decoder_of
-from jaxmm.hf.families.family import Family, Layout
+from jaxmm.hf.families.family import MODULES, Family, Layout
 from jaxmm.hf.names import linear, norm
 from jaxmm.hf.pictures import ByPixels
 from jaxmm.hf.towers import tower_of
@@ -38,6 +38,8 @@ MERGER_RULES = [
 ]
 # What an export writes for our common prefixes. The connector has none: its names are under the tower's.
 PREFIXES = {"text": "model.language_model.", "vision": "model.visual.", "lm_head": "lm_head."}
+# What its class calls its modules, as adapters name them: here the same.
+VISUAL = {**MODULES, "vision": "model.visual."}
 
 
 class Qwen3VL(Family):
@@ -59,4 +61,4 @@ class Qwen3VL(Family):
             merge=merge, mlp=tower.spec.width * merge**2, norm_first=True, norm_eps=1e-6, deep=len(tower.spec.taps)
         )
         rules = [*tower.rules, *MERGER_RULES, *decoder.rules]
-        return Layout(ModelSpec(tower.spec, connector, decoder.spec), rules, PREFIXES)
+        return Layout(ModelSpec(tower.spec, connector, decoder.spec), rules, PREFIXES, modules=VISUAL)

@@ -1,0 +1,336 @@
+"""Reads a PEFT folder: which of our linear maps have an adapter, its factors, and what was trained whole beside them.
+
+The names of its tensors decide, in any spelling that releases and classes of ``transformers`` have had, and not
+``target_modules``. What is not understood stops: an adapter that is left out would be seen in nothing but answers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxmm.errors import UserError
+from jaxmm.hf import names, tensor_files, transforms
+from jaxmm.hf.families.family import Layout
+from jaxmm.hf.map_names import WEIGHT, NamedMap, named_maps
+from jaxmm.hf.peft_write import CONFIG, PREFIX, TENSORS
+from jaxmm.hf.processors import json_object
+from jaxmm.models.adapters import LORA, AdapterSpec
+from jaxmm.models.lora import alpha_of, scale_of
+from jaxmm.models.multimodal import ModelSpec, flat_axes, kernel_dims
+from jaxmm.models.tree import ParamPath
+
+# (module)(factor): "default" is the adapter's name, which some programs leave in.
+FACTOR = re.compile(r"(.+)\.(?:(lora_[AB])(?:\.default)?\.weight|(lora_magnitude_vector)(?:\.default)?(?:\.weight)?)$")
+Dims = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # shape of a kernel, its dims of inputs and of outputs
+WHOLE = re.compile(r"\.modules_to_save(?:\.default)?(?=\.)")
+# What a config may ask for that changes what the factors mean, or that has tensors of another kind.
+REFUSED = (
+    "lora_bias", "use_qalora", "alora_invocation_tokens", "trainable_token_indices", "target_parameters",
+    "layer_replication", "use_bdlora", "arrow_config", "kasa_config", "velora_config", "monteclora_config",
+    "megatron_config", "fan_in_fan_out",
+)  # fmt: skip
+CHANGED = ("pissa", "olora", "corda", "loftq", "lora_ga")  # starts for which PEFT changes the model beneath, too
+LISTED = 6  # names in an error
+
+
+class PeftAdapter(NamedTuple):
+    """What a PEFT folder holds.
+
+    Attributes:
+      spec: which maps are adapted, each by its own path.
+      params: the factors, and the parameters that were trained whole, by path, float32.
+      whole: paths of the latter.
+      dropout: that it was trained with.
+      base: what it names as the model beneath.
+      told: lines for people on what is not as it was.
+    """
+
+    spec: AdapterSpec
+    params: dict[ParamPath, np.ndarray]
+    whole: tuple[ParamPath, ...]
+    dropout: float
+    base: str
+    told: tuple[str, ...]
+
+
+def is_peft(folder: Path) -> bool:
+    """Whether a folder has adapters as PEFT saves them."""
+    return (folder / CONFIG).is_file()
+
+
+def read_peft(folder: Path, layout: Layout, model: ModelSpec) -> PeftAdapter:
+    """Reads the adapters of a folder, for a model of this layout.
+
+    Args:
+      model: the model beneath.
+
+    Raises:
+      UserError: for another kind of adapters, for tensors that have no place in the model, and for other shapes.
+    """
+    config = json_object(folder / CONFIG)
+    kind, use_rslora = _kind(config, folder)
+    checkpoint = tensor_files.Checkpoint(folder, [_tensor_file(folder)])
+    by_module, whole = _sorted(checkpoint, folder)
+    shapes = {path: shape for path, (shape, _) in flat_axes(model.base).items()}
+    dims = {path[:-1]: (shapes[path], *sides) for path, sides in kernel_dims(model.base).items()}
+    stacks, unused = _stacks(by_module, named_maps(layout), dims, folder)
+    params: dict[ParamPath, np.ndarray] = {}
+    sizes: dict[ParamPath, tuple[int, float]] = {}
+    told = [f"{len(unused)} adapters of layers that run without being used here are left out"] if unused else []
+    for one, of_layers in stacks:
+        layers = dims[one.paths[0]][0][0] if "{i}" in one.name else 1
+        stack = _stacked(of_layers, layers, config, use_rslora)
+        if len(of_layers) < layers:
+            if kind == "dora":
+                raise UserError(f"{folder} has DoRA adapters in some layers of {one.name} alone: not supported")
+            told.append(f"{one.name} has an adapter in {len(of_layers)} of {layers} layers: the others stay without")
+        parts = _parts(stack, one)
+        if len(one.paths) > 1 and len({id(part.into) for part in parts.values()}) < len(parts):
+            told.append(f"the adapter of {one.name} becomes {len(parts)}, which begin alike and learn each by itself")
+        for path, part in parts.items():
+            rank = part.into.shape[1]
+            sizes[path] = rank, alpha_of(kind, rank, stack.scale)
+            params |= _of_map(part, path, *dims[path])
+    trained = _whole(checkpoint, whole, layout, shapes, model.decoder.tie_embeddings, folder)
+    if not sizes:
+        raise UserError(f"{folder} has no adapters: {TENSORS} has none of the tensors lora_A and lora_B")
+    if broken := [path for path, x in (params | trained).items() if not np.isfinite(x).all()]:
+        raise UserError(f"{folder}: the adapter of {'.'.join(broken[0])} has numbers that are not finite")
+    (rank, alpha), _ = Counter(sizes.values()).most_common(1)[0]
+    ranks = tuple((".".join(path), *size) for path, size in sizes.items() if size != (rank, alpha))
+    spec = AdapterSpec(tuple(".".join(path) for path in sizes), rank, alpha, kind, ranks=ranks)
+    return PeftAdapter(
+        spec, params | trained, tuple(trained), float(config.get("lora_dropout") or 0.0),
+        str(config.get("base_model_name_or_path") or ""), tuple(dict.fromkeys(told)),
+    )  # fmt: skip
+
+
+def _kind(config: Mapping[str, Any], folder: Path) -> tuple[str, bool]:
+    """The kind of adapters, one of ours, and whether they are scaled by the root of their rank."""
+    peft_type = str(config.get("peft_type", "")).upper()
+    if peft_type != "LORA":
+        raise UserError(f"{folder} has adapters of peft_type {peft_type or 'unknown'}: only LORA is read")
+    if refused := [key for key in REFUSED if config.get(key)]:
+        raise UserError(f"{folder / CONFIG}: {refused[0]}={config[refused[0]]} is not supported")
+    if config.get("bias", "none") != "none":
+        raise UserError(f"{folder / CONFIG}: bias={config['bias']} is not supported: only none is")
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(CHANGED):
+        raise UserError(
+            f"{folder / CONFIG}: init_lora_weights={start} means a model beneath that PEFT has changed: save them for "
+            f"the model as it was, by save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+        )
+    use_rslora = bool(config.get("use_rslora"))
+    return ("dora" if config.get("use_dora") else "rslora" if use_rslora else "lora"), use_rslora
+
+
+def _tensor_file(folder: Path) -> str:
+    if (folder / TENSORS).is_file():
+        return TENSORS
+    if pickled := sorted(path.name for path in folder.glob("adapter_model.*") if path.suffix != ".safetensors"):
+        raise tensor_files.pickled_error(folder, pickled[0], TENSORS)
+    raise UserError(f"{folder} has no {TENSORS}")
+
+
+@dataclasses.dataclass
+class Factors:
+    """The tensors of one Linear's adapter, (rank, inputs), (outputs, rank) and (outputs,)."""
+
+    name: str  # of the module, as the folder writes it
+    into: np.ndarray | None = None
+    out: np.ndarray | None = None
+    magnitude: np.ndarray | None = None
+
+
+class Stack(NamedTuple):
+    """Factors of all layers of a Linear or a part of it, (L, rank, inputs), (L, outputs, rank) and (L, outputs)."""
+
+    into: np.ndarray
+    out: np.ndarray
+    magnitude: np.ndarray | None
+    scale: float
+
+
+def _sorted(checkpoint: tensor_files.Checkpoint, folder: Path) -> tuple[dict[str, Factors], dict[str, str]]:
+    """The factors by module, and the names of other tensors by what they are, both in the common spelling."""
+    by_module: dict[str, Factors] = {}
+    whole: dict[str, str] = {}
+    for name in checkpoint.entries:
+        own = name.removeprefix(PREFIX)
+        if ".lora_embedding_" in own or own.endswith(".lora_B.bias"):
+            raise UserError(f"{folder}: {name}: adapters of embeddings, and those with a bias, are not supported")
+        if not checkpoint.is_held(name):
+            raise UserError(f"{folder}: {name} is of dtype {checkpoint.entries[name].dtype}: float32 cannot hold it")
+        if not (match := FACTOR.match(own)):
+            whole[names.common_name(WHOLE.sub("", own))] = name
+            continue
+        module = names.common_name(f"{match[1]}{WEIGHT}").removesuffix(WEIGHT)
+        factors = by_module.setdefault(module, Factors(match[1]))
+        place = {"lora_A": "into", "lora_B": "out", "lora_magnitude_vector": "magnitude"}[match[2] or match[3]]
+        if getattr(factors, place) is not None:
+            raise UserError(f"{folder} has the adapter of {match[1]} twice: as {factors.name}, too")
+        setattr(factors, place, np.asarray(checkpoint.mapped(name), np.float32))
+    return by_module, whole
+
+
+def _numbered(name: str) -> Iterator[tuple[str, int]]:
+    """The ways to read a name as that of a layer: with ``{i}``, and its number."""
+    yield name, 0
+    for match in re.finditer(r"(?<=\.)\d+(?=\.|$)", name):
+        yield f"{name[: match.start()]}{{i}}{name[match.end() :]}", int(match.group())
+
+
+def _stacks(
+    by_module: Mapping[str, Factors], maps: Sequence[NamedMap], dims: Mapping[ParamPath, Dims], folder: Path
+) -> tuple[list[tuple[NamedMap, dict[int, Factors]]], list[str]]:  # fmt: skip
+    """The factors by layer, of each Linear that has some, all of the shapes of this model; and modules it runs without.
+
+    Raises:
+      UserError: for modules that mean no map of the model.
+    """
+    by_common = {one.common: one for one in maps if all(path in dims for path in one.paths)}
+    found: dict[str, dict[int, Factors]] = {}
+    unused, unknown, misshapen = list[str](), list[str](), list[str]()
+    for module, factors in by_module.items():
+        where = next(((by_common[name], n) for name, n in _numbered(module) if name in by_common), None)
+        if where is None:
+            is_unused = any(re.match(pattern, module) for pattern in names.SPARE)
+            (unused if is_unused else unknown).append(factors.name)
+            continue
+        one, layer = where
+        shape, *sides = dims[one.paths[0]]
+        if "{i}" in one.common and layer >= shape[0]:
+            is_unused = re.match(names.SPARE_LAYERS, f"{module}.") is not None
+            (unused if is_unused else misshapen).append(f"{factors.name} in a model of {shape[0]} layers")
+            continue
+        if factors.into is None or factors.out is None:
+            raise UserError(f"{folder}: the adapter of {factors.name} is not whole: it lacks lora_A or lora_B")
+        inputs, outputs = factors.into.shape[-1], len(factors.out)
+        wanted = [math.prod(shape[dim] for dim in side) for side in sides]
+        is_of_one_rank = factors.into.shape[0] == factors.out.shape[-1]
+        if [inputs, outputs] != [wanted[0], wanted[1] * len(one.paths)] or not is_of_one_rank:
+            misshapen.append(f"{factors.name} of {inputs} to {outputs}")
+            continue
+        found.setdefault(one.common, {})[layer] = factors
+    if unknown:
+        raise UserError(f"{folder} has {len(unknown)} adapters that mean no linear map of this model: {_some(unknown)}")
+    if misshapen:
+        raise UserError(f"{folder} has adapters of another base: {len(misshapen)} do not fit: {_some(misshapen)}")
+    return [(by_common[name], of_layers) for name, of_layers in found.items()], unused
+
+
+def _some(lines: Sequence[str]) -> str:
+    return ", ".join(lines[:LISTED]) + (f" and {len(lines) - LISTED} more" if len(lines) > LISTED else "")
+
+
+def _stacked(of_layers: Mapping[int, Factors], layers: int, config: Mapping[str, Any], use_rslora: bool) -> Stack:
+    """One array of the factors of all layers. Layers without an adapter have zeros, which never learn."""
+    ranks = {layer: len(factors.into) for layer, factors in of_layers.items()}  # type: ignore[arg-type]
+    scales = {
+        layer: scale_of("rslora" if use_rslora else "lora", ranks[layer], _alpha(config, factors.name))
+        for layer, factors in of_layers.items()
+    }
+    widest = max(ranks, key=lambda layer: ranks[layer])
+    first, scale = of_layers[widest], scales[widest]
+    assert first.into is not None
+    assert first.out is not None
+    into = np.zeros((layers, ranks[widest], first.into.shape[1]), np.float32)
+    out = np.zeros((layers, len(first.out), ranks[widest]), np.float32)
+    magnitude = None if first.magnitude is None else np.zeros((layers, len(first.out)), np.float32)
+    for layer, factors in of_layers.items():
+        into[layer, : ranks[layer]] = factors.into
+        out[layer, :, : ranks[layer]] = factors.out
+        if not math.isclose(scales[layer], scale):
+            out[layer] *= np.float32(scales[layer] / scale)
+        if magnitude is not None and factors.magnitude is not None:
+            magnitude[layer] = factors.magnitude.reshape(-1)
+    return Stack(into, out, magnitude, scale)
+
+
+def _alpha(config: Mapping[str, Any], module: str) -> float:
+    """As PEFT finds it: by the first pattern that a module's name, or the end of it after a dot, is."""
+    for pattern, alpha in (config.get("alpha_pattern") or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return float(alpha)
+    return float(config.get("lora_alpha", 8))
+
+
+def _parts(stack: Stack, one: NamedMap) -> dict[ParamPath, Stack]:
+    """The factors of each of our maps that a Linear is.
+
+    Where each column of the second factor is of one part alone, as ``peft_write`` has it, a part gets its own. Else
+    the first factor is that of all parts.
+    """
+    count = len(one.paths)
+    if count == 1:
+        return {one.paths[0]: stack}
+    outs = np.split(stack.out, count, axis=1)
+    magnitudes = [None] * count if stack.magnitude is None else np.split(stack.magnitude, count, axis=1)
+    used = np.array([(out != 0).any((0, 1)) for out in outs])
+    if not (used.sum(0) == 1).all():
+        return {
+            path: Stack(stack.into, out, magnitude, stack.scale)
+            for path, out, magnitude in zip(one.paths, outs, magnitudes, strict=True)
+        }
+    parts: dict[ParamPath, Stack] = {}
+    for path, out, magnitude, own in zip(one.paths, outs, magnitudes, used, strict=True):
+        if not own.any() and magnitude is None:
+            continue
+        columns = own if own.any() else used[used.any(1)][0]  # lengths alone: with zeros for the second factor
+        parts[path] = Stack(stack.into[:, columns], out[:, :, columns], magnitude, stack.scale)
+    return parts
+
+
+def _of_map(
+    part: Stack, path: ParamPath, shape: tuple[int, ...], inputs: tuple[int, ...], outputs: tuple[int, ...]
+) -> dict[ParamPath, np.ndarray]:
+    """The factors of a map of ours, by path."""
+    layers, rank = shape[: inputs[0]], part.into.shape[1]
+    into, out = (tuple(shape[dim] for dim in side) for side in (inputs, outputs))
+    found = {
+        "into": part.into.swapaxes(1, 2).reshape(*layers, *into, rank),
+        "out": part.out.swapaxes(1, 2).reshape(*layers, rank, *out),
+    }
+    if part.magnitude is not None:
+        found["magnitude"] = part.magnitude.reshape(*layers, *out)
+    return {(*path, LORA, name): np.ascontiguousarray(x) for name, x in found.items()}
+
+
+def _whole(
+    checkpoint: tensor_files.Checkpoint, whole: Mapping[str, str], layout: Layout,
+    shapes: Mapping[ParamPath, tuple[int, ...]], is_tied: bool, folder: Path,
+) -> dict[ParamPath, np.ndarray]:  # fmt: skip
+    """The parameters that were trained whole, by path."""
+    own = dict(whole)
+    if is_tied and names.HEAD in own:
+        if names.EMBEDDING not in own or not checkpoint.are_equal(own[names.HEAD], own[names.EMBEDDING]):
+            raise UserError(f"{folder}: {own[names.HEAD]} is not the embedding, as it is in this model")
+        del own[names.HEAD]
+    wanted = {tensor.name: tensor for tensor in names.tensors(layout.rules, shapes)}
+    if unknown := [name for common, name in own.items() if common not in wanted]:
+        raise UserError(f"{folder} has {len(unknown)} tensors that this model has no place for: {_some(unknown)}")
+    found: dict[ParamPath, np.ndarray] = {}
+    have = Counter(wanted[common].rule for common in own)
+    for common, name in own.items():
+        _, rule, layer = wanted[common]
+        paths = [tuple(path.split(".")) for path in rule.paths]
+        parts = [shapes[path] if layer is None else shapes[path][1:] for path in paths]
+        array = np.asarray(checkpoint.mapped(name), np.float32)
+        if array.shape not in transforms.foreign_shapes(rule.transform, parts):
+            raise UserError(f"{folder} has adapters of another base: {name} of shape {array.shape} does not fit")
+        if layer is not None and have[rule] < shapes[paths[0]][0]:
+            raise UserError(f"{folder}: {name} is trained whole in some layers alone: not supported")
+        for path, value in zip(paths, transforms.into_parts(array, rule.transform, parts), strict=True):
+            if layer is None:
+                found[path] = value
+            else:
+                found.setdefault(path, np.zeros(shapes[path], np.float32))[layer] = value
+    return found
