@@ -4,38 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import sys
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from ml_collections import ConfigDict
 
-from jaxmm.batch import AudioSpec, ImageSpec, VideoSpec
+from jaxmm.batch import AudioSpec, ImageSpec
 from jaxmm.config.file import load_workdir
 from jaxmm.config.keys import CLIPS
 from jaxmm.config.shares import parse_names, parse_schedule
-from jaxmm.corpus import Corpus, cache_folder, load_corpus, make_assembler, make_plan, read_budgets
+from jaxmm.corpus import Corpus, load_corpus, make_assembler, make_plan, read_budgets
 from jaxmm.data import files
 from jaxmm.data.demos import DEMOS
 from jaxmm.data.documents import Source
-from jaxmm.data.media.log_mel import mel_filters
 from jaxmm.data.media.table import described_widths
 from jaxmm.data.packing.lengths import Lengths
 from jaxmm.data.reading import Reading
-from jaxmm.data.text.own_format import IMAGE, OURS
-from jaxmm.data.text.template import ChatOptions, Template
-from jaxmm.data.text.tokenizer import load_tokenizer
+from jaxmm.data.text.own_format import IMAGE
+from jaxmm.data.text.template import Template
+from jaxmm.data_recipe import OWN_PIXELS, DataRecipe, read_data
 from jaxmm.errors import UserError
 from jaxmm.hf import adapter_record
 from jaxmm.hf.adapter_record import Begun
 from jaxmm.hf.families.registry import FAMILIES
 from jaxmm.hf.init_from import run_and_step
 from jaxmm.hf.peft_read import is_peft, read_peft
-from jaxmm.hf.pretrained import MODEL, Pretrained, image_settings, read_start
-from jaxmm.hf.processors import limits
-from jaxmm.hf.videos import asked_for
+from jaxmm.hf.pretrained import Pretrained
 from jaxmm.models.attention import choose_backend
 from jaxmm.models.connector import ConnectorSpec
 from jaxmm.models.decoder import DecoderSpec
@@ -46,102 +42,15 @@ from jaxmm.models.trainable import Trainable, check_patterns
 from jaxmm.training.preference import PreferenceSpec
 from jaxmm.tuning import check_begun, make_adapter, make_trainable
 from jaxmm.workdir.folder import has_saved
-from jaxmm.workdir.kept_folders import tokenizer_folder
 
-# Those of ``jaxmm.corpus`` too, as whoever wants a config's parts looks here first.
+# Those of ``jaxmm.corpus`` and ``jaxmm.data_recipe`` too, as whoever wants a config's parts looks here first.
 __all__ = [
-    "Corpus", "DataRecipe", "Recipe", "clips_of", "eval_corpus", "fitted", "make_assembler", "make_plan", "own_media",
-    "parse_clips", "read_boxes", "read_budgets", "read_compute", "read_data", "read_reading", "read_recipe",
-    "train_corpus",
+    "OWN_PIXELS", "Corpus", "DataRecipe", "Recipe", "clips_of", "eval_corpus", "fitted", "make_assembler", "make_plan",
+    "own_media", "parse_clips", "read_boxes", "read_budgets", "read_compute", "read_data", "read_reading",
+    "read_recipe", "train_corpus",
 ]  # fmt: skip
 
-OWN_VIDEO = {"frames": 2, "fps": 2.0, "min_frames": 4, "max_frames": 32, "sampling": "stride"}  # so too its frames
-OWN_PIXELS = 48 * 48, 96 * 96  # least and most of a picture, where no folder says it
 VOCABULARY_MULTIPLE = 128  # the embedding's rows are padded to a multiple, for even shards and aligned matmuls
-
-
-class DataRecipe(NamedTuple):
-    """What the data side needs of a config: enough to plan and to fill batches, and no JAX device is looked for.
-
-    ``start``: the Hugging Face model that ``config.init_from`` names, if it does.
-    """
-
-    template: Template
-    image: ImageSpec
-    cache: Path
-    start: Pretrained | None
-
-    @property
-    def whole(self) -> ImageSpec:
-        return self.image
-
-
-def read_data(config: ConfigDict, workdir: Path | None = None) -> DataRecipe:
-    """Builds the data side's specs; mistakes in them are UserErrors that name the group.
-
-    Args:
-      workdir: of the run, which keeps the small files of the model that it started from.
-    """
-    data, image = config.data, dict(config.image)
-    asked = image["min_pixels"], image["max_pixels"]
-    init_from = "" if has_saved(workdir) else config.init_from  # what has saved needs no folder that it began with
-    if init_from and is_peft(Path(init_from).expanduser()):
-        raise UserError(
-            f"config.init_from: {init_from} has adapters alone: name them by config.adapter.init_from, and the model "
-            f"that they were trained on by config.init_from"
-        )
-    start = read_start(init_from, workdir and workdir / MODEL, config.image.merge, config.connector.mlp)
-    named = tokenizer_folder(data.tokenizer, workdir)
-    tokenizer = load_tokenizer(named or (str(start.tokenizer) if start else ""))
-    if start:
-        rows = start.layout.spec.decoder.vocab_size
-        if len(tokenizer) > rows and not data.tokenizer:
-            raise UserError(
-                f"{start.tokenizer}: its tokenizer has {len(tokenizer)} tokens, the model's vocabulary only {rows}: "
-                f"the folder is not whole, or its files are of two models"
-            )
-        is_kept = workdir is not None and start.folders.get("model") == workdir / MODEL
-        settled = start.settled(asked)
-        if not is_kept:
-            start = settled
-        elif start.pixels and settled.pixels != start.pixels:
-            print(
-                f"warning: config.image.min_pixels and max_pixels do not count: this run's pictures have "
-                f"{start.pixels[0]} to {start.pixels[1]} pixels since its first start",
-                file=sys.stderr,
-            )
-        if start.hears:
-            tokenizer.add_tokens(start.hears.special_tokens(), special_tokens=True)
-    image["min_pixels"], image["max_pixels"] = limits(asked, OWN_PIXELS)
-    if start:
-        image |= image_settings(start)
-    markup = start.family.markup if start else OURS
-    template = Template(
-        tokenizer, data.objective, data.image_tokens, data.predict_image_tokens, markup, start.ends if start else (),
-        ChatOptions(*(data[key] for key in ChatOptions._fields)), start.hears.markup if start and start.hears else None,
-    )  # fmt: skip
-    try:
-        spec = ImageSpec(**image)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"config.image: {error}") from error
-    spec = dataclasses.replace(spec, video=_video_of(config, spec, start), audio=_audio_of(config, start))
-    return DataRecipe(template, spec, cache_folder(config), start)
-
-
-def _video_of(config: ConfigDict, image: ImageSpec, start: Pretrained | None) -> VideoSpec | None:
-    """How videos are taken; None if the model takes none."""
-    own: dict[str, Any] = {"min_pixels": image.min_pixels, "max_pixels": image.max_pixels, **OWN_VIDEO}
-    if start:
-        vision = start.layout.spec.vision
-        if start.family.videos is None or vision is None:
-            return None
-        own = start.family.videos.settings(start.processor_folder, start.config, vision.frames)
-    asked = dict(config.video)
-    if start and asked["frames"] not in (0, own["frames"]):
-        raise UserError(
-            f"config.video.frames is {asked['frames']}, but this tower's patches span {own['frames']} frames"
-        )
-    return asked_for(own | {"row_tokens": config.seq_len, "row_patches": config.patch_budget}, asked)
 
 
 class Recipe(NamedTuple):
@@ -163,40 +72,6 @@ class Recipe(NamedTuple):
     init_from: str = ""  # of the config
     preference: PreferenceSpec | None = None
     begun: Begun | None = None  # the adapters that the run goes on from
-
-
-def _audio_of(config: ConfigDict, start: Pretrained | None) -> AudioSpec | None:
-    """How recordings are taken; None if the model takes none."""
-    asked = config.audio
-    if start:
-        own_audio = start.layout.audio
-        if own_audio is None:
-            return None
-        fixed = {"sampling_rate": own_audio.rate, "mels": own_audio.mels, "pool": own_audio.pool}
-        for key, value in fixed.items():
-            if asked[key] not in (0, value):
-                raise UserError(f"config.audio.{key} is {asked[key]}, but this model's is {value}: leave it out")
-        if asked.chunk:
-            raise UserError("config.audio.chunk: this model's own cannot be changed: leave it out")
-        return dataclasses.replace(own_audio, max_seconds=asked.max_seconds)
-    rate, pool = asked.sampling_rate or 16000, asked.pool or 4
-    own = AudioSpec()
-    hop, window = round(own.hop * rate / own.rate), round(own.window * rate / own.rate)
-    chunk = 2 * pool  # frames of a soft token
-    piece = -(-round((asked.chunk or 30.0) * rate / hop) // chunk) * chunk
-    mels = asked.mels or 80
-    if deaf := int((mel_filters(mels, rate, window).max(0) == 0).sum()):
-        raise UserError(
-            f"config.audio.mels: {deaf} of {mels} would hear nothing at a sampling_rate of {rate}: have fewer, or a "
-            f"higher rate"
-        )
-    try:
-        return AudioSpec(
-            rate=rate, mels=mels, hop=hop, window=window, chunk=chunk, chunk_positions=pool, pool=pool,
-            attend=0, halo=2, piece=piece, silence=True, max_seconds=asked.max_seconds,
-        )  # fmt: skip
-    except ValueError as error:
-        raise UserError(f"config.audio: {error}") from error
 
 
 def parse_clips(text: str) -> tuple[str, ...]:
@@ -294,8 +169,8 @@ def read_recipe(config: ConfigDict, workdir: Path | None = None, platform: str =
     preference = read_preference(config)
     if begun and preference and preference.has_reference:
         raise UserError(
-            f"config.adapter.init_from does not go with config.objective={preference.objective}: its reference would be "
-            f"the model without these adapters; merge them into it (`jaxmm export --merge`), and begin with that"
+            f"config.adapter.init_from does not go with config.objective={preference.objective}: its reference would "
+            f"be the model without these adapters; merge them into it (`jaxmm export --merge`), and begin with that"
         )
     return Recipe(
         template, image.only(()), image, model, compute, trainable, cache, start, config.init_from, preference, begun

@@ -20,7 +20,7 @@ SOURCES = {
     for path in ROOT.rglob("*.py")
     if path.name != "__init__.py"
 }
-KNOW_CONFIG = ("config/", "command", "corpus", "api", "recipe", "checkpoints/", "training/", "commands")
+KNOW_CONFIG = ("config/", "command", "corpus", "api", "data_recipe", "recipe", "checkpoints/", "training/", "commands")
 NO_JAX = ("data/", "report/", "config/", "atomic", "errors", "formatting")
 
 
