@@ -1,4 +1,4 @@
-"""Preferences: which of two answers is better, learnt by DPO with adapters. Without data of yours, on the embedded demo.
+"""Preferences: adapters learn which of two answers is better, by DPO. Without data of yours, on the embedded demo.
 
     python -m jaxmm.train --config=configs/base.py
     python -m jaxmm.train --config=configs/dpo.py
@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     config.objective = "dpo"  # or "ipo", "simpo", "orpo", "kto"
     config.preference.beta = 0.0  # 0.1, as in LLaMA-Factory's example; of simpo 2
     config.init_from = "runs/base"  # the run of configs/base.py, which has learnt the demo's pictures
-    config.steps = 150
+    config.steps = 100
     config.data.jitter = 0.0
 
     # Measured on the demo, see docs/demo.md. A small model from random weights bears a large rate. LLaMA-Factory's
@@ -29,11 +29,11 @@ def get_config() -> ConfigDict:
     config.adapter.targets = "decoder.blocks,vision.blocks,connector"
     config.optimizer.name = "adamw"
     config.optimizer.rate = 1e-3
-    config.optimizer.warmup = 15
+    config.optimizer.warmup = 10
     config.optimizer.end_factor = 0.0
     config.optimizer.b2 = 0.999
     config.optimizer.weight_decay = 0.0
     config.optimizer.z_loss = 0.0
 
-    config.eval.every = config.checkpoint.every = 75
+    config.eval.every = config.checkpoint.every = 50
     return config

@@ -1,4 +1,4 @@
-"""The demo of preferences: the same for everyone, its answers true, and nothing but the picture tells the better one."""
+"""The demo of preferences: the same for everyone, its answers true, and only the picture tells the better one."""
 
 import collections
 import functools
@@ -142,7 +142,7 @@ def test_forms_are_of_one_length():
 
 def test_clips_have_no_preferences_and_the_config_says_so():
     config = f"--config={small_run.ROOT / 'configs' / 'video.py'}"
-    with pytest.raises(UserError, match="the demo of preferences has pictures: leave out config.data.demo=video"):
+    with pytest.raises(UserError, match=r"the demo of preferences has pictures: leave out config\.data\.demo=video"):
         command.parse([config, "--config.objective=dpo"], {})
     command.parse([config, "--config.objective=dpo", "--config.data.path=pairs.json"], {})
 
