@@ -29,8 +29,7 @@ from jaxmm import command, sharding
 from jaxmm.checkpoints.chosen import chosen_step
 from jaxmm.checkpoints.params import saved_params
 from jaxmm.config.shares import parse_schedule
-from jaxmm.data import files
-from jaxmm.data.demos import DEMOS
+from jaxmm.data import demos, files
 from jaxmm.data.documents import Source
 from jaxmm.data.media.medium import Item
 from jaxmm.data.media.table import MEDIA
@@ -60,11 +59,17 @@ def raw_sources(config: Any, recipe: Recipe) -> list[Source]:
     """The sources of a config, as they were before preparing.
 
     Raises:
-      UserError: if the path is prepared data, whose text cannot be had back, or boxes are to be written.
+      UserError: if the path is prepared data, whose text cannot be had back, boxes are to be written, or records are
+        preferences.
     """
+    if config.objective:
+        raise UserError(
+            f"config.objective={config.objective}: preferences are not written with ready-made features yet: train on "
+            f"their pictures and clips themselves"
+        )
     names = dict.fromkeys(name for _, shares in parse_schedule(config.data.mixture) for name in shares)
     if not config.data.path:
-        return [DEMOS[config.data.demo].training_source(seed=0)]
+        return [demos.training_source(config.data.demo)]
     path = files.absolute(config.data.path)
     if not files.is_file(files.join(path, INFO)) and holds_prepared(path):
         raise UserError(f"config.data.path {path} is prepared: give the raw data, whose records can be written again")

@@ -16,8 +16,7 @@ from jaxmm.config.file import load_workdir
 from jaxmm.config.keys import CLIPS
 from jaxmm.config.shares import parse_names, parse_schedule
 from jaxmm.corpus import Corpus, load_corpus, make_assembler, make_plan, read_budgets
-from jaxmm.data import files
-from jaxmm.data.demos import DEMOS
+from jaxmm.data import demos, files
 from jaxmm.data.documents import Source
 from jaxmm.data.media.table import described_widths
 from jaxmm.data.packing.lengths import Lengths
@@ -328,10 +327,11 @@ def _check_widths(config: ConfigDict, recipe: Recipe | DataRecipe, source: Lengt
 
 
 def train_corpus(config: ConfigDict, recipe: Recipe | DataRecipe) -> Corpus:
-    default = DEMOS[config.data.demo].training_source(seed=0)
+    reading = read_reading(config, recipe)
+    default = demos.training_source(config.data.demo, reading.preferences)
     stages = parse_schedule(config.data.mixture)
     names = ",".join(dict.fromkeys(name for _, shares in stages for name in shares))
-    corpus = _load(config, config.data.path, names, recipe, default, read_reading(config, recipe))
+    corpus = _load(config, config.data.path, names, recipe, default, reading)
     for source in corpus.lengths:
         if not source.targets_E.any():
             raise UserError(
@@ -368,4 +368,5 @@ def eval_corpus(config: ConfigDict, recipe: Recipe) -> Corpus | None:
         return None
     else:
         reading = dataclasses.replace(reading, val_size=0.0, split=config.eval.split)
-    return _load(config, path, mixture, recipe, DEMOS[config.data.demo].test_source(seed=0), reading)
+    default = demos.test_source(config.data.demo, reading.preferences)
+    return _load(config, path, mixture, recipe, default, reading)

@@ -35,9 +35,19 @@ INTERNVL3_8B = test_releases.INTERNVL3 | {  # its decoder is of Qwen 2.5 7B's si
     },
     "tie_word_embeddings": False,
 }  # fmt: skip
+QWEN3_VL_8B = test_releases.QWEN3_VL | {
+    "text_config": test_releases.QWEN3_VL["text_config"] | {  # type: ignore[operator]
+        "hidden_size": 4096, "intermediate_size": 12288, "tie_word_embeddings": False,
+    },
+    "tie_word_embeddings": False,
+    "vision_config": test_releases.QWEN3_VL["vision_config"] | {  # type: ignore[operator]
+        "deepstack_visual_indexes": [8, 16, 24], "depth": 27, "hidden_size": 1152, "intermediate_size": 4304,
+        "out_hidden_size": 4096,
+    },
+}  # fmt: skip
 WHOLE = {
     "llava": test_releases.LLAVA, "qwen": test_releases.QWEN2_5_VL, "qwen3": test_releases.QWEN3_VL,
-    "gemma": test_releases.GEMMA3, "intern": INTERNVL3_8B,
+    "qwen3_8b": QWEN3_VL_8B, "gemma": test_releases.GEMMA3, "intern": INTERNVL3_8B,
 }  # fmt: skip
 
 
@@ -59,7 +69,7 @@ def test_each_config_is_one_of_the_recipes_here():
     names = {path.stem for path in CONFIGS.glob("*.py")} - {"base"}
     assert names == {
         "siglip2_qwen3_connector", "siglip2_qwen3", "llava_1_5", "qwen2_5_vl", "qwen3_vl", "gemma3", "internvl3",
-        "early_fusion", "video", "audio",
+        "early_fusion", "video", "audio", "dpo", "qwen2_5_vl_lora", "qwen3_vl_qlora", "gemma3_lora",
     }  # fmt: skip
 
 
@@ -75,6 +85,10 @@ def test_each_config_is_one_of_the_recipes_here():
         ("gemma3", "{}/gemma", 4300),
         ("internvl3", "{}/intern", 7945),
         ("early_fusion", "", 7014),
+        ("qwen2_5_vl_lora", "{}/qwen", 8292 + 20),
+        ("qwen3_vl_qlora", "{}/qwen3_8b", 8767 + 22),
+        ("gemma3_lora", "{}/gemma", 4300 + 39),
+        ("dpo", "{}/qwen", 8292 + 50),
     ],
 )
 def test_a_recipe_at_its_true_size_has_a_step_that_fits_its_mesh(name, init_from, millions, released):
@@ -91,7 +105,7 @@ def test_a_recipe_at_its_true_size_has_a_step_that_fits_its_mesh(name, init_from
     count = sum(math.prod(shape) for shape, _ in flat_axes(spec).values())
     assert count / 1e6 == pytest.approx(millions, rel=0.02)
     mesh = sharding.make_mesh({"data": 1, "fsdp": 8})
-    budgets = Budgets(config.seq_len, 4096, 32, config.seq_len)
+    budgets = Budgets(config.seq_len, 4096, 32, config.seq_len, **({"pairs": 8} if config.objective else {}))
     program = make_program(config, recipe, steps=config.steps, targets=budgets.targets, sources=1)
     with jax.set_mesh(mesh):
         state = program.abstract_state(mesh)
@@ -102,6 +116,17 @@ def test_a_recipe_at_its_true_size_has_a_step_that_fits_its_mesh(name, init_from
     assert metrics.loss_sum.shape == ()
     bytes_of_one = sum(math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(state.params))
     assert bytes_of_one < 1.05 * count / 8
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "learnt"),
+    [("qwen2_5_vl_lora", "qwen", 20_185_088), ("qwen3_vl_qlora", "qwen3_8b", 21_823_488)],
+)
+def test_a_recipe_of_adapters_learns_as_many_parameters_as_peft_counts(name, folder, learnt, released):
+    config = command.parse([f"--config={CONFIGS / name}.py", f"--config.init_from={released / folder}"], {}).config
+    recipe = read_recipe(config)
+    shapes = {path: shape for path, (shape, _) in flat_axes(recipe.model).items()}
+    assert sum(math.prod(shape) for path, shape in shapes.items() if recipe.trainable.learns(path)) == learnt
 
 
 def split_folder(whole: Path, root: Path) -> str:

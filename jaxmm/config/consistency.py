@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from jaxmm.config.keys import KEYS, OBJECTIVES, OWN_PARTS, PARTS
+from jaxmm.config.keys import CLIPS, KEYS, OBJECTIVES, OWN_PARTS, PARTS
 from jaxmm.config.shares import parse_patterns
 from jaxmm.errors import UserError
 
@@ -95,6 +95,11 @@ def _of_preferences(v: Mapping[str, Any]) -> Iterator[str]:
         yield f"config.objective={objective} learns answers: leave config.data.objective={v['data.objective']} out"
     if objective and v["data.learn"] != "all":
         yield f"config.objective={objective} learns the last answer alone: leave config.data.learn out"
+    if objective and not v["data.path"] and v["data.demo"] in CLIPS:
+        yield (
+            f"config.objective={objective}: the demo of preferences has pictures: leave out "
+            f"config.data.demo={v['data.demo']}, or set config.data.path to your own data"
+        )
 
 
 def _place(path: str) -> str:

@@ -211,7 +211,7 @@ class Evaluator:
                     (of_source["answer_accuracy_blind"],) = (one.answer_accuracy for one in gains[i].values())
                 if backwards and ORDER in sums.names and source.prepared.meta.get("media"):
                     played = self._run(
-                        params, self.corpus.lengths, {source.name: _has_label(source, ORDER)}, backwards=True
+                        params, self.corpus.lengths, {source.name: has_label(source, ORDER)}, backwards=True
                     )
                     of_source["answer_accuracy_reversed"] = played[i].accuracy()
             figures[source.name] = of_source
@@ -233,8 +233,8 @@ def _notes(source: str, codes_E: np.ndarray, swaps: Mapping[str, Swap]) -> Itera
             )
 
 
-def _has_label(lengths: Lengths, label: str) -> np.ndarray:
-    """bool (examples,)."""
+def has_label(lengths: Lengths, label: str) -> np.ndarray:
+    """bool (examples,): which examples have a label that the source knows."""
     bit = 1 << lengths.prepared.meta["labels"].index(label)
     return np.asarray(lengths.prepared.labels_E) & np.uint64(bit) > 0
 

@@ -18,7 +18,7 @@ from jaxmm.data.packing.plan import Pass
 from jaxmm.models.adapters import is_factor
 from jaxmm.models.tree import only
 from jaxmm.recipe import Recipe
-from jaxmm.training.evaluator import Evaluator, Figures
+from jaxmm.training.evaluator import Evaluator, Figures, has_label
 from jaxmm.training.preference import WANTED, PreferenceSpec, Said, divergence, losses
 from jaxmm.training.program import asks_reference
 from jaxmm.training.step import Predictions
@@ -106,6 +106,9 @@ class PreferenceEvaluator(Evaluator):
         own = jax.device_get(losses(policy, reference, pairs, spec, kl))
         figures: Figures = {"loss": float(own.loss_BC.mean()), "pairs": count}
         figures["preference_accuracy"] = float(own.right_BC.mean())
+        if "unseen" in source.prepared.meta["labels"]:
+            right = own.right_BC[0][has_label(source, "unseen")[found[0].examples]]
+            figures["unseen_pair_accuracy"] = float(right.mean()) if len(right) else None
         rewards = own.chosen_BC[0], own.other_BC[0]
         if spec.judges:
             is_wanted = verdicts[0] == WANTED

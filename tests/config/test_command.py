@@ -149,7 +149,7 @@ def test_a_broken_config_file_names_the_place(folder, text, message):
     ("name", "message"),
     [
         ("configs/bse.py", "does not exist; did you mean 'base.py'?"),
-        ("configs/zzz.py", "those that come with jaxmm need no path: audio, base, early_fusion, "),
+        ("configs/zzz.py", "those that come with jaxmm need no path: audio, base, dpo, early_fusion, "),
         ("/nowhere/x.py", "config file '/nowhere/x.py' does not exist"),
         ("", "--config is missing: give a config file, or one that comes with jaxmm, such as --config=base"),
     ],

@@ -37,7 +37,7 @@ def test_an_unknown_name_lists_them():
         parse("bass")
     told = str(error.value)
     assert told.startswith(
-        "no config 'bass' comes with jaxmm; did you mean 'base'?; there are audio, base, early_fusion, "
+        "no config 'bass' comes with jaxmm; did you mean 'base'?; there are audio, base, dpo, early_fusion, "
     )
     assert told.endswith("give the path, such as bass.py")
     assert all(name in told for name in NAMES)
