@@ -35,7 +35,7 @@ def make_adapter(asked: Mapping[str, Any], start: Pretrained | None, model: Mode
         raise UserError("config.adapter.targets is empty: name the linear maps that get an adapter, as decoder.blocks")
     alpha = asked["alpha"] or 2.0 * rank
     spec = AdapterSpec(tuple(dict.fromkeys(targets)), rank, alpha, asked["kind"], start=asked["init"])
-    shapes = flat_axes(model)
+    shapes = flat_axes(model.plain)
     for one in model_maps(dataclasses.replace(model, adapter=spec)):
         shape = shapes[(*one.path, "kernel")][0]
         most = min(math.prod(shape[dim] for dim in side) for side in (one.inputs, one.outputs))
