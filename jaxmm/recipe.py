@@ -40,7 +40,7 @@ from jaxmm.models.multimodal import PARTS, Compute, ModelSpec
 from jaxmm.models.towers.audio import AudioTowerSpec
 from jaxmm.models.towers.vit import VisionSpec
 from jaxmm.models.trainable import Trainable, check_patterns
-from jaxmm.tuning import make_adapter, make_trainable
+from jaxmm.tuning import make_adapter, make_frozen, make_trainable
 from jaxmm.workdir.folder import has_saved
 from jaxmm.workdir.kept_folders import tokenizer_folder
 
@@ -277,6 +277,7 @@ def read_recipe(config: ConfigDict, workdir: Path | None = None, platform: str =
     known = model.parts if start or config.data.media else PARTS
     model = dataclasses.replace(model, adapter=make_adapter(config.adapter, start, model))
     trainable = make_trainable(config.optimizer.freeze, config.adapter.modules_to_save, model, known)
+    model = dataclasses.replace(model, frozen=make_frozen(config.adapter.base_dtype, model, trainable))
     compute = read_compute(config, model, image, platform or jax.default_backend())
     return Recipe(template, image.only(()), image, model, compute, trainable, cache, start, config.init_from)
 

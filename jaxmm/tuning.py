@@ -12,6 +12,7 @@ from jaxmm.errors import UserError, nearest
 from jaxmm.hf.map_names import called, named_maps
 from jaxmm.hf.pretrained import Pretrained
 from jaxmm.models.adapters import CONVOLUTIONS, AdapterSpec
+from jaxmm.models.frozen import FrozenSpec
 from jaxmm.models.multimodal import ModelSpec, flat_axes, kernel_dims, model_maps
 from jaxmm.models.trainable import Trainable, check_patterns
 from jaxmm.models.tree import ParamPath, matches
@@ -45,6 +46,22 @@ def make_adapter(asked: Mapping[str, Any], start: Pretrained | None, model: Mode
                 f"or leave that map out of config.adapter.targets"
             )
     return spec
+
+
+def make_frozen(base_dtype: str, model: ModelSpec, trainable: Trainable) -> FrozenSpec | None:
+    """How what does not learn is held, by config.adapter.base_dtype; None as float32.
+
+    Raises:
+      UserError: for a model without adapters, whose checkpoints would hold the rounded weights as its own.
+    """
+    if not base_dtype:
+        return None
+    if model.adapter is None:
+        raise UserError(
+            f"config.adapter.base_dtype is '{base_dtype}', which is of what lies beneath adapters: set "
+            f"config.adapter.rank, or leave it out"
+        )
+    return FrozenSpec(base_dtype, trainable.whole)
 
 
 def _patterns_of(name: str, start: Pretrained | None, model: ModelSpec) -> list[str]:

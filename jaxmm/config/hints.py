@@ -41,7 +41,11 @@ _REMAT = "use config.compute.remat: dots, offload or full"
 _RESUME = "leave it out: the same --workdir goes on by itself"
 _TRACKER = "use config.log.writers: tensorboard, wandb or both; metrics.jsonl in the workdir has the same"
 _LORA = "use config.adapter.rank above 0, for low-rank adapters; 0 trains whole parts"
-_QUANTIZED = "weights are not quantized; config.optimizer.moments=float8 makes the optimizer's state small"
+_QUANTIZED = (
+    "use config.adapter.base_dtype, with adapters: nf4 for 4 bits (QLoRA), int8 for 8; weights that learn are not "
+    "quantized"
+)
+_NF4 = "leave it out: config.adapter.base_dtype=nf4 is the only format of 4 bits, and its constants are quantized too"
 _UPLOAD = "use `jaxmm export`, and upload its folder"
 _PREPARED = "use config.data.path with a folder that `jaxmm prepare` has written"
 
@@ -126,6 +130,9 @@ HINTS: dict[str, str] = {
     "use_dora": "use config.adapter.kind=dora", "pissa_init": "use config.adapter.init=pissa",
     "loraplus_lr_ratio": "use config.optimizer.rates=*.lora.out:RATIO",
     "quantization_bit": _QUANTIZED, "load_in_4bit": _QUANTIZED, "load_in_8bit": _QUANTIZED,
+    "quantization_type": _NF4, "double_quantization": _NF4, "bnb_4bit_quant_type": _NF4,
+    "bnb_4bit_use_double_quant": _NF4, "bnb_4bit_compute_dtype": _DTYPE,
+    "quantization_method": "leave it out: config.adapter.base_dtype=nf4 and int8 are the formats of bitsandbytes",
     "stage": "use config.data.objective: sft, or pretrain for all text; preferences and rewards are not trained",
     "train_on_prompt": "use config.data.learn=prompt", "mask_history": "use config.data.learn=last",
     "assistant_only_loss": "leave it out: config.data.objective=sft learns the assistant's turns alone",

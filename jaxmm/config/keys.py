@@ -300,6 +300,10 @@ KEYS: dict[str, Key] = {
     "adapter.init": Key(
         "", 'of the first factor: "" uniform as PEFT\'s, "gaussian", "pissa"', choices=("", "gaussian", "pissa")
     ),
+    "adapter.base_dtype": Key(
+        "", 'what frozen weights are held as: "" float32, "bfloat16", "int8", "nf4" (QLoRA)',
+        choices=("", "bfloat16", "int8", "nf4"),
+    ),
     "adapter.modules_to_save": Key(
         "", "what is trained whole beside adapters: parts or patterns, as connector", form=PATTERNS
     ),

@@ -78,6 +78,7 @@ def adapt(model: nnx.Module, spec: AdapterSpec, rngs: nnx.Rngs) -> None:
         path = tuple(map(str, keys))
         if not isinstance(module, Linear) or not spec.adapts(path):
             continue
+        assert isinstance(module.kernel, nnx.Param), "what is quantised is so after it is adapted"
         rank, scale = spec.sizes(path)
         axes = module.kernel.get_metadata()["axes"]
         module.lora = Lora(

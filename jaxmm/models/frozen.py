@@ -72,6 +72,11 @@ class Holding(NamedTuple):
     def is_quantized(self) -> bool:
         return self.kind in quantized.KINDS
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the arrays of a quantised one."""
+        return tuple(quantized.parts(self.kind, self.shape, self.axes, self.inputs)) if self.is_quantized else ()
+
     def quantize(self, kernel: jax.Array) -> dict[str, jax.Array]:
         """One layer's kernel as the arrays that it is held as."""
         return quantized.quantize(kernel, self.inputs, self.kind)
@@ -114,14 +119,14 @@ def kernel_at(params: Mapping[ParamPath, jax.Array], path: ParamPath, one: Holdi
     """The kernel at a path, as it is held."""
     if one is None or not one.is_quantized:
         return params[path]
-    return Quantized({name: params[(*path, name)] for name in _names(one)}, one.kind, one.shape, one.inputs)
+    return Quantized({name: params[(*path, name)] for name in one.names}, one.kind, one.shape, one.inputs)
 
 
 def restored(
     params: Mapping[ParamPath, jax.Array], holdings: Mapping[ParamPath, Holding]
 ) -> dict[ParamPath, jax.Array]:  # fmt: skip
     """The inverse of ``held``, as float32: what was rounded stays so."""
-    parts = {(*path, name) for path, one in holdings.items() if one.is_quantized for name in _names(one)}
+    parts = {(*path, name) for path, one in holdings.items() for name in one.names}
     found = {path: value for path, value in params.items() if path not in parts}
     as_float = functools.partial(as_array, dtype=jnp.float32)
     for path, one in holdings.items():
@@ -132,7 +137,3 @@ def restored(
         elif path in found:
             found[path] = found[path].astype(jnp.float32)
     return found
-
-
-def _names(one: Holding) -> tuple[str, ...]:
-    return tuple(quantized.parts(one.kind, one.shape, one.axes, one.inputs))

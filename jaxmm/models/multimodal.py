@@ -189,7 +189,7 @@ class MultimodalModel(nnx.Module):
         return cap * jnp.tanh(logits_BV / cap) if cap else logits_BV
 
     def projection(self):
-        """The vocabulary projection, float32 (V, D)."""
+        """The vocabulary projection (V, D), as it is held."""
         return self.decoder.projection()
 
     def __call__(self, batch: Batch, compute: Compute, target_positions_BR=None):

@@ -135,7 +135,7 @@ def dequantize(
         return (arrays["codes"].astype(jnp.float32) * (arrays["absmax"] / 127)).astype(dtype)
     total, count = math.prod(shape[:inputs]), math.prod(shape[inputs:])
     absmax_KO = _constants(arrays, count)
-    levels = _level(_unpacked(arrays["codes"], inputs, shape[inputs - 1])).reshape(total, count)
+    levels = _at(LEVELS, _unpacked(arrays["codes"], inputs, shape[inputs - 1])).reshape(total, count)
     return (_blocks(levels) * absmax_KO[:, None]).reshape(-1, count)[:total].reshape(shape).astype(dtype)
 
 
@@ -144,7 +144,7 @@ def _constants(arrays: Mapping[str, jax.Array], count: int) -> jax.Array:
     codes_KO = arrays["absmax"].reshape(-1, count)
     blocks = len(codes_KO)
     group_KO = (jnp.arange(count) * blocks + jnp.arange(blocks)[:, None]) // CONSTANTS
-    return jnp.asarray(DYNAMIC)[codes_KO.astype(jnp.int32)] * arrays["scales"][group_KO] + arrays["mean"]
+    return _at(DYNAMIC, codes_KO) * arrays["scales"][group_KO] + arrays["mean"]
 
 
 def _blocks(wide: jax.Array) -> jax.Array:
@@ -174,13 +174,13 @@ def _unpacked(codes: jax.Array, inputs: int, size: int) -> jax.Array:
     return lax.slice_in_dim(both, 0, size, axis=dim)
 
 
-def _level(codes: jax.Array) -> jax.Array:
-    """``LEVELS[codes]``, float32, by choices alone: they are fused with what follows, on any device."""
-    found: list[Any] = [jnp.float32(level) for level in LEVELS]
-    for bit in range(4):
-        is_set = (codes >> bit) & 1 == 1
-        found = [jnp.where(is_set, high, low) for low, high in zip(found[::2], found[1::2], strict=True)]
-    return found[0]
+def _at(table: np.ndarray, codes: jax.Array) -> jax.Array:
+    """``table[codes]``.
+
+    Not by choices between scalars, however fast these are: their broadcasts are the same in each layer, so that JAX
+    makes them before the loop over layers, sixteen arrays of a kernel's size.
+    """
+    return jnp.asarray(table).at[codes].get(mode="promise_in_bounds")
 
 
 @functools.partial(

@@ -1,4 +1,4 @@
-"""Frozen weights in few bits: the formats are those of bitsandbytes, and the model computes with what they stand for."""
+"""Frozen weights in few bits: formats are those of bitsandbytes, and a model computes with what they stand for."""
 
 from __future__ import annotations
 
@@ -20,7 +20,13 @@ from jaxmm.models.compute import Compute
 from jaxmm.models.decoder import DecoderSpec
 from jaxmm.models.frozen import FrozenSpec
 from jaxmm.models.multimodal import (
-    ModelSpec, abstract_params, begin_adapters, flat_axes, hold_params, logical_axes, make_model, plain_params,
+    ModelSpec,
+    abstract_params,
+    begin_adapters,
+    flat_axes,
+    hold_params,
+    make_model,
+    plain_params,
 )  # fmt: skip
 from jaxmm.models.trainable import Trainable
 from jaxmm.models.tree import flat, joined, nested
@@ -119,7 +125,11 @@ def loss_of(model: ModelSpec, tiny: Tiny, batch: Any) -> Any:
     return both
 
 
-@pytest.mark.parametrize(("kind", "adapter", "fsdp"), [("nf4", "lora", 8), ("nf4", "dora", 1), ("int8", "dora", 8)])
+def slow(*values: Any) -> Any:
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("kind", "adapter", "fsdp"), [("nf4", "dora", 8), slow("int8", "lora", 1)])
 def test_a_quantised_model_is_the_plain_one_of_the_dequantised_kernels(kind, adapter, fsdp, tiny, batch):
     model = model_of(tiny, kind, adapter)
     params = started(tiny, model)
@@ -139,3 +149,27 @@ def test_a_quantised_model_is_the_plain_one_of_the_dequantised_kernels(kind, ada
     assert flat(grads).keys() == flat(wanted_grads).keys()
     for path, value in flat(wanted_grads).items():
         np.testing.assert_allclose(flat(grads)[path], value, atol=1e-5 * np.abs(value).max(), err_msg=".".join(path))
+
+
+def test_no_dequantised_kernel_of_a_layer_is_kept(batch):
+    """What a layer adds to a step's memory is what it adds where its kernels lie there as they are: no copy of them."""
+
+    def temporary(layers: int, frozen: FrozenSpec | None) -> int:
+        decoder = DecoderSpec(vocab_size=392, width=128, layers=layers, heads=2, kv_heads=2, head_dim=64, mlp=512)
+        adapter = AdapterSpec(("decoder",), rank=2, kind="dora")
+        model = ModelSpec(None, None, decoder, adapter=adapter, frozen=frozen)
+
+        def loss(learnt: Any, fixed: Any, batch: Any) -> jax.Array:
+            return make_model(model)[1](joined(learnt, fixed), batch, Compute(remat="none", unroll=1))[0].sum()
+
+        row = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), batch)
+        trees = Trainable(adapters=True).split(abstract_params(model))
+        return jax.jit(jax.grad(loss)).lower(*trees, row).compile().memory_analysis().temp_size_in_bytes
+
+    weights = 4 * 128 * 128 + 3 * 128 * 512  # of a layer; a copy of them in float32 is four times as many bytes
+    per_layer = {
+        kind: (temporary(8, frozen) - temporary(2, frozen)) / 6
+        for kind, frozen in (("float32", None), ("nf4", FrozenSpec("nf4")))
+    }
+    assert per_layer["nf4"] - per_layer["float32"] < 0.5 * weights
+    assert temporary(2, FrozenSpec("nf4")) - temporary(2, None) < 10 * weights, "nor is any made before the layers run"
