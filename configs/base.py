@@ -138,6 +138,7 @@ def get_config() -> ConfigDict:
     config.adapter.dropout = 0.0  # part of what goes into the factors that is dropped in training
     config.adapter.init = ""  # of the first factor: "" uniform as PEFT's, "gaussian", "pissa"
     config.adapter.init_from = ""  # adapters to go on from: a PEFT folder, or a run (RUN@STEP) of the same model
+    config.adapter.base_dtype = ""  # what frozen weights are held as: "" float32, "bfloat16", "int8", "nf4" (QLoRA)
     config.adapter.modules_to_save = ""  # what is trained whole beside adapters: parts or patterns, as connector
 
     config.preference = ConfigDict()

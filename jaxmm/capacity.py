@@ -13,10 +13,12 @@ from jaxmm.errors import UserError
 from jaxmm.machine import host_memory
 from jaxmm.models.compute import Compute
 from jaxmm.models.decoder import DecoderSpec
-from jaxmm.models.multimodal import ModelSpec, flat_axes
+from jaxmm.models.flops import parameter_counts
+from jaxmm.models.multimodal import ModelSpec, abstract_params
 from jaxmm.models.trainable import Trainable
+from jaxmm.models.tree import flat
 
-FLOAT, FLOAT8 = 4, 1  # bytes: of a parameter, and at the least of its moment
+FLOAT8 = 1  # bytes, at the least, of a moment of a parameter
 
 
 def device_memory(devices: Sequence[Any]) -> float:
@@ -28,11 +30,12 @@ def device_memory(devices: Sequence[Any]) -> float:
 
 def check_model(spec: ModelSpec, trainable: Trainable, mesh: Mesh) -> None:
     """Raises UserError where the parameters and one moment of each that learns do not fit on the mesh's devices."""
-    counts = [(trainable.learns(path), math.prod(shape)) for path, (shape, _) in flat_axes(spec).items()]
-    held = sum(count * (FLOAT + FLOAT8 * learns) for learns, count in counts)
+    parameters = flat(abstract_params(spec)).items()
+    held = sum(math.prod(x.shape) * (x.dtype.itemsize + FLOAT8 * trainable.learns(path)) for path, x in parameters)
+    count = sum(parameter_counts(abstract_params(spec.plain)).values())
     _refuse(
         held / (mesh.shape["fsdp"] * mesh.shape["tensor"]), device_memory(mesh.local_devices), "each device",
-        f"a model of {sum(count for _, count in counts):.3g} parameters",
+        f"a model of {count:.3g} parameters",
         "make it smaller, or raise config.mesh.fsdp or tensor",
     )  # fmt: skip
 

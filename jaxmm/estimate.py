@@ -83,6 +83,7 @@ def estimate(config: Any, target: Target, documents: int) -> dict[str, Any]:
     from jaxmm.corpus import unseen_budgets
     from jaxmm.data.assemble import empty_batch
     from jaxmm.models.flops import batch_flops, parameter_counts
+    from jaxmm.models.multimodal import abstract_params
     from jaxmm.recipe import read_recipe
     from jaxmm.training.program import make_program
 
@@ -105,7 +106,7 @@ def estimate(config: Any, target: Target, documents: int) -> dict[str, Any]:
         },
         "batch": {"rows": config.batch_size, **budgets._asdict(), "documents": documents},
         "compute": {"dtype": compute.dtype, "remat": compute.remat, "attention": compute.attention},
-        "parameters": parameter_counts(state.params),
+        "parameters": parameter_counts(abstract_params(recipe.model.plain)),
         "parameter_bytes": shard_bytes(state.params),
         "optimizer_bytes": shard_bytes(state.opt_state),
         "model_flops": flops,

@@ -32,7 +32,7 @@ from jaxmm.batch import ImageSpec
 from jaxmm.checkpoints.base import found_again, kept
 from jaxmm.checkpoints.checkpoint import Checkpoints
 from jaxmm.checkpoints.chosen import chosen_step
-from jaxmm.checkpoints.params import own_params, saved_params
+from jaxmm.checkpoints.params import full_params, own_params
 from jaxmm.data.text.byt5 import ByT5Tokenizer
 from jaxmm.data.text.codebook import image_codes
 from jaxmm.data.text.own_format import IMAGE
@@ -87,8 +87,11 @@ def main(argv: list[str]) -> int:
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         step = chosen_step(workdir, args.step) or checkpoints.latest()
         mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
-        params = merged(flat(saved_params(workdir, recipe, mesh, step)), model_maps(recipe.model))
-        recipe = recipe._replace(model=recipe.model.base)
+        params = merged(flat(full_params(workdir, recipe, mesh, step)), model_maps(recipe.model))
+        if recipe.model.frozen:
+            how = "as stored" if kept(workdir) else "as the run held them, for they are nowhere else"
+            print(f"adapters learnt over weights held as {recipe.model.frozen.kind} are merged into these {how}")
+        recipe = recipe._replace(model=recipe.model.base.plain)
         of_run = checkpoints.meta(step)["config"]
     base = base_dtype(recipe.start)
     dtype = args.dtype or base or "float32"

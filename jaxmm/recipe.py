@@ -39,7 +39,7 @@ from jaxmm.models.towers.audio import AudioTowerSpec
 from jaxmm.models.towers.vit import VisionSpec
 from jaxmm.models.trainable import Trainable, check_patterns
 from jaxmm.training.preference import PreferenceSpec
-from jaxmm.tuning import check_begun, make_adapter, make_trainable
+from jaxmm.tuning import check_begun, make_adapter, make_frozen, make_trainable
 from jaxmm.workdir.folder import has_saved
 
 # Those of ``jaxmm.corpus`` and ``jaxmm.data_recipe`` too, as whoever wants a config's parts looks here first.
@@ -164,6 +164,7 @@ def read_recipe(config: ConfigDict, workdir: Path | None = None, platform: str =
     adapter = begun.spec if begun else make_adapter(config.adapter, start, model)
     model = dataclasses.replace(model, adapter=adapter)
     trainable = make_trainable(config.optimizer.freeze, config.adapter.modules_to_save, model, known, begun)
+    model = dataclasses.replace(model, frozen=make_frozen(config.adapter.base_dtype, model, trainable))
     compute = read_compute(config, model, image, platform or jax.default_backend())
     preference = read_preference(config)
     if begun and preference and preference.has_reference:
@@ -205,7 +206,7 @@ def _begun(config: ConfigDict, start: Pretrained | None, model: ModelSpec, workd
         if their.model.adapter is None:
             raise UserError(f"config.adapter.init_from: {folder} is a run without adapters: begin with it by init_from")
         begun = Begun(source, their.model.adapter, their.trainable.whole)
-        if their.model.base != model:
+        if their.model.base.plain != model:
             raise UserError(f"config.adapter.init_from: {folder} has adapters of another base, of other sizes")
     else:
         raise UserError(

@@ -14,6 +14,7 @@ from jaxmm.hf.adapter_record import Begun
 from jaxmm.hf.map_names import called, named_maps
 from jaxmm.hf.pretrained import Pretrained
 from jaxmm.models.adapters import CONVOLUTIONS, AdapterSpec
+from jaxmm.models.frozen import FrozenSpec
 from jaxmm.models.multimodal import ModelSpec, flat_axes, kernel_dims, model_maps
 from jaxmm.models.trainable import Trainable, check_patterns
 from jaxmm.models.tree import ParamPath, matches
@@ -35,7 +36,7 @@ def make_adapter(asked: Mapping[str, Any], start: Pretrained | None, model: Mode
         raise UserError("config.adapter.targets is empty: name the linear maps that get an adapter, as decoder.blocks")
     alpha = asked["alpha"] or 2.0 * rank
     spec = AdapterSpec(tuple(dict.fromkeys(targets)), rank, alpha, asked["kind"], start=asked["init"])
-    shapes = flat_axes(model)
+    shapes = flat_axes(model.plain)
     for one in model_maps(dataclasses.replace(model, adapter=spec)):
         shape = shapes[(*one.path, "kernel")][0]
         most = min(math.prod(shape[dim] for dim in side) for side in (one.inputs, one.outputs))
@@ -81,6 +82,22 @@ def _targets_of(text: str, start: Pretrained | None, model: ModelSpec) -> list[s
     for name in filter(None, (name.strip() for name in text.split(","))):
         targets += _patterns_of(name, start, model)
     return targets
+
+
+def make_frozen(base_dtype: str, model: ModelSpec, trainable: Trainable) -> FrozenSpec | None:
+    """How what does not learn is held, by config.adapter.base_dtype; None as float32.
+
+    Raises:
+      UserError: for a model without adapters, whose checkpoints would hold the rounded weights as its own.
+    """
+    if not base_dtype:
+        return None
+    if model.adapter is None:
+        raise UserError(
+            f"config.adapter.base_dtype is '{base_dtype}', which is of what lies beneath adapters: set "
+            f"config.adapter.rank, or leave it out"
+        )
+    return FrozenSpec(base_dtype, trainable.whole)
 
 
 def _patterns_of(name: str, start: Pretrained | None, model: ModelSpec) -> list[str]:

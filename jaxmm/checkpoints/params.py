@@ -22,7 +22,16 @@ from jaxmm.hf.init_from import parse, run_and_step
 from jaxmm.hf.peft_read import is_peft, read_peft
 from jaxmm.hf.pretrained import MODEL, Pretrained, read_params, save
 from jaxmm.models.adapters import merged
-from jaxmm.models.multimodal import ModelSpec, abstract_params, begin_adapters, flat_axes, make_model, model_maps
+from jaxmm.models.multimodal import (
+    ModelSpec,
+    abstract_params,
+    begin_adapters,
+    flat_axes,
+    hold_params,
+    make_model,
+    model_maps,
+    plain_params,
+)  # fmt: skip
 from jaxmm.models.tree import ParamPath, Params, flat, joined, nested
 from jaxmm.recipe import Recipe, read_recipe
 from jaxmm.runtime.jax_internals import CPU_ONCE, compile_lowered
@@ -118,17 +127,24 @@ def _base_params(recipe: Recipe, mesh: Mesh, workdir: Path, *, init_from: str, s
 
 
 def _run_params(run: Path, recipe: Recipe, mesh: Mesh, step: str) -> Params:
-    """The parameters of another run's checkpoint, its adapters merged into its maps."""
+    """The parameters of another run's checkpoint, its adapters merged into its maps; as the model holds them."""
     theirs = load_workdir(str(run))
+    _, where = _place(recipe.model, mesh)
     if not (theirs.adapter.rank or theirs.adapter.init_from):
-        return saved_params(run, recipe, mesh, chosen_step(run, step))
+        params = saved_params(run, recipe._replace(model=recipe.model.plain), mesh, chosen_step(run, step))
+        if recipe.model.frozen is None:
+            return params
+        hold = jax.jit(lambda params: hold_params(params, recipe.model), out_shardings=where, donate_argnums=0)
+        return compile_unoptimized(hold.lower(params))(params)
     their = read_recipe(theirs, run)
-    model = dataclasses.replace(recipe.model, adapter=their.model.adapter)
+    model = dataclasses.replace(recipe.model, adapter=their.model.adapter, frozen=their.model.frozen)
     whole = recipe._replace(model=model, trainable=their.trainable, init_from=theirs.init_from)
-    params = saved_params(run, whole, mesh, chosen_step(run, step))
-    _, where = _place(model.base, mesh)
-    merge = jax.jit(lambda params: nested(merged(flat(params), model_maps(model))), out_shardings=where)
-    return compile_unoptimized(merge.lower(params))(params)
+    params = full_params(run, whole, mesh, chosen_step(run, step))
+
+    def merge(params: Params) -> Params:
+        return hold_params(nested(merged(flat(params), model_maps(model))), recipe.model)
+
+    return compile_unoptimized(jax.jit(merge, out_shardings=where).lower(params))(params)
 
 
 def _started(recipe: Recipe, start: Pretrained, mesh: Mesh, seed: int, workdir: Path) -> Params:
@@ -141,7 +157,9 @@ def _started(recipe: Recipe, start: Pretrained, mesh: Mesh, seed: int, workdir: 
 def pretrained_params(recipe: Recipe, start: Pretrained, mesh: Mesh, seed: int) -> tuple[Params, list[str]]:
     """Parameters of a Hugging Face model, of which what its folders do not have is fresh; and the tensors not used."""
     where = flat(_place(recipe.model, mesh)[1])
-    read = read_params(start, lambda path, shape: where[path])
+    whole = flat(_place(recipe.model.plain, mesh)[1])  # where a kernel lies until it is quantised
+    layout = start.layout._replace(spec=dataclasses.replace(start.layout.spec, frozen=recipe.model.frozen))
+    read = read_params(start._replace(layout=layout), lambda path, shape: where.get(path) or whole[path])
     missing = {path: place for path, place in where.items() if path not in read.params}
     if missing:
         init, _ = make_model(recipe.model)
@@ -198,6 +216,29 @@ def own_params(
         return load_params(workdir, shapes, step, reader), None
     base = found_again(noted, recipe.init_from, workdir)
     return load_params(workdir, held(shapes, recipe.trainable, base), step, reader), base
+
+
+def full_params(
+    workdir: Path, recipe: Recipe, mesh: Mesh, step: int | None = None, reader: Checkpoints | None = None
+) -> Params:
+    """As ``saved_params``, all as float32: the weights beneath adapters as they are stored, not as the run held them.
+
+    Where they are in no other place, as those of a run from random weights, they are what the run held.
+    """
+    model, noted = recipe.model, kept(workdir)
+    if model.frozen is None:
+        return saved_params(workdir, recipe, mesh, step, reader)
+    abstract, where = _place(model, mesh)
+    shapes = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, where)
+    base = found_again(noted, recipe.init_from, workdir) if noted else None
+    own = load_params(workdir, held(shapes, recipe.trainable, base) if base else shapes, step, reader)
+    places = flat(_place(model.plain, mesh)[1])
+    restored = flat(jax.eval_shape(lambda own: plain_params(own, model), own))
+    restore = jax.jit(
+        lambda own: plain_params(own, model), out_shardings=nested({path: places[path] for path in restored})
+    )  # fmt: skip
+    own = compile_unoptimized(restore.lower(own))(own)
+    return with_base(own, recipe._replace(model=model.plain), mesh, base) if base else own
 
 
 def with_base(own: Params, recipe: Recipe, mesh: Mesh, base: Base) -> Params:

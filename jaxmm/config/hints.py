@@ -45,7 +45,11 @@ _REFERENCE = (
     "which `jaxmm reference` asks once"
 )
 _LORA = "use config.adapter.rank above 0, for low-rank adapters; 0 trains whole parts"
-_QUANTIZED = "weights are not quantized; config.optimizer.moments=float8 makes the optimizer's state small"
+_QUANTIZED = (
+    "use config.adapter.base_dtype, with adapters: nf4 for 4 bits (QLoRA), int8 for 8; weights that learn are not "
+    "quantized"
+)
+_NF4 = "leave it out: config.adapter.base_dtype=nf4 is the only format of 4 bits, and its constants are quantized too"
 _UPLOAD = "use `jaxmm export`, and upload its folder"
 _PREPARED = "use config.data.path with a folder that `jaxmm prepare` has written"
 
@@ -144,6 +148,9 @@ HINTS: dict[str, str] = {
     "loss_type": "use config.objective: dpo, ipo, simpo, orpo or kto",
     "rpo_alpha": "use config.preference.sft",
     "ref_model": _REFERENCE, "ref_model_adapters": _REFERENCE, "precompute_ref_log_probs": _REFERENCE,
+    "quantization_type": _NF4, "double_quantization": _NF4, "bnb_4bit_quant_type": _NF4,
+    "bnb_4bit_use_double_quant": _NF4, "bnb_4bit_compute_dtype": _DTYPE,
+    "quantization_method": "leave it out: config.adapter.base_dtype=nf4 and int8 are the formats of bitsandbytes",
     "train_on_prompt": "use config.data.learn=prompt", "mask_history": "use config.data.learn=last",
     "assistant_only_loss": "leave it out: config.data.objective=sft learns the assistant's turns alone",
     "completion_only_loss": "leave it out: config.data.objective=sft learns the assistant's turns alone",

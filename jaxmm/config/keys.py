@@ -308,6 +308,10 @@ KEYS: dict[str, Key] = {
     "adapter.init_from": Key(
         "", "adapters to go on from: a PEFT folder, or a run (RUN@STEP) of the same model"
     ),
+    "adapter.base_dtype": Key(
+        "", 'what frozen weights are held as: "" float32, "bfloat16", "int8", "nf4" (QLoRA)',
+        choices=("", "bfloat16", "int8", "nf4"),
+    ),
     "adapter.modules_to_save": Key(
         "", "what is trained whole beside adapters: parts or patterns, as connector", form=PATTERNS
     ),

@@ -31,25 +31,29 @@ def by_formula(program: Any, budgets: Any, rows: int, accumulation: int, mesh: A
     """Memory of a device, and what it sends.
 
     The state, gradients, and what the forward pass keeps; then the larger of two: the head with its gradient and a
-    chunk of logits, or one layer that is made again, with its gathered parameters. What is kept is counted by JAX, and
-    taken to be dealt over the devices of ``data``, ``fsdp`` and ``context``; what a fused kernel or a compiler saves of
-    it is not known here.
+    chunk of logits, or one layer that is made again, with its parameters gathered, or dequantised. What is kept is
+    counted by JAX, and taken to be dealt over the devices of ``data``, ``fsdp`` and ``context``; what a fused kernel or
+    a compiler saves of it is not known here.
 
     Args:
       rows: of the global batch.
     """
+    from jaxmm.models.multimodal import holdings
     from jaxmm.training.loss import LOGITS_ELSEWHERE
 
     recipe, state = program.recipe, program.abstract_state(mesh)
     shards = math.prod(mesh.shape[axis] for axis in ("data", "fsdp", "context"))
     at_once = rows // accumulation
     trained = recipe.trainable.split(state.params)[0]
-    decoder, item = recipe.model.decoder, _item(recipe)
+    decoder = recipe.model.decoder
     head = decoder.vocab_size * decoder.width // mesh.shape["tensor"]
     logits = 4 * budgets.targets * -(-at_once // shards) * decoder.vocab_size
-    of_loss = head * (item + 4) + 3 * min(logits, LOGITS_ELSEWHERE) // mesh.shape["tensor"]
+    name = ("decoder", "embedding" if decoder.tie_embeddings else "head")
+    of_head = _copied(recipe, state.params["decoder"][name[-1]], mesh) + 4 * recipe.trainable.learns(name)
+    of_loss = head * of_head + 3 * min(logits, LOGITS_ELSEWHERE) // mesh.shape["tensor"]
     kept, again = _kept_of_row(program, budgets, mesh)
-    of_layer = again * at_once // shards + (_layer_bytes(state.params, mesh, item) if again else 0)
+    is_quantized = any(one.is_quantized for one in holdings(recipe.model).values())
+    of_layer = again * at_once // shards + (_layer_bytes(recipe, state.params, mesh) if again or is_quantized else 0)
     figures = {
         "gradient_bytes": shard_bytes(trained),
         "kept_bytes": kept * at_once // shards,
@@ -111,16 +115,24 @@ def _kept_of_row(program: Any, budgets: Any, mesh: Any) -> tuple[int, int]:
     return kept, max(of_decoder // model.decoder.layers, (recompute - of_decoder) // layers, 0)
 
 
-def _layer_bytes(params: Any, mesh: Any, item: int) -> int:
-    """The largest layer's parameters, whole in the dtype of activations, and their gradients."""
-    import jax
+def _copied(recipe: Any, x: Any, mesh: Any) -> int:
+    """Bytes of a number of a parameter in the copy that is computed with: 0 where it is held as that, and whole."""
+    is_whole = mesh.shape["fsdp"] == 1
+    return 0 if is_whole and str(x.dtype) == recipe.compute.dtype else _item(recipe)
 
-    sizes = [
-        sum(math.prod(x.shape[1:]) for x in jax.tree.leaves(tree["blocks"]))
-        for tree in params.values()
-        if "blocks" in tree
-    ]
-    return 2 * item * max(sizes) // mesh.shape["tensor"]
+
+def _layer_bytes(recipe: Any, params: Any, mesh: Any) -> int:
+    """The largest layer's parameters, whole in the dtype of activations, and gradients of those that learn."""
+    from jaxmm.models.multimodal import flat_axes, holdings
+    from jaxmm.models.tree import flat
+
+    by_path, quantized = flat(params), {path for path, one in holdings(recipe.model).items() if one.is_quantized}
+    sizes: dict[str, int] = defaultdict(int)
+    for path, (shape, _) in flat_axes(recipe.model.plain).items():
+        if "blocks" in path:
+            copied = _item(recipe) if path in quantized else _copied(recipe, by_path[path], mesh)
+            sizes[path[0]] += math.prod(shape[1:]) * (copied + _item(recipe) * recipe.trainable.learns(path))
+    return max(sizes.values()) // mesh.shape["tensor"]
 
 
 def sent_by_formula(
@@ -131,8 +143,12 @@ def sent_by_formula(
     ``fsdp`` gathers the parameters of a layer for its forward and again for its backward pass, all others once, and
     scatters the sums of gradients; ``data`` and ``context`` add these up. ``tensor`` adds up what attention and MLP
     give and, backwards, what they take; so it does for the stem of an audio tower. ``context`` gathers keys and values.
-    Sums of a few numbers, and what Muon's iterations send, are left out.
+    Sums of a few numbers, and what Muon's iterations send, are left out. Of quantised parameters the dequantised ones
+    are taken to be gathered.
     """
+    from jaxmm import sharding
+    from jaxmm.models.multimodal import flat_axes
+
     model, compute, sizes, item = recipe.model, recipe.compute, mesh.shape, _item(recipe)
     vision, audio, decoder = model.vision, model.audio, model.decoder
     sent: dict[str, int] = defaultdict(int)
@@ -151,9 +167,10 @@ def sent_by_formula(
     }
     passes = {part: trained[part] or leaves[part] for part in params}
 
-    for path, x in _with_paths(params):
-        part, size = path[0], math.prod(x.shape)
-        used = {axis for entry in x.sharding.spec for axis in ((entry,) if isinstance(entry, str) else entry or ())}
+    for path, (shape, names) in flat_axes(model.plain).items():
+        part, size = path[0], math.prod(shape)
+        spec = sharding.partition(names, shape, mesh)
+        used = {axis for entry in spec for axis in ((entry,) if isinstance(entry, str) else entry or ())}
         size //= sizes["tensor"] if "tensor" in used else 1
         is_split = "fsdp" in used and sizes["fsdp"] > 1
         if is_split:
@@ -200,10 +217,3 @@ def sent_by_formula(
     send("all-reduce", ("context",), of_towers + table * leaves["decoder"])
     send("all-to-all", ("context",), budgets.tokens * decoder.width * here * (1 + passes["decoder"]))
     return {name: count * accumulation for name, count in sorted(sent.items(), key=lambda each: -each[1]) if count}
-
-
-def _with_paths(params: Any) -> list[tuple[tuple[str, ...], Any]]:
-    import jax
-
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    return [(tuple(str(key.key) for key in path), x) for path, x in leaves]

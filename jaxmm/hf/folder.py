@@ -20,7 +20,8 @@ from jaxmm.hf.families.family import Family, Layout
 from jaxmm.hf.families.registry import FAMILIES, family_of
 from jaxmm.hf.names import Rule
 from jaxmm.json_text import parse_json
-from jaxmm.models.multimodal import ModelSpec, flat_axes, kernel_dims
+from jaxmm.models.multimodal import ModelSpec, abstract_params, flat_axes, holdings, kernel_dims
+from jaxmm.models.tree import flat
 
 CONFIG = "config.json"
 LONGEST = 400  # characters, of an error of transformers
@@ -124,7 +125,8 @@ def read_whole(folder: Path) -> Whole:
     return Whole(family, layout, config_dict)
 
 
-ShardingOf = Callable[[Path_, tuple[int, ...]], Any]  # from a parameter's path and shape to its sharding
+# From a parameter's path and shape to its sharding; it is also asked for the parts of quantised ones.
+ShardingOf = Callable[[Path_, tuple[int, ...]], Any]
 
 
 class Read(NamedTuple):
@@ -176,14 +178,21 @@ def _read(
     spelling: weights.Spelling = names.common_name, others: Sequence[str] = (),
 ) -> Read:  # fmt: skip
     parameters = {
-        path: (shape, where(path, shape)) for path, (shape, _) in flat_axes(spec).items() if is_read(path)
+        path: (shape, where(path, shape)) for path, (shape, _) in flat_axes(spec.plain).items() if is_read(path)
     }  # fmt: skip
+    arrays = flat(abstract_params(spec)) if spec.frozen else {}
+    held = {}
+    for path, one in holdings(spec).items():
+        parts = {name: arrays[*path, name] for name in one.names}
+        if path in parameters:
+            places = {name: (x.shape, x.dtype, where((*path, name), x.shape)) for name, x in parts.items()}
+            held[path] = weights.Held(one, places)
     vocabulary = [("decoder", "embedding"), ("decoder", "head")]
     if is_tied(folder, spec.decoder.tie_embeddings):
         others = [*others, names.HEAD]  # a copy of the embedding
     checkpoint = tensor_files.Checkpoint(folder)
     params_and_spare = weights.read_params(
-        checkpoint, rules, parameters, spelling=spelling, others=others, grows=vocabulary
+        checkpoint, rules, parameters, spelling=spelling, others=others, grows=vocabulary, held=held
     )  # fmt: skip
     return Read(*params_and_spare)
 

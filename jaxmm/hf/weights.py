@@ -17,6 +17,7 @@ from jaxmm.errors import UserError
 from jaxmm.hf import names, transforms
 from jaxmm.hf.names import Rule
 from jaxmm.hf.tensor_files import DTYPES, INDEX, SINGLE, Checkpoint, write_file
+from jaxmm.models.frozen import Holding
 
 SHARD_BYTES = 5 << 30
 MOVED_BYTES = 128 << 20  # of float32, on the host at a time
@@ -24,6 +25,17 @@ LISTED = 8  # names in an error
 
 
 Spelling = Callable[[str], str]
+
+
+class Held(NamedTuple):
+    """How a parameter is held, where that is not as float32.
+
+    Attributes:
+      parts: of a quantised one, (shape, dtype, sharding) of its arrays by name, with dims of stacked layers.
+    """
+
+    holding: Holding
+    parts: dict[str, tuple[tuple[int, ...], Any, Any]]
 
 
 def read_params(
@@ -34,13 +46,17 @@ def read_params(
     spelling: Spelling = names.common_name,
     others: Sequence[str] = (),
     grows: Sequence[names.Path] = (),
+    held: Mapping[names.Path, Held] = {},
 ) -> tuple[dict[names.Path, jax.Array], list[str]]:
-    """Reads parameters as float32, each tensor straight to its devices.
+    """Reads parameters as float32, or as they are held, each tensor straight to its devices.
+
+    What is quantised is so tensor by tensor, on the devices: no more than one is there as float32.
 
     Args:
       parameters: (shape, sharding) by path; for stacked ones, the shape of the stack.
       others: patterns, in the common spelling, of tensors that are left unread without an error.
       grows: paths of parameters that may have more rows than the checkpoint; new rows are the mean of the others.
+      held: how parameters are held, of those that are not as float32.
 
     Returns:
       The parameters, and the names of tensors that our model does not use, which are kept for an export.
@@ -90,7 +106,7 @@ def read_params(
         if paths[0] in grows and array.shape[0] < parts[0][0]:
             array = _grown(array, parts[0][0])
         for path, value in zip(paths, transforms.into_parts(array, tensor.rule.transform, parts), strict=True):
-            _place(params, path, value, tensor.layer, *parameters[path])
+            _place(params, path, value, tensor.layer, *parameters[path], held.get(path))
     _check_finite(checkpoint, params, {foreign_name[common]: tensor for common, tensor in wanted.items()})
     return params, spare
 
@@ -99,9 +115,12 @@ def _check_finite(
     checkpoint: Checkpoint, params: Mapping[names.Path, jax.Array], tensors: Mapping[str, names.Tensor]
 ) -> None:
     """Raises UserError, which names the checkpoint's tensors, if a parameter has a number that is not finite."""
-    finite = jax.device_get(_are_finite({".".join(path): value for path, value in params.items()}))
-    if all(finite.values()):
+    by_part = jax.device_get(_are_finite({".".join(path): value for path, value in params.items()}))
+    if all(by_part.values()):
         return
+    # A quantised parameter shows it in its constants.
+    names_of = {path for tensor in tensors.values() for path in tensor.rule.paths}
+    finite = {p: all(ok for part, ok in by_part.items() if part == p or part.startswith(f"{p}.")) for p in names_of}
     suspects = [name for name, tensor in tensors.items() if not all(finite[path] for path in tensor.rule.paths)]
     broken = [name for name in suspects if not np.isfinite(np.asarray(checkpoint.mapped(name), np.float32)).all()]
     raise UserError(
@@ -145,41 +164,66 @@ def _grown(array: np.ndarray, rows: int) -> np.ndarray:
 
 def _place(
     params: dict[names.Path, jax.Array], path: names.Path, value: np.ndarray, layer: int | None,
-    shape: tuple[int, ...], where: Any,
+    shape: tuple[int, ...], where: Any, held: Held | None,
 ) -> None:  # fmt: skip
     """Puts a tensor on its devices: as a parameter, or as one layer of a stack, written in place."""
+    one = where if layer is None else _one_layer(where)
+    if held is None or not held.holding.is_quantized:
+        dtype = jax.numpy.dtype(held.holding.kind if held else np.float32)
+        _write(params, path, _put(value, one, dtype), layer, shape, where)
+        return
+    places = {name: whole if layer is None else _one_layer(whole) for name, (_, _, whole) in held.parts.items()}
+    arrays = _quantizer(held.holding, tuple(places.items()))(_put(value, one, np.dtype(np.float32)))
+    for name, array in jax.block_until_ready(arrays).items():  # before the next tensor takes room
+        of_part, _, whole = held.parts[name]
+        _write(params, (*path, name), array, layer, of_part, whole)
+
+
+def _one_layer(where: Any) -> jax.sharding.NamedSharding:
+    """The sharding of one layer of a stack."""
+    return jax.sharding.NamedSharding(where.mesh, jax.sharding.PartitionSpec(*where.spec[1:]))
+
+
+def _write(
+    params: dict[names.Path, jax.Array], path: names.Path, value: jax.Array, layer: int | None,
+    shape: tuple[int, ...], where: Any,
+) -> None:  # fmt: skip
     if layer is None:
-        params[path] = _put(value, where)
+        params[path] = value
         return
     if path not in params:
-        params[path] = _zeros(shape, where)()
-    one_layer = jax.sharding.NamedSharding(where.mesh, jax.sharding.PartitionSpec(*where.spec[1:]))
-    params[path] = _writer(where)(params[path], _put(value, one_layer), layer)
+        params[path] = _zeros(shape, value.dtype, where)()
+    params[path] = _writer(where)(params[path], value, layer)
 
 
-def _put(value: np.ndarray, where: Any) -> jax.Array:
-    """Puts an array on its devices as float32, part by part: the host never holds a large tensor as float32."""
+@functools.cache  # tensors of one shape share a program
+def _quantizer(holding: Holding, places: tuple[tuple[str, Any], ...]) -> Callable[[jax.Array], dict[str, jax.Array]]:
+    return jax.jit(holding.quantize, out_shardings=dict(places))
+
+
+def _put(value: np.ndarray, where: Any, dtype: np.dtype) -> jax.Array:
+    """Puts an array on its devices as ``dtype``, part by part: the host never holds a large tensor as float32."""
     indices = where.addressable_devices_indices_map(value.shape)
-    parts = [_on_device(value[index], device) for device, index in indices.items()]
+    parts = [_on_device(value[index], device, dtype) for device, index in indices.items()]
     return jax.make_array_from_single_device_arrays(value.shape, where, parts)
 
 
-def _on_device(value: np.ndarray, device: Any) -> jax.Array:
+def _on_device(value: np.ndarray, device: Any, dtype: np.dtype) -> jax.Array:
     def moved(rows: slice) -> jax.Array:
-        return jax.device_put(np.asarray(value[rows], np.float32, order="C"), device)
+        return jax.device_put(np.asarray(value[rows], dtype, order="C"), device)
 
-    if value.size * 4 <= MOVED_BYTES:
+    if value.size * dtype.itemsize <= MOVED_BYTES:
         return moved(slice(None) if value.ndim else ...)  # type: ignore[arg-type]
-    count = max(1, MOVED_BYTES // (4 * int(np.prod(value.shape[1:]))))
-    whole = _zeros(value.shape, jax.sharding.SingleDeviceSharding(device))()
+    count = max(1, MOVED_BYTES // (dtype.itemsize * int(np.prod(value.shape[1:]))))
+    whole = _zeros(value.shape, dtype, jax.sharding.SingleDeviceSharding(device))()
     for start in range(0, len(value), count):
         whole = jax.block_until_ready(_write_rows(whole, moved(slice(start, start + count)), start))
     return whole
 
 
 @functools.cache  # tensors of one shape share a program
-def _zeros(shape: tuple[int, ...], where: Any) -> Callable[[], jax.Array]:
-    return jax.jit(functools.partial(jax.numpy.zeros, shape, np.float32), out_shardings=where)
+def _zeros(shape: tuple[int, ...], dtype: np.dtype, where: Any) -> Callable[[], jax.Array]:
+    return jax.jit(functools.partial(jax.numpy.zeros, shape, dtype), out_shardings=where)
 
 
 @functools.partial(jax.jit, donate_argnums=0)

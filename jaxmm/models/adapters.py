@@ -15,6 +15,7 @@ from jax import lax
 
 from jaxmm.models.linear import Linear
 from jaxmm.models.lora import KINDS, Lora, column_norms, scale_of, with_first
+from jaxmm.models.quantized import Kernel, Quantized, as_array, over_layers
 from jaxmm.models.tree import ParamPath, Params, matches, nested
 
 STARTS = ("", "gaussian", "pissa")
@@ -77,6 +78,7 @@ def adapt(model: nnx.Module, spec: AdapterSpec, rngs: nnx.Rngs) -> None:
         path = tuple(map(str, keys))
         if not isinstance(module, Linear) or not spec.adapts(path):
             continue
+        assert isinstance(module.kernel, nnx.Param), "what is quantised is so after it is adapted"
         rank, scale = spec.sizes(path)
         axes = module.kernel.get_metadata()["axes"]
         module.lora = Lora(
@@ -117,7 +119,7 @@ def adapted_maps(spec: AdapterSpec, dims: Mapping[ParamPath, tuple[tuple[int, ..
 
 
 def begin(
-    base: Mapping[ParamPath, jax.Array], maps: Sequence[Map], spec: AdapterSpec, key: jax.Array
+    base: Mapping[ParamPath, Kernel], maps: Sequence[Map], spec: AdapterSpec, key: jax.Array
 ) -> dict[ParamPath, jax.Array]:
     """Where adapters start, so that they change nothing of what the model says: the factors by path.
 
@@ -126,17 +128,16 @@ def begin(
     which they are taken away again: the kernel itself stays as it is.
 
     Args:
-      base: the kernels of the maps, by path.
+      base: the kernels of the maps, by path, as they are held: of a quantised one, its own numbers count.
     """
     found: dict[ParamPath, jax.Array] = {}
     for number, one in enumerate(maps):
         kernel = base[(*one.path, "kernel")]
-        layers, dims = kernel.shape[: one.inputs[0]], kernel.shape[one.inputs[0] :]
-        inputs, outputs = dims[: len(one.inputs)], dims[len(one.inputs) :]
+        layers, inputs, outputs = _dims(kernel, one)
         into, out = (*layers, *inputs, one.rank), jnp.zeros((*layers, one.rank, *outputs), jnp.float32)
         random = jax.random.fold_in(key, number)
         if spec.start == "pissa":
-            principal = _principal(kernel, math.prod(layers), math.prod(inputs), one)
+            principal = over_layers(functools.partial(_principal, one=one, inputs=math.prod(inputs)), layers, kernel)
             factors = principal[0].reshape(into), principal[1].reshape(out.shape)
             found[(*one.path, LORA, FIRST[0])], found[(*one.path, LORA, FIRST[1])] = factors
         elif spec.start == "gaussian":
@@ -146,16 +147,31 @@ def begin(
             factors = jax.random.uniform(random, into, minval=-bound, maxval=bound), out
         found[(*one.path, LORA, "into")], found[(*one.path, LORA, "out")] = factors
         if spec.kind == "dora":
-            found[(*one.path, LORA, "magnitude")] = jnp.sqrt(jnp.square(kernel.astype(jnp.float32)).sum(one.inputs))
+            lengths = functools.partial(_lengths, inputs=len(inputs))
+            found[(*one.path, LORA, "magnitude")] = over_layers(lengths, layers, kernel)
     return found
 
 
-def _principal(kernel: jax.Array, layers: int, inputs: int, one: Map) -> tuple[jax.Array, jax.Array]:
-    """Factors (layers, inputs, rank) and (layers, rank, outputs) of the largest singular values."""
-    wide = kernel.astype(jnp.float32).reshape(layers, inputs, -1)
+def _dims(kernel: Kernel, one: Map) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Dims of stacked layers, of inputs and of outputs."""
+    count, split = one.inputs[0], one.outputs[0]
+    if isinstance(kernel, Quantized):
+        inputs = kernel.shape[: split - count], kernel.shape[split - count :]
+        return kernel.arrays["codes"].shape[:count], *inputs
+    return kernel.shape[:count], kernel.shape[count:split], kernel.shape[split:]
+
+
+def _lengths(kernel: Kernel, inputs: int) -> jax.Array:
+    """Of the columns of one layer's kernel, (*outputs)."""
+    return jnp.sqrt(jnp.square(as_array(kernel, jnp.float32)).sum(tuple(range(inputs))))
+
+
+def _principal(kernel: Kernel, one: Map, inputs: int) -> tuple[jax.Array, jax.Array]:
+    """Factors (inputs, rank) and (rank, outputs) of the largest singular values of one layer's kernel."""
+    wide = as_array(kernel, jnp.float32).reshape(inputs, -1)
     left, values, right = jnp.linalg.svd(wide, full_matrices=False)
-    root = jnp.sqrt(values[:, : one.rank] / one.scale)
-    return left[..., : one.rank] * root[:, None], right[:, : one.rank] * root[..., None]
+    root = jnp.sqrt(values[: one.rank] / one.scale)
+    return left[:, : one.rank] * root, right[: one.rank] * root[:, None]
 
 
 def merged(params: Mapping[ParamPath, jax.Array], maps: Sequence[Map]) -> dict[ParamPath, jax.Array]:

@@ -61,7 +61,7 @@ class Decoder(nnx.Module):
         return embedded if self.spec.embed_scale == 1 else embedded * jnp.asarray(self.spec.embed_scale, dtype)
 
     def projection(self):
-        """The vocabulary projection, float32 (V, D)."""
+        """The vocabulary projection (V, D), as it is held."""
         return (self.embedding if self.spec.tie_embeddings else self.head)[...]
 
     def rotations(self, positions_BTA, lengths_BT) -> dict[bool, tuple[jax.Array, jax.Array]]:

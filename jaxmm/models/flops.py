@@ -122,7 +122,7 @@ def _adapter_flops(spec: ModelSpec, batch: Batch) -> dict[str, float]:
     if spec.audio is not None and (audio := batch.media.get("audio")):
         counts["audio"] = _lengths(tower_segments(np.asarray(audio.segments), spec.audio)).sum()
         counts["audio_connector"] = counts["audio"] / spec.audio.pool
-    shapes, found = flat_axes(spec), dict.fromkeys(counts, 0.0)
+    shapes, found = flat_axes(spec.plain), dict.fromkeys(counts, 0.0)
     for one in model_maps(spec):
         shape = shapes[(*one.path, "kernel")][0]
         layers, *sides = (math.prod(shape[n] for n in dims) for dims in (range(one.inputs[0]), one.inputs, one.outputs))

@@ -12,6 +12,7 @@ from flax import nnx
 from jax import lax
 
 from jaxmm.models.parameters import ones, parameter, zeros
+from jaxmm.models.quantized import Kernel, as_array
 
 KINDS = ("lora", "rslora", "dora")
 
@@ -60,7 +61,7 @@ class Lora(nnx.Module):
         kept = jax.random.bernoulli(key, 1 - self.dropout, x.shape)
         return jnp.where(kept, x / (1 - self.dropout), 0).astype(x.dtype)
 
-    def added(self, y: jax.Array, low: jax.Array, kernel: jax.Array) -> jax.Array:
+    def added(self, y: jax.Array, low: jax.Array, kernel: Kernel) -> jax.Array:
         """The adapted map.
 
         Args:
@@ -74,7 +75,8 @@ class Lora(nnx.Module):
         if self.magnitude is None:
             return y
         # The norm counts as a constant in the backward pass, as in the paper, section 4.3.
-        norm = lax.stop_gradient(column_norms(kernel, into, wide, self.scale, self.inputs))
+        constant = lax.stop_gradient((into, wide))  # before the sum, so that nothing of it is kept
+        norm = column_norms(as_array(lax.stop_gradient(kernel), jnp.float32), *constant, self.scale, self.inputs)
         return y * (self.magnitude[...] / norm).astype(y.dtype)
 
 

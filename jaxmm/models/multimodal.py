@@ -18,6 +18,7 @@ from jaxmm.models.cache import Cache
 from jaxmm.models.compute import Compute
 from jaxmm.models.connector import Connector, ConnectorSpec, Projector
 from jaxmm.models.decoder import Decoder, DecoderSpec, DeepStack
+from jaxmm.models.frozen import FrozenSpec, Holding, held, hold, kernel_at, restored
 from jaxmm.models.parameters import shapes_only
 from jaxmm.models.probe import Attended, Queries
 from jaxmm.models.towers.audio import AudioTower, AudioTowerSpec
@@ -32,7 +33,7 @@ class ModelSpec:
     """A multimodal model: the specs of its parts, None for those that it does not have.
 
     A tower has a connector with it. Without vision, the patches of a batch are not looked at, and have no soft tokens.
-    ``adapter`` says which linear maps have an adapter.
+    ``adapter`` says which linear maps have an adapter, ``frozen`` how what does not learn is held: None as float32.
     """
 
     vision: VisionSpec | None = dataclasses.field(default_factory=VisionSpec)
@@ -41,6 +42,7 @@ class ModelSpec:
     audio: AudioTowerSpec | None = None
     audio_connector: ConnectorSpec | None = None
     adapter: AdapterSpec | None = None
+    frozen: FrozenSpec | None = None
 
     def __post_init__(self) -> None:
         for tower, connector in (("vision", "connector"), ("audio", "audio_connector")):
@@ -58,6 +60,11 @@ class ModelSpec:
     def base(self) -> ModelSpec:
         """The model without adapters."""
         return dataclasses.replace(self, adapter=None)
+
+    @property
+    def plain(self) -> ModelSpec:
+        """The model that holds all parameters as float32."""
+        return dataclasses.replace(self, frozen=None)
 
     @property
     def seeing(self) -> tuple[VisionSpec, ConnectorSpec]:
@@ -92,6 +99,8 @@ class MultimodalModel(nnx.Module):
         self.decoder = Decoder(spec.decoder, rngs=rngs)
         if spec.adapter:
             adapt(self, spec.adapter, rngs)
+        if spec.frozen:
+            hold(self, spec.frozen, rngs)
 
     def soft_tokens(self, batch: Batch, compute: Compute) -> SoftTokens:
         """The rows' soft-token tables: of patches, then of ready-made features, then of audio and its features."""
@@ -180,7 +189,7 @@ class MultimodalModel(nnx.Module):
         return cap * jnp.tanh(logits_BV / cap) if cap else logits_BV
 
     def projection(self):
-        """The vocabulary projection, float32 (V, D)."""
+        """The vocabulary projection (V, D), as it is held."""
         return self.decoder.projection()
 
     def __call__(self, batch: Batch, compute: Compute, target_positions_BR=None):
@@ -200,32 +209,58 @@ def _abstract(spec: ModelSpec) -> MultimodalModel:
 
 
 @functools.cache
-def _declared(spec: ModelSpec) -> tuple[tuple[ParamPath, tuple[int, ...], dict[str, Any]], ...]:
-    """Path, shape and metadata of every parameter."""
-    model = _abstract(spec)
-    return tuple(
-        (tuple(map(str, path)), tuple(variable.get_value().shape), variable.get_metadata())
-        for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param))
-    )
+def _declared(spec: ModelSpec) -> tuple[tuple[ParamPath, jax.ShapeDtypeStruct, dict[str, Any]], ...]:
+    """Path, shape and dtype, and metadata of every parameter."""
+    found = []
+    for path, variable in nnx.to_flat_state(nnx.state(_abstract(spec), nnx.Param)):
+        x = variable.get_value()
+        found.append((tuple(map(str, path)), jax.ShapeDtypeStruct(x.shape, x.dtype), variable.get_metadata()))
+    return tuple(found)
 
 
 def flat_axes(spec: ModelSpec) -> dict[ParamPath, tuple[tuple[int, ...], tuple[str | None, ...]]]:
-    """Shape and logical axes of every parameter by its path."""
+    """Shape and logical axes of every parameter by its path, as it is held."""
     return {
-        path: (shape, ("layers",) * (len(shape) - len(metadata["axes"])) + tuple(metadata["axes"]))
-        for path, shape, metadata in _declared(spec)
+        path: (x.shape, ("layers",) * (x.ndim - len(metadata["axes"])) + tuple(metadata["axes"]))
+        for path, x, metadata in _declared(spec)
     }
 
 
 def kernel_dims(spec: ModelSpec) -> dict[ParamPath, tuple[tuple[int, ...], tuple[int, ...]]]:
-    """The dims that each linear map takes in and gives out, by its path; dims of stacked layers are in neither."""
+    """The dims that each linear map takes in and gives out, by its path; dims of stacked layers are in neither.
+
+    However a kernel is held, these are its own dims, as ``flat_axes`` of the plain model has them.
+    """
     maps = {}
-    for path, shape, metadata in _declared(spec):
+    for path, x, metadata in _declared(spec.plain):
         if metadata["inputs"]:
-            first = len(shape) - len(metadata["axes"])
+            first = x.ndim - len(metadata["axes"])
             split = first + metadata["inputs"]
-            maps[path] = tuple(range(first, split)), tuple(range(split, len(shape)))
+            maps[path] = tuple(range(first, split)), tuple(range(split, x.ndim))
     return maps
+
+
+@functools.cache
+def holdings(spec: ModelSpec) -> dict[ParamPath, Holding]:
+    """What is not held as float32, by the paths of the plain model."""
+    found: dict[ParamPath, Holding] = {}
+    for path, x, metadata in _declared(spec.plain) if spec.frozen else ():
+        axes, inputs = tuple(metadata["axes"]), metadata["inputs"]
+        kind = spec.frozen.kind_of(path, len(axes), inputs) if spec.frozen else ""
+        if kind != "float32":
+            layers = x.ndim - len(axes)
+            found[path] = Holding(kind, x.shape[layers:], axes, inputs, layers)
+    return found
+
+
+def hold_params(params: Params, spec: ModelSpec) -> Params:
+    """The parameters of the plain model as this model holds them."""
+    return nested(held(flat(params), holdings(spec))) if spec.frozen else params
+
+
+def plain_params(params: Params, spec: ModelSpec) -> Params:
+    """Parameters that this model holds, as float32; what was rounded stays so."""
+    return nested(restored(flat(params), holdings(spec))) if spec.frozen else params
 
 
 def model_maps(spec: ModelSpec) -> list[Map]:
@@ -240,15 +275,16 @@ def logical_axes(spec: ModelSpec) -> Params:
 
 def abstract_params(spec: ModelSpec) -> Params:
     """The tree of parameters with shapes in place of arrays; unlike ``jax.eval_shape(init, ...)`` it traces nothing."""
-    return nested({path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, (shape, _) in flat_axes(spec).items()})
+    return nested({path: x for path, x, _ in _declared(spec)})
 
 
 def begin_adapters(params: Params, spec: ModelSpec, key: jax.Array) -> Params:
     """The parameters of the model without adapters, with adapters that begin: see ``adapters.begin``."""
     if spec.adapter is None:
         return params
-    base = flat(params)
-    return nested(base | begin(base, model_maps(spec), spec.adapter, key))
+    base, maps = flat(params), model_maps(spec)
+    kernels = {path: kernel_at(base, path, holdings(spec).get(path)) for path in ((*m.path, "kernel") for m in maps)}
+    return nested(base | begin(kernels, maps, spec.adapter, key))
 
 
 @functools.cache  # a run asks for it many times; each takes a third of a second
@@ -260,8 +296,8 @@ def make_model(spec: ModelSpec) -> tuple[Callable[[jax.Array], Params], Callable
     graph, abstract = nnx.split(_abstract(spec))
 
     def init(key: jax.Array) -> Params:
-        model = MultimodalModel(spec, rngs=nnx.Rngs(params=key))
-        params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+        model = MultimodalModel(spec.plain, rngs=nnx.Rngs(params=key))
+        params = hold_params(nnx.to_pure_dict(nnx.state(model, nnx.Param)), spec)
         return begin_adapters(params, spec, key) if spec.adapter else params
 
     def apply(params: Params, *args, method: str = "__call__"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +22,9 @@ fan_in = jax.nn.initializers.variance_scaling
 
 def parameter(
     rngs: nnx.Rngs, shape: Sequence[int], axes: Sequence[str | None], init: Initializer, inputs: int = 0,
-    layers: Sequence[int] = (),
+    layers: Sequence[int] = (), dtype: Any = jnp.float32,
 ) -> nnx.Param:  # fmt: skip
-    """Declares one float32 parameter: its shape, its logical axes and its initialiser.
+    """Declares one parameter: its shape, its logical axes, its initialiser and its dtype.
 
     Args:
       axes: a name or None for each dim (see ``sharding.RULES``).
@@ -33,7 +34,7 @@ def parameter(
     if len(shape) != len(axes):
         raise ValueError(f"parameter of shape {tuple(shape)} has logical axes {tuple(axes)}")
     init = zeros if _SHAPES_ONLY.get() else init
-    return nnx.Param(init(rngs.params(), (*layers, *shape), jnp.float32), axes=tuple(axes), inputs=inputs)
+    return nnx.Param(init(rngs.params(), (*layers, *shape), dtype), axes=tuple(axes), inputs=inputs)
 
 
 @contextlib.contextmanager

@@ -46,7 +46,7 @@ EVERYTHING = Trainable()
 
 @functools.cache
 def _shares(trainable: Trainable, model: ModelSpec) -> tuple[tuple[str, float | None], ...]:
-    parameters, maps = flat_axes(model), kernel_dims(model)
+    parameters, maps = flat_axes(model.plain), kernel_dims(model)
     shares: list[tuple[str, float | None]] = []
     for part in model.parts:
         if not any(trainable.learns(path) for path in parameters if path[0] == part):
@@ -60,7 +60,7 @@ def _shares(trainable: Trainable, model: ModelSpec) -> tuple[tuple[str, float | 
 
 def check_patterns(patterns: Iterable[str], key: str, model: ModelSpec) -> None:
     """Raises UserError for a pattern that means no parameter of the model; ``key``: of the config, that has it."""
-    paths = list(flat_axes(model))
+    paths = list(flat_axes(model.plain))
     for pattern in patterns:
         if any(matches(path, pattern) for path in paths):
             continue

@@ -18,7 +18,7 @@ def machine_record(
     config_name: str, steps: int, mesh: jax.sharding.Mesh, compute: Compute, model: ModelSpec
 ) -> dict[str, Any]:
     """What the newest start of a run notes. ``config_name``: of the file that it was started by, or ''."""
-    shapes = jax.tree.leaves(abstract_params(model))
+    shapes = jax.tree.leaves(abstract_params(model.plain))
     return {
         "config": config_name,
         "steps": steps,

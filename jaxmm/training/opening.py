@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import math
 from collections.abc import Collection, Iterator
 
 import jax
@@ -17,7 +18,7 @@ from jaxmm.data.packing.limits import FIRST
 from jaxmm.data.packing.plan import Lengths
 from jaxmm.data.prepare.statistics import special_lines
 from jaxmm.models.flops import parameter_counts
-from jaxmm.models.multimodal import flat_axes, model_maps
+from jaxmm.models.multimodal import abstract_params, flat_axes, holdings, model_maps
 from jaxmm.models.tree import flat
 from jaxmm.training.preference import PreferenceSpec
 from jaxmm.training.program import make_rates
@@ -36,7 +37,8 @@ def opening_lines(run: Run, state: TrainState) -> Iterator[str]:
 
 def _model_lines(run: Run, state: TrainState) -> Iterator[str]:
     recipe, warmup = run.recipe, run.config.optimizer.warmup
-    sizes = ", ".join(f"{part} {formatting.short(n)}" for part, n in parameter_counts(state.params).items())
+    counts = parameter_counts(abstract_params(recipe.model.plain))
+    sizes = ", ".join(f"{part} {formatting.short(n)}" for part, n in counts.items())
     shape = " x ".join(f"{axis} {n}" for axis, n in run.mesh.shape.items() if n > 1) or "one device"
     yield (
         f"jaxmm {jaxmm.__version__} on {jax.devices()[0].device_kind}, {shape}; compute in {recipe.compute.dtype}, "
@@ -44,7 +46,9 @@ def _model_lines(run: Run, state: TrainState) -> Iterator[str]:
     )
     frozen = ", ".join(recipe.trainable.frozen)
     yield f"parameters: {sizes}" + (f"; frozen: {frozen}" if frozen else "")
-    if line := _adapter_line(run, state):
+    if line := _adapter_line(run):
+        yield line
+    if line := _held_line(run, state):
         yield line
     if run.recipe.preference:
         yield _preference_line(run, run.recipe.preference)
@@ -58,12 +62,25 @@ def _model_lines(run: Run, state: TrainState) -> Iterator[str]:
         yield f"optimizer.warmup is {warmup} steps and the run has {run.steps}: the rate rises to the end"
 
 
-def _adapter_line(run: Run, state: TrainState) -> str:
+def _held_line(run: Run, state: TrainState) -> str:
+    """How the weights beneath adapters are held; '' where that is as float32."""
+    model = run.recipe.model
+    if model.frozen is None:
+        return ""
+    kinds = collections.Counter[str]()
+    for path, one in holdings(model).items():
+        kinds[one.kind] += math.prod(flat_axes(model.plain)[path][0])
+    told = ", ".join(f"{formatting.short(count)} as {kind}" for kind, count in kinds.items())
+    size = sum(x.nbytes for x in jax.tree.leaves(state.params))
+    return f"frozen weights are held {told}; all parameters are {size / 1e9:.3g} GB, over all devices"
+
+
+def _adapter_line(run: Run) -> str:
     """What learns in a run with adapters; '' in another."""
     spec, trainable = run.recipe.model.adapter, run.recipe.trainable
     if spec is None:
         return ""
-    by_path = flat(state.params)
+    by_path = flat(abstract_params(run.recipe.model.plain))
     learnt = sum(x.size for path, x in by_path.items() if trainable.learns(path))
     maps = len(model_maps(run.recipe.model))
     whole = f", and {', '.join(trainable.whole)} whole" if trainable.whole else ""

@@ -104,7 +104,7 @@ def make_noise(model: ModelSpec, seed: int) -> Noise | None:
     """The random keys of a step's dropout: of the seed, the step and the batch's own tokens; None without dropout."""
     if not (model.adapter and model.adapter.dropout):
         return None
-    maps, shapes = model_maps(model), {path: shape for path, (shape, _) in flat_axes(model).items()}
+    maps, shapes = model_maps(model), {path: shape for path, (shape, _) in flat_axes(model.plain).items()}
 
     def keys(step: jax.Array, batch: Batch) -> Params:
         key = jax.random.fold_in(jax.random.key(seed), step)

@@ -233,7 +233,9 @@ class Run:
         params = started_params(
             self.recipe, self.mesh, self.workdir, init_from=self.config.init_from, seed=self.config.seed
         )  # fmt: skip
-        first_state = jax.jit(self.program.first_state, out_shardings=self.program.shardings(self.mesh))
+        first_state = jax.jit(
+            self.program.first_state, out_shardings=self.program.shardings(self.mesh), donate_argnums=0
+        )  # fmt: skip
         return compile_unoptimized(first_state.lower(params))(params)
 
     def by_source(self, counts: Sequence[int]) -> dict[str, int]:

@@ -53,7 +53,7 @@ WANTED = {
     "freeze_language_model": "optimizer.freeze", "train_on_prompt": "data.learn", "mask_history": "data.learn",
     "enable_thinking": "data.thinking", "streaming": "data.path", "report_to": "log.writers",
     "resume_from_checkpoint": "", "deepspeed": "mesh.fsdp", "fsdp": "mesh.fsdp", "flash_attn": "compute.attention",
-    "gradient_checkpointing": "compute.remat",
+    "gradient_checkpointing": "compute.remat", "quantization_bit": "adapter.base_dtype",
 }  # fmt: skip
 
 
