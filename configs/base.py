@@ -148,6 +148,8 @@ def get_config() -> ConfigDict:
     config.preference.sft = 0.0  # weight of the chosen answer's own loss, a mean over its tokens, which is added
     # of dpo and kto, whether an answer counts by the mean over its tokens, as of the others always
     config.preference.length_normalised = False
+    # what is beneath the adapters; or "asked": once, by `jaxmm reference`, as where more than they learn
+    config.preference.reference = ""
     config.preference.wanted = 1.0  # of kto, weight of answers that people want
     config.preference.unwanted = 1.0  # of kto, weight of those that they do not
 

@@ -1,4 +1,4 @@
-"""Qwen3-VL 8B learns your data by adapters of its decoder; connector and tower stay as they are.
+"""Qwen3-VL 8B learns your data by adapters of its decoder, over weights of 4 bits (QLoRA).
 
 hf download Qwen/Qwen3-VL-8B-Instruct --local-dir models/Qwen3-VL-8B-Instruct
 python -m jaxmm.train --config=configs/qwen3_vl_qlora.py --config.data.path=conversations.json
@@ -13,4 +13,5 @@ def get_config() -> ConfigDict:
     # github.com/hiyouga/LLaMA-Factory, examples/train_lora/qwen3vl_lora_sft.yaml
     config = qwen2_5_vl_lora.get_config()
     config.init_from = "models/Qwen3-VL-8B-Instruct"
+    config.adapter.base_dtype = "nf4"
     return config

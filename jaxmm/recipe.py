@@ -182,7 +182,8 @@ def read_preference(config: ConfigDict) -> PreferenceSpec | None:
     if not config.objective:
         return None
     asked = dict(config.preference)
-    return PreferenceSpec(config.objective, is_mean=asked.pop("length_normalised"), **asked)
+    is_mean, was_asked = asked.pop("length_normalised"), asked.pop("reference") == "asked"
+    return PreferenceSpec(config.objective, is_mean=is_mean, asked=was_asked, **asked)
 
 
 def _begun(config: ConfigDict, start: Pretrained | None, model: ModelSpec, workdir: Path | None) -> Begun | None:

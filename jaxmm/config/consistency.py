@@ -79,6 +79,7 @@ PREFERENCE = {
     "label_smoothing": ("dpo", "simpo"),
     "sft": ("dpo", "ipo", "simpo", "kto"),
     "length_normalised": ("dpo", "kto"),
+    "reference": ("dpo", "ipo", "kto"),
     "wanted": ("kto",),
     "unwanted": ("kto",),
 }

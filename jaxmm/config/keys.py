@@ -328,6 +328,10 @@ KEYS: dict[str, Key] = {
     "preference.length_normalised": Key(
         False, "of dpo and kto, whether an answer counts by the mean over its tokens, as of the others always"
     ),
+    "preference.reference": Key(
+        "", 'what is beneath the adapters; or "asked": once, by `jaxmm reference`, as where more than they learn',
+        choices=("", "asked"),
+    ),
     "preference.wanted": Key(1.0, "of kto, weight of answers that people want", least=0, most=1e4),
     "preference.unwanted": Key(1.0, "of kto, weight of those that they do not", least=0, most=1e4),
     "compute.dtype": Key(

@@ -44,6 +44,7 @@ class PreferenceSpec:
       sft: weight of the chosen answer's own loss, a mean over its tokens, that is added.
       is_mean: whether an answer counts by the mean over its tokens, not their sum.
       wanted, unwanted: of kto, weights of answers that people want, and of those that they do not.
+      asked: whether the reference was asked before, where it could be asked in each step, too.
     """
 
     objective: str = "dpo"
@@ -54,6 +55,7 @@ class PreferenceSpec:
     is_mean: bool = False
     wanted: float = 1.0
     unwanted: float = 1.0
+    asked: bool = False
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:

@@ -114,9 +114,10 @@ def make_noise(model: ModelSpec, seed: int) -> Noise | None:
 
 
 def asks_reference(recipe: Recipe) -> bool:
-    """Whether the reference is the model beneath the adapters: they alone learn. Else what it says must be known."""
+    """Whether each step asks the reference, the model beneath the adapters: they alone learn. Else what it says must be
+    known."""
     spec, trainable = recipe.preference, recipe.trainable
-    return bool(spec and spec.has_reference and trainable.adapters and not trainable.whole)
+    return bool(spec and spec.has_reference and not spec.asked and trainable.adapters and not trainable.whole)
 
 
 def parts_of_reference(recipe: Recipe) -> tuple[str, ...]:

@@ -35,10 +35,10 @@ TORCH = SIDES[1:]
 class Side:
     """A process that steps when asked."""
 
-    def __init__(self, name: str, folder: Path, seed: int):
-        self.name = name
+    def __init__(self, name: str, folder: Path, seed: int, module: str = "peer.side"):
+        self.name, self.module = name, module
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "peer.side", f"--side={name}", f"--folder={folder}",
+            [sys.executable, "-m", module, f"--side={name}", f"--folder={folder}",
              f"--seed={seed}"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
             cwd=TOOLS,
@@ -62,7 +62,7 @@ class Side:
         line = self.process.stdout.readline()
         if not line:
             raise UserError(
-                f"the side '{self.name}' ended: run python -m peer.side in tools/ with --side={self.name} to see why"
+                f"the side '{self.name}' ended: run python -m {self.module} --side={self.name} in tools/ to see why"
             )
         return json.loads(line)
 

@@ -1,4 +1,5 @@
-"""Rows of the benchmark: a step of adapters over frozen weights, beside PEFT and PyTorch, and beside our own full step.
+"""Rows of the benchmark: a step of adapters over frozen weights, beside PEFT and PyTorch, and beside our own full step;
+and a step of DPO, beside TRL, and beside two rows that are learnt word by word.
 
 Each side is a process of its own, as in ``peer``, and they step in turns.
 """
@@ -8,6 +9,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.util
+import io
+import json
+import math
 import os
 import subprocess
 import sys
@@ -15,14 +19,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from peer.pairs import PairsCase
 
 from benchmarks.peer import AGREE, STEPS, TOOLS, WARM, WIDE, Side
 from benchmarks.row import Measured, Row, Settings
+from jaxmm.batch import ImageSpec
 from jaxmm.errors import UserError
-from jaxmm.measure.case import PeerCase
+from jaxmm.measure.case import RATE, PeerCase
 from jaxmm.measure.timing import Figure
 
 RANK = 16
+PAIR_STEPS = 6  # of a side in a turn: their batches are of different lengths
 LORA = dataclasses.replace(WIDE, rank=RANK)
 
 
@@ -38,12 +45,12 @@ def in_turns(sides: Sequence[tuple[str, Side]], repeats: int) -> tuple[dict[str,
     return seconds, peaks
 
 
-def made(case: PeerCase, folder: Path, seed: int) -> None:
+def made(case: PeerCase | PairsCase, folder: Path, seed: int, module: str = "peer.side") -> None:
     """Writes the case, and the model that all sides start from."""
     folder.mkdir(parents=True, exist_ok=True)
-    case.save(folder / "case.json")
+    (folder / "case.json").write_text(json.dumps(dataclasses.asdict(case)))
     flags = ["--side=make", f"--folder={folder}", f"--seed={seed}"]
-    subprocess.run([sys.executable, "-m", "peer.side", *flags], check=True, cwd=TOOLS, stderr=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-m", module, *flags], check=True, cwd=TOOLS, stderr=subprocess.DEVNULL)
 
 
 def beside_peft(case: PeerCase, settings: Settings) -> Measured:
@@ -89,6 +96,97 @@ def beside_full(case: PeerCase, settings: Settings) -> Measured:
     return Measured({"time / all weights": Figure(ratios, ""), **times}, [f"rank {case.rank} on all linear maps"])
 
 
+def beside_trl(case: PairsCase, settings: Settings) -> Measured:
+    """The step of DPO, theirs and ours, by pairs: a batch of ours holds as many as fit."""
+    if importlib.util.find_spec("trl") is None:
+        raise UserError("--part=tuning runs TRL and PyTorch too: pip install -e '.[parity]'")
+    folder, module = Path(settings.folder), "peer.pairs"
+    made(case, folder, settings.seed, module)
+    samples: dict[str, list[float]] = {"jaxmm": [], "trl": []}
+    rates: dict[str, list[float]] = {"jaxmm": [], "trl": []}
+    with Side("jaxmm", folder, settings.seed, module) as ours, Side("trl", folder, settings.seed, module) as theirs:
+        for side in (ours, theirs):
+            (first, *_) = side.steps(WARM)["losses"]
+            if not abs(first - math.log(2)) <= AGREE:
+                raise UserError(f"the first loss of {side.name} is {first:.6f}, and that of DPO is log 2")
+        for _ in range(settings.repeats):
+            for side in (ours, theirs):
+                found = side.steps(PAIR_STEPS)
+                samples[side.name].append(sum(found["seconds"]) / found["pairs"])
+                rates[side.name].append(found["tokens"] / sum(found["seconds"]))
+    ratios = [a / b for a, b in zip(samples["jaxmm"], samples["trl"], strict=True)]
+    figures = {"time a pair / trl": Figure(ratios, "")}
+    figures |= {f"a pair, {name}": Figure([1000 * s for s in each], "ms") for name, each in samples.items()}
+    figures |= {f"tokens, {name}": Figure(each, "/s") for name, each in rates.items()}
+    return Measured(figures, [str(case)])
+
+
+def of_one_tower(settings: Settings) -> Measured:
+    """FLOPs of compiled steps, nearly all of the tower: a pair with a picture, beside two rows with its answers."""
+    import jax
+    import optax
+
+    from jaxmm.data.assemble import Assembler
+    from jaxmm.data.documents import Document, Image, Text, Turn
+    from jaxmm.data.packing.plan import Budgets, Lengths, Piece
+    from jaxmm.data.prepare.index import InMemory
+    from jaxmm.data.text.template import Template
+    from jaxmm.data.text.tokenizer import load_tokenizer
+    from jaxmm.measure.pictures import natural
+    from jaxmm.models.adapters import AdapterSpec
+    from jaxmm.models.connector import ConnectorSpec
+    from jaxmm.models.decoder import DecoderSpec
+    from jaxmm.models.multimodal import Compute, ModelSpec, abstract_params, make_model
+    from jaxmm.models.towers.vit import VisionSpec
+    from jaxmm.models.trainable import Trainable
+    from jaxmm.training.optimizer import make_optimizer
+    from jaxmm.training.preference import PreferenceSpec
+    from jaxmm.training.preference_objective import make_both, make_objective
+    from jaxmm.training.step import init_state, make_train_step
+
+    image, template = ImageSpec(patch_size=16, merge=2, max_pixels=256 * 256), Template(load_tokenizer(""), "sft")
+    budgets = Budgets(tokens=256, patches=256, items=1, targets=64, pairs=1)
+    file = io.BytesIO()
+    natural(256, 256, np.random.default_rng(settings.seed)).save(file, "PNG")
+    asked = Turn("user", (Image(data=file.getvalue()), Text("What is it?")), False)
+    said = [Turn("assistant", (Text(answer),), True) for answer in ("a thing", "some other thing")]
+    pair = Document((asked, said[0]), "pair", verdict="better", other=(asked, said[1]))
+    tower = VisionSpec(width=384, layers=6, heads=6, mlp=1536, patch_size=16, positions=16)
+    decoder = DecoderSpec(vocab_size=512, width=32, layers=1, heads=2, kv_heads=2, head_dim=16, mlp=32)
+    plain = ModelSpec(tower, ConnectorSpec(merge=2, mlp=32), decoder)
+    compute, optimizer = Compute("float32", "none", unroll=6), make_optimizer(optax.constant_schedule(RATE))
+
+    def flops(documents: list[Document], targets: tuple[str, ...], asks: bool) -> float:
+        lengths = Lengths(
+            InMemory("made", template.encode_all(documents), [[asked.parts[0]]] * len(documents), ""), image
+        )  # fmt: skip
+        rows = [[Piece(0, n, 0, int(tokens))] for n, tokens in enumerate(lengths.tokens_E)]
+        batch = Assembler([lengths], budgets, image)(rows).batch
+        model = dataclasses.replace(plain, adapter=AdapterSpec(targets, RANK, 2.0 * RANK))
+        learnt = Trainable(adapters=True)
+        objective = None
+        if batch.pairs.segments_BC.any():
+            shares = "vision" not in targets
+            both = make_both(model, compute, shares_media=shares, asks_reference=asks)
+            objective = make_objective(both, PreferenceSpec("dpo"), target_budget=64, sources=1)
+        step = make_train_step(
+            lambda p, b, places: make_model(model)[1](p, b, compute, places), optimizer, trainable=learnt,
+            target_budget=64, sources=1, objective=objective,
+        )  # fmt: skip
+        state = jax.eval_shape(lambda p: init_state(p, optimizer, learnt), abstract_params(model))
+        return float(jax.jit(step).lower(state, batch).compile().cost_analysis()["flops"])
+
+    single = [Document((asked, one), "one") for one in said]
+    everywhere = ("vision", "decoder")
+    found = {
+        "FLOPs, tower frozen": flops([pair], ("decoder",), True) / flops(single, ("decoder",), False),
+        "FLOPs, tower adapted": flops([pair], everywhere, True) / flops(single, everywhere, False),
+        "FLOPs, tower adapted, reference asked before": flops([pair], everywhere, False)
+        / flops(single, everywhere, False),
+    }
+    return Measured({name: Figure([ratio], "") for name, ratio in found.items()}, [f"rank {RANK}; {tower}"])
+
+
 ROWS = [
     Row(
         "lora_peft",
@@ -101,5 +199,17 @@ ROWS = [
         "the same step beside that of all weights",
         {"time / all weights": "<= 0.75"},
         functools.partial(beside_full, LORA),
+    ),
+    Row(
+        "dpo_trl",
+        f"DPO of adapters of rank {RANK} on decoder 8x512; pairs of texts of a log-normal length, packed, and padded",
+        {"time a pair / trl": "<= 0.6"},
+        functools.partial(beside_trl, PairsCase()),
+    ),
+    Row(
+        "dpo_tower",
+        "DPO on a pair with one picture, beside two rows of the picture with an answer; tower 6x384",
+        {"FLOPs, tower frozen": "<= 0.7", "FLOPs, tower adapted, reference asked before": "<= 0.7"},
+        of_one_tower,
     ),
 ]
