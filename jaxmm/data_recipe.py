@@ -16,6 +16,7 @@ from jaxmm.data.text.own_format import OURS
 from jaxmm.data.text.template import ChatOptions, Template
 from jaxmm.data.text.tokenizer import load_tokenizer
 from jaxmm.errors import UserError
+from jaxmm.hf.folder import is_folder
 from jaxmm.hf.peft_read import is_peft
 from jaxmm.hf.pretrained import MODEL, Pretrained, image_settings, read_start
 from jaxmm.hf.processors import limits
@@ -52,7 +53,8 @@ def read_data(config: ConfigDict, workdir: Path | None = None) -> DataRecipe:
     data, image = config.data, dict(config.image)
     asked = image["min_pixels"], image["max_pixels"]
     init_from = "" if has_saved(workdir) else config.init_from  # what has saved needs no folder that it began with
-    if init_from and is_peft(Path(init_from).expanduser()):
+    folder = Path(init_from).expanduser()
+    if init_from and is_peft(folder) and not is_folder(folder):
         raise UserError(
             f"config.init_from: {init_from} has adapters alone: name them by config.adapter.init_from, and the model "
             f"that they were trained on by config.init_from"

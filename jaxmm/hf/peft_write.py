@@ -7,6 +7,7 @@ one adapter: the first factors above each other, the second ones as blocks of a 
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections import Counter
@@ -189,10 +190,16 @@ def _of_map(one: Map, params: Mapping[ParamPath, Any], layer: int | None, scale:
 
 def _lengths(one: NamedMap, layer: int | None, base: Path) -> np.ndarray:
     """Lengths of the outputs' columns of the model beneath: what DoRA has where it changes nothing."""
-    checkpoint = tensor_files.Checkpoint(base)
-    wanted = one.common.replace("{i}", str(layer)) + WEIGHT
-    name = next(name for name in checkpoint.entries if names.common_name(name) == wanted)
+    checkpoint, by_common = _base(base)
+    name = by_common[one.common.replace("{i}", str(layer)) + WEIGHT]
     return np.linalg.norm(np.asarray(checkpoint.mapped(name), np.float32), axis=1)
+
+
+@functools.lru_cache(1)
+def _base(folder: Path) -> tuple[tensor_files.Checkpoint, dict[str, str]]:
+    """The tensors of the model beneath, and their names by the common spelling."""
+    checkpoint = tensor_files.Checkpoint(folder)
+    return checkpoint, {names.common_name(name): name for name in checkpoint.entries}
 
 
 def _whole(

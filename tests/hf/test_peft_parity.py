@@ -21,7 +21,7 @@ FAMILIES = {
     "siglip2 + llama": "dora", "llava, clip": "lora", "llava, siglip": "rslora", "qwen2.5-vl": "dora",
     "qwen3-vl": "rslora", "gemma3": "lora", "internvl": "rslora",
 }  # fmt: skip
-LOGITS = 1e-4  # that may differ, of logits around 1
+LOGITS, MOVED = 3e-5, 0.5  # by how much logits around 1 may differ, and by how much adapters must move them
 
 
 @pytest.fixture(scope="module", params=list(FAMILIES))
@@ -190,7 +190,7 @@ def test_adapters_written_here_say_the_same_in_peft(world, tmp_path):
     peft_of(world.layout, model, params, (), base=world.folder).write(tmp_path, np.float32)
     there = said_there(world, loaded(tmp_path, transformers_model(world.folder)))
     ours = said_merged(world, model, params)
-    assert apart(ours, said_there(world, world.model)) > 1000 * LOGITS, "they change what the model says"
+    assert apart(ours, said_there(world, world.model)) > MOVED, "they change what the model says"
     assert apart(ours, there) < LOGITS
 
 
@@ -203,7 +203,7 @@ def test_adapters_that_peft_saved_say_the_same_here(world, tmp_path):
     )  # fmt: skip
     model, params, told = read_here(tmp_path, world.layout, world.params)
     ours = said_merged(world, model, params)
-    assert apart(ours, said_there(world, world.model)) > 1000 * LOGITS
+    assert apart(ours, said_there(world, world.model)) > MOVED
     assert apart(ours, said_there(world, there)) < LOGITS
     assert any("layers that run without being used" in line for line in told) == (world.case.family == "llava")
     assert any("becomes 3, which begin alike" in line for line in told) == ("qwen" in world.case.name)
@@ -229,7 +229,7 @@ def test_parts_of_a_fused_map_and_modules_trained_whole_say_the_same_in_peft_and
     peft_of(qwen.layout, model, params, whole, base=qwen.folder).write(tmp_path / "ours", np.float32)
     ours = said_here(qwen, model, params)
     there = loaded(tmp_path / "ours", transformers_model(qwen.folder))
-    assert apart(ours, said_there(qwen, qwen.model)) > 1000 * LOGITS
+    assert apart(ours, said_there(qwen, qwen.model)) > MOVED
     assert apart(ours, said_there(qwen, there)) < LOGITS
     there.save_pretrained(tmp_path / "theirs")
     model, params, _ = read_here(tmp_path / "theirs", qwen.layout, qwen.params)
@@ -320,7 +320,7 @@ def test_adapters_of_families_that_hear_say_the_same_in_peft_and_back(name, tmp_
     (tmp_path / "ours").mkdir()
     peft_of(layout, model, params, (), base=sides.folder).write(tmp_path / "ours", np.float32)
     said = there(loaded(tmp_path / "ours", fresh()))
-    assert np.abs(said - there(sides.model)).max() > 1000 * LOGITS
+    assert np.abs(said - there(sides.model)).max() > MOVED
     assert np.abs(here(model, params)[: len(said)] - said).max() < LOGITS
     peft_model = saved_by_peft(fresh(), tmp_path / "theirs", suffixes(layout), r=4, lora_alpha=6, use_rslora=True)
     model, params, told = read_here(tmp_path / "theirs", layout, nested(base))
