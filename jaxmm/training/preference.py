@@ -95,7 +95,8 @@ class PairFigures(NamedTuple):
     loss_BC: jax.Array
     chosen_BC: jax.Array  # reward of the answer
     other_BC: jax.Array  # and of the one that it is compared with
-    right_BC: jax.Array  # of a pair, whether the first is larger; of a judged one, whether its sign is the verdict's
+    # Of a pair, whether the first is larger; of a judged one, whether it is on its side of beta times kl.
+    right_BC: jax.Array
     nll_BC: jax.Array  # of the answer, the mean over its tokens
 
 
@@ -131,7 +132,7 @@ def losses(
         sign = jnp.where(is_wanted, 1.0, -1.0)
         loss = jnp.where(is_wanted, spec.wanted, spec.unwanted) * jax.nn.sigmoid(-spec.beta * sign * (first - kl))
         loss = loss + jnp.where(is_wanted, spec.sft * nll, 0.0)
-        right = first * sign > 0
+        right = (first - kl) * sign > 0
     else:
         loss = _of_pairs(first, other, spec) + (spec.sft + (spec.objective == "orpo")) * nll
         right = first > other

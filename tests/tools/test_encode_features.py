@@ -183,3 +183,10 @@ def test_what_was_encoded_trains_with_the_tower_frozen(run, encoded, tmp_path):
     ]  # fmt: skip
     assert train.main(arguments) == 0
     assert json.loads((tmp_path / "summary.json").read_text())["examples_skipped"] == 0
+
+
+def test_preferences_are_refused_since_their_other_answer_would_be_lost():
+    """Records with ready-made features have no place for it."""
+    parsed = command.parse(["--config=base", "--config.objective=dpo"], {})
+    with pytest.raises(UserError, match=r"config\.objective=dpo: preferences are not written with ready-made features"):
+        tool.raw_sources(parsed.config, read_recipe(parsed.config))
