@@ -184,8 +184,7 @@ class Run:
                 write_json(self.workdir / MACHINE, machine)
                 if self.base:
                     keep(self.workdir, self.base)
-                if self.recipe.begun:
-                    adapter_record.keep(self.workdir, self.recipe.begun)
+                adapter_record.keep(self.workdir, self.recipe.begun)
                 keep_tokenizer(self.config.data.tokenizer, self.workdir)
                 note_first_save(self.workdir, self.start)
             for folder in self.corpus.folders + (self.held_out.folders if self.held_out else []):
