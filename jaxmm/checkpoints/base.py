@@ -62,8 +62,12 @@ class Base(NamedTuple):
         return not is_factor(path) and ("model" in self.fingerprint or path[0] in self.fingerprint)
 
 
-def keep(workdir: Path, base: Base) -> None:
-    write_json(workdir / FILE, {"format": FORMAT} | base._asdict())
+def keep(workdir: Path, base: Base | None) -> None:
+    """Notes the model beneath a run; of one that has none nothing is there."""
+    if base:
+        write_json(workdir / FILE, {"format": FORMAT} | base._asdict())
+    else:
+        (workdir / FILE).unlink(missing_ok=True)
 
 
 def kept(workdir: Path) -> Base | None:

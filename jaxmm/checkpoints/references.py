@@ -41,8 +41,11 @@ def fingerprint_of(init_from: str) -> str:
 
 
 def note(workdir: Path, fingerprint: str) -> None:
-    """Keeps which reference a run began with."""
-    write_json(workdir / FILE, {"format": FORMAT, "fingerprint": fingerprint})
+    """Keeps which reference a run began with; of '' nothing is there."""
+    if fingerprint:
+        write_json(workdir / FILE, {"format": FORMAT, "fingerprint": fingerprint})
+    else:
+        (workdir / FILE).unlink(missing_ok=True)
 
 
 def noted(workdir: Path) -> str:

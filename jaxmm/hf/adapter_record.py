@@ -32,7 +32,11 @@ class Begun(NamedTuple):
     told: tuple[str, ...] = ()
 
 
-def keep(workdir: Path, begun: Begun) -> None:
+def keep(workdir: Path, begun: Begun | None) -> None:
+    """Notes the adapters; None removes what a start that never came to a save has left."""
+    if begun is None:
+        (workdir / FILE).unlink(missing_ok=True)
+        return
     spec = dataclasses.asdict(begun.spec)
     write_json(workdir / FILE, {"format": FORMAT, "source": begun.source, "spec": spec, "whole": list(begun.whole)})
 

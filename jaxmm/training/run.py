@@ -194,12 +194,10 @@ class Run:
                     self._config_name, self.steps, self.mesh, self.recipe.compute, self.recipe.model
                 )  # fmt: skip
                 write_json(self.workdir / MACHINE, machine)
-                if self.base:
-                    keep(self.workdir, self.base)
-                if self.reference:
-                    references.note(self.workdir, self.reference)
-                if self.recipe.begun:
-                    adapter_record.keep(self.workdir, self.recipe.begun)
+                # Of a start that never came to a save something else may be there.
+                keep(self.workdir, self.base)
+                references.note(self.workdir, self.reference)
+                adapter_record.keep(self.workdir, self.recipe.begun)
                 keep_tokenizer(self.config.data.tokenizer, self.workdir)
                 note_first_save(self.workdir, self.start)
             for folder in self.corpus.folders + (self.held_out.folders if self.held_out else []):

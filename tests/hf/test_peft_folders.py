@@ -13,6 +13,7 @@ import safetensors.numpy
 from parities.models import case
 
 from jaxmm.errors import UserError
+from jaxmm.hf import adapter_record
 from jaxmm.hf.families.registry import layout_of
 from jaxmm.hf.map_names import called, named_maps
 from jaxmm.hf.peft_read import PeftAdapter, read_peft
@@ -258,6 +259,18 @@ def test_what_is_not_understood_stops_in_one_line(config, tensors, why, plain):
     with pytest.raises(UserError, match=why) as error:
         plain.read()
     assert "\n" not in str(error.value)
+
+
+def test_a_workdir_keeps_what_the_adapters_are_and_forgets_them_of_a_start_that_never_came_to_a_save(tmp_path):
+    spec = AdapterSpec(("decoder.blocks",), 4, 2.5, "dora", start="pissa", ranks=(("*.up", 2, 3.0),))
+    begun = adapter_record.Begun("theirs", spec, ("connector",), ("told once",))
+    adapter_record.keep(tmp_path, begun)
+    assert adapter_record.kept(tmp_path) == begun._replace(told=())
+    (tmp_path / adapter_record.FILE).write_text("{}")
+    with pytest.raises(UserError, match="is damaged, or of a newer version"):
+        adapter_record.kept(tmp_path)
+    adapter_record.keep(tmp_path, None)
+    assert adapter_record.kept(tmp_path) is None
 
 
 def test_pickled_adapters_are_not_opened(plain):
