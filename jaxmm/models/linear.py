@@ -100,8 +100,9 @@ def _mapped_forward(x, kernel: Kernel, inputs: int):
     # Not by _mapped: what a policy of REMAT keeps it must see, and it does not look into a custom rule.
     over = tuple(range(x.ndim - inputs, x.ndim)), tuple(range(inputs))
     if isinstance(kernel, Quantized):
-        kernel, x = barrier((kernel, x))  # tied to x, that it is not dequantised ahead of time
-    return lax.dot_general(x, as_array(kernel, x.dtype), (over, ((), ()))), (x, kernel)
+        tied, x = barrier((kernel, x))  # that it is not dequantised ahead of time
+        return lax.dot_general(x, as_array(tied, x.dtype), (over, ((), ()))), (None, kernel)
+    return lax.dot_general(x, kernel, (over, ((), ()))), (x, kernel)
 
 
 def _mapped_backward(inputs: int, saved, dy):

@@ -108,3 +108,23 @@ def test_a_step_with_recordings_and_videos_holds_what_the_formula_says(remat, ne
     found = estimate.compiled(program, budgets, rows, mesh)
     wanted = estimate_formula.by_formula(program, budgets, rows, accumulation, mesh)
     assert wanted["peak_bytes"] == pytest.approx(found["peak_bytes"], rel=near)
+
+
+def test_of_frozen_weights_in_few_bits_the_formula_counts_what_is_held_and_a_dequantised_layer():
+    adapters = ("--config.adapter.rank=2", "--config.optimizer.name=adamw", "--config.compute.remat=full")
+    figures, held, of_layer = {}, {}, {}
+    for kind in ("", "nf4"):
+        program, *rest = program_of({}, *adapters, f"--config.adapter.base_dtype={kind}")
+        params = program.abstract_state(rest[-1]).params
+        figures[kind] = estimate_formula.by_formula(program, *rest)
+        held[kind] = estimate_formula.shard_bytes(params)
+        of_layer[kind] = estimate_formula._layer_bytes(program.recipe, params, rest[-1])
+        learnt = program.recipe.trainable.split(params)[0]
+        assert figures[kind]["gradient_bytes"] == estimate_formula.shard_bytes(learnt)
+    assert 2 * held["nf4"] < held[""]
+    assert figures["nf4"]["kept_bytes"] == figures[""]["kept_bytes"], "no kernel is kept for the backward pass"
+    spec = program.recipe.model.decoder
+    kernels = 2 * spec.width * (spec.heads + spec.kv_heads) * spec.head_dim + 3 * spec.width * spec.mlp
+    assert of_layer["nf4"] - of_layer[""] == 4 * kernels, (
+        "computed with in float32, as the plain ones lie there already"
+    )
