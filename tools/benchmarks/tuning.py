@@ -148,7 +148,8 @@ def of_one_tower(settings: Settings) -> Measured:
     budgets = Budgets(tokens=256, patches=256, items=1, targets=64, pairs=1)
     file = io.BytesIO()
     natural(256, 256, np.random.default_rng(settings.seed)).save(file, "PNG")
-    asked = Turn("user", (Image(data=file.getvalue()), Text("What is it?")), False)
+    picture = Image(data=file.getvalue())
+    asked = Turn("user", (picture, Text("What is it?")), False)
     said = [Turn("assistant", (Text(answer),), True) for answer in ("a thing", "some other thing")]
     pair = Document((asked, said[0]), "pair", verdict="better", other=(asked, said[1]))
     tower = VisionSpec(width=384, layers=6, heads=6, mlp=1536, patch_size=16, positions=16)
@@ -158,14 +159,14 @@ def of_one_tower(settings: Settings) -> Measured:
 
     def flops(documents: list[Document], targets: tuple[str, ...], asks: bool) -> float:
         lengths = Lengths(
-            InMemory("made", template.encode_all(documents), [[asked.parts[0]]] * len(documents), ""), image
+            InMemory("made", template.encode_all(documents), [[picture]] * len(documents), ""), image
         )  # fmt: skip
         rows = [[Piece(0, n, 0, int(tokens))] for n, tokens in enumerate(lengths.tokens_E)]
         batch = Assembler([lengths], budgets, image)(rows).batch
         model = dataclasses.replace(plain, adapter=AdapterSpec(targets, RANK, 2.0 * RANK))
         learnt = Trainable(adapters=True)
         objective = None
-        if batch.pairs.segments_BC.any():
+        if lengths.preferences:
             shares = "vision" not in targets
             both = make_both(model, compute, shares_media=shares, asks_reference=asks)
             objective = make_objective(both, PreferenceSpec("dpo"), target_budget=64, sources=1)
@@ -174,7 +175,9 @@ def of_one_tower(settings: Settings) -> Measured:
             target_budget=64, sources=1, objective=objective,
         )  # fmt: skip
         state = jax.eval_shape(lambda p: init_state(p, optimizer, learnt), abstract_params(model))
-        return float(jax.jit(step).lower(state, batch).compile().cost_analysis()["flops"])
+        counted = jax.jit(step).lower(state, batch).compile().cost_analysis()
+        assert counted is not None, "XLA counts what it compiles for CPUs"
+        return float(counted["flops"])
 
     single = [Document((asked, one), "one") for one in said]
     everywhere = ("vision", "decoder")
