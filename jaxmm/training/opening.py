@@ -72,7 +72,7 @@ def _held_line(run: Run, state: TrainState) -> str:
         kinds[one.kind] += math.prod(flat_axes(model.plain)[path][0])
     told = ", ".join(f"{formatting.short(count)} as {kind}" for kind, count in kinds.items())
     size = sum(x.nbytes for x in jax.tree.leaves(state.params))
-    return f"frozen weights are held {told}; all parameters are {size / 1e9:.3g} GB, over all devices"
+    return f"frozen weights are held {told}; all parameters are {size / 1e6:,.0f} MB, over all devices"
 
 
 def _adapter_line(run: Run) -> str:
