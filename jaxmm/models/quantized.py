@@ -117,7 +117,7 @@ def quantize(kernel: jax.Array, inputs: int, kind: str) -> dict[str, jax.Array]:
 
 
 def _quantized_constants(absmax_KO: jax.Array, out: tuple[int, ...]) -> dict[str, jax.Array]:
-    mean = absmax_KO.mean()
+    mean = _mean(absmax_KO)
     flat = (absmax_KO - mean).T.reshape(-1)  # in the order of bitsandbytes
     groups = jnp.pad(flat, (0, -len(flat) % CONSTANTS)).reshape(-1, CONSTANTS)
     scales = jnp.abs(groups).max(1)
@@ -125,6 +125,16 @@ def _quantized_constants(absmax_KO: jax.Array, out: tuple[int, ...]) -> dict[str
     codes = jnp.searchsorted(jnp.asarray(_between(DYNAMIC)), scaled.reshape(-1)[: len(flat)]).astype(jnp.uint8)
     absmax = codes.reshape(absmax_KO.shape[::-1]).T.reshape(absmax_KO.shape[0], *out)
     return {"absmax": absmax, "scales": scales, "mean": mean}
+
+
+def _mean(x: jax.Array) -> jax.Array:
+    """The mean of numbers from 0, by whole numbers of a small part of the largest: so that it is the same to the bit
+    however the numbers are dealt over devices, and in which order they are added up."""
+    half = min(32 - x.size.bit_length(), 11)  # bits, so many that the sum of x.size of them is a uint32
+    largest, one = jnp.where(x.max() > 0, x.max(), 1.0), 2 ** (2 * half - 1)
+    whole = jnp.round(x * (one / largest)).astype(jnp.uint32)
+    upper, lower = (part.sum(dtype=jnp.uint32).astype(jnp.float32) for part in (whole >> half, whole & (2**half - 1)))
+    return (upper * 2**half + lower) / x.size * (largest / one)
 
 
 def dequantize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import IMAGE, Tiny, random_documents
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxmm import sharding
 from jaxmm.data.assemble import Assembler
@@ -65,6 +67,19 @@ def test_codes_of_a_known_matrix_and_their_order():
     made = quantized.quantize(jnp.asarray([[1.0, 0], [-2.54, 0], [0.035, 0]]), 1, "int8")
     assert made["codes"].tolist() == [[50, 0], [-127, 0], [2, 0]]
     assert made["absmax"].tolist() == [np.float32(2.54), 0]
+
+
+def test_bits_do_not_depend_on_how_a_kernel_is_dealt_over_devices():
+    kernel = np.random.default_rng(3).standard_normal((512, 4, 66)).astype(np.float32)
+    mesh = sharding.make_mesh({"data": 1, "fsdp": 4, "tensor": 2})
+    for kind in quantized.KINDS:
+        quantize = jax.jit(functools.partial(quantized.quantize, inputs=1, kind=kind))
+        alone = quantize(kernel)
+        for axes in (("fsdp", None, None), (None, "fsdp", "tensor"), (("fsdp", "tensor"), None, None)):
+            dealt = quantize(jax.device_put(kernel, NamedSharding(mesh, PartitionSpec(*axes))))
+            for name, x in alone.items():
+                np.testing.assert_array_equal(dealt[name], x, err_msg=f"{kind} {name} {axes}")
+    assert float(quantized.quantize(jnp.zeros((64, 2)), 1, "nf4")["mean"]) == 0
 
 
 @pytest.mark.parametrize(("shape", "inputs"), [((256, 24), 1), ((3, 25, 5, 7), 2), ((65, 8), 1)])
