@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from jaxmm import capacity, sharding
 from jaxmm.batch import Batch
+from jaxmm.checkpoints import references
 from jaxmm.checkpoints.checkpoint import Checkpoints
 from jaxmm.checkpoints.chosen import chosen_step
 from jaxmm.checkpoints.params import pretrained_params, saved_params
@@ -42,6 +43,7 @@ from jaxmm.models import multimodal
 from jaxmm.models.tree import Params
 from jaxmm.recipe import Recipe, fitted, read_data, read_recipe, train_corpus
 from jaxmm.training.loss import batch_loss
+from jaxmm.training.objectives import needs_answers, objective_of
 
 Many = Given | list[Given] | tuple[Given, ...]
 
@@ -77,7 +79,10 @@ def _checked(config: ConfigDict) -> ConfigDict:
 
 def _planned(config: ConfigDict) -> tuple[Corpus, Plan]:
     corpus = train_corpus(config, read_data(config))
-    return corpus, plan_of(config, corpus, read_budgets(config, corpus))
+    budgets = read_budgets(config, corpus)
+    if config.objective and needs_answers(recipe := read_recipe(config)):
+        references.attach(corpus.lengths, references.fingerprint_of(config.init_from), recipe, budgets)
+    return corpus, plan_of(config, corpus, budgets)
 
 
 def make_plan(config: ConfigDict) -> Plan:
@@ -148,13 +153,17 @@ class Model(NamedTuple):
         return multimodal.make_model(self.recipe.model)[1](params, batch, self.recipe.compute, target_positions_BR)
 
     def loss(self, params: Params, batch: Batch, *, target_budget: int = 0, z_loss: float = 0.0) -> jax.Array:
-        """The mean cross-entropy of a batch's targets, in nats, by their weights: a scalar.
+        """The mean cross-entropy of a batch's targets, in nats, by their weights: a scalar. With ``config.objective``
+        the mean loss of its preferences.
 
         Args:
           target_budget: targets that a row may have, ``plan.budgets.targets``; 0 is any number, and more work.
           z_loss: as ``config.optimizer.z_loss``.
         """
         budget = target_budget or batch.weights_BT.shape[1]
+        if self.recipe.preference:
+            objective = objective_of(self.recipe, self.recipe.model, budget, sources=1)
+            return objective.loss(params, batch, None)[0] / jax.numpy.maximum(objective.total(batch), 1e-6)
 
         def hidden_at(positions_BR: jax.Array) -> tuple[jax.Array, jax.Array]:
             return self.apply(params, batch, positions_BR)

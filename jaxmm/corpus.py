@@ -203,7 +203,8 @@ def unseen_budgets(config: ConfigDict, image: ImageSpec) -> Budgets:
     if audio := image.audio:
         frames = config.seq_len * audio.chunk // (parts * audio.chunk_tokens)
         budgets = budgets._replace(audio=whole(frames, audio.chunk))
-    return budgets
+    # Two answers with their prompt, of 128 tokens each or more.
+    return budgets._replace(pairs=max(1, config.seq_len // 256)) if config.objective else budgets
 
 
 def make_plan(

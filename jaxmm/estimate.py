@@ -82,9 +82,10 @@ def estimate(config: Any, target: Target, documents: int) -> dict[str, Any]:
     from jaxmm import sharding
     from jaxmm.corpus import unseen_budgets
     from jaxmm.data.assemble import empty_batch
-    from jaxmm.models.flops import batch_flops, parameter_counts
+    from jaxmm.models.flops import batch_flops, forward_flops, parameter_counts
     from jaxmm.models.multimodal import abstract_params
     from jaxmm.recipe import read_recipe
+    from jaxmm.training.objectives import parts_of_reference
     from jaxmm.training.program import make_program
 
     mesh = sharding.make_mesh(config.mesh, target.devices)
@@ -94,7 +95,9 @@ def estimate(config: Any, target: Target, documents: int) -> dict[str, Any]:
     program = make_program(config, recipe, steps=max(config.steps, 1), targets=budgets.targets, sources=1)
     state = program.abstract_state(mesh)
     row = full_rows(empty_batch(1, budgets, recipe.image), documents, recipe.image)
-    flops = batch_flops(recipe.model, row, recipe.trainable) * config.batch_size
+    of_row = batch_flops(recipe.model, row, recipe.trainable)
+    of_row += forward_flops(recipe.model.base, row, parts_of_reference(recipe))
+    flops = of_row * config.batch_size
     compute = recipe.compute
     figures: dict[str, Any] = {
         "target": {

@@ -57,7 +57,8 @@ def file_of(source: Lengths, fingerprint: str, recipe: Recipe) -> Path:
     """Where a reference's numbers of a source are kept: float32 (examples, 2), NaN where it was not asked."""
     meta = source.prepared.meta
     spec = source.spec.key(meta.get("media", ()))
-    key = [FORMAT, fingerprint, meta["fingerprint"], spec, meta["template"], recipe.compute.dtype]
+    held = str(recipe.model.frozen)  # as the weights are asked, in few bits or not
+    key = [FORMAT, fingerprint, meta["fingerprint"], spec, meta["template"], recipe.compute.dtype, held]
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
     return recipe.cache / FOLDER / f"{name}.npy"
 

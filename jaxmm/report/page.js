@@ -17,6 +17,7 @@ function facts(doc) {
   rows.push(["place", `batch ${doc.batch}, row ${doc.row}, document ${doc.segment}: positions ${range(doc.place)}`]);
   rows.push(["piece", whole ? `whole: ${plural(length, "token")}` : `a part: tokens ${range([first, last])} of ${number(length)}`]);
   if (doc.skipped) return [...rows, ["lost", `its place is padding, as ${doc.lost} is ${doc.skipped}`]];
+  if (doc.compared) rows.push(["pair", doc.compared]);
   rows.push(["positions", `${range([doc.positions[0], doc.positions[1] + 1])} for the model`]);
   const weights = doc.weights.length === 1 && doc.weights[0] === 1 ? "" : `, weight ${doc.weights.join(", ")}`;
   rows.push(["learnt", doc.targets ? plural(doc.targets, "token") + weights : "nothing"]);

@@ -30,7 +30,9 @@ def tiles(run: RunData) -> Iterator[Tile]:
     """Those of which the run has logged something."""
     losses = [loss for line in run.lines if (loss := figure(line, "loss")) is not None]
     if losses:
-        yield Tile("Loss", f"{losses[-1]:.4g}", None, "nats a target", tuple(losses))
+        is_of_pairs = any("preference_accuracy" in line for line in run.lines)
+        of = "of a pair, or of a judged answer" if is_of_pairs else "nats a target"
+        yield Tile("Loss", f"{losses[-1]:.4g}", None, of, tuple(losses))
     yield from _evaluated(run)
     whole = run.summary if run.state == "finished" else {}
     of = "the whole run" if whole else "since the line before"
@@ -60,15 +62,16 @@ def _newest(run: RunData, whole: dict[str, Any], key: str) -> float | None:
 
 
 def _evaluated(run: RunData) -> Iterator[Tile]:
-    """Of the last evaluation: answers that are right, and what media are worth."""
+    """Of the last evaluation: answers or preferences that are right, and what media are worth."""
     if not (evaluations := run.evaluations()):
         return
     step, figures = evaluations[-1]
-    right = {name: value for name in figures if (value := figure(figures, name, "answer_accuracy")) is not None}
-    if right:
-        (name, first), *others = right.items()
-        told = _few([f"{name}, step {step:,}", *(f"{other} {value:.1%}" for other, value in others)])
-        yield Tile("Answers right", f"{first:.1%}", first, told)
+    for key, title in (("answer_accuracy", "Answers right"), ("preference_accuracy", "Preferences right")):
+        right = {name: value for name in figures if (value := figure(figures, name, key)) is not None}
+        if right:
+            (name, first), *others = right.items()
+            told = _few([f"{name}, step {step:,}", *(f"{other} {value:.1%}" for other, value in others)])
+            yield Tile(title, f"{first:.1%}", first, told)
     gains = {
         (source, modality): value
         for source in figures for modality in at(figures, source, "media_gain") or ()

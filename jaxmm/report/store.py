@@ -55,6 +55,7 @@ class Store:
             "piece": (piece.first, piece.last, view.length),
             "pass": piece.epoch + 1,
             "positions": view.positions,
+            "compared": view.compared,
             "targets": view.targets,
             "weights": [round(weight, 4) for weight in view.weights],
             "skipped": view.skipped,

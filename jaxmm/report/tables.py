@@ -8,6 +8,7 @@ from html import escape
 import numpy as np
 
 from jaxmm.data.media.table import MEDIA, noun
+from jaxmm.data.packing.limits import PAIRS
 from jaxmm.report.charts import Histogram
 from jaxmm.report.content import Report
 from jaxmm.report.words import duration, hue, plural
@@ -35,6 +36,7 @@ def budgets(report: Report) -> Iterator[str]:
         "patches": ("Patches", f"of {side} × {side} pixels{films}; {group} make a soft token"),
         "items": ("Images", "and temporal patches of videos, at most" if video else "at most in a row"),
         "targets": ("Targets", "tokens the loss predicts"),
+        PAIRS: ("Pairs", "two answers each, at most in a row"),
         "features": ("Features", f"ready-made vectors; {group} make a soft token"),
         "audio_features": ("Audio features", "ready-made vectors of recordings, each a soft token"),
     }

@@ -12,6 +12,7 @@ import numpy as np
 from jaxmm.batch import Batch
 from jaxmm.data.assemble import Loaded, Skipped
 from jaxmm.data.media.table import MEDIA, places_in, streams
+from jaxmm.data.packing.limits import PAIRS
 from jaxmm.data.packing.pieces import segments_of
 from jaxmm.data.packing.plan import Budgets, Lengths, Piece
 from jaxmm.report.clips import clips_in, extent_of
@@ -91,6 +92,7 @@ class Tally:
         self.skipped += loaded.skipped
         here, soft = batch.text.segments > 0, batch.slots_BT >= 0
         used = {"tokens": here.sum(1), "targets": (batch.weights_BT > 0).sum(1)}
+        used |= {PAIRS: (batch.pairs.segments_BC > 0).sum(1)} if batch.pairs else {}
         for medium in MEDIA.values():
             used |= medium.used(batch)
         none = np.zeros(len(here), np.int64)

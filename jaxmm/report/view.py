@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxmm.batch import Batch, ImageSpec
 from jaxmm.data.assemble import Loaded, Skipped
+from jaxmm.data.documents import VERDICTS
 from jaxmm.data.media.table import WIDTHS_KEYS, places_in
 from jaxmm.data.packing.pieces import segments_of
 from jaxmm.data.packing.plan import Lengths, Piece
@@ -54,6 +55,7 @@ class View(NamedTuple):
       spans: what stands there, in order; none where the piece became padding.
       weights: the loss weights of its targets, each once, from small to large.
       skipped: why the piece became padding, or ''; medium: of what made it that, by its name.
+      compared: of a preference, its two answers in words, with the position where the second begins; '' of all else.
     """
 
     piece: Piece
@@ -67,6 +69,7 @@ class View(NamedTuple):
     weights: list[float]
     skipped: str = ""
     medium: str = ""
+    compared: str = ""
 
     @property
     def pictures(self) -> list[Picture]:
@@ -99,6 +102,14 @@ def places(row: Sequence[Piece]) -> list[tuple[int, int]]:
     """Positions [first, last) of each piece in its row: they follow each other from 0."""
     ends = np.cumsum([piece.last - piece.first for piece in row]).tolist()
     return list(zip([0, *ends[:-1]], ends, strict=True)) if row else []
+
+
+# By ``documents.VERDICTS``, with the position where the other answer begins.
+COMPARED = {
+    "better": "the better answer; from {:,} on the rejected one",
+    "wanted": "an answer that is wanted; from {:,} on that to another prompt",
+    "unwanted": "an answer that is not wanted; from {:,} on that to another prompt",
+}
 
 
 class Viewer:
@@ -135,8 +146,12 @@ class Viewer:
         agree(segments == list(own), name, f"its place has the segments {segments}, not {list(own)} alone")
         weights = loaded.batch.weights_BT[b, here]
         positions = text.positions[b, here, 0]
+        if len(own) == 2:
+            verdict = VERDICTS[int(lengths.prepared.verdict_E[piece.example])]
+            second = place[0] + int((text.segments[b, here] == own[0]).sum())
+            shown = shown._replace(compared=COMPARED[verdict].format(second))
         return shown._replace(
-            positions=(int(positions[0]), int(positions[-1])),
+            positions=(int(positions[0]), int(positions.max() if shown.compared else positions[-1])),
             spans=list(
                 self._with_clips(loaded.batch, b, here, name, clips_in(lengths, piece, place[0]), record.images)
             ),

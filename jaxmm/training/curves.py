@@ -48,6 +48,7 @@ def draw(lines: Sequence[Mapping[str, Any]], path: Path) -> bool:
     panels = [
         Panel("loss", [_line(lines, "train", "loss"), *_of_sources(lines)], may_be_log=True),
         Panel("evaluation: answers right", _of_sources(lines, "answer_accuracy"), from_0=True),
+        Panel("evaluation: preferences right", _of_sources(lines, "preference_accuracy"), from_0=True),
         Panel("learning rate", [_line(lines, "", "learning_rate")], from_0=True),
         Panel("tokens a second", [_line(lines, "", "tokens_per_second")], from_0=True),
     ]

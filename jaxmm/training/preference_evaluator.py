@@ -19,8 +19,8 @@ from jaxmm.models.adapters import is_factor
 from jaxmm.models.tree import only
 from jaxmm.recipe import Recipe
 from jaxmm.training.evaluator import Evaluator, Figures, has_label
+from jaxmm.training.objectives import asks_reference
 from jaxmm.training.preference import WANTED, PreferenceSpec, Said, divergence, losses
-from jaxmm.training.program import asks_reference
 from jaxmm.training.step import Predictions
 
 

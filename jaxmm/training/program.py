@@ -26,9 +26,9 @@ from jaxmm.models.tree import Params
 from jaxmm.recipe import Recipe
 from jaxmm.runtime.program_cache import lower
 from jaxmm.training.group_gradients import OfGroup, make_group_norms
+from jaxmm.training.objectives import objective_of
 from jaxmm.training.optimizer import OPTIMIZERS, make_optimizer, make_schedule
-from jaxmm.training.preference_objective import make_both, make_objective
-from jaxmm.training.step import Metrics, Noise, Objective, TrainState, init_state, make_train_step
+from jaxmm.training.step import Metrics, Noise, TrainState, init_state, make_train_step
 
 
 class Program(NamedTuple):
@@ -113,34 +113,6 @@ def make_noise(model: ModelSpec, seed: int) -> Noise | None:
     return keys
 
 
-def asks_reference(recipe: Recipe) -> bool:
-    """Whether each step asks the reference, the model beneath the adapters: they alone learn. Else what it says must be
-    known."""
-    spec, trainable = recipe.preference, recipe.trainable
-    return bool(spec and spec.has_reference and not spec.asked and trainable.adapters and not trainable.whole)
-
-
-def parts_of_reference(recipe: Recipe) -> tuple[str, ...]:
-    """The parts of the model that a step runs a second time, beneath the adapters: media are encoded once where they
-    are frozen."""
-    if not asks_reference(recipe):
-        return ()
-    return ("decoder",) if _shares_media(recipe) else recipe.model.parts
-
-
-def _shares_media(recipe: Recipe) -> bool:
-    return all(path[0] == "decoder" for path in flat_axes(recipe.model) if recipe.trainable.learns(path))
-
-
-def _objective(recipe: Recipe, model: ModelSpec, targets: int, sources: int) -> Objective:
-    """Of preferences; ``model``: with dropout."""
-    assert recipe.preference is not None
-    shares_media = _shares_media(recipe)
-    both = make_both(model, recipe.compute, shares_media=shares_media, asks_reference=asks_reference(recipe))
-    softcap = model.decoder.logit_softcap
-    return make_objective(both, recipe.preference, target_budget=targets, sources=sources, logit_softcap=softcap)
-
-
 def make_program(config: ConfigDict, recipe: Recipe, *, steps: int, targets: int, sources: int) -> Program:
     """Builds the step of a run.
 
@@ -184,7 +156,7 @@ def make_program(config: ConfigDict, recipe: Recipe, *, steps: int, targets: int
         "logit_softcap": recipe.model.decoder.logit_softcap,
         "image_offset": recipe.template.image_offset if recipe.template.predict_image_tokens else 0,
     }
-    objective = _objective(recipe, model, targets, sources) if recipe.preference else None
+    objective = objective_of(recipe, model, targets, sources) if recipe.preference else None
     noise_of = make_noise(model, config.seed)
     step = make_train_step(apply, optimizer, **settings, noise=noise_of, objective=objective)
     first_state = functools.partial(init_state, optimizer=optimizer, trainable=recipe.trainable)

@@ -21,8 +21,8 @@ from jaxmm.training.balance import Balance, with_gradients
 from jaxmm.training.goodput import RunTime
 from jaxmm.training.group_gradients import Pulls
 from jaxmm.training.logger import Logger
+from jaxmm.training.objectives import parts_of_reference
 from jaxmm.training.preference import told
-from jaxmm.training.program import parts_of_reference
 from jaxmm.training.run import Run
 from jaxmm.training.slow_steps import SlowSteps
 from jaxmm.training.step import Metrics

@@ -30,7 +30,8 @@ from jaxmm.hf.pretrained import MODEL
 from jaxmm.recipe import Recipe, clips_of, eval_corpus, fitted, own_media, parse_clips, read_recipe, train_corpus
 from jaxmm.runtime.barrier import Barrier
 from jaxmm.training.machine_record import MACHINE, machine_record
-from jaxmm.training.program import abstract_batch, asks_reference, fresh_state, make_program
+from jaxmm.training.objectives import needs_answers
+from jaxmm.training.program import abstract_batch, fresh_state, make_program
 from jaxmm.training.skipped import SkippedFile
 from jaxmm.training.step import TrainState
 from jaxmm.workdir import own_folders
@@ -132,7 +133,7 @@ class Run:
     def _attach_reference(self) -> None:
         """Finds what the reference says of the data's preferences, where it must have been asked before."""
         recipe, self.reference = self.recipe, ""
-        if not (recipe.preference and recipe.preference.has_reference) or asks_reference(recipe):
+        if not needs_answers(recipe):
             return
         begun_with = references.noted(self.workdir) if self.start else ""
         self.reference = begun_with or references.fingerprint_of(self.config.init_from)

@@ -6,12 +6,14 @@ import json
 import math
 from pathlib import Path
 
+import jax
 import PIL.Image
 import pytest
 import small_run
 from made_folders import folder_of
 
-from jaxmm import evaluate, reference, train
+import jaxmm
+from jaxmm import command, evaluate, inspect, reference, train
 from jaxmm.atomic import read_lines
 from jaxmm.errors import UserError
 
@@ -102,7 +104,7 @@ def test_evaluation_asks_the_base_too(finished):
     assert found["margin"] == pytest.approx(found["chosen_reward"] - found["rejected_reward"], abs=1e-6)
 
 
-def test_whole_weights_learn_next_to_what_their_base_was_asked_before(base, arguments, tmp_path, capsys):
+def test_whole_weights_learn_next_to_what_their_base_was_asked_before(arguments, finished, tmp_path, capsys):
     whole = [*arguments, "--config.objective=dpo", "--config.steps=3"]
     with pytest.raises(UserError, match=r"pairs: the reference was not asked about 25 of 25 pairs: ask it by `jaxmm r"):
         train.main([*whole, f"--workdir={tmp_path / 'run'}"])
@@ -113,9 +115,35 @@ def test_whole_weights_learn_next_to_what_their_base_was_asked_before(base, argu
     first = logged(tmp_path / "run")[0]
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-4)
     assert evaluate.main([f"--workdir={tmp_path / 'run'}"]) == 0
+    beneath = [*arguments, *ADAPTERS, "--config.preference.reference=asked", f"--workdir={tmp_path / 'adapters'}"]
+    assert train.main(beneath) == 0
+    found, wanted = ([line["loss"] for line in logged(run)] for run in (tmp_path / "adapters", finished))
+    assert found == pytest.approx(wanted, rel=1e-4), "asked before or in each step, it says the same"
     other = folder_of("qwen2.5-vl", tmp_path / "other", seed=2)
     with pytest.raises(UserError, match=r"was not asked about 25 of 25 pairs"):
         train.main([*whole, f"--config.init_from={other}", f"--workdir={tmp_path / 'next'}"])
+
+
+def test_the_pages_show_both_answers_and_how_far_they_are_apart(arguments, finished, tmp_path):
+    page = tmp_path / "page.html"
+    assert inspect.main([*arguments, *ADAPTERS, "--batches=0:1", f"--output={page}"]) == 0
+    text = page.read_text()
+    assert "the better answer; from " in text
+    assert "Pairs a row" in text
+    told = (finished / "report.html").read_text()
+    assert all(title in told for title in ("Preferences right", "Rewards", "Margin"))
+
+
+def test_a_loop_of_ones_own_has_the_loss_of_the_objective(arguments, finished):
+    config = command.parse([*arguments, *ADAPTERS], {}).config
+    model = jaxmm.make_model(config)
+    batch = next(jaxmm.batches(config, 0, 1))
+    params = jax.jit(model.init)(jax.random.key(0))
+    assert float(jax.jit(model.loss)(params, batch)) == pytest.approx(math.log(2), abs=1e-5)
+    config.preference.reference = "asked"
+    config.init_from = str(finished)
+    with pytest.raises(UserError, match="was not asked about"):
+        jaxmm.batches(config, 0, 1)
 
 
 def test_judged_answers_are_learnt_by_kto(arguments, tmp_path):
