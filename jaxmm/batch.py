@@ -7,7 +7,7 @@ Dimensions, which arrays carry as a suffix (``q_BTHD``):
     P  bytes of a patch             A  coordinate axes               D  width, of a model or of a head
     H  attention heads              K  key-value heads               V  vocabulary
     E  experts                      L  layers                       Q  queries that are looked at
-    X  what of them is summed up    C  preferences of a row
+    X  what of them is summed up    C  preferences of a row         O  outputs of a linear map
 
 Everything is a tuple of arrays, so that NumPy fills it in the loader's workers and JAX takes it as a pytree; this
 module imports neither.

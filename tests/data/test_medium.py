@@ -265,7 +265,7 @@ def test_budgets_are_a_tuple_with_names_that_pickles():
     assert json.dumps(limits()) == "[96, 72, 4, 96, 0, 24]"
     assert json.dumps(Budgets(1, 2, 3, 4)) == "[1, 2, 3, 4, 0]"
     assert Budgets.most([limits(), Budgets(100, 2, 3, 4)]) == Budgets(100, 72, 4, 96, beeps=24)
-    with pytest.raises(TypeError, match="no medium takes of a budget 'hums'"):
+    with pytest.raises(TypeError, match="nothing takes of a budget 'hums'"):
         Budgets(1, 2, 3, 4, hums=5)
 
 

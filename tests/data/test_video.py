@@ -27,7 +27,7 @@ from jaxmm.data.media.video import VIDEO as VIDEO_KIND
 from jaxmm.data.packing.lengths import Lengths
 from jaxmm.data.packing.limits import Budgets
 from jaxmm.data.packing.plan import Piece, Plan, choose_budgets
-from jaxmm.data.prepare.index import CLIPS, COLUMNS
+from jaxmm.data.prepare.index import CLIPS, COLUMNS, PREFERENCES
 from jaxmm.data.prepare.prepare import prepare
 from jaxmm.data.prepare.prepared import Prepared
 from jaxmm.data.text.template import Template
@@ -114,7 +114,7 @@ def test_data_without_clips_is_as_it_was(tmp_path):
     clips = prepared_of(tmp_path / "clips", document(film(4), Text("a")))
     assert clips.meta["format"] == 4
     assert clips.meta["media"] == ["video"]
-    assert {f"{name}.npy" for name in COLUMNS} <= {path.name for path in clips.folder.iterdir()}
+    assert {f"{name}.npy" for name in COLUMNS if name not in PREFERENCES} <= {path.name for path in clips.folder.iterdir()}
     assert [int(getattr(clips, name)[0]) for name in CLIPS] == [4, 4, 1]
 
 
