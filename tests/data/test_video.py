@@ -114,7 +114,8 @@ def test_data_without_clips_is_as_it_was(tmp_path):
     clips = prepared_of(tmp_path / "clips", document(film(4), Text("a")))
     assert clips.meta["format"] == 4
     assert clips.meta["media"] == ["video"]
-    assert {f"{name}.npy" for name in COLUMNS if name not in PREFERENCES} <= {path.name for path in clips.folder.iterdir()}
+    written = {f"{name}.npy" for name in COLUMNS if name not in PREFERENCES}
+    assert written <= {path.name for path in clips.folder.iterdir()}
     assert [int(getattr(clips, name)[0]) for name in CLIPS] == [4, 4, 1]
 
 
