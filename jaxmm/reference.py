@@ -56,11 +56,14 @@ def ask(
     """Keeps what the model says of all pairs of a corpus."""
     asked = PreferenceEvaluator(corpus, recipe, mesh, seq_len=seq_len, batch_size=rows, examples=0)
     for source, found in zip(corpus.lengths, asked.answers(params), strict=True):
-        said_E2 = np.full((len(source), 2), np.nan, np.float32)
+        is_long_E = source.is_long(source.all_needs, asked.budgets)
+        said_E2 = np.where(is_long_E[:, None], np.nan, np.inf).astype(np.float32).repeat(2, 1)
         said_E2[found.examples] = found.logps
         if jax.process_index() == 0:
             file = references.save(source, fingerprint, recipe, said_E2)
-            print(f"{source.name}: asked about {len(found.examples)} of {len(source)} pairs: {file}")
+            unread = len(source) - int(is_long_E.sum()) - len(found.examples)
+            left = f", {unread} could not be read" if unread else ""
+            print(f"{source.name}: asked about {len(found.examples)} of {len(source)} pairs{left}: {file}")
 
 
 if __name__ == "__main__":

@@ -54,7 +54,10 @@ def noted(workdir: Path) -> str:
 
 
 def file_of(source: Lengths, fingerprint: str, recipe: Recipe) -> Path:
-    """Where a reference's numbers of a source are kept: float32 (examples, 2), NaN where it was not asked."""
+    """Where a reference's numbers of a source are kept: float32 (examples, 2).
+
+    NaN where it was not asked, as the pair was longer than a row; infinite where its media could not be read.
+    """
     meta = source.prepared.meta
     spec = source.spec.key(meta.get("media", ()))
     held = str(recipe.model.frozen)  # as the weights are asked, in few bits or not

@@ -22,9 +22,12 @@ from jaxmm.data.packing.limits import PAIRS
 from jaxmm.data.packing.pieces import segments_of
 from jaxmm.data.packing.plan import Budgets, Lengths, Piece, Row
 
+# Why a pair becomes padding whose media can be read now, and could not when the reference was asked.
+UNKNOWN = "it could not be read when the reference was asked: run `jaxmm reference` again"
+
 
 class Skipped(NamedTuple):
-    """A piece that became padding because one of its media could not be decoded.
+    """A piece that became padding because one of its media could not be decoded, or by UNKNOWN.
 
     Attributes:
       medium: the name of that medium; number: its place among the media of the document.
@@ -146,6 +149,9 @@ class Assembler:
             at = here.stop
             first_image = int(lengths.prepared.images_E1[piece.example])
             parts = {i: record.images[i - first_image] for i in layout.images}
+            if layout.second and not self._is_known(piece):
+                skipped.append(Skipped(record.origin, UNKNOWN))
+                continue
             filled = space.copy()
             try:
                 slots, placed, written = self._fill_media(filled, piece, parts)
@@ -173,6 +179,11 @@ class Assembler:
             answers_BT[b, here] = np.where(layout.answers > 0, layout.answers + answer, 0)
             answer += int(layout.answers.max(initial=0))
         return media
+
+    def _is_known(self, piece: Piece) -> bool:
+        """Whether what the reference says of a pair is there, or is asked in each step."""
+        known = self.lengths[piece.source].reference_E2
+        return known is None or bool(np.isfinite(known[piece.example]).all())
 
     def _fill_pair(self, batch: Batch, b: int, pair: int, piece: Piece, segment: int) -> None:
         """Fills place ``pair`` of row b; ``segment``: of its first half."""

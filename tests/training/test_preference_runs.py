@@ -15,6 +15,7 @@ from made_folders import folder_of
 import jaxmm
 from jaxmm import command, evaluate, inspect, reference, train
 from jaxmm.atomic import read_lines
+from jaxmm.data.assemble import UNKNOWN
 from jaxmm.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("whole_transformers")
@@ -58,8 +59,11 @@ def base(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def arguments(base, tmp_path_factory) -> list[str]:
-    data = make_data(tmp_path_factory.mktemp("data"))
-    own = small_run.arguments(data, tmp_path_factory.mktemp("cache"))
+    return arguments_of(make_data(tmp_path_factory.mktemp("data")), tmp_path_factory.mktemp("cache"), base)
+
+
+def arguments_of(data: Path, cache: Path, base: Path) -> list[str]:
+    own = small_run.arguments(data, cache)
     of_data = ["--config.data.mixture=pairs", "--config.eval.mixture=pairs"]
     return [*(one for one in own if "mixture" not in one), *of_data, *OPTIMIZER, f"--config.init_from={base}"]
 
@@ -144,6 +148,21 @@ def test_a_loop_of_ones_own_has_the_loss_of_the_objective(arguments, finished):
     config.init_from = str(finished)
     with pytest.raises(UserError, match="was not asked about"):
         jaxmm.batches(config, 0, 1)
+
+
+@pytest.mark.slow
+def test_a_pair_that_the_reference_could_not_read_is_left_out_and_told(base, tmp_path, capsys):
+    for folder in ("data", "cache"):
+        (tmp_path / folder).mkdir()
+    broken = make_data(tmp_path / "data") / "3.png"
+    whole, picture = [*arguments_of(tmp_path / "data", tmp_path / "cache", base), ADAPTERS[1]], broken.read_bytes()
+    broken.write_bytes(picture[:-30])
+    assert reference.main(whole) == 0
+    assert "asked about 23 of 25 pairs, 1 could not be read" in capsys.readouterr().out
+    broken.write_bytes(picture)
+    assert train.main([*whole, "--config.steps=3", f"--workdir={tmp_path / 'run'}"]) == 0
+    (left,) = read_lines(tmp_path / "run" / "skipped.jsonl")
+    assert (left["record"], left["reason"]) == (3, UNKNOWN)
 
 
 def test_judged_answers_are_learnt_by_kto(arguments, tmp_path):
