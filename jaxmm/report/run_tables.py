@@ -19,7 +19,8 @@ WORDS = {
     "media_gain": "media gain", "blind": "with other media", "answer_accuracy_by_kind": "right", "targets": "targets",
     "unseen_pair_accuracy": "right, unseen pairs", "answer_accuracy_blind": "right, other media",
     "answer_accuracy_reversed": "right, played backwards", "pairs": "pairs", "preference_accuracy": "preferences right",
-    "reference_accuracy": "right by the reference", "chosen_reward": "reward, chosen", "margin": "margin",
+    "reference_accuracy": "right by the reference", "preference_accuracy_blind": "preferences right, with other media",
+    "chosen_reward": "reward, chosen", "margin": "margin",
     "rejected_reward": "reward, rejected", "chosen_nll": "nats a token, chosen", "kl": "divergence",
 }  # fmt: skip
 

@@ -1,8 +1,12 @@
-"""Evaluation on held-out preferences: how often the better answer is the likelier one, next to the reference."""
+"""Evaluation on held-out preferences: how often the better answer is the likelier one, next to the reference.
+
+Where each step can ask the reference, pairs are asked about again with other examples' media: who tells by the media is
+then right by chance alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,14 +16,16 @@ import numpy as np
 from jaxmm.batch import Batch, Pairs
 from jaxmm.corpus import Corpus
 from jaxmm.data.assemble import Assembler, Loaded
+from jaxmm.data.media.table import MODALITIES
 from jaxmm.data.packing.lengths import Lengths
 from jaxmm.data.packing.pieces import segments_of
 from jaxmm.data.packing.plan import Pass
+from jaxmm.data.packing.swapped import Swap
 from jaxmm.models.adapters import is_factor
 from jaxmm.models.tree import only
 from jaxmm.recipe import Recipe
 from jaxmm.training.evaluator import Evaluator, Figures, has_label
-from jaxmm.training.objectives import asks_reference
+from jaxmm.training.objectives import asks_reference, needs_answers
 from jaxmm.training.preference import WANTED, PreferenceSpec, Said, divergence, losses
 from jaxmm.training.step import Predictions
 
@@ -35,7 +41,7 @@ class Answers(NamedTuple):
         return Said(*(jnp.asarray(np.array(x, np.float32).reshape(1, -1, 2)) for x in (self.logps, self.tokens)))
 
 
-def add_answers(predictions: Predictions, loaded: Loaded, lengths: list[Lengths], found: list[Answers]) -> None:
+def add_answers(predictions: Predictions, loaded: Loaded, lengths: Sequence[Lengths], found: list[Answers]) -> None:
     """Adds the pairs of a batch to those of their sources."""
     at, weights, nll = (np.asarray(x) for x in predictions[:3])
     for b, row in enumerate(loaded.rows):
@@ -60,9 +66,9 @@ class PreferenceEvaluator(Evaluator):
         self.spec: PreferenceSpec = recipe.preference
         self._beneath = self._step_of(recipe.model.base) if asks_reference(recipe) else None
 
-    def _swaps_of(self, source: Lengths, codes_E: np.ndarray) -> Any:
-        """None: what media are worth is measured of answers that are learnt word by word."""
-        return iter(())
+    def _swaps_of(self, source: Lengths, codes_E: np.ndarray) -> Iterator[tuple[str, Swap]]:
+        """None where a reference was asked before: it has seen each example's own media alone."""
+        return iter(()) if needs_answers(self.recipe) else super()._swaps_of(source, codes_E)
 
     def __call__(self, params: Any, backwards: bool = False) -> dict[str, Figures]:
         """The figures of each source."""
@@ -70,18 +76,36 @@ class PreferenceEvaluator(Evaluator):
         if beneath := self._beneath:
             base = only(params, lambda path: not is_factor(path))
             steps.append(lambda batch: beneath(base, batch))
-        found = self._asked(steps)
-        lengths = self.corpus.lengths
-        return {source.name: self._figures(source, [own[i] for own in found]) for i, source in enumerate(lengths)}
+        found, lengths = self._asked(steps, self.corpus.lengths), self.corpus.lengths
+        figures = {source.name: self._figures(source, [own[i] for own in found]) for i, source in enumerate(lengths)}
+        for modality in MODALITIES:
+            swaps = {i: of[modality] for i, of in enumerate(self._swaps) if modality in of}
+            swaps = {i: one for i, one in swaps.items() if one.is_swapped_E.any()}
+            if not swaps:
+                continue
+            those = [swaps[i].lengths if i in swaps else source for i, source in enumerate(lengths)]
+            blind = self._asked(steps, those, {those[i].name: one.is_swapped_E for i, one in swaps.items()})
+            for i in swaps:
+                of_it = self._figures(those[i], [own[i] for own in blind])
+                by_modality = figures[lengths[i].name].setdefault("preference_accuracy_blind", {})
+                by_modality[modality] = of_it.get("preference_accuracy")
+        return figures
 
     def answers(self, params: Any) -> list[Answers]:
         """What the model says of the pairs of each source."""
-        return self._asked([lambda batch: self._step(params, batch)])[0]
+        return self._asked([lambda batch: self._step(params, batch)], self.corpus.lengths)[0]
 
-    def _asked(self, steps: Sequence[Callable[[Batch], Predictions]]) -> list[list[Answers]]:
-        """By step and source."""
-        lengths = self.corpus.lengths
-        plan = Pass(lengths, self.budgets, self.batch_size, examples=self.examples)
+    def _asked(
+        self, steps: Sequence[Callable[[Batch], Predictions]], lengths: Sequence[Lengths],
+        which: Mapping[str, np.ndarray] | None = None,
+    ) -> list[list[Answers]]:  # fmt: skip
+        """By step and source; ``lengths`` and ``which`` as in ``Evaluator._run``."""
+
+        def chosen(source: Lengths) -> np.ndarray:
+            return (which or {}).get(source.name, np.zeros(len(source), bool))
+
+        only_those = None if which is None else chosen
+        plan = Pass(lengths, self.budgets, self.batch_size, examples=self.examples, which=only_those)
         assemble = Assembler(lengths, self.budgets, self.recipe.image)
         found = [[Answers([], [], []) for _ in lengths] for _ in steps]
         for loaded, predictions in self._predicted(plan, assemble, steps):

@@ -105,6 +105,7 @@ def test_evaluation_asks_the_base_too(finished):
     found = json.loads((finished / "eval.json").read_text())["pairs"]
     assert found == pytest.approx(of_run, rel=1e-4, abs=1e-5)
     assert found["pairs"] == 8
+    assert 0 <= found["preference_accuracy_blind"]["image"] <= 1
     assert found["margin"] == pytest.approx(found["chosen_reward"] - found["rejected_reward"], abs=1e-6)
 
 
