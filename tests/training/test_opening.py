@@ -28,7 +28,8 @@ def source(*media: tuple[int, int, int, int, int]) -> Lengths:
         tokens_E=np.full(count, 10), images_E1=np.arange(count + 1), runs_E1=np.arange(count + 1),
         run_start_R=np.ones(count, np.int64), run_flags_R=np.ones(count, np.uint8), image_at_I=np.full(count, 2),
         image_height_I=height, image_width_I=width, image_kind_I=kind, media_count_I=length,
-        media_rate_num_I=rate, media_rate_den_I=np.ones(count, np.int64), meta={"name": "made", "media": ["audio"]},
+        media_rate_num_I=rate, media_rate_den_I=np.ones(count, np.int64), second_E=np.zeros(count, np.int32),
+        meta={"name": "made", "media": ["audio"]},
     )  # fmt: skip
     video = VideoSpec(fps=2.0, max_frames=64, min_pixels=256, max_pixels=256, row_tokens=100)
     audio = AudioSpec(mels=32, max_seconds=30.0)

@@ -88,11 +88,11 @@ def test_a_run_that_stopped_and_went_on_has_the_bits_of_one_that_did_not(plain, 
 
 
 def test_an_export_merges_into_the_weights_as_stored(plain, base, finished, tmp_path, capsys):
-    assert export.main([f"--workdir={finished}", f"--output={tmp_path / 'out'}", "--dtype=float32"]) == 0
+    out = tmp_path / "out"
+    assert export.main([f"--workdir={finished}", f"--output={out}", "--dtype=float32", "--merge"]) == 0
     assert "held as nf4 are merged into these as stored" in capsys.readouterr().out
     as_stored, written = (
-        small_run.first_params(*plain[: -len(ADAPTERS)], f"--config.init_from={folder}")
-        for folder in (base, tmp_path / "out")
+        small_run.first_params(*plain[: -len(ADAPTERS)], f"--config.init_from={folder}") for folder in (base, out)
     )
     assert written.keys() == as_stored.keys()
     for name, x in as_stored.items():
