@@ -31,7 +31,7 @@ from jaxmm.training.step import Predictions
 
 
 class Answers(NamedTuple):
-    """What a model says of both answers of examples: float64 and int64, (n, 2)."""
+    """What a model says of both answers of examples: of each the log-probabilities, summed, and the tokens."""
 
     examples: list[int]
     logps: list[tuple[float, float]]
