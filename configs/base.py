@@ -132,7 +132,8 @@ def get_config() -> ConfigDict:
     config.adapter = ConfigDict()
     config.adapter.rank = 0  # of low-rank adapters; 0 is none: what is not frozen is trained whole
     config.adapter.alpha = 0.0  # the update is scaled by alpha / rank; 0 is twice the rank
-    # linear maps: patterns of paths, or names of the model's family, as q_proj,v_proj
+    # linear maps: patterns of paths, or names of the model's family, as q_proj,v_proj; and the tables decoder.embedding
+    # and decoder.head
     config.adapter.targets = "decoder.blocks"
     config.adapter.kind = "lora"  # or "rslora" (alpha / root of the rank), "dora"
     config.adapter.dropout = 0.0  # part of what goes into the factors that is dropped in training

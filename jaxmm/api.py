@@ -6,6 +6,7 @@ raise ``UserError``, one line, for what the user can mend.
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -40,6 +41,7 @@ from jaxmm.inference.answers import Prompt, answers, make_generator
 from jaxmm.inference.decode import Generator
 from jaxmm.inference.prompts import Given, given_medium
 from jaxmm.models import multimodal
+from jaxmm.models.tables import Head, dense
 from jaxmm.models.tree import Params
 from jaxmm.recipe import Recipe, fitted, read_data, read_recipe, train_corpus
 from jaxmm.training.loss import batch_loss
@@ -150,6 +152,10 @@ class Model(NamedTuple):
 
         Logits are ``hidden @ head.T``, through ``recipe.model.decoder.logit_softcap`` where that is not 0.
         """
+        hidden, head = self._applied(params, batch, target_positions_BR)
+        return hidden, dense(head)
+
+    def _applied(self, params: Params, batch: Batch, target_positions_BR: Any = None) -> tuple[jax.Array, Head]:
         return multimodal.make_model(self.recipe.model)[1](params, batch, self.recipe.compute, target_positions_BR)
 
     def loss(self, params: Params, batch: Batch, *, target_budget: int = 0, z_loss: float = 0.0) -> jax.Array:
@@ -165,9 +171,7 @@ class Model(NamedTuple):
             objective = objective_of(self.recipe, self.recipe.model, budget, sources=1)
             return objective.loss(params, batch, None)[0] / jax.numpy.maximum(objective.total(batch), 1e-6)
 
-        def hidden_at(positions_BR: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return self.apply(params, batch, positions_BR)
-
+        hidden_at = functools.partial(self._applied, params, batch)
         total, _, _ = batch_loss(hidden_at, batch, budget, z_loss, self.recipe.model.decoder.logit_softcap)
         return total / jax.numpy.maximum(batch.weights_BT.sum(), 1e-6)
 

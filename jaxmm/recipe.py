@@ -226,7 +226,7 @@ def _begun_by_peft(
             f"config.adapter.init_from names adapters for PEFT, which go with a model's folder: {config.init_from} "
             f"(config.init_from) is a run that began from random weights"
         )
-    read = read_peft(folder, start.layout, model)
+    read = read_peft(folder, start.layout, model, start.decoder)
     told = list(read.told)
     if read.dropout and not config.adapter.dropout:
         told.append(f"its dropout of {read.dropout:g} is not taken over: set config.adapter.dropout for one")

@@ -222,38 +222,40 @@ def over_queries(f: Callable, heads: int, *, with_starts: bool = False) -> Calla
 def over_row_parts(f: Callable, whole: int) -> Callable:
     """Wraps ``f(*inputs) -> (of rows, sums)`` so that each device runs it on its own rows, or parts of sharded ones.
 
-    All inputs but number ``whole``, a parameter by ("vocab", "embed"), have a first dim of rows. The sums are added up
-    over the devices, once; one of the parameter's shape ends up where the parameter lies.
+    All inputs but number ``whole``, parameters by ("vocab", "embed"), have a first dim of rows. The sums are added up
+    over the devices, once; one of a parameter's shape ends up where that parameter lies.
     """
 
     def wrapped(*inputs):
         mesh = jax.sharding.get_abstract_mesh()
-        rows = () if mesh.empty or mesh.size == 1 else _row_axes(inputs[0].shape[0], mesh)
+        count = jax.tree.leaves(inputs[0])[0].shape[0]
+        rows = () if mesh.empty or mesh.size == 1 else _row_axes(count, mesh)
         if all(mesh.shape[axis] == 1 for axis in rows):  # XLA fails on a parameter split over another axis alone
             return f(*inputs)
-        shape = inputs[whole].shape
-        by_axis = partition(("vocab", "embed"), shape, mesh)
-        axes = [axis if axis in rows and mesh.shape[axis] > 1 else None for axis in by_axis]
+        axes_of = {}  # mesh axes that a parameter is split over, by its shape
+        for shape in {x.shape for x in jax.tree.leaves(inputs[whole])}:
+            by_axis = partition(("vocab", "embed"), shape, mesh)
+            axes_of[shape] = [axis if axis in rows and mesh.shape[axis] > 1 else None for axis in by_axis]
 
         def own(*inputs):
             of_rows, sums = f(*inputs)
             return of_rows, jax.tree.map(summed, sums)
 
         def summed(x):
-            """Adds up over the devices; what is of the parameter's shape is split as the parameter is."""
-            split = {axis: dim for dim, axis in enumerate(axes) if axis and x.shape == shape}
+            """Adds up over the devices; what is of a parameter's shape is split as that parameter is."""
+            split = {axis: dim for dim, axis in enumerate(axes_of.get(x.shape, ())) if axis}
             for axis, dim in split.items():
                 x = jax.lax.psum_scatter(x, axis, scatter_dimension=dim, tiled=True)
             return jax.lax.psum(x, tuple(axis for axis in rows if axis not in split))
 
         of_rows, sums = jax.eval_shape(f, *inputs)
-        by_row, by_param = PartitionSpec(rows), PartitionSpec(*axes)
+        by_row = PartitionSpec(rows)
         run = jax.shard_map(
             own,
             in_specs=tuple(PartitionSpec() if i == whole else by_row for i in range(len(inputs))),
             out_specs=(
                 jax.tree.map(lambda x: by_row, of_rows),
-                jax.tree.map(lambda x: by_param if x.shape == shape else PartitionSpec(), sums),
+                jax.tree.map(lambda x: PartitionSpec(*axes_of.get(x.shape, ())), sums),
             ),
             axis_names=set(rows),
             check_vma=False,

@@ -16,6 +16,7 @@ from jaxmm.hf.pretrained import Pretrained
 from jaxmm.models.adapters import CONVOLUTIONS, AdapterSpec
 from jaxmm.models.frozen import FrozenSpec
 from jaxmm.models.multimodal import ModelSpec, flat_axes, kernel_dims, model_maps
+from jaxmm.models.tables import TABLES
 from jaxmm.models.trainable import Trainable, check_patterns
 from jaxmm.models.tree import ParamPath, matches
 
@@ -34,11 +35,18 @@ def make_adapter(asked: Mapping[str, Any], start: Pretrained | None, model: Mode
     targets = _targets_of(asked["targets"], start, model)
     if not targets:
         raise UserError("config.adapter.targets is empty: name the linear maps that get an adapter, as decoder.blocks")
+    if tables := [path for path in targets if path in map(".".join, TABLES)]:
+        for key, value in (("kind", "dora"), ("init", "pissa")):
+            if asked[key] == value:
+                raise UserError(
+                    f"config.adapter.{key}={value} is of linear maps, and {tables[0]} is a table over the vocabulary: "
+                    f"leave it out of config.adapter.targets, or take another {key}"
+                )
     alpha = asked["alpha"] or 2.0 * rank
     spec = AdapterSpec(tuple(dict.fromkeys(targets)), rank, alpha, asked["kind"], start=asked["init"])
     shapes = flat_axes(model.plain)
     for one in model_maps(dataclasses.replace(model, adapter=spec)):
-        shape = shapes[(*one.path, "kernel")][0]
+        shape = shapes[one.kernel][0]
         most = min(math.prod(shape[dim] for dim in side) for side in (one.inputs, one.outputs))
         if one.rank > most:
             raise UserError(
@@ -68,12 +76,17 @@ def check_begun(asked: Mapping[str, Any], begun: Begun, start: Pretrained | None
         )
     if asked["targets"] != KEYS["adapter.targets"].default:
         wanted = AdapterSpec(tuple(_targets_of(asked["targets"], start, model)))
-        paths = [path[:-1] for path in kernel_dims(model)]
+        paths = [*(path[:-1] for path in kernel_dims(model)), *_tables(model)]
         if differ := [path for path in paths if wanted.adapts(path) != spec.adapts(path)]:
             raise UserError(
                 f"config.adapter.targets: {'.'.join(differ[0])} has {'an' if spec.adapts(differ[0]) else 'no'} adapter "
                 f"in {begun.source}, other than asked for: leave targets out"
             )
+
+
+def _tables(model: ModelSpec) -> list[ParamPath]:
+    """The tables over the vocabulary that a model has."""
+    return [path for path in TABLES if path in flat_axes(model.base.plain)]
 
 
 def _targets_of(text: str, start: Pretrained | None, model: ModelSpec) -> list[str]:
@@ -101,17 +114,18 @@ def make_frozen(base_dtype: str, model: ModelSpec, trainable: Trainable) -> Froz
 
 
 def _patterns_of(name: str, start: Pretrained | None, model: ModelSpec) -> list[str]:
-    """The patterns of the linear maps that a target means: in our words, or in those of the family."""
+    """The patterns of the linear maps and tables that a target means: in our words, or in those of the family."""
     paths = [path[:-1] for path in kernel_dims(model)]
     maps = [path for path in paths if not any(matches(path, pattern) for pattern in CONVOLUTIONS)]
-    if any(matches(path, name) for path in maps):
+    tables = [".".join(path) for path in _tables(model)]
+    if name in tables or any(matches(path, name) for path in maps):
         return [name]
     theirs = named_maps(start.layout) if start else []
     if found := called(theirs, name):
         return [".".join(path) for path in found]
     if any(matches(path, name) for path in paths):
         raise UserError(f"config.adapter.targets: '{name}' is a convolution in other places, and has no adapter here")
-    known = _words(maps) + list(dict.fromkeys(one.name.rpartition(".")[2] for one in theirs))
+    known = _words(maps) + tables + list(dict.fromkeys(one.name.rpartition(".")[2] for one in theirs))
     raise UserError(
         f"config.adapter.targets: '{name}' is no linear map of this model: there are {', '.join(known[:SHOWN])}"
         f"{f' and {len(known) - SHOWN} more' if len(known) > SHOWN else ''}{nearest(name, known)}"
@@ -145,7 +159,7 @@ def make_trainable(
     saved = tuple(dict.fromkeys((*saved, *(begun.whole if begun else ()))))
     trainable = Trainable(frozen, model.adapter is not None, saved)
     for pattern in begun.whole if begun else ():
-        meant = [path for path in flat_axes(model.base) if matches(path, pattern)]
+        meant = [path for path in flat_axes(model.base.plain) if matches(path, pattern)]
         if still := [path for path in meant if not trainable.learns(path)]:
             raise UserError(
                 f"config.optimizer.freeze: {'.'.join(still[0])} is no longer that of the model beneath in "

@@ -96,7 +96,7 @@ def _begun_params(recipe: Recipe, begun: Begun, mesh: Mesh, init_from: str) -> d
     folder = Path(named).expanduser()
     if is_peft(folder):
         assert recipe.start is not None, "else the recipe would have refused it"
-        return read_peft(folder, recipe.start.layout, recipe.model.base).params
+        return read_peft(folder, recipe.start.layout, recipe.model.base, recipe.start.decoder).params
     their = read_recipe(load_workdir(str(folder)), folder)
     own, base = own_params(folder, their, mesh, chosen_step(folder, step))
     if base is None or base.fingerprint != Base.find(init_from).fingerprint:

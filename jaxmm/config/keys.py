@@ -296,7 +296,9 @@ KEYS: dict[str, Key] = {
     "adapter.rank": Key(0, "of low-rank adapters; 0 is none: what is not frozen is trained whole", least=0, most=2**16),
     "adapter.alpha": Key(0.0, "the update is scaled by alpha / rank; 0 is twice the rank", least=0, most=1e6),
     "adapter.targets": Key(
-        "decoder.blocks", "linear maps: patterns of paths, or names of the model's family, as q_proj,v_proj"
+        "decoder.blocks",
+        "linear maps: patterns of paths, or names of the model's family, as q_proj,v_proj; and the tables "
+        "decoder.embedding and decoder.head",
     ),
     "adapter.kind": Key(
         "lora", 'or "rslora" (alpha / root of the rank), "dora"', choices=("lora", "rslora", "dora")

@@ -1,4 +1,4 @@
-"""What a family calls the linear maps of our model: the modules of its class, as adapters name them."""
+"""What a family calls the linear maps and tables of our model: the modules of its class, as adapters name them."""
 
 from __future__ import annotations
 
@@ -7,19 +7,21 @@ from typing import NamedTuple
 from jaxmm.hf import names
 from jaxmm.hf.families.family import Layout
 from jaxmm.models.adapters import CONVOLUTIONS
+from jaxmm.models.tables import TABLES
 from jaxmm.models.tree import ParamPath, matches
 
 WEIGHT = ".weight"
 
 
 class NamedMap(NamedTuple):
-    """A linear map of a family's class.
+    """A linear map of a family's class, or its embedding.
 
     Attributes:
       name: of its module, with ``{i}`` for the number of a layer: ``model.language_model.layers.{i}.mlp.up_proj``.
       common: the same in the common spelling of ``names``.
       released: the same as the family's releases name its tensor.
-      paths: of our maps that it is: several where a family has queries, keys and values in one.
+      paths: of our maps that it is: several where a family has queries, keys and values in one. A table that is the
+        embedding and the projection is both of their modules.
     """
 
     name: str
@@ -29,15 +31,21 @@ class NamedMap(NamedTuple):
 
 
 def named_maps(layout: Layout) -> list[NamedMap]:
-    """The linear maps of a model, but for convolutions, in the order of its tensors."""
+    """The linear maps and tables of a model, but for convolutions, in the order of its tensors."""
     found = []
+    is_tied = layout.spec.decoder.tie_embeddings
     for rule in layout.rules:
         paths = [tuple(path.split(".")) for path in rule.paths]
         is_map = rule.transform == "transpose" and rule.name.endswith(WEIGHT) and all(p[-1] == "kernel" for p in paths)
-        if is_map and not any(matches(paths[0], pattern) for pattern in CONVOLUTIONS):
-            common = rule.name.removesuffix(WEIGHT)
-            name, released = (names.foreign_name(common, written) for written in (layout.modules, layout.prefixes))
-            found.append(NamedMap(name, common, released, tuple(path[:-1] for path in paths)))
+        if rule.name in (names.EMBEDDING, names.HEAD):
+            maps = [TABLES[0]] if is_tied else paths
+        elif is_map and not any(matches(paths[0], pattern) for pattern in CONVOLUTIONS):
+            maps = [path[:-1] for path in paths]
+        else:
+            continue
+        spelt = (rule.name, *(names.foreign_name(rule.name, written) for written in (layout.modules, layout.prefixes)))
+        common, name, released = (one.removesuffix(WEIGHT) for one in spelt)
+        found.append(NamedMap(name, common, released, tuple(maps)))
     return found
 
 

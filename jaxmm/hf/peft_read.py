@@ -17,18 +17,26 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxmm.errors import UserError
-from jaxmm.hf import names, tensor_files, transforms
+from jaxmm.hf import names, peft_tables, tensor_files, transforms
 from jaxmm.hf.families.family import Layout
 from jaxmm.hf.map_names import WEIGHT, NamedMap, named_maps
+from jaxmm.hf.peft_tables import is_table
 from jaxmm.hf.peft_write import CONFIG, PREFIX, TENSORS
 from jaxmm.hf.processors import json_object
 from jaxmm.models.adapters import LORA, AdapterSpec
 from jaxmm.models.lora import alpha_of, scale_of
 from jaxmm.models.multimodal import ModelSpec, flat_axes, kernel_dims
+from jaxmm.models.tables import TABLES
 from jaxmm.models.tree import ParamPath
 
 # (module)(factor): "default" is the adapter's name, which some programs leave in.
-FACTOR = re.compile(r"(.+)\.(?:(lora_[AB])(?:\.default)?\.weight|(lora_magnitude_vector)(?:\.default)?(?:\.weight)?)$")
+FACTOR = re.compile(
+    r"(.+)\.(?:(lora_[AB])(?:\.default)?\.weight|(lora_embedding_[AB]|lora_magnitude_vector)(?:\.default)?(?:\.weight)?)$"
+)
+PLACES = {
+    "lora_A": "into", "lora_B": "out", peft_tables.INTO: "into", peft_tables.OUT: "out",
+    "lora_magnitude_vector": "magnitude",
+}  # fmt: skip
 Dims = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # shape of a kernel, its dims of inputs and of outputs
 WHOLE = re.compile(r"\.modules_to_save(?:\.default)?(?=\.)")
 # What a config may ask for that changes what the factors mean, or that has tensors of another kind.
@@ -66,11 +74,12 @@ def is_peft(folder: Path) -> bool:
     return (folder / CONFIG).is_file()
 
 
-def read_peft(folder: Path, layout: Layout, model: ModelSpec) -> PeftAdapter:
+def read_peft(folder: Path, layout: Layout, model: ModelSpec, beneath: Path | None = None) -> PeftAdapter:
     """Reads the adapters of a folder, for a model of this layout.
 
     Args:
       model: the model beneath.
+      beneath: the folder with its decoder, with which a table that PEFT saved beside its adapter is compared.
 
     Raises:
       UserError: for another kind of adapters, for tensors that have no place in the model, and for other shapes.
@@ -79,14 +88,22 @@ def read_peft(folder: Path, layout: Layout, model: ModelSpec) -> PeftAdapter:
     kind, use_rslora = _kind(config, folder)
     checkpoint = tensor_files.Checkpoint(folder, [_tensor_file(folder)])
     by_module, whole = _sorted(checkpoint, folder)
-    shapes = {path: shape for path, (shape, _) in flat_axes(model.base).items()}
+    for module in [module for module in whole if module.endswith(peft_tables.BENEATH)]:
+        _check_beneath(module, whole.pop(module), checkpoint, beneath)
+    shapes = {path: shape for path, (shape, _) in flat_axes(model.base.plain).items()}
     dims = {path[:-1]: (shapes[path], *sides) for path, sides in kernel_dims(model.base).items()}
+    dims |= {path: (shapes[path], (0,), (1,)) for path in TABLES if path in shapes}
     stacks, unused = _stacks(by_module, named_maps(layout), dims, folder)
+    if model.decoder.tie_embeddings:
+        tables = [of_layers[0] for one, of_layers in stacks if is_table(one)]
+        stacks = peft_tables.of_both(stacks, _are_alike(tables, config), folder)
     params: dict[ParamPath, np.ndarray] = {}
     sizes: dict[ParamPath, tuple[int, float]] = {}
     told = [f"{len(unused)} adapters of layers that run without being used here are left out"] if unused else []
     for one, of_layers in stacks:
         layers = dims[one.paths[0]][0][0] if "{i}" in one.name else 1
+        if is_table(one) and kind == "dora":
+            raise UserError(f"{folder} has a DoRA adapter of {one.name}, a table over the vocabulary: not supported")
         stack = _stacked(of_layers, layers, config, use_rslora)
         if len(of_layers) < layers:
             if kind == "dora":
@@ -165,8 +182,8 @@ def _sorted(checkpoint: tensor_files.Checkpoint, folder: Path) -> tuple[dict[str
     whole: dict[str, str] = {}
     for name in checkpoint.entries:
         own = name.removeprefix(PREFIX)
-        if ".lora_embedding_" in own or own.endswith(".lora_B.bias"):
-            raise UserError(f"{folder}: {name}: adapters of embeddings, and those with a bias, are not supported")
+        if own.endswith(".lora_B.bias"):
+            raise UserError(f"{folder}: {name}: adapters with a bias are not supported")
         if not checkpoint.is_held(name):
             raise UserError(f"{folder}: {name} is of dtype {checkpoint.entries[name].dtype}: float32 cannot hold it")
         if not (match := FACTOR.match(own)):
@@ -174,7 +191,7 @@ def _sorted(checkpoint: tensor_files.Checkpoint, folder: Path) -> tuple[dict[str
             continue
         module = names.common_name(f"{match[1]}{WEIGHT}").removesuffix(WEIGHT)
         factors = by_module.setdefault(module, Factors(match[1]))
-        place = {"lora_A": "into", "lora_B": "out", "lora_magnitude_vector": "magnitude"}[match[2] or match[3]]
+        place = PLACES[match[2] or match[3]]
         if getattr(factors, place) is not None:
             raise UserError(f"{folder} has the adapter of {match[1]} twice: as {factors.name}, too")
         setattr(factors, place, np.asarray(checkpoint.mapped(name), np.float32))
@@ -213,6 +230,8 @@ def _stacks(
             continue
         if factors.into is None or factors.out is None:
             raise UserError(f"{folder}: the adapter of {factors.name} is not whole: it lacks lora_A or lora_B")
+        if one.common == peft_tables.HEAD:
+            factors.into, factors.out = peft_tables.turned(factors.into, factors.out)
         inputs, outputs = factors.into.shape[-1], len(factors.out)
         wanted = [math.prod(shape[dim] for dim in side) for side in sides]
         is_of_one_rank = factors.into.shape[0] == factors.out.shape[-1]
@@ -225,6 +244,23 @@ def _stacks(
     if misshapen:
         raise UserError(f"{folder} has adapters of another base: {len(misshapen)} do not fit: {_some(misshapen)}")
     return [(by_common[name], of_layers) for name, of_layers in found.items()], unused
+
+
+def _are_alike(tables: Sequence[Factors], config: Mapping[str, Any]) -> bool:
+    """Whether adapters are the same, but for the names of their modules."""
+    return all(
+        np.array_equal(tables[0].into, one.into)  # type: ignore[arg-type]
+        and np.array_equal(tables[0].out, one.out)  # type: ignore[arg-type]
+        and _alpha(config, tables[0].name) == _alpha(config, one.name)
+        for one in tables[1:]
+    )
+
+
+def _check_beneath(module: str, name: str, checkpoint: tensor_files.Checkpoint, beneath: Path | None) -> None:
+    if beneath is None:
+        raise UserError(f"{checkpoint.folder}: {name} is a table of the model beneath, which is not at hand to compare")
+    base = tensor_files.Checkpoint(beneath)
+    peft_tables.check_beneath(name, checkpoint, base, f"{module.removesuffix(peft_tables.BENEATH)}{WEIGHT}")
 
 
 def _some(lines: Sequence[str]) -> str:
@@ -301,7 +337,8 @@ def _of_map(
     }
     if part.magnitude is not None:
         found["magnitude"] = part.magnitude.reshape(*layers, *out)
-    return {(*path, LORA, name): np.ascontiguousarray(x) for name, x in found.items()}
+    above = (*path[:-1], LORA, path[-1]) if path in TABLES else (*path, LORA)
+    return {(*above, name): np.ascontiguousarray(x) for name, x in found.items()}
 
 
 def _whole(

@@ -18,12 +18,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxmm.errors import UserError
-from jaxmm.hf import names, tensor_files, weights
+from jaxmm.hf import names, peft_tables, tensor_files, weights
 from jaxmm.hf.families.family import Layout
 from jaxmm.hf.map_names import WEIGHT, NamedMap, named_maps
 from jaxmm.models.adapters import FIRST, LORA, Map
 from jaxmm.models.lora import alpha_of, scale_of, with_first
 from jaxmm.models.multimodal import ModelSpec, flat_axes, kernel_dims, model_maps
+from jaxmm.models.tables import TABLES
 from jaxmm.models.tree import ParamPath
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -108,7 +109,12 @@ def peft_of(
                 continue  # a layer of a stack that has no adapter
             targets.append(name)
             sizes[one.name] = len(factors.into), alpha_of(spec.kind, len(factors.into), scale)
-            tensors |= {f"{PREFIX}{name}.{INTO}": factors.into, f"{PREFIX}{name}.{OUT}": factors.out}
+            into, out = factors.into, factors.out
+            if one.common == peft_tables.HEAD:
+                into, out = peft_tables.turned(into, out)
+            is_embedding = one.common == peft_tables.EMBEDDING
+            own = (peft_tables.INTO, peft_tables.OUT) if is_embedding else (INTO, OUT)
+            tensors |= {f"{PREFIX}{name}.{kind}": factor for kind, factor in zip(own, (into, out), strict=True)}
             if factors.magnitude is not None:
                 tensors[f"{PREFIX}{name}.{MAGNITUDE}"] = factors.magnitude
     modules, saved = _whole(layout, model, params, whole, {one.name for one in found})
@@ -121,7 +127,7 @@ def peft_of(
         "rank_pattern": {_pattern(name): r for name, (r, _) in sizes.items() if r != rank},
         "alpha_pattern": {_pattern(name): _number(a) for name, (_, a) in sizes.items() if a != alpha},
     }  # fmt: skip
-    if _is_tied(model, whole):
+    if _is_tied(model, whole) or (model.decoder.tie_embeddings and TABLES[0] in adapted):
         config["ensure_weight_tying"] = True
     return Peft(config, tensors | {f"{PREFIX}{name}": value for name, value in saved.items()})
 
@@ -176,7 +182,7 @@ def _fused(
 def _of_map(one: Map, params: Mapping[ParamPath, Any], layer: int | None, scale: float) -> Factors:
     """The adapter of a map of ours, whose update is multiplied by ``scale``."""
     names_of = ("into", "out", *FIRST, "magnitude")
-    ours = {name: params[path] for name in names_of if (path := (*one.path, LORA, name)) in params}
+    ours = {name: params[path] for name in names_of if (path := (*one.lora, name)) in params}
     ours = {name: np.asarray(x if layer is None else x[layer], np.float32) for name, x in ours.items()}
     into, out = ours["into"], ours["out"]
     if FIRST[0] in ours:
@@ -210,7 +216,7 @@ def _whole(
 
     PEFT takes whole modules alone, and no adapter in them.
     """
-    shapes = {path: shape for path, (shape, _) in flat_axes(model.base).items()}
+    shapes = {path: shape for path, (shape, _) in flat_axes(model.base.plain).items()}
     learnt, by_module = set(whole), dict[str, list[tuple[names.Rule, bool]]]()
     for rule in layout.rules:
         paths = [tuple(path.split(".")) for path in rule.paths]

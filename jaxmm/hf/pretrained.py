@@ -63,6 +63,11 @@ class Pretrained(NamedTuple):
     hearing: Joined | None = None
 
     @property
+    def decoder(self) -> Path | None:
+        """The folder with the decoder's tensors; None if a run has them."""
+        return self.folders.get("model") or self.folders.get("decoder")
+
+    @property
     def hears(self) -> HearingFamily | None:
         """The family as which it takes recordings; None if it takes none."""
         family = self.hearing.family if self.hearing else self.family

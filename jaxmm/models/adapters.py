@@ -1,4 +1,4 @@
-"""Adapters of a model's linear maps: which maps have one, where it starts, and what is a part of it."""
+"""Adapters of a model's linear maps and tables: which have one, where it starts, and what is a part of it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from jaxmm.models.decoder import Decoder
 from jaxmm.models.linear import Linear
 from jaxmm.models.lora import KINDS, Lora, column_norms, scale_of, with_first
 from jaxmm.models.quantized import Kernel, Quantized, as_array, over_layers
+from jaxmm.models.tables import TABLES, TableAdapters
 from jaxmm.models.tree import ParamPath, Params, matches, nested
 
 STARTS = ("", "gaussian", "pissa")
@@ -26,10 +28,11 @@ CONVOLUTIONS = ("vision.patch_embedding", "audio.stem")  # linear maps here, con
 
 @dataclasses.dataclass(frozen=True)
 class AdapterSpec:
-    """Low-rank adapters of linear maps.
+    """Low-rank adapters of linear maps, and of the tables over the vocabulary.
 
     Attributes:
-      targets: patterns of the maps' paths that have one, as ``decoder.blocks`` or ``*.attention.value``.
+      targets: patterns of the maps' paths that have one, as ``decoder.blocks`` or ``*.attention.value``; a table has
+        one where it is named itself, as ``decoder.embedding``.
       rank: of the update.
       alpha: what the update is scaled by, over the rank; of "rslora" over its root.
       kind: one of KINDS.
@@ -53,9 +56,13 @@ class AdapterSpec:
             raise ValueError(f"adapter start '{self.start}' is not one of {', '.join(map(repr, STARTS))}")
         if not all(rank >= 1 for rank in (self.rank, *(rank for _, rank, _ in self.ranks))):
             raise ValueError(f"adapter rank {self.rank} is not at least 1")
+        if (self.kind == "dora" or self.start == "pissa") and any(map(self.adapts, TABLES)):
+            raise ValueError("tables over the vocabulary have no adapters of DoRA, nor such that begin by PiSSA")
 
     def adapts(self, path: ParamPath) -> bool:
-        """Whether the linear map at a path has an adapter."""
+        """Whether the linear map or the table at a path has an adapter."""
+        if path in TABLES:
+            return ".".join(path) in self.targets
         is_map = not any(matches(path, pattern) for pattern in CONVOLUTIONS)
         return is_map and any(matches(path, pattern) for pattern in self.targets)
 
@@ -73,9 +80,11 @@ class AdapterSpec:
 
 
 def adapt(model: nnx.Module, spec: AdapterSpec, rngs: nnx.Rngs) -> None:
-    """Gives the linear maps that ``spec`` means an adapter that changes nothing yet."""
+    """Gives the linear maps and the tables that ``spec`` means an adapter that changes nothing yet."""
     for keys, module in list(nnx.iter_modules(model)):
         path = tuple(map(str, keys))
+        if isinstance(module, Decoder):
+            _adapt_tables(module, path, spec, rngs)
         if not isinstance(module, Linear) or not spec.adapts(path):
             continue
         assert isinstance(module.kernel, nnx.Param), "what is quantised is so after it is adapted"
@@ -85,6 +94,18 @@ def adapt(model: nnx.Module, spec: AdapterSpec, rngs: nnx.Rngs) -> None:
             module.kernel[...].shape, axes, module.inputs, rank=rank, scale=scale, kind=spec.kind,
             has_first=spec.start == "pissa", dropout=spec.dropout, rngs=rngs,
         )  # fmt: skip
+
+
+def _adapt_tables(decoder: Decoder, path: ParamPath, spec: AdapterSpec, rngs: nnx.Rngs) -> None:
+    names = [table[-1] for table in TABLES if spec.adapts(table) and hasattr(decoder, table[-1])]
+    decoder.lora = TableAdapters() if names else None
+    for name in names:
+        table, (rank, scale) = getattr(decoder, name), spec.sizes((*path, name))
+        adapter = Lora(
+            table[...].shape, table.get_metadata()["axes"], 1, rank=rank, scale=scale, kind=spec.kind, has_first=False,
+            dropout=0.0, rngs=rngs,
+        )  # fmt: skip
+        setattr(decoder.lora, name, adapter)
 
 
 def is_factor(path: ParamPath) -> bool:
@@ -98,10 +119,10 @@ def is_learnt_factor(path: ParamPath) -> bool:
 
 
 class Map(NamedTuple):
-    """An adapted linear map.
+    """An adapted linear map, or an adapted table.
 
     Attributes:
-      path: of the map, that of its kernel without the last name.
+      path: of the map, that of its kernel without the last name; of a table its own.
       inputs, outputs: the kernel's dims that it takes in and gives out; those before are of stacked layers.
     """
 
@@ -111,10 +132,31 @@ class Map(NamedTuple):
     rank: int
     scale: float
 
+    @property
+    def is_table(self) -> bool:
+        return self.path in TABLES
 
-def adapted_maps(spec: AdapterSpec, dims: Mapping[ParamPath, tuple[tuple[int, ...], tuple[int, ...]]]) -> list[Map]:
-    """The linear maps that have an adapter; ``dims``: of all kernels, as ``multimodal.kernel_dims`` gives them."""
-    maps = [(path[:-1], *both) for path, both in sorted(dims.items())]
+    @property
+    def kernel(self) -> ParamPath:
+        """What is adapted."""
+        return self.path if self.is_table else (*self.path, "kernel")
+
+    @property
+    def lora(self) -> ParamPath:
+        """Above the factors."""
+        return (*self.path[:-1], LORA, self.path[-1]) if self.is_table else (*self.path, LORA)
+
+
+def adapted_maps(
+    spec: AdapterSpec, dims: Mapping[ParamPath, tuple[tuple[int, ...], tuple[int, ...]]], tables: Sequence[ParamPath]
+) -> list[Map]:  # fmt: skip
+    """The linear maps that have an adapter, then the tables.
+
+    Args:
+      dims: of all kernels, as ``multimodal.kernel_dims`` gives them.
+      tables: paths of all tables over the vocabulary.
+    """
+    maps = [(path[:-1], *both) for path, both in sorted(dims.items())] + [(path, (0,), (1,)) for path in tables]
     return [Map(path, into, out, *spec.sizes(path)) for path, into, out in maps if spec.adapts(path)]
 
 
@@ -125,31 +167,41 @@ def begin(
 
     By ``spec.start`` the factor that goes in is: "" uniform within 1 / root of its inputs, as PEFT's; "gaussian" normal
     with variance 1 / rank squared; "pissa" (Meng et al., 2024) the largest singular values of the kernel, from
-    which they are taken away again: the kernel itself stays as it is.
+    which they are taken away again: the kernel itself stays as it is. Of a table it is the other factor that begins so,
+    that of the width, and the one of the vocabulary begins with zeros.
 
     Args:
       base: the kernels of the maps, by path, as they are held: of a quantised one, its own numbers count.
     """
     found: dict[ParamPath, jax.Array] = {}
     for number, one in enumerate(maps):
-        kernel = base[(*one.path, "kernel")]
+        kernel = base[one.kernel]
         layers, inputs, outputs = _dims(kernel, one)
         into, out = (*layers, *inputs, one.rank), jnp.zeros((*layers, one.rank, *outputs), jnp.float32)
         random = jax.random.fold_in(key, number)
+        if one.is_table:
+            found[(*one.lora, "into")] = jnp.zeros(into, jnp.float32)
+            found[(*one.lora, "out")] = _begun(random, out.shape, outputs, spec, one)
+            continue
         if spec.start == "pissa":
             principal = over_layers(functools.partial(_principal, one=one, inputs=math.prod(inputs)), layers, kernel)
             factors = principal[0].reshape(into), principal[1].reshape(out.shape)
-            found[(*one.path, LORA, FIRST[0])], found[(*one.path, LORA, FIRST[1])] = factors
-        elif spec.start == "gaussian":
-            factors = jax.random.normal(random, into) / one.rank, out
+            found[(*one.lora, FIRST[0])], found[(*one.lora, FIRST[1])] = factors
         else:
-            bound = math.prod(inputs) ** -0.5
-            factors = jax.random.uniform(random, into, minval=-bound, maxval=bound), out
-        found[(*one.path, LORA, "into")], found[(*one.path, LORA, "out")] = factors
+            factors = _begun(random, into, inputs, spec, one), out
+        found[(*one.lora, "into")], found[(*one.lora, "out")] = factors
         if spec.kind == "dora":
             lengths = functools.partial(_lengths, inputs=len(inputs))
-            found[(*one.path, LORA, "magnitude")] = over_layers(lengths, layers, kernel)
+            found[(*one.lora, "magnitude")] = over_layers(lengths, layers, kernel)
     return found
+
+
+def _begun(key: jax.Array, shape: tuple[int, ...], side: tuple[int, ...], spec: AdapterSpec, one: Map) -> jax.Array:
+    """A factor that begins with random numbers; ``side``: the dims that it and the kernel have in common."""
+    if spec.start == "gaussian":
+        return jax.random.normal(key, shape) / one.rank
+    bound = math.prod(side) ** -0.5
+    return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
 
 
 def _dims(kernel: Kernel, one: Map) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
@@ -181,12 +233,11 @@ def merged(params: Mapping[ParamPath, jax.Array], maps: Sequence[Map]) -> dict[P
     """
     whole = {path: value for path, value in params.items() if not is_factor(path)}
     for one in maps:
-        kernel = (*one.path, "kernel")
-        factors = {path[-1]: value for path, value in params.items() if path[:-1] == (*one.path, LORA)}
+        factors = {path[-1]: value for path, value in params.items() if path[:-1] == one.lora}
         merge = functools.partial(_merged, scale=one.scale, inputs=len(one.inputs))
         for _ in range(one.inputs[0]):
             merge = jax.vmap(merge)
-        whole[kernel] = merge(params[kernel], factors)
+        whole[one.kernel] = merge(params[one.kernel], factors)
     return whole
 
 
@@ -201,11 +252,13 @@ def _merged(kernel: jax.Array, factors: Mapping[str, jax.Array], *, scale: float
 
 
 def noise(maps: Sequence[Map], shapes: Mapping[ParamPath, tuple[int, ...]], key: jax.Array) -> Params:
-    """Random keys of dropout, a key a layer of each map; a tree to be joined with the parameters."""
+    """Random keys of dropout, a key a layer of each linear map; a tree to be joined with the parameters."""
     found = {}
     for number, one in enumerate(maps):
-        layers = shapes[(*one.path, "kernel")][: one.inputs[0]]
+        if one.is_table:
+            continue
+        layers = shapes[one.kernel][: one.inputs[0]]
         keys = jax.random.split(jax.random.fold_in(key, number), layers or (1,))
         data = jax.random.key_data(keys)
-        found[(*one.path, LORA, "noise")] = data if layers else data[0]
+        found[(*one.lora, "noise")] = data if layers else data[0]
     return nested(found)

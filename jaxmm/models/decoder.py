@@ -23,6 +23,7 @@ from jaxmm.models.layers import RMSNorm, apply_stack, checkpointed, split_last, 
 from jaxmm.models.parameters import fan_in, parameter
 from jaxmm.models.probe import Attended, Queries, attend_probed
 from jaxmm.models.rope import RopeScaling
+from jaxmm.models.tables import Head, TableAdapters, adapted, looked_up
 
 
 class DeepStack(NamedTuple):
@@ -43,7 +44,13 @@ class DeepStack(NamedTuple):
 
 
 class Decoder(nnx.Module):
-    """Embedded positions to hidden states; the vocabulary projection lives in the loss."""
+    """Embedded positions to hidden states; the vocabulary projection lives in the loss.
+
+    Attributes:
+      lora: adapters of the tables over the vocabulary, see ``adapters.adapt``; None without one.
+    """
+
+    lora: TableAdapters | None = None
 
     def __init__(self, spec: DecoderSpec, *, rngs: nnx.Rngs):
         self.spec = spec
@@ -58,11 +65,16 @@ class Decoder(nnx.Module):
 
     def embed(self, tokens_BT, dtype):
         embedded = look_up(self.embedding[...], tokens_BT, dtype)
+        if self.lora is not None and self.lora.embedding is not None:
+            embedded += looked_up(self.lora.embedding, tokens_BT, dtype)
         return embedded if self.spec.embed_scale == 1 else embedded * jnp.asarray(self.spec.embed_scale, dtype)
 
-    def projection(self):
+    def projection(self) -> Head:
         """The vocabulary projection (V, D), as it is held."""
-        return (self.embedding if self.spec.tie_embeddings else self.head)[...]
+        table, adapters = (self.embedding if self.spec.tie_embeddings else self.head)[...], self.lora
+        if adapters is None:
+            return table
+        return adapted(table, adapters.embedding if self.spec.tie_embeddings else adapters.head)
 
     def rotations(self, positions_BTA, lengths_BT) -> dict[bool, tuple[jax.Array, jax.Array]]:
         """Rotations of global layers (False) and of local ones (True).

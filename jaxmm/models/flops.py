@@ -116,6 +116,7 @@ def _forward_flops(spec: ModelSpec, batch: Batch) -> dict[str, float]:
 def _adapter_flops(spec: ModelSpec, batch: Batch) -> dict[str, float]:
     """Of the factors of adapters, forward, by part."""
     counts = {"decoder": float((np.asarray(batch.text.segments) > 0).sum())}
+    targets = float((np.asarray(batch.weights_BT) > 0).sum())
     if spec.vision is not None and spec.connector is not None:
         vectors = [float((np.asarray(x.segments) > 0).sum()) for x in (batch.patches, batch.features) if x]
         counts |= {"vision": vectors[0], "connector": sum(vectors) / spec.connector.merge**2}
@@ -124,7 +125,13 @@ def _adapter_flops(spec: ModelSpec, batch: Batch) -> dict[str, float]:
         counts["audio_connector"] = counts["audio"] / spec.audio.pool
     shapes, found = flat_axes(spec.plain), dict.fromkeys(counts, 0.0)
     for one in model_maps(spec):
-        shape = shapes[(*one.path, "kernel")][0]
+        shape = shapes[one.kernel][0]
+        if one.is_table:
+            if one.path[-1] == "embedding":
+                found["decoder"] += 2 * counts["decoder"] * one.rank * shape[1]
+            if one.path[-1] == "head" or spec.decoder.tie_embeddings:
+                found["decoder"] += 2 * targets * one.rank * sum(shape)
+            continue
         layers, *sides = (math.prod(shape[n] for n in dims) for dims in (range(one.inputs[0]), one.inputs, one.outputs))
         if one.path[0] in found:
             found[one.path[0]] += 2 * counts[one.path[0]] * layers * one.rank * sum(sides)

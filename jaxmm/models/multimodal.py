@@ -21,6 +21,7 @@ from jaxmm.models.decoder import Decoder, DecoderSpec, DeepStack
 from jaxmm.models.frozen import FrozenSpec, Holding, held, hold, kernel_at, restored
 from jaxmm.models.parameters import shapes_only
 from jaxmm.models.probe import Attended, Queries
+from jaxmm.models.tables import TABLES, Head, terms
 from jaxmm.models.towers.audio import AudioTower, AudioTowerSpec
 from jaxmm.models.towers.vit import Features, VisionSpec, VisionTower
 from jaxmm.models.tree import ParamPath, Params, flat, nested
@@ -184,16 +185,17 @@ class MultimodalModel(nnx.Module):
 
     def logits(self, hidden_BD):
         """Float32 logits (B, V) of the vocabulary."""
-        logits_BV = hidden_BD.astype(jnp.float32) @ self.projection().T
+        vectors, tables = terms(hidden_BD.astype(jnp.float32), self.projection())
+        logits_BV = functools.reduce(jnp.add, (x @ table.T for x, table in zip(vectors, tables, strict=True)))
         cap = self.decoder.spec.logit_softcap
         return cap * jnp.tanh(logits_BV / cap) if cap else logits_BV
 
-    def projection(self):
+    def projection(self) -> Head:
         """The vocabulary projection (V, D), as it is held."""
         return self.decoder.projection()
 
     def __call__(self, batch: Batch, compute: Compute, target_positions_BR=None):
-        """Returns hidden states and the vocabulary projection (V, D).
+        """Returns hidden states and the vocabulary projection, a ``Head``.
 
         Args:
           target_positions_BR: where in the rows, in zigzag order; None is everywhere: (B, T, D), sharded.
@@ -264,8 +266,11 @@ def plain_params(params: Params, spec: ModelSpec) -> Params:
 
 
 def model_maps(spec: ModelSpec) -> list[Map]:
-    """The linear maps that have an adapter."""
-    return adapted_maps(spec.adapter, kernel_dims(spec)) if spec.adapter else []
+    """The linear maps that have an adapter, and the tables over the vocabulary that have one."""
+    if spec.adapter is None:
+        return []
+    tables = [path for path in TABLES if path in flat_axes(spec.plain)]
+    return adapted_maps(spec.adapter, kernel_dims(spec), tables)
 
 
 def logical_axes(spec: ModelSpec) -> Params:
@@ -283,7 +288,7 @@ def begin_adapters(params: Params, spec: ModelSpec, key: jax.Array) -> Params:
     if spec.adapter is None:
         return params
     base, maps = flat(params), model_maps(spec)
-    kernels = {path: kernel_at(base, path, holdings(spec).get(path)) for path in ((*m.path, "kernel") for m in maps)}
+    kernels = {path: kernel_at(base, path, holdings(spec).get(path)) for path in (m.kernel for m in maps)}
     return nested(base | begin(kernels, maps, spec.adapter, key))
 
 

@@ -17,6 +17,8 @@ from jax import lax
 
 from jaxmm import sharding
 from jaxmm.batch import Batch
+from jaxmm.models import tables
+from jaxmm.models.tables import Head
 
 # Bytes of the float32 logits that a device holds at a time. Each chunk adds to the head's whole gradient: where memory
 # is slow beside matmuls, chunks must be long.
@@ -59,8 +61,12 @@ def _chunk(targets: int, vocab: int) -> int:
     return -(-targets // -(-targets // max(held, 1)))
 
 
-def _logit_terms(x_ND, head_VD, tokens_N, softcap: float):
-    logits_NV = jnp.einsum("nd,vd->nv", x_ND, head_VD, preferred_element_type=jnp.float32)
+Terms = tuple[jax.Array, ...]  # vectors (..., D) or tables (V, D), as ``tables.terms`` gives them
+
+
+def _logit_terms(xs_ND: Terms, heads_VD: Terms, tokens_N, softcap: float):
+    multiplied = functools.partial(jnp.einsum, "nd,vd->nv", preferred_element_type=jnp.float32)
+    logits_NV = functools.reduce(jnp.add, map(multiplied, xs_ND, heads_VD))
     slope: jax.Array | float = 1.0  # of the bent logits
     if softcap:
         softcapped = jnp.tanh(logits_NV / softcap)
@@ -69,14 +75,14 @@ def _logit_terms(x_ND, head_VD, tokens_N, softcap: float):
     exp_NV = jnp.exp(logits_NV - top)
     total = exp_NV.sum(-1, keepdims=True)
     log_z = (jnp.log(total) + top)[..., 0]
-    is_target = jnp.arange(head_VD.shape[0]) == tokens_N[..., None]
+    is_target = jnp.arange(logits_NV.shape[-1]) == tokens_N[..., None]
     target_logit = jnp.where(is_target, logits_NV, 0.0).sum(-1)
     correct = logits_NV.argmax(-1) == tokens_N
     return exp_NV / total, log_z, log_z - target_logit, correct, is_target, slope
 
 
-def _over_chunks(step, start, x_BRD, tokens_BR, weights_BR, vocab: int, chunk: int):
-    """Scans ``step(carry, (x_ND, tokens_N, weights_N)) -> (carry, tree of (N, ...))`` over chunks of all targets, the
+def _over_chunks(step, start, xs_BRD: Terms, tokens_BR, weights_BR, vocab: int, chunk: int):
+    """Scans ``step(carry, (xs_ND, tokens_N, weights_N)) -> (carry, tree of (N, ...))`` over chunks of all targets, the
     last one padded with weight 0: (carry, tree of (B, R, ...))."""
     B, R = tokens_BR.shape
     size = chunk or _chunk(B * R, vocab)
@@ -85,20 +91,21 @@ def _over_chunks(step, start, x_BRD, tokens_BR, weights_BR, vocab: int, chunk: i
         a = a.reshape(B * R, *a.shape[2:])
         return jnp.pad(a, ((0, -(B * R) % size), *[(0, 0)] * (a.ndim - 1))).reshape(-1, size, *a.shape[1:])
 
-    carry, terms = lax.scan(step, start, jax.tree.map(cut, (x_BRD, tokens_BR, weights_BR)))
+    carry, terms = lax.scan(step, start, jax.tree.map(cut, (xs_BRD, tokens_BR, weights_BR)))
     return carry, jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[: B * R].reshape(B, R, *a.shape[2:]), terms)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def cross_entropy(
-    x_BRD, head_VD, tokens_BR, weights_BR, z_loss: float = 0.0, chunk: int = 0, softcap: float = 0.0
-):  # fmt: skip
+    x_BRD, head: Head, tokens_BR, weights_BR, z_loss: float = 0.0, chunk: int = 0, softcap: float = 0.0
+) -> tuple[jax.Array, TokenLoss]:  # fmt: skip
     """Weighted sum of cross-entropies of ``softmax(x @ head.T)``, in nats, and the terms of each target.
 
     Each device goes through its own rows with the whole head, which is gathered once, and its gradient summed once.
 
     Args:
-      x_BRD: hidden states at target positions; ``head_VD`` is cast to their dtype.
+      x_BRD: hidden states at target positions.
+      head: the vocabulary projection, which is cast to their dtype. Of one with an adapter no gradient of the table is
+        made where none is asked for.
       weights_BR: float32; a target of weight 0 adds nothing.
       z_loss: factor of log(Z)**2, which keeps the softmax's normaliser near 1 (PaLM, section 5).
       chunk: targets projected at a time; 0 is as many as LOGITS can hold.
@@ -106,62 +113,76 @@ def cross_entropy(
     Returns:
       (sum, TokenLoss); only the sum has a gradient.
     """
+    xs_BRD, heads_VD = tables.terms(x_BRD, head)
+    return _cross_entropy(xs_BRD, heads_VD, tokens_BR, weights_BR, z_loss, chunk, softcap)
 
-    def own(x_BRD, head_VD, tokens_BR, weights_BR):
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _cross_entropy(xs_BRD: Terms, heads_VD: Terms, tokens_BR, weights_BR, z_loss: float, chunk: int, softcap: float):
+    def own(xs_BRD, heads_VD, tokens_BR, weights_BR):
         def step(total, chunk_inputs):
-            x, tokens, weights = chunk_inputs
-            _, log_z, nll, correct, *_ = _logit_terms(x, head_VD, tokens, softcap)
+            xs, tokens, weights = chunk_inputs
+            _, log_z, nll, correct, *_ = _logit_terms(xs, heads_VD, tokens, softcap)
             return total + (weights * (nll + z_loss * log_z**2)).sum(), TokenLoss(nll, correct)
 
-        start, vocab = jnp.float32(0), head_VD.shape[0]
-        total, terms = _over_chunks(step, start, x_BRD, tokens_BR, weights_BR, vocab, chunk)
+        start, vocab = jnp.float32(0), heads_VD[0].shape[0]
+        total, terms = _over_chunks(step, start, xs_BRD, tokens_BR, weights_BR, vocab, chunk)
         return terms, (total,)
 
-    inputs = x_BRD, head_VD.astype(x_BRD.dtype), tokens_BR, weights_BR
+    inputs = xs_BRD, _as_vectors(heads_VD, xs_BRD), tokens_BR, weights_BR
     terms, (total,) = sharding.over_row_parts(own, whole=1)(*inputs)
     return total, terms
 
 
-def _forward(x_BRD, head_VD, tokens_BR, weights_BR, z_loss: float, chunk: int, softcap: float):
-    def own(x_BRD, head_VD, tokens_BR, weights_BR):
+def _as_vectors(heads_VD: Terms, xs_BRD: Terms) -> Terms:
+    """Tables in the dtype of the vectors."""
+    return tuple(head_VD.astype(xs_BRD[0].dtype) for head_VD in heads_VD)
+
+
+def _forward(xs_BRD: Terms, heads_VD: Terms, tokens_BR, weights_BR, z_loss: float, chunk: int, softcap: float):
+    def own(xs_BRD, heads_VD, tokens_BR, weights_BR):
         def step(carry, chunk_inputs):
-            total, dhead_VD = carry
-            x, tokens, weights = chunk_inputs
-            p, log_z, nll, correct, is_target, slope = _logit_terms(x, head_VD, tokens, softcap)
+            total, dheads_VD = carry
+            xs, tokens, weights = chunk_inputs
+            p, log_z, nll, correct, is_target, slope = _logit_terms(xs, heads_VD, tokens, softcap)
             total += (weights * (nll + z_loss * log_z**2)).sum()
             scale = (weights * (1 + 2 * z_loss * log_z))[..., None]
-            dlogits = ((p * scale - jnp.where(is_target, weights[..., None], 0.0)) * slope).astype(x.dtype)
+            dlogits = ((p * scale - jnp.where(is_target, weights[..., None], 0.0)) * slope).astype(xs[0].dtype)
             # The narrow one first: XLA on CPU writes that one out transposed.
-            dhead_VD += jnp.einsum("nd,nv->dv", x, dlogits, preferred_element_type=jnp.float32).T
-            return (total, dhead_VD), (jnp.einsum("nv,vd->nd", dlogits, head_VD), TokenLoss(nll, correct))
+            dheads_VD = tuple(
+                dhead_VD + jnp.einsum("nd,nv->dv", x, dlogits, preferred_element_type=jnp.float32).T
+                for x, dhead_VD in zip(xs, dheads_VD, strict=True)
+            )
+            dxs = tuple(jnp.einsum("nv,vd->nd", dlogits, head_VD) for head_VD in heads_VD)
+            return (total, dheads_VD), (dxs, TokenLoss(nll, correct))
 
-        start = jnp.float32(0), jnp.zeros(head_VD.shape, jnp.float32)
-        sums, of_rows = _over_chunks(step, start, x_BRD, tokens_BR, weights_BR, head_VD.shape[0], chunk)
+        start = jnp.float32(0), tuple(jnp.zeros(head_VD.shape, jnp.float32) for head_VD in heads_VD)
+        sums, of_rows = _over_chunks(step, start, xs_BRD, tokens_BR, weights_BR, heads_VD[0].shape[0], chunk)
         return of_rows, sums
 
-    inputs = x_BRD, head_VD.astype(x_BRD.dtype), tokens_BR, weights_BR
-    (dx, terms), (total, dhead_VD) = sharding.over_row_parts(own, whole=1)(*inputs)
-    return (total, terms), (dx, dhead_VD.astype(head_VD.dtype))
+    inputs = xs_BRD, _as_vectors(heads_VD, xs_BRD), tokens_BR, weights_BR
+    (dxs_BRD, terms), (total, dheads_VD) = sharding.over_row_parts(own, whole=1)(*inputs)
+    return (total, terms), (dxs_BRD, tuple(d.astype(head.dtype) for d, head in zip(dheads_VD, heads_VD, strict=True)))
 
 
 def _backward(z_loss: float, chunk: int, softcap: float, saved, cotangents):
     del z_loss, chunk, softcap
-    dx_BRD, dhead_VD = saved
     g = cotangents[0]
-    return g.astype(dx_BRD.dtype) * dx_BRD, g.astype(dhead_VD.dtype) * dhead_VD, None, None
+    dxs_BRD, dheads_VD = jax.tree.map(lambda d: g.astype(d.dtype) * d, saved)
+    return dxs_BRD, dheads_VD, None, None
 
 
-cross_entropy.defvjp(_forward, _backward)
+_cross_entropy.defvjp(_forward, _backward)
 
 
-HiddenAt = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+HiddenAt = Callable[[jax.Array], tuple[jax.Array, Head]]
 
 
-def from_hidden(hidden_BTD, head_VD) -> HiddenAt:
+def from_hidden(hidden_BTD, head: Head) -> HiddenAt:
     """``hidden_at`` for ``batch_loss``, of hidden states of whole rows."""
     return lambda target_positions_BR: (
         jnp.take_along_axis(sharding.as_rows(hidden_BTD), target_positions_BR[..., None], axis=1),
-        head_VD,
+        head,
     )
 
 
@@ -178,6 +199,6 @@ def batch_loss(
       hidden_at: from places in the rows, (B, R), to the hidden states there and the vocabulary projection.
     """
     targets = select_targets(batch, budget)
-    x_BRD, head_VD = hidden_at(targets.target_positions_BR)
-    total, terms = cross_entropy(x_BRD, head_VD, targets.tokens_BR, targets.weights_BR, z_loss, softcap=softcap)
+    x_BRD, head = hidden_at(targets.target_positions_BR)
+    total, terms = cross_entropy(x_BRD, head, targets.tokens_BR, targets.weights_BR, z_loss, softcap=softcap)
     return total, targets, terms

@@ -18,7 +18,7 @@ from jaxmm.data.packing.limits import FIRST
 from jaxmm.data.packing.plan import Lengths
 from jaxmm.data.prepare.statistics import special_lines
 from jaxmm.models.flops import parameter_counts
-from jaxmm.models.multimodal import abstract_params, flat_axes, holdings, model_maps
+from jaxmm.models.multimodal import ModelSpec, abstract_params, flat_axes, holdings, model_maps
 from jaxmm.models.tree import flat
 from jaxmm.training.preference import PreferenceSpec
 from jaxmm.training.program import make_rates
@@ -82,14 +82,25 @@ def _adapter_line(run: Run) -> str:
         return ""
     by_path = flat(abstract_params(run.recipe.model.plain))
     learnt = sum(x.size for path, x in by_path.items() if trainable.learns(path))
-    maps = len(model_maps(run.recipe.model))
+    on = _adapted_words(run.recipe.model)
     whole = f", and {', '.join(trainable.whole)} whole" if trainable.whole else ""
     source = f", from {run.recipe.begun.source}" if run.recipe.begun else ""
     return (
-        f"adapters: {spec.kind} of rank {spec.rank}, alpha {spec.alpha:g}, on {maps} linear maps{whole}{source}: "
+        f"adapters: {spec.kind} of rank {spec.rank}, alpha {spec.alpha:g}, on {on}{whole}{source}: "
         f"{formatting.short(learnt)} parameters learn, {learnt / sum(x.size for x in by_path.values()):.2%} of all"
         + ("" if run.config.init_from else "; the model beneath has random weights, which stay as they are")
     )
+
+
+def _adapted_words(model: ModelSpec) -> str:
+    """What has adapters, as "12 linear maps and the embedding"."""
+    maps = model_maps(model)
+    count = sum(not one.is_table for one in maps)
+    words = [f"{count} linear map{'s' * (count != 1)}"] if count else []
+    for name in (one.path[-1] for one in maps if one.is_table):
+        is_both = name == "embedding" and model.decoder.tie_embeddings
+        words.append("the vocabulary projection" if name == "head" else f"the embedding{' in both its uses' * is_both}")
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 def _preference_line(run: Run, spec: PreferenceSpec) -> str:

@@ -18,12 +18,13 @@ from jaxmm import sharding
 from jaxmm.batch import Batch, Pairs
 from jaxmm.models.adapters import is_factor
 from jaxmm.models.multimodal import Compute, ModelSpec, make_model
+from jaxmm.models.tables import Head
 from jaxmm.models.tree import only
 from jaxmm.training.loss import Targets, cross_entropy, select_targets
 from jaxmm.training.preference import WANTED, PairFigures, PreferenceSpec, Said, divergence, losses
 from jaxmm.training.step import Objective
 
-Place = tuple[jax.Array, jax.Array]  # hidden states at places in the rows (B, R, D), vocabulary projection (V, D)
+Place = tuple[jax.Array, Head]  # hidden states at places in the rows (B, R, D), vocabulary projection
 # (params, batch, target_positions_BR) -> those of the model, and of the reference; None where it was asked before
 Both = Callable[[Any, Batch, jax.Array], tuple[Place, Place | None]]
 
@@ -52,7 +53,7 @@ def make_objective(
         return divergence(policy, reference, _pairs(batch), spec)
 
     def loss(params, batch: Batch, before) -> tuple[jax.Array, dict[str, Any]]:
-        (x_BRD, head_VD), targets, policy, reference, halves_BRC2 = asked(params, batch)
+        (x_BRD, head), targets, policy, reference, halves_BRC2 = asked(params, batch)
         pairs, kl = _pairs(batch), jnp.float32(0)
         if spec.judges:
             total, count = before or divergence(policy, reference, pairs, spec)
@@ -65,7 +66,7 @@ def make_objective(
         (value, figures), slope_BC2 = jax.value_and_grad(summed, has_aux=True)(policy.logps_BC2)
         parts = halves_BRC2.shape[0] // slope_BC2.shape[0]
         weights_BR = -_dot("bcz,brcz->br", jnp.repeat(slope_BC2, parts, 0), halves_BRC2)
-        sloped, _ = cross_entropy(x_BRD, head_VD, targets.tokens_BR, weights_BR, softcap=logit_softcap)
+        sloped, _ = cross_entropy(x_BRD, head, targets.tokens_BR, weights_BR, softcap=logit_softcap)
         return sloped + lax.stop_gradient(value - sloped), sums(figures, pairs, spec, sources)
 
     return Objective(
@@ -90,8 +91,8 @@ def said(place: Place, targets: Targets, halves_BRC2: jax.Array, rows: int, soft
     Args:
       rows: of the batch. Those of the other arrays are more where positions are sharded: parts of a row follow another.
     """
-    x_BRD, head_VD = lax.stop_gradient(place)
-    _, terms = cross_entropy(x_BRD, head_VD, targets.tokens_BR, targets.weights_BR, softcap=softcap)
+    x_BRD, head = lax.stop_gradient(place)
+    _, terms = cross_entropy(x_BRD, head, targets.tokens_BR, targets.weights_BR, softcap=softcap)
     of_parts = Said(_dot("br,brcz->bcz", -terms.nll_BR, halves_BRC2), halves_BRC2.sum(1))
     return Said(*(x.reshape(rows, -1, *x.shape[1:]).sum(1) for x in of_parts))
 

@@ -89,6 +89,73 @@ def test_adapters_of_every_map_come_back_to_the_bit(name, kind, tmp_path):
         np.testing.assert_array_equal(back.params[path], x, err_msg=".".join(path))
 
 
+TABLES = ("decoder.embedding", "decoder.head")
+EMBEDDING, HEAD = f"{LANGUAGE}.embed_tokens", "base_model.model.lm_head"
+
+
+def has_base(table: np.ndarray) -> Any:
+    """The tensors with that of the model beneath, as PEFT saves it with an adapter of the embedding."""
+    return lambda tensors: tensors | {f"{EMBEDDING}.base_layer.weight": table}
+
+
+@pytest.mark.parametrize(("name", "is_tied"), [(QWEN, False), ("qwen3-vl", True)])
+def test_adapters_of_tables_come_back_to_the_bit(name, is_tied, tmp_path):
+    there = made(tmp_path / "adapters", name, targets=("decoder.blocks.mlp", *TABLES), kind="rslora")
+    assert there.layout.spec.decoder.tie_embeddings == is_tied
+    tensors, config = there.tensors(), json.loads((there.folder / CONFIG).read_text())
+    into, out = (there.params["decoder", "lora", "embedding", factor] for factor in ("into", "out"))
+    np.testing.assert_array_equal(tensors[f"{EMBEDDING}.lora_embedding_A"], into.T)
+    np.testing.assert_array_equal(tensors[f"{EMBEDDING}.lora_embedding_B"], out.T)
+    if not is_tied:
+        into, out = (there.params["decoder", "lora", "head", factor] for factor in ("into", "out"))
+    np.testing.assert_array_equal(tensors[f"{HEAD}.lora_A.weight"], out)
+    np.testing.assert_array_equal(tensors[f"{HEAD}.lora_B.weight"], into)
+    assert config.get("ensure_weight_tying", False) == is_tied
+    back = there.read()
+    for path, x in there.params.items():
+        if is_factor(path):
+            np.testing.assert_array_equal(back.params[path], x, err_msg=".".join(path))
+    assert [path for path in TABLES if path in back.spec.targets] == list(TABLES[: 1 if is_tied else 2])
+
+
+def test_an_adapter_of_one_use_of_a_tied_table_stops_and_two_that_differ(tmp_path):
+    there = made(tmp_path / "adapters", "qwen3-vl", targets=TABLES[:1])
+    whole = there.tensors(without("lm_head"))
+    with pytest.raises(UserError, match=r"an adapter of model.language_model.embed_tokens alone, which is one table"):
+        there.read()
+    there.tensors(lambda _: whole | {f"{HEAD}.lora_A.weight": 2 * whole[f"{HEAD}.lora_A.weight"]})
+    with pytest.raises(UserError, match=r"lm_head and of .*embed_tokens differ, and both are of one table"):
+        there.read()
+    there.tensors(lambda _: whole)
+    there.config(alpha_pattern={"lm_head": 1})
+    with pytest.raises(UserError, match=r"embed_tokens differ"):
+        there.read()
+
+
+def test_a_table_that_peft_saved_beside_its_adapter_is_compared_with_that_beneath(tmp_path):
+    there = made(tmp_path / "adapters", targets=TABLES[:1])
+    table = np.random.default_rng(2).standard_normal(there.params["decoder", "embedding"].shape, np.float32)
+    base = tmp_path / "base"
+    base.mkdir()
+    safetensors.numpy.save_file({"model.embed_tokens.weight": table}, base / "model.safetensors")
+    there.tensors(has_base(table))
+    with pytest.raises(UserError, match=r"is a table of the model beneath, which is not at hand"):
+        there.read()
+    back = read_peft(there.folder, there.layout, there.model.base, base)
+    assert set(back.params) == {path for path in there.params if is_factor(path)}
+    for other in (table[:-1], table + 1):
+        there.tensors(has_base(other))
+        with pytest.raises(UserError, match=r"is not that of the model beneath in .*: its vocabulary was resized"):
+            read_peft(there.folder, there.layout, there.model.base, base)
+
+
+def test_dora_of_a_table_stops(tmp_path):
+    there = made(tmp_path / "adapters", targets=TABLES[:1])
+    there.config(use_dora=True)
+    with pytest.raises(UserError, match=r"a DoRA adapter of model.language_model.embed_tokens, a table over the voc"):
+        there.read()
+
+
 def test_queries_and_values_of_a_fused_map_have_one_adapter_with_blocks_and_keys_stay_without(tmp_path):
     there = made(tmp_path / "adapters", targets=("vision.blocks.attention.query", "vision.blocks.attention.value"))
     name = "base_model.model.model.visual.blocks.1.attn.qkv"
@@ -248,7 +315,8 @@ def besides(name: str, shape: tuple[int, ...] = (2, 48)) -> Any:
     ({}, besides("model.language_model.layers.7.mlp.up_proj.lora_A.weight"), "base: 1 do not fit: .* of 3 layers"),
     ({}, lambda t: {n: x[:, :-1] if ".lora_A." in n else x for n, x in t.items()}, "another base: .* do not fit"),
     ({}, besides("model.language_model.layers.0.mixer.in_proj.lora_A.weight"), "1 adapters that mean no linear map"),
-    ({}, besides("model.language_model.embed_tokens.lora_embedding_A"), "adapters of embeddings, and those with"),
+    ({}, besides("model.language_model.embed_tokens.lora_embedding_A"), "embed_tokens is not whole: it lacks"),
+    ({}, besides("model.language_model.layers.0.mlp.up_proj.lora_B.bias"), "adapters with a bias are not supported"),
     ({}, besides("model.score.weight"), "has 1 tensors that this model has no place for"),
     ({}, besides("model.language_model.layers.0.input_layernorm.weight", (48,)), "trained whole in some layers alone"),
     ({}, lambda t: {n: x * np.nan for n, x in t.items()}, "has numbers that are not finite"),

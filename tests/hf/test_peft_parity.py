@@ -236,6 +236,36 @@ def test_parts_of_a_fused_map_and_modules_trained_whole_say_the_same_in_peft_and
     assert apart(ours, said_here(qwen, model, params)) < LOGITS
 
 
+@pytest.mark.parametrize("name", ["qwen3-vl", "qwen2.5-vl", "gemma3"])
+def test_adapters_of_the_embedding_and_the_projection_say_the_same_in_peft_and_back(name, tmp_path):
+    """Of tied tables, of two, and of embeddings that are scaled."""
+    import parity
+
+    from jaxmm.hf.peft_read import read_peft
+    from jaxmm.hf.peft_write import peft_of
+    from jaxmm.models.tree import flat
+
+    world = parity.world(case(name), tmp_path / "base")
+    is_tied = world.layout.spec.decoder.tie_embeddings
+    tables = ("decoder.embedding", "decoder.head")
+    model, params = adapted(world, targets=("decoder.blocks.mlp.up", *tables), kind="rslora")
+    (tmp_path / "ours").mkdir()
+    peft_of(world.layout, model, params, (), base=world.folder).write(tmp_path / "ours", np.float32)
+    ours, bare = said_merged(world, model, params), said_there(world, world.model)
+    assert apart(ours, bare) > MOVED
+    assert apart(ours, said_there(world, loaded(tmp_path / "ours", transformers_model(world.folder)))) < LOGITS
+    there = saved_by_peft(
+        transformers_model(world.folder), tmp_path / "theirs", ["embed_tokens", "lm_head", "q_proj"], r=4, lora_alpha=6,
+        ensure_weight_tying=is_tied,
+    )  # fmt: skip
+    read = read_peft(tmp_path / "theirs", world.layout, world.layout.spec, world.folder)
+    assert {"decoder.embedding"} <= set(read.spec.targets)
+    model = dataclasses.replace(world.layout.spec, adapter=read.spec)
+    ours = said_merged(world, model, flat(world.params) | read.params)
+    assert apart(ours, bare) > MOVED
+    assert apart(ours, said_there(world, there)) < LOGITS
+
+
 @pytest.mark.parametrize("kind", ["lora", "rslora", "dora"])
 def test_gradients_of_factors_are_those_of_peft(kind, qwen, tmp_path):
     """Of every map, of fused ones too: of their second factors in the blocks that ours have."""

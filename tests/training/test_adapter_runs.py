@@ -175,6 +175,26 @@ def test_a_run_that_went_on_from_a_folder_needs_it_no_more(arguments, finished, 
     np.testing.assert_array_equal(params[whole], begun[whole])
 
 
+def test_embedding_and_projection_are_adapted_exported_and_gone_on_from(base, arguments, tmp_path, capsys):
+    own = ["--config.adapter.rank=2", "--config.adapter.targets=q_proj,embed_tokens,lm_head", "--config.steps=2"]
+    plain = [one for one in arguments if "config.adapter" not in one] + ["--config.adapter.base_dtype=nf4"]
+    for key, value in (("kind", "dora"), ("init", "pissa")):
+        with pytest.raises(UserError, match=rf"{key}={value} is of linear maps, and decoder.embedding is a"):
+            train.main([*plain, *own, f"--config.adapter.{key}={value}", f"--workdir={tmp_path / 'refused'}"])
+    assert train.main([*plain, *own, f"--workdir={tmp_path / 'run'}"]) == 0
+    assert "on 1 linear map, the embedding and the vocabulary projection: " in capsys.readouterr().err
+    assert export.main([f"--workdir={tmp_path / 'run'}", f"--output={tmp_path / 'out'}"]) == 0
+    names = safetensors.numpy.load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert {name.rpartition("lora_")[2] for name in names} == {"A.weight", "B.weight", "embedding_A", "embedding_B"}
+    more = [f"--config.adapter.init_from={tmp_path / 'out'}", "--config.steps=1", "--config.optimizer.rate=0"]
+    assert train.main([*plain, *more, f"--workdir={tmp_path / 'more'}"]) == 0
+    ours, back = params_of(tmp_path / "run"), params_of(tmp_path / "more")
+    factors = [path for path in ours if is_factor(path)]
+    assert ("decoder", "lora", "head", "into") in factors
+    for path in factors:
+        np.testing.assert_array_equal(back[path], ours[path], err_msg=".".join(path))
+
+
 def test_what_is_asked_of_adapters_that_have_begun_must_be_what_they_are(arguments, base, finished, tmp_path):
     def refused(*more: str, source: Path = finished) -> str:
         with pytest.raises(UserError) as error:
