@@ -7,10 +7,11 @@ import math
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from jaxmm.models.lora import Lora
+from jaxmm.models.lora import Adapted, Lora
 from jaxmm.models.materialize import barrier
 from jaxmm.models.parameters import fan_in, parameter, zeros
 from jaxmm.models.quantized import Kernel, Quantized, QuantizedKernel, as_array
@@ -50,12 +51,19 @@ class Linear(nnx.Module):
         return self.kernel.value() if isinstance(self.kernel, QuantizedKernel) else self.kernel[...]
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        held = self.held()
-        y = _mapped_by(x, held, self.inputs)
-        if self.lora is not None:
-            into = self.lora.factors()[0]
-            y = self.lora.added(y, _mapped_by(self.lora.dropped(x), into, self.inputs), held)
+        held, lora = self.held(), self.lora
+        if lora is None:
+            y = _mapped_by(x, held, self.inputs)
+        elif self._is_summed(x.dtype):
+            y = lora.scaled(_mapped(x, Adapted(held, *lora.factors(), lora.scale), self.inputs), held)
+        else:
+            low = _mapped_by(lora.dropped(x), lora.factors()[0], self.inputs)
+            y = lora.added(_mapped_by(x, held, self.inputs), low, held)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+    def _is_summed(self, dtype: jnp.dtype) -> bool:
+        """Whether kernel and update are added up before x is multiplied: two passes fewer over x and y, each way."""
+        return TUNED and dtype == jnp.float32 and self.lora is not None and not self.lora.dropout
 
     def of_hidden(self, hidden: Callable[..., jax.Array], parts: tuple[jax.Array, ...]) -> jax.Array:
         """The map of ``hidden(*parts)``, of one dim, which is elementwise: see ``_hidden_mapped``."""
@@ -64,11 +72,14 @@ class Linear(nnx.Module):
             return self(hidden(*parts))
         dtype = parts[0].dtype
         held = self.held()
-        kernels = (held if isinstance(held, Quantized) else held.astype(dtype),)
+        kernel = held if isinstance(held, Quantized) else held.astype(dtype)
         if lora is None:
-            (y,) = _hidden_mapped(hidden, parts, kernels)
+            (y,) = _hidden_mapped(hidden, parts, (kernel,))
+        elif self._is_summed(dtype):
+            (y,) = _hidden_mapped(hidden, parts, (Adapted(kernel, *lora.factors(), lora.scale),))
+            y = lora.scaled(y, held)
         else:
-            y, low = _hidden_mapped(hidden, parts, (*kernels, lora.factors()[0].astype(dtype)))
+            y, low = _hidden_mapped(hidden, parts, (kernel, lora.factors()[0].astype(dtype)))
             y = lora.added(y, low, held)
         return y if self.bias is None else y + self.bias[...].astype(dtype)
 
@@ -86,8 +97,10 @@ def _plainly_mapped(x, kernel, inputs: int):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _mapped(x, kernel: Kernel, inputs: int):
+def _mapped(x, kernel: Kernel | Adapted, inputs: int):
     """As ``_plainly_mapped``, also of a quantised kernel: it gets no gradient, and is dequantised again for that of x.
+
+    So is an adapted one added up again; of its factors, what is narrow is made in the backward pass alone.
 
     Its gradients are those JAX makes, but for the order in the kernel's: the narrower of x and the cotangent is first.
     XLA on CPU writes the first one out transposed, with the elementwise work that made it: of the wide one, that was a
@@ -96,12 +109,13 @@ def _mapped(x, kernel: Kernel, inputs: int):
     return _mapped_forward(x, kernel, inputs)[0]
 
 
-def _mapped_forward(x, kernel: Kernel, inputs: int):
+def _mapped_forward(x, kernel: Kernel | Adapted, inputs: int):
     # Not by _mapped: what a policy of REMAT keeps it must see, and it does not look into a custom rule.
     over = tuple(range(x.ndim - inputs, x.ndim)), tuple(range(inputs))
-    if isinstance(kernel, Quantized):
-        tied, x = barrier((kernel, x))  # that it is not dequantised ahead of time
-        return lax.dot_general(x, as_array(tied, x.dtype), (over, ((), ()))), (None, kernel)
+    if isinstance(kernel, Quantized | Adapted):
+        tied, x = barrier((kernel, x))  # that it is not dequantised, or added up, ahead of time
+        saved = None if isinstance(kernel, Quantized) else x
+        return lax.dot_general(x, _whole(tied, x.dtype), (over, ((), ()))), (saved, kernel)
     return lax.dot_general(x, kernel, (over, ((), ()))), (x, kernel)
 
 
@@ -111,13 +125,34 @@ def _mapped_backward(inputs: int, saved, dy):
         # Tied to dy: else it could be what the forward pass made of it, which would stay until now.
         kernel, dy = barrier((kernel, dy))
         return _of_input(dy, as_array(kernel, dy.dtype), inputs), None
+    if isinstance(kernel, Adapted):
+        x, kernel, dy = barrier((x, kernel, dy))  # for the same reason
+        return _of_input(dy, kernel.summed(dy.dtype), inputs), _of_adapted(x, kernel, dy, inputs)
     x, dy = barrier((x, dy))  # what is written transposed is no more than written
-    outputs, rows = kernel.ndim - inputs, tuple(range(x.ndim - inputs))
-    dx = _of_input(dy, kernel, inputs)
-    if math.prod(kernel.shape[:inputs]) <= math.prod(kernel.shape[inputs:]):
-        return dx, lax.dot_general(x, dy, ((rows, rows), ((), ())))
+    return _of_input(dy, kernel, inputs), _of_kernel(x, dy, inputs)
+
+
+def _whole(kernel: Kernel | Adapted, dtype) -> jax.Array:
+    return kernel.summed(dtype) if isinstance(kernel, Adapted) else as_array(kernel, dtype)
+
+
+def _of_kernel(x, dy, inputs: int):
+    """The gradient of a kernel (*inputs, *outputs): x (..., *inputs) times dy (..., *outputs), over the rows."""
+    rows = tuple(range(x.ndim - inputs))
+    if math.prod(x.shape[len(rows) :]) <= math.prod(dy.shape[len(rows) :]):
+        return lax.dot_general(x, dy, ((rows, rows), ((), ())))
     transposed = lax.dot_general(dy, x, ((rows, rows), ((), ())))
-    return dx, transposed.transpose(*range(outputs, kernel.ndim), *range(outputs))
+    outputs = dy.ndim - len(rows)
+    return transposed.transpose(*range(outputs, transposed.ndim), *range(outputs))
+
+
+def _of_adapted(x, kernel: Adapted, dy, inputs: int) -> Adapted:
+    """The gradients of a kernel and of its factors; what is not asked for is not made."""
+    low, dlow = _mapped_forward(x, kernel.into, inputs)[0], _of_input(dy, kernel.out, 1)
+    into, out = (kernel.scale * slope for slope in (_of_kernel(x, dlow, inputs), _of_kernel(low, dy, 1)))
+    held = kernel.kernel
+    of_held = None if isinstance(held, Quantized) else _of_kernel(x, dy, inputs).astype(held.dtype)
+    return Adapted(of_held, into, out, kernel.scale)  # type: ignore[arg-type]
 
 
 def _of_input(dy, kernel, inputs: int):
@@ -131,7 +166,9 @@ _mapped.defvjp(_mapped_forward, _mapped_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _hidden_mapped(hidden: Callable[..., jax.Array], parts: tuple[jax.Array, ...], kernels: tuple[Kernel, ...]):
+def _hidden_mapped(
+    hidden: Callable[..., jax.Array], parts: tuple[jax.Array, ...], kernels: tuple[Kernel | Adapted, ...]
+):  # fmt: skip
     """``hidden(*parts)`` (..., mlp) times each kernel (mlp, outputs).
 
     Keeps the parts for the backward pass and recomputes the hidden activations: they and their derivative were half of
