@@ -14,6 +14,7 @@ import importlib.util
 import io
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import hypothesis
@@ -193,6 +194,16 @@ def chromium(tmp_path_factory) -> Iterator[Any]:
         yield browser
     finally:
         browser.quit()
+
+
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory) -> Path:
+    """The folder of a made run in which all went well; a file's tests of pages may write into it."""
+    import made_run
+
+    folder = tmp_path_factory.mktemp("runs") / "healthy"
+    made_run.write_run(folder, samples=[made_run.looked()])
+    return folder
 
 
 @dataclasses.dataclass(frozen=True)
