@@ -24,7 +24,7 @@ import pytest
 
 from jaxmm.batch import Batch, ImageSpec
 from jaxmm.data.documents import Document, Image, Part, Text, Turn
-from jaxmm.data.packing.plan import Lengths
+from jaxmm.data.packing.plan import Lengths, Piece
 from jaxmm.data.prepare.index import InMemory
 from jaxmm.machine import cores
 
@@ -196,6 +196,14 @@ def chromium(tmp_path_factory) -> Iterator[Any]:
         browser.quit()
 
 
+@pytest.fixture(scope="session")
+def qwen_vl(tmp_path_factory) -> Path:
+    """A Qwen2.5-VL of random weights, as a folder that runs begin with."""
+    from made_folders import folder_of
+
+    return folder_of("qwen2.5-vl", tmp_path_factory.mktemp("models") / "base")
+
+
 @pytest.fixture(scope="module")
 def healthy(tmp_path_factory) -> Path:
     """The folder of a made run in which all went well; a file's tests of pages may write into it."""
@@ -265,6 +273,11 @@ def random_documents(count: int, seed: int, longest: int = 40) -> list[Document]
         lambda: chat((image(), words(longest // 2)), words(longest // 4)),
     ]
     return [kinds[rng.integers(len(kinds))]() for _ in range(count)]
+
+
+def rows_of(lengths: Lengths, *rows: Sequence[int]) -> list[list[Piece]]:
+    """Rows of whole examples, which are given by their numbers."""
+    return [[Piece(0, e, 0, int(lengths.tokens_E[e])) for e in row] for row in rows]
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,9 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,7 +20,8 @@ import orbax.checkpoint as ocp
 import PIL.Image
 
 from jaxmm import command, sharding
-from jaxmm.checkpoints.params import started_params
+from jaxmm.checkpoints.params import saved_params, started_params
+from jaxmm.config.file import load_workdir
 from jaxmm.models.tree import flat
 from jaxmm.recipe import read_recipe
 
@@ -83,6 +86,14 @@ def first_params(*arguments: str) -> dict[str, np.ndarray]:
             read_recipe(parsed), mesh, Path(workdir), init_from=parsed.init_from, seed=parsed.seed
         )  # fmt: skip
     return {".".join(("params", *path)): np.asarray(array) for path, array in flat(params).items()}
+
+
+def params_of(workdir: Path, read: Callable[..., Any] = saved_params) -> dict[tuple[str, ...], np.ndarray]:
+    """Of the newest checkpoint of a run, with the model beneath its adapters."""
+    mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        params = read(workdir, read_recipe(load_workdir(str(workdir)), workdir), mesh)
+    return {path: np.asarray(x) for path, x in flat(params).items()}
 
 
 def assert_same_bits(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:

@@ -6,21 +6,17 @@ import json
 import shutil
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 import safetensors.numpy
 import small_run
 from made_folders import folder_of
+from small_run import params_of
 
-from jaxmm import evaluate, export, generate, sharding, train
+from jaxmm import evaluate, export, generate, train
 from jaxmm.checkpoints.base import FILE, Base, keep, kept
-from jaxmm.checkpoints.params import saved_params
-from jaxmm.config.file import load_workdir
 from jaxmm.errors import UserError
 from jaxmm.models.adapters import is_factor
-from jaxmm.models.tree import flat
-from jaxmm.recipe import read_recipe
 
 pytestmark = pytest.mark.usefixtures("whole_transformers")
 ADAPTERS = (
@@ -32,15 +28,10 @@ ADAPTERS = (
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    return folder_of("qwen2.5-vl", tmp_path_factory.mktemp("models") / "base")
-
-
-@pytest.fixture(scope="module")
-def arguments(base, tmp_path_factory) -> list[str]:
+def arguments(qwen_vl, tmp_path_factory) -> list[str]:
     data = small_run.make_data(tmp_path_factory.mktemp("data"))
     cache = tmp_path_factory.getbasetemp() / "cache"
-    return [*small_run.arguments(data, cache), *ADAPTERS, f"--config.init_from={base}"]
+    return [*small_run.arguments(data, cache), *ADAPTERS, f"--config.init_from={qwen_vl}"]
 
 
 @pytest.fixture(scope="module")
@@ -50,15 +41,7 @@ def finished(arguments, tmp_path_factory) -> Path:
     return workdir
 
 
-def params_of(workdir: Path) -> dict[tuple[str, ...], np.ndarray]:
-    """Of the newest checkpoint, with the model beneath."""
-    mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
-    with jax.set_mesh(mesh):
-        params = saved_params(workdir, read_recipe(load_workdir(str(workdir)), workdir), mesh)
-    return {path: np.asarray(x) for path, x in flat(params).items()}
-
-
-def test_checkpoints_hold_what_learns_and_what_is_frozen_is_the_folders_to_the_bit(arguments, base, finished):
+def test_checkpoints_hold_what_learns_and_what_is_frozen_is_the_folders_to_the_bit(arguments, qwen_vl, finished):
     saved = {name for name in small_run.saved(finished, 8) if name.startswith("params.")}
     assert {name for name in saved if ".lora." not in name} == {
         "params.connector.down.kernel", "params.connector.down.bias"
@@ -74,7 +57,7 @@ def test_checkpoints_hold_what_learns_and_what_is_frozen_is_the_folders_to_the_b
         assert np.array_equal(x, begun[".".join(("params", *path))]) != is_learnt, path
     noted = kept(finished)
     assert noted is not None
-    assert noted.init_from == str(base.resolve())
+    assert noted.init_from == str(qwen_vl.resolve())
 
 
 def test_a_run_that_stopped_and_went_on_has_the_bits_of_one_that_did_not(arguments, finished, tmp_path):
@@ -105,14 +88,14 @@ def test_an_export_is_the_base_with_the_adapters_merged_and_answers_as_the_run(a
     assert capsys.readouterr().out == with_adapters
 
 
-def test_an_export_without_merge_is_the_adapters_alone_over_the_base_that_the_run_had(base, finished, tmp_path, capsys):
+def test_an_export_without_merge_is_the_adapters_alone_over_the_base_of_the_run(qwen_vl, finished, tmp_path, capsys):
     out = tmp_path / "out"
     assert export.main([f"--workdir={finished}", f"--output={out}"]) == 0
     said = capsys.readouterr().out
-    assert f"adapters (dora, rank 2, alpha 4) of {base.resolve()} for PEFT, of step 8" in said
+    assert f"adapters (dora, rank 2, alpha 4) of {qwen_vl.resolve()} for PEFT, of step 8" in said
     assert "vLLM serves no adapters with DoRA and modules_to_save: for it" in said
     config, params = json.loads((out / "adapter_config.json").read_text()), params_of(finished)
-    assert config["base_model_name_or_path"] == str(base.resolve())
+    assert config["base_model_name_or_path"] == str(qwen_vl.resolve())
     assert config["lora_dropout"] == 0.1
     assert config["modules_to_save"] == ["model.visual.merger.mlp.2"]
     tensors = safetensors.numpy.load_file(out / "adapter_model.safetensors")
@@ -126,10 +109,10 @@ def test_an_export_without_merge_is_the_adapters_alone_over_the_base_that_the_ru
     assert (out / "tokenizer.json").exists()
 
 
-def test_an_export_says_where_adapters_alone_are_of_no_use(base, finished, tmp_path):
+def test_an_export_says_where_adapters_alone_are_of_no_use(qwen_vl, finished, tmp_path):
     run, out = tmp_path / "run", f"--output={tmp_path / 'out'}"
     shutil.copytree(finished, run)
-    keep(run, Base.find(str(finished))._replace(asked=str(base)))
+    keep(run, Base.find(str(finished))._replace(asked=str(qwen_vl)))
     with pytest.raises(UserError, match=r"began with the run .*finished: adapters alone .* by --merge"):
         export.main([f"--workdir={run}", out])
     (run / FILE).unlink()
@@ -175,7 +158,7 @@ def test_a_run_that_went_on_from_a_folder_needs_it_no_more(arguments, finished, 
     np.testing.assert_array_equal(params[whole], begun[whole])
 
 
-def test_what_is_asked_of_adapters_that_have_begun_must_be_what_they_are(arguments, base, finished, tmp_path):
+def test_what_is_asked_of_adapters_that_have_begun_must_be_what_they_are(arguments, qwen_vl, finished, tmp_path):
     def refused(*more: str, source: Path = finished) -> str:
         with pytest.raises(UserError) as error:
             small_run.first_params(*begun_with(source, arguments, *more))
@@ -197,23 +180,23 @@ def test_what_is_asked_of_adapters_that_have_begun_must_be_what_they_are(argumen
     assert "are of another model, that in" in refused(f"--config.init_from={other}")
 
 
-def test_evaluation_reads_the_base_too_and_says_where_it_is_not(base, finished, tmp_path, capsys):
+def test_evaluation_reads_the_base_too_and_says_where_it_is_not(qwen_vl, finished, tmp_path, capsys):
     assert evaluate.main([f"--workdir={finished}"]) == 0
     of_run = json.loads((finished / "summary.json").read_text())["eval"]["colours"]["loss"]
     assert json.loads((finished / "eval.json").read_text())["colours"]["loss"] == pytest.approx(of_run, rel=1e-5)
     moved = tmp_path / "moved"
-    shutil.move(base, moved)
+    shutil.move(qwen_vl, moved)
     try:
         with pytest.raises(UserError, match=r"holds adapters alone, and the model beneath them is not in .* any more"):
             evaluate.main([f"--workdir={finished}"])
         assert evaluate.main([f"--workdir={finished}", f"--config.init_from={moved}"]) == 0
     finally:
-        shutil.move(moved, base)
+        shutil.move(moved, qwen_vl)
 
 
-def test_adapters_of_another_model_are_refused(base, finished, tmp_path):
+def test_adapters_of_another_model_are_refused(qwen_vl, finished, tmp_path):
     other = tmp_path / "other"
-    shutil.copytree(base, other)
+    shutil.copytree(qwen_vl, other)
     tensors = safetensors.numpy.load_file(other / "model.safetensors")
     tensors["model.embed_tokens.weight" if "model.embed_tokens.weight" in tensors else next(iter(tensors))][0] += 1
     safetensors.numpy.save_file(tensors, other / "model.safetensors")

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import IMAGE, chat, picture
+from conftest import IMAGE, chat, picture, rows_of
 
 from jaxmm import sharding
 from jaxmm.batch import Pairs
 from jaxmm.data.assemble import Assembler
 from jaxmm.data.documents import Document
-from jaxmm.data.packing.plan import Budgets, Piece
+from jaxmm.data.packing.plan import Budgets
 from jaxmm.models.adapters import AdapterSpec, is_factor
 from jaxmm.models.multimodal import begin_adapters, make_model
 from jaxmm.models.trainable import Trainable
@@ -62,8 +62,7 @@ def documents(spec: PreferenceSpec) -> list[Document]:
 
 def batch_of(lengths_of, documents: list[Document], rows: list[list[int]]) -> Any:
     lengths = lengths_of(documents)
-    planned = [[Piece(0, e, 0, int(lengths.tokens_E[e])) for e in row] for row in rows]
-    return Assembler([lengths], BUDGETS, IMAGE)(planned).batch
+    return Assembler([lengths], BUDGETS, IMAGE)(rows_of(lengths, *rows)).batch
 
 
 def stepped(tiny, adapted, batch: Any, spec: PreferenceSpec, accumulation: int = 1, sizes: Any = None) -> Any:

@@ -53,13 +53,8 @@ def make_data(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    return folder_of("qwen2.5-vl", tmp_path_factory.mktemp("models") / "base")
-
-
-@pytest.fixture(scope="module")
-def arguments(base, tmp_path_factory) -> list[str]:
-    return arguments_of(make_data(tmp_path_factory.mktemp("data")), tmp_path_factory.mktemp("cache"), base)
+def arguments(qwen_vl, tmp_path_factory) -> list[str]:
+    return arguments_of(make_data(tmp_path_factory.mktemp("data")), tmp_path_factory.mktemp("cache"), qwen_vl)
 
 
 def arguments_of(data: Path, cache: Path, base: Path) -> list[str]:
@@ -154,11 +149,11 @@ def test_a_loop_of_ones_own_has_the_loss_of_the_objective(arguments, finished):
 
 
 @pytest.mark.slow
-def test_a_pair_that_the_reference_could_not_read_is_left_out_and_told(base, tmp_path, capsys):
+def test_a_pair_that_the_reference_could_not_read_is_left_out_and_told(qwen_vl, tmp_path, capsys):
     for folder in ("data", "cache"):
         (tmp_path / folder).mkdir()
     broken = make_data(tmp_path / "data") / "3.png"
-    whole, picture = [*arguments_of(tmp_path / "data", tmp_path / "cache", base), ADAPTERS[1]], broken.read_bytes()
+    whole, picture = [*arguments_of(tmp_path / "data", tmp_path / "cache", qwen_vl), ADAPTERS[1]], broken.read_bytes()
     broken.write_bytes(picture[:-30])
     assert reference.main(whole) == 0
     assert "asked about 23 of 25 pairs, 1 could not be read" in capsys.readouterr().out
