@@ -39,8 +39,9 @@ FILE_SECONDS, FILE_SECONDS_SLOW = 20, 90  # of a file of tests, without and with
 # The files that take longest come first, so that none is left alone at the end.
 LONGEST = (
     "test_families", "test_barrier", "test_step", "test_train", "test_tutorials", "test_recipes", "test_evaluator",
-    "test_moved", "test_loader", "test_cache", "test_faults", "test_estimate_formula", "test_export", "test_check",
-    "test_folders", "test_api", "test_benchmark",
+    "test_adapter_runs", "test_quantized_runs", "test_preference_runs", "test_moved", "test_loader", "test_cache",
+    "test_faults", "test_estimate_formula", "test_preference_objective", "test_export", "test_check", "test_folders",
+    "test_api", "test_benchmark",
 )  # fmt: skip
 
 IMAGE = ImageSpec(patch_size=4, merge=2, min_pixels=8 * 8, max_pixels=24 * 24)  # 1 to 9 soft tokens an image

@@ -40,6 +40,12 @@ TINY = (
 )  # fmt: skip
 
 
+# Nothing is held out: neither evaluation nor samples are compiled.
+UNSEEN = ("--config.eval.path=", "--config.eval.mixture=")
+
+SCANNED = "--config.compute.unroll=1"  # layers are compiled once, not each of them: most of the time of a tuned run
+
+
 def make_data(folder: Path) -> Path:
     """A LLaMA-Factory folder: pictures of one colour with one-word answers, and plain text longer than a row."""
     records = []
@@ -80,7 +86,7 @@ def saved(workdir: Path, step: int) -> dict[str, np.ndarray]:
 def first_params(*arguments: str) -> dict[str, np.ndarray]:
     """What a run of these arguments begins with, by the names that its checkpoints have; nothing is trained."""
     parsed = command.parse(arguments, {}).config
-    mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
+    mesh = sharding.make_mesh(parsed.mesh)
     with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as workdir:
         params = started_params(
             read_recipe(parsed), mesh, Path(workdir), init_from=parsed.init_from, seed=parsed.seed
@@ -90,9 +96,10 @@ def first_params(*arguments: str) -> dict[str, np.ndarray]:
 
 def params_of(workdir: Path, read: Callable[..., Any] = saved_params) -> dict[tuple[str, ...], np.ndarray]:
     """Of the newest checkpoint of a run, with the model beneath its adapters."""
-    mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
+    config = load_workdir(str(workdir))
+    mesh = sharding.make_mesh(config.mesh)  # that of the run, which has compiled for it
     with jax.set_mesh(mesh):
-        params = read(workdir, read_recipe(load_workdir(str(workdir)), workdir), mesh)
+        params = read(workdir, read_recipe(config, workdir), mesh)
     return {path: np.asarray(x) for path, x in flat(params).items()}
 
 
