@@ -27,7 +27,8 @@ from jaxmm.config import consistency
 from jaxmm.config.file import load_file, load_workdir
 from jaxmm.config.help import help_of_keys
 from jaxmm.config.hints import advice, hint
-from jaxmm.config.keys import KEYS, KINDS, Value, flat, same_end
+from jaxmm.config.key import KINDS, Value
+from jaxmm.config.keys import KEYS, flat, same_end
 from jaxmm.errors import StrandedError, UserError, end_at_once, error_line, nearest, refusal
 from jaxmm.workdir.folder import local
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from ml_collections import ConfigDict
 
@@ -16,6 +17,7 @@ from jaxmm.data.text.own_format import OURS
 from jaxmm.data.text.template import ChatOptions, Template
 from jaxmm.data.text.tokenizer import load_tokenizer
 from jaxmm.errors import UserError
+from jaxmm.hf.families.registry import FAMILIES
 from jaxmm.hf.folder import is_folder
 from jaxmm.hf.peft_read import is_peft
 from jaxmm.hf.pretrained import MODEL, Pretrained, image_settings, read_start
@@ -26,6 +28,26 @@ from jaxmm.workdir.kept_folders import tokenizer_folder
 
 OWN_VIDEO = {"frames": 2, "fps": 2.0, "min_frames": 4, "max_frames": 32, "sampling": "stride"}  # so too its frames
 OWN_PIXELS = 48 * 48, 96 * 96  # least and most of a picture, where no folder says it
+
+
+class DataSide(Protocol):
+    """What corpora are made by: a ``DataRecipe``, or the ``Recipe`` of a run.
+
+    Attributes:
+      whole: how media are taken, of all that the model takes.
+    """
+
+    @property
+    def template(self) -> Template: ...
+
+    @property
+    def whole(self) -> ImageSpec: ...
+
+    @property
+    def cache(self) -> Path: ...
+
+    @property
+    def start(self) -> Pretrained | None: ...
 
 
 class DataRecipe(NamedTuple):
@@ -145,3 +167,27 @@ def _audio_of(config: ConfigDict, start: Pretrained | None) -> AudioSpec | None:
         )  # fmt: skip
     except ValueError as error:
         raise UserError(f"config.audio: {error}") from error
+
+
+def check_media(recipe: DataSide, media: Collection[str]) -> None:
+    """Raises UserError for media of data or of prompts that the model has no way to take."""
+    if "image" in media and not recipe.whole.is_sighted:
+        raise UserError(f"there are pictures, which {_whose(recipe)} does not take: it has no vision tower")
+    for name, spec in (("video", recipe.whole.video), ("audio", recipe.whole.audio)):
+        if name in media and spec is None:
+            raise not_taken(recipe, name)
+
+
+def not_taken(recipe: DataSide, medium: str) -> UserError:
+    """The error that there are videos or recordings, and the model takes none."""
+    what = {"video": "videos", "audio": "recordings"}[medium]
+    takes = {"video": lambda family: family.videos, "audio": lambda family: family.audio_extractor}[medium]
+    can = [family.model_type for family in FAMILIES.values() if takes(family)]
+    return UserError(
+        f"there are {what}, which {_whose(recipe)} does not take here: of pretrained models {', '.join(can)} do, and "
+        f"models that begin from random weights on data with {what} (config.data.media); leave them out"
+    )
+
+
+def _whose(recipe: DataSide) -> str:
+    return f"a {recipe.start.name}" if recipe.start else "this model"

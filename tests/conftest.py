@@ -14,6 +14,7 @@ import importlib.util
 import io
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import hypothesis
@@ -23,7 +24,7 @@ import pytest
 
 from jaxmm.batch import Batch, ImageSpec
 from jaxmm.data.documents import Document, Image, Part, Text, Turn
-from jaxmm.data.packing.plan import Lengths
+from jaxmm.data.packing.plan import Lengths, Piece
 from jaxmm.data.prepare.index import InMemory
 from jaxmm.machine import cores
 
@@ -38,8 +39,9 @@ FILE_SECONDS, FILE_SECONDS_SLOW = 20, 90  # of a file of tests, without and with
 # The files that take longest come first, so that none is left alone at the end.
 LONGEST = (
     "test_families", "test_barrier", "test_step", "test_train", "test_tutorials", "test_recipes", "test_evaluator",
-    "test_moved", "test_loader", "test_cache", "test_faults", "test_estimate_formula", "test_export", "test_check",
-    "test_folders", "test_api", "test_benchmark",
+    "test_adapter_runs", "test_quantized_runs", "test_preference_runs", "test_moved", "test_loader", "test_cache",
+    "test_faults", "test_estimate_formula", "test_preference_objective", "test_export", "test_check", "test_folders",
+    "test_api", "test_benchmark",
 )  # fmt: skip
 
 IMAGE = ImageSpec(patch_size=4, merge=2, min_pixels=8 * 8, max_pixels=24 * 24)  # 1 to 9 soft tokens an image
@@ -195,6 +197,24 @@ def chromium(tmp_path_factory) -> Iterator[Any]:
         browser.quit()
 
 
+@pytest.fixture(scope="session")
+def qwen_vl(tmp_path_factory) -> Path:
+    """A Qwen2.5-VL of random weights, as a folder that runs begin with."""
+    from made_folders import folder_of
+
+    return folder_of("qwen2.5-vl", tmp_path_factory.mktemp("models") / "base")
+
+
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory) -> Path:
+    """The folder of a made run in which all went well; a file's tests of pages may write into it."""
+    import made_run
+
+    folder = tmp_path_factory.mktemp("runs") / "healthy"
+    made_run.write_run(folder, samples=[made_run.looked()])
+    return folder
+
+
 @dataclasses.dataclass(frozen=True)
 class Chip:
     """What JAX says of a TPU chip."""
@@ -254,6 +274,11 @@ def random_documents(count: int, seed: int, longest: int = 40) -> list[Document]
         lambda: chat((image(), words(longest // 2)), words(longest // 4)),
     ]
     return [kinds[rng.integers(len(kinds))]() for _ in range(count)]
+
+
+def rows_of(lengths: Lengths, *rows: Sequence[int]) -> list[list[Piece]]:
+    """Rows of whole examples, which are given by their numbers."""
+    return [[Piece(0, e, 0, int(lengths.tokens_E[e])) for e in row] for row in rows]
 
 
 @pytest.fixture(scope="session")

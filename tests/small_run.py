@@ -10,7 +10,9 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,7 +20,8 @@ import orbax.checkpoint as ocp
 import PIL.Image
 
 from jaxmm import command, sharding
-from jaxmm.checkpoints.params import started_params
+from jaxmm.checkpoints.params import saved_params, started_params
+from jaxmm.config.file import load_workdir
 from jaxmm.models.tree import flat
 from jaxmm.recipe import read_recipe
 
@@ -35,6 +38,12 @@ TINY = (
     "--config.monitor.attention_every=-1",
     "--config.optimizer.schedule=constant",  # one that does not depend on the steps
 )  # fmt: skip
+
+
+# Nothing is held out: neither evaluation nor samples are compiled.
+UNSEEN = ("--config.eval.path=", "--config.eval.mixture=")
+
+SCANNED = "--config.compute.unroll=1"  # layers are compiled once, not each of them: most of the time of a tuned run
 
 
 def make_data(folder: Path) -> Path:
@@ -77,12 +86,21 @@ def saved(workdir: Path, step: int) -> dict[str, np.ndarray]:
 def first_params(*arguments: str) -> dict[str, np.ndarray]:
     """What a run of these arguments begins with, by the names that its checkpoints have; nothing is trained."""
     parsed = command.parse(arguments, {}).config
-    mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])
+    mesh = sharding.make_mesh(parsed.mesh)
     with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as workdir:
         params = started_params(
             read_recipe(parsed), mesh, Path(workdir), init_from=parsed.init_from, seed=parsed.seed
         )  # fmt: skip
     return {".".join(("params", *path)): np.asarray(array) for path, array in flat(params).items()}
+
+
+def params_of(workdir: Path, read: Callable[..., Any] = saved_params) -> dict[tuple[str, ...], np.ndarray]:
+    """Of the newest checkpoint of a run, with the model beneath its adapters."""
+    config = load_workdir(str(workdir))
+    mesh = sharding.make_mesh(config.mesh)  # that of the run, which has compiled for it
+    with jax.set_mesh(mesh):
+        params = read(workdir, read_recipe(config, workdir), mesh)
+    return {path: np.asarray(x) for path, x in flat(params).items()}
 
 
 def assert_same_bits(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:

@@ -20,7 +20,10 @@ SOURCES = {
     for path in ROOT.rglob("*.py")
     if path.name != "__init__.py"
 }
-KNOW_CONFIG = ("config/", "command", "corpus", "api", "data_recipe", "recipe", "checkpoints/", "training/", "commands")
+KNOW_CONFIG = (
+    "config/", "command", "corpus", "api", "data_recipe", "model_recipe", "recipe", "checkpoints/", "training/",
+    "commands",
+)  # fmt: skip
 NO_JAX = ("data/", "report/", "config/", "atomic", "errors", "formatting")
 
 

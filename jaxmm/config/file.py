@@ -16,7 +16,8 @@ from ml_collections import ConfigDict
 
 from jaxmm.config import packaged
 from jaxmm.config.hints import advice
-from jaxmm.config.keys import KEYS, KINDS, completed, flat
+from jaxmm.config.key import KINDS
+from jaxmm.config.keys import KEYS, completed, flat
 from jaxmm.config.source_lines import line_of
 from jaxmm.errors import UserError, end_at_once, nearest
 from jaxmm.json_text import parse_json

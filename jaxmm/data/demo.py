@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import collections
 import functools
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from jaxmm.data.demo_pictures import COLOURS, SHAPES, Object, Pair, Scene, draw, encode
-from jaxmm.data.documents import Document, Image, Source, Text, Turn, Unit
+from jaxmm.data.documents import Document, Image, Source, Text, Turn
+from jaxmm.data.drawn import drawn_source
 
 GENERATOR = 3  # part of the fingerprint: raise it with any change to what a seed draws
 TRAINING, TEST = 0, 1  # splits: the second word of a document's seed
@@ -101,30 +101,19 @@ def test_source(seed: int = 0, examples: int = 600) -> Source:  # noqa: PT028  (
 
 def _source(name: str, split: int, seed: int, examples: int) -> Source:
     entry = {"examples": examples, "generator": GENERATOR, "seed": seed, "split": split}
-    return Source(
-        name=name,
-        files=(),
-        entry=json.dumps(entry, sort_keys=True, separators=(",", ":")),
-        units=functools.partial(_units, examples),
-        read=functools.partial(_read, name=name, split=split, seed=seed),
+    return drawn_source(name, entry, UNIT, functools.partial(_document, seed, split))
+
+
+def _document(seed: int, split: int, index: int, origin: str) -> Document:
+    turns, labels = draft(seed, split, index)
+    return Document(
+        turns=tuple(
+            Turn(role, tuple(_part(part) for part in parts), target=role in ("document", "assistant"))
+            for role, parts in turns
+        ),
+        origin=origin,
+        labels=labels,
     )
-
-
-def _units(examples: int) -> list[Unit]:
-    return [Unit("", at, min(at + UNIT, examples), at) for at in range(0, examples, UNIT)]
-
-
-def _read(unit: Unit, name: str, split: int, seed: int) -> Iterator[Document]:
-    for index in range(unit.start, unit.stop):
-        turns, labels = draft(seed, split, index)
-        yield Document(
-            turns=tuple(
-                Turn(role, tuple(_part(part) for part in parts), target=role in ("document", "assistant"))
-                for role, parts in turns
-            ),
-            origin=f"{name}, document {index}",
-            labels=labels,
-        )
 
 
 def _part(part: str | Scene) -> Text | Image:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
-from jaxmm.data.documents import Audio, Document, Source, Text, Turn, Unit, Video
+from jaxmm.data.documents import Audio, Document, Source, Text, Turn, Video
+from jaxmm.data.drawn import drawn_source
 
 TRAINING, TEST = 0, 1  # splits: the second word of a document's seed
 UNIT = 500  # documents that are drawn and prepared as one shard
@@ -91,24 +91,13 @@ class Theme:
 
     def _source(self, name: str, split: int, seed: int, examples: int) -> Source:
         entry = {"demo": self.name, "examples": examples, "generator": self.generator, "seed": seed, "split": split}
-        return Source(
-            name=name,
-            files=(),
-            entry=json.dumps(entry, sort_keys=True, separators=(",", ":")),
-            units=functools.partial(_units, examples),
-            read=functools.partial(_read, theme=self, name=name, split=split, seed=seed),
-        )
+        return drawn_source(name, entry, UNIT, functools.partial(_drawn, self, seed, split))
 
 
-def _units(examples: int) -> list[Unit]:
-    return [Unit("", at, min(at + UNIT, examples), at) for at in range(0, examples, UNIT)]
-
-
-def _read(unit: Unit, theme: Theme, name: str, split: int, seed: int) -> Iterator[Document]:
-    for index in range(unit.start, unit.stop):
-        rng = np.random.default_rng([seed, split, index])
-        one = _draft(theme, rng, seed, split, index)
-        yield _document(one, theme.clip(rng, one.things), f"{name}, document {index}")
+def _drawn(theme: Theme, seed: int, split: int, index: int, origin: str) -> Document:
+    rng = np.random.default_rng([seed, split, index])
+    one = _draft(theme, rng, seed, split, index)
+    return _document(one, theme.clip(rng, one.things), origin)
 
 
 def draft(theme: Theme, seed: int, split: int, index: int) -> Draft:

@@ -9,15 +9,14 @@ form, length and colour tell nothing. A model that knows the demo's pictures has
 from __future__ import annotations
 
 import functools
-import json
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from jaxmm.data.demo import GENERATOR, HELD_OUT, SEEN, UNIT, questions, scene
 from jaxmm.data.demo_pictures import COLOURS, Pair, Scene, draw, encode
-from jaxmm.data.documents import Document, Image, Source, Text, Turn, Unit
+from jaxmm.data.documents import Document, Image, Source, Text, Turn
+from jaxmm.data.drawn import drawn_source
 
 VERSION = 1  # part of the fingerprint, beside the demo's: raise it with any change to what a seed draws
 TRAINING, TEST = 2, 3  # splits: the second word of a document's seed, where the demo has 0 and 1
@@ -81,35 +80,24 @@ def _source(name: str, kind: str, split: int, seed: int, examples: int) -> Sourc
         raise ValueError(f"preferences {kind!r} are none of {KINDS}")
     versions = {"generator": GENERATOR, "version": VERSION}
     entry = {"examples": examples, "preferences": kind, "seed": seed, "split": split, **versions}
-    return Source(
-        name=name,
-        files=(),
-        entry=json.dumps(entry, sort_keys=True, separators=(",", ":")),
-        units=functools.partial(_units, examples),
-        read=functools.partial(_read, name=name, kind=kind, split=split, seed=seed),
+    return drawn_source(name, entry, UNIT, functools.partial(_document, kind, seed, split))
+
+
+def _document(kind: str, seed: int, split: int, index: int, origin: str) -> Document:
+    one = draft(seed, split, index)
+    if kind == "pairs":
+        answer, verdict, other = one.better, "better", one.worse
+    else:  # beside the answer to the question next to it: blocks and units are of even length
+        verdict = "wanted" if one.judged == one.better else "unwanted"
+        answer, other = one.judged, draft(seed, split, index ^ 1).judged
+    asked = Turn("user", (Image(data=encode(draw(one.picture), one.picture.grain)), Text(one.question)), False)
+    return Document(
+        turns=(asked, Turn("assistant", (Text(answer),), True)),
+        origin=origin,
+        labels=one.labels,
+        verdict=verdict,
+        other=(asked, Turn("assistant", (Text(other),), True)),
     )
-
-
-def _units(examples: int) -> list[Unit]:
-    return [Unit("", at, min(at + UNIT, examples), at) for at in range(0, examples, UNIT)]
-
-
-def _read(unit: Unit, name: str, kind: str, split: int, seed: int) -> Iterator[Document]:
-    for index in range(unit.start, unit.stop):
-        one = draft(seed, split, index)
-        if kind == "pairs":
-            answer, verdict, other = one.better, "better", one.worse
-        else:  # beside the answer to the question next to it: blocks and units are of even length
-            verdict = "wanted" if one.judged == one.better else "unwanted"
-            answer, other = one.judged, draft(seed, split, index ^ 1).judged
-        asked = Turn("user", (Image(data=encode(draw(one.picture), one.picture.grain)), Text(one.question)), False)
-        yield Document(
-            turns=(asked, Turn("assistant", (Text(answer),), True)),
-            origin=f"{name}, document {index}",
-            labels=one.labels,
-            verdict=verdict,
-            other=(asked, Turn("assistant", (Text(other),), True)),
-        )
 
 
 def draft(seed: int, split: int, index: int) -> Preference:

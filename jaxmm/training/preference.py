@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -73,6 +73,15 @@ class PreferenceSpec:
     def judges(self) -> bool:
         """Whether answers are judged one by one; else they come in pairs."""
         return self.objective in OF_JUDGED
+
+
+def make_preference(objective: str, asked: Mapping[str, Any]) -> PreferenceSpec | None:
+    """The loss that ``config.objective`` and ``config.preference`` ask for; None where targets are learnt."""
+    if not objective:
+        return None
+    spec = dict(asked)
+    is_mean, was_asked = spec.pop("length_normalised"), spec.pop("reference") == "asked"
+    return PreferenceSpec(objective, is_mean=is_mean, asked=was_asked, **spec)
 
 
 class Said(NamedTuple):

@@ -11,7 +11,7 @@ import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from conftest import IMAGE, picture, plain
+from conftest import IMAGE, picture, plain, rows_of
 from made import source_of
 
 from jaxmm.batch import IGNORED, TARGET
@@ -22,7 +22,7 @@ from jaxmm.data.media.extents import Extent
 from jaxmm.data.media.features import FeaturesMedium, read_vectors
 from jaxmm.data.packing.budgets import choose_budgets
 from jaxmm.data.packing.pieces import count_long, cut
-from jaxmm.data.packing.plan import Budgets, Lengths, Piece, Plan
+from jaxmm.data.packing.plan import Budgets, Lengths, Plan
 from jaxmm.data.prepare.index import InMemory
 from jaxmm.data.prepare.prepare import prepare
 from jaxmm.data.prepare.prepared import Prepared
@@ -53,8 +53,7 @@ def drawn(question: tuple, *answer: Any) -> Document:
 
 
 def load(lengths: Lengths, *rows: list[int], budgets: Budgets = BUDGETS) -> Loaded:
-    pieces = [[Piece(0, e, 0, int(lengths.tokens_E[e])) for e in row] for row in rows]
-    return Assembler([lengths], budgets, IMAGE)(pieces)
+    return Assembler([lengths], budgets, IMAGE)(rows_of(lengths, *rows))
 
 
 # Discrete image tokens

@@ -16,7 +16,7 @@ import hypothesis.strategies as st
 import jax
 import numpy as np
 import pytest
-from conftest import IMAGE, chat, picture, plain, random_documents
+from conftest import IMAGE, chat, picture, plain, random_documents, rows_of
 
 from jaxmm.batch import IGNORED
 from jaxmm.data.assemble import Assembler, Loaded, Skipped
@@ -36,8 +36,7 @@ BUDGETS = Budgets(tokens=96, patches=96, items=6, targets=96)
 
 def load(lengths: Lengths, *rows: list[int]) -> Loaded:
     """Whole documents, by number, in rows."""
-    pieces = [[Piece(0, e, 0, int(lengths.tokens_E[e])) for e in row] for row in rows]
-    return Assembler([lengths], BUDGETS, IMAGE)(pieces)
+    return Assembler([lengths], BUDGETS, IMAGE)(rows_of(lengths, *rows))
 
 
 def assert_same(found: Loaded, wanted: Loaded):

@@ -14,6 +14,9 @@ from made_folders import folder_of
 from jaxmm import command, export
 from jaxmm.batch import ImageSpec
 from jaxmm.errors import UserError
+from jaxmm.exporting.configs import write_config, write_generation
+from jaxmm.exporting.output import whole_or_none
+from jaxmm.exporting.processors import write_processor, write_tokenizer
 from jaxmm.hf import model_card
 from jaxmm.hf.pretrained import MODEL, PIXELS, save
 from jaxmm.recipe import Recipe, read_recipe
@@ -51,10 +54,10 @@ def begun(name: str, root: Path, *options: str) -> Begun:
 def exported(run: Begun, out: Path) -> None:
     """Its small files."""
     out.mkdir()
-    _, config = export.write_config(run.recipe, out, "bfloat16")
-    export.write_tokenizer(run.recipe, out)
-    export.write_processor(run.recipe, run.workdir, out)
-    export.write_generation(run.recipe, config, run.workdir, out)
+    _, config = write_config(run.recipe, out, "bfloat16")
+    write_tokenizer(run.recipe, out)
+    write_processor(run.recipe, run.workdir, out)
+    write_generation(run.recipe, config, run.workdir, out)
 
 
 def changed(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
@@ -151,7 +154,7 @@ def test_of_an_export_that_cannot_be_written_nothing_is_left(error, tmp_path):
     (tmp_path / "out.unfinished" / "old").write_text("half")
 
     def write() -> None:
-        with export._whole_or_none(tmp_path / "out") as half:
+        with whole_or_none(tmp_path / "out") as half:
             (half / "config.json").write_text("{}")
             raise error
 
@@ -170,7 +173,7 @@ def test_a_full_disk_under_the_weights_is_one_line(tmp_path):
 
     with (
         pytest.raises(UserError, match=r"could not be written .*No space left"),
-        export._whole_or_none(tmp_path / "out"),
+        whole_or_none(tmp_path / "out"),
     ):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
     assert list(tmp_path.iterdir()) == []

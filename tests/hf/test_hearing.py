@@ -17,7 +17,8 @@ from jaxmm import sharding
 from jaxmm.api import load_config, make_plan
 from jaxmm.data.text.own_format import has_chat_template
 from jaxmm.errors import UserError
-from jaxmm.export import write_config, write_tokenizer
+from jaxmm.exporting.configs import write_config
+from jaxmm.exporting.processors import write_tokenizer
 from jaxmm.hf import folder as hf
 from jaxmm.hf import weights
 from jaxmm.hf.families.family import HearingFamily

@@ -15,11 +15,13 @@ import safetensors.numpy
 from made_folders import byte_level_tokenizer, folder_of
 from parities import models as parity_models
 
-from jaxmm import command, export, sharding
+from jaxmm import command, sharding
 from jaxmm.batch import ImageSpec
 from jaxmm.data.documents import Document, Image, Text, Turn
 from jaxmm.data.media import patches as cutting
 from jaxmm.errors import UserError
+from jaxmm.exporting.configs import write_config, write_generation
+from jaxmm.exporting.processors import write_processor, write_tokenizer
 from jaxmm.hf import folder as hf
 from jaxmm.hf import weights
 from jaxmm.hf.pretrained import MODEL, SPARE, image_settings, read_params, read_start, save
@@ -87,11 +89,11 @@ def begun(start: str, workdir: Path) -> tuple[Recipe, dict[Any, Any]]:
 
 def exported(recipe: Recipe, params: dict[Any, Any], workdir: Path, out: Path) -> dict[str, Any]:
     out.mkdir()
-    layout, config = export.write_config(recipe, out, "float32")
+    layout, config = write_config(recipe, out, "float32")
     weights.write(out, hf.outgoing(layout, params, np.float32, workdir / MODEL / SPARE))
-    export.write_tokenizer(recipe, out)
-    export.write_processor(recipe, workdir, out)
-    export.write_generation(recipe, config, workdir, out)
+    write_tokenizer(recipe, out)
+    write_processor(recipe, workdir, out)
+    write_generation(recipe, config, workdir, out)
     return config
 
 

@@ -14,10 +14,11 @@ from made_folders import byte_level_tokenizer
 from parities import models as parity_models
 
 import jaxmm
-from jaxmm import command, export
+from jaxmm import command
 from jaxmm.data.text.template import Markup
 from jaxmm.errors import UserError
-from jaxmm.export import write_processor
+from jaxmm.exporting.configs import write_config
+from jaxmm.exporting.processors import write_processor
 from jaxmm.hf.decoders import DECODERS, decoder_of
 from jaxmm.hf.families.family import NEW, PROJECTOR, Family, Layout
 from jaxmm.hf.families.registry import FAMILIES, OWN
@@ -130,7 +131,7 @@ def test_a_new_family_is_one_class_and_one_entry_of_the_table(monkeypatch, tmp_p
     assert read_boxes(given, recipe.start) == "thousandths"
     assert (recipe.image.thin, recipe.image.max_pixels) == (True, 4096)
     (tmp_path / "out").mkdir()
-    layout, written = export.write_config(recipe, tmp_path / "out", "float32")
+    layout, written = write_config(recipe, tmp_path / "out", "float32")
     assert written["architectures"] == ["ToyForConditionalGeneration"]
     assert layout.rules[-1].name == "text.layers.{i}.mlp.down_proj.bias"
 

@@ -18,7 +18,6 @@ from hf.test_joined import CHAT, unused
 from made_folders import byte_level_tokenizer, folder_of
 from parities import models as parity_models
 
-from jaxmm import export
 from jaxmm.api import load_config
 from jaxmm.batch import IGNORED, Batch
 from jaxmm.data.assemble import Assembler
@@ -28,6 +27,7 @@ from jaxmm.data.packing.limits import Budgets
 from jaxmm.data.packing.plan import Piece
 from jaxmm.data.prepare.index import InMemory
 from jaxmm.errors import UserError
+from jaxmm.exporting.parts import export_joined
 from jaxmm.hf import folder as hf
 from jaxmm.hf.families.registry import family_that_hears, family_that_joins
 from jaxmm.hf.init_from import parse
@@ -260,7 +260,7 @@ def test_an_export_of_its_parts_is_read_again(model, tmp_path, capsys):
     save(recipe.start, read_params(recipe.start, where).spare, tmp_path / "run" / MODEL)
     of_run = load_config("base").to_dict()
     out = tmp_path / "out"
-    assert export.export_joined(recipe, params, tmp_path / "run", out, "float32", of_run, 3) == 0
+    assert export_joined(recipe, params, tmp_path / "run", out, "float32", of_run, 3) == 0
     assert "transformers has no class for a model that sees and hears as this one: these" in capsys.readouterr().out
     again = read(named(out, "decoder", "audio", "vision"), new=params)
     assert (again.recipe.model, again.recipe.whole) == (recipe.model, recipe.whole)
@@ -326,7 +326,7 @@ def test_transformers_loads_each_part_of_an_export(model, tmp_path):
     recipe, params = model
     save(recipe.start, read_params(recipe.start, where).spare, tmp_path / "run" / MODEL)
     of_run = load_config("base").to_dict()
-    export.export_joined(recipe, params, tmp_path / "run", tmp_path / "out", "float32", of_run, 3)
+    export_joined(recipe, params, tmp_path / "run", tmp_path / "out", "float32", of_run, 3)
     for part, kind in (("vision", "AutoModel"), ("audio", "AutoModel"), ("decoder", "AutoModelForCausalLM")):
         one, info = getattr(transformers, kind).from_pretrained(tmp_path / "out" / part, output_loading_info=True)
         assert not any(info.values()), (part, info)

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import IMAGE, Tiny, random_documents
+from conftest import IMAGE, Tiny, random_documents, rows_of
 
 from jaxmm.data.assemble import Assembler
-from jaxmm.data.packing.plan import Budgets, Piece
+from jaxmm.data.packing.plan import Budgets
 from jaxmm.models.adapters import AdapterSpec, is_factor, merged, noise
 from jaxmm.models.multimodal import ModelSpec, abstract_params, begin_adapters, flat_axes, make_model, model_maps
 from jaxmm.models.trainable import Trainable
@@ -26,7 +26,7 @@ EVERY_MAP = ("vision", "connector", "decoder")
 def batch(lengths_of):
     lengths = lengths_of(random_documents(6, 3))
     budgets = Budgets(tokens=128, patches=128, items=8, targets=128)
-    return Assembler([lengths], budgets, IMAGE)([[Piece(0, e, 0, int(lengths.tokens_E[e]))] for e in range(4)]).batch
+    return Assembler([lengths], budgets, IMAGE)(rows_of(lengths, *([e] for e in range(4)))).batch
 
 
 def adapted(tiny: Tiny, **options: Any) -> ModelSpec:

@@ -10,7 +10,7 @@ import hypothesis.strategies as st
 import jax
 import numpy as np
 import pytest
-from conftest import IMAGE, Tiny, chat, picture, plain, random_documents
+from conftest import IMAGE, Tiny, chat, picture, plain, random_documents, rows_of
 
 from jaxmm.batch import Batch
 from jaxmm.data.assemble import Assembler
@@ -45,7 +45,7 @@ def packed(lengths: Lengths) -> list[Row]:
     needs = lengths.needs(np.arange(len(lengths)))
     rows = pack(needs, BUDGETS)[:ROWS]
     rows += [[] for _ in range(ROWS - len(rows))]
-    return [[Piece(0, e, 0, int(lengths.tokens_E[e])) for e in row] for row in rows]
+    return rows_of(lengths, *rows)
 
 
 def places(rows: list[Row]):

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import IMAGE, Tiny, random_documents
+from conftest import IMAGE, Tiny, random_documents, rows_of
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxmm import sharding
 from jaxmm.data.assemble import Assembler
-from jaxmm.data.packing.plan import Budgets, Piece
+from jaxmm.data.packing.plan import Budgets
 from jaxmm.models import quantized
 from jaxmm.models.adapters import AdapterSpec, is_factor
 from jaxmm.models.compute import Compute
@@ -109,7 +109,7 @@ def test_what_comes_back_is_the_nearest_that_the_format_has(shape, inputs):
 def batch(lengths_of):
     lengths = lengths_of(random_documents(8, 3))
     budgets = Budgets(tokens=128, patches=128, items=8, targets=128)
-    return Assembler([lengths], budgets, IMAGE)([[Piece(0, e, 0, int(lengths.tokens_E[e]))] for e in range(8)]).batch
+    return Assembler([lengths], budgets, IMAGE)(rows_of(lengths, *([e] for e in range(8)))).batch
 
 
 def model_of(tiny: Tiny, kind: str, adapter: str) -> ModelSpec:

@@ -10,7 +10,7 @@ import hypothesis.strategies as st
 import jax
 import numpy as np
 import pytest
-from conftest import IMAGE, Tiny, chat, picture, plain, random_documents
+from conftest import IMAGE, Tiny, chat, picture, plain, random_documents, rows_of
 
 from jaxmm import sharding
 from jaxmm.data.assemble import Assembler, Loaded
@@ -183,7 +183,7 @@ def test_classes_have_the_numbers_that_the_probe_reads():
 
 def test_positions_are_told_apart_by_what_stands_there(lengths_of, template):
     lengths = lengths_of([chat((picture(16, 16), "ab"), "cd"), plain("x", picture(8, 8), "y")])
-    loaded = Assembler([lengths], BUDGETS, IMAGE)([[Piece(0, e, 0, int(lengths.tokens_E[e])) for e in (0, 1)]])
+    loaded = Assembler([lengths], BUDGETS, IMAGE)(rows_of(lengths, (0, 1)))
     stands = standing(loaded, [lengths], template)
     first, second = (slice(at, at + int(n)) for at, n in zip((0, lengths.tokens_E[0]), lengths.tokens_E, strict=True))
     # <|user|> <|image_start|> four soft tokens <|image_end|> a b <|end|> <|assistant|> c d <|end|>

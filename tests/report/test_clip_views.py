@@ -15,7 +15,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from chromium import set_screen
-from conftest import IMAGE, picture, plain
+from conftest import IMAGE, picture, plain, rows_of
 
 from jaxmm.batch import AudioSpec, ImageSpec, VideoSpec
 from jaxmm.data.assemble import Assembler, Loaded
@@ -23,7 +23,7 @@ from jaxmm.data.documents import Audio, Document, Image, Text, Tokens, Video
 from jaxmm.data.media import audio_file
 from jaxmm.data.media.audio import AudioMedium
 from jaxmm.data.media.log_mel import log_mel
-from jaxmm.data.packing.plan import Budgets, Lengths, Piece, cut
+from jaxmm.data.packing.plan import Budgets, Lengths, cut
 from jaxmm.data.prepare.index import InMemory
 from jaxmm.data.text.template import Template
 from jaxmm.data.text.tokenizer import load_tokenizer
@@ -82,9 +82,7 @@ def lengths_of(template, documents: Sequence[Document], spec: ImageSpec = SPEC, 
 def loaded_of(lengths: Lengths, *rows: Sequence[int]) -> Loaded:
     """Rows of whole documents; all of them in one, if none is named."""
     rows = rows or (range(len(lengths)),)
-    return Assembler([lengths], BUDGETS, lengths.spec)(
-        [[Piece(0, e, 0, int(lengths.tokens_E[e])) for e in row] for row in rows]
-    )
+    return Assembler([lengths], BUDGETS, lengths.spec)(rows_of(lengths, *rows))
 
 
 def views_of(template, *parts, spec: ImageSpec = SPEC) -> list[View]:

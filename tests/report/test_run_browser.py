@@ -24,13 +24,6 @@ from jaxmm.report.run_data import read_run
 pytestmark = pytest.mark.browser
 
 
-@pytest.fixture(scope="module")
-def healthy(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "healthy"
-    made_run.write_run(folder, samples=[made_run.looked()])
-    return folder
-
-
 class Page(NamedTuple):
     """A browser, and the pages in it by their names."""
 

@@ -21,13 +21,6 @@ from jaxmm.training.timeline import Life
 from jaxmm.workdir.folder import LOCK
 
 
-@pytest.fixture(scope="module")
-def healthy(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "healthy"
-    made_run.write_run(folder, samples=[made_run.looked()])
-    return folder
-
-
 def test_a_page_that_stays_too_large_leaves_sections_out_and_says_which(tmp_path):
     made_run.write_run(tmp_path, samples=[made_run.looked()], generate_prompt="word " * 700_000)
     page = run_page.render([read_run(tmp_path)])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
+import json
 
 import benchmark
 import pytest
@@ -11,6 +13,7 @@ import small_run
 from benchmarks import peer as benchmark_peer
 from benchmarks import tuning
 from benchmarks.row import Row
+from peer.serving import Stepped, serve
 
 from jaxmm.measure.case import PeerCase
 
@@ -28,6 +31,14 @@ def test_each_pair_of_turns_has_its_ratio():
         "pair 1: jaxmm 1 s, torch-float32 2 s, ratio 0.500",
         "pair 2: jaxmm 3 s, torch-float32 4 s, ratio 0.750",
     ]
+
+
+def test_a_side_answers_what_it_is_asked_until_there_is_no_more(monkeypatch, capsys):
+    losses = iter([3.0, 2.0, 1.0])
+    monkeypatch.setattr("sys.stdin", io.StringIO("2\n1\n"))
+    serve(lambda: Stepped(next(losses), {"pairs": 4}))
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(a["losses"], a["pairs"], len(a["seconds"])) for a in answers] == [([3.0, 2.0], 8, 2), ([1.0], 4, 1)]
 
 
 @pytest.mark.parity

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import PIL.Image
 import pytest
-from conftest import IMAGE, chat, picture, plain
+from conftest import IMAGE, chat, picture, plain, rows_of
 
 from jaxmm import sharding
 from jaxmm.batch import VideoSpec
@@ -54,8 +54,7 @@ def asked(lengths_of) -> Lengths:
 @pytest.fixture(scope="module")
 def learnt(tiny, asked):
     """Parameters that have learnt these pictures by heart."""
-    rows = [[Piece(0, e, 0, int(asked.tokens_E[e]))] for e in range(len(asked))]
-    batch = Assembler([asked], BUDGETS, IMAGE)(rows).batch
+    batch = Assembler([asked], BUDGETS, IMAGE)(rows_of(asked, *([e] for e in range(len(asked))))).batch
     optimizer = make_optimizer(make_schedule(rate=1e-2, steps=60, warmup=4, name="constant"))
     options = {"target_budget": BUDGETS.targets, "sources": 1, "z_loss": 1e-3}
     step = jax.jit(make_train_step(tiny.forward, optimizer, **options))

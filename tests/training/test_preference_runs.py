@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import PIL.Image
@@ -53,26 +56,33 @@ def make_data(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    return folder_of("qwen2.5-vl", tmp_path_factory.mktemp("models") / "base")
-
-
-@pytest.fixture(scope="module")
-def arguments(base, tmp_path_factory) -> list[str]:
-    return arguments_of(make_data(tmp_path_factory.mktemp("data")), tmp_path_factory.mktemp("cache"), base)
+def arguments(qwen_vl, tmp_path_factory) -> list[str]:
+    return arguments_of(make_data(tmp_path_factory.mktemp("data")), tmp_path_factory.mktemp("cache"), qwen_vl)
 
 
 def arguments_of(data: Path, cache: Path, base: Path) -> list[str]:
-    own = small_run.arguments(data, cache)
+    own = [*small_run.arguments(data, cache), small_run.SCANNED]
     of_data = ["--config.data.mixture=pairs", "--config.eval.mixture=pairs"]
     return [*(one for one in own if "mixture" not in one), *of_data, *OPTIMIZER, f"--config.init_from={base}"]
 
 
+class Finished(NamedTuple):
+    workdir: Path
+    said: str
+
+
 @pytest.fixture(scope="module")
-def finished(arguments, tmp_path_factory) -> Path:
-    workdir = tmp_path_factory.mktemp("runs") / "finished"
-    assert train.main([*arguments, *ADAPTERS, f"--workdir={workdir}"]) == 0
-    return workdir
+def run(arguments, tmp_path_factory) -> Finished:
+    """A run over the model beneath its adapters, and what it said."""
+    workdir, said = tmp_path_factory.mktemp("runs") / "finished", io.StringIO()
+    with contextlib.redirect_stderr(said):
+        assert train.main([*arguments, *ADAPTERS, f"--workdir={workdir}"]) == 0
+    return Finished(workdir, said.getvalue())
+
+
+@pytest.fixture(scope="module")
+def finished(run) -> Path:
+    return run.workdir
 
 
 def logged(workdir: Path) -> list[dict]:
@@ -88,14 +98,14 @@ def test_a_run_over_its_own_base_begins_where_the_reference_is_and_learns_what_i
     assert last["preference_accuracy"] > 0.5
 
 
-def test_a_pair_longer_than_a_row_is_dropped_whole_and_told(arguments, tmp_path, capsys):
-    assert train.main([*arguments, *ADAPTERS, "--config.steps=1", f"--workdir={tmp_path / 'run'}"]) == 0
-    assert "data: pairs, 1 of 25 pairs longer than a row: dropped whole" in capsys.readouterr().err
+def test_a_pair_longer_than_a_row_is_dropped_whole_and_told(run):
+    assert "data: pairs, 1 of 25 pairs longer than a row: dropped whole" in run.said
 
 
 def test_a_run_that_stopped_and_went_on_has_the_bits_of_one_that_did_not(arguments, finished, tmp_path):
     for steps in (4, 8):
-        assert train.main([*arguments, *ADAPTERS, f"--config.steps={steps}", f"--workdir={tmp_path / 'run'}"]) == 0
+        of_steps = [*arguments, *ADAPTERS, *small_run.UNSEEN, f"--config.steps={steps}"]
+        assert train.main([*of_steps, f"--workdir={tmp_path / 'run'}"]) == 0
     small_run.assert_same_bits(small_run.saved(finished, 8), small_run.saved(tmp_path / "run", 8))
 
 
@@ -117,14 +127,14 @@ def test_whole_weights_learn_next_to_what_their_base_was_asked_before(arguments,
         train.main([*whole, f"--workdir={tmp_path / 'run'}"])
     assert reference.main(whole) == 0
     assert "pairs: asked about 24 of 25 pairs" in capsys.readouterr().out
-    for steps in (2, 3):  # the second goes on
-        assert train.main([*whole, f"--config.steps={steps}", f"--workdir={tmp_path / 'run'}"]) == 0
+    for more in ((*small_run.UNSEEN, "--config.steps=2"), ("--config.steps=3",)):  # the second goes on
+        assert train.main([*whole, *more, f"--workdir={tmp_path / 'run'}"]) == 0
     first = logged(tmp_path / "run")[0]
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-4)
     assert evaluate.main([f"--workdir={tmp_path / 'run'}"]) == 0
-    beneath = [*arguments, *ADAPTERS, "--config.preference.reference=asked", f"--workdir={tmp_path / 'adapters'}"]
-    assert train.main(beneath) == 0
-    found, wanted = ([line["loss"] for line in logged(run)] for run in (tmp_path / "adapters", finished))
+    beneath = [*arguments, *ADAPTERS, "--config.preference.reference=asked", "--config.steps=3", *small_run.UNSEEN]
+    assert train.main([*beneath, f"--workdir={tmp_path / 'adapters'}"]) == 0
+    found, wanted = ([line["loss"] for line in logged(run)][:3] for run in (tmp_path / "adapters", finished))
     assert found == pytest.approx(wanted, rel=1e-4), "asked before or in each step, it says the same"
     other = folder_of("qwen2.5-vl", tmp_path / "other", seed=2)
     with pytest.raises(UserError, match=r"was not asked about 25 of 25 pairs"):
@@ -154,16 +164,16 @@ def test_a_loop_of_ones_own_has_the_loss_of_the_objective(arguments, finished):
 
 
 @pytest.mark.slow
-def test_a_pair_that_the_reference_could_not_read_is_left_out_and_told(base, tmp_path, capsys):
+def test_a_pair_that_the_reference_could_not_read_is_left_out_and_told(qwen_vl, tmp_path, capsys):
     for folder in ("data", "cache"):
         (tmp_path / folder).mkdir()
     broken = make_data(tmp_path / "data") / "3.png"
-    whole, picture = [*arguments_of(tmp_path / "data", tmp_path / "cache", base), ADAPTERS[1]], broken.read_bytes()
+    whole, picture = [*arguments_of(tmp_path / "data", tmp_path / "cache", qwen_vl), ADAPTERS[1]], broken.read_bytes()
     broken.write_bytes(picture[:-30])
     assert reference.main(whole) == 0
     assert "asked about 23 of 25 pairs, 1 could not be read" in capsys.readouterr().out
     broken.write_bytes(picture)
-    assert train.main([*whole, "--config.steps=3", f"--workdir={tmp_path / 'run'}"]) == 0
+    assert train.main([*whole, "--config.steps=3", *small_run.UNSEEN, f"--workdir={tmp_path / 'run'}"]) == 0
     (left,) = read_lines(tmp_path / "run" / "skipped.jsonl")
     assert (left["record"], left["reason"]) == (3, UNKNOWN)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import IMAGE, chat, picture, plain, random_documents
+from conftest import IMAGE, chat, picture, plain, random_documents, rows_of
 from jax.sharding import NamedSharding
 
 from jaxmm import sharding
@@ -44,8 +44,8 @@ def batch(lengths_of) -> Batch:
         plain(picture(24, 24, 4)),
     ]
     lengths = lengths_of(documents)
-    rows = [[Piece(0, e, 0, int(lengths.tokens_E[e]))] for e in range(len(documents))]
-    return Assembler([lengths], BUDGETS, IMAGE)([*rows, []]).batch
+    rows = [[e] for e in range(len(documents))]
+    return Assembler([lengths], BUDGETS, IMAGE)(rows_of(lengths, *rows, [])).batch
 
 
 # Keeps the last gradient as its state and changes nothing: what a step computed, to the last bit.
@@ -165,7 +165,7 @@ def test_a_batch_without_targets_changes_nothing_but_decay_and_gives_no_nan(tiny
 
 def test_a_batch_without_images_trains_the_decoder_and_leaves_the_tower_its_zeros(tiny, lengths_of):
     lengths = lengths_of([plain("only text"), plain("more of it")])
-    rows = [[Piece(0, e, 0, int(lengths.tokens_E[e]))] for e in range(2)] + [[]] * (ROWS - 2)
+    rows = rows_of(lengths, [0], [1], *([[]] * (ROWS - 2)))
     batch = Assembler([lengths], BUDGETS, IMAGE)(rows).batch
     state, step = trained_step(tiny)
     _, metrics = jax.jit(step)(state, batch)

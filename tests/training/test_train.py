@@ -20,7 +20,7 @@ import jax
 import numpy as np
 import pytest
 import small_run
-from conftest import IMAGE, random_documents
+from conftest import IMAGE, random_documents, rows_of
 from ml_collections import ConfigDict
 from small_run import PAGES, ROOT, assert_same_bits, saved, start, wait_for
 
@@ -29,7 +29,7 @@ from jaxmm.checkpoints import checksums
 from jaxmm.checkpoints.checkpoint import Checkpoints
 from jaxmm.config.file import load_workdir
 from jaxmm.data.assemble import Assembler
-from jaxmm.data.packing.plan import Budgets, Piece
+from jaxmm.data.packing.plan import Budgets
 from jaxmm.errors import UserError
 from jaxmm.models.flops import batch_flops
 from jaxmm.report.run_curves import charts
@@ -169,7 +169,7 @@ def test_the_compiled_step_is_the_very_same_program_with_the_monitor_on_and_off(
 
 def test_the_counts_of_the_parts_of_a_batch_add_up_to_those_of_the_whole(tiny, lengths_of):
     lengths = lengths_of(random_documents(16, seed=5))
-    rows = [[Piece(0, e, 0, int(lengths.tokens_E[e])) for e in (2 * row, 2 * row + 1)] for row in range(8)]
+    rows = rows_of(lengths, *((2 * row, 2 * row + 1) for row in range(8)))
     assemble = Assembler([lengths], Budgets(tokens=128, patches=128, items=8, targets=128), IMAGE)
 
     def counted(loaded) -> throughput.Counts:

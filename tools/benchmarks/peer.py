@@ -6,6 +6,7 @@ losses must agree: it is the same work.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.util
 import json
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from peer.pairs import PairsCase
 from peer.side import SIDES
 
 from benchmarks.row import Measured, Row, Settings
@@ -67,16 +69,20 @@ class Side:
         return json.loads(line)
 
 
+def made(case: PeerCase | PairsCase, folder: Path, seed: int, module: str = "peer.side") -> None:
+    """Writes the case, and the model that all sides start from."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "case.json").write_text(json.dumps(dataclasses.asdict(case)))
+    flags = ["--side=make", f"--folder={folder}", f"--seed={seed}"]
+    subprocess.run([sys.executable, "-m", module, *flags], check=True, cwd=TOOLS, stderr=subprocess.DEVNULL)
+
+
 def compare(case: PeerCase, settings: Settings) -> Measured:
     """Steps all sides in turns."""
     if importlib.util.find_spec("torch") is None:
         raise UserError("--part=peer runs PyTorch too: pip install -e '.[parity]'")
     folder = Path(settings.folder)
-    case.save(folder / "case.json")
-    flags = [f"--folder={folder}", f"--seed={settings.seed}"]
-    subprocess.run(
-        [sys.executable, "-m", "peer.side", "--side=make", *flags], check=True, cwd=TOOLS, stderr=subprocess.DEVNULL
-    )
+    made(case, folder, settings.seed)
     seconds: dict[str, list[float]] = {}
     peaks: dict[str, float] = {}
     first: dict[str, list[float]] = {}

@@ -10,18 +10,15 @@ import dataclasses
 import functools
 import importlib.util
 import io
-import json
 import math
 import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from peer.pairs import PairsCase
 
-from benchmarks.peer import AGREE, STEPS, TOOLS, WARM, WIDE, Side
+from benchmarks.peer import AGREE, STEPS, WARM, WIDE, Side, made
 from benchmarks.row import Measured, Row, Settings
 from jaxmm.batch import ImageSpec
 from jaxmm.errors import UserError
@@ -43,14 +40,6 @@ def in_turns(sides: Sequence[tuple[str, Side]], repeats: int) -> tuple[dict[str,
             seconds[name].append(float(np.median(found["seconds"])))
             peaks[name] = max(peaks[name], found["peak"])
     return seconds, peaks
-
-
-def made(case: PeerCase | PairsCase, folder: Path, seed: int, module: str = "peer.side") -> None:
-    """Writes the case, and the model that all sides start from."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "case.json").write_text(json.dumps(dataclasses.asdict(case)))
-    flags = ["--side=make", f"--folder={folder}", f"--seed={seed}"]
-    subprocess.run([sys.executable, "-m", module, *flags], check=True, cwd=TOOLS, stderr=subprocess.DEVNULL)
 
 
 def beside_peft(case: PeerCase, settings: Settings) -> Measured:

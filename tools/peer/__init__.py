@@ -1,1 +1,1 @@
-"""The two sides of ``tools/benchmark.py --part=peer``, each in a process."""
+"""The sides of ``tools/benchmark.py --part=peer`` and ``--part=tuning``, each in a process."""

@@ -2,8 +2,8 @@
 
     cd tools; python -m peer.pairs --side=trl --folder=FOLDER
 
-The protocol is that of ``peer.side``; answers also say how many pairs and tokens the steps had. Both sides have
-adapters of one rank on all linear maps of the same decoder, and the decoder beneath them as the reference.
+It steps when it is asked to, see ``serving``, and counts pairs and tokens. Both sides have adapters of one rank on all
+linear maps of the same decoder, and the decoder beneath them as the reference.
 """
 
 from __future__ import annotations
@@ -18,24 +18,18 @@ if __name__ == "__main__" and "--side=jaxmm" in sys.argv:
 import dataclasses
 import itertools
 import json
-import resource
-import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from jaxmm import command
-from jaxmm.errors import UserError
 from jaxmm.measure.case import BETAS, CLIP, DECAY, EPS, RATE
+from peer.serving import Stepped, run_side
 
 SIDES = ("jaxmm", "trl")
 BETA = 0.1
-FLAGS: command.Flags = {
-    "side": ("jaxmm", f"{', '.join(SIDES)}, or make: saves the model that both start from"),
-    "folder": ("", "with case.json, and the model"),
-    "seed": (0, "of weights and data"),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,14 +79,6 @@ class PairsCase:
         )  # fmt: skip
 
 
-class Stepped(NamedTuple):
-    """What a step had."""
-
-    loss: float
-    pairs: int
-    tokens: int
-
-
 def make(case: PairsCase, folder: Path, seed: int) -> None:
     """Saves the model that both sides start from."""
     import torch
@@ -104,7 +90,7 @@ def make(case: PairsCase, folder: Path, seed: int) -> None:
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.normal_(0.0, 0.02)
-    model.save_pretrained(folder)
+    model.save_pretrained(folder / "model")
 
 
 class Trl:
@@ -145,7 +131,7 @@ class Trl:
         self.torch.nn.utils.clip_grad_norm_(self.learnt, CLIP)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return Stepped(float(loss.detach()), len(batch), int(inputs["attention_mask"].sum()))
+        return Stepped(float(loss.detach()), {"pairs": len(batch), "tokens": int(inputs["attention_mask"].sum())})
 
 
 class Ours:
@@ -234,37 +220,19 @@ class Ours:
             metrics = jax.device_get(metrics)
         self.number += 1
         tokens = int((loaded.batch.text.segments > 0).sum())
-        return Stepped(float(metrics.loss_sum / metrics.weight_sum), sum(map(len, loaded.rows)), tokens)
+        counts = {"pairs": sum(map(len, loaded.rows)), "tokens": tokens}
+        return Stepped(float(metrics.loss_sum / metrics.weight_sum), counts)
+
+
+def begin(name: str, case: PairsCase, folder: Path, seed: int) -> Callable[[], Stepped]:
+    """The step of a side."""
+    model = folder / "model"
+    return Ours(case, model, seed).step if name == "jaxmm" else Trl(case, model, seed).step
 
 
 def main(argv: list[str]) -> int:
     """Answers until standard input ends."""
-    args = command.parse(argv, FLAGS, config="none", about=__doc__ or "")
-    if args.side not in (*SIDES, "make"):
-        raise UserError(f"--side={args.side} is not one of {', '.join(SIDES)}, make")
-    folder = Path(args.folder)
-    case = PairsCase.load(folder / "case.json")
-    if args.side == "jaxmm":
-        step = Ours(case, folder / "model", args.seed).step
-    else:
-        from parities.models import let_torchvision_import
-
-        let_torchvision_import()
-        if args.side == "make":
-            make(case, folder / "model", args.seed)
-            return 0
-        step = Trl(case, folder / "model", args.seed).step
-    for line in sys.stdin:
-        found, seconds = [], []
-        for _ in range(int(line)):
-            began = time.perf_counter()
-            found.append(step())
-            seconds.append(time.perf_counter() - began)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        told = {"seconds": seconds, "losses": [one.loss for one in found], "peak": peak}
-        told |= {"pairs": sum(one.pairs for one in found), "tokens": sum(one.tokens for one in found)}
-        print(json.dumps(told), flush=True)
-    return 0
+    return run_side(argv, __doc__ or "", SIDES, PairsCase.load, make, begin)
 
 
 if __name__ == "__main__":
