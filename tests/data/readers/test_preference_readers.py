@@ -220,7 +220,7 @@ MARKED = {"bbox": [[1, 2, 3, 4]]}
     [
         ({"chosen": "A", "rejected": "B"}, "has no prompt beside its answers: a prompt is needed"),
         ({"messages": [ASKED, GOOD]}, "has no pair of answers .*config.objective=dpo .* needs a chosen and a rejected"),
-        ({"messages": [ASKED, GOOD], "label": True}, "has no pair of answers .*; config.objective=kto reads such"),
+        ({"messages": [ASKED, GOOD], "label": True}, "has no pair of answers .*; config.objective=kto .* reads such"),
         ({"prompt": "Q", "chosen": "A"}, "has no 'rejected'"),
         ({"chosen": [GOOD], "rejected": [BAD]}, "a prompt is needed"),
         ({"chosen": [GOOD, ASKED, GOOD], "rejected": [GOOD, ASKED, BAD]}, "'chosen' begins with an answer: a prompt"),
@@ -356,7 +356,7 @@ def test_records_that_come_often_keep_the_answer_of_another(folder):
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"messages": [ASKED, GOOD]}, "has no answer with a label .*config.objective=kto needs a label"),
+        ({"messages": [ASKED, GOOD]}, "has no answer with a label .*--preferences=judged of .* needs a label"),
         (PAIR, "has no answer with a label .*; config.objective=dpo .* reads such records as these"),
         ({"text": "a page", "label": True}, "has no answer with a label"),
         ({**LIKED, "rejected": "B"}, "has no single answer, but 'rejected'"),
@@ -411,7 +411,7 @@ def test_an_entry_that_trains_on_prompts_is_told_it_does_not(folder):
     ("columns", "preferences", "message"),
     [
         ("prompt=q,chosen=c,rejected=r", "", "'chosen' is read with config.objective=dpo .* alone"),
-        ("label=l", "pairs", "'label' is read with config.objective=kto alone"),
+        ("label=l", "pairs", "'label' is read with config.objective=kto .* alone"),
         ("prompt=q,chosen=", "pairs", "'chosen' must name a column, as chosen=CHOSEN"),
         ("prompt=q,response=r", "pairs", "pairs of answers have no 'response'"),
         ("text=t", "judged", "a text is no answer to judge"),
@@ -426,12 +426,12 @@ def test_columns_of_preferences_are_checked(folder, columns, preferences, messag
 @pytest.mark.parametrize("record", [PAIR, {"messages": [ASKED, GOOD], "chosen": GOOD, "rejected": BAD}])
 def test_pairs_without_an_objective_for_them_say_which_reads_them(folder, record):
     message = line(lambda: list(folder.source([record]).documents()))
-    assert "set config.objective=dpo (or ipo, simpo, orpo) to learn from pairs of answers" in message
+    assert "set config.objective=dpo (or ipo, simpo, orpo; --preferences=pairs of jaxmm prepare) to learn" in message
 
 
 def test_labels_without_an_objective_for_them_weigh_as_before(folder):
     message = line(lambda: folder.source([LIKED]))
-    assert "set config.objective=kto to learn from its label, or name the columns" in message
+    assert "set config.objective=kto (--preferences=judged of jaxmm prepare) to learn from its label" in message
     (document,) = folder.source([{"messages": [ASKED, BAD], "label": False}]).documents()
     assert not document.verdict
     assert document.turns[-1].weight == 0
