@@ -203,8 +203,9 @@ def test_what_was_kept_without_checksums_is_not_found(arguments, monkeypatch, tm
 
 
 @pytest.mark.slow
-def test_two_processes_have_the_losses_and_the_figures_of_one_dropout_included(arguments, tmp_path):
-    asked = [*arguments, *ADAPTERS, "--config.adapter.dropout=0.2", "--config.steps=3"]
+def test_two_processes_have_the_losses_of_one_dropout_included(arguments, tmp_path):
+    asked = [one for one in arguments if "config.eval." not in one]
+    asked += [*ADAPTERS, "--config.adapter.dropout=0.2", "--config.steps=3", "--config.eval.every=0"]
     running = [start(asked, tmp_path / "two", 4, **mine) for mine in by_variables(2, free_port())]
     assert train.main([*asked, f"--workdir={tmp_path / 'one'}"]) == 0
     outputs = [process.communicate(timeout=300)[0] for process in running]
@@ -213,11 +214,6 @@ def test_two_processes_have_the_losses_and_the_figures_of_one_dropout_included(a
     assert len(one) == 3
     for name in ("loss", "preference_accuracy", "examples_seen"):
         assert [line[name] for line in two] == pytest.approx([line[name] for line in one], rel=1e-6), name
-    figures, wanted = (
-        json.loads((tmp_path / run / "summary.json").read_text())["eval"]["pairs"] for run in ("two", "one")
-    )
-    assert figures.pop("preference_accuracy_blind") == wanted.pop("preference_accuracy_blind")
-    assert figures == pytest.approx(wanted, rel=1e-4, abs=1e-5)
 
 
 def test_judged_answers_are_learnt_by_kto(arguments, tmp_path):
