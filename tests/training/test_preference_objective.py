@@ -173,6 +173,7 @@ def assert_same(metrics: Any, gradients: Any, wanted: Any, wanted_gradients: Any
         np.testing.assert_allclose(gradients[path], x, atol=1e-5 * largest, err_msg=".".join(path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [{"data": 2, "fsdp": 4}, {"data": 4, "tensor": 2}])
 def test_dropout_of_adapters_is_the_same_on_another_mesh(sizes, tiny, adapted, lengths_of):
     spec = PreferenceSpec("dpo", beta=0.3)
