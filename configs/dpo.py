@@ -16,12 +16,14 @@ from ml_collections import ConfigDict
 
 def get_config() -> ConfigDict:
     config = base.get_config()
-    config.objective = "dpo"  # or "ipo", "simpo", "kto"; or "orpo", with preference.sft 0, as it has that loss itself
+    # Or "ipo", "simpo"; with preference.sft 0 "orpo", which has that loss itself, and "kto", whose divergence it would
+    # spoil.
+    config.objective = "dpo"
     config.preference.beta = 0.0  # 0.1, as in LLaMA-Factory's example; of simpo 2
     # The demo's answers are new to the model: without their own loss it learns to rank them, and not to say them.
-    config.preference.sft = 1.0
+    config.preference.sft = 0.3
     config.init_from = "runs/base"  # the run of configs/base.py, which has learnt the demo's pictures
-    config.steps = 100
+    config.steps = 150
     config.data.jitter = 0.0
 
     # Measured on the demo, see docs/demo.md. A small model from random weights bears a large rate. LLaMA-Factory's

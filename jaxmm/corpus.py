@@ -151,7 +151,7 @@ def _check_preferences(prepared: Prepared, reading: Reading) -> None:
         what = {"": "no preferences", "pairs": "pairs of answers", "judged": "judged answers"}
         raise UserError(
             f"{prepared.meta['name']} has {what[has]} ({prepared.folder}), and the run learns from {what[wanted]}: set "
-            f"config.objective to {objectives[has]}, or give other data"
+            f"config.objective to {objectives[has]}, or prepare it again with --preferences={wanted or repr('')}"
         )
 
 

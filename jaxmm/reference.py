@@ -19,6 +19,7 @@ from jaxmm import command, sharding
 from jaxmm.checkpoints import references
 from jaxmm.checkpoints.params import started_params
 from jaxmm.corpus import Corpus, cache_folder
+from jaxmm.data.packing.lengths import Reference
 from jaxmm.errors import UserError
 from jaxmm.models.trainable import EVERYTHING
 from jaxmm.recipe import Recipe, eval_corpus, fitted, read_recipe, train_corpus
@@ -57,10 +58,11 @@ def ask(
     asked = PreferenceEvaluator(corpus, recipe, mesh, seq_len=seq_len, batch_size=rows, examples=0)
     for source, found in zip(corpus.lengths, asked.answers(params), strict=True):
         is_long_E = source.is_long(source.all_needs, asked.budgets)
-        said_E2 = np.where(is_long_E[:, None], np.nan, np.inf).astype(np.float32).repeat(2, 1)
-        said_E2[found.examples] = found.logps
+        logps_E2 = np.where(is_long_E[:, None], np.nan, np.inf).astype(np.float32).repeat(2, 1)
+        checksums_E = np.zeros(len(source), np.uint32)
+        logps_E2[found.examples], checksums_E[found.examples] = found.logps, found.checksums
         if jax.process_index() == 0:
-            file = references.save(source, fingerprint, recipe, said_E2)
+            file = references.save(source, fingerprint, recipe, Reference(logps_E2, checksums_E))
             unread = len(source) - int(is_long_E.sum()) - len(found.examples)
             left = f", {unread} could not be read" if unread else ""
             print(f"{source.name}: asked about {len(found.examples)} of {len(source)} pairs{left}: {file}")

@@ -12,7 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -202,18 +202,37 @@ def test_the_examples_of_extensions_train_together(clone):
         "--config.log.writers=mlflow",
         "--config.data.val_size=0.2", "--config.optimizer.name=lion", "--config.optimizer.moments=bfloat16",
     )  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(clone)}
-    done = subprocess.run(
-        [sys.executable, "-m", "jaxmm.train", *flags], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
+    done = trained(clone, flags)
     found = summary(clone / "run")["eval"]["quizzes"]
     assert 0 <= found["token_accuracy"] <= 1
     assert json.loads((clone / "run/config.json").read_text())["optimizer"]["name"] == "lion"
-    lines = [json.loads(line) for line in (clone / "run/metrics.jsonl").read_text().splitlines()]
-    assert all(0 <= line["easy_targets"] <= 1 for line in lines if "loss" in line)
+    assert_easy_targets(clone / "run")
     assert "warning: no more MLflow" not in done.stderr
     told = (clone / "mlflow.txt").read_text().splitlines()
     assert told[:2] == ["start_run run_id=None run_name='run'", "log_dict"]
     assert any(line.startswith("log_metrics step=2") for line in told)
     assert (told[-2], told[-1]) == ("log_image", "end_run")
+    pairs = [{"prompt": f"Which colour, {i}?", "chosen": "red", "rejected": "green or blue"} for i in range(40)]
+    (clone / "pairs.json").write_text(json.dumps(pairs))
+    trained(clone, [
+        *TINY, "--config=configs/base.py", "--workdir=preferred", "--config.data.path=pairs.json",
+        "--config.objective=simpo", "--config.optimizer.name=lion",
+    ])  # fmt: skip
+    assert_easy_targets(clone / "preferred")
+
+
+def trained(clone: Path, flags: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """A run by the package in a folder."""
+    environment = {**os.environ, "PYTHONPATH": str(clone)}
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxmm.train", *flags], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def assert_easy_targets(workdir: Path) -> None:
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    found = [line["easy_targets"] for line in lines if "loss" in line]
+    assert found
+    assert all(0 <= share <= 1 for share in found)

@@ -2,7 +2,8 @@
 
 A run whose weights are not those of the reference (all but runs of adapters alone) has it from here. A file is found by
 a hash of all that its numbers depend on: the data, how media are taken, the template, the dtype, and the weights, by
-their fingerprint. So numbers of another model or of other data are never found.
+their fingerprint. So numbers of another model or of other data are never found. Of media in files of their own the data
+has the paths alone: their checksum is kept beside the numbers of each pair, and compared whenever the pair is read.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ import numpy as np
 
 from jaxmm.atomic import read_json, write_json
 from jaxmm.checkpoints.base import Base, kept
-from jaxmm.data.packing.lengths import Lengths, is_whole, save_array
+from jaxmm.data.packing.lengths import Lengths, Reference, is_whole, save_array
 from jaxmm.data.packing.limits import Budgets
 from jaxmm.errors import UserError
 from jaxmm.recipe import Recipe
 
 FILE, FORMAT = "reference.json", 1  # in the workdir of a run that has one
-FOLDER = "references"  # in the cache
+FOLDER, KEPT = "references", 2  # in the cache, and the format of what is kept there
+DTYPE = np.dtype([("logps", "<f4", 2), ("checksum", "<u4")])  # of an example, as ``Reference`` has them
 
 
 def fingerprint_of(init_from: str) -> str:
@@ -54,22 +56,21 @@ def noted(workdir: Path) -> str:
 
 
 def file_of(source: Lengths, fingerprint: str, recipe: Recipe) -> Path:
-    """Where a reference's numbers of a source are kept: float32 (examples, 2).
-
-    NaN where it was not asked, as the pair was longer than a row; infinite where its media could not be read.
-    """
+    """Where a reference's numbers of a source are kept: DTYPE (examples,)."""
     meta = source.prepared.meta
     spec = source.spec.key(meta.get("media", ()))
     held = str(recipe.model.frozen)  # as the weights are asked, in few bits or not
-    key = [FORMAT, fingerprint, meta["fingerprint"], spec, meta["template"], recipe.compute.dtype, held]
+    key = [KEPT, fingerprint, meta["fingerprint"], spec, meta["template"], recipe.compute.dtype, held]
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
     return recipe.cache / FOLDER / f"{name}.npy"
 
 
-def save(source: Lengths, fingerprint: str, recipe: Recipe, said_E2: np.ndarray) -> Path:
+def save(source: Lengths, fingerprint: str, recipe: Recipe, said: Reference) -> Path:
     file = file_of(source, fingerprint, recipe)
     file.parent.mkdir(parents=True, exist_ok=True)
-    save_array(file, said_E2.astype(np.float32))
+    saved = np.zeros(len(source), DTYPE)
+    saved["logps"], saved["checksum"] = said
+    save_array(file, saved)
     return file
 
 
@@ -83,9 +84,10 @@ def attach(sources: Sequence[Lengths], fingerprint: str, recipe: Recipe, budgets
         file = file_of(source, fingerprint, recipe)
         lacking = len(source)
         if is_whole(file):
-            source.reference_E2 = np.load(file, mmap_mode="r")
+            found = np.load(file, mmap_mode="r")
+            source.reference = Reference(found["logps"], found["checksum"])
             fits = ~source.is_long(source.all_needs, budgets)
-            lacking = int((np.isnan(source.reference_E2).any(1) & fits).sum())
+            lacking = int((np.isnan(found["logps"]).any(1) & fits).sum())
         if lacking:
             raise UserError(
                 f"{source.name}: the reference was not asked about {lacking} of {len(source)} pairs: ask it by "

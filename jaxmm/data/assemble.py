@@ -6,8 +6,9 @@ anything that does.
 
 from __future__ import annotations
 
-import collections
 import math
+import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from jaxmm.batch import IGNORED, Batch, ImageSpec, Pairs, Stream
 from jaxmm.data.layout import bidirectional_blocks, lay_out, text_positions
+from jaxmm.data.media import opening
 from jaxmm.data.media.medium import BadMedia, Item, Placed, Settings, Space
 from jaxmm.data.media.table import MEDIA, medium_of, stream_places
 from jaxmm.data.packing.lengths import widths_of
@@ -22,12 +24,13 @@ from jaxmm.data.packing.limits import PAIRS
 from jaxmm.data.packing.pieces import segments_of
 from jaxmm.data.packing.plan import Budgets, Lengths, Piece, Row
 
-# Why a pair becomes padding whose media can be read now, and could not when the reference was asked.
+# Why a pair becomes padding whose media can be read now: they could not when the reference was asked, or were others.
 UNKNOWN = "it could not be read when the reference was asked: run `jaxmm reference` again"
+REPLACED = "its media are not those that the reference was asked about: run `jaxmm reference` again"
 
 
 class Skipped(NamedTuple):
-    """A piece that became padding because one of its media could not be decoded, or by UNKNOWN.
+    """A piece that became padding because one of its media could not be decoded, or by UNKNOWN or REPLACED.
 
     Attributes:
       medium: the name of that medium; number: its place among the media of the document.
@@ -47,7 +50,10 @@ class Loaded(NamedTuple):
     all_rows: list[Row]  # of the global batch, whichever process loads them
     answers_BT: np.ndarray  # int32: which answer of the row the target at t belongs to, from 1; 0 for none
     skipped: list[Skipped]
-    media: Mapping[str, int]  # how many media of each name fill soft tokens in these rows; an image in tiles is one
+    media: Counter[str]  # how many media of each name fill soft tokens in these rows; an image in tiles is one
+    # Of preferences with media in files of their own, where it is compared or asked for: a checksum of these files, by
+    # source and example.
+    checksums: dict[tuple[int, int], int]
 
 
 def row_bytes(budgets: Budgets, spec: ImageSpec, widths: Mapping[str, int] = {}) -> int:
@@ -116,14 +122,16 @@ class Assembler:
         loss_weights: Sequence[float] = (),
         fast_decode: bool = False,
         backwards: bool = False,
+        has_checksums: bool = False,
     ):
         """
         Args:
           loss_weights: what a target of each source weighs in the loss; 1 by default.
           jitter, seed, fast_decode, backwards: as in ``medium.Settings``.
+          has_checksums: whether ``Loaded.checksums`` is asked for.
         """
         self.lengths, self.budgets, self.spec = list(lengths), budgets, spec
-        self.settings = Settings(jitter, seed, fast_decode, backwards)
+        self.settings, self.has_checksums = Settings(jitter, seed, fast_decode, backwards), has_checksums
         self.loss_weights = list(loss_weights) or [1.0] * len(self.lengths)
         self.widths = widths_of(self.lengths)
         self._places = stream_places(budgets.get, spec)
@@ -132,15 +140,15 @@ class Assembler:
         """Assembles rows, each a list of pieces, into a Batch of len(rows)."""
         batch = empty_batch(len(rows), self.budgets, self.spec, self.widths)
         answers_BT = np.zeros_like(batch.targets_BT)
-        skipped: list[Skipped] = []
-        media = collections.Counter[str]()
-        for b, row in enumerate(rows):
-            media.update(self._fill_row(batch, answers_BT, b, row, skipped))
-        return Loaded(batch, rows, rows, answers_BT, skipped, media)
+        loaded = Loaded(batch, rows, rows, answers_BT, [], Counter(), {})
+        for b in range(len(rows)):
+            self._fill_row(loaded, b)
+        return loaded
 
-    def _fill_row(self, batch: Batch, answers_BT: np.ndarray, b: int, row: Row, skipped: list[Skipped]) -> list[str]:
-        """Fills row b of the batch. Returns the name of each medium with soft tokens that it has written."""
-        at, answer, pair, media, space = 0, 0, 0, list[str](), Space(batch, b)
+    def _fill_row(self, loaded: Loaded, b: int) -> None:
+        """Fills row b of a batch, and adds what the host needs to know of it."""
+        batch, row, answers_BT, skipped = loaded.batch, loaded.rows[b], loaded.answers_BT, loaded.skipped
+        at, answer, pair, space = 0, 0, 0, Space(batch, b)
         for piece, segments in zip(row, segments_of(row, self.lengths), strict=True):
             lengths = self.lengths[piece.source]
             record = lengths.prepared.read(piece.example)
@@ -152,16 +160,22 @@ class Assembler:
             if layout.second and not self._is_known(piece):
                 skipped.append(Skipped(record.origin, UNKNOWN))
                 continue
-            filled = space.copy()
+            filled, has_checksum = space.copy(), bool(layout.second) and self._has_checksum(piece.source)
             try:
-                slots, placed, written = self._fill_media(filled, piece, parts)
+                with opening.checksums(has_checksum) as files:
+                    slots, placed, written = self._fill_media(filled, piece, parts)
+                checksum = zlib.crc32(np.array([*files.values()], "<u4").tobytes()) if files else 0
+                if has_checksum and not self._is_asked(piece, checksum):
+                    raise BadMedia(REPLACED)
             except BadMedia as error:
                 for medium in MEDIA.values():  # clear what was written before the bad one
                     medium.clear(space)
-                skipped.append(Skipped(record.origin, str(error), error.medium, error.number - first_image))
+                skipped.append(Skipped(record.origin, str(error), error.medium, max(error.number - first_image, 0)))
                 continue  # its place stays padding: the plan does not move
             space = filled
-            media += written
+            loaded.media.update(written)
+            if files:
+                loaded.checksums[piece.source, piece.example] = checksum
             batch.text.values[b, here] = layout.tokens
             for half, segment in zip(layout.halves, segments, strict=True):
                 batch.text.positions[b, here][half] = text_positions(layout.slots[half], placed, self.spec)
@@ -178,18 +192,26 @@ class Assembler:
             batch.sources_BT[b, here] = piece.source
             answers_BT[b, here] = np.where(layout.answers > 0, layout.answers + answer, 0)
             answer += int(layout.answers.max(initial=0))
-        return media
 
     def _is_known(self, piece: Piece) -> bool:
         """Whether what the reference says of a pair is there, or is asked in each step."""
-        known = self.lengths[piece.source].reference_E2
-        return known is None or bool(np.isfinite(known[piece.example]).all())
+        known = self.lengths[piece.source].reference
+        return known is None or bool(np.isfinite(known.logps_E2[piece.example]).all())
+
+    def _has_checksum(self, source: int) -> bool:
+        """Whether the files of the media of a source's pairs are told or compared."""
+        return self.has_checksums or self.lengths[source].reference is not None
+
+    def _is_asked(self, piece: Piece, checksum: int) -> bool:
+        """Whether a pair's media are those that the reference was asked about."""
+        known = self.lengths[piece.source].reference
+        return known is None or int(known.checksums_E[piece.example]) == checksum
 
     def _fill_pair(self, batch: Batch, b: int, pair: int, piece: Piece, segment: int) -> None:
         """Fills place ``pair`` of row b; ``segment``: of its first half."""
         assert batch.pairs is not None, "the plan counts pairs"
         source = self.lengths[piece.source]
-        reference = 0.0 if source.reference_E2 is None else source.reference_E2[piece.example]
+        reference = 0.0 if source.reference is None else source.reference.logps_E2[piece.example]
         verdict, weight = source.prepared.verdict_E[piece.example], self.loss_weights[piece.source]
         of_pair = segment, verdict, weight, piece.source, reference
         for array, value in zip(batch.pairs, of_pair, strict=True):

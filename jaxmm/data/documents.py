@@ -170,10 +170,11 @@ class Document(NamedTuple):
       labels: groups for an evaluation, as ("colour", "unseen").
       tools: JSON list of the available tools, as the data has it; '' for none.
       objects: one for each mark in the texts, in order, until ``boxes`` has written them there.
-      verdict: of preference data, what is known of the last turn, an answer: one of VERDICTS.
-      other: the turns that it is compared with, (): the same ones but for the last. Of a pair ("better") that is the
-        rejected answer, of a judged one ("wanted", "unwanted") the answer to another prompt of the same unit. Media
-        stand before the last turn alone.
+      verdict: of preference data, what is known of the answer, which begins with the first turn that is a target: one
+        of VERDICTS.
+      other: the turns that it is compared with, (): the same prompt, and another answer. Of a pair ("better") that is
+        the rejected one, of a judged one ("wanted", "unwanted") the answer to another prompt of the same unit. Media
+        stand in the prompt alone.
     """
 
     turns: tuple[Turn, ...]

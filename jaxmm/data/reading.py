@@ -20,9 +20,9 @@ ON_ERROR = ("stop", "skip")
 PREFERENCES = ("", "pairs", "judged")
 # The names in ``config.data.columns`` that one kind of preferences has alone.
 OF_PREFERENCES = {"chosen": "pairs", "rejected": "pairs", "label": "judged"}
-OBJECTIVES = {  # of ``config.objective``, for messages
-    "pairs": "config.objective=dpo (or ipo, simpo, orpo)",
-    "judged": "config.objective=kto",
+OBJECTIVES = {  # of ``config.objective``, for messages; ``jaxmm prepare`` knows the data alone
+    "pairs": "config.objective=dpo (or ipo, simpo, orpo; --preferences=pairs of jaxmm prepare)",
+    "judged": "config.objective=kto (--preferences=judged of jaxmm prepare)",
 }
 BARE = ("stop", "text")
 MAX_SKIPPED = 0.05  # fraction of a source's documents; a single skipped one never stops the run
@@ -85,10 +85,8 @@ class Reading:
             known = f"{' or '.join(BARE)}{nearest(self.bare_placeholder, BARE)}"
             raise UserError(f"config.data.bare_placeholder '{self.bare_placeholder}' must be {known}")
         if self.preferences not in PREFERENCES:
-            raise ValueError(f"preferences {self.preferences!r} are none of {PREFERENCES}")
-        if self.preferences not in PREFERENCES:
             known = f"{' or '.join(filter(None, PREFERENCES))}{nearest(self.preferences, PREFERENCES)}"
-            raise UserError(f"preferences '{self.preferences}' must be {known}")
+            raise UserError(f"--preferences '{self.preferences}' must be {known}")
         if self.boxes not in KINDS:
             known = f"one of {', '.join(filter(None, KINDS))}{nearest(self.boxes, KINDS)}"
             raise UserError(f"config.data.boxes '{self.boxes}' must be {known}")

@@ -31,11 +31,18 @@ from jaxmm.training.step import Predictions
 
 
 class Answers(NamedTuple):
-    """What a model says of both answers of examples: of each the log-probabilities, summed, and the tokens."""
+    """What a model says of both answers of examples: of each the log-probabilities, summed, and the tokens.
+
+    Attributes:
+      checksums: as ``Loaded.checksums``, 0 for none.
+      skipped: examples that became padding, see ``Loaded.skipped``.
+    """
 
     examples: list[int]
     logps: list[tuple[float, float]]
     tokens: list[tuple[int, int]]
+    checksums: list[int]
+    skipped: list[int]
 
     def said(self) -> Said:
         return Said(*(jnp.asarray(np.array(x, np.float32).reshape(1, -1, 2)) for x in (self.logps, self.tokens)))
@@ -51,10 +58,16 @@ def add_answers(predictions: Predictions, loaded: Loaded, lengths: Sequence[Leng
             for of in (-nll[b].astype(np.float64), np.ones_like(nll[b]))
         )
         for piece, own in zip(row, segments_of(row, lengths), strict=True):
-            if len(own) == 2 and own[-1] < len(tokens) and tokens[list(own)].all():  # else its medium was not readable
-                found[piece.source].examples.append(piece.example)
-                found[piece.source].logps.append((float(logps[own[0]]), float(logps[own[1]])))
-                found[piece.source].tokens.append((int(tokens[own[0]]), int(tokens[own[1]])))
+            if len(own) != 2:
+                continue
+            of_source = found[piece.source]
+            if own[-1] >= len(tokens) or not tokens[list(own)].all():  # its place is padding
+                of_source.skipped.append(piece.example)
+                continue
+            of_source.examples.append(piece.example)
+            of_source.logps.append((float(logps[own[0]]), float(logps[own[1]])))
+            of_source.tokens.append((int(tokens[own[0]]), int(tokens[own[1]])))
+            of_source.checksums.append(loaded.checksums.get((piece.source, piece.example), 0))
 
 
 class PreferenceEvaluator(Evaluator):
@@ -92,12 +105,12 @@ class PreferenceEvaluator(Evaluator):
         return figures
 
     def answers(self, params: Any) -> list[Answers]:
-        """What the model says of the pairs of each source."""
-        return self._asked([lambda batch: self._step(params, batch)], self.corpus.lengths)[0]
+        """What the model says of the pairs of each source, with checksums."""
+        return self._asked([lambda batch: self._step(params, batch)], self.corpus.lengths, has_checksums=True)[0]
 
     def _asked(
         self, steps: Sequence[Callable[[Batch], Predictions]], lengths: Sequence[Lengths],
-        which: Mapping[str, np.ndarray] | None = None,
+        which: Mapping[str, np.ndarray] | None = None, has_checksums: bool = False,
     ) -> list[list[Answers]]:  # fmt: skip
         """By step and source; ``lengths`` and ``which`` as in ``Evaluator._run``."""
 
@@ -106,8 +119,8 @@ class PreferenceEvaluator(Evaluator):
 
         only_those = None if which is None else chosen
         plan = Pass(lengths, self.budgets, self.batch_size, examples=self.examples, which=only_those)
-        assemble = Assembler(lengths, self.budgets, self.recipe.image)
-        found = [[Answers([], [], []) for _ in lengths] for _ in steps]
+        assemble = Assembler(lengths, self.budgets, self.recipe.image, has_checksums=has_checksums)
+        found = [[Answers([], [], [], [], []) for _ in lengths] for _ in steps]
         for loaded, predictions in self._predicted(plan, assemble, steps):
             for asked, own in zip(predictions, found, strict=True):
                 add_answers(asked, loaded, lengths, own)
@@ -115,8 +128,9 @@ class PreferenceEvaluator(Evaluator):
 
     def _figures(self, source: Lengths, found: list[Answers]) -> Figures:
         count, spec = len(found[0].examples), self.spec
+        skipped: Figures = {"pairs_skipped": len(found[0].skipped)} if found[0].skipped else {}
         if not count:
-            return {"loss": None, "pairs": 0}
+            return {"loss": None, "pairs": 0} | skipped
         verdicts = np.asarray(source.prepared.verdict_E)[found[0].examples].astype(np.int32)[None]
         ones, none = np.ones((1, count), np.float32), np.zeros_like(verdicts)
         pairs = Pairs(ones.astype(np.int32), verdicts, ones, none, np.zeros((1, count, 2), np.float32))
@@ -128,7 +142,7 @@ class PreferenceEvaluator(Evaluator):
             total, number = divergence(policy, reference, pairs, spec)
             kl = max(0.0, float(total / number))
         own = jax.device_get(losses(policy, reference, pairs, spec, kl))
-        figures: Figures = {"loss": float(own.loss_BC.mean()), "pairs": count}
+        figures: Figures = {"loss": float(own.loss_BC.mean()), "pairs": count} | skipped
         figures["preference_accuracy"] = float(own.right_BC.mean())
         if "unseen" in source.prepared.meta["labels"]:
             right = own.right_BC[0][has_label(source, "unseen")[found[0].examples]]
@@ -148,8 +162,8 @@ class PreferenceEvaluator(Evaluator):
 
     def _known(self, source: Lengths, examples: list[int], policy: Said) -> Said:
         """What the reference was asked before."""
-        assert source.reference_E2 is not None, "a run without it stops at its start"
-        return policy._replace(logps_BC2=jnp.asarray(source.reference_E2[examples])[None])
+        assert source.reference is not None, "a run without it stops at its start"
+        return policy._replace(logps_BC2=jnp.asarray(source.reference.logps_E2[examples])[None])
 
 
 def make_evaluator(corpus: Corpus, recipe: Recipe, mesh: Any, **options: int) -> Evaluator:

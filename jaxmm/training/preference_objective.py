@@ -22,7 +22,7 @@ from jaxmm.models.tables import Head
 from jaxmm.models.tree import only
 from jaxmm.training.loss import Targets, cross_entropy, select_targets
 from jaxmm.training.preference import WANTED, PairFigures, PreferenceSpec, Said, divergence, losses
-from jaxmm.training.step import Objective
+from jaxmm.training.step import Objective, target_sums
 
 Place = tuple[jax.Array, Head]  # hidden states at places in the rows (B, R, D), vocabulary projection
 # (params, batch, target_positions_BR) -> those of the model, and of the reference; None where it was asked before
@@ -66,8 +66,9 @@ def make_objective(
         (value, figures), slope_BC2 = jax.value_and_grad(summed, has_aux=True)(policy.logps_BC2)
         parts = halves_BRC2.shape[0] // slope_BC2.shape[0]
         weights_BR = -_dot("bcz,brcz->br", jnp.repeat(slope_BC2, parts, 0), halves_BRC2)
-        sloped, _ = cross_entropy(x_BRD, head, targets.tokens_BR, weights_BR, softcap=logit_softcap)
-        return sloped + lax.stop_gradient(value - sloped), sums(figures, pairs, spec, sources)
+        sloped, terms = cross_entropy(x_BRD, head, targets.tokens_BR, weights_BR, softcap=logit_softcap)
+        found = target_sums(targets, terms, sources) | sums(figures, pairs, spec, sources)
+        return sloped + lax.stop_gradient(value - sloped), found
 
     return Objective(
         total=lambda batch: _pairs(batch).weights_BC.sum(), loss=loss, known=known if spec.judges else None
@@ -98,7 +99,7 @@ def said(place: Place, targets: Targets, halves_BRC2: jax.Array, rows: int, soft
 
 
 def sums(figures: PairFigures, pairs: Pairs, spec: PreferenceSpec, sources: int) -> dict[str, Any]:
-    """Fields of ``Metrics``, each a sum over the pairs, by their weights; those of microbatches are added."""
+    """Those fields of ``Metrics`` that are sums over the pairs, by their weights; those of microbatches are added."""
     weight_BC = pairs.weights_BC
     is_source = pairs.sources_BC[..., None] == jnp.arange(sources)
 

@@ -39,8 +39,9 @@ class Metrics(NamedTuple):
     ``source`` arrays have one entry a source. The evaluation's figures are made in ``evaluator``.
     """
 
-    loss_sum: jax.Array  # of negative log-likelihoods, in nats
-    weight_sum: jax.Array
+    loss_sum: jax.Array  # of negative log-likelihoods, in nats; of preferences, of the losses of pairs
+    weight_sum: jax.Array  # of the same targets or pairs
+    target_weight_sum: jax.Array  # of targets; of preferences, those of both answers
     source_loss_sum: jax.Array
     source_weight_sum: jax.Array
     correct_sum: jax.Array  # weighted count of targets that were the most likely token
@@ -69,8 +70,11 @@ def init_state(params, optimizer: optax.GradientTransformation, trainable: Train
     return TrainState(jnp.int32(0), params, optimizer.init(trainable.split(params)[0]), jnp.int32(0))
 
 
-def _sums(targets: Targets, terms: TokenLoss, sources: int, image_offset: int) -> dict[str, Any]:
-    """Fields of ``Metrics``, each a sum over the targets; those of microbatches are added."""
+def target_sums(targets: Targets, terms: TokenLoss, sources: int, image_offset: int = 0) -> dict[str, Any]:
+    """Fields of ``Metrics``, each a sum over the targets; those of microbatches are added.
+
+    Of preferences the targets are those of both answers, and ``preference_objective.sums`` takes the place of some.
+    """
     weights = targets.weights_BR
     nll = weights * terms.nll_BR
     is_source = targets.sources_BR[..., None] == jnp.arange(sources)
@@ -86,6 +90,7 @@ def _sums(targets: Targets, terms: TokenLoss, sources: int, image_offset: int) -
     return {
         "loss_sum": nll.sum(),
         "weight_sum": weights.sum(),
+        "target_weight_sum": weights.sum(),
         "source_loss_sum": by_source(nll),
         "source_weight_sum": by_source(weights),
         "correct_sum": (weights * terms.correct_BR).sum(),
@@ -134,7 +139,7 @@ def make_train_step(
     def of_targets(params, batch: Batch, _) -> tuple[jax.Array, dict[str, Any]]:
         hidden_at = functools.partial(apply, params, batch)
         loss_sum, targets, terms = batch_loss(hidden_at, batch, target_budget, z_loss, logit_softcap)
-        return loss_sum, _sums(targets, terms, sources, image_offset)
+        return loss_sum, target_sums(targets, terms, sources, image_offset)
 
     goal = objective or Objective(lambda batch: batch.weights_BT.sum(), of_targets)
 

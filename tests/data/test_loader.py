@@ -19,12 +19,14 @@ import pytest
 from conftest import IMAGE, chat, picture, plain, random_documents, rows_of
 
 from jaxmm.batch import IGNORED
-from jaxmm.data.assemble import Assembler, Loaded, Skipped
+from jaxmm.data.assemble import REPLACED, Assembler, Loaded, Skipped
 from jaxmm.data.documents import Image, Source, Unit
 from jaxmm.data.layout import lay_out
 from jaxmm.data.loader import batches
 from jaxmm.data.media.image import JITTER_FROM
+from jaxmm.data.media.opening import BLOCK, SAMPLES, checksum_of
 from jaxmm.data.media.picture import decode
+from jaxmm.data.packing.lengths import Reference
 from jaxmm.data.packing.plan import Budgets, Lengths, Pass, Piece, Plan
 from jaxmm.data.prepare.prepare import prepare
 from jaxmm.data.prepare.prepared import Prepared
@@ -291,6 +293,44 @@ def test_an_image_that_changed_size_is_skipped_with_its_reason(tmp_path, templat
     assert load(lengths, [0, 1]).skipped == [Skipped("x, record 1", "missing")]
 
 
+def test_a_pair_is_loaded_with_the_very_files_that_the_reference_was_asked_about(tmp_path, template):
+    paths = [tmp_path / f"{name}.png" for name in "ab"]
+    for n, path in enumerate(paths):
+        path.write_bytes(picture(16, 16, n).data)
+    asked = [[Image(path=str(path)), "who?"] for path in paths] + [[picture(16, 16), "who?"], ["who?"]]
+    documents = [
+        chat(question, "me", origin=f"x, record {n}")._replace(verdict="better", other=chat(question, "you").turns)
+        for n, question in enumerate(asked)
+    ]
+    unit = Unit("", 0, 4, 0)
+    source = Source("pairs", (), "{}", lambda: [unit], lambda _: iter(documents))
+    lengths = Lengths(Prepared(prepare(source, template, tmp_path / "cache")), IMAGE)
+    rows = [[Piece(0, e, 0, int(lengths.tokens_E[e])) for e in pair] for pair in ([0, 1], [2, 3])]
+    budgets = BUDGETS._replace(pairs=2)
+    assert not Assembler([lengths], budgets, IMAGE)(rows).checksums
+    found = Assembler([lengths], budgets, IMAGE, has_checksums=True)(rows).checksums
+    assert {example for _, example in found} == {0, 1}, "those with media in files of their own"
+    checksums = np.array([found.get((0, e), 0) for e in range(4)], np.uint32)
+    lengths.reference = Reference(np.full((4, 2), -1, np.float32), checksums)
+    assert not Assembler([lengths], budgets, IMAGE)(rows).skipped
+    paths[1].write_bytes(picture(16, 16, 7).data)
+    loaded = Assembler([lengths], budgets, IMAGE)(rows)
+    assert loaded.skipped == [Skipped("x, record 1", REPLACED)]
+    assert loaded.batch.pairs.segments_BC.tolist() == [[1, 0], [1, 3]]
+    assert (loaded.batch.patches.segments[0] > 0).sum() == 16, "those of the first alone"
+
+
+@pytest.mark.parametrize("size", [0, 5, BLOCK, 3 * BLOCK + 1, SAMPLES * BLOCK, SAMPLES * BLOCK + 7])
+def test_a_checksum_tells_the_first_and_the_last_byte_of_a_file_and_its_size(size):
+    content = bytearray(size)
+    told = [checksum_of(io.BytesIO(content), size)]
+    for at in (0, -1)[: min(size, 2)]:
+        content[at] ^= 1
+        told.append(checksum_of(io.BytesIO(content), size))
+    told.append(checksum_of(io.BytesIO(bytes(size + 1)), size + 1))
+    assert len(set(told)) == len(told)
+
+
 # Memory and processes
 
 
@@ -348,7 +388,7 @@ class Slow:
 
     def __call__(self, rows):
         self.calls += 1
-        return Loaded(os.getpid(), rows, rows, None, [], {}) if self.calls == 1 else time.sleep(60)
+        return Loaded(os.getpid(), rows, rows, None, [], {}, {}) if self.calls == 1 else time.sleep(60)
 
 
 @pytest.mark.slow

@@ -110,6 +110,21 @@ def test_sft_targets_are_the_answers_and_their_ends(templates):
     assert len(encoded.run_flags) == 6  # three answers, each after other tokens
 
 
+def test_a_pair_is_its_two_conversations_one_after_the_other_whatever_turns_their_answers_have(templates):
+    template, asked = templates["sft"], Turn("user", (PICTURE, Text("how many?")), False)
+    call = Turn("assistant", (), True, calls='[{"function": {"name": "count", "arguments": {}}}]')
+    counted = (asked, call, Turn("tool", (Text("3"),), False), Turn("assistant", (Text("three"),), True))
+    guessed = (asked, Turn("assistant", (Text("some"),), True))
+    pair = template.encode(Document(counted, "x", verdict="better", other=guessed))
+    one, other = (template.encode(Document(turns, "x")) for turns in (counted, guessed))
+    assert pair.tokens.tolist() == [*one.tokens, *other.tokens]
+    assert flags_of(pair).tolist() == [*flags_of(one), *flags_of(other)]
+    assert (pair.second, *pair.image_at) == (len(one.tokens), *one.image_at)
+    learnt = written(template, one, TARGET)
+    assert "count" in learnt
+    assert "3" not in learnt
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_document_is_a_target_from_end_to_end(templates, objective):
     template = templates[objective]

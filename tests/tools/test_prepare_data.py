@@ -100,6 +100,7 @@ def test_the_program_prepares_with_workers_and_tells_its_progress_in_plain_lines
         (["--input=/no/where", "--output=y"], "no file /no/where"),
         (["--input=x", "--output=y", "--mixture=a:b"], "--mixture: 'a:b' has no positive share"),
         (["--input=x", "--output=y", "--worker=2"], "unknown flag --worker; did you mean '--workers'"),
+        (["--input=x", "--output=y", "--preferences=pair"], "--preferences 'pair' must be pairs or judged; did you"),
     ],
 )
 def test_a_mistake_is_one_line(arguments, says):
@@ -107,6 +108,14 @@ def test_a_mistake_is_one_line(arguments, says):
         tool.main(arguments)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("asked", "says"), [("", "pairs"), ("judged", "pairs"), ("pairs", "pairs")])
+def test_data_of_other_preferences_names_the_flag_that_reads_it(asked, says, tmp_path):
+    record = {"prompt": "Who?", "chosen": "I.", "rejected": "You."}
+    (tmp_path / "pairs.json").write_text(json.dumps([record if asked != "pairs" else {"text": "a page"}]))
+    with pytest.raises(UserError, match=rf"--preferences={says} of jaxmm prepare"):
+        tool.main([f"--input={tmp_path / 'pairs.json'}", f"--output={tmp_path / 'out'}", f"--preferences={asked}"])
 
 
 def test_an_earlier_state_in_the_output_is_named_and_not_mixed_in(tmp_path, capsys):

@@ -25,6 +25,7 @@ from jaxmm.models.trainable import Trainable
 from jaxmm.models.tree import flat, joined, nested
 from jaxmm.training.preference import OBJECTIVES, PreferenceSpec, Said, losses
 from jaxmm.training.preference_objective import make_both, make_objective
+from jaxmm.training.program import dropping, make_noise
 from jaxmm.training.step import init_state, make_train_step
 
 BUDGETS = Budgets(tokens=256, patches=256, items=16, targets=64, pairs=8)
@@ -67,14 +68,17 @@ def batch_of(lengths_of, documents: list[Document], rows: list[list[int]]) -> An
     return Assembler([lengths], BUDGETS, IMAGE)(rows_of(lengths, *rows)).batch
 
 
-def stepped(tiny, adapted, batch: Any, spec: PreferenceSpec, accumulation: int = 1, sizes: Any = None) -> Any:
+def stepped(
+    tiny, adapted, batch: Any, spec: PreferenceSpec, accumulation: int = 1, sizes: Any = None, dropout: float = 0.0
+) -> Any:
     """The metrics of a step, and the gradients of the factors."""
     model, params = adapted
+    model = dropping(model, dropout)
     both = make_both(model, tiny.compute, shares_media=False, asks_reference=spec.has_reference)
     objective = make_objective(both, spec, target_budget=BUDGETS.targets, sources=1)
     step = make_train_step(
         tiny.forward, keep_gradient, trainable=ADAPTED, accumulation=accumulation, target_budget=BUDGETS.targets,
-        sources=1, objective=objective,
+        sources=1, objective=objective, noise=make_noise(model, 7),
     )  # fmt: skip
     sizes = sizes or {"data": 1}
     mesh = sharding.make_mesh(sizes, jax.devices()[: int(np.prod(list(sizes.values())))])
@@ -210,7 +214,20 @@ def test_rows_microbatches_and_meshes_change_nothing(
     batch = batch_of(lengths_of, documents(spec), rows)
     other, found = stepped(tiny, adapted, batch, spec, accumulation, sizes)
     assert float(other.loss_sum) == pytest.approx(float(metrics.loss_sum), rel=1e-5)
+    assert float(other.target_weight_sum) == float(metrics.target_weight_sum)
     assert_same_gradients(found, wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [{"data": 2, "fsdp": 4}, {"data": 4, "tensor": 2}])
+def test_dropout_of_adapters_is_the_same_on_another_mesh(sizes, tiny, adapted, lengths_of):
+    spec = PreferenceSpec("dpo", beta=0.3)
+    batch = batch_of(lengths_of, documents(spec), [[0, 1], [2], *[[]] * 6])
+    one = stepped(tiny, adapted, batch, spec, dropout=0.3)
+    other, gradients = stepped(tiny, adapted, batch, spec, sizes=sizes, dropout=0.3)
+    assert float(other.loss_sum) == pytest.approx(float(one[0].loss_sum), rel=1e-5)
+    assert_same_gradients(gradients, one[1])
+    assert float(one[0].loss_sum) != pytest.approx(float(stepped(tiny, adapted, batch, spec)[0].loss_sum), rel=1e-3)
 
 
 def test_media_of_a_pair_are_in_the_row_once_and_its_answers_see_nothing_of_each_other(lengths_of):

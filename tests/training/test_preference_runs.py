@@ -14,11 +14,13 @@ import PIL.Image
 import pytest
 import small_run
 from made_folders import folder_of
+from small_run import by_variables, free_port, start
 
 import jaxmm
 from jaxmm import command, evaluate, inspect, reference, train
 from jaxmm.atomic import read_lines
-from jaxmm.data.assemble import UNKNOWN
+from jaxmm.checkpoints import references
+from jaxmm.data.assemble import REPLACED, UNKNOWN
 from jaxmm.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("whole_transformers")
@@ -176,6 +178,52 @@ def test_a_pair_that_the_reference_could_not_read_is_left_out_and_told(qwen_vl, 
     assert train.main([*whole, "--config.steps=3", *small_run.UNSEEN, f"--workdir={tmp_path / 'run'}"]) == 0
     (left,) = read_lines(tmp_path / "run" / "skipped.jsonl")
     assert (left["record"], left["reason"]) == (3, UNKNOWN)
+
+
+@pytest.mark.slow
+def test_a_picture_that_was_replaced_under_its_name_is_never_compared_with_what_was_said_of_another(
+    base, tmp_path, capsys
+):  # fmt: skip
+    for folder in ("data", "cache"):
+        (tmp_path / folder).mkdir()
+    picture = make_data(tmp_path / "data") / "3.png"
+    whole = [*arguments_of(tmp_path / "data", tmp_path / "cache", base), ADAPTERS[1], "--config.steps=3"]
+    whole.append("--config.eval.examples=24")
+    assert reference.main(whole) == 0
+    PIL.Image.new("RGB", (32, 24), (1, 2, 3)).save(picture)
+    assert train.main([*whole, f"--workdir={tmp_path / 'run'}"]) == 0
+    (left,) = read_lines(tmp_path / "run" / "skipped.jsonl")
+    assert (left["record"], left["reason"]) == (3, REPLACED)
+    held_out = json.loads((tmp_path / "run" / "summary.json").read_text())["eval"]["pairs"]
+    assert (held_out["pairs"], held_out["pairs_skipped"]) == (23, 1)
+    assert reference.main(whole) == 0
+    assert "asked about 24 of 25 pairs: " in capsys.readouterr().out
+    assert train.main([*whole, f"--workdir={tmp_path / 'again'}"]) == 0
+    assert not (tmp_path / "again" / "skipped.jsonl").exists()
+    assert "pairs_skipped" not in json.loads((tmp_path / "again" / "summary.json").read_text())["eval"]["pairs"]
+
+
+def test_what_was_kept_without_checksums_is_not_found(arguments, monkeypatch, tmp_path):
+    whole = [*arguments, "--config.objective=ipo", "--config.seed=3"]
+    monkeypatch.setattr(references, "KEPT", 1)
+    assert reference.main(whole) == 0
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="was not asked about 25 of 25 pairs"):
+        train.main([*whole, f"--workdir={tmp_path / 'run'}"])
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_losses_of_one_dropout_included(arguments, tmp_path):
+    asked = [one for one in arguments if "config.eval." not in one]
+    asked += [*ADAPTERS, "--config.adapter.dropout=0.2", "--config.steps=3", "--config.eval.every=0"]
+    running = [start(asked, tmp_path / "two", 4, **mine) for mine in by_variables(2, free_port())]
+    assert train.main([*asked, f"--workdir={tmp_path / 'one'}"]) == 0
+    outputs = [process.communicate(timeout=300)[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0], outputs
+    one, two = logged(tmp_path / "one"), logged(tmp_path / "two")
+    assert len(one) == 3
+    for name in ("loss", "preference_accuracy", "examples_seen"):
+        assert [line[name] for line in two] == pytest.approx([line[name] for line in one], rel=1e-6), name
 
 
 def test_judged_answers_are_learnt_by_kto(arguments, tmp_path):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import time
+import zlib
 from collections.abc import Iterator
+from contextvars import ContextVar
 from types import ModuleType
 from typing import IO, Any
 
@@ -17,6 +19,9 @@ NEEDS = f"needs the extra media: {extra('media')}"
 AV = 18  # the release of PyAV that is known: with another one every clip might look broken
 MAX_BYTES = 1 << 30  # of a file
 RETRY_SECONDS = (0.5, 2.0)  # waits between the tries to read a medium by URL
+SAMPLES, BLOCK = 32, 1 << 20  # of a file larger than both together, so many blocks of so many bytes are in its checksum
+
+_opened: ContextVar[dict[str, int] | None] = ContextVar("opened", default=None)
 
 
 def checked_av(what: str) -> ModuleType:
@@ -35,6 +40,31 @@ def checked_av(what: str) -> ModuleType:
 
 
 @contextlib.contextmanager
+def checksums(are_asked: bool = True) -> Iterator[dict[str, int]]:
+    """Yields the checksums of the files that this thread opens within, by their paths and URLs, in order.
+
+    Args:
+      are_asked: whether there are to be any.
+    """
+    found: dict[str, int] = {}
+    token = _opened.set(found if are_asked else None)
+    try:
+        yield found
+    finally:
+        _opened.reset(token)
+
+
+def checksum_of(file: IO[bytes], size: int) -> int:
+    """CRC-32 of a file's size and its bytes; of a large file, of blocks from its first to its last."""
+    whole = size <= SAMPLES * BLOCK
+    checksum = zlib.crc32(size.to_bytes(8, "little"))
+    for n in range(-(-size // BLOCK) if whole else SAMPLES):
+        file.seek(n * BLOCK if whole else n * (size - BLOCK) // (SAMPLES - 1))
+        checksum = zlib.crc32(file.read(BLOCK), checksum)
+    return checksum
+
+
+@contextlib.contextmanager
 def opened_file(part: Any, most: int = 1 << 62) -> Iterator[IO[bytes]]:
     """Opens the ``data`` or the ``path`` of a part: at least 1 byte, and at most ``most`` bytes.
 
@@ -47,6 +77,8 @@ def opened_file(part: Any, most: int = 1 << 62) -> Iterator[IO[bytes]]:
             raise BadMedia("empty")
         if size > most:
             raise BadMedia("too large")
+        if part.path and (found := _opened.get()) is not None:
+            found[part.path] = checksum_of(file, size)
         file.seek(0)
         yield file
 

@@ -33,6 +33,20 @@ ROUNDS = 4  # of shortening clips: a shorter clip may have longer text inside it
 CHECKSUM = 4  # bytes
 
 
+class Reference(NamedTuple):
+    """What a reference model says of a source's preferences.
+
+    Attributes:
+      logps_E2: float32 (E, 2), of both answers the log-probabilities of all their tokens, summed. NaN where it was not
+        asked, as the pair was longer than a row; infinite where its media could not be read.
+      checksums_E: uint32 (E,), of the files of its media, which the prepared data names by their paths alone; 0 of
+        pairs without such media.
+    """
+
+    logps_E2: np.ndarray
+    checksums_E: np.ndarray
+
+
 class Lengths:
     """The sizes of one source's examples under an ImageSpec.
 
@@ -47,11 +61,10 @@ class Lengths:
       inner: the text inside media; ``inner_I``, int64 (I,), counts its tokens.
       spans_I: int64 (I,), the text positions of each medium between its separators: soft tokens and text inside it.
       widths: D of the feature vectors, by the stream in which they travel; a stream without any is not there.
-      reference_E2: float32 (E, 2), of preferences what the reference says of both answers, where it was asked before:
-        the log-probabilities of all their tokens, summed.
+      reference: of preferences, what the reference says of them, where it was asked before.
     """
 
-    reference_E2: np.ndarray | None = None
+    reference: Reference | None = None
 
     def __init__(self, prepared: Columns, spec: ImageSpec, cache: Path | None = None, encode: Encode | None = None):
         """

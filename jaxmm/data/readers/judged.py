@@ -74,7 +74,7 @@ class Judged:
         if is_nothing(record.get(name, "")):
             raise SkipRecord("empty", f"its '{name}' is empty")
         document = self.form(origin, record, pictures)
-        prompt, answer = parted(origin, document, name)
+        prompt, (answer,) = parted(origin, document, name)
         if is_empty(answer):
             raise SkipRecord("empty", "its answer is empty")
         weights.check_unweighed(origin, record, answer)

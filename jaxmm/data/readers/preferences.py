@@ -1,13 +1,14 @@
 """Pairs of answers to one prompt, of which one is better (DPO's data): two documents of any conversation's format.
 
 The format that would read the prompt with one answer reads it twice, once with each. So all that holds of
-conversations (roles, media, tools, thinking) holds here. What the two readings share is the prompt.
+conversations (roles, media, tools, thinking) holds here. What the two readings share is the prompt. An answer may be
+several turns: calls of tools, their results, and what the assistant makes of them.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -15,7 +16,7 @@ from jaxmm.data.documents import Document, Text, Turn
 from jaxmm.data.readers import conversations, marks, weights
 from jaxmm.data.readers.alpaca import Alpaca
 from jaxmm.data.readers.columns import is_nothing
-from jaxmm.data.readers.conversations import Conversation, Exchange, from_text, of_list
+from jaxmm.data.readers.conversations import CALL, ROLES, Conversation, Exchange, from_text, of_list
 from jaxmm.data.readers.finding import BY_NAME
 from jaxmm.data.readers.kinds import KINDS
 from jaxmm.data.readers.parts import SkipRecord, column, listed
@@ -32,6 +33,7 @@ REJECTED_MEDIA = tuple(f"rejected_{name}" for kind in KINDS for name in (kind.ma
 INSIDE = "input"  # OpenAI's object of the prompt
 IN_INPUT = ("messages", "tools", "parallel_tool_calls")
 A_PROMPT = "a prompt is needed"
+OF_ANSWER = {"assistant", "tool"}  # roles of its turns
 NEEDS = {
     "pairs": "needs a chosen and a rejected answer to each prompt: name other columns with "
     "config.data.columns=prompt=COLUMN,chosen=COLUMN,rejected=COLUMN",
@@ -89,27 +91,29 @@ class Compared:
         if self.inside:
             record = self._opened(origin, record)
         better = self._with(origin, record, self.chosen, pictures)
-        prompt, chosen = parted(origin, better, self.chosen)
+        parted(origin, better, self.chosen)  # what is wrong with it alone is told first
+        other = self._with(origin, record, self.rejected, pictures)
+        at = _answers_at(better.turns, other.turns)
+        prompt, chosen = parted(origin, better, self.chosen, at)
         if self._is_whole and prompt[0].role == "assistant":
             raise UserError(f"{origin}: '{self.chosen}' begins with an answer: {A_PROMPT}")
         if prompt[-1].role == "assistant":  # most likely the chosen one, which the model would then copy
             raise UserError(f"{origin}: its prompt ends with an answer: a user's turn must come before '{self.chosen}'")
-        other_prompt, rejected = parted(origin, self._with(origin, record, self.rejected, pictures), self.rejected)
+        _, rejected = parted(origin, other, self.rejected, at)
         for name, answer in ((self.chosen, chosen), (self.rejected, rejected)):
-            if is_empty(answer):
+            if is_empty(answer[-1]):
                 raise SkipRecord("no pair", f"its '{name}' is empty")
-        weights.check_unweighed(origin, record, chosen, rejected)
-        if prompt != other_prompt:  # of whole conversations
-            pairs = zip(prompt, other_prompt, strict=False)
-            at = next((n for n, (one, other) in enumerate(pairs) if one != other), min(len(prompt), len(other_prompt)))
+        weights.check_unweighed(origin, record, *chosen, *rejected)
+        if not all(answer[0].role == "assistant" and set(_roles(answer)) <= OF_ANSWER for answer in (chosen, rejected)):
             raise UserError(
-                f"{origin}: '{self.chosen}' and '{self.rejected}' differ in turn {at + 1} of {len(prompt) + 1} and "
-                f"{len(other_prompt) + 1}: they may differ in their last turn alone, the answer"
+                f"{origin}: '{self.chosen}' and '{self.rejected}' differ in turn {at + 1} of {len(better.turns)} and "
+                f"{len(other.turns)}: they may differ in their answers alone, turns of the assistant at the end, with "
+                f"the results of its calls between them"
             )
         if chosen == rejected:
             raise SkipRecord("equal answers")
-        marks.check_none(origin, record, (*prompt, chosen, rejected), pictures.has_boxes)
-        return better._replace(turns=(*prompt, chosen), verdict="better", other=(*prompt, rejected))
+        marks.check_none(origin, record, (*prompt, *chosen, *rejected), pictures.has_boxes)
+        return better._replace(turns=(*prompt, *chosen), verdict="better", other=(*prompt, *rejected))
 
     def _check(self, origin: str, record: Mapping[str, Any]) -> None:
         """Raises UserError for a record without the columns of a pair, SkipRecord for one without a value in them."""
@@ -146,7 +150,7 @@ class Compared:
         if isinstance(form, Alpaca):
             return dataclasses.replace(form, response=name)(origin, record, pictures)
         if isinstance(form, Exchange):
-            answer = value if isinstance(value, str) else [_one(origin, name, value)]
+            answer = value if isinstance(value, str) else _answer(origin, name, value)
             return dataclasses.replace(form, completion=name)(origin, {**record, name: answer}, pictures)
         if name == form.messages:
             return form(origin, record, pictures)
@@ -161,41 +165,61 @@ class Compared:
             role = next(name for name, ours in form.roles.items() if ours == "assistant")
             value = {form.role_key: role, form.content_key: value}
         before = messages[:-1] if self._is_whole else messages
-        return form(origin, {**record, form.messages: [*before, _one(origin, name, value)]}, pictures)
+        return form(origin, {**record, form.messages: [*before, *_answer(origin, name, value)]}, pictures)
 
 
-def _one(origin: str, name: str, value: Any) -> Mapping[str, Any]:
-    """Returns an answer's message, alone or in a list."""
-    if isinstance(value, list) and len(value) == 1:
-        value = value[0]
-    if not isinstance(value, Mapping):
-        has = f"a list of {len(value)}" if isinstance(value, list) else f"{value!r:.40}"
-        raise UserError(f"{origin}: '{name}' must be one answer, a text or a message, not {has}")
-    return value
+def _answer(origin: str, name: str, value: Any) -> list[Mapping[str, Any]]:
+    """Returns the messages of an answer."""
+    messages = value if isinstance(value, list) else [value]
+    if not messages or not all(isinstance(message, Mapping) for message in messages):
+        raise UserError(
+            f"{origin}: '{name}' must be an answer, a text, a message or a list of messages, not {value!r:.40}"
+        )
+    return messages
 
 
-def parted(origin: str, document: Document, name: str) -> tuple[tuple[Turn, ...], Turn]:
-    """Returns the turns of a prompt, none of which is learnt, and the answer at its end, which is.
+def _answers_at(turns: Sequence[Turn], others: Sequence[Turn]) -> int:
+    """Where the answers of two conversations begin: the first turn in which they differ, or the call before it if that
+    is a result. If there is none, the last turn of the shorter one."""
+    pairs = [[*map(_unlearnt, both)] for both in zip(turns, others, strict=False)]
+    at = next((n for n, (one, other) in enumerate(pairs) if one != other), max(len(pairs) - 1, 0))
+    while at > 0 and "tool" in _roles(pairs[at]) and pairs[at - 1][0].role in OF_ANSWER:
+        at -= 1
+    return at
+
+
+def _roles(turns: Sequence[Turn]) -> list[str]:
+    return [turn.role for turn in turns]
+
+
+def parted(origin: str, document: Document, name: str, at: int = -1) -> tuple[tuple[Turn, ...], tuple[Turn, ...]]:
+    """Returns the turns of a prompt, none of which is learnt, and those of the answer, of which the assistant's are.
 
     Args:
       name: the column of the answer, for messages.
+      at: the turn with which the answer begins; it goes to the end.
 
     Raises:
-      UserError: if there is no prompt, the last turn is no assistant's, or has media.
+      UserError: if there is no prompt, the last turn is no assistant's, or the answer has media.
     """
-    *prompt, answer = document.turns
-    if answer.role != "assistant":
-        raise UserError(f"{origin}: '{name}' ends with a turn of '{answer.role}': it must end with an answer")
+    prompt, answer = document.turns[:at], document.turns[at:]
+    if answer[-1].role != "assistant":
+        raise UserError(f"{origin}: '{name}' ends with a turn of '{answer[-1].role}': it must end with an answer")
     if not prompt:
         raise UserError(f"{origin}: '{name}' has no turn before its answer: {A_PROMPT}")
-    if not all(isinstance(part, Text) for part in answer.parts):
+    if not all(isinstance(part, Text) for turn in answer for part in turn.parts):
         raise UserError(f"{origin}: '{name}' has a picture or a clip in its answer: pictures stand in the prompt alone")
-    return tuple(turn._replace(target=False, weight=1.0) for turn in prompt), answer
+    learnt = (turn if turn.role == "assistant" else _unlearnt(turn) for turn in answer)
+    return tuple(map(_unlearnt, prompt)), tuple(learnt)
 
 
-def is_empty(answer: Turn) -> bool:
-    """Whether an answer says nothing: no text, no thought and no call."""
-    return not answer.parts and not answer.thinking and not answer.calls
+def _unlearnt(turn: Turn) -> Turn:
+    return turn._replace(target=False, weight=1.0)
+
+
+def is_empty(turn: Turn) -> bool:
+    """Whether the end of an answer says nothing: no text, no thought and no call."""
+    return not turn.parts and not turn.thinking and not turn.calls
 
 
 def recognise(record: Mapping[str, Any], columns: Mapping[str, str]) -> Compared | None:
@@ -214,11 +238,12 @@ def recognise(record: Mapping[str, Any], columns: Mapping[str, str]) -> Compared
     if isinstance(inside, Mapping) and isinstance(messages := inside.get("messages"), list):
         return Compared(of_list("messages", messages), chosen, rejected, INSIDE)
     value = from_text(record[chosen])
-    if _is_conversation(value):
+    is_whole = _is_conversation(value)
+    if is_whole and not _begins_with_answer(value):
         return Compared(of_list(chosen, value), chosen, rejected)  # the prompt is in it, and perhaps beside it too
     if form := _of_prompt(record, columns, name, chosen):
         return Compared(form, chosen, rejected)
-    return None
+    return Compared(of_list(chosen, value), chosen, rejected) if is_whole else None
 
 
 def _of_prompt(
@@ -241,6 +266,12 @@ def _is_conversation(value: Any) -> bool:
     """Whether a value is a list of several messages; a list of calls has no roles."""
     is_list = isinstance(value, list) and len(value) > 1
     return is_list and all(isinstance(m, Mapping) and ("role" in m or "from" in m) for m in value)
+
+
+def _begins_with_answer(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether messages begin with an assistant's turn: an answer of several, to a prompt beside it."""
+    role = str(messages[0].get("role", messages[0].get("from"))).lower()
+    return ROLES.get(role) in ("assistant", CALL)
 
 
 def _messages(record: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Generator, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -48,7 +49,8 @@ class HeldOut(NamedTuple):
         def named(path: str) -> str:
             return path.removeprefix(folder.rstrip("/") + "/")
 
-        for turn in document.turns[:-1] if document.verdict else document.turns:
+        turns = itertools.takewhile(lambda turn: not turn.target, document.turns)  # a preference's prompt
+        for turn in turns if document.verdict else document.turns:
             content.update(f"\0{turn.role}".encode())
             for part in turn.parts:
                 content.update(b"\1")

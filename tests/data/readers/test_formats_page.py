@@ -30,7 +30,7 @@ def test_every_example_reads(folder, example, preferences):
 
 
 def test_the_page_names_all_there_is():
-    assert len(EXAMPLES) == 23
+    assert len(EXAMPLES) == 24
     for name in (*SKIP_REASONS, *containers.SUFFIXES, *conversations.ROLES, *dataset_info.TAGS, *dataset_info.HUBS):
         assert f"`{name}`" in PAGE, name
     for columns in dataset_info.COLUMNS.values():

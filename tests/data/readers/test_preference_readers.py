@@ -14,6 +14,8 @@ from readers.reading import OPENAI, only, refused, said, skipped
 
 ASKED = {"role": "user", "content": "Q"}
 GOOD, BAD = {"role": "assistant", "content": "A"}, {"role": "assistant", "content": "B"}
+CALLED = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {"x": 1}}}]}
+RESULT = {"role": "tool", "content": "3"}
 HUMAN = {"from": "human", "value": "Q"}
 GPT_GOOD, GPT_BAD = {"from": "gpt", "value": "A"}, {"from": "gpt", "value": "B"}
 PAIR = {"prompt": "Q", "chosen": "A", "rejected": "B"}
@@ -149,6 +151,47 @@ def test_a_prompt_of_many_turns_is_not_learnt_and_answers_may_think_and_call(fol
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"prompt": "Q", "chosen": [CALLED, RESULT, GOOD], "rejected": "B"},
+        {"messages": [ASKED], "chosen": [CALLED, RESULT, GOOD], "rejected": BAD},
+        {"chosen": [ASKED, CALLED, RESULT, GOOD], "rejected": [ASKED, BAD]},
+        {"messages": [ASKED, CALLED, RESULT, GOOD], "rejected_messages": [ASKED, BAD]},
+        {"input": {"messages": [ASKED]}, "preferred_output": [CALLED, RESULT, GOOD], "non_preferred_output": [BAD]},
+    ],
+)
+def test_an_answer_may_call_and_go_on(folder, record):
+    document = only(pairs(folder, [record]))
+    assert [(turn.role, turn.target) for turn in document.turns] == [
+        ("user", False), ("assistant", True), ("tool", False), ("assistant", True)
+    ]  # fmt: skip
+    assert json.loads(document.turns[1].calls)[0]["function"]["name"] == "f"
+    assert document.other == WORSE
+
+
+def test_answers_begin_where_they_differ_and_a_result_goes_with_its_call(folder):
+    other = {"role": "tool", "content": "4"}
+    for chosen, rejected, prompt in (
+        ([CALLED, RESULT, GOOD], [CALLED, RESULT, BAD], 3),  # both have called: that is settled
+        ([CALLED, RESULT, GOOD], [CALLED, other, BAD], 1),
+        ([CALLED, RESULT, GOOD], [CALLED, BAD], 1),
+        ([CALLED, RESULT, CALLED, other, GOOD], [CALLED, RESULT, BAD], 3),
+    ):
+        document = only(pairs(folder, [{"chosen": [ASKED, *chosen], "rejected": [ASKED, *rejected]}]))
+        for turns, messages in ((document.turns, chosen), (document.other, rejected)):
+            assert len(turns) == 1 + len(messages)
+            learnt = [n for n, turn in enumerate(turns) if turn.target]
+            assert learnt == [n for n, turn in enumerate(turns) if turn.role == "assistant" and n >= prompt]
+    (first, second) = (
+        pairs(folder, [{"chosen": [ASKED, *one, GOOD], "rejected": [ASKED, BAD]}], val_size=0.5, held_out=True)
+        for one in ([CALLED, RESULT], [])
+    )
+    assert len(list(first.documents())) == len(list(second.documents())), "one prompt, whatever its answers"
+    same = {"chosen": [ASKED, CALLED, RESULT, GOOD], "rejected": [ASKED, CALLED, RESULT, GOOD]}
+    assert [reason for _, reason in skipped(pairs(folder, [same]))] == ["equal answers"]
+
+
 MEDIA = {"images": ["p/1.png", "p/2.png"], "videos": ["v.mp4"], "audios": ["a.wav"]}
 SHOWN = "<image><video>Who? <audio><image>"
 PARTS = (Image, Video, Text, Audio, Image)
@@ -220,15 +263,18 @@ MARKED = {"bbox": [[1, 2, 3, 4]]}
     [
         ({"chosen": "A", "rejected": "B"}, "has no prompt beside its answers: a prompt is needed"),
         ({"messages": [ASKED, GOOD]}, "has no pair of answers .*config.objective=dpo .* needs a chosen and a rejected"),
-        ({"messages": [ASKED, GOOD], "label": True}, "has no pair of answers .*; config.objective=kto reads such"),
+        ({"messages": [ASKED, GOOD], "label": True}, "has no pair of answers .*; config.objective=kto .* reads such"),
         ({"prompt": "Q", "chosen": "A"}, "has no 'rejected'"),
         ({"chosen": [GOOD], "rejected": [BAD]}, "a prompt is needed"),
         ({"chosen": [GOOD, ASKED, GOOD], "rejected": [GOOD, ASKED, BAD]}, "'chosen' begins with an answer: a prompt"),
         ({"messages": [], "chosen": GOOD, "rejected": BAD}, "'chosen' has no turn before its answer: a prompt"),
         ({"messages": [ASKED, GOOD], "chosen": GOOD, "rejected": BAD}, "its prompt ends with an answer"),
         ({**PAIR, "prompt": [ASKED], "chosen": [ASKED]}, "'chosen' ends with a turn of 'user'"),
-        ({**PAIR, "rejected": [BAD, ASKED, BAD]}, "'rejected' must be one answer, .* not a list of 3"),
-        ({**PAIR, "rejected": 3}, "'rejected' must be one answer, a text or a message, not 3"),
+        ({**PAIR, "rejected": [BAD, ASKED, BAD]}, "differ in turn 2 of 2 and 4: .* in their answers alone"),
+        ({**PAIR, "rejected": [BAD, RESULT]}, "'rejected' ends with a turn of 'tool'"),
+        ({**PAIR, "rejected": [RESULT, BAD]}, "differ in turn 2 of 2 and 3"),
+        ({**PAIR, "rejected": 3}, "'rejected' must be an answer, a text, a message or a list of messages, not 3"),
+        ({**PAIR, "rejected": ["B", "C"]}, "'rejected' must be an answer, .* not \\['B', 'C'\\]"),
         (
             {"chosen": [ASKED, GOOD, ASKED, GOOD], "rejected": [ASKED, BAD, ASKED, BAD]},
             "'chosen' and 'rejected' differ in turn 2 of 4 and 4",
@@ -356,7 +402,7 @@ def test_records_that_come_often_keep_the_answer_of_another(folder):
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"messages": [ASKED, GOOD]}, "has no answer with a label .*config.objective=kto needs a label"),
+        ({"messages": [ASKED, GOOD]}, "has no answer with a label .*--preferences=judged of .* needs a label"),
         (PAIR, "has no answer with a label .*; config.objective=dpo .* reads such records as these"),
         ({"text": "a page", "label": True}, "has no answer with a label"),
         ({**LIKED, "rejected": "B"}, "has no single answer, but 'rejected'"),
@@ -386,7 +432,7 @@ def test_what_cannot_be_judged_is_refused_in_one_line(folder, record, message):
         (
             {**SHAREGPT, "columns": COLUMNS},
             "judged",
-            "has no labels: .*kto needs the column kto_tag; .*dpo .* reads wh",
+            "has no labels: .*kto .* needs the column kto_tag; .*dpo .* reads wh",
         ),
         ({"formatting": "sharegpt"}, "pairs", 'has no pairs of answers: .* needs "ranking": true, and the columns'),
         ({**SHAREGPT}, "pairs", "its columns must name both answers of a pair"),
@@ -411,7 +457,7 @@ def test_an_entry_that_trains_on_prompts_is_told_it_does_not(folder):
     ("columns", "preferences", "message"),
     [
         ("prompt=q,chosen=c,rejected=r", "", "'chosen' is read with config.objective=dpo .* alone"),
-        ("label=l", "pairs", "'label' is read with config.objective=kto alone"),
+        ("label=l", "pairs", "'label' is read with config.objective=kto .* alone"),
         ("prompt=q,chosen=", "pairs", "'chosen' must name a column, as chosen=CHOSEN"),
         ("prompt=q,response=r", "pairs", "pairs of answers have no 'response'"),
         ("text=t", "judged", "a text is no answer to judge"),
@@ -426,12 +472,12 @@ def test_columns_of_preferences_are_checked(folder, columns, preferences, messag
 @pytest.mark.parametrize("record", [PAIR, {"messages": [ASKED, GOOD], "chosen": GOOD, "rejected": BAD}])
 def test_pairs_without_an_objective_for_them_say_which_reads_them(folder, record):
     message = line(lambda: list(folder.source([record]).documents()))
-    assert "set config.objective=dpo (or ipo, simpo, orpo) to learn from pairs of answers" in message
+    assert "set config.objective=dpo (or ipo, simpo, orpo; --preferences=pairs of jaxmm prepare) to learn" in message
 
 
 def test_labels_without_an_objective_for_them_weigh_as_before(folder):
     message = line(lambda: folder.source([LIKED]))
-    assert "set config.objective=kto to learn from its label, or name the columns" in message
+    assert "set config.objective=kto (--preferences=judged of jaxmm prepare) to learn from its label" in message
     (document,) = folder.source([{"messages": [ASKED, BAD], "label": False}]).documents()
     assert not document.verdict
     assert document.turns[-1].weight == 0

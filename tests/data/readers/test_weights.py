@@ -67,7 +67,7 @@ def test_an_answer_labelled_as_bad_is_not_learnt(folder):
 def test_pairs_of_answers_are_refused(folder, record):
     message = refused(folder.source([record]))
     assert message.startswith("data.json, record 0 has '")
-    assert ": set config.objective=dpo (or ipo, simpo, orpo) to learn from pairs of answers" in message
+    assert ": set config.objective=dpo (or ipo, simpo, orpo; --preferences=pairs of jaxmm prepare) to learn" in message
 
 
 @pytest.mark.parametrize("value", [-1, "much", float("inf"), [1, 0], 1e9])
