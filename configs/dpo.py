@@ -6,6 +6,7 @@
 On a released model and your own pairs:
 
     python -m jaxmm.train --config=configs/dpo.py --config.data.path=pairs.json --config.seq_len=8192 \
+      --config.preference.sft=0 \
       --config.init_from=models/Qwen2.5-VL-7B-Instruct --config.adapter.rank=8 --config.adapter.targets=decoder.blocks \
       --config.optimizer.rate=5e-6 --config.compute.remat=full --config.mesh.data=1 --config.mesh.fsdp=-1
 """

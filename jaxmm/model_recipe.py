@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from jaxmm.batch import AudioSpec, ImageSpec
 from jaxmm.config.file import load_workdir
 from jaxmm.config.keys import CLIPS
-from jaxmm.config.shares import parse_names
+from jaxmm.config.shares import parse_names, parse_patterns
 from jaxmm.data.text.own_format import IMAGE
 from jaxmm.data_recipe import DataRecipe, read_data
 from jaxmm.errors import UserError
@@ -94,10 +94,15 @@ def read_beneath(config: ConfigDict, data: DataRecipe, workdir: Path | None) -> 
 
 def adapted(config: ConfigDict, beneath: Beneath, begun: Begun | None) -> tuple[ModelSpec, Trainable]:
     """The model with its adapters, and what of it learns; ``begun``: the adapters that it goes on from."""
-    spec = begun.spec if begun else make_adapter(config.adapter, beneath.start, beneath.model)
+    frozen = _frozen(config, beneath)
+    spec = begun.spec if begun else make_adapter(config.adapter, beneath.start, beneath.model, frozen)
     model = dataclasses.replace(beneath.model, adapter=spec)
     asked = config.optimizer.freeze, config.adapter.modules_to_save
     return model, make_trainable(*asked, model, beneath.parts, begun)
+
+
+def _frozen(config: ConfigDict, beneath: Beneath) -> tuple[str, ...]:
+    return parse_patterns(config.optimizer.freeze, "config.optimizer.freeze", list(beneath.parts))
 
 
 def read_begun(config: ConfigDict, beneath: Beneath, workdir: Path | None) -> Begun | None:
@@ -123,7 +128,7 @@ def read_begun(config: ConfigDict, beneath: Beneath, workdir: Path | None) -> Be
             f"config.adapter.init_from: {folder} holds no adapters: give a PEFT folder, or the workdir of a run with "
             f"adapters that has saved"
         )
-    check_begun(config.adapter, begun, beneath.start, beneath.model)
+    check_begun(config.adapter, begun, beneath.start, beneath.model, _frozen(config, beneath))
     return begun
 
 

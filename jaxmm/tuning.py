@@ -23,11 +23,17 @@ from jaxmm.models.tree import ParamPath, matches
 SHOWN = 12  # names that an error lists
 
 
-def make_adapter(asked: Mapping[str, Any], start: Pretrained | None, model: ModelSpec) -> AdapterSpec | None:
+def make_adapter(
+    asked: Mapping[str, Any], start: Pretrained | None, model: ModelSpec, frozen: tuple[str, ...] = ()
+) -> AdapterSpec | None:
     """The adapters that ``config.adapter`` asks for; None where it asks for none.
 
+    Args:
+      frozen: the patterns of config.optimizer.freeze: maps that these mean have no adapter.
+
     Raises:
-      UserError: for a target that is no linear map of the model, or a rank that one of them cannot have.
+      UserError: for a target that is no linear map of the model or means frozen ones alone, or a rank that one of them
+        cannot have.
     """
     rank = asked["rank"]
     if not rank:
@@ -43,7 +49,14 @@ def make_adapter(asked: Mapping[str, Any], start: Pretrained | None, model: Mode
                     f"leave it out of config.adapter.targets, or take another {key}"
                 )
     alpha = asked["alpha"] or 2.0 * rank
-    spec = AdapterSpec(tuple(dict.fromkeys(targets)), rank, alpha, asked["kind"], start=asked["init"])
+    spec = AdapterSpec(tuple(dict.fromkeys(targets)), rank, alpha, asked["kind"], start=asked["init"], frozen=frozen)
+    for name in _names_of(asked["targets"]):
+        alone = dataclasses.replace(spec, targets=tuple(_patterns_of(name, start, model)))
+        if not model_maps(dataclasses.replace(model, adapter=alone)):
+            raise UserError(
+                f"config.adapter.targets: '{name}' means nothing but what config.optimizer.freeze={','.join(frozen)} "
+                f"freezes, where an adapter would never learn: leave it out of the one or the other"
+            )
     shapes = flat_axes(model.plain)
     for one in model_maps(dataclasses.replace(model, adapter=spec)):
         shape = shapes[one.kernel][0]
@@ -56,31 +69,38 @@ def make_adapter(asked: Mapping[str, Any], start: Pretrained | None, model: Mode
     return spec
 
 
-def check_begun(asked: Mapping[str, Any], begun: Begun, start: Pretrained | None, model: ModelSpec) -> None:
+def check_begun(
+    asked: Mapping[str, Any], begun: Begun, start: Pretrained | None, model: ModelSpec, frozen: tuple[str, ...] = ()
+) -> None:
     """Compares what ``config.adapter`` asks for with the adapters that a run goes on from; defaults ask for nothing.
+
+    Args:
+      frozen: as of ``make_adapter``: what these mean may have an adapter or none.
 
     Raises:
       UserError: where they differ.
     """
     spec = begun.spec
-    for key, default, own in (("rank", 0, spec.rank), ("alpha", 0.0, spec.alpha), ("kind", "lora", spec.kind)):
-        if asked[key] not in (default, own):
+    for key, own in (("rank", spec.rank), ("alpha", spec.alpha), ("kind", spec.kind)):
+        if asked[key] not in (default := KEYS[f"adapter.{key}"].default, own):
+            values = " or ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in (own, default))
             raise UserError(
                 f"config.adapter.{key} is {asked[key]}, but the adapters in {begun.source} have {own}, which is what "
-                f"config.adapter.init_from goes on with: leave it out"
+                f"config.adapter.init_from goes on with: set it to {own if own == default else values}"
             )
     if asked["init"]:
         raise UserError(
             f"config.adapter.init={asked['init']} is how adapters begin, and those of config.adapter.init_from have "
-            f"begun: leave it out"
+            f"begun: set it to ''"
         )
     if asked["targets"] != KEYS["adapter.targets"].default:
-        wanted = AdapterSpec(tuple(_targets_of(asked["targets"], start, model)))
-        paths = [*(path[:-1] for path in kernel_dims(model)), *_tables(model)]
+        wanted = AdapterSpec(tuple(_targets_of(asked["targets"], start, model)), frozen=(*spec.frozen, *frozen))
+        paths = [path for path in (*(path[:-1] for path in kernel_dims(model)), *_tables(model))
+                 if not wanted.is_frozen(path)]  # fmt: skip
         if differ := [path for path in paths if wanted.adapts(path) != spec.adapts(path)]:
             raise UserError(
                 f"config.adapter.targets: {'.'.join(differ[0])} has {'an' if spec.adapts(differ[0]) else 'no'} adapter "
-                f"in {begun.source}, other than asked for: leave targets out"
+                f"in {begun.source}, other than asked for: set it to {KEYS['adapter.targets'].default}, the default"
             )
 
 
@@ -92,9 +112,13 @@ def _tables(model: ModelSpec) -> list[ParamPath]:
 def _targets_of(text: str, start: Pretrained | None, model: ModelSpec) -> list[str]:
     """The patterns of ``config.adapter.targets``."""
     targets: list[str] = []
-    for name in filter(None, (name.strip() for name in text.split(","))):
+    for name in _names_of(text):
         targets += _patterns_of(name, start, model)
     return targets
+
+
+def _names_of(text: str) -> list[str]:
+    return [name for name in map(str.strip, text.split(",")) if name]
 
 
 def make_frozen(base_dtype: str, model: ModelSpec, trainable: Trainable) -> FrozenSpec | None:
@@ -120,6 +144,8 @@ def _patterns_of(name: str, start: Pretrained | None, model: ModelSpec) -> list[
     tables = [".".join(path) for path in _tables(model)]
     if name in tables or any(matches(path, name) for path in maps):
         return [name]
+    if name in map(".".join, TABLES):  # the projection, where it is the embedding
+        return tables
     theirs = named_maps(start.layout) if start else []
     if found := called(theirs, name):
         return [".".join(path) for path in found]

@@ -95,7 +95,8 @@ def found_again(noted: Base, asked: str, workdir: Path) -> Base:
     except UserError as error:
         raise UserError(
             f"{workdir} holds adapters alone, and the model beneath them is not in {where} any more ({error}): put it "
-            f"back, or say where it is by --config.init_from"
+            f"back, or say where it is by --config.init_from of a command with --workdir={workdir} (to begin with that "
+            f"run, export it so by --merge)"
         ) from error
     if base.fingerprint != noted.fingerprint:
         raise UserError(

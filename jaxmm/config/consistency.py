@@ -49,6 +49,7 @@ def wrong_together(v: Mapping[str, Any]) -> Iterator[str]:
             "config.eval.split does not go with config.data.val_size: what is kept from training is of the same split; "
             "leave one of them out, or name other files in config.eval.path"
         )
+    yield from _of_adapters(v)
     yield from _of_preferences(v)
     if v["vision.width"] % v["vision.heads"]:
         yield f"config.vision.width {v['vision.width']} is no multiple of config.vision.heads {v['vision.heads']}"
@@ -70,6 +71,21 @@ def wrong_together(v: Mapping[str, Any]) -> Iterator[str]:
         )
     if v["patch_budget"] % merge**2:
         yield f"config.patch_budget {v['patch_budget']} is no multiple of config.image.merge squared, {merge**2}"
+
+
+# Keys that are of adapters alone; two more are refused where the model is known.
+ADAPTER = ("adapter.targets", "adapter.alpha", "adapter.kind", "adapter.init", "adapter.dropout")
+
+
+def _of_adapters(v: Mapping[str, Any]) -> Iterator[str]:
+    if v["adapter.rank"] or v["adapter.init_from"]:
+        return
+    for name in ADAPTER:
+        if v[name] != (default := KEYS[name].default):
+            yield (
+                f"config.{name} is {v[name]!r}, but config.adapter.rank is 0, which is no adapters: set "
+                f"config.adapter.rank, or config.{name} to {default!r}"
+            )
 
 
 # Which objectives a key of ``config.preference`` goes with.

@@ -44,6 +44,7 @@ _REFERENCE = (
     "leave it out: the reference is the model beneath the adapters, or, where whole weights learn, config.init_from, "
     "which `jaxmm reference` asks once"
 )
+_FROZEN = "use config.optimizer.freeze, with patterns of what does not learn"
 _LORA = "use config.adapter.rank above 0, for low-rank adapters; 0 trains whole parts"
 _QUANTIZED = (
     "use config.adapter.base_dtype, with adapters: nf4 for 4 bits (QLoRA), int8 for 8; weights that learn are not "
@@ -88,6 +89,7 @@ HINTS: dict[str, str] = {
     "model_name_or_path": _MODEL, "model_name": _MODEL, "model_path": _MODEL, "pretrained_model": _MODEL,
     "tokenizer_name": _TOKENIZER, "tokenizer_path": _TOKENIZER, "tokenizer_name_or_path": _TOKENIZER,
     "trust_remote_code": "leave it out: no code of a folder is ever run",
+    "export_dir": "use `jaxmm export --output`, with --merge for a whole model",
     "hub_model_id": _UPLOAD, "push_to_hub": _UPLOAD,
     "dataset": _DATASET, "dataset_name": _DATASET, "train_file": "use config.data.path",
     "dataset_dir": "use config.data.path: the folder, or its dataset_info.json", "data_path": "use config.data.path",
@@ -125,14 +127,24 @@ HINTS: dict[str, str] = {
     "tune_mm_mlp": "use config.optimizer.freeze, which names the parts that do not learn",
     "tune_mm_llm": "use config.optimizer.freeze, which names the parts that do not learn",
     "train_mm_proj_only": "use config.optimizer.freeze=vision,decoder",
-    "finetuning_type": _LORA, "lora_rank": _LORA, "lora_r": _LORA, "use_peft": _LORA,
-    "adapter_name_or_path": "use config.adapter.init_from",
+    "finetuning_type": "use config.adapter.rank: above 0 for lora, 0 for full; for freeze config.optimizer.freeze, "
+    "which names what does not learn",
+    "freeze_trainable_layers": "use config.optimizer.freeze for whole parts or patterns: layers of a part lie in one "
+    "array, and learn or not together",
+    "freeze_trainable_modules": _FROZEN, "freeze_extra_modules": _FROZEN,
+    "lora_rank": _LORA, "lora_r": _LORA, "use_peft": _LORA,
+    "adapter_name_or_path": "use config.adapter.init_from; of preferences config.init_from, with the run or a "
+    "merged model",
+    "create_new_adapter": "use config.init_from with the run, whose adapters are merged, and config.adapter.rank for "
+    "new ones",
     "lora_alpha": "use config.adapter.alpha", "lora_dropout": "use config.adapter.dropout",
     "lora_target": "use config.adapter.targets: the same names, or decoder.blocks for all maps of the decoder",
     "lora_target_modules": "use config.adapter.targets: the same names, or decoder.blocks for all maps of the decoder",
     "target_modules": "use config.adapter.targets: the same names, or decoder.blocks for all maps of the decoder",
     "additional_target": "use config.adapter.modules_to_save", "use_rslora": "use config.adapter.kind=rslora",
     "use_dora": "use config.adapter.kind=dora", "pissa_init": "use config.adapter.init=pissa",
+    "pissa_iter": "leave it out: config.adapter.init=pissa takes the exact singular values",
+    "pissa_convert": "leave it out: `jaxmm export` writes adapters for the model as it was released",
     "loraplus_lr_ratio": "use config.optimizer.rates=*.lora.out:RATIO",
     "quantization_bit": _QUANTIZED, "load_in_4bit": _QUANTIZED, "load_in_8bit": _QUANTIZED,
     "stage": "use config.data.objective: sft, or pretrain for all text; of preferences config.objective: dpo or kto; "
@@ -142,11 +154,14 @@ HINTS: dict[str, str] = {
     "dpo_beta": "use config.preference.beta", "dpo_label_smoothing": "use config.preference.label_smoothing",
     "dpo_ftx": "use config.preference.sft", "pref_ftx": "use config.preference.sft",
     "kto_ftx": "use config.preference.sft",
-    "simpo_gamma": "use config.preference.margin", "orpo_beta": "use config.preference.beta",
+    "simpo_gamma": "use config.preference.margin: 0 is 1, no margin a tiny one",
+    "orpo_beta": "use config.preference.beta",
     "kto_chosen_weight": "use config.preference.wanted", "kto_rejected_weight": "use config.preference.unwanted",
     "desirable_weight": "use config.preference.wanted", "undesirable_weight": "use config.preference.unwanted",
     "loss_type": "use config.objective: dpo, ipo, simpo, orpo or kto",
     "rpo_alpha": "use config.preference.sft",
+    "pref_bco_weight": "leave it out: BCO is none of the losses of config.objective",
+    "ref_adapter_name": _REFERENCE, "ref_model_quantization_bit": _REFERENCE,
     "ref_model": _REFERENCE, "ref_model_adapters": _REFERENCE, "precompute_ref_log_probs": _REFERENCE,
     "quantization_type": _NF4, "double_quantization": _NF4, "bnb_4bit_quant_type": _NF4,
     "bnb_4bit_use_double_quant": _NF4, "bnb_4bit_compute_dtype": _DTYPE,

@@ -59,6 +59,8 @@ def export_adapters(recipe: Recipe, workdir: Path, output: Path, dtype: str, ste
     )
     if others := peft.not_served():
         print(f"vLLM serves no adapters with {' and '.join(others)}: for it write the whole model by --merge")
+    for one in peft.left_out():
+        print(f"vLLM leaves out {one}: what it then answers is not this model; --merge writes the whole model")
     return 0
 
 

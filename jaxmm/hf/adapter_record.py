@@ -49,6 +49,6 @@ def kept(workdir: Path) -> Begun | None:
     if noted.get("format") != FORMAT:
         raise UserError(f"{workdir / FILE} is damaged, or of a newer version of jaxmm: it says what the adapters are")
     spec = dict(noted["spec"])
-    spec["targets"] = tuple(spec["targets"])
+    spec |= {key: tuple(spec[key]) for key in ("targets", "frozen") if key in spec}
     spec["ranks"] = tuple((str(pattern), int(rank), float(alpha)) for pattern, rank, alpha in spec["ranks"])
     return Begun(str(noted["source"]), AdapterSpec(**spec), tuple(noted["whole"]))

@@ -38,7 +38,7 @@ def model_card(
         "| | |", "|---|---|",
         f"| started from | {base or 'random weights'} |",
         f"| data | {names_alone(data['path']) or 'the demo'}{mixture} |",
-        f"| objective | {data['objective']} |",
+        f"| objective | {config.get('objective') or data['objective']} |",
         f"| steps | {step} of {length} |",
         f"| a step | {config['batch_size']} rows of {config['seq_len']} tokens |",
         f"| optimizer | {optimizer['name']}, rate {optimizer['rate']} |",

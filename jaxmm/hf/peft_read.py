@@ -23,7 +23,7 @@ from jaxmm.hf.map_names import WEIGHT, NamedMap, named_maps
 from jaxmm.hf.peft_tables import is_table
 from jaxmm.hf.peft_write import CONFIG, PREFIX, TENSORS
 from jaxmm.hf.processors import json_object
-from jaxmm.models.adapters import LORA, AdapterSpec
+from jaxmm.models.adapters import AdapterSpec, factors_at
 from jaxmm.models.lora import alpha_of, scale_of
 from jaxmm.models.multimodal import ModelSpec, flat_axes, kernel_dims
 from jaxmm.models.tables import TABLES
@@ -93,7 +93,7 @@ def read_peft(folder: Path, layout: Layout, model: ModelSpec, beneath: Path | No
     shapes = {path: shape for path, (shape, _) in flat_axes(model.base.plain).items()}
     dims = {path[:-1]: (shapes[path], *sides) for path, sides in kernel_dims(model.base).items()}
     dims |= {path: (shapes[path], (0,), (1,)) for path in TABLES if path in shapes}
-    stacks, unused = _stacks(by_module, named_maps(layout), dims, folder)
+    stacks, unused = _stacks(by_module, named_maps(layout), dims, kind, folder)
     if model.decoder.tie_embeddings:
         tables = [of_layers[0] for one, of_layers in stacks if is_table(one)]
         stacks = peft_tables.of_both(stacks, _are_alike(tables, config), folder)
@@ -206,7 +206,7 @@ def _numbered(name: str) -> Iterator[tuple[str, int]]:
 
 
 def _stacks(
-    by_module: Mapping[str, Factors], maps: Sequence[NamedMap], dims: Mapping[ParamPath, Dims], folder: Path
+    by_module: Mapping[str, Factors], maps: Sequence[NamedMap], dims: Mapping[ParamPath, Dims], kind: str, folder: Path
 ) -> tuple[list[tuple[NamedMap, dict[int, Factors]]], list[str]]:  # fmt: skip
     """The factors by layer, of each Linear that has some, all of the shapes of this model; and modules it runs without.
 
@@ -230,6 +230,7 @@ def _stacks(
             continue
         if factors.into is None or factors.out is None:
             raise UserError(f"{folder}: the adapter of {factors.name} is not whole: it lacks lora_A or lora_B")
+        _check_lengths(factors, is_needed=kind == "dora" and not is_table(one), kind=kind, folder=folder)
         if one.common == peft_tables.HEAD:
             factors.into, factors.out = peft_tables.turned(factors.into, factors.out)
         inputs, outputs = factors.into.shape[-1], len(factors.out)
@@ -244,6 +245,25 @@ def _stacks(
     if misshapen:
         raise UserError(f"{folder} has adapters of another base: {len(misshapen)} do not fit: {_some(misshapen)}")
     return [(by_common[name], of_layers) for name, of_layers in found.items()], unused
+
+
+def _check_lengths(factors: Factors, *, is_needed: bool, kind: str, folder: Path) -> None:
+    """Raises UserError for lengths of DoRA that are not there or not to be there, or not one an output."""
+    lengths = factors.magnitude
+    if is_needed and lengths is None:
+        raise UserError(f"{folder}: the adapter of {factors.name} is not whole: it lacks lora_magnitude_vector (DoRA)")
+    if lengths is None:
+        return
+    if kind != "dora":
+        raise UserError(
+            f"{folder}: {factors.name} has a lora_magnitude_vector, but {CONFIG} says that it is no DoRA: set use_dora "
+            f"there, or save the adapters again"
+        )
+    if factors.out is not None and lengths.size != len(factors.out):
+        raise UserError(
+            f"{folder}: lora_magnitude_vector of {factors.name} has {lengths.size} numbers for {len(factors.out)} "
+            f"outputs"
+        )
 
 
 def _are_alike(tables: Sequence[Factors], config: Mapping[str, Any]) -> bool:
@@ -337,8 +357,7 @@ def _of_map(
     }
     if part.magnitude is not None:
         found["magnitude"] = part.magnitude.reshape(*layers, *out)
-    above = (*path[:-1], LORA, path[-1]) if path in TABLES else (*path, LORA)
-    return {(*above, name): np.ascontiguousarray(x) for name, x in found.items()}
+    return {(*factors_at(path), name): np.ascontiguousarray(x) for name, x in found.items()}
 
 
 def _whole(

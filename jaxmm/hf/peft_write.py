@@ -42,10 +42,23 @@ class Factors(NamedTuple):
 
 
 class Peft(NamedTuple):
-    """What a PEFT folder holds: ``adapter_config.json``, and the tensors by their names."""
+    """What a PEFT folder holds: ``adapter_config.json``, and the tensors by their names.
+
+    Attributes:
+      paths: of our maps and tables that are adapted.
+    """
 
     config: dict[str, Any]
     tensors: dict[str, np.ndarray]
+    paths: tuple[ParamPath, ...] = ()
+
+    def left_out(self) -> list[str]:
+        """What vLLM leaves out with no more than a line in its log, unless its class and its flags provide for it."""
+        parts = dict.fromkeys(path[0] for path in self.paths if path[0] != "decoder")
+        found = [f"adapters of {' and '.join(parts)}, without --enable-tower-connector-lora"] if parts else []
+        if any(path in TABLES for path in self.paths):
+            found.append("adapters of embed_tokens and lm_head, where its class has no embedding_modules")
+        return found
 
     def not_served(self) -> list[str]:
         """What PEFT follows and vLLM does not: it has one scale for all, and no DoRA and no modules beside adapters."""
@@ -129,7 +142,8 @@ def peft_of(
     }  # fmt: skip
     if _is_tied(model, whole) or (model.decoder.tie_embeddings and TABLES[0] in adapted):
         config["ensure_weight_tying"] = True
-    return Peft(config, tensors | {f"{PREFIX}{name}": value for name, value in saved.items()})
+    whole_tensors = {f"{PREFIX}{name}": value for name, value in saved.items()}
+    return Peft(config, tensors | whole_tensors, tuple(adapted))
 
 
 def _number(value: float) -> int | float:

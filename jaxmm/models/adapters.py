@@ -39,6 +39,7 @@ class AdapterSpec:
       start: where the factors begin, one of STARTS: see ``begin``.
       dropout: part of what goes into the factors that is dropped; 0 everywhere but in the training step.
       ranks: (pattern, rank, alpha) of maps that have others; the last that means a map counts.
+      frozen: patterns of parameters that do not learn: a map whose factors these mean has no adapter.
     """
 
     targets: tuple[str, ...]
@@ -48,6 +49,7 @@ class AdapterSpec:
     dropout: float = 0.0
     start: str = ""
     ranks: tuple[tuple[str, int, float], ...] = ()
+    frozen: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -61,10 +63,16 @@ class AdapterSpec:
 
     def adapts(self, path: ParamPath) -> bool:
         """Whether the linear map or the table at a path has an adapter."""
+        if self.is_frozen(path):
+            return False
         if path in TABLES:
             return ".".join(path) in self.targets
         is_map = not any(matches(path, pattern) for pattern in CONVOLUTIONS)
         return is_map and any(matches(path, pattern) for pattern in self.targets)
+
+    def is_frozen(self, path: ParamPath) -> bool:
+        """Whether no factor of the linear map or the table at a path would learn."""
+        return any(matches(factors_at(path), pattern) for pattern in self.frozen)
 
     def scale(self) -> float:
         """What updates are multiplied by, but for maps in ``ranks``."""
@@ -108,14 +116,14 @@ def _adapt_tables(decoder: Decoder, path: ParamPath, spec: AdapterSpec, rngs: nn
         setattr(decoder.lora, name, adapter)
 
 
+def factors_at(path: ParamPath) -> ParamPath:
+    """Above the factors of the linear map or the table at a path."""
+    return (*path[:-1], LORA, path[-1]) if path in TABLES else (*path, LORA)
+
+
 def is_factor(path: ParamPath) -> bool:
     """Whether a parameter belongs to an adapter."""
     return LORA in path
-
-
-def is_learnt_factor(path: ParamPath) -> bool:
-    """Whether a parameter belongs to an adapter and learns."""
-    return is_factor(path) and path[-1] not in FIRST
 
 
 class Map(NamedTuple):
@@ -144,7 +152,7 @@ class Map(NamedTuple):
     @property
     def lora(self) -> ParamPath:
         """Above the factors."""
-        return (*self.path[:-1], LORA, self.path[-1]) if self.is_table else (*self.path, LORA)
+        return factors_at(self.path)
 
 
 def adapted_maps(

@@ -55,7 +55,7 @@ def terms(x: jax.Array, head: Head) -> tuple[tuple[jax.Array, ...], tuple[jax.Ar
 
 
 def dense(head: Head) -> jax.Array:
-    """The projection as one table, (V, D)."""
+    """The projection as one table, (V, D); with an adapter in float32, as its update is lost in a rounded table."""
     if not isinstance(head, AdaptedHead):
         return head
-    return head.table_VD + (head.into_Vr @ head.out_rD).astype(head.table_VD.dtype)
+    return head.table_VD.astype(jnp.float32) + head.into_Vr @ head.out_rD

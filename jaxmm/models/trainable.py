@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from jaxmm.errors import UserError, nearest
-from jaxmm.models.adapters import is_learnt_factor
+from jaxmm.models.adapters import FIRST, is_factor
 from jaxmm.models.multimodal import ModelSpec, flat_axes, kernel_dims
 from jaxmm.models.tree import ParamPath, Params, matches, only
 
@@ -28,9 +28,9 @@ class Trainable(NamedTuple):
     whole: tuple[str, ...] = ()
 
     def learns(self, path: ParamPath) -> bool:
-        if any(matches(path, pattern) for pattern in self.frozen):
+        if path[-1] in FIRST or any(matches(path, pattern) for pattern in self.frozen):
             return False
-        return not self.adapters or is_learnt_factor(path) or any(matches(path, pattern) for pattern in self.whole)
+        return not self.adapters or is_factor(path) or any(matches(path, pattern) for pattern in self.whole)
 
     def split(self, params: Mapping[str, Any]) -> tuple[Params, Params]:
         """Those that learn, and the others, for which no gradient is taken and no optimizer state held."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import math
 from collections.abc import Collection, Iterator
 
@@ -48,6 +49,8 @@ def _model_lines(run: Run, state: TrainState) -> Iterator[str]:
     yield f"parameters: {sizes}" + (f"; frozen: {frozen}" if frozen else "")
     if line := _adapter_line(run):
         yield line
+    if line := frozen_line(recipe.model):
+        yield line
     if line := _held_line(run, state):
         yield line
     if run.recipe.preference:
@@ -90,6 +93,18 @@ def _adapter_line(run: Run) -> str:
         f"{formatting.short(learnt)} parameters learn, {learnt / sum(x.size for x in by_path.values()):.2%} of all"
         + ("" if run.config.init_from else "; the model beneath has random weights, which stay as they are")
     )
+
+
+def frozen_line(model: ModelSpec) -> str:
+    """What config.adapter.targets means and config.optimizer.freeze keeps as it is; '' where that is nothing."""
+    if model.adapter is None or not model.adapter.frozen:
+        return ""
+    meant = model_maps(dataclasses.replace(model, adapter=dataclasses.replace(model.adapter, frozen=())))
+    parts = collections.Counter(one.path[0] for one in meant if not model.adapter.adapts(one.path))
+    if not parts:
+        return ""
+    told = ", ".join(f"{count} of {part}" for part, count in parts.items())
+    return f"adapter.targets: maps that optimizer.freeze freezes have no adapter: {told}"
 
 
 def _adapted_words(model: ModelSpec) -> str:

@@ -54,6 +54,10 @@ WANTED = {
     "enable_thinking": "data.thinking", "streaming": "data.path", "report_to": "log.writers",
     "resume_from_checkpoint": "", "deepspeed": "mesh.fsdp", "fsdp": "mesh.fsdp", "flash_attn": "compute.attention",
     "gradient_checkpointing": "compute.remat", "quantization_bit": "adapter.base_dtype",
+    "finetuning_type": "optimizer.freeze", "freeze_trainable_layers": "optimizer.freeze",
+    "freeze_extra_modules": "optimizer.freeze", "create_new_adapter": "adapter.rank", "pissa_iter": "adapter.init",
+    "pissa_convert": "", "pref_bco_weight": "objective", "ref_adapter_name": "init_from",
+    "ref_model_quantization_bit": "init_from", "export_dir": "",
 }  # fmt: skip
 
 

@@ -152,6 +152,11 @@ def test_what_is_not_of_a_keys_kind_is_one_line_that_names_it(name, workdir):
         ("checkpoint.keep=0", "config.checkpoint.keep is 0: it must be"),
         ("eval.examples=0", "config.eval.examples is 0: it must be"),
         ("data.path=a\x00b", "config.data.path="),
+        ("adapter.targets=q_proj", "config.adapter.targets is 'q_proj', but config.adapter.rank is 0, which is no"),
+        ("adapter.alpha=16", "set config.adapter.rank, or config.adapter.alpha to 0.0"),
+        ("adapter.kind=dora", "set config.adapter.rank, or config.adapter.kind to 'lora'"),
+        ("adapter.init=pissa", "config.adapter.init is 'pissa', but config.adapter.rank is 0"),
+        ("adapter.dropout=0.1", "config.adapter.dropout is 0.1, but config.adapter.rank is 0"),
         ("data.cache=a\nb", "config.data.cache is 'a\\nb': it has control characters"),
     ],
 )  # fmt: skip

@@ -156,6 +156,23 @@ def test_dora_of_a_table_stops(tmp_path):
         there.read()
 
 
+@pytest.mark.parametrize(("use_dora", "changed", "why"), [
+    (True, lambda n, x: None if ".layers.1.mlp.up_proj" in n else x, "up_proj is not whole: it lacks lora_magnitude"),
+    (True, lambda n, x: None, "is not whole: it lacks lora_magnitude_vector"),
+    (True, lambda n, x: x[:-1], "lora_magnitude_vector of model.language_model.layers.0.* has .* numbers for .* out"),
+    (False, lambda n, x: x, "has a lora_magnitude_vector, but adapter_config.json says that it is no DoRA"),
+])  # fmt: skip
+def test_lengths_of_dora_are_there_and_one_an_output_or_stop(use_dora, changed, why, tmp_path):
+    there = made(tmp_path / "adapters", targets=("decoder.blocks.mlp",), kind="dora")
+    there.config(use_dora=use_dora)
+    there.tensors(lambda tensors: {
+        name: new for name, x in tensors.items()
+        if (new := changed(name, x) if "magnitude" in name else x) is not None
+    })  # fmt: skip
+    with pytest.raises(UserError, match=why):
+        there.read()
+
+
 def test_queries_and_values_of_a_fused_map_have_one_adapter_with_blocks_and_keys_stay_without(tmp_path):
     there = made(tmp_path / "adapters", targets=("vision.blocks.attention.query", "vision.blocks.attention.value"))
     name = "base_model.model.model.visual.blocks.1.attn.qkv"
@@ -182,6 +199,10 @@ def test_other_scales_are_told_for_programs_that_know_one_alone(tmp_path):
     assert written(kind="rslora").not_served() == []  # fused maps have a rank of their own, and the scale of all
     assert written(ranks=(("*.up", 4, 12.0),)).not_served() == []
     assert written(ranks=(("*.up", 4, 6.0),)).not_served() == ["maps of different scale"]
+    assert written(targets=("decoder.blocks",)).left_out() == []
+    tower, tables = written(targets=("decoder.blocks", "vision.blocks", "connector", *TABLES)).left_out()
+    assert tower == "adapters of connector and vision, without --enable-tower-connector-lora"
+    assert tables == "adapters of embed_tokens and lm_head, where its class has no embedding_modules"
 
 
 def test_pissa_is_written_for_the_model_as_it_is_with_twice_the_rank(tmp_path):

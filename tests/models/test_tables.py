@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import IMAGE, plain
@@ -18,7 +19,7 @@ from jaxmm.models.adapters import AdapterSpec, is_factor, merged
 from jaxmm.models.decoder import DecoderSpec
 from jaxmm.models.flops import batch_flops
 from jaxmm.models.multimodal import Compute, ModelSpec, begin_adapters, flat_axes, make_model, model_maps
-from jaxmm.models.tables import dense
+from jaxmm.models.tables import AdaptedHead, dense
 from jaxmm.models.trainable import Trainable
 from jaxmm.models.tree import flat, joined, nested
 from jaxmm.training.loss import batch_loss, select_targets
@@ -115,6 +116,15 @@ def test_adapted_tables_are_the_merged_ones_in_values_and_gradients(is_tied, tar
         np.testing.assert_allclose(
             flat(ours)[path], slope, atol=2e-5 * np.abs(slope).max(), err_msg=".".join(path)
         )  # fmt: skip
+
+
+def test_one_table_of_an_adapted_projection_is_not_rounded_as_the_table_beneath_is():
+    rng = np.random.default_rng(0)
+    table, into, out = (rng.standard_normal(shape, np.float32) for shape in ((9, 4), (9, 2), (2, 4)))
+    head = AdaptedHead(jnp.asarray(table, jnp.bfloat16), 1e-4 * jnp.asarray(into), jnp.asarray(out))
+    found = dense(head)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found - head.table_VD.astype(jnp.float32), 1e-4 * into @ out, atol=1e-6)
 
 
 @pytest.mark.parametrize("is_tied", [TIED, APART])

@@ -29,6 +29,14 @@ def test_every_parameter_is_on_one_side_and_both_make_the_whole_again(tiny, patt
     jax.tree.map(np.testing.assert_array_equal, joined(learnt, fixed), tiny.params)
 
 
+def test_what_pissa_begins_with_never_learns_whatever_is_trained_whole():
+    trainable = Trainable(adapters=True, whole=("decoder.blocks",))
+    at = ("decoder", "blocks", "mlp", "up")
+    learnt = [path for path in (("kernel",), ("lora", "into"), ("lora", "first_into"), ("lora", "first_out"))
+              if trainable.learns((*at, *path))]  # fmt: skip
+    assert learnt == [("kernel",), ("lora", "into")]
+
+
 def test_a_pattern_means_all_below_it_and_nothing_that_only_begins_alike():
     mlp = ("decoder", "blocks", "mlp", "up", "kernel")
     for pattern in ("decoder", "decoder.blocks.mlp", "*.kernel", "*.mlp", "decoder.*.up.kernel", "*"):

@@ -144,9 +144,9 @@ def test_an_export_says_where_adapters_alone_are_of_no_use(qwen_vl, finished, tm
     (run / FILE).unlink()
     with pytest.raises(UserError, match=r"did not begin with a model's folder: .* by --merge"):
         export.main([f"--workdir={run}", out])
-    none_whole = "--config.adapter.modules_to_save="
+    none = ("rank=0", "modules_to_save=", "targets=decoder.blocks", "kind=lora", "dropout=0")
     with pytest.raises(UserError, match="has no adapters that could be merged"):
-        export.main([f"--workdir={run}", out, "--merge", "--config.adapter.rank=0", none_whole])
+        export.main([f"--workdir={run}", out, "--merge", *(f"--config.adapter.{one}" for one in none)])
 
 
 def begun_with(source: Path, arguments: list[str], *more: str) -> list[str]:

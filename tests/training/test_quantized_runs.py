@@ -103,5 +103,6 @@ def test_random_weights_and_those_of_another_run_are_quantised_too(plain, finish
 
 
 def test_without_adapters_it_is_refused(plain):
+    none = [f"--config.adapter.{one}" for one in ("rank=0", "modules_to_save=", "targets=decoder.blocks")]
     with pytest.raises(UserError, match=r"base_dtype is 'nf4', which is of what lies beneath adapters: set config"):
-        train.main([*plain, NF4, "--config.adapter.rank=0", "--config.adapter.modules_to_save=", "--workdir=unused"])
+        train.main([*plain, NF4, *none, "--workdir=unused"])
