@@ -154,7 +154,7 @@ HINTS: dict[str, str] = {
     "dpo_beta": "use config.preference.beta", "dpo_label_smoothing": "use config.preference.label_smoothing",
     "dpo_ftx": "use config.preference.sft", "pref_ftx": "use config.preference.sft",
     "kto_ftx": "use config.preference.sft",
-    "simpo_gamma": "use config.preference.margin: 0 is 1, no margin a tiny one",
+    "simpo_gamma": "use config.preference.margin, whose 0 means 1: for no margin set a tiny one",
     "orpo_beta": "use config.preference.beta",
     "kto_chosen_weight": "use config.preference.wanted", "kto_rejected_weight": "use config.preference.unwanted",
     "desirable_weight": "use config.preference.wanted", "undesirable_weight": "use config.preference.unwanted",

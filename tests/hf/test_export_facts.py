@@ -144,8 +144,10 @@ def test_figures_are_of_the_step_that_is_exported(tmp_path):
     assert model_card.evaluation(tmp_path, 15) == []
     config = command.to_json(command.parse([f"--config={ROOT / 'configs/base.py'}"], {}).config)
     assert f"| steps | 10 of {config['steps']} |" in model_card.model_card("run", "X", config, 10, ImageSpec())
-    config |= {"epochs": 2.5}
-    assert "| steps | 10 of 2.5 epochs |" in model_card.model_card("run", "X", config, 10, ImageSpec())
+    assert "| objective | sft |" in model_card.model_card("run", "X", config, 10, ImageSpec())
+    card = model_card.model_card("run", "X", config | {"epochs": 2.5, "objective": "dpo"}, 10, ImageSpec())
+    assert "| steps | 10 of 2.5 epochs |" in card
+    assert "| objective | dpo |" in card
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
