@@ -217,12 +217,12 @@ def test_a_pair_that_the_reference_could_not_read_is_left_out_and_told(qwen_vl, 
 
 @pytest.mark.slow
 def test_a_picture_that_was_replaced_under_its_name_is_never_compared_with_what_was_said_of_another(
-    base, tmp_path, capsys
+    qwen_vl, tmp_path, capsys
 ):  # fmt: skip
     for folder in ("data", "cache"):
         (tmp_path / folder).mkdir()
     picture = make_data(tmp_path / "data") / "3.png"
-    whole = [*arguments_of(tmp_path / "data", tmp_path / "cache", base), ADAPTERS[1], "--config.steps=3"]
+    whole = [*arguments_of(tmp_path / "data", tmp_path / "cache", qwen_vl), ADAPTERS[1], "--config.steps=3"]
     whole.append("--config.eval.examples=24")
     assert reference.main(whole) == 0
     PIL.Image.new("RGB", (32, 24), (1, 2, 3)).save(picture)
