@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from jaxmm import capacity, sharding
 from jaxmm.batch import Batch
 from jaxmm.checkpoints import references
+from jaxmm.checkpoints.base import Base
 from jaxmm.checkpoints.checkpoint import Checkpoints
 from jaxmm.checkpoints.chosen import chosen_step
 from jaxmm.checkpoints.params import pretrained_params, saved_params
@@ -83,7 +84,9 @@ def _planned(config: ConfigDict) -> tuple[Corpus, Plan]:
     corpus = train_corpus(config, read_data(config))
     budgets = read_budgets(config, corpus)
     if config.objective and needs_answers(recipe := read_recipe(config)):
-        references.attach(corpus.lengths, references.fingerprint_of(config.init_from), recipe, budgets)
+        fingerprint = references.fingerprint_of(Base.find(config.init_from), recipe, config.seed)
+        references.check_pictures(config, corpus.lengths)
+        references.attach(corpus.lengths, fingerprint, recipe, budgets)
     return corpus, plan_of(config, corpus, budgets)
 
 

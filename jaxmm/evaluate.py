@@ -19,6 +19,7 @@ import jax
 
 from jaxmm import atomic, command, formatting, sharding
 from jaxmm.checkpoints import references
+from jaxmm.checkpoints.base import Base
 from jaxmm.checkpoints.checkpoint import Checkpoints
 from jaxmm.checkpoints.chosen import chosen_step
 from jaxmm.checkpoints.params import saved_params
@@ -29,6 +30,7 @@ from jaxmm.runtime import startup
 from jaxmm.runtime.barrier import Barrier
 from jaxmm.training.evaluator import closing_rows
 from jaxmm.training.media_gain import idle_lines
+from jaxmm.training.objectives import needs_answers
 from jaxmm.training.preference_evaluator import make_evaluator
 
 FLAGS: command.Flags = {
@@ -53,8 +55,12 @@ def main(argv: list[str]) -> int:
         for source in corpus.lengths:
             for line in source.cut_lines():
                 print(f"{source.name}, {line}", file=sys.stderr)
-    if known := references.noted(workdir):
-        references.attach(corpus.lengths, known, recipe, read_budgets(args.config, corpus))
+    if needs_answers(recipe):
+        reference = references.noted(workdir)
+        if not reference:  # a run of another objective, or one whose steps ask it
+            base = Base.find(args.config.init_from)
+            reference = references.fingerprint_of(base, recipe, args.config.seed)
+        references.attach(corpus.lengths, reference, recipe, read_budgets(args.config, corpus))
     mesh = sharding.make_mesh(args.config.mesh)
     with jax.set_mesh(mesh):
         with Barrier("start").together("the checkpoint"):

@@ -4,12 +4,14 @@
     python -m jaxmm.train --config=configs/dpo.py --config.data.path=dataset_info.json --config.init_from=MODEL
 
 Give it the config of the run. What it finds is kept in the cache, where the run finds it by the data and the weights.
+Pairs that it was asked about before are left out, unless their pictures or clips have been replaced since.
 Runs of adapters alone need none of it: the reference is beneath them.
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -17,13 +19,16 @@ import numpy as np
 
 from jaxmm import command, sharding
 from jaxmm.checkpoints import references
+from jaxmm.checkpoints.base import Base
 from jaxmm.checkpoints.params import started_params
-from jaxmm.corpus import Corpus, cache_folder
+from jaxmm.corpus import cache_folder
 from jaxmm.data.packing.lengths import Reference
 from jaxmm.errors import UserError
 from jaxmm.models.trainable import EVERYTHING
-from jaxmm.recipe import Recipe, eval_corpus, fitted, read_recipe, train_corpus
+from jaxmm.models.tree import Params
+from jaxmm.recipe import eval_corpus, fitted, read_recipe, train_corpus
 from jaxmm.runtime import startup
+from jaxmm.runtime.barrier import Barrier
 from jaxmm.training.preference_evaluator import PreferenceEvaluator
 
 FLAGS: command.Flags = {}
@@ -39,33 +44,67 @@ def main(argv: list[str]) -> int:
     recipe = read_recipe(config)
     if recipe.preference is None or not recipe.preference.has_reference:
         raise UserError(f"config.objective is '{config.objective}', which has no reference: dpo, ipo and kto have one")
-    fingerprint = references.fingerprint_of(config.init_from)
+    base = Base.find(config.init_from)  # once: another run's newest checkpoint may be another one later
+    fingerprint = references.fingerprint_of(base, recipe, config.seed)
     recipe = recipe._replace(model=recipe.model.base, trainable=EVERYTHING)
     corpora = [train_corpus(config, recipe), eval_corpus(config, recipe)]
     recipe = fitted(recipe, frozenset().union(*(corpus.media for corpus in corpora if corpus)))
     mesh = sharding.make_mesh(config.mesh)
     with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as unused:
-        params = started_params(recipe, mesh, Path(unused), init_from=config.init_from, seed=config.seed)
+        params = started_params(recipe, mesh, Path(unused), init_from=base.init_from, seed=config.seed)
+        barrier = Barrier("reference")
         for corpus in filter(None, corpora):
-            ask(corpus, recipe, mesh, params, fingerprint, config.seq_len, config.batch_size)
+            asked = PreferenceEvaluator(
+                corpus, recipe, mesh, seq_len=config.seq_len, batch_size=config.batch_size, examples=0
+            )
+            ask(asked, params, fingerprint, barrier)
     return 0
 
 
-def ask(
-    corpus: Corpus, recipe: Recipe, mesh: jax.sharding.Mesh, params: dict, fingerprint: str, seq_len: int, rows: int
-) -> None:
-    """Keeps what the model says of all pairs of a corpus."""
-    asked = PreferenceEvaluator(corpus, recipe, mesh, seq_len=seq_len, batch_size=rows, examples=0)
-    for source, found in zip(corpus.lengths, asked.answers(params), strict=True):
-        is_long_E = source.is_long(source.all_needs, asked.budgets)
-        logps_E2 = np.where(is_long_E[:, None], np.nan, np.inf).astype(np.float32).repeat(2, 1)
-        checksums_E = np.zeros(len(source), np.uint32)
-        logps_E2[found.examples], checksums_E[found.examples] = found.logps, found.checksums
-        if jax.process_index() == 0:
-            file = references.save(source, fingerprint, recipe, Reference(logps_E2, checksums_E))
-            unread = len(source) - int(is_long_E.sum()) - len(found.examples)
-            left = f", {unread} could not be read" if unread else ""
-            print(f"{source.name}: asked about {len(found.examples)} of {len(source)} pairs{left}: {file}")
+def ask(asked: PreferenceEvaluator, params: Params, fingerprint: str, barrier: Barrier) -> None:
+    """Keeps what the model says of the pairs of a corpus, beside what it was asked about before."""
+    sources, recipe = asked.corpus.lengths, asked.recipe
+    before = [references.said(source, fingerprint, recipe) for source in sources]
+    known = known_pairs(asked, before)
+    counts = [float(is_known_E.sum()) for is_known_E in known.values()]
+    if any(others != counts for others in barrier.each(counts, "what the reference was asked before")):
+        raise UserError("the processes have not the same cache: set config.data.cache to a folder that all of them see")
+    answers = asked.answers(params, {name: ~is_known_E for name, is_known_E in known.items()})
+    for source, (logps_E2, checksums_E), found in zip(sources, before, answers, strict=True):
+        is_known_E, is_long_E = known[source.name], source.is_long(source.all_needs, asked.budgets)
+        logps_E2[~is_known_E & is_long_E], logps_E2[~is_known_E & ~is_long_E] = np.nan, np.inf
+        logps_E2[found.examples] = np.reshape(found.logps, (-1, 2))
+        checksums_E[found.examples] = found.checksums
+        with barrier.agreed(f"what the reference says of {source.name}"):
+            if jax.process_index() == 0:
+                file = references.save(source, fingerprint, recipe, Reference(logps_E2, checksums_E))
+                print(f"{source.name}: {told(logps_E2, is_known_E, len(found.examples))}: {file}")
+
+
+def known_pairs(asked: PreferenceEvaluator, before: Sequence[Reference]) -> dict[str, np.ndarray]:
+    """bool (E,) by source: the pairs that were asked about before, and whose media are not known to be others now."""
+    sources = asked.corpus.lengths
+    known = {
+        source.name: np.isfinite(said.logps_E2).all(1) for source, said in zip(sources, before, strict=True)
+    }  # fmt: skip
+    in_files = {
+        source.name: known[source.name] & (said.checksums_E > 0) for source, said in zip(sources, before, strict=True)
+    }
+    for source, said, checksums in zip(sources, before, asked.checksums(in_files), strict=True):
+        for example, checksum in checksums.items():
+            known[source.name][example] = checksum == said.checksums_E[example]
+    return known
+
+
+def told(logps_E2: np.ndarray, is_known_E: np.ndarray, asked: int) -> str:
+    """About how many pairs of a source was asked, and why not about the others."""
+    left = {
+        "known from before": int(is_known_E.sum()),
+        "longer than a row": int(np.isnan(logps_E2).any(1).sum()),
+        "could not be read": int(np.isinf(logps_E2).any(1).sum()),
+    }
+    counts = [f"asked about {asked} of {len(logps_E2)} pairs"]
+    return ", ".join(counts + [f"{count} {why}" for why, count in left.items() if count])
 
 
 if __name__ == "__main__":

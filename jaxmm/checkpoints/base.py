@@ -3,15 +3,16 @@
 Checkpoints of such a run hold what learns. What does not is read again from where the run began, which is noted in
 ``base.json`` in its workdir:
 
-    {"format": 1, "asked": "models/Qwen2.5-VL-7B", "init_from": "/home/me/models/Qwen2.5-VL-7B",
+    {"format": 2, "asked": "models/Qwen2.5-VL-7B", "init_from": "/home/me/models/Qwen2.5-VL-7B",
      "fingerprint": {"model": "5f1c..."}}
 
-A fingerprint is of the names, shapes and sizes of all tensors and of samples of their bytes: other weights differ in
-it, and seven billion of them are not read for it.
+A fingerprint is of the names, shapes and sizes of all tensors and of samples of the bytes of each: other weights differ
+in it, also where few layers do, and seven billion of them are not read for it.
 """
 
 from __future__ import annotations
 
+import collections
 import hashlib
 from pathlib import Path
 from typing import NamedTuple
@@ -22,14 +23,15 @@ from jaxmm.checkpoints.checksums import RECORD
 from jaxmm.checkpoints.chosen import chosen_step
 from jaxmm.errors import UserError
 from jaxmm.hf import folder as hf
+from jaxmm.hf import tensor_files
 from jaxmm.hf.init_from import parse, run_and_step
-from jaxmm.hf.tensor_files import tensor_file_names
 from jaxmm.models.adapters import is_factor
 from jaxmm.models.trainable import Trainable
 from jaxmm.models.tree import ParamPath, Params, only
 
-FILE, FORMAT = "base.json", 1
-SAMPLES, BLOCK = 16, 1 << 16  # of a file: pieces, and bytes of each
+FILE, FORMAT = "base.json", 2
+OF_FILES = 1  # the format before: its fingerprints have samples of each file alone
+SAMPLES, BLOCK = 16, 1 << 16  # of a file: pieces, and bytes of each; of a tensor its first bytes
 
 
 class Base(NamedTuple):
@@ -39,23 +41,25 @@ class Base(NamedTuple):
       asked: ``config.init_from``, as it was given.
       init_from: the same with whole paths, and with the step of a run's checkpoint.
       fingerprint: by folder, in the words of ``init_from.parse``.
+      format: of the fingerprint.
     """
 
     asked: str
     init_from: str
     fingerprint: dict[str, str]
+    format: int = FORMAT
 
     @classmethod
-    def find(cls, asked: str) -> Base:
+    def find(cls, asked: str, format: int = FORMAT) -> Base:
         """Raises UserError where there is nothing to begin with."""
         named, step = run_and_step(asked)
         folders = {part: folder.resolve() for part, folder in parse(named).items()}
         run = folders.get("model")
         if run is not None and not hf.is_folder(run):
             number = _checkpoint(run, step)
-            return cls(asked, f"{run}@{number}", {"model": _of_checkpoint(run, number)})
+            return cls(asked, f"{run}@{number}", {"model": _of_checkpoint(run, number)}, format)
         init_from = str(run) if run else ",".join(f"{part}:{folder}" for part, folder in folders.items())
-        return cls(asked, init_from, {part: _of_folder(folder) for part, folder in folders.items()})
+        return cls(asked, init_from, {part: _of_folder(folder, format) for part, folder in folders.items()}, format)
 
     def has(self, path: ParamPath) -> bool:
         """Whether it has a parameter of a model: of towers and a decoder, connectors are new."""
@@ -65,7 +69,7 @@ class Base(NamedTuple):
 def keep(workdir: Path, base: Base | None) -> None:
     """Notes the model beneath a run; of one that has none nothing is there."""
     if base:
-        write_json(workdir / FILE, {"format": FORMAT} | base._asdict())
+        write_json(workdir / FILE, base._asdict())
     else:
         (workdir / FILE).unlink(missing_ok=True)
 
@@ -75,9 +79,9 @@ def kept(workdir: Path) -> Base | None:
     if not (workdir / FILE).exists():
         return None
     noted = read_json(workdir / FILE)
-    if noted.get("format") != FORMAT:
+    if noted.get("format") not in (OF_FILES, FORMAT):
         raise UserError(f"{workdir / FILE} is damaged, or of a newer version of jaxmm: it says where the weights lie")
-    return Base(str(noted["asked"]), str(noted["init_from"]), dict(noted["fingerprint"]))
+    return Base(str(noted["asked"]), str(noted["init_from"]), dict(noted["fingerprint"]), int(noted["format"]))
 
 
 def found_again(noted: Base, asked: str, workdir: Path) -> Base:
@@ -91,7 +95,7 @@ def found_again(noted: Base, asked: str, workdir: Path) -> Base:
     """
     where = noted.init_from if asked in ("", noted.asked) else asked
     try:
-        base = Base.find(where)
+        base = Base.find(where, noted.format)
     except UserError as error:
         raise UserError(
             f"{workdir} holds adapters alone, and the model beneath them is not in {where} any more ({error}): put it "
@@ -137,19 +141,20 @@ def _of_checkpoint(run: Path, step: int) -> str:
         ) from error
 
 
-def _of_folder(folder: Path) -> str:
-    """Of its safetensors: each name, header and size, and samples of its bytes."""
-    digest = hashlib.sha256()
-    for name in tensor_file_names(folder):
+def _of_folder(folder: Path, format: int) -> str:
+    """Of its safetensors: each name, header and size, and samples of the bytes of the file and of each tensor."""
+    digest, tensors = hashlib.sha256(), collections.defaultdict[str, list[int]](list)
+    for entry in tensor_files.Checkpoint(folder).entries.values() if format != OF_FILES else ():
+        tensors[entry.file].append(entry.offset)
+    for name in tensor_files.tensor_file_names(folder):
         with (folder / name).open("rb") as file:
             header = 8 + int.from_bytes(file.read(8), "little")
             size = file.seek(0, 2)
             digest.update(f"{name} {size}".encode())
             file.seek(0)
             digest.update(file.read(min(header, size)))
-            for n in range(SAMPLES):
-                file.seek(header + (size - header) * n // SAMPLES)
+            places = [header + (size - header) * n // SAMPLES for n in range(SAMPLES)]
+            for place in (*places, max(header, size - BLOCK), *sorted(tensors[name])):
+                file.seek(place)
                 digest.update(file.read(BLOCK))
-            file.seek(max(header, size - BLOCK))
-            digest.update(file.read(BLOCK))
     return digest.hexdigest()

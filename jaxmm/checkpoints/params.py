@@ -99,7 +99,7 @@ def _begun_params(recipe: Recipe, begun: Begun, mesh: Mesh, init_from: str) -> d
         return read_peft(folder, recipe.start.layout, recipe.model.base, recipe.start.decoder).params
     their = read_recipe(load_workdir(str(folder)), folder)
     own, base = own_params(folder, their, mesh, chosen_step(folder, step))
-    if base is None or base.fingerprint != Base.find(init_from).fingerprint:
+    if base is None or base.fingerprint != Base.find(init_from, base.format).fingerprint:
         beneath_it = f"that in {base.init_from}" if base else "one of random weights"
         raise UserError(
             f"config.adapter.init_from: the adapters in {folder} are of another model, {beneath_it}: begin with that "

@@ -12,14 +12,18 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxmm.atomic import read_json, write_json
 from jaxmm.checkpoints.base import Base, kept
+from jaxmm.corpus import read_jitter
 from jaxmm.data.packing.lengths import Lengths, Reference, is_whole, save_array
 from jaxmm.data.packing.limits import Budgets
 from jaxmm.errors import UserError
+from jaxmm.hf.init_from import run_and_step
 from jaxmm.recipe import Recipe
 
 FILE, FORMAT = "reference.json", 1  # in the workdir of a run that has one
@@ -27,18 +31,22 @@ FOLDER, KEPT = "references", 2  # in the cache, and the format of what is kept t
 DTYPE = np.dtype([("logps", "<f4", 2), ("checksum", "<u4")])  # of an example, as ``Reference`` has them
 
 
-def fingerprint_of(init_from: str) -> str:
-    """What weights are known by; of a run with adapters, with those beneath them.
+def fingerprint_of(base: Base, recipe: Recipe, seed: int) -> str:
+    """What the weights that a run begins with are known by; of a run with adapters, with those beneath them.
+
+    Args:
+      seed: by which what the base does not have begins.
 
     Raises:
       UserError: where there are none.
     """
-    if not init_from:
+    if not base.fingerprint:
         raise UserError("config.objective compares with the model that a run begins from: set config.init_from")
-    base = Base.find(init_from)
-    folder = Path(base.init_from.rpartition("@")[0])
-    beneath = kept(folder) if base.init_from != str(folder) and folder.is_dir() else None
-    known = [base.fingerprint, beneath.fingerprint if beneath else {}]
+    folder, step = run_and_step(base.init_from)
+    beneath = kept(Path(folder)) if step else None
+    known: list[Any] = [base.fingerprint, beneath.fingerprint if beneath else {}]
+    if "model" not in base.fingerprint:  # connectors are new
+        known += [seed, repr(recipe.model.base.plain)]
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
 
@@ -65,13 +73,37 @@ def file_of(source: Lengths, fingerprint: str, recipe: Recipe) -> Path:
     return recipe.cache / FOLDER / f"{name}.npy"
 
 
-def save(source: Lengths, fingerprint: str, recipe: Recipe, said: Reference) -> Path:
+def said(source: Lengths, fingerprint: str, recipe: Recipe) -> Reference:
+    """What is kept of a source's pairs; NaN where the reference was not asked."""
+    file = file_of(source, fingerprint, recipe)
+    if not is_whole(file):
+        return Reference(np.full((len(source), 2), np.nan, np.float32), np.zeros(len(source), np.uint32))
+    found = np.load(file)
+    return Reference(found["logps"].copy(), found["checksum"].copy())
+
+
+def save(source: Lengths, fingerprint: str, recipe: Recipe, known: Reference) -> Path:
     file = file_of(source, fingerprint, recipe)
     file.parent.mkdir(parents=True, exist_ok=True)
     saved = np.zeros(len(source), DTYPE)
-    saved["logps"], saved["checksum"] = said
+    saved["logps"], saved["checksum"] = known
     save_array(file, saved)
     return file
+
+
+def check_pictures(config: ConfigDict, sources: Sequence[Lengths]) -> None:
+    """Raises UserError where a run would see other pixels than the reference, which sees pictures as they are."""
+    jitter = read_jitter(config)
+    for source in sources:
+        media = source.media_counts()
+        keys = {"config.data.jitter": f"{jitter:g}"} if jitter and {"image", "video"} & media.keys() else {}
+        keys |= {"config.data.fast_decode": "True"} if config.data.fast_decode and "image" in media else {}
+        if keys:
+            raise UserError(
+                f"{' and '.join(f'{key}={value}' for key, value in keys.items())}: the run would see the pictures of "
+                f"{source.name} otherwise than the reference, which is asked once about them as they are: leave "
+                f"{' and '.join(keys)} out, or train adapters alone (config.adapter.rank), whose steps ask it"
+            )
 
 
 def attach(sources: Sequence[Lengths], fingerprint: str, recipe: Recipe, budgets: Budgets) -> None:

@@ -16,9 +16,10 @@ import numpy as np
 from jaxmm.batch import Batch, Pairs
 from jaxmm.corpus import Corpus
 from jaxmm.data.assemble import Assembler, Loaded
+from jaxmm.data.loader import batches
 from jaxmm.data.media.table import MODALITIES
 from jaxmm.data.packing.lengths import Lengths
-from jaxmm.data.packing.pieces import segments_of
+from jaxmm.data.packing.pieces import LongDocuments, segments_of
 from jaxmm.data.packing.plan import Pass
 from jaxmm.data.packing.swapped import Swap
 from jaxmm.models.adapters import is_factor
@@ -78,6 +79,15 @@ class PreferenceEvaluator(Evaluator):
         assert recipe.preference is not None
         self.spec: PreferenceSpec = recipe.preference
         self._beneath = self._step_of(recipe.model.base) if asks_reference(recipe) else None
+        self.notes = [*self._long_lines(), *self.notes]
+
+    def _long_lines(self) -> Iterator[str]:
+        """Lines on the preferences that no row holds, of which nothing is asked."""
+        for source in self.corpus.lengths:
+            needs = source.all_needs[: self.examples or len(source)]
+            long = LongDocuments(len(needs), int(source.is_long(needs, self.budgets).sum()), 0)
+            if line := long.line(source, "drop"):
+                yield line
 
     def _swaps_of(self, source: Lengths, codes_E: np.ndarray) -> Iterator[tuple[str, Swap]]:
         """None where a reference was asked before: it has seen each example's own media alone."""
@@ -104,24 +114,43 @@ class PreferenceEvaluator(Evaluator):
                 by_modality[modality] = of_it.get("preference_accuracy")
         return figures
 
-    def answers(self, params: Any) -> list[Answers]:
-        """What the model says of the pairs of each source, with checksums."""
-        return self._asked([lambda batch: self._step(params, batch)], self.corpus.lengths, has_checksums=True)[0]
+    def answers(self, params: Any, which: Mapping[str, np.ndarray]) -> list[Answers]:
+        """What the model says of the pairs of each source, with checksums; ``which`` as in ``Evaluator._run``."""
+        steps = [lambda batch: self._step(params, batch)]
+        return self._asked(steps, self.corpus.lengths, which, has_checksums=True)[0]
 
-    def _asked(
-        self, steps: Sequence[Callable[[Batch], Predictions]], lengths: Sequence[Lengths],
-        which: Mapping[str, np.ndarray] | None = None, has_checksums: bool = False,
-    ) -> list[list[Answers]]:  # fmt: skip
-        """By step and source; ``lengths`` and ``which`` as in ``Evaluator._run``."""
+    def checksums(self, which: Mapping[str, np.ndarray]) -> list[dict[int, int]]:
+        """Of each source the checksums of pairs' files as they are now, by example; no model is asked.
+
+        Pairs that cannot be read are left out, as are those without files, and those that no row holds.
+        """
+        plan, assemble = self._planned(self.corpus.lengths, which, has_checksums=True)
+        found: list[dict[int, int]] = [{} for _ in self.corpus.lengths]
+        for loaded in batches(plan, assemble, 0, len(plan)) if len(plan) else ():
+            for (source, example), checksum in loaded.checksums.items():
+                found[source][example] = checksum
+        return found
+
+    def _planned(
+        self, lengths: Sequence[Lengths], which: Mapping[str, np.ndarray] | None, has_checksums: bool
+    ) -> tuple[Pass, Assembler]:
+        """A pass over the pairs; ``lengths`` and ``which`` as in ``Evaluator._run``."""
 
         def chosen(source: Lengths) -> np.ndarray:
             return (which or {}).get(source.name, np.zeros(len(source), bool))
 
         only_those = None if which is None else chosen
         plan = Pass(lengths, self.budgets, self.batch_size, examples=self.examples, which=only_those)
-        assemble = Assembler(lengths, self.budgets, self.recipe.image, has_checksums=has_checksums)
+        return plan, Assembler(lengths, self.budgets, self.recipe.image, has_checksums=has_checksums)
+
+    def _asked(
+        self, steps: Sequence[Callable[[Batch], Predictions]], lengths: Sequence[Lengths],
+        which: Mapping[str, np.ndarray] | None = None, has_checksums: bool = False,
+    ) -> list[list[Answers]]:  # fmt: skip
+        """By step and source; ``lengths`` and ``which`` as in ``Evaluator._run``."""
+        plan, assemble = self._planned(lengths, which, has_checksums)
         found = [[Answers([], [], [], [], []) for _ in lengths] for _ in steps]
-        for loaded, predictions in self._predicted(plan, assemble, steps):
+        for loaded, predictions in self._predicted(plan, assemble, steps) if len(plan) else ():
             for asked, own in zip(predictions, found, strict=True):
                 add_answers(asked, loaded, lengths, own)
         return found

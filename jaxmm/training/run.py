@@ -45,6 +45,8 @@ class Run:
     Attributes:
       start: the step it goes on from; 0 for one that begins.
       writers: names of the trackers that get its figures.
+      beginning: what a run that begins takes its weights from, where it notes that or a reference is of it; None
+        elsewhere. Of another run it has the step, so that its newest checkpoint is chosen once.
       base: the model beneath its adapters; None where checkpoints hold everything.
       record: of the checkpoint gone on from; None for a run that begins.
       say: prints a line; a logger's, once there is one.
@@ -70,6 +72,7 @@ class Run:
         if not self.start:
             self._refuse_foreign()
         self.recipe = self._recipe()
+        self.beginning = self._beginning()
         self.base = self._base()
         capacity.check_model(self.recipe.model, self.recipe.trainable, self.mesh)
         self.corpus = train_corpus(config, self.recipe)
@@ -121,12 +124,17 @@ class Run:
             recipe = recipe._replace(template=recipe.template.as_of(older))  # its prepared data goes by that name
         return recipe
 
+    def _beginning(self) -> Base | None:
+        """What the weights are taken from, where a note of it is kept; None elsewhere, and for a run that goes on."""
+        is_noted = self.recipe.model.adapter is not None or needs_answers(self.recipe)
+        return Base.find(self.config.init_from) if is_noted and not self.start else None
+
     def _base(self) -> Base | None:
         """The model beneath the run's adapters; None where checkpoints hold everything."""
         if self.recipe.model.adapter is None or not self.config.init_from:
             return None
         if not self.start:
-            return Base.find(self.config.init_from)
+            return self.beginning
         noted = kept(self.workdir)
         return noted and found_again(noted, self.config.init_from, self.workdir)
 
@@ -135,8 +143,12 @@ class Run:
         recipe, self.reference = self.recipe, ""
         if not needs_answers(recipe):
             return
-        begun_with = references.noted(self.workdir) if self.start else ""
-        self.reference = begun_with or references.fingerprint_of(self.config.init_from)
+        self.reference = references.noted(self.workdir) if self.start else ""
+        if not self.reference:
+            base = self.beginning or Base.find(self.config.init_from)
+            self.reference = references.fingerprint_of(base, recipe, self.config.seed)
+        if not self.start:  # one that goes on has the settings that it had
+            references.check_pictures(self.config, self.corpus.lengths)
         sources = [*self.corpus.lengths, *(self.held_out.lengths if self.held_out else [])]
         references.attach(sources, self.reference, recipe, self.budgets)
 
@@ -229,9 +241,8 @@ class Run:
             own_folders.remove(self.workdir / MODEL)  # of a start from another model that never came to a save
         if not self.config.init_from:
             return fresh_state(self.program, self.mesh, self.config.seed)
-        params = started_params(
-            self.recipe, self.mesh, self.workdir, init_from=self.config.init_from, seed=self.config.seed
-        )  # fmt: skip
+        init_from = self.beginning.init_from if self.beginning else self.config.init_from
+        params = started_params(self.recipe, self.mesh, self.workdir, init_from=init_from, seed=self.config.seed)
         first_state = jax.jit(
             self.program.first_state, out_shardings=self.program.shardings(self.mesh), donate_argnums=0
         )  # fmt: skip

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import math
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,11 +18,14 @@ from made_folders import folder_of
 from small_run import by_variables, free_port, start
 
 import jaxmm
-from jaxmm import command, evaluate, inspect, reference, train
+from jaxmm import command, evaluate, inspect, reference, sharding, train
 from jaxmm.atomic import read_lines
-from jaxmm.checkpoints import references
+from jaxmm.config.file import load_workdir
 from jaxmm.data.assemble import REPLACED, UNKNOWN
 from jaxmm.errors import UserError
+from jaxmm.recipe import eval_corpus, read_recipe
+from jaxmm.training.preference_evaluator import make_evaluator
+from jaxmm.training.run import Run
 
 pytestmark = pytest.mark.usefixtures("whole_transformers")
 OPTIMIZER = (
@@ -127,8 +131,14 @@ def test_whole_weights_learn_next_to_what_their_base_was_asked_before(arguments,
     whole = [*arguments, "--config.objective=dpo", "--config.steps=3"]
     with pytest.raises(UserError, match=r"pairs: the reference was not asked about 25 of 25 pairs: ask it by `jaxmm r"):
         train.main([*whole, f"--workdir={tmp_path / 'run'}"])
+    with pytest.raises(UserError, match="was not asked about 25 of 25 pairs"):
+        evaluate.main([f"--workdir={finished}", "--config.preference.reference=asked"])
     assert reference.main(whole) == 0
-    assert "pairs: asked about 24 of 25 pairs" in capsys.readouterr().out
+    of_training, held_out = capsys.readouterr().out.splitlines()  # they are the same data
+    assert "pairs: asked about 24 of 25 pairs, 1 longer than a row: " in of_training
+    assert "pairs: asked about 0 of 25 pairs, 24 known from before, 1 longer than a row: " in held_out
+    with pytest.raises(UserError, match="fast_decode=True: the run would see the pictures of pairs otherwise than"):
+        train.main([*whole, "--config.data.fast_decode=True", f"--workdir={tmp_path / 'run'}"])
     for more in ((*small_run.UNSEEN, "--config.steps=2"), ("--config.steps=3",)):  # the second goes on
         assert train.main([*whole, *more, f"--workdir={tmp_path / 'run'}"]) == 0
     first = logged(tmp_path / "run")[0]
@@ -141,6 +151,31 @@ def test_whole_weights_learn_next_to_what_their_base_was_asked_before(arguments,
     other = folder_of("qwen2.5-vl", tmp_path / "other", seed=2)
     with pytest.raises(UserError, match=r"was not asked about 25 of 25 pairs"):
         train.main([*whole, f"--config.init_from={other}", f"--workdir={tmp_path / 'next'}"])
+
+
+def test_held_out_pairs_longer_than_a_row_are_told(finished):
+    config = load_workdir(str(finished))
+    recipe, mesh = read_recipe(config, finished), sharding.make_mesh(config.mesh)
+    with jax.set_mesh(mesh):
+        evaluator = make_evaluator(eval_corpus(config, recipe), recipe, mesh, seq_len=128, batch_size=8, examples=0)
+    assert "pairs, 1 of 25 pairs longer than a row: dropped whole" in evaluator.notes
+
+
+def test_the_newest_checkpoint_of_another_run_is_chosen_once(arguments, finished, tmp_path, monkeypatch):
+    taken = []
+
+    def take(*_, init_from: str, seed: int) -> None:
+        taken.append(init_from)
+        raise InterruptedError(seed)
+
+    for module in (reference, sys.modules["jaxmm.training.run"]):
+        monkeypatch.setattr(module, "started_params", take)
+    asked = [*arguments, *ADAPTERS, f"--config.init_from={finished}"]
+    with pytest.raises(InterruptedError):
+        reference.main(asked)
+    with pytest.raises(InterruptedError):
+        Run(command.parse(asked, {}).config, tmp_path / "run").initial_state()
+    assert taken == [f"{finished.resolve()}@8"] * 2
 
 
 def test_the_pages_show_both_answers_and_how_far_they_are_apart(arguments, finished, tmp_path):
@@ -173,7 +208,7 @@ def test_a_pair_that_the_reference_could_not_read_is_left_out_and_told(qwen_vl, 
     whole, picture = [*arguments_of(tmp_path / "data", tmp_path / "cache", qwen_vl), ADAPTERS[1]], broken.read_bytes()
     broken.write_bytes(picture[:-30])
     assert reference.main(whole) == 0
-    assert "asked about 23 of 25 pairs, 1 could not be read" in capsys.readouterr().out
+    assert "asked about 23 of 25 pairs, 1 longer than a row, 1 could not be read: " in capsys.readouterr().out
     broken.write_bytes(picture)
     assert train.main([*whole, "--config.steps=3", *small_run.UNSEEN, f"--workdir={tmp_path / 'run'}"]) == 0
     (left,) = read_lines(tmp_path / "run" / "skipped.jsonl")
@@ -182,12 +217,12 @@ def test_a_pair_that_the_reference_could_not_read_is_left_out_and_told(qwen_vl, 
 
 @pytest.mark.slow
 def test_a_picture_that_was_replaced_under_its_name_is_never_compared_with_what_was_said_of_another(
-    base, tmp_path, capsys
+    qwen_vl, tmp_path, capsys
 ):  # fmt: skip
     for folder in ("data", "cache"):
         (tmp_path / folder).mkdir()
     picture = make_data(tmp_path / "data") / "3.png"
-    whole = [*arguments_of(tmp_path / "data", tmp_path / "cache", base), ADAPTERS[1], "--config.steps=3"]
+    whole = [*arguments_of(tmp_path / "data", tmp_path / "cache", qwen_vl), ADAPTERS[1], "--config.steps=3"]
     whole.append("--config.eval.examples=24")
     assert reference.main(whole) == 0
     PIL.Image.new("RGB", (32, 24), (1, 2, 3)).save(picture)
@@ -197,19 +232,10 @@ def test_a_picture_that_was_replaced_under_its_name_is_never_compared_with_what_
     held_out = json.loads((tmp_path / "run" / "summary.json").read_text())["eval"]["pairs"]
     assert (held_out["pairs"], held_out["pairs_skipped"]) == (23, 1)
     assert reference.main(whole) == 0
-    assert "asked about 24 of 25 pairs: " in capsys.readouterr().out
+    assert "asked about 1 of 25 pairs, 23 known from before, 1 longer than a row: " in capsys.readouterr().out
     assert train.main([*whole, f"--workdir={tmp_path / 'again'}"]) == 0
     assert not (tmp_path / "again" / "skipped.jsonl").exists()
     assert "pairs_skipped" not in json.loads((tmp_path / "again" / "summary.json").read_text())["eval"]["pairs"]
-
-
-def test_what_was_kept_without_checksums_is_not_found(arguments, monkeypatch, tmp_path):
-    whole = [*arguments, "--config.objective=ipo", "--config.seed=3"]
-    monkeypatch.setattr(references, "KEPT", 1)
-    assert reference.main(whole) == 0
-    monkeypatch.undo()
-    with pytest.raises(UserError, match="was not asked about 25 of 25 pairs"):
-        train.main([*whole, f"--workdir={tmp_path / 'run'}"])
 
 
 @pytest.mark.slow
