@@ -171,10 +171,11 @@ def saved_by_peft(model: Any, folder: Path, targets: Any, seed: int = 0, **optio
 
 
 def suffixes(layout: Any) -> list[str]:
-    """The ends of modules' names, as people write targets: with what is before, where others end alike."""
+    """The ends of linear maps' names, as people write targets: with what is before, where others end alike."""
     from jaxmm.hf.map_names import named_maps
+    from jaxmm.hf.peft_tables import is_table
 
-    parts = [one.name.split(".") for one in named_maps(layout)]
+    parts = [one.name.split(".") for one in named_maps(layout) if not is_table(one)]
     unclear = ("proj", *"0123456789")
     return sorted({".".join(names[-2:]) if names[-1] in unclear else names[-1] for names in parts})
 
