@@ -95,9 +95,9 @@ def check_begun(
         )
     if asked["targets"] != KEYS["adapter.targets"].default:
         wanted = AdapterSpec(tuple(_targets_of(asked["targets"], start, model)), frozen=(*spec.frozen, *frozen))
-        paths = [path for path in (*(path[:-1] for path in kernel_dims(model)), *_tables(model))
-                 if not wanted.is_frozen(path)]  # fmt: skip
-        if differ := [path for path in paths if wanted.adapts(path) != spec.adapts(path)]:
+        paths = (*(path[:-1] for path in kernel_dims(model)), *_tables(model))
+        may_differ = [path for path in paths if not wanted.is_frozen(path)]
+        if differ := [path for path in may_differ if wanted.adapts(path) != spec.adapts(path)]:
             raise UserError(
                 f"config.adapter.targets: {'.'.join(differ[0])} has {'an' if spec.adapts(differ[0]) else 'no'} adapter "
                 f"in {begun.source}, other than asked for: set it to {KEYS['adapter.targets'].default}, the default"

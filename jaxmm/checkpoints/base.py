@@ -3,7 +3,7 @@
 Checkpoints of such a run hold what learns. What does not is read again from where the run began, which is noted in
 ``base.json`` in its workdir:
 
-    {"format": 2, "asked": "models/Qwen2.5-VL-7B", "init_from": "/home/me/models/Qwen2.5-VL-7B",
+    {"format": 2, "asked": "models/Qwen2.5-VL", "init_from": "/home/me/models/Qwen2.5-VL",
      "fingerprint": {"model": "5f1c..."}}
 
 A fingerprint is of the names, shapes and sizes of all tensors and of samples of the bytes of each: other weights differ
