@@ -6,7 +6,6 @@ The names of its tensors decide, in any spelling that releases and classes of ``
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 from collections import Counter
@@ -17,14 +16,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxmm.errors import UserError
-from jaxmm.hf import names, peft_tables, tensor_files, transforms
+from jaxmm.hf import names, peft_layers, peft_tables, tensor_files, transforms
 from jaxmm.hf.families.family import Layout
 from jaxmm.hf.map_names import WEIGHT, NamedMap, named_maps
+from jaxmm.hf.peft_layers import Factors
 from jaxmm.hf.peft_tables import is_table
 from jaxmm.hf.peft_write import CONFIG, PREFIX, TENSORS
 from jaxmm.hf.processors import json_object
-from jaxmm.models.adapters import AdapterSpec, factors_at
-from jaxmm.models.lora import alpha_of, scale_of
+from jaxmm.models.adapters import AdapterSpec
+from jaxmm.models.lora import alpha_of
 from jaxmm.models.multimodal import ModelSpec, flat_axes, kernel_dims
 from jaxmm.models.tables import TABLES
 from jaxmm.models.tree import ParamPath
@@ -104,18 +104,18 @@ def read_peft(folder: Path, layout: Layout, model: ModelSpec, beneath: Path | No
         layers = dims[one.paths[0]][0][0] if "{i}" in one.name else 1
         if is_table(one) and kind == "dora":
             raise UserError(f"{folder} has a DoRA adapter of {one.name}, a table over the vocabulary: not supported")
-        stack = _stacked(of_layers, layers, config, use_rslora)
+        stack = peft_layers.stacked(of_layers, layers, config, use_rslora)
         if len(of_layers) < layers:
             if kind == "dora":
                 raise UserError(f"{folder} has DoRA adapters in some layers of {one.name} alone: not supported")
             told.append(f"{one.name} has an adapter in {len(of_layers)} of {layers} layers: the others stay without")
-        parts = _parts(stack, one)
+        parts = peft_layers.of_parts(stack, one)
         if len(one.paths) > 1 and len({id(part.into) for part in parts.values()}) < len(parts):
             told.append(f"the adapter of {one.name} becomes {len(parts)}, which begin alike and learn each by itself")
         for path, part in parts.items():
             rank = part.into.shape[1]
             sizes[path] = rank, alpha_of(kind, rank, stack.scale)
-            params |= _of_map(part, path, *dims[path])
+            params |= peft_layers.of_map(part, path, *dims[path])
     trained = _whole(checkpoint, whole, layout, shapes, model.decoder.tie_embeddings, folder)
     if not sizes:
         raise UserError(f"{folder} has no adapters: {TENSORS} has none of the tensors lora_A and lora_B")
@@ -155,25 +155,6 @@ def _tensor_file(folder: Path) -> str:
     if pickled := sorted(path.name for path in folder.glob("adapter_model.*") if path.suffix != ".safetensors"):
         raise tensor_files.pickled_error(folder, pickled[0], TENSORS)
     raise UserError(f"{folder} has no {TENSORS}")
-
-
-@dataclasses.dataclass
-class Factors:
-    """The tensors of one Linear's adapter, (rank, inputs), (outputs, rank) and (outputs,)."""
-
-    name: str  # of the module, as the folder writes it
-    into: np.ndarray | None = None
-    out: np.ndarray | None = None
-    magnitude: np.ndarray | None = None
-
-
-class Stack(NamedTuple):
-    """Factors of all layers of a Linear or a part of it, (L, rank, inputs), (L, outputs, rank) and (L, outputs)."""
-
-    into: np.ndarray
-    out: np.ndarray
-    magnitude: np.ndarray | None
-    scale: float
 
 
 def _sorted(checkpoint: tensor_files.Checkpoint, folder: Path) -> tuple[dict[str, Factors], dict[str, str]]:
@@ -271,7 +252,7 @@ def _are_alike(tables: Sequence[Factors], config: Mapping[str, Any]) -> bool:
     return all(
         np.array_equal(tables[0].into, one.into)  # type: ignore[arg-type]
         and np.array_equal(tables[0].out, one.out)  # type: ignore[arg-type]
-        and _alpha(config, tables[0].name) == _alpha(config, one.name)
+        and peft_layers.alpha_of_module(config, tables[0].name) == peft_layers.alpha_of_module(config, one.name)
         for one in tables[1:]
     )
 
@@ -285,79 +266,6 @@ def _check_beneath(module: str, name: str, checkpoint: tensor_files.Checkpoint, 
 
 def _some(lines: Sequence[str]) -> str:
     return ", ".join(lines[:LISTED]) + (f" and {len(lines) - LISTED} more" if len(lines) > LISTED else "")
-
-
-def _stacked(of_layers: Mapping[int, Factors], layers: int, config: Mapping[str, Any], use_rslora: bool) -> Stack:
-    """One array of the factors of all layers. Layers without an adapter have zeros, which never learn."""
-    ranks = {layer: len(factors.into) for layer, factors in of_layers.items()}  # type: ignore[arg-type]
-    scales = {
-        layer: scale_of("rslora" if use_rslora else "lora", ranks[layer], _alpha(config, factors.name))
-        for layer, factors in of_layers.items()
-    }
-    widest = max(ranks, key=lambda layer: ranks[layer])
-    first, scale = of_layers[widest], scales[widest]
-    assert first.into is not None
-    assert first.out is not None
-    into = np.zeros((layers, ranks[widest], first.into.shape[1]), np.float32)
-    out = np.zeros((layers, len(first.out), ranks[widest]), np.float32)
-    magnitude = None if first.magnitude is None else np.zeros((layers, len(first.out)), np.float32)
-    for layer, factors in of_layers.items():
-        into[layer, : ranks[layer]] = factors.into
-        out[layer, :, : ranks[layer]] = factors.out
-        if not math.isclose(scales[layer], scale):
-            out[layer] *= np.float32(scales[layer] / scale)
-        if magnitude is not None and factors.magnitude is not None:
-            magnitude[layer] = factors.magnitude.reshape(-1)
-    return Stack(into, out, magnitude, scale)
-
-
-def _alpha(config: Mapping[str, Any], module: str) -> float:
-    """As PEFT finds it: by the first pattern that a module's name, or the end of it after a dot, is."""
-    for pattern, alpha in (config.get("alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return float(alpha)
-    return float(config.get("lora_alpha", 8))
-
-
-def _parts(stack: Stack, one: NamedMap) -> dict[ParamPath, Stack]:
-    """The factors of each of our maps that a Linear is.
-
-    Where each column of the second factor is of one part alone, as ``peft_write`` has it, a part gets its own. Else
-    the first factor is that of all parts.
-    """
-    count = len(one.paths)
-    if count == 1:
-        return {one.paths[0]: stack}
-    outs = np.split(stack.out, count, axis=1)
-    magnitudes = [None] * count if stack.magnitude is None else np.split(stack.magnitude, count, axis=1)
-    used = np.array([(out != 0).any((0, 1)) for out in outs])
-    if not (used.sum(0) == 1).all():
-        return {
-            path: Stack(stack.into, out, magnitude, stack.scale)
-            for path, out, magnitude in zip(one.paths, outs, magnitudes, strict=True)
-        }
-    parts: dict[ParamPath, Stack] = {}
-    for path, out, magnitude, own in zip(one.paths, outs, magnitudes, used, strict=True):
-        if not own.any() and magnitude is None:
-            continue
-        columns = own if own.any() else used[used.any(1)][0]  # lengths alone: with zeros for the second factor
-        parts[path] = Stack(stack.into[:, columns], out[:, :, columns], magnitude, stack.scale)
-    return parts
-
-
-def _of_map(
-    part: Stack, path: ParamPath, shape: tuple[int, ...], inputs: tuple[int, ...], outputs: tuple[int, ...]
-) -> dict[ParamPath, np.ndarray]:
-    """The factors of a map of ours, by path."""
-    layers, rank = shape[: inputs[0]], part.into.shape[1]
-    into, out = (tuple(shape[dim] for dim in side) for side in (inputs, outputs))
-    found = {
-        "into": part.into.swapaxes(1, 2).reshape(*layers, *into, rank),
-        "out": part.out.swapaxes(1, 2).reshape(*layers, rank, *out),
-    }
-    if part.magnitude is not None:
-        found["magnitude"] = part.magnitude.reshape(*layers, *out)
-    return {(*factors_at(path), name): np.ascontiguousarray(x) for name, x in found.items()}
 
 
 def _whole(

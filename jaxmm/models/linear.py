@@ -112,10 +112,12 @@ def _mapped(x, kernel: Kernel | Adapted, inputs: int):
 def _mapped_forward(x, kernel: Kernel | Adapted, inputs: int):
     # Not by _mapped: what a policy of REMAT keeps it must see, and it does not look into a custom rule.
     over = tuple(range(x.ndim - inputs, x.ndim)), tuple(range(inputs))
-    if isinstance(kernel, Quantized | Adapted):
-        tied, x = barrier((kernel, x))  # that it is not dequantised, or added up, ahead of time
-        saved = None if isinstance(kernel, Quantized) else x
-        return lax.dot_general(x, _whole(tied, x.dtype), (over, ((), ()))), (saved, kernel)
+    if isinstance(kernel, Quantized):
+        tied, x = barrier((kernel, x))  # that it is not dequantised ahead of time
+        return lax.dot_general(x, as_array(tied, x.dtype), (over, ((), ()))), (None, kernel)
+    if isinstance(kernel, Adapted):
+        tied, x = kernel.tied(x)
+        return lax.dot_general(x, tied.summed(x.dtype), (over, ((), ()))), (x, kernel)
     return lax.dot_general(x, kernel, (over, ((), ()))), (x, kernel)
 
 
@@ -126,14 +128,10 @@ def _mapped_backward(inputs: int, saved, dy):
         kernel, dy = barrier((kernel, dy))
         return _of_input(dy, as_array(kernel, dy.dtype), inputs), None
     if isinstance(kernel, Adapted):
-        x, kernel, dy = barrier((x, kernel, dy))  # for the same reason
+        kernel, (x, dy) = kernel.tied((x, dy))  # for the same reason
         return _of_input(dy, kernel.summed(dy.dtype), inputs), _of_adapted(x, kernel, dy, inputs)
     x, dy = barrier((x, dy))  # what is written transposed is no more than written
     return _of_input(dy, kernel, inputs), _of_kernel(x, dy, inputs)
-
-
-def _whole(kernel: Kernel | Adapted, dtype) -> jax.Array:
-    return kernel.summed(dtype) if isinstance(kernel, Adapted) else as_array(kernel, dtype)
 
 
 def _of_kernel(x, dy, inputs: int):

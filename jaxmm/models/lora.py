@@ -6,17 +6,19 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from jaxmm.models.materialize import barrier
 from jaxmm.models.parameters import ones, parameter, zeros
-from jaxmm.models.quantized import Kernel, as_array
+from jaxmm.models.quantized import Kernel, Quantized, as_array
 
 KINDS = ("lora", "rslora", "dora")
+T = TypeVar("T")
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("kernel", "into", "out"), meta_fields=("scale",))
@@ -41,6 +43,15 @@ class Adapted:
         """The map (*inputs, *outputs)."""
         update = lax.dot_general(self.into, self.out, (((self.into.ndim - 1,), (0,)), ((), ())))
         return as_array(self.kernel, dtype) + (self.scale * update).astype(dtype)
+
+    def tied(self, others: T) -> tuple[Adapted, T]:
+        """Itself and other arrays: the sum is not made, on a CPU, before all of these are there.
+
+        A plain kernel is left out: behind a barrier a layer's slice of it would be written, to be read again.
+        """
+        held = self.kernel if isinstance(self.kernel, Quantized) else None
+        held, into, out, others = barrier((held, self.into, self.out, others))
+        return Adapted(self.kernel if held is None else held, into, out, self.scale), others
 
 
 class Lora(nnx.Module):

@@ -18,6 +18,7 @@ from jax import lax
 from jaxmm import sharding
 from jaxmm.batch import Batch
 from jaxmm.models import tables
+from jaxmm.models.materialize import barrier
 from jaxmm.models.tables import Head
 
 # Bytes of the float32 logits that a device holds at a time. Each chunk adds to the head's whole gradient: where memory
@@ -49,7 +50,7 @@ def select_targets(batch: Batch, budget: int) -> Targets:
 
 
 class TokenLoss(NamedTuple):
-    """Per target: negative log-likelihood in nats, and whether the most likely token is the target."""
+    """Per target: negative log-likelihood in nats, and whether no token is likelier."""
 
     nll_BR: jax.Array
     correct_BR: jax.Array
@@ -75,10 +76,11 @@ def _logit_terms(xs_ND: Terms, heads_VD: Terms, tokens_N, softcap: float):
     exp_NV = jnp.exp(logits_NV - top)
     total = exp_NV.sum(-1, keepdims=True)
     log_z = (jnp.log(total) + top)[..., 0]
-    is_target = jnp.arange(logits_NV.shape[-1]) == tokens_N[..., None]
-    target_logit = jnp.where(is_target, logits_NV, 0.0).sum(-1)
-    correct = logits_NV.argmax(-1) == tokens_N
-    return exp_NV / total, log_z, log_z - target_logit, correct, is_target, slope
+    tokens_N1 = barrier(tokens_N)[..., None]  # else they are gathered again at each logit
+    is_target = jnp.arange(logits_NV.shape[-1]) == tokens_N1
+    target_logit = jnp.take_along_axis(logits_NV, tokens_N1, axis=-1)
+    correct = target_logit == top  # an argmax takes a CPU longer than the rest
+    return exp_NV / total, log_z, log_z - target_logit[..., 0], correct[..., 0], is_target, slope
 
 
 def _over_chunks(step, start, xs_BRD: Terms, tokens_BR, weights_BR, vocab: int, chunk: int):

@@ -1,4 +1,4 @@
-"""Preference data: every form of a pair or a judged answer becomes the same document, or says in a line why not."""
+"""Pairs of answers: every form of a pair becomes the same document, or says in a line why not."""
 
 from __future__ import annotations
 
@@ -7,56 +7,32 @@ import json
 import pytest
 
 from jaxmm.data.documents import Audio, Document, Image, Skip, Text, Turn, Video
-from jaxmm.data.reading import Reading
-from jaxmm.data.sources import read_sources
 from jaxmm.errors import UserError
-from readers.reading import OPENAI, only, refused, said, skipped
-
-ASKED = {"role": "user", "content": "Q"}
-GOOD, BAD = {"role": "assistant", "content": "A"}, {"role": "assistant", "content": "B"}
-CALLED = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {"x": 1}}}]}
-RESULT = {"role": "tool", "content": "3"}
-HUMAN = {"from": "human", "value": "Q"}
-GPT_GOOD, GPT_BAD = {"from": "gpt", "value": "A"}, {"from": "gpt", "value": "B"}
-PAIR = {"prompt": "Q", "chosen": "A", "rejected": "B"}
-LIKED = {"prompt": "Q", "completion": "A", "label": True}
-SHAREGPT = {"formatting": "sharegpt", "ranking": True}
-COLUMNS = {"messages": "conversations", "chosen": "chosen", "rejected": "rejected"}
-ALPACA = {"prompt": "instruction", "query": "input", "chosen": "chosen", "rejected": "rejected"}
-# What every form of PAIR becomes, and of LIKED beside another record.
-PROMPT = (Turn("user", (Text("Q"),), False),)
-BETTER = (*PROMPT, Turn("assistant", (Text("A"),), True))
-WORSE = (*PROMPT, Turn("assistant", (Text("B"),), True))
+from readers.preferences import (
+    ALPACA,
+    ASKED,
+    BAD,
+    BETTER,
+    CALLED,
+    COLUMNS,
+    GOOD,
+    GPT_BAD,
+    GPT_GOOD,
+    HUMAN,
+    MARKED,
+    PAIR,
+    RESULT,
+    SHAREGPT,
+    WORSE,
+    described,
+    pairs,
+)
+from readers.reading import only, refused, said, skipped
 
 
 def typed(message: dict, weight: float) -> dict:
     """A message as LLaMA-Factory v1 writes it."""
     return {**message, "content": [{"type": "text", "value": message["content"]}], "loss_weight": weight}
-
-
-def pairs(folder, records, **options):
-    return folder.source(records, preferences="pairs", **options)
-
-
-def judged(folder, records, **options):
-    return folder.source(records, preferences="judged", **options)
-
-
-def described(folder, records, preferences: str, **entry):
-    """A source with an entry in dataset_info.json."""
-    folder.write("d.json", records)
-    folder.write("dataset_info.json", {"d": {"file_name": "d.json", **entry}})
-    return read_sources(folder.info, ["d"], Reading(preferences=preferences))[0]
-
-
-def line(call) -> str:
-    with pytest.raises(UserError) as caught:
-        call()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-# Pairs
 
 
 @pytest.mark.parametrize(
@@ -255,9 +231,6 @@ def test_records_without_two_answers_that_differ_are_skipped(folder):
     ]
 
 
-MARKED = {"bbox": [[1, 2, 3, 4]]}
-
-
 @pytest.mark.parametrize(
     ("record", "message"),
     [
@@ -308,215 +281,3 @@ def test_a_plain_record_among_pairs_stops(folder):
     assert message.startswith("data.json, record 1 has no 'chosen' (it has messages): config.objective=dpo")
     other = {"messages": [ASKED], "chosen": "A", "rejected": "B"}
     assert [d.turns for d in pairs(folder, [PAIR, other]).documents()] == [BETTER, BETTER]
-
-
-# Judged answers
-
-LABELS = [
-    (True, "wanted"), (False, "unwanted"), ("true", "wanted"), ("False", "unwanted"), (1, "wanted"), (0.0, "unwanted")
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("record", "columns"),
-    [
-        (LIKED, ""),
-        ({"prompt": [ASKED], "completion": [GOOD], "label": True}, ""),
-        ({"messages": [ASKED, GOOD], "label": True}, ""),
-        ({"conversations": [HUMAN, GPT_GOOD], "kto_tag": True}, ""),
-        ({"instruction": "Q", "input": "", "output": "A", "label": True}, ""),
-        ({"q": "Q", "a": "A", "liked": True}, "prompt=q,response=a,label=liked"),
-        ({"messages": [ASKED, {**GOOD, "weight": 1}], "chosen": True}, "label=chosen"),
-    ],
-)
-def test_every_form_of_a_judged_answer_is_the_same_document(folder, record, columns):
-    (second, first) = judged(folder, [record, record], columns=columns).documents()
-    assert first == Document(BETTER, "data.json, record 0", verdict="wanted", other=BETTER)
-    assert second == Document(BETTER, "data.json, record 1", verdict="wanted", other=BETTER)
-
-
-@pytest.mark.parametrize(
-    ("record", "entry"),
-    [
-        (
-            {"m": [ASKED, GOOD], "liked": True},
-            {"formatting": "sharegpt", "columns": {"messages": "m", "kto_tag": "liked"}, "tags": OPENAI},
-        ),
-        (
-            {"instruction": "Q", "output": "A", "liked": True},
-            {"columns": {"prompt": "instruction", "response": "output", "kto_tag": "liked"}},
-        ),
-    ],
-)
-def test_every_kto_tag_of_a_dataset_info_is_the_same_document(folder, record, entry):
-    (_, first) = described(folder, [record, record], "judged", **entry).documents()
-    assert first == Document(BETTER, "d.json, record 0", verdict="wanted", other=BETTER)
-
-
-@pytest.mark.parametrize(("label", "verdict"), LABELS)
-def test_labels_are_true_or_false(folder, label, verdict):
-    (document, _) = judged(folder, [LIKED, {**LIKED, "label": label}]).documents()
-    assert document.verdict == verdict
-
-
-def test_answers_meet_the_one_before_in_a_cycle(folder):
-    told = [{**LIKED, "prompt": f"Q{n}<image>", "completion": f"A{n}", "images": [f"{n}.png"]} for n in range(4)]
-    told.insert(2, {**LIKED, "prompt": "Q", "completion": None})  # skipped: the cycle goes on without it
-    found = list(judged(folder, told).documents())
-    skip = next(one for one in found if isinstance(one, Skip))
-    assert (skip.origin, skip.reason) == ("data.json, record 2", "empty")
-    documents = [one for one in found if one is not skip]
-    assert [said(one)[-1][1] for one in documents] == ["A1", "A2", "A3", "A0"]
-    assert [one.other[-1].parts[0].text for one in documents] == ["A0", "A1", "A2", "A3"]
-    for one in documents:
-        assert one.other[:-1] == one.turns[:-1]
-        assert one.other[-1].target
-
-
-def test_a_unit_is_read_without_being_held(folder):
-    """Only its first document waits for the last one."""
-    source = judged(folder, [{**LIKED, "prompt": f"Q{n}"} for n in range(5)])
-    (unit,) = source.units()
-    stream = source.read(unit)
-    assert next(stream).origin == "data.json, record 1"
-    assert [document.origin[-1] for document in stream] == ["2", "3", "4", "0"]
-
-
-def test_an_answer_alone_in_its_unit_is_skipped(folder):
-    (skip,) = judged(folder, [LIKED]).documents()
-    assert skip == Skip(
-        "data.json, record 0", "no pair", "no other answer is in its part of the file to compare it with"
-    )
-
-
-def test_records_that_come_often_keep_the_answer_of_another(folder):
-    folder.write("d.json", [{**LIKED, "completion": said} for said in "AB"])
-    entry = {"columns": {"prompt": "prompt", "response": "completion", "kto_tag": "label"}, "num_samples": 4}
-    found = [
-        (said(one)[-1][1], one.other[-1].parts[0].text)
-        for one in described(folder, json.loads((folder.path / "d.json").read_text()), "judged", **entry).documents()
-    ]
-    assert found == [("B", "A"), ("B", "A"), ("A", "B"), ("A", "B")]
-
-
-@pytest.mark.parametrize(
-    ("record", "message"),
-    [
-        ({"messages": [ASKED, GOOD]}, "has no answer with a label .*--preferences=judged of .* needs a label"),
-        (PAIR, "has no answer with a label .*; config.objective=dpo .* reads such records as these"),
-        ({"text": "a page", "label": True}, "has no answer with a label"),
-        ({**LIKED, "rejected": "B"}, "has no single answer, but 'rejected'"),
-        ({**LIKED, "label": "good"}, "'label' must be true or false, not 'good'"),
-        ({**LIKED, "label": None}, "'label' must be true or false, not None"),
-        ({**LIKED, "label": 2}, "'label' must be true or false, not 2"),
-        ({"messages": [ASKED], "label": True}, "'messages' ends with a turn of 'user'"),
-        ({"messages": [GOOD], "label": True}, "'messages' has no turn before its answer: a prompt is needed"),
-        ({**LIKED, "weight": 0.5}, "'weight' is 0.5: pairs are not weighed, nor judged answers"),
-        ({**LIKED, "completion": "<bbox>", "objects": MARKED}, "boxes are not read in preference data"),
-    ],
-)
-def test_what_cannot_be_judged_is_refused_in_one_line(folder, record, message):
-    with pytest.raises(UserError, match=message) as caught:
-        list(judged(folder, [record]).documents())
-    assert str(caught.value).startswith("data.json, record 0")
-    assert "\n" not in str(caught.value)
-
-
-# All of them
-
-
-@pytest.mark.parametrize(
-    ("entry", "preferences", "message"),
-    [
-        ({**SHAREGPT, "columns": COLUMNS}, "", "set config.objective=dpo .* to learn from preferences"),
-        (
-            {**SHAREGPT, "columns": COLUMNS},
-            "judged",
-            "has no labels: .*kto .* needs the column kto_tag; .*dpo .* reads wh",
-        ),
-        ({"formatting": "sharegpt"}, "pairs", 'has no pairs of answers: .* needs "ranking": true, and the columns'),
-        ({**SHAREGPT}, "pairs", "its columns must name both answers of a pair"),
-        ({"ranking": "yes"}, "pairs", "ranking must be true or false, not 'yes'"),
-        ({**SHAREGPT, "columns": COLUMNS, "weight": 0.5}, "pairs", "pairs are not weighed, .*: leave its weight out"),
-        ({"columns": {"prompt": "p", "kto_tag": "k"}}, "judged", "a kto_tag needs a response column"),
-    ],
-)
-def test_an_entry_says_what_of_it_is_wrong(folder, entry, preferences, message):
-    with pytest.raises(UserError, match=message):
-        described(folder, [], preferences, **entry)
-
-
-def test_an_entry_that_trains_on_prompts_is_told_it_does_not(folder):
-    record = {"conversations": [HUMAN], "chosen": GPT_GOOD, "rejected": GPT_BAD}
-    source = described(folder, [record], "pairs", **SHAREGPT, columns=COLUMNS, train_on_prompt=True)
-    assert only(source).turns == BETTER
-    assert source.told[0].endswith("train_on_prompt does not count: its prompts are not learnt")
-
-
-@pytest.mark.parametrize(
-    ("columns", "preferences", "message"),
-    [
-        ("prompt=q,chosen=c,rejected=r", "", "'chosen' is read with config.objective=dpo .* alone"),
-        ("label=l", "pairs", "'label' is read with config.objective=kto .* alone"),
-        ("prompt=q,chosen=", "pairs", "'chosen' must name a column, as chosen=CHOSEN"),
-        ("prompt=q,response=r", "pairs", "pairs of answers have no 'response'"),
-        ("text=t", "judged", "a text is no answer to judge"),
-        ("prompt=q,chosen=c,rejected=nothing", "pairs", "no record at the start of .* has 'nothing'"),
-    ],
-)
-def test_columns_of_preferences_are_checked(folder, columns, preferences, message):
-    with pytest.raises(UserError, match=message):
-        folder.source([{"q": "Q", "c": "A", "r": "B"}], columns=columns, preferences=preferences)
-
-
-@pytest.mark.parametrize("record", [PAIR, {"messages": [ASKED, GOOD], "chosen": GOOD, "rejected": BAD}])
-def test_pairs_without_an_objective_for_them_say_which_reads_them(folder, record):
-    message = line(lambda: list(folder.source([record]).documents()))
-    assert "set config.objective=dpo (or ipo, simpo, orpo; --preferences=pairs of jaxmm prepare) to learn" in message
-
-
-def test_labels_without_an_objective_for_them_weigh_as_before(folder):
-    message = line(lambda: folder.source([LIKED]))
-    assert "set config.objective=kto (--preferences=judged of jaxmm prepare) to learn from its label" in message
-    (document,) = folder.source([{"messages": [ASKED, BAD], "label": False}]).documents()
-    assert not document.verdict
-    assert document.turns[-1].weight == 0
-
-
-def test_an_entry_is_another_one_with_preferences_alone(folder):
-    records = [{"messages": [ASKED, GOOD], "label": True, "rejected_response": "B"}]
-    entries = {kind: json.loads(folder.source(records, preferences=kind).entry) for kind in ("", "pairs")}
-    entries["judged"] = json.loads(judged(folder, [LIKED]).entry)
-    assert "preferences" not in entries[""]
-    assert not {"kind", "form"} & entries[""].keys()
-    assert [entries[kind]["preferences"][0] for kind in ("pairs", "judged")] == ["pairs", "judged"]
-
-
-def test_equal_prompts_are_held_out_together(folder):
-    records = [{"prompt": f"Q{n}", "chosen": f"A{m}", "rejected": "B"} for n in range(40) for m in range(3)]
-    sides = [
-        {said(d)[0][1] for d in pairs(folder, records, val_size=0.3, held_out=held_out).documents()}
-        for held_out in (False, True)
-    ]
-    assert not sides[0] & sides[1]
-    assert len(sides[0] | sides[1]) == 40
-    assert 4 < len(sides[1]) < 25
-
-
-def test_columns_of_preferences_count_as_read(folder):
-    source = pairs(folder, [{**PAIR, "label": True, "score": 3}])
-    (unit,) = source.units()
-    stream = source.read(unit)
-    next(stream)
-    with pytest.raises(StopIteration) as stopped:
-        next(stream)
-    seen = stopped.value.value.as_json()
-    assert seen["read"] == {"chosen": 1, "prompt": 1, "rejected": 1}
-    assert seen["unread"] == {"label": 1, "score": 1}
-    source = judged(folder, [LIKED, LIKED])
-    (unit,) = source.units()
-    stream = source.read(unit)
-    assert len([next(stream), next(stream)]) == 2
-    with pytest.raises(StopIteration) as stopped:
-        next(stream)
-    assert stopped.value.value.as_json()["read"] == {"completion": 2, "label": 2, "prompt": 2}
