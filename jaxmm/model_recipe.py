@@ -149,7 +149,10 @@ def _begun_by_run(source: str, folder: Path, model: ModelSpec) -> Begun:
     if their.adapter is None:
         raise UserError(f"config.adapter.init_from: {folder} is a run without adapters: begin with it by init_from")
     if beneath.model != model:
-        raise UserError(f"config.adapter.init_from: {folder} has adapters of another base, of other sizes")
+        raise UserError(
+            f"config.adapter.init_from: {folder} has adapters of another base, of other sizes: set config.init_from to "
+            f"the model that they were learnt over{f', {config.init_from}' if config.init_from else ''}"
+        )
     return Begun(source, their.adapter, trainable.whole)
 
 
@@ -164,7 +167,10 @@ def _begun_by_peft(config: ConfigDict, source: str, folder: Path, beneath: Benea
     if read.dropout and not config.adapter.dropout:
         told.append(f"its dropout of {read.dropout:g} is not taken over: set config.adapter.dropout for one")
     if read.base:
-        told.append(f"it names {read.base} as its base")
+        own = run_and_step(config.init_from)[0]
+        is_other = Path(read.base).name != Path(own).name
+        other = f", and config.init_from is {own}: an adapter is of use over its own base alone" if is_other else ""
+        told.append(f"it names {read.base} as its base{other}")
     return Begun(source, read.spec, tuple(".".join(path) for path in read.whole), tuple(told))
 
 

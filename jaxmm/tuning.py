@@ -151,6 +151,11 @@ def _patterns_of(name: str, start: Pretrained | None, model: ModelSpec) -> list[
         return [".".join(path) for path in found]
     if any(matches(path, name) for path in paths):
         raise UserError(f"config.adapter.targets: '{name}' is a convolution in other places, and has no adapter here")
+    if name in ("all", "all-linear"):  # as other programs write it
+        raise UserError(
+            f"config.adapter.targets: '{name}' is no name here: all linear maps of the decoder are decoder.blocks, "
+            f"those of all parts {','.join(dict.fromkeys(path[0] for path in maps))}"
+        )
     known = _words(maps) + tables + list(dict.fromkeys(one.name.rpartition(".")[2] for one in theirs))
     raise UserError(
         f"config.adapter.targets: '{name}' is no linear map of this model: there are {', '.join(known[:SHOWN])}"

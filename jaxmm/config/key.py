@@ -30,6 +30,7 @@ class Key(NamedTuple):
       also: numbers besides, with a meaning of their own.
       choices: of a string.
       form: of a string; '' has any.
+      elsewhere: (what other programs call a choice, or have beside them; what to do here).
     """
 
     default: Value
@@ -41,6 +42,7 @@ class Key(NamedTuple):
     also: tuple[float, ...] = ()
     choices: tuple[str, ...] = ()
     form: Form | None = None
+    elsewhere: tuple[tuple[str, str], ...] = ()
 
     def range(self) -> str:
         """The values it may have, in words."""
@@ -65,7 +67,8 @@ class Key(NamedTuple):
             if any(ord(letter) < 32 or 0xD800 <= ord(letter) < 0xE000 for letter in value):
                 return f"config.{name} is {value!a}: it has control characters, or bytes that are no UTF-8"
             if self.choices and value not in self.choices:
-                return told + nearest(value, self.choices)
+                advice = dict(self.elsewhere).get(value)
+                return f"{told}: {advice}" if advice else told + nearest(value, self.choices)
             try:
                 if self.form and value:
                     self.form.parse(value, f"config.{name}")

@@ -54,6 +54,12 @@ KEYS: dict[str, Key] = {
     "objective": Key(
         "", 'of preferences: "dpo", "ipo", "simpo", "orpo", "kto"; "" learns targets, see data.objective',
         choices=("", *OBJECTIVES),
+        elsewhere=(
+            ("sigmoid", "that is dpo"), ("sft", "leave it out, and set config.data.objective=sft"),
+            ("pretrain", "leave it out, and set config.data.objective=pretrain"),
+            *((name, "answers are not sampled and judged while it trains") for name in ("ppo", "grpo", "rlhf")),
+            *((name, "there is no such loss here; dpo is the nearest") for name in ("hinge", "rm")),
+        ),
     ),
     "data.path": Key("", 'dataset_info.json, data file, folder or pattern, or prepared data; "" is the demo'),
     "data.demo": Key(DEMOS[0], 'or "video", "audio": which demo', choices=DEMOS),

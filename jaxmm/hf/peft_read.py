@@ -224,7 +224,10 @@ def _stacks(
     if unknown:
         raise UserError(f"{folder} has {len(unknown)} adapters that mean no linear map of this model: {_some(unknown)}")
     if misshapen:
-        raise UserError(f"{folder} has adapters of another base: {len(misshapen)} do not fit: {_some(misshapen)}")
+        raise UserError(
+            f"{folder} has adapters of another base: {len(misshapen)} do not fit: {_some(misshapen)}; config.init_from "
+            f"must be the model that they were learnt over, which {CONFIG} names"
+        )
     return [(by_common[name], of_layers) for name, of_layers in found.items()], unused
 
 

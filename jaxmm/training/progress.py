@@ -11,14 +11,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxmm.data.assemble import Loaded
+from jaxmm.data.assemble import Loaded, Skipped
 from jaxmm.data.documents import split_origin
 from jaxmm.errors import UserError
 from jaxmm.models.flops import batch_flops, forward_flops
 from jaxmm.report.plan_lines import rows_of
 from jaxmm.runtime.barrier import Barrier
 from jaxmm.training.balance import Balance, with_gradients
-from jaxmm.training.goodput import RunTime
+from jaxmm.training.goodput import RunTime, clock
 from jaxmm.training.group_gradients import Pulls
 from jaxmm.training.logger import Logger
 from jaxmm.training.objectives import parts_of_reference
@@ -31,7 +31,8 @@ from jaxmm.training.stragglers import Stragglers
 from jaxmm.training.throughput import Counts, Meter, peak_memory_bytes
 
 MAX_BAD_STEPS = 20  # non-finite steps in a row that end a run
-MIN_SEEN = 100  # examples, before which config.data.max_skipped of them are not judged
+# Examples, before which config.data.max_skipped of them do not end a run, but more than half do; below FEW, at its end.
+MIN_SEEN, FEW = 100, 10
 
 
 def counts_of(loaded: Loaded, run: Run) -> Counts:
@@ -76,7 +77,7 @@ class Progress:
         self.meter = Meter(
             jax.devices()[0].device_kind, len(jax.devices()),
             total=lambda counts: log_barrier.total(counts, run.local_rows[0], "a line of the log"),
-            media=run.corpus.media,
+            media=run.corpus.media, clock=clock,
         )  # fmt: skip
         self.balance = Balance(
             run.corpus.lengths, run.plan.mixture.stages, run.budgets.tokens,
@@ -92,6 +93,7 @@ class Progress:
         self._run_out = run.plan.run_out(run.start)
         self._recent: collections.deque[Loaded] = collections.deque(maxlen=MAX_BAD_STEPS)
         self._pending: tuple[Metrics, Counts, Loaded] | None = None
+        self._told: set[str] = set()  # reasons for which an example could not be used
 
     def add(self, metrics: Metrics, counts: Counts, loaded: Loaded, wait: float) -> None:
         """Takes a step that has been dispatched after ``wait`` seconds for its batch, and reads the one before."""
@@ -112,15 +114,26 @@ class Progress:
         (metrics, counts, loaded), self._pending = self._pending, None
         self.run.barrier.wait_for(metrics, f"the end of step {self.run.start + self.meter.steps + 1}")
         metrics = jax.device_get(metrics)
-        self.meter.step(counts)
+        self.meter.step(counts, self.step_ends.next_end())
         self._count_seconds(loaded)
         self._sums.append(metrics)
         self._recent.append(loaded)
         self.examples_seen += counts.examples
         for skip in loaded.skipped:
-            self.run.skipped.add(*split_origin(skip.origin), skip.reason)
+            if self.run.skipped.add(*split_origin(skip.origin), skip.reason):
+                self._tell(skip)
         if int(metrics.bad_steps) >= MAX_BAD_STEPS:
             raise self._not_finite()
+
+    def _tell(self, skip: Skipped) -> None:
+        """Says the first of each reason."""
+        kind = skip.reason.partition(":")[0]
+        if kind not in self._told:
+            self._told.add(kind)
+            self.run.say(
+                f"warning: {skip.origin} could not be used ({skip.reason}); {self.run.workdir / 'skipped.jsonl'} has "
+                f"it, and others like it"
+            )
 
     def _count_seconds(self, loaded: Loaded) -> None:
         step = self.run.start + self.meter.steps
@@ -146,20 +159,23 @@ class Progress:
         self.settle()
         if self._sums:
             self.log(step)
-        self.judge_skipped(step)
+        self.judge_skipped(step, is_end=True)
 
-    def judge_skipped(self, step: int) -> None:
+    def judge_skipped(self, step: int, is_end: bool = False) -> None:
         """Ends the run, in all processes, before it saves what counts too many documents that could not be used."""
         with self.run.barrier.agreed(f"the end of step {step}"):
             if jax.process_count() > 1:
                 self.run.skipped.reread()
-            if refused := self.too_many_skipped():
+            if refused := self.too_many_skipped(is_end):
                 raise refused
 
-    def too_many_skipped(self) -> UserError | None:
+    def too_many_skipped(self, is_end: bool = False) -> UserError | None:
         """Why the run cannot go on, where too many of the examples seen could not be used."""
-        seen, most, met = self.examples_seen, self.run.config.data.max_skipped, self.run.skipped.met
-        if seen < MIN_SEEN or met <= most * seen:
+        seen, met = self.examples_seen, self.run.skipped.met
+        most = float(self.run.config.data.max_skipped)
+        if seen < MIN_SEEN:
+            most = max(most, 0.5)
+        if (seen < FEW and not is_end) or met <= most * seen:
             return None
         return UserError(
             f"{met} of {seen} documents could not be used, more than {most:.1%}: see "

@@ -27,6 +27,7 @@ class StepEnds:
         self._begun = self._ended = 0
         self._free = -math.inf  # since when there is nothing to do; meant where all that has begun has ended
         self._steps: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._ends: queue.SimpleQueue[float] = queue.SimpleQueue()
         self.idle = 0.0
         threading.Thread(target=self._watch, name="step ends", daemon=True).start()
 
@@ -48,6 +49,13 @@ class StepEnds:
         if self._ended == self._begun:
             self._free = self._clock()
 
+    def next_end(self) -> float:
+        """When the next step ended, from the first on: waits for it. Ask once for each step.
+
+        A CPU may run a step within its dispatch: to the loop, it ends when the next one is dispatched.
+        """
+        return self._ends.get()
+
     def busy_until(self) -> float:
         """The time by the clock when the last step ended; infinite while it runs."""
         return self._free if self._ended == self._begun else math.inf
@@ -59,3 +67,4 @@ class StepEnds:
             del results
             self._free = self._clock()
             self._ended += 1
+            self._ends.put(self._free)

@@ -105,6 +105,8 @@ def progress(step: int, steps: int, figures: Mapping[str, Any]) -> list[Part]:
         return "" if value is None else form(value)
 
     loss, pace = figures.get("loss"), figures.get("step_seconds")
+    has_targets = any(of.get("targets") for of in (figures.get("sources") or {"": {"targets": 1}}).values())
+    no_loss = "loss not finite" if has_targets else "no target, no loss"
     fills = [shown(name, "{:.2f}".format) for name in ("token_fill", "patch_fill")]
     of_audio = shown("audio_fill", "audio {:.2f}".format)
     fill = ", ".join(filter(None, ["/".join(filter(None, fills)), of_audio]))
@@ -113,7 +115,7 @@ def progress(step: int, steps: int, figures: Mapping[str, Any]) -> list[Part]:
     media = "  ".join(f"{short(rate)} {unit}" for unit, rate in rates.items() if rate)
     parts = [
         Part(f"step {step}/{steps}"),
-        Part(f"loss {loss:.4f}" if loss is not None else "loss not finite"),
+        Part(f"loss {loss:.4f}" if loss is not None else no_loss),
         Part(shown("tokens_per_second", lambda x: f"{short(x)} tok/s"), 1),
         Part(media, 5),
         Part(f"fill {fill}" if fill else "", 4),

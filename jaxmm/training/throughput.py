@@ -128,11 +128,15 @@ class Meter:
         """Tells that the loop has just waited for a batch: mostly while the step before it ran."""
         self._waited += seconds
 
-    def step(self, counts: Counts) -> None:
-        """Adds one step, which ended now. Its seconds, and those of them that were waited, are filled in here."""
-        now = self._clock()
-        counts = dataclasses.replace(counts, steps=1, seconds=now - self._mark, wait_seconds=self._waited)
-        self._mark, self._waited = now, 0.0
+    def step(self, counts: Counts, ended: float | None = None) -> None:
+        """Adds one step. Its seconds, and those of them that were waited, are filled in here.
+
+        Args:
+          ended: when, by the clock; None is now.
+        """
+        ended = self._clock() if ended is None else ended
+        counts = dataclasses.replace(counts, steps=1, seconds=ended - self._mark, wait_seconds=self._waited)
+        self._mark, self._waited = ended, 0.0
         self.steps += 1
         self._window += counts
         if self.steps == 1:

@@ -125,6 +125,17 @@ def test_a_pair_is_its_two_conversations_one_after_the_other_whatever_turns_thei
     assert "3" not in learnt
 
 
+@pytest.mark.parametrize(
+    ("verdict", "wanted"), [("better", ("<|user|>", "</s>", "<|end|>")), ("wanted", ("<|user|>", "</s>"))]
+)
+def test_names_of_special_tokens_count_once_in_what_is_compared(templates, verdict, wanted):
+    """Not in the prompt again; and the answer beside a judged one is of another record, which counts it."""
+    asked = Turn("user", (Text("what is <|user|>?"),), False)
+    said, beside = (Turn("assistant", (Text(text),), True) for text in ("a </s>", "an <|end|>"))
+    both = Document((asked, said), "x", verdict=verdict, other=(asked, beside))
+    assert templates["sft"].encode(both).letters == wanted
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_document_is_a_target_from_end_to_end(templates, objective):
     template = templates[objective]

@@ -215,6 +215,7 @@ def test_what_is_asked_of_adapters_that_have_begun_must_be_what_they_are(argumen
     assert "config.adapter.kind is rslora, but" in refused("--config.adapter.kind=rslora")
     assert "config.adapter.init=pissa is how adapters begin" in refused("--config.adapter.init=pissa")
     assert "decoder.blocks.attention.query has an adapter in" in refused("--config.adapter.targets=v_proj")
+    assert "all linear maps of the decoder are decoder.blocks" in refused("--config.adapter.targets=all")
     assert "connector.down.bias is no longer that of the model beneath" in refused("--config.optimizer.freeze=*.bias")
     assert "holds no adapters: give a PEFT folder" in refused(source=tmp_path)
     assert "config.adapter.init_from needs config.init_from" in refused("--config.init_from=")

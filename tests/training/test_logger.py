@@ -74,6 +74,18 @@ def test_rates_leave_out_the_first_step_and_every_pause():
     assert meter.wall_seconds == 438
 
 
+def test_a_step_ends_when_it_has_and_not_when_the_loop_learns_of_it():
+    """As on a CPU, which runs a step within its dispatch: to the loop both end with the second."""
+    clock = Clock()
+    meter = Meter(clock=clock)
+    ends = clock.now + 30, clock.now + 50
+    clock.now += 50
+    for end in ends:
+        meter.step(STEP, end)
+    assert meter.first_step_seconds == 30
+    assert meter.window()["step_seconds"] == 20
+
+
 def test_a_window_is_a_sum_over_a_sum():
     clock = Clock()
     meter = Meter(clock=clock)
@@ -306,6 +318,8 @@ def test_the_line_of_a_step_tells_what_is_known():
         "step 20/200  loss 1.2346  12.3k tok/s  100 img/s  fill 0.99/0.50  wait 1%  grad 0.50  lr 3.0e-04  ETA 1m30s"
     )
     assert line_of(1, {"loss": None, "token_fill": 0.5}) == "step 1/200  loss not finite  fill 0.50"
+    empty = {"loss": None, "sources": {"a": {"loss": None, "targets": 0.0}}}
+    assert line_of(1, empty) == "step 1/200  no target, no loss"
 
 
 @pytest.mark.parametrize("columns", [40, 60, 80, 100, 140])

@@ -229,6 +229,7 @@ def test_a_picture_that_was_replaced_under_its_name_is_never_compared_with_what_
     assert train.main([*whole, f"--workdir={tmp_path / 'run'}"]) == 0
     (left,) = read_lines(tmp_path / "run" / "skipped.jsonl")
     assert (left["record"], left["reason"]) == (3, REPLACED)
+    assert f"record 3 could not be used ({REPLACED}); " in capsys.readouterr().err
     held_out = json.loads((tmp_path / "run" / "summary.json").read_text())["eval"]["pairs"]
     assert (held_out["pairs"], held_out["pairs_skipped"]) == (23, 1)
     assert reference.main(whole) == 0

@@ -357,13 +357,19 @@ def test_evaluate_repeats_the_figures_of_the_run_and_every_process_reads_the_che
 
 
 @pytest.mark.parametrize(
-    ("met", "part", "stops"), [(10, 0.05, True), (5, 0.05, False), (10, 0.1, False), (1, 0.0, True)]
-)
-def test_more_documents_that_cannot_be_used_than_the_config_allows_end_a_run(tmp_path, met, part, stops):
+    ("met", "seen", "part", "is_end", "stops"),
+    [
+        (10, 100, 0.05, False, True), (5, 100, 0.05, False, False), (10, 100, 0.1, False, False),
+        (1, 100, 0.0, False, True), (20, 40, 0.05, True, False), (21, 40, 0.05, False, True),
+        (3, 4, 0.05, False, False), (3, 4, 0.05, True, True), (2, 4, 0.05, True, False), (4, 4, 1.0, True, False),
+    ],
+)  # fmt: skip
+def test_more_documents_that_cannot_be_used_than_the_config_allows_end_a_run(tmp_path, met, seen, part, is_end, stops):
     config = ConfigDict({"data": {"max_skipped": part}})
     run = SimpleNamespace(skipped=SimpleNamespace(met=met), config=config, workdir=tmp_path)
-    told = Progress.too_many_skipped(SimpleNamespace(run=run, examples_seen=100))
-    assert stops is bool(told and f"more than {part:.1%}" in str(told) and "config.data.max_skipped" in str(told))
+    told = Progress.too_many_skipped(SimpleNamespace(run=run, examples_seen=seen), is_end)
+    most = part if seen >= 100 else 0.5
+    assert stops is bool(told and f"more than {most:.1%}" in str(told) and "config.data.max_skipped" in str(told))
 
 
 def test_generate_answers_about_a_picture(finished, data, capsys):

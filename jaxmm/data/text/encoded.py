@@ -40,7 +40,7 @@ class Encoded(NamedTuple):
     verdict: int = 0
 
     def beside(self, other: Encoded, verdict: str) -> Encoded:
-        """With the answer that this one is compared with behind it.
+        """With the answer that this one is compared with behind it; names of special tokens are this one's alone.
 
         Raises:
           ValueError: if media stand at other places there, or one of the two has nothing to learn.
@@ -54,8 +54,6 @@ class Encoded(NamedTuple):
             run_starts=np.concatenate([self.run_starts, other.run_starts + np.int32(len(self.tokens))]),
             run_flags=np.concatenate([self.run_flags, other.run_flags]),
             run_weights=np.concatenate([self.run_weights, other.run_weights]),
-            letters=self.letters + other.letters,
-            symbols=self.symbols + other.symbols,
             second=len(self.tokens),
             verdict=VERDICTS.index(verdict),
         )

@@ -197,9 +197,19 @@ class Template:
         encoded = self._encode_all([*documents, *others])
         beside = iter(encoded[len(documents) :])
         return [
-            _compared(one, next(beside), document) if document.other else one
+            self._named_once(_compared(one, next(beside), document), document) if document.other else one
             for document, one in zip(documents, encoded, strict=False)
         ]
+
+    def _named_once(self, both: Encoded, document: Document) -> Encoded:
+        """With the names of special tokens in each text of the record, once: not in the prompt again, nor in another
+        record's answer."""
+        turns, other = list(document.turns), list(document.other)
+        if document.verdict == "better":
+            same = itertools.takewhile(lambda both: both[0] == both[1], zip(turns, other, strict=False))
+            turns += other[len(list(same)) :]
+        letters, symbols = self.special.said(turns)
+        return both._replace(letters=letters, symbols=symbols)
 
     def _encode_all(self, documents: Sequence[Document]) -> list[Encoded]:
         """The same of documents without the answers that theirs are compared with."""
