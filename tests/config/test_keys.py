@@ -118,7 +118,7 @@ def test_what_is_not_of_a_keys_kind_is_one_line_that_names_it(name, workdir):
         ("optimizer.decay_fraction=0", "config.optimizer.decay_fraction is 0.0: it must be a number, above 0"),
         ("optimizer.z_loss=-1", "config.optimizer.z_loss is -1.0: it must be"),
         ("optimizer.warmup=-1", "config.optimizer.warmup is -1: it must be"),
-        ("objective=sigmoid", "config.objective is 'sigmoid': it must be one of '', dpo, ipo, simpo, orpo, kto: that is dpo"),
+        ("objective=sigmoid", "must be one of '', dpo, ipo, simpo, orpo, kto: that is dpo"),
         ("objective=sft", "kto: leave it out, and set config.data.objective=sft"),
         ("objective=dpp", "did you mean 'dpo'"),
         ("optimizer.name=adam", "config.optimizer.name is 'adam': it must be one of muon, adamw; did you mean"),
