@@ -1,12 +1,12 @@
 """Asks the model that a run begins from about all pairs of its data, once: what a loss of preferences compares with.
 
-    python -m jaxmm.reference --config=configs/dpo.py --config.data.path=dataset_info.json --config.init_from=MODEL
-    python -m jaxmm.train --config=configs/dpo.py --config.data.path=dataset_info.json --config.init_from=MODEL
+    python -m jaxmm.reference --config=configs/base.py --config.objective=dpo --config.init_from=MODEL
+    python -m jaxmm.train --config=configs/base.py --config.objective=dpo --config.init_from=MODEL --workdir=runs/dpo
 
-Give it the config of the run. What it finds is kept in the cache, where the run finds it by the data and the weights.
-Pairs that it was asked about before are left out, unless their pictures or clips have been replaced since.
-Runs of adapters alone need none of it, as the reference is beneath them: for these it stops, unless
-config.preference.reference=asked.
+Give it the config of the run, whose data are pairs or judged answers. What it finds is kept in the cache, where the run
+finds it by the data and the weights. Pairs that it was asked about before are left out, unless their pictures or clips
+have been replaced since. Runs of adapters alone need none of it, as the reference is beneath them: for these it stops,
+unless config.preference.reference=asked.
 """
 
 from __future__ import annotations
