@@ -149,9 +149,12 @@ def _check_preferences(prepared: Prepared, reading: Reading) -> None:
     if has != wanted:
         objectives = {"": "''", "pairs": "dpo, ipo, simpo or orpo", "judged": "kto"}
         what = {"": "no preferences", "pairs": "pairs of answers", "judged": "judged answers"}
+        # Pairs are read as pairs alone, and nothing else has a second answer; a label need not count.
+        can_be = has == "" or (has, wanted) == ("judged", "")
+        again = f"prepare it again with --preferences={wanted or repr('')}" + ", if its records have them" * (not has)
         raise UserError(
             f"{prepared.meta['name']} has {what[has]} ({prepared.folder}), and the run learns from {what[wanted]}: set "
-            f"config.objective to {objectives[has]}, or prepare it again with --preferences={wanted or repr('')}"
+            f"config.objective to {objectives[has]}, or {again if can_be else 'give it other data'}"
         )
 
 

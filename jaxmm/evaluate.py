@@ -24,6 +24,7 @@ from jaxmm.checkpoints.checkpoint import Checkpoints
 from jaxmm.checkpoints.chosen import chosen_step
 from jaxmm.checkpoints.params import saved_params
 from jaxmm.corpus import cache_folder, read_budgets
+from jaxmm.data.packing.unfit import check_held_out
 from jaxmm.errors import UserError
 from jaxmm.recipe import eval_corpus, fitted, read_recipe
 from jaxmm.runtime import startup
@@ -60,7 +61,7 @@ def main(argv: list[str]) -> int:
         if not reference:  # a run of another objective, or one whose steps ask it
             base = Base.find(args.config.init_from)
             reference = references.fingerprint_of(base, recipe, args.config.seed)
-        references.attach(corpus.lengths, reference, recipe, read_budgets(args.config, corpus))
+        references.attach(corpus.lengths, reference, recipe, read_budgets(args.config, corpus), trains=False)
     mesh = sharding.make_mesh(args.config.mesh)
     with jax.set_mesh(mesh):
         with Barrier("start").together("the checkpoint"):
@@ -72,6 +73,8 @@ def main(argv: list[str]) -> int:
             corpus, recipe, mesh, seq_len=args.config.seq_len, batch_size=args.config.batch_size,
             examples=args.config.eval.examples,
         )  # fmt: skip
+        for source in corpus.lengths:
+            check_held_out(source, evaluator.budgets, evaluator.examples)
         for line in evaluator.notes if jax.process_index() == 0 else ():
             print(line, file=sys.stderr)
         figures = evaluator(params, backwards=True)

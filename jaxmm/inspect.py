@@ -147,6 +147,7 @@ def make_report(
             reasons,
             columns_of(folder),
             tuple(source.cut_lines()),
+            source.preferences,
         )
         for source, share, reasons, folder in zip(
             corpus.lengths, corpus.shares, left_out(corpus), corpus.folders, strict=True

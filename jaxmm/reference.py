@@ -1,11 +1,12 @@
 """Asks the model that a run begins from about all pairs of its data, once: what a loss of preferences compares with.
 
-    python -m jaxmm.reference --config=configs/dpo.py --config.data.path=dataset_info.json --config.init_from=MODEL
-    python -m jaxmm.train --config=configs/dpo.py --config.data.path=dataset_info.json --config.init_from=MODEL
+    python -m jaxmm.reference --config=configs/base.py --config.objective=dpo --config.init_from=MODEL
+    python -m jaxmm.train --config=configs/base.py --config.objective=dpo --config.init_from=MODEL --workdir=runs/dpo
 
-Give it the config of the run. What it finds is kept in the cache, where the run finds it by the data and the weights.
-Pairs that it was asked about before are left out, unless their pictures or clips have been replaced since.
-Runs of adapters alone need none of it: the reference is beneath them.
+Give it the config of the run, whose data are pairs or judged answers. What it finds is kept in the cache, where the run
+finds it by the data and the weights. Pairs that it was asked about before are left out, unless their pictures or clips
+have been replaced since. Runs of adapters alone need none of it, as the reference is beneath them: for these it stops,
+unless config.preference.reference=asked.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from jaxmm.models.tree import Params
 from jaxmm.recipe import eval_corpus, fitted, read_recipe, train_corpus
 from jaxmm.runtime import startup
 from jaxmm.runtime.barrier import Barrier
+from jaxmm.training.objectives import asks_reference
 from jaxmm.training.preference_evaluator import PreferenceEvaluator
 
 FLAGS: command.Flags = {}
@@ -44,6 +46,11 @@ def main(argv: list[str]) -> int:
     recipe = read_recipe(config)
     if recipe.preference is None or not recipe.preference.has_reference:
         raise UserError(f"config.objective is '{config.objective}', which has no reference: dpo, ipo and kto have one")
+    if asks_reference(recipe):
+        raise UserError(
+            "config.adapter: adapters alone learn here, so that each step of the run asks the model beneath them and "
+            "reads none of this: train as it is, or set config.preference.reference=asked for it, here and in the run"
+        )
     base = Base.find(config.init_from)  # once: another run's newest checkpoint may be another one later
     fingerprint = references.fingerprint_of(base, recipe, config.seed)
     recipe = recipe._replace(model=recipe.model.base, trainable=EVERYTHING)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxmm.atomic import read_json, write_json
+from jaxmm.atomic import plain, read_json, write_json
 from jaxmm.checkpoints.base import Base, kept
 from jaxmm.corpus import read_jitter
 from jaxmm.data.packing.lengths import Lengths, Reference, is_whole, save_array
@@ -28,6 +28,14 @@ from jaxmm.recipe import Recipe
 
 FILE, FORMAT = "reference.json", 1  # in the workdir of a run that has one
 FOLDER, KEPT = "references", 2  # in the cache, and the format of what is kept there
+OTHERWISE = {  # what a reference may have been asked with, where its numbers are not found
+    "weights": "other weights (config.init_from)",
+    "data": "other data of this name",
+    "media": "other settings of media",
+    "template": "another template",
+    "dtype": "another config.compute.dtype",
+    "held": "another config.adapter.base_dtype",
+}
 DTYPE = np.dtype([("logps", "<f4", 2), ("checksum", "<u4")])  # of an example, as ``Reference`` has them
 
 
@@ -65,12 +73,22 @@ def noted(workdir: Path) -> str:
 
 def file_of(source: Lengths, fingerprint: str, recipe: Recipe) -> Path:
     """Where a reference's numbers of a source are kept: DTYPE (examples,)."""
-    meta = source.prepared.meta
-    spec = source.spec.key(meta.get("media", ()))
-    held = str(recipe.model.frozen)  # as the weights are asked, in few bits or not
-    key = [KEPT, fingerprint, meta["fingerprint"], spec, meta["template"], recipe.compute.dtype, held]
+    key = [KEPT, *_asked_with(source, fingerprint, recipe).values()]
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
     return recipe.cache / FOLDER / f"{name}.npy"
+
+
+def _asked_with(source: Lengths, fingerprint: str, recipe: Recipe) -> dict[str, Any]:
+    """All that a reference's numbers of a source depend on, by the names of ``OTHERWISE``."""
+    meta = source.prepared.meta
+    return {
+        "weights": fingerprint,
+        "data": meta["fingerprint"],
+        "media": source.spec.key(meta.get("media", ())),
+        "template": meta["template"],
+        "dtype": recipe.compute.dtype,
+        "held": str(recipe.model.frozen),  # as the weights are asked, in few bits or not
+    }
 
 
 def said(source: Lengths, fingerprint: str, recipe: Recipe) -> Reference:
@@ -88,7 +106,23 @@ def save(source: Lengths, fingerprint: str, recipe: Recipe, known: Reference) ->
     saved = np.zeros(len(source), DTYPE)
     saved["logps"], saved["checksum"] = known
     save_array(file, saved)
+    write_json(file.with_suffix(".json"), {"source": source.name} | _asked_with(source, fingerprint, recipe))
     return file
+
+
+def _kept_otherwise(source: Lengths, fingerprint: str, recipe: Recipe) -> str:
+    """What is kept of a source of this name, in words: with what else the reference was asked; '' if nothing is.
+
+    Of several, the one with the fewest differences is named.
+    """
+    own = plain(_asked_with(source, fingerprint, recipe))
+    kept_of_it = [read_json(file) for file in sorted((recipe.cache / FOLDER).glob("*.json"))]
+    differences = [
+        [OTHERWISE[what] for what, value in own.items() if kept_one.get(what) != value]
+        for kept_one in kept_of_it if kept_one.get("source") == source.name
+    ]  # fmt: skip
+    fewest = min(filter(None, differences), key=len, default=[])
+    return f" (what is kept was asked with {' and '.join(fewest)})" if fewest else ""
 
 
 def check_pictures(config: ConfigDict, sources: Sequence[Lengths]) -> None:
@@ -106,23 +140,43 @@ def check_pictures(config: ConfigDict, sources: Sequence[Lengths]) -> None:
             )
 
 
-def attach(sources: Sequence[Lengths], fingerprint: str, recipe: Recipe, budgets: Budgets) -> None:
+def attach(sources: Sequence[Lengths], fingerprint: str, recipe: Recipe, budgets: Budgets, trains: bool = True) -> None:
     """Gives the sources what the reference says of their pairs.
+
+    Args:
+      trains: whether a run is to learn from them, and not only to be evaluated on them.
 
     Raises:
       UserError: if it was not asked about all pairs that fit a row.
     """
     for source in sources:
         file = file_of(source, fingerprint, recipe)
-        lacking = len(source)
+        lacking, why = len(source), ""
         if is_whole(file):
             found = np.load(file, mmap_mode="r")
             source.reference = Reference(found["logps"], found["checksum"])
             fits = ~source.is_long(source.all_needs, budgets)
             lacking = int((np.isnan(found["logps"]).any(1) & fits).sum())
+            why = " (they were longer than a row then)"
         if lacking:
+            noun = "judged answers" if source.preferences == "judged" else "pairs"
+            why = why or _kept_otherwise(source, fingerprint, recipe)
             raise UserError(
-                f"{source.name}: the reference was not asked about {lacking} of {len(source)} pairs: ask it by "
-                f"`jaxmm reference` with the same config; or train adapters alone (config.adapter.rank), beneath which "
-                f"it is; or take config.objective=simpo or orpo, which have none"
+                f"{source.name}: the reference was not asked about {lacking} of {len(source)} {noun}{why}: "
+                f"{'; or '.join(_ways_out(recipe, trains))}"
             )
+
+
+def _ways_out(recipe: Recipe, trains: bool) -> list[str]:
+    """What to do where the reference was not asked."""
+    assert recipe.preference is not None
+    if not trains:
+        return ["ask it by `jaxmm reference` with the config of the run and the keys given here"]
+    ways = ["ask it by `jaxmm reference` with the same config"]
+    if not recipe.trainable.adapters:
+        ways.append("train adapters alone (config.adapter.rank), beneath which it is")
+    elif recipe.preference.asked and not recipe.trainable.whole:
+        ways.append("leave config.preference.reference=asked out: each step then asks the model beneath the adapters")
+    if not recipe.preference.judges:
+        ways.append("take config.objective=simpo or orpo, which have none")
+    return ways

@@ -38,8 +38,7 @@ def export_adapters(recipe: Recipe, workdir: Path, output: Path, dtype: str, ste
     params = flat(own)
     whole = [path for path in params if not is_factor(path)]
     peft = peft_of(start.layout, model, params, whole, base=folder, dropout=of_run["adapter"]["dropout"])
-    spec = model.adapter
-    told = f"{spec.kind}, rank {spec.rank}, alpha {spec.alpha:g}"
+    told = peft.told()
     with whole_or_none(output) as half:
         total = peft.write(half, DTYPES[dtype])
         write_tokenizer(recipe, half)
@@ -57,6 +56,8 @@ def export_adapters(recipe: Recipe, workdir: Path, output: Path, dtype: str, ste
         f"wrote {output}: {total / 1e6:,.1f} MB of {dtype}, adapters ({told}) of {folder} for PEFT, of step {step}; "
         f"--merge writes the whole model"
     )
+    if (largest := peft.largest_rank()) != model.adapter.rank:
+        print(f"vLLM needs --max-lora-rank of {largest} or more, the largest rank that is written")
     if others := peft.not_served():
         print(f"vLLM serves no adapters with {' and '.join(others)}: for it write the whole model by --merge")
     for one in peft.left_out():

@@ -52,6 +52,20 @@ class Peft(NamedTuple):
     tensors: dict[str, np.ndarray]
     paths: tuple[ParamPath, ...] = ()
 
+    def told(self) -> str:
+        """Kind, rank and alpha as they are written; of maps with different ones the least and the largest."""
+        kind = "dora" if self.config["use_dora"] else "rslora" if self.config["use_rslora"] else "lora"
+        ranks = {self.config["r"], *self.config["rank_pattern"].values()}
+        alphas = {self.config["lora_alpha"], *self.config["alpha_pattern"].values()}
+        alpha = f"alpha {min(alphas):g}" + f" to {max(alphas):g}" * (len(alphas) > 1)
+        if len(ranks) == 1:
+            return f"{kind}, rank {max(ranks)}, {alpha}"
+        return f"{kind}, ranks {min(ranks)} to {max(ranks)}, {alpha}"
+
+    def largest_rank(self) -> int:
+        """What vLLM must make room for, by its ``--max-lora-rank``."""
+        return max(self.config["r"], *self.config["rank_pattern"].values(), 0)
+
     def left_out(self) -> list[str]:
         """What vLLM leaves out with no more than a line in its log, unless its class and its flags provide for it."""
         parts = dict.fromkeys(path[0] for path in self.paths if path[0] != "decoder")

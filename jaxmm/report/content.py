@@ -19,6 +19,7 @@ class Source(NamedTuple):
       left_out: documents that preparing left out, by reason.
       columns: name, records that had it, and what became of it, as of report.column_rows.
       cut_short: what is told of clips that are not taken whole, a line each.
+      preferences: which ones it has, as of ``Lengths.preferences``.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Source(NamedTuple):
     left_out: dict[str, int]
     columns: tuple[tuple[str, int, str], ...] = ()
     cut_short: tuple[str, ...] = ()
+    preferences: str = ""
 
 
 class DrawnRow(NamedTuple):

@@ -150,16 +150,18 @@ def _counts(counts: Iterable[tuple[str, int]]) -> str:
 def left_out(report: Report) -> Iterator[str]:
     """What was cut, left out, or became padding, a line each."""
     fates = {"split": "cut into parts that fit", "truncate": "cut to their first part", "drop": "left out"}
-    fate = fates[report.long_documents]
+    setting = f"(<code>data.long_documents={escape(report.long_documents)}</code>)"
+    nouns = {"": "document", "pairs": "pair", "judged": "judged answer"}
     for source in report.sources:
         over = source.over["any"]
         name = f"<b>{escape(source.name)}</b>"
         if over:
             why = _counts((f"by {budget}", count) for budget, count in source.over.items() if budget != "any")
-            yield (
-                f"{name}: {plural(over, 'document')} of {source.documents:,} over a row’s budgets ({why}): {fate} "
-                f"(<code>data.long_documents={report.long_documents}</code>)."
-            )
+            fate = f"{fates[report.long_documents]} {setting}"
+            if source.preferences:
+                fate = "left out whole, as both answers must stand in one row"
+            documents = plural(over, nouns[source.preferences])
+            yield f"{name}: {documents} of {source.documents:,} over a row’s budgets ({why}): {fate}."
         if source.columns:
             told = "; ".join(
                 f"<code>{escape(n)}</code> ({count:,}) {escape(what)}" for n, count, what in source.columns

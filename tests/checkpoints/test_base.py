@@ -16,7 +16,9 @@ from jaxmm.checkpoints import references
 from jaxmm.checkpoints.base import FILE, OF_FILES, SAMPLES, Base, found_again, keep, kept
 from jaxmm.data.documents import Text
 from jaxmm.data.packing.lengths import Reference
+from jaxmm.data.packing.limits import Budgets
 from jaxmm.errors import UserError
+from jaxmm.models.trainable import EVERYTHING
 from jaxmm.reference import known_pairs
 
 
@@ -84,6 +86,27 @@ def test_what_was_kept_without_checksums_is_not_found(lengths_of, tmp_path, monk
     references.save(source, "2e", recipe, asked)
     for kept_before, wanted in zip(references.said(source, "2e", recipe), asked, strict=True):
         np.testing.assert_array_equal(kept_before, wanted)
+
+
+def test_a_reference_that_is_not_found_says_what_differs_from_what_is_kept_and_what_helps(lengths_of, tmp_path):
+    source = lengths_of([made.document(Text(name)) for name in "abc"])
+    source.preferences, source.prepared.meta["fingerprint"] = "judged", "1f"
+    recipe = SimpleNamespace(
+        model=SimpleNamespace(frozen=None), compute=SimpleNamespace(dtype="float32"), cache=tmp_path,
+        preference=SimpleNamespace(judges=True, asked=False), trainable=EVERYTHING,
+    )  # fmt: skip
+
+    def refused(fingerprint: str = "2e") -> str:
+        with pytest.raises(UserError) as caught:
+            references.attach([source], fingerprint, recipe, Budgets(64, 4, 1, 64))
+        return str(caught.value)
+
+    advice = "ask it by `jaxmm reference` with the same config; or train adapters alone (config.adapter.rank), beneath"
+    assert f"not asked about 3 of 3 judged answers: {advice} which it is" == refused().partition("was ")[2]
+    references.save(source, "2e", recipe, Reference(np.zeros((3, 2), np.float32), np.zeros(3, np.uint32)))
+    assert "judged answers (what is kept was asked with other weights (config.init_from)): " in refused("2f")
+    source.prepared.meta["fingerprint"] = "20"
+    assert "judged answers (what is kept was asked with other data of this name): " in refused()
 
 
 def test_pairs_whose_media_were_replaced_are_asked_about_again_and_those_that_cannot_be_read_stay():

@@ -146,7 +146,7 @@ def test_a_draw_takes_no_more_than_it_must():
 def test_a_capped_source_of_nothing_but_long_documents_is_refused():
     source = texts([*np.full(50, 900), 5], "a")
     mixture = make_mixture([source], [(0, [1])], max_examples={"a": 3})
-    with pytest.raises(UserError, match="'a' has no example that fits a row"):
+    with pytest.raises(UserError, match="'a' has no example that fits a row among the 3 that are used of it"):
         Plan([source], mixture, Budgets(64, 4, 1, 64), 1, 0, "drop").batch(0)
 
 

@@ -212,8 +212,14 @@ def test_mistakes_are_one_line():
     source = made(0)
     with pytest.raises(UserError, match="long_documents 'cut' is not one of split, truncate, drop"):
         plan_of([source], long="cut")
-    with pytest.raises(UserError, match="no example that fits a row"):
-        Plan([made(1, 3)], [1], Budgets(1, 4, 1, 1), 1, 0, "drop")
+    row, split = "nothing to train on; the smallest has", "config.data.long_documents=split"
+    with pytest.raises(UserError, match=rf"{row} 70 tokens, a row 64: raise config.seq_len, or set {split}$"):
+        Plan([texts([900, 70, 80], "a")], [1], Budgets(64, 4, 1, 100), 1, 0, "drop")
+    shown = Lengths(Made("a", [90], [[(3, 24, 24)]], [[(0, TARGET)]]), IMAGE)  # 99 tokens, 36 patches
+    with pytest.raises(UserError, match=rf"{row} 36 patches, a row 16: raise config.patch_budget$"):
+        Plan([shown], [1], Budgets(128, 16, 1, 128), 1, 0, "drop")
+    with pytest.raises(UserError, match=rf"{row} .*: raise config.seq_len, and config.patch_budget where it is set"):
+        Plan([shown], [1], Budgets(64, 16, 1, 128), 1, 0, "drop")
     with pytest.raises(UserError, match="patch_budget 30 is no multiple"):
         choose_budgets([source], [1], 64, 30, 0, 2)
     with pytest.raises(ValueError, match="endless"):

@@ -209,6 +209,8 @@ def test_pissa_is_written_for_the_model_as_it_is_with_twice_the_rank(tmp_path):
     there = made(tmp_path / "adapters", targets=("decoder.blocks.mlp.up",), start="pissa")
     back = there.read()
     assert (back.spec.rank, back.spec.alpha) == (4, 12.0)
+    written = peft_of(there.layout, there.model, there.params, (), base=there.folder)
+    assert (written.told(), written.largest_rank()) == ("lora, rank 4, alpha 12", 4)
     at = ("decoder", "blocks", "mlp", "up", "lora")
     mine, first = (
         np.einsum("lir,lro->lio", there.params[(*at, f"{which}into")], there.params[(*at, f"{which}out")])

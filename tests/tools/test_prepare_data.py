@@ -118,6 +118,26 @@ def test_data_of_other_preferences_names_the_flag_that_reads_it(asked, says, tmp
         tool.main([f"--input={tmp_path / 'pairs.json'}", f"--output={tmp_path / 'out'}", f"--preferences={asked}"])
 
 
+@pytest.mark.parametrize(("has", "wanted", "says"), [
+    ("pairs", "judged", "set config.objective to dpo, ipo, simpo or orpo, or give it other data"),
+    ("judged", "pairs", "set config.objective to kto, or give it other data"),
+    ("judged", "", "set config.objective to kto, or prepare it again with --preferences=''"),
+    ("", "pairs", "config.objective to '', or prepare it again with --preferences=pairs, if its records have them"),
+])  # fmt: skip
+def test_a_run_of_another_objective_than_the_prepared_data_says_what_learns_from_it(has, wanted, says, tmp_path):
+    record = {
+        "": {"text": "A page."}, "pairs": {"prompt": "Who?", "chosen": "I.", "rejected": "You."},
+        "judged": {"prompt": "Who?", "completion": "I.", "label": True},
+    }[has]  # fmt: skip
+    (tmp_path / "some.json").write_text(json.dumps([record] * 2))
+    output = tmp_path / "out"
+    tool.main([f"--input={tmp_path / 'some.json'}", f"--output={output}", f"--preferences={has}"])
+    template, default = Template(load_tokenizer(""), "sft"), demo.test_source(seed=0)
+    with pytest.raises(UserError) as caught:
+        load_corpus(str(output), "", template, IMAGE, tmp_path / "cache", default, Reading(preferences=wanted))
+    assert str(caught.value).endswith(says)
+
+
 def test_an_earlier_state_in_the_output_is_named_and_not_mixed_in(tmp_path, capsys):
     info = write(tmp_path / "data")
     arguments = [f"--input={info}", f"--output={tmp_path / 'out'}", "--mixture=pages"]

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import math
+import re
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -129,10 +130,17 @@ def test_evaluation_asks_the_base_too(finished):
 
 def test_whole_weights_learn_next_to_what_their_base_was_asked_before(arguments, finished, tmp_path, capsys):
     whole = [*arguments, "--config.objective=dpo", "--config.steps=3"]
-    with pytest.raises(UserError, match=r"pairs: the reference was not asked about 25 of 25 pairs: ask it by `jaxmm r"):
+    asked = [*arguments, *ADAPTERS, "--config.preference.reference=asked"]
+    ask = "the reference was not asked about 25 of 25 pairs: ask it by `jaxmm reference` with the"
+    ways = rf"{ask} same config; or train adapters alone .*; or take config.objective=simpo or orpo"
+    with pytest.raises(UserError, match=ways):
         train.main([*whole, f"--workdir={tmp_path / 'run'}"])
-    with pytest.raises(UserError, match="was not asked about 25 of 25 pairs"):
+    with pytest.raises(UserError, match=f"{ask} same config; or leave config.preference.reference=asked out: each"):
+        train.main([*asked, f"--workdir={tmp_path / 'run'}"])
+    with pytest.raises(UserError, match=f"{ask} config of the run and the keys given here$"):
         evaluate.main([f"--workdir={finished}", "--config.preference.reference=asked"])
+    with pytest.raises(UserError, match=r"asks the model beneath them .* set config\.preference\.reference=asked for"):
+        reference.main([*arguments, *ADAPTERS])
     assert reference.main(whole) == 0
     of_training, held_out = capsys.readouterr().out.splitlines()  # they are the same data
     assert "pairs: asked about 24 of 25 pairs, 1 longer than a row: " in of_training
@@ -144,13 +152,19 @@ def test_whole_weights_learn_next_to_what_their_base_was_asked_before(arguments,
     first = logged(tmp_path / "run")[0]
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-4)
     assert evaluate.main([f"--workdir={tmp_path / 'run'}"]) == 0
-    beneath = [*arguments, *ADAPTERS, "--config.preference.reference=asked", "--config.steps=3", *small_run.UNSEEN]
+    beneath = [*asked, "--config.steps=3", *small_run.UNSEEN]
     assert train.main([*beneath, f"--workdir={tmp_path / 'adapters'}"]) == 0
     found, wanted = ([line["loss"] for line in logged(run)][:3] for run in (tmp_path / "adapters", finished))
     assert found == pytest.approx(wanted, rel=1e-4), "asked before or in each step, it says the same"
     other = folder_of("qwen2.5-vl", tmp_path / "other", seed=2)
-    with pytest.raises(UserError, match=r"was not asked about 25 of 25 pairs"):
+    with pytest.raises(UserError, match=r"about 25 of 25 pairs \(what is kept was asked with other weights \(config"):
         train.main([*whole, f"--config.init_from={other}", f"--workdir={tmp_path / 'next'}"])
+
+
+def test_an_evaluation_of_pairs_of_which_no_row_holds_one_stops(finished):
+    told = r"among the 8 that are used of it: nothing to evaluate; the smallest has \d+ tokens.* raise config\.seq_len$"
+    with pytest.raises(UserError, match=told):
+        evaluate.main([f"--workdir={finished}", "--config.seq_len=8"])
 
 
 def test_held_out_pairs_longer_than_a_row_are_told(finished):
@@ -172,7 +186,7 @@ def test_the_newest_checkpoint_of_another_run_is_chosen_once(arguments, finished
         monkeypatch.setattr(module, "started_params", take)
     asked = [*arguments, *ADAPTERS, f"--config.init_from={finished}"]
     with pytest.raises(InterruptedError):
-        reference.main(asked)
+        reference.main([*asked, "--config.preference.reference=asked"])
     with pytest.raises(InterruptedError):
         Run(command.parse(asked, {}).config, tmp_path / "run").initial_state()
     assert taken == [f"{finished.resolve()}@8"] * 2
@@ -182,6 +196,8 @@ def test_the_pages_show_both_answers_and_how_far_they_are_apart(arguments, finis
     page = tmp_path / "page.html"
     assert inspect.main([*arguments, *ADAPTERS, "--batches=0:1", f"--output={page}"]) == 0
     text = page.read_text()
+    assert re.search("1 pair of 25 over a row’s budgets \\(1 by tokens.*: left out whole, as both answers must", text)
+    assert "cut into parts" not in text
     assert "the better answer; from " in text
     assert "Pairs a row" in text
     told = (finished / "report.html").read_text()

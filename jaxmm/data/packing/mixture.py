@@ -21,7 +21,7 @@ from jaxmm.data.packing.lengths import Lengths
 from jaxmm.data.packing.limits import Budgets
 from jaxmm.data.packing.pieces import Pieces, joined_pieces, pieces_of
 from jaxmm.data.packing.shuffle import Permutation, key_of
-from jaxmm.errors import UserError
+from jaxmm.data.packing.unfit import none_fits
 
 _SUBSET = 1 << 40  # pseudo-epoch that seeds which examples a capped source keeps
 
@@ -192,7 +192,7 @@ class Streams:
             held += int(sums[count - 1])
             at += count
             if not held and at // size > -(-start // size):
-                raise UserError(f"data source '{lengths.name}' has no example that fits a row: nothing to train on")
+                raise none_fits(lengths, self.budgets, self.examples(source, 0, size)[0])
         return joined(drawn, self.budgets), at, held
 
     def draw(self, position: Position, window: Window, step: int) -> tuple[Drawn, Position]:

@@ -38,6 +38,7 @@ from jaxmm.data.packing.pieces import (
 from jaxmm.data.packing.rows import Batches, Rows, in_rows, joined_rows
 from jaxmm.data.packing.shuffle import key_of, random_bits
 from jaxmm.data.packing.table import Table
+from jaxmm.data.packing.unfit import none_fits
 from jaxmm.errors import UserError
 
 __all__ = [
@@ -113,7 +114,7 @@ class Plan(Batches):
             raise ValueError(f"no plan of format {format}")
         for source in lengths:
             if not len(source):
-                raise UserError(f"data source '{source.name}' has no example that fits a row: nothing to train on")
+                raise none_fits(source, budgets)
         self._streams = Streams(lengths, mixture, budgets, seed, long_documents)
         self._sizes = [self._window_size(stage, window_rows) for stage in mixture.stages]
         seen = origin.seen or (0,) * len(self.lengths)
@@ -125,7 +126,7 @@ class Plan(Batches):
         self.long = self._table.long
         for source, counts in zip(self.lengths, self.long, strict=True):
             if how_long(source, long_documents) == "drop" and counts.long == counts.examples:
-                raise UserError(f"data source '{source.name}' has no example that fits a row: nothing to train on")
+                raise none_fits(source, budgets)
 
     def __getstate__(self) -> dict[str, Any]:  # to worker processes, each with a lock of its own
         return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_windows")}

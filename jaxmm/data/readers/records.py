@@ -131,15 +131,12 @@ def _taken(
         if trouble or not held_out.takes(document, pictures.folder):
             continue
         yield document, times
-    if trouble and others:
+    if trouble:
         named = ", ".join(map(str, others[:MOST_TOLD]))
         more = f" and {len(others) - MOST_TOLD} more" if len(others) > MOST_TOLD else ""
-        raise UserError(
-            f"{trouble}; of the {LOOKED_ON:,} records after it, these have errors too: {named}{more}; "
-            f"config.data.on_error=skip leaves such records out"
-        ) from trouble
-    if trouble:
-        raise trouble
+        also = f"; of the {LOOKED_ON:,} records after it, these have errors too: {named}{more}" if others else ""
+        such = "such records" if others else "such a record"
+        raise UserError(f"{trouble}{also}; config.data.on_error=skip leaves {such} out") from trouble
 
 
 class _Watch:

@@ -197,7 +197,7 @@ def test_a_switch_is_no_clip_and_what_is_none_says_how_to_say_so(folder: Folder)
         ]
     line = refused(folder.source([{"text": "A.", "video": {"title": "A film", "seconds": 3}}]))
     assert "'video': a video must be a path, a URL, bytes or base64, or a list of frames, not {'title'" in line
-    assert line.endswith("if it holds no videos, say so with config.data.columns=video=")
+    assert "; if it holds no videos, say so with config.data.columns=video=; " in line
 
 
 def test_a_page_of_texts_and_images_reads_no_clips_and_says_so(folder: Folder):

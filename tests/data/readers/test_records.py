@@ -42,7 +42,10 @@ def test_records_that_make_no_sense_are_named_the_first_ones_and_how_many(folder
     line = refused(source)
     assert line.startswith("a.jsonl, record 1 has 2 <image> placeholders but 1 images")
     assert "records after it, these have errors too: 3, 4, 5, 6, 7 and 2 more" in line
-    assert "config.data.on_error=skip" in line
+    assert line.endswith("and 2 more; config.data.on_error=skip leaves such records out")
+    alone = refused(folder.source([GOOD, BAD, GOOD], "b.jsonl"))
+    assert alone.startswith("b.jsonl, record 1 has 2 <image> placeholders but 1 images")
+    assert alone.endswith("; config.data.on_error=skip leaves such a record out")
 
 
 def test_skipped_by_policy_they_are_listed_and_counted(folder: Folder, tmp_path):
