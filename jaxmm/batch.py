@@ -8,6 +8,10 @@ Dimensions, which arrays carry as a suffix (``q_BTHD``):
     H  attention heads              K  key-value heads               V  vocabulary
     E  experts                      L  layers                       Q  queries that are looked at
     X  what of them is summed up    C  preferences of a row         O  outputs of a linear map
+    G  heads that share a key       Z  chunks of a row              U  positions of a chunk
+    W  positions a kernel sees
+
+In recurrent layers C is channels, K heads of keys, and V the width of a head's values.
 
 Everything is a tuple of arrays, so that NumPy fills it in the loader's workers and JAX takes it as a pytree; this
 module imports neither.

@@ -1,4 +1,4 @@
-"""Refuses models and caches that do not fit into memory, before the system kills the process."""
+"""Refuses what cannot run: models and caches that do not fit into memory, and rows that cannot be split."""
 
 from __future__ import annotations
 
@@ -40,9 +40,20 @@ def check_model(spec: ModelSpec, trainable: Trainable, mesh: Mesh) -> None:
     )  # fmt: skip
 
 
+def check_states(spec: DecoderSpec, mesh: Mesh) -> None:
+    """Raises UserError where rows would be split between devices, and layers carry a state through whole rows."""
+    if spec.has_state and mesh.shape["context"] > 1:
+        kinds = ", ".join(sorted(set(spec.mixer_of_layers()) - {"attention"}))
+        raise UserError(
+            f"config.mesh.context={mesh.shape['context']} splits rows between devices, and this decoder has layers "
+            f"that carry a state through whole rows ({kinds}): set config.mesh.context=1, and fsdp or tensor higher"
+        )
+
+
 def check_cache(spec: DecoderSpec, compute: Compute, rows: int, positions: int, devices: Sequence[Any]) -> None:
     """Raises UserError where the keys and values of so many positions do not fit on a device."""
-    size = jnp.dtype(compute.dtype).itemsize * 2 * spec.layers * spec.kv_heads * spec.head_dim * rows * positions
+    layers = len(spec.layers_of("attention"))  # what the others keep does not grow with positions
+    size = jnp.dtype(compute.dtype).itemsize * 2 * layers * spec.kv_heads * spec.head_dim * rows * positions
     what = f"writing {positions} tokens of {rows} answers"
     _refuse(size, device_memory(devices), "the device", what, "lower --max_tokens or --batch_size")
 

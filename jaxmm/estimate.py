@@ -80,6 +80,7 @@ def estimate(config: Any, target: Target, documents: int) -> dict[str, Any]:
       UserError: for what is wrong in the config, as ``train`` does.
     """
     from jaxmm import sharding
+    from jaxmm.capacity import check_states
     from jaxmm.corpus import unseen_budgets
     from jaxmm.data.assemble import empty_batch
     from jaxmm.models.flops import batch_flops, forward_flops, parameter_counts
@@ -91,6 +92,7 @@ def estimate(config: Any, target: Target, documents: int) -> dict[str, Any]:
     mesh = sharding.make_mesh(config.mesh, target.devices)
     sharding.check_rows(mesh, config.batch_size, config.accumulation)
     recipe = with_media(read_recipe(config, platform=target.platform))
+    check_states(recipe.model.decoder, mesh)
     budgets = unseen_budgets(config, recipe.image)
     program = make_program(config, recipe, steps=max(config.steps, 1), targets=budgets.targets, sources=1)
     state = program.abstract_state(mesh)

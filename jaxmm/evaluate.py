@@ -18,6 +18,7 @@ from pathlib import Path
 import jax
 
 from jaxmm import atomic, command, formatting, sharding
+from jaxmm.capacity import check_states
 from jaxmm.checkpoints import references
 from jaxmm.checkpoints.base import Base
 from jaxmm.checkpoints.checkpoint import Checkpoints
@@ -63,6 +64,7 @@ def main(argv: list[str]) -> int:
             reference = references.fingerprint_of(base, recipe, args.config.seed)
         references.attach(corpus.lengths, reference, recipe, read_budgets(args.config, corpus), trains=False)
     mesh = sharding.make_mesh(args.config.mesh)
+    check_states(recipe.model.decoder, mesh)
     with jax.set_mesh(mesh):
         with Barrier("start").together("the checkpoint"):
             reader = Checkpoints(workdir / "checkpoints")  # one, so that no byte is compared twice

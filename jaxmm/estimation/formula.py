@@ -127,11 +127,13 @@ def _layer_bytes(recipe: Any, params: Any, mesh: Any) -> int:
     from jaxmm.models.tree import flat
 
     by_path, quantized = flat(params), {path for path, one in holdings(recipe.model).items() if one.is_quantized}
-    sizes: dict[str, int] = defaultdict(int)
+    sizes: dict[tuple[str, int], int] = defaultdict(int)
     for path, (shape, _) in flat_axes(recipe.model.plain).items():
         if "blocks" in path:
             copied = _item(recipe) if path in quantized else _copied(recipe, by_path[path], mesh)
-            sizes[path[0]] += math.prod(shape[1:]) * (copied + _item(recipe) * recipe.trainable.learns(path))
+            size = math.prod(shape[1:]) * (copied + _item(recipe) * recipe.trainable.learns(path))
+            for layer in recipe.model.decoder.layers_of(path[2]) if path[0] == "decoder" else (0,):
+                sizes[path[0], layer] += size
     return max(sizes.values()) // mesh.shape["tensor"]
 
 

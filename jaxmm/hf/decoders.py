@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from jaxmm.errors import UserError
 from jaxmm.hf import supported
 from jaxmm.hf.names import Rule, linear, norm
-from jaxmm.models.decoder import DecoderSpec
+from jaxmm.models.decoder_spec import COMPONENTS, DecoderSpec
+from jaxmm.models.recurrent import ConvolutionSpec, GatedDeltaNetSpec
 from jaxmm.models.rope import RopeScaling
 
 
@@ -40,9 +41,22 @@ def decoder_of(config: Any, tied: bool) -> Decoder:
     """Returns the decoder of a config. Raises UserError for an unknown architecture, or sizes that do not match."""
     kind = supported.entry(DECODERS, config.model_type, "decoder")
     try:
-        return Decoder(kind.spec(config, tied), kind.rules)
+        spec = kind.spec(config, tied)
     except ValueError as error:  # sizes that do not match
         raise UserError(f"config.json: {error}") from error
+    return Decoder(spec, rules_of(kind.rules, spec))
+
+
+def rules_of(rules: list[Rule], spec: DecoderSpec) -> list[Rule]:
+    """The names of the tensors of a decoder, each with the layers that have it, where not all do."""
+
+    def of_layers(rule: Rule) -> Rule:
+        path = rule.paths[0].removeprefix(f"{BLOCKS}.").partition(".")[0]
+        if path not in COMPONENTS or len(spec.layers_of(path)) == spec.layers:
+            return rule
+        return rule._replace(layers=spec.layers_of(path))
+
+    return [of_layers(rule) for rule in rules]
 
 
 def plain_decoder_of(config: Any, tied: bool) -> Decoder:
@@ -103,6 +117,14 @@ def _spec(config: Any, tied: bool, rope: dict[str, Any] | None = None, **feature
     rope = rope or config.rope_parameters
     if not getattr(config, "head_dim", None) and config.hidden_size % config.num_attention_heads:
         raise ValueError(f"hidden_size {config.hidden_size} is no multiple of {config.num_attention_heads} heads")
+    own = {
+        "mlp": lambda: config.intermediate_size,
+        "norm_eps": lambda: config.rms_norm_eps,
+        "activation": lambda: supported.activation(getattr(config, "hidden_act", None) or config.hidden_activation),
+    }
+    features = {key: read() for key, read in own.items() if key not in features} | features
+    if "mixers" not in features:
+        features |= _windows(config)
     return DecoderSpec(
         vocab_size=config.vocab_size,
         width=config.hidden_size,
@@ -110,13 +132,9 @@ def _spec(config: Any, tied: bool, rope: dict[str, Any] | None = None, **feature
         heads=config.num_attention_heads,
         kv_heads=config.num_key_value_heads,
         head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
-        mlp=config.intermediate_size,
-        norm_eps=config.rms_norm_eps,
         tie_embeddings=tied,
-        activation=supported.activation(getattr(config, "hidden_act", None) or config.hidden_activation),
         rope_theta=rope["rope_theta"],
         rope_scaling=_scaling(rope, config.max_position_embeddings),
-        **_windows(config),
         **features,
     )
 
@@ -126,8 +144,10 @@ def _sections(config: Any, default: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(config.rope_parameters.get("mrope_section") or default)
 
 
+LAYER, BLOCKS = "text.layers.{i}", "decoder.blocks"
+
+
 def _rules(post_norms: bool) -> list[Rule]:
-    layer, block = "text.layers.{i}", "decoder.blocks"
     norms = {"input_layernorm": "norm_attention", "post_attention_layernorm": "norm_mlp"}
     if post_norms:
         norms = {
@@ -142,13 +162,60 @@ def _rules(post_norms: bool) -> list[Rule]:
         "mlp.gate_proj": "mlp.gate", "mlp.up_proj": "mlp.up", "mlp.down_proj": "mlp.down",
     }  # fmt: skip
     norms |= {"self_attn.q_norm": "attention.query_norm", "self_attn.k_norm": "attention.key_norm"}
+    return _named("text.norm", norms, maps)
+
+
+def _named(last_norm: str, norms: dict[str, str], maps: dict[str, str]) -> list[Rule]:
+    """Rules from the names of a layer's norms and linear maps to paths inside our blocks."""
     return [
         Rule("text.embed_tokens.weight", ("decoder.embedding",)),
         Rule("lm_head.weight", ("decoder.head",)),
-        *norm("text.norm", "decoder.norm"),
-        *(rule for name, path in norms.items() for rule in norm(f"{layer}.{name}", f"{block}.{path}")),
-        *(rule for name, path in maps.items() for rule in linear(f"{layer}.{name}", f"{block}.{path}")),
+        *norm(last_norm, "decoder.norm"),
+        *(rule for name, path in norms.items() for rule in norm(f"{LAYER}.{name}", f"{BLOCKS}.{path}")),
+        *(rule for name, path in maps.items() for rule in linear(f"{LAYER}.{name}", f"{BLOCKS}.{path}")),
     ]
+
+
+def _qwen3_5_rules() -> list[Rule]:
+    """Qwen 3's names, but for queries, which lie with their gates, and those of DeltaNet."""
+    delta, theirs = f"{BLOCKS}.delta", f"{LAYER}.linear_attn"
+    maps = {"in_proj_z": "gate", "in_proj_a": "decay", "in_proj_b": "rate", "out_proj": "out"}
+    queries = tuple(f"{BLOCKS}.attention.{part}.kernel" for part in ("query", "gate"))
+    parts = ("query", "key", "value")
+    return [
+        *(rule for rule in PLAIN if rule.paths[0] != queries[0]),
+        Rule(f"{LAYER}.self_attn.q_proj.weight", queries, "transpose by heads"),
+        *(rule for name, path in maps.items() for rule in linear(f"{theirs}.{name}", f"{delta}.{path}")),
+        *norm(f"{theirs}.norm", f"{delta}.norm"),
+        Rule(f"{theirs}.in_proj_qkv.weight", tuple(f"{delta}.{part}.kernel" for part in parts), "transpose"),
+        Rule(f"{theirs}.conv1d.weight", tuple(f"{delta}.{part}_kernel" for part in parts), "depthwise"),
+        Rule(f"{theirs}.A_log", (f"{delta}.a_log",)),
+        Rule(f"{theirs}.dt_bias", (f"{delta}.dt_bias",)),
+    ]
+
+
+def _lfm2_rules() -> list[Rule]:
+    norms = {
+        "operator_norm": "norm_attention", "ffn_norm": "norm_mlp",
+        "self_attn.q_layernorm": "attention.query_norm", "self_attn.k_layernorm": "attention.key_norm",
+    }  # fmt: skip
+    maps = {
+        "self_attn.q_proj": "attention.query", "self_attn.k_proj": "attention.key",
+        "self_attn.v_proj": "attention.value", "self_attn.out_proj": "attention.out",
+        "conv.out_proj": "convolution.out",
+        "feed_forward.w1": "mlp.gate", "feed_forward.w3": "mlp.up", "feed_forward.w2": "mlp.down",
+    }  # fmt: skip
+    parts = [f"{BLOCKS}.convolution.{part}" for part in ("gate_in", "gate_out", "into")]
+    return [
+        *_named("text.embedding_norm", norms, maps),
+        Rule(f"{LAYER}.conv.in_proj.weight", tuple(f"{part}.kernel" for part in parts), "transpose"),
+        Rule(f"{LAYER}.conv.in_proj.bias", tuple(f"{part}.bias" for part in parts), "flat"),
+        Rule(f"{LAYER}.conv.conv.weight", (f"{BLOCKS}.convolution.kernel",), "depthwise"),
+        Rule(f"{LAYER}.conv.conv.bias", (f"{BLOCKS}.convolution.bias",)),
+    ]
+
+
+PLAIN, POST_NORMS = _rules(post_norms=False), _rules(post_norms=True)
 
 
 # One by one
@@ -203,7 +270,47 @@ def _qwen3_vl(config: Any, tied: bool) -> DecoderSpec:
     )  # fmt: skip
 
 
-PLAIN, POST_NORMS = _rules(post_norms=False), _rules(post_norms=True)
+def _mixers(config: Any, known: dict[str, str]) -> tuple[str, ...]:
+    """What mixes the positions of each layer; ``known``: by the config's names of them."""
+    if unknown := set(config.layer_types) - set(known):
+        raise UserError(f"config.json: layers of type '{unknown.pop()}' are not supported: {', '.join(known)} are")
+    return tuple(known[kind] for kind in config.layer_types)
+
+
+def _qwen3_5(config: Any, tied: bool) -> DecoderSpec:
+    """Qwen 3.5 and 3.6: three layers of gated DeltaNet to one of gated attention, of which a part of a head turns."""
+    supported.require(config, attention_bias=False)
+    mixers = _mixers(config, {"full_attention": "attention", "linear_attention": "delta"})
+    rope = dict(config.rope_parameters)
+    turning = int(config.head_dim * rope.pop("partial_rotary_factor", 1.0))
+    delta = GatedDeltaNetSpec(
+        config.hidden_size, config.linear_num_key_heads, config.linear_num_value_heads, config.linear_key_head_dim,
+        config.linear_value_head_dim, config.linear_conv_kernel_dim, config.rms_norm_eps,
+    )  # fmt: skip
+    return _spec(
+        config, tied, rope, rotary_dim=turning, rope_sections=_sections(config, (11, 11, 10)), rope_interleaved=True,
+        attention_gate=True, qk_norm=True, norm_offset=1.0, mixers=mixers, delta=delta if "delta" in mixers else None,
+    )  # fmt: skip
+
+
+def _lfm2(config: Any, tied: bool) -> DecoderSpec:
+    """LFM2: most layers are short convolutions."""
+    mixers = _mixers(config, {"full_attention": "attention", "conv": "convolution"})
+    convolution = ConvolutionSpec(config.hidden_size, config.conv_L_cache, bool(config.conv_bias))
+    return _spec(
+        config, tied, mlp=_lfm2_mlp(config), norm_eps=config.norm_eps, activation="silu", qk_norm=True, mixers=mixers,
+        convolution=convolution if "convolution" in mixers else None,
+    )  # fmt: skip
+
+
+def _lfm2_mlp(config: Any) -> int:
+    """The width of its MLPs, which ``Lfm2MLP`` calculates from the config's."""
+    if not config.block_auto_adjust_ff_dim:
+        return int(config.intermediate_size)
+    wide = int(config.block_ffn_dim_multiplier * int(2 * config.intermediate_size / 3))
+    return config.block_multiple_of * -(-wide // config.block_multiple_of)
+
+
 DECODERS = {
     "llama": DecoderKind(_llama, PLAIN),
     "mistral": DecoderKind(_mistral, PLAIN),
@@ -212,4 +319,6 @@ DECODERS = {
     "gemma3_text": DecoderKind(_gemma3, POST_NORMS),
     "qwen2_5_vl_text": DecoderKind(_qwen2_5_vl, PLAIN),
     "qwen3_vl_text": DecoderKind(_qwen3_vl, PLAIN),
+    "qwen3_5_text": DecoderKind(_qwen3_5, _qwen3_5_rules()),
+    "lfm2": DecoderKind(_lfm2, _lfm2_rules()),
 }

@@ -20,11 +20,13 @@ class Rule(NamedTuple):
       name: in the common spelling.
       paths: of our parameters, joined by dots; several are the parts of a fused tensor, in order.
       transform: a key of ``transforms.TRANSFORMS``.
+      layers: the numbers of the layers that have it, in the order of our stack; () is all of them.
     """
 
     name: str
     paths: tuple[str, ...]
     transform: str = "copy"
+    layers: tuple[int, ...] = ()
 
 
 def linear(name: str, path: str) -> list[Rule]:
@@ -50,6 +52,7 @@ def qkv(name: str, path: str) -> list[Rule]:
 SPARE = (
     r"vision\.head\.", r"vision\.post_layernorm\.", r"vision\.layernorm\.", r"vision\.embeddings\.mask_token",
     r".*\.position_ids$", r".*\.inv_freq$",
+    r"mtp\.",  # Qwen3.5's further tokens at a time, which transformers does not read either
 )  # fmt: skip
 SPARE_LAYERS = r"vision\.encoder\.layers?\.\d+\."  # only the layers after the last one whose output is used
 # Other parts of a checkpoint from which only the tower or the decoder is taken.
@@ -104,7 +107,7 @@ def foreign_name(name: str, prefixes: Mapping[str, str]) -> str:
 
 
 class Tensor(NamedTuple):
-    """One foreign tensor: its rule, and the number of its layer, or None if it has none."""
+    """One foreign tensor: its rule, and the place of its layer in our stack, or None if it has none."""
 
     name: str  # in the common spelling
     rule: Rule
@@ -120,5 +123,5 @@ def tensors(rules: Sequence[Rule], shapes: Mapping[Path, tuple[int, ...]]) -> It
         if "{i}" not in rule.name:
             yield Tensor(rule.name, rule, None)
             continue
-        for layer in range(shapes[paths[0]][0]):
-            yield Tensor(rule.name.replace("{i}", str(layer)), rule, layer)
+        for place, number in enumerate(rule.layers or range(shapes[paths[0]][0])):
+            yield Tensor(rule.name.replace("{i}", str(number)), rule, place)

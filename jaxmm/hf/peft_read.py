@@ -203,8 +203,11 @@ def _stacks(
             is_unused = any(re.match(pattern, module) for pattern in names.SPARE)
             (unused if is_unused else unknown).append(factors.name)
             continue
-        one, layer = where
+        one, layer = where[0], where[0].place(where[1])
         shape, *sides = dims[one.paths[0]]
+        if layer is None:
+            misshapen.append(f"{factors.name}, where layer {where[1]} has no such map")
+            continue
         if "{i}" in one.common and layer >= shape[0]:
             is_unused = re.match(names.SPARE_LAYERS, f"{module}.") is not None
             (unused if is_unused else misshapen).append(f"{factors.name} in a model of {shape[0]} layers")

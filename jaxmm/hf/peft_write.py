@@ -172,13 +172,13 @@ def _pattern(name: str) -> str:
 def _layers(
     one: NamedMap, params: Mapping[ParamPath, Any], maps: Sequence[Map | None]
 ) -> Iterator[tuple[int | None, str]]:
-    """The layers of a map, with the names of their modules; of a map that is no stack one, which is None."""
+    """The places of a map's layers, with the names of their modules; of a map that is no stack one, which is None."""
     if "{i}" not in one.name:
         yield None, one.name
         return
     path = next(m.path for m in maps if m)
     for layer in range(params[(*path, LORA, "into")].shape[0]):
-        yield layer, one.name.replace("{i}", str(layer))
+        yield layer, one.name.replace("{i}", str(one.number(layer)))
 
 
 def _fused(
@@ -225,7 +225,8 @@ def _of_map(one: Map, params: Mapping[ParamPath, Any], layer: int | None, scale:
 def _lengths(one: NamedMap, layer: int | None, base: Path) -> np.ndarray:
     """Lengths of the outputs' columns of the model beneath: what DoRA has where it changes nothing."""
     checkpoint, by_common = _base(base)
-    name = by_common[one.common.replace("{i}", str(layer)) + WEIGHT]
+    number = None if layer is None else one.number(layer)
+    name = by_common[one.common.replace("{i}", str(number)) + WEIGHT]
     return np.linalg.norm(np.asarray(checkpoint.mapped(name), np.float32), axis=1)
 
 

@@ -120,7 +120,7 @@ def _qwen2_5(config: Any) -> VisionSpec:
 
 
 def _qwen3(config: Any) -> VisionSpec:
-    taps = list(config.deepstack_visual_indexes)
+    taps = list(getattr(config, "deepstack_visual_indexes", []))  # Qwen3.5's is the same tower without
     if taps != sorted(set(taps) & set(range(config.depth))):
         raise UserError(f"config.json: deepstack_visual_indexes {taps} are not some layers of {config.depth}, in order")
     return _vit(
@@ -211,7 +211,7 @@ TOWERS = {
     "clip_vision_model": TowerKind(_clip, _siglip_rules("convolution"), ONE_SIZE, "CLIPImageProcessor"),
     "internvl_vision": TowerKind(_intern, _intern_rules()),
     "qwen2_5_vl_vision": QWEN2_5, "qwen2_5_vl": QWEN2_5,  # configs name it either way
-    "qwen3_vl_vision": QWEN3, "qwen3_vl": QWEN3,
+    "qwen3_vl_vision": QWEN3, "qwen3_vl": QWEN3, "qwen3_5_vision": QWEN3,
 }  # fmt: skip
 TWO_TOWERS = ("siglip2", "siglip", "clip")  # model types of two towers: one of images, one of text
 

@@ -16,11 +16,14 @@ class Transform(NamedTuple):
 
     ``inputs``: how many leading dims of a linear map's kernel are its input. ``shapes``: the shapes that the foreign
     tensor of a parameter of our shape may have; for a linear map they depend on the number of input dims.
+    ``by_heads``: where several parameters are fused, the parts of a head follow each other, head by head; else all of
+    one part come before those of the next.
     """
 
     into: Callable[[np.ndarray, Shape], np.ndarray]
     out: Callable[[np.ndarray, int], np.ndarray]
-    shapes: Callable[[Shape], set[Shape]]
+    shapes: Callable[[Shape], list[Shape]]
+    by_heads: bool = False
 
 
 def _reshaped(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -31,8 +34,8 @@ def _transposed_out(array: np.ndarray, inputs: int) -> np.ndarray:
     return array.reshape(int(np.prod(array.shape[:inputs])), -1).T
 
 
-def _transposed_shapes(shape: Shape) -> set[Shape]:
-    return {(math.prod(shape[split:]), math.prod(shape[:split])) for split in range(1, len(shape))}
+def _transposed_shapes(shape: Shape) -> list[Shape]:
+    return [(math.prod(shape[split:]), math.prod(shape[:split])) for split in range(1, len(shape))]
 
 
 def _from_convolution(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -47,13 +50,13 @@ def _to_convolution(array: np.ndarray, inputs: int) -> np.ndarray:
     return np.moveaxis(array.reshape(-1, array.shape[-1]).T.reshape(-1, *frames, side, side, 3), -1, 1)
 
 
-def _convolution_shapes(shape: Shape) -> set[Shape]:
+def _convolution_shapes(shape: Shape) -> list[Shape]:
     *frames, pixels, width = shape
     side = math.isqrt(pixels // 3)
-    return {(width, 3, *frames, side, side)}
+    return [(width, 3, *frames, side, side)]
 
 
-def _convolution_of_frames_shapes(shape: Shape) -> set[Shape]:
+def _convolution_of_frames_shapes(shape: Shape) -> list[Shape]:
     return _convolution_shapes(shape if len(shape) == 3 else (1, *shape))
 
 
@@ -63,30 +66,52 @@ def _to_convolution_of_frames(array: np.ndarray, inputs: int) -> np.ndarray:
 
 
 TRANSFORMS = {
-    "copy": Transform(_reshaped, lambda x, _: x, lambda shape: {shape}),
-    "flat": Transform(_reshaped, lambda x, _: x.reshape(-1), lambda shape: {(math.prod(shape),)}),
-    "after one": Transform(_reshaped, lambda x, _: x[None], lambda shape: {(1, *shape)}),
-    "after two": Transform(_reshaped, lambda x, _: x[None].reshape(1, 1, -1), lambda shape: {(1, 1, math.prod(shape))}),
+    "copy": Transform(_reshaped, lambda x, _: x, lambda shape: [shape]),
+    "flat": Transform(_reshaped, lambda x, _: x.reshape(-1), lambda shape: [(math.prod(shape),)]),
+    "after one": Transform(_reshaped, lambda x, _: x[None], lambda shape: [(1, *shape)]),
+    "after two": Transform(_reshaped, lambda x, _: x[None].reshape(1, 1, -1), lambda shape: [(1, 1, math.prod(shape))]),
     "transpose": Transform(lambda x, shape: x.T.reshape(shape), _transposed_out, _transposed_shapes),
-    "reversed": Transform(lambda x, _: x.T, lambda x, _: x.T, lambda shape: {shape[::-1]}),  # of all dims
+    "transpose by heads": Transform(
+        lambda x, shape: x.T.reshape(shape), _transposed_out, _transposed_shapes, by_heads=True
+    ),
+    "reversed": Transform(lambda x, _: x.T, lambda x, _: x.T, lambda shape: [shape[::-1]]),  # of all dims
+    # (channels, 1, positions) of a convolution of each channel by itself to (positions, *channels)
+    "depthwise": Transform(
+        lambda x, shape: x[:, 0].T.reshape(shape),
+        lambda x, _: x.reshape(len(x), -1).T[:, None],
+        lambda shape: [(math.prod(shape[1:]), 1, shape[0])],
+    ),
     "convolution": Transform(_from_convolution, _to_convolution, _convolution_shapes),
     "convolution of frames": Transform(_from_convolution, _to_convolution_of_frames, _convolution_of_frames_shapes),
 }
 
 
 def foreign_shapes(transform: str, shapes: Sequence[Shape]) -> list[Shape]:
-    """The shapes that the foreign tensor of one parameter, or of several equal ones fused, may have."""
-    of_one = TRANSFORMS[transform].shapes(shapes[0])
-    return sorted({(len(shapes) * shape[0], *shape[1:]) for shape in of_one} if len(shapes) > 1 else of_one)
+    """The shapes that the foreign tensor of one parameter, or of several ones fused along its first dim, may have."""
+    of_each = zip(*(TRANSFORMS[transform].shapes(shape) for shape in shapes), strict=True)
+    if len(shapes) == 1:
+        return sorted({part for (part,) in of_each})
+    fitting = (parts for parts in of_each if len({part[1:] for part in parts}) == 1)
+    return sorted({(sum(part[0] for part in parts), *parts[0][1:]) for parts in fitting})
 
 
 def into_parts(array: np.ndarray, transform: str, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
-    """A foreign tensor as one parameter, or, fused along its first dim, as several of equal size."""
-    parts = np.split(array, len(shapes), axis=0) if len(shapes) > 1 else [array]
+    """A foreign tensor as one parameter, or, fused along its first dim, as several."""
+    if TRANSFORMS[transform].by_heads:
+        array = _turned(array, shapes[0][-2], len(shapes))
+    sizes = [math.prod(shape) for shape in shapes]
+    ends = [len(array) * end // sum(sizes) for end in np.cumsum(sizes[:-1])] if len(shapes) > 1 else []
+    parts = np.split(array, ends, axis=0) if ends else [array]
     return [TRANSFORMS[transform].into(part, shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def out_of_parts(arrays: Sequence[np.ndarray], transform: str, inputs: int = 0) -> np.ndarray:
     """The foreign tensor that ``into_parts`` splits into these parameters."""
     parts = [TRANSFORMS[transform].out(array, inputs) for array in arrays]
-    return np.concatenate(parts) if len(parts) > 1 else parts[0]
+    whole = np.concatenate(parts) if len(parts) > 1 else parts[0]
+    return _turned(whole, len(arrays), arrays[0].shape[-2]) if TRANSFORMS[transform].by_heads else whole
+
+
+def _turned(array: np.ndarray, outer: int, inner: int) -> np.ndarray:
+    """Rows in blocks of (outer, inner) as blocks of (inner, outer)."""
+    return array.reshape(outer, inner, -1, *array.shape[1:]).swapaxes(0, 1).reshape(array.shape)

@@ -1,4 +1,4 @@
-"""One layer of the decoder: grouped-query attention with rotary positions, and a gated MLP."""
+"""One layer of the decoder: grouped-query attention with rotary positions, or another mixer, and a gated MLP."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from jaxmm.models.decoder_spec import DecoderSpec
 from jaxmm.models.layers import MLP, RMSNorm
 from jaxmm.models.linear import Linear
 from jaxmm.models.materialize import materialize
+from jaxmm.models.recurrent import GatedDeltaNet, ShortConvolution
 
 
 class AttentionContext(NamedTuple):
@@ -66,6 +67,9 @@ class SelfAttention(nnx.Module):
         self.value = Linear([spec.width], kv, ("embed", "kv_heads", None), bias=bias, rngs=rngs)
         depth = 0.5 / spec.layers  # keeps the residual stream's variance flat in depth (GPT-2)
         self.out = Linear(q, [spec.width], ("heads", None, "embed"), bias=spec.out_bias, rngs=rngs, scale=depth)
+        self.gate = (
+            Linear([spec.width], q, ("embed", "heads", None), bias=bias, rngs=rngs) if spec.attention_gate else None
+        )
         self.query_norm = self._head_norm(rngs) if spec.qk_norm else None
         self.key_norm = self._head_norm(rngs) if spec.qk_norm else None
 
@@ -86,26 +90,60 @@ class SelfAttention(nnx.Module):
             *self.projected(x_BTD, where.rotation), where.intervals,
             scale=spec.attention_scale, softcap=spec.attention_softcap,
         )  # fmt: skip
-        return self.out(at_places(out_BTHD, target_positions_BR)), cache
+        out_BTHD = at_places(out_BTHD, target_positions_BR)
+        if self.gate is not None:
+            out_BTHD = out_BTHD * jax.nn.sigmoid(self.gate(at_places(x_BTD, target_positions_BR)))
+        return self.out(out_BTHD), cache
 
 
-class Block(nnx.Module):
-    """Pre-norm transformer layer with a gated MLP."""
+def recur_own(mixer: Any, x_BTD, segments_BT, *, cache: Cache | None, kind: str, layer):
+    """Positions are mixed with those before them in their document; a cache, where there is one, holds the state."""
+    if not isinstance(cache, Cache):
+        return mixer(x_BTD, segments_BT), cache
+    y_BTD, state = mixer.prefill(x_BTD, segments_BT)
+    return y_BTD, cache.with_state(kind, layer, state)
 
-    def __init__(self, spec: DecoderSpec, *, rngs: nnx.Rngs):
-        def norm() -> RMSNorm:
-            return RMSNorm(spec.width, spec.norm_eps, rngs=rngs, offset=spec.norm_offset)
 
-        self.norm_attention, self.norm_mlp = norm(), norm()
-        self.attention = SelfAttention(spec, rngs=rngs)
-        depth = 0.5 / spec.layers
-        self.mlp = MLP(spec.width, spec.mlp, spec.activation, gated=True, bias=spec.mlp_bias, rngs=rngs, scale=depth)
-        self.norm_attention_out = norm() if spec.post_norms else None
-        self.norm_mlp_out = norm() if spec.post_norms else None
+def recur_cached(mixer: Any, x_B1D, segments_B1, *, cache: Cache, kind: str, layer):
+    """One position a row is mixed with the state that its row's cache holds."""
+    del segments_B1
+    y_B1D, state = mixer.step(x_B1D, cache.state(kind, layer))
+    return y_B1D, cache.with_state(kind, layer, state)
 
-    def __call__(self, x_BTD, where: AttentionContext, attend: Attend, target_positions_BR=None):
-        """Returns what goes on, at ``target_positions_BR`` or everywhere, and the cache."""
-        h_BTD, cache = self.attention(self.norm_attention(x_BTD), where, attend, target_positions_BR)
+
+class Mixing(NamedTuple):
+    """How positions meet: ``attend`` in attention; ``recur`` in layers that carry a state, which is ``(mixer, x,
+    segments, cache=, kind=, layer=)`` and gives what ``attend`` gives."""
+
+    attend: Attend
+    recur: Callable[..., tuple[jax.Array, Any]] = recur_own
+
+
+class Layer(NamedTuple):
+    """The modules of one layer, by the names of COMPONENTS: one mixer, an MLP, and norms around them."""
+
+    norm_attention: RMSNorm
+    norm_mlp: RMSNorm
+    mlp: MLP
+    attention: SelfAttention | None = None
+    convolution: ShortConvolution | None = None
+    delta: GatedDeltaNet | None = None
+    norm_attention_out: RMSNorm | None = None
+    norm_mlp_out: RMSNorm | None = None
+
+    def __call__(self, x_BTD, where: AttentionContext, segments_BT, mixing: Mixing, target_positions_BR=None):
+        """Returns what goes on, at ``target_positions_BR`` or everywhere, and the cache.
+
+        Args:
+          segments_BT: the documents of positions, to mixers that carry a state.
+        """
+        normal_BTD = self.norm_attention(x_BTD)
+        if self.attention is not None:
+            h_BTD, cache = self.attention(normal_BTD, where, mixing.attend, target_positions_BR)
+        else:
+            mixer, kind = (self.convolution, "convolution") if self.convolution is not None else (self.delta, "delta")
+            h_BTD, cache = mixing.recur(mixer, normal_BTD, segments_BT, kind=kind)
+            h_BTD = at_places(h_BTD, target_positions_BR)
         x_BTD = at_places(x_BTD, target_positions_BR) + (
             h_BTD if self.norm_attention_out is None else self.norm_attention_out(h_BTD)
         )
@@ -114,3 +152,19 @@ class Block(nnx.Module):
         x_BTD = materialize(x_BTD + (h_BTD if self.norm_mlp_out is None else self.norm_mlp_out(h_BTD)))
         axis = sharding.positions_axis(x_BTD.shape[1]) if target_positions_BR is None else None
         return sharding.constrain(x_BTD, "rows", axis, None), cache
+
+
+def component(name: str, spec: DecoderSpec, rngs: nnx.Rngs) -> nnx.Module:
+    """One module of a layer, by its name in COMPONENTS."""
+    depth = 0.5 / spec.layers
+    if name == "attention":
+        return SelfAttention(spec, rngs=rngs)
+    if name == "convolution":
+        assert spec.convolution is not None
+        return ShortConvolution(spec.convolution, rngs=rngs, scale=depth)
+    if name == "delta":
+        assert spec.delta is not None
+        return GatedDeltaNet(spec.delta, rngs=rngs, scale=depth)
+    if name == "mlp":
+        return MLP(spec.width, spec.mlp, spec.activation, gated=True, bias=spec.mlp_bias, rngs=rngs, scale=depth)
+    return RMSNorm(spec.width, spec.norm_eps, rngs=rngs, offset=spec.norm_offset)

@@ -1,8 +1,9 @@
-"""The key-value cache of the decoder."""
+"""What a decoder keeps of the positions before: keys and values, and the states of layers that carry one."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,21 +24,30 @@ class Cache(NamedTuple):
       length_B: positions that are written; the next one goes there.
       position_B: the rotary position of the next one, on every axis: after an image it is not ``length_B`` where soft
         tokens have rows and columns of their own.
+      states: of layers that carry a state, by their mixer: a pytree with a leading dim of the layers that have it.
     """
 
     keys_LBKCD: jax.Array
     values_LBKCD: jax.Array
     length_B: jax.Array
     position_B: jax.Array
+    states: Mapping[str, Any] = {}
 
     @classmethod
-    def empty(cls, shape: tuple[int, int, int, int, int], dtype, positions_BTA, segments_BT) -> Cache:
-        """For documents at these positions, none of whose keys is written yet; ``shape`` is (L, B, K, C, D)."""
+    def empty(
+        cls, shape: tuple[int, int, int, int, int], dtype, positions_BTA, segments_BT, states: Mapping[str, Any] = {},
+    ) -> Cache:  # fmt: skip
+        """For documents at these positions, none of whose keys is written yet; ``shape`` is (L, B, K, C, D).
+
+        Args:
+          states: shapes and dtypes of the states, by mixer, with a leading dim of layers.
+        """
         pages = sharding.constrain(jnp.zeros(shape, dtype), None, "rows", "kv_heads", None, None)
         length_B = (segments_BT > 0).sum(-1, dtype=jnp.int32)
         # After the last position, as in training; soft tokens of a video before it may have larger ones.
         last_B = jnp.take_along_axis(positions_BTA.max(-1), jnp.maximum(length_B[:, None] - 1, 0), axis=1)[:, 0]
-        return cls(pages, pages, length_B, jnp.where(length_B > 0, last_B + 1, 0).astype(jnp.int32))
+        position_B = jnp.where(length_B > 0, last_B + 1, 0).astype(jnp.int32)
+        return cls(pages, pages, length_B, position_B, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), states))
 
     def filled(self, layer, k_BTKD, v_BTKD) -> Cache:
         """With the first T keys and values of a layer; what is written behind a row's length is never seen."""
@@ -64,6 +74,15 @@ class Cache(NamedTuple):
             lax.dynamic_index_in_dim(pages, layer, keepdims=False) for pages in (self.keys_LBKCD, self.values_LBKCD)
         )
         return k_BKCD, v_BKCD
+
+    def state(self, kind: str, layer) -> Any:
+        """The state of a layer, ``layer`` counted among those with its mixer."""
+        return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, layer, keepdims=False), self.states[kind])
+
+    def with_state(self, kind: str, layer, state: Any) -> Cache:
+        """With another state of a layer."""
+        written = lambda x, new: lax.dynamic_update_index_in_dim(x, new.astype(x.dtype), layer, 0)  # noqa: E731
+        return self._replace(states={**self.states, kind: jax.tree.map(written, self.states[kind], state)})
 
     def grown(self) -> Cache:
         """One position further in each row."""

@@ -14,12 +14,13 @@ from jax import lax
 from jaxmm import sharding
 from jaxmm.models import attention as attn
 from jaxmm.models import rope
-from jaxmm.models.block import Attend, AttentionContext, Block, at_places, attend_cached, attend_own
+from jaxmm.models.block import AttentionContext, Layer, Mixing, at_places, attend_cached, attend_own, recur_cached
 from jaxmm.models.cache import Cache
 from jaxmm.models.compute import Compute
+from jaxmm.models.decoder_layers import Stacks, apply_layers, make_blocks, places_in_stacks
 from jaxmm.models.decoder_spec import DecoderSpec
 from jaxmm.models.embedding import look_up
-from jaxmm.models.layers import RMSNorm, apply_stack, checkpointed, split_last, stack
+from jaxmm.models.layers import RMSNorm, checkpointed
 from jaxmm.models.parameters import fan_in, parameter
 from jaxmm.models.probe import Attended, Queries, attend_probed
 from jaxmm.models.rope import RopeScaling
@@ -57,7 +58,7 @@ class Decoder(nnx.Module):
         shape, axes = (spec.vocab_size, spec.width), ("vocab", "embed")
         init = jax.nn.initializers.normal(spec.width**-0.5 / spec.embed_scale)
         self.embedding = parameter(rngs, shape, axes, init)
-        self.blocks = stack(spec.layers, lambda r: Block(spec, rngs=r), rngs)
+        self.blocks = make_blocks(spec, rngs)
         self.norm = RMSNorm(spec.width, spec.norm_eps, rngs=rngs, offset=spec.norm_offset)
         if not spec.tie_embeddings:
             init = fan_in(1.0, "fan_in", "normal", in_axis=1, out_axis=0)
@@ -83,12 +84,12 @@ class Decoder(nnx.Module):
           lengths_BT: positions in the document of each position.
         """
         spec = self.spec
-        axes = rope.axis_of_frequency(spec.rope_sections, spec.rope_interleaved, spec.head_dim // 2)
-        scaled = rope.frequencies(spec.rope_theta, spec.head_dim, spec.rope_scaling, lengths_BT)
+        axes = rope.axis_of_frequency(spec.rope_sections, spec.rope_interleaved, spec.turning_dim // 2)
+        scaled = rope.frequencies(spec.rope_theta, spec.turning_dim, spec.rope_scaling, lengths_BT)
         by_kind = {False: rope.rotations(positions_BTA, scaled, axes, rope.attention_factor(spec.rope_scaling))}
         by_kind[True] = by_kind[False]
         if spec.local_rope_theta:
-            plain = rope.frequencies(spec.local_rope_theta, spec.head_dim, RopeScaling())
+            plain = rope.frequencies(spec.local_rope_theta, spec.turning_dim, RopeScaling())
             by_kind[True] = rope.rotations(positions_BTA, plain, axes, 1.0)
         return by_kind
 
@@ -130,7 +131,8 @@ class Decoder(nnx.Module):
           Normed hidden states of the same shape, sharded too, or those at target positions, (B, R, D).
         """
         places = self.places(positions_BTA, segments_BT, blocks_BT)
-        return self._run(x_BTD, None, places, attend_own, deep, compute, target_positions_BR)[0]
+        mixing = Mixing(attend_own)
+        return self._run(x_BTD, None, places, segments_BT, mixing, deep, compute, target_positions_BR)[0]
 
     def prefill(
         self, x_BTD, positions_BTA, segments_BT, blocks_BT, deep: DeepStack | None = None, *, size: int,
@@ -144,62 +146,76 @@ class Decoder(nnx.Module):
         spec, (B, T) = self.spec, segments_BT.shape
         if size < T:
             raise ValueError(f"a cache of {size} positions does not hold rows of {T}")
-        shape = spec.layers, B, spec.kv_heads, size, spec.head_dim
-        cache = Cache.empty(shape, x_BTD.dtype, positions_BTA, segments_BT)
+        shape = len(spec.layers_of("attention")), B, spec.kv_heads, size, spec.head_dim
+        cache = Cache.empty(shape, x_BTD.dtype, positions_BTA, segments_BT, self._states(x_BTD, segments_BT))
         places = self.places(positions_BTA, segments_BT, blocks_BT)
-        x_BTD, cache = self._run(x_BTD, cache, places, attend_own, deep, compute)
+        x_BTD, cache = self._run(x_BTD, cache, places, segments_BT, Mixing(attend_own), deep, compute)
         return sharding.zigzag_unshard(x_BTD), cache
 
     def attended(
         self, x_BTD, positions_BTA, segments_BT, blocks_BT, deep: DeepStack | None = None, *, queries: Queries,
         groups: int, by_head: bool, compute: Compute,
     ) -> Attended:  # fmt: skip
-        """Where chosen queries attend in each layer, summed by ``groups`` groups of them; inputs as of ``__call__``.
+        """Where chosen queries attend in each layer of attention, summed by ``groups`` groups of them; inputs as of
+        ``__call__``.
 
         Args:
           by_head: maps are made of each head, not of their mean.
         """
         places = self.places(positions_BTA, segments_BT, blocks_BT)
-        found = Attended.empty(self.spec.layers, self.spec.heads, groups, queries, by_head)
-        return self._run(x_BTD, found, places, functools.partial(attend_probed, queries=queries), deep, compute)[1]
+        layers = len(self.spec.layers_of("attention"))
+        found = Attended.empty(layers, self.spec.heads, groups, queries, by_head)
+        mixing = Mixing(functools.partial(attend_probed, queries=queries))
+        return self._run(x_BTD, found, places, segments_BT, mixing, deep, compute)[1]
 
     def step(self, x_B1D, cache: Cache, compute: Compute):
         """Runs one more embedded text position of each row; returns (hidden states (B, 1, D), Cache)."""
-        x_B1D, cache = self._run(x_B1D, cache, self.places_in(cache), attend_cached, None, compute)
+        mixing = Mixing(attend_cached, recur_cached)
+        x_B1D, cache = self._run(x_B1D, cache, self.places_in(cache), None, mixing, None, compute)
         return x_B1D, cache.grown()
 
+    def _states(self, x_BTD, segments_BT) -> dict[str, Any]:
+        """Shapes and dtypes of the states of layers that carry one, by mixer, with a leading dim of layers."""
+        stacks, found = Stacks(self.blocks, self.spec), {}
+        for kind in set(self.spec.mixer_of_layers()) - {"attention"}:
+            mixer, layers = stacks.first_of(kind), len(self.spec.layers_of(kind))
+            state = jax.eval_shape(lambda x, s, mixer=mixer: mixer.prefill(x, s)[1], x_BTD, segments_BT)
+            found[kind] = jax.tree.map(lambda x, n=layers: jax.ShapeDtypeStruct((n, *x.shape), x.dtype), state)
+        return found
+
     def _run(
-        self, x_BTD, cache: Any, places: dict[bool, AttentionContext], attend: Attend, deep: DeepStack | None,
-        compute: Compute, target_positions_BR=None,
+        self, x_BTD, cache: Any, places: dict[bool, AttentionContext], segments_BT, mixing: Mixing,
+        deep: DeepStack | None, compute: Compute, target_positions_BR=None,
     ):  # fmt: skip
-        each = {"layer": np.arange(self.spec.layers), "is_local": self.spec.is_local()}
+        spec, stacks = self.spec, Stacks(self.blocks, self.spec)
+        each = {"layer": np.arange(spec.layers), "place": places_in_stacks(spec), "is_local": spec.is_local()}
         remat = compute.remat if cache is None else "none"
 
-        def call(block: Block, carry: tuple[jax.Array, Any], mine: Any, target_positions_BR: Any = None) -> Any:
+        def call(layer: Layer, carry: tuple[jax.Array, Any], mine: Any, target_positions_BR: Any = None) -> Any:
             x, cache = carry
             if len(places) == 1:
                 (where,) = places.values()
             else:
                 where = jax.tree.map(lambda a, b: jnp.where(mine["is_local"], a, b), places[True], places[False])
-            meet = functools.partial(
-                attend, cache=cache, layer=mine["layer"], backend=compute.attention, whole=not self.spec.window
+            of_layer = {"cache": cache, "layer": mine["place"]}
+            meet = Mixing(
+                functools.partial(mixing.attend, backend=compute.attention, whole=not spec.window, **of_layer),
+                functools.partial(mixing.recur, **of_layer),
             )
-            x, cache = block(x, where, meet, target_positions_BR)
+            x, cache = layer(x, where, segments_BT, meet, target_positions_BR)
             return x if deep is None or target_positions_BR is not None else deep.added(x, mine["layer"]), cache
 
-        def through(blocks: Any, each: Any) -> Any:
-            return apply_stack(blocks, (x_BTD, cache), call, remat, compute.unroll, each=each)[0]
-
+        through = functools.partial(apply_layers, stacks, (x_BTD, cache), call, remat, compute.unroll, each)
         if target_positions_BR is None or not self._may_end_early(
             target_positions_BR.shape[1], x_BTD.shape[1], deep, compute
         ):
-            x_BTD, cache = through(self.blocks, each)
+            x_BTD, cache = through()
             if target_positions_BR is not None:
                 x_BTD = at_places(sharding.as_rows(x_BTD), target_positions_BR)
             return self.norm(x_BTD), cache
-        first, last = split_last(self.blocks)
-        carry = through(first, jax.tree.map(lambda x: x[:-1], each))
+        carry = through(stop=spec.layers - 1)
         of_last = jax.tree.map(lambda x: x[-1], each)
+        last = Layer(**stacks.merged(stacks.layer(spec.layers - 1)))
         x_BRD, cache = checkpointed(lambda carry: call(last, carry, of_last, target_positions_BR), remat)(carry)
         return self.norm(x_BRD), cache
 

@@ -6,8 +6,14 @@ import dataclasses
 
 import numpy as np
 
+from jaxmm.models.recurrent import ConvolutionSpec, GatedDeltaNetSpec
 from jaxmm.models.rope import RopeScaling
 from jaxmm.models.sizes import check_numbers, check_sizes
+
+# What mixes the positions of a layer. All but attention carry a state from position to position.
+MIXERS = ("attention", "convolution", "delta")
+# The modules of a layer, in the order in which they are made.
+COMPONENTS = ("norm_attention", "norm_mlp", *MIXERS, "mlp", "norm_attention_out", "norm_mlp_out")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +30,8 @@ class DecoderSpec:
       rope_sections: frequencies of each axis of positions (frame, row, column); () is one axis.
       rope_interleaved: the axes take turns; else they follow each other.
       qkv_bias, out_bias, mlp_bias: which linear maps have biases.
+      rotary_dim: dims of a head that turn, the first ones; 0 is all.
+      attention_gate: what attention gives is multiplied by a sigmoid of a linear map of its input (Qwen3-Next).
       qk_norm: queries and keys are normed, each head by itself (Qwen 3, Gemma 3).
       post_norms: what attention and MLP give is normed too, before it is added (Gemma 2).
       norm_offset: added to the scales of norms: 1 where they are stored around 0 (Gemma).
@@ -31,6 +39,8 @@ class DecoderSpec:
       attention_scale: of the logits of attention; 0 is 1 / sqrt(head_dim).
       attention_softcap, logit_softcap: bend logits of attention, and those of the vocabulary, by a tanh (Gemma 2); 0
         does not.
+      mixers: what mixes the positions of each layer, of MIXERS; () is attention everywhere.
+      convolution, delta: of the layers that have a short convolution, or a gated DeltaNet.
     """
 
     vocab_size: int = 512
@@ -50,6 +60,8 @@ class DecoderSpec:
     rope_scaling: RopeScaling = dataclasses.field(default_factory=RopeScaling)
     rope_sections: tuple[int, ...] = ()
     rope_interleaved: bool = False
+    rotary_dim: int = 0
+    attention_gate: bool = False
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
@@ -61,6 +73,9 @@ class DecoderSpec:
     attention_scale: float = 0.0
     attention_softcap: float = 0.0
     logit_softcap: float = 0.0
+    mixers: tuple[str, ...] = ()
+    convolution: ConvolutionSpec | None = None
+    delta: GatedDeltaNetSpec | None = None
 
     def __post_init__(self) -> None:
         check_sizes(self, "decoder", "vocab_size", "width", "layers", "heads", "kv_heads", "head_dim", "mlp")
@@ -70,14 +85,51 @@ class DecoderSpec:
                       "logit_softcap", may_be_0=True)  # fmt: skip
         if self.heads % self.kv_heads:
             raise ValueError(f"{self.heads} attention heads are no multiple of {self.kv_heads} key-value heads")
-        if self.head_dim % 2:
-            raise ValueError(f"decoder head_dim {self.head_dim} is odd: rotary positions turn pairs of numbers")
+        if self.turning_dim % 2 or self.turning_dim > self.head_dim:
+            raise ValueError(
+                f"decoder head_dim {self.head_dim}, of which {self.turning_dim} turn: rotary positions turn pairs of "
+                f"numbers of a head"
+            )
         # Axes that take turns need no full sum: the first takes what the others leave.
         in_a_row = self.rope_sections and not self.rope_interleaved
-        if in_a_row and sum(self.rope_sections) != self.head_dim // 2:
+        if in_a_row and sum(self.rope_sections) != self.turning_dim // 2:
             raise ValueError(
-                f"rotary sections {self.rope_sections}: their sum does not add up to half of a head of {self.head_dim}"
+                f"rotary sections {self.rope_sections}: their sum does not add up to half of {self.turning_dim} dims"
             )
+
+        if self.mixers and len(self.mixers) != self.layers:
+            raise ValueError(f"{len(self.mixers)} mixers are given for {self.layers} layers")
+        if unknown := set(self.mixers) - set(MIXERS):
+            raise ValueError(f"mixer '{unknown.pop()}' is not one of {', '.join(MIXERS)}")
+        for mixer, spec in (("convolution", self.convolution), ("delta", self.delta)):
+            if (mixer in self.mixers) != (spec is not None):
+                raise ValueError(f"layers with the mixer {mixer}, and its sizes, are given without each other")
+
+    @property
+    def turning_dim(self) -> int:
+        """Dims of a head that rotary positions turn."""
+        return self.rotary_dim or self.head_dim
+
+    def mixer_of_layers(self) -> tuple[str, ...]:
+        """What mixes the positions of each layer."""
+        return self.mixers or ("attention",) * self.layers
+
+    def layers_of(self, component: str) -> tuple[int, ...]:
+        """The layers that have one of COMPONENTS."""
+        if component in MIXERS:
+            return tuple(n for n, mixer in enumerate(self.mixer_of_layers()) if mixer == component)
+        has_it = self.post_norms or component not in ("norm_attention_out", "norm_mlp_out")
+        return tuple(range(self.layers)) if has_it else ()
+
+    def kinds(self) -> tuple[tuple[str, ...], ...]:
+        """What each layer is made of."""
+        of = {name: set(self.layers_of(name)) for name in COMPONENTS}
+        return tuple(tuple(name for name in COMPONENTS if n in of[name]) for n in range(self.layers))
+
+    @property
+    def has_state(self) -> bool:
+        """Whether some layers carry a state from position to position."""
+        return set(self.mixer_of_layers()) != {"attention"}
 
     @property
     def text_axes(self) -> int:

@@ -39,10 +39,11 @@ def _tower_pairs(spec: VisionSpec, patches: Stream) -> float:
 
 
 def _decoder_pairs(spec: DecoderSpec, segments: np.ndarray) -> float:
-    """Pairs of positions and what they see, over all layers: half of the square, less what a window cuts off."""
+    """Pairs of positions and what they see, over the layers of attention: half of the square, less what a window cuts
+    off."""
     lengths = _lengths(segments)
     cut_off = np.maximum(lengths - spec.window, 0) if spec.window else np.zeros_like(lengths)
-    is_local = spec.is_local()
+    is_local = spec.is_local()[list(spec.layers_of("attention"))]
     return float(len(is_local) * (lengths**2).sum() - is_local.sum() * (cut_off**2).sum()) / 2
 
 
@@ -84,9 +85,12 @@ def _decoder_flops(spec: DecoderSpec, batch: Batch) -> float:
     positions = float((np.asarray(batch.text.segments) > 0).sum())
     targets = float((np.asarray(batch.weights_BT) > 0).sum())
     head_width = spec.heads * spec.head_dim
-    layer = spec.width * (2 * head_width + 2 * spec.kv_heads * spec.head_dim + 3 * spec.mlp)
+    attention = spec.width * ((2 + spec.attention_gate) * head_width + 2 * spec.kv_heads * spec.head_dim)
+    maps = len(spec.layers_of("attention")) * attention + spec.layers * 3 * spec.width * spec.mlp
+    for mixer, of_mixer in (("convolution", spec.convolution), ("delta", spec.delta)):
+        maps += len(spec.layers_of(mixer)) * of_mixer.multiplications() if of_mixer else 0
     return (
-        2 * positions * spec.layers * layer
+        2 * positions * maps
         + 2 * targets * spec.width * spec.vocab_size
         + 4 * head_width * _decoder_pairs(spec, np.asarray(batch.text.segments))
     )

@@ -106,14 +106,6 @@ def stack(layers: int, make: Callable[[nnx.Rngs], nnx.Module], rngs: nnx.Rngs) -
     return nnx.vmap(make)(rngs.fork(split=layers))
 
 
-def split_last(stacked: Any) -> tuple[Any, Any]:
-    """The modules of ``stack`` but the last one, stacked still, and the last one by itself."""
-    graph, layers = nnx.split(stacked)
-    return nnx.merge(graph, jax.tree.map(lambda x: x[:-1], layers)), nnx.merge(
-        graph, jax.tree.map(lambda x: x[-1], layers)
-    )
-
-
 def checkpointed(body: Callable[..., Any], remat: str) -> Callable[..., Any]:
     """``body``, keeping for its backward pass what a key of REMAT says."""
     if remat not in REMAT:

@@ -168,7 +168,10 @@ def rotations(positions_BTA, frequency, axes: np.ndarray, factor: float):
 
 
 def rotate(x_BTHD, rotation):
-    """Rotates pairs (d, d + D / 2) of each head, in float32."""
+    """Rotates pairs (d, d + D / 2) of each head, in float32; of D dims of the rotation, those behind stay."""
+    turning = 2 * rotation[0].shape[-1]
+    if turning < x_BTHD.shape[-1]:
+        return jnp.concatenate([rotate(x_BTHD[..., :turning], rotation), x_BTHD[..., turning:]], axis=-1)
     cos, sin = (a[:, :, None, None] for a in rotation)
     pairs = x_BTHD.astype(jnp.float32).reshape(*x_BTHD.shape[:-1], 2, -1)
     turned = pairs * cos + pairs[..., ::-1, :] * jnp.concatenate([-sin, sin], -2)

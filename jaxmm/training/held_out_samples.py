@@ -105,7 +105,8 @@ class HeldOutSamples:
             for (prompt, truth), reply, look in zip(asked, replies, looks, strict=True)
         ]
         spec = recipe.model.decoder
-        whole = {"step": step, "source": name, "layers": spec.layers, "heads": spec.heads, "samples": kept}
+        layers = len(spec.layers_of("attention"))
+        whole = {"step": step, "source": name, "layers": layers, "heads": spec.heads, "samples": kept}
         if run.is_first:
             with told(run.say, path), published(path) as file:
                 file.write_text(json.dumps(plain(whole), allow_nan=False, separators=(",", ":")))

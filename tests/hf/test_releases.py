@@ -159,6 +159,42 @@ MISTRAL = {  # mistralai/Mistral-7B-v0.1
     "torch_dtype": "bfloat16", "transformers_version": "4.34.0.dev0", "use_cache": True, "vocab_size": 32000,
 }  # fmt: skip
 
+QWEN3_5 = {  # Qwen/Qwen3.5-9B, by the defaults of its class
+    "architectures": ["Qwen3_5ForConditionalGeneration"], "image_token_id": 248056, "model_type": "qwen3_5",
+    "text_config": {
+        "attention_bias": False, "full_attention_interval": 4, "head_dim": 256, "hidden_act": "silu",
+        "hidden_size": 4096, "intermediate_size": 12288, "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128,
+        "linear_num_key_heads": 16, "linear_num_value_heads": 32, "linear_value_head_dim": 128,
+        "max_position_embeddings": 262144, "model_type": "qwen3_5_text", "num_attention_heads": 16,
+        "num_hidden_layers": 32, "num_key_value_heads": 4, "rms_norm_eps": 1e-06,
+        "rope_parameters": {
+            "mrope_interleaved": True, "mrope_section": [11, 11, 10], "partial_rotary_factor": 0.25,
+            "rope_theta": 10000000, "rope_type": "default",
+        },
+        "vocab_size": 248320,
+    },
+    "tie_word_embeddings": False, "video_token_id": 248057,
+    "vision_config": {
+        "depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "model_type": "qwen3_5", "num_heads": 16,
+        "num_position_embeddings": 2304, "out_hidden_size": 4096, "patch_size": 16, "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+    },
+    "vision_end_token_id": 248054, "vision_start_token_id": 248053,
+}  # fmt: skip
+LFM2 = {  # LiquidAI/LFM2-1.2B: the width of the MLPs is calculated
+    "architectures": ["Lfm2ForCausalLM"], "block_auto_adjust_ff_dim": True, "block_dim": 2048, "block_ff_dim": 12288,
+    "block_ffn_dim_multiplier": 1.0, "block_multiple_of": 256, "block_norm_eps": 1e-05, "block_use_swiglu": True,
+    "bos_token_id": 1, "conv_L_cache": 3, "conv_bias": False, "conv_dim": 2048, "conv_use_xavier_init": True,
+    "eos_token_id": 7, "full_attn_idxs": [2, 5, 8, 10, 12, 14], "hidden_size": 2048, "initializer_range": 0.02,
+    "max_position_embeddings": 128000, "model_type": "lfm2", "norm_eps": 1e-05, "num_attention_heads": 32,
+    "num_heads": 32, "num_hidden_layers": 16, "num_key_value_heads": 8, "pad_token_id": 0, "rope_theta": 1000000.0,
+    "torch_dtype": "bfloat16", "use_cache": True, "use_pos_enc": True, "vocab_size": 65536,
+}  # fmt: skip
+LFM2_350M = {  # LiquidAI/LFM2-350M
+    **LFM2, "block_dim": 1024, "block_ff_dim": 6656, "conv_dim": 1024, "hidden_size": 1024, "num_attention_heads": 16,
+    "num_heads": 16,
+}  # fmt: skip
+
 
 def config_of(config: dict[str, Any], folder: Path) -> Any:
     (folder / "config.json").write_text(json.dumps(config))
@@ -188,7 +224,13 @@ def test_a_released_config_gives_as_many_parameters_as_the_release_has(config, p
 
 @pytest.mark.parametrize(
     ("config", "parameters"),
-    [(QWEN3, 596_049_920), (LLAMA3, 1_235_814_400), (MISTRAL, 7_241_732_096)],
+    [
+        (QWEN3, 596_049_920),
+        (LLAMA3, 1_235_814_400),
+        (MISTRAL, 7_241_732_096),
+        (LFM2, 1_170_340_608),
+        (LFM2_350M, 354_483_968),
+    ],
     ids=lambda x: x["model_type"] if isinstance(x, dict) else "",
 )
 def test_a_released_decoder_has_as_many_parameters(config, parameters, tmp_path):

@@ -21,6 +21,7 @@ from jaxmm.models.attention import attention, decode_attention
 from jaxmm.models.connector import ConnectorSpec
 from jaxmm.models.decoder import DecoderSpec
 from jaxmm.models.multimodal import Compute, ModelSpec, logical_axes, make_model
+from jaxmm.models.recurrent import ConvolutionSpec
 from jaxmm.models.rope import RopeScaling
 from jaxmm.models.towers.vit import VisionSpec
 
@@ -171,6 +172,16 @@ def test_every_feature_at_once(lengths_of):
     )  # fmt: skip
     spec, params = model(decoder, deep=True)
     assert_cache_changes_nothing(spec, params, prompts(lengths_of, 3))
+
+
+def test_layers_that_carry_a_state_hold_it_in_the_cache(lengths_of):
+    decoder = DecoderSpec(
+        vocab_size=400, width=24, layers=6, heads=4, kv_heads=2, head_dim=8, mlp=40, qk_norm=True,
+        mixers=("convolution", "attention", "convolution", "convolution", "attention", "convolution"),
+        convolution=ConvolutionSpec(24, 4, bias=True),
+    )  # fmt: skip
+    spec, params = model(decoder)
+    assert_cache_changes_nothing(spec, params, prompts(lengths_of, 1))
 
 
 WINDOWED = DecoderSpec(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from conftest import IMAGE
@@ -14,7 +16,8 @@ from jaxmm.models import attention as attn
 from jaxmm.models.connector import ConnectorSpec
 from jaxmm.models.decoder import DecoderSpec
 from jaxmm.models.flops import batch_flops
-from jaxmm.models.multimodal import ModelSpec
+from jaxmm.models.multimodal import ModelSpec, flat_axes
+from jaxmm.models.recurrent import ConvolutionSpec
 from jaxmm.models.towers.vit import VisionSpec
 
 
@@ -62,3 +65,20 @@ def test_a_decoder_counts_what_windows_leave(window):
     cut_off = seen(attn.causal(segments)) - seen(attn.causal(segments, window=window))
     # A position counts half of itself, which windows of few positions notice.
     assert full - sparse == pytest.approx(3 * 4 * (layers - 1) * width * cut_off, rel=0.05)
+
+
+def test_a_decoder_of_several_mixers_counts_its_own_maps():
+    """Two for each number of a kernel and position, and attention in the layers that have it."""
+    segments = np.repeat([[1, 2, 0]], 1, 0).repeat([60, 20, 9], 1).astype(np.int32)
+    batch = empty_batch(1, Budgets(segments.shape[1], 16, 1, 1), IMAGE)
+    batch = batch._replace(text=batch.text._replace(segments=segments))
+    mixers = ("convolution", "attention", "convolution", "convolution")
+    spec = DecoderSpec(mixers=mixers, convolution=ConvolutionSpec(DecoderSpec().width, 4))
+    kernels = sum(
+        math.prod(shape)
+        for path, (shape, _) in flat_axes(ModelSpec(decoder=spec)).items()
+        if path[:2] == ("decoder", "blocks") and path[-1] == "kernel"
+    )
+    pairs = (60**2 + 20**2) / 2
+    wanted = 3 * (2 * 80 * kernels + 4 * spec.heads * spec.head_dim * pairs)
+    assert batch_flops(ModelSpec(decoder=spec), batch) == pytest.approx(wanted)

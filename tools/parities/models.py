@@ -75,6 +75,13 @@ def text(kind: str, **changes: Any) -> dict[str, Any]:
     return sizes | changes
 
 
+def lfm2(*kinds: str, **changes: Any) -> dict[str, Any]:
+    """LFM2's decoder, with layers of these types."""
+    return text(
+        "lfm2", head_dim=8, num_hidden_layers=len(kinds), layer_types=list(kinds), block_multiple_of=8, **changes
+    )
+
+
 def vit(kind: str, **changes: Any) -> dict[str, Any]:
     sizes = {
         "model_type": kind, "hidden_size": 24, "intermediate_size": 44, "num_hidden_layers": 3,
@@ -136,6 +143,21 @@ def qwen3_vl(rng: np.random.Generator) -> Any:
     return Qwen3VLConfig(vision_config=vision, text_config=decoder, tie_word_embeddings=True, **QWEN_TOKENS)
 
 
+def qwen3_5(rng: np.random.Generator) -> Any:
+    from transformers import Qwen3_5Config
+
+    vision = {
+        "depth": 3, "hidden_size": 32, "intermediate_size": 44, "num_heads": 2, "patch_size": PATCH,
+        "out_hidden_size": 48, "num_position_embeddings": int(rng.integers(3, 7)) ** 2,
+    }  # fmt: skip
+    parameters = {"mrope_section": [2, 1, 1], "mrope_interleaved": True, "partial_rotary_factor": 0.5}
+    decoder = text(
+        "qwen3_5_text", num_hidden_layers=5, full_attention_interval=2, linear_key_head_dim=8,
+        linear_value_head_dim=12, linear_num_key_heads=2, linear_num_value_heads=4, **rope("default", **parameters),
+    )  # fmt: skip
+    return Qwen3_5Config(vision_config=vision, text_config=decoder, tie_word_embeddings=False, **QWEN_TOKENS)
+
+
 def gemma3(rng: np.random.Generator) -> Any:
     from transformers import Gemma3Config
 
@@ -188,12 +210,16 @@ CASES = (
     Case("qwen2, some windows", "lfm2_vl", lfm2_vl(text("qwen2", head_dim=8, sliding_window=5,
          use_sliding_window=True, max_window_layers=2))),
     Case("qwen3", "lfm2_vl", lfm2_vl(text("qwen3"), downsample_factor=3)),
+    Case("lfm2", "lfm2_vl", lfm2_vl(lfm2("conv", "conv", "full_attention", "conv", "full_attention"))),
+    Case("lfm2, biases, tied", "lfm2_vl", lfm2_vl(lfm2(*["conv", "full_attention"] * 2, conv_bias=True, conv_L_cache=4,
+         block_auto_adjust_ff_dim=False), tie_word_embeddings=True)),
     Case("llava, clip", "llava", llava(CLIP, text("llama")), fixed=True),
     Case("llava, clip, two layers", "llava", llava(CLIP, text("llama"), vision_feature_layer=[-2, 1]), fixed=True),
     Case("llava, siglip", "llava",
          llava(SIGLIP, text("qwen2", head_dim=8), vision_feature_select_strategy="full"), fixed=True),
     Case("qwen2.5-vl", "qwen2_5_vl", qwen2_5_vl),
     Case("qwen3-vl", "qwen3_vl", qwen3_vl),
+    Case("qwen3.5", "qwen3_5", qwen3_5),
     Case("gemma3", "gemma3", gemma3, fixed=True),
     Case("internvl", "internvl", internvl(), fixed=True),
     Case("internvl, 6B's tower", "internvl",

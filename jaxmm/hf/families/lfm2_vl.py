@@ -2,8 +2,8 @@
 
 Where the facts come from, in ``transformers``: sizes and connector from ``Lfm2VlConfig`` and
 ``Lfm2VlMultiModalProjector``; names of tensors from ``Lfm2VlForConditionalGeneration``; sizes of pictures and the
-names of files from ``Lfm2VlImageProcessor`` and ``Lfm2VlProcessor``. Its ``do_image_splitting`` is not followed. LFM2's
-own decoder, of convolutions, is not supported: this is its layout with other decoders.
+names of files from ``Lfm2VlImageProcessor`` and ``Lfm2VlProcessor``. Its ``do_image_splitting`` is not followed. The
+decoder is LFM2's own, or another one.
 
 A model of our own, and a SigLIP 2 tower that is joined with a decoder, get this layout.
 """
