@@ -219,6 +219,32 @@ def over_queries(f: Callable, heads: int, *, with_starts: bool = False) -> Calla
     return wrapped
 
 
+def over_positions(f: Callable, *axes_of_kernels: tuple[str | None, ...]) -> Callable:
+    """Wraps ``f(x_BTD, *of_positions, *kernels) -> y_BTD`` so that each device runs it on its own positions.
+
+    Its inputs before the kernels are (B, T, ...). Kernels are whole there but for the dims that ``axes_of_kernels``
+    names; what f gives is added up over the devices that these are split over.
+    """
+
+    def wrapped(*inputs):
+        mesh, count = jax.sharding.get_abstract_mesh(), len(inputs) - len(axes_of_kernels)
+        if mesh.empty or mesh.size == 1:
+            return f(*inputs)
+        B, T = inputs[0].shape[:2]
+        of_positions = partition(("rows", positions_axis(T)), (B, T), mesh)
+        of_kernels = [partition(axes, k.shape, mesh) for axes, k in zip(axes_of_kernels, inputs[count:], strict=True)]
+        split = sorted({axis for spec in of_kernels for axis in spec if axis})
+
+        def own(*inputs):
+            y_BTD = f(*inputs)
+            return jax.lax.psum(y_BTD, split) if split else y_BTD
+
+        in_specs = (*[of_positions] * count, *of_kernels)
+        return jax.shard_map(own, in_specs=in_specs, out_specs=of_positions, check_vma=False)(*inputs)
+
+    return wrapped
+
+
 def over_row_parts(f: Callable, whole: int) -> Callable:
     """Wraps ``f(*inputs) -> (of rows, sums)`` so that each device runs it on its own rows, or parts of sharded ones.
 

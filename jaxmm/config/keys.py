@@ -191,6 +191,14 @@ KEYS: dict[str, Key] = {
         "float32", 'what the moments are held as: or "bfloat16", "float8"', choices=("float32", "bfloat16", "float8")
     ),
     "optimizer.z_loss": Key(1e-4, "weight of the squared log of the vocabulary's normaliser", least=0, most=1),
+    "optimizer.balance_loss": Key(
+        -1.0, "weight of what keeps the loads of experts even; -1 is the model's own", least=0, most=100,
+        also=(-1,),
+    ),
+    "optimizer.router_z_loss": Key(
+        -1.0, "weight of the squared log of the routers' normaliser; -1 is the model's own", least=0, most=100,
+        also=(-1,),
+    ),
     "optimizer.freeze": Key(
         "", "parts (vision, connector, audio, audio_connector, decoder) or patterns of paths: decoder.embedding,*.bias",
         form=PATTERNS,

@@ -196,7 +196,8 @@ def sent_by_formula(
         ("decoder", decoder, decoder.kv_heads, decoder.head_dim, budgets.tokens),
     ]
     for part, spec, key_heads, head_dim, positions in of_parts:
-        by_heads, by_mlp = (n % sizes["tensor"] == 0 for n in (spec.heads, spec.mlp))
+        hidden = decoder.experts.mlp if part == "decoder" and decoder.experts else spec.mlp
+        by_heads, by_mlp = (n % sizes["tensor"] == 0 for n in (spec.heads, hidden))
         sums = by_heads + by_mlp + passes[part] * (by_heads + by_mlp + by_heads * (compute.remat == "full"))
         send("all-reduce", ("tensor",), spec.layers * sums * positions * spec.width * here)
         key_heads //= sizes["tensor"] if key_heads % sizes["tensor"] == 0 else 1

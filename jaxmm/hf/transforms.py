@@ -15,12 +15,16 @@ class Transform(NamedTuple):
     """``into(array, shape)`` returns an array of our shape; ``out(array, inputs)`` returns the foreign tensor.
 
     ``inputs``: how many leading dims of a linear map's kernel are its input. ``shapes``: the shapes that the foreign
-    tensor of a parameter of our shape may have; for a linear map they depend on the number of input dims.
+    tensor of a parameter of our shape may have; for a linear map they depend on the number of input dims. ``axis``: the
+    dim of the foreign tensor along which several are fused. ``either_way``: its last two dims are read the other way
+    round, too, where their sizes tell.
     """
 
     into: Callable[[np.ndarray, Shape], np.ndarray]
     out: Callable[[np.ndarray, int], np.ndarray]
     shapes: Callable[[Shape], set[Shape]]
+    axis: int = 0
+    either_way: bool = False
 
 
 def _reshaped(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -64,6 +68,7 @@ def _to_convolution_of_frames(array: np.ndarray, inputs: int) -> np.ndarray:
 
 TRANSFORMS = {
     "copy": Transform(_reshaped, lambda x, _: x, lambda shape: {shape}),
+    "side by side": Transform(_reshaped, lambda x, _: x, lambda shape: {shape}, -1, either_way=True),
     "flat": Transform(_reshaped, lambda x, _: x.reshape(-1), lambda shape: {(math.prod(shape),)}),
     "after one": Transform(_reshaped, lambda x, _: x[None], lambda shape: {(1, *shape)}),
     "after two": Transform(_reshaped, lambda x, _: x[None].reshape(1, 1, -1), lambda shape: {(1, 1, math.prod(shape))}),
@@ -76,17 +81,35 @@ TRANSFORMS = {
 
 def foreign_shapes(transform: str, shapes: Sequence[Shape]) -> list[Shape]:
     """The shapes that the foreign tensor of one parameter, or of several equal ones fused, may have."""
-    of_one = TRANSFORMS[transform].shapes(shapes[0])
-    return sorted({(len(shapes) * shape[0], *shape[1:]) for shape in of_one} if len(shapes) > 1 else of_one)
+    one = TRANSFORMS[transform]
+    found = {_fused(shape, len(shapes), one.axis) for shape in one.shapes(shapes[0])}
+    return sorted(found | {_swapped(shape) for shape in found} if one.either_way else found)
+
+
+def _fused(shape: Shape, count: int, axis: int) -> Shape:
+    """The shape of so many arrays of one shape, joined along a dim."""
+    sizes = list(shape)
+    if count > 1:
+        sizes[axis] *= count
+    return tuple(sizes)
+
+
+def _swapped(shape: Shape) -> Shape:
+    """With the last two dims the other way round."""
+    return (*shape[:-2], shape[-1], shape[-2])
 
 
 def into_parts(array: np.ndarray, transform: str, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
-    """A foreign tensor as one parameter, or, fused along its first dim, as several of equal size."""
-    parts = np.split(array, len(shapes), axis=0) if len(shapes) > 1 else [array]
-    return [TRANSFORMS[transform].into(part, shape) for part, shape in zip(parts, shapes, strict=True)]
+    """A foreign tensor as one parameter, or, fused along a dim, as several of equal size."""
+    one = TRANSFORMS[transform]
+    if one.either_way and array.shape != _fused(shapes[0], len(shapes), one.axis):
+        array = array.swapaxes(-1, -2)
+    parts = np.split(array, len(shapes), axis=one.axis) if len(shapes) > 1 else [array]
+    return [one.into(part, shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def out_of_parts(arrays: Sequence[np.ndarray], transform: str, inputs: int = 0) -> np.ndarray:
     """The foreign tensor that ``into_parts`` splits into these parameters."""
-    parts = [TRANSFORMS[transform].out(array, inputs) for array in arrays]
-    return np.concatenate(parts) if len(parts) > 1 else parts[0]
+    one = TRANSFORMS[transform]
+    parts = [one.out(array, inputs) for array in arrays]
+    return np.concatenate(parts, axis=one.axis) if len(parts) > 1 else parts[0]

@@ -14,9 +14,11 @@ from jaxmm.models import attention as attn
 from jaxmm.models import rope
 from jaxmm.models.cache import Cache
 from jaxmm.models.decoder_spec import DecoderSpec
+from jaxmm.models.experts import Experts
 from jaxmm.models.layers import MLP, RMSNorm
 from jaxmm.models.linear import Linear
 from jaxmm.models.materialize import materialize
+from jaxmm.models.routing import Load
 
 
 class AttentionContext(NamedTuple):
@@ -90,7 +92,7 @@ class SelfAttention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Pre-norm transformer layer with a gated MLP."""
+    """Pre-norm transformer layer with a gated MLP, or experts in its place."""
 
     def __init__(self, spec: DecoderSpec, *, rngs: nnx.Rngs):
         def norm() -> RMSNorm:
@@ -99,18 +101,29 @@ class Block(nnx.Module):
         self.norm_attention, self.norm_mlp = norm(), norm()
         self.attention = SelfAttention(spec, rngs=rngs)
         depth = 0.5 / spec.layers
-        self.mlp = MLP(spec.width, spec.mlp, spec.activation, gated=True, bias=spec.mlp_bias, rngs=rngs, scale=depth)
+        options: dict[str, Any] = {"rngs": rngs, "scale": depth}
+        self.mlp = (
+            Experts(spec.width, spec.experts, spec.activation, **options)
+            if spec.experts
+            else MLP(spec.width, spec.mlp, spec.activation, gated=True, bias=spec.mlp_bias, **options)
+        )
         self.norm_attention_out = norm() if spec.post_norms else None
         self.norm_mlp_out = norm() if spec.post_norms else None
 
     def __call__(self, x_BTD, where: AttentionContext, attend: Attend, target_positions_BR=None):
-        """Returns what goes on, at ``target_positions_BR`` or everywhere, and the cache."""
+        """Returns what goes on, at ``target_positions_BR`` or everywhere, the cache, and the load of experts."""
         h_BTD, cache = self.attention(self.norm_attention(x_BTD), where, attend, target_positions_BR)
         x_BTD = at_places(x_BTD, target_positions_BR) + (
             h_BTD if self.norm_attention_out is None else self.norm_attention_out(h_BTD)
         )
         x_BTD = materialize(x_BTD)
-        h_BTD = self.mlp(self.norm_mlp(x_BTD))
+        h_BTD, load = self._mlp(self.norm_mlp(x_BTD), where, target_positions_BR)
         x_BTD = materialize(x_BTD + (h_BTD if self.norm_mlp_out is None else self.norm_mlp_out(h_BTD)))
         axis = sharding.positions_axis(x_BTD.shape[1]) if target_positions_BR is None else None
-        return sharding.constrain(x_BTD, "rows", axis, None), cache
+        return sharding.constrain(x_BTD, "rows", axis, None), cache, load
+
+    def _mlp(self, x_BTD, where: AttentionContext, target_positions_BR) -> tuple[jax.Array, Load | None]:
+        if not isinstance(self.mlp, Experts):
+            return self.mlp(x_BTD), None
+        start_BT, end_BT = where.intervals
+        return self.mlp(x_BTD, at_places(end_BT > start_BT, target_positions_BR))

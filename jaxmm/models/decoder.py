@@ -23,6 +23,7 @@ from jaxmm.models.layers import RMSNorm, apply_stack, checkpointed, split_last, 
 from jaxmm.models.parameters import fan_in, parameter
 from jaxmm.models.probe import Attended, Queries, attend_probed
 from jaxmm.models.rope import RopeScaling
+from jaxmm.models.routing import Load
 from jaxmm.models.tables import Head, TableAdapters, adapted, looked_up
 
 
@@ -129,8 +130,19 @@ class Decoder(nnx.Module):
         Returns:
           Normed hidden states of the same shape, sharded too, or those at target positions, (B, R, D).
         """
+        return self.routed(
+            x_BTD, positions_BTA, segments_BT, blocks_BT, deep, compute=compute,
+            target_positions_BR=target_positions_BR,
+        )[0]  # fmt: skip
+
+    def routed(
+        self, x_BTD, positions_BTA, segments_BT, blocks_BT, deep: DeepStack | None = None, *, compute: Compute,
+        target_positions_BR=None,
+    ) -> tuple[jax.Array, Load | None]:  # fmt: skip
+        """As ``__call__``, with the load of the experts of each layer; None of a decoder that has none."""
         places = self.places(positions_BTA, segments_BT, blocks_BT)
-        return self._run(x_BTD, None, places, attend_own, deep, compute, target_positions_BR)[0]
+        x_BTD, _, load = self._run(x_BTD, None, places, attend_own, deep, compute, target_positions_BR)
+        return x_BTD, load
 
     def prefill(
         self, x_BTD, positions_BTA, segments_BT, blocks_BT, deep: DeepStack | None = None, *, size: int,
@@ -147,7 +159,7 @@ class Decoder(nnx.Module):
         shape = spec.layers, B, spec.kv_heads, size, spec.head_dim
         cache = Cache.empty(shape, x_BTD.dtype, positions_BTA, segments_BT)
         places = self.places(positions_BTA, segments_BT, blocks_BT)
-        x_BTD, cache = self._run(x_BTD, cache, places, attend_own, deep, compute)
+        x_BTD, cache, _ = self._run(x_BTD, cache, places, attend_own, deep, compute)
         return sharding.zigzag_unshard(x_BTD), cache
 
     def attended(
@@ -165,7 +177,7 @@ class Decoder(nnx.Module):
 
     def step(self, x_B1D, cache: Cache, compute: Compute):
         """Runs one more embedded text position of each row; returns (hidden states (B, 1, D), Cache)."""
-        x_B1D, cache = self._run(x_B1D, cache, self.places_in(cache), attend_cached, None, compute)
+        x_B1D, cache, _ = self._run(x_B1D, cache, self.places_in(cache), attend_cached, None, compute)
         return x_B1D, cache.grown()
 
     def _run(
@@ -174,9 +186,10 @@ class Decoder(nnx.Module):
     ):  # fmt: skip
         each = {"layer": np.arange(self.spec.layers), "is_local": self.spec.is_local()}
         remat = compute.remat if cache is None else "none"
+        load = Load.empty(self.spec.layers, self.spec.experts) if self.spec.experts else None
 
-        def call(block: Block, carry: tuple[jax.Array, Any], mine: Any, target_positions_BR: Any = None) -> Any:
-            x, cache = carry
+        def call(block: Block, carry: tuple[jax.Array, Any, Any], mine: Any, target_positions_BR: Any = None) -> Any:
+            x, cache, load = carry
             if len(places) == 1:
                 (where,) = places.values()
             else:
@@ -184,30 +197,38 @@ class Decoder(nnx.Module):
             meet = functools.partial(
                 attend, cache=cache, layer=mine["layer"], backend=compute.attention, whole=not self.spec.window
             )
-            x, cache = block(x, where, meet, target_positions_BR)
-            return x if deep is None or target_positions_BR is not None else deep.added(x, mine["layer"]), cache
+            x, cache, of_layer = block(x, where, meet, target_positions_BR)
+            if load is not None:
+                load = load.filled(mine["layer"], of_layer)
+            return x if deep is None or target_positions_BR is not None else deep.added(x, mine["layer"]), cache, load
 
         def through(blocks: Any, each: Any) -> Any:
-            return apply_stack(blocks, (x_BTD, cache), call, remat, compute.unroll, each=each)[0]
+            return apply_stack(blocks, (x_BTD, cache, load), call, remat, compute.unroll, each=each)[0]
 
         if target_positions_BR is None or not self._may_end_early(
             target_positions_BR.shape[1], x_BTD.shape[1], deep, compute
         ):
-            x_BTD, cache = through(self.blocks, each)
+            x_BTD, cache, load = through(self.blocks, each)
             if target_positions_BR is not None:
                 x_BTD = at_places(sharding.as_rows(x_BTD), target_positions_BR)
-            return self.norm(x_BTD), cache
+            return self.norm(x_BTD), cache, load
         first, last = split_last(self.blocks)
         carry = through(first, jax.tree.map(lambda x: x[:-1], each))
         of_last = jax.tree.map(lambda x: x[-1], each)
-        x_BRD, cache = checkpointed(lambda carry: call(last, carry, of_last, target_positions_BR), remat)(carry)
-        return self.norm(x_BRD), cache
+        x_BRD, cache, load = checkpointed(lambda carry: call(last, carry, of_last, target_positions_BR), remat)(carry)
+        return self.norm(x_BRD), cache, load
 
     def _may_end_early(self, wanted: int, length: int, deep: DeepStack | None, compute: Compute) -> bool:
         """Whether the last layer may work on the wanted positions alone, behind its attention, and gains by it.
 
-        Under a scan it may not: all its layers are of one shape.
+        Under a scan it may not: all its layers are of one shape. Nor with experts, whose load is that of all positions.
         """
         is_unrolled = compute.unroll >= self.spec.layers
         is_deep = deep is not None and deep.tables_KBSD.shape[0] == self.spec.layers
-        return is_unrolled and not is_deep and wanted < length and not sharding.are_sharded(length)
+        return (
+            is_unrolled
+            and not is_deep
+            and self.spec.experts is None
+            and wanted < length
+            and not sharding.are_sharded(length)
+        )

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 
 from jaxmm.models.rope import RopeScaling
+from jaxmm.models.routing import ExpertSpec
 from jaxmm.models.sizes import check_numbers, check_sizes
 
 
@@ -31,6 +32,7 @@ class DecoderSpec:
       attention_scale: of the logits of attention; 0 is 1 / sqrt(head_dim).
       attention_softcap, logit_softcap: bend logits of attention, and those of the vocabulary, by a tanh (Gemma 2); 0
         does not.
+      experts: in the place of each layer's MLP, whose width then counts nothing; None is an MLP.
     """
 
     vocab_size: int = 512
@@ -61,6 +63,7 @@ class DecoderSpec:
     attention_scale: float = 0.0
     attention_softcap: float = 0.0
     logit_softcap: float = 0.0
+    experts: ExpertSpec | None = None
 
     def __post_init__(self) -> None:
         check_sizes(self, "decoder", "vocab_size", "width", "layers", "heads", "kv_heads", "head_dim", "mlp")
