@@ -165,6 +165,7 @@ def get_config() -> ConfigDict:
     config.mesh = ConfigDict()
     config.mesh.data = -1  # -1 takes the devices the others leave
     config.mesh.fsdp = 1
+    config.mesh.expert = 1
     config.mesh.tensor = 1
     config.mesh.context = 1
 

@@ -91,6 +91,7 @@ def estimate(config: Any, target: Target, documents: int) -> dict[str, Any]:
     mesh = sharding.make_mesh(config.mesh, target.devices)
     sharding.check_rows(mesh, config.batch_size, config.accumulation)
     recipe = with_media(read_recipe(config, platform=target.platform))
+    sharding.check_experts(mesh, recipe.model.decoder.experts)
     budgets = unseen_budgets(config, recipe.image)
     program = make_program(config, recipe, steps=max(config.steps, 1), targets=budgets.targets, sources=1)
     state = program.abstract_state(mesh)

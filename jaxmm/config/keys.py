@@ -268,6 +268,7 @@ KEYS: dict[str, Key] = {
     ),
     "mesh.data": Key(-1, "-1 takes the devices the others leave", least=1, most=2**20, also=(-1,)),
     "mesh.fsdp": Key(1, "devices that share parameters, and rows of a batch", least=1, most=2**20, also=(-1,)),
+    "mesh.expert": Key(1, "devices that share experts, and rows of a batch", least=1, most=2**20, also=(-1,)),
     "mesh.tensor": Key(1, "devices that share matrices", least=1, most=2**20, also=(-1,)),
     "mesh.context": Key(1, "devices that share a row", least=1, most=2**20, also=(-1,)),
     "eval.path": Key("", 'held-out data, in the same way as data.path; "" is the demo\'s, for the demo'),

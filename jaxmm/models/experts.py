@@ -66,7 +66,7 @@ class Experts(nnx.Module):
         choice = choose(logits_BTE, bias_E, self.spec)
         kernels = [one.kernel[...].astype(x_BTD.dtype) for one in (self.gate, self.up, self.down)]
         into, out = ("expert", None, "mlp"), ("expert", "mlp", None)
-        through = sharding.over_positions(functools.partial(through_experts, act=self.act), into, into, out)
+        through = sharding.over_experts(functools.partial(through_experts, act=self.act), into, into, out)
         y_BTD = through(x_BTD, choice.experts_BTK, choice.weights_BTK.astype(x_BTD.dtype), *kernels)
         if self.shared is not None:
             shared_BTD = self.shared(x_BTD)
@@ -76,10 +76,12 @@ class Experts(nnx.Module):
         return y_BTD, Load.of(choice, logits_BTE, is_real_BT)
 
 
-def through_experts(x_BTD, experts_BTK, weights_BTK, gate_EDF, up_EDF, down_EFD, *, act: Callable) -> jax.Array:
-    """The weighted sum of what the chosen experts give, of positions that one device holds."""
+def through_experts(
+    x_BTD, experts_BTK, weights_BTK, gate_EDF, up_EDF, down_EFD, *, act: Callable, first=0
+) -> jax.Array:  # fmt: skip
+    """The weighted sum of what the chosen experts give, of the experts that one device holds, from ``first`` on."""
     D, K = x_BTD.shape[-1], experts_BTK.shape[-1]
-    places = sort_by_expert(experts_BTK.reshape(-1, K), gate_EDF.shape[0])
+    places = sort_by_expert(experts_BTK.reshape(-1, K) - first, gate_EDF.shape[0])
     x_SD = spread(x_BTD.reshape(-1, D), places)
     hidden_SF = act(grouped(x_SD, gate_EDF, places)) * grouped(x_SD, up_EDF, places)
     y_NKD = collect(grouped(hidden_SF, down_EFD, places), places)
@@ -91,7 +93,7 @@ class Places(NamedTuple):
 
     Attributes:
       choice_S: which choice a slot holds: K times the position, and which of its K; N times K in an empty slot.
-      slot_NK: the slot of each choice.
+      slot_NK: the slot of each choice; one behind all of them for a choice of another device's expert.
       size_E: slots of each expert, the empty ones of its last block too.
       expert_L: of each block.
     """
@@ -116,18 +118,23 @@ def _block(choices: int, experts: int) -> int:
 
 
 def sort_by_expert(experts_NK: jax.Array, count: int) -> Places:
-    """The slots of all choices; of one expert, in the order of positions."""
-    choices = experts_NK.size
-    expert_C, block = experts_NK.reshape(-1), _block(choices, count)
+    """The slots of all choices of experts 0 to ``count``; of one expert, in the order of positions."""
+    N, K = experts_NK.shape
+    choices, most = N * K, N * min(K, count)  # a position chooses an expert once
+    block = _block(choices, count)
+    blocks = -(-most // block) + (min(count, most) if block > 1 else 0)  # as many as any choice can take
+    expert_C = experts_NK.reshape(-1)
+    expert_C = jnp.where((expert_C >= 0) & (expert_C < count), expert_C, count)  # those of other devices come last
     order_C = jnp.argsort(expert_C, stable=True)
     taken_E = (expert_C[:, None] == jnp.arange(count)).sum(0)
     size_E = -(-taken_E // block) * block
     start_E, first_E = jnp.cumsum(size_E) - size_E, jnp.cumsum(taken_E) - taken_E
     sorted_C = expert_C[order_C]
-    slot_C = start_E[sorted_C] + jnp.arange(choices) - first_E[sorted_C]  # of the sorted ones
-    blocks = -(-choices // block) + (min(count, choices) if block > 1 else 0)  # as many as any choice can take
-    choice_S = jnp.full(blocks * block, choices, jnp.int32).at[slot_C].set(order_C.astype(jnp.int32))
-    slot_NK = jnp.zeros(choices, jnp.int32).at[order_C].set(slot_C.astype(jnp.int32)).reshape(experts_NK.shape)
+    own_C = jnp.minimum(sorted_C, count - 1)
+    slot_C = start_E[own_C] + jnp.arange(choices) - first_E[own_C]  # of the sorted ones
+    slot_C = jnp.where(sorted_C < count, slot_C, blocks * block).astype(jnp.int32)
+    choice_S = jnp.full(blocks * block, choices, jnp.int32).at[slot_C].set(order_C.astype(jnp.int32), mode="drop")
+    slot_NK = jnp.zeros(choices, jnp.int32).at[order_C].set(slot_C).reshape(N, K)
     ends_E = jnp.cumsum(size_E) // block
     expert_L = jnp.minimum(jnp.searchsorted(ends_E, jnp.arange(blocks), side="right"), count - 1)
     return Places(choice_S, slot_NK, size_E, expert_L)

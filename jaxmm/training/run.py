@@ -74,6 +74,7 @@ class Run:
         self.recipe = self._recipe()
         self.beginning = self._beginning()
         self.base = self._base()
+        sharding.check_experts(self.mesh, self.recipe.model.decoder.experts)
         capacity.check_model(self.recipe.model, self.recipe.trainable, self.mesh)
         self.corpus = train_corpus(config, self.recipe)
         self.held_out = eval_corpus(config, self.recipe)

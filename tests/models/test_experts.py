@@ -105,7 +105,9 @@ def test_every_choice_has_a_slot_of_its_expert_and_none_is_dropped(sizes, seed, 
 @pytest.mark.parametrize(
     "sizes",
     [
-        {"data": 2, "fsdp": 2, "tensor": 2},
+        {"data": 2, "expert": 2, "tensor": 2},
+        pytest.param({"expert": 8}, marks=pytest.mark.slow),
+        pytest.param({"fsdp": 2, "expert": 2, "context": 2}, marks=pytest.mark.slow),
         pytest.param({"fsdp": 2, "tensor": 2, "context": 2}, marks=pytest.mark.slow),
         pytest.param({"fsdp": 8}, marks=pytest.mark.slow),
     ],

@@ -74,7 +74,7 @@ def assert_close(found, wanted):
 
 def test_a_mesh_changes_neither_gradients_nor_loads_which_are_of_real_positions(batch, params):
     wanted = stepped(batch, params, EXPERTS)
-    assert_close(stepped(batch, params, EXPERTS, data=2, fsdp=2, tensor=2), wanted)
+    assert_close(stepped(batch, params, EXPERTS, fsdp=2, expert=2, tensor=2), wanted)
     chosen_LE = wanted[1].chosen_E
     assert (chosen_LE.sum(1) == EXPERTS.chosen * (batch.text.segments > 0).sum()).all()
     told = expert_load(wanted[1])
