@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,16 +16,19 @@ from jaxmm import sharding
 from jaxmm.batch import Batch
 from jaxmm.data.assemble import empty_batch
 from jaxmm.data.packing.limits import Budgets
+from jaxmm.errors import UserError
 from jaxmm.models.compute import Compute
 from jaxmm.models.decoder import DecoderSpec
 from jaxmm.models.flops import batch_flops
 from jaxmm.models.multimodal import ModelSpec, make_model
 from jaxmm.models.routing import ExpertSpec
+from jaxmm.training.program import weighed
 from jaxmm.training.progress import expert_load
 from jaxmm.training.step import init_state, make_train_step
 
 EXPERTS = ExpertSpec(4, 2, 24, normalised=True, balance_loss=0.5, z_loss=0.1)
 SPEC = ModelSpec(None, None, DecoderSpec(64, 32, 2, 4, 2, 8, 48, experts=EXPERTS))
+PLAIN = ModelSpec(None, None, DecoderSpec(64, 32, 2, 4, 2, 8, 48))
 ROWS, LENGTH = 8, 32
 # Keeps the gradient as its state and changes nothing.
 KEEP = optax.GradientTransformation(
@@ -101,3 +106,23 @@ def test_flops_count_the_experts_that_a_position_goes_through(batch):
     assert flops(chosen=3) - flops() == pytest.approx(of_one)
     assert flops(shared_mlp=EXPERTS.mlp) - flops() == pytest.approx(of_one)
     assert flops(count=5) - flops() == pytest.approx(6 * positions * SPEC.decoder.layers * SPEC.decoder.width)
+
+
+@pytest.mark.parametrize(
+    ("asked", "model", "objective", "found"),
+    [
+        ((-1, -1), SPEC, "", (0.5, 0.1)), ((0.0, -1), SPEC, "", (0.0, 0.1)), ((0.2, 0.3), SPEC, "", (0.2, 0.3)),
+        ((-1, -1), SPEC, "dpo", None), ((-1, -1), PLAIN, "", None), ((0.0, 0.0), PLAIN, "", None),
+        ((0.2, -1), PLAIN, "", "the model has none"), ((-1, 0.2), SPEC, "dpo", "config.objective=dpo has no such loss"),
+    ],
+)  # fmt: skip
+def test_weights_of_the_routers_losses_are_the_models_own_unless_they_are_given(asked, model, objective, found):
+    options = SimpleNamespace(balance_loss=asked[0], router_z_loss=asked[1])
+    config: Any = SimpleNamespace(optimizer=options, objective=objective)
+    recipe: Any = SimpleNamespace(model=model, preference=objective or None)
+    if isinstance(found, str):
+        with pytest.raises(UserError, match=found):
+            weighed(config, recipe)
+        return
+    experts = weighed(config, recipe)
+    assert (experts and (experts.balance_loss, experts.z_loss)) == found
