@@ -120,6 +120,8 @@ def get_config() -> ConfigDict:
     config.optimizer.clip = 1.0
     config.optimizer.moments = "float32"  # what the moments are held as: or "bfloat16", "float8"
     config.optimizer.z_loss = 1e-4
+    config.optimizer.balance_loss = -1.0  # weight of what keeps the loads of experts even; -1 is the model's own
+    config.optimizer.router_z_loss = -1.0  # weight of the squared log of the routers' normaliser; -1 is the model's own
     # parts (vision, connector, audio, audio_connector, decoder) or patterns of paths: decoder.embedding,*.bias
     config.optimizer.freeze = ""
     config.optimizer.rates = ""  # pattern:multiple of the rate,... ; of several that mean it, the last
@@ -163,6 +165,7 @@ def get_config() -> ConfigDict:
     config.mesh = ConfigDict()
     config.mesh.data = -1  # -1 takes the devices the others leave
     config.mesh.fsdp = 1
+    config.mesh.expert = 1
     config.mesh.tensor = 1
     config.mesh.context = 1
 

@@ -14,7 +14,7 @@ from jaxmm.machine import host_memory
 from jaxmm.models.compute import Compute
 from jaxmm.models.decoder import DecoderSpec
 from jaxmm.models.flops import parameter_counts
-from jaxmm.models.multimodal import ModelSpec, abstract_params
+from jaxmm.models.multimodal import ModelSpec, abstract_params, flat_axes
 from jaxmm.models.trainable import Trainable
 from jaxmm.models.tree import flat
 
@@ -30,8 +30,12 @@ def device_memory(devices: Sequence[Any]) -> float:
 
 def check_model(spec: ModelSpec, trainable: Trainable, mesh: Mesh) -> None:
     """Raises UserError where the parameters and one moment of each that learns do not fit on the mesh's devices."""
-    parameters = flat(abstract_params(spec)).items()
-    held = sum(math.prod(x.shape) * (x.dtype.itemsize + FLOAT8 * trainable.learns(path)) for path, x in parameters)
+    parameters, axes = flat(abstract_params(spec)).items(), flat_axes(spec)
+    held = sum(
+        math.prod(x.shape) * (x.dtype.itemsize + FLOAT8 * trainable.learns(path))
+        / (mesh.shape["expert"] if "expert" in axes[path][1] else 1)
+        for path, x in parameters
+    )  # fmt: skip
     count = sum(parameter_counts(abstract_params(spec.plain)).values())
     _refuse(
         held / (mesh.shape["fsdp"] * mesh.shape["tensor"]), device_memory(mesh.local_devices), "each device",

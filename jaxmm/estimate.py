@@ -93,6 +93,7 @@ def estimate(config: Any, target: Target, documents: int) -> dict[str, Any]:
     sharding.check_rows(mesh, config.batch_size, config.accumulation)
     recipe = with_media(read_recipe(config, platform=target.platform))
     check_states(recipe.model.decoder, mesh)
+    sharding.check_experts(mesh, recipe.model.decoder.experts)
     budgets = unseen_budgets(config, recipe.image)
     program = make_program(config, recipe, steps=max(config.steps, 1), targets=budgets.targets, sources=1)
     state = program.abstract_state(mesh)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,8 +15,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxmm.errors import UserError
 
-AXES = ("data", "fsdp", "tensor", "context")
-BATCH_AXES = ("data", "fsdp")  # rows of a batch are split over these
+AXES = ("data", "fsdp", "expert", "tensor", "context")
+BATCH_AXES = ("data", "fsdp", "expert")  # rows of a batch are split over these
+BETWEEN_SLICES = ("data", "fsdp")
 
 # Logical axis of a parameter's or an activation's dim -> mesh axis. Dims not named here are whole on each device.
 RULES: dict[str, str | tuple[str, ...]] = {
@@ -27,13 +29,15 @@ RULES: dict[str, str | tuple[str, ...]] = {
     "heads": "tensor",
     "kv_heads": "tensor",
     "mlp": "tensor",
+    "expert": "expert",
 }
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
     """Builds the mesh over all devices; one axis may be -1 and takes what the others leave.
 
-    ``tensor`` and ``context`` stay inside a node or a slice as far as they fit; ``data`` and then ``fsdp`` go across.
+    ``expert``, ``tensor`` and ``context`` stay inside a node or a slice as far as they fit; ``data`` and then ``fsdp``
+    go across.
     JAX lists devices node by node; slices of TPUs are told apart by their index.
 
     Raises:
@@ -80,7 +84,7 @@ def _across(sizes: Mapping[str, int], slices: int) -> list[int]:
     """How many slices each axis spans: ``data`` as many as it can, ``fsdp`` those that are left."""
     spans: list[int] = []
     for axis in AXES:
-        spans.append(math.gcd(sizes[axis], slices // math.prod(spans)) if axis in BATCH_AXES else 1)
+        spans.append(math.gcd(sizes[axis], slices // math.prod(spans)) if axis in BETWEEN_SLICES else 1)
     return spans
 
 
@@ -95,8 +99,19 @@ def check_rows(mesh: Mesh, batch_size: int, accumulation: int) -> None:
     shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     if batch_size % (shards * accumulation):
         raise UserError(
-            f"config.batch_size {batch_size} does not divide into {shards} row shards (mesh data x fsdp) "
+            f"config.batch_size {batch_size} does not divide into {shards} row shards (mesh data x fsdp x expert) "
             f"times config.accumulation {accumulation}: make it a multiple of {shards * accumulation}"
+        )
+
+
+def check_experts(mesh: Mesh, experts: Any) -> None:
+    """Raises UserError where the experts of a spec, None for none, do not divide over the mesh axis ``expert``."""
+    size, count = mesh.shape["expert"], experts.count if experts else 0
+    if size > 1 and (not count or count % size):
+        raise UserError(
+            f"config.mesh.expert {size} does not divide the {count} experts of the model"
+            if count
+            else f"config.mesh.expert is {size}, and the model has no experts: use config.mesh.data or fsdp"
         )
 
 
@@ -215,6 +230,54 @@ def over_queries(f: Callable, heads: int, *, with_starts: bool = False) -> Calla
         wide, narrow = PartitionSpec(rows, positions, by_head, None), PartitionSpec(rows, positions)
         run = jax.shard_map(own, in_specs=(wide, wide, wide, narrow, narrow), out_specs=wide, check_vma=False)
         return run(q_BTHD, k_BTKD, v_BTKD, start_BT, end_BT)
+
+    return wrapped
+
+
+def top_k(x_BTE: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """``lax.top_k`` of the last dim, each device of its own positions: XLA gathers those of all devices for it."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return jax.lax.top_k(x_BTE, count)
+    where = partition(("rows", positions_axis(x_BTE.shape[1])), x_BTE.shape[:2], mesh)
+    own = functools.partial(jax.lax.top_k, k=count)
+    values_BTK, index_BTK = jax.shard_map(own, in_specs=where, out_specs=where, check_vma=False)(x_BTE)
+    return values_BTK, index_BTK
+
+
+def over_experts(f: Callable, *axes_of_kernels: tuple[str | None, ...]) -> Callable:
+    """Wraps ``f(x_BTD, *of_positions, *kernels, first=) -> y_BTD`` so that each device runs it with its own experts.
+
+    Inputs before the kernels are (B, T, ...), of a device's own positions; kernels are (E, ...), whole there but for
+    the dims that ``axes_of_kernels`` names. ``first`` is the number of the first expert that a device holds. Where
+    experts are split, f gets the positions of all devices of the axis, and what each makes of them is added up and
+    sent back: as many bytes as all-to-alls with room for the worst case, in which all positions go everywhere. Kernels
+    of experts stay where they are.
+    """
+
+    def wrapped(*inputs):
+        mesh, count = jax.sharding.get_abstract_mesh(), len(inputs) - len(axes_of_kernels)
+        if mesh.empty or mesh.size == 1:
+            return f(*inputs, first=0)
+        B, T = inputs[0].shape[:2]
+        of_positions = partition(("rows", positions_axis(T)), (B, T), mesh)
+        of_kernels = [partition(axes, k.shape, mesh) for axes, k in zip(axes_of_kernels, inputs[count:], strict=True)]
+        summed = {axis for spec in of_kernels for axis in spec if axis and mesh.shape[axis] > 1}
+        sends = "expert" in summed and of_positions[0] is not None
+
+        def own(*inputs):
+            near, kernels = inputs[:count], inputs[count:]
+            if sends:
+                near = tuple(jax.lax.all_gather(x, "expert", axis=0, tiled=True) for x in near)
+            first = jax.lax.axis_index("expert") * kernels[0].shape[0] if "expert" in summed else 0
+            y_BTD = f(*near, *kernels, first=first)
+            if sends:
+                y_BTD = jax.lax.psum_scatter(y_BTD, "expert", scatter_dimension=0, tiled=True)
+            rest = sorted(summed - {"expert"} if sends else summed)
+            return jax.lax.psum(y_BTD, rest) if rest else y_BTD
+
+        in_specs = (*[of_positions] * count, *of_kernels)
+        return jax.shard_map(own, in_specs=in_specs, out_specs=of_positions, check_vma=False)(*inputs)
 
     return wrapped
 

@@ -32,8 +32,8 @@ def make_adapter(
       frozen: the patterns of config.optimizer.freeze: maps that these mean have no adapter.
 
     Raises:
-      UserError: for a target that is no linear map of the model or means frozen ones alone, or a rank that one of them
-        cannot have.
+      UserError: for a target that is no linear map of the model, means frozen ones alone or experts, or a rank that
+        one of them cannot have.
     """
     rank = asked["rank"]
     if not rank:
@@ -59,7 +59,12 @@ def make_adapter(
             )
     shapes = flat_axes(model.plain)
     for one in model_maps(dataclasses.replace(model, adapter=spec)):
-        shape = shapes[one.kernel][0]
+        shape, axes = shapes[one.kernel]
+        if "expert" in axes:
+            raise UserError(
+                f"config.adapter.targets means {'.'.join(one.path)}, which are maps of experts, and these take no "
+                f"adapters: name others, as decoder.blocks.attention"
+            )
         most = min(math.prod(shape[dim] for dim in side) for side in (one.inputs, one.outputs))
         if one.rank > most:
             raise UserError(
@@ -125,7 +130,8 @@ def make_frozen(base_dtype: str, model: ModelSpec, trainable: Trainable) -> Froz
     """How what does not learn is held, by config.adapter.base_dtype; None as float32.
 
     Raises:
-      UserError: for a model without adapters, whose checkpoints would hold the rounded weights as its own.
+      UserError: for a model without adapters, whose checkpoints would hold the rounded weights as its own, and for
+        quantised experts.
     """
     if not base_dtype:
         return None
@@ -133,6 +139,11 @@ def make_frozen(base_dtype: str, model: ModelSpec, trainable: Trainable) -> Froz
         raise UserError(
             f"config.adapter.base_dtype is '{base_dtype}', which is of what lies beneath adapters: set "
             f"config.adapter.rank, or leave it out"
+        )
+    if model.decoder.experts and base_dtype != "bfloat16":
+        raise UserError(
+            f"config.adapter.base_dtype is '{base_dtype}', and experts are not held in fewer bits than bfloat16 has: "
+            f"set it to bfloat16"
         )
     return FrozenSpec(base_dtype, trainable.whole)
 

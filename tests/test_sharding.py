@@ -11,15 +11,16 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxmm import sharding
 from jaxmm.errors import UserError
 from jaxmm.models.multimodal import flat_axes
+from jaxmm.models.routing import ExpertSpec
 
 
 @pytest.mark.parametrize(
     ("sizes", "shape"),
     [
         ({}, None),
-        ({"data": -1}, (8, 1, 1, 1)),
-        ({"data": 2, "fsdp": -1, "tensor": 2}, (2, 2, 2, 1)),
-        ({"data": 1, "fsdp": 4, "tensor": 2}, (1, 4, 2, 1)),
+        ({"data": -1}, (8, 1, 1, 1, 1)),
+        ({"data": 2, "fsdp": -1, "tensor": 2}, (2, 2, 1, 2, 1)),
+        ({"data": 1, "expert": 4, "tensor": 2}, (1, 1, 4, 2, 1)),
         ({"data": 3}, None),
         ({"fsdp": -1, "tensor": 3}, None),
         ({"data": -1, "fsdp": -1}, None),
@@ -44,9 +45,10 @@ def test_a_mesh_that_does_not_divide_says_so_with_both_numbers():
 @pytest.mark.parametrize(
     ("sizes", "shape", "crossing"),
     [
-        ({"data": 2, "fsdp": -1}, (2, 16, 1, 1), "data"),
-        ({"fsdp": -1, "tensor": 4}, (1, 8, 4, 1), "fsdp"),
-        ({"data": 4, "fsdp": 2, "context": 4}, (4, 2, 1, 4), "data"),
+        ({"data": 2, "fsdp": -1}, (2, 16, 1, 1, 1), "data"),
+        ({"fsdp": -1, "tensor": 4}, (1, 8, 1, 4, 1), "fsdp"),
+        ({"fsdp": 2, "expert": -1}, (1, 2, 16, 1, 1), "fsdp"),
+        ({"data": 4, "fsdp": 2, "context": 4}, (4, 2, 1, 1, 4), "data"),
     ],
 )
 def test_slices_are_joined_by_rows_of_a_batch_and_nothing_else_crosses_them(sizes, shape, crossing):
@@ -73,6 +75,15 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_multiple_it_needs():
     sharding.check_rows(mesh, 32, 4)
     with pytest.raises(UserError, match="multiple of 32"):
         sharding.check_rows(mesh, 24, 4)
+
+
+def test_a_mesh_of_experts_needs_a_model_whose_experts_it_divides():
+    mesh = sharding.make_mesh({"data": 2, "expert": 4})
+    sharding.check_experts(mesh, ExpertSpec(8, 2, 16))
+    sharding.check_experts(sharding.make_mesh({"data": 8}), None)
+    for experts, told in ((ExpertSpec(6, 2, 16), "expert 4 does not divide the 6 experts"), (None, "has no experts")):
+        with pytest.raises(UserError, match=told):
+            sharding.check_experts(mesh, experts)
 
 
 def test_a_mesh_axis_used_twice_on_one_array_raises():

@@ -12,10 +12,12 @@ from jaxmm.config.keys import KEYS
 from jaxmm.errors import UserError
 from jaxmm.hf.adapter_record import Begun
 from jaxmm.models.adapters import AdapterSpec
-from jaxmm.models.multimodal import model_maps
+from jaxmm.models.multimodal import abstract_params, model_maps
+from jaxmm.models.routing import ExpertSpec
 from jaxmm.models.tables import TABLES
+from jaxmm.models.trainable import Trainable
 from jaxmm.training.opening import frozen_line
-from jaxmm.tuning import check_begun, make_adapter
+from jaxmm.tuning import check_begun, make_adapter, make_frozen
 
 
 def asked(**options: Any) -> dict[str, Any]:
@@ -41,6 +43,19 @@ def test_a_target_that_means_frozen_maps_alone_is_refused(targets, frozen, named
     told = f"targets: '{named}' means nothing but what config.optimizer.freeze={frozen} freezes"
     with pytest.raises(UserError, match=re.escape(told)):
         make_adapter(asked(rank=2, targets=targets), None, tiny.spec, (frozen,))
+
+
+def test_experts_take_no_adapters_and_are_not_quantised(tiny):
+    model = dataclasses.replace(tiny.spec, decoder=dataclasses.replace(tiny.spec.decoder, experts=ExpertSpec(4, 2, 24)))
+    with pytest.raises(UserError, match=re.escape("means decoder.blocks.mlp.down, which are maps of experts")):
+        make_adapter(asked(rank=2), None, model)
+    spec = make_adapter(asked(rank=2, targets="decoder.blocks.attention"), None, model)
+    adapted = dataclasses.replace(model, adapter=spec)
+    with pytest.raises(UserError, match="base_dtype is 'nf4', and experts are not held in fewer bits"):
+        make_frozen("nf4", adapted, Trainable(adapters=True))
+    frozen = make_frozen("bfloat16", adapted, Trainable(adapters=True))
+    held = abstract_params(dataclasses.replace(adapted, frozen=frozen))["decoder"]["blocks"]["mlp"]
+    assert {one.dtype.name for one in (held["router"], held["gate"]["kernel"])} == {"bfloat16"}
 
 
 def test_the_projection_means_the_embedding_where_they_are_one_table(tiny):

@@ -127,7 +127,27 @@ def theirs(world: World) -> Pass:
         (losses * weights).sum().backward()
         found.append(logits.detach().numpy())
     parameters = {names.common_name(name): parameter for name, parameter in world.model.named_parameters()}
-    return Pass(found, {name: p.grad.numpy() for name, p in parameters.items() if p.grad is not None})
+    gradients = {name: p.grad.numpy() for name, p in parameters.items() if p.grad is not None}
+    is_separate = any("{j}" in rule.name for rule in world.layout.rules)
+    return Pass(found, as_released(gradients, is_separate))
+
+
+def as_released(arrays: dict[str, np.ndarray], is_separate: bool) -> dict[str, np.ndarray]:
+    """Arrays of the classes' parameters by the names of releases, which have the experts of a layer one by one, or
+    transposed."""
+    found = {}
+    for name, array in arrays.items():
+        above, experts, kind = name.rpartition("experts.")
+        if not experts:
+            found[name] = array
+        elif not is_separate:
+            found[name] = array.swapaxes(1, 2)
+        else:
+            fused = np.split(array, 2, axis=1) if "up" in kind else []
+            parts = {"gate": fused[0], "up": fused[1]} if fused else {"down": array}
+            for part, of_experts in parts.items():
+                found |= {f"{above}experts.{j}.{part}_proj.weight": one for j, one in enumerate(of_experts)}
+    return found
 
 
 class Difference(NamedTuple):

@@ -174,6 +174,7 @@ HINTS: dict[str, str] = {
     "deepspeed": _MESH, "fsdp_config": _MESH, "zero_stage": _MESH,
     "data_parallel_shard_degree": "use config.mesh.fsdp", "data_parallel_replicate_degree": "use config.mesh.data",
     "tensor_parallel_degree": "use config.mesh.tensor", "tensor_parallel_size": "use config.mesh.tensor",
+    "expert_parallel_degree": "use config.mesh.expert", "expert_parallel_size": "use config.mesh.expert",
     "context_parallel_degree": "use config.mesh.context", "sequence_parallel_size": "use config.mesh.context",
     "flash_attn": _ATTENTION, "attn_implementation": _ATTENTION,
     "gradient_checkpointing": _REMAT, "activation_checkpoint": _REMAT,

@@ -197,6 +197,14 @@ KEYS: dict[str, Key] = {
         "float32", 'what the moments are held as: or "bfloat16", "float8"', choices=("float32", "bfloat16", "float8")
     ),
     "optimizer.z_loss": Key(1e-4, "weight of the squared log of the vocabulary's normaliser", least=0, most=1),
+    "optimizer.balance_loss": Key(
+        -1.0, "weight of what keeps the loads of experts even; -1 is the model's own", least=0, most=100,
+        also=(-1,),
+    ),
+    "optimizer.router_z_loss": Key(
+        -1.0, "weight of the squared log of the routers' normaliser; -1 is the model's own", least=0, most=100,
+        also=(-1,),
+    ),
     "optimizer.freeze": Key(
         "", "parts (vision, connector, audio, audio_connector, decoder) or patterns of paths: decoder.embedding,*.bias",
         form=PATTERNS,
@@ -266,6 +274,7 @@ KEYS: dict[str, Key] = {
     ),
     "mesh.data": Key(-1, "-1 takes the devices the others leave", least=1, most=2**20, also=(-1,)),
     "mesh.fsdp": Key(1, "devices that share parameters, and rows of a batch", least=1, most=2**20, also=(-1,)),
+    "mesh.expert": Key(1, "devices that share experts, and rows of a batch", least=1, most=2**20, also=(-1,)),
     "mesh.tensor": Key(1, "devices that share matrices", least=1, most=2**20, also=(-1,)),
     "mesh.context": Key(1, "devices that share a row", least=1, most=2**20, also=(-1,)),
     "eval.path": Key("", 'held-out data, in the same way as data.path; "" is the demo\'s, for the demo'),

@@ -42,7 +42,7 @@ def by_formula(program: Any, budgets: Any, rows: int, accumulation: int, mesh: A
     from jaxmm.training.loss import LOGITS_ELSEWHERE
 
     recipe, state = program.recipe, program.abstract_state(mesh)
-    shards = math.prod(mesh.shape[axis] for axis in ("data", "fsdp", "context"))
+    shards = math.prod(mesh.shape[axis] for axis in ("data", "fsdp", "expert", "context"))
     at_once = rows // accumulation
     trained = recipe.trainable.split(state.params)[0]
     decoder = recipe.model.decoder
@@ -144,7 +144,8 @@ def sent_by_formula(
 
     ``fsdp`` gathers the parameters of a layer for its forward and again for its backward pass, all others once, and
     scatters the sums of gradients; ``data`` and ``context`` add these up. ``tensor`` adds up what attention and MLP
-    give and, backwards, what they take; so it does for the stem of an audio tower. ``context`` gathers keys and values.
+    give and, backwards, what they take; so it does for the stem of an audio tower. ``context`` gathers keys and values,
+    ``expert`` the positions of a layer, and scatters the sums of what experts give.
     Sums of a few numbers, and what Muon's iterations send, are left out. Of quantised parameters the dequantised ones
     are taken to be gathered.
     """
@@ -173,7 +174,7 @@ def sent_by_formula(
         part, size = path[0], math.prod(shape)
         spec = sharding.partition(names, shape, mesh)
         used = {axis for entry in spec for axis in ((entry,) if isinstance(entry, str) else entry or ())}
-        size //= sizes["tensor"] if "tensor" in used else 1
+        size //= math.prod(sizes[axis] for axis in ("tensor", "expert") if axis in used)
         is_split = "fsdp" in used and sizes["fsdp"] > 1
         if is_split:
             send("all-gather", ("fsdp",), size * item * (1 + ("blocks" in path and passes[part])))
@@ -183,9 +184,10 @@ def sent_by_formula(
             if is_split:
                 count //= sizes["fsdp"]
                 send("reduce-scatter", ("fsdp",), count)
-            send("all-reduce", ("data", "context") if is_split else ("data", "fsdp", "context"), count)
+            rows_over = ("data", *([] if is_split else ["fsdp"]), *([] if "expert" in used else ["expert"]))
+            send("all-reduce", (*rows_over, "context"), count)
 
-    at_once = rows // (accumulation * sizes["data"] * sizes["fsdp"])
+    at_once = rows // (accumulation * sizes["data"] * sizes["fsdp"] * sizes["expert"])
     here = item * at_once // sizes["context"]  # bytes of one number at each position of a device
     patches, frames = budgets.patches if vision else 0, budgets.get("audio") if audio else 0
     heard = audio.outputs(frames) if audio else 0
@@ -198,13 +200,20 @@ def sent_by_formula(
         ("decoder", decoder, decoder.kv_heads, decoder.head_dim, budgets.tokens),
     ]
     for part, spec, key_heads, head_dim, positions in of_parts:
-        by_heads, by_mlp = (n % sizes["tensor"] == 0 for n in (spec.heads, spec.mlp))
+        hidden = decoder.experts.mlp if part == "decoder" and decoder.experts else spec.mlp
+        by_heads, by_mlp = (n % sizes["tensor"] == 0 for n in (spec.heads, hidden))
         sums = by_heads + by_mlp + passes[part] * (by_heads + by_mlp + by_heads * (compute.remat == "full"))
         send("all-reduce", ("tensor",), spec.layers * sums * positions * spec.width * here)
         key_heads //= sizes["tensor"] if key_heads % sizes["tensor"] == 0 else 1
         keys = spec.layers * 2 * key_heads * head_dim * positions * item * at_once
         send("all-gather", ("context",), keys * (1 + (is_again and passes[part])))
         send("reduce-scatter", ("context",), keys // sizes["context"] * passes[part])
+    if decoder.experts:  # positions and their choices to all devices of the axis, and what these make of them back
+        count, k = decoder.layers * budgets.tokens * at_once // sizes["context"], decoder.experts.chosen
+        there, back = (decoder.width + k) * item + 4 * k, decoder.width * item
+        passed = passes["decoder"]
+        send("all-gather", ("expert",), count * sizes["expert"] * (there * (1 + passed * is_again) + passed * back))
+        send("reduce-scatter", ("expert",), count * (back * (1 + passed) + passed * k * item))
     if audio and audio.stem == "whisper" and audio.width % sizes["tensor"] == 0:  # its two convolutions, as an MLP
         sums = 1 + passes["audio"] * (compute.remat == "full")
         send("all-reduce", ("tensor",), sums * of_frames * here)

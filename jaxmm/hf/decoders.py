@@ -16,6 +16,7 @@ from jaxmm.hf.names import Rule, linear, norm
 from jaxmm.models.decoder_spec import COMPONENTS, DecoderSpec
 from jaxmm.models.recurrent import ConvolutionSpec, GatedDeltaNetSpec
 from jaxmm.models.rope import RopeScaling
+from jaxmm.models.routing import ExpertSpec
 
 
 class Decoder(NamedTuple):
@@ -215,6 +216,29 @@ def _lfm2_rules() -> list[Rule]:
     ]
 
 
+def _with_experts(rules: list[Rule], experts: list[Rule]) -> list[Rule]:
+    """Rules of a decoder with experts in the place of each MLP."""
+    return [rule for rule in rules if ".mlp." not in rule.name] + experts
+
+
+ROUTER = Rule("text.layers.{i}.mlp.gate.weight", ("decoder.blocks.mlp.router",), "reversed")
+SEPARATE = [
+    ROUTER,
+    *(
+        Rule(f"text.layers.{{i}}.mlp.experts.{{j}}.{n}_proj.weight", (f"decoder.blocks.mlp.{n}.kernel",), "reversed")
+        for n in ("gate", "up", "down")
+    ),
+]
+FUSED = [  # as Qwen3-VL's releases have them; transformers holds them the other way round, and may write them so
+    ROUTER,
+    Rule(
+        "text.layers.{i}.mlp.experts.gate_up_proj",
+        ("decoder.blocks.mlp.gate.kernel", "decoder.blocks.mlp.up.kernel"), "side by side",
+    ),
+    Rule("text.layers.{i}.mlp.experts.down_proj", ("decoder.blocks.mlp.down.kernel",), "side by side"),
+]  # fmt: skip
+
+
 PLAIN, POST_NORMS = _rules(post_norms=False), _rules(post_norms=True)
 
 
@@ -311,6 +335,33 @@ def _lfm2_mlp(config: Any) -> int:
     return config.block_multiple_of * -(-wide // config.block_multiple_of)
 
 
+def _experts(config: Any, normalised: bool) -> ExpertSpec:
+    if config.decoder_sparse_step != 1 or config.mlp_only_layers:
+        raise UserError(
+            "config.json: decoder_sparse_step and mlp_only_layers that leave some layers without experts are not "
+            "supported: all layers have experts, or none"
+        )
+    return ExpertSpec(
+        config.num_experts, config.num_experts_per_tok, config.moe_intermediate_size, normalised=normalised,
+        balance_loss=float(getattr(config, "router_aux_loss_coef", 0.0)),
+    )  # fmt: skip
+
+
+def _qwen3_moe(config: Any, tied: bool) -> DecoderSpec:
+    experts = _experts(config, bool(config.norm_topk_prob))
+    return dataclasses.replace(_qwen3(config, tied), experts=experts)
+
+
+def _qwen3_vl_moe(config: Any, tied: bool) -> DecoderSpec:
+    """Qwen3-VL's, with experts whose weights are always normalised."""
+    if config.hidden_size in (config.moe_intermediate_size, 2 * config.moe_intermediate_size):
+        raise UserError(
+            f"config.json: moe_intermediate_size {config.moe_intermediate_size} with hidden_size {config.hidden_size} "
+            f"makes square tensors of experts, of which releases and transformers mean different sides: not supported"
+        )
+    return dataclasses.replace(_qwen3_vl(config, tied), experts=_experts(config, normalised=True))
+
+
 DECODERS = {
     "llama": DecoderKind(_llama, PLAIN),
     "mistral": DecoderKind(_mistral, PLAIN),
@@ -321,4 +372,6 @@ DECODERS = {
     "qwen3_vl_text": DecoderKind(_qwen3_vl, PLAIN),
     "qwen3_5_text": DecoderKind(_qwen3_5, _qwen3_5_rules()),
     "lfm2": DecoderKind(_lfm2, _lfm2_rules()),
+    "qwen3_moe": DecoderKind(_qwen3_moe, _with_experts(PLAIN, SEPARATE)),
+    "qwen3_vl_moe_text": DecoderKind(_qwen3_vl_moe, _with_experts(PLAIN, FUSED)),
 }

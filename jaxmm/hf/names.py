@@ -1,7 +1,8 @@
 """Tables of which foreign tensor is which parameter of ours, read forwards to import and backwards to export.
 
 A foreign name is first brought to one common spelling: releases and families write different things before
-``layers.0.``, but mean the same. ``{i}`` is the number of a layer, the leading dim of our stacked parameters.
+``layers.0.``, but mean the same. ``{i}`` is the number of a layer, the leading dim of our stacked parameters, and
+``{j}`` that of an expert, the dim behind it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
+
+import numpy as np
 
 Path = tuple[str, ...]
 
@@ -107,11 +110,11 @@ def foreign_name(name: str, prefixes: Mapping[str, str]) -> str:
 
 
 class Tensor(NamedTuple):
-    """One foreign tensor: its rule, and the place of its layer in our stack, or None if it has none."""
+    """One foreign tensor: its rule, and the places in our stack of its layer and its expert, as far as it has them."""
 
     name: str  # in the common spelling
     rule: Rule
-    layer: int | None
+    at: tuple[int, ...]
 
 
 def tensors(rules: Sequence[Rule], shapes: Mapping[Path, tuple[int, ...]]) -> Iterator[Tensor]:
@@ -120,8 +123,10 @@ def tensors(rules: Sequence[Rule], shapes: Mapping[Path, tuple[int, ...]]) -> It
         paths = [tuple(path.split(".")) for path in rule.paths]
         if not all(path in shapes for path in paths):
             continue
-        if "{i}" not in rule.name:
-            yield Tensor(rule.name, rule, None)
-            continue
-        for place, number in enumerate(rule.layers or range(shapes[paths[0]][0])):
-            yield Tensor(rule.name.replace("{i}", str(number)), rule, place)
+        numbers = [number for number in ("{i}", "{j}") if number in rule.name]
+        for at in np.ndindex(shapes[paths[0]][: len(numbers)]):
+            name = rule.name
+            for number, place in zip(numbers, at, strict=True):
+                value = rule.layers[place] if rule.layers and number == "{i}" else place
+                name = name.replace(number, str(value))
+            yield Tensor(name, rule, at)

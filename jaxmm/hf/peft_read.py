@@ -290,17 +290,17 @@ def _whole(
     found: dict[ParamPath, np.ndarray] = {}
     have = Counter(wanted[common].rule for common in own)
     for common, name in own.items():
-        _, rule, layer = wanted[common]
+        _, rule, at = wanted[common]
         paths = [tuple(path.split(".")) for path in rule.paths]
-        parts = [shapes[path] if layer is None else shapes[path][1:] for path in paths]
+        parts = [shapes[path][len(at) :] for path in paths]
         array = np.asarray(checkpoint.mapped(name), np.float32)
         if array.shape not in transforms.foreign_shapes(rule.transform, parts):
             raise UserError(f"{folder} has adapters of another base: {name} of shape {array.shape} does not fit")
-        if layer is not None and have[rule] < shapes[paths[0]][0]:
+        if have[rule] < math.prod(shapes[paths[0]][: len(at)]):
             raise UserError(f"{folder}: {name} is trained whole in some layers alone: not supported")
         for path, value in zip(paths, transforms.into_parts(array, rule.transform, parts), strict=True):
-            if layer is None:
-                found[path] = value
+            if at:
+                found.setdefault(path, np.zeros(shapes[path], np.float32))[at] = value
             else:
-                found.setdefault(path, np.zeros(shapes[path], np.float32))[layer] = value
+                found[path] = value
     return found

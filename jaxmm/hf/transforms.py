@@ -15,15 +15,18 @@ class Transform(NamedTuple):
     """``into(array, shape)`` returns an array of our shape; ``out(array, inputs)`` returns the foreign tensor.
 
     ``inputs``: how many leading dims of a linear map's kernel are its input. ``shapes``: the shapes that the foreign
-    tensor of a parameter of our shape may have; for a linear map they depend on the number of input dims.
-    ``by_heads``: where several parameters are fused, the parts of a head follow each other, head by head; else all of
-    one part come before those of the next.
+    tensor of a parameter of our shape may have; for a linear map they depend on the number of input dims. ``axis``: the
+    dim of the foreign tensor along which several are fused. ``by_heads``: where several are fused, the parts of a head
+    follow each other, head by head; else all of one part come before those of the next. ``either_way``: its last two
+    dims are read the other way round, too, where their sizes tell.
     """
 
     into: Callable[[np.ndarray, Shape], np.ndarray]
     out: Callable[[np.ndarray, int], np.ndarray]
     shapes: Callable[[Shape], list[Shape]]
+    axis: int = 0
     by_heads: bool = False
+    either_way: bool = False
 
 
 def _reshaped(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -67,6 +70,7 @@ def _to_convolution_of_frames(array: np.ndarray, inputs: int) -> np.ndarray:
 
 TRANSFORMS = {
     "copy": Transform(_reshaped, lambda x, _: x, lambda shape: [shape]),
+    "side by side": Transform(_reshaped, lambda x, _: x, lambda shape: [shape], -1, either_way=True),
     "flat": Transform(_reshaped, lambda x, _: x.reshape(-1), lambda shape: [(math.prod(shape),)]),
     "after one": Transform(_reshaped, lambda x, _: x[None], lambda shape: [(1, *shape)]),
     "after two": Transform(_reshaped, lambda x, _: x[None].reshape(1, 1, -1), lambda shape: [(1, 1, math.prod(shape))]),
@@ -87,29 +91,45 @@ TRANSFORMS = {
 
 
 def foreign_shapes(transform: str, shapes: Sequence[Shape]) -> list[Shape]:
-    """The shapes that the foreign tensor of one parameter, or of several ones fused along its first dim, may have."""
-    of_each = zip(*(TRANSFORMS[transform].shapes(shape) for shape in shapes), strict=True)
-    if len(shapes) == 1:
-        return sorted({part for (part,) in of_each})
-    fitting = (parts for parts in of_each if len({part[1:] for part in parts}) == 1)
-    return sorted({(sum(part[0] for part in parts), *parts[0][1:]) for parts in fitting})
+    """The shapes that the foreign tensor of one parameter, or of several ones fused, may have."""
+    one = TRANSFORMS[transform]
+    of_each = zip(*(one.shapes(shape) for shape in shapes), strict=True)
+    found = {whole for parts in of_each if (whole := _fused(parts, one.axis))}
+    return sorted(found | {_swapped(shape) for shape in found} if one.either_way else found)
 
 
-def into_parts(array: np.ndarray, transform: str, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
-    """A foreign tensor as one parameter, or, fused along its first dim, as several."""
-    if TRANSFORMS[transform].by_heads:
+def _fused(parts: Sequence[Shape], axis: int) -> Shape | None:
+    """The shape of arrays joined along a dim; None where their other dims differ."""
+    axis %= len(parts[0])
+    if len({(*part[:axis], *part[axis + 1 :]) for part in parts}) > 1:
+        return None
+    return (*parts[0][:axis], sum(part[axis] for part in parts), *parts[0][axis + 1 :])
+
+
+def _swapped(shape: Shape) -> Shape:
+    """With the last two dims the other way round."""
+    return (*shape[:-2], shape[-1], shape[-2])
+
+
+def into_parts(array: np.ndarray, transform: str, shapes: Sequence[Shape]) -> list[np.ndarray]:
+    """A foreign tensor as one parameter, or, fused along a dim, as several."""
+    one = TRANSFORMS[transform]
+    if one.either_way and array.shape != _fused([one.shapes(shape)[0] for shape in shapes], one.axis):
+        array = array.swapaxes(-1, -2)
+    if one.by_heads:
         array = _turned(array, shapes[0][-2], len(shapes))
     sizes = [math.prod(shape) for shape in shapes]
-    ends = [len(array) * end // sum(sizes) for end in np.cumsum(sizes[:-1])] if len(shapes) > 1 else []
-    parts = np.split(array, ends, axis=0) if ends else [array]
-    return [TRANSFORMS[transform].into(part, shape) for part, shape in zip(parts, shapes, strict=True)]
+    ends = [array.shape[one.axis] * end // sum(sizes) for end in np.cumsum(sizes[:-1])] if len(shapes) > 1 else []
+    parts = np.split(array, ends, axis=one.axis) if ends else [array]
+    return [one.into(part, shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def out_of_parts(arrays: Sequence[np.ndarray], transform: str, inputs: int = 0) -> np.ndarray:
     """The foreign tensor that ``into_parts`` splits into these parameters."""
-    parts = [TRANSFORMS[transform].out(array, inputs) for array in arrays]
-    whole = np.concatenate(parts) if len(parts) > 1 else parts[0]
-    return _turned(whole, len(arrays), arrays[0].shape[-2]) if TRANSFORMS[transform].by_heads else whole
+    one = TRANSFORMS[transform]
+    parts = [one.out(array, inputs) for array in arrays]
+    whole = np.concatenate(parts, axis=one.axis) if len(parts) > 1 else parts[0]
+    return _turned(whole, len(arrays), arrays[0].shape[-2]) if one.by_heads else whole
 
 
 def _turned(array: np.ndarray, outer: int, inner: int) -> np.ndarray:

@@ -90,7 +90,7 @@ def read_params(
         raise UserError(f"{where} has {len(unused)} tensors that this model has no place for: {_some(unused)}")
     misshapen = []
     for common, tensor in wanted.items():
-        parts = [_part_shape(shapes[path], tensor.layer) for path in _paths(tensor.rule)]
+        parts = [_part_shape(shapes[path], tensor.at) for path in _paths(tensor.rule)]
         has = checkpoint.entries[foreign_name[common]].shape
         may_grow = _paths(tensor.rule)[0] in grows and has[1:] == parts[0][1:] and has[0] <= parts[0][0]
         fitting = transforms.foreign_shapes(tensor.rule.transform, parts)
@@ -102,11 +102,11 @@ def read_params(
     for common, tensor in sorted(wanted.items(), key=lambda item: checkpoint.entries[foreign_name[item[0]]].file):
         array = checkpoint.mapped(foreign_name[common])
         paths = _paths(tensor.rule)
-        parts = [_part_shape(shapes[path], tensor.layer) for path in paths]
+        parts = [_part_shape(shapes[path], tensor.at) for path in paths]
         if paths[0] in grows and array.shape[0] < parts[0][0]:
             array = _grown(array, parts[0][0])
         for path, value in zip(paths, transforms.into_parts(array, tensor.rule.transform, parts), strict=True):
-            _place(params, path, value, tensor.layer, *parameters[path], held.get(path))
+            _place(params, path, value, tensor.at, *parameters[path], held.get(path))
     _check_finite(checkpoint, params, {foreign_name[common]: tensor for common, tensor in wanted.items()})
     return params, spare
 
@@ -153,8 +153,8 @@ def _paths(rule: Rule) -> list[names.Path]:
     return [tuple(path.split(".")) for path in rule.paths]
 
 
-def _part_shape(shape: tuple[int, ...], layer: int | None) -> tuple[int, ...]:
-    return shape if layer is None else shape[1:]
+def _part_shape(shape: tuple[int, ...], at: tuple[int, ...]) -> tuple[int, ...]:
+    return shape[len(at) :]
 
 
 def _grown(array: np.ndarray, rows: int) -> np.ndarray:
@@ -163,37 +163,39 @@ def _grown(array: np.ndarray, rows: int) -> np.ndarray:
 
 
 def _place(
-    params: dict[names.Path, jax.Array], path: names.Path, value: np.ndarray, layer: int | None,
+    params: dict[names.Path, jax.Array], path: names.Path, value: np.ndarray, at: tuple[int, ...],
     shape: tuple[int, ...], where: Any, held: Held | None,
 ) -> None:  # fmt: skip
-    """Puts a tensor on its devices: as a parameter, or as one layer of a stack, written in place."""
-    one = where if layer is None else _one_layer(where)
+    """Puts a tensor on its devices: as a parameter, or as one layer or expert of a stack, written in place."""
+    one = _of_one(where, at)
     if held is None or not held.holding.is_quantized:
         dtype = jax.numpy.dtype(held.holding.kind if held else np.float32)
-        _write(params, path, _put(value, one, dtype), layer, shape, where)
+        _write(params, path, _put(value, one, dtype), at, shape, where)
         return
-    places = {name: whole if layer is None else _one_layer(whole) for name, (_, _, whole) in held.parts.items()}
+    places = {name: _of_one(whole, at) for name, (_, _, whole) in held.parts.items()}
     arrays = _quantizer(held.holding, tuple(places.items()))(_put(value, one, np.dtype(np.float32)))
     for name, array in jax.block_until_ready(arrays).items():  # before the next tensor takes room
         of_part, _, whole = held.parts[name]
-        _write(params, (*path, name), array, layer, of_part, whole)
+        _write(params, (*path, name), array, at, of_part, whole)
 
 
-def _one_layer(where: Any) -> jax.sharding.NamedSharding:
-    """The sharding of one layer of a stack."""
-    return jax.sharding.NamedSharding(where.mesh, jax.sharding.PartitionSpec(*where.spec[1:]))
+def _of_one(where: Any, at: tuple[int, ...]) -> Any:
+    """The sharding of one layer or expert of a stack."""
+    if not at:
+        return where
+    return jax.sharding.NamedSharding(where.mesh, jax.sharding.PartitionSpec(*where.spec[len(at) :]))
 
 
 def _write(
-    params: dict[names.Path, jax.Array], path: names.Path, value: jax.Array, layer: int | None,
+    params: dict[names.Path, jax.Array], path: names.Path, value: jax.Array, at: tuple[int, ...],
     shape: tuple[int, ...], where: Any,
 ) -> None:  # fmt: skip
-    if layer is None:
+    if not at:
         params[path] = value
         return
     if path not in params:
         params[path] = _zeros(shape, value.dtype, where)()
-    params[path] = _writer(where)(params[path], value, layer)
+    params[path] = _writer(where)(params[path], value, at)
 
 
 @functools.cache  # tensors of one shape share a program
@@ -232,9 +234,10 @@ def _write_rows(whole: jax.Array, rows: jax.Array, start: int) -> jax.Array:
 
 
 @functools.cache
-def _writer(where: Any) -> Callable[[jax.Array, jax.Array, int], jax.Array]:
-    def write(stack: jax.Array, value: jax.Array, layer: int) -> jax.Array:
-        return lax.dynamic_update_index_in_dim(stack, value, layer, 0)
+def _writer(where: Any) -> Callable[[jax.Array, jax.Array, tuple[int, ...]], jax.Array]:
+    def write(stack: jax.Array, value: jax.Array, at: tuple[int, ...]) -> jax.Array:
+        start = (*at, *[0] * value.ndim)
+        return lax.dynamic_update_slice(stack, value.reshape(*[1] * len(at), *value.shape), start)
 
     return jax.jit(write, donate_argnums=0, out_shardings=where)
 
@@ -261,11 +264,11 @@ def outgoing(
         paths = _paths(tensor.rule)
 
         def make(tensor: names.Tensor = tensor, paths: Sequence[names.Path] = paths) -> np.ndarray:
-            parts = [np.asarray(params[p] if tensor.layer is None else params[p][tensor.layer]) for p in paths]
+            parts = [np.asarray(params[p][tensor.at] if tensor.at else params[p]) for p in paths]
             whole = transforms.out_of_parts(parts, tensor.rule.transform, inputs.get(paths[0], 0))
             return np.ascontiguousarray(whole.astype(dtype))
 
-        elements = sum(int(np.prod(_part_shape(shapes[path], tensor.layer))) for path in paths)
+        elements = sum(int(np.prod(_part_shape(shapes[path], tensor.at))) for path in paths)
         yield Outgoing(tensor.name, elements * np.dtype(dtype).itemsize, make)
 
 

@@ -14,10 +14,12 @@ from jaxmm.models import attention as attn
 from jaxmm.models import rope
 from jaxmm.models.cache import Cache
 from jaxmm.models.decoder_spec import DecoderSpec
+from jaxmm.models.experts import Experts
 from jaxmm.models.layers import MLP, RMSNorm
 from jaxmm.models.linear import Linear
 from jaxmm.models.materialize import materialize
 from jaxmm.models.recurrent import GatedDeltaNet, ShortConvolution
+from jaxmm.models.routing import Load
 
 
 class AttentionContext(NamedTuple):
@@ -120,11 +122,11 @@ class Mixing(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """The modules of one layer, by the names of COMPONENTS: one mixer, an MLP, and norms around them."""
+    """The modules of one layer, by the names of COMPONENTS: one mixer, an MLP or experts, and norms around them."""
 
     norm_attention: RMSNorm
     norm_mlp: RMSNorm
-    mlp: MLP
+    mlp: MLP | Experts
     attention: SelfAttention | None = None
     convolution: ShortConvolution | None = None
     delta: GatedDeltaNet | None = None
@@ -132,7 +134,7 @@ class Layer(NamedTuple):
     norm_mlp_out: RMSNorm | None = None
 
     def __call__(self, x_BTD, where: AttentionContext, segments_BT, mixing: Mixing, target_positions_BR=None):
-        """Returns what goes on, at ``target_positions_BR`` or everywhere, and the cache.
+        """Returns what goes on, at ``target_positions_BR`` or everywhere, the cache, and the load of experts.
 
         Args:
           segments_BT: the documents of positions, to mixers that carry a state.
@@ -148,10 +150,16 @@ class Layer(NamedTuple):
             h_BTD if self.norm_attention_out is None else self.norm_attention_out(h_BTD)
         )
         x_BTD = materialize(x_BTD)
-        h_BTD = self.mlp(self.norm_mlp(x_BTD))
+        h_BTD, load = self._mlp(self.norm_mlp(x_BTD), where, target_positions_BR)
         x_BTD = materialize(x_BTD + (h_BTD if self.norm_mlp_out is None else self.norm_mlp_out(h_BTD)))
         axis = sharding.positions_axis(x_BTD.shape[1]) if target_positions_BR is None else None
-        return sharding.constrain(x_BTD, "rows", axis, None), cache
+        return sharding.constrain(x_BTD, "rows", axis, None), cache, load
+
+    def _mlp(self, x_BTD, where: AttentionContext, target_positions_BR) -> tuple[jax.Array, Load | None]:
+        if not isinstance(self.mlp, Experts):
+            return self.mlp(x_BTD), None
+        start_BT, end_BT = where.intervals
+        return self.mlp(x_BTD, at_places(end_BT > start_BT, target_positions_BR))
 
 
 def component(name: str, spec: DecoderSpec, rngs: nnx.Rngs) -> nnx.Module:
@@ -165,6 +173,8 @@ def component(name: str, spec: DecoderSpec, rngs: nnx.Rngs) -> nnx.Module:
     if name == "delta":
         assert spec.delta is not None
         return GatedDeltaNet(spec.delta, rngs=rngs, scale=depth)
+    if name == "mlp" and spec.experts is not None:
+        return Experts(spec.width, spec.experts, spec.activation, rngs=rngs, scale=depth)
     if name == "mlp":
         return MLP(spec.width, spec.mlp, spec.activation, gated=True, bias=spec.mlp_bias, rngs=rngs, scale=depth)
     return RMSNorm(spec.width, spec.norm_eps, rngs=rngs, offset=spec.norm_offset)

@@ -24,6 +24,7 @@ from jaxmm.models.layers import RMSNorm, checkpointed
 from jaxmm.models.parameters import fan_in, parameter
 from jaxmm.models.probe import Attended, Queries, attend_probed
 from jaxmm.models.rope import RopeScaling
+from jaxmm.models.routing import Load
 from jaxmm.models.tables import Head, TableAdapters, adapted, looked_up
 
 
@@ -130,9 +131,21 @@ class Decoder(nnx.Module):
         Returns:
           Normed hidden states of the same shape, sharded too, or those at target positions, (B, R, D).
         """
+        return self.routed(
+            x_BTD, positions_BTA, segments_BT, blocks_BT, deep, compute=compute,
+            target_positions_BR=target_positions_BR,
+        )[0]  # fmt: skip
+
+    def routed(
+        self, x_BTD, positions_BTA, segments_BT, blocks_BT, deep: DeepStack | None = None, *, compute: Compute,
+        target_positions_BR=None,
+    ) -> tuple[jax.Array, Load | None]:  # fmt: skip
+        """As ``__call__``, with the load of the experts of each layer; None of a decoder that has none."""
         places = self.places(positions_BTA, segments_BT, blocks_BT)
-        mixing = Mixing(attend_own)
-        return self._run(x_BTD, None, places, segments_BT, mixing, deep, compute, target_positions_BR)[0]
+        x_BTD, _, load = self._run(
+            x_BTD, None, places, segments_BT, Mixing(attend_own), deep, compute, target_positions_BR
+        )
+        return x_BTD, load
 
     def prefill(
         self, x_BTD, positions_BTA, segments_BT, blocks_BT, deep: DeepStack | None = None, *, size: int,
@@ -149,7 +162,7 @@ class Decoder(nnx.Module):
         shape = len(spec.layers_of("attention")), B, spec.kv_heads, size, spec.head_dim
         cache = Cache.empty(shape, x_BTD.dtype, positions_BTA, segments_BT, self._states(x_BTD, segments_BT))
         places = self.places(positions_BTA, segments_BT, blocks_BT)
-        x_BTD, cache = self._run(x_BTD, cache, places, segments_BT, Mixing(attend_own), deep, compute)
+        x_BTD, cache, _ = self._run(x_BTD, cache, places, segments_BT, Mixing(attend_own), deep, compute)
         return sharding.zigzag_unshard(x_BTD), cache
 
     def attended(
@@ -171,7 +184,7 @@ class Decoder(nnx.Module):
     def step(self, x_B1D, cache: Cache, compute: Compute):
         """Runs one more embedded text position of each row; returns (hidden states (B, 1, D), Cache)."""
         mixing = Mixing(attend_cached, recur_cached)
-        x_B1D, cache = self._run(x_B1D, cache, self.places_in(cache), None, mixing, None, compute)
+        x_B1D, cache, _ = self._run(x_B1D, cache, self.places_in(cache), None, mixing, None, compute)
         return x_B1D, cache.grown()
 
     def _states(self, x_BTD, segments_BT) -> dict[str, Any]:
@@ -190,9 +203,10 @@ class Decoder(nnx.Module):
         spec, stacks = self.spec, Stacks(self.blocks, self.spec)
         each = {"layer": np.arange(spec.layers), "place": places_in_stacks(spec), "is_local": spec.is_local()}
         remat = compute.remat if cache is None else "none"
+        load = Load.empty(self.spec.layers, self.spec.experts) if self.spec.experts else None
 
-        def call(layer: Layer, carry: tuple[jax.Array, Any], mine: Any, target_positions_BR: Any = None) -> Any:
-            x, cache = carry
+        def call(layer: Layer, carry: tuple[jax.Array, Any, Any], mine: Any, target_positions_BR: Any = None) -> Any:
+            x, cache, load = carry
             if len(places) == 1:
                 (where,) = places.values()
             else:
@@ -202,28 +216,36 @@ class Decoder(nnx.Module):
                 functools.partial(mixing.attend, backend=compute.attention, whole=not spec.window, **of_layer),
                 functools.partial(mixing.recur, **of_layer),
             )
-            x, cache = layer(x, where, segments_BT, meet, target_positions_BR)
-            return x if deep is None or target_positions_BR is not None else deep.added(x, mine["layer"]), cache
+            x, cache, of_experts = layer(x, where, segments_BT, meet, target_positions_BR)
+            if load is not None:
+                load = load.filled(mine["layer"], of_experts)
+            return x if deep is None or target_positions_BR is not None else deep.added(x, mine["layer"]), cache, load
 
-        through = functools.partial(apply_layers, stacks, (x_BTD, cache), call, remat, compute.unroll, each)
+        through = functools.partial(apply_layers, stacks, (x_BTD, cache, load), call, remat, compute.unroll, each)
         if target_positions_BR is None or not self._may_end_early(
             target_positions_BR.shape[1], x_BTD.shape[1], deep, compute
         ):
-            x_BTD, cache = through()
+            x_BTD, cache, load = through()
             if target_positions_BR is not None:
                 x_BTD = at_places(sharding.as_rows(x_BTD), target_positions_BR)
-            return self.norm(x_BTD), cache
+            return self.norm(x_BTD), cache, load
         carry = through(stop=spec.layers - 1)
         of_last = jax.tree.map(lambda x: x[-1], each)
         last = Layer(**stacks.merged(stacks.layer(spec.layers - 1)))
-        x_BRD, cache = checkpointed(lambda carry: call(last, carry, of_last, target_positions_BR), remat)(carry)
-        return self.norm(x_BRD), cache
+        x_BRD, cache, load = checkpointed(lambda carry: call(last, carry, of_last, target_positions_BR), remat)(carry)
+        return self.norm(x_BRD), cache, load
 
     def _may_end_early(self, wanted: int, length: int, deep: DeepStack | None, compute: Compute) -> bool:
         """Whether the last layer may work on the wanted positions alone, behind its attention, and gains by it.
 
-        Under a scan it may not: all its layers are of one shape.
+        Under a scan it may not: all its layers are of one shape. Nor with experts, whose load is that of all positions.
         """
         is_unrolled = compute.unroll >= self.spec.layers
         is_deep = deep is not None and deep.tables_KBSD.shape[0] == self.spec.layers
-        return is_unrolled and not is_deep and wanted < length and not sharding.are_sharded(length)
+        return (
+            is_unrolled
+            and not is_deep
+            and self.spec.experts is None
+            and wanted < length
+            and not sharding.are_sharded(length)
+        )

@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxmm.models.recurrent import ConvolutionSpec, GatedDeltaNetSpec
 from jaxmm.models.rope import RopeScaling
+from jaxmm.models.routing import ExpertSpec
 from jaxmm.models.sizes import check_numbers, check_sizes
 
 # What mixes the positions of a layer. All but attention carry a state from position to position.
@@ -41,6 +42,7 @@ class DecoderSpec:
         does not.
       mixers: what mixes the positions of each layer, of MIXERS; () is attention everywhere.
       convolution, delta: of the layers that have a short convolution, or a gated DeltaNet.
+      experts: in the place of each layer's MLP, whose width then counts nothing; None is an MLP.
     """
 
     vocab_size: int = 512
@@ -76,6 +78,7 @@ class DecoderSpec:
     mixers: tuple[str, ...] = ()
     convolution: ConvolutionSpec | None = None
     delta: GatedDeltaNetSpec | None = None
+    experts: ExpertSpec | None = None
 
     def __post_init__(self) -> None:
         check_sizes(self, "decoder", "vocab_size", "width", "layers", "heads", "kv_heads", "head_dim", "mlp")

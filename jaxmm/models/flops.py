@@ -1,7 +1,8 @@
 """Model FLOPs of a batch, counted from its real patches, frames, positions, attention spans and targets.
 
 Two per multiply-add of a matmul; a backward pass is two more forwards. Padding, recomputation, norms and softmax count
-nothing, as in PaLM's model FLOPs utilisation (Chowdhery et al., 2022, appendix B).
+nothing, as in PaLM's model FLOPs utilisation (Chowdhery et al., 2022, appendix B), nor do experts that a position does
+not go through.
 """
 
 from __future__ import annotations
@@ -81,12 +82,20 @@ def _connector_flops(spec: ConnectorSpec, inputs: int, outputs: int, soft_tokens
     return 2 * soft_tokens * maps * (1 + spec.deep)
 
 
+def _mlp_maps(spec: DecoderSpec) -> float:
+    """Multiply-adds of a position in a layer's MLP: of experts, those that it goes through, and the router's."""
+    one = spec.experts
+    if one is None:
+        return 3 * spec.width * spec.mlp
+    return spec.width * (one.count + 3 * (one.chosen * one.mlp + one.shared_mlp) + one.shared_gate)
+
+
 def _decoder_flops(spec: DecoderSpec, batch: Batch) -> float:
     positions = float((np.asarray(batch.text.segments) > 0).sum())
     targets = float((np.asarray(batch.weights_BT) > 0).sum())
     head_width = spec.heads * spec.head_dim
     attention = spec.width * ((2 + spec.attention_gate) * head_width + 2 * spec.kv_heads * spec.head_dim)
-    maps = len(spec.layers_of("attention")) * attention + spec.layers * 3 * spec.width * spec.mlp
+    maps = len(spec.layers_of("attention")) * attention + spec.layers * _mlp_maps(spec)
     for mixer, of_mixer in (("convolution", spec.convolution), ("delta", spec.delta)):
         maps += len(spec.layers_of(mixer)) * of_mixer.multiplications() if of_mixer else 0
     return (

@@ -21,6 +21,7 @@ from jaxmm.models.decoder import Decoder, DecoderSpec, DeepStack
 from jaxmm.models.frozen import FrozenSpec, Holding, held, hold, kernel_at, restored
 from jaxmm.models.parameters import shapes_only
 from jaxmm.models.probe import Attended, Queries
+from jaxmm.models.routing import Load
 from jaxmm.models.tables import TABLES, Head, terms
 from jaxmm.models.towers.audio import AudioTower, AudioTowerSpec
 from jaxmm.models.towers.vit import Features, VisionSpec, VisionTower
@@ -165,6 +166,12 @@ class MultimodalModel(nnx.Module):
             *self._inputs(batch, soft, compute), compute=compute, target_positions_BR=target_positions_BR
         )
 
+    def routed(self, batch: Batch, compute: Compute, target_positions_BR=None) -> tuple[jax.Array, Head, Load | None]:
+        """As ``__call__``, with the load of the decoder's experts; None where it has none."""
+        inputs = self._inputs(batch, self.soft_tokens(batch, compute), compute)
+        hidden, load = self.decoder.routed(*inputs, compute=compute, target_positions_BR=target_positions_BR)
+        return hidden, self.projection(), load
+
     def prefill(self, batch: Batch, size: int, compute: Compute) -> tuple[jax.Array, Cache]:
         """Logits (B, V) of what follows the one document of each row, and a cache for ``size`` positions of it."""
         inputs = self._inputs(batch, self.soft_tokens(batch, compute), compute)
@@ -229,14 +236,14 @@ def flat_axes(spec: ModelSpec) -> dict[ParamPath, tuple[tuple[int, ...], tuple[s
 
 
 def kernel_dims(spec: ModelSpec) -> dict[ParamPath, tuple[tuple[int, ...], tuple[int, ...]]]:
-    """The dims that each linear map takes in and gives out, by its path; dims of stacked layers are in neither.
+    """The dims that each linear map takes in and gives out, by its path; those of layers and experts are in neither.
 
     However a kernel is held, these are its own dims, as ``flat_axes`` of the plain model has them.
     """
     maps = {}
     for path, x, metadata in _declared(spec.plain):
         if metadata["inputs"]:
-            first = x.ndim - len(metadata["axes"])
+            first = x.ndim - len(metadata["axes"]) + metadata["copies"]
             split = first + metadata["inputs"]
             maps[path] = tuple(range(first, split)), tuple(range(split, x.ndim))
     return maps

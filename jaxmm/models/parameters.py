@@ -22,19 +22,20 @@ fan_in = jax.nn.initializers.variance_scaling
 
 def parameter(
     rngs: nnx.Rngs, shape: Sequence[int], axes: Sequence[str | None], init: Initializer, inputs: int = 0,
-    layers: Sequence[int] = (), dtype: Any = jnp.float32,
+    copies: int = 0, layers: Sequence[int] = (), dtype: Any = jnp.float32,
 ) -> nnx.Param:  # fmt: skip
     """Declares one parameter: its shape, its logical axes, its initialiser and its dtype.
 
     Args:
       axes: a name or None for each dim (see ``sharding.RULES``).
       inputs: of a linear map, how many leading dims it takes in, the others it gives out; 0 for all else.
+      copies: how many dims before those number maps of their own: 1 for experts.
       layers: dims of stacked layers that stand before those of ``shape``; they have no axes.
     """
     if len(shape) != len(axes):
         raise ValueError(f"parameter of shape {tuple(shape)} has logical axes {tuple(axes)}")
     init = zeros if _SHAPES_ONLY.get() else init
-    return nnx.Param(init(rngs.params(), (*layers, *shape), dtype), axes=tuple(axes), inputs=inputs)
+    return nnx.Param(init(rngs.params(), (*layers, *shape), dtype), axes=tuple(axes), inputs=inputs, copies=copies)
 
 
 @contextlib.contextmanager

@@ -37,7 +37,8 @@ class Trainable(NamedTuple):
         return only(params, self.learns), only(params, lambda path: not self.learns(path))
 
     def shares(self, model: ModelSpec) -> dict[str, float | None]:
-        """By part, what share of the weights of its linear maps learns; None where nothing of the part does."""
+        """By part, what share of the weights of its linear maps that a position goes through learns; None where nothing
+        of the part does."""
         return dict(_shares(self, model))
 
 
@@ -52,7 +53,10 @@ def _shares(trainable: Trainable, model: ModelSpec) -> tuple[tuple[str, float | 
         if not any(trainable.learns(path) for path in parameters if path[0] == part):
             shares.append((part, None))
             continue
-        sizes = {path: math.prod(parameters[path][0]) for path in maps if path[0] == part}
+        sizes: dict[ParamPath, float] = {path: math.prod(parameters[path][0]) for path in maps if path[0] == part}
+        if (experts := model.decoder.experts) and part == "decoder":  # a position goes through some alone
+            of_experts = {path for path in sizes if "expert" in parameters[path][1]}
+            sizes |= {path: sizes[path] * experts.chosen / experts.count for path in of_experts}
         learnt = sum(size for path, size in sizes.items() if trainable.learns(path))
         shares.append((part, learnt / sum(sizes.values())))
     return tuple(shares)

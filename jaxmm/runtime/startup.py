@@ -107,10 +107,10 @@ def split_cpu(mesh: Mapping[str, int], rows: int) -> None:
     given = "xla_force_host_platform_device_count" in flags or setting("jax_num_cpu_devices") > 0
     given = given or jax.distributed.is_initialized()  # processes of one job must have equal numbers of devices
     free = [axis for axis, size in mesh.items() if size == -1]
-    if given or len(free) != 1 or free[0] not in ("data", "fsdp"):
+    if given or len(free) != 1 or free[0] not in ("data", "fsdp", "expert"):
         return
     fixed = math.prod(size for size in mesh.values() if size > 0)
-    rows_over = math.prod(size for axis, size in mesh.items() if axis in ("data", "fsdp") and size > 0)
+    rows_over = math.prod(size for axis, size in mesh.items() if axis in ("data", "fsdp", "expert") and size > 0)
     for devices in range(cores(), 1, -1):
         if devices % fixed == 0 and rows % (rows_over * devices // fixed) == 0:
             jax.config.update("jax_num_cpu_devices", devices)

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from jaxmm import sharding
 from jaxmm.batch import Batch
+from jaxmm.models.routing import Load
 from jaxmm.runtime import startup
 from jaxmm.runtime.jax_internals import step_options
 from jaxmm.runtime.program_cache import lower
@@ -46,7 +47,7 @@ class CompiledStep:
             lowered = lower(
                 program.step, (program.abstract_state(mesh), batch), key=program.key,
                 out_shardings=(program.shardings(mesh), sharding.replicated(mesh)), donate_argnums=(0,),
-                types=(Metrics,),
+                types=(Metrics, Load),
             )  # fmt: skip
             compiled = lowered.compile(step_options())
         del lowered

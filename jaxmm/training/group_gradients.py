@@ -1,9 +1,9 @@
 """How strongly each source and each modality pulls at each part of the model: gradient norms of a batch, by group.
 
 The gradient of a group is that of its targets' loss, divided by the weight of the whole batch's targets, so that the
-gradients of groups add up to the batch's. It is a program of its own, run now and then; the training step stays as it
-is. A group costs about as much time as a step, and no more memory: it goes through the same microbatches. So there are
-at most MOST groups of sources.
+gradients of groups add up to the batch's; losses of routers are of no group, and left out. It is a program of its own,
+run now and then; the training step stays as it is. A group costs about as much time as a step, and no more memory: it
+goes through the same microbatches. So there are at most MOST groups of sources.
 """
 
 from __future__ import annotations

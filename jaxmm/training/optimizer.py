@@ -57,7 +57,7 @@ def _names(path: tuple) -> tuple[str, ...]:
 def decays(path: tuple) -> bool:
     """Whether weight decay applies: to matrices; not to biases, norms, embeddings or position tables."""
     names = _names(path)
-    return names[-1] in ("kernel", "head") or (is_factor(names) and names[-1] in ("into", "out"))
+    return names[-1] in ("kernel", "head", "router") or (is_factor(names) and names[-1] in ("into", "out"))
 
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan's own coefficients

@@ -21,6 +21,7 @@ from jaxmm.data.packing.limits import Budgets
 from jaxmm.errors import UserError
 from jaxmm.models.adapters import noise
 from jaxmm.models.multimodal import ModelSpec, abstract_params, flat_axes, kernel_dims, make_model, model_maps
+from jaxmm.models.routing import ExpertSpec
 from jaxmm.models.trainable import check_patterns
 from jaxmm.models.tree import Params
 from jaxmm.recipe import Recipe
@@ -113,6 +114,21 @@ def make_noise(model: ModelSpec, seed: int) -> Noise | None:
     return keys
 
 
+def weighed(config: ConfigDict, recipe: Recipe) -> ExpertSpec | None:
+    """The experts with the weights of their losses that a run has; None for a model without, and for preferences.
+
+    Raises:
+      UserError: if the config gives such a weight, and there is nothing that it is of.
+    """
+    asked = {"balance_loss": config.optimizer.balance_loss, "z_loss": config.optimizer.router_z_loss}
+    asked = {name: weight for name, weight in asked.items() if weight >= 0}
+    experts = recipe.model.decoder.experts
+    if any(asked.values()) and (experts is None or recipe.preference):
+        whose = "the model has none" if experts is None else f"config.objective={config.objective} has no such loss"
+        raise UserError(f"config.optimizer.balance_loss and router_z_loss are of experts, and {whose}: leave them out")
+    return None if experts is None or recipe.preference else dataclasses.replace(experts, **asked)
+
+
 def make_program(config: ConfigDict, recipe: Recipe, *, steps: int, targets: int, sources: int) -> Program:
     """Builds the step of a run.
 
@@ -140,8 +156,11 @@ def make_program(config: ConfigDict, recipe: Recipe, *, steps: int, targets: int
 
     model = dropping(recipe.model, config.adapter.dropout)
 
+    experts = weighed(config, recipe)
+    method = "routed" if experts else "__call__"
+
     def apply(params, batch, target_positions_BR):  # the model is only made where the step is traced
-        return make_model(model)[1](params, batch, recipe.compute, target_positions_BR)
+        return make_model(model)[1](params, batch, recipe.compute, target_positions_BR, method=method)
 
     def apply_looped(params, batch, target_positions_BR):  # run now and then: what counts is that it compiles fast
         compute = dataclasses.replace(recipe.compute, unroll=1)
@@ -158,10 +177,12 @@ def make_program(config: ConfigDict, recipe: Recipe, *, steps: int, targets: int
     }
     objective = objective_of(recipe, model, targets, sources) if recipe.preference else None
     noise_of = make_noise(model, config.seed)
-    step = make_train_step(apply, optimizer, **settings, noise=noise_of, objective=objective)
+    step = make_train_step(apply, optimizer, **settings, noise=noise_of, objective=objective, experts=experts)
     first_state = functools.partial(init_state, optimizer=optimizer, trainable=recipe.trainable)
     seed = config.seed if model != recipe.model else 0  # of dropout
-    key = repr((model, seed, recipe.compute, options.to_json(sort_keys=True), steps, settings, recipe.preference))
+    key = repr(
+        (model, seed, recipe.compute, options.to_json(sort_keys=True), steps, settings, recipe.preference, experts)
+    )
     schedule = jax.jit(schedule)  # for the log, which would make a program of each of its operations
     of_groups = {name: settings[name] for name in settings if name not in ("sources", "image_offset")}
     return Program(recipe, step, first_state, schedule, key, make_group_norms(apply_looped, **of_groups))

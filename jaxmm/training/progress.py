@@ -15,6 +15,7 @@ from jaxmm.data.assemble import Loaded, Skipped
 from jaxmm.data.documents import split_origin
 from jaxmm.errors import UserError
 from jaxmm.models.flops import batch_flops, forward_flops
+from jaxmm.models.routing import Load
 from jaxmm.report.plan_lines import rows_of
 from jaxmm.runtime.barrier import Barrier
 from jaxmm.training.balance import Balance, with_gradients
@@ -245,6 +246,7 @@ class Progress:
             "sources": {name: _mean(loss, of) for name, loss, of in sums},
             **({"modalities": by_modality} if by_modality else {}),
             **self._preferences(total.preferences),
+            **({"expert_load": expert_load(total.load)} if total.load is not None else {}),
         }
 
     def _preferences(self, sums: Mapping[str, Any]) -> dict[str, Any]:
@@ -263,6 +265,13 @@ class Progress:
             f"the loss or its gradient was not finite in {MAX_BAD_STEPS} steps in a row, none of which changed a "
             f"parameter; lower config.optimizer.rate or look at these examples: {names}{more}"
         )
+
+
+def expert_load(load: Load) -> dict[str, Any]:
+    """Choices of the busiest expert over the mean of all: of the layer where that is most, and by layer."""
+    chosen_LE = np.asarray(load.chosen_E, np.float64)
+    most_L = chosen_LE.max(1) / np.maximum(chosen_LE.mean(1), 1e-9)
+    return {"most": float(most_L.max()), "layers": {str(i): float(most) for i, most in enumerate(most_L)}}
 
 
 def _mean(total: Any, weight: Any) -> dict[str, float | None]:

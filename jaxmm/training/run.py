@@ -75,6 +75,7 @@ class Run:
         self.beginning = self._beginning()
         self.base = self._base()
         capacity.check_states(self.recipe.model.decoder, self.mesh)
+        sharding.check_experts(self.mesh, self.recipe.model.decoder.experts)
         capacity.check_model(self.recipe.model, self.recipe.trainable, self.mesh)
         self.corpus = train_corpus(config, self.recipe)
         self.held_out = eval_corpus(config, self.recipe)

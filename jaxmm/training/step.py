@@ -13,12 +13,14 @@ from jax import lax
 
 from jaxmm import sharding
 from jaxmm.batch import Batch
+from jaxmm.models.routing import ExpertSpec, Load, router_losses
 from jaxmm.models.trainable import EVERYTHING, Trainable
 from jaxmm.models.tree import joined
-from jaxmm.training.loss import Targets, TokenLoss, batch_loss
+from jaxmm.training.loss import Targets, TokenLoss, batch_loss, cross_entropy, select_targets
 
-# (params, batch, target_positions_BR) -> hidden states there (B, R, D), vocabulary projection (V, D)
-Apply = Callable[[Any, Batch, jax.Array], tuple[jax.Array, jax.Array]]
+# (params, batch, target_positions_BR) -> hidden states there (B, R, D), vocabulary projection (V, D); in the training
+# step of a model with experts also their ``Load``
+Apply = Callable[[Any, Batch, jax.Array], tuple[Any, ...]]
 
 
 Noise = Callable[[jax.Array, Batch], Any]  # (step, microbatch) -> random keys, a tree to join with the parameters
@@ -49,6 +51,7 @@ class Metrics(NamedTuple):
     grad_norms: dict[str, jax.Array]  # by part, and "all"
     bad_steps: jax.Array
     preferences: Mapping[str, jax.Array] = {}  # by source, as ``preference_objective.sums`` names them; or empty
+    load: Load | None = None  # of experts, by layer
 
 
 class Objective(NamedTuple):
@@ -125,6 +128,7 @@ def make_train_step(
     image_offset: int = 0,
     noise: Noise | None = None,
     objective: Objective | None = None,
+    experts: ExpertSpec | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Builds ``step(state, batch) -> (state, metrics)``.
 
@@ -134,21 +138,30 @@ def make_train_step(
     With ``noise``, its random keys are among the parameters: those of dropout.
     With ``image_offset``, the first image token of the vocabulary, the loss is also summed by modality.
     With ``objective`` the loss is that one, and not the cross-entropy of the targets.
+    With ``experts`` the routers' losses are added to that of targets, each microbatch's by its part of the positions:
+    see ``routing.router_losses`` for what of them depends on microbatches.
     """
 
     def of_targets(params, batch: Batch, _) -> tuple[jax.Array, dict[str, Any]]:
-        hidden_at = functools.partial(apply, params, batch)
-        loss_sum, targets, terms = batch_loss(hidden_at, batch, target_budget, z_loss, logit_softcap)
-        return loss_sum, target_sums(targets, terms, sources, image_offset)
+        targets = select_targets(batch, target_budget)
+        x_BRD, head, *loads = apply(params, batch, targets.target_positions_BR)
+        of_batch = targets.tokens_BR, targets.weights_BR
+        loss_sum, terms = cross_entropy(x_BRD, head, *of_batch, z_loss, softcap=logit_softcap)
+        load = {"load": loads[0]} if loads else {}
+        return loss_sum, target_sums(targets, terms, sources, image_offset) | load
 
     goal = objective or Objective(lambda batch: batch.weights_BT.sum(), of_targets)
 
-    def microbatch_loss(learnt, fixed, batch: Batch, total_weight, known):
+    def microbatch_loss(learnt, fixed, batch: Batch, total_weight, positions, known):
         loss_sum, sums = goal.loss(joined(learnt, fixed), batch, known)
-        return loss_sum / total_weight, sums
+        loss = loss_sum / total_weight
+        if experts and "load" in sums:
+            loss += router_losses(sums["load"], experts) / positions
+        return loss, sums
 
     def gradients(learnt, fixed, batch: Batch, at):
         total_weight, known = jnp.maximum(goal.total(batch), 1e-6), None
+        positions = jnp.maximum((batch.text.segments > 0).sum(), 1)
         grad = jax.grad(microbatch_loss, has_aux=True)
 
         def beside(part: Batch):
@@ -156,7 +169,9 @@ def make_train_step(
 
         if (before := goal.known) and accumulation > 1:
             known = added_up(lambda part: before(joined(learnt, beside(part)), part), batch, accumulation)
-        return added_up(lambda part: grad(learnt, beside(part), part, total_weight, known), batch, accumulation)
+        return added_up(
+            lambda part: grad(learnt, beside(part), part, total_weight, positions, known), batch, accumulation
+        )
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         learnt, fixed = trainable.split(state.params)

@@ -122,6 +122,7 @@ def progress(step: int, steps: int, figures: Mapping[str, Any]) -> list[Part]:
         Part(shown("data_wait_fraction", "wait {:.0%}".format), 3),
         Part(shown("mfu", "mfu {:.1%}".format), 2),
         Part(shown("grad_norm", "grad {:.2f}".format), 6),
+        Part(f"experts {load['most']:.1f}x" if (load := figures.get("expert_load")) else "", 8),
         Part(shown("learning_rate", "lr {:.1e}".format), 7),
         Part(f"ETA {duration((steps - step) * pace)}" if pace is not None else ""),
     ]

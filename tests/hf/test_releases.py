@@ -78,6 +78,29 @@ QWEN3_VL = {  # Qwen/Qwen3-VL-4B-Instruct
     },
     "vision_end_token_id": 151653, "vision_start_token_id": 151652,
 }  # fmt: skip
+QWEN3_VL_MOE = {  # Qwen/Qwen3-VL-30B-A3B-Instruct
+    **QWEN3_VL, "architectures": ["Qwen3VLMoeForConditionalGeneration"], "model_type": "qwen3_vl_moe",
+    "text_config": {
+        **QWEN3_VL["text_config"], "decoder_sparse_step": 1, "hidden_size": 2048,  # type: ignore[dict-item]
+        "intermediate_size": 6144, "mlp_only_layers": [], "model_type": "qwen3_vl_moe_text",
+        "moe_intermediate_size": 768, "norm_topk_prob": True, "num_experts": 128, "num_experts_per_tok": 8,
+        "num_hidden_layers": 48, "num_key_value_heads": 4, "tie_word_embeddings": False,
+    },
+    "tie_word_embeddings": False,
+    "vision_config": {
+        **QWEN3_VL["vision_config"], "deepstack_visual_indexes": [8, 16, 24], "depth": 27,  # type: ignore[dict-item]
+        "hidden_size": 1152, "intermediate_size": 4304, "model_type": "qwen3_vl_moe", "out_hidden_size": 2048,
+    },
+}  # fmt: skip
+QWEN3_MOE = {  # Qwen/Qwen3-30B-A3B
+    "architectures": ["Qwen3MoeForCausalLM"], "attention_bias": False, "decoder_sparse_step": 1, "head_dim": 128,
+    "hidden_act": "silu", "hidden_size": 2048, "intermediate_size": 6144, "max_position_embeddings": 40960,
+    "max_window_layers": 48, "mlp_only_layers": [], "model_type": "qwen3_moe", "moe_intermediate_size": 768,
+    "norm_topk_prob": True, "num_attention_heads": 32, "num_experts": 128, "num_experts_per_tok": 8,
+    "num_hidden_layers": 48, "num_key_value_heads": 4, "rms_norm_eps": 1e-06, "rope_theta": 1000000.0,
+    "router_aux_loss_coef": 0.001, "sliding_window": None, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+    "use_sliding_window": False, "vocab_size": 151936,
+}  # fmt: skip
 GEMMA3 = {  # google/gemma-3-4b-it: most of the text's fields are not there
     "architectures": ["Gemma3ForConditionalGeneration"], "boi_token_index": 255999, "eoi_token_index": 256000,
     "eos_token_id": [1, 106], "image_token_index": 262144, "initializer_range": 0.02, "mm_tokens_per_image": 256,
@@ -213,6 +236,7 @@ def count(spec: ModelSpec, *parts: str) -> int:
         (QWEN2_5_VL, 8_292_166_656),
         (QWEN2_5_VL_3B, 3_754_622_976),
         (QWEN3_VL, 4_437_815_808),
+        (QWEN3_VL_MOE, 31_070_754_032),
         (GEMMA3, 4_300_079_472),
     ],
     ids=lambda x: x["model_type"] if isinstance(x, dict) else "",
@@ -226,6 +250,7 @@ def test_a_released_config_gives_as_many_parameters_as_the_release_has(config, p
     ("config", "parameters"),
     [
         (QWEN3, 596_049_920),
+        (QWEN3_MOE, 30_532_122_624),
         (LLAMA3, 1_235_814_400),
         (MISTRAL, 7_241_732_096),
         (LFM2, 1_170_340_608),
@@ -310,6 +335,10 @@ def changed(config: dict[str, Any], **changes: Any) -> dict[str, Any]:
         (changed(LLAVA, vision__model_type="dinov2"), "vision tower 'dinov2' is not supported: those are siglip2"),
         (changed(QWEN3_VL, vision__deepstack_visual_indexes=[5, 11, 40]), r"deepstack_visual_indexes \[5, 11, 40\]"),
         (changed(QWEN3_VL, vision__num_position_embeddings=2300), "num_position_embeddings=2300 is not supported"),
+        (changed(QWEN3_VL_MOE, text__decoder_sparse_step=2), "decoder_sparse_step and mlp_only_layers that leave some"),
+        (changed(QWEN3_VL_MOE, text__mlp_only_layers=[3]), "decoder_sparse_step and mlp_only_layers that leave some"),
+        (changed(QWEN3_VL_MOE, text__num_experts_per_tok=129), "129 experts a position are more than are open to it"),
+        (changed(QWEN3_VL_MOE, text__moe_intermediate_size=1024), "moe_intermediate_size 1024 with hidden_size 2048"),
         (changed(QWEN2_5_VL, rope_scaling={"type": "mrope", "mrope_section": [16, 24, 8]}), "does not add up to half"),
         (changed(INTERNVL3, vision_feature_layer=[-1, -2]), r"vision_feature_layer=\[-1, -2\] is not supported"),
         (changed(INTERNVL3, downsample_ratio=0.3), "downsample_ratio=0.3 is not supported: only 1 / n is"),

@@ -46,6 +46,19 @@ def test_fused_queries_keys_and_values_are_taken_apart_in_order(D, H, d):
     np.testing.assert_array_equal(out_of_parts(ours, "transpose", inputs=1), foreign)
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+def test_maps_of_experts_lie_side_by_side_and_are_read_either_way(parts):
+    foreign = numbers(4, 3, 5 * parts)
+    shapes = [(4, 3, 5)] * parts
+    assert set(foreign_shapes("side by side", shapes)) == {(4, 3, 5 * parts), (4, 5 * parts, 3)}
+    ours = into_parts(foreign, "side by side", shapes)
+    for part, wanted in zip(ours, np.split(foreign, parts, axis=2), strict=True):
+        np.testing.assert_array_equal(part, wanted)
+    for one, other in zip(ours, into_parts(foreign.swapaxes(1, 2), "side by side", shapes), strict=True):
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(out_of_parts(ours, "side by side", inputs=1), foreign)
+
+
 @pytest.mark.parametrize("frames", [(), (2,)])
 @hypothesis.given(sizes, st.integers(1, 3))
 def test_a_convolution_is_a_linear_map_of_patches_with_channels_last(frames, D, side):
@@ -91,6 +104,7 @@ def test_all_of_them_are_tested_here():
         "after two",
         "transpose",
         "reversed",
+        "side by side",
         "convolution",
         "convolution of frames",
     }

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+
 import jax
 import pytest
 import small_run
@@ -10,6 +13,7 @@ from jaxmm import command, estimate, sharding
 from jaxmm.corpus import unseen_budgets
 from jaxmm.estimation import collectives
 from jaxmm.estimation import formula as estimate_formula
+from jaxmm.models.routing import ExpertSpec
 from jaxmm.recipe import read_recipe
 from jaxmm.training.program import abstract_batch, make_program
 
@@ -23,13 +27,14 @@ CLIPS = (
 )  # fmt: skip
 
 
-def program_of(sizes: dict[str, int], *changes: str):
+def program_of(sizes: dict[str, int], *changes: str, experts: ExpertSpec | None = None):
     """A small config's program on a mesh of CPU devices, its scan as on GPUs, and what the formula takes with it."""
     flags = [f"--config.mesh.{axis}={sizes.get(axis, 1)}" for axis in sharding.AXES]
     config = command.parse([*SMALL, *flags, *changes], {}).config
-    count = sizes.get("data", 1) * sizes.get("fsdp", 1) * sizes.get("tensor", 1) * sizes.get("context", 1)
-    mesh = sharding.make_mesh(config.mesh, jax.devices()[:count])
+    mesh = sharding.make_mesh(config.mesh, jax.devices()[: math.prod(sizes.values())])
     recipe = estimate.with_media(read_recipe(config, platform="cpu"))
+    decoder = dataclasses.replace(recipe.model.decoder, experts=experts)
+    recipe = recipe._replace(model=dataclasses.replace(recipe.model, decoder=decoder))
     budgets = unseen_budgets(config, recipe.image)
     program = make_program(config, recipe, steps=8, targets=budgets.targets, sources=1)
     return program, budgets, config.batch_size, config.accumulation, mesh
@@ -95,6 +100,14 @@ def test_tensor_adds_up_activations_as_the_formula_says(remat, clips):
 @pytest.mark.parametrize(("remat", "clips"), [slow("none", ()), slow("dots", ()), ("full", ()), slow("none", CLIPS)])
 def test_context_gathers_keys_and_values_as_the_formula_says(remat, clips):
     found, wanted = sent(*program_of({"context": 2}, f"--config.compute.remat={remat}", *clips))
+    assert_close(found, wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_experts_gather_positions_and_not_kernels_as_the_formula_says(remat):
+    experts = ExpertSpec(8, 2, 32, normalised=True)
+    found, wanted = sent(*program_of({"data": 2, "expert": 2}, f"--config.compute.remat={remat}", experts=experts))
     assert_close(found, wanted)
 
 

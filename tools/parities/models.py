@@ -158,6 +158,15 @@ def qwen3_5(rng: np.random.Generator) -> Any:
     return Qwen3_5Config(vision_config=vision, text_config=decoder, tie_word_embeddings=False, **QWEN_TOKENS)
 
 
+def qwen3_vl_moe(rng: np.random.Generator) -> Any:
+    from transformers import Qwen3VLMoeConfig
+
+    config = qwen3_vl(rng)
+    decoder = text("qwen3_vl_moe_text", **EXPERTS, **rope("default", mrope_section=[4, 2, 2], mrope_interleaved=True))
+    vision = {key: value for key, value in config.vision_config.to_dict().items() if key != "model_type"}
+    return Qwen3VLMoeConfig(vision_config=vision, text_config=decoder, tie_word_embeddings=False, **QWEN_TOKENS)
+
+
 def gemma3(rng: np.random.Generator) -> Any:
     from transformers import Gemma3Config
 
@@ -190,6 +199,7 @@ def internvl(**vision: Any) -> Callable[[np.random.Generator], Any]:
 
 CLIP = vit("clip_vision_model", image_size=4 * PATCH, projection_dim=20)
 SIGLIP = vit("siglip_vision_model", image_size=5 * PATCH)
+EXPERTS = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 28}
 LONGROPE = {"original_max_position_embeddings": 8, "short_factor": [1.0 + i / 8 for i in range(8)],
             "long_factor": [2.0 + i for i in range(8)]}  # fmt: skip
 
@@ -213,6 +223,7 @@ CASES = (
     Case("lfm2", "lfm2_vl", lfm2_vl(lfm2("conv", "conv", "full_attention", "conv", "full_attention"))),
     Case("lfm2, biases, tied", "lfm2_vl", lfm2_vl(lfm2(*["conv", "full_attention"] * 2, conv_bias=True, conv_L_cache=4,
          block_auto_adjust_ff_dim=False), tie_word_embeddings=True)),
+    Case("qwen3, experts", "lfm2_vl", lfm2_vl(text("qwen3_moe", **EXPERTS, norm_topk_prob=True))),
     Case("llava, clip", "llava", llava(CLIP, text("llama")), fixed=True),
     Case("llava, clip, two layers", "llava", llava(CLIP, text("llama"), vision_feature_layer=[-2, 1]), fixed=True),
     Case("llava, siglip", "llava",
@@ -220,6 +231,7 @@ CASES = (
     Case("qwen2.5-vl", "qwen2_5_vl", qwen2_5_vl),
     Case("qwen3-vl", "qwen3_vl", qwen3_vl),
     Case("qwen3.5", "qwen3_5", qwen3_5),
+    Case("qwen3-vl, experts", "qwen3_vl_moe", qwen3_vl_moe),
     Case("gemma3", "gemma3", gemma3, fixed=True),
     Case("internvl", "internvl", internvl(), fixed=True),
     Case("internvl, 6B's tower", "internvl",
@@ -247,4 +259,15 @@ def make(case: Case, folder: Path, seed: int = 0) -> Any:
             is_scale = parameter.ndim == 1 and bool((parameter == 1).all())
             parameter.copy_(0.15 * torch.randn_like(parameter) + float(is_scale))
     model.save_pretrained(folder)
+    if case.family == "qwen3_vl_moe":
+        turn_experts(folder / "model.safetensors")
     return model
+
+
+def turn_experts(file: Path) -> None:
+    """Writes experts' tensors as Qwen3-VL's releases have them: the other way round than ``transformers`` does."""
+    from safetensors.numpy import load_file, save_file
+
+    tensors = load_file(file)
+    turned = {name: np.ascontiguousarray(x.swapaxes(1, 2)) for name, x in tensors.items() if ".experts." in name}
+    save_file(tensors | turned, file, {"format": "pt"})

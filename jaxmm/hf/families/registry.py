@@ -17,12 +17,24 @@ from jaxmm.hf.families.qwen2_audio import Qwen2Audio
 from jaxmm.hf.families.qwen3_5 import Qwen35
 from jaxmm.hf.families.qwen3_asr import Qwen3ASR
 from jaxmm.hf.families.qwen3_vl import Qwen3VL
+from jaxmm.hf.families.qwen3_vl_moe import Qwen3VLMoe
 from jaxmm.hf.towers import TOWERS, TWO_TOWERS
 
 OWN = Lfm2VL()  # the family as which our own models are exported
 FAMILIES: dict[str, Family] = {
     family.model_type: family
-    for family in (OWN, Llava(), Qwen25VL(), Qwen3VL(), Qwen35(), Gemma3(), InternVL(), Qwen2Audio(), Qwen3ASR())
+    for family in (
+        OWN,
+        Llava(),
+        Qwen25VL(),
+        Qwen3VL(),
+        Qwen3VLMoe(),
+        Qwen35(),
+        Gemma3(),
+        InternVL(),
+        Qwen2Audio(),
+        Qwen3ASR(),
+    )
 }
 
 

@@ -1,0 +1,212 @@
+"""Experts: of many MLPs, a position goes through the few that a router chooses, and none is dropped.
+
+Positions are sorted by expert, so that each expert's are adjacent, and multiplied by ``grouped``.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from jaxmm import sharding
+from jaxmm.models.layers import MLP, activation
+from jaxmm.models.linear import Linear
+from jaxmm.models.parameters import fan_in, parameter, zeros
+from jaxmm.models.routing import ExpertSpec, Load, choose
+
+LONGEST_BLOCK = 128
+
+
+class GroupedLinear(nnx.Module):
+    """One linear map for each expert.
+
+    Attributes:
+      kernel: (experts, inputs, outputs).
+    """
+
+    def __init__(
+        self, experts: int, inputs: int, outputs: int, axes: tuple[str, str], *, rngs: nnx.Rngs, scale: float = 1.0
+    ):
+        """``axes`` names the dims of inputs and outputs; ``scale`` multiplies the initial variance 1 / fan-in."""
+        init = fan_in(max(scale, 1e-10), "fan_in", "normal", in_axis=1, out_axis=2, batch_axis=0)
+        self.kernel = parameter(rngs, (experts, inputs, outputs), ("expert", *axes), init, inputs=1, copies=1)
+
+
+class Experts(nnx.Module):
+    """Gated MLPs, of which each position goes through some, and one for all positions where the spec has it.
+
+    Logits of the router are float32, whatever the dtype of activations.
+    """
+
+    def __init__(self, width: int, spec: ExpertSpec, act: str, *, rngs: nnx.Rngs, scale: float = 1.0):
+        """``scale``: of the initial variance of the maps that lead out."""
+        self.spec, self.act = spec, activation(act)
+        self.router = parameter(rngs, (width, spec.count), ("embed", None), fan_in(1.0, "fan_in", "normal"))
+        self.choice_bias = parameter(rngs, (spec.count,), (None,), zeros) if spec.gate == "sigmoid" else None
+        self.gate = GroupedLinear(spec.count, width, spec.mlp, ("embed", "mlp"), rngs=rngs)
+        self.up = GroupedLinear(spec.count, width, spec.mlp, ("embed", "mlp"), rngs=rngs)
+        self.down = GroupedLinear(spec.count, spec.mlp, width, ("mlp", "embed"), rngs=rngs, scale=scale)
+        shared = functools.partial(MLP, width, spec.shared_mlp, act, gated=True, bias=False, rngs=rngs, scale=scale)
+        self.shared = shared() if spec.shared_mlp else None
+        self.shared_gate = Linear([width], [1], ("embed", None), bias=False, rngs=rngs) if spec.shared_gate else None
+
+    def __call__(self, x_BTD: jax.Array, is_real_BT: jax.Array) -> tuple[jax.Array, Load]:
+        """Returns what the experts give, and their load by real positions."""
+        logits_BTE = jnp.einsum(
+            "btd,de->bte", x_BTD.astype(jnp.float32), self.router[...].astype(jnp.float32),
+            precision=lax.Precision.HIGHEST,
+        )  # fmt: skip
+        bias_E = None if self.choice_bias is None else self.choice_bias[...]
+        choice = choose(logits_BTE, bias_E, self.spec)
+        kernels = [one.kernel[...].astype(x_BTD.dtype) for one in (self.gate, self.up, self.down)]
+        into, out = ("expert", None, "mlp"), ("expert", "mlp", None)
+        through = sharding.over_experts(functools.partial(through_experts, act=self.act), into, into, out)
+        y_BTD = through(x_BTD, choice.experts_BTK, choice.weights_BTK.astype(x_BTD.dtype), *kernels)
+        if self.shared is not None:
+            shared_BTD = self.shared(x_BTD)
+            if self.shared_gate is not None:
+                shared_BTD *= jax.nn.sigmoid(self.shared_gate(x_BTD))
+            y_BTD += shared_BTD
+        return y_BTD, Load.of(choice, logits_BTE, is_real_BT)
+
+
+def through_experts(
+    x_BTD, experts_BTK, weights_BTK, gate_EDF, up_EDF, down_EFD, *, act: Callable, first=0
+) -> jax.Array:  # fmt: skip
+    """The weighted sum of what the chosen experts give, of the experts that one device holds, from ``first`` on."""
+    D, K = x_BTD.shape[-1], experts_BTK.shape[-1]
+    places = sort_by_expert(experts_BTK.reshape(-1, K) - first, gate_EDF.shape[0])
+    x_SD = spread(x_BTD.reshape(-1, D), places)
+    hidden_SF = act(grouped(x_SD, gate_EDF, places)) * grouped(x_SD, up_EDF, places)
+    y_NKD = collect(grouped(hidden_SF, down_EFD, places), places)
+    return jnp.einsum("nkd,nk->nd", y_NKD, weights_BTK.reshape(-1, K)).reshape(x_BTD.shape)
+
+
+class Places(NamedTuple):
+    """Slots of positions, sorted by expert. On a CPU each expert's begin a new block; empty slots fill the last one.
+
+    Attributes:
+      choice_S: which choice a slot holds: K times the position, and which of its K; N times K in an empty slot.
+      slot_NK: the slot of each choice; one behind all of them for a choice of another device's expert.
+      size_E: slots of each expert, the empty ones of its last block too.
+      expert_L: of each block.
+    """
+
+    choice_S: jax.Array
+    slot_NK: jax.Array
+    size_E: jax.Array
+    expert_L: jax.Array
+
+    @property
+    def position_S(self) -> jax.Array:
+        """Which position a slot holds; N in an empty slot."""
+        return self.choice_S // self.slot_NK.shape[1]
+
+
+def _block(choices: int, experts: int) -> int:
+    """Slots in a block: 1 where ``lax.ragged_dot`` is used; on a CPU about half of what an expert has."""
+    if sharding.platform() != "cpu":
+        return 1
+    mean = max(1, choices // (2 * experts))
+    return min(LONGEST_BLOCK, 1 << (mean.bit_length() - 1))
+
+
+def sort_by_expert(experts_NK: jax.Array, count: int) -> Places:
+    """The slots of all choices of experts 0 to ``count``; of one expert, in the order of positions."""
+    N, K = experts_NK.shape
+    choices, most = N * K, N * min(K, count)  # a position chooses an expert once
+    block = _block(choices, count)
+    blocks = -(-most // block) + (min(count, most) if block > 1 else 0)  # as many as any choice can take
+    expert_C = experts_NK.reshape(-1)
+    expert_C = jnp.where((expert_C >= 0) & (expert_C < count), expert_C, count)  # those of other devices come last
+    order_C = jnp.argsort(expert_C, stable=True)
+    taken_E = (expert_C[:, None] == jnp.arange(count)).sum(0)
+    size_E = -(-taken_E // block) * block
+    start_E, first_E = jnp.cumsum(size_E) - size_E, jnp.cumsum(taken_E) - taken_E
+    sorted_C = expert_C[order_C]
+    own_C = jnp.minimum(sorted_C, count - 1)
+    slot_C = start_E[own_C] + jnp.arange(choices) - first_E[own_C]  # of the sorted ones
+    slot_C = jnp.where(sorted_C < count, slot_C, blocks * block).astype(jnp.int32)
+    choice_S = jnp.full(blocks * block, choices, jnp.int32).at[slot_C].set(order_C.astype(jnp.int32), mode="drop")
+    slot_NK = jnp.zeros(choices, jnp.int32).at[order_C].set(slot_C).reshape(N, K)
+    ends_E = jnp.cumsum(size_E) // block
+    expert_L = jnp.minimum(jnp.searchsorted(ends_E, jnp.arange(blocks), side="right"), count - 1)
+    return Places(choice_S, slot_NK, size_E, expert_L)
+
+
+def _rows(x: jax.Array, index: jax.Array) -> jax.Array:
+    """Rows of x; zeros where the index is behind its end."""
+    return jnp.take(x, index, axis=0, mode="fill", fill_value=0)
+
+
+# Each choice has one slot, so the transpose of taking rows for slots is taking slots for rows: no scatter.
+@jax.custom_vjp
+def spread(x_ND: jax.Array, places: Places) -> jax.Array:
+    """Positions to their slots, (S, D)."""
+    return _rows(x_ND, places.position_S)
+
+
+spread.defvjp(
+    lambda x_ND, places: (spread(x_ND, places), places),
+    lambda places, dx_SD: (_rows(dx_SD, places.slot_NK).sum(1), None),
+)
+
+
+@jax.custom_vjp
+def collect(y_SD: jax.Array, places: Places) -> jax.Array:
+    """Slots to the choices of positions, (N, K, D)."""
+    return _rows(y_SD, places.slot_NK)
+
+
+collect.defvjp(
+    lambda y_SD, places: (collect(y_SD, places), places),
+    lambda places, dy_NKD: (_rows(dy_NKD.reshape(-1, dy_NKD.shape[-1]), places.choice_S), None),
+)
+
+
+def grouped(x_SD: jax.Array, kernel_EDF: jax.Array, places: Places) -> jax.Array:
+    """Slots times the kernel of their expert, (S, F).
+
+    XLA:CPU has no grouped matmul: ``lax.ragged_dot`` multiplies all slots by all kernels there. A scan over blocks took
+    a quarter of its time with 8 experts and a thirtieth with 128, forward and backward.
+    """
+    if sharding.platform() == "cpu":
+        return _by_block(x_SD, kernel_EDF, places.expert_L)
+    return lax.ragged_dot(x_SD, kernel_EDF, places.size_E.astype(jnp.int32))
+
+
+@jax.custom_vjp
+def _by_block(x_SD: jax.Array, kernel_EDF: jax.Array, expert_L: jax.Array) -> jax.Array:
+    def multiply(_, block):
+        x_MD, expert = block
+        return None, x_MD @ lax.dynamic_index_in_dim(kernel_EDF, expert, keepdims=False)
+
+    x_LMD = x_SD.reshape(expert_L.shape[0], -1, x_SD.shape[1])
+    return lax.scan(multiply, None, (x_LMD, expert_L))[1].reshape(x_SD.shape[0], -1)
+
+
+def _by_block_backward(saved, dy_SF: jax.Array):
+    """The kernels' gradient is one array, to which each block adds in place."""
+    x_SD, kernel_EDF, expert_L = saved
+
+    def multiply(dkernel_EDF, block):
+        x_MD, dy_MF, expert = block
+        kernel_DF, sum_DF = (lax.dynamic_index_in_dim(k, expert, keepdims=False) for k in (kernel_EDF, dkernel_EDF))
+        sum_DF += jnp.einsum("md,mf->df", x_MD, dy_MF, preferred_element_type=jnp.float32)
+        return lax.dynamic_update_index_in_dim(dkernel_EDF, sum_DF, expert, 0), dy_MF @ kernel_DF.T
+
+    blocks = (x.reshape(expert_L.shape[0], -1, x.shape[1]) for x in (x_SD, dy_SF))
+    dkernel_EDF, dx_LMD = lax.scan(multiply, jnp.zeros(kernel_EDF.shape, jnp.float32), (*blocks, expert_L))
+    return dx_LMD.reshape(x_SD.shape), dkernel_EDF.astype(kernel_EDF.dtype), None
+
+
+_by_block.defvjp(
+    lambda x_SD, kernel_EDF, expert_L: (_by_block(x_SD, kernel_EDF, expert_L), (x_SD, kernel_EDF, expert_L)),
+    _by_block_backward,
+)
