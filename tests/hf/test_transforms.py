@@ -46,6 +46,38 @@ def test_fused_queries_keys_and_values_are_taken_apart_in_order(D, H, d):
     np.testing.assert_array_equal(out_of_parts(ours, "transpose", inputs=1), foreign)
 
 
+@hypothesis.given(sizes, sizes, sizes, sizes, sizes)
+def test_fused_parts_may_be_of_different_sizes(D, H, d, K, v):
+    foreign, shapes = numbers(2 * H * d + K * v, D), [(D, H, d), (D, H, d), (D, K, v)]
+    assert foreign.shape in foreign_shapes("transpose", shapes)
+    ours = into_parts(foreign, "transpose", shapes)
+    for part, wanted in zip(ours, np.split(foreign, [H * d, 2 * H * d]), strict=True):
+        np.testing.assert_array_equal(part.reshape(D, -1), wanted.T)
+    np.testing.assert_array_equal(out_of_parts(ours, "transpose", inputs=1), foreign)
+
+
+@hypothesis.given(sizes, sizes, sizes)
+def test_queries_and_gates_are_taken_apart_head_by_head(D, H, d):
+    foreign, shapes = numbers(H * 2 * d, D), [(D, H, d)] * 2
+    assert foreign.shape in foreign_shapes("transpose by heads", shapes)
+    queries, gates = into_parts(foreign, "transpose by heads", shapes)
+    x = numbers(D)
+    mapped = (foreign @ x).reshape(H, 2 * d)
+    for part, wanted in ((queries, mapped[:, :d]), (gates, mapped[:, d:])):
+        np.testing.assert_allclose(np.einsum("i,ihd->hd", x, part), wanted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(out_of_parts([queries, gates], "transpose by heads", inputs=1), foreign)
+
+
+@hypothesis.given(sizes, st.lists(st.tuples(sizes, sizes), min_size=1, max_size=3))
+def test_a_convolution_of_each_channel_by_itself_is_turned_round(K, heads):
+    foreign = numbers(sum(H * d for H, d in heads), 1, K)
+    shapes = [(K, H, d) for H, d in heads]
+    assert foreign.shape in foreign_shapes("depthwise", shapes)
+    ours = into_parts(foreign, "depthwise", shapes)
+    np.testing.assert_array_equal(np.concatenate([part.reshape(K, -1) for part in ours], 1), foreign[:, 0].T)
+    np.testing.assert_array_equal(out_of_parts(ours, "depthwise"), foreign)
+
+
 @pytest.mark.parametrize("parts", [1, 2])
 def test_maps_of_experts_lie_side_by_side_and_are_read_either_way(parts):
     foreign = numbers(4, 3, 5 * parts)
@@ -103,6 +135,8 @@ def test_all_of_them_are_tested_here():
         "after one",
         "after two",
         "transpose",
+        "transpose by heads",
+        "depthwise",
         "reversed",
         "side by side",
         "convolution",
