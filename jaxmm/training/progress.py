@@ -246,7 +246,7 @@ class Progress:
             "sources": {name: _mean(loss, of) for name, loss, of in sums},
             **({"modalities": by_modality} if by_modality else {}),
             **self._preferences(total.preferences),
-            **({"expert_load": expert_load(total.load)} if total.load is not None else {}),
+            **({"expert_load": expert_load(total.load)} if total.load else {}),
         }
 
     def _preferences(self, sums: Mapping[str, Any]) -> dict[str, Any]:

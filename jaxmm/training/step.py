@@ -51,7 +51,7 @@ class Metrics(NamedTuple):
     grad_norms: dict[str, jax.Array]  # by part, and "all"
     bad_steps: jax.Array
     preferences: Mapping[str, jax.Array] = {}  # by source, as ``preference_objective.sums`` names them; or empty
-    load: Load | None = None  # of experts, by layer
+    load: Load | tuple[()] = ()  # of experts, by layer; or empty
 
 
 class Objective(NamedTuple):
