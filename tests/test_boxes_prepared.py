@@ -135,8 +135,11 @@ def start_of(family: str):
 
 def test_a_model_has_boxes_as_its_family_learnt_them(tmp_path):
     config = config_of(tmp_path, "--config.data.boxes=model")
-    found = {family: read_boxes(config, start_of(family)) for family in ("qwen2_5_vl", "qwen3_vl", "internvl")}
-    assert found == {"qwen2_5_vl": "pixels", "qwen3_vl": "thousandths", "internvl": "thousandths"}
+    wanted = {
+        "qwen2_5_vl": "pixels", "qwen3_vl": "thousandths", "qwen3_vl_moe": "thousandths", "internvl": "thousandths"
+    }  # fmt: skip
+    found = {family: read_boxes(config, start_of(family)) for family in wanted}
+    assert found == wanted
     for start in [None, *map(start_of, FAMILIES.keys() - found.keys())]:
         with pytest.raises(UserError, match="say pixels or thousandths"):
             read_boxes(config, start)

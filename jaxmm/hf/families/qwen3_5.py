@@ -13,3 +13,4 @@ from jaxmm.hf.families.qwen3_vl import Qwen3VL
 class Qwen35(Qwen3VL):
     model_type = "qwen3_5"
     architecture = "Qwen3_5ForConditionalGeneration"
+    boxes = ""  # its makers do not say
