@@ -7,11 +7,12 @@ shards are there (``prepare``). A shard is finished when that part has its final
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -247,15 +248,16 @@ def _counted(documents: Iterator[Document | Skip], seen: Seen) -> Iterator[Docum
 
 
 def _encoded(
-    chunks: Iterable[tuple[list[Looked | Skip], int]], template: Template, skip_errors: bool
+    chunks: Generator[tuple[list[Looked | Skip], int], None, None], template: Template, skip_errors: bool
 ) -> Iterator[tuple[list[Looked | Skip], list[Encoded], int]]:
     """Yields chunks with the tokens of the documents in them."""
-    for whole, size in chunks:
-        try:
-            encoded = template.encode_all([entry[0] for entry in whole if not isinstance(entry, Skip)])
-        except UserError:
-            whole, encoded = _one_by_one(whole, template, skip_errors)
-        yield whole, encoded, size
+    with contextlib.closing(chunks):  # an error keeps this frame, and with it their thread, until garbage is collected
+        for whole, size in chunks:
+            try:
+                encoded = template.encode_all([entry[0] for entry in whole if not isinstance(entry, Skip)])
+            except UserError:
+                whole, encoded = _one_by_one(whole, template, skip_errors)
+            yield whole, encoded, size
 
 
 def _one_by_one(
@@ -282,7 +284,7 @@ def _one_by_one(
     return kept, encoded
 
 
-def _ahead(items: Iterator[T]) -> Iterator[T]:
+def _ahead(items: Iterator[T]) -> Generator[T, None, None]:
     """Yields the items; a thread makes each while the one before it is in use."""
     end = object()
     with ThreadPoolExecutor(1) as pool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import pytest
 
@@ -81,6 +82,18 @@ def test_what_a_template_refuses_is_named_or_skipped(folder: Folder, tmp_path):
         prepare(folder.source(records, "a.json"), TEMPLATE, tmp_path)
     made = prepare(folder.source(records, "a.json", on_error="skip"), TEMPLATE, tmp_path)
     assert [(line["record"], line["reason"]) for line in left_out(made)] == [(60, "no sense")]
+
+
+def test_what_a_template_refuses_leaves_no_thread_to_the_garbage_collector(folder: Folder, tmp_path):
+    """It would join the thread wherever it happens to run: where another one is starting, both wait for ever."""
+    source, before = (
+        folder.source([openai(("assistant", "I."), ("user", "Who?"))] * 200, "a.json"),
+        threading.enumerate(),
+    )
+    with pytest.raises(UserError, match="does not write") as kept:
+        prepare(source, TEMPLATE, tmp_path)
+    assert [thread.name for thread in threading.enumerate() if thread not in before] == []
+    assert kept.tb is not None
 
 
 def test_a_dead_picture_leaves_its_page_where_it_may(folder: Folder, tmp_path):
