@@ -154,10 +154,13 @@ def _of_adapted(x, kernel: Adapted, dy, inputs: int) -> Adapted:
 
 
 def _of_input(dy, kernel, inputs: int):
-    """The gradient of x."""
-    outputs = kernel.ndim - inputs
-    over = tuple(range(dy.ndim - outputs, dy.ndim)), tuple(range(inputs, kernel.ndim))
-    return lax.dot_general(dy, kernel, (over, ((), ())))
+    """The gradient of x.
+
+    Over one dim: of several, XLA on CPU writes the kernel out transposed first.
+    """
+    dy = dy.reshape(*dy.shape[: dy.ndim - kernel.ndim + inputs], -1)
+    kernel = kernel.reshape(*kernel.shape[:inputs], -1)
+    return lax.dot_general(dy, kernel, (((dy.ndim - 1,), (inputs,)), ((), ())))
 
 
 _mapped.defvjp(_mapped_forward, _mapped_backward)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmm.models.materialize import materialize
 from jaxmm.models.sizes import check_numbers, check_sizes
 
 KINDS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional")
@@ -161,10 +162,13 @@ def axis_of_frequency(sections: tuple[int, ...], interleaved: bool, count: int) 
 
 
 def rotations(positions_BTA, frequency, axes: np.ndarray, factor: float):
-    """Cosines and sines, float32 (B, T, D / 2), of positions (B, T, axes) or (B, T, 1)."""
+    """Cosines and sines, float32 (B, T, D / 2), of positions (B, T, axes) or (B, T, 1).
+
+    Written out: else a CPU computes the cosines again for every head of every layer.
+    """
     chosen_BTD = positions_BTA[..., axes if positions_BTA.shape[-1] > 1 else np.zeros_like(axes)]
     angles_BTD = chosen_BTD.astype(jnp.float32) * frequency
-    return jnp.cos(angles_BTD) * factor, jnp.sin(angles_BTD) * factor
+    return materialize(jnp.cos(angles_BTD) * factor), materialize(jnp.sin(angles_BTD) * factor)
 
 
 def rotate(x_BTHD, rotation):
