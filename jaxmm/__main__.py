@@ -23,6 +23,7 @@ COMMANDS = {
     "encode_features": "encode the pictures and clips of a corpus once, by a run's towers",
     "reference": "ask the model that a run begins from about its data's preferences, once",
     "report": "one page of a run, or of several side by side: curves, attention, samples, time",
+    "families": "the models that can be trained, or what a folder holds",
     "estimate": "memory, FLOPs and communication of a step, without the hardware",
     "check": "tell whether this machine's accelerator works, and how fast it is",
 }

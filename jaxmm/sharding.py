@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -245,33 +245,48 @@ def top_k(x_BTE: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     return values_BTK, index_BTK
 
 
-def over_experts(f: Callable, *axes_of_kernels: tuple[str | None, ...]) -> Callable:
-    """Wraps ``f(x_BTD, *of_positions, *kernels, first=) -> y_BTD`` so that each device runs it with its own experts.
+class Held(NamedTuple):
+    """Which experts a device holds.
+
+    Attributes:
+      first: the number of the first of them.
+      exchanges: whether rows go to the devices that hold their experts, over ``axis`` of the mesh; else the device has
+        all rows that its experts need.
+    """
+
+    first: jax.Array | int = 0
+    exchanges: bool = False
+    axis: str = "expert"
+
+
+def over_experts(f: Callable, chosen: int, *axes_of_kernels: tuple[str | None, ...]) -> Callable:
+    """Wraps ``f(x_BTD, *of_positions, *kernels, held=) -> y_BTD`` so that each device runs it with its own experts.
 
     Inputs before the kernels are (B, T, ...), of a device's own positions; kernels are (E, ...), whole there but for
-    the dims that ``axes_of_kernels`` names. ``first`` is the number of the first expert that a device holds. Where
-    experts are split, f gets the positions of all devices of the axis, and what each makes of them is added up and
-    sent back: as many bytes as all-to-alls with room for the worst case, in which all positions go everywhere. Kernels
-    of experts stay where they are.
+    the dims that ``axes_of_kernels`` names, and stay where they are. Where experts are split over more devices than
+    the ``chosen`` ones of a position, f exchanges as many rows as are chosen. Over fewer devices it would send more
+    than all positions are: there f gets those of all devices of the axis, and what each makes of them is added up and
+    sent back.
     """
 
     def wrapped(*inputs):
         mesh, count = jax.sharding.get_abstract_mesh(), len(inputs) - len(axes_of_kernels)
         if mesh.empty or mesh.size == 1:
-            return f(*inputs, first=0)
+            return f(*inputs, held=Held())
         B, T = inputs[0].shape[:2]
         of_positions = partition(("rows", positions_axis(T)), (B, T), mesh)
         of_kernels = [partition(axes, k.shape, mesh) for axes, k in zip(axes_of_kernels, inputs[count:], strict=True)]
         summed = {axis for spec in of_kernels for axis in spec if axis and mesh.shape[axis] > 1}
         sends = "expert" in summed and of_positions[0] is not None
+        exchanges = sends and mesh.shape["expert"] > chosen
 
         def own(*inputs):
             near, kernels = inputs[:count], inputs[count:]
-            if sends:
+            if sends and not exchanges:
                 near = tuple(jax.lax.all_gather(x, "expert", axis=0, tiled=True) for x in near)
             first = jax.lax.axis_index("expert") * kernels[0].shape[0] if "expert" in summed else 0
-            y_BTD = f(*near, *kernels, first=first)
-            if sends:
+            y_BTD = f(*near, *kernels, held=Held(first, exchanges))
+            if sends and not exchanges:
                 y_BTD = jax.lax.psum_scatter(y_BTD, "expert", scatter_dimension=0, tiled=True)
             rest = sorted(summed - {"expert"} if sends else summed)
             return jax.lax.psum(y_BTD, rest) if rest else y_BTD

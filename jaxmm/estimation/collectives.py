@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 MANUAL = "1"  # the channel of every collective that stands in a shard_map; the partitioner's have one each
-KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
 BYTES = {"pred": 1, "bf16": 2, "f16": 2, "c64": 8, "c128": 16}  # others have their bits in their name
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")

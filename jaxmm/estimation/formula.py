@@ -145,7 +145,8 @@ def sent_by_formula(
     ``fsdp`` gathers the parameters of a layer for its forward and again for its backward pass, all others once, and
     scatters the sums of gradients; ``data`` and ``context`` add these up. ``tensor`` adds up what attention and MLP
     give and, backwards, what they take; so it does for the stem of an audio tower. ``context`` gathers keys and values,
-    ``expert`` the positions of a layer, and scatters the sums of what experts give.
+    ``expert`` the positions of a layer, and scatters the sums of what experts give, or sends a row for each choice and
+    gets it back.
     Sums of a few numbers, and what Muon's iterations send, are left out. Of quantised parameters the dequantised ones
     are taken to be gathered.
     """
@@ -208,12 +209,15 @@ def sent_by_formula(
         keys = spec.layers * 2 * key_heads * head_dim * positions * item * at_once
         send("all-gather", ("context",), keys * (1 + (is_again and passes[part])))
         send("reduce-scatter", ("context",), keys // sizes["context"] * passes[part])
-    if decoder.experts:  # positions and their choices to all devices of the axis, and what these make of them back
+    if decoder.experts:
         count, k = decoder.layers * budgets.tokens * at_once // sizes["context"], decoder.experts.chosen
-        there, back = (decoder.width + k) * item + 4 * k, decoder.width * item
-        passed = passes["decoder"]
-        send("all-gather", ("expert",), count * sizes["expert"] * (there * (1 + passed * is_again) + passed * back))
-        send("reduce-scatter", ("expert",), count * (back * (1 + passed) + passed * k * item))
+        passed, again = passes["decoder"], 1 + passes["decoder"] * is_again
+        if sizes["expert"] > k:  # a row for each choice there and back, as a whole: some stay where they are
+            send("ragged-all-to-all", ("expert",), 2 * count * k * decoder.width * item * (again + passed))
+        else:  # positions and their choices to all devices of the axis, and what these make of them back
+            there, back = (decoder.width + k) * item + 4 * k, decoder.width * item
+            send("all-gather", ("expert",), count * sizes["expert"] * (there * again + passed * back))
+            send("reduce-scatter", ("expert",), count * (back * (1 + passed) + passed * k * item))
     if audio and audio.stem == "whisper" and audio.width % sizes["tensor"] == 0:  # its two convolutions, as an MLP
         sums = 1 + passes["audio"] * (compute.remat == "full")
         send("all-reduce", ("tensor",), sums * of_frames * here)

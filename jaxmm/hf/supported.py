@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from jaxmm.errors import UserError, nearest
+from jaxmm.errors import UserError
 
 # Of several names for one activation, the first is the one that is written.
 ACTIVATIONS = {
@@ -56,5 +56,5 @@ def square_root(value: int, what: str) -> int:
 def entry(table: Mapping[str, Entry], name: str, what: str) -> Entry:
     """Returns a table's entry; for a name that it lacks, raises UserError with those that it has."""
     if name not in table:
-        raise UserError(f"{what} '{name}' is not supported: those are {', '.join(table)}{nearest(name, table)}")
+        raise UserError(f"{what} '{name}' is not supported: those are {', '.join(table)}")
     return table[name]

@@ -1,12 +1,13 @@
 """Experts: of many MLPs, a position goes through the few that a router chooses, and none is dropped.
 
-Positions are sorted by expert, so that each expert's are adjacent, and multiplied by ``grouped``.
+Positions are sorted by expert, so that each expert's are adjacent, and multiplied by ``grouped``. Where experts are
+split over devices, positions go to them: see ``through_experts`` and ``sharding.over_experts``.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ from flax import nnx
 from jax import lax
 
 from jaxmm import sharding
+from jaxmm.models.exchange import Slices, exchange
 from jaxmm.models.layers import MLP, activation
 from jaxmm.models.linear import Linear
 from jaxmm.models.parameters import fan_in, parameter, zeros
@@ -66,7 +68,9 @@ class Experts(nnx.Module):
         choice = choose(logits_BTE, bias_E, self.spec)
         kernels = [one.kernel[...].astype(x_BTD.dtype) for one in (self.gate, self.up, self.down)]
         into, out = ("expert", None, "mlp"), ("expert", "mlp", None)
-        through = sharding.over_experts(functools.partial(through_experts, act=self.act), into, into, out)
+        through = sharding.over_experts(
+            functools.partial(through_experts, act=self.act), self.spec.chosen, into, into, out
+        )
         y_BTD = through(x_BTD, choice.experts_BTK, choice.weights_BTK.astype(x_BTD.dtype), *kernels)
         if self.shared is not None:
             shared_BTD = self.shared(x_BTD)
@@ -77,31 +81,75 @@ class Experts(nnx.Module):
 
 
 def through_experts(
-    x_BTD, experts_BTK, weights_BTK, gate_EDF, up_EDF, down_EFD, *, act: Callable, first=0
-) -> jax.Array:  # fmt: skip
-    """The weighted sum of what the chosen experts give, of the experts that one device holds, from ``first`` on."""
-    D, K = x_BTD.shape[-1], experts_BTK.shape[-1]
-    places = sort_by_expert(experts_BTK.reshape(-1, K) - first, gate_EDF.shape[0])
-    x_SD = spread(x_BTD.reshape(-1, D), places)
-    hidden_SF = act(grouped(x_SD, gate_EDF, places)) * grouped(x_SD, up_EDF, places)
-    y_NKD = collect(grouped(hidden_SF, down_EFD, places), places)
-    return jnp.einsum("nkd,nk->nd", y_NKD, weights_BTK.reshape(-1, K)).reshape(x_BTD.shape)
+    x_BTD, experts_BTK, weights_BTK, gate_EDF, up_EDF, down_EFD, *, act: Callable, held: sharding.Held
+) -> jax.Array:
+    """The weighted sum of what the chosen experts give; of those that one device holds, or, where it exchanges rows
+    with others, of all."""
+    shape = x_BTD.shape
+    kernels = gate_EDF, up_EDF, down_EFD
+    x_ND, experts_NK, weights_NK = (x.reshape(-1, x.shape[-1]) for x in (x_BTD, experts_BTK, weights_BTK))
+    if held.exchanges:
+        y_NKD = _through_all(x_ND, experts_NK, kernels, act, held.axis)
+    else:
+        places = sort_by_expert(experts_NK - held.first, gate_EDF.shape[0])
+        y_NKD = collect(_through(spread(x_ND, places), places.groups, kernels, act), places)
+    return jnp.einsum("nkd,nk->nd", y_NKD, weights_NK).reshape(shape)
 
 
-class Places(NamedTuple):
-    """Slots of positions, sorted by expert. On a CPU each expert's begin a new block; empty slots fill the last one.
+def _through(x_SD: jax.Array, groups: Groups, kernels: Sequence[jax.Array], act: Callable) -> jax.Array:
+    """Slots through the MLP of their expert."""
+    gate_EDF, up_EDF, down_EFD = kernels
+    hidden_SF = act(grouped(x_SD, gate_EDF, groups)) * grouped(x_SD, up_EDF, groups)
+    return grouped(hidden_SF, down_EFD, groups)
+
+
+def _through_all(
+    x_ND: jax.Array, experts_NK: jax.Array, kernels: Sequence[jax.Array], act: Callable, axis: str
+) -> jax.Array:
+    """What all chosen experts give, (N, K, D), of which each device of the axis holds some.
+
+    Choices are sorted by expert and sent to the slots of the devices that hold these: as many rows as are chosen.
+    """
+    (N, K), held = experts_NK.shape, kernels[0].shape[0]
+    own, P = sort_by_expert(experts_NK, held * lax.axis_size(axis), block=1), lax.axis_size(axis)
+    taken_PE = lax.all_gather(own.groups.size_E, axis)
+    slots, block = _slots(P * N * min(K, held), P * N * K, held)
+    size_PPH = taken_PE.reshape(P, P, held)  # of which device, to which, for which of its experts
+    groups = jax.vmap(functools.partial(_groups, blocks=slots // block, block=block))(size_PPH.sum(0))  # of each device
+    start_PH = jnp.cumsum(groups.size_E, -1) - groups.size_E
+    slices = Slices(
+        (jnp.cumsum(taken_PE, 1) - taken_PE).reshape(P, P, held), size_PPH,
+        start_PH + jnp.cumsum(size_PPH, 0) - size_PPH,
+    )  # fmt: skip
+    mine = jax.tree.map(lambda x: x[lax.axis_index(axis)], groups)
+    y_SD = _through(exchange(spread(x_ND, own), slices, slots, axis), mine, kernels, act)
+    return collect(exchange(y_SD, slices.reversed(), N * K, axis), own)
+
+
+class Groups(NamedTuple):
+    """Slots, sorted by expert. On a CPU each expert's begin a new block; empty slots fill the last one.
 
     Attributes:
-      choice_S: which choice a slot holds: K times the position, and which of its K; N times K in an empty slot.
-      slot_NK: the slot of each choice; one behind all of them for a choice of another device's expert.
       size_E: slots of each expert, the empty ones of its last block too.
       expert_L: of each block.
     """
 
-    choice_S: jax.Array
-    slot_NK: jax.Array
     size_E: jax.Array
     expert_L: jax.Array
+
+
+class Places(NamedTuple):
+    """The slots of positions.
+
+    Attributes:
+      choice_S: which choice a slot holds: K times the position, and which of its K; N times K in an empty slot.
+      slot_NK: the slot of each choice; one behind all of them for a choice of another device's expert.
+      groups: of the slots.
+    """
+
+    choice_S: jax.Array
+    slot_NK: jax.Array
+    groups: Groups
 
     @property
     def position_S(self) -> jax.Array:
@@ -109,35 +157,44 @@ class Places(NamedTuple):
         return self.choice_S // self.slot_NK.shape[1]
 
 
-def _block(choices: int, experts: int) -> int:
-    """Slots in a block: 1 where ``lax.ragged_dot`` is used; on a CPU about half of what an expert has."""
-    if sharding.platform() != "cpu":
-        return 1
-    mean = max(1, choices // (2 * experts))
-    return min(LONGEST_BLOCK, 1 << (mean.bit_length() - 1))
+def _slots(most: int, expected: int, experts: int, block: int = 0) -> tuple[int, int]:
+    """Slots for at most so many choices, and those of a block: 1 where ``lax.ragged_dot`` is used; on a CPU about half
+    of what an expert is expected to have."""
+    if not block:
+        mean = max(1, expected // (2 * experts))
+        block = 1 if sharding.platform() != "cpu" else min(LONGEST_BLOCK, 1 << (mean.bit_length() - 1))
+    return (-(-most // block) + (min(experts, most) if block > 1 else 0)) * block, block
 
 
-def sort_by_expert(experts_NK: jax.Array, count: int) -> Places:
-    """The slots of all choices of experts 0 to ``count``; of one expert, in the order of positions."""
+def _groups(taken_E: jax.Array, blocks: int, block: int) -> Groups:
+    """Of so many choices of each expert."""
+    size_E = -(-taken_E // block) * block
+    expert_L = jnp.searchsorted(jnp.cumsum(size_E) // block, jnp.arange(blocks), side="right")
+    return Groups(size_E, jnp.minimum(expert_L, taken_E.shape[0] - 1))
+
+
+def sort_by_expert(experts_NK: jax.Array, count: int, block: int = 0) -> Places:
+    """The slots of all choices of experts 0 to ``count``; of one expert, in the order of positions.
+
+    Args:
+      block: slots of a block; 0 is what is best here.
+    """
     N, K = experts_NK.shape
-    choices, most = N * K, N * min(K, count)  # a position chooses an expert once
-    block = _block(choices, count)
-    blocks = -(-most // block) + (min(count, most) if block > 1 else 0)  # as many as any choice can take
+    choices = N * K
+    slots, block = _slots(N * min(K, count), choices, count, block)  # a position chooses an expert once
     expert_C = experts_NK.reshape(-1)
     expert_C = jnp.where((expert_C >= 0) & (expert_C < count), expert_C, count)  # those of other devices come last
     order_C = jnp.argsort(expert_C, stable=True)
     taken_E = (expert_C[:, None] == jnp.arange(count)).sum(0)
-    size_E = -(-taken_E // block) * block
-    start_E, first_E = jnp.cumsum(size_E) - size_E, jnp.cumsum(taken_E) - taken_E
+    groups = _groups(taken_E, slots // block, block)
+    start_E, first_E = jnp.cumsum(groups.size_E) - groups.size_E, jnp.cumsum(taken_E) - taken_E
     sorted_C = expert_C[order_C]
     own_C = jnp.minimum(sorted_C, count - 1)
     slot_C = start_E[own_C] + jnp.arange(choices) - first_E[own_C]  # of the sorted ones
-    slot_C = jnp.where(sorted_C < count, slot_C, blocks * block).astype(jnp.int32)
-    choice_S = jnp.full(blocks * block, choices, jnp.int32).at[slot_C].set(order_C.astype(jnp.int32), mode="drop")
+    slot_C = jnp.where(sorted_C < count, slot_C, slots).astype(jnp.int32)
+    choice_S = jnp.full(slots, choices, jnp.int32).at[slot_C].set(order_C.astype(jnp.int32), mode="drop")
     slot_NK = jnp.zeros(choices, jnp.int32).at[order_C].set(slot_C).reshape(N, K)
-    ends_E = jnp.cumsum(size_E) // block
-    expert_L = jnp.minimum(jnp.searchsorted(ends_E, jnp.arange(blocks), side="right"), count - 1)
-    return Places(choice_S, slot_NK, size_E, expert_L)
+    return Places(choice_S, slot_NK, groups)
 
 
 def _rows(x: jax.Array, index: jax.Array) -> jax.Array:
@@ -170,15 +227,15 @@ collect.defvjp(
 )
 
 
-def grouped(x_SD: jax.Array, kernel_EDF: jax.Array, places: Places) -> jax.Array:
+def grouped(x_SD: jax.Array, kernel_EDF: jax.Array, groups: Groups) -> jax.Array:
     """Slots times the kernel of their expert, (S, F).
 
     XLA:CPU has no grouped matmul: ``lax.ragged_dot`` multiplies all slots by all kernels there. A scan over blocks took
     a quarter of its time with 8 experts and a thirtieth with 128, forward and backward.
     """
     if sharding.platform() == "cpu":
-        return _by_block(x_SD, kernel_EDF, places.expert_L)
-    return lax.ragged_dot(x_SD, kernel_EDF, places.size_E.astype(jnp.int32))
+        return _by_block(x_SD, kernel_EDF, groups.expert_L)
+    return lax.ragged_dot(x_SD, kernel_EDF, groups.size_E.astype(jnp.int32))
 
 
 @jax.custom_vjp

@@ -21,7 +21,7 @@ from jaxmm.exporting.configs import write_config
 from jaxmm.exporting.processors import write_processor
 from jaxmm.hf.decoders import DECODERS, decoder_of
 from jaxmm.hf.families.family import NEW, PROJECTOR, Family, Layout
-from jaxmm.hf.families.registry import FAMILIES, OWN
+from jaxmm.hf.families.registry import FAMILIES, OWN, family_of
 from jaxmm.hf.pictures import ByPixels
 from jaxmm.hf.processors import DEFAULTS
 from jaxmm.hf.recordings import EXTRACTORS
@@ -134,6 +134,26 @@ def test_a_new_family_is_one_class_and_one_entry_of_the_table(monkeypatch, tmp_p
     layout, written = write_config(recipe, tmp_path / "out", "float32")
     assert written["architectures"] == ["ToyForConditionalGeneration"]
     assert layout.rules[-1].name == "text.layers.{i}.mlp.down_proj.bias"
+
+
+@pytest.mark.parametrize(
+    ("vision", "text", "told"),
+    [
+        ("siglip_vision_model", "llama", "its tower 'siglip_vision_model' and its decoder 'llama' are: name both"),
+        ("pixtral_tower", "qwen3", "; its decoder 'qwen3' is known, but not how it joins them"),
+        ("internvl_vision", "qwen3", "; its tower 'internvl_vision' and its decoder 'qwen3' are known, but not how"),
+    ],
+)
+def test_an_unknown_model_is_told_what_it_has_in_common_with_those_here(vision, text, told):
+    """Not the nearest by its spelling, which says nothing."""
+    parts = {"vision_config": SimpleNamespace(model_type=vision), "text_config": SimpleNamespace(model_type=text)}
+    config = SimpleNamespace(model_type="llava3", **parts)
+    with pytest.raises(UserError, match=r"model 'llava3' is not supported: those are lfm2_vl, llava") as error:
+        family_of(config)
+    assert told in str(error.value)
+    with pytest.raises(UserError) as error:
+        family_of(SimpleNamespace(model_type="mllama"))
+    assert str(error.value).endswith(", qwen3_asr")
 
 
 @pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family is not OWN])

@@ -96,9 +96,9 @@ def test_every_choice_has_a_slot_of_its_expert_and_none_is_dropped(sizes, seed, 
     assert len(np.unique(places.slot_NK)) == experts_NK.size
     np.testing.assert_array_equal(places.choice_S[places.slot_NK].reshape(-1), np.arange(experts_NK.size))
     assert (places.choice_S < experts_NK.size).sum() == experts_NK.size
-    block = len(places.choice_S) // len(places.expert_L)
-    np.testing.assert_array_equal(places.expert_L[places.slot_NK // block], experts_NK)
-    of_slots = np.repeat(np.arange(count), places.size_E)  # as lax.ragged_dot takes them
+    block = len(places.choice_S) // len(places.groups.expert_L)
+    np.testing.assert_array_equal(places.groups.expert_L[places.slot_NK // block], experts_NK)
+    of_slots = np.repeat(np.arange(count), places.groups.size_E)  # as lax.ragged_dot takes them
     np.testing.assert_array_equal(of_slots[places.slot_NK], experts_NK)
 
 
@@ -110,8 +110,10 @@ def slow(*values):
     ("sizes", "platform"),
     [
         ({"data": 2, "expert": 2, "tensor": 2}, "cpu"),
+        ({"expert": 4, "tensor": 2}, "cpu"),  # more devices than a position has experts
         slow({"fsdp": 2, "expert": 2, "tensor": 2}, "tpu"),
         slow({"expert": 8}, "cpu"),
+        slow({"fsdp": 2, "expert": 4}, "cpu"),
         slow({"fsdp": 2, "expert": 2, "context": 2}, "cpu"),
         slow({"fsdp": 2, "tensor": 2, "context": 2}, "cpu"),
         slow({"fsdp": 8}, "cpu"),

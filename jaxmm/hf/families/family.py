@@ -85,6 +85,7 @@ class Family(abc.ABC):
     Attributes:
       model_type: as in ``config.json``.
       architecture: the class of ``transformers`` that an export names.
+      releases: models of the family on the Hugging Face Hub, for people.
       image_processor: the default for a folder that does not name its own, a key of ``processors.DEFAULTS``; "" for a
         family that only hears.
       pictures: how the size of a picture is chosen; None for such a family.
@@ -100,6 +101,7 @@ class Family(abc.ABC):
 
     model_type: str
     architecture: str
+    releases: tuple[str, ...] = ()
     image_processor: str = ""
     pictures: Pictures | None = None
     videos: Videos | None = None

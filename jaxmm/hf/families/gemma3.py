@@ -29,6 +29,7 @@ PROJECTOR = [
 class Gemma3(Family):
     model_type = "gemma3"
     architecture = "Gemma3ForConditionalGeneration"
+    releases = ("google/gemma-3-4b-it", "google/gemma-3-12b-it", "google/gemma-3-27b-it")
     image_processor = "Gemma3ImageProcessor"
     pictures = OneSize()
     markup = Markup("\n\n<start_of_image>", "<end_of_image>\n\n")

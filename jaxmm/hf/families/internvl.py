@@ -25,6 +25,10 @@ from jaxmm.models.multimodal import ModelSpec
 class InternVL(Family):
     model_type = "internvl"
     architecture = "InternVLForConditionalGeneration"
+    releases = (
+        "OpenGVLab/InternVL3-1B-hf", "OpenGVLab/InternVL3-2B-hf", "OpenGVLab/InternVL3-8B-hf",
+        "OpenGVLab/InternVL3-14B-hf", "OpenGVLab/InternVL3-38B-hf",
+    )  # fmt: skip
     image_processor = "GotOcr2ImageProcessor"
     pictures = OneSize(tiles=True)
     markup = Markup("<img>", "</img>\n")

@@ -32,6 +32,10 @@ from jaxmm.models.towers.vit import VisionSpec
 class Lfm2VL(JoiningFamily):
     model_type = "lfm2_vl"
     architecture = "Lfm2VlForConditionalGeneration"
+    releases = (
+        "LiquidAI/LFM2-VL-450M", "LiquidAI/LFM2-VL-1.6B", "LiquidAI/LFM2-VL-3B", "LiquidAI/LFM2.5-VL-450M",
+        "LiquidAI/LFM2.5-VL-1.6B",
+    )  # fmt: skip
     image_processor = "Lfm2VlImageProcessor"
     pictures = BySoftTokens()
     image_token_key = "image_token_id"

@@ -32,6 +32,7 @@ NOT_FOLLOWED = {**ONE_TILE, "do_pad": "images are not padded to squares"}
 class Llava(JoiningFamily):
     model_type = "llava"
     architecture = "LlavaForConditionalGeneration"
+    releases = ("llava-hf/llava-1.5-7b-hf", "llava-hf/llava-1.5-13b-hf")
     image_processor = "LlavaImageProcessor"
     pictures = OneSize()
     markup = Markup("", "\n", begins=True)

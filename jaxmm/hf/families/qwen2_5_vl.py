@@ -32,6 +32,10 @@ VISUAL = {**MODULES, "vision": "model.visual."}  # of the modules of its class, 
 class Qwen25VL(Family):
     model_type = "qwen2_5_vl"
     architecture = "Qwen2_5_VLForConditionalGeneration"
+    releases = (
+        "Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct", "Qwen/Qwen2.5-VL-32B-Instruct",
+        "Qwen/Qwen2.5-VL-72B-Instruct",
+    )  # fmt: skip
     image_processor = "Qwen2VLImageProcessor"
     pictures = ByPixels()
     videos = QWEN2_VIDEOS

@@ -34,6 +34,7 @@ PREFIXES = {
 class Qwen2Audio(HearingFamily):
     model_type = "qwen2_audio"
     architecture = "Qwen2AudioForConditionalGeneration"
+    releases = ("Qwen/Qwen2-Audio-7B-Instruct",)
     audio_extractor = "WhisperFeatureExtractor"
     markup = Markup("Audio {number}: <|audio_bos|>", "<|audio_eos|>\n")
 

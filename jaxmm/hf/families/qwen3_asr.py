@@ -31,6 +31,7 @@ PREFIXES = {
 class Qwen3ASR(HearingFamily):
     model_type = "qwen3_asr"
     architecture = "Qwen3ASRForConditionalGeneration"
+    releases = ("Qwen/Qwen3-ASR-1.7B-hf",)
     audio_extractor = "Qwen3ASRFeatureExtractor"
     markup = Markup("<|audio_start|>", "<|audio_end|>")
 

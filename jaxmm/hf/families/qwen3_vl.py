@@ -46,6 +46,10 @@ class Qwen3VL(Family):
     # config.json
     model_type = "qwen3_vl"
     architecture = "Qwen3VLForConditionalGeneration"
+    releases: tuple[str, ...] = (
+        "Qwen/Qwen3-VL-2B-Instruct", "Qwen/Qwen3-VL-4B-Instruct", "Qwen/Qwen3-VL-8B-Instruct",
+        "Qwen/Qwen3-VL-32B-Instruct",
+    )  # fmt: skip
     # Pictures, and what stands around them
     image_processor = "Qwen2VLImageProcessor"
     pictures = ByPixels()

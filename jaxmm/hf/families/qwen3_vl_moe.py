@@ -13,3 +13,4 @@ from jaxmm.hf.families.qwen3_vl import Qwen3VL
 class Qwen3VLMoe(Qwen3VL):
     model_type = "qwen3_vl_moe"
     architecture = "Qwen3VLMoeForConditionalGeneration"
+    releases = ("Qwen/Qwen3-VL-30B-A3B-Instruct", "Qwen/Qwen3-VL-235B-A22B-Instruct")

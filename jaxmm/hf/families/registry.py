@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from jaxmm.errors import UserError
-from jaxmm.hf import supported
 from jaxmm.hf.decoders import DECODERS
 from jaxmm.hf.families.family import Family, HearingFamily, JoiningFamily, Layout
 from jaxmm.hf.families.gemma3 import Gemma3
@@ -20,6 +19,7 @@ from jaxmm.hf.families.qwen3_vl import Qwen3VL
 from jaxmm.hf.families.qwen3_vl_moe import Qwen3VLMoe
 from jaxmm.hf.towers import TOWERS, TWO_TOWERS
 
+OF_SIGHT, OF_HEARING = "vision:DIR,decoder:DIR", "audio:DIR,decoder:DIR"  # of config.init_from
 OWN = Lfm2VL()  # the family as which our own models are exported
 FAMILIES: dict[str, Family] = {
     family.model_type: family
@@ -41,13 +41,26 @@ FAMILIES: dict[str, Family] = {
 def family_of(config: Any) -> Family:
     """Returns the family of a config. Raises UserError for an unknown architecture, with the known ones."""
     kind = config.model_type
-    of_sight, of_hearing = "vision:DIR,decoder:DIR", "audio:DIR,decoder:DIR"
     for parts, how in (
-        (DECODERS, f"{of_sight} or {of_hearing}"), ((*TOWERS, *TWO_TOWERS), of_sight), (heard_towers(), of_hearing),
+        (DECODERS, f"{OF_SIGHT} or {OF_HEARING}"), ((*TOWERS, *TWO_TOWERS), OF_SIGHT), (heard_towers(), OF_HEARING),
     ):  # fmt: skip
         if kind not in FAMILIES and kind in parts:
             raise UserError(f"'{kind}' is no whole model but a part of one: name both parts, as {how}")
-    return supported.entry(FAMILIES, kind, "model")
+    if kind not in FAMILIES:
+        raise UserError(f"model '{kind}' is not supported: those are {', '.join(FAMILIES)}{_parts_known(config)}")
+    return FAMILIES[kind]
+
+
+def _parts_known(config: Any) -> str:
+    """What an unknown model has in common with those here: its tower, its decoder, or both. Names say nothing of it."""
+    vision, text = (getattr(getattr(config, f"{of}_config", None), "model_type", "") for of in ("vision", "text"))
+    joins = TOWERS[vision].pictures if vision in TOWERS else ""
+    if joins and text in DECODERS:
+        return f"; its tower '{vision}' and its decoder '{text}' are: name both parts' folders, as {OF_SIGHT}"
+    known = [f"its tower '{vision}'"] * (vision in TOWERS) + [f"its decoder '{text}'"] * (text in DECODERS)
+    return (
+        f"; {' and '.join(known)} {'are' if len(known) > 1 else 'is'} known, but not how it joins them" if known else ""
+    )
 
 
 def layout_of(config: Any) -> Layout:
