@@ -128,19 +128,19 @@ def theirs(world: World) -> Pass:
         found.append(logits.detach().numpy())
     parameters = {names.common_name(name): parameter for name, parameter in world.model.named_parameters()}
     gradients = {name: p.grad.numpy() for name, p in parameters.items() if p.grad is not None}
-    is_separate = any("{j}" in rule.name for rule in world.layout.rules)
-    return Pass(found, as_released(gradients, is_separate))
+    transform = next((rule.transform for rule in world.layout.rules if ".experts." in rule.name), "")
+    return Pass(found, as_released(gradients, transform))
 
 
-def as_released(arrays: dict[str, np.ndarray], is_separate: bool) -> dict[str, np.ndarray]:
-    """Arrays of the classes' parameters by the names of releases, which have the experts of a layer one by one, or
-    transposed."""
+def as_released(arrays: dict[str, np.ndarray], transform: str) -> dict[str, np.ndarray]:
+    """Arrays of the classes' parameters by the names of releases: of the rules of experts with this transform, which
+    have the experts of a layer as the classes do, the other way round, or one by one."""
     found = {}
     for name, array in arrays.items():
         above, experts, kind = name.rpartition("experts.")
-        if not experts:
+        if not experts or transform == "one above the other":
             found[name] = array
-        elif not is_separate:
+        elif transform == "side by side":
             found[name] = array.swapaxes(1, 2)
         else:
             fused = np.split(array, 2, axis=1) if "up" in kind else []

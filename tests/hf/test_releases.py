@@ -204,6 +204,18 @@ QWEN3_5 = {  # Qwen/Qwen3.5-9B, by the defaults of its class
     },
     "vision_end_token_id": 248054, "vision_start_token_id": 248053,
 }  # fmt: skip
+QWEN3_5_MOE = {  # Qwen/Qwen3.5-35B-A3B
+    **QWEN3_5, "architectures": ["Qwen3_5MoeForConditionalGeneration"], "model_type": "qwen3_5_moe",
+    "text_config": {
+        **{k: v for k, v in QWEN3_5["text_config"].items() if k != "intermediate_size"},  # type: ignore[attr-defined]
+        "hidden_size": 2048, "mlp_only_layers": [], "model_type": "qwen3_5_moe_text", "moe_intermediate_size": 512,
+        "num_experts": 256, "num_experts_per_tok": 8, "num_hidden_layers": 40, "num_key_value_heads": 2,
+        "router_aux_loss_coef": 0.001, "shared_expert_intermediate_size": 512,
+    },
+    "vision_config": {
+        **QWEN3_5["vision_config"], "model_type": "qwen3_5_moe", "out_hidden_size": 2048,  # type: ignore[dict-item]
+    },
+}  # fmt: skip
 LFM2 = {  # LiquidAI/LFM2-1.2B: the width of the MLPs is calculated
     "architectures": ["Lfm2ForCausalLM"], "block_auto_adjust_ff_dim": True, "block_dim": 2048, "block_ff_dim": 12288,
     "block_ffn_dim_multiplier": 1.0, "block_multiple_of": 256, "block_norm_eps": 1e-05, "block_use_swiglu": True,
@@ -237,6 +249,8 @@ def count(spec: ModelSpec, *parts: str) -> int:
         (QWEN2_5_VL_3B, 3_754_622_976),
         (QWEN3_VL, 4_437_815_808),
         (QWEN3_VL_MOE, 31_070_754_032),
+        # Of Qwen3.5's the weights that guess a second token (844,640,768) are not used.
+        (QWEN3_5_MOE, 35_951_822_704 - 844_640_768),
         (GEMMA3, 4_300_079_472),
     ],
     ids=lambda x: x["model_type"] if isinstance(x, dict) else "",
