@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from jaxmm.errors import UserError
@@ -48,15 +48,18 @@ def decoder_of(config: Any, tied: bool) -> Decoder:
 
 
 def rules_of(rules: list[Rule], spec: DecoderSpec) -> list[Rule]:
-    """The names of the tensors of a decoder, each with the layers that have it, where not all do."""
+    """The names of the tensors of a decoder, each with the layers that have it, where not all do; none that no layer
+    has."""
 
-    def of_layers(rule: Rule) -> Rule:
+    def of_layers(rule: Rule) -> Iterator[Rule]:
         path = rule.paths[0].removeprefix(f"{BLOCKS}.").partition(".")[0]
-        if path not in COMPONENTS or len(spec.layers_of(path)) == spec.layers:
-            return rule
-        return rule._replace(layers=spec.layers_of(path), apart=tuple(map(of_layers, rule.apart)))
+        layers = spec.layers_of(path) if path in COMPONENTS else tuple(range(spec.layers))
+        if len(layers) == spec.layers:
+            yield rule
+        elif layers:
+            yield rule._replace(layers=layers, apart=tuple(one for each in rule.apart for one in of_layers(each)))
 
-    return [of_layers(rule) for rule in rules]
+    return [one for rule in rules for one in of_layers(rule)]
 
 
 def plain_decoder_of(config: Any, tied: bool) -> Decoder:
@@ -313,16 +316,15 @@ def _lfm2_mlp(config: Any) -> int:
 
 
 def _qwen3_moe(config: Any, tied: bool) -> DecoderSpec:
-    return dataclasses.replace(_qwen3(config, tied), experts=experts.qwen_experts(config, bool(config.norm_topk_prob)))
+    return dataclasses.replace(_qwen3(config, tied), **experts.qwen3(config, bool(config.norm_topk_prob)))
 
 
 def _qwen3_vl_moe(config: Any, tied: bool) -> DecoderSpec:
-    return dataclasses.replace(_qwen3_vl(config, tied), experts=experts.qwen3_vl_experts(config))
+    return dataclasses.replace(_qwen3_vl(config, tied), **experts.qwen3_vl(config))
 
 
 def _qwen3_5_moe(config: Any, tied: bool) -> DecoderSpec:
-    found = experts.qwen3_5_experts(config)
-    return dataclasses.replace(_qwen3_5(config, tied, mlp=found.mlp), experts=found)
+    return _qwen3_5(config, tied, mlp=config.moe_intermediate_size, **experts.qwen3_5(config))
 
 
 DECODERS = {
@@ -335,7 +337,7 @@ DECODERS = {
     "qwen3_vl_text": DecoderKind(_qwen3_vl, PLAIN),
     "qwen3_5_text": DecoderKind(_qwen3_5, _qwen3_5_rules()),
     "lfm2": DecoderKind(_lfm2, _lfm2_rules()),
-    "qwen3_moe": DecoderKind(_qwen3_moe, experts.with_experts(PLAIN, experts.SEPARATE)),
-    "qwen3_vl_moe_text": DecoderKind(_qwen3_vl_moe, experts.with_experts(PLAIN, experts.QWEN3_VL)),
-    "qwen3_5_moe_text": DecoderKind(_qwen3_5_moe, experts.with_experts(_qwen3_5_rules(), experts.QWEN3_5)),
+    "qwen3_moe": DecoderKind(_qwen3_moe, PLAIN + experts.SEPARATE),
+    "qwen3_vl_moe_text": DecoderKind(_qwen3_vl_moe, PLAIN + experts.QWEN3_VL),
+    "qwen3_5_moe_text": DecoderKind(_qwen3_5_moe, _qwen3_5_rules() + experts.QWEN3_5),
 }

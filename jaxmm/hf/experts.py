@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 from jaxmm.errors import UserError
+from jaxmm.hf import supported
 from jaxmm.hf.names import Rule, linear
 from jaxmm.models.routing import ExpertSpec
 
-EXPERTS = "decoder.blocks.mlp"
+EXPERTS = "decoder.blocks.experts"
 MLP = "text.layers.{i}.mlp"
-
-
-def with_experts(rules: list[Rule], experts: list[Rule]) -> list[Rule]:
-    """Rules of a decoder with experts in the place of each MLP."""
-    return [rule for rule in rules if ".mlp." not in rule.name] + experts
 
 
 def _kernels(*parts: str) -> tuple[str, ...]:
@@ -52,30 +49,42 @@ QWEN3_5 = [
 ]
 
 
-def qwen_experts(config: Any, normalised: bool) -> ExpertSpec:
-    """Of Qwen 3 and later: a softmax before the choice. ``normalised``: the weights of those chosen have the sum 1."""
-    if getattr(config, "decoder_sparse_step", 1) != 1 or getattr(config, "mlp_only_layers", ()):
-        raise UserError(
-            "config.json: decoder_sparse_step and mlp_only_layers that leave some layers without experts are not "
-            "supported: all layers have experts, or none"
-        )
+# Each of the following makes the features of a ``DecoderSpec``.
+
+
+def _features(config: Any, experts: ExpertSpec, dense_layers: Iterable[int] = ()) -> dict[str, Any]:
+    """``dense_layers``: those that have an MLP; of all layers, no layer has experts."""
+    dense = tuple(n for n in range(config.num_hidden_layers) if n in set(dense_layers))
+    return {"experts": experts, "dense_layers": dense} if len(dense) < config.num_hidden_layers else {}
+
+
+def _qwen_experts(config: Any, normalised: bool) -> ExpertSpec:
+    """A softmax before the choice. ``normalised``: the weights of those chosen have the sum 1."""
     return ExpertSpec(
         config.num_experts, config.num_experts_per_tok, config.moe_intermediate_size, normalised=normalised,
         balance_loss=float(getattr(config, "router_aux_loss_coef", 0.0)),
     )  # fmt: skip
 
 
-def qwen3_vl_experts(config: Any) -> ExpertSpec:
+def qwen3(config: Any, normalised: bool) -> dict[str, Any]:
+    """Of every ``decoder_sparse_step``-th layer, but for ``mlp_only_layers``."""
+    dense = {n for n in range(config.num_hidden_layers) if (n + 1) % config.decoder_sparse_step}
+    return _features(config, _qwen_experts(config, normalised), dense | set(config.mlp_only_layers or ()))
+
+
+def qwen3_vl(config: Any) -> dict[str, Any]:
     """Always normalised. Raises UserError where releases and ``transformers`` mean different sides of a tensor."""
     if config.hidden_size in (config.moe_intermediate_size, 2 * config.moe_intermediate_size):
         raise UserError(
             f"config.json: moe_intermediate_size {config.moe_intermediate_size} with hidden_size {config.hidden_size} "
             f"makes square tensors of experts, of which releases and transformers mean different sides: not supported"
         )
-    return qwen_experts(config, normalised=True)
+    return qwen3(config, normalised=True)
 
 
-def qwen3_5_experts(config: Any) -> ExpertSpec:
-    """Always normalised, with one for all positions behind a sigmoid."""
+def qwen3_5(config: Any) -> dict[str, Any]:
+    """Of all layers, always normalised, with one for all positions behind a sigmoid."""
+    supported.require(config, decoder_sparse_step=1, mlp_only_layers=[])  # transformers does not read them
     shared = config.shared_expert_intermediate_size
-    return dataclasses.replace(qwen_experts(config, normalised=True), shared_mlp=shared, shared_gate=True)
+    experts = dataclasses.replace(_qwen_experts(config, normalised=True), shared_mlp=shared, shared_gate=True)
+    return _features(config, experts)

@@ -314,6 +314,21 @@ def test_old_spellings_of_rotary_positions_are_read(tmp_path):
     assert decoder_of(config_of(MISTRAL, tmp_path), False).spec.window == 4096
 
 
+@pytest.mark.parametrize(
+    ("changes", "dense"),
+    [
+        ({}, set()), ({"mlp_only_layers": [0, 47]}, {0, 47}), ({"decoder_sparse_step": 2}, set(range(0, 48, 2))),
+        ({"decoder_sparse_step": 2, "mlp_only_layers": [5]}, {*range(0, 48, 2), 5}),
+        ({"decoder_sparse_step": 64}, None),
+    ],
+)  # fmt: skip
+def test_a_config_says_which_layers_have_experts(changes, dense, tmp_path):
+    """None: no layer has, and the decoder is one of MLPs."""
+    spec = decoder_of(config_of(QWEN3_MOE | changes, tmp_path), False).spec
+    assert (set(spec.dense_layers) if spec.experts else None) == dense
+    assert len(spec.layers_of("mlp")) == (48 if dense is None else len(dense))
+
+
 def test_axes_that_take_turns_need_no_section_for_every_frequency(tmp_path):
     """As in transformers, where sections of small heads may be missing from the file: the first axis takes the rest."""
     small = config_of({"model_type": "qwen3_vl_text", "hidden_size": 84, "num_attention_heads": 6,
@@ -349,8 +364,7 @@ def changed(config: dict[str, Any], **changes: Any) -> dict[str, Any]:
         (changed(LLAVA, vision__model_type="dinov2"), "vision tower 'dinov2' is not supported: those are siglip2"),
         (changed(QWEN3_VL, vision__deepstack_visual_indexes=[5, 11, 40]), r"deepstack_visual_indexes \[5, 11, 40\]"),
         (changed(QWEN3_VL, vision__num_position_embeddings=2300), "num_position_embeddings=2300 is not supported"),
-        (changed(QWEN3_VL_MOE, text__decoder_sparse_step=2), "decoder_sparse_step and mlp_only_layers that leave some"),
-        (changed(QWEN3_VL_MOE, text__mlp_only_layers=[3]), "decoder_sparse_step and mlp_only_layers that leave some"),
+        (changed(QWEN3_5_MOE, text__mlp_only_layers=[3]), r"qwen3_5_moe_text with mlp_only_layers=\[3\] is not"),
         (changed(QWEN3_VL_MOE, text__num_experts_per_tok=129), "129 experts a position are more than are open to it"),
         (changed(QWEN3_VL_MOE, text__moe_intermediate_size=1024), "moe_intermediate_size 1024 with hidden_size 2048"),
         (changed(QWEN2_5_VL, rope_scaling={"type": "mrope", "mrope_section": [16, 24, 8]}), "does not add up to half"),

@@ -237,6 +237,8 @@ CASES = (
     Case("lfm2, biases, tied", "lfm2_vl", lfm2_vl(lfm2(*["conv", "full_attention"] * 2, conv_bias=True, conv_L_cache=4,
          block_auto_adjust_ff_dim=False), tie_word_embeddings=True)),
     Case("qwen3, experts", "lfm2_vl", lfm2_vl(text("qwen3_moe", **EXPERTS, norm_topk_prob=True))),
+    Case("qwen3, experts in some layers", "lfm2_vl", lfm2_vl(
+         text("qwen3_moe", **EXPERTS, num_hidden_layers=5, decoder_sparse_step=2, mlp_only_layers=[3]))),
     Case("llava, clip", "llava", llava(CLIP, text("llama")), fixed=True),
     Case("llava, clip, two layers", "llava", llava(CLIP, text("llama"), vision_feature_layer=[-2, 1]), fixed=True),
     Case("llava, siglip", "llava",
