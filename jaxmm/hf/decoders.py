@@ -297,19 +297,19 @@ def _qwen3_5(config: Any, tied: bool, **features: Any) -> DecoderSpec:
     )  # fmt: skip
 
 
-def _lfm2(config: Any, tied: bool) -> DecoderSpec:
+def _lfm2(config: Any, tied: bool, **features: Any) -> DecoderSpec:
     """LFM2: most layers are short convolutions."""
     mixers = _mixers(config, {"full_attention": "attention", "conv": "convolution"})
     convolution = ConvolutionSpec(config.hidden_size, config.conv_L_cache, bool(config.conv_bias))
     return _spec(
-        config, tied, mlp=_lfm2_mlp(config), norm_eps=config.norm_eps, activation="silu", qk_norm=True, mixers=mixers,
-        convolution=convolution if "convolution" in mixers else None,
+        config, tied, norm_eps=config.norm_eps, activation="silu", qk_norm=True, mixers=mixers,
+        convolution=convolution if "convolution" in mixers else None, **{"mlp": _lfm2_mlp(config), **features},
     )  # fmt: skip
 
 
 def _lfm2_mlp(config: Any) -> int:
     """The width of its MLPs, which ``Lfm2MLP`` calculates from the config's."""
-    if not config.block_auto_adjust_ff_dim:
+    if not getattr(config, "block_auto_adjust_ff_dim", False):
         return int(config.intermediate_size)
     wide = int(config.block_ffn_dim_multiplier * int(2 * config.intermediate_size / 3))
     return config.block_multiple_of * -(-wide // config.block_multiple_of)
@@ -327,6 +327,10 @@ def _qwen3_5_moe(config: Any, tied: bool) -> DecoderSpec:
     return _qwen3_5(config, tied, mlp=config.moe_intermediate_size, **experts.qwen3_5(config))
 
 
+def _lfm2_moe(config: Any, tied: bool) -> DecoderSpec:
+    return _lfm2(config, tied, mlp=config.intermediate_size, **experts.lfm2(config))
+
+
 DECODERS = {
     "llama": DecoderKind(_llama, PLAIN),
     "mistral": DecoderKind(_mistral, PLAIN),
@@ -337,6 +341,7 @@ DECODERS = {
     "qwen3_vl_text": DecoderKind(_qwen3_vl, PLAIN),
     "qwen3_5_text": DecoderKind(_qwen3_5, _qwen3_5_rules()),
     "lfm2": DecoderKind(_lfm2, _lfm2_rules()),
+    "lfm2_moe": DecoderKind(_lfm2_moe, _lfm2_rules() + experts.LFM2),
     "qwen3_moe": DecoderKind(_qwen3_moe, PLAIN + experts.SEPARATE),
     "qwen3_vl_moe_text": DecoderKind(_qwen3_vl_moe, PLAIN + experts.QWEN3_VL),
     "qwen3_5_moe_text": DecoderKind(_qwen3_5_moe, _qwen3_5_rules() + experts.QWEN3_5),

@@ -19,9 +19,9 @@ def _kernels(*parts: str) -> tuple[str, ...]:
     return tuple(f"{EXPERTS}.{part}.kernel" for part in parts)
 
 
-def _each(part: str) -> Rule:
-    """One tensor of each expert."""
-    return Rule(f"{MLP}.experts.{{j}}.{part}_proj.weight", _kernels(part), "reversed")
+def _each(part: str, theirs: str = "") -> Rule:
+    """One tensor of each expert; ``theirs``: its name, if it is not that of Llama's MLP."""
+    return Rule(theirs or f"{MLP}.experts.{{j}}.{part}_proj.weight", _kernels(part), "reversed")
 
 
 def _fused(transform: str) -> list[Rule]:
@@ -46,6 +46,14 @@ QWEN3_5 = [
         for rule in linear(f"{MLP}.shared_expert.{n}_proj", f"{EXPERTS}.shared.{n}")
     ),
     *linear(f"{MLP}.shared_expert_gate", f"{EXPERTS}.shared_gate"),
+]
+LFM2 = [
+    Rule("text.layers.{i}.feed_forward.gate.weight", (f"{EXPERTS}.router",), "reversed"),
+    Rule("text.layers.{i}.feed_forward.expert_bias", (f"{EXPERTS}.choice_bias",)),
+    *(
+        _each(part, f"text.layers.{{i}}.feed_forward.experts.{{j}}.{name}.weight")
+        for part, name in (("gate", "w1"), ("up", "w3"), ("down", "w2"))
+    ),
 ]
 
 
@@ -88,3 +96,13 @@ def qwen3_5(config: Any) -> dict[str, Any]:
     shared = config.shared_expert_intermediate_size
     experts = dataclasses.replace(_qwen_experts(config, normalised=True), shared_mlp=shared, shared_gate=True)
     return _features(config, experts)
+
+
+def lfm2(config: Any) -> dict[str, Any]:
+    """A sigmoid of each, a bias that counts in the choice alone, and MLPs in the first layers."""
+    supported.require(config, use_expert_bias=True)
+    experts = ExpertSpec(
+        config.num_experts, config.num_experts_per_tok, config.moe_intermediate_size, gate="sigmoid",
+        normalised=bool(config.norm_topk_prob), sum_offset=1e-6, scale=float(config.routed_scaling_factor),
+    )  # fmt: skip
+    return _features(config, experts, range(config.num_dense_layers))

@@ -239,6 +239,9 @@ CASES = (
     Case("qwen3, experts", "lfm2_vl", lfm2_vl(text("qwen3_moe", **EXPERTS, norm_topk_prob=True))),
     Case("qwen3, experts in some layers", "lfm2_vl", lfm2_vl(
          text("qwen3_moe", **EXPERTS, num_hidden_layers=5, decoder_sparse_step=2, mlp_only_layers=[3]))),
+    Case("lfm2, experts", "lfm2_vl", lfm2_vl(text(
+         "lfm2_moe", head_dim=8, num_hidden_layers=4, layer_types=["conv", "full_attention"] * 2, num_dense_layers=1,
+         routed_scaling_factor=1.5, **EXPERTS))),
     Case("llava, clip", "llava", llava(CLIP, text("llama")), fixed=True),
     Case("llava, clip, two layers", "llava", llava(CLIP, text("llama"), vision_feature_layer=[-2, 1]), fixed=True),
     Case("llava, siglip", "llava",
@@ -274,6 +277,9 @@ def make(case: Case, folder: Path, seed: int = 0) -> Any:
         for parameter in model.parameters():
             is_scale = parameter.ndim == 1 and bool((parameter == 1).all())
             parameter.copy_(0.15 * torch.randn_like(parameter) + float(is_scale))
+        for name, buffer in model.named_buffers():
+            if name.endswith("bias"):  # of the choice of experts
+                buffer.copy_(0.15 * torch.randn_like(buffer))
     model.save_pretrained(folder)
     if case.family in AS_RELEASED:
         rewrite(folder / "model.safetensors", AS_RELEASED[case.family])
