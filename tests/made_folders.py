@@ -25,6 +25,7 @@ IMAGES = {
     "qwen2_5_vl": {"size": {"shortest_edge": 64, "longest_edge": 1024}},
     "qwen3_vl": {"size": {"shortest_edge": 64, "longest_edge": 1024}},
     "qwen3_5": {"size": {"shortest_edge": 64, "longest_edge": 1024}},
+    "qwen3_5_moe": {"size": {"shortest_edge": 64, "longest_edge": 1024}},
     "qwen3_vl_moe": {"size": {"shortest_edge": 64, "longest_edge": 1024}},
     "gemma3": {"size": SQUARE}, "internvl": {"size": SQUARE, "max_patches": 4},
 }  # fmt: skip

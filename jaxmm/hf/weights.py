@@ -66,8 +66,9 @@ def read_params(
       UserError: if tensors are missing, unknown, duplicate, not finite, or of another shape or dtype; it lists them.
     """
     shapes = {path: shape for path, (shape, _) in parameters.items()}
-    wanted = {tensor.name: tensor for tensor in names.tensors(rules, shapes)}
     foreign_name = {spelling(name): name for name in checkpoint.entries}
+    rules = list(names.as_held(rules, shapes, foreign_name))
+    wanted = {tensor.name: tensor for tensor in names.tensors(rules, shapes)}
     twice = [name for name in checkpoint.entries if foreign_name[spelling(name)] != name]
     unknown = [name for common, name in foreign_name.items() if common not in wanted]
     layers = {layer.group() for layer in (re.match(names.SPARE_LAYERS, name) for name in wanted) if layer}
