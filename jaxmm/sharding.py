@@ -267,10 +267,11 @@ def over_experts(f: Callable, chosen: int, *axes_of_kernels: tuple[str | None, .
     """Wraps ``f(x_BTD, *of_positions, *kernels, held=) -> y_BTD`` so that each device runs it with its own experts.
 
     Inputs before the kernels are (B, T, ...), of a device's own positions; kernels are (E, ...), whole there but for
-    the dims that ``axes_of_kernels`` names, and stay where they are. Where experts are split over more devices than
-    the ``chosen`` ones of a position, f exchanges as many rows as are chosen. Over fewer devices it would send more
-    than all positions are: there f gets those of all devices of the axis, and what each makes of them is added up and
-    sent back.
+    their dims over ``expert`` and ``tensor``; ``axes_of_kernels`` are their logical axes. What lies over ``fsdp`` is
+    gathered inside, so that its gradients are scattered as they are summed. Where experts are split over more devices
+    than the ``chosen`` ones of a position, f exchanges as many rows as are chosen. Over fewer devices it would send
+    more than all positions are: there f gets those of all devices of the axis, and what each makes of them is added up
+    and sent back.
     """
 
     def wrapped(*inputs):
@@ -280,25 +281,31 @@ def over_experts(f: Callable, chosen: int, *axes_of_kernels: tuple[str | None, .
         B, T = inputs[0].shape[:2]
         of_positions = partition(("rows", positions_axis(T)), (B, T), mesh)
         of_kernels = [partition(axes, k.shape, mesh) for axes, k in zip(axes_of_kernels, inputs[count:], strict=True)]
-        summed = {axis for spec in of_kernels for axis in spec if axis and mesh.shape[axis] > 1}
-        sends = "expert" in summed and of_positions[0] is not None
+        used = {axis for spec in of_kernels for axis in spec if axis and mesh.shape[axis] > 1}
+        sends = "expert" in used and of_positions[0] is not None
         exchanges = sends and mesh.shape["expert"] > chosen
 
         def own(*inputs):
-            near, kernels = inputs[:count], inputs[count:]
+            near = inputs[:count]
+            kernels = [_whole_over(k, spec, "fsdp") for k, spec in zip(inputs[count:], of_kernels, strict=True)]
             if sends and not exchanges:
                 near = tuple(jax.lax.all_gather(x, "expert", axis=0, tiled=True) for x in near)
-            first = jax.lax.axis_index("expert") * kernels[0].shape[0] if "expert" in summed else 0
+            first = jax.lax.axis_index("expert") * kernels[0].shape[0] if "expert" in used else 0
             y_BTD = f(*near, *kernels, held=Held(first, exchanges))
             if sends and not exchanges:
                 y_BTD = jax.lax.psum_scatter(y_BTD, "expert", scatter_dimension=0, tiled=True)
-            rest = sorted(summed - {"expert"} if sends else summed)
-            return jax.lax.psum(y_BTD, rest) if rest else y_BTD
+            summed = sorted(used - {"fsdp"} - ({"expert"} if sends else set()))
+            return jax.lax.psum(y_BTD, summed) if summed else y_BTD
 
         in_specs = (*[of_positions] * count, *of_kernels)
         return jax.shard_map(own, in_specs=in_specs, out_specs=of_positions, check_vma=False)(*inputs)
 
     return wrapped
+
+
+def _whole_over(x: jax.Array, spec: PartitionSpec, axis: str) -> jax.Array:
+    """x, gathered over a mesh axis where a dim of it lies over that; inside a ``shard_map``."""
+    return jax.lax.all_gather(x, axis, axis=spec.index(axis), tiled=True) if axis in spec else x
 
 
 def over_row_parts(f: Callable, whole: int) -> Callable:

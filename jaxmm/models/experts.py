@@ -67,7 +67,7 @@ class Experts(nnx.Module):
         bias_E = None if self.choice_bias is None else self.choice_bias[...]
         choice = choose(logits_BTE, bias_E, self.spec)
         kernels = [one.kernel[...].astype(x_BTD.dtype) for one in (self.gate, self.up, self.down)]
-        into, out = ("expert", None, "mlp"), ("expert", "mlp", None)
+        into, out = ("expert", "embed", "mlp"), ("expert", "mlp", "embed")
         through = sharding.over_experts(
             functools.partial(through_experts, act=self.act), self.spec.chosen, into, into, out
         )

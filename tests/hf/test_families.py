@@ -17,9 +17,11 @@ from jaxmm import export, train
 CASES = {
     "siglip2 + llama": "base", "qwen3": "base", "lfm2": "base", "lfm2, experts": "base", "llava, clip": "llava_1_5",
     "llava, siglip": "base", "qwen2.5-vl": "qwen2_5_vl", "qwen3-vl": "qwen3_vl", "qwen3, experts": "base",
-    "qwen3-vl, experts": "qwen3_vl", "qwen3.5": "qwen3_5", "qwen3.5, experts": "qwen3_5", "gemma3": "gemma3",
+    "qwen3-vl, experts": "qwen3_vl_moe", "qwen3.5": "qwen3_5", "qwen3.5, experts": "qwen3_5", "gemma3": "gemma3",
     "internvl": "internvl3",
 }  # fmt: skip
+MESH = ("--config.mesh.data=2",)  # beside fsdp and tensor
+MESHES = {"qwen3_vl_moe": ("--config.mesh.data=1", "--config.mesh.expert=2")}
 FROZEN = {"llava_1_5": {"vision"}, "gemma3": {"vision"}, "internvl3": {"vision"}}  # by their configs
 
 pytestmark = pytest.mark.usefixtures("whole_transformers")
@@ -38,7 +40,7 @@ def test_a_family_is_read_trained_by_its_recipe_written_and_read_again_to_the_bi
     """Only what makes a run small and its rates large is other than the recipe's."""
     theirs = folder_of(name, tmp_path / "theirs")
     arguments = [
-        *small_run.arguments(data, tmp_path_factory.getbasetemp() / "cache", recipe), "--config.mesh.data=2",
+        *small_run.arguments(data, tmp_path_factory.getbasetemp() / "cache", recipe), *MESHES.get(recipe, MESH),
         "--config.mesh.fsdp=2", "--config.mesh.tensor=2", "--config.eval.every=0", "--config.eval.examples=8",
         "--config.checkpoint.every=100", "--config.optimizer.rate=1e-3", "--config.optimizer.vision_rate=1.0",
         "--config.optimizer.connector_rate=1.0", "--config.steps=20",

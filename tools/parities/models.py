@@ -212,7 +212,7 @@ def internvl(**vision: Any) -> Callable[[np.random.Generator], Any]:
 
 CLIP = vit("clip_vision_model", image_size=4 * PATCH, projection_dim=20)
 SIGLIP = vit("siglip_vision_model", image_size=5 * PATCH)
-EXPERTS = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 28}
+EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 28}
 LONGROPE = {"original_max_position_embeddings": 8, "short_factor": [1.0 + i / 8 for i in range(8)],
             "long_factor": [2.0 + i for i in range(8)]}  # fmt: skip
 
