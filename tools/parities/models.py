@@ -197,14 +197,13 @@ def gemma3(rng: np.random.Generator) -> Any:
     )  # fmt: skip
 
 
-def internvl(**vision: Any) -> Callable[[np.random.Generator], Any]:
+def internvl(decoder: dict[str, Any], **vision: Any) -> Callable[[np.random.Generator], Any]:
     def config(rng: np.random.Generator) -> Any:
         from transformers import InternVLConfig
 
         return InternVLConfig(
-            vision_config=vit("internvl_vision", image_size=4 * PATCH, **vision),
-            text_config=text("qwen2", head_dim=8), image_token_id=IMAGE_TOKEN,
-            tie_word_embeddings=False,
+            vision_config=vit("internvl_vision", image_size=4 * PATCH, **vision), text_config=decoder,
+            image_token_id=IMAGE_TOKEN, tie_word_embeddings=False,
         )  # fmt: skip
 
     return config
@@ -252,9 +251,11 @@ CASES = (
     Case("qwen3.5, experts", "qwen3_5_moe", qwen3_5_moe),
     Case("qwen3-vl, experts", "qwen3_vl_moe", qwen3_vl_moe),
     Case("gemma3", "gemma3", gemma3, fixed=True),
-    Case("internvl", "internvl", internvl(), fixed=True),
+    Case("internvl", "internvl", internvl(text("qwen2", head_dim=8)), fixed=True),
     Case("internvl, 6B's tower", "internvl",
-         internvl(use_qk_norm=True, attention_bias=True, norm_type="rms_norm"), fixed=True),
+         internvl(text("qwen2", head_dim=8), use_qk_norm=True, attention_bias=True, norm_type="rms_norm"), fixed=True),
+    Case("internvl, experts", "internvl",
+         internvl(text("qwen3_moe", **EXPERTS, norm_topk_prob=True, mlp_only_layers=[0])), fixed=True),
 )  # fmt: skip
 
 
