@@ -241,6 +241,10 @@ CASES = (
     Case("lfm2, experts", "lfm2_vl", lfm2_vl(text(
          "lfm2_moe", head_dim=8, num_hidden_layers=4, layer_types=["conv", "full_attention"] * 2, num_dense_layers=1,
          routed_scaling_factor=1.5, **EXPERTS))),
+    Case("glm4, experts", "lfm2_vl", lfm2_vl(text(
+         "glm4_moe", n_routed_experts=6, num_experts_per_tok=2, moe_intermediate_size=28, n_group=3, topk_group=2,
+         first_k_dense_replace=1, use_qk_norm=True, attention_bias=True, routed_scaling_factor=1.5, num_mtp_layers=0,
+         **rope("default", partial_rotary_factor=0.5)))),
     Case("llava, clip", "llava", llava(CLIP, text("llama")), fixed=True),
     Case("llava, clip, two layers", "llava", llava(CLIP, text("llama"), vision_feature_layer=[-2, 1]), fixed=True),
     Case("llava, siglip", "llava",
