@@ -34,7 +34,7 @@ LOGITS, ATTENTION, GRADIENTS = 1e-4, 1e-5, 1e-3
 NOT_SUPPORTED = (
     "other whole models, decoders and towers than those of jaxmm.hf (the error lists them)",
     "LFM2-VL's do_image_splitting, Gemma 3's do_pan_and_scan, LLaVA's do_pad: an image is one tile there",
-    "partial_rotary_factor but for Qwen3.5, patches and position squares that are not square, feature layer 0",
+    "partial_rotary_factor but for Qwen3.5 and GLM-4.5, patches and position squares not square, feature layer 0",
     "pickled and quantised weights, code of a folder's own",
 )
 
@@ -137,7 +137,7 @@ def as_released(arrays: dict[str, np.ndarray], rules: list[Any]) -> dict[str, np
     found, transform = {}, rules[0].transform if rules else ""
     written = {rule.paths[0].split(".")[-2]: rule.name.rpartition("experts.{j}.")[2] for rule in rules}
     for name, array in arrays.items():
-        above, experts, kind = name.rpartition("experts.")
+        above, experts, kind = name.rpartition(".experts.")
         if not experts or transform == "one above the other":
             found[name] = array
         elif transform == "side by side":
@@ -146,7 +146,7 @@ def as_released(arrays: dict[str, np.ndarray], rules: list[Any]) -> dict[str, np
             fused = np.split(array, 2, axis=1) if "up" in kind else []
             parts = {"gate": fused[0], "up": fused[1]} if fused else {"down": array}
             for part, of_experts in parts.items():
-                found |= {f"{above}experts.{j}.{written[part]}": one for j, one in enumerate(of_experts)}
+                found |= {f"{above}.experts.{j}.{written[part]}": one for j, one in enumerate(of_experts)}
     return found
 
 

@@ -331,6 +331,17 @@ def _lfm2_moe(config: Any, tied: bool) -> DecoderSpec:
     return _lfm2(config, tied, mlp=config.intermediate_size, **experts.lfm2(config))
 
 
+def _glm4_moe(config: Any, tied: bool) -> DecoderSpec:
+    """GLM-4.5: a part of each head turns."""
+    rope = dict(config.rope_parameters)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    turning = int(head_dim * rope.pop("partial_rotary_factor", 1.0))
+    return _spec(
+        config, tied, rope, rotary_dim=turning, qkv_bias=bool(config.attention_bias), qk_norm=bool(config.use_qk_norm),
+        **experts.glm4(config),
+    )  # fmt: skip
+
+
 DECODERS = {
     "llama": DecoderKind(_llama, PLAIN),
     "mistral": DecoderKind(_mistral, PLAIN),
@@ -342,6 +353,7 @@ DECODERS = {
     "qwen3_5_text": DecoderKind(_qwen3_5, _qwen3_5_rules()),
     "lfm2": DecoderKind(_lfm2, _lfm2_rules()),
     "lfm2_moe": DecoderKind(_lfm2_moe, _lfm2_rules() + experts.LFM2),
+    "glm4_moe": DecoderKind(_glm4_moe, PLAIN + experts.GLM4),
     "qwen3_moe": DecoderKind(_qwen3_moe, PLAIN + experts.SEPARATE),
     "qwen3_vl_moe_text": DecoderKind(_qwen3_vl_moe, PLAIN + experts.QWEN3_VL),
     "qwen3_5_moe_text": DecoderKind(_qwen3_5_moe, _qwen3_5_rules() + experts.QWEN3_5),

@@ -55,6 +55,15 @@ LFM2 = [
         for part, name in (("gate", "w1"), ("up", "w3"), ("down", "w2"))
     ),
 ]
+GLM4 = [
+    *SEPARATE,
+    Rule(f"{MLP}.gate.e_score_correction_bias", (f"{EXPERTS}.choice_bias",)),
+    *(
+        rule
+        for n in ("gate", "up", "down")
+        for rule in linear(f"{MLP}.shared_experts.{n}_proj", f"{EXPERTS}.shared.{n}")
+    ),
+]
 
 
 # Each of the following makes the features of a ``DecoderSpec``.
@@ -106,3 +115,15 @@ def lfm2(config: Any) -> dict[str, Any]:
         normalised=bool(config.norm_topk_prob), sum_offset=1e-6, scale=float(config.routed_scaling_factor),
     )  # fmt: skip
     return _features(config, experts, range(config.num_dense_layers))
+
+
+def glm4(config: Any) -> dict[str, Any]:
+    """As DeepSeek-V3: groups of experts, a sigmoid of each, a bias of the choice, some for all, MLPs in the first
+    layers."""
+    experts = ExpertSpec(
+        config.n_routed_experts, config.num_experts_per_tok, config.moe_intermediate_size, gate="sigmoid",
+        normalised=bool(config.norm_topk_prob), sum_offset=1e-20, scale=float(config.routed_scaling_factor),
+        groups=config.n_group, chosen_groups=config.topk_group,
+        shared_mlp=config.moe_intermediate_size * config.n_shared_experts,
+    )  # fmt: skip
+    return _features(config, experts, range(config.first_k_dense_replace))

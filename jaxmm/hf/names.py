@@ -60,6 +60,7 @@ SPARE = (
     r"mtp\.",  # Qwen3.5's further tokens at a time, which transformers does not read either
 )  # fmt: skip
 SPARE_LAYERS = r"vision\.encoder\.layers?\.\d+\."  # only the layers after the last one whose output is used
+NEXT_TOKENS = r"(text\.layers\.\d+\.)eh_proj\."  # in a layer behind the last that guesses further tokens (GLM-4.5)
 # Other parts of a checkpoint from which only the tower or the decoder is taken.
 OTHERS = (
     r"text_model\.", r"text\.", r"lm_head\.", r"connector\.", r"logit_scale", r"logit_bias", r"visual_projection\.",

@@ -72,7 +72,8 @@ def read_params(
     twice = [name for name in checkpoint.entries if foreign_name[spelling(name)] != name]
     unknown = [name for common, name in foreign_name.items() if common not in wanted]
     layers = {layer.group() for layer in (re.match(names.SPARE_LAYERS, name) for name in wanted) if layer}
-    spare = [name for name in unknown if _is_spare(spelling(name), layers)]
+    further = tuple(layer[1] for layer in (re.match(names.NEXT_TOKENS, name) for name in foreign_name) if layer)
+    spare = [name for name in unknown if _is_spare(spelling(name), layers, further)]
     unused = [name for name in unknown if name not in set(spare) and not _is_any(spelling(name), others)]
     missing = [name for name in wanted if name not in foreign_name]
     where = checkpoint.folder
@@ -142,10 +143,12 @@ def _is_finite(value: jax.Array) -> jax.Array:
     return jax.numpy.isfinite(value).all()
 
 
-def _is_spare(name: str, layers: set[str]) -> bool:
-    """``layers``: the prefixes of the names of the layers that the model has."""
+def _is_spare(name: str, layers: set[str], further: tuple[str, ...]) -> bool:
+    """``layers``: the prefixes of the names of the tower's layers that the model has; ``further``: those of layers that
+    guess further tokens."""
     layer = re.match(names.SPARE_LAYERS, name)
-    return _is_any(name, names.SPARE) or (layer is not None and layer.group() not in layers)
+    is_behind = layer is not None and layer.group() not in layers
+    return _is_any(name, names.SPARE) or is_behind or name.startswith(further)
 
 
 def _is_any(name: str, patterns: Iterable[str]) -> bool:

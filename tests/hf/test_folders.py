@@ -123,6 +123,19 @@ def test_experts_of_a_layer_in_one_tensor_or_each_in_its_own_are_one_model(tmp_p
         read(tmp_path)
 
 
+def test_a_layer_that_guesses_further_tokens_is_kept_and_not_used(tmp_path):
+    """GLM-4.5's, behind the last: its ``eh_proj`` tells it from a layer that the config forgot."""
+    wanted = made("glm4, experts", tmp_path)
+    behind = {f"model.language_model.layers.3.{n}.weight": np.ones(2, np.float32) for n in ("eh_proj", "mlp.gate")}
+    rewritten(tmp_path, lambda tensors: tensors | behind)
+    _, found = read(tmp_path)
+    assert_same(found.params, wanted)
+    assert set(found.spare) == behind.keys()
+    rewritten(tmp_path, lambda tensors: {name: x for name, x in tensors.items() if "eh_proj" not in name})
+    with pytest.raises(UserError, match=r"1 tensors that this model has no place for: .*layers.3.mlp.gate.weight"):
+        read(tmp_path)
+
+
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16])
 def test_half_precision_in_many_files_is_the_same_model(dtype, tmp_path):
     wanted = made("qwen3-vl", tmp_path, dtype, shard_bytes=1 << 15)

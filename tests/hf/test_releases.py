@@ -239,6 +239,16 @@ LFM2_MOE = {  # LiquidAI/LFM2-8B-A1B
     "num_experts_per_tok": 4, "num_hidden_layers": 24, "num_key_value_heads": 8, "pad_token_id": 0,
     "rope_theta": 1000000.0, "routed_scaling_factor": 1.0, "use_expert_bias": True, "vocab_size": 65536,
 }  # fmt: skip
+GLM4_5_AIR = {  # zai-org/GLM-4.5-Air
+    "architectures": ["Glm4MoeForCausalLM"], "attention_bias": True, "eos_token_id": [151329, 151336, 151338],
+    "first_k_dense_replace": 1, "head_dim": 128, "hidden_act": "silu", "hidden_size": 4096,
+    "intermediate_size": 10944, "max_position_embeddings": 131072, "model_type": "glm4_moe",
+    "moe_intermediate_size": 1408, "n_group": 1, "n_routed_experts": 128, "n_shared_experts": 1,
+    "norm_topk_prob": True, "num_attention_heads": 96, "num_experts_per_tok": 8, "num_hidden_layers": 46,
+    "num_key_value_heads": 8, "num_nextn_predict_layers": 1, "pad_token_id": 151329, "partial_rotary_factor": 0.5,
+    "rms_norm_eps": 1e-05, "rope_scaling": None, "rope_theta": 1000000, "routed_scaling_factor": 1.0,
+    "tie_word_embeddings": False, "topk_group": 1, "use_qk_norm": False, "vocab_size": 151552,
+}  # fmt: skip
 
 
 def config_of(config: dict[str, Any], folder: Path) -> Any:
@@ -279,6 +289,8 @@ def test_a_released_config_gives_as_many_parameters_as_the_release_has(config, p
         (MISTRAL, 7_241_732_096),
         (LFM2, 1_170_340_608),
         (LFM2_350M, 354_483_968),
+        # Of GLM-4.5-Air a layer that guesses a further token, with an embedding and a head of its own, is not used.
+        (GLM4_5_AIR, 110_468_824_832 - 3_616_573_568),
         (LFM2_MOE, 8_339_929_856 + 704),  # in bfloat16, and of the choice of experts in float32
     ],
     ids=lambda x: x["model_type"] if isinstance(x, dict) else "",
@@ -347,6 +359,9 @@ def test_what_a_router_does_is_read_from_the_config(tmp_path):
     assert lfm2.layers_of("attention") == (2, 6, 10, 14, 18, 21)
     with pytest.raises(UserError, match="lfm2_moe with use_expert_bias=False is not supported"):
         decoder_of(config_of(LFM2_MOE | {"use_expert_bias": False}, tmp_path), True)
+    glm = decoder_of(config_of(GLM4_5_AIR, tmp_path), False).spec
+    wanted = ExpertSpec(128, 8, 1408, gate="sigmoid", normalised=True, sum_offset=1e-20, shared_mlp=1408)
+    assert (glm.experts, glm.dense_layers, glm.rotary_dim, glm.qkv_bias) == (wanted, (0,), 64, True)
     qwen = layout_of(config_of(QWEN3_5_MOE, tmp_path)).spec.decoder
     wanted = ExpertSpec(256, 8, 512, normalised=True, shared_mlp=512, shared_gate=True, balance_loss=0.001)
     assert (qwen.experts, qwen.dense_layers, qwen.layers_of("mlp")) == (wanted, (), ())

@@ -197,14 +197,13 @@ def gemma3(rng: np.random.Generator) -> Any:
     )  # fmt: skip
 
 
-def internvl(**vision: Any) -> Callable[[np.random.Generator], Any]:
+def internvl(decoder: dict[str, Any], **vision: Any) -> Callable[[np.random.Generator], Any]:
     def config(rng: np.random.Generator) -> Any:
         from transformers import InternVLConfig
 
         return InternVLConfig(
-            vision_config=vit("internvl_vision", image_size=4 * PATCH, **vision),
-            text_config=text("qwen2", head_dim=8), image_token_id=IMAGE_TOKEN,
-            tie_word_embeddings=False,
+            vision_config=vit("internvl_vision", image_size=4 * PATCH, **vision), text_config=decoder,
+            image_token_id=IMAGE_TOKEN, tie_word_embeddings=False,
         )  # fmt: skip
 
     return config
@@ -242,6 +241,10 @@ CASES = (
     Case("lfm2, experts", "lfm2_vl", lfm2_vl(text(
          "lfm2_moe", head_dim=8, num_hidden_layers=4, layer_types=["conv", "full_attention"] * 2, num_dense_layers=1,
          routed_scaling_factor=1.5, **EXPERTS))),
+    Case("glm4, experts", "lfm2_vl", lfm2_vl(text(
+         "glm4_moe", n_routed_experts=6, num_experts_per_tok=2, moe_intermediate_size=28, n_group=3, topk_group=2,
+         first_k_dense_replace=1, use_qk_norm=True, attention_bias=True, routed_scaling_factor=1.5, num_mtp_layers=0,
+         **rope("default", partial_rotary_factor=0.5)))),
     Case("llava, clip", "llava", llava(CLIP, text("llama")), fixed=True),
     Case("llava, clip, two layers", "llava", llava(CLIP, text("llama"), vision_feature_layer=[-2, 1]), fixed=True),
     Case("llava, siglip", "llava",
@@ -252,9 +255,11 @@ CASES = (
     Case("qwen3.5, experts", "qwen3_5_moe", qwen3_5_moe),
     Case("qwen3-vl, experts", "qwen3_vl_moe", qwen3_vl_moe),
     Case("gemma3", "gemma3", gemma3, fixed=True),
-    Case("internvl", "internvl", internvl(), fixed=True),
+    Case("internvl", "internvl", internvl(text("qwen2", head_dim=8)), fixed=True),
     Case("internvl, 6B's tower", "internvl",
-         internvl(use_qk_norm=True, attention_bias=True, norm_type="rms_norm"), fixed=True),
+         internvl(text("qwen2", head_dim=8), use_qk_norm=True, attention_bias=True, norm_type="rms_norm"), fixed=True),
+    Case("internvl, experts", "internvl",
+         internvl(text("qwen3_moe", **EXPERTS, norm_topk_prob=True, mlp_only_layers=[0])), fixed=True),
 )  # fmt: skip
 
 

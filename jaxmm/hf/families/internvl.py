@@ -1,4 +1,5 @@
-"""InternVL 3: an InternViT, a pixel unshuffle with an MLP, and a decoder; a picture is cut into tiles.
+"""InternVL 3 and 3.5: an InternViT, a pixel unshuffle with an MLP, and a decoder, which may have experts; a picture is
+cut into tiles.
 
 Where the facts come from, in ``transformers``: sizes and connector from ``InternVLConfig`` and
 ``InternVLMultiModalProjector``; names of tensors from ``InternVLForConditionalGeneration`` and its releases; what
@@ -27,7 +28,9 @@ class InternVL(Family):
     architecture = "InternVLForConditionalGeneration"
     releases = (
         "OpenGVLab/InternVL3-1B-hf", "OpenGVLab/InternVL3-2B-hf", "OpenGVLab/InternVL3-8B-hf",
-        "OpenGVLab/InternVL3-14B-hf", "OpenGVLab/InternVL3-38B-hf",
+        "OpenGVLab/InternVL3-14B-hf", "OpenGVLab/InternVL3-38B-hf", "OpenGVLab/InternVL3_5-4B-HF",
+        "OpenGVLab/InternVL3_5-8B-HF", "OpenGVLab/InternVL3_5-14B-HF", "OpenGVLab/InternVL3_5-38B-HF",
+        "OpenGVLab/InternVL3_5-30B-A3B-HF", "OpenGVLab/InternVL3_5-241B-A28B-HF",
     )  # fmt: skip
     image_processor = "GotOcr2ImageProcessor"
     pictures = OneSize(tiles=True)
