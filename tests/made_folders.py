@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -27,6 +29,13 @@ IMAGES = {
     "qwen3_5": {"size": {"shortest_edge": 64, "longest_edge": 1024}},
     "qwen3_vl_moe": {"size": {"shortest_edge": 64, "longest_edge": 1024}},
     "gemma3": {"size": SQUARE}, "internvl": {"size": SQUARE, "max_patches": 4},
+}  # fmt: skip
+# What a folder says besides whose pictures are split.
+SPLIT = {
+    "siglip2 + llama": {
+        "do_image_splitting": True, "min_tiles": 2, "max_tiles": 6, "tile_size": 24, "resample": 2,
+        "encoder_patch_size": 4, "downsample_factor": 2,
+    },
 }  # fmt: skip
 # InternVL's own.
 CHAT = (
@@ -59,12 +68,19 @@ def byte_level_tokenizer(family: str = ""):
     return tokenizer
 
 
-def folder_of(name: str, folder: Path, has_weights: bool = True, seed: int = 1) -> Path:
-    """A model of random weights as a folder, with a tokenizer of bytes."""
+def folder_of(name: str, folder: Path, has_weights: bool = True, seed: int = 1, is_split: bool = False) -> Path:
+    """A model of random weights as a folder, with a tokenizer of bytes; ``is_split``: of a processor of ``SPLIT``."""
     config = parity_models.case(name).config(np.random.default_rng(0))
     config.text_config.vocab_size = VOCABULARY
     case = parity_models.case(name)
     tokenizer = byte_level_tokenizer(case.family)
+    if is_split:
+        pictures, grid = FAMILIES[case.family].pictures, itertools.product(range(1, 7), repeat=2)
+        marks = [pictures.square_text.format(row=row, column=column) for row, column in grid]
+        around = re.findall(r"<[^<>\s]+>", "".join(FAMILIES[case.family].markup.around(1)) + pictures.whole_text)
+        tokenizer.add_tokens(["<image>", "<|im_start|>", "<|im_end|>", *around, *marks], special_tokens=True)
+        tokenizer.chat_template = CHAT.replace("<IMG_CONTEXT>\\n", "<image>")
+        config.image_token_id = tokenizer.convert_tokens_to_ids("<image>")
     if case.family == "internvl":
         config.image_token_id = tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
     folder.mkdir()
@@ -74,7 +90,7 @@ def folder_of(name: str, folder: Path, has_weights: bool = True, seed: int = 1) 
         weights.write(folder, hf.outgoing(layout, flat(jax.jit(init)(jax.random.key(seed))), np.float32))
     (folder / "config.json").write_text(json.dumps(config.to_dict(), default=str))
     tokenizer.save_pretrained(folder)
-    processor = IMAGES.get(name) or IMAGES[case.family]
+    processor = (IMAGES.get(name) or IMAGES[case.family]) | (SPLIT[name] if is_split else {})
     kind = processor.get("image_processor_type", FAMILIES[case.family].image_processor)
     (folder / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": kind, **processor}))
     if case.family == "internvl":

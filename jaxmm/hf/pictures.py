@@ -6,8 +6,9 @@ import abc
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from jaxmm.batch import SplitSpec
 from jaxmm.errors import UserError
 from jaxmm.hf.processors import RESAMPLES, Limits
 from jaxmm.models.multimodal import ModelSpec
@@ -66,7 +67,14 @@ def token_area(spec: ModelSpec) -> int:
 
 
 class Pictures(abc.ABC):
-    """One way to choose sizes."""
+    """One way to choose sizes.
+
+    Attributes:
+      split_key: the setting of the processor by which large pictures are split into several tiles; "" if none is
+        followed.
+    """
+
+    split_key: ClassVar[str] = ""
 
     @abc.abstractmethod
     def settings(self, processor: Settings, config: Mapping[str, Any], spec: ModelSpec, where: Path) -> dict[str, Any]:
@@ -95,14 +103,33 @@ class AnyShape(Pictures):
         """Returns a processor's settings with other limits."""
 
 
+@dataclasses.dataclass(frozen=True)
 class BySoftTokens(AnyShape):
-    """Pictures of any shape, limited by their number of soft tokens: LFM2-VL's processor."""
+    """Pictures of any shape, limited by their number of soft tokens, large ones split: LFM2-VL's processor.
+
+    Attributes:
+      square_text, whole_text: ``square`` and ``whole`` of ``SplitSpec``.
+    """
+
+    square_text: str = ""
+    whole_text: str = ""
+    split_key = "do_image_splitting"
 
     def settings(self, processor: Settings, config: Mapping[str, Any], spec: ModelSpec, where: Path) -> dict[str, Any]:
         sizes = {"min_pixels": "min_image_tokens", "max_pixels": "max_image_tokens"}
-        return {
+        settings: dict[str, Any] = {
             ours: int(processor[theirs]) * token_area(spec) for ours, theirs in sizes.items() if theirs in processor
         }
+        if processor.get(self.split_key) and not processor["min_tiles"] == processor["max_tiles"] == 1:
+            if not processor["use_thumbnail"]:
+                raise UserError(
+                    f"{where}: split pictures without the whole one (use_thumbnail=False) are not supported"
+                )
+            settings["split"] = SplitSpec(
+                side=int(processor["tile_size"]), least=int(processor["min_tiles"]), most=int(processor["max_tiles"]),
+                above=float(processor["max_pixels_tolerance"]), square=self.square_text, whole=self.whole_text,
+            )  # fmt: skip
+        return settings
 
     def own_limits(self, processor: Settings, defaults: Settings, spec: ModelSpec) -> Limits:
         if processor.get("max_num_patches") and "max_image_tokens" not in processor:

@@ -18,7 +18,8 @@ _CLIP = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.2686
 _CROP = {"resample": 3, "size": {"shortest_edge": 224}, "crop_size": 224, "do_center_crop": True, **_CLIP}
 DEFAULTS: dict[str, dict[str, Any]] = {
     "Lfm2VlImageProcessor": {
-        "resample": 2, "min_image_tokens": 64, "max_image_tokens": 256, "do_image_splitting": True, **_HALF,
+        "resample": 2, "min_image_tokens": 64, "max_image_tokens": 256, "do_image_splitting": True, "min_tiles": 2,
+        "max_tiles": 10, "tile_size": 512, "max_pixels_tolerance": 2.0, "use_thumbnail": True, **_HALF,
     },
     "Siglip2ImageProcessor": {"resample": 2, "max_num_patches": 256, **_HALF},
     "CLIPImageProcessor": _CROP,

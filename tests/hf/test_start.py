@@ -78,7 +78,8 @@ def test_settings_that_are_not_whole_are_one_line(name, text, message, tmp_path)
 
 def test_what_is_not_followed_is_told(tmp_path):
     assert start_of("internvl", tmp_path, **IMAGES["internvl"], crop_to_patches=True).differences() == []
-    (line,) = start_of("siglip2 + llama", tmp_path, max_image_tokens=64).differences()
-    assert "do_image_splitting is not followed" in line
+    assert start_of("siglip2 + llama", tmp_path, max_image_tokens=64).differences() == []
+    (line,) = start_of("gemma3", tmp_path, **IMAGES["gemma3"], do_pan_and_scan=True).differences()
+    assert "do_pan_and_scan is not followed" in line
     (line,) = start_of("llava, clip", tmp_path, **IMAGES["llava, clip"], do_pad=True).differences()
     assert "do_pad" in line

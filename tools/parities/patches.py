@@ -104,7 +104,8 @@ def processor_of(family: str, config: Any, published: bool) -> Any:
         least, most = (64, 256) if published else (4, 20)
         return _make(
             "Lfm2VlImageProcessor", encoder_patch_size=patch, downsample_factor=config.downsample_factor,
-            min_image_tokens=least, max_image_tokens=most, do_image_splitting=False, do_convert_rgb=True,
+            min_image_tokens=least, max_image_tokens=most, do_convert_rgb=True,
+            tile_size=512 if published else 3 * patch * config.downsample_factor,
         )  # fmt: skip
     if family == "llava" and vision.model_type == "clip_vision_model":
         return _make("CLIPImageProcessorPil", size={"shortest_edge": side}, crop_size=square)
@@ -131,9 +132,10 @@ def their_tiles(side: Side, data: bytes) -> list[np.ndarray]:
     found = processor([PIL.Image.open(io.BytesIO(data))], return_tensors="np")
     values = np.asarray(found["pixel_values"], np.float64)
     if side.family == "lfm2_vl":
-        rows, columns = np.asarray(found["spatial_shapes"])[0].tolist()
-        blocks = values[0, : rows * columns].reshape(rows, columns, patch, patch, 3)
-        tiles = [blocks.transpose(0, 2, 1, 3, 4).reshape(rows * patch, columns * patch, 3)]
+        tiles = []
+        for tile, (rows, columns) in zip(values, np.asarray(found["spatial_shapes"]).tolist(), strict=True):
+            blocks = tile[: rows * columns].reshape(rows, columns, patch, patch, 3)
+            tiles.append(blocks.transpose(0, 2, 1, 3, 4).reshape(rows * patch, columns * patch, 3))
     elif side.family in ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5"):
         _, rows, columns = np.asarray(found["image_grid_thw"])[0].tolist()
         blocks = values.reshape(rows // merge, columns // merge, merge, merge, 3, 2, patch, patch)[:, :, :, :, :, 0]

@@ -2,8 +2,8 @@
 
 Where the facts come from, in ``transformers``: sizes and connector from ``Lfm2VlConfig`` and
 ``Lfm2VlMultiModalProjector``; names of tensors from ``Lfm2VlForConditionalGeneration``; sizes of pictures and the
-names of files from ``Lfm2VlImageProcessor`` and ``Lfm2VlProcessor``. Its ``do_image_splitting`` is not followed. The
-decoder is LFM2's own, or another one.
+names of files, and the text between the tiles of a split picture, from ``Lfm2VlImageProcessor`` and
+``Lfm2VlProcessor``. The decoder is LFM2's own, or another one.
 
 A model of our own, and a SigLIP 2 tower that is joined with a decoder, get this layout.
 """
@@ -37,7 +37,7 @@ class Lfm2VL(JoiningFamily):
         "LiquidAI/LFM2.5-VL-1.6B",
     )  # fmt: skip
     image_processor = "Lfm2VlImageProcessor"
-    pictures = BySoftTokens()
+    pictures = BySoftTokens("<|img_row_{row}_col_{column}|>", "<|img_thumbnail|>")
     image_token_key = "image_token_id"
     joins = ANY_SHAPE
 
