@@ -346,7 +346,7 @@ class ImageSpec:
         if self.split:
             if self.max_tiles > 1 or self.crop or self.window or self.text_axes > 1 or self.bidirectional:
                 raise ValueError("a picture that is split has no other tiles, crop, windows, axes of text or blocks")
-            if self.split.side % factor or self.side not in (0, self.split.side):
+            if self.split.side // self.patch_size % self.merge or self.side not in (0, self.split.side):
                 raise ValueError(f"the side {self.split.side} of a square must be whole soft tokens of {factor} pixels")
         if not factor * factor <= self.max_pixels or self.min_pixels > self.max_pixels:
             raise ValueError(

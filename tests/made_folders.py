@@ -29,6 +29,8 @@ IMAGES = {
     "qwen3_5": {"size": {"shortest_edge": 64, "longest_edge": 1024}},
     "qwen3_vl_moe": {"size": {"shortest_edge": 64, "longest_edge": 1024}},
     "gemma3": {"size": SQUARE}, "internvl": {"size": SQUARE, "max_patches": 4},
+    "idefics3": {"size": {"longest_edge": 48}, "max_image_size": {"longest_edge": 16}, "do_image_splitting": False},
+    "smolvlm": {"size": {"longest_edge": 48}, "max_image_size": {"longest_edge": 16}, "do_image_splitting": False},
 }  # fmt: skip
 # What a folder says besides whose pictures are split.
 SPLIT = {
@@ -36,6 +38,7 @@ SPLIT = {
         "do_image_splitting": True, "min_tiles": 2, "max_tiles": 6, "tile_size": 24, "resample": 2,
         "encoder_patch_size": 4, "downsample_factor": 2,
     },
+    "idefics3": {"do_image_splitting": True, "resample": 1},
 }  # fmt: skip
 # InternVL's own.
 CHAT = (
@@ -43,6 +46,15 @@ CHAT = (
     "{{ message['content'] }}{% else %}{% for content in message['content'] %}{% if content['type'] == 'image' %}"
     "{{ '<IMG_CONTEXT>\\n' }}{% elif content['type'] == 'text' %}{{ content['text'] }}{% endif %}{% endfor %}"
     "{% endif %}{{'<|im_end|>\\n'}}{% endfor %}{% if add_generation_prompt %}{{'<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+# SmolVLM's own; Idefics 3's begins alike.
+USER_CHAT = (
+    "<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}{% if message['content'] is string %}"
+    "{{': ' + message['content']}}{% else %}{% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}"
+    "{% endif %}{% for line in message['content'] %}{% if line['type'] == 'text' %}{{line['text']}}"
+    "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}{% endif %}<end_of_utterance>\n"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
 
 
@@ -60,7 +72,7 @@ def byte_level_tokenizer(family: str = ""):
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=inner, eos_token="</s>", pad_token="<pad>", **more
     )  # fmt: skip
-    around = ["<|vision_start|>", "<|vision_end|>", "<start_of_image>", "<end_of_image>"]
+    around = ["<|vision_start|>", "<|vision_end|>", "<start_of_image>", "<end_of_image>", "<fake_token_around_image>"]
     tokenizer.add_tokens(around, special_tokens=True)
     if family == "internvl":
         tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
@@ -78,8 +90,11 @@ def folder_of(name: str, folder: Path, has_weights: bool = True, seed: int = 1, 
         pictures, grid = FAMILIES[case.family].pictures, itertools.product(range(1, 7), repeat=2)
         marks = [pictures.square_text.format(row=row, column=column) for row, column in grid]
         around = re.findall(r"<[^<>\s]+>", "".join(FAMILIES[case.family].markup.around(1)) + pictures.whole_text)
-        tokenizer.add_tokens(["<image>", "<|im_start|>", "<|im_end|>", *around, *marks], special_tokens=True)
-        tokenizer.chat_template = CHAT.replace("<IMG_CONTEXT>\\n", "<image>")
+        ends = ["<|im_start|>", "<|im_end|>", "<end_of_utterance>"]
+        tokenizer.add_tokens(["<image>", *ends, *around, *marks], special_tokens=True)
+        tokenizer.chat_template = (
+            USER_CHAT if case.family == "idefics3" else CHAT.replace("<IMG_CONTEXT>\\n", "<image>")
+        )
         config.image_token_id = tokenizer.convert_tokens_to_ids("<image>")
     if case.family == "internvl":
         config.image_token_id = tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
@@ -93,6 +108,9 @@ def folder_of(name: str, folder: Path, has_weights: bool = True, seed: int = 1, 
     processor = (IMAGES.get(name) or IMAGES[case.family]) | (SPLIT[name] if is_split else {})
     kind = processor.get("image_processor_type", FAMILIES[case.family].image_processor)
     (folder / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": kind, **processor}))
+    if case.family == "idefics3":
+        whole = {"processor_class": "Idefics3Processor", "image_seq_len": 4}
+        (folder / "processor_config.json").write_text(json.dumps(whole))
     if case.family == "internvl":
         whole = {"processor_class": "InternVLProcessor", "image_seq_length": 4}
         (folder / "processor_config.json").write_text(json.dumps(whole))

@@ -14,6 +14,7 @@ from jaxmm.hf.processors import RESAMPLES, Limits
 from jaxmm.models.multimodal import ModelSpec
 
 Settings = dict[str, Any]  # of a folder's image processor
+LARGEST = 4096  # pixels of a side, above which Idefics 3's processor makes pictures smaller
 EDGES = (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge"))  # what Qwen's processors call the limits
 
 
@@ -189,6 +190,39 @@ class OneSize(Pictures):
             least, most = (int(processor.get(key, 1)) for key in ("min_patches", "max_patches"))
             resizing |= {"min_tiles": least, "max_tiles": most} if most > 1 else {}
         return resizing
+
+
+@dataclasses.dataclass(frozen=True)
+class InSquares(Pictures):
+    """Squares of the tower's own size that cover a picture, and the whole picture: Idefics 3's processor.
+
+    Attributes:
+      square_text, between, row_end, whole_text, alone: ``square``, ``between``, ``row_end``, ``whole`` and ``alone`` of
+        ``SplitSpec``.
+    """
+
+    square_text: str
+    between: str
+    row_end: str
+    whole_text: str
+    alone: str
+    split_key = "do_image_splitting"
+
+    def settings(self, processor: Settings, config: Mapping[str, Any], spec: ModelSpec, where: Path) -> dict[str, Any]:
+        size = config["vision_config"]["image_size"]
+        side = size if isinstance(size, int) else size[0]
+        square, longest = ((processor.get(key) or {}) for key in ("max_image_size", "size"))
+        if processor and (square.get("longest_edge") != side or not 1 <= longest.get("longest_edge", 0) <= LARGEST):
+            raise UserError(
+                f"{where}: its image processor makes squares of {square} of pictures of {longest}, its tower takes "
+                f"{side} x {side}: that is not supported"
+            )
+        split = SplitSpec(
+            side=side, grid="cover" if processor.get(self.split_key) else "none",
+            longest=longest["longest_edge"] if processor else 4 * side, square=self.square_text, between=self.between,
+            row_end=self.row_end, whole=self.whole_text, alone=self.alone,
+        )  # fmt: skip
+        return {"side": side, "max_pixels": side**2, "min_pixels": 1, "split": split}
 
 
 def _is_cropped(processor: Settings, side: int, where: Path) -> bool:

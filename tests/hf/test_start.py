@@ -58,7 +58,7 @@ def test_mean_and_deviation_are_the_folders_else_the_kinds(tmp_path):
         ({"size": {"shortest_edge": 20}, "crop_size": 16}, "takes 16 x 16"),
         ({"size": {"shortest_edge": 16}, "do_center_crop": False}, "takes 16 x 16"),
         ({"image_processor_type": "BlipImageProcessor"}, "processed by BlipImageProcessor are not supported"),
-        ({**IMAGES["llava, clip"], "resample": 1}, "resampled by Pillow's 1"),
+        ({**IMAGES["llava, clip"], "resample": 4}, "resampled by Pillow's 4"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(said, message, tmp_path):
