@@ -33,7 +33,7 @@ def write_tokenizer(recipe: Recipe, folder: Path) -> None:
         tokenizer.chat_template = with_media(recipe.template, family, hears) + written
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
-    settings = parse_json(path.read_text()) | family.tokenizer_settings()
+    settings = parse_json(path.read_text()) | family.tokenizer_settings(tokenizer.get_vocab())
     if hears and hears is not family:  # a processor of both is none of ``transformers``
         settings |= hears.tokenizer_settings()
         del settings["processor_class"]

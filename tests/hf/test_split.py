@@ -129,6 +129,26 @@ def test_ids_logits_and_greedy_answers_are_those_of_transformers(world, theirs):
     assert [reply.text for reply in replies] == [world.template.decode(ids) for ids in wanted]
 
 
+def test_an_export_has_a_processor_that_writes_the_same_ids(world, theirs, tmp_path):
+    import transformers
+
+    from jaxmm.batch import ImageSpec
+    from jaxmm.exporting.processors import write_processor, write_tokenizer
+    from jaxmm.hf.pretrained import MODEL, save
+
+    start = world.start.settled((0, 0))
+    save(start, [], tmp_path / MODEL)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "config.json").write_text((world.folder / "config.json").read_text())
+    recipe = SimpleNamespace(start=start, image=world.image, whole=ImageSpec(), template=world.template)
+    write_tokenizer(recipe, tmp_path / "out")
+    write_processor(recipe, tmp_path, tmp_path / "out")
+    exported = transformers.AutoProcessor.from_pretrained(tmp_path / "out")
+    for own in CHOSEN:
+        ids = [inputs_of(world, processor, own)["input_ids"].tolist() for processor in (theirs[1], exported)]
+        assert ids[0] == ids[1]
+
+
 def test_packed_rows_are_as_alone_and_text_between_tiles_is_no_target(world):
     from jaxmm.data.assemble import Assembler
     from jaxmm.data.documents import Document, Text, Turn
