@@ -71,6 +71,11 @@ class ImageMedium(Medium):
     def has_inner(self, spec: ImageSpec) -> bool:
         return spec.split is not None
 
+    def inner_keys(self, units: Array, extents: Extents, spec: ImageSpec) -> tuple[Array, ...]:
+        if not spec.split:
+            return super().inner_keys(units, extents, spec)
+        return geometry.tile_grid(extents.height, extents.width, spec)  # few, where sizes are many
+
     def inner(self, units: int, extent: Extent, spec: ImageSpec) -> list[Inner]:
         split, tiling = spec.split, geometry.one_tiling(extent.height, extent.width, spec)
         assert split is not None, "has_inner says so"
