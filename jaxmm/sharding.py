@@ -63,7 +63,11 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
     shape, types = tuple(wanted[axis] for axis in AXES), (AxisType.Auto,) * len(AXES)
     slices = _slices(devices)
     if slices == 1:
-        return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+        try:
+            return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+        except NotImplementedError:  # no axis, nor several together, of a TPU's torus has such a size
+            laid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+            return Mesh(laid, AXES, axis_types=types)
     across = _across(wanted, slices)
     if math.prod(across) != slices:
         raise UserError(

@@ -27,6 +27,7 @@ IMAGES = {
     "qwen2_5_vl": {"size": {"shortest_edge": 64, "longest_edge": 1024}},
     "qwen3_vl": {"size": {"shortest_edge": 64, "longest_edge": 1024}},
     "qwen3_5": {"size": {"shortest_edge": 64, "longest_edge": 1024}},
+    "qwen3_5_moe": {"size": {"shortest_edge": 64, "longest_edge": 1024}},
     "qwen3_vl_moe": {"size": {"shortest_edge": 64, "longest_edge": 1024}},
     "gemma3": {"size": SQUARE}, "internvl": {"size": SQUARE, "max_patches": 4},
     "idefics3": {"size": {"longest_edge": 48}, "max_image_size": {"longest_edge": 16}, "do_image_splitting": False},

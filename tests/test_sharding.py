@@ -60,6 +60,13 @@ def test_slices_are_joined_by_rows_of_a_batch_and_nothing_else_crosses_them(size
         assert {len({chip.slice_index for chip in line}) for line in lines} == {2 if axis == crossing else 1}
 
 
+def test_axes_that_no_side_of_a_torus_has_are_parts_of_sides():
+    mesh = sharding.make_mesh({"fsdp": -1, "expert": 8}, chips(1))
+    assert mesh.devices.shape == (1, 2, 8, 1, 1)
+    assert len(set(mesh.devices.flat)) == 16
+    assert all(len({chip.coords[1] for chip in line}) == 2 for line in mesh.devices[0, :, :, 0, 0]), "neighbours"
+
+
 def test_a_mesh_that_would_cross_slices_by_another_axis_is_refused():
     with pytest.raises(UserError, match="cannot be laid over 2 slices: make data, or data x fsdp, a multiple of 2"):
         sharding.make_mesh({"tensor": 8, "context": 4}, chips(2))

@@ -47,14 +47,14 @@ def test_a_target_that_means_frozen_maps_alone_is_refused(targets, frozen, named
 
 def test_experts_take_no_adapters_and_are_not_quantised(tiny):
     model = dataclasses.replace(tiny.spec, decoder=dataclasses.replace(tiny.spec.decoder, experts=ExpertSpec(4, 2, 24)))
-    with pytest.raises(UserError, match=re.escape("means decoder.blocks.mlp.down, which are maps of experts")):
+    with pytest.raises(UserError, match=re.escape("means decoder.blocks.experts.down, which are maps of experts")):
         make_adapter(asked(rank=2), None, model)
     spec = make_adapter(asked(rank=2, targets="decoder.blocks.attention"), None, model)
     adapted = dataclasses.replace(model, adapter=spec)
     with pytest.raises(UserError, match="base_dtype is 'nf4', and experts are not held in fewer bits"):
         make_frozen("nf4", adapted, Trainable(adapters=True))
     frozen = make_frozen("bfloat16", adapted, Trainable(adapters=True))
-    held = abstract_params(dataclasses.replace(adapted, frozen=frozen))["decoder"]["blocks"]["mlp"]
+    held = abstract_params(dataclasses.replace(adapted, frozen=frozen))["decoder"]["blocks"]["experts"]
     assert {one.dtype.name for one in (held["router"], held["gate"]["kernel"])} == {"bfloat16"}
 
 

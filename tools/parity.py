@@ -32,7 +32,7 @@ LOGITS, ATTENTION, GRADIENTS = 1e-4, 1e-5, 1e-3
 
 
 NOT_SUPPORTED = (
-    "other whole models, decoders and towers than those of jaxmm.hf (the error lists them): LFM2 with experts",
+    "other whole models, decoders and towers than those of jaxmm.hf (the error lists them)",
     "Gemma 3's do_pan_and_scan, LLaVA's do_pad: an image is one tile there",
     "partial_rotary_factor but for Qwen3.5, patches and position squares that are not square, feature layer 0",
     "pickled and quantised weights, code of a folder's own",
@@ -128,25 +128,25 @@ def theirs(world: World) -> Pass:
         found.append(logits.detach().numpy())
     parameters = {names.common_name(name): parameter for name, parameter in world.model.named_parameters()}
     gradients = {name: p.grad.numpy() for name, p in parameters.items() if p.grad is not None}
-    is_separate = any("{j}" in rule.name for rule in world.layout.rules)
-    return Pass(found, as_released(gradients, is_separate))
+    return Pass(found, as_released(gradients, [rule for rule in world.layout.rules if ".experts." in rule.name]))
 
 
-def as_released(arrays: dict[str, np.ndarray], is_separate: bool) -> dict[str, np.ndarray]:
-    """Arrays of the classes' parameters by the names of releases, which have the experts of a layer one by one, or
-    transposed."""
-    found = {}
+def as_released(arrays: dict[str, np.ndarray], rules: list[Any]) -> dict[str, np.ndarray]:
+    """Arrays of the classes' parameters by the names of releases, which by these rules have the experts of a layer as
+    the classes do, the other way round, or one by one."""
+    found, transform = {}, rules[0].transform if rules else ""
+    written = {rule.paths[0].split(".")[-2]: rule.name.rpartition("experts.{j}.")[2] for rule in rules}
     for name, array in arrays.items():
         above, experts, kind = name.rpartition("experts.")
-        if not experts:
+        if not experts or transform == "one above the other":
             found[name] = array
-        elif not is_separate:
+        elif transform == "side by side":
             found[name] = array.swapaxes(1, 2)
         else:
             fused = np.split(array, 2, axis=1) if "up" in kind else []
             parts = {"gate": fused[0], "up": fused[1]} if fused else {"down": array}
             for part, of_experts in parts.items():
-                found |= {f"{above}experts.{j}.{part}_proj.weight": one for j, one in enumerate(of_experts)}
+                found |= {f"{above}experts.{j}.{written[part]}": one for j, one in enumerate(of_experts)}
     return found
 
 

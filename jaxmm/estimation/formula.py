@@ -201,16 +201,22 @@ def sent_by_formula(
         ("decoder", decoder, decoder.kv_heads, decoder.head_dim, budgets.tokens),
     ]
     for part, spec, key_heads, head_dim, positions in of_parts:
-        hidden = decoder.experts.mlp if part == "decoder" and decoder.experts else spec.mlp
-        by_heads, by_mlp = (n % sizes["tensor"] == 0 for n in (spec.heads, hidden))
+        by_heads = spec.layers * (spec.heads % sizes["tensor"] == 0)
+        by_mlp = spec.layers * (spec.mlp % sizes["tensor"] == 0)
+        if part == "decoder" and decoder.experts:
+            hidden = {"mlp": decoder.mlp, "experts": decoder.experts.mlp}
+            by_mlp = sum(len(decoder.layers_of(name)) for name, n in hidden.items() if n % sizes["tensor"] == 0)
         sums = by_heads + by_mlp + passes[part] * (by_heads + by_mlp + by_heads * (compute.remat == "full"))
-        send("all-reduce", ("tensor",), spec.layers * sums * positions * spec.width * here)
+        send("all-reduce", ("tensor",), sums * positions * spec.width * here)
         key_heads //= sizes["tensor"] if key_heads % sizes["tensor"] == 0 else 1
         keys = spec.layers * 2 * key_heads * head_dim * positions * item * at_once
         send("all-gather", ("context",), keys * (1 + (is_again and passes[part])))
         send("reduce-scatter", ("context",), keys // sizes["context"] * passes[part])
     if decoder.experts:
-        count, k = decoder.layers * budgets.tokens * at_once // sizes["context"], decoder.experts.chosen
+        count, k = (
+            len(decoder.layers_of("experts")) * budgets.tokens * at_once // sizes["context"],
+            decoder.experts.chosen,
+        )
         passed, again = passes["decoder"], 1 + passes["decoder"] * is_again
         if sizes["expert"] > k:  # a row for each choice there and back, as a whole: some stay where they are
             send("ragged-all-to-all", ("expert",), 2 * count * k * decoder.width * item * (again + passed))

@@ -7,16 +7,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from jaxmm.errors import UserError
-from jaxmm.hf import supported
+from jaxmm.hf import experts, supported
 from jaxmm.hf.names import Rule, linear, norm
 from jaxmm.models.decoder_spec import COMPONENTS, DecoderSpec
 from jaxmm.models.recurrent import ConvolutionSpec, GatedDeltaNetSpec
 from jaxmm.models.rope import RopeScaling
-from jaxmm.models.routing import ExpertSpec
 
 
 class Decoder(NamedTuple):
@@ -49,15 +48,18 @@ def decoder_of(config: Any, tied: bool) -> Decoder:
 
 
 def rules_of(rules: list[Rule], spec: DecoderSpec) -> list[Rule]:
-    """The names of the tensors of a decoder, each with the layers that have it, where not all do."""
+    """The names of the tensors of a decoder, each with the layers that have it, where not all do; none that no layer
+    has."""
 
-    def of_layers(rule: Rule) -> Rule:
+    def of_layers(rule: Rule) -> Iterator[Rule]:
         path = rule.paths[0].removeprefix(f"{BLOCKS}.").partition(".")[0]
-        if path not in COMPONENTS or len(spec.layers_of(path)) == spec.layers:
-            return rule
-        return rule._replace(layers=spec.layers_of(path))
+        layers = spec.layers_of(path) if path in COMPONENTS else tuple(range(spec.layers))
+        if len(layers) == spec.layers:
+            yield rule
+        elif layers:
+            yield rule._replace(layers=layers, apart=tuple(one for each in rule.apart for one in of_layers(each)))
 
-    return [of_layers(rule) for rule in rules]
+    return [one for rule in rules for one in of_layers(rule)]
 
 
 def plain_decoder_of(config: Any, tied: bool) -> Decoder:
@@ -216,29 +218,6 @@ def _lfm2_rules() -> list[Rule]:
     ]
 
 
-def _with_experts(rules: list[Rule], experts: list[Rule]) -> list[Rule]:
-    """Rules of a decoder with experts in the place of each MLP."""
-    return [rule for rule in rules if ".mlp." not in rule.name] + experts
-
-
-ROUTER = Rule("text.layers.{i}.mlp.gate.weight", ("decoder.blocks.mlp.router",), "reversed")
-SEPARATE = [
-    ROUTER,
-    *(
-        Rule(f"text.layers.{{i}}.mlp.experts.{{j}}.{n}_proj.weight", (f"decoder.blocks.mlp.{n}.kernel",), "reversed")
-        for n in ("gate", "up", "down")
-    ),
-]
-FUSED = [  # as Qwen3-VL's releases have them; transformers holds them the other way round, and may write them so
-    ROUTER,
-    Rule(
-        "text.layers.{i}.mlp.experts.gate_up_proj",
-        ("decoder.blocks.mlp.gate.kernel", "decoder.blocks.mlp.up.kernel"), "side by side",
-    ),
-    Rule("text.layers.{i}.mlp.experts.down_proj", ("decoder.blocks.mlp.down.kernel",), "side by side"),
-]  # fmt: skip
-
-
 PLAIN, POST_NORMS = _rules(post_norms=False), _rules(post_norms=True)
 
 
@@ -301,7 +280,7 @@ def _mixers(config: Any, known: dict[str, str]) -> tuple[str, ...]:
     return tuple(known[kind] for kind in config.layer_types)
 
 
-def _qwen3_5(config: Any, tied: bool) -> DecoderSpec:
+def _qwen3_5(config: Any, tied: bool, **features: Any) -> DecoderSpec:
     """Qwen 3.5 and 3.6: three layers of gated DeltaNet to one of gated attention, of which a part of a head turns."""
     supported.require(config, attention_bias=False)
     mixers = _mixers(config, {"full_attention": "attention", "linear_attention": "delta"})
@@ -314,52 +293,42 @@ def _qwen3_5(config: Any, tied: bool) -> DecoderSpec:
     return _spec(
         config, tied, rope, rotary_dim=turning, rope_sections=_sections(config, (11, 11, 10)), rope_interleaved=True,
         attention_gate=True, qk_norm=True, norm_offset=1.0, mixers=mixers, delta=delta if "delta" in mixers else None,
+        **features,
     )  # fmt: skip
 
 
-def _lfm2(config: Any, tied: bool) -> DecoderSpec:
+def _lfm2(config: Any, tied: bool, **features: Any) -> DecoderSpec:
     """LFM2: most layers are short convolutions."""
     mixers = _mixers(config, {"full_attention": "attention", "conv": "convolution"})
     convolution = ConvolutionSpec(config.hidden_size, config.conv_L_cache, bool(config.conv_bias))
     return _spec(
-        config, tied, mlp=_lfm2_mlp(config), norm_eps=config.norm_eps, activation="silu", qk_norm=True, mixers=mixers,
-        convolution=convolution if "convolution" in mixers else None,
+        config, tied, norm_eps=config.norm_eps, activation="silu", qk_norm=True, mixers=mixers,
+        convolution=convolution if "convolution" in mixers else None, **{"mlp": _lfm2_mlp(config), **features},
     )  # fmt: skip
 
 
 def _lfm2_mlp(config: Any) -> int:
     """The width of its MLPs, which ``Lfm2MLP`` calculates from the config's."""
-    if not config.block_auto_adjust_ff_dim:
+    if not getattr(config, "block_auto_adjust_ff_dim", False):
         return int(config.intermediate_size)
     wide = int(config.block_ffn_dim_multiplier * int(2 * config.intermediate_size / 3))
     return config.block_multiple_of * -(-wide // config.block_multiple_of)
 
 
-def _experts(config: Any, normalised: bool) -> ExpertSpec:
-    if config.decoder_sparse_step != 1 or config.mlp_only_layers:
-        raise UserError(
-            "config.json: decoder_sparse_step and mlp_only_layers that leave some layers without experts are not "
-            "supported: all layers have experts, or none"
-        )
-    return ExpertSpec(
-        config.num_experts, config.num_experts_per_tok, config.moe_intermediate_size, normalised=normalised,
-        balance_loss=float(getattr(config, "router_aux_loss_coef", 0.0)),
-    )  # fmt: skip
-
-
 def _qwen3_moe(config: Any, tied: bool) -> DecoderSpec:
-    experts = _experts(config, bool(config.norm_topk_prob))
-    return dataclasses.replace(_qwen3(config, tied), experts=experts)
+    return dataclasses.replace(_qwen3(config, tied), **experts.qwen3(config, bool(config.norm_topk_prob)))
 
 
 def _qwen3_vl_moe(config: Any, tied: bool) -> DecoderSpec:
-    """Qwen3-VL's, with experts whose weights are always normalised."""
-    if config.hidden_size in (config.moe_intermediate_size, 2 * config.moe_intermediate_size):
-        raise UserError(
-            f"config.json: moe_intermediate_size {config.moe_intermediate_size} with hidden_size {config.hidden_size} "
-            f"makes square tensors of experts, of which releases and transformers mean different sides: not supported"
-        )
-    return dataclasses.replace(_qwen3_vl(config, tied), experts=_experts(config, normalised=True))
+    return dataclasses.replace(_qwen3_vl(config, tied), **experts.qwen3_vl(config))
+
+
+def _qwen3_5_moe(config: Any, tied: bool) -> DecoderSpec:
+    return _qwen3_5(config, tied, mlp=config.moe_intermediate_size, **experts.qwen3_5(config))
+
+
+def _lfm2_moe(config: Any, tied: bool) -> DecoderSpec:
+    return _lfm2(config, tied, mlp=config.intermediate_size, **experts.lfm2(config))
 
 
 DECODERS = {
@@ -372,6 +341,8 @@ DECODERS = {
     "qwen3_vl_text": DecoderKind(_qwen3_vl, PLAIN),
     "qwen3_5_text": DecoderKind(_qwen3_5, _qwen3_5_rules()),
     "lfm2": DecoderKind(_lfm2, _lfm2_rules()),
-    "qwen3_moe": DecoderKind(_qwen3_moe, _with_experts(PLAIN, SEPARATE)),
-    "qwen3_vl_moe_text": DecoderKind(_qwen3_vl_moe, _with_experts(PLAIN, FUSED)),
+    "lfm2_moe": DecoderKind(_lfm2_moe, _lfm2_rules() + experts.LFM2),
+    "qwen3_moe": DecoderKind(_qwen3_moe, PLAIN + experts.SEPARATE),
+    "qwen3_vl_moe_text": DecoderKind(_qwen3_vl_moe, PLAIN + experts.QWEN3_VL),
+    "qwen3_5_moe_text": DecoderKind(_qwen3_5_moe, _qwen3_5_rules() + experts.QWEN3_5),
 }

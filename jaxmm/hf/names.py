@@ -8,7 +8,7 @@ A foreign name is first brought to one common spelling: releases and families wr
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,12 +24,14 @@ class Rule(NamedTuple):
       paths: of our parameters, joined by dots; several are the parts of a fused tensor, in order.
       transform: a key of ``transforms.TRANSFORMS``.
       layers: the numbers of the layers that have it, in the order of our stack; () is all of them.
+      apart: rules of the same parameters in smaller tensors, which some folders have in its place.
     """
 
     name: str
     paths: tuple[str, ...]
     transform: str = "copy"
     layers: tuple[int, ...] = ()
+    apart: tuple[Rule, ...] = ()
 
 
 def linear(name: str, path: str) -> list[Rule]:
@@ -132,3 +134,13 @@ def tensors(rules: Sequence[Rule], shapes: Mapping[Path, tuple[int, ...]]) -> It
                 value = rule.layers[place] if rule.layers and number == "{i}" else place
                 name = name.replace(number, str(value))
             yield Tensor(name, rule, at)
+
+
+def as_held(
+    rules: Sequence[Rule], shapes: Mapping[Path, tuple[int, ...]], found: Container[str]
+) -> Iterator[Rule]:  # fmt: skip
+    """Yields the rules of a folder with tensors of these names, in the common spelling: those of ``apart`` where the
+    first of these is there."""
+    for rule in rules:
+        first = next(tensors(rule.apart, shapes), None)
+        yield from rule.apart if first is not None and first.name in found else [rule]

@@ -216,7 +216,7 @@ TOWERS = {
     "internvl_vision": TowerKind(_intern, _intern_rules()),
     "qwen2_5_vl_vision": QWEN2_5, "qwen2_5_vl": QWEN2_5,  # configs name it either way
     "qwen3_vl_vision": QWEN3, "qwen3_vl": QWEN3, "qwen3_vl_moe_vision": QWEN3, "qwen3_vl_moe": QWEN3,
-    "qwen3_5_vision": QWEN3,
+    "qwen3_5_vision": QWEN3, "qwen3_5_moe_vision": QWEN3,
 }  # fmt: skip
 TWO_TOWERS = ("siglip2", "siglip", "clip")  # model types of two towers: one of images, one of text
 

@@ -71,6 +71,10 @@ def _to_convolution_of_frames(array: np.ndarray, inputs: int) -> np.ndarray:
 TRANSFORMS = {
     "copy": Transform(_reshaped, lambda x, _: x, lambda shape: [shape]),
     "side by side": Transform(_reshaped, lambda x, _: x, lambda shape: [shape], -1, either_way=True),
+    # the last two dims the other way round
+    "one above the other": Transform(
+        lambda x, _: x.swapaxes(-1, -2), lambda x, _: x.swapaxes(-1, -2), lambda shape: [_swapped(shape)], -2
+    ),
     "flat": Transform(_reshaped, lambda x, _: x.reshape(-1), lambda shape: [(math.prod(shape),)]),
     "after one": Transform(_reshaped, lambda x, _: x[None], lambda shape: [(1, *shape)]),
     "after two": Transform(_reshaped, lambda x, _: x[None].reshape(1, 1, -1), lambda shape: [(1, 1, math.prod(shape))]),

@@ -21,6 +21,7 @@ from jaxmm.models.frozen import Holding
 
 SHARD_BYTES = 5 << 30
 MOVED_BYTES = 128 << 20  # of float32, on the host at a time
+WAITING_BYTES = 256 << 20  # of float32, of tensors that are on their way into a stack
 LISTED = 8  # names in an error
 
 
@@ -65,8 +66,9 @@ def read_params(
       UserError: if tensors are missing, unknown, duplicate, not finite, or of another shape or dtype; it lists them.
     """
     shapes = {path: shape for path, (shape, _) in parameters.items()}
-    wanted = {tensor.name: tensor for tensor in names.tensors(rules, shapes)}
     foreign_name = {spelling(name): name for name in checkpoint.entries}
+    rules = list(names.as_held(rules, shapes, foreign_name))
+    wanted = {tensor.name: tensor for tensor in names.tensors(rules, shapes)}
     twice = [name for name in checkpoint.entries if foreign_name[spelling(name)] != name]
     unknown = [name for common, name in foreign_name.items() if common not in wanted]
     layers = {layer.group() for layer in (re.match(names.SPARE_LAYERS, name) for name in wanted) if layer}
@@ -99,6 +101,7 @@ def read_params(
     if misshapen:
         raise UserError(f"{where} has {len(misshapen)} tensors of another shape: {_some(misshapen)}")
     params: dict[names.Path, jax.Array] = {}
+    waiting = 0
     for common, tensor in sorted(wanted.items(), key=lambda item: checkpoint.entries[foreign_name[item[0]]].file):
         array = checkpoint.mapped(foreign_name[common])
         paths = _paths(tensor.rule)
@@ -106,7 +109,11 @@ def read_params(
         if paths[0] in grows and array.shape[0] < parts[0][0]:
             array = _grown(array, parts[0][0])
         for path, value in zip(paths, transforms.into_parts(array, tensor.rule.transform, parts), strict=True):
-            _place(params, path, value, tensor.at, *parameters[path], held.get(path))
+            placed = _place(params, path, value, tensor.at, *parameters[path], held.get(path))
+            waiting += 4 * value.size
+            if waiting > WAITING_BYTES:  # else many would wait at once, each beside its place in the stack
+                jax.block_until_ready(placed)
+                waiting = 0
     _check_finite(checkpoint, params, {foreign_name[common]: tensor for common, tensor in wanted.items()})
     return params, spare
 
@@ -115,7 +122,8 @@ def _check_finite(
     checkpoint: Checkpoint, params: Mapping[names.Path, jax.Array], tensors: Mapping[str, names.Tensor]
 ) -> None:
     """Raises UserError, which names the checkpoint's tensors, if a parameter has a number that is not finite."""
-    by_part = jax.device_get(_are_finite({".".join(path): value for path, value in params.items()}))
+    # One by one: beside a parameter, its check may take a quarter of its room.
+    by_part = {".".join(path): bool(_is_finite(value)) for path, value in params.items()}
     if all(by_part.values()):
         return
     # A quantised parameter shows it in its constants.
@@ -130,8 +138,8 @@ def _check_finite(
 
 
 @jax.jit
-def _are_finite(params: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    return {path: jax.numpy.isfinite(value).all() for path, value in params.items()}
+def _is_finite(value: jax.Array) -> jax.Array:
+    return jax.numpy.isfinite(value).all()
 
 
 def _is_spare(name: str, layers: set[str]) -> bool:
@@ -165,18 +173,21 @@ def _grown(array: np.ndarray, rows: int) -> np.ndarray:
 def _place(
     params: dict[names.Path, jax.Array], path: names.Path, value: np.ndarray, at: tuple[int, ...],
     shape: tuple[int, ...], where: Any, held: Held | None,
-) -> None:  # fmt: skip
-    """Puts a tensor on its devices: as a parameter, or as one layer or expert of a stack, written in place."""
+) -> jax.Array:  # fmt: skip
+    """Puts a tensor on its devices: as a parameter, or as one layer or expert of a stack, written in place.
+
+    Returns what is ready when that is done.
+    """
     one = _of_one(where, at)
     if held is None or not held.holding.is_quantized:
         dtype = jax.numpy.dtype(held.holding.kind if held else np.float32)
-        _write(params, path, _put(value, one, dtype), at, shape, where)
-        return
+        return _write(params, path, _put(value, one, dtype), at, shape, where)
     places = {name: _of_one(whole, at) for name, (_, _, whole) in held.parts.items()}
     arrays = _quantizer(held.holding, tuple(places.items()))(_put(value, one, np.dtype(np.float32)))
     for name, array in jax.block_until_ready(arrays).items():  # before the next tensor takes room
         of_part, _, whole = held.parts[name]
-        _write(params, (*path, name), array, at, of_part, whole)
+        written = _write(params, (*path, name), array, at, of_part, whole)
+    return written
 
 
 def _of_one(where: Any, at: tuple[int, ...]) -> Any:
@@ -189,13 +200,13 @@ def _of_one(where: Any, at: tuple[int, ...]) -> Any:
 def _write(
     params: dict[names.Path, jax.Array], path: names.Path, value: jax.Array, at: tuple[int, ...],
     shape: tuple[int, ...], where: Any,
-) -> None:  # fmt: skip
+) -> jax.Array:  # fmt: skip
     if not at:
         params[path] = value
-        return
-    if path not in params:
-        params[path] = _zeros(shape, value.dtype, where)()
-    params[path] = _writer(where)(params[path], value, at)
+    else:
+        stack = params[path] if path in params else _zeros(shape, value.dtype, where)()
+        params[path] = _writer(where)(stack, value, at)
+    return params[path]
 
 
 @functools.cache  # tensors of one shape share a program

@@ -126,7 +126,8 @@ class Layer(NamedTuple):
 
     norm_attention: RMSNorm
     norm_mlp: RMSNorm
-    mlp: MLP | Experts
+    mlp: MLP | None = None
+    experts: Experts | None = None
     attention: SelfAttention | None = None
     convolution: ShortConvolution | None = None
     delta: GatedDeltaNet | None = None
@@ -134,7 +135,7 @@ class Layer(NamedTuple):
     norm_mlp_out: RMSNorm | None = None
 
     def __call__(self, x_BTD, where: AttentionContext, segments_BT, mixing: Mixing, target_positions_BR=None):
-        """Returns what goes on, at ``target_positions_BR`` or everywhere, the cache, and the load of experts.
+        """Returns what goes on, at ``target_positions_BR`` or everywhere, the cache, and the load of experts, if any.
 
         Args:
           segments_BT: the documents of positions, to mixers that carry a state.
@@ -156,10 +157,11 @@ class Layer(NamedTuple):
         return sharding.constrain(x_BTD, "rows", axis, None), cache, load
 
     def _mlp(self, x_BTD, where: AttentionContext, target_positions_BR) -> tuple[jax.Array, Load | None]:
-        if not isinstance(self.mlp, Experts):
+        if self.mlp is not None:
             return self.mlp(x_BTD), None
+        assert self.experts is not None
         start_BT, end_BT = where.intervals
-        return self.mlp(x_BTD, at_places(end_BT > start_BT, target_positions_BR))
+        return self.experts(x_BTD, at_places(end_BT > start_BT, target_positions_BR))
 
 
 def component(name: str, spec: DecoderSpec, rngs: nnx.Rngs) -> nnx.Module:
@@ -173,7 +175,8 @@ def component(name: str, spec: DecoderSpec, rngs: nnx.Rngs) -> nnx.Module:
     if name == "delta":
         assert spec.delta is not None
         return GatedDeltaNet(spec.delta, rngs=rngs, scale=depth)
-    if name == "mlp" and spec.experts is not None:
+    if name == "experts":
+        assert spec.experts is not None
         return Experts(spec.width, spec.experts, spec.activation, rngs=rngs, scale=depth)
     if name == "mlp":
         return MLP(spec.width, spec.mlp, spec.activation, gated=True, bias=spec.mlp_bias, rngs=rngs, scale=depth)

@@ -140,7 +140,7 @@ class Decoder(nnx.Module):
         self, x_BTD, positions_BTA, segments_BT, blocks_BT, deep: DeepStack | None = None, *, compute: Compute,
         target_positions_BR=None,
     ) -> tuple[jax.Array, Load | None]:  # fmt: skip
-        """As ``__call__``, with the load of the experts of each layer; None of a decoder that has none."""
+        """As ``__call__``, with the load of experts, by layer that has them; None of a decoder that has none."""
         places = self.places(positions_BTA, segments_BT, blocks_BT)
         x_BTD, _, load = self._run(
             x_BTD, None, places, segments_BT, Mixing(attend_own), deep, compute, target_positions_BR
@@ -201,9 +201,13 @@ class Decoder(nnx.Module):
         deep: DeepStack | None, compute: Compute, target_positions_BR=None,
     ):  # fmt: skip
         spec, stacks = self.spec, Stacks(self.blocks, self.spec)
-        each = {"layer": np.arange(spec.layers), "place": places_in_stacks(spec), "is_local": spec.is_local()}
+        routed = spec.layers_of("experts")
+        each = {
+            "layer": np.arange(spec.layers), "place": places_in_stacks(spec.mixer_of_layers()),
+            "routed": places_in_stacks([n in routed for n in range(spec.layers)]), "is_local": spec.is_local(),
+        }  # fmt: skip
         remat = compute.remat if cache is None else "none"
-        load = Load.empty(self.spec.layers, self.spec.experts) if self.spec.experts else None
+        load = Load.empty(len(routed), spec.experts) if spec.experts else None
 
         def call(layer: Layer, carry: tuple[jax.Array, Any, Any], mine: Any, target_positions_BR: Any = None) -> Any:
             x, cache, load = carry
@@ -217,8 +221,8 @@ class Decoder(nnx.Module):
                 functools.partial(mixing.recur, **of_layer),
             )
             x, cache, of_experts = layer(x, where, segments_BT, meet, target_positions_BR)
-            if load is not None:
-                load = load.filled(mine["layer"], of_experts)
+            if of_experts is not None:
+                load = load.filled(mine["routed"], of_experts)
             return x if deep is None or target_positions_BR is not None else deep.added(x, mine["layer"]), cache, load
 
         through = functools.partial(apply_layers, stacks, (x_BTD, cache, load), call, remat, compute.unroll, each)

@@ -2,7 +2,7 @@
 
 A component of layers (their attention, their MLP, a norm) is one module whose parameters have a leading dim: of the
 layers that have it, in their order. So a path means the same whatever kinds there are: ``decoder.blocks.attention`` is
-all attention, ``decoder.blocks.mlp`` all MLPs.
+all attention, ``decoder.blocks.mlp`` all MLPs, ``decoder.blocks.experts`` those of all layers that have experts.
 
 Layers run under scans over patterns that repeat: (convolution, convolution, attention) three times is one scan of three
 steps, compiled once.
@@ -160,7 +160,6 @@ def apply_layers(
     return carry
 
 
-def places_in_stacks(spec: DecoderSpec) -> np.ndarray:
-    """int32 (layers,): of each layer, how many before it have its mixer."""
-    mixers = spec.mixer_of_layers()
-    return np.array([mixers[:n].count(mixer) for n, mixer in enumerate(mixers)], np.int32)
+def places_in_stacks(kinds: Sequence[Hashable]) -> np.ndarray:
+    """int32 (layers,): of each layer, how many before it are of its kind."""
+    return np.array([kinds[:n].count(kind) for n, kind in enumerate(kinds)], np.int32)

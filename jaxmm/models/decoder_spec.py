@@ -14,7 +14,7 @@ from jaxmm.models.sizes import check_numbers, check_sizes
 # What mixes the positions of a layer. All but attention carry a state from position to position.
 MIXERS = ("attention", "convolution", "delta")
 # The modules of a layer, in the order in which they are made.
-COMPONENTS = ("norm_attention", "norm_mlp", *MIXERS, "mlp", "norm_attention_out", "norm_mlp_out")
+COMPONENTS = ("norm_attention", "norm_mlp", *MIXERS, "mlp", "experts", "norm_attention_out", "norm_mlp_out")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,8 @@ class DecoderSpec:
         does not.
       mixers: what mixes the positions of each layer, of MIXERS; () is attention everywhere.
       convolution, delta: of the layers that have a short convolution, or a gated DeltaNet.
-      experts: in the place of each layer's MLP, whose width then counts nothing; None is an MLP.
+      experts: in the place of the MLPs; None is an MLP everywhere.
+      dense_layers: with experts, the layers that have an MLP all the same.
     """
 
     vocab_size: int = 512
@@ -79,6 +80,7 @@ class DecoderSpec:
     convolution: ConvolutionSpec | None = None
     delta: GatedDeltaNetSpec | None = None
     experts: ExpertSpec | None = None
+    dense_layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         check_sizes(self, "decoder", "vocab_size", "width", "layers", "heads", "kv_heads", "head_dim", "mlp")
@@ -107,6 +109,10 @@ class DecoderSpec:
         for mixer, spec in (("convolution", self.convolution), ("delta", self.delta)):
             if (mixer in self.mixers) != (spec is not None):
                 raise ValueError(f"layers with the mixer {mixer}, and its sizes, are given without each other")
+        if self.dense_layers and (self.experts is None or not self.layers_of("experts")):
+            raise ValueError(f"layers without experts {self.dense_layers} are given, and no layer has experts")
+        if outside := set(self.dense_layers) - set(range(self.layers)):
+            raise ValueError(f"layer {min(outside)} without experts is no layer of {self.layers}")
 
     @property
     def turning_dim(self) -> int:
@@ -121,6 +127,9 @@ class DecoderSpec:
         """The layers that have one of COMPONENTS."""
         if component in MIXERS:
             return tuple(n for n, mixer in enumerate(self.mixer_of_layers()) if mixer == component)
+        if component in ("mlp", "experts"):
+            is_dense = [self.experts is None or n in self.dense_layers for n in range(self.layers)]
+            return tuple(n for n, dense in enumerate(is_dense) if dense == (component == "mlp"))
         has_it = self.post_norms or component not in ("norm_attention_out", "norm_mlp_out")
         return tuple(range(self.layers)) if has_it else ()
 

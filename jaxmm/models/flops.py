@@ -83,11 +83,12 @@ def _connector_flops(spec: ConnectorSpec, inputs: int, outputs: int, soft_tokens
 
 
 def _mlp_maps(spec: DecoderSpec) -> float:
-    """Multiply-adds of a position in a layer's MLP: of experts, those that it goes through, and the router's."""
-    one = spec.experts
-    if one is None:
-        return 3 * spec.width * spec.mlp
-    return spec.width * (one.count + 3 * (one.chosen * one.mlp + one.shared_mlp) + one.shared_gate)
+    """Multiply-adds of a position in all MLPs: of experts, in those that it goes through, and the router."""
+    maps = len(spec.layers_of("mlp")) * 3.0 * spec.width * spec.mlp
+    if one := spec.experts:
+        of_layer = one.count + 3 * (one.chosen * one.mlp + one.shared_mlp) + one.shared_gate
+        maps += len(spec.layers_of("experts")) * spec.width * of_layer
+    return maps
 
 
 def _decoder_flops(spec: DecoderSpec, batch: Batch) -> float:
@@ -95,7 +96,7 @@ def _decoder_flops(spec: DecoderSpec, batch: Batch) -> float:
     targets = float((np.asarray(batch.weights_BT) > 0).sum())
     head_width = spec.heads * spec.head_dim
     attention = spec.width * ((2 + spec.attention_gate) * head_width + 2 * spec.kv_heads * spec.head_dim)
-    maps = len(spec.layers_of("attention")) * attention + spec.layers * _mlp_maps(spec)
+    maps = len(spec.layers_of("attention")) * attention + _mlp_maps(spec)
     for mixer, of_mixer in (("convolution", spec.convolution), ("delta", spec.delta)):
         maps += len(spec.layers_of(mixer)) * of_mixer.multiplications() if of_mixer else 0
     return (

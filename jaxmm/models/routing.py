@@ -27,6 +27,7 @@ class ExpertSpec:
         softmax over the chosen ones (Mixtral, GPT-OSS), or a sigmoid each, with a bias that counts in the choice alone
         (DeepSeek-V3).
       normalised: the weights of the chosen experts are divided by their sum.
+      sum_offset: added to that sum.
       scale: multiplies the weights.
       groups: the experts are so many groups, in order; those of ``chosen_groups`` are open to a position: of the
         groups whose two best experts have the largest sums. Of "sigmoid" alone.
@@ -40,6 +41,7 @@ class ExpertSpec:
     mlp: int
     gate: str = "softmax"
     normalised: bool = False
+    sum_offset: float = 0.0
     scale: float = 1.0
     groups: int = 1
     chosen_groups: int = 1
@@ -52,7 +54,7 @@ class ExpertSpec:
         check_sizes(self, "experts", "count", "chosen", "mlp", "groups", "chosen_groups")
         check_sizes(self, "experts", "shared_mlp", least=0)
         check_numbers(self, "experts", "scale")
-        check_numbers(self, "experts", "balance_loss", "z_loss", may_be_0=True)
+        check_numbers(self, "experts", "balance_loss", "z_loss", "sum_offset", may_be_0=True)
         if self.gate not in GATES:
             raise ValueError(f"experts' gate '{self.gate}' is not one of {', '.join(GATES)}")
         if self.chosen_groups > self.groups or self.count % self.groups:
@@ -102,7 +104,7 @@ def choose(logits_BTE: jax.Array, bias_E: jax.Array | None, spec: ExpertSpec) ->
     if spec.gate == "softmax of chosen":
         weights_BTK = jax.nn.softmax(weights_BTK)
     elif spec.normalised:
-        weights_BTK /= weights_BTK.sum(-1, keepdims=True) + (1e-20 if spec.gate == "sigmoid" else 0.0)
+        weights_BTK /= weights_BTK.sum(-1, keepdims=True) + spec.sum_offset
     return Choice(experts_BTK, weights_BTK * spec.scale, probabilities_BTE)
 
 

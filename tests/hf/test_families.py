@@ -15,9 +15,10 @@ from jaxmm import export, train
 
 # The families' models of tools/parities, and the config that trains each.
 CASES = {
-    "siglip2 + llama": "base", "qwen3": "base", "lfm2": "base", "llava, clip": "llava_1_5", "llava, siglip": "base",
-    "qwen2.5-vl": "qwen2_5_vl", "qwen3-vl": "qwen3_vl", "qwen3, experts": "base", "qwen3-vl, experts": "qwen3_vl",
-    "qwen3.5": "qwen3_5", "gemma3": "gemma3", "internvl": "internvl3", "smolvlm": "base",
+    "siglip2 + llama": "base", "qwen3": "base", "lfm2": "base", "lfm2, experts": "base", "llava, clip": "llava_1_5",
+    "llava, siglip": "base", "qwen2.5-vl": "qwen2_5_vl", "qwen3-vl": "qwen3_vl", "qwen3, experts": "base",
+    "qwen3-vl, experts": "qwen3_vl", "qwen3.5": "qwen3_5", "qwen3.5, experts": "qwen3_5", "gemma3": "gemma3",
+    "internvl": "internvl3", "smolvlm": "base",
 }  # fmt: skip
 FROZEN = {"llava_1_5": {"vision"}, "gemma3": {"vision"}, "internvl3": {"vision"}}  # by their configs
 

@@ -97,6 +97,32 @@ def test_old_and_new_names_of_tensors_are_both_read(name, age, tmp_path):
     assert found.spare == []
 
 
+def apart(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Each expert's tensors by themselves."""
+    found = {}
+    for name, value in tensors.items():
+        prefix, experts, part = name.rpartition("experts.")
+        halves = np.split(value, 2, axis=1) if part == "gate_up_proj" else [value]
+        for kind, of_all in zip(("gate", "up") if len(halves) > 1 else ("down",), halves, strict=True):
+            each = {f"{prefix}experts.{n}.{kind}_proj.weight": np.ascontiguousarray(x) for n, x in enumerate(of_all)}
+            found |= each if experts else {name: value}
+    return found
+
+
+def test_experts_of_a_layer_in_one_tensor_or_each_in_its_own_are_one_model(tmp_path):
+    """The first is how releases of Qwen3.5 have them, the second what ``transformers`` writes."""
+    wanted = made("qwen3.5, experts", tmp_path)
+    names_of = {name for name in tensor_files.Checkpoint(tmp_path).entries if ".experts." in name}
+    assert {name.rpartition(".")[2] for name in names_of} == {"gate_up_proj", "down_proj"}
+    rewritten(tmp_path, apart)
+    assert sum(".experts.4." in name for name in tensor_files.Checkpoint(tmp_path).entries) == 3 * 3
+    _, found = read(tmp_path)
+    assert_same(found.params, wanted)
+    rewritten(tmp_path, lambda tensors: {n: x for n, x in tensors.items() if "layers.1.mlp.experts.2.up" not in n})
+    with pytest.raises(UserError, match=r"lacks 1 tensors that its config asks for: .*layers.1.mlp.experts.2.up_proj"):
+        read(tmp_path)
+
+
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16])
 def test_half_precision_in_many_files_is_the_same_model(dtype, tmp_path):
     wanted = made("qwen3-vl", tmp_path, dtype, shard_bytes=1 << 15)

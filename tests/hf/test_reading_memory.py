@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -16,12 +17,14 @@ import small_run
 
 from jaxmm.hf import names, weights
 from jaxmm.hf.decoders import DECODERS
+from jaxmm.hf.tensor_files import Checkpoint
 from jaxmm.models.decoder import DecoderSpec
 from jaxmm.models.multimodal import ModelSpec, flat_axes
+from jaxmm.models.routing import ExpertSpec
 
-SPEC = DecoderSpec(
-    vocab_size=100_000, width=2048, layers=7, heads=16, kv_heads=8, head_dim=128, mlp=6144
-)  # fmt: skip
+DENSE = DecoderSpec(vocab_size=100_000, width=2048, layers=7, heads=16, kv_heads=8, head_dim=128, mlp=6144)
+EXPERTS = dataclasses.replace(DENSE, vocab_size=20_000, layers=3, qk_norm=True, experts=ExpertSpec(64, 8, 512))
+KINDS = {"llama": DENSE, "qwen3_vl_moe_text": EXPERTS}  # by their tables of names
 READ = """
 import json, re, sys
 from pathlib import Path
@@ -29,24 +32,24 @@ import jax
 from jaxmm import sharding
 from jaxmm.hf import folder as hf
 from jaxmm.hf.decoders import DECODERS
-from test_reading_memory import SPEC
-from jaxmm.models.multimodal import ModelSpec
+from test_reading_memory import KINDS
+from jaxmm.models.multimodal import ModelSpec, flat_axes
 
 def memory(name):
     return int(re.search(name + r":\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 
+kind, model = sys.argv[4], ModelSpec(decoder=KINDS[sys.argv[4]])
 mesh = sharding.make_mesh(json.loads(sys.argv[2]), jax.devices()[: int(sys.argv[3])])
 axes = sharding.replicated(mesh) if int(sys.argv[3]) == 1 else None
 
 def where(path, shape):
     return axes or jax.sharding.NamedSharding(mesh, sharding.partition(AXES[path][1], shape, mesh))
 
-from jaxmm.models.multimodal import flat_axes
-AXES = flat_axes(ModelSpec(decoder=SPEC))
+AXES = flat_axes(model)
 jax.block_until_ready(jax.numpy.zeros(8) + 1)
 Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
 before = memory("VmRSS")
-found = hf.read_decoder(Path(sys.argv[1]), DECODERS["llama"].rules, ModelSpec(decoder=SPEC), where)
+found = hf.read_decoder(Path(sys.argv[1]), DECODERS[kind].rules, model, where)
 jax.block_until_ready(found.params)
 held = sum(s.data.nbytes for p in found.params.values() for s in p.addressable_shards)
 print(json.dumps({"peak": memory("VmHWM") - before, "held": held}))
@@ -60,27 +63,25 @@ def patterned(shape: tuple[int, ...]) -> np.ndarray:
     )
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def written(kind: str, folder: Path) -> Path:
     """1.5 GB of bfloat16 in files of 300 MB, those of embedding and head larger."""
-    model = ModelSpec(decoder=SPEC)
-    shapes = {path: shape for path, (shape, _) in flat_axes(model).items() if path[0] == "decoder"}
+    shapes = {path: shape for path, (shape, _) in flat_axes(ModelSpec(decoder=KINDS[kind])).items()}
     inputs = dict.fromkeys(shapes, 1)
     inputs[("decoder", "blocks", "attention", "out", "kernel")] = 2
-    folder = tmp_path_factory.mktemp("large")
+    folder.mkdir()
 
     class Lazy:
         def __init__(self, shape: tuple[int, ...]):
             self.shape = shape
 
-        def __getitem__(self, layer: int) -> np.ndarray:
-            return patterned(self.shape[1:])
+        def __getitem__(self, at: tuple[int, ...]) -> np.ndarray:
+            return patterned(self.shape[len(at) :])
 
         def __array__(self, dtype=None, copy=None) -> np.ndarray:
             return patterned(self.shape)
 
     params = {path: Lazy(shape) for path, shape in shapes.items()}
-    tensors = weights.outgoing(params, DECODERS["llama"].rules, inputs, ml_dtypes.bfloat16)
+    tensors = weights.outgoing(params, DECODERS[kind].rules, inputs, ml_dtypes.bfloat16)
     prefixes = {"text": "model.", "lm_head": "lm_head."}
     renamed = (tensor._replace(name=names.foreign_name(tensor.name, prefixes)) for tensor in tensors)
     # The largest ones last, as releases have the head: all else is held when they are read.
@@ -90,18 +91,24 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("mesh", "devices"), [({"data": 1}, 1), ({"fsdp": 2, "tensor": 2}, 4)])
-def test_the_host_holds_little_beside_the_parameters(folder, mesh, devices):
+@pytest.mark.parametrize(
+    ("kind", "mesh", "devices"),
+    [
+        ("llama", {"data": 1}, 1),
+        ("llama", {"fsdp": 2, "tensor": 2}, 4),
+        ("qwen3_vl_moe_text", {"expert": 8}, 8),
+    ],
+)
+def test_the_host_holds_little_beside_the_parameters(kind, mesh, devices, tmp_path):
+    folder, model = written(kind, tmp_path / "large"), ModelSpec(decoder=KINDS[kind])
     assert len(list(folder.glob("*.safetensors"))) > 3
     path = os.pathsep.join([str(small_run.ROOT), str(Path(__file__).parent), str(small_run.ROOT / "tests")])
-    command = [sys.executable, "-c", READ, str(folder), json.dumps(mesh), str(devices)]
+    command = [sys.executable, "-c", READ, str(folder), json.dumps(mesh), str(devices), kind]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": path})
     found = json.loads(done.stdout.splitlines()[-1])
-    parameters = sum(
-        math.prod(shape) * 4 for path, (shape, _) in flat_axes(ModelSpec(decoder=SPEC)).items() if path[0] == "decoder"
-    )
+    parameters = sum(math.prod(shape) * 4 for shape, _ in flat_axes(model).values())
     assert found["held"] >= parameters
     beyond = found["peak"] - found["held"]
-    largest = SPEC.vocab_size * SPEC.width * 2
+    largest = 2 * max(math.prod(entry.shape) for entry in Checkpoint(folder).entries.values())
     print(f"parameters {found['held'] / 1e9:.2f} GB, beyond them {beyond / 1e9:.2f} GB, largest tensor {largest / 1e9}")
     assert beyond < largest + 1e9

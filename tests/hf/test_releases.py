@@ -16,6 +16,7 @@ from jaxmm.hf.families.registry import layout_of
 from jaxmm.hf.towers import tower_of
 from jaxmm.models.multimodal import ModelSpec, flat_axes
 from jaxmm.models.rope import axis_of_frequency
+from jaxmm.models.routing import ExpertSpec
 
 pytestmark = pytest.mark.usefixtures("whole_transformers")
 
@@ -232,6 +233,18 @@ QWEN3_5 = {  # Qwen/Qwen3.5-9B, by the defaults of its class
     },
     "vision_end_token_id": 248054, "vision_start_token_id": 248053,
 }  # fmt: skip
+QWEN3_5_MOE = {  # Qwen/Qwen3.5-35B-A3B
+    **QWEN3_5, "architectures": ["Qwen3_5MoeForConditionalGeneration"], "model_type": "qwen3_5_moe",
+    "text_config": {
+        **{k: v for k, v in QWEN3_5["text_config"].items() if k != "intermediate_size"},  # type: ignore[attr-defined]
+        "hidden_size": 2048, "mlp_only_layers": [], "model_type": "qwen3_5_moe_text", "moe_intermediate_size": 512,
+        "num_experts": 256, "num_experts_per_tok": 8, "num_hidden_layers": 40, "num_key_value_heads": 2,
+        "router_aux_loss_coef": 0.001, "shared_expert_intermediate_size": 512,
+    },
+    "vision_config": {
+        **QWEN3_5["vision_config"], "model_type": "qwen3_5_moe", "out_hidden_size": 2048,  # type: ignore[dict-item]
+    },
+}  # fmt: skip
 LFM2 = {  # LiquidAI/LFM2-1.2B: the width of the MLPs is calculated
     "architectures": ["Lfm2ForCausalLM"], "block_auto_adjust_ff_dim": True, "block_dim": 2048, "block_ff_dim": 12288,
     "block_ffn_dim_multiplier": 1.0, "block_multiple_of": 256, "block_norm_eps": 1e-05, "block_use_swiglu": True,
@@ -244,6 +257,15 @@ LFM2 = {  # LiquidAI/LFM2-1.2B: the width of the MLPs is calculated
 LFM2_350M = {  # LiquidAI/LFM2-350M
     **LFM2, "block_dim": 1024, "block_ff_dim": 6656, "conv_dim": 1024, "hidden_size": 1024, "num_attention_heads": 16,
     "num_heads": 16,
+}  # fmt: skip
+LFM2_MOE = {  # LiquidAI/LFM2-8B-A1B
+    "architectures": ["Lfm2MoeForCausalLM"], "bos_token_id": 1, "conv_L_cache": 3, "conv_bias": False,
+    "eos_token_id": 7, "hidden_size": 2048, "intermediate_size": 7168,
+    "layer_types": ["full_attention" if n in (2, 6, 10, 14, 18, 21) else "conv" for n in range(24)],
+    "max_position_embeddings": 128000, "model_type": "lfm2_moe", "moe_intermediate_size": 1792, "norm_eps": 1e-05,
+    "norm_topk_prob": True, "num_attention_heads": 32, "num_dense_layers": 2, "num_experts": 32,
+    "num_experts_per_tok": 4, "num_hidden_layers": 24, "num_key_value_heads": 8, "pad_token_id": 0,
+    "rope_theta": 1000000.0, "routed_scaling_factor": 1.0, "use_expert_bias": True, "vocab_size": 65536,
 }  # fmt: skip
 
 
@@ -265,6 +287,8 @@ def count(spec: ModelSpec, *parts: str) -> int:
         (QWEN2_5_VL_3B, 3_754_622_976),
         (QWEN3_VL, 4_437_815_808),
         (QWEN3_VL_MOE, 31_070_754_032),
+        # Of Qwen3.5's the weights that guess a second token (844,640,768) are not used.
+        (QWEN3_5_MOE, 35_951_822_704 - 844_640_768),
         (GEMMA3, 4_300_079_472),
         (SMOLVLM2_500M, 507_482_304),
         (SMOLVLM, 2_246_272_880),
@@ -285,6 +309,7 @@ def test_a_released_config_gives_as_many_parameters_as_the_release_has(config, p
         (MISTRAL, 7_241_732_096),
         (LFM2, 1_170_340_608),
         (LFM2_350M, 354_483_968),
+        (LFM2_MOE, 8_339_929_856 + 704),  # in bfloat16, and of the choice of experts in float32
     ],
     ids=lambda x: x["model_type"] if isinstance(x, dict) else "",
 )
@@ -330,6 +355,33 @@ def test_old_spellings_of_rotary_positions_are_read(tmp_path):
     assert decoder_of(config_of(MISTRAL, tmp_path), False).spec.window == 4096
 
 
+@pytest.mark.parametrize(
+    ("changes", "dense"),
+    [
+        ({}, set()), ({"mlp_only_layers": [0, 47]}, {0, 47}), ({"decoder_sparse_step": 2}, set(range(0, 48, 2))),
+        ({"decoder_sparse_step": 2, "mlp_only_layers": [5]}, {*range(0, 48, 2), 5}),
+        ({"decoder_sparse_step": 64}, None),
+    ],
+)  # fmt: skip
+def test_a_config_says_which_layers_have_experts(changes, dense, tmp_path):
+    """None: no layer has, and the decoder is one of MLPs."""
+    spec = decoder_of(config_of(QWEN3_MOE | changes, tmp_path), False).spec
+    assert (set(spec.dense_layers) if spec.experts else None) == dense
+    assert len(spec.layers_of("mlp")) == (48 if dense is None else len(dense))
+
+
+def test_what_a_router_does_is_read_from_the_config(tmp_path):
+    lfm2 = decoder_of(config_of(LFM2_MOE, tmp_path), True).spec
+    wanted = ExpertSpec(32, 4, 1792, gate="sigmoid", normalised=True, sum_offset=1e-6)
+    assert (lfm2.experts, lfm2.dense_layers, lfm2.mlp) == (wanted, (0, 1), 7168)
+    assert lfm2.layers_of("attention") == (2, 6, 10, 14, 18, 21)
+    with pytest.raises(UserError, match="lfm2_moe with use_expert_bias=False is not supported"):
+        decoder_of(config_of(LFM2_MOE | {"use_expert_bias": False}, tmp_path), True)
+    qwen = layout_of(config_of(QWEN3_5_MOE, tmp_path)).spec.decoder
+    wanted = ExpertSpec(256, 8, 512, normalised=True, shared_mlp=512, shared_gate=True, balance_loss=0.001)
+    assert (qwen.experts, qwen.dense_layers, qwen.layers_of("mlp")) == (wanted, (), ())
+
+
 def test_axes_that_take_turns_need_no_section_for_every_frequency(tmp_path):
     """As in transformers, where sections of small heads may be missing from the file: the first axis takes the rest."""
     small = config_of({"model_type": "qwen3_vl_text", "hidden_size": 84, "num_attention_heads": 6,
@@ -365,14 +417,14 @@ def changed(config: dict[str, Any], **changes: Any) -> dict[str, Any]:
         (changed(LLAVA, vision__model_type="dinov2"), "vision tower 'dinov2' is not supported: those are siglip2"),
         (changed(QWEN3_VL, vision__deepstack_visual_indexes=[5, 11, 40]), r"deepstack_visual_indexes \[5, 11, 40\]"),
         (changed(QWEN3_VL, vision__num_position_embeddings=2300), "num_position_embeddings=2300 is not supported"),
-        (changed(QWEN3_VL_MOE, text__decoder_sparse_step=2), "decoder_sparse_step and mlp_only_layers that leave some"),
-        (changed(QWEN3_VL_MOE, text__mlp_only_layers=[3]), "decoder_sparse_step and mlp_only_layers that leave some"),
+        (changed(QWEN3_5_MOE, text__mlp_only_layers=[3]), r"qwen3_5_moe_text with mlp_only_layers=\[3\] is not"),
         (changed(QWEN3_VL_MOE, text__num_experts_per_tok=129), "129 experts a position are more than are open to it"),
         (changed(QWEN3_VL_MOE, text__moe_intermediate_size=1024), "moe_intermediate_size 1024 with hidden_size 2048"),
         (changed(QWEN2_5_VL, rope_scaling={"type": "mrope", "mrope_section": [16, 24, 8]}), "does not add up to half"),
         (changed(INTERNVL3, vision_feature_layer=[-1, -2]), r"vision_feature_layer=\[-1, -2\] is not supported"),
         (changed(INTERNVL3, downsample_ratio=0.3), "downsample_ratio=0.3 is not supported: only 1 / n is"),
         (changed(INTERNVL3, vision__use_mean_pooling=False, vision__norm_type="rms_norm"), "norm_type=rms_norm is not"),
+        (changed(INTERNVL3, text__model_type="gpt_oss"), "decoder 'gpt_oss' is not supported: those are llama"),
         ({"model_type": "qwen3"}, "'qwen3' is no whole model but a part of one: name both parts, as "
          "vision:DIR,decoder:DIR or audio:DIR,decoder:DIR$"),
         ({"model_type": "siglip2"}, "'siglip2' is no whole model but .*: name both parts, as vision:DIR,decoder:DIR$"),

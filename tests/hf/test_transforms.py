@@ -91,6 +91,16 @@ def test_maps_of_experts_lie_side_by_side_and_are_read_either_way(parts):
     np.testing.assert_array_equal(out_of_parts(ours, "side by side", inputs=1), foreign)
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+def test_maps_of_experts_lie_one_above_the_other(parts):
+    foreign, shapes = numbers(4, 5 * parts, 3), [(4, 3, 5)] * parts
+    assert foreign_shapes("one above the other", shapes) == [(4, 5 * parts, 3)]
+    ours = into_parts(foreign, "one above the other", shapes)
+    for part, wanted in zip(ours, np.split(foreign, parts, axis=1), strict=True):
+        np.testing.assert_array_equal(part, wanted.swapaxes(1, 2))
+    np.testing.assert_array_equal(out_of_parts(ours, "one above the other", inputs=1), foreign)
+
+
 @pytest.mark.parametrize("frames", [(), (2,)])
 @hypothesis.given(sizes, st.integers(1, 3))
 def test_a_convolution_is_a_linear_map_of_patches_with_channels_last(frames, D, side):
@@ -139,6 +149,7 @@ def test_all_of_them_are_tested_here():
         "depthwise",
         "reversed",
         "side by side",
+        "one above the other",
         "convolution",
         "convolution of frames",
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import hypothesis
 import hypothesis.strategies as st
@@ -17,6 +18,7 @@ from jaxmm.models.decoder_layers import places_in_stacks, runs_of
 from jaxmm.models.decoder_spec import DecoderSpec
 from jaxmm.models.multimodal import Compute, make_model
 from jaxmm.models.recurrent import ConvolutionSpec
+from jaxmm.models.routing import ExpertSpec
 from jaxmm.models.tree import flat
 
 C, A = "convolution", "attention"
@@ -75,7 +77,7 @@ def test_parameters_lie_by_what_they_are(mixed):
     assert shapes["attention", "query", "kernel"][0] == MIXERS.count(A)
     assert shapes["convolution", "out", "kernel"][0] == MIXERS.count(C)
     assert shapes["mlp", "up", "kernel"][0] == shapes["norm_mlp", "scale"][0] == len(MIXERS)
-    assert places_in_stacks(mixed[0].decoder).tolist() == [0, 1, 0, 2, 3, 1, 4, 2, 5, 3, 6]
+    assert places_in_stacks(mixed[0].decoder.mixers).tolist() == [0, 1, 0, 2, 3, 1, 4, 2, 5, 3, 6]
 
 
 def test_scans_are_the_layers_one_by_one(mixed, batch):
@@ -92,6 +94,23 @@ def test_each_layer_has_its_own_parameters(mixed, batch):
     for path, x in flat(slope["decoder"]["blocks"]).items():
         assert (np.abs(np.asarray(x)).reshape(len(x), -1).max(1) > 0).all(), path
     assert np.isfinite(run(params)).all()
+
+
+def test_layers_with_experts_have_their_places_and_loads_among_those_with_an_mlp(tiny, batch):
+    """One of experts, a pattern of both that repeats, and a last one of experts."""
+    decoder = dataclasses.replace(tiny.spec.decoder, layers=6, experts=ExpertSpec(3, 1, 12), dense_layers=(1, 3))
+    init, apply = make_model(dataclasses.replace(tiny.spec, decoder=decoder))
+    params = init(jax.random.key(0))
+    shapes = {path[2:]: x.shape for path, x in flat(params).items() if path[:2] == ("decoder", "blocks")}
+    assert (shapes["mlp", "up", "kernel"][0], shapes["experts", "router"][0]) == (2, 4)
+    scanned, unrolled = (
+        jax.jit(functools.partial(apply, method="routed"), static_argnums=2)(params, batch, Compute(unroll=unroll))
+        for unroll in (1, 99)
+    )
+    np.testing.assert_allclose(scanned[0], unrolled[0], atol=1e-6)
+    np.testing.assert_array_equal(scanned[2].chosen_E, unrolled[2].chosen_E)
+    assert scanned[2].chosen_E.shape == (4, 3)
+    assert (scanned[2].chosen_E.sum(1) == (batch.text.segments > 0).sum()).all()
 
 
 def test_packed_documents_are_as_alone(mixed, batch):
@@ -118,8 +137,11 @@ def test_packed_documents_are_as_alone(mixed, batch):
         ({"mixers": (A, "lstm", A, A)}, "mixer 'lstm' is not one of attention, convolution"),
         ({"mixers": (A, C, A, A)}, "without each other"),
         ({"convolution": ConvolutionSpec(32, 3)}, "without each other"),
+        ({"dense_layers": (0,)}, r"layers without experts \(0,\) are given, and no layer has experts"),
+        ({"dense_layers": (0, 1, 2, 3), "experts": ExpertSpec(4, 2, 8)}, "and no layer has experts"),
+        ({"dense_layers": (4,), "experts": ExpertSpec(4, 2, 8)}, "layer 4 without experts is no layer of 4"),
     ],
 )
-def test_mixers_that_do_not_fit_are_refused(changes, message):
+def test_layers_that_do_not_fit_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         DecoderSpec(**changes)

@@ -23,7 +23,9 @@ SPEC = ExpertSpec(8, 3, 24, normalised=True, balance_loss=0.1, z_loss=0.01)
 SPECS = {
     "softmax": SPEC,
     "chosen": dataclasses.replace(SPEC, gate="softmax of chosen", normalised=False),
-    "sigmoid": dataclasses.replace(SPEC, gate="sigmoid", scale=2.5, groups=4, chosen_groups=2, shared_mlp=16),
+    "sigmoid": dataclasses.replace(
+        SPEC, gate="sigmoid", sum_offset=1e-20, scale=2.5, groups=4, chosen_groups=2, shared_mlp=16
+    ),
     "shared": dataclasses.replace(SPEC, normalised=False, shared_mlp=16, shared_gate=True),
 }
 B, T, D = 8, 32, 16

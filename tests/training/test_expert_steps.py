@@ -27,7 +27,7 @@ from jaxmm.training.progress import expert_load
 from jaxmm.training.step import init_state, make_train_step
 
 EXPERTS = ExpertSpec(4, 2, 24, normalised=True, balance_loss=0.5, z_loss=0.1)
-SPEC = ModelSpec(None, None, DecoderSpec(64, 32, 2, 4, 2, 8, 48, experts=EXPERTS))
+SPEC = ModelSpec(None, None, DecoderSpec(64, 32, 3, 4, 2, 8, 48, experts=EXPERTS, dense_layers=(0,)))
 PLAIN = ModelSpec(None, None, DecoderSpec(64, 32, 2, 4, 2, 8, 48))
 ROWS, LENGTH = 8, 32
 # Keeps the gradient as its state and changes nothing.
@@ -91,7 +91,7 @@ def test_accumulation_changes_nothing_but_the_balance_loss(batch, params):
     alone = dataclasses.replace(EXPERTS, balance_loss=0.0)
     assert_close(stepped(batch, params, alone, 4), stepped(batch, params, alone))
     router = [
-        stepped(batch, params, EXPERTS, n)[0]["decoder"]["blocks"]["mlp"]["router"] for n in (1, 4)
+        stepped(batch, params, EXPERTS, n)[0]["decoder"]["blocks"]["experts"]["router"] for n in (1, 4)
     ]  # fmt: skip
     assert 0 < np.abs(router[0] - router[1]).max() < 0.5 * np.abs(router[0]).max()
 
@@ -102,10 +102,15 @@ def test_flops_count_the_experts_that_a_position_goes_through(batch):
         return batch_flops(dataclasses.replace(SPEC, decoder=dataclasses.replace(SPEC.decoder, experts=experts)), batch)
 
     positions = (batch.text.segments > 0).sum()
-    of_one = 6 * positions * SPEC.decoder.layers * SPEC.decoder.width * 3 * EXPERTS.mlp
+    layers = len(SPEC.decoder.layers_of("experts"))
+    of_one = 6 * positions * layers * SPEC.decoder.width * 3 * EXPERTS.mlp
     assert flops(chosen=3) - flops() == pytest.approx(of_one)
     assert flops(shared_mlp=EXPERTS.mlp) - flops() == pytest.approx(of_one)
-    assert flops(count=5) - flops() == pytest.approx(6 * positions * SPEC.decoder.layers * SPEC.decoder.width)
+    assert flops(count=5) - flops() == pytest.approx(6 * positions * layers * SPEC.decoder.width)
+    one_dense = dataclasses.replace(SPEC.decoder, dense_layers=(0, 1))
+    more = 3 * SPEC.decoder.mlp - 3 * EXPERTS.chosen * EXPERTS.mlp - EXPERTS.count
+    found = batch_flops(dataclasses.replace(SPEC, decoder=one_dense), batch) - flops()
+    assert found == pytest.approx(6 * positions * SPEC.decoder.width * more)
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,7 @@ def llava(vision: dict[str, Any], decoder: dict[str, Any], **changes: Any) -> Ca
     return config
 
 
+QWENS = ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")  # of one image processor
 QWEN_TOKENS: dict[str, Any] = {
     "image_token_id": IMAGE_TOKEN, "video_token_id": VIDEO_TOKEN, "vision_start_token_id": START_TOKEN,
     "vision_end_token_id": END_TOKEN,
@@ -146,16 +147,28 @@ def qwen3_vl(rng: np.random.Generator) -> Any:
 def qwen3_5(rng: np.random.Generator) -> Any:
     from transformers import Qwen3_5Config
 
+    return _qwen3_5(Qwen3_5Config, "qwen3_5_text", rng, num_hidden_layers=5)
+
+
+def qwen3_5_moe(rng: np.random.Generator) -> Any:
+    from transformers import Qwen3_5MoeConfig
+
+    sizes = {**EXPERTS, "shared_expert_intermediate_size": 20, "num_hidden_layers": 3}
+    return _qwen3_5(Qwen3_5MoeConfig, "qwen3_5_moe_text", rng, **sizes)
+
+
+def _qwen3_5(kind: Any, decoder: str, rng: np.random.Generator, **changes: Any) -> Any:
     vision = {
         "depth": 3, "hidden_size": 32, "intermediate_size": 44, "num_heads": 2, "patch_size": PATCH,
         "out_hidden_size": 48, "num_position_embeddings": int(rng.integers(3, 7)) ** 2,
     }  # fmt: skip
     parameters = {"mrope_section": [2, 1, 1], "mrope_interleaved": True, "partial_rotary_factor": 0.5}
-    decoder = text(
-        "qwen3_5_text", num_hidden_layers=5, full_attention_interval=2, linear_key_head_dim=8,
+    config = text(
+        decoder, full_attention_interval=2, linear_key_head_dim=8,
         linear_value_head_dim=12, linear_num_key_heads=2, linear_num_value_heads=4, **rope("default", **parameters),
+        **changes,
     )  # fmt: skip
-    return Qwen3_5Config(vision_config=vision, text_config=decoder, tie_word_embeddings=False, **QWEN_TOKENS)
+    return kind(vision_config=vision, text_config=config, tie_word_embeddings=False, **QWEN_TOKENS)
 
 
 def qwen3_vl_moe(rng: np.random.Generator) -> Any:
@@ -239,6 +252,11 @@ CASES = (
     Case("lfm2, biases, tied", "lfm2_vl", lfm2_vl(lfm2(*["conv", "full_attention"] * 2, conv_bias=True, conv_L_cache=4,
          block_auto_adjust_ff_dim=False), tie_word_embeddings=True)),
     Case("qwen3, experts", "lfm2_vl", lfm2_vl(text("qwen3_moe", **EXPERTS, norm_topk_prob=True))),
+    Case("qwen3, experts in some layers", "lfm2_vl", lfm2_vl(
+         text("qwen3_moe", **EXPERTS, num_hidden_layers=5, decoder_sparse_step=2, mlp_only_layers=[3]))),
+    Case("lfm2, experts", "lfm2_vl", lfm2_vl(text(
+         "lfm2_moe", head_dim=8, num_hidden_layers=4, layer_types=["conv", "full_attention"] * 2, num_dense_layers=1,
+         routed_scaling_factor=1.5, **EXPERTS))),
     Case("llava, clip", "llava", llava(CLIP, text("llama")), fixed=True),
     Case("llava, clip, two layers", "llava", llava(CLIP, text("llama"), vision_feature_layer=[-2, 1]), fixed=True),
     Case("llava, siglip", "llava",
@@ -246,6 +264,7 @@ CASES = (
     Case("qwen2.5-vl", "qwen2_5_vl", qwen2_5_vl),
     Case("qwen3-vl", "qwen3_vl", qwen3_vl),
     Case("qwen3.5", "qwen3_5", qwen3_5),
+    Case("qwen3.5, experts", "qwen3_5_moe", qwen3_5_moe),
     Case("qwen3-vl, experts", "qwen3_vl_moe", qwen3_vl_moe),
     Case("gemma3", "gemma3", gemma3, fixed=True),
     Case("internvl", "internvl", internvl(), fixed=True),
@@ -275,16 +294,39 @@ def make(case: Case, folder: Path, seed: int = 0) -> Any:
         for parameter in model.parameters():
             is_scale = parameter.ndim == 1 and bool((parameter == 1).all())
             parameter.copy_(0.15 * torch.randn_like(parameter) + float(is_scale))
+        for name, buffer in model.named_buffers():
+            if name.endswith("bias"):  # of the choice of experts
+                buffer.copy_(0.15 * torch.randn_like(buffer))
     model.save_pretrained(folder)
-    if case.family == "qwen3_vl_moe":
-        turn_experts(folder / "model.safetensors")
+    if case.family in AS_RELEASED:
+        rewrite(folder / "model.safetensors", AS_RELEASED[case.family])
     return model
 
 
-def turn_experts(file: Path) -> None:
-    """Writes experts' tensors as Qwen3-VL's releases have them: the other way round than ``transformers`` does."""
+def rewrite(file: Path, change: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]) -> None:
     from safetensors.numpy import load_file, save_file
 
-    tensors = load_file(file)
-    turned = {name: np.ascontiguousarray(x.swapaxes(1, 2)) for name, x in tensors.items() if ".experts." in name}
-    save_file(tensors | turned, file, {"format": "pt"})
+    tensors = {name: np.ascontiguousarray(x) for name, x in change(load_file(file)).items()}
+    save_file(tensors, file, {"format": "pt"})
+
+
+def turned(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Experts as Qwen3-VL's releases have them: the other way round than ``transformers`` writes them."""
+    return {name: x.swapaxes(1, 2) if ".experts." in name else x for name, x in tensors.items()}
+
+
+def fused(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Experts as Qwen3.5's releases have them: one tensor of all of a layer, where ``transformers`` writes each."""
+    found: dict[str, np.ndarray] = {name: x for name, x in tensors.items() if ".experts." not in name}
+    for prefix in sorted({name.partition("experts.")[0] + "experts." for name in tensors if ".experts." in name}):
+        count = sum(name.startswith(prefix) for name in tensors) // 3
+        of = {
+            part: np.stack([tensors[f"{prefix}{n}.{part}_proj.weight"] for n in range(count)])
+            for part in ("gate", "up", "down")
+        }
+        found |= {f"{prefix}gate_up_proj": np.concatenate([of["gate"], of["up"]], 1), f"{prefix}down_proj": of["down"]}
+    return found
+
+
+# What makes of the tensors that ``transformers`` writes those that releases have, by family.
+AS_RELEASED = {"qwen3_vl_moe": turned, "qwen3_5_moe": fused}

@@ -17,7 +17,7 @@ import numpy as np
 import PIL.Image
 
 from parities.batch import cut, travelling_order
-from parities.models import Case, let_torchvision_import
+from parities.models import QWENS, Case, let_torchvision_import
 
 PATCHES = 1  # levels of 255 that are allowed
 
@@ -36,7 +36,7 @@ KINDS = {
 PUBLISHED = {
     "lfm2_vl": {"patch_size": 16}, "llava": {"patch_size": 14, "image_size": 336},
     "qwen2_5_vl": {"patch_size": 14, "window_size": 112}, "qwen3_vl": {"patch_size": 16},
-    "qwen3_vl_moe": {"patch_size": 16}, "qwen3_5": {"patch_size": 16},
+    "qwen3_vl_moe": {"patch_size": 16}, "qwen3_5": {"patch_size": 16}, "qwen3_5_moe": {"patch_size": 16},
     "gemma3": {"patch_size": 14, "image_size": 896}, "internvl": {"patch_size": 14, "image_size": 448},
     "idefics3": {"patch_size": 14, "image_size": 364}, "smolvlm": {"patch_size": 14, "image_size": 384},
 }  # fmt: skip
@@ -117,7 +117,7 @@ def processor_of(family: str, config: Any, published: bool) -> Any:
         return _make("CLIPImageProcessorPil", size={"shortest_edge": side}, crop_size=square)
     if family == "llava":
         return _make("SiglipImageProcessorPil", size=square)
-    if family in ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5"):
+    if family in QWENS:
         merge, area = vision.spatial_merge_size, (patch * vision.spatial_merge_size) ** 2
         least, most = (4, 1280) if published else (4, 50)
         size = {"shortest_edge": least * area, "longest_edge": most * area}
@@ -145,7 +145,7 @@ def their_tiles(side: Side, data: bytes) -> list[np.ndarray]:
         for tile, (rows, columns) in zip(values, np.asarray(found["spatial_shapes"]).tolist(), strict=True):
             blocks = tile[: rows * columns].reshape(rows, columns, patch, patch, 3)
             tiles.append(blocks.transpose(0, 2, 1, 3, 4).reshape(rows * patch, columns * patch, 3))
-    elif side.family in ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5"):
+    elif side.family in QWENS:
         _, rows, columns = np.asarray(found["image_grid_thw"])[0].tolist()
         blocks = values.reshape(rows // merge, columns // merge, merge, merge, 3, 2, patch, patch)[:, :, :, :, :, 0]
         tiles = [blocks.transpose(0, 2, 5, 1, 3, 6, 4).reshape(rows * patch, columns * patch, 3)]
@@ -177,7 +177,7 @@ def patch_difference(case: Case, folder: Path, published: bool = False, seed: in
     side = side_of(case, folder, published)
     worst, where = 0.0, ""
     for name, data, size in pictures(seed, 1200 if published else 160):
-        if side.family in ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5") and max(size) / min(size) > 200:
+        if side.family in QWENS and max(size) / min(size) > 200:
             continue  # their processor raises
         difference = picture_difference(side, data, size)
         if difference > worst:

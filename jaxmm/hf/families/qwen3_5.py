@@ -13,7 +13,7 @@ from jaxmm.hf.families.qwen3_vl import Qwen3VL
 class Qwen35(Qwen3VL):
     model_type = "qwen3_5"
     architecture = "Qwen3_5ForConditionalGeneration"
-    releases = (
+    releases: tuple[str, ...] = (
         "Qwen/Qwen3.5-0.8B", "Qwen/Qwen3.5-2B", "Qwen/Qwen3.5-4B", "Qwen/Qwen3.5-9B", "Qwen/Qwen3.5-27B",
         "Qwen/Qwen3.6-27B",
     )  # fmt: skip

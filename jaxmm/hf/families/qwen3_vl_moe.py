@@ -2,7 +2,7 @@
 
 Where the facts come from, in ``transformers``: sizes from ``Qwen3VLMoeConfig``; how weights of experts are normalised
 from ``Qwen3VLMoeTextTopKRouter``; that releases hold experts the other way round than the class does from its
-``conversion_mapping.py``. The names of tensors are ``FUSED`` in ``hf/decoders.py``; all else is Qwen3-VL's.
+``conversion_mapping.py``. The names of tensors are ``QWEN3_VL`` in ``hf/experts.py``; all else is Qwen3-VL's.
 """
 
 from __future__ import annotations

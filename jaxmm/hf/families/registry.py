@@ -15,6 +15,7 @@ from jaxmm.hf.families.llava import Llava
 from jaxmm.hf.families.qwen2_5_vl import Qwen25VL
 from jaxmm.hf.families.qwen2_audio import Qwen2Audio
 from jaxmm.hf.families.qwen3_5 import Qwen35
+from jaxmm.hf.families.qwen3_5_moe import Qwen35Moe
 from jaxmm.hf.families.qwen3_asr import Qwen3ASR
 from jaxmm.hf.families.qwen3_vl import Qwen3VL
 from jaxmm.hf.families.qwen3_vl_moe import Qwen3VLMoe
@@ -32,6 +33,7 @@ FAMILIES: dict[str, Family] = {
         Qwen3VL(),
         Qwen3VLMoe(),
         Qwen35(),
+        Qwen35Moe(),
         Gemma3(),
         InternVL(),
         Idefics3(),
