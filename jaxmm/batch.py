@@ -199,6 +199,49 @@ class AudioSpec:
             raise ValueError("a piece without an end cannot be filled")
 
 
+GRIDS = ("aspect", "cover", "none")
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitSpec:
+    """How a large picture becomes squares of a grid, each a tile, and the whole picture after them.
+
+    Attributes:
+      side: of a square in pixels.
+      grid: "aspect": where a picture, its sides rounded to soft tokens, has more than ``above`` times max_pixels of the
+        ``ImageSpec``, the grid of ``least`` to ``most`` squares whose aspect is nearest (LFM2-VL). "cover": the longer
+        side is resized to ``longest``, and as many squares as cover the picture are taken where they are more than one;
+        the whole is resized from these (Idefics 3). "none": resized to ``longest`` too, but never split.
+      least, most, above, longest: as above, for the grids that have them.
+      square: text before each square, special tokens included; a format string of ``row`` and ``column``, from 1. Like
+        the texts below it is no target.
+      between: text before that of each square but the first.
+      row_end: text after the last square of a row.
+      whole: text before the whole picture behind its squares.
+      alone: text before a picture that is not split.
+    """
+
+    side: int
+    grid: str = "aspect"
+    least: int = 2
+    most: int = 10
+    above: float = 2.0
+    longest: int = 0
+    square: str = ""
+    between: str = ""
+    row_end: str = ""
+    whole: str = ""
+    alone: str = ""
+
+    def __post_init__(self) -> None:
+        if self.grid not in GRIDS:
+            raise ValueError(f"grid '{self.grid}' of split pictures is not one of {', '.join(GRIDS)}")
+        if self.grid == "aspect" and not 2 <= self.least <= self.most:
+            raise ValueError(f"a picture is split into 2 tiles or more, in order, not into {self.least} to {self.most}")
+        if self.grid != "aspect" and self.longest < 1:
+            raise ValueError("longest must be set for pictures that squares cover")
+
+
 @dataclasses.dataclass(frozen=True)
 class ImageSpec:
     """How an image becomes tiles, patches and soft tokens: what the data side must know of a vision tower.
@@ -212,13 +255,14 @@ class ImageSpec:
       min_tiles, max_tiles: with a side, an image is resized to a grid of so many squares of it, of about its aspect,
         each a tile by itself; where they are more than one, the whole image is one more tile after them (InternVL).
       crop: with a side, the aspect is kept, and what is longer is cut off at both ends (CLIP).
-      resample: "bicubic" or "bilinear".
+      resample: "bicubic", "bilinear" or "lanczos".
       thin: a side below half a soft token makes a picture small, however long the other one is (Qwen-VL).
       window: side, in patches, of the windows whose patches travel together; 0 is none.
       class_tokens: learned tokens of each image, which travel after its patches; with padding they fill merge groups.
       text_axes: coordinates of a text position: 3 where soft tokens have a row and a column of their own (Qwen-VL).
       bidirectional: the soft tokens of an image see each other both ways (Gemma 3).
       is_sighted: whether the model has a vision tower at all.
+      split: how large pictures become several tiles with text between them; None where they do not.
       video, audio: how these are taken, where a run has them.
     """
 
@@ -237,6 +281,7 @@ class ImageSpec:
     text_axes: int = 1
     bidirectional: bool = False
     is_sighted: bool = True
+    split: SplitSpec | None = None
     video: VideoSpec | None = None
     audio: AudioSpec | None = None
 
@@ -245,8 +290,9 @@ class ImageSpec:
         there were any."""
         values = dataclasses.asdict(self)
         clips = {name: values.pop(name) for name in ("video", "audio")}
+        split = [of_split] if (of_split := values.pop("split")) else []
         blind = [] if values.pop("is_sighted") else ["blind"]
-        return [*values.values(), *blind, *(clip for name, clip in clips.items() if name in media)]
+        return [*values.values(), *split, *blind, *(clip for name, clip in clips.items() if name in media)]
 
     def only(self, media: Container[str]) -> ImageSpec:
         """The spec of a run that has only these media beside pictures."""
@@ -270,8 +316,18 @@ class ImageSpec:
 
     @property
     def tile_patches(self) -> int:
-        """Patch positions of a tile, where all are of one size."""
-        return (self.side // self.patch_size) ** 2 + self.extra
+        """Patch positions of a tile that is a square."""
+        return (self.tile_side // self.patch_size) ** 2 + self.extra
+
+    @property
+    def tile_side(self) -> int:
+        """Side in pixels of the squares that a picture is resized to or split into; 0 for none."""
+        return self.split.side if self.split else self.side
+
+    @property
+    def has_tiles(self) -> bool:
+        """Whether a picture may become more than one tile."""
+        return self.max_tiles > 1 or (self.split is not None and self.split.grid != "none")
 
     def __post_init__(self) -> None:
         factor = self.patch_size * self.merge
@@ -287,6 +343,11 @@ class ImageSpec:
             raise ValueError(f"tiles {self.min_tiles} to {self.max_tiles} of side {self.side}: squares, in order")
         if self.max_tiles > 1 and (self.crop or self.window or self.text_axes > 1):
             raise ValueError("an image of several tiles has no crop, windows or axes of text")
+        if self.split:
+            if self.max_tiles > 1 or self.crop or self.window or self.text_axes > 1 or self.bidirectional:
+                raise ValueError("a picture that is split has no other tiles, crop, windows, axes of text or blocks")
+            if self.split.side // self.patch_size % self.merge or self.side not in (0, self.split.side):
+                raise ValueError(f"the side {self.split.side} of a square must be whole soft tokens of {factor} pixels")
         if not factor * factor <= self.max_pixels or self.min_pixels > self.max_pixels:
             raise ValueError(
                 f"min_pixels {self.min_pixels} and max_pixels {self.max_pixels} must be in order and hold "

@@ -84,7 +84,7 @@ def check_towers(workdir: str, recipe: Recipe) -> None:
     """Raises UserError for a model whose vectors would not be all that its decoder gets, or make no grid."""
     if recipe.model.vision is None and recipe.model.audio is None:
         raise UserError(f"{workdir}: its model has no tower that could encode anything")
-    if recipe.image.max_tiles > 1:
+    if recipe.image.has_tiles:
         raise UserError(f"{workdir}: its images are cut into tiles, whose vectors make no grid")
     if recipe.model.vision is not None and recipe.model.vision.taps:
         raise UserError("this tower's inner layers go to the decoder too, which ready-made features cannot hold")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -28,6 +30,16 @@ IMAGES = {
     "qwen3_5_moe": {"size": {"shortest_edge": 64, "longest_edge": 1024}},
     "qwen3_vl_moe": {"size": {"shortest_edge": 64, "longest_edge": 1024}},
     "gemma3": {"size": SQUARE}, "internvl": {"size": SQUARE, "max_patches": 4},
+    "idefics3": {"size": {"longest_edge": 48}, "max_image_size": {"longest_edge": 16}, "do_image_splitting": False},
+    "smolvlm": {"size": {"longest_edge": 48}, "max_image_size": {"longest_edge": 16}, "do_image_splitting": False},
+}  # fmt: skip
+# What a folder says besides whose pictures are split.
+SPLIT = {
+    "siglip2 + llama": {
+        "do_image_splitting": True, "min_tiles": 2, "max_tiles": 6, "tile_size": 24, "resample": 2,
+        "encoder_patch_size": 4, "downsample_factor": 2,
+    },
+    "idefics3": {"do_image_splitting": True, "resample": 1},
 }  # fmt: skip
 # InternVL's own.
 CHAT = (
@@ -35,6 +47,15 @@ CHAT = (
     "{{ message['content'] }}{% else %}{% for content in message['content'] %}{% if content['type'] == 'image' %}"
     "{{ '<IMG_CONTEXT>\\n' }}{% elif content['type'] == 'text' %}{{ content['text'] }}{% endif %}{% endfor %}"
     "{% endif %}{{'<|im_end|>\\n'}}{% endfor %}{% if add_generation_prompt %}{{'<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+# SmolVLM's own; Idefics 3's begins alike.
+USER_CHAT = (
+    "<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}{% if message['content'] is string %}"
+    "{{': ' + message['content']}}{% else %}{% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}"
+    "{% endif %}{% for line in message['content'] %}{% if line['type'] == 'text' %}{{line['text']}}"
+    "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}{% endif %}<end_of_utterance>\n"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
 
 
@@ -52,7 +73,7 @@ def byte_level_tokenizer(family: str = ""):
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=inner, eos_token="</s>", pad_token="<pad>", **more
     )  # fmt: skip
-    around = ["<|vision_start|>", "<|vision_end|>", "<start_of_image>", "<end_of_image>"]
+    around = ["<|vision_start|>", "<|vision_end|>", "<start_of_image>", "<end_of_image>", "<fake_token_around_image>"]
     tokenizer.add_tokens(around, special_tokens=True)
     if family == "internvl":
         tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
@@ -60,12 +81,22 @@ def byte_level_tokenizer(family: str = ""):
     return tokenizer
 
 
-def folder_of(name: str, folder: Path, has_weights: bool = True, seed: int = 1) -> Path:
-    """A model of random weights as a folder, with a tokenizer of bytes."""
+def folder_of(name: str, folder: Path, has_weights: bool = True, seed: int = 1, is_split: bool = False) -> Path:
+    """A model of random weights as a folder, with a tokenizer of bytes; ``is_split``: of a processor of ``SPLIT``."""
     config = parity_models.case(name).config(np.random.default_rng(0))
     config.text_config.vocab_size = VOCABULARY
     case = parity_models.case(name)
     tokenizer = byte_level_tokenizer(case.family)
+    if is_split:
+        pictures, grid = FAMILIES[case.family].pictures, itertools.product(range(1, 7), repeat=2)
+        marks = [pictures.square_text.format(row=row, column=column) for row, column in grid]
+        around = re.findall(r"<[^<>\s]+>", "".join(FAMILIES[case.family].markup.around(1)) + pictures.whole_text)
+        ends = ["<|im_start|>", "<|im_end|>", "<end_of_utterance>"]
+        tokenizer.add_tokens(["<image>", *ends, *around, *marks], special_tokens=True)
+        tokenizer.chat_template = (
+            USER_CHAT if case.family == "idefics3" else CHAT.replace("<IMG_CONTEXT>\\n", "<image>")
+        )
+        config.image_token_id = tokenizer.convert_tokens_to_ids("<image>")
     if case.family == "internvl":
         config.image_token_id = tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
     folder.mkdir()
@@ -75,9 +106,12 @@ def folder_of(name: str, folder: Path, has_weights: bool = True, seed: int = 1) 
         weights.write(folder, hf.outgoing(layout, flat(jax.jit(init)(jax.random.key(seed))), np.float32))
     (folder / "config.json").write_text(json.dumps(config.to_dict(), default=str))
     tokenizer.save_pretrained(folder)
-    processor = IMAGES.get(name) or IMAGES[case.family]
+    processor = (IMAGES.get(name) or IMAGES[case.family]) | (SPLIT[name] if is_split else {})
     kind = processor.get("image_processor_type", FAMILIES[case.family].image_processor)
     (folder / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": kind, **processor}))
+    if case.family == "idefics3":
+        whole = {"processor_class": "Idefics3Processor", "image_seq_len": 4}
+        (folder / "processor_config.json").write_text(json.dumps(whole))
     if case.family == "internvl":
         whole = {"processor_class": "InternVLProcessor", "image_seq_length": 4}
         (folder / "processor_config.json").write_text(json.dumps(whole))

@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from jaxmm.batch import ImageSpec
 from jaxmm.data.text.own_format import IMAGE
@@ -32,7 +33,7 @@ def write_tokenizer(recipe: Recipe, folder: Path) -> None:
         tokenizer.chat_template = with_media(recipe.template, family, hears) + written
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
-    settings = parse_json(path.read_text()) | family.tokenizer_settings()
+    settings = parse_json(path.read_text()) | family.tokenizer_settings(tokenizer.get_vocab())
     if hears and hears is not family:  # a processor of both is none of ``transformers``
         settings |= hears.tokenizer_settings()
         del settings["processor_class"]
@@ -48,8 +49,8 @@ def write_processor(recipe: Recipe, workdir: Path, folder: Path) -> None:
         for name in PROCESSOR_FILES:
             if (kept / name).exists():
                 shutil.copyfile(kept / name, folder / name)
-        if recipe.start and recipe.start.pixels:
-            _write_limits(recipe.start, recipe.image, folder)
+        if recipe.start:
+            _write_sizes(recipe.start, recipe.image, folder)
         if recipe.start and recipe.start.family.videos and recipe.whole.video:
             vision = recipe.model.seeing[0]
             settings = recipe.start.family.videos.written(kept, recipe.whole, vision.mean, vision.std)
@@ -70,17 +71,27 @@ def write_processor(recipe: Recipe, workdir: Path, folder: Path) -> None:
         (folder / name).write_text(json.dumps(settings, indent=2))
 
 
-def _write_limits(start: Pretrained, image: ImageSpec, folder: Path) -> None:
-    """Puts the limits of pictures' sizes that the run has had into its processor's files, where they are other ones."""
+def _write_sizes(start: Pretrained, image: ImageSpec, folder: Path) -> None:
+    """Puts the limits of pictures' sizes that the run has had, and that it did not split them, into its processor's
+    files, where these say otherwise."""
     pixels, pictures, spec = (image.min_pixels, image.max_pixels), start.family.pictures, start.layout.spec
-    if not isinstance(pictures, AnyShape) or pixels == start.own_limits(pictures):
+    is_resized = start.pixels and isinstance(pictures, AnyShape) and pixels != start.own_limits(pictures)
+    not_split = {start.split_key: False} if start.processor.get(start.split_key) and not start.is_split else {}
+
+    def changed(settings: dict[str, Any]) -> dict[str, Any]:
+        resized = (
+            pictures.resized(settings, pixels, spec) if is_resized and isinstance(pictures, AnyShape) else settings
+        )
+        return resized | not_split
+
+    if not is_resized and not not_split:
         return
     for name in ("preprocessor_config.json", "processor_config.json"):
         path = folder / name
         whole = json_object(path) if path.exists() else {}
         if isinstance(inner := whole.get("image_processor"), dict):
-            whole["image_processor"] = pictures.resized(inner, pixels, spec)
+            whole["image_processor"] = changed(inner)
         elif name == "preprocessor_config.json" and whole:
-            whole = pictures.resized(whole, pixels, spec)
+            whole = changed(whole)
         if whole:
             path.write_text(json.dumps(whole, indent=2))

@@ -81,6 +81,8 @@ SPELLINGS = (
     (r"(?:model\.)?visual\.", "vision."),
     (r"(?:model\.)?audio_tower\.", "audio."),
     (r"(?:model\.)?multi_modal_projector\.", "connector."),
+    (r"model\.connector\.", "connector."),
+    (r"model\.text_model\.", "text."),
     (r"(?:language_model\.)?lm_head\.", "lm_head."),
     (r"(?:model\.)?language_model\.(?:model\.)?", "text."),
     (r"model\.", "text."),

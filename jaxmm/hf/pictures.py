@@ -6,13 +6,15 @@ import abc
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from jaxmm.batch import SplitSpec
 from jaxmm.errors import UserError
 from jaxmm.hf.processors import RESAMPLES, Limits
 from jaxmm.models.multimodal import ModelSpec
 
 Settings = dict[str, Any]  # of a folder's image processor
+LARGEST = 4096  # pixels of a side, above which Idefics 3's processor makes pictures smaller
 EDGES = (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge"))  # what Qwen's processors call the limits
 
 
@@ -66,7 +68,14 @@ def token_area(spec: ModelSpec) -> int:
 
 
 class Pictures(abc.ABC):
-    """One way to choose sizes."""
+    """One way to choose sizes.
+
+    Attributes:
+      split_key: the setting of the processor by which large pictures are split into several tiles; "" if none is
+        followed.
+    """
+
+    split_key: ClassVar[str] = ""
 
     @abc.abstractmethod
     def settings(self, processor: Settings, config: Mapping[str, Any], spec: ModelSpec, where: Path) -> dict[str, Any]:
@@ -95,14 +104,33 @@ class AnyShape(Pictures):
         """Returns a processor's settings with other limits."""
 
 
+@dataclasses.dataclass(frozen=True)
 class BySoftTokens(AnyShape):
-    """Pictures of any shape, limited by their number of soft tokens: LFM2-VL's processor."""
+    """Pictures of any shape, limited by their number of soft tokens, large ones split: LFM2-VL's processor.
+
+    Attributes:
+      square_text, whole_text: ``square`` and ``whole`` of ``SplitSpec``.
+    """
+
+    square_text: str = ""
+    whole_text: str = ""
+    split_key = "do_image_splitting"
 
     def settings(self, processor: Settings, config: Mapping[str, Any], spec: ModelSpec, where: Path) -> dict[str, Any]:
         sizes = {"min_pixels": "min_image_tokens", "max_pixels": "max_image_tokens"}
-        return {
+        settings: dict[str, Any] = {
             ours: int(processor[theirs]) * token_area(spec) for ours, theirs in sizes.items() if theirs in processor
         }
+        if processor.get(self.split_key) and not processor["min_tiles"] == processor["max_tiles"] == 1:
+            if not processor["use_thumbnail"]:
+                raise UserError(
+                    f"{where}: split pictures without the whole one (use_thumbnail=False) are not supported"
+                )
+            settings["split"] = SplitSpec(
+                side=int(processor["tile_size"]), least=int(processor["min_tiles"]), most=int(processor["max_tiles"]),
+                above=float(processor["max_pixels_tolerance"]), square=self.square_text, whole=self.whole_text,
+            )  # fmt: skip
+        return settings
 
     def own_limits(self, processor: Settings, defaults: Settings, spec: ModelSpec) -> Limits:
         if processor.get("max_num_patches") and "max_image_tokens" not in processor:
@@ -162,6 +190,39 @@ class OneSize(Pictures):
             least, most = (int(processor.get(key, 1)) for key in ("min_patches", "max_patches"))
             resizing |= {"min_tiles": least, "max_tiles": most} if most > 1 else {}
         return resizing
+
+
+@dataclasses.dataclass(frozen=True)
+class InSquares(Pictures):
+    """Squares of the tower's own size that cover a picture, and the whole picture: Idefics 3's processor.
+
+    Attributes:
+      square_text, between, row_end, whole_text, alone: ``square``, ``between``, ``row_end``, ``whole`` and ``alone`` of
+        ``SplitSpec``.
+    """
+
+    square_text: str
+    between: str
+    row_end: str
+    whole_text: str
+    alone: str
+    split_key = "do_image_splitting"
+
+    def settings(self, processor: Settings, config: Mapping[str, Any], spec: ModelSpec, where: Path) -> dict[str, Any]:
+        size = config["vision_config"]["image_size"]
+        side = size if isinstance(size, int) else size[0]
+        square, longest = ((processor.get(key) or {}) for key in ("max_image_size", "size"))
+        if processor and (square.get("longest_edge") != side or not 1 <= longest.get("longest_edge", 0) <= LARGEST):
+            raise UserError(
+                f"{where}: its image processor makes squares of {square} of pictures of {longest}, its tower takes "
+                f"{side} x {side}: that is not supported"
+            )
+        split = SplitSpec(
+            side=side, grid="cover" if processor.get(self.split_key) else "none",
+            longest=longest["longest_edge"] if processor else 4 * side, square=self.square_text, between=self.between,
+            row_end=self.row_end, whole=self.whole_text, alone=self.alone,
+        )  # fmt: skip
+        return {"side": side, "max_pixels": side**2, "min_pixels": 1, "split": split}
 
 
 def _is_cropped(processor: Settings, side: int, where: Path) -> bool:

@@ -24,7 +24,8 @@ from jaxmm.models.connector import ConnectorSpec
 MODEL = "model"  # folder of a workdir: the small files of the model that the run started from
 HEARING = "audio"  # folder in it: those of the family as which the model hears, where it sees as another one
 SPARE = "spare.safetensors"
-PIXELS = "pixels.json"  # in that folder: the limits of picture sizes, as settled at the run's first start
+# In that folder, as settled at the run's first start: the limits of picture sizes, and whether large ones are split.
+PIXELS = "pixels.json"
 # The files of a tokenizer.
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt",
@@ -48,6 +49,8 @@ class Pretrained(NamedTuple):
       pixels: (least, most) pixels of pictures, if settled already, or different from the folder's.
       told: lines for people on what of the config is not followed.
       hearing: the audio tower and the decoder as a model of a family that hears, where ``family`` is one that sees.
+      may_split: whether pictures are split where the processor says so: not those of runs that began before they could
+        be, nor of towers that are joined with a decoder, whose tokenizer has no names of tiles.
     """
 
     family: Family
@@ -61,6 +64,17 @@ class Pretrained(NamedTuple):
     pixels: Limits | None = None
     told: tuple[str, ...] = ()
     hearing: Joined | None = None
+    may_split: bool = False
+
+    @property
+    def is_split(self) -> bool:
+        """Whether large pictures are split into several tiles."""
+        return self.may_split and bool(self.split_key and self.processor.get(self.split_key))
+
+    @property
+    def split_key(self) -> str:
+        """The setting of the processor by which they are; "" if none is followed."""
+        return self.family.pictures.split_key if self.family.pictures else ""
 
     @property
     def decoder(self) -> Path | None:
@@ -93,7 +107,7 @@ class Pretrained(NamedTuple):
         not_followed = [
             f"the folder's {key} is not followed: {instead}"
             for key, instead in self.family.not_followed.items()
-            if self.processor.get(key)
+            if self.processor.get(key) and not (self.is_split and key == self.split_key)
         ]
         return [*not_followed, *self.told]
 
@@ -149,7 +163,7 @@ def read_start(text: str, saved: Path | None, merge: int, mlp: int) -> Pretraine
         if hf.is_folder(folder):
             if step:
                 raise UserError(f"config.init_from '{text}': {folder} is a model's folder, which has no checkpoints")
-            return _whole(folder)
+            return _whole(folder)._replace(may_split=True)
         return _kept(folder / MODEL)._replace(run=folder) if hf.is_folder(folder / MODEL) else None
     return _joined(folders, merge, mlp) if folders else None
 
@@ -168,6 +182,7 @@ def _whole(folder: Path) -> Pretrained:
 def _kept(folder: Path) -> Pretrained:
     """What a run has kept of the model that it started from."""
     start = _whole(folder)
+    start = start._replace(may_split=bool(_settled(folder).get("split")))
     if not hf.is_folder(folder / HEARING):
         return start
     heard = _whole(folder / HEARING)
@@ -176,10 +191,13 @@ def _kept(folder: Path) -> Pretrained:
 
 def _pixels(folder: Path) -> Limits | None:
     """The limits that a run has settled; None for a model's own folder, and for a run of jaxmm 0.1."""
-    if not (folder / PIXELS).exists():
-        return None
-    saved = json_object(folder / PIXELS)
-    return int(saved["min_pixels"]), int(saved["max_pixels"])
+    saved = _settled(folder)
+    return (int(saved["min_pixels"]), int(saved["max_pixels"])) if "min_pixels" in saved else None
+
+
+def _settled(folder: Path) -> dict[str, Any]:
+    """What a run has settled of pictures."""
+    return json_object(folder / PIXELS) if (folder / PIXELS).exists() else {}
 
 
 def _joined(folders: dict[str, Path], merge: int, mlp: int) -> Pretrained:
@@ -247,9 +265,10 @@ def save(start: Pretrained, spare: list[str], folder: Path) -> None:
         hf.save_spare_of_tower(start.folders["vision"], spare, start.layout, folder / SPARE)
     elif is_whole and not start.run:
         hf.save_spare(start.folders["model"], spare, folder / SPARE)
-    if start.pixels:
-        least, most = start.pixels
-        (folder / PIXELS).write_text(json.dumps({"min_pixels": least, "max_pixels": most}))
+    settled: dict[str, Any] = dict(zip(("min_pixels", "max_pixels"), start.pixels or (), strict=False))
+    settled |= {"split": True} if start.is_split else {}
+    if settled:
+        (folder / PIXELS).write_text(json.dumps(settled))
     # The config comes last: with it the folder is complete.
     (folder / hf.CONFIG).write_text(json.dumps(start.config, indent=2, sort_keys=True))
 
@@ -282,6 +301,8 @@ def _image_settings(start: Pretrained) -> dict[str, Any]:
     if start.family.pictures is None:
         return {"is_sighted": False, "text_axes": spec.decoder.text_axes}
     settings = model_settings(spec) | resample_settings(processor, where)
+    if start.split_key and processor and not start.is_split:
+        processor = processor | {start.split_key: False}
     settings |= start.family.pictures.settings(processor, start.config, spec, where)
     if start.pixels and not settings.get("side"):
         settings |= dict(zip(("min_pixels", "max_pixels"), start.pixels, strict=True))

@@ -10,15 +10,20 @@ from jaxmm.json_text import parse_json
 
 Limits = tuple[int, int]  # least and most pixels
 PROCESSOR_FILES = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
-RESAMPLES = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+RESAMPLES = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
 # The defaults of transformers' image processors, for what a folder does not say.
 _HALF = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 _CLIP = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
+_SQUARES = {
+    "resample": 1, "size": {"longest_edge": 4 * 364}, "max_image_size": {"longest_edge": 364},
+    "do_image_splitting": True, **_HALF,
+}  # fmt: skip
 _CROP = {"resample": 3, "size": {"shortest_edge": 224}, "crop_size": 224, "do_center_crop": True, **_CLIP}
 DEFAULTS: dict[str, dict[str, Any]] = {
     "Lfm2VlImageProcessor": {
-        "resample": 2, "min_image_tokens": 64, "max_image_tokens": 256, "do_image_splitting": True, **_HALF,
+        "resample": 2, "min_image_tokens": 64, "max_image_tokens": 256, "do_image_splitting": True, "min_tiles": 2,
+        "max_tiles": 10, "tile_size": 512, "max_pixels_tolerance": 2.0, "use_thumbnail": True, **_HALF,
     },
     "Siglip2ImageProcessor": {"resample": 2, "max_num_patches": 256, **_HALF},
     "CLIPImageProcessor": _CROP,
@@ -31,6 +36,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "GotOcr2ImageProcessor": {
         "resample": 3, "size": {"height": 384, "width": 384}, "min_patches": 1, "max_patches": 12, **_CLIP,
     },
+    "Idefics3ImageProcessor": _SQUARES,
+    "SmolVLMImageProcessor": _SQUARES,
 }  # fmt: skip
 
 

@@ -200,6 +200,9 @@ QWEN2_5 = TowerKind(
     _qwen2_5, _qwen_rules({"mlp.gate_proj": "mlp.gate", "mlp.up_proj": "mlp.up", "mlp.down_proj": "mlp.down"})
 )
 QWEN3 = TowerKind(_qwen3, _qwen_rules({"mlp.linear_fc1": "mlp.up", "mlp.linear_fc2": "mlp.down"}))
+# SigLIP's, whose positions go by where a patch stands in its square, from 0 to 1: in a full square, the patch's own
+# number. (torch's float32 puts some patches into the bucket before, at sizes that no release has.)
+SQUARES = TowerKind(_siglip, _siglip_rules("convolution"))
 NO_HEAD = {"vision_use_head": False}
 TOWERS = {
     "siglip2_vision_model": TowerKind(
@@ -209,6 +212,7 @@ TOWERS = {
         _siglip, _siglip_rules("convolution"), ONE_SIZE, "SiglipImageProcessor", NO_HEAD
     ),
     "clip_vision_model": TowerKind(_clip, _siglip_rules("convolution"), ONE_SIZE, "CLIPImageProcessor"),
+    "idefics3_vision": SQUARES, "idefics3": SQUARES, "smolvlm_vision": SQUARES, "smolvlm": SQUARES,  # named either way
     "internvl_vision": TowerKind(_intern, _intern_rules()),
     "qwen2_5_vl_vision": QWEN2_5, "qwen2_5_vl": QWEN2_5,  # configs name it either way
     "qwen3_vl_vision": QWEN3, "qwen3_vl": QWEN3, "qwen3_vl_moe_vision": QWEN3, "qwen3_vl_moe": QWEN3,

@@ -197,7 +197,7 @@ def _row_lines(run: Run) -> Iterator[str]:
 
 def _names_of_budgets(image: ImageSpec, media: Collection[str]) -> dict[str, str]:
     """What a row's budgets count, by their names, for the media of a run; without those that it has no use for."""
-    tiles = "tiles" if image.max_tiles > 1 else "images"
+    tiles = "tiles" if image.has_tiles else "images"
     names = {"tokens": "tokens", "patches": "patches", "items": tiles, "targets": "targets"}
     names |= {"features": "feature vectors", "audio_features": "feature vectors of recordings"}
     if image.video and "video" in media:

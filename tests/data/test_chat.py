@@ -11,6 +11,7 @@ import pytest
 import tokenizers
 import transformers
 from conftest import picture
+from made_folders import USER_CHAT, byte_level_tokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from jaxmm.batch import ANSWER, TARGET
@@ -331,3 +332,23 @@ def test_a_conversation_that_a_template_refuses_is_one_line():
     template = Template(MADE["gemma"](), "sft")
     with pytest.raises(UserError, match="conversation of system, user, assistant: System role not supported"):
         template.encode(Document(turns_of("a", "b", system="c"), "here"))
+
+
+def test_a_space_before_a_turn_is_left_out_where_it_begins_with_a_picture_of_a_family_that_joins_them():
+    """As templates write that look at the type of the first part, which is text for them here."""
+    tokenizer = byte_level_tokenizer()
+    tokenizer.add_tokens(["<|im_start|>", "<end_of_utterance>"], special_tokens=True)
+    tokenizer.chat_template = USER_CHAT
+    around = "<fake_token_around_image>"
+    image = picture(8, 8, 1)
+    for parts, wanted in (
+        ((image, Text("Why?")), "User:{}Why?"), ((Text("Why?"), image), "User: Why?{}"),
+        ((Text("see "), image), "User: see {}"), ((image, image), "User:{}{}"),
+    ):  # fmt: skip
+        conversation = (Turn("user", parts, False), Turn("assistant", (Text("So."),), True))
+        for joins in (True, False):
+            template = Template(tokenizer, "sft", markup=Markup(around, around, joins=joins))
+            said = tokenizer.decode(template.encode(Document(conversation, "made")).tokens)
+            expected = wanted if joins else wanted.replace("User:{}", "User: {}")
+            assert f"<|im_start|>{expected.format(*[around * 2] * 2)}<end_of_utterance>\nAssistant: So." in said
+    assert Markup(around, "b").key == [around, "b", False], "what was prepared before joins came is still right"

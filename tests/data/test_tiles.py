@@ -12,7 +12,7 @@ import pytest
 from conftest import picture, plain
 from made_index import Made
 
-from jaxmm.batch import IGNORED, TARGET, ImageSpec
+from jaxmm.batch import IGNORED, TARGET, ImageSpec, SplitSpec
 from jaxmm.data.assemble import Assembler
 from jaxmm.data.media import geometry
 from jaxmm.data.media import patches as cutting
@@ -151,3 +151,88 @@ def test_tiles_need_a_square_and_an_order():
     for wrong in ({"side": 0}, {"min_tiles": 7}, {"min_tiles": 0}, {"crop": True}, {"text_axes": 3}):
         with pytest.raises(ValueError, match="tiles"):
             dataclasses.replace(SPEC, **wrong)
+
+
+SPLIT = SplitSpec(
+    side=16, least=2, most=6, square="<r{row}c{column}>", between="~", row_end="/", whole="<all>", alone="<one>"
+)
+ASPECT = ImageSpec(patch_size=4, merge=2, min_pixels=64, max_pixels=640, split=SPLIT)
+COVER = ImageSpec(
+    patch_size=4, merge=2, min_pixels=1, max_pixels=256, side=16, resample="lanczos",
+    split=dataclasses.replace(SPLIT, grid="cover", longest=48),
+)  # fmt: skip
+
+
+def split_by_words(height: int, width: int, spec: ImageSpec) -> tuple[int, int]:
+    """Both rules of ``SplitSpec``, in plain words."""
+    if spec is ASPECT:
+        large = max(round(height / 8) * 8, 4) * max(round(width / 8) * 8, 4) > 2 * 640
+        like = dataclasses.replace(SPEC, side=16, min_tiles=2, max_tiles=6)
+        return counted(height, width, like) if large else (1, 1)
+    sides = [height, width]
+    long, short = (1, 0) if width >= height else (0, 1)
+    for last in (False, True):
+        aspect = sides[1] / sides[0]
+        sides[long] = 48
+        sides[short] = int(48 / aspect) if long else int(48 * aspect)
+        sides[short] = -(-sides[short] // 16) * 16 if last else max(sides[short] + sides[short] % 2, 1)
+    return sides[0] // 16, sides[1] // 16
+
+
+@hypothesis.given(st.lists(st.tuples(st.integers(1, 300), st.integers(1, 300)), min_size=1, max_size=20))
+def test_pictures_are_split_by_the_rules_of_their_families_many_at_once_as_one_by_one(sizes):
+    heights, widths = np.array(sizes, np.int32).T
+    for spec in (ASPECT, COVER):
+        rows, columns = geometry.tile_grid(heights, widths, spec)
+        assert list(zip(rows.tolist(), columns.tolist(), strict=True)) == [split_by_words(*s, spec) for s in sizes]
+        tilings = [geometry.one_tiling(*size, spec) for size in sizes]
+        assert geometry.tile_count(heights, widths, spec).tolist() == [len(tiling.grids) for tiling in tilings]
+
+
+@pytest.mark.parametrize("spec", [ASPECT, COVER], ids=["aspect", "cover"])
+def test_text_stands_between_the_tiles_of_a_picture_and_is_no_target(spec):
+    template = Template(load_tokenizer(""), "pretrain")
+    images = [picture(30, 90, 1), picture(8, 8, 2), picture(40, 70, 3)]
+    documents = [plain("ab", images[0], "c", images[1], "d"), plain(images[2], "e"), plain("fgh")]
+    held = [images[:2], images[2:], []]
+    source = InMemory("made", [template.encode(one) for one in documents], held, template.fingerprint)
+    lengths = Lengths(source, spec, encode=lambda text: [1000 + ord(letter) for letter in text])
+    tiles = [geometry.one_tiling(*size, spec) for size in ((30, 90), (8, 8), (40, 70))]
+    assert [len(one.grids) for one in tiles] == ([4, 1, 7] if spec is ASPECT else [4, 10, 7])
+    assert lengths.units_I.tolist() == [sum(r * c for r, c in one.grids) for one in tiles]
+    assert lengths.items_E.tolist() == [len(tiles[0].grids) + len(tiles[1].grids), len(tiles[2].grids), 0]
+    budgets = Budgets(tokens=1024, patches=1024, items=32, targets=512)
+    row = [Piece(0, e, 0, int(lengths.tokens_E[e])) for e in range(3)]
+    batch = Assembler([lengths], budgets, spec)([row]).batch
+    slots, values, learnt = batch.slots_BT[0], batch.text.values[0], batch.weights_BT[0] > 0
+    used = int((batch.text.segments[0] > 0).sum())
+    assert used == lengths.tokens_E.sum()
+    assert np.array_equal(slots[slots != IGNORED], np.arange(lengths.slots_I.sum())), "soft tokens are in order"
+    shown = "".join(
+        "." if slot != IGNORED else chr(value - 1000) if value >= 1000 else ""
+        for slot, value in zip(slots[:used].tolist(), values[:used].tolist(), strict=True)
+    )
+    wanted = ""
+    for one in tiles:
+        squares = [f"<r{r + 1}c{c + 1}>" for r in range(one.rows) for c in range(one.columns)] if one.squares else []
+        for n, (text, grid) in enumerate(zip([*squares, "<all>" if squares else "<one>"], one.grids, strict=True)):
+            ended = "/" if squares and n and n % one.columns == 0 else ""
+            between = "~" if 0 < n < len(squares) else ""
+            wanted += ended + between + text + "." * (grid[0] * grid[1] // 4)
+    assert shown == wanted
+    assert (values[np.flatnonzero(learnt) + 1] < 1000).all(), "what is predicted is the document's own text"
+    assert learnt.sum() == lengths.targets_E.sum() - 2, "all but the first tokens of the two that begin with text"
+    grids = [grid for one in tiles for grid in one.grids]
+    assert batch.grids_BM3[0, : len(grids), 1:].tolist() == [list(grid) for grid in grids]
+
+
+def test_what_is_kept_on_disk_changes_only_where_pictures_are_split():
+    plain_spec = dataclasses.replace(ASPECT, split=None)
+    assert "split" not in str(plain_spec.key())
+    assert len(plain_spec.key()) == len(ASPECT.key()) - 1
+
+
+def test_split_pictures_are_squares_of_whole_soft_tokens():
+    for wrong in ({"side": 20}, {"grid": "circles"}, {"least": 1}, {"grid": "cover"}):
+        with pytest.raises(ValueError, match=r"square|split|longest"):
+            dataclasses.replace(ASPECT, split=dataclasses.replace(SPLIT, **wrong))

@@ -205,7 +205,7 @@ def test_a_vocabulary_that_is_smaller_than_its_tokenizers_is_one_line(tmp_path):
     made("siglip2 + llama", tmp_path)
     byte_level_tokenizer().save_pretrained(tmp_path)
     flags = [f"--config={small_run.ROOT / 'configs' / 'base.py'}", f"--workdir={tmp_path / 'run'}"]
-    with pytest.raises(UserError, match=r"has 262 tokens, the model's vocabulary only 203: .* two models") as caught:
+    with pytest.raises(UserError, match=r"has 263 tokens, the model's vocabulary only 203: .* two models") as caught:
         train.main([*flags, f"--config.init_from={tmp_path}"])
     assert "\n" not in str(caught.value)
 

@@ -116,6 +116,34 @@ GEMMA3 = {  # google/gemma-3-4b-it: most of the text's fields are not there
         "num_attention_heads": 16, "num_hidden_layers": 27, "patch_size": 14, "vision_use_head": False,
     },
 }  # fmt: skip
+SMOLVLM2_500M = {  # HuggingFaceTB/SmolVLM2-500M-Video-Instruct
+    "architectures": ["SmolVLMForConditionalGeneration"], "image_token_id": 49190, "model_type": "smolvlm",
+    "pad_token_id": 128002, "scale_factor": 4,
+    "text_config": {
+        "architectures": ["VLlama3ForCausalLM"], "head_dim": 64, "hidden_size": 960, "intermediate_size": 2560,
+        "max_position_embeddings": 8192, "model_type": "llama", "num_attention_heads": 15, "num_hidden_layers": 32,
+        "num_key_value_heads": 5, "pad_token_id": 2, "rms_norm_eps": 1e-05, "rope_theta": 100000, "vocab_size": 49280,
+    },
+    "tie_word_embeddings": False,
+    "vision_config": {
+        "hidden_size": 768, "image_size": 512, "model_type": "smolvlm_vision", "num_attention_heads": 12,
+        "patch_size": 16,
+    },
+}  # fmt: skip
+SMOLVLM = {  # HuggingFaceTB/SmolVLM-Instruct
+    "architectures": ["Idefics3ForConditionalGeneration"], "image_token_id": 49153, "model_type": "idefics3",
+    "scale_factor": 3,
+    "text_config": {
+        "head_dim": 64, "hidden_size": 2048, "intermediate_size": 8192, "max_position_embeddings": 16384,
+        "model_type": "llama", "num_attention_heads": 32, "num_hidden_layers": 24, "rms_norm_eps": 1e-05,
+        "rope_theta": 273768.0, "vocab_size": 49155,
+    },
+    "tie_word_embeddings": False,
+    "vision_config": {
+        "hidden_size": 1152, "image_size": 384, "intermediate_size": 4304, "model_type": "idefics3",
+        "num_attention_heads": 16, "num_hidden_layers": 27, "patch_size": 14,
+    },
+}  # fmt: skip
 INTERNVL3 = {  # OpenGVLab/InternVL3-1B-hf
     "architectures": ["InternVLForConditionalGeneration"], "downsample_ratio": 0.5, "image_seq_length": 256,
     "image_token_id": 151667, "model_type": "internvl", "projector_hidden_act": "gelu",
@@ -272,6 +300,8 @@ def count(spec: ModelSpec, *parts: str) -> int:
         # Of Qwen3.5's the weights that guess a second token (844,640,768) are not used.
         (QWEN3_5_MOE, 35_951_822_704 - 844_640_768),
         (GEMMA3, 4_300_079_472),
+        (SMOLVLM2_500M, 507_482_304),
+        (SMOLVLM, 2_246_272_880),
     ],
     ids=lambda x: x["model_type"] if isinstance(x, dict) else "",
 )

@@ -166,6 +166,8 @@ def alone(document: Document, case: Case, spec: ModelSpec) -> dict[str, Any]:
             flat.append(frames.reshape(rows * columns, -1))
         found["pixel_values"] = torch.tensor(np.concatenate(flat), dtype=torch.float32)
         found["image_grid_thw"] = torch.tensor([[1, *shape] for shape in shapes])
+    elif case.family in ("idefics3", "smolvlm"):  # (batch, pictures, ...)
+        found["pixel_values"] = torch.tensor(np.stack(pictures).transpose(0, 3, 1, 2)[None], dtype=torch.float32)
     else:
         found["pixel_values"] = torch.tensor(np.stack(pictures).transpose(0, 3, 1, 2), dtype=torch.float32)
     return found

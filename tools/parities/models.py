@@ -209,6 +209,21 @@ def internvl(decoder: dict[str, Any], **vision: Any) -> Callable[[np.random.Gene
     return config
 
 
+def squares(family: str) -> Callable[[np.random.Generator], Any]:
+    """Idefics 3, or SmolVLM 2, which is the same."""
+
+    def config(rng: np.random.Generator) -> Any:
+        import transformers
+
+        kind = {"idefics3": transformers.Idefics3Config, "smolvlm": transformers.SmolVLMConfig}[family]
+        return kind(
+            vision_config=vit(f"{family}_vision", image_size=4 * PATCH), text_config=text("llama"),
+            image_token_id=IMAGE_TOKEN, tie_word_embeddings=family == "smolvlm",
+        )  # fmt: skip
+
+    return config
+
+
 CLIP = vit("clip_vision_model", image_size=4 * PATCH, projection_dim=20)
 SIGLIP = vit("siglip_vision_model", image_size=5 * PATCH)
 EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 28}
@@ -256,6 +271,8 @@ CASES = (
     Case("qwen3-vl, experts", "qwen3_vl_moe", qwen3_vl_moe),
     Case("gemma3", "gemma3", gemma3, fixed=True),
     Case("internvl", "internvl", internvl(text("qwen2", head_dim=8)), fixed=True),
+    Case("idefics3", "idefics3", squares("idefics3"), fixed=True),
+    Case("smolvlm", "smolvlm", squares("smolvlm"), fixed=True),
     Case("internvl, 6B's tower", "internvl",
          internvl(text("qwen2", head_dim=8), use_qk_norm=True, attention_bias=True, norm_type="rms_norm"), fixed=True),
     Case("internvl, experts", "internvl",

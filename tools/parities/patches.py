@@ -28,13 +28,17 @@ KINDS = {
     "Qwen2VLImageProcessorPil": "qwen2_vl.image_processing_pil_qwen2_vl",
     "Gemma3ImageProcessorPil": "gemma3.image_processing_pil_gemma3",
     "GotOcr2ImageProcessorPil": "got_ocr2.image_processing_pil_got_ocr2",
+    "Idefics3ImageProcessorPil": "idefics3.image_processing_pil_idefics3",
+    "SmolVLMImageProcessorPil": "smolvlm.image_processing_pil_smolvlm",
 }
-# As published: of LFM2-VL-450M, llava-1.5-7b, Qwen2.5-VL-3B, Qwen3-VL-2B, gemma-3-4b, InternVL3-1B.
+# As published: of LFM2-VL-450M, llava-1.5-7b, Qwen2.5-VL-3B, Qwen3-VL-2B, gemma-3-4b, InternVL3-1B,
+# Idefics3-8B, SmolVLM2-2.2B.
 PUBLISHED = {
     "lfm2_vl": {"patch_size": 16}, "llava": {"patch_size": 14, "image_size": 336},
     "qwen2_5_vl": {"patch_size": 14, "window_size": 112}, "qwen3_vl": {"patch_size": 16},
     "qwen3_vl_moe": {"patch_size": 16}, "qwen3_5": {"patch_size": 16}, "qwen3_5_moe": {"patch_size": 16},
     "gemma3": {"patch_size": 14, "image_size": 896}, "internvl": {"patch_size": 14, "image_size": 448},
+    "idefics3": {"patch_size": 14, "image_size": 364}, "smolvlm": {"patch_size": 14, "image_size": 384},
 }  # fmt: skip
 
 
@@ -84,6 +88,8 @@ def side_of(case: Case, folder: Path, published: bool = False) -> Side:
             setattr(vision, key, [value, value] if is_pair else value)
         if case.family == "gemma3":
             config.mm_tokens_per_image = 256
+        if case.family == "smolvlm":
+            config.scale_factor = 3
     theirs = processor_of(case.family, config, published)
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config.to_dict(), default=str))
@@ -104,7 +110,8 @@ def processor_of(family: str, config: Any, published: bool) -> Any:
         least, most = (64, 256) if published else (4, 20)
         return _make(
             "Lfm2VlImageProcessor", encoder_patch_size=patch, downsample_factor=config.downsample_factor,
-            min_image_tokens=least, max_image_tokens=most, do_image_splitting=False, do_convert_rgb=True,
+            min_image_tokens=least, max_image_tokens=most, do_convert_rgb=True,
+            tile_size=512 if published else 3 * patch * config.downsample_factor,
         )  # fmt: skip
     if family == "llava" and vision.model_type == "clip_vision_model":
         return _make("CLIPImageProcessorPil", size={"shortest_edge": side}, crop_size=square)
@@ -118,6 +125,9 @@ def processor_of(family: str, config: Any, published: bool) -> Any:
         return _make("Qwen2VLImageProcessorPil", patch_size=patch, merge_size=merge, size=size, **half)
     if family == "gemma3":
         return _make("Gemma3ImageProcessorPil", size=square)
+    if family in ("idefics3", "smolvlm"):
+        kind = {"idefics3": "Idefics3ImageProcessorPil", "smolvlm": "SmolVLMImageProcessorPil"}[family]
+        return _make(kind, size={"longest_edge": 4 * side}, max_image_size={"longest_edge": side})
     return _make("GotOcr2ImageProcessorPil", size=square, crop_to_patches=True, max_patches=12 if published else 5)
 
 
@@ -131,15 +141,16 @@ def their_tiles(side: Side, data: bytes) -> list[np.ndarray]:
     found = processor([PIL.Image.open(io.BytesIO(data))], return_tensors="np")
     values = np.asarray(found["pixel_values"], np.float64)
     if side.family == "lfm2_vl":
-        rows, columns = np.asarray(found["spatial_shapes"])[0].tolist()
-        blocks = values[0, : rows * columns].reshape(rows, columns, patch, patch, 3)
-        tiles = [blocks.transpose(0, 2, 1, 3, 4).reshape(rows * patch, columns * patch, 3)]
+        tiles = []
+        for tile, (rows, columns) in zip(values, np.asarray(found["spatial_shapes"]).tolist(), strict=True):
+            blocks = tile[: rows * columns].reshape(rows, columns, patch, patch, 3)
+            tiles.append(blocks.transpose(0, 2, 1, 3, 4).reshape(rows * patch, columns * patch, 3))
     elif side.family in QWENS:
         _, rows, columns = np.asarray(found["image_grid_thw"])[0].tolist()
         blocks = values.reshape(rows // merge, columns // merge, merge, merge, 3, 2, patch, patch)[:, :, :, :, :, 0]
         tiles = [blocks.transpose(0, 2, 5, 1, 3, 6, 4).reshape(rows * patch, columns * patch, 3)]
     else:
-        tiles = list(values.transpose(0, 2, 3, 1))
+        tiles = list(values.reshape(-1, *values.shape[-3:]).transpose(0, 2, 3, 1))
     return [(tile * np.array(processor.image_std) + np.array(processor.image_mean)) * 255 for tile in tiles]
 
 
@@ -154,6 +165,7 @@ def picture_difference(side: Side, data: bytes, size: tuple[int, int]) -> float:
     for tile in tiles:
         rows, columns = tile.shape[0] // spec.patch_size, tile.shape[1] // spec.patch_size
         order, _ = travelling_order(rows, columns, spec.merge, spec.window)
+        tile = tile[: rows * spec.patch_size, : columns * spec.patch_size]  # a tower does not see the rest
         wanted.append(cut(tile, spec.patch_size)[order])
     if ours.shape != np.concatenate(wanted).shape or grid != (rows, columns):
         return float("inf")

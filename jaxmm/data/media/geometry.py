@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxmm.batch import ImageSpec
+from jaxmm.batch import ImageSpec, SplitSpec
 
 
 class Bounds(NamedTuple):
@@ -84,25 +84,68 @@ def resized_size(height: int, width: int, spec: ImageSpec) -> tuple[int, int]:
 
 
 def tile_grid(height: Any, width: Any, spec: ImageSpec) -> tuple[Any, Any]:
-    """Returns (rows, columns) of the tiles that an image of height x width pixels is cut into; mostly (1, 1).
-
-    The rule is that of transformers' GotOcr2 processor. Of all grids of min_tiles to max_tiles, it takes the one with
-    the nearest aspect; of equally near ones, the one of most tiles whose area is less than twice the image's.
+    """Returns (rows, columns) of the squares that an image of height x width pixels is cut into; mostly (1, 1).
 
     Args:
       height, width: positive, ints or int arrays of one shape.
     """
     tall, wide = np.asarray(height, np.float64), np.asarray(width, np.float64)
     rows, columns = np.ones(tall.shape, np.int64), np.ones(tall.shape, np.int64)
-    if spec.max_tiles > 1:
-        aspect, area, nearest = wide / tall, wide * tall, np.full(tall.shape, np.inf)
-        for grid_columns, grid_rows in _tile_grids(spec.min_tiles, spec.max_tiles):
-            distance = np.abs(aspect - grid_columns / grid_rows)
-            is_better = distance < nearest
-            is_better |= (distance == nearest) & (area > 0.5 * spec.side * spec.side * grid_columns * grid_rows)
-            rows, columns = np.where(is_better, grid_rows, rows), np.where(is_better, grid_columns, columns)
-            nearest = np.minimum(nearest, distance)
+    if spec.split and spec.split.grid == "cover":
+        _, (covered_rows, covered_columns) = _covered(tall, wide, spec.split)
+        rows, columns = covered_rows // spec.split.side, covered_columns // spec.split.side
+    elif spec.split and spec.split.grid == "aspect":
+        factor, least = spec.patch_size * spec.merge, spec.patch_size
+        area = np.maximum(np.rint(tall / factor) * factor, least) * np.maximum(np.rint(wide / factor) * factor, least)
+        is_split = area > spec.split.above * spec.max_pixels
+        rows, columns = _nearest_aspect(tall, wide, spec.split.least, spec.split.most, spec.split.side)
+        rows, columns = np.where(is_split, rows, 1), np.where(is_split, columns, 1)
+    elif spec.max_tiles > 1:
+        rows, columns = _nearest_aspect(tall, wide, spec.min_tiles, spec.max_tiles, spec.side)
     return (rows, columns) if rows.ndim else (int(rows), int(columns))
+
+
+def _nearest_aspect(tall: np.ndarray, wide: np.ndarray, least: int, most: int, side: int) -> tuple[Any, Any]:
+    """(rows, columns) of ``least`` to ``most`` squares of ``side`` pixels whose aspect is nearest to a picture's.
+
+    The rule is that of transformers' GotOcr2 processor. Of equally near ones, it takes the one of most tiles whose area
+    is less than twice the image's.
+    """
+    rows, columns = np.ones(tall.shape, np.int64), np.ones(tall.shape, np.int64)
+    aspect, area, nearest = wide / tall, wide * tall, np.full(tall.shape, np.inf)
+    for grid_columns, grid_rows in _tile_grids(least, most):
+        distance = np.abs(aspect - grid_columns / grid_rows)
+        is_better = distance < nearest
+        is_better |= (distance == nearest) & (area > 0.5 * side * side * grid_columns * grid_rows)
+        rows, columns = np.where(is_better, grid_rows, rows), np.where(is_better, grid_columns, columns)
+        nearest = np.minimum(nearest, distance)
+    return rows, columns
+
+
+def _covered(tall: np.ndarray, wide: np.ndarray, split: SplitSpec) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+    """(height, width) with the longer side at ``split.longest``, and then in whole squares that cover it.
+
+    The rule is that of transformers' Idefics3 processor: the shorter side is made even, and of the squares the longer
+    side is rounded up first, the shorter one then follows it.
+    """
+    is_wide, longest, side = wide >= tall, split.longest, split.side
+    aspect = wide / tall
+    shorter = np.where(is_wide, longest / aspect, longest * aspect).astype(np.int64)
+    shorter = np.maximum(shorter + shorter % 2, 1)
+    height, width = np.where(is_wide, shorter, longest), np.where(is_wide, longest, shorter)
+    aspect, whole = width / height, -(-longest // side) * side
+    shorter = np.where(is_wide, whole / aspect, whole * aspect).astype(np.int64)
+    shorter = -(-shorter // side) * side
+    return (height, width), (np.where(is_wide, shorter, whole), np.where(is_wide, whole, shorter))
+
+
+def resized_before(height: int, width: int, spec: ImageSpec) -> list[tuple[int, int]]:
+    """Returns (height, width) of what a picture is resized to, one after the other, before its tiles are made of it."""
+    if not spec.split or spec.split.grid == "aspect":
+        return []
+    longest, covering = _covered(np.asarray(height, np.float64), np.asarray(width, np.float64), spec.split)
+    sizes = [longest, covering] if spec.split.grid == "cover" else [longest]
+    return [(int(high), int(wide)) for high, wide in sizes]
 
 
 @functools.lru_cache(maxsize=16)
@@ -119,10 +162,35 @@ def tile_count(height: Any, width: Any, spec: ImageSpec) -> Any:
     return rows * columns + (rows * columns > 1)
 
 
+class Tiling(NamedTuple):
+    """The tiles of a picture: squares, row by row, and then the whole picture; or that alone.
+
+    Attributes:
+      rows, columns: of the squares; 1 and 1 for the whole picture alone.
+      square, whole: (rows, columns) of patches of each.
+    """
+
+    rows: int
+    columns: int
+    square: tuple[int, int]
+    whole: tuple[int, int]
+
+    @property
+    def squares(self) -> int:
+        """How many squares there are; 0 for the whole picture alone."""
+        return self.rows * self.columns if self.rows * self.columns > 1 else 0
+
+    @property
+    def grids(self) -> list[tuple[int, int]]:
+        """(rows, columns) of patches of each tile."""
+        return [self.square] * self.squares + [self.whole]
+
+
 @functools.lru_cache(maxsize=65536)
-def one_tile_grid(height: int, width: int, spec: ImageSpec) -> tuple[int, int]:
-    """``tile_grid`` of one image, cached because sizes repeat."""
-    return tile_grid(height, width, spec)
+def one_tiling(height: int, width: int, spec: ImageSpec) -> Tiling:
+    """The tiles of one image, cached because sizes repeat."""
+    whole, side = grid_size(height, width, spec), spec.tile_side // spec.patch_size
+    return Tiling(*tile_grid(height, width, spec), (side, side), whole)
 
 
 @functools.lru_cache(maxsize=65536)

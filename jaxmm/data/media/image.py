@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ from jaxmm.batch import Batch, ImageSpec, Stream
 from jaxmm.data.documents import Image
 from jaxmm.data.media import geometry
 from jaxmm.data.media.extents import Extent, Extents
-from jaxmm.data.media.medium import Array, Filled, Item, Medium, Settings, Space
+from jaxmm.data.media.medium import Array, Filled, Inner, Item, Medium, Settings, Space
 from jaxmm.data.media.patches import Edges, fill
 from jaxmm.data.media.picture import FORMATS, MAX_PIXELS, MAX_SIDE, image_size
 
@@ -55,23 +56,46 @@ class ImageMedium(Medium):
     def units(self, extents: Extents, spec: ImageSpec) -> Array:
         rows, columns = geometry.grid_size(extents.height, extents.width, spec)
         patches = rows * columns + spec.extra
-        return patches * geometry.tile_count(extents.height, extents.width, spec) if spec.max_tiles > 1 else patches
+        return patches + (_tiles(extents, spec) - 1) * spec.tile_patches if spec.has_tiles else patches
 
     def group(self, spec: ImageSpec) -> int:
         return spec.merge**2
 
     def soft_tokens(self, units: Array, extents: Extents, spec: ImageSpec) -> Array:
-        extra = spec.extra * _tiles(units, spec) if spec.extra else 0
+        extra = spec.extra * _tiles(extents, spec) if spec.extra else 0
         return (units - extra) // spec.merge**2
 
     def needs(self, units: Array, extents: Extents, spec: ImageSpec) -> dict[str, Array]:
-        return {"patches": units, "items": _tiles(units, spec)}
+        return {"patches": units, "items": _tiles(extents, spec)}
+
+    def has_inner(self, spec: ImageSpec) -> bool:
+        return spec.split is not None
+
+    def inner_keys(self, units: Array, extents: Extents, spec: ImageSpec) -> tuple[Array, ...]:
+        if not spec.split:
+            return super().inner_keys(units, extents, spec)
+        return geometry.tile_grid(extents.height, extents.width, spec)  # few, where sizes are many
+
+    def inner(self, units: int, extent: Extent, spec: ImageSpec) -> list[Inner]:
+        split, tiling = spec.split, geometry.one_tiling(extent.height, extent.width, spec)
+        assert split is not None, "has_inner says so"
+        texts = [split.alone]
+        if tiling.squares:
+            last = tiling.columns - 1
+            numbers = list(itertools.product(range(tiling.rows), range(tiling.columns)))
+            texts = [split.square.format(row=row + 1, column=column + 1) for row, column in numbers] + [split.whole]
+            texts[1:-1] = [split.between + text for text in texts[1:-1]]
+            before = ["", *[split.row_end if column == last else "" for _, column in numbers]]
+            texts = [end + text for end, text in zip(before, texts, strict=True)]
+        sizes = [rows * columns // spec.merge**2 for rows, columns in tiling.grids]
+        starts = [end - size for end, size in zip(itertools.accumulate(sizes), sizes, strict=True)]
+        return [Inner(at, text) for at, text in zip(starts, texts, strict=True)]
 
     def too_large(self, item: Item, tokens: int, budgets: Any, spec: ImageSpec) -> str:
-        tiles = f"{item.needs['items']} tiles, " if spec.max_tiles > 1 else ""
+        tiles = f"{item.needs['items']} tiles, " if spec.has_tiles else ""
         advice = (
             "raise these, or leave such documents out by config.data.long_documents=drop"
-            if spec.max_tiles > 1
+            if spec.has_tiles
             else "raise these or lower config.image.max_pixels"
         )
         return (
@@ -87,18 +111,25 @@ class ImageMedium(Medium):
 
     def fill(self, space: Space, item: Item, spec: ImageSpec, settings: Settings) -> Filled:
         patches, b = space.batch.patches, space.b
-        tiles = item.needs["items"]
-        size, first = item.units // tiles, space.taken.get("patches", 0)
-        starts = range(first, first + item.units, size)
-        frames = [frames_of(patches.values[b, start : start + size - spec.extra], spec) for start in starts]
+        grids = geometry.one_tiling(item.extent.height, item.extent.width, spec).grids
+        sizes = [rows * columns + spec.extra for rows, columns in grids]
+        first = space.taken.get("patches", 0)
+        starts = [first + end - size for end, size in zip(itertools.accumulate(sizes), sizes, strict=True)]
+        there = [slice(start, start + size - spec.extra) for start, size in zip(starts, sizes, strict=True)]
+        frames = [frames_of(patches.values[b, tile], spec) for tile in there]
         out = [places[0] for places in frames]
-        grid = fill(out, item.part, spec, item.extent[:2], edges_of(item, settings), fast=settings.fast_decode)
+        fill(out, item.part, spec, item.extent[:2], edges_of(item, settings), fast=settings.fast_decode)
         for places in frames:
             for other in places[1:]:  # a still picture is as many equal frames
                 other[...] = places[0]
-        write_tiles(space, starts, size, grid, spec)
-        rows, columns = grid[0] // spec.merge, grid[1] // spec.merge
-        return Filled(in_reading_order(tiles, size, grid, spec), (1, tiles * rows, columns))
+        write_tiles(space, starts, grids, spec)
+        rows = np.concatenate([
+            (start - first) // spec.merge**2 + in_reading_order(grid, spec)
+            for start, grid in zip(starts, grids, strict=True)
+        ])  # fmt: skip
+        # Tiles of several sizes make one column: text of one axis asks only how many soft tokens there are.
+        columns = grids[0][1] // spec.merge if len(set(grids)) == 1 else 1
+        return Filled(rows, (1, len(rows) // columns, columns))
 
     def clear(self, space: Space) -> None:
         super().clear(space)
@@ -117,17 +148,16 @@ def frames_of(values: np.ndarray, spec: ImageSpec) -> list[np.ndarray]:
     return [values[:, start : start + size] for start in range(0, spec.patch_bytes, size)]
 
 
-def write_tiles(space: Space, starts: Sequence[int], size: int, grid: tuple[int, int], spec: ImageSpec) -> None:
+def write_tiles(space: Space, starts: Sequence[int], grids: Sequence[tuple[int, int]], spec: ImageSpec) -> None:
     """Writes all of some tiles but their pixels: positions and segments of their patches, and their grids.
 
     Args:
       starts: the first patch position of each.
-      size: patch positions of a tile, class tokens included.
-      grid: (rows, columns) of patches.
+      grids: (rows, columns) of patches of each.
     """
     patches, b = space.batch.patches, space.b
-    for number, start in enumerate(starts, start=space.taken.get("items", 0)):
-        there = slice(start, start + size - spec.extra)
+    for number, (start, grid) in enumerate(zip(starts, grids, strict=True), start=space.taken.get("items", 0)):
+        there = slice(start, start + grid[0] * grid[1])
         patches.positions[b, there, 1:] = _patch_positions(*grid, spec)
         patches.segments[b, there] = number + 1
         space.batch.grids_BM3[b, number] = 1, *grid
@@ -137,15 +167,16 @@ def write_tiles(space: Space, starts: Sequence[int], size: int, grid: tuple[int,
         patches.segments[b, learned] = number + 1
 
 
-def in_reading_order(tiles: int, size: int, grid: tuple[int, int], spec: ImageSpec) -> np.ndarray:
-    """int64 (soft tokens,): the place of each soft token of some tiles among those that travel, tile after tile."""
-    order = np.argsort(geometry.group_order(grid[0] // spec.merge, grid[1] // spec.merge, spec))
-    return (np.arange(tiles)[:, None] * (size // spec.merge**2) + order).reshape(-1)
+def in_reading_order(grid: tuple[int, int], spec: ImageSpec) -> np.ndarray:
+    """int64 (soft tokens,): the place of each soft token of a tile among those that travel."""
+    return np.argsort(geometry.group_order(grid[0] // spec.merge, grid[1] // spec.merge, spec))
 
 
-def _tiles(units: Array, spec: ImageSpec) -> Array:
-    """Returns how many tiles images of ``units`` patch positions are cut into."""
-    return units // spec.tile_patches if spec.max_tiles > 1 else units * 0 + 1
+def _tiles(extents: Extents, spec: ImageSpec) -> Array:
+    """Returns how many tiles images become."""
+    if spec.has_tiles:
+        return geometry.tile_count(extents.height, extents.width, spec)
+    return 0 * np.asarray(extents.kind, np.int64) + 1
 
 
 @functools.lru_cache(maxsize=4096)

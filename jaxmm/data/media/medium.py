@@ -273,6 +273,11 @@ class Medium(abc.ABC):
         """Whether there is text inside the media."""
         return False
 
+    def inner_keys(self, units: Array, extents: Extents, spec: ImageSpec) -> tuple[Array, ...]:
+        """Arrays (n,) each: media that are equal in all of them have the same text inside."""
+        columns = extents.height, extents.width, extents.length, extents.rate_num, extents.rate_den
+        return (units, *columns)
+
     def inner(self, units: int, extent: Extent, spec: ImageSpec) -> list[Inner]:
         """The text inside one medium, in order."""
         return []

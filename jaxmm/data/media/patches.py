@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -11,7 +12,7 @@ import PIL.Image
 
 from jaxmm.batch import ImageSpec
 from jaxmm.data.documents import Image
-from jaxmm.data.media.geometry import group_order, one_grid, one_tile_grid, tile_count
+from jaxmm.data.media.geometry import group_order, one_tiling, resized_before
 from jaxmm.data.media.medium import BadMedia
 from jaxmm.data.media.picture import (
     FLIPS_X,
@@ -23,7 +24,10 @@ from jaxmm.data.media.picture import (
     turned_size,
 )
 
-RESAMPLES = {"bicubic": PIL.Image.Resampling.BICUBIC, "bilinear": PIL.Image.Resampling.BILINEAR}
+RESAMPLES = {
+    "bicubic": PIL.Image.Resampling.BICUBIC, "bilinear": PIL.Image.Resampling.BILINEAR,
+    "lanczos": PIL.Image.Resampling.LANCZOS,
+}  # fmt: skip
 
 
 class Edges(NamedTuple):
@@ -57,14 +61,14 @@ def patches(
       out: contiguous array to write the patches to, of the returned shape; it is then what is returned.
 
     Returns:
-      uint8 (tiles * rows * columns, patch_size**2 * 3), and (rows, columns) of a tile.
+      uint8 (patches of all tiles, patch_size**2 * 3), and (rows, columns) of the last tile, which is the whole picture.
     """
-    rows, columns = one_grid(*size, spec)
-    count, tile = int(tile_count(*size, spec)) if spec.max_tiles > 1 else 1, rows * columns
+    sizes = [rows * columns for rows, columns in one_tiling(*size, spec).grids]
     if out is None:
-        out = np.empty((count * tile, spec.patch_size**2 * 3), np.uint8)
-    grid = fill([out[n * tile : (n + 1) * tile] for n in range(count)], image, spec, size, edges, fast=fast)
-    return out, grid
+        out = np.empty((sum(sizes), spec.patch_size**2 * 3), np.uint8)
+    ends = itertools.accumulate(sizes)
+    tiles = [out[end - count : end] for end, count in zip(ends, sizes, strict=True)]
+    return out, fill(tiles, image, spec, size, edges, fast=fast)[-1]
 
 
 def fill(
@@ -75,7 +79,7 @@ def fill(
     edges: Edges | None = None,
     *,
     fast: bool = False,
-) -> tuple[int, int]:
+) -> list[tuple[int, int]]:
     """Decodes an image, resizes it, and writes the patches of its tiles.
 
     Args:
@@ -88,33 +92,37 @@ def fill(
         it is resized to. The pixels are close to the exact ones, not equal.
 
     Returns:
-      (rows, columns) of a tile, in patches.
+      (rows, columns) of each tile, in patches.
 
     Raises:
       BadMedia: if it cannot be decoded to its end, or now has another size.
     """
-    rows, columns = one_grid(*size, spec)
-    down, across = one_tile_grid(*size, spec) if spec.max_tiles > 1 else (1, 1)
-    high, wide = (spec.side, spec.side) if spec.side else (rows * spec.patch_size, columns * spec.patch_size)
-    shown = _before_crop(*size, spec) if spec.crop else (down * high, across * wide)
-    frame = _frame(shown[1], shown[0], edges)
+    tiling = one_tiling(*size, spec)
+    high, wide = (spec.side, spec.side) if spec.side else (side * spec.patch_size for side in tiling.whole)
+    shown = _before_crop(*size, spec) if spec.crop else (high, wide)
+    if tiling.squares:
+        shown = tiling.rows * spec.tile_side, tiling.columns * spec.tile_side
+    steps = resized_before(*size, spec)
+    first = steps[0] if steps else shown
+    frame, resample = _frame(first[1], first[0], edges), RESAMPLES[spec.resample]
     with opened_picture(image) as opened:
         orientation = orientation_of(opened)
         if turned_size(opened, orientation) != tuple(size):
             raise BadMedia("changed")
         extent = _draft(opened, orientation, frame) if fast else (0.0, 0.0, float(size[1]), float(size[0]))
         picture = decoded(opened, orientation)
-    pixels = _resized(picture, extent, frame, RESAMPLES[spec.resample])
+    for step in steps:
+        picture = PIL.Image.fromarray(_resized(picture, extent, _frame(step[1], step[0], edges), resample))
+        extent, edges = (0.0, 0.0, float(step[1]), float(step[0])), None
+    pixels = _resized(picture, extent, _frame(shown[1], shown[0], edges), resample)
     if spec.crop:
         pixels = _middle(pixels, spec.side)
-    if len(out) == 1:
-        _cut(pixels, spec, out[0])
-        return rows, columns
-    for there, square in zip(out, _squares(pixels, spec.side), strict=False):
-        _cut(square, spec, there)
-    whole = _frame(spec.side, spec.side, edges)
-    _cut(_resized(picture, extent, whole, RESAMPLES[spec.resample]), spec, out[-1])
-    return rows, columns
+    if tiling.squares:
+        for there, square in zip(out, _squares(pixels, spec.tile_side), strict=False):
+            _cut(square, spec, there)
+        pixels = _resized(picture, extent, _frame(wide, high, edges), resample)
+    _cut(pixels, spec, out[-1])
+    return tiling.grids
 
 
 def fill_frame(

@@ -139,13 +139,13 @@ class VideoMedium(Medium):
         wanted = sorted(places)
         for number, frame in zip(wanted, video_file.read_frames(item.part, known, wanted), strict=True):
             fill_frame(places[number], frame, spec, grid, edges)
-        write_tiles(space, starts, size, grid, spec)
+        write_tiles(space, starts, [grid] * temporal, spec)
         for number, start in enumerate(starts):
             patches.positions[b, start : start + size, 0] = number
         rows, columns = grid[0] // spec.merge, grid[1] // spec.merge
         seconds = sampling.seconds_apart(frames, extent.length, float(extent.rate), video)
         times = sampling.times_of(temporal, seconds, video)
-        order = in_reading_order(temporal, size, grid, spec)
+        order = np.concatenate([(start - first) // spec.merge**2 + in_reading_order(grid, spec) for start in starts])
         return Filled(order, (temporal, rows, columns), times, apart=bool(video.stamp))
 
     def patches_per_second(self, units: int, extent: Extent, spec: ImageSpec) -> float:

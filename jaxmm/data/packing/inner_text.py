@@ -37,15 +37,14 @@ class InnerText:
             if not medium.has_inner(spec):
                 continue
             own = extents.those(which)
-            columns = (units if which is None else units[which], own.height, own.width, own.length, own.rate_num,
-                       own.rate_den)  # fmt: skip
-            keys, where = np.unique(
-                np.stack([np.asarray(c, np.int64) for c in columns], 1), axis=0, return_inverse=True
-            )
-            each = [
-                sum(len(ids) for _, ids in self._inside(medium, int(key[0]), Extent.read(medium.kind, key[1:]), spec))
-                for key in keys
-            ]
+            own_units = units if which is None else units[which]
+            keys = np.stack([np.asarray(column, np.int64) for column in medium.inner_keys(own_units, own, spec)], 1)
+            _, first, where = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+            columns = (own.height, own.width, own.length, own.rate_num, own.rate_den)
+            each = []
+            for i in first.tolist():
+                extent = Extent.read(medium.kind, [column[i] for column in columns])
+                each.append(sum(len(ids) for _, ids in self._inside(medium, int(own_units[i]), extent, spec)))
             counts[slice(None) if which is None else which] = np.array(each, np.int64)[where.reshape(-1)]
         return counts
 

@@ -69,7 +69,7 @@ def check(kind: str, image: ImageSpec) -> None:
         raise UserError(
             "config.data.boxes: this model crops pictures to a square, and boxes may lie outside of it: leave it out"
         )
-    if kind == PIXELS and image.max_tiles > 1:
+    if kind == PIXELS and image.has_tiles:
         raise UserError(
             "config.data.boxes=pixels: this model cuts pictures into tiles, and no tile has the pixels of the picture: "
             "use thousandths"

@@ -60,12 +60,19 @@ class Markup(NamedTuple):
 
     ``{number}`` in ``before`` is the medium's number among those of its kind in the conversation, from 1. ``begins``:
     whether a conversation starts with the begin token that every text of the tokenizer starts with, where its template
-    does not write it.
+    does not write it. ``joins``: whether the template writes no space before a turn that begins with the medium, where
+    it writes one before a turn of text (Idefics 3's).
     """
 
     before: str
     after: str
     begins: bool = False
+    joins: bool = False
+
+    @property
+    def key(self) -> list[str | bool]:
+        """Its values for fingerprints: ``joins`` came later, and is there only where it is set."""
+        return [self.before, self.after, self.begins, *[True] * self.joins]
 
     def around(self, number: int) -> tuple[str, str]:
         """What stands before and after medium ``number``."""
@@ -81,6 +88,7 @@ class _Marks:
     def __init__(self, added: AddedTokens, allowed: SpecialTokens | None):
         self._added, self._allowed = added, allowed
         self.stand_for: list[Part | str] = []
+        self.begin_turns = set[int]()  # the marks of media with which a turn begins
 
     def of(self, part: Part | str) -> str:
         """Returns a new mark for a part."""
@@ -188,6 +196,8 @@ class ChatFormat:
         before: Part = Text("")
         for part in turn.parts:
             if not isinstance(part, Text):
+                if not pieces:
+                    marks.begin_turns.add(len(marks.stand_for))
                 pieces.append(marks.of(part))
             else:
                 # The template's newline after an image stands for one that the data has written itself.
@@ -282,6 +292,9 @@ class ChatFormat:
         for end, flags in layout.runs:
             for match in MARK.finditer(layout.text, at, end):
                 text += layout.text[at : match.start()]
+                if int(match[1]) in marks.begin_turns and self._markup_of(marks.stand_for[int(match[1])]).joins:
+                    text = text.removesuffix(" ")
+                    runs = [(min(before_it, len(text)), of_it) for before_it, of_it in runs]
                 if isinstance(marks.stand_for[int(match[1])], str):
                     text += match[0]
                 else:
@@ -296,7 +309,7 @@ class ChatFormat:
             at = end
         return Layout(text, runs)
 
-    def _markup_of(self, part: Part) -> Markup:
+    def _markup_of(self, part: Part | str) -> Markup:
         return self._audio if isinstance(part, HEARD) else self.markup
 
     @functools.cached_property

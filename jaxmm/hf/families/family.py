@@ -8,7 +8,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -128,8 +128,8 @@ class Family(abc.ABC):
         """Why ``transformers`` cannot run an export with this ``config.json``, "" where it can."""
         return ""
 
-    def tokenizer_settings(self) -> dict[str, Any]:
-        """What an export adds to ``tokenizer_config.json``."""
+    def tokenizer_settings(self, vocabulary: Container[str] = ()) -> dict[str, Any]:
+        """What an export adds to ``tokenizer_config.json``, for a tokenizer with these tokens."""
         return {}
 
     def joined_processor(self, config: Mapping[str, Any], processor: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -176,7 +176,7 @@ class HearingFamily(Family):
         """Its special tokens, which a decoder's own tokenizer may lack."""
         return [*re.findall(r"<[^<>\s]+>", self.markup.before + self.markup.after), self.audio_token]
 
-    def tokenizer_settings(self) -> dict[str, Any]:
+    def tokenizer_settings(self, vocabulary: Container[str] = ()) -> dict[str, Any]:
         before, after, token = self.special_tokens()
         return {
             "processor_class": self.processor_class,

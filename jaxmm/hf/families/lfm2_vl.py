@@ -2,15 +2,15 @@
 
 Where the facts come from, in ``transformers``: sizes and connector from ``Lfm2VlConfig`` and
 ``Lfm2VlMultiModalProjector``; names of tensors from ``Lfm2VlForConditionalGeneration``; sizes of pictures and the
-names of files from ``Lfm2VlImageProcessor`` and ``Lfm2VlProcessor``. Its ``do_image_splitting`` is not followed. The
-decoder is LFM2's own, or another one.
+names of files, and the text between the tiles of a split picture, from ``Lfm2VlImageProcessor`` and
+``Lfm2VlProcessor``. The decoder is LFM2's own, or another one.
 
 A model of our own, and a SigLIP 2 tower that is joined with a decoder, get this layout.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from jaxmm.models.decoder import DecoderSpec
 from jaxmm.models.multimodal import ModelSpec
 from jaxmm.models.towers.vit import VisionSpec
 
+WHOLE = "<|img_thumbnail|>"  # before the whole picture behind its tiles
+
 
 class Lfm2VL(JoiningFamily):
     model_type = "lfm2_vl"
@@ -37,7 +39,7 @@ class Lfm2VL(JoiningFamily):
         "LiquidAI/LFM2.5-VL-1.6B",
     )  # fmt: skip
     image_processor = "Lfm2VlImageProcessor"
-    pictures = BySoftTokens()
+    pictures = BySoftTokens("<|img_row_{row}_col_{column}|>", WHOLE)
     image_token_key = "image_token_id"
     joins = ANY_SHAPE
 
@@ -63,10 +65,11 @@ class Lfm2VL(JoiningFamily):
             return ""
         return f"transformers runs no tower '{tower}' in LFM2-VL's layout, into which jaxmm 0.1 has put this run's"
 
-    def tokenizer_settings(self) -> dict[str, Any]:
+    def tokenizer_settings(self, vocabulary: Container[str] = ()) -> dict[str, Any]:
+        """A tokenizer without a name for whole pictures is that of a model that splits none, and needs none."""
         return {
             "processor_class": "Lfm2VlProcessor", "image_token": IMAGE, "image_start_token": IMAGE_START,
-            "image_end_token": IMAGE_END, "image_thumbnail_token": IMAGE,
+            "image_end_token": IMAGE_END, "image_thumbnail_token": WHOLE if WHOLE in vocabulary else IMAGE,
         }  # fmt: skip
 
     # Joined from a tower and a decoder

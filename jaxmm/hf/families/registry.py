@@ -8,6 +8,7 @@ from jaxmm.errors import UserError
 from jaxmm.hf.decoders import DECODERS
 from jaxmm.hf.families.family import Family, HearingFamily, JoiningFamily, Layout
 from jaxmm.hf.families.gemma3 import Gemma3
+from jaxmm.hf.families.idefics3 import Idefics3
 from jaxmm.hf.families.internvl import InternVL
 from jaxmm.hf.families.lfm2_vl import Lfm2VL
 from jaxmm.hf.families.llava import Llava
@@ -18,6 +19,7 @@ from jaxmm.hf.families.qwen3_5_moe import Qwen35Moe
 from jaxmm.hf.families.qwen3_asr import Qwen3ASR
 from jaxmm.hf.families.qwen3_vl import Qwen3VL
 from jaxmm.hf.families.qwen3_vl_moe import Qwen3VLMoe
+from jaxmm.hf.families.smolvlm import SmolVLM
 from jaxmm.hf.towers import TOWERS, TWO_TOWERS
 
 OF_SIGHT, OF_HEARING = "vision:DIR,decoder:DIR", "audio:DIR,decoder:DIR"  # of config.init_from
@@ -34,6 +36,8 @@ FAMILIES: dict[str, Family] = {
         Qwen35Moe(),
         Gemma3(),
         InternVL(),
+        Idefics3(),
+        SmolVLM(),
         Qwen2Audio(),
         Qwen3ASR(),
     )
