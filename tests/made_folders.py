@@ -22,6 +22,7 @@ IMAGES = {
     "lfm2_vl": {"resample": 3, "do_image_splitting": False, "min_image_tokens": 1, "max_image_tokens": 16},
     "llava, clip": {"size": {"shortest_edge": 16}, "crop_size": SQUARE},
     "llava, siglip": {"image_processor_type": "SiglipImageProcessor", "size": {"height": 20, "width": 20}},
+    "qwen2_vl": {"size": {"shortest_edge": 64, "longest_edge": 1024}},
     "qwen2_5_vl": {"size": {"shortest_edge": 64, "longest_edge": 1024}},
     "qwen3_vl": {"size": {"shortest_edge": 64, "longest_edge": 1024}},
     "qwen3_5": {"size": {"shortest_edge": 64, "longest_edge": 1024}},

@@ -280,7 +280,7 @@ def _gemma3(config: Any, tied: bool) -> DecoderSpec:
 
 
 def _qwen2_5_vl(config: Any, tied: bool) -> DecoderSpec:
-    """Qwen 2.5 with positions of three axes: time, row and column, each with a run of the frequencies."""
+    """Qwen 2 and 2.5 with positions of three axes: time, row and column, each with a run of the frequencies."""
     supported.require(config, head_dim=config.hidden_size // config.num_attention_heads)
     return _spec(config, tied, qkv_bias=True, rope_sections=_sections(config, (16, 24, 24)))
 
@@ -368,6 +368,7 @@ DECODERS = {
     "qwen2": DecoderKind(_qwen2, PLAIN),
     "qwen3": DecoderKind(_qwen3, PLAIN),
     "gemma3_text": DecoderKind(_gemma3, POST_NORMS),
+    "qwen2_vl_text": DecoderKind(_qwen2_5_vl, PLAIN),
     "qwen2_5_vl_text": DecoderKind(_qwen2_5_vl, PLAIN),
     "qwen3_vl_text": DecoderKind(_qwen3_vl, PLAIN),
     "qwen3_5_text": DecoderKind(_qwen3_5, _qwen3_5_rules()),

@@ -64,13 +64,14 @@ def hidden_states(chosen: Any, layers: int) -> list[int]:
 # Configs
 
 
-def _vit(config: Any, **features: Any) -> VisionSpec:
+def _vit(config: Any, width: int = 0, mlp: int = 0, **features: Any) -> VisionSpec:
+    """``width``, ``mlp``: where they are not ``hidden_size`` and ``intermediate_size`` of the config."""
     supported.require(config, num_channels=3, in_channels=3)
     return VisionSpec(
-        width=config.hidden_size,
+        width=width or config.hidden_size,
         layers=getattr(config, "num_hidden_layers", None) or config.depth,
         heads=getattr(config, "num_attention_heads", None) or config.num_heads,
-        mlp=config.intermediate_size,
+        mlp=mlp or config.intermediate_size,
         patch_size=square_side(config.patch_size, "patch_size"),
         norm_eps=getattr(config, "layer_norm_eps", 1e-6),
         activation=supported.activation(config.hidden_act),
@@ -107,6 +108,14 @@ def _intern(config: Any) -> VisionSpec:
         # The initial value, which no checkpoint stores; 0 would mean a tower without layer scale.
         qk_norm=bool(config.use_qk_norm), layer_scale=float(config.layer_scale_init_value) or 1e-6,
         final_norm=not config.use_mean_pooling,
+    )  # fmt: skip
+
+
+def _qwen2(config: Any) -> VisionSpec:
+    """Its ``hidden_size`` is that of the decoder."""
+    return _vit(
+        config, width=config.embed_dim, mlp=config.embed_dim * config.mlp_ratio, positions=0, patch_bias=False,
+        final_norm=False, frames=config.temporal_patch_size, rope_theta=10000.0,
     )  # fmt: skip
 
 
@@ -184,7 +193,7 @@ def _intern_rules() -> list[Rule]:
 
 
 def _qwen_rules(mlp: Mapping[str, str]) -> list[Rule]:
-    """Rules for Qwen2.5-VL and Qwen3-VL, whose names under ``vision.`` also include the family's connector."""
+    """Rules for Qwen-VL, whose names under ``vision.`` also include the family's connector."""
     layer, block = "vision.blocks.{i}", "vision.blocks"
     return [
         Rule("vision.patch_embed.proj.weight", ("vision.patch_embedding.kernel",), "convolution of frames"),
@@ -196,6 +205,7 @@ def _qwen_rules(mlp: Mapping[str, str]) -> list[Rule]:
     ]
 
 
+QWEN2 = TowerKind(_qwen2, _qwen_rules({"mlp.fc1": "mlp.up", "mlp.fc2": "mlp.down"}))
 QWEN2_5 = TowerKind(
     _qwen2_5, _qwen_rules({"mlp.gate_proj": "mlp.gate", "mlp.up_proj": "mlp.up", "mlp.down_proj": "mlp.down"})
 )
@@ -210,7 +220,7 @@ TOWERS = {
     ),
     "clip_vision_model": TowerKind(_clip, _siglip_rules("convolution"), ONE_SIZE, "CLIPImageProcessor"),
     "internvl_vision": TowerKind(_intern, _intern_rules()),
-    "qwen2_5_vl_vision": QWEN2_5, "qwen2_5_vl": QWEN2_5,  # configs name it either way
+    "qwen2_vl_vision": QWEN2, "qwen2_5_vl_vision": QWEN2_5, "qwen2_5_vl": QWEN2_5,  # configs name it either way
     "qwen3_vl_vision": QWEN3, "qwen3_vl": QWEN3, "qwen3_vl_moe_vision": QWEN3, "qwen3_vl_moe": QWEN3,
     "qwen3_5_vision": QWEN3,
 }  # fmt: skip

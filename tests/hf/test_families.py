@@ -16,8 +16,8 @@ from jaxmm import export, train
 # The families' models of tools/parities, and the config that trains each.
 CASES = {
     "siglip2 + llama": "base", "qwen3": "base", "lfm2": "base", "llava, clip": "llava_1_5", "llava, siglip": "base",
-    "qwen2.5-vl": "qwen2_5_vl", "qwen3-vl": "qwen3_vl", "qwen3, experts": "base", "qwen3-vl, experts": "qwen3_vl",
-    "qwen3.5": "qwen3_5", "gemma3": "gemma3", "internvl": "internvl3",
+    "qwen2-vl": "qwen2_5_vl", "qwen2.5-vl": "qwen2_5_vl", "qwen3-vl": "qwen3_vl", "qwen3, experts": "base",
+    "qwen3-vl, experts": "qwen3_vl", "qwen3.5": "qwen3_5", "gemma3": "gemma3", "internvl": "internvl3",
 }  # fmt: skip
 FROZEN = {"llava_1_5": {"vision"}, "gemma3": {"vision"}, "internvl3": {"vision"}}  # by their configs
 

@@ -24,7 +24,10 @@ from jaxmm.hf.families.family import Layout
 from jaxmm.hf.families.registry import layout_of
 from jaxmm.models.multimodal import flat_axes
 
-CASES = ("llava, clip", "llava, siglip", "qwen2.5-vl", "qwen3-vl", "qwen3-vl, experts", "gemma3", "internvl", "qwen3")
+CASES = (
+    "llava, clip", "llava, siglip", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3-vl, experts", "gemma3", "internvl",
+    "qwen3",
+)  # fmt: skip
 
 
 pytestmark = pytest.mark.usefixtures("whole_transformers")

@@ -36,6 +36,26 @@ LLAVA = {  # llava-hf/llava-1.5-7b-hf
     },
     "vision_feature_layer": -2, "vision_feature_select_strategy": "default", "vocab_size": 32064,
 }  # fmt: skip
+QWEN2_VL = {  # Qwen/Qwen2-VL-7B-Instruct: the text's fields are at the top
+    "architectures": ["Qwen2VLForConditionalGeneration"], "attention_dropout": 0.0, "bos_token_id": 151643,
+    "eos_token_id": 151645, "vision_start_token_id": 151652, "vision_end_token_id": 151653,
+    "vision_token_id": 151654, "image_token_id": 151655, "video_token_id": 151656, "hidden_act": "silu",
+    "hidden_size": 3584, "initializer_range": 0.02, "intermediate_size": 18944, "max_position_embeddings": 32768,
+    "max_window_layers": 28, "model_type": "qwen2_vl", "num_attention_heads": 28, "num_hidden_layers": 28,
+    "num_key_value_heads": 4, "rms_norm_eps": 1e-06, "rope_theta": 1000000.0, "sliding_window": 32768,
+    "tie_word_embeddings": False, "torch_dtype": "bfloat16", "transformers_version": "4.41.2", "use_cache": True,
+    "use_sliding_window": False,
+    "vision_config": {
+        "depth": 32, "embed_dim": 1280, "mlp_ratio": 4, "num_heads": 16, "in_chans": 3, "hidden_size": 3584,
+        "patch_size": 14, "spatial_merge_size": 2, "spatial_patch_size": 14, "temporal_patch_size": 2,
+    },
+    "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}, "vocab_size": 152064,
+}  # fmt: skip
+QWEN2_VL_2B = {  # Qwen/Qwen2-VL-2B-Instruct
+    **QWEN2_VL, "hidden_size": 1536, "intermediate_size": 8960, "num_attention_heads": 12, "num_key_value_heads": 2,
+    "tie_word_embeddings": True, "vocab_size": 151936,
+    "vision_config": {**QWEN2_VL["vision_config"], "hidden_size": 1536},  # type: ignore[dict-item]
+}  # fmt: skip
 QWEN2_5_VL = {  # Qwen/Qwen2.5-VL-7B-Instruct: the text's fields are at the top
     "architectures": ["Qwen2_5_VLForConditionalGeneration"], "attention_dropout": 0.0, "bos_token_id": 151643,
     "eos_token_id": 151645, "vision_start_token_id": 151652, "vision_end_token_id": 151653,
@@ -233,6 +253,8 @@ def count(spec: ModelSpec, *parts: str) -> int:
     [
         # Of LLaVA's tower the last layer (12,596,224) and the norm after it (2,048) are not used.
         (LLAVA, 7_063_427_072 - 12_596_224 - 2_048),
+        (QWEN2_VL, 8_291_375_616),
+        (QWEN2_VL_2B, 2_208_985_600),
         (QWEN2_5_VL, 8_292_166_656),
         (QWEN2_5_VL_3B, 3_754_622_976),
         (QWEN3_VL, 4_437_815_808),
@@ -283,6 +305,9 @@ def test_old_spellings_of_rotary_positions_are_read(tmp_path):
     qwen = layout_of(config_of(QWEN2_5_VL, tmp_path)).spec
     assert (qwen.decoder.rope_theta, qwen.decoder.rope_sections, qwen.decoder.window) == (1e6, (16, 24, 24), 0)
     assert (qwen.vision.window, qwen.vision.global_layers, qwen.vision.frames) == (8, (7, 15, 23, 31), 2)
+    two = layout_of(config_of(QWEN2_VL_2B, tmp_path)).spec
+    assert (two.decoder.rope_sections, two.decoder.window, two.decoder.tie_embeddings) == ((16, 24, 24), 0, True)
+    assert (two.vision.width, two.vision.mlp, two.vision.activation, two.vision.window) == (1280, 5120, "quick_gelu", 0)
     three = layout_of(config_of(QWEN2_5_VL_3B, tmp_path)).spec
     assert three.decoder.tie_embeddings
     qwen3 = layout_of(config_of(QWEN3_VL, tmp_path)).spec

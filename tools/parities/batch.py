@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxmm.batch import Batch, Stream
 from jaxmm.models.multimodal import ModelSpec
-from parities.models import IMAGE_TOKEN, TEXT_TOKENS, Case
+from parities.models import IMAGE_TOKEN, QWEN, TEXT_TOKENS, Case
 
 
 class Words(NamedTuple):
@@ -141,7 +141,7 @@ def alone(document: Document, case: Case, spec: ModelSpec) -> dict[str, Any]:
             ids += [IMAGE_TOKEN] * count
             kinds += [1] * count
     found = {"input_ids": torch.tensor([ids])}
-    if case.family in ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5"):
+    if case.family in QWEN:
         found["mm_token_type_ids"] = torch.tensor([kinds])
     if case.family == "gemma3":
         found["token_type_ids"] = torch.tensor([kinds])
@@ -157,7 +157,7 @@ def alone(document: Document, case: Case, spec: ModelSpec) -> dict[str, Any]:
             values[i, : len(patches)], mask[i, : len(patches)] = patches, 1
         found["pixel_values"] = torch.tensor(values, dtype=torch.float32)
         found["pixel_attention_mask"], found["spatial_shapes"] = torch.tensor(mask), torch.tensor(shapes)
-    elif case.family in ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5"):
+    elif case.family in QWEN:
         flat = []
         for picture, (rows, columns) in zip(pictures, shapes, strict=True):
             order, _ = travelling_order(rows, columns, merge, 0)  # it puts windows together itself

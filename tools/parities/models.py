@@ -114,10 +114,22 @@ def llava(vision: dict[str, Any], decoder: dict[str, Any], **changes: Any) -> Ca
     return config
 
 
+# Their models take patches in the order of merge groups, each as equal frames, and a grid for each picture.
+QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5")
 QWEN_TOKENS: dict[str, Any] = {
     "image_token_id": IMAGE_TOKEN, "video_token_id": VIDEO_TOKEN, "vision_start_token_id": START_TOKEN,
     "vision_end_token_id": END_TOKEN,
 }  # fmt: skip
+
+
+def qwen2_vl(rng: np.random.Generator) -> Any:
+    from transformers import Qwen2VLConfig
+
+    vision = {
+        "depth": 3, "embed_dim": 32, "hidden_size": 48, "mlp_ratio": 2, "num_heads": 2, "patch_size": PATCH,
+    }  # fmt: skip
+    decoder = text("qwen2_vl_text", head_dim=8, **rope("default", mrope_section=[1, 1, 2]))
+    return Qwen2VLConfig(vision_config=vision, text_config=decoder, tie_word_embeddings=False, **QWEN_TOKENS)
 
 
 def qwen2_5_vl(rng: np.random.Generator) -> Any:
@@ -228,6 +240,7 @@ CASES = (
     Case("llava, clip, two layers", "llava", llava(CLIP, text("llama"), vision_feature_layer=[-2, 1]), fixed=True),
     Case("llava, siglip", "llava",
          llava(SIGLIP, text("qwen2", head_dim=8), vision_feature_select_strategy="full"), fixed=True),
+    Case("qwen2-vl", "qwen2_vl", qwen2_vl),
     Case("qwen2.5-vl", "qwen2_5_vl", qwen2_5_vl),
     Case("qwen3-vl", "qwen3_vl", qwen3_vl),
     Case("qwen3.5", "qwen3_5", qwen3_5),

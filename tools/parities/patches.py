@@ -17,7 +17,7 @@ import numpy as np
 import PIL.Image
 
 from parities.batch import cut, travelling_order
-from parities.models import Case, let_torchvision_import
+from parities.models import QWEN, Case, let_torchvision_import
 
 PATCHES = 1  # levels of 255 that are allowed
 
@@ -29,11 +29,11 @@ KINDS = {
     "Gemma3ImageProcessorPil": "gemma3.image_processing_pil_gemma3",
     "GotOcr2ImageProcessorPil": "got_ocr2.image_processing_pil_got_ocr2",
 }
-# As published: of LFM2-VL-450M, llava-1.5-7b, Qwen2.5-VL-3B, Qwen3-VL-2B, gemma-3-4b, InternVL3-1B.
+# As published: of LFM2-VL-450M, llava-1.5-7b, Qwen2-VL-2B, Qwen2.5-VL-3B, Qwen3-VL-2B, gemma-3-4b, InternVL3-1B.
 PUBLISHED = {
     "lfm2_vl": {"patch_size": 16}, "llava": {"patch_size": 14, "image_size": 336},
-    "qwen2_5_vl": {"patch_size": 14, "window_size": 112}, "qwen3_vl": {"patch_size": 16},
-    "qwen3_vl_moe": {"patch_size": 16}, "qwen3_5": {"patch_size": 16},
+    "qwen2_vl": {"patch_size": 14}, "qwen2_5_vl": {"patch_size": 14, "window_size": 112},
+    "qwen3_vl": {"patch_size": 16}, "qwen3_vl_moe": {"patch_size": 16}, "qwen3_5": {"patch_size": 16},
     "gemma3": {"patch_size": 14, "image_size": 896}, "internvl": {"patch_size": 14, "image_size": 448},
 }  # fmt: skip
 
@@ -110,11 +110,11 @@ def processor_of(family: str, config: Any, published: bool) -> Any:
         return _make("CLIPImageProcessorPil", size={"shortest_edge": side}, crop_size=square)
     if family == "llava":
         return _make("SiglipImageProcessorPil", size=square)
-    if family in ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5"):
+    if family in QWEN:
         merge, area = vision.spatial_merge_size, (patch * vision.spatial_merge_size) ** 2
         least, most = (4, 1280) if published else (4, 50)
         size = {"shortest_edge": least * area, "longest_edge": most * area}
-        half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3} if family != "qwen2_5_vl" else {}
+        half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3} if not family.startswith("qwen2") else {}
         return _make("Qwen2VLImageProcessorPil", patch_size=patch, merge_size=merge, size=size, **half)
     if family == "gemma3":
         return _make("Gemma3ImageProcessorPil", size=square)
@@ -134,7 +134,7 @@ def their_tiles(side: Side, data: bytes) -> list[np.ndarray]:
         rows, columns = np.asarray(found["spatial_shapes"])[0].tolist()
         blocks = values[0, : rows * columns].reshape(rows, columns, patch, patch, 3)
         tiles = [blocks.transpose(0, 2, 1, 3, 4).reshape(rows * patch, columns * patch, 3)]
-    elif side.family in ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5"):
+    elif side.family in QWEN:
         _, rows, columns = np.asarray(found["image_grid_thw"])[0].tolist()
         blocks = values.reshape(rows // merge, columns // merge, merge, merge, 3, 2, patch, patch)[:, :, :, :, :, 0]
         tiles = [blocks.transpose(0, 2, 5, 1, 3, 6, 4).reshape(rows * patch, columns * patch, 3)]
@@ -165,7 +165,7 @@ def patch_difference(case: Case, folder: Path, published: bool = False, seed: in
     side = side_of(case, folder, published)
     worst, where = 0.0, ""
     for name, data, size in pictures(seed, 1200 if published else 160):
-        if side.family in ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5") and max(size) / min(size) > 200:
+        if side.family in QWEN and max(size) / min(size) > 200:
             continue  # their processor raises
         difference = picture_difference(side, data, size)
         if difference > worst:

@@ -13,6 +13,7 @@ from jaxmm.hf.families.lfm2_vl import Lfm2VL
 from jaxmm.hf.families.llava import Llava
 from jaxmm.hf.families.qwen2_5_vl import Qwen25VL
 from jaxmm.hf.families.qwen2_audio import Qwen2Audio
+from jaxmm.hf.families.qwen2_vl import Qwen2VL
 from jaxmm.hf.families.qwen3_5 import Qwen35
 from jaxmm.hf.families.qwen3_asr import Qwen3ASR
 from jaxmm.hf.families.qwen3_vl import Qwen3VL
@@ -26,6 +27,7 @@ FAMILIES: dict[str, Family] = {
     for family in (
         OWN,
         Llava(),
+        Qwen2VL(),
         Qwen25VL(),
         Qwen3VL(),
         Qwen3VLMoe(),
