@@ -213,6 +213,10 @@ class ImageSpec:
         each a tile by itself; where they are more than one, the whole image is one more tile after them (InternVL).
       crop: with a side, the aspect is kept, and what is longer is cut off at both ends (CLIP).
       resample: "bicubic" or "bilinear".
+      by_longest: a side above the root of max_pixels makes a picture smaller, with its aspect kept, and nothing makes
+        it larger; sides are then rounded up to whole soft tokens (Pixtral).
+      row_break: text after each row of an image's soft tokens but the last, the names of special tokens (Pixtral). It
+        is no target.
       thin: a side below half a soft token makes a picture small, however long the other one is (Qwen-VL).
       window: side, in patches, of the windows whose patches travel together; 0 is none.
       class_tokens: learned tokens of each image, which travel after its patches; with padding they fill merge groups.
@@ -237,6 +241,8 @@ class ImageSpec:
     text_axes: int = 1
     bidirectional: bool = False
     is_sighted: bool = True
+    by_longest: bool = False
+    row_break: str = ""
     video: VideoSpec | None = None
     audio: AudioSpec | None = None
 
@@ -245,8 +251,10 @@ class ImageSpec:
         there were any."""
         values = dataclasses.asdict(self)
         clips = {name: values.pop(name) for name in ("video", "audio")}
-        blind = [] if values.pop("is_sighted") else ["blind"]
-        return [*values.values(), *blind, *(clip for name, clip in clips.items() if name in media)]
+        more = [] if values.pop("is_sighted") else ["blind"]
+        more += ["by longest edge"] * values.pop("by_longest")
+        more += [f"rows end with {row_break}"] if (row_break := values.pop("row_break")) else []
+        return [*values.values(), *more, *(clip for name, clip in clips.items() if name in media)]
 
     def only(self, media: Container[str]) -> ImageSpec:
         """The spec of a run that has only these media beside pictures."""
@@ -287,6 +295,8 @@ class ImageSpec:
             raise ValueError(f"tiles {self.min_tiles} to {self.max_tiles} of side {self.side}: squares, in order")
         if self.max_tiles > 1 and (self.crop or self.window or self.text_axes > 1):
             raise ValueError("an image of several tiles has no crop, windows or axes of text")
+        if self.row_break and (self.side or self.text_axes > 1):
+            raise ValueError("an image with text between its rows has any shape, and one axis of text")
         if not factor * factor <= self.max_pixels or self.min_pixels > self.max_pixels:
             raise ValueError(
                 f"min_pixels {self.min_pixels} and max_pixels {self.max_pixels} must be in order and hold "

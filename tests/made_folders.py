@@ -28,6 +28,7 @@ IMAGES = {
     "qwen3_5": {"size": {"shortest_edge": 64, "longest_edge": 1024}},
     "qwen3_vl_moe": {"size": {"shortest_edge": 64, "longest_edge": 1024}},
     "gemma3": {"size": SQUARE}, "internvl": {"size": SQUARE, "max_patches": 4},
+    "mistral3": {"size": {"longest_edge": 32}, "patch_size": {"height": 4, "width": 4}},
 }  # fmt: skip
 # InternVL's own.
 CHAT = (
@@ -35,6 +36,13 @@ CHAT = (
     "{{ message['content'] }}{% else %}{% for content in message['content'] %}{% if content['type'] == 'image' %}"
     "{{ '<IMG_CONTEXT>\\n' }}{% elif content['type'] == 'text' %}{{ content['text'] }}{% endif %}{% endfor %}"
     "{% endif %}{{'<|im_end|>\\n'}}{% endfor %}{% if add_generation_prompt %}{{'<|im_start|>assistant\\n' }}{% endif %}"
+)
+# As Mistral's.
+INST = (
+    "{% for message in messages %}{% if message['role'] == 'assistant' %}{{ message['content'] + eos_token }}"
+    "{% else %}{{ '[INST]' }}{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for content in message['content'] %}{% if content['type'] == 'image' %}{{ '[IMG]' }}"
+    "{% else %}{{ content['text'] }}{% endif %}{% endfor %}{% endif %}{{ '[/INST]' }}{% endif %}{% endfor %}"
 )
 
 
@@ -57,6 +65,10 @@ def byte_level_tokenizer(family: str = ""):
     if family == "internvl":
         tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
         tokenizer.chat_template = CHAT
+    if family == "mistral3":
+        names = ["[INST]", "[/INST]", "[IMG]", "[IMG_BREAK]", "[IMG_END]"]
+        tokenizer.add_tokens(names, special_tokens=True)
+        tokenizer.chat_template = INST
     return tokenizer
 
 
@@ -68,6 +80,8 @@ def folder_of(name: str, folder: Path, has_weights: bool = True, seed: int = 1) 
     tokenizer = byte_level_tokenizer(case.family)
     if case.family == "internvl":
         config.image_token_id = tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
+    if case.family == "mistral3":
+        config.image_token_index = tokenizer.convert_tokens_to_ids("[IMG]")
     folder.mkdir()
     if has_weights:
         layout = family_of(config).layout(config)
@@ -80,5 +94,8 @@ def folder_of(name: str, folder: Path, has_weights: bool = True, seed: int = 1) 
     (folder / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": kind, **processor}))
     if case.family == "internvl":
         whole = {"processor_class": "InternVLProcessor", "image_seq_length": 4}
+        (folder / "processor_config.json").write_text(json.dumps(whole))
+    if case.family == "mistral3":
+        whole = {"processor_class": "PixtralProcessor", "patch_size": 4, "spatial_merge_size": 2}
         (folder / "processor_config.json").write_text(json.dumps(whole))
     return folder

@@ -28,6 +28,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "resample": 3, "size": {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}, **_CLIP,
     },
     "Gemma3ImageProcessor": {"resample": 2, "size": {"height": 224, "width": 224}, **_HALF},
+    "PixtralImageProcessor": {"resample": 3, "size": {"longest_edge": 1024}, **_CLIP},
     "GotOcr2ImageProcessor": {
         "resample": 3, "size": {"height": 384, "width": 384}, "min_patches": 1, "max_patches": 12, **_CLIP,
     },

@@ -73,9 +73,8 @@ def _vit(config: Any, width: int = 0, mlp: int = 0, **features: Any) -> VisionSp
         heads=getattr(config, "num_attention_heads", None) or config.num_heads,
         mlp=mlp or config.intermediate_size,
         patch_size=square_side(config.patch_size, "patch_size"),
-        norm_eps=getattr(config, "layer_norm_eps", 1e-6),
         activation=supported.activation(config.hidden_act),
-        **features,
+        **{"norm_eps": getattr(config, "layer_norm_eps", 1e-6), **features},
     )
 
 
@@ -95,6 +94,19 @@ def _siglip(config: Any) -> VisionSpec:
 def _clip(config: Any) -> VisionSpec:
     return _vit(
         config, positions=_grid(config), class_tokens=1, patch_bias=False, pre_norm=True, final_norm=False
+    )  # fmt: skip
+
+
+def _pixtral(config: Any) -> VisionSpec:
+    """Its norms' epsilons are its code's."""
+    dim = config.hidden_size // config.num_attention_heads
+    supported.require(config, head_dim=dim)
+    if (kind := config.rope_parameters.get("rope_type")) != "axial":
+        raise UserError(f"config.json: rotary positions of a Pixtral tower of rope_type '{kind}' are not supported")
+    return _vit(
+        config, positions=0, norm="rms", gated=True, patch_bias=False, qkv_bias=False, out_bias=False, mlp_bias=False,
+        pre_norm=True, final_norm=False, norm_eps=1e-5, rope_theta=float(config.rope_parameters["rope_theta"]),
+        rope_turns=True,
     )  # fmt: skip
 
 
@@ -192,6 +204,19 @@ def _intern_rules() -> list[Rule]:
     ]
 
 
+def _pixtral_rules() -> list[Rule]:
+    maps = {
+        "attention.q_proj": "attention.query", "attention.k_proj": "attention.key",
+        "attention.v_proj": "attention.value", "attention.o_proj": "attention.out",
+        "feed_forward.gate_proj": "mlp.gate", "feed_forward.up_proj": "mlp.up", "feed_forward.down_proj": "mlp.down",
+    }  # fmt: skip
+    return [
+        Rule("vision.patch_conv.weight", ("vision.patch_embedding.kernel",), "convolution"),
+        *norm("vision.ln_pre", "vision.pre_norm"),
+        *_layers("vision.transformer.layers.{i}", {"attention_norm": "norm_attention", "ffn_norm": "norm_mlp"}, maps),
+    ]
+
+
 def _qwen_rules(mlp: Mapping[str, str]) -> list[Rule]:
     """Rules for Qwen-VL, whose names under ``vision.`` also include the family's connector."""
     layer, block = "vision.blocks.{i}", "vision.blocks"
@@ -219,6 +244,7 @@ TOWERS = {
         _siglip, _siglip_rules("convolution"), ONE_SIZE, "SiglipImageProcessor", NO_HEAD
     ),
     "clip_vision_model": TowerKind(_clip, _siglip_rules("convolution"), ONE_SIZE, "CLIPImageProcessor"),
+    "pixtral": TowerKind(_pixtral, _pixtral_rules()),
     "internvl_vision": TowerKind(_intern, _intern_rules()),
     "qwen2_vl_vision": QWEN2, "qwen2_5_vl_vision": QWEN2_5, "qwen2_5_vl": QWEN2_5,  # configs name it either way
     "qwen3_vl_vision": QWEN3, "qwen3_vl": QWEN3, "qwen3_vl_moe_vision": QWEN3, "qwen3_vl_moe": QWEN3,

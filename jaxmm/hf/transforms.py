@@ -85,6 +85,12 @@ TRANSFORMS = {
         lambda x, _: x.reshape(len(x), -1).T[:, None],
         lambda shape: [(math.prod(shape[1:]), 1, shape[0])],
     ),
+    # (O, D * G) of vectors whose G patches stand side by side for each of D channels, as torch's unfold has them
+    "unfolded": Transform(
+        lambda x, shape: x.reshape(shape[2], shape[1], shape[0]).T,
+        lambda x, _: x.T.reshape(x.shape[2], -1),
+        lambda shape: [(shape[2], shape[1] * shape[0])],
+    ),
     "convolution": Transform(_from_convolution, _to_convolution, _convolution_shapes),
     "convolution of frames": Transform(_from_convolution, _to_convolution_of_frames, _convolution_of_frames_shapes),
 }

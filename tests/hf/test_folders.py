@@ -26,7 +26,7 @@ from jaxmm.models.multimodal import flat_axes
 
 CASES = (
     "llava, clip", "llava, siglip", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3-vl, experts", "gemma3", "internvl",
-    "qwen3",
+    "qwen3", "mistral3",
 )  # fmt: skip
 
 

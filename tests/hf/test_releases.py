@@ -159,6 +159,24 @@ INTERNVL3 = {  # OpenGVLab/InternVL3-1B-hf
     },
     "vision_feature_layer": -1, "vision_feature_select_strategy": "default",
 }  # fmt: skip
+MISTRAL3 = {  # mistralai/Mistral-Small-3.1-24B-Instruct-2503
+    "architectures": ["Mistral3ForConditionalGeneration"], "image_token_index": 10, "model_type": "mistral3",
+    "multimodal_projector_bias": False, "projector_hidden_act": "gelu", "spatial_merge_size": 2,
+    "text_config": {
+        "attention_dropout": 0.0, "head_dim": 128, "hidden_act": "silu", "hidden_size": 5120,
+        "initializer_range": 0.02, "intermediate_size": 32768, "max_position_embeddings": 131072,
+        "model_type": "mistral", "num_attention_heads": 32, "num_hidden_layers": 40, "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-05, "rope_theta": 1000000000.0, "sliding_window": None, "use_cache": True,
+        "vocab_size": 131072,
+    },
+    "tie_word_embeddings": False, "torch_dtype": "bfloat16", "transformers_version": "4.50.0.dev0",
+    "vision_config": {
+        "attention_dropout": 0.0, "head_dim": 64, "hidden_act": "silu", "hidden_size": 1024, "image_size": 1540,
+        "initializer_range": 0.02, "intermediate_size": 4096, "model_type": "pixtral", "num_attention_heads": 16,
+        "num_channels": 3, "num_hidden_layers": 24, "patch_size": 14, "rope_theta": 10000.0,
+    },
+    "vision_feature_layer": -1,
+}  # fmt: skip
 SIGLIP2 = {  # google/siglip2-so400m-patch16-naflex
     "architectures": ["Siglip2Model"], "initializer_factor": 1.0, "model_type": "siglip2",
     "text_config": {
@@ -260,6 +278,7 @@ def count(spec: ModelSpec, *parts: str) -> int:
         (QWEN3_VL, 4_437_815_808),
         (QWEN3_VL_MOE, 31_070_754_032),
         (GEMMA3, 4_300_079_472),
+        (MISTRAL3, 24_011_361_280),
     ],
     ids=lambda x: x["model_type"] if isinstance(x, dict) else "",
 )

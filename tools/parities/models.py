@@ -15,6 +15,7 @@ import numpy as np
 
 VOCABULARY = 203
 IMAGE_TOKEN, VIDEO_TOKEN, START_TOKEN, END_TOKEN = 202, 201, 200, 199
+BREAK_TOKEN = 198
 TEXT_TOKENS = (3, 198)  # drawn from, the last one exclusive
 PATCH = 4
 
@@ -48,12 +49,14 @@ class Case(NamedTuple):
       name: of the case; ``family``: of docs and tables.
       config: makes the config of ``transformers``, of a family's class, from a generator of numbers.
       fixed: all images have the tower's own grid.
+      row_break: the token between two rows of an image; 0 is none.
     """
 
     name: str
     family: str
     config: Callable[[np.random.Generator], Any]
     fixed: bool = False
+    row_break: int = 0
 
     def grid(self, config: Any) -> int:
         """Patches on a side of every image, by the config of a model of this case; 0 where it takes any shape."""
@@ -209,6 +212,17 @@ def internvl(**vision: Any) -> Callable[[np.random.Generator], Any]:
     return config
 
 
+def mistral3(rng: np.random.Generator) -> Any:
+    from transformers import Mistral3Config
+
+    vision = vit(
+        "pixtral", image_size=8 * PATCH, head_dim=8, rope_parameters={"rope_type": "axial", "rope_theta": 100.0}
+    )
+    return Mistral3Config(
+        vision_config=vision, text_config=text("mistral"), image_token_index=IMAGE_TOKEN, tie_word_embeddings=False,
+    )  # fmt: skip
+
+
 CLIP = vit("clip_vision_model", image_size=4 * PATCH, projection_dim=20)
 SIGLIP = vit("siglip_vision_model", image_size=5 * PATCH)
 EXPERTS = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 28}
@@ -249,6 +263,7 @@ CASES = (
     Case("internvl", "internvl", internvl(), fixed=True),
     Case("internvl, 6B's tower", "internvl",
          internvl(use_qk_norm=True, attention_bias=True, norm_type="rms_norm"), fixed=True),
+    Case("mistral3", "mistral3", mistral3, row_break=BREAK_TOKEN),
 )  # fmt: skip
 
 

@@ -27,14 +27,17 @@ KINDS = {
     "SiglipImageProcessorPil": "siglip.image_processing_pil_siglip",
     "Qwen2VLImageProcessorPil": "qwen2_vl.image_processing_pil_qwen2_vl",
     "Gemma3ImageProcessorPil": "gemma3.image_processing_pil_gemma3",
+    "PixtralImageProcessorPil": "pixtral.image_processing_pil_pixtral",
     "GotOcr2ImageProcessorPil": "got_ocr2.image_processing_pil_got_ocr2",
 }
-# As published: of LFM2-VL-450M, llava-1.5-7b, Qwen2-VL-2B, Qwen2.5-VL-3B, Qwen3-VL-2B, gemma-3-4b, InternVL3-1B.
+# As published: of LFM2-VL-450M, llava-1.5-7b, Qwen2-VL-2B, Qwen2.5-VL-3B, Qwen3-VL-2B, gemma-3-4b, InternVL3-1B,
+# Mistral-Small-3.1.
 PUBLISHED = {
     "lfm2_vl": {"patch_size": 16}, "llava": {"patch_size": 14, "image_size": 336},
     "qwen2_vl": {"patch_size": 14}, "qwen2_5_vl": {"patch_size": 14, "window_size": 112},
     "qwen3_vl": {"patch_size": 16}, "qwen3_vl_moe": {"patch_size": 16}, "qwen3_5": {"patch_size": 16},
     "gemma3": {"patch_size": 14, "image_size": 896}, "internvl": {"patch_size": 14, "image_size": 448},
+    "mistral3": {"patch_size": 14, "image_size": 1540},
 }  # fmt: skip
 
 
@@ -118,6 +121,9 @@ def processor_of(family: str, config: Any, published: bool) -> Any:
         return _make("Qwen2VLImageProcessorPil", patch_size=patch, merge_size=merge, size=size, **half)
     if family == "gemma3":
         return _make("Gemma3ImageProcessorPil", size=square)
+    if family == "mistral3":
+        token = patch * config.spatial_merge_size  # PixtralProcessor gives its image processor this
+        return _make("PixtralImageProcessorPil", patch_size=token, size={"longest_edge": side if published else 100})
     return _make("GotOcr2ImageProcessorPil", size=square, crop_to_patches=True, max_patches=12 if published else 5)
 
 

@@ -60,6 +60,11 @@ class FeaturesMedium(Medium):
 
     def units(self, extents: Extents, spec: ImageSpec) -> Array:
         height, width, merge = extents.height, extents.width, spec.merge
+        if spec.row_break:
+            raise UserError(
+                f"{extents.source} has feature vectors in place of images, but this model has {spec.row_break} between "
+                f"the rows of an image: give pictures"
+            )
         # Vectors in tower order, (n, 1), need whole groups; a grid needs whole squares.
         uneven = np.where(width == 1, height % merge**2, height % merge + width % merge) > 0
         check_even(uneven, extents, spec)

@@ -12,7 +12,7 @@ from jaxmm.batch import Batch, ImageSpec, Stream
 from jaxmm.data.documents import Image
 from jaxmm.data.media import geometry
 from jaxmm.data.media.extents import Extent, Extents
-from jaxmm.data.media.medium import Array, Filled, Item, Medium, Settings, Space
+from jaxmm.data.media.medium import Array, Filled, Inner, Item, Medium, Settings, Space
 from jaxmm.data.media.patches import Edges, fill
 from jaxmm.data.media.picture import FORMATS, MAX_PIXELS, MAX_SIDE, image_size
 
@@ -66,6 +66,13 @@ class ImageMedium(Medium):
 
     def needs(self, units: Array, extents: Extents, spec: ImageSpec) -> dict[str, Array]:
         return {"patches": units, "items": _tiles(units, spec)}
+
+    def has_inner(self, spec: ImageSpec) -> bool:
+        return bool(spec.row_break)
+
+    def inner(self, units: int, extent: Extent, spec: ImageSpec) -> list[Inner]:
+        rows, columns = (side // spec.merge for side in geometry.one_grid(extent.height, extent.width, spec))
+        return [Inner(row * columns, spec.row_break) for row in range(1, rows)]
 
     def too_large(self, item: Item, tokens: int, budgets: Any, spec: ImageSpec) -> str:
         tiles = f"{item.needs['items']} tiles, " if spec.max_tiles > 1 else ""

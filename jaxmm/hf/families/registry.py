@@ -11,6 +11,7 @@ from jaxmm.hf.families.gemma3 import Gemma3
 from jaxmm.hf.families.internvl import InternVL
 from jaxmm.hf.families.lfm2_vl import Lfm2VL
 from jaxmm.hf.families.llava import Llava
+from jaxmm.hf.families.mistral3 import Mistral3
 from jaxmm.hf.families.qwen2_5_vl import Qwen25VL
 from jaxmm.hf.families.qwen2_audio import Qwen2Audio
 from jaxmm.hf.families.qwen2_vl import Qwen2VL
@@ -34,6 +35,7 @@ FAMILIES: dict[str, Family] = {
         Qwen35(),
         Gemma3(),
         InternVL(),
+        Mistral3(),
         Qwen2Audio(),
         Qwen3ASR(),
     )

@@ -39,11 +39,13 @@ class VisionSpec:
       class_tokens: learned tokens of each tile, at row -1, numbered by column.
       norm: "layer" or "rms".
       gated: the MLP has a gate.
-      patch_bias, qkv_bias, mlp_bias: which linear maps have biases, beside those that lead out of attention.
+      patch_bias, qkv_bias, out_bias, mlp_bias: which linear maps have biases; ``out`` is of attention.
       pre_norm: patches are normed before the layers (CLIP); final_norm: after them.
       qk_norm: queries and keys are normed, all heads together (InternViT 6B).
       layer_scale: learned factors of what attention and MLP give (InternViT).
       rope_theta: rotary positions by row and column; 0 is none.
+      rope_turns: rows and columns take turns at the frequencies of a whole head (Pixtral); else both have those of
+        half a head.
       window: side, in patches, of what most layers see of an image; 0 is all of it.
       global_layers: with a window, the layers that see all of it.
       taps: layers, from 0, whose outputs go to the decoder's first layers (DeepStack).
@@ -67,12 +69,14 @@ class VisionSpec:
     gated: bool = False
     patch_bias: bool = True
     qkv_bias: bool = True
+    out_bias: bool = True
     mlp_bias: bool = True
     pre_norm: bool = False
     final_norm: bool = True
     qk_norm: bool = False
     layer_scale: float = 0.0
     rope_theta: float = 0.0
+    rope_turns: bool = False
     window: int = 0
     global_layers: tuple[int, ...] = ()
     taps: tuple[int, ...] = ()
@@ -87,6 +91,8 @@ class VisionSpec:
             raise ValueError(f"vision mean {self.mean} and std {self.std} of pixels: finite numbers, std above 0")
         if self.width % self.heads:
             raise ValueError(f"vision width {self.width} is no multiple of {self.heads} heads")
+        if self.rope_theta and self.width // self.heads % 4:
+            raise ValueError(f"vision heads of {self.width // self.heads} dims: rows and columns turn pairs of them")
         if self.norm not in NORMS:
             raise ValueError(f"vision norm '{self.norm}' is not one of {', '.join(NORMS)}")
         if self.resize not in RESIZES:
@@ -160,7 +166,7 @@ class SelfAttention(nnx.Module):
         self.query = Linear([width], shape, ("embed", *axes), bias=bias, rngs=rngs)
         self.key = Linear([width], shape, ("embed", *axes), bias=bias, rngs=rngs)
         self.value = Linear([width], shape, ("embed", *axes), bias=bias, rngs=rngs)
-        self.out = Linear(shape, [width], (*axes, "embed"), bias=True, rngs=rngs)
+        self.out = Linear(shape, [width], (*axes, "embed"), bias=spec.out_bias, rngs=rngs)
         self.query_norm = RMSNorm(width, 1e-6, rngs=rngs) if spec.qk_norm else None
         self.key_norm = RMSNorm(width, 1e-6, rngs=rngs) if spec.qk_norm else None
 
@@ -289,12 +295,14 @@ class VisionTower(nnx.Module):
 
     def _rotation(self, patches: Stream) -> tuple[jax.Array, jax.Array] | None:
         """Half of the frequencies turn with the row, half with the column."""
-        if not self.spec.rope_theta:
+        spec, dim = self.spec, self.spec.width // self.spec.heads
+        if not spec.rope_theta:
             return None
-        half = self.spec.width // self.spec.heads // 2
-        waves = rope.inverse_wavelengths(self.spec.rope_theta, half)
-        axes = np.repeat([1, 2], len(waves))
-        return rope.rotations(patches.positions, np.tile(waves, 2), axes, 1.0)
+        if spec.rope_turns:
+            waves = rope.inverse_wavelengths(spec.rope_theta, dim).reshape(-1, 2).T.reshape(-1)
+        else:
+            waves = np.tile(rope.inverse_wavelengths(spec.rope_theta, dim // 2), 2)
+        return rope.rotations(patches.positions, waves, np.repeat([1, 2], len(waves) // 2), 1.0)
 
 
 def pixel_scale(spec: VisionSpec) -> tuple[np.ndarray, np.ndarray]:
