@@ -213,6 +213,7 @@ class ImageSpec:
         each a tile by itself; where they are more than one, the whole image is one more tile after them (InternVL).
       crop: with a side, the aspect is kept, and what is longer is cut off at both ends (CLIP).
       resample: "bicubic" or "bilinear".
+      least_side: a side below one soft token makes a picture larger first, with its aspect kept, until it is one (GLM).
       by_longest: a side above the root of max_pixels makes a picture smaller, with its aspect kept, and nothing makes
         it larger; sides are then rounded up to whole soft tokens (Pixtral).
       row_break: text after each row of an image's soft tokens but the last, the names of special tokens (Pixtral). It
@@ -241,6 +242,7 @@ class ImageSpec:
     text_axes: int = 1
     bidirectional: bool = False
     is_sighted: bool = True
+    least_side: bool = False
     by_longest: bool = False
     row_break: str = ""
     video: VideoSpec | None = None
@@ -252,6 +254,7 @@ class ImageSpec:
         values = dataclasses.asdict(self)
         clips = {name: values.pop(name) for name in ("video", "audio")}
         more = [] if values.pop("is_sighted") else ["blind"]
+        more += ["least side"] * values.pop("least_side")
         more += ["by longest edge"] * values.pop("by_longest")
         more += [f"rows end with {row_break}"] if (row_break := values.pop("row_break")) else []
         return [*values.values(), *more, *(clip for name, clip in clips.items() if name in media)]

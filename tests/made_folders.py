@@ -28,6 +28,8 @@ IMAGES = {
     "qwen3_5": {"size": {"shortest_edge": 64, "longest_edge": 1024}},
     "qwen3_vl_moe": {"size": {"shortest_edge": 64, "longest_edge": 1024}},
     "gemma3": {"size": SQUARE}, "internvl": {"size": SQUARE, "max_patches": 4},
+    "glm4v": {"size": {"shortest_edge": 128, "longest_edge": 2048}, "patch_size": 4},
+    "glm46v": {"size": {"shortest_edge": 128, "longest_edge": 2048}},
     "mistral3": {"size": {"longest_edge": 32}, "patch_size": {"height": 4, "width": 4}},
 }  # fmt: skip
 # InternVL's own.
@@ -43,6 +45,14 @@ INST = (
     "{% else %}{{ '[INST]' }}{% if message['content'] is string %}{{ message['content'] }}{% else %}"
     "{% for content in message['content'] %}{% if content['type'] == 'image' %}{{ '[IMG]' }}"
     "{% else %}{{ content['text'] }}{% endif %}{% endfor %}{% endif %}{{ '[/INST]' }}{% endif %}{% endfor %}"
+)
+# As GLM's.
+GLM = (
+    "[gMASK]<sop>{% for message in messages %}{{ '<|' + message['role'] + '|>\\n' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for content in message['content'] %}"
+    "{% if content['type'] == 'image' %}{{ '<|begin_of_image|><|image|><|end_of_image|>' }}"
+    "{% else %}{{ content['text'] }}{% endif %}{% endfor %}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
 )
 
 
@@ -65,6 +75,10 @@ def byte_level_tokenizer(family: str = ""):
     if family == "internvl":
         tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
         tokenizer.chat_template = CHAT
+    if family in ("glm4v", "glm46v"):
+        names = ["<|begin_of_image|>", "<|image|>", "<|end_of_image|>", "[gMASK]", "<sop>", "<|user|>", "<|assistant|>"]
+        tokenizer.add_tokens(names, special_tokens=True)
+        tokenizer.chat_template = GLM
     if family == "mistral3":
         names = ["[INST]", "[/INST]", "[IMG]", "[IMG_BREAK]", "[IMG_END]"]
         tokenizer.add_tokens(names, special_tokens=True)
@@ -80,6 +94,8 @@ def folder_of(name: str, folder: Path, has_weights: bool = True, seed: int = 1) 
     tokenizer = byte_level_tokenizer(case.family)
     if case.family == "internvl":
         config.image_token_id = tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
+    if case.family in ("glm4v", "glm46v"):
+        config.image_token_id = tokenizer.convert_tokens_to_ids("<|image|>")
     if case.family == "mistral3":
         config.image_token_index = tokenizer.convert_tokens_to_ids("[IMG]")
     folder.mkdir()
@@ -95,6 +111,12 @@ def folder_of(name: str, folder: Path, has_weights: bool = True, seed: int = 1) 
     if case.family == "internvl":
         whole = {"processor_class": "InternVLProcessor", "image_seq_length": 4}
         (folder / "processor_config.json").write_text(json.dumps(whole))
+    if case.family == "glm4v":
+        for file, whole in (
+            ("processor_config.json", {"processor_class": "Glm4vProcessor"}),
+            ("video_preprocessor_config.json", {"video_processor_type": "Glm4vVideoProcessor"}),
+        ):
+            (folder / file).write_text(json.dumps(whole))
     if case.family == "mistral3":
         whole = {"processor_class": "PixtralProcessor", "patch_size": 4, "spatial_merge_size": 2}
         (folder / "processor_config.json").write_text(json.dumps(whole))

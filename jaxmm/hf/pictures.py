@@ -153,6 +153,24 @@ class ByPixels(AnyShape):
         }
 
 
+class ByFramePixels(ByPixels):
+    """As ``ByPixels``, with limits on all frames of a temporal patch together, and a least side: GLM's processors."""
+
+    def settings(self, processor: Settings, config: Mapping[str, Any], spec: ModelSpec, where: Path) -> dict[str, Any]:
+        frames = spec.seeing[0].frames
+        found = super().settings(processor, config, spec, where)
+        limits = {ours: found[ours] // frames for ours, _ in EDGES if ours in found}
+        return limits | {"least_side": True}
+
+    def own_limits(self, processor: Settings, defaults: Settings, spec: ModelSpec) -> Limits:
+        least, most = super().own_limits(processor, defaults, spec)
+        return least // spec.seeing[0].frames, most // spec.seeing[0].frames
+
+    def resized(self, processor: Settings, pixels: Limits, spec: ModelSpec) -> Settings:
+        frames = spec.seeing[0].frames
+        return super().resized(processor, (pixels[0] * frames, pixels[1] * frames), spec)
+
+
 @dataclasses.dataclass(frozen=True)
 class ByLongestEdge(AnyShape):
     """Pictures of any shape that is no longer than a side, which is the root of the largest area: Pixtral's processor.

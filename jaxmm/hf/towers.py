@@ -140,6 +140,16 @@ def _qwen2_5(config: Any) -> VisionSpec:
     )  # fmt: skip
 
 
+def _glm4v(config: Any) -> VisionSpec:
+    """Its MLPs are as wide as the decoder."""
+    return _vit(
+        config, mlp=config.out_hidden_size, positions=_grid(config), resize="cubic", norm="rms", gated=True,
+        qkv_bias=bool(config.attention_bias), out_bias=False, mlp_bias=False, patch_norm=True,
+        norm_eps=config.rms_norm_eps, frames=config.temporal_patch_size,
+        rope_theta=float(config.rope_parameters["rope_theta"]),
+    )  # fmt: skip
+
+
 def _qwen3(config: Any) -> VisionSpec:
     taps = list(getattr(config, "deepstack_visual_indexes", []))  # Qwen3.5's is the same tower without
     if taps != sorted(set(taps) & set(range(config.depth))):
@@ -230,10 +240,15 @@ def _qwen_rules(mlp: Mapping[str, str]) -> list[Rule]:
     ]
 
 
+GATED = {"mlp.gate_proj": "mlp.gate", "mlp.up_proj": "mlp.up", "mlp.down_proj": "mlp.down"}
+GLM4V_RULES = [
+    *_qwen_rules(GATED),
+    Rule("vision.embeddings.position_embedding.weight", ("vision.position_embedding",)),
+    *norm("vision.post_conv_layernorm", "vision.patch_norm"),
+    *norm("vision.post_layernorm", "vision.norm"),
+]
 QWEN2 = TowerKind(_qwen2, _qwen_rules({"mlp.fc1": "mlp.up", "mlp.fc2": "mlp.down"}))
-QWEN2_5 = TowerKind(
-    _qwen2_5, _qwen_rules({"mlp.gate_proj": "mlp.gate", "mlp.up_proj": "mlp.up", "mlp.down_proj": "mlp.down"})
-)
+QWEN2_5 = TowerKind(_qwen2_5, _qwen_rules(GATED))
 QWEN3 = TowerKind(_qwen3, _qwen_rules({"mlp.linear_fc1": "mlp.up", "mlp.linear_fc2": "mlp.down"}))
 NO_HEAD = {"vision_use_head": False}
 TOWERS = {
@@ -244,6 +259,7 @@ TOWERS = {
         _siglip, _siglip_rules("convolution"), ONE_SIZE, "SiglipImageProcessor", NO_HEAD
     ),
     "clip_vision_model": TowerKind(_clip, _siglip_rules("convolution"), ONE_SIZE, "CLIPImageProcessor"),
+    "glm4v_vision": TowerKind(_glm4v, [rule for rule in GLM4V_RULES if rule.name != "vision.pos_embed.weight"]),
     "pixtral": TowerKind(_pixtral, _pixtral_rules()),
     "internvl_vision": TowerKind(_intern, _intern_rules()),
     "qwen2_vl_vision": QWEN2, "qwen2_5_vl_vision": QWEN2_5, "qwen2_5_vl": QWEN2_5,  # configs name it either way

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 from conftest import picture, plain
 
 from jaxmm.batch import IGNORED, ImageSpec
 from jaxmm.data.assemble import Assembler
+from jaxmm.data.documents import Features
 from jaxmm.data.packing.lengths import Lengths
 from jaxmm.data.packing.plan import Budgets, Piece
 from jaxmm.data.prepare.index import InMemory
 from jaxmm.data.text.template import Template
 from jaxmm.data.text.tokenizer import load_tokenizer
+from jaxmm.errors import UserError
 
 SPEC = ImageSpec(patch_size=4, merge=2, min_pixels=1, max_pixels=32 * 32, by_longest=True, row_break="\n")
 
@@ -40,6 +44,16 @@ def test_a_break_stands_after_each_row_of_soft_tokens_but_the_last_and_is_no_tar
     assert not weights[inside - 1].any(), "nothing predicts a break"
     assert without.inner_I.sum() == 0
     assert without.spec.key() == [4, 2, 1, 1024, 0, 1, 1, False, "bicubic", False, 0, 0, 1, False]
+
+
+def test_vectors_in_place_of_images_are_one_line():
+    template = Template(load_tokenizer(""), "pretrain")
+    file = io.BytesIO()
+    np.save(file, np.zeros((2, 2, 4), np.float32))
+    vectors = Features(data=file.getvalue())
+    source = InMemory("made", [template.encode(plain("ab", vectors))], [[vectors]], template.fingerprint)
+    with pytest.raises(UserError, match="has feature vectors in place of images, but this model has"):
+        Lengths(source, SPEC, encode=template.stamp)
 
 
 def test_an_image_of_squares_has_no_rows():

@@ -18,7 +18,7 @@ CASES = {
     "siglip2 + llama": "base", "qwen3": "base", "lfm2": "base", "llava, clip": "llava_1_5", "llava, siglip": "base",
     "qwen2-vl": "qwen2_5_vl", "qwen2.5-vl": "qwen2_5_vl", "qwen3-vl": "qwen3_vl", "qwen3, experts": "base",
     "qwen3-vl, experts": "qwen3_vl", "qwen3.5": "qwen3_5", "gemma3": "gemma3", "internvl": "internvl3",
-    "mistral3": "base",
+    "mistral3": "base", "glm-4.1v": "base",
 }  # fmt: skip
 FROZEN = {"llava_1_5": {"vision"}, "gemma3": {"vision"}, "internvl3": {"vision"}}  # by their configs
 

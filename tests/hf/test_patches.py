@@ -9,7 +9,7 @@ pytestmark = pytest.mark.parity
 
 PUBLISHED = (
     "siglip2 + llama", "llava, clip", "llava, siglip", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "gemma3", "internvl",
-    "mistral3",
+    "mistral3", "glm-4.1v",
 )  # fmt: skip
 
 

@@ -177,6 +177,25 @@ MISTRAL3 = {  # mistralai/Mistral-Small-3.1-24B-Instruct-2503
     },
     "vision_feature_layer": -1,
 }  # fmt: skip
+GLM4V = {  # zai-org/GLM-4.1V-9B-Thinking
+    "architectures": ["Glm4vForConditionalGeneration"], "image_end_token_id": 151340, "image_start_token_id": 151339,
+    "image_token_id": 151343, "model_type": "glm4v",
+    "text_config": {
+        "attention_bias": True, "attention_dropout": 0.0, "eos_token_id": [151329, 151336, 151338, 151348],
+        "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.02, "intermediate_size": 13696,
+        "max_position_embeddings": 65536, "model_type": "glm4v_text", "num_attention_heads": 32,
+        "num_hidden_layers": 40, "num_key_value_heads": 2, "pad_token_id": 151329, "partial_rotary_factor": 0.5,
+        "rms_norm_eps": 1e-05, "rope_scaling": {"mrope_section": [8, 12, 12], "rope_type": "default"},
+        "rope_theta": 10000.0, "use_cache": True, "vocab_size": 151552,
+    },
+    "tie_word_embeddings": False, "video_token_id": 151344,
+    "vision_config": {
+        "attention_bias": False, "attention_dropout": 0.0, "depth": 24, "hidden_act": "silu", "hidden_size": 1536,
+        "image_size": 336, "in_channels": 3, "initializer_range": 0.02, "intermediate_size": 13696,
+        "model_type": "glm4v_vision", "num_heads": 12, "out_hidden_size": 4096, "patch_size": 14,
+        "rms_norm_eps": 1e-05, "spatial_merge_size": 2, "temporal_patch_size": 2,
+    },
+}  # fmt: skip
 SIGLIP2 = {  # google/siglip2-so400m-patch16-naflex
     "architectures": ["Siglip2Model"], "initializer_factor": 1.0, "model_type": "siglip2",
     "text_config": {
@@ -279,6 +298,7 @@ def count(spec: ModelSpec, *parts: str) -> int:
         (QWEN3_VL_MOE, 31_070_754_032),
         (GEMMA3, 4_300_079_472),
         (MISTRAL3, 24_011_361_280),
+        (GLM4V, 10_292_777_472),
     ],
     ids=lambda x: x["model_type"] if isinstance(x, dict) else "",
 )
@@ -368,6 +388,9 @@ def changed(config: dict[str, Any], **changes: Any) -> dict[str, Any]:
         (changed(GEMMA3, mm_tokens_per_image=250), "mm_tokens_per_image=250 is not supported: it is no square"),
         (changed(GEMMA3, mm_tokens_per_image=225), "15 soft tokens along 64 patches are not supported"),
         (changed(GEMMA3, text__use_bidirectional_attention=True), "use_bidirectional_attention=True is not supported"),
+        (changed(LLAVA, vision_config=MISTRAL3["vision_config"]), "llava with a tower 'pixtral' is not supported"),
+        (changed(MISTRAL3, vision_config=LLAVA["vision_config"]), "mistral3 with a tower 'clip_vision_model'"),
+        (changed(MISTRAL3, vision_feature_layer=-2), "vision_feature_layer=-2 is not supported: only -1"),
         (changed(LLAVA, vision_feature_layer=-30), "vision_feature_layer -30 is no layer of a tower of 24"),
         (changed(LLAVA, vision_feature_select_strategy="full"), "strategy 'full' with a tower with a class token"),
         (changed(LLAVA, vision__hidden_act="mish"), "activation 'mish' of the checkpoint is not supported"),

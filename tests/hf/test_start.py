@@ -36,6 +36,8 @@ def start_of(name: str, folder, **processor):
         ("gemma3", IMAGES["gemma3"], {"side": 16, "resample": "bilinear", "max_tiles": 1}),
         ("internvl", {"size": {"height": 16, "width": 16}}, {"side": 16, "min_tiles": 1, "max_tiles": 12}),
         ("internvl", {**IMAGES["internvl"], "max_patches": 1}, {"side": 16, "max_tiles": 1}),
+        ("glm-4.1v", {"size": {"shortest_edge": 256, "longest_edge": 4096}},
+         {"min_pixels": 128, "max_pixels": 2048, "least_side": True, "resample": "bicubic"}),
         ("mistral3", {"size": {"longest_edge": 40}},
          {"max_pixels": 1600, "by_longest": True, "row_break": "[IMG_BREAK]", "resample": "bicubic"}),
     ],

@@ -118,7 +118,7 @@ def llava(vision: dict[str, Any], decoder: dict[str, Any], **changes: Any) -> Ca
 
 
 # Their models take patches in the order of merge groups, each as equal frames, and a grid for each picture.
-QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5")
+QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "glm4v", "glm46v")
 QWEN_TOKENS: dict[str, Any] = {
     "image_token_id": IMAGE_TOKEN, "video_token_id": VIDEO_TOKEN, "vision_start_token_id": START_TOKEN,
     "vision_end_token_id": END_TOKEN,
@@ -223,6 +223,31 @@ def mistral3(rng: np.random.Generator) -> Any:
     )  # fmt: skip
 
 
+def glm4v(rng: np.random.Generator) -> Any:
+    from transformers import Glm4vConfig
+
+    return Glm4vConfig(**_glm(int(rng.integers(3, 7))))
+
+
+def glm46v(rng: np.random.Generator) -> Any:
+    from transformers import Glm46VConfig
+
+    return Glm46VConfig(**_glm(4))
+
+
+def _glm(side: int) -> dict[str, Any]:
+    vision = {
+        "model_type": "glm4v_vision", "depth": 3, "hidden_size": 32, "intermediate_size": 44, "num_heads": 2,
+        "patch_size": PATCH, "out_hidden_size": 48, "image_size": side * PATCH,
+    }  # fmt: skip
+    decoder = text(
+        "glm4v_text", head_dim=8, **rope("default", mrope_section=[1, 1, 1], partial_rotary_factor=0.75)
+    )  # fmt: skip
+    tokens = {key: value for key, value in QWEN_TOKENS.items() if not key.startswith("vision")}
+    around = {"image_start_token_id": START_TOKEN, "image_end_token_id": END_TOKEN}
+    return {"vision_config": vision, "text_config": decoder, "tie_word_embeddings": False, **tokens, **around}
+
+
 CLIP = vit("clip_vision_model", image_size=4 * PATCH, projection_dim=20)
 SIGLIP = vit("siglip_vision_model", image_size=5 * PATCH)
 EXPERTS = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 28}
@@ -264,6 +289,8 @@ CASES = (
     Case("internvl, 6B's tower", "internvl",
          internvl(use_qk_norm=True, attention_bias=True, norm_type="rms_norm"), fixed=True),
     Case("mistral3", "mistral3", mistral3, row_break=BREAK_TOKEN),
+    Case("glm-4.1v", "glm4v", glm4v),
+    Case("glm-4.6v-flash", "glm46v", glm46v),
 )  # fmt: skip
 
 

@@ -27,16 +27,19 @@ KINDS = {
     "SiglipImageProcessorPil": "siglip.image_processing_pil_siglip",
     "Qwen2VLImageProcessorPil": "qwen2_vl.image_processing_pil_qwen2_vl",
     "Gemma3ImageProcessorPil": "gemma3.image_processing_pil_gemma3",
+    "Glm4vImageProcessorPil": "glm4v.image_processing_pil_glm4v",
+    "Glm46VImageProcessorPil": "glm46v.image_processing_pil_glm46v",
     "PixtralImageProcessorPil": "pixtral.image_processing_pil_pixtral",
     "GotOcr2ImageProcessorPil": "got_ocr2.image_processing_pil_got_ocr2",
 }
 # As published: of LFM2-VL-450M, llava-1.5-7b, Qwen2-VL-2B, Qwen2.5-VL-3B, Qwen3-VL-2B, gemma-3-4b, InternVL3-1B,
-# Mistral-Small-3.1.
+# Mistral-Small-3.1, GLM-4.1V-9B, GLM-4.6V-Flash.
 PUBLISHED = {
     "lfm2_vl": {"patch_size": 16}, "llava": {"patch_size": 14, "image_size": 336},
     "qwen2_vl": {"patch_size": 14}, "qwen2_5_vl": {"patch_size": 14, "window_size": 112},
     "qwen3_vl": {"patch_size": 16}, "qwen3_vl_moe": {"patch_size": 16}, "qwen3_5": {"patch_size": 16},
     "gemma3": {"patch_size": 14, "image_size": 896}, "internvl": {"patch_size": 14, "image_size": 448},
+    "glm4v": {"patch_size": 14, "image_size": 336}, "glm46v": {"patch_size": 14, "image_size": 336},
     "mistral3": {"patch_size": 14, "image_size": 1540},
 }  # fmt: skip
 
@@ -117,6 +120,10 @@ def processor_of(family: str, config: Any, published: bool) -> Any:
         merge, area = vision.spatial_merge_size, (patch * vision.spatial_merge_size) ** 2
         least, most = (4, 1280) if published else (4, 50)
         size = {"shortest_edge": least * area, "longest_edge": most * area}
+        if family in ("glm4v", "glm46v"):
+            kind = "Glm4vImageProcessorPil" if family == "glm4v" else "Glm46VImageProcessorPil"
+            size = {"shortest_edge": 2 * least * area, "longest_edge": 2 * most * area}  # of both frames
+            return _make(kind, patch_size=patch, merge_size=merge, size=size)
         half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3} if not family.startswith("qwen2") else {}
         return _make("Qwen2VLImageProcessorPil", patch_size=patch, merge_size=merge, size=size, **half)
     if family == "gemma3":

@@ -8,6 +8,8 @@ from jaxmm.errors import UserError
 from jaxmm.hf.decoders import DECODERS
 from jaxmm.hf.families.family import Family, HearingFamily, JoiningFamily, Layout
 from jaxmm.hf.families.gemma3 import Gemma3
+from jaxmm.hf.families.glm4v import Glm4V
+from jaxmm.hf.families.glm46v import Glm46V
 from jaxmm.hf.families.internvl import InternVL
 from jaxmm.hf.families.lfm2_vl import Lfm2VL
 from jaxmm.hf.families.llava import Llava
@@ -36,6 +38,8 @@ FAMILIES: dict[str, Family] = {
         Gemma3(),
         InternVL(),
         Mistral3(),
+        Glm4V(),
+        Glm46V(),
         Qwen2Audio(),
         Qwen3ASR(),
     )

@@ -33,14 +33,16 @@ class VisionSpec:
     Attributes:
       positions: side of the learned square of position embeddings; 0 is none.
       resize: how the square is resized to an image's grid: "antialias" (SigLIP 2 NaFlex; on images of the square's own
-        grid it is the square itself) or "corners" (corner on corner, without antialiasing: Qwen3-VL).
+        grid it is the square itself), "corners" (corner on corner, without antialiasing: Qwen3-VL) or "cubic" (by four
+        embeddings along each side, without antialiasing: GLM-4.1V).
       frames: of video that one patch spans; a still image is as many equal ones.
       mean, std: of pixels from 0 to 1, by channel: what is taken off, and divided by.
       class_tokens: learned tokens of each tile, at row -1, numbered by column.
       norm: "layer" or "rms".
       gated: the MLP has a gate.
       patch_bias, qkv_bias, out_bias, mlp_bias: which linear maps have biases; ``out`` is of attention.
-      pre_norm: patches are normed before the layers (CLIP); final_norm: after them.
+      pre_norm: patches are normed before the layers (CLIP); final_norm: after them; patch_norm: before position
+        embeddings are added (GLM-4.1V).
       qk_norm: queries and keys are normed, all heads together (InternViT 6B).
       layer_scale: learned factors of what attention and MLP give (InternViT).
       rope_theta: rotary positions by row and column; 0 is none.
@@ -71,6 +73,7 @@ class VisionSpec:
     qkv_bias: bool = True
     out_bias: bool = True
     mlp_bias: bool = True
+    patch_norm: bool = False
     pre_norm: bool = False
     final_norm: bool = True
     qk_norm: bool = False
@@ -109,14 +112,15 @@ class VisionSpec:
 
 
 NORMS = {"layer": LayerNorm, "rms": RMSNorm}
-RESIZES = ("antialias", "corners")
+RESIZES = ("antialias", "corners", "cubic")
 
 
 def position_weights(positions_BN3, grids_BN2, side: int, resize: str = "antialias"):
-    """Bilinear weights of each patch over a side x side square of position embeddings: float32 (B, N, side * side).
+    """Weights of each patch over a side x side square of position embeddings: float32 (B, N, side * side).
 
     One row per patch instead of one resize per image; the same numbers as ``torch.nn.functional.interpolate`` to the
-    patch's own grid with ``mode="bilinear"`` and ``antialias=True``, or with ``align_corners=True`` for "corners".
+    patch's own grid with ``mode="bilinear"`` and ``antialias=True``, or with ``align_corners=True`` for "corners"; for
+    "cubic" those of ``grid_sample`` with ``mode="bicubic"`` and ``padding_mode="border"``.
     """
     source = jnp.arange(side, dtype=jnp.float32)
 
@@ -126,12 +130,22 @@ def position_weights(positions_BN3, grids_BN2, side: int, resize: str = "antiali
         if resize == "corners":
             return jnp.maximum(0.0, 1.0 - jnp.abs(source - index * (side - 1) / jnp.maximum(size - 1, 1)))
         scale = side / size
+        if resize == "cubic":
+            place = (index + 0.5) * scale - 0.5
+            seen = [jnp.floor(place) + n for n in (-1, 0, 1, 2)]  # what is behind an edge is the last one before it
+            return sum(_cubic(place - at) * (source == jnp.clip(at, 0, side - 1)) for at in seen)
         weights = jnp.maximum(0.0, 1.0 - jnp.abs(source + 0.5 - (index + 0.5) * scale) / jnp.maximum(scale, 1.0))
         return weights / jnp.maximum(weights.sum(-1, keepdims=True), 1e-6)
 
     rows = along(positions_BN3[..., 1], grids_BN2[..., 0])
     columns = along(positions_BN3[..., 2], grids_BN2[..., 1])
     return (rows[..., :, None] * columns[..., None, :]).reshape(*rows.shape[:-1], side * side)
+
+
+def _cubic(distance):
+    """Keys' kernel of cubic convolution with a = -0.75, of distances up to 2."""
+    x = jnp.abs(distance)
+    return jnp.where(x <= 1, (1.25 * x - 2.25) * x * x + 1, ((-0.75 * x + 3.75) * x - 6) * x + 3)
 
 
 class Features(NamedTuple):
@@ -226,6 +240,7 @@ class VisionTower(nnx.Module):
         places = _sincos(spec.positions, tokens)
         self.class_embedding = parameter(rngs, (tokens, width), axes, init) if tokens else None
         self.position_embedding = parameter(rngs, (rows, width), axes, places) if spec.positions else None
+        self.patch_norm = norm(width, spec.norm_eps, rngs=rngs) if spec.patch_norm else None
         self.pre_norm = norm(width, spec.norm_eps, rngs=rngs) if spec.pre_norm else None
         self.blocks = stack(spec.layers, lambda r: Block(spec, rngs=r), rngs)
         self.norm = norm(width, spec.norm_eps, rngs=rngs) if spec.final_norm else None
@@ -271,6 +286,8 @@ class VisionTower(nnx.Module):
         else:
             pixels_BNP = patches.values.astype(jnp.float32) * scale + shift
         x_BND = self.patch_embedding(pixels_BNP.astype(dtype))
+        if self.patch_norm is not None:
+            x_BND = self.patch_norm(x_BND)
         row_BN, column_BN = patches.positions[..., 1], patches.positions[..., 2]
         is_class = (row_BN < 0)[..., None]
         if self.class_embedding is not None:
