@@ -256,6 +256,11 @@ class ImageSpec:
         each a tile by itself; where they are more than one, the whole image is one more tile after them (InternVL).
       crop: with a side, the aspect is kept, and what is longer is cut off at both ends (CLIP).
       resample: "bicubic", "bilinear" or "lanczos".
+      least_side: a side below one soft token makes a picture larger first, with its aspect kept, until it is one (GLM).
+      by_longest: a side above the root of max_pixels makes a picture smaller, with its aspect kept, and nothing makes
+        it larger; sides are then rounded up to whole soft tokens (Pixtral).
+      row_break: text after each row of an image's soft tokens but the last, the names of special tokens (Pixtral). It
+        is no target.
       thin: a side below half a soft token makes a picture small, however long the other one is (Qwen-VL).
       window: side, in patches, of the windows whose patches travel together; 0 is none.
       class_tokens: learned tokens of each image, which travel after its patches; with padding they fill merge groups.
@@ -282,6 +287,9 @@ class ImageSpec:
     bidirectional: bool = False
     is_sighted: bool = True
     split: SplitSpec | None = None
+    least_side: bool = False
+    by_longest: bool = False
+    row_break: str = ""
     video: VideoSpec | None = None
     audio: AudioSpec | None = None
 
@@ -291,8 +299,11 @@ class ImageSpec:
         values = dataclasses.asdict(self)
         clips = {name: values.pop(name) for name in ("video", "audio")}
         split = [of_split] if (of_split := values.pop("split")) else []
-        blind = [] if values.pop("is_sighted") else ["blind"]
-        return [*values.values(), *split, *blind, *(clip for name, clip in clips.items() if name in media)]
+        more = [] if values.pop("is_sighted") else ["blind"]
+        more += ["least side"] * values.pop("least_side")
+        more += ["by longest edge"] * values.pop("by_longest")
+        more += [f"rows end with {row_break}"] if (row_break := values.pop("row_break")) else []
+        return [*values.values(), *split, *more, *(clip for name, clip in clips.items() if name in media)]
 
     def only(self, media: Container[str]) -> ImageSpec:
         """The spec of a run that has only these media beside pictures."""
@@ -348,6 +359,8 @@ class ImageSpec:
                 raise ValueError("a picture that is split has no other tiles, crop, windows, axes of text or blocks")
             if self.split.side // self.patch_size % self.merge or self.side not in (0, self.split.side):
                 raise ValueError(f"the side {self.split.side} of a square must be whole soft tokens of {factor} pixels")
+        if self.row_break and (self.side or self.text_axes > 1):
+            raise ValueError("an image with text between its rows has any shape, and one axis of text")
         if not factor * factor <= self.max_pixels or self.min_pixels > self.max_pixels:
             raise ValueError(
                 f"min_pixels {self.min_pixels} and max_pixels {self.max_pixels} must be in order and hold "

@@ -115,6 +115,11 @@ def read_data(config: ConfigDict, workdir: Path | None = None) -> DataRecipe:
         spec = ImageSpec(**image)
     except (TypeError, ValueError) as error:
         raise UserError(f"config.image: {error}") from error
+    if spec.row_break and len(template.stamp(spec.row_break)) != 1:
+        raise UserError(
+            f"the tokenizer lacks {spec.row_break}, which this family writes after rows of images: use the model "
+            f"folder's one"
+        )
     spec = dataclasses.replace(spec, video=_video_of(config, spec, start), audio=_audio_of(config, start))
     return DataRecipe(template, spec, cache_folder(config), start)
 

@@ -86,6 +86,8 @@ def check_towers(workdir: str, recipe: Recipe) -> None:
         raise UserError(f"{workdir}: its model has no tower that could encode anything")
     if recipe.image.has_tiles:
         raise UserError(f"{workdir}: its images are cut into tiles, whose vectors make no grid")
+    if recipe.image.row_break:
+        raise UserError(f"{workdir}: {recipe.image.row_break} stands between rows of its images, which vectors lack")
     if recipe.model.vision is not None and recipe.model.vision.taps:
         raise UserError("this tower's inner layers go to the decoder too, which ready-made features cannot hold")
 

@@ -24,12 +24,16 @@ IMAGES = {
     "lfm2_vl": {"resample": 3, "do_image_splitting": False, "min_image_tokens": 1, "max_image_tokens": 16},
     "llava, clip": {"size": {"shortest_edge": 16}, "crop_size": SQUARE},
     "llava, siglip": {"image_processor_type": "SiglipImageProcessor", "size": {"height": 20, "width": 20}},
+    "qwen2_vl": {"size": {"shortest_edge": 64, "longest_edge": 1024}},
     "qwen2_5_vl": {"size": {"shortest_edge": 64, "longest_edge": 1024}},
     "qwen3_vl": {"size": {"shortest_edge": 64, "longest_edge": 1024}},
     "qwen3_5": {"size": {"shortest_edge": 64, "longest_edge": 1024}},
     "qwen3_5_moe": {"size": {"shortest_edge": 64, "longest_edge": 1024}},
     "qwen3_vl_moe": {"size": {"shortest_edge": 64, "longest_edge": 1024}},
     "gemma3": {"size": SQUARE}, "internvl": {"size": SQUARE, "max_patches": 4},
+    "glm4v": {"size": {"shortest_edge": 128, "longest_edge": 2048}, "patch_size": 4},
+    "glm46v": {"size": {"shortest_edge": 128, "longest_edge": 2048}},
+    "mistral3": {"size": {"longest_edge": 32}, "patch_size": {"height": 4, "width": 4}},
     "idefics3": {"size": {"longest_edge": 48}, "max_image_size": {"longest_edge": 16}, "do_image_splitting": False},
     "smolvlm": {"size": {"longest_edge": 48}, "max_image_size": {"longest_edge": 16}, "do_image_splitting": False},
 }  # fmt: skip
@@ -47,6 +51,21 @@ CHAT = (
     "{{ message['content'] }}{% else %}{% for content in message['content'] %}{% if content['type'] == 'image' %}"
     "{{ '<IMG_CONTEXT>\\n' }}{% elif content['type'] == 'text' %}{{ content['text'] }}{% endif %}{% endfor %}"
     "{% endif %}{{'<|im_end|>\\n'}}{% endfor %}{% if add_generation_prompt %}{{'<|im_start|>assistant\\n' }}{% endif %}"
+)
+# As Mistral's.
+INST = (
+    "{% for message in messages %}{% if message['role'] == 'assistant' %}{{ message['content'] + eos_token }}"
+    "{% else %}{{ '[INST]' }}{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for content in message['content'] %}{% if content['type'] == 'image' %}{{ '[IMG]' }}"
+    "{% else %}{{ content['text'] }}{% endif %}{% endfor %}{% endif %}{{ '[/INST]' }}{% endif %}{% endfor %}"
+)
+# As GLM's.
+GLM = (
+    "[gMASK]<sop>{% for message in messages %}{{ '<|' + message['role'] + '|>\\n' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for content in message['content'] %}"
+    "{% if content['type'] == 'image' %}{{ '<|begin_of_image|><|image|><|end_of_image|>' }}"
+    "{% else %}{{ content['text'] }}{% endif %}{% endfor %}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
 )
 
 # SmolVLM's own; Idefics 3's begins alike.
@@ -78,6 +97,14 @@ def byte_level_tokenizer(family: str = ""):
     if family == "internvl":
         tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
         tokenizer.chat_template = CHAT
+    if family in ("glm4v", "glm46v"):
+        names = ["<|begin_of_image|>", "<|image|>", "<|end_of_image|>", "[gMASK]", "<sop>", "<|user|>", "<|assistant|>"]
+        tokenizer.add_tokens(names, special_tokens=True)
+        tokenizer.chat_template = GLM
+    if family == "mistral3":
+        names = ["[INST]", "[/INST]", "[IMG]", "[IMG_BREAK]", "[IMG_END]"]
+        tokenizer.add_tokens(names, special_tokens=True)
+        tokenizer.chat_template = INST
     return tokenizer
 
 
@@ -99,6 +126,10 @@ def folder_of(name: str, folder: Path, has_weights: bool = True, seed: int = 1, 
         config.image_token_id = tokenizer.convert_tokens_to_ids("<image>")
     if case.family == "internvl":
         config.image_token_id = tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
+    if case.family in ("glm4v", "glm46v"):
+        config.image_token_id = tokenizer.convert_tokens_to_ids("<|image|>")
+    if case.family == "mistral3":
+        config.image_token_index = tokenizer.convert_tokens_to_ids("[IMG]")
     folder.mkdir()
     if has_weights:
         layout = family_of(config).layout(config)
@@ -114,5 +145,14 @@ def folder_of(name: str, folder: Path, has_weights: bool = True, seed: int = 1, 
         (folder / "processor_config.json").write_text(json.dumps(whole))
     if case.family == "internvl":
         whole = {"processor_class": "InternVLProcessor", "image_seq_length": 4}
+        (folder / "processor_config.json").write_text(json.dumps(whole))
+    if case.family == "glm4v":
+        for file, whole in (
+            ("processor_config.json", {"processor_class": "Glm4vProcessor"}),
+            ("video_preprocessor_config.json", {"video_processor_type": "Glm4vVideoProcessor"}),
+        ):
+            (folder / file).write_text(json.dumps(whole))
+    if case.family == "mistral3":
+        whole = {"processor_class": "PixtralProcessor", "patch_size": 4, "spatial_merge_size": 2}
         (folder / "processor_config.json").write_text(json.dumps(whole))
     return folder

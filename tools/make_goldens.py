@@ -27,8 +27,8 @@ FLAGS: command.Flags = {"output": (str(FOLDER), "folder to write")}
 # The main case of each family, and what else reaches code of its own.
 CASES = (
     "siglip2 + llama", "llama, yarn rope", "mistral, window", "qwen3", "lfm2", "llava, clip, two layers",
-    "llava, siglip", "qwen2.5-vl", "qwen3-vl", "qwen3.5", "gemma3", "internvl", "internvl, 6B's tower",
-    "idefics3",
+    "llava, siglip", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3.5", "gemma3", "internvl", "internvl, 6B's tower",
+    "idefics3", "mistral3", "glm-4.1v",
 )  # fmt: skip
 
 
@@ -45,6 +45,11 @@ class Golden(NamedTuple):
     listed: list[tuple[str, list[int], float]]
     documents: list[Document]
     logits: list[np.ndarray]
+
+    @property
+    def row_break(self) -> int:
+        """As in ``Picture``."""
+        return next(part.row_break for document in self.documents for part in document if isinstance(part, Picture))
 
     def tensors(self) -> dict[str, np.ndarray]:
         """The weights, float32 by name."""
@@ -66,7 +71,9 @@ def save(golden: Golden, file: Path) -> None:
         for j, part in enumerate(document):
             parts[f"part{i}.{j}"] = part.ids.astype(np.uint8) if isinstance(part, Words) else part.pixels
         parts[f"logits{i}"] = golden.logits[i]
-    about = {"config": golden.config, "listed": golden.listed, "lengths": [len(d) for d in golden.documents]}
+    lengths = [len(document) for document in golden.documents]
+    about: dict[str, Any] = {"config": golden.config, "listed": golden.listed, "lengths": lengths}
+    about |= {"row_break": row_break} if (row_break := golden.row_break) else {}
     parts["about"] = np.frombuffer(json.dumps(about, sort_keys=True).encode(), np.uint8)
     np.savez_compressed(file, **parts)  # type: ignore[arg-type]
 
@@ -78,7 +85,7 @@ def load(file: Path) -> Golden:
 
     def part(name: str) -> Words | Picture:
         value = parts[name]
-        return Picture(value) if value.ndim == 3 else Words(value.astype(np.int64))
+        return Picture(value, about.get("row_break", 0)) if value.ndim == 3 else Words(value.astype(np.int64))
 
     documents = [[part(f"part{i}.{j}") for j in range(length)] for i, length in enumerate(about["lengths"])]
     logits = [parts[f"logits{i}"] for i in range(len(documents))]

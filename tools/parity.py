@@ -34,7 +34,7 @@ LOGITS, ATTENTION, GRADIENTS = 1e-4, 1e-5, 1e-3
 NOT_SUPPORTED = (
     "other whole models, decoders and towers than those of jaxmm.hf (the error lists them)",
     "Gemma 3's do_pan_and_scan, LLaVA's do_pad: an image is one tile there",
-    "partial_rotary_factor but for Qwen3.5 and GLM-4.5, patches and position squares not square, feature layer 0",
+    "partial_rotary_factor but for Qwen3.5 and GLM, patches and position squares not square, feature layer 0",
     "pickled and quantised weights, code of a folder's own",
 )
 
@@ -68,7 +68,7 @@ def world(case: Case, folder: Path, seed: int = 0) -> World:
     _, layout, _ = hf.read_whole(folder)
     where = sharding.replicated(sharding.make_mesh({"data": 1}, jax.devices()[:1]))
     read = hf.read_model(folder, layout, lambda path, shape: where)
-    made = documents(layout.spec, np.random.default_rng(seed), case.grid(model.config))
+    made = documents(layout.spec, np.random.default_rng(seed), case.grid(model.config), row_break=case.row_break)
     return World(case, folder, layout, model, nested(read.params), read.spare, made)
 
 

@@ -137,7 +137,7 @@ def text_positions(slots: np.ndarray, placed: Sequence[Placed], spec: ImageSpec)
         if times:
             numbers[0] = np.array(times, np.int32)[:, None, None]
         positions[start:stop] = start + moved + numbers.reshape(3, -1).T
-        largest = int(numbers.max()) + 1 if over_time or not times else max(grid[1:])
+        largest = int(numbers.max()) + 1 if over_time else max(grid[1:])
         step = largest - math.prod(grid)
         positions[stop:] += step
         moved += step

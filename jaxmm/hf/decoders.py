@@ -197,6 +197,20 @@ def _qwen3_5_rules() -> list[Rule]:
     ]
 
 
+def _glm4v_rules() -> list[Rule]:
+    """Llama's names, but for the norms, and for an MLP's gate, which lies with the map beside it."""
+    norms = {
+        "input_layernorm": "norm_attention", "post_self_attn_layernorm": "norm_attention_out",
+        "post_attention_layernorm": "norm_mlp", "post_mlp_layernorm": "norm_mlp_out",
+    }  # fmt: skip
+    maps = {
+        "self_attn.q_proj": "attention.query", "self_attn.k_proj": "attention.key",
+        "self_attn.v_proj": "attention.value", "self_attn.o_proj": "attention.out", "mlp.down_proj": "mlp.down",
+    }  # fmt: skip
+    both = tuple(f"{BLOCKS}.mlp.{part}.kernel" for part in ("gate", "up"))
+    return [*_named("text.norm", norms, maps), Rule(f"{LAYER}.mlp.gate_up_proj.weight", both, "transpose")]
+
+
 def _lfm2_rules() -> list[Rule]:
     norms = {
         "operator_norm": "norm_attention", "ffn_norm": "norm_mlp",
@@ -259,7 +273,7 @@ def _gemma3(config: Any, tied: bool) -> DecoderSpec:
 
 
 def _qwen2_5_vl(config: Any, tied: bool) -> DecoderSpec:
-    """Qwen 2.5 with positions of three axes: time, row and column, each with a run of the frequencies."""
+    """Qwen 2 and 2.5 with positions of three axes: time, row and column, each with a run of the frequencies."""
     supported.require(config, head_dim=config.hidden_size // config.num_attention_heads)
     return _spec(config, tied, qkv_bias=True, rope_sections=_sections(config, (16, 24, 24)))
 
@@ -270,6 +284,17 @@ def _qwen3_vl(config: Any, tied: bool) -> DecoderSpec:
     return _spec(
         config, tied, qkv_bias=bias, out_bias=bias, qk_norm=True,
         rope_sections=_sections(config, (24, 20, 20)), rope_interleaved=True,
+    )  # fmt: skip
+
+
+def _glm4v(config: Any, tied: bool) -> DecoderSpec:
+    """GLM-4.1V and 4.6V: norms before and behind each part, and a part of a head turns, by pairs of neighbours."""
+    supported.require(config, head_dim=config.hidden_size // config.num_attention_heads)
+    rope = dict(config.rope_parameters)
+    turning = int(config.hidden_size // config.num_attention_heads * rope.pop("partial_rotary_factor", 1.0))
+    return _spec(
+        config, tied, rope, rotary_dim=turning, rope_sections=_sections(config, (8, 12, 12)), rope_adjacent=True,
+        qkv_bias=True, post_norms=True,
     )  # fmt: skip
 
 
@@ -348,9 +373,11 @@ DECODERS = {
     "qwen2": DecoderKind(_qwen2, PLAIN),
     "qwen3": DecoderKind(_qwen3, PLAIN),
     "gemma3_text": DecoderKind(_gemma3, POST_NORMS),
+    "qwen2_vl_text": DecoderKind(_qwen2_5_vl, PLAIN),
     "qwen2_5_vl_text": DecoderKind(_qwen2_5_vl, PLAIN),
     "qwen3_vl_text": DecoderKind(_qwen3_vl, PLAIN),
     "qwen3_5_text": DecoderKind(_qwen3_5, _qwen3_5_rules()),
+    "glm4v_text": DecoderKind(_glm4v, _glm4v_rules()),
     "lfm2": DecoderKind(_lfm2, _lfm2_rules()),
     "lfm2_moe": DecoderKind(_lfm2_moe, _lfm2_rules() + experts.LFM2),
     "glm4_moe": DecoderKind(_glm4_moe, PLAIN + experts.GLM4),

@@ -1,9 +1,10 @@
-"""How families choose the size of a picture: by a number of soft tokens, by an area in pixels, or one size for all."""
+"""How families choose the size of a picture: by soft tokens, by an area or a side in pixels, or one size for all."""
 
 from __future__ import annotations
 
 import abc
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -99,6 +100,11 @@ class AnyShape(Pictures):
         """Returns the limits that are asked for, rounded to what the processor can express."""
         return asked
 
+    def told(self, whole: Limits, spec: ModelSpec) -> str:
+        """A line for people on limits that were rounded, by ``whole``, to these."""
+        area = token_area(spec)
+        return f"config.image.min_pixels and max_pixels are made whole soft tokens of {area} pixels: {whole}"
+
     @abc.abstractmethod
     def resized(self, processor: Settings, pixels: Limits, spec: ModelSpec) -> Settings:
         """Returns a processor's settings with other limits."""
@@ -173,6 +179,57 @@ class ByPixels(AnyShape):
         return settings | {
             key: value for key, value in zip(("min_pixels", "max_pixels"), pixels, strict=True) if key in settings
         }
+
+
+class ByFramePixels(ByPixels):
+    """As ``ByPixels``, with limits on all frames of a temporal patch together, and a least side: GLM's processors."""
+
+    def settings(self, processor: Settings, config: Mapping[str, Any], spec: ModelSpec, where: Path) -> dict[str, Any]:
+        frames = spec.seeing[0].frames
+        found = super().settings(processor, config, spec, where)
+        limits = {ours: found[ours] // frames for ours, _ in EDGES if ours in found}
+        return limits | {"least_side": True}
+
+    def own_limits(self, processor: Settings, defaults: Settings, spec: ModelSpec) -> Limits:
+        least, most = super().own_limits(processor, defaults, spec)
+        return least // spec.seeing[0].frames, most // spec.seeing[0].frames
+
+    def resized(self, processor: Settings, pixels: Limits, spec: ModelSpec) -> Settings:
+        frames = spec.seeing[0].frames
+        return super().resized(processor, (pixels[0] * frames, pixels[1] * frames), spec)
+
+
+@dataclasses.dataclass(frozen=True)
+class ByLongestEdge(AnyShape):
+    """Pictures of any shape that is no longer than a side, which is the root of the largest area: Pixtral's processor.
+
+    Attributes:
+      row_break: as in ``ImageSpec``.
+    """
+
+    row_break: str = ""
+
+    def settings(self, processor: Settings, config: Mapping[str, Any], spec: ModelSpec, where: Path) -> dict[str, Any]:
+        resizing: dict[str, Any] = {"by_longest": True, "row_break": self.row_break, "min_pixels": token_area(spec)}
+        size = processor.get("size") or {}
+        if processor and set(size) != {"longest_edge"}:
+            raise UserError(f"{where}: its image processor makes pictures of {size}: only longest_edge is supported")
+        return resizing | ({"max_pixels": int(size["longest_edge"]) ** 2} if processor else {})
+
+    def own_limits(self, processor: Settings, defaults: Settings, spec: ModelSpec) -> Limits:
+        size = (defaults | processor)["size"]
+        return token_area(spec), int(size.get("longest_edge") or defaults["size"]["longest_edge"]) ** 2
+
+    def whole(self, asked: Limits, spec: ModelSpec) -> Limits:
+        return 0, math.isqrt(asked[1]) ** 2
+
+    def told(self, whole: Limits, spec: ModelSpec) -> str:
+        side = math.isqrt(whole[1])
+        most = f"; max_pixels is that of a longest edge of {side} pixels, {whole[1]}" if side else ""
+        return f"config.image.min_pixels is not followed: pictures are only made smaller{most}"
+
+    def resized(self, processor: Settings, pixels: Limits, spec: ModelSpec) -> Settings:
+        return processor | {"size": {"longest_edge": math.isqrt(pixels[1])}}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ from jaxmm.hf import folder as hf
 from jaxmm.hf.families.family import Family, HearingFamily, Joined, Layout
 from jaxmm.hf.init_from import parse, run_and_step
 from jaxmm.hf.joined import join_to_hear, join_to_see
-from jaxmm.hf.pictures import AnyShape, model_settings, normalised, resample_settings, token_area
+from jaxmm.hf.pictures import AnyShape, model_settings, normalised, resample_settings
 from jaxmm.hf.processors import DEFAULTS, PROCESSOR_FILES, Limits, json_object, limits, read_processor
 from jaxmm.hf.recordings import audio_settings
 from jaxmm.models.connector import ConnectorSpec
@@ -128,9 +128,7 @@ class Pretrained(NamedTuple):
             return self._replace(told=(*self.told, line))
         whole, own, told = pictures.whole(asked, spec), self.pixels or self.own_limits(pictures), self.told
         if whole != asked:
-            area = token_area(spec)
-            line = f"config.image.min_pixels and max_pixels are made whole soft tokens of {area} pixels: {whole}"
-            told = (*told, line)
+            told = (*told, pictures.told(whole, spec))
         return self._replace(pixels=limits(whole, own), told=told)
 
     def grown(self, vocabulary: int) -> Pretrained:

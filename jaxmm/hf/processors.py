@@ -20,6 +20,7 @@ _SQUARES = {
     "do_image_splitting": True, **_HALF,
 }  # fmt: skip
 _CROP = {"resample": 3, "size": {"shortest_edge": 224}, "crop_size": 224, "do_center_crop": True, **_CLIP}
+_GLM = {"resample": 3, "size": {"shortest_edge": 112 * 112, "longest_edge": 28 * 28 * 15000}, **_CLIP}
 DEFAULTS: dict[str, dict[str, Any]] = {
     "Lfm2VlImageProcessor": {
         "resample": 2, "min_image_tokens": 64, "max_image_tokens": 256, "do_image_splitting": True, "min_tiles": 2,
@@ -33,6 +34,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "resample": 3, "size": {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}, **_CLIP,
     },
     "Gemma3ImageProcessor": {"resample": 2, "size": {"height": 224, "width": 224}, **_HALF},
+    "Glm4vImageProcessor": _GLM, "Glm46VImageProcessor": _GLM,
+    "PixtralImageProcessor": {"resample": 3, "size": {"longest_edge": 1024}, **_CLIP},
     "GotOcr2ImageProcessor": {
         "resample": 3, "size": {"height": 384, "width": 384}, "min_patches": 1, "max_patches": 12, **_CLIP,
     },

@@ -64,17 +64,17 @@ def hidden_states(chosen: Any, layers: int) -> list[int]:
 # Configs
 
 
-def _vit(config: Any, **features: Any) -> VisionSpec:
+def _vit(config: Any, width: int = 0, mlp: int = 0, **features: Any) -> VisionSpec:
+    """``width``, ``mlp``: where they are not ``hidden_size`` and ``intermediate_size`` of the config."""
     supported.require(config, num_channels=3, in_channels=3)
     return VisionSpec(
-        width=config.hidden_size,
+        width=width or config.hidden_size,
         layers=getattr(config, "num_hidden_layers", None) or config.depth,
         heads=getattr(config, "num_attention_heads", None) or config.num_heads,
-        mlp=config.intermediate_size,
+        mlp=mlp or config.intermediate_size,
         patch_size=square_side(config.patch_size, "patch_size"),
-        norm_eps=getattr(config, "layer_norm_eps", 1e-6),
         activation=supported.activation(config.hidden_act),
-        **features,
+        **{"norm_eps": getattr(config, "layer_norm_eps", 1e-6), **features},
     )
 
 
@@ -97,6 +97,19 @@ def _clip(config: Any) -> VisionSpec:
     )  # fmt: skip
 
 
+def _pixtral(config: Any) -> VisionSpec:
+    """Its norms' epsilons are its code's."""
+    dim = config.hidden_size // config.num_attention_heads
+    supported.require(config, head_dim=dim)
+    if (kind := config.rope_parameters.get("rope_type")) != "axial":
+        raise UserError(f"config.json: rotary positions of a Pixtral tower of rope_type '{kind}' are not supported")
+    return _vit(
+        config, positions=0, norm="rms", gated=True, patch_bias=False, qkv_bias=False, out_bias=False, mlp_bias=False,
+        pre_norm=True, final_norm=False, norm_eps=1e-5, rope_theta=float(config.rope_parameters["rope_theta"]),
+        rope_turns=True,
+    )  # fmt: skip
+
+
 def _intern(config: Any) -> VisionSpec:
     if not config.use_mean_pooling:  # then a norm follows the layers: LayerNorm, whatever norm the layers have
         supported.require(config, norm_type="layer_norm")
@@ -110,12 +123,30 @@ def _intern(config: Any) -> VisionSpec:
     )  # fmt: skip
 
 
+def _qwen2(config: Any) -> VisionSpec:
+    """Its ``hidden_size`` is that of the decoder."""
+    return _vit(
+        config, width=config.embed_dim, mlp=config.embed_dim * config.mlp_ratio, positions=0, patch_bias=False,
+        final_norm=False, frames=config.temporal_patch_size, rope_theta=10000.0,
+    )  # fmt: skip
+
+
 def _qwen2_5(config: Any) -> VisionSpec:
     return _vit(
         config, positions=0, norm="rms", gated=True, patch_bias=False, final_norm=False,
         frames=config.temporal_patch_size, rope_theta=10000.0,
         window=config.window_size // config.spatial_merge_size // config.patch_size * config.spatial_merge_size,
         global_layers=tuple(config.fullatt_block_indexes),
+    )  # fmt: skip
+
+
+def _glm4v(config: Any) -> VisionSpec:
+    """Its MLPs are as wide as the decoder."""
+    return _vit(
+        config, mlp=config.out_hidden_size, positions=_grid(config), resize="cubic", norm="rms", gated=True,
+        qkv_bias=bool(config.attention_bias), out_bias=False, mlp_bias=False, patch_norm=True,
+        norm_eps=config.rms_norm_eps, frames=config.temporal_patch_size,
+        rope_theta=float(config.rope_parameters["rope_theta"]),
     )  # fmt: skip
 
 
@@ -183,8 +214,21 @@ def _intern_rules() -> list[Rule]:
     ]
 
 
+def _pixtral_rules() -> list[Rule]:
+    maps = {
+        "attention.q_proj": "attention.query", "attention.k_proj": "attention.key",
+        "attention.v_proj": "attention.value", "attention.o_proj": "attention.out",
+        "feed_forward.gate_proj": "mlp.gate", "feed_forward.up_proj": "mlp.up", "feed_forward.down_proj": "mlp.down",
+    }  # fmt: skip
+    return [
+        Rule("vision.patch_conv.weight", ("vision.patch_embedding.kernel",), "convolution"),
+        *norm("vision.ln_pre", "vision.pre_norm"),
+        *_layers("vision.transformer.layers.{i}", {"attention_norm": "norm_attention", "ffn_norm": "norm_mlp"}, maps),
+    ]
+
+
 def _qwen_rules(mlp: Mapping[str, str]) -> list[Rule]:
-    """Rules for Qwen2.5-VL and Qwen3-VL, whose names under ``vision.`` also include the family's connector."""
+    """Rules for Qwen-VL, whose names under ``vision.`` also include the family's connector."""
     layer, block = "vision.blocks.{i}", "vision.blocks"
     return [
         Rule("vision.patch_embed.proj.weight", ("vision.patch_embedding.kernel",), "convolution of frames"),
@@ -196,9 +240,15 @@ def _qwen_rules(mlp: Mapping[str, str]) -> list[Rule]:
     ]
 
 
-QWEN2_5 = TowerKind(
-    _qwen2_5, _qwen_rules({"mlp.gate_proj": "mlp.gate", "mlp.up_proj": "mlp.up", "mlp.down_proj": "mlp.down"})
-)
+GATED = {"mlp.gate_proj": "mlp.gate", "mlp.up_proj": "mlp.up", "mlp.down_proj": "mlp.down"}
+GLM4V_RULES = [
+    *_qwen_rules(GATED),
+    Rule("vision.embeddings.position_embedding.weight", ("vision.position_embedding",)),
+    *norm("vision.post_conv_layernorm", "vision.patch_norm"),
+    *norm("vision.post_layernorm", "vision.norm"),
+]
+QWEN2 = TowerKind(_qwen2, _qwen_rules({"mlp.fc1": "mlp.up", "mlp.fc2": "mlp.down"}))
+QWEN2_5 = TowerKind(_qwen2_5, _qwen_rules(GATED))
 QWEN3 = TowerKind(_qwen3, _qwen_rules({"mlp.linear_fc1": "mlp.up", "mlp.linear_fc2": "mlp.down"}))
 # SigLIP's, whose positions go by where a patch stands in its square, from 0 to 1: in a full square, the patch's own
 # number. (torch's float32 puts some patches into the bucket before, at sizes that no release has.)
@@ -213,8 +263,10 @@ TOWERS = {
     ),
     "clip_vision_model": TowerKind(_clip, _siglip_rules("convolution"), ONE_SIZE, "CLIPImageProcessor"),
     "idefics3_vision": SQUARES, "idefics3": SQUARES, "smolvlm_vision": SQUARES, "smolvlm": SQUARES,  # named either way
+    "glm4v_vision": TowerKind(_glm4v, [rule for rule in GLM4V_RULES if rule.name != "vision.pos_embed.weight"]),
+    "pixtral": TowerKind(_pixtral, _pixtral_rules()),
     "internvl_vision": TowerKind(_intern, _intern_rules()),
-    "qwen2_5_vl_vision": QWEN2_5, "qwen2_5_vl": QWEN2_5,  # configs name it either way
+    "qwen2_vl_vision": QWEN2, "qwen2_5_vl_vision": QWEN2_5, "qwen2_5_vl": QWEN2_5,  # configs name it either way
     "qwen3_vl_vision": QWEN3, "qwen3_vl": QWEN3, "qwen3_vl_moe_vision": QWEN3, "qwen3_vl_moe": QWEN3,
     "qwen3_5_vision": QWEN3, "qwen3_5_moe_vision": QWEN3,
 }  # fmt: skip

@@ -89,6 +89,18 @@ TRANSFORMS = {
         lambda x, _: x.reshape(len(x), -1).T[:, None],
         lambda shape: [(math.prod(shape[1:]), 1, shape[0])],
     ),
+    # (O, D * G) of vectors whose G patches stand side by side for each of D channels, as torch's unfold has them
+    "unfolded": Transform(
+        lambda x, shape: x.reshape(shape[2], shape[1], shape[0]).T,
+        lambda x, _: x.T.reshape(x.shape[2], -1),
+        lambda shape: [(shape[2], shape[1] * shape[0])],
+    ),
+    # (O, D, side, side) of patches to (side * side, D, O)
+    "convolution of patches": Transform(
+        lambda x, shape: x.transpose(2, 3, 1, 0).reshape(shape),
+        lambda x, _: x.reshape(*[math.isqrt(len(x))] * 2, *x.shape[1:]).transpose(3, 2, 0, 1),
+        lambda shape: [(shape[2], shape[1], *[math.isqrt(shape[0])] * 2)],
+    ),
     "convolution": Transform(_from_convolution, _to_convolution, _convolution_shapes),
     "convolution of frames": Transform(_from_convolution, _to_convolution_of_frames, _convolution_of_frames_shapes),
 }

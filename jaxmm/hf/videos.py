@@ -125,7 +125,8 @@ def asked_for(own: Settings, config: Settings) -> VideoSpec:
         raise UserError(f"config.video: {error}") from error
 
 
-QWEN2_VIDEOS = Videos("Qwen2VLVideoProcessor", "stride", 128 * 28 * 28, 28 * 28 * 768, has_seconds=True)
+QWEN2_VIDEOS = Videos("Qwen2VLVideoProcessor", "stride", 128 * 28 * 28, 28 * 28 * 768)
+QWEN2_5_VIDEOS = dataclasses.replace(QWEN2_VIDEOS, has_seconds=True)
 QWEN3_VIDEOS = Videos(
     "Qwen3VLVideoProcessor", "ends", 128 * 32 * 32, 32 * 32 * 768, of_clip=True,
     stamp="<{seconds:.1f} seconds><|vision_start|>", stamp_end="<|vision_end|>",

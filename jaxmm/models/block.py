@@ -84,7 +84,8 @@ class SelfAttention(nnx.Module):
         q_BTHD, k_BTKD = self.query(x_BTD), self.key(x_BTD)
         if self.query_norm is not None and self.key_norm is not None:
             q_BTHD, k_BTKD = self.query_norm(q_BTHD), self.key_norm(k_BTKD)
-        return rope.rotate(q_BTHD, rotation), rope.rotate(k_BTKD, rotation), self.value(x_BTD)
+        q_BTHD, k_BTKD = (rope.rotate(x, rotation, self.spec.rope_adjacent) for x in (q_BTHD, k_BTKD))
+        return q_BTHD, k_BTKD, self.value(x_BTD)
 
     def __call__(self, x_BTD, where: AttentionContext, attend: Attend, target_positions_BR=None):
         spec = self.spec

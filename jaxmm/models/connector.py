@@ -7,7 +7,7 @@ import dataclasses
 import jax
 from flax import nnx
 
-from jaxmm.models.layers import LayerNorm, RMSNorm, activation, stack
+from jaxmm.models.layers import MLP, LayerNorm, RMSNorm, activation, stack
 from jaxmm.models.linear import Linear
 from jaxmm.models.sizes import check_numbers, check_sizes
 
@@ -25,6 +25,10 @@ class ConnectorSpec:
       pool: how a square becomes one vector: "concat" (pixel unshuffle) or "mean".
       norm: of what goes in: "layer", "rms", "rms_offset" (scales stored around 0) or "" for none.
       norm_first: it norms each patch before they are pooled, not the pooled vector.
+      merged: width to which a linear map brings a square of patches before the MLP; 0 is no such map (Mistral 3).
+      merged_bias: that map has a bias.
+      hidden_norm: a LayerNorm before the activation (GLM-4.1V).
+      gated: hidden width of an MLP with a gate in the place of the MLP's last map; 0 is that map (GLM-4.1V).
       deep: soft tokens of so many tapped layers, each by an MLP of its own that norms the pooled vector (Qwen3-VL).
     """
 
@@ -34,21 +38,30 @@ class ConnectorSpec:
     pool: str = "concat"
     norm: str = "layer"
     norm_first: bool = False
+    merged: int = 0
+    merged_bias: bool = False
+    hidden_norm: bool = False
+    gated: int = 0
+    gated_activation: str = "silu"
     activation: str = "gelu"
     bias: bool = True
     deep: int = 0
 
     def __post_init__(self):
         check_sizes(self, "connector", "merge")
-        check_sizes(self, "connector", "mlp", "deep", least=0)
+        check_sizes(self, "connector", "mlp", "merged", "gated", "deep", least=0)
         check_numbers(self, "connector", "norm_eps")
         if self.norm not in NORMS:
             raise ValueError(f"connector norm '{self.norm}' is not one of {', '.join(map(repr, NORMS))}")
         if self.pool not in POOLS:
             raise ValueError(f"connector pool '{self.pool}' is not one of {', '.join(POOLS)}")
+        if self.merged and self.norm and not self.norm_first:
+            raise ValueError("a connector that merges patches by a linear map norms them before")
 
     def pooled_width(self, inputs: int) -> int:
-        """Width of the vector of a merge group."""
+        """Width of the vector of a merge group, as the MLP gets it."""
+        if self.merged:
+            return self.merged
         return inputs * self.merge**2 if self.pool == "concat" else inputs
 
 
@@ -67,11 +80,18 @@ class Projector(nnx.Module):
     def __init__(self, spec: ConnectorSpec, inputs: int, outputs: int, *, rngs: nnx.Rngs):
         self.spec = spec
         wide = spec.pooled_width(inputs)
-        width = inputs if spec.norm_first else wide
+        width, merge = inputs if spec.norm_first else wide, [spec.merge**2, inputs]
         self.norm = _make_norm(spec, width, rngs) if spec.norm else None
+        named = (None, "embed", "mlp")
+        self.merger = Linear(merge, [spec.merged], named, bias=spec.merged_bias, rngs=rngs) if spec.merged else None
         self.up = Linear([wide], [spec.mlp], ("embed", "mlp"), bias=spec.bias, rngs=rngs) if spec.mlp else None
         axes = ("mlp", "embed") if spec.mlp else (None, "embed")
-        self.down = Linear([spec.mlp or wide], [outputs], axes, bias=spec.bias, rngs=rngs)
+        self.hidden_norm = LayerNorm(spec.mlp, 1e-5, rngs=rngs) if spec.hidden_norm else None
+        self.down = (
+            MLP(outputs, spec.gated, spec.gated_activation, gated=True, bias=spec.bias, rngs=rngs)
+            if spec.gated
+            else Linear([spec.mlp or wide], [outputs], axes, bias=spec.bias, rngs=rngs)
+        )
 
     def __call__(self, x_BND: jax.Array) -> jax.Array:
         spec = self.spec
@@ -79,11 +99,15 @@ class Projector(nnx.Module):
             x_BND = self.norm(x_BND)
         B, N, D = x_BND.shape
         groups_BSGD = x_BND.reshape(B, N // spec.merge**2, spec.merge**2, D)
-        x_BSD = groups_BSGD.mean(2) if spec.pool == "mean" else groups_BSGD.reshape(B, groups_BSGD.shape[1], -1)
+        if self.merger is not None:
+            x_BSD = self.merger(groups_BSGD)
+        else:
+            x_BSD = groups_BSGD.mean(2) if spec.pool == "mean" else groups_BSGD.reshape(B, groups_BSGD.shape[1], -1)
         if self.norm is not None and not spec.norm_first:
             x_BSD = self.norm(x_BSD)
         if self.up is not None:
-            x_BSD = activation(spec.activation)(self.up(x_BSD))
+            x_BSD = self.up(x_BSD)
+            x_BSD = activation(spec.activation)(x_BSD if self.hidden_norm is None else self.hidden_norm(x_BSD))
         return self.down(x_BSD)
 
 
@@ -93,7 +117,7 @@ class Connector(Projector):
     def __init__(self, spec: ConnectorSpec, inputs: int, outputs: int, *, taps: int = 0, rngs: nnx.Rngs):
         """``taps``: width of a tapped layer's output."""
         super().__init__(spec, inputs, outputs, rngs=rngs)
-        pooled = dataclasses.replace(spec, norm_first=False, deep=0)
+        pooled = dataclasses.replace(spec, norm_first=False, merged=0, deep=0)
         self.deep = stack(spec.deep, lambda r: Projector(pooled, taps, outputs, rngs=r), rngs) if spec.deep else None
 
     def deep_tables(self, taps_KBND: jax.Array) -> jax.Array:

@@ -30,6 +30,7 @@ class DecoderSpec:
       two_way_blocks: positions of one block of the batch (an image, a prefix) see each other both ways.
       rope_sections: frequencies of each axis of positions (frame, row, column); () is one axis.
       rope_interleaved: the axes take turns; else they follow each other.
+      rope_adjacent: rotary positions turn pairs of neighbours, not of one dim and that half a head behind it (GLM).
       qkv_bias, out_bias, mlp_bias: which linear maps have biases.
       rotary_dim: dims of a head that turn, the first ones; 0 is all.
       attention_gate: what attention gives is multiplied by a sigmoid of a linear map of its input (Qwen3-Next).
@@ -63,6 +64,7 @@ class DecoderSpec:
     rope_scaling: RopeScaling = dataclasses.field(default_factory=RopeScaling)
     rope_sections: tuple[int, ...] = ()
     rope_interleaved: bool = False
+    rope_adjacent: bool = False
     rotary_dim: int = 0
     attention_gate: bool = False
     qkv_bias: bool = False

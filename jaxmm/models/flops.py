@@ -79,6 +79,9 @@ def _audio_flops(spec: AudioTowerSpec, audio: Stream) -> float:
 def _connector_flops(spec: ConnectorSpec, inputs: int, outputs: int, soft_tokens: float) -> float:
     wide = spec.pooled_width(inputs)
     maps = (wide + outputs) * spec.mlp if spec.mlp else wide * outputs
+    if spec.gated:
+        maps = wide * spec.mlp + 3 * outputs * spec.gated
+    maps += spec.merge**2 * inputs * spec.merged
     return 2 * soft_tokens * maps * (1 + spec.deep)
 
 

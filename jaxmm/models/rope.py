@@ -171,11 +171,19 @@ def rotations(positions_BTA, frequency, axes: np.ndarray, factor: float):
     return materialize(jnp.cos(angles_BTD) * factor), materialize(jnp.sin(angles_BTD) * factor)
 
 
-def rotate(x_BTHD, rotation):
-    """Rotates pairs (d, d + D / 2) of each head, in float32; of D dims of the rotation, those behind stay."""
+def rotate(x_BTHD, rotation, adjacent: bool = False):
+    """Rotates pairs (d, d + D / 2) of each head, in float32; of D dims of the rotation, those behind stay.
+
+    Args:
+      adjacent: pairs are (2 d, 2 d + 1) instead.
+    """
     turning = 2 * rotation[0].shape[-1]
     if turning < x_BTHD.shape[-1]:
-        return jnp.concatenate([rotate(x_BTHD[..., :turning], rotation), x_BTHD[..., turning:]], axis=-1)
+        return jnp.concatenate([rotate(x_BTHD[..., :turning], rotation, adjacent), x_BTHD[..., turning:]], axis=-1)
+    if adjacent:
+        apart = x_BTHD.reshape(*x_BTHD.shape[:-1], -1, 2).swapaxes(-1, -2).reshape(x_BTHD.shape)
+        turned = rotate(apart, rotation).reshape(*x_BTHD.shape[:-1], 2, -1)
+        return turned.swapaxes(-1, -2).reshape(x_BTHD.shape)
     cos, sin = (a[:, :, None, None] for a in rotation)
     pairs = x_BTHD.astype(jnp.float32).reshape(*x_BTHD.shape[:-1], 2, -1)
     turned = pairs * cos + pairs[..., ::-1, :] * jnp.concatenate([-sin, sin], -2)

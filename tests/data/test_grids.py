@@ -51,6 +51,16 @@ def test_the_grids_of_many_images_are_those_of_each_alone(sizes, spec):
     assert all(isinstance(side, int) for grid in alone for side in grid)
 
 
+@given(sides, sides, st.integers(1, 60))
+def test_by_the_longest_edge_a_picture_keeps_its_aspect_and_is_made_larger_to_whole_soft_tokens_alone(high, wide, most):
+    spec = ImageSpec(7, 2, max_pixels=(14 * most) ** 2, min_pixels=1, by_longest=True)
+    ratio = max(high / (14 * most), wide / (14 * most), 1)
+    wanted = [max(-(-int(side / ratio) // 14), 1) for side in (high, wide)]
+    assert [side // 2 for side in geometry.grid_size(high, wide, spec)] == wanted
+    rows, columns = geometry.grid_size(np.array([high]), np.array([wide]), spec)
+    assert [rows[0] // 2, columns[0] // 2] == wanted
+
+
 @given(st.integers(24, 60), st.integers(24, 60))
 def test_an_image_in_range_keeps_its_sides_to_half_a_soft_token(height, width):
     spec = ImageSpec(patch_size=2, merge=2, min_pixels=400, max_pixels=64 * 64)

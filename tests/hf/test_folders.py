@@ -24,7 +24,10 @@ from jaxmm.hf.families.family import Layout
 from jaxmm.hf.families.registry import layout_of
 from jaxmm.models.multimodal import flat_axes
 
-CASES = ("llava, clip", "llava, siglip", "qwen2.5-vl", "qwen3-vl", "qwen3-vl, experts", "gemma3", "internvl", "qwen3")
+CASES = (
+    "llava, clip", "llava, siglip", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3-vl, experts", "gemma3", "internvl",
+    "qwen3", "mistral3", "glm-4.1v", "glm-4.6v-flash",
+)  # fmt: skip
 
 
 pytestmark = pytest.mark.usefixtures("whole_transformers")
@@ -83,7 +86,7 @@ QWEN_NEW = {"text.": "model.language_model.", "vision.": "model.visual.", "lm_he
 @pytest.mark.parametrize("age", ["old", "new"])
 def test_old_and_new_names_of_tensors_are_both_read(name, age, tmp_path):
     wanted = made(name, tmp_path)
-    spellings = ((QWEN_OLD, QWEN_NEW) if "-vl" in name else (OLD, NEW))[age == "new"]
+    spellings = ((QWEN_OLD, QWEN_NEW) if "-vl" in name or "glm" in name else (OLD, NEW))[age == "new"]
 
     def change(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         common = {names.common_name(key): value for key, value in tensors.items()}

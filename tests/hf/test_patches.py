@@ -8,8 +8,8 @@ from parities.models import CASES, case
 pytestmark = pytest.mark.parity
 
 PUBLISHED = (
-    "siglip2 + llama", "llava, clip", "llava, siglip", "qwen2.5-vl", "qwen3-vl", "gemma3", "internvl",
-    "idefics3", "smolvlm",
+    "siglip2 + llama", "llava, clip", "llava, siglip", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "gemma3", "internvl",
+    "idefics3", "smolvlm", "mistral3", "glm-4.1v",
 )  # fmt: skip
 
 

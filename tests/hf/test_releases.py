@@ -37,6 +37,26 @@ LLAVA = {  # llava-hf/llava-1.5-7b-hf
     },
     "vision_feature_layer": -2, "vision_feature_select_strategy": "default", "vocab_size": 32064,
 }  # fmt: skip
+QWEN2_VL = {  # Qwen/Qwen2-VL-7B-Instruct: the text's fields are at the top
+    "architectures": ["Qwen2VLForConditionalGeneration"], "attention_dropout": 0.0, "bos_token_id": 151643,
+    "eos_token_id": 151645, "vision_start_token_id": 151652, "vision_end_token_id": 151653,
+    "vision_token_id": 151654, "image_token_id": 151655, "video_token_id": 151656, "hidden_act": "silu",
+    "hidden_size": 3584, "initializer_range": 0.02, "intermediate_size": 18944, "max_position_embeddings": 32768,
+    "max_window_layers": 28, "model_type": "qwen2_vl", "num_attention_heads": 28, "num_hidden_layers": 28,
+    "num_key_value_heads": 4, "rms_norm_eps": 1e-06, "rope_theta": 1000000.0, "sliding_window": 32768,
+    "tie_word_embeddings": False, "torch_dtype": "bfloat16", "transformers_version": "4.41.2", "use_cache": True,
+    "use_sliding_window": False,
+    "vision_config": {
+        "depth": 32, "embed_dim": 1280, "mlp_ratio": 4, "num_heads": 16, "in_chans": 3, "hidden_size": 3584,
+        "patch_size": 14, "spatial_merge_size": 2, "spatial_patch_size": 14, "temporal_patch_size": 2,
+    },
+    "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}, "vocab_size": 152064,
+}  # fmt: skip
+QWEN2_VL_2B = {  # Qwen/Qwen2-VL-2B-Instruct
+    **QWEN2_VL, "hidden_size": 1536, "intermediate_size": 8960, "num_attention_heads": 12, "num_key_value_heads": 2,
+    "tie_word_embeddings": True, "vocab_size": 151936,
+    "vision_config": {**QWEN2_VL["vision_config"], "hidden_size": 1536},  # type: ignore[dict-item]
+}  # fmt: skip
 QWEN2_5_VL = {  # Qwen/Qwen2.5-VL-7B-Instruct: the text's fields are at the top
     "architectures": ["Qwen2_5_VLForConditionalGeneration"], "attention_dropout": 0.0, "bos_token_id": 151643,
     "eos_token_id": 151645, "vision_start_token_id": 151652, "vision_end_token_id": 151653,
@@ -168,6 +188,43 @@ INTERNVL3 = {  # OpenGVLab/InternVL3-1B-hf
     },
     "vision_feature_layer": -1, "vision_feature_select_strategy": "default",
 }  # fmt: skip
+MISTRAL3 = {  # mistralai/Mistral-Small-3.1-24B-Instruct-2503
+    "architectures": ["Mistral3ForConditionalGeneration"], "image_token_index": 10, "model_type": "mistral3",
+    "multimodal_projector_bias": False, "projector_hidden_act": "gelu", "spatial_merge_size": 2,
+    "text_config": {
+        "attention_dropout": 0.0, "head_dim": 128, "hidden_act": "silu", "hidden_size": 5120,
+        "initializer_range": 0.02, "intermediate_size": 32768, "max_position_embeddings": 131072,
+        "model_type": "mistral", "num_attention_heads": 32, "num_hidden_layers": 40, "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-05, "rope_theta": 1000000000.0, "sliding_window": None, "use_cache": True,
+        "vocab_size": 131072,
+    },
+    "tie_word_embeddings": False, "torch_dtype": "bfloat16", "transformers_version": "4.50.0.dev0",
+    "vision_config": {
+        "attention_dropout": 0.0, "head_dim": 64, "hidden_act": "silu", "hidden_size": 1024, "image_size": 1540,
+        "initializer_range": 0.02, "intermediate_size": 4096, "model_type": "pixtral", "num_attention_heads": 16,
+        "num_channels": 3, "num_hidden_layers": 24, "patch_size": 14, "rope_theta": 10000.0,
+    },
+    "vision_feature_layer": -1,
+}  # fmt: skip
+GLM4V = {  # zai-org/GLM-4.1V-9B-Thinking
+    "architectures": ["Glm4vForConditionalGeneration"], "image_end_token_id": 151340, "image_start_token_id": 151339,
+    "image_token_id": 151343, "model_type": "glm4v",
+    "text_config": {
+        "attention_bias": True, "attention_dropout": 0.0, "eos_token_id": [151329, 151336, 151338, 151348],
+        "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.02, "intermediate_size": 13696,
+        "max_position_embeddings": 65536, "model_type": "glm4v_text", "num_attention_heads": 32,
+        "num_hidden_layers": 40, "num_key_value_heads": 2, "pad_token_id": 151329, "partial_rotary_factor": 0.5,
+        "rms_norm_eps": 1e-05, "rope_scaling": {"mrope_section": [8, 12, 12], "rope_type": "default"},
+        "rope_theta": 10000.0, "use_cache": True, "vocab_size": 151552,
+    },
+    "tie_word_embeddings": False, "video_token_id": 151344,
+    "vision_config": {
+        "attention_bias": False, "attention_dropout": 0.0, "depth": 24, "hidden_act": "silu", "hidden_size": 1536,
+        "image_size": 336, "in_channels": 3, "initializer_range": 0.02, "intermediate_size": 13696,
+        "model_type": "glm4v_vision", "num_heads": 12, "out_hidden_size": 4096, "patch_size": 14,
+        "rms_norm_eps": 1e-05, "spatial_merge_size": 2, "temporal_patch_size": 2,
+    },
+}  # fmt: skip
 SIGLIP2 = {  # google/siglip2-so400m-patch16-naflex
     "architectures": ["Siglip2Model"], "initializer_factor": 1.0, "model_type": "siglip2",
     "text_config": {
@@ -293,6 +350,8 @@ def count(spec: ModelSpec, *parts: str) -> int:
     [
         # Of LLaVA's tower the last layer (12,596,224) and the norm after it (2,048) are not used.
         (LLAVA, 7_063_427_072 - 12_596_224 - 2_048),
+        (QWEN2_VL, 8_291_375_616),
+        (QWEN2_VL_2B, 2_208_985_600),
         (QWEN2_5_VL, 8_292_166_656),
         (QWEN2_5_VL_3B, 3_754_622_976),
         (QWEN3_VL, 4_437_815_808),
@@ -302,6 +361,8 @@ def count(spec: ModelSpec, *parts: str) -> int:
         (GEMMA3, 4_300_079_472),
         (SMOLVLM2_500M, 507_482_304),
         (SMOLVLM, 2_246_272_880),
+        (MISTRAL3, 24_011_361_280),
+        (GLM4V, 10_292_777_472),
     ],
     ids=lambda x: x["model_type"] if isinstance(x, dict) else "",
 )
@@ -350,6 +411,9 @@ def test_old_spellings_of_rotary_positions_are_read(tmp_path):
     qwen = layout_of(config_of(QWEN2_5_VL, tmp_path)).spec
     assert (qwen.decoder.rope_theta, qwen.decoder.rope_sections, qwen.decoder.window) == (1e6, (16, 24, 24), 0)
     assert (qwen.vision.window, qwen.vision.global_layers, qwen.vision.frames) == (8, (7, 15, 23, 31), 2)
+    two = layout_of(config_of(QWEN2_VL_2B, tmp_path)).spec
+    assert (two.decoder.rope_sections, two.decoder.window, two.decoder.tie_embeddings) == ((16, 24, 24), 0, True)
+    assert (two.vision.width, two.vision.mlp, two.vision.activation, two.vision.window) == (1280, 5120, "quick_gelu", 0)
     three = layout_of(config_of(QWEN2_5_VL_3B, tmp_path)).spec
     assert three.decoder.tie_embeddings
     qwen3 = layout_of(config_of(QWEN3_VL, tmp_path)).spec
@@ -421,6 +485,9 @@ def changed(config: dict[str, Any], **changes: Any) -> dict[str, Any]:
         (changed(GEMMA3, mm_tokens_per_image=250), "mm_tokens_per_image=250 is not supported: it is no square"),
         (changed(GEMMA3, mm_tokens_per_image=225), "15 soft tokens along 64 patches are not supported"),
         (changed(GEMMA3, text__use_bidirectional_attention=True), "use_bidirectional_attention=True is not supported"),
+        (changed(LLAVA, vision_config=MISTRAL3["vision_config"]), "llava with a tower 'pixtral' is not supported"),
+        (changed(MISTRAL3, vision_config=LLAVA["vision_config"]), "mistral3 with a tower 'clip_vision_model'"),
+        (changed(MISTRAL3, vision_feature_layer=-2), "vision_feature_layer=-2 is not supported: only -1"),
         (changed(LLAVA, vision_feature_layer=-30), "vision_feature_layer -30 is no layer of a tower of 24"),
         (changed(LLAVA, vision_feature_select_strategy="full"), "strategy 'full' with a tower with a class token"),
         (changed(LLAVA, vision__hidden_act="mish"), "activation 'mish' of the checkpoint is not supported"),

@@ -36,6 +36,10 @@ def start_of(name: str, folder, **processor):
         ("gemma3", IMAGES["gemma3"], {"side": 16, "resample": "bilinear", "max_tiles": 1}),
         ("internvl", {"size": {"height": 16, "width": 16}}, {"side": 16, "min_tiles": 1, "max_tiles": 12}),
         ("internvl", {**IMAGES["internvl"], "max_patches": 1}, {"side": 16, "max_tiles": 1}),
+        ("glm-4.1v", {"size": {"shortest_edge": 256, "longest_edge": 4096}},
+         {"min_pixels": 128, "max_pixels": 2048, "least_side": True, "resample": "bicubic"}),
+        ("mistral3", {"size": {"longest_edge": 40}},
+         {"max_pixels": 1600, "by_longest": True, "row_break": "[IMG_BREAK]", "resample": "bicubic"}),
     ],
 )  # fmt: skip
 def test_images_are_processed_as_the_family_does_by_default(name, said, wanted, tmp_path):
@@ -74,6 +78,22 @@ def test_settings_that_are_not_whole_are_one_line(name, text, message, tmp_path)
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=message):
         read_start(str(tmp_path), None, 2, 0)
+
+
+def test_a_longest_edge_is_the_root_of_the_area_that_is_asked_for(tmp_path):
+    start = start_of("mistral3", tmp_path, **IMAGES["mistral3"])
+    assert start.settled((0, 0)).pixels == (64, 1024)
+    settled = start.settled((100, 2000))
+    assert settled.pixels == (64, 44**2)
+    assert settled.told == (
+        "config.image.min_pixels is not followed: pictures are only made smaller; max_pixels is that of a longest edge "
+        "of 44 pixels, 1936",
+    )
+    assert start.family.pictures.resized(start.processor, settled.pixels, start.layout.spec)["size"] == {
+        "longest_edge": 44
+    }
+    with pytest.raises(UserError, match="only longest_edge is supported"):
+        image_settings(start_of("mistral3", tmp_path, size={"height": 32, "width": 32}))
 
 
 def test_what_is_not_followed_is_told(tmp_path):

@@ -113,6 +113,27 @@ def test_a_convolution_is_a_linear_map_of_patches_with_channels_last(frames, D, 
     np.testing.assert_array_equal(out_of_parts([ours], "convolution"), foreign)
 
 
+@hypothesis.given(sizes, sizes, sizes)
+def test_unfolded_patches_are_a_linear_map_of_patches_with_channels_last(G, D, out):
+    foreign = numbers(out, D * G)  # of each channel all patches, as torch's unfold has them
+    assert foreign_shapes("unfolded", [(G, D, out)]) == [foreign.shape]
+    (ours,) = into_parts(foreign, "unfolded", [(G, D, out)])
+    patches = numbers(G, D)
+    np.testing.assert_allclose(np.tensordot(patches, ours, 2), foreign @ patches.T.ravel(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(out_of_parts([ours], "unfolded", inputs=2), foreign)
+
+
+@hypothesis.given(st.integers(1, 3), sizes, sizes)
+def test_a_convolution_of_patches_is_a_linear_map_of_them_row_by_row(side, D, out):
+    foreign = numbers(out, D, side, side)
+    assert foreign_shapes("convolution of patches", [(side**2, D, out)]) == [foreign.shape]
+    (ours,) = into_parts(foreign, "convolution of patches", [(side**2, D, out)])
+    patches = numbers(side, side, D)
+    wanted = np.einsum("odij,ijd->o", foreign, patches)
+    np.testing.assert_allclose(np.tensordot(patches.reshape(side**2, D), ours, 2), wanted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(out_of_parts([ours], "convolution of patches", inputs=2), foreign)
+
+
 @pytest.mark.parametrize("frames", [1, 2])
 def test_one_frame_of_video_is_a_dim_of_its_own_and_no_dim_of_ours(frames):
     foreign, shape = numbers(5, 3, frames, 2, 2), (frames, 12, 5)[frames == 1 :]
@@ -148,6 +169,8 @@ def test_all_of_them_are_tested_here():
         "transpose by heads",
         "depthwise",
         "reversed",
+        "unfolded",
+        "convolution of patches",
         "side by side",
         "one above the other",
         "convolution",

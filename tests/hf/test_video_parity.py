@@ -1,4 +1,4 @@
-"""Videos of Qwen2.5-VL and Qwen3-VL against ``transformers``: ids, positions and patches, logits and gradients."""
+"""Videos of Qwen-VL against ``transformers``: ids, positions and patches, logits and gradients."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ pytestmark = pytest.mark.parity
 
 PAD = "<|video_pad|>"
 SIZES = {
+    "qwen2-vl": {"shortest_edge": 64, "longest_edge": 768},
     "qwen2.5-vl": {"shortest_edge": 64, "longest_edge": 768},
     "qwen3-vl": {"shortest_edge": 64, "longest_edge": 9000},
 }
-VIDEOS = ((19, 24.0, (16, 24)), (5, 3.0, (24, 8)), (64, Fraction(30000, 1001), (40, 28)))
+VIDEOS = ((19, 24.0, (16, 24)), (20, 4.0, (16, 16)), (5, 3.0, (24, 8)), (64, Fraction(30000, 1001), (40, 28)))
 
 
 class Sides(NamedTuple):
@@ -65,7 +66,7 @@ def sides_of(name: str, folder: Path) -> Sides:
     image = transformers.Qwen2VLImageProcessorFast(
         size={"shortest_edge": 64, "longest_edge": 1024}, image_mean=[0.5] * 3, image_std=[0.5] * 3, **side
     )
-    joined = "Qwen3VLProcessor" if name == "qwen3-vl" else "Qwen2_5_VLProcessor"
+    joined = {"qwen2-vl": "Qwen2VLProcessor", "qwen2.5-vl": "Qwen2_5_VLProcessor"}.get(name, "Qwen3VLProcessor")
     processor = getattr(transformers, joined)(image, tokenizer, video, chat_template="")
     tokenizer.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(image.to_dict(), default=str))

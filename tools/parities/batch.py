@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxmm.batch import Batch, Stream
 from jaxmm.models.multimodal import ModelSpec
-from parities.models import IMAGE_TOKEN, QWENS, TEXT_TOKENS, Case
+from parities.models import IMAGE_TOKEN, QWEN, TEXT_TOKENS, Case
 
 
 class Words(NamedTuple):
@@ -21,18 +21,24 @@ class Words(NamedTuple):
 
 class Picture(NamedTuple):
     pixels: np.ndarray  # uint8 (height, width, 3), whole merge groups
+    row_break: int = 0  # the token between two rows of soft tokens; 0 is none
 
 
 Document = list[Words | Picture]
 
 
 def documents(
-    spec: ModelSpec, rng: np.random.Generator, grid: int = 0, images: Sequence[int] = (1, 2, 0)
+    spec: ModelSpec,
+    rng: np.random.Generator,
+    grid: int = 0,
+    images: Sequence[int] = (1, 2, 0),
+    row_break: int = 0,
 ) -> list[Document]:
     """Documents with so many pictures each, text around them.
 
     Args:
       grid: patches on a side of every picture; 0 is pictures of mixed aspect ratio.
+      row_break: as in ``Picture``.
     """
 
     def words(low: int, high: int) -> Words:
@@ -43,8 +49,9 @@ def documents(
         side, merge = vision.patch_size, connector.merge
         rows, columns = (grid,) * 2 if grid else (int(n) * merge for n in rng.integers(1, 5, 2))
         # On a CPU torch gives all rows of a square that it resizes to one column the first row's values.
-        columns = columns if grid else max(columns, 2)
-        return Picture(rng.integers(0, 256, (rows * side, columns * side, 3)).astype(np.uint8))
+        # Mistral 3's class takes one soft token alone for a vector of many.
+        columns = columns if grid else max(columns, 2 * merge if row_break else 2)
+        return Picture(rng.integers(0, 256, (rows * side, columns * side, 3)).astype(np.uint8), row_break)
 
     return [
         [part for _ in range(count) for part in (words(2, 6), picture())] + [words(3, 8)] for count in images
@@ -96,6 +103,9 @@ def packed(documents: Sequence[Document], spec: ModelSpec) -> Batch:
             patches += [(nothing, [0, 0, 0], 0)] * (-len(patches) % group)
             for n, slot in enumerate(slots):
                 row, column = divmod(n, columns // merge)
+                if part.row_break and row and not column:
+                    text.append((part.row_break, [at] * axes, number, -1, 0, 0, 0.0))
+                    at += 1
                 place = [at] if axes == 1 else [at, at + row, at + column]
                 text.append((0, place, number, start + int(slot), len(grids), 0, 0.0))
                 at += axes == 1
@@ -138,10 +148,14 @@ def alone(document: Document, case: Case, spec: ModelSpec) -> dict[str, Any]:
             kinds += [0] * len(part.ids)
         else:
             count = part.pixels.shape[0] // side // merge * (part.pixels.shape[1] // side // merge)
-            ids += [IMAGE_TOKEN] * count
-            kinds += [1] * count
+            row = part.pixels.shape[1] // side // merge
+            placed = [IMAGE_TOKEN] * count
+            if part.row_break:
+                placed = ([*[IMAGE_TOKEN] * row, part.row_break] * (count // row))[:-1]
+            ids += placed
+            kinds += [1] * len(placed)
     found = {"input_ids": torch.tensor([ids])}
-    if case.family in QWENS:
+    if case.family in QWEN:
         found["mm_token_type_ids"] = torch.tensor([kinds])
     if case.family == "gemma3":
         found["token_type_ids"] = torch.tensor([kinds])
@@ -157,7 +171,7 @@ def alone(document: Document, case: Case, spec: ModelSpec) -> dict[str, Any]:
             values[i, : len(patches)], mask[i, : len(patches)] = patches, 1
         found["pixel_values"] = torch.tensor(values, dtype=torch.float32)
         found["pixel_attention_mask"], found["spatial_shapes"] = torch.tensor(mask), torch.tensor(shapes)
-    elif case.family in QWENS:
+    elif case.family in QWEN:
         flat = []
         for picture, (rows, columns) in zip(pictures, shapes, strict=True):
             order, _ = travelling_order(rows, columns, merge, 0)  # it puts windows together itself
@@ -168,6 +182,11 @@ def alone(document: Document, case: Case, spec: ModelSpec) -> dict[str, Any]:
         found["image_grid_thw"] = torch.tensor([[1, *shape] for shape in shapes])
     elif case.family in ("idefics3", "smolvlm"):  # (batch, pictures, ...)
         found["pixel_values"] = torch.tensor(np.stack(pictures).transpose(0, 3, 1, 2)[None], dtype=torch.float32)
+    elif case.family == "mistral3":  # pictures are padded to one size
+        height, width = (max(picture.shape[axis] for picture in pictures) for axis in (0, 1))
+        padded = [np.pad(p, [(0, height - p.shape[0]), (0, width - p.shape[1]), (0, 0)]) for p in pictures]
+        found["pixel_values"] = torch.tensor(np.stack(padded).transpose(0, 3, 1, 2), dtype=torch.float32)
+        found["image_sizes"] = torch.tensor([p.shape[:2] for p in pictures])
     else:
         found["pixel_values"] = torch.tensor(np.stack(pictures).transpose(0, 3, 1, 2), dtype=torch.float32)
     return found

@@ -13,7 +13,7 @@ import numpy as np
 from parities.models import END_TOKEN, IMAGE_TOKEN, QWEN_TOKENS, START_TOKEN, VOCABULARY, Case
 
 ACTIVATIONS = ("gelu", "gelu_pytorch_tanh", "quick_gelu", "silu", "relu", "gelu_new", "gelu_fast", "swish")
-FAMILIES = ("lfm2_vl", "llava", "qwen2_5_vl", "qwen3_vl", "gemma3", "internvl")
+FAMILIES = ("lfm2_vl", "llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3", "internvl")
 
 
 class Draw:
@@ -84,7 +84,7 @@ def decoder(draw: Draw, kind: str, free_head_dim: bool = True) -> dict[str, Any]
         found["mlp_bias"] = draw.maybe()
     if kind == "mistral":
         found["sliding_window"] = draw.of(None, draw.between(1, 12))
-    if kind in ("qwen2", "qwen3", "qwen2_5_vl_text"):
+    if kind in ("qwen2", "qwen3", "qwen2_vl_text", "qwen2_5_vl_text"):
         found |= {
             "use_sliding_window": draw.maybe(), "sliding_window": draw.between(1, 12),
             "max_window_layers": draw.between(0, found["num_hidden_layers"]),
@@ -159,6 +159,23 @@ def qwen_tower(draw: Draw, text: dict[str, Any]) -> dict[str, Any]:
         "out_hidden_size": text["hidden_size"], "spatial_merge_size": draw.between(1, 3),
         "temporal_patch_size": draw.between(1, 3),
     }  # fmt: skip
+
+
+def qwen2_vl(rng: np.random.Generator) -> Any:
+    from transformers import Qwen2VLConfig
+
+    draw = Draw(rng)
+    text = decoder(draw, "qwen2_vl_text", free_head_dim=False)
+    half = text["hidden_size"] // text["num_attention_heads"] // 2
+    text["rope_parameters"] = {
+        "rope_type": "default", "rope_theta": draw.of(10000.0, 1e6), "mrope_section": sections(draw, half)
+    }  # fmt: skip
+    vision = qwen_tower(draw, text)
+    del vision["intermediate_size"], vision["out_hidden_size"]
+    vision |= {"embed_dim": vision["hidden_size"], "hidden_size": text["hidden_size"], "mlp_ratio": draw.between(1, 4)}
+    return Qwen2VLConfig(
+        vision_config=vision, text_config=text, tie_word_embeddings=draw.maybe(), **QWEN_TOKENS
+    )  # fmt: skip
 
 
 def qwen2_5_vl(rng: np.random.Generator) -> Any:
@@ -250,8 +267,8 @@ def internvl(rng: np.random.Generator) -> Any:
 
 
 CONFIGS: dict[str, Callable[[np.random.Generator], Any]] = {
-    "lfm2_vl": lfm2_vl, "llava": llava, "qwen2_5_vl": qwen2_5_vl, "qwen3_vl": qwen3_vl, "gemma3": gemma3,
-    "internvl": internvl,
+    "lfm2_vl": lfm2_vl, "llava": llava, "qwen2_vl": qwen2_vl, "qwen2_5_vl": qwen2_5_vl, "qwen3_vl": qwen3_vl,
+    "gemma3": gemma3, "internvl": internvl,
 }  # fmt: skip
 
 

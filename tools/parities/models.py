@@ -15,6 +15,7 @@ import numpy as np
 
 VOCABULARY = 203
 IMAGE_TOKEN, VIDEO_TOKEN, START_TOKEN, END_TOKEN = 202, 201, 200, 199
+BREAK_TOKEN = 198
 TEXT_TOKENS = (3, 198)  # drawn from, the last one exclusive
 PATCH = 4
 
@@ -48,12 +49,14 @@ class Case(NamedTuple):
       name: of the case; ``family``: of docs and tables.
       config: makes the config of ``transformers``, of a family's class, from a generator of numbers.
       fixed: all images have the tower's own grid.
+      row_break: the token between two rows of an image; 0 is none.
     """
 
     name: str
     family: str
     config: Callable[[np.random.Generator], Any]
     fixed: bool = False
+    row_break: int = 0
 
     def grid(self, config: Any) -> int:
         """Patches on a side of every image, by the config of a model of this case; 0 where it takes any shape."""
@@ -114,11 +117,22 @@ def llava(vision: dict[str, Any], decoder: dict[str, Any], **changes: Any) -> Ca
     return config
 
 
-QWENS = ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")  # of one image processor
+# Their models take patches in the order of merge groups, each as equal frames, and a grid for each picture.
+QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "glm4v", "glm46v")
 QWEN_TOKENS: dict[str, Any] = {
     "image_token_id": IMAGE_TOKEN, "video_token_id": VIDEO_TOKEN, "vision_start_token_id": START_TOKEN,
     "vision_end_token_id": END_TOKEN,
 }  # fmt: skip
+
+
+def qwen2_vl(rng: np.random.Generator) -> Any:
+    from transformers import Qwen2VLConfig
+
+    vision = {
+        "depth": 3, "embed_dim": 32, "hidden_size": 48, "mlp_ratio": 2, "num_heads": 2, "patch_size": PATCH,
+    }  # fmt: skip
+    decoder = text("qwen2_vl_text", head_dim=8, **rope("default", mrope_section=[1, 1, 2]))
+    return Qwen2VLConfig(vision_config=vision, text_config=decoder, tie_word_embeddings=False, **QWEN_TOKENS)
 
 
 def qwen2_5_vl(rng: np.random.Generator) -> Any:
@@ -224,6 +238,42 @@ def squares(family: str) -> Callable[[np.random.Generator], Any]:
     return config
 
 
+def mistral3(rng: np.random.Generator) -> Any:
+    from transformers import Mistral3Config
+
+    vision = vit(
+        "pixtral", image_size=8 * PATCH, head_dim=8, rope_parameters={"rope_type": "axial", "rope_theta": 100.0}
+    )
+    return Mistral3Config(
+        vision_config=vision, text_config=text("mistral"), image_token_index=IMAGE_TOKEN, tie_word_embeddings=False,
+    )  # fmt: skip
+
+
+def glm4v(rng: np.random.Generator) -> Any:
+    from transformers import Glm4vConfig
+
+    return Glm4vConfig(**_glm(int(rng.integers(3, 7))))
+
+
+def glm46v(rng: np.random.Generator) -> Any:
+    from transformers import Glm46VConfig
+
+    return Glm46VConfig(**_glm(4))
+
+
+def _glm(side: int) -> dict[str, Any]:
+    vision = {
+        "model_type": "glm4v_vision", "depth": 3, "hidden_size": 32, "intermediate_size": 44, "num_heads": 2,
+        "patch_size": PATCH, "out_hidden_size": 48, "image_size": side * PATCH,
+    }  # fmt: skip
+    decoder = text(
+        "glm4v_text", head_dim=8, **rope("default", mrope_section=[1, 1, 1], partial_rotary_factor=0.75)
+    )  # fmt: skip
+    tokens = {key: value for key, value in QWEN_TOKENS.items() if not key.startswith("vision")}
+    around = {"image_start_token_id": START_TOKEN, "image_end_token_id": END_TOKEN}
+    return {"vision_config": vision, "text_config": decoder, "tie_word_embeddings": False, **tokens, **around}
+
+
 CLIP = vit("clip_vision_model", image_size=4 * PATCH, projection_dim=20)
 SIGLIP = vit("siglip_vision_model", image_size=5 * PATCH)
 EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 28}
@@ -264,6 +314,7 @@ CASES = (
     Case("llava, clip, two layers", "llava", llava(CLIP, text("llama"), vision_feature_layer=[-2, 1]), fixed=True),
     Case("llava, siglip", "llava",
          llava(SIGLIP, text("qwen2", head_dim=8), vision_feature_select_strategy="full"), fixed=True),
+    Case("qwen2-vl", "qwen2_vl", qwen2_vl),
     Case("qwen2.5-vl", "qwen2_5_vl", qwen2_5_vl),
     Case("qwen3-vl", "qwen3_vl", qwen3_vl),
     Case("qwen3.5", "qwen3_5", qwen3_5),
@@ -277,6 +328,9 @@ CASES = (
          internvl(text("qwen2", head_dim=8), use_qk_norm=True, attention_bias=True, norm_type="rms_norm"), fixed=True),
     Case("internvl, experts", "internvl",
          internvl(text("qwen3_moe", **EXPERTS, norm_topk_prob=True, mlp_only_layers=[0])), fixed=True),
+    Case("mistral3", "mistral3", mistral3, row_break=BREAK_TOKEN),
+    Case("glm-4.1v", "glm4v", glm4v),
+    Case("glm-4.6v-flash", "glm46v", glm46v),
 )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import PIL.Image
 
 from parities.batch import cut, travelling_order
-from parities.models import QWENS, Case, let_torchvision_import
+from parities.models import QWEN, Case, let_torchvision_import
 
 PATCHES = 1  # levels of 255 that are allowed
 
@@ -27,17 +27,23 @@ KINDS = {
     "SiglipImageProcessorPil": "siglip.image_processing_pil_siglip",
     "Qwen2VLImageProcessorPil": "qwen2_vl.image_processing_pil_qwen2_vl",
     "Gemma3ImageProcessorPil": "gemma3.image_processing_pil_gemma3",
+    "Glm4vImageProcessorPil": "glm4v.image_processing_pil_glm4v",
+    "Glm46VImageProcessorPil": "glm46v.image_processing_pil_glm46v",
+    "PixtralImageProcessorPil": "pixtral.image_processing_pil_pixtral",
     "GotOcr2ImageProcessorPil": "got_ocr2.image_processing_pil_got_ocr2",
     "Idefics3ImageProcessorPil": "idefics3.image_processing_pil_idefics3",
     "SmolVLMImageProcessorPil": "smolvlm.image_processing_pil_smolvlm",
 }
-# As published: of LFM2-VL-450M, llava-1.5-7b, Qwen2.5-VL-3B, Qwen3-VL-2B, gemma-3-4b, InternVL3-1B,
-# Idefics3-8B, SmolVLM2-2.2B.
+# As published: of LFM2-VL-450M, llava-1.5-7b, Qwen2-VL-2B, Qwen2.5-VL-3B, Qwen3-VL-2B, gemma-3-4b, InternVL3-1B,
+# Mistral-Small-3.1, GLM-4.1V-9B, GLM-4.6V-Flash, Idefics3-8B, SmolVLM2-2.2B.
 PUBLISHED = {
     "lfm2_vl": {"patch_size": 16}, "llava": {"patch_size": 14, "image_size": 336},
-    "qwen2_5_vl": {"patch_size": 14, "window_size": 112}, "qwen3_vl": {"patch_size": 16},
-    "qwen3_vl_moe": {"patch_size": 16}, "qwen3_5": {"patch_size": 16}, "qwen3_5_moe": {"patch_size": 16},
+    "qwen2_vl": {"patch_size": 14}, "qwen2_5_vl": {"patch_size": 14, "window_size": 112},
+    "qwen3_vl": {"patch_size": 16}, "qwen3_vl_moe": {"patch_size": 16}, "qwen3_5": {"patch_size": 16},
+    "qwen3_5_moe": {"patch_size": 16},
     "gemma3": {"patch_size": 14, "image_size": 896}, "internvl": {"patch_size": 14, "image_size": 448},
+    "glm4v": {"patch_size": 14, "image_size": 336}, "glm46v": {"patch_size": 14, "image_size": 336},
+    "mistral3": {"patch_size": 14, "image_size": 1540},
     "idefics3": {"patch_size": 14, "image_size": 364}, "smolvlm": {"patch_size": 14, "image_size": 384},
 }  # fmt: skip
 
@@ -117,17 +123,24 @@ def processor_of(family: str, config: Any, published: bool) -> Any:
         return _make("CLIPImageProcessorPil", size={"shortest_edge": side}, crop_size=square)
     if family == "llava":
         return _make("SiglipImageProcessorPil", size=square)
-    if family in QWENS:
+    if family in QWEN:
         merge, area = vision.spatial_merge_size, (patch * vision.spatial_merge_size) ** 2
         least, most = (4, 1280) if published else (4, 50)
         size = {"shortest_edge": least * area, "longest_edge": most * area}
-        half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3} if family != "qwen2_5_vl" else {}
+        if family in ("glm4v", "glm46v"):
+            kind = "Glm4vImageProcessorPil" if family == "glm4v" else "Glm46VImageProcessorPil"
+            size = {"shortest_edge": 2 * least * area, "longest_edge": 2 * most * area}  # of both frames
+            return _make(kind, patch_size=patch, merge_size=merge, size=size)
+        half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3} if not family.startswith("qwen2") else {}
         return _make("Qwen2VLImageProcessorPil", patch_size=patch, merge_size=merge, size=size, **half)
     if family == "gemma3":
         return _make("Gemma3ImageProcessorPil", size=square)
     if family in ("idefics3", "smolvlm"):
         kind = {"idefics3": "Idefics3ImageProcessorPil", "smolvlm": "SmolVLMImageProcessorPil"}[family]
         return _make(kind, size={"longest_edge": 4 * side}, max_image_size={"longest_edge": side})
+    if family == "mistral3":
+        token = patch * config.spatial_merge_size  # PixtralProcessor gives its image processor this
+        return _make("PixtralImageProcessorPil", patch_size=token, size={"longest_edge": side if published else 100})
     return _make("GotOcr2ImageProcessorPil", size=square, crop_to_patches=True, max_patches=12 if published else 5)
 
 
@@ -145,7 +158,7 @@ def their_tiles(side: Side, data: bytes) -> list[np.ndarray]:
         for tile, (rows, columns) in zip(values, np.asarray(found["spatial_shapes"]).tolist(), strict=True):
             blocks = tile[: rows * columns].reshape(rows, columns, patch, patch, 3)
             tiles.append(blocks.transpose(0, 2, 1, 3, 4).reshape(rows * patch, columns * patch, 3))
-    elif side.family in QWENS:
+    elif side.family in QWEN:
         _, rows, columns = np.asarray(found["image_grid_thw"])[0].tolist()
         blocks = values.reshape(rows // merge, columns // merge, merge, merge, 3, 2, patch, patch)[:, :, :, :, :, 0]
         tiles = [blocks.transpose(0, 2, 5, 1, 3, 6, 4).reshape(rows * patch, columns * patch, 3)]
@@ -177,7 +190,7 @@ def patch_difference(case: Case, folder: Path, published: bool = False, seed: in
     side = side_of(case, folder, published)
     worst, where = 0.0, ""
     for name, data, size in pictures(seed, 1200 if published else 160):
-        if side.family in QWENS and max(size) / min(size) > 200:
+        if side.family in QWEN and max(size) / min(size) > 200:
             continue  # their processor raises
         difference = picture_difference(side, data, size)
         if difference > worst:

@@ -65,6 +65,11 @@ class FeaturesMedium(Medium):
                 f"{extents.source} has feature vectors in place of images, but this model splits images and has text "
                 f"between their tiles: give pictures"
             )
+        if spec.row_break:
+            raise UserError(
+                f"{extents.source} has feature vectors in place of images, but this model has {spec.row_break} between "
+                f"the rows of an image: give pictures"
+            )
         # Vectors in tower order, (n, 1), need whole groups; a grid needs whole squares.
         uneven = np.where(width == 1, height % merge**2, height % merge + width % merge) > 0
         check_even(uneven, extents, spec)

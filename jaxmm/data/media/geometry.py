@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,7 +32,8 @@ def grid_size(height: Any, width: Any, spec: ImageSpec, bounds: Bounds | None = 
     The rule is Qwen2-VL's ``smart_resize``. Sides are rounded to multiples of what one soft token covers. An image
     above max_pixels is scaled down and its sides floored; one below min_pixels is scaled up and its sides ceiled; the
     aspect is kept. Unlike the original, the area is never above max_pixels: the long side of a very long picture is cut
-    down to it, and ``max_pixels`` wins over ``min_pixels``. With ``spec.side`` the grid is a square of that side.
+    down to it, and ``max_pixels`` wins over ``min_pixels``. With ``spec.side`` the grid is a square of that side, and
+    ``spec.by_longest`` has a rule of its own.
 
     Args:
       height, width: positive, ints or int arrays of one shape.
@@ -44,10 +46,15 @@ def grid_size(height: Any, width: Any, spec: ImageSpec, bounds: Bounds | None = 
         square = np.full(np.shape(height), spec.side // spec.patch_size, np.int64)
         return (square, square) if square.ndim else (int(square), int(square))
     factor = spec.patch_size * spec.merge
+    if spec.by_longest and bounds is None:
+        return _by_longest(np.asarray(height, np.int64), np.asarray(width, np.int64), factor, spec)
     bounds = bounds or Bounds(spec.min_pixels, spec.max_pixels)
     largest = np.maximum(bounds.most // bounds.times // factor**2, 1)  # area in soft tokens
     room = np.maximum(bounds.most // np.minimum(bounds.times, bounds.frames) // factor**2, 1)
     height, width = np.asarray(height, np.float64), np.asarray(width, np.float64)
+    if spec.least_side:
+        enlarge = np.maximum(np.maximum(factor / height, factor / width), 1.0)
+        height, width = np.floor(height * enlarge), np.floor(width * enlarge)
     area = height * width * bounds.frames
     rows, columns = np.rint(height / factor), np.rint(width / factor)
     least = 0 if spec.thin else 1
@@ -71,6 +78,16 @@ def grid_size(height: Any, width: Any, spec: ImageSpec, bounds: Bounds | None = 
     rows, columns = (
         np.where(is_tall, np.minimum(rows, room // columns), rows) * spec.merge,
         np.where(is_tall, columns, np.minimum(columns, room // rows)) * spec.merge,
+    )
+    return (rows, columns) if rows.ndim else (int(rows), int(columns))
+
+
+def _by_longest(height: np.ndarray, width: np.ndarray, factor: int, spec: ImageSpec) -> tuple[Any, Any]:
+    """``grid_size`` by Pixtral's rule: sides above the longest are scaled down and floored, then whole soft tokens."""
+    longest = math.isqrt(spec.max_pixels)
+    ratio = np.maximum(np.maximum(height / longest, width / longest), 1.0)
+    rows, columns = (
+        np.maximum(-(-np.floor(side / ratio).astype(np.int64) // factor), 1) * spec.merge for side in (height, width)
     )
     return (rows, columns) if rows.ndim else (int(rows), int(columns))
 

@@ -69,7 +69,7 @@ class ImageMedium(Medium):
         return {"patches": units, "items": _tiles(extents, spec)}
 
     def has_inner(self, spec: ImageSpec) -> bool:
-        return spec.split is not None
+        return spec.split is not None or bool(spec.row_break)
 
     def inner_keys(self, units: Array, extents: Extents, spec: ImageSpec) -> tuple[Array, ...]:
         if not spec.split:
@@ -77,8 +77,11 @@ class ImageMedium(Medium):
         return geometry.tile_grid(extents.height, extents.width, spec)  # few, where sizes are many
 
     def inner(self, units: int, extent: Extent, spec: ImageSpec) -> list[Inner]:
-        split, tiling = spec.split, geometry.one_tiling(extent.height, extent.width, spec)
-        assert split is not None, "has_inner says so"
+        split = spec.split
+        if split is None:
+            rows, columns = (side // spec.merge for side in geometry.one_grid(extent.height, extent.width, spec))
+            return [Inner(row * columns, spec.row_break) for row in range(1, rows)]
+        tiling = geometry.one_tiling(extent.height, extent.width, spec)
         texts = [split.alone]
         if tiling.squares:
             last = tiling.columns - 1

@@ -44,7 +44,7 @@ def settings(kind: str, image: ImageSpec | None) -> dict[str, Any]:
         return {"kind": kind, "side": image.side}
     return {
         "kind": kind, "multiple": image.patch_size * image.merge, "min_pixels": image.min_pixels,
-        "max_pixels": image.max_pixels, "thin": image.thin,
+        "max_pixels": image.max_pixels, "thin": image.thin, **({"by_longest": True} if image.by_longest else {}),
     }  # fmt: skip
 
 
@@ -57,9 +57,10 @@ def in_words(found: dict[str, Any]) -> str:
         return "boxes in thousandths of a side" if found else "boxes as the data has them"
     if "side" in found:
         return f"boxes in pixels of pictures of {found['side']} x {found['side']}"
+    how = ", thin ones grown" * bool(found.get("thin")) + ", by the longest side" * bool(found.get("by_longest"))
     return (
         f"boxes in pixels of pictures in multiples of {found.get('multiple')}, of {found.get('min_pixels')} to "
-        f"{found.get('max_pixels')} pixels{', thin ones grown' * bool(found.get('thin'))}"
+        f"{found.get('max_pixels')} pixels{how}"
     )
 
 

@@ -128,7 +128,7 @@ class Template:
         chat.check()
         self.tokenizer, self.objective, self.options = tokenizer, objective, chat
         for what, around in (("images", markup), ("recordings", audio or markup)):
-            names = re.findall(r"<[^<>\s]+>", around.before + around.after)
+            names = re.findall(r"<[^<>\s]+>|\[[A-Z_]+\]", around.before + around.after)
             missing = [name for name in names if name not in tokenizer.get_vocab()]
             if missing and around != OURS:
                 raise UserError(

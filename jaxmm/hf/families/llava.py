@@ -43,6 +43,8 @@ class Llava(JoiningFamily):
 
     def layout(self, config: Any) -> Layout:
         tower = tower_of(config.vision_config)
+        if TOWERS[config.vision_config.model_type].pictures != ONE_SIZE:
+            raise UserError(f"config.json: llava with a tower '{config.vision_config.model_type}' is not supported")
         decoder = plain_decoder_of(config.text_config, config.tie_word_embeddings)
         has_class = bool(tower.spec.class_tokens)
         if (config.vision_feature_select_strategy == "default") != has_class:

@@ -16,7 +16,7 @@ from jaxmm.hf.families.family import MODULES, Family, Layout
 from jaxmm.hf.names import linear, norm
 from jaxmm.hf.pictures import ByPixels
 from jaxmm.hf.towers import tower_of
-from jaxmm.hf.videos import QWEN2_VIDEOS
+from jaxmm.hf.videos import QWEN2_5_VIDEOS
 from jaxmm.models.connector import ConnectorSpec
 from jaxmm.models.multimodal import ModelSpec
 
@@ -32,22 +32,23 @@ VISUAL = {**MODULES, "vision": "model.visual."}  # of the modules of its class, 
 class Qwen25VL(Family):
     model_type = "qwen2_5_vl"
     architecture = "Qwen2_5_VLForConditionalGeneration"
-    releases = (
+    releases: tuple[str, ...] = (
         "Qwen/Qwen2.5-VL-3B-Instruct", "Qwen/Qwen2.5-VL-7B-Instruct", "Qwen/Qwen2.5-VL-32B-Instruct",
         "Qwen/Qwen2.5-VL-72B-Instruct",
     )  # fmt: skip
     image_processor = "Qwen2VLImageProcessor"
     pictures = ByPixels()
-    videos = QWEN2_VIDEOS
+    videos = QWEN2_5_VIDEOS
     markup = Markup("<|vision_start|>", "<|vision_end|>")
     boxes = "pixels"
+    merger_norm = "rms"  # of each patch, as in ConnectorSpec
 
     def layout(self, config: Any) -> Layout:
         tower = tower_of(config.vision_config)
         decoder = decoder_of(config.text_config, config.tie_word_embeddings)
         merge = config.vision_config.spatial_merge_size
         connector = ConnectorSpec(
-            merge=merge, mlp=tower.spec.width * merge**2, norm="rms", norm_first=True, norm_eps=1e-6
-        )  # fmt: skip
+            merge=merge, mlp=tower.spec.width * merge**2, norm=self.merger_norm, norm_first=True, norm_eps=1e-6
+        )
         rules = [*tower.rules, *MERGER_RULES, *decoder.rules]
         return Layout(ModelSpec(tower.spec, connector, decoder.spec), rules, PREFIXES, modules=VISUAL)

@@ -8,12 +8,16 @@ from jaxmm.errors import UserError
 from jaxmm.hf.decoders import DECODERS
 from jaxmm.hf.families.family import Family, HearingFamily, JoiningFamily, Layout
 from jaxmm.hf.families.gemma3 import Gemma3
+from jaxmm.hf.families.glm4v import Glm4V
+from jaxmm.hf.families.glm46v import Glm46V
 from jaxmm.hf.families.idefics3 import Idefics3
 from jaxmm.hf.families.internvl import InternVL
 from jaxmm.hf.families.lfm2_vl import Lfm2VL
 from jaxmm.hf.families.llava import Llava
+from jaxmm.hf.families.mistral3 import Mistral3
 from jaxmm.hf.families.qwen2_5_vl import Qwen25VL
 from jaxmm.hf.families.qwen2_audio import Qwen2Audio
+from jaxmm.hf.families.qwen2_vl import Qwen2VL
 from jaxmm.hf.families.qwen3_5 import Qwen35
 from jaxmm.hf.families.qwen3_5_moe import Qwen35Moe
 from jaxmm.hf.families.qwen3_asr import Qwen3ASR
@@ -29,6 +33,7 @@ FAMILIES: dict[str, Family] = {
     for family in (
         OWN,
         Llava(),
+        Qwen2VL(),
         Qwen25VL(),
         Qwen3VL(),
         Qwen3VLMoe(),
@@ -38,6 +43,9 @@ FAMILIES: dict[str, Family] = {
         InternVL(),
         Idefics3(),
         SmolVLM(),
+        Mistral3(),
+        Glm4V(),
+        Glm46V(),
         Qwen2Audio(),
         Qwen3ASR(),
     )

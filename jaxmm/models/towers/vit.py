@@ -33,17 +33,21 @@ class VisionSpec:
     Attributes:
       positions: side of the learned square of position embeddings; 0 is none.
       resize: how the square is resized to an image's grid: "antialias" (SigLIP 2 NaFlex; on images of the square's own
-        grid it is the square itself) or "corners" (corner on corner, without antialiasing: Qwen3-VL).
+        grid it is the square itself), "corners" (corner on corner, without antialiasing: Qwen3-VL) or "cubic" (by four
+        embeddings along each side, without antialiasing: GLM-4.1V).
       frames: of video that one patch spans; a still image is as many equal ones.
       mean, std: of pixels from 0 to 1, by channel: what is taken off, and divided by.
       class_tokens: learned tokens of each tile, at row -1, numbered by column.
       norm: "layer" or "rms".
       gated: the MLP has a gate.
-      patch_bias, qkv_bias, mlp_bias: which linear maps have biases, beside those that lead out of attention.
-      pre_norm: patches are normed before the layers (CLIP); final_norm: after them.
+      patch_bias, qkv_bias, out_bias, mlp_bias: which linear maps have biases; ``out`` is of attention.
+      pre_norm: patches are normed before the layers (CLIP); final_norm: after them; patch_norm: before position
+        embeddings are added (GLM-4.1V).
       qk_norm: queries and keys are normed, all heads together (InternViT 6B).
       layer_scale: learned factors of what attention and MLP give (InternViT).
       rope_theta: rotary positions by row and column; 0 is none.
+      rope_turns: rows and columns take turns at the frequencies of a whole head (Pixtral); else both have those of
+        half a head.
       window: side, in patches, of what most layers see of an image; 0 is all of it.
       global_layers: with a window, the layers that see all of it.
       taps: layers, from 0, whose outputs go to the decoder's first layers (DeepStack).
@@ -67,12 +71,15 @@ class VisionSpec:
     gated: bool = False
     patch_bias: bool = True
     qkv_bias: bool = True
+    out_bias: bool = True
     mlp_bias: bool = True
+    patch_norm: bool = False
     pre_norm: bool = False
     final_norm: bool = True
     qk_norm: bool = False
     layer_scale: float = 0.0
     rope_theta: float = 0.0
+    rope_turns: bool = False
     window: int = 0
     global_layers: tuple[int, ...] = ()
     taps: tuple[int, ...] = ()
@@ -87,6 +94,8 @@ class VisionSpec:
             raise ValueError(f"vision mean {self.mean} and std {self.std} of pixels: finite numbers, std above 0")
         if self.width % self.heads:
             raise ValueError(f"vision width {self.width} is no multiple of {self.heads} heads")
+        if self.rope_theta and self.width // self.heads % 4:
+            raise ValueError(f"vision heads of {self.width // self.heads} dims: rows and columns turn pairs of them")
         if self.norm not in NORMS:
             raise ValueError(f"vision norm '{self.norm}' is not one of {', '.join(NORMS)}")
         if self.resize not in RESIZES:
@@ -103,14 +112,15 @@ class VisionSpec:
 
 
 NORMS = {"layer": LayerNorm, "rms": RMSNorm}
-RESIZES = ("antialias", "corners")
+RESIZES = ("antialias", "corners", "cubic")
 
 
 def position_weights(positions_BN3, grids_BN2, side: int, resize: str = "antialias"):
-    """Bilinear weights of each patch over a side x side square of position embeddings: float32 (B, N, side * side).
+    """Weights of each patch over a side x side square of position embeddings: float32 (B, N, side * side).
 
     One row per patch instead of one resize per image; the same numbers as ``torch.nn.functional.interpolate`` to the
-    patch's own grid with ``mode="bilinear"`` and ``antialias=True``, or with ``align_corners=True`` for "corners".
+    patch's own grid with ``mode="bilinear"`` and ``antialias=True``, or with ``align_corners=True`` for "corners"; for
+    "cubic" those of ``grid_sample`` with ``mode="bicubic"`` and ``padding_mode="border"``.
     """
     source = jnp.arange(side, dtype=jnp.float32)
 
@@ -120,12 +130,22 @@ def position_weights(positions_BN3, grids_BN2, side: int, resize: str = "antiali
         if resize == "corners":
             return jnp.maximum(0.0, 1.0 - jnp.abs(source - index * (side - 1) / jnp.maximum(size - 1, 1)))
         scale = side / size
+        if resize == "cubic":
+            place = (index + 0.5) * scale - 0.5
+            seen = [jnp.floor(place) + n for n in (-1, 0, 1, 2)]  # what is behind an edge is the last one before it
+            return sum(_cubic(place - at) * (source == jnp.clip(at, 0, side - 1)) for at in seen)
         weights = jnp.maximum(0.0, 1.0 - jnp.abs(source + 0.5 - (index + 0.5) * scale) / jnp.maximum(scale, 1.0))
         return weights / jnp.maximum(weights.sum(-1, keepdims=True), 1e-6)
 
     rows = along(positions_BN3[..., 1], grids_BN2[..., 0])
     columns = along(positions_BN3[..., 2], grids_BN2[..., 1])
     return (rows[..., :, None] * columns[..., None, :]).reshape(*rows.shape[:-1], side * side)
+
+
+def _cubic(distance):
+    """Keys' kernel of cubic convolution with a = -0.75, of distances up to 2."""
+    x = jnp.abs(distance)
+    return jnp.where(x <= 1, (1.25 * x - 2.25) * x * x + 1, ((-0.75 * x + 3.75) * x - 6) * x + 3)
 
 
 class Features(NamedTuple):
@@ -160,7 +180,7 @@ class SelfAttention(nnx.Module):
         self.query = Linear([width], shape, ("embed", *axes), bias=bias, rngs=rngs)
         self.key = Linear([width], shape, ("embed", *axes), bias=bias, rngs=rngs)
         self.value = Linear([width], shape, ("embed", *axes), bias=bias, rngs=rngs)
-        self.out = Linear(shape, [width], (*axes, "embed"), bias=True, rngs=rngs)
+        self.out = Linear(shape, [width], (*axes, "embed"), bias=spec.out_bias, rngs=rngs)
         self.query_norm = RMSNorm(width, 1e-6, rngs=rngs) if spec.qk_norm else None
         self.key_norm = RMSNorm(width, 1e-6, rngs=rngs) if spec.qk_norm else None
 
@@ -220,6 +240,7 @@ class VisionTower(nnx.Module):
         places = _sincos(spec.positions, tokens)
         self.class_embedding = parameter(rngs, (tokens, width), axes, init) if tokens else None
         self.position_embedding = parameter(rngs, (rows, width), axes, places) if spec.positions else None
+        self.patch_norm = norm(width, spec.norm_eps, rngs=rngs) if spec.patch_norm else None
         self.pre_norm = norm(width, spec.norm_eps, rngs=rngs) if spec.pre_norm else None
         self.blocks = stack(spec.layers, lambda r: Block(spec, rngs=r), rngs)
         self.norm = norm(width, spec.norm_eps, rngs=rngs) if spec.final_norm else None
@@ -265,6 +286,8 @@ class VisionTower(nnx.Module):
         else:
             pixels_BNP = patches.values.astype(jnp.float32) * scale + shift
         x_BND = self.patch_embedding(pixels_BNP.astype(dtype))
+        if self.patch_norm is not None:
+            x_BND = self.patch_norm(x_BND)
         row_BN, column_BN = patches.positions[..., 1], patches.positions[..., 2]
         is_class = (row_BN < 0)[..., None]
         if self.class_embedding is not None:
@@ -289,12 +312,14 @@ class VisionTower(nnx.Module):
 
     def _rotation(self, patches: Stream) -> tuple[jax.Array, jax.Array] | None:
         """Half of the frequencies turn with the row, half with the column."""
-        if not self.spec.rope_theta:
+        spec, dim = self.spec, self.spec.width // self.spec.heads
+        if not spec.rope_theta:
             return None
-        half = self.spec.width // self.spec.heads // 2
-        waves = rope.inverse_wavelengths(self.spec.rope_theta, half)
-        axes = np.repeat([1, 2], len(waves))
-        return rope.rotations(patches.positions, np.tile(waves, 2), axes, 1.0)
+        if spec.rope_turns:
+            waves = rope.inverse_wavelengths(spec.rope_theta, dim).reshape(-1, 2).T.reshape(-1)
+        else:
+            waves = np.tile(rope.inverse_wavelengths(spec.rope_theta, dim // 2), 2)
+        return rope.rotations(patches.positions, waves, np.repeat([1, 2], len(waves) // 2), 1.0)
 
 
 def pixel_scale(spec: VisionSpec) -> tuple[np.ndarray, np.ndarray]:

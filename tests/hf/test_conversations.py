@@ -1,4 +1,4 @@
-"""InternVL's tiles through the whole model: from a conversation with images to the logits of ``transformers``."""
+"""Images of several tiles, or with text inside: from a conversation with them to the logits of ``transformers``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from made_folders import folder_of
 
 pytestmark = pytest.mark.parity
 
-SIZES = ((64, 64), (70, 31), (15, 60), (9, 7))  # (height, width): of five, three, five tiles and one
+SIZES = ((64, 64), (70, 31), (15, 60), (11, 9))  # (height, width): of five, three, five tiles and one (InternVL)
+PROCESSORS = {"internvl": "InternVLProcessor", "mistral3": "PixtralProcessor", "glm-4.1v": "Glm4vProcessor"}
+TILES = {"internvl": [8, 5, 1, 0], "mistral3": [2, 1, 1, 0], "glm-4.1v": [2, 1, 1, 0]}
 
 
 def saved(folder, name: str, height: int, width: int):
@@ -20,7 +22,8 @@ def saved(folder, name: str, height: int, width: int):
 
 
 @pytest.mark.usefixtures("whole_transformers")
-def test_a_conversation_with_tiles_gives_the_tokens_and_logits_of_transformers(tmp_path):
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_a_conversation_with_images_gives_the_tokens_and_logits_of_transformers(name, tmp_path):
     import jax
     import torch
     import transformers
@@ -36,7 +39,7 @@ def test_a_conversation_with_tiles_gives_the_tokens_and_logits_of_transformers(t
     from jaxmm.models.multimodal import Compute, make_model
     from jaxmm.models.tree import nested
 
-    folder = folder_of("internvl", tmp_path / "theirs")
+    folder = folder_of(name, tmp_path / "theirs")
     start = read_start(str(folder), None, 2, 0)
     assert start.differences() == []
     template = Template(load_tokenizer(str(folder)), "sft", markup=start.family.markup)
@@ -45,7 +48,7 @@ def test_a_conversation_with_tiles_gives_the_tokens_and_logits_of_transformers(t
     model, info = transformers.AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)
     assert not any(info.values()), info
     processor = transformers.AutoProcessor.from_pretrained(folder)
-    assert type(processor).__name__ == "InternVLProcessor"
+    assert type(processor).__name__ == PROCESSORS[name]
     # Torchvision's filter differs by a level here and there, Pillow's does not.
     processor.image_processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
     _, apply = make_model(start.layout.spec)
@@ -54,7 +57,7 @@ def test_a_conversation_with_tiles_gives_the_tokens_and_logits_of_transformers(t
     chosen = [(0, 1), (2,), (3,), ()]  # one prompt each, in one batch of ours
     prompts = [Prompt(tuple(Image(path=str(tmp_path / f"{n}.png")) for n in own), "What is it?") for own in chosen]
     batch = prompt_batch(prompts, template, ImageSpec(**image_settings(start)))
-    assert (batch.grids_BM3[:, :, 0].sum(1) == [8, 5, 1, 0]).all()
+    assert (batch.grids_BM3[:, :, 0].sum(1) == TILES[name]).all()
     hidden_BTD, head_VD = jax.jit(lambda params, batch: apply(params, batch, Compute()))(params, batch)
     ours_BTV = np.asarray(hidden_BTD @ head_VD.T)
     for b, own in enumerate(chosen):
