@@ -214,6 +214,7 @@ class ImageSpec:
       crop: with a side, the aspect is kept, and what is longer is cut off at both ends (CLIP).
       resample: "bicubic" or "bilinear".
       thin: a side below half a soft token makes a picture small, however long the other one is (Qwen-VL).
+      filled: every image is resized to the largest area up to max_pixels, with both sides floored (Gemma 4).
       window: side, in patches, of the windows whose patches travel together; 0 is none.
       class_tokens: learned tokens of each image, which travel after its patches; with padding they fill merge groups.
       text_axes: coordinates of a text position: 3 where soft tokens have a row and a column of their own (Qwen-VL).
@@ -232,6 +233,7 @@ class ImageSpec:
     crop: bool = False
     resample: str = "bicubic"
     thin: bool = False
+    filled: bool = False
     window: int = 0
     class_tokens: int = 0
     text_axes: int = 1
@@ -246,7 +248,8 @@ class ImageSpec:
         values = dataclasses.asdict(self)
         clips = {name: values.pop(name) for name in ("video", "audio")}
         blind = [] if values.pop("is_sighted") else ["blind"]
-        return [*values.values(), *blind, *(clip for name, clip in clips.items() if name in media)]
+        filled = ["filled"] if values.pop("filled") else []
+        return [*values.values(), *blind, *filled, *(clip for name, clip in clips.items() if name in media)]
 
     def only(self, media: Container[str]) -> ImageSpec:
         """The spec of a run that has only these media beside pictures."""

@@ -47,7 +47,8 @@ QWEN3_VL_8B = test_releases.QWEN3_VL | {
 }  # fmt: skip
 WHOLE = {
     "llava": test_releases.LLAVA, "qwen": test_releases.QWEN2_5_VL, "qwen3": test_releases.QWEN3_VL,
-    "qwen3_5": test_releases.QWEN3_5, "qwen3_8b": QWEN3_VL_8B, "gemma": test_releases.GEMMA3, "intern": INTERNVL3_8B,
+    "qwen3_5": test_releases.QWEN3_5, "qwen3_8b": QWEN3_VL_8B, "gemma": test_releases.GEMMA3,
+    "gemma4": test_releases.GEMMA4, "intern": INTERNVL3_8B,
 }  # fmt: skip
 
 
@@ -69,7 +70,8 @@ def test_each_config_is_one_of_the_recipes_here():
     names = {path.stem for path in CONFIGS.glob("*.py")} - {"base"}
     assert names == {
         "siglip2_qwen3_connector", "siglip2_qwen3", "llava_1_5", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "gemma3",
-        "internvl3", "early_fusion", "video", "audio", "dpo", "qwen2_5_vl_lora", "qwen3_vl_qlora", "gemma3_lora",
+        "gemma4", "internvl3", "early_fusion", "video", "audio", "dpo", "qwen2_5_vl_lora", "qwen3_vl_qlora",
+        "gemma3_lora",
     }  # fmt: skip
 
 
@@ -84,6 +86,7 @@ def test_each_config_is_one_of_the_recipes_here():
         ("qwen3_vl", "{}/qwen3", 4438),
         ("qwen3_5", "{}/qwen3_5", 9410),
         ("gemma3", "{}/gemma", 4300),
+        ("gemma4", "{}/gemma4", 31273),
         ("internvl3", "{}/intern", 7945),
         ("early_fusion", "", 7014),
         ("qwen2_5_vl_lora", "{}/qwen", 8292 + 20),

@@ -27,7 +27,8 @@ FLAGS: command.Flags = {"output": (str(FOLDER), "folder to write")}
 # The main case of each family, and what else reaches code of its own.
 CASES = (
     "siglip2 + llama", "llama, yarn rope", "mistral, window", "qwen3", "lfm2", "llava, clip, two layers",
-    "llava, siglip", "qwen2.5-vl", "qwen3-vl", "qwen3.5", "gemma3", "internvl", "internvl, 6B's tower",
+    "llava, siglip", "qwen2.5-vl", "qwen3-vl", "qwen3.5", "gemma3", "gemma4", "internvl",
+    "internvl, 6B's tower",
 )  # fmt: skip
 
 

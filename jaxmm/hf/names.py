@@ -78,6 +78,7 @@ SPELLINGS = (
     (r"(?:model\.)?visual\.", "vision."),
     (r"(?:model\.)?audio_tower\.", "audio."),
     (r"(?:model\.)?multi_modal_projector\.", "connector."),
+    (r"(?:model\.)?embed_vision\.", "connector."),
     (r"(?:language_model\.)?lm_head\.", "lm_head."),
     (r"(?:model\.)?language_model\.(?:model\.)?", "text."),
     (r"model\.", "text."),

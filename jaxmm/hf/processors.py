@@ -28,6 +28,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "resample": 3, "size": {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}, **_CLIP,
     },
     "Gemma3ImageProcessor": {"resample": 2, "size": {"height": 224, "width": 224}, **_HALF},
+    "Gemma4ImageProcessor": {
+        "resample": 3, "max_soft_tokens": 280, "do_normalize": False, "image_mean": [0.0] * 3, "image_std": [1.0] * 3,
+    },
     "GotOcr2ImageProcessor": {
         "resample": 3, "size": {"height": 384, "width": 384}, "min_patches": 1, "max_patches": 12, **_CLIP,
     },

@@ -7,7 +7,9 @@ from parities.models import CASES, case
 
 pytestmark = pytest.mark.parity
 
-PUBLISHED = ("siglip2 + llama", "llava, clip", "llava, siglip", "qwen2.5-vl", "qwen3-vl", "gemma3", "internvl")
+PUBLISHED = (
+    "siglip2 + llama", "llava, clip", "llava, siglip", "qwen2.5-vl", "qwen3-vl", "gemma3", "gemma4", "internvl"
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", [case.name for case in CASES])

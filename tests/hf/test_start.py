@@ -34,6 +34,7 @@ def start_of(name: str, folder, **processor):
         ("llava, siglip", IMAGES["llava, siglip"], {"side": 20, "crop": False, "resample": "bicubic"}),
         ("qwen2.5-vl", {"min_pixels": 256, "max_pixels": 4096}, {"min_pixels": 256, "max_pixels": 4096, "thin": True}),
         ("gemma3", IMAGES["gemma3"], {"side": 16, "resample": "bilinear", "max_tiles": 1}),
+        ("gemma4", IMAGES["gemma4"], {"filled": True, "max_pixels": 70 * 144, "resample": "bicubic", "merge": 3}),
         ("internvl", {"size": {"height": 16, "width": 16}}, {"side": 16, "min_tiles": 1, "max_tiles": 12}),
         ("internvl", {**IMAGES["internvl"], "max_patches": 1}, {"side": 16, "max_tiles": 1}),
     ],

@@ -27,13 +27,15 @@ KINDS = {
     "SiglipImageProcessorPil": "siglip.image_processing_pil_siglip",
     "Qwen2VLImageProcessorPil": "qwen2_vl.image_processing_pil_qwen2_vl",
     "Gemma3ImageProcessorPil": "gemma3.image_processing_pil_gemma3",
+    "Gemma4ImageProcessorPil": "gemma4.image_processing_pil_gemma4",
     "GotOcr2ImageProcessorPil": "got_ocr2.image_processing_pil_got_ocr2",
 }
-# As published: of LFM2-VL-450M, llava-1.5-7b, Qwen2.5-VL-3B, Qwen3-VL-2B, gemma-3-4b, InternVL3-1B.
+# As published: of LFM2-VL-450M, llava-1.5-7b, Qwen2.5-VL-3B, Qwen3-VL-2B, gemma-3-4b, gemma-4-31B, InternVL3-1B.
 PUBLISHED = {
     "lfm2_vl": {"patch_size": 16}, "llava": {"patch_size": 14, "image_size": 336},
     "qwen2_5_vl": {"patch_size": 14, "window_size": 112}, "qwen3_vl": {"patch_size": 16},
     "qwen3_vl_moe": {"patch_size": 16}, "qwen3_5": {"patch_size": 16},
+    "gemma4": {"patch_size": 16, "position_embedding_size": 10240},
     "gemma3": {"patch_size": 14, "image_size": 896}, "internvl": {"patch_size": 14, "image_size": 448},
 }  # fmt: skip
 
@@ -118,6 +120,9 @@ def processor_of(family: str, config: Any, published: bool) -> Any:
         return _make("Qwen2VLImageProcessorPil", patch_size=patch, merge_size=merge, size=size, **half)
     if family == "gemma3":
         return _make("Gemma3ImageProcessorPil", size=square)
+    if family == "gemma4":
+        pool, most = vision.pooling_kernel_size, 280 if published else 70
+        return _make("Gemma4ImageProcessorPil", patch_size=patch, pooling_kernel_size=pool, max_soft_tokens=most)
     return _make("GotOcr2ImageProcessorPil", size=square, crop_to_patches=True, max_patches=12 if published else 5)
 
 
@@ -132,6 +137,10 @@ def their_tiles(side: Side, data: bytes) -> list[np.ndarray]:
     values = np.asarray(found["pixel_values"], np.float64)
     if side.family == "lfm2_vl":
         rows, columns = np.asarray(found["spatial_shapes"])[0].tolist()
+        blocks = values[0, : rows * columns].reshape(rows, columns, patch, patch, 3)
+        tiles = [blocks.transpose(0, 2, 1, 3, 4).reshape(rows * patch, columns * patch, 3)]
+    elif side.family == "gemma4":
+        columns, rows = (np.asarray(found["image_position_ids"])[0].max(0) + 1).tolist()
         blocks = values[0, : rows * columns].reshape(rows, columns, patch, patch, 3)
         tiles = [blocks.transpose(0, 2, 1, 3, 4).reshape(rows * patch, columns * patch, 3)]
     elif side.family in ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5"):

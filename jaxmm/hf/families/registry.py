@@ -8,6 +8,7 @@ from jaxmm.errors import UserError
 from jaxmm.hf.decoders import DECODERS
 from jaxmm.hf.families.family import Family, HearingFamily, JoiningFamily, Layout
 from jaxmm.hf.families.gemma3 import Gemma3
+from jaxmm.hf.families.gemma4 import Gemma4
 from jaxmm.hf.families.internvl import InternVL
 from jaxmm.hf.families.lfm2_vl import Lfm2VL
 from jaxmm.hf.families.llava import Llava
@@ -31,6 +32,7 @@ FAMILIES: dict[str, Family] = {
         Qwen3VLMoe(),
         Qwen35(),
         Gemma3(),
+        Gemma4(),
         InternVL(),
         Qwen2Audio(),
         Qwen3ASR(),
