@@ -109,7 +109,7 @@ def test_a_recipe_at_its_true_size_has_a_step_that_fits_its_mesh(name, init_from
     count = sum(math.prod(shape) for shape, _ in flat_axes(spec.plain).values())
     assert count / 1e6 == pytest.approx(millions, rel=0.02)
     mesh = sharding.make_mesh({"data": 1, "fsdp": 8})
-    budgets = Budgets(config.seq_len, 4096, 32, config.seq_len, **({"pairs": 8} if config.objective else {}))
+    budgets = Budgets(config.seq_len, 4608, 32, config.seq_len, **({"pairs": 8} if config.objective else {}))
     program = make_program(config, recipe, steps=config.steps, targets=budgets.targets, sources=1)
     with jax.set_mesh(mesh):
         state = program.abstract_state(mesh)

@@ -126,6 +126,12 @@ class Filled(AnyShape):
     """Pictures of any shape, all of about as many soft tokens as one may have: Gemma 4's processor."""
 
     def settings(self, processor: Settings, config: Mapping[str, Any], spec: ModelSpec, where: Path) -> dict[str, Any]:
+        vision, connector = spec.seeing
+        for key, own in (("patch_size", vision.patch_size), ("pooling_kernel_size", connector.merge)):
+            if processor.get(key, own) != own:
+                raise UserError(
+                    f"{where}: its image processor has {key}={processor[key]}, its config.json {own}: make them equal"
+                )
         least, most = self.own_limits(processor, DEFAULTS["Gemma4ImageProcessor"], spec)
         _check_positions(most // least, spec)
         return {"filled": True, "min_pixels": least, "max_pixels": most}

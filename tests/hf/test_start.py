@@ -44,6 +44,26 @@ def test_images_are_processed_as_the_family_does_by_default(name, said, wanted, 
     assert {key: spec[key] for key in wanted} == wanted
 
 
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"patch_size": 16}, "image processor has patch_size=16, its config.json 4: make them equal"),
+        ({"pooling_kernel_size": 2}, "image processor has pooling_kernel_size=2, its config.json 3"),
+        ({"max_soft_tokens": 140}, "of 140 soft tokens are up to 420 patches wide, and this tower has 240 positions"),
+    ],
+)
+def test_pictures_that_the_tower_has_no_positions_or_patches_for_are_refused(said, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        image_settings(start_of("gemma4", tmp_path, **said))
+
+
+def test_a_limit_becomes_a_number_of_soft_tokens_that_the_processor_knows(tmp_path):
+    start = start_of("gemma4", tmp_path, **IMAGES["gemma4"])
+    assert image_settings(start.settled((0, 100 * 144)))["max_pixels"] == 70 * 144
+    with pytest.raises(UserError, match=r"max_pixels=10000 is below 70 soft tokens of 144 pixels"):
+        start.settled((0, 10000))
+
+
 def test_mean_and_deviation_are_the_folders_else_the_kinds(tmp_path):
     def vision(**processor):
         return start_of("llava, clip", tmp_path, size=16, crop_size=16, **processor).layout.spec.vision
