@@ -262,6 +262,7 @@ class ImageSpec:
       row_break: text after each row of an image's soft tokens but the last, the names of special tokens (Pixtral). It
         is no target.
       thin: a side below half a soft token makes a picture small, however long the other one is (Qwen-VL).
+      filled: every image is resized to the largest area up to max_pixels, with both sides floored (Gemma 4).
       window: side, in patches, of the windows whose patches travel together; 0 is none.
       class_tokens: learned tokens of each image, which travel after its patches; with padding they fill merge groups.
       text_axes: coordinates of a text position: 3 where soft tokens have a row and a column of their own (Qwen-VL).
@@ -281,6 +282,7 @@ class ImageSpec:
     crop: bool = False
     resample: str = "bicubic"
     thin: bool = False
+    filled: bool = False
     window: int = 0
     class_tokens: int = 0
     text_axes: int = 1
@@ -301,6 +303,7 @@ class ImageSpec:
         split = [of_split] if (of_split := values.pop("split")) else []
         more = [] if values.pop("is_sighted") else ["blind"]
         more += ["least side"] * values.pop("least_side")
+        more += ["filled"] * values.pop("filled")
         more += ["by longest edge"] * values.pop("by_longest")
         more += [f"rows end with {row_break}"] if (row_break := values.pop("row_break")) else []
         return [*values.values(), *split, *more, *(clip for name, clip in clips.items() if name in media)]

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxmm.errors import UserError
 from jaxmm.machine import host_memory
 from jaxmm.models.compute import Compute
-from jaxmm.models.decoder import DecoderSpec
+from jaxmm.models.decoder_spec import ATTENTIONS, DecoderSpec
 from jaxmm.models.flops import parameter_counts
 from jaxmm.models.multimodal import ModelSpec, abstract_params, flat_axes
 from jaxmm.models.trainable import Trainable
@@ -47,7 +47,7 @@ def check_model(spec: ModelSpec, trainable: Trainable, mesh: Mesh) -> None:
 def check_states(spec: DecoderSpec, mesh: Mesh) -> None:
     """Raises UserError where rows would be split between devices, and layers carry a state through whole rows."""
     if spec.has_state and mesh.shape["context"] > 1:
-        kinds = ", ".join(sorted(set(spec.mixer_of_layers()) - {"attention"}))
+        kinds = ", ".join(sorted(set(spec.mixer_of_layers()) - set(ATTENTIONS)))
         raise UserError(
             f"config.mesh.context={mesh.shape['context']} splits rows between devices, and this decoder has layers "
             f"that carry a state through whole rows ({kinds}): set config.mesh.context=1, and fsdp or tensor higher"
@@ -56,8 +56,11 @@ def check_states(spec: DecoderSpec, mesh: Mesh) -> None:
 
 def check_cache(spec: DecoderSpec, compute: Compute, rows: int, positions: int, devices: Sequence[Any]) -> None:
     """Raises UserError where the keys and values of so many positions do not fit on a device."""
-    layers = len(spec.layers_of("attention"))  # what the others keep does not grow with positions
-    size = jnp.dtype(compute.dtype).itemsize * 2 * layers * spec.kv_heads * spec.head_dim * rows * positions
+    # What layers without attention keep does not grow with positions.
+    numbers = sum(
+        len(spec.layers_of(kind)) * sizes.kv_heads * sizes.head_dim for kind, sizes in spec.attention_sizes().items()
+    )
+    size = jnp.dtype(compute.dtype).itemsize * 2 * numbers * rows * positions
     what = f"writing {positions} tokens of {rows} answers"
     _refuse(size, device_memory(devices), "the device", what, "lower --max_tokens or --batch_size")
 

@@ -43,7 +43,7 @@ def listed() -> Iterator[str]:
     yield "Towers for --config.init_from=audio:DIR,decoder:DIR:"
     yield from _wrapped(AUDIO_TOWERS, "  ")
     yield "Decoders for both:"
-    yield from _wrapped(DECODERS, "  ")
+    yield from _wrapped((name for name, kind in DECODERS.items() if kind.joins), "  ")
 
 
 def _wrapped(names: Iterable[str], margin: str) -> list[str]:

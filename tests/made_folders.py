@@ -30,6 +30,7 @@ IMAGES = {
     "qwen3_5": {"size": {"shortest_edge": 64, "longest_edge": 1024}},
     "qwen3_5_moe": {"size": {"shortest_edge": 64, "longest_edge": 1024}},
     "qwen3_vl_moe": {"size": {"shortest_edge": 64, "longest_edge": 1024}},
+    "gemma4": {"max_soft_tokens": 70},
     "gemma3": {"size": SQUARE}, "internvl": {"size": SQUARE, "max_patches": 4},
     "glm4v": {"size": {"shortest_edge": 128, "longest_edge": 2048}, "patch_size": 4},
     "glm46v": {"size": {"shortest_edge": 128, "longest_edge": 2048}},
@@ -93,6 +94,7 @@ def byte_level_tokenizer(family: str = ""):
         tokenizer_object=inner, eos_token="</s>", pad_token="<pad>", **more
     )  # fmt: skip
     around = ["<|vision_start|>", "<|vision_end|>", "<start_of_image>", "<end_of_image>", "<fake_token_around_image>"]
+    around += ["<|image>", "<image|>"]
     tokenizer.add_tokens(around, special_tokens=True)
     if family == "internvl":
         tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)

@@ -48,7 +48,7 @@ QWEN3_VL_8B = test_releases.QWEN3_VL | {
 WHOLE = {
     "llava": test_releases.LLAVA, "qwen": test_releases.QWEN2_5_VL, "qwen3": test_releases.QWEN3_VL,
     "qwen3_5": test_releases.QWEN3_5, "qwen3_moe": test_releases.QWEN3_VL_MOE, "qwen3_8b": QWEN3_VL_8B,
-    "gemma": test_releases.GEMMA3, "intern": INTERNVL3_8B,
+    "gemma": test_releases.GEMMA3, "gemma4": test_releases.GEMMA4, "intern": INTERNVL3_8B,
 }  # fmt: skip
 
 
@@ -70,7 +70,7 @@ def test_each_config_is_one_of_the_recipes_here():
     names = {path.stem for path in CONFIGS.glob("*.py")} - {"base"}
     assert names == {
         "siglip2_qwen3_connector", "siglip2_qwen3", "llava_1_5", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5",
-        "gemma3", "internvl3", "early_fusion", "video", "audio", "dpo", "qwen2_5_vl_lora", "qwen3_vl_qlora",
+        "gemma3", "gemma4", "internvl3", "early_fusion", "video", "audio", "dpo", "qwen2_5_vl_lora", "qwen3_vl_qlora",
         "gemma3_lora",
     }  # fmt: skip
 
@@ -87,6 +87,7 @@ def test_each_config_is_one_of_the_recipes_here():
         ("qwen3_vl_moe", "{}/qwen3_moe", 31071),
         ("qwen3_5", "{}/qwen3_5", 9410),
         ("gemma3", "{}/gemma", 4300),
+        ("gemma4", "{}/gemma4", 31273),
         ("internvl3", "{}/intern", 7945),
         ("early_fusion", "", 7014),
         ("qwen2_5_vl_lora", "{}/qwen", 8292 + 20),
@@ -109,7 +110,7 @@ def test_a_recipe_at_its_true_size_has_a_step_that_fits_its_mesh(name, init_from
     count = sum(math.prod(shape) for shape, _ in flat_axes(spec.plain).values())
     assert count / 1e6 == pytest.approx(millions, rel=0.02)
     mesh = sharding.make_mesh({"data": 1, "fsdp": 8})
-    budgets = Budgets(config.seq_len, 4096, 32, config.seq_len, **({"pairs": 8} if config.objective else {}))
+    budgets = Budgets(config.seq_len, 4608, 32, config.seq_len, **({"pairs": 8} if config.objective else {}))
     program = make_program(config, recipe, steps=config.steps, targets=budgets.targets, sources=1)
     with jax.set_mesh(mesh):
         state = program.abstract_state(mesh)

@@ -94,12 +94,12 @@ def ours(world: World) -> Pass:
     from jaxmm.training.loss import batch_loss, from_hidden
 
     _, apply = make_model(world.layout.spec)
-    batch = packed(world.documents, world.layout.spec)
+    batch, cap = packed(world.documents, world.layout.spec), world.layout.spec.decoder.logit_softcap
 
     def loss(params):
         hidden_BTD, head_VD = apply(params, batch, Compute())
-        loss = batch_loss(from_hidden(hidden_BTD, head_VD), batch, batch.targets_BT.shape[1], 0.0)[0]
-        return loss, hidden_BTD[0] @ head_VD.T
+        loss = batch_loss(from_hidden(hidden_BTD, head_VD), batch, batch.targets_BT.shape[1], 0.0, cap)[0]
+        return loss, apply(params, hidden_BTD[0], method="logits")
 
     gradients, logits_TV = jax.device_get(jax.jit(jax.grad(loss, has_aux=True))(world.params))
     written = hf.outgoing(world.layout, flat(gradients), np.float32)

@@ -137,6 +137,11 @@ def _layer_bytes(recipe: Any, params: Any, mesh: Any) -> int:
     return max(sizes.values()) // mesh.shape["tensor"]
 
 
+def _keys_of(tower: Any) -> list[tuple[int, int, int]]:
+    """(layers, heads of keys, width of a head) of a tower's attention."""
+    return [(tower.layers, tower.heads, tower.width // tower.heads)]
+
+
 def sent_by_formula(
     recipe: Any, params: Any, budgets: Any, rows: int, accumulation: int, mesh: Any
 ) -> dict[str, int]:  # fmt: skip
@@ -195,12 +200,16 @@ def sent_by_formula(
     of_frames = heard * audio.pool * audio.width if audio else 0
     soft, of_patches = patches // recipe.image.merge**2 + heard, patches * vision.feature_width if vision else 0
     is_again = compute.remat != "none"
-    of_parts = [
-        *([("vision", vision, vision.heads, vision.width // vision.heads, patches)] if vision else []),
-        *([("audio", audio, audio.heads, audio.width // audio.heads, heard * audio.pool)] if audio else []),
-        ("decoder", decoder, decoder.kv_heads, decoder.head_dim, budgets.tokens),
+    # (layers, heads of keys, width of a head) of each kind of attention.
+    of_decoder = [
+        (len(decoder.layers_of(kind)), own.kv_heads, own.head_dim) for kind, own in decoder.attention_sizes().items()
     ]
-    for part, spec, key_heads, head_dim, positions in of_parts:
+    of_parts = [
+        *([("vision", vision, _keys_of(vision), patches)] if vision else []),
+        *([("audio", audio, _keys_of(audio), heard * audio.pool)] if audio else []),
+        ("decoder", decoder, of_decoder, budgets.tokens),
+    ]
+    for part, spec, attentions, positions in of_parts:
         by_heads = spec.layers * (spec.heads % sizes["tensor"] == 0)
         by_mlp = spec.layers * (spec.mlp % sizes["tensor"] == 0)
         if part == "decoder" and decoder.experts:
@@ -208,8 +217,10 @@ def sent_by_formula(
             by_mlp = sum(len(decoder.layers_of(name)) for name, n in hidden.items() if n % sizes["tensor"] == 0)
         sums = by_heads + by_mlp + passes[part] * (by_heads + by_mlp + by_heads * (compute.remat == "full"))
         send("all-reduce", ("tensor",), sums * positions * spec.width * here)
-        key_heads //= sizes["tensor"] if key_heads % sizes["tensor"] == 0 else 1
-        keys = spec.layers * 2 * key_heads * head_dim * positions * item * at_once
+        numbers = 0
+        for layers, key_heads, head_dim in attentions:
+            numbers += layers * head_dim * key_heads // (sizes["tensor"] if key_heads % sizes["tensor"] == 0 else 1)
+        keys = 2 * numbers * positions * item * at_once
         send("all-gather", ("context",), keys * (1 + (is_again and passes[part])))
         send("reduce-scatter", ("context",), keys // sizes["context"] * passes[part])
     if decoder.experts:

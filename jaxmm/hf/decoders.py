@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from jaxmm.errors import UserError
 from jaxmm.hf import experts, supported
 from jaxmm.hf.names import Rule, linear, norm
-from jaxmm.models.decoder_spec import COMPONENTS, DecoderSpec
+from jaxmm.models.decoder_spec import COMPONENTS, AttentionSizes, DecoderSpec
 from jaxmm.models.recurrent import ConvolutionSpec, GatedDeltaNetSpec
 from jaxmm.models.rope import RopeScaling
 
@@ -31,10 +31,12 @@ class DecoderKind(NamedTuple):
     Attributes:
       spec: makes the spec from a config, and from whether the vocabulary projection is the embedding.
       rules: the names of its tensors.
+      joins: whether it can be joined with a tower of another family.
     """
 
     spec: Callable[[Any, bool], DecoderSpec]
     rules: list[Rule]
+    joins: bool = True
 
 
 def decoder_of(config: Any, tied: bool) -> Decoder:
@@ -63,8 +65,16 @@ def rules_of(rules: list[Rule], spec: DecoderSpec) -> list[Rule]:
 
 
 def plain_decoder_of(config: Any, tied: bool) -> Decoder:
-    """A decoder in a family with one axis of positions, and in which attention is causal over images as over text."""
+    """A decoder in a family with one axis of positions, and in which attention is causal over images as over text.
+
+    Raises UserError for one whose logits are softcapped, too: the classes of ``transformers`` of these families do not.
+    """
     decoder = decoder_of(config, tied)
+    if decoder.spec.logit_softcap:
+        raise UserError(
+            f"config.json: decoder '{config.model_type}' with final_logit_softcapping={decoder.spec.logit_softcap} is "
+            f"not supported in this family: its class of transformers would not apply it"
+        )
     return decoder._replace(spec=dataclasses.replace(decoder.spec, rope_sections=(), bidirectional_blocks=False))
 
 
@@ -232,7 +242,25 @@ def _lfm2_rules() -> list[Rule]:
     ]
 
 
+def _gemma4_rules() -> list[Rule]:
+    """Gemma 3's names, which those of both kinds of attention are, and a number for each layer."""
+    first = f"{BLOCKS}.attention."
+    again = [
+        rule._replace(paths=(rule.paths[0].replace(first, f"{BLOCKS}.global_attention."),))
+        for rule in POST_NORMS
+        if rule.paths[0].startswith(first)
+    ]
+    return [*POST_NORMS, *again, Rule(f"{LAYER}.layer_scalar", (f"{BLOCKS}.scale.factor",))]
+
+
 PLAIN, POST_NORMS = _rules(post_norms=False), _rules(post_norms=True)
+
+
+# Keys of Gemma 4, and what alone is supported: no expert, no embedding of each layer, no keys of an earlier layer.
+GEMMA4_LEFT_OUT: dict[str, Any] = {
+    "enable_moe_block": False, "hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0,
+    "use_bidirectional_attention": "vision",
+}  # fmt: skip
 
 
 # One by one
@@ -269,6 +297,35 @@ def _gemma3(config: Any, tied: bool) -> DecoderSpec:
         qk_norm=True, post_norms=True, norm_offset=1.0,
         embed_scale=config.hidden_size**0.5, attention_scale=config.query_pre_attn_scalar**-0.5,
         bidirectional_blocks=True,
+    )  # fmt: skip
+
+
+def _gemma4(config: Any, tied: bool) -> DecoderSpec:
+    """Gemma 4 without experts: the layers that see everything have attention of other sizes."""
+    for key, value in GEMMA4_LEFT_OUT.items():
+        if getattr(config, key) not in (None, value):
+            raise UserError(f"config.json: Gemma 4 with {key}={getattr(config, key)} is not supported: only {value} is")
+    changed = {key for own in (config.to_dict().get("per_layer_config") or {}).values() for key in own}
+    if changed - {"head_dim", "num_key_value_heads"}:
+        raise UserError(f"config.json: per_layer_config with {', '.join(sorted(changed))} is not supported")
+    mixers = _mixers(config, {"sliding_attention": "attention", "full_attention": "global_attention"})
+    configs = config.per_layer_config
+    of_layers = [AttentionSizes(own.num_key_value_heads, own.head_dim) for own in configs]
+    wide, narrow = (
+        [n for n, mixer in enumerate(mixers) if mixer == kind] for kind in ("global_attention", "attention")
+    )
+    if any(len({of_layers[n] for n in numbers}) > 1 for numbers in (wide, narrow)):
+        raise UserError("config.json: per_layer_config with layers of one type but different sizes is not supported")
+    sizes = of_layers[wide[0]]._replace(shared_kv=bool(config.attention_k_eq_v)) if wide else None
+    rope = config.rope_parameters
+    return _spec(
+        configs[(narrow or wide)[0]], tied, rope["full_attention"], mixers=mixers, global_attention=sizes,
+        local_rope_theta=rope["sliding_attention"]["rope_theta"], window=config.sliding_window,
+        global_layers=tuple(wide), layer_scale=True,
+        qkv_bias=bool(config.attention_bias), out_bias=bool(config.attention_bias), qk_norm=True, value_norm=True,
+        post_norms=True, embed_scale=config.hidden_size**0.5, attention_scale=1.0,
+        logit_softcap=float(config.final_logit_softcapping or 0.0),
+        bidirectional_blocks=config.use_bidirectional_attention == "vision", causal_global_layers=True,
     )  # fmt: skip
 
 
@@ -374,6 +431,7 @@ DECODERS = {
     "qwen3": DecoderKind(_qwen3, PLAIN),
     "gemma3_text": DecoderKind(_gemma3, POST_NORMS),
     "qwen2_vl_text": DecoderKind(_qwen2_5_vl, PLAIN),
+    "gemma4_text": DecoderKind(_gemma4, _gemma4_rules(), joins=False),
     "qwen2_5_vl_text": DecoderKind(_qwen2_5_vl, PLAIN),
     "qwen3_vl_text": DecoderKind(_qwen3_vl, PLAIN),
     "qwen3_5_text": DecoderKind(_qwen3_5, _qwen3_5_rules()),

@@ -83,6 +83,7 @@ SPELLINGS = (
     (r"(?:model\.)?multi_modal_projector\.", "connector."),
     (r"model\.connector\.", "connector."),
     (r"model\.text_model\.", "text."),
+    (r"(?:model\.)?embed_vision\.", "connector."),
     (r"(?:language_model\.)?lm_head\.", "lm_head."),
     (r"(?:model\.)?language_model\.(?:model\.)?", "text."),
     (r"model\.", "text."),

@@ -11,11 +11,12 @@ from typing import Any, ClassVar
 
 from jaxmm.batch import SplitSpec
 from jaxmm.errors import UserError
-from jaxmm.hf.processors import RESAMPLES, Limits
+from jaxmm.hf.processors import DEFAULTS, RESAMPLES, Limits
 from jaxmm.models.multimodal import ModelSpec
 
 Settings = dict[str, Any]  # of a folder's image processor
 LARGEST = 4096  # pixels of a side, above which Idefics 3's processor makes pictures smaller
+FILLED = (70, 140, 280, 560, 1120)  # soft tokens, of which Gemma 4's processor takes one number as the most
 EDGES = (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge"))  # what Qwen's processors call the limits
 
 
@@ -153,6 +154,52 @@ class BySoftTokens(AnyShape):
     def resized(self, processor: Settings, pixels: Limits, spec: ModelSpec) -> Settings:
         area = token_area(spec)
         return processor | {"min_image_tokens": -(-pixels[0] // area), "max_image_tokens": pixels[1] // area}
+
+
+class Filled(AnyShape):
+    """Pictures of any shape, all of about as many soft tokens as one may have: Gemma 4's processor."""
+
+    def settings(self, processor: Settings, config: Mapping[str, Any], spec: ModelSpec, where: Path) -> dict[str, Any]:
+        vision, connector = spec.seeing
+        for key, own in (("patch_size", vision.patch_size), ("pooling_kernel_size", connector.merge)):
+            if processor.get(key, own) != own:
+                raise UserError(
+                    f"{where}: its image processor has {key}={processor[key]}, its config.json {own}: make them equal"
+                )
+        least, most = self.own_limits(processor, DEFAULTS["Gemma4ImageProcessor"], spec)
+        _check_positions(most // least, spec)
+        return {"filled": True, "min_pixels": least, "max_pixels": most}
+
+    def own_limits(self, processor: Settings, defaults: Settings, spec: ModelSpec) -> Limits:
+        area = token_area(spec)
+        return area, int((defaults | processor)["max_soft_tokens"]) * area
+
+    def whole(self, asked: Limits, spec: ModelSpec) -> Limits:
+        """The largest number of soft tokens that its processor knows within the limit; there is no least one."""
+        if not asked[1]:
+            return 0, 0
+        area = token_area(spec)
+        tokens = max((most for most in FILLED if most * area <= asked[1]), default=0)
+        if not tokens:
+            raise UserError(
+                f"config.image.max_pixels={asked[1]} is below {min(FILLED)} soft tokens of {area} pixels, the fewest "
+                f"that this model's image processor takes: set it to {min(FILLED) * area} or more"
+            )
+        _check_positions(tokens, spec)
+        return 0, tokens * area
+
+    def resized(self, processor: Settings, pixels: Limits, spec: ModelSpec) -> Settings:
+        return processor | {"max_soft_tokens": pixels[1] // token_area(spec)}
+
+
+def _check_positions(tokens: int, spec: ModelSpec) -> None:
+    """Raises UserError where a picture one soft token high has more columns than the tower has positions."""
+    vision, connector = spec.seeing
+    if tokens * connector.merge > vision.axis_positions:
+        raise UserError(
+            f"pictures of {tokens} soft tokens are up to {tokens * connector.merge} patches wide, and this tower has "
+            f"{vision.axis_positions} positions along a side: lower config.image.max_pixels"
+        )
 
 
 class ByPixels(AnyShape):

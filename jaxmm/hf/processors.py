@@ -36,6 +36,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "Gemma3ImageProcessor": {"resample": 2, "size": {"height": 224, "width": 224}, **_HALF},
     "Glm4vImageProcessor": _GLM, "Glm46VImageProcessor": _GLM,
     "PixtralImageProcessor": {"resample": 3, "size": {"longest_edge": 1024}, **_CLIP},
+    "Gemma4ImageProcessor": {
+        "resample": 3, "max_soft_tokens": 280, "do_normalize": False, "image_mean": [0.0] * 3, "image_std": [1.0] * 3,
+    },
     "GotOcr2ImageProcessor": {
         "resample": 3, "size": {"height": 384, "width": 384}, "min_patches": 1, "max_patches": 12, **_CLIP,
     },

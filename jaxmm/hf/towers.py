@@ -67,14 +67,18 @@ def hidden_states(chosen: Any, layers: int) -> list[int]:
 def _vit(config: Any, width: int = 0, mlp: int = 0, **features: Any) -> VisionSpec:
     """``width``, ``mlp``: where they are not ``hidden_size`` and ``intermediate_size`` of the config."""
     supported.require(config, num_channels=3, in_channels=3)
+    own = {
+        "norm_eps": lambda: getattr(config, "layer_norm_eps", 1e-6),
+        "activation": lambda: supported.activation(config.hidden_act),
+    }
+    features = {key: read() for key, read in own.items() if key not in features} | features
     return VisionSpec(
         width=width or config.hidden_size,
         layers=getattr(config, "num_hidden_layers", None) or config.depth,
         heads=getattr(config, "num_attention_heads", None) or config.num_heads,
         mlp=mlp or config.intermediate_size,
         patch_size=square_side(config.patch_size, "patch_size"),
-        activation=supported.activation(config.hidden_act),
-        **{"norm_eps": getattr(config, "layer_norm_eps", 1e-6), **features},
+        **features,
     )
 
 
@@ -160,6 +164,20 @@ def _qwen3(config: Any) -> VisionSpec:
     )  # fmt: skip
 
 
+def _gemma4(config: Any) -> VisionSpec:
+    supported.require(
+        config, attention_bias=False, use_clipped_linears=False, num_key_value_heads=config.num_attention_heads,
+        head_dim=config.hidden_size // config.num_attention_heads
+    )  # fmt: skip
+    return _vit(
+        config, positions=0, axis_positions=config.position_embedding_size, centred=True, norm="rms", gated=True,
+        norm_eps=config.rms_norm_eps, activation=supported.activation(config.hidden_activation), mean=(0.0,) * 3,
+        std=(1.0,) * 3, patch_bias=False, qkv_bias=False, out_bias=False, mlp_bias=False, final_norm=False,
+        post_norms=True, head_norms=True, attention_scale=1.0, rope_theta=float(config.rope_parameters["rope_theta"]),
+        rope_by_halves=True,
+    )  # fmt: skip
+
+
 # Names
 
 
@@ -240,6 +258,27 @@ def _qwen_rules(mlp: Mapping[str, str]) -> list[Rule]:
     ]
 
 
+def _gemma4_rules() -> list[Rule]:
+    """Two of its tensors belong to our connector: what standardises pooled vectors."""
+    norms = {
+        "input_layernorm": "norm_attention", "post_attention_layernorm": "norm_attention_out",
+        "pre_feedforward_layernorm": "norm_mlp", "post_feedforward_layernorm": "norm_mlp_out",
+        "self_attn.q_norm": "attention.query_norm", "self_attn.k_norm": "attention.key_norm",
+    }  # fmt: skip
+    maps = {
+        "self_attn.q_proj.linear": "attention.query", "self_attn.k_proj.linear": "attention.key",
+        "self_attn.v_proj.linear": "attention.value", "self_attn.o_proj.linear": "attention.out",
+        "mlp.gate_proj.linear": "mlp.gate", "mlp.up_proj.linear": "mlp.up", "mlp.down_proj.linear": "mlp.down",
+    }  # fmt: skip
+    return [
+        *linear("vision.patch_embedder.input_proj", "vision.patch_embedding"),
+        Rule("vision.patch_embedder.position_embedding_table", ("vision.axis_embedding",)),
+        *_layers("vision.encoder.layers.{i}", norms, maps),
+        Rule("vision.std_bias", ("connector.mean",)),
+        Rule("vision.std_scale", ("connector.stretch",)),
+    ]
+
+
 GATED = {"mlp.gate_proj": "mlp.gate", "mlp.up_proj": "mlp.up", "mlp.down_proj": "mlp.down"}
 GLM4V_RULES = [
     *_qwen_rules(GATED),
@@ -269,6 +308,7 @@ TOWERS = {
     "qwen2_vl_vision": QWEN2, "qwen2_5_vl_vision": QWEN2_5, "qwen2_5_vl": QWEN2_5,  # configs name it either way
     "qwen3_vl_vision": QWEN3, "qwen3_vl": QWEN3, "qwen3_vl_moe_vision": QWEN3, "qwen3_vl_moe": QWEN3,
     "qwen3_5_vision": QWEN3, "qwen3_5_moe_vision": QWEN3,
+    "gemma4_vision": TowerKind(_gemma4, _gemma4_rules()),
 }  # fmt: skip
 TWO_TOWERS = ("siglip2", "siglip", "clip")  # model types of two towers: one of images, one of text
 

@@ -21,6 +21,8 @@ INTEGERS: dict[str, tuple[int, int]] = {
     "num_channels": (1, 64), "num_patches": (1, 2**24), "num_position_embeddings": (1, 2**24),
     "temporal_patch_size": (1, 64), "spatial_merge_size": (1, 64), "window_size": (1, 2**16),
     "downsample_factor": (1, 64), "projector_hidden_size": (1, 2**20), "mm_tokens_per_image": (1, 2**20),
+    "global_head_dim": (2, 2**14), "num_global_key_value_heads": (1, 4096), "pooling_kernel_size": (1, 64),
+    "position_embedding_size": (1, 2**24),
 }  # fmt: skip
 SIDES: dict[str, tuple[int, int]] = {"patch_size": (1, 1024), "image_size": (1, 2**16)}  # one number, or several
 NUMBERS: dict[str, tuple[float, float]] = {

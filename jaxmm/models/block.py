@@ -13,9 +13,9 @@ from jaxmm import sharding
 from jaxmm.models import attention as attn
 from jaxmm.models import rope
 from jaxmm.models.cache import Cache
-from jaxmm.models.decoder_spec import DecoderSpec
+from jaxmm.models.decoder_spec import ATTENTIONS, DecoderSpec
 from jaxmm.models.experts import Experts
-from jaxmm.models.layers import MLP, RMSNorm
+from jaxmm.models.layers import MLP, LayerScale, RMSNorm, unit_rms
 from jaxmm.models.linear import Linear
 from jaxmm.models.materialize import materialize
 from jaxmm.models.recurrent import GatedDeltaNet, ShortConvolution
@@ -29,24 +29,31 @@ class AttentionContext(NamedTuple):
     intervals: attn.Intervals
 
 
-# How the positions of a layer meet: ``(q, k, v, intervals, cache=, layer=, backend=, whole=, scale=, softcap=)`` gives
-# what they take, and what the layers hand on from one to the next: a key-value cache, or what a probe has found.
+# How the positions of a layer meet: ``(q, k, v, intervals, cache=, kind=, layer=, number=, backend=, whole=, scale=,
+# softcap=)`` gives what they take, and what the layers hand on from one to the next: a key-value cache, or what a probe
+# has found. ``layer`` counts the layers of this kind of attention, ``number`` those of any.
 Attend = Callable[..., tuple[jax.Array, Any]]
 
 
-def attend_own(q_BTHD, k_BTKD, v_BTKD, intervals, *, cache: Cache | None, layer, backend: str, whole: bool, **logits):
+def attend_own(
+    q_BTHD, k_BTKD, v_BTKD, intervals, *, cache: Cache | None, kind: str, layer, number, backend: str, whole: bool,
+    **logits,
+):  # fmt: skip
     """Positions meet those of their own pass, which a cache then holds, where there is one."""
+    del number
     out_BTHD = attn.attention(q_BTHD, k_BTKD, v_BTKD, intervals, backend=backend, whole=whole, **logits)
     if cache is not None:
-        cache = cache.filled(layer, sharding.zigzag_unshard(k_BTKD), sharding.zigzag_unshard(v_BTKD))
+        cache = cache.filled(kind, layer, sharding.zigzag_unshard(k_BTKD), sharding.zigzag_unshard(v_BTKD))
     return out_BTHD, cache
 
 
-def attend_cached(q_B1HD, k_B1KD, v_B1KD, intervals, *, cache: Cache, layer, backend: str, whole: bool, **logits):
+def attend_cached(
+    q_B1HD, k_B1KD, v_B1KD, intervals, *, cache: Cache, kind: str, layer, number, backend: str, whole: bool, **logits
+):  # fmt: skip
     """One position a row meets all that its row's cache holds, itself included."""
-    del backend, whole  # one query needs neither
-    cache = cache.added(layer, k_B1KD, v_B1KD)
-    return attn.decode_attention(q_B1HD, *cache.of(layer), intervals, **logits), cache
+    del number, backend, whole  # one query needs none of them
+    cache = cache.added(kind, layer, k_B1KD, v_B1KD)
+    return attn.decode_attention(q_B1HD, *cache.of(kind, layer), intervals, **logits), cache
 
 
 def at_places(x_BT, target_positions_BR):
@@ -61,36 +68,42 @@ def at_places(x_BT, target_positions_BR):
 class SelfAttention(nnx.Module):
     """Grouped-query attention with rotary positions."""
 
-    def __init__(self, spec: DecoderSpec, *, rngs: nnx.Rngs):
-        q, kv = (spec.heads, spec.head_dim), (spec.kv_heads, spec.head_dim)
-        self.spec, bias = spec, spec.qkv_bias
+    def __init__(self, kind: str, spec: DecoderSpec, *, rngs: nnx.Rngs):
+        """``kind``: one of ATTENTIONS, which has its own sizes."""
+        sizes = spec.attention_sizes()[kind]
+        q, kv = (spec.heads, sizes.head_dim), (sizes.kv_heads, sizes.head_dim)
+        self.kind, self.spec, bias = kind, spec, spec.qkv_bias
         self.query = Linear([spec.width], q, ("embed", "heads", None), bias=bias, rngs=rngs)
         self.key = Linear([spec.width], kv, ("embed", "kv_heads", None), bias=bias, rngs=rngs)
-        self.value = Linear([spec.width], kv, ("embed", "kv_heads", None), bias=bias, rngs=rngs)
+        self.value = (
+            None if sizes.shared_kv else Linear([spec.width], kv, ("embed", "kv_heads", None), bias=bias, rngs=rngs)
+        )
         depth = 0.5 / spec.layers  # keeps the residual stream's variance flat in depth (GPT-2)
         self.out = Linear(q, [spec.width], ("heads", None, "embed"), bias=spec.out_bias, rngs=rngs, scale=depth)
         self.gate = (
             Linear([spec.width], q, ("embed", "heads", None), bias=bias, rngs=rngs) if spec.attention_gate else None
         )
-        self.query_norm = self._head_norm(rngs) if spec.qk_norm else None
-        self.key_norm = self._head_norm(rngs) if spec.qk_norm else None
+        self.query_norm = self._head_norm(sizes.head_dim, rngs) if spec.qk_norm else None
+        self.key_norm = self._head_norm(sizes.head_dim, rngs) if spec.qk_norm else None
 
-    def _head_norm(self, rngs: nnx.Rngs) -> RMSNorm:
-        spec = self.spec
-        return RMSNorm(spec.head_dim, spec.norm_eps, rngs=rngs, offset=spec.norm_offset, axis=None)
+    def _head_norm(self, head_dim: int, rngs: nnx.Rngs) -> RMSNorm:
+        return RMSNorm(head_dim, self.spec.norm_eps, rngs=rngs, offset=self.spec.norm_offset, axis=None)
 
     def projected(self, x_BTD, rotation):
         """Queries (B, T, H, D), keys and values (B, T, K, D), ready to meet."""
         q_BTHD, k_BTKD = self.query(x_BTD), self.key(x_BTD)
+        v_BTKD = k_BTKD if self.value is None else self.value(x_BTD)
         if self.query_norm is not None and self.key_norm is not None:
             q_BTHD, k_BTKD = self.query_norm(q_BTHD), self.key_norm(k_BTKD)
+        if self.spec.value_norm:
+            v_BTKD = unit_rms(v_BTKD, self.spec.norm_eps)
         q_BTHD, k_BTKD = (rope.rotate(x, rotation, self.spec.rope_adjacent) for x in (q_BTHD, k_BTKD))
-        return q_BTHD, k_BTKD, self.value(x_BTD)
+        return q_BTHD, k_BTKD, v_BTKD
 
     def __call__(self, x_BTD, where: AttentionContext, attend: Attend, target_positions_BR=None):
         spec = self.spec
         out_BTHD, cache = attend(
-            *self.projected(x_BTD, where.rotation), where.intervals,
+            *self.projected(x_BTD, where.rotation), where.intervals, kind=self.kind,
             scale=spec.attention_scale, softcap=spec.attention_softcap,
         )  # fmt: skip
         out_BTHD = at_places(out_BTHD, target_positions_BR)
@@ -130,10 +143,12 @@ class Layer(NamedTuple):
     mlp: MLP | None = None
     experts: Experts | None = None
     attention: SelfAttention | None = None
+    global_attention: SelfAttention | None = None
     convolution: ShortConvolution | None = None
     delta: GatedDeltaNet | None = None
     norm_attention_out: RMSNorm | None = None
     norm_mlp_out: RMSNorm | None = None
+    scale: LayerScale | None = None
 
     def __call__(self, x_BTD, where: AttentionContext, segments_BT, mixing: Mixing, target_positions_BR=None):
         """Returns what goes on, at ``target_positions_BR`` or everywhere, the cache, and the load of experts, if any.
@@ -142,8 +157,9 @@ class Layer(NamedTuple):
           segments_BT: the documents of positions, to mixers that carry a state.
         """
         normal_BTD = self.norm_attention(x_BTD)
-        if self.attention is not None:
-            h_BTD, cache = self.attention(normal_BTD, where, mixing.attend, target_positions_BR)
+        attention = self.attention if self.attention is not None else self.global_attention
+        if attention is not None:
+            h_BTD, cache = attention(normal_BTD, where, mixing.attend, target_positions_BR)
         else:
             mixer, kind = (self.convolution, "convolution") if self.convolution is not None else (self.delta, "delta")
             h_BTD, cache = mixing.recur(mixer, normal_BTD, segments_BT, kind=kind)
@@ -153,7 +169,8 @@ class Layer(NamedTuple):
         )
         x_BTD = materialize(x_BTD)
         h_BTD, load = self._mlp(self.norm_mlp(x_BTD), where, target_positions_BR)
-        x_BTD = materialize(x_BTD + (h_BTD if self.norm_mlp_out is None else self.norm_mlp_out(h_BTD)))
+        x_BTD = x_BTD + (h_BTD if self.norm_mlp_out is None else self.norm_mlp_out(h_BTD))
+        x_BTD = materialize(x_BTD if self.scale is None else self.scale(x_BTD))
         axis = sharding.positions_axis(x_BTD.shape[1]) if target_positions_BR is None else None
         return sharding.constrain(x_BTD, "rows", axis, None), cache, load
 
@@ -168,8 +185,10 @@ class Layer(NamedTuple):
 def component(name: str, spec: DecoderSpec, rngs: nnx.Rngs) -> nnx.Module:
     """One module of a layer, by its name in COMPONENTS."""
     depth = 0.5 / spec.layers
-    if name == "attention":
-        return SelfAttention(spec, rngs=rngs)
+    if name in ATTENTIONS:
+        return SelfAttention(name, spec, rngs=rngs)
+    if name == "scale":
+        return LayerScale(rngs=rngs)
     if name == "convolution":
         assert spec.convolution is not None
         return ShortConvolution(spec.convolution, rngs=rngs, scale=depth)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +12,16 @@ from jax import lax
 from jaxmm import sharding
 
 
+class Pages(NamedTuple):
+    """Keys and values of the layers of one kind of attention, normed and turned, with room for C positions.
+
+    Those of a head lie together, as one query reads them: on a CPU that takes a third of the time.
+    """
+
+    keys_LBKCD: jax.Array
+    values_LBKCD: jax.Array
+
+
 class Cache(NamedTuple):
     """One document a row, from the row's first position on; rows may be of different lengths.
 
@@ -19,46 +29,55 @@ class Cache(NamedTuple):
     "longrope"): what is written later turns by the frequencies of its own time, as in ``transformers``.
 
     Attributes:
-      keys_LBKCD, values_LBKCD: normed and turned, with room for C positions. Those of a head lie together, as one
-        query reads them: on a CPU that takes a third of the time.
+      pages: by the mixer whose layers they are of.
       length_B: positions that are written; the next one goes there.
       position_B: the rotary position of the next one, on every axis: after an image it is not ``length_B`` where soft
         tokens have rows and columns of their own.
       states: of layers that carry a state, by their mixer: a pytree with a leading dim of the layers that have it.
     """
 
-    keys_LBKCD: jax.Array
-    values_LBKCD: jax.Array
+    pages: Mapping[str, Pages]
     length_B: jax.Array
     position_B: jax.Array
     states: Mapping[str, Any] = {}
 
     @classmethod
     def empty(
-        cls, shape: tuple[int, int, int, int, int], dtype, positions_BTA, segments_BT, states: Mapping[str, Any] = {},
+        cls, shapes: Mapping[str, tuple[int, int, int, int, int]], dtype, positions_BTA, segments_BT,
+        states: Mapping[str, Any] = {},
     ) -> Cache:  # fmt: skip
-        """For documents at these positions, none of whose keys is written yet; ``shape`` is (L, B, K, C, D).
+        """For documents at these positions, none of whose keys is written yet.
 
         Args:
+          shapes: (L, B, K, C, D) of each kind of attention, by its mixer.
           states: shapes and dtypes of the states, by mixer, with a leading dim of layers.
         """
-        pages = sharding.constrain(jnp.zeros(shape, dtype), None, "rows", "kv_heads", None, None)
+        empty = {
+            kind: sharding.constrain(jnp.zeros(shape, dtype), None, "rows", "kv_heads", None, None)
+            for kind, shape in shapes.items()
+        }
+        pages = {kind: Pages(zeros, zeros) for kind, zeros in empty.items()}
         length_B = (segments_BT > 0).sum(-1, dtype=jnp.int32)
         # After the last position, as in training; soft tokens of a video before it may have larger ones.
         last_B = jnp.take_along_axis(positions_BTA.max(-1), jnp.maximum(length_B[:, None] - 1, 0), axis=1)[:, 0]
         position_B = jnp.where(length_B > 0, last_B + 1, 0).astype(jnp.int32)
-        return cls(pages, pages, length_B, position_B, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), states))
+        return cls(pages, length_B, position_B, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), states))
 
-    def filled(self, layer, k_BTKD, v_BTKD) -> Cache:
-        """With the first T keys and values of a layer; what is written behind a row's length is never seen."""
+    def filled(self, kind: str, layer, k_BTKD, v_BTKD) -> Cache:
+        """With the first T keys and values of a layer, ``layer`` counted among those of its kind of attention; what is
+        written behind a row's length is never seen."""
 
         def write(pages, new_BTKD):
             new_1BKTD = jnp.swapaxes(new_BTKD, 1, 2)[None].astype(pages.dtype)
             return lax.dynamic_update_slice(pages, new_1BKTD, (layer, 0, 0, 0, 0))
 
-        return self._replace(keys_LBKCD=write(self.keys_LBKCD, k_BTKD), values_LBKCD=write(self.values_LBKCD, v_BTKD))
+        return self._with(kind, write, k_BTKD, v_BTKD)
 
-    def added(self, layer, k_B1KD, v_B1KD) -> Cache:
+    def _with(self, kind: str, write: Callable[..., jax.Array], *new: jax.Array) -> Cache:
+        pages = Pages(*map(write, self.pages[kind], new))
+        return self._replace(pages={**self.pages, kind: pages})
+
+    def added(self, kind: str, layer, k_B1KD, v_B1KD) -> Cache:
         """With one more key and value of a layer in each row; the length grows when all layers have theirs."""
 
         def write(pages, new_B1KD):
@@ -66,13 +85,11 @@ class Cache(NamedTuple):
             new_BKD = new_B1KD[:, 0].astype(pages.dtype)
             return pages.at[layer, rows[:, None], heads, self.length_B[:, None]].set(new_BKD)
 
-        return self._replace(keys_LBKCD=write(self.keys_LBKCD, k_B1KD), values_LBKCD=write(self.values_LBKCD, v_B1KD))
+        return self._with(kind, write, k_B1KD, v_B1KD)
 
-    def of(self, layer) -> tuple[jax.Array, jax.Array]:
+    def of(self, kind: str, layer) -> tuple[jax.Array, jax.Array]:
         """Keys and values (B, K, C, D) of a layer."""
-        k_BKCD, v_BKCD = (
-            lax.dynamic_index_in_dim(pages, layer, keepdims=False) for pages in (self.keys_LBKCD, self.values_LBKCD)
-        )
+        k_BKCD, v_BKCD = (lax.dynamic_index_in_dim(pages, layer, keepdims=False) for pages in self.pages[kind])
         return k_BKCD, v_BKCD
 
     def state(self, kind: str, layer) -> Any:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 
-from jaxmm.models.layers import MLP, LayerNorm, RMSNorm, activation, stack
+from jaxmm.models.layers import MLP, LayerNorm, RMSNorm, activation, stack, unit_rms
 from jaxmm.models.linear import Linear
+from jaxmm.models.parameters import ones, parameter, zeros
 from jaxmm.models.sizes import check_numbers, check_sizes
 
-NORMS = ("", "layer", "rms", "rms_offset")
+NORMS = ("", "layer", "rms", "rms_offset", "rms_unit")
 POOLS = ("concat", "mean")
 
 
@@ -23,7 +26,10 @@ class ConnectorSpec:
       merge: side of the square of patches that becomes one soft token.
       mlp: hidden width; 0 is one projection and no MLP.
       pool: how a square becomes one vector: "concat" (pixel unshuffle) or "mean".
-      norm: of what goes in: "layer", "rms", "rms_offset" (scales stored around 0) or "" for none.
+      pool_scale: what comes of that is multiplied by this, in float32 (Gemma 4).
+      standardised: then a vector is taken off and another multiplies, which are read and never learnt (Gemma 4).
+      norm: of what goes in: "layer", "rms", "rms_offset" (scales stored around 0), "rms_unit" (without scales) or ""
+        for none.
       norm_first: it norms each patch before they are pooled, not the pooled vector.
       merged: width to which a linear map brings a square of patches before the MLP; 0 is no such map (Mistral 3).
       merged_bias: that map has a bias.
@@ -36,6 +42,8 @@ class ConnectorSpec:
     mlp: int = 256
     norm_eps: float = 1e-5
     pool: str = "concat"
+    pool_scale: float = 1.0
+    standardised: bool = False
     norm: str = "layer"
     norm_first: bool = False
     merged: int = 0
@@ -50,7 +58,7 @@ class ConnectorSpec:
     def __post_init__(self):
         check_sizes(self, "connector", "merge")
         check_sizes(self, "connector", "mlp", "merged", "gated", "deep", least=0)
-        check_numbers(self, "connector", "norm_eps")
+        check_numbers(self, "connector", "norm_eps", "pool_scale")
         if self.norm not in NORMS:
             raise ValueError(f"connector norm '{self.norm}' is not one of {', '.join(map(repr, NORMS))}")
         if self.pool not in POOLS:
@@ -81,9 +89,11 @@ class Projector(nnx.Module):
         self.spec = spec
         wide = spec.pooled_width(inputs)
         width, merge = inputs if spec.norm_first else wide, [spec.merge**2, inputs]
-        self.norm = _make_norm(spec, width, rngs) if spec.norm else None
+        self.norm = _make_norm(spec, width, rngs) if spec.norm not in ("", "rms_unit") else None
         named = (None, "embed", "mlp")
         self.merger = Linear(merge, [spec.merged], named, bias=spec.merged_bias, rngs=rngs) if spec.merged else None
+        self.mean = parameter(rngs, (wide,), (None,), zeros) if spec.standardised else None
+        self.stretch = parameter(rngs, (wide,), (None,), ones) if spec.standardised else None
         self.up = Linear([wide], [spec.mlp], ("embed", "mlp"), bias=spec.bias, rngs=rngs) if spec.mlp else None
         axes = ("mlp", "embed") if spec.mlp else (None, "embed")
         self.hidden_norm = LayerNorm(spec.mlp, 1e-5, rngs=rngs) if spec.hidden_norm else None
@@ -103,12 +113,24 @@ class Projector(nnx.Module):
             x_BSD = self.merger(groups_BSGD)
         else:
             x_BSD = groups_BSGD.mean(2) if spec.pool == "mean" else groups_BSGD.reshape(B, groups_BSGD.shape[1], -1)
+        if spec.pool_scale != 1 or spec.standardised:
+            x_BSD = self._standardised(x_BSD)
+        if spec.norm == "rms_unit":
+            x_BSD = unit_rms(x_BSD, spec.norm_eps)
         if self.norm is not None and not spec.norm_first:
             x_BSD = self.norm(x_BSD)
         if self.up is not None:
             x_BSD = self.up(x_BSD)
             x_BSD = activation(spec.activation)(x_BSD if self.hidden_norm is None else self.hidden_norm(x_BSD))
         return self.down(x_BSD)
+
+    def _standardised(self, x_BSD):
+        """In float32: what is taken off is large, as what it is taken off from."""
+        wide_BSD = x_BSD.astype(jnp.float32) * self.spec.pool_scale
+        if self.mean is not None and self.stretch is not None:
+            mean, stretch = (lax.stop_gradient(x[...]) for x in (self.mean, self.stretch))
+            wide_BSD = (wide_BSD - mean) * stretch
+        return wide_BSD.astype(x_BSD.dtype)
 
 
 class Connector(Projector):

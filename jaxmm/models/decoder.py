@@ -18,7 +18,7 @@ from jaxmm.models.block import AttentionContext, Layer, Mixing, at_places, atten
 from jaxmm.models.cache import Cache
 from jaxmm.models.compute import Compute
 from jaxmm.models.decoder_layers import Stacks, apply_layers, make_blocks, places_in_stacks
-from jaxmm.models.decoder_spec import DecoderSpec
+from jaxmm.models.decoder_spec import ATTENTIONS, DecoderSpec
 from jaxmm.models.embedding import look_up
 from jaxmm.models.layers import RMSNorm, checkpointed
 from jaxmm.models.parameters import fan_in, parameter
@@ -85,23 +85,31 @@ class Decoder(nnx.Module):
           lengths_BT: positions in the document of each position.
         """
         spec = self.spec
-        axes = rope.axis_of_frequency(spec.rope_sections, spec.rope_interleaved, spec.turning_dim // 2)
-        scaled = rope.frequencies(spec.rope_theta, spec.turning_dim, spec.rope_scaling, lengths_BT)
-        by_kind = {False: rope.rotations(positions_BTA, scaled, axes, rope.attention_factor(spec.rope_scaling))}
+        of_global = spec.global_attention.head_dim if spec.global_attention else spec.turning_dim
+
+        def of(theta: float, dim: int, scaling: RopeScaling) -> tuple[jax.Array, jax.Array]:
+            axes = rope.axis_of_frequency(spec.rope_sections, spec.rope_interleaved, dim // 2)
+            frequencies = rope.frequencies(theta, dim, scaling, lengths_BT)
+            return rope.rotations(positions_BTA, frequencies, axes, rope.attention_factor(scaling))
+
+        by_kind = {False: of(spec.rope_theta, of_global, spec.rope_scaling)}
         by_kind[True] = by_kind[False]
         if spec.local_rope_theta:
-            plain = rope.frequencies(spec.local_rope_theta, spec.turning_dim, RopeScaling())
-            by_kind[True] = rope.rotations(positions_BTA, plain, axes, 1.0)
+            by_kind[True] = of(spec.local_rope_theta, spec.turning_dim, RopeScaling())
         return by_kind
 
     def places(self, positions_BTA, segments_BT, blocks_BT) -> dict[bool, AttentionContext]:
         """The attention context of global layers (False) and of local ones (True), in zigzag order."""
         spec = self.spec
-        blocks_BT = blocks_BT if spec.bidirectional_blocks else None
+        has_blocks = {True: spec.bidirectional_blocks}
+        has_blocks[False] = spec.bidirectional_blocks and not spec.causal_global_layers
         start_BT, end_BT = attn.runs(segments_BT)
         rotations = self.rotations(positions_BTA, end_BT - start_BT)
         places = {
-            local: AttentionContext(rotations[local], attn.causal(segments_BT, blocks_BT, spec.window if local else 0))
+            local: AttentionContext(
+                rotations[local],
+                attn.causal(segments_BT, blocks_BT if has_blocks[local] else None, spec.window if local else 0),
+            )
             for local in set(spec.is_local().tolist())
         }
         return jax.tree.map(sharding.zigzag_shard, places)
@@ -159,8 +167,11 @@ class Decoder(nnx.Module):
         spec, (B, T) = self.spec, segments_BT.shape
         if size < T:
             raise ValueError(f"a cache of {size} positions does not hold rows of {T}")
-        shape = len(spec.layers_of("attention")), B, spec.kv_heads, size, spec.head_dim
-        cache = Cache.empty(shape, x_BTD.dtype, positions_BTA, segments_BT, self._states(x_BTD, segments_BT))
+        shapes = {
+            kind: (len(spec.layers_of(kind)), B, of_kind.kv_heads, size, of_kind.head_dim)
+            for kind, of_kind in spec.attention_sizes().items()
+        }
+        cache = Cache.empty(shapes, x_BTD.dtype, positions_BTA, segments_BT, self._states(x_BTD, segments_BT))
         places = self.places(positions_BTA, segments_BT, blocks_BT)
         x_BTD, cache, _ = self._run(x_BTD, cache, places, segments_BT, Mixing(attend_own), deep, compute)
         return sharding.zigzag_unshard(x_BTD), cache
@@ -176,7 +187,7 @@ class Decoder(nnx.Module):
           by_head: maps are made of each head, not of their mean.
         """
         places = self.places(positions_BTA, segments_BT, blocks_BT)
-        layers = len(self.spec.layers_of("attention"))
+        layers = len(self.spec.attention_layers())
         found = Attended.empty(layers, self.spec.heads, groups, queries, by_head)
         mixing = Mixing(functools.partial(attend_probed, queries=queries))
         return self._run(x_BTD, found, places, segments_BT, mixing, deep, compute)[1]
@@ -190,7 +201,7 @@ class Decoder(nnx.Module):
     def _states(self, x_BTD, segments_BT) -> dict[str, Any]:
         """Shapes and dtypes of the states of layers that carry one, by mixer, with a leading dim of layers."""
         stacks, found = Stacks(self.blocks, self.spec), {}
-        for kind in set(self.spec.mixer_of_layers()) - {"attention"}:
+        for kind in set(self.spec.mixer_of_layers()) - set(ATTENTIONS):
             mixer, layers = stacks.first_of(kind), len(self.spec.layers_of(kind))
             state = jax.eval_shape(lambda x, s, mixer=mixer: mixer.prefill(x, s)[1], x_BTD, segments_BT)
             found[kind] = jax.tree.map(lambda x, n=layers: jax.ShapeDtypeStruct((n, *x.shape), x.dtype), state)
@@ -201,10 +212,11 @@ class Decoder(nnx.Module):
         deep: DeepStack | None, compute: Compute, target_positions_BR=None,
     ):  # fmt: skip
         spec, stacks = self.spec, Stacks(self.blocks, self.spec)
-        routed = spec.layers_of("experts")
+        routed, attentions = spec.layers_of("experts"), np.isin(spec.mixer_of_layers(), ATTENTIONS)
         each = {
             "layer": np.arange(spec.layers), "place": places_in_stacks(spec.mixer_of_layers()),
             "routed": places_in_stacks([n in routed for n in range(spec.layers)]), "is_local": spec.is_local(),
+            "attention": np.cumsum(attentions, dtype=np.int32) - attentions,
         }  # fmt: skip
         remat = compute.remat if cache is None else "none"
         load = Load.empty(len(routed), spec.experts) if spec.experts else None
@@ -213,11 +225,14 @@ class Decoder(nnx.Module):
             x, cache, load = carry
             if len(places) == 1:
                 (where,) = places.values()
+            elif spec.global_attention:  # whose heads turn in other dims
+                where = places[layer.global_attention is None]
             else:
                 where = jax.tree.map(lambda a, b: jnp.where(mine["is_local"], a, b), places[True], places[False])
             of_layer = {"cache": cache, "layer": mine["place"]}
+            of_attention = {"number": mine["attention"], "backend": compute.attention, "whole": not spec.window}
             meet = Mixing(
-                functools.partial(mixing.attend, backend=compute.attention, whole=not spec.window, **of_layer),
+                functools.partial(mixing.attend, **of_layer, **of_attention),
                 functools.partial(mixing.recur, **of_layer),
             )
             x, cache, of_experts = layer(x, where, segments_BT, meet, target_positions_BR)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,10 +12,23 @@ from jaxmm.models.rope import RopeScaling
 from jaxmm.models.routing import ExpertSpec
 from jaxmm.models.sizes import check_numbers, check_sizes
 
-# What mixes the positions of a layer. All but attention carry a state from position to position.
-MIXERS = ("attention", "convolution", "delta")
+# What mixes the positions of a layer. All but the two kinds of attention carry a state from position to position.
+ATTENTIONS = ("attention", "global_attention")
+MIXERS = (*ATTENTIONS, "convolution", "delta")
 # The modules of a layer, in the order in which they are made.
-COMPONENTS = ("norm_attention", "norm_mlp", *MIXERS, "mlp", "experts", "norm_attention_out", "norm_mlp_out")
+COMPONENTS = ("norm_attention", "norm_mlp", *MIXERS, "mlp", "experts", "norm_attention_out", "norm_mlp_out", "scale")
+
+
+class AttentionSizes(NamedTuple):
+    """Sizes of one kind of attention.
+
+    Attributes:
+      shared_kv: values are what the map of keys gives, too; they have none of their own.
+    """
+
+    kv_heads: int
+    head_dim: int
+    shared_kv: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +41,8 @@ class DecoderSpec:
       window: how many positions back attention reaches, itself included; 0 is all.
       global_layers: with a window, the layers that see everything all the same.
       local_rope_theta: of the layers with a window, which then have no scaling; 0 is as the others.
-      two_way_blocks: positions of one block of the batch (an image, a prefix) see each other both ways.
+      bidirectional_blocks: positions of one block of the batch (an image, a prefix) see each other both ways.
+      causal_global_layers: but not in the layers that see everything (Gemma 4).
       rope_sections: frequencies of each axis of positions (frame, row, column); () is one axis.
       rope_interleaved: the axes take turns; else they follow each other.
       rope_adjacent: rotary positions turn pairs of neighbours, not of one dim and that half a head behind it (GLM).
@@ -35,6 +50,7 @@ class DecoderSpec:
       rotary_dim: dims of a head that turn, the first ones; 0 is all.
       attention_gate: what attention gives is multiplied by a sigmoid of a linear map of its input (Qwen3-Next).
       qk_norm: queries and keys are normed, each head by itself (Qwen 3, Gemma 3).
+      value_norm: values are too, without scales (Gemma 4).
       post_norms: what attention and MLP give is normed too, before it is added (Gemma 2).
       norm_offset: added to the scales of norms: 1 where they are stored around 0 (Gemma).
       embed_scale: multiplies embedded tokens, not soft tokens.
@@ -42,7 +58,10 @@ class DecoderSpec:
       attention_softcap, logit_softcap: bend logits of attention, and those of the vocabulary, by a tanh (Gemma 2); 0
         does not.
       mixers: what mixes the positions of each layer, of MIXERS; () is attention everywhere.
+      global_attention: sizes of the layers with this mixer, which see everything; those of the others are ``kv_heads``
+        and ``head_dim`` (Gemma 4).
       convolution, delta: of the layers that have a short convolution, or a gated DeltaNet.
+      layer_scale: what a layer gives is multiplied by a number of its own, which is read and never learnt (Gemma 4).
       experts: in the place of the MLPs; None is an MLP everywhere.
       dense_layers: with experts, the layers that have an MLP all the same.
     """
@@ -61,6 +80,7 @@ class DecoderSpec:
     global_layers: tuple[int, ...] = ()
     local_rope_theta: float = 0.0
     bidirectional_blocks: bool = False
+    causal_global_layers: bool = False
     rope_scaling: RopeScaling = dataclasses.field(default_factory=RopeScaling)
     rope_sections: tuple[int, ...] = ()
     rope_interleaved: bool = False
@@ -71,6 +91,7 @@ class DecoderSpec:
     out_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    value_norm: bool = False
     post_norms: bool = False
     norm_offset: float = 0.0
     activation: str = "silu"
@@ -79,6 +100,8 @@ class DecoderSpec:
     attention_softcap: float = 0.0
     logit_softcap: float = 0.0
     mixers: tuple[str, ...] = ()
+    global_attention: AttentionSizes | None = None
+    layer_scale: bool = False
     convolution: ConvolutionSpec | None = None
     delta: GatedDeltaNetSpec | None = None
     experts: ExpertSpec | None = None
@@ -108,13 +131,25 @@ class DecoderSpec:
             raise ValueError(f"{len(self.mixers)} mixers are given for {self.layers} layers")
         if unknown := set(self.mixers) - set(MIXERS):
             raise ValueError(f"mixer '{unknown.pop()}' is not one of {', '.join(MIXERS)}")
-        for mixer, spec in (("convolution", self.convolution), ("delta", self.delta)):
-            if (mixer in self.mixers) != (spec is not None):
+        for mixer in MIXERS[1:]:
+            if (mixer in self.mixers) != (getattr(self, mixer) is not None):
                 raise ValueError(f"layers with the mixer {mixer}, and its sizes, are given without each other")
         if self.dense_layers and (self.experts is None or not self.layers_of("experts")):
             raise ValueError(f"layers without experts {self.dense_layers} are given, and no layer has experts")
         if outside := set(self.dense_layers) - set(range(self.layers)):
             raise ValueError(f"layer {min(outside)} without experts is no layer of {self.layers}")
+        if self.global_attention:
+            self._check_global_attention(*self.global_attention)
+
+    def _check_global_attention(self, kv_heads: int, head_dim: int, shared_kv: bool) -> None:
+        if self.heads % kv_heads:
+            raise ValueError(f"{self.heads} attention heads are no multiple of {kv_heads} global key-value heads")
+        if head_dim % 2 or self.rotary_dim or self.rope_sections:
+            raise ValueError(f"global attention with heads of {head_dim}: even ones, which turn whole, by one axis")
+        if {n for n in self.layers_of("attention") if not self.is_local()[n]}:
+            raise ValueError("layers see everything without the sizes of global attention, which others have")
+        if self.is_local()[list(self.layers_of("global_attention"))].any():
+            raise ValueError("layers of global attention see a window")
 
     @property
     def turning_dim(self) -> int:
@@ -132,8 +167,17 @@ class DecoderSpec:
         if component in ("mlp", "experts"):
             is_dense = [self.experts is None or n in self.dense_layers for n in range(self.layers)]
             return tuple(n for n, dense in enumerate(is_dense) if dense == (component == "mlp"))
-        has_it = self.post_norms or component not in ("norm_attention_out", "norm_mlp_out")
-        return tuple(range(self.layers)) if has_it else ()
+        needs = {"norm_attention_out": self.post_norms, "norm_mlp_out": self.post_norms, "scale": self.layer_scale}
+        return tuple(range(self.layers)) if needs.get(component, True) else ()
+
+    def attention_layers(self) -> tuple[int, ...]:
+        """The layers that have attention, of either kind."""
+        return tuple(n for n, mixer in enumerate(self.mixer_of_layers()) if mixer in ATTENTIONS)
+
+    def attention_sizes(self) -> dict[str, AttentionSizes]:
+        """The sizes of each kind of attention that some layers have, by its mixer."""
+        sizes = {"attention": AttentionSizes(self.kv_heads, self.head_dim), "global_attention": self.global_attention}
+        return {kind: of_kind for kind, of_kind in sizes.items() if of_kind and self.layers_of(kind)}
 
     def kinds(self) -> tuple[tuple[str, ...], ...]:
         """What each layer is made of."""
@@ -143,7 +187,7 @@ class DecoderSpec:
     @property
     def has_state(self) -> bool:
         """Whether some layers carry a state from position to position."""
-        return set(self.mixer_of_layers()) != {"attention"}
+        return bool(set(self.mixer_of_layers()) - set(ATTENTIONS))
 
     @property
     def text_axes(self) -> int:

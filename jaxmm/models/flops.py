@@ -39,12 +39,12 @@ def _tower_pairs(spec: VisionSpec, patches: Stream) -> float:
     return float(total)
 
 
-def _decoder_pairs(spec: DecoderSpec, segments: np.ndarray) -> float:
-    """Pairs of positions and what they see, over the layers of attention: half of the square, less what a window cuts
-    off."""
+def _decoder_pairs(spec: DecoderSpec, segments: np.ndarray, kind: str) -> float:
+    """Pairs of positions and what they see, over the layers of a kind of attention: half of the square, less what a
+    window cuts off."""
     lengths = _lengths(segments)
     cut_off = np.maximum(lengths - spec.window, 0) if spec.window else np.zeros_like(lengths)
-    is_local = spec.is_local()[list(spec.layers_of("attention"))]
+    is_local = spec.is_local()[list(spec.layers_of(kind))]
     return float(len(is_local) * (lengths**2).sum() - is_local.sum() * (cut_off**2).sum()) / 2
 
 
@@ -97,16 +97,14 @@ def _mlp_maps(spec: DecoderSpec) -> float:
 def _decoder_flops(spec: DecoderSpec, batch: Batch) -> float:
     positions = float((np.asarray(batch.text.segments) > 0).sum())
     targets = float((np.asarray(batch.weights_BT) > 0).sum())
-    head_width = spec.heads * spec.head_dim
-    attention = spec.width * ((2 + spec.attention_gate) * head_width + 2 * spec.kv_heads * spec.head_dim)
-    maps = len(spec.layers_of("attention")) * attention + _mlp_maps(spec)
+    maps, meetings = _mlp_maps(spec), 0.0
+    for kind, (kv_heads, head_dim, shared_kv) in spec.attention_sizes().items():
+        numbers = (2 + spec.attention_gate) * spec.heads + (2 - shared_kv) * kv_heads
+        maps += len(spec.layers_of(kind)) * spec.width * numbers * head_dim
+        meetings += 4 * spec.heads * head_dim * _decoder_pairs(spec, np.asarray(batch.text.segments), kind)
     for mixer, of_mixer in (("convolution", spec.convolution), ("delta", spec.delta)):
         maps += len(spec.layers_of(mixer)) * of_mixer.multiplications() if of_mixer else 0
-    return (
-        2 * positions * maps
-        + 2 * targets * spec.width * spec.vocab_size
-        + 4 * head_width * _decoder_pairs(spec, np.asarray(batch.text.segments))
-    )
+    return 2 * positions * maps + 2 * targets * spec.width * spec.vocab_size + meetings
 
 
 def _forward_flops(spec: ModelSpec, batch: Batch) -> dict[str, float]:

@@ -50,9 +50,26 @@ class RMSNorm(nnx.Module):
         return recompute(self._normal)(x, self.scale[...])
 
     def _normal(self, x, scale):
-        wide = x.astype(jnp.float32)
-        normal = wide * lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.eps)
-        return (normal * (scale + self.offset)).astype(x.dtype)
+        return (_unit_rms(x.astype(jnp.float32), self.eps) * (scale + self.offset)).astype(x.dtype)
+
+
+def _unit_rms(wide: jax.Array, eps: float) -> jax.Array:
+    return wide * lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + eps)
+
+
+def unit_rms(x: jax.Array, eps: float) -> jax.Array:
+    """RMSNorm without scales."""
+    return recompute(lambda x: _unit_rms(x.astype(jnp.float32), eps).astype(x.dtype))(x)
+
+
+class LayerScale(nnx.Module):
+    """A number that multiplies what a layer gives. It is read from a checkpoint, and has no gradient."""
+
+    def __init__(self, *, rngs: nnx.Rngs):
+        self.factor = parameter(rngs, (1,), (None,), ones)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x * lax.stop_gradient(self.factor[...]).astype(x.dtype)
 
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {

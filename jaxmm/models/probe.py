@@ -75,17 +75,18 @@ class Attended(NamedTuple):
 
 
 def attend_probed(
-    q_BTHD, k_BTKD, v_BTKD, intervals: attn.Intervals, *, queries: Queries, cache: Attended, layer, backend: str,
-    whole: bool, scale: float = 0.0, softcap: float = 0.0,
+    q_BTHD, k_BTKD, v_BTKD, intervals: attn.Intervals, *, queries: Queries, cache: Attended, kind: str, layer,
+    number, backend: str, whole: bool, scale: float = 0.0, softcap: float = 0.0,
 ):  # fmt: skip
     """Attention as in training, and what the queries of this layer attend to."""
+    del kind, layer
     out_BTHD = attn.attention(
         q_BTHD, k_BTKD, v_BTKD, intervals, backend=backend, whole=whole, scale=scale, softcap=softcap
     )
     q_BTHD, k_BTKD, start_BT, end_BT = (sharding.zigzag_unshard(x) for x in (q_BTHD, k_BTKD, *intervals))
-    kind = Logits(scale or q_BTHD.shape[-1] ** -0.5, softcap)
+    logits = Logits(scale or q_BTHD.shape[-1] ** -0.5, softcap)
     groups = cache.sums_LHGX.shape[2]
-    return out_BTHD, cache.added(layer, *_measured(q_BTHD, k_BTKD, start_BT, end_BT, queries, groups, kind))
+    return out_BTHD, cache.added(number, *_measured(q_BTHD, k_BTKD, start_BT, end_BT, queries, groups, logits))
 
 
 def _measured(q_BTHD, k_BTKD, start_BT, end_BT, queries: Queries, groups: int, kind: Logits):

@@ -41,7 +41,7 @@ class Probe:
             made.
         """
         apply = make_model(model)[1]
-        self.groups, self._heads = groups, len(model.decoder.layers_of("attention")) * model.decoder.heads
+        self.groups, self._heads = groups, len(model.decoder.attention_layers()) * model.decoder.heads
         # Layers in a loop: it is compiled for a few batches alone.
         compute = dataclasses.replace(compute, unroll=1, remat="none")
 

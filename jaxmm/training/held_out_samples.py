@@ -105,7 +105,7 @@ class HeldOutSamples:
             for (prompt, truth), reply, look in zip(asked, replies, looks, strict=True)
         ]
         spec = recipe.model.decoder
-        layers = len(spec.layers_of("attention"))
+        layers = len(spec.attention_layers())
         whole = {"step": step, "source": name, "layers": layers, "heads": spec.heads, "samples": kept}
         if run.is_first:
             with told(run.say, path), published(path) as file:

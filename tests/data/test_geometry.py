@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import hypothesis
 import hypothesis.strategies as st
@@ -16,6 +17,7 @@ from jaxmm.data.assemble import Assembler
 from jaxmm.data.layout import text_positions
 from jaxmm.data.media import patches as cutting
 from jaxmm.data.media import picture as media
+from jaxmm.data.media.geometry import grid_size
 from jaxmm.data.media.medium import Placed
 from jaxmm.data.packing.lengths import Lengths
 from jaxmm.data.packing.pieces import Piece
@@ -92,6 +94,27 @@ def test_positions_of_three_axes_are_those_of_qwen_written_out(sizes):
     wanted.append([at] * 3)
     found = text_positions(np.array(slots), [Placed((1, *size)) for size in sizes], ImageSpec(text_axes=3))
     np.testing.assert_array_equal(found, wanted)
+
+
+def written_out(height: int, width: int, unit: int, most: int) -> tuple[int, int]:
+    """Sides in soft tokens by the words of the rule: of the image's aspect, as large as fits, both rounded down."""
+    tall, wide = (side * math.sqrt(most * unit**2 / (height * width)) for side in (height, width))
+    rows, columns = int(tall // unit), int(wide // unit)
+    if not rows:
+        return 1, min(width // height, most)
+    return (rows, columns) if columns else (min(height // width, most), 1)
+
+
+@hypothesis.given(st.integers(1, 3000), st.integers(1, 3000), st.sampled_from([4, 70, 280]))
+@hypothesis.example(1, 3000, 280)
+@hypothesis.example(3000, 1, 70)
+def test_a_filled_picture_is_as_large_as_its_limit_lets_it_be(height, width, most):
+    spec = ImageSpec(patch_size=4, merge=3, min_pixels=144, max_pixels=most * 144, filled=True)
+    rows, columns = grid_size(height, width, spec)
+    assert (rows // 3, columns // 3) == written_out(height, width, 12, most)
+    assert 9 <= rows * columns <= 9 * most
+    together = grid_size(np.array([height, 7]), np.array([width, 7]), spec)
+    assert (together[0][0], together[1][0]) == (rows, columns)
 
 
 def test_class_tokens_travel_after_the_patches_and_give_no_soft_token(lengths_of):

@@ -19,12 +19,15 @@ CASES = {
     "llava, siglip": "base", "qwen2-vl": "qwen2_5_vl", "qwen2.5-vl": "qwen2_5_vl", "qwen3-vl": "qwen3_vl",
     "qwen3, experts": "base",
     "qwen3-vl, experts": "qwen3_vl_moe", "qwen3.5": "qwen3_5", "qwen3.5, experts": "qwen3_5", "gemma3": "gemma3",
+    "gemma4": "gemma4",
     "internvl": "internvl3", "internvl, experts": "internvl3", "smolvlm": "base",
     "mistral3": "base", "glm-4.1v": "base",
 }  # fmt: skip
 MESH = ("--config.mesh.data=2",)  # beside fsdp and tensor
 MESHES = {"qwen3_vl_moe": ("--config.mesh.data=1", "--config.mesh.expert=2")}
-FROZEN = {"llava_1_5": {"vision"}, "gemma3": {"vision"}, "internvl3": {"vision"}}  # by their configs
+FROZEN = {name: {"vision"} for name in ("llava_1_5", "gemma3", "gemma4", "internvl3")}  # by their configs
+# Its processor takes 70 soft tokens or more.
+FLAGS = {"gemma4": ("--config.image.min_pixels=0", f"--config.image.max_pixels={70 * 144}")}
 
 pytestmark = pytest.mark.usefixtures("whole_transformers")
 
@@ -45,7 +48,7 @@ def test_a_family_is_read_trained_by_its_recipe_written_and_read_again_to_the_bi
         *small_run.arguments(data, tmp_path_factory.getbasetemp() / "cache", recipe), *MESHES.get(recipe, MESH),
         "--config.mesh.fsdp=2", "--config.mesh.tensor=2", "--config.eval.every=0", "--config.eval.examples=8",
         "--config.checkpoint.every=100", "--config.optimizer.rate=1e-3", "--config.optimizer.vision_rate=1.0",
-        "--config.optimizer.connector_rate=1.0", "--config.steps=20",
+        "--config.optimizer.connector_rate=1.0", "--config.steps=20", *FLAGS.get(name, ()),
     ]  # fmt: skip
     run = [*arguments, f"--config.init_from={theirs}"]
     assert train.main([*run, f"--workdir={tmp_path / 'run'}"]) == 0

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.parity
 # A case of each family, and the kinds that it is tried with.
 FAMILIES = {
     "siglip2 + llama": "dora", "llava, clip": "lora", "llava, siglip": "rslora", "qwen2.5-vl": "dora",
-    "qwen3-vl": "rslora", "gemma3": "lora", "internvl": "rslora", "lfm2": "dora",
+    "qwen3-vl": "rslora", "gemma3": "lora", "gemma4": "lora", "internvl": "rslora", "lfm2": "dora",
 }  # fmt: skip
 LOGITS, MOVED = 3e-5, 0.5  # by how much logits around 1 may differ, and by how much adapters must move them
 
@@ -107,7 +107,8 @@ def _logits(world: Any, apply: Any, params: dict) -> list[np.ndarray]:
     batch = packed(world.documents, world.layout.spec)
     hidden_BTD, head_VD = apply(nested(params), batch)
     lengths = np.bincount(batch.text.segments[0])[1:]
-    logits_TV = np.asarray(hidden_BTD[0] @ head_VD.T)
+    logits_TV, cap = np.asarray(hidden_BTD[0] @ head_VD.T), world.layout.spec.decoder.logit_softcap
+    logits_TV = cap * np.tanh(logits_TV / cap) if cap else logits_TV
     return np.split(logits_TV[: lengths.sum()], np.cumsum(lengths)[:-1])
 
 
@@ -176,7 +177,7 @@ def suffixes(layout: Any) -> list[str]:
     from jaxmm.hf.peft_tables import is_table
 
     parts = [one.name.split(".") for one in named_maps(layout) if not is_table(one)]
-    unclear = ("proj", *"0123456789")
+    unclear = ("proj", "linear", *"0123456789")
     return sorted({".".join(names[-2:]) if names[-1] in unclear else names[-1] for names in parts})
 
 
@@ -202,6 +203,8 @@ def test_adapters_written_here_say_the_same_in_peft(world, tmp_path):
 
 
 def test_adapters_that_peft_saved_say_the_same_here(world, tmp_path):
+    if world.case.family == "gemma4":
+        pytest.skip("PEFT takes no short names there: they mean the tower's wrappers of a Linear too")
     kind = FAMILIES[world.case.name]
     there = saved_by_peft(
         transformers_model(world.folder), tmp_path, suffixes(world.layout), r=4, lora_alpha=6,

@@ -164,6 +164,36 @@ SMOLVLM = {  # HuggingFaceTB/SmolVLM-Instruct
         "num_attention_heads": 16, "num_hidden_layers": 27, "patch_size": 14,
     },
 }  # fmt: skip
+GEMMA4 = {  # google/gemma-4-31B-it
+    "architectures": ["Gemma4ForConditionalGeneration"], "audio_config": None, "audio_token_id": 258881,
+    "boa_token_id": 256000, "boi_token_id": 255999, "dtype": "bfloat16", "eoa_token_index": 258883,
+    "eoi_token_id": 258882, "image_token_id": 258880, "initializer_range": 0.02, "model_type": "gemma4",
+    "text_config": {
+        "attention_bias": False, "attention_k_eq_v": True, "enable_moe_block": False, "final_logit_softcapping": 30.0,
+        "global_head_dim": 512, "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 5376,
+        "hidden_size_per_layer_input": 0, "intermediate_size": 21504,
+        "layer_types": [*["sliding_attention"] * 5, "full_attention"] * 10, "max_position_embeddings": 262144,
+        "model_type": "gemma4_text", "num_attention_heads": 32, "num_experts": None, "num_global_key_value_heads": 4,
+        "num_hidden_layers": 60, "num_key_value_heads": 16, "num_kv_shared_layers": 0, "rms_norm_eps": 1e-06,
+        "rope_parameters": {
+            "full_attention": {"partial_rotary_factor": 0.25, "rope_theta": 1000000.0, "rope_type": "proportional"},
+            "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"},
+        },
+        "sliding_window": 1024, "tie_word_embeddings": True, "top_k_experts": None,
+        "use_bidirectional_attention": "vision", "use_double_wide_mlp": False, "vocab_size": 262144,
+        "vocab_size_per_layer_input": 262144,
+    },
+    "tie_word_embeddings": True, "transformers_version": "5.7.0", "video_token_id": 258884,
+    "vision_config": {
+        "attention_bias": False, "default_output_length": 280, "global_head_dim": 72, "head_dim": 72,
+        "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 1152, "intermediate_size": 4304,
+        "model_type": "gemma4_vision", "num_attention_heads": 16, "num_hidden_layers": 27, "num_key_value_heads": 16,
+        "patch_size": 16, "pooling_kernel_size": 3, "position_embedding_size": 10240, "rms_norm_eps": 1e-06,
+        "rope_parameters": {"rope_theta": 100.0, "rope_type": "default"}, "standardize": True,
+        "use_clipped_linears": False,
+    },
+    "vision_soft_tokens_per_image": 280,
+}  # fmt: skip
 INTERNVL3 = {  # OpenGVLab/InternVL3-1B-hf
     "architectures": ["InternVLForConditionalGeneration"], "downsample_ratio": 0.5, "image_seq_length": 256,
     "image_token_id": 151667, "model_type": "internvl", "projector_hidden_act": "gelu",
@@ -363,6 +393,7 @@ def count(spec: ModelSpec, *parts: str) -> int:
         (SMOLVLM, 2_246_272_880),
         (MISTRAL3, 24_011_361_280),
         (GLM4V, 10_292_777_472),
+        (GEMMA4, 31_273_088_876),
     ],
     ids=lambda x: x["model_type"] if isinstance(x, dict) else "",
 )
@@ -398,6 +429,10 @@ def test_what_sparse_configs_do_not_say_is_what_the_family_means(tmp_path):
     assert (gemma.decoder.rope_theta, gemma.decoder.local_rope_theta) == (1e6, 1e4)
     assert (gemma.decoder.rope_scaling.kind, gemma.decoder.rope_scaling.factor) == ("linear", 8.0)
     assert (gemma.decoder.window, gemma.decoder.global_layers) == (1024, (5, 11, 17, 23, 29))
+    four = layout_of(config_of(GEMMA4, tmp_path)).spec.decoder
+    assert (four.global_attention, four.kv_heads, four.head_dim) == ((4, 512, True), 16, 256)
+    assert (four.rope_scaling.kind, four.rope_scaling.fraction, four.window) == ("proportional", 0.25, 1024)
+    assert four.layers_of("global_attention") == four.global_layers == tuple(range(5, 60, 6))
     assert (gemma.decoder.vocab_size, gemma.decoder.tie_embeddings, gemma.connector.merge) == (262208, True, 4)
     tower = tower_of(config_of(SIGLIP2, tmp_path).vision_config).spec
     assert (tower.width, tower.layers, tower.heads, tower.mlp) == (1152, 27, 16, 4304)
@@ -503,6 +538,11 @@ def changed(config: dict[str, Any], **changes: Any) -> dict[str, Any]:
         (changed(QWEN3_VL_MOE, text__num_experts_per_tok=129), "129 experts a position are more than are open to it"),
         (changed(QWEN3_VL_MOE, text__moe_intermediate_size=1024), "moe_intermediate_size 1024 with hidden_size 2048"),
         (changed(QWEN2_5_VL, rope_scaling={"type": "mrope", "mrope_section": [16, 24, 8]}), "does not add up to half"),
+        (changed(GEMMA4, audio_config={}), "Gemma 4 with an audio tower is not supported"),
+        (changed(GEMMA4, text__enable_moe_block=True), "Gemma 4 with enable_moe_block=True is not supported"),
+        (changed(GEMMA4, text__hidden_size_per_layer_input=256), "with hidden_size_per_layer_input=256 is not"),
+        (changed(GEMMA4, text__num_kv_shared_layers=18), "with num_kv_shared_layers=18 is not supported: only 0 is"),
+        (changed(GEMMA4, vision__use_clipped_linears=True), "use_clipped_linears=True is not supported: only False"),
         (changed(INTERNVL3, vision_feature_layer=[-1, -2]), r"vision_feature_layer=\[-1, -2\] is not supported"),
         (changed(INTERNVL3, downsample_ratio=0.3), "downsample_ratio=0.3 is not supported: only 1 / n is"),
         (changed(INTERNVL3, vision__use_mean_pooling=False, vision__norm_type="rms_norm"), "norm_type=rms_norm is not"),

@@ -34,6 +34,7 @@ def start_of(name: str, folder, **processor):
         ("llava, siglip", IMAGES["llava, siglip"], {"side": 20, "crop": False, "resample": "bicubic"}),
         ("qwen2.5-vl", {"min_pixels": 256, "max_pixels": 4096}, {"min_pixels": 256, "max_pixels": 4096, "thin": True}),
         ("gemma3", IMAGES["gemma3"], {"side": 16, "resample": "bilinear", "max_tiles": 1}),
+        ("gemma4", IMAGES["gemma4"], {"filled": True, "max_pixels": 70 * 144, "resample": "bicubic", "merge": 3}),
         ("internvl", {"size": {"height": 16, "width": 16}}, {"side": 16, "min_tiles": 1, "max_tiles": 12}),
         ("internvl", {**IMAGES["internvl"], "max_patches": 1}, {"side": 16, "max_tiles": 1}),
         ("glm-4.1v", {"size": {"shortest_edge": 256, "longest_edge": 4096}},
@@ -45,6 +46,26 @@ def start_of(name: str, folder, **processor):
 def test_images_are_processed_as_the_family_does_by_default(name, said, wanted, tmp_path):
     spec = vars(ImageSpec(**image_settings(start_of(name, tmp_path, **said))))
     assert {key: spec[key] for key in wanted} == wanted
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"patch_size": 16}, "image processor has patch_size=16, its config.json 4: make them equal"),
+        ({"pooling_kernel_size": 2}, "image processor has pooling_kernel_size=2, its config.json 3"),
+        ({"max_soft_tokens": 140}, "of 140 soft tokens are up to 420 patches wide, and this tower has 240 positions"),
+    ],
+)
+def test_pictures_that_the_tower_has_no_positions_or_patches_for_are_refused(said, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        image_settings(start_of("gemma4", tmp_path, **said))
+
+
+def test_a_limit_becomes_a_number_of_soft_tokens_that_the_processor_knows(tmp_path):
+    start = start_of("gemma4", tmp_path, **IMAGES["gemma4"])
+    assert image_settings(start.settled((0, 100 * 144)))["max_pixels"] == 70 * 144
+    with pytest.raises(UserError, match=r"max_pixels=10000 is below 70 soft tokens of 144 pixels"):
+        start.settled((0, 10000))
 
 
 def test_mean_and_deviation_are_the_folders_else_the_kinds(tmp_path):

@@ -20,6 +20,7 @@ from jaxmm.inference.decode import Generator
 from jaxmm.models.attention import attention, decode_attention
 from jaxmm.models.connector import ConnectorSpec
 from jaxmm.models.decoder import DecoderSpec
+from jaxmm.models.decoder_spec import AttentionSizes
 from jaxmm.models.multimodal import Compute, ModelSpec, logical_axes, make_model
 from jaxmm.models.recurrent import ConvolutionSpec
 from jaxmm.models.rope import RopeScaling
@@ -172,6 +173,22 @@ def test_every_feature_at_once(lengths_of):
     )  # fmt: skip
     spec, params = model(decoder, deep=True)
     assert_cache_changes_nothing(spec, params, prompts(lengths_of, 3))
+
+
+def test_two_kinds_of_attention_have_pages_of_their_own_sizes(lengths_of):
+    decoder = DecoderSpec(
+        vocab_size=400, width=24, layers=5, heads=6, kv_heads=2, head_dim=8, mlp=40, window=4, global_layers=(1, 3, 4),
+        mixers=("attention", "global_attention", "attention", *["global_attention"] * 2),
+        global_attention=AttentionSizes(3, 12, shared_kv=True), local_rope_theta=100.0, qk_norm=True, value_norm=True,
+        rope_scaling=SCALINGS[4], bidirectional_blocks=True, causal_global_layers=True, attention_scale=0.5,
+        layer_scale=True, logit_softcap=3.0,
+    )  # fmt: skip
+    spec, params = model(decoder)
+    blocks = params["decoder"]["blocks"]
+    assert blocks["global_attention"]["key"]["kernel"].shape == (3, 24, 3, 12)
+    assert blocks["attention"]["key"]["kernel"].shape == (2, 24, 2, 8)
+    assert "value" not in blocks["global_attention"]
+    assert_cache_changes_nothing(spec, params, prompts(lengths_of, 1))
 
 
 def test_layers_that_carry_a_state_hold_it_in_the_cache(lengths_of):

@@ -15,6 +15,7 @@ from jaxmm.data.packing.limits import Budgets
 from jaxmm.models import attention as attn
 from jaxmm.models.connector import ConnectorSpec
 from jaxmm.models.decoder import DecoderSpec
+from jaxmm.models.decoder_spec import AttentionSizes
 from jaxmm.models.flops import batch_flops
 from jaxmm.models.multimodal import ModelSpec, flat_axes
 from jaxmm.models.recurrent import ConvolutionSpec
@@ -65,6 +66,23 @@ def test_a_decoder_counts_what_windows_leave(window):
     cut_off = seen(attn.causal(segments)) - seen(attn.causal(segments, window=window))
     # A position counts half of itself, which windows of few positions notice.
     assert full - sparse == pytest.approx(3 * 4 * (layers - 1) * width * cut_off, rel=0.05)
+
+
+def test_two_kinds_of_attention_count_their_own_sizes():
+    segments = np.repeat([[1, 2, 0]], 1, 0).repeat([60, 20, 9], 1).astype(np.int32)
+    batch = empty_batch(1, Budgets(segments.shape[1], 16, 1, 1), IMAGE)
+    batch = batch._replace(text=batch.text._replace(segments=segments))
+    spec = DecoderSpec(
+        window=500, global_layers=(1, 3), mixers=("attention", "global_attention") * 2,
+        global_attention=AttentionSizes(1, 64, shared_kv=True),
+    )  # fmt: skip
+    kernels = sum(
+        math.prod(shape)
+        for path, (shape, _) in flat_axes(ModelSpec(decoder=spec)).items()
+        if path[:2] == ("decoder", "blocks") and path[-1] == "kernel"
+    )
+    pairs, widths = (60**2 + 20**2) / 2, 2 * spec.heads * (spec.head_dim + 64)
+    assert batch_flops(ModelSpec(decoder=spec), batch) == pytest.approx(3 * (2 * 80 * kernels + 4 * widths * pairs))
 
 
 def test_a_decoder_of_several_mixers_counts_its_own_maps():

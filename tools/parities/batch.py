@@ -159,6 +159,8 @@ def alone(document: Document, case: Case, spec: ModelSpec) -> dict[str, Any]:
         found["mm_token_type_ids"] = torch.tensor([kinds])
     if case.family == "gemma3":
         found["token_type_ids"] = torch.tensor([kinds])
+    if case.family == "gemma4":
+        found["mm_token_type_ids"] = torch.tensor([kinds])
     pictures = [(part.pixels / 255 - 0.5) / 0.5 for part in document if isinstance(part, Picture)]
     if not pictures:
         return found
@@ -171,6 +173,15 @@ def alone(document: Document, case: Case, spec: ModelSpec) -> dict[str, Any]:
             values[i, : len(patches)], mask[i, : len(patches)] = patches, 1
         found["pixel_values"] = torch.tensor(values, dtype=torch.float32)
         found["pixel_attention_mask"], found["spatial_shapes"] = torch.tensor(mask), torch.tensor(shapes)
+    elif case.family == "gemma4":
+        longest = max(rows * columns for rows, columns in shapes)
+        values = np.zeros((len(pictures), longest, side * side * 3))
+        places = np.full((len(pictures), longest, 2), -1)
+        for i, (picture, (rows, columns)) in enumerate(zip(pictures, shapes, strict=True)):
+            values[i, : rows * columns] = cut((picture + 1) / 2, side)
+            places[i, : rows * columns] = [[n % columns, n // columns] for n in range(rows * columns)]
+        found["pixel_values"] = torch.tensor(values, dtype=torch.float32)
+        found["image_position_ids"] = torch.tensor(places)
     elif case.family in QWEN:
         flat = []
         for picture, (rows, columns) in zip(pictures, shapes, strict=True):

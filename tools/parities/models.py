@@ -211,6 +211,34 @@ def gemma3(rng: np.random.Generator) -> Any:
     )  # fmt: skip
 
 
+def gemma4(**changes: Any) -> Callable[[np.random.Generator], Any]:
+    """No id of a medium is in the vocabulary: one that is generated would be read as padding."""
+    sizes = {
+        "num_hidden_layers": 4, "vocab_size": TEXT_TOKENS[1], "sliding_window": 6, "hidden_size_per_layer_input": 0,
+        "global_head_dim": 24, "num_global_key_value_heads": 3, "attention_k_eq_v": True,
+        "final_logit_softcapping": 20.0, "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 50000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+        },
+    }  # fmt: skip
+
+    def config(rng: np.random.Generator) -> Any:
+        from transformers import Gemma4Config
+
+        vision = {
+            "hidden_size": 32, "intermediate_size": 44, "num_hidden_layers": 3, "num_attention_heads": 4,
+            "num_key_value_heads": 4, "head_dim": 8, "patch_size": PATCH, "pooling_kernel_size": 3,
+            "position_embedding_size": 240, "standardize": "attention_k_eq_v" not in changes,
+        }  # fmt: skip
+        return Gemma4Config(
+            vision_config=vision, text_config=text("gemma4_text", **(sizes | changes)), image_token_id=IMAGE_TOKEN,
+            video_token_id=VIDEO_TOKEN, boi_token_id=START_TOKEN, eoi_token_id=END_TOKEN, audio_token_id=198,
+        )  # fmt: skip
+
+    return config
+
+
 def internvl(decoder: dict[str, Any], **vision: Any) -> Callable[[np.random.Generator], Any]:
     def config(rng: np.random.Generator) -> Any:
         from transformers import InternVLConfig
@@ -321,6 +349,8 @@ CASES = (
     Case("qwen3.5, experts", "qwen3_5_moe", qwen3_5_moe),
     Case("qwen3-vl, experts", "qwen3_vl_moe", qwen3_vl_moe),
     Case("gemma3", "gemma3", gemma3, fixed=True),
+    Case("gemma4", "gemma4", gemma4(use_bidirectional_attention="vision")),
+    Case("gemma4, causal, own values", "gemma4", gemma4(attention_k_eq_v=False)),
     Case("internvl", "internvl", internvl(text("qwen2", head_dim=8)), fixed=True),
     Case("idefics3", "idefics3", squares("idefics3"), fixed=True),
     Case("smolvlm", "smolvlm", squares("smolvlm"), fixed=True),
@@ -353,9 +383,15 @@ def make(case: Case, folder: Path, seed: int = 0) -> Any:
         for parameter in model.parameters():
             is_scale = parameter.ndim == 1 and bool((parameter == 1).all())
             parameter.copy_(0.15 * torch.randn_like(parameter) + float(is_scale))
+        if (
+            config.text_config.model_type == "gemma4_text"
+        ):  # whose logits of attention have no scale but that of these norms
+            for name, parameter in model.named_parameters():
+                parameter *= 0.3 if name.endswith("q_norm.weight") else 1.0
+        kept = set(model.state_dict())
         for name, buffer in model.named_buffers():
-            if name.endswith("bias"):  # of the choice of experts
-                buffer.copy_(0.15 * torch.randn_like(buffer))
+            if name in kept and buffer.is_floating_point():
+                buffer.copy_(0.15 * torch.randn_like(buffer) + float(bool((buffer == 1).all())))
     model.save_pretrained(folder)
     if case.family in AS_RELEASED:
         rewrite(folder / "model.safetensors", AS_RELEASED[case.family])

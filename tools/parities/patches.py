@@ -30,17 +30,18 @@ KINDS = {
     "Glm4vImageProcessorPil": "glm4v.image_processing_pil_glm4v",
     "Glm46VImageProcessorPil": "glm46v.image_processing_pil_glm46v",
     "PixtralImageProcessorPil": "pixtral.image_processing_pil_pixtral",
+    "Gemma4ImageProcessorPil": "gemma4.image_processing_pil_gemma4",
     "GotOcr2ImageProcessorPil": "got_ocr2.image_processing_pil_got_ocr2",
     "Idefics3ImageProcessorPil": "idefics3.image_processing_pil_idefics3",
     "SmolVLMImageProcessorPil": "smolvlm.image_processing_pil_smolvlm",
 }
 # As published: of LFM2-VL-450M, llava-1.5-7b, Qwen2-VL-2B, Qwen2.5-VL-3B, Qwen3-VL-2B, gemma-3-4b, InternVL3-1B,
-# Mistral-Small-3.1, GLM-4.1V-9B, GLM-4.6V-Flash, Idefics3-8B, SmolVLM2-2.2B.
+# gemma-4-31B, Mistral-Small-3.1, GLM-4.1V-9B, GLM-4.6V-Flash, Idefics3-8B, SmolVLM2-2.2B.
 PUBLISHED = {
     "lfm2_vl": {"patch_size": 16}, "llava": {"patch_size": 14, "image_size": 336},
     "qwen2_vl": {"patch_size": 14}, "qwen2_5_vl": {"patch_size": 14, "window_size": 112},
     "qwen3_vl": {"patch_size": 16}, "qwen3_vl_moe": {"patch_size": 16}, "qwen3_5": {"patch_size": 16},
-    "qwen3_5_moe": {"patch_size": 16},
+    "qwen3_5_moe": {"patch_size": 16}, "gemma4": {"patch_size": 16, "position_embedding_size": 10240},
     "gemma3": {"patch_size": 14, "image_size": 896}, "internvl": {"patch_size": 14, "image_size": 448},
     "glm4v": {"patch_size": 14, "image_size": 336}, "glm46v": {"patch_size": 14, "image_size": 336},
     "mistral3": {"patch_size": 14, "image_size": 1540},
@@ -141,6 +142,9 @@ def processor_of(family: str, config: Any, published: bool) -> Any:
     if family == "mistral3":
         token = patch * config.spatial_merge_size  # PixtralProcessor gives its image processor this
         return _make("PixtralImageProcessorPil", patch_size=token, size={"longest_edge": side if published else 100})
+    if family == "gemma4":
+        pool, most = vision.pooling_kernel_size, 280 if published else 70
+        return _make("Gemma4ImageProcessorPil", patch_size=patch, pooling_kernel_size=pool, max_soft_tokens=most)
     return _make("GotOcr2ImageProcessorPil", size=square, crop_to_patches=True, max_patches=12 if published else 5)
 
 
@@ -158,6 +162,10 @@ def their_tiles(side: Side, data: bytes) -> list[np.ndarray]:
         for tile, (rows, columns) in zip(values, np.asarray(found["spatial_shapes"]).tolist(), strict=True):
             blocks = tile[: rows * columns].reshape(rows, columns, patch, patch, 3)
             tiles.append(blocks.transpose(0, 2, 1, 3, 4).reshape(rows * patch, columns * patch, 3))
+    elif side.family == "gemma4":
+        columns, rows = (np.asarray(found["image_position_ids"])[0].max(0) + 1).tolist()
+        blocks = values[0, : rows * columns].reshape(rows, columns, patch, patch, 3)
+        tiles = [blocks.transpose(0, 2, 1, 3, 4).reshape(rows * patch, columns * patch, 3)]
     elif side.family in QWEN:
         _, rows, columns = np.asarray(found["image_grid_thw"])[0].tolist()
         blocks = values.reshape(rows // merge, columns // merge, merge, merge, 3, 2, patch, patch)[:, :, :, :, :, 0]

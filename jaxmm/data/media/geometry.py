@@ -32,8 +32,8 @@ def grid_size(height: Any, width: Any, spec: ImageSpec, bounds: Bounds | None = 
     The rule is Qwen2-VL's ``smart_resize``. Sides are rounded to multiples of what one soft token covers. An image
     above max_pixels is scaled down and its sides floored; one below min_pixels is scaled up and its sides ceiled; the
     aspect is kept. Unlike the original, the area is never above max_pixels: the long side of a very long picture is cut
-    down to it, and ``max_pixels`` wins over ``min_pixels``. With ``spec.side`` the grid is a square of that side, and
-    ``spec.by_longest`` has a rule of its own.
+    down to it, and ``max_pixels`` wins over ``min_pixels``. With ``spec.side`` the grid is a square of that side.
+    ``spec.by_longest`` has a rule of its own, and that of ``spec.filled`` is transformers' Gemma4ImageProcessor's.
 
     Args:
       height, width: positive, ints or int arrays of one shape.
@@ -45,6 +45,8 @@ def grid_size(height: Any, width: Any, spec: ImageSpec, bounds: Bounds | None = 
     if spec.side:
         square = np.full(np.shape(height), spec.side // spec.patch_size, np.int64)
         return (square, square) if square.ndim else (int(square), int(square))
+    if spec.filled:
+        return _filled_grid(height, width, spec)
     factor = spec.patch_size * spec.merge
     if spec.by_longest and bounds is None:
         return _by_longest(np.asarray(height, np.int64), np.asarray(width, np.int64), factor, spec)
@@ -89,6 +91,22 @@ def _by_longest(height: np.ndarray, width: np.ndarray, factor: int, spec: ImageS
     rows, columns = (
         np.maximum(-(-np.floor(side / ratio).astype(np.int64) // factor), 1) * spec.merge for side in (height, width)
     )
+    return (rows, columns) if rows.ndim else (int(rows), int(columns))
+
+
+def _filled_grid(height: Any, width: Any, spec: ImageSpec) -> tuple[Any, Any]:
+    """The largest grid of about an image's aspect. Where one side would be nothing it is one soft token, and the other
+    as many as that side is longer."""
+    factor = spec.patch_size * spec.merge
+    height, width = np.asarray(height, np.float64), np.asarray(width, np.float64)
+    grow = np.sqrt(spec.max_pixels / (height * width))
+    rows, columns = np.floor(grow * height / factor), np.floor(grow * width / factor)
+    most = spec.max_pixels // factor**2
+    rows, columns = (
+        np.where(rows == 0, 1, np.where(columns == 0, np.minimum(np.floor(height / width), most), rows)),
+        np.where(columns == 0, 1, np.where(rows == 0, np.minimum(np.floor(width / height), most), columns)),
+    )
+    rows, columns = (sides.astype(np.int64) * spec.merge for sides in (rows, columns))
     return (rows, columns) if rows.ndim else (int(rows), int(columns))
 
 

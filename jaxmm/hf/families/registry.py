@@ -8,6 +8,7 @@ from jaxmm.errors import UserError
 from jaxmm.hf.decoders import DECODERS
 from jaxmm.hf.families.family import Family, HearingFamily, JoiningFamily, Layout
 from jaxmm.hf.families.gemma3 import Gemma3
+from jaxmm.hf.families.gemma4 import Gemma4
 from jaxmm.hf.families.glm4v import Glm4V
 from jaxmm.hf.families.glm46v import Glm46V
 from jaxmm.hf.families.idefics3 import Idefics3
@@ -40,6 +41,7 @@ FAMILIES: dict[str, Family] = {
         Qwen35(),
         Qwen35Moe(),
         Gemma3(),
+        Gemma4(),
         InternVL(),
         Idefics3(),
         SmolVLM(),

@@ -19,7 +19,8 @@ from jaxmm.batch import Stream
 from jaxmm.models import attention as attn
 from jaxmm.models import rope
 from jaxmm.models.compute import Compute
-from jaxmm.models.layers import MLP, LayerNorm, RMSNorm, Taps, apply_stack, stack
+from jaxmm.models.embedding import look_up
+from jaxmm.models.layers import MLP, LayerNorm, RMSNorm, Taps, apply_stack, stack, unit_rms
 from jaxmm.models.linear import Linear
 from jaxmm.models.materialize import materialize
 from jaxmm.models.parameters import parameter
@@ -32,22 +33,30 @@ class VisionSpec:
 
     Attributes:
       positions: side of the learned square of position embeddings; 0 is none.
+      axis_positions: rows of two learned tables of position embeddings, one of columns and one of rows of patches,
+        which are added up; 0 is none (Gemma 4).
       resize: how the square is resized to an image's grid: "antialias" (SigLIP 2 NaFlex; on images of the square's own
         grid it is the square itself), "corners" (corner on corner, without antialiasing: Qwen3-VL) or "cubic" (by four
         embeddings along each side, without antialiasing: GLM-4.1V).
       frames: of video that one patch spans; a still image is as many equal ones.
       mean, std: of pixels from 0 to 1, by channel: what is taken off, and divided by.
+      centred: what comes of that is then brought from 0 to 1 to -1 to 1, as part of the tower (Gemma 4).
       class_tokens: learned tokens of each tile, at row -1, numbered by column.
       norm: "layer" or "rms".
       gated: the MLP has a gate.
       patch_bias, qkv_bias, out_bias, mlp_bias: which linear maps have biases; ``out`` is of attention.
       pre_norm: patches are normed before the layers (CLIP); final_norm: after them; patch_norm: before position
         embeddings are added (GLM-4.1V).
+      post_norms: what attention and MLP give is normed too, before it is added (Gemma 4).
       qk_norm: queries and keys are normed, all heads together (InternViT 6B).
+      head_norms: each head by itself: queries and keys, and values without scales (Gemma 4).
+      attention_scale: of the logits of attention; 0 is 1 / sqrt(width of a head).
       layer_scale: learned factors of what attention and MLP give (InternViT).
       rope_theta: rotary positions by row and column; 0 is none.
       rope_turns: rows and columns take turns at the frequencies of a whole head (Pixtral); else both have those of
         half a head.
+      rope_by_halves: the first half of a head turns by itself, with the column, the second with the row (Gemma 4);
+        else the halves of a head are the two numbers of a pair, and half of the pairs turn with the row.
       window: side, in patches, of what most layers see of an image; 0 is all of it.
       global_layers: with a window, the layers that see all of it.
       taps: layers, from 0, whose outputs go to the decoder's first layers (DeepStack).
@@ -60,11 +69,13 @@ class VisionSpec:
     mlp: int = 384
     patch_size: int = 16
     positions: int = 16
+    axis_positions: int = 0
     norm_eps: float = 1e-6
     resize: str = "antialias"
     frames: int = 1
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    centred: bool = False
     class_tokens: int = 0
     norm: str = "layer"
     activation: str = "gelu_tanh"
@@ -76,10 +87,14 @@ class VisionSpec:
     patch_norm: bool = False
     pre_norm: bool = False
     final_norm: bool = True
+    post_norms: bool = False
     qk_norm: bool = False
+    head_norms: bool = False
+    attention_scale: float = 0.0
     layer_scale: float = 0.0
     rope_theta: float = 0.0
     rope_turns: bool = False
+    rope_by_halves: bool = False
     window: int = 0
     global_layers: tuple[int, ...] = ()
     taps: tuple[int, ...] = ()
@@ -87,9 +102,9 @@ class VisionSpec:
 
     def __post_init__(self):
         check_sizes(self, "vision", "width", "layers", "heads", "mlp", "patch_size", "frames")
-        check_sizes(self, "vision", "positions", "class_tokens", "window", least=0)
+        check_sizes(self, "vision", "positions", "axis_positions", "class_tokens", "window", least=0)
         check_numbers(self, "vision", "norm_eps")
-        check_numbers(self, "vision", "rope_theta", may_be_0=True)
+        check_numbers(self, "vision", "rope_theta", "attention_scale", may_be_0=True)
         if not all(map(math.isfinite, (*self.mean, *self.std))) or not min(self.std) > 0:
             raise ValueError(f"vision mean {self.mean} and std {self.std} of pixels: finite numbers, std above 0")
         if self.width % self.heads:
@@ -181,25 +196,40 @@ class SelfAttention(nnx.Module):
         self.key = Linear([width], shape, ("embed", *axes), bias=bias, rngs=rngs)
         self.value = Linear([width], shape, ("embed", *axes), bias=bias, rngs=rngs)
         self.out = Linear(shape, [width], (*axes, "embed"), bias=spec.out_bias, rngs=rngs)
-        self.query_norm = RMSNorm(width, 1e-6, rngs=rngs) if spec.qk_norm else None
-        self.key_norm = RMSNorm(width, 1e-6, rngs=rngs) if spec.qk_norm else None
+        self.spec, self.query_norm, self.key_norm = spec, self._norm(spec, rngs), self._norm(spec, rngs)
+
+    def _norm(self, spec: VisionSpec, rngs: nnx.Rngs) -> RMSNorm | None:
+        """Of queries or keys."""
+        if spec.head_norms:
+            return RMSNorm(spec.width // spec.heads, spec.norm_eps, rngs=rngs, axis=None)
+        return RMSNorm(spec.width, 1e-6, rngs=rngs) if spec.qk_norm else None
 
     def __call__(
         self, x_BND, intervals: attn.Intervals, rotation: tuple[jax.Array, jax.Array] | None, compute: Compute
     ):  # fmt: skip
-        q_BNHD, k_BNHD = self.query(x_BND), self.key(x_BND)
+        spec, q_BNHD, k_BNHD, v_BNHD = self.spec, self.query(x_BND), self.key(x_BND), self.value(x_BND)
         if self.query_norm is not None and self.key_norm is not None:
             q_BNHD, k_BNHD = (
-                norm(x.reshape(x_BND.shape)).reshape(x.shape)
+                norm(x if spec.head_norms else x.reshape(x_BND.shape)).reshape(x.shape)
                 for norm, x in ((self.query_norm, q_BNHD), (self.key_norm, k_BNHD))
             )
+        if spec.head_norms:
+            v_BNHD = unit_rms(v_BNHD, spec.norm_eps)
+        if spec.rope_by_halves:  # in one order for both, in which the logits are the same
+            q_BNHD, k_BNHD = _pairs_apart(q_BNHD), _pairs_apart(k_BNHD)
         if rotation is not None:
             q_BNHD, k_BNHD = rope.rotate(q_BNHD, rotation), rope.rotate(k_BNHD, rotation)
         out_BNHD = attn.attention(
-            q_BNHD, k_BNHD, self.value(x_BND), intervals,
+            q_BNHD, k_BNHD, v_BNHD, intervals, scale=spec.attention_scale,
             backend=compute.attention, block=attn.block_of_tiles(compute.tile), whole=True,
         )  # fmt: skip
         return self.out(out_BNHD)
+
+
+def _pairs_apart(x_BNHD):
+    """Heads of which each half has its pairs' first numbers and then their second ones, with all first ones first."""
+    halves = x_BNHD.reshape(*x_BNHD.shape[:-1], 2, 2, -1)
+    return jnp.swapaxes(halves, -3, -2).reshape(x_BNHD.shape)
 
 
 class Block(nnx.Module):
@@ -214,16 +244,20 @@ class Block(nnx.Module):
         init, shape = jax.nn.initializers.constant(spec.layer_scale), (spec.width,)
         self.scale_attention = parameter(rngs, shape, ("embed",), init) if spec.layer_scale else None
         self.scale_mlp = parameter(rngs, shape, ("embed",), init) if spec.layer_scale else None
+        self.norm_attention_out = norm(spec.width, spec.norm_eps, rngs=rngs) if spec.post_norms else None
+        self.norm_mlp_out = norm(spec.width, spec.norm_eps, rngs=rngs) if spec.post_norms else None
 
     def __call__(
         self, x_BND, intervals: attn.Intervals, rotation: tuple[jax.Array, jax.Array] | None, compute: Compute
     ):  # fmt: skip
-        def scaled(y_BND, scale):
+        def scaled(y_BND, scale, norm):
+            y_BND = y_BND if norm is None else norm(y_BND)
             return y_BND if scale is None else y_BND * scale[...].astype(y_BND.dtype)
 
         h_BND = self.attention(self.norm_attention(x_BND), intervals, rotation, compute)
-        x_BND = materialize(x_BND + scaled(h_BND, self.scale_attention))
-        x_BND = materialize(x_BND + scaled(self.mlp(self.norm_mlp(x_BND)), self.scale_mlp))
+        x_BND = materialize(x_BND + scaled(h_BND, self.scale_attention, self.norm_attention_out))
+        h_BND = self.mlp(self.norm_mlp(x_BND))
+        x_BND = materialize(x_BND + scaled(h_BND, self.scale_mlp, self.norm_mlp_out))
         return sharding.constrain(x_BND, "rows", sharding.positions_axis(x_BND.shape[1]), None)
 
 
@@ -241,6 +275,8 @@ class VisionTower(nnx.Module):
         self.class_embedding = parameter(rngs, (tokens, width), axes, init) if tokens else None
         self.position_embedding = parameter(rngs, (rows, width), axes, places) if spec.positions else None
         self.patch_norm = norm(width, spec.norm_eps, rngs=rngs) if spec.patch_norm else None
+        tables = (2, spec.axis_positions, width)
+        self.axis_embedding = parameter(rngs, tables, (None, *axes), init) if spec.axis_positions else None
         self.pre_norm = norm(width, spec.norm_eps, rngs=rngs) if spec.pre_norm else None
         self.blocks = stack(spec.layers, lambda r: Block(spec, rngs=r), rngs)
         self.norm = norm(width, spec.norm_eps, rngs=rngs) if spec.final_norm else None
@@ -292,6 +328,9 @@ class VisionTower(nnx.Module):
         is_class = (row_BN < 0)[..., None]
         if self.class_embedding is not None:
             x_BND = jnp.where(is_class, self.class_embedding[...].astype(dtype)[jnp.maximum(column_BN, 0)], x_BND)
+        if self.axis_embedding is not None:
+            columns, rows = self.axis_embedding[...]
+            x_BND += look_up(columns, column_BN, dtype) + look_up(rows, row_BN, dtype)
         if self.position_embedding is None:
             return x_BND
         tile_BN = jnp.maximum(patches.segments - 1, 0)
@@ -311,7 +350,7 @@ class VisionTower(nnx.Module):
         return {local: attn.bidirectional(patches.segments, *keys[local]) for local in set(spec.is_local().tolist())}
 
     def _rotation(self, patches: Stream) -> tuple[jax.Array, jax.Array] | None:
-        """Half of the frequencies turn with the row, half with the column."""
+        """Half of the frequencies turn with the row, half with the column; by halves, those of the column are first."""
         spec, dim = self.spec, self.spec.width // self.spec.heads
         if not spec.rope_theta:
             return None
@@ -319,11 +358,14 @@ class VisionTower(nnx.Module):
             waves = rope.inverse_wavelengths(spec.rope_theta, dim).reshape(-1, 2).T.reshape(-1)
         else:
             waves = np.tile(rope.inverse_wavelengths(spec.rope_theta, dim // 2), 2)
-        return rope.rotations(patches.positions, waves, np.repeat([1, 2], len(waves) // 2), 1.0)
+        axes = np.repeat([2, 1] if spec.rope_by_halves else [1, 2], len(waves) // 2)
+        return rope.rotations(patches.positions, waves, axes, 1.0)
 
 
 def pixel_scale(spec: VisionSpec) -> tuple[np.ndarray, np.ndarray]:
     """What bytes of a patch are multiplied by, and then what is added: float32 (patch_size**2 * 3,) each."""
     mean, std = np.array(spec.mean), np.array(spec.std)
+    if spec.centred:
+        mean, std = mean + std / 2, std / 2
     count = spec.patch_size**2
     return np.tile(1 / (255 * std), count).astype(np.float32), np.tile(-mean / std, count).astype(np.float32)

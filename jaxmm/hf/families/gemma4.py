@@ -1,0 +1,49 @@
+"""Gemma 4 without experts: a tower of 2-D rotary positions, pooling, and a decoder with two kinds of attention.
+
+Where the facts come from, in ``transformers``: sizes and connector from ``Gemma4Config``, ``Gemma4VisionPooler`` and
+``Gemma4MultimodalEmbedder``; names of tensors from ``Gemma4ForConditionalGeneration``; what stands around an image from
+``Gemma4Processor``; sizes of pictures from ``Gemma4ImageProcessor``. The tower is ``gemma4_vision`` in
+``hf/towers.py``, the decoder ``gemma4_text`` in ``hf/decoders.py``. The soft tokens of an image see each other both
+ways in the layers that have a window, and not in the others.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxmm.data.text.template import Markup
+from jaxmm.errors import UserError
+from jaxmm.hf.decoders import decoder_of
+from jaxmm.hf.families.family import MODULES, NEW, Family, Layout
+from jaxmm.hf.names import linear
+from jaxmm.hf.pictures import Filled
+from jaxmm.hf.towers import tower_of
+from jaxmm.models.connector import ConnectorSpec
+from jaxmm.models.multimodal import ModelSpec
+
+EMBEDDER = {"connector": "model.embed_vision."}
+
+
+class Gemma4(Family):
+    model_type = "gemma4"
+    architecture = "Gemma4ForConditionalGeneration"
+    releases = ("google/gemma-4-31B", "google/gemma-4-31B-it")
+    image_processor = "Gemma4ImageProcessor"
+    pictures = Filled()
+    markup = Markup("<|image>", "<image|>")
+
+    def layout(self, config: Any) -> Layout:
+        if config.audio_config is not None:
+            raise UserError("config.json: Gemma 4 with an audio tower is not supported: those without audio_config are")
+        if config.vision_config is None:
+            raise UserError("config.json: Gemma 4 without vision_config is not supported")
+        vision = config.vision_config
+        tower = tower_of(vision)
+        decoder = decoder_of(config.text_config, config.tie_word_embeddings)
+        connector = ConnectorSpec(
+            merge=vision.pooling_kernel_size, mlp=0, pool="mean", pool_scale=vision.hidden_size**0.5,
+            standardised=bool(vision.standardize), norm="rms_unit", norm_eps=vision.rms_norm_eps, bias=False,
+        )  # fmt: skip
+        rules = [*tower.rules, *linear("connector.embedding_projection", "connector.down"), *decoder.rules]
+        spec = ModelSpec(tower.spec, connector, decoder.spec)
+        return Layout(spec, rules, NEW | EMBEDDER, modules=MODULES | EMBEDDER)
