@@ -134,7 +134,7 @@ def test_packed_documents_are_as_alone(mixed, batch):
     ("changes", "message"),
     [
         ({"mixers": (A,)}, "1 mixers are given for 4 layers"),
-        ({"mixers": (A, "lstm", A, A)}, "mixer 'lstm' is not one of attention, convolution"),
+        ({"mixers": (A, "lstm", A, A)}, "mixer 'lstm' is not one of attention, global_attention, convolution"),
         ({"mixers": (A, C, A, A)}, "without each other"),
         ({"convolution": ConvolutionSpec(32, 3)}, "without each other"),
         ({"dense_layers": (0,)}, r"layers without experts \(0,\) are given, and no layer has experts"),
