@@ -13,7 +13,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 MANUAL = "1"  # the channel of every collective that stands in a shard_map; the partitioner's have one each
-KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
+RAGGED = "ragged-all-to-all"
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", RAGGED, "collective-permute")
 BYTES = {"pred": 1, "bf16": 2, "f16": 2, "c64": 8, "c128": 16}  # others have their bits in their name
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
@@ -75,9 +76,15 @@ def collectives(text: str, mesh: Mesh) -> list[Collective]:
             channel = re.search(r"channel_id=(\d+)", each.rest)
             key = kind, channel[1] if channel else "", ""
             if not channel or channel[1] == MANUAL:  # told apart by shape in parts, elsewhere each is one of its own
-                key = *key[:2], _plain(each.shape) if name in parts else f"{name}/{each.name}"
+                is_part = name in parts and kind != RAGGED  # which has a part to itself
+                key = *key[:2], _plain(each.shape) if is_part else f"{name}/{each.name}"
             axes = _crossing(mesh) if each.kind == "send" else _axes(each.rest, groupings, mesh)
-            one = Collective(kind, _size(each), times[name], axes)
+            size = _size(each)
+            if kind == RAGGED:  # from rows to room for the worst case, or back: as much as is in the rows
+                operand = re.match(r"(?:[^%,]* )?%?([\w.\-]+)", each.rest)
+                sources = [other for other in instructions if operand and other.name == operand[1]]
+                size = min([size, *map(_size, sources)])
+            one = Collective(kind, size, times[name], axes)
             if key not in largest or one.total > largest[key].total:
                 largest[key] = one
     return [one for one in largest.values() if one.times and one.axes]

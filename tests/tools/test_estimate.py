@@ -215,6 +215,23 @@ def test_a_collective_that_a_shard_map_has_twice_counts_twice():
     assert sorted(one.bytes for one in found) == [8 * 4 * 4, 8 * 8 * 4, 8 * 8 * 4], "the parts are one"
 
 
+def test_rows_that_are_exchanged_count_once_whatever_room_they_have_where_they_land():
+    """As libtpu 0.0.52 writes them: 64 rows of 8 there, into room for 256, and back."""
+    mesh = sharding.make_mesh({"expert": 8})
+    groups = "replica_groups={{0,1,2,3,4,5,6,7}}, channel_id=1"
+    text = f"""
+ENTRY %main (p: bf16[64,8], room: bf16[256,8]) -> bf16[64,8] {{
+  %p = bf16[64,8]{{1,0}} parameter(0)
+  %room = bf16[256,8]{{1,0}} parameter(1)
+  %s = s32[8]{{0}} constant({{0,0,0,0,0,0,0,0}})
+  %there = bf16[256,8]{{1,0}} ragged-all-to-all(%p, %room, %s, %s, %s, /*index=5*/%s), {groups}
+  ROOT %back = bf16[64,8]{{1,0}} ragged-all-to-all(%there, %p, %s, %s, %s, /*index=5*/%s), {groups}
+}}
+"""
+    found = collectives.by_kind_and_axes(collectives.collectives(text, mesh))
+    assert found == {("ragged-all-to-all", "expert"): 2 * 64 * 8 * 2}
+
+
 def test_gpus_are_estimated_by_a_formula_that_says_so(capsys):
     arguments = [f"--config={small_run.ROOT / 'configs/base.py'}", *small_run.TINY, "--config.mesh.fsdp=-1"]
     assert estimate.main([*arguments, "--config.mesh.data=1", "--target=gpu:h100:8"]) == 0
