@@ -16,12 +16,9 @@ from jaxmm import export, train
 # The families' models of tools/parities, and the config that trains each.
 CASES = {
     "siglip2 + llama": "base", "qwen3": "base", "lfm2": "base", "lfm2, experts": "base", "llava, clip": "llava_1_5",
-    "llava, siglip": "base", "qwen2-vl": "qwen2_5_vl", "qwen2.5-vl": "qwen2_5_vl", "qwen3-vl": "qwen3_vl",
-    "qwen3, experts": "base",
-    "qwen3-vl, experts": "qwen3_vl_moe", "qwen3.5": "qwen3_5", "qwen3.5, experts": "qwen3_5", "gemma3": "gemma3",
-    "gemma4": "gemma4",
-    "internvl": "internvl3", "internvl, experts": "internvl3", "smolvlm": "base",
-    "mistral3": "base", "glm-4.1v": "base",
+    "qwen2-vl": "qwen2_5_vl", "qwen2.5-vl": "qwen2_5_vl", "qwen3-vl": "qwen3_vl", "qwen3-vl, experts": "qwen3_vl_moe",
+    "qwen3.5": "qwen3_5", "qwen3.5, experts": "qwen3_5", "gemma3": "gemma3", "gemma4": "gemma4",
+    "internvl": "internvl3", "smolvlm": "base", "mistral3": "base", "glm-4.1v": "base",
 }  # fmt: skip
 MESH = ("--config.mesh.data=2",)  # beside fsdp and tensor
 MESHES = {"qwen3_vl_moe": ("--config.mesh.data=1", "--config.mesh.expert=2")}
