@@ -98,6 +98,12 @@ def platform() -> str:
     return device.platform if device else jax.default_backend()
 
 
+def is_on_one_device() -> bool:
+    """Whether a program that is traced is for one device: by the mesh that is set."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return bool(mesh.empty or mesh.size == 1)
+
+
 def check_rows(mesh: Mesh, batch_size: int, accumulation: int) -> None:
     """Raises UserError where the rows of a batch do not divide evenly over devices and accumulation steps."""
     shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
@@ -276,7 +282,7 @@ def over_experts(f: Callable, chosen: int, *axes_of_kernels: tuple[str | None, .
 
     def wrapped(*inputs):
         mesh, count = jax.sharding.get_abstract_mesh(), len(inputs) - len(axes_of_kernels)
-        if mesh.empty or mesh.size == 1:
+        if is_on_one_device():
             return f(*inputs, held=Held())
         B, T = inputs[0].shape[:2]
         of_positions = partition(("rows", positions_axis(T)), (B, T), mesh)

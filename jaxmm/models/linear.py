@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from jaxmm import sharding
 from jaxmm.models.lora import Adapted, Lora
 from jaxmm.models.materialize import barrier
 from jaxmm.models.parameters import fan_in, parameter, zeros
@@ -156,11 +157,15 @@ def _of_adapted(x, kernel: Adapted, dy, inputs: int) -> Adapted:
 def _of_input(dy, kernel, inputs: int):
     """The gradient of x.
 
-    Over one dim: of several, XLA on CPU writes the kernel out transposed first.
+    On one device over one dim: of several, XLA on CPU writes the kernel out transposed first. On several devices the
+    flat kernel would be gathered beside the one of the forward pass.
     """
-    dy = dy.reshape(*dy.shape[: dy.ndim - kernel.ndim + inputs], -1)
-    kernel = kernel.reshape(*kernel.shape[:inputs], -1)
-    return lax.dot_general(dy, kernel, (((dy.ndim - 1,), (inputs,)), ((), ())))
+    if sharding.is_on_one_device():
+        dy = dy.reshape(*dy.shape[: dy.ndim - kernel.ndim + inputs], -1)
+        kernel = kernel.reshape(*kernel.shape[:inputs], -1)
+    outputs = kernel.ndim - inputs
+    over = tuple(range(dy.ndim - outputs, dy.ndim)), tuple(range(inputs, kernel.ndim))
+    return lax.dot_general(dy, kernel, (over, ((), ())))
 
 
 _mapped.defvjp(_mapped_forward, _mapped_backward)
