@@ -65,7 +65,7 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
     if slices == 1:
         try:
             return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
-        except NotImplementedError:  # no axis, nor several together, of a TPU's torus has such a size
+        except NotImplementedError:  # JAX's word for a size that no sides of a TPU's torus, whole ones, have
             laid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
             return Mesh(laid, AXES, axis_types=types)
     across = _across(wanted, slices)
@@ -260,13 +260,12 @@ class Held(NamedTuple):
 
     Attributes:
       first: the number of the first of them.
-      exchanges: whether rows go to the devices that hold their experts, over ``axis`` of the mesh; else the device has
-        all rows that its experts need.
+      over: the axis of the mesh over which rows go to the devices that hold their experts; "" where the device has all
+        rows that its experts need.
     """
 
     first: jax.Array | int = 0
-    exchanges: bool = False
-    axis: str = "expert"
+    over: str = ""
 
 
 def over_experts(f: Callable, chosen: int, *axes_of_kernels: tuple[str | None, ...]) -> Callable:
@@ -297,7 +296,7 @@ def over_experts(f: Callable, chosen: int, *axes_of_kernels: tuple[str | None, .
             if sends and not exchanges:
                 near = tuple(jax.lax.all_gather(x, "expert", axis=0, tiled=True) for x in near)
             first = jax.lax.axis_index("expert") * kernels[0].shape[0] if "expert" in used else 0
-            y_BTD = f(*near, *kernels, held=Held(first, exchanges))
+            y_BTD = f(*near, *kernels, held=Held(first, "expert" if exchanges else ""))
             if sends and not exchanges:
                 y_BTD = jax.lax.psum_scatter(y_BTD, "expert", scatter_dimension=0, tiled=True)
             summed = sorted(used - {"fsdp"} - ({"expert"} if sends else set()))

@@ -88,8 +88,8 @@ def through_experts(
     shape = x_BTD.shape
     kernels = gate_EDF, up_EDF, down_EFD
     x_ND, experts_NK, weights_NK = (x.reshape(-1, x.shape[-1]) for x in (x_BTD, experts_BTK, weights_BTK))
-    if held.exchanges:
-        y_NKD = _through_all(x_ND, experts_NK, kernels, act, held.axis)
+    if held.over:
+        y_NKD = _through_all(x_ND, experts_NK, kernels, act, held.over)
     else:
         places = sort_by_expert(experts_NK - held.first, gate_EDF.shape[0])
         y_NKD = collect(_through(spread(x_ND, places), places.groups, kernels, act), places)
@@ -110,8 +110,8 @@ def _through_all(
 
     Choices are sorted by expert and sent to the slots of the devices that hold these: as many rows as are chosen.
     """
-    (N, K), held = experts_NK.shape, kernels[0].shape[0]
-    own, P = sort_by_expert(experts_NK, held * lax.axis_size(axis), block=1), lax.axis_size(axis)
+    (N, K), held, P = experts_NK.shape, kernels[0].shape[0], lax.axis_size(axis)
+    own = sort_by_expert(experts_NK, held * P, block=1)
     taken_PE = lax.all_gather(own.groups.size_E, axis)
     slots, block = _slots(P * N * min(K, held), P * N * K, held)
     size_PPH = taken_PE.reshape(P, P, held)  # of which device, to which, for which of its experts
