@@ -245,13 +245,13 @@ def _pixtral_rules() -> list[Rule]:
     ]
 
 
-def _qwen_rules(mlp: Mapping[str, str]) -> list[Rule]:
+def _qwen_rules(mlp: Mapping[str, str], positions: str = "pos_embed") -> list[Rule]:
     """Rules for Qwen-VL, whose names under ``vision.`` also include the family's connector."""
     layer, block = "vision.blocks.{i}", "vision.blocks"
     return [
         Rule("vision.patch_embed.proj.weight", ("vision.patch_embedding.kernel",), "convolution of frames"),
         Rule("vision.patch_embed.proj.bias", ("vision.patch_embedding.bias",)),
-        Rule("vision.pos_embed.weight", ("vision.position_embedding",)),
+        Rule(f"vision.{positions}.weight", ("vision.position_embedding",)),
         *_layers(layer, {"norm1": "norm_attention", "norm2": "norm_mlp"}, {}),
         *qkv(f"{layer}.attn.qkv", f"{block}.attention"),
         *_layers(layer, {}, {"attn.proj": "attention.out", **mlp}),
@@ -281,8 +281,7 @@ def _gemma4_rules() -> list[Rule]:
 
 GATED = {"mlp.gate_proj": "mlp.gate", "mlp.up_proj": "mlp.up", "mlp.down_proj": "mlp.down"}
 GLM4V_RULES = [
-    *_qwen_rules(GATED),
-    Rule("vision.embeddings.position_embedding.weight", ("vision.position_embedding",)),
+    *_qwen_rules(GATED, positions="embeddings.position_embedding"),
     *norm("vision.post_conv_layernorm", "vision.patch_norm"),
     *norm("vision.post_layernorm", "vision.norm"),
 ]
@@ -302,7 +301,7 @@ TOWERS = {
     ),
     "clip_vision_model": TowerKind(_clip, _siglip_rules("convolution"), ONE_SIZE, "CLIPImageProcessor"),
     "idefics3_vision": SQUARES, "idefics3": SQUARES, "smolvlm_vision": SQUARES, "smolvlm": SQUARES,  # named either way
-    "glm4v_vision": TowerKind(_glm4v, [rule for rule in GLM4V_RULES if rule.name != "vision.pos_embed.weight"]),
+    "glm4v_vision": TowerKind(_glm4v, GLM4V_RULES),
     "pixtral": TowerKind(_pixtral, _pixtral_rules()),
     "internvl_vision": TowerKind(_intern, _intern_rules()),
     "qwen2_vl_vision": QWEN2, "qwen2_5_vl_vision": QWEN2_5, "qwen2_5_vl": QWEN2_5,  # configs name it either way
