@@ -85,7 +85,8 @@ def ask(asked: PreferenceEvaluator, params: Params, fingerprint: str, barrier: B
         with barrier.agreed(f"what the reference says of {source.name}"):
             if jax.process_index() == 0:
                 file = references.save(source, fingerprint, recipe, Reference(logps_E2, checksums_E))
-                print(f"{source.name}: {told(logps_E2, is_known_E, len(found.examples))}: {file}")
+                noun = references.noun_of(source)
+                print(f"{source.name}: {told(noun, logps_E2, is_known_E, len(found.examples))}: {file}")
 
 
 def known_pairs(asked: PreferenceEvaluator, before: Sequence[Reference]) -> dict[str, np.ndarray]:
@@ -103,14 +104,14 @@ def known_pairs(asked: PreferenceEvaluator, before: Sequence[Reference]) -> dict
     return known
 
 
-def told(logps_E2: np.ndarray, is_known_E: np.ndarray, asked: int) -> str:
-    """About how many pairs of a source was asked, and why not about the others."""
+def told(noun: str, logps_E2: np.ndarray, is_known_E: np.ndarray, asked: int) -> str:
+    """About how many pairs (or what ``noun`` says) of a source was asked, and why not about the others."""
     left = {
         "known from before": int(is_known_E.sum()),
         "longer than a row": int(np.isnan(logps_E2).any(1).sum()),
         "could not be read": int(np.isinf(logps_E2).any(1).sum()),
     }
-    counts = [f"asked about {asked} of {len(logps_E2)} pairs"]
+    counts = [f"asked about {asked} of {len(logps_E2)} {noun}"]
     return ", ".join(counts + [f"{count} {why}" for why, count in left.items() if count])
 
 

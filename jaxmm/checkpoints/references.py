@@ -159,12 +159,16 @@ def attach(sources: Sequence[Lengths], fingerprint: str, recipe: Recipe, budgets
             lacking = int((np.isnan(found["logps"]).any(1) & fits).sum())
             why = " (they were longer than a row then)"
         if lacking:
-            noun = "judged answers" if source.preferences == "judged" else "pairs"
             why = why or _kept_otherwise(source, fingerprint, recipe)
             raise UserError(
-                f"{source.name}: the reference was not asked about {lacking} of {len(source)} {noun}{why}: "
+                f"{source.name}: the reference was not asked about {lacking} of {len(source)} {noun_of(source)}{why}: "
                 f"{'; or '.join(_ways_out(recipe, trains))}"
             )
+
+
+def noun_of(source: Lengths) -> str:
+    """What a source's preferences are called where their number is told."""
+    return "judged answers" if source.preferences == "judged" else "pairs"
 
 
 def _ways_out(recipe: Recipe, trains: bool) -> list[str]:

@@ -88,8 +88,10 @@ class Identity(NamedTuple):
         fixed = command.differences(was, now, (*FREE, *CHANGEABLE))
         if fixed or record.plan is None or ((every or data) and not allow_change):
             way_out = "" if fixed or record.plan is None else ", go on with the other data by config.data.allow_change"
+            # What is made of the data follows its keys, so a key that may not differ tells enough.
+            told = every if fixed else every + data
             raise UserError(
-                f"{workdir} holds a run with other settings ({'; '.join(every + data)}): "
+                f"{workdir} holds a run with other settings ({'; '.join(told)}): "
                 f"set them as they were{way_out}, or give another --workdir"
             )
         return every + data

@@ -47,6 +47,12 @@ def test_a_key_that_this_version_does_not_know_is_named():
         Identity(config(), DATA).check(record, HERE, False)
 
 
+def test_what_follows_from_a_key_is_not_told_beside_it():
+    asked = Identity(config("--config.objective=dpo"), DATA | {"budgets": [1, 2, 8], "template": "3d"})
+    with pytest.raises(UserError, match=r"other settings \(objective: '' -> 'dpo'\): set them as they were, or give"):
+        asked.check(saved(), HERE, False)
+
+
 @pytest.mark.parametrize(
     ("text", "line"),
     [("[]", "no JSON object but a list"), ("{", "no valid JSON"), ('{"seq_len": "x"}', "seq_len is"), ("3", "a int")],
