@@ -63,3 +63,5 @@ def test_adapters_step_beside_those_of_peft_and_beside_all_weights(monkeypatch):
         row = Row("tiny", "a tiny case", {}, functools.partial(measured, case))
         found = benchmark.measure(row, repeats=2, seed=0, scale=1.0)
         assert len(found["figures"][figure]["samples"]) == 2
+    (flops,) = found["figures"]["FLOPs of the compiled step / all weights"]["samples"]
+    assert 0.5 < flops < 1

@@ -77,12 +77,20 @@ def beside_full(case: PeerCase, settings: Settings) -> Measured:
     if not (whole / "model").exists():
         os.symlink(folder / "model", whole / "model")
     with Side("jaxmm", folder, settings.seed) as lora, Side("jaxmm", whole, settings.seed) as full:
-        for side in (lora, full):
-            side.steps(WARM)
+        counted = [side.steps(WARM) for side in (lora, full)]
         seconds, _ = in_turns([("adapters", lora), ("all weights", full)], settings.repeats)
     ratios = [a / b for a, b in zip(seconds["adapters"], seconds["all weights"], strict=True)]
     times = {f"step, {name}": Figure([1000 * s for s in each], "ms") for name, each in seconds.items()}
-    return Measured({"time / all weights": Figure(ratios, ""), **times}, [f"rank {case.rank} on all linear maps"])
+    compiled = {
+        f"{name} of the compiled step / all weights": Figure([counted[0][key] / counted[1][key]], "")
+        for name, key in (("FLOPs", "flops"), ("bytes", "bytes"))
+    }
+    figures = {"time / all weights": Figure(ratios, ""), **compiled, **times}
+    told = [
+        f"{name}: {one['flops'] / WARM / 1e9:.1f} GFLOP, {one['bytes'] / WARM / 1e9:.1f} GB"
+        for name, one in zip(seconds, counted, strict=True)
+    ]
+    return Measured(figures, [f"rank {case.rank} on all linear maps", *told])
 
 
 def beside_trl(case: PairsCase, settings: Settings) -> Measured:

@@ -101,6 +101,9 @@ class Ours:
                 self.batches = itertools.repeat(place(self.arrays(case, case.tokens(seed), case.pixels(seed))))
             lowered = jax.jit(step, donate_argnums=0).lower(self.state, next(self.batches))
             self.compiled = lowered.compile(step_options())  # as train does
+            counted = self.compiled.cost_analysis()
+            assert counted is not None, "XLA counts what it compiles for CPUs"
+        self.costs = {"flops": counted["flops"], "bytes": counted["bytes accessed"]}  # of a step, as XLA counts them
         startup.give_back_memory()  # as train does
 
     def arrays(self, case: PeerCase, tokens: np.ndarray, pixels: np.ndarray):

@@ -25,7 +25,7 @@ class Stepped(NamedTuple):
     """What a step had: its loss, and counts by name."""
 
     loss: float
-    counts: Mapping[str, int] = {}
+    counts: Mapping[str, float] = {}
 
 
 def serve(step: Callable[[], Stepped]) -> None:
@@ -33,13 +33,14 @@ def serve(step: Callable[[], Stepped]) -> None:
     for line in sys.stdin:
         seconds: list[float] = []
         losses: list[float] = []
-        counts: collections.Counter[str] = collections.Counter()
+        counts: collections.defaultdict[str, float] = collections.defaultdict(float)
         for _ in range(int(line)):
             began = time.perf_counter()
             found = step()
             seconds.append(time.perf_counter() - began)
             losses.append(found.loss)
-            counts.update(found.counts)
+            for name, count in found.counts.items():
+                counts[name] += count
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         print(json.dumps({"seconds": seconds, "losses": losses, "peak": peak, **counts}), flush=True)
 

@@ -38,11 +38,12 @@ def begin(name: str, case: PeerCase, folder: Path, seed: int) -> Callable[[], St
     if name == "jaxmm":
         from peer.jaxmm_side import Ours
 
-        step = Ours(case, folder / "model", seed).step
-    else:
-        from peer.torch_side import Peer
+        ours = Ours(case, folder / "model", seed)
+        return lambda: Stepped(ours.step(), ours.costs)
 
-        step = Peer(case, folder / "model", seed, name.removeprefix("torch-")).step
+    from peer.torch_side import Peer
+
+    step = Peer(case, folder / "model", seed, name.removeprefix("torch-")).step
     return lambda: Stepped(step())
 
 
