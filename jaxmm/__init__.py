@@ -14,6 +14,7 @@ What Python programs use of it is here, and imported when it is first asked for:
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from jaxmm.batch import Batch
     from jaxmm.errors import UserError
     from jaxmm.models.attention import attention, bidirectional, causal
+
+# Configs and tokenizers need no PyTorch: without this, transformers warns every user that it is missing.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 __version__ = "0.2.0"
 __all__ = [

@@ -26,8 +26,6 @@ def load_tokenizer(folder: str) -> Any:
     Raises:
       UserError: if the folder is not there or holds no tokenizer.
     """
-    # A tokenizer needs no PyTorch: without this, transformers warns every user that PyTorch is missing.
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     if not folder:
         return ByT5Tokenizer()
     from transformers import AutoTokenizer
