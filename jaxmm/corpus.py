@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from jaxmm import sharding
+from jaxmm import zigzag
 from jaxmm.batch import ImageSpec
 from jaxmm.config.shares import parse_mixture, parse_numbers
 from jaxmm.data import files
@@ -179,7 +179,7 @@ def read_budgets(config: ConfigDict, corpus: Corpus) -> Budgets:
     least = Budgets(config.seq_len, config.patch_budget, 0, config.target_budget)
     check_rows(1, row_bytes(least, spec), "the arrays")  # before so large a row is filled to see what it needs
     asked = config.seq_len, config.patch_budget, config.target_budget
-    multiple = sharding.zigzag_multiple(config.mesh.context)
+    multiple = zigzag.multiple(config.mesh.context)
     stage_budgets = [
         choose_budgets(corpus.lengths, shares, *asked, merge, multiple)
         for shares in (corpus.shares, *(shares for _, shares in corpus.later))
@@ -191,7 +191,7 @@ def unseen_budgets(config: ConfigDict, image: ImageSpec) -> Budgets:
     """Budgets where no data is there to pick them from: what the config leaves open is as if half of a row's positions
     were images, of 64 soft tokens or more. Recordings share this half; a model that only hears has them alone.
     """
-    group, dealt = image.merge**2, sharding.zigzag_multiple(config.mesh.context)
+    group, dealt = image.merge**2, zigzag.multiple(config.mesh.context)
     parts = 2 * max(image.is_sighted + (image.audio is not None), 1)  # of a row, of which each kind takes one
 
     def whole(units: int, *groups: int) -> int:

@@ -8,7 +8,7 @@ import pytest
 from conftest import chips
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxmm import sharding
+from jaxmm import per_device, sharding, zigzag
 from jaxmm.errors import UserError
 from jaxmm.models.multimodal import flat_axes
 from jaxmm.models.routing import ExpertSpec
@@ -116,10 +116,10 @@ def test_a_dim_that_the_mesh_does_not_divide_stays_whole_and_is_reported():
 
 def test_rows_that_context_cannot_split_are_reported_with_the_multiple_they_need():
     mesh = sharding.make_mesh({"data": 2, "context": 4})
-    assert sharding.report_whole_rows(mesh, {"seq_len": 512}) == []
-    (line,) = sharding.report_whole_rows(mesh, {"seq_len": 512, "patch_budget": 640 + 64})
+    assert zigzag.report_whole_rows(mesh, {"seq_len": 512}) == []
+    (line,) = zigzag.report_whole_rows(mesh, {"seq_len": 512, "patch_budget": 640 + 64})
     assert "rows of 704; give config.patch_budget as a multiple of 128" in line
-    assert sharding.report_whole_rows(sharding.make_mesh({"data": 8}), {"seq_len": 100}) == []
+    assert zigzag.report_whole_rows(sharding.make_mesh({"data": 8}), {"seq_len": 100}) == []
 
 
 def bytes_per_device(tree) -> dict:
@@ -170,5 +170,5 @@ def test_each_device_runs_attention_on_its_own_rows_and_heads():
 
     q, kv, edge = np.zeros((8, 16, 4, 8)), np.zeros((8, 16, 2, 8)), np.zeros((8, 16), np.int32)
     with jax.set_mesh(sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})):
-        jax.jit(sharding.over_queries(look, heads=2))(q, kv, kv, edge, edge)
+        jax.jit(per_device.over_queries(look, heads=2))(q, kv, kv, edge, edge)
     assert seen[-1] == ((2, 16, 2, 8), (2, 16, 1, 8), (2, 16))

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxmm import sharding
+from jaxmm import per_device, sharding, zigzag
 from jaxmm.models.kernels.interval_blocks import Logits, block_attention
 
 Intervals = tuple[jax.Array, jax.Array]  # start and end, int32 (B, T)
@@ -71,7 +71,7 @@ def attention(
     """Softmax attention over intervals, with grouped key-value heads (H a multiple of K).
 
     Rows may be sharded over the batch mesh axes and heads over ``tensor``: each device then works on its own. Where
-    positions are sharded over ``context`` (``sharding.zigzag_shard``), each device computes its own queries against the
+    positions are sharded over ``context`` (``zigzag.shard``), each device computes its own queries against the
     keys of the whole row.
 
     Args:
@@ -107,14 +107,14 @@ def attention(
         block = min(block, -(-T // 16) * 16)
         group = group or _GROUPS.get(sharding.platform(), 1024)
         run = functools.partial(_by_blocks, block=block, group=group, logits=Logits(scale, softcap))
-    return sharding.over_queries(run, K, with_starts=with_starts)(q_BTHD, k_BTKD, v_BTKD, *intervals)
+    return per_device.over_queries(run, K, with_starts=with_starts)(q_BTHD, k_BTKD, v_BTKD, *intervals)
 
 
 def _by_blocks(q_BTHD, k_BSKD, v_BSKD, start_BT, end_BT, *, block: int, group: int, logits: Logits):
     """``block_attention`` for any length; queries that are a device's share of a row's are in two runs."""
     T, S = q_BTHD.shape[1], k_BSKD.shape[1]
     if T < S:
-        starts = sharding.own_chunks()
+        starts = zigzag.own_chunks()
         chunk = T // len(starts)
         block, group = math.gcd(BLOCK if chunk % block else block, chunk), min(group, chunk)
         places_N = jnp.concatenate([start * (chunk // block) + jnp.arange(chunk // block) for start in starts])

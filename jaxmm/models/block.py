@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxmm import sharding
+from jaxmm import sharding, zigzag
 from jaxmm.models import attention as attn
 from jaxmm.models import rope
 from jaxmm.models.cache import Cache
@@ -43,7 +43,7 @@ def attend_own(
     del number
     out_BTHD = attn.attention(q_BTHD, k_BTKD, v_BTKD, intervals, backend=backend, whole=whole, **logits)
     if cache is not None:
-        cache = cache.filled(kind, layer, sharding.zigzag_unshard(k_BTKD), sharding.zigzag_unshard(v_BTKD))
+        cache = cache.filled(kind, layer, zigzag.unshard(k_BTKD), zigzag.unshard(v_BTKD))
     return out_BTHD, cache
 
 
@@ -171,7 +171,7 @@ class Layer(NamedTuple):
         h_BTD, load = self._mlp(self.norm_mlp(x_BTD), where, target_positions_BR)
         x_BTD = x_BTD + (h_BTD if self.norm_mlp_out is None else self.norm_mlp_out(h_BTD))
         x_BTD = materialize(x_BTD if self.scale is None else self.scale(x_BTD))
-        axis = sharding.positions_axis(x_BTD.shape[1]) if target_positions_BR is None else None
+        axis = zigzag.positions_axis(x_BTD.shape[1]) if target_positions_BR is None else None
         return sharding.constrain(x_BTD, "rows", axis, None), cache, load
 
     def _mlp(self, x_BTD, where: AttentionContext, target_positions_BR) -> tuple[jax.Array, Load | None]:

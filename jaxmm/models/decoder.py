@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from jaxmm import sharding
+from jaxmm import zigzag
 from jaxmm.models import attention as attn
 from jaxmm.models import rope
 from jaxmm.models.block import AttentionContext, Layer, Mixing, at_places, attend_cached, attend_own, recur_cached
@@ -112,7 +112,7 @@ class Decoder(nnx.Module):
             )
             for local in set(spec.is_local().tolist())
         }
-        return jax.tree.map(sharding.zigzag_shard, places)
+        return jax.tree.map(zigzag.shard, places)
 
     def places_in(self, cache: Cache) -> dict[bool, AttentionContext]:
         """Where the next position of each row is, (B, 1), and what of the cache it sees."""
@@ -134,7 +134,7 @@ class Decoder(nnx.Module):
         Positions, segments and blocks are in their true order.
 
         Args:
-          target_positions_BR: where hidden states are wanted, in the rows of ``sharding.as_rows``. Unrolled, the last
+          target_positions_BR: where hidden states are wanted, in the rows of ``zigzag.as_rows``. Unrolled, the last
             layer computes only these.
         Returns:
           Normed hidden states of the same shape, sharded too, or those at target positions, (B, R, D).
@@ -174,7 +174,7 @@ class Decoder(nnx.Module):
         cache = Cache.empty(shapes, x_BTD.dtype, positions_BTA, segments_BT, self._states(x_BTD, segments_BT))
         places = self.places(positions_BTA, segments_BT, blocks_BT)
         x_BTD, cache, _ = self._run(x_BTD, cache, places, segments_BT, Mixing(attend_own), deep, compute)
-        return sharding.zigzag_unshard(x_BTD), cache
+        return zigzag.unshard(x_BTD), cache
 
     def attended(
         self, x_BTD, positions_BTA, segments_BT, blocks_BT, deep: DeepStack | None = None, *, queries: Queries,
@@ -246,7 +246,7 @@ class Decoder(nnx.Module):
         ):
             x_BTD, cache, load = through()
             if target_positions_BR is not None:
-                x_BTD = at_places(sharding.as_rows(x_BTD), target_positions_BR)
+                x_BTD = at_places(zigzag.as_rows(x_BTD), target_positions_BR)
             return self.norm(x_BTD), cache, load
         carry = through(stop=spec.layers - 1)
         of_last = jax.tree.map(lambda x: x[-1], each)
@@ -266,5 +266,5 @@ class Decoder(nnx.Module):
             and not is_deep
             and self.spec.experts is None
             and wanted < length
-            and not sharding.are_sharded(length)
+            and not zigzag.are_sharded(length)
         )

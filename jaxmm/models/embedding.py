@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from jaxmm import sharding
+from jaxmm import sharding, zigzag
 
 
 def look_up(table_VD, index_BT, dtype) -> jax.Array:
@@ -22,7 +22,7 @@ def look_up(table_VD, index_BT, dtype) -> jax.Array:
     dtype = jnp.dtype(dtype)
     if mesh.empty or mesh.size == 1:
         return _taken(table_VD, index_BT, dtype, "")
-    rows, positions = sharding.partition(("rows", sharding.positions_axis(index_BT.shape[1])), index_BT.shape, mesh)
+    rows, positions = sharding.partition(("rows", zigzag.positions_axis(index_BT.shape[1])), index_BT.shape, mesh)
     manual = {*(rows or ()), *((positions,) if positions else ())}
     if all(mesh.shape[axis] == 1 for axis in manual):  # XLA fails on a table split over another axis alone
         return _taken(table_VD, index_BT, dtype, "")

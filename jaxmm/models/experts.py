@@ -1,7 +1,7 @@
 """Experts: of many MLPs, a position goes through the few that a router chooses, and none is dropped.
 
 Positions are sorted by expert, so that each expert's are adjacent, and multiplied by ``grouped``. Where experts are
-split over devices, positions go to them: see ``through_experts`` and ``sharding.over_experts``.
+split over devices, positions go to them: see ``through_experts`` and ``per_device.over_experts``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from jaxmm import sharding
+from jaxmm import per_device, sharding
 from jaxmm.models.exchange import Slices, exchange
 from jaxmm.models.layers import MLP, activation
 from jaxmm.models.linear import Linear
@@ -68,7 +68,7 @@ class Experts(nnx.Module):
         choice = choose(logits_BTE, bias_E, self.spec)
         kernels = [one.kernel[...].astype(x_BTD.dtype) for one in (self.gate, self.up, self.down)]
         into, out = ("expert", "embed", "mlp"), ("expert", "mlp", "embed")
-        through = sharding.over_experts(
+        through = per_device.over_experts(
             functools.partial(through_experts, act=self.act), self.spec.chosen, into, into, out
         )
         y_BTD = through(x_BTD, choice.experts_BTK, choice.weights_BTK.astype(x_BTD.dtype), *kernels)
@@ -81,7 +81,7 @@ class Experts(nnx.Module):
 
 
 def through_experts(
-    x_BTD, experts_BTK, weights_BTK, gate_EDF, up_EDF, down_EFD, *, act: Callable, held: sharding.Held
+    x_BTD, experts_BTK, weights_BTK, gate_EDF, up_EDF, down_EFD, *, act: Callable, held: per_device.Held
 ) -> jax.Array:
     """The weighted sum of what the chosen experts give; of those that one device holds, or, where it exchanges rows
     with others, of all."""

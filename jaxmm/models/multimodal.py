@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxmm import sharding
+from jaxmm import sharding, zigzag
 from jaxmm.batch import Batch
 from jaxmm.models.adapters import AdapterSpec, Map, adapt, adapted_maps, begin
 from jaxmm.models.cache import Cache
@@ -151,12 +151,12 @@ class MultimodalModel(nnx.Module):
 
     def _inputs(self, batch: Batch, soft: SoftTokens, compute: Compute) -> tuple[Any, ...]:
         """What the decoder takes: embeddings and soft tokens in their places, and where these are."""
-        slots_BT = sharding.zigzag_shard(batch.slots_BT)
-        x_BTD = self.decoder.embed(sharding.zigzag_shard(batch.text.values), jnp.dtype(compute.dtype))
+        slots_BT = zigzag.shard(batch.slots_BT)
+        x_BTD = self.decoder.embed(zigzag.shard(batch.text.values), jnp.dtype(compute.dtype))
         if soft.table_BSD.shape[1]:
             placed_BTD = jnp.take_along_axis(soft.table_BSD, jnp.maximum(slots_BT, 0)[..., None], axis=1)
             x_BTD = jnp.where((slots_BT >= 0)[..., None], placed_BTD, x_BTD)
-        x_BTD = sharding.constrain(x_BTD, "rows", sharding.positions_axis(slots_BT.shape[1]), None)
+        x_BTD = sharding.constrain(x_BTD, "rows", zigzag.positions_axis(slots_BT.shape[1]), None)
         deep = None if soft.deep_KBSD is None else DeepStack(soft.deep_KBSD, slots_BT)
         return x_BTD, batch.text.positions, batch.text.segments, batch.blocks_BT, deep
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxmm import sharding
+from jaxmm import sharding, zigzag
 from jaxmm.batch import Array
 from jaxmm.models import attention as attn
 from jaxmm.models.kernels.interval_blocks import Logits
@@ -83,7 +83,7 @@ def attend_probed(
     out_BTHD = attn.attention(
         q_BTHD, k_BTKD, v_BTKD, intervals, backend=backend, whole=whole, scale=scale, softcap=softcap
     )
-    q_BTHD, k_BTKD, start_BT, end_BT = (sharding.zigzag_unshard(x) for x in (q_BTHD, k_BTKD, *intervals))
+    q_BTHD, k_BTKD, start_BT, end_BT = (zigzag.unshard(x) for x in (q_BTHD, k_BTKD, *intervals))
     logits = Logits(scale or q_BTHD.shape[-1] ** -0.5, softcap)
     groups = cache.sums_LHGX.shape[2]
     return out_BTHD, cache.added(number, *_measured(q_BTHD, k_BTKD, start_BT, end_BT, queries, groups, logits))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from jaxmm import sharding
+from jaxmm import zigzag
 from jaxmm.models.delta_rule import delta_rule, delta_step, document_starts, rule_multiplications
 from jaxmm.models.linear import Linear
 from jaxmm.models.materialize import recompute
@@ -100,7 +100,7 @@ def _over(x_BT, of_BTC):
 
 
 def _check_whole(part: str, length: int) -> None:
-    if sharding.are_sharded(length):
+    if zigzag.are_sharded(length):
         raise ValueError(
             f"{part} need rows whole, and mesh axis 'context' splits those of {length} positions: make context 1"
         )

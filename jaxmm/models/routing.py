@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxmm import sharding
+from jaxmm import per_device
 from jaxmm.models.sizes import check_numbers, check_sizes
 
 GATES = ("softmax", "softmax of chosen", "sigmoid")
@@ -99,7 +99,7 @@ def choose(logits_BTE: jax.Array, bias_E: jax.Array | None, spec: ExpertSpec) ->
         ranked_BTE = lax.stop_gradient(scores_BTE)
     if spec.groups > 1:
         ranked_BTE = _in_open_groups(ranked_BTE, spec)
-    experts_BTK = sharding.top_k(ranked_BTE, spec.chosen)[1]
+    experts_BTK = per_device.top_k(ranked_BTE, spec.chosen)[1]
     weights_BTK = jnp.take_along_axis(scores_BTE, experts_BTK, axis=-1)
     if spec.gate == "softmax of chosen":
         weights_BTK = jax.nn.softmax(weights_BTK)
@@ -111,8 +111,8 @@ def choose(logits_BTE: jax.Array, bias_E: jax.Array | None, spec: ExpertSpec) ->
 def _in_open_groups(ranked_BTE: jax.Array, spec: ExpertSpec) -> jax.Array:
     """The scores of experts in the groups that are open to a position, minus infinity for the others."""
     by_group = ranked_BTE.reshape(*ranked_BTE.shape[:-1], spec.groups, -1)
-    best_two = sharding.top_k(by_group, 2)[0].sum(-1)
-    chosen = sharding.top_k(best_two, spec.chosen_groups)[1]
+    best_two = per_device.top_k(by_group, 2)[0].sum(-1)
+    chosen = per_device.top_k(best_two, spec.chosen_groups)[1]
     is_open = (chosen[..., None] == jnp.arange(spec.groups)).any(-2)
     return jnp.where(is_open[..., None], by_group, -jnp.inf).reshape(ranked_BTE.shape)
 

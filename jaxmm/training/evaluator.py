@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxmm import sharding
+from jaxmm import sharding, zigzag
 from jaxmm.batch import Batch
 from jaxmm.corpus import Corpus
 from jaxmm.data import memory
@@ -98,7 +98,7 @@ class Evaluator:
         self.corpus, self.recipe, self.mesh = corpus, recipe, mesh
         self.examples = examples
         even = [1.0] * len(corpus.lengths)
-        multiple = sharding.zigzag_multiple(mesh.shape["context"])
+        multiple = zigzag.multiple(mesh.shape["context"])
         self.budgets: Budgets = choose_budgets(corpus.lengths, even, seq_len, 0, 0, recipe.image.merge, multiple)
         self.batch_size = batch_size
         row = row_bytes(self.budgets, recipe.image, widths_of(corpus.lengths))

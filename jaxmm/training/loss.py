@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxmm import sharding
+from jaxmm import per_device, sharding, zigzag
 from jaxmm.batch import Batch
 from jaxmm.models import tables
 from jaxmm.models.materialize import barrier
@@ -44,7 +44,7 @@ def select_targets(batch: Batch, budget: int) -> Targets:
     """Gathers the positions with weight: the plan guarantees that no row has more than ``budget`` of them."""
     index_BT = jnp.broadcast_to(jnp.arange(batch.weights_BT.shape[1], dtype=jnp.int32), batch.weights_BT.shape)
     of_batch = index_BT, batch.targets_BT, batch.weights_BT, batch.sources_BT
-    index, tokens, weights, sources = (sharding.as_rows(sharding.zigzag_shard(x)) for x in of_batch)
+    index, tokens, weights, sources = (zigzag.as_rows(zigzag.shard(x)) for x in of_batch)
     chosen = jnp.argsort((weights == 0).astype(jnp.int32), axis=1, stable=True)[:, :budget]
     return Targets(chosen, *(jnp.take_along_axis(x, chosen, axis=1) for x in (index, tokens, weights, sources)))
 
@@ -132,7 +132,7 @@ def _cross_entropy(xs_BRD: Terms, heads_VD: Terms, tokens_BR, weights_BR, z_loss
         return terms, (total,)
 
     inputs = xs_BRD, _as_vectors(heads_VD, xs_BRD), tokens_BR, weights_BR
-    terms, (total,) = sharding.over_row_parts(own, whole=1)(*inputs)
+    terms, (total,) = per_device.over_row_parts(own, whole=1)(*inputs)
     return total, terms
 
 
@@ -163,7 +163,7 @@ def _forward(xs_BRD: Terms, heads_VD: Terms, tokens_BR, weights_BR, z_loss: floa
         return of_rows, sums
 
     inputs = xs_BRD, _as_vectors(heads_VD, xs_BRD), tokens_BR, weights_BR
-    (dxs_BRD, terms), (total, dheads_VD) = sharding.over_row_parts(own, whole=1)(*inputs)
+    (dxs_BRD, terms), (total, dheads_VD) = per_device.over_row_parts(own, whole=1)(*inputs)
     return (total, terms), (dxs_BRD, tuple(d.astype(head.dtype) for d, head in zip(dheads_VD, heads_VD, strict=True)))
 
 
@@ -183,7 +183,7 @@ HiddenAt = Callable[[jax.Array], tuple[jax.Array, Head]]
 def from_hidden(hidden_BTD, head: Head) -> HiddenAt:
     """``hidden_at`` for ``batch_loss``, of hidden states of whole rows."""
     return lambda target_positions_BR: (
-        jnp.take_along_axis(sharding.as_rows(hidden_BTD), target_positions_BR[..., None], axis=1),
+        jnp.take_along_axis(zigzag.as_rows(hidden_BTD), target_positions_BR[..., None], axis=1),
         head,
     )
 

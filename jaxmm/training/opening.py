@@ -11,7 +11,7 @@ import jax
 from ml_collections import ConfigDict
 
 import jaxmm
-from jaxmm import formatting, sharding
+from jaxmm import formatting, sharding, zigzag
 from jaxmm.batch import ImageSpec
 from jaxmm.data.encoding_file import settled_otherwise
 from jaxmm.data.media.table import MEDIA
@@ -192,7 +192,7 @@ def _row_lines(run: Run) -> Iterator[str]:
     further = "".join(f", {b.get(name):,} {name}" for name in b.names if name not in (*FIRST, *names))
     yield f"a row holds {held}{further}; a batch {run.config.batch_size} rows"
     yield from sharding.report_replicated(run.mesh, flat_axes(run.recipe.model))
-    yield from sharding.report_whole_rows(run.mesh, {"seq_len": b.tokens, "patch_budget": b.patches})
+    yield from zigzag.report_whole_rows(run.mesh, {"seq_len": b.tokens, "patch_budget": b.patches})
 
 
 def _names_of_budgets(image: ImageSpec, media: Collection[str]) -> dict[str, str]:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxmm import sharding
+from jaxmm import zigzag
 from jaxmm.batch import Batch, Pairs
 from jaxmm.models.adapters import is_factor
 from jaxmm.models.multimodal import Compute, ModelSpec, make_model
@@ -77,7 +77,7 @@ def make_objective(
 
 def halves(batch: Batch, targets: Targets) -> jax.Array:
     """(B, R, C, 2), 1 where a target is of that answer of that pair; rows are those of ``targets``."""
-    segments_BT = sharding.as_rows(sharding.zigzag_shard(batch.text.segments))
+    segments_BT = zigzag.as_rows(zigzag.shard(batch.text.segments))
     segments_BR = jnp.take_along_axis(segments_BT, targets.target_positions_BR, axis=1)
     parts = segments_BR.shape[0] // batch.text.segments.shape[0]
     first_BC = jnp.repeat(_pairs(batch).segments_BC, parts, axis=0)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from test_attention import B, D, H, K, assert_dense_in
 
-from jaxmm import sharding
+from jaxmm import sharding, zigzag
 from jaxmm.checks.oracle import dense, mask_by_definition
 from jaxmm.models import attention as attn
 from jaxmm.models.kernels.fused import LARGEST_HEAD, TILE, _ranges, fused_attention
@@ -192,8 +192,8 @@ def test_devices_run_it_on_their_own_rows_heads_and_queries(monkeypatch):
     with jax.set_mesh(sharding.make_mesh({"data": 2, "tensor": 2, "context": 2})):
 
         def dealt(q, k, v, *intervals):
-            q, k, v, *intervals = map(sharding.zigzag_shard, (q, k, v, *intervals))
-            return sharding.zigzag_unshard(attn.attention(q, k, v, tuple(intervals), backend="fused"))
+            q, k, v, *intervals = map(zigzag.shard, (q, k, v, *intervals))
+            return zigzag.unshard(attn.attention(q, k, v, tuple(intervals), backend="fused"))
 
         found = jax.jit(dealt)(q, k, v, *intervals)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)

@@ -12,7 +12,7 @@ import pytest
 from jax import export
 from test_attention import B, D, H, K, assert_dense_in
 
-from jaxmm import sharding
+from jaxmm import sharding, zigzag
 from jaxmm.checks.oracle import dense, mask_by_definition
 from jaxmm.models import attention as attn
 from jaxmm.models.kernels.splash import LANES, LARGEST_HEAD, LONGEST, _block, _mask_infos, splash_attention
@@ -159,9 +159,9 @@ def test_devices_run_it_on_their_own_rows_heads_and_queries(monkeypatch, longest
 
     def run(q, k, v, grad, *intervals):
         def dealt(q, k, v):
-            dealt_qkv = map(sharding.zigzag_shard, (q, k, v))
-            edges = tuple(map(sharding.zigzag_shard, intervals))
-            return sharding.zigzag_unshard(attn.attention(*dealt_qkv, edges, backend="splash", whole=True))
+            dealt_qkv = map(zigzag.shard, (q, k, v))
+            edges = tuple(map(zigzag.shard, intervals))
+            return zigzag.unshard(attn.attention(*dealt_qkv, edges, backend="splash", whole=True))
 
         out, pull = jax.vjp(dealt, q, k, v)
         return out, *pull(grad)

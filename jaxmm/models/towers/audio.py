@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from jaxmm import sharding
+from jaxmm import sharding, zigzag
 from jaxmm.batch import Stream
 from jaxmm.models import attention as attn
 from jaxmm.models.compute import Compute
@@ -165,7 +165,7 @@ class ChunkStem(nnx.Module):
         positions = -(-spec.chunk // spec.stride)
         T = F // spec.chunk * positions
         x_NFC1 = audio.values.astype(dtype).reshape(-1, spec.chunk, mels, 1)
-        x = sharding.constrain(x_NFC1, "row_parts" if sharding.are_sharded(T) else "rows", None, None, None)
+        x = sharding.constrain(x_NFC1, "row_parts" if zigzag.are_sharded(T) else "rows", None, None, None)
         for convolution in (self.first, self.second, self.third):
             x = gelu(convolution(x))
         x_NTD = self.out(jnp.swapaxes(x, -1, -2)) + sinusoids(positions, spec.width).astype(dtype)
@@ -205,7 +205,7 @@ class Block(nnx.Module):
     def __call__(self, x_BTD: jax.Array, intervals: attn.Intervals, compute: Compute) -> jax.Array:
         x_BTD = materialize(x_BTD + self.attention(self.norm_attention(x_BTD), intervals, compute))
         x_BTD = materialize(x_BTD + self.mlp(self.norm_mlp(x_BTD)))
-        return sharding.constrain(x_BTD, "rows", sharding.positions_axis(x_BTD.shape[1]), None)
+        return sharding.constrain(x_BTD, "rows", zigzag.positions_axis(x_BTD.shape[1]), None)
 
 
 class AudioTower(nnx.Module):
@@ -231,12 +231,12 @@ class AudioTower(nnx.Module):
             )
         stem = checkpointed(lambda audio: self.stem(audio, jnp.dtype(compute.dtype)), compute.remat)
         intervals = attn.bidirectional(tower_segments(audio.segments, spec))
-        intervals = jax.tree.map(sharding.zigzag_shard, intervals)
-        x_BTD = sharding.zigzag_shard(stem(audio))
-        axes = "rows", sharding.positions_axis(x_BTD.shape[1]), None
+        intervals = jax.tree.map(zigzag.shard, intervals)
+        x_BTD = zigzag.shard(stem(audio))
+        axes = "rows", zigzag.positions_axis(x_BTD.shape[1]), None
         x_BTD = sharding.constrain(x_BTD, *axes)
         call = lambda block, x, _: block(x, intervals, compute)  # noqa: E731
         x_BTD, _ = apply_stack(self.blocks, x_BTD, call, compute.remat, compute.unroll)
-        x_BTD = sharding.constrain(sharding.zigzag_unshard(x_BTD), *axes)
+        x_BTD = sharding.constrain(zigzag.unshard(x_BTD), *axes)
         x_BSD = x_BTD.reshape(B, -1, spec.pool, spec.width).mean(2) if spec.pool > 1 else x_BTD
         return self.norm(x_BSD)

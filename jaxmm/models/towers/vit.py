@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxmm import sharding
+from jaxmm import sharding, zigzag
 from jaxmm.batch import Stream
 from jaxmm.models import attention as attn
 from jaxmm.models import rope
@@ -258,7 +258,7 @@ class Block(nnx.Module):
         x_BND = materialize(x_BND + scaled(h_BND, self.scale_attention, self.norm_attention_out))
         h_BND = self.mlp(self.norm_mlp(x_BND))
         x_BND = materialize(x_BND + scaled(h_BND, self.scale_mlp, self.norm_mlp_out))
-        return sharding.constrain(x_BND, "rows", sharding.positions_axis(x_BND.shape[1]), None)
+        return sharding.constrain(x_BND, "rows", zigzag.positions_axis(x_BND.shape[1]), None)
 
 
 class VisionTower(nnx.Module):
@@ -284,9 +284,9 @@ class VisionTower(nnx.Module):
     def __call__(self, patches: Stream, grids_BM3, compute: Compute) -> Features:
         """Returns features in the dtype of ``compute``; those of padding are finite and meaningless."""
         spec = self.spec
-        intervals, rotation = jax.tree.map(sharding.zigzag_shard, (self._intervals(patches), self._rotation(patches)))
-        patches = Stream(*map(sharding.zigzag_shard, patches))
-        axes = "rows", sharding.positions_axis(patches.segments.shape[1]), None
+        intervals, rotation = jax.tree.map(zigzag.shard, (self._intervals(patches), self._rotation(patches)))
+        patches = Stream(*map(zigzag.shard, patches))
+        axes = "rows", zigzag.positions_axis(patches.segments.shape[1]), None
         x_BND = self._embedded(patches, grids_BM3, jnp.dtype(compute.dtype))
         if self.pre_norm is not None:
             x_BND = self.pre_norm(x_BND)
@@ -309,7 +309,7 @@ class VisionTower(nnx.Module):
         if spec.features:
             x_BND = jnp.concatenate([by_layer[i] for i in spec.features], -1)
         features = Features(x_BND, tuple(by_layer[i] for i in spec.taps))
-        return jax.tree.map(lambda x: sharding.constrain(sharding.zigzag_unshard(x), *axes), features)
+        return jax.tree.map(lambda x: sharding.constrain(zigzag.unshard(x), *axes), features)
 
     def _embedded(self, patches: Stream, grids_BM3, dtype):
         """Patches, and class tokens where they are, with their position embeddings: (B, N, D)."""
