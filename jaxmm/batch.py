@@ -242,6 +242,9 @@ class SplitSpec:
             raise ValueError("longest must be set for pictures that squares cover")
 
 
+LEAST_SIDES = {"": [], "floor": ["least side"], "round": ["least side, rounded"]}  # in keys of what is kept on disk
+
+
 @dataclasses.dataclass(frozen=True)
 class ImageSpec:
     """How an image becomes tiles, patches and soft tokens: what the data side must know of a vision tower.
@@ -256,7 +259,8 @@ class ImageSpec:
         each a tile by itself; where they are more than one, the whole image is one more tile after them (InternVL).
       crop: with a side, the aspect is kept, and what is longer is cut off at both ends (CLIP).
       resample: "bicubic", "bilinear" or "lanczos".
-      least_side: a side below one soft token makes a picture larger first, with its aspect kept, until it is one (GLM).
+      least_side: a side below one soft token makes a picture larger first, with its aspect kept, until it is one. The
+        other side is then rounded down ("floor", GLM) or to the nearest pixel ("round", PaddleOCR-VL); "" does not.
       by_longest: a side above the root of max_pixels makes a picture smaller, with its aspect kept, and nothing makes
         it larger; sides are then rounded up to whole soft tokens (Pixtral).
       row_break: text after each row of an image's soft tokens but the last, the names of special tokens (Pixtral). It
@@ -289,7 +293,7 @@ class ImageSpec:
     bidirectional: bool = False
     is_sighted: bool = True
     split: SplitSpec | None = None
-    least_side: bool = False
+    least_side: str = ""
     by_longest: bool = False
     row_break: str = ""
     video: VideoSpec | None = None
@@ -302,7 +306,7 @@ class ImageSpec:
         clips = {name: values.pop(name) for name in ("video", "audio")}
         split = [of_split] if (of_split := values.pop("split")) else []
         more = [] if values.pop("is_sighted") else ["blind"]
-        more += ["least side"] * values.pop("least_side")
+        more += LEAST_SIDES[values.pop("least_side")]
         more += ["filled"] * values.pop("filled")
         more += ["by longest edge"] * values.pop("by_longest")
         more += [f"rows end with {row_break}"] if (row_break := values.pop("row_break")) else []

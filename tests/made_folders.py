@@ -34,6 +34,8 @@ IMAGES = {
     "gemma3": {"size": SQUARE}, "internvl": {"size": SQUARE, "max_patches": 4},
     "glm4v": {"size": {"shortest_edge": 128, "longest_edge": 2048}, "patch_size": 4},
     "glm46v": {"size": {"shortest_edge": 128, "longest_edge": 2048}},
+    "glm4v_moe": {"size": {"shortest_edge": 128, "longest_edge": 2048}},
+    "paddleocr_vl": {"size": {"shortest_edge": 64, "longest_edge": 1024}, "patch_size": 4},
     "mistral3": {"size": {"longest_edge": 32}, "patch_size": {"height": 4, "width": 4}},
     "idefics3": {"size": {"longest_edge": 48}, "max_image_size": {"longest_edge": 16}, "do_image_splitting": False},
     "smolvlm": {"size": {"longest_edge": 48}, "max_image_size": {"longest_edge": 16}, "do_image_splitting": False},
@@ -68,6 +70,15 @@ GLM = (
     "{% else %}{{ content['text'] }}{% endif %}{% endfor %}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
 )
+# As PaddleOCR-VL's: what is said is a list of parts.
+PADDLE = (
+    "{{ '<|begin_of_sentence|>' }}{% for message in messages %}"
+    "{{ 'User: ' if message['role'] == 'user' else 'Assistant:\n' }}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{{ '<|IMAGE_START|><|IMAGE_PLACEHOLDER|><|IMAGE_END|>' }}{% endif %}{% endfor %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "{{ '\n' if message['role'] == 'user' else eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:\n' }}{% endif %}"
+)
 
 # SmolVLM's own; Idefics 3's begins alike.
 USER_CHAT = (
@@ -90,6 +101,8 @@ def byte_level_tokenizer(family: str = ""):
     inner.decoder = tokenizers.decoders.ByteLevel()
     named = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
     more = {"extra_special_tokens": named | {"video_token": "<video>"}} if family == "internvl" else {}
+    if family == "paddleocr_vl":
+        more = {"extra_special_tokens": {"image_token": "<|IMAGE_PLACEHOLDER|>"}}
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=inner, eos_token="</s>", pad_token="<pad>", **more
     )  # fmt: skip
@@ -99,10 +112,13 @@ def byte_level_tokenizer(family: str = ""):
     if family == "internvl":
         tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
         tokenizer.chat_template = CHAT
-    if family in ("glm4v", "glm46v"):
+    if family in ("glm4v", "glm46v", "glm4v_moe"):
         names = ["<|begin_of_image|>", "<|image|>", "<|end_of_image|>", "[gMASK]", "<sop>", "<|user|>", "<|assistant|>"]
         tokenizer.add_tokens(names, special_tokens=True)
         tokenizer.chat_template = GLM
+    if family == "paddleocr_vl":
+        tokenizer.add_tokens(["<|begin_of_sentence|>", "<|IMAGE_START|>", "<|IMAGE_END|>"], special_tokens=True)
+        tokenizer.chat_template = PADDLE
     if family == "mistral3":
         names = ["[INST]", "[/INST]", "[IMG]", "[IMG_BREAK]", "[IMG_END]"]
         tokenizer.add_tokens(names, special_tokens=True)
@@ -128,8 +144,10 @@ def folder_of(name: str, folder: Path, has_weights: bool = True, seed: int = 1, 
         config.image_token_id = tokenizer.convert_tokens_to_ids("<image>")
     if case.family == "internvl":
         config.image_token_id = tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
-    if case.family in ("glm4v", "glm46v"):
+    if case.family in ("glm4v", "glm46v", "glm4v_moe"):
         config.image_token_id = tokenizer.convert_tokens_to_ids("<|image|>")
+    if case.family == "paddleocr_vl":
+        config.image_token_id = tokenizer.convert_tokens_to_ids("<|IMAGE_PLACEHOLDER|>")
     if case.family == "mistral3":
         config.image_token_index = tokenizer.convert_tokens_to_ids("[IMG]")
     folder.mkdir()
@@ -154,6 +172,9 @@ def folder_of(name: str, folder: Path, has_weights: bool = True, seed: int = 1, 
             ("video_preprocessor_config.json", {"video_processor_type": "Glm4vVideoProcessor"}),
         ):
             (folder / file).write_text(json.dumps(whole))
+    if case.family == "paddleocr_vl":
+        whole = {"processor_class": "PaddleOCRVLProcessor"}
+        (folder / "processor_config.json").write_text(json.dumps(whole))
     if case.family == "mistral3":
         whole = {"processor_class": "PixtralProcessor", "patch_size": 4, "spatial_merge_size": 2}
         (folder / "processor_config.json").write_text(json.dumps(whole))

@@ -138,6 +138,7 @@ def test_a_model_has_boxes_as_its_family_learnt_them(tmp_path):
     wanted = {
         "qwen2_vl": "thousandths", "qwen2_5_vl": "pixels", "qwen3_vl": "thousandths", "qwen3_vl_moe": "thousandths",
         "internvl": "thousandths", "glm4v": "thousandths", "glm46v": "thousandths",
+        "glm4v_moe": "thousandths",
     }  # fmt: skip
     found = {family: read_boxes(config, start_of(family)) for family in wanted}
     assert found == wanted

@@ -344,6 +344,19 @@ def _qwen3_vl(config: Any, tied: bool) -> DecoderSpec:
     )  # fmt: skip
 
 
+def _ernie4_5(config: Any, tied: bool, **features: Any) -> DecoderSpec:
+    """ERNIE 4.5: Llama with one switch of all biases, whose rotary positions turn pairs of neighbours."""
+    bias = bool(config.use_bias)
+    return _spec(
+        config, tied, qkv_bias=bias, out_bias=bias, mlp_bias=bias, **{"rope_adjacent": True, **features},
+    )  # fmt: skip
+
+
+def _paddleocr(config: Any, tied: bool) -> DecoderSpec:
+    """ERNIE 4.5 with positions of three axes, each with a run of the frequencies; pairs are half a head apart."""
+    return _ernie4_5(config, tied, rope_sections=_sections(config, (16, 24, 24)), rope_adjacent=False)
+
+
 def _glm4v(config: Any, tied: bool) -> DecoderSpec:
     """GLM-4.1V and 4.6V: norms before and behind each part, and a part of a head turns, by pairs of neighbours."""
     supported.require(config, head_dim=config.hidden_size // config.num_attention_heads)
@@ -413,15 +426,21 @@ def _lfm2_moe(config: Any, tied: bool) -> DecoderSpec:
     return _lfm2(config, tied, mlp=config.intermediate_size, **experts.lfm2(config))
 
 
-def _glm4_moe(config: Any, tied: bool) -> DecoderSpec:
+def _glm4_moe(config: Any, tied: bool, **features: Any) -> DecoderSpec:
     """GLM-4.5: a part of each head turns."""
     rope = dict(config.rope_parameters)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     turning = int(head_dim * rope.pop("partial_rotary_factor", 1.0))
     return _spec(
-        config, tied, rope, rotary_dim=turning, qkv_bias=bool(config.attention_bias), qk_norm=bool(config.use_qk_norm),
-        **experts.glm4(config),
+        config, tied, rope, rotary_dim=turning, qkv_bias=bool(config.attention_bias),
+        qk_norm=bool(getattr(config, "use_qk_norm", False)), **experts.glm4(config), **features,
     )  # fmt: skip
+
+
+def _glm4v_moe(config: Any, tied: bool) -> DecoderSpec:
+    """GLM-4.5 with positions of three axes, each with a run of the frequencies."""
+    supported.require(config, use_qk_norm=False)  # transformers does not read it
+    return _glm4_moe(config, tied, rope_sections=_sections(config, (8, 12, 12)))
 
 
 DECODERS = {
@@ -435,10 +454,13 @@ DECODERS = {
     "qwen2_5_vl_text": DecoderKind(_qwen2_5_vl, PLAIN),
     "qwen3_vl_text": DecoderKind(_qwen3_vl, PLAIN),
     "qwen3_5_text": DecoderKind(_qwen3_5, _qwen3_5_rules()),
+    "ernie4_5": DecoderKind(_ernie4_5, PLAIN),
+    "paddleocr_vl_text": DecoderKind(_paddleocr, PLAIN),
     "glm4v_text": DecoderKind(_glm4v, _glm4v_rules()),
     "lfm2": DecoderKind(_lfm2, _lfm2_rules()),
     "lfm2_moe": DecoderKind(_lfm2_moe, _lfm2_rules() + experts.LFM2),
     "glm4_moe": DecoderKind(_glm4_moe, PLAIN + experts.GLM4),
+    "glm4v_moe_text": DecoderKind(_glm4v_moe, PLAIN + experts.GLM4),
     "qwen3_moe": DecoderKind(_qwen3_moe, PLAIN + experts.SEPARATE),
     "qwen3_vl_moe_text": DecoderKind(_qwen3_vl_moe, PLAIN + experts.QWEN3_VL),
     "qwen3_5_moe_text": DecoderKind(_qwen3_5_moe, _qwen3_5_rules() + experts.QWEN3_5),

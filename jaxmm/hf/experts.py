@@ -125,5 +125,6 @@ def glm4(config: Any) -> dict[str, Any]:
         normalised=bool(config.norm_topk_prob), sum_offset=1e-20, scale=float(config.routed_scaling_factor),
         groups=config.n_group, chosen_groups=config.topk_group,
         shared_mlp=config.moe_intermediate_size * config.n_shared_experts,
+        balance_loss=float(getattr(config, "router_aux_loss_coef", 0.0)),
     )  # fmt: skip
     return _features(config, experts, range(config.first_k_dense_replace))

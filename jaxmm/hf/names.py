@@ -56,6 +56,7 @@ def qkv(name: str, path: str) -> list[Rule]:
 # Tensors that our model does not use: they are kept unchanged, and an export writes them again.
 SPARE = (
     r"vision\.head\.", r"vision\.post_layernorm\.", r"vision\.layernorm\.", r"vision\.embeddings\.mask_token",
+    r"vision\.embeddings\.packing_position_embedding\.",
     r".*\.position_ids$", r".*\.inv_freq$",
     r"mtp\.",  # Qwen3.5's further tokens at a time, which transformers does not read either
 )  # fmt: skip
@@ -78,10 +79,11 @@ HEAD, EMBEDDING = "lm_head.weight", "text.embed_tokens.weight"
 SPELLINGS = (
     (r"(?:model\.)?vision_tower\.(?:vision_model\.)?", "vision."),
     (r"(?:model\.)?vision_model\.", "vision."),
-    (r"(?:model\.)?visual\.", "vision."),
+    (r"(?:model\.)?visual\.(?:vision_model\.)?", "vision."),
     (r"(?:model\.)?audio_tower\.", "audio."),
     (r"(?:model\.)?multi_modal_projector\.", "connector."),
     (r"model\.connector\.", "connector."),
+    (r"(?:mlp_AR|model\.projector)\.", "connector."),
     (r"model\.text_model\.", "text."),
     (r"(?:model\.)?embed_vision\.", "connector."),
     (r"(?:language_model\.)?lm_head\.", "lm_head."),

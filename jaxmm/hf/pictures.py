@@ -235,7 +235,7 @@ class ByFramePixels(ByPixels):
         frames = spec.seeing[0].frames
         found = super().settings(processor, config, spec, where)
         limits = {ours: found[ours] // frames for ours, _ in EDGES if ours in found}
-        return limits | {"least_side": True}
+        return limits | {"least_side": "floor"}
 
     def own_limits(self, processor: Settings, defaults: Settings, spec: ModelSpec) -> Limits:
         least, most = super().own_limits(processor, defaults, spec)
@@ -244,6 +244,13 @@ class ByFramePixels(ByPixels):
     def resized(self, processor: Settings, pixels: Limits, spec: ModelSpec) -> Settings:
         frames = spec.seeing[0].frames
         return super().resized(processor, (pixels[0] * frames, pixels[1] * frames), spec)
+
+
+class ByRaisedPixels(ByPixels):
+    """As ``ByPixels``, with a least side: PaddleOCR-VL's processor."""
+
+    def settings(self, processor: Settings, config: Mapping[str, Any], spec: ModelSpec, where: Path) -> dict[str, Any]:
+        return super().settings(processor, config, spec, where) | {"least_side": "round"}
 
 
 @dataclasses.dataclass(frozen=True)

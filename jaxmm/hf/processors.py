@@ -35,6 +35,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "Gemma3ImageProcessor": {"resample": 2, "size": {"height": 224, "width": 224}, **_HALF},
     "Glm4vImageProcessor": _GLM, "Glm46VImageProcessor": _GLM,
+    "PaddleOCRVLImageProcessor": {
+        "resample": 3, "size": {"shortest_edge": 384 * 384, "longest_edge": 1536 * 1536}, **_CLIP,
+    },
     "PixtralImageProcessor": {"resample": 3, "size": {"longest_edge": 1024}, **_CLIP},
     "Gemma4ImageProcessor": {
         "resample": 3, "max_soft_tokens": 280, "do_normalize": False, "image_mean": [0.0] * 3, "image_std": [1.0] * 3,

@@ -101,16 +101,24 @@ def _clip(config: Any) -> VisionSpec:
     )  # fmt: skip
 
 
+def _paddleocr(config: Any) -> VisionSpec:
+    return _vit(config, positions=_grid(config), resize="linear", rope_theta=_axial_theta(config))
+
+
+def _axial_theta(config: Any) -> float:
+    """Of rotary positions by row and column."""
+    if (kind := config.rope_parameters.get("rope_type")) != "axial":
+        raise UserError(f"config.json: {config.model_type} with rope_type '{kind}' is not supported: only 'axial'")
+    return float(config.rope_parameters["rope_theta"])
+
+
 def _pixtral(config: Any) -> VisionSpec:
     """Its norms' epsilons are its code's."""
     dim = config.hidden_size // config.num_attention_heads
     supported.require(config, head_dim=dim)
-    if (kind := config.rope_parameters.get("rope_type")) != "axial":
-        raise UserError(f"config.json: rotary positions of a Pixtral tower of rope_type '{kind}' are not supported")
     return _vit(
         config, positions=0, norm="rms", gated=True, patch_bias=False, qkv_bias=False, out_bias=False, mlp_bias=False,
-        pre_norm=True, final_norm=False, norm_eps=1e-5, rope_theta=float(config.rope_parameters["rope_theta"]),
-        rope_turns=True,
+        pre_norm=True, final_norm=False, norm_eps=1e-5, rope_theta=_axial_theta(config), rope_turns=True,
     )  # fmt: skip
 
 
@@ -285,6 +293,7 @@ GLM4V_RULES = [
     *norm("vision.post_conv_layernorm", "vision.patch_norm"),
     *norm("vision.post_layernorm", "vision.norm"),
 ]
+GLM4V = TowerKind(_glm4v, GLM4V_RULES)
 QWEN2 = TowerKind(_qwen2, _qwen_rules({"mlp.fc1": "mlp.up", "mlp.fc2": "mlp.down"}))
 QWEN2_5 = TowerKind(_qwen2_5, _qwen_rules(GATED))
 QWEN3 = TowerKind(_qwen3, _qwen_rules({"mlp.linear_fc1": "mlp.up", "mlp.linear_fc2": "mlp.down"}))
@@ -301,7 +310,8 @@ TOWERS = {
     ),
     "clip_vision_model": TowerKind(_clip, _siglip_rules("convolution"), ONE_SIZE, "CLIPImageProcessor"),
     "idefics3_vision": SQUARES, "idefics3": SQUARES, "smolvlm_vision": SQUARES, "smolvlm": SQUARES,  # named either way
-    "glm4v_vision": TowerKind(_glm4v, GLM4V_RULES),
+    "glm4v_vision": GLM4V, "glm4v_moe_vision": GLM4V,
+    "paddleocr_vl_vision": TowerKind(_paddleocr, _siglip_rules("convolution")),
     "pixtral": TowerKind(_pixtral, _pixtral_rules()),
     "internvl_vision": TowerKind(_intern, _intern_rules()),
     "qwen2_vl_vision": QWEN2, "qwen2_5_vl_vision": QWEN2_5, "qwen2_5_vl": QWEN2_5,  # configs name it either way

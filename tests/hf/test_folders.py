@@ -26,7 +26,7 @@ from jaxmm.models.multimodal import flat_axes
 
 CASES = (
     "llava, clip", "llava, siglip", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3-vl, experts", "gemma3", "internvl",
-    "qwen3", "mistral3", "glm-4.1v", "glm-4.6v-flash",
+    "qwen3", "mistral3", "glm-4.1v", "glm-4.6v-flash", "paddleocr-vl",
 )  # fmt: skip
 
 
@@ -80,13 +80,22 @@ NEW = {"text.": "model.language_model.", "vision.": "model.vision_tower.", "lm_h
        "connector.": "model.multi_modal_projector."}  # fmt: skip
 QWEN_OLD = {"text.": "model.", "vision.": "visual.", "lm_head.": "lm_head."}
 QWEN_NEW = {"text.": "model.language_model.", "vision.": "model.visual.", "lm_head.": "lm_head."}
+PADDLE_OLD = {**QWEN_OLD, "vision.": "visual.vision_model.", "connector.": "mlp_AR."}
+PADDLE_NEW = {**QWEN_NEW, "vision.": "model.visual.vision_model.", "connector.": "model.projector."}
+
+
+def spellings_of(name: str) -> tuple[dict[str, str], dict[str, str]]:
+    """The prefixes of older and newer folders of a case."""
+    if "paddle" in name:
+        return PADDLE_OLD, PADDLE_NEW
+    return (QWEN_OLD, QWEN_NEW) if "-vl" in name or "glm" in name else (OLD, NEW)
 
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("age", ["old", "new"])
 def test_old_and_new_names_of_tensors_are_both_read(name, age, tmp_path):
     wanted = made(name, tmp_path)
-    spellings = ((QWEN_OLD, QWEN_NEW) if "-vl" in name or "glm" in name else (OLD, NEW))[age == "new"]
+    spellings = spellings_of(name)[age == "new"]
 
     def change(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         common = {names.common_name(key): value for key, value in tensors.items()}

@@ -255,6 +255,46 @@ GLM4V = {  # zai-org/GLM-4.1V-9B-Thinking
         "rms_norm_eps": 1e-05, "spatial_merge_size": 2, "temporal_patch_size": 2,
     },
 }  # fmt: skip
+GLM4_5V = {  # zai-org/GLM-4.5V
+    "architectures": ["Glm4vMoeForConditionalGeneration"], "image_end_token_id": 151340,
+    "image_start_token_id": 151339, "image_token_id": 151363, "model_type": "glm4v_moe",
+    "text_config": {
+        "attention_bias": True, "attention_dropout": 0.0, "eos_token_id": [151329, 151336, 151338],
+        "first_k_dense_replace": 1, "head_dim": 128, "hidden_act": "silu", "hidden_size": 4096,
+        "initializer_range": 0.02, "intermediate_size": 10944, "max_position_embeddings": 65536,
+        "model_type": "glm4v_moe_text", "moe_intermediate_size": 1408, "n_group": 1, "n_routed_experts": 128,
+        "n_shared_experts": 1, "norm_topk_prob": True, "num_attention_heads": 96, "num_experts_per_tok": 8,
+        "num_hidden_layers": 46, "num_key_value_heads": 8, "pad_token_id": 151329, "partial_rotary_factor": 0.5,
+        "rms_norm_eps": 1e-05, "rope_scaling": {"mrope_section": [8, 12, 12], "rope_type": "default"},
+        "rope_theta": 10000.0, "routed_scaling_factor": 1.0, "router_aux_loss_coef": 0.0001, "topk_group": 1,
+        "use_cache": True, "use_qk_norm": False, "vocab_size": 151552,
+    },
+    "tie_word_embeddings": False, "video_end_token_id": 151342, "video_start_token_id": 151341,
+    "video_token_id": 151364,
+    "vision_config": {
+        "attention_bias": False, "attention_dropout": 0.0, "depth": 24, "hidden_act": "silu", "hidden_size": 1536,
+        "image_size": 336, "in_channels": 3, "initializer_range": 0.02, "intermediate_size": 10944,
+        "model_type": "glm4v_moe_vision", "num_heads": 12, "out_hidden_size": 4096, "patch_size": 14,
+        "rms_norm_eps": 1e-05, "spatial_merge_size": 2, "temporal_patch_size": 2,
+    },
+}  # fmt: skip
+PADDLEOCR_VL = {  # PaddlePaddle/PaddleOCR-VL: the text's fields are at the top
+    "architectures": ["PaddleOCRVLForConditionalGeneration"], "compression_ratio": 1.0, "head_dim": 128,
+    "hidden_act": "silu", "hidden_size": 1024, "image_token_id": 100295, "intermediate_size": 3072,
+    "max_position_embeddings": 131072, "model_type": "paddleocr_vl", "num_attention_heads": 16,
+    "num_hidden_layers": 18, "num_key_value_heads": 2, "pad_token_id": 0, "rms_norm_eps": 1e-05,
+    "rope_is_neox_style": True,
+    "rope_scaling": {"mrope_section": [16, 24, 24], "rope_type": "default", "type": "default"},
+    "rope_theta": 500000, "sliding_window": None, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+    "use_3d_rope": True, "use_bias": False, "video_token_id": 101307,
+    "vision_config": {
+        "hidden_act": "gelu_pytorch_tanh", "hidden_size": 1152, "image_size": 384, "intermediate_size": 4304,
+        "layer_norm_eps": 1e-06, "model_type": "paddleocr_vl", "num_attention_heads": 16, "num_channels": 3,
+        "num_hidden_layers": 27, "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2,
+        "tokens_per_second": 2,
+    },
+    "vision_start_token_id": 101305, "vocab_size": 103424, "weight_share_add_bias": True,
+}  # fmt: skip
 SIGLIP2 = {  # google/siglip2-so400m-patch16-naflex
     "architectures": ["Siglip2Model"], "initializer_factor": 1.0, "model_type": "siglip2",
     "text_config": {
@@ -394,6 +434,10 @@ def count(spec: ModelSpec, *parts: str) -> int:
         (MISTRAL3, 24_011_361_280),
         (GLM4V, 10_292_777_472),
         (GEMMA4, 31_273_088_876),
+        (GLM4_5V, 107_710_933_120),
+        # Of PaddleOCR-VL a table of positions (37,748,736) and the tower's head (15,238,352) are not used. Its head of
+        # the vocabulary (105,906,176) is the embedding by its config, and one of its own by its tensors.
+        (PADDLEOCR_VL, 958_588_736 - 37_748_736 - 15_238_352 - 105_906_176),
     ],
     ids=lambda x: x["model_type"] if isinstance(x, dict) else "",
 )

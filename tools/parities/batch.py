@@ -155,12 +155,10 @@ def alone(document: Document, case: Case, spec: ModelSpec) -> dict[str, Any]:
             ids += placed
             kinds += [1] * len(placed)
     found = {"input_ids": torch.tensor([ids])}
-    if case.family in QWEN:
+    if case.family in (*QWEN, "gemma4", "paddleocr_vl"):
         found["mm_token_type_ids"] = torch.tensor([kinds])
     if case.family == "gemma3":
         found["token_type_ids"] = torch.tensor([kinds])
-    if case.family == "gemma4":
-        found["mm_token_type_ids"] = torch.tensor([kinds])
     pictures = [(part.pixels / 255 - 0.5) / 0.5 for part in document if isinstance(part, Picture)]
     if not pictures:
         return found
@@ -190,6 +188,10 @@ def alone(document: Document, case: Case, spec: ModelSpec) -> dict[str, Any]:
             frames = np.repeat(blocks.reshape(rows * columns, 3, 1, side, side)[order], vision.frames, axis=2)
             flat.append(frames.reshape(rows * columns, -1))
         found["pixel_values"] = torch.tensor(np.concatenate(flat), dtype=torch.float32)
+        found["image_grid_thw"] = torch.tensor([[1, *shape] for shape in shapes])
+    elif case.family == "paddleocr_vl":
+        cuts = [cut(picture, side).reshape(-1, side, side, 3).transpose(0, 3, 1, 2) for picture in pictures]
+        found["pixel_values"] = torch.tensor(np.concatenate(cuts), dtype=torch.float32)
         found["image_grid_thw"] = torch.tensor([[1, *shape] for shape in shapes])
     elif case.family in ("idefics3", "smolvlm"):  # (batch, pictures, ...)
         found["pixel_values"] = torch.tensor(np.stack(pictures).transpose(0, 3, 1, 2)[None], dtype=torch.float32)

@@ -118,7 +118,8 @@ def llava(vision: dict[str, Any], decoder: dict[str, Any], **changes: Any) -> Ca
 
 
 # Their models take patches in the order of merge groups, each as equal frames, and a grid for each picture.
-QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "glm4v", "glm46v")
+QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "glm4v", "glm46v",
+        "glm4v_moe")  # fmt: skip
 QWEN_TOKENS: dict[str, Any] = {
     "image_token_id": IMAGE_TOKEN, "video_token_id": VIDEO_TOKEN, "vision_start_token_id": START_TOKEN,
     "vision_end_token_id": END_TOKEN,
@@ -289,6 +290,19 @@ def glm46v(rng: np.random.Generator) -> Any:
     return Glm46VConfig(**_glm(4))
 
 
+def glm4v_moe(rng: np.random.Generator) -> Any:
+    from transformers import Glm4vMoeConfig
+
+    decoder = text(
+        "glm4v_moe_text", num_hidden_layers=2, n_routed_experts=6, num_experts_per_tok=2, moe_intermediate_size=28,
+        n_group=3, topk_group=2, first_k_dense_replace=1, routed_scaling_factor=1.5,
+        **rope("default", mrope_section=[1, 1, 2], partial_rotary_factor=0.5),
+    )  # fmt: skip
+    config = _glm(int(rng.integers(3, 7)))
+    vision = {**config["vision_config"], "model_type": "glm4v_moe_vision", "depth": 2}
+    return Glm4vMoeConfig(**{**config, "vision_config": vision, "text_config": decoder})
+
+
 def _glm(side: int) -> dict[str, Any]:
     vision = {
         "model_type": "glm4v_vision", "depth": 3, "hidden_size": 32, "intermediate_size": 44, "num_heads": 2,
@@ -300,6 +314,16 @@ def _glm(side: int) -> dict[str, Any]:
     tokens = {key: value for key, value in QWEN_TOKENS.items() if not key.startswith("vision")}
     around = {"image_start_token_id": START_TOKEN, "image_end_token_id": END_TOKEN}
     return {"vision_config": vision, "text_config": decoder, "tie_word_embeddings": False, **tokens, **around}
+
+
+def paddleocr_vl(rng: np.random.Generator) -> Any:
+    from transformers import PaddleOCRVLConfig
+
+    decoder = text(
+        "paddleocr_vl_text", use_bias=True, tie_word_embeddings=False, **rope("default", mrope_section=[4, 2, 2])
+    )
+    vision = vit("paddleocr_vl_vision", image_size=int(rng.integers(3, 7)) * PATCH)
+    return PaddleOCRVLConfig(vision_config=vision, text_config=decoder, tie_word_embeddings=False, **QWEN_TOKENS)
 
 
 CLIP = vit("clip_vision_model", image_size=4 * PATCH, projection_dim=20)
@@ -325,6 +349,7 @@ CASES = (
     Case("qwen2, some windows", "lfm2_vl", lfm2_vl(text("qwen2", head_dim=8, sliding_window=5,
          use_sliding_window=True, max_window_layers=2))),
     Case("qwen3", "lfm2_vl", lfm2_vl(text("qwen3"), downsample_factor=3)),
+    Case("ernie4.5", "lfm2_vl", lfm2_vl(text("ernie4_5", use_bias=True, num_hidden_layers=2))),
     Case("lfm2", "lfm2_vl", lfm2_vl(lfm2("conv", "conv", "full_attention", "conv", "full_attention"))),
     Case("lfm2, biases, tied", "lfm2_vl", lfm2_vl(lfm2(*["conv", "full_attention"] * 2, conv_bias=True, conv_L_cache=4,
          block_auto_adjust_ff_dim=False), tie_word_embeddings=True)),
@@ -361,6 +386,8 @@ CASES = (
     Case("mistral3", "mistral3", mistral3, row_break=BREAK_TOKEN),
     Case("glm-4.1v", "glm4v", glm4v),
     Case("glm-4.6v-flash", "glm46v", glm46v),
+    Case("glm-4.5v", "glm4v_moe", glm4v_moe),
+    Case("paddleocr-vl", "paddleocr_vl", paddleocr_vl),
 )  # fmt: skip
 
 

@@ -29,6 +29,7 @@ KINDS = {
     "Gemma3ImageProcessorPil": "gemma3.image_processing_pil_gemma3",
     "Glm4vImageProcessorPil": "glm4v.image_processing_pil_glm4v",
     "Glm46VImageProcessorPil": "glm46v.image_processing_pil_glm46v",
+    "PaddleOCRVLImageProcessorPil": "paddleocr_vl.image_processing_pil_paddleocr_vl",
     "PixtralImageProcessorPil": "pixtral.image_processing_pil_pixtral",
     "Gemma4ImageProcessorPil": "gemma4.image_processing_pil_gemma4",
     "GotOcr2ImageProcessorPil": "got_ocr2.image_processing_pil_got_ocr2",
@@ -36,7 +37,7 @@ KINDS = {
     "SmolVLMImageProcessorPil": "smolvlm.image_processing_pil_smolvlm",
 }
 # As published: of LFM2-VL-450M, llava-1.5-7b, Qwen2-VL-2B, Qwen2.5-VL-3B, Qwen3-VL-2B, gemma-3-4b, InternVL3-1B,
-# gemma-4-31B, Mistral-Small-3.1, GLM-4.1V-9B, GLM-4.6V-Flash, Idefics3-8B, SmolVLM2-2.2B.
+# gemma-4-31B, Mistral-Small-3.1, GLM-4.1V-9B, GLM-4.6V-Flash, Idefics3-8B, SmolVLM2-2.2B, PaddleOCR-VL.
 PUBLISHED = {
     "lfm2_vl": {"patch_size": 16}, "llava": {"patch_size": 14, "image_size": 336},
     "qwen2_vl": {"patch_size": 14}, "qwen2_5_vl": {"patch_size": 14, "window_size": 112},
@@ -44,8 +45,10 @@ PUBLISHED = {
     "qwen3_5_moe": {"patch_size": 16}, "gemma4": {"patch_size": 16, "position_embedding_size": 10240},
     "gemma3": {"patch_size": 14, "image_size": 896}, "internvl": {"patch_size": 14, "image_size": 448},
     "glm4v": {"patch_size": 14, "image_size": 336}, "glm46v": {"patch_size": 14, "image_size": 336},
+    "glm4v_moe": {"patch_size": 14, "image_size": 336},
     "mistral3": {"patch_size": 14, "image_size": 1540},
     "idefics3": {"patch_size": 14, "image_size": 364}, "smolvlm": {"patch_size": 14, "image_size": 384},
+    "paddleocr_vl": {"patch_size": 14, "image_size": 384},
 }  # fmt: skip
 
 
@@ -128,12 +131,18 @@ def processor_of(family: str, config: Any, published: bool) -> Any:
         merge, area = vision.spatial_merge_size, (patch * vision.spatial_merge_size) ** 2
         least, most = (4, 1280) if published else (4, 50)
         size = {"shortest_edge": least * area, "longest_edge": most * area}
-        if family in ("glm4v", "glm46v"):
-            kind = "Glm4vImageProcessorPil" if family == "glm4v" else "Glm46VImageProcessorPil"
+        if family in ("glm4v", "glm46v", "glm4v_moe"):
+            kind = "Glm46VImageProcessorPil" if family == "glm46v" else "Glm4vImageProcessorPil"
             size = {"shortest_edge": 2 * least * area, "longest_edge": 2 * most * area}  # of both frames
             return _make(kind, patch_size=patch, merge_size=merge, size=size)
         half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3} if not family.startswith("qwen2") else {}
         return _make("Qwen2VLImageProcessorPil", patch_size=patch, merge_size=merge, size=size, **half)
+    if family == "paddleocr_vl":
+        merge, area = vision.spatial_merge_size, (patch * vision.spatial_merge_size) ** 2
+        size = {"shortest_edge": 188 * area, "longest_edge": 3600 * area} if published else {
+            "shortest_edge": 4 * area, "longest_edge": 50 * area
+        }  # fmt: skip
+        return _make("PaddleOCRVLImageProcessorPil", patch_size=patch, merge_size=merge, size=size)
     if family == "gemma3":
         return _make("Gemma3ImageProcessorPil", size=square)
     if family in ("idefics3", "smolvlm"):
@@ -166,6 +175,10 @@ def their_tiles(side: Side, data: bytes) -> list[np.ndarray]:
         columns, rows = (np.asarray(found["image_position_ids"])[0].max(0) + 1).tolist()
         blocks = values[0, : rows * columns].reshape(rows, columns, patch, patch, 3)
         tiles = [blocks.transpose(0, 2, 1, 3, 4).reshape(rows * patch, columns * patch, 3)]
+    elif side.family == "paddleocr_vl":
+        _, rows, columns = np.asarray(found["image_grid_thw"])[0].tolist()
+        blocks = values.reshape(rows, columns, 3, patch, patch)
+        tiles = [blocks.transpose(0, 3, 1, 4, 2).reshape(rows * patch, columns * patch, 3)]
     elif side.family in QWEN:
         _, rows, columns = np.asarray(found["image_grid_thw"])[0].tolist()
         blocks = values.reshape(rows // merge, columns // merge, merge, merge, 3, 2, patch, patch)[:, :, :, :, :, 0]

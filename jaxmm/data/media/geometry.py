@@ -54,9 +54,14 @@ def grid_size(height: Any, width: Any, spec: ImageSpec, bounds: Bounds | None = 
     largest = np.maximum(bounds.most // bounds.times // factor**2, 1)  # area in soft tokens
     room = np.maximum(bounds.most // np.minimum(bounds.times, bounds.frames) // factor**2, 1)
     height, width = np.asarray(height, np.float64), np.asarray(width, np.float64)
-    if spec.least_side:
+    if spec.least_side == "floor":
         enlarge = np.maximum(np.maximum(factor / height, factor / width), 1.0)
         height, width = np.floor(height * enlarge), np.floor(width * enlarge)
+    elif spec.least_side == "round":  # one side after the other
+        width = np.where(height < factor, np.rint(width * factor / height), width)
+        height = np.maximum(height, factor)
+        height = np.where(width < factor, np.rint(height * factor / width), height)
+        width = np.maximum(width, factor)
     area = height * width * bounds.frames
     rows, columns = np.rint(height / factor), np.rint(width / factor)
     least = 0 if spec.thin else 1

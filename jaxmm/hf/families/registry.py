@@ -10,12 +10,14 @@ from jaxmm.hf.families.family import Family, HearingFamily, JoiningFamily, Layou
 from jaxmm.hf.families.gemma3 import Gemma3
 from jaxmm.hf.families.gemma4 import Gemma4
 from jaxmm.hf.families.glm4v import Glm4V
+from jaxmm.hf.families.glm4v_moe import Glm4VMoe
 from jaxmm.hf.families.glm46v import Glm46V
 from jaxmm.hf.families.idefics3 import Idefics3
 from jaxmm.hf.families.internvl import InternVL
 from jaxmm.hf.families.lfm2_vl import Lfm2VL
 from jaxmm.hf.families.llava import Llava
 from jaxmm.hf.families.mistral3 import Mistral3
+from jaxmm.hf.families.paddleocr_vl import PaddleOCRVL
 from jaxmm.hf.families.qwen2_5_vl import Qwen25VL
 from jaxmm.hf.families.qwen2_audio import Qwen2Audio
 from jaxmm.hf.families.qwen2_vl import Qwen2VL
@@ -48,6 +50,8 @@ FAMILIES: dict[str, Family] = {
         Mistral3(),
         Glm4V(),
         Glm46V(),
+        Glm4VMoe(),
+        PaddleOCRVL(),
         Qwen2Audio(),
         Qwen3ASR(),
     )

@@ -36,8 +36,8 @@ class VisionSpec:
       axis_positions: rows of two learned tables of position embeddings, one of columns and one of rows of patches,
         which are added up; 0 is none (Gemma 4).
       resize: how the square is resized to an image's grid: "antialias" (SigLIP 2 NaFlex; on images of the square's own
-        grid it is the square itself), "corners" (corner on corner, without antialiasing: Qwen3-VL) or "cubic" (by four
-        embeddings along each side, without antialiasing: GLM-4.1V).
+        grid it is the square itself), or without antialiasing: "corners" (corner on corner: Qwen3-VL), "linear" (by two
+        embeddings along each side: PaddleOCR-VL) or "cubic" (by four: GLM-4.1V).
       frames: of video that one patch spans; a still image is as many equal ones.
       mean, std: of pixels from 0 to 1, by channel: what is taken off, and divided by.
       centred: what comes of that is then brought from 0 to 1 to -1 to 1, as part of the tower (Gemma 4).
@@ -127,15 +127,15 @@ class VisionSpec:
 
 
 NORMS = {"layer": LayerNorm, "rms": RMSNorm}
-RESIZES = ("antialias", "corners", "cubic")
+RESIZES = ("antialias", "corners", "linear", "cubic")
 
 
 def position_weights(positions_BN3, grids_BN2, side: int, resize: str = "antialias"):
     """Weights of each patch over a side x side square of position embeddings: float32 (B, N, side * side).
 
     One row per patch instead of one resize per image; the same numbers as ``torch.nn.functional.interpolate`` to the
-    patch's own grid with ``mode="bilinear"`` and ``antialias=True``, or with ``align_corners=True`` for "corners"; for
-    "cubic" those of ``grid_sample`` with ``mode="bicubic"`` and ``padding_mode="border"``.
+    patch's own grid with ``mode="bilinear"`` and ``antialias=True``, with ``align_corners=True`` for "corners", or with
+    neither for "linear"; for "cubic" those of ``grid_sample`` with ``mode="bicubic"`` and ``padding_mode="border"``.
     """
     source = jnp.arange(side, dtype=jnp.float32)
 
@@ -145,8 +145,10 @@ def position_weights(positions_BN3, grids_BN2, side: int, resize: str = "antiali
         if resize == "corners":
             return jnp.maximum(0.0, 1.0 - jnp.abs(source - index * (side - 1) / jnp.maximum(size - 1, 1)))
         scale = side / size
+        place = (index + 0.5) * scale - 0.5
+        if resize == "linear":
+            return jnp.maximum(0.0, 1.0 - jnp.abs(source - jnp.clip(place, 0, side - 1)))
         if resize == "cubic":
-            place = (index + 0.5) * scale - 0.5
             seen = [jnp.floor(place) + n for n in (-1, 0, 1, 2)]  # what is behind an edge is the last one before it
             return sum(_cubic(place - at) * (source == jnp.clip(at, 0, side - 1)) for at in seen)
         weights = jnp.maximum(0.0, 1.0 - jnp.abs(source + 0.5 - (index + 0.5) * scale) / jnp.maximum(scale, 1.0))
