@@ -76,7 +76,7 @@ class Batch(NamedTuple):
     pairs: Pairs | None = None  # of preference data
 
 
-SAMPLINGS = ("stride", "ends")
+SAMPLINGS = ("stride", "ends", "steps", "dynamic")
 AFTER = ("space", "all")
 
 
@@ -89,14 +89,18 @@ class VideoSpec:
       fps: frames a second that are sampled.
       min_frames, max_frames: of a video; a shorter video has what it has.
       sampling: which of n frames k are: "stride" is ``int(i * n / k)`` with k whole temporal patches (Qwen2-VL), "ends"
-        is ``linspace(0, n - 1, k)``, rounded, any k (Qwen3-VL).
+        is ``linspace(0, n - 1, k)``, rounded, any k (Qwen3-VL). "steps" are the first frames at or behind every
+        ``1 / fps`` seconds (GLM-4.1V), "dynamic" are more a second of a shorter video, whatever ``fps`` (GLM-4.6V);
+        where these would be fewer than min_frames or more than max_frames, it is "ends" with so many.
+      max_seconds: for "steps", of a longer video so many frames as of one of this length; 0 is no limit.
       min_pixels, max_pixels: bounds on the area of a frame.
       total_pixels: the most pixels of all frames together: of them a frame has its share, but always 1.05 min_pixels.
         0 is no limit.
       of_clip: frames are resized so that all together are within bounds: ``min_pixels`` is then of all frames,
         ``total_pixels`` must be set, and ``max_pixels`` may be 0, for no limit (Qwen3-VL).
-      stamp, stamp_end: text before and after each temporal patch, special tokens included; a format string of
-        ``seconds`` (the mean time of its frames, from the start of the clip) and ``number`` (from 1). It is no target.
+      stamp, stamp_end: text before and after each temporal patch, special tokens included; format strings of
+        ``seconds`` (the mean time of its frames, from the start of the clip), ``first`` (that of the first one),
+        ``whole`` (that without its fraction) and ``number`` (from 1). It is no target.
       positions_per_second: with several text axes, how far a second moves along the first one; 0 numbers temporal
         patches instead, each as a picture of its own where there is a stamp.
       after: text goes on after the largest row or column ("space"), or after the largest of all axes ("all").
@@ -108,6 +112,7 @@ class VideoSpec:
     min_frames: int = 4
     max_frames: int = 128
     sampling: str = "stride"
+    max_seconds: float = 0.0
     min_pixels: int = 64 * 64
     max_pixels: int = 256 * 256
     total_pixels: int = 0
@@ -304,6 +309,8 @@ class ImageSpec:
         there were any."""
         values = dataclasses.asdict(self)
         clips = {name: values.pop(name) for name in ("video", "audio")}
+        if clips["video"] and not clips["video"]["max_seconds"]:
+            del clips["video"]["max_seconds"]  # which came later
         split = [of_split] if (of_split := values.pop("split")) else []
         more = [] if values.pop("is_sighted") else ["blind"]
         more += LEAST_SIDES[values.pop("least_side")]

@@ -110,6 +110,7 @@ def read_data(config: ConfigDict, workdir: Path | None = None) -> DataRecipe:
     template = Template(
         tokenizer, data.objective, data.image_tokens, data.predict_image_tokens, markup, start.ends if start else (),
         ChatOptions(*(data[key] for key in ChatOptions._fields)), start.hears.markup if start and start.hears else None,
+        start.family.video_markup if start else None,
     )  # fmt: skip
     try:
         spec = ImageSpec(**image)

@@ -114,6 +114,7 @@ def byte_level_tokenizer(family: str = ""):
         tokenizer.chat_template = CHAT
     if family in ("glm4v", "glm46v", "glm4v_moe"):
         names = ["<|begin_of_image|>", "<|image|>", "<|end_of_image|>", "[gMASK]", "<sop>", "<|user|>", "<|assistant|>"]
+        names += ["<|begin_of_video|>", "<|end_of_video|>"]
         tokenizer.add_tokens(names, special_tokens=True)
         tokenizer.chat_template = GLM
     if family == "paddleocr_vl":

@@ -137,7 +137,7 @@ class Object(NamedTuple):
 
 Media = Image | Video | Audio | Features | VideoFeatures | AudioFeatures | Tokens
 Part = Text | Media
-HEARD = (Audio, AudioFeatures)
+HEARD, FILMED = (Audio, AudioFeatures), (Video, VideoFeatures)
 READY_MADE: Mapping[type, type] = {Features: Image, VideoFeatures: Video, AudioFeatures: Audio}  # of which kind of part
 
 

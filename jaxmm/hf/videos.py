@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from jaxmm.hf.processors import json_object
 
 VIDEO_FILE = "video_preprocessor_config.json"
 Settings = Mapping[str, Any]
+NO_LIMIT = 1 << 20  # frames of a video
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +25,9 @@ class Videos:
       processor: its class in ``transformers``.
       sampling, of_clip, stamp, stamp_end: as in ``VideoSpec``.
       least, most: the class's default bounds on pixels (``size``).
+      min_frames, max_frames: its default bounds on frames; 0 and 0 for a class that has none.
+      max_seconds: as in ``VideoSpec``, by default (``max_duration``).
+      others: those of other classes, which some folders of the family name.
       has_seconds: positions of text count seconds (``tokens_per_second`` of the tower's config).
     """
 
@@ -34,6 +39,10 @@ class Videos:
     stamp: str = ""
     stamp_end: str = ""
     has_seconds: bool = False
+    min_frames: int = 4
+    max_frames: int = 768
+    max_seconds: float = 0.0
+    others: tuple[Videos, ...] = ()
 
     def settings(self, folder: Path, config: Settings, frames: int) -> dict[str, Any]:
         """Returns the fields of ``VideoSpec`` by the folder's processor, and by the class's defaults.
@@ -46,16 +55,27 @@ class Videos:
         Raises:
           UserError: for another processor, and for values of it that are not followed.
         """
-        processor = _read(folder)
-        kind = str(processor.get("video_processor_type") or self.processor)
-        if kind != self.processor:
-            raise UserError(f"{folder}: videos processed by {kind} are not supported: those by {self.processor} are")
+        return self._of(folder)._settings(_read(folder), config, frames)
+
+    def _of(self, folder: Path) -> Videos:
+        """This one, or the other one that a folder names. Raises UserError for none of them."""
+        kind = str(_read(folder).get("video_processor_type") or self.processor)
+        known = {one.processor: one for one in (self, *self.others)}
+        if kind not in known:
+            raise UserError(
+                f"{folder}: videos processed by {kind} are not supported: those by {' or '.join(known)} are"
+            )
+        return known[kind]
+
+    def _settings(self, processor: Settings, config: Settings, frames: int) -> dict[str, Any]:
         size = processor.get("size") or {}
         least = int(processor.get("min_pixels") or size.get("shortest_edge") or self.least)
         most = int(processor.get("max_pixels") or size.get("longest_edge") or self.most)
         taken: dict[str, Any] = {
             "frames": frames, "fps": float(processor.get("fps") or 2.0), "sampling": self.sampling,
-            "min_frames": int(processor.get("min_frames") or 4), "max_frames": int(processor.get("max_frames") or 768),
+            "min_frames": int(processor.get("min_frames") or self.min_frames or 1),
+            "max_frames": int(processor.get("max_frames") or self.max_frames or NO_LIMIT),
+            "max_seconds": float((self.max_seconds and processor.get("max_duration")) or self.max_seconds),
             "of_clip": self.of_clip, "stamp": self.stamp, "stamp_end": self.stamp_end, "min_pixels": least,
         }  # fmt: skip
         taken |= {"max_pixels": 0, "total_pixels": most} if self.of_clip else {"max_pixels": most}
@@ -74,14 +94,24 @@ class Videos:
         """
         video = image.video
         assert video is not None, "a family that takes videos has a spec of them"
+        chosen = self._of(folder)
         most = video.total_pixels if video.of_clip else video.max_pixels
         own = {key: value for key, value in _read(folder).items() if key not in ("min_pixels", "max_pixels")}
         return {
-            "image_mean": list(mean), "image_std": list(std), **own, "video_processor_type": self.processor,
-            "do_sample_frames": True, "fps": video.fps, "min_frames": video.min_frames, "max_frames": video.max_frames,
+            "image_mean": list(mean), "image_std": list(std), **own, "video_processor_type": chosen.processor,
+            "do_sample_frames": True, "fps": video.fps, **chosen._bounds_written(video),
             "size": {"shortest_edge": video.min_pixels, "longest_edge": most}, "patch_size": image.patch_size,
             "merge_size": image.merge, "temporal_patch_size": video.frames,
         }  # fmt: skip
+
+    def _bounds_written(self, video: VideoSpec) -> dict[str, int]:
+        """Bounds on frames as the class has them. What it cannot be told is told to people."""
+        bounds = {"min_frames": video.min_frames, "max_frames": video.max_frames}
+        if self.max_frames:
+            return bounds
+        if tuple(bounds.values()) != (1, NO_LIMIT):
+            print(f"warning: {self.processor} knows no {' and '.join(bounds)}, which this run has had", file=sys.stderr)
+        return {}
 
     def _cap(self, processor: Settings, config: Settings) -> dict[str, int]:
         """The further limit of a processor with ``cap_pixels_per_frame``."""
@@ -113,6 +143,11 @@ def asked_for(own: Settings, config: Settings) -> VideoSpec:
     """
     asked = {key: value for key, value in config.items() if value}
     own = dict(own)
+    if "fps" in asked and (asked.get("sampling") or own.get("sampling")) == "dynamic":
+        raise UserError(
+            "config.video.fps is not followed by config.video.sampling=dynamic, which takes more frames a second of a "
+            "shorter video: leave it out, or give config.video.sampling too"
+        )
     area = "total_pixels" if own.get("of_clip") else "max_pixels"
     for least, most in (("min_frames", "max_frames"), ("min_pixels", area)):  # one's own gives way to what is asked for
         if most in asked and least not in asked:
@@ -131,3 +166,14 @@ QWEN3_VIDEOS = Videos(
     "Qwen3VLVideoProcessor", "ends", 128 * 32 * 32, 32 * 32 * 768, of_clip=True,
     stamp="<{seconds:.1f} seconds><|vision_start|>", stamp_end="<|vision_end|>",
 )  # fmt: skip
+GLM4V_VIDEOS = Videos(
+    "Glm4vVideoProcessor", "steps", 112 * 112, 28 * 28 * 2 * 30000, of_clip=True, stamp="<|begin_of_image|>",
+    stamp_end="<|end_of_image|>{whole}", min_frames=0, max_frames=0, max_seconds=300.0,
+)  # fmt: skip
+GLM46V_VIDEOS = dataclasses.replace(
+    GLM4V_VIDEOS,
+    processor="Glm46VVideoProcessor",
+    sampling="dynamic",
+    stamp_end="<|end_of_image|>{first:.1f} seconds",
+    max_seconds=0.0,
+)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 import pickle
+from fractions import Fraction
 
 import hypothesis
 import hypothesis.strategies as st
@@ -133,7 +135,7 @@ def test_stamps_stand_before_their_frames_and_are_no_targets(tmp_path):
     start, end = TEMPLATE.image_start_id, TEMPLATE.image_end_id
     length = int(lengths.tokens_E[0])
     said = ["soft" if slot != IGNORED else int(token) for token, slot in zip(batch.text.values[0], slots, strict=True)]
-    numbers = sampling.frame_numbers(6, 12, STAMPED)
+    numbers = sampling.frame_numbers(6, 12, 4.0, STAMPED)
     expected: list = [*TEMPLATE.stamp("a"), start]
     for seconds in sampling.seconds_of(numbers, 4.0):
         expected += [*TEMPLATE.stamp(f"[{seconds:.1f}]"), start, "soft", "soft", end]
@@ -142,6 +144,70 @@ def test_stamps_stand_before_their_frames_and_are_no_targets(tmp_path):
     assert not batch.weights_BT[0, [at - 1 for at in inside]].any()
     assert lengths.spans_I[0] == len(inside)
     assert int(lengths.tokens_E[0]) == int((batch.text.segments[0] > 0).sum())
+
+
+def test_stamps_tell_when_a_temporal_patch_begins():
+    spec = spec_with(stamp="<|image_start|>", stamp_end="{whole}/{first:.2f}/{seconds:.2f}/{number}")
+    extent = Extent(8, 16, VIDEO_KIND, 24, Fraction(8))  # 3 s: frames 0, 4, 8..., of 8 patches
+    texts = [text for _, text in MEDIA["video"].inner(3 * 8, extent, spec)]
+    assert texts == [
+        "<|image_start|>", "0/0.00/0.25/1<|image_start|>", "1/1.00/1.25/2<|image_start|>", "2/2.00/2.25/3",
+    ]  # fmt: skip
+
+
+def steps_of(count: int, rate: float, fps: float, longest: float) -> list[int]:
+    """GLM-4.1V's rule, written out."""
+    seconds, most = count / rate, int(longest * fps)
+    if seconds <= longest:
+        wanted = [math.ceil(i * rate / fps) for i in range(max(int(seconds * fps), 1))]
+    else:
+        wanted = list(range(count)) if most >= count else [math.ceil(t * rate) for t in np.linspace(0, seconds, most)]
+    return sorted({min(number, count - 1) for number in wanted})
+
+
+def dynamic_of(count: int, rate: float) -> list[int]:
+    """GLM-4.6V's rule, written out."""
+    seconds = count / rate
+    known = min(seconds, 2400.0)
+    step = 1 / 6 if known <= 30 else 1 / 2 if known <= 300 else 1.0
+    wanted = max(min(int(known / step), 640), 1)
+    if count < wanted:
+        return sorted(set(np.linspace(0, count - 1, wanted, dtype=int).tolist()))
+    taken, due = [], 0.0
+    for number in range(count):
+        if number * (1 / rate) >= due:
+            taken.append(number)
+            due += step
+            if due >= int(seconds):
+                break
+    if len(taken) != wanted:
+        ends = (taken[0], taken[-1]) if len(taken) < wanted else (0, count - 1)
+        taken = np.linspace(*ends, wanted, dtype=int).tolist()
+    return sorted(set(taken))
+
+
+@hypothesis.given(
+    count=st.integers(1, 4000), rate=st.sampled_from([1.0, 2.0, 7.5, 24000 / 1001, 25.0, 30.0]),
+    fps=st.sampled_from([0.5, 2.0, 3.0]), longest=st.sampled_from([20.0, 300.0]),
+)  # fmt: skip
+@hypothesis.settings(deadline=None)
+def test_frames_by_seconds_are_those_of_the_rule_and_fill_whole_temporal_patches(count, rate, fps, longest):
+    wide = {"min_frames": 1, "max_frames": 1 << 20}
+    for rule, wanted in (
+        (spec_with(sampling="steps", fps=fps, max_seconds=longest, **wide), steps_of(count, rate, fps, longest)),
+        (spec_with(sampling="dynamic", **wide), dynamic_of(count, rate)),
+    ):
+        assert rule.video is not None
+        taken = sampling.frame_count(count, rate, rule.video)
+        numbers = sampling.frame_numbers(taken, count, rate, rule.video).reshape(-1).tolist()
+        assert numbers == [*wanted, *wanted[-1:] * (len(wanted) % 2)]
+        assert taken == len(numbers)
+        assert (sampling.frame_count(np.array([[count, 9]]), rate, rule.video)[0, 0]) == taken
+        few = dataclasses.replace(rule.video, max_frames=4)
+        if len(wanted) > 4 <= count:
+            assert sampling.frame_count(count, rate, few) == 4
+            even = np.linspace(0, count - 1, 4).round().astype(int)
+            np.testing.assert_array_equal(sampling.frame_numbers(4, count, rate, few).reshape(-1), even)
 
 
 @hypothesis.given(st.data())

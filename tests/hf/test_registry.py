@@ -21,7 +21,7 @@ from jaxmm.exporting.configs import write_config
 from jaxmm.exporting.processors import write_processor
 from jaxmm.hf.decoders import DECODERS, decoder_of
 from jaxmm.hf.families.family import NEW, PROJECTOR, Family, Layout
-from jaxmm.hf.families.registry import FAMILIES, OWN, family_of
+from jaxmm.hf.families.registry import FAMILIES, NOT_HERE, OWN, family_of
 from jaxmm.hf.pictures import ByPixels
 from jaxmm.hf.processors import DEFAULTS
 from jaxmm.hf.recordings import EXTRACTORS
@@ -154,6 +154,14 @@ def test_an_unknown_model_is_told_what_it_has_in_common_with_those_here(vision, 
     with pytest.raises(UserError) as error:
         family_of(SimpleNamespace(model_type="mllama"))
     assert str(error.value).endswith(", qwen3_asr")
+
+
+@pytest.mark.parametrize("kind", NOT_HERE)
+def test_a_model_that_is_left_out_is_told_with_the_reason_that_the_docs_have(kind):
+    with pytest.raises(UserError, match=rf"model '{kind}' is not supported, as {NOT_HERE[kind]}: those are lfm2_vl"):
+        family_of(SimpleNamespace(model_type=kind))
+    said = " ".join((ROOT.parent / "docs/models.md").read_text().split())
+    assert f"(`{kind}`): {NOT_HERE[kind]}" in said
 
 
 @pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family is not OWN])

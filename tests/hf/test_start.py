@@ -11,7 +11,9 @@ from parities import models as parity_models
 
 from jaxmm.batch import ImageSpec
 from jaxmm.errors import UserError
+from jaxmm.hf.families.registry import FAMILIES
 from jaxmm.hf.pretrained import image_settings, read_start
+from jaxmm.hf.videos import asked_for
 
 pytestmark = pytest.mark.usefixtures("whole_transformers")
 
@@ -126,3 +128,29 @@ def test_what_is_not_followed_is_told(tmp_path):
     assert "do_pan_and_scan is not followed" in line
     (line,) = start_of("llava, clip", tmp_path, **IMAGES["llava, clip"], do_pad=True).differences()
     assert "do_pad" in line
+
+
+def test_a_folder_says_by_which_class_its_videos_are_taken(tmp_path, capsys):
+    """GLM-4.5V's and GLM-4.6V's differ; neither bounds the number of frames, and the second knows no rate."""
+
+    def own(kind: str) -> dict:
+        (tmp_path / "video_preprocessor_config.json").write_text(json.dumps({"video_processor_type": kind}))
+        return videos.settings(tmp_path, {}, 2)
+
+    videos = FAMILIES["glm4v_moe"].videos
+    assert videos is not None
+    steps, dynamic = own("Glm4vVideoProcessor"), own("Glm46VVideoProcessor")
+    assert [one["sampling"] for one in (steps, dynamic)] == ["steps", "dynamic"]
+    assert asked_for(steps, {"fps": 3.0}).fps == asked_for(dynamic, {"fps": 3.0, "sampling": "steps"}).fps == 3.0
+    with pytest.raises(UserError, match=r"config\.video\.fps is not followed by config\.video\.sampling=dynamic"):
+        asked_for(dynamic, {"fps": 3.0})
+    for asked, told in (({}, ""), ({"max_frames": 8}, "Glm46VVideoProcessor knows no min_frames and max_frames")):
+        image = ImageSpec(video=asked_for(dynamic, asked))
+        written = videos.written(tmp_path, image, [0.5] * 3, [0.5] * 3)
+        assert written["video_processor_type"] == "Glm46VVideoProcessor"
+        assert "max_frames" not in written
+        warned = capsys.readouterr().err
+        assert told in warned
+        assert bool(warned) == bool(told)
+    with pytest.raises(UserError, match="those by Glm4vVideoProcessor or Glm46VVideoProcessor are"):
+        own("Qwen3VLVideoProcessor")

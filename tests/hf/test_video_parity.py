@@ -1,4 +1,4 @@
-"""Videos of Qwen-VL against ``transformers``: ids, positions and patches, logits and gradients."""
+"""Videos of Qwen-VL and GLM against ``transformers``: ids, positions and patches, logits and gradients."""
 
 from __future__ import annotations
 
@@ -26,12 +26,29 @@ from jaxmm.data.prepare.index import InMemory
 
 pytestmark = pytest.mark.parity
 
-PAD = "<|video_pad|>"
 SIZES = {
     "qwen2-vl": {"shortest_edge": 64, "longest_edge": 768},
     "qwen2.5-vl": {"shortest_edge": 64, "longest_edge": 768},
     "qwen3-vl": {"shortest_edge": 64, "longest_edge": 9000},
+    "glm-4.1v": {"shortest_edge": 128, "longest_edge": 9000},
+    "glm-4.6v-flash": {"shortest_edge": 128, "longest_edge": 9000},
 }
+# The classes of ``transformers``: of videos, of pictures, and the processor of both.
+CLASSES = {
+    "qwen2-vl": ("Qwen2VLVideoProcessor", "Qwen2VLImageProcessorFast", "Qwen2VLProcessor"),
+    "qwen2.5-vl": ("Qwen2VLVideoProcessor", "Qwen2VLImageProcessorFast", "Qwen2_5_VLProcessor"),
+    "qwen3-vl": ("Qwen3VLVideoProcessor", "Qwen2VLImageProcessorFast", "Qwen3VLProcessor"),
+    "glm-4.1v": ("Glm4vVideoProcessor", "Glm4vImageProcessor", "Glm4vProcessor"),
+    "glm-4.6v-flash": ("Glm46VVideoProcessor", "Glm46VImageProcessor", "Glm46VProcessor"),
+}
+QWEN_MARKS = {
+    "video": "<|video_pad|>", "image": "<|image_pad|>", "vision_start": "<|vision_start|>",
+    "vision_end": "<|vision_end|>",
+}  # fmt: skip
+GLM_MARKS = {
+    "video": "<|video|>", "image": "<|image|>", "image_start": "<|begin_of_image|>", "image_end": "<|end_of_image|>",
+    "video_start": "<|begin_of_video|>", "video_end": "<|end_of_video|>",
+}  # fmt: skip
 VIDEOS = ((19, 24.0, (16, 24)), (20, 4.0, (16, 16)), (5, 3.0, (24, 8)), (64, Fraction(30000, 1001), (40, 28)))
 
 
@@ -41,6 +58,8 @@ class Sides(NamedTuple):
     model: Any
     processor: Any
     recipe: Any
+    text: str  # "ab", a video, "cd"
+    token: str  # of its soft tokens
 
 
 def sides_of(name: str, folder: Path) -> Sides:
@@ -50,24 +69,22 @@ def sides_of(name: str, folder: Path) -> Sides:
     let_torchvision_import()
     import transformers
 
-    tokenizer = byte_level_tokenizer()
-    tokenizer.add_tokens(["<|image_pad|>", PAD], special_tokens=True)
+    tokenizer, marks = byte_level_tokenizer(), GLM_MARKS if "glm" in name else QWEN_MARKS
+    tokenizer.add_tokens(list(marks.values()), special_tokens=True)
     config = case(name).config(np.random.default_rng(0))
     config.text_config.vocab_size = 512
-    for key, token in (("video", PAD), ("image", "<|image_pad|>"), ("vision_start", "<|vision_start|>"),
-                       ("vision_end", "<|vision_end|>")):  # fmt: skip
+    for key, token in marks.items():
         setattr(config, f"{key}_token_id", tokenizer.convert_tokens_to_ids(token))
     model = make(case(name)._replace(config=lambda _: config), folder)
-    kind = "Qwen3VL" if name == "qwen3-vl" else "Qwen2VL"
+    of_videos, of_pictures, of_both = (getattr(transformers, kind) for kind in CLASSES[name])
     side = {"patch_size": 4, "merge_size": 2, "temporal_patch_size": 2}
-    video = getattr(transformers, f"{kind}VideoProcessor")(
+    video = of_videos(
         size=SIZES[name], do_sample_frames=True, fps=2, image_mean=[0.5] * 3, image_std=[0.5] * 3, **side
     )  # fmt: skip
-    image = transformers.Qwen2VLImageProcessorFast(
-        size={"shortest_edge": 64, "longest_edge": 1024}, image_mean=[0.5] * 3, image_std=[0.5] * 3, **side
+    image = of_pictures(
+        size={"shortest_edge": 128, "longest_edge": 1024}, image_mean=[0.5] * 3, image_std=[0.5] * 3, **side
     )
-    joined = {"qwen2-vl": "Qwen2VLProcessor", "qwen2.5-vl": "Qwen2_5_VLProcessor"}.get(name, "Qwen3VLProcessor")
-    processor = getattr(transformers, joined)(image, tokenizer, video, chat_template="")
+    processor = of_both(image, tokenizer, video, chat_template="")
     tokenizer.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(image.to_dict(), default=str))
     (folder / "video_preprocessor_config.json").write_text(json.dumps(video.to_dict(), default=str))
@@ -76,7 +93,10 @@ def sides_of(name: str, folder: Path) -> Sides:
     from jaxmm.recipe import fitted, read_recipe
 
     changes = {"init_from": str(folder), "seq_len": 4096, "data.objective": "sft", "compute.dtype": "float32"}
-    return Sides(model, processor, fitted(read_recipe(load_config("base", **changes)), {"video"}))
+    recipe = fitted(read_recipe(load_config("base", **changes)), {"video"})
+    start, end = ("video_start", "video_end") if "glm" in name else ("vision_start", "vision_end")
+    text = f"ab{marks[start]}{marks['video']}{marks[end]}cd"
+    return Sides(model, processor, recipe, text, marks["image" if "glm" in name else "video"])
 
 
 def frames_of(count: int, size: tuple[int, int], seed: int) -> tuple[Image, ...]:
@@ -91,10 +111,10 @@ def theirs_of(sides: Sides, video: Video) -> dict[str, Any]:
     """What the family's processor makes of "ab", a video, and "cd"."""
     from transformers.video_utils import VideoMetadata
 
-    metadata = VideoMetadata(total_num_frames=len(video.frames), fps=float(video.fps), duration=1.0)
+    count, rate = len(video.frames), float(video.fps)
+    metadata = VideoMetadata(total_num_frames=count, fps=rate, duration=count / rate)
     stacked = np.stack([pixels(frame) for frame in video.frames])
-    text = f"ab<|vision_start|>{PAD}<|vision_end|>cd"
-    return dict(sides.processor(text=[text], videos=[stacked], video_metadata=[metadata], return_tensors="pt"))
+    return dict(sides.processor(text=[sides.text], videos=[stacked], video_metadata=[metadata], return_tensors="pt"))
 
 
 def ours_of(sides: Sides, *videos: Video) -> tuple[Batch, list[int]]:
@@ -122,7 +142,7 @@ def sides(request, tmp_path_factory) -> Sides:
 def test_ids_positions_and_patches_are_the_processors(sides, count, fps, size):
     video = Video(frames=frames_of(count, size, 7), fps=float(fps))
     theirs, (batch, (end,)) = theirs_of(sides, video), ours_of(sides, video)
-    token = sides.processor.tokenizer.convert_tokens_to_ids(PAD)
+    token = sides.processor.tokenizer.convert_tokens_to_ids(sides.token)
     slots = batch.slots_BT[0, : end - 1]
     ids = np.where(slots != IGNORED, token, batch.text.values[0, : end - 1])
     assert ids.tolist() == theirs["input_ids"][0].tolist()
@@ -203,3 +223,29 @@ def test_the_greedy_answer_is_that_of_transformers(sides):
         for video in (Video(frames=frames_of(n, (16, 24), n), fps=4.0) for n in (9, 16))
     ]
     assert_greedy_answers_agree(sides.recipe, sides.model, given)
+
+
+@pytest.mark.parametrize("name", ["glm-4.1v", "glm-4.6v-flash"])
+def test_frames_are_those_that_the_processor_takes_of_a_video_of_any_length(name):
+    from parities.models import case, let_torchvision_import
+
+    let_torchvision_import()
+    import transformers
+    from transformers.video_utils import VideoMetadata
+
+    from jaxmm.batch import VideoSpec
+    from jaxmm.data.media.sampling import frame_count, frame_numbers
+    from jaxmm.hf.families.registry import FAMILIES
+
+    processor = getattr(transformers, CLASSES[name][0])()
+    video = VideoSpec(**FAMILIES[case(name).family].videos.settings(Path(), {}, 2))
+    rng = np.random.default_rng(0)
+    counts = np.exp(rng.uniform(np.log(7), np.log(90000), 300)).astype(int)
+    rates = rng.choice([1.0, 2.0, 6.0, 7.5, 24000 / 1001, 24.0, 25.0, 30000 / 1001, 30.0, 60.0], 300)
+    together = frame_count(counts, rates, video)
+    for count, rate, taken in zip(counts.tolist(), rates.tolist(), together.tolist(), strict=True):
+        metadata = VideoMetadata(total_num_frames=count, fps=rate, duration=count / rate)
+        theirs = processor.sample_frames(metadata, fps=2).tolist()
+        if theirs:  # GLM-4.6V's takes none of a clip that is shorter than a sixth of a second
+            assert taken == len(theirs)
+            assert frame_numbers(taken, count, rate, video).reshape(-1).tolist() == theirs

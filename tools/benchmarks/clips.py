@@ -129,7 +129,7 @@ def video(settings: Settings) -> Measured:
         clip = Video(path=film(folder / f"{group}.mp4", frames_of(settings), group, rng))
         known = video_file.header(clip)
         taken = sampling.frame_count(known.frames, float(known.rate), VIDEO)
-        numbers = sampling.frame_numbers(taken, known.frames, VIDEO).reshape(-1).tolist()
+        numbers = sampling.frame_numbers(taken, known.frames, float(known.rate), VIDEO).reshape(-1).tolist()
         things = {
             "ours": assembly([clip], SPEC.only(["video"])),
             "frames": lambda: list(video_file.read_frames(clip, known, numbers)),  # noqa: B023

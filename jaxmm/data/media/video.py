@@ -97,12 +97,16 @@ class VideoMedium(Medium):
 
     def inner(self, units: int, extent: Extent, spec: ImageSpec) -> list[Inner]:
         video = _spec(spec)
-        temporal, frames, grid = _taken(units, extent, spec)
-        numbers = sampling.frame_numbers(frames, extent.length, video)
-        seconds = sampling.seconds_of(numbers, float(extent.rate)).tolist()
-        each = math.prod(grid) // spec.merge**2
-        said = [video.stamp.format(seconds=second, number=n) for n, second in enumerate(seconds, start=1)]
-        ends = ["", *[video.stamp_end] * temporal]
+        _, frames, grid = _taken(units, extent, spec)
+        rate, each = float(extent.rate), math.prod(grid) // spec.merge**2
+        numbers = sampling.frame_numbers(frames, extent.length, rate, video)
+        means, firsts = sampling.seconds_of(numbers, rate).tolist(), (numbers[:, 0] / rate).tolist()
+        times = [
+            {"seconds": mean, "first": first, "whole": int(first), "number": n}
+            for n, (mean, first) in enumerate(zip(means, firsts, strict=True), start=1)
+        ]
+        said = [video.stamp.format(**of_one) for of_one in times]
+        ends = ["", *(video.stamp_end.format(**of_one) for of_one in times)]
         texts = [end + stamp for end, stamp in itertools.zip_longest(ends, said, fillvalue="")]
         return [Inner(n * each, text) for n, text in enumerate(texts)]
 
@@ -156,7 +160,7 @@ class VideoMedium(Medium):
     def numbers(self, units: int, extent: Extent, spec: ImageSpec) -> np.ndarray:
         """int64 (temporal patches, frames of one): which frames of a video are taken."""
         _, frames, _ = _taken(units, extent, spec)
-        return sampling.frame_numbers(frames, extent.length, _spec(spec))
+        return sampling.frame_numbers(frames, extent.length, float(extent.rate), _spec(spec))
 
     def array(self, batch: Batch) -> Stream:
         return batch.patches

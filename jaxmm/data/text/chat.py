@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxmm.batch import ANSWER, TARGET
-from jaxmm.data.documents import HEARD, READY_MADE, Part, Text, Turn
+from jaxmm.data.documents import FILMED, HEARD, READY_MADE, Part, Text, Turn
 from jaxmm.data.text.chat_places import CLOSE, MARK, OPEN, Layout, Message, Shape, marked, numbered
 from jaxmm.data.text.chat_template import MOST_FORMS, ChatTemplate, with_thinking_masked, without_thinking
 from jaxmm.data.text.encoded import of_turn
@@ -79,6 +79,17 @@ class Markup(NamedTuple):
         return self.before.replace("{number}", str(number)), self.after
 
 
+class Markups(NamedTuple):
+    """What stands around each kind of media."""
+
+    image: Markup
+    audio: Markup
+    video: Markup
+
+    def of(self, part: Part | str) -> Markup:
+        return self.audio if isinstance(part, HEARD) else self.video if isinstance(part, FILMED) else self.image
+
+
 Step = Special | Chunk | Medium
 
 
@@ -126,7 +137,7 @@ class ChatFormat:
 
     def __init__(
         self, tokenizer: Any, markup: Markup, thinking: str = "learn", allowed: SpecialTokens | None = None,
-        as_0_1: bool = False, audio: Markup | None = None,
+        as_0_1: bool = False, audio: Markup | None = None, video: Markup | None = None,
     ):  # fmt: skip
         """
         Args:
@@ -134,13 +145,13 @@ class ChatFormat:
           thinking: as in ``ChatTemplate``; "off" drops it from the data too.
           as_0_1: as in ``ChatTemplate``.
           allowed: special tokens that count as such in what is said.
-          audio: around recordings, if that is another one.
+          audio, video: around recordings and videos, where that is another one.
 
         Raises:
           UserError: if the tokenizer gives no offsets, or its template does not show what is said.
         """
-        self.tokenizer, self.markup, self._allowed = tokenizer, markup, allowed
-        self._audio = audio or markup
+        self.tokenizer, self._allowed = tokenizer, allowed
+        self.markups = Markups(markup, audio or markup, video or markup)
         self._drops_thinking, self._masks_thinking = thinking == "off", thinking == "mask"
         if not tokenizer.is_fast:
             raise UserError(
@@ -201,7 +212,7 @@ class ChatFormat:
                 pieces.append(marks.of(part))
             else:
                 # The template's newline after an image stands for one that the data has written itself.
-                ends_line = not isinstance(before, Text) and self._markup_of(before).after.endswith("\n")
+                ends_line = not isinstance(before, Text) and self.markups.of(before).after.endswith("\n")
                 text = part.text.removeprefix("\n") if ends_line else part.text
                 if is_model and self._drops_thinking and not pieces:
                     text = without_thinking(text)
@@ -286,13 +297,13 @@ class ChatFormat:
             if not isinstance(part, str):
                 kind = READY_MADE.get(type(part), type(part))
                 seen[kind] += 1
-                fill[n] = self._markup_of(part).around(seen[kind])
+                fill[n] = self.markups.of(part).around(seen[kind])
         text, runs, at = "", list[tuple[int, int]](), 0
 
         for end, flags in layout.runs:
             for match in MARK.finditer(layout.text, at, end):
                 text += layout.text[at : match.start()]
-                if int(match[1]) in marks.begin_turns and self._markup_of(marks.stand_for[int(match[1])]).joins:
+                if int(match[1]) in marks.begin_turns and self.markups.of(marks.stand_for[int(match[1])]).joins:
                     text = text.removesuffix(" ")
                     runs = [(min(before_it, len(text)), of_it) for before_it, of_it in runs]
                 if isinstance(marks.stand_for[int(match[1])], str):
@@ -308,9 +319,6 @@ class ChatFormat:
             runs.append((len(text), flags))
             at = end
         return Layout(text, runs)
-
-    def _markup_of(self, part: Part | str) -> Markup:
-        return self._audio if isinstance(part, HEARD) else self.markup
 
     @functools.cached_property
     def _marks_or_added(self) -> re.Pattern[str]:

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxmm.batch import ANSWER, TARGET
-from jaxmm.data.documents import HEARD, Document, Part, Text, Tokens, Turn
-from jaxmm.data.text.chat import ChatFormat, Chunk, Markup, Medium, Special, Step
+from jaxmm.data.documents import Document, Part, Text, Tokens, Turn
+from jaxmm.data.text.chat import ChatFormat, Chunk, Markup, Markups, Medium, Special, Step
 from jaxmm.data.text.chat_template import THINKING, without_thinking
 from jaxmm.data.text.codebook import image_offset
 from jaxmm.data.text.encoded import Encoded, Writer, of_turn
@@ -99,6 +99,7 @@ class Template:
         ends: Iterable[int] = (),
         chat: ChatOptions = ChatOptions(),  # noqa: B008
         audio: Markup | None = None,
+        video: Markup | None = None,
     ):
         """Adds the special tokens to ``tokenizer``, which belongs to the template from then on.
 
@@ -110,7 +111,7 @@ class Template:
           markup: around an image; if it is not our own, its tokens must be in the vocabulary.
           ends: tokens that end an answer beside those that are learnt.
           chat: options for conversations.
-          audio: around a recording, if that is another markup.
+          audio, video: around a recording and a video, where that is another markup.
 
         Raises:
           UserError: if ``objective`` is not one of OBJECTIVES, there is no codebook to predict from, or a token of the
@@ -127,7 +128,8 @@ class Template:
             raise UserError(f"config.data.objective '{objective}' is not one of {known}")
         chat.check()
         self.tokenizer, self.objective, self.options = tokenizer, objective, chat
-        for what, around in (("images", markup), ("recordings", audio or markup)):
+        self.markup, self.markups = markup, Markups(markup, audio or markup, video or markup)
+        for what, around in zip(("images", "recordings", "videos"), self.markups, strict=True):
             names = re.findall(r"<[^<>\s]+>|\[[A-Z_]+\]", around.before + around.after)
             missing = [name for name in names if name not in tokenizer.get_vocab()]
             if missing and around != OURS:
@@ -141,10 +143,11 @@ class Template:
         tokenizer.add_tokens(added, special_tokens=True)
         ids = dict(zip(added, tokenizer.convert_tokens_to_ids(added), strict=True))
         self.special = SpecialTokens(chat.special_tokens, chat.special_tokens_in, tokenizer)
-        self.chat = ChatFormat(tokenizer, markup, chat.thinking, self.special, audio=audio) if has_own else None
+        self.chat = (
+            ChatFormat(tokenizer, markup, chat.thinking, self.special, audio=audio, video=video) if has_own else None
+        )
         self.lead: str = self.chat.lead if self.chat else ""
         self.notes: tuple[str, ...] = tuple(self.chat.template.notes) if self.chat else ()
-        self.markup, self.audio_markup = markup, audio or markup
         self.image_start_id, self.image_end_id = ids.get(IMAGE_START, -1), ids.get(IMAGE_END, -1)
         self.end_id: int = self.chat.stop_ids[0] if self.chat else ids[END]
         self.role_ids = {role: ids[marker] for role, marker in ROLE_MARKERS.items() if marker in ids}
@@ -318,7 +321,7 @@ class Template:
                     writer.add(ids[first:last], int(flags[first]) if last > first else 0)
 
     def _write_medium(self, writer: Writer, part: Part, flags: int, origin: str) -> None:
-        markup = self.audio_markup if isinstance(part, HEARD) else self.markup
+        markup = self.markups.of(part)
         if markup == OURS:
             before, after = [self.image_start_id], [self.image_end_id]
         else:
@@ -387,7 +390,11 @@ class Template:
             "objective": self.objective,
             "image_tokens": [self.image_tokens, self.predict_image_tokens],
             "markup": self.markup.key,
-            **({} if self.audio_markup == self.markup else {"audio_markup": self.audio_markup.key}),
+            **{
+                f"{kind}_markup": around.key
+                for kind, around in (("audio", self.markups.audio), ("video", self.markups.video))
+                if around != self.markup
+            },
             "chat": self.written if format == FORMAT or not chat else str(tokenizer.chat_template),
             "special": [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id],
             "vocabulary": sorted(tokenizer.get_vocab().items()),

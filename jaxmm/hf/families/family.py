@@ -91,6 +91,7 @@ class Family(abc.ABC):
       pictures: how the size of a picture is chosen; None for such a family.
       videos: how it takes videos; None if it does not.
       markup: what stands around an image's soft tokens. A newline that the chat template writes after it is part of it.
+      video_markup: what stands around a whole video, if that is another one.
       audio_extractor: of its recordings, the class of ``transformers``; "" if it takes none.
       boxes: how it was trained to write boxes, in the words of ``config.data.boxes``; "" if unknown.
       image_token_key: the key in ``config.json`` of the image token, which an export adds if the tokenizer has none; ""
@@ -106,6 +107,7 @@ class Family(abc.ABC):
     pictures: Pictures | None = None
     videos: Videos | None = None
     markup: Markup = OURS
+    video_markup: Markup | None = None
     audio_extractor: str = ""
     boxes: str = ""
     image_token_key: str = ""

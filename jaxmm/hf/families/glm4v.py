@@ -2,8 +2,8 @@
 
 Where the facts come from, in ``transformers``: sizes and connector from ``Glm4vConfig`` and ``Glm4vVisionModel``; names
 of tensors from ``Glm4vForConditionalGeneration`` and its releases; what stands around an image from their chat
-template; sizes of pictures from ``Glm4vImageProcessor``. That boxes are in thousandths of the picture is what its
-makers say. Videos, whose temporal patches have seconds between them, are not taken.
+template; sizes of pictures from ``Glm4vImageProcessor``, frames of videos from ``Glm4vVideoProcessor``, the seconds
+behind each temporal patch from ``Glm4vProcessor``. That boxes are in thousandths of the picture is what its makers say.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from jaxmm.hf.names import Rule, linear, norm
 from jaxmm.hf.pictures import ByFramePixels
 from jaxmm.hf.supported import activation
 from jaxmm.hf.towers import tower_of
+from jaxmm.hf.videos import GLM4V_VIDEOS
 from jaxmm.models.connector import ConnectorSpec
 from jaxmm.models.multimodal import ModelSpec
 
@@ -39,7 +40,9 @@ class Glm4V(Family):
     releases: tuple[str, ...] = ("zai-org/GLM-4.1V-9B-Base", "zai-org/GLM-4.1V-9B-Thinking")
     image_processor = "Glm4vImageProcessor"
     pictures = ByFramePixels()
+    videos = GLM4V_VIDEOS
     markup = Markup("<|begin_of_image|>", "<|end_of_image|>")
+    video_markup = Markup("<|begin_of_video|>", "<|end_of_video|>")
     boxes = "thousandths"
 
     def layout(self, config: Any) -> Layout:

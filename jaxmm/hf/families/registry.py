@@ -30,6 +30,14 @@ from jaxmm.hf.families.smolvlm import SmolVLM
 from jaxmm.hf.towers import TOWERS, TWO_TOWERS
 
 OF_SIGHT, OF_HEARING = "vision:DIR,decoder:DIR", "audio:DIR,decoder:DIR"  # of config.init_from
+# Why some models that people ask for are not here.
+NOT_HERE = {
+    "minicpmv4_6": "its tower merges patches between two of its layers, and its pictures are slices of any shape",
+    "kimi_k25": "its decoder, DeepSeek-V3's, attends to compressed keys and values, and its releases are quantised",
+    "kimi_vl": "transformers has no code for it",
+    "deepseek_ocr2": "its tower is SAM's, of convolutions and relative positions, before a Qwen 2 with learnt queries",
+    "gemma3n": "its tower is a MobileNet of timm, and its decoder has several streams of activations",
+}
 OWN = Lfm2VL()  # the family as which our own models are exported
 FAMILIES: dict[str, Family] = {
     family.model_type: family
@@ -67,7 +75,8 @@ def family_of(config: Any) -> Family:
         if kind not in FAMILIES and kind in parts:
             raise UserError(f"'{kind}' is no whole model but a part of one: name both parts, as {how}")
     if kind not in FAMILIES:
-        raise UserError(f"model '{kind}' is not supported: those are {', '.join(FAMILIES)}{_parts_known(config)}")
+        why = f", as {NOT_HERE[kind]}" if kind in NOT_HERE else ""
+        raise UserError(f"model '{kind}' is not supported{why}: those are {', '.join(FAMILIES)}{_parts_known(config)}")
     return FAMILIES[kind]
 
 
