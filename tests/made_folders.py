@@ -35,6 +35,7 @@ IMAGES = {
     "glm4v": {"size": {"shortest_edge": 128, "longest_edge": 2048}, "patch_size": 4},
     "glm46v": {"size": {"shortest_edge": 128, "longest_edge": 2048}},
     "glm4v_moe": {"size": {"shortest_edge": 128, "longest_edge": 2048}},
+    "glm_ocr": {"size": {"shortest_edge": 128, "longest_edge": 2048}},
     "paddleocr_vl": {"size": {"shortest_edge": 64, "longest_edge": 1024}, "patch_size": 4},
     "mistral3": {"size": {"longest_edge": 32}, "patch_size": {"height": 4, "width": 4}},
     "idefics3": {"size": {"longest_edge": 48}, "max_image_size": {"longest_edge": 16}, "do_image_splitting": False},
@@ -112,7 +113,7 @@ def byte_level_tokenizer(family: str = ""):
     if family == "internvl":
         tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
         tokenizer.chat_template = CHAT
-    if family in ("glm4v", "glm46v", "glm4v_moe"):
+    if family.startswith("glm"):
         names = ["<|begin_of_image|>", "<|image|>", "<|end_of_image|>", "[gMASK]", "<sop>", "<|user|>", "<|assistant|>"]
         names += ["<|begin_of_video|>", "<|end_of_video|>"]
         tokenizer.add_tokens(names, special_tokens=True)
@@ -145,7 +146,7 @@ def folder_of(name: str, folder: Path, has_weights: bool = True, seed: int = 1, 
         config.image_token_id = tokenizer.convert_tokens_to_ids("<image>")
     if case.family == "internvl":
         config.image_token_id = tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
-    if case.family in ("glm4v", "glm46v", "glm4v_moe"):
+    if case.family.startswith("glm"):
         config.image_token_id = tokenizer.convert_tokens_to_ids("<|image|>")
     if case.family == "paddleocr_vl":
         config.image_token_id = tokenizer.convert_tokens_to_ids("<|IMAGE_PLACEHOLDER|>")

@@ -358,13 +358,25 @@ def _paddleocr(config: Any, tied: bool) -> DecoderSpec:
 
 
 def _glm4v(config: Any, tied: bool) -> DecoderSpec:
-    """GLM-4.1V and 4.6V: norms before and behind each part, and a part of a head turns, by pairs of neighbours."""
+    """GLM-4.1V and 4.6V."""
     supported.require(config, head_dim=config.hidden_size // config.num_attention_heads)
+    return _glm(config, tied, qkv_bias=True)
+
+
+def _glm_ocr(config: Any, tied: bool) -> DecoderSpec:
+    """GLM-4.1V with heads of a width of their own, without biases."""
+    supported.require(config, attention_bias=False)  # transformers does not read it
+    return _glm(config, tied, qkv_bias=False)
+
+
+def _glm(config: Any, tied: bool, qkv_bias: bool) -> DecoderSpec:
+    """Norms before and behind each part, and a part of a head turns, by pairs of neighbours."""
     rope = dict(config.rope_parameters)
-    turning = int(config.hidden_size // config.num_attention_heads * rope.pop("partial_rotary_factor", 1.0))
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    turning = int(head_dim * rope.pop("partial_rotary_factor", 1.0))
     return _spec(
         config, tied, rope, rotary_dim=turning, rope_sections=_sections(config, (8, 12, 12)), rope_adjacent=True,
-        qkv_bias=True, post_norms=True,
+        qkv_bias=qkv_bias, post_norms=True,
     )  # fmt: skip
 
 
@@ -457,6 +469,7 @@ DECODERS = {
     "ernie4_5": DecoderKind(_ernie4_5, PLAIN),
     "paddleocr_vl_text": DecoderKind(_paddleocr, PLAIN),
     "glm4v_text": DecoderKind(_glm4v, _glm4v_rules()),
+    "glm_ocr_text": DecoderKind(_glm_ocr, _glm4v_rules()),
     "lfm2": DecoderKind(_lfm2, _lfm2_rules()),
     "lfm2_moe": DecoderKind(_lfm2_moe, _lfm2_rules() + experts.LFM2),
     "glm4_moe": DecoderKind(_glm4_moe, PLAIN + experts.GLM4),

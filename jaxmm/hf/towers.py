@@ -162,6 +162,15 @@ def _glm4v(config: Any) -> VisionSpec:
     )  # fmt: skip
 
 
+def _glm_ocr(config: Any) -> VisionSpec:
+    """GLM-4.1V's without learnt positions, with biases and normed heads."""
+    bias = bool(config.attention_bias)
+    return _vit(
+        config, positions=0, norm="rms", gated=True, qkv_bias=bias, out_bias=bias, mlp_bias=bias, head_norms=True,
+        norm_eps=config.rms_norm_eps, frames=config.temporal_patch_size, rope_theta=_axial_theta(config),
+    )  # fmt: skip
+
+
 def _qwen3(config: Any) -> VisionSpec:
     taps = list(getattr(config, "deepstack_visual_indexes", []))  # Qwen3.5's is the same tower without
     if taps != sorted(set(taps) & set(range(config.depth))):
@@ -181,8 +190,8 @@ def _gemma4(config: Any) -> VisionSpec:
         config, positions=0, axis_positions=config.position_embedding_size, centred=True, norm="rms", gated=True,
         norm_eps=config.rms_norm_eps, activation=supported.activation(config.hidden_activation), mean=(0.0,) * 3,
         std=(1.0,) * 3, patch_bias=False, qkv_bias=False, out_bias=False, mlp_bias=False, final_norm=False,
-        post_norms=True, head_norms=True, attention_scale=1.0, rope_theta=float(config.rope_parameters["rope_theta"]),
-        rope_by_halves=True,
+        post_norms=True, head_norms=True, value_norm=True, attention_scale=1.0,
+        rope_theta=float(config.rope_parameters["rope_theta"]), rope_by_halves=True,
     )  # fmt: skip
 
 
@@ -293,6 +302,10 @@ GLM4V_RULES = [
     *norm("vision.post_conv_layernorm", "vision.patch_norm"),
     *norm("vision.post_layernorm", "vision.norm"),
 ]
+HEAD_NORMS = {"attn.q_norm": "attention.query_norm", "attn.k_norm": "attention.key_norm"}
+GLM_OCR_RULES = [
+    *_qwen_rules(GATED), *_layers("vision.blocks.{i}", HEAD_NORMS, {}), *norm("vision.post_layernorm", "vision.norm")
+]  # fmt: skip
 GLM4V = TowerKind(_glm4v, GLM4V_RULES)
 QWEN2 = TowerKind(_qwen2, _qwen_rules({"mlp.fc1": "mlp.up", "mlp.fc2": "mlp.down"}))
 QWEN2_5 = TowerKind(_qwen2_5, _qwen_rules(GATED))
@@ -311,6 +324,7 @@ TOWERS = {
     "clip_vision_model": TowerKind(_clip, _siglip_rules("convolution"), ONE_SIZE, "CLIPImageProcessor"),
     "idefics3_vision": SQUARES, "idefics3": SQUARES, "smolvlm_vision": SQUARES, "smolvlm": SQUARES,  # named either way
     "glm4v_vision": GLM4V, "glm4v_moe_vision": GLM4V,
+    "glm_ocr_vision": TowerKind(_glm_ocr, GLM_OCR_RULES),
     "paddleocr_vl_vision": TowerKind(_paddleocr, _siglip_rules("convolution")),
     "pixtral": TowerKind(_pixtral, _pixtral_rules()),
     "internvl_vision": TowerKind(_intern, _intern_rules()),

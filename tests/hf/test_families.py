@@ -19,7 +19,7 @@ CASES = {
     "qwen2-vl": "qwen2_5_vl", "qwen2.5-vl": "qwen2_5_vl", "qwen3-vl": "qwen3_vl", "qwen3-vl, experts": "qwen3_vl_moe",
     "qwen3.5": "qwen3_5", "qwen3.5, experts": "qwen3_5", "gemma3": "gemma3", "gemma4": "gemma4",
     "internvl": "internvl3", "smolvlm": "base", "mistral3": "base", "glm-4.1v": "base",
-    "glm-4.5v": "qwen3_vl_moe", "paddleocr-vl": "base",
+    "glm-4.5v": "qwen3_vl_moe", "glm-ocr": "base", "paddleocr-vl": "base",
 }  # fmt: skip
 MESH = ("--config.mesh.data=2",)  # beside fsdp and tensor
 MESHES = {"qwen3_vl_moe": ("--config.mesh.data=1", "--config.mesh.expert=2")}

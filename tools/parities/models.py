@@ -119,7 +119,7 @@ def llava(vision: dict[str, Any], decoder: dict[str, Any], **changes: Any) -> Ca
 
 # Their models take patches in the order of merge groups, each as equal frames, and a grid for each picture.
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "glm4v", "glm46v",
-        "glm4v_moe")  # fmt: skip
+        "glm4v_moe", "glm_ocr")  # fmt: skip
 QWEN_TOKENS: dict[str, Any] = {
     "image_token_id": IMAGE_TOKEN, "video_token_id": VIDEO_TOKEN, "vision_start_token_id": START_TOKEN,
     "vision_end_token_id": END_TOKEN,
@@ -303,6 +303,15 @@ def glm4v_moe(rng: np.random.Generator) -> Any:
     return Glm4vMoeConfig(**{**config, "vision_config": vision, "text_config": decoder})
 
 
+def glm_ocr(rng: np.random.Generator) -> Any:
+    from transformers import GlmOcrConfig
+
+    decoder = text("glm_ocr_text", num_hidden_layers=2, **rope("default", mrope_section=[4, 2, 2]))
+    config = _glm(4)
+    vision = {**config["vision_config"], "model_type": "glm_ocr_vision", "depth": 2}
+    return GlmOcrConfig(**{**config, "vision_config": vision, "text_config": decoder})
+
+
 def _glm(side: int) -> dict[str, Any]:
     vision = {
         "model_type": "glm4v_vision", "depth": 3, "hidden_size": 32, "intermediate_size": 44, "num_heads": 2,
@@ -387,6 +396,7 @@ CASES = (
     Case("glm-4.1v", "glm4v", glm4v),
     Case("glm-4.6v-flash", "glm46v", glm46v),
     Case("glm-4.5v", "glm4v_moe", glm4v_moe),
+    Case("glm-ocr", "glm_ocr", glm_ocr),
     Case("paddleocr-vl", "paddleocr_vl", paddleocr_vl),
 )  # fmt: skip
 

@@ -45,7 +45,7 @@ PUBLISHED = {
     "qwen3_5_moe": {"patch_size": 16}, "gemma4": {"patch_size": 16, "position_embedding_size": 10240},
     "gemma3": {"patch_size": 14, "image_size": 896}, "internvl": {"patch_size": 14, "image_size": 448},
     "glm4v": {"patch_size": 14, "image_size": 336}, "glm46v": {"patch_size": 14, "image_size": 336},
-    "glm4v_moe": {"patch_size": 14, "image_size": 336},
+    "glm4v_moe": {"patch_size": 14, "image_size": 336}, "glm_ocr": {"patch_size": 14, "image_size": 336},
     "mistral3": {"patch_size": 14, "image_size": 1540},
     "idefics3": {"patch_size": 14, "image_size": 364}, "smolvlm": {"patch_size": 14, "image_size": 384},
     "paddleocr_vl": {"patch_size": 14, "image_size": 384},
@@ -131,8 +131,9 @@ def processor_of(family: str, config: Any, published: bool) -> Any:
         merge, area = vision.spatial_merge_size, (patch * vision.spatial_merge_size) ** 2
         least, most = (4, 1280) if published else (4, 50)
         size = {"shortest_edge": least * area, "longest_edge": most * area}
-        if family in ("glm4v", "glm46v", "glm4v_moe"):
-            kind = "Glm46VImageProcessorPil" if family == "glm46v" else "Glm4vImageProcessorPil"
+        if family.startswith("glm"):
+            is_46v = family in ("glm46v", "glm_ocr")
+            kind = "Glm46VImageProcessorPil" if is_46v else "Glm4vImageProcessorPil"
             size = {"shortest_edge": 2 * least * area, "longest_edge": 2 * most * area}  # of both frames
             return _make(kind, patch_size=patch, merge_size=merge, size=size)
         half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3} if not family.startswith("qwen2") else {}

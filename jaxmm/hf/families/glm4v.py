@@ -45,12 +45,16 @@ class Glm4V(Family):
     video_markup = Markup("<|begin_of_video|>", "<|end_of_video|>")
     boxes = "thousandths"
 
+    def merger_width(self, vision: Any) -> int:
+        """The hidden width of the merger's gated MLP, by the tower's config."""
+        return int(vision.intermediate_size)
+
     def layout(self, config: Any) -> Layout:
         vision = config.vision_config
         tower, decoder = tower_of(vision), decoder_of(config.text_config, config.tie_word_embeddings)
         connector = ConnectorSpec(
             merge=vision.spatial_merge_size, norm="", merged=vision.out_hidden_size, merged_bias=True,
-            mlp=vision.out_hidden_size, hidden_norm=True, gated=vision.intermediate_size,
+            mlp=vision.out_hidden_size, hidden_norm=True, gated=self.merger_width(vision),
             gated_activation=activation(vision.hidden_act), bias=False,
         )  # fmt: skip
         rules = [*tower.rules, *MERGER_RULES, *decoder.rules]

@@ -12,6 +12,7 @@ from jaxmm.hf.families.gemma4 import Gemma4
 from jaxmm.hf.families.glm4v import Glm4V
 from jaxmm.hf.families.glm4v_moe import Glm4VMoe
 from jaxmm.hf.families.glm46v import Glm46V
+from jaxmm.hf.families.glm_ocr import GlmOcr
 from jaxmm.hf.families.idefics3 import Idefics3
 from jaxmm.hf.families.internvl import InternVL
 from jaxmm.hf.families.lfm2_vl import Lfm2VL
@@ -59,6 +60,7 @@ FAMILIES: dict[str, Family] = {
         Glm4V(),
         Glm46V(),
         Glm4VMoe(),
+        GlmOcr(),
         PaddleOCRVL(),
         Qwen2Audio(),
         Qwen3ASR(),

@@ -49,7 +49,8 @@ class VisionSpec:
         embeddings are added (GLM-4.1V).
       post_norms: what attention and MLP give is normed too, before it is added (Gemma 4).
       qk_norm: queries and keys are normed, all heads together (InternViT 6B).
-      head_norms: each head by itself: queries and keys, and values without scales (Gemma 4).
+      head_norms: queries and keys are normed, each head by itself (Gemma 4, GLM-OCR).
+      value_norm: values are too, without scales (Gemma 4).
       attention_scale: of the logits of attention; 0 is 1 / sqrt(width of a head).
       layer_scale: learned factors of what attention and MLP give (InternViT).
       rope_theta: rotary positions by row and column; 0 is none.
@@ -90,6 +91,7 @@ class VisionSpec:
     post_norms: bool = False
     qk_norm: bool = False
     head_norms: bool = False
+    value_norm: bool = False
     attention_scale: float = 0.0
     layer_scale: float = 0.0
     rope_theta: float = 0.0
@@ -215,7 +217,7 @@ class SelfAttention(nnx.Module):
                 norm(x if spec.head_norms else x.reshape(x_BND.shape)).reshape(x.shape)
                 for norm, x in ((self.query_norm, q_BNHD), (self.key_norm, k_BNHD))
             )
-        if spec.head_norms:
+        if spec.value_norm:
             v_BNHD = unit_rms(v_BNHD, spec.norm_eps)
         if spec.rope_by_halves:  # in one order for both, in which the logits are the same
             q_BNHD, k_BNHD = _pairs_apart(q_BNHD), _pairs_apart(k_BNHD)
