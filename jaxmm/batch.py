@@ -276,6 +276,7 @@ class ImageSpec:
       class_tokens: learned tokens of each image, which travel after its patches; with padding they fill merge groups.
       text_axes: coordinates of a text position: 3 where soft tokens have a row and a column of their own (Qwen-VL).
       bidirectional: the soft tokens of an image see each other both ways (Gemma 3).
+      prefix: all that stands before a document's answer does (PaliGemma).
       is_sighted: whether the model has a vision tower at all.
       split: how large pictures become several tiles with text between them; None where they do not.
       video, audio: how these are taken, where a run has them.
@@ -301,6 +302,7 @@ class ImageSpec:
     least_side: str = ""
     by_longest: bool = False
     row_break: str = ""
+    prefix: bool = False
     video: VideoSpec | None = None
     audio: AudioSpec | None = None
 
@@ -316,6 +318,7 @@ class ImageSpec:
         more += LEAST_SIDES[values.pop("least_side")]
         more += ["filled"] * values.pop("filled")
         more += ["by longest edge"] * values.pop("by_longest")
+        more += ["prefix"] * values.pop("prefix")
         more += [f"rows end with {row_break}"] if (row_break := values.pop("row_break")) else []
         return [*values.values(), *split, *more, *(clip for name, clip in clips.items() if name in media)]
 

@@ -111,6 +111,7 @@ def read_data(config: ConfigDict, workdir: Path | None = None) -> DataRecipe:
         tokenizer, data.objective, data.image_tokens, data.predict_image_tokens, markup, start.ends if start else (),
         ChatOptions(*(data[key] for key in ChatOptions._fields)), start.hears.markup if start and start.hears else None,
         start.family.video_markup if start else None,
+        has_prefix=bool(start and start.layout.spec.decoder.prefix_blocks),
     )  # fmt: skip
     try:
         spec = ImageSpec(**image)

@@ -31,6 +31,7 @@ IMAGES = {
     "qwen3_5_moe": {"size": {"shortest_edge": 64, "longest_edge": 1024}},
     "qwen3_vl_moe": {"size": {"shortest_edge": 64, "longest_edge": 1024}},
     "gemma4": {"max_soft_tokens": 70},
+    "paligemma": {"size": SQUARE, "image_seq_length": 16},
     "gemma3": {"size": SQUARE}, "internvl": {"size": SQUARE, "max_patches": 4},
     "glm4v": {"size": {"shortest_edge": 128, "longest_edge": 2048}, "patch_size": 4},
     "glm46v": {"size": {"shortest_edge": 128, "longest_edge": 2048}},
@@ -104,6 +105,7 @@ def byte_level_tokenizer(family: str = ""):
     more = {"extra_special_tokens": named | {"video_token": "<video>"}} if family == "internvl" else {}
     if family == "paddleocr_vl":
         more = {"extra_special_tokens": {"image_token": "<|IMAGE_PLACEHOLDER|>"}}
+    more |= {"bos_token": "<bos>"} if family == "paligemma" else {}
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=inner, eos_token="</s>", pad_token="<pad>", **more
     )  # fmt: skip
@@ -113,6 +115,9 @@ def byte_level_tokenizer(family: str = ""):
     if family == "internvl":
         tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
         tokenizer.chat_template = CHAT
+    if family == "paligemma":
+        tokenizer.add_tokens(["<image>"], special_tokens=True)
+        tokenizer.add_tokens(["<loc0000>", "<loc1023>"])  # words of its answers
     if family.startswith("glm"):
         names = ["<|begin_of_image|>", "<|image|>", "<|end_of_image|>", "[gMASK]", "<sop>", "<|user|>", "<|assistant|>"]
         names += ["<|begin_of_video|>", "<|end_of_video|>"]
@@ -150,8 +155,9 @@ def folder_of(name: str, folder: Path, has_weights: bool = True, seed: int = 1, 
         config.image_token_id = tokenizer.convert_tokens_to_ids("<|image|>")
     if case.family == "paddleocr_vl":
         config.image_token_id = tokenizer.convert_tokens_to_ids("<|IMAGE_PLACEHOLDER|>")
-    if case.family == "mistral3":
-        config.image_token_index = tokenizer.convert_tokens_to_ids("[IMG]")
+    if case.family in ("mistral3", "paligemma"):
+        mark = {"mistral3": "[IMG]", "paligemma": "<image>"}[case.family]
+        config.image_token_index = tokenizer.convert_tokens_to_ids(mark)
     folder.mkdir()
     if has_weights:
         layout = family_of(config).layout(config)
@@ -177,6 +183,8 @@ def folder_of(name: str, folder: Path, has_weights: bool = True, seed: int = 1, 
     if case.family == "paddleocr_vl":
         whole = {"processor_class": "PaddleOCRVLProcessor"}
         (folder / "processor_config.json").write_text(json.dumps(whole))
+    if case.family == "paligemma":
+        (folder / "processor_config.json").write_text(json.dumps({"processor_class": "PaliGemmaProcessor"}))
     if case.family == "mistral3":
         whole = {"processor_class": "PixtralProcessor", "patch_size": 4, "spatial_merge_size": 2}
         (folder / "processor_config.json").write_text(json.dumps(whole))

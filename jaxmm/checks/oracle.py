@@ -30,16 +30,18 @@ def dense(q_BTHD: Any, k_BTKD: Any, v_BTKD: Any, mask_BTT: Any, grad_BTHD: Any, 
     return tuple(x.swapaxes(1, 2) for x in outputs)
 
 
-def mask_by_definition(segments: Any, *, causal: bool, blocks: Any = None, window: int = 0, keys: Any = None) -> Any:
+def mask_by_definition(
+    segments: Any, *, causal: bool, blocks: Any = None, window: int = 0, keys: Any = None, over_window: bool = False
+) -> Any:  # fmt: skip
     """The dense mask of one kind of attention, from what it is said to be."""
     i, j = np.arange(segments.shape[1])[:, None], np.arange(segments.shape[1])[None]
     same = (segments[:, :, None] == segments[:, None]) & (segments > 0)[:, :, None]
     if not causal:
         return same if keys is None else same & (keys[:, :, None] == keys[:, None])
-    seen = np.broadcast_to(j <= i, same.shape)
-    if blocks is not None:
-        seen = seen | ((blocks[:, :, None] == blocks[:, None]) & (blocks > 0)[:, :, None])
-    return same & seen & ((j > i - window) if window else True)
+    before, near = j <= i, (j > i - window) if window else True
+    of_block = False if blocks is None else (blocks[:, :, None] == blocks[:, None]) & (blocks > 0)[:, :, None]
+    seen = (before & near) | of_block if over_window else (before | of_block) & near
+    return same & seen
 
 
 class PlainLoss(NamedTuple):

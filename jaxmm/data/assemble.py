@@ -179,6 +179,8 @@ class Assembler:
             batch.text.values[b, here] = layout.tokens
             for half, segment in zip(layout.halves, segments, strict=True):
                 batch.text.positions[b, here][half] = text_positions(layout.slots[half], placed, self.spec)
+                if self.spec.prefix:
+                    batch.blocks_BT[b, here][half] = layout.prompt[half]
                 if self.spec.bidirectional:
                     batch.blocks_BT[b, here][half] = bidirectional_blocks(layout.slots[half], placed)
                 batch.text.segments[b, here][half] = segment

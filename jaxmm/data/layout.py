@@ -24,6 +24,8 @@ class Layout(NamedTuple):
       weights: float32, loss weight of the target; 0 where it is none.
       answers: int32, which answer of the example the target belongs to, from 1; 0 for none, or for one that is cut.
       images: which of the source's media the piece holds.
+      prompt: bool, what stands before the first token of its document (of a half, for a preference) that is learnt or
+        part of an answer.
       second: where the second half of a preference begins; 0 of all else.
     """
 
@@ -33,6 +35,7 @@ class Layout(NamedTuple):
     weights: np.ndarray
     answers: np.ndarray
     images: range
+    prompt: np.ndarray
     second: int = 0
 
     @property
@@ -101,8 +104,15 @@ def lay_out(lengths: Lengths, piece: Piece, tokens: np.ndarray) -> Layout:
         weights=np.where(next_flags & TARGET, weights[after], np.float32(0)),
         answers=answers.astype(np.int32),
         images=range(first_image + images.start, first_image + images.stop),
+        prompt=_prompt(flags[:size], second)[cut],
         second=second,
     )
+
+
+def _prompt(flags: np.ndarray, second: int) -> np.ndarray:
+    """Which positions of an example stand before the first that has a flag, in each half."""
+    halves = np.split(flags > 0, [second]) if second else [flags > 0]
+    return np.concatenate([~np.logical_or.accumulate(half) for half in halves])
 
 
 def inner_places(lengths: Lengths, i: int) -> tuple[np.ndarray, np.ndarray]:

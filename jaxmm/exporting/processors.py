@@ -27,9 +27,9 @@ def write_tokenizer(recipe: Recipe, folder: Path) -> None:
     written = getattr(tokenizer, "chat_template", None)
     wanted = [IMAGE] if family.image_token_key else []
     wanted += [hears.audio_token] if hears else []
-    if not written:
+    if not written and not recipe.template.has_prefix:  # whose processor writes what stands around a question
         tokenizer.chat_template = chat_template(recipe.template, family, hears)
-    elif any(token not in written for token in wanted):
+    elif written and any(token not in written for token in wanted):
         tokenizer.chat_template = with_media(recipe.template, family, hears) + written
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"

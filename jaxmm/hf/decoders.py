@@ -70,6 +70,8 @@ def plain_decoder_of(config: Any, tied: bool) -> Decoder:
     Raises UserError for one whose logits are softcapped, too: the classes of ``transformers`` of these families do not.
     """
     decoder = decoder_of(config, tied)
+    if getattr(config, "use_bidirectional_attention", None) is True:
+        raise UserError(f"config.json: decoder '{config.model_type}' with use_bidirectional_attention is not supported")
     if decoder.spec.logit_softcap:
         raise UserError(
             f"config.json: decoder '{config.model_type}' with final_logit_softcapping={decoder.spec.logit_softcap} is "
@@ -286,6 +288,23 @@ def _qwen3(config: Any, tied: bool) -> DecoderSpec:
     return _spec(config, tied, qkv_bias=bias, out_bias=bias, qk_norm=True)
 
 
+def _gemma(config: Any, tied: bool, **features: Any) -> DecoderSpec:
+    """Gemma: norms' scales are stored around 0, and embedded tokens are multiplied."""
+    bias = bool(config.attention_bias)
+    return _spec(
+        config, tied, qkv_bias=bias, out_bias=bias, norm_offset=1.0, embed_scale=config.hidden_size**0.5, **features
+    )  # fmt: skip
+
+
+def _gemma2(config: Any, tied: bool) -> DecoderSpec:
+    return _gemma(
+        config, tied, activation=supported.activation(config.hidden_activation), post_norms=True,
+        attention_scale=config.query_pre_attn_scalar**-0.5,
+        attention_softcap=float(config.attn_logit_softcapping or 0.0),
+        logit_softcap=float(config.final_logit_softcapping or 0.0),
+    )  # fmt: skip
+
+
 def _gemma3(config: Any, tied: bool) -> DecoderSpec:
     supported.require(config, use_bidirectional_attention=False)
     # The file may have attn_logit_softcapping and final_logit_softcapping: transformers applies neither here.
@@ -460,6 +479,8 @@ DECODERS = {
     "mistral": DecoderKind(_mistral, PLAIN),
     "qwen2": DecoderKind(_qwen2, PLAIN),
     "qwen3": DecoderKind(_qwen3, PLAIN),
+    "gemma": DecoderKind(_gemma, PLAIN),
+    "gemma2": DecoderKind(_gemma2, POST_NORMS, joins=False),
     "gemma3_text": DecoderKind(_gemma3, POST_NORMS),
     "qwen2_vl_text": DecoderKind(_qwen2_5_vl, PLAIN),
     "gemma4_text": DecoderKind(_gemma4, _gemma4_rules(), joins=False),

@@ -22,7 +22,9 @@ EDGES = (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge"))  # wha
 
 def model_settings(spec: ModelSpec) -> dict[str, Any]:
     """The settings of ``ImageSpec`` that the model decides, whatever its processor."""
-    of_text = {"text_axes": spec.decoder.text_axes, "bidirectional": spec.decoder.bidirectional_blocks}
+    decoder = spec.decoder
+    has_images = decoder.bidirectional_blocks and not decoder.prefix_blocks
+    of_text = {"text_axes": decoder.text_axes, "bidirectional": has_images, "prefix": decoder.prefix_blocks}
     if spec.vision is None:
         return of_text
     vision, connector = spec.seeing

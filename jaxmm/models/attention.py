@@ -174,13 +174,14 @@ def bidirectional(segments_BT, *window_keys_BT) -> Intervals:
     return _hide_padding(*runs(segments_BT, *window_keys_BT), segments_BT)
 
 
-def causal(segments_BT, blocks_BT=None, window: int = 0) -> Intervals:
+def causal(segments_BT, blocks_BT=None, window: int = 0, over_window: bool = False) -> Intervals:
     """Each position sees itself and what came before it in its segment.
 
     Args:
       segments_BT: 0 is padding.
       blocks_BT: runs of equal non-zero numbers see each other both ways (image blocks, prefixes): end is the block's.
       window: how many positions back are seen, itself included; 0 is all. It binds inside two-way blocks too.
+      over_window: it does not: all of a block is seen, however long (PaliGemma 2).
     """
     index = jnp.arange(segments_BT.shape[1], dtype=jnp.int32)[None]
     start, _ = runs(segments_BT)
@@ -188,6 +189,8 @@ def causal(segments_BT, blocks_BT=None, window: int = 0) -> Intervals:
     if window:
         start = jnp.maximum(start, index - window + 1)
     if blocks_BT is not None:
-        _, block_end = runs(segments_BT, blocks_BT)
+        block_start, block_end = runs(segments_BT, blocks_BT)
         end = jnp.where(blocks_BT > 0, block_end, end)
+        if over_window:
+            start = jnp.where(blocks_BT > 0, jnp.minimum(start, block_start), start)
     return _hide_padding(start, end, segments_BT)

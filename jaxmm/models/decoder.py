@@ -108,7 +108,12 @@ class Decoder(nnx.Module):
         places = {
             local: AttentionContext(
                 rotations[local],
-                attn.causal(segments_BT, blocks_BT if has_blocks[local] else None, spec.window if local else 0),
+                attn.causal(
+                    segments_BT,
+                    blocks_BT if has_blocks[local] else None,
+                    spec.window if local else 0,
+                    over_window=spec.prefix_blocks,
+                ),
             )
             for local in set(spec.is_local().tolist())
         }

@@ -43,6 +43,8 @@ class DecoderSpec:
       local_rope_theta: of the layers with a window, which then have no scaling; 0 is as the others.
       bidirectional_blocks: positions of one block of the batch (an image, a prefix) see each other both ways.
       causal_global_layers: but not in the layers that see everything (Gemma 4).
+      prefix_blocks: a block is all that stands before a document's answer, and sees all of itself in layers with a
+        window, too (PaliGemma).
       rope_sections: frequencies of each axis of positions (frame, row, column); () is one axis.
       rope_interleaved: the axes take turns; else they follow each other.
       rope_adjacent: rotary positions turn pairs of neighbours, not of one dim and that half a head behind it (GLM).
@@ -81,6 +83,7 @@ class DecoderSpec:
     local_rope_theta: float = 0.0
     bidirectional_blocks: bool = False
     causal_global_layers: bool = False
+    prefix_blocks: bool = False
     rope_scaling: RopeScaling = dataclasses.field(default_factory=RopeScaling)
     rope_sections: tuple[int, ...] = ()
     rope_interleaved: bool = False
@@ -127,6 +130,8 @@ class DecoderSpec:
                 f"rotary sections {self.rope_sections}: their sum does not add up to half of {self.turning_dim} dims"
             )
 
+        if self.prefix_blocks and not self.bidirectional_blocks:
+            raise ValueError("prefix_blocks says what the blocks are of bidirectional_blocks, which is off")
         if self.mixers and len(self.mixers) != self.layers:
             raise ValueError(f"{len(self.mixers)} mixers are given for {self.layers} layers")
         if unknown := set(self.mixers) - set(MIXERS):

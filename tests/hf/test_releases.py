@@ -136,6 +136,34 @@ GEMMA3 = {  # google/gemma-3-4b-it: most of the text's fields are not there
         "num_attention_heads": 16, "num_hidden_layers": 27, "patch_size": 14, "vision_use_head": False,
     },
 }  # fmt: skip
+PALIGEMMA = {  # google/paligemma-3b-pt-224
+    "architectures": ["PaliGemmaForConditionalGeneration"], "bos_token_id": 2, "eos_token_id": 1, "hidden_size": 2048,
+    "ignore_index": -100, "image_token_index": 257152, "model_type": "paligemma", "pad_token_id": 0,
+    "projection_dim": 2048,
+    "text_config": {
+        "hidden_size": 2048, "intermediate_size": 16384, "model_type": "gemma", "num_attention_heads": 8,
+        "num_hidden_layers": 18, "num_image_tokens": 256, "num_key_value_heads": 1, "torch_dtype": "float32",
+        "vocab_size": 257216,
+    },
+    "torch_dtype": "float32", "transformers_version": "4.41.0.dev0",
+    "vision_config": {
+        "hidden_size": 1152, "intermediate_size": 4304, "model_type": "siglip_vision_model", "num_attention_heads": 16,
+        "num_hidden_layers": 27, "num_image_tokens": 256, "patch_size": 14, "projection_dim": 2048,
+        "projector_hidden_act": "gelu_fast", "torch_dtype": "float32", "vision_use_head": False,
+    },
+    "vocab_size": 257216,
+}  # fmt: skip
+PALIGEMMA2 = {  # google/paligemma2-3b-pt-224
+    **PALIGEMMA, "projection_dim": 2304,
+    "text_config": {
+        "architectures": ["Gemma2ForCausalLM"], "attn_logit_softcapping": 50.0, "cache_implementation": "hybrid",
+        "eos_token_id": [1, 107], "final_logit_softcapping": 30.0, "hidden_act": "gelu_pytorch_tanh",
+        "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 2304, "intermediate_size": 9216,
+        "model_type": "gemma2", "num_hidden_layers": 26, "num_image_tokens": 256, "num_key_value_heads": 4,
+        "query_pre_attn_scalar": 256, "sliding_window": 4096, "torch_dtype": "bfloat16", "vocab_size": 257216,
+    },
+    "vision_config": {**PALIGEMMA["vision_config"], "projection_dim": 2304},  # type: ignore[dict-item]
+}  # fmt: skip
 SMOLVLM2_500M = {  # HuggingFaceTB/SmolVLM2-500M-Video-Instruct
     "architectures": ["SmolVLMForConditionalGeneration"], "image_token_id": 49190, "model_type": "smolvlm",
     "pad_token_id": 128002, "scale_factor": 4,
@@ -452,6 +480,8 @@ def count(spec: ModelSpec, *parts: str) -> int:
         (QWEN3_VL_MOE, 31_070_754_032),
         # Of Qwen3.5's the weights that guess a second token (844,640,768) are not used.
         (QWEN3_5_MOE, 35_951_822_704 - 844_640_768),
+        (PALIGEMMA, 2_923_466_480),
+        (PALIGEMMA2, 3_032_242_416),
         (GEMMA3, 4_300_079_472),
         (SMOLVLM2_500M, 507_482_304),
         (SMOLVLM, 2_246_272_880),
@@ -498,6 +528,11 @@ def test_what_sparse_configs_do_not_say_is_what_the_family_means(tmp_path):
     assert (gemma.decoder.rope_theta, gemma.decoder.local_rope_theta) == (1e6, 1e4)
     assert (gemma.decoder.rope_scaling.kind, gemma.decoder.rope_scaling.factor) == ("linear", 8.0)
     assert (gemma.decoder.window, gemma.decoder.global_layers) == (1024, (5, 11, 17, 23, 29))
+    one, two = (layout_of(config_of(config, tmp_path)).spec.decoder for config in (PALIGEMMA, PALIGEMMA2))
+    assert (one.activation, one.norm_offset, one.embed_scale, one.window) == ("gelu_tanh", 1.0, 2048**0.5, 0)
+    assert (two.attention_scale, two.attention_softcap, two.logit_softcap) == (1 / 16, 50.0, 30.0)
+    assert (two.window, two.global_layers, two.post_norms) == (4096, tuple(range(1, 26, 2)), True)
+    assert (one.prefix_blocks, two.prefix_blocks) == (True, True)
     four = layout_of(config_of(GEMMA4, tmp_path)).spec.decoder
     assert (four.global_attention, four.kv_heads, four.head_dim) == ((4, 512, True), 16, 256)
     assert (four.rope_scaling.kind, four.rope_scaling.fraction, four.window) == ("proportional", 0.25, 1024)
@@ -612,6 +647,8 @@ def changed(config: dict[str, Any], **changes: Any) -> dict[str, Any]:
         (changed(GEMMA4, text__hidden_size_per_layer_input=256), "with hidden_size_per_layer_input=256 is not"),
         (changed(GEMMA4, text__num_kv_shared_layers=18), "with num_kv_shared_layers=18 is not supported: only 0 is"),
         (changed(GEMMA4, vision__use_clipped_linears=True), "use_clipped_linears=True is not supported: only False"),
+        (changed(PALIGEMMA, projection_dim=1024), "projection_dim is 1024, and hidden_size of its decoder 2048"),
+        (changed(PALIGEMMA, text__model_type="gemma3_text"), "decoder 'gemma3_text' is not supported: gemma and"),
         (changed(INTERNVL3, vision_feature_layer=[-1, -2]), r"vision_feature_layer=\[-1, -2\] is not supported"),
         (changed(INTERNVL3, downsample_ratio=0.3), "downsample_ratio=0.3 is not supported: only 1 / n is"),
         (changed(INTERNVL3, vision__use_mean_pooling=False, vision__norm_type="rms_norm"), "norm_type=rms_norm is not"),

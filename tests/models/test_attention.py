@@ -86,10 +86,10 @@ def test_causal_attention_in_windows_equals_dense_attention(group, segments, win
     assert_equals_dense(attn.causal(jnp.array(segments), window=window), mask, group)
 
 
-@hypothesis.given(run_numbers(), run_numbers(), st.sampled_from([0, 9]))
-def test_two_way_blocks_within_causal_attention_equal_dense_attention(segments, blocks, window):
-    mask = mask_by_definition(segments, causal=True, blocks=blocks, window=window)
-    assert_equals_dense(attn.causal(jnp.array(segments), jnp.array(blocks), window), mask, 32)
+@hypothesis.given(run_numbers(), run_numbers(), st.sampled_from([0, 9]), st.booleans())
+def test_two_way_blocks_within_causal_attention_equal_dense_attention(segments, blocks, window, over_window):
+    mask = mask_by_definition(segments, causal=True, blocks=blocks, window=window, over_window=over_window)
+    assert_equals_dense(attn.causal(jnp.array(segments), jnp.array(blocks), window, over_window), mask, 32)
 
 
 @hypothesis.given(run_numbers(), st.one_of(st.none(), run_numbers(zeros=False)))

@@ -58,6 +58,13 @@ def documents(
     ]  # fmt: skip
 
 
+def suffix(document: Document) -> int:
+    """Tokens behind the prefix, of a model that sees a prefix whole: half of those behind the last picture."""
+    last = document[-1]
+    assert isinstance(last, Words)
+    return len(last.ids) // 2
+
+
 def travelling_order(rows: int, columns: int, merge: int, window: int) -> tuple[np.ndarray, np.ndarray]:
     """Raster indices of patches as they travel, and, for soft tokens in raster order, the place of each one's group."""
     groups = [(a, b) for a in range(rows // merge) for b in range(columns // merge)]
@@ -110,8 +117,12 @@ def packed(documents: Sequence[Document], spec: ModelSpec) -> Batch:
                 text.append((0, place, number, start + int(slot), len(grids), 0, 0.0))
                 at += axes == 1
             at += 0 if axes == 1 else max(rows, columns) // merge
+        said = first
+        if spec.decoder.prefix_blocks:
+            said = len(text) - suffix(document)
+            text[first:said] = [(*one[:4], 1, *one[5:]) for one in text[first:said]]
         for i in range(first, len(text) - 1):
-            if text[i + 1][3] < 0:  # a soft token is no target
+            if text[i + 1][3] < 0 and i + 1 >= said:  # a soft token is no target, nor what a prefix sees
                 text[i] = (*text[i][:5], text[i + 1][0], 1.0)
     nothing = np.zeros(side * side * 3, np.uint8)
     patches += [(nothing, [0, 0, 0], 0)] * (-len(patches) % (16 * group) or 16 * group * (not patches))
@@ -159,6 +170,9 @@ def alone(document: Document, case: Case, spec: ModelSpec) -> dict[str, Any]:
         found["mm_token_type_ids"] = torch.tensor([kinds])
     if case.family == "gemma3":
         found["token_type_ids"] = torch.tensor([kinds])
+    if case.family == "paligemma":
+        behind = suffix(document)
+        found["token_type_ids"] = torch.tensor([[0] * (len(ids) - behind) + [1] * behind])
     pictures = [(part.pixels / 255 - 0.5) / 0.5 for part in document if isinstance(part, Picture)]
     if not pictures:
         return found

@@ -212,6 +212,18 @@ def gemma3(rng: np.random.Generator) -> Any:
     )  # fmt: skip
 
 
+def paligemma(decoder: dict[str, Any]) -> Callable[[np.random.Generator], Any]:
+    def config(rng: np.random.Generator) -> Any:
+        from transformers import PaliGemmaConfig
+
+        return PaliGemmaConfig(
+            vision_config=vit("siglip_vision_model", image_size=4 * PATCH, vision_use_head=False), text_config=decoder,
+            projection_dim=48, image_token_index=IMAGE_TOKEN,
+        )  # fmt: skip
+
+    return config
+
+
 def gemma4(**changes: Any) -> Callable[[np.random.Generator], Any]:
     """No id of a medium is in the vocabulary: one that is generated would be read as padding."""
     sizes = {
@@ -382,6 +394,11 @@ CASES = (
     Case("qwen3.5", "qwen3_5", qwen3_5),
     Case("qwen3.5, experts", "qwen3_5_moe", qwen3_5_moe),
     Case("qwen3-vl, experts", "qwen3_vl_moe", qwen3_vl_moe),
+    Case("gemma", "lfm2_vl", lfm2_vl(text("gemma"), tie_word_embeddings=True)),
+    Case("paligemma", "paligemma", paligemma(text("gemma", num_hidden_layers=2)), fixed=True),
+    Case("paligemma2", "paligemma", paligemma(text(
+         "gemma2", sliding_window=6, query_pre_attn_scalar=20, attn_logit_softcapping=1.5,
+         final_logit_softcapping=4.0)), fixed=True),
     Case("gemma3", "gemma3", gemma3, fixed=True),
     Case("gemma4", "gemma4", gemma4(use_bidirectional_attention="vision")),
     Case("gemma4, causal, own values", "gemma4", gemma4(attention_k_eq_v=False)),

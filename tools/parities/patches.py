@@ -37,12 +37,14 @@ KINDS = {
     "SmolVLMImageProcessorPil": "smolvlm.image_processing_pil_smolvlm",
 }
 # As published: of LFM2-VL-450M, llava-1.5-7b, Qwen2-VL-2B, Qwen2.5-VL-3B, Qwen3-VL-2B, gemma-3-4b, InternVL3-1B,
-# gemma-4-31B, Mistral-Small-3.1, GLM-4.1V-9B, GLM-4.6V-Flash, Idefics3-8B, SmolVLM2-2.2B, PaddleOCR-VL.
+# gemma-4-31B, paligemma-3b-224, Mistral-Small-3.1, GLM-4.1V-9B, GLM-4.6V-Flash, Idefics3-8B, SmolVLM2-2.2B,
+# PaddleOCR-VL.
 PUBLISHED = {
     "lfm2_vl": {"patch_size": 16}, "llava": {"patch_size": 14, "image_size": 336},
     "qwen2_vl": {"patch_size": 14}, "qwen2_5_vl": {"patch_size": 14, "window_size": 112},
     "qwen3_vl": {"patch_size": 16}, "qwen3_vl_moe": {"patch_size": 16}, "qwen3_5": {"patch_size": 16},
     "qwen3_5_moe": {"patch_size": 16}, "gemma4": {"patch_size": 16, "position_embedding_size": 10240},
+    "paligemma": {"patch_size": 14, "image_size": 224},
     "gemma3": {"patch_size": 14, "image_size": 896}, "internvl": {"patch_size": 14, "image_size": 448},
     "glm4v": {"patch_size": 14, "image_size": 336}, "glm46v": {"patch_size": 14, "image_size": 336},
     "glm4v_moe": {"patch_size": 14, "image_size": 336}, "glm_ocr": {"patch_size": 14, "image_size": 336},
@@ -125,7 +127,7 @@ def processor_of(family: str, config: Any, published: bool) -> Any:
         )  # fmt: skip
     if family == "llava" and vision.model_type == "clip_vision_model":
         return _make("CLIPImageProcessorPil", size={"shortest_edge": side}, crop_size=square)
-    if family == "llava":
+    if family in ("llava", "paligemma"):
         return _make("SiglipImageProcessorPil", size=square)
     if family in QWEN:
         merge, area = vision.spatial_merge_size, (patch * vision.spatial_merge_size) ** 2

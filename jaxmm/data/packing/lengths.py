@@ -337,5 +337,5 @@ def expanded(prepared: Columns, example: int, slots: np.ndarray) -> Expanded:
     )
     before = np.concatenate([[0], np.cumsum(slots)])
     token_at = np.arange(count) + before[np.searchsorted(image_at, np.arange(count), side="right")]
-    at_second = int(token_at[second]) if second else 0
+    at_second = second + int(before[len(slots) // 2]) if second else 0  # a medium may be the first that it holds
     return Expanded(token_at, flags, weights, image_at + before[:-1], at_second)

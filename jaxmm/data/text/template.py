@@ -19,6 +19,7 @@ import numpy as np
 
 from jaxmm.batch import ANSWER, TARGET
 from jaxmm.data.documents import Document, Part, Text, Tokens, Turn
+from jaxmm.data.text import prefix_format
 from jaxmm.data.text.chat import ChatFormat, Chunk, Markup, Markups, Medium, Special, Step
 from jaxmm.data.text.chat_template import THINKING, without_thinking
 from jaxmm.data.text.codebook import image_offset
@@ -34,6 +35,7 @@ from jaxmm.data.text.own_format import (
     Thought,
     has_chat_template,
 )
+from jaxmm.data.text.prefix_format import PROMPT
 from jaxmm.data.text.special_tokens import SpecialTokens
 from jaxmm.data.text.tokenizer import Ids, text_encoder
 from jaxmm.data.text.tool_calls import in_words
@@ -84,6 +86,9 @@ class Template:
     ``<|image_start|>``, its soft tokens, ``<|image_end|>``; these separators are never targets. A sequence begins with
     the tokenizer's begin token, if it has one; that is no target either, as nothing precedes it.
 
+    With ``has_prefix``, a conversation is one question and one answer, as ``prefix_format.py`` has it: images, the
+    begin token, the question and a line's end, then the answer and the end token. The first of them are no targets.
+
     Discrete image tokens stand between the same separators. Their ids count from ``image_offset``, after the
     tokenizer's. With ``predict_image_tokens`` they are targets wherever text in their place would be, but they are
     never flagged ANSWER, on which exact match is measured.
@@ -100,6 +105,7 @@ class Template:
         chat: ChatOptions = ChatOptions(),  # noqa: B008
         audio: Markup | None = None,
         video: Markup | None = None,
+        has_prefix: bool = False,
     ):
         """Adds the special tokens to ``tokenizer``, which belongs to the template from then on.
 
@@ -112,10 +118,11 @@ class Template:
           ends: tokens that end an answer beside those that are learnt.
           chat: options for conversations.
           audio, video: around a recording and a video, where that is another markup.
+          has_prefix: of a model that sees all of a prompt from every position of it.
 
         Raises:
-          UserError: if ``objective`` is not one of OBJECTIVES, there is no codebook to predict from, or a token of the
-            markup is not there.
+          UserError: if ``objective`` is not one of OBJECTIVES, there is no codebook to predict from, a token of the
+            markup is not there, or what is asked for makes no sense with prompts that are seen as a whole.
         """
         if image_tokens < 0:
             raise UserError(f"config.data.image_tokens is {image_tokens}: give the size of the codebook, or 0 for none")
@@ -127,7 +134,9 @@ class Template:
             known = f"{', '.join(OBJECTIVES)}{nearest(objective, OBJECTIVES)}"
             raise UserError(f"config.data.objective '{objective}' is not one of {known}")
         chat.check()
-        self.tokenizer, self.objective, self.options = tokenizer, objective, chat
+        if has_prefix:
+            prefix_format.check(tokenizer, chat.learn, image_tokens)
+        self.tokenizer, self.objective, self.options, self.has_prefix = tokenizer, objective, chat, has_prefix
         self.markup, self.markups = markup, Markups(markup, audio or markup, video or markup)
         for what, around in zip(("images", "recordings", "videos"), self.markups, strict=True):
             names = re.findall(r"<[^<>\s]+>|\[[A-Z_]+\]", around.before + around.after)
@@ -137,9 +146,10 @@ class Template:
                     f"the tokenizer lacks {missing[0]}, which this family writes around {what}: use the model folder's "
                     f"one"
                 )
-        has_own = has_chat_template(tokenizer) and objective == "sft"
+        has_own = has_chat_template(tokenizer) and objective == "sft" and not has_prefix
         self.written = str(tokenizer.chat_template) if has_own else ""
-        added = [t for t in SPECIAL_TOKENS if (not has_own or t in OURS) and (markup == OURS or t not in OURS)]
+        in_own_format = not has_own and not has_prefix
+        added = [t for t in SPECIAL_TOKENS if (in_own_format or t in OURS) and (markup == OURS or t not in OURS)]
         tokenizer.add_tokens(added, special_tokens=True)
         ids = dict(zip(added, tokenizer.convert_tokens_to_ids(added), strict=True))
         self.special = SpecialTokens(chat.special_tokens, chat.special_tokens_in, tokenizer)
@@ -148,8 +158,10 @@ class Template:
         )
         self.lead: str = self.chat.lead if self.chat else ""
         self.notes: tuple[str, ...] = tuple(self.chat.template.notes) if self.chat else ()
+        if has_prefix:
+            self.notes += prefix_format.notes(tokenizer)
         self.image_start_id, self.image_end_id = ids.get(IMAGE_START, -1), ids.get(IMAGE_END, -1)
-        self.end_id: int = self.chat.stop_ids[0] if self.chat else ids[END]
+        self.end_id: int = self.chat.stop_ids[0] if self.chat else ids.get(END, tokenizer.eos_token_id)
         self.role_ids = {role: ids[marker] for role, marker in ROLE_MARKERS.items() if marker in ids}
         self.bos_id: int | None = tokenizer.bos_token_id
         self.eos_id: int = self.end_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
@@ -219,7 +231,7 @@ class Template:
         turns = [document.turns if document.verdict else self._learnt(document.turns) for document in documents]
         steps = [self._steps(own, tools=document.tools) for own, document in zip(turns, documents, strict=True)]
         turns = [
-            own if step else self._own(own, document.tools)
+            own if step else self._own(own, document.tools, document.origin)
             for own, step, document in zip(turns, steps, documents, strict=True)
         ]
         texts = self._texts(turn for own, step in zip(turns, steps, strict=True) if step is None for turn in own)
@@ -273,9 +285,15 @@ class Template:
         last = max((n for n, turn in enumerate(turns) if turn.role == "assistant"), default=-1)
         return tuple(turn._replace(target=turn.target and n == last) for n, turn in enumerate(turns))
 
-    def _own(self, turns: Sequence[Turn], tools: str) -> tuple[Turn, ...]:
-        """Turns in our own format: tools told in words, thinking at the front of answers, special tokens cut out."""
-        return tuple(turn._replace(parts=tuple(self._parts(turn)), thinking="") for turn in in_words(turns, tools))
+    def _own(self, turns: Sequence[Turn], tools: str, origin: str = "") -> tuple[Turn, ...]:
+        """Turns in our own format: tools told in words, thinking at the front of answers, special tokens cut out.
+
+        With prompts, the first turn is the prompt, as it is written.
+        """
+        own = tuple(turn._replace(parts=tuple(self._parts(turn)), thinking="") for turn in in_words(turns, tools))
+        if not self.has_prefix:
+            return own
+        return prefix_format.arranged(own, Symbol(self.bos_id or 0), self.objective == "sft", origin)
 
     def _parts(self, turn: Turn) -> Iterator[Any]:
         thinking = self.options.thinking
@@ -339,7 +357,7 @@ class Template:
     def _texts(self, turns: Iterable[Turn]) -> Iterator[Ids]:
         """Yields the ids of each text part, in order."""
         said = [
-            (part.text, self._has_markers(turn))
+            (part.text, self._has_markers(turn) or turn.role == PROMPT)
             for turn in turns for part in turn.parts if isinstance(part, Text | Thought)
         ]  # fmt: skip
         alone = iter(self._ids([text for text, is_marked in said if not is_marked]))
@@ -347,13 +365,13 @@ class Template:
         return (next(marked if is_marked else alone) for _, is_marked in said)
 
     def _has_markers(self, turn: Turn) -> bool:
-        return self.objective == "sft" and turn.role != "document"
+        return self.objective == "sft" and turn.role != "document" and not self.has_prefix
 
     def _write(
         self, writer: Writer, turns: Sequence[Turn], texts: Iterator[Ids], is_open: bool = False, origin: str = ""
     ) -> None:
         """Writes turns; ``texts`` gives the ids of their text parts."""
-        if turns and self.bos_id is not None:
+        if turns and self.bos_id is not None and not self.has_prefix:
             writer.add([self.bos_id], 0)
         for i, turn in enumerate(turns):
             is_last = i == len(turns) - 1
@@ -361,6 +379,7 @@ class Template:
             all_targets = self.objective == "pretrain" or turn.role == "document"
             is_target = (turn.target or all_targets) and turn.weight > 0
             flags = of_turn(TARGET * is_target | ANSWER * (turn.role == "assistant"), i, turn.weight)
+            flags *= turn.role != PROMPT
             if with_markers:
                 writer.add([self.role_ids[turn.role]], 0)
             for part in turn.parts:
@@ -373,13 +392,15 @@ class Template:
                 self._write_medium(writer, part, flags, origin)
             if is_last and is_open and turn.role in ("document", "assistant"):
                 return
+            if turn.role == PROMPT:
+                continue
             if with_markers:
                 writer.add([self.end_id], flags)
             elif self.objective == "sft" or (is_last and not is_open):
                 writer.add([self.eos_id], flags)
             else:
                 writer.add(self._newline, flags)
-        if is_open and self.objective == "sft":
+        if is_open and self.objective == "sft" and not self.has_prefix:
             writer.add([self.role_ids["assistant"]], 0)
 
     def _fingerprint(self, format: int) -> str:
@@ -395,6 +416,7 @@ class Template:
                 for kind, around in (("audio", self.markups.audio), ("video", self.markups.video))
                 if around != self.markup
             },
+            **({"prefix": True} if self.has_prefix else {}),
             "chat": self.written if format == FORMAT or not chat else str(tokenizer.chat_template),
             "special": [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id],
             "vocabulary": sorted(tokenizer.get_vocab().items()),

@@ -19,6 +19,7 @@ from jaxmm.hf.families.lfm2_vl import Lfm2VL
 from jaxmm.hf.families.llava import Llava
 from jaxmm.hf.families.mistral3 import Mistral3
 from jaxmm.hf.families.paddleocr_vl import PaddleOCRVL
+from jaxmm.hf.families.paligemma import PaliGemma
 from jaxmm.hf.families.qwen2_5_vl import Qwen25VL
 from jaxmm.hf.families.qwen2_audio import Qwen2Audio
 from jaxmm.hf.families.qwen2_vl import Qwen2VL
@@ -51,6 +52,7 @@ FAMILIES: dict[str, Family] = {
         Qwen3VLMoe(),
         Qwen35(),
         Qwen35Moe(),
+        PaliGemma(),
         Gemma3(),
         Gemma4(),
         InternVL(),
