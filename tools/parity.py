@@ -1,10 +1,12 @@
 """Compares jaxmm with ``transformers``, by family: logits, attention, gradients, patches, and tensors there and back.
 
     python tools/parity.py --output=FILE.json --only="qwen3-vl; gemma3"
+    python tools/parity.py --draws=10 --seed=100
 
 Each case is a tiny model of random weights, saved by ``transformers``, read by jaxmm, and run on documents with images:
 by ``transformers`` one at a time, by jaxmm packed in one row. Pictures go through the family's image processor and
-ours: "patches" is the largest difference in levels of 255. It needs the extra 'parity'.
+ours: "patches" is the largest difference in levels of 255. With --draws, sizes and features of most families are drawn
+too, that many times, by the seed and those after it. It needs the extra 'parity'.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from parities.batch import Document, alone, documents, packed
+from parities.draws import DRAWN
 from parities.models import CASES, Case, case, make
 from parities.patches import PATCHES, patch_difference
 
@@ -26,6 +29,7 @@ FLAGS: command.Flags = {
     "output": ("", "JSON file to write"),
     "only": ("", "names of cases, semicolons between them"),
     "seed": (0, "of weights, documents and sizes"),
+    "draws": (0, "in the place of the named cases, so many drawn models of each family that has draws"),
 }
 # What is allowed: logits and probabilities of attention absolutely, gradients relative to the largest of a tensor.
 LOGITS, ATTENTION, GRADIENTS = 1e-4, 1e-5, 1e-3
@@ -231,6 +235,7 @@ def measured(case: Case, seed: int) -> dict[str, Any]:
         return {
             "case": case.name,
             "family": case.family,
+            "seed": seed,
             "logits": apart.logits,
             "attention": attention_difference(found),
             "gradients": apart.gradients,
@@ -243,26 +248,34 @@ def measured(case: Case, seed: int) -> dict[str, Any]:
 def main(argv: list[str]) -> int:
     """Prints the table; exit status 1 if a case is out of bounds."""
     args = command.parse(argv, FLAGS, config="none", about=__doc__ or "")
-    known = [c.name for c in CASES]
+    cases = DRAWN if args.draws else CASES
+    known = [c.name for c in cases]
     chosen = [name.strip() for name in args.only.split(";") if name.strip()] or known
     for name in chosen:
         if name not in known:
             raise UserError(f"--only: no case '{name}': there are {'; '.join(known)}{nearest(name, known)}")
-    if args.seed < 0:
-        raise UserError(f"--seed is {args.seed}: it must be 0 or above")
-    rows = [measured(case(name), args.seed) for name in chosen]
+    for flag, value in (("seed", args.seed), ("draws", args.draws)):
+        if value < 0:
+            raise UserError(f"--{flag} is {value}: it must be 0 or above")
+    seeds = range(args.seed, args.seed + max(args.draws, 1))
+    rows = [measured(case(name, cases), seed) for name in chosen for seed in seeds]
     shown = [("case", "family", "logits", "attention", "gradients", "patches", "written again")]
     for row in rows:
         written = "to the bit" if not row["bits_differ"] else f"{len(row['bits_differ'])} differ"
         numbers = (*(f"{row[key]:.1e}" for key in ("logits", "attention", "gradients")), f"{row['patches']:.0f}")
-        shown.append((row["case"], row["family"], *numbers, written))
+        named = f"{row['case']} by {row['seed']}" if args.draws else row["case"]
+        shown.append((named, row["family"], *numbers, written))
     widths = [max(len(line[i]) for line in shown) for i in range(len(shown[0]))]
     print("\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in shown))
     print("\n".join(["", "not supported:", *(f"- {line}" for line in NOT_SUPPORTED)]))
     if args.output:
         atomic.write_json(Path(args.output), {"seed": args.seed, "cases": rows})
     bounds = {"logits": LOGITS, "attention": ATTENTION, "gradients": GRADIENTS, "patches": PATCHES + 1e-3}
-    out = [r["case"] for r in rows if r["bits_differ"] or not all(r[key] <= bound for key, bound in bounds.items())]
+    out = [
+        f"{r['case']} by {r['seed']}"
+        for r in rows
+        if r["bits_differ"] or not all(r[key] <= bound for key, bound in bounds.items())
+    ]
     if out:  # NaN is out too
         said = f"logits {LOGITS}, attention {ATTENTION}, gradients {GRADIENTS}, patches {PATCHES}"
         raise UserError(f"out of bounds ({said}): {', '.join(out)}")

@@ -415,6 +415,7 @@ def _qwen3_5(config: Any, tied: bool, **features: Any) -> DecoderSpec:
     delta = GatedDeltaNetSpec(
         config.hidden_size, config.linear_num_key_heads, config.linear_num_value_heads, config.linear_key_head_dim,
         config.linear_value_head_dim, config.linear_conv_kernel_dim, config.rms_norm_eps,
+        supported.activation(config.hidden_act),
     )  # fmt: skip
     return _spec(
         config, tied, rope, rotary_dim=turning, rope_sections=_sections(config, (11, 11, 10)), rope_interleaved=True,

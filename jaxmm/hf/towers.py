@@ -106,10 +106,11 @@ def _paddleocr(config: Any) -> VisionSpec:
 
 
 def _axial_theta(config: Any) -> float:
-    """Of rotary positions by row and column."""
-    if (kind := config.rope_parameters.get("rope_type")) != "axial":
+    """Of rotary positions by row and column. Older ``transformers`` have none in Qwen's configs: theirs is 10000."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    if (kind := rope.get("rope_type", "axial")) != "axial":
         raise UserError(f"config.json: {config.model_type} with rope_type '{kind}' is not supported: only 'axial'")
-    return float(config.rope_parameters["rope_theta"])
+    return float(rope.get("rope_theta", 10000.0))
 
 
 def _pixtral(config: Any) -> VisionSpec:
@@ -139,14 +140,14 @@ def _qwen2(config: Any) -> VisionSpec:
     """Its ``hidden_size`` is that of the decoder."""
     return _vit(
         config, width=config.embed_dim, mlp=config.embed_dim * config.mlp_ratio, positions=0, patch_bias=False,
-        final_norm=False, frames=config.temporal_patch_size, rope_theta=10000.0,
+        final_norm=False, frames=config.temporal_patch_size, rope_theta=_axial_theta(config),
     )  # fmt: skip
 
 
 def _qwen2_5(config: Any) -> VisionSpec:
     return _vit(
         config, positions=0, norm="rms", gated=True, patch_bias=False, final_norm=False,
-        frames=config.temporal_patch_size, rope_theta=10000.0,
+        frames=config.temporal_patch_size, rope_theta=_axial_theta(config),
         window=config.window_size // config.spatial_merge_size // config.patch_size * config.spatial_merge_size,
         global_layers=tuple(config.fullatt_block_indexes),
     )  # fmt: skip
@@ -158,7 +159,7 @@ def _glm4v(config: Any) -> VisionSpec:
         config, mlp=config.out_hidden_size, positions=_grid(config), resize="cubic", norm="rms", gated=True,
         qkv_bias=bool(config.attention_bias), out_bias=False, mlp_bias=False, patch_norm=True,
         norm_eps=config.rms_norm_eps, frames=config.temporal_patch_size,
-        rope_theta=float(config.rope_parameters["rope_theta"]),
+        rope_theta=_axial_theta(config),
     )  # fmt: skip
 
 
@@ -177,7 +178,7 @@ def _qwen3(config: Any) -> VisionSpec:
         raise UserError(f"config.json: deepstack_visual_indexes {taps} are not some layers of {config.depth}, in order")
     return _vit(
         config, positions=square_root(config.num_position_embeddings, "num_position_embeddings"), resize="corners",
-        frames=config.temporal_patch_size, rope_theta=10000.0, taps=tuple(taps), final_norm=False,
+        frames=config.temporal_patch_size, rope_theta=_axial_theta(config), taps=tuple(taps), final_norm=False,
     )  # fmt: skip
 
 
@@ -191,7 +192,7 @@ def _gemma4(config: Any) -> VisionSpec:
         norm_eps=config.rms_norm_eps, activation=supported.activation(config.hidden_activation), mean=(0.0,) * 3,
         std=(1.0,) * 3, patch_bias=False, qkv_bias=False, out_bias=False, mlp_bias=False, final_norm=False,
         post_norms=True, head_norms=True, value_norm=True, attention_scale=1.0,
-        rope_theta=float(config.rope_parameters["rope_theta"]), rope_by_halves=True,
+        rope_theta=_axial_theta(config), rope_by_halves=True,
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from jax import lax
 
 from jaxmm import zigzag
 from jaxmm.models.delta_rule import delta_rule, delta_step, document_starts, rule_multiplications
+from jaxmm.models.layers import activation
 from jaxmm.models.linear import Linear
 from jaxmm.models.materialize import recompute
 from jaxmm.models.parameters import ones, parameter, zeros
@@ -186,6 +187,7 @@ class GatedDeltaNetSpec:
       key_dim, value_dim: of a head.
       kernel: positions that the convolutions of queries, keys and values see, a position's own included.
       norm_eps: of the norm of what heads give.
+      activation: behind the convolutions.
     """
 
     width: int
@@ -195,6 +197,7 @@ class GatedDeltaNetSpec:
     value_dim: int
     kernel: int = 4
     norm_eps: float = 1e-6
+    activation: str = "silu"
 
     def __post_init__(self) -> None:
         check_sizes(self, "DeltaNet", "width", "key_heads", "value_heads", "key_dim", "value_dim", "kernel")
@@ -245,6 +248,7 @@ class GatedDeltaNet(nnx.Module):
     def __init__(self, spec: GatedDeltaNetSpec, *, rngs: nnx.Rngs, scale: float = 1.0):
         """``scale``: of the initial variance of the map that leads out."""
         self.spec, width, heads = spec, [spec.width], [spec.value_heads]
+        self.act = activation(spec.activation)
         keys, values = (spec.key_heads, spec.key_dim), (spec.value_heads, spec.value_dim)
         axes = ("embed", "heads", None)
         self.query = Linear(width, keys, axes, bias=False, rngs=rngs)
@@ -274,7 +278,7 @@ class GatedDeltaNet(nnx.Module):
         _check_whole("DeltaNet layers", x_BTD.shape[1])
         inputs = self.query(x_BTD), self.key(x_BTD), self.value(x_BTD)
         q_BTKD, k_BTKD, v_BTHV = (
-            jax.nn.silu(convolved(x, weights, segments_BT)) for x, weights in zip(inputs, self._kernels(), strict=True)
+            self.act(convolved(x, weights, segments_BT)) for x, weights in zip(inputs, self._kernels(), strict=True)
         )
         out_BTHV, heads_BHDV = delta_rule(q_BTKD, k_BTKD, v_BTHV, *self._decay_and_rate(x_BTD), segments_BT)
         query, key, value = (last_inputs(x, segments_BT, self.spec.kernel) for x in inputs)
@@ -284,7 +288,7 @@ class GatedDeltaNet(nnx.Module):
         """One more position of each row."""
         inputs = self.query(x_B1D), self.key(x_B1D), self.value(x_B1D)
         mixed, (query, key, value) = zip(*map(convolved_next, inputs, self._kernels(), state[:3]), strict=True)
-        q_B1KD, k_B1KD, v_B1HV = map(jax.nn.silu, mixed)
+        q_B1KD, k_B1KD, v_B1HV = map(self.act, mixed)
         out_B1HV, heads_BHDV = delta_step(q_B1KD, k_B1KD, v_B1HV, *self._decay_and_rate(x_B1D), state.heads_BHDV)
         return self._leads_out(x_B1D, out_B1HV), GatedDeltaNetState(query, key, value, heads_BHDV)
 

@@ -1,6 +1,6 @@
 """Models of sizes and features that nobody chose: each family's config drawn from what it may hold.
 
-A draw is a ``Case`` like those that are named, so that whatever compares these compares it too.
+A draw is a ``Case`` like those that are named, so that whatever compares these compares it too. ``DRAWN`` is the table.
 """
 
 from __future__ import annotations
@@ -10,103 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from parities.models import END_TOKEN, IMAGE_TOKEN, QWEN_TOKENS, START_TOKEN, VOCABULARY, Case
-
-ACTIVATIONS = ("gelu", "gelu_pytorch_tanh", "quick_gelu", "silu", "relu", "gelu_new", "gelu_fast", "swish")
-FAMILIES = ("lfm2_vl", "llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3", "internvl")
-
-
-class Draw:
-    """Choices by a seeded generator."""
-
-    def __init__(self, rng: np.random.Generator):
-        self.rng = rng
-
-    def of(self, *options: Any) -> Any:
-        return options[self.rng.integers(len(options))]
-
-    def between(self, low: int, high: int) -> int:
-        """Both included."""
-        return int(self.rng.integers(low, high + 1))
-
-    def maybe(self) -> bool:
-        return bool(self.rng.integers(2))
-
-    def some(self, count: int) -> list[int]:
-        """Numbers below ``count``, in order, maybe none."""
-        return [i for i in range(count) if self.maybe()]
-
-
-def rope(draw: Draw, head_dim: int, length: int) -> dict[str, Any]:
-    """``rope_parameters`` of any kind, whose trained length documents pass or do not."""
-    kind = draw.of("default", "linear", "dynamic", "yarn", "longrope", "llama3")
-    found: dict[str, Any] = {"rope_type": kind, "rope_theta": draw.of(100.0, 10000.0, 500000.0, 1e6)}
-    if kind in ("linear", "dynamic", "llama3", "yarn"):
-        found["factor"] = draw.of(1.0, 2.0, 8.0, 3.5)
-    if kind in ("llama3", "yarn", "longrope"):
-        found["original_max_position_embeddings"] = draw.of(8, 32, length)
-    if kind == "llama3":
-        found |= {"low_freq_factor": draw.of(1.0, 2.0), "high_freq_factor": draw.of(4.0, 5.0)}
-    if kind == "yarn":
-        found |= draw.of({}, {"beta_fast": 16.0, "beta_slow": 2.0}, {"truncate": False}, {"attention_factor": 1.3},
-                         {"mscale": 1.0, "mscale_all_dim": 0.7})  # fmt: skip
-    if kind == "longrope":
-        for name in ("short_factor", "long_factor"):
-            found[name] = [float(x) for x in np.round(draw.rng.uniform(1, 4, head_dim // 2), 3)]
-        found |= draw.of({}, {"factor": 4.0}, {"attention_factor": 1.2})
-    return found
-
-
-def decoder(draw: Draw, kind: str, free_head_dim: bool = True) -> dict[str, Any]:
-    """A decoder's config; ``free_head_dim``: it need not be hidden_size / heads."""
-    heads = draw.between(1, 6)
-    kv = draw.of(*(n for n in range(1, heads + 1) if heads % n == 0))
-    length = draw.of(12, 64, 4096)
-    found: dict[str, Any] = {
-        "model_type": kind, "vocab_size": VOCABULARY + draw.between(0, 60), "intermediate_size": draw.between(9, 80),
-        "num_hidden_layers": draw.between(1, 5), "num_attention_heads": heads, "num_key_value_heads": kv,
-        "max_position_embeddings": length, "rms_norm_eps": draw.of(1e-5, 1e-6, 1e-3),
-        "hidden_act": draw.of(*ACTIVATIONS), "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
-        "tie_word_embeddings": draw.maybe(),
-    }  # fmt: skip
-    head_dim = 2 * draw.between(2, 8)
-    if free_head_dim and draw.maybe():
-        found["head_dim"] = head_dim
-        found["hidden_size"] = heads * draw.between(3, 12)
-    else:
-        found["hidden_size"] = heads * head_dim
-        if kind == "qwen3":  # its default is no quotient
-            found["head_dim"] = head_dim
-    found["rope_parameters"] = rope(draw, head_dim, length)
-    if kind in ("llama", "qwen3", "gemma3_text"):
-        found["attention_bias"] = draw.maybe()
-    if kind == "llama":
-        found["mlp_bias"] = draw.maybe()
-    if kind == "mistral":
-        found["sliding_window"] = draw.of(None, draw.between(1, 12))
-    if kind in ("qwen2", "qwen3", "qwen2_vl_text", "qwen2_5_vl_text"):
-        found |= {
-            "use_sliding_window": draw.maybe(), "sliding_window": draw.between(1, 12),
-            "max_window_layers": draw.between(0, found["num_hidden_layers"]),
-        }  # fmt: skip
-        if draw.between(1, 4) == 1:
-            kinds = "full_attention", "sliding_attention"
-            found["layer_types"] = [draw.of(*kinds) for _ in range(found["num_hidden_layers"])]
-            found["use_sliding_window"] = True
-    return found
-
-
-def any_decoder(draw: Draw) -> dict[str, Any]:
-    return decoder(draw, draw.of("llama", "mistral", "qwen2", "qwen3"))
-
-
-def tower(draw: Draw, kind: str, **more: Any) -> dict[str, Any]:
-    heads = draw.between(1, 4)
-    return {
-        "model_type": kind, "hidden_size": heads * draw.between(3, 12), "intermediate_size": draw.between(9, 60),
-        "num_hidden_layers": draw.between(1, 5), "num_attention_heads": heads, "patch_size": draw.between(2, 5),
-        "hidden_act": draw.of(*ACTIVATIONS), "layer_norm_eps": draw.of(1e-5, 1e-6, 1e-3), **more,
-    }  # fmt: skip
+from parities.drawn_parts import (
+    ACTIVATIONS,
+    LLAMAS,
+    Draw,
+    any_decoder,
+    decoder,
+    layer_types,
+    qwen_tower,
+    tower,
+    turns,
+)
+from parities.models import BREAK_TOKEN, END_TOKEN, IMAGE_TOKEN, QWEN_TOKENS, START_TOKEN, VIDEO_TOKEN, Case
 
 
 def lfm2_vl(rng: np.random.Generator) -> Any:
@@ -144,32 +59,11 @@ def llava(rng: np.random.Generator) -> Any:
     )  # fmt: skip
 
 
-def sections(draw: Draw, count: int) -> list[int]:
-    """Three that add up to ``count``."""
-    first = draw.between(0, count)
-    second = draw.between(0, count - first)
-    return [first, second, count - first - second]
-
-
-def qwen_tower(draw: Draw, text: dict[str, Any]) -> dict[str, Any]:
-    heads = draw.between(1, 4)
-    return {
-        "depth": draw.between(1, 5), "hidden_size": heads * 4 * draw.between(1, 4), "num_heads": heads,
-        "intermediate_size": draw.between(9, 60), "patch_size": draw.between(2, 5), "hidden_act": draw.of(*ACTIVATIONS),
-        "out_hidden_size": text["hidden_size"], "spatial_merge_size": draw.between(1, 3),
-        "temporal_patch_size": draw.between(1, 3),
-    }  # fmt: skip
-
-
 def qwen2_vl(rng: np.random.Generator) -> Any:
     from transformers import Qwen2VLConfig
 
     draw = Draw(rng)
     text = decoder(draw, "qwen2_vl_text", free_head_dim=False)
-    half = text["hidden_size"] // text["num_attention_heads"] // 2
-    text["rope_parameters"] = {
-        "rope_type": "default", "rope_theta": draw.of(10000.0, 1e6), "mrope_section": sections(draw, half)
-    }  # fmt: skip
     vision = qwen_tower(draw, text)
     del vision["intermediate_size"], vision["out_hidden_size"]
     vision |= {"embed_dim": vision["hidden_size"], "hidden_size": text["hidden_size"], "mlp_ratio": draw.between(1, 4)}
@@ -183,10 +77,6 @@ def qwen2_5_vl(rng: np.random.Generator) -> Any:
 
     draw = Draw(rng)
     text = decoder(draw, "qwen2_5_vl_text", free_head_dim=False)
-    half = text["hidden_size"] // text["num_attention_heads"] // 2
-    text["rope_parameters"] = {
-        "rope_type": "default", "rope_theta": draw.of(10000.0, 1e6), "mrope_section": sections(draw, half)
-    }  # fmt: skip
     vision = qwen_tower(draw, text)
     least = vision["spatial_merge_size"] * vision["patch_size"]
     vision["window_size"] = draw.between(least, 5 * least)
@@ -196,22 +86,40 @@ def qwen2_5_vl(rng: np.random.Generator) -> Any:
     )  # fmt: skip
 
 
-def qwen3_vl(rng: np.random.Generator) -> Any:
-    from transformers import Qwen3VLConfig
+def qwen3(kind: str, text_kind: str, taps: bool = False) -> Callable[[np.random.Generator], Any]:
+    """Qwen3-VL and 3.5, with experts and without; ``kind``: the config's class. ``taps``: it has DeepStack."""
 
-    draw = Draw(rng)
-    text = decoder(draw, "qwen3")
-    for name in ("use_sliding_window", "sliding_window", "max_window_layers", "layer_types"):
-        text.pop(name, None)
-    text["model_type"] = "qwen3_vl_text"
-    half = text["head_dim"] // 2
-    text["rope_parameters"] = {"rope_type": "default", "rope_theta": draw.of(10000.0, 5e6)}
-    if draw.between(1, 4) > 1:
-        text["rope_parameters"] |= {"mrope_section": sections(draw, half), "mrope_interleaved": True}
-    vision = qwen_tower(draw, text)
-    vision["num_position_embeddings"] = draw.between(1, 7) ** 2
-    vision["deepstack_visual_indexes"] = draw.some(vision["depth"])
-    return Qwen3VLConfig(vision_config=vision, text_config=text, tie_word_embeddings=draw.maybe(), **QWEN_TOKENS)
+    def config(rng: np.random.Generator) -> Any:
+        import transformers
+
+        draw = Draw(rng)
+        text = decoder(draw, text_kind)
+        vision = qwen_tower(draw, text) | {"num_position_embeddings": draw.between(1, 7) ** 2}
+        vision |= {"deepstack_visual_indexes": draw.some(vision["depth"])} if taps else {}
+        return getattr(transformers, kind)(
+            vision_config=vision, text_config=text, tie_word_embeddings=draw.maybe(), **QWEN_TOKENS
+        )
+
+    return config
+
+
+def glm(kind: str) -> Callable[[np.random.Generator], Any]:
+    """GLM-4.1V and 4.6V."""
+
+    def config(rng: np.random.Generator) -> Any:
+        import transformers
+
+        draw = Draw(rng)
+        text = decoder(draw, "glm4v_text", free_head_dim=False)
+        vision = qwen_tower(draw, text) | {"model_type": "glm4v_vision", "attention_bias": draw.maybe()}
+        vision |= {"image_size": vision["patch_size"] * draw.between(2, 7), "rms_norm_eps": draw.of(1e-5, 1e-3)}
+        tokens = {key: value for key, value in QWEN_TOKENS.items() if not key.startswith("vision")}
+        around = {"image_start_token_id": START_TOKEN, "image_end_token_id": END_TOKEN}
+        return getattr(transformers, kind)(
+            vision_config=vision, text_config=text, tie_word_embeddings=draw.maybe(), **tokens, **around
+        )
+
+    return config
 
 
 def gemma3(rng: np.random.Generator) -> Any:
@@ -266,12 +174,94 @@ def internvl(rng: np.random.Generator) -> Any:
     )  # fmt: skip
 
 
-CONFIGS: dict[str, Callable[[np.random.Generator], Any]] = {
-    "lfm2_vl": lfm2_vl, "llava": llava, "qwen2_vl": qwen2_vl, "qwen2_5_vl": qwen2_5_vl, "qwen3_vl": qwen3_vl,
-    "gemma3": gemma3, "internvl": internvl,
-}  # fmt: skip
+def gemma4(rng: np.random.Generator) -> Any:
+    from transformers import Gemma4Config
+
+    draw = Draw(rng)
+    text = decoder(draw, "gemma4_text")
+    heads = text["num_attention_heads"]
+    del text["hidden_act"]
+    text["num_hidden_layers"] += 1
+    text |= layer_types(draw, text, "sliding_attention") | {
+        "head_dim": 2 * draw.between(2, 8), "global_head_dim": 2 * draw.between(2, 8),
+        "num_global_key_value_heads": draw.of(*(n for n in range(1, heads + 1) if heads % n == 0)),
+        "hidden_activation": draw.of(*ACTIVATIONS), "sliding_window": draw.between(1, 12),
+        "attention_k_eq_v": draw.maybe(), "hidden_size_per_layer_input": 0,
+        "use_bidirectional_attention": draw.of(None, "vision"), "final_logit_softcapping": draw.of(None, 1.5),
+        "rope_parameters": {
+            "full_attention": draw.of(
+                {"rope_type": "default"}, {"rope_type": "proportional", "partial_rotary_factor": draw.of(0.25, 0.5)}
+            ) | {"rope_theta": draw.of(1e4, 1e6)},
+            "sliding_attention": {"rope_type": "default", "rope_theta": draw.of(100.0, 1e4)},
+        },
+    }  # fmt: skip
+    text["layer_types"][-1] = "full_attention"  # as its class makes it
+    vision = tower(draw, "gemma4_vision")
+    dim = 4 * draw.between(1, 4)
+    vision |= {
+        "head_dim": dim, "hidden_size": dim * vision["num_attention_heads"], "rope_parameters": turns(draw),
+        "num_key_value_heads": vision["num_attention_heads"], "hidden_activation": vision.pop("hidden_act"),
+        "rms_norm_eps": vision.pop("layer_norm_eps"), "pooling_kernel_size": draw.between(2, 3),
+        "position_embedding_size": 240, "standardize": draw.maybe(),
+    }  # fmt: skip
+    return Gemma4Config(
+        vision_config=vision, text_config=text, image_token_id=IMAGE_TOKEN, video_token_id=VIDEO_TOKEN,
+        boi_token_id=START_TOKEN, eoi_token_id=END_TOKEN, audio_token_id=198, tie_word_embeddings=draw.maybe(),
+    )  # fmt: skip
 
 
-def drawn(family: str) -> Case:
-    """The case of a family whose config is all drawn: give ``parity.world`` a seed of your own."""
-    return Case(f"{family}, drawn", family, CONFIGS[family], fixed=family in ("llava", "gemma3", "internvl"))
+def squares(kind: str, vision_kind: str) -> Callable[[np.random.Generator], Any]:
+    """Idefics 3 and SmolVLM 2, with sides that are powers of two: no rounding moves a position (``hf/towers.py``)."""
+
+    def config(rng: np.random.Generator) -> Any:
+        import transformers
+
+        draw = Draw(rng)
+        merge, vision = draw.of(1, 2, 4), tower(draw, vision_kind)
+        vision["image_size"] = vision["patch_size"] * max(merge, draw.of(2, 4, 8))
+        return getattr(transformers, kind)(
+            vision_config=vision, text_config=any_decoder(draw), image_token_id=IMAGE_TOKEN, scale_factor=merge,
+            tie_word_embeddings=draw.maybe(),
+        )  # fmt: skip
+
+    return config
+
+
+def mistral3(rng: np.random.Generator) -> Any:
+    from transformers import Mistral3Config
+
+    draw = Draw(rng)
+    vision = tower(draw, "pixtral")
+    vision |= {
+        "hidden_size": vision["num_attention_heads"] * 4 * draw.between(1, 4),
+        "image_size": vision["patch_size"] * draw.between(12, 20), "rope_parameters": turns(draw),
+    }  # fmt: skip
+    return Mistral3Config(
+        vision_config=vision, text_config=any_decoder(draw, LLAMAS), image_token_index=IMAGE_TOKEN,
+        spatial_merge_size=draw.between(1, 3), multimodal_projector_bias=draw.maybe(),
+        projector_hidden_act=draw.of(*ACTIVATIONS), tie_word_embeddings=draw.maybe(),
+    )  # fmt: skip
+
+
+# What is drawn of each family; the others have named cases alone.
+DRAWN = tuple(
+    case._replace(name=f"{case.name}, drawn")
+    for case in (
+        Case("lfm2_vl", "lfm2_vl", lfm2_vl),
+        Case("llava", "llava", llava, fixed=True),
+        Case("qwen2_vl", "qwen2_vl", qwen2_vl),
+        Case("qwen2_5_vl", "qwen2_5_vl", qwen2_5_vl),
+        Case("qwen3_vl", "qwen3_vl", qwen3("Qwen3VLConfig", "qwen3_vl_text", taps=True)),
+        Case("qwen3_vl_moe", "qwen3_vl_moe", qwen3("Qwen3VLMoeConfig", "qwen3_vl_moe_text", taps=True)),
+        Case("qwen3_5", "qwen3_5", qwen3("Qwen3_5Config", "qwen3_5_text")),
+        Case("qwen3_5_moe", "qwen3_5_moe", qwen3("Qwen3_5MoeConfig", "qwen3_5_moe_text")),
+        Case("gemma3", "gemma3", gemma3, fixed=True),
+        Case("gemma4", "gemma4", gemma4),
+        Case("internvl", "internvl", internvl, fixed=True),
+        Case("idefics3", "idefics3", squares("Idefics3Config", "idefics3_vision"), fixed=True),
+        Case("smolvlm", "smolvlm", squares("SmolVLMConfig", "smolvlm_vision"), fixed=True),
+        Case("mistral3", "mistral3", mistral3, row_break=BREAK_TOKEN),
+        Case("glm4v", "glm4v", glm("Glm4vConfig")),
+        Case("glm46v", "glm46v", glm("Glm46VConfig")),
+    )
+)

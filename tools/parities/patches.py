@@ -132,14 +132,16 @@ def processor_of(family: str, config: Any, published: bool) -> Any:
     if family in QWEN:
         merge, area = vision.spatial_merge_size, (patch * vision.spatial_merge_size) ** 2
         least, most = (4, 1280) if published else (4, 50)
-        size = {"shortest_edge": least * area, "longest_edge": most * area}
+        frames = vision.temporal_patch_size
+        sides = {"patch_size": patch, "merge_size": merge, "temporal_patch_size": frames}
         if family.startswith("glm"):
             is_46v = family in ("glm46v", "glm_ocr")
             kind = "Glm46VImageProcessorPil" if is_46v else "Glm4vImageProcessorPil"
-            size = {"shortest_edge": 2 * least * area, "longest_edge": 2 * most * area}  # of both frames
-            return _make(kind, patch_size=patch, merge_size=merge, size=size)
+            area *= frames  # of all frames of a patch
+            return _make(kind, **sides, size={"shortest_edge": least * area, "longest_edge": most * area})
+        size = {"shortest_edge": least * area, "longest_edge": most * area}
         half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3} if not family.startswith("qwen2") else {}
-        return _make("Qwen2VLImageProcessorPil", patch_size=patch, merge_size=merge, size=size, **half)
+        return _make("Qwen2VLImageProcessorPil", **sides, size=size, **half)
     if family == "paddleocr_vl":
         merge, area = vision.spatial_merge_size, (patch * vision.spatial_merge_size) ** 2
         size = {"shortest_edge": 188 * area, "longest_edge": 3600 * area} if published else {
@@ -184,7 +186,8 @@ def their_tiles(side: Side, data: bytes) -> list[np.ndarray]:
         tiles = [blocks.transpose(0, 3, 1, 4, 2).reshape(rows * patch, columns * patch, 3)]
     elif side.family in QWEN:
         _, rows, columns = np.asarray(found["image_grid_thw"])[0].tolist()
-        blocks = values.reshape(rows // merge, columns // merge, merge, merge, 3, 2, patch, patch)[:, :, :, :, :, 0]
+        groups = rows // merge, columns // merge, merge, merge
+        blocks = values.reshape(*groups, 3, processor.temporal_patch_size, patch, patch)[:, :, :, :, :, 0]
         tiles = [blocks.transpose(0, 2, 5, 1, 3, 6, 4).reshape(rows * patch, columns * patch, 3)]
     else:
         tiles = list(values.reshape(-1, *values.shape[-3:]).transpose(0, 2, 3, 1))

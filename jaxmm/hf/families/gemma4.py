@@ -38,6 +38,10 @@ class Gemma4(Family):
         if config.vision_config is None:
             raise UserError("config.json: Gemma 4 without vision_config is not supported")
         vision = config.vision_config
+        if vision.pooling_kernel_size < 2:
+            raise UserError(
+                "config.json: Gemma 4 with pooling_kernel_size=1 is not supported: nor does transformers run it"
+            )
         tower = tower_of(vision)
         decoder = decoder_of(config.text_config, config.tie_word_embeddings)
         connector = ConnectorSpec(
