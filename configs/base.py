@@ -122,6 +122,7 @@ def get_config() -> ConfigDict:
     config.optimizer.z_loss = 1e-4
     config.optimizer.balance_loss = -1.0  # weight of what keeps the loads of experts even; -1 is the model's own
     config.optimizer.router_z_loss = -1.0  # weight of the squared log of the routers' normaliser; -1 is the model's own
+    config.optimizer.router_bias_rate = 0.0  # how far a step moves the bias by which routers choose; 0 leaves it
     # parts (vision, connector, audio, audio_connector, decoder) or patterns of paths: decoder.embedding,*.bias
     config.optimizer.freeze = ""
     config.optimizer.rates = ""  # pattern:multiple of the rate,... ; of several that mean it, the last

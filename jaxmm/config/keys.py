@@ -205,6 +205,9 @@ KEYS: dict[str, Key] = {
         -1.0, "weight of the squared log of the routers' normaliser; -1 is the model's own", least=0, most=100,
         also=(-1,),
     ),
+    "optimizer.router_bias_rate": Key(
+        0.0, "how far a step moves the bias by which routers choose; 0 leaves it", least=0, most=1
+    ),
     "optimizer.freeze": Key(
         "", "parts (vision, connector, audio, audio_connector, decoder) or patterns of paths: decoder.embedding,*.bias",
         form=PATTERNS,

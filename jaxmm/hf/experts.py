@@ -49,7 +49,7 @@ QWEN3_5 = [
 ]
 LFM2 = [
     Rule("text.layers.{i}.feed_forward.gate.weight", (f"{EXPERTS}.router",), "reversed"),
-    Rule("text.layers.{i}.feed_forward.expert_bias", (f"{EXPERTS}.choice_bias",)),
+    Rule("text.layers.{i}.feed_forward.expert_bias", (f"{EXPERTS}.choice_bias",), exact=True),
     *(
         _each(part, f"text.layers.{{i}}.feed_forward.experts.{{j}}.{name}.weight")
         for part, name in (("gate", "w1"), ("up", "w3"), ("down", "w2"))
@@ -57,7 +57,7 @@ LFM2 = [
 ]
 GLM4 = [
     *SEPARATE,
-    Rule(f"{MLP}.gate.e_score_correction_bias", (f"{EXPERTS}.choice_bias",)),
+    Rule(f"{MLP}.gate.e_score_correction_bias", (f"{EXPERTS}.choice_bias",), exact=True),
     *(
         rule
         for n in ("gate", "up", "down")

@@ -25,6 +25,7 @@ class Rule(NamedTuple):
       transform: a key of ``transforms.TRANSFORMS``.
       layers: the numbers of the layers that have it, in the order of our stack; () is all of them.
       apart: rules of the same parameters in smaller tensors, which some folders have in its place.
+      exact: written as float32, whatever the others are.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Rule(NamedTuple):
     transform: str = "copy"
     layers: tuple[int, ...] = ()
     apart: tuple[Rule, ...] = ()
+    exact: bool = False
 
 
 def linear(name: str, path: str) -> list[Rule]:

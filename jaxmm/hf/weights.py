@@ -271,19 +271,21 @@ def outgoing(
 
     Args:
       inputs: how many leading dims of each linear map are its input, without the dim of stacked layers.
-      dtype: of the written tensors.
+      dtype: of the written tensors, but for those that are exact.
     """
     shapes = {path: tuple(value.shape) for path, value in params.items()}
     for tensor in names.tensors(rules, shapes):
-        paths = _paths(tensor.rule)
+        paths, kind = _paths(tensor.rule), np.dtype(np.float32 if tensor.rule.exact else dtype)
 
-        def make(tensor: names.Tensor = tensor, paths: Sequence[names.Path] = paths) -> np.ndarray:
+        def make(
+            tensor: names.Tensor = tensor, paths: Sequence[names.Path] = paths, kind: np.dtype = kind
+        ) -> np.ndarray:
             parts = [np.asarray(params[p][tensor.at] if tensor.at else params[p]) for p in paths]
             whole = transforms.out_of_parts(parts, tensor.rule.transform, inputs.get(paths[0], 0))
-            return np.ascontiguousarray(whole.astype(dtype))
+            return np.ascontiguousarray(whole.astype(kind))
 
         elements = sum(int(np.prod(_part_shape(shapes[path], tensor.at))) for path in paths)
-        yield Outgoing(tensor.name, elements * np.dtype(dtype).itemsize, make)
+        yield Outgoing(tensor.name, elements * kind.itemsize, make)
 
 
 def write(folder: Path, tensors: Iterable[Outgoing], shard_bytes: int = SHARD_BYTES) -> int:

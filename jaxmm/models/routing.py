@@ -13,6 +13,7 @@ from jaxmm import per_device
 from jaxmm.models.sizes import check_numbers, check_sizes
 
 GATES = ("softmax", "softmax of chosen", "sigmoid")
+CHOICE_BIAS = "decoder", "blocks", "experts", "choice_bias"  # where the bias of the gate "sigmoid" lies, of all layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +35,7 @@ class ExpertSpec:
       shared_mlp: width of an MLP that all positions go through as well; 0 is none.
       shared_gate: what it gives is multiplied by a sigmoid of a linear map of the position.
       balance_loss, z_loss: weights of the losses of ``router_losses`` in training.
+      bias_rate: how far a training step moves the bias of the choice, see ``balanced``; 0 leaves it.
     """
 
     count: int
@@ -49,12 +51,13 @@ class ExpertSpec:
     shared_gate: bool = False
     balance_loss: float = 0.0
     z_loss: float = 0.0
+    bias_rate: float = 0.0
 
     def __post_init__(self) -> None:
         check_sizes(self, "experts", "count", "chosen", "mlp", "groups", "chosen_groups")
         check_sizes(self, "experts", "shared_mlp", least=0)
         check_numbers(self, "experts", "scale")
-        check_numbers(self, "experts", "balance_loss", "z_loss", "sum_offset", may_be_0=True)
+        check_numbers(self, "experts", "balance_loss", "z_loss", "sum_offset", "bias_rate", may_be_0=True)
         if self.gate not in GATES:
             raise ValueError(f"experts' gate '{self.gate}' is not one of {', '.join(GATES)}")
         if self.chosen_groups > self.groups or self.count % self.groups:
@@ -65,6 +68,8 @@ class ExpertSpec:
             raise ValueError(f"{self.groups} groups of {self.count} experts are of fewer than two, which are summed")
         if self.chosen > self.chosen_groups * (self.count // self.groups):
             raise ValueError(f"{self.chosen} experts a position are more than are open to it")
+        if self.bias_rate and self.gate != "sigmoid":
+            raise ValueError(f"a bias of the choice is of the gate sigmoid, and experts have the gate '{self.gate}'")
         if self.shared_gate and not self.shared_mlp:
             raise ValueError("experts have a shared_gate, and no shared_mlp that it could gate")
 
@@ -150,6 +155,16 @@ class Load(NamedTuple):
     def filled(self, layer: jax.Array | int, one: Load) -> Load:
         """With one layer's sums."""
         return jax.tree.map(lambda all_, mine: lax.dynamic_update_index_in_dim(all_, mine, layer, 0), self, one)
+
+
+def balanced(bias_LE: jax.Array, chosen_LE: jax.Array, rate: float) -> jax.Array:
+    """The bias of the choice after a step: higher where an expert was chosen less often than the mean of its layer,
+    lower where more often (Wang et al., 2024, "Auxiliary-Loss-Free Load Balancing", algorithm 1; DeepSeek-V3).
+
+    Args:
+      chosen_LE: choices of the whole global batch.
+    """
+    return bias_LE + rate * jnp.sign(chosen_LE.mean(-1, keepdims=True) - chosen_LE)
 
 
 def router_losses(load: Load, spec: ExpertSpec) -> jax.Array:

@@ -11,6 +11,7 @@ from jaxmm.report.run_chart import Chart, Curve
 from jaxmm.report.run_data import TEXT, RunData, at, figure, names
 from jaxmm.report.words import CLASSES
 
+SHOWN_EXPERTS = 8  # a model with more shows the busiest and the idlest alone
 LOG_FROM = 20  # times that the largest loss is the smallest: from here on its axis is logarithmic
 
 Step = Mapping[str, Any]
@@ -172,6 +173,31 @@ def _optimizer(runs: Sequence[RunData]) -> Iterator[Chart]:
             for run in range(len(runs)):
                 by_data += _curve(runs, run, told, _norm("gradients", kind, one), place=place)
     yield Chart("gradients-data", "Gradient norms by data", "of sources and modalities", by_data, is_log=True)
+    yield Chart("expert-load", "Load of experts", "choices over the mean of a layer's", _loads(runs), from_0=True)
+
+
+def _loads(runs: Sequence[RunData]) -> list[Curve]:
+    """Of the busiest and the idlest expert of a layer; of one run with few experts, of each over all layers too."""
+    extremes = {"busiest": "most", "idlest": "least"}
+    found = [
+        curve
+        for place, (name, key) in enumerate(extremes.items())
+        for curve in _each(runs, name, "expert_load", key, place=place)
+    ]
+    loads = runs[0].last("expert_load", "experts") if len(runs) == 1 else None
+    for number in range(len(loads)) if isinstance(loads, list) and len(loads) <= SHOWN_EXPERTS else ():
+        found += _curve(runs, 0, f"expert {number}", _nth(number, "expert_load", "experts"), place=2 + number)
+    return found
+
+
+def _nth(number: int, *path: str) -> Read:
+    """One of the figures of a list."""
+
+    def read(line: Step) -> float | None:
+        found = at(line, *path)
+        return figure({"": found[number]}, "") if isinstance(found, list) and number < len(found) else None
+
+    return read
 
 
 def _norm(*path: str) -> Read:

@@ -21,7 +21,7 @@ from jaxmm.data.packing.limits import Budgets
 from jaxmm.errors import UserError
 from jaxmm.models.adapters import noise
 from jaxmm.models.multimodal import ModelSpec, abstract_params, flat_axes, kernel_dims, make_model, model_maps
-from jaxmm.models.routing import ExpertSpec
+from jaxmm.models.routing import CHOICE_BIAS, ExpertSpec
 from jaxmm.models.trainable import check_patterns
 from jaxmm.models.tree import Params
 from jaxmm.recipe import Recipe
@@ -115,17 +115,31 @@ def make_noise(model: ModelSpec, seed: int) -> Noise | None:
 
 
 def weighed(config: ConfigDict, recipe: Recipe) -> ExpertSpec | None:
-    """The experts with the weights of their losses that a run has; None for a model without, and for preferences.
+    """The experts with the weights of their losses and the rate of their bias that a run has; None for one without,
+    and for preferences.
 
     Raises:
-      UserError: if the config gives such a weight, and there is nothing that it is of.
+      UserError: if the config gives such a number, and there is nothing that it is of.
     """
     asked = {"balance_loss": config.optimizer.balance_loss, "z_loss": config.optimizer.router_z_loss}
     asked = {name: weight for name, weight in asked.items() if weight >= 0}
+    asked["bias_rate"] = config.optimizer.router_bias_rate
     experts = recipe.model.decoder.experts
     if any(asked.values()) and (experts is None or recipe.preference):
         whose = "the model has none" if experts is None else f"config.objective={config.objective} has no such loss"
-        raise UserError(f"config.optimizer.balance_loss and router_z_loss are of experts, and {whose}: leave them out")
+        keys = "balance_loss, router_z_loss and router_bias_rate"
+        raise UserError(f"config.optimizer.{keys} are of experts, and {whose}: leave them out")
+    if experts and asked["bias_rate"]:
+        if experts.gate != "sigmoid":
+            raise UserError(
+                f"config.optimizer.router_bias_rate: routers of this model ({experts.gate}) choose without a bias: "
+                f"leave it out, and see config.optimizer.balance_loss"
+            )
+        if not recipe.trainable.learns(CHOICE_BIAS):
+            raise UserError(
+                "config.optimizer.router_bias_rate: the bias of the choice is frozen here: leave the rate out, or let "
+                f"{'.'.join(CHOICE_BIAS)} learn"
+            )
     return None if experts is None or recipe.preference else dataclasses.replace(experts, **asked)
 
 

@@ -268,10 +268,16 @@ class Progress:
 
 
 def expert_load(load: Load) -> dict[str, Any]:
-    """Choices of the busiest expert over the mean of all: of the layer where that is most, and by layer."""
+    """Choices of an expert over the mean of all: of the busiest and the idlest of a layer, where these are most and
+    least; of the busiest by layer; and of each expert, over all layers together."""
     chosen_LE = np.asarray(load.chosen_E, np.float64)
-    most_L = chosen_LE.max(1) / np.maximum(chosen_LE.mean(1), 1e-9)
-    return {"most": float(most_L.max()), "layers": {str(i): float(most) for i, most in enumerate(most_L)}}
+    load_LE = chosen_LE / np.maximum(chosen_LE.mean(1, keepdims=True), 1e-9)
+    return {
+        "most": float(load_LE.max()),
+        "least": float(load_LE.min()),
+        "layers": {str(i): float(most) for i, most in enumerate(load_LE.max(1))},
+        "experts": [round(float(one), 3) for one in load_LE.mean(0)],
+    }
 
 
 def _mean(total: Any, weight: Any) -> dict[str, float | None]:

@@ -13,9 +13,9 @@ from jax import lax
 
 from jaxmm import sharding
 from jaxmm.batch import Batch
-from jaxmm.models.routing import ExpertSpec, Load, router_losses
+from jaxmm.models.routing import CHOICE_BIAS, ExpertSpec, Load, balanced, router_losses
 from jaxmm.models.trainable import EVERYTHING, Trainable
-from jaxmm.models.tree import joined
+from jaxmm.models.tree import flat, joined, nested
 from jaxmm.training.loss import Targets, TokenLoss, batch_loss, cross_entropy, select_targets
 
 # (params, batch, target_positions_BR) -> hidden states there (B, R, D), vocabulary projection (V, D); in the training
@@ -139,7 +139,8 @@ def make_train_step(
     With ``image_offset``, the first image token of the vocabulary, the loss is also summed by modality.
     With ``objective`` the loss is that one, and not the cross-entropy of the targets.
     With ``experts`` the routers' losses are added to that of targets, each microbatch's by its part of the positions:
-    see ``routing.router_losses`` for what of them depends on microbatches.
+    see ``routing.router_losses`` for what of them depends on microbatches. The bias of their choice, which has no
+    gradient, moves by the loads of the whole batch.
     """
 
     def of_targets(params, batch: Batch, _) -> tuple[jax.Array, dict[str, Any]]:
@@ -183,7 +184,12 @@ def make_train_step(
         def update(operand):
             learnt, opt_state = operand
             updates, opt_state = optimizer.update(grads, opt_state, learnt)
-            return optax.apply_updates(learnt, updates), opt_state
+            learnt = optax.apply_updates(learnt, updates)
+            if experts and experts.bias_rate:
+                by_path = flat(learnt)
+                moved = balanced(by_path[CHOICE_BIAS], sums["load"].chosen_E, experts.bias_rate)
+                learnt = nested(by_path | {CHOICE_BIAS: moved})
+            return learnt, opt_state
 
         learnt, opt_state = lax.cond(finite, update, lambda operand: operand, (learnt, state.opt_state))
         bad_steps = jnp.where(finite, 0, state.bad_steps + 1)
