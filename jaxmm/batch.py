@@ -50,6 +50,13 @@ class Stream(NamedTuple):
     segments: Array  # int32
 
 
+class Mixed(NamedTuple):
+    """What soft tokens are made of that are weighted sums of four rows of the table; ``slots_BT`` is the first."""
+
+    others_BT3: Array  # int32: the rows behind that one
+    weights_BT4: Array  # float32: of all four; 1, 0, 0, 0 where a position takes one row
+
+
 class Pairs(NamedTuple):
     """The preferences of each row: two segments of its text each, an answer and the one that it is compared with."""
 
@@ -74,6 +81,7 @@ class Batch(NamedTuple):
     features: Stream | None = None  # ready-made tower outputs: their soft tokens come after the patches' in the table
     media: Mapping[str, Stream] = {}  # streams of further media, by name: their soft tokens come last, in this order
     pairs: Pairs | None = None  # of preference data
+    mixed: Mixed | None = None  # where pictures are pooled
 
 
 SAMPLINGS = ("stride", "ends", "steps", "dynamic")
@@ -204,7 +212,8 @@ class AudioSpec:
             raise ValueError("a piece without an end cannot be filled")
 
 
-GRIDS = ("aspect", "cover", "none")
+GRIDS = ("aspect", "cover", "shown", "bordered", "none")
+POOLED_FROM = 1.1  # times the side that may be, from which soft tokens are pooled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,8 +225,17 @@ class SplitSpec:
       grid: "aspect": where a picture, its sides rounded to soft tokens, has more than ``above`` times max_pixels of the
         ``ImageSpec``, the grid of ``least`` to ``most`` squares whose aspect is nearest (LFM2-VL). "cover": the longer
         side is resized to ``longest``, and as many squares as cover the picture are taken where they are more than one;
-        the whole is resized from these (Idefics 3). "none": resized to ``longest`` too, but never split.
-      least, most, above, longest: as above, for the grids that have them.
+        the whole is resized from these (Idefics 3). "shown": of ``sizes``, the one in which most of a picture's pixels
+        are shown, its aspect kept, and fewest are none of it: black ones around it. The soft tokens of the squares are
+        read as one picture, row by row over all of them, without those of black pixels alone, and the model's own
+        vector ends each row; the whole picture's, a square too, stand before (LLaVA-NeXT). "bordered": no squares,
+        but a border of the colour ``border`` makes the whole picture one, and the model's vector ends it. "none":
+        resized to ``longest`` too, but never split.
+      least, most, above, longest, sizes, border: as above, for the grids that have them; ``sizes`` are (height, width)
+        in pixels.
+      pooled_above: above 0, the soft tokens of squares that are read as one picture are resized bilinearly to those of
+        so many squares, if they are more by ``POOLED_FROM`` along a side (LLaVA-OneVision).
+      beside: how a picture is split that is not the only one of its document; None is as one that is.
       square: text before each square, special tokens included; a format string of ``row`` and ``column``, from 1. Like
         the texts below it is no target.
       between: text before that of each square but the first.
@@ -232,6 +250,10 @@ class SplitSpec:
     most: int = 10
     above: float = 2.0
     longest: int = 0
+    sizes: tuple[tuple[int, int], ...] = ()
+    border: tuple[int, ...] = ()
+    pooled_above: int = 0
+    beside: SplitSpec | None = None
     square: str = ""
     between: str = ""
     row_end: str = ""
@@ -243,8 +265,30 @@ class SplitSpec:
             raise ValueError(f"grid '{self.grid}' of split pictures is not one of {', '.join(GRIDS)}")
         if self.grid == "aspect" and not 2 <= self.least <= self.most:
             raise ValueError(f"a picture is split into 2 tiles or more, in order, not into {self.least} to {self.most}")
-        if self.grid != "aspect" and self.longest < 1:
+        if self.grid in ("cover", "none") and self.longest < 1:
             raise ValueError("longest must be set for pictures that squares cover")
+        if self.grid == "shown" and not self.sizes:
+            raise ValueError("there must be sizes for pictures that are shown in one of them")
+        if any(length < self.side or length % self.side for size in self.sizes for length in size):
+            raise ValueError(f"the sizes {self.sizes} of pictures must be whole squares of {self.side} pixels")
+        if self.ends_rows and self.has_text:
+            raise ValueError("squares that are read as one picture have no text between them")
+        if (self.grid == "bordered") != (len(self.border) == 3):
+            raise ValueError("a picture with a border, and no other one, has a colour for it, of three levels")
+        if (self.pooled_above or self.beside) and self.grid != "shown":
+            raise ValueError("squares that are read as one picture may be pooled, or be those of one alone; no others")
+        if self.beside and (self.beside.grid != "bordered" or self.beside.side != self.side):
+            raise ValueError(f"beside others a picture is one with a border, of {self.side} pixels")
+
+    @property
+    def ends_rows(self) -> bool:
+        """Whether the model's own vector ends rows of soft tokens."""
+        return self.grid in ("shown", "bordered")
+
+    @property
+    def has_text(self) -> bool:
+        """Whether text stands before, between or behind the tiles."""
+        return any((self.square, self.between, self.row_end, self.whole, self.alone))
 
 
 LEAST_SIDES = {"": [], "floor": ["least side"], "round": ["least side, rounded"]}  # in keys of what is kept on disk
@@ -270,6 +314,7 @@ class ImageSpec:
         it larger; sides are then rounded up to whole soft tokens (Pixtral).
       row_break: text after each row of an image's soft tokens but the last, the names of special tokens (Pixtral). It
         is no target.
+      newline: the model has a learnt vector that ends rows of soft tokens: the first row of the soft-token table.
       thin: a side below half a soft token makes a picture small, however long the other one is (Qwen-VL).
       filled: every image is resized to the largest area up to max_pixels, with both sides floored (Gemma 4).
       window: side, in patches, of the windows whose patches travel together; 0 is none.
@@ -303,6 +348,7 @@ class ImageSpec:
     by_longest: bool = False
     row_break: str = ""
     prefix: bool = False
+    newline: bool = False
     video: VideoSpec | None = None
     audio: AudioSpec | None = None
 
@@ -314,11 +360,15 @@ class ImageSpec:
         if clips["video"] and not clips["video"]["max_seconds"]:
             del clips["video"]["max_seconds"]  # which came later
         split = [of_split] if (of_split := values.pop("split")) else []
+        for later in ("sizes", "border", "pooled_above", "beside"):
+            if of_split and not of_split[later]:
+                del of_split[later]
         more = [] if values.pop("is_sighted") else ["blind"]
         more += LEAST_SIDES[values.pop("least_side")]
         more += ["filled"] * values.pop("filled")
         more += ["by longest edge"] * values.pop("by_longest")
         more += ["prefix"] * values.pop("prefix")
+        more += ["newline"] * values.pop("newline")
         more += [f"rows end with {row_break}"] if (row_break := values.pop("row_break")) else []
         return [*values.values(), *split, *more, *(clip for name, clip in clips.items() if name in media)]
 
@@ -353,9 +403,19 @@ class ImageSpec:
         return self.split.side if self.split else self.side
 
     @property
+    def side_tokens(self) -> int:
+        """Soft tokens along a side of such a square."""
+        return self.tile_side // self.patch_size // self.merge
+
+    @property
     def has_tiles(self) -> bool:
         """Whether a picture may become more than one tile."""
-        return self.max_tiles > 1 or (self.split is not None and self.split.grid != "none")
+        return self.max_tiles > 1 or (self.split is not None and self.split.grid not in ("bordered", "none"))
+
+    @property
+    def mixes(self) -> bool:
+        """Whether soft tokens may be made of several rows of the table."""
+        return self.split is not None and self.split.pooled_above > 0
 
     def __post_init__(self) -> None:
         factor = self.patch_size * self.merge
@@ -376,6 +436,12 @@ class ImageSpec:
                 raise ValueError("a picture that is split has no other tiles, crop, windows, axes of text or blocks")
             if self.split.side // self.patch_size % self.merge or self.side not in (0, self.split.side):
                 raise ValueError(f"the side {self.split.side} of a square must be whole soft tokens of {factor} pixels")
+        if self.newline != (self.split is not None and self.split.ends_rows):
+            raise ValueError(
+                "squares are read as one picture where the model has a vector that ends rows, and only there"
+            )
+        if self.newline and not self.side:
+            raise ValueError("a whole picture before squares that are read as one is a square of their side")
         if self.row_break and (self.side or self.text_axes > 1):
             raise ValueError("an image with text between its rows has any shape, and one axis of text")
         if not factor * factor <= self.max_pixels or self.min_pixels > self.max_pixels:

@@ -24,6 +24,14 @@ IMAGES = {
     "lfm2_vl": {"resample": 3, "do_image_splitting": False, "min_image_tokens": 1, "max_image_tokens": 16},
     "llava, clip": {"size": {"shortest_edge": 16}, "crop_size": SQUARE},
     "llava, siglip": {"image_processor_type": "SiglipImageProcessor", "size": {"height": 20, "width": 20}},
+    "llava_next": {
+        "size": {"shortest_edge": 8}, "crop_size": {"height": 8, "width": 8},
+        "image_grid_pinpoints": parity_models.GRIDS,
+    },
+    "llava_onevision": {
+        "size": {"height": parity_models.OVER, "width": parity_models.OVER},
+        "image_grid_pinpoints": parity_models.ALL_GRIDS,
+    },
     "qwen2_vl": {"size": {"shortest_edge": 64, "longest_edge": 1024}},
     "qwen2_5_vl": {"size": {"shortest_edge": 64, "longest_edge": 1024}},
     "qwen3_vl": {"size": {"shortest_edge": 64, "longest_edge": 1024}},
@@ -63,6 +71,23 @@ INST = (
     "{% else %}{{ '[INST]' }}{% if message['content'] is string %}{{ message['content'] }}{% else %}"
     "{% for content in message['content'] %}{% if content['type'] == 'image' %}{{ '[IMG]' }}"
     "{% else %}{{ content['text'] }}{% endif %}{% endfor %}{% endif %}{{ '[/INST]' }}{% endif %}{% endfor %}"
+)
+# As LLaVA-NeXT's of Mistral: pictures first.
+FIRST = (
+    "{% for message in messages %}{% if message['role'] == 'assistant' %}{{ ' ' + (message['content'] if "
+    "message['content'] is string else message['content'][0]['text']) + eos_token }}{% else %}{{ '[INST] ' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for content in message['content'] %}"
+    "{% if content['type'] == 'image' %}{{ '<image>\\n' }}{% endif %}{% endfor %}"
+    "{% for content in message['content'] %}{% if content['type'] == 'text' %}{{ content['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}{{ ' [/INST]' }}{% endif %}{% endfor %}"
+)
+# As LLaVA-OneVision's: pictures first, a line's end before the text.
+LEAD = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + ' ' }}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>' }}{% endfor %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ '\\n' + content['text'] }}"
+    "{% endfor %}{{ '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 # As GLM's.
 GLM = (
@@ -126,6 +151,12 @@ def byte_level_tokenizer(family: str = ""):
     if family == "paddleocr_vl":
         tokenizer.add_tokens(["<|begin_of_sentence|>", "<|IMAGE_START|>", "<|IMAGE_END|>"], special_tokens=True)
         tokenizer.chat_template = PADDLE
+    if family == "llava_next":
+        tokenizer.add_tokens(["<image>"], special_tokens=True)
+        tokenizer.chat_template = FIRST
+    if family == "llava_onevision":
+        tokenizer.add_tokens(["<image>", "<video>", "<|im_start|>", "<|im_end|>"], special_tokens=True)
+        tokenizer.chat_template = LEAD
     if family == "mistral3":
         names = ["[INST]", "[/INST]", "[IMG]", "[IMG_BREAK]", "[IMG_END]"]
         tokenizer.add_tokens(names, special_tokens=True)
@@ -158,6 +189,8 @@ def folder_of(name: str, folder: Path, has_weights: bool = True, seed: int = 1, 
     if case.family in ("mistral3", "paligemma"):
         mark = {"mistral3": "[IMG]", "paligemma": "<image>"}[case.family]
         config.image_token_index = tokenizer.convert_tokens_to_ids(mark)
+    if case.family in ("llava_next", "llava_onevision"):
+        config.image_token_index = tokenizer.convert_tokens_to_ids("<image>")
     folder.mkdir()
     if has_weights:
         layout = family_of(config).layout(config)
@@ -185,6 +218,20 @@ def folder_of(name: str, folder: Path, has_weights: bool = True, seed: int = 1, 
         (folder / "processor_config.json").write_text(json.dumps(whole))
     if case.family == "paligemma":
         (folder / "processor_config.json").write_text(json.dumps({"processor_class": "PaliGemmaProcessor"}))
+    if case.family == "llava_next":
+        whole = {
+            "processor_class": "LlavaNextProcessor", "patch_size": 4, "vision_feature_select_strategy": "default",
+            "num_additional_image_tokens": 1, "image_token": "<image>",
+        }  # fmt: skip
+        (folder / "processor_config.json").write_text(json.dumps(whole))
+    if case.family == "llava_onevision":
+        whole = {
+            "processor_class": "LlavaOnevisionProcessor", "num_image_tokens": 9, "image_token": "<image>",
+            "vision_feature_select_strategy": "full", "vision_aspect_ratio": config.vision_aspect_ratio,
+        }  # fmt: skip
+        (folder / "processor_config.json").write_text(json.dumps(whole))
+        videos = {"video_processor_type": "LlavaOnevisionVideoProcessor"}
+        (folder / "video_preprocessor_config.json").write_text(json.dumps(videos))
     if case.family == "mistral3":
         whole = {"processor_class": "PixtralProcessor", "patch_size": 4, "spatial_merge_size": 2}
         (folder / "processor_config.json").write_text(json.dumps(whole))

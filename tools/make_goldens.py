@@ -19,6 +19,7 @@ import numpy as np
 import parity
 from parities.batch import Document, Picture, Words, alone
 from parities.models import case, make
+from parities.squares import Squares
 
 from jaxmm import command
 
@@ -69,6 +70,7 @@ def save(golden: Golden, file: Path) -> None:
     parts: dict[str, np.ndarray] = {}
     for i, document in enumerate(golden.documents):
         for j, part in enumerate(document):
+            assert not isinstance(part, Squares), "no golden has such a picture"
             parts[f"part{i}.{j}"] = part.ids.astype(np.uint8) if isinstance(part, Words) else part.pixels
         parts[f"logits{i}"] = golden.logits[i]
     lengths = [len(document) for document in golden.documents]
@@ -87,7 +89,9 @@ def load(file: Path) -> Golden:
         value = parts[name]
         return Picture(value, about.get("row_break", 0)) if value.ndim == 3 else Words(value.astype(np.int64))
 
-    documents = [[part(f"part{i}.{j}") for j in range(length)] for i, length in enumerate(about["lengths"])]
+    documents: list[Document] = [
+        [part(f"part{i}.{j}") for j in range(length)] for i, length in enumerate(about["lengths"])
+    ]
     logits = [parts[f"logits{i}"] for i in range(len(documents))]
     return Golden(about["config"], [tuple(entry) for entry in about["listed"]], documents, logits)
 

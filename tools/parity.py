@@ -72,7 +72,10 @@ def world(case: Case, folder: Path, seed: int = 0) -> World:
     _, layout, _ = hf.read_whole(folder)
     where = sharding.replicated(sharding.make_mesh({"data": 1}, jax.devices()[:1]))
     read = hf.read_model(folder, layout, lambda path, shape: where)
-    made = documents(layout.spec, np.random.default_rng(seed), case.grid(model.config), row_break=case.row_break)
+    made = documents(
+        layout.spec, np.random.default_rng(seed), case.grid(model.config), row_break=case.row_break,
+        sizes=case.sizes(model.config), most=case.most(model.config),
+    )  # fmt: skip
     return World(case, folder, layout, model, nested(read.params), read.spare, made)
 
 

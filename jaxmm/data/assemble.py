@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxmm.batch import IGNORED, Batch, ImageSpec, Pairs, Stream
+from jaxmm.batch import IGNORED, Batch, ImageSpec, Mixed, Pairs, Stream
 from jaxmm.data.layout import bidirectional_blocks, lay_out, text_positions
 from jaxmm.data.media import opening
-from jaxmm.data.media.medium import BadMedia, Item, Placed, Settings, Space
+from jaxmm.data.media.medium import NEWLINE, BadMedia, Filled, Item, Placed, Settings, Space
 from jaxmm.data.media.table import MEDIA, medium_of, stream_places
 from jaxmm.data.packing.lengths import widths_of
 from jaxmm.data.packing.limits import PAIRS
@@ -56,6 +56,30 @@ class Loaded(NamedTuple):
     checksums: dict[tuple[int, int], int]
 
 
+class Taken(NamedTuple):
+    """What soft tokens are, in the row's soft-token table.
+
+    Attributes:
+      rows: int64 (soft tokens,), the row of each.
+      others, weights: int64 (soft tokens, 3) and float32 (soft tokens, 4), as in ``batch.Mixed``.
+    """
+
+    rows: np.ndarray
+    others: np.ndarray
+    weights: np.ndarray
+
+    @classmethod
+    def of(cls, filled: Filled, first: int) -> Taken:
+        """Those of one medium; ``first``: its first row."""
+        rows = np.where(filled.rows == NEWLINE, 0, first + filled.rows)
+        others, weights = filled.mixture or (np.zeros((len(rows), 3), np.int64), np.tile(ONE_ROW, (len(rows), 1)))
+        return cls(rows, first + others, weights)
+
+
+ONE_ROW = np.array([1, 0, 0, 0], np.float32)
+NOTHING = Taken(np.full(1, IGNORED), np.zeros((1, 3), np.int64), ONE_ROW[None])  # what a position of text takes
+
+
 def row_bytes(budgets: Budgets, spec: ImageSpec, widths: Mapping[str, int] = {}) -> int:
     """Returns how many bytes of memory a row of a Batch takes."""
     batch = empty_batch(0, budgets, spec, widths)
@@ -85,6 +109,7 @@ def empty_batch(rows: int, budgets: Budgets, spec: ImageSpec, widths: Mapping[st
     of_media: dict[str, Any] = {}
     for medium in MEDIA.values():
         of_media |= medium.empty(rows, budgets, spec, widths)
+    mixed = Mixed(zeros(B, T, 3), zeros(B, T, 4, dtype=np.float32)) if spec.mixes else None
     fields = {name: of_media.pop(name) for name in Batch._fields if name in of_media}
     return Batch(
         text=Stream(zeros(B, T), zeros(B, T, spec.text_axes), zeros(B, T)),
@@ -95,6 +120,7 @@ def empty_batch(rows: int, budgets: Budgets, spec: ImageSpec, widths: Mapping[st
         sources_BT=zeros(B, T),
         media=of_media,
         pairs=empty_pairs(rows, budgets.get(PAIRS)),
+        mixed=mixed,
         **fields,
     )
 
@@ -163,7 +189,7 @@ class Assembler:
             filled, has_checksum = space.copy(), bool(layout.second) and self._has_checksum(piece.source)
             try:
                 with opening.checksums(has_checksum) as files:
-                    slots, placed, written = self._fill_media(filled, piece, parts)
+                    table, placed, written = self._fill_media(filled, piece, parts)
                 checksum = zlib.crc32(np.array([*files.values()], "<u4").tobytes()) if files else 0
                 if has_checksum and not self._is_asked(piece, checksum):
                     raise BadMedia(REPLACED)
@@ -187,7 +213,10 @@ class Assembler:
             if layout.second:
                 self._fill_pair(batch, b, pair, piece, segments.start)
                 pair += 1
-            batch.slots_BT[b, here] = np.where(layout.slots >= 0, slots[layout.slots], IGNORED)
+            batch.slots_BT[b, here] = table.rows[layout.slots]
+            if batch.mixed is not None:
+                batch.mixed.others_BT3[b, here] = table.others[layout.slots]
+                batch.mixed.weights_BT4[b, here] = table.weights[layout.slots]
             batch.targets_BT[b, here] = layout.targets
             weight = 1.0 if layout.second else self.loss_weights[piece.source]  # that of a pair is in ``Pairs``
             batch.weights_BT[b, here] = layout.weights * weight
@@ -221,17 +250,17 @@ class Assembler:
 
     def _fill_media(
         self, space: Space, piece: Piece, parts: Mapping[int, Any]
-    ) -> tuple[np.ndarray, list[Placed], list[str]]:
+    ) -> tuple[Taken, list[Placed], list[str]]:
         """Writes a piece's media one after the other; ``parts`` has them by their number in the source.
 
         Returns:
-          The index in the row's soft-token table of each of the piece's soft tokens, with IGNORED added at the end; the
-          grids of soft tokens that are numbered together; and the name of each medium that was written.
+          What the piece's soft tokens are; the grids of soft tokens that are numbered together; and the name of each
+          medium that was written.
 
         Raises:
           BadMedia: if one cannot be used; some of the media may then be written.
         """
-        table, placed, written = [np.full(1, IGNORED)], list[Placed](), list[str]()
+        taken, placed, written = list[Taken](), list[Placed](), list[str]()
         for i, part in parts.items():
             if part is None:
                 continue  # its content is in the text
@@ -244,10 +273,10 @@ class Assembler:
                 error.medium, error.number = medium.name, i
                 raise
             space.take(medium.stream, item.needs)
-            table.insert(-1, first + filled.rows)
+            taken.append(Taken.of(filled, first))
             placed += Placed.of(filled)
             written.append(medium.name)
-        return np.concatenate(table), placed, written
+        return Taken(*map(np.concatenate, zip(*taken, NOTHING, strict=True))), placed, written
 
 
 def item_of(lengths: Lengths, i: int, part: Any, spec: ImageSpec, piece: Piece | None = None) -> Item:

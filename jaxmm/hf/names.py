@@ -66,15 +66,15 @@ SPARE_LAYERS = r"vision\.encoder\.layers?\.\d+\."  # only the layers after the l
 NEXT_TOKENS = r"(text\.layers\.\d+\.)eh_proj\."  # in a layer behind the last that guesses further tokens (GLM-4.5)
 # Other parts of a checkpoint from which only the tower or the decoder is taken.
 OTHERS = (
-    r"text_model\.", r"text\.", r"lm_head\.", r"connector\.", r"logit_scale", r"logit_bias", r"visual_projection\.",
-    r"text_projection\.",
+    r"text_model\.", r"text\.", r"lm_head\.", r"connector\.", r"image_newline$", r"logit_scale", r"logit_bias",
+    r"visual_projection\.", r"text_projection\.",
 )  # fmt: skip
 # Other parts of a checkpoint from which only the audio tower is taken: a decoder of its own, Whisper's too.
 BESIDE_AUDIO = (
-    r"text\.(?!encoder\.)", r"lm_head\.", r"connector\.", r"vision\.", r"proj_out\.", r"decoder\."
+    r"text\.(?!encoder\.)", r"lm_head\.", r"connector\.", r"image_newline$", r"vision\.", r"proj_out\.", r"decoder\."
 )  # fmt: skip
 # Parts of a whole model from which only the decoder is taken.
-BESIDE_DECODER = (r"vision\.", r"audio\.", r"connector\.")
+BESIDE_DECODER = (r"vision\.", r"audio\.", r"connector\.", r"image_newline$")
 HEAD, EMBEDDING = "lm_head.weight", "text.embed_tokens.weight"
 
 # (what releases write, the common spelling); the first match counts.
@@ -86,6 +86,7 @@ SPELLINGS = (
     (r"(?:model\.)?multi_modal_projector\.", "connector."),
     (r"model\.connector\.", "connector."),
     (r"(?:mlp_AR|model\.projector)\.", "connector."),
+    (r"(?:model\.)?image_newline$", "image_newline"),
     (r"model\.text_model\.", "text."),
     (r"(?:model\.)?embed_vision\.", "connector."),
     (r"(?:language_model\.)?lm_head\.", "lm_head."),
@@ -114,7 +115,10 @@ def is_beside_audio(name: str) -> bool:
 
 
 def foreign_name(name: str, prefixes: Mapping[str, str]) -> str:
-    """Writes a common name as a family does: ``prefixes`` maps each common prefix to what replaces it, with its dot."""
+    """Writes a common name as a family does: ``prefixes`` maps each common prefix to what replaces it, with its dot.
+
+    A name without a dot is a prefix, whole.
+    """
     prefix, _, rest = name.partition(".")
     return f"{prefixes[prefix]}{rest}"
 

@@ -1,4 +1,4 @@
-"""How families choose the size of a picture: by soft tokens, by an area or a side in pixels, or one size for all."""
+"""How families choose the size of a picture: by soft tokens, by an area or a side in pixels, or squares of one size."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def model_settings(spec: ModelSpec) -> dict[str, Any]:
     vision, connector = spec.seeing
     return of_text | {
         "patch_size": vision.patch_size, "merge": connector.merge, "window": vision.window,
-        "class_tokens": vision.class_tokens,
+        "class_tokens": vision.class_tokens, "newline": connector.newline,
     }  # fmt: skip
 
 
@@ -297,7 +297,7 @@ class OneSize(Pictures):
     def settings(self, processor: Settings, config: Mapping[str, Any], spec: ModelSpec, where: Path) -> dict[str, Any]:
         size = config["vision_config"]["image_size"]
         side = size if isinstance(size, int) else size[0]
-        resizing = {"side": side, "crop": _is_cropped(processor, side, where), "max_pixels": side**2, "min_pixels": 1}
+        resizing = {"side": side, "crop": is_cropped(processor, side, where), "max_pixels": side**2, "min_pixels": 1}
         if self.tiles:
             # The model's processor cuts tiles, whatever crop_to_patches of its image processor says.
             least, most = (int(processor.get(key, 1)) for key in ("min_patches", "max_patches"))
@@ -338,7 +338,7 @@ class InSquares(Pictures):
         return {"side": side, "max_pixels": side**2, "min_pixels": 1, "split": split}
 
 
-def _is_cropped(processor: Settings, side: int, where: Path) -> bool:
+def is_cropped(processor: Settings, side: int, where: Path) -> bool:
     """Whether pictures are cropped to a square of ``side``, or resized to it.
 
     Raises:

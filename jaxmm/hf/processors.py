@@ -29,6 +29,13 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "Siglip2ImageProcessor": {"resample": 2, "max_num_patches": 256, **_HALF},
     "CLIPImageProcessor": _CROP,
     "LlavaImageProcessor": _CROP,
+    "LlavaNextImageProcessor": {
+        **_CROP, "image_grid_pinpoints": [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]],
+    },
+    "LlavaOnevisionImageProcessor": {
+        "resample": 3, "size": {"height": 384, "width": 384}, **_CLIP,
+        "image_grid_pinpoints": [[384 * rows, 384 * columns] for rows in range(1, 7) for columns in range(1, 7)],
+    },
     "SiglipImageProcessor": {"resample": 3, "size": {"height": 224, "width": 224}, **_HALF},
     "Qwen2VLImageProcessor": {
         "resample": 3, "size": {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}, **_CLIP,

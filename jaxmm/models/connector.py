@@ -36,6 +36,7 @@ class ConnectorSpec:
       hidden_norm: a LayerNorm before the activation (GLM-4.1V).
       gated: hidden width of an MLP with a gate in the place of the MLP's last map; 0 is that map (GLM-4.1V).
       deep: soft tokens of so many tapped layers, each by an MLP of its own that norms the pooled vector (Qwen3-VL).
+      newline: a learnt vector that ends rows of soft tokens: the first row of the soft-token table (LLaVA-NeXT).
     """
 
     merge: int = 2
@@ -54,6 +55,7 @@ class ConnectorSpec:
     activation: str = "gelu"
     bias: bool = True
     deep: int = 0
+    newline: bool = False
 
     def __post_init__(self):
         check_sizes(self, "connector", "merge")
@@ -65,6 +67,8 @@ class ConnectorSpec:
             raise ValueError(f"connector pool '{self.pool}' is not one of {', '.join(POOLS)}")
         if self.merged and self.norm and not self.norm_first:
             raise ValueError("a connector that merges patches by a linear map norms them before")
+        if self.newline and self.deep:
+            raise ValueError("rows that a vector ends have no soft tokens of tapped layers")
 
     def pooled_width(self, inputs: int) -> int:
         """Width of the vector of a merge group, as the MLP gets it."""
@@ -134,13 +138,21 @@ class Projector(nnx.Module):
 
 
 class Connector(Projector):
-    """The projector of features, and those of tapped layers."""
+    """The projector of features, those of tapped layers, and the vector that ends rows of soft tokens."""
 
     def __init__(self, spec: ConnectorSpec, inputs: int, outputs: int, *, taps: int = 0, rngs: nnx.Rngs):
         """``taps``: width of a tapped layer's output."""
         super().__init__(spec, inputs, outputs, rngs=rngs)
         pooled = dataclasses.replace(spec, norm_first=False, merged=0, deep=0)
         self.deep = stack(spec.deep, lambda r: Projector(pooled, taps, outputs, rngs=r), rngs) if spec.deep else None
+        scale = nnx.initializers.normal(outputs**-0.5)
+        self.newline = parameter(rngs, (outputs,), (None,), scale) if spec.newline else None
+
+    def newline_table(self, rows: int, dtype: jnp.dtype) -> jax.Array:
+        """The vector that ends rows of soft tokens, as a table (B, 1, outputs) of ``rows`` rows of a batch."""
+        assert self.newline is not None, "spec.newline"
+        vector_D = self.newline[...].astype(dtype)
+        return jnp.broadcast_to(vector_D, (rows, 1, *vector_D.shape))
 
     def deep_tables(self, taps_KBND: jax.Array) -> jax.Array:
         """Soft tokens of tapped layers: (K, B, S, outputs)."""

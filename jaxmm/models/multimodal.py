@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxmm import sharding, zigzag
-from jaxmm.batch import Batch
+from jaxmm.batch import Batch, Mixed
 from jaxmm.models.adapters import AdapterSpec, Map, adapt, adapted_maps, begin
 from jaxmm.models.cache import Cache
 from jaxmm.models.compute import Compute
@@ -105,7 +105,8 @@ class MultimodalModel(nnx.Module):
             hold(self, spec.frozen, rngs)
 
     def soft_tokens(self, batch: Batch, compute: Compute) -> SoftTokens:
-        """The rows' soft-token tables: of patches, then of ready-made features, then of audio and its features."""
+        """The rows' soft-token tables: of patches, then of ready-made features, then of audio and its features; before
+        them the vector that ends rows, where the connector has one."""
         if unknown := sorted(set(batch.media) - ({"audio", "audio_features"} if self.audio is not None else set())):
             raise ValueError(f"the batch has {unknown[0]}, and the model no tower for it")
         tables_BSD, deep_KBSD = [], None
@@ -115,6 +116,8 @@ class MultimodalModel(nnx.Module):
             if batch.features is not None:
                 last_BND = jnp.concatenate([last_BND, batch.features.values.astype(last_BND.dtype)], axis=1)
             tables_BSD.append(self.connector(last_BND))
+            if self.connector.newline is not None:
+                tables_BSD.insert(0, self.connector.newline_table(last_BND.shape[0], tables_BSD[0].dtype))
             if features.taps:
                 deep_KBSD = self.connector.deep_tables(jnp.stack(features.taps))
         elif batch.features is not None:
@@ -155,6 +158,8 @@ class MultimodalModel(nnx.Module):
         x_BTD = self.decoder.embed(zigzag.shard(batch.text.values), jnp.dtype(compute.dtype))
         if soft.table_BSD.shape[1]:
             placed_BTD = jnp.take_along_axis(soft.table_BSD, jnp.maximum(slots_BT, 0)[..., None], axis=1)
+            if batch.mixed is not None:
+                placed_BTD = _mixed(placed_BTD, soft.table_BSD, jax.tree.map(zigzag.shard, batch.mixed))
             x_BTD = jnp.where((slots_BT >= 0)[..., None], placed_BTD, x_BTD)
         x_BTD = sharding.constrain(x_BTD, "rows", zigzag.positions_axis(slots_BT.shape[1]), None)
         deep = None if soft.deep_KBSD is None else DeepStack(soft.deep_KBSD, slots_BT)
@@ -208,6 +213,14 @@ class MultimodalModel(nnx.Module):
           target_positions_BR: where in the rows, in zigzag order; None is everywhere: (B, T, D), sharded.
         """
         return self.hidden(batch, self.soft_tokens(batch, compute), compute, target_positions_BR), self.projection()
+
+
+def _mixed(placed_BTD, table_BSD, mixed: Mixed):
+    """Weighted sums, in float32, of the rows of the table that are placed already and of the others."""
+    others = jnp.split(mixed.others_BT3, 3, axis=-1)
+    rows = [placed_BTD, *(jnp.take_along_axis(table_BSD, rows_BT1, axis=1) for rows_BT1 in others)]
+    weights = jnp.split(mixed.weights_BT4, 4, axis=-1)
+    return sum(x * weight_BT1 for x, weight_BT1 in zip(rows, weights, strict=True)).astype(table_BSD.dtype)
 
 
 @functools.cache  # the model is traced once for all who ask

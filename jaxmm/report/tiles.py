@@ -38,6 +38,7 @@ def picture_of(batch: Batch, b: int, slots: np.ndarray, tile: int, spec: ImageSp
     """Puts the patches of a tile, which the soft tokens in ``slots`` are made of, back into a picture.
 
     Args:
+      slots: of the soft-token table of patches.
       tile: its number in row ``b``, from 1.
       name: of the document, for errors.
     """

@@ -201,11 +201,15 @@ class Viewer:
         for start, stop in itertools.pairwise(cuts):
             first, last = here.start + start, here.start + stop
             if thing[start] < -1:
-                picture = picture_of(batch, b, slots[start:stop], int(tile[start]), self.spec, name)
+                rows = slots[start:stop] - self.spec.newline
+                picture = picture_of(batch, b, rows, int(tile[start]), self.spec, name)
                 yield Span("picture", first, last, picture=picture)
             elif thing[start] == -1:
                 name_of = names[stream[start]]
-                text = "" if name_of in WIDTHS_KEYS else f"{stop - start} soft tokens of {name_of}"
+                of = "the squares of this picture, row by row" if name_of == "patches" else name_of
+                text = "" if name_of in WIDTHS_KEYS else f"{stop - start} soft tokens of {of}"
+                if not slots[start:stop].any():
+                    text = "the vector that ends the picture"
                 yield Span(name_of, first, last, text)
             elif thing[start] > len(values):
                 yield Span("tokens", first, last, self._drawn_name(values[start:stop]), bool(learnt[start]))
@@ -215,13 +219,21 @@ class Viewer:
                 yield from self._text(values[start:stop], learnt[start:stop], first)
 
     def _tiles(self, batch: Batch, b: int, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Of each slot the number of its stream among those of the batch, or -1, and its tile from 1, or 0 for none."""
+        """Of each slot the number of its stream among those of the batch, or -1, and its tile from 1, or 0 for none.
+
+        Squares that are read as one picture are no tiles, nor are the vectors at their rows' ends: they come after the
+        whole picture, which is the last of its tiles.
+        """
         stream, tile = np.full(len(slots), -1), np.zeros(len(slots), np.int64)
-        for number, place in enumerate(places_in(batch, self.spec).values()):
+        places = places_in(batch, self.spec)
+        for number, place in enumerate(places.values()):
             stream[slots >= place.start] = number
-        tiles = batch.patches.segments[b, :: self.spec.merge**2]
-        is_picture = (slots >= 0) & (slots < len(tiles))
-        tile[is_picture] = tiles[slots[is_picture]]
+        tiles, first = batch.patches.segments[b, :: self.spec.merge**2], places["patches"].start
+        is_picture = (slots >= first) & (slots < first + len(tiles))
+        tile[is_picture] = tiles[slots[is_picture] - first]
+        if self.spec.newline:
+            stream[slots == 0] = list(places).index("patches")
+            tile[tile < np.maximum.accumulate(tile)] = 0
         return stream, tile
 
     def _text(self, tokens: np.ndarray, learnt: np.ndarray, first: int) -> Iterator[Span]:

@@ -16,6 +16,7 @@ from jaxmm import export, train
 # The families' models of tools/parities, and the config that trains each.
 CASES = {
     "siglip2 + llama": "base", "qwen3": "base", "lfm2": "base", "lfm2, experts": "base", "llava, clip": "llava_1_5",
+    "llava-next": "llava_1_5", "llava-onevision": "base",
     "qwen2-vl": "qwen2_5_vl", "qwen2.5-vl": "qwen2_5_vl", "qwen3-vl": "qwen3_vl", "qwen3-vl, experts": "qwen3_vl_moe",
     "qwen3.5": "qwen3_5", "qwen3.5, experts": "qwen3_5", "gemma3": "gemma3", "gemma4": "gemma4",
     "paligemma2": "base",

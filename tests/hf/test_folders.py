@@ -25,8 +25,9 @@ from jaxmm.hf.families.registry import layout_of
 from jaxmm.models.multimodal import flat_axes
 
 CASES = (
-    "llava, clip", "llava, siglip", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3-vl, experts", "gemma3", "internvl",
-    "qwen3", "mistral3", "glm-4.1v", "glm-4.6v-flash", "paddleocr-vl",
+    "llava, clip", "llava, siglip", "llava-next", "llava-onevision", "qwen2-vl", "qwen2.5-vl", "qwen3-vl",
+    "qwen3-vl, experts", "gemma3", "internvl", "qwen3", "mistral3", "glm-4.1v", "glm-4.6v-flash",
+    "paddleocr-vl",
 )  # fmt: skip
 
 
@@ -75,9 +76,9 @@ def rewritten(folder: Path, change: Any) -> None:
 
 
 OLD = {"text.": "language_model.model.", "vision.": "vision_tower.vision_model.", "lm_head.": "language_model.lm_head.",
-       "connector.": "multi_modal_projector."}  # fmt: skip
+       "connector.": "multi_modal_projector.", "image_newline.": "image_newline"}  # fmt: skip
 NEW = {"text.": "model.language_model.", "vision.": "model.vision_tower.", "lm_head.": "lm_head.",
-       "connector.": "model.multi_modal_projector."}  # fmt: skip
+       "connector.": "model.multi_modal_projector.", "image_newline.": "model.image_newline"}  # fmt: skip
 QWEN_OLD = {"text.": "model.", "vision.": "visual.", "lm_head.": "lm_head."}
 QWEN_NEW = {"text.": "model.language_model.", "vision.": "model.visual.", "lm_head.": "lm_head."}
 PADDLE_OLD = {**QWEN_OLD, "vision.": "visual.vision_model.", "connector.": "mlp_AR."}

@@ -93,9 +93,9 @@ def test_a_family_has_what_all_are_asked_for(family):
 
 
 class Toy(Family):
-    """LLaVA-NeXT's config, read in a way of our own."""
+    """VipLLaVA's config, read in a way of our own."""
 
-    model_type = "llava_next"
+    model_type = "vipllava"
     architecture = "ToyForConditionalGeneration"
     image_processor = "Qwen2VLImageProcessor"
     pictures = ByPixels()
@@ -111,18 +111,18 @@ class Toy(Family):
 
 @pytest.mark.usefixtures("whole_transformers")
 def test_a_new_family_is_one_class_and_one_entry_of_the_table(monkeypatch, tmp_path):
-    from transformers import LlavaNextConfig
+    from transformers import VipLlavaConfig
 
     folder = tmp_path / "theirs"
     folder.mkdir()
     decoder = parity_models.text("llama", vocab_size=512)
-    config = LlavaNextConfig(vision_config=parity_models.SIGLIP, text_config=decoder)
+    config = VipLlavaConfig(vision_config=parity_models.SIGLIP, text_config=decoder)
     (folder / "config.json").write_text(json.dumps(config.to_dict(), default=str))
     byte_level_tokenizer().save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps({"max_pixels": 4096}))
     base = ROOT.parent / "configs/base.py"
     given = command.parse([f"--config={base}", f"--config.init_from={folder}", "--config.data.boxes=model"], {}).config
-    with pytest.raises(UserError, match=r"model 'llava_next' is not supported: those are lfm2_vl, llava"):
+    with pytest.raises(UserError, match=r"model 'vipllava' is not supported: those are lfm2_vl, llava"):
         read_recipe(given)
     monkeypatch.setitem(FAMILIES, Toy.model_type, Toy())
     recipe = read_recipe(given)

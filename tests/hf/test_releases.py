@@ -37,6 +37,35 @@ LLAVA = {  # llava-hf/llava-1.5-7b-hf
     },
     "vision_feature_layer": -2, "vision_feature_select_strategy": "default", "vocab_size": 32064,
 }  # fmt: skip
+LLAVA_NEXT = {  # llava-hf/llava-v1.6-mistral-7b-hf
+    "architectures": ["LlavaNextForConditionalGeneration"], "ignore_index": -100,
+    "image_grid_pinpoints": [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]], "image_token_index": 32000,
+    "model_type": "llava_next", "projector_hidden_act": "gelu",
+    "text_config": {
+        "_name_or_path": "mistralai/Mistral-7B-Instruct-v0.2", "architectures": ["MistralForCausalLM"],
+        "intermediate_size": 14336, "max_position_embeddings": 32768, "model_type": "mistral",
+        "num_key_value_heads": 8, "rms_norm_eps": 1e-05, "rope_theta": 1000000.0, "sliding_window": None,
+        "torch_dtype": "bfloat16", "vocab_size": 32064,
+    },
+    "tie_word_embeddings": False, "torch_dtype": "float16", "transformers_version": "4.39.0.dev0",
+    "use_image_newline_parameter": True, "vision_config": LLAVA["vision_config"], "vision_feature_layer": -2,
+    "vision_feature_select_strategy": "default",
+}  # fmt: skip
+LLAVA_ONEVISION = {  # llava-hf/llava-onevision-qwen2-0.5b-ov-hf
+    "architectures": ["LlavaOnevisionForConditionalGeneration"], "image_token_index": 151646,
+    "model_type": "llava_onevision", "projector_hidden_act": "gelu",
+    "text_config": {
+        "architectures": ["Qwen2ForCausalLM"], "eos_token_id": 151645, "hidden_size": 896, "intermediate_size": 4864,
+        "max_window_layers": 24, "model_type": "qwen2", "num_attention_heads": 14, "num_hidden_layers": 24,
+        "num_key_value_heads": 2, "rope_theta": 1000000.0, "tie_word_embeddings": True, "vocab_size": 151936,
+    },
+    "tie_word_embeddings": True, "video_token_index": 151647, "vision_aspect_ratio": "anyres_max_9",
+    "vision_config": {
+        "hidden_size": 1152, "image_size": 384, "intermediate_size": 4304, "model_type": "siglip_vision_model",
+        "num_attention_heads": 16, "num_hidden_layers": 26, "patch_size": 14, "vision_use_head": False,
+    },
+    "vision_feature_layer": -1, "vision_feature_select_strategy": "full",
+}  # fmt: skip
 QWEN2_VL = {  # Qwen/Qwen2-VL-7B-Instruct: the text's fields are at the top
     "architectures": ["Qwen2VLForConditionalGeneration"], "attention_dropout": 0.0, "bos_token_id": 151643,
     "eos_token_id": 151645, "vision_start_token_id": 151652, "vision_end_token_id": 151653,
@@ -472,6 +501,9 @@ def count(spec: ModelSpec, *parts: str) -> int:
     [
         # Of LLaVA's tower the last layer (12,596,224) and the norm after it (2,048) are not used.
         (LLAVA, 7_063_427_072 - 12_596_224 - 2_048),
+        (LLAVA_NEXT, 7_566_747_648 - 12_596_224 - 2_048),
+        # Of LLaVA-OneVision's tower the norm behind its layers is not used.
+        (LLAVA_ONEVISION, 893_618_208 - 2_304),
         (QWEN2_VL, 8_291_375_616),
         (QWEN2_VL_2B, 2_208_985_600),
         (QWEN2_5_VL, 8_292_166_656),
@@ -657,7 +689,8 @@ def changed(config: dict[str, Any], **changes: Any) -> dict[str, Any]:
          "vision:DIR,decoder:DIR or audio:DIR,decoder:DIR$"),
         ({"model_type": "siglip2"}, "'siglip2' is no whole model but .*: name both parts, as vision:DIR,decoder:DIR$"),
         ({"model_type": "whisper"}, "'whisper' is no whole model but .*: name both parts, as audio:DIR,decoder:DIR$"),
-        (changed(LLAVA, model_type="llava_next"), "model 'llava_next' is not supported: those are lfm2_vl, llava"),
+        (changed(LLAVA_NEXT, vision_config=MISTRAL3["vision_config"]), "llava_next with a tower 'pixtral' is not"),
+        (changed(LLAVA, model_type="llava_next_video"), "model 'llava_next_video' is not supported: those are lfm2_vl"),
         ({"model_type": "bert_of_mine"}, "model 'bert_of_mine' is not supported: those are lfm2_vl, llava"),
         (changed(LLAVA, quantization_config={"quant_method": "awq"}), "weights quantised by awq are not supported"),
         ({"architectures": ["Mystery"]}, "model '' is not supported: those are lfm2_vl, llava"),

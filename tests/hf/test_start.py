@@ -43,13 +43,17 @@ def start_of(name: str, folder, **processor):
          {"min_pixels": 128, "max_pixels": 2048, "least_side": "floor", "resample": "bicubic"}),
         ("paddleocr-vl", {"min_pixels": 128, "max_pixels": 2048, "image_mean": [0.5, 0.5, 0.5]},
          {"min_pixels": 128, "max_pixels": 2048, "least_side": "round", "resample": "bicubic"}),
+        ("llava-next", IMAGES["llava_next"],
+         {"side": 8, "newline": True, "crop": False, "resample": "bicubic", "class_tokens": 1}),
+        ("llava-onevision", IMAGES["llava_onevision"],
+         {"side": 14, "newline": True, "mixes": True, "resample": "bicubic", "class_tokens": 0}),
         ("mistral3", {"size": {"longest_edge": 40}},
          {"max_pixels": 1600, "by_longest": True, "row_break": "[IMG_BREAK]", "resample": "bicubic"}),
     ],
 )  # fmt: skip
 def test_images_are_processed_as_the_family_does_by_default(name, said, wanted, tmp_path):
-    spec = vars(ImageSpec(**image_settings(start_of(name, tmp_path, **said))))
-    assert {key: spec[key] for key in wanted} == wanted
+    spec = ImageSpec(**image_settings(start_of(name, tmp_path, **said)))
+    assert {key: getattr(spec, key) for key in wanted} == wanted
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxmm.batch import Batch, Stream
+from jaxmm.batch import Batch, Mixed, Stream
 from jaxmm.models.multimodal import ModelSpec
 from parities.models import IMAGE_TOKEN, QWEN, TEXT_TOKENS, Case
+from parities.squares import Squares, drawn, reading_order
 
 
 class Words(NamedTuple):
@@ -24,7 +25,7 @@ class Picture(NamedTuple):
     row_break: int = 0  # the token between two rows of soft tokens; 0 is none
 
 
-Document = list[Words | Picture]
+Document = list[Words | Picture | Squares]
 
 
 def documents(
@@ -33,20 +34,26 @@ def documents(
     grid: int = 0,
     images: Sequence[int] = (1, 2, 0),
     row_break: int = 0,
+    sizes: Sequence[Sequence[int]] = (),
+    most: int = 0,
 ) -> list[Document]:
     """Documents with so many pictures each, text around them.
 
     Args:
       grid: patches on a side of every picture; 0 is pictures of mixed aspect ratio.
       row_break: as in ``Picture``.
+      sizes: (height, width) in pixels of the squares that are read as one picture; () is pictures of one tile.
+      most: above 0, so many squares' worth of soft tokens are read at most, and several pictures are one square each.
     """
 
     def words(low: int, high: int) -> Words:
         return Words(rng.integers(*TEXT_TOKENS, rng.integers(low, high)))
 
-    def picture() -> Picture:
+    def picture(count: int) -> Picture | Squares:
         vision, connector = spec.seeing
         side, merge = vision.patch_size, connector.merge
+        if sizes:
+            return drawn(rng, sizes, most, whole=most > 0 and count > 1)
         rows, columns = (grid,) * 2 if grid else (int(n) * merge for n in rng.integers(1, 5, 2))
         # On a CPU torch gives all rows of a square that it resizes to one column the first row's values.
         # Mistral 3's class takes one soft token alone for a vector of many.
@@ -54,7 +61,7 @@ def documents(
         return Picture(rng.integers(0, 256, (rows * side, columns * side, 3)).astype(np.uint8), row_break)
 
     return [
-        [part for _ in range(count) for part in (words(2, 6), picture())] + [words(3, 8)] for count in images
+        [part for _ in range(count) for part in (words(2, 6), picture(count))] + [words(3, 8)] for count in images
     ]  # fmt: skip
 
 
@@ -84,6 +91,23 @@ def cut(pixels: np.ndarray, side: int) -> np.ndarray:
     return blocks.reshape(-1, side * side * 3)
 
 
+def tile_patches(pixels: np.ndarray, spec: ModelSpec, number: int) -> list[tuple[np.ndarray, list[int], int]]:
+    """(values, position, segment) of each patch of tile ``number``, of its class tokens, and of what fills their
+    group."""
+    vision, connector = spec.seeing
+    side = vision.patch_size
+    rows, columns = pixels.shape[0] // side, pixels.shape[1] // side
+    pixels = pixels[: rows * side, : columns * side]  # a tower does not see the rest
+    order, _ = travelling_order(rows, columns, connector.merge, vision.window)
+    found = [
+        (values, [0, index // columns, index % columns], number)
+        for index, values in zip(order.tolist(), cut(pixels, side)[order], strict=True)
+    ]
+    nothing = np.zeros(side * side * 3, np.uint8)
+    found += [(nothing, [0, -1, k], number) for k in range(vision.class_tokens)]
+    return found + [(nothing, [0, 0, 0], 0)] * (-len(found) % connector.merge**2)
+
+
 def packed(documents: Sequence[Document], spec: ModelSpec) -> Batch:
     """All documents in one row, each text position but a document's last a target."""
     (vision, connector), axes = spec.seeing, spec.decoder.text_axes
@@ -91,6 +115,7 @@ def packed(documents: Sequence[Document], spec: ModelSpec) -> Batch:
     text: list[tuple[int, list[int], int, int, int, int, float]] = []
     patches: list[tuple[np.ndarray, list[int], int]] = []
     grids: list[list[int]] = []
+    mixed: dict[int, list[tuple[int, float]]] = {}
     for number, document in enumerate(documents, start=1):
         at, first = 0, len(text)
         for part in document:
@@ -99,15 +124,24 @@ def packed(documents: Sequence[Document], spec: ModelSpec) -> Batch:
                     text.append((int(token), [at] * axes, number, -1, 0, 0, 0.0))
                     at += 1
                 continue
+            if isinstance(part, Squares):
+                starts = []
+                for tile in part.tiles:
+                    starts.append(len(patches) // group + int(connector.newline))
+                    patches += tile_patches(tile, spec, len(grids) + 1)
+                    grids.append([1, tile.shape[0] // side, tile.shape[1] // side])
+                across = grids[-1][1] // merge
+                for soft in reading_order(part, across):
+                    taken = [(starts[tile] + row * across + column, part) for (tile, row, column), part in soft]
+                    mixed[len(text)] = taken
+                    text.append((0, [at] * axes, number, taken[0][0] if taken else 0, len(grids), 0, 0.0))
+                    at += 1
+                continue
             rows, columns = part.pixels.shape[0] // side, part.pixels.shape[1] // side
-            order, slots = travelling_order(rows, columns, merge, vision.window)
+            _, slots = travelling_order(rows, columns, merge, vision.window)
             start = len(patches) // group
             grids.append([1, rows, columns])
-            for index, values in zip(order, cut(part.pixels, side)[order], strict=True):
-                patches.append((values, [0, index // columns, index % columns], len(grids)))
-            nothing = np.zeros(side * side * 3, np.uint8)
-            patches += [(nothing, [0, -1, k], len(grids)) for k in range(vision.class_tokens)]
-            patches += [(nothing, [0, 0, 0], 0)] * (-len(patches) % group)
+            patches += tile_patches(part.pixels, spec, len(grids))
             for n, slot in enumerate(slots):
                 row, column = divmod(n, columns // merge)
                 if part.row_break and row and not column:
@@ -138,7 +172,19 @@ def packed(documents: Sequence[Document], spec: ModelSpec) -> Batch:
         targets_BT=_int(targets),
         weights_BT=weights.astype(np.float32),
         sources_BT=np.zeros(tokens.shape, np.int32),
+        mixed=_mixed(mixed, len(text)) if connector.newline else None,
     )
+
+
+def _mixed(taken: dict[int, list[tuple[int, float]]], length: int) -> Mixed:
+    """The rows of the soft-token table behind the first one, with all weights, of the positions that have some."""
+    others, weights = np.zeros((1, length, 3), np.int32), np.zeros((1, length, 4), np.float32)
+    weights[..., 0] = 1
+    for at, parts in taken.items():
+        if len(parts) > 1:
+            rows, own = (np.array(x) for x in zip(*parts, strict=True))
+            others[0, at, : len(rows) - 1], weights[0, at, : len(own)] = rows[1:], own
+    return Mixed(others, weights)
 
 
 def _int(x: np.ndarray) -> np.ndarray:
@@ -157,6 +203,8 @@ def alone(document: Document, case: Case, spec: ModelSpec) -> dict[str, Any]:
         if isinstance(part, Words):
             ids += part.ids.tolist()
             kinds += [0] * len(part.ids)
+        elif isinstance(part, Squares):
+            ids += [IMAGE_TOKEN for _ in reading_order(part, part.tiles.shape[1] // side // merge)]
         else:
             count = part.pixels.shape[0] // side // merge * (part.pixels.shape[1] // side // merge)
             row = part.pixels.shape[1] // side // merge
@@ -173,6 +221,16 @@ def alone(document: Document, case: Case, spec: ModelSpec) -> dict[str, Any]:
     if case.family == "paligemma":
         behind = suffix(document)
         found["token_type_ids"] = torch.tensor([[0] * (len(ids) - behind) + [1] * behind])
+    squares = [part for part in document if isinstance(part, Squares)]
+    if squares:  # the whole picture comes first, and pictures are filled up to as many tiles
+        values = np.zeros((len(squares), max(len(part.tiles) for part in squares), *squares[0].tiles.shape[1:]))
+        for i, part in enumerate(squares):
+            values[i, : len(part.tiles)] = (np.roll(part.tiles, 1, axis=0) / 255 - 0.5) / 0.5
+        found["pixel_values"] = torch.tensor(values.transpose(0, 1, 4, 2, 3), dtype=torch.float32)
+        found["image_sizes"] = torch.tensor([[part.height, part.width] for part in squares])
+        if squares[0].most:
+            found["batch_num_images"] = torch.tensor([len(squares)])
+        return found
     pictures = [(part.pixels / 255 - 0.5) / 0.5 for part in document if isinstance(part, Picture)]
     if not pictures:
         return found

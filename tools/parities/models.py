@@ -67,6 +67,16 @@ class Case(NamedTuple):
         vision = config.vision_config
         return side(vision.image_size) // side(vision.patch_size) if self.fixed else 0
 
+    @staticmethod
+    def sizes(config: Any) -> list[list[int]]:
+        """(height, width) in pixels of the squares that are read as one picture; [] where none are."""
+        return getattr(config, "image_grid_pinpoints", [])
+
+    @staticmethod
+    def most(config: Any) -> int:
+        """How many squares' worth of their soft tokens are read at most; 0 is all."""
+        return int(getattr(config, "vision_aspect_ratio", "0").rpartition("_")[2])
+
 
 def text(kind: str, **changes: Any) -> dict[str, Any]:
     """A decoder's config, of 6 heads of 16 over 2 key-value heads, 3 layers."""
@@ -115,6 +125,28 @@ def llava(vision: dict[str, Any], decoder: dict[str, Any], **changes: Any) -> Ca
         return LlavaConfig(vision_config=vision, text_config=decoder, image_token_index=IMAGE_TOKEN, **changes)
 
     return config
+
+
+def llava_next(rng: np.random.Generator) -> Any:
+    from transformers import LlavaNextConfig
+
+    vision = CLIP | {"num_hidden_layers": 2, "image_size": 2 * PATCH}
+    decoder = text("mistral", num_hidden_layers=1, sliding_window=None)
+    return LlavaNextConfig(
+        vision_config=vision, text_config=decoder, image_token_index=IMAGE_TOKEN, image_grid_pinpoints=GRIDS
+    )
+
+
+def llava_onevision(rng: np.random.Generator) -> Any:
+    """Of each square two pixels are left over behind its patches, as of the releases' six."""
+    from transformers import LlavaOnevisionConfig
+
+    vision = vit("siglip_vision_model", image_size=OVER, num_hidden_layers=2, vision_use_head=False)
+    decoder = text("qwen2", head_dim=8, num_hidden_layers=1)
+    return LlavaOnevisionConfig(
+        vision_config=vision, text_config=decoder, image_token_index=IMAGE_TOKEN, video_token_index=VIDEO_TOKEN,
+        image_grid_pinpoints=ALL_GRIDS, vision_aspect_ratio="anyres_max_2",
+    )  # fmt: skip
 
 
 # Their models take patches in the order of merge groups, each as equal frames, and a grid for each picture.
@@ -349,6 +381,9 @@ def paddleocr_vl(rng: np.random.Generator) -> Any:
 
 CLIP = vit("clip_vision_model", image_size=4 * PATCH, projection_dim=20)
 SIGLIP = vit("siglip_vision_model", image_size=5 * PATCH)
+GRIDS = [[rows * 2 * PATCH, columns * 2 * PATCH] for rows, columns in ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))]
+OVER = 3 * PATCH + 2
+ALL_GRIDS = [[rows * OVER, columns * OVER] for rows in (1, 2, 3) for columns in (1, 2, 3)]
 EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 28}
 LONGROPE = {"original_max_position_embeddings": 8, "short_factor": [1.0 + i / 8 for i in range(8)],
             "long_factor": [2.0 + i for i in range(8)]}  # fmt: skip
@@ -388,6 +423,8 @@ CASES = (
     Case("llava, clip, two layers", "llava", llava(CLIP, text("llama"), vision_feature_layer=[-2, 1]), fixed=True),
     Case("llava, siglip", "llava",
          llava(SIGLIP, text("qwen2", head_dim=8), vision_feature_select_strategy="full"), fixed=True),
+    Case("llava-next", "llava_next", llava_next, fixed=True),
+    Case("llava-onevision", "llava_onevision", llava_onevision, fixed=True),
     Case("qwen2-vl", "qwen2_vl", qwen2_vl),
     Case("qwen2.5-vl", "qwen2_5_vl", qwen2_5_vl),
     Case("qwen3-vl", "qwen3_vl", qwen3_vl),

@@ -35,12 +35,15 @@ KINDS = {
     "GotOcr2ImageProcessorPil": "got_ocr2.image_processing_pil_got_ocr2",
     "Idefics3ImageProcessorPil": "idefics3.image_processing_pil_idefics3",
     "SmolVLMImageProcessorPil": "smolvlm.image_processing_pil_smolvlm",
+    "LlavaNextImageProcessorPil": "llava_next.image_processing_pil_llava_next",
+    "LlavaOnevisionImageProcessorPil": "llava_onevision.image_processing_pil_llava_onevision",
 }
-# As published: of LFM2-VL-450M, llava-1.5-7b, Qwen2-VL-2B, Qwen2.5-VL-3B, Qwen3-VL-2B, gemma-3-4b, InternVL3-1B,
-# gemma-4-31B, paligemma-3b-224, Mistral-Small-3.1, GLM-4.1V-9B, GLM-4.6V-Flash, Idefics3-8B, SmolVLM2-2.2B,
-# PaddleOCR-VL.
+# As published: of LFM2-VL-450M, llava-1.5-7b, llava-v1.6-mistral-7b, llava-onevision-qwen2-0.5b, Qwen2-VL-2B,
+# Qwen2.5-VL-3B, Qwen3-VL-2B, gemma-3-4b, InternVL3-1B, gemma-4-31B, paligemma-3b-224, Mistral-Small-3.1, GLM-4.1V-9B,
+# GLM-4.6V-Flash, Idefics3-8B, SmolVLM2-2.2B, PaddleOCR-VL.
 PUBLISHED = {
     "lfm2_vl": {"patch_size": 16}, "llava": {"patch_size": 14, "image_size": 336},
+    "llava_next": {"patch_size": 14, "image_size": 336}, "llava_onevision": {"patch_size": 14, "image_size": 384},
     "qwen2_vl": {"patch_size": 14}, "qwen2_5_vl": {"patch_size": 14, "window_size": 112},
     "qwen3_vl": {"patch_size": 16}, "qwen3_vl_moe": {"patch_size": 16}, "qwen3_5": {"patch_size": 16},
     "qwen3_5_moe": {"patch_size": 16}, "gemma4": {"patch_size": 16, "position_embedding_size": 10240},
@@ -102,6 +105,11 @@ def side_of(case: Case, folder: Path, published: bool = False) -> Side:
             config.mm_tokens_per_image = 256
         if case.family == "smolvlm":
             config.scale_factor = 3
+        if case.family == "llava_onevision":
+            sides = range(384, 7 * 384, 384)
+            config.image_grid_pinpoints = [[height, width] for height in sides for width in sides]
+        if case.family == "llava_next":
+            config.image_grid_pinpoints = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
     theirs = processor_of(case.family, config, published)
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config.to_dict(), default=str))
@@ -127,6 +135,13 @@ def processor_of(family: str, config: Any, published: bool) -> Any:
         )  # fmt: skip
     if family == "llava" and vision.model_type == "clip_vision_model":
         return _make("CLIPImageProcessorPil", size={"shortest_edge": side}, crop_size=square)
+    if family == "llava_next":
+        sizes = config.image_grid_pinpoints
+        return _make(
+            "LlavaNextImageProcessorPil", size={"shortest_edge": side}, crop_size=square, image_grid_pinpoints=sizes
+        )
+    if family == "llava_onevision":
+        return _make("LlavaOnevisionImageProcessorPil", size=square, image_grid_pinpoints=config.image_grid_pinpoints)
     if family in ("llava", "paligemma"):
         return _make("SiglipImageProcessorPil", size=square)
     if family in QWEN:
@@ -166,10 +181,11 @@ def _make(kind: str, **settings: Any) -> Any:
     return getattr(importlib.import_module(f"transformers.models.{KINDS[kind]}"), kind)(**settings)
 
 
-def their_tiles(side: Side, data: bytes) -> list[np.ndarray]:
-    """float (height, width, 3), from 0 to 255, of each tile that a picture becomes."""
+def their_tiles(side: Side, data: bytes, is_alone: bool = True) -> list[np.ndarray]:
+    """float (height, width, 3), from 0 to 255, of each tile that a picture becomes; ``is_alone``: in its document."""
     processor, patch, merge = side.theirs, side.image.patch_size, side.image.merge
-    found = processor([PIL.Image.open(io.BytesIO(data))], return_tensors="np")
+    picture = PIL.Image.open(io.BytesIO(data))
+    found = processor([picture] if is_alone else [[picture, picture]], return_tensors="np")
     values = np.asarray(found["pixel_values"], np.float64)
     if side.family == "lfm2_vl":
         tiles = []
@@ -191,15 +207,20 @@ def their_tiles(side: Side, data: bytes) -> list[np.ndarray]:
         tiles = [blocks.transpose(0, 2, 5, 1, 3, 6, 4).reshape(rows * patch, columns * patch, 3)]
     else:
         tiles = list(values.reshape(-1, *values.shape[-3:]).transpose(0, 2, 3, 1))
+    if not is_alone:
+        tiles = tiles[:1]
+    elif side.image.newline:  # the whole picture comes first
+        tiles = tiles[1:] + tiles[:1]
     return [(tile * np.array(processor.image_std) + np.array(processor.image_mean)) * 255 for tile in tiles]
 
 
-def picture_difference(side: Side, data: bytes, size: tuple[int, int]) -> float:
+def picture_difference(side: Side, data: bytes, size: tuple[int, int], is_alone: bool = True) -> float:
     """The largest difference of a level, infinite where sizes differ; patches are compared as they travel."""
     from jaxmm.data.documents import Image
+    from jaxmm.data.media.mosaic import beside_others
     from jaxmm.data.media.patches import patches
 
-    tiles, spec = their_tiles(side, data), side.image
+    tiles, spec = their_tiles(side, data, is_alone), side.image if is_alone else beside_others(side.image)
     ours, grid = patches(Image(data=data), spec, size)
     wanted = []
     for tile in tiles:
@@ -220,6 +241,8 @@ def patch_difference(case: Case, folder: Path, published: bool = False, seed: in
         if side.family in QWEN and max(size) / min(size) > 200:
             continue  # their processor raises
         difference = picture_difference(side, data, size)
+        if side.image.split and side.image.split.beside:
+            difference = max(difference, picture_difference(side, data, size, is_alone=False))
         if difference > worst:
             worst, where = difference, name
     return worst, where

@@ -11,13 +11,17 @@ import numpy as np
 
 
 class Extent(NamedTuple):
-    """What the index stores of one medium: see ``index.Columns``. ``rate`` counts only where there is a ``length``."""
+    """What the index stores of one medium: see ``index.Columns``. ``rate`` counts only where there is a ``length``.
+
+    ``together`` is how many pictures the document of a picture has, as far as it is known; 1 of other media.
+    """
 
     height: int
     width: int
     kind: int = 0
     length: int = 0
     rate: Fraction = Fraction(1)
+    together: int = 1
 
     @classmethod
     def read(cls, kind: int, columns: Iterable[Any]) -> Extent:
@@ -50,7 +54,9 @@ class Extents:
 
     def one(self) -> Extent:
         """The extent, where there is only one medium."""
-        return Extent.read(int(self.kind), (self.height, self.width, self.length, self.rate_num, self.rate_den))
+        columns = self.height, self.width, self.length, self.rate_num, self.rate_den
+        extent = Extent.read(int(self.kind), columns)
+        return extent if extent.kind else extent._replace(together=int(self.together))
 
     @property
     def source(self) -> str:
@@ -80,6 +86,18 @@ class Extents:
     @functools.cached_property
     def rate_den(self) -> np.ndarray:
         return self._column("media_rate_den_I")
+
+    @functools.cached_property
+    def together(self) -> np.ndarray:
+        """How many pictures (of kind 0) the document of each medium has."""
+        offsets, kinds = np.asarray(self._index.images_E1), self._index.image_kind_I
+        is_part = isinstance(self._which, slice) or np.asarray(self._which).dtype == bool
+        chosen = np.arange(len(kinds))[self._which] if is_part else np.asarray(self._which)
+        owner = np.searchsorted(offsets, chosen if self._within is None else chosen[self._within], side="right")
+        first, last = offsets[owner - 1], offsets[owner]
+        start, stop = (int(np.min(first)), int(np.max(last))) if np.size(first) else (0, 0)
+        before = np.concatenate([[0], np.cumsum(np.asarray(kinds[start:stop]) == 0)])
+        return before[last - start] - before[first - start]
 
     def _column(self, name: str) -> np.ndarray:
         column = np.asarray(getattr(self._index, name)[self._which])

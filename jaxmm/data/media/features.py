@@ -62,8 +62,8 @@ class FeaturesMedium(Medium):
         height, width, merge = extents.height, extents.width, spec.merge
         if spec.split:
             raise UserError(
-                f"{extents.source} has feature vectors in place of images, but this model splits images and has text "
-                f"between their tiles: give pictures"
+                f"{extents.source} has feature vectors in place of images, but this model splits images into tiles: "
+                f"give pictures"
             )
         if spec.row_break:
             raise UserError(

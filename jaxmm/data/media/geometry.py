@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxmm.batch import ImageSpec, SplitSpec
+from jaxmm.data.media import mosaic
 
 
 class Bounds(NamedTuple):
@@ -140,6 +141,8 @@ def tile_grid(height: Any, width: Any, spec: ImageSpec) -> tuple[Any, Any]:
         is_split = area > spec.split.above * spec.max_pixels
         rows, columns = _nearest_aspect(tall, wide, spec.split.least, spec.split.most, spec.split.side)
         rows, columns = np.where(is_split, rows, 1), np.where(is_split, columns, 1)
+    elif spec.split and spec.split.grid == "shown":
+        rows, columns = mosaic.best_grid(tall, wide, spec.split)
     elif spec.max_tiles > 1:
         rows, columns = _nearest_aspect(tall, wide, spec.min_tiles, spec.max_tiles, spec.side)
     return (rows, columns) if rows.ndim else (int(rows), int(columns))
@@ -181,7 +184,7 @@ def _covered(tall: np.ndarray, wide: np.ndarray, split: SplitSpec) -> tuple[tupl
 
 def resized_before(height: int, width: int, spec: ImageSpec) -> list[tuple[int, int]]:
     """Returns (height, width) of what a picture is resized to, one after the other, before its tiles are made of it."""
-    if not spec.split or spec.split.grid == "aspect":
+    if not spec.split or spec.split.grid not in ("cover", "none"):
         return []
     longest, covering = _covered(np.asarray(height, np.float64), np.asarray(width, np.float64), spec.split)
     sizes = [longest, covering] if spec.split.grid == "cover" else [longest]
@@ -199,7 +202,7 @@ def _tile_grids(least: int, most: int) -> list[tuple[int, int]]:
 def tile_count(height: Any, width: Any, spec: ImageSpec) -> Any:
     """Returns how many tiles an image becomes, including the tile that shows the whole image."""
     rows, columns = tile_grid(height, width, spec)
-    return rows * columns + (rows * columns > 1)
+    return rows * columns + ((rows * columns > 1) | (spec.newline and spec.has_tiles))
 
 
 class Tiling(NamedTuple):
@@ -208,17 +211,14 @@ class Tiling(NamedTuple):
     Attributes:
       rows, columns: of the squares; 1 and 1 for the whole picture alone.
       square, whole: (rows, columns) of patches of each.
+      squares: how many there are; 0 for the whole picture alone.
     """
 
     rows: int
     columns: int
     square: tuple[int, int]
     whole: tuple[int, int]
-
-    @property
-    def squares(self) -> int:
-        """How many squares there are; 0 for the whole picture alone."""
-        return self.rows * self.columns if self.rows * self.columns > 1 else 0
+    squares: int
 
     @property
     def grids(self) -> list[tuple[int, int]]:
@@ -230,7 +230,7 @@ class Tiling(NamedTuple):
 def one_tiling(height: int, width: int, spec: ImageSpec) -> Tiling:
     """The tiles of one image, cached because sizes repeat."""
     whole, side = grid_size(height, width, spec), spec.tile_side // spec.patch_size
-    return Tiling(*tile_grid(height, width, spec), (side, side), whole)
+    return Tiling(*tile_grid(height, width, spec), (side, side), whole, int(tile_count(height, width, spec)) - 1)
 
 
 @functools.lru_cache(maxsize=65536)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
 from jaxmm.batch import Batch, ImageSpec, Stream
 from jaxmm.data.documents import Image
-from jaxmm.data.media import geometry
+from jaxmm.data.media import geometry, mosaic
 from jaxmm.data.media.extents import Extent, Extents
 from jaxmm.data.media.medium import Array, Filled, Inner, Item, Medium, Settings, Space
 from jaxmm.data.media.patches import Edges, fill
@@ -54,22 +54,22 @@ class ImageMedium(Medium):
         return bool(packed) and not packed.keys() - {"data", "path"}
 
     def units(self, extents: Extents, spec: ImageSpec) -> Array:
-        rows, columns = geometry.grid_size(extents.height, extents.width, spec)
-        patches = rows * columns + spec.extra
-        return patches + (_tiles(extents, spec) - 1) * spec.tile_patches if spec.has_tiles else patches
+        return _by_company(_units, extents, spec)
 
     def group(self, spec: ImageSpec) -> int:
         return spec.merge**2
 
     def soft_tokens(self, units: Array, extents: Extents, spec: ImageSpec) -> Array:
+        if spec.newline:
+            return _by_company(_ended_tokens, extents, spec)
         extra = spec.extra * _tiles(extents, spec) if spec.extra else 0
         return (units - extra) // spec.merge**2
 
     def needs(self, units: Array, extents: Extents, spec: ImageSpec) -> dict[str, Array]:
-        return {"patches": units, "items": _tiles(extents, spec)}
+        return {"patches": units, "items": _by_company(_tiles, extents, spec)}
 
     def has_inner(self, spec: ImageSpec) -> bool:
-        return spec.split is not None or bool(spec.row_break)
+        return bool(spec.row_break) or (spec.split is not None and spec.split.has_text)
 
     def inner_keys(self, units: Array, extents: Extents, spec: ImageSpec) -> tuple[Array, ...]:
         if not spec.split:
@@ -114,7 +114,10 @@ class ImageMedium(Medium):
 
     def fill(self, space: Space, item: Item, spec: ImageSpec, settings: Settings) -> Filled:
         patches, b = space.batch.patches, space.b
-        grids = geometry.one_tiling(item.extent.height, item.extent.width, spec).grids
+        if item.extent.together > 1:
+            spec = mosaic.beside_others(spec)
+        tiling = geometry.one_tiling(item.extent.height, item.extent.width, spec)
+        grids = tiling.grids
         sizes = [rows * columns + spec.extra for rows, columns in grids]
         first = space.taken.get("patches", 0)
         starts = [first + end - size for end, size in zip(itertools.accumulate(sizes), sizes, strict=True)]
@@ -126,6 +129,10 @@ class ImageMedium(Medium):
             for other in places[1:]:  # a still picture is as many equal frames
                 other[...] = places[0]
         write_tiles(space, starts, grids, spec)
+        if spec.newline:
+            firsts = (np.array(starts) - first) // spec.merge**2
+            rows, mixture = mosaic.reading(firsts, *item.extent[:2], tiling.rows, tiling.columns, spec)
+            return Filled(rows, (1, len(rows), 1), mixture=mixture)
         rows = np.concatenate([
             (start - first) // spec.merge**2 + in_reading_order(grid, spec)
             for start, grid in zip(starts, grids, strict=True)
@@ -173,6 +180,28 @@ def write_tiles(space: Space, starts: Sequence[int], grids: Sequence[tuple[int, 
 def in_reading_order(grid: tuple[int, int], spec: ImageSpec) -> np.ndarray:
     """int64 (soft tokens,): the place of each soft token of a tile among those that travel."""
     return np.argsort(geometry.group_order(grid[0] // spec.merge, grid[1] // spec.merge, spec))
+
+
+def _by_company(count: Callable[[Extents, ImageSpec], Array], extents: Extents, spec: ImageSpec) -> Array:
+    """Counts something of images, of which those that share a document with others may be taken otherwise."""
+    alone = count(extents, spec)
+    if (beside := mosaic.beside_others(spec)) is spec:
+        return alone
+    found = np.asarray(np.where(extents.together > 1, count(extents, beside), alone))
+    return found if found.ndim else int(found)
+
+
+def _units(extents: Extents, spec: ImageSpec) -> Array:
+    """Returns how many patch positions images take."""
+    rows, columns = geometry.grid_size(extents.height, extents.width, spec)
+    patches = rows * columns + spec.extra
+    return patches + (_tiles(extents, spec) - 1) * spec.tile_patches if spec.has_tiles else patches
+
+
+def _ended_tokens(extents: Extents, spec: ImageSpec) -> Array:
+    """Returns how many soft tokens images have whose rows the model's vector ends."""
+    height, width = extents.height, extents.width
+    return mosaic.soft_tokens(height, width, *geometry.tile_grid(height, width, spec), spec)
 
 
 def _tiles(extents: Extents, spec: ImageSpec) -> Array:

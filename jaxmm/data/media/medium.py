@@ -18,6 +18,7 @@ from jaxmm.batch import Batch, ImageSpec, Stream
 from jaxmm.data.media.extents import Extent, Extents
 
 SEPARATORS = 2  # text tokens around a medium, which stay with it
+NEWLINE = -2  # among the rows of a medium: the model's own vector that ends a row, see ``ImageSpec.newline``
 
 Array = Any  # int64 (n,) of n media, or an int of one
 Grid = tuple[int, int, int]  # frames, rows and columns of soft tokens; a picture has one frame
@@ -98,20 +99,35 @@ class Space:
         self.media[stream] = self.media.get(stream, 0) + 1
 
 
+class Mixture(NamedTuple):
+    """What soft tokens are made of beside the first row of each.
+
+    Attributes:
+      others: int64 (soft tokens, 3): three more rows of the soft-token table, from the medium's first.
+      weights: float32 (soft tokens, 4): of all four rows; 1, 0, 0, 0 of a soft token that is one row.
+    """
+
+    others: np.ndarray
+    weights: np.ndarray
+
+
 class Filled(NamedTuple):
     """Where the soft tokens of a written medium stand.
 
     Attributes:
-      rows: int64 (soft tokens,), in reading order: the row of each in the soft-token table, from the medium's first.
+      rows: int64 (soft tokens,), in reading order: the row of each in the soft-token table, from the medium's first, or
+        NEWLINE.
       grid: (frames, rows, columns) of soft tokens.
       times: the position of each frame along the first of several text axes, from the medium's own; () numbers them.
       apart: each frame is numbered as a picture of its own.
+      mixture: what soft tokens are besides these rows; None where each is one row.
     """
 
     rows: np.ndarray
     grid: Grid
     times: tuple[int, ...] = ()
     apart: bool = False
+    mixture: Mixture | None = None
 
 
 class Placed(NamedTuple):

@@ -12,6 +12,7 @@ import PIL.Image
 
 from jaxmm.batch import ImageSpec
 from jaxmm.data.documents import Image
+from jaxmm.data.media import mosaic
 from jaxmm.data.media.geometry import group_order, one_tiling, resized_before
 from jaxmm.data.media.medium import BadMedia
 from jaxmm.data.media.picture import (
@@ -100,17 +101,24 @@ def fill(
     tiling = one_tiling(*size, spec)
     high, wide = (spec.side, spec.side) if spec.side else (side * spec.patch_size for side in tiling.whole)
     shown = _before_crop(*size, spec) if spec.crop else (high, wide)
+    joined = tiling.rows * spec.tile_side, tiling.columns * spec.tile_side
     if tiling.squares:
-        shown = tiling.rows * spec.tile_side, tiling.columns * spec.tile_side
+        shown = mosaic.fitted(*size, *joined) if spec.newline else joined
     steps = resized_before(*size, spec)
-    first = steps[0] if steps else shown
+    first = steps[0] if steps else (max(shown[0], high), max(shown[1], wide))
     frame, resample = _frame(first[1], first[0], edges), RESAMPLES[spec.resample]
+    border = spec.split.border if spec.split else ()
     with opened_picture(image) as opened:
         orientation = orientation_of(opened)
         if turned_size(opened, orientation) != tuple(size):
             raise BadMedia("changed")
-        extent = _draft(opened, orientation, frame) if fast else (0.0, 0.0, float(size[1]), float(size[0]))
+        extent = (0.0, 0.0, float(size[1]), float(size[0]))
+        if fast and not border:
+            extent = _draft(opened, orientation, frame)
         picture = decoded(opened, orientation)
+    if border:
+        picture = _bordered(picture, border)
+        extent = (0.0, 0.0, float(picture.width), float(picture.height))
     for step in steps:
         picture = PIL.Image.fromarray(_resized(picture, extent, _frame(step[1], step[0], edges), resample))
         extent, edges = (0.0, 0.0, float(step[1]), float(step[0])), None
@@ -118,6 +126,7 @@ def fill(
     if spec.crop:
         pixels = _middle(pixels, spec.side)
     if tiling.squares:
+        pixels = mosaic.padded(pixels, *joined)
         for there, square in zip(out, _squares(pixels, spec.tile_side), strict=False):
             _cut(square, spec, there)
         pixels = _resized(picture, extent, _frame(wide, high, edges), resample)
@@ -173,6 +182,20 @@ def _cut(pixels: np.ndarray, spec: ImageSpec, out: np.ndarray) -> None:
         groups[...] = in_rows.reshape(groups.shape)[group_order(rows // merge, columns // merge, spec)]
     else:
         groups.reshape(in_rows.shape)[...] = in_rows
+
+
+def _bordered(picture: PIL.Image.Image, colour: tuple[int, ...]) -> PIL.Image.Image:
+    """The picture in the middle of a square of its longer side; the odd pixel of the border comes after.
+
+    Raises:
+      BadMedia: if that takes too much memory.
+    """
+    side = max(picture.size)
+    if side**2 > MAX_PIXELS:
+        raise BadMedia("too large")
+    square = PIL.Image.new("RGB", (side, side), colour)
+    square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+    return square
 
 
 def _before_crop(height: int, width: int, spec: ImageSpec) -> tuple[int, int]:

@@ -171,13 +171,14 @@ class StreamPlace(NamedTuple):
 
 
 def stream_places(units: Callable[[str], int], spec: ImageSpec) -> dict[str, StreamPlace]:
-    """Returns the place of each stream in the soft-token table, by the name of its budget.
+    """Returns the place of each stream in the soft-token table, by the name of its budget; the vector that ends rows,
+    where the model has one, is row 0.
 
     Args:
       units: returns the most units of a stream that a row of the batch holds.
     """
     places: dict[str, StreamPlace] = {}
-    start = 0
+    start = int(spec.newline)
     for medium in MEDIA.values():
         if medium.stream and medium.stream not in places:
             places[medium.stream] = StreamPlace(medium, start)

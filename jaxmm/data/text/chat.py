@@ -61,18 +61,20 @@ class Markup(NamedTuple):
     ``{number}`` in ``before`` is the medium's number among those of its kind in the conversation, from 1. ``begins``:
     whether a conversation starts with the begin token that every text of the tokenizer starts with, where its template
     does not write it. ``joins``: whether the template writes no space before a turn that begins with the medium, where
-    it writes one before a turn of text (Idefics 3's).
+    it writes one before a turn of text (Idefics 3's). ``lead``: what the template writes before a turn's text, and
+    behind the media with which the turn begins (LLaVA-OneVision's line end).
     """
 
     before: str
     after: str
     begins: bool = False
     joins: bool = False
+    lead: str = ""
 
     @property
     def key(self) -> list[str | bool]:
-        """Its values for fingerprints: ``joins`` came later, and is there only where it is set."""
-        return [self.before, self.after, self.begins, *[True] * self.joins]
+        """Its values for fingerprints: ``joins`` and ``lead`` came later, and are there only where they are set."""
+        return [self.before, self.after, self.begins, *[True] * self.joins, *[self.lead] * bool(self.lead)]
 
     def around(self, number: int) -> tuple[str, str]:
         """What stands before and after medium ``number``."""
@@ -100,6 +102,7 @@ class _Marks:
         self._added, self._allowed = added, allowed
         self.stand_for: list[Part | str] = []
         self.begin_turns = set[int]()  # the marks of media with which a turn begins
+        self.before_text = set[int]()  # those of the last ones before the text of such a turn
 
     def of(self, part: Part | str) -> str:
         """Returns a new mark for a part."""
@@ -213,6 +216,9 @@ class ChatFormat:
             else:
                 # The template's newline after an image stands for one that the data has written itself.
                 ends_line = not isinstance(before, Text) and self.markups.of(before).after.endswith("\n")
+                if pieces and not any(isinstance(one, Text) for one in turn.parts[: len(pieces)]):
+                    marks.before_text.add(len(marks.stand_for) - 1)
+                    ends_line = ends_line or self.markups.of(before).lead == "\n"
                 text = part.text.removeprefix("\n") if ends_line else part.text
                 if is_model and self._drops_thinking and not pieces:
                     text = without_thinking(text)
@@ -306,6 +312,10 @@ class ChatFormat:
                 if int(match[1]) in marks.begin_turns and self.markups.of(marks.stand_for[int(match[1])]).joins:
                     text = text.removesuffix(" ")
                     runs = [(min(before_it, len(text)), of_it) for before_it, of_it in runs]
+                lead = self.markups.of(marks.stand_for[int(match[1])]).lead
+                if int(match[1]) in marks.begin_turns and lead:
+                    text = text.removesuffix(lead)
+                    runs = [(min(before_it, len(text)), of_it) for before_it, of_it in runs]
                 if isinstance(marks.stand_for[int(match[1])], str):
                     text += match[0]
                 else:
@@ -313,6 +323,7 @@ class ChatFormat:
                     runs.append((len(text), flags))
                     runs += [(len(text) + len(before), 0), (len(text) + len(before) + len(match[0]), flags)]
                     text += f"{before}{match[0]}{after}"
+                    text += lead if int(match[1]) in marks.before_text else ""
                     runs.append((len(text), 0))
                 at = match.end()
             text += layout.text[at:end]

@@ -19,13 +19,15 @@ from jaxmm.data.text.template import Markup
 from jaxmm.errors import UserError
 from jaxmm.hf import supported
 from jaxmm.hf.decoders import plain_decoder_of
-from jaxmm.hf.families.family import OLD, ONE_TILE, PROJECTOR, Joined, JoiningFamily, Layout
+from jaxmm.hf.families.family import MODULES, OLD, ONE_TILE, PROJECTOR, Joined, JoiningFamily, Layout
+from jaxmm.hf.names import Rule
 from jaxmm.hf.pictures import OneSize
 from jaxmm.hf.processors import DEFAULTS, processor_kind, read_processor
 from jaxmm.hf.towers import ONE_SIZE, TOWERS, hidden_states, tower_of
 from jaxmm.models.connector import ConnectorSpec
 from jaxmm.models.multimodal import ModelSpec
 
+NEWLINE = "image_newline"  # the name of the vector that ends rows, in releases and in common
 NOT_FOLLOWED = {**ONE_TILE, "do_pad": "images are not padded to squares"}
 
 
@@ -42,25 +44,7 @@ class Llava(JoiningFamily):
     keeps_whole_tower = True  # its transformers class also runs the last layer, without using it
 
     def layout(self, config: Any) -> Layout:
-        tower = tower_of(config.vision_config)
-        if TOWERS[config.vision_config.model_type].pictures != ONE_SIZE:
-            raise UserError(f"config.json: llava with a tower '{config.vision_config.model_type}' is not supported")
-        decoder = plain_decoder_of(config.text_config, config.tie_word_embeddings)
-        has_class = bool(tower.spec.class_tokens)
-        if (config.vision_feature_select_strategy == "default") != has_class:
-            raise UserError(
-                f"config.json: vision_feature_select_strategy '{config.vision_feature_select_strategy}' with a tower "
-                f"{'with' if has_class else 'without'} a class token is not supported"
-            )
-        states = hidden_states(config.vision_feature_layer, tower.spec.layers)
-        features = tuple(i - 1 for i in states) if len(states) > 1 else ()
-        vision = dataclasses.replace(tower.spec, layers=max(states), final_norm=False, features=features)
-        connector = ConnectorSpec(
-            merge=1, mlp=decoder.spec.width, bias=config.multimodal_projector_bias, norm="",
-            activation=supported.activation(config.projector_hidden_act),
-        )  # fmt: skip
-        rules = [*tower.rules, *PROJECTOR, *decoder.rules]
-        return Layout(ModelSpec(vision, connector, decoder.spec), rules, OLD)
+        return layout_of_llava(config, self.model_type)
 
     def join(self, vision: Any, text: Any, tied: bool, folder: Path, connector: ConnectorSpec) -> Joined:
         """Joins with LLaVA's own connector; if another one is asked for, ``told`` says that it is not followed."""
@@ -109,3 +93,33 @@ class Llava(JoiningFamily):
             "num_additional_image_tokens": int(strategy == "default"), "image_token": "<image>",
         }  # fmt: skip
         return {"preprocessor_config.json": {**processor, **own}, "processor_config.json": whole}
+
+
+def layout_of_llava(config: Any, family: str, newline: bool = False) -> Layout:
+    """A tower of squares, an MLP and any decoder.
+
+    Args:
+      family: for errors.
+      newline: whether there is a vector that ends rows of soft tokens, beside the connector.
+    """
+    tower = tower_of(config.vision_config)
+    if TOWERS[config.vision_config.model_type].pictures != ONE_SIZE:
+        raise UserError(f"config.json: {family} with a tower '{config.vision_config.model_type}' is not supported")
+    decoder = plain_decoder_of(config.text_config, config.tie_word_embeddings)
+    has_class = bool(tower.spec.class_tokens)
+    if (config.vision_feature_select_strategy == "default") != has_class:
+        raise UserError(
+            f"config.json: vision_feature_select_strategy '{config.vision_feature_select_strategy}' with a tower "
+            f"{'with' if has_class else 'without'} a class token is not supported"
+        )
+    states = hidden_states(config.vision_feature_layer, tower.spec.layers)
+    features = tuple(i - 1 for i in states) if len(states) > 1 else ()
+    vision = dataclasses.replace(tower.spec, layers=max(states), final_norm=False, features=features)
+    connector = ConnectorSpec(
+        merge=1, mlp=decoder.spec.width, bias=config.multimodal_projector_bias, norm="", newline=newline,
+        activation=supported.activation(config.projector_hidden_act),
+    )  # fmt: skip
+    ends = [Rule(NEWLINE, ("connector.newline",))] if newline else []
+    rules = [*tower.rules, *ends, *PROJECTOR, *decoder.rules]
+    spec = ModelSpec(vision, connector, decoder.spec)
+    return Layout(spec, rules, OLD | {NEWLINE: NEWLINE}, modules={**MODULES, NEWLINE: f"model.{NEWLINE}"})

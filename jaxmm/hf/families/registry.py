@@ -17,6 +17,8 @@ from jaxmm.hf.families.idefics3 import Idefics3
 from jaxmm.hf.families.internvl import InternVL
 from jaxmm.hf.families.lfm2_vl import Lfm2VL
 from jaxmm.hf.families.llava import Llava
+from jaxmm.hf.families.llava_next import LlavaNext
+from jaxmm.hf.families.llava_onevision import LlavaOnevision
 from jaxmm.hf.families.mistral3 import Mistral3
 from jaxmm.hf.families.paddleocr_vl import PaddleOCRVL
 from jaxmm.hf.families.paligemma import PaliGemma
@@ -37,6 +39,7 @@ NOT_HERE = {
     "minicpmv4_6": "its tower merges patches between two of its layers, and its pictures are slices of any shape",
     "kimi_k25": "its decoder, DeepSeek-V3's, attends to compressed keys and values, and its releases are quantised",
     "kimi_vl": "transformers has no code for it",
+    "llavaonevision1_5": "transformers has no code for it",
     "deepseek_ocr2": "its tower is SAM's, of convolutions and relative positions, before a Qwen 2 with learnt queries",
     "gemma3n": "its tower is a MobileNet of timm, and its decoder has several streams of activations",
 }
@@ -46,6 +49,8 @@ FAMILIES: dict[str, Family] = {
     for family in (
         OWN,
         Llava(),
+        LlavaNext(),
+        LlavaOnevision(),
         Qwen2VL(),
         Qwen25VL(),
         Qwen3VL(),

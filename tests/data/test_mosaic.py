@@ -1,0 +1,199 @@
+"""Squares that are read as one picture: which grid, what of it, in which order, and black where there is no picture."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import PIL.Image
+import pytest
+from conftest import picture, plain
+from parities import squares as plain_words
+
+from jaxmm.batch import IGNORED, ImageSpec, SplitSpec
+from jaxmm.data.assemble import Assembler
+from jaxmm.data.media import geometry, mosaic
+from jaxmm.data.media import patches as cutting
+from jaxmm.data.media import picture as media
+from jaxmm.data.media.medium import NEWLINE, Mixture
+from jaxmm.data.packing.lengths import Lengths
+from jaxmm.data.packing.plan import Budgets, Piece
+from jaxmm.data.prepare.index import InMemory
+from jaxmm.data.text.template import Template
+from jaxmm.data.text.tokenizer import load_tokenizer
+from jaxmm.report.view import Viewer
+
+SIZES = tuple((16 * rows, 16 * columns) for rows, columns in ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3)))
+SPEC = ImageSpec(
+    patch_size=4, merge=2, min_pixels=1, max_pixels=256, side=16, newline=True,
+    split=SplitSpec(side=16, grid="shown", sizes=SIZES),
+)  # fmt: skip
+ONE = dataclasses.replace(SPEC, split=dataclasses.replace(SPEC.split, sizes=(*SIZES, (16, 16))))
+BESIDE = SplitSpec(side=16, grid="bordered", border=(120, 110, 100))
+POOLED = dataclasses.replace(ONE, split=dataclasses.replace(ONE.split, pooled_above=2, beside=BESIDE))
+sides = st.one_of(st.integers(1, 60), st.integers(1, 3000))
+
+
+def in_words(height: int, width: int, spec: ImageSpec) -> plain_words.Squares:
+    tall, wide = plain_words.best_size(height, width, spec.split.sizes)
+    rows, columns = tall // 16, wide // 16
+    tiles = np.zeros((rows * columns + 1, 16, 16, 3))
+    return plain_words.Squares(tiles, rows, columns, height, width, spec.split.pooled_above)
+
+
+@hypothesis.given(st.lists(st.tuples(sides, sides), min_size=1, max_size=20), st.sampled_from([SPEC, ONE, POOLED]))
+def test_grids_and_soft_tokens_are_those_of_plain_words_many_at_once_as_one_by_one(sizes, spec):
+    heights, widths = np.array(sizes, np.int32).T
+    rows, columns = geometry.tile_grid(heights, widths, spec)
+    counts = mosaic.soft_tokens(heights, widths, rows, columns, spec)
+    tiles = geometry.tile_count(heights, widths, spec)
+    for n, size in enumerate(sizes):
+        wanted = in_words(*size, spec)
+        assert (rows[n], columns[n], tiles[n]) == (wanted.rows, wanted.columns, len(wanted.tiles))
+        places = list(plain_words.reading_order(wanted, 2))
+        assert counts[n] == len(places)
+        rows_S, mixture = mosaic.reading(np.arange(tiles[n]) * 4, *size, wanted.rows, wanted.columns, spec)
+        assert_taken(rows_S, mixture, places)
+
+
+def assert_taken(rows_S, mixture, places):
+    """Rows of the table with their weights, 4 of a tile, are those of plain words; NEWLINE is where there are none."""
+    table = np.zeros((2, len(rows_S), 4 * 40 + 1))
+    at = np.arange(len(rows_S))
+    for n, parts in enumerate(places):
+        for (tile, row, column), weight in parts or [((40, 0, 0), 1.0)]:
+            table[0, n, tile * 4 + row * 2 + column] += weight
+    table[1, at, np.where(rows_S == NEWLINE, 160, rows_S)] = 1.0 if mixture is None else mixture.weights[:, 0]
+    for k in range(3) if mixture is not None else ():
+        np.add.at(table[1], (at, mixture.others[:, k]), mixture.weights[:, k + 1])
+    np.testing.assert_allclose(table[1], table[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(40, 33), (9, 64), (50, 20), (16, 16), (3, 90)])
+def test_a_picture_keeps_its_aspect_in_its_squares_and_is_black_around(size):
+    image = picture(*size, 3)
+    tiling = geometry.one_tiling(*size, ONE)
+    found, grid = cutting.patches(image, ONE, size)
+    assert grid == (4, 4)
+    assert len(found) == 16 * (tiling.squares + 1)
+    tall, wide = 16 * tiling.rows, 16 * tiling.columns
+    decoded = media.decode(image)
+    scale = min(tall / size[0], wide / size[1])
+    inner = (min(wide, int(np.ceil(size[1] * scale))), min(tall, int(np.ceil(size[0] * scale))))
+    canvas = PIL.Image.new("RGB", (wide, tall))
+    canvas.paste(decoded.resize(inner, PIL.Image.Resampling.BICUBIC), ((wide - inner[0]) // 2, (tall - inner[1]) // 2))
+    boxes = [(16 * c, 16 * r, 16 * c + 16, 16 * r + 16) for r in range(tiling.rows) for c in range(tiling.columns)]
+    wanted = [canvas.crop(box) for box in boxes] + [decoded.resize((16, 16), PIL.Image.Resampling.BICUBIC)]
+    positions = geometry.patch_positions(4, 4, ONE)
+    for tile, square in zip(found.reshape(-1, 16, 48), wanted, strict=True):
+        pixels = np.asarray(square)
+        for patch, (row, column) in zip(tile, positions, strict=True):
+            here = pixels[4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
+            np.testing.assert_array_equal(patch.reshape(4, 4, 3), here)
+
+
+@pytest.fixture(scope="module")
+def made():
+    """Two documents in a row, and the sizes of their pictures."""
+    template = Template(load_tokenizer(""), "pretrain")
+    sizes = [(40, 33), (9, 64), (50, 20)]
+    images = [picture(*size, n) for n, size in enumerate(sizes)]
+    documents = [plain("ab", images[0], "c", images[1], "d"), plain(images[2], "e")]
+    source = InMemory("made", [template.encode(one) for one in documents], [images[:2], images[2:]], "made")
+    lengths = Lengths(source, SPEC)
+    row = [Piece(0, e, 0, int(lengths.tokens_E[e])) for e in range(2)]
+    budgets = Budgets(tokens=256, patches=512, items=32, targets=64)
+    return template, lengths, Assembler([lengths], budgets, SPEC)([row]), sizes
+
+
+def test_rows_of_the_table_are_read_over_all_squares_and_its_first_one_ends_them(made):
+    _, lengths, loaded, sizes = made
+    assert not loaded.skipped
+    batch = loaded.batch
+    slots = batch.slots_BT[0]
+    wanted, first = [], 0
+    for size in sizes:
+        squares = in_words(*size, SPEC)
+        for parts in plain_words.reading_order(squares, 2):
+            wanted += [1 + (first + tile) * 4 + row * 2 + column for (tile, row, column), _ in parts] or [0]
+        first += len(squares.tiles)
+    assert slots[slots != IGNORED].tolist() == wanted
+    assert (batch.text.segments[0] > 0).sum() == lengths.tokens_E.sum()
+    assert (batch.grids_BM3[0, :, 0] > 0).sum() == first == lengths.items_E.sum()
+    assert not batch.weights_BT[0][np.flatnonzero(slots != IGNORED) - 1].any(), "soft tokens are no targets"
+    assert lengths.inner_I.sum() == 0
+
+
+def test_a_row_is_shown_with_each_whole_picture_and_what_is_read_of_its_squares(made):
+    template, lengths, loaded, sizes = made
+    views = Viewer([lengths], template, SPEC).row(loaded, 0)
+    spans = [span for view in views for span in view.spans if span.kind in ("picture", "patches")]
+    for n, size in enumerate(sizes):
+        whole = media.decode(picture(*size, n)).resize((16, 16), PIL.Image.Resampling.BICUBIC)
+        np.testing.assert_array_equal(spans.pop(0).picture.pixels, np.asarray(whole))
+        of_squares = int(lengths.slots_I[n]) - 4
+        assert (of_squares == 0) == (size == (9, 64)), "so long a picture is black alone to a soft token"
+        if of_squares:
+            assert spans.pop(0).text == f"{of_squares} soft tokens of the squares of this picture, row by row"
+    assert not spans
+
+
+def test_pictures_that_share_a_document_are_squares_with_a_border_and_others_are_pooled():
+    template, sizes = Template(load_tokenizer(""), "pretrain"), [(40, 33), (9, 64), (50, 90)]
+    images = [picture(*size, n) for n, size in enumerate(sizes)]
+    documents = [plain("ab", images[0], "c", images[1], "d"), plain(images[2], "e"), plain("f")]
+    source = InMemory("made", [template.encode(one) for one in documents], [images[:2], images[2:], []], "made")
+    lengths = Lengths(source, POOLED)
+    assert [lengths.extents(n).one().together for n in range(3)] == [2, 2, 1]
+    alone = in_words(*sizes[2], POOLED)
+    places = list(plain_words.reading_order(alone, 2))
+    assert lengths.slots_I.tolist() == [5, 5, len(places)]
+    assert lengths.units_I.tolist() == [16, 16, 16 * len(alone.tiles)]
+    assert lengths.items_E.tolist() == [2, len(alone.tiles), 0]
+    row = [Piece(0, e, 0, int(lengths.tokens_E[e])) for e in range(3)]
+    loaded = Assembler([lengths], Budgets(tokens=128, patches=512, items=16, targets=64), POOLED)([row])
+    assert not loaded.skipped
+    batch = loaded.batch
+    here = np.flatnonzero(batch.slots_BT[0] != IGNORED)
+    slots, mixed = batch.slots_BT[0, here], batch.mixed
+    assert slots[:10].tolist() == [1, 2, 3, 4, 0, 5, 6, 7, 8, 0]
+    assert (mixed.weights_BT4[0, here[:10]] == [1, 0, 0, 0]).all()
+    rows_S = np.where(slots[10:] == 0, NEWLINE, slots[10:] - 9)
+    own = Mixture(mixed.others_BT3[0, here[10:]] - 9, mixed.weights_BT4[0, here[10:]])
+    assert_taken(rows_S, Mixture(np.maximum(own.others, 0), own.weights), places)
+    bordered = PIL.Image.new("RGB", (64, 64), BESIDE.border)
+    bordered.paste(media.decode(images[1]), (0, 27))
+    wanted = np.asarray(bordered.resize((16, 16), PIL.Image.Resampling.BICUBIC))
+    spans = [span for view in Viewer([lengths], template, POOLED).row(loaded, 0) for span in view.spans]
+    pictures = [span.picture.pixels for span in spans if span.kind == "picture"]
+    np.testing.assert_array_equal(pictures[1], wanted)
+    assert [span.text for span in spans if span.kind == "patches"] == [
+        "the vector that ends the picture", "the vector that ends the picture",
+        f"{len(places) - 4} soft tokens of the squares of this picture, row by row",
+    ]  # fmt: skip
+
+
+def test_a_specification_of_such_squares_is_whole():
+    split = SPEC.split
+    for wrong in (
+        {"newline": False}, {"split": None}, {"side": 0},
+        {"split": dataclasses.replace(split, grid="aspect", sizes=())},
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=r"squares|square of their side"):
+            dataclasses.replace(SPEC, **wrong)
+    for wrong in (
+        {"sizes": ()}, {"sizes": ((16, 24),)}, {"square": "<r{row}>"}, {"border": (1, 2, 3)},
+        {"beside": dataclasses.replace(BESIDE, side=32)}, {"grid": "cover", "longest": 48, "pooled_above": 9},
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=r"sizes|no text|colour|border|pooled"):
+            dataclasses.replace(split, **wrong)
+
+
+def test_what_is_kept_on_disk_of_other_pictures_stays():
+    plain_spec = dataclasses.replace(SPEC, split=None, newline=False)
+    assert "newline" not in plain_spec.key()
+    other = str(dataclasses.replace(plain_spec, split=SplitSpec(side=16, least=2, most=6)).key())
+    assert not any(name in other for name in ("sizes", "border", "pooled_above", "beside"))
+    assert SPEC.key() != ONE.key()
