@@ -74,12 +74,12 @@ class Held(NamedTuple):
 def over_experts(f: Callable, chosen: int, *axes_of_kernels: tuple[str | None, ...]) -> Callable:
     """Wraps ``f(x_BTD, *of_positions, *kernels, held=) -> y_BTD`` so that each device runs it with its own experts.
 
-    Inputs before the kernels are (B, T, ...), of a device's own positions; kernels are (E, ...), whole there but for
-    their dims over ``expert`` and ``tensor``; ``axes_of_kernels`` are their logical axes. What lies over ``fsdp`` is
-    gathered inside, so that its gradients are scattered as they are summed. Where experts are split over more devices
-    than the ``chosen`` ones of a position, f exchanges as many rows as are chosen. Over fewer devices it would send
-    more than all positions are: there f gets those of all devices of the axis, and what each makes of them is added up
-    and sent back.
+    Inputs before the kernels are (B, T, ...), of a device's own positions; kernels, and what else experts have, are
+    (E, ...), whole there but for their dims over ``expert`` and ``tensor``; ``axes_of_kernels`` are their logical axes.
+    What lies over ``fsdp`` is gathered inside, so that its gradients are scattered as they are summed. Where experts
+    are split over more devices than the ``chosen`` ones of a position, f exchanges as many rows as are chosen. Over
+    fewer devices it would send more than all positions are: there f gets those of all devices of the axis, and what
+    each makes of them is added up and sent back.
     """
 
     def wrapped(*inputs):

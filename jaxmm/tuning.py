@@ -32,8 +32,8 @@ def make_adapter(
       frozen: the patterns of config.optimizer.freeze: maps that these mean have no adapter.
 
     Raises:
-      UserError: for a target that is no linear map of the model, means frozen ones alone or experts, or a rank that
-        one of them cannot have.
+      UserError: for a target that is no linear map of the model or means frozen ones alone, a rank that one of them
+        cannot have, or what maps of experts have not.
     """
     rank = asked["rank"]
     if not rank:
@@ -57,14 +57,10 @@ def make_adapter(
                 f"config.adapter.targets: '{name}' means nothing but what config.optimizer.freeze={','.join(frozen)} "
                 f"freezes, where an adapter would never learn: leave it out of the one or the other"
             )
+    _check_of_experts({"kind": spec.kind == "dora" and "dora", "dropout": asked["dropout"]}, spec, model)
     shapes = flat_axes(model.plain)
     for one in model_maps(dataclasses.replace(model, adapter=spec)):
-        shape, axes = shapes[one.kernel]
-        if "expert" in axes:
-            raise UserError(
-                f"config.adapter.targets means {'.'.join(one.path)}, which are maps of experts, and these take no "
-                f"adapters: name others, as decoder.blocks.attention"
-            )
+        shape, _ = shapes[one.kernel]
         most = min(math.prod(shape[dim] for dim in side) for side in (one.inputs, one.outputs))
         if one.rank > most:
             raise UserError(
@@ -72,6 +68,18 @@ def make_adapter(
                 f"or leave that map out of config.adapter.targets"
             )
     return spec
+
+
+def _check_of_experts(asked: Mapping[str, Any], spec: AdapterSpec, model: ModelSpec) -> None:
+    """Raises UserError for values of keys that adapters of experts have not, where some are adapted."""
+    axes = {path: names for path, (_, names) in flat_axes(model.base.plain).items()}
+    adapted = [one for one in model_maps(dataclasses.replace(model, adapter=spec)) if "expert" in axes[one.kernel]]
+    for key, value in asked.items():
+        if adapted and value:
+            raise UserError(
+                f"config.adapter.{key}={value} is not of experts, and {'.'.join(adapted[0].path)} is adapted: name "
+                f"other config.adapter.targets, as decoder.blocks.attention, or leave the {key} out"
+            )
 
 
 def check_begun(
@@ -93,6 +101,7 @@ def check_begun(
                 f"config.adapter.{key} is {asked[key]}, but the adapters in {begun.source} have {own}, which is what "
                 f"config.adapter.init_from goes on with: set it to {own if own == default else values}"
             )
+    _check_of_experts({"dropout": asked["dropout"]}, spec, model)
     if asked["init"]:
         raise UserError(
             f"config.adapter.init={asked['init']} is how adapters begin, and those of config.adapter.init_from have "
@@ -130,8 +139,7 @@ def make_frozen(base_dtype: str, model: ModelSpec, trainable: Trainable) -> Froz
     """How what does not learn is held, by config.adapter.base_dtype; None as float32.
 
     Raises:
-      UserError: for a model without adapters, whose checkpoints would hold the rounded weights as its own, and for
-        quantised experts.
+      UserError: for a model without adapters, whose checkpoints would hold the rounded weights as its own.
     """
     if not base_dtype:
         return None
@@ -139,11 +147,6 @@ def make_frozen(base_dtype: str, model: ModelSpec, trainable: Trainable) -> Froz
         raise UserError(
             f"config.adapter.base_dtype is '{base_dtype}', which is of what lies beneath adapters: set "
             f"config.adapter.rank, or leave it out"
-        )
-    if model.decoder.experts and base_dtype != "bfloat16":
-        raise UserError(
-            f"config.adapter.base_dtype is '{base_dtype}', and experts are not held in fewer bits than bfloat16 has: "
-            f"set it to bfloat16"
         )
     return FrozenSpec(base_dtype, trainable.whole)
 

@@ -45,17 +45,23 @@ def test_a_target_that_means_frozen_maps_alone_is_refused(targets, frozen, named
         make_adapter(asked(rank=2, targets=targets), None, tiny.spec, (frozen,))
 
 
-def test_experts_take_no_adapters_and_are_not_quantised(tiny):
+@pytest.mark.parametrize(("key", "value"), [("kind", "dora"), ("dropout", 0.1)])
+def test_experts_have_neither_dora_nor_dropout(key, value, tiny):
     model = dataclasses.replace(tiny.spec, decoder=dataclasses.replace(tiny.spec.decoder, experts=ExpertSpec(4, 2, 24)))
-    with pytest.raises(UserError, match=re.escape("means decoder.blocks.experts.down, which are maps of experts")):
-        make_adapter(asked(rank=2), None, model)
-    spec = make_adapter(asked(rank=2, targets="decoder.blocks.attention"), None, model)
-    adapted = dataclasses.replace(model, adapter=spec)
-    with pytest.raises(UserError, match="base_dtype is 'nf4', and experts are not held in fewer bits"):
-        make_frozen("nf4", adapted, Trainable(adapters=True))
-    frozen = make_frozen("bfloat16", adapted, Trainable(adapters=True))
+    with pytest.raises(UserError, match=f"adapter.{key}={value} is not of experts, and decoder.blocks.experts."):
+        make_adapter(asked(rank=2, **{key: value}), None, model)
+    assert make_adapter(asked(rank=2, targets="decoder.blocks.attention", **{key: value}), None, model)
+
+
+@pytest.mark.parametrize(("base_dtype", "kernel"), [("bfloat16", "bfloat16"), ("int8", "int8"), ("nf4", "uint8")])
+def test_experts_are_held_as_other_maps_are_and_their_routers_as_bfloat16(base_dtype, kernel, tiny):
+    model = dataclasses.replace(tiny.spec, decoder=dataclasses.replace(tiny.spec.decoder, experts=ExpertSpec(4, 2, 24)))
+    adapted = dataclasses.replace(model, adapter=make_adapter(asked(rank=2), None, model))
+    frozen = make_frozen(base_dtype, adapted, Trainable(adapters=True))
     held = abstract_params(dataclasses.replace(adapted, frozen=frozen))["decoder"]["blocks"]["experts"]
-    assert {one.dtype.name for one in (held["router"], held["gate"]["kernel"])} == {"bfloat16"}
+    codes = held["gate"]["kernel"] if base_dtype == "bfloat16" else held["gate"]["kernel"]["codes"]
+    assert (held["router"].dtype.name, codes.dtype.name) == ("bfloat16", kernel)
+    assert held["gate"]["lora"]["into"].shape == (model.decoder.layers, 4, model.decoder.width, 2)
 
 
 def test_the_projection_means_the_embedding_where_they_are_one_table(tiny):

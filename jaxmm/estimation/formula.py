@@ -153,10 +153,10 @@ def sent_by_formula(
     ``expert`` the positions of a layer, and scatters the sums of what experts give, or sends a row for each choice and
     gets it back.
     Sums of a few numbers, and what Muon's iterations send, are left out. Of quantised parameters the dequantised ones
-    are taken to be gathered.
+    are taken to be gathered, but of experts what these are held as.
     """
     from jaxmm import sharding
-    from jaxmm.models.multimodal import flat_axes
+    from jaxmm.models.multimodal import flat_axes, holdings
 
     model, compute, sizes, item = recipe.model, recipe.compute, mesh.shape, _item(recipe)
     vision, audio, decoder = model.vision, model.audio, model.decoder
@@ -183,7 +183,9 @@ def sent_by_formula(
         size //= math.prod(sizes[axis] for axis in ("tensor", "expert") if axis in used)
         is_split = "fsdp" in used and sizes["fsdp"] > 1
         if is_split:
-            send("all-gather", ("fsdp",), size * item * (1 + ("blocks" in path and passes[part])))
+            kind = holdings(model)[path].kind if "expert" in names and path in holdings(model) else ""
+            count = size * {"int8": 2, "nf4": 1}.get(kind, 2 * item) // 2  # bytes
+            send("all-gather", ("fsdp",), count * (1 + ("blocks" in path and passes[part])))
         if recipe.trainable.learns(path):
             count = size * (4 if path[-1] in WIDE else item)
             count *= 1 + (path[-1] == "embedding" and decoder.tie_embeddings)  # of looking up, and of the loss

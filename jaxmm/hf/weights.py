@@ -214,7 +214,13 @@ def _write(
 
 @functools.cache  # tensors of one shape share a program
 def _quantizer(holding: Holding, places: tuple[tuple[str, Any], ...]) -> Callable[[jax.Array], dict[str, jax.Array]]:
-    return jax.jit(holding.quantize, out_shardings=dict(places))
+    def quantize(value: jax.Array) -> dict[str, jax.Array]:
+        each = holding.quantize
+        for _ in range(value.ndim - len(holding.shape)):  # of all experts of a layer
+            each = jax.vmap(each)
+        return each(value)
+
+    return jax.jit(quantize, out_shardings=dict(places))
 
 
 def _put(value: np.ndarray, where: Any, dtype: np.dtype) -> jax.Array:

@@ -14,6 +14,7 @@ from flax import nnx
 from jax import lax
 
 from jaxmm.models.decoder import Decoder
+from jaxmm.models.grouped import GroupedLinear
 from jaxmm.models.linear import Linear
 from jaxmm.models.lora import KINDS, Lora, column_norms, scale_of, with_first
 from jaxmm.models.quantized import Kernel, Quantized, as_array, over_layers
@@ -93,14 +94,14 @@ def adapt(model: nnx.Module, spec: AdapterSpec, rngs: nnx.Rngs) -> None:
         path = tuple(map(str, keys))
         if isinstance(module, Decoder):
             _adapt_tables(module, path, spec, rngs)
-        if not isinstance(module, Linear) or not spec.adapts(path):
+        if not isinstance(module, Linear | GroupedLinear) or not spec.adapts(path):
             continue
         assert isinstance(module.kernel, nnx.Param), "what is quantised is so after it is adapted"
         rank, scale = spec.sizes(path)
-        axes = module.kernel.get_metadata()["axes"]
+        axes, inputs, copies = (module.kernel.get_metadata()[key] for key in ("axes", "inputs", "copies"))
         module.lora = Lora(
-            module.kernel[...].shape, axes, module.inputs, rank=rank, scale=scale, kind=spec.kind,
-            has_first=spec.start == "pissa", dropout=spec.dropout, rngs=rngs,
+            module.kernel[...].shape, axes, inputs, rank=rank, scale=scale, kind=spec.kind,
+            has_first=spec.start == "pissa", dropout=spec.dropout, rngs=rngs, copies=copies,
         )  # fmt: skip
 
 
@@ -131,7 +132,7 @@ class Map(NamedTuple):
 
     Attributes:
       path: of the map, that of its kernel without the last name; of a table its own.
-      inputs, outputs: the kernel's dims that it takes in and gives out; those before are of stacked layers.
+      inputs, outputs: the kernel's dims that it takes in and gives out; those before are of stacked layers and experts.
     """
 
     path: ParamPath
@@ -213,7 +214,7 @@ def _begun(key: jax.Array, shape: tuple[int, ...], side: tuple[int, ...], spec: 
 
 
 def _dims(kernel: Kernel, one: Map) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Dims of stacked layers, of inputs and of outputs."""
+    """Dims of stacked layers and experts, of inputs and of outputs."""
     count, split = one.inputs[0], one.outputs[0]
     if isinstance(kernel, Quantized):
         inputs = kernel.shape[: split - count], kernel.shape[split - count :]

@@ -7,7 +7,7 @@ split over devices, positions go to them: see ``through_experts`` and ``per_devi
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -17,27 +17,13 @@ from jax import lax
 
 from jaxmm import per_device, sharding
 from jaxmm.models.exchange import Slices, exchange
+from jaxmm.models.grouped import GroupedLinear, Groups, Maps, axes_of
 from jaxmm.models.layers import MLP, activation
 from jaxmm.models.linear import Linear
 from jaxmm.models.parameters import fan_in, parameter, zeros
 from jaxmm.models.routing import ExpertSpec, Load, choose
 
 LONGEST_BLOCK = 128
-
-
-class GroupedLinear(nnx.Module):
-    """One linear map for each expert.
-
-    Attributes:
-      kernel: (experts, inputs, outputs).
-    """
-
-    def __init__(
-        self, experts: int, inputs: int, outputs: int, axes: tuple[str, str], *, rngs: nnx.Rngs, scale: float = 1.0
-    ):
-        """``axes`` names the dims of inputs and outputs; ``scale`` multiplies the initial variance 1 / fan-in."""
-        init = fan_in(max(scale, 1e-10), "fan_in", "normal", in_axis=1, out_axis=2, batch_axis=0)
-        self.kernel = parameter(rngs, (experts, inputs, outputs), ("expert", *axes), init, inputs=1, copies=1)
 
 
 class Experts(nnx.Module):
@@ -66,12 +52,16 @@ class Experts(nnx.Module):
         )  # fmt: skip
         bias_E = None if self.choice_bias is None else self.choice_bias[...]
         choice = choose(logits_BTE, bias_E, self.spec)
-        kernels = [one.kernel[...].astype(x_BTD.dtype) for one in (self.gate, self.up, self.down)]
-        into, out = ("expert", "embed", "mlp"), ("expert", "mlp", "embed")
-        through = per_device.over_experts(
-            functools.partial(through_experts, act=self.act), self.spec.chosen, into, into, out
-        )
-        y_BTD = through(x_BTD, choice.experts_BTK, choice.weights_BTK.astype(x_BTD.dtype), *kernels)
+        maps, axes = zip(*(one.maps(x_BTD.dtype) for one in (self.gate, self.up, self.down)), strict=True)
+        arrays, tree = jax.tree.flatten(maps)
+
+        def through(x_BTD, experts_BTK, weights_BTK, *arrays, held):
+            return through_experts(
+                x_BTD, experts_BTK, weights_BTK, jax.tree.unflatten(tree, arrays), act=self.act, held=held
+            )
+
+        over_devices = per_device.over_experts(through, self.spec.chosen, *axes_of(axes))
+        y_BTD = over_devices(x_BTD, choice.experts_BTK, choice.weights_BTK.astype(x_BTD.dtype), *arrays)
         if self.shared is not None:
             shared_BTD = self.shared(x_BTD)
             if self.shared_gate is not None:
@@ -81,36 +71,38 @@ class Experts(nnx.Module):
 
 
 def through_experts(
-    x_BTD, experts_BTK, weights_BTK, gate_EDF, up_EDF, down_EFD, *, act: Callable, held: per_device.Held
+    x_BTD, experts_BTK, weights_BTK, maps: tuple[Maps, Maps, Maps], *, act: Callable, held: per_device.Held
 ) -> jax.Array:
     """The weighted sum of what the chosen experts give; of those that one device holds, or, where it exchanges rows
-    with others, of all."""
+    with others, of all.
+
+    Args:
+      maps: gates, maps up and maps down.
+    """
     shape = x_BTD.shape
-    kernels = gate_EDF, up_EDF, down_EFD
     x_ND, experts_NK, weights_NK = (x.reshape(-1, x.shape[-1]) for x in (x_BTD, experts_BTK, weights_BTK))
     if held.over:
-        y_NKD = _through_all(x_ND, experts_NK, kernels, act, held.over)
+        y_NKD = _through_all(x_ND, experts_NK, maps, act, held.over)
     else:
-        places = sort_by_expert(experts_NK - held.first, gate_EDF.shape[0])
-        y_NKD = collect(_through(spread(x_ND, places), places.groups, kernels, act), places)
+        places = sort_by_expert(experts_NK - held.first, maps[0].experts)
+        y_NKD = collect(_through(spread(x_ND, places), places.groups, maps, act), places)
     return jnp.einsum("nkd,nk->nd", y_NKD, weights_NK).reshape(shape)
 
 
-def _through(x_SD: jax.Array, groups: Groups, kernels: Sequence[jax.Array], act: Callable) -> jax.Array:
+def _through(x_SD: jax.Array, groups: Groups, maps: tuple[Maps, Maps, Maps], act: Callable) -> jax.Array:
     """Slots through the MLP of their expert."""
-    gate_EDF, up_EDF, down_EFD = kernels
-    hidden_SF = act(grouped(x_SD, gate_EDF, groups)) * grouped(x_SD, up_EDF, groups)
-    return grouped(hidden_SF, down_EFD, groups)
+    gate, up, down = maps
+    return down(act(gate(x_SD, groups)) * up(x_SD, groups), groups)
 
 
 def _through_all(
-    x_ND: jax.Array, experts_NK: jax.Array, kernels: Sequence[jax.Array], act: Callable, axis: str
+    x_ND: jax.Array, experts_NK: jax.Array, maps: tuple[Maps, Maps, Maps], act: Callable, axis: str
 ) -> jax.Array:
     """What all chosen experts give, (N, K, D), of which each device of the axis holds some.
 
     Choices are sorted by expert and sent to the slots of the devices that hold these: as many rows as are chosen.
     """
-    (N, K), held, P = experts_NK.shape, kernels[0].shape[0], lax.axis_size(axis)
+    (N, K), held, P = experts_NK.shape, maps[0].experts, lax.axis_size(axis)
     own = sort_by_expert(experts_NK, held * P, block=1)
     taken_PE = lax.all_gather(own.groups.size_E, axis)
     slots, block = _slots(P * N * min(K, held), P * N * K, held)
@@ -122,20 +114,8 @@ def _through_all(
         start_PH + jnp.cumsum(size_PPH, 0) - size_PPH,
     )  # fmt: skip
     mine = jax.tree.map(lambda x: x[lax.axis_index(axis)], groups)
-    y_SD = _through(exchange(spread(x_ND, own), slices, slots, axis), mine, kernels, act)
+    y_SD = _through(exchange(spread(x_ND, own), slices, slots, axis), mine, maps, act)
     return collect(exchange(y_SD, slices.reversed(), N * K, axis), own)
-
-
-class Groups(NamedTuple):
-    """Slots, sorted by expert. On a CPU each expert's begin a new block; empty slots fill the last one.
-
-    Attributes:
-      size_E: slots of each expert, the empty ones of its last block too.
-      expert_L: of each block.
-    """
-
-    size_E: jax.Array
-    expert_L: jax.Array
 
 
 class Places(NamedTuple):
@@ -224,46 +204,4 @@ def collect(y_SD: jax.Array, places: Places) -> jax.Array:
 collect.defvjp(
     lambda y_SD, places: (collect(y_SD, places), places),
     lambda places, dy_NKD: (_rows(dy_NKD.reshape(-1, dy_NKD.shape[-1]), places.choice_S), None),
-)
-
-
-def grouped(x_SD: jax.Array, kernel_EDF: jax.Array, groups: Groups) -> jax.Array:
-    """Slots times the kernel of their expert, (S, F).
-
-    XLA:CPU has no grouped matmul: ``lax.ragged_dot`` multiplies all slots by all kernels there. A scan over blocks took
-    a quarter of its time with 8 experts and a thirtieth with 128, forward and backward.
-    """
-    if sharding.platform() == "cpu":
-        return _by_block(x_SD, kernel_EDF, groups.expert_L)
-    return lax.ragged_dot(x_SD, kernel_EDF, groups.size_E.astype(jnp.int32))
-
-
-@jax.custom_vjp
-def _by_block(x_SD: jax.Array, kernel_EDF: jax.Array, expert_L: jax.Array) -> jax.Array:
-    def multiply(_, block):
-        x_MD, expert = block
-        return None, x_MD @ lax.dynamic_index_in_dim(kernel_EDF, expert, keepdims=False)
-
-    x_LMD = x_SD.reshape(expert_L.shape[0], -1, x_SD.shape[1])
-    return lax.scan(multiply, None, (x_LMD, expert_L))[1].reshape(x_SD.shape[0], -1)
-
-
-def _by_block_backward(saved, dy_SF: jax.Array):
-    """The kernels' gradient is one array, to which each block adds in place."""
-    x_SD, kernel_EDF, expert_L = saved
-
-    def multiply(dkernel_EDF, block):
-        x_MD, dy_MF, expert = block
-        kernel_DF, sum_DF = (lax.dynamic_index_in_dim(k, expert, keepdims=False) for k in (kernel_EDF, dkernel_EDF))
-        sum_DF += jnp.einsum("md,mf->df", x_MD, dy_MF, preferred_element_type=jnp.float32)
-        return lax.dynamic_update_index_in_dim(dkernel_EDF, sum_DF, expert, 0), dy_MF @ kernel_DF.T
-
-    blocks = (x.reshape(expert_L.shape[0], -1, x.shape[1]) for x in (x_SD, dy_SF))
-    dkernel_EDF, dx_LMD = lax.scan(multiply, jnp.zeros(kernel_EDF.shape, jnp.float32), (*blocks, expert_L))
-    return dx_LMD.reshape(x_SD.shape), dkernel_EDF.astype(kernel_EDF.dtype), None
-
-
-_by_block.defvjp(
-    lambda x_SD, kernel_EDF, expert_L: (_by_block(x_SD, kernel_EDF, expert_L), (x_SD, kernel_EDF, expert_L)),
-    _by_block_backward,
 )

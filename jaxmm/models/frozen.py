@@ -13,6 +13,7 @@ from flax import nnx
 
 from jaxmm.models import quantized
 from jaxmm.models.adapters import CONVOLUTIONS, is_factor
+from jaxmm.models.grouped import GroupedLinear
 from jaxmm.models.linear import Linear
 from jaxmm.models.quantized import Kernel, Quantized, QuantizedKernel, as_array, over_layers
 from jaxmm.models.tree import ParamPath, matches
@@ -56,10 +57,10 @@ class Holding(NamedTuple):
 
     Attributes:
       kind: one of KINDS.
-      shape: of one layer's.
+      shape: of one layer's, or of one expert's in it.
       axes: logical ones, of these dims.
       inputs: how many of them are inputs of a linear map; 0 for all else.
-      layers: how many dims of stacked layers come before them.
+      layers: how many dims of stacked layers and experts come before them.
     """
 
     kind: str
@@ -89,13 +90,14 @@ def hold(model: nnx.Module, spec: FrozenSpec, rngs: nnx.Rngs) -> None:
         for name, variable in list(vars(module).items()):
             if not isinstance(variable, nnx.Param):
                 continue
-            axes, inputs = (variable.get_metadata()[key] for key in ("axes", "inputs"))
+            axes, inputs, copies = (variable.get_metadata()[key] for key in ("axes", "inputs", "copies"))
             kind = spec.kind_of((*path, name), len(axes), inputs)
             if kind == "bfloat16":
                 variable.set_value(variable.get_value().astype(jnp.bfloat16))
             elif kind != "float32":
-                assert isinstance(module, Linear), "no other kernel is that of a linear map"
-                module.kernel = QuantizedKernel(variable.get_value().shape, axes, inputs, kind, rngs=rngs)
+                assert isinstance(module, Linear | GroupedLinear), "no other kernel is that of linear maps"
+                shape = variable.get_value().shape
+                module.kernel = QuantizedKernel(shape, axes, inputs, kind, rngs=rngs, copies=copies)
 
 
 def held(

@@ -67,28 +67,35 @@ class Lora(nnx.Module):
 
     def __init__(
         self, shape: Sequence[int], axes: Sequence[str | None], inputs: int, *, rank: int, scale: float, kind: str,
-        has_first: bool, dropout: float, rngs: nnx.Rngs,
+        has_first: bool, dropout: float, rngs: nnx.Rngs, copies: int = 0,
     ):  # fmt: skip
-        """``shape`` and ``axes`` are the kernel's, but for leading dims of stacked layers, which the axes lack."""
+        """``shape`` and ``axes`` are the kernel's, but for leading dims of stacked layers, which the axes lack.
+
+        ``copies``: how many dims of experts come before the inputs; each expert has its own factors, and neither DoRA
+        nor dropout.
+        """
         layers = tuple(shape[: len(shape) - len(axes)])
-        dims = tuple(shape[len(layers) :])
-        self.inputs, self.scale, self.dropout = inputs, scale, dropout
+        dims, split = tuple(shape[len(layers) :]), copies + inputs
+        self.inputs, self.copies, self.scale, self.dropout = inputs, copies, scale, dropout
 
         def declared(shape: Sequence[int], axes: Sequence[str | None], init: Any) -> nnx.Param:
             return parameter(rngs, shape, axes, init, layers=layers)
 
-        into, out = ((*dims[:inputs], rank), (*axes[:inputs], None)), ((rank, *dims[inputs:]), (None, *axes[inputs:]))
+        into = (*dims[:split], rank), (*axes[:split], None)
+        out = (*dims[:copies], rank, *dims[split:]), (*axes[:copies], None, *axes[split:])
         self.into, self.out = declared(*into, zeros), declared(*out, zeros)
         self.first_into = declared(*into, zeros) if has_first else None
         self.first_out = declared(*out, zeros) if has_first else None
-        self.magnitude = declared(dims[inputs:], axes[inputs:], ones) if kind == "dora" else None
+        self.magnitude = declared(dims[split:], axes[split:], ones) if kind == "dora" else None
         self.noise = declared((2,), (None,), zeros) if dropout else None
 
     def factors(self) -> tuple[jax.Array, jax.Array]:
-        """What the update is the product of: (*inputs, rank) and (rank, *outputs), or of twice the rank."""
+        """What the update is the product of: (*inputs, rank) and (rank, *outputs), or of twice the rank; of experts all
+        of theirs."""
         if self.first_into is None or self.first_out is None:
             return self.into[...], self.out[...]
-        return with_first(self.into[...], self.out[...], self.first_into[...], self.first_out[...])
+        both = jax.vmap(with_first) if self.copies else with_first
+        return both(self.into[...], self.out[...], self.first_into[...], self.first_out[...])
 
     def dropped(self, x: jax.Array) -> jax.Array:
         """What goes into the factors: x, of which in training a part is dropped."""

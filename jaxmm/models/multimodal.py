@@ -270,6 +270,7 @@ def holdings(spec: ModelSpec) -> dict[ParamPath, Holding]:
         axes, inputs = tuple(metadata["axes"]), metadata["inputs"]
         kind = spec.frozen.kind_of(path, len(axes), inputs) if spec.frozen else ""
         if kind != "float32":
+            axes = axes[metadata["copies"] :]
             layers = x.ndim - len(axes)
             found[path] = Holding(kind, x.shape[layers:], axes, inputs, layers)
     return found

@@ -198,12 +198,12 @@ def _at(table: np.ndarray, codes: jax.Array) -> jax.Array:
 )  # fmt: skip
 @dataclasses.dataclass(frozen=True)
 class Quantized:
-    """A kernel as it is held; of stacked layers, where its arrays have a leading dim of them.
+    """A kernel as it is held; of stacked layers or of experts, where its arrays have leading dims of them.
 
     Attributes:
       arrays: by the names of ``parts``.
       kind: one of KINDS.
-      shape, inputs: of one layer's kernel, and how many of its dims are inputs.
+      shape, inputs: of one kernel, and how many of its dims are inputs.
     """
 
     arrays: dict[str, jax.Array]
@@ -235,15 +235,18 @@ class QuantizedKernel(nnx.Module):
     """The parameters in the place of a kernel; zeros until ``frozen.hold`` has filled them."""
 
     def __init__(
-        self, shape: Sequence[int], axes: Sequence[str | None], inputs: int, kind: str, *, rngs: nnx.Rngs
+        self, shape: Sequence[int], axes: Sequence[str | None], inputs: int, kind: str, *, rngs: nnx.Rngs,
+        copies: int = 0,
     ):  # fmt: skip
-        """``shape`` may have leading dims of stacked layers, which ``axes`` lack."""
-        layers, self.shape = tuple(shape[: len(shape) - len(axes)]), tuple(shape[len(shape) - len(axes) :])
+        """``shape`` may have leading dims of stacked layers, which ``axes`` lack; ``copies``: dims of experts behind
+        these, each with a kernel of its own."""
+        layers, dims = tuple(shape[: len(shape) - len(axes)]), tuple(shape[len(shape) - len(axes) :])
+        each, self.shape = dims[:copies], dims[copies:]
         self.inputs, self.kind = inputs, kind
-        self.names = tuple(parts(kind, self.shape, axes, inputs))
-        for name, part in parts(kind, self.shape, axes, inputs).items():
-            declared = parameter(rngs, part.shape, part.axes, zeros, layers=layers, dtype=part.dtype)
-            setattr(self, name, declared)
+        self.names = tuple(parts(kind, self.shape, axes[copies:], inputs))
+        for name, part in parts(kind, self.shape, axes[copies:], inputs).items():
+            shape, of_part = (*each, *part.shape), (*axes[:copies], *part.axes)
+            setattr(self, name, parameter(rngs, shape, of_part, zeros, layers=layers, dtype=part.dtype))
 
     def value(self) -> Quantized:
         return Quantized({name: getattr(self, name)[...] for name in self.names}, self.kind, self.shape, self.inputs)
