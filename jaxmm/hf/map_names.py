@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from jaxmm.hf import names
+import numpy as np
+
+from jaxmm.hf import names, transforms
 from jaxmm.hf.families.family import Layout
 from jaxmm.models.adapters import CONVOLUTIONS
-from jaxmm.models.multimodal import flat_axes
+from jaxmm.models.multimodal import flat_axes, kernel_dims
 from jaxmm.models.tables import TABLES
 from jaxmm.models.tree import ParamPath, matches
 
 WEIGHT = ".weight"
+MAPS = ("transpose", "transpose by heads")  # how the kernels of Linears are transformed
 
 
 class NamedMap(NamedTuple):
@@ -23,14 +28,28 @@ class NamedMap(NamedTuple):
       released: the same as the family's releases name its tensor.
       paths: of our maps that it is: several where a family has queries, keys and values in one. A table that is the
         embedding and the projection is both of their modules.
+      outputs: how many of each of these.
       layers: the numbers of the layers that have it, in the order of our stack; () is all of them.
+      heads: where several are one head by head, of how many heads; 0 where one comes after the other.
     """
 
     name: str
     common: str
     released: str
     paths: tuple[ParamPath, ...]
+    outputs: tuple[int, ...]
     layers: tuple[int, ...] = ()
+    heads: int = 0
+
+    def joined(self, parts: Sequence[np.ndarray]) -> np.ndarray:
+        """The rows of the outputs of all parts, in the order of the Linear."""
+        whole = np.concatenate(parts)
+        return transforms.turned(whole, len(parts), self.heads) if self.heads else whole
+
+    def split(self, whole: np.ndarray) -> list[np.ndarray]:
+        """The inverse."""
+        whole = transforms.turned(whole, self.heads, len(self.paths)) if self.heads else whole
+        return np.split(whole, np.cumsum(self.outputs)[:-1])
 
     def number(self, place: int) -> int:
         """The number of the layer at a place in our stack."""
@@ -44,26 +63,26 @@ class NamedMap(NamedTuple):
 
 
 def named_maps(layout: Layout) -> list[NamedMap]:
-    """The linear maps and tables of a model, in the order of its tensors.
-
-    But for convolutions, and for Linears whose parts are of different sizes, or lie head by head (Qwen3.5's): adapters
-    of these have no name in a PEFT folder.
-    """
+    """The linear maps and tables of a model, in the order of its tensors, but for convolutions and maps of experts,
+    which are no modules in the classes of ``transformers``."""
     found = []
     is_tied, shapes = layout.spec.decoder.tie_embeddings, flat_axes(layout.spec.plain)
+    sides = {path: outputs for path, (_, outputs) in kernel_dims(layout.spec).items()} | dict.fromkeys(TABLES, (1,))
     for rule in layout.rules:
         paths = [tuple(path.split(".")) for path in rule.paths]
-        is_map = rule.transform == "transpose" and rule.name.endswith(WEIGHT) and all(p[-1] == "kernel" for p in paths)
-        is_map = is_map and len({shapes[path][0] for path in paths if path in shapes}) <= 1
-        if rule.name in (names.EMBEDDING, names.HEAD):
-            maps = [TABLES[0]] if is_tied else paths
-        elif is_map and not any(matches(paths[0], pattern) for pattern in CONVOLUTIONS):
-            maps = [path[:-1] for path in paths]
-        else:
+        is_map = rule.transform in MAPS and rule.name.endswith(WEIGHT) and all(p[-1] == "kernel" for p in paths)
+        is_table = rule.name in (names.EMBEDDING, names.HEAD)
+        if not is_table and (not is_map or any(matches(paths[0], pattern) for pattern in CONVOLUTIONS)):
+            continue
+        kernels = [TABLES[0]] if is_table and is_tied else paths
+        if not all(path in shapes for path in kernels):  # no layer has such a map
             continue
         spelt = (rule.name, *(names.foreign_name(rule.name, written) for written in (layout.modules, layout.prefixes)))
         common, name, released = (one.removesuffix(WEIGHT) for one in spelt)
-        found.append(NamedMap(name, common, released, tuple(maps), rule.layers))
+        maps = tuple(path if is_table else path[:-1] for path in kernels)
+        outputs = tuple(math.prod(shapes[path][0][dim] for dim in sides[path]) for path in kernels)
+        heads = shapes[kernels[0]][0][-2] if transforms.TRANSFORMS[rule.transform].by_heads else 0
+        found.append(NamedMap(name, common, released, maps, outputs, rule.layers, heads))
     return found
 
 

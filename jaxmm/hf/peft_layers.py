@@ -76,8 +76,10 @@ def of_parts(stack: Stack, one: NamedMap) -> dict[ParamPath, Stack]:
     count = len(one.paths)
     if count == 1:
         return {one.paths[0]: stack}
-    outs = np.split(stack.out, count, axis=1)
-    magnitudes = [None] * count if stack.magnitude is None else np.split(stack.magnitude, count, axis=1)
+    outs = [np.moveaxis(out, 0, 1) for out in one.split(np.moveaxis(stack.out, 1, 0))]
+    magnitudes: list[Any] = [None] * count
+    if stack.magnitude is not None:
+        magnitudes = [magnitude.T for magnitude in one.split(stack.magnitude.T)]
     used = np.array([(out != 0).any((0, 1)) for out in outs])
     if not (used.sum(0) == 1).all():
         return {

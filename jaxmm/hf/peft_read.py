@@ -204,7 +204,7 @@ def _stacks(
             (unused if is_unused else unknown).append(factors.name)
             continue
         one, layer = where[0], where[0].place(where[1])
-        shape, *sides = dims[one.paths[0]]
+        shape, into, _ = dims[one.paths[0]]
         if layer is None:
             misshapen.append(f"{factors.name}, where layer {where[1]} has no such map")
             continue
@@ -218,9 +218,9 @@ def _stacks(
         if one.common == peft_tables.HEAD:
             factors.into, factors.out = peft_tables.turned(factors.into, factors.out)
         inputs, outputs = factors.into.shape[-1], len(factors.out)
-        wanted = [math.prod(shape[dim] for dim in side) for side in sides]
+        wanted = math.prod(shape[dim] for dim in into), sum(one.outputs)
         is_of_one_rank = factors.into.shape[0] == factors.out.shape[-1]
-        if [inputs, outputs] != [wanted[0], wanted[1] * len(one.paths)] or not is_of_one_rank:
+        if (inputs, outputs) != wanted or not is_of_one_rank:
             misshapen.append(f"{factors.name} of {inputs} to {outputs}")
             continue
         found.setdefault(one.common, {})[layer] = factors

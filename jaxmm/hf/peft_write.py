@@ -189,22 +189,19 @@ def _fused(
     parts = [_of_map(m, params, layer, scale) if m else None for m in maps]
     if len(parts) == 1 and parts[0] is not None:
         return parts[0]
-    have = [part for part in parts if part is not None]
-    outputs = len(have[0].out)  # all parts of a fused tensor are equally large
-    out = np.zeros((outputs * len(parts), sum(len(part.into) for part in have)), np.float32)
-    magnitude = None
-    if have[0].magnitude is not None:
-        magnitude = _lengths(one, layer, base) if len(have) < len(parts) else np.empty(len(out), np.float32)
+    rank = sum(len(part.into) for part in parts if part is not None)
+    outs = [np.zeros((outputs, rank), np.float32) for outputs in one.outputs]
+    has_lengths = any(part is not None and part.magnitude is not None for part in parts)
+    is_whole = all(part is not None for part in parts)
+    lengths: list[Any] = [None] * len(parts) if is_whole or not has_lengths else one.split(_lengths(one, layer, base))
     at = 0
     for number, part in enumerate(parts):
-        if part is None:
-            continue
-        rows = slice(number * outputs, (number + 1) * outputs)
-        out[rows, at : at + len(part.into)] = part.out
-        if magnitude is not None:
-            magnitude[rows] = part.magnitude
-        at += len(part.into)
-    return Factors(np.concatenate([part.into for part in have]), out, magnitude)
+        if part is not None:
+            outs[number][:, at : at + len(part.into)] = part.out
+            lengths[number] = part.magnitude
+            at += len(part.into)
+    into = np.concatenate([part.into for part in parts if part is not None])
+    return Factors(into, one.joined(outs), one.joined(lengths) if has_lengths else None)
 
 
 def _of_map(one: Map, params: Mapping[ParamPath, Any], layer: int | None, scale: float) -> Factors:

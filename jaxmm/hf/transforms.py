@@ -133,7 +133,7 @@ def into_parts(array: np.ndarray, transform: str, shapes: Sequence[Shape]) -> li
     if one.either_way and array.shape != _fused([one.shapes(shape)[0] for shape in shapes], one.axis):
         array = array.swapaxes(-1, -2)
     if one.by_heads:
-        array = _turned(array, shapes[0][-2], len(shapes))
+        array = turned(array, shapes[0][-2], len(shapes))
     sizes = [math.prod(shape) for shape in shapes]
     ends = [array.shape[one.axis] * end // sum(sizes) for end in np.cumsum(sizes[:-1])] if len(shapes) > 1 else []
     parts = np.split(array, ends, axis=one.axis) if ends else [array]
@@ -145,9 +145,9 @@ def out_of_parts(arrays: Sequence[np.ndarray], transform: str, inputs: int = 0) 
     one = TRANSFORMS[transform]
     parts = [one.out(array, inputs) for array in arrays]
     whole = np.concatenate(parts, axis=one.axis) if len(parts) > 1 else parts[0]
-    return _turned(whole, len(arrays), arrays[0].shape[-2]) if one.by_heads else whole
+    return turned(whole, len(arrays), arrays[0].shape[-2]) if one.by_heads else whole
 
 
-def _turned(array: np.ndarray, outer: int, inner: int) -> np.ndarray:
+def turned(array: np.ndarray, outer: int, inner: int) -> np.ndarray:
     """Rows in blocks of (outer, inner) as blocks of (inner, outer)."""
     return array.reshape(outer, inner, -1, *array.shape[1:]).swapaxes(0, 1).reshape(array.shape)

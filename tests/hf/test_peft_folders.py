@@ -72,7 +72,7 @@ def plain(tmp_path) -> Made:
 
 @pytest.mark.parametrize(("name", "kind"), [
     (QWEN, "lora"), (QWEN, "rslora"), (QWEN, "dora"), ("qwen3-vl", "dora"), ("internvl", "rslora"),
-    ("llava, clip", "lora"), ("siglip2 + llama", "dora"),
+    ("llava, clip", "lora"), ("siglip2 + llama", "dora"), ("qwen3.5", "lora"), ("qwen3.5", "dora"),
 ])  # fmt: skip
 def test_adapters_of_every_map_come_back_to_the_bit(name, kind, tmp_path):
     there = made(tmp_path / "adapters", name, kind=kind, ranks=(("decoder.blocks.mlp", 3, 5.0),))
@@ -246,6 +246,7 @@ def test_a_tied_embedding_that_is_trained_is_written_as_both_of_its_modules(tmp_
     (QWEN, {"targets": ("decoder.blocks",), "whole": ("connector.up.bias",)}, "connector.up.bias is trained beside"),
     (QWEN, {"targets": ("connector",), "whole": ("connector",)}, "or with an adapter in it"),
     (QWEN, {"targets": ("decoder",), "whole": ("vision.blocks.attention.key.kernel",)}, "key.kernel is trained beside"),
+    ("qwen3-vl, experts", {"targets": ("decoder.blocks.experts",)}, "of decoder.blocks.experts.down has no place"),
     (GEMMA, {"targets": ("connector.down",)}, "the adapter of connector.down has no place in a PEFT folder"),
 ])  # fmt: skip
 def test_what_peft_cannot_hold_is_to_be_merged(name, options, why, tmp_path):

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.parity
 FAMILIES = {
     "siglip2 + llama": "dora", "llava, clip": "lora", "llava, siglip": "rslora", "qwen2.5-vl": "dora",
     "qwen3-vl": "rslora", "gemma3": "lora", "gemma4": "lora", "internvl": "rslora", "lfm2": "dora",
+    "qwen3.5": "dora",
 }  # fmt: skip
 LOGITS, MOVED = 3e-5, 0.5  # by how much logits around 1 may differ, and by how much adapters must move them
 
