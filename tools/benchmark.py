@@ -41,14 +41,14 @@ PARTS = {
     "step": ("step",),
     "peer": ("peer",),
     "tuning": ("tuning",),
-    "scale": ("scale",),
+    "scale": ("scale", "recurrent"),
 }
 
 FLAGS: command.Flags = {
     "part": (
         "data",
         "data; step: that of --config; peer: our step beside PyTorch's, tuning: that of adapters beside PEFT's (extra "
-        "'parity'); or scale: attention, packing, the first step, shards",
+        "'parity'); or scale: attention, DeltaNet, packing, the first step, shards",
     ),
     "output": ("", "JSON file to write"),
     "only": ("", "names of rows, comma between them; default: all of the part"),

@@ -111,3 +111,14 @@ def test_the_rows_of_scale_give_their_figures_and_a_device_holds_its_share(tmp_p
     assert all(figure["met"] for figure in rows["shards"].values())
     assert rows["packed"]["packed / padded"]["median"] > 0
     assert rows["attention"]["documents / one"]["needed"] == "<= 0.1667"
+
+
+@pytest.mark.slow
+def test_the_row_of_deltanet_gives_its_figures_and_packed_is_as_alone(tmp_path):
+    output = tmp_path / "delta.json"
+    done = run("--only=delta", "--scale=0.05", "--repeats=1", f"--output={output}", part="scale")
+    assert not done.returncode, done.stderr
+    (row,) = json.loads(output.read_text())["rows"]
+    assert row["figures"]["packed, apart from alone"]["met"]
+    named = {f"{n}: {by}, documents" for n in (2048, 8192, 32768) for by in ("rule", "attention")}
+    assert named < row["figures"].keys()
