@@ -29,7 +29,7 @@ FLAGS: command.Flags = {"output": (str(FOLDER), "folder to write")}
 CASES = (
     "siglip2 + llama", "llama, yarn rope", "mistral, window", "qwen3", "lfm2", "llava, clip, two layers",
     "llava, siglip", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3.5", "gemma3", "internvl", "internvl, 6B's tower",
-    "gemma4", "idefics3", "mistral3", "glm-4.1v", "paligemma2",
+    "gemma4", "idefics3", "mistral3", "glm-4.1v", "paddleocr-vl", "paligemma2",
 )  # fmt: skip
 
 
