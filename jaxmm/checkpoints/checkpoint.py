@@ -340,7 +340,9 @@ class Checkpoints:
             raise OSError("a part of this save has failed")
         if jax.process_index() == 0:
             half = [path for path in self.folder.glob(f"{self._sealing}.*-tmp*") if path.is_dir()]
-            checksums.write_record(half[0] if half else self._path(self._sealing))
+            folder = half[0] if half else self._path(self._sealing)
+            checksums.wait_for_promise(folder)
+            checksums.write_record(folder)
 
     def _put_aside(self, step: int) -> None:
         """Renames a broken checkpoint: in its place Orbax would count it, and refuse to save its step again."""

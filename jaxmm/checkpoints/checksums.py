@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
 import zlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,7 @@ PROMISE = {"checksums": RECORD}  # what a checkpoint with a record says of itsel
 _STEP = "_CHECKPOINT_METADATA"  # of Orbax; the time of the commit goes into it just before the rename
 _COMMIT = "commit_timestamp_nsecs"
 _BLOCK = 1 << 24  # bytes
+_PATIENCE = 300.0  # seconds for Orbax to write what a checkpoint says of itself
 _THREADS = min(8, os.cpu_count() or 1)  # CRC-32 of large blocks holds no lock: some 2 GB/s each
 
 
@@ -42,6 +44,28 @@ class Entry(NamedTuple):
 
     bytes: int
     crc32: int
+
+
+def wait_for_promise(folder: Path) -> None:
+    """Waits until a checkpoint in the making says PROMISE of itself.
+
+    Orbax writes that in a thread of its own, and does not wait for it before it asks for the record: on a busy machine
+    the record would have the checksum of what the file was before.
+
+    Raises:
+      TimeoutError: if it does not within minutes.
+    """
+    end = time.monotonic() + _PATIENCE
+    while not _promises(folder):
+        if time.monotonic() > end:
+            raise TimeoutError(f"{folder / _STEP} is not written")
+        time.sleep(0.01)
+
+
+def _promises(folder: Path) -> bool:
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # not there yet, or half written
+        return parse_json((folder / _STEP).read_bytes()).get("custom_metadata") == PROMISE
+    return False
 
 
 def write_record(folder: Path) -> None:
@@ -158,7 +182,7 @@ def _look_by_index(folder: Path) -> Fault | None:
     for name in (*needed, *names):
         if fault := _missing(folder, name, 1) or _cut_json(folder, name):
             return fault
-    if parse_json((folder / _STEP).read_bytes()).get("custom_metadata") == PROMISE:
+    if _promises(folder):
         return Fault(f"{RECORD} is missing or cut short", True)
     manifest = f"{STATE}/manifest.ocdbt"
     if fault := _missing(folder, manifest, _manifest_bytes(folder / manifest)):

@@ -10,8 +10,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +22,9 @@ import optax
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from orbax.checkpoint._src.metadata import checkpoint as metadata
 
+from jaxmm.checkpoints import checksums
 from jaxmm.checkpoints.checkpoint import Checkpoints
 from jaxmm.errors import UserError
 
@@ -105,6 +109,26 @@ def test_a_state_may_be_donated_right_after_save(tmp_path):
         for _ in range(10):
             state = step(state)
         assert_same_bits(checkpoints.restore({"w": want["w"]}), want)
+
+
+def test_a_checkpoint_is_whole_however_late_orbax_writes_what_it_says_of_itself(tmp_path, monkeypatch):
+    """It does so in a thread of its own, which here waits until somebody waits for it."""
+    is_awaited, update, asked = threading.Event(), metadata._MetadataStoreImpl.update, []
+
+    def late(store, *args, **changes):
+        asked.append(is_awaited.wait(5))
+        update(store, *args, **changes)
+
+    def awaited(seconds: float) -> None:
+        is_awaited.set()
+        time.sleep(seconds)
+
+    monkeypatch.setattr(metadata._MetadataStoreImpl, "update", late)
+    monkeypatch.setattr(checksums, "time", SimpleNamespace(sleep=awaited, monotonic=time.monotonic))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, {"w": jnp.ones(3)}, {})
+    assert asked[0]
+    assert checksums.verify(tmp_path / "1") is None
 
 
 def test_an_empty_or_missing_folder_has_no_checkpoint(tmp_path):
