@@ -27,7 +27,8 @@ def resized_by_pillow(self, image, size, resample=None, **_):
     import torch
 
     squares = [PIL.Image.fromarray(one.permute(1, 2, 0).numpy()) for one in image.reshape(-1, *image.shape[-3:])]
-    resized = [np.array(one.resize((size.width, size.height), int(resample))) for one in squares]
+    goal = (size.width or size.shortest_edge, size.height or size.shortest_edge)  # of squares, one side is both
+    resized = [np.array(one.resize(goal, int(resample))) for one in squares]
     found = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2)
     return found.reshape(*image.shape[:-2], *found.shape[-2:])
 
