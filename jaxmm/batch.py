@@ -9,7 +9,7 @@ Dimensions, which arrays carry as a suffix (``q_BTHD``):
     E  experts                      L  layers                       Q  queries that are looked at
     X  what of them is summed up    C  preferences of a row         O  outputs of a linear map
     G  heads that share a key       Z  chunks of a row              U  positions of a chunk
-    W  positions a kernel sees
+    W  positions a kernel sees      I  numbers a position brings to a layer
 
 In recurrent layers C is channels, K heads of keys, and V the width of a head's values.
 

@@ -167,7 +167,7 @@ def byte_level_tokenizer(family: str = ""):
 def folder_of(name: str, folder: Path, has_weights: bool = True, seed: int = 1, is_split: bool = False) -> Path:
     """A model of random weights as a folder, with a tokenizer of bytes; ``is_split``: of a processor of ``SPLIT``."""
     config = parity_models.case(name).config(np.random.default_rng(0))
-    config.text_config.vocab_size = VOCABULARY
+    config.text_config.vocab_size = config.text_config.vocab_size_per_layer_input = VOCABULARY
     case = parity_models.case(name)
     tokenizer = byte_level_tokenizer(case.family)
     if is_split:

@@ -245,24 +245,31 @@ def _lfm2_rules() -> list[Rule]:
 
 
 def _gemma4_rules() -> list[Rule]:
-    """Gemma 3's names, which those of both kinds of attention are, and a number for each layer."""
-    first = f"{BLOCKS}.attention."
+    """Gemma 3's names, which those of all kinds of attention and MLP are, and those of what Gemma 4 has besides."""
+    kinds = {
+        "attention": ("global_attention", "handed_attention", "handed_global_attention"), "mlp": ("handed_mlp",)
+    }  # fmt: skip
     again = [
-        rule._replace(paths=(rule.paths[0].replace(first, f"{BLOCKS}.global_attention."),))
+        rule._replace(paths=(rule.paths[0].replace(f"{BLOCKS}.{kind}.", f"{BLOCKS}.{other}."),))
+        for kind, others in kinds.items()
+        for other in others
         for rule in POST_NORMS
-        if rule.paths[0].startswith(first)
+        if rule.paths[0].startswith(f"{BLOCKS}.{kind}.")
     ]
-    return [*POST_NORMS, *again, Rule(f"{LAYER}.layer_scalar", (f"{BLOCKS}.scale.factor",))]
+    return [
+        *POST_NORMS,
+        *again,
+        Rule("text.embed_tokens_per_layer.weight", ("decoder.layer_inputs.embedding",)),
+        *linear("text.per_layer_model_projection", "decoder.layer_inputs.projection"),
+        *norm("text.per_layer_projection_norm", "decoder.layer_inputs.norm"),
+        *linear(f"{LAYER}.per_layer_input_gate", f"{BLOCKS}.layer_input.gate"),
+        *linear(f"{LAYER}.per_layer_projection", f"{BLOCKS}.layer_input.out"),
+        *norm(f"{LAYER}.post_per_layer_input_norm", f"{BLOCKS}.layer_input.norm"),
+        Rule(f"{LAYER}.layer_scalar", (f"{BLOCKS}.scale.factor",)),
+    ]
 
 
 PLAIN, POST_NORMS = _rules(post_norms=False), _rules(post_norms=True)
-
-
-# Keys of Gemma 4, and what alone is supported: no expert, no embedding of each layer, no keys of an earlier layer.
-GEMMA4_LEFT_OUT: dict[str, Any] = {
-    "enable_moe_block": False, "hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0,
-    "use_bidirectional_attention": "vision",
-}  # fmt: skip
 
 
 # One by one
@@ -320,10 +327,11 @@ def _gemma3(config: Any, tied: bool) -> DecoderSpec:
 
 
 def _gemma4(config: Any, tied: bool) -> DecoderSpec:
-    """Gemma 4 without experts: the layers that see everything have attention of other sizes."""
-    for key, value in GEMMA4_LEFT_OUT.items():
-        if getattr(config, key) not in (None, value):
-            raise UserError(f"config.json: Gemma 4 with {key}={getattr(config, key)} is not supported: only {value} is")
+    """Gemma 4: the layers that see everything have attention of other sizes."""
+    if config.use_bidirectional_attention not in (None, "vision"):
+        supported.require(config, use_bidirectional_attention="vision")
+    if config.hidden_size_per_layer_input:  # one row a token, and the padding's for soft tokens
+        supported.require(config, vocab_size_per_layer_input=config.vocab_size, pad_token_id=0)
     changed = {key for own in (config.to_dict().get("per_layer_config") or {}).values() for key in own}
     if changed - {"head_dim", "num_key_value_heads"}:
         raise UserError(f"config.json: per_layer_config with {', '.join(sorted(changed))} is not supported")
@@ -345,6 +353,9 @@ def _gemma4(config: Any, tied: bool) -> DecoderSpec:
         post_norms=True, embed_scale=config.hidden_size**0.5, attention_scale=1.0,
         logit_softcap=float(config.final_logit_softcapping or 0.0),
         bidirectional_blocks=config.use_bidirectional_attention == "vision", causal_global_layers=True,
+        handed_layers=config.num_kv_shared_layers,
+        handed_mlp=2 * config.intermediate_size if config.use_double_wide_mlp and config.num_kv_shared_layers else 0,
+        layer_inputs=config.hidden_size_per_layer_input or 0, **experts.gemma4(config),
     )  # fmt: skip
 
 
@@ -484,7 +495,7 @@ DECODERS = {
     "gemma2": DecoderKind(_gemma2, POST_NORMS, joins=False),
     "gemma3_text": DecoderKind(_gemma3, POST_NORMS),
     "qwen2_vl_text": DecoderKind(_qwen2_5_vl, PLAIN),
-    "gemma4_text": DecoderKind(_gemma4, _gemma4_rules(), joins=False),
+    "gemma4_text": DecoderKind(_gemma4, _gemma4_rules() + experts.GEMMA4, joins=False),
     "qwen2_5_vl_text": DecoderKind(_qwen2_5_vl, PLAIN),
     "qwen3_vl_text": DecoderKind(_qwen3_vl, PLAIN),
     "qwen3_5_text": DecoderKind(_qwen3_5, _qwen3_5_rules()),

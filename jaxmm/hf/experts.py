@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxmm.errors import UserError
 from jaxmm.hf import supported
-from jaxmm.hf.names import Rule, linear
+from jaxmm.hf.names import Rule, linear, norm
 from jaxmm.models.routing import ExpertSpec
 
 EXPERTS = "decoder.blocks.experts"
@@ -46,6 +46,17 @@ QWEN3_5 = [
         for rule in linear(f"{MLP}.shared_expert.{n}_proj", f"{EXPERTS}.shared.{n}")
     ),
     *linear(f"{MLP}.shared_expert_gate", f"{EXPERTS}.shared_gate"),
+]
+# Beside an MLP, with norms and scales of a router that stands by itself.
+GEMMA4 = [
+    Rule("text.layers.{i}.router.proj.weight", (f"{EXPERTS}.router",), "reversed"),
+    Rule("text.layers.{i}.router.scale", (f"{EXPERTS}.router_scale",)),
+    Rule("text.layers.{i}.router.per_expert_scale", (f"{EXPERTS}.own_scale",)),
+    Rule("text.layers.{i}.experts.gate_up_proj", _kernels("gate", "up"), "one above the other"),
+    Rule("text.layers.{i}.experts.down_proj", _kernels("down"), "one above the other"),
+    *norm("text.layers.{i}.post_feedforward_layernorm_1", "decoder.blocks.norm_dense_out"),
+    *norm("text.layers.{i}.pre_feedforward_layernorm_2", "decoder.blocks.norm_experts"),
+    *norm("text.layers.{i}.post_feedforward_layernorm_2", "decoder.blocks.norm_experts_out"),
 ]
 LFM2 = [
     Rule("text.layers.{i}.feed_forward.gate.weight", (f"{EXPERTS}.router",), "reversed"),
@@ -105,6 +116,17 @@ def qwen3_5(config: Any) -> dict[str, Any]:
     shared = config.shared_expert_intermediate_size
     experts = dataclasses.replace(_qwen_experts(config, normalised=True), shared_mlp=shared, shared_gate=True)
     return _features(config, experts)
+
+
+def gemma4(config: Any) -> dict[str, Any]:
+    """Of all layers, beside their MLPs: a softmax before the choice, always normalised; {} where there are none."""
+    if not config.enable_moe_block:
+        return {}
+    experts = ExpertSpec(
+        config.num_experts, config.top_k_experts, config.moe_intermediate_size, normalised=True,
+        router_norm=config.rms_norm_eps, own_scales=True,
+    )  # fmt: skip
+    return _features(config, experts) | {"experts_beside": True}
 
 
 def lfm2(config: Any) -> dict[str, Any]:

@@ -138,7 +138,7 @@ class Read(NamedTuple):
 
 def read_model(folder: Path, layout: Layout, where: ShardingOf) -> Read:
     """Reads a whole model."""
-    return _read(folder, layout.rules, layout.spec, lambda path: True, where)
+    return _read(folder, layout.rules, layout.spec, lambda path: True, where, kept=layout.kept)
 
 
 def read_decoder(folder: Path, rules: Sequence[Rule], spec: ModelSpec, where: ShardingOf) -> Read:
@@ -175,7 +175,7 @@ def _of_tower(name: str) -> str:
 
 def _read(
     folder: Path, rules: Sequence[Rule], spec: ModelSpec, is_read: Callable[[Path_], bool], where: ShardingOf,
-    spelling: weights.Spelling = names.common_name, others: Sequence[str] = (),
+    spelling: weights.Spelling = names.common_name, others: Sequence[str] = (), kept: Sequence[str] = (),
 ) -> Read:  # fmt: skip
     parameters = {
         path: (shape, where(path, shape)) for path, (shape, _) in flat_axes(spec.plain).items() if is_read(path)
@@ -187,12 +187,12 @@ def _read(
         if path in parameters:
             places = {name: (x.shape, x.dtype, where((*path, name), x.shape)) for name, x in parts.items()}
             held[path] = weights.Held(one, places)
-    vocabulary = [("decoder", "embedding"), ("decoder", "head")]
+    vocabulary = [("decoder", "embedding"), ("decoder", "head"), ("decoder", "layer_inputs", "embedding")]
     if is_tied(folder, spec.decoder.tie_embeddings):
         others = [*others, names.HEAD]  # a copy of the embedding
     checkpoint = tensor_files.Checkpoint(folder)
     params_and_spare = weights.read_params(
-        checkpoint, rules, parameters, spelling=spelling, others=others, grows=vocabulary, held=held
+        checkpoint, rules, parameters, spelling=spelling, others=others, grows=vocabulary, held=held, kept=kept
     )  # fmt: skip
     return Read(*params_and_spare)
 

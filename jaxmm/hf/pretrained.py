@@ -141,7 +141,8 @@ class Pretrained(NamedTuple):
 
 
 def _grown(config: dict[str, Any], vocabulary: int) -> dict[str, Any]:
-    return config | {"text_config": config["text_config"] | {"vocab_size": vocabulary}}
+    sizes = [key for key in ("vocab_size", "vocab_size_per_layer_input") if key in config["text_config"]]
+    return config | {"text_config": config["text_config"] | dict.fromkeys(sizes, vocabulary)}
 
 
 def read_start(text: str, saved: Path | None, merge: int, mlp: int) -> Pretrained | None:
@@ -173,7 +174,8 @@ def _whole(folder: Path) -> Pretrained:
     if layout.audio:
         layout = layout._replace(audio=audio_settings(layout.audio, folder, family.audio_extractor))
     return Pretrained(
-        family, layout, config, {"model": folder}, folder, processor, _ends(folder), pixels=_pixels(folder)
+        family, layout, config, {"model": folder}, folder, processor, _ends(folder), pixels=_pixels(folder),
+        told=layout.told,
     )  # fmt: skip
 
 

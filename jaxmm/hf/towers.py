@@ -184,7 +184,7 @@ def _qwen3(config: Any) -> VisionSpec:
 
 def _gemma4(config: Any) -> VisionSpec:
     supported.require(
-        config, attention_bias=False, use_clipped_linears=False, num_key_value_heads=config.num_attention_heads,
+        config, attention_bias=False, num_key_value_heads=config.num_attention_heads,
         head_dim=config.hidden_size // config.num_attention_heads
     )  # fmt: skip
     return _vit(
@@ -193,6 +193,7 @@ def _gemma4(config: Any) -> VisionSpec:
         std=(1.0,) * 3, patch_bias=False, qkv_bias=False, out_bias=False, mlp_bias=False, final_norm=False,
         post_norms=True, head_norms=True, value_norm=True, attention_scale=1.0,
         rope_theta=_axial_theta(config), rope_by_halves=True,
+        clipped=bool(config.use_clipped_linears),
     )  # fmt: skip
 
 
@@ -284,14 +285,20 @@ def _gemma4_rules() -> list[Rule]:
         "self_attn.q_norm": "attention.query_norm", "self_attn.k_norm": "attention.key_norm",
     }  # fmt: skip
     maps = {
-        "self_attn.q_proj.linear": "attention.query", "self_attn.k_proj.linear": "attention.key",
-        "self_attn.v_proj.linear": "attention.value", "self_attn.o_proj.linear": "attention.out",
-        "mlp.gate_proj.linear": "mlp.gate", "mlp.up_proj.linear": "mlp.up", "mlp.down_proj.linear": "mlp.down",
+        "self_attn.q_proj": "attention.query", "self_attn.k_proj": "attention.key",
+        "self_attn.v_proj": "attention.value", "self_attn.o_proj": "attention.out",
+        "mlp.gate_proj": "mlp.gate", "mlp.up_proj": "mlp.up", "mlp.down_proj": "mlp.down",
     }  # fmt: skip
+    layer = "vision.encoder.layers.{i}"
     return [
         *linear("vision.patch_embedder.input_proj", "vision.patch_embedding"),
         Rule("vision.patch_embedder.position_embedding_table", ("vision.axis_embedding",)),
-        *_layers("vision.encoder.layers.{i}", norms, maps),
+        *_layers(layer, norms, {f"{name}.linear": path for name, path in maps.items()}),
+        *(
+            Rule(f"{layer}.{name}.{bound}", (f"vision.blocks.{path}.{bound}",))
+            for name, path in maps.items()
+            for bound in ("input_min", "input_max", "output_min", "output_max")
+        ),
         Rule("vision.std_bias", ("connector.mean",)),
         Rule("vision.std_scale", ("connector.stretch",)),
     ]

@@ -110,12 +110,14 @@ def foreign_shapes(transform: str, shapes: Sequence[Shape]) -> list[Shape]:
     """The shapes that the foreign tensor of one parameter, or of several ones fused, may have."""
     one = TRANSFORMS[transform]
     of_each = zip(*(one.shapes(shape) for shape in shapes), strict=True)
-    found = {whole for parts in of_each if (whole := _fused(parts, one.axis))}
+    found = {whole for parts in of_each if (whole := _fused(parts, one.axis)) is not None}
     return sorted(found | {_swapped(shape) for shape in found} if one.either_way else found)
 
 
 def _fused(parts: Sequence[Shape], axis: int) -> Shape | None:
     """The shape of arrays joined along a dim; None where their other dims differ."""
+    if len(parts) == 1:  # of any dims, even none
+        return parts[0]
     axis %= len(parts[0])
     if len({(*part[:axis], *part[axis + 1 :]) for part in parts}) > 1:
         return None

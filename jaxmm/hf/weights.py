@@ -48,6 +48,7 @@ def read_params(
     others: Sequence[str] = (),
     grows: Sequence[names.Path] = (),
     held: Mapping[names.Path, Held] = {},
+    kept: Sequence[str] = (),
 ) -> tuple[dict[names.Path, jax.Array], list[str]]:
     """Reads parameters as float32, or as they are held, each tensor straight to its devices.
 
@@ -57,6 +58,7 @@ def read_params(
       parameters: (shape, sharding) by path; for stacked ones, the shape of the stack.
       others: patterns, in the common spelling, of tensors that are left unread without an error.
       grows: paths of parameters that may have more rows than the checkpoint; new rows are the mean of the others.
+      kept: patterns, in the common spelling, of further tensors that are kept.
       held: how parameters are held, of those that are not as float32.
 
     Returns:
@@ -73,7 +75,9 @@ def read_params(
     unknown = [name for common, name in foreign_name.items() if common not in wanted]
     layers = {layer.group() for layer in (re.match(names.SPARE_LAYERS, name) for name in wanted) if layer}
     further = tuple(layer[1] for layer in (re.match(names.NEXT_TOKENS, name) for name in foreign_name) if layer)
-    spare = [name for name in unknown if _is_spare(spelling(name), layers, further)]
+    spare = [
+        name for name in unknown if _is_spare(spelling(name), layers, further) or _is_any(spelling(name), kept)
+    ]  # fmt: skip
     unused = [name for name in unknown if name not in set(spare) and not _is_any(spelling(name), others)]
     missing = [name for name in wanted if name not in foreign_name]
     where = checkpoint.folder
@@ -288,7 +292,7 @@ def outgoing(
         ) -> np.ndarray:
             parts = [np.asarray(params[p][tensor.at] if tensor.at else params[p]) for p in paths]
             whole = transforms.out_of_parts(parts, tensor.rule.transform, inputs.get(paths[0], 0))
-            return np.ascontiguousarray(whole.astype(kind))
+            return np.asarray(whole.astype(kind), order="C")
 
         elements = sum(int(np.prod(_part_shape(shapes[path], tensor.at))) for path in paths)
         yield Outgoing(tensor.name, elements * kind.itemsize, make)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -13,13 +14,16 @@ from jaxmm import sharding, zigzag
 from jaxmm.models import attention as attn
 from jaxmm.models import rope
 from jaxmm.models.cache import Cache
-from jaxmm.models.decoder_spec import ATTENTIONS, DecoderSpec
+from jaxmm.models.decoder_spec import ATTENTIONS, HANDED, DecoderSpec
 from jaxmm.models.experts import Experts
+from jaxmm.models.layer_inputs import LayerInput
 from jaxmm.models.layers import MLP, LayerScale, RMSNorm, unit_rms
 from jaxmm.models.linear import Linear
 from jaxmm.models.materialize import materialize
 from jaxmm.models.recurrent import GatedDeltaNet, ShortConvolution
 from jaxmm.models.routing import Load
+
+Handed = tuple[jax.Array, jax.Array]  # keys and values (B, T, K, D)
 
 
 class AttentionContext(NamedTuple):
@@ -30,29 +34,31 @@ class AttentionContext(NamedTuple):
 
 
 # How the positions of a layer meet: ``(q, k, v, intervals, cache=, kind=, layer=, number=, backend=, whole=, scale=,
-# softcap=)`` gives what they take, and what the layers hand on from one to the next: a key-value cache, or what a probe
-# has found. ``layer`` counts the layers of this kind of attention, ``number`` those of any.
+# softcap=, is_handed=)`` gives what they take, and what the layers hand on from one to the next: a cache, or what
+# a probe has found. ``layer`` counts the layers of this kind of attention, ``number`` those of any; ``is_handed``: keys
+# and values are those of an earlier layer, which a cache holds already.
 Attend = Callable[..., tuple[jax.Array, Any]]
 
 
 def attend_own(
     q_BTHD, k_BTKD, v_BTKD, intervals, *, cache: Cache | None, kind: str, layer, number, backend: str, whole: bool,
-    **logits,
+    is_handed: bool = False, **logits,
 ):  # fmt: skip
     """Positions meet those of their own pass, which a cache then holds, where there is one."""
     del number
     out_BTHD = attn.attention(q_BTHD, k_BTKD, v_BTKD, intervals, backend=backend, whole=whole, **logits)
-    if cache is not None:
+    if cache is not None and not is_handed:
         cache = cache.filled(kind, layer, zigzag.unshard(k_BTKD), zigzag.unshard(v_BTKD))
     return out_BTHD, cache
 
 
 def attend_cached(
-    q_B1HD, k_B1KD, v_B1KD, intervals, *, cache: Cache, kind: str, layer, number, backend: str, whole: bool, **logits
+    q_B1HD, k_B1KD, v_B1KD, intervals, *, cache: Cache, kind: str, layer, number, backend: str, whole: bool,
+    is_handed: bool = False, **logits,
 ):  # fmt: skip
     """One position a row meets all that its row's cache holds, itself included."""
     del number, backend, whole  # one query needs none of them
-    cache = cache.added(kind, layer, k_B1KD, v_B1KD)
+    cache = cache if is_handed else cache.added(kind, layer, k_B1KD, v_B1KD)
     return attn.decode_attention(q_B1HD, *cache.of(kind, layer), intervals, **logits), cache
 
 
@@ -68,30 +74,38 @@ def at_places(x_BT, target_positions_BR):
 class SelfAttention(nnx.Module):
     """Grouped-query attention with rotary positions."""
 
-    def __init__(self, kind: str, spec: DecoderSpec, *, rngs: nnx.Rngs):
-        """``kind``: one of ATTENTIONS, which has its own sizes."""
+    def __init__(self, kind: str, spec: DecoderSpec, *, rngs: nnx.Rngs, is_handed: bool = False):
+        """
+        Args:
+          kind: one of ATTENTIONS, which has its own sizes.
+          is_handed: it makes no keys and values.
+        """
         sizes = spec.attention_sizes()[kind]
         q, kv = (spec.heads, sizes.head_dim), (sizes.kv_heads, sizes.head_dim)
         self.kind, self.spec, bias = kind, spec, spec.qkv_bias
         self.query = Linear([spec.width], q, ("embed", "heads", None), bias=bias, rngs=rngs)
-        self.key = Linear([spec.width], kv, ("embed", "kv_heads", None), bias=bias, rngs=rngs)
-        self.value = (
-            None if sizes.shared_kv else Linear([spec.width], kv, ("embed", "kv_heads", None), bias=bias, rngs=rngs)
-        )
+        to_keys = functools.partial(Linear, [spec.width], kv, ("embed", "kv_heads", None), bias=bias, rngs=rngs)
+        self.key = None if is_handed else to_keys()
+        self.value = None if is_handed or sizes.shared_kv else to_keys()
         depth = 0.5 / spec.layers  # keeps the residual stream's variance flat in depth (GPT-2)
         self.out = Linear(q, [spec.width], ("heads", None, "embed"), bias=spec.out_bias, rngs=rngs, scale=depth)
         self.gate = (
             Linear([spec.width], q, ("embed", "heads", None), bias=bias, rngs=rngs) if spec.attention_gate else None
         )
         self.query_norm = self._head_norm(sizes.head_dim, rngs) if spec.qk_norm else None
-        self.key_norm = self._head_norm(sizes.head_dim, rngs) if spec.qk_norm else None
+        self.key_norm = self._head_norm(sizes.head_dim, rngs) if spec.qk_norm and not is_handed else None
 
     def _head_norm(self, head_dim: int, rngs: nnx.Rngs) -> RMSNorm:
         return RMSNorm(head_dim, self.spec.norm_eps, rngs=rngs, offset=self.spec.norm_offset, axis=None)
 
-    def projected(self, x_BTD, rotation):
-        """Queries (B, T, H, D), keys and values (B, T, K, D), ready to meet."""
-        q_BTHD, k_BTKD = self.query(x_BTD), self.key(x_BTD)
+    def projected(self, x_BTD, rotation, handed: Handed | None = None):
+        """Queries (B, T, H, D), keys and values (B, T, K, D), ready to meet; or ``handed``, of an earlier layer."""
+        q_BTHD = self.query(x_BTD)
+        if self.key is None:
+            assert handed is not None
+            q_BTHD = q_BTHD if self.query_norm is None else self.query_norm(q_BTHD)
+            return rope.rotate(q_BTHD, rotation, self.spec.rope_adjacent), *handed
+        k_BTKD = self.key(x_BTD)
         v_BTKD = k_BTKD if self.value is None else self.value(x_BTD)
         if self.query_norm is not None and self.key_norm is not None:
             q_BTHD, k_BTKD = self.query_norm(q_BTHD), self.key_norm(k_BTKD)
@@ -100,16 +114,20 @@ class SelfAttention(nnx.Module):
         q_BTHD, k_BTKD = (rope.rotate(x, rotation, self.spec.rope_adjacent) for x in (q_BTHD, k_BTKD))
         return q_BTHD, k_BTKD, v_BTKD
 
-    def __call__(self, x_BTD, where: AttentionContext, attend: Attend, target_positions_BR=None):
+    def __call__(
+        self, x_BTD, where: AttentionContext, attend: Attend, target_positions_BR=None, handed: Handed | None = None
+    ) -> tuple[jax.Array, Any, Handed]:
+        """``handed``: keys and values of an earlier layer, for one that makes none; returned are those that are met."""
         spec = self.spec
+        q_BTHD, *met = self.projected(x_BTD, where.rotation, handed)
         out_BTHD, cache = attend(
-            *self.projected(x_BTD, where.rotation), where.intervals, kind=self.kind,
+            q_BTHD, *met, where.intervals, kind=self.kind, is_handed=handed is not None,
             scale=spec.attention_scale, softcap=spec.attention_softcap,
         )  # fmt: skip
         out_BTHD = at_places(out_BTHD, target_positions_BR)
         if self.gate is not None:
             out_BTHD = out_BTHD * jax.nn.sigmoid(self.gate(at_places(x_BTD, target_positions_BR)))
-        return self.out(out_BTHD), cache
+        return self.out(out_BTHD), cache, (met[0], met[1])
 
 
 def recur_own(mixer: Any, x_BTD, segments_BT, *, cache: Cache | None, kind: str, layer):
@@ -136,7 +154,7 @@ class Mixing(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """The modules of one layer, by the names of COMPONENTS: one mixer, an MLP or experts, and norms around them."""
+    """The modules of one layer, by the names of COMPONENTS: one mixer, an MLP or experts, or both, and norms around."""
 
     norm_attention: RMSNorm
     norm_mlp: RMSNorm
@@ -149,17 +167,39 @@ class Layer(NamedTuple):
     norm_attention_out: RMSNorm | None = None
     norm_mlp_out: RMSNorm | None = None
     scale: LayerScale | None = None
+    norm_dense_out: RMSNorm | None = None
+    norm_experts: RMSNorm | None = None
+    norm_experts_out: RMSNorm | None = None
+    handed_attention: SelfAttention | None = None
+    handed_global_attention: SelfAttention | None = None
+    handed_mlp: MLP | None = None
+    layer_input: LayerInput | None = None
 
-    def __call__(self, x_BTD, where: AttentionContext, segments_BT, mixing: Mixing, target_positions_BR=None):
-        """Returns what goes on, at ``target_positions_BR`` or everywhere, the cache, and the load of experts, if any.
+    @property
+    def is_wide(self) -> bool:
+        """Whether it has global attention."""
+        return self.global_attention is not None or self.handed_global_attention is not None
+
+    def __call__(
+        self, x_BTD, where: AttentionContext, segments_BT, mixing: Mixing, target_positions_BR=None,
+        own_BTI=None, handed: Mapping[str, Handed] = {},
+    ) -> tuple[jax.Array, Any, Load | None, Mapping[str, Handed]]:  # fmt: skip
+        """Returns what goes on, at ``target_positions_BR`` or everywhere, the cache, the load of experts, if any, and
+        ``handed`` with this layer's keys and values.
 
         Args:
           segments_BT: the documents of positions, to mixers that carry a state.
+          own_BTI: what positions bring to this layer.
+          handed: keys and values of the last layer of each mixer, where later layers see them; {} where none does.
         """
         normal_BTD = self.norm_attention(x_BTD)
-        attention = self.attention if self.attention is not None else self.global_attention
+        makers = self.attention if self.attention is not None else self.global_attention
+        taker = self.handed_attention if self.handed_attention is not None else self.handed_global_attention
+        attention = makers if makers is not None else taker
         if attention is not None:
-            h_BTD, cache = attention(normal_BTD, where, mixing.attend, target_positions_BR)
+            taken = handed[attention.kind] if makers is None else None
+            h_BTD, cache, met = attention(normal_BTD, where, mixing.attend, target_positions_BR, taken)
+            handed = {**handed, attention.kind: met} if attention.kind in handed else handed
         else:
             mixer, kind = (self.convolution, "convolution") if self.convolution is not None else (self.delta, "delta")
             h_BTD, cache = mixing.recur(mixer, normal_BTD, segments_BT, kind=kind)
@@ -168,18 +208,28 @@ class Layer(NamedTuple):
             h_BTD if self.norm_attention_out is None else self.norm_attention_out(h_BTD)
         )
         x_BTD = materialize(x_BTD)
-        h_BTD, load = self._mlp(self.norm_mlp(x_BTD), where, target_positions_BR)
+        h_BTD, load = self._mlp(x_BTD, where, target_positions_BR)
         x_BTD = x_BTD + (h_BTD if self.norm_mlp_out is None else self.norm_mlp_out(h_BTD))
+        if self.layer_input is not None:
+            x_BTD = x_BTD + self.layer_input(x_BTD, at_places(own_BTI, target_positions_BR))
         x_BTD = materialize(x_BTD if self.scale is None else self.scale(x_BTD))
         axis = zigzag.positions_axis(x_BTD.shape[1]) if target_positions_BR is None else None
-        return sharding.constrain(x_BTD, "rows", axis, None), cache, load
+        return sharding.constrain(x_BTD, "rows", axis, None), cache, load, handed
 
     def _mlp(self, x_BTD, where: AttentionContext, target_positions_BR) -> tuple[jax.Array, Load | None]:
-        if self.mlp is not None:
-            return self.mlp(x_BTD), None
-        assert self.experts is not None
+        if self.experts is None:
+            mlp = self.mlp if self.mlp is not None else self.handed_mlp
+            assert mlp is not None
+            return mlp(self.norm_mlp(x_BTD)), None
         start_BT, end_BT = where.intervals
-        return self.experts(x_BTD, at_places(end_BT > start_BT, target_positions_BR))
+        is_real_BT = at_places(end_BT > start_BT, target_positions_BR)
+        if self.mlp is None or self.norm_experts is None:
+            return self.experts(self.norm_mlp(x_BTD), is_real_BT)
+        assert self.norm_dense_out is not None
+        assert self.norm_experts_out is not None
+        chosen_BTD, load = self.experts(self.norm_experts(x_BTD), is_real_BT, x_BTD)
+        dense_BTD = self.mlp(self.norm_mlp(x_BTD))
+        return self.norm_dense_out(dense_BTD) + self.norm_experts_out(chosen_BTD), load
 
 
 def component(name: str, spec: DecoderSpec, rngs: nnx.Rngs) -> nnx.Module:
@@ -187,6 +237,10 @@ def component(name: str, spec: DecoderSpec, rngs: nnx.Rngs) -> nnx.Module:
     depth = 0.5 / spec.layers
     if name in ATTENTIONS:
         return SelfAttention(name, spec, rngs=rngs)
+    if name in HANDED.values():
+        return SelfAttention(name.removeprefix("handed_"), spec, rngs=rngs, is_handed=True)
+    if name == "layer_input":
+        return LayerInput(spec, rngs=rngs, scale=depth)
     if name == "scale":
         return LayerScale(rngs=rngs)
     if name == "convolution":
@@ -198,6 +252,7 @@ def component(name: str, spec: DecoderSpec, rngs: nnx.Rngs) -> nnx.Module:
     if name == "experts":
         assert spec.experts is not None
         return Experts(spec.width, spec.experts, spec.activation, rngs=rngs, scale=depth)
-    if name == "mlp":
-        return MLP(spec.width, spec.mlp, spec.activation, gated=True, bias=spec.mlp_bias, rngs=rngs, scale=depth)
+    if name in ("mlp", "handed_mlp"):
+        width = spec.mlp if name == "mlp" else spec.handed_mlp
+        return MLP(spec.width, width, spec.activation, gated=True, bias=spec.mlp_bias, rngs=rngs, scale=depth)
     return RMSNorm(spec.width, spec.norm_eps, rngs=rngs, offset=spec.norm_offset)

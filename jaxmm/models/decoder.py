@@ -14,12 +14,22 @@ from jax import lax
 from jaxmm import zigzag
 from jaxmm.models import attention as attn
 from jaxmm.models import rope
-from jaxmm.models.block import AttentionContext, Layer, Mixing, at_places, attend_cached, attend_own, recur_cached
+from jaxmm.models.block import (
+    AttentionContext,
+    Handed,
+    Layer,
+    Mixing,
+    at_places,
+    attend_cached,
+    attend_own,
+    recur_cached,
+)
 from jaxmm.models.cache import Cache
 from jaxmm.models.compute import Compute
 from jaxmm.models.decoder_layers import Stacks, apply_layers, make_blocks, places_in_stacks
-from jaxmm.models.decoder_spec import ATTENTIONS, DecoderSpec
+from jaxmm.models.decoder_spec import ATTENTIONS, HANDED, DecoderSpec
 from jaxmm.models.embedding import look_up
+from jaxmm.models.layer_inputs import LayerInputs
 from jaxmm.models.layers import RMSNorm, checkpointed
 from jaxmm.models.parameters import fan_in, parameter
 from jaxmm.models.probe import Attended, Queries, attend_probed
@@ -61,6 +71,7 @@ class Decoder(nnx.Module):
         self.embedding = parameter(rngs, shape, axes, init)
         self.blocks = make_blocks(spec, rngs)
         self.norm = RMSNorm(spec.width, spec.norm_eps, rngs=rngs, offset=spec.norm_offset)
+        self.layer_inputs = LayerInputs(spec, rngs=rngs) if spec.layer_inputs else None
         if not spec.tie_embeddings:
             init = fan_in(1.0, "fan_in", "normal", in_axis=1, out_axis=0)
             self.head = parameter(rngs, shape, axes, init)
@@ -70,6 +81,10 @@ class Decoder(nnx.Module):
         if self.lora is not None and self.lora.embedding is not None:
             embedded += looked_up(self.lora.embedding, tokens_BT, dtype)
         return embedded if self.spec.embed_scale == 1 else embedded * jnp.asarray(self.spec.embed_scale, dtype)
+
+    def brought(self, tokens_BT, x_BTD, is_soft_BT=None):
+        """What positions bring to each layer, (L, B, T, I), by what they are embedded as; None where they do not."""
+        return None if self.layer_inputs is None else self.layer_inputs(tokens_BT, x_BTD, is_soft_BT)
 
     def projection(self) -> Head:
         """The vocabulary projection (V, D), as it is held."""
@@ -131,38 +146,39 @@ class Decoder(nnx.Module):
         return {local: AttentionContext(rotations[local], seen(local)) for local in set(spec.is_local().tolist())}
 
     def __call__(
-        self, x_BTD, positions_BTA, segments_BT, blocks_BT, deep: DeepStack | None = None, *, compute: Compute,
-        target_positions_BR=None,
+        self, x_BTD, positions_BTA, segments_BT, blocks_BT, deep: DeepStack | None = None, own_LBTI=None, *,
+        compute: Compute, target_positions_BR=None,
     ):  # fmt: skip
         """Runs embedded positions (B, T, D), sharded over ``context``, through the layers.
 
         Positions, segments and blocks are in their true order.
 
         Args:
+          own_LBTI: what positions bring to each layer, as ``brought`` gives it.
           target_positions_BR: where hidden states are wanted, in the rows of ``zigzag.as_rows``. Unrolled, the last
             layer computes only these.
         Returns:
           Normed hidden states of the same shape, sharded too, or those at target positions, (B, R, D).
         """
         return self.routed(
-            x_BTD, positions_BTA, segments_BT, blocks_BT, deep, compute=compute,
+            x_BTD, positions_BTA, segments_BT, blocks_BT, deep, own_LBTI, compute=compute,
             target_positions_BR=target_positions_BR,
         )[0]  # fmt: skip
 
     def routed(
-        self, x_BTD, positions_BTA, segments_BT, blocks_BT, deep: DeepStack | None = None, *, compute: Compute,
-        target_positions_BR=None,
+        self, x_BTD, positions_BTA, segments_BT, blocks_BT, deep: DeepStack | None = None, own_LBTI=None, *,
+        compute: Compute, target_positions_BR=None,
     ) -> tuple[jax.Array, Load | None]:  # fmt: skip
         """As ``__call__``, with the load of experts, by layer that has them; None of a decoder that has none."""
         places = self.places(positions_BTA, segments_BT, blocks_BT)
         x_BTD, _, load = self._run(
-            x_BTD, None, places, segments_BT, Mixing(attend_own), deep, compute, target_positions_BR
+            x_BTD, None, places, segments_BT, Mixing(attend_own), deep, own_LBTI, compute, target_positions_BR
         )
         return x_BTD, load
 
     def prefill(
-        self, x_BTD, positions_BTA, segments_BT, blocks_BT, deep: DeepStack | None = None, *, size: int,
-        compute: Compute,
+        self, x_BTD, positions_BTA, segments_BT, blocks_BT, deep: DeepStack | None = None, own_LBTI=None, *,
+        size: int, compute: Compute,
     ):  # fmt: skip
         """The same for one document a row, from its first position on, with a cache for ``size`` positions.
 
@@ -178,12 +194,12 @@ class Decoder(nnx.Module):
         }
         cache = Cache.empty(shapes, x_BTD.dtype, positions_BTA, segments_BT, self._states(x_BTD, segments_BT))
         places = self.places(positions_BTA, segments_BT, blocks_BT)
-        x_BTD, cache, _ = self._run(x_BTD, cache, places, segments_BT, Mixing(attend_own), deep, compute)
+        x_BTD, cache, _ = self._run(x_BTD, cache, places, segments_BT, Mixing(attend_own), deep, own_LBTI, compute)
         return zigzag.unshard(x_BTD), cache
 
     def attended(
-        self, x_BTD, positions_BTA, segments_BT, blocks_BT, deep: DeepStack | None = None, *, queries: Queries,
-        groups: int, by_head: bool, compute: Compute,
+        self, x_BTD, positions_BTA, segments_BT, blocks_BT, deep: DeepStack | None = None, own_LBTI=None, *,
+        queries: Queries, groups: int, by_head: bool, compute: Compute,
     ) -> Attended:  # fmt: skip
         """Where chosen queries attend in each layer of attention, summed by ``groups`` groups of them; inputs as of
         ``__call__``.
@@ -195,12 +211,12 @@ class Decoder(nnx.Module):
         layers = len(self.spec.attention_layers())
         found = Attended.empty(layers, self.spec.heads, groups, queries, by_head)
         mixing = Mixing(functools.partial(attend_probed, queries=queries))
-        return self._run(x_BTD, found, places, segments_BT, mixing, deep, compute)[1]
+        return self._run(x_BTD, found, places, segments_BT, mixing, deep, own_LBTI, compute)[1]
 
-    def step(self, x_B1D, cache: Cache, compute: Compute):
+    def step(self, x_B1D, cache: Cache, compute: Compute, own_LB1I=None):
         """Runs one more embedded text position of each row; returns (hidden states (B, 1, D), Cache)."""
         mixing = Mixing(attend_cached, recur_cached)
-        x_B1D, cache, _ = self._run(x_B1D, cache, self.places_in(cache), None, mixing, None, compute)
+        x_B1D, cache, _ = self._run(x_B1D, cache, self.places_in(cache), None, mixing, None, own_LB1I, compute)
         return x_B1D, cache.grown()
 
     def _states(self, x_BTD, segments_BT) -> dict[str, Any]:
@@ -214,24 +230,25 @@ class Decoder(nnx.Module):
 
     def _run(
         self, x_BTD, cache: Any, places: dict[bool, AttentionContext], segments_BT, mixing: Mixing,
-        deep: DeepStack | None, compute: Compute, target_positions_BR=None,
+        deep: DeepStack | None, own_LBTI: Any, compute: Compute, target_positions_BR=None,
     ):  # fmt: skip
         spec, stacks = self.spec, Stacks(self.blocks, self.spec)
         routed, attentions = spec.layers_of("experts"), np.isin(spec.mixer_of_layers(), ATTENTIONS)
         each = {
-            "layer": np.arange(spec.layers), "place": places_in_stacks(spec.mixer_of_layers()),
+            "layer": np.arange(spec.layers), "place": spec.places_of_keys(),
             "routed": places_in_stacks([n in routed for n in range(spec.layers)]), "is_local": spec.is_local(),
-            "attention": np.cumsum(attentions, dtype=np.int32) - attentions,
+            "attention": np.cumsum(attentions, dtype=np.int32) - attentions, "own": own_LBTI,
         }  # fmt: skip
+        handed = self._unhanded(x_BTD)
         remat = compute.remat if cache is None else "none"
-        load = Load.empty(len(routed), spec.experts) if spec.experts else None
+        load_in, cache_in = Load.empty(len(routed), spec.experts) if spec.experts else None, cache
 
-        def call(layer: Layer, carry: tuple[jax.Array, Any, Any], mine: Any, target_positions_BR: Any = None) -> Any:
-            x, cache, load = carry
+        def call(layer: Layer, carry: Any, mine: Any, target_positions_BR: Any = None, taken: Any = None) -> Any:
+            x, cache, load, handed = carry
             if len(places) == 1:
                 (where,) = places.values()
             elif spec.global_attention:  # whose heads turn in other dims
-                where = places[layer.global_attention is None]
+                where = places[not layer.is_wide]
             else:
                 where = jax.tree.map(lambda a, b: jnp.where(mine["is_local"], a, b), places[True], places[False])
             of_layer = {"cache": cache, "layer": mine["place"]}
@@ -240,24 +257,50 @@ class Decoder(nnx.Module):
                 functools.partial(mixing.attend, **of_layer, **of_attention),
                 functools.partial(mixing.recur, **of_layer),
             )
-            x, cache, of_experts = layer(x, where, segments_BT, meet, target_positions_BR)
+            x, cache, of_experts, made = layer(
+                x, where, segments_BT, meet, target_positions_BR, mine["own"], handed if taken is None else taken
+            )
             if of_experts is not None:
                 load = load.filled(mine["routed"], of_experts)
-            return x if deep is None or target_positions_BR is not None else deep.added(x, mine["layer"]), cache, load
+            x = x if deep is None or target_positions_BR is not None else deep.added(x, mine["layer"])
+            return x, cache, load, made if taken is None else handed
 
-        through = functools.partial(apply_layers, stacks, (x_BTD, cache, load), call, remat, compute.unroll, each)
+        def through(stop: int = spec.layers) -> Any:
+            """What goes on behind so many layers; those that are handed keys see them from outside of their scan."""
+            run = functools.partial(apply_layers, stacks, remat=remat, unroll=compute.unroll, each=each)
+            first = min(stop, spec.first_handed)
+            x, cache, load, made = run((x_BTD, cache_in, load_in, handed), call, stop=first)
+            if stop > first:
+                x, cache, load, _ = run(
+                    (x, cache, load, {}), functools.partial(call, taken=made), start=first, stop=stop
+                )
+            return x, cache, load, made
+
         if target_positions_BR is None or not self._may_end_early(
             target_positions_BR.shape[1], x_BTD.shape[1], deep, compute
         ):
-            x_BTD, cache, load = through()
+            x_BTD, cache, load, _ = through()
             if target_positions_BR is not None:
                 x_BTD = at_places(zigzag.as_rows(x_BTD), target_positions_BR)
             return self.norm(x_BTD), cache, load
         carry = through(stop=spec.layers - 1)
         of_last = jax.tree.map(lambda x: x[-1], each)
         last = Layer(**stacks.merged(stacks.layer(spec.layers - 1)))
-        x_BRD, cache, load = checkpointed(lambda carry: call(last, carry, of_last, target_positions_BR), remat)(carry)
+        taken = carry[3] if spec.handed_layers else None
+        x_BRD, cache, load, _ = checkpointed(
+            lambda carry: call(last, carry, of_last, target_positions_BR, taken), remat
+        )(carry)
         return self.norm(x_BRD), cache, load
+
+    def _unhanded(self, x_BTD) -> dict[str, Handed]:
+        """Keys and values of each mixer that later layers see, before any layer has made them; {} where none does."""
+        handed = {kind for kind, name in HANDED.items() if self.spec.layers_of(name)}
+        sizes = self.spec.attention_sizes()
+        zeros = {
+            kind: jnp.zeros((*x_BTD.shape[:2], sizes[kind].kv_heads, sizes[kind].head_dim), x_BTD.dtype)
+            for kind in sorted(handed)
+        }
+        return {kind: (x, x) for kind, x in zeros.items()}
 
     def _may_end_early(self, wanted: int, length: int, deep: DeepStack | None, compute: Compute) -> bool:
         """Whether the last layer may work on the wanted positions alone, behind its attention, and gains by it.

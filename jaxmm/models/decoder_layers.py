@@ -120,9 +120,9 @@ class Stacks:
 
 
 def apply_layers(
-    stacks: Stacks, carry: Any, call: Call, remat: str, unroll: int, each: Any, stop: int | None = None
+    stacks: Stacks, carry: Any, call: Call, remat: str, unroll: int, each: Any, stop: int | None = None, start: int = 0
 ) -> Any:  # fmt: skip
-    """Runs ``carry`` through the layers in turn, up to ``stop`` of them: ``call(layer, carry, each of it)``.
+    """Runs ``carry`` through the layers from ``start`` to ``stop`` in turn: ``call(layer, carry, each of it)``.
 
     Args:
       remat: a key of ``layers.REMAT``, of each layer.
@@ -134,8 +134,8 @@ def apply_layers(
         return call(Layer(**stacks.merged(states)), carry, mine)
 
     one = checkpointed(one, remat)
-    kinds = stacks.kinds if stop is None else stacks.kinds[:stop]
-    for run in runs_of(kinds):
+    for one_run in runs_of(stacks.kinds[start:stop]):
+        run = one_run._replace(first=one_run.first + start)
         end = run.first + run.pattern * run.repeats
         if run.repeats == 1:
             mine = jax.tree.map(lambda x, n=run.first: x[n], each)

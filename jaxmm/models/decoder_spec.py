@@ -15,8 +15,14 @@ from jaxmm.models.sizes import check_numbers, check_sizes
 # What mixes the positions of a layer. All but the two kinds of attention carry a state from position to position.
 ATTENTIONS = ("attention", "global_attention")
 MIXERS = (*ATTENTIONS, "convolution", "delta")
+# Attention of layers that make no keys and values, by the mixer whose layers hand theirs on.
+HANDED = {kind: f"handed_{kind}" for kind in ATTENTIONS}
 # The modules of a layer, in the order in which they are made.
-COMPONENTS = ("norm_attention", "norm_mlp", *MIXERS, "mlp", "experts", "norm_attention_out", "norm_mlp_out", "scale")
+BESIDE = ("norm_dense_out", "norm_experts", "norm_experts_out")  # where experts stand beside an MLP
+COMPONENTS = (
+    "norm_attention", "norm_mlp", *MIXERS, "mlp", "experts", "norm_attention_out", "norm_mlp_out", "scale", *BESIDE,
+    *HANDED.values(), "handed_mlp", "layer_input",
+)  # fmt: skip
 
 
 class AttentionSizes(NamedTuple):
@@ -63,9 +69,17 @@ class DecoderSpec:
       global_attention: sizes of the layers with this mixer, which see everything; those of the others are ``kv_heads``
         and ``head_dim`` (Gemma 4).
       convolution, delta: of the layers that have a short convolution, or a gated DeltaNet.
+      handed_layers: the last layers, so many of them, make no keys and values: they see those of the last layer before
+        them that has their mixer (Gemma 4's E2B).
+      handed_mlp: width of the MLPs of these layers; 0 is ``mlp``.
+      layer_inputs: numbers that a position brings to each layer, by its token and by what it is embedded as; 0 is none
+        (Gemma 4's E2B).
       layer_scale: what a layer gives is multiplied by a number of its own, which is read and never learnt (Gemma 4).
       experts: in the place of the MLPs; None is an MLP everywhere.
       dense_layers: with experts, the layers that have an MLP all the same.
+      experts_beside: experts stand beside the MLP of their layers, not in its place. What they take has a norm of its
+        own, their router takes what no norm has changed, and what each of the two gives is normed before they are added
+        (Gemma 4).
     """
 
     vocab_size: int = 512
@@ -104,15 +118,19 @@ class DecoderSpec:
     logit_softcap: float = 0.0
     mixers: tuple[str, ...] = ()
     global_attention: AttentionSizes | None = None
+    handed_layers: int = 0
+    handed_mlp: int = 0
+    layer_inputs: int = 0
     layer_scale: bool = False
     convolution: ConvolutionSpec | None = None
     delta: GatedDeltaNetSpec | None = None
     experts: ExpertSpec | None = None
     dense_layers: tuple[int, ...] = ()
+    experts_beside: bool = False
 
     def __post_init__(self) -> None:
         check_sizes(self, "decoder", "vocab_size", "width", "layers", "heads", "kv_heads", "head_dim", "mlp")
-        check_sizes(self, "decoder", "window", least=0)
+        check_sizes(self, "decoder", "window", "handed_layers", "handed_mlp", "layer_inputs", least=0)
         check_numbers(self, "decoder", "rope_theta", "norm_eps")
         check_numbers(self, "decoder", "local_rope_theta", "embed_scale", "attention_scale", "attention_softcap",
                       "logit_softcap", may_be_0=True)  # fmt: skip
@@ -141,20 +159,49 @@ class DecoderSpec:
                 raise ValueError(f"layers with the mixer {mixer}, and its sizes, are given without each other")
         if self.dense_layers and (self.experts is None or not self.layers_of("experts")):
             raise ValueError(f"layers without experts {self.dense_layers} are given, and no layer has experts")
+        if self.experts_beside and self.experts is None:
+            raise ValueError("experts_beside says where experts stand, and no layer has experts")
         if outside := set(self.dense_layers) - set(range(self.layers)):
             raise ValueError(f"layer {min(outside)} without experts is no layer of {self.layers}")
         if self.global_attention:
             self._check_global_attention(*self.global_attention)
+        self._check_handed()
+
+    def _check_handed(self) -> None:
+        if self.handed_mlp and not self.handed_layers:
+            raise ValueError("handed_mlp is the width of handed_layers, and there are none")
+        before, handed = (
+            set(self.mixer_of_layers()[part]) for part in (slice(self.first_handed), slice(self.first_handed, None))
+        )
+        if self.handed_layers and (not handed <= before or not handed <= set(ATTENTIONS)):
+            raise ValueError(
+                f"the last {self.handed_layers} layers see keys of layers before them, of which none has the mixer "
+                f"{', '.join(sorted(handed - (before & set(ATTENTIONS))))}"
+            )
+        if self.handed_mlp and self.experts:
+            raise ValueError("handed_mlp with experts is not supported")
 
     def _check_global_attention(self, kv_heads: int, head_dim: int, shared_kv: bool) -> None:
         if self.heads % kv_heads:
             raise ValueError(f"{self.heads} attention heads are no multiple of {kv_heads} global key-value heads")
         if head_dim % 2 or self.rotary_dim or self.rope_sections:
             raise ValueError(f"global attention with heads of {head_dim}: even ones, which turn whole, by one axis")
-        if {n for n in self.layers_of("attention") if not self.is_local()[n]}:
+        is_wide = np.array([mixer == "global_attention" for mixer in self.mixer_of_layers()])
+        if (~is_wide & np.isin(self.mixer_of_layers(), ATTENTIONS) & ~self.is_local()).any():
             raise ValueError("layers see everything without the sizes of global attention, which others have")
-        if self.is_local()[list(self.layers_of("global_attention"))].any():
+        if (is_wide & self.is_local()).any():
             raise ValueError("layers of global attention see a window")
+
+    @property
+    def first_handed(self) -> int:
+        """The first of ``handed_layers``."""
+        return self.layers - self.handed_layers
+
+    def places_of_keys(self) -> np.ndarray:
+        """int32 (layers,): of each layer, how many before it make what its mixer keeps, or, of one that makes none,
+        the last of those that do."""
+        mixers, first = self.mixer_of_layers(), self.first_handed
+        return np.array([mixers[: min(n, first)].count(m) - (n >= first) for n, m in enumerate(mixers)], np.int32)
 
     @property
     def turning_dim(self) -> int:
@@ -167,12 +214,23 @@ class DecoderSpec:
 
     def layers_of(self, component: str) -> tuple[int, ...]:
         """The layers that have one of COMPONENTS."""
+        first = self.first_handed
         if component in MIXERS:
-            return tuple(n for n, mixer in enumerate(self.mixer_of_layers()) if mixer == component)
+            return tuple(n for n, mixer in enumerate(self.mixer_of_layers()[:first]) if mixer == component)
+        if component in HANDED.values():
+            return tuple(n for n, m in enumerate(self.mixer_of_layers()) if n >= first and HANDED[m] == component)
+        if self.handed_mlp and component in ("mlp", "handed_mlp"):
+            return tuple(range(first)) if component == "mlp" else tuple(range(first, self.layers))
         if component in ("mlp", "experts"):
             is_dense = [self.experts is None or n in self.dense_layers for n in range(self.layers)]
-            return tuple(n for n, dense in enumerate(is_dense) if dense == (component == "mlp"))
-        needs = {"norm_attention_out": self.post_norms, "norm_mlp_out": self.post_norms, "scale": self.layer_scale}
+            both = self.experts_beside and component == "mlp"
+            return tuple(n for n, dense in enumerate(is_dense) if both or dense == (component == "mlp"))
+        if component in BESIDE:
+            return self.layers_of("experts") if self.experts_beside else ()
+        needs = {
+            "norm_attention_out": self.post_norms, "norm_mlp_out": self.post_norms, "scale": self.layer_scale,
+            "handed_mlp": False, "layer_input": bool(self.layer_inputs),
+        }  # fmt: skip
         return tuple(range(self.layers)) if needs.get(component, True) else ()
 
     def attention_layers(self) -> tuple[int, ...]:

@@ -18,9 +18,9 @@ from jax import lax
 from jaxmm import per_device, sharding
 from jaxmm.models.exchange import Slices, exchange
 from jaxmm.models.grouped import GroupedLinear, Groups, Maps, axes_of
-from jaxmm.models.layers import MLP, activation
+from jaxmm.models.layers import MLP, activation, unit_rms
 from jaxmm.models.linear import Linear
-from jaxmm.models.parameters import fan_in, parameter, zeros
+from jaxmm.models.parameters import fan_in, ones, parameter, zeros
 from jaxmm.models.routing import ExpertSpec, Load, choose
 
 LONGEST_BLOCK = 128
@@ -36,6 +36,8 @@ class Experts(nnx.Module):
         """``scale``: of the initial variance of the maps that lead out."""
         self.spec, self.act = spec, activation(act)
         self.router = parameter(rngs, (width, spec.count), ("embed", None), fan_in(1.0, "fan_in", "normal"))
+        self.router_scale = parameter(rngs, (width,), ("embed",), ones) if spec.router_norm else None
+        self.own_scale = parameter(rngs, (spec.count,), (None,), ones) if spec.own_scales else None
         self.choice_bias = parameter(rngs, (spec.count,), (None,), zeros) if spec.gate == "sigmoid" else None
         self.gate = GroupedLinear(spec.count, width, spec.mlp, ("embed", "mlp"), rngs=rngs)
         self.up = GroupedLinear(spec.count, width, spec.mlp, ("embed", "mlp"), rngs=rngs)
@@ -44,14 +46,25 @@ class Experts(nnx.Module):
         self.shared = shared() if spec.shared_mlp else None
         self.shared_gate = Linear([width], [1], ("embed", None), bias=False, rngs=rngs) if spec.shared_gate else None
 
-    def __call__(self, x_BTD: jax.Array, is_real_BT: jax.Array) -> tuple[jax.Array, Load]:
-        """Returns what the experts give, and their load by real positions."""
+    def __call__(
+        self, x_BTD: jax.Array, is_real_BT: jax.Array, routed_BTD: jax.Array | None = None
+    ) -> tuple[jax.Array, Load]:
+        """Returns what the experts give, and their load by real positions.
+
+        Args:
+          routed_BTD: what the router takes; None is x.
+        """
+        wide_BTD = (x_BTD if routed_BTD is None else routed_BTD).astype(jnp.float32)
+        if self.router_scale is not None:
+            wide_BTD = unit_rms(wide_BTD, self.spec.router_norm) * self.router_scale[...] * wide_BTD.shape[-1] ** -0.5
         logits_BTE = jnp.einsum(
-            "btd,de->bte", x_BTD.astype(jnp.float32), self.router[...].astype(jnp.float32),
-            precision=lax.Precision.HIGHEST,
+            "btd,de->bte", wide_BTD, self.router[...].astype(jnp.float32), precision=lax.Precision.HIGHEST
         )  # fmt: skip
         bias_E = None if self.choice_bias is None else self.choice_bias[...]
         choice = choose(logits_BTE, bias_E, self.spec)
+        weights_BTK = choice.weights_BTK
+        if self.own_scale is not None:
+            weights_BTK = weights_BTK * jnp.take(self.own_scale[...], choice.experts_BTK)
         maps, axes = zip(*(one.maps(x_BTD.dtype) for one in (self.gate, self.up, self.down)), strict=True)
         arrays, tree = jax.tree.flatten(maps)
 
@@ -61,7 +74,7 @@ class Experts(nnx.Module):
             )
 
         over_devices = per_device.over_experts(through, self.spec.chosen, *axes_of(axes))
-        y_BTD = over_devices(x_BTD, choice.experts_BTK, choice.weights_BTK.astype(x_BTD.dtype), *arrays)
+        y_BTD = over_devices(x_BTD, choice.experts_BTK, weights_BTK.astype(x_BTD.dtype), *arrays)
         if self.shared is not None:
             shared_BTD = self.shared(x_BTD)
             if self.shared_gate is not None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxmm.batch import Batch, Stream
 from jaxmm.models.connector import ConnectorSpec
-from jaxmm.models.decoder import DecoderSpec
+from jaxmm.models.decoder_spec import HANDED, DecoderSpec
 from jaxmm.models.multimodal import ModelSpec, flat_axes, model_maps
 from jaxmm.models.towers.audio import AudioTowerSpec, tower_segments
 from jaxmm.models.towers.vit import VisionSpec
@@ -44,7 +44,7 @@ def _decoder_pairs(spec: DecoderSpec, segments: np.ndarray, kind: str) -> float:
     window cuts off."""
     lengths = _lengths(segments)
     cut_off = np.maximum(lengths - spec.window, 0) if spec.window else np.zeros_like(lengths)
-    is_local = spec.is_local()[list(spec.layers_of(kind))]
+    is_local = spec.is_local()[[*spec.layers_of(kind), *spec.layers_of(HANDED[kind])]]
     return float(len(is_local) * (lengths**2).sum() - is_local.sum() * (cut_off**2).sum()) / 2
 
 
@@ -88,6 +88,7 @@ def _connector_flops(spec: ConnectorSpec, inputs: int, outputs: int, soft_tokens
 def _mlp_maps(spec: DecoderSpec) -> float:
     """Multiply-adds of a position in all MLPs: of experts, in those that it goes through, and the router."""
     maps = len(spec.layers_of("mlp")) * 3.0 * spec.width * spec.mlp
+    maps += len(spec.layers_of("handed_mlp")) * 3.0 * spec.width * spec.handed_mlp
     if one := spec.experts:
         of_layer = one.count + 3 * (one.chosen * one.mlp + one.shared_mlp) + one.shared_gate
         maps += len(spec.layers_of("experts")) * spec.width * of_layer
@@ -99,11 +100,13 @@ def _decoder_flops(spec: DecoderSpec, batch: Batch) -> float:
     targets = float((np.asarray(batch.weights_BT) > 0).sum())
     maps, meetings = _mlp_maps(spec), 0.0
     for kind, (kv_heads, head_dim, shared_kv) in spec.attention_sizes().items():
-        numbers = (2 + spec.attention_gate) * spec.heads + (2 - shared_kv) * kv_heads
-        maps += len(spec.layers_of(kind)) * spec.width * numbers * head_dim
+        own, of_keys = (2 + spec.attention_gate) * spec.heads, (2 - shared_kv) * kv_heads
+        numbers = len(spec.layers_of(kind)) * (own + of_keys) + len(spec.layers_of(HANDED[kind])) * own
+        maps += numbers * spec.width * head_dim
         meetings += 4 * spec.heads * head_dim * _decoder_pairs(spec, np.asarray(batch.text.segments), kind)
     for mixer, of_mixer in (("convolution", spec.convolution), ("delta", spec.delta)):
         maps += len(spec.layers_of(mixer)) * of_mixer.multiplications() if of_mixer else 0
+    maps += 3 * spec.layers * spec.width * spec.layer_inputs  # all layers' at once, and two maps of each
     return 2 * positions * maps + 2 * targets * spec.width * spec.vocab_size + meetings
 
 

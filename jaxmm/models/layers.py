@@ -92,14 +92,19 @@ class MLP(nnx.Module):
     """Two linear maps and an activation between them; gated, that of a third map multiplies (Shazeer, 2020)."""
 
     def __init__(
-        self, width: int, hidden: int, act: str, *, gated: bool, bias: bool, rngs: nnx.Rngs, scale: float = 1.0
-    ):
-        """``scale``: of the initial variance of the map that leads out."""
+        self, width: int, hidden: int, act: str, *, gated: bool, bias: bool, rngs: nnx.Rngs, scale: float = 1.0,
+        linear: type[Linear] = Linear,
+    ):  # fmt: skip
+        """
+        Args:
+          scale: of the initial variance of the map that leads out.
+          linear: what its maps are.
+        """
         self.act = activation(act)
         axes = ("embed", "mlp")
-        self.gate = Linear([width], [hidden], axes, bias=bias, rngs=rngs) if gated else None
-        self.up = Linear([width], [hidden], axes, bias=bias, rngs=rngs)
-        self.down = Linear([hidden], [width], ("mlp", "embed"), bias=bias, rngs=rngs, scale=scale)
+        self.gate = linear([width], [hidden], axes, bias=bias, rngs=rngs) if gated else None
+        self.up = linear([width], [hidden], axes, bias=bias, rngs=rngs)
+        self.down = linear([hidden], [width], ("mlp", "embed"), bias=bias, rngs=rngs, scale=scale)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         parts = (self.up(x),) if self.gate is None else (self.up(x), self.gate(x))

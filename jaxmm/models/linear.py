@@ -85,6 +85,37 @@ class Linear(nnx.Module):
         return y if self.bias is None else y + self.bias[...].astype(dtype)
 
 
+class ClippedLinear(Linear):
+    """A linear map whose inputs and outputs are kept within bounds (Gemma 4's towers), which are read and never learnt.
+
+    Attributes:
+      input_min, input_max, output_min, output_max: one number each.
+    """
+
+    def __init__(
+        self, inputs: Sequence[int], outputs: Sequence[int], axes: Sequence[str | None], *, bias: bool, rngs: nnx.Rngs,
+        scale: float = 1.0,
+    ):  # fmt: skip
+        super().__init__(inputs, outputs, axes, bias=bias, rngs=rngs, scale=scale)
+        least, most = (jax.nn.initializers.constant(bound) for bound in (-WIDE, WIDE))
+        self.input_min, self.output_min = (parameter(rngs, (), (), least) for _ in range(2))
+        self.input_max, self.output_max = (parameter(rngs, (), (), most) for _ in range(2))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return _clipped(super().__call__(_clipped(x, self.input_min, self.input_max)), self.output_min, self.output_max)
+
+    def of_hidden(self, hidden: Callable[..., jax.Array], parts: tuple[jax.Array, ...]) -> jax.Array:
+        return self(hidden(*parts))
+
+
+WIDE = 1e30  # bounds of a map that is not read
+
+
+def _clipped(x, least: nnx.Param, most: nnx.Param):
+    bounds = (lax.stop_gradient(bound[...]).astype(x.dtype) for bound in (least, most))
+    return jnp.clip(x, *bounds)
+
+
 def _mapped_by(x, kernel: Kernel, inputs: int):
     """x times a kernel as it is held; one that is quantised always has the rule that dequantises it again."""
     if isinstance(kernel, Quantized):

@@ -154,8 +154,8 @@ class MultimodalModel(nnx.Module):
 
     def _inputs(self, batch: Batch, soft: SoftTokens, compute: Compute) -> tuple[Any, ...]:
         """What the decoder takes: embeddings and soft tokens in their places, and where these are."""
-        slots_BT = zigzag.shard(batch.slots_BT)
-        x_BTD = self.decoder.embed(zigzag.shard(batch.text.values), jnp.dtype(compute.dtype))
+        slots_BT, tokens_BT = zigzag.shard(batch.slots_BT), zigzag.shard(batch.text.values)
+        x_BTD = self.decoder.embed(tokens_BT, jnp.dtype(compute.dtype))
         if soft.table_BSD.shape[1]:
             placed_BTD = jnp.take_along_axis(soft.table_BSD, jnp.maximum(slots_BT, 0)[..., None], axis=1)
             if batch.mixed is not None:
@@ -163,7 +163,8 @@ class MultimodalModel(nnx.Module):
             x_BTD = jnp.where((slots_BT >= 0)[..., None], placed_BTD, x_BTD)
         x_BTD = sharding.constrain(x_BTD, "rows", zigzag.positions_axis(slots_BT.shape[1]), None)
         deep = None if soft.deep_KBSD is None else DeepStack(soft.deep_KBSD, slots_BT)
-        return x_BTD, batch.text.positions, batch.text.segments, batch.blocks_BT, deep
+        own_LBTI = self.decoder.brought(tokens_BT, x_BTD, slots_BT >= 0)
+        return x_BTD, batch.text.positions, batch.text.segments, batch.blocks_BT, deep, own_LBTI
 
     def hidden(self, batch: Batch, soft: SoftTokens, compute: Compute, target_positions_BR=None):
         """Hidden states (B, T, D) of text and soft tokens, sharded over ``context``, or those at target positions."""
@@ -187,7 +188,8 @@ class MultimodalModel(nnx.Module):
     def step(self, tokens_B, cache: Cache, compute: Compute) -> tuple[jax.Array, Cache]:
         """Logits (B, V) of what follows one more token of each row, and the cache with it."""
         x_B1D = self.decoder.embed(tokens_B[:, None], jnp.dtype(compute.dtype))
-        hidden_B1D, cache = self.decoder.step(x_B1D, cache, compute)
+        own_LB1I = self.decoder.brought(tokens_B[:, None], x_B1D)
+        hidden_B1D, cache = self.decoder.step(x_B1D, cache, compute, own_LB1I)
         return self.logits(hidden_B1D[:, 0]), cache
 
     def attended(self, batch: Batch, queries: Queries, groups: int, by_head: bool, compute: Compute) -> Attended:

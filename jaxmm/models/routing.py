@@ -32,6 +32,9 @@ class ExpertSpec:
       scale: multiplies the weights.
       groups: the experts are so many groups, in order; those of ``chosen_groups`` are open to a position: of the
         groups whose two best experts have the largest sums. Of "sigmoid" alone.
+      router_norm: above 0, an epsilon: what the router takes is normed with it, multiplied by a vector and divided by
+        the root of its width (Gemma 4).
+      own_scales: the weight of an expert is multiplied by a number of its own (Gemma 4).
       shared_mlp: width of an MLP that all positions go through as well; 0 is none.
       shared_gate: what it gives is multiplied by a sigmoid of a linear map of the position.
       balance_loss, z_loss: weights of the losses of ``router_losses`` in training.
@@ -47,6 +50,8 @@ class ExpertSpec:
     scale: float = 1.0
     groups: int = 1
     chosen_groups: int = 1
+    router_norm: float = 0.0
+    own_scales: bool = False
     shared_mlp: int = 0
     shared_gate: bool = False
     balance_loss: float = 0.0
@@ -57,7 +62,9 @@ class ExpertSpec:
         check_sizes(self, "experts", "count", "chosen", "mlp", "groups", "chosen_groups")
         check_sizes(self, "experts", "shared_mlp", least=0)
         check_numbers(self, "experts", "scale")
-        check_numbers(self, "experts", "balance_loss", "z_loss", "sum_offset", "bias_rate", may_be_0=True)
+        check_numbers(
+            self, "experts", "balance_loss", "z_loss", "sum_offset", "bias_rate", "router_norm", may_be_0=True
+        )
         if self.gate not in GATES:
             raise ValueError(f"experts' gate '{self.gate}' is not one of {', '.join(GATES)}")
         if self.chosen_groups > self.groups or self.count % self.groups:

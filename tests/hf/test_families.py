@@ -19,6 +19,7 @@ CASES = {
     "llava-next": "llava_1_5", "llava-onevision": "base",
     "qwen2-vl": "qwen2_5_vl", "qwen2.5-vl": "qwen2_5_vl", "qwen3-vl": "qwen3_vl", "qwen3-vl, experts": "qwen3_vl_moe",
     "qwen3.5": "qwen3_5", "qwen3.5, experts": "qwen3_5", "gemma3": "gemma3", "gemma4": "gemma4",
+    "gemma4, experts": "gemma4", "gemma4, e2b": "gemma4",
     "paligemma2": "base",
     "internvl": "internvl3", "smolvlm": "base", "mistral3": "base", "glm-4.1v": "base",
     "glm-4.5v": "qwen3_vl_moe", "glm-ocr": "base", "paddleocr-vl": "base",
@@ -27,10 +28,11 @@ MESH = ("--config.mesh.data=2",)  # beside fsdp and tensor
 MESHES = {"qwen3_vl_moe": ("--config.mesh.data=1", "--config.mesh.expert=2")}
 FROZEN = {name: {"vision"} for name in ("llava_1_5", "gemma3", "gemma4", "internvl3")}  # by their configs
 # Its processor takes 70 soft tokens or more.
+SOFT = ("--config.image.min_pixels=0", f"--config.image.max_pixels={70 * 144}")
 FLAGS = {
-    "gemma4": ("--config.image.min_pixels=0", f"--config.image.max_pixels={70 * 144}"),
+    "gemma4": SOFT, "gemma4, experts": SOFT, "gemma4, e2b": SOFT,
     "paligemma2": ("--config.optimizer.rate=2e-3",),  # of its answers alone, it learns little in a step
-}
+}  # fmt: skip
 
 pytestmark = pytest.mark.usefixtures("whole_transformers")
 

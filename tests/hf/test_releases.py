@@ -275,6 +275,31 @@ INTERNVL3 = {  # OpenGVLab/InternVL3-1B-hf
     },
     "vision_feature_layer": -1, "vision_feature_select_strategy": "default",
 }  # fmt: skip
+GEMMA4_26B = {  # google/gemma-4-26B-A4B-it
+    **GEMMA4,
+    "text_config": {
+        **GEMMA4["text_config"], "enable_moe_block": True, "hidden_size": 2816,  # type: ignore[dict-item]
+        "intermediate_size": 2112, "layer_types": [*["sliding_attention"] * 5, "full_attention"] * 5,
+        "moe_intermediate_size": 704, "num_attention_heads": 16, "num_experts": 128, "num_global_key_value_heads": 2,
+        "num_hidden_layers": 30, "num_key_value_heads": 8, "top_k_experts": 8,
+    },
+}  # fmt: skip
+GEMMA4_E2B = {  # google/gemma-4-E2B-it
+    **GEMMA4, "audio_config": {"model_type": "gemma4_audio", "hidden_size": 1024, "num_hidden_layers": 12},
+    "text_config": {
+        **GEMMA4["text_config"], "attention_k_eq_v": False, "hidden_size": 1536,  # type: ignore[dict-item]
+        "hidden_size_per_layer_input": 256, "intermediate_size": 6144,
+        "layer_types": [*["sliding_attention"] * 4, "full_attention"] * 7, "num_attention_heads": 8,
+        "num_global_key_value_heads": None, "num_hidden_layers": 35, "num_key_value_heads": 1,
+        "num_kv_shared_layers": 20, "sliding_window": 512, "use_bidirectional_attention": None,
+        "use_double_wide_mlp": True, "vocab_size_per_layer_input": 262144,
+    },
+    "vision_config": {
+        **GEMMA4["vision_config"], "hidden_size": 768, "intermediate_size": 3072,  # type: ignore[dict-item]
+        "num_attention_heads": 12, "num_hidden_layers": 16, "num_key_value_heads": 12, "head_dim": 64,
+        "standardize": False, "use_clipped_linears": True,
+    },
+}  # fmt: skip
 MISTRAL3 = {  # mistralai/Mistral-Small-3.1-24B-Instruct-2503
     "architectures": ["Mistral3ForConditionalGeneration"], "image_token_index": 10, "model_type": "mistral3",
     "multimodal_projector_bias": False, "projector_hidden_act": "gelu", "spatial_merge_size": 2,
@@ -578,6 +603,24 @@ def test_what_sparse_configs_do_not_say_is_what_the_family_means(tmp_path):
     assert (llava.vision.layers, llava.vision.positions, llava.vision.activation) == (23, 24, "quick_gelu")
 
 
+def test_gemma_4_s_other_sizes_are_those_that_its_makers_name(tmp_path):
+    """25.2 billion parameters of which 3.8 are active, and 2.3 beside the rows of tokens."""
+    experts, small = (layout_of(config_of(config, tmp_path)) for config in (GEMMA4_26B, GEMMA4_E2B))
+    decoder = experts.spec.decoder
+    shapes = {path: math.prod(shape) for path, (shape, _) in flat_axes(experts.spec).items() if path[0] == "decoder"}
+    idle = sum(n for path, n in shapes.items() if path[2:4] in {("experts", part) for part in ("gate", "up", "down")})
+    assert round(sum(shapes.values()) / 1e9, 1) == 25.2
+    assert round((sum(shapes.values()) - idle * 120 / 128) / 1e9, 1) == 3.8
+    assert len(decoder.layers_of("mlp")) == len(decoder.layers_of("experts")) == 30
+    assert (decoder.global_attention, decoder.kv_heads) == ((2, 512, True), 8)
+    decoder = small.spec.decoder
+    assert round((count(small.spec, "decoder") - 262144 * 35 * 256) / 1e9, 1) == 2.3
+    assert (decoder.first_handed, decoder.handed_mlp, decoder.layer_inputs, decoder.window) == (15, 12288, 256, 512)
+    assert decoder.places_of_keys().tolist()[13:20] == [11, 2, 11, 11, 11, 11, 2]
+    assert (decoder.global_attention, small.spec.vision.clipped) == ((1, 512, False), True)
+    assert "audio tower is not built" in small.told[0]
+
+
 def test_old_spellings_of_rotary_positions_are_read(tmp_path):
     qwen = layout_of(config_of(QWEN2_5_VL, tmp_path)).spec
     assert (qwen.decoder.rope_theta, qwen.decoder.rope_sections, qwen.decoder.window) == (1e6, (16, 24, 24), 0)
@@ -674,11 +717,10 @@ def changed(config: dict[str, Any], **changes: Any) -> dict[str, Any]:
         (changed(QWEN3_VL_MOE, text__num_experts_per_tok=129), "129 experts a position are more than are open to it"),
         (changed(QWEN3_VL_MOE, text__moe_intermediate_size=1024), "moe_intermediate_size 1024 with hidden_size 2048"),
         (changed(QWEN2_5_VL, rope_scaling={"type": "mrope", "mrope_section": [16, 24, 8]}), "does not add up to half"),
-        (changed(GEMMA4, audio_config={}), "Gemma 4 with an audio tower is not supported"),
-        (changed(GEMMA4, text__enable_moe_block=True), "Gemma 4 with enable_moe_block=True is not supported"),
-        (changed(GEMMA4, text__hidden_size_per_layer_input=256), "with hidden_size_per_layer_input=256 is not"),
-        (changed(GEMMA4, text__num_kv_shared_layers=18), "with num_kv_shared_layers=18 is not supported: only 0 is"),
-        (changed(GEMMA4, vision__use_clipped_linears=True), "use_clipped_linears=True is not supported: only False"),
+        (changed(GEMMA4_E2B, text__vocab_size_per_layer_input=512), "vocab_size_per_layer_input=512 is not supported"),
+        (changed(GEMMA4_E2B, text__pad_token_id=3), "pad_token_id=3 is not supported: only 0"),
+        (changed(GEMMA4_E2B, text__num_kv_shared_layers=31), "last 31 layers see keys of layers before them, of which"),
+        (changed(GEMMA4, text__use_bidirectional_attention="all"), "use_bidirectional_attention=all is not supported"),
         (changed(PALIGEMMA, projection_dim=1024), "projection_dim is 1024, and hidden_size of its decoder 2048"),
         (changed(PALIGEMMA, text__model_type="gemma3_text"), "decoder 'gemma3_text' is not supported: gemma and"),
         (changed(INTERNVL3, vision_feature_layer=[-1, -2]), r"vision_feature_layer=\[-1, -2\] is not supported"),

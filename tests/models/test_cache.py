@@ -191,6 +191,23 @@ def test_two_kinds_of_attention_have_pages_of_their_own_sizes(lengths_of):
     assert_cache_changes_nothing(spec, params, prompts(lengths_of, 1))
 
 
+def test_layers_without_keys_see_those_of_an_earlier_layer_of_their_kind(lengths_of):
+    """And positions bring numbers of their own to each."""
+    decoder = DecoderSpec(
+        vocab_size=400, width=24, layers=6, heads=6, kv_heads=2, head_dim=8, mlp=40, window=4, global_layers=(1, 4),
+        mixers=("attention", "global_attention", "attention", "attention", "global_attention", "attention"),
+        global_attention=AttentionSizes(3, 12), local_rope_theta=100.0, qk_norm=True, value_norm=True,
+        handed_layers=3, handed_mlp=56, layer_inputs=6,
+    )  # fmt: skip
+    assert decoder.places_of_keys().tolist() == [0, 0, 1, 1, 0, 1]
+    spec, params = model(decoder)
+    blocks = params["decoder"]["blocks"]
+    assert blocks["handed_attention"].keys() == {"query", "query_norm", "out"}
+    assert blocks["attention"]["key"]["kernel"].shape[0] == blocks["handed_attention"]["query"]["kernel"].shape[0] == 2
+    assert blocks["handed_mlp"]["up"]["kernel"].shape == (3, 24, 56)
+    assert_cache_changes_nothing(spec, params, prompts(lengths_of, 1))
+
+
 def test_layers_that_carry_a_state_hold_it_in_the_cache(lengths_of):
     decoder = DecoderSpec(
         vocab_size=400, width=24, layers=6, heads=4, kv_heads=2, head_dim=8, mlp=40, qk_norm=True,

@@ -275,9 +275,12 @@ def gemma4(**changes: Any) -> Callable[[np.random.Generator], Any]:
             "hidden_size": 32, "intermediate_size": 44, "num_hidden_layers": 3, "num_attention_heads": 4,
             "num_key_value_heads": 4, "head_dim": 8, "patch_size": PATCH, "pooling_kernel_size": 3,
             "position_embedding_size": 240, "standardize": "attention_k_eq_v" not in changes,
+            "use_clipped_linears": "num_kv_shared_layers" in changes,
         }  # fmt: skip
+        audio = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "output_proj_dims": 12}
         return Gemma4Config(
             vision_config=vision, text_config=text("gemma4_text", **(sizes | changes)), image_token_id=IMAGE_TOKEN,
+            audio_config=audio if "num_kv_shared_layers" in changes else None,
             video_token_id=VIDEO_TOKEN, boi_token_id=START_TOKEN, eoi_token_id=END_TOKEN, audio_token_id=198,
         )  # fmt: skip
 
@@ -439,6 +442,13 @@ CASES = (
     Case("gemma3", "gemma3", gemma3, fixed=True),
     Case("gemma4", "gemma4", gemma4(use_bidirectional_attention="vision")),
     Case("gemma4, causal, own values", "gemma4", gemma4(attention_k_eq_v=False)),
+    Case("gemma4, experts", "gemma4", gemma4(
+         use_bidirectional_attention="vision", enable_moe_block=True, num_experts=6, top_k_experts=2,
+         moe_intermediate_size=28, num_hidden_layers=3, layer_types=["sliding_attention"] * 2 + ["full_attention"])),
+    Case("gemma4, e2b", "gemma4", gemma4(
+         attention_k_eq_v=False, num_hidden_layers=6, layer_types=["sliding_attention", "sliding_attention",
+         "full_attention"] * 2, hidden_size_per_layer_input=10, vocab_size_per_layer_input=TEXT_TOKENS[1],
+         num_kv_shared_layers=3, use_double_wide_mlp=True)),
     Case("internvl", "internvl", internvl(text("qwen2", head_dim=8)), fixed=True),
     Case("idefics3", "idefics3", squares("idefics3"), fixed=True),
     Case("smolvlm", "smolvlm", squares("smolvlm"), fixed=True),
@@ -484,7 +494,9 @@ def make(case: Case, folder: Path, seed: int = 0) -> Any:
         kept = set(model.state_dict())
         for name, buffer in model.named_buffers():
             if name in kept and buffer.is_floating_point():
-                buffer.copy_(0.15 * torch.randn_like(buffer) + float(bool((buffer == 1).all())))
+                drawn = 0.15 * torch.randn_like(buffer) + float(bool((buffer == 1).all()))
+                side = -1.0 if name.endswith("_min") else 1.0
+                buffer.copy_(side * (0.5 + drawn.abs()) if name.endswith(("_min", "_max")) else drawn)
     model.save_pretrained(folder)
     if case.family in AS_RELEASED:
         rewrite(folder / "model.safetensors", AS_RELEASED[case.family])

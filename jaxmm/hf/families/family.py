@@ -47,6 +47,8 @@ class Layout(NamedTuple):
       rules: the names of its tensors, in the order in which they are written.
       prefixes: what replaces "text", "vision", "audio", "connector" and "lm_head" in the names that are written.
       audio: how its tower takes recordings; rate, hop and window are those of the folder's extractor.
+      kept: patterns of the common names of tensors that the model does not use: they are kept, and exported again.
+      told: lines for people on what of the folder is left out.
       modules: as ``prefixes``, in the names of the modules of the family's class in ``transformers``.
     """
 
@@ -55,6 +57,8 @@ class Layout(NamedTuple):
     prefixes: Mapping[str, str]
     audio: AudioSpec | None = None
     modules: Mapping[str, str] = MODULES
+    kept: tuple[str, ...] = ()
+    told: tuple[str, ...] = ()
 
     def also_hearing(self, other: Layout) -> Layout:
         """With the audio tower of another layout and its connector, before the decoder of this one.

@@ -21,7 +21,7 @@ from jaxmm.models import rope
 from jaxmm.models.compute import Compute
 from jaxmm.models.embedding import look_up
 from jaxmm.models.layers import MLP, LayerNorm, RMSNorm, Taps, apply_stack, stack, unit_rms
-from jaxmm.models.linear import Linear
+from jaxmm.models.linear import ClippedLinear, Linear
 from jaxmm.models.materialize import materialize
 from jaxmm.models.parameters import parameter
 from jaxmm.models.sizes import check_numbers, check_sizes
@@ -47,6 +47,7 @@ class VisionSpec:
       patch_bias, qkv_bias, out_bias, mlp_bias: which linear maps have biases; ``out`` is of attention.
       pre_norm: patches are normed before the layers (CLIP); final_norm: after them; patch_norm: before position
         embeddings are added (GLM-4.1V).
+      clipped: what the maps of its layers take and give is kept within bounds (Gemma 4's E2B).
       post_norms: what attention and MLP give is normed too, before it is added (Gemma 4).
       qk_norm: queries and keys are normed, all heads together (InternViT 6B).
       head_norms: queries and keys are normed, each head by itself (Gemma 4, GLM-OCR).
@@ -88,6 +89,7 @@ class VisionSpec:
     patch_norm: bool = False
     pre_norm: bool = False
     final_norm: bool = True
+    clipped: bool = False
     post_norms: bool = False
     qk_norm: bool = False
     head_norms: bool = False
@@ -117,6 +119,11 @@ class VisionSpec:
             raise ValueError(f"vision norm '{self.norm}' is not one of {', '.join(NORMS)}")
         if self.resize not in RESIZES:
             raise ValueError(f"vision resize '{self.resize}' is not one of {', '.join(RESIZES)}")
+
+    @property
+    def linear(self) -> type[Linear]:
+        """What the maps of its layers are."""
+        return ClippedLinear if self.clipped else Linear
 
     @property
     def feature_width(self) -> int:
@@ -196,10 +203,10 @@ class SelfAttention(nnx.Module):
     def __init__(self, spec: VisionSpec, *, rngs: nnx.Rngs):
         width, heads, bias = spec.width, spec.heads, spec.qkv_bias
         shape, axes = (heads, width // heads), ("heads", None)
-        self.query = Linear([width], shape, ("embed", *axes), bias=bias, rngs=rngs)
-        self.key = Linear([width], shape, ("embed", *axes), bias=bias, rngs=rngs)
-        self.value = Linear([width], shape, ("embed", *axes), bias=bias, rngs=rngs)
-        self.out = Linear(shape, [width], (*axes, "embed"), bias=spec.out_bias, rngs=rngs)
+        self.query = spec.linear([width], shape, ("embed", *axes), bias=bias, rngs=rngs)
+        self.key = spec.linear([width], shape, ("embed", *axes), bias=bias, rngs=rngs)
+        self.value = spec.linear([width], shape, ("embed", *axes), bias=bias, rngs=rngs)
+        self.out = spec.linear(shape, [width], (*axes, "embed"), bias=spec.out_bias, rngs=rngs)
         self.spec, self.query_norm, self.key_norm = spec, self._norm(spec, rngs), self._norm(spec, rngs)
 
     def _norm(self, spec: VisionSpec, rngs: nnx.Rngs) -> RMSNorm | None:
@@ -244,7 +251,9 @@ class Block(nnx.Module):
         self.norm_attention = norm(spec.width, spec.norm_eps, rngs=rngs)
         self.attention = SelfAttention(spec, rngs=rngs)
         self.norm_mlp = norm(spec.width, spec.norm_eps, rngs=rngs)
-        self.mlp = MLP(spec.width, spec.mlp, spec.activation, gated=spec.gated, bias=spec.mlp_bias, rngs=rngs)
+        self.mlp = MLP(
+            spec.width, spec.mlp, spec.activation, gated=spec.gated, bias=spec.mlp_bias, rngs=rngs, linear=spec.linear
+        )
         init, shape = jax.nn.initializers.constant(spec.layer_scale), (spec.width,)
         self.scale_attention = parameter(rngs, shape, ("embed",), init) if spec.layer_scale else None
         self.scale_mlp = parameter(rngs, shape, ("embed",), init) if spec.layer_scale else None
