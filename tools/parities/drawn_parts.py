@@ -100,7 +100,8 @@ def decoder(draw: Draw, kind: str, free_head_dim: bool = True) -> dict[str, Any]
     return found | FEATURES[kind](draw, found)
 
 
-OWN_HEAD_DIM = ("qwen3", "qwen3_moe", "qwen3_vl_text", "qwen3_vl_moe_text", "qwen3_5_text", "qwen3_5_moe_text")
+OWN_HEAD_DIM = ("qwen3", "qwen3_moe", "qwen3_vl_text", "qwen3_vl_moe_text", "qwen3_5_text", "qwen3_5_moe_text",
+                "paddleocr_vl_text")  # fmt: skip
 # Whose default is no quotient.
 
 
@@ -197,6 +198,17 @@ def glm_axes(draw: Draw, config: dict[str, Any]) -> dict[str, Any]:
     return {"rope_parameters": axes(draw, turning, config["max_position_embeddings"]) | part}
 
 
+def glm_experts(draw: Draw, config: dict[str, Any]) -> dict[str, Any]:
+    """GLM-4.5V's, whose class norms no head."""
+    return {**sigmoid_experts(draw, config), **glm_axes(draw, config), "use_qk_norm": False}
+
+
+def ernie_axes(draw: Draw, config: dict[str, Any]) -> dict[str, Any]:
+    """PaddleOCR-VL's."""
+    positions = axes(draw, _head_dim(config), config["max_position_embeddings"])
+    return {"use_bias": draw.maybe(), "rope_parameters": positions}
+
+
 # What decoders have beside the sizes of all, by ``model_type``.
 FEATURES: dict[str, Callable[[Draw, dict[str, Any]], dict[str, Any]]] = {
     "llama": lambda draw, config: {"attention_bias": draw.maybe(), "mlp_bias": draw.maybe()},
@@ -219,6 +231,9 @@ FEATURES: dict[str, Callable[[Draw, dict[str, Any]], dict[str, Any]]] = {
     "qwen3_5_moe_text": lambda draw, config: delta(draw, config) | experts(draw)
     | {"shared_expert_intermediate_size": draw.between(9, 40)},
     "glm4v_text": glm_axes,
+    "glm_ocr_text": glm_axes,
+    "glm4v_moe_text": glm_experts,
+    "paddleocr_vl_text": ernie_axes,
 }  # fmt: skip
 LLAMAS = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "glm4_moe")
 PLAIN = (*LLAMAS, "lfm2", "lfm2_moe")  # those of families that take any decoder

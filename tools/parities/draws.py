@@ -103,15 +103,15 @@ def qwen3(kind: str, text_kind: str, taps: bool = False) -> Callable[[np.random.
     return config
 
 
-def glm(kind: str) -> Callable[[np.random.Generator], Any]:
-    """GLM-4.1V and 4.6V."""
+def glm(kind: str, part: str = "glm4v") -> Callable[[np.random.Generator], Any]:
+    """GLM-4.1V, 4.5V and 4.6V, and GLM-OCR; ``part``: what the names of their parts begin with."""
 
     def config(rng: np.random.Generator) -> Any:
         import transformers
 
         draw = Draw(rng)
-        text = decoder(draw, "glm4v_text", free_head_dim=False)
-        vision = qwen_tower(draw, text) | {"model_type": "glm4v_vision", "attention_bias": draw.maybe()}
+        text = decoder(draw, f"{part}_text", free_head_dim=part != "glm4v")
+        vision = qwen_tower(draw, text) | {"model_type": f"{part}_vision", "attention_bias": draw.maybe()}
         vision |= {"image_size": vision["patch_size"] * draw.between(2, 7), "rms_norm_eps": draw.of(1e-5, 1e-3)}
         tokens = {key: value for key, value in QWEN_TOKENS.items() if not key.startswith("vision")}
         around = {"image_start_token_id": START_TOKEN, "image_end_token_id": END_TOKEN}
@@ -120,6 +120,21 @@ def glm(kind: str) -> Callable[[np.random.Generator], Any]:
         )
 
     return config
+
+
+def paddleocr_vl(rng: np.random.Generator) -> Any:
+    from transformers import PaddleOCRVLConfig
+
+    draw = Draw(rng)
+    text = decoder(draw, "paddleocr_vl_text")
+    vision = tower(draw, "paddleocr_vl_vision", rope_parameters=turns(draw), spatial_merge_size=draw.between(1, 3))
+    vision |= {
+        "hidden_size": vision["num_attention_heads"] * 4 * draw.between(1, 3),
+        "image_size": vision["patch_size"] * draw.between(2, 7),
+    }  # fmt: skip
+    return PaddleOCRVLConfig(
+        vision_config=vision, text_config=text, tie_word_embeddings=text["tie_word_embeddings"], **QWEN_TOKENS
+    )  # fmt: skip
 
 
 def gemma3(rng: np.random.Generator) -> Any:
@@ -263,5 +278,8 @@ DRAWN = tuple(
         Case("mistral3", "mistral3", mistral3, row_break=BREAK_TOKEN),
         Case("glm4v", "glm4v", glm("Glm4vConfig")),
         Case("glm46v", "glm46v", glm("Glm46VConfig")),
+        Case("glm4v_moe", "glm4v_moe", glm("Glm4vMoeConfig", "glm4v_moe")),
+        Case("glm_ocr", "glm_ocr", glm("GlmOcrConfig", "glm_ocr")),
+        Case("paddleocr_vl", "paddleocr_vl", paddleocr_vl),
     )
 )
