@@ -83,7 +83,7 @@ def test_parameters_lie_by_what_they_are(mixed):
 def test_scans_are_the_layers_one_by_one(mixed, batch):
     wanted = hidden(mixed, batch, unroll=99)
     for changes in ({"unroll": 1}, {"unroll": 3, "remat": "dots"}, {"unroll": 1, "remat": "full"}):
-        np.testing.assert_allclose(hidden(mixed, batch, **changes), wanted, atol=1e-6, err_msg=str(changes))
+        np.testing.assert_allclose(hidden(mixed, batch, **changes), wanted, atol=5e-6, err_msg=str(changes))
 
 
 def test_each_layer_has_its_own_parameters(mixed, batch):
@@ -107,7 +107,7 @@ def test_layers_with_experts_have_their_places_and_loads_among_those_with_an_mlp
         jax.jit(functools.partial(apply, method="routed"), static_argnums=2)(params, batch, Compute(unroll=unroll))
         for unroll in (1, 99)
     )
-    np.testing.assert_allclose(scanned[0], unrolled[0], atol=1e-6)
+    np.testing.assert_allclose(scanned[0], unrolled[0], atol=5e-6)
     np.testing.assert_array_equal(scanned[2].chosen_E, unrolled[2].chosen_E)
     assert scanned[2].chosen_E.shape == (4, 3)
     assert (scanned[2].chosen_E.sum(1) == (batch.text.segments > 0).sum()).all()
