@@ -67,11 +67,9 @@ def hidden_states(chosen: Any, layers: int) -> list[int]:
 def _vit(config: Any, width: int = 0, mlp: int = 0, **features: Any) -> VisionSpec:
     """``width``, ``mlp``: where they are not ``hidden_size`` and ``intermediate_size`` of the config."""
     supported.require(config, num_channels=3, in_channels=3)
-    own = {
-        "norm_eps": lambda: getattr(config, "layer_norm_eps", 1e-6),
-        "activation": lambda: supported.activation(config.hidden_act),
-    }
-    features = {key: read() for key, read in own.items() if key not in features} | features
+    features = {"norm_eps": getattr(config, "layer_norm_eps", 1e-6)} | features
+    if "activation" not in features:
+        features["activation"] = supported.activation(config.hidden_act)
     return VisionSpec(
         width=width or config.hidden_size,
         layers=getattr(config, "num_hidden_layers", None) or config.depth,
