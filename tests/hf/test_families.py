@@ -51,7 +51,7 @@ def test_a_family_is_read_trained_by_its_recipe_written_and_read_again_to_the_bi
     theirs = folder_of(name, tmp_path / "theirs")
     arguments = [
         *small_run.arguments(data, tmp_path_factory.getbasetemp() / "cache", recipe), *MESHES.get(recipe, MESH),
-        "--config.mesh.fsdp=2", "--config.mesh.tensor=2", "--config.eval.every=0", "--config.eval.examples=8",
+        "--config.mesh.fsdp=2", "--config.mesh.tensor=2", *small_run.UNSEEN, small_run.SCANNED,
         "--config.checkpoint.every=100", "--config.optimizer.rate=1e-3", "--config.optimizer.vision_rate=1.0",
         "--config.optimizer.connector_rate=1.0", "--config.steps=20", *FLAGS.get(name, ()),
     ]  # fmt: skip
