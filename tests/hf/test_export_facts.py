@@ -41,7 +41,9 @@ def begun(name: str, root: Path, *options: str) -> Begun:
     config = json.loads((folder / "config.json").read_text())
     config |= {"bos_token_id": 264, "eos_token_id": 257, "of_tomorrow": 1, "torch_dtype": "bfloat16"}
     del config["dtype"], config["architectures"], config["_name_or_path"]
-    config["text_config"] |= {"bos_token_id": 263, "pad_token_id": 3, "of_tomorrow": [1]}
+    config["text_config"] |= {"bos_token_id": 263, "of_tomorrow": [1]}
+    if not config["text_config"].get("hidden_size_per_layer_input"):  # else soft tokens have its row, and it is 0
+        config["text_config"]["pad_token_id"] = 3
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "generation_config.json").write_text(json.dumps(GENERATION))
     flags = [f"--config={ROOT / 'configs/base.py'}", f"--config.init_from={folder}", *options]
