@@ -200,7 +200,7 @@ def test_what_is_seen_and_heard_is_that_of_the_two_joins_alone(root, model):
     for alone, parts in ((sees, (picture(0), Text("a"), picture(1))), (hears, (recording(0), Text("a"), recording(1)))):
         expected, found = (soft_tokens(one, asked(*parts)) for one in (alone, model))
         assert np.abs(expected).max() > 0.1
-        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_allclose(found, expected, atol=5e-6)  # two programs may round otherwise
 
 
 def test_on_text_alone_it_is_the_decoder_of_its_folder(root, model):
