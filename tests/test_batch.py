@@ -26,7 +26,7 @@ def test_a_batch_is_a_pytree_whose_arrays_all_start_with_rows():
 def test_every_shape_letter_in_the_package_is_in_the_legend():
     legend = set(re.findall(r"(?:^|\s{2,})([A-Z])  ", batch_module.__doc__ or "", re.M))
     assert {"B", "T", "N", "P", "D", "H", "K", "V"} <= legend
-    local = set("bnGCRWI123")  # said where they are used: blocks, groups, chunks, targets
+    local = set("bnGCRWI1234")  # said where they are used: blocks, groups, chunks, targets
     used = set()
     for path in Path(batch_module.__file__).parent.rglob("*.py"):
         used |= set("".join(re.findall(r"\b[a-z]\w*?_([A-Z][A-Zbn0-9]{1,4})\b", path.read_text())))
