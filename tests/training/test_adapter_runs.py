@@ -188,7 +188,8 @@ def test_a_run_that_went_on_from_a_folder_needs_it_no_more(arguments, finished, 
 
 def test_embedding_and_projection_are_adapted_exported_and_gone_on_from(arguments, tmp_path, capsys):
     own = ["--config.adapter.rank=2", "--config.adapter.targets=q_proj,embed_tokens,lm_head", "--config.steps=2"]
-    plain = [one for one in arguments if "config.adapter" not in one] + ["--config.adapter.base_dtype=nf4"]
+    plain = [one for one in arguments if "config.adapter" not in one]
+    plain += ["--config.adapter.base_dtype=nf4", *small_run.UNSEEN]
     for key, value in (("kind", "dora"), ("init", "pissa")):
         with pytest.raises(UserError, match=rf"{key}={value} is of linear maps, and decoder.embedding is a"):
             train.main([*plain, *own, f"--config.adapter.{key}={value}", f"--workdir={tmp_path / 'refused'}"])
