@@ -15,9 +15,9 @@ import jax
 import made_folders
 import numpy as np
 import pytest
+import released_configs
 import safetensors.numpy
 import small_run
-import test_releases
 
 from jaxmm import command, export, sharding, train
 from jaxmm.data.demos import DEMOS
@@ -26,29 +26,29 @@ from jaxmm.models.multimodal import flat_axes
 from jaxmm.recipe import read_recipe
 
 CONFIGS = small_run.ROOT / "configs"
-QWEN3_1_7B = test_releases.QWEN3 | {"hidden_size": 2048, "intermediate_size": 6144}
-PARTS = {"tower": test_releases.SIGLIP2, "small": test_releases.QWEN3, "large": QWEN3_1_7B}
-INTERNVL3_8B = test_releases.INTERNVL3 | {  # its decoder is of Qwen 2.5 7B's sizes
-    "text_config": test_releases.INTERNVL3["text_config"] | {  # type: ignore[operator]
+QWEN3_1_7B = released_configs.QWEN3 | {"hidden_size": 2048, "intermediate_size": 6144}
+PARTS = {"tower": released_configs.SIGLIP2, "small": released_configs.QWEN3, "large": QWEN3_1_7B}
+INTERNVL3_8B = released_configs.INTERNVL3 | {  # its decoder is of Qwen 2.5 7B's sizes
+    "text_config": released_configs.INTERNVL3["text_config"] | {  # type: ignore[operator]
         "hidden_size": 3584, "intermediate_size": 18944, "num_attention_heads": 28, "num_hidden_layers": 28,
         "num_key_value_heads": 4, "tie_word_embeddings": False,
     },
     "tie_word_embeddings": False,
 }  # fmt: skip
-QWEN3_VL_8B = test_releases.QWEN3_VL | {
-    "text_config": test_releases.QWEN3_VL["text_config"] | {  # type: ignore[operator]
+QWEN3_VL_8B = released_configs.QWEN3_VL | {
+    "text_config": released_configs.QWEN3_VL["text_config"] | {  # type: ignore[operator]
         "hidden_size": 4096, "intermediate_size": 12288, "tie_word_embeddings": False,
     },
     "tie_word_embeddings": False,
-    "vision_config": test_releases.QWEN3_VL["vision_config"] | {  # type: ignore[operator]
+    "vision_config": released_configs.QWEN3_VL["vision_config"] | {  # type: ignore[operator]
         "deepstack_visual_indexes": [8, 16, 24], "depth": 27, "hidden_size": 1152, "intermediate_size": 4304,
         "out_hidden_size": 4096,
     },
 }  # fmt: skip
 WHOLE = {
-    "llava": test_releases.LLAVA, "qwen": test_releases.QWEN2_5_VL, "qwen3": test_releases.QWEN3_VL,
-    "qwen3_5": test_releases.QWEN3_5, "qwen3_moe": test_releases.QWEN3_VL_MOE, "qwen3_8b": QWEN3_VL_8B,
-    "gemma": test_releases.GEMMA3, "gemma4": test_releases.GEMMA4, "intern": INTERNVL3_8B,
+    "llava": released_configs.LLAVA, "qwen": released_configs.QWEN2_5_VL, "qwen3": released_configs.QWEN3_VL,
+    "qwen3_5": released_configs.QWEN3_5, "qwen3_moe": released_configs.QWEN3_VL_MOE, "qwen3_8b": QWEN3_VL_8B,
+    "gemma": released_configs.GEMMA3, "gemma4": released_configs.GEMMA4, "intern": INTERNVL3_8B,
 }  # fmt: skip
 
 

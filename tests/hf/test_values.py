@@ -6,7 +6,8 @@ import json
 import math
 
 import pytest
-from test_releases import GEMMA3, LLAMA3, LLAVA, QWEN3_VL, changed
+from released_configs import GEMMA3, LLAMA3, LLAVA, QWEN3_VL
+from test_releases import changed
 
 from jaxmm.errors import UserError
 from jaxmm.hf import folder as hf
