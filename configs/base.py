@@ -191,4 +191,6 @@ def get_config() -> ConfigDict:
     config.log.every = 15  # steps
     config.log.writers = "tensorboard"  # trackers that get the figures of metrics.jsonl: tensorboard, wandb
     config.log.tensorboard = True  # False takes tensorboard out of log.writers
+    # PORT or HOST:PORT at which the first process serves its figures to Prometheus; "" is nowhere
+    config.log.prometheus = ""
     return config

@@ -15,6 +15,7 @@ if __name__ == "__main__":
     startup.pause_collection()
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from ml_collections import ConfigDict
 
 from jaxmm import command
 from jaxmm.checkpoints.resume import as_it_was
+from jaxmm.config.address import parse_address
 from jaxmm.corpus import cache_folder
 from jaxmm.errors import UserError
 from jaxmm.runtime import startup
@@ -30,6 +32,7 @@ from jaxmm.runtime.barrier import Barrier
 from jaxmm.training import loop, trackers
 from jaxmm.training.closing import SUMMARY
 from jaxmm.training.goodput import RunTime
+from jaxmm.training.prometheus import Endpoint
 from jaxmm.training.run import Run, writers_of
 from jaxmm.workdir.folder import Claim
 
@@ -48,7 +51,7 @@ def main(argv: list[str], age: float = 0.0) -> int:
     startup.keep_compiled(cache_folder(args.config))
     startup.split_cpu(args.config.mesh, args.config.batch_size // max(args.config.accumulation, 1))
     check_writers(args.config)  # asks JAX which process this is, after which it cannot be split
-    with claimed(workdir):
+    with claimed(workdir), served(args.config, workdir) as endpoint:
         args.config = as_it_was(args.config, workdir)
         run = Run(args.config, workdir, args.config_name)
         if run.start >= run.steps and not (workdir / SUMMARY).exists():
@@ -60,7 +63,7 @@ def main(argv: list[str], age: float = 0.0) -> int:
                 f"To go on, raise {key}; to start anew, give another --workdir."
             )
             return 0
-        return loop.train(run, run_time)
+        return loop.train(run, run_time, endpoint)
 
 
 def check_writers(config: ConfigDict) -> None:
@@ -68,6 +71,19 @@ def check_writers(config: ConfigDict) -> None:
     with Barrier("writers").agreed("the trackers of config.log.writers"):
         if jax.process_index() == 0:
             trackers.check(writers_of(config))
+
+
+@contextlib.contextmanager
+def served(config: ConfigDict, workdir: Path) -> Iterator[Endpoint | None]:
+    """Serves the figures of process 0, which logs, to Prometheus, if asked to; if it cannot, all processes end."""
+    with contextlib.ExitStack() as stack:
+        endpoint = None
+        with Barrier("prometheus").agreed("config.log.prometheus"):
+            if config.log.prometheus and jax.process_index() == 0:
+                address = parse_address(config.log.prometheus, "config.log.prometheus")
+                endpoint = stack.enter_context(contextlib.closing(Endpoint(*address, workdir.resolve().name)))
+                print(f"figures for Prometheus: {endpoint.url}", file=sys.stderr)
+        yield endpoint
 
 
 @contextlib.contextmanager

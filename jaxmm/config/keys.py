@@ -13,6 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxmm.batch import AFTER, ROLES, SAMPLINGS
+from jaxmm.config.address import parse_address
 from jaxmm.config.key import Form, Key
 from jaxmm.config.shares import (
     parse_mixture,
@@ -302,6 +303,10 @@ KEYS: dict[str, Key] = {
         form=Form("names, comma between them", lambda text, key: parse_names(text, key, WRITERS, "writer")),
     ),
     "log.tensorboard": Key(True, "False takes tensorboard out of log.writers"),
+    "log.prometheus": Key(
+        "", 'PORT or HOST:PORT at which the first process serves its figures to Prometheus; "" is nowhere',
+        form=Form("PORT or HOST:PORT", parse_address),
+    ),
 }  # fmt: skip
 
 

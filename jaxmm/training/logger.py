@@ -14,6 +14,7 @@ from types import MappingProxyType, TracebackType
 from typing import Any, NamedTuple, TextIO
 
 from jaxmm.atomic import plain, read_lines, write_lines
+from jaxmm.training.prometheus import Endpoint
 from jaxmm.training.terminal import Terminal, progress
 from jaxmm.training.trackers import Trackers
 
@@ -56,13 +57,14 @@ class Logger:
       writers: names of trackers that get the same figures.
       config: of the run, as JSON, for them.
       out: where lines for people go.
+      endpoint: serves the same figures to Prometheus.
     """
 
     def __init__(
         self, workdir: Path | None, steps: int, start: int = 0, writers: Sequence[str] = ("tensorboard",),
-        config: Mapping[str, Any] = MappingProxyType({}), out: TextIO | None = None,
+        config: Mapping[str, Any] = MappingProxyType({}), out: TextIO | None = None, endpoint: Endpoint | None = None,
     ) -> None:  # fmt: skip
-        self._steps = steps
+        self._steps, self._endpoint = steps, endpoint
         self._terminal = Terminal(out or sys.stderr)
         self._file: TextIO | None = None
         self._trackers: Trackers | None = None
@@ -106,6 +108,8 @@ class Logger:
             self._terminal.figures(progress(step, self._steps, figures))
         if self._trackers is not None:
             self._trackers.add(step, figures)
+        if self._endpoint is not None:
+            self._endpoint.add(step, self._steps, figures)
 
     def pictures(self, step: int, files: Mapping[str, Path]) -> None:
         """Gives PNG files, by names, to the trackers."""

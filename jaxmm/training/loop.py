@@ -29,16 +29,18 @@ from jaxmm.training.monitor import Monitor
 from jaxmm.training.opening import opening_lines
 from jaxmm.training.preference_evaluator import make_evaluator
 from jaxmm.training.progress import Progress, counts_of
+from jaxmm.training.prometheus import Endpoint
 from jaxmm.training.run import Run
 from jaxmm.training.step import TrainState
 from jaxmm.training.step_ends import StepEnds
 
 
-def train(run: Run, run_time: RunTime | None = None) -> int:
+def train(run: Run, run_time: RunTime | None = None, endpoint: Endpoint | None = None) -> int:
     """Runs to the last step, or to a signal. Returns the exit status.
 
     Args:
       run_time: counts the seconds of this start since it began; None begins here.
+      endpoint: gets the figures of the log too.
     """
     run_time = run_time or RunTime()
     with jax.set_mesh(run.mesh), run.checkpoints, Stop(run.barrier) as stop:
@@ -49,7 +51,9 @@ def train(run: Run, run_time: RunTime | None = None) -> int:
         workdir = run.workdir if run.is_first else None
         try:
             with (
-                Logger(workdir, run.steps, run.start, run.writers, command.to_json(run.config)) as logger,
+                Logger(
+                    workdir, run.steps, run.start, run.writers, command.to_json(run.config), endpoint=endpoint
+                ) as logger,
                 _told_end(run_time) as ending,
                 StepEnds(clock) as step_ends,
             ):

@@ -11,8 +11,10 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,6 +24,7 @@ import pytest
 import small_run
 from conftest import IMAGE, random_documents, rows_of
 from ml_collections import ConfigDict
+from prometheus_client.parser import text_string_to_metric_families
 from small_run import PAGES, ROOT, assert_same_bits, saved, start, wait_for
 
 from jaxmm import command, evaluate, generate, inspect, train
@@ -40,6 +43,7 @@ from jaxmm.training import goodput, logger, loop, slow_steps, throughput
 from jaxmm.training.goodput import RunTime
 from jaxmm.training.opening import jump_of_rate
 from jaxmm.training.progress import Progress, count, counts_of
+from jaxmm.training.prometheus import Endpoint
 from jaxmm.training.run import Run
 from jaxmm.workdir import own_folders
 from jaxmm.workdir.folder import Claim
@@ -57,9 +61,18 @@ def arguments(data, tmp_path_factory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def finished(arguments, tmp_path_factory) -> Path:
-    """The workdir of a whole run of 8 steps."""
+    """The workdir of a whole run of 8 steps, and ``scraped``, what Prometheus reads at its end."""
     workdir = tmp_path_factory.mktemp("finished")
-    assert train.main([*arguments, "--config.monitor.attention_every=0", f"--workdir={workdir}"]) == 0
+
+    def scrape_and_close(endpoint: Endpoint, close=Endpoint.close) -> None:
+        with urllib.request.urlopen(endpoint.url) as answer:
+            (workdir / "scraped").write_bytes(answer.read())
+        close(endpoint)
+
+    extra = ["--config.monitor.attention_every=0", f"--config.log.prometheus=127.0.0.1:{small_run.free_port()}"]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Endpoint, "close", scrape_and_close)
+        assert train.main([*arguments, *extra, f"--workdir={workdir}"]) == 0
     return workdir
 
 
@@ -87,6 +100,28 @@ def resumed(stopped, arguments, tmp_path_factory) -> tuple[Path, str]:
         patched.setattr(train, "RunTime", lambda age: RunTime(age, lambda: goodput.clock() + sum(late)))
         assert train.main([*arguments, f"--workdir={workdir}"]) == 0
     return workdir, said.getvalue()
+
+
+def test_prometheus_reads_what_the_log_has_and_every_figure_has_a_gauge_of_its_own(finished):
+    families = {one.name: one for one in text_string_to_metric_families((finished / "scraped").read_text())}
+    last = json.loads((finished / "metrics.jsonl").read_text().splitlines()[-1])
+    assert "jaxmm_other" not in families, "give these figures rows in training/gauges.py"
+    for figure, name in (("loss", "loss"), ("step", "step"), ("token_fill", "token_fill_ratio")):
+        assert families[f"jaxmm_{name}"].samples[0].value == last[figure], figure
+    assert {tuple(one.labels.values()): one.value for one in families["jaxmm_eval_media_gain_nats"].samples} == {
+        ("image", "colours"): last["eval"]["colours"]["media_gain"]["image"]
+    }
+    assert families["jaxmm_run_info"].samples[0].labels["run"] == finished.name
+
+
+def test_a_port_that_is_in_use_ends_a_run_with_a_line_before_anything_is_made(arguments, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=rf"config\.log\.prometheus: 127\.0\.0\.1:{port}: Address already in use"):
+            train.main([*arguments, f"--config.log.prometheus=127.0.0.1:{port}", f"--workdir={tmp_path / 'run'}"])
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 def test_a_run_leaves_every_file_it_promises(finished):
