@@ -3,8 +3,8 @@
     python tools/benchmark.py --part=data --output=FILE.json --only=NAME,NAME
     python tools/benchmark.py --part=step --config=configs/base.py --config.KEY=VALUE --profile=FOLDER
 
-Each row runs in a process of its own. Figures of a busy machine say little: look at the load that is written beside
-them, and at what was measured in the same run.
+Each row runs in a process of its own. Standard error has what is measured now. Figures of a busy machine say little:
+look at the load that is written beside them, and at what was measured in the same run.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.row import Measured, Row, Settings, is_met
+from benchmarks.row import Measured, Row, Settings, is_met, tell
 
 from jaxmm import atomic, command, formatting
 from jaxmm.errors import UserError, extra, nearest
@@ -116,7 +116,9 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         began, load = time.perf_counter(), os.getloadavg()[0]
         measured = row.measure(Settings(repeats, seed, scale, folder, config, profile))
-        took = {"seconds": time.perf_counter() - began, "load": [load, os.getloadavg()[0]]}
+        seconds = time.perf_counter() - began
+        tell(f"{row.name}: done in {formatting.duration(seconds)}")
+        took = {"seconds": seconds, "load": [load, os.getloadavg()[0]]}
         return described(row, measured) | took
 
 
@@ -180,7 +182,9 @@ def main(argv: list[str]) -> int:
         "rows": [],
     }
     is_first = True  # all processes of a job measure its step, and one tells
-    for row in rows:
+    for number, row in enumerate(rows, 1):
+        if len(rows) > 1:
+            tell(f"row {number} of {len(rows)}: {row.name}")
         how = args.repeats, args.seed, args.scale
         if len(rows) > 1:
             found = measure_apart(row, args.part, *how)

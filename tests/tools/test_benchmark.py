@@ -51,6 +51,10 @@ def check(tmp_path, names: list[str], repeats: int) -> None:
     assert report["machine"]["cores"] >= 1
     assert report["versions"]["numpy"]
     assert [row["row"] for row in report["rows"]] == names
+    told = done.stderr
+    for number, name in enumerate(names, 1):
+        assert len(names) == 1 or f" row {number} of {len(names)}: {name}\n" in told, "what it is at"
+        assert f" {name}: done in " in told
     for row in report["rows"]:
         found = {name: figure["needed"] for name, figure in row["figures"].items() if figure["needed"]}
         assert found == NEEDED[row["row"]]

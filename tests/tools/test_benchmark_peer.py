@@ -42,11 +42,12 @@ def test_a_side_answers_what_it_is_asked_until_there_is_no_more(monkeypatch, cap
 
 
 @pytest.mark.parity
-def test_both_sides_step_on_the_same_work_and_all_pairs_are_kept(monkeypatch):
+def test_both_sides_step_on_the_same_work_and_all_pairs_are_kept(monkeypatch, capsys):
     monkeypatch.setattr(benchmark_peer, "TORCH", ("torch-float32",))
     monkeypatch.setenv("XLA_FLAGS", small_run.environment()["XLA_FLAGS"])  # without the tests' eight devices
     row = Row("tiny", "a tiny case", {}, lambda settings: benchmark_peer.compare(TINY, settings))
     found = benchmark.measure(row, repeats=2, seed=0, scale=1.0)
+    assert " jaxmm beside torch-float32: turn 2 of 2\n" in capsys.readouterr().err, "what it is at"
     ratios = found["figures"]["time / torch-float32"]["samples"]
     times = [found["figures"][name]["samples"] for name in ("jaxmm beside torch-float32", "torch-float32")]
     assert ratios == pytest.approx([a / b for a, b in zip(*times, strict=True)])

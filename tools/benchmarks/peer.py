@@ -20,7 +20,7 @@ import numpy as np
 from peer.pairs import PairsCase
 from peer.side import SIDES
 
-from benchmarks.row import Measured, Row, Settings
+from benchmarks.row import Measured, Row, Settings, tell
 from jaxmm.errors import UserError
 from jaxmm.measure.case import PeerCase
 from jaxmm.measure.timing import Figure
@@ -71,6 +71,7 @@ class Side:
 
 def made(case: PeerCase | PairsCase, folder: Path, seed: int, module: str = "peer.side") -> None:
     """Writes the case, and the model that all sides start from."""
+    tell("making the model that all sides start from")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "case.json").write_text(json.dumps(dataclasses.asdict(case)))
     flags = ["--side=make", f"--folder={folder}", f"--seed={seed}"]
@@ -92,6 +93,7 @@ def compare(case: PeerCase, settings: Settings) -> Measured:
         if left_out:  # bfloat16 does not get faster by being compiled
             left_out.append(theirs)
             continue
+        tell(f"jaxmm beside {theirs}: both start and compile")
         with Side("jaxmm", folder, settings.seed) as ours, Side(theirs, folder, settings.seed) as other:
             allowed = None  # of the compiled side a time says nothing, as compiling is in it
             if theirs == "torch-bf16":
@@ -99,6 +101,7 @@ def compare(case: PeerCase, settings: Settings) -> Measured:
             try:
                 begun = other.steps(2, allowed)
             except TimeoutError:
+                tell(f"{theirs} is left out: it has not stepped twice in {allowed:.0f} s")
                 left_out.append(theirs)
                 continue
             first["jaxmm"] = ours.steps(WARM)["losses"]
@@ -106,7 +109,8 @@ def compare(case: PeerCase, settings: Settings) -> Measured:
             apart = np.abs(np.array(first["jaxmm"]) - first[theirs]).max()
             if not apart <= (AGREE if theirs == TORCH[0] else 0.05):
                 raise UserError(f"losses of jaxmm and {theirs} differ by {apart:.2g}: it is not the same work")
-            for _ in range(settings.repeats):
+            for turn in range(1, settings.repeats + 1):
+                tell(f"jaxmm beside {theirs}: turn {turn} of {settings.repeats}")
                 for side in (ours, other):
                     found = side.steps(STEPS)
                     seconds[f"{side.name} beside {theirs}"] = [

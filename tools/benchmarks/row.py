@@ -7,6 +7,8 @@ them; of each, the median counts, and the spread is told beside it.
 from __future__ import annotations
 
 import importlib.util
+import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -64,6 +66,11 @@ class Row(NamedTuple):
     def missing(self) -> list[str]:
         """Those of ``packages`` that are not installed."""
         return [name for name in self.packages if importlib.util.find_spec(name) is None]
+
+
+def tell(text: str) -> None:
+    """Says on standard error what is measured now, with the time of day: a part takes up to half an hour."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
 def is_met(need: str, value: float) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.row import Measured, Row, Settings
+from benchmarks.row import Measured, Row, Settings, tell
 from jaxmm.measure.timing import SIGMA, Figure, in_turns, lognormal
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -197,6 +197,7 @@ def first_step(settings: Settings) -> Measured:
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
 
     def run(number: int, compiled: Path) -> float:
+        tell(f"first step: run {number + 1} of {2 * settings.repeats + 1}")
         command = [
             sys.executable, "-m", "jaxmm.train", f"--config={CONFIG}", f"--workdir={folder / str(number)}",
             "--config.log.every=1", f"--config.data.cache={folder / 'cache'}",

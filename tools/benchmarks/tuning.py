@@ -19,7 +19,7 @@ import numpy as np
 from peer.pairs import PairsCase
 
 from benchmarks.peer import AGREE, STEPS, WARM, WIDE, Side, made
-from benchmarks.row import Measured, Row, Settings
+from benchmarks.row import Measured, Row, Settings, tell
 from jaxmm.batch import ImageSpec
 from jaxmm.errors import UserError
 from jaxmm.measure.case import RATE, PeerCase
@@ -34,7 +34,8 @@ def in_turns(sides: Sequence[tuple[str, Side]], repeats: int) -> tuple[dict[str,
     """Seconds of a step of each side, a number a turn, and its peak memory in bytes."""
     seconds: dict[str, list[float]] = {name: [] for name, _ in sides}
     peaks = dict.fromkeys(seconds, 0.0)
-    for _ in range(repeats):
+    for turn in range(1, repeats + 1):
+        tell(f"{' beside '.join(seconds)}: turn {turn} of {repeats}")
         for name, side in sides:
             found = side.steps(STEPS)
             seconds[name].append(float(np.median(found["seconds"])))
@@ -106,7 +107,8 @@ def beside_trl(case: PairsCase, settings: Settings) -> Measured:
             (first, *_) = side.steps(WARM)["losses"]
             if not abs(first - math.log(2)) <= AGREE:
                 raise UserError(f"the first loss of {side.name} is {first:.6f}, and that of DPO is log 2")
-        for _ in range(settings.repeats):
+        for turn in range(1, settings.repeats + 1):
+            tell(f"jaxmm beside trl: turn {turn} of {settings.repeats}")
             for side in (ours, theirs):
                 found = side.steps(PAIR_STEPS)
                 samples[side.name].append(sum(found["seconds"]) / found["pairs"])
