@@ -49,6 +49,7 @@ WHOLE = {
     "llava": released_configs.LLAVA, "qwen": released_configs.QWEN2_5_VL, "qwen3": released_configs.QWEN3_VL,
     "qwen3_5": released_configs.QWEN3_5, "qwen3_moe": released_configs.QWEN3_VL_MOE, "qwen3_8b": QWEN3_VL_8B,
     "gemma": released_configs.GEMMA3, "gemma4": released_configs.GEMMA4, "intern": INTERNVL3_8B,
+    "paligemma2": released_configs.PALIGEMMA2, "paddleocr": released_configs.PADDLEOCR_VL,
 }  # fmt: skip
 
 
@@ -71,7 +72,7 @@ def test_each_config_is_one_of_the_recipes_here():
     assert names == {
         "siglip2_qwen3_connector", "siglip2_qwen3", "llava_1_5", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5",
         "gemma3", "gemma4", "internvl3", "early_fusion", "video", "audio", "dpo", "qwen2_5_vl_lora", "qwen3_vl_qlora",
-        "gemma3_lora",
+        "gemma3_lora", "paligemma2", "paddleocr_vl",
     }  # fmt: skip
 
 
@@ -89,6 +90,8 @@ def test_each_config_is_one_of_the_recipes_here():
         ("gemma3", "{}/gemma", 4300),
         ("gemma4", "{}/gemma4", 31273),
         ("internvl3", "{}/intern", 7945),
+        ("paligemma2", "{}/paligemma2", 3032),
+        ("paddleocr_vl", "{}/paddleocr", 800),
         ("early_fusion", "", 7014),
         ("qwen2_5_vl_lora", "{}/qwen", 8292 + 20),
         ("qwen3_vl_qlora", "{}/qwen3_8b", 8767 + 22),

@@ -28,8 +28,8 @@ FLAGS: command.Flags = {"output": (str(FOLDER), "folder to write")}
 # The main case of each family, and what else reaches code of its own.
 CASES = (
     "siglip2 + llama", "llama, yarn rope", "mistral, window", "qwen3", "lfm2", "llava, clip, two layers",
-    "llava, siglip", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3.5", "gemma3", "internvl", "internvl, 6B's tower",
-    "gemma4", "idefics3", "mistral3", "glm-4.1v", "paddleocr-vl", "paligemma2",
+    "llava, siglip", "llava-next", "llava-onevision", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3.5", "gemma3",
+    "internvl", "internvl, 6B's tower", "gemma4", "idefics3", "mistral3", "glm-4.1v", "paddleocr-vl", "paligemma2",
     "gemma4, experts", "gemma4, e2b",
 )  # fmt: skip
 
@@ -51,7 +51,8 @@ class Golden(NamedTuple):
     @property
     def row_break(self) -> int:
         """As in ``Picture``."""
-        return next(part.row_break for document in self.documents for part in document if isinstance(part, Picture))
+        pictures = [part for document in self.documents for part in document if isinstance(part, Picture)]
+        return pictures[0].row_break if pictures else 0
 
     def tensors(self) -> dict[str, np.ndarray]:
         """The weights, float32 by name."""
@@ -68,15 +69,18 @@ def path_of(name: str, folder: Path = FOLDER) -> Path:
 
 
 def save(golden: Golden, file: Path) -> None:
-    parts: dict[str, np.ndarray] = {}
+    parts, squares = dict[str, np.ndarray](), dict[str, tuple[int, ...]]()
     for i, document in enumerate(golden.documents):
         for j, part in enumerate(document):
-            assert not isinstance(part, Squares), "no golden has such a picture"
-            parts[f"part{i}.{j}"] = part.ids.astype(np.uint8) if isinstance(part, Words) else part.pixels
+            name = f"part{i}.{j}"
+            parts[name] = part.ids.astype(np.uint8) if isinstance(part, Words) else part[0]
+            if isinstance(part, Squares):
+                squares[name] = part[1:]
         parts[f"logits{i}"] = golden.logits[i]
     lengths = [len(document) for document in golden.documents]
     about: dict[str, Any] = {"config": golden.config, "listed": golden.listed, "lengths": lengths}
     about |= {"row_break": row_break} if (row_break := golden.row_break) else {}
+    about |= {"squares": squares} if squares else {}
     parts["about"] = np.frombuffer(json.dumps(about, sort_keys=True).encode(), np.uint8)
     np.savez_compressed(file, **parts)  # type: ignore[arg-type]
 
@@ -86,8 +90,10 @@ def load(file: Path) -> Golden:
         parts = dict(opened)
     about = json.loads(parts["about"].tobytes())
 
-    def part(name: str) -> Words | Picture:
+    def part(name: str) -> Words | Picture | Squares:
         value = parts[name]
+        if value.ndim == 4:
+            return Squares(value, *about["squares"][name])
         return Picture(value, about.get("row_break", 0)) if value.ndim == 3 else Words(value.astype(np.int64))
 
     documents: list[Document] = [

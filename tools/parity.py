@@ -5,7 +5,7 @@
 
 Each case is a tiny model of random weights, saved by ``transformers``, read by jaxmm, and run on documents with images:
 by ``transformers`` one at a time, by jaxmm packed in one row. Pictures go through the family's image processor and
-ours: "patches" is the largest difference in levels of 255. With --draws, sizes and features of most families are drawn
+ours: "patches" is the largest difference in levels of 255. With --draws, sizes and features of all families are drawn
 too, that many times, by the seed and those after it. It needs the extra 'parity'.
 """
 

@@ -281,6 +281,14 @@ GEMMA4_E2B = {  # google/gemma-4-E2B-it
         "standardize": False, "use_clipped_linears": True,
     },
 }  # fmt: skip
+GEMMA4_E4B = {  # google/gemma-4-E4B-it
+    **GEMMA4_E2B,
+    "text_config": {
+        **GEMMA4_E2B["text_config"], "hidden_size": 2560, "intermediate_size": 10240,  # type: ignore[dict-item]
+        "layer_types": [*["sliding_attention"] * 5, "full_attention"] * 7, "num_hidden_layers": 42,
+        "num_key_value_heads": 2, "num_kv_shared_layers": 18, "use_double_wide_mlp": False,
+    },
+}  # fmt: skip
 MISTRAL3 = {  # mistralai/Mistral-Small-3.1-24B-Instruct-2503
     "architectures": ["Mistral3ForConditionalGeneration"], "image_token_index": 10, "model_type": "mistral3",
     "multimodal_projector_bias": False, "projector_hidden_act": "gelu", "spatial_merge_size": 2,

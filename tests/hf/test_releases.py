@@ -13,6 +13,7 @@ from released_configs import (
     GEMMA4,
     GEMMA4_26B,
     GEMMA4_E2B,
+    GEMMA4_E4B,
     GLM4_5_AIR,
     GLM4_5V,
     GLM4V,
@@ -148,8 +149,10 @@ def test_what_sparse_configs_do_not_say_is_what_the_family_means(tmp_path):
 
 
 def test_gemma_4_s_other_sizes_are_those_that_its_makers_name(tmp_path):
-    """25.2 billion parameters of which 3.8 are active, and 2.3 beside the rows of tokens."""
-    experts, small = (layout_of(config_of(config, tmp_path)) for config in (GEMMA4_26B, GEMMA4_E2B))
+    """25.2 billion parameters of which 3.8 are active, and 2.3 beside the rows of tokens; of E4B those of its class."""
+    experts, small, large = (
+        layout_of(config_of(config, tmp_path)) for config in (GEMMA4_26B, GEMMA4_E2B, GEMMA4_E4B)
+    )  # fmt: skip
     decoder = experts.spec.decoder
     shapes = {path: math.prod(shape) for path, (shape, _) in flat_axes(experts.spec).items() if path[0] == "decoder"}
     idle = sum(n for path, n in shapes.items() if path[2:4] in {("experts", part) for part in ("gate", "up", "down")})
@@ -163,6 +166,12 @@ def test_gemma_4_s_other_sizes_are_those_that_its_makers_name(tmp_path):
     assert decoder.places_of_keys().tolist()[13:20] == [11, 2, 11, 11, 11, 11, 2]
     assert (decoder.global_attention, small.spec.vision.clipped) == ((1, 512, False), True)
     assert "audio tower is not built" in small.told[0]
+    decoder = large.spec.decoder
+    assert count(large.spec, "decoder") == 7_463_013_376 + 42  # in transformers the scales of layers are buffers
+    assert (decoder.first_handed, decoder.handed_mlp, decoder.layer_inputs, decoder.window) == (24, 0, 256, 512)
+    assert decoder.places_of_keys().tolist()[22:30] == [19, 3, 19, 19, 19, 19, 19, 3]
+    assert (decoder.kv_heads, decoder.global_attention) == (2, (2, 512, False))
+    assert large.spec.vision == small.spec.vision
 
 
 def test_old_spellings_of_rotary_positions_are_read(tmp_path):
@@ -267,6 +276,7 @@ def changed(config: dict[str, Any], **changes: Any) -> dict[str, Any]:
         (changed(GEMMA4, text__use_bidirectional_attention="all"), "use_bidirectional_attention=all is not supported"),
         (changed(PALIGEMMA, projection_dim=1024), "projection_dim is 1024, and hidden_size of its decoder 2048"),
         (changed(PALIGEMMA, text__model_type="gemma3_text"), "decoder 'gemma3_text' is not supported: gemma and"),
+        (changed(PALIGEMMA, text__rope_scaling={"rope_type": "dynamic", "factor": 2.0}), "rope_type 'dynamic' is not"),
         (changed(INTERNVL3, vision_feature_layer=[-1, -2]), r"vision_feature_layer=\[-1, -2\] is not supported"),
         (changed(INTERNVL3, downsample_ratio=0.3), "downsample_ratio=0.3 is not supported: only 1 / n is"),
         (changed(INTERNVL3, vision__use_mean_pooling=False, vision__norm_type="rms_norm"), "norm_type=rms_norm is not"),

@@ -101,7 +101,7 @@ def decoder(draw: Draw, kind: str, free_head_dim: bool = True) -> dict[str, Any]
 
 
 OWN_HEAD_DIM = ("qwen3", "qwen3_moe", "qwen3_vl_text", "qwen3_vl_moe_text", "qwen3_5_text", "qwen3_5_moe_text",
-                "paddleocr_vl_text")  # fmt: skip
+                "paddleocr_vl_text", "gemma", "gemma2")  # fmt: skip
 # Whose default is no quotient.
 
 
@@ -209,6 +209,14 @@ def ernie_axes(draw: Draw, config: dict[str, Any]) -> dict[str, Any]:
     return {"use_bias": draw.maybe(), "rope_parameters": positions}
 
 
+def gemma2(draw: Draw, config: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "attention_bias": draw.maybe(), "hidden_activation": draw.of(*ACTIVATIONS),
+        "sliding_window": draw.between(1, 12), "query_pre_attn_scalar": draw.between(4, 40),
+        "final_logit_softcapping": draw.of(None, 4.0), "attn_logit_softcapping": draw.of(None, 1.5),
+    }  # fmt: skip
+
+
 # What decoders have beside the sizes of all, by ``model_type``.
 FEATURES: dict[str, Callable[[Draw, dict[str, Any]], dict[str, Any]]] = {
     "llama": lambda draw, config: {"attention_bias": draw.maybe(), "mlp_bias": draw.maybe()},
@@ -221,6 +229,8 @@ FEATURES: dict[str, Callable[[Draw, dict[str, Any]], dict[str, Any]]] = {
     "lfm2_moe": lambda draw, config: convolutions(draw, config) | experts(draw)
     | {"num_dense_layers": draw.between(0, config["num_hidden_layers"]), "routed_scaling_factor": draw.of(1.0, 1.5)},
     "glm4_moe": sigmoid_experts,
+    "gemma": lambda draw, config: {"attention_bias": draw.maybe()},
+    "gemma2": gemma2,
     "gemma3_text": lambda draw, config: {"attention_bias": draw.maybe()},
     "gemma4_text": lambda draw, config: {"attention_bias": draw.maybe()},
     "qwen2_vl_text": qwen2_axes,
@@ -236,7 +246,7 @@ FEATURES: dict[str, Callable[[Draw, dict[str, Any]], dict[str, Any]]] = {
     "paddleocr_vl_text": ernie_axes,
 }  # fmt: skip
 LLAMAS = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "glm4_moe")
-PLAIN = (*LLAMAS, "lfm2", "lfm2_moe")  # those of families that take any decoder
+PLAIN = (*LLAMAS, "lfm2", "lfm2_moe", "gemma")  # those of families that take any decoder
 
 
 def any_decoder(draw: Draw, kinds: tuple[str, ...] = PLAIN) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from parities.drawn_parts import (
     decoder,
     layer_types,
     qwen_tower,
+    rope,
     tower,
     turns,
 )
@@ -43,6 +44,11 @@ def llava(rng: np.random.Generator) -> Any:
     from transformers import LlavaConfig
 
     draw = Draw(rng)
+    return LlavaConfig(**llava_parts(draw))
+
+
+def llava_parts(draw: Draw) -> dict[str, Any]:
+    """What LLaVA, LLaVA-NeXT and LLaVA-OneVision have: a tower of squares, any decoder, and what joins them."""
     is_clip = draw.maybe()
     vision = tower(draw, "clip_vision_model" if is_clip else "siglip_vision_model")
     # What is left of the image beside whole patches is not seen.
@@ -51,12 +57,35 @@ def llava(rng: np.random.Generator) -> Any:
     layers = vision["num_hidden_layers"]
     one = draw.of(-1, -layers, draw.between(1, layers), -draw.between(1, layers))
     several = [draw.of(-1, 1) * draw.between(1, layers) for _ in range(draw.between(1, 3))]
-    return LlavaConfig(
-        vision_config=vision, text_config=any_decoder(draw), image_token_index=IMAGE_TOKEN,
-        vision_feature_layer=draw.of(one, one, several), multimodal_projector_bias=draw.maybe(),
-        vision_feature_select_strategy="default" if is_clip else "full",
-        projector_hidden_act=draw.of(*ACTIVATIONS), tie_word_embeddings=draw.maybe(),
-    )  # fmt: skip
+    return {
+        "vision_config": vision, "text_config": any_decoder(draw), "image_token_index": IMAGE_TOKEN,
+        "vision_feature_layer": draw.of(one, one, several), "multimodal_projector_bias": draw.maybe(),
+        "vision_feature_select_strategy": "default" if is_clip else "full",
+        "projector_hidden_act": draw.of(*ACTIVATIONS), "tie_word_embeddings": draw.maybe(),
+    }  # fmt: skip
+
+
+def any_resolution(kind: str, **more: Any) -> Callable[[np.random.Generator], Any]:
+    """LLaVA-NeXT and LLaVA-OneVision."""
+
+    def config(rng: np.random.Generator) -> Any:
+        import transformers
+
+        draw = Draw(rng)
+        parts = llava_parts(draw)
+        patch = parts["vision_config"]["patch_size"]
+        side = patch * draw.between(1, 4) + draw.between(0, patch - 1)
+        parts["vision_config"]["image_size"] = side
+        grids = [
+            [1, draw.between(1, 4)],
+            *([draw.between(1, 4), draw.between(1, 4)] for _ in range(draw.between(0, 5))),
+        ]
+        most = {"vision_aspect_ratio": f"anyres_max_{draw.between(1, 9)}"} if "video_token_index" in more else {}
+        return getattr(transformers, kind)(
+            **parts, **most, **more, image_grid_pinpoints=[[rows * side, columns * side] for rows, columns in grids]
+        )
+
+    return config
 
 
 def qwen2_vl(rng: np.random.Generator) -> Any:
@@ -189,6 +218,25 @@ def internvl(rng: np.random.Generator) -> Any:
     )  # fmt: skip
 
 
+def paligemma(rng: np.random.Generator) -> Any:
+    """Both, with rotary positions that do not depend on the length of a document."""
+    from transformers import PaliGemmaConfig
+
+    draw = Draw(rng)
+    text = decoder(draw, draw.of("gemma", "gemma2"))
+    while text["rope_parameters"]["rope_type"] in ("dynamic", "longrope"):
+        text["rope_parameters"] = rope(draw, text["head_dim"], text["max_position_embeddings"])
+    if text["model_type"] == "gemma2":
+        del text["hidden_act"]
+        text |= layer_types(draw, text, "sliding_attention")
+    vision = tower(draw, "siglip_vision_model", vision_use_head=draw.maybe())
+    vision["image_size"] = vision["patch_size"] * draw.between(1, 6)
+    return PaliGemmaConfig(
+        vision_config=vision, text_config=text, projection_dim=text["hidden_size"], image_token_index=IMAGE_TOKEN,
+        tie_word_embeddings=draw.maybe(),
+    )  # fmt: skip
+
+
 def gemma4(rng: np.random.Generator) -> Any:
     from transformers import Gemma4Config
 
@@ -264,6 +312,13 @@ DRAWN = tuple(
     for case in (
         Case("lfm2_vl", "lfm2_vl", lfm2_vl),
         Case("llava", "llava", llava, fixed=True),
+        Case("llava_next", "llava_next", any_resolution("LlavaNextConfig"), fixed=True),
+        Case(
+            "llava_onevision",
+            "llava_onevision",
+            any_resolution("LlavaOnevisionConfig", video_token_index=VIDEO_TOKEN),
+            fixed=True,
+        ),
         Case("qwen2_vl", "qwen2_vl", qwen2_vl),
         Case("qwen2_5_vl", "qwen2_5_vl", qwen2_5_vl),
         Case("qwen3_vl", "qwen3_vl", qwen3("Qwen3VLConfig", "qwen3_vl_text", taps=True)),
@@ -271,6 +326,7 @@ DRAWN = tuple(
         Case("qwen3_5", "qwen3_5", qwen3("Qwen3_5Config", "qwen3_5_text")),
         Case("qwen3_5_moe", "qwen3_5_moe", qwen3("Qwen3_5MoeConfig", "qwen3_5_moe_text")),
         Case("gemma3", "gemma3", gemma3, fixed=True),
+        Case("paligemma", "paligemma", paligemma, fixed=True),
         Case("gemma4", "gemma4", gemma4),
         Case("internvl", "internvl", internvl, fixed=True),
         Case("idefics3", "idefics3", squares("Idefics3Config", "idefics3_vision"), fixed=True),

@@ -3,8 +3,8 @@
 Where the facts come from, in ``transformers``: sizes and connector from ``PaliGemmaConfig`` and
 ``PaliGemmaMultiModalProjector``; names of tensors from ``PaliGemmaForConditionalGeneration`` and its releases; what
 stands around a question from ``PaliGemmaProcessor``; sizes of pictures from ``SiglipImageProcessor``. Positions count
-from 1 there: rotary positions are relative, and from 0 they are the same. All of a prompt is seen from each of its
-positions, in Gemma 2's layers with a window, too.
+from 1 there: rotary positions are relative, and from 0 they are the same, except where frequencies depend on how many
+there are. All of a prompt is seen from each of its positions, in Gemma 2's layers with a window, too.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from jaxmm.hf.pictures import OneSize
 from jaxmm.hf.towers import tower_of
 from jaxmm.models.connector import ConnectorSpec
 from jaxmm.models.multimodal import ModelSpec
+
+BY_LENGTH = ("dynamic", "longrope")  # rotary positions that depend on the length of a document
 
 
 class PaliGemma(Family):
@@ -46,6 +48,11 @@ class PaliGemma(Family):
                 f"{text.hidden_size}: they must be equal"
             )
         tower, decoder = tower_of(config.vision_config), decoder_of(text, config.tie_word_embeddings)
+        if (kind := decoder.spec.rope_scaling.kind) in BY_LENGTH:
+            raise UserError(
+                f"config.json: paligemma with rotary positions of rope_type '{kind}' is not supported: they depend on "
+                f"how long a document is, which its class counts from 1"
+            )
         spec = ModelSpec(
             tower.spec,
             ConnectorSpec(merge=1, mlp=0, norm=""),
