@@ -71,7 +71,7 @@ def get_config() -> ConfigDict:
     config.video.min_pixels = 0  # of a frame; 0 is the folder's own, else that of pictures
     config.video.max_pixels = 0  # of a frame; 0 is the folder's own, else that of pictures
     config.video.total_pixels = 0  # of all frames together; 0 is the folder's own, else no limit
-    config.video.sampling = ""  # which frames: "stride", "ends", "steps" or "dynamic"; "" is the family's
+    config.video.sampling = ""  # which frames: "stride", "ends", "even", "steps" or "dynamic"; "" is the family's
     config.video.after = ""  # text after a video of a Qwen2.5-VL goes on after its largest row or column, or "all" axes
 
     config.audio = ConfigDict()

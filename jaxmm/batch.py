@@ -84,7 +84,7 @@ class Batch(NamedTuple):
     mixed: Mixed | None = None  # where pictures are pooled
 
 
-SAMPLINGS = ("stride", "ends", "steps", "dynamic")
+SAMPLINGS = ("stride", "ends", "even", "steps", "dynamic")
 AFTER = ("space", "all")
 
 
@@ -97,9 +97,10 @@ class VideoSpec:
       fps: frames a second that are sampled.
       min_frames, max_frames: of a video; a shorter video has what it has.
       sampling: which of n frames k are: "stride" is ``int(i * n / k)`` with k whole temporal patches (Qwen2-VL), "ends"
-        is ``linspace(0, n - 1, k)``, rounded, any k (Qwen3-VL). "steps" are the first frames at or behind every
-        ``1 / fps`` seconds (GLM-4.1V), "dynamic" are more a second of a shorter video, whatever ``fps`` (GLM-4.6V);
-        where these would be fewer than min_frames or more than max_frames, it is "ends" with so many.
+        is ``linspace(0, n - 1, k)``, rounded, any k (Qwen3-VL), "even" is ``i * n // k``, any k (LLaVA-OneVision).
+        "steps" are the first frames at or behind every ``1 / fps`` seconds (GLM-4.1V), "dynamic" are more a second of
+        a shorter video, whatever ``fps`` (GLM-4.6V); where these would be fewer than min_frames or more than
+        max_frames, it is "ends" with so many.
       max_seconds: for "steps", of a longer video so many frames as of one of this length; 0 is no limit.
       min_pixels, max_pixels: bounds on the area of a frame.
       total_pixels: the most pixels of all frames together: of them a frame has its share, but always 1.05 min_pixels.
@@ -111,6 +112,9 @@ class VideoSpec:
         ``whole`` (that without its fraction) and ``number`` (from 1). It is no target.
       positions_per_second: with several text axes, how far a second moves along the first one; 0 numbers temporal
         patches instead, each as a picture of its own where there is a stamp.
+      pool: the soft tokens of a frame are resized bilinearly to 1 / pool of their rows and columns, rounded up
+        (LLaVA-OneVision).
+      newline: the model's vector that ends rows of pictures ends a video, once.
       after: text goes on after the largest row or column ("space"), or after the largest of all axes ("all").
       row_tokens, row_patches: a document longer than these gets fewer frames; 0 is no limit.
     """
@@ -128,9 +132,16 @@ class VideoSpec:
     stamp: str = ""
     stamp_end: str = ""
     positions_per_second: float = 0.0
+    pool: int = 1
+    newline: bool = False
     after: str = "space"
     row_tokens: int = 0
     row_patches: int = 0
+
+    def key(self) -> dict[str, Any]:
+        """Its values for what is kept on disk: those that came later are there only where they are set."""
+        values, later = dataclasses.asdict(self), {"max_seconds": 0.0, "pool": 1, "newline": False}
+        return {name: value for name, value in values.items() if name not in later or value != later[name]}
 
     def __post_init__(self) -> None:
         if self.frames < 1 or not 1 <= self.min_frames <= self.max_frames:
@@ -142,6 +153,8 @@ class VideoSpec:
         most = self.total_pixels if self.of_clip else self.max_pixels
         if not 0 < self.min_pixels <= most:
             raise ValueError(f"min_pixels {self.min_pixels} and max_pixels {most} must be positive, in order")
+        if self.stamp and (self.pool > 1 or self.newline):
+            raise ValueError("a video with time stamps is not pooled, nor does a vector end it")
         for name, value, known in (("sampling", self.sampling, SAMPLINGS), ("after", self.after, AFTER)):
             if value not in known:
                 raise ValueError(f"{name} '{value}' is not one of {', '.join(known)}")
@@ -357,8 +370,7 @@ class ImageSpec:
         there were any."""
         values = dataclasses.asdict(self)
         clips = {name: values.pop(name) for name in ("video", "audio")}
-        if clips["video"] and not clips["video"]["max_seconds"]:
-            del clips["video"]["max_seconds"]  # which came later
+        clips["video"] = self.video and self.video.key()
         split = [of_split] if (of_split := values.pop("split")) else []
         for later in ("sizes", "border", "pooled_above", "beside"):
             if of_split and not of_split[later]:
@@ -415,7 +427,8 @@ class ImageSpec:
     @property
     def mixes(self) -> bool:
         """Whether soft tokens may be made of several rows of the table."""
-        return self.split is not None and self.split.pooled_above > 0
+        is_film_pooled = self.video is not None and self.video.pool > 1
+        return is_film_pooled or (self.split is not None and self.split.pooled_above > 0)
 
     def __post_init__(self) -> None:
         factor = self.patch_size * self.merge
@@ -440,6 +453,8 @@ class ImageSpec:
             raise ValueError(
                 "squares are read as one picture where the model has a vector that ends rows, and only there"
             )
+        if self.video and ((self.video.newline and not self.newline) or (self.video.pool > 1 and self.text_axes > 1)):
+            raise ValueError("a vector ends videos where the model has one; pooled ones have one axis of text")
         if self.newline and not self.side:
             raise ValueError("a whole picture before squares that are read as one is a square of their side")
         if self.row_break and (self.side or self.text_axes > 1):

@@ -27,6 +27,7 @@ from jaxmm.workdir.folder import has_saved
 from jaxmm.workdir.kept_folders import tokenizer_folder
 
 OWN_VIDEO = {"frames": 2, "fps": 2.0, "min_frames": 4, "max_frames": 32, "sampling": "stride"}  # so too its frames
+FRAME_SIZES = ("min_pixels", "max_pixels", "total_pixels")  # of ``config.video``
 OWN_PIXELS = 48 * 48, 96 * 96  # least and most of a picture, where no folder says it
 
 
@@ -134,10 +135,16 @@ def _video_of(config: ConfigDict, image: ImageSpec, start: Pretrained | None) ->
         if start.family.videos is None or vision is None:
             return None
         own = start.family.videos.settings(start.processor_folder, start.config, vision.frames)
+        start.family.videos.check_pixels(start.processor_folder, vision.mean, vision.std)
     asked = dict(config.video)
     if start and asked["frames"] not in (0, own["frames"]):
         raise UserError(
             f"config.video.frames is {asked['frames']}, but this tower's patches span {own['frames']} frames"
+        )
+    if image.side and (key := next((key for key in FRAME_SIZES if asked[key]), "")):
+        raise UserError(
+            f"config.video.{key} is {asked[key]}, but this tower takes frames of {image.side} x {image.side} pixels: "
+            f"leave it out"
         )
     return asked_for(own | {"row_tokens": config.seq_len, "row_patches": config.patch_budget}, asked)
 

@@ -85,6 +85,7 @@ FIRST = (
 LEAD = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + ' ' }}"
     "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>' }}{% endfor %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'video') %}{{ '<video>' }}{% endfor %}"
     "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ '\\n' + content['text'] }}"
     "{% endfor %}{{ '<|im_end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
@@ -191,6 +192,8 @@ def folder_of(name: str, folder: Path, has_weights: bool = True, seed: int = 1, 
         config.image_token_index = tokenizer.convert_tokens_to_ids(mark)
     if case.family in ("llava_next", "llava_onevision"):
         config.image_token_index = tokenizer.convert_tokens_to_ids("<image>")
+    if case.family == "llava_onevision":
+        config.video_token_index = tokenizer.convert_tokens_to_ids("<video>")
     folder.mkdir()
     if has_weights:
         layout = family_of(config).layout(config)
@@ -230,7 +233,7 @@ def folder_of(name: str, folder: Path, has_weights: bool = True, seed: int = 1, 
             "vision_feature_select_strategy": "full", "vision_aspect_ratio": config.vision_aspect_ratio,
         }  # fmt: skip
         (folder / "processor_config.json").write_text(json.dumps(whole))
-        videos = {"video_processor_type": "LlavaOnevisionVideoProcessor"}
+        videos = {"video_processor_type": "LlavaOnevisionVideoProcessor", "size": processor["size"]}
         (folder / "video_preprocessor_config.json").write_text(json.dumps(videos))
     if case.family == "mistral3":
         whole = {"processor_class": "PixtralProcessor", "patch_size": 4, "spatial_merge_size": 2}

@@ -144,7 +144,8 @@ KEYS: dict[str, Key] = {
     "video.max_pixels": Key(0, "of a frame; 0 is the folder's own, else that of pictures", least=0, most=LARGEST),
     "video.total_pixels": Key(0, "of all frames together; 0 is the folder's own, else no limit", least=0, most=LARGEST),
     "video.sampling": Key(
-        "", 'which frames: "stride", "ends", "steps" or "dynamic"; "" is the family\'s', choices=("", *SAMPLINGS),
+        "", 'which frames: "stride", "ends", "even", "steps" or "dynamic"; "" is the family\'s',
+        choices=("", *SAMPLINGS),
     ),
     "video.after": Key(
         "", 'text after a video of a Qwen2.5-VL goes on after its largest row or column, or "all" axes',

@@ -46,8 +46,8 @@ def towers(recipe: Recipe, params: Any, spec: ImageSpec) -> dict[str, Any]:
         settled["audio_digest"] = tower_digest(params["audio"], model.audio, spec.audio)
     if spec.video is not None:
         settled["template"] = recipe.template.fingerprint
-    clips = {"video": spec.video, "audio": spec.audio}
-    return settled | {name: dataclasses.asdict(one) for name, one in clips.items() if one is not None}
+        settled["video"] = spec.video.key()
+    return settled | ({"audio": dataclasses.asdict(spec.audio)} if spec.audio is not None else {})
 
 
 def claim(output: Path, tower: dict[str, Any], sources: Sequence[Source]) -> None:

@@ -23,8 +23,10 @@ class Videos:
 
     Attributes:
       processor: its class in ``transformers``.
-      sampling, of_clip, stamp, stamp_end: as in ``VideoSpec``.
-      least, most: the class's default bounds on pixels (``size``).
+      sampling, of_clip, stamp, stamp_end, pool, newline: as in ``VideoSpec``.
+      least, most: the class's default bounds on pixels (``size``); 0 and 0 for one whose frames are squares of the
+        tower's own size.
+      fps: frames a second, by default.
       min_frames, max_frames: its default bounds on frames; 0 and 0 for a class that has none.
       max_seconds: as in ``VideoSpec``, by default (``max_duration``).
       others: those of other classes, which some folders of the family name.
@@ -33,11 +35,14 @@ class Videos:
 
     processor: str
     sampling: str
-    least: int
-    most: int
+    least: int = 0
+    most: int = 0
+    fps: float = 2.0
     of_clip: bool = False
     stamp: str = ""
     stamp_end: str = ""
+    pool: int = 1
+    newline: bool = False
     has_seconds: bool = False
     min_frames: int = 4
     max_frames: int = 768
@@ -55,7 +60,34 @@ class Videos:
         Raises:
           UserError: for another processor, and for values of it that are not followed.
         """
-        return self._of(folder)._settings(_read(folder), config, frames)
+        chosen = self._of(folder)
+        return chosen._settings(_read(folder), config, frames) | ({} if chosen.most else chosen._square(folder, config))
+
+    def _square(self, folder: Path, config: Settings) -> dict[str, Any]:
+        """Bounds on frames that are squares of the tower's own size.
+
+        Raises:
+          UserError: for a processor of another size.
+        """
+        size = config["vision_config"]["image_size"]
+        side = size if isinstance(size, int) else size[0]
+        asked = _read(folder).get("size")
+        if asked not in (None, {"height": side, "width": side}):
+            raise UserError(
+                f"{folder}: its video processor makes frames of {asked}, its tower takes {side} x {side} pixels: make "
+                f"them equal"
+            )
+        return {"min_pixels": 1, "max_pixels": side**2}
+
+    def check_pixels(self, folder: Path, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Raises UserError where a folder normalises frames otherwise than pictures, by ``mean`` and ``std``."""
+        found = _read(folder)
+        for key, own in (("image_mean", mean), ("image_std", std)):
+            if key in found and tuple(found[key]) != tuple(own):
+                raise UserError(
+                    f"{folder}: its video processor has {key}={found[key]}, its image processor {list(own)}: make them "
+                    f"equal"
+                )
 
     def _of(self, folder: Path) -> Videos:
         """This one, or the other one that a folder names. Raises UserError for none of them."""
@@ -72,13 +104,16 @@ class Videos:
         least = int(processor.get("min_pixels") or size.get("shortest_edge") or self.least)
         most = int(processor.get("max_pixels") or size.get("longest_edge") or self.most)
         taken: dict[str, Any] = {
-            "frames": frames, "fps": float(processor.get("fps") or 2.0), "sampling": self.sampling,
+            "frames": frames, "fps": float(processor.get("fps") or self.fps), "sampling": self.sampling,
             "min_frames": int(processor.get("min_frames") or self.min_frames or 1),
             "max_frames": int(processor.get("max_frames") or self.max_frames or NO_LIMIT),
             "max_seconds": float((self.max_seconds and processor.get("max_duration")) or self.max_seconds),
             "of_clip": self.of_clip, "stamp": self.stamp, "stamp_end": self.stamp_end, "min_pixels": least,
+            "pool": self.pool, "newline": self.newline,
         }  # fmt: skip
         taken |= {"max_pixels": 0, "total_pixels": most} if self.of_clip else {"max_pixels": most}
+        if self.sampling == "even" and processor.get("num_frames"):
+            taken |= dict.fromkeys(("min_frames", "max_frames"), int(processor["num_frames"]))
         if processor.get("cap_pixels_per_frame"):
             taken |= self._cap(processor, config)
         if self.has_seconds:
@@ -95,23 +130,32 @@ class Videos:
         video = image.video
         assert video is not None, "a family that takes videos has a spec of them"
         chosen = self._of(folder)
-        most = video.total_pixels if video.of_clip else video.max_pixels
         own = {key: value for key, value in _read(folder).items() if key not in ("min_pixels", "max_pixels")}
         return {
             "image_mean": list(mean), "image_std": list(std), **own, "video_processor_type": chosen.processor,
             "do_sample_frames": True, "fps": video.fps, **chosen._bounds_written(video),
+            **chosen._size_written(image, video),
+        }  # fmt: skip
+
+    def _size_written(self, image: ImageSpec, video: VideoSpec) -> dict[str, Any]:
+        if not self.most:
+            return {"size": {"height": image.side, "width": image.side}}
+        most = video.total_pixels if video.of_clip else video.max_pixels
+        return {
             "size": {"shortest_edge": video.min_pixels, "longest_edge": most}, "patch_size": image.patch_size,
             "merge_size": image.merge, "temporal_patch_size": video.frames,
         }  # fmt: skip
 
-    def _bounds_written(self, video: VideoSpec) -> dict[str, int]:
+    def _bounds_written(self, video: VideoSpec) -> dict[str, int | None]:
         """Bounds on frames as the class has them. What it cannot be told is told to people."""
-        bounds = {"min_frames": video.min_frames, "max_frames": video.max_frames}
+        bounds: dict[str, int | None] = {"min_frames": video.min_frames, "max_frames": video.max_frames}
         if self.max_frames:
             return bounds
+        if self.sampling == "even" and video.min_frames == video.max_frames:
+            return {"num_frames": video.max_frames, "fps": None}  # either may be set
         if tuple(bounds.values()) != (1, NO_LIMIT):
             print(f"warning: {self.processor} knows no {' and '.join(bounds)}, which this run has had", file=sys.stderr)
-        return {}
+        return {"num_frames": None} if self.sampling == "even" else {}
 
     def _cap(self, processor: Settings, config: Settings) -> dict[str, int]:
         """The further limit of a processor with ``cap_pixels_per_frame``."""
@@ -160,6 +204,10 @@ def asked_for(own: Settings, config: Settings) -> VideoSpec:
         raise UserError(f"config.video: {error}") from error
 
 
+# Its class has no frames a second: one, as in its makers' training.
+ONEVISION_VIDEOS = Videos(
+    "LlavaOnevisionVideoProcessor", "even", fps=1.0, pool=2, newline=True, min_frames=0, max_frames=0
+)
 QWEN2_VIDEOS = Videos("Qwen2VLVideoProcessor", "stride", 128 * 28 * 28, 28 * 28 * 768)
 QWEN2_5_VIDEOS = dataclasses.replace(QWEN2_VIDEOS, has_seconds=True)
 QWEN3_VIDEOS = Videos(

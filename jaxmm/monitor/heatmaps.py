@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from jaxmm.batch import Batch, ImageSpec
+from jaxmm.data.media.mosaic import frame_side
 from jaxmm.data.text.template import Template
 from jaxmm.inference.answers import Prompt, PromptRows, prompt_rows, rounded
 from jaxmm.models.probe import CLASSES, COUNT, Queries
@@ -147,21 +148,23 @@ def _shown(view: View, rows: PromptRows, b: int) -> Iterator[Shown]:
     slots_T = rows.loaded.batch.slots_BT[b]
     for span in view.spans:
         places = np.flatnonzero(slots_T[span.first : span.last] >= 0).astype(np.int32) + span.first
-        if (shown := _of_span(span, places, rows.image.merge)) is not None:
-            if math.prod(shown.grid) != len(places):
-                raise ValueError(f"{view.name}: a {shown.kind} of {shown.grid} has {len(places)} soft tokens")
+        if (shown := _of_span(span, places, rows.image)) is not None:
+            if math.prod(shown.grid) != len(shown.places):
+                raise ValueError(f"{view.name}: a {shown.kind} of {shown.grid} has {len(shown.places)} soft tokens")
             yield shown
 
 
-def _of_span(span: Span, places: np.ndarray, merge: int) -> Shown | None:
+def _of_span(span: Span, places: np.ndarray, spec: ImageSpec) -> Shown | None:
     """A medium with the places of its soft tokens; None for text and vectors."""
     if span.picture is not None:
-        return Shown("image", span.picture.pixels, 1, 1, None, _grid(1, span.picture, merge), places)
+        return Shown("image", span.picture.pixels, 1, 1, None, _grid(1, span.picture, spec.merge), places)
     if isinstance(span.clip, Film):
         pictures = [shot.picture for shot in span.clip.shots]
         count, across = len(pictures), min(len(pictures), math.ceil(math.sqrt(2 * len(pictures))))
         pixels = sheet(np.stack([picture.pixels for picture in pictures]), across)
-        return Shown("video", pixels, count, across, span.clip.seconds, _grid(count, pictures[0], merge), places)
+        grid = count, *(frame_side(side, spec) for side in _grid(count, pictures[0], spec.merge)[1:])
+        places = np.concatenate([np.arange(shot.first, shot.last, dtype=np.int32) for shot in span.clip.shots])
+        return Shown("video", pixels, count, across, span.clip.seconds, grid, places)
     if isinstance(span.clip, Sound):
         picture = spectrogram(span.clip.frames_FM)
         return Shown("audio", picture, 1, 1, span.clip.seconds, (len(places), 1, 1), places)

@@ -201,7 +201,7 @@ class Viewer:
         for start, stop in itertools.pairwise(cuts):
             first, last = here.start + start, here.start + stop
             if thing[start] < -1:
-                rows = slots[start:stop] - self.spec.newline
+                rows = _made_of(batch, b, first, last) - self.spec.newline
                 picture = picture_of(batch, b, rows, int(tile[start]), self.spec, name)
                 yield Span("picture", first, last, picture=picture)
             elif thing[start] == -1:
@@ -267,6 +267,14 @@ def _learnt(batch: Batch, b: int, here: slice, name: str) -> np.ndarray:
     return np.concatenate([[False], weighed[:-1]])
 
 
+def _made_of(batch: Batch, b: int, first: int, last: int) -> np.ndarray:
+    """The rows of the soft-token table that soft tokens are made of: of those that are pooled, each once."""
+    slots = batch.slots_BT[b, first:last]
+    if batch.mixed is None or not (is_used := batch.mixed.weights_BT4[b, first:last, 1:] > 0).any():
+        return slots
+    return np.unique(np.append(slots, batch.mixed.others_BT3[b, first:last][is_used]))
+
+
 def _common(one: str, other: str) -> int:
     """How many characters two texts have in common from the start."""
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
@@ -288,6 +296,6 @@ def _shots(spans: Sequence[Span]) -> tuple[list[Shot], str]:
             shots.append(Shot(span.picture, [], span.first, span.last, stamp, inside))
             stamp = inside = ""
         else:
-            inside += span.text
+            inside += span.text if span.kind in ("text", "special") else ""  # no vector that ends a video
             stamp += span.text if span.kind == "text" else ""
     return shots, inside

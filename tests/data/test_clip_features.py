@@ -154,6 +154,9 @@ def test_a_video_that_does_not_merge_or_whose_model_reads_times_is_one_line(temp
     stamped = dataclasses.replace(SPEC, video=dataclasses.replace(VIDEO, stamp="<{seconds:.1f} seconds>"))
     with pytest.raises(UserError, match="made has feature vectors of videos: this model reads a time before each"):
         lengths_in(template, plain(VideoFeatures(npy(vectors(2, 2, 4))), "x"), spec=stamped)
+    pooled = dataclasses.replace(SPEC, video=dataclasses.replace(VIDEO, pool=2))
+    with pytest.raises(UserError, match="made has feature vectors of videos: this model pools those of a frame"):
+        lengths_in(template, plain(VideoFeatures(npy(vectors(2, 2, 4))), "x"), spec=pooled)
 
 
 @pytest.mark.parametrize(

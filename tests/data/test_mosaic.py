@@ -10,10 +10,12 @@ import numpy as np
 import PIL.Image
 import pytest
 from conftest import picture, plain
+from made_index import Made
 from parities import squares as plain_words
 
-from jaxmm.batch import IGNORED, ImageSpec, SplitSpec
+from jaxmm.batch import IGNORED, ImageSpec, SplitSpec, VideoSpec
 from jaxmm.data.assemble import Assembler
+from jaxmm.data.documents import Video
 from jaxmm.data.media import geometry, mosaic
 from jaxmm.data.media import patches as cutting
 from jaxmm.data.media import picture as media
@@ -23,6 +25,8 @@ from jaxmm.data.packing.plan import Budgets, Piece
 from jaxmm.data.prepare.index import InMemory
 from jaxmm.data.text.template import Template
 from jaxmm.data.text.tokenizer import load_tokenizer
+from jaxmm.inference.answers import Prompt
+from jaxmm.monitor import heatmaps
 from jaxmm.report.view import Viewer
 
 SIZES = tuple((16 * rows, 16 * columns) for rows, columns in ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3)))
@@ -175,6 +179,67 @@ def test_pictures_that_share_a_document_are_squares_with_a_border_and_others_are
     ]  # fmt: skip
 
 
+FILM = ImageSpec(
+    patch_size=4, merge=1, min_pixels=1, max_pixels=400, side=20, newline=True,
+    split=SplitSpec(side=20, grid="shown", sizes=((20, 40),)),
+    video=VideoSpec(
+        frames=1, fps=1.0, min_frames=1, max_frames=64, sampling="even", min_pixels=1, max_pixels=400, pool=2,
+        newline=True,
+    ),
+)  # fmt: skip
+
+
+def test_frames_of_a_film_are_pooled_and_the_vector_ends_it():
+    template = Template(load_tokenizer(""), "pretrain")
+    still, film = picture(18, 31, 9), Video(frames=tuple(picture(24, 30, n) for n in range(7)), fps=2.0)
+    source = InMemory("made", [template.encode(plain("ab", still, film, "cd"))], [[still, film]], "made")
+    lengths = Lengths(source, FILM, encode=template.stamp)
+    assert lengths.extents(0).one().together == 1, "a film beside a picture does not make it one of several"
+    assert lengths.units_I.tolist()[1:] == [3 * 25]
+    assert lengths.slots_I.tolist()[1:] == [3 * 9 + 1]
+    budgets = Budgets(tokens=192, patches=256, items=8, targets=64)
+    loaded = Assembler([lengths], budgets, FILM)([[Piece(0, 0, 0, int(lengths.tokens_E[0]))]])
+    assert not loaded.skipped
+    batch, first = loaded.batch, 1 + int(lengths.units_I[0])
+    here = np.flatnonzero(batch.slots_BT[0] != IGNORED)[-28:]
+    wanted = [
+        {first + 25 * frame + 5 * y + x: tall * wide for y, tall in up for x, wide in left if tall * wide}
+        for frame in range(3)
+        for up in (plain_words.between(row, 3, 5) for row in range(3))
+        for left in (plain_words.between(column, 3, 5) for column in range(3))
+    ]
+    for at, parts in zip(here, [*wanted, {0: 1.0}], strict=True):
+        rows = [batch.slots_BT[0, at], *batch.mixed.others_BT3[0, at]]
+        weights = batch.mixed.weights_BT4[0, at]
+        found = {int(row): float(weight) for row, weight in zip(rows, weights, strict=True) if weight}
+        assert found == pytest.approx(parts)
+    assert not batch.weights_BT[0, here - 1].any(), "soft tokens are no targets"
+    (shown,) = Viewer([lengths], template, FILM).row(loaded, 0)[0].films
+    assert (shown.soft, shown.end, [shot.times for shot in shown.shots]) == (27, "", [[0.0], [1.0], [2.0]])
+    for shot, number in zip(shown.shots, (0, 2, 4), strict=True):
+        whole = media.decode(film.frames[number]).resize((20, 20), PIL.Image.Resampling.BICUBIC)
+        np.testing.assert_array_equal(shot.picture.pixels, np.asarray(whole))
+    ((of_map,),) = heatmaps.lay_out([Prompt((film,), "what?")], [[70, 71]], template, FILM).shown
+    assert (of_map.grid, len(of_map.places), np.diff(of_map.places).tolist()) == ((3, 3, 3), 27, [1] * 26)
+
+
+@hypothesis.given(st.lists(st.integers(1, 400), min_size=1, max_size=4), st.integers(40, 600), st.integers(2, 60))
+def test_films_that_a_row_cannot_hold_lose_frames_until_it_can(counts, tokens, text):
+    text += 2 * len(counts)
+    index = Made("made", [text], [[(1 + 2 * n, 24, 30, -2) for n in range(len(counts))]], [[(0, 1)]])
+    index.media_count_I, ones = np.array(counts), np.ones(len(counts), np.int64)
+    index.media_rate_num_I, index.media_rate_den_I = 2 * ones, ones
+    video = dataclasses.replace(FILM.video, row_tokens=tokens)
+    lengths = Lengths(index, dataclasses.replace(FILM, video=video))
+    frames = lengths.units_I // 25
+    assert (lengths.slots_I == 9 * frames + 1).all()
+    if text + 10 * len(counts) <= tokens:
+        assert lengths.tokens_E[0] <= tokens
+    whole = Lengths(index, dataclasses.replace(FILM, video=FILM.video))
+    if whole.tokens_E[0] <= tokens:
+        assert lengths.units_I.tolist() == whole.units_I.tolist()
+
+
 def test_a_specification_of_such_squares_is_whole():
     split = SPEC.split
     for wrong in (
@@ -191,7 +256,16 @@ def test_a_specification_of_such_squares_is_whole():
             dataclasses.replace(split, **wrong)
 
 
+def test_a_vector_ends_films_of_a_model_that_has_one():
+    with pytest.raises(ValueError, match="a vector ends videos where the model has one"):
+        dataclasses.replace(FILM, newline=False, split=None)
+    with pytest.raises(ValueError, match="with time stamps is not pooled"):
+        dataclasses.replace(FILM.video, stamp="at {seconds}")
+
+
 def test_what_is_kept_on_disk_of_other_pictures_stays():
+    assert not {"pool", "newline", "max_seconds"} & VideoSpec().key().keys()
+    assert FILM.video.key()["pool"] == 2
     plain_spec = dataclasses.replace(SPEC, split=None, newline=False)
     assert "newline" not in plain_spec.key()
     other = str(dataclasses.replace(plain_spec, split=SplitSpec(side=16, least=2, most=6)).key())

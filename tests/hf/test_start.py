@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
-from made_folders import IMAGES
+from made_folders import IMAGES, folder_of
 from parities import models as parity_models
 
+from jaxmm.api import load_config
 from jaxmm.batch import ImageSpec
 from jaxmm.errors import UserError
 from jaxmm.hf.families.registry import FAMILIES
 from jaxmm.hf.pretrained import image_settings, read_start
 from jaxmm.hf.videos import asked_for
+from jaxmm.recipe import read_recipe
 
 pytestmark = pytest.mark.usefixtures("whole_transformers")
 
@@ -158,3 +161,37 @@ def test_a_folder_says_by_which_class_its_videos_are_taken(tmp_path, capsys):
         assert bool(warned) == bool(told)
     with pytest.raises(UserError, match="those by Glm4vVideoProcessor or Glm46VVideoProcessor are"):
         own("Qwen3VLVideoProcessor")
+
+
+def test_frames_that_are_squares_have_the_size_of_the_tower_and_a_number_if_the_folder_says_one(tmp_path, capsys):
+    videos, side = FAMILIES["llava_onevision"].videos, 14
+    assert videos is not None
+
+    def own(**said) -> dict:
+        (tmp_path / "video_preprocessor_config.json").write_text(json.dumps(said))
+        return videos.settings(tmp_path, {"vision_config": {"image_size": side}}, 1)
+
+    found = asked_for(own(size={"height": side, "width": side}), {})
+    assert (found.fps, found.min_frames, found.sampling, found.pool, found.newline) == (1.0, 1, "even", 2, True)
+    image = dataclasses.replace(
+        ImageSpec(patch_size=4, merge=1, side=side), video=dataclasses.replace(found, newline=False)
+    )
+    written = videos.written(tmp_path, image, [0.5] * 3, [0.5] * 3)
+    assert (written["size"], written["fps"]) == ({"height": side, "width": side}, 1.0)
+    assert (written["num_frames"], written["do_sample_frames"], "patch_size" in written) == (None, True, False)
+    found = asked_for(own(num_frames=8), {})
+    assert (found.min_frames, found.max_frames) == (8, 8)
+    image = dataclasses.replace(image, video=dataclasses.replace(found, newline=False))
+    written = videos.written(tmp_path, image, [0.5] * 3, [0.5] * 3)
+    assert (written["num_frames"], written["fps"], capsys.readouterr().err) == (8, None, "")
+    with pytest.raises(UserError, match=r"frames of .*, its tower takes 14 x 14 pixels: make them equal"):
+        own(size={"height": 28, "width": side})
+    own(image_mean=[0.1] * 3)
+    with pytest.raises(UserError, match=r"video processor has image_mean=\[0.1, 0.1, 0.1\], its image processor"):
+        videos.check_pixels(tmp_path, (0.5,) * 3, (0.5,) * 3)
+
+
+def test_a_size_of_frames_that_are_squares_is_no_setting(tmp_path):
+    folder = folder_of("llava-onevision", tmp_path / "theirs", has_weights=False)
+    with pytest.raises(UserError, match=r"config\.video\.max_pixels is 400, but this tower takes frames of 14 x 14"):
+        read_recipe(load_config("base", **{"init_from": str(folder), "video.max_pixels": 400}))

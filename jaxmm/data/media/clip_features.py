@@ -81,6 +81,11 @@ class VideoFeaturesMedium(ClipFeaturesMedium):
                 f"{extents.source} has feature vectors of videos: this model reads a time before each frame, which "
                 f"they do not tell; leave it out, or give the videos themselves"
             )
+        if spec.video and (spec.video.pool > 1 or spec.video.newline):
+            raise UserError(
+                f"{extents.source} has feature vectors of videos: this model pools those of a frame, which is not "
+                f"supported; leave it out, or give the videos themselves"
+            )
         height, width = extents.height, extents.width
         check_even(height % spec.merge + width % spec.merge > 0, extents, spec)
         return extents.length * height * width

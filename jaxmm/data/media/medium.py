@@ -281,6 +281,10 @@ class Medium(abc.ABC):
         """How many units can be left out together where a row cannot hold all of a medium; 0 if none can."""
         return 0 * np.asarray(extents.kind, np.int64)
 
+    def fixed_tokens(self, spec: ImageSpec) -> int:
+        """How many of a medium's soft tokens it has whatever its length."""
+        return 0
+
     def least_steps(self, spec: ImageSpec) -> int:
         """The fewest ``step`` that are left of a medium for the sake of the text beside it."""
         return 1

@@ -1,4 +1,5 @@
-"""Squares of one picture that are read as one: which grid of them shows it best, and the order of their soft tokens.
+"""Squares of one picture, or frames of a film, that are read as one: which grid shows a picture best, and the order of
+their soft tokens.
 
 The rules are those of transformers' LlavaNext and LlavaOnevision processors and models. A picture keeps its aspect in
 the squares, black around it; soft tokens that stand on black alone are left out, and the model's vector ends each row
@@ -129,9 +130,7 @@ def reading(
     read = pooled(own, spec)
     if read == (own.rows, own.columns):
         return np.concatenate([whole, np.pad(there, ((0, 0), (0, 1)), constant_values=NEWLINE).reshape(-1)]), None
-    (up, of_up), (left, of_left) = (_neighbours(count, full) for count, full in zip(read, there.shape, strict=True))
-    rows_S4 = there[up[:, None, :, None], left[None, :, None, :]].reshape(*read, 4)
-    weights_S4 = (of_up[:, None, :, None] * of_left[None, :, None, :]).reshape(*read, 4)
+    rows_S4, weights_S4 = _resized(there, *read)
     ends = ((0, 0), (0, 1), (0, 0))
     rows_S4, weights_S4 = np.pad(rows_S4, ends).reshape(-1, 4), np.pad(weights_S4, ends).reshape(-1, 4)
     is_end = np.arange(len(rows_S4)) % (read[1] + 1) == read[1]
@@ -140,6 +139,38 @@ def reading(
     others_S3 = np.concatenate([np.zeros((len(whole), 3), np.int64), rows_S4[:, 1:]])
     mixture = Mixture(others_S3, np.concatenate([alone, weights_S4]).astype(np.float32))
     return np.concatenate([whole, rows_S4[:, 0]]), mixture
+
+
+def frame_side(tokens: Any, spec: ImageSpec) -> Any:
+    """How many soft tokens are read along a side of a frame that has ``tokens`` of them, ints or int arrays."""
+    return -(-tokens // (spec.video.pool if spec.video else 1))
+
+
+def reading_film(there: np.ndarray, spec: ImageSpec) -> tuple[np.ndarray, Mixture | None]:
+    """As ``reading``, of a film: its frames one after the other, and NEWLINE at its end, where the spec has these.
+
+    Args:
+      there: int64 (frames, rows, columns), the row of the soft-token table of each soft token.
+    """
+    ends = bool(spec.video and spec.video.newline)
+    read = [int(frame_side(side, spec)) for side in there.shape[1:]]
+    if read == list(there.shape[1:]):
+        return np.append(there.reshape(-1), [NEWLINE] * ends), None
+    frames = [_resized(frame, *read) for frame in there]
+    rows_S4, weights_S4 = (np.concatenate(part).reshape(-1, 4) for part in zip(*frames, strict=True))
+    rows_S4 = np.concatenate([rows_S4, [[NEWLINE, 0, 0, 0]] * ends])
+    weights_S4 = np.concatenate([weights_S4, [[1.0, 0.0, 0.0, 0.0]] * ends])
+    return rows_S4[:, 0], Mixture(rows_S4[:, 1:], weights_S4.astype(np.float32))
+
+
+def _resized(there: np.ndarray, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
+    """(rows, columns, 4) of the soft tokens in ``there`` that each of fewer is made of, and of their weights."""
+    (up, of_up), (left, of_left) = (
+        _neighbours(count, full) for count, full in zip((rows, columns), there.shape, strict=True)
+    )
+    rows_S4 = there[up[:, None, :, None], left[None, :, None, :]].reshape(rows, columns, 4)
+    weights_S4 = (of_up[:, None, :, None] * of_left[None, :, None, :]).reshape(rows, columns, 4)
+    return rows_S4, weights_S4
 
 
 def _neighbours(count: int, full: int) -> tuple[np.ndarray, np.ndarray]:

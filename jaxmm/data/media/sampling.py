@@ -60,7 +60,7 @@ def frame_count(count: Any, rate: Any, video: VideoSpec) -> Any:
         taken = found[at.reshape(-1)].reshape(pairs.shape[1:])
         return taken if taken.ndim else int(taken)
     wanted = np.asarray(count, np.float64) / rate * video.fps
-    if video.sampling == "ends":
+    if video.sampling in ("ends", "even"):
         taken = np.minimum(np.clip(wanted.astype(np.int64), video.min_frames, video.max_frames), count)
     else:
         most = np.minimum(video.max_frames, count) // video.frames * video.frames
@@ -145,6 +145,8 @@ def frame_numbers(frames: int, count: int, rate: float, video: VideoSpec) -> np.
     by_rule = _by_rule(count, rate, video) if video.sampling in RULES else np.zeros(0, np.int64)
     if len(by_rule) and -(-len(by_rule) // video.frames) == -(-frames // video.frames):
         taken = by_rule
+    elif video.sampling == "even":
+        taken = np.arange(frames, dtype=np.int64) * count // frames
     elif video.sampling != "stride":
         taken = np.linspace(0, count - 1, frames).round().astype(np.int64)
     else:  # in single precision, as torch.arange

@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxmm.batch import Batch, ImageSpec, Stream, VideoSpec
 from jaxmm.data.documents import Image, Video
-from jaxmm.data.media import sampling, video_file
+from jaxmm.data.media import mosaic, sampling, video_file
 from jaxmm.data.media.extents import Extent, Extents
 from jaxmm.data.media.image import edges_of, frames_of, in_reading_order, write_tiles
 from jaxmm.data.media.medium import Array, Filled, Inner, Item, Medium, Settings, Space
@@ -86,8 +86,12 @@ class VideoMedium(Medium):
         return -(-video.min_frames // video.frames)
 
     def soft_tokens(self, units: Array, extents: Extents, spec: ImageSpec) -> Array:
-        step = self.step(units, extents, spec)
-        return units // step * ((step - spec.extra) // spec.merge**2)
+        taken = _sampled(extents, spec)
+        rows, columns = (mosaic.frame_side(side // spec.merge, spec) for side in (taken.rows, taken.columns))
+        return units // self.step(units, extents, spec) * rows * columns + self.fixed_tokens(spec)
+
+    def fixed_tokens(self, spec: ImageSpec) -> int:
+        return int(_spec(spec).newline)
 
     def needs(self, units: Array, extents: Extents, spec: ImageSpec) -> dict[str, Array]:
         return {"patches": units, "items": units // self.step(units, extents, spec)}
@@ -149,8 +153,10 @@ class VideoMedium(Medium):
         rows, columns = grid[0] // spec.merge, grid[1] // spec.merge
         seconds = sampling.seconds_apart(frames, extent.length, float(extent.rate), video)
         times = sampling.times_of(temporal, seconds, video)
-        order = np.concatenate([(start - first) // spec.merge**2 + in_reading_order(grid, spec) for start in starts])
-        return Filled(order, (temporal, rows, columns), times, apart=bool(video.stamp))
+        order = np.stack([(start - first) // spec.merge**2 + in_reading_order(grid, spec) for start in starts])
+        read, mixture = mosaic.reading_film(order.reshape(temporal, rows, columns), spec)
+        shape = (temporal, rows, columns) if len(read) == order.size else (1, len(read), 1)
+        return Filled(read, shape, times, apart=bool(video.stamp), mixture=mixture)
 
     def patches_per_second(self, units: int, extent: Extent, spec: ImageSpec) -> float:
         """How many temporal patches are taken of a second."""

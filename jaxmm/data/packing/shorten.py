@@ -56,13 +56,14 @@ def shortened(
       images: (examples + 1,) offsets of the examples into the media.
     """
     room, kept = room_of(spec), units.copy()
-    step, least = _steps(units, extents, spec)
+    step, least, fixed = _steps(units, extents, spec)
     if not (room.tokens or room.patches) or not step.any():
         return kept
     can, owner = step > 0, np.repeat(np.arange(len(tokens)), np.diff(images))
     count = np.where(can, units // np.maximum(step, 1), 0)
+    others = _of_others(spans, can, owner, len(tokens)) + _sum(fixed, owner, len(tokens))
     for limit, around, each, beside in (
-        (room.tokens, SEPARATORS, spans / np.maximum(count, 1), tokens + _of_others(spans, can, owner, len(tokens))),
+        (room.tokens, SEPARATORS + fixed, (spans - fixed) / np.maximum(count, 1), tokens + others),
         (room.patches, 0, step.astype(np.float64), _of_others(patches, can, owner, len(tokens))),
     ):
         if not limit:
@@ -91,14 +92,16 @@ def cut_short(units: np.ndarray, extents: Extents, spec: ImageSpec) -> Iterator[
             yield CutShort(medium.name, int(is_cut.sum()), float(part[is_cut].mean()))
 
 
-def _steps(units: np.ndarray, extents: Extents, spec: ImageSpec) -> tuple[np.ndarray, np.ndarray]:
-    """How many units each medium gives up at a time, 0 for those that cannot; and the fewest of these that are left."""
-    step, least = np.zeros(len(units), np.int64), np.zeros(len(units), np.int64)
+def _steps(units: np.ndarray, extents: Extents, spec: ImageSpec) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """How many units each medium gives up at a time, 0 for those that cannot; the fewest of these that are left; and
+    how many soft tokens of those that can stay in any case."""
+    step, least, fixed = (np.zeros(len(units), np.int64) for _ in range(3))
     for medium, which in table.by_medium(extents.kind):
         those = slice(None) if which is None else which
         step[those] = medium.step(units[those], extents.those(which), spec)
         least[those] = medium.least_steps(spec)
-    return step, least
+        fixed[those] = np.where(step[those] > 0, medium.fixed_tokens(spec), 0)
+    return step, least, fixed
 
 
 def _of_others(values: np.ndarray, can: np.ndarray, owner: np.ndarray, examples: int) -> np.ndarray:

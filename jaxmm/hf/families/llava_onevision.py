@@ -4,7 +4,8 @@ Where the facts come from, in ``transformers``: sizes and connector from ``Llava
 ``LlavaOnevisionMultiModalProjector``; names of tensors from ``LlavaOnevisionForConditionalGeneration`` and its
 releases; where images and a line's end stand in a turn from its releases' chat template; the squares, their pooling,
 and that only a picture alone has them, from ``LlavaOnevisionImageProcessor``, ``LlavaOnevisionProcessor`` and
-``LlavaOnevisionModel.pack_image_features``. Its videos are not taken.
+``LlavaOnevisionModel.pack_image_features``; its videos, of pooled frames, from ``LlavaOnevisionVideoProcessor`` and
+``LlavaOnevisionModel.get_video_features``.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from jaxmm.data.text.template import Markup
 from jaxmm.hf.any_resolution import AnyResolution
 from jaxmm.hf.families.family import Family, Layout
 from jaxmm.hf.families.llava import layout_of_llava
+from jaxmm.hf.videos import ONEVISION_VIDEOS
 
 
 class LlavaOnevision(Family):
@@ -26,6 +28,7 @@ class LlavaOnevision(Family):
     )  # fmt: skip
     image_processor = "LlavaOnevisionImageProcessor"
     pictures = AnyResolution(several=True)
+    videos = ONEVISION_VIDEOS
     markup = Markup("", "", lead="\n")
 
     def layout(self, config: Any) -> Layout:
