@@ -25,6 +25,7 @@ COMMANDS = {
     "report": "one page of a run, or of several side by side: curves, attention, samples, time",
     "families": "the models that can be trained, or what a folder holds",
     "estimate": "memory, FLOPs and communication of a step, without the hardware",
+    "train_on_ray": "train on a Ray cluster, which starts the job again where a machine dies",
     "check": "tell whether this machine's accelerator works, and how fast it is",
 }
 

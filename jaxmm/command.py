@@ -99,7 +99,7 @@ def parse(
     values: dict[str, Any] = {name: default for name, (default, _) in flags.items()}
     origin, unknown, help_of, failure = "", "", None, ""
     changes: list[tuple[str, str | None]] = []
-    given = _split(argv, flags)
+    given = split(argv, flags)
     for name, text in given:
         if name in flags:
             value = _read(f"--{name}", text, flags[name][0])
@@ -176,7 +176,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], free: Collection
     ]
 
 
-def _split(argv: Sequence[str], flags: Flags) -> list[tuple[str, str | None]]:
+def split(argv: Sequence[str], flags: Flags) -> list[tuple[str, str | None]]:
     pairs: list[tuple[str, str | None]] = []
     rest = list(argv)
     while rest:

@@ -13,7 +13,9 @@ trials are those of the day, whose seed is printed. Exit status 1 if there is a 
 from __future__ import annotations
 
 import datetime
+import importlib.util
 import random
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,13 +30,14 @@ from faulting import folders as faults_folders
 from faulting import images as faults_images
 from faulting import kills as faults_kills
 from faulting import prompts as faults_prompts
+from faulting import ray_kills as faults_ray
 from faulting import signals as faults_signals
 from faulting import twins as faults_twins
 from faulting.bench import Bench
 from faulting.trial import VERDICTS, Trial, counted
 
 from jaxmm import atomic, command
-from jaxmm.errors import UserError, nearest, printable
+from jaxmm.errors import UserError, extra, nearest, printable
 
 FLAGS: command.Flags = {
     "part": ("", "parts, or beginnings of their names, comma between them; default: all"),
@@ -48,16 +51,24 @@ FLAGS: command.Flags = {
 
 
 class Part(NamedTuple):
-    """A kind of fault. ``run`` makes the trial, or several, that a generator of numbers stands for."""
+    """A kind of fault. ``run`` makes the trial, or several, that a generator of numbers stands for.
+
+    ``extra`` of ``pyproject.toml``, of the same name as its package, is what it needs.
+    """
 
     name: str
     run: Callable[[Bench, random.Random], Iterator[Trial]]
     trials: int
+    extra: str = ""
+
+    def is_possible(self) -> bool:
+        return not self.extra or importlib.util.find_spec(self.extra) is not None
 
 
 PARTS = (
     Part("kills-train", faults_kills.train, 12),
     Part("kills-prepare", faults_kills.prepare, 5),
+    Part("ray", faults_ray.trials, 5, extra="ray"),
     Part("signals", faults_signals.trials, 20),
     Part("twins", faults_twins.trials, 4),
     Part("checkpoints", faults_flips.checkpoints, 40),
@@ -75,13 +86,24 @@ PARTS = (
 
 
 def parts_of(names: str) -> list[Part]:
-    """Raises UserError for a name that begins no part's."""
+    """All that can be run here, or those that are named.
+
+    Raises:
+      UserError: for a name that begins no part's, or whose part needs what is not installed.
+    """
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     for name in wanted:
         if not any(part.name.startswith(name) for part in PARTS):
             known = [part.name for part in PARTS]
             raise UserError(f"--part={name} is no part: the parts are {', '.join(known)}{nearest(name, known)}")
-    return [part for part in PARTS if not wanted or any(part.name.startswith(name) for name in wanted)]
+    named = [part for part in PARTS if any(part.name.startswith(name) for name in wanted)]
+    for part in named if wanted else PARTS:
+        if not part.is_possible():
+            line = f"the part '{part.name}' needs {extra(part.extra)}"
+            if wanted:
+                raise UserError(line)
+            print(f"left out: {line}", file=sys.stderr)
+    return named if wanted else [part for part in PARTS if part.is_possible()]
 
 
 def run_part(part: Part, bench: Bench, seed: int, first: int = 0, trials: int = 0) -> Iterator[Trial]:
@@ -119,7 +141,8 @@ def summary(trials: Sequence[Trial]) -> str:
 
     inputs = ("config", "data", "images", "models", "tokenizers", "templates", "prompts")
     told = {
-        "kills survived": held("kills"), "flips and cuts found or harmless": held("checkpoints", "prepared"),
+        "kills survived": held("kills"), "kills under Ray survived": held("ray"),
+        "flips and cuts found or harmless": held("checkpoints", "prepared"),
         "signals, twins and full disks ended well": held("signals", "twins", "disk"),
         "bad inputs ended in a line or were handled": held(*inputs),
     }  # fmt: skip

@@ -19,9 +19,9 @@ from jaxmm.errors import UserError
 
 SEED = 22
 FEW = {  # trials of each part in CI
-    "kills-train": 1, "kills-prepare": 1, "signals": 1, "twins": 1, "checkpoints": 2, "prepared": 2, "disk": 2,
-    "config-values": 3, "config-files": 2, "data": 10, "images": 2, "models": 1, "tokenizers": 4, "templates": 4,
-    "prompts": 2,
+    "kills-train": 1, "kills-prepare": 1, "ray": 1, "signals": 1, "twins": 1, "checkpoints": 2, "prepared": 2,
+    "disk": 2, "config-values": 3, "config-files": 2, "data": 10, "images": 2, "models": 1, "tokenizers": 4,
+    "templates": 4, "prompts": 2,
 }  # fmt: skip
 
 
@@ -110,6 +110,14 @@ def test_a_part_is_called_by_the_beginning_of_its_name():
         faults.parts_of("imagse")
 
 
+def test_a_part_whose_extra_is_missing_is_left_out_with_a_line(monkeypatch, capsys):
+    monkeypatch.setattr(faults.importlib.util, "find_spec", lambda name: None)
+    assert "ray" not in [part.name for part in faults.parts_of("")]
+    assert "left out: the part 'ray' needs pip install 'jaxmm[ray]'" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"the part 'ray' needs pip install 'jaxmm\[ray\]'"):
+        faults.parts_of("ray")
+
+
 def test_of_a_flag_that_is_given_twice_the_last_counts():
     assert once(["--a=1", "--b=2", "--a=3"]) == ["--a=3", "--b=2"]
 
@@ -123,8 +131,13 @@ def bench(tmp_path_factory):
         yield bench
 
 
+def as_parameter(part):
+    """With the marker of what it needs, where that is more than the tests do."""
+    return pytest.param(part, marks=[getattr(pytest.mark, part.extra)] if part.extra else [], id=part.name)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("part", faults.PARTS, ids=lambda part: part.name)
+@pytest.mark.parametrize("part", [as_parameter(part) for part in faults.PARTS])
 def test_no_trial_of_one_seed_ends_in_a_traceback_a_hang_or_silence(part, bench):
     trials = list(faults.run_part(part, bench, SEED, trials=FEW[part.name]))
     assert len(trials) >= FEW[part.name]
