@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxmm.errors import UserError
-from jaxmm.hf import names, peft_layers, peft_tables, tensor_files, transforms
+from jaxmm.hf import names, peft_experts, peft_layers, peft_tables, tensor_files, transforms
 from jaxmm.hf.families.family import Layout
 from jaxmm.hf.map_names import WEIGHT, NamedMap, named_maps
 from jaxmm.hf.peft_layers import Factors
@@ -41,7 +41,7 @@ Dims = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # shape of a ke
 WHOLE = re.compile(r"\.modules_to_save(?:\.default)?(?=\.)")
 # What a config may ask for that changes what the factors mean, or that has tensors of another kind.
 REFUSED = (
-    "lora_bias", "use_qalora", "alora_invocation_tokens", "trainable_token_indices", "target_parameters",
+    "lora_bias", "use_qalora", "alora_invocation_tokens", "trainable_token_indices",
     "layer_replication", "use_bdlora", "arrow_config", "kasa_config", "velora_config", "monteclora_config",
     "megatron_config", "fan_in_fan_out",
 )  # fmt: skip
@@ -93,7 +93,9 @@ def read_peft(folder: Path, layout: Layout, model: ModelSpec, beneath: Path | No
     shapes = {path: shape for path, (shape, _) in flat_axes(model.base.plain).items()}
     dims = {path[:-1]: (shapes[path], *sides) for path, sides in kernel_dims(model.base).items()}
     dims |= {path: (shapes[path], (0,), (1,)) for path in TABLES if path in shapes}
-    stacks, unused = _stacks(by_module, named_maps(layout), dims, kind, folder)
+    maps = [one for one in named_maps(layout) if all(path in dims for path in one.paths)]
+    by_module = peft_experts.by_parameter(by_module, maps, config.get("target_parameters") or (), folder)
+    stacks, unused = _stacks(by_module, maps, dims, kind, folder)
     if model.decoder.tie_embeddings:
         tables = [of_layers[0] for one, of_layers in stacks if is_table(one)]
         stacks = peft_tables.of_both(stacks, _are_alike(tables, config), folder)
@@ -101,14 +103,16 @@ def read_peft(folder: Path, layout: Layout, model: ModelSpec, beneath: Path | No
     sizes: dict[ParamPath, tuple[int, float]] = {}
     told = [f"{len(unused)} adapters of layers that run without being used here are left out"] if unused else []
     for one, of_layers in stacks:
-        layers = dims[one.paths[0]][0][0] if "{i}" in one.name else 1
+        each = one.experts or 1
+        layers = dims[one.paths[0]][0][0] * each if "{i}" in one.name else 1
         if is_table(one) and kind == "dora":
             raise UserError(f"{folder} has a DoRA adapter of {one.name}, a table over the vocabulary: not supported")
         stack = peft_layers.stacked(of_layers, layers, config, use_rslora)
         if len(of_layers) < layers:
             if kind == "dora":
                 raise UserError(f"{folder} has DoRA adapters in some layers of {one.name} alone: not supported")
-            told.append(f"{one.name} has an adapter in {len(of_layers)} of {layers} layers: the others stay without")
+            have = f"{len(of_layers) // each} of {layers // each} layers"
+            told.append(f"{one.name} has an adapter in {have}: the others stay without")
         parts = peft_layers.of_parts(stack, one)
         if len(one.paths) > 1 and len({id(part.into) for part in parts.values()}) < len(parts):
             told.append(f"the adapter of {one.name} becomes {len(parts)}, which begin alike and learn each by itself")
@@ -191,10 +195,12 @@ def _stacks(
 ) -> tuple[list[tuple[NamedMap, dict[int, Factors]]], list[str]]:  # fmt: skip
     """The factors by layer, of each Linear that has some, all of the shapes of this model; and modules it runs without.
 
+    Of experts they are by layer and expert, the experts of a layer adjacent.
+
     Raises:
       UserError: for modules that mean no map of the model.
     """
-    by_common = {one.common: one for one in maps if all(path in dims for path in one.paths)}
+    by_common = {one.common: one for one in maps}
     found: dict[str, dict[int, Factors]] = {}
     unused, unknown, misshapen = list[str](), list[str](), list[str]()
     for module, factors in by_module.items():
@@ -219,11 +225,12 @@ def _stacks(
             factors.into, factors.out = peft_tables.turned(factors.into, factors.out)
         inputs, outputs = factors.into.shape[-1], len(factors.out)
         wanted = math.prod(shape[dim] for dim in into), sum(one.outputs)
-        is_of_one_rank = factors.into.shape[0] == factors.out.shape[-1]
-        if (inputs, outputs) != wanted or not is_of_one_rank:
+        ranks, each = factors.into.shape[0], one.experts or 1
+        if (inputs, outputs) != wanted or ranks != factors.out.shape[-1] or ranks % each:
             misshapen.append(f"{factors.name} of {inputs} to {outputs}")
             continue
-        found.setdefault(one.common, {})[layer] = factors
+        parts = peft_experts.split(factors, each) if one.experts else [factors]
+        found.setdefault(one.common, {}).update({layer * each + n: part for n, part in enumerate(parts)})
     if unknown:
         raise UserError(f"{folder} has {len(unknown)} adapters that mean no linear map of this model: {_some(unknown)}")
     if misshapen:

@@ -1,8 +1,8 @@
 """Writes adapters as a PEFT folder, which PEFT loads onto the model beneath them, and other programs serve beside it.
 
 PEFT finds a module by its name in the class of ``transformers``, and says nothing of names that it does not find: the
-names are those of ``Layout.modules``. What one Linear there is several of ours (queries, keys and values in one) gets
-one adapter: the first factors above each other, the second ones as blocks of a diagonal.
+names are those of ``Layout.modules``. What one Linear there is several of ours (queries, keys and values in one, gates
+and maps up of experts) gets one adapter: the first factors above each other, the second ones as blocks of a diagonal.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxmm.errors import UserError
-from jaxmm.hf import names, peft_tables, tensor_files, weights
+from jaxmm.hf import names, peft_experts, peft_tables, tensor_files, weights
 from jaxmm.hf.families.family import Layout
 from jaxmm.hf.map_names import WEIGHT, NamedMap, named_maps
 from jaxmm.models.adapters import FIRST, LORA, Map
@@ -72,6 +72,8 @@ class Peft(NamedTuple):
         found = [f"adapters of {' and '.join(parts)}, without --enable-tower-connector-lora"] if parts else []
         if any(path in TABLES for path in self.paths):
             found.append("adapters of embed_tokens and lm_head, where its class has no embedding_modules")
+        if self.config["target_parameters"]:
+            found.append("adapters of experts, where its class has no is_3d_moe_weight")
         return found
 
     def not_served(self) -> list[str]:
@@ -124,19 +126,29 @@ def peft_of(
             f"the adapter of {'.'.join(lost[0])} has no place in a PEFT folder, as it is no Linear in the class of "
             f"transformers: {MERGE}"
         )
+    if taken := [one for one in found if not one.experts and one.name.split(".")[-1] in layout.taken_for_experts]:
+        raise UserError(
+            f"the adapter of {'.'.join(taken[0].paths[0])} has no place in a PEFT folder, as PEFT takes each "
+            f"{taken[0].name.split('.')[-1]} of this class for its experts': {MERGE}"
+        )
     tensors: dict[str, np.ndarray] = {}
     sizes: dict[str, tuple[int, float]] = {}  # by module, with {i}: rank and alpha
     targets: list[str] = []
+    of_experts: dict[str, list[tuple[str, np.ndarray, np.ndarray]]] = {}  # by module: parameters, and their factors
     for one in found:
         maps = [adapted.get(path) for path in one.paths]
         scale = next(m.scale for m in maps if m)
-        for layer, name in _layers(one, params, maps):
-            factors = _fused(one, maps, params, layer, scale, base)
+        for at, name in _layers(one, params, maps):
+            factors = _whole_of(one, maps, params, at, scale, base)
             if not (factors.into.any() or factors.out.any()) and factors.magnitude is None:
                 continue  # a layer of a stack that has no adapter
-            targets.append(name)
-            sizes[one.name] = len(factors.into), alpha_of(spec.kind, len(factors.into), scale)
             into, out = factors.into, factors.out
+            own_rank = len(into) // (one.experts or 1)
+            sizes[one.name] = own_rank, alpha_of(spec.kind, own_rank, scale)
+            if one.experts:
+                of_experts.setdefault(name.rpartition(".")[0], []).append((name, into, out))
+                continue
+            targets.append(name)
             if one.common == peft_tables.HEAD:
                 into, out = peft_tables.turned(into, out)
             is_embedding = one.common == peft_tables.EMBEDDING
@@ -144,6 +156,9 @@ def peft_of(
             tensors |= {f"{PREFIX}{name}.{kind}": factor for kind, factor in zip(own, (into, out), strict=True)}
             if factors.magnitude is not None:
                 tensors[f"{PREFIX}{name}.{MAGNITUDE}"] = factors.magnitude
+    for module, parameters in of_experts.items():
+        for wrapper, (_, into, out) in zip(peft_experts.wrappers(module, len(parameters)), parameters, strict=True):
+            tensors |= {f"{PREFIX}{wrapper}.{INTO}": into, f"{PREFIX}{wrapper}.{OUT}": out}
     modules, saved = _whole(layout, model, params, whole, {one.name for one in found})
     (rank, alpha), _ = Counter(sizes.values()).most_common(1)[0]
     config = {
@@ -151,6 +166,7 @@ def peft_of(
         "r": rank, "lora_alpha": _number(alpha), "lora_dropout": dropout, "use_rslora": spec.kind == "rslora",
         "use_dora": spec.kind == "dora", "bias": "none", "fan_in_fan_out": False, "init_lora_weights": True,
         "target_modules": targets, "modules_to_save": modules or None,
+        "target_parameters": [name for parameters in of_experts.values() for name, *_ in parameters] or None,
         "rank_pattern": {_pattern(name): r for name, (r, _) in sizes.items() if r != rank},
         "alpha_pattern": {_pattern(name): _number(a) for name, (_, a) in sizes.items() if a != alpha},
     }  # fmt: skip
@@ -171,44 +187,55 @@ def _pattern(name: str) -> str:
 
 def _layers(
     one: NamedMap, params: Mapping[ParamPath, Any], maps: Sequence[Map | None]
-) -> Iterator[tuple[int | None, str]]:
-    """The places of a map's layers, with the names of their modules; of a map that is no stack one, which is None."""
+) -> Iterator[tuple[tuple[int, ...], str]]:
+    """The places of a map's layers, with the names of their modules; of a map that is no stack one, which is ()."""
     if "{i}" not in one.name:
-        yield None, one.name
+        yield (), one.name
         return
     path = next(m.path for m in maps if m)
     for layer in range(params[(*path, LORA, "into")].shape[0]):
-        yield layer, one.name.replace("{i}", str(one.number(layer)))
+        yield (layer,), one.name.replace("{i}", str(one.number(layer)))
+
+
+def _whole_of(
+    one: NamedMap, maps: Sequence[Map | None], params: Mapping[ParamPath, Any], at: tuple[int, ...], scale: float,
+    base: Path,
+) -> Factors:  # fmt: skip
+    """The adapter of one module or of one parameter of experts, of which DoRA has none; ``at``: its layer, if any."""
+    if not one.experts:
+        return _fused(one, maps, params, at, scale, base)
+    each = [_fused(one, maps, params, (*at, expert), scale, base) for expert in range(one.experts)]
+    return Factors(*peft_experts.joined([(factors.into, factors.out) for factors in each]))
 
 
 def _fused(
-    one: NamedMap, maps: Sequence[Map | None], params: Mapping[ParamPath, Any], layer: int | None, scale: float,
+    one: NamedMap, maps: Sequence[Map | None], params: Mapping[ParamPath, Any], at: tuple[int, ...], scale: float,
     base: Path,
 ) -> Factors:  # fmt: skip
     """The adapter of one Linear, whose parts may have one each, or none."""
-    parts = [_of_map(m, params, layer, scale) if m else None for m in maps]
+    parts = [_of_map(m, params, at, scale) if m else None for m in maps]
     if len(parts) == 1 and parts[0] is not None:
         return parts[0]
     rank = sum(len(part.into) for part in parts if part is not None)
     outs = [np.zeros((outputs, rank), np.float32) for outputs in one.outputs]
     has_lengths = any(part is not None and part.magnitude is not None for part in parts)
     is_whole = all(part is not None for part in parts)
-    lengths: list[Any] = [None] * len(parts) if is_whole or not has_lengths else one.split(_lengths(one, layer, base))
-    at = 0
+    lengths: list[Any] = [None] * len(parts) if is_whole or not has_lengths else one.split(_lengths(one, at, base))
+    column = 0
     for number, part in enumerate(parts):
         if part is not None:
-            outs[number][:, at : at + len(part.into)] = part.out
+            outs[number][:, column : column + len(part.into)] = part.out
             lengths[number] = part.magnitude
-            at += len(part.into)
+            column += len(part.into)
     into = np.concatenate([part.into for part in parts if part is not None])
     return Factors(into, one.joined(outs), one.joined(lengths) if has_lengths else None)
 
 
-def _of_map(one: Map, params: Mapping[ParamPath, Any], layer: int | None, scale: float) -> Factors:
-    """The adapter of a map of ours, whose update is multiplied by ``scale``."""
+def _of_map(one: Map, params: Mapping[ParamPath, Any], at: tuple[int, ...], scale: float) -> Factors:
+    """The adapter of a map of ours, whose update is multiplied by ``scale``; ``at``: its layer and expert, if any."""
     names_of = ("into", "out", *FIRST, "magnitude")
     ours = {name: params[path] for name in names_of if (path := (*one.lora, name)) in params}
-    ours = {name: np.asarray(x if layer is None else x[layer], np.float32) for name, x in ours.items()}
+    ours = {name: np.asarray(x, np.float32)[at] for name, x in ours.items()}
     into, out = ours["into"], ours["out"]
     if FIRST[0] in ours:
         into, out = map(np.asarray, with_first(into, out, *(ours[name] for name in FIRST)))
@@ -219,11 +246,11 @@ def _of_map(one: Map, params: Mapping[ParamPath, Any], layer: int | None, scale:
     return Factors(into.reshape(-1, rank).T, out, ours["magnitude"].reshape(-1) if "magnitude" in ours else None)
 
 
-def _lengths(one: NamedMap, layer: int | None, base: Path) -> np.ndarray:
+def _lengths(one: NamedMap, at: tuple[int, ...], base: Path) -> np.ndarray:
     """Lengths of the outputs' columns of the model beneath: what DoRA has where it changes nothing."""
     checkpoint, by_common = _base(base)
-    number = None if layer is None else one.number(layer)
-    name = by_common[one.common.replace("{i}", str(number)) + WEIGHT]
+    common = one.common.replace("{i}", str(one.number(at[0]))) if at else one.common
+    name = by_common[common + WEIGHT]
     return np.linalg.norm(np.asarray(checkpoint.mapped(name), np.float32), axis=1)
 
 
@@ -252,6 +279,11 @@ def _whole(
         is_learnt = [path in learnt for path in paths]
         if any(is_learnt) and not all(is_learnt):
             raise _not_whole(next(path for path in paths if path in learnt))
+        if any(is_learnt) and ("{j}" in rule.name or rule.transform == "side by side"):
+            raise UserError(
+                f"{rule.paths[0]} is trained whole beside the adapters: the class of transformers holds experts in "
+                f"other tensors than releases of this family do, which PEFT does not convert: {MERGE}"
+            )
         by_module.setdefault(module, []).append((rule, all(is_learnt)))
     chosen = {module for module, rules in by_module.items() if any(is_learnt for _, is_learnt in rules)}
     for module in chosen:

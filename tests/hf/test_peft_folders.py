@@ -73,9 +73,11 @@ def plain(tmp_path) -> Made:
 @pytest.mark.parametrize(("name", "kind"), [
     (QWEN, "lora"), (QWEN, "rslora"), (QWEN, "dora"), ("qwen3-vl", "dora"), ("internvl", "rslora"),
     ("llava, clip", "lora"), ("siglip2 + llama", "dora"), ("qwen3.5", "lora"), ("qwen3.5", "dora"),
+    ("qwen3-vl, experts", "rslora"), ("lfm2, experts", "lora"),
 ])  # fmt: skip
 def test_adapters_of_every_map_come_back_to_the_bit(name, kind, tmp_path):
-    there = made(tmp_path / "adapters", name, kind=kind, ranks=(("decoder.blocks.mlp", 3, 5.0),))
+    ranks = (("decoder.blocks.mlp", 3, 5.0), ("decoder.blocks.experts.down", 3, 5.0))
+    there = made(tmp_path / "adapters", name, kind=kind, ranks=ranks)
     back = there.read()
     assert back.told == ()
     ours = {one.path: one for one in model_maps(there.model)}
@@ -246,12 +248,62 @@ def test_a_tied_embedding_that_is_trained_is_written_as_both_of_its_modules(tmp_
     (QWEN, {"targets": ("decoder.blocks",), "whole": ("connector.up.bias",)}, "connector.up.bias is trained beside"),
     (QWEN, {"targets": ("connector",), "whole": ("connector",)}, "or with an adapter in it"),
     (QWEN, {"targets": ("decoder",), "whole": ("vision.blocks.attention.key.kernel",)}, "key.kernel is trained beside"),
-    ("qwen3-vl, experts", {"targets": ("decoder.blocks.experts",)}, "of decoder.blocks.experts.down has no place"),
+    ("qwen3-vl, experts", {"targets": ("vision",), "whole": ("decoder.blocks.experts",)}, "experts.*kernel is trained"),
+    ("glm-4.5v", {"targets": ("decoder.blocks.experts",)}, "shared.*has no place .* takes each gate_proj of"),
     (GEMMA, {"targets": ("connector.down",)}, "the adapter of connector.down has no place in a PEFT folder"),
 ])  # fmt: skip
 def test_what_peft_cannot_hold_is_to_be_merged(name, options, why, tmp_path):
     with pytest.raises(UserError, match=f"{why}.*--merge"):
         made(tmp_path / "adapters", name, **options)
+
+
+EXPERTS = "model.language_model.layers.{}.mlp.experts"
+
+
+def test_parameters_of_experts_are_wrapped_in_the_order_of_their_class(tmp_path):
+    """The one that is adapted alone has the outer name, which is the other's where both are."""
+    both = made(tmp_path / "both", "qwen3-vl, experts", targets=("decoder.blocks.experts",))
+    spec, names = both.layout.spec.decoder, (EXPERTS.format(1), EXPERTS.format(1) + ".base_layer")
+    down, up = (both.tensors()[f"base_model.model.{name}.lora_A.weight"] for name in names)
+    assert down.shape == (spec.experts.count * 2, spec.experts.mlp)
+    assert up.shape == (spec.experts.count * 4, spec.width)
+    config = json.loads((both.folder / CONFIG).read_text())
+    assert config["target_modules"] == []
+    assert [name for name in config["target_parameters"] if name.startswith(EXPERTS.format(1))] == [
+        EXPERTS.format(1) + ".gate_up_proj", EXPERTS.format(1) + ".down_proj",
+    ]  # fmt: skip
+    both.config(target_parameters=["experts.down_proj", "mlp.experts.gate_up_proj"])  # as people write them
+    assert all(np.array_equal(both.read().params[path], x) for path, x in both.params.items() if is_factor(path))
+    both.config(target_parameters=["experts.down_proj"])
+    with pytest.raises(
+        UserError, match=r"has 2 adapters of experts, and target_parameters mean .*mlp.experts.down_proj:"
+    ):
+        both.read()
+    alone = made(tmp_path / "alone", "qwen3-vl, experts", targets=("decoder.blocks.experts.gate",))
+    assert {name.split(".experts.")[1] for name in alone.tensors()} == {"lora_A.weight", "lora_B.weight"}
+    back = alone.read()
+    assert back.spec.targets == ("decoder.blocks.experts.gate",)
+    assert all(np.array_equal(alone.params[path], x) for path, x in back.params.items())
+
+
+def test_an_adapter_of_gates_and_maps_up_becomes_one_of_each(tmp_path):
+    there = made(tmp_path / "adapters", "qwen3-vl, experts", targets=("decoder.blocks.experts",))
+    rng = np.random.default_rng(2)
+    dense = {name: rng.standard_normal(x.shape, np.float32) for name, x in there.tensors().items()}
+    there.tensors(lambda _: dense)
+    back = there.read()
+    assert back.told == (
+        f"the adapter of {EXPERTS.format('{i}')}.gate_up_proj becomes 2, which begin alike and learn each by itself",
+    )  # fmt: skip
+    count, name = there.layout.spec.decoder.experts.count, f"base_model.model.{EXPERTS.format(2)}.base_layer"
+    into = dense[f"{name}.lora_A.weight"].reshape(count, 4, -1)  # as PEFT's ParamWrapper reads them
+    out = dense[f"{name}.lora_B.weight"].reshape(-1, 4, count)
+    wanted = np.einsum("ore,eri->eio", out, into)
+    ours = []
+    for part in ("gate", "up"):
+        at = ("decoder", "blocks", "experts", part, "lora")
+        ours.append(back.params[(*at, "into")][2] @ back.params[(*at, "out")][2])
+    np.testing.assert_allclose(np.concatenate(ours, -1), wanted, atol=1e-4)
 
 
 def test_the_one_adapter_of_a_fused_map_becomes_one_of_each_of_ours(tmp_path):
@@ -378,3 +430,10 @@ def test_targets_may_be_modules_or_tensors_of_a_release():
     assert called(maps, "model.layers.{i}.mlp.up_proj") == up
     assert called(maps, "merger.mlp.0") == [("connector", "up")]
     assert called(maps, "mlp.0.up") == []
+
+
+def test_targets_may_be_parameters_of_experts():
+    maps = named_maps(layout_of(case("qwen3.5, experts").config(np.random.default_rng(0))))
+    experts = ("decoder", "blocks", "experts")
+    assert called(maps, "mlp.experts.gate_up_proj") == [(*experts, "gate"), (*experts, "up")]
+    assert called(maps, "down_proj") == [(*experts, "shared", "down"), (*experts, "down")]

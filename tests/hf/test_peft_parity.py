@@ -20,7 +20,7 @@ pytestmark = pytest.mark.parity
 FAMILIES = {
     "siglip2 + llama": "dora", "llava, clip": "lora", "llava, siglip": "rslora", "qwen2.5-vl": "dora",
     "qwen3-vl": "rslora", "gemma3": "lora", "gemma4": "lora", "internvl": "rslora", "lfm2": "dora",
-    "qwen3.5": "dora",
+    "qwen3.5": "dora", "qwen3-vl, experts": "rslora", "glm-4.5v": "lora",
 }  # fmt: skip
 LOGITS, MOVED = 3e-5, 0.5  # by how much logits around 1 may differ, and by how much adapters must move them
 
@@ -39,7 +39,13 @@ def world(request, worlds) -> Any:
 
 
 def targets_of(world: Any) -> tuple[str, ...]:
-    """All linear maps, but for those that are none in the class of ``transformers``."""
+    """All linear maps, but for those that are none in the class of ``transformers``, or experts' for PEFT alone."""
+    if world.layout.taken_for_experts:
+        return (
+            "vision.blocks.attention",
+            "decoder.blocks.attention",
+            *(f"*.experts.{n}" for n in ("gate", "up", "down")),
+        )
     connector = () if world.case.family == "gemma3" else ("connector",)
     return ("vision", "decoder", *connector)
 
@@ -128,30 +134,42 @@ def apart(one: list[np.ndarray], other: list[np.ndarray]) -> float:
 def transformers_model(base: Path) -> Any:
     import transformers
 
-    return transformers.AutoModelForImageTextToText.from_pretrained(base, attn_implementation="eager").eval()
+    plainly = {"attn_implementation": "eager", "experts_implementation": "eager"}
+    return transformers.AutoModelForImageTextToText.from_pretrained(base, **plainly).eval()
 
 
 @contextlib.contextmanager
 def told_as_errors() -> Iterator[None]:
-    """PEFT only warns of tensors that it did not find, or did not use."""
+    """PEFT only warns of tensors that it did not find, or did not use.
+
+    It also warns of patterns that mean parameters, though it follows them.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message="The following .*_pattern keys did not match any targeted module")
         for kind in (DeprecationWarning, FutureWarning):
             warnings.filterwarnings("ignore", category=kind)
         yield
 
 
 def loaded(folder: Path, model: Any, **options: Any) -> Any:
-    """The model with the adapters of a folder, as PEFT loads them: on every module that the folder names."""
+    """The model with the adapters of a folder, as PEFT loads them: on every module and parameter that it names."""
     import json
 
     import peft
 
     with told_as_errors():
         found = peft.PeftModel.from_pretrained(model, folder, **options).eval()
-    names = [name for name, module in found.named_modules() if isinstance(module, peft.tuners.lora.LoraLayer)]
-    wanted = json.loads((folder / "adapter_config.json").read_text())["target_modules"]
-    assert {name.removeprefix("base_model.model.") for name in names} == set(wanted)
+    modules, parameters = set(), set()
+    for name, module in found.named_modules():
+        own = name.removeprefix("base_model.model.").replace(".base_layer", "")
+        if isinstance(module, peft.tuners.lora.layer.ParamWrapper):
+            parameters.add(f"{own}.{module.parameter_name}")
+        elif isinstance(module, peft.tuners.lora.LoraLayer):
+            modules.add(own)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert modules == set(config["target_modules"])
+    assert parameters == set(config["target_parameters"] or ())
     return found
 
 
@@ -177,9 +195,16 @@ def suffixes(layout: Any) -> list[str]:
     from jaxmm.hf.map_names import named_maps
     from jaxmm.hf.peft_tables import is_table
 
-    parts = [one.name.split(".") for one in named_maps(layout) if not is_table(one)]
+    parts = [one.name.split(".") for one in named_maps(layout) if not is_table(one) and not one.experts]
     unclear = ("proj", "linear", *"0123456789")
     return sorted({".".join(names[-2:]) if names[-1] in unclear else names[-1] for names in parts})
+
+
+def of_experts(layout: Any) -> list[str]:
+    """The ends of names of the parameters of experts."""
+    from jaxmm.hf.map_names import named_maps
+
+    return sorted({".".join(one.name.split(".")[-2:]) for one in named_maps(layout) if one.experts})
 
 
 def read_here(folder: Path, layout: Any, params: Any) -> tuple[Any, dict, tuple[str, ...]]:
@@ -209,7 +234,7 @@ def test_adapters_that_peft_saved_say_the_same_here(world, tmp_path):
         saved_by_peft, transformers_model(world.folder), tmp_path, suffixes(world.layout), r=4, lora_alpha=6,
         use_dora=kind == "dora", use_rslora=kind == "rslora",
         rank_pattern={r"language_model.layers.\d+.(mlp|feed_forward).*": 3},
-        alpha_pattern={"k_proj": 5},
+        alpha_pattern={"k_proj": 5}, target_parameters=of_experts(world.layout) or None,
     )  # fmt: skip
     if world.case.family == "gemma4":  # short names mean the tower's wrappers of a Linear, too
         with pytest.raises(ValueError, match="not supported"):
@@ -222,8 +247,40 @@ def test_adapters_that_peft_saved_say_the_same_here(world, tmp_path):
     assert apart(ours, said_there(world, there)) < LOGITS
     assert any("layers that run without being used" in line for line in told) == (world.case.family == "llava")
     assert any("becomes 3, which begin alike" in line for line in told) == (
-        world.case.name.startswith(("qwen", "lfm2"))
+        world.case.name.startswith(("qwen", "lfm2", "glm"))
     )
+    assert any("becomes 2, which begin alike" in line for line in told) == bool(of_experts(world.layout))
+
+
+@pytest.mark.usefixtures("whole_transformers")
+def test_parameters_of_experts_bear_the_names_and_sizes_of_every_class():
+    """Of releases with all experts in one tensor and with one tensor each, in all layers and in some."""
+    import torch
+    import transformers
+    from parities.models import CASES
+
+    from jaxmm.hf.families.registry import layout_of
+    from jaxmm.hf.map_names import named_maps
+    from jaxmm.models.multimodal import flat_axes
+
+    found = 0
+    for one in CASES:
+        config = one.config(np.random.default_rng(0))
+        layout = layout_of(config)
+        maps = [one for one in named_maps(layout) if one.experts]
+        shapes = flat_axes(layout.spec)
+        with torch.device("meta"):
+            model = transformers.AutoModelForImageTextToText.from_config(config) if maps else torch.nn.Module()
+        theirs = {n: tuple(p.shape) for n, p in model.named_parameters() if ".experts." in n and ".shared" not in n}
+        ours = {}
+        for one_map in maps:
+            layers, experts, inputs, _ = shapes[(*one_map.paths[0], "kernel")][0]
+            for place in range(layers):
+                name = one_map.name.replace("{i}", str(one_map.number(place)))
+                ours[name] = (experts, sum(one_map.outputs), inputs)
+        assert ours == theirs, one.name
+        found += bool(maps)
+    assert found >= 8
 
 
 @pytest.fixture(scope="module")

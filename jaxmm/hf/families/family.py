@@ -50,6 +50,8 @@ class Layout(NamedTuple):
       kept: patterns of the common names of tensors that the model does not use: they are kept, and exported again.
       told: lines for people on what of the folder is left out.
       modules: as ``prefixes``, in the names of the modules of the family's class in ``transformers``.
+      taken_for_experts: last names of Linears that PEFT takes for maps of experts, which were Linears of these names
+        before ``transformers`` 5, wherever in the model they are.
     """
 
     spec: ModelSpec
@@ -59,6 +61,7 @@ class Layout(NamedTuple):
     modules: Mapping[str, str] = MODULES
     kept: tuple[str, ...] = ()
     told: tuple[str, ...] = ()
+    taken_for_experts: tuple[str, ...] = ()
 
     def also_hearing(self, other: Layout) -> Layout:
         """With the audio tower of another layout and its connector, before the decoder of this one.
