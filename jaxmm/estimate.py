@@ -7,9 +7,10 @@ devices, and memory and what is sent are the compiler's figures; TPUs need the e
 (h100:8) nothing is compiled: both follow from shapes by a formula, and are labelled so. Bytes of state and gradients
 follow from shapes everywhere, and ``model_flops`` are those of the formula that MFU is counted by, of all devices;
 ``compiler_flops`` are what the compiler counts in one device's program, recomputation and padding included. Most
-compilers count what a loop runs once. No data is read: rows are taken as full, of documents of equal length, and
-budgets that the data would choose as half of the row's positions, which pictures and recordings share where the model
-takes both.
+compilers count what a loop runs once. ``roofline`` is a forecast: the least time of a step at the published peaks of
+the device, which of its units binds, and what is waited for in the order of the compiled schedule. No data is read:
+rows are taken as full, of documents of equal length, and budgets that the data would choose as half of the row's
+positions, which pictures and recordings share where the model takes both.
 A model from random weights has the towers that ``config.data.media`` names.
 """
 
@@ -23,7 +24,9 @@ from typing import Any
 
 from jaxmm import atomic, command, formatting
 from jaxmm.errors import UserError
+from jaxmm.estimation import hlo
 from jaxmm.estimation.formula import by_formula, shard_bytes
+from jaxmm.estimation.hlo import Program
 from jaxmm.estimation.target import Target, errors_of_libraries, read_target
 from jaxmm.training import throughput
 
@@ -33,6 +36,7 @@ FLAGS: command.Flags = {
     "output": ("", "JSON file to write"),
 }
 UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
+WAITS = 3  # that are printed
 RESERVED = 0.03  # of a device's memory, that the runtime keeps
 LETTERS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 # How libtpu says what a program would have needed, now and before; arguments are in it, whatever its name.
@@ -83,7 +87,8 @@ def estimate(config: Any, target: Target, documents: int) -> dict[str, Any]:
     from jaxmm.capacity import check_states
     from jaxmm.corpus import unseen_budgets
     from jaxmm.data.assemble import empty_batch
-    from jaxmm.models.flops import batch_flops, forward_flops, parameter_counts
+    from jaxmm.estimation import chips, roofline
+    from jaxmm.models.flops import attended_shares, batch_flops, forward_flops, parameter_counts
     from jaxmm.models.multimodal import abstract_params
     from jaxmm.recipe import read_recipe
     from jaxmm.training.objectives import parts_of_reference
@@ -119,17 +124,24 @@ def estimate(config: Any, target: Target, documents: int) -> dict[str, Any]:
     }
     if peak := throughput.peak_flops(target.kind):
         figures["seconds_at_half_of_peak"] = flops / (0.5 * peak * mesh.size)
+    machine = chips.machine_of(target.kind, mesh)
     if target.platform == "gpu":
         figures |= by_formula(program, budgets, config.batch_size, config.accumulation, mesh)
+        if machine:
+            figures["roofline"] = roofline.by_formula(machine, figures, flops, compute.remat == "full")
     else:
-        figures |= compiled(program, budgets, config.batch_size, mesh)
+        of_compiled, text = compiled(program, budgets, config.batch_size, mesh)
+        figures |= of_compiled
+        if text is not None:
+            shares = attended_shares(recipe.model.base, row)
+            figures["roofline"] = roofline.of_program(text, machine, mesh, flops, shares)
     if "fits" not in figures:
         figures["fits"] = figures["peak_bytes"] <= (1 - RESERVED) * target.memory
     return figures
 
 
-def compiled(program: Any, budgets: Any, rows: int, mesh: Any) -> dict[str, Any]:
-    """The compiler's own figures.
+def compiled(program: Any, budgets: Any, rows: int, mesh: Any) -> tuple[dict[str, Any], Program | None]:
+    """The compiler's own figures, and the compiled program, None where it cannot be read.
 
     ``activation_bytes`` are what is temporary at the peak beyond gradients, taken as float32: what the backward pass
     keeps, and working memory. ``host_bytes`` are temporaries that are held in the host's memory (remat "offload").
@@ -152,9 +164,9 @@ def compiled(program: Any, budgets: Any, rows: int, mesh: Any) -> dict[str, Any]
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            sent = sent_by(None, Path(folder), mesh) if written_in(Path(folder)) else {}
-            return known | refused(str(error)) | sent
-        sent = sent_by(done, Path(folder), mesh)
+            text = read_program(None, Path(folder)) if written_in(Path(folder)) else None
+            return known | refused(str(error)) | (sent_by(text, mesh) if text else {}), None
+        text = read_program(done, Path(folder))
     memory: Any = done.memory_analysis()
     cost: Any = done.cost_analysis() or {}
     seconds = time.perf_counter() - began
@@ -170,7 +182,7 @@ def compiled(program: Any, budgets: Any, rows: int, mesh: Any) -> dict[str, Any]
         **({"compiler_flops": cost["flops"]} if cost.get("flops", 0) > 0 else {}),
         "involuntary_rematerialization": REMATERIALIZED in "".join(said).lower(),
     }
-    return known | figures | sent
+    return known | figures | sent_by(text, mesh), None if isinstance(text, str) else text
 
 
 def refused(message: str) -> dict[str, Any]:
@@ -187,23 +199,28 @@ def written_in(folder: Path) -> Path | None:
     return max(folder.glob("*.after_optimizations.txt"), default=None)
 
 
-def sent_by(done: Any, folder: Path, mesh: Any) -> dict[str, Any]:
-    """What the compiled program sends between devices, or why that is not known.
+def read_program(done: Any, folder: Path) -> Program | str:
+    """The compiled program, or why it cannot be read.
 
     Args:
       folder: where a compiler that is newer than jaxlib, which cannot print all it makes, wrote the program itself.
     """
     import jax
 
-    from jaxmm.estimation.collectives import by_kind_and_axes, collectives
-
     written = written_in(folder)
     try:
-        text = written.read_text() if written else done.as_text() or ""
+        return hlo.read(written.read_text() if written else done.as_text() or "")
     except jax.errors.JaxRuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        return {"collectives": f"unknown, as jaxlib cannot print the program: {reason}"}
-    sent = collectives(text, mesh)
+        return f"unknown, as jaxlib cannot print the program: {' '.join(str(error).split())[:200]}"
+
+
+def sent_by(program: Program | str, mesh: Any) -> dict[str, Any]:
+    """What the compiled program sends between devices, or why that is not known."""
+    from jaxmm.estimation.collectives import by_kind_and_axes, collectives
+
+    if isinstance(program, str):
+        return {"collectives": program}
+    sent = collectives(program, mesh)
     return {
         "sent_bytes": {f"{kind} over {axes}": count for (kind, axes), count in by_kind_and_axes(sent).items()},
         "largest_all_gather_bytes": max((one.bytes for one in sent if one.kind == "all-gather"), default=0),
@@ -216,9 +233,11 @@ def in_units(count: float) -> str:
 
 
 def shown(figures: dict[str, Any]) -> list[tuple[str, Any]]:
-    """Rows for people."""
+    """Rows for people, but those of the roofline."""
     rows: list[tuple[str, Any]] = []
     for name, value in figures.items():
+        if name == "roofline":
+            continue
         if isinstance(value, dict):
             pairs = [(f"{name} {key}", each) for key, each in value.items()]
         else:
@@ -227,6 +246,29 @@ def shown(figures: dict[str, Any]) -> list[tuple[str, Any]]:
             is_bytes = "bytes" in key or key == "target memory"
             rows.append((key, in_units(each) if is_bytes else f"{each:.3g}" if "flops" in key else each))
     return rows
+
+
+def roofline_lines(figures: dict[str, Any]) -> list[str]:
+    """The roofline in a few lines; [] where no time is known."""
+    if "least_seconds" not in figures:
+        return []
+    lines = ["", "Forecast, at published peaks; nothing of it was measured:"]
+    for unit, seconds in sorted(figures["least_seconds_of"].items(), key=lambda each: -(each[1] or 0)):
+        time = "no peak published" if seconds is None else f"{seconds:.3g} s"
+        lines.append(f"  {unit}: {time}{', which binds' if unit == figures['binds'] else ''}")
+    lines.append(f"  least time of a step {figures['least_seconds']:.3g} s: MFU at most {figures['most_mfu']:.2f}")
+    if "in_order_seconds" not in figures:
+        return lines
+    parts = ", ".join(f"{seconds:.3g} s {name}" for name, seconds in figures["in_order"].items())
+    lines.append(
+        f"  in the order of the schedule {figures['in_order_seconds']:.3g} s ({parts}): "
+        f"MFU {figures['in_order_mfu']:.2f}"
+    )
+    for wait in figures["waits"][:WAITS]:
+        lines.append(f"  waits {wait['seconds']:.2g} s for the {wait['what']}, over {wait['over']}")
+    if unknown := figures["kernels_of_unknown_flops"]:
+        lines.append(f"  the FLOPs of {unknown} calls of kernels are not known, and not counted")
+    return lines + [f"  {hint}" for hint in figures["would_change_it"]]
 
 
 def main(argv: list[str]) -> int:
@@ -238,6 +280,8 @@ def main(argv: list[str]) -> int:
     if args.output:
         atomic.write_json(Path(args.output), figures)
     print(formatting.table(shown(figures)))
+    for line in roofline_lines(figures.get("roofline", {})):
+        print(line)
     return 0 if figures["fits"] else 2
 
 

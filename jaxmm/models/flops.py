@@ -156,6 +156,19 @@ def _adapter_flops(spec: ModelSpec, batch: Batch) -> dict[str, float]:
     return found
 
 
+def attended_shares(spec: ModelSpec, batch: Batch) -> dict[str, float]:
+    """Of the pairs of a NumPy Batch's rows, the part that sees each other, in the mean over layers: of the "decoder",
+    and of the "tower"."""
+    kinds, (rows, length) = spec.decoder.attention_sizes(), batch.text.segments.shape
+    pairs = sum(_decoder_pairs(spec.decoder, np.asarray(batch.text.segments), kind) for kind in kinds)
+    layers = sum(len(spec.decoder.layers_of(kind)) + len(spec.decoder.layers_of(HANDED[kind])) for kind in kinds)
+    shares = {"decoder": pairs / max(rows * length**2 * layers, 1), "tower": 0.0}
+    if spec.vision is not None:
+        rows, patches = batch.patches.segments.shape
+        shares["tower"] = _tower_pairs(spec.vision, batch.patches) / max(rows * patches**2 * spec.vision.layers, 1)
+    return shares
+
+
 def forward_flops(spec: ModelSpec, batch: Batch, parts: Collection[str]) -> float:
     """FLOPs of a forward pass of some parts on a NumPy Batch, without adapters."""
     return sum(flops for part, flops in _forward_flops(spec, batch).items() if part in parts)

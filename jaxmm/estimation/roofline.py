@@ -1,0 +1,191 @@
+"""The least time of a training step: what each unit of a chip has to do, at its published peak, and which one binds.
+
+Every time here is a forecast. ``least`` is as if all units worked at once; ``in_order`` follows the schedule of the
+compiled program, in which an instruction waits for the one before, and only transfers between devices run beside.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxmm.estimation import words
+from jaxmm.estimation.chips import Machine, moved
+from jaxmm.estimation.collectives import BETWEEN_SLICES, Collective, all_collectives, collectives
+from jaxmm.estimation.hlo import Instruction, Program
+from jaxmm.estimation.schedule import Forecast, forecast
+from jaxmm.estimation.work import Kernel, Reader, Work
+
+LISTED = 8  # collectives that are waited for, and users of memory, in the figures
+MATRIX, MEMORY = "matrix unit", "memory"
+# Matmuls of a pair of a query and a key in each of splash attention's kernels, of two FLOPs a number of a head.
+SPLASH = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
+
+
+def attention_kernels(program: Program, shares: Mapping[str, float]) -> Kernel:
+    """FLOPs of splash attention's kernels: of pairs that see each other, not of the rest of their blocks.
+
+    Args:
+      shares: of the pairs of a row that see each other, of "tower" and "decoder".
+    """
+
+    def flops(call: Instruction, operands: Sequence[Any]) -> float | None:
+        matmuls = next((count for name, count in SPLASH.items() if name in call.op_name), 0)
+        heads = [array.dims for array in operands if len(array.dims) == 3 and array.dtype != "s32"]
+        if not matmuls or len(heads) < 2:
+            return None
+        in_tower = any("models/towers/" in frame.file for frame in program.frames_of(call))
+        (count, queries, width), keys = heads[0], heads[1][1]
+        return 2.0 * matmuls * width * count * queries * keys * shares["tower" if in_tower else "decoder"]
+
+    return flops
+
+
+def of_program(
+    program: Program, machine: Machine | None, mesh: Any, model_flops: float, shares: Mapping[str, float]
+) -> dict[str, Any]:  # fmt: skip
+    """The figures of a compiled program; without a machine whose peaks are known, only what it does.
+
+    Args:
+      model_flops: of a step on all devices.
+      shares: as of ``attention_kernels``.
+    """
+    reader = Reader(program, attention_kernels(program, shares))
+    work, users = _whole(reader)
+    found, parts = collectives(program, mesh), all_collectives(program, mesh)
+    figures: dict[str, Any] = {
+        "matrix_flops": work.matrix, "other_operations": work.other, "memory_bytes": work.bytes,
+        "kernels_of_unknown_flops": work.unknown,
+        "most_memory_bytes": dict(sorted(users.items(), key=lambda each: -each[1])[:LISTED]),
+    }  # fmt: skip
+    if machine is None:
+        return figures
+    told = forecast(reader, parts, machine)
+    figures |= _least(machine, work.matrix, work.bytes, found, model_flops)
+    waits = _waits(program, told, found, machine)
+    figures |= {
+        "in_order_seconds": told.seconds,
+        "in_order_mfu": _mfu(model_flops, machine, told.seconds),
+        "in_order": {
+            "by matrix unit": told.by_matrix, "by memory": told.by_memory,
+            "waiting for links": sum(one.exposed for one in told.waits),
+        },
+        "waits": waits[:LISTED],
+    }  # fmt: skip
+    return figures | {"would_change_it": _hints(figures, model_flops, mesh.size)}
+
+
+def by_formula(
+    machine: Machine, figures: Mapping[str, Any], model_flops: float, is_recomputed: bool
+) -> dict[str, Any]:  # fmt: skip
+    """The same for devices that nothing is compiled for: FLOPs of the model, and of the forward pass again where it is
+    recomputed; the state, gradients and what is kept, each read and written once."""
+    matrix = model_flops / machine.mesh.size * (4 / 3 if is_recomputed else 1)
+    bytes_of_state = sum(figures[name] for name in ("parameter_bytes", "optimizer_bytes", "gradient_bytes"))
+    memory = 2.0 * (bytes_of_state + figures["kept_bytes"])
+    found = []
+    for name, count in figures["sent_bytes"].items():
+        kind, axes = name.split(" over ")
+        found.append((kind, count, tuple(axes.split("+"))))
+    return {"matrix_flops": matrix, "memory_bytes": memory} | _of_units(machine, matrix, memory, found, model_flops)
+
+
+def _whole(reader: Reader) -> tuple[Work, dict[str, float]]:
+    """The work of a step, and the bytes of memory by who asked for them."""
+    program, total, users = reader.program, Work(), defaultdict[str, float](float)
+    fused = {
+        each.attribute(name)
+        for instructions in program.computations.values()
+        for each in instructions
+        for name in ("calls", "to_apply")
+        if each.kind != "call"
+    }
+    for place, instructions in program.computations.items():
+        if place in fused or not program.times[place]:
+            continue
+        for each in instructions:
+            work = reader.work(place, each).scaled(program.times[place])
+            total += work
+            if work.bytes:
+                users[str(words.asked(program, place, each))] += work.bytes
+    return total, {who or "not known": count for who, count in users.items()}
+
+
+def _least(
+    machine: Machine, matrix: float, memory: float, found: Sequence[Collective], model_flops: float
+) -> dict[str, Any]:  # fmt: skip
+    return _of_units(machine, matrix, memory, [(one.kind, one.total, one.axes) for one in found], model_flops)
+
+
+def _of_units(
+    machine: Machine, matrix: float, memory: float, sent: Sequence[tuple[str, float, tuple[str, ...]]],
+    model_flops: float,
+) -> dict[str, Any]:  # fmt: skip
+    seconds = {MATRIX: matrix / machine.flops, MEMORY: memory / machine.memory}
+    received: dict[str, float] = defaultdict(float)
+    for kind, size, axes in sent:
+        between = f" {BETWEEN_SLICES}" if kind.endswith(BETWEEN_SLICES) else ""
+        name = f"links over {'+'.join(axes)}{between}"
+        count = math.prod(machine.mesh.shape.get(axis, 1) for axis in axes)
+        received[name] += size if between else moved(kind, size, count)
+        seconds[name] = seconds.get(name, 0.0) + machine.seconds(kind, size, axes)
+    known = {name: value for name, value in seconds.items() if math.isfinite(value)}
+    binds = max(known, key=lambda name: known[name])
+    return {
+        "is": "forecast, at published peaks",
+        "peaks": {"flops": machine.flops, "memory_bytes": machine.memory, "link_bytes": machine.chip.link,
+                  "network_bytes": machine.chip.network or None},
+        "received_bytes": dict(received),
+        "least_seconds_of": {name: seconds[name] if name in known else None for name in seconds},
+        "binds": binds,
+        "least_seconds": known[binds],
+        "most_mfu": _mfu(model_flops, machine, known[binds]),
+    }  # fmt: skip
+
+
+def _mfu(model_flops: float, machine: Machine, seconds: float) -> float:
+    return model_flops / (machine.flops * machine.mesh.size * seconds) if seconds else 0.0
+
+
+def _waits(program: Program, told: Forecast, found: Sequence[Collective], machine: Machine) -> list[dict[str, Any]]:
+    """What is waited for, by what sends it, the longest first: ``seconds`` of those that it takes, ``of``."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+
+    def row(one: Collective) -> dict[str, Any]:
+        key = words.of_collective(program, one), "+".join(one.axes)
+        return rows.setdefault(key, {"what": key[0], "over": key[1], "seconds": 0.0, "of": 0.0, "bytes": 0})
+
+    for wait in told.waits:
+        row(wait.collective)["seconds"] += wait.exposed
+    for one in found:
+        row(one)["of"] += one.times * machine.seconds(one.kind, one.bytes, one.axes)
+        row(one)["bytes"] += one.total
+    return sorted((each for each in rows.values() if each["seconds"] > 0), key=lambda each: -each["seconds"])
+
+
+def _hints(figures: Mapping[str, Any], model_flops: float, devices: int) -> list[str]:
+    """What would change the time, by what it is made of."""
+    hints, whole = [], figures["in_order_seconds"]
+    again = 1 - model_flops / devices / figures["matrix_flops"] if figures["matrix_flops"] else 0.0
+    if again > 0.1:
+        hints.append(
+            f"{again:.0%} of the matrix unit's FLOPs are not the model's (recomputation, padding): "
+            f"config.compute.remat=dots or offload recompute less, where memory has room"
+        )
+    if figures["in_order"]["by memory"] > 0.25 * whole:
+        most = next(iter(figures["most_memory_bytes"]), "")
+        hints.append(
+            f"{figures['in_order']['by memory'] / whole:.0%} of the time is limited by memory, most of all by {most}"
+        )
+    by_axes: dict[str, float] = defaultdict(float)
+    for wait in figures["waits"]:
+        by_axes[wait["over"]] += wait["seconds"]
+    for axes, seconds in by_axes.items():
+        if seconds > 0.03 * whole:
+            rows = "more rows a device (config.batch_size), or config.mesh.data for a part of fsdp where the state fits"
+            fewer = "a smaller config.mesh.tensor, expert or context"
+            remedy = rows if set(axes.split("+")) <= {"data", "fsdp"} else fewer
+            hints.append(f"{seconds / whole:.0%} of the time waits for links over {axes}: {remedy}")
+    return hints
