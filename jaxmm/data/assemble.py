@@ -47,7 +47,7 @@ class Loaded(NamedTuple):
 
     batch: Batch
     rows: list[Row]  # the pieces in each row
-    all_rows: list[Row]  # of the global batch, whichever process loads them
+    all_rows: Sequence[Row]  # of the global batch, whichever process loads them
     answers_BT: np.ndarray  # int32: which answer of the row the target at t belongs to, from 1; 0 for none
     skipped: list[Skipped]
     media: Counter[str]  # how many media of each name fill soft tokens in these rows; an image in tiles is one
@@ -288,4 +288,4 @@ def item_of(lengths: Lengths, i: int, part: Any, spec: ImageSpec, piece: Piece |
     extents, units = lengths.extents(i), int(lengths.units_I[i])
     needs = medium_of(part).needs(units, extents, spec)
     source, epoch = (piece.source, piece.epoch) if piece else (0, 0)
-    return Item(part, extents.one(), units, int(lengths.slots_I[i]), needs, source, i, epoch)
+    return Item(part, extents.one(), units, int(lengths.slots(slice(i, i + 1))[0]), needs, source, i, epoch)

@@ -54,7 +54,8 @@ def lay_out(lengths: Lengths, piece: Piece, tokens: np.ndarray) -> Layout:
     """
     prepared = lengths.prepared
     first_image, last_image = (int(i) for i in prepared.images_E1[piece.example : piece.example + 2])
-    counts, spans = (column[first_image:last_image] for column in (lengths.slots_I, lengths.spans_I))
+    own = slice(first_image, last_image)
+    counts, spans = lengths.slots(own), lengths.spans(own)
     token_at, token_flags, token_weights, slot_at, second = expanded(prepared, piece.example, spans)
     halves = 2 if second else 1
     counts, spans, media = (np.tile(of, halves) for of in (counts, spans, np.arange(first_image, last_image)))

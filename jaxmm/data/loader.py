@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from jaxmm.data.assemble import Assembler, Loaded
 from jaxmm.data.packing.plan import Batches, Row
+from jaxmm.data.packing.rows import Listed
 from jaxmm.data.processes import check_workers
 from jaxmm.data.workers import Workers
 
@@ -27,8 +28,8 @@ class _Batches:
         return self.stop
 
     def __getitem__(self, k: int) -> Loaded:
-        rows = self.plan.batch(k)  # planned here once, not by each worker
-        return self.assemble([rows[i] for i in self.local_rows])._replace(all_rows=rows)
+        rows = Listed(self.plan.batch_arrays(k, k + 1))  # planned here once, not by each worker
+        return self.assemble(rows.those(self.local_rows))._replace(all_rows=rows)
 
 
 def batches(

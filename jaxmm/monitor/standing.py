@@ -61,7 +61,7 @@ def _of_piece(
     """Classes, turns and seen modalities of a piece's positions."""
     prepared = lengths.prepared
     media = slice(*(int(i) for i in prepared.images_E1[piece.example : piece.example + 2]))
-    spans = lengths.spans_I[media]
+    spans = lengths.spans(media)
     token_at, flags, _, slot_at, second = expanded(prepared, piece.example, spans)
     kinds = np.asarray(prepared.image_kind_I[media])
     if second:  # both halves have all media

@@ -101,7 +101,7 @@ def clips_in(lengths: Lengths, piece: Piece, start: int) -> list[Clip]:
     kinds = np.asarray(prepared.image_kind_I[media.start : media.stop])
     if not any(_is_clip(medium_of_kind(int(kind))) for kind in np.unique(kinds)):
         return []
-    spans = lengths.spans_I[media.start : media.stop]
+    spans = lengths.spans(slice(media.start, media.stop))
     clips = []
     for number, at in enumerate(expanded(prepared, piece.example, spans).slot_at.tolist()):
         place = number % len(media)  # both halves of a preference have all of them

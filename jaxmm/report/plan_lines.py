@@ -20,7 +20,7 @@ def piece_needs(lengths: Lengths, piece: Piece, budget: str = "patches") -> int:
         return int(lengths.of(budget)[piece.example])
     columns = lengths.prepared
     images = slice(*(int(i) for i in columns.images_E1[piece.example : piece.example + 2]))
-    before = np.concatenate([[0], np.cumsum(lengths.spans_I[images])[:-1]])  # what stands inside those before it
+    before = np.concatenate([[0], np.cumsum(lengths.spans(images))[:-1]])  # what stands inside those before it
     first = np.asarray(columns.image_at_I[images], np.int64) + before[: images.stop - images.start]
     needs = lengths.media_needs(images).get(budget, np.zeros(len(first), np.int64))
     return int(needs[(first >= piece.first) & (first < piece.last)].sum())

@@ -111,7 +111,7 @@ def _by_example(scored: Sequence[Scored]) -> dict[int, list[Scored]]:
 def _starts(lengths: Lengths, example: int) -> tuple[slice, np.ndarray, np.ndarray]:
     """The media of an example; the position where each begins; and, (media + 1,), the positions of those before it."""
     media = slice(*lengths.prepared.images_E1[example : example + 2].tolist())
-    before = np.concatenate([[0], np.cumsum(lengths.spans_I[media])])
+    before = np.concatenate([[0], np.cumsum(lengths.spans(media))])
     return media, np.asarray(lengths.prepared.image_at_I[media], np.int64) + before[:-1], before
 
 

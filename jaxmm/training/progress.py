@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxmm.data.assemble import Loaded, Skipped
 from jaxmm.data.documents import split_origin
+from jaxmm.data.packing.rows import begun
 from jaxmm.errors import UserError
 from jaxmm.models.flops import batch_flops, forward_flops
 from jaxmm.models.routing import Load
@@ -48,7 +49,7 @@ def count(loaded: Loaded, batch_size: int, flops: float) -> Counts:
     """What a global batch holds; of what is in ``throughput.OF_ROWS``, this process's part."""
     text, patches, audio = loaded.batch.text, loaded.batch.patches, loaded.batch.media.get("audio")
     return Counts(
-        examples=sum(piece.first == 0 for row in loaded.all_rows for piece in row),
+        examples=begun(loaded.all_rows),
         tokens=int((text.segments > 0).sum()),
         token_capacity=batch_size * text.segments.shape[1],
         images=loaded.media.get("image", 0) + loaded.media.get("features", 0),

@@ -94,15 +94,15 @@ def positions(lengths: Lengths, example: int) -> tuple[list[tuple[str, int]], li
         if index.image_kind_I[i] == TOKENS:
             kinds[at : at + width] = [("soft", i)] * width
         else:
-            kinds[at:at] = [("soft", i)] * int(lengths.slots_I[i])
-            targets[at:at] = [False] * int(lengths.slots_I[i])
+            kinds[at:at] = [("soft", i)] * int(lengths.slots(slice(i, i + 1))[0])
+            targets[at:at] = [False] * int(lengths.slots(slice(i, i + 1))[0])
     return kinds, targets
 
 
 def positions_of(lengths: Lengths, i: int) -> int:
     """How many positions a medium takes: soft tokens, or discrete ones."""
     index = lengths.prepared
-    return int(index.image_width_I[i] if index.image_kind_I[i] == TOKENS else lengths.slots_I[i])
+    return int(index.image_width_I[i] if index.image_kind_I[i] == TOKENS else lengths.slots(slice(i, i + 1))[0])
 
 
 def needs_of(lengths: Lengths, piece: Piece) -> np.ndarray:

@@ -76,7 +76,7 @@ def test_frames_of_a_recording_stand_in_whole_chunks_and_give_its_soft_tokens(tm
     floats = np.pad(samples.astype(np.float32) / 32768, (0, max(audio.least - count, 0)))
     frames = -(-len(floats) // audio.hop) if audio.silence else len(floats) // audio.hop
     assert lengths.units_I[1] == audio_geometry.units(frames, audio)
-    assert lengths.slots_I[1] == audio_geometry.soft_tokens(frames, audio)
+    assert lengths.slots()[1] == audio_geometry.soft_tokens(frames, audio)
     piece = audio.piece or frames
     expected = [
         log_mel(
@@ -92,7 +92,7 @@ def test_frames_of_a_recording_stand_in_whole_chunks_and_give_its_soft_tokens(tm
     assert held[held > 0].min() == 1 + stream.segments[0, :before].max()
     first = int(audio_geometry.table_rows(before, audio)) + ROW.patches // 4
     own = slots[int(lengths.tokens_E[0]) :]
-    assert own[own != IGNORED].tolist() == list(range(first, first + int(lengths.slots_I[1])))
+    assert own[own != IGNORED].tolist() == list(range(first, first + int(lengths.slots()[1])))
 
 
 def test_a_part_of_a_file_and_another_rate_are_the_same_sound(tmp_path):
@@ -108,7 +108,7 @@ def test_a_part_of_a_file_and_another_rate_are_the_same_sound(tmp_path):
 def test_a_spec_changes_without_preparing_again_and_what_it_cuts_is_told(tmp_path):
     prepared = Prepared(prepare(source_of([document(recording(sound(64000)), Text("a"))]), TEMPLATE, tmp_path))
     slots = {
-        seconds: int(Lengths(prepared, spec_of(dataclasses.replace(WHISPER, max_seconds=seconds))).slots_I[0])
+        seconds: int(Lengths(prepared, spec_of(dataclasses.replace(WHISPER, max_seconds=seconds))).slots()[0])
         for seconds in (0.0, 1.0, 3.0, 9.0)
     }
     assert slots == {0.0: 50, 1.0: 12, 3.0: 37, 9.0: 50}
@@ -185,4 +185,4 @@ def test_rows_of_a_plan_hold_recordings_and_pictures(tmp_path):
             soft = int((loaded.batch.slots_BT[b] != IGNORED).sum())
             examples = [piece.example for piece in row]
             media = [i for e in examples for i in range(*map(int, lengths.prepared.images_E1[e : e + 2]))]
-            assert soft == int(lengths.slots_I[media].sum())
+            assert soft == int(lengths.slots()[media].sum())

@@ -62,7 +62,7 @@ def test_vectors_of_clips_travel_beside_those_of_images_and_in_a_stream_of_their
     page = plain("a", VideoFeatures(npy(film)), Features(npy(still)), AudioFeatures(npy(sound)), picture(8, 8), "b")
     lengths = lengths_in(template, page, plain(AudioFeatures(npy(sounds(2, seed=3))), "c"))
     assert lengths.widths == {"features": 16, "audio_features": HEARD}
-    assert lengths.slots_I.tolist() == [6, 1, 5, 1, 2]
+    assert lengths.slots().tolist() == [6, 1, 5, 1, 2]
     batch = loaded(lengths).batch
     grids = [np.concatenate([frame[:, :2].reshape(4, -1), frame[:, 2:].reshape(4, -1)]) for frame in film]
     np.testing.assert_array_equal(batch.features.values[0, :28], np.concatenate([*grids, still.reshape(4, -1)]))

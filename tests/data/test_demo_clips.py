@@ -224,8 +224,8 @@ def lengths(tmp_path_factory) -> dict[str, Lengths]:
 
 
 def test_clips_have_the_soft_tokens_that_the_configs_promise(lengths):
-    assert set(lengths["video"].slots_I.tolist()) == {36}
-    assert set(lengths["audio"].slots_I.tolist()) == {20}
+    assert set(lengths["video"].slots().tolist()) == {36}
+    assert set(lengths["audio"].slots().tolist()) == {20}
 
 
 def test_with_backwards_a_batch_has_the_clips_from_their_end(lengths, tmp_path):

@@ -149,7 +149,7 @@ def test_what_it_takes_depends_on_the_spec_and_nothing_is_prepared_again(tmp_pat
     assert lengths.columns == (*FIRST, "beeps")
     assert lengths.of("beeps").tolist() == [8, 0]
     assert lengths.of("patches").tolist() == [0, 4]
-    assert lengths.slots_I.tolist() == [2, 1]
+    assert lengths.slots().tolist() == [2, 1]
     finer = Lengths(lengths.prepared, Heard(patch_size=4, merge=2, min_pixels=64, max_pixels=576, samples=5))
     assert finer.of("beeps").tolist() == [12, 0]
     assert finer.tokens_E[0] == lengths.tokens_E[0] + 1

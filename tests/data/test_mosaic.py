@@ -137,7 +137,7 @@ def test_a_row_is_shown_with_each_whole_picture_and_what_is_read_of_its_squares(
     for n, size in enumerate(sizes):
         whole = media.decode(picture(*size, n)).resize((16, 16), PIL.Image.Resampling.BICUBIC)
         np.testing.assert_array_equal(spans.pop(0).picture.pixels, np.asarray(whole))
-        of_squares = int(lengths.slots_I[n]) - 4
+        of_squares = int(lengths.slots()[n]) - 4
         assert (of_squares == 0) == (size == (9, 64)), "so long a picture is black alone to a soft token"
         if of_squares:
             assert spans.pop(0).text == f"{of_squares} soft tokens of the squares of this picture, row by row"
@@ -153,7 +153,7 @@ def test_pictures_that_share_a_document_are_squares_with_a_border_and_others_are
     assert [lengths.extents(n).one().together for n in range(3)] == [2, 2, 1]
     alone = in_words(*sizes[2], POOLED)
     places = list(plain_words.reading_order(alone, 2))
-    assert lengths.slots_I.tolist() == [5, 5, len(places)]
+    assert lengths.slots().tolist() == [5, 5, len(places)]
     assert lengths.units_I.tolist() == [16, 16, 16 * len(alone.tiles)]
     assert lengths.items_E.tolist() == [2, len(alone.tiles), 0]
     row = [Piece(0, e, 0, int(lengths.tokens_E[e])) for e in range(3)]
@@ -196,7 +196,7 @@ def test_frames_of_a_film_are_pooled_and_the_vector_ends_it():
     lengths = Lengths(source, FILM, encode=template.stamp)
     assert lengths.extents(0).one().together == 1, "a film beside a picture does not make it one of several"
     assert lengths.units_I.tolist()[1:] == [3 * 25]
-    assert lengths.slots_I.tolist()[1:] == [3 * 9 + 1]
+    assert lengths.slots().tolist()[1:] == [3 * 9 + 1]
     budgets = Budgets(tokens=192, patches=256, items=8, targets=64)
     loaded = Assembler([lengths], budgets, FILM)([[Piece(0, 0, 0, int(lengths.tokens_E[0]))]])
     assert not loaded.skipped
@@ -232,7 +232,7 @@ def test_films_that_a_row_cannot_hold_lose_frames_until_it_can(counts, tokens, t
     video = dataclasses.replace(FILM.video, row_tokens=tokens)
     lengths = Lengths(index, dataclasses.replace(FILM, video=video))
     frames = lengths.units_I // 25
-    assert (lengths.slots_I == 9 * frames + 1).all()
+    assert (lengths.slots() == 9 * frames + 1).all()
     if text + 10 * len(counts) <= tokens:
         assert lengths.tokens_E[0] <= tokens
     whole = Lengths(index, dataclasses.replace(FILM, video=FILM.video))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 import zlib
 
 import hypothesis
@@ -146,3 +147,12 @@ def test_the_order_of_a_batch_does_not_depend_on_the_batches_beside_it(rows):
     found = balanced_orders(work)
     assert found.tolist() == [balanced_order(one) for one in work]
     assert np.sort(found, axis=1).tolist() == [list(range(rows))] * 5
+
+
+def test_ordering_a_batch_takes_memory_in_proportion_to_its_rows():
+    work = np.random.default_rng(0).random((1, 8192))
+    tracemalloc.start()
+    balanced_orders(work)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 32 * work.nbytes, "thousands of processes have tens of thousands of rows"

@@ -127,7 +127,7 @@ def test_a_prompt_is_one_block_from_its_first_position_to_its_line_s_end():
         Lengths(InMemory("made", list(map(template.encode, own)), media, template.fingerprint), SPEC)
         for own, media in ((documents, [[PICTURE], []]), ([pair], [[PICTURE]]))
     ]
-    soft = int(lengths[0].slots_I[0])
+    soft = int(lengths[0].slots()[0])
     row = [Piece(s, e, 0, int(one.tokens_E[e])) for s, one in enumerate(lengths) for e in range(len(one.tokens_E))]
     row.append(Piece(0, 0, soft, int(lengths[0].tokens_E[0])))  # without its picture
     batch = Assembler(lengths, Budgets(tokens=256, patches=288, items=8, targets=128, pairs=1), SPEC)([row]).batch

@@ -28,7 +28,7 @@ def test_a_break_stands_after_each_row_of_soft_tokens_but_the_last_and_is_no_tar
     encoded = [template.encode(document) for document in documents]
     source = InMemory("made", encoded, [images[:2], images[2:]], template.fingerprint)
     lengths, without = Lengths(source, SPEC, encode=template.stamp), Lengths(source, ImageSpec(4, 2, 1, 1024))
-    assert lengths.slots_I.tolist() == [12, 3, 8]
+    assert lengths.slots().tolist() == [12, 3, 8]
     assert lengths.inner_I.tolist() == [2, 0, 3]
     assert (lengths.tokens_E - lengths.prepared.tokens_E).tolist() == [12 + 2 + 3, 8 + 3]
     row = [Piece(0, e, 0, int(lengths.tokens_E[e])) for e in (0, 1)]

@@ -39,7 +39,7 @@ def assert_is_swapped(lengths: Lengths, one: Swap, modality: str) -> None:
     moved = from_I != np.arange(len(from_I))
     assert (owner[from_I] != owner)[moved].all(), "no medium of its own example"
     np.testing.assert_array_equal(after.image_height_I, before.image_height_I[from_I])
-    np.testing.assert_array_equal(one.lengths.slots_I, lengths.slots_I[from_I])
+    np.testing.assert_array_equal(one.lengths.slots(), lengths.slots()[from_I])
     is_own = {"image": before.image_kind_I >= 0, "video": before.image_kind_I == VIDEO}[modality]
     assert not moved[~is_own].any(), "media of others stay"
     whole = np.bincount(owner, is_own & ~moved, len(lengths)) == 0

@@ -88,7 +88,7 @@ def lengths():
 def test_what_an_image_costs_is_counted_from_its_header(lengths):
     assert [geometry.tile_count(*size, SPEC) for size in ((16, 32), (16, 16), (40, 20))] == [3, 1, 3]
     assert lengths.units_I.tolist() == [3 * TILE, TILE, 3 * TILE]
-    assert lengths.slots_I.tolist() == [3 * SOFT, SOFT, 3 * SOFT]
+    assert lengths.slots().tolist() == [3 * SOFT, SOFT, 3 * SOFT]
     assert lengths.items_E.tolist() == [4, 3, 0]
     assert lengths.patches_E.tolist() == [4 * TILE, 3 * TILE, 0]
     assert (lengths.tokens_E - lengths.prepared.tokens_E).tolist() == [4 * SOFT, 3 * SOFT, 0]
@@ -207,7 +207,7 @@ def test_text_stands_between_the_tiles_of_a_picture_and_is_no_target(spec):
     slots, values, learnt = batch.slots_BT[0], batch.text.values[0], batch.weights_BT[0] > 0
     used = int((batch.text.segments[0] > 0).sum())
     assert used == lengths.tokens_E.sum()
-    assert np.array_equal(slots[slots != IGNORED], np.arange(lengths.slots_I.sum())), "soft tokens are in order"
+    assert np.array_equal(slots[slots != IGNORED], np.arange(lengths.slots().sum())), "soft tokens are in order"
     shown = "".join(
         "." if slot != IGNORED else chr(value - 1000) if value >= 1000 else ""
         for slot, value in zip(slots[:used].tolist(), values[:used].tolist(), strict=True)

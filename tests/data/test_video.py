@@ -81,7 +81,7 @@ def test_each_temporal_patch_is_a_tile_of_its_frames(tmp_path):
     shown = film(12)  # 3 s: 6 frames at 2 a second, 3 temporal patches
     lengths = lengths_in(tmp_path, SPEC, document(Text("a"), shown, Text("b")))
     assert lengths.units_I.tolist() == [3 * 8]
-    assert lengths.slots_I.tolist() == lengths.spans_I.tolist() == [3 * 2]
+    assert lengths.slots().tolist() == lengths.spans().tolist() == [3 * 2]
     assert lengths.items_E.tolist() == [3]
     batch = loaded_of(lengths).batch
     assert batch.patches.values.shape == (1, ROW.patches, SPEC.patch_bytes)
@@ -142,7 +142,7 @@ def test_stamps_stand_before_their_frames_and_are_no_targets(tmp_path):
     assert said[:length] == [*expected, end, *TEMPLATE.stamp("b"), TEMPLATE.eos_id]
     inside = range(2, len(expected))
     assert not batch.weights_BT[0, [at - 1 for at in inside]].any()
-    assert lengths.spans_I[0] == len(inside)
+    assert lengths.spans()[0] == len(inside)
     assert int(lengths.tokens_E[0]) == int((batch.text.segments[0] > 0).sum())
 
 
@@ -230,12 +230,12 @@ def test_documents_longer_than_a_row_get_fewer_frames_and_stay_whole(data):
     lengths = Lengths(index, spec, encode=TEMPLATE.stamp)
     assert (lengths.units_I <= whole.units_I).all()
     assert (lengths.units_I >= 8).all()
-    assert (lengths.spans_I + SEPARATORS <= tokens).all()
+    assert (lengths.spans() + SEPARATORS <= tokens).all()
     fits = whole.tokens_E[0] <= tokens and (not patches or whole.patches_E[0] <= patches)
     is_cut = (lengths.units_I < whole.units_I).any()
     assert not (fits and is_cut)
     if lengths.tokens_E[0] > tokens or (patches and lengths.patches_E[0] > patches):  # it is split, its clips whole
-        each = whole.spans_I / (whole.units_I / 8)
+        each = whole.spans() / (whole.units_I / 8)
         alone = np.minimum(whole.units_I // 8, (tokens - SEPARATORS) // each)
         alone = np.minimum(alone, patches // 8) if patches else alone
         assert (lengths.units_I // 8 >= np.maximum(alone, 1) - 1).all() or len(clips) > 1
@@ -346,4 +346,4 @@ def test_time_stamps_of_many_videos_are_counted_with_each_video_sampled_once(mon
     assert lengths.units_I.max() < Lengths(index, spec_with(fps=2.0, max_frames=64)).units_I.max(), "some got shorter"
     again = lengths.inner.counted(lengths.units_I, lengths.extents(slice(None)), spec)
     np.testing.assert_array_equal(lengths.inner_I, again)
-    np.testing.assert_array_equal(lengths.tokens_E, 10 + lengths.slots_I + again)
+    np.testing.assert_array_equal(lengths.tokens_E, 10 + lengths.slots() + again)

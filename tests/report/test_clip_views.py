@@ -248,7 +248,7 @@ def test_clips_cut_short_are_told_by_source_and_reason(template):
     (video, audio) = lengths.cut_short()
     assert (video.medium, video.media, audio.medium, audio.media) == ("video", 1, "audio", 1)
     assert audio.part == 0.75
-    kept = int(lengths.slots_I[0]) / int(lengths_of(template, documents).slots_I[0])
+    kept = int(lengths.slots()[0]) / int(lengths_of(template, documents).slots()[0])
     assert video.part == pytest.approx(kept)
     assert list(lengths.cut_lines()) == [
         f"1 of 2 videos get fewer frames, as a row of 60 tokens cannot hold them: they keep {kept:.0%} on average",

@@ -169,8 +169,8 @@ def test_a_split_document_counts_where_both_passes_cut_the_same_text(lengths_of)
     from_I = np.array([2, 3, 2, 3])
     larger = Lengths(Swapped(lengths.prepared, from_I, 2), IMAGE)
     one = swap(lengths, "image", BUDGETS)._replace(lengths=larger)
-    edge = int(lengths.prepared.image_at_I[1]) + int(lengths.slots_I[0]) - 2  # in the text between both
-    grown = int(larger.slots_I[0] - lengths.slots_I[0])
+    edge = int(lengths.prepared.image_at_I[1]) + int(lengths.slots()[0]) - 2  # in the text between both
+    grown = int(larger.slots()[0] - lengths.slots()[0])
     assert grown > 0
     seen = [scored(lengths, 0, 2.0, 0, edge), scored(lengths, 0, 2.0, edge)]
     alike = [scored(larger, 0, 3.0, 0, edge + grown), scored(larger, 0, 3.0, edge + grown)]

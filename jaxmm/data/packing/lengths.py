@@ -57,9 +57,7 @@ class Lengths:
         (soft tokens included), ``patches_E``, ``items_E`` and ``targets_E`` are some of them.
       units_I: int32 (I,), what each medium takes of its stream: patch positions of an image (class tokens included),
         vectors of ready-made features, 0 for discrete tokens.
-      slots_I: int64 (I,), the soft tokens of each medium.
       inner: the text inside media; ``inner_I``, int64 (I,), counts its tokens.
-      spans_I: int64 (I,), the text positions of each medium between its separators: soft tokens and text inside it.
       widths: D of the feature vectors, by the stream in which they travel; a stream without any is not there.
       reference: of preferences, what the reference says of them, where it was asked before.
     """
@@ -97,11 +95,21 @@ class Lengths:
         else:
             self.all_needs, self.units_I = (np.load(file, mmap_mode="r") for file in self._files)
         if self.inner.is_open:
-            self.inner_I = self.inner.counted(self.units_I, self.extents(slice(None)), self.spec)
+            self.inner_I = self._inner()
+
+    def _inner(self) -> np.ndarray:
+        """int64 (I,): the tokens of text inside each medium. Where there is none, no page of it is ever touched."""
+        inner_I, self._has_inner = np.zeros(len(self.units_I), np.int64), False
+        for start in range(0, len(inner_I), BLOCK):
+            block = slice(start, start + BLOCK)
+            counted = self.inner.counted(self.units_I[block], self.extents(block), self.spec)
+            if counted.any():
+                inner_I[block], self._has_inner = counted, True
+        return inner_I
 
     def __getstate__(self) -> dict:  # a worker process maps the files anew
-        mapped = ("all_needs", "units_I", "slots_I", "spans_I") if self._files else ()
-        plain = () if self.inner_I.any() else ("inner_I",)  # nothing that a worker could not count
+        mapped = ("all_needs", "units_I") if self._files else ()
+        plain = () if self._has_inner else ("inner_I",)  # nothing that a worker could not count
         return {k: v for k, v in self.__dict__.items() if k not in (*mapped, *plain)}
 
     def __setstate__(self, state: dict) -> None:
@@ -134,13 +142,13 @@ class Lengths:
     def targets_E(self) -> np.ndarray:
         return self.of("targets")
 
-    @functools.cached_property
-    def slots_I(self) -> np.ndarray:
-        return table.measured(self.extents(slice(None)), self.spec, self.units_I.astype(np.int64)).soft_tokens
+    def slots(self, media: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """int64 (n,): the soft tokens of some media. They are counted anew: of billions no process could keep them."""
+        return table.measured(self.extents(media), self.spec, np.asarray(self.units_I[media], np.int64)).soft_tokens
 
-    @functools.cached_property
-    def spans_I(self) -> np.ndarray:
-        return self.slots_I + self.inner_I
+    def spans(self, media: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """int64 (n,): the text positions of some media between their separators: soft tokens and text inside them."""
+        return self.slots(media) + self.inner_I[media]
 
     def extents(self, media: np.ndarray | slice | int) -> Extents:
         """What the index stores of some of its media."""

@@ -254,7 +254,7 @@ def balanced_orders(work_KB: np.ndarray) -> np.ndarray:
     count, size = work_KB.shape
     while size % 2 == 0:
         parts = order.reshape(-1, size)  # each by falling work
-        work = np.take_along_axis(np.repeat(work_KB, len(parts) // max(count, 1), 0), parts, 1)
+        work = np.take_along_axis(work_KB, order, 1).reshape(parts.shape)
         gaps = work[:, ::2] - work[:, 1::2]
         ahead = np.zeros(len(parts))  # of the first half over the second
         is_second = np.empty(gaps.shape, bool)  # whether the heavier of a pair goes to the second half

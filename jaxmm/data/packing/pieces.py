@@ -109,7 +109,7 @@ class _Long:
         units = np.asarray(lengths.units_I[images], np.int64)
         extents = lengths.extents(images)
         media_needs = table.measured(extents, lengths.spec, units).needs
-        slots = np.asarray(lengths.spans_I[images], np.int64)  # text inside media counts with its soft tokens
+        slots = lengths.spans(images)  # text inside media counts with its soft tokens
         # By budget, for those that media use: what the media before each one take.
         self.taken_before = {name: _before(needs) for name, needs in media_needs.items()}
         self.slots_before = _before(slots)
@@ -212,8 +212,8 @@ def _raise_too_large(lengths: Lengths, example: int, budgets: Budgets) -> None:
         which = slice(i, i + 1)
         (medium, _) = next(table.by_medium(lengths.extents(which).kind))
         needs = {name: int(each[0]) for name, each in lengths.media_needs(which).items()}
-        item = Item(None, lengths.extents(i).one(), int(lengths.units_I[i]), int(lengths.slots_I[i]), needs)
-        tokens = int(lengths.spans_I[i]) + int(medium.text_tokens(lengths.extents(i))) + SEPARATORS
+        item = Item(None, lengths.extents(i).one(), int(lengths.units_I[i]), int(lengths.slots(which)[0]), needs)
+        tokens = int(lengths.spans(which)[0]) + int(medium.text_tokens(lengths.extents(i))) + SEPARATORS
         is_too_large = tokens > budgets.tokens or of_it > budgets.targets
         is_too_large |= any(count > budgets.get(name) for name, count in needs.items())
         told.append((is_too_large, medium, item, tokens))

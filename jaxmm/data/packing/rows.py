@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import abc
 import itertools
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, overload
 
 import numpy as np
 
@@ -45,6 +45,48 @@ class Rows(NamedTuple):
     def listed(self) -> list[Row]:
         pieces, starts = self.pieces.listed(), self.starts.tolist()
         return [pieces[start:stop] for start, stop in itertools.pairwise(starts)]
+
+
+class Listed(Sequence[Row]):
+    """Rows as lists of pieces, which are made where they are asked for: of a global batch few processes need many."""
+
+    def __init__(self, rows: Rows):
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return self._rows.size
+
+    @overload
+    def __getitem__(self, which: int) -> Row: ...
+
+    @overload
+    def __getitem__(self, which: slice) -> list[Row]: ...
+
+    def __getitem__(self, which: int | slice) -> Row | list[Row]:
+        numbers = np.arange(len(self))[which]
+        found = self._rows.reordered(np.atleast_1d(numbers)).listed()
+        return found if isinstance(which, slice) else found[0]
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self._rows.listed())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def those(self, which: Sequence[int]) -> list[Row]:
+        """Some of the rows, by their numbers."""
+        return self._rows.reordered(np.asarray(which, np.int64)).listed()
+
+    def begun(self) -> int:
+        """How many documents begin in the rows."""
+        return int(np.count_nonzero(self._rows.pieces.first == 0))
+
+
+def begun(rows: Sequence[Row]) -> int:
+    """How many documents begin in the rows."""
+    return rows.begun() if isinstance(rows, Listed) else sum(piece.first == 0 for row in rows for piece in row)
 
 
 def joined_rows(parts: Sequence[Rows]) -> Rows:

@@ -98,7 +98,7 @@ class _Media:
 
     def __init__(self, lengths: Lengths, owner_I: np.ndarray, budgets: Budgets):
         these = slice(0, len(owner_I))
-        self.owner_I, self.span_I = owner_I, np.asarray(lengths.spans_I[these], np.int64)
+        self.owner_I, self.span_I = owner_I, lengths.spans(these)
         self.kind_I = np.asarray(lengths.prepared.image_kind_I[these])
         columns = [np.asarray(getattr(lengths.prepared, name)[these], np.int64) for name in CONTENT]
         _, looks = np.unique(np.stack(columns, 1), axis=0, return_inverse=True)
