@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+from jaxmm.config.keys import KEYS
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "tools/launch"
@@ -59,6 +66,7 @@ JOBSET = {
                                     {
                                         "name": str,
                                         "persistentVolumeClaim?": {"claimName": str},
+                                        "hostPath?": {"path": str, "type": str},
                                         "emptyDir?": {"medium": str},
                                     }
                                 ],
@@ -130,6 +138,73 @@ def test_the_jobset_has_fields_that_kubernetes_knows_and_that_agree():
     assert container["command"] == ["python", "-m", "jaxmm.train"]
     (config,) = (word.removeprefix("--config=") for word in container["args"] if word.startswith("--config="))
     assert (ROOT / config).is_file()
+    given = dict(word.removeprefix("--config.").split("=") for word in container["args"] if "--config." in word)
+    assert all(KEYS[name].wrong(name, value) == "" for name, value in given.items())
+    mounted = [mount["mountPath"] for mount in container["volumeMounts"]]
+    for path in (given["data.cache"], env["JAX_COMPILATION_CACHE_DIR"]):
+        assert path.startswith(tuple(mounted)), path
+    assert {"containerPort": int(given["log.prometheus"])} in container["ports"]
+
+
+def instructions(dockerfile: Path) -> list[tuple[str, str]]:
+    """Each instruction with its arguments; a line that ends in a backslash goes on."""
+    text = re.sub(r"\\\n\s*", "", dockerfile.read_text())
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    return [tuple(line.split(maxsplit=1)) for line in lines]  # type: ignore[misc]
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory) -> Path:
+    """The working folder of the image, with what its Dockerfile copies, of what the build is sent."""
+    folder = tmp_path_factory.mktemp("image")
+    ignored = (LAUNCH / "Dockerfile.dockerignore").read_text().splitlines()
+    sent = {line[1:] for line in ignored if line.startswith("!")}
+    copied = [shlex.split(given) for name, given in instructions(LAUNCH / "Dockerfile") if name == "COPY"]
+    assert sent == {source for *sources, _ in copied for source in sources}, "what is sent is what is copied"
+    for *sources, target in copied:
+        for source in sources:
+            if (ROOT / source).is_dir():
+                shutil.copytree(ROOT / source, folder / target, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(ROOT / source, folder / target)
+    return folder
+
+
+def test_the_image_s_extras_and_python_are_those_of_the_package():
+    package = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    text = (LAUNCH / "Dockerfile").read_text()
+    defaults = dict(given.split("=") for name, given in instructions(LAUNCH / "Dockerfile") if name == "ARG")
+    asked = [defaults["EXTRAS"], *re.findall(r"EXTRAS=([\w,]+)", text)]
+    assert len(asked) == 4
+    assert {extra for line in asked for extra in line.split(",")} <= set(package["optional-dependencies"])
+    assert "python:${PYTHON}" in text
+    least = package["requires-python"].removeprefix(">=")
+    assert [int(n) for n in defaults["PYTHON"].split(".")] >= [int(n) for n in least.split(".")]
+
+
+def test_the_image_s_check_runs_on_what_is_copied(image):
+    commands = [given for name, given in instructions(LAUNCH / "Dockerfile") if name == "RUN"]
+    (installs, check), (last,) = commands, [g for name, g in instructions(LAUNCH / "Dockerfile") if name == "CMD"]
+    assert installs == 'pip install --no-cache-dir -e ".[${EXTRAS}]"'
+    python = Path(sys.executable).parent
+    for command in (check, shlex.join(json.loads(last))):
+        environment = {**os.environ, "PATH": f"{python}:{os.environ['PATH']}", "PYTHONPATH": str(image)}
+        done = subprocess.run(["bash", "-c", command], cwd=image, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert (
+        "config.log.prometheus"
+        in subprocess.run(["bash", "-c", check], cwd=image, env=environment, capture_output=True, text=True).stdout
+    )
+
+
+@pytest.mark.slow
+def test_the_package_is_built_from_what_the_image_copies_alone(image, tmp_path):
+    program = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(tmp_path), "."]
+    done = subprocess.run(program, cwd=image, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("jaxmm-*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {"jaxmm/train.py", "jaxmm/configs/base.py", "jaxmm/report/run.html"} <= set(names)
 
 
 @pytest.mark.parametrize(("status", "requeued"), [(143, True), (0, False), (1, False)])
