@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -62,7 +62,7 @@ class Barrier:
         Raises:
           StrandedError: naming the processes that did not come in time.
         """
-        return [sum(same) for same in zip(*self._shares(numbers, share, where), strict=True)]
+        return self._answer(numbers, share, where, lambda shares: [sum(same) for same in zip(*shares, strict=True)])
 
     def each(self, numbers: Sequence[float], where: str) -> list[list[float]]:
         """The numbers of every process, by its number; the same in all of them.
@@ -73,19 +73,38 @@ class Barrier:
         Raises:
           StrandedError: naming the processes that did not come in time.
         """
-        return self._shares(numbers, jax.process_index(), where)
+        return self._answer(numbers, jax.process_index(), where, lambda shares: shares)
 
-    def _shares(self, numbers: Sequence[float], share: int, where: str) -> list[list[float]]:
+    def _answer(
+        self, numbers: Sequence[float], share: int, where: str, made_of: Callable[[list[list[float]]], Any]
+    ) -> Any:
+        """What process 0 makes of the numbers of all shares, in their order; the same in all processes.
+
+        Process 0 alone reads them: if all did, a job of thousands would read millions of values at each meeting, and
+        the coordinator gives them out one reader after another.
+        """
         if jax.process_count() == 1:
-            return [list(numbers)]
+            return made_of([list(numbers)])
         self._times += 1
         here, before = (f"jaxmm/{self.name}/{times}" for times in (self._times, self._times - 1))
         coordinator().key_value_set(f"{here}/{share}", json.dumps(list(numbers)), allow_overwrite=True)
         self._meet(self.name, where, self._seconds)
-        if jax.process_index() == 0:
-            coordinator().key_value_delete(before)  # all have read it, as all are here
+        if jax.process_index():
+            return json.loads(self._told(f"{here}/answer", where))
+        coordinator().key_value_delete(before)  # all have read it, as all are here
         by_share = {int(key.rpartition("/")[2]): value for key, value in coordinator().key_value_dir_get(here)}
-        return [json.loads(by_share[n]) for n in sorted(by_share)]
+        found = made_of([json.loads(by_share[n]) for n in sorted(by_share)])
+        coordinator().key_value_set(f"{here}/answer", json.dumps(found))
+        return found
+
+    def _told(self, key: str, where: str) -> str:
+        """What process 0 tells the others, who have met it just now."""
+        try:
+            return coordinator().blocking_key_value_get(key, 1000 * self._seconds)
+        except jax.errors.JaxRuntimeError as error:
+            if not is_deadline(str(error)):
+                raise
+            raise StrandedError(f"process 0 came to {where} and told nothing within {self._seconds} s") from error
 
     def wait_for(self, arrays: Any, where: str) -> None:
         """Waits until the devices have computed them.

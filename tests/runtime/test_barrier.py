@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import collections
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +23,8 @@ from small_run import by_variables, free_port, start
 
 from jaxmm import command, train
 from jaxmm.data.packing.plan import Row
-from jaxmm.errors import UserError
-from jaxmm.runtime import startup
+from jaxmm.errors import StrandedError, UserError
+from jaxmm.runtime import barrier, startup
 from jaxmm.runtime.barrier import Barrier, Stop
 from jaxmm.training.run import Run
 
@@ -77,6 +81,91 @@ def by_slurm(nodes: int, tasks: int, job: int) -> list[dict[str, str]]:
     step["SLURM_STEP_TASKS_PER_NODE"] = f"{tasks}(x{nodes})"
     place = [{"SLURM_NODEID": str(i // tasks), "SLURM_LOCALID": str(i % tasks)} for i in range(nodes * tasks)]
     return [{**step, **mine, "SLURM_PROCID": str(i)} for i, mine in enumerate(place)]
+
+
+class Coordinator:
+    """As much of a job's key-value store as a Barrier asks of it, for threads in place of processes."""
+
+    def __init__(self, processes: int):
+        self.held: dict[str, str] = {}
+        self.read: collections.Counter[str] = collections.Counter()  # values, by the thread that has read them
+        self.changed, self.all_here = threading.Condition(), threading.Barrier(processes)
+
+    def key_value_set(self, key: str, value: str, allow_overwrite: bool = False) -> None:
+        with self.changed:
+            self.held[key] = value
+            self.changed.notify_all()
+
+    def key_value_delete(self, folder: str) -> None:
+        with self.changed:
+            self.held = {key: value for key, value in self.held.items() if not key.startswith(f"{folder}/")}
+
+    def key_value_dir_get(self, folder: str) -> list[tuple[str, str]]:
+        with self.changed:
+            found = [(key, value) for key, value in self.held.items() if key.startswith(f"{folder}/")]
+        self.read[threading.current_thread().name] += len(found)
+        return found
+
+    def blocking_key_value_get(self, key: str, milliseconds: int) -> str:
+        with self.changed:
+            if not self.changed.wait_for(lambda: key in self.held, milliseconds / 1000):
+                raise jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED: nothing")
+            self.read[threading.current_thread().name] += 1
+            return self.held[key]
+
+    def wait_at_barrier(self, name: str, milliseconds: int) -> None:
+        self.all_here.wait(milliseconds / 1000)
+
+
+@pytest.fixture
+def job(monkeypatch) -> Coordinator:
+    """A job of five threads, whose names are their numbers."""
+    made = Coordinator(5)
+    monkeypatch.setattr(barrier, "coordinator", lambda: made)
+    monkeypatch.setattr(jax, "process_count", lambda: 5)
+    monkeypatch.setattr(jax, "process_index", lambda: int(threading.current_thread().name))
+    return made
+
+
+def in_threads(process: Callable[[int], Any]) -> list[Any]:
+    """What each of the five finds."""
+    found: dict[int, Any] = {}
+    threads = [threading.Thread(target=lambda n=n: found.update({n: process(n)}), name=str(n)) for n in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    return [found.get(n) for n in range(5)]
+
+
+def test_all_processes_get_the_same_numbers_and_only_the_first_reads_those_of_all(job):
+    def process(n: int) -> list[Any]:
+        own = Barrier("numbers")
+        sums = [own.total([n // 2, 0.1 * k], n // 2, "a sum") for k in range(3)]  # two processes hold the same share
+        return [*sums, own.each([n, math.inf], "each")]
+
+    first, *others = in_threads(process)
+    for k in range(3):
+        assert first[k] == pytest.approx([0 + 1 + 2, 3 * 0.1 * k]), "of three shares"
+    assert first[3] == [[n, math.inf] for n in range(5)]
+    assert all(found == first for found in others)
+    assert job.read == {"0": 3 * 3 + 5, **{str(n): 4 for n in range(1, 5)}}
+    assert {key.split("/")[2] for key in job.held} == {"4"}, "what all have read is gone"
+
+
+def test_a_first_process_that_tells_nothing_is_named(job, monkeypatch):
+    monkeypatch.setenv("JAXMM_BARRIER_SECONDS", "1")
+    monkeypatch.setattr(job, "key_value_dir_get", lambda folder: sys.exit("killed"))
+
+    def process(n: int) -> str:
+        try:
+            Barrier("numbers").each([n], "a line of the log")
+        except (StrandedError, SystemExit) as error:
+            return str(error)
+        return ""
+
+    _, *others = in_threads(process)
+    assert others == ["process 0 came to a line of the log and told nothing within 1 s"] * 4
 
 
 @pytest.mark.slow
