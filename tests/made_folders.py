@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from parities import models as parity_models
+from parities.tiny import llava
 
 from jaxmm.hf import folder as hf
 from jaxmm.hf import weights
@@ -26,11 +27,11 @@ IMAGES = {
     "llava, siglip": {"image_processor_type": "SiglipImageProcessor", "size": {"height": 20, "width": 20}},
     "llava_next": {
         "size": {"shortest_edge": 8}, "crop_size": {"height": 8, "width": 8},
-        "image_grid_pinpoints": parity_models.GRIDS,
+        "image_grid_pinpoints": llava.GRIDS,
     },
     "llava_onevision": {
-        "size": {"height": parity_models.OVER, "width": parity_models.OVER},
-        "image_grid_pinpoints": parity_models.ALL_GRIDS,
+        "size": {"height": llava.OVER, "width": llava.OVER},
+        "image_grid_pinpoints": llava.ALL_GRIDS,
     },
     "qwen2_vl": {"size": {"shortest_edge": 64, "longest_edge": 1024}},
     "qwen2_5_vl": {"size": {"shortest_edge": 64, "longest_edge": 1024}},

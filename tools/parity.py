@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from parities.batch import Document, alone, documents, packed
 from parities.draws import DRAWN
-from parities.models import CASES, Case, case, make
+from parities.models import CASES, case, make
 from parities.patches import PATCHES, patch_difference
+from parities.tiny.parts import Case
 
 from jaxmm import atomic, command
 from jaxmm.errors import UserError, nearest

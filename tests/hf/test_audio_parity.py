@@ -45,7 +45,7 @@ class Sides(NamedTuple):
 def config_of(name: str) -> Any:
     """A tiny config; 30-s pieces are real, as the tower's table of positions is part of the extractor's meaning."""
     import transformers
-    from parities.models import rope, text
+    from parities.tiny.parts import rope, text
 
     sizes = {"num_mel_bins": 16, "d_model": 24, "encoder_layers": 2, "encoder_attention_heads": 3}
     sizes |= {"encoder_ffn_dim": 44}

@@ -11,7 +11,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from made_folders import byte_level_tokenizer
-from parities.models import rope, text
+from parities.tiny.parts import rope, text
 
 from jaxmm import sharding
 from jaxmm.api import load_config, make_plan

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 from made_folders import byte_level_tokenizer
-from parities import models as parity_models
+from parities.tiny.llava import SIGLIP
+from parities.tiny.parts import text
 
 import jaxmm
 from jaxmm import command
@@ -115,8 +116,8 @@ def test_a_new_family_is_one_class_and_one_entry_of_the_table(monkeypatch, tmp_p
 
     folder = tmp_path / "theirs"
     folder.mkdir()
-    decoder = parity_models.text("llama", vocab_size=512)
-    config = VipLlavaConfig(vision_config=parity_models.SIGLIP, text_config=decoder)
+    decoder = text("llama", vocab_size=512)
+    config = VipLlavaConfig(vision_config=SIGLIP, text_config=decoder)
     (folder / "config.json").write_text(json.dumps(config.to_dict(), default=str))
     byte_level_tokenizer().save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps({"max_pixels": 4096}))

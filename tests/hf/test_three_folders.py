@@ -16,7 +16,7 @@ import safetensors.numpy
 from hf.test_hearing import SIZES, where, whole_folder
 from hf.test_joined import CHAT, unused
 from made_folders import byte_level_tokenizer, folder_of
-from parities import models as parity_models
+from parities.tiny import parts as tiny
 
 from jaxmm.api import load_config
 from jaxmm.batch import IGNORED, Batch
@@ -53,9 +53,9 @@ def write_folders(root: Path, vision: str, audio: str) -> str:
 
     sizes = {"num_patches": 25} if vision == "siglip2_vision_model" else {"image_size": 20}
     configs: dict[str, Any] = {
-        "vision": parity_models.vit(vision, **sizes),
+        "vision": tiny.vit(vision, **sizes),
         "audio": SIZES | {"model_type": audio} | ({"downsample_hidden_size": 8} if "qwen3" in audio else {}),
-        "decoder": parity_models.text("qwen3", vocab_size=272, **parity_models.rope("default")),
+        "decoder": tiny.text("qwen3", vocab_size=272, **tiny.rope("default")),
     }
     read = {part: transformers.AutoConfig.for_model(**config) for part, config in configs.items()}
     root.mkdir(exist_ok=True)

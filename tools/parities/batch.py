@@ -12,8 +12,8 @@ import numpy as np
 
 from jaxmm.batch import Batch, Mixed, Stream
 from jaxmm.models.multimodal import ModelSpec
-from parities.models import IMAGE_TOKEN, QWEN, TEXT_TOKENS, Case
 from parities.squares import Squares, drawn, reading_order
+from parities.tiny.parts import IMAGE_TOKEN, QWEN, TEXT_TOKENS, Case
 
 
 class Words(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from parities.models import VOCABULARY
+from parities.tiny.parts import VOCABULARY
 
 ACTIVATIONS = ("gelu", "gelu_pytorch_tanh", "quick_gelu", "silu", "relu", "gelu_new", "gelu_fast", "swish")
 

@@ -22,7 +22,7 @@ from parities.drawn_parts import (
     tower,
     turns,
 )
-from parities.models import BREAK_TOKEN, END_TOKEN, IMAGE_TOKEN, QWEN_TOKENS, START_TOKEN, VIDEO_TOKEN, Case
+from parities.tiny.parts import BREAK_TOKEN, END_TOKEN, IMAGE_TOKEN, QWEN_TOKENS, START_TOKEN, VIDEO_TOKEN, Case
 
 
 def lfm2_vl(rng: np.random.Generator) -> Any:

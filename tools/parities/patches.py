@@ -17,7 +17,8 @@ import numpy as np
 import PIL.Image
 
 from parities.batch import cut, travelling_order
-from parities.models import QWEN, Case, let_torchvision_import
+from parities.models import let_torchvision_import
+from parities.tiny.parts import QWEN, Case
 
 PATCHES = 1  # levels of 255 that are allowed
 
