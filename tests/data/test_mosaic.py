@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import hypothesis
 import hypothesis.strategies as st
@@ -16,7 +17,7 @@ from parities import squares as plain_words
 from jaxmm.batch import IGNORED, ImageSpec, SplitSpec, VideoSpec
 from jaxmm.data.assemble import Assembler
 from jaxmm.data.documents import Video
-from jaxmm.data.media import geometry, mosaic
+from jaxmm.data.media import extents, geometry, mosaic
 from jaxmm.data.media import patches as cutting
 from jaxmm.data.media import picture as media
 from jaxmm.data.media.medium import NEWLINE, Mixture
@@ -271,3 +272,23 @@ def test_what_is_kept_on_disk_of_other_pictures_stays():
     other = str(dataclasses.replace(plain_spec, split=SplitSpec(side=16, least=2, most=6)).key())
     assert not any(name in other for name in ("sizes", "border", "pooled_above", "beside"))
     assert SPEC.key() != ONE.key()
+
+
+@hypothesis.given(st.lists(st.lists(st.sampled_from([0, 0, 64, -1]), max_size=5), min_size=1, max_size=30), st.data())
+def test_pictures_of_a_document_are_counted_the_same_for_any_media_that_are_asked_about(documents, data):
+    kinds = np.array([kind for document in documents for kind in document], np.int32)
+    index = SimpleNamespace(images_E1=np.cumsum([0, *map(len, documents)]), image_kind_I=kinds)
+    each = np.array([document.count(0) for document in documents for _ in document], np.int64)
+    some = np.array(data.draw(st.lists(st.integers(0, len(kinds) - 1), max_size=6) if len(kinds) else st.just([])), int)
+    start, stop = sorted(data.draw(st.tuples(*[st.integers(0, len(kinds))] * 2)))
+    mask = np.isin(np.arange(len(kinds)), some)
+    for sparse in (0, 64):
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(extents, "SPARSE", sparse)
+            for which in (slice(None), slice(start, stop), some, mask):
+                np.testing.assert_array_equal(extents.Extents(index, which).together, each[which])
+            within = kinds[start:stop] == 0
+            inside = extents.Extents(index, slice(start, stop)).those(within).together
+            np.testing.assert_array_equal(inside, each[start:stop][within])
+            for i in some:
+                assert extents.Extents(index, int(i)).together == each[i]

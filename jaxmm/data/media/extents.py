@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+SPARSE = 64  # media between the first and the last that are asked about, for each of them
+
 
 class Extent(NamedTuple):
     """What the index stores of one medium: see ``index.Columns``. ``rate`` counts only where there is a ``length``.
@@ -91,11 +93,21 @@ class Extents:
     def together(self) -> np.ndarray:
         """How many pictures (of kind 0) the document of each medium has."""
         offsets, kinds = np.asarray(self._index.images_E1), self._index.image_kind_I
-        is_part = isinstance(self._which, slice) or np.asarray(self._which).dtype == bool
-        chosen = np.arange(len(kinds))[self._which] if is_part else np.asarray(self._which)
+        if isinstance(self._which, slice):
+            chosen = np.arange(*self._which.indices(len(kinds)))
+        else:
+            chosen = np.asarray(self._which)
+            chosen = np.flatnonzero(chosen) if chosen.dtype == bool else chosen
         owner = np.searchsorted(offsets, chosen if self._within is None else chosen[self._within], side="right")
         first, last = offsets[owner - 1], offsets[owner]
         start, stop = (int(np.min(first)), int(np.max(last))) if np.size(first) else (0, 0)
+        if stop - start > SPARSE * max(np.size(owner), 1):  # far apart: not all that lies between them
+            owners, where = np.unique(owner, return_inverse=True)
+            begun, counts = offsets[owners - 1], offsets[owners] - offsets[owners - 1]
+            ends = np.cumsum(counts)
+            pictures = np.asarray(kinds[np.repeat(begun - ends + counts, counts) + np.arange(ends[-1])]) == 0
+            before = np.concatenate([[0], np.cumsum(pictures)])
+            return (before[ends] - before[ends - counts])[where.reshape(np.shape(owner))]
         before = np.concatenate([[0], np.cumsum(np.asarray(kinds[start:stop]) == 0)])
         return before[last - start] - before[first - start]
 
