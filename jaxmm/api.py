@@ -47,6 +47,7 @@ from jaxmm.models.tree import Params
 from jaxmm.recipe import Recipe, fitted, read_data, read_recipe, train_corpus
 from jaxmm.training.loss import batch_loss
 from jaxmm.training.objectives import needs_answers, objective_of
+from jaxmm.workdir.spool import opened
 
 Many = Given | list[Given] | tuple[Given, ...]
 
@@ -55,13 +56,14 @@ def load_config(name: str | os.PathLike[str] = "base", **changes: Any) -> Config
     """A whole config, checked; its keys can be set as attributes, and there are no others.
 
     Args:
-      name: of a config that comes with jaxmm ("base"), or the path of a config file or of a run's workdir.
+      name: of a config that comes with jaxmm ("base"), or the path of a config file, or the path or URL of a run's
+        workdir.
       changes: by key or group: ``steps=10``, ``optimizer={"rate": 1e-3}``, ``**{"optimizer.rate": 1e-3}``.
 
     Raises:
       UserError: if there is no such config or key, or for a value that it may not have.
     """
-    text = os.path.expanduser(os.fspath(name))
+    text = opened("load_config", os.fspath(name), reads=True)
     is_workdir = os.path.isdir(text) and not path_of(text)
     config = load_workdir(text) if is_workdir else load_file(text)
     return _checked(settled(flat(config) | flat(changes), "load_config"))
@@ -265,7 +267,7 @@ def load(folder: str | os.PathLike[str], step: str | int = "") -> TrainedModel:
     Raises:
       UserError: if there is none of these, or it cannot be read.
     """
-    path, mesh = Path(folder).expanduser(), _one_device()
+    path, mesh = Path(opened("load", os.fspath(folder), reads=True)), _one_device()
     if is_folder(path):
         if step:
             raise UserError(f"{path} is a model's folder, which has no step {step}")

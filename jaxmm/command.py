@@ -31,6 +31,7 @@ from jaxmm.config.key import KINDS, Value
 from jaxmm.config.keys import KEYS, flat, same_end
 from jaxmm.errors import StrandedError, UserError, end_at_once, error_line, nearest, refusal
 from jaxmm.workdir.folder import local
+from jaxmm.workdir.spool import opened
 
 Flags = Mapping[str, tuple[Value, str]]  # name -> default, which gives the type, and what it is for
 WRITTEN, READ = ("workdir", "output", "cache"), ("image", "video", "audio", "prompts")  # flags that are paths
@@ -112,7 +113,9 @@ def parse(
             help_of = text or ""
         else:
             unknown = unknown or name
-    values |= {name: _path(name, values[name]) for name in (*WRITTEN, *READ) if name in values and name not in urls}
+    values |= {
+        name: _path(name, values[name], config) for name in (*WRITTEN, *READ) if name in values and name not in urls
+    }
     loaded = ConfigDict()
     try:
         if config != "none":
@@ -193,10 +196,12 @@ def split(argv: Sequence[str], flags: Flags) -> list[tuple[str, str | None]]:
     return pairs
 
 
-def _path(name: str, value: Any) -> Any:
-    """The value of a flag that is a path or several, '~' spelled out; one that is written to is no URL."""
+def _path(name: str, value: Any, config: str) -> Any:
+    """The value of a flag that is a path or several, '~' spelled out; of those written to, a workdir may be a URL."""
     if isinstance(value, tuple):
-        return tuple(_path(name, one) for one in value)
+        return tuple(_path(name, one, config) for one in value)
+    if name == "workdir":
+        return opened(f"--{name}", value, reads=config != "file")
     return local(f"--{name}", value) if name in WRITTEN else os.path.expanduser(value)
 
 

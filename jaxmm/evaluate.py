@@ -34,6 +34,7 @@ from jaxmm.training.evaluator import closing_rows
 from jaxmm.training.media_gain import idle_lines
 from jaxmm.training.objectives import needs_answers
 from jaxmm.training.preference_evaluator import make_evaluator
+from jaxmm.workdir import spool
 
 FLAGS: command.Flags = {
     "workdir": ("", "folder of the run to evaluate"),
@@ -82,6 +83,7 @@ def main(argv: list[str]) -> int:
         figures = evaluator(params, backwards=True)
     if jax.process_index() == 0:  # every process has the same figures
         atomic.write_json(workdir / "eval.json", figures)
+        spool.publish(workdir / "eval.json")
         print(which)
         print(formatting.table(closing_rows(figures)))
         for line in idle_lines([figures], step or 0, recipe.trainable.frozen):

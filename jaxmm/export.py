@@ -36,6 +36,7 @@ from jaxmm.models.adapters import merged
 from jaxmm.models.multimodal import model_maps
 from jaxmm.models.tree import flat
 from jaxmm.recipe import read_recipe
+from jaxmm.workdir.spool import name_of
 
 FLAGS: command.Flags = {
     "workdir": ("", "folder of the run to export"),
@@ -85,7 +86,9 @@ def main(argv: list[str]) -> int:
         write_tokenizer(recipe, half)
         write_processor(recipe, workdir, half)
         write_generation(recipe, config, workdir, half)
-        facts = model_card(workdir.resolve().name, config["architectures"][0], of_run, step or 0, recipe.image)
+        facts = model_card(
+            name_of(workdir.resolve()).rpartition("/")[2], config["architectures"][0], of_run, step or 0, recipe.image
+        )
         (half / "README.md").write_text("\n".join([*facts, *evaluation(workdir, step or 0), ""]))
     why = ", as the model has that it started from" if base and not args.dtype else ""
     print(f"wrote {output}: {total / 1e6:,.1f} MB of {dtype}{why}, as {config['architectures'][0]}, of step {step}")

@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 from jaxmm import command
 from jaxmm.checkpoints.resume import as_it_was
 from jaxmm.config.address import parse_address
+from jaxmm.checkpoints.stored import Stored
 from jaxmm.corpus import cache_folder
 from jaxmm.errors import UserError
 from jaxmm.runtime import startup
@@ -35,9 +36,15 @@ from jaxmm.training.goodput import RunTime
 from jaxmm.training.prometheus import Endpoint
 from jaxmm.training.run import Run, writers_of
 from jaxmm.workdir.folder import Claim
+from jaxmm.workdir.spool import CHECKPOINTS, Mirror, Spool, name_of
+from jaxmm.workdir.store_lock import StoreLock
 
 FLAGS: command.Flags = {
-    "workdir": ("", "folder of the run; default: runs/<name of the config file>"),
+    "workdir": (
+        "",
+        "folder of the run, on this machine or in a store (gs://BUCKET/FOLDER, s3://BUCKET/FOLDER); default: "
+        "runs/<name of the config file>",
+    ),
 }
 
 
@@ -50,16 +57,18 @@ def main(argv: list[str], age: float = 0.0) -> int:
     startup.join_processes()
     startup.keep_compiled(cache_folder(args.config))
     startup.split_cpu(args.config.mesh, args.config.batch_size // max(args.config.accumulation, 1))
+    if jax.process_count() > 1 and Spool.of(workdir):
+        raise UserError(f"--workdir={name_of(workdir)}: a run of several processes needs a folder that all of them see")
     check_writers(args.config)  # asks JAX which process this is, after which it cannot be split
     with claimed(workdir), served(args.config, workdir) as endpoint:
         args.config = as_it_was(args.config, workdir)
         run = Run(args.config, workdir, args.config_name)
         if run.start >= run.steps and not (workdir / SUMMARY).exists():
-            print(f"{workdir}: all steps are done, and the run was ended before it was closed: closing it now")
+            print(f"{name_of(workdir)}: all steps are done, and the run was ended before it was closed: closing it now")
         elif run.start >= run.steps:
             key = "config.steps" if run.steps == args.config.steps else "config.epochs or data.max_epochs"
             print(
-                f"{workdir} is finished: {run.start} of {run.steps} steps are done. "
+                f"{name_of(workdir)} is finished: {run.start} of {run.steps} steps are done. "
                 f"To go on, raise {key}; to start anew, give another --workdir."
             )
             return 0
@@ -94,11 +103,26 @@ def claimed(workdir: Path) -> Iterator[None]:
         if jax.process_index() == 0:
             try:
                 stack.enter_context(Claim(workdir))
+                if spool := Spool.of(workdir):
+                    stack.enter_context(_kept_in_store(spool))
             except UserError as error:
                 refused = error
         if Barrier("workdir").largest(int(refused is not None), "the workdir"):
             raise refused or UserError(f"process 0 cannot train in {workdir}: its log says why")
         yield
+
+
+@contextlib.contextmanager
+def _kept_in_store(spool: Spool) -> Iterator[None]:
+    """Holds the workdir in the store too, makes the spool what that has, and sends what is written meanwhile."""
+    with StoreLock(spool.objects):
+        was_last = spool.own()
+        if stored := Stored.of(spool.folder / CHECKPOINTS):
+            if was_last:
+                stored.send_left()
+            stored.note_first_save()
+        with Mirror(spool):
+            yield
 
 
 if __name__ == "__main__":

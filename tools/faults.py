@@ -32,6 +32,7 @@ from faulting import kills as faults_kills
 from faulting import prompts as faults_prompts
 from faulting import ray_kills as faults_ray
 from faulting import signals as faults_signals
+from faulting import stores as faults_stores
 from faulting import twins as faults_twins
 from faulting.bench import Bench
 from faulting.trial import VERDICTS, Trial, counted
@@ -69,6 +70,7 @@ PARTS = (
     Part("kills-train", faults_kills.train, 12),
     Part("kills-prepare", faults_kills.prepare, 5),
     Part("ray", faults_ray.trials, 5, extra="ray"),
+    Part("kills-store", faults_stores.train, 6),
     Part("signals", faults_signals.trials, 20),
     Part("twins", faults_twins.trials, 4),
     Part("checkpoints", faults_flips.checkpoints, 40),

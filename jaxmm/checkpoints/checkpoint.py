@@ -11,9 +11,10 @@ import contextlib
 import itertools
 import json
 import math
-import re
 import shutil
 import sys
+import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -24,8 +25,10 @@ import jax
 from jaxmm.checkpoints import checksums
 from jaxmm.checkpoints.checksums import META, METRICS, STATE, Fault
 from jaxmm.checkpoints.manager import METRIC_KEY, make_manager, restore_args
+from jaxmm.checkpoints.stored import Stored, local_steps
 from jaxmm.errors import StrandedError, UserError
 from jaxmm.runtime.barrier import Barrier
+from jaxmm.workdir.objects import StoreError
 
 if TYPE_CHECKING:  # importing it takes a third of a second: methods do, once a run has begun
     import orbax.checkpoint as ocp
@@ -33,6 +36,7 @@ if TYPE_CHECKING:  # importing it takes a third of a second: methods do, once a 
 PyTree = Any
 
 ASIDE, WHY = ".incomplete", "fault.txt"  # what a broken checkpoint's name ends with, and a file in it that says why
+FILE_BYTES = 1 << 28  # about, of a file of arrays that goes to a store: some are in memory at once
 
 
 def _to_stderr(line: str) -> None:
@@ -70,6 +74,9 @@ class Checkpoints:
         self._on_save, self._say = on_save, say
         self._manager: ocp.CheckpointManager | None = None  # made by the first save
         self._saving: int | None = None
+        self._stored = Stored.of(self.folder)  # where the workdir is in a store
+        self._sending: threading.Thread | None = None
+        self._unsent: Exception | None = None  # why the last save is not in the store
         self._sealing, self._has_failed = 0, False  # its step, for Orbax's thread; whether the last save failed
         self._faults: dict[int, Fault | None] = {}
         self._verified: set[tuple[int, str]] = set()  # (step, part) whose bytes were found to be those written
@@ -81,6 +88,11 @@ class Checkpoints:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if not isinstance(error, StrandedError):  # saving waits for all processes
             self.close()
+
+    @property
+    def place(self) -> str:
+        """The folder, or its URL in a store."""
+        return self._stored.url if self._stored else str(self.folder)
 
     # What is there
 
@@ -148,17 +160,26 @@ class Checkpoints:
         self.wait()
         self._saving = self._sealing = step
         self._has_failed = False
+        size = FILE_BYTES if self._stored else None
         try:
             # force: Orbax skips a step below one it has seen, such as the first after falling back on an older step.
             manager.save(
                 step,
-                args=ocp.args.Composite(**{STATE: ocp.args.PyTreeSave(_flat(state)), META: ocp.args.JsonSave(record)}),
+                args=ocp.args.Composite(
+                    **{
+                        STATE: ocp.args.PyTreeSave(_flat(state), ocdbt_target_data_file_size=size),
+                        META: ocp.args.JsonSave(record),
+                    }
+                ),
                 metrics=scored,
                 custom_metadata=checksums.PROMISE,
                 force=True,
             )
         except (OSError, ValueError) as error:
             raise self._save_failed(step, error) from error
+        if self._stored and jax.process_index() == 0:
+            self._sending = threading.Thread(target=self._send, args=(manager, self._stored, step), daemon=True)
+            self._sending.start()
 
     def wait(self) -> None:
         """Returns when the save in flight is complete on disk. Raises UserError if it failed."""
@@ -169,14 +190,42 @@ class Checkpoints:
             self._manager.wait_until_finished()
         except (OSError, ValueError) as error:  # TensorStore raises ValueError for a full disk
             raise self._save_failed(step, error) from error
+        if self._stored:
+            self._wait_for_store(self._stored, step)
         if jax.process_index() == 0:
             self._on_save(step)
             self._clean(step)
 
+    def _send(self, manager: ocp.CheckpointManager, stored: Stored, step: int) -> None:
+        """Sends the save in flight to the store once it is whole here; in a thread."""
+        while manager.is_saving_in_progress():
+            time.sleep(0.02)
+        if not self._path(step).is_dir():
+            return  # it has failed, which the manager tells
+        try:
+            stored.send(step)
+            stored.prune(self._keep, self._keep_best)
+        except (StoreError, OSError) as error:
+            self._unsent = error
+
+    def _wait_for_store(self, stored: Stored, step: int) -> None:
+        """Returns when the save is in the store, in all processes."""
+        if self._sending:
+            self._sending.join()
+        error, self._sending, self._unsent = self._unsent, None, None
+        if self._barrier.largest(int(error is not None), f"the checkpoint of step {step} in the store"):
+            raise UserError(
+                f"the checkpoint of step {step} is not in {stored.url}: {error or 'the log of process 0 says why'}; it "
+                f"is whole in {self._path(step)}, and the same command on this machine sends it first"
+            )
+
     def settle(self) -> None:
         """What ``wait`` does, if the save in flight is complete already."""
-        if self._manager is not None and self._saving is not None and not self._manager.is_saving_in_progress():
-            self.wait()
+        if self._manager is None or self._saving is None or self._manager.is_saving_in_progress():
+            return
+        if self._stored and (jax.process_count() > 1 or (self._sending and self._sending.is_alive())):
+            return  # processes meet where they wait for the store
+        self.wait()
 
     def close(self) -> None:
         """Waits for the save in flight and ends Orbax's threads."""
@@ -252,14 +301,17 @@ class Checkpoints:
     def _path(self, step: int) -> Path:
         return self.folder / str(step)
 
+    def _told(self, step: int) -> str:
+        return f"{self.place}/{step}"
+
     def _look(self) -> dict[int, Fault | None]:
         """What is missing from each checkpoint, by step, ascending; a line for each fault that is new."""
         self.wait()
-        paths = self.folder.iterdir() if self.folder.is_dir() else ()
-        steps = sorted(int(path.name) for path in paths if re.fullmatch("0|[1-9][0-9]*", path.name) and path.is_dir())
+        steps = self._stored.steps() if self._stored else local_steps(self.folder)
         for step in steps:
             if step not in self._faults:
-                self._note(step, checksums.look(self._path(step)), told=jax.process_index() == 0)
+                fault = self._stored.look(step) if self._stored else checksums.look(self._path(step))
+                self._note(step, fault, told=jax.process_index() == 0)
         self._faults = {step: self._faults[step] for step in steps}
         return self._faults
 
@@ -270,7 +322,7 @@ class Checkpoints:
         if {(step, part), (step, "")} & self._verified:
             return None
         path = self._path(step)
-        own = checksums.verify(path, part, (jax.process_index(), jax.process_count()))
+        own = self._compared(step, part)
         worst = self._barrier.largest(0 if not own else 1 if own.is_proven else 2, f"the reading of {path}")
         fault = own or (
             Fault("a file that another process read is not as it was written", worst == 1, True) if worst else None
@@ -282,18 +334,31 @@ class Checkpoints:
                 self._say(f"checkpoint {path} has no checksums (version 0.1 wrote none): it is taken as it is")
         return fault
 
+    def _compared(self, step: int, part: str) -> Fault | None:
+        """What differs in this process's share of the files; from a store they are fetched first."""
+        path = self._path(step)
+        if not self._stored:
+            return checksums.verify(path, part, (jax.process_index(), jax.process_count()))
+        if fault := self._stored.fetch(step, part):
+            return fault
+        if fault := checksums.verify(path, part):
+            self._stored.forget(step)  # it may be this copy that has changed
+            fault = self._stored.fetch(step, part) or checksums.verify(path, part)
+        return fault
+
     def _note(self, step: int, fault: Fault | None, told: bool) -> None:
         self._faults[step] = fault
         if fault and told:
             kind = "unreadable" if not fault.is_proven else "damaged" if fault.differs else "incomplete"
-            way = f" (the next save renames it to {step}{ASIDE})" if fault.is_proven else ""
-            self._say(f"warning: ignoring the {kind} checkpoint {self._path(step)}: {fault.text}{way}")
+            aside = f"takes away its {checksums.RECORD}" if self._stored else f"renames it to {step}{ASIDE}"
+            way = f" (the next save {aside})" if fault.is_proven else ""
+            self._say(f"warning: ignoring the {kind} checkpoint {self._told(step)}: {fault.text}{way}")
 
     def _cannot_be_read(self, step: int, why: str) -> UserError:
         older = max((other for other in self.steps() if other < step), default=None)
         way = f"move it to another folder to go on from step {older}" if older is not None else "give another --workdir"
         return UserError(
-            f"checkpoint {self._path(step)} cannot be read ({why}), which does not prove it broken: nothing was "
+            f"checkpoint {self._told(step)} cannot be read ({why}), which does not prove it broken: nothing was "
             f"changed; mend that, or {way}"
         )
 
@@ -310,13 +375,15 @@ class Checkpoints:
             bad = "".join(f"; {n} cannot be read: {text}" for n, text in [*self.faults().items()][-3:])
             have = (", ".join(map(str, steps)) or "none") + bad
             which = "no complete checkpoint" if step is None else f"no complete checkpoint of step {step}"
-            raise UserError(f"{self.folder} holds {which} (complete: {have}); train first, or give another workdir")
+            raise UserError(f"{self.place} holds {which} (complete: {have}); train first, or give another workdir")
         return step
 
     def _metric(self, step: int) -> float | None:
         import orbax.checkpoint as ocp
 
         path = self._path(step) / METRICS
+        if self._stored and self._stored.fetch(step, METRICS):
+            return None
         if not (path / METRICS).is_file() or self._verify(step, METRICS):
             return None
         return float(ocp.JsonCheckpointHandler(filename=METRICS).restore(path)[METRIC_KEY])
@@ -327,6 +394,11 @@ class Checkpoints:
             if jax.process_index() == 0:
                 for step in (step for step, fault in self._faults.items() if fault and fault.is_proven):
                     self._put_aside(step)
+                if self._stored:
+                    self._stored.remove_unfinished(0, self._say)
+            if self._stored:  # what is here in part, or of a save that the store has not
+                for step in (step for step in local_steps(self.folder) if (step, "") not in self._verified):
+                    self._stored.forget(step)
             self._faults = {step: fault for step, fault in self._faults.items() if not (fault and fault.is_proven)}
             self._manager = make_manager(self.folder, self._keep, self._keep_best, self._seal)
         return self._manager
@@ -347,6 +419,9 @@ class Checkpoints:
     def _put_aside(self, step: int) -> None:
         """Renames a broken checkpoint: in its place Orbax would count it, and refuse to save its step again."""
         aside, fault = self.folder / f"{step}{ASIDE}", self._faults[step]
+        if self._stored:
+            self._stored.put_aside(step, fault.text if fault else "")
+            return
         shutil.rmtree(aside, ignore_errors=True)
         self._path(step).rename(aside)
         with contextlib.suppress(OSError):
@@ -354,6 +429,9 @@ class Checkpoints:
 
     def _clean(self, saved: int) -> None:
         """Removes the broken checkpoints of before a step that is saved. One that may be whole stays."""
+        if self._stored:
+            self._stored.remove_unfinished(saved, self._say)
+            return
         for aside in self.folder.glob(f"*{ASIDE}"):
             step = aside.name.removesuffix(ASIDE)
             if step.isdecimal() and int(step) < saved:

@@ -46,6 +46,9 @@ class Entry(NamedTuple):
     crc32: int
 
 
+RECORD_DIFFERS = Fault(f"the bytes of {RECORD} are not those that were written", True, True)
+
+
 def wait_for_promise(folder: Path) -> None:
     """Waits until a checkpoint in the making says PROMISE of itself.
 
@@ -84,12 +87,12 @@ def has_record(folder: Path) -> bool:
     return (folder / RECORD).exists()
 
 
-def look(folder: Path) -> Fault | None:
-    """What is missing from the checkpoint, from the sizes of its files alone."""
+def look(folder: Path, part: str = "") -> Fault | None:
+    """What is missing from the checkpoint, or from one part of it, from the sizes of its files alone."""
     try:
         if not has_record(folder):
             return _look_by_index(folder)
-        entries = _read_record(folder)
+        entries = of_part(_read_record(folder), part)
         return next((fault for name, entry in entries.items() if (fault := _missing(folder, name, entry.bytes))), None)
     except _Found as found:
         return found.fault
@@ -104,13 +107,12 @@ def verify(folder: Path, part: str = "", share: tuple[int, int] = (0, 1)) -> Fau
       part: "state", "meta" or "metrics": no file of another part is read.
       share: number and count: of several processes that verify together, each takes every count-th file.
     """
-    if fault := look(folder):
+    if fault := look(folder, part):
         return fault
     if not has_record(folder):
         return None
-    entries = _read_record(folder)
-    others = [f"{name}/" for name in (STATE, META, METRICS) if part and name != part]
-    names = [name for name in entries if not name.startswith(tuple(others))]
+    entries = of_part(_read_record(folder), part)
+    names = list(entries)
 
     def judged(name: str) -> Fault | None:
         try:
@@ -122,6 +124,22 @@ def verify(folder: Path, part: str = "", share: tuple[int, int] = (0, 1)) -> Fau
     with ThreadPoolExecutor(_THREADS) as threads:
         faults = [fault for fault in threads.map(judged, names[share[0] :: share[1]]) if fault]
     return min(faults, key=lambda fault: not fault.is_proven, default=None)
+
+
+def of_part(entries: Mapping[str, Entry], part: str) -> dict[str, Entry]:
+    """The entries of one part, "state", "meta" or "metrics", and those of none; all for ""."""
+    others = tuple(f"{name}/" for name in (STATE, META, METRICS) if part and name != part)
+    return {name: entry for name, entry in entries.items() if not name.startswith(others)}
+
+
+def parse_record(data: bytes) -> dict[str, Entry] | None:
+    """The files that a record names, with the sizes and checksums of their bytes; None where it is not as written."""
+    try:
+        text = data.decode()
+        entries = {str(name): Entry(*entry) for name, entry in parse_json(text)["files"].items()}
+        return entries if _text(entries) == text else None
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return None
 
 
 class _Found(Exception):
@@ -152,15 +170,9 @@ def _text(entries: Mapping[str, Entry]) -> str:
 
 
 def _read_record(folder: Path) -> dict[str, Entry]:
-    data = (folder / RECORD).read_bytes()
-    try:
-        text = data.decode()
-        entries = {str(name): Entry(*entry) for name, entry in parse_json(text)["files"].items()}
-        is_same = _text(entries) == text
-    except (ValueError, LookupError, TypeError, AttributeError):
-        is_same = False
-    if not is_same:
-        raise _Found(Fault(f"the bytes of {RECORD} are not those that were written", True, True))
+    entries = parse_record((folder / RECORD).read_bytes())
+    if entries is None:
+        raise _Found(RECORD_DIFFERS)
     return entries
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxmm.checkpoints.checksums import META
+from jaxmm.checkpoints.stored import Stored, local_steps
 from jaxmm.errors import UserError
 from jaxmm.json_text import parse_json
 
@@ -71,10 +72,12 @@ class Record(NamedTuple):
 
         For reading a plan: neither the arrays nor the checksums are looked at, and no device is.
         """
-        steps = sorted((int(path.name) for path in folder.glob("*") if path.name.isdigit()), reverse=True)
-        for step in steps:
+        stored = Stored.of(folder)
+        for step in reversed(stored.steps() if stored else local_steps(folder)):
             with contextlib.suppress(OSError, ValueError, UserError):
                 where = folder / str(step)
+                if stored:
+                    stored.fetch(step, META)
                 return cls.read(parse_json((where / META / "metadata").read_bytes()), where)
         return None
 

@@ -16,6 +16,7 @@ from jaxmm.corpus import Corpus
 from jaxmm.data.packing.plan import FORMATS, Budgets, formats_of
 from jaxmm.errors import UserError
 from jaxmm.workdir.folder import has_saved
+from jaxmm.workdir.spool import name_of
 
 # What may differ when a run goes on; data is told apart by its content, not by where it lies.
 FREE = (
@@ -91,7 +92,7 @@ class Identity(NamedTuple):
             # What is made of the data follows its keys, so a key that may not differ tells enough.
             told = every if fixed else every + data
             raise UserError(
-                f"{workdir} holds a run with other settings ({'; '.join(told)}): "
+                f"{name_of(workdir)} holds a run with other settings ({'; '.join(told)}): "
                 f"set them as they were{way_out}, or give another --workdir"
             )
         return every + data

@@ -15,6 +15,7 @@ from jaxmm import command
 from jaxmm.errors import UserError
 from jaxmm.report.run_data import read_run
 from jaxmm.report.run_page import NAME, write_page
+from jaxmm.workdir.spool import publish
 
 FLAGS: command.Flags = {
     "workdir": ((), "folder of a run; given several times, or with commas between them, for runs side by side"),
@@ -36,6 +37,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--output={path}: there is no folder {path.absolute().parent}")
     try:
         write_page(path, runs)
+        publish(path)
     except OSError as error:
         raise UserError(f"--output {path} cannot be written: {error.strerror}") from error
     told = ", ".join(f"{run.name} at step {run.step}" if run.step else f"{run.name}, no step yet" for run in runs)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from jaxmm.atomic import read_json, read_lines
 from jaxmm.config.file import run_config
 from jaxmm.workdir.folder import LOCK
+from jaxmm.workdir.spool import name_of
 
 TEXT = "text"  # the modality of documents without media
 OF_MEDIA = ("images_per_second", "videos_per_second", "recordings_per_second", "patch_fill", "audio_fill")
@@ -87,7 +88,7 @@ def read_run(workdir: Path, state: str = "") -> RunData:
     steps = next((n for n in planned if isinstance(n, int)), 0)
     samples = [read_json(path) for path in sorted((workdir / "samples").glob("*.json"))]
     return RunData(
-        name=workdir.resolve().name,
+        name=name_of(workdir.resolve()).rpartition("/")[2],
         folder=workdir,
         state=state or _state(workdir, step, steps, bool(summary)),
         step=step,

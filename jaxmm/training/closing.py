@@ -22,6 +22,7 @@ from jaxmm.training.monitor import Monitor
 from jaxmm.training.progress import Progress
 from jaxmm.training.run import Run
 from jaxmm.training.step import TrainState
+from jaxmm.workdir.spool import name_of
 
 SUMMARY = "summary.json"
 
@@ -115,7 +116,7 @@ def _closing_lines(run: Run, summary: Summary, drawn: str, has_page: bool) -> It
     yield f"look at the curves: {run.workdir / 'curves.png'}" + (f", and the model's answers: {drawn}" if drawn else "")
     if best := run.checkpoints.best_line():
         yield f"checkpoints: {', '.join(map(str, run.checkpoints.steps()))}{best}"
-    workdir = shlex.quote(str(run.workdir))
+    workdir = shlex.quote(name_of(run.workdir))
     yield f'ask it:   python -m jaxmm.generate --workdir={workdir} {_asked_with(run)}--prompt="..."'
     own = "" if run.held_out else " --config.eval.path=HELD_OUT"
     yield f"evaluate: python -m jaxmm.evaluate --workdir={workdir}{own}"

@@ -25,6 +25,7 @@ from jaxmm.training.preference import PreferenceSpec
 from jaxmm.training.program import make_rates
 from jaxmm.training.run import Run
 from jaxmm.training.step import TrainState
+from jaxmm.workdir.spool import name_of
 
 
 def opening_lines(run: Run, state: TrainState) -> Iterator[str]:
@@ -215,7 +216,7 @@ def _resume_lines(run: Run) -> Iterator[str]:
     if run.changed:
         seen = ", ".join(f"{n} of {name}" for name, n in run.by_source(run.plan.origin.seen).items())
         yield f"the data has changed ({'; '.join(run.changed)}); examples seen so far: {seen}"
-    yield f"{run.workdir} has a checkpoint: going on at step {run.start + 1} of {run.steps}"
+    yield f"{name_of(run.workdir)} has a checkpoint: going on at step {run.start + 1} of {run.steps}"
     if line := jump_of_rate(run.config, run.record.schedule_steps if run.record else 0, run.start, run.steps):
         yield line
 

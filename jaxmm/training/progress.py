@@ -31,6 +31,7 @@ from jaxmm.training.step import Metrics
 from jaxmm.training.step_ends import StepEnds
 from jaxmm.training.stragglers import Stragglers
 from jaxmm.training.throughput import Counts, Meter, peak_memory_bytes
+from jaxmm.workdir.spool import name_of
 
 MAX_BAD_STEPS = 20  # non-finite steps in a row that end a run
 # Examples, before which config.data.max_skipped of them do not end a run, but more than half do; below FEW, at its end.
@@ -85,7 +86,7 @@ class Progress:
             run.corpus.lengths, run.plan.mixture.stages, run.budgets.tokens,
             total=lambda counts: log_barrier.total(counts, run.local_rows[0], "the balance of a line of the log"),
         )  # fmt: skip
-        look = f"python -m jaxmm.inspect --workdir={shlex.quote(str(run.workdir))}"
+        look = f"python -m jaxmm.inspect --workdir={shlex.quote(name_of(run.workdir))}"
         self._slow_steps = SlowSteps(run.workdir if run.is_first else None, run.say, look)
         self._looped = self._loop_seconds()
         meeting = Barrier("stragglers")

@@ -37,6 +37,7 @@ from jaxmm.training.step import TrainState
 from jaxmm.workdir import own_folders
 from jaxmm.workdir.folder import has_saved, note_first_save
 from jaxmm.workdir.kept_folders import TOKENIZER, keep_tokenizer
+from jaxmm.workdir.spool import name_of
 
 
 class Run:
@@ -104,8 +105,9 @@ class Run:
         if has_saved(self.workdir, self.config.checkpoint.every):
             why = "; ".join(f"{step}: {fault}" for step, fault in broken.items()) or "there is none left"
             raise UserError(
-                f"{self.workdir} holds a run that has saved, and no checkpoint of it can be used ({why}): nothing was "
-                f"changed; put a whole one back into {self.checkpoints.folder}, or give another --workdir to start anew"
+                f"{name_of(self.workdir)} holds a run that has saved, and no checkpoint of it can be used ({why}): "
+                f"nothing was changed; put a whole one back into {self.checkpoints.place}, or give another --workdir "
+                f"to start anew"
             )
         return 0
 

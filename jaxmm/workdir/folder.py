@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import fcntl
 import json
 import os
 import re
-import secrets
-import socket
 import sys
 import threading
 import time
@@ -21,6 +18,8 @@ from typing import Any
 from jaxmm.atomic import read_json, read_lines, write_json
 from jaxmm.errors import UserError, end_at_once
 from jaxmm.json_text import parse_json
+from jaxmm.workdir import holder
+from jaxmm.workdir.place import is_url
 
 LOCK, FIRST_SAVE = "train.lock", "first_save.json"
 
@@ -31,7 +30,7 @@ def local(name: str, text: str) -> str:
     Raises:
       UserError: for a URL, which would become folders named after its scheme.
     """
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
+    if is_url(text):
         raise UserError(f"{name}={text}: a URL is not supported here: give a folder of a mounted file system")
     return os.path.expanduser(text)
 
@@ -107,10 +106,7 @@ class Claim:
     ) -> None:
         self._workdir, self._path, self._say = workdir, workdir / LOCK, say
         self._beat, self._silence = beat, silence
-        self._record = {
-            "host": socket.gethostname(), "pid": os.getpid(), "machine": _machine(), "token": secrets.token_hex(8),
-            "since": datetime.datetime.now().astimezone().isoformat(" ", "seconds"),
-        }  # fmt: skip
+        self._record = holder.note()
         self._made: list[Path] = []  # folders, the innermost last
         self._file = -1
         self._ended = threading.Event()
@@ -195,20 +191,20 @@ class Claim:
             return True
         if is_new or not self._is_at_path(file):
             return False
-        holder = _read(file)
-        if not holder and has_locks and not is_locked:  # its maker was slower than we, or was killed at once
+        held_by = _read(file)
+        if not held_by and has_locks and not is_locked:  # its maker was slower than we, or was killed at once
             return True
-        is_here = holder.get("machine") == self._record["machine"]
-        if is_locked and is_here and _runs(holder):
-            raise self._held(holder)
-        if (is_locked or not (has_locks and is_here)) and not self._falls_silent(holder):
+        is_here = held_by.get("machine") == self._record["machine"]
+        if is_locked and is_here and holder.runs(held_by):
+            raise held(self._workdir, held_by)
+        if (is_locked or not (has_locks and is_here)) and not self._falls_silent(held_by):
             return False
         if is_locked:  # by a machine that is gone, or by a child of the dead: the lock is that file's alone
             self._path.unlink(missing_ok=True)
             return False
         return True
 
-    def _falls_silent(self, holder: dict[str, Any]) -> bool:
+    def _falls_silent(self, held_by: dict[str, Any]) -> bool:
         """Waits until the holder has given no sign of life for long enough; False if its file has gone meanwhile.
 
         Raises:
@@ -216,7 +212,7 @@ class Claim:
         """
         seen = os.stat(self._path).st_mtime_ns
         age = min(max(0.0, (self._now_there() - seen) / 1e9), self._silence)
-        who, left = _who(holder), self._silence - age
+        who, left = holder.who(held_by), self._silence - age
         if left:
             self._say(f"{self._workdir} was last trained in by {who}: waiting up to {left:.0f} s for a sign of life")
         end = time.monotonic() + left
@@ -225,20 +221,14 @@ class Claim:
             try:
                 # Opened anew: NFS looks at the server only then.
                 with self._path.open("rb") as file:
-                    if _read(file.fileno()).get("token") != holder.get("token"):
+                    if _read(file.fileno()).get("token") != held_by.get("token"):
                         return False
                     if os.fstat(file.fileno()).st_mtime_ns != seen:
-                        raise self._held(holder)
+                        raise held(self._workdir, held_by)
             except FileNotFoundError:
                 return False
         self._say(f"{self._workdir} was last trained in by {who}, which gives no sign of life any more: going on")
         return True
-
-    def _held(self, holder: dict[str, Any]) -> UserError:
-        return UserError(
-            f"{self._workdir} is being trained in by {_who(holder)}: wait for its end or stop it, or give another "
-            f"--workdir"
-        )
 
     def _now_there(self) -> int:
         """The time by the clock that gives files their times, in ns: that of a server may differ from ours."""
@@ -268,35 +258,13 @@ class Claim:
                     end_at_once(f"{self._workdir}: another train has taken over while this one stood still")
 
 
-def _machine() -> str:
-    """Of one running kernel: containers on it share its locks."""
-    with contextlib.suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return socket.gethostname()
+def held(workdir: Path | str, held_by: dict[str, Any]) -> UserError:
+    """Somebody else trains there."""
+    return UserError(
+        f"{workdir} is being trained in by {holder.who(held_by)}: wait for its end or stop it, or give another "
+        f"--workdir"
+    )
 
 
 def _read(file: int) -> dict[str, Any]:
-    try:
-        record = parse_json(os.pread(file, 4096, 0))
-    except ValueError:  # being written, or its writer was killed
-        record = {}
-    return record if isinstance(record, dict) else {}
-
-
-def _runs(holder: dict[str, Any]) -> bool:
-    """Whether the process is there, as far as can be told: another container numbers its own."""
-    if holder.get("host") != socket.gethostname():
-        return True
-    try:
-        os.kill(int(holder["pid"]), 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, LookupError, ValueError):
-        pass
-    return True
-
-
-def _who(holder: dict[str, Any]) -> str:
-    if not holder:
-        return "a process that has left no name"
-    return f"process {holder.get('pid')} on {holder.get('host')} (since {holder.get('since')})"
+    return holder.read(os.pread(file, 4096, 0))

@@ -15,6 +15,7 @@ from jaxmm import command
 from jaxmm.config import file as config_file
 from jaxmm.corpus import cache_folder
 from jaxmm.errors import UserError
+from jaxmm.workdir.spool import Spool
 
 CONFIG = """
 from ml_collections import ConfigDict
@@ -342,11 +343,16 @@ def test_an_error_of_the_program_stays_a_traceback():
 
 
 @pytest.mark.parametrize("config", ["file", "workdir", "none"])
-def test_a_workdir_at_a_url_is_refused_and_a_home_spelled_out(folder, monkeypatch, config):
+def test_a_workdir_at_a_url_is_a_folder_that_stands_for_it_and_a_home_is_spelled_out(folder, monkeypatch, config):
     file = ["--config=configs/base.py"] if config == "file" else []
-    with pytest.raises(UserError, match="--workdir=gs://bucket/run: a URL is not supported"):
-        command.parse([*file, "--workdir=gs://bucket/run"], FLAGS, config=config)
-    assert not (folder / "gs:").exists()
+    monkeypatch.setenv("JAXMM_SPOOL", f"{folder}/spools")
+    url = f"file://{folder}/store/run"
+    if config == "file":
+        assert Spool.of(Path(command.parse([*file, f"--workdir={url}"], FLAGS).workdir)).url == url
+    else:
+        with pytest.raises(UserError, match=f"--workdir={url}: there is nothing in the store"):
+            command.parse([f"--workdir={url}"], FLAGS, config=config)
+    assert not (folder / "file:").exists()
     monkeypatch.setenv("HOME", str(folder))
     assert command.parse([*file, "--workdir=~/runs/base"], FLAGS, config=config).workdir == f"{folder}/runs/base"
 

@@ -19,7 +19,8 @@ from jaxmm.errors import UserError
 
 SEED = 22
 FEW = {  # trials of each part in CI
-    "kills-train": 1, "kills-prepare": 1, "ray": 1, "signals": 1, "twins": 1, "checkpoints": 2, "prepared": 2,
+    "kills-train": 1, "kills-prepare": 1, "kills-store": 1, "ray": 1, "signals": 1, "twins": 1, "checkpoints": 2,
+    "prepared": 2,
     "disk": 2, "config-values": 3, "config-files": 2, "data": 10, "images": 2, "models": 1, "tokenizers": 4,
     "templates": 4, "prompts": 2,
 }  # fmt: skip
@@ -105,7 +106,12 @@ def test_the_table_counts_verdicts_by_part():
 
 
 def test_a_part_is_called_by_the_beginning_of_its_name():
-    assert [part.name for part in faults.parts_of("kills,images")] == ["kills-train", "kills-prepare", "images"]
+    assert [part.name for part in faults.parts_of("kills,images")] == [
+        "kills-train",
+        "kills-prepare",
+        "kills-store",
+        "images",
+    ]
     with pytest.raises(UserError, match=r"--part=imagse is no part.*did you mean 'images'"):
         faults.parts_of("imagse")
 

@@ -1,0 +1,205 @@
+"""Checkpoints in an object store: whole or not there, fetched part by part, pruned, sent again after an absence."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmm.checkpoints import checksums
+from jaxmm.checkpoints.checkpoint import Checkpoints
+from jaxmm.checkpoints.record import Record
+from jaxmm.checkpoints.stored import Stored
+from jaxmm.errors import UserError
+from jaxmm.workdir.folder import has_saved, note_first_save
+from jaxmm.workdir.objects import Objects, StoreAway
+from jaxmm.workdir.place import Place
+from jaxmm.workdir.spool import MARK, Spool
+
+RECORD = {
+    "position": 4, "steps": 8, "config": {}, "data": {}, "versions": {}, "examples_seen": 9, "plan": None,
+    "skipped_lines": 0,
+}  # fmt: skip
+
+
+class Machine:
+    """One on which a run trains with its workdir in a store."""
+
+    def __init__(self, folder: Path, place: Place):
+        if not folder.exists():
+            folder.mkdir()
+            (folder / MARK).write_text(f'{{"url": "{place.url}", "token": ""}}')
+        self.spool, self.lines = Spool(folder, place), list[str]()
+        self.was_last = self.spool.own()
+
+    def checkpoints(self, **options) -> Checkpoints:
+        workdir = self.spool.folder
+        return Checkpoints(workdir / "checkpoints", say=self.lines.append, **options)
+
+    def save(self, *steps: int, metrics: tuple[float | None, ...] = (), **options) -> None:
+        with self.checkpoints(on_save=lambda step: note_first_save(self.spool.folder, step), **options) as saving:
+            for step, metric in zip(steps, metrics or [None] * len(steps), strict=True):
+                saving.save(step, state(step), RECORD, metric)
+
+    @property
+    def stored(self) -> Stored:
+        found = Stored.of(self.spool.folder / "checkpoints")
+        assert found
+        return found
+
+
+def state(step: int) -> dict:
+    return {"params": {"w": jnp.arange(step, step + 4.0)}, "step": jnp.int32(step)}
+
+
+def restored(machine: Machine, step: int | None = None) -> int:
+    """The step of a checkpoint that is restored, its arrays compared."""
+    with machine.checkpoints() as checkpoints:
+        found = checkpoints.restore(state(0), step)
+    np.testing.assert_array_equal(found["params"]["w"], state(int(found["step"]))["params"]["w"])
+    return int(found["step"])
+
+
+@pytest.fixture
+def place(tmp_path):
+    return Place.read("", f"file://{tmp_path}/store/run")
+
+
+@pytest.fixture
+def machine(tmp_path, place):
+    return Machine(tmp_path / "one", place)
+
+
+def names(machine: Machine, step: int) -> list[str]:
+    return machine.spool.objects.names(f"checkpoints/{step}/")
+
+
+def test_what_is_saved_on_one_machine_is_restored_on_another(machine, tmp_path, place):
+    machine.save(4)
+    assert (tmp_path / "store/run/checkpoints/4/checksums.json").exists()
+    other = Machine(tmp_path / "two", place)
+    assert restored(other) == 4
+    assert checksums.verify(tmp_path / "two/checkpoints/4") is None
+    assert checksums.verify(tmp_path / "store/run/checkpoints/4") is None  # as it lies there it is a checkpoint
+    other.save(6)
+    assert restored(Machine(tmp_path / "three", place)) == 6
+
+
+def test_the_record_of_a_checkpoint_is_read_without_its_arrays(machine, tmp_path, place):
+    machine.save(4)
+    other = Machine(tmp_path / "two", place)
+    record = Record.newest(tmp_path / "two/checkpoints")
+    assert record is not None
+    assert record.position == 4
+    assert not (tmp_path / "two/checkpoints/4/state").exists()
+    assert restored(other) == 4
+
+
+def test_the_store_keeps_the_newest_and_the_best_of_all_machines(machine, tmp_path, place):
+    machine.save(2, 4, 6, metrics=(0.1, 0.5, 0.4), keep=2, keep_best=1)
+    assert machine.stored.steps() == [2, 4, 6]
+    other = Machine(tmp_path / "two", place)
+    assert restored(other) == 6
+    other.save(8, 10, metrics=(0.3, None), keep=2, keep_best=1)
+    assert other.stored.steps() == [2, 8, 10]
+    with other.checkpoints() as checkpoints:
+        assert checkpoints.best() == 2
+    assert names(other, 4) == []
+
+
+@pytest.mark.parametrize("at", ["first", "middle", "record"])
+def test_a_kill_between_any_two_writes_leaves_the_checkpoint_before(machine, tmp_path, place, monkeypatch, at):
+    machine.save(4)
+    whole = len(names(machine, 4))
+    upload, done = Objects.upload, []
+
+    def cut(self, path, name):
+        if name.startswith("checkpoints/6/"):
+            done.append(name)
+            if len(done) > {"first": 0, "middle": whole // 2, "record": whole - 1}[at]:
+                raise StoreAway("killed here")
+        upload(self, path, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Objects, "upload", cut)
+        with pytest.raises(UserError, match=r"step 6 is not in file://.*: killed here; it is whole in .*/6, and the"):
+            machine.save(6)
+    assert machine.stored.steps() == [4]
+    shutil.rmtree(machine.spool.folder)  # the machine is lost, and with it what was not sent
+    other = Machine(tmp_path / "two", place)
+    assert restored(other) == 4
+    other.save(6)
+    assert other.stored.steps() == [4, 6]
+    assert len(names(other, 6)) == whole
+    assert restored(Machine(tmp_path / "three", place)) == 6
+
+
+def test_what_a_store_that_was_away_lacks_is_sent_by_the_next_start(machine, place, monkeypatch):
+    machine.save(4)
+    with monkeypatch.context() as patch:
+        patch.setattr(Objects, "upload", lambda *_: (_ for _ in ()).throw(StoreAway("away")))
+        with pytest.raises(UserError, match="away"):
+            machine.save(6)
+    again = Machine(machine.spool.folder, place)
+    assert again.was_last
+    again.stored.send_left()
+    assert again.stored.steps() == [4, 6]
+
+
+def test_a_run_that_was_killed_before_it_noted_its_first_save_has_saved(machine, tmp_path, place):
+    machine.save(4)
+    machine.spool.objects.delete("first_save.json")
+    other = Machine(tmp_path / "two", place)
+    assert not has_saved(other.spool.folder)
+    other.stored.note_first_save()
+    assert has_saved(other.spool.folder)
+
+
+def test_a_changed_bit_in_the_store_is_found_and_the_older_one_taken(machine, tmp_path, place):
+    machine.save(4, 6)
+    file = max((tmp_path / "store/run/checkpoints/6/state").rglob("d/*"), key=lambda path: path.stat().st_size)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    other = Machine(tmp_path / "two", place)
+    assert restored(other) == 4
+    assert any("ignoring the damaged checkpoint file://" in line and "takes away its" in line for line in other.lines)
+    with other.checkpoints() as checkpoints:
+        assert checkpoints.latest() == 4
+        checkpoints.save(6, state(6), RECORD)
+    assert other.stored.steps() == [4, 6]
+    assert restored(Machine(tmp_path / "three", place)) == 6
+
+
+def test_an_object_that_is_gone_or_a_damaged_record_is_passed_over_with_a_line(machine, tmp_path, place):
+    machine.save(4, 6, keep=3)
+    (tmp_path / "store/run/checkpoints/6/state/_METADATA").unlink()
+    other = Machine(tmp_path / "two", place)
+    assert restored(other) == 4
+    assert "ignoring the incomplete checkpoint" in other.lines[0]
+    assert "state/_METADATA is missing" in other.lines[0]
+    (tmp_path / "store/run/checkpoints/4/checksums.json").write_text("{}")
+    with pytest.raises(UserError, match=r"file://.*/checkpoints holds no complete checkpoint"):
+        restored(Machine(tmp_path / "three", place))
+
+
+def test_a_changed_bit_in_the_copy_here_is_fetched_again(machine, tmp_path, place):
+    machine.save(4)
+    other = Machine(tmp_path / "two", place)
+    assert restored(other) == 4
+    file = max((tmp_path / "two/checkpoints/4/state").rglob("d/*"), key=lambda path: path.stat().st_size)
+    file.write_bytes(bytes(file.stat().st_size))
+    assert restored(other) == 4
+    assert other.lines == []
+
+
+def test_a_store_that_is_away_at_a_start_proves_nothing_of_its_checkpoints(machine, tmp_path, place, monkeypatch):
+    machine.save(4)
+    other = Machine(tmp_path / "two", place)
+    monkeypatch.setattr(Objects, "download", lambda *_: (_ for _ in ()).throw(StoreAway("it is away")))
+    with pytest.raises(UserError, match=r"cannot be read \(it is away\), which does not prove it broken"):
+        restored(other)
+    assert machine.stored.steps() == [4]
