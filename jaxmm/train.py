@@ -24,8 +24,8 @@ from ml_collections import ConfigDict
 
 from jaxmm import command
 from jaxmm.checkpoints.resume import as_it_was
-from jaxmm.config.address import parse_address
 from jaxmm.checkpoints.stored import Stored
+from jaxmm.config.address import parse_address
 from jaxmm.corpus import cache_folder
 from jaxmm.errors import UserError
 from jaxmm.runtime import startup
@@ -57,10 +57,15 @@ def main(argv: list[str], age: float = 0.0) -> int:
     startup.join_processes()
     startup.keep_compiled(cache_folder(args.config))
     startup.split_cpu(args.config.mesh, args.config.batch_size // max(args.config.accumulation, 1))
-    if jax.process_count() > 1 and Spool.of(workdir):
-        raise UserError(f"--workdir={name_of(workdir)}: a run of several processes needs a folder that all of them see")
     check_writers(args.config)  # asks JAX which process this is, after which it cannot be split
+    spool = Spool.of(workdir)
+    if spool and jax.process_index():
+        spool = spool.for_process(jax.process_index())
+        workdir = spool.folder
     with claimed(workdir), served(args.config, workdir) as endpoint:
+        if spool and jax.process_index():
+            spool.empty()
+            spool.fetch()
         args.config = as_it_was(args.config, workdir)
         run = Run(args.config, workdir, args.config_name)
         if run.start >= run.steps and not (workdir / SUMMARY).exists():
@@ -90,7 +95,9 @@ def served(config: ConfigDict, workdir: Path) -> Iterator[Endpoint | None]:
         with Barrier("prometheus").agreed("config.log.prometheus"):
             if config.log.prometheus and jax.process_index() == 0:
                 address = parse_address(config.log.prometheus, "config.log.prometheus")
-                endpoint = stack.enter_context(contextlib.closing(Endpoint(*address, workdir.resolve().name)))
+                endpoint = stack.enter_context(
+                    contextlib.closing(Endpoint(*address, name_of(workdir.resolve()).rpartition("/")[2]))
+                )
                 print(f"figures for Prometheus: {endpoint.url}", file=sys.stderr)
         yield endpoint
 

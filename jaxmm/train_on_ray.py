@@ -13,6 +13,7 @@ from pathlib import Path
 from jaxmm import command
 from jaxmm.errors import UserError, extra
 from jaxmm.runtime.ray_job import Workers, run
+from jaxmm.workdir.spool import Spool, name_of
 
 FLAGS: command.Flags = {
     "workdir": ("", "folder of the run; default: runs/<name of the config file>"),
@@ -30,6 +31,10 @@ def main(argv: list[str]) -> int:
     args = command.parse(argv, FLAGS, about=__doc__ or "")
     workdir = Path(args.workdir or f"runs/{args.config_name}").absolute()
     command.check_folder("--workdir", workdir)
+    if Spool.of(workdir):
+        raise UserError(
+            f"--workdir={name_of(workdir)}: a run on Ray needs a folder that all machines of the cluster see"
+        )
     own = [(name, text) for name, text in command.split(argv, FLAGS) if name not in (*OWN, "workdir")]
     rest = [f"--{name}" if text is None else f"--{name}={text}" for name, text in own]
     run([*rest, f"--workdir={workdir}"], workers_of(args), name=workdir.name, storage=str(workdir / "ray"))

@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import json
 import math
+import secrets
 import shutil
 import sys
 import threading
@@ -25,9 +26,10 @@ import jax
 from jaxmm.checkpoints import checksums
 from jaxmm.checkpoints.checksums import META, METRICS, STATE, Fault
 from jaxmm.checkpoints.manager import METRIC_KEY, make_manager, restore_args
+from jaxmm.checkpoints.parted import Parts
 from jaxmm.checkpoints.stored import Stored, local_steps
 from jaxmm.errors import StrandedError, UserError
-from jaxmm.runtime.barrier import Barrier
+from jaxmm.runtime.barrier import SECONDS, Barrier
 from jaxmm.workdir.objects import StoreError
 
 if TYPE_CHECKING:  # importing it takes a third of a second: methods do, once a run has begun
@@ -77,6 +79,7 @@ class Checkpoints:
         self._stored = Stored.of(self.folder)  # where the workdir is in a store
         self._sending: threading.Thread | None = None
         self._unsent: Exception | None = None  # why the last save is not in the store
+        self._parts: Parts | None = None  # of a job of several processes, none of which sees another's spool
         self._sealing, self._has_failed = 0, False  # its step, for Orbax's thread; whether the last save failed
         self._faults: dict[int, Fault | None] = {}
         self._verified: set[tuple[int, str]] = set()  # (step, part) whose bytes were found to be those written
@@ -177,7 +180,7 @@ class Checkpoints:
             )
         except (OSError, ValueError) as error:
             raise self._save_failed(step, error) from error
-        if self._stored and jax.process_index() == 0:
+        if self._stored:
             self._sending = threading.Thread(target=self._send, args=(manager, self._stored, step), daemon=True)
             self._sending.start()
 
@@ -200,24 +203,28 @@ class Checkpoints:
         """Sends the save in flight to the store once it is whole here; in a thread."""
         while manager.is_saving_in_progress():
             time.sleep(0.02)
-        if not self._path(step).is_dir():
-            return  # it has failed, which the manager tells
         try:
-            stored.send(step)
-            stored.prune(self._keep, self._keep_best)
+            if self._parts:
+                self._parts.send(step, SECONDS)
+            elif self._path(step).is_dir():  # else it has failed, which the manager tells
+                stored.send(step)
+            if jax.process_index() == 0:
+                stored.prune(self._keep, self._keep_best)
         except (StoreError, OSError) as error:
             self._unsent = error
 
     def _wait_for_store(self, stored: Stored, step: int) -> None:
-        """Returns when the save is in the store, in all processes."""
+        """Returns when the save is in the store."""
         if self._sending:
             self._sending.join()
         error, self._sending, self._unsent = self._unsent, None, None
-        if self._barrier.largest(int(error is not None), f"the checkpoint of step {step} in the store"):
-            raise UserError(
-                f"the checkpoint of step {step} is not in {stored.url}: {error or 'the log of process 0 says why'}; it "
-                f"is whole in {self._path(step)}, and the same command on this machine sends it first"
+        if error:
+            way = (
+                f"; it is whole in {self._path(step)}, and the same command on this machine sends it first"
+                if self._parts is None
+                else ""
             )
+            raise UserError(f"the checkpoint of step {step} is not in {stored.url}: {error}{way}") from error
 
     def settle(self) -> None:
         """What ``wait`` does, if the save in flight is complete already."""
@@ -400,7 +407,13 @@ class Checkpoints:
                 for step in (step for step in local_steps(self.folder) if (step, "") not in self._verified):
                     self._stored.forget(step)
             self._faults = {step: fault for step, fault in self._faults.items() if not (fault and fault.is_proven)}
-            self._manager = make_manager(self.folder, self._keep, self._keep_best, self._seal)
+            if self._stored and jax.process_count() > 1:
+                number = secrets.randbelow(1 << 40) + 1 if jax.process_index() == 0 else 0
+                job = self._barrier.largest(number, "the first save")
+                self._parts = Parts(self._stored, jax.process_index(), jax.process_count(), job)
+            self._manager = make_manager(
+                self.folder, self._keep, self._keep_best, self._seal, shares_disk=self._parts is None
+            )  # fmt: skip
         return self._manager
 
     def _seal(self) -> None:

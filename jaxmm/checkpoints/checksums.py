@@ -75,9 +75,9 @@ def write_record(folder: Path) -> None:
     """Adds the record to a folder of files that are all there. Reads them back, so that it says what the disk holds."""
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     with ThreadPoolExecutor(_THREADS) as threads:
-        entries = dict(zip(names, threads.map(lambda name: _entry(folder, name), names), strict=True))
+        entries = dict(zip(names, threads.map(lambda name: entry(folder / name), names), strict=True))
     with (folder / RECORD).open("w") as out:
-        out.write(_text(entries))
+        out.write(record_text(entries))
         out.flush()
         os.fsync(out.fileno())
 
@@ -116,7 +116,7 @@ def verify(folder: Path, part: str = "", share: tuple[int, int] = (0, 1)) -> Fau
 
     def judged(name: str) -> Fault | None:
         try:
-            is_same = _entry(folder, name) == entries[name]
+            is_same = entry(folder / name) == entries[name]
         except OSError as error:
             return Fault(f"{name}: {error.strerror}", False)
         return None if is_same else Fault(f"the bytes of {name} are not those that were written", True, True)
@@ -137,7 +137,7 @@ def parse_record(data: bytes) -> dict[str, Entry] | None:
     try:
         text = data.decode()
         entries = {str(name): Entry(*entry) for name, entry in parse_json(text)["files"].items()}
-        return entries if _text(entries) == text else None
+        return entries if record_text(entries) == text else None
     except (ValueError, LookupError, TypeError, AttributeError):
         return None
 
@@ -150,9 +150,10 @@ class _Found(Exception):
         self.fault = fault
 
 
-def _entry(folder: Path, name: str) -> Entry:
-    path, size, crc32 = folder / name, 0, 0
-    if name == _STEP:  # as it is without the time: 0 bytes or more
+def entry(path: Path) -> Entry:
+    """What the record says of a file."""
+    size, crc32 = 0, 0
+    if path.name == _STEP:  # as it is without the time: 0 bytes or more
         with contextlib.suppress(ValueError, AttributeError):
             rest = {key: value for key, value in parse_json(path.read_bytes()).items() if key != _COMMIT}
             crc32 = zlib.crc32(json.dumps(rest).encode())
@@ -163,7 +164,7 @@ def _entry(folder: Path, name: str) -> Entry:
     return Entry(size, crc32)
 
 
-def _text(entries: Mapping[str, Entry]) -> str:
+def record_text(entries: Mapping[str, Entry]) -> str:
     """The record, with a checksum of its own: one text for each content, so that a changed byte shows."""
     files = {name: [entry.bytes, entry.crc32] for name, entry in entries.items()}
     return json.dumps({"crc32": zlib.crc32(json.dumps(files).encode()), "files": files}, indent=1) + "\n"

@@ -37,13 +37,16 @@ logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not 
 logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
 
 
-def make_manager(folder: Path, keep: int, keep_best: int, before_rename: Callable[[], None]) -> ocp.CheckpointManager:
+def make_manager(
+    folder: Path, keep: int, keep_best: int, before_rename: Callable[[], None], shares_disk: bool = True
+) -> ocp.CheckpointManager:
     """A manager that saves in the background. It begins with a barrier, so that all processes list the same steps.
 
     Args:
       keep: how many of the newest checkpoints stay.
       keep_best: how many of those with the lowest metric stay, besides.
       before_rename: called in Orbax's thread when the files of a save are whole, before the rename that makes it count.
+      shares_disk: whether all processes write into one folder.
     """
     import orbax.checkpoint as ocp
     from orbax.checkpoint import checkpoint_managers
@@ -60,7 +63,7 @@ def make_manager(folder: Path, keep: int, keep_best: int, before_rename: Callabl
     ]
     return ocp.CheckpointManager(
         folder,
-        handler_registry=_handlers(),
+        handler_registry=_handlers(shares_disk),
         options=ocp.CheckpointManagerOptions(
             best_fn=_read_metric,
             best_mode="min",
@@ -75,11 +78,11 @@ def _read_metric(metrics: Mapping[str, float]) -> float:
     return metrics[METRIC_KEY]
 
 
-def _handlers() -> ocp.handlers.CheckpointHandlerRegistry:
+def _handlers(shares_disk: bool) -> ocp.handlers.CheckpointHandlerRegistry:
     """How the items of a checkpoint are written and read."""
     import orbax.checkpoint as ocp
 
-    types = ocp.type_handlers.create_type_handler_registry((jax.Array, orbax_array_handler(SLICED_BYTES)))
+    types = ocp.type_handlers.create_type_handler_registry((jax.Array, orbax_array_handler(SLICED_BYTES, shares_disk)))
     state, meta = ocp.PyTreeCheckpointHandler(type_handler_registry=types), ocp.JsonCheckpointHandler()
     handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
     for item, args, handler in (

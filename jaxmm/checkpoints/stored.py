@@ -10,11 +10,11 @@ import collections
 import math
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from jaxmm.checkpoints import checksums
-from jaxmm.checkpoints.checksums import METRICS, RECORD, Fault
+from jaxmm.checkpoints.checksums import METRICS, RECORD, STATE, Fault
 from jaxmm.checkpoints.manager import METRIC_KEY
 from jaxmm.json_text import parse_json
 from jaxmm.workdir.folder import has_saved, note_first_save
@@ -34,7 +34,8 @@ class Stored:
 
     def __init__(self, spool: Spool, folder: Path) -> None:
         self.url = f"{spool.url}/{CHECKPOINTS}"
-        self._spool, self._objects, self._folder = spool, spool.objects, folder
+        self.folder = folder
+        self._spool, self._objects = spool, spool.objects
 
     @classmethod
     def of(cls, folder: Path) -> Stored | None:
@@ -64,7 +65,7 @@ class Stored:
 
     def fetch(self, step: int, part: str = "") -> Fault | None:
         """Copies the files of a checkpoint, or of one part of it, that are not here yet. Returns why it could not."""
-        local = self._folder / str(step)
+        local = self.folder / str(step)
         try:
             data = self._objects.read(self._name(step, RECORD))
             entries = checksums.parse_record(data or b"")
@@ -87,9 +88,51 @@ class Stored:
 
     def forget(self, step: int) -> None:
         """Removes what is here of a checkpoint."""
-        shutil.rmtree(self._folder / str(step), ignore_errors=True)
+        shutil.rmtree(self.folder / str(step), ignore_errors=True)
+
+    def has(self, step: int) -> bool:
+        """Whether a checkpoint has been written to its end."""
+        return self._objects.read(self._name(step, RECORD)) is not None
+
+    def names(self, step: int) -> list[str]:
+        """The objects of a step, by their names in its folder."""
+        inside = self._name(step, "")
+        return [name.removeprefix(inside) for name in self._objects.names(inside)]
+
+    def read(self, step: int, name: str) -> bytes | None:
+        """One object of a step; None where there is none."""
+        return self._objects.read(self._name(step, name))
+
+    def fetch_one(self, step: int, name: str) -> None:
+        """Copies one file of a step."""
+        self._objects.download(self._name(step, name), self.folder / str(step) / name)
 
     # Writing
+
+    def write(self, step: int, name: str, data: bytes) -> None:
+        """Puts one object of a step there."""
+        self._objects.write(self._name(step, name), data)
+
+    def delete(self, step: int, names: Iterable[str]) -> None:
+        """Deletes objects of a step."""
+        self._objects.delete_all(self._name(step, name) for name in names)
+
+    def send_files(self, step: int, paths: Mapping[str, Path]) -> None:
+        """Sends files by their names in the folder of a step."""
+        self._objects.each(lambda name: self._objects.upload(paths[name], self._name(step, name)), paths)
+
+    def join(self, step: int, parts: Sequence[str]) -> list[str]:
+        """Writes one index over the array stores of a step's state. Returns the names of its files."""
+        state = f"{STATE}/"
+        self.delete(step, [name for name in self.names(step) if name.startswith((f"{state}manifest", f"{state}d/"))])
+        self._objects.join_array_stores(self._name(step, state), [f"{part}/" for part in parts])
+        return [name for name in self.names(step) if name.startswith((f"{state}manifest", f"{state}d/"))]
+
+    def seal(self, step: int) -> None:
+        """Makes a checkpoint count whose other files are there, after all small files that it counts on."""
+        self._spool.send()
+        self._objects.delete(self._name(step, WHY))
+        self._objects.upload(self.folder / str(step) / RECORD, self._name(step, RECORD))
 
     def send(self, step: int) -> None:
         """Sends a checkpoint that is whole in the spool, after all small files that it counts on.
@@ -97,17 +140,14 @@ class Stored:
         Raises:
           StoreError: if the store refuses or is away; what is there of it does not count.
         """
-        there, local = self._by_step().get(step, set()), self._folder / str(step)
+        there, local = self._by_step().get(step, set()), self.folder / str(step)
         if RECORD in there:
             return
         self._objects.delete_all(self._name(step, name) for name in there)  # of a save that was cut short
-        names = [path.relative_to(local).as_posix() for path in local.rglob("*") if path.is_file()]
-        self._objects.each(
-            lambda name: self._objects.upload(local / name, self._name(step, name)),
-            [name for name in names if name != RECORD],
-        )
-        self._spool.send()
-        self._objects.upload(local / RECORD, self._name(step, RECORD))
+        paths = {path.relative_to(local).as_posix(): path for path in local.rglob("*") if path.is_file()}
+        paths.pop(RECORD, None)
+        self.send_files(step, paths)
+        self.seal(step)
 
     def send_left(self) -> None:
         """Sends the checkpoints that are whole here and newer than all that are there; removes the others here.
@@ -115,14 +155,14 @@ class Stored:
         Only for a spool that was the last to write.
         """
         newest = max(self.steps(), default=-1)
-        for step in local_steps(self._folder):
-            is_whole = checksums.has_record(self._folder / str(step)) and not checksums.verify(self._folder / str(step))
+        for step in local_steps(self.folder):
+            is_whole = checksums.has_record(self.folder / str(step)) and not checksums.verify(self.folder / str(step))
             if step > newest and is_whole:
                 self.send(step)
 
     def note_first_save(self) -> None:
         """Notes in the spool that the run has saved, if it was killed after its first save and before it noted that."""
-        workdir, steps = self._folder.parent, self.steps()
+        workdir, steps = self.folder.parent, self.steps()
         if steps and not has_saved(workdir):
             note_first_save(workdir, steps[0])
 

@@ -75,9 +75,18 @@ class Barrier:
         """
         return self._answer(numbers, jax.process_index(), where, lambda shares: shares)
 
-    def _answer(
-        self, numbers: Sequence[float], share: int, where: str, made_of: Callable[[list[list[float]]], Any]
-    ) -> Any:
+    def gathered(self, items: Sequence[Any], where: str) -> list[Any]:
+        """The items of all processes, of JSON, in the order of the processes; the same in all of them.
+
+        Args:
+          where: what they meet for, for the error.
+
+        Raises:
+          StrandedError: naming the processes that did not come in time.
+        """
+        return list(self._answer(items, jax.process_index(), where, lambda shares: [x for one in shares for x in one]))
+
+    def _answer(self, numbers: Sequence[Any], share: int, where: str, made_of: Callable[[list[list[Any]]], Any]) -> Any:
         """What process 0 makes of the numbers of all shares, in their order; the same in all processes.
 
         Process 0 alone reads them: if all did, a job of thousands would read millions of values at each meeting, and

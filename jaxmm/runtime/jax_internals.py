@@ -107,11 +107,14 @@ def settings() -> list[tuple[str, str]]:
 # Checkpoints
 
 
-def orbax_array_handler(sliced_bytes: int) -> Any:
+def orbax_array_handler(sliced_bytes: int, has_notes: bool = True) -> Any:
     """Orbax's handler of arrays, which writes replicated ones below this size from one device.
 
     The store of what Orbax notes of each array has no public name; without it the notes are left out, and all that we
     save is read the same.
+
+    Args:
+      has_notes: False for processes that share no disk: they would wait for the first to make a folder on it.
     """
     import orbax.checkpoint as ocp
 
@@ -120,5 +123,5 @@ def orbax_array_handler(sliced_bytes: int) -> Any:
     except ImportError:
         notes = None
     else:
-        notes = Store()
+        notes = Store() if has_notes else None
     return ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=sliced_bytes, array_metadata_store=notes)

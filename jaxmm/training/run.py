@@ -37,7 +37,7 @@ from jaxmm.training.step import TrainState
 from jaxmm.workdir import own_folders
 from jaxmm.workdir.folder import has_saved, note_first_save
 from jaxmm.workdir.kept_folders import TOKENIZER, keep_tokenizer
-from jaxmm.workdir.spool import name_of
+from jaxmm.workdir.spool import Spool, name_of
 
 
 class Run:
@@ -88,7 +88,12 @@ class Run:
         self.plan = make_plan(config, self.corpus, self.budgets, self._origin(), self.identity.data["plan"])
         self.steps = read_steps(config, self.plan)
         known = self.record.skipped_lines if self.record else 0
-        self.skipped = SkippedFile(workdir / "skipped.jsonl", known, writes=self.is_first)
+        meeting = Barrier("skipped")
+        has_own = jax.process_count() > 1 and Spool.of(workdir) is not None  # a file of its own in each process
+        self.skipped = SkippedFile(
+            workdir / "skipped.jsonl", known, writes=self.is_first or has_own,
+            gather=(lambda items: meeting.gathered(items, "what was skipped")) if has_own else None,
+        )  # fmt: skip
         self.program = make_program(
             config, self.recipe, steps=self.steps, targets=self.budgets.targets, sources=len(self.corpus.lengths)
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,15 @@ class SkippedFile:
       lines: of it that the checkpoint gone on from knew of: later ones are dropped, as their steps are done again. None
         keeps all, and counts none of them as met.
       writes: whether this process of the job drops them.
+      gather: of a job whose processes have a file each, gives to all what one has: (items) to the items of all.
     """
 
-    def __init__(self, path: Path, lines: int | None = None, writes: bool = True) -> None:
-        self._path = path
+    def __init__(
+        self, path: Path, lines: int | None = None, writes: bool = True,
+        gather: Callable[[list[dict[str, Any]]], list[dict[str, Any]]] | None = None,
+    ) -> None:  # fmt: skip
+        self._path, self._gather = path, gather
+        self._new: list[dict[str, Any]] = []  # that the other processes do not know of
         lines_there = read_lines(path)
         known = lines_there[:lines]
         self._seen = {self._key(item) for item in known}
@@ -42,7 +47,7 @@ class SkippedFile:
     def note(self, items: Iterable[Mapping[str, Any]]) -> None:
         """Adds what preparing left out."""
         for item in items:
-            self.add(item["file"], item["record"], item["reason"])
+            self._add({key: item[key] for key in ("file", "record", "reason")})
             self._noted.add(self._key(item))
 
     def __len__(self) -> int:
@@ -50,11 +55,22 @@ class SkippedFile:
 
     def reread(self) -> None:
         """Takes in what the other processes of the job have added."""
-        self._seen |= {self._key(item) for item in read_lines(self._path)}
+        if self._gather is None:
+            self._seen |= {self._key(item) for item in read_lines(self._path)}
+            return
+        new, self._new = self._new, []
+        for item in self._gather(new):
+            self._add(item)
 
     def add(self, file: str, record: str | int, reason: str) -> bool:
         """Records one; returns whether it was new."""
         item = {"file": file, "record": record, "reason": reason}
+        is_new = self._add(item)
+        if is_new:
+            self._new.append(item)
+        return is_new
+
+    def _add(self, item: Mapping[str, Any]) -> bool:
         if self._key(item) in self._seen:
             return False
         self._seen.add(self._key(item))

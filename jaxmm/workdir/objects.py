@@ -7,7 +7,7 @@ import random
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -130,6 +130,27 @@ class Objects:
     def _read_part(self, name: str, part: slice | None) -> tensorstore.KvStore.ReadResult:
         return self._tried(f"reading {name}", lambda store: store.read(name, byte_range=part))
 
+    def join_array_stores(self, inside: str, parts: Sequence[str]) -> None:
+        """Writes an index over OCDBT array stores, which lie in folders of one that gets it; all names end in '/'."""
+        import tensorstore
+
+        def opened(name: str) -> tensorstore.KvStore:
+            base = self.place.spec
+            base["path"] += name
+            return tensorstore.KvStore.open({"driver": "ocdbt", "base": base}, context=self._context).result()
+
+        def join(store: tensorstore.KvStore) -> tensorstore.Future[Any]:
+            whole, transaction = opened(inside), tensorstore.Transaction(atomic=True)
+            copies = [
+                opened(f"{inside}{part}").experimental_copy_range_to(whole.with_transaction(transaction))
+                for part in parts
+            ]
+            for copy in copies:
+                copy.result()
+            return transaction.commit_async()
+
+        self._tried(f"joining {inside}", join)
+
     def each(self, do: Callable[[Any], object], items: Iterable[Any]) -> None:
         """Does something with each item, several at a time. Raises the first error."""
         with ThreadPoolExecutor(_THREADS) as threads:
@@ -140,7 +161,8 @@ class Objects:
         import tensorstore
 
         if self._opened is None:
-            self._opened = tensorstore.KvStore.open(self.place.spec).result()
+            self._context = tensorstore.Context(self.place.context)
+            self._opened = tensorstore.KvStore.open(self.place.spec, context=self._context).result()
         return self._opened
 
     def _tried(self, what: str, begin: Callable[[tensorstore.KvStore], tensorstore.Future[T]]) -> T:

@@ -59,7 +59,7 @@ class Place(NamedTuple):
             return spec | {"path": f"/{self.path}/"}
         spec["bucket"] = self.bucket
         if self.scheme == "gs":
-            return spec | {"context": {"gcs_request_retries": _RETRIES}}
+            return spec
         env = os.environ
         region = env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION")
         if endpoint := env.get("AWS_ENDPOINT_URL_S3") or env.get("AWS_ENDPOINT_URL"):
@@ -68,7 +68,12 @@ class Place(NamedTuple):
             spec["aws_region"] = region
         if "AWS_ACCESS_KEY_ID" in env:  # else the files of a profile and the machine's own are asked, with many words
             spec["aws_credentials"] = {"type": "environment"}
-        return spec | {"context": {"s3_request_retries": _RETRIES}}
+        return spec
+
+    @property
+    def context(self) -> dict[str, Any]:
+        """TensorStore's spec of what all that is opened there shares."""
+        return {f"{DRIVERS[self.scheme]}_request_retries": _RETRIES} if self.bucket else {}
 
 
 def is_url(text: str) -> bool:

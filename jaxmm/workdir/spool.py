@@ -69,6 +69,10 @@ class Spool:
         url = read_json(folder / MARK).get("url")
         return cls(folder, Place.read("--workdir", url)) if isinstance(url, str) else None
 
+    def for_process(self, number: int) -> Spool:
+        """That of another process than the first of a job, which may have the disk of the first or another."""
+        return Spool.make(self.objects.place, f".process{number}")
+
     @property
     def url(self) -> str:
         return self.objects.place.url

@@ -376,6 +376,27 @@ def test_a_skipped_record_is_listed_once_over_resumes_and_kills(tmp_path):
     ]
 
 
+def test_processes_with_a_file_each_list_what_all_have_skipped(tmp_path):
+    items: list[dict] = []
+
+    def gather(new):  # the other process met a record of its own, and one that this one has too
+        items.extend(new)
+        return [
+            *new,
+            {"file": "b.json", "record": 9, "reason": "gone"},
+            {"file": "a.json", "record": 1, "reason": "gone"},
+        ]
+
+    skipped = SkippedFile(tmp_path / "skipped.jsonl", gather=gather)
+    skipped.note([{"file": "c.json", "record": 0, "reason": "empty"}])
+    skipped.add("a.json", 1, "gone")
+    for _ in range(2):
+        skipped.reread()
+    assert items == [{"file": "a.json", "record": 1, "reason": "gone"}]
+    assert [line["file"] for line in read(tmp_path / "skipped.jsonl")] == ["c.json", "a.json", "b.json"]
+    assert skipped.met == 2
+
+
 def test_what_later_steps_skipped_is_dropped_and_what_preparing_left_out_is_not_met(tmp_path):
     path = tmp_path / "skipped.jsonl"
     left_out = [{"file": "b.json", "record": 1, "reason": "empty"}]
