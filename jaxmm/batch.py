@@ -225,13 +225,13 @@ class AudioSpec:
             raise ValueError("a piece without an end cannot be filled")
 
 
-GRIDS = ("aspect", "cover", "shown", "bordered", "none")
+GRIDS = ("aspect", "cover", "shown", "slices", "bordered", "none")
 POOLED_FROM = 1.1  # times the side that may be, from which soft tokens are pooled
 
 
 @dataclasses.dataclass(frozen=True)
 class SplitSpec:
-    """How a large picture becomes squares of a grid, each a tile, and the whole picture after them.
+    """How a large picture becomes squares of a grid, each a tile, and the whole picture, one more.
 
     Attributes:
       side: of a square in pixels.
@@ -241,11 +241,13 @@ class SplitSpec:
         the whole is resized from these (Idefics 3). "shown": of ``sizes``, the one in which most of a picture's pixels
         are shown, its aspect kept, and fewest are none of it: black ones around it. The soft tokens of the squares are
         read as one picture, row by row over all of them, without those of black pixels alone, and the model's own
-        vector ends each row; the whole picture's, a square too, stand before (LLaVA-NeXT). "bordered": no squares,
-        but a border of the colour ``border`` makes the whole picture one, and the model's vector ends it. "none":
-        resized to ``longest`` too, but never split.
-      least, most, above, longest, sizes, border: as above, for the grids that have them; ``sizes`` are (height, width)
-        in pixels.
+        vector ends each row; the whole picture's, a square too, stand before (LLaVA-NeXT). "slices": where the longer
+        side is ``above`` times the shorter one or more, it is cut into as many slices as it is times as long, 2 to
+        ``most``, if no side of them is below ``least_slice``; each is resized to a square. The whole picture, a square
+        too, stands before (Gemma 3). "bordered": no squares, but a border of the colour ``border`` makes the whole
+        picture one, and the model's vector ends it. "none": resized to ``longest`` too, but never split.
+      least, most, above, longest, sizes, border, least_slice: as above, for the grids that have them; ``sizes`` are
+        (height, width) in pixels.
       pooled_above: above 0, the soft tokens of squares that are read as one picture are resized bilinearly to those of
         so many squares, if they are more by ``POOLED_FROM`` along a side (LLaVA-OneVision).
       beside: how a picture is split that is not the only one of its document; None is as one that is.
@@ -253,8 +255,10 @@ class SplitSpec:
         the texts below it is no target.
       between: text before that of each square but the first.
       row_end: text after the last square of a row.
-      whole: text before the whole picture behind its squares.
+      whole: text between the squares and the whole picture, whichever stands before.
       alone: text before a picture that is not split.
+      intro: text before a picture that is split and what stands before every picture. It is tokenized with the text
+        around the picture, so prepared data has it (``data/text/intros.py``).
     """
 
     side: int
@@ -272,6 +276,8 @@ class SplitSpec:
     row_end: str = ""
     whole: str = ""
     alone: str = ""
+    least_slice: int = 0
+    intro: str = ""
 
     def __post_init__(self) -> None:
         if self.grid not in GRIDS:
@@ -284,6 +290,15 @@ class SplitSpec:
             raise ValueError("there must be sizes for pictures that are shown in one of them")
         if any(length < self.side or length % self.side for size in self.sizes for length in size):
             raise ValueError(f"the sizes {self.sizes} of pictures must be whole squares of {self.side} pixels")
+        if self.grid == "slices" and not (2 <= self.most <= self.least_slice and self.above >= 1):
+            raise ValueError(
+                f"a picture above {self.above} times as long as wide is cut into 2 to {self.most} slices of "
+                f"{self.least_slice} pixels or more: 1 or above, 2 or above, and no fewer pixels than slices"
+            )
+        if (self.least_slice or self.intro) and self.grid != "slices":
+            raise ValueError("slices, and no others, have a least side and text before the whole picture")
+        if self.row_end and self.grid == "slices":
+            raise ValueError("slices are one row or one column: no text ends their rows")
         if self.ends_rows and self.has_text:
             raise ValueError("squares that are read as one picture have no text between them")
         if (self.grid == "bordered") != (len(self.border) == 3):
@@ -297,6 +312,11 @@ class SplitSpec:
     def ends_rows(self) -> bool:
         """Whether the model's own vector ends rows of soft tokens."""
         return self.grid in ("shown", "bordered")
+
+    @property
+    def whole_first(self) -> bool:
+        """Whether the whole picture is read before its squares; it travels behind them all the same."""
+        return self.grid in ("shown", "slices")
 
     @property
     def has_text(self) -> bool:
@@ -333,7 +353,7 @@ class ImageSpec:
       window: side, in patches, of the windows whose patches travel together; 0 is none.
       class_tokens: learned tokens of each image, which travel after its patches; with padding they fill merge groups.
       text_axes: coordinates of a text position: 3 where soft tokens have a row and a column of their own (Qwen-VL).
-      bidirectional: the soft tokens of an image see each other both ways (Gemma 3).
+      bidirectional: the soft tokens of an image, or of each of its tiles, see each other both ways (Gemma 3).
       prefix: all that stands before a document's answer does (PaliGemma).
       is_sighted: whether the model has a vision tower at all.
       split: how large pictures become several tiles with text between them; None where they do not.
@@ -372,7 +392,7 @@ class ImageSpec:
         clips = {name: values.pop(name) for name in ("video", "audio")}
         clips["video"] = self.video and self.video.key()
         split = [of_split] if (of_split := values.pop("split")) else []
-        for later in ("sizes", "border", "pooled_above", "beside"):
+        for later in ("sizes", "border", "pooled_above", "beside", "least_slice", "intro"):
             if of_split and not of_split[later]:
                 del of_split[later]
         more = [] if values.pop("is_sighted") else ["blind"]
@@ -445,8 +465,10 @@ class ImageSpec:
         if self.max_tiles > 1 and (self.crop or self.window or self.text_axes > 1):
             raise ValueError("an image of several tiles has no crop, windows or axes of text")
         if self.split:
-            if self.max_tiles > 1 or self.crop or self.window or self.text_axes > 1 or self.bidirectional:
-                raise ValueError("a picture that is split has no other tiles, crop, windows, axes of text or blocks")
+            if self.max_tiles > 1 or self.crop or self.window or self.text_axes > 1:
+                raise ValueError("a picture that is split has no other tiles, crop, windows or axes of text")
+            if self.bidirectional and (not self.side or self.newline):
+                raise ValueError("tiles that see both ways in themselves alone are squares, split, of one size")
             if self.split.side // self.patch_size % self.merge or self.side not in (0, self.split.side):
                 raise ValueError(f"the side {self.split.side} of a square must be whole soft tokens of {factor} pixels")
         if self.newline != (self.split is not None and self.split.ends_rows):

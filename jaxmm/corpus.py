@@ -26,7 +26,7 @@ from jaxmm.data.prepare.progress import Progress
 from jaxmm.data.prepare.remote import default_cache
 from jaxmm.data.reading import Reading
 from jaxmm.data.sources import read_sources
-from jaxmm.data.text import boxes
+from jaxmm.data.text import boxes, intros
 from jaxmm.data.text.template import ChatOptions, Template
 from jaxmm.errors import UserError
 from jaxmm.workdir.folder import local
@@ -103,11 +103,12 @@ def load_corpus(
             raise UserError("config.data.val_size: the demo has held-out data of its own: leave it out")
         if path:
             sources = read_sources(path, list(shares), reading)
-        progress = Progress()
+        progress, sources = Progress(), [intros.of_source(source, image) for source in sources]
         opened = [Prepared(prepare(source, template, cache / "prepared", progress=progress)) for source in sources]
     for prepared in opened:
         check(taken_as(prepared.meta.get("media", ())))
         _check_boxes(prepared, reading)
+        _check_intros(prepared, image)
         _check_preferences(prepared, reading)
         if not prepared.is_checked:
             Progress().say(
@@ -140,6 +141,17 @@ def _check_boxes(prepared: Prepared, reading: Reading) -> None:
         raise UserError(
             f"{prepared.folder} was prepared with {boxes.in_words(was)}, this run asks for {boxes.in_words(wanted)}: "
             f"set {keys} as they were, or prepare it again"
+        )
+
+
+def _check_intros(prepared: Prepared, image: ImageSpec) -> None:
+    """Raises UserError for text before pictures that was written for other tiles than the run's."""
+    was, wanted = prepared.meta.get("intros", {}), intros.settings(image)
+    if was != wanted:
+        raise UserError(
+            f"{prepared.folder} was prepared with the text before {intros.in_words(was)}, this run has "
+            f"{intros.in_words(wanted)}: set do_pan_and_scan and pan_and_scan_* of the model folder's "
+            f"preprocessor_config.json as they were, or give the raw data"
         )
 
 

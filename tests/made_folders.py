@@ -58,6 +58,10 @@ SPLIT = {
         "encoder_patch_size": 4, "downsample_factor": 2,
     },
     "idefics3": {"do_image_splitting": True, "resample": 1},
+    "gemma3": {
+        "do_pan_and_scan": True, "pan_and_scan_min_crop_size": 16, "pan_and_scan_max_num_crops": None,
+        "pan_and_scan_min_ratio_to_activate": 1.5,
+    },
 }  # fmt: skip
 # InternVL's own.
 CHAT = (
@@ -117,6 +121,42 @@ USER_CHAT = (
     "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}{% endif %}<end_of_utterance>\n"
     "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
+# As Gemma 3's.
+TURNS = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ '<start_of_turn>' + ('model' if message['role'] == 'assistant' else message['role']) + '\n' }}"
+    "{% if message['content'] is string %}{{ message['content'] | trim }}{% else %}{% for item in message['content'] %}"
+    "{% if item['type'] == 'image' %}{{ '<start_of_image>' }}{% else %}{{ item['text'] | trim }}{% endif %}"
+    "{% endfor %}{% endif %}{{ '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
+
+
+def gemma_tokenizer():
+    """As Gemma's: a text is one word, so that tokens go over spaces and over the edges of what was joined."""
+    import tokenizers
+    import transformers
+
+    letters = [f"<0x{byte:02X}>" for byte in range(256)] + ["\n", "▁", *map(chr, range(33, 127))]
+    merges = [
+        ("\n", "\n"), ("▁", "\n"), ("r", "e"), ("H", "e"), ("\n", "He"), ("?", "He"), ("▁", "a"), ("▁", "\n\n"),
+        ("\n\n", "▁a"), ("\n\n", "W"),
+    ]  # fmt: skip
+    vocabulary = {token: i for i, token in enumerate([*letters, *map("".join, merges)])}
+    inner = tokenizers.Tokenizer(
+        tokenizers.models.BPE(vocab=vocabulary, merges=merges, byte_fallback=True, fuse_unk=True)
+    )
+    inner.normalizer = tokenizers.normalizers.Replace(" ", "▁")
+    inner.decoder = tokenizers.decoders.Sequence([
+        tokenizers.decoders.Replace("▁", " "), tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse(),
+    ])  # fmt: skip
+    named = {"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token="<bos>", eos_token="</s>", pad_token="<pad>", extra_special_tokens=named
+    )
+    tokenizer.add_tokens(["<start_of_turn>", "<end_of_turn>"], special_tokens=True)
+    tokenizer.chat_template = TURNS
+    return tokenizer
 
 
 def byte_level_tokenizer(family: str = ""):
@@ -171,8 +211,11 @@ def folder_of(name: str, folder: Path, has_weights: bool = True, seed: int = 1, 
     config = parity_models.case(name).config(np.random.default_rng(0))
     config.text_config.vocab_size = config.text_config.vocab_size_per_layer_input = VOCABULARY
     case = parity_models.case(name)
-    tokenizer = byte_level_tokenizer(case.family)
-    if is_split:
+    is_gemma = is_split and case.family == "gemma3"
+    tokenizer = gemma_tokenizer() if is_gemma else byte_level_tokenizer(case.family)
+    if is_gemma:
+        config.image_token_id = tokenizer.convert_tokens_to_ids("<image_soft_token>")
+    elif is_split:
         pictures, grid = FAMILIES[case.family].pictures, itertools.product(range(1, 7), repeat=2)
         marks = [pictures.square_text.format(row=row, column=column) for row, column in grid]
         around = re.findall(r"<[^<>\s]+>", "".join(FAMILIES[case.family].markup.around(1)) + pictures.whole_text)
@@ -205,6 +248,9 @@ def folder_of(name: str, folder: Path, has_weights: bool = True, seed: int = 1, 
     processor = (IMAGES.get(name) or IMAGES[case.family]) | (SPLIT[name] if is_split else {})
     kind = processor.get("image_processor_type", FAMILIES[case.family].image_processor)
     (folder / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": kind, **processor}))
+    if is_gemma:
+        whole = {"processor_class": "Gemma3Processor", "image_seq_length": 4}
+        (folder / "processor_config.json").write_text(json.dumps(whole))
     if case.family == "idefics3":
         whole = {"processor_class": "Idefics3Processor", "image_seq_len": 4}
         (folder / "processor_config.json").write_text(json.dumps(whole))

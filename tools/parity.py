@@ -38,7 +38,7 @@ LOGITS, ATTENTION, GRADIENTS = 1e-4, 1e-5, 1e-3
 
 NOT_SUPPORTED = (
     "other whole models, decoders and towers than those of jaxmm.hf (the error lists them)",
-    "Gemma 3's do_pan_and_scan, LLaVA's do_pad: an image is one tile there",
+    "LLaVA's do_pad: an image is not padded there",
     "partial_rotary_factor but for Qwen3.5, GLM and Gemma 4, patches and position squares not square, feature layer 0",
     "pickled and quantised weights, code of a folder's own",
 )

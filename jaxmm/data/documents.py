@@ -45,10 +45,15 @@ class Text(NamedTuple):
 
 
 class Image(NamedTuple):
-    """A picture as an encoded file's bytes, or as the absolute path or URL of one: exactly one of them is set."""
+    """A picture as an encoded file's bytes, or as the absolute path or URL of one: exactly one of them is set.
+
+    Attributes:
+      intro: what the model's own processor writes before it in the prompt, by its size; no record stores it.
+    """
 
     data: bytes = b""
     path: str = ""
+    intro: str = ""
 
 
 class Video(NamedTuple):
@@ -230,7 +235,7 @@ class Source:
       drop_image: whether an unusable image or clip is removed from its page; if not, the page is skipped.
       skip_errors: whether a document that cannot be encoded is skipped.
       boxes: how boxes in its texts are written, one of ``boxes.KINDS``.
-      image: how pictures are resized, needed where boxes depend on it.
+      image: how pictures are resized, needed where boxes, or text before pictures, depend on it.
     """
 
     name: str

@@ -73,10 +73,18 @@ def write_processor(recipe: Recipe, workdir: Path, folder: Path) -> None:
 
 def _write_sizes(start: Pretrained, image: ImageSpec, folder: Path) -> None:
     """Puts the limits of pictures' sizes that the run has had, and that it did not split them, into its processor's
-    files, where these say otherwise."""
+    files, where these say otherwise, and tells what these cannot say."""
     pixels, pictures, spec = (image.min_pixels, image.max_pixels), start.family.pictures, start.layout.spec
     is_resized = start.pixels and isinstance(pictures, AnyShape) and pixels != start.own_limits(pictures)
     not_split = {start.split_key: False} if start.processor.get(start.split_key) and not start.is_split else {}
+
+    if image.split and pictures and pictures.call_keys:
+        asked = {key: start.processor[key] for key in pictures.call_keys if start.processor.get(key) is not None}
+        print(
+            f"warning: the model learnt from pictures with {start.split_key}, which transformers' processor of a "
+            f"{start.family.model_type} follows at its call alone: call it with images_kwargs={asked}",
+            file=sys.stderr,
+        )
 
     def changed(settings: dict[str, Any]) -> dict[str, Any]:
         resized = (

@@ -77,9 +77,11 @@ class Pictures(abc.ABC):
     Attributes:
       split_key: the setting of the processor by which large pictures are split into several tiles; "" if none is
         followed.
+      call_keys: its settings that the family's whole processor takes at its call alone, whatever its folder says.
     """
 
     split_key: ClassVar[str] = ""
+    call_keys: ClassVar[tuple[str, ...]] = ()
 
     @abc.abstractmethod
     def settings(self, processor: Settings, config: Mapping[str, Any], spec: ModelSpec, where: Path) -> dict[str, Any]:

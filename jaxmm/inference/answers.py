@@ -17,6 +17,7 @@ from jaxmm.data.media.table import advice, medium_of, named
 from jaxmm.data.packing.limits import FIRST, multiples
 from jaxmm.data.packing.plan import Budgets, Lengths, Piece
 from jaxmm.data.prepare.index import InMemory
+from jaxmm.data.text import intros
 from jaxmm.data.text.template import Template
 from jaxmm.errors import UserError
 from jaxmm.inference.decode import Generator
@@ -87,7 +88,7 @@ def prompt_rows(
     Raises:
       UserError: if a medium cannot be read, or a prompt is longer than ``most``.
     """
-    encoded = [template.encode_prompt(prompt.turns()) for prompt in prompts]
+    encoded = [template.encode_prompt(intros.prompted(prompt.turns(), image)) for prompt in prompts]
     if written:
         encoded = [one.answered(ids) for one, ids in zip(encoded, written, strict=True)]
     media, names = [prompt.media for prompt in prompts], [prompt.names for prompt in prompts]

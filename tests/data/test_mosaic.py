@@ -13,6 +13,7 @@ import pytest
 from conftest import picture, plain
 from made_index import Made
 from parities import squares as plain_words
+from pictures import assert_tiles, squares_of
 
 from jaxmm.batch import IGNORED, ImageSpec, SplitSpec, VideoSpec
 from jaxmm.data.assemble import Assembler
@@ -89,14 +90,8 @@ def test_a_picture_keeps_its_aspect_in_its_squares_and_is_black_around(size):
     inner = (min(wide, int(np.ceil(size[1] * scale))), min(tall, int(np.ceil(size[0] * scale))))
     canvas = PIL.Image.new("RGB", (wide, tall))
     canvas.paste(decoded.resize(inner, PIL.Image.Resampling.BICUBIC), ((wide - inner[0]) // 2, (tall - inner[1]) // 2))
-    boxes = [(16 * c, 16 * r, 16 * c + 16, 16 * r + 16) for r in range(tiling.rows) for c in range(tiling.columns)]
-    wanted = [canvas.crop(box) for box in boxes] + [decoded.resize((16, 16), PIL.Image.Resampling.BICUBIC)]
-    positions = geometry.patch_positions(4, 4, ONE)
-    for tile, square in zip(found.reshape(-1, 16, 48), wanted, strict=True):
-        pixels = np.asarray(square)
-        for patch, (row, column) in zip(tile, positions, strict=True):
-            here = pixels[4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
-            np.testing.assert_array_equal(patch.reshape(4, 4, 3), here)
+    whole = decoded.resize((16, 16), PIL.Image.Resampling.BICUBIC)
+    assert_tiles(found, [*squares_of(canvas, tiling.rows, tiling.columns, 16), whole], ONE)
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import PIL.Image
 import pytest
 from conftest import picture, plain
 from made_index import Made
+from pictures import assert_tiles, squares_of
 
 from jaxmm.batch import IGNORED, TARGET, ImageSpec, SplitSpec
 from jaxmm.data.assemble import Assembler
@@ -65,14 +66,8 @@ def test_a_picture_is_cut_into_squares_row_by_row_and_the_whole_comes_last():
     assert len(found) == 16 * (rows * columns + 1)
     decoded = media.decode(image)
     large = decoded.resize((16 * columns, 16 * rows), PIL.Image.Resampling.BICUBIC)
-    boxes = [(16 * c, 16 * r, 16 * c + 16, 16 * r + 16) for r in range(rows) for c in range(columns)]
-    wanted = [large.crop(box) for box in boxes] + [decoded.resize((16, 16), PIL.Image.Resampling.BICUBIC)]
-    positions = geometry.patch_positions(4, 4, SPEC)
-    for tile, square in zip(found.reshape(-1, 16, 48), wanted, strict=True):
-        pixels = np.asarray(square)
-        for patch, (row, column) in zip(tile, positions, strict=True):
-            here = pixels[4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
-            np.testing.assert_array_equal(patch.reshape(4, 4, 3), here)
+    whole = decoded.resize((16, 16), PIL.Image.Resampling.BICUBIC)
+    assert_tiles(found, [*squares_of(large, rows, columns, 16), whole], SPEC)
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("whole_transformers")]
 SIZES = {
     "siglip2 + llama": ((70, 90), (40, 140), (30, 24)), "idefics3": ((70, 90), (60, 30), (9, 40)),
     "llava-next": ((70, 90), (5, 40), (11, 8)), "llava-onevision": ((70, 90), (30, 90), (11, 8)),
+    "gemma3": ((31, 90), (70, 20), (30, 40)),
 }  # fmt: skip
 QUESTION = "What is it?"
 UNUSED = r"model\.vision_tower\.(encoder\.layers\.1|post_layernorm)\."
@@ -104,7 +105,9 @@ def inputs_of(world, processor, own):
         [{"role": "user", "content": said}], add_generation_prompt=True, tokenize=False
     )
     images = {"images": [[world.pictures[n] for n in own]]} if own else {}
-    return processor(text=[prompt], return_tensors="pt", **images)
+    kept = world.start.processor
+    asked = {key: kept[key] for key in world.start.family.pictures.call_keys if kept[key] is not None}
+    return processor(text=[prompt], return_tensors="pt", **images, images_kwargs=asked)
 
 
 def test_ids_logits_and_greedy_answers_are_those_of_transformers(world, theirs):
@@ -140,7 +143,7 @@ def test_ids_logits_and_greedy_answers_are_those_of_transformers(world, theirs):
     assert [reply.text for reply in replies] == [world.template.decode(ids) for ids in wanted]
 
 
-def test_an_export_has_a_processor_that_writes_the_same_ids(world, theirs, tmp_path):
+def test_an_export_has_a_processor_that_writes_the_same_ids(world, theirs, tmp_path, capsys):
     import transformers
 
     from jaxmm.batch import ImageSpec
@@ -154,7 +157,15 @@ def test_an_export_has_a_processor_that_writes_the_same_ids(world, theirs, tmp_p
     recipe = SimpleNamespace(start=start, image=world.image, whole=ImageSpec(), template=world.template)
     write_tokenizer(recipe, tmp_path / "out")
     write_processor(recipe, tmp_path, tmp_path / "out")
+    told, kind = capsys.readouterr().err, world.start.family.model_type
+    assert told == ("" if kind != "gemma3" else (
+        "warning: the model learnt from pictures with do_pan_and_scan, which transformers' processor of a gemma3 "
+        "follows at its call alone: call it with images_kwargs={'do_pan_and_scan': True, "
+        "'pan_and_scan_min_crop_size': 16, 'pan_and_scan_min_ratio_to_activate': 1.5}\n"
+    ))  # fmt: skip
     exported = transformers.AutoProcessor.from_pretrained(tmp_path / "out")
+    kept = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
+    assert kept == json.loads((world.folder / "preprocessor_config.json").read_text())
     for own in CHOSEN:
         ids = [inputs_of(world, processor, own)["input_ids"].tolist() for processor in (theirs[1], exported)]
         assert ids[0] == ids[1]
@@ -199,14 +210,15 @@ def test_a_run_that_began_before_pictures_were_split_goes_on_without(world, tmp_
     save(start, [], tmp_path / "new")
     assert image_settings(read_start("", tmp_path / "new", 2, 0)).get("split") == world.image.split
     pixels = tmp_path / "new" / PIXELS
-    settled = json.loads(pixels.read_text()) if pixels.exists() else {}
-    if settled.pop("min_pixels", 0):  # runs of families that came later have no such past
-        pixels.write_text(json.dumps({"min_pixels": 1, "max_pixels": settled["max_pixels"]}))
+    settled, key = json.loads(pixels.read_text()) if pixels.exists() else {}, world.start.split_key
+    if world.start.family.model_type in ("lfm2_vl", "gemma3"):  # runs of families that came later have no such past
+        assert settled.pop("split")
+        pixels.write_text(json.dumps(settled))
         old = read_start("", tmp_path / "new", 2, 0)
         assert "split" not in image_settings(old)
-        assert old.differences() == ["the folder's do_image_splitting is not followed: each image is one tile"]
+        assert old.differences() == [f"the folder's {key} is not followed: each image is one tile"]
         recipe = SimpleNamespace(start=old, image=ImageSpec(**image_settings(old)), whole=ImageSpec())
         (tmp_path / "run").mkdir()
         (tmp_path / "new").rename(tmp_path / "run" / MODEL)
         write_processor(recipe, tmp_path / "run", tmp_path)
-        assert json.loads((tmp_path / "preprocessor_config.json").read_text())["do_image_splitting"] is False
+        assert json.loads((tmp_path / "preprocessor_config.json").read_text())[key] is False

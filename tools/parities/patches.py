@@ -165,7 +165,10 @@ def processor_of(family: str, config: Any, published: bool) -> Any:
         }  # fmt: skip
         return _make("PaddleOCRVLImageProcessorPil", patch_size=patch, merge_size=merge, size=size)
     if family == "gemma3":
-        return _make("Gemma3ImageProcessorPil", size=square)
+        return _make(
+            "Gemma3ImageProcessorPil", size=square, do_pan_and_scan=True, pan_and_scan_max_num_crops=4,
+            pan_and_scan_min_crop_size=256 if published else 20, pan_and_scan_min_ratio_to_activate=1.2,
+        )  # fmt: skip
     if family in ("idefics3", "smolvlm"):
         kind = {"idefics3": "Idefics3ImageProcessorPil", "smolvlm": "SmolVLMImageProcessorPil"}[family]
         return _make(kind, size={"longest_edge": 4 * side}, max_image_size={"longest_edge": side})
@@ -210,7 +213,7 @@ def their_tiles(side: Side, data: bytes, is_alone: bool = True) -> list[np.ndarr
         tiles = list(values.reshape(-1, *values.shape[-3:]).transpose(0, 2, 3, 1))
     if not is_alone:
         tiles = tiles[:1]
-    elif side.image.newline:  # the whole picture comes first
+    elif side.image.split and side.image.split.whole_first:
         tiles = tiles[1:] + tiles[:1]
     return [(tile * np.array(processor.image_std) + np.array(processor.image_mean)) * 255 for tile in tiles]
 

@@ -143,6 +143,8 @@ def tile_grid(height: Any, width: Any, spec: ImageSpec) -> tuple[Any, Any]:
         rows, columns = np.where(is_split, rows, 1), np.where(is_split, columns, 1)
     elif spec.split and spec.split.grid == "shown":
         rows, columns = mosaic.best_grid(tall, wide, spec.split)
+    elif spec.split and spec.split.grid == "slices":
+        rows, columns = _slices(tall, wide, spec.split)
     elif spec.max_tiles > 1:
         rows, columns = _nearest_aspect(tall, wide, spec.min_tiles, spec.max_tiles, spec.side)
     return (rows, columns) if rows.ndim else (int(rows), int(columns))
@@ -163,6 +165,28 @@ def _nearest_aspect(tall: np.ndarray, wide: np.ndarray, least: int, most: int, s
         rows, columns = np.where(is_better, grid_rows, rows), np.where(is_better, grid_columns, columns)
         nearest = np.minimum(nearest, distance)
     return rows, columns
+
+
+def _slices(tall: np.ndarray, wide: np.ndarray, split: SplitSpec) -> tuple[Any, Any]:
+    """(rows, columns) of the slices that long pictures are cut into along their longer side; (1, 1) of others.
+
+    The rule is that of pan-and-scan in transformers' Gemma3ImageProcessor.
+    """
+    longer, shorter, least = np.maximum(wide, tall), np.minimum(wide, tall), split.least_slice
+    count = np.minimum(np.floor(longer / least), np.floor(longer / shorter + 0.5))
+    count = np.clip(count, 2, split.most).astype(np.int64)
+    is_cut = (longer / shorter >= split.above) & (np.minimum(np.ceil(longer / count), shorter) >= least)
+    count, is_wide = np.where(is_cut, count, 1), wide >= tall
+    return np.where(is_wide, 1, count), np.where(is_wide, count, 1)
+
+
+def slice_boxes(height: int, width: int, rows: int, columns: int) -> list[tuple[int, int, int, int]]:
+    """(left, top, right, bottom) in pixels of each slice of a picture, in reading order; the last may be smaller."""
+    high, wide = -(-height // rows), -(-width // columns)
+    return [
+        (left, top, min(left + wide, width), min(top + high, height))
+        for top in range(0, height, high) for left in range(0, width, wide)
+    ]  # fmt: skip
 
 
 def _covered(tall: np.ndarray, wide: np.ndarray, split: SplitSpec) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
@@ -206,7 +230,7 @@ def tile_count(height: Any, width: Any, spec: ImageSpec) -> Any:
 
 
 class Tiling(NamedTuple):
-    """The tiles of a picture: squares, row by row, and then the whole picture; or that alone.
+    """The tiles of a picture as they travel: squares, row by row, and then the whole picture; or that alone.
 
     Attributes:
       rows, columns: of the squares; 1 and 1 for the whole picture alone.

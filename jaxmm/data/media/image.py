@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
-from jaxmm.batch import Batch, ImageSpec, Stream
+from jaxmm.batch import Batch, ImageSpec, SplitSpec, Stream
 from jaxmm.data.documents import Image
 from jaxmm.data.media import geometry, mosaic
 from jaxmm.data.media.extents import Extent, Extents
@@ -82,17 +83,16 @@ class ImageMedium(Medium):
             rows, columns = (side // spec.merge for side in geometry.one_grid(extent.height, extent.width, spec))
             return [Inner(row * columns, spec.row_break) for row in range(1, rows)]
         tiling = geometry.one_tiling(extent.height, extent.width, spec)
-        texts = [split.alone]
-        if tiling.squares:
-            last = tiling.columns - 1
-            numbers = list(itertools.product(range(tiling.rows), range(tiling.columns)))
-            texts = [split.square.format(row=row + 1, column=column + 1) for row, column in numbers] + [split.whole]
-            texts[1:-1] = [split.between + text for text in texts[1:-1]]
-            before = ["", *[split.row_end if column == last else "" for _, column in numbers]]
-            texts = [end + text for end, text in zip(before, texts, strict=True)]
-        sizes = [rows * columns // spec.merge**2 for rows, columns in tiling.grids]
+        texts = _between(tiling, split) if tiling.squares else [split.alone]
+        grids = tiling.grids
+        sizes = [math.prod(grids[tile]) // spec.merge**2 for tile in _reading_order(tiling, spec)]
         starts = [end - size for end, size in zip(itertools.accumulate(sizes), sizes, strict=True)]
         return [Inner(at, text) for at, text in zip(starts, texts, strict=True)]
+
+    def has_intro(self, extents: Extents | Extent, spec: ImageSpec) -> Array:
+        if spec.split is None or not spec.split.intro:
+            return super().has_intro(extents, spec)
+        return geometry.tile_count(extents.height, extents.width, spec) > 1
 
     def too_large(self, item: Item, tokens: int, budgets: Any, spec: ImageSpec) -> str:
         tiles = f"{item.needs['items']} tiles, " if spec.has_tiles else ""
@@ -134,9 +134,12 @@ class ImageMedium(Medium):
             rows, mixture = mosaic.reading(firsts, *item.extent[:2], tiling.rows, tiling.columns, spec)
             return Filled(rows, (1, len(rows), 1), mixture=mixture)
         rows = np.concatenate([
-            (start - first) // spec.merge**2 + in_reading_order(grid, spec)
-            for start, grid in zip(starts, grids, strict=True)
+            (starts[tile] - first) // spec.merge**2 + in_reading_order(grids[tile], spec)
+            for tile in _reading_order(tiling, spec)
         ])  # fmt: skip
+        if spec.bidirectional:  # each tile in itself
+            side = grids[-1][0] // spec.merge, grids[-1][1] // spec.merge
+            return Filled(rows, (len(grids), *side), apart=True)
         # Tiles of several sizes make one column: text of one axis asks only how many soft tokens there are.
         columns = grids[0][1] // spec.merge if len(set(grids)) == 1 else 1
         return Filled(rows, (1, len(rows) // columns, columns))
@@ -150,6 +153,23 @@ class ImageMedium(Medium):
 
     def used(self, batch: Batch) -> dict[str, np.ndarray]:
         return super().used(batch) | {"items": (batch.grids_BM3[..., 0] > 0).sum(1)}
+
+
+def _reading_order(tiling: geometry.Tiling, spec: ImageSpec) -> list[int]:
+    """The tiles of a picture, by their numbers as they travel, in the order in which their soft tokens are read."""
+    squares = list(range(tiling.squares))
+    return [tiling.squares, *squares] if spec.split and spec.split.whole_first else [*squares, tiling.squares]
+
+
+def _between(tiling: geometry.Tiling, split: SplitSpec) -> list[str]:
+    """What stands before each tile of a picture that is split, in reading order."""
+    numbers = list(itertools.product(range(1, tiling.rows + 1), range(1, tiling.columns + 1)))
+    texts = [split.square.format(row=row, column=column) for row, column in numbers]
+    texts[1:] = [split.between + text for text in texts[1:]]
+    if split.whole_first:
+        return ["", split.whole + texts[0], *texts[1:]]
+    ends = ["", *[split.row_end if column == tiling.columns else "" for _, column in numbers]]
+    return [end + text for end, text in zip(ends, [*texts, split.whole], strict=True)]
 
 
 def frames_of(values: np.ndarray, spec: ImageSpec) -> list[np.ndarray]:

@@ -302,6 +302,10 @@ class Medium(abc.ABC):
         """The text inside one medium, in order."""
         return []
 
+    def has_intro(self, extents: Extents | Extent, spec: ImageSpec) -> Array:
+        """bool (n,): which of the media have ``SplitSpec.intro`` before them, in the text that is prepared."""
+        return np.zeros(np.shape(extents.kind), bool)
+
     def text_tokens(self, extents: Extents) -> Array:
         """How many text tokens, between the separators, are the media's own."""
         return 0 * np.asarray(extents.kind, np.int64)

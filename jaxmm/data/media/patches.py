@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ import PIL.Image
 from jaxmm.batch import ImageSpec
 from jaxmm.data.documents import Image
 from jaxmm.data.media import mosaic
-from jaxmm.data.media.geometry import group_order, one_tiling, resized_before
+from jaxmm.data.media.geometry import Tiling, group_order, one_tiling, resized_before, slice_boxes
 from jaxmm.data.media.medium import BadMedia
 from jaxmm.data.media.picture import (
     FLIPS_X,
@@ -102,10 +102,11 @@ def fill(
     high, wide = (spec.side, spec.side) if spec.side else (side * spec.patch_size for side in tiling.whole)
     shown = _before_crop(*size, spec) if spec.crop else (high, wide)
     joined = tiling.rows * spec.tile_side, tiling.columns * spec.tile_side
+    large = shown
     if tiling.squares:
-        shown = mosaic.fitted(*size, *joined) if spec.newline else joined
+        large = mosaic.fitted(*size, *joined) if spec.newline else joined
     steps = resized_before(*size, spec)
-    first = steps[0] if steps else (max(shown[0], high), max(shown[1], wide))
+    first = steps[0] if steps else (max(large[0], high), max(large[1], wide))
     frame, resample = _frame(first[1], first[0], edges), RESAMPLES[spec.resample]
     border = spec.split.border if spec.split else ()
     with opened_picture(image) as opened:
@@ -119,17 +120,23 @@ def fill(
     if border:
         picture = _bordered(picture, border)
         extent = (0.0, 0.0, float(picture.width), float(picture.height))
+    is_sliced = bool(tiling.squares and spec.split and spec.split.grid == "slices")
+    if is_sliced and edges:  # slices are those of the picture whose edges have moved
+        steps = [(round(extent[3] - extent[1]), round(extent[2] - extent[0]))]
     for step in steps:
         picture = PIL.Image.fromarray(_resized(picture, extent, _frame(step[1], step[0], edges), resample))
         extent, edges = (0.0, 0.0, float(step[1]), float(step[0])), None
+    squares: Iterable[np.ndarray] = ()
+    if is_sliced:
+        squares = _slices(picture, extent, spec, size, tiling)
+    elif tiling.squares:
+        pixels = _resized(picture, extent, _frame(large[1], large[0], edges), resample)
+        squares = _squares(mosaic.padded(pixels, *joined), spec.tile_side)
+    for there, square in zip(out, squares, strict=False):
+        _cut(square, spec, there)
     pixels = _resized(picture, extent, _frame(shown[1], shown[0], edges), resample)
     if spec.crop:
         pixels = _middle(pixels, spec.side)
-    if tiling.squares:
-        pixels = mosaic.padded(pixels, *joined)
-        for there, square in zip(out, _squares(pixels, spec.tile_side), strict=False):
-            _cut(square, spec, there)
-        pixels = _resized(picture, extent, _frame(wide, high, edges), resample)
     _cut(pixels, spec, out[-1])
     return tiling.grids
 
@@ -165,6 +172,28 @@ def _squares(pixels: np.ndarray, side: int) -> Iterator[np.ndarray]:
     for top in range(0, pixels.shape[0], side):
         for left in range(0, pixels.shape[1], side):
             yield np.ascontiguousarray(pixels[top : top + side, left : left + side])
+
+
+def _slices(
+    picture: PIL.Image.Image,
+    extent: tuple[float, float, float, float],
+    spec: ImageSpec,
+    size: tuple[int, int],
+    tiling: Tiling,
+) -> Iterator[np.ndarray]:
+    """The slices of a picture of ``size``, which lies within ``extent`` as it was decoded, each resized to a square.
+
+    A slice is cut out before it is resized: no pixel of its neighbours goes into it.
+    """
+    across, down = (extent[2] - extent[0]) / size[1], (extent[3] - extent[1]) / size[0]
+    square = _frame(spec.tile_side, spec.tile_side, None)
+    for box in slice_boxes(*size, tiling.rows, tiling.columns):
+        left, right = (min(extent[0] + side * across, extent[2]) for side in box[::2])
+        top, bottom = (min(extent[1] + side * down, extent[3]) for side in box[1::2])
+        first = math.floor(left), math.floor(top)
+        part = picture.crop((*first, math.ceil(right), math.ceil(bottom)))
+        within = left - first[0], top - first[1], right - first[0], bottom - first[1]
+        yield _resized(part, within, square, RESAMPLES[spec.resample])
 
 
 def _cut(pixels: np.ndarray, spec: ImageSpec, out: np.ndarray) -> None:

@@ -124,6 +124,14 @@ def text_tokens(extents: Extents) -> np.ndarray:
     return counts
 
 
+def have_intro(extents: Extents, spec: ImageSpec) -> np.ndarray:
+    """Returns bool (n,): which media have text before them in what is prepared."""
+    found = np.zeros(len(extents.kind), bool)
+    for medium, which in by_medium(extents.kind):
+        found[slice(None) if which is None else which] = medium.has_intro(extents.those(which), spec)
+    return found
+
+
 def described(kinds: np.ndarray) -> dict[str, Any]:
     """What meta.json says of a source's media: the widths of its feature vectors, and its media that FIRST lacks."""
     known = [MEDIA[name] for name in FIRST]

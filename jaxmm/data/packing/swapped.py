@@ -100,6 +100,7 @@ class _Media:
         these = slice(0, len(owner_I))
         self.owner_I, self.span_I = owner_I, lengths.spans(these)
         self.kind_I = np.asarray(lengths.prepared.image_kind_I[these])
+        self.has_intro_I = table.have_intro(lengths.extents(these), lengths.spec)
         columns = [np.asarray(getattr(lengths.prepared, name)[these], np.int64) for name in CONTENT]
         _, looks = np.unique(np.stack(columns, 1), axis=0, return_inverse=True)
         self.looks_I = looks.reshape(-1)  # media of one size may be one and the same, in several examples
@@ -151,6 +152,7 @@ class _Media:
 
     def _is_partner(self, mine: np.ndarray, other: np.ndarray, no_larger: bool) -> np.ndarray:
         good = (self.owner_I[mine] != self.owner_I[other]) & self.fits_I[other]
+        good &= self.has_intro_I[mine] == self.has_intro_I[other]  # the text before them stays
         if no_larger:
             good &= self.span_I[other] <= self.span_I[mine]
             for needs in self.needs.values():

@@ -26,7 +26,7 @@ from jaxmm.data.prepare.prepared import file_checksum
 from jaxmm.data.prepare.shard import DATA, Part, part_path, read_part
 from jaxmm.data.prepare.statistics import report
 from jaxmm.data.readers.columns import Seen
-from jaxmm.data.text import boxes
+from jaxmm.data.text import boxes, intros
 from jaxmm.data.text.template import Template
 from jaxmm.errors import UserError
 
@@ -87,6 +87,8 @@ def finish(source: Source, template: Template, unfinished: Path, numbers: Sequen
         meta["preferences"] = preferences
     if source.boxes:
         meta["boxes"] = boxes.settings(source.boxes, source.image)
+    if of_pictures := intros.settings(source.image):
+        meta["intros"] = of_pictures
     told = report(meta, columns, totals.reasons)
     told |= {"dropped_images": dict(sorted(totals.dropped.items())), "columns": totals.columns.as_json()}
     _write_json(data / "report.json", told)

@@ -79,8 +79,9 @@ def _fault(meta: dict[str, Any]) -> str:
         return "its media are no names"
     if meta.get("preferences", "") not in PREFERENCES:
         return "its preferences are none that are known"
-    if not isinstance(meta.get("boxes", {}), dict):
-        return "boxes is no object"
+    for key in ("boxes", "intros"):
+        if not isinstance(meta.get(key, {}), dict):
+            return f"{key} is no object"
     columns = meta.get("columns", {})
     if not isinstance(columns, dict):
         return "columns is no object"

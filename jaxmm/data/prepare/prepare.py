@@ -1,10 +1,10 @@
 """Preparing: makes the folder that ``prepared`` opens from a raw source, once, however often it is interrupted.
 
 A source is read once and tokenized, and each image's header is read. No pixel is decoded, and nothing depends on a
-vision tower, unless boxes are written in its pixels. The work is cut into shards, which any process may make
-(``shard``). They are collected in an unfinished folder, ``.NAME-KEY.part``. When all are there, their columns are
-joined and the folder gets its name, ``NAME-KEY``. Its bytes are the same for any number of workers, for either engine,
-and after any interruption.
+vision tower, unless boxes are written in its pixels, or its processor writes text before pictures by their sizes. The
+work is cut into shards, which any process may make (``shard``). They are collected in an unfinished folder,
+``.NAME-KEY.part``. When all are there, their columns are joined and the folder gets its name, ``NAME-KEY``. Its bytes
+are the same for any number of workers, for either engine, and after any interruption.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from jaxmm.data.prepare.index import COLUMNS, IMPLIED, Index, implied
 from jaxmm.data.prepare.prepared import count_records
 from jaxmm.data.prepare.records import Record, pack_record, stored
 from jaxmm.data.readers.columns import Seen
-from jaxmm.data.text import boxes
+from jaxmm.data.text import boxes, intros
 from jaxmm.data.text.encoded import Encoded
 from jaxmm.data.text.template import Template
 from jaxmm.errors import UserError
@@ -214,11 +214,12 @@ def _read(source: Source, shard: Shard, seen: Seen) -> Iterator[tuple[list[Looke
     for unit in shard.units:
         for chunk, size in _chunks(_counted(source.read(unit), seen)):
             looked = looked_at(chunk, source.drop_image)
-            yield [_with_boxes(entry, source) for entry in looked] if source.boxes else looked, size
+            depends = source.boxes or source.image
+            yield [_of_sizes(entry, source) for entry in looked] if depends else looked, size
 
 
-def _with_boxes(entry: Looked | Skip, source: Source) -> Looked | Skip:
-    """Returns the document with the boxes in its texts written for the sizes of its pictures.
+def _of_sizes(entry: Looked | Skip, source: Source) -> Looked | Skip:
+    """Returns the document with what depends on the sizes of its pictures: boxes in its texts, and text before them.
 
     Raises:
       UserError: for a box that makes no sense, unless such documents are skipped.
@@ -229,7 +230,8 @@ def _with_boxes(entry: Looked | Skip, source: Source) -> Looked | Skip:
     in_pixels = source.boxes == boxes.PIXELS
     sizes = [table.medium_of_kind(one.kind).pixels(one, in_pixels) for one in extents]
     try:
-        return boxes.written(document, sizes, source.boxes, source.image), pictures, extents
+        document = boxes.written(document, sizes, source.boxes, source.image)
+        return intros.written(document, extents, source.image), pictures, extents
     except UserError as error:
         if not source.skip_errors:
             raise

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxmm.batch import ANSWER, TARGET
-from jaxmm.data.documents import FILMED, HEARD, READY_MADE, Part, Text, Turn
+from jaxmm.data.documents import FILMED, HEARD, READY_MADE, Image, Part, Text, Turn
 from jaxmm.data.text.chat_places import CLOSE, MARK, OPEN, Layout, Message, Shape, marked, numbered
 from jaxmm.data.text.chat_template import MOST_FORMS, ChatTemplate, with_thinking_masked, without_thinking
 from jaxmm.data.text.encoded import of_turn
@@ -90,6 +90,11 @@ class Markups(NamedTuple):
 
     def of(self, part: Part | str) -> Markup:
         return self.audio if isinstance(part, HEARD) else self.video if isinstance(part, FILMED) else self.image
+
+    def around(self, part: Part, number: int) -> tuple[str, str]:
+        """What stands before and after a medium, ``number`` among those of its kind from 1, its own intro first."""
+        before, after = self.of(part).around(number)
+        return (part.intro if isinstance(part, Image) else "") + before, after
 
 
 Step = Special | Chunk | Medium
@@ -303,7 +308,7 @@ class ChatFormat:
             if not isinstance(part, str):
                 kind = READY_MADE.get(type(part), type(part))
                 seen[kind] += 1
-                fill[n] = self.markups.of(part).around(seen[kind])
+                fill[n] = self.markups.around(part, seen[kind])
         text, runs, at = "", list[tuple[int, int]](), 0
 
         for end, flags in layout.runs:

@@ -339,11 +339,11 @@ class Template:
                     writer.add(ids[first:last], int(flags[first]) if last > first else 0)
 
     def _write_medium(self, writer: Writer, part: Part, flags: int, origin: str) -> None:
-        markup = self.markups.of(part)
-        if markup == OURS:
+        around = self.markups.around(part, writer.number_of(part))
+        if around == (IMAGE_START, IMAGE_END):
             before, after = [self.image_start_id], [self.image_end_id]
         else:
-            before, after = map(self.stamp, markup.around(writer.number_of(part)))
+            before, after = map(self.stamp, around)
         writer.add(before, 0)
         self._write_slots(writer, part, flags, origin)
         writer.add(after, 0)

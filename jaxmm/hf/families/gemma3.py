@@ -2,7 +2,8 @@
 
 Where the facts come from, in ``transformers``: sizes and connector from ``Gemma3Config`` and
 ``Gemma3MultiModalProjector``; names of tensors from ``Gemma3ForConditionalGeneration`` and its releases; what stands
-around an image from ``Gemma3Processor``; sizes of pictures from ``Gemma3ImageProcessor``, without ``do_pan_and_scan``.
+around an image, and around the slices of a long one, from ``Gemma3Processor``; sizes of pictures and which are cut into
+slices from ``Gemma3ImageProcessor``.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from jaxmm.errors import UserError
 from jaxmm.hf.decoders import decoder_of
 from jaxmm.hf.families.family import OLD, Family, Layout
 from jaxmm.hf.names import Rule, norm
-from jaxmm.hf.pictures import OneSize
+from jaxmm.hf.pan_and_scan import PanAndScan
 from jaxmm.hf.supported import square_root
 from jaxmm.hf.towers import tower_of
 from jaxmm.models.connector import ConnectorSpec
@@ -31,7 +32,12 @@ class Gemma3(Family):
     architecture = "Gemma3ForConditionalGeneration"
     releases = ("google/gemma-3-4b-it", "google/gemma-3-12b-it", "google/gemma-3-27b-it")
     image_processor = "Gemma3ImageProcessor"
-    pictures = OneSize()
+    pictures = PanAndScan(
+        intro="Here is the original image ",
+        whole_text="<end_of_image>\n\n and here are some crops to help you see better ",
+        between="<end_of_image>\n\n ",
+        square_text="\n\n<start_of_image>",
+    )
     markup = Markup("\n\n<start_of_image>", "<end_of_image>\n\n")
 
     def layout(self, config: Any) -> Layout:
