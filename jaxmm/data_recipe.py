@@ -135,7 +135,6 @@ def _video_of(config: ConfigDict, image: ImageSpec, start: Pretrained | None) ->
         if start.family.videos is None or vision is None:
             return None
         own = start.family.videos.settings(start.processor_folder, start.config, vision.frames)
-        start.family.videos.check_pixels(start.processor_folder, vision.mean, vision.std)
     asked = dict(config.video)
     if start and asked["frames"] not in (0, own["frames"]):
         raise UserError(
@@ -190,6 +189,9 @@ def check_media(recipe: DataSide, media: Collection[str]) -> None:
     for name, spec in (("video", recipe.whole.video), ("audio", recipe.whole.audio)):
         if name in media and spec is None:
             raise not_taken(recipe, name)
+    start = recipe.start
+    if "video" in media and start and start.family.videos and (vision := start.layout.spec.vision):
+        start.family.videos.check(start.processor_folder, start.config, vision.mean, vision.std)
 
 
 def not_taken(recipe: DataSide, medium: str) -> UserError:

@@ -60,34 +60,24 @@ class Videos:
         Raises:
           UserError: for another processor, and for values of it that are not followed.
         """
-        chosen = self._of(folder)
-        return chosen._settings(_read(folder), config, frames) | ({} if chosen.most else chosen._square(folder, config))
+        return self._of(folder)._settings(_read(folder), config, frames)
 
-    def _square(self, folder: Path, config: Settings) -> dict[str, Any]:
-        """Bounds on frames that are squares of the tower's own size.
-
-        Raises:
-          UserError: for a processor of another size.
-        """
-        size = config["vision_config"]["image_size"]
-        side = size if isinstance(size, int) else size[0]
-        asked = _read(folder).get("size")
-        if asked not in (None, {"height": side, "width": side}):
-            raise UserError(
-                f"{folder}: its video processor makes frames of {asked}, its tower takes {side} x {side} pixels: make "
-                f"them equal"
-            )
-        return {"min_pixels": 1, "max_pixels": side**2}
-
-    def check_pixels(self, folder: Path, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Raises UserError where a folder normalises frames otherwise than pictures, by ``mean`` and ``std``."""
-        found = _read(folder)
+    def check(self, folder: Path, config: Settings, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Raises UserError where a folder makes other pixels of frames than the tower takes; arguments as of
+        ``settings``, and what pictures are normalised by."""
+        found, chosen = _read(folder), self._of(folder)
         for key, own in (("image_mean", mean), ("image_std", std)):
-            if key in found and tuple(found[key]) != tuple(own):
+            said = found.get(key, own)
+            if tuple(said if isinstance(said, Sequence) else [said] * 3) != tuple(own):
                 raise UserError(
-                    f"{folder}: its video processor has {key}={found[key]}, its image processor {list(own)}: make them "
-                    f"equal"
+                    f"{folder}: its video processor has {key}={said}, its image processor {list(own)}: make them equal"
                 )
+        square = dict.fromkeys(("height", "width"), _side(config)) if not chosen.most else None
+        if square and found.get("size", square) != square:
+            raise UserError(
+                f"{folder}: its video processor makes frames of {found['size']}, its tower takes {square}: make them "
+                f"equal"
+            )
 
     def _of(self, folder: Path) -> Videos:
         """This one, or the other one that a folder names. Raises UserError for none of them."""
@@ -112,6 +102,8 @@ class Videos:
             "pool": self.pool, "newline": self.newline,
         }  # fmt: skip
         taken |= {"max_pixels": 0, "total_pixels": most} if self.of_clip else {"max_pixels": most}
+        if not self.most:
+            taken |= {"min_pixels": 1, "max_pixels": _side(config) ** 2}
         if self.sampling == "even" and processor.get("num_frames"):
             taken |= dict.fromkeys(("min_frames", "max_frames"), int(processor["num_frames"]))
         if processor.get("cap_pixels_per_frame"):
@@ -164,6 +156,12 @@ class Videos:
         if self.of_clip:
             return {"max_pixels": int(processor.get("max_video_tokens") or 768) * area}
         return {"total_pixels": int(int(processor.get("max_video_tokens") or 128000) * area * 0.9)}
+
+
+def _side(config: Settings) -> int:
+    """Pixels along a side of a tower of squares, by the config of the whole model."""
+    size = config["vision_config"]["image_size"]
+    return int(size if isinstance(size, int) else size[0])
 
 
 def _read(folder: Path) -> dict[str, Any]:

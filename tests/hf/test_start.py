@@ -186,11 +186,14 @@ def test_frames_that_are_squares_have_the_size_of_the_tower_and_a_number_if_the_
     image = dataclasses.replace(image, video=dataclasses.replace(found, newline=False))
     written = videos.written(tmp_path, image, [0.5] * 3, [0.5] * 3)
     assert (written["num_frames"], written["fps"], capsys.readouterr().err) == (8, None, "")
-    with pytest.raises(UserError, match=r"frames of .*, its tower takes 14 x 14 pixels: make them equal"):
-        own(size={"height": 28, "width": side})
+    own(size={"height": 28, "width": side})
+    with pytest.raises(UserError, match=r"frames of .*, its tower takes .*14.*14.*: make them equal"):
+        videos.check(tmp_path, {"vision_config": {"image_size": side}}, (0.5,) * 3, (0.5,) * 3)
     own(image_mean=[0.1] * 3)
     with pytest.raises(UserError, match=r"video processor has image_mean=\[0.1, 0.1, 0.1\], its image processor"):
-        videos.check_pixels(tmp_path, (0.5,) * 3, (0.5,) * 3)
+        videos.check(tmp_path, {"vision_config": {"image_size": side}}, (0.5,) * 3, (0.5,) * 3)
+    own(image_mean=0.5, size={"height": side, "width": side})
+    videos.check(tmp_path, {"vision_config": {"image_size": [side, side]}}, (0.5,) * 3, (0.5,) * 3)
 
 
 def test_a_size_of_frames_that_are_squares_is_no_setting(tmp_path):
