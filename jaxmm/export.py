@@ -13,6 +13,7 @@ if __name__ == "__main__":
     startup.end_on_interrupt()  # before large imports
 
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -36,11 +37,15 @@ from jaxmm.models.adapters import merged
 from jaxmm.models.multimodal import model_maps
 from jaxmm.models.tree import flat
 from jaxmm.recipe import read_recipe
+from jaxmm.workdir.outgoing import outgoing
+from jaxmm.workdir.place import is_url
 from jaxmm.workdir.spool import name_of
+
+SENT_BYTES = 1 << 30  # of a file of weights that goes to a store, through memory
 
 FLAGS: command.Flags = {
     "workdir": ("", "folder of the run to export"),
-    "output": ("", "folder to write; it must not exist, or be empty"),
+    "output": ("", "folder to write, a path or a URL of a store; it must not exist, or be empty"),
     "step": ("", "checkpoint to export: its step, or best; the newest if left out"),
     "merge": (False, "of a run with adapters: write the whole model, the adapters merged into it"),
     "dtype": ("", "of the weights: float32, bfloat16 or float16; if left out, the base model's; of adapters float32"),
@@ -49,12 +54,18 @@ FLAGS: command.Flags = {
 
 def main(argv: list[str]) -> int:
     """Exports one checkpoint."""
-    args = command.parse(argv, FLAGS, config="workdir", about=__doc__ or "")
+    args = command.parse(argv, FLAGS, config="workdir", about=__doc__ or "", urls=["output"])
     if not args.output:
         raise UserError("--output is missing: the folder to write")
     if args.dtype and args.dtype not in DTYPES:
         raise UserError(f"--dtype '{args.dtype}' is not one of {', '.join(DTYPES)}{nearest(args.dtype, DTYPES)}")
-    output, workdir = Path(args.output), Path(args.workdir)
+    with outgoing("--output", args.output) as output:
+        return _export(args, output)
+
+
+def _export(args: types.SimpleNamespace, output: Path) -> int:
+    """Writes the folder that the flags ask for."""
+    workdir = Path(args.workdir)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output {output} exists: give another folder, or delete it")
     recipe = read_recipe(args.config, workdir)
@@ -82,7 +93,8 @@ def main(argv: list[str]) -> int:
     with whole_or_none(output) as half:
         layout, config = write_config(recipe, half, dtype, bool(of_run["data"]["tokenizer"]))
         spare = workdir / MODEL / SPARE
-        total = weights.write(half, hf.outgoing(layout, params, DTYPES[dtype], spare))
+        tensors = hf.outgoing(layout, params, DTYPES[dtype], spare)
+        total = weights.write(half, tensors, SENT_BYTES if is_url(args.output) else weights.SHARD_BYTES)
         write_tokenizer(recipe, half)
         write_processor(recipe, workdir, half)
         write_generation(recipe, config, workdir, half)

@@ -38,6 +38,8 @@ def parse(text: str) -> dict[str, Path]:
     else:
         folders = {"model": Path(text).expanduser()}
     for folder in folders.values():
+        if "://" in text:
+            raise UserError(f"config.init_from={text}: a URL is not supported here: copy the folder to this machine")
         if not folder.is_dir():
             raise UserError(f"config.init_from: there is no folder {folder}")
     return folders

@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 PATIENCE = 600.0  # seconds that a store may be away; JAXMM_STORE_SECONDS changes it
 _CALL = 120.0  # seconds after which a request without an answer is made again
+_SLOWEST = 1e6  # bytes a second, of a large object that is sent
 _TELL = 5.0  # seconds after which a store that is away is told of
 _BLOCK = 1 << 26  # bytes
 _THREADS = 4  # each holds one object in memory
@@ -63,7 +64,7 @@ class Objects:
         say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
     ) -> None:
         self.place, self._say = place, say
-        self._patience = float(os.environ.get("JAXMM_STORE_SECONDS") or PATIENCE) if patience is None else patience
+        self._patience = _asked_patience() if patience is None else patience
         self._opened: tensorstore.KvStore | None = None
 
     def read(self, name: str) -> bytes | None:
@@ -79,7 +80,8 @@ class Objects:
 
     def write(self, name: str, data: bytes) -> bytes:
         """Puts the object there, whole or not at all. Returns its tag."""
-        return self._tried(f"writing {name}", lambda store: store.write(name, data)).generation
+        seconds = _CALL + len(data) / _SLOWEST
+        return self._tried(f"writing {name}", lambda store: store.write(name, data), seconds).generation
 
     def write_if(self, name: str, data: bytes | None, tag: bytes | None) -> bytes | None:
         """Writes if the object still has the tag, or with None if there is no such object. Returns the new tag.
@@ -165,7 +167,9 @@ class Objects:
             self._opened = tensorstore.KvStore.open(self.place.spec, context=self._context).result()
         return self._opened
 
-    def _tried(self, what: str, begin: Callable[[tensorstore.KvStore], tensorstore.Future[T]]) -> T:
+    def _tried(
+        self, what: str, begin: Callable[[tensorstore.KvStore], tensorstore.Future[T]], seconds: float = _CALL
+    ) -> T:
         """The answer to a request, which is made again and again while the store is away.
 
         Raises:
@@ -175,10 +179,10 @@ class Objects:
         began, pause, is_told = time.monotonic(), 0.2, False
         while True:
             try:
-                return begin(self._store()).result(timeout=_CALL)
+                return begin(self._store()).result(timeout=seconds)
             except (ValueError, OSError, RuntimeError, LookupError) as error:  # a TimeoutError is an OSError
                 why = _INNER.sub("", " ".join(str(error).split(" [http")[0].split()))
-                why = why or f"no answer within {_CALL:.0f} s"
+                why = why or f"no answer within {seconds:.0f} s"
                 self._refuse(str(error), why)
                 away = time.monotonic() - began
                 if away + pause > self._patience:
@@ -205,6 +209,13 @@ class Objects:
                 f"{place.url}: there is no bucket '{place.bucket}' ({why[:200]}): make it, or name another"
             )
         raise StoreError(f"{place.url} refuses ({why[:200]})")
+
+
+def _asked_patience() -> float:
+    text = os.environ.get("JAXMM_STORE_SECONDS") or str(PATIENCE)
+    if not text.replace(".", "", 1).isdecimal():
+        raise UserError(f"JAXMM_STORE_SECONDS={text}: give seconds, 0 or more")
+    return float(text)
 
 
 _NONE = b"\x02"  # TensorStore's tag of an object that is not there

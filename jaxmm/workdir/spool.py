@@ -49,7 +49,7 @@ class Spool:
     @classmethod
     def make(cls, place: Place, kind: str = "") -> Spool:
         """The spool of a place on this machine; ``kind`` tells apart those of one place that must not be one."""
-        root = Path(os.environ.get("JAXMM_SPOOL") or _cache() / "spool").expanduser().absolute()
+        root = spool_root()
         name = re.sub(r"[^\w.-]", "_", place.path.rpartition("/")[2])[:60]
         folder = root / f"{name}-{hashlib.sha256(place.url.encode()).hexdigest()[:12]}{kind}"
         try:
@@ -271,8 +271,10 @@ def name_of(folder: Path) -> str:
     return spool.url if spool else str(folder)
 
 
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxmm"
+def spool_root() -> Path:
+    """The folder of all spools of this machine."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxmm"
+    return Path(os.environ.get("JAXMM_SPOOL") or cache / "spool").expanduser().absolute()
 
 
 def _stat(path: Path) -> list[int]:

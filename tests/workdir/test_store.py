@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -20,6 +21,7 @@ from jaxmm.errors import UserError
 from jaxmm.workdir import store_lock
 from jaxmm.workdir.folder import LOCK
 from jaxmm.workdir.objects import Objects, StoreAway, StoreError
+from jaxmm.workdir.outgoing import outgoing
 from jaxmm.workdir.place import Place
 from jaxmm.workdir.spool import MARK, OWNER, Mirror, Spool, name_of, opened, publish
 from jaxmm.workdir.store_lock import StoreLock
@@ -310,6 +312,29 @@ def test_a_store_that_refuses_at_the_end_is_one_line_and_the_files_stay(server, 
     server.fail = lambda method, name: 0
     assert Spool.make(Place.read("", "gs://bucket/run")).own()
     assert spool.objects.read("summary.json") == b"{}"
+
+
+def test_a_folder_that_a_command_writes_is_sent_whole_and_its_config_last(server, tmp_path):
+    url = "gs://bucket/models/mine"
+    with outgoing("--output", url) as folder:
+        written(folder, {"config.json": "{}", "model.safetensors": "x", "deep/a": ""})
+    puts = [name.removeprefix("models/mine/") for method, name in server.requests if method == "POST"]
+    assert puts == ["deep/a", "model.safetensors", "config.json"]
+    assert list((tmp_path / "spools").iterdir()) == []
+    with pytest.raises(UserError, match=f"--output {url} exists"), outgoing("--output", url):
+        pass
+    with outgoing("--output", str(tmp_path / "here")) as folder:
+        assert folder == tmp_path / "here"
+    with contextlib.suppress(ZeroDivisionError), outgoing("--output", "gs://bucket/models/other") as folder:
+        written(folder, {"config.json": "{}"})
+        raise ZeroDivisionError
+    assert "models/other/config.json" not in server.objects
+
+
+def test_seconds_that_are_none_are_one_line(monkeypatch):
+    monkeypatch.setenv("JAXMM_STORE_SECONDS", "soon")
+    with pytest.raises(UserError, match="JAXMM_STORE_SECONDS=soon: give seconds"):
+        Objects(Place.read("", "gs://bucket/run"))
 
 
 NAMES = st.sampled_from(["a.json", "b.jsonl", "samples/1.json", "samples/deep/2.png"])
