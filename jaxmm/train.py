@@ -128,6 +128,7 @@ def _kept_in_store(spool: Spool) -> Iterator[None]:
             if was_last:
                 stored.send_left()
             stored.note_first_save()
+            spool.send()  # before the other processes of the job fetch what is there
         with Mirror(spool):
             yield
 

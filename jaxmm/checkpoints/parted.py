@@ -47,6 +47,8 @@ class Parts:
             self._wait(patience, f"the record of step {step}", lambda: self._stored.has(step))
             return
         folder = self._stored.folder / str(step)
+        if not folder.is_dir():
+            return  # the save has failed, which Orbax tells
         index_files = [STATE + "/manifest.ocdbt", *_names(folder, f"{STATE}/d/")]
         own = [name for name in _names(folder) if name not in (RECORD, *index_files)]
         entries = self._sent(step, {name: folder / name for name in own})

@@ -65,25 +65,29 @@ class Stored:
 
     def fetch(self, step: int, part: str = "") -> Fault | None:
         """Copies the files of a checkpoint, or of one part of it, that are not here yet. Returns why it could not."""
-        local = self.folder / str(step)
         try:
-            data = self._objects.read(self._name(step, RECORD))
-            entries = checksums.parse_record(data or b"")
-            if data is None or entries is None:
-                return self.look(step)
-            if not (local / RECORD).exists() or (local / RECORD).read_bytes() != data:  # of another save of this step
-                shutil.rmtree(local, ignore_errors=True)
-            local.mkdir(parents=True, exist_ok=True)
-            (local / RECORD).write_bytes(data)
-            wanted = checksums.of_part(entries, part)
-            lacking = [name for name, entry in wanted.items() if not _is_there(local / name, entry.bytes)]
-            self._objects.each(
-                lambda name: self._objects.download(self._name(step, name), local / name, wanted[name].bytes), lacking
-            )
+            with self._spool.alone():
+                return self._fetch(step, part)
         except FileNotFoundError as error:
             return Fault(f"{error.filename} is missing", True)
         except StoreError as error:
             return Fault(str(error), False)
+
+    def _fetch(self, step: int, part: str) -> Fault | None:
+        local = self.folder / str(step)
+        data = self._objects.read(self._name(step, RECORD))
+        entries = checksums.parse_record(data or b"")
+        if data is None or entries is None:
+            return self.look(step)
+        if not (local / RECORD).exists() or (local / RECORD).read_bytes() != data:  # of another save of this step
+            shutil.rmtree(local, ignore_errors=True)
+        local.mkdir(parents=True, exist_ok=True)
+        (local / RECORD).write_bytes(data)
+        wanted = checksums.of_part(entries, part)
+        lacking = [name for name, entry in wanted.items() if not _is_there(local / name, entry.bytes)]
+        self._objects.each(
+            lambda name: self._objects.download(self._name(step, name), local / name, wanted[name].bytes), lacking
+        )
         return None
 
     def forget(self, step: int) -> None:

@@ -44,7 +44,6 @@ class Spool:
     def __init__(self, folder: Path, place: Place, say: Callable[[str], None] = _to_stderr) -> None:
         self.folder, self.objects = folder, Objects(place, say=say)
         self._say = say
-        self._busy = threading.Lock()
 
     @classmethod
     def make(cls, place: Place, kind: str = "") -> Spool:
@@ -83,7 +82,7 @@ class Spool:
         Args:
           reads: for a command that only reads: the lock is fetched too, whose time says whether the run goes on.
         """
-        with self._alone():
+        with self.alone():
             sent = self._sent()
             apart = (OWNER,) if reads else (OWNER, LOCK)
             all_names = self.objects.names()
@@ -149,7 +148,7 @@ class Spool:
           StoreError: if the store refuses, or is away for too long: the rest is sent by the next call.
         """
         objects = objects or self.objects
-        with self._busy:
+        with self.alone():
             sent = self._sent()
             try:
                 there = {name: _stat(self.folder / name) for name in self._files()}
@@ -165,7 +164,7 @@ class Spool:
 
     def send_file(self, path: Path) -> None:
         """Sends one file of the spool."""
-        with self._busy:
+        with self.alone():
             sent = self._sent()
             self._send_one(path.relative_to(self.folder).as_posix(), sent, self.objects)
             self._note_sent(sent)
@@ -194,10 +193,11 @@ class Spool:
         write_json(self.folder / SENT, sent)
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Keeps other processes of this machine from fetching into the same folder."""
-        with self._busy, (self.folder / ".fetch.lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+    def alone(self) -> Iterator[None]:
+        """Keeps other threads and processes of this machine from fetching into the folder and sending what is in it."""
+        with (self.folder / ".lock").open("w") as file:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
 
