@@ -66,6 +66,7 @@ def main(argv: list[str]) -> int:
         references.attach(corpus.lengths, reference, recipe, read_budgets(args.config, corpus), trains=False)
     mesh = sharding.make_mesh(args.config.mesh)
     check_states(recipe.model.decoder, mesh)
+    sharding.check_experts(mesh, recipe.model.decoder.experts)
     with jax.set_mesh(mesh):
         with Barrier("start").together("the checkpoint"):
             reader = Checkpoints(workdir / "checkpoints")  # one, so that no byte is compared twice

@@ -57,6 +57,7 @@ def main(argv: list[str]) -> int:
     corpora = [train_corpus(config, recipe), eval_corpus(config, recipe)]
     recipe = fitted(recipe, frozenset().union(*(corpus.media for corpus in corpora if corpus)))
     mesh = sharding.make_mesh(config.mesh)
+    sharding.check_experts(mesh, recipe.model.decoder.experts)
     with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as unused:
         params = started_params(recipe, mesh, Path(unused), init_from=base.init_from, seed=config.seed)
         barrier = Barrier("reference")

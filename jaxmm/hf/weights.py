@@ -241,9 +241,10 @@ def _on_device(value: np.ndarray, device: Any, dtype: np.dtype) -> jax.Array:
     if value.size * dtype.itemsize <= MOVED_BYTES:
         return moved(slice(None) if value.ndim else ...)  # type: ignore[arg-type]
     count = max(1, MOVED_BYTES // (dtype.itemsize * int(np.prod(value.shape[1:]))))
-    whole = _zeros(value.shape, dtype, jax.sharding.SingleDeviceSharding(device))()
-    for start in range(0, len(value), count):
-        whole = jax.block_until_ready(_write_rows(whole, moved(slice(start, start + count)), start))
+    with jax.set_mesh(jax.sharding.Mesh(np.array([device]), ("one",))):  # programs of a mesh run on all its devices
+        whole = _zeros(value.shape, dtype, jax.sharding.SingleDeviceSharding(device))()
+        for start in range(0, len(value), count):
+            whole = jax.block_until_ready(_write_rows(whole, moved(slice(start, start + count)), start))
     return whole
 
 
