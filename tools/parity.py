@@ -11,6 +11,7 @@ too, that many times, by the seed and those after it. It needs the extra 'parity
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -262,7 +263,11 @@ def main(argv: list[str]) -> int:
         if value < 0:
             raise UserError(f"--{flag} is {value}: it must be 0 or above")
     seeds = range(args.seed, args.seed + max(args.draws, 1))
-    rows = [measured(case(name, cases), seed) for name in chosen for seed in seeds]
+    rows = list[dict[str, Any]]()
+    for name in chosen:
+        for seed in seeds:
+            print(f"{name} by {seed}", file=sys.stderr, flush=True)
+            rows.append(measured(case(name, cases), seed))
     shown = [("case", "family", "logits", "attention", "gradients", "patches", "written again")]
     for row in rows:
         written = "to the bit" if not row["bits_differ"] else f"{len(row['bits_differ'])} differ"

@@ -187,6 +187,7 @@ FILM = ImageSpec(
 
 def test_frames_of_a_film_are_pooled_and_the_vector_ends_it():
     template = Template(load_tokenizer(""), "pretrain")
+    assert mosaic.frame_side(27, FILM) == 14, "of the releases' frames"
     still, film = picture(18, 31, 9), Video(frames=tuple(picture(24, 30, n) for n in range(7)), fps=2.0)
     source = InMemory("made", [template.encode(plain("ab", still, film, "cd"))], [[still, film]], "made")
     lengths = Lengths(source, FILM, encode=template.stamp)
