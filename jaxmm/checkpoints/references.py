@@ -20,7 +20,8 @@ from ml_collections import ConfigDict
 from jaxmm.atomic import plain, read_json, write_json
 from jaxmm.checkpoints.base import Base, kept
 from jaxmm.corpus import read_jitter
-from jaxmm.data.packing.lengths import Lengths, Reference, is_whole, save_array
+from jaxmm.data.packing.array_file import is_whole, save_array
+from jaxmm.data.packing.lengths import Lengths, Reference
 from jaxmm.data.packing.limits import Budgets
 from jaxmm.errors import UserError
 from jaxmm.hf.init_from import run_and_step

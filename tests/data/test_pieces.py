@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import hypothesis
 import hypothesis.strategies as st
@@ -11,6 +13,7 @@ import pytest
 from conftest import IMAGE, picture, plain
 from made_index import BUDGETS, is_whole, made, needs_of, positions, positions_of, texts
 
+from jaxmm.data.packing import array_file
 from jaxmm.data.packing import lengths as lengths_module
 from jaxmm.data.packing.lengths import Lengths
 from jaxmm.data.packing.limits import Budgets
@@ -119,13 +122,47 @@ def test_an_image_larger_than_a_row_is_one_line_with_its_file(lengths_of):
     assert count_long(source, BUDGETS._replace(patches=32), "drop").long == 1
 
 
+def test_processes_that_open_a_large_source_at_once_count_it_once_and_in_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr(lengths_module, "SAVED_FROM", 60)
+    monkeypatch.setattr(lengths_module, "BLOCK", 7)
+    whole, counted, blocks = made(5), Lengths._counted, []
+
+    def noted(lengths):
+        for block in counted(lengths):
+            blocks.append(len(block[0]))
+            time.sleep(0.001)  # so that the others come meanwhile
+            yield block
+
+    monkeypatch.setattr(Lengths, "_counted", noted)
+    with ThreadPoolExecutor(4) as pool:
+        opened = list(pool.map(lambda _: Lengths(whole.prepared, IMAGE, tmp_path), range(4)))
+    assert sum(blocks) == len(whole), "once"
+    assert max(blocks) == 7
+    for one in opened:
+        np.testing.assert_array_equal(one.all_needs, whole.all_needs)
+        assert one.media_counts() == whole.media_counts()
+    assert not list(tmp_path.glob(".*")), "neither locks nor unfinished files are left"
+
+
+@pytest.mark.parametrize("shape", [(0,), (5,), (0, 3), (4, 3)])
+def test_an_array_written_in_blocks_is_as_numpy_writes_it_with_a_checksum_behind(tmp_path, shape):
+    array, file = np.arange(np.prod(shape), dtype=np.int32).reshape(shape), tmp_path / "made.npy"
+    array_file.save_arrays([file], [(array.dtype, shape)], [[array[:2]], [array[2:]]])
+    np.save(tmp_path / "plain.npy", array)
+    assert file.read_bytes()[: -array_file.CHECKSUM] == (tmp_path / "plain.npy").read_bytes()
+    assert array_file.is_whole(file)
+    np.testing.assert_array_equal(np.load(file, mmap_mode="r"), array)
+    with pytest.raises(UserError, match="could not be written"):
+        array_file.save_arrays([tmp_path / "made.npy" / "below.npy"], [(array.dtype, shape)], [[array]])
+
+
 def test_lengths_of_a_large_source_are_counted_once_and_mapped(tmp_path, monkeypatch):
     monkeypatch.setattr(lengths_module, "SAVED_FROM", 60)
     monkeypatch.setattr(lengths_module, "BLOCK", 7)
     whole = made(5)
     index = whole.prepared
     first = Lengths(index, IMAGE, tmp_path)
-    monkeypatch.setattr(Lengths, "_count", None)  # a second count would fail
+    monkeypatch.setattr(Lengths, "_counted", None)  # a second count would fail
     again = Lengths(index, IMAGE, tmp_path)
     for name in ("all_needs", "units_I", "totals"):
         np.testing.assert_array_equal(getattr(again, name), getattr(whole, name))

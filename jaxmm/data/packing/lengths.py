@@ -15,22 +15,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxmm.atomic import published
 from jaxmm.batch import TARGET, ImageSpec
 from jaxmm.data.media import table
 from jaxmm.data.media.extents import Extents
+from jaxmm.data.packing.array_file import is_whole, save_arrays
 from jaxmm.data.packing.inner_text import Encode, InnerText
 from jaxmm.data.packing.limits import FIRST, PAIRS, Budgets, budgets_of
-from jaxmm.data.packing.shorten import CutShort, cut_short, shortened
+from jaxmm.data.packing.shorten import CutShort, cut_short, joined_cuts, shortened
 from jaxmm.data.prepare.index import Columns
-from jaxmm.data.prepare.prepared import file_checksum
-from jaxmm.errors import UserError
+from jaxmm.data.prepare.lock import locked
 
 BLOCK = 1 << 18  # examples counted at a time
 SAVED_FROM = 1 << 18  # sources of at least so many examples keep their lengths on disk
 FORMAT = 3  # raise it with any change to what is saved
 ROUNDS = 4  # of shortening clips: a shorter clip may have longer text inside it
-CHECKSUM = 4  # bytes
 
 
 class Reference(NamedTuple):
@@ -82,16 +80,21 @@ class Lengths:
             key = [FORMAT, prepared.meta["fingerprint"], *spec.key(media), *self.columns[len(FIRST) :]]
             stem = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
             self._files = cache / f"{stem}.needs.npy", cache / f"{stem}.units.npy"
-        if self._files is None or all(map(is_whole, self._files)):
-            self._open()
-            return
-        for file, array in zip(self._files, self._count(), strict=True):
-            save_array(file, array)
+            cache.mkdir(parents=True, exist_ok=True)
+            if not all(map(is_whole, self._files)):
+                with locked(cache / f".{stem}.lock"):  # one process counts, the others wait
+                    if not all(map(is_whole, self._files)):
+                        self._save(self._files)
         self._open()
+
+    def _save(self, files: Sequence[Path]) -> None:
+        shapes = (len(self.prepared), len(self.columns)), (len(self.prepared.image_at_I),)
+        save_arrays(files, [(np.dtype(np.int32), shape) for shape in shapes], self._counted())
 
     def _open(self) -> None:
         if self._files is None:
-            self.all_needs, self.units_I = self._count()
+            needs, units = zip(*self._counted(), strict=True)
+            self.all_needs, self.units_I = np.concatenate(needs), np.concatenate(units)
         else:
             self.all_needs, self.units_I = (np.load(file, mmap_mode="r") for file in self._files)
         if self.inner.is_open:
@@ -100,8 +103,7 @@ class Lengths:
     def _inner(self) -> np.ndarray:
         """int64 (I,): the tokens of text inside each medium. Where there is none, no page of it is ever touched."""
         inner_I, self._has_inner = np.zeros(len(self.units_I), np.int64), False
-        for start in range(0, len(inner_I), BLOCK):
-            block = slice(start, start + BLOCK)
+        for block in self._media_blocks():
             counted = self.inner.counted(self.units_I[block], self.extents(block), self.spec)
             if counted.any():
                 inner_I[block], self._has_inner = counted, True
@@ -195,17 +197,15 @@ class Lengths:
             exceeds |= needs[:, column] > limit
         return exceeds
 
-    def _count(self) -> tuple[np.ndarray, np.ndarray]:
-        """(all_needs, units_I) of the source.
+    def _counted(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields ``all_needs`` and ``units_I`` of the source block by block; at least one, which may be empty.
 
         Raises:
           UserError: if a medium has no meaning under the spec.
         """
         prepared = self.prepared
         count = len(prepared.tokens_E)
-        all_needs = np.zeros((count, len(self.columns)), np.int32)
-        units_I = np.empty(len(prepared.image_at_I), np.int32)
-        for start in range(0, count, BLOCK):
+        for start in range(0, max(count, 1), BLOCK):
             stop = min(start + BLOCK, count)
             tokens = np.asarray(prepared.tokens_E[start:stop], np.int64)
             images = np.asarray(prepared.images_E1[start : stop + 1], np.int64)
@@ -213,7 +213,6 @@ class Lengths:
             images = images - block.start  # not in place: it may be the index itself
             halves = 1 + (np.asarray(prepared.second_E[start:stop]) > 0)  # in each the media have their soft tokens
             media, spans = self._fitted(tokens, images, halves, Extents(prepared, block))
-            units_I[block] = media.units
             runs = np.asarray(prepared.runs_E1[start : stop + 1], np.int64)
             runs_here = slice(int(runs[0]), int(runs[-1]))
             runs = runs - runs_here.start
@@ -223,9 +222,10 @@ class Lengths:
             }
             counted |= {name: _sums(each, images) for name, each in media.needs.items()}
             counted |= {PAIRS: halves - 1} if self.preferences else {}
+            needs = np.zeros((stop - start, len(self.columns)), np.int32)
             for name, column in counted.items():
-                all_needs[start:stop, self.columns.index(name)] = column
-        return all_needs, units_I
+                needs[:, self.columns.index(name)] = column
+            yield needs, np.asarray(media.units, np.int32)
 
     def _fitted(
         self, tokens: np.ndarray, images: np.ndarray, halves: np.ndarray, extents: Extents
@@ -248,7 +248,15 @@ class Lengths:
 
     def cut_short(self) -> list[CutShort]:
         """Of each kind of media that are not taken whole, how many and how much of them is left."""
-        return list(cut_short(self.units_I, self.extents(slice(None)), self.spec))
+        by_medium: dict[str, list[CutShort]] = {}
+        for block in self._media_blocks():
+            for cut in cut_short(self.units_I[block], self.extents(block), self.spec):
+                by_medium.setdefault(cut.medium, []).append(cut)
+        return [joined_cuts(by_medium[name]) for name in table.MEDIA if name in by_medium]
+
+    def _media_blocks(self) -> Iterator[slice]:
+        for start in range(0, len(self.units_I), BLOCK):
+            yield slice(start, start + BLOCK)
 
     def cut_lines(self) -> Iterator[str]:
         """The same for people."""
@@ -257,8 +265,12 @@ class Lengths:
 
     def media_counts(self) -> dict[str, int]:
         """How many media of each kind the source has, by the names of those that it has."""
-        kinds = self.extents(slice(None)).kind
-        return {medium.name: int(medium.has(kinds).sum()) for medium, _ in table.by_medium(kinds)}
+        counts = dict.fromkeys(table.MEDIA, 0)
+        for block in self._media_blocks():
+            kinds = self.extents(block).kind
+            for medium, _ in table.by_medium(kinds):
+                counts[medium.name] += int(medium.has(kinds).sum())
+        return {name: count for name, count in counts.items() if count}
 
 
 def widths_of(several: Sequence[Lengths]) -> dict[str, int]:
@@ -286,30 +298,6 @@ def _sums(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """Sums of ``values`` between consecutive offsets; empty ranges give 0."""
     total = np.concatenate([[0], np.cumsum(values, dtype=np.int64)])
     return total[offsets[1:]] - total[offsets[:-1]]
-
-
-def is_whole(file: Path) -> bool:
-    """Whether a file exists and is complete, as ``_save`` wrote it."""
-    try:
-        size = file.stat().st_size - CHECKSUM
-        with open(file, "rb") as opened:
-            opened.seek(size)
-            return file_checksum(file, size) == int.from_bytes(opened.read(), "little")
-    except (OSError, ValueError):
-        return False
-
-
-def save_array(file: Path, array: np.ndarray) -> None:
-    """Writes a file that is either complete or not there; two processes that write it write the same."""
-    try:
-        with published(file) as unfinished:
-            with open(unfinished, "wb") as opened:
-                np.save(opened, array)
-            checksum = file_checksum(unfinished)
-            with open(unfinished, "ab") as opened:
-                opened.write(checksum.to_bytes(CHECKSUM, "little"))
-    except OSError as error:
-        raise UserError(f"{file} could not be written: {error}") from error
 
 
 class Expanded(NamedTuple):

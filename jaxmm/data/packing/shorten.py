@@ -7,7 +7,7 @@ holds is cut down to a row.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -90,6 +90,12 @@ def cut_short(units: np.ndarray, extents: Extents, spec: ImageSpec) -> Iterator[
         part = medium.cut_short(own, spec) * kept / np.maximum(medium.units(own, spec), 1)
         if (is_cut := part < 1).any():
             yield CutShort(medium.name, int(is_cut.sum()), float(part[is_cut].mean()))
+
+
+def joined_cuts(cuts: Sequence[CutShort]) -> CutShort:
+    """What several parts of a source say of one kind of media, together."""
+    media = sum(cut.media for cut in cuts)
+    return CutShort(cuts[0].medium, media, sum(cut.part * (cut.media / media) for cut in cuts))
 
 
 def _steps(units: np.ndarray, extents: Extents, spec: ImageSpec) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
