@@ -83,7 +83,10 @@ def splash_attention(
 
     heads_first = functools.partial(jnp.swapaxes, axis1=1, axis2=2)
     q_BHTD, k_BKSD, v_BKSD = map(heads_first, (q_BTHD * jnp.asarray(scale, q_BTHD.dtype), k_BSKD, v_BSKD))
-    out_BHTD = jax.vmap(of_row)(q_BHTD, k_BKSD, v_BKSD, start_BT, last_BT, packed_BT, segments)
+    # Row by row: a batch of rows is a loop over the kernel alone, behind which all that it saves, 128 times as much of
+    # its logarithms as is kept, stands in memory for all rows.
+    rows = q_BHTD, k_BKSD, v_BKSD, start_BT, last_BT, packed_BT, segments
+    out_BHTD = jax.lax.map(lambda row: of_row(*row), rows)
     out_BTHD = jnp.where(is_seeing[..., None, None], heads_first(out_BHTD), 0)
     return out_BTHD[:, :T]
 
