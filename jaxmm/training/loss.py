@@ -22,8 +22,8 @@ from jaxmm.models.materialize import barrier
 from jaxmm.models.tables import Head
 
 # Bytes of the float32 logits that a device holds at a time. Each chunk adds to the head's whole gradient: where memory
-# is slow beside matmuls, chunks must be long.
-LOGITS = {"cpu": 2**26}
+# is slow beside matmuls, chunks must be long: on a TPU v5e from about 1,000 targets on.
+LOGITS = {"cpu": 2**26, "tpu": 2**30}
 LOGITS_ELSEWHERE = 2**29
 
 
