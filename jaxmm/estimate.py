@@ -157,8 +157,9 @@ def compiled(program: Any, budgets: Any, rows: int, mesh: Any) -> tuple[dict[str
     began = time.perf_counter()
     platform = mesh.devices.flat[0].platform
     with tempfile.TemporaryDirectory() as folder, jax.set_mesh(mesh), errors_of_libraries() as said:
-        dumped = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
-        options = dumped if platform == "tpu" else step_options(platform)  # as train compiles it
+        options = dict(step_options(platform) or {})  # as train compiles it
+        if platform == "tpu":
+            options |= {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
         try:
             done = compile_lowered(program.jitted(mesh).lower(state, batch), options)
         except jax.errors.JaxRuntimeError as error:

@@ -22,6 +22,11 @@ CPU_STEP = {
     # and rematerialisation are there for.
     "xla_disable_hlo_passes": "cse_barrier_expander",
 }
+TPU_STEP = {
+    # Kernels are gathered before their matmul, not in rings beside it: in these the matmul's whole output is read and
+    # written again for each two chips' parts (MiB of an output from which on XLA makes rings; more than there are).
+    "xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000",
+}
 CPU_ONCE = {"xla_backend_optimization_level": 0}  # for what runs once: compiling takes longer than running
 
 
@@ -30,7 +35,10 @@ CPU_ONCE = {"xla_backend_optimization_level": 0}  # for what runs once: compilin
 
 def step_options(platform: str | None = None) -> dict[str, Any] | None:
     """XLA's options for what runs again and again, on a platform, or on this process's."""
-    return CPU_STEP if TUNED and (platform or jax.default_backend()) == "cpu" else None
+    platform = platform or jax.default_backend()
+    if platform == "tpu" and os.environ.get("JAXMM_TPU_TUNING", "1") != "0":
+        return TPU_STEP
+    return CPU_STEP if TUNED and platform == "cpu" else None
 
 
 def compile_lowered(lowered: Any, options: dict[str, Any] | None) -> Any:

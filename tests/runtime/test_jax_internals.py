@@ -29,6 +29,13 @@ def test_this_xla_knows_every_option_that_is_given():
             assert jax_internals.compile_lowered(doubled(), options)(jnp.ones(3)).tolist() == [2, 2, 2]
 
 
+def test_each_platform_has_its_own_options(monkeypatch):
+    assert jax_internals.step_options("tpu") == jax_internals.TPU_STEP
+    assert jax_internals.step_options("gpu") is None
+    monkeypatch.setenv("JAXMM_TPU_TUNING", "0")
+    assert jax_internals.step_options("tpu") is None
+
+
 def test_an_option_that_xla_does_not_know_costs_a_warning_and_not_the_run():
     options = {"xla_of_another_year": True, **jax_internals.CPU_STEP}
     with pytest.warns(UserWarning, match="does not know the option xla_of_another_year"):
