@@ -32,7 +32,7 @@ def test_the_page_has_commands():
 @pytest.mark.parametrize("match", OURS, ids=lambda match: match[0][:60])
 def test_a_command_has_flags_and_values_that_there_are(match):
     module = importlib.import_module(match[1] or match[2])
-    for word in shlex.split(match[3]):
+    for word in shlex.split(match[3], comments=True):
         name, _, value = word.removeprefix("--").partition("=")
         if name == "config":
             assert (ROOT / value).is_file(), word
@@ -45,7 +45,7 @@ def test_a_command_has_flags_and_values_that_there_are(match):
 
 
 def test_what_else_the_page_starts_is_there():
-    started = {word for line in COMMANDS for word in shlex.split(line) if word.startswith("tools/")}
+    started = {word for line in COMMANDS for word in shlex.split(line, comments=True) if word.startswith("tools/")}
     assert {"tools/launch/Dockerfile", "tools/launch/jobset.yaml", "tools/launch/slurm.sbatch"} <= started
     assert [word for word in started if not (ROOT / word).is_file()] == []
 
