@@ -17,6 +17,7 @@ from jaxmm.data.documents import Audio, Image, Video
 from jaxmm.data.media.medium import BadMedia
 from jaxmm.data.media.picture import decode
 from jaxmm.data.prepare.index import Columns
+from jaxmm.data.text import intros
 from jaxmm.data.text.template import Template
 from jaxmm.errors import UserError
 from jaxmm.inference.answers import Prompt, prompt_rows
@@ -37,7 +38,7 @@ def questions(
     """
     asked = []
     for example in np.linspace(0, len(prepared) - 1, min(len(prepared), 4 * count)).astype(int):
-        first = _first_answer(prepared, template, int(example))
+        first = _first_answer(prepared, template, int(example), image)
         if first and (image or all(isinstance(part, Image) for part in first[0].media)):
             asked.append(first)
     step = max(1, len(asked) // count)
@@ -46,7 +47,9 @@ def questions(
     return [asked[n] for n in sorted(itertools.islice(whole, count))]
 
 
-def _first_answer(prepared: Columns, template: Template, example: int) -> tuple[Prompt, str] | None:
+def _first_answer(
+    prepared: Columns, template: Template, example: int, image: ImageSpec | None
+) -> tuple[Prompt, str] | None:
     record = prepared.read(example)
     runs = slice(*(int(i) for i in prepared.runs_E1[example : example + 2]))
     starts = [*prepared.run_start_R[runs].tolist(), len(record.tokens)]
@@ -57,7 +60,7 @@ def _first_answer(prepared: Columns, template: Template, example: int) -> tuple[
             media = [part for part in record.images[:shown] if isinstance(part, Image | Video | Audio)]
             if not media or len(media) < shown:
                 return None  # ready-made media cannot be drawn
-            text = template.decode(record.tokens[:start].tolist()).strip()
+            text = intros.without(template.decode(record.tokens[:start].tolist()), image).strip()
             truth = template.decode(record.tokens[start:stop].tolist())
             # An answer that is generated is shown without what the chat template begins every one with.
             return Prompt(tuple(media), text), truth.strip().removeprefix(template.lead.strip()).strip()

@@ -14,6 +14,8 @@ from small_run import ROOT
 from jaxmm import command
 from jaxmm.data.packing.plan import Budgets, Piece
 from jaxmm.errors import UserError
+from jaxmm.inference.answers import prompt_rows
+from jaxmm.training.samples import questions
 
 pytestmark = pytest.mark.usefixtures("whole_transformers")
 
@@ -76,6 +78,10 @@ def test_data_is_prepared_for_slices_and_for_no_others(tmp_path, data):
     assert len(runs) == 10
     learnt = batch.weights_BT[0] > 0
     assert recipe.template.decode(batch.targets_BT[0][learnt]).strip() == ANSWER
+    ((prompt, truth),) = questions(lengths.prepared, recipe.template, 1, recipe.image)
+    assert (intro in prompt.text, truth) == (False, ANSWER), "what is asked again has it once"
+    asked = prompt_rows([prompt], recipe.template, recipe.image).loaded.batch
+    assert recipe.template.decode(asked.text.values[0]).count(intro) == 2
     assert read(tmp_path, first, folder)[1].prepared.folder == first, "prepared data is taken as it is"
     settings = folder / "preprocessor_config.json"
     kept = json.loads(settings.read_text())

@@ -63,6 +63,11 @@ def prompted(turns: Sequence[Turn], image: ImageSpec) -> Sequence[Turn]:
     return list(_introduced(turns, map(_extent, media), image))
 
 
+def without(text: str, image: ImageSpec | None) -> str:
+    """Prepared text as it was said: the text before pictures is written anew wherever it is asked."""
+    return text.replace(image.split.intro, "") if image and image.split and image.split.intro else text
+
+
 def _extent(part: Any) -> Extent | None:
     """What a header tells; None where it cannot be read, which whoever lays the prompt out reports."""
     try:
