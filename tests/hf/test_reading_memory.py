@@ -33,24 +33,27 @@ from jaxmm import sharding
 from jaxmm.hf import folder as hf
 from jaxmm.hf.decoders import DECODERS
 from test_reading_memory import KINDS
+from jaxmm.models.frozen import FrozenSpec
 from jaxmm.models.multimodal import ModelSpec, flat_axes
 
 def memory(name):
     return int(re.search(name + r":\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 
-kind, model = sys.argv[4], ModelSpec(decoder=KINDS[sys.argv[4]])
+kind, held_as = sys.argv[4:]
+model = ModelSpec(decoder=KINDS[kind], frozen=FrozenSpec(held_as) if held_as else None)
 mesh = sharding.make_mesh(json.loads(sys.argv[2]), jax.devices()[: int(sys.argv[3])])
 axes = sharding.replicated(mesh) if int(sys.argv[3]) == 1 else None
 
 def where(path, shape):
     return axes or jax.sharding.NamedSharding(mesh, sharding.partition(AXES[path][1], shape, mesh))
 
-AXES = flat_axes(model)
+AXES = flat_axes(model.plain)
 jax.block_until_ready(jax.numpy.zeros(8) + 1)
 Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
 before = memory("VmRSS")
-found = hf.read_decoder(Path(sys.argv[1]), DECODERS[kind].rules, model, where)
-jax.block_until_ready(found.params)
+with jax.set_mesh(mesh):  # as commands read
+    found = hf.read_decoder(Path(sys.argv[1]), DECODERS[kind].rules, model, where)
+    jax.block_until_ready(found.params)
 held = sum(s.data.nbytes for p in found.params.values() for s in p.addressable_shards)
 print(json.dumps({"peak": memory("VmHWM") - before, "held": held}))
 """
@@ -93,21 +96,23 @@ def written(kind: str, folder: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "mesh", "devices"),
+    ("kind", "mesh", "devices", "held_as"),
     [
-        ("llama", {"data": 1}, 1),
-        ("llama", {"fsdp": 2, "tensor": 2}, 4),
-        ("qwen3_vl_moe_text", {"expert": 8}, 8),
+        ("llama", {"data": 1}, 1, ""),
+        ("llama", {"fsdp": 2, "tensor": 2}, 4, ""),
+        ("qwen3_vl_moe_text", {"expert": 8}, 8, ""),
+        ("qwen3_vl_moe_text", {"fsdp": 8}, 8, "bfloat16"),
     ],
 )
-def test_the_host_holds_little_beside_the_parameters(kind, mesh, devices, tmp_path):
+def test_the_host_holds_little_beside_the_parameters(kind, mesh, devices, held_as, tmp_path):
     folder, model = written(kind, tmp_path / "large"), ModelSpec(decoder=KINDS[kind])
     assert len(list(folder.glob("*.safetensors"))) > 3
     path = os.pathsep.join([str(small_run.ROOT), str(Path(__file__).parent), str(small_run.ROOT / "tests")])
-    command = [sys.executable, "-c", READ, str(folder), json.dumps(mesh), str(devices), kind]
+    command = [sys.executable, "-c", READ, str(folder), json.dumps(mesh), str(devices), kind, held_as]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": path})
     found = json.loads(done.stdout.splitlines()[-1])
-    parameters = sum(4 * math.prod(shape) for path, (shape, _) in flat_axes(model).items() if path[0] == "decoder")
+    each = 2 if held_as else 4
+    parameters = sum(each * math.prod(shape) for path, (shape, _) in flat_axes(model).items() if path[0] == "decoder")
     assert found["held"] >= parameters
     beyond = found["peak"] - found["held"]
     largest = 2 * max(math.prod(entry.shape) for entry in Checkpoint(folder).entries.values())
