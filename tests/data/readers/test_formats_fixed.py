@@ -17,7 +17,7 @@ import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 
-from jaxmm.data.documents import Document, Skip
+from jaxmm.data.documents import Document, Image, Skip
 from jaxmm.data.readers import containers, preferences
 from jaxmm.data.readers.parts import SkipRecord
 from jaxmm.data.sources import read_sources
@@ -225,5 +225,6 @@ def shown(source, folder: Folder) -> list[object]:
 
 
 def _shown(part: tuple, folder: Folder) -> object:
-    fields = [value.replace(str(folder.path), "") if isinstance(value, str) else value for value in part]
+    read = part[:2] if isinstance(part, Image) else part  # its intro is set where it is encoded
+    fields = [value.replace(str(folder.path), "") if isinstance(value, str) else value for value in read]
     return type(part).__name__, fields
