@@ -210,7 +210,7 @@ class Checkpoints:
                 stored.send(step)
             if jax.process_index() == 0:
                 stored.prune(self._keep, self._keep_best)
-        except (StoreError, OSError) as error:
+        except Exception as error:  # one that is not told would pass for a save
             self._unsent = error
 
     def _wait_for_store(self, stored: Stored, step: int) -> None:
@@ -218,6 +218,8 @@ class Checkpoints:
         if self._sending:
             self._sending.join()
         error, self._sending, self._unsent = self._unsent, None, None
+        if error and not isinstance(error, StoreError | OSError):
+            raise error
         if error:
             way = (
                 f"; it is whole in {self._path(step)}, and the same command on this machine sends it first"
@@ -419,11 +421,12 @@ class Checkpoints:
     def _seal(self) -> None:
         """Writes the checksums of the save in flight, in Orbax's thread, before the rename that makes it count.
 
-        Process 0 reads all files, also the others', from the file system that they share.
+        Process 0 reads all files, also the others', from the file system that they share. Where they share none, its
+        folder is a part, which no record may call whole: a kill before the others' parts are joined to it leaves it.
         """
         if self._has_failed:
             raise OSError("a part of this save has failed")
-        if jax.process_index() == 0:
+        if jax.process_index() == 0 and self._parts is None:
             half = [path for path in self.folder.glob(f"{self._sealing}.*-tmp*") if path.is_dir()]
             folder = half[0] if half else self._path(self._sealing)
             checksums.wait_for_promise(folder)

@@ -52,7 +52,8 @@ class Stored:
     def look(self, step: int) -> Fault | None:
         """What is missing from a checkpoint."""
         try:
-            names, data = self._by_step()[step], self._objects.read(self._name(step, RECORD))
+            names = self._by_step().get(step, set())  # none where a run has pruned it since it was listed
+            data = self._objects.read(self._name(step, RECORD))
         except StoreError as error:
             return Fault(str(error), False)
         if data is None:
@@ -154,7 +155,7 @@ class Stored:
         self.seal(step)
 
     def send_left(self) -> None:
-        """Sends the checkpoints that are whole here and newer than all that are there; removes the others here.
+        """Sends the checkpoints that are whole here and newer than all that are there.
 
         Only for a spool that was the last to write.
         """

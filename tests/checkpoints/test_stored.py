@@ -149,6 +149,31 @@ def test_what_a_store_that_was_away_lacks_is_sent_by_the_next_start(machine, pla
     assert again.stored.steps() == [4, 6]
 
 
+def test_the_part_of_one_process_is_never_sent_as_a_whole_checkpoint(machine, place):
+    class Killed:
+        """In the place of the parts of a job whose processes share no disk: killed before they are joined."""
+
+        def send(self, step, patience):
+            raise StoreAway("killed here")
+
+    with machine.checkpoints() as saving:
+        saving._writer()
+        saving._parts = Killed()
+        saving.save(4, state(4), RECORD)
+        with pytest.raises(UserError, match="killed here"):
+            saving.wait()
+    again = Machine(machine.spool.folder, place)
+    assert (again.spool.folder / "checkpoints/4").is_dir()
+    again.stored.send_left()
+    assert again.stored.steps() == []
+
+
+def test_an_error_of_sending_that_nobody_foresaw_does_not_pass_for_a_save(machine, monkeypatch):
+    monkeypatch.setattr(Stored, "prune", lambda *_: [][0])
+    with pytest.raises(IndexError):
+        machine.save(4)
+
+
 def test_a_run_that_was_killed_before_it_noted_its_first_save_has_saved(machine, tmp_path, place):
     machine.save(4)
     machine.spool.objects.delete("first_save.json")
@@ -184,6 +209,14 @@ def test_an_object_that_is_gone_or_a_damaged_record_is_passed_over_with_a_line(m
     (tmp_path / "store/run/checkpoints/4/checksums.json").write_text("{}")
     with pytest.raises(UserError, match=r"file://.*/checkpoints holds no complete checkpoint"):
         restored(Machine(tmp_path / "three", place))
+
+
+def test_a_checkpoint_that_a_run_prunes_while_it_is_looked_at_is_missing(machine, monkeypatch):
+    machine.save(4)
+    monkeypatch.setattr(Stored, "steps", lambda self: [2, 4])  # as they were listed
+    with machine.checkpoints() as checkpoints:
+        assert checkpoints.steps() == [4]
+    assert machine.stored.fetch(2) == checksums.Fault("checksums.json is missing", True)
 
 
 def test_a_changed_bit_in_the_copy_here_is_fetched_again(machine, tmp_path, place):
