@@ -101,12 +101,16 @@ class Objects:
         self.each(self.delete, names)
 
     def names(self, prefix: str = "") -> list[str]:
-        """The names of all objects that begin with ``prefix``, in their order."""
+        """The names of all objects that begin with ``prefix``, in their order.
+
+        Without those that end in '/': consoles of stores make an empty one for each folder.
+        """
         import tensorstore
 
         after = f"{prefix[:-1]}{chr(ord(prefix[-1]) + 1)}" if prefix else ""
         wanted = tensorstore.KvStore.KeyRange(prefix, after)
-        return sorted(name.decode() for name in self._tried(f"listing {prefix}", lambda store: store.list(wanted)))
+        found = [name.decode() for name in self._tried(f"listing {prefix}", lambda store: store.list(wanted))]
+        return sorted(name for name in found if name and not name.endswith("/"))
 
     def upload(self, path: Path, name: str) -> None:
         """Puts a file there."""

@@ -31,6 +31,7 @@ MARK = ".store.json"  # in a spool: the URL, and the token of its last writing
 SENT = ".sent.json"  # in a spool: size, time and tag of each file that the store has, by name
 OWNER = "spool.json"  # in the store: the token of the spool that wrote last
 CHECKPOINTS = "checkpoints"
+KEPT = "config.json"  # no run removes it: where it is gone, somebody has cleaned the folder, and nothing is deleted
 _EVERY = 15.0  # seconds from one look for changed files to the next
 
 
@@ -120,6 +121,7 @@ class Spool:
         token = str(mark.get("token") or "")
         owner = self.objects.read(OWNER)
         if token and owner == token.encode():
+            self._bring_back()
             self.send()
             return True
         if token:
@@ -131,6 +133,19 @@ class Spool:
         write_json(self.folder / MARK, {"url": self.url, "token": token})
         self.objects.write(OWNER, token.encode())
         return False
+
+    def _bring_back(self) -> None:
+        """Fetches the files that somebody has removed from here, as cleaners of caches do."""
+        gone = {*self._sent()} - {*self._files(), LOCK}
+        if KEPT not in gone:
+            return
+        self._say(f"files of {self.folder} were removed by somebody else: fetching {len(gone)} of {self.url}")
+
+        def bring(name: str) -> None:
+            with contextlib.suppress(FileNotFoundError):  # it is gone from the store too
+                self.objects.download(name, self.folder / name)
+
+        self.objects.each(bring, gone)
 
     def empty(self) -> None:
         """Removes all that is here but the lock and the spool's own notes."""
@@ -156,7 +171,8 @@ class Spool:
                     lambda name: self._send_one(name, sent, objects),
                     [name for name, stat in there.items() if stat and sent.get(name, [])[:2] != stat],
                 )
-                for name in [name for name in sent if name not in there and name != LOCK]:
+                gone = [name for name in sent if name not in there and name != LOCK]
+                for name in gone if KEPT not in gone else ():
                     objects.delete(name)
                     del sent[name]
             finally:

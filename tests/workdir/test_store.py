@@ -120,6 +120,14 @@ def test_objects_are_whole_and_conditions_hold(place, tmp_path):
     assert not (tmp_path / "c").exists()
 
 
+def test_the_empty_objects_that_consoles_make_for_folders_are_no_files(server):
+    for name in ("run/", "run/samples/", "run/checkpoints/", "run/config.json"):
+        server.objects[name] = b"", 1
+    spool = Spool.make(Place.read("", "gs://bucket/run"))
+    spool.own()
+    assert contents(spool.folder) == {"config.json": b""}
+
+
 def test_a_large_object_is_fetched_in_blocks(place, tmp_path, monkeypatch):
     monkeypatch.setattr("jaxmm.workdir.objects._BLOCK", 1000)
     data = os.urandom(3500)
@@ -236,14 +244,14 @@ def written(folder: Path, files: dict[str, str]) -> None:
 def test_what_a_run_writes_is_in_the_store_by_its_names_and_comes_back_elsewhere(place, monkeypatch, tmp_path):
     spool = Spool.make(place)
     assert not spool.own()
-    written(spool.folder, {"config.json": "{}", "samples/4.json": "[]", "checkpoints/4/x": "no", ".x-1": "half"})
+    written(spool.folder, {"base.json": "{}", "samples/4.json": "[]", "checkpoints/4/x": "no", ".x-1": "half"})
     (spool.folder / "model").mkdir()
     (spool.folder / "model/.of_this_run").touch()
     with Mirror(spool, every=0.02):
         while "samples/4.json" not in spool.objects.names():
             time.sleep(0.01)
-    assert spool.objects.names() == ["config.json", "model/.of_this_run", "samples/4.json", OWNER]
-    (spool.folder / "config.json").unlink()
+    assert spool.objects.names() == ["base.json", "model/.of_this_run", "samples/4.json", OWNER]
+    (spool.folder / "base.json").unlink()
     written(spool.folder, {"samples/4.json": "[1]", "metrics.jsonl": "{}\n"})
     spool.send()
     monkeypatch.setenv("JAXMM_SPOOL", str(tmp_path / "another machine"))
@@ -273,6 +281,20 @@ def test_a_spool_sends_what_it_could_not_unless_another_has_written_since(place,
     late = Spool.make(place)
     assert not late.own()
     assert contents(late.folder) == {"metrics.jsonl": b"1\n2\n", LOCK: b"ours"}
+
+
+def test_a_spool_that_somebody_has_cleaned_deletes_nothing_from_the_store(place):
+    files = {"config.json": b"{}", "metrics.jsonl": b"1\n", "samples/4.json": b"[]"}
+    spool = Spool.make(place)
+    spool.own()
+    written(spool.folder, {name: data.decode() for name, data in files.items()})
+    spool.send()
+    for name in files:
+        (spool.folder / name).unlink()
+    spool.send()
+    assert {name: spool.objects.read(name) for name in files} == files
+    assert Spool.make(place).own()
+    assert contents(spool.folder) == files
 
 
 def test_a_command_that_reads_takes_only_what_is_new_and_sends_what_it_writes(server):
