@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
 def workers_of(args) -> Workers:
     """What the flags ask of the cluster. Raises UserError where they cannot be meant."""
     least, _, most = args.workers.partition(":")
-    if not (least.isdigit() and (most or least).isdigit() and 1 <= int(least) <= int(most or least)):
+    if not (least.isdecimal() and (most or least).isdecimal() and 1 <= int(least) <= int(most or least)):
         raise UserError(f"--workers={args.workers}: give a number, or the least and the most, such as 2:8")
     if args.cpus < 1 or args.gpus < 0:
         raise UserError(f"--cpus={args.cpus} --gpus={args.gpus}: give 1 or more CPUs, and 0 or more GPUs")

@@ -45,6 +45,7 @@ def test_flags_say_what_is_asked_of_the_cluster(flags, asked, monkeypatch, tmp_p
         ("--workers=0", "give a number, or the least and the most"),
         ("--workers=4:2", "give a number, or the least and the most"),
         ("--workers=many", "give a number, or the least and the most"),
+        ("--workers=²", "give a number, or the least and the most"),
         ("--cpus=0", "give 1 or more CPUs"),
         ("--gpus=-1", "0 or more GPUs"),
         ("--wrokers=2", "unknown flag --wrokers"),
