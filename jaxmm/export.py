@@ -72,7 +72,7 @@ def _export(args: types.SimpleNamespace, output: Path) -> int:
     if recipe.model.adapter and not args.merge:
         return export_adapters(recipe, workdir, output, args.dtype or "float32", args.step)
     if args.merge and not recipe.model.adapter:
-        raise UserError(f"--merge: {workdir} has no adapters that could be merged: leave it out")
+        raise UserError(f"--merge: {name_of(workdir)} has no adapters that could be merged: leave it out")
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         step = chosen_step(workdir, args.step) or checkpoints.latest()
         mesh = sharding.make_mesh({"data": 1}, jax.devices()[:1])

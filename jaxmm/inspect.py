@@ -31,6 +31,7 @@ from jaxmm.report.page import render
 from jaxmm.report.plan_lines import plan_line
 from jaxmm.report.tally import Tally, over_budget
 from jaxmm.report.view import Viewer
+from jaxmm.workdir.spool import name_of
 
 FLAGS: command.Flags = {
     "workdir": ("", "a run, in place of --config: its own config, data and plan"),
@@ -110,8 +111,8 @@ def planned(config: Any, workdir: Path | None = None) -> Planned:
     begun = tuple(int(record.plan.begun_after.get(name, 0)) for name in corpus.names)
     identity = Identity.of(command.to_json(config), corpus, budgets, data.template.fingerprint).going_on(record)
     if changed := identity.check(record, workdir or Path(), True):
-        print(f"warning: the data is not what {workdir} has seen ({'; '.join(changed)}): rows may be others",
-              file=sys.stderr)  # fmt: skip
+        print(f"warning: the data is not what {name_of(workdir or Path())} has seen ({'; '.join(changed)}): rows may "
+              f"be others", file=sys.stderr)  # fmt: skip
     plan = make_plan(config, corpus, budgets, Origin(record.plan.batch, begun), identity.data["plan"])
     return Planned(data, corpus, budgets, plan)
 
@@ -182,7 +183,8 @@ def main(argv: list[str]) -> int:
     if args.output:
         batches = read_range(args.batches) if args.batches else (0, -(-args.rows // args.config.batch_size))
         data = args.config.data
-        title = " · ".join(filter(None, (args.workdir or args.config_name, data.path or "the demo", data.mixture)))
+        run = name_of(workdir) if workdir else args.config_name
+        title = " · ".join(filter(None, (run, data.path or "the demo", data.mixture)))
         report = make_report(args.config, title, batches, args.rows, bool(args.batches), workdir)
         write_page(Path(args.output), report)
         print(f"{args.output}: batches {report.batches[0]} to {report.batches[1] - 1}; open it in a browser")

@@ -115,7 +115,7 @@ def claimed(workdir: Path) -> Iterator[None]:
             except UserError as error:
                 refused = error
         if Barrier("workdir").largest(int(refused is not None), "the workdir"):
-            raise refused or UserError(f"process 0 cannot train in {workdir}: its log says why")
+            raise refused or UserError(f"process 0 cannot train in {name_of(workdir)}: its log says why")
         yield
 
 

@@ -28,6 +28,7 @@ from jaxmm.hf.init_from import parse, run_and_step
 from jaxmm.models.adapters import is_factor
 from jaxmm.models.trainable import Trainable
 from jaxmm.models.tree import ParamPath, Params, only
+from jaxmm.workdir.spool import name_of
 
 FILE, FORMAT = "base.json", 2
 OF_FILES = 1  # the format before: its fingerprints have samples of each file alone
@@ -93,18 +94,18 @@ def found_again(noted: Base, asked: str, workdir: Path) -> Base:
     Raises:
       UserError: if they are not there, or are others.
     """
-    where = noted.init_from if asked in ("", noted.asked) else asked
+    run, where = name_of(workdir), noted.init_from if asked in ("", noted.asked) else asked
     try:
         base = Base.find(where, noted.format)
     except UserError as error:
         raise UserError(
-            f"{workdir} holds adapters alone, and the model beneath them is not in {where} any more ({error}): put it "
-            f"back, or say where it is by --config.init_from of a command with --workdir={workdir} (to begin with that "
+            f"{run} holds adapters alone, and the model beneath them is not in {where} any more ({error}): put it "
+            f"back, or say where it is by --config.init_from of a command with --workdir={run} (to begin with that "
             f"run, export it so by --merge)"
         ) from error
     if base.fingerprint != noted.fingerprint:
         raise UserError(
-            f"{workdir} holds adapters of another model than that in {where}: its weights are not those that the run "
+            f"{run} holds adapters of another model than that in {where}: its weights are not those that the run "
             f"began with; say where those are by --config.init_from"
         )
     return base._replace(asked=noted.asked if asked in ("", noted.asked) else asked)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from jaxmm.checkpoints.checkpoint import Checkpoints
 from jaxmm.errors import UserError
+from jaxmm.workdir.spool import name_of
 
 
 def chosen_step(workdir: Path, asked: str) -> int | None:
@@ -25,7 +26,7 @@ def chosen_step(workdir: Path, asked: str) -> int | None:
         have = ", ".join(map(str, checkpoints.steps())) or "none"
     if best is None:
         raise UserError(
-            f"{workdir}: no checkpoint was evaluated when it was saved, so that none is the best: give the number of "
-            f"one (complete: {have})"
+            f"{name_of(workdir)}: no checkpoint was evaluated when it was saved, so that none is the best: give the "
+            f"number of one (complete: {have})"
         )
     return best

@@ -36,6 +36,7 @@ from jaxmm.models.tree import ParamPath, Params, flat, joined, nested
 from jaxmm.recipe import Recipe, read_recipe
 from jaxmm.runtime.jax_internals import CPU_ONCE, compile_lowered
 from jaxmm.workdir import own_folders
+from jaxmm.workdir.spool import name_of
 
 
 def place_params(model: ModelSpec, tree: Any, mesh: Mesh) -> Any:
@@ -190,8 +191,8 @@ def load_params(workdir: Path, abstract: Params, step: int | None = None, reader
     folder = workdir / "checkpoints"
     if not folder.is_dir():
         raise UserError(
-            f"{workdir} holds neither checkpoints nor a Hugging Face model: give the workdir of a run that has saved, "
-            f"or the folder of a model"
+            f"{name_of(workdir)} holds neither checkpoints nor a Hugging Face model: give the workdir of a run that "
+            f"has saved, or the folder of a model"
         )
     with reader or Checkpoints(folder) as checkpoints:
         return checkpoints.restore_part(abstract, "params", step)
