@@ -84,11 +84,11 @@ def main(argv: list[str]) -> int:
         figures = evaluator(params, backwards=True)
     if jax.process_index() == 0:  # every process has the same figures
         atomic.write_json(workdir / "eval.json", figures)
-        spool.publish(workdir / "eval.json")
         print(which)
         print(formatting.table(closing_rows(figures)))
         for line in idle_lines([figures], step or 0, recipe.trainable.frozen):
             print(line)
+        spool.publish(workdir / "eval.json")  # last: a store that cannot be written to must not cost the figures
     return 0
 
 

@@ -37,11 +37,11 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--output={path}: there is no folder {path.absolute().parent}")
     try:
         write_page(path, runs)
-        publish(path)
     except OSError as error:
         raise UserError(f"--output {path} cannot be written: {error.strerror}") from error
     told = ", ".join(f"{run.name} at step {run.step}" if run.step else f"{run.name}, no step yet" for run in runs)
     print(f"{path}: {told}; open it in a browser")
+    publish(path)  # last: a store that cannot be written to must not cost the page
     return 0
 
 

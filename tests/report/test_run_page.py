@@ -19,6 +19,7 @@ from jaxmm.report import run_page, run_tables, run_time
 from jaxmm.report.run_data import read_run
 from jaxmm.training.timeline import Life
 from jaxmm.workdir.folder import LOCK
+from jaxmm.workdir.objects import Objects, StoreError
 
 
 def test_a_page_that_stays_too_large_leaves_sections_out_and_says_which(tmp_path):
@@ -29,6 +30,22 @@ def test_a_page_that_stays_too_large_leaves_sections_out_and_says_which(tmp_path
     assert "<li>Config: left out, to keep the page small.</li>" in page
     assert 'id="curves"' in page
     assert run_store.curves_of(page, "loss")
+
+
+def test_a_store_that_cannot_be_written_to_costs_no_page(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("JAXMM_SPOOL", str(tmp_path / "spools"))
+    (tmp_path / "store/run").mkdir(parents=True)
+    made_run.write_run(tmp_path / "store/run")
+
+    def refuse(*_):
+        raise StoreError("it may not be used")
+
+    monkeypatch.setattr(Objects, "write", refuse)
+    with pytest.raises(StoreError, match="may not be used"):
+        command.main([f"--workdir=file://{tmp_path}/store/run"])
+    path, _, told = capsys.readouterr().out.partition(": ")
+    assert Path(path).exists()
+    assert "open it in a browser" in told
 
 
 def test_a_run_of_before_shows_what_it_has_and_says_the_rest(tmp_path):
