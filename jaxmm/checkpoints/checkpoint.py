@@ -210,6 +210,8 @@ class Checkpoints:
                 stored.send(step)
             if jax.process_index() == 0:
                 stored.prune(self._keep, self._keep_best)
+            if self._parts:
+                self._parts.end(step)
         except Exception as error:  # one that is not told would pass for a save
             self._unsent = error
 

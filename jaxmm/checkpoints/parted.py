@@ -44,7 +44,10 @@ class Parts:
         """
         if self._index:
             self._send_own(step)
-            self._wait(patience, f"the record of step {step}", lambda: self._stored.has(step))
+            part = self._part(self._index)
+            self._wait(patience, f"the end of the save of step {step}", lambda: self._stored.read(step, part) is None)
+            if not self._stored.has(step):
+                raise StoreAway(f"process 0 has not ended the save of step {step}: its log says why")
             return
         folder = self._stored.folder / str(step)
         if not folder.is_dir():
@@ -63,7 +66,12 @@ class Parts:
             entries[name] = checksums.entry(folder / name)
         (folder / RECORD).write_text(checksums.record_text(entries))
         self._stored.seal(step)
-        self._stored.delete(step, parts)
+
+    def end(self, step: int) -> None:
+        """Ends a save, by the first process: for the others it lasts until then, so that all list the same checkpoints
+        after it, and none that is pruned meanwhile."""
+        if not self._index:
+            self._stored.delete(step, [self._part(number) for number in range(1, self._count)])
 
     def _send_own(self, step: int) -> None:
         folders = list(self._stored.folder.glob(f"{step}.*tmp*/{STATE}*/ocdbt.process_{self._index}"))

@@ -11,6 +11,7 @@ import pytest
 
 from jaxmm.checkpoints import checksums
 from jaxmm.checkpoints.checkpoint import Checkpoints
+from jaxmm.checkpoints.parted import Parts
 from jaxmm.checkpoints.record import Record
 from jaxmm.checkpoints.stored import Stored
 from jaxmm.errors import UserError
@@ -156,6 +157,8 @@ def test_the_part_of_one_process_is_never_sent_as_a_whole_checkpoint(machine, pl
         def send(self, step, patience):
             raise StoreAway("killed here")
 
+        end = send
+
     with machine.checkpoints() as saving:
         saving._writer()
         saving._parts = Killed()
@@ -166,6 +169,20 @@ def test_the_part_of_one_process_is_never_sent_as_a_whole_checkpoint(machine, pl
     assert (again.spool.folder / "checkpoints/4").is_dir()
     again.stored.send_left()
     assert again.stored.steps() == []
+
+
+def test_a_save_lasts_for_all_processes_until_the_first_has_pruned(machine, monkeypatch):
+    stored, other = machine.stored, Parts(machine.stored, 1, 2, job=9)
+    monkeypatch.setattr(other, "_send_own", lambda step: None)
+    for name in (checksums.RECORD, "part-9-1.json"):
+        stored.write(6, name, b"{}")
+    with pytest.raises(StoreAway, match="the end of the save of step 6"):
+        other.send(6, patience=0.0)
+    Parts(stored, 0, 2, job=9).end(6)
+    other.send(6, patience=0.0)
+    stored.delete(6, [checksums.RECORD])
+    with pytest.raises(StoreAway, match="process 0 has not ended the save of step 6"):
+        other.send(6, patience=0.0)
 
 
 def test_an_error_of_sending_that_nobody_foresaw_does_not_pass_for_a_save(machine, monkeypatch):
