@@ -81,7 +81,8 @@ def read_recipe(config: ConfigDict, workdir: Path | None = None, platform: str =
     beneath = read_beneath(config, data, workdir)
     begun = read_begun(config, beneath, workdir)
     model, trainable = adapted(config, beneath, begun)
-    model = dataclasses.replace(model, frozen=make_frozen(config.adapter.base_dtype, model, trainable))
+    frozen = make_frozen(config.adapter.base_dtype, model, trainable)
+    model = dataclasses.replace(model, frozen=frozen, matmul=config.compute.matmul)
     compute = read_compute(config, model, data.image, platform or jax.default_backend())
     preference = make_preference(config.objective, config.preference)
     if begun and preference and preference.has_reference:

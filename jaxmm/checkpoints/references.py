@@ -8,6 +8,7 @@ has the paths alone: their checksum is kept beside the numbers of each pair, and
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
@@ -35,6 +36,7 @@ OTHERWISE = {  # what a reference may have been asked with, where its numbers ar
     "media": "other settings of media",
     "template": "another template",
     "dtype": "another config.compute.dtype",
+    "matmul": "another config.compute.matmul",
     "held": "another config.adapter.base_dtype",
 }
 DTYPE = np.dtype([("logps", "<f4", 2), ("checksum", "<u4")])  # of an example, as ``Reference`` has them
@@ -55,7 +57,7 @@ def fingerprint_of(base: Base, recipe: Recipe, seed: int) -> str:
     beneath = kept(Path(folder)) if step else None
     known: list[Any] = [base.fingerprint, beneath.fingerprint if beneath else {}]
     if "model" not in base.fingerprint:  # connectors are new
-        known += [seed, repr(recipe.model.base.plain)]
+        known += [seed, repr(dataclasses.replace(recipe.model.base.plain, matmul=""))]
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
 
@@ -74,7 +76,10 @@ def noted(workdir: Path) -> str:
 
 def file_of(source: Lengths, fingerprint: str, recipe: Recipe) -> Path:
     """Where a reference's numbers of a source are kept: DTYPE (examples,)."""
-    key = [KEPT, *_asked_with(source, fingerprint, recipe).values()]
+    known = _asked_with(source, fingerprint, recipe)
+    if not known["matmul"]:  # what is kept without has the name that it always had
+        del known["matmul"]
+    key = [KEPT, *known.values()]
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
     return recipe.cache / FOLDER / f"{name}.npy"
 
@@ -89,6 +94,7 @@ def _asked_with(source: Lengths, fingerprint: str, recipe: Recipe) -> dict[str, 
         "template": meta["template"],
         "dtype": recipe.compute.dtype,
         "held": str(recipe.model.frozen),  # as the weights are asked, in few bits or not
+        "matmul": recipe.model.matmul,
     }
 
 
@@ -119,7 +125,7 @@ def _kept_otherwise(source: Lengths, fingerprint: str, recipe: Recipe) -> str:
     own = plain(_asked_with(source, fingerprint, recipe))
     kept_of_it = [read_json(file) for file in sorted((recipe.cache / FOLDER).glob("*.json"))]
     differences = [
-        [OTHERWISE[what] for what, value in own.items() if kept_one.get(what) != value]
+        [OTHERWISE[what] for what, value in own.items() if kept_one.get(what, "") != value]
         for kept_one in kept_of_it if kept_one.get("source") == source.name
     ]  # fmt: skip
     fewest = min(filter(None, differences), key=len, default=[])

@@ -49,6 +49,12 @@ def wrong_together(v: Mapping[str, Any]) -> Iterator[str]:
             "config.eval.split does not go with config.data.val_size: what is kept from training is of the same split; "
             "leave one of them out, or name other files in config.eval.path"
         )
+    if v["compute.matmul"] and v["adapter.base_dtype"] in ("int8", "nf4"):
+        yield (
+            f"config.compute.matmul={v['compute.matmul']} does not go with config.adapter.base_dtype="
+            f"{v['adapter.base_dtype']}: weights in so few bits are multiplied in config.compute.dtype; leave one of "
+            f"them out, or set config.adapter.base_dtype=bfloat16"
+        )
     yield from _of_adapters(v)
     yield from _of_preferences(v)
     if v["vision.width"] % v["vision.heads"]:

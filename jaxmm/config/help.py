@@ -22,7 +22,7 @@ GROUPS = {
     "optimizer": "how parameters are updated",
     "adapter": "low-rank updates that are learnt in the place of whole matrices",
     "preference": "how one answer is preferred to another, where an objective asks for it",
-    "compute": "how a step is computed; the result is the same to rounding",
+    "compute": "how a step is computed; the result is the same to rounding, which matmul=fp8 makes coarser",
     "mesh": "how devices are laid out",
     "eval": "held-out data",
     "checkpoint": "what is saved",

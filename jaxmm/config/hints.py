@@ -25,6 +25,7 @@ _LENGTH = "use config.seq_len, positions of a packed row; config.data.long_docum
 _TEMPLATE = "leave it out: the chat template is that of the folder in config.init_from or config.data.tokenizer"
 _WARMUP = "use config.optimizer.warmup"
 _DTYPE = "use config.compute.dtype=bfloat16; '' is bfloat16 but on CPUs, and there is no float16"
+_FP8 = "use config.compute.matmul=fp8: inputs and kernels in e4m3, gradients in e5m2, a scale a row"
 _FOLDER = "use --workdir"
 _MODEL = "use config.init_from: a Hugging Face folder on this machine, or the workdir of a run"
 _TOKENIZER = "use config.data.tokenizer, or the folder in config.init_from, which has one"
@@ -82,6 +83,7 @@ HINTS: dict[str, str] = {
     "cutoff_len": _LENGTH, "max_seq_length": _LENGTH, "max_seq_len": _LENGTH, "max_length": _LENGTH,
     "model_max_length": _LENGTH, "block_size": _LENGTH, "sequence_length": _LENGTH,
     "template": _TEMPLATE, "chat_template": _TEMPLATE,
+    "fp8": _FP8, "fp8_format": _FP8, "fp8_recipe": _FP8, "enable_float8_linear": _FP8, "use_qwix_quantization": _FP8,
     "bf16": _DTYPE, "fp16": _DTYPE, "pure_bf16": _DTYPE, "torch_dtype": _DTYPE, "mixed_precision": _DTYPE,
     "output_dir": _FOLDER, "work_dir": _FOLDER, "logging_dir": f"{_FOLDER}: all of a run is in one folder",
     "overwrite_output_dir": "give another --workdir: a run never overwrites one",

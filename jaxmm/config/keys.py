@@ -266,6 +266,14 @@ KEYS: dict[str, Key] = {
     "compute.dtype": Key(
         "", 'of activations; "" is bfloat16, on CPU float32', choices=("", "float32", "bfloat16")
     ),  # float16 would need a scaled loss
+    "compute.matmul": Key(
+        "", 'what linear maps of layers multiply in: "" is compute.dtype, or "fp8"', choices=("", "fp8"),
+        elsewhere=(
+            ("float8", "that is fp8"), ("bf16", "leave it out, and set config.compute.dtype=bfloat16"),
+            ("bfloat16", "leave it out, and set config.compute.dtype=bfloat16"),
+            *((name, "fp8 is what there is") for name in ("mxfp8", "nvfp4", "int8")),
+        ),
+    ),
     "compute.attention": Key(
         "", '"blocks", on TPUs "splash", on GPUs "fused"; "" is the best there is',
         choices=("", "blocks", "splash", "fused"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,8 @@ from flax import nnx
 from jax import lax
 
 from jaxmm import sharding
+from jaxmm.models import float8
+from jaxmm.models.float8 import Float8
 from jaxmm.models.lora import Adapted, Lora
 from jaxmm.models.materialize import barrier
 from jaxmm.models.parameters import fan_in, parameter, zeros
@@ -25,10 +28,12 @@ class Linear(nnx.Module):
     Attributes:
       lora: the adapter, see ``adapters.adapt``; None without one.
       kernel: (*inputs, *outputs), or what it is held as, see ``frozen.hold``.
+      is_float8: whether it multiplies in float8, see ``matmuls.multiply_in_float8``; an adapter beside it never does.
     """
 
     lora: Lora | None = None
     kernel: nnx.Param | QuantizedKernel
+    is_float8: bool = False
 
     def __init__(
         self,
@@ -54,17 +59,24 @@ class Linear(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         held, lora = self.held(), self.lora
         if lora is None:
-            y = _mapped_by(x, held, self.inputs)
+            y = _mapped_by(x, self._factor(held), self.inputs)
         elif self._is_summed(x.dtype):
             y = lora.scaled(_mapped(x, Adapted(held, *lora.factors(), lora.scale), self.inputs), held)
         else:
             low = _mapped_by(lora.dropped(x), lora.factors()[0], self.inputs)
-            y = lora.added(_mapped_by(x, held, self.inputs), low, held)
+            y = lora.added(_mapped_by(x, self._factor(held), self.inputs), low, held)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
+    def _factor(self, held: Kernel) -> Kernel | Float8:
+        """The kernel as what x is multiplied by."""
+        return held if isinstance(held, Quantized) or not self.is_float8 else Float8(held)
+
     def _is_summed(self, dtype: jnp.dtype) -> bool:
-        """Whether kernel and update are added up before x is multiplied: two passes fewer over x and y, each way."""
-        return TUNED and dtype == jnp.float32 and self.lora is not None and not self.lora.dropout
+        """Whether kernel and update are added up before x is multiplied: two passes fewer over x and y, each way.
+
+        Not in float8, which would round small updates away."""
+        is_exact = dtype == jnp.float32 and not self.is_float8
+        return TUNED and is_exact and self.lora is not None and not self.lora.dropout
 
     def of_hidden(self, hidden: Callable[..., jax.Array], parts: tuple[jax.Array, ...]) -> jax.Array:
         """The map of ``hidden(*parts)``, of one dim, which is elementwise: see ``_hidden_mapped``."""
@@ -73,7 +85,8 @@ class Linear(nnx.Module):
             return self(hidden(*parts))
         dtype = parts[0].dtype
         held = self.held()
-        kernel = held if isinstance(held, Quantized) else held.astype(dtype)
+        kernel: Any = self._factor(held)
+        kernel = kernel.astype(dtype) if isinstance(kernel, jax.Array) else kernel
         if lora is None:
             (y,) = _hidden_mapped(hidden, parts, (kernel,))
         elif self._is_summed(dtype):
@@ -116,9 +129,9 @@ def _clipped(x, least: nnx.Param, most: nnx.Param):
     return jnp.clip(x, *bounds)
 
 
-def _mapped_by(x, kernel: Kernel, inputs: int):
-    """x times a kernel as it is held; one that is quantised always has the rule that dequantises it again."""
-    if isinstance(kernel, Quantized):
+def _mapped_by(x, kernel: Kernel | Float8, inputs: int):
+    """x times a kernel as it is held; one that is quantised, or multiplied by in float8, has its own rule."""
+    if isinstance(kernel, Quantized | Float8):
         return _mapped(x, kernel, inputs)
     return (_mapped if TUNED else _plainly_mapped)(x, kernel.astype(x.dtype), inputs)
 
@@ -129,7 +142,7 @@ def _plainly_mapped(x, kernel, inputs: int):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _mapped(x, kernel: Kernel | Adapted, inputs: int):
+def _mapped(x, kernel: Kernel | Adapted | Float8, inputs: int):
     """As ``_plainly_mapped``, also of a quantised kernel: it gets no gradient, and is dequantised again for that of x.
 
     So is an adapted one added up again; of its factors, what is narrow is made in the backward pass alone.
@@ -141,7 +154,7 @@ def _mapped(x, kernel: Kernel | Adapted, inputs: int):
     return _mapped_forward(x, kernel, inputs)[0]
 
 
-def _mapped_forward(x, kernel: Kernel | Adapted, inputs: int):
+def _mapped_forward(x, kernel: Kernel | Adapted | Float8, inputs: int):
     # Not by _mapped: what a policy of REMAT keeps it must see, and it does not look into a custom rule.
     over = tuple(range(x.ndim - inputs, x.ndim)), tuple(range(inputs))
     if isinstance(kernel, Quantized):
@@ -150,6 +163,8 @@ def _mapped_forward(x, kernel: Kernel | Adapted, inputs: int):
     if isinstance(kernel, Adapted):
         tied, x = kernel.tied(x)
         return lax.dot_general(x, tied.summed(x.dtype), (over, ((), ()))), (x, kernel)
+    if isinstance(kernel, Float8):
+        return float8.mapped(x, kernel.kernel, inputs), (x, kernel)
     return lax.dot_general(x, kernel, (over, ((), ()))), (x, kernel)
 
 
@@ -163,6 +178,9 @@ def _mapped_backward(inputs: int, saved, dy):
         kernel, (x, dy) = kernel.tied((x, dy))  # for the same reason
         return _of_input(dy, kernel.summed(dy.dtype), inputs), _of_adapted(x, kernel, dy, inputs)
     x, dy = barrier((x, dy))  # what is written transposed is no more than written
+    if isinstance(kernel, Float8):
+        of_held = float8.of_kernel(x, dy, inputs).astype(kernel.kernel.dtype)
+        return float8.of_input(dy, kernel.kernel, inputs), Float8(of_held)
     return _of_input(dy, kernel, inputs), _of_kernel(x, dy, inputs)
 
 
@@ -204,7 +222,7 @@ _mapped.defvjp(_mapped_forward, _mapped_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _hidden_mapped(
-    hidden: Callable[..., jax.Array], parts: tuple[jax.Array, ...], kernels: tuple[Kernel | Adapted, ...]
+    hidden: Callable[..., jax.Array], parts: tuple[jax.Array, ...], kernels: tuple[Kernel | Adapted | Float8, ...]
 ):  # fmt: skip
     """``hidden(*parts)`` (..., mlp) times each kernel (mlp, outputs).
 

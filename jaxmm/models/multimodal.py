@@ -19,6 +19,7 @@ from jaxmm.models.compute import Compute
 from jaxmm.models.connector import Connector, ConnectorSpec, Projector
 from jaxmm.models.decoder import Decoder, DecoderSpec, DeepStack
 from jaxmm.models.frozen import FrozenSpec, Holding, held, hold, kernel_at, restored
+from jaxmm.models.matmuls import MATMULS, multiply_in_float8
 from jaxmm.models.parameters import shapes_only
 from jaxmm.models.probe import Attended, Queries
 from jaxmm.models.routing import Load
@@ -36,6 +37,7 @@ class ModelSpec:
 
     A tower has a connector with it. Without vision, the patches of a batch are not looked at, and have no soft tokens.
     ``adapter`` says which linear maps have an adapter, ``frozen`` how what does not learn is held: None as float32.
+    ``matmul``, one of MATMULS, is what linear maps of layers multiply in: '' is the dtype of activations.
     """
 
     vision: VisionSpec | None = dataclasses.field(default_factory=VisionSpec)
@@ -45,8 +47,11 @@ class ModelSpec:
     audio_connector: ConnectorSpec | None = None
     adapter: AdapterSpec | None = None
     frozen: FrozenSpec | None = None
+    matmul: str = ""
 
     def __post_init__(self) -> None:
+        if self.matmul not in MATMULS:
+            raise ValueError(f"matmul '{self.matmul}' is not one of {', '.join(map(repr, MATMULS))}")
         for tower, connector in (("vision", "connector"), ("audio", "audio_connector")):
             if (getattr(self, tower) is None) != (getattr(self, connector) is None):
                 raise ValueError(f"a model has both {tower} and {connector}, or neither")
@@ -103,6 +108,8 @@ class MultimodalModel(nnx.Module):
             adapt(self, spec.adapter, rngs)
         if spec.frozen:
             hold(self, spec.frozen, rngs)
+        if spec.matmul == "fp8":
+            multiply_in_float8(self)
 
     def soft_tokens(self, batch: Batch, compute: Compute) -> SoftTokens:
         """The rows' soft-token tables: of patches, then of ready-made features, then of audio and its features; before

@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import math
 from collections.abc import Collection, Iterator
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -19,7 +20,8 @@ from jaxmm.data.packing.limits import FIRST
 from jaxmm.data.packing.plan import Lengths
 from jaxmm.data.prepare.statistics import special_lines
 from jaxmm.models.flops import parameter_counts
-from jaxmm.models.multimodal import ModelSpec, abstract_params, flat_axes, holdings, model_maps
+from jaxmm.models.matmuls import has_float8_units, is_float8, is_grouped
+from jaxmm.models.multimodal import ModelSpec, abstract_params, flat_axes, holdings, kernel_dims, model_maps
 from jaxmm.models.tree import flat
 from jaxmm.training.preference import PreferenceSpec
 from jaxmm.training.program import make_rates
@@ -46,6 +48,8 @@ def _model_lines(run: Run, state: TrainState) -> Iterator[str]:
         f"jaxmm {jaxmm.__version__} on {jax.devices()[0].device_kind}, {shape}; compute in {recipe.compute.dtype}, "
         f"attention by '{recipe.compute.attention}'"
     )
+    if line := matmul_line(recipe.model, jax.devices()[0], recipe.compute.dtype):
+        yield line
     frozen = ", ".join(recipe.trainable.frozen)
     yield f"parameters: {sizes}" + (f"; frozen: {frozen}" if frozen else "")
     if line := _adapter_line(run):
@@ -64,6 +68,27 @@ def _model_lines(run: Run, state: TrainState) -> Iterator[str]:
         yield f"template: {line}"
     if warmup >= run.steps:
         yield f"optimizer.warmup is {warmup} steps and the run has {run.steps}: the rate rises to the end"
+
+
+def matmul_line(model: ModelSpec, device: Any, dtype: str) -> str:
+    """Which linear maps multiply in float8, and what it is worth on a device; '' where none does.
+
+    Args:
+      dtype: of activations.
+    """
+    if not model.matmul:
+        return ""
+    sizes = {path: math.prod(flat_axes(model.plain)[path][0]) for path in kernel_dims(model.base)}
+    narrow = sum(size for path, size in sizes.items() if is_float8(path[:-1]))
+    experts = sum(size for path, size in sizes.items() if is_grouped(path[:-1]))
+    wide = f"the others{f', {formatting.short(experts)} of experts among them,' if experts else ''} in {dtype}"
+    units = (
+        "" if has_float8_units(device) else f"; {device.device_kind} has no units for it: a step is slower, not faster"
+    )
+    return (
+        f"compute.matmul: linear maps of {formatting.short(narrow)} of {formatting.short(sum(sizes.values()))} weights "
+        f"multiply in float8, {wide}; MFU stays a part of the bfloat16 peak{units}"
+    )
 
 
 def _held_line(run: Run, state: TrainState) -> str:

@@ -19,6 +19,7 @@ from jaxmm.errors import UserError
 from jaxmm.models import multimodal
 from jaxmm.models.attention import BACKENDS
 from jaxmm.models.layers import REMAT
+from jaxmm.models.matmuls import MATMULS
 from jaxmm.training.optimizer import OPTIMIZERS, SCHEDULES
 from jaxmm.training.quantized_moments import MOMENTS
 
@@ -62,6 +63,7 @@ def test_the_table_and_base_py_have_the_same_keys_defaults_and_comments():
         ("optimizer.moments", MOMENTS),
         ("compute.remat", REMAT),
         ("compute.attention", ["", *BACKENDS]),
+        ("compute.matmul", MATMULS),
     ],
 )
 def test_choices_are_those_that_the_code_has(name, choices):
@@ -172,6 +174,15 @@ def test_a_value_out_of_range_is_told_with_what_it_may_be(change, message):
 def test_limits_of_pictures_that_go_against_each_other_are_one_line():
     with pytest.raises(UserError, match=r"config\.image\.min_pixels 300 is above config\.image\.max_pixels 256"):
         parse("--config.image.min_pixels=300", "--config.image.max_pixels=256")
+
+
+def test_matmuls_in_float8_are_refused_over_weights_in_few_bits():
+    few = "--config.adapter.rank=2", "--config.adapter.base_dtype=nf4"
+    with pytest.raises(UserError, match=r"matmul=fp8 does not go with config\.adapter\.base_dtype=nf4: weights in so"):
+        parse("--config.compute.matmul=fp8", *few)
+    parse("--config.compute.matmul=fp8", few[0], "--config.adapter.base_dtype=bfloat16")
+    with pytest.raises(UserError, match=r"config\.compute\.matmul is 'float8'.*that is fp8"):
+        parse("--config.compute.matmul=float8")
 
 
 def test_all_that_is_wrong_is_in_the_one_line():
