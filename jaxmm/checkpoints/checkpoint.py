@@ -93,6 +93,11 @@ class Checkpoints:
             self.close()
 
     @property
+    def _is_parted(self) -> bool:
+        """Whether no process has a whole checkpoint, as several write to a store."""
+        return self._stored is not None and jax.process_count() > 1
+
+    @property
     def place(self) -> str:
         """The folder, or its URL in a store."""
         return self._stored.url if self._stored else str(self.folder)
@@ -272,25 +277,32 @@ class Checkpoints:
         return self._restore(abstract_part, key, step)
 
     def _restore(self, abstract: PyTree, key: str, step: int | None) -> PyTree:
-        import orbax.checkpoint as ocp
-
         path = self._path(self._chosen(step, STATE))
         wanted = _flat(abstract, key)
         if not wanted:
             return abstract
+        read = self._read_shards if self._is_parted else self._read_whole
+        restored = read(path, wanted, key)
+        return jax.tree.unflatten(jax.tree.structure(abstract), [restored[name] for name in wanted])
+
+    def _read_shards(self, path: Path, wanted: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+        """From the store, as no process has the whole here."""
+        assert self._stored
+        arrays = self._stored.arrays(int(path.name))
+        saved = {name: leaf for name, leaf in arrays.look(wanted).items() if _is_within(name, key)}
+        self._check_fit(path, saved, wanted)
+        return arrays.read(wanted)
+
+    def _read_whole(self, path: Path, wanted: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+        import orbax.checkpoint as ocp
+
         with ocp.PyTreeCheckpointer() as reader:
             saved = reader.metadata(path / STATE).item_metadata.tree
-            if key:
-                saved = {name: leaf for name, leaf in saved.items() if name == key or name.startswith(f"{key}.")}
+            saved = {name: leaf for name, leaf in saved.items() if _is_within(name, key)}
             # Orbax itself would cast, crop or pad an array that differs.
-            if differences := _differences(saved, wanted):
-                more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
-                raise UserError(
-                    f"checkpoint {path} does not fit this run: {differences[0]}{more}; "
-                    "use the config it was saved with, or another workdir"
-                )
+            self._check_fit(path, saved, wanted)
             try:
-                restored = reader.restore(
+                return reader.restore(
                     path / STATE,
                     args=ocp.args.PyTreeRestore(
                         item=wanted,
@@ -303,9 +315,17 @@ class Checkpoints:
                 if not isinstance(cause, OSError | ValueError):
                     raise
                 raise UserError(
-                    f"checkpoint {path} cannot be read ({_first_line(cause)}); remove it to go on from an older one"
+                    f"checkpoint {self._told(int(path.name))} cannot be read ({_first_line(cause)}); remove it to go "
+                    f"on from an older one"
                 ) from error
-        return jax.tree.unflatten(jax.tree.structure(abstract), [restored[name] for name in wanted])
+
+    def _check_fit(self, path: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+        if differences := _differences(saved, wanted):
+            more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
+            raise UserError(
+                f"checkpoint {self._told(int(path.name))} does not fit this run: {differences[0]}{more}; "
+                "use the config it was saved with, or another workdir"
+            )
 
     # Parts
 
@@ -350,6 +370,9 @@ class Checkpoints:
         path = self._path(step)
         if not self._stored:
             return checksums.verify(path, part, (jax.process_index(), jax.process_count()))
+        if self._is_parted and part in ("", STATE):
+            share = (jax.process_index(), jax.process_count())
+            return self._compared(step, META) or self._stored.compare(step, STATE, share)
         if fault := self._stored.fetch(step, part):
             return fault
         if fault := checksums.verify(path, part):
@@ -408,10 +431,11 @@ class Checkpoints:
                 if self._stored:
                     self._stored.remove_unfinished(0, self._say)
             if self._stored:  # what is here in part, or of a save that the store has not
-                for step in (step for step in local_steps(self.folder) if (step, "") not in self._verified):
-                    self._stored.forget(step)
+                for step in local_steps(self.folder):
+                    if self._is_parted or (step, "") not in self._verified:
+                        self._stored.forget(step)
             self._faults = {step: fault for step, fault in self._faults.items() if not (fault and fault.is_proven)}
-            if self._stored and jax.process_count() > 1:
+            if self._stored and self._is_parted:
                 number = secrets.randbelow(1 << 40) + 1 if jax.process_index() == 0 else 0
                 job = self._barrier.largest(number, "the first save")
                 self._parts = Parts(self._stored, jax.process_index(), jax.process_count(), job)
@@ -471,6 +495,11 @@ def _flat(tree: PyTree, prefix: str = "") -> dict[str, Any]:
     if len(flat) != len(leaves):
         raise ValueError(f"two leaves of the state share a dotted path: {sorted(names)}")
     return flat
+
+
+def _is_within(name: str, key: str) -> bool:
+    """Whether a dotted path is a key's, or inside it; all are inside ''."""
+    return not key or name == key or name.startswith(f"{key}.")
 
 
 def _differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:

@@ -10,12 +10,14 @@ import collections
 import math
 import re
 import shutil
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from jaxmm.checkpoints import checksums
 from jaxmm.checkpoints.checksums import METRICS, RECORD, STATE, Fault
 from jaxmm.checkpoints.manager import METRIC_KEY
+from jaxmm.checkpoints.stored_arrays import StoredArrays
 from jaxmm.json_text import parse_json
 from jaxmm.workdir.folder import has_saved, note_first_save
 from jaxmm.workdir.objects import StoreError
@@ -90,6 +92,32 @@ class Stored:
             lambda name: self._objects.download(self._name(step, name), local / name, wanted[name].bytes), lacking
         )
         return None
+
+    def compare(self, step: int, part: str, share: tuple[int, int]) -> Fault | None:
+        """Compares the objects of a part with their checksums, and keeps nothing of them.
+
+        Args:
+          share: number and count: of several processes that compare together, each takes every count-th object.
+        """
+        try:
+            entries = checksums.parse_record(self._objects.read(self._name(step, RECORD)) or b"")
+            if entries is None:
+                return self.look(step)
+            for name in [name for name in entries if name.startswith(f"{part}/")][share[0] :: share[1]]:
+                crc32 = 0
+                for block in self._objects.blocks(self._name(step, name), entries[name].bytes):
+                    crc32 = zlib.crc32(block, crc32)
+                if crc32 != entries[name].crc32:
+                    return Fault(f"the bytes of {name} are not those that were written", True, True)
+        except FileNotFoundError as error:
+            return Fault(f"{error.filename} is missing", True)
+        except StoreError as error:
+            return Fault(str(error), False)
+        return None
+
+    def arrays(self, step: int) -> StoredArrays:
+        """The arrays of a checkpoint."""
+        return StoredArrays(self._objects, self._name(step, f"{STATE}/"))
 
     def forget(self, step: int) -> None:
         """Removes what is here of a checkpoint."""

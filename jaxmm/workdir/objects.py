@@ -7,7 +7,7 @@ import random
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -126,24 +126,35 @@ class Objects:
           FileNotFoundError: if there is no such object.
         """
         with published(path) as half, half.open("wb") as out:
-            for start in range(0, max(size, 1), _BLOCK):
-                part = slice(start, min(start + _BLOCK, size)) if size > _BLOCK else None
-                found = self._read_part(name, part)
-                if found.state == "missing":
-                    raise FileNotFoundError(2, "is not in the store", f"{self.place.url}/{name}")
-                out.write(found.value)
+            for block in self.blocks(name, size):
+                out.write(block)
+
+    def blocks(self, name: str, size: int = 0) -> Iterator[bytes]:
+        """The bytes of an object, a large one of known size in blocks. Raises FileNotFoundError if there is none."""
+        for start in range(0, max(size, 1), _BLOCK):
+            found = self._read_part(name, slice(start, min(start + _BLOCK, size)) if size > _BLOCK else None)
+            if found.state == "missing":
+                raise FileNotFoundError(2, "is not in the store", f"{self.place.url}/{name}")
+            yield found.value
 
     def _read_part(self, name: str, part: slice | None) -> tensorstore.KvStore.ReadResult:
         return self._tried(f"reading {name}", lambda store: store.read(name, byte_range=part))
+
+    def array_store(self, inside: str) -> dict[str, Any]:
+        """TensorStore's spec of an OCDBT array store in a folder, whose name ends in '/'."""
+        base = self.place.spec
+        return {"driver": "ocdbt", "base": base | {"path": base["path"] + inside}}
+
+    def tried(self, what: str, begin: Callable[[tensorstore.Context], tensorstore.Future[T]]) -> T:
+        """The answer to a request of the caller's, made again while the store is away, as the others are."""
+        return self._tried(what, lambda store: begin(self._context))
 
     def join_array_stores(self, inside: str, parts: Sequence[str]) -> None:
         """Writes an index over OCDBT array stores, which lie in folders of one that gets it; all names end in '/'."""
         import tensorstore
 
         def opened(name: str) -> tensorstore.KvStore:
-            base = self.place.spec
-            base["path"] += name
-            return tensorstore.KvStore.open({"driver": "ocdbt", "base": base}, context=self._context).result()
+            return tensorstore.KvStore.open(self.array_store(name), context=self._context).result()
 
         def join(store: tensorstore.KvStore) -> tensorstore.Future[Any]:
             whole, transaction = opened(inside), tensorstore.Transaction(atomic=True)

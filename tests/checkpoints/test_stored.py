@@ -246,6 +246,27 @@ def test_a_changed_bit_in_the_copy_here_is_fetched_again(machine, tmp_path, plac
     assert other.lines == []
 
 
+def test_shards_are_read_from_the_store_once_its_bytes_are_compared(machine, tmp_path, place, monkeypatch):
+    monkeypatch.setattr(
+        Checkpoints, "_is_parted", property(lambda self: self._stored is not None and not self._manager)
+    )
+    machine.save(4)
+    machine.save(6)
+    other = Machine(tmp_path / "two", place)
+    with other.checkpoints() as checkpoints:
+        assert checkpoints.restore(state(0))["params"]["w"].tolist() == [6.0, 7.0, 8.0, 9.0]
+        assert checkpoints.restore_part({"w": jnp.zeros(4)}, "params", 4)["w"].tolist() == [4.0, 5.0, 6.0, 7.0]
+        assert checkpoints.meta(6)["position"] == 4
+        with pytest.raises(UserError, match=r"file://.*/6 does not fit this run: params\.w is float32\[4\] there and"):
+            checkpoints.restore({"params": {"w": jnp.zeros(5)}, "step": jnp.int32(0)})
+        with pytest.raises(UserError, match=r"params\.v is not in it \(and 1 more\)"):
+            checkpoints.restore_part({"v": jnp.zeros(4)}, "params")
+    assert not (tmp_path / "two/checkpoints/6/state").exists()
+    file = max((tmp_path / "store/run/checkpoints/6/state").rglob("d/*"), key=lambda path: path.stat().st_size)
+    file.write_bytes(bytes(file.stat().st_size))
+    assert restored(Machine(tmp_path / "three", place)) == 4
+
+
 def test_a_store_that_is_away_at_a_start_proves_nothing_of_its_checkpoints(machine, tmp_path, place, monkeypatch):
     machine.save(4)
     other = Machine(tmp_path / "two", place)
