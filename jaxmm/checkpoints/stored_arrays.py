@@ -57,14 +57,22 @@ class StoredArrays:
         """Arrays that ``look`` has found, onto the shardings of ``wanted`` (without one, the first device)."""
 
         def one(name: str) -> tuple[str, jax.Array]:
-            leaf, array = wanted[name], self._opened[name]
+            leaf = wanted[name]
             sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
-            def part(index: tuple[slice, ...] | None) -> Any:
-                of = array[index] if index else array
-                return self._objects.tried(f"reading {name}", lambda context: of.read())
-
-            return name, jax.make_array_from_callback(tuple(leaf.shape), sharding, part)
+            shape, values = tuple(leaf.shape), dict[str, Any]()
+            shards = []
+            for device, index in sharding.addressable_devices_indices_map(shape).items():
+                if str(index) not in values:  # replicas are read once
+                    values[str(index)] = self._read(name, index)
+                shards.append(jax.device_put(values[str(index)], device))
+            # Not jax.make_array_from_callback: it compares replicas over all processes, and threads come in any order.
+            return name, jax.make_array_from_single_device_arrays(shape, sharding, shards)
 
         with ThreadPoolExecutor(_THREADS) as threads:
             return dict(threads.map(one, wanted))
+
+    def _read(self, name: str, index: tuple[slice, ...] | None) -> Any:
+        array = self._opened[name]
+        part = array[index] if index else array
+        return self._objects.tried(f"reading {name}", lambda context: part.read())

@@ -19,7 +19,13 @@ from jaxmm.checkpoints.stored import Stored
 from jaxmm.workdir.place import Place
 from jaxmm.workdir.spool import Spool
 
-SHAPES = {"split": (8, 4), "whole": (3,), "large": (256, 1100)}  # a whole one that is written in slices by all
+SHAPES = {
+    "split": (8, 4),
+    "whole": (3,),
+    "large": (256, 1100),
+    "scalar": (),
+}  # a whole one that is written in slices by all
+SHAPES |= {f"small{number}": (2,) for number in range(24)}  # which threads of two processes read in any order
 
 PROGRAM = """
 import os, sys
