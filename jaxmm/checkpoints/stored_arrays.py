@@ -42,7 +42,10 @@ class StoredArrays:
         names = [key.decode().removesuffix(_META) for key in keys if key.decode().endswith(_META)]
 
         def opened(name: str) -> tuple[str, Any]:
-            of = {"driver": "zarr", "kvstore": {**spec, "path": f"{name}/"}}
+            of = {
+                "driver": "zarr", "kvstore": {**spec, "path": f"{name}/"},
+                "fill_missing_data_reads": False,  # else what is missing reads as zeros
+            }  # fmt: skip
             return name, self._objects.tried(
                 f"opening {name}", lambda context: tensorstore.open(of, open=True, context=context)
             )

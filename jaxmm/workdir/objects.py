@@ -219,6 +219,8 @@ class Objects:
             raise StoreError(f"{place.url} may not be used ({why[:200]}): {_WAYS[place.scheme]}")
         if "credentials" in told.lower():
             raise StoreError(f"{place.url}: there are no credentials for it ({why[:200]}): {_WAYS[place.scheme]}")
+        if kind and kind[0] == "NOT_FOUND" and " chunk " in told:
+            raise StoreError(f"{place.url} is not whole ({why[:300]}): give an older checkpoint, or put it back")
         if code == "404" or (kind and kind[0] == "NOT_FOUND"):
             raise StoreError(
                 f"{place.url}: there is no bucket '{place.bucket}' ({why[:200]}): make it, or name another"

@@ -78,7 +78,7 @@ def run(url: str, what: str, count: int, spools: str) -> None:
         for variables in by_variables(count, free_port())
     ]  # fmt: skip
     try:
-        said = [process.communicate(timeout=60)[0] for process in processes]
+        said = [process.communicate(timeout=300)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tensorstore
 
 from jaxmm.checkpoints import checksums
 from jaxmm.checkpoints.checkpoint import Checkpoints
@@ -265,6 +266,18 @@ def test_shards_are_read_from_the_store_once_its_bytes_are_compared(machine, tmp
     file = max((tmp_path / "store/run/checkpoints/6/state").rglob("d/*"), key=lambda path: path.stat().st_size)
     file.write_bytes(bytes(file.stat().st_size))
     assert restored(Machine(tmp_path / "three", place)) == 4
+
+
+def test_a_part_of_an_array_that_its_index_has_not_is_no_zeros(machine, place):
+    machine.save(4)
+    arrays = machine.stored.arrays(4)
+    index = tensorstore.KvStore.open(arrays._objects.array_store("checkpoints/4/state/")).result()
+    chunk = next(key for key in index.list().result() if key.startswith(b"params.w/") and b".z" not in key)
+    index.delete_range(tensorstore.KvStore.KeyRange(chunk, chunk + b"\0")).result()
+    wanted = {"params.w": jnp.zeros(4)}
+    arrays.look(wanted)
+    with pytest.raises(UserError, match=r"file://.* is not whole .*params\.w"):
+        arrays.read(wanted)
 
 
 def test_a_store_that_is_away_at_a_start_proves_nothing_of_its_checkpoints(machine, tmp_path, place, monkeypatch):
