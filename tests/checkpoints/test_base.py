@@ -76,7 +76,7 @@ def test_what_was_kept_without_checksums_is_not_found(lengths_of, tmp_path, monk
     source = lengths_of([made.document(Text(name)) for name in "abc"])
     source.prepared.meta["fingerprint"] = "1f"
     recipe = SimpleNamespace(
-        model=SimpleNamespace(frozen=None), compute=SimpleNamespace(dtype="float32"), cache=tmp_path
+        model=SimpleNamespace(frozen=None, matmul=""), compute=SimpleNamespace(dtype="float32"), cache=tmp_path
     )  # fmt: skip
     asked = Reference(np.arange(6, dtype=np.float32).reshape(3, 2), np.arange(3, dtype=np.uint32))
     with monkeypatch.context() as older:
@@ -92,7 +92,7 @@ def test_a_reference_that_is_not_found_says_what_differs_from_what_is_kept_and_w
     source = lengths_of([made.document(Text(name)) for name in "abc"])
     source.preferences, source.prepared.meta["fingerprint"] = "judged", "1f"
     recipe = SimpleNamespace(
-        model=SimpleNamespace(frozen=None), compute=SimpleNamespace(dtype="float32"), cache=tmp_path,
+        model=SimpleNamespace(frozen=None, matmul=""), compute=SimpleNamespace(dtype="float32"), cache=tmp_path,
         preference=SimpleNamespace(judges=True, asked=False), trainable=EVERYTHING,
     )  # fmt: skip
 
