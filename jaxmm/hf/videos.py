@@ -202,7 +202,7 @@ def asked_for(own: Settings, config: Settings) -> VideoSpec:
         raise UserError(f"config.video: {error}") from error
 
 
-# Its class has no frames a second: one, as in its makers' training.
+# Its class has no frames a second: one, by our choice.
 ONEVISION_VIDEOS = Videos(
     "LlavaOnevisionVideoProcessor", "even", fps=1.0, pool=2, newline=True, min_frames=0, max_frames=0
 )
