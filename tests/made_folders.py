@@ -48,9 +48,11 @@ IMAGES = {
     "glm_ocr": {"size": {"shortest_edge": 128, "longest_edge": 2048}},
     "paddleocr_vl": {"size": {"shortest_edge": 64, "longest_edge": 1024}, "patch_size": 4},
     "mistral3": {"size": {"longest_edge": 32}, "patch_size": {"height": 4, "width": 4}},
+    "llava_pixtral": {"size": {"longest_edge": 32}, "patch_size": {"height": 4, "width": 4}},
     "idefics3": {"size": {"longest_edge": 48}, "max_image_size": {"longest_edge": 16}, "do_image_splitting": False},
     "smolvlm": {"size": {"longest_edge": 48}, "max_image_size": {"longest_edge": 16}, "do_image_splitting": False},
 }  # fmt: skip
+PIXTRAL = {"mistral3": 2, "llava_pixtral": 1}  # families with its processor, and how many patches a side make one
 # What a folder says besides whose pictures are split.
 SPLIT = {
     "siglip2 + llama": {
@@ -199,7 +201,7 @@ def byte_level_tokenizer(family: str = ""):
     if family == "llava_onevision":
         tokenizer.add_tokens(["<image>", "<video>", "<|im_start|>", "<|im_end|>"], special_tokens=True)
         tokenizer.chat_template = LEAD
-    if family == "mistral3":
+    if family in PIXTRAL:
         names = ["[INST]", "[/INST]", "[IMG]", "[IMG_BREAK]", "[IMG_END]"]
         tokenizer.add_tokens(names, special_tokens=True)
         tokenizer.chat_template = INST
@@ -231,8 +233,8 @@ def folder_of(name: str, folder: Path, has_weights: bool = True, seed: int = 1, 
         config.image_token_id = tokenizer.convert_tokens_to_ids("<|image|>")
     if case.family == "paddleocr_vl":
         config.image_token_id = tokenizer.convert_tokens_to_ids("<|IMAGE_PLACEHOLDER|>")
-    if case.family in ("mistral3", "paligemma"):
-        mark = {"mistral3": "[IMG]", "paligemma": "<image>"}[case.family]
+    if case.family in (*PIXTRAL, "paligemma"):
+        mark = "<image>" if case.family == "paligemma" else "[IMG]"
         config.image_token_index = tokenizer.convert_tokens_to_ids(mark)
     if case.family in ("llava_next", "llava_onevision"):
         config.image_token_index = tokenizer.convert_tokens_to_ids("<image>")
@@ -282,7 +284,7 @@ def folder_of(name: str, folder: Path, has_weights: bool = True, seed: int = 1, 
         (folder / "processor_config.json").write_text(json.dumps(whole))
         videos = {"video_processor_type": "LlavaOnevisionVideoProcessor", "size": processor["size"]}
         (folder / "video_preprocessor_config.json").write_text(json.dumps(videos))
-    if case.family == "mistral3":
-        whole = {"processor_class": "PixtralProcessor", "patch_size": 4, "spatial_merge_size": 2}
+    if case.family in PIXTRAL:
+        whole = {"processor_class": "PixtralProcessor", "patch_size": 4, "spatial_merge_size": PIXTRAL[case.family]}
         (folder / "processor_config.json").write_text(json.dumps(whole))
     return folder

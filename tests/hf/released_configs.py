@@ -307,6 +307,20 @@ MISTRAL3 = {  # mistralai/Mistral-Small-3.1-24B-Instruct-2503
     },
     "vision_feature_layer": -1,
 }  # fmt: skip
+PIXTRAL = {  # mistral-community/pixtral-12b
+    "architectures": ["LlavaForConditionalGeneration"], "image_token_index": 10, "model_type": "llava",
+    "projector_hidden_act": "gelu", "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+    "text_config": {
+        "head_dim": 128, "hidden_size": 5120, "intermediate_size": 14336, "max_position_embeddings": 1024000,
+        "model_type": "mistral", "num_hidden_layers": 40, "num_key_value_heads": 8, "rms_norm_eps": 1e-05,
+        "rope_theta": 1000000000.0, "sliding_window": None, "vocab_size": 131072,
+    },
+    "vision_config": {
+        "head_dim": 64, "hidden_act": "silu", "image_size": 1024, "model_type": "pixtral", "patch_size": 16,
+        "rope_theta": 10000.0, "tie_word_embeddings": False,
+    },
+    "vision_feature_layer": -1, "vision_feature_select_strategy": "full",
+}  # fmt: skip
 GLM4V = {  # zai-org/GLM-4.1V-9B-Thinking
     "architectures": ["Glm4vForConditionalGeneration"], "image_end_token_id": 151340, "image_start_token_id": 151339,
     "image_token_id": 151343, "model_type": "glm4v",

@@ -10,9 +10,10 @@ from made_folders import folder_of
 pytestmark = pytest.mark.parity
 
 SIZES = ((64, 64), (70, 31), (15, 60), (11, 9))  # (height, width): of five, three, five tiles and one (InternVL)
-PROCESSORS = {"internvl": "InternVLProcessor", "mistral3": "PixtralProcessor", "glm-4.1v": "Glm4vProcessor",
+PROCESSORS = {"internvl": "InternVLProcessor", "mistral3": "PixtralProcessor", "pixtral": "PixtralProcessor",
+              "glm-4.1v": "Glm4vProcessor",
               "paddleocr-vl": "PaddleOCRVLProcessor"}  # fmt: skip
-TILES = {"internvl": [8, 5, 1, 0], "mistral3": [2, 1, 1, 0], "glm-4.1v": [2, 1, 1, 0],
+TILES = {"internvl": [8, 5, 1, 0], "mistral3": [2, 1, 1, 0], "pixtral": [2, 1, 1, 0], "glm-4.1v": [2, 1, 1, 0],
          "paddleocr-vl": [2, 1, 1, 0]}  # fmt: skip
 
 

@@ -21,7 +21,7 @@ CASES = {
     "qwen3.5": "qwen3_5", "qwen3.5, experts": "qwen3_5", "gemma3": "gemma3", "gemma4": "gemma4",
     "gemma4, experts": "gemma4", "gemma4, e2b": "gemma4",
     "paligemma2": "base",
-    "internvl": "internvl3", "smolvlm": "base", "mistral3": "base", "glm-4.1v": "base",
+    "internvl": "internvl3", "smolvlm": "base", "mistral3": "base", "pixtral": "base", "glm-4.1v": "base",
     "glm-4.5v": "qwen3_vl_moe", "glm-ocr": "base", "paddleocr-vl": "base",
 }  # fmt: skip
 MESH = ("--config.mesh.data=2",)  # beside fsdp and tensor

@@ -26,7 +26,7 @@ from jaxmm.models.multimodal import flat_axes
 
 CASES = (
     "llava, clip", "llava, siglip", "llava-next", "llava-onevision", "qwen2-vl", "qwen2.5-vl", "qwen3-vl",
-    "qwen3-vl, experts", "gemma3", "internvl", "qwen3", "mistral3", "glm-4.1v", "glm-4.6v-flash",
+    "qwen3-vl, experts", "gemma3", "internvl", "qwen3", "mistral3", "pixtral", "glm-4.1v", "glm-4.6v-flash",
     "paddleocr-vl",
 )  # fmt: skip
 

@@ -9,7 +9,7 @@ pytestmark = pytest.mark.parity
 
 PUBLISHED = (
     "siglip2 + llama", "llava, clip", "llava, siglip", "llava-next", "llava-onevision", "qwen2-vl", "qwen2.5-vl",
-    "qwen3-vl", "gemma3", "internvl", "idefics3", "smolvlm", "mistral3", "gemma4", "glm-4.1v",
+    "qwen3-vl", "gemma3", "internvl", "idefics3", "smolvlm", "mistral3", "pixtral", "gemma4", "glm-4.1v",
     "paddleocr-vl", "paligemma",
 )  # fmt: skip
 

@@ -267,7 +267,7 @@ def alone(document: Document, case: Case, spec: ModelSpec) -> dict[str, Any]:
         found["image_grid_thw"] = torch.tensor([[1, *shape] for shape in shapes])
     elif case.family in ("idefics3", "smolvlm"):  # (batch, pictures, ...)
         found["pixel_values"] = torch.tensor(np.stack(pictures).transpose(0, 3, 1, 2)[None], dtype=torch.float32)
-    elif case.family == "mistral3":  # pictures are padded to one size
+    elif case.family in ("mistral3", "llava_pixtral"):  # pictures are padded to one size
         height, width = (max(picture.shape[axis] for picture in pictures) for axis in (0, 1))
         padded = [np.pad(p, [(0, height - p.shape[0]), (0, width - p.shape[1]), (0, 0)]) for p in pictures]
         found["pixel_values"] = torch.tensor(np.stack(padded).transpose(0, 3, 1, 2), dtype=torch.float32)

@@ -290,19 +290,33 @@ def squares(kind: str, vision_kind: str) -> Callable[[np.random.Generator], Any]
     return config
 
 
+def pixtral_tower(draw: Draw) -> dict[str, Any]:
+    vision = tower(draw, "pixtral")
+    return vision | {
+        "hidden_size": vision["num_attention_heads"] * 4 * draw.between(1, 4),
+        "image_size": vision["patch_size"] * draw.between(12, 20), "rope_parameters": turns(draw),
+    }  # fmt: skip
+
+
 def mistral3(rng: np.random.Generator) -> Any:
     from transformers import Mistral3Config
 
     draw = Draw(rng)
-    vision = tower(draw, "pixtral")
-    vision |= {
-        "hidden_size": vision["num_attention_heads"] * 4 * draw.between(1, 4),
-        "image_size": vision["patch_size"] * draw.between(12, 20), "rope_parameters": turns(draw),
-    }  # fmt: skip
     return Mistral3Config(
-        vision_config=vision, text_config=any_decoder(draw, LLAMAS), image_token_index=IMAGE_TOKEN,
+        vision_config=pixtral_tower(draw), text_config=any_decoder(draw, LLAMAS), image_token_index=IMAGE_TOKEN,
         spatial_merge_size=draw.between(1, 3), multimodal_projector_bias=draw.maybe(),
         projector_hidden_act=draw.of(*ACTIVATIONS), tie_word_embeddings=draw.maybe(),
+    )  # fmt: skip
+
+
+def pixtral(rng: np.random.Generator) -> Any:
+    from transformers import LlavaConfig
+
+    draw = Draw(rng)
+    return LlavaConfig(
+        vision_config=pixtral_tower(draw), text_config=any_decoder(draw, LLAMAS), image_token_index=IMAGE_TOKEN,
+        multimodal_projector_bias=draw.maybe(), projector_hidden_act=draw.of(*ACTIVATIONS), vision_feature_layer=-1,
+        vision_feature_select_strategy="full", tie_word_embeddings=draw.maybe(),
     )  # fmt: skip
 
 
@@ -332,6 +346,7 @@ DRAWN = tuple(
         Case("idefics3", "idefics3", squares("Idefics3Config", "idefics3_vision"), fixed=True),
         Case("smolvlm", "smolvlm", squares("SmolVLMConfig", "smolvlm_vision"), fixed=True),
         Case("mistral3", "mistral3", mistral3, row_break=BREAK_TOKEN),
+        Case("pixtral", "llava_pixtral", pixtral, row_break=BREAK_TOKEN),
         Case("glm4v", "glm4v", glm("Glm4vConfig")),
         Case("glm46v", "glm46v", glm("Glm46VConfig")),
         Case("glm4v_moe", "glm4v_moe", glm("Glm4vMoeConfig", "glm4v_moe")),

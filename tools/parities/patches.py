@@ -52,7 +52,7 @@ PUBLISHED = {
     "gemma3": {"patch_size": 14, "image_size": 896}, "internvl": {"patch_size": 14, "image_size": 448},
     "glm4v": {"patch_size": 14, "image_size": 336}, "glm46v": {"patch_size": 14, "image_size": 336},
     "glm4v_moe": {"patch_size": 14, "image_size": 336}, "glm_ocr": {"patch_size": 14, "image_size": 336},
-    "mistral3": {"patch_size": 14, "image_size": 1540},
+    "mistral3": {"patch_size": 14, "image_size": 1540}, "llava_pixtral": {"patch_size": 16, "image_size": 1024},
     "idefics3": {"patch_size": 14, "image_size": 364}, "smolvlm": {"patch_size": 14, "image_size": 384},
     "paddleocr_vl": {"patch_size": 14, "image_size": 384},
 }  # fmt: skip
@@ -172,8 +172,8 @@ def processor_of(family: str, config: Any, published: bool) -> Any:
     if family in ("idefics3", "smolvlm"):
         kind = {"idefics3": "Idefics3ImageProcessorPil", "smolvlm": "SmolVLMImageProcessorPil"}[family]
         return _make(kind, size={"longest_edge": 4 * side}, max_image_size={"longest_edge": side})
-    if family == "mistral3":
-        token = patch * config.spatial_merge_size  # PixtralProcessor gives its image processor this
+    if family in ("mistral3", "llava_pixtral"):
+        token = patch * getattr(config, "spatial_merge_size", 1)  # PixtralProcessor gives its image processor this
         return _make("PixtralImageProcessorPil", patch_size=token, size={"longest_edge": side if published else 100})
     if family == "gemma4":
         pool, most = vision.pooling_kernel_size, 280 if published else 70

@@ -91,6 +91,8 @@ class Family(abc.ABC):
 
     Attributes:
       model_type: as in ``config.json``.
+      towers: of a family that shares its ``model_type`` with another: the kinds of towers that tell it apart.
+      name: of such a family; "" where ``model_type`` is its name.
       architecture: the class of ``transformers`` that an export names.
       releases: models of the family on the Hugging Face Hub, for people.
       image_processor: the default for a folder that does not name its own, a key of ``processors.DEFAULTS``; "" for a
@@ -108,6 +110,8 @@ class Family(abc.ABC):
     """
 
     model_type: str
+    towers: tuple[str, ...] = ()
+    name: str = ""
     architecture: str
     releases: tuple[str, ...] = ()
     image_processor: str = ""

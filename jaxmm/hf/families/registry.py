@@ -19,6 +19,7 @@ from jaxmm.hf.families.lfm2_vl import Lfm2VL
 from jaxmm.hf.families.llava import Llava
 from jaxmm.hf.families.llava_next import LlavaNext
 from jaxmm.hf.families.llava_onevision import LlavaOnevision
+from jaxmm.hf.families.llava_pixtral import LlavaPixtral
 from jaxmm.hf.families.mistral3 import Mistral3
 from jaxmm.hf.families.paddleocr_vl import PaddleOCRVL
 from jaxmm.hf.families.paligemma import PaliGemma
@@ -45,7 +46,7 @@ NOT_HERE = {
 }
 OWN = Lfm2VL()  # the family as which our own models are exported
 FAMILIES: dict[str, Family] = {
-    family.model_type: family
+    family.name or family.model_type: family
     for family in (
         OWN,
         Llava(),
@@ -64,6 +65,7 @@ FAMILIES: dict[str, Family] = {
         Idefics3(),
         SmolVLM(),
         Mistral3(),
+        LlavaPixtral(),
         Glm4V(),
         Glm46V(),
         Glm4VMoe(),
@@ -86,7 +88,9 @@ def family_of(config: Any) -> Family:
     if kind not in FAMILIES:
         why = f", as {NOT_HERE[kind]}" if kind in NOT_HERE else ""
         raise UserError(f"model '{kind}' is not supported{why}: those are {', '.join(FAMILIES)}{_parts_known(config)}")
-    return FAMILIES[kind]
+    tower = getattr(getattr(config, "vision_config", None), "model_type", "")
+    own = (family for family in FAMILIES.values() if family.model_type == kind and tower in family.towers)
+    return next(own, FAMILIES[kind])
 
 
 def _parts_known(config: Any) -> str:
