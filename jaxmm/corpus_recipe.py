@@ -41,8 +41,8 @@ def read_boxes(config: ConfigDict, start: Pretrained | None) -> str:
     if config.data.boxes != "model":
         return str(config.data.boxes)
     if not start or not start.family.boxes:
-        known = ", ".join(family.model_type for family in FAMILIES.values() if family.boxes)
-        whose = f"the family {start.family.model_type}" if start else "a model from random weights"
+        known = ", ".join(family.name for family in FAMILIES.values() if family.boxes)
+        whose = f"the family {start.family.name}" if start else "a model from random weights"
         raise UserError(f"config.data.boxes=model is known of {known}, not of {whose}: say pixels or thousandths")
     return start.family.boxes
 

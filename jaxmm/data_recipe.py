@@ -198,7 +198,7 @@ def not_taken(recipe: DataSide, medium: str) -> UserError:
     """The error that there are videos or recordings, and the model takes none."""
     what = {"video": "videos", "audio": "recordings"}[medium]
     takes = {"video": lambda family: family.videos, "audio": lambda family: family.audio_extractor}[medium]
-    can = [family.model_type for family in FAMILIES.values() if takes(family)]
+    can = [family.name for family in FAMILIES.values() if takes(family)]
     return UserError(
         f"there are {what}, which {_whose(recipe)} does not take here: of pretrained models {', '.join(can)} do, and "
         f"models that begin from random weights on data with {what} (config.data.media); leave them out"

@@ -59,7 +59,7 @@ def described(folder: Path) -> str:
     for path, (shape, _) in flat_axes(layout.spec).items():
         counts[path[0]] += math.prod(shape)
     parts = ", ".join(f"{part} {short(count)}" for part, count in counts.items())
-    return f"{folder}: {family.model_type}, takes {takes(family)}; {short(counts.total())} parameters: {parts}"
+    return f"{folder}: {family.name}, takes {takes(family)}; {short(counts.total())} parameters: {parts}"
 
 
 def main(argv: list[str]) -> int:

@@ -24,10 +24,14 @@ def test_every_family_names_releases():
 
 
 @pytest.mark.usefixtures("whole_transformers")
-def test_a_folder_is_told_by_its_config(tmp_path, capsys):
-    config = parity_models.case("qwen3-vl").config(np.random.default_rng(0))
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("qwen3-vl", "qwen3_vl, takes images, videos"), ("pixtral", "llava_pixtral, takes images")],  # a LLaVA's config
+)
+def test_a_folder_is_told_by_its_config(name, told, tmp_path, capsys):
+    config = parity_models.case(name).config(np.random.default_rng(0))
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict(), default=str))
     assert families.main([f"--folder={tmp_path}"]) == 0
     out = capsys.readouterr().out
-    assert out.startswith(f"{tmp_path}: qwen3_vl, takes images, videos; ")
+    assert out.startswith(f"{tmp_path}: {told}; ")
     assert [word in out for word in ("parameters: ", "vision ", "connector ", "decoder ")] == [True] * 4

@@ -82,7 +82,7 @@ def _write_sizes(start: Pretrained, image: ImageSpec, folder: Path) -> None:
         asked = {key: start.processor[key] for key in pictures.call_keys if start.processor.get(key) is not None}
         print(
             f"warning: the model learnt from pictures with {start.split_key}, which transformers' processor of a "
-            f"{start.family.model_type} follows at its call alone: call it with images_kwargs={asked}",
+            f"{start.family.name} follows at its call alone: call it with images_kwargs={asked}",
             file=sys.stderr,
         )
 

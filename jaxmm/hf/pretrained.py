@@ -89,8 +89,8 @@ class Pretrained(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Its family, or both, by their ``model_type``."""
-        return self.family.model_type + (f" that hears as {self.hearing.family.model_type}" if self.hearing else "")
+        """Its family, or both, by their names."""
+        return self.family.name + (f" that hears as {self.hearing.family.name}" if self.hearing else "")
 
     def also_hearing(self, hearing: Joined) -> Pretrained:
         """A model that sees, with the audio tower of another family."""

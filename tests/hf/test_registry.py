@@ -88,7 +88,7 @@ def test_a_family_has_what_all_are_asked_for(family):
     assert bool(family.image_processor) == (family.pictures is not None)
     assert family.architecture.endswith("ForConditionalGeneration")
     assert family.boxes in ("", "pixels", "thousandths")
-    assert family.__module__.rpartition(".")[2] == (family.name or family.model_type), "its file has its name"
+    assert family.__module__.rpartition(".")[2] == family.name, "its file has its name"
     about = __import__(family.__module__, fromlist=["x"]).__doc__
     assert "Where the facts come from" in about
 

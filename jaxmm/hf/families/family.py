@@ -92,7 +92,7 @@ class Family(abc.ABC):
     Attributes:
       model_type: as in ``config.json``.
       towers: of a family that shares its ``model_type`` with another: the kinds of towers that tell it apart.
-      name: of such a family; "" where ``model_type`` is its name.
+      variant: its name then; "" where ``model_type`` is the name.
       architecture: the class of ``transformers`` that an export names.
       releases: models of the family on the Hugging Face Hub, for people.
       image_processor: the default for a folder that does not name its own, a key of ``processors.DEFAULTS``; "" for a
@@ -111,7 +111,7 @@ class Family(abc.ABC):
 
     model_type: str
     towers: tuple[str, ...] = ()
-    name: str = ""
+    variant: str = ""
     architecture: str
     releases: tuple[str, ...] = ()
     image_processor: str = ""
@@ -124,6 +124,11 @@ class Family(abc.ABC):
     image_token_key: str = ""
     not_followed: Mapping[str, str] = ONE_TILE
     keeps_whole_tower: bool = False
+
+    @property
+    def name(self) -> str:
+        """By which people know it: as ``jaxmm families`` lists it."""
+        return self.variant or self.model_type
 
     @abc.abstractmethod
     def layout(self, config: Any) -> Layout:

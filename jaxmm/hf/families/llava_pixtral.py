@@ -22,7 +22,7 @@ from jaxmm.models.multimodal import ModelSpec
 class LlavaPixtral(Family):
     model_type = "llava"
     towers = ("pixtral",)
-    name = "llava_pixtral"
+    variant = "llava_pixtral"
     architecture = "LlavaForConditionalGeneration"
     releases = ("mistral-community/pixtral-12b",)
     image_processor = "PixtralImageProcessor"

@@ -46,7 +46,7 @@ NOT_HERE = {
 }
 OWN = Lfm2VL()  # the family as which our own models are exported
 FAMILIES: dict[str, Family] = {
-    family.name or family.model_type: family
+    family.name: family
     for family in (
         OWN,
         Llava(),
