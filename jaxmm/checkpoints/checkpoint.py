@@ -26,6 +26,7 @@ import jax
 from jaxmm.checkpoints import checksums
 from jaxmm.checkpoints.checksums import META, METRICS, STATE, Fault
 from jaxmm.checkpoints.manager import METRIC_KEY, make_manager, restore_args
+from jaxmm.checkpoints.named import differences, is_within, named
 from jaxmm.checkpoints.parted import Parts
 from jaxmm.checkpoints.stored import Stored, local_steps
 from jaxmm.errors import StrandedError, UserError
@@ -175,7 +176,7 @@ class Checkpoints:
                 step,
                 args=ocp.args.Composite(
                     **{
-                        STATE: ocp.args.PyTreeSave(_flat(state), ocdbt_target_data_file_size=size),
+                        STATE: ocp.args.PyTreeSave(named(state), ocdbt_target_data_file_size=size),
                         META: ocp.args.JsonSave(record),
                     }
                 ),
@@ -278,7 +279,7 @@ class Checkpoints:
 
     def _restore(self, abstract: PyTree, key: str, step: int | None) -> PyTree:
         path = self._path(self._chosen(step, STATE))
-        wanted = _flat(abstract, key)
+        wanted = named(abstract, key)
         if not wanted:
             return abstract
         read = self._read_shards if self._is_parted else self._read_whole
@@ -289,7 +290,7 @@ class Checkpoints:
         """From the store, as no process has the whole here."""
         assert self._stored
         arrays = self._stored.arrays(int(path.name))
-        saved = {name: leaf for name, leaf in arrays.look(wanted).items() if _is_within(name, key)}
+        saved = {name: leaf for name, leaf in arrays.look(wanted).items() if is_within(name, key)}
         self._check_fit(path, saved, wanted)
         return arrays.read(wanted)
 
@@ -298,7 +299,7 @@ class Checkpoints:
 
         with ocp.PyTreeCheckpointer() as reader:
             saved = reader.metadata(path / STATE).item_metadata.tree
-            saved = {name: leaf for name, leaf in saved.items() if _is_within(name, key)}
+            saved = {name: leaf for name, leaf in saved.items() if is_within(name, key)}
             # Orbax itself would cast, crop or pad an array that differs.
             self._check_fit(path, saved, wanted)
             try:
@@ -320,10 +321,10 @@ class Checkpoints:
                 ) from error
 
     def _check_fit(self, path: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-        if differences := _differences(saved, wanted):
-            more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
+        if found := differences(saved, wanted):
+            more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
             raise UserError(
-                f"checkpoint {self._told(int(path.name))} does not fit this run: {differences[0]}{more}; "
+                f"checkpoint {self._told(int(path.name))} does not fit this run: {found[0]}{more}; "
                 "use the config it was saved with, or another workdir"
             )
 
@@ -485,31 +486,6 @@ class Checkpoints:
     def _save_failed(self, step: int, error: Exception) -> UserError:
         self._saving, self._has_failed = None, True
         return UserError(f"the checkpoint of step {step} could not be saved in {self.folder}: {_first_line(error)}")
-
-
-def _flat(tree: PyTree, prefix: str = "") -> dict[str, Any]:
-    """The leaves of a tree by their dotted path. In the tree's own order."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
-    flat = {".".join(filter(None, (prefix, name))): leaf for name, (_, leaf) in zip(names, leaves, strict=True)}
-    if len(flat) != len(leaves):
-        raise ValueError(f"two leaves of the state share a dotted path: {sorted(names)}")
-    return flat
-
-
-def _is_within(name: str, key: str) -> bool:
-    """Whether a dotted path is a key's, or inside it; all are inside ''."""
-    return not key or name == key or name.startswith(f"{key}.")
-
-
-def _differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    def kind(leaf: Any) -> str:
-        return f"{leaf.dtype}{list(leaf.shape)}"
-
-    lines = [f"{name} is not in it" for name in wanted if name not in saved]
-    lines += [f"{name} is only in it" for name in saved if name not in wanted]
-    both = [name for name in wanted if name in saved and kind(saved[name]) != kind(wanted[name])]
-    return lines + [f"{name} is {kind(saved[name])} there and {kind(wanted[name])} here" for name in both]
 
 
 def _first_line(error: BaseException) -> str:
