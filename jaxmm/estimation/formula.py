@@ -50,7 +50,8 @@ def by_formula(program: Any, budgets: Any, rows: int, accumulation: int, mesh: A
     logits = 4 * budgets.targets * -(-at_once // shards) * decoder.vocab_size
     name = ("decoder", "embedding" if decoder.tie_embeddings else "head")
     of_head = _copied(recipe, state.params["decoder"][name[-1]], mesh) + 4 * recipe.trainable.learns(name)
-    of_loss = head * of_head + 3 * min(logits, LOGITS_ELSEWHERE) // mesh.shape["tensor"]
+    chunk = min(logits, LOGITS_ELSEWHERE) // mesh.shape["tensor"]
+    of_loss = head * of_head + chunk + chunk * _item(recipe) // 4  # the logits, and their gradient
     kept, again = _kept_of_row(program, budgets, mesh)
     is_quantized = any(one.is_quantized for one in holdings(recipe.model).values())
     of_layer = again * at_once // shards + (_layer_bytes(recipe, state.params, mesh) if again or is_quantized else 0)

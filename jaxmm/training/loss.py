@@ -21,10 +21,11 @@ from jaxmm.models import tables
 from jaxmm.models.materialize import barrier
 from jaxmm.models.tables import Head
 
-# Bytes of the float32 logits that a device holds at a time. Each chunk adds to the head's whole gradient: where memory
-# is slow beside matmuls, chunks must be long: on a TPU v5e from about 1,000 targets on.
-LOGITS = {"cpu": 2**26, "tpu": 2**30}
-LOGITS_ELSEWHERE = 2**29
+# Bytes of the float32 logits that a device holds at a time. Each chunk reads and writes the head's whole gradient:
+# where memory is slow beside matmuls, chunks must be long. With the head, read twice, that is 12 bytes for 6 N FLOPs of
+# N targets: as much time as their matmuls at 590 targets on an H100, and at 480 on a TPU v5e.
+LOGITS = {"cpu": 2**26}
+LOGITS_ELSEWHERE = 2**30
 
 
 class Targets(NamedTuple):
