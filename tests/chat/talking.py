@@ -78,7 +78,7 @@ def serving(speakers: Sequence[Speaker], host: str = "127.0.0.1", **options: Any
         yield f"http://127.0.0.1:{opened.getsockname()[1]}"
     finally:
         server.should_exit = True
-        thread.join(20)
+        thread.join(60)
         opened.close()
 
 

@@ -8,7 +8,6 @@ import os
 import re
 import struct
 import sys
-import time
 import tracemalloc
 from pathlib import Path
 
@@ -94,10 +93,21 @@ def test_one_broken_frame_of_an_mp3_is_no_broken_file(kind):
 
 
 @pytest.mark.parametrize("lead", [b"RIFF\0\0\0\0WAVE", b"\0\0\0\x08ftyp" * 400000, b"ID3\x04" + bytes(6)])
-def test_a_false_start_costs_no_walk_over_the_file(lead):
-    start = time.thread_time()
-    assert reason(Audio(lead + bytes(1 << 25))) in ("unreadable", "truncated")
-    assert time.thread_time() - start < 2
+def test_a_false_start_costs_no_walk_over_the_file(lead, monkeypatch):
+    calls = got = 0
+
+    class Counted(io.BytesIO):
+        def read(self, size=-1, /):
+            nonlocal calls, got
+            data = super().read(size)
+            calls, got = calls + 1, got + len(data)
+            return data
+
+    audio = Audio(lead + bytes(1 << 25))
+    monkeypatch.setattr(audio_file, "opened_file", lambda part: Counted(part.data))
+    assert reason(audio) in ("unreadable", "truncated")
+    assert calls < 300_000
+    assert got < 1.1 * len(audio.data)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
@@ -201,19 +211,6 @@ def test_a_wav_to_a_pipe_and_one_that_was_never_closed_are_read_to_the_end():
         struct.pack_into("<I", data, 4, whole_size)
         struct.pack_into("<I", data, 40, size)
         assert header(Audio(bytes(data))) == header(Audio(made()["wav"]))
-
-
-@pytest.mark.parametrize(("kind", "least"), [("wav", 2000), ("mp3", 500)])
-def test_headers_are_read_by_the_thousand(kind, least, tmp_path):
-    path = tmp_path / "a"
-    path.write_bytes(made()[kind])
-    audio, seconds = Audio(path=str(path)), []
-    for _ in range(5):
-        start = time.thread_time()
-        for _ in range(50):
-            header(audio)
-        seconds.append((time.thread_time() - start) / 50)
-    assert 1 / min(seconds) > least
 
 
 def test_no_file_stays_open():

@@ -367,15 +367,13 @@ def test_more_workers_than_a_machine_can_run_are_one_line_before_any_starts(fold
         batches(plan, assemble, 0, 4, workers=1_000_000)
 
 
-def test_a_worker_that_is_killed_is_one_line_within_seconds(folder):
+def test_a_worker_that_is_killed_is_one_line(folder):
     plan, _ = planned(folder)
     source = batches(plan, Slow(), 0, 9, workers=1)
     pid = next(source).batch
     threading.Timer(0.3, os.kill, (pid, signal.SIGKILL)).start()
-    began = time.monotonic()
     with pytest.raises(UserError, match=r"was killed.*memory.*config.data.workers") as caught:
         next(source)
-    assert time.monotonic() - began < 45
     assert "\n" not in str(caught.value)
     source.close()
 

@@ -383,7 +383,7 @@ prepare_module.prepare(made.numbered(4, 2, made.wait), Template(load_tokenizer("
         parent.kill()
         parent.wait()
     for file in waiting:
-        until = time.monotonic() + 20
+        until = time.monotonic() + 60
         while Path(f"/proc/{file.name.removeprefix('waiting-')}/cmdline").exists():
             assert time.monotonic() < until
             time.sleep(0.05)

@@ -177,7 +177,7 @@ def test_one_prepares_and_the_other_waits_and_says_so(tmp_path):
 
     def read(_):
         inside.set()
-        assert said.wait(20)
+        assert said.wait(60)
         yield document(Text("Text."))
 
     def not_read(_):
@@ -186,9 +186,9 @@ def test_one_prepares_and_the_other_waits_and_says_so(tmp_path):
     first, second = (Source("made", (), "{}", lambda: [ALL], how) for how in (read, not_read))
     with ThreadPoolExecutor(2) as pool:
         one = pool.submit(prepare, first, TEMPLATE, tmp_path)
-        assert inside.wait(20)
+        assert inside.wait(60)
         two = pool.submit(prepare, second, TEMPLATE, tmp_path, progress=Saying())
-        assert one.result(20) == two.result(20)
+        assert one.result(60) == two.result(60)
     assert [f.name for f in tmp_path.iterdir()] == [one.result().name]
 
 

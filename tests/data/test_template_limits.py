@@ -29,10 +29,8 @@ def rendered(source: str, **given) -> str:
 )  # fmt: skip
 def test_what_never_ends_is_ended(source, monkeypatch):
     monkeypatch.setattr(template_limits, "SECONDS", 0.2)
-    began = time.monotonic()
     with pytest.raises(UserError, match=r"did not come to its end within 0.2 s"):
         rendered(source)
-    assert time.monotonic() - began < 10
 
 
 def test_time_in_which_the_process_stands_still_does_not_count(monkeypatch):

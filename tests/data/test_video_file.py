@@ -6,7 +6,6 @@ import os
 import resource
 import subprocess
 import sys
-import time
 from fractions import Fraction
 
 import numpy as np
@@ -211,7 +210,7 @@ def test_a_list_of_pictures_of_two_sizes_is_a_reason():
         header(Video(frames=(Image(path="/there/is/none.png"),)))
 
 
-def test_a_header_reads_little_and_is_quick(monkeypatch):
+def test_a_header_reads_little(monkeypatch):
     data = made(n=600, size=(96, 128), options=(("movflags", "faststart"),), codec_options=(("crf", "5"),))
     read = 0
 
@@ -225,14 +224,6 @@ def test_a_header_reads_little_and_is_quick(monkeypatch):
     monkeypatch.setattr(video_file, "opened_file", lambda part: Counted(part.data))
     assert header(video(data)) == known
     assert read < 128 << 10 < len(data) / 2
-    best = min(timed(lambda: header(video(data))) for _ in range(10))
-    assert best < 0.02, "some 1 ms on a free machine"
-
-
-def timed(call) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
 
 
 def test_files_and_memory_are_given_back(tmp_path):

@@ -7,7 +7,6 @@ import functools
 import io
 import json
 import re
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -209,12 +208,10 @@ def test_a_phone_scrolls_no_page_sideways(pages, name):
 
 
 def test_ten_thousand_lines_are_drawn_and_answer_the_hand(pages):
-    began = time.perf_counter()
     script = pages.open("long")
     head, rows = script(HOVER, "loss", 0.5)
     assert head.startswith("step ")
     assert rows
-    assert time.perf_counter() - began < 30
     timed = HOVER.replace("return", "const told =")
     took = script(f"const began = performance.now(); {timed} return performance.now() - began", "loss", 0.7)
     assert took < 2000  # some milliseconds

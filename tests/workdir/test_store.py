@@ -158,11 +158,11 @@ def test_a_store_that_is_away_is_asked_again_with_a_line_and_then_given_up(serve
     ("status", "told"), [(403, "may not be used.*gcloud auth"), (401, "may not be used"), (404, "there is no bucket")]
 )
 def test_a_refusal_is_told_at_once_and_says_what_to_do(server, status, told):
-    server.fail = lambda method, name: status
-    began = time.monotonic()
+    asked: list[str] = []
+    server.fail = lambda method, name: asked.append(method) or status
     with pytest.raises(StoreError, match=f"gs://bucket/run.*{told}"):
         Objects(Place.read("", "gs://bucket/run"), patience=60).write("x", b"1")
-    assert time.monotonic() - began < 20
+    assert len(asked) == 1
 
 
 # The lock
@@ -201,7 +201,7 @@ def test_of_many_that_want_the_lock_at_once_one_gets_it(place):
         try:
             with StoreLock(Objects(place), lambda line: None, beat=0.05, silence=5):
                 got.append(1)
-                done.wait(20)
+                done.wait(60)
         except UserError:
             refused.append(1)
 

@@ -53,13 +53,14 @@ def test_two_claims_of_one_process_exclude_each_other(tmp_path):
         Claim(tmp_path).__enter__()
 
 
-def test_a_holder_elsewhere_that_is_long_silent_is_passed_over_with_a_line(tmp_path):
+def test_a_holder_elsewhere_that_is_long_silent_is_passed_over_with_a_line(tmp_path, monkeypatch):
     lines: list[str] = []
     elsewhere(tmp_path, age=100)
-    began = time.monotonic()
+    slept: list[float] = []
+    monkeypatch.setattr(workdir.time, "sleep", slept.append)
     with Claim(tmp_path, lines.append, silence=5):
         assert json.loads((tmp_path / workdir.LOCK).read_text())["pid"] == os.getpid()
-    assert time.monotonic() - began < 4
+    assert sum(slept) < 4
     assert len(lines) == 1
     assert "process 4 on node7" in lines[0]
 
@@ -100,7 +101,7 @@ def test_a_lock_that_outlives_its_machine_and_a_file_system_without_locks_block_
 def test_the_holder_gives_signs_of_life(tmp_path):
     with Claim(tmp_path, beat=0.01):
         before = os.stat(tmp_path / workdir.LOCK).st_mtime_ns
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         while os.stat(tmp_path / workdir.LOCK).st_mtime_ns == before:
             assert time.monotonic() < end
             time.sleep(0.01)
@@ -119,7 +120,7 @@ def test_no_sign_of_life_is_given_once_the_file_is_closed(tmp_path, monkeypatch)
 
     monkeypatch.setattr(workdir.os, "utime", late)
     with Claim(tmp_path, beat=0.01) as claim:
-        assert begun.wait(10)
+        assert begun.wait(60)
     claim._signs.join()
     assert failed == []
 
