@@ -35,9 +35,10 @@ def takes(family: Family) -> str:
 def listed() -> Iterator[str]:
     """The lines of the list."""
     yield "Whole models, by --config.init_from=DIR:"
+    column = max(map(len, FAMILIES))
     for name, family in FAMILIES.items():
-        yield f"  {name:<14} {takes(family)}"
-        yield from _wrapped(family.releases, " " * 17)
+        yield f"  {name:<{column}} {takes(family)}"
+        yield from _wrapped(family.releases, " " * (column + 3))
     yield "Towers for --config.init_from=vision:DIR,decoder:DIR, also of CLIP, SigLIP and SigLIP 2 as a whole:"
     yield from _wrapped(joinable(), "  ")
     yield "Towers for --config.init_from=audio:DIR,decoder:DIR:"

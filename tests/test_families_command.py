@@ -19,6 +19,14 @@ def test_the_docs_have_the_list(capsys):
     assert f"```text\n{capsys.readouterr().out}```" in (ROOT / "docs/models.md").read_text()
 
 
+def test_readme_counts_them():
+    kinds = [families.takes(family) for family in FAMILIES.values()]
+    images, videos, heard = (sum(word in kind for kind in kinds) for word in ("images", "videos", "recordings"))
+    readme = (ROOT / "README.md").read_text()
+    assert f"| image-text models | {images} families, and {heard} of audio |" in readme
+    assert f"| both, packed as images are; {videos} families with video, {heard} with audio |" in readme
+
+
 def test_every_family_names_releases():
     assert [name for name, family in FAMILIES.items() if not family.releases] == []
 
