@@ -4,7 +4,8 @@
 
 For ``cpu`` and ``tpu:NAME:TOPOLOGY`` (v5e:4x4, v5p:4x4x4, v6e:2*4x4 for two slices) the step is compiled for these very
 devices, and memory and what is sent are the compiler's figures; TPUs need the extra 'estimate'. For ``gpu:NAME:COUNT``
-(h100:8) nothing is compiled: both follow from shapes by a formula, and are labelled so. Bytes of state and gradients
+(h100:8), and with ``--formula`` for all, nothing is compiled: both follow from shapes by a formula, in seconds, and are
+labelled so. Bytes of state and gradients
 follow from shapes everywhere, and ``model_flops`` are those of the formula that MFU is counted by, of all devices;
 ``compiler_flops`` are what the compiler counts in one device's program, recomputation and padding included. Most
 compilers count what a loop runs once. ``roofline`` is a forecast: the least time of a step at the published peaks of
@@ -24,7 +25,7 @@ from typing import Any
 
 from jaxmm import atomic, command, formatting
 from jaxmm.errors import UserError
-from jaxmm.estimation import hlo
+from jaxmm.estimation import hlo, printed
 from jaxmm.estimation.formula import by_formula, shard_bytes
 from jaxmm.estimation.hlo import Program
 from jaxmm.estimation.target import Target, errors_of_libraries, read_target
@@ -33,10 +34,9 @@ from jaxmm.training import throughput
 FLAGS: command.Flags = {
     "target": ("cpu", "cpu, tpu:v5e:4x4, tpu:v5p:4x4x4, tpu:v6e:2*4x4 (two slices), gpu:h100:8, ..."),
     "documents": (8, "documents a row is taken to hold, each with an equal share of its patches"),
+    "formula": (False, "follow from shapes by a formula, in seconds, for TPUs and CPUs too: nothing is compiled"),
     "output": ("", "JSON file to write"),
 }
-UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
-WAITS = 3  # that are printed
 RESERVED = 0.03  # of a device's memory, that the runtime keeps
 LETTERS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 # How libtpu says what a program would have needed, now and before; arguments are in it, whatever its name.
@@ -77,9 +77,11 @@ def with_media(recipe: Any) -> Any:
     return recipe._replace(image=whole.only(["video"] * has_video + ["audio"] * (audio is not None)))
 
 
-def estimate(config: Any, target: Target, documents: int) -> dict[str, Any]:
+def estimate(config: Any, target: Target, documents: int, is_formula: bool = False) -> dict[str, Any]:
     """The figures of a step, by name; all bytes are of one device.
 
+    Args:
+      is_formula: compile nothing. For GPUs nothing is compiled anyway.
     Raises:
       UserError: for what is wrong in the config, as ``train`` does.
     """
@@ -130,8 +132,8 @@ def estimate(config: Any, target: Target, documents: int) -> dict[str, Any]:
     if peak := throughput.peak_flops(target.kind):
         figures["seconds_at_half_of_peak"] = flops / (0.5 * peak * mesh.size)
     machine = chips.machine_of(target.kind, mesh)
-    if target.platform == "gpu":
-        figures |= by_formula(program, budgets, config.batch_size, config.accumulation, mesh)
+    if target.platform == "gpu" or is_formula:
+        figures |= by_formula(program, budgets, config.batch_size, config.accumulation, mesh, target.platform)
         if machine:
             figures["roofline"] = roofline.by_formula(machine, figures, flops, compute.remat == "full")
     else:
@@ -233,63 +235,20 @@ def sent_by(program: Program | str, mesh: Any) -> dict[str, Any]:
     }
 
 
-def in_units(count: float) -> str:
-    unit = next((unit for unit in ("GiB", "MiB", "KiB") if count >= UNITS[unit]), "B")
-    return f"{count / UNITS.get(unit, 1):.3g} {unit}"
-
-
-def shown(figures: dict[str, Any]) -> list[tuple[str, Any]]:
-    """Rows for people, but those of the roofline."""
-    rows: list[tuple[str, Any]] = []
-    for name, value in figures.items():
-        if name == "roofline":
-            continue
-        if isinstance(value, dict):
-            pairs = [(f"{name} {key}", each) for key, each in value.items()]
-        else:
-            pairs = [(name, value)]
-        for key, each in pairs:
-            is_bytes = "bytes" in key or key == "target memory"
-            rows.append((key, in_units(each) if is_bytes else f"{each:.3g}" if "flops" in key else each))
-    return rows
-
-
-def roofline_lines(figures: dict[str, Any]) -> list[str]:
-    """The roofline in a few lines; [] where no time is known."""
-    if "least_seconds" not in figures:
-        return []
-    lines = ["", "Forecast, at published peaks; nothing of it was measured:"]
-    for unit, seconds in sorted(figures["least_seconds_of"].items(), key=lambda each: -(each[1] or 0)):
-        time = "no peak published" if seconds is None else f"{seconds:.3g} s"
-        lines.append(f"  {unit}: {time}{', which binds' if unit == figures['binds'] else ''}")
-    lines.append(f"  least time of a step {figures['least_seconds']:.3g} s: MFU at most {figures['most_mfu']:.2f}")
-    if "in_order_seconds" not in figures:
-        return lines
-    parts = ", ".join(f"{seconds:.3g} s {name}" for name, seconds in figures["in_order"].items())
-    lines.append(
-        f"  in the order of the schedule {figures['in_order_seconds']:.3g} s ({parts}): "
-        f"MFU {figures['in_order_mfu']:.2f}"
-    )
-    for wait in figures["waits"][:WAITS]:
-        lines.append(f"  waits {wait['seconds']:.2g} s for the {wait['what']}, over {wait['over']}")
-    if unknown := figures["kernels_of_unknown_flops"]:
-        lines.append(f"  the FLOPs of {unknown} calls of kernels are not known, and not counted")
-    return lines + [f"  {hint}" for hint in figures["would_change_it"]]
-
-
 def main(argv: list[str]) -> int:
     """Prints the figures as a table; exit status 2 where the step does not fit."""
     args = command.parse(argv, FLAGS, about=__doc__ or "")
     if args.documents < 1:
         raise UserError(f"--documents is {args.documents}: it must be at least 1")
-    figures = estimate(args.config, read_target(args.target, args.config.mesh), args.documents)
+    figures = estimate(args.config, read_target(args.target, args.config.mesh), args.documents, args.formula)
     if args.output:
         atomic.write_json(Path(args.output), figures)
-    print(formatting.table(shown(figures)))
-    for line in roofline_lines(figures.get("roofline", {})):
+    print(formatting.table(printed.rows(figures)))
+    for line in printed.forecast(figures.get("roofline", {})):
         print(line)
     if matmul := figures["compute"].get("matmul"):
         print(f"  no time here counts config.compute.matmul={matmul}: matmuls are taken at the peak in bfloat16")
+    print(f"\n{printed.verdict(figures)}")
     return 0 if figures["fits"] else 2
 
 

@@ -83,26 +83,28 @@ class Machine(NamedTuple):
     def rate(self, axes: Sequence[str]) -> float:
         """Bytes a second into a device from the others along these axes.
 
-        A ring has two links into each chip; at the end of a line there is one, and a pair of chips has one.
+        A ring has two links into each chip; at the end of a line there is one, and a pair of chips has one. What GPUs
+        of a node all gather comes into it once: each one's network brings a part, and the node's links the rest.
         """
         if not self.sides:
-            within = math.prod(self.mesh.shape[axis] for axis in axes if axis in self.mesh.shape) <= NODE
-            return self.chip.link if within else self.chip.network
+            nodes = Counter(device.id // NODE for device in self._line(axes))
+            shared = max(nodes.values()) * self.chip.network
+            return self.chip.link if len(nodes) == 1 else min(self.chip.link, shared)
         links = 0
         for side, reached in zip(self.sides, self._reached(axes), strict=True):
             is_ring = reached == side > 2 and side % self.chip.around == 0
             links += (reached > 1) * (2 if is_ring else 1)
         return max(links, 1) * self.chip.link
 
+    def _line(self, axes: Sequence[str]) -> list[Any]:
+        """The devices that the axes reach from the first one."""
+        index = tuple(slice(None) if axis in axes else 0 for axis in self.mesh.axis_names)
+        return list(np.asarray(self.mesh.devices[index], dtype=object).flat)
+
     def _reached(self, axes: Sequence[str]) -> list[int]:
         """How many places along each side of the slice the axes reach from the first device."""
         first = self.mesh.devices[(0,) * self.mesh.devices.ndim]
-        index = tuple(slice(None) if axis in axes else 0 for axis in self.mesh.axis_names)
-        line = [
-            device
-            for device in np.asarray(self.mesh.devices[index], dtype=object).flat
-            if _slice_of(device) == _slice_of(first)
-        ]
+        line = [device for device in self._line(axes) if _slice_of(device) == _slice_of(first)]
         return [len({device.coords[dim] for device in line}) for dim in range(len(self.sides))]
 
 

@@ -1,4 +1,4 @@
-"""What a step needs on GPUs, by its shapes: nothing is compiled for them, and every figure here is a formula's."""
+"""What a step needs, by its shapes: of GPUs, and where nobody waits for a compiler. All figures are a formula's."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ def shard_bytes(tree: Any) -> int:
     return sum(x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(tree))
 
 
-def by_formula(program: Any, budgets: Any, rows: int, accumulation: int, mesh: Any) -> dict[str, Any]:
+def by_formula(
+    program: Any, budgets: Any, rows: int, accumulation: int, mesh: Any, platform: str = "gpu"
+) -> dict[str, Any]:  # fmt: skip
     """Memory of a device, and what it sends.
 
     The state, gradients, and what the forward pass keeps; then the larger of two: the head with its gradient and a
@@ -37,9 +39,10 @@ def by_formula(program: Any, budgets: Any, rows: int, accumulation: int, mesh: A
 
     Args:
       rows: of the global batch.
+      platform: of the devices that the mesh's stand for.
     """
     from jaxmm.models.multimodal import holdings
-    from jaxmm.training.loss import LOGITS_ELSEWHERE
+    from jaxmm.training.loss import LOGITS, LOGITS_ELSEWHERE
 
     recipe, state = program.recipe, program.abstract_state(mesh)
     shards = math.prod(mesh.shape[axis] for axis in ("data", "fsdp", "expert", "context"))
@@ -50,9 +53,12 @@ def by_formula(program: Any, budgets: Any, rows: int, accumulation: int, mesh: A
     logits = 4 * budgets.targets * -(-at_once // shards) * decoder.vocab_size
     name = ("decoder", "embedding" if decoder.tie_embeddings else "head")
     of_head = _copied(recipe, state.params["decoder"][name[-1]], mesh) + 4 * recipe.trainable.learns(name)
-    chunk = min(logits, LOGITS_ELSEWHERE) // mesh.shape["tensor"]
+    chunk = min(logits, LOGITS.get(platform, LOGITS_ELSEWHERE)) // mesh.shape["tensor"]
     of_loss = head * of_head + chunk + chunk * _item(recipe) // 4  # the logits, and their gradient
     kept, again = _kept_of_row(program, budgets, mesh)
+    of_slots = _slot_bytes(recipe, budgets.tokens, mesh)
+    kept += of_slots * len(decoder.layers_of("experts")) if recipe.compute.remat == "none" and of_slots else 0
+    again += of_slots if recipe.compute.remat != "none" else 0
     is_quantized = any(one.is_quantized for one in holdings(recipe.model).values())
     of_layer = again * at_once // shards + (_layer_bytes(recipe, state.params, mesh) if again or is_quantized else 0)
     figures = {
@@ -129,13 +135,35 @@ def _layer_bytes(recipe: Any, params: Any, mesh: Any) -> int:
 
     by_path, quantized = flat(params), {path for path, one in holdings(recipe.model).items() if one.is_quantized}
     sizes: dict[tuple[str, int], int] = defaultdict(int)
-    for path, (shape, _) in flat_axes(recipe.model.plain).items():
+    for path, (shape, names) in flat_axes(recipe.model.plain).items():
         if "blocks" in path:
             copied = _item(recipe) if path in quantized else _copied(recipe, by_path[path], mesh)
             size = math.prod(shape[1:]) * (copied + _item(recipe) * recipe.trainable.learns(path))
+            size //= math.prod(mesh.shape[axis] for axis in _split_over(names, shape, mesh) & {"tensor", "expert"})
             for layer in recipe.model.decoder.layers_of(path[2]) if path[0] == "decoder" else (0,):
                 sizes[path[0], layer] += size
-    return max(sizes.values()) // mesh.shape["tensor"]
+    return max(sizes.values())
+
+
+def _split_over(names: Any, shape: Any, mesh: Any) -> set[str]:
+    """The axes of the mesh that a parameter is split over."""
+    from jaxmm import sharding
+
+    entries = sharding.partition(names, shape, mesh)
+    return {axis for entry in entries for axis in ((entry,) if isinstance(entry, str) else entry or ())}
+
+
+def _slot_bytes(recipe: Any, tokens: int, mesh: Any) -> int:
+    """Of a row in a layer, what slots take beyond one for each choice: where experts are split over devices, each has
+    room for all choices of all of them that it may be sent. Of a slot are kept what goes into its expert, three times
+    the expert's width, and what comes out."""
+    decoder, split = recipe.model.decoder, mesh.shape["expert"]
+    if decoder.experts is None or split == 1:
+        return 0
+    count, k, mlp = decoder.experts.count, decoder.experts.chosen, decoder.experts.mlp
+    more = split * min(k, count // split) - k
+    width = mlp // mesh.shape["tensor"] if mlp % mesh.shape["tensor"] == 0 else mlp
+    return _item(recipe) * tokens * more * (2 * decoder.width + 3 * width)
 
 
 def _keys_of(tower: Any) -> list[tuple[int, int, int]]:
@@ -156,7 +184,6 @@ def sent_by_formula(
     Sums of a few numbers, and what Muon's iterations send, are left out. Of quantised parameters the dequantised ones
     are taken to be gathered, but of experts what these are held as.
     """
-    from jaxmm import sharding
     from jaxmm.models.multimodal import flat_axes, holdings
 
     model, compute, sizes, item = recipe.model, recipe.compute, mesh.shape, _item(recipe)
@@ -179,8 +206,7 @@ def sent_by_formula(
 
     for path, (shape, names) in flat_axes(model.plain).items():
         part, size = path[0], math.prod(shape)
-        spec = sharding.partition(names, shape, mesh)
-        used = {axis for entry in spec for axis in ((entry,) if isinstance(entry, str) else entry or ())}
+        used = _split_over(names, shape, mesh)
         size //= math.prod(sizes[axis] for axis in ("tensor", "expert") if axis in used)
         is_split = "fsdp" in used and sizes["fsdp"] > 1
         if is_split:

@@ -89,7 +89,9 @@ def by_formula(
     for name, count in figures["sent_bytes"].items():
         kind, axes = name.split(" over ")
         found.append((kind, count, tuple(axes.split("+"))))
-    return {"matrix_flops": matrix, "memory_bytes": memory} | _of_units(machine, matrix, memory, found, model_flops)
+    units = _of_units(machine, matrix, memory, found, model_flops)
+    hints = _hints_of_units(units, is_recomputed)
+    return {"matrix_flops": matrix, "memory_bytes": memory} | units | {"would_change_it": hints}
 
 
 def _whole(reader: Reader) -> tuple[Work, dict[str, float]]:
@@ -163,6 +165,26 @@ def _waits(program: Program, told: Forecast, found: Sequence[Collective], machin
         row(one)["of"] += one.times * machine.seconds(one.kind, one.bytes, one.axes)
         row(one)["bytes"] += one.total
     return sorted((each for each in rows.values() if each["seconds"] > 0), key=lambda each: -each["seconds"])
+
+
+def _hints_of_units(units: Mapping[str, Any], is_recomputed: bool) -> list[str]:
+    """What would change the least time, where no schedule is known."""
+    hints, binds, seconds = [], units["binds"], units["least_seconds_of"]
+    if is_recomputed and binds == MATRIX:
+        hints.append(
+            "a quarter of the matrix unit's FLOPs are recomputation: config.compute.remat=dots or offload recompute "
+            "less, where memory has room"
+        )
+    if binds not in (MATRIX, MEMORY):
+        longer = f"{binds} take {seconds[binds] / seconds[MATRIX]:.2g} times as long as the matrix unit"
+        if set(binds.split()[-1].split("+")) <= {"data", "fsdp"}:
+            hints.append(
+                f"{longer}, whatever the number of rows: so many times the rows a device and microbatch hide them "
+                f"(config.batch_size, or a smaller config.accumulation), as far as memory has room"
+            )
+        else:
+            hints.append(f"{longer}: a smaller config.mesh.tensor, expert or context sends less")
+    return hints
 
 
 def _hints(figures: Mapping[str, Any], model_flops: float, devices: int) -> list[str]:

@@ -8,7 +8,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 from jaxmm.errors import UserError, extra
@@ -17,6 +17,8 @@ from jaxmm.machine import host_memory
 GIB = 2**30
 TPU_MEMORY = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}  # GiB a chip: cloud.google.com/tpu/docs
 GPU_MEMORY = {"a100": 80, "h100": 80, "h200": 141, "b200": 180, "l4": 24, "l40s": 48}  # GB: NVIDIA's data sheets
+# libtpu's name of how cores make a device, where it is not its default: the two cores of a v4 are one, as they run.
+CORES = {"v4": "megacore"}
 GPU_KIND = {"a100": "NVIDIA A100", "h100": "NVIDIA H100", "h200": "NVIDIA H200", "b200": "NVIDIA B200"}
 
 
@@ -83,8 +85,11 @@ def _tpus(topology: str, slices: int) -> list[Any]:
     except ImportError as error:
         raise UserError(f"estimates for TPUs need the package libtpu: {extra('estimate')}") from error
     try:
-        with errors_of_libraries():
-            several = {"num_slices": slices} if slices > 1 else {}
+        # At a flag that it does not know libtpu ends the process: who gave flags sees its word, and its warnings.
+        with nullcontext() if os.environ.get("LIBTPU_INIT_ARGS") else errors_of_libraries():
+            several: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
+            if cores := CORES.get(topology.partition(":")[0]):
+                several["chip_config_name"] = cores
             return list(topologies.get_topology_desc(platform="tpu", topology_name=topology, **several).devices)
     except Exception as error:  # whatever the plugin raises for a topology that does not exist
         raise UserError(f"--target=tpu:{topology}: {' '.join(str(error).split())[:200]}") from error

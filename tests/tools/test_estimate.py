@@ -172,6 +172,25 @@ def test_a_step_is_compiled_for_tpus_that_are_not_here(tmp_path):
     assert any("fsdp" in name for name in figures["sent_bytes"])
 
 
+@pytest.mark.libtpu
+def test_a_v4_is_one_device_a_chip_and_a_flag_that_libtpu_does_not_know_is_told():
+    program = (
+        "from jaxmm.estimation.target import read_target; target = read_target('tpu:v4:2x2x1', {});"
+        "print(len(target.devices), target.memory_is)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(small_run.ROOT)}
+    del environment["XLA_FLAGS"]
+
+    def run(flags: str) -> subprocess.CompletedProcess:
+        of_run = environment | ({"LIBTPU_INIT_ARGS": flags} if flags else {})
+        return subprocess.run([sys.executable, "-c", program], env=of_run, capture_output=True, text=True)
+
+    assert run("").stdout == "4 a chip's\n"
+    unknown = run("--xla_tpu_of_another_year=1")
+    assert unknown.returncode != 0
+    assert "xla_tpu_of_another_year" in unknown.stderr
+
+
 V5E = (  # libtpu 0.0.52's, of two rows a chip with remat "offload"
     "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO "
     "temporaries (16.73G) exceeds available HBM (15.75G). HLO module: jit_step.\n"
@@ -254,8 +273,14 @@ def test_gpus_are_estimated_by_a_formula_that_says_so(capsys):
     assert "all-gather over fsdp" in shown
     assert "which binds" in shown
     assert "least time of a step" in shown
+    assert "Fits: at its peak a device holds" in shown
+    assert estimate.main([*arguments, "--config.mesh.data=1", "--config.mesh.fsdp=4", "--formula"]) == 0
+    of_cpu = capsys.readouterr().out
+    assert "formula, nothing compiled" in of_cpu
+    assert "all-gather over fsdp" in of_cpu
     wide = ["--config.decoder.width=16384", "--config.decoder.mlp=65536", "--config.decoder.layers=96"]
     assert estimate.main([*arguments, *wide, "--config.mesh.data=1", "--target=gpu:h100:8"]) == 2
+    assert "Does not fit: at its peak a device would hold" in capsys.readouterr().out
 
 
 def test_full_rows_have_documents_of_equal_length():

@@ -123,6 +123,31 @@ def test_a_step_with_recordings_and_videos_holds_what_the_formula_says(remat, ne
     assert wanted["peak_bytes"] == pytest.approx(found["peak_bytes"], rel=near)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("remat", "near"), [("none", 0.15), ("full", 0.25)])
+def test_experts_of_several_devices_hold_room_for_all_choices_as_the_formula_says(remat, near):
+    """Each of four devices has slots for the choices of all four: those of one device alone would be a quarter."""
+    experts = ExpertSpec(16, 4, 512, normalised=True)
+    program, budgets, rows, accumulation, mesh = program_of(
+        {"expert": 4}, "--config.seq_len=1024", f"--config.compute.remat={remat}", experts=experts
+    )
+    found, _ = estimate.compiled(program, budgets, rows, mesh)
+    wanted = estimate_formula.by_formula(program, budgets, rows, accumulation, mesh)
+    assert wanted["peak_bytes"] == pytest.approx(found["peak_bytes"], rel=near)
+
+
+def test_of_the_largest_layer_a_device_gathers_its_own_experts():
+    experts = ExpertSpec(8, 2, 64, normalised=True)
+    of_layer = {}
+    for sizes in ({"fsdp": 4}, {"expert": 4}):
+        program, *_, mesh = program_of(sizes, experts=experts)
+        of_layer[next(iter(sizes))] = estimate_formula._layer_bytes(
+            program.recipe, program.abstract_state(mesh).params, mesh
+        )
+    kernels = 8 * 3 * 64 * program.recipe.model.decoder.width
+    assert of_layer["fsdp"] - of_layer["expert"] >= 4 * kernels * 3 // 4 * (1 + (mesh.shape["fsdp"] > 1))
+
+
 def test_of_frozen_weights_in_few_bits_the_formula_counts_what_is_held_and_a_dequantised_layer():
     adapters = ("--config.adapter.rank=2", "--config.optimizer.name=adamw", "--config.compute.remat=full")
     figures, held, of_layer = {}, {}, {}

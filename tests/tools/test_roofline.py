@@ -288,6 +288,33 @@ def test_pairs_that_attention_kernels_meet_are_counted_by_kernel():
         assert figures["kernels_of_unknown_flops"] == (matmuls is None)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "axis", "rate"),
+    [
+        ((1, 8, 1), "fsdp", 450e9),  # one node: NVLink
+        ((1, 32, 1), "fsdp", 400e9),  # what all gather comes into a node once, by its eight cards
+        ((1, 4, 8), "expert", 450e9),
+        ((1, 4, 8), "fsdp", 50e9),  # each GPU of a node gathers what no other of it does
+        ((4, 8, 1), "data", 50e9),
+    ],
+)
+def test_gpus_of_a_node_share_its_network(sizes, axis, rate):
+    devices = np.array([Chip(n, 0, ()) for n in range(math.prod(sizes))], dtype=object)
+    assert machine_of("NVIDIA H100", Mesh(devices.reshape(*sizes, 1, 1), sharding.AXES)).rate((axis,)) == rate
+
+
+@pytest.mark.parametrize(
+    ("axis", "remedy"), [("fsdp", "so many times the rows a device"), ("tensor", "a smaller config.mesh.tensor")]
+)
+def test_links_that_bind_tell_by_how_much_and_what_hides_them(axis, remedy):
+    machine = machine_of("NVIDIA H100", sharding.make_mesh({axis: 8}))
+    sizes = dict.fromkeys(("parameter_bytes", "optimizer_bytes", "gradient_bytes", "kept_bytes"), 0.0)
+    sent = {f"all-gather over {axis}": 3 * 450e9 * 8 / 7}  # three seconds, beside one of the matrix unit
+    (hint,) = roofline.by_formula(machine, sizes | {"sent_bytes": sent}, 8 * 989e12, False)["would_change_it"]
+    assert hint.startswith(f"links over {axis} take 3 times as long as the matrix unit")
+    assert remedy in hint
+
+
 def test_gpus_have_the_same_figures_by_the_formula():
     mesh = sharding.make_mesh({"fsdp": 8})
     machine = machine_of("NVIDIA H100", mesh)
