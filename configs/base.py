@@ -182,6 +182,8 @@ def get_config() -> ConfigDict:
     config.checkpoint.every = 280  # steps
     config.checkpoint.keep = 2  # newest ones
     config.checkpoint.keep_best = 1  # by evaluation loss
+    config.checkpoint.near_every = 0  # steps from one near checkpoint, on each node, to the next; 0 is none
+    config.checkpoint.near_dir = ""  # folder on the node, such as a RAM disk; "" is in the temporary one
 
     config.monitor = ConfigDict()
     config.monitor.attention_every = 0  # steps from one look at attention to the next; 0 is at evaluations, -1 never

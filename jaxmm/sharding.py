@@ -17,6 +17,7 @@ from jaxmm.errors import UserError
 AXES = ("data", "fsdp", "expert", "tensor", "context")
 BATCH_AXES = ("data", "fsdp", "expert")  # rows of a batch are split over these
 BETWEEN_SLICES = ("data", "fsdp")
+_SENT_BYTES = 1 << 26  # from one process to all at a time
 
 # Logical axis of a parameter's or an activation's dim -> mesh axis. Dims not named here are whole on each device.
 RULES: dict[str, str | tuple[str, ...]] = {
@@ -202,6 +203,27 @@ def fetched(x: jax.Array) -> np.ndarray:
     from jax.experimental import multihost_utils
 
     return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+
+def sent(values: np.ndarray | None, shape: Sequence[int], dtype: Any, source: int) -> np.ndarray:
+    """What one process has, in all of them, bit for bit; all must ask.
+
+    Args:
+      values: of the process ``source``; others give None.
+    """
+    from jax.experimental import multihost_utils
+
+    count = math.prod(shape) * np.dtype(dtype).itemsize
+    data = np.zeros(count, np.uint8)
+    if values is not None:
+        data[:] = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+    for begin in range(0, count, _SENT_BYTES):
+        part = data[begin : begin + _SENT_BYTES]
+        block = np.zeros(1 << (len(part) - 1).bit_length(), np.uint8)  # of few sizes: each is compiled
+        block[: len(part)] = part
+        block = multihost_utils.broadcast_one_to_all(block, is_source=jax.process_index() == source)
+        part[:] = block[: len(part)]
+    return data.view(dtype).reshape(shape)
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:

@@ -29,6 +29,7 @@ from faulting import flips as faults_flips
 from faulting import folders as faults_folders
 from faulting import images as faults_images
 from faulting import kills as faults_kills
+from faulting import near_kills as faults_near
 from faulting import prompts as faults_prompts
 from faulting import ray_kills as faults_ray
 from faulting import signals as faults_signals
@@ -71,6 +72,7 @@ PARTS = (
     Part("kills-prepare", faults_kills.prepare, 5),
     Part("ray", faults_ray.trials, 5, extra="ray"),
     Part("kills-store", faults_stores.train, 6),
+    Part("kills-near", faults_near.train, 8),
     Part("signals", faults_signals.trials, 20),
     Part("twins", faults_twins.trials, 4),
     Part("checkpoints", faults_flips.checkpoints, 40),

@@ -298,6 +298,10 @@ KEYS: dict[str, Key] = {
     "checkpoint.every": Key(280, "steps", least=0, most=LARGEST),
     "checkpoint.keep": Key(2, "newest ones", least=1, most=LARGEST),
     "checkpoint.keep_best": Key(1, "by evaluation loss", least=0, most=LARGEST),
+    "checkpoint.near_every": Key(
+        0, "steps from one near checkpoint, on each node, to the next; 0 is none", least=0, most=LARGEST
+    ),
+    "checkpoint.near_dir": Key("", 'folder on the node, such as a RAM disk; "" is in the temporary one'),
     "monitor.attention_every": Key(
         0, "steps from one look at attention to the next; 0 is at evaluations, -1 never", least=1, most=LARGEST,
         also=(0, -1),

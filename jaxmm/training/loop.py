@@ -43,7 +43,8 @@ def train(run: Run, run_time: RunTime | None = None, endpoint: Endpoint | None =
       endpoint: gets the figures of the log too.
     """
     run_time = run_time or RunTime()
-    with jax.set_mesh(run.mesh), run.checkpoints, Stop(run.barrier) as stop:
+    near = run.near or contextlib.nullcontext()
+    with jax.set_mesh(run.mesh), run.checkpoints, near, Stop(run.barrier) as stop:
         compiled_step = None
         if run.start < run.steps:
             # First, as it takes longest: it compiles in a thread.
@@ -87,16 +88,18 @@ class _Due(NamedTuple):
     evaluate: bool
     save: bool
     look: bool  # at attention
+    save_near: bool
 
     @classmethod
     def after(cls, step: int, run: Run) -> _Due:
         config = run.config
         look = config.monitor.attention_every or config.eval.every
-        log, evaluate, save, look = (
+        checkpoint = config.checkpoint
+        log, evaluate, save, look, save_near = (
             step == run.steps or (n > 0 and step % n == 0)
-            for n in (config.log.every, config.eval.every, config.checkpoint.every, look)
+            for n in (config.log.every, config.eval.every, checkpoint.every, look, checkpoint.near_every)
         )
-        return cls(log, evaluate, save, look and config.monitor.attention_every >= 0)
+        return cls(log, evaluate, save, look and config.monitor.attention_every >= 0, save_near)
 
 
 class _Loop:
@@ -109,6 +112,7 @@ class _Loop:
         self.run_time, self.step_ends = run_time, step_ends
         self.evaluated: tuple[int, dict[str, Figures]] = (-1, {})  # at which step, and what
         self.monitor = Monitor(run, logger)
+        self.has_saved = bool(run.start)  # a shared checkpoint, without which no near one counts
 
     def __call__(self, stop: Stop) -> int:
         run, run_time = self.run, self.run_time
@@ -200,13 +204,16 @@ class _Loop:
             if due.evaluate and run.is_first:
                 with self.run_time.of("evaluating"):
                     write_report(run.workdir, run.say)
-            if due.save:
+            if due.save or (due.save_near and not self.has_saved):
                 at, figures = self.evaluated
                 self._save(step, state, mean_loss(figures) if at == step else None)
+                self.has_saved = True
+            if due.save_near:
+                self._save_near(step, state)
         self.step_ends.paused()
 
     def _save(self, step: int, state: TrainState, metric: float | None, *, is_last: bool = False) -> None:
-        if step == self.run.start:
+        if step == self.run.start and not self.run.is_from_near:
             return  # it is what the run has begun with
         self.run_time.beat_steps()  # what comes after this one may be done again
         with self.run_time.of("saving"):
@@ -215,23 +222,41 @@ class _Loop:
 
     def _save_now(self, step: int, state: TrainState, metric: float | None, is_last: bool) -> None:
         run = self.run
-        origin = run.plan.origin
-        plan = PlanRecord(origin.batch, run.by_source(origin.seen), run.by_source(run.plan.seen(step)))
         run.plan.save()
+        if run.near and is_last:
+            run.near.wait()
         with run.barrier.together(f"the checkpoint of step {step}"):
-            record = Record(
-                position=step,
-                steps=run.steps,
-                config=run.identity.config,
-                data=run.identity.data,
-                versions={"jaxmm": jaxmm.__version__, "jax": jax.__version__},
-                examples_seen=self.progress.examples_seen,
-                plan=plan,
-                skipped_lines=run.skipped.lines(),  # in here no process is a step ahead
-            )
-            run.checkpoints.save(step, run.held(state), record.to_json(), metric)
+            run.checkpoints.save(step, run.held(state), self._record(step).to_json(), metric)
             if is_last:
                 run.checkpoints.wait()
+        if run.near and is_last:
+            run.near.clear()
+
+    def _save_near(self, step: int, state: TrainState) -> None:
+        run = self.run
+        assert run.near
+        self.run_time.beat_steps()
+        with self.run_time.of("saving"):
+            record = self._record(step)
+            run.near.wait()
+            run.barrier.largest(0, f"the near checkpoint of step {step}")
+            run.near.save(step, run.held(state), record.to_json())
+        self.run_time.beat()
+
+    def _record(self, step: int) -> Record:
+        """Of the run after a step; where all processes meet before it, so that none is a step ahead."""
+        run = self.run
+        origin = run.plan.origin
+        return Record(
+            position=step,
+            steps=run.steps,
+            config=run.identity.config,
+            data=run.identity.data,
+            versions={"jaxmm": jaxmm.__version__, "jax": jax.__version__},
+            examples_seen=self.progress.examples_seen,
+            plan=PlanRecord(origin.batch, run.by_source(origin.seen), run.by_source(run.plan.seen(step))),
+            skipped_lines=run.skipped.lines(),
+        )
 
 
 def _evaluator(run: Run) -> Evaluator | None:

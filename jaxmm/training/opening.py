@@ -35,6 +35,8 @@ def opening_lines(run: Run, state: TrainState) -> Iterator[str]:
     yield from _model_lines(run, state)
     yield from _data_lines(run)
     yield from _row_lines(run)
+    if run.near:
+        yield f"near checkpoints: every {run.config.checkpoint.near_every} steps, on each node in {run.near.folder}"
     if run.start:
         yield from _resume_lines(run)
 

@@ -15,6 +15,7 @@ from jaxmm.batch import Batch
 from jaxmm.checkpoints import references
 from jaxmm.checkpoints.base import Base, found_again, held, keep, kept
 from jaxmm.checkpoints.checkpoint import Checkpoints
+from jaxmm.checkpoints.near import Near, forget
 from jaxmm.checkpoints.params import compile_unoptimized, started_params, with_base
 from jaxmm.checkpoints.record import Record
 from jaxmm.checkpoints.resume import Identity
@@ -50,6 +51,8 @@ class Run:
         elsewhere. Of another run it has the step, so that its newest checkpoint is chosen once.
       base: the model beneath its adapters; None where checkpoints hold everything.
       record: of the checkpoint gone on from; None for a run that begins.
+      near: its near checkpoints; None for none.
+      is_from_near: whether it goes on from one of them.
       say: prints a line; a logger's, once there is one.
     """
 
@@ -67,9 +70,12 @@ class Run:
             workdir / "checkpoints", config.checkpoint.keep, config.checkpoint.keep_best,
             on_save=lambda step: note_first_save(workdir, step), say=lambda line: self.say(line),
         )  # fmt: skip
-        self.start = self._first_step()
-        where = self.checkpoints.folder / str(self.start)
-        self.record = Record.read(self.checkpoints.meta(self.start), where) if self.start else None
+        self.near: Near | None = None
+        if config.checkpoint.near_every:
+            self.near = Near(
+                config.checkpoint.near_dir, workdir, dict(self.mesh.shape), say=lambda line: self.say(line)
+            )  # fmt: skip
+        self.start, self.record = self._first_step()
         if not self.start:
             self._refuse_foreign()
         self.recipe = self._recipe()
@@ -98,14 +104,19 @@ class Run:
             config, self.recipe, steps=self.steps, targets=self.budgets.targets, sources=len(self.corpus.lengths)
         )
 
-    def _first_step(self) -> int:
-        """The step of the checkpoint to go on from; 0 for a run that begins.
+    def _first_step(self) -> tuple[int, Record | None]:
+        """The step of the checkpoint to go on from, and its record; 0 and None for a run that begins.
 
         Raises:
           UserError: if there is none, though there had been.
         """
-        if latest := self.checkpoints.latest():
-            return latest
+        latest = self.checkpoints.latest() or 0
+        chosen = self.near.choose(latest) if self.near else None
+        self.is_from_near = chosen is not None
+        if self.near and chosen:
+            return chosen.key.step, Record.read(chosen.record, self.near.folder / str(chosen.key.step))
+        if latest:
+            return latest, Record.read(self.checkpoints.meta(latest), self.checkpoints.folder / str(latest))
         broken = self.checkpoints.faults()
         if has_saved(self.workdir, self.config.checkpoint.every):
             why = "; ".join(f"{step}: {fault}" for step, fault in broken.items()) or "there is none left"
@@ -114,7 +125,7 @@ class Run:
                 f"nothing was changed; put a whole one back into {self.checkpoints.place}, or give another --workdir "
                 f"to start anew"
             )
-        return 0
+        return 0, None
 
     def _refuse_foreign(self) -> None:
         """Stops where what the run will keep would take the place of what somebody else has put into the workdir."""
@@ -189,9 +200,9 @@ class Run:
             return identity, []
         identity = identity.going_on(self.record)
         if self.record.position != self.start:
+            folder = self.near.folder if self.near and self.is_from_near else self.checkpoints.folder
             raise UserError(
-                f"{self.checkpoints.folder / str(self.start)} is a checkpoint of step {self.record.position}: its "
-                f"name must be its step"
+                f"{folder / str(self.start)} is a checkpoint of step {self.record.position}: its name must be its step"
             )
         return identity, identity.check(self.record, self.workdir, self.config.data.allow_change)
 
@@ -222,8 +233,13 @@ class Run:
                 adapter_record.keep(self.workdir, self.recipe.begun)
                 keep_tokenizer(self.config.data.tokenizer, self.workdir)
                 note_first_save(self.workdir, self.start)
+                if self.near is None:
+                    forget(self.workdir)
             for folder in self.corpus.folders + (self.held_out.folders if self.held_out else []):
                 self.skipped.note(read_lines(folder / "skipped.jsonl"))
+        if self.near:
+            with self.barrier.agreed("the first near checkpoint"):
+                self.near.begin()
 
     def forget_unused_start(self) -> None:
         """Removes what ``init_from`` left in the workdir of a run that never came to its first step."""
@@ -242,7 +258,11 @@ class Run:
     def initial_state(self) -> TrainState:
         """The state at ``self.start``: restored onto this mesh, from ``init_from``, or fresh."""
         if self.start:
-            state = self.checkpoints.restore(self.held(self.program.abstract_state(self.mesh)), self.start)
+            wanted = self.held(self.program.abstract_state(self.mesh))
+            if self.near and self.is_from_near:
+                state = self.near.restore(wanted)
+            else:
+                state = self.checkpoints.restore(wanted, self.start)
             if self.base is None:
                 return state
             return state._replace(params=with_base(state.params, self.recipe, self.mesh, self.base))

@@ -19,9 +19,9 @@ from jaxmm.errors import UserError
 
 SEED = 22
 FEW = {  # trials of each part in CI
-    "kills-train": 1, "kills-prepare": 1, "kills-store": 1, "ray": 1, "signals": 1, "twins": 1, "checkpoints": 2,
-    "prepared": 2, "disk": 2, "config-values": 3, "config-files": 2, "data": 10, "images": 2, "models": 1,
-    "tokenizers": 4, "templates": 4, "prompts": 2,
+    "kills-train": 1, "kills-prepare": 1, "kills-store": 1, "kills-near": 1, "ray": 1, "signals": 1, "twins": 1,
+    "checkpoints": 2, "prepared": 2, "disk": 2, "config-values": 3, "config-files": 2, "data": 10, "images": 2,
+    "models": 1, "tokenizers": 4, "templates": 4, "prompts": 2,
 }  # fmt: skip
 
 
@@ -109,6 +109,7 @@ def test_a_part_is_called_by_the_beginning_of_its_name():
         "kills-train",
         "kills-prepare",
         "kills-store",
+        "kills-near",
         "images",
     ]
     with pytest.raises(UserError, match=r"--part=imagse is no part.*did you mean 'images'"):

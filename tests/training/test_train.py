@@ -28,8 +28,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from small_run import PAGES, ROOT, assert_same_bits, saved, start, wait_for
 
 from jaxmm import command, evaluate, generate, inspect, train
+from jaxmm.atomic import read_lines
 from jaxmm.checkpoints import checksums
 from jaxmm.checkpoints.checkpoint import Checkpoints
+from jaxmm.checkpoints.near import Near
 from jaxmm.config.file import load_workdir
 from jaxmm.data.assemble import Assembler
 from jaxmm.data.packing.plan import Budgets
@@ -310,6 +312,44 @@ def test_a_flipped_bit_in_the_newest_checkpoint_means_the_one_before(stopped, ar
     begun = Run(config_of(arguments), workdir)
     assert begun.start == 2
     assert "ignoring the damaged checkpoint" in capsys.readouterr().err
+
+
+def test_a_run_that_dies_goes_on_from_its_near_checkpoint_with_the_bits_of_one_that_does_not(
+    finished, stopped, arguments, tmp_path, monkeypatch, capsys
+):
+    workdir, near = shutil.copytree(stopped, tmp_path / "run"), tmp_path / "near"
+    argv = [*arguments, "--config.checkpoint.every=0", "--config.checkpoint.near_every=1",
+            f"--config.checkpoint.near_dir={near}", f"--workdir={workdir}"]  # fmt: skip
+
+    def struck(self, step: int, *state, save=Near.save) -> None:
+        if step == 7:
+            raise RuntimeError("struck")
+        save(self, step, *state)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Near, "save", struck)
+        with pytest.raises(RuntimeError, match="struck"):
+            train.main(argv)
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["2", "4"]
+    begun = Run(config_of([*argv[:-1], "--config.checkpoint.near_every=0"]), workdir)
+    assert (begun.start, begun.is_from_near) == (4, False), "one that asks for no near ones has none"
+    capsys.readouterr()
+    assert train.main(argv) == 0
+    said = capsys.readouterr().err
+    assert "near checkpoint 6 of 1 process is whole: going on from it; the shared one is of step 4" in said
+    assert "going on at step 7 of 8" in said
+    assert_same_bits(saved(finished, 8), saved(workdir, 8))
+    lines = [read_lines(folder / "metrics.jsonl") for folder in (finished, workdir)]
+    steps = [[line["step"] for line in each if "loss" in line] for each in lines]
+    assert steps[0] == steps[1]
+    assert not list(near.iterdir()), "the workdir has all"
+
+
+def test_a_new_run_s_first_near_checkpoint_is_a_shared_one_too(arguments, tmp_path):
+    argv = [*arguments, "--config.checkpoint.every=0", "--config.checkpoint.near_every=1", "--config.steps=2",
+            f"--config.checkpoint.near_dir={tmp_path / 'near'}", f"--workdir={tmp_path / 'run'}"]  # fmt: skip
+    assert train.main(argv) == 0
+    assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == ["1", "2"]
 
 
 def config_of(arguments: list[str]) -> ConfigDict:

@@ -1,0 +1,53 @@
+"""Pieces of arrays: what each process of a job holds of an array that is laid out over all of their devices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import numpy as np
+
+Piece = tuple[tuple[int, int], ...]  # of an array: where it begins and ends in each dim
+
+
+def holders(leaf: Any) -> dict[Piece, set[int]]:
+    """The pieces of an array, each with the numbers of the processes that hold it. Replicas are one piece.
+
+    Args:
+      leaf: with a shape and a sharding.
+    """
+    found: dict[Piece, set[int]] = {}
+    for device, index in leaf.sharding.devices_indices_map(tuple(leaf.shape)).items():
+        found.setdefault(_piece(index, leaf.shape), set()).add(device.process_index)
+    return found
+
+
+def groups(leaves: Iterable[Any]) -> list[list[int]]:
+    """By which processes pieces are held, each group once: a state is whole where one of each group is there."""
+    found: set[frozenset[int]] = set()
+    for shape, sharding in {(tuple(leaf.shape), leaf.sharding) for leaf in leaves}:
+        found |= {frozenset(held) for held in holders(jax.ShapeDtypeStruct(shape, np.int8, sharding=sharding)).values()}
+    return sorted(map(sorted, found))
+
+
+def here(array: jax.Array) -> dict[Piece, np.ndarray]:
+    """The pieces of an array that this process holds, copied to the host: the array may be donated after it."""
+    shards = {_piece(shard.index, array.shape): shard.data for shard in array.addressable_shards}
+    return {piece: _copied(data) for piece, data in shards.items()}
+
+
+def joined(leaf: Any, values: dict[Piece, np.ndarray]) -> jax.Array:
+    """An array of the shape and sharding of ``leaf``, from this process's pieces of it."""
+    places = leaf.sharding.addressable_devices_indices_map(tuple(leaf.shape))
+    shards = [jax.device_put(values[_piece(index, leaf.shape)], device) for device, index in places.items()]
+    return jax.make_array_from_single_device_arrays(tuple(leaf.shape), leaf.sharding, shards)
+
+
+def _piece(index: tuple[slice, ...], shape: tuple[int, ...]) -> Piece:
+    return tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
+
+
+def _copied(data: jax.Array) -> np.ndarray:
+    host = np.asarray(data)
+    return host.copy() if next(iter(data.devices())).platform == "cpu" else host  # there it is the device's own memory
