@@ -14,6 +14,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import types
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -34,6 +35,7 @@ from jaxmm.workdir.folder import local
 from jaxmm.workdir.spool import opened
 
 Flags = Mapping[str, tuple[Value, str]]  # name -> default, which gives the type, and what it is for
+UNAWAITED = "unawaited"  # how the names of threads begin that a command which failed does not wait for
 WRITTEN, READ = ("workdir", "output", "cache"), ("image", "video", "audio", "prompts")  # flags that are paths
 
 
@@ -44,7 +46,11 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # ended_on_interrupt until here
         signal.signal(signal.SIGINT, signal.default_int_handler)
     with closed_pipe.quiet():
-        sys.exit(_status(main))
+        status = _status(main)
+        if status and any(thread.name.startswith(UNAWAITED) for thread in threading.enumerate()):
+            sys.stdout.flush()
+            os._exit(status)  # else Python would wait for what can't be stopped, and nobody needs any more
+        sys.exit(status)
 
 
 def _status(main: Callable[[list[str]], int | None]) -> int | None:

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from jaxmm import zigzag
 from jaxmm.batch import ImageSpec
+from jaxmm.config.keys import KEYS, flat
 from jaxmm.config.shares import parse_mixture, parse_numbers
 from jaxmm.data import files
 from jaxmm.data.assemble import Assembler, row_bytes
@@ -34,6 +35,8 @@ from jaxmm.workdir.folder import local
 MAX_STEPS = 10_000_000  # that epochs may be: all are planned to count them
 SAID_FROM = 100_000  # steps from which on that is said
 AUTOMATIC = -1.0  # where 0 means something
+DEMO_BUDGETS = Budgets(512, 640, 16, 256)  # of the demo of pictures under the default config, as ``read_budgets`` picks
+NOT_OF_BUDGETS = ("data.cache", "data.threads", "data.workers", "data.jitter", "data.fast_decode", "data.allow_change")
 TEMPLATE_KEYS = (
     "tokenizer",
     "objective",
@@ -220,6 +223,16 @@ def unseen_budgets(config: ConfigDict, image: ImageSpec) -> Budgets:
         budgets = budgets._replace(audio=whole(frames, audio.chunk))
     # Two answers with their prompt, of 128 tokens each or more.
     return budgets._replace(pairs=max(1, config.seq_len // 256)) if config.objective else budgets
+
+
+def foreseen_budgets(config: ConfigDict) -> Budgets | None:
+    """What ``read_budgets`` will pick for the demo of pictures, before they are drawn; None for all other data, rows
+    and pictures.
+    """
+    values = flat(config)
+    settled = [key for key in KEYS if key.startswith(("data.", "image.")) and key not in NOT_OF_BUDGETS]
+    settled += ["seq_len", "patch_budget", "target_budget", "objective", "init_from", "mesh.context"]
+    return DEMO_BUDGETS if all(values[key] == KEYS[key].default for key in settled) else None
 
 
 def make_plan(

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from jaxmm import sharding
 from jaxmm.batch import Batch
+from jaxmm.command import UNAWAITED
 from jaxmm.models.routing import Load
 from jaxmm.runtime import startup
 from jaxmm.runtime.jax_internals import step_options
@@ -37,7 +38,8 @@ class CompiledStep:
         """
         self._program, self._mesh, self._say = program, mesh, say
         self._layout = _layout(batch)
-        threads = ThreadPoolExecutor(1, "compile")
+        # Processes of a job leave it together.
+        threads = ThreadPoolExecutor(1, UNAWAITED if jax.process_count() == 1 else "compile")
         self._compiled: Future = threads.submit(self._compile, batch)
         threads.shutdown(wait=False)
 
@@ -53,6 +55,10 @@ class CompiledStep:
         del lowered
         startup.give_back_memory()
         return compiled
+
+    def is_of(self, program: Program, batch: Batch) -> bool:
+        """Whether it is the step of this program, compiled for such a batch."""
+        return self._program.key == program.key and self._layout == _layout(batch)
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         return self.of(batch)(state, batch)

@@ -47,8 +47,7 @@ def train(run: Run, run_time: RunTime | None = None, endpoint: Endpoint | None =
     with jax.set_mesh(run.mesh), run.checkpoints, near, Stop(run.barrier) as stop:
         compiled_step = None
         if run.start < run.steps:
-            # First, as it takes longest: it compiles in a thread.
-            compiled_step = CompiledStep(run.program, run.mesh, run.abstract_batch(), lambda line: run.say(line))
+            compiled_step = run.compiled_step()  # first, as it takes longest: it compiles in a thread
         workdir = run.workdir if run.is_first else None
         try:
             with (

@@ -21,7 +21,7 @@ from jaxmm.checkpoints.record import Record
 from jaxmm.checkpoints.resume import Identity
 from jaxmm.config.keys import WRITERS
 from jaxmm.config.shares import parse_names
-from jaxmm.corpus import make_assembler, make_plan, read_budgets, read_steps
+from jaxmm.corpus import foreseen_budgets, make_assembler, make_plan, read_budgets, read_steps
 from jaxmm.data.media.table import MEDIA
 from jaxmm.data.packing.plan import Origin
 from jaxmm.errors import UserError, printable
@@ -30,6 +30,7 @@ from jaxmm.hf.init_from import parse, run_and_step
 from jaxmm.hf.pretrained import MODEL
 from jaxmm.recipe import Recipe, clips_of, eval_corpus, fitted, own_media, parse_clips, read_recipe, train_corpus
 from jaxmm.runtime.barrier import Barrier
+from jaxmm.training.compiled_step import CompiledStep
 from jaxmm.training.machine_record import MACHINE, machine_record
 from jaxmm.training.objectives import needs_answers
 from jaxmm.training.program import abstract_batch, fresh_state, make_program
@@ -84,6 +85,7 @@ class Run:
         capacity.check_states(self.recipe.model.decoder, self.mesh)
         sharding.check_experts(self.mesh, self.recipe.model.decoder.experts)
         capacity.check_model(self.recipe.model, self.recipe.trainable, self.mesh)
+        ahead = self._compiled_ahead()
         self.corpus = train_corpus(config, self.recipe)
         self.held_out = eval_corpus(config, self.recipe)
         self.recipe = self._fitted()
@@ -103,6 +105,7 @@ class Run:
         self.program = make_program(
             config, self.recipe, steps=self.steps, targets=self.budgets.targets, sources=len(self.corpus.lengths)
         )
+        self._ahead = ahead if ahead and ahead.is_of(self.program, self.abstract_batch()) else None
 
     def _first_step(self) -> tuple[int, Record | None]:
         """The step of the checkpoint to go on from, and its record; 0 and None for a run that begins.
@@ -190,6 +193,21 @@ class Run:
             config.data.media = clips_of(media)
             self.recipe = self._recipe()
         return fitted(self.recipe, media)
+
+    def _compiled_ahead(self) -> CompiledStep | None:
+        """The step of a run on the demo, as far as its budgets are foreseen: it compiles while pictures are drawn."""
+        config, budgets = self.config, foreseen_budgets(self.config)
+        if budgets is None or self.start or config.epochs or not config.steps or jax.process_count() > 1:
+            return None
+        recipe = fitted(self.recipe, frozenset())
+        program = make_program(config, recipe, steps=config.steps, targets=budgets.targets, sources=1)
+        batch = abstract_batch(recipe, budgets, config.batch_size, self.mesh)
+        return CompiledStep(program, self.mesh, batch, lambda line: self.say(line))
+
+    def compiled_step(self) -> CompiledStep:
+        """The training step, which begins to compile in a thread unless it has begun already."""
+        ahead, self._ahead = self._ahead, None
+        return ahead or CompiledStep(self.program, self.mesh, self.abstract_batch(), lambda line: self.say(line))
 
     def _identity(self) -> tuple[Identity, list[str]]:
         """Which run this is, and how its data differs from the checkpoint's, as far as that is allowed."""

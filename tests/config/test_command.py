@@ -381,3 +381,15 @@ def test_a_flag_of_several_values_may_be_given_several_times_where_the_command_s
     args = command.parse(given, flags, config="none", repeated=("workdir",))
     assert args.workdir == ("runs/a", "runs/b", os.path.expanduser("~/c"))
     assert capsys.readouterr().err == ""
+
+
+def test_a_command_that_failed_does_not_wait_for_what_it_compiles(tmp_path):
+    code = (
+        "import threading\nfrom jaxmm import command\n"
+        "def main(argv):\n"
+        "    threading.Thread(target=threading.Event().wait, name=f'{command.UNAWAITED}_0').start()\n"
+        "    raise command.UserError('the disk is full')\n"
+        "command.run(main)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (1, "error: the disk is full\n")

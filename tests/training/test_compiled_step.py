@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from small_run import ROOT
 
-from jaxmm import sharding
+from jaxmm import command, corpus, sharding
+from jaxmm.corpus import foreseen_budgets
+from jaxmm.data import demo
+from jaxmm.training import run as run_module
 from jaxmm.training.compiled_step import CompiledStep
+from jaxmm.training.run import Run
 
 
 def made(rows: int) -> dict[str, np.ndarray]:
@@ -46,3 +53,52 @@ def test_another_shape_is_compiled_anew_and_told(monkeypatch):
         "the step is compiled again, for a batch of another shape: "
         "grids int32[8, 2] -> int32[16, 2]; text float32[8, 4] -> float32[16, 4]"
     ]
+
+
+def config_of(*flags: str):
+    return command.parse([f"--config={ROOT / 'configs/base.py'}", *flags], {}).config
+
+
+def test_the_step_of_the_demo_is_begun_before_its_pictures_are_drawn(monkeypatch, tmp_path):
+    begun = []
+
+    class Recorded(CompiledStep):
+        def __init__(self, *args):
+            begun.append("step")
+            super().__init__(*args)
+
+        def _compile(self, batch):
+            return None
+
+    def read(*args):
+        begun.append("data")
+        return train_corpus(*args)
+
+    train_corpus = run_module.train_corpus
+    monkeypatch.setattr(run_module, "CompiledStep", Recorded)
+    monkeypatch.setattr(run_module, "train_corpus", read)
+    for source in ("training_source", "test_source"):
+        monkeypatch.setattr(demo, source, functools.partial(getattr(demo, source), examples=60))
+    config = config_of(f"--config.data.cache={tmp_path}")
+    run = Run(config, tmp_path / "run")
+    assert begun == ["step", "data"]
+    assert run.budgets != corpus.DEMO_BUDGETS  # those of 60 documents
+    assert run.compiled_step().is_of(run.program, run.abstract_batch())
+    assert begun == ["step", "data", "step"]
+
+    monkeypatch.setattr(corpus, "DEMO_BUDGETS", run.budgets)
+    run = Run(config, tmp_path / "run")
+    assert run.compiled_step().is_of(run.program, run.abstract_batch())
+    assert begun[3:] == ["step", "data"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "is_foreseen"),
+    [
+        ("steps=9", True), ("data.threads=2", True), ("decoder.width=64", True), ("data.demo=video", False),
+        ("seq_len=256", False), ("image.merge=1", False), ("target_budget=64", False), ("mesh.context=2", False),
+        ("data.path=pages.jsonl", False),
+    ],
+)  # fmt: skip
+def test_budgets_are_foreseen_of_the_demo_under_the_default_config_alone(flag, is_foreseen):
+    assert foreseen_budgets(config_of(f"--config.{flag}")) == (corpus.DEMO_BUDGETS if is_foreseen else None)
