@@ -67,7 +67,7 @@ def main(argv: list[str], age: float = 0.0) -> int:
             spool.empty()
             spool.fetch()
         args.config = as_it_was(args.config, workdir)
-        run = Run(args.config, workdir, args.config_name)
+        run = Run(args.config, workdir, args.config_name, compile_ahead=True)
         if run.start >= run.steps and not (workdir / SUMMARY).exists():
             print(f"{name_of(workdir)}: all steps are done, and the run was ended before it was closed: closing it now")
         elif run.start >= run.steps:

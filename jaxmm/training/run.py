@@ -57,7 +57,11 @@ class Run:
       say: prints a line; a logger's, once there is one.
     """
 
-    def __init__(self, config: ConfigDict, workdir: Path, config_name: str = ""):
+    def __init__(self, config: ConfigDict, workdir: Path, config_name: str = "", *, compile_ahead: bool = False):
+        """
+        Args:
+          compile_ahead: whether the step begins to compile before the data is prepared, where its shapes are foreseen.
+        """
         self.config, self.workdir, self._config_name = config, workdir, config_name
         self.is_first, self.barrier = jax.process_index() == 0, Barrier("step")
         self.mesh = sharding.make_mesh(config.mesh)
@@ -85,7 +89,7 @@ class Run:
         capacity.check_states(self.recipe.model.decoder, self.mesh)
         sharding.check_experts(self.mesh, self.recipe.model.decoder.experts)
         capacity.check_model(self.recipe.model, self.recipe.trainable, self.mesh)
-        ahead = self._compiled_ahead()
+        ahead = self._compiled_ahead() if compile_ahead else None
         self.corpus = train_corpus(config, self.recipe)
         self.held_out = eval_corpus(config, self.recipe)
         self.recipe = self._fitted()

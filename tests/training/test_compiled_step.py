@@ -80,14 +80,14 @@ def test_the_step_of_the_demo_is_begun_before_its_pictures_are_drawn(monkeypatch
     for source in ("training_source", "test_source"):
         monkeypatch.setattr(demo, source, functools.partial(getattr(demo, source), examples=60))
     config = config_of(f"--config.data.cache={tmp_path}")
-    run = Run(config, tmp_path / "run")
+    run = Run(config, tmp_path / "run", compile_ahead=True)
     assert begun == ["step", "data"]
     assert run.budgets != corpus.DEMO_BUDGETS  # those of 60 documents
     assert run.compiled_step().is_of(run.program, run.abstract_batch())
     assert begun == ["step", "data", "step"]
 
     monkeypatch.setattr(corpus, "DEMO_BUDGETS", run.budgets)
-    run = Run(config, tmp_path / "run")
+    run = Run(config, tmp_path / "run", compile_ahead=True)
     assert run.compiled_step().is_of(run.program, run.abstract_batch())
     assert begun[3:] == ["step", "data"]
 
