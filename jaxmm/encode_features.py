@@ -44,6 +44,7 @@ from jaxmm.encoding.taken import Taker
 from jaxmm.encoding.writer import Counts, Writer
 from jaxmm.errors import UserError, nearest
 from jaxmm.recipe import Recipe, read_reading, read_recipe
+from jaxmm.workdir.spool import name_of
 
 DTYPES = ("float32", "float16")
 
@@ -82,12 +83,13 @@ def raw_sources(config: Any, recipe: Recipe) -> list[Source]:
 
 def check_towers(workdir: str, recipe: Recipe) -> None:
     """Raises UserError for a model whose vectors would not be all that its decoder gets, or make no grid."""
+    run = name_of(Path(workdir))
     if recipe.model.vision is None and recipe.model.audio is None:
-        raise UserError(f"{workdir}: its model has no tower that could encode anything")
+        raise UserError(f"{run}: its model has no tower that could encode anything")
     if recipe.image.has_tiles:
-        raise UserError(f"{workdir}: its images are cut into tiles, whose vectors make no grid")
+        raise UserError(f"{run}: its images are cut into tiles, whose vectors make no grid")
     if recipe.image.row_break:
-        raise UserError(f"{workdir}: {recipe.image.row_break} stands between rows of its images, which vectors lack")
+        raise UserError(f"{run}: {recipe.image.row_break} stands between rows of its images, which vectors lack")
     if recipe.model.vision is not None and recipe.model.vision.taps:
         raise UserError("this tower's inner layers go to the decoder too, which ready-made features cannot hold")
 

@@ -2,8 +2,8 @@
 
     python -m jaxmm.train_on_ray --workers=2:4 --gpus=8 --config=configs/siglip2_qwen3.py --workdir=/shared/runs/mine
 
-All that `jaxmm train` takes goes on to it. All machines must see the workdir and the data. The run goes on from its
-newest checkpoint, with the rows that it would have had.
+All that `jaxmm train` takes goes on to it. All machines must see the data and the workdir, a shared folder or one in an
+object store. The run goes on from its newest checkpoint, with the rows that it would have had.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ from pathlib import Path
 from jaxmm import command
 from jaxmm.errors import UserError, extra
 from jaxmm.runtime.ray_job import Workers, run
-from jaxmm.workdir.spool import Spool, name_of
+from jaxmm.workdir.spool import Spool
 
 FLAGS: command.Flags = {
-    "workdir": ("", "folder of the run; default: runs/<name of the config file>"),
+    "workdir": (
+        "",
+        "folder of the run that all machines see, or one in a store (gs://, s3://); default: runs/<name of the config>",
+    ),
     "workers": ("1", "processes, one a machine: a number, or LEAST:MOST, with which the job goes on as machines go"),
     "cpus": (1, "CPUs that Ray keeps for each"),
     "gpus": (0, "GPUs of each"),
@@ -31,13 +34,12 @@ def main(argv: list[str]) -> int:
     args = command.parse(argv, FLAGS, about=__doc__ or "")
     workdir = Path(args.workdir or f"runs/{args.config_name}").absolute()
     command.check_folder("--workdir", workdir)
-    if Spool.of(workdir):
-        raise UserError(
-            f"--workdir={name_of(workdir)}: a run on Ray needs a folder that all machines of the cluster see"
-        )
+    storage, named = workdir / "ray", str(workdir)
+    if spool := Spool.of(workdir):  # each machine makes its own: Ray's notes stay on them
+        storage, named = workdir.with_name(f"{workdir.name}.ray"), spool.url
     own = [(name, text) for name, text in command.split(argv, FLAGS) if name not in (*OWN, "workdir")]
     rest = [f"--{name}" if text is None else f"--{name}={text}" for name, text in own]
-    run([*rest, f"--workdir={workdir}"], workers_of(args), name=workdir.name, storage=str(workdir / "ray"))
+    run([*rest, f"--workdir={named}"], workers_of(args), name=workdir.name, storage=str(storage))
     return 0
 
 

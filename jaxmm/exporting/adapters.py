@@ -22,6 +22,7 @@ from jaxmm.hf.peft_write import peft_of
 from jaxmm.models.adapters import is_factor
 from jaxmm.models.tree import flat
 from jaxmm.recipe import Recipe
+from jaxmm.workdir.spool import name_of
 
 
 def export_adapters(recipe: Recipe, workdir: Path, output: Path, dtype: str, step_asked: str) -> int:
@@ -72,17 +73,17 @@ def _beneath(recipe: Recipe, workdir: Path) -> Path:
       UserError: if that is none that ``transformers`` loads, so that adapters alone would be of no use.
     """
     way_out = "adapters alone would have no model beneath them: write the whole model by --merge"
-    noted = kept(workdir)
+    noted, run = kept(workdir), name_of(workdir)
     if noted is None or recipe.start is None:
-        raise UserError(f"{workdir} did not begin with a model's folder: {way_out}")
+        raise UserError(f"{run} did not begin with a model's folder: {way_out}")
     base = found_again(noted, recipe.init_from, workdir)
     folders = parse(run_and_step(base.init_from)[0])
     folder = folders.get("model")
     if folder is None:
-        raise UserError(f"{workdir} began with parts of models ({', '.join(folders)}), which it joined: {way_out}")
+        raise UserError(f"{run} began with parts of models ({', '.join(folders)}), which it joined: {way_out}")
     if not hf.is_folder(folder):
-        raise UserError(f"{workdir} began with the run {folder}: {way_out}, or export that run, and begin with it")
+        raise UserError(f"{run} began with the run {folder}: {way_out}, or export that run, and begin with it")
     rows, has = recipe.model.decoder.vocab_size, hf.read_whole(folder).layout.spec.decoder.vocab_size
     if rows != has:
-        raise UserError(f"{workdir} has a vocabulary of {rows} rows, {folder} one of {has}: write it by --merge")
+        raise UserError(f"{run} has a vocabulary of {rows} rows, {folder} one of {has}: write it by --merge")
     return folder

@@ -20,7 +20,9 @@ from typing import Any, NamedTuple
 from jaxmm.errors import UserError, extra
 from jaxmm.runtime.startup import JOB
 
-PASSED = ("JAX_", "JAXMM_", "XLA_", "NCCL_", "LIBTPU_", "HF_", "GLIBC_TUNABLES", "PYTHONPATH")  # beginnings of names
+PASSED = (  # beginnings of names
+    "JAX_", "JAXMM_", "XLA_", "NCCL_", "LIBTPU_", "HF_", "AWS_", "TENSORSTORE_", "GLIBC_TUNABLES", "PYTHONPATH",
+)  # fmt: skip
 LOOK = 1.0  # seconds between two looks at a process
 _DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux' prctl
 
@@ -49,7 +51,7 @@ def run(argv: Sequence[str], workers: Workers, name: str, storage: str) -> None:
     Args:
       argv: the command's arguments. All machines must see the files that it names.
       name: of the job, for Ray.
-      storage: the folder, on a disk that all machines see, where Ray notes what it does.
+      storage: the folder where Ray notes what it does.
 
     Raises:
       UserError: if Ray is missing, its own cluster here is too small, or it gave up.
@@ -67,9 +69,13 @@ def run(argv: Sequence[str], workers: Workers, name: str, storage: str) -> None:
     _check_cluster(ray, workers, is_ours)
     slice_ = {} if workers.tpu is None else {"accelerator_type": workers.tpu[0], "topology": workers.tpu[1]}
     chips = {} if workers.tpu else {"CPU": workers.cpus, **({"GPU": workers.gpus} if workers.gpus else {})}
+    given = {"argv": list(argv), "folder": os.getcwd(), "env": passed(os.environ)}
+
+    def each() -> None:  # not by ``train_loop_config``: Ray's dashboard shows that, and there may be keys among these
+        process(given)
+
     trainer = JaxTrainer(
-        process,
-        train_loop_config={"argv": list(argv), "folder": os.getcwd(), "env": passed(os.environ)},
+        each,
         jax_config=JaxConfig(),  # a worker itself uses no JAX: its process does
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers.most if workers.least == workers.most else (workers.least, workers.most),

@@ -14,6 +14,7 @@ from jaxmm.hf.folder import CONFIG
 from jaxmm.hf.pretrained import TOKENIZER_FILES
 from jaxmm.workdir import own_folders
 from jaxmm.workdir.folder import has_saved
+from jaxmm.workdir.spool import name_of
 
 TOKENIZER = "tokenizer"  # folder of a workdir: the small files of what config.data.tokenizer named
 # Named chat templates, and what tells AutoTokenizer a class where tokenizer_config.json does not.
@@ -33,15 +34,16 @@ def tokenizer_folder(named: str, workdir: Path | None) -> str:
     if not kept.is_dir():
         if not folder.is_dir():
             raise UserError(
-                f"config.data.tokenizer: no folder {named}, and {workdir} has no copy of it, as runs of jaxmm 0.1 "
-                f"have none: give its place by --config.data.tokenizer"
+                f"config.data.tokenizer: no folder {named}, and {name_of(kept.parent)} has no copy of it, as runs "
+                f"of jaxmm 0.1 have none: give its place by --config.data.tokenizer"
             )
         return named
     paths = [path for path in kept.rglob("*") if path.is_file() and path.name != own_folders.MARK]
     names = [str(path.relative_to(kept)) for path in paths]
     if folder.is_dir() and filecmp.cmpfiles(folder, kept, names, shallow=False)[0] != names:
         print(
-            f"warning: {named} is not the tokenizer that this run has learnt with: its own, {kept}, is used",
+            f"warning: {named} is not the tokenizer that this run has learnt with: its own is used, {TOKENIZER} in "
+            f"{name_of(kept.parent)}",
             file=sys.stderr,
         )
     return str(kept)

@@ -65,6 +65,16 @@ def test_train_gets_all_other_flags_as_they_were_given(monkeypatch, tmp_path):
     assert given == [PLAIN, "--config.steps=7", "--config.eval.path=", f"--workdir={tmp_path / 'here'}"]
 
 
+def test_a_workdir_in_a_store_keeps_its_url_and_rays_notes_stay_here(monkeypatch, tmp_path):
+    given: dict[str, object] = {}
+    monkeypatch.setattr(train_on_ray, "run", lambda argv, workers, **of: given.update(of, argv=argv))
+    monkeypatch.setenv("JAXMM_SPOOL", str(tmp_path / "spool"))
+    train_on_ray.main([PLAIN, f"--workdir=file://{tmp_path}/runs/mine"])
+    assert given["argv"] == [PLAIN, f"--workdir=file://{tmp_path}/runs/mine"]
+    assert Path(str(given["storage"])).parent == tmp_path / "spool"
+    assert not Path(str(given["storage"])).is_relative_to(Path(str(tmp_path / "spool" / str(given["name"]))))
+
+
 def test_without_ray_a_line_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"needs Ray Train .*jaxmm\[ray\]"):
@@ -76,10 +86,16 @@ def test_settings_reach_the_processes_and_not_which_one_this_is():
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "a",
         "JAX_PROCESS_ID": "3",
+        "AWS_REGION": "eu-west-1",
         "HOME": "/root",
         "JAXMM_BARRIER_SECONDS": "9",
     }
-    assert ray_job.passed(env) == {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "a", "JAXMM_BARRIER_SECONDS": "9"}
+    assert ray_job.passed(env) == {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "a",
+        "AWS_REGION": "eu-west-1",
+        "JAXMM_BARRIER_SECONDS": "9",
+    }
 
 
 def test_a_process_ends_with_its_worker_however_that_ends(tmp_path):

@@ -85,7 +85,7 @@ class Bench:
     def train(self, workdir: Path, *more: str, limit: float = LIMIT, file_bytes: int = 0) -> Ended:
         return self.run("jaxmm.train", self.train_arguments(workdir, *more), limit, file_bytes)
 
-    def train_arguments(self, workdir: Path, *more: str) -> list[str]:
+    def train_arguments(self, workdir: Path | str, *more: str) -> list[str]:
         """Of the run that ``whole`` is. What ``more`` gives counts."""
         return once([
             f"--config={ROOT / 'configs/base.py'}", *SMALL, f"--config.data.path={self.data}",

@@ -1,7 +1,8 @@
 """Kills of a job on Ray: of its processes, of Ray's workers, and of whole machines, which may come back or not.
 
 The cluster is real, though its machines are sets of processes on this one. What is left must go on by itself to the
-losses of a run that nothing interrupted.
+losses of a run that nothing interrupted. Half of the runs have their workdir in a store, of which each machine has its
+own copy.
 """
 
 from __future__ import annotations
@@ -64,8 +65,9 @@ class Cluster:
         folder = self._bench.place()
         script = "from ray.scripts.scripts import main; main()"
         argv = ("-c", script, "start", *argv, "--block", "--disable-usage-stats")
+        environment = self.environment | {"JAXMM_SPOOL": str(folder / "spool")}
         for _ in range(TRIES):
-            machine = Process(argv, folder / "said.txt", self.environment, working_folder(folder))
+            machine = Process(argv, folder / "said.txt", environment, working_folder(folder))
             end = time.monotonic() + LIMIT
             while machine.is_running() and time.monotonic() < end:
                 if "Ray runtime started" in machine.said():
@@ -110,8 +112,9 @@ def trials(bench: Bench, rng: random.Random) -> Iterator[Trial]:
         if ended.status:
             raise RuntimeError(f"a run without a fault failed:\n{ended.output}")
     workdir, killed = bench.place() / "run", []
+    named = rng.choice(("", "file://")) + str(workdir)  # a store of files has the names of a folder
     with Cluster(bench) as cluster, cluster.train(
-        *bench.train_arguments(workdir, *more), "--workers=1:2", "--failures=-1"
+        *bench.train_arguments(named, *more), "--workers=1:2", "--failures=-1"
     ) as driver:  # fmt: skip
         jobs: set[Job] = set()
         for _ in range(KILLS):
@@ -129,8 +132,9 @@ def trials(bench: Bench, rng: random.Random) -> Iterator[Trial]:
             )
         ended = driver.ended(2 * LIMIT * bench.slack)
     verdict, told = judged(ended._replace(output=ours(ended.output)), lambda: differs(workdir, whole))
+    where = " (in a store)" if named != str(workdir) else ""
     for what in killed or ["nothing was killed, as it ended before"]:
-        yield Trial("", what, verdict, told)
+        yield Trial("", what + where, verdict, told)
 
 
 def moment(rng: random.Random, workdir: Path, driver: Process) -> bool:
@@ -210,7 +214,7 @@ def jobs_of(workdir: Path) -> set[Job]:
     """The processes of the run in this workdir that Ray's workers keep."""
     found = set()
     for pid, parent, words in processes():
-        if "jaxmm.train" in words and f"--workdir={workdir}" in words:
+        if "jaxmm.train" in words and {f"--workdir={workdir}", f"--workdir=file://{workdir}"} & set(words):
             found.add(Job(pid, parent))
     return found
 
