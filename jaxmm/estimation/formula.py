@@ -56,9 +56,10 @@ def by_formula(
     chunk = min(logits, LOGITS.get(platform, LOGITS_ELSEWHERE)) // mesh.shape["tensor"]
     of_loss = head * of_head + chunk + chunk * _item(recipe) // 4  # the logits, and their gradient
     kept, again = _kept_of_row(program, budgets, mesh)
-    of_slots = _slot_bytes(recipe, budgets.tokens, mesh)
-    kept += of_slots * len(decoder.layers_of("experts")) if recipe.compute.remat == "none" and of_slots else 0
-    again += of_slots if recipe.compute.remat != "none" else 0
+    of_slots, of_gradients = _slot_bytes(recipe, budgets.tokens, mesh)
+    if recipe.compute.remat == "none" and of_slots:
+        kept += of_slots * len(decoder.layers_of("experts"))
+    again += of_gradients + of_slots * (recipe.compute.remat != "none")
     is_quantized = any(one.is_quantized for one in holdings(recipe.model).values())
     of_layer = again * at_once // shards + (_layer_bytes(recipe, state.params, mesh) if again or is_quantized else 0)
     figures = {
@@ -153,17 +154,20 @@ def _split_over(names: Any, shape: Any, mesh: Any) -> set[str]:
     return {axis for entry in entries for axis in ((entry,) if isinstance(entry, str) else entry or ())}
 
 
-def _slot_bytes(recipe: Any, tokens: int, mesh: Any) -> int:
-    """Of a row in a layer, what slots take beyond one for each choice: where experts are split over devices, each has
-    room for all choices of all of them that it may be sent. Of a slot are kept what goes into its expert, three times
-    the expert's width, and what comes out."""
+def _slot_bytes(recipe: Any, tokens: int, mesh: Any) -> tuple[int, int]:
+    """Of a row in a layer of experts: what slots keep beyond one for each choice, and the gradients of all slots.
+
+    Where experts are split over devices, each has room for all choices of all of them that it may be sent. A slot keeps
+    what goes into its expert, three times the expert's width, and what comes out.
+    """
     decoder, split = recipe.model.decoder, mesh.shape["expert"]
-    if decoder.experts is None or split == 1:
-        return 0
-    count, k, mlp = decoder.experts.count, decoder.experts.chosen, decoder.experts.mlp
-    more = split * min(k, count // split) - k
+    if decoder.experts is None:
+        return 0, 0
+    k, mlp = decoder.experts.chosen, decoder.experts.mlp
+    slots = split * min(k, decoder.experts.count // split)
     width = mlp // mesh.shape["tensor"] if mlp % mesh.shape["tensor"] == 0 else mlp
-    return _item(recipe) * tokens * more * (2 * decoder.width + 3 * width)
+    of_slot = _item(recipe) * tokens * (2 * decoder.width + 3 * width)
+    return (slots - k) * of_slot, slots * of_slot
 
 
 def _keys_of(tower: Any) -> list[tuple[int, int, int]]:

@@ -124,16 +124,15 @@ def test_a_step_with_recordings_and_videos_holds_what_the_formula_says(remat, ne
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("remat", "near"), [("none", 0.15), ("full", 0.25)])
-def test_experts_of_several_devices_hold_room_for_all_choices_as_the_formula_says(remat, near):
+def test_experts_of_several_devices_hold_room_for_all_choices_as_the_formula_says():
     """Each of four devices has slots for the choices of all four: those of one device alone would be a quarter."""
     experts = ExpertSpec(16, 4, 512, normalised=True)
     program, budgets, rows, accumulation, mesh = program_of(
-        {"expert": 4}, "--config.seq_len=1024", f"--config.compute.remat={remat}", experts=experts
+        {"expert": 4}, "--config.seq_len=1024", "--config.compute.remat=full", experts=experts
     )
     found, _ = estimate.compiled(program, budgets, rows, mesh)
     wanted = estimate_formula.by_formula(program, budgets, rows, accumulation, mesh)
-    assert wanted["peak_bytes"] == pytest.approx(found["peak_bytes"], rel=near)
+    assert wanted["peak_bytes"] == pytest.approx(found["peak_bytes"], rel=0.15)
 
 
 def test_of_the_largest_layer_a_device_gathers_its_own_experts():
