@@ -53,6 +53,7 @@ IMAGE = ImageSpec(patch_size=4, merge=2, min_pixels=8 * 8, max_pixels=24 * 24)  
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+    parser.addoption("--full", action="store_true", help="also run the tests marked full, beside --slow or --parity")
     parser.addoption("--parity", action="store_true", help="also run the tests that need torch, where it is installed")
 
 
@@ -76,6 +77,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     }
     run = {
         "slow": config.getoption("--slow"),
+        "full": config.getoption("--full"),
         "parity": config.getoption("--parity") and has_torch,
         "browser": all(programs) and is_here["selenium"],
         "ray": is_here["ray"],

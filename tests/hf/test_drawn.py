@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from chosen import DRAWS, chosen
 from parities.draws import DRAWN
 
 pytestmark = pytest.mark.parity
@@ -10,7 +11,7 @@ pytestmark = pytest.mark.parity
 SEED = 1  # any other has to pass too: tools/parity.py --draws
 
 
-@pytest.mark.parametrize("case", DRAWN, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", chosen(DRAWN, DRAWS))
 def test_a_drawn_model_gives_the_numbers_of_transformers_and_its_own_tensors_back(case):
     import parity
 
@@ -18,4 +19,5 @@ def test_a_drawn_model_gives_the_numbers_of_transformers_and_its_own_tensors_bac
     assert found["logits"] < parity.LOGITS
     assert found["attention"] < parity.ATTENTION
     assert found["gradients"] < parity.GRADIENTS, found["worst_gradient"]
+    assert found["patches"] <= parity.PATCHES + 1e-3
     assert found["bits_differ"] == []

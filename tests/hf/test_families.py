@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
 import small_run
 from made_folders import folder_of
 
-from jaxmm import export, train
+from jaxmm import export, sharding, train
+from jaxmm.checkpoints.params import place_params
+from jaxmm.hf import folder as hf
+from jaxmm.hf import weights
+from jaxmm.models.multimodal import abstract_params
+from jaxmm.models.tree import flat
 
 # The families' models of tools/parities, and the config that trains each.
 CASES = {
@@ -23,6 +29,13 @@ CASES = {
     "paligemma2": "base",
     "internvl": "internvl3", "smolvlm": "base", "mistral3": "base", "pixtral": "base", "glm-4.1v": "base",
     "glm-4.5v": "qwen3_vl_moe", "glm-ocr": "base", "paddleocr-vl": "base",
+}  # fmt: skip
+# Those that CI trains, one of each mechanism; `pytest --slow --full` trains all.
+TRAINED = {
+    "lfm2, experts": "convolutions, and experts in some layers", "llava-next": "squares, rows of ends, a frozen tower",
+    "qwen2.5-vl": "windows in the tower", "qwen3-vl, experts": "DeepStack, and an axis for experts",
+    "qwen3.5, experts": "DeltaNet", "gemma4, e2b": "embeddings of layers, shared keys and values",
+    "paligemma2": "prefixes", "internvl": "tiles", "mistral3": "rotary angles in two dimensions",
 }  # fmt: skip
 MESH = ("--config.mesh.data=2",)  # beside fsdp and tensor
 MESHES = {"qwen3_vl_moe": ("--config.mesh.data=1", "--config.mesh.expert=2")}
@@ -43,7 +56,31 @@ def data(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "recipe"), CASES.items())
+@pytest.mark.parametrize("name", [name for name in CASES if name not in TRAINED])
+def test_tensors_of_a_family_that_is_not_trained_are_read_onto_a_mesh_and_written_again_to_the_bit(name, tmp_path):
+    folder = folder_of(name, tmp_path / "theirs", has_weights=False)
+    layout = hf.read_whole(folder).layout
+    abstract = abstract_params(layout.spec)
+    rng = np.random.default_rng(0)
+    drawn = {path: rng.standard_normal(leaf.shape, np.float32) for path, leaf in flat(abstract).items()}
+    weights.write(folder, hf.outgoing(layout, drawn, np.float32))
+    where = flat(place_params(layout.spec, abstract, sharding.make_mesh({"fsdp": 2, "tensor": 2}, jax.devices()[:4])))
+    read = hf.read_model(folder, layout, lambda path, shape: where[path])
+    assert read.spare == []
+    assert read.params.keys() == drawn.keys()
+    for path, value in read.params.items():
+        np.testing.assert_array_equal(value, drawn[path], err_msg=".".join(path))
+    (tmp_path / "out").mkdir()
+    weights.write(tmp_path / "out", hf.outgoing(layout, read.params, np.float32))
+    out, given = (safetensors.numpy.load_file(place / "model.safetensors") for place in (tmp_path / "out", folder))
+    small_run.assert_same_bits(out, given)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "recipe"),
+    [pytest.param(*case, marks=[] if case[0] in TRAINED else pytest.mark.full) for case in CASES.items()],
+)
 def test_a_family_is_read_trained_by_its_recipe_written_and_read_again_to_the_bit(
     name, recipe, data, tmp_path, tmp_path_factory
 ):

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from chosen import CACHES, chosen
 from parities.models import CASES
 
 from jaxmm.inference.sampling import GREEDY, Sampling
@@ -54,7 +55,7 @@ def ours(world: Any, documents: list[Any], sampling: Sampling = GREEDY) -> list[
     return np.asarray(writing.tokens_BW).tolist()
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", chosen(CASES, CACHES))
 def test_greedy_answers_are_those_of_transformers_token_for_token(case, tmp_path):
     import parity
 

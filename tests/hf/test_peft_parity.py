@@ -22,6 +22,8 @@ FAMILIES = {
     "qwen3-vl": "rslora", "gemma3": "lora", "gemma4": "lora", "internvl": "rslora", "lfm2": "dora",
     "qwen3.5": "dora", "qwen3-vl, experts": "rslora", "glm-4.5v": "lora",
 }  # fmt: skip
+# One of each kind of adapters, of tables of experts, and of modules that wrap a Linear.
+CHOSEN = ("siglip2 + llama", "llava, siglip", "gemma3", "gemma4", "qwen3-vl, experts", "qwen3.5")
 LOGITS, MOVED = 3e-5, 0.5  # by how much logits around 1 may differ, and by how much adapters must move them
 
 
@@ -33,7 +35,10 @@ def worlds(tmp_path_factory) -> Callable[[str], Any]:
     return functools.cache(lambda name: parity.world(case(name), tmp_path_factory.mktemp("models") / "base"))
 
 
-@pytest.fixture(scope="module", params=list(FAMILIES))
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=[] if name in CHOSEN else pytest.mark.full) for name in FAMILIES],
+)
 def world(request, worlds) -> Any:
     return worlds(request.param)
 

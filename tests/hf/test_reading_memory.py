@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import ml_dtypes
@@ -94,6 +96,12 @@ def written(kind: str, folder: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> Callable[[str], Path]:
+    """The folder of a kind, written once."""
+    return functools.cache(lambda kind: written(kind, tmp_path_factory.mktemp("large") / kind))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "mesh", "devices", "held_as"),
@@ -104,8 +112,8 @@ def written(kind: str, folder: Path) -> Path:
         ("qwen3_vl_moe_text", {"fsdp": 8}, 8, "bfloat16"),
     ],
 )
-def test_the_host_holds_little_beside_the_parameters(kind, mesh, devices, held_as, tmp_path):
-    folder, model = written(kind, tmp_path / "large"), ModelSpec(decoder=KINDS[kind])
+def test_the_host_holds_little_beside_the_parameters(kind, mesh, devices, held_as, folders):
+    folder, model = folders(kind), ModelSpec(decoder=KINDS[kind])
     assert len(list(folder.glob("*.safetensors"))) > 3
     path = os.pathsep.join([str(small_run.ROOT), str(Path(__file__).parent), str(small_run.ROOT / "tests")])
     command = [sys.executable, "-c", READ, str(folder), json.dumps(mesh), str(devices), kind, held_as]

@@ -56,6 +56,7 @@ def test_both_sides_step_on_the_same_work_and_all_pairs_are_kept(monkeypatch, ca
     assert [f"ratio {ratio:.3f}" in line for ratio, line in zip(ratios, told, strict=True)] == [True, True]
 
 
+@pytest.mark.full
 @pytest.mark.parity
 def test_adapters_step_beside_those_of_peft_and_beside_all_weights(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", small_run.environment()["XLA_FLAGS"])
