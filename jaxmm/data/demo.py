@@ -7,8 +7,10 @@ that no training picture or text shows.
 
 from __future__ import annotations
 
+import bisect
 import collections
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -142,11 +144,11 @@ def draft(seed: int, split: int, index: int) -> Draft:
 def scene(rng: np.random.Generator, pairs: Sequence[Pair]) -> Scene:
     """Returns a picture that shows ``pairs`` (one to four) at random places, apart from each other."""
     # The sides don't depend on how many shapes there are: the size of a picture tells nothing.
-    width, height = (int(side) for side in rng.choice(SIDES, 2))
+    width, height = (SIDES[k] for k in rng.integers(len(SIDES), size=2).tolist())
     objects: list[Object] = []
     while len(objects) < len(pairs):
         objects, taken = [], np.zeros((height // CELL, width // CELL), bool)
-        boxes = rng.choice(BOXES, len(pairs)).tolist()
+        boxes = [BOXES[k] for k in rng.integers(len(BOXES), size=len(pairs)).tolist()]
         for (colour, shape), box in zip(pairs, boxes, strict=True):
             for across, down in rng.random((8, 2)).tolist():
                 left, top = int(across * (taken.shape[1] - box + 1)), int(down * (taken.shape[0] - box + 1))
@@ -210,8 +212,13 @@ def caption(rng: np.random.Generator, picture: Scene) -> str:
 
 def _count(rng: np.random.Generator, least: int = 1) -> int:
     """Returns how many shapes a picture has."""
-    shares = np.cumsum(SHAPE_COUNTS[least - 1 :])
-    return least + int(np.searchsorted(shares, rng.random() * shares[-1], side="right"))
+    return least + _weighted(rng, SHAPE_COUNTS[least - 1 :])
+
+
+def _weighted(rng: np.random.Generator, weights: tuple[float, ...]) -> int:
+    """Returns the place of one of the weights, each as often as it says."""
+    sums = tuple(itertools.accumulate(weights))
+    return bisect.bisect_right(sums, rng.random() * sums[-1])
 
 
 def _pairs(rng: np.random.Generator, count: int) -> list[Pair]:
@@ -233,8 +240,7 @@ def _conversation(rng: np.random.Generator) -> Draft:
     asked: list[Question] = []
     while left and len(asked) < wanted:
         kinds = [k for k in KIND_WEIGHTS if any(q.kind == k for q in left)]
-        weights = np.cumsum([KIND_WEIGHTS[k] for k in kinds])
-        kind = kinds[int(np.searchsorted(weights, rng.random() * weights[-1], side="right"))]
+        kind = kinds[_weighted(rng, tuple(KIND_WEIGHTS[k] for k in kinds))]
         choice = [q for q in left if q.kind == kind]
         question = choice[rng.integers(len(choice))]
         asked.append(question)
