@@ -63,10 +63,14 @@ def _place(model: ModelSpec, mesh: Mesh) -> tuple[Params, Params]:
     return abstract, place_params(model, abstract, mesh)
 
 
-def compile_unoptimized(lowered: Any) -> Any:
-    """What is run once: compiled on CPUs without optimisation, a third of the time of compiling with it."""
+def compile_unoptimized(lowered: Any, options: dict[str, Any] = CPU_ONCE) -> Any:
+    """What is run once: compiled on CPUs without optimisation, a third of the time of compiling with it.
+
+    Args:
+      options: of XLA on CPUs.
+    """
     on_cpu = jax.default_backend() == "cpu"
-    return compile_lowered(lowered, CPU_ONCE if on_cpu else None)
+    return compile_lowered(lowered, options if on_cpu else None)
 
 
 def started_params(recipe: Recipe, mesh: Mesh, workdir: Path, *, init_from: str, seed: int) -> Params:

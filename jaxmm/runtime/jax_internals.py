@@ -28,6 +28,9 @@ TPU_STEP = {
     "xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000",
 }
 CPU_ONCE = {"xla_backend_optimization_level": 0}  # for what runs once: compiling takes longer than running
+# Drawing parameters is elementwise: XLA's older generators set up less for each kernel, and give the same bits.
+CPU_DRAWN = CPU_ONCE | {"xla_cpu_use_fusion_emitters": False}
+MAY_LACK = ("xla_cpu_use_fusion_emitters",)  # options that later XLAs do not have, and that steps do not depend on
 
 
 # Compiling
@@ -42,7 +45,7 @@ def step_options(platform: str | None = None) -> dict[str, Any] | None:
 
 
 def compile_lowered(lowered: Any, options: dict[str, Any] | None) -> Any:
-    """``lowered.compile(options)``, without those that this XLA does not know, of which it warns."""
+    """``lowered.compile(options)``, without those that this XLA does not know, of which it warns but for MAY_LACK."""
     left = dict(options or {})
     while True:
         try:
@@ -51,7 +54,8 @@ def compile_lowered(lowered: Any, options: dict[str, Any] | None) -> Any:
             unknown = next((name for name in left if is_unknown_option(name, str(error))), None)
             if unknown is None:
                 raise
-            warnings.warn(f"this XLA does not know the option {unknown}: steps may be slower", stacklevel=2)
+            if unknown not in MAY_LACK:
+                warnings.warn(f"this XLA does not know the option {unknown}: steps may be slower", stacklevel=2)
             del left[unknown]
 
 

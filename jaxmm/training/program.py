@@ -25,6 +25,7 @@ from jaxmm.models.routing import CHOICE_BIAS, ExpertSpec
 from jaxmm.models.trainable import check_patterns
 from jaxmm.models.tree import Params
 from jaxmm.recipe import Recipe
+from jaxmm.runtime.jax_internals import CPU_DRAWN
 from jaxmm.runtime.program_cache import lower
 from jaxmm.training.group_gradients import OfGroup, make_group_norms
 from jaxmm.training.objectives import objective_of
@@ -211,7 +212,7 @@ def fresh_state(program: Program, mesh: Mesh, seed: int) -> TrainState:
 
     data = jax.device_put(jax.random.key_data(jax.random.key(seed)), sharding.replicated(mesh))
     made = lower(make, (data,), key=f"fresh state: {program.key}", out_shardings=(program.shardings(mesh),))
-    return compile_unoptimized(made)(data)[0]
+    return compile_unoptimized(made, CPU_DRAWN)(data)[0]
 
 
 def abstract_batch(

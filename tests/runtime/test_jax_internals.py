@@ -25,7 +25,7 @@ def doubled():
 def test_this_xla_knows_every_option_that_is_given():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for options in (jax_internals.CPU_STEP, jax_internals.CPU_ONCE):
+        for options in (jax_internals.CPU_STEP, jax_internals.CPU_ONCE, jax_internals.CPU_DRAWN):
             assert jax_internals.compile_lowered(doubled(), options)(jnp.ones(3)).tolist() == [2, 2, 2]
 
 
@@ -42,6 +42,14 @@ def test_an_option_that_xla_does_not_know_costs_a_warning_and_not_the_run():
         compiled = jax_internals.compile_lowered(doubled(), options)
     assert compiled(jnp.ones(3)).tolist() == [2, 2, 2]
     assert "xla_of_another_year" in options, "the caller's own are left alone"
+
+
+def test_an_option_that_steps_do_not_depend_on_may_be_gone(monkeypatch):
+    monkeypatch.setattr(jax_internals, "MAY_LACK", ("xla_of_another_year",))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        compiled = jax_internals.compile_lowered(doubled(), {"xla_of_another_year": True, **jax_internals.CPU_ONCE})
+    assert compiled(jnp.ones(3)).tolist() == [2, 2, 2]
 
 
 def test_another_failure_of_compiling_is_none_of_options():
