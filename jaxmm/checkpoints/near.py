@@ -250,13 +250,14 @@ class Near:
         Raises:
           UserError: if nothing can be written in the folder.
         """
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        except OSError as error:
-            raise UserError(
-                f"{self.folder}: near checkpoints cannot be written there ({error.strerror}): name another folder by "
-                f"config.checkpoint.near_dir"
-            ) from error
+        with self._barrier.agreed("the folder of near checkpoints"):
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            except OSError as error:
+                raise UserError(
+                    f"{self.folder}: near checkpoints cannot be written there ({error.strerror}): name another folder "
+                    f"by config.checkpoint.near_dir"
+                ) from error
         is_new = not self._run or self._chosen is None
         number = secrets.randbelow(1 << 40) + 1 if self._index == 0 else 0
         self._start = self._barrier.largest(number, "the first near checkpoint")

@@ -34,6 +34,7 @@ _MIXTURE = "use config.data.mixture=name:share,name:share, in shares of tokens"
 _PACKING = "leave it out: rows are always packed, and documents in a row never see each other"
 _EVAL_EVERY = "use config.eval.every, in steps"
 _SAVE_EVERY = "use config.checkpoint.every, in steps"
+_NEAR = "use config.checkpoint.near_every, in steps"
 _BEST = "use config.checkpoint.keep_best, and --step=best where a run is read"
 _WORKERS = "use config.data.workers (processes) or config.data.threads"
 _MESH = "use config.mesh.fsdp=-1 with config.mesh.data=1: parameters and moments are sharded over all devices"
@@ -111,6 +112,8 @@ HINTS: dict[str, str] = {
     "eval_steps": _EVAL_EVERY, "eval_interval": _EVAL_EVERY,
     "save_steps": _SAVE_EVERY, "save_strategy": _SAVE_EVERY, "save_interval": _SAVE_EVERY,
     "save_total_limit": "use config.checkpoint.keep",
+    "enable_emergency_checkpoint": _NEAR, "local_checkpoint_period": _NEAR,
+    "local_checkpoint_directory": "use config.checkpoint.near_dir",
     "load_best_model_at_end": _BEST, "metric_for_best_model": _BEST,
     "logging_steps": "use config.log.every", "log_interval": "use config.log.every",
     "report_to": _TRACKER, "use_wandb": _TRACKER,

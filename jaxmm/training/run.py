@@ -260,8 +260,7 @@ class Run:
             for folder in self.corpus.folders + (self.held_out.folders if self.held_out else []):
                 self.skipped.note(read_lines(folder / "skipped.jsonl"))
         if self.near:
-            with self.barrier.agreed("the first near checkpoint"):
-                self.near.begin()
+            self.near.begin()
 
     def forget_unused_start(self) -> None:
         """Removes what ``init_from`` left in the workdir of a run that never came to its first step."""
