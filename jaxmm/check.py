@@ -30,7 +30,7 @@ from jaxmm.checks.row import BAD, FAILED, RIGHT, Row, one_line, read
 from jaxmm.errors import UserError, nearest
 from jaxmm.measure.machine import machine, versions
 
-BACKENDS = ("fused", "splash", "blocks")  # a platform's own first
+BACKENDS = ("fused", "hopper", "splash", "blocks")  # a platform's own first
 PROOFS = ("devices", "attention", "loss")  # what must be right
 FLAGS: command.Flags = {
     "part": ("", "parts, or beginnings of their names, comma between them; default: all"),

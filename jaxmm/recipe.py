@@ -99,12 +99,14 @@ def read_recipe(config: ConfigDict, workdir: Path | None = None, platform: str =
 def read_compute(config: ConfigDict, model: ModelSpec, image: ImageSpec, platform: str) -> Compute:
     on_cpu = platform == "cpu"
     layers = max(part.layers for part in (model.vision, model.audio, model.decoder) if part)
+    dtype = config.compute.dtype or ("float32" if on_cpu else "bfloat16")
     try:
-        backend = choose_backend(config.compute.attention, platform, config.seq_len if model.decoder.window else 0)
+        longest = config.seq_len if model.decoder.window else 0
+        backend = choose_backend(config.compute.attention, platform, longest, dtype)
     except ValueError as error:
         raise UserError(f"config.compute.attention: {error}") from error
     return Compute(
-        dtype=config.compute.dtype or ("float32" if on_cpu else "bfloat16"),
+        dtype=dtype,
         remat=config.compute.remat,
         unroll=config.compute.unroll or (layers if on_cpu else 1),
         attention=backend,

@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 from jaxmm import command
 from jaxmm.checkpoints.resume import as_it_was
 from jaxmm.checkpoints.stored import Stored
+from jaxmm.checks.required import require_attention
 from jaxmm.config.address import parse_address
 from jaxmm.corpus import cache_folder
 from jaxmm.errors import UserError
@@ -77,7 +78,15 @@ def main(argv: list[str], age: float = 0.0) -> int:
                 f"To go on, raise {key}; to start anew, give another --workdir."
             )
             return 0
+        check_attention(run)
         return loop.train(run, run_time, endpoint)
+
+
+def check_attention(run: Run) -> None:
+    """Ends all processes of a job with a line where a backend that must be proven is not right on one of them."""
+    with Barrier("attention").agreed("config.compute.attention"):
+        if line := require_attention(run.recipe.compute.attention, run.recipe.compute.dtype):
+            run.say(line)
 
 
 def check_writers(config: ConfigDict) -> None:

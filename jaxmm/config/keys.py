@@ -275,8 +275,8 @@ KEYS: dict[str, Key] = {
         ),
     ),
     "compute.attention": Key(
-        "", '"blocks", on TPUs "splash", on GPUs "fused"; "" is the best there is',
-        choices=("", "blocks", "splash", "fused"),
+        "", '"blocks", on TPUs "splash", on GPUs "fused" or "hopper"; "" is the best there is',
+        choices=("", "blocks", "splash", "fused", "hopper"),
     ),
     "compute.remat": Key(
         "none", 'what is computed again in the backward pass: or "dots", "offload", "full"',

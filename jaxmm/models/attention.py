@@ -21,19 +21,21 @@ Intervals = tuple[jax.Array, jax.Array]  # start and end, int32 (B, T)
 
 # By name, what they are; each expresses any interval, or raises when it is traced.
 BACKENDS = {
-    "blocks": "XLA, anywhere", "splash": "JAX's Pallas kernels for TPUs", "fused": "Pallas kernels of ours for GPUs"
+    "blocks": "XLA, anywhere", "splash": "JAX's Pallas kernels for TPUs", "fused": "Pallas kernels of ours for GPUs",
+    "hopper": "Pallas kernels of ours for Hopper GPUs, never chosen by itself",
 }  # fmt: skip
-_PLATFORMS = {"splash": "tpu", "fused": "gpu"}  # which alone it runs on
+_PLATFORMS = {"splash": "tpu", "fused": "gpu", "hopper": "gpu"}  # which alone it runs on
 BLOCK, LARGEST_BLOCK = 64, 512  # positions; of "blocks"
 _GROUPS = {"cpu": 64}  # queries that "blocks" computes at a time; elsewhere 1024
 
 
-def choose_backend(name: str, platform: str, longest: int) -> str:
+def choose_backend(name: str, platform: str, longest: int, dtype: str = "") -> str:
     """Returns the backend to use: ``name``, or for '' the best one.
 
     Args:
       platform: "cpu", "tpu" or "gpu"; "" for one that is not to be asked.
       longest: positions of the longest row in which some layer sees a window; 0 where none does.
+      dtype: that is computed in, where it is known.
 
     Raises:
       ValueError: if there is no such backend, or it cannot be it here.
@@ -45,7 +47,11 @@ def choose_backend(name: str, platform: str, longest: int) -> str:
             f"attention backend '{name}' runs on {_PLATFORMS[name].upper()}s, not on {platform}: give '' for the best "
             f"here"
         )
-    if platform != "tpu" or name in ("blocks", "fused"):
+    if name == "hopper":
+        from jaxmm.models.kernels import hopper
+
+        hopper.require(dtype)
+    if platform != "tpu" or name in ("blocks", "fused", "hopper"):
         return name or ("fused" if platform == "gpu" else "blocks")
     from jaxmm.models.kernels.splash import LONGEST
 
@@ -103,6 +109,10 @@ def attention(
         from jaxmm.models.kernels.fused import fused_attention
 
         run = functools.partial(fused_attention, scale=scale, softcap=softcap)
+    elif chosen == "hopper":
+        from jaxmm.models.kernels.hopper import hopper_attention
+
+        run = functools.partial(hopper_attention, scale=scale, softcap=softcap)
     else:
         block = min(block, -(-T // 16) * 16)
         group = group or _GROUPS.get(sharding.platform(), 1024)

@@ -14,7 +14,8 @@ from test_attention import B, D, H, K, assert_dense_in
 from jaxmm import sharding, zigzag
 from jaxmm.checks.oracle import dense, mask_by_definition
 from jaxmm.models import attention as attn
-from jaxmm.models.kernels.fused import LARGEST_HEAD, TILE, _ranges, fused_attention
+from jaxmm.models.kernels.fused import LARGEST_HEAD, TILE, fused_attention
+from jaxmm.models.kernels.ranges import ranges
 
 T = 150  # blocks of 32: five, the last one padded
 
@@ -94,7 +95,7 @@ def test_only_blocks_that_some_query_sees_are_met():
     start, end = (np.zeros((1, 128), np.int32) for _ in range(2))
     start[0, :10], end[0, :10] = 5, 20  # the first block of queries sees one block of keys
     start[0, 64:], end[0, 64:] = 64, 65  # the second sees one key of the second, and none sees the third
-    found = _ranges(jnp.array(start), jnp.array(end), 192, 64)
+    found = ranges(jnp.array(start), jnp.array(end), 192, 64)
     assert [x.tolist() for x in found[:2]] == [[[0, 1]], [[1, 2]]]
     assert [x.tolist() for x in found[2:]] == [[[0, 1, 0]], [[1, 2, 0]]]
 

@@ -18,6 +18,7 @@ from jaxmm import check
 from jaxmm.checks import attention as check_attention
 from jaxmm.checks import loss as check_loss
 from jaxmm.checks import part as check_part
+from jaxmm.checks import proof, required
 from jaxmm.checks import row as check_row
 from jaxmm.checks import speed as check_speed
 from jaxmm.checks import step as check_step
@@ -250,3 +251,27 @@ def test_the_whole_check_runs_on_a_cpu_at_small_sizes(tmp_path, monkeypatch, cap
     assert step["tokens/s"] > 0
     assert step["MFU"] is None
     assert step["loader / cached"] > 0
+
+
+def test_a_backend_that_must_be_proven_is_held_against_float64_once(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    asked = []
+
+    def rows(backend, dtype):
+        asked.append(dtype)
+        verdict = WRONG if dtype == "float16" else RIGHT
+        if verdict == RIGHT:
+            proof.keep(backend, dtype)
+        yield Row("window", verdict, "dq 3.0e-01 (limit 0.02)")
+
+    monkeypatch.setattr(check_attention, "rows", rows)
+    assert required.require_attention("blocks", "bfloat16") == ""
+    assert "is right on this machine: 1 cases" in required.require_attention("hopper", "bfloat16")
+    assert "was right on this machine before" in required.require_attention("hopper", "bfloat16")
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"hopper is not right .*window: WRONG, dq 3.0e-01 .*take 'fused'"):
+            required.require_attention("hopper", "float16")
+    assert asked == ["bfloat16", "float16", "float16"], "what was wrong is asked again"
+    monkeypatch.setattr(proof.program_cache, "CODE", "of another version")
+    required.require_attention("hopper", "bfloat16")
+    assert len(asked) == 4

@@ -17,6 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from jaxmm.models.kernels.interval_blocks import Logits
+from jaxmm.models.kernels.ranges import ranges
 
 _MASKED = -1e30  # finite, so that a row of masked logits gives no NaN
 _EMPTY = _MASKED / 10  # the maximum of a query that sees nothing: exp(_MASKED - _EMPTY) is exactly 0
@@ -63,31 +64,6 @@ def fused_attention(
 
     inputs = (padded(x, width) for x in (q_BTHD, k_BSKD, v_BSKD, start_BT, end_BT))
     return _attention(*inputs, kind)[:, :T, :, :D]
-
-
-class _Ranges(NamedTuple):
-    """Which blocks meet: int32 (B, blocks) each, ends not included."""
-
-    first_key: jax.Array  # of a block of queries
-    last_key: jax.Array
-    first_query: jax.Array  # of a block of keys
-    last_query: jax.Array
-
-
-def _ranges(start_BT, end_BT, keys: int, block: int) -> _Ranges:
-    B, T = start_BT.shape
-    is_seeing = end_BT > start_BT
-
-    def by_block(x, fill: int):
-        return jnp.where(is_seeing, x, fill).reshape(B, T // block, block)
-
-    first_key = by_block(start_BT, keys).min(-1) // block
-    last_key = -(-by_block(end_BT, 0).max(-1) // block)
-    at = jnp.arange(keys // block)
-    meets_Bnn = (at >= first_key[..., None]) & (at < last_key[..., None])
-    first_query = jnp.argmax(meets_Bnn, 1)
-    last_query = jnp.where(meets_Bnn.any(1), T // block - jnp.argmax(meets_Bnn[:, ::-1], 1), 0)
-    return _Ranges(*(x.astype(jnp.int32) for x in (first_key, last_key, first_query, last_query)))
 
 
 def _dot(a, b, contract: tuple[int, int]):
@@ -214,19 +190,19 @@ def _attention(q_BTHD, k_BSKD, v_BSKD, start_BT, end_BT, kind: Kind):
 
 def _forward(q_BTHD, k_BSKD, v_BSKD, start_BT, end_BT, kind: Kind):
     B, T, H, _ = q_BTHD.shape
-    ranges = _ranges(start_BT, end_BT, k_BSKD.shape[1], kind.block)
+    meet = ranges(start_BT, end_BT, k_BSKD.shape[1], kind.block)
     spec = _specs(q_BTHD.shape, k_BSKD.shape, kind.block)
     names = ("q", "all_k", "all_k", "edge", "edge", "one", "one")
     shapes = [jax.ShapeDtypeStruct(q_BTHD.shape, q_BTHD.dtype), jax.ShapeDtypeStruct((B, H, T), jnp.float32)]
     run = _call(
         _forward_kernel, kind, (T // kind.block, H, B), [spec[n] for n in names], [spec["q"], spec["sum"]], shapes
     )  # fmt: skip
-    out_BTHD, lse_BHT = run(q_BTHD, k_BSKD, v_BSKD, start_BT, end_BT, ranges.first_key, ranges.last_key)
-    return out_BTHD, (q_BTHD, k_BSKD, v_BSKD, start_BT, end_BT, ranges, out_BTHD, lse_BHT)
+    out_BTHD, lse_BHT = run(q_BTHD, k_BSKD, v_BSKD, start_BT, end_BT, meet.first_key, meet.last_key)
+    return out_BTHD, (q_BTHD, k_BSKD, v_BSKD, start_BT, end_BT, meet, out_BTHD, lse_BHT)
 
 
 def _backward(kind: Kind, saved, grad_BTHD):
-    q_BTHD, k_BSKD, v_BSKD, start_BT, end_BT, ranges, out_BTHD, lse_BHT = saved
+    q_BTHD, k_BSKD, v_BSKD, start_BT, end_BT, meet, out_BTHD, lse_BHT = saved
     B, T, H, D = q_BTHD.shape
     S, K = k_BSKD.shape[1:3]
     spec = _specs(q_BTHD.shape, k_BSKD.shape, kind.block)
@@ -237,13 +213,13 @@ def _backward(kind: Kind, saved, grad_BTHD):
     like_q, like_k = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q_BTHD, k_BSKD))
     names = ("q", "all_k", "all_k", "edge", "edge", "one", "one", "q", "sum", "sum")
     run = _call(_query_kernel, kind, (T // kind.block, H, B), [spec[n] for n in names], spec["q"], like_q)
-    dq_BTHD = run(*inputs, ranges.first_key, ranges.last_key, *sums)
+    dq_BTHD = run(*inputs, meet.first_key, meet.last_key, *sums)
     names = ("all_q", "k", "k", "all_edges", "all_edges", "one", "one", "all_q", "all_sums", "all_sums")
     run = _call(
         _key_kernel, kind, (S // kind.block, K, B), [spec[n] for n in names], [spec["k"]] * 2, [like_k, like_k],
         warps=8 if D >= 128 else 4,  # of four warps its two sums take all registers, and some spill
     )  # fmt: skip
-    dk_BSKD, dv_BSKD = run(*inputs, ranges.first_query, ranges.last_query, *sums)
+    dk_BSKD, dv_BSKD = run(*inputs, meet.first_query, meet.last_query, *sums)
     return dq_BTHD, dk_BSKD, dv_BSKD, None, None
 
 

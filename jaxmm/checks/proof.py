@@ -1,0 +1,33 @@
+"""The proof that an attention backend is right on this machine: a file that ``jaxmm check`` leaves, and runs look for.
+
+It counts for this code, these versions of JAX and its libraries, this kind of device and this driver.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import jax
+
+from jaxmm import atomic
+from jaxmm.data.prepare.remote import default_cache
+from jaxmm.runtime import program_cache
+
+FOLDER = "proofs"  # of the cache
+
+
+def place(backend: str, dtype: str) -> Path:
+    device = jax.local_devices()[0]
+    known = backend, dtype, program_cache.CODE, device.device_kind, device.client.platform_version
+    return default_cache() / FOLDER / f"{backend}-{dtype}-{hashlib.sha256(repr(known).encode()).hexdigest()[:16]}.json"
+
+
+def keep(backend: str, dtype: str) -> None:
+    path = place(backend, dtype)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic.write_json(path, {"backend": backend, "dtype": dtype, "device": jax.local_devices()[0].device_kind})
+
+
+def is_kept(backend: str, dtype: str) -> bool:
+    return place(backend, dtype).exists()
