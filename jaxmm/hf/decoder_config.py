@@ -40,12 +40,14 @@ def _scaling(rope: dict[str, Any], max_positions: int) -> RopeScaling:
     )
 
 
-def _windows(config: Any) -> dict[str, Any]:
-    """Which layers use a window: by ``layer_types`` if the config has it, else ``sliding_window`` for all."""
-    window = getattr(config, "sliding_window", None) or 0
-    kinds = getattr(config, "layer_types", None)
-    if kinds is None:
-        return {"window": window}
+def one_window(config: Any) -> dict[str, Any]:
+    """The window of all layers. Classes of ``transformers`` with such windows do not read ``layer_types``."""
+    return {"window": config.sliding_window or 0}
+
+
+def windows_of_some(config: Any) -> dict[str, Any]:
+    """The window of the layers that ``layer_types`` says have one."""
+    window, kinds = config.sliding_window or 0, config.layer_types
     known = {"full_attention", "sliding_attention"}
     if set(kinds) - known:
         raise UserError(f"config.json: layers of type '{(set(kinds) - known).pop()}' are not supported")
@@ -55,7 +57,7 @@ def _windows(config: Any) -> dict[str, Any]:
 
 
 def make_spec(config: Any, tied: bool, rope: dict[str, Any] | None = None, **features: Any) -> DecoderSpec:
-    """The spec of a config.
+    """The spec of a config. Windows are a feature: a config may name them where the class of ``transformers`` has none.
 
     Args:
       tied: whether the vocabulary projection is the embedding.
@@ -66,16 +68,14 @@ def make_spec(config: Any, tied: bool, rope: dict[str, Any] | None = None, **fea
       ValueError: for sizes that do not match.
       UserError: for rotary positions or kinds of layers that are not supported.
     """
+    supported.require(config, is_causal=True)
     rope = rope or config.rope_parameters
     if not getattr(config, "head_dim", None) and config.hidden_size % config.num_attention_heads:
         raise ValueError(f"hidden_size {config.hidden_size} is no multiple of {config.num_attention_heads} heads")
     own = {"mlp": "intermediate_size", "norm_eps": "rms_norm_eps"}
     features = {key: getattr(config, name) for key, name in own.items() if key not in features} | features
     if "activation" not in features:
-        kind = getattr(config, "hidden_act", None) or config.hidden_activation
-        features["activation"] = supported.activation(kind)
-    if "mixers" not in features:
-        features |= _windows(config)
+        features["activation"] = supported.activation(config.hidden_act)
     return DecoderSpec(
         vocab_size=config.vocab_size,
         width=config.hidden_size,

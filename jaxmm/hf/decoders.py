@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from jaxmm.errors import UserError
 from jaxmm.hf import decoder_names, experts, supported
-from jaxmm.hf.decoder_config import make_spec, mixers_of, rotary_part, sections
+from jaxmm.hf.decoder_config import make_spec, mixers_of, one_window, rotary_part, sections, windows_of_some
 from jaxmm.hf.names import Rule
 from jaxmm.models.decoder_spec import COMPONENTS, AttentionSizes, DecoderSpec
 from jaxmm.models.recurrent import ConvolutionSpec, GatedDeltaNetSpec
@@ -91,17 +91,22 @@ def _llama(config: Any, tied: bool) -> DecoderSpec:
 
 
 def _mistral(config: Any, tied: bool) -> DecoderSpec:
-    return make_spec(config, tied)
+    return make_spec(config, tied, **one_window(config))
 
 
 def _qwen2(config: Any, tied: bool) -> DecoderSpec:
     """Qwen 2 and 2.5."""
-    return make_spec(config, tied, qkv_bias=True)
+    return make_spec(config, tied, qkv_bias=True, **windows_of_some(config))
 
 
 def _qwen3(config: Any, tied: bool) -> DecoderSpec:
+    return _normed_heads(config, tied, **windows_of_some(config))
+
+
+def _normed_heads(config: Any, tied: bool, **features: Any) -> DecoderSpec:
+    """What the decoders of Qwen 3 have in common."""
     bias = bool(config.attention_bias)
-    return make_spec(config, tied, qkv_bias=bias, out_bias=bias, qk_norm=True)
+    return make_spec(config, tied, qkv_bias=bias, out_bias=bias, qk_norm=True, **features)
 
 
 def _gemma(config: Any, tied: bool, **features: Any) -> DecoderSpec:
@@ -117,7 +122,7 @@ def _gemma2(config: Any, tied: bool) -> DecoderSpec:
         config, tied, activation=supported.activation(config.hidden_activation), post_norms=True,
         attention_scale=config.query_pre_attn_scalar**-0.5,
         attention_softcap=float(config.attn_logit_softcapping or 0.0),
-        logit_softcap=float(config.final_logit_softcapping or 0.0),
+        logit_softcap=float(config.final_logit_softcapping or 0.0), **windows_of_some(config),
     )  # fmt: skip
 
 
@@ -131,7 +136,7 @@ def _gemma3(config: Any, tied: bool) -> DecoderSpec:
         qkv_bias=bool(config.attention_bias), out_bias=bool(config.attention_bias),
         qk_norm=True, post_norms=True, norm_offset=1.0,
         embed_scale=config.hidden_size**0.5, attention_scale=config.query_pre_attn_scalar**-0.5,
-        bidirectional_blocks=True,
+        bidirectional_blocks=True, activation=supported.activation(config.hidden_activation), **windows_of_some(config),
     )  # fmt: skip
 
 
@@ -156,6 +161,7 @@ def _gemma4(config: Any, tied: bool) -> DecoderSpec:
     rope = config.rope_parameters
     return make_spec(
         configs[(narrow or wide)[0]], tied, rope["full_attention"], mixers=mixers, global_attention=sizes,
+        activation=supported.activation(config.hidden_activation),
         local_rope_theta=rope["sliding_attention"]["rope_theta"], window=config.sliding_window,
         global_layers=tuple(wide), layer_scale=True,
         qkv_bias=bool(config.attention_bias), out_bias=bool(config.attention_bias), qk_norm=True, value_norm=True,
@@ -171,16 +177,14 @@ def _gemma4(config: Any, tied: bool) -> DecoderSpec:
 def _qwen2_5_vl(config: Any, tied: bool) -> DecoderSpec:
     """Qwen 2 and 2.5 with positions of three axes: time, row and column, each with a run of the frequencies."""
     supported.require(config, head_dim=config.hidden_size // config.num_attention_heads)
-    return make_spec(config, tied, qkv_bias=True, rope_sections=sections(config, (16, 24, 24)))
+    return make_spec(
+        config, tied, qkv_bias=True, rope_sections=sections(config, (16, 24, 24)), **windows_of_some(config)
+    )
 
 
 def _qwen3_vl(config: Any, tied: bool) -> DecoderSpec:
     """Qwen 3 with positions of three axes, which take turns at the frequencies."""
-    bias = bool(config.attention_bias)
-    return make_spec(
-        config, tied, qkv_bias=bias, out_bias=bias, qk_norm=True,
-        rope_sections=sections(config, (24, 20, 20)), rope_interleaved=True,
-    )  # fmt: skip
+    return _normed_heads(config, tied, rope_sections=sections(config, (24, 20, 20)), rope_interleaved=True)
 
 
 def _ernie4_5(config: Any, tied: bool, **features: Any) -> DecoderSpec:
@@ -253,7 +257,9 @@ def _lfm2_mlp(config: Any) -> int:
 
 
 def _qwen3_moe(config: Any, tied: bool) -> DecoderSpec:
-    return dataclasses.replace(_qwen3(config, tied), **experts.qwen3(config, bool(config.norm_topk_prob)))
+    """Qwen 3 with experts: a window, if there is one, is of all layers."""
+    spec = _normed_heads(config, tied, **one_window(config))
+    return dataclasses.replace(spec, **experts.qwen3(config, bool(config.norm_topk_prob)))
 
 
 def _qwen3_vl_moe(config: Any, tied: bool) -> DecoderSpec:

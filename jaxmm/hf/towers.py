@@ -15,6 +15,7 @@ from jaxmm.hf.names import Rule, linear, norm, qkv
 from jaxmm.hf.supported import square_root, square_side
 from jaxmm.models.towers.vit import VisionSpec
 
+QWEN_EPS = 1e-6  # of the norms of Qwen's towers: their code's, whatever a config says
 ANY_SHAPE, ONE_SIZE = "any shape", "one size"  # the pictures that a joinable tower takes
 
 
@@ -67,7 +68,8 @@ def hidden_states(chosen: Any, layers: int) -> list[int]:
 def _vit(config: Any, width: int = 0, mlp: int = 0, **features: Any) -> VisionSpec:
     """``width``, ``mlp``: where they are not ``hidden_size`` and ``intermediate_size`` of the config."""
     supported.require(config, num_channels=3, in_channels=3)
-    features = {"norm_eps": getattr(config, "layer_norm_eps", 1e-6)} | features
+    if "norm_eps" not in features:
+        features["norm_eps"] = config.layer_norm_eps
     if "activation" not in features:
         features["activation"] = supported.activation(config.hidden_act)
     return VisionSpec(
@@ -138,14 +140,14 @@ def _qwen2(config: Any) -> VisionSpec:
     """Its ``hidden_size`` is that of the decoder."""
     return _vit(
         config, width=config.embed_dim, mlp=config.embed_dim * config.mlp_ratio, positions=0, patch_bias=False,
-        final_norm=False, frames=config.temporal_patch_size, rope_theta=_axial_theta(config),
+        final_norm=False, frames=config.temporal_patch_size, rope_theta=_axial_theta(config), norm_eps=QWEN_EPS,
     )  # fmt: skip
 
 
 def _qwen2_5(config: Any) -> VisionSpec:
     return _vit(
         config, positions=0, norm="rms", gated=True, patch_bias=False, final_norm=False,
-        frames=config.temporal_patch_size, rope_theta=_axial_theta(config),
+        frames=config.temporal_patch_size, norm_eps=QWEN_EPS, rope_theta=_axial_theta(config),
         window=config.window_size // config.spatial_merge_size // config.patch_size * config.spatial_merge_size,
         global_layers=tuple(config.fullatt_block_indexes),
     )  # fmt: skip
@@ -170,13 +172,19 @@ def _glm_ocr(config: Any) -> VisionSpec:
     )  # fmt: skip
 
 
-def _qwen3(config: Any) -> VisionSpec:
-    taps = list(getattr(config, "deepstack_visual_indexes", []))  # Qwen3.5's is the same tower without
+def _qwen3_vl(config: Any) -> VisionSpec:
+    taps = list(config.deepstack_visual_indexes)
     if taps != sorted(set(taps) & set(range(config.depth))):
         raise UserError(f"config.json: deepstack_visual_indexes {taps} are not some layers of {config.depth}, in order")
+    return _qwen3(config, taps=tuple(taps))
+
+
+def _qwen3(config: Any, **features: Any) -> VisionSpec:
+    """Qwen3.5's, and what Qwen3-VL's is without its taps."""
     return _vit(
         config, positions=square_root(config.num_position_embeddings, "num_position_embeddings"), resize="corners",
-        frames=config.temporal_patch_size, rope_theta=_axial_theta(config), taps=tuple(taps), final_norm=False,
+        frames=config.temporal_patch_size, norm_eps=QWEN_EPS, rope_theta=_axial_theta(config), final_norm=False,
+        **features,
     )  # fmt: skip
 
 
@@ -316,6 +324,7 @@ GLM4V = TowerKind(_glm4v, GLM4V_RULES)
 QWEN2 = TowerKind(_qwen2, _qwen_rules({"mlp.fc1": "mlp.up", "mlp.fc2": "mlp.down"}))
 QWEN2_5 = TowerKind(_qwen2_5, _qwen_rules(GATED))
 QWEN3 = TowerKind(_qwen3, _qwen_rules({"mlp.linear_fc1": "mlp.up", "mlp.linear_fc2": "mlp.down"}))
+QWEN3_VL = QWEN3._replace(spec=_qwen3_vl)
 # SigLIP's, whose positions go by where a patch stands in its square, from 0 to 1: in a full square, the patch's own
 # number. (torch's float32 puts some patches into the bucket before, at sizes that no release has.)
 SQUARES = TowerKind(_siglip, _siglip_rules("convolution"))
@@ -335,7 +344,7 @@ TOWERS = {
     "pixtral": TowerKind(_pixtral, _pixtral_rules()),
     "internvl_vision": TowerKind(_intern, _intern_rules()),
     "qwen2_vl_vision": QWEN2, "qwen2_5_vl_vision": QWEN2_5, "qwen2_5_vl": QWEN2_5,  # configs name it either way
-    "qwen3_vl_vision": QWEN3, "qwen3_vl": QWEN3, "qwen3_vl_moe_vision": QWEN3, "qwen3_vl_moe": QWEN3,
+    "qwen3_vl_vision": QWEN3_VL, "qwen3_vl": QWEN3_VL, "qwen3_vl_moe_vision": QWEN3_VL, "qwen3_vl_moe": QWEN3_VL,
     "qwen3_5_vision": QWEN3, "qwen3_5_moe_vision": QWEN3,
     "gemma4_vision": TowerKind(_gemma4, _gemma4_rules()),
 }  # fmt: skip

@@ -6,13 +6,31 @@ import json
 import math
 
 import pytest
-from released_configs import GEMMA3, LLAMA3, LLAVA, QWEN3_VL
+from released_configs import (
+    GEMMA3,
+    GEMMA4,
+    GLM4V,
+    GLM_OCR,
+    LLAMA3,
+    LLAVA,
+    LLAVA_NEXT,
+    PADDLEOCR_VL,
+    PALIGEMMA,
+    QWEN2_5_VL,
+    QWEN2_VL,
+    QWEN3_5,
+    QWEN3_MOE,
+    QWEN3_VL,
+    QWEN3_VL_MOE,
+)
 from test_releases import changed
 
 from jaxmm.errors import UserError
 from jaxmm.hf import folder as hf
 from jaxmm.hf.decoders import decoder_of
 from jaxmm.hf.pretrained import read_start
+
+WITHOUT_WINDOWS = (LLAVA, PALIGEMMA, QWEN3_VL, QWEN3_VL_MOE, GLM4V, GLM_OCR, PADDLEOCR_VL)
 
 pytestmark = pytest.mark.usefixtures("whole_transformers")
 
@@ -51,6 +69,44 @@ def test_a_number_out_of_range_is_one_line_with_file_and_key(config, message, tm
         hf.read_whole(tmp_path)
     assert str(tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "part", "key", "value"),
+    [
+        *((config, "text_config", "sliding_window", 3) for config in WITHOUT_WINDOWS),
+        *((config, "text_config", "hidden_act", "relu") for config in (GEMMA3, GEMMA4)),
+        *((config, "vision_config", "layer_norm_eps", 0.05) for config in (QWEN2_VL, QWEN2_5_VL, QWEN3_VL)),
+        (QWEN3_5, "vision_config", "deepstack_visual_indexes", [0]),
+        (changed(LLAVA_NEXT, text__sliding_window=4), "text_config", "layer_types", "full_attention"),  # of all layers
+    ],
+)
+def test_a_key_that_the_family_s_class_does_not_read_changes_nothing(config, part, key, value, tmp_path):
+    """Whoever converts a checkpoint may leave keys of another class in it, which ``transformers`` passes over."""
+
+    def layout(changes):
+        found = json.loads(json.dumps(config))
+        found.get(part, found).update(changes)
+        (tmp_path / "config.json").write_text(json.dumps(found))
+        return hf.read_whole(tmp_path).layout
+
+    plain = layout({})
+    assert layout({key: [value] * plain.spec.decoder.layers if key == "layer_types" else value}) == plain
+
+
+@pytest.mark.parametrize("config", [LLAVA, QWEN3_VL, GEMMA3, GLM4V])
+def test_attention_that_is_not_causal_is_refused(config, tmp_path):
+    """transformers reads this key wherever it makes a causal mask."""
+    (tmp_path / "config.json").write_text(json.dumps(changed(config, text__is_causal=False)))
+    with pytest.raises(UserError, match="with is_causal=False is not supported: only True"):
+        hf.read_whole(tmp_path)
+
+
+def test_experts_of_qwen_3_have_one_window_in_all_layers(tmp_path):
+    config = {**QWEN3_MOE, "use_sliding_window": True, "sliding_window": 7}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    spec = decoder_of(hf.read_config(tmp_path), False).spec
+    assert (spec.window, spec.global_layers) == (7, ())
 
 
 @pytest.mark.parametrize(
