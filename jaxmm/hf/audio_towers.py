@@ -35,7 +35,7 @@ class AudioTowerKind(NamedTuple):
 
 def audio_tower_of(config: Any) -> AudioTower:
     """Returns the tower of a config. Raises UserError for an unknown architecture, or sizes that do not match."""
-    kind = supported.entry(AUDIO_TOWERS, config.model_type, "audio tower")
+    kind = supported.entry(AUDIO_TOWERS, supported.kind_of(config), "audio tower")
     try:
         return AudioTower(*kind.specs(config), kind.rules)
     except ValueError as error:  # sizes that do not match

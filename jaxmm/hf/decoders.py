@@ -42,7 +42,7 @@ class DecoderKind(NamedTuple):
 
 def decoder_of(config: Any, tied: bool) -> Decoder:
     """Returns the decoder of a config. Raises UserError for an unknown architecture, or sizes that do not match."""
-    kind = supported.entry(DECODERS, config.model_type, "decoder")
+    kind = supported.entry(DECODERS, supported.kind_of(config), "decoder")
     try:
         spec = kind.spec(config, tied)
     except ValueError as error:  # sizes that do not match

@@ -37,6 +37,14 @@ def require(config: Any, **wanted: Any) -> None:
             raise UserError(f"config.json: {config.model_type} with {key}={actual} is not supported: only {value}")
 
 
+def kind_of(config: Any) -> str:
+    """The ``model_type`` by which ``transformers`` builds a part: that of its config's class.
+
+    A whole model whose parts are always of one class lets a ``config.json`` name them otherwise.
+    """
+    return str(type(config).model_type)
+
+
 def square_side(value: Any, what: str) -> int:
     """A side given as a number, or as two equal ones."""
     sides = list(value) if isinstance(value, (list, tuple)) else [value, value]

@@ -47,7 +47,7 @@ class TowerKind(NamedTuple):
 
 def tower_of(config: Any) -> Tower:
     """Returns the tower of a config. Raises UserError for an unknown architecture, or sizes that do not match."""
-    kind = supported.entry(TOWERS, config.model_type, "vision tower")
+    kind = supported.entry(TOWERS, supported.kind_of(config), "vision tower")
     try:
         return Tower(kind.spec(config), kind.rules)
     except ValueError as error:  # sizes that do not match

@@ -78,6 +78,7 @@ def test_a_number_out_of_range_is_one_line_with_file_and_key(config, message, tm
         *((config, "text_config", "hidden_act", "relu") for config in (GEMMA3, GEMMA4)),
         *((config, "vision_config", "layer_norm_eps", 0.05) for config in (QWEN2_VL, QWEN2_5_VL, QWEN3_VL)),
         (QWEN3_5, "vision_config", "deepstack_visual_indexes", [0]),
+        (QWEN3_VL, "text_config", "model_type", "qwen3"),  # a decoder without axes: a class has one kind of decoder
         (changed(LLAVA_NEXT, text__sliding_window=4), "text_config", "layer_types", "full_attention"),  # of all layers
     ],
 )
