@@ -10,7 +10,6 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from jaxmm import zigzag
-from jaxmm.batch import ImageSpec
 from jaxmm.config.keys import KEYS, flat
 from jaxmm.config.shares import parse_mixture, parse_numbers
 from jaxmm.data import files
@@ -30,6 +29,7 @@ from jaxmm.data.sources import read_sources
 from jaxmm.data.text import boxes, intros
 from jaxmm.data.text.template import ChatOptions, Template
 from jaxmm.errors import UserError
+from jaxmm.image_spec import ImageSpec
 from jaxmm.workdir.folder import local
 
 MAX_STEPS = 10_000_000  # that epochs may be: all are planned to count them

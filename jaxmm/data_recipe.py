@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 from ml_collections import ConfigDict
 
-from jaxmm.batch import AudioSpec, ImageSpec, VideoSpec
+from jaxmm.clip_spec import AudioSpec, VideoSpec
 from jaxmm.corpus import cache_folder
 from jaxmm.data.media.log_mel import mel_filters
 from jaxmm.data.text.own_format import OURS
@@ -23,6 +23,7 @@ from jaxmm.hf.peft_read import is_peft
 from jaxmm.hf.pretrained import MODEL, Pretrained, image_settings, read_start
 from jaxmm.hf.processors import limits
 from jaxmm.hf.videos import asked_for
+from jaxmm.image_spec import ImageSpec
 from jaxmm.workdir.folder import has_saved
 from jaxmm.workdir.kept_folders import tokenizer_folder
 

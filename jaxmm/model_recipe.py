@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from jaxmm.batch import AudioSpec, ImageSpec
+from jaxmm.clip_spec import AudioSpec
 from jaxmm.config.file import load_workdir
 from jaxmm.config.keys import CLIPS
 from jaxmm.config.shares import parse_names, parse_patterns
@@ -21,6 +21,7 @@ from jaxmm.hf.adapter_record import Begun
 from jaxmm.hf.init_from import run_and_step
 from jaxmm.hf.peft_read import is_peft, read_peft
 from jaxmm.hf.pretrained import Pretrained
+from jaxmm.image_spec import ImageSpec
 from jaxmm.models.connector import ConnectorSpec
 from jaxmm.models.decoder import DecoderSpec
 from jaxmm.models.multimodal import PARTS, ModelSpec

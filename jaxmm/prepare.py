@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from jaxmm import command, formatting
-from jaxmm.batch import ImageSpec
 from jaxmm.config.shares import parse_mixture
 from jaxmm.corpus import TEMPLATE_KEYS
 from jaxmm.data import files
@@ -32,6 +31,7 @@ from jaxmm.data.text.template import ChatOptions, Template
 from jaxmm.data.text.tokenizer import load_tokenizer
 from jaxmm.errors import UserError, nearest
 from jaxmm.hf.processors import limits
+from jaxmm.image_spec import ImageSpec
 from jaxmm.json_text import parse_json
 from jaxmm.recipe import OWN_PIXELS
 

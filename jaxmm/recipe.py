@@ -10,7 +10,6 @@ from typing import NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from jaxmm.batch import ImageSpec
 from jaxmm.corpus import Corpus, make_assembler, make_plan, read_budgets
 from jaxmm.corpus_recipe import eval_corpus, read_boxes, read_reading, train_corpus
 from jaxmm.data.text.template import Template
@@ -18,6 +17,7 @@ from jaxmm.data_recipe import OWN_PIXELS, DataRecipe, check_media, not_taken, re
 from jaxmm.errors import UserError
 from jaxmm.hf.adapter_record import Begun
 from jaxmm.hf.pretrained import Pretrained
+from jaxmm.image_spec import ImageSpec
 from jaxmm.model_recipe import adapted, clips_of, own_media, parse_clips, read_begun, read_beneath
 from jaxmm.models.attention import choose_backend
 from jaxmm.models.multimodal import Compute, ModelSpec

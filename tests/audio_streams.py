@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxmm.batch import AudioSpec, Stream
+from jaxmm.batch import Stream
+from jaxmm.clip_spec import AudioSpec
 from jaxmm.data.media import audio_geometry
 
 SILENCE = -1.06  # what Whisper's log-mel has where nothing is heard

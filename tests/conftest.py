@@ -26,10 +26,11 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from jaxmm.batch import Batch, ImageSpec
+from jaxmm.batch import Batch
 from jaxmm.data.documents import Document, Image, Part, Text, Turn
 from jaxmm.data.packing.plan import Lengths, Piece
 from jaxmm.data.prepare.index import InMemory
+from jaxmm.image_spec import ImageSpec
 from jaxmm.machine import cores
 
 hypothesis.settings.register_profile(

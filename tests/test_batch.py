@@ -1,4 +1,4 @@
-"""The batch: a pytree of arrays that names what it holds, and image limits that make sense."""
+"""The batch: a pytree of arrays that names what it holds; and limits of pictures that make sense."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 from conftest import IMAGE
 
 from jaxmm import batch as batch_module
-from jaxmm.batch import ImageSpec
 from jaxmm.data.assemble import empty_batch
 from jaxmm.data.packing.plan import Budgets
+from jaxmm.image_spec import ImageSpec
 
 
 def test_a_batch_is_a_pytree_whose_arrays_all_start_with_rows():

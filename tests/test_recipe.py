@@ -13,13 +13,13 @@ import pytest
 from small_run import ROOT
 
 from jaxmm import command
-from jaxmm.batch import ImageSpec
 from jaxmm.config.shares import parse_mixture, parse_numbers, parse_schedule
 from jaxmm.corpus import Corpus, foreseen_budgets, make_assembler, make_plan, read_budgets, read_jitter, read_steps
 from jaxmm.data.media.image import JITTER_FROM
 from jaxmm.data.packing.plan import Budgets, Lengths, choose_budgets
 from jaxmm.data.reading import Reading
 from jaxmm.errors import UserError
+from jaxmm.image_spec import ImageSpec
 from jaxmm.recipe import eval_corpus, read_data, read_reading, train_corpus
 
 sys.path.append(str(ROOT / "tests/data"))

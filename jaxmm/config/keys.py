@@ -12,7 +12,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxmm.batch import AFTER, ROLES, SAMPLINGS
+from jaxmm.batch import ROLES
+from jaxmm.clip_spec import AFTER, SAMPLINGS
 from jaxmm.config.address import parse_address
 from jaxmm.config.key import Form, Key
 from jaxmm.config.shares import (

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxmm.batch import IGNORED, Batch, ImageSpec, Mixed, Pairs, Stream
+from jaxmm.batch import IGNORED, Batch, Mixed, Pairs, Stream
 from jaxmm.data.layout import bidirectional_blocks, lay_out, text_positions
 from jaxmm.data.media import opening
 from jaxmm.data.media.medium import NEWLINE, BadMedia, Filled, Item, Placed, Settings, Space
@@ -23,6 +23,7 @@ from jaxmm.data.packing.lengths import widths_of
 from jaxmm.data.packing.limits import PAIRS
 from jaxmm.data.packing.pieces import segments_of
 from jaxmm.data.packing.plan import Budgets, Lengths, Piece, Row
+from jaxmm.image_spec import ImageSpec
 
 # Why a pair becomes padding whose media can be read now: they could not when the reference was asked, or were others.
 UNKNOWN = "it could not be read when the reference was asked: run `jaxmm reference` again"

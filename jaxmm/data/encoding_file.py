@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxmm.batch import ImageSpec
 from jaxmm.data import files
 from jaxmm.data.readers import dataset_info
+from jaxmm.image_spec import ImageSpec
 from jaxmm.json_text import parse_json
 
 NAME = "encoding.json"

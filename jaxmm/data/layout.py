@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxmm.batch import ANSWER, IGNORED, TARGET, ImageSpec
+from jaxmm.batch import ANSWER, IGNORED, TARGET
 from jaxmm.data.media.medium import Placed
 from jaxmm.data.packing.plan import Lengths, Piece, expanded
+from jaxmm.image_spec import ImageSpec
 
 
 class Layout(NamedTuple):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from jaxmm.batch import ImageSpec
 from jaxmm.data.documents import AUDIO_PLACEHOLDER, PLACEHOLDER, VIDEO_PLACEHOLDER
 from jaxmm.data.text.boxes import KINDS, check
 from jaxmm.errors import UserError, nearest
+from jaxmm.image_spec import ImageSpec
 
 # The names in ``config.data.columns``; each is given the column that holds it.
 MEDIA = {"images": "image", "videos": "video", "audios": "audio"}  # two names of one thing

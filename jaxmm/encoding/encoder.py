@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxmm.batch import Batch, ImageSpec
+from jaxmm.batch import Batch
 from jaxmm.data.assemble import empty_batch
 from jaxmm.data.documents import Image
 from jaxmm.data.media.medium import BadMedia, Filled, Item, Settings, Space
 from jaxmm.data.media.table import medium_of, streams
 from jaxmm.data.packing.plan import Budgets
+from jaxmm.image_spec import ImageSpec
 from jaxmm.machine import cores
 from jaxmm.models.multimodal import make_model
 from jaxmm.recipe import Recipe

@@ -13,10 +13,11 @@ import jax
 import numpy as np
 
 from jaxmm.atomic import published
-from jaxmm.batch import AudioSpec, ImageSpec
+from jaxmm.clip_spec import AudioSpec
 from jaxmm.data import encoding_file, files
 from jaxmm.data.documents import Source
 from jaxmm.errors import UserError
+from jaxmm.image_spec import ImageSpec
 from jaxmm.json_text import parse_json
 from jaxmm.recipe import Recipe
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from jaxmm.batch import ImageSpec
 from jaxmm.data.assemble import item_of
 from jaxmm.data.documents import Document, Skip
 from jaxmm.data.media.headers import Looked, looked_at
@@ -23,6 +22,7 @@ from jaxmm.data.packing.shorten import CutShort
 from jaxmm.data.prepare.index import InMemory
 from jaxmm.data.text.encoded import Encoded
 from jaxmm.errors import UserError
+from jaxmm.image_spec import ImageSpec
 from jaxmm.recipe import Recipe, fitted
 
 

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jaxmm.batch import ImageSpec
 from jaxmm.data.text.own_format import IMAGE
 from jaxmm.exporting.configs import family_of
 from jaxmm.hf.chat_templates import chat_template, with_media
@@ -17,6 +16,7 @@ from jaxmm.hf.pictures import AnyShape
 from jaxmm.hf.pretrained import MODEL, Pretrained
 from jaxmm.hf.processors import PROCESSOR_FILES, json_object
 from jaxmm.hf.videos import VIDEO_FILE
+from jaxmm.image_spec import ImageSpec
 from jaxmm.json_text import parse_json
 from jaxmm.recipe import Recipe
 

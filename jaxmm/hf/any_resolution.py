@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxmm.batch import SplitSpec
 from jaxmm.errors import UserError
 from jaxmm.hf.pictures import Pictures, Settings, is_cropped
+from jaxmm.image_spec import SplitSpec
 from jaxmm.models.multimodal import ModelSpec
 
 SIZES = "image_grid_pinpoints"  # the list, in config.json and in the processor's settings

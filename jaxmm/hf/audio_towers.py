@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from jaxmm.batch import AudioSpec
+from jaxmm.clip_spec import AudioSpec
 from jaxmm.errors import UserError
 from jaxmm.hf import supported
 from jaxmm.hf.names import Rule, linear, norm

@@ -8,8 +8,8 @@ from typing import Any
 
 import jaxmm
 from jaxmm.atomic import read_lines
-from jaxmm.batch import ImageSpec
 from jaxmm.data.files import is_remote
+from jaxmm.image_spec import ImageSpec
 
 
 def model_card(

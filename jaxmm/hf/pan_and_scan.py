@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxmm.batch import SplitSpec
 from jaxmm.errors import UserError
 from jaxmm.hf.pictures import OneSize, Settings
+from jaxmm.image_spec import SplitSpec
 from jaxmm.models.multimodal import ModelSpec
 
 LEAST, MOST, ABOVE = (f"pan_and_scan_{key}" for key in ("min_crop_size", "max_num_crops", "min_ratio_to_activate"))

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from jaxmm.batch import ImageSpec
 from jaxmm.hf import folder as hf
 from jaxmm.hf import weights
 from jaxmm.hf.families.family import Layout
 from jaxmm.hf.names import Path as ParamPath
 from jaxmm.hf.names import common_name, foreign_name
 from jaxmm.hf.tensor_files import write_file
+from jaxmm.image_spec import ImageSpec
 from jaxmm.models.multimodal import ModelSpec
 
 SPECS = "parts.json"

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from jaxmm.batch import SplitSpec
 from jaxmm.errors import UserError
 from jaxmm.hf.processors import DEFAULTS, RESAMPLES, Limits
+from jaxmm.image_spec import SplitSpec
 from jaxmm.models.multimodal import ModelSpec
 
 Settings = dict[str, Any]  # of a folder's image processor

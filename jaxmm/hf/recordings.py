@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxmm.batch import AudioSpec
+from jaxmm.clip_spec import AudioSpec
 from jaxmm.errors import UserError
 from jaxmm.hf.processors import json_object
 

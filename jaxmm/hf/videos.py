@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxmm.batch import ImageSpec, VideoSpec
+from jaxmm.clip_spec import VideoSpec
 from jaxmm.errors import UserError
 from jaxmm.hf.processors import json_object
+from jaxmm.image_spec import ImageSpec
 
 VIDEO_FILE = "video_preprocessor_config.json"
 Settings = Mapping[str, Any]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxmm import sharding
-from jaxmm.batch import Batch, ImageSpec
+from jaxmm.batch import Batch
 from jaxmm.data.assemble import Assembler, Loaded
 from jaxmm.data.documents import Media, Part, Text, Turn, split_origin
 from jaxmm.data.media.table import advice, medium_of, named
@@ -20,6 +20,7 @@ from jaxmm.data.prepare.index import InMemory
 from jaxmm.data.text import intros
 from jaxmm.data.text.template import Template
 from jaxmm.errors import UserError
+from jaxmm.image_spec import ImageSpec
 from jaxmm.inference.decode import Generator
 from jaxmm.inference.sampling import GREEDY, Sampling
 from jaxmm.inference.stop_strings import Reply

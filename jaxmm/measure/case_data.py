@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxmm.batch import ImageSpec
 from jaxmm.data.packing.lengths import Lengths
 from jaxmm.data.packing.limits import Budgets
 from jaxmm.data.packing.plan import Plan
@@ -21,6 +20,7 @@ from jaxmm.data.prepare.prepared import Prepared
 from jaxmm.data.sources import read_sources
 from jaxmm.data.text.template import Markup, Template
 from jaxmm.data.text.tokenizer import load_tokenizer
+from jaxmm.image_spec import ImageSpec
 from jaxmm.measure.case import PeerCase
 from jaxmm.measure.pictures import natural
 

@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxmm.batch import Batch, ImageSpec
+from jaxmm.batch import Batch
 from jaxmm.data.media.mosaic import frame_side
 from jaxmm.data.text.template import Template
+from jaxmm.image_spec import ImageSpec
 from jaxmm.inference.answers import Prompt, PromptRows, prompt_rows, rounded
 from jaxmm.models.probe import CLASSES, COUNT, Queries
 from jaxmm.monitor.attention import DIGITS, Probe

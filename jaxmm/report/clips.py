@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxmm.batch import Batch, ImageSpec
+from jaxmm.batch import Batch
 from jaxmm.data.documents import Audio
 from jaxmm.data.media import audio_file
 from jaxmm.data.media.audio import AudioMedium
@@ -20,6 +20,7 @@ from jaxmm.data.media.medium import Medium
 from jaxmm.data.media.table import medium_of_kind, places_in
 from jaxmm.data.media.video import VideoMedium
 from jaxmm.data.packing.plan import Lengths, Piece, expanded
+from jaxmm.image_spec import ImageSpec
 from jaxmm.report.tiles import Picture, agree
 
 

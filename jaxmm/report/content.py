@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from jaxmm.batch import ImageSpec
+from jaxmm.image_spec import ImageSpec
 from jaxmm.report.tally import Tally
 from jaxmm.report.view import View
 

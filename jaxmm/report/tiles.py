@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxmm.batch import Batch, ImageSpec
+from jaxmm.batch import Batch
+from jaxmm.image_spec import ImageSpec
 
 
 class Picture(NamedTuple):

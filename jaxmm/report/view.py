@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxmm.batch import Batch, ImageSpec
+from jaxmm.batch import Batch
 from jaxmm.data.assemble import Loaded, Skipped
 from jaxmm.data.documents import VERDICTS
 from jaxmm.data.media.table import WIDTHS_KEYS, places_in
@@ -21,6 +21,7 @@ from jaxmm.data.packing.pieces import segments_of
 from jaxmm.data.packing.plan import Lengths, Piece
 from jaxmm.data.text.boxes import told
 from jaxmm.data.text.template import Template
+from jaxmm.image_spec import ImageSpec
 from jaxmm.report.clips import Clip, Film, Shot, Sound, clips_in, film_of, sound_of
 from jaxmm.report.tiles import Picture, agree, picture_of
 

@@ -13,12 +13,12 @@ from ml_collections import ConfigDict
 
 import jaxmm
 from jaxmm import formatting, sharding, zigzag
-from jaxmm.batch import ImageSpec
 from jaxmm.data.encoding_file import settled_otherwise
 from jaxmm.data.media.table import MEDIA
 from jaxmm.data.packing.limits import FIRST
 from jaxmm.data.packing.plan import Lengths
 from jaxmm.data.prepare.statistics import special_lines
+from jaxmm.image_spec import ImageSpec
 from jaxmm.models.flops import parameter_counts
 from jaxmm.models.matmuls import has_float8_units, is_float8, is_grouped
 from jaxmm.models.multimodal import ModelSpec, abstract_params, flat_axes, holdings, kernel_dims, model_maps

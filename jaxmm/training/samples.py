@@ -12,7 +12,7 @@ from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFont
 
 from jaxmm.atomic import published
-from jaxmm.batch import ANSWER, ImageSpec
+from jaxmm.batch import ANSWER
 from jaxmm.data.documents import Audio, Image, Video
 from jaxmm.data.media.medium import BadMedia
 from jaxmm.data.media.picture import decode
@@ -20,6 +20,7 @@ from jaxmm.data.prepare.index import Columns
 from jaxmm.data.text import intros
 from jaxmm.data.text.template import Template
 from jaxmm.errors import UserError
+from jaxmm.image_spec import ImageSpec
 from jaxmm.inference.answers import Prompt, prompt_rows
 from jaxmm.report.view import Viewer
 from jaxmm.training.clip_pictures import film_strip, sound_picture

@@ -16,12 +16,12 @@ import jax
 import numpy as np
 
 from jaxmm import sharding
-from jaxmm.batch import ImageSpec
 from jaxmm.data.assemble import Assembler
 from jaxmm.data.loader import batches
 from jaxmm.data.packing.lengths import Lengths
 from jaxmm.data.packing.plan import Budgets, Plan
 from jaxmm.data.prepare.prepared import Prepared
+from jaxmm.image_spec import ImageSpec
 
 BATCH_SIZE, SEED = 4, 3
 

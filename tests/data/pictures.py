@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from jaxmm.batch import ImageSpec
 from jaxmm.data.documents import Image
 from jaxmm.data.media import geometry
 from jaxmm.data.media import picture as media
+from jaxmm.image_spec import ImageSpec
 
 
 def encoded(picture: PIL.Image.Image, kind: str = "PNG", **options: Any) -> Image:

@@ -11,7 +11,8 @@ import pytest
 from conftest import IMAGE, picture
 from made import document, source_of
 
-from jaxmm.batch import IGNORED, AudioSpec, ImageSpec
+from jaxmm.batch import IGNORED
+from jaxmm.clip_spec import AudioSpec
 from jaxmm.data.assemble import Assembler, Loaded
 from jaxmm.data.documents import Audio, Document, Text
 from jaxmm.data.media import audio_file, audio_geometry
@@ -25,6 +26,7 @@ from jaxmm.data.prepare.prepared import Prepared
 from jaxmm.data.text.template import Template
 from jaxmm.data.text.tokenizer import load_tokenizer
 from jaxmm.errors import UserError
+from jaxmm.image_spec import ImageSpec
 
 TEMPLATE = Template(load_tokenizer(""), "pretrain")
 RATE = 16000

@@ -7,7 +7,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from jaxmm.batch import AudioSpec
+from jaxmm.clip_spec import AudioSpec
 from jaxmm.data.media import audio_geometry as geometry
 
 WHISPER = AudioSpec(chunk=4, chunk_positions=2, pool=2, attend=0, halo=2, piece=3000)

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from pictures import encoded
 
-from jaxmm.batch import ImageSpec
 from jaxmm.data.documents import Document, Features, Image, Object, Part, Text, Turn
 from jaxmm.data.media import patches as media
 from jaxmm.data.media.geometry import resized_size
 from jaxmm.data.text import boxes
 from jaxmm.errors import UserError
+from jaxmm.image_spec import ImageSpec
 
 QWEN = ImageSpec(14, 2, 56 * 56, 28 * 28 * 1280, thin=True)
 SMALL = ImageSpec(4, 2, 8 * 8, 64 * 64)

@@ -15,7 +15,8 @@ from made import source_of
 from readers.reading import Folder, only, openai, refused
 from test_features import npy, vectors
 
-from jaxmm.batch import IGNORED, ImageSpec, VideoSpec
+from jaxmm.batch import IGNORED
+from jaxmm.clip_spec import VideoSpec
 from jaxmm.data.assemble import Assembler
 from jaxmm.data.documents import Audio, AudioFeatures, Features, Object, Text, Video, VideoFeatures
 from jaxmm.data.media import table
@@ -33,6 +34,7 @@ from jaxmm.data.text.chat import Markup
 from jaxmm.data.text.template import Template
 from jaxmm.data.text.tokenizer import load_tokenizer
 from jaxmm.errors import UserError
+from jaxmm.image_spec import ImageSpec
 
 VIDEO = VideoSpec(frames=2, fps=4.0)
 SPEC = dataclasses.replace(IMAGE, video=VIDEO)

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pictures import encoded, smooth, with_orientation
 
-from jaxmm.batch import ImageSpec
 from jaxmm.data.media import geometry
 from jaxmm.data.media import patches as cutting
 from jaxmm.data.media import picture as media
+from jaxmm.image_spec import ImageSpec
 
 
 def decoded_sizes(monkeypatch) -> list[tuple[int, int]]:

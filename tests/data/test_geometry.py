@@ -12,7 +12,6 @@ import PIL.Image
 import pytest
 from conftest import IMAGE, picture, plain
 
-from jaxmm.batch import ImageSpec
 from jaxmm.data.assemble import Assembler
 from jaxmm.data.layout import text_positions
 from jaxmm.data.media import patches as cutting
@@ -22,6 +21,7 @@ from jaxmm.data.media.medium import Placed
 from jaxmm.data.packing.lengths import Lengths
 from jaxmm.data.packing.pieces import Piece
 from jaxmm.data.packing.plan import Budgets
+from jaxmm.image_spec import ImageSpec
 
 BUDGETS = Budgets(tokens=128, patches=288, items=8, targets=128)
 SIDE = IMAGE.patch_size

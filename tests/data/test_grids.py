@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxmm.batch import ImageSpec
 from jaxmm.data.media import geometry
+from jaxmm.image_spec import ImageSpec
 
 specs = st.builds(
     lambda patch_size, merge, least, most: ImageSpec(

@@ -395,7 +395,7 @@ def test_memory_is_flat_over_thousands_of_batches(folder, workers, count):
     """In a process of its own, whose memory nothing else grows."""
     program = (
         "import pathlib, re, sys\n"
-        "from jaxmm.batch import ImageSpec\n"
+        "from jaxmm.image_spec import ImageSpec\n"
         "from jaxmm.data.assemble import Assembler\n"
         "from jaxmm.data.loader import batches\n"
         "from jaxmm.data.packing.plan import Budgets, Lengths, Plan\n"

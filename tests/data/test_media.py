@@ -16,12 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pictures import encoded, smooth, with_orientation
 
-from jaxmm.batch import ImageSpec
 from jaxmm.data.documents import Features, Image
 from jaxmm.data.media import patches as cutting
 from jaxmm.data.media import picture as media
 from jaxmm.data.media import table
 from jaxmm.data.media.features import FeaturesMedium
+from jaxmm.image_spec import ImageSpec
 
 SPEC = ImageSpec(patch_size=4, merge=2, min_pixels=16 * 16, max_pixels=64 * 64)
 PICTURE = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))

@@ -16,7 +16,7 @@ from conftest import picture
 from made import document, source_of
 
 import jaxmm
-from jaxmm.batch import IGNORED, ImageSpec, Stream
+from jaxmm.batch import IGNORED, Stream
 from jaxmm.data.assemble import Assembler, Loaded, row_bytes
 from jaxmm.data.documents import Document, Image, Text
 from jaxmm.data.media import table
@@ -31,6 +31,7 @@ from jaxmm.data.prepare.prepared import Prepared
 from jaxmm.data.text.template import Template
 from jaxmm.data.text.tokenizer import load_tokenizer
 from jaxmm.errors import UserError
+from jaxmm.image_spec import ImageSpec
 from jaxmm.report.tally import Tally, over_budget
 from jaxmm.report.view import Viewer
 

@@ -15,7 +15,8 @@ from made_index import Made
 from parities import squares as plain_words
 from pictures import assert_tiles, squares_of
 
-from jaxmm.batch import IGNORED, ImageSpec, SplitSpec, VideoSpec
+from jaxmm.batch import IGNORED
+from jaxmm.clip_spec import VideoSpec
 from jaxmm.data.assemble import Assembler
 from jaxmm.data.documents import Video
 from jaxmm.data.media import extents, geometry, mosaic
@@ -27,6 +28,7 @@ from jaxmm.data.packing.plan import Budgets, Piece
 from jaxmm.data.prepare.index import InMemory
 from jaxmm.data.text.template import Template
 from jaxmm.data.text.tokenizer import load_tokenizer
+from jaxmm.image_spec import ImageSpec, SplitSpec
 from jaxmm.inference.answers import Prompt
 from jaxmm.monitor import heatmaps
 from jaxmm.report.view import Viewer

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import picture, plain
 
-from jaxmm.batch import IGNORED, ImageSpec
+from jaxmm.batch import IGNORED
 from jaxmm.data.assemble import Assembler
 from jaxmm.data.documents import Features
 from jaxmm.data.packing.lengths import Lengths
@@ -17,6 +17,7 @@ from jaxmm.data.prepare.index import InMemory
 from jaxmm.data.text.template import Template
 from jaxmm.data.text.tokenizer import load_tokenizer
 from jaxmm.errors import UserError
+from jaxmm.image_spec import ImageSpec
 
 SPEC = ImageSpec(patch_size=4, merge=2, min_pixels=1, max_pixels=32 * 32, by_longest=True, row_break="\n")
 

@@ -13,7 +13,7 @@ import pytest
 from conftest import picture, plain
 from pictures import assert_tiles, encoded, smooth
 
-from jaxmm.batch import IGNORED, ImageSpec, SplitSpec
+from jaxmm.batch import IGNORED
 from jaxmm.data.assemble import Assembler
 from jaxmm.data.documents import Turn
 from jaxmm.data.media import geometry
@@ -29,6 +29,7 @@ from jaxmm.data.text import intros
 from jaxmm.data.text.chat import Markup
 from jaxmm.data.text.template import Template
 from jaxmm.data.text.tokenizer import load_tokenizer
+from jaxmm.image_spec import ImageSpec, SplitSpec
 
 SPEC = ImageSpec(
     patch_size=4, merge=2, min_pixels=1, max_pixels=256, side=16, bidirectional=True, resample="bilinear",

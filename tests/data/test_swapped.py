@@ -11,7 +11,7 @@ import pytest
 from conftest import IMAGE, chat, picture, plain
 from made_index import BUDGETS, Made, made, texts
 
-from jaxmm.batch import VideoSpec
+from jaxmm.clip_spec import VideoSpec
 from jaxmm.data.media.audio import AUDIO
 from jaxmm.data.media.table import MODALITIES
 from jaxmm.data.media.tokens import TOKENS

@@ -13,7 +13,7 @@ from conftest import picture, plain
 from made_index import Made
 from pictures import assert_tiles, squares_of
 
-from jaxmm.batch import IGNORED, TARGET, ImageSpec, SplitSpec
+from jaxmm.batch import IGNORED, TARGET
 from jaxmm.data.assemble import Assembler
 from jaxmm.data.media import geometry
 from jaxmm.data.media import patches as cutting
@@ -25,6 +25,7 @@ from jaxmm.data.prepare.index import InMemory
 from jaxmm.data.text.template import Template
 from jaxmm.data.text.tokenizer import load_tokenizer
 from jaxmm.errors import UserError
+from jaxmm.image_spec import ImageSpec, SplitSpec
 
 SPEC = ImageSpec(patch_size=4, merge=2, min_pixels=1, max_pixels=256, side=16, max_tiles=6, class_tokens=1)
 TILE, SOFT = 20, 4  # patch positions of a tile: 16 patches, a class token, and what fills its merge group; soft tokens

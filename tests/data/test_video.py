@@ -17,7 +17,8 @@ from conftest import IMAGE, picture
 from made import document, source_of
 from made_index import Made
 
-from jaxmm.batch import IGNORED, AudioSpec, ImageSpec, VideoSpec
+from jaxmm.batch import IGNORED
+from jaxmm.clip_spec import AudioSpec, VideoSpec
 from jaxmm.data.assemble import Assembler, Loaded, Skipped
 from jaxmm.data.documents import Document, Image, Text, Video
 from jaxmm.data.media import sampling
@@ -34,6 +35,7 @@ from jaxmm.data.prepare.prepare import prepare
 from jaxmm.data.prepare.prepared import Prepared
 from jaxmm.data.text.template import Template
 from jaxmm.data.text.tokenizer import load_tokenizer
+from jaxmm.image_spec import ImageSpec
 
 TEMPLATE = Template(load_tokenizer(""), "pretrain")
 VIDEO = VideoSpec(frames=2, fps=2.0, min_frames=2, max_frames=8, min_pixels=8 * 8, max_pixels=16 * 16)

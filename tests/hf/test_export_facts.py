@@ -12,13 +12,13 @@ from hf.test_families import CASES
 from made_folders import folder_of
 
 from jaxmm import command, export
-from jaxmm.batch import ImageSpec
 from jaxmm.errors import UserError
 from jaxmm.exporting.configs import write_config, write_generation
 from jaxmm.exporting.output import whole_or_none
 from jaxmm.exporting.processors import write_processor, write_tokenizer
 from jaxmm.hf import model_card
 from jaxmm.hf.pretrained import MODEL, PIXELS, save
+from jaxmm.image_spec import ImageSpec
 from jaxmm.recipe import Recipe, read_recipe
 
 pytestmark = pytest.mark.usefixtures("whole_transformers")

@@ -16,7 +16,6 @@ from made_folders import byte_level_tokenizer, folder_of
 from parities import models as parity_models
 
 from jaxmm import command, sharding
-from jaxmm.batch import ImageSpec
 from jaxmm.data.documents import Document, Image, Text, Turn
 from jaxmm.data.media import patches as cutting
 from jaxmm.errors import UserError
@@ -25,6 +24,7 @@ from jaxmm.exporting.processors import write_processor, write_tokenizer
 from jaxmm.hf import folder as hf
 from jaxmm.hf import weights
 from jaxmm.hf.pretrained import MODEL, SPARE, image_settings, read_params, read_start, save
+from jaxmm.image_spec import ImageSpec
 from jaxmm.models.multimodal import flat_axes
 from jaxmm.recipe import Recipe, read_recipe
 

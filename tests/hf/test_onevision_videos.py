@@ -200,7 +200,7 @@ def test_greedy_answers_are_those_of_transformers(world):
 def test_frames_are_those_that_the_processor_takes_of_a_video_of_any_length():
     from transformers.video_utils import VideoMetadata, default_sample_indices_fn
 
-    from jaxmm.batch import VideoSpec
+    from jaxmm.clip_spec import VideoSpec
     from jaxmm.data.media.sampling import frame_count, frame_numbers
 
     video = VideoSpec(frames=1, fps=1.0, min_frames=1, max_frames=1 << 20, sampling="even")

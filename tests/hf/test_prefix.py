@@ -17,12 +17,12 @@ def test_a_question_and_its_answer_give_the_tokens_and_logits_of_transformers(tm
     import transformers
 
     from jaxmm import sharding
-    from jaxmm.batch import ImageSpec
     from jaxmm.data.documents import Image
     from jaxmm.data.text.template import Template
     from jaxmm.data.text.tokenizer import load_tokenizer
     from jaxmm.hf import folder as hf
     from jaxmm.hf.pretrained import image_settings, read_start
+    from jaxmm.image_spec import ImageSpec
     from jaxmm.inference.answers import Prompt, prompt_rows
     from jaxmm.models.multimodal import Compute, make_model
     from jaxmm.models.tree import nested

@@ -40,13 +40,13 @@ def world(request, tmp_path_factory):
     import jax
 
     from jaxmm import sharding
-    from jaxmm.batch import ImageSpec
     from jaxmm.data.documents import Image
     from jaxmm.data.media.geometry import one_tiling
     from jaxmm.data.text.template import Template
     from jaxmm.data.text.tokenizer import load_tokenizer
     from jaxmm.hf import folder as hf
     from jaxmm.hf.pretrained import image_settings, read_start
+    from jaxmm.image_spec import ImageSpec
     from jaxmm.models.multimodal import Compute, make_model
     from jaxmm.models.tree import nested
 
@@ -146,9 +146,9 @@ def test_ids_logits_and_greedy_answers_are_those_of_transformers(world, theirs):
 def test_an_export_has_a_processor_that_writes_the_same_ids(world, theirs, tmp_path, capsys):
     import transformers
 
-    from jaxmm.batch import ImageSpec
     from jaxmm.exporting.processors import write_processor, write_tokenizer
     from jaxmm.hf.pretrained import MODEL, save
+    from jaxmm.image_spec import ImageSpec
 
     start = world.start.settled((0, 0))
     save(start, [], tmp_path / MODEL)
@@ -202,9 +202,9 @@ def test_packed_rows_are_as_alone_and_text_between_tiles_is_no_target(world):
 
 
 def test_a_run_that_began_before_pictures_were_split_goes_on_without(world, tmp_path):
-    from jaxmm.batch import ImageSpec
     from jaxmm.exporting.processors import write_processor
     from jaxmm.hf.pretrained import MODEL, PIXELS, image_settings, read_start, save
+    from jaxmm.image_spec import ImageSpec
 
     start = world.start.settled((0, 0))
     save(start, [], tmp_path / "new")

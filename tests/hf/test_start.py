@@ -11,11 +11,11 @@ from made_folders import IMAGES, folder_of
 from parities import models as parity_models
 
 from jaxmm.api import load_config
-from jaxmm.batch import ImageSpec
 from jaxmm.errors import UserError
 from jaxmm.hf.families.registry import FAMILIES
 from jaxmm.hf.pretrained import image_settings, read_start
 from jaxmm.hf.videos import asked_for
+from jaxmm.image_spec import ImageSpec
 from jaxmm.recipe import read_recipe
 
 pytestmark = pytest.mark.usefixtures("whole_transformers")

@@ -16,13 +16,14 @@ from clip_parity import assert_greedy_answers_agree, attention_difference
 from conftest import picture
 from made_folders import byte_level_tokenizer
 
-from jaxmm.batch import IGNORED, Batch, ImageSpec
+from jaxmm.batch import IGNORED, Batch
 from jaxmm.data.assemble import Assembler
 from jaxmm.data.documents import Document, Image, Text, Turn, Video
 from jaxmm.data.packing.lengths import Lengths
 from jaxmm.data.packing.limits import Budgets
 from jaxmm.data.packing.plan import Piece
 from jaxmm.data.prepare.index import InMemory
+from jaxmm.image_spec import ImageSpec
 
 pytestmark = pytest.mark.parity
 
@@ -236,7 +237,7 @@ def test_frames_are_those_that_the_processor_takes_of_a_video_of_any_length(name
     import transformers
     from transformers.video_utils import VideoMetadata
 
-    from jaxmm.batch import VideoSpec
+    from jaxmm.clip_spec import VideoSpec
     from jaxmm.data.media.sampling import frame_count, frame_numbers
     from jaxmm.hf.families.registry import FAMILIES
 

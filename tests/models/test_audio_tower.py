@@ -15,7 +15,8 @@ from conftest import IMAGE
 from test_vit import patches_of
 
 from jaxmm import sharding
-from jaxmm.batch import AudioSpec, Stream
+from jaxmm.batch import Stream
+from jaxmm.clip_spec import AudioSpec
 from jaxmm.data.assemble import empty_batch
 from jaxmm.data.packing.limits import Budgets
 from jaxmm.models.connector import ConnectorSpec

@@ -17,7 +17,7 @@ import pytest
 from chromium import set_screen
 from conftest import IMAGE, picture, plain, rows_of
 
-from jaxmm.batch import AudioSpec, ImageSpec, VideoSpec
+from jaxmm.clip_spec import AudioSpec, VideoSpec
 from jaxmm.data.assemble import Assembler, Loaded
 from jaxmm.data.documents import Audio, Document, Image, Text, Tokens, Video
 from jaxmm.data.media import audio_file
@@ -27,6 +27,7 @@ from jaxmm.data.packing.plan import Budgets, Lengths, cut
 from jaxmm.data.prepare.index import InMemory
 from jaxmm.data.text.template import Template
 from jaxmm.data.text.tokenizer import load_tokenizer
+from jaxmm.image_spec import ImageSpec
 from jaxmm.report import embedding
 from jaxmm.report.clips import samples_of
 from jaxmm.report.content import DrawnRow, Report, Source

@@ -20,11 +20,12 @@ from jaxmm import command, inspect, train
 from jaxmm import encode_features as tool
 from jaxmm.api import load_config
 from jaxmm.atomic import write_json
-from jaxmm.batch import ImageSpec, VideoSpec
+from jaxmm.clip_spec import VideoSpec
 from jaxmm.data.encoding_file import settled_otherwise
 from jaxmm.encoding import writer
 from jaxmm.encoding.taken import Taker
 from jaxmm.errors import UserError
+from jaxmm.image_spec import ImageSpec
 from jaxmm.models.multimodal import make_model
 from jaxmm.recipe import read_recipe
 

@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxmm import estimate, sharding
 from jaxmm.api import load_config
-from jaxmm.batch import AudioSpec
+from jaxmm.clip_spec import AudioSpec
 from jaxmm.corpus import unseen_budgets
 from jaxmm.data.assemble import empty_batch
 from jaxmm.data.packing.limits import Budgets

@@ -17,7 +17,6 @@ import pytest
 
 from jaxmm import command
 from jaxmm import prepare as tool
-from jaxmm.batch import ImageSpec
 from jaxmm.corpus import load_corpus
 from jaxmm.data import demo
 from jaxmm.data.documents import Image
@@ -26,6 +25,7 @@ from jaxmm.data.reading import Reading
 from jaxmm.data.text.template import Template
 from jaxmm.data.text.tokenizer import load_tokenizer
 from jaxmm.errors import UserError
+from jaxmm.image_spec import ImageSpec
 from jaxmm.recipe import read_data, train_corpus
 
 TOOL = Path(__file__).parents[2] / "tools" / "prepare_data.py"

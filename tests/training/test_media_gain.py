@@ -13,7 +13,7 @@ import pytest
 from conftest import IMAGE, chat, picture, plain, rows_of
 
 from jaxmm import sharding
-from jaxmm.batch import VideoSpec
+from jaxmm.clip_spec import VideoSpec
 from jaxmm.corpus import Corpus
 from jaxmm.data.assemble import Assembler
 from jaxmm.data.documents import Image, Text, Video

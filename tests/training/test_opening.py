@@ -11,7 +11,7 @@ import pytest
 from conftest import IMAGE
 
 from jaxmm import sharding
-from jaxmm.batch import AudioSpec, VideoSpec
+from jaxmm.clip_spec import AudioSpec, VideoSpec
 from jaxmm.data.packing.lengths import Lengths
 from jaxmm.data.packing.limits import Budgets
 from jaxmm.models.multimodal import ModelSpec

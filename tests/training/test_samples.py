@@ -11,7 +11,7 @@ import numpy as np
 import PIL.Image
 from conftest import IMAGE, chat, picture
 
-from jaxmm.batch import AudioSpec, VideoSpec
+from jaxmm.clip_spec import AudioSpec, VideoSpec
 from jaxmm.data.documents import Audio, Image, Text, Video
 from jaxmm.data.prepare.index import InMemory
 from jaxmm.inference.answers import Prompt, prompt_rows

@@ -20,7 +20,8 @@ import numpy as np
 from benchmarks.media import one_core
 from benchmarks.plan import TOOLS, image_patches, text_lengths
 from benchmarks.row import Measured, Row, Settings
-from jaxmm.batch import TARGET, AudioSpec, ImageSpec, VideoSpec
+from jaxmm.batch import TARGET
+from jaxmm.clip_spec import AudioSpec, VideoSpec
 from jaxmm.data.assemble import Assembler
 from jaxmm.data.documents import Audio, Document, Media, Text, Turn, Video
 from jaxmm.data.media import audio_file, sampling, video_file
@@ -30,6 +31,7 @@ from jaxmm.data.prepare.index import PREFERENCES, Columns, InMemory, implied
 from jaxmm.data.prepare.records import Record
 from jaxmm.data.text.template import Template
 from jaxmm.data.text.tokenizer import load_tokenizer
+from jaxmm.image_spec import ImageSpec
 from jaxmm.measure.pictures import natural
 from jaxmm.measure.timing import Figure, in_turns, rates
 

@@ -12,11 +12,11 @@ import numpy as np
 import PIL.Image
 
 from benchmarks.row import Measured, Row, Settings
-from jaxmm.batch import ImageSpec
 from jaxmm.data.documents import Image
 from jaxmm.data.media import geometry
 from jaxmm.data.media.patches import patches
 from jaxmm.data.media.picture import ORIENTATION, image_size
+from jaxmm.image_spec import ImageSpec
 from jaxmm.measure.pictures import natural
 from jaxmm.measure.timing import Figure, in_turns, rates
 

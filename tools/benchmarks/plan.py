@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks.row import Measured, Row, Settings
-from jaxmm.batch import TARGET, ImageSpec
+from jaxmm.batch import TARGET
 from jaxmm.data.assemble import Assembler
 from jaxmm.data.packing.pack import assign
 from jaxmm.data.packing.plan import WINDOW_PIECES, Budgets, Lengths, Plan, choose_budgets
 from jaxmm.data.prepare.index import CLIPS, PREFERENCES, Columns, implied
 from jaxmm.data.prepare.records import Record
+from jaxmm.image_spec import ImageSpec
 from jaxmm.measure.timing import Figure
 
 IMAGE = ImageSpec(patch_size=16, merge=2, min_pixels=64 * 16**2, max_pixels=2304 * 16**2)

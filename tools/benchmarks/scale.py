@@ -140,7 +140,7 @@ class Stepper:
         import optax
 
         from jaxmm import sharding
-        from jaxmm.batch import ImageSpec
+        from jaxmm.image_spec import ImageSpec
         from jaxmm.models.connector import ConnectorSpec
         from jaxmm.models.decoder import DecoderSpec
         from jaxmm.models.multimodal import Compute, ModelSpec, make_model

@@ -20,8 +20,8 @@ from peer.pairs import PairsCase
 
 from benchmarks.peer import AGREE, STEPS, WARM, WIDE, Side, made
 from benchmarks.row import Measured, Row, Settings, tell
-from jaxmm.batch import ImageSpec
 from jaxmm.errors import UserError
+from jaxmm.image_spec import ImageSpec
 from jaxmm.measure.case import RATE, PeerCase
 from jaxmm.measure.timing import Figure
 

@@ -93,8 +93,8 @@ def side_of(case: Case, folder: Path, published: bool = False) -> Side:
       published: with the sizes of the family's published models, not with the case's tiny ones.
     """
     let_torchvision_import()
-    from jaxmm.batch import ImageSpec
     from jaxmm.hf.pretrained import image_settings, read_start
+    from jaxmm.image_spec import ImageSpec
 
     config = case.config(np.random.default_rng(0))
     if published:

@@ -145,7 +145,7 @@ class Ours:
         import optax
 
         from jaxmm import sharding
-        from jaxmm.batch import ANSWER, TARGET, ImageSpec
+        from jaxmm.batch import ANSWER, TARGET
         from jaxmm.data.assemble import Assembler
         from jaxmm.data.packing.plan import Lengths, Plan, choose_budgets
         from jaxmm.data.prepare.index import InMemory
@@ -153,6 +153,7 @@ class Ours:
         from jaxmm.hf import folder as hf
         from jaxmm.hf.decoders import DECODERS
         from jaxmm.hf.families.family import OLD, Layout
+        from jaxmm.image_spec import ImageSpec
         from jaxmm.models.adapters import AdapterSpec
         from jaxmm.models.decoder import DecoderSpec
         from jaxmm.models.multimodal import Compute, ModelSpec, begin_adapters, make_model

@@ -16,9 +16,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxmm.batch import ImageSpec
 from jaxmm.data.packing.plan import Lengths, Plan, Row, choose_budgets
 from jaxmm.data.packing.rows import Listed
+from jaxmm.image_spec import ImageSpec
 from simulation.columns import Columned
 
 IMAGE = ImageSpec(patch_size=16, merge=2, min_pixels=64 * 16**2, max_pixels=1024 * 16**2)

@@ -12,12 +12,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from jaxmm.batch import AudioSpec, Batch, ImageSpec, Stream
+from jaxmm.batch import Batch, Stream
+from jaxmm.clip_spec import AudioSpec
 from jaxmm.data.documents import Audio
 from jaxmm.data.media import audio_file, audio_geometry
 from jaxmm.data.media.extents import Extent, Extents
 from jaxmm.data.media.log_mel import log_mel
 from jaxmm.data.media.medium import Array, Filled, Item, Medium, Settings, Space
+from jaxmm.image_spec import ImageSpec
 
 AUDIO = -3
 

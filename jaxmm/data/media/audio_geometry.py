@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxmm.batch import AudioSpec
+from jaxmm.clip_spec import AudioSpec
 
 
 def seen_frames(frames: Any, spec: AudioSpec) -> Any:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from jaxmm.batch import Batch, ImageSpec, Stream
+from jaxmm.batch import Batch, Stream
 from jaxmm.data.documents import AudioFeatures, VideoFeatures
 from jaxmm.data.media import sampling
 from jaxmm.data.media.extents import Extent, Extents
@@ -27,6 +27,7 @@ from jaxmm.data.media.features import (
 from jaxmm.data.media.medium import Array, BadMedia, Filled, Item, Medium, Settings
 from jaxmm.data.media.timeline import int32_terms
 from jaxmm.errors import UserError
+from jaxmm.image_spec import ImageSpec
 
 WIDTHS = 1 << 20  # kinds of a medium, one for each width from 1 on
 VIDEO_FEATURES, AUDIO_FEATURES = -WIDTHS, -2 * WIDTHS  # of a width of 1; a larger one lies below

@@ -13,7 +13,7 @@ from typing import IO, Any, ClassVar
 
 import numpy as np
 
-from jaxmm.batch import Batch, ImageSpec, Stream
+from jaxmm.batch import Batch, Stream
 from jaxmm.data import files
 from jaxmm.data.documents import Features
 from jaxmm.data.media import geometry
@@ -21,6 +21,7 @@ from jaxmm.data.media.extents import Extent, Extents
 from jaxmm.data.media.medium import Array, BadMedia, Filled, Item, Medium, Settings, Space
 from jaxmm.data.media.opening import opened_file
 from jaxmm.errors import UserError
+from jaxmm.image_spec import ImageSpec
 
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 

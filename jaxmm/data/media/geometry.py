@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxmm.batch import ImageSpec, SplitSpec
 from jaxmm.data.media import mosaic
+from jaxmm.image_spec import ImageSpec, SplitSpec
 
 
 class Bounds(NamedTuple):

@@ -10,13 +10,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from jaxmm.batch import Batch, ImageSpec, SplitSpec, Stream
+from jaxmm.batch import Batch, Stream
 from jaxmm.data.documents import Image
 from jaxmm.data.media import geometry, mosaic
 from jaxmm.data.media.extents import Extent, Extents
 from jaxmm.data.media.medium import Array, Filled, Inner, Item, Medium, Settings, Space
 from jaxmm.data.media.patches import Edges, fill
 from jaxmm.data.media.picture import FORMATS, MAX_PIXELS, MAX_SIDE, image_size
+from jaxmm.image_spec import ImageSpec, SplitSpec
 
 IMAGE = 0
 

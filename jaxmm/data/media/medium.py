@@ -14,8 +14,9 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from jaxmm.batch import Batch, ImageSpec, Stream
+from jaxmm.batch import Batch, Stream
 from jaxmm.data.media.extents import Extent, Extents
+from jaxmm.image_spec import ImageSpec
 
 SEPARATORS = 2  # text tokens around a medium, which stay with it
 NEWLINE = -2  # among the rows of a medium: the model's own vector that ends a row, see ``ImageSpec.newline``

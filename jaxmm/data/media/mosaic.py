@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxmm.batch import POOLED_FROM, ImageSpec, SplitSpec
 from jaxmm.data.media.medium import NEWLINE, Mixture
+from jaxmm.image_spec import POOLED_FROM, ImageSpec, SplitSpec
 
 
 class Kept(NamedTuple):

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 import PIL.Image
 
-from jaxmm.batch import ImageSpec
 from jaxmm.data.documents import Image
 from jaxmm.data.media import mosaic
 from jaxmm.data.media.geometry import Tiling, group_order, one_tiling, resized_before, slice_boxes
@@ -24,6 +23,7 @@ from jaxmm.data.media.picture import (
     orientation_of,
     turned_size,
 )
+from jaxmm.image_spec import ImageSpec
 
 RESAMPLES = {
     "bicubic": PIL.Image.Resampling.BICUBIC, "bilinear": PIL.Image.Resampling.BILINEAR,

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxmm.batch import ImageSpec, VideoSpec
+from jaxmm.clip_spec import VideoSpec
 from jaxmm.data.media.geometry import Bounds, grid_size
+from jaxmm.image_spec import ImageSpec
 
 
 class Sampled(NamedTuple):

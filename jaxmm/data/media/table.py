@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxmm.batch import Batch, ImageSpec, Stream
+from jaxmm.batch import Batch, Stream
 from jaxmm.data.media.audio import AudioMedium
 from jaxmm.data.media.clip_features import AudioFeaturesMedium, VideoFeaturesMedium
 from jaxmm.data.media.extents import Extents
@@ -19,6 +19,7 @@ from jaxmm.data.media.image import ImageMedium
 from jaxmm.data.media.medium import Medium
 from jaxmm.data.media.tokens import TokensMedium
 from jaxmm.data.media.video import VideoMedium
+from jaxmm.image_spec import ImageSpec
 
 # By name. Soft tokens stand in a row's table in this order, so a new medium comes last.
 MEDIA: dict[str, Medium] = {

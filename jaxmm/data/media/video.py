@@ -14,13 +14,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from jaxmm.batch import Batch, ImageSpec, Stream, VideoSpec
+from jaxmm.batch import Batch, Stream
+from jaxmm.clip_spec import VideoSpec
 from jaxmm.data.documents import Image, Video
 from jaxmm.data.media import mosaic, sampling, video_file
 from jaxmm.data.media.extents import Extent, Extents
 from jaxmm.data.media.image import edges_of, frames_of, in_reading_order, write_tiles
 from jaxmm.data.media.medium import Array, Filled, Inner, Item, Medium, Settings, Space
 from jaxmm.data.media.patches import fill_frame
+from jaxmm.image_spec import ImageSpec
 
 VIDEO = -2
 

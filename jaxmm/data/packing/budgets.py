@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxmm.batch import ImageSpec
 from jaxmm.data.media.table import MEDIA
 from jaxmm.data.packing.lengths import BLOCK, Lengths
 from jaxmm.data.packing.limits import FIRST, PAIRS, Budgets, further_budgets, multiples
@@ -16,6 +15,7 @@ from jaxmm.data.packing.pack import assign
 from jaxmm.data.packing.pieces import BOUNDLESS, pieces_of
 from jaxmm.data.packing.shuffle import Permutation
 from jaxmm.errors import UserError
+from jaxmm.image_spec import ImageSpec
 
 SAMPLE_ROWS, SAMPLE_EXAMPLES = 400, 1 << 14
 MULTIPLE = 64  # picked budgets are multiples of it

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxmm.batch import ImageSpec
 from jaxmm.data.media import table
 from jaxmm.data.media.extents import Extent, Extents
+from jaxmm.image_spec import ImageSpec
 
 Encode = Callable[[str], Sequence[int]]  # a text to token ids, special tokens included
 

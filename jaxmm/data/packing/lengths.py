@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxmm.batch import TARGET, ImageSpec
+from jaxmm.batch import TARGET
 from jaxmm.data.media import table
 from jaxmm.data.media.extents import Extents
 from jaxmm.data.packing.array_file import is_whole, save_arrays
@@ -24,6 +24,7 @@ from jaxmm.data.packing.limits import FIRST, PAIRS, Budgets, budgets_of
 from jaxmm.data.packing.shorten import CutShort, cut_short, joined_cuts, shortened
 from jaxmm.data.prepare.index import Columns
 from jaxmm.data.prepare.lock import locked
+from jaxmm.image_spec import ImageSpec
 
 BLOCK = 1 << 18  # examples counted at a time
 SAVED_FROM = 1 << 18  # sources of at least so many examples keep their lengths on disk

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from jaxmm.batch import ImageSpec
 from jaxmm.data.media.table import MEDIA
+from jaxmm.image_spec import ImageSpec
 
 # Checkpoints and saved lengths keep budgets in this order; the budgets of a new medium come after these.
 FIRST = ("tokens", "patches", "items", "targets", "features")

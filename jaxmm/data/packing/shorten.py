@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxmm.batch import ImageSpec
 from jaxmm.data.media import table
 from jaxmm.data.media.extents import Extents
 from jaxmm.data.media.medium import SEPARATORS
+from jaxmm.image_spec import ImageSpec
 
 
 class Room(NamedTuple):

@@ -11,10 +11,10 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from jaxmm.batch import ImageSpec
 from jaxmm.data.documents import Document, Object, Part, Text, Turn
 from jaxmm.data.media.geometry import resized_size
 from jaxmm.errors import UserError
+from jaxmm.image_spec import ImageSpec
 
 PIXELS, THOUSANDTHS = "pixels", "thousandths"
 KINDS = ("", PIXELS, THOUSANDTHS)

@@ -13,11 +13,11 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from jaxmm.batch import ImageSpec
 from jaxmm.data.documents import Document, Image, Source, Text, Turn
 from jaxmm.data.media.extents import Extent
 from jaxmm.data.media.medium import BadMedia
 from jaxmm.data.media.table import medium_of
+from jaxmm.image_spec import ImageSpec
 
 
 def settings(image: ImageSpec | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxmm.batch import AudioSpec
+from jaxmm.clip_spec import AudioSpec
 from jaxmm.data.text.own_format import OURS
 from jaxmm.data.text.template import Markup
 from jaxmm.hf.names import Rule, linear, norm

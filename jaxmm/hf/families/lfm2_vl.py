@@ -14,7 +14,6 @@ from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxmm.batch import ImageSpec
 from jaxmm.data.text.own_format import IMAGE, IMAGE_END, IMAGE_START
 from jaxmm.errors import UserError
 from jaxmm.hf import supported
@@ -23,6 +22,7 @@ from jaxmm.hf.families.family import NEW, PROJECTOR, Joined, JoiningFamily, Layo
 from jaxmm.hf.pictures import BySoftTokens
 from jaxmm.hf.processors import RESAMPLES, processor_kind, read_processor
 from jaxmm.hf.towers import ANY_SHAPE, TOWERS, joinable, tower_of
+from jaxmm.image_spec import ImageSpec
 from jaxmm.models.connector import ConnectorSpec
 from jaxmm.models.decoder import DecoderSpec
 from jaxmm.models.multimodal import ModelSpec
