@@ -63,10 +63,11 @@ def read_config(folder: Path) -> Any:
         if kind not in transformers.CONFIG_MAPPING:
             raise UserError(f"{path}: model '{kind}' is not supported: those are {', '.join(FAMILIES)}")
         values.check(written, path)
-        quantised = [part for part in (written, *_parts(written)) if part.get("quantization_config")]
-        if quantised:
-            method = quantised[0]["quantization_config"].get("quant_method", "some method")
-            raise UserError(f"{path}: weights quantised by {method} are not supported: take the release without")
+        for part in (written, *_parts(written)):
+            if quantised := part.get("quantization_config") or part.get("compression_config"):
+                known = quantised if isinstance(quantised, dict) else {}
+                method = known.get("quant_method", "some method")
+                raise UserError(f"{path}: weights quantised by {method} are not supported: take the release without")
         return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except UserError:
         raise

@@ -140,7 +140,12 @@ def tensor_file_names(folder: Path) -> list[str]:
     pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
     if pickled:
         raise pickled_error(folder, pickled[0])
-    raise UserError(f"{folder} has no weights: there is neither {SINGLE} nor {INDEX}")
+    has = f"{folder} has no weights: there is neither {SINGLE} nor {INDEX}"
+    if shards := sorted(path.name for path in folder.glob("*.safetensors")):
+        raise UserError(f"{has}, though there is {shards[0]}: download the index too")
+    if others := sorted(path.name for path in folder.glob("*.gguf")):
+        raise UserError(f"{has}, and {others[0]} is not read: take the release with safetensors")
+    raise UserError(has)
 
 
 def pickled_error(folder: Path, file: str, instead: str = SINGLE) -> UserError:

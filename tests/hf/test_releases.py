@@ -293,6 +293,9 @@ def changed(config: dict[str, Any], **changes: Any) -> dict[str, Any]:
         (changed(LLAVA, model_type="llava_next_video"), "model 'llava_next_video' is not supported: those are lfm2_vl"),
         ({"model_type": "bert_of_mine"}, "model 'bert_of_mine' is not supported: those are lfm2_vl, llava"),
         (changed(LLAVA, quantization_config={"quant_method": "awq"}), "weights quantised by awq are not supported"),
+        (changed(LLAVA, quantization_config="int4"), "weights quantised by some method are not supported"),
+        (changed(LLAVA, text__compression_config={"quant_method": "compressed-tensors"}),
+         "weights quantised by compressed-tensors are not supported"),
         ({"architectures": ["Mystery"]}, "model '' is not supported: those are lfm2_vl, llava"),
     ],
 )  # fmt: skip

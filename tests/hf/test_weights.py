@@ -224,6 +224,10 @@ def broken(folder: Path, how: str) -> None:
         file.rename(folder / "pytorch_model.bin")
     elif how == "nothing":
         file.unlink()
+    elif how == "no index":
+        file.rename(folder / "model-00001-of-00002.safetensors")
+    elif how == "gguf":
+        file.rename(folder / "model-q4.gguf")
     elif how == "index":
         (folder / tensor_files.INDEX).write_text('{"weight_map": ')
     elif how == "missing file":
@@ -242,7 +246,9 @@ def broken(folder: Path, how: str) -> None:
         *((how, "is not whole") for how in (*HEADERS, "truncated", "header", "length", "not JSON", "empty", "page")),
         ("outside", "../x.safetensors, which is not a file of this folder"),
         ("pickle in index", "pytorch_model-1.bin, a pickle, which may run code"),
-        ("pickle", "pytorch_model.bin, a pickle, which may run code"), ("nothing", "has no weights"),
+        ("pickle", "pytorch_model.bin, a pickle, which may run code"), ("nothing", f"nor {tensor_files.INDEX}$"),
+        ("no index", "though there is model-00001-of-00002.safetensors: download the index too"),
+        ("gguf", "model-q4.gguf is not read: take the release with safetensors"),
         ("index", "is not a whole index"), ("missing file", "which is not there"), ("twice", r"is in .* and in "),
     ],
 )  # fmt: skip
