@@ -41,7 +41,9 @@ def test_a_config_s_step_is_measured_on_its_own_mesh(tmp_path):
     for name in ("first step", "step", "tokens", "images", "model FLOPs", "peak memory"):
         assert figures[name] > 0, name
     assert 0 < figures["token fill"] <= 1
-    assert abs(sum(figures[name] for name in SHARES) - 1) < 0.5, "medians of differences: about the whole step"
+    assert set(SHARES) <= figures.keys()
+    assert figures["save: wait"] > 0 < figures["near save: wait"]
+    assert "save / time between two" in figures
     assert "MFU" not in figures, "a CPU's peak is not known"
     assert any("'fsdp': 8" in note for note in row["notes"])
     assert list(trace.rglob("*.xplane.pb"))

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from benchmarks.row import Measured, Row, Settings
+from benchmarks.saves import Stepper, saves
 from jaxmm.measure.timing import Figure, in_turns
 from jaxmm.training import throughput
 from jaxmm.training.throughput import FORMULA
@@ -66,8 +68,12 @@ def measure(settings: Settings) -> Measured:
             jax.profiler.stop_trace()
         figures |= rates(seconds, counts, jax.devices()[0].device_kind, run.mesh.size)
         figures["peak memory"] = Figure([throughput.peak_memory_bytes(jax.local_devices()) / 2**20], "MiB")
-        shares, without = parts(run, step, state, loaded, batch, settings.repeats)
-        figures |= shares
+        stepper = Stepper(step, state, batch)
+        of_saves, how_saved = saves(
+            run, stepper, statistics.median(seconds), min(settings.repeats, 3), Path(settings.folder)
+        )
+        shares, without = parts(run, step, stepper.state, loaded, batch, settings.repeats)
+        figures |= shares | of_saves
     recipe = run.recipe
     notes = [
         f"mesh {dict(run.mesh.shape)}, compute in {recipe.compute.dtype}, attention by '{recipe.compute.attention}', "
@@ -75,6 +81,7 @@ def measure(settings: Settings) -> Measured:
         f"{run.budgets.patches} patches",
         FORMULA,
         *without,
+        *how_saved,
     ]
     if settings.profile:
         notes.append(f"trace in {settings.profile}: xprof {settings.profile}, or TensorBoard's profile plugin")
