@@ -4,15 +4,14 @@
 
 For ``cpu`` and ``tpu:NAME:TOPOLOGY`` (v5e:4x4, v5p:4x4x4, v6e:2*4x4 for two slices) the step is compiled for these very
 devices, and memory and what is sent are the compiler's figures; TPUs need the extra 'estimate'. For ``gpu:NAME:COUNT``
-(h100:8), and with ``--formula`` for all, nothing is compiled: both follow from shapes by a formula, in seconds, and are
-labelled so. Bytes of state and gradients
-follow from shapes everywhere, and ``model_flops`` are those of the formula that MFU is counted by, of all devices;
-``compiler_flops`` are what the compiler counts in one device's program, recomputation and padding included. Most
-compilers count what a loop runs once. ``roofline`` is a forecast: the least time of a step at the published peaks of
-the device, which of its units binds, and what is waited for in the order of the compiled schedule. No data is read:
-rows are taken as full, of documents of equal length, and budgets that the data would choose as half of the row's
-positions, which pictures and recordings share where the model takes both.
-A model from random weights has the towers that ``config.data.media`` names.
+(h100:8), and with ``--formula`` for CPUs and one slice of TPUs, nothing is compiled: both follow from shapes by a
+formula, in seconds, and are labelled so. Bytes of state and gradients follow from shapes everywhere, and
+``model_flops`` are those of the formula that MFU is counted by, of all devices; ``compiler_flops`` are what the
+compiler counts in one device's program, recomputation and padding included. Most compilers count what a loop runs once.
+``roofline`` is a forecast: the least time of a step at the published peaks of the device, which of its units binds, and
+what is waited for in the order of the compiled schedule. No data is read: rows are taken as full, of documents of equal
+length, and budgets that the data would choose as half of the row's positions, which pictures and recordings share where
+the model takes both. A model from random weights has the towers that ``config.data.media`` names.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from jaxmm.training import throughput
 FLAGS: command.Flags = {
     "target": ("cpu", "cpu, tpu:v5e:4x4, tpu:v5p:4x4x4, tpu:v6e:2*4x4 (two slices), gpu:h100:8, ..."),
     "documents": (8, "documents a row is taken to hold, each with an equal share of its patches"),
-    "formula": (False, "follow from shapes by a formula, in seconds, for TPUs and CPUs too: nothing is compiled"),
+    "formula": (False, "follow from shapes by a formula, in seconds, for CPUs and one slice of TPUs too"),
     "output": ("", "JSON file to write"),
 }
 RESERVED = 0.03  # of a device's memory, that the runtime keeps
@@ -83,7 +82,7 @@ def estimate(config: Any, target: Target, documents: int, is_formula: bool = Fal
     Args:
       is_formula: compile nothing. For GPUs nothing is compiled anyway.
     Raises:
-      UserError: for what is wrong in the config, as ``train`` does.
+      UserError: for what is wrong in the config, as ``train`` does, and for a formula of several slices.
     """
     from jaxmm import sharding
     from jaxmm.capacity import check_states
@@ -96,6 +95,8 @@ def estimate(config: Any, target: Target, documents: int, is_formula: bool = Fal
     from jaxmm.training.objectives import parts_of_reference
     from jaxmm.training.program import make_program
 
+    if is_formula and len({getattr(device, "slice_index", 0) for device in target.devices}) > 1:
+        raise UserError("--formula knows nothing of the network between slices: leave it out, or name one slice")
     mesh = sharding.make_mesh(config.mesh, target.devices)
     sharding.check_rows(mesh, config.batch_size, config.accumulation)
     recipe = with_media(read_recipe(config, platform=target.platform))

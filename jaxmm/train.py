@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 from jaxmm import command
 from jaxmm.checkpoints.resume import as_it_was
 from jaxmm.checkpoints.stored import Stored
-from jaxmm.checks.required import require_attention
+from jaxmm.checks.required import BACKENDS, require_attention
 from jaxmm.config.address import parse_address
 from jaxmm.corpus import cache_folder
 from jaxmm.errors import UserError
@@ -84,8 +84,11 @@ def main(argv: list[str], age: float = 0.0) -> int:
 
 def check_attention(run: Run) -> None:
     """Ends all processes of a job with a line where a backend that must be proven is not right on one of them."""
+    backend = run.recipe.compute.attention
+    if backend in BACKENDS:
+        run.say(f"attention by '{backend}': looking whether it is right on this machine")
     with Barrier("attention").agreed("config.compute.attention"):
-        if line := require_attention(run.recipe.compute.attention, run.recipe.compute.dtype):
+        if line := require_attention(backend, run.recipe.compute.dtype):
             run.say(line)
 
 

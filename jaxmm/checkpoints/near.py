@@ -1,4 +1,4 @@
-"""Near checkpoints: every few steps each process writes its own pieces into a folder of its node, and meets nobody.
+"""Near checkpoints: every few steps each process writes its own pieces into a folder of its node, and sends none.
 
 A start goes on from the newest one that is whole over all processes, if it is newer than the shared one. A node that is
 new, or whose bytes have changed, gets its pieces from processes that hold the same ones. The shared checkpoints in the
@@ -30,7 +30,7 @@ from jaxmm.atomic import read_json, write_json
 from jaxmm.checkpoints import checksums, near_part
 from jaxmm.checkpoints.named import differences, named
 from jaxmm.checkpoints.near_part import Head, Key, Part
-from jaxmm.checkpoints.pieces import Piece, groups, here, holders, joined
+from jaxmm.checkpoints.pieces import Piece, groups, here, holders, joined, shards
 from jaxmm.errors import UserError
 from jaxmm.runtime.barrier import Barrier
 from jaxmm.sharding import sent
@@ -42,7 +42,7 @@ KEEP = 2
 
 
 def forget(workdir: Path) -> None:
-    """Ends the life of the run: no near checkpoint of before counts. For a start that saves none."""
+    """Ends the life of the run: its near checkpoints no longer count. For a start that saves none."""
     (workdir / FILE).unlink(missing_ok=True)
 
 
@@ -111,6 +111,9 @@ class Near:
         number = read_json(self._workdir / FILE).get("run") if is_known else 0
         self._run = self._barrier.largest(number if isinstance(number, int) else 0, "near checkpoints")
         if not self._run:
+            if any(self.folder.glob("[0-9]*")):
+                self._say(f"near checkpoints in {self.folder} are of a run that {FILE} in the workdir does not name: "
+                          f"passed over")  # fmt: skip
             return None
         self._parts = self._found(shared)
         while (chosen := self._newest()) and not self._compared(chosen):
@@ -124,30 +127,36 @@ class Near:
         """The parts on this node that this job may go on from, from the sizes of their files."""
         found: dict[Key, dict[int, Part]] = {}
         others = 0
+        unfit: set[str] = set()
         for folder in sorted(self.folder.glob("[0-9]*")):
             part = Part.read(folder)
-            fault = checksums.look(folder) if part else "it is damaged"
+            fault = checksums.look(folder) if part else None
             if part is None or fault:
-                self._say(f"warning: ignoring the near checkpoint {folder}: {getattr(fault, 'text', fault)}")
+                why = fault.text if fault else f"its {near_part.HEAD} cannot be read"
+                self._say(f"warning: ignoring the near checkpoint {folder}: {why}")
             elif part.head.run != self._run:
                 others += 1
-            elif part.head.step > shared and self._fits(part):
-                found.setdefault(part.head.key, {})[part.head.number] = part
+            elif part.head.step > shared:
+                if why := self._unfit(part.head):
+                    unfit.add(why)
+                else:
+                    found.setdefault(part.head.key, {})[part.head.number] = part
+        for why in sorted(unfit):
+            self._say(why)
         if others:
             self._say(f"near checkpoints in {self.folder} are of an earlier life of this run, or of another one in "
                       f"its place: passed over")  # fmt: skip
         return found
 
-    def _fits(self, part: Part) -> bool:
-        head = part.head
+    def _unfit(self, head: Head) -> str:
+        """Why this job cannot go on from a part, by its layout; '' where it can."""
         if (head.processes, head.mesh) == (self._count, self._mesh):
-            return True
+            return ""
         was, now = (
             f"{count} process{'es' * (count > 1)} on mesh {mesh}"
             for count, mesh in ((head.processes, head.mesh), (self._count, self._mesh))
         )
-        self._say(f"near checkpoint {head.step} was saved by {was}, and here are {now}: passed over")
-        return False
+        return f"near checkpoint {head.step} was saved by {was}, and here are {now}: passed over"
 
     def _newest(self) -> Chosen | None:
         """The newest whole one of those that all processes have in ``_parts``."""
@@ -228,8 +237,8 @@ class Near:
                         values |= self._exchanged(name, leaf, piece, processes)
                 arrays[name] = joined(leaf, values)
         except (OSError, LookupError) as error:
-            raise UserError(f"near checkpoint {self.folder}/{self._chosen.key.step}: {error}; remove it to go on from "
-                            f"the shared one") from error  # fmt: skip
+            raise UserError(f"near checkpoint {self.folder}/{self._chosen.key.step}.*: {error}; remove it to go on "
+                            f"from the shared one") from error  # fmt: skip
         return jax.tree.unflatten(jax.tree.structure(abstract_state), arrays.values())
 
     def _exchanged(self, name: str, leaf: Any, piece: Piece, processes: set[int]) -> dict[Piece, Any]:
@@ -287,8 +296,8 @@ class Near:
             json.loads(json.dumps(record, allow_nan=False)),
         )  # fmt: skip
         for array in arrays.values():
-            for shard in array.addressable_shards:
-                shard.data.copy_to_host_async()
+            for data in shards(array).values():
+                data.copy_to_host_async()
         pieces = {name: (jax.ShapeDtypeStruct(x.shape, x.dtype), here(x)) for name, x in arrays.items()}
         self._saving = threading.Thread(target=self._write, args=(head, pieces), daemon=True)
         self._saving.start()

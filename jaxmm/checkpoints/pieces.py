@@ -31,10 +31,14 @@ def groups(leaves: Iterable[Any]) -> list[list[int]]:
     return sorted(map(sorted, found))
 
 
+def shards(array: jax.Array) -> dict[Piece, jax.Array]:
+    """The pieces of an array that this process holds, each on one of its devices: of replicas one."""
+    return {_piece(shard.index, array.shape): shard.data for shard in array.addressable_shards}
+
+
 def here(array: jax.Array) -> dict[Piece, np.ndarray]:
     """The pieces of an array that this process holds, copied to the host: the array may be donated after it."""
-    shards = {_piece(shard.index, array.shape): shard.data for shard in array.addressable_shards}
-    return {piece: _copied(data) for piece, data in shards.items()}
+    return {piece: _copied(data) for piece, data in shards(array).items()}
 
 
 def joined(leaf: Any, values: dict[Piece, np.ndarray]) -> jax.Array:

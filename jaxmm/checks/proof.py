@@ -5,6 +5,7 @@ It counts for this code, these versions of JAX and its libraries, this kind of d
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from pathlib import Path
 
@@ -18,16 +19,19 @@ FOLDER = "proofs"  # of the cache
 
 
 def place(backend: str, dtype: str) -> Path:
+    """The file of a proof, by what it counts for."""
     device = jax.local_devices()[0]
     known = backend, dtype, program_cache.CODE, device.device_kind, device.client.platform_version
     return default_cache() / FOLDER / f"{backend}-{dtype}-{hashlib.sha256(repr(known).encode()).hexdigest()[:16]}.json"
 
 
 def keep(backend: str, dtype: str) -> None:
-    path = place(backend, dtype)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic.write_json(path, {"backend": backend, "dtype": dtype, "device": jax.local_devices()[0].device_kind})
+    """Notes that a backend was right; where nothing can be written it is held against float64 again each time."""
+    with contextlib.suppress(OSError):
+        found = {"backend": backend, "dtype": dtype, "device": jax.local_devices()[0].device_kind}
+        atomic.write_json(place(backend, dtype), found)
 
 
 def is_kept(backend: str, dtype: str) -> bool:
+    """Whether it was right here before."""
     return place(backend, dtype).exists()

@@ -47,7 +47,7 @@ def choose_backend(name: str, platform: str, longest: int, dtype: str = "") -> s
             f"attention backend '{name}' runs on {_PLATFORMS[name].upper()}s, not on {platform}: give '' for the best "
             f"here"
         )
-    if name == "hopper":
+    if name == "hopper" and platform:
         from jaxmm.models.kernels import hopper
 
         hopper.require(dtype)

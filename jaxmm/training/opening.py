@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 import jaxmm
 from jaxmm import formatting, sharding, zigzag
+from jaxmm.checkpoints.near import FILE as NEAR
 from jaxmm.data.encoding_file import settled_otherwise
 from jaxmm.data.media.table import MEDIA
 from jaxmm.data.packing.limits import FIRST
@@ -37,6 +38,8 @@ def opening_lines(run: Run, state: TrainState) -> Iterator[str]:
     yield from _row_lines(run)
     if run.near:
         yield f"near checkpoints: every {run.config.checkpoint.near_every} steps, on each node in {run.near.folder}"
+    elif (run.workdir / NEAR).exists():
+        yield "near checkpoints of this run are passed over, and no longer count: config.checkpoint.near_every is 0"
     if run.start:
         yield from _resume_lines(run)
 

@@ -77,9 +77,9 @@ class Run:
         )  # fmt: skip
         self.near: Near | None = None
         if config.checkpoint.near_every:
-            self.near = Near(
-                config.checkpoint.near_dir, workdir, dict(self.mesh.shape), say=lambda line: self.say(line)
-            )  # fmt: skip
+            # Processes but the first keep what prints now: their loggers print nothing.
+            say: Callable[[str], None] = (lambda line: self.say(line)) if self.is_first else self.say
+            self.near = Near(config.checkpoint.near_dir, workdir, dict(self.mesh.shape), say)
         self.start, self.record = self._first_step()
         if not self.start:
             self._refuse_foreign()

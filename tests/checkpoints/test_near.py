@@ -125,6 +125,9 @@ def test_steps_that_were_done_again_from_a_shared_checkpoint_are_never_taken(mad
     (saved.parents[1] / "near.json").write_text('{"run": 1}')
     assert made().choose(8) is None
     assert "earlier life" in said[0]
+    (saved.parents[1] / "near.json").unlink()
+    assert made().choose(8) is None
+    assert "are of a run that near.json in the workdir does not name" in said[0]
 
 
 def test_a_start_from_a_near_one_goes_on_with_its_life_and_drops_what_is_newer(made, saved):

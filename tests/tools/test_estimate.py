@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -281,6 +282,14 @@ def test_gpus_are_estimated_by_a_formula_that_says_so(capsys):
     wide = ["--config.decoder.width=16384", "--config.decoder.mlp=65536", "--config.decoder.layers=96"]
     assert estimate.main([*arguments, *wide, "--config.mesh.data=1", "--target=gpu:h100:8"]) == 2
     assert "Does not fit: at its peak a device would hold" in capsys.readouterr().out
+
+
+def test_a_formula_of_several_slices_is_refused():
+    """Links between slices are slower than those within, which the formula takes all to be."""
+    devices = [SimpleNamespace(slice_index=number) for number in (0, 1)]
+    target = estimate_target.Target("tpu", devices, 32.0 * 2**30, "a chip's", "TPU v6 lite")
+    with pytest.raises(UserError, match="network between slices"):
+        estimate.estimate(load_config("base"), target, 8, is_formula=True)
 
 
 def test_full_rows_have_documents_of_equal_length():

@@ -8,6 +8,7 @@ import random
 import shutil
 import socket
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -101,17 +102,13 @@ def _newest(workdir: Path, place: Path, nodes: int) -> int:
              if path.parent.name.isdigit()]  # fmt: skip
     if not steps:
         return 0
-    parts: dict[str, int] = {}
     for folder in place.glob("node*/*/[0-9]*"):
         if _is_intact(folder) and read_json(folder / "part.json")["head"]["run"] == run:
-            key = folder.name.rpartition(".")[0]
-            parts[key] = parts.get(key, 0) + 1
-    return max([*steps, *(int(key.partition(".")[0]) for key in parts)])
+            steps.append(int(folder.name.partition(".")[0]))
+    return max(steps)
 
 
 def _is_intact(folder: Path) -> bool:
-    import zlib
-
     entries = read_json(folder / "checksums.json").get("files", {})
     return bool(entries) and all(
         (folder / name).is_file() and zlib.crc32((folder / name).read_bytes()) == crc32

@@ -96,7 +96,7 @@ def hopper_attention(
 
 
 def _logits(products, starts, ends, first_key, query_dim: int, kind: Kind):
-    """Bent logits before masking, and where a query sees a key, of a tile whose queries are along ``query_dim``."""
+    """Softcapped logits, not yet masked, and where a query sees a key: of a tile with queries along ``query_dim``."""
     shape = products.shape
     key = first_key + iota(shape, 1 - query_dim, kind.interpret)
     seen = (key >= along(starts, shape, query_dim)) & (key < along(ends, shape, query_dim))
@@ -128,10 +128,10 @@ def _forward_kernel(q, k, v, start, end, first, last, out, lse, own, blocks, wai
         def one_block(j, slot, carry):
             acc, top, total = carry
             products = times_transposed(queries, keys.at[slot], kind.interpret)
-            bent, seen = _logits(products, starts, ends, j * keys.shape[1], 0, kind)
-            bent = jnp.where(seen, bent * _LOG2E, _MASKED)
-            new_top = jnp.maximum(top, bent.max(1))
-            p = jnp.exp2(bent - along(new_top, bent.shape, 0))
+            capped, seen = _logits(products, starts, ends, j * keys.shape[1], 0, kind)
+            capped = jnp.where(seen, capped * _LOG2E, _MASKED)
+            new_top = jnp.maximum(top, capped.max(1))
+            p = jnp.exp2(capped - along(new_top, capped.shape, 0))
             shrink = jnp.exp2(top - new_top)
             acc *= along(shrink, acc.shape, 0)
             return plus_product(acc, p, values.at[slot], kind.interpret), new_top, total * shrink + p.sum(1)
@@ -157,10 +157,10 @@ def _slopes(products, grad_products, of_queries: list[Any], first_key, query_dim
       of_queries: their starts, ends, logarithms of sums to base 2, and products of output and its gradient.
     """
     starts, ends, lse, delta = of_queries
-    bent, seen = _logits(products, starts, ends, first_key, query_dim, kind)
+    capped, seen = _logits(products, starts, ends, first_key, query_dim, kind)
     shape = products.shape
-    p = jnp.where(seen, jnp.exp2(bent * _LOG2E - along(lse, shape, query_dim)), 0.0)
-    return p, p * (grad_products - along(delta, shape, query_dim)) * kind.logits.slope(bent)
+    p = jnp.where(seen, jnp.exp2(capped * _LOG2E - along(lse, shape, query_dim)), 0.0)
+    return p, p * (grad_products - along(delta, shape, query_dim)) * kind.logits.slope(capped)
 
 
 def _query_kernel(
