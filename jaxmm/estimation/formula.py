@@ -33,9 +33,9 @@ def by_formula(
     """Memory of a device, and what it sends.
 
     The state, gradients, and what the forward pass keeps; then the larger of two: the head with its gradient and a
-    chunk of logits, or one layer that is made again, with its parameters gathered, or dequantised. What is kept is
-    counted by JAX, and taken to be dealt over the devices of ``data``, ``fsdp`` and ``context``; what a fused kernel or
-    a compiler saves of it is not known here.
+    chunk of logits, or one layer that is recomputed, with its parameters gathered, or dequantised. What is kept is
+    counted by JAX, and taken to be split over the devices of ``data``, ``fsdp``, ``expert`` and ``context``; what a
+    fused kernel or a compiler saves of it is not known here.
 
     Args:
       rows: of the global batch.

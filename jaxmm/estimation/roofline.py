@@ -179,7 +179,7 @@ def _hints_of_units(units: Mapping[str, Any], is_recomputed: bool) -> list[str]:
         longer = f"{binds} take {seconds[binds] / seconds[MATRIX]:.2g} times as long as the matrix unit"
         if set(binds.split()[-1].split("+")) <= {"data", "fsdp"}:
             hints.append(
-                f"{longer}, whatever the number of rows: so many times the rows a device and microbatch hide them "
+                f"{longer}, and no longer with more rows: so many times the rows a device and microbatch hide them "
                 f"(config.batch_size, or a smaller config.accumulation), as far as memory has room"
             )
         else:

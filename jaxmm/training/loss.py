@@ -69,7 +69,7 @@ Terms = tuple[jax.Array, ...]  # vectors (..., D) or tables (V, D), as ``tables.
 def _logit_terms(xs_ND: Terms, heads_VD: Terms, tokens_N, softcap: float):
     multiplied = functools.partial(jnp.einsum, "nd,vd->nv", preferred_element_type=jnp.float32)
     logits_NV = functools.reduce(jnp.add, map(multiplied, xs_ND, heads_VD))
-    slope: jax.Array | float = 1.0  # of the bent logits
+    slope: jax.Array | float = 1.0  # of the softcapped logits
     if softcap:
         softcapped = jnp.tanh(logits_NV / softcap)
         logits_NV, slope = softcap * softcapped, 1 - softcapped**2

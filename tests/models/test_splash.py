@@ -74,7 +74,7 @@ def test_every_kind_of_mask_equals_dense_attention(kind, with_starts):
     assert not np.asarray(out)[segments == 0].any()
 
 
-def test_bent_logits_equal_dense_attention():
+def test_softcapped_logits_equal_dense_attention():
     segments = rows()
     q, k, v, grad = inputs(1)
     mask = mask_by_definition(segments, causal=True)

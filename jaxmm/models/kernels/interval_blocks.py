@@ -43,7 +43,7 @@ class _Inputs(NamedTuple):
 
 
 class Logits(NamedTuple):
-    """How logits come from products of queries and keys: times ``scale``, then bent to within +-``cap`` (0: not)."""
+    """How logits come from products of queries and keys: times ``scale``, then softcapped to +-``cap`` (0: not)."""
 
     scale: float
     cap: float = 0.0

@@ -18,7 +18,12 @@ class Ranges(NamedTuple):
 
 
 def ranges(start_BT, end_BT, keys: int, block: int, key_block: int = 0) -> Ranges:
-    """Ranges of blocks of ``block`` queries and ``key_block`` keys (0: as many), of which rows are multiples."""
+    """Ranges of blocks of ``block`` queries and ``key_block`` keys (0: as many), of which T and ``keys`` are multiples.
+
+    Args:
+      start_BT, end_BT: of each query's interval of keys, the end not included; an empty one meets no block.
+      keys: positions of a row of keys.
+    """
     B, T = start_BT.shape
     key_block = key_block or block
     is_seeing = end_BT > start_BT

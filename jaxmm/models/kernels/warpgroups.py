@@ -22,15 +22,18 @@ _REGISTERS = 232, 40  # a thread's, of those that compute and of the one that lo
 
 
 def full(shape: tuple[int, ...], value: float, layout: Any, interpret: Any):
+    """A tile (rows, columns), or a number for each row or column, of one value: float32, in registers."""
     x = jnp.full(shape, value, jnp.float32)
     return x if interpret else mgpu.layout_cast(x, layout)
 
 
 def load(ref: Any, layout: Any, interpret: Any):
+    """Numbers of shared memory, one for each row (ROWS) or column (COLUMNS) of a tile, in registers."""
     return ref[...] if interpret else mgpu.load(ref, (), layout=layout)
 
 
 def iota(shape: tuple[int, int], dim: int, interpret: Any):
+    """A tile of int32 that counts along ``dim``."""
     if interpret:
         return lax.broadcasted_iota(jnp.int32, shape, dim)
     return mgpu.broadcasted_iota(jnp.int32, shape, dim, layout=TILE)
