@@ -39,7 +39,10 @@ def opening_lines(run: Run, state: TrainState) -> Iterator[str]:
     if run.near:
         yield f"near checkpoints: every {run.config.checkpoint.near_every} steps, on each node in {run.near.folder}"
     elif (run.workdir / NEAR).exists():
-        yield "near checkpoints of this run are passed over, and no longer count: config.checkpoint.near_every is 0"
+        yield (
+            "near checkpoints of this run are passed over, and no longer count from the next step on: "
+            "config.checkpoint.near_every is 0"
+        )
     if run.start:
         yield from _resume_lines(run)
 
