@@ -171,8 +171,8 @@ class Near:
         key = keys[rank - 1]
         owners = {number: number if number in at else min(at) for number, at in sorted(seers[key].items())}
         lacking = [number for number in range(self._count) if number not in seers[key].get(number, ())]
-        tells = self._index == min(owners.values())
-        record = [next(iter(self._parts[key].values())).head.record] if tells else []
+        first = min(owners)  # of a part whose bytes its owner compares
+        record = [self._parts[key][first].head.record] if owners[first] == self._index else []
         (of_run,) = self._barrier.gathered(record, "the record of a near checkpoint")
         return Chosen(key, of_run, owners, lacking)
 
