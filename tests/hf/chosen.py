@@ -14,11 +14,10 @@ BESIDE_FIRST = ("qwen2, some windows", "lfm2, experts", "gemma4, e2b")
 ONE_A_FAMILY = (*{case.family: case.name for case in reversed(CASES)}.values(), *BESIDE_FIRST)
 # One of each kind of what a cache holds or a position is.
 CACHES = (
-    "siglip2 + llama", "lfm2, experts", "llava-next", "qwen2.5-vl", "qwen3.5", "paligemma2", "gemma3", "gemma4, e2b",
-    "mistral3",
+    "lfm2, experts", "qwen2.5-vl", "qwen3.5", "paligemma2", "gemma4, e2b", "mistral3",
 )  # fmt: skip
 # One of each kind of ranges that are drawn from.
-DRAWS = ("lfm2_vl, drawn", "qwen3_vl_moe, drawn", "qwen3_5, drawn", "gemma4, drawn", "internvl, drawn")
+DRAWS = ("lfm2_vl, drawn", "qwen3_vl_moe, drawn", "gemma4, drawn")
 
 
 def chosen(cases: Sequence[Case], names: Iterable[str]) -> list[Any]:

@@ -17,7 +17,12 @@ PUBLISHED = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+TWINS = ("llava, siglip", "qwen2-vl", "qwen2.5-vl", "idefics3", "paligemma")  # of others, by their processors' classes
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.full if name in TWINS else []) for name in PUBLISHED]
+)
 def test_patches_of_published_sizes_are_those_of_transformers_to_one_level(name, tmp_path):
     from parities import patches as parity_patches
 

@@ -23,7 +23,7 @@ FAMILIES = {
     "qwen3.5": "dora", "qwen3-vl, experts": "rslora", "glm-4.5v": "lora",
 }  # fmt: skip
 # One of each kind of adapters, of tables of experts, and of modules that wrap a Linear.
-CHOSEN = ("siglip2 + llama", "llava, siglip", "gemma3", "gemma4", "qwen3-vl, experts", "qwen3.5")
+CHOSEN = ("siglip2 + llama", "gemma4", "qwen3-vl, experts", "qwen3.5")
 LOGITS, MOVED = 3e-5, 0.5  # by how much logits around 1 may differ, and by how much adapters must move them
 
 
@@ -254,7 +254,10 @@ def test_adapters_that_peft_saved_say_the_same_here(world, tmp_path):
     assert any("becomes 3, which begin alike" in line for line in told) == (
         world.case.name.startswith(("qwen", "lfm2", "glm"))
     )
-    assert any("becomes 2, which begin alike" in line for line in told) == bool(of_experts(world.layout))
+    is_of_two = (
+        bool(of_experts(world.layout)) or world.case.family == "qwen3_5"
+    )  # its queries have their gate beside them
+    assert any("becomes 2, which begin alike" in line for line in told) == is_of_two
 
 
 @pytest.mark.usefixtures("whole_transformers")

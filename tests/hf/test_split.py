@@ -19,6 +19,7 @@ SIZES = {
     "llava-next": ((70, 90), (5, 40), (11, 8)), "llava-onevision": ((70, 90), (30, 90), (11, 8)),
     "gemma3": ((31, 90), (70, 20), (30, 40)),
 }  # fmt: skip
+CHOSEN = ("siglip2 + llama", "llava-next", "gemma3")  # tiles, squares that are read as one picture, slices
 QUESTION = "What is it?"
 UNUSED = r"model\.vision_tower\.(encoder\.layers\.1|post_layernorm)\."
 
@@ -34,7 +35,10 @@ def resized_by_pillow(self, image, size, resample=None, **_):
     return found.reshape(*image.shape[:-2], *found.shape[-2:])
 
 
-@pytest.fixture(scope="module", params=SIZES)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=[] if name in CHOSEN else pytest.mark.full) for name in SIZES],
+)
 def world(request, tmp_path_factory):
     """A folder whose processor splits pictures, its recipe, and pictures in files."""
     import jax

@@ -34,6 +34,7 @@ SIZES = {
     "glm-4.1v": {"shortest_edge": 128, "longest_edge": 9000},
     "glm-4.6v-flash": {"shortest_edge": 128, "longest_edge": 9000},
 }
+TWINS = ("qwen2-vl", "glm-4.6v-flash")
 # The classes of ``transformers``: of videos, of pictures, and the processor of both.
 CLASSES = {
     "qwen2-vl": ("Qwen2VLVideoProcessor", "Qwen2VLImageProcessorFast", "Qwen2VLProcessor"),
@@ -135,8 +136,8 @@ def ours_of(sides: Sides, *videos: Video) -> tuple[Batch, list[int]]:
 
 
 @pytest.fixture(
-    scope="module",  # GLM-4.6V-Flash's videos are as GLM-4.1V's, but for the frames taken of them, compared below
-    params=[pytest.param(name, marks=pytest.mark.full if name == "glm-4.6v-flash" else []) for name in sorted(SIZES)],
+    scope="module",  # Qwen2-VL's videos are as Qwen2.5-VL's, GLM-4.6V-Flash's as GLM-4.1V's but for the frames, below
+    params=[pytest.param(name, marks=pytest.mark.full if name in TWINS else []) for name in sorted(SIZES)],
 )
 def sides(request, tmp_path_factory) -> Sides:
     return sides_of(request.param, tmp_path_factory.mktemp("model") / "folder")

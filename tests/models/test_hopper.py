@@ -76,6 +76,7 @@ def test_it_equals_dense_attention_and_its_threads_race_for_nothing(compiled_onc
 
 
 @pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("kind", "head", "softcap"), [("window", 128, 0.0), ("bidirectional", 72, 0.0), ("images", 64, 2.0)]
 )

@@ -13,6 +13,7 @@ from jaxmm import train
 pytestmark = pytest.mark.slow  # the numbers themselves are in tests/models/test_float8.py
 
 
+@pytest.mark.full
 def test_sixty_steps_have_the_losses_of_bfloat16_within_a_few_percent(tmp_path, capsys):
     data = small_run.make_data(tmp_path)
     arguments = [*small_run.arguments(data, tmp_path / "cache"), small_run.SCANNED, *small_run.UNSEEN]
