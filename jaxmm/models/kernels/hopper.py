@@ -103,17 +103,23 @@ def _logits(products, starts, ends, first_key, query_dim: int, kind: Kind):
     return kind.logits.softcapped(products * kind.logits.scale), seen
 
 
+def _blocks_of_keys(k, v, head, places: tuple[Any, Any], loaded, free) -> Loads:
+    """The blocks of keys and values of a row (T, K, D) that one key-value head has, a step each."""
+    length = places[0].shape[1]
+
+    def sources(j):
+        here = pl.ds(j * length, length)
+        return k.at[here, head], v.at[here, head]
+
+    return Loads(sources, places, loaded, free)
+
+
 def _forward_kernel(q, k, v, start, end, first, last, out, lse, own, blocks, waits, *, kind: Kind, sharing: int):
     b, h, i = (lax.axis_index(name) for name in ("row", "head", "block"))
     kv_head = lax.div(h, jnp.int32(sharing))
     begin, stop = first[b, i], last[b, i]
-    (queries2, starts2, ends2, sums2), (keys, values), (own_loaded, loaded, free) = own, blocks, waits
-
-    def sources(j):
-        here = pl.ds(j * keys.shape[1], keys.shape[1])
-        return k.at[b, here, kv_head], v.at[b, here, kv_head]
-
-    loads = Loads(sources, (keys, values), loaded, free)
+    (queries2, starts2, ends2, sums2), (keys, values), (own_loaded, *of_blocks) = own, blocks, waits
+    loads = _blocks_of_keys(k.at[b], v.at[b], kv_head, (keys, values), *of_blocks)
 
     def compute(group) -> None:
         here = pl.ds(i * PROGRAM + group * BLOCK, BLOCK)
@@ -169,13 +175,8 @@ def _query_kernel(
     b, h, i = (lax.axis_index(name) for name in ("row", "head", "block"))
     kv_head = lax.div(h, jnp.int32(sharing))
     begin, stop = first[b, i], last[b, i]
-    (queries2, grads2, *edges2), (keys, values), (own_loaded, loaded, free) = own, blocks, waits
-
-    def sources(j):
-        here = pl.ds(j * keys.shape[1], keys.shape[1])
-        return k.at[b, here, kv_head], v.at[b, here, kv_head]
-
-    loads = Loads(sources, (keys, values), loaded, free)
+    (queries2, grads2, *edges2), (keys, values), (own_loaded, *of_blocks) = own, blocks, waits
+    loads = _blocks_of_keys(k.at[b], v.at[b], kv_head, (keys, values), *of_blocks)
 
     def compute(group) -> None:
         here = pl.ds(i * PROGRAM + group * BLOCK, BLOCK)
