@@ -11,7 +11,6 @@ process needs, replicas included: it goes on from its own part without asking an
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import zlib
 from collections.abc import Iterable, Mapping
@@ -27,10 +26,11 @@ from jaxmm.checkpoints import checksums
 from jaxmm.checkpoints.checksums import RECORD, Entry
 from jaxmm.checkpoints.pieces import Piece
 from jaxmm.json_text import parse_json
+from jaxmm.machine import cores
 
 HEAD, FORMAT = "part.json", 1
 _FILE_BYTES = 1 << 28  # about, of a file of pieces
-_THREADS = min(4, os.cpu_count() or 1)
+_THREADS = min(4, cores())
 
 
 class Key(NamedTuple):
