@@ -14,6 +14,7 @@ from PIL import ImageDraw, ImageFont
 from jaxmm.atomic import published
 from jaxmm.batch import ANSWER
 from jaxmm.data.documents import Audio, Image, Video
+from jaxmm.data.media.extents import Extents
 from jaxmm.data.media.medium import BadMedia
 from jaxmm.data.media.picture import decode
 from jaxmm.data.prepare.index import Columns
@@ -61,7 +62,9 @@ def _first_answer(
             media = [part for part in record.images[:shown] if isinstance(part, Image | Video | Audio)]
             if not media or len(media) < shown:
                 return None  # ready-made media cannot be drawn
-            text = intros.without(template.decode(record.tokens[:start].tolist()), image).strip()
+            seen = slice(images.start, images.start + shown)
+            places, extents = prepared.image_at_I[seen], Extents(prepared, seen)
+            text = intros.without(record.tokens[:start], places, extents, template.decode, image).strip()
             truth = template.decode(record.tokens[start:stop].tolist())
             # An answer that is generated is shown without what the chat template begins every one with.
             return Prompt(tuple(media), text), truth.strip().removeprefix(template.lead.strip()).strip()

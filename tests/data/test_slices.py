@@ -19,7 +19,7 @@ from jaxmm.data.documents import Turn
 from jaxmm.data.media import geometry
 from jaxmm.data.media import patches as cutting
 from jaxmm.data.media import picture as media
-from jaxmm.data.media.extents import Extent
+from jaxmm.data.media.extents import Extent, Extents
 from jaxmm.data.packing.lengths import Lengths
 from jaxmm.data.packing.limits import Budgets
 from jaxmm.data.packing.plan import Piece
@@ -151,6 +151,16 @@ def test_a_prompt_has_the_text_of_a_document(made):
     turns = (Turn("user", (media_without_size(),), False),)
     assert intros.prompted(turns, SPEC) == list(turns), "who lays the prompt out tells what is wrong with it"
     assert intros.prompted(turns, dataclasses.replace(SPEC, split=None)) is turns
+
+
+def test_prepared_text_loses_what_was_written_before_pictures_and_nothing_alike_that_was_said(made):
+    template = made[0]
+    images = [picture(*size, n) for n, size in enumerate(SIZES)]
+    document = plain("see this see ", images[0], "see ", images[1], " see ", images[2], "see ", images[3], "see ")
+    prepared = template.encode(intros.written(document, [Extent(*size) for size in SIZES], SPEC))
+    extents = Extents(InMemory("made", [prepared], [images], template.fingerprint))
+    found = intros.without(prepared.tokens, prepared.image_at, extents, template.decode, SPEC)
+    assert found == template.decode(template.encode(document).tokens) != template.decode(prepared.tokens)
 
 
 def media_without_size():

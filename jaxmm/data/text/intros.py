@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from jaxmm.data.documents import Document, Image, Source, Text, Turn
-from jaxmm.data.media.extents import Extent
+from jaxmm.data.media.extents import Extent, Extents
 from jaxmm.data.media.medium import BadMedia
-from jaxmm.data.media.table import medium_of
+from jaxmm.data.media.table import have_intro, medium_of
 from jaxmm.image_spec import ImageSpec
 
 
@@ -63,9 +65,24 @@ def prompted(turns: Sequence[Turn], image: ImageSpec) -> Sequence[Turn]:
     return list(_introduced(turns, map(_extent, media), image))
 
 
-def without(text: str, image: ImageSpec | None) -> str:
-    """Prepared text as it was said: the text before pictures is written anew wherever it is asked."""
-    return text.replace(image.split.intro, "") if image and image.split and image.split.intro else text
+def without(
+    tokens: np.ndarray, places: np.ndarray, media: Extents, decode: Callable[[Any], str], image: ImageSpec | None
+) -> str:
+    """The text of prepared tokens, as it was said: a prompt is given the text before pictures anew.
+
+    Args:
+      tokens: int32 (n,), the beginning of an example.
+      places: int32 (media,), the token before which the soft tokens of each of its media stand.
+      media: what the index has of these.
+      decode: ids to text.
+    """
+    text = decode(tokens)
+    if image is None or image.split is None or not image.split.intro:
+        return text
+    for at in places[have_intro(media, image)][::-1].tolist():  # from the last, so that places before it stay
+        before, found, _ = decode(tokens[:at]).rpartition(image.split.intro)  # behind it is only markup
+        text = before + text[len(before) + len(found) :]
+    return text
 
 
 def _extent(part: Any) -> Extent | None:
