@@ -27,7 +27,8 @@ from jaxmm.data.prepare.remote import default_cache
 from jaxmm.data.reading import Reading
 from jaxmm.data.sources import read_sources
 from jaxmm.data.text import boxes, intros
-from jaxmm.data.text.template import ChatOptions, Template
+from jaxmm.data.text.chat_options import ChatOptions
+from jaxmm.data.text.template import Template
 from jaxmm.errors import UserError
 from jaxmm.image_spec import ImageSpec
 from jaxmm.workdir.folder import local

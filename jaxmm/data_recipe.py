@@ -13,8 +13,9 @@ from ml_collections import ConfigDict
 from jaxmm.clip_spec import AudioSpec, VideoSpec
 from jaxmm.corpus import cache_folder
 from jaxmm.data.media.log_mel import mel_filters
+from jaxmm.data.text.chat_options import ChatOptions
 from jaxmm.data.text.own_format import OURS
-from jaxmm.data.text.template import ChatOptions, Template
+from jaxmm.data.text.template import Template
 from jaxmm.data.text.tokenizer import load_tokenizer
 from jaxmm.errors import UserError
 from jaxmm.hf.families.registry import FAMILIES

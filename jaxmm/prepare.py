@@ -27,7 +27,8 @@ from jaxmm.data.prepare.progress import Progress
 from jaxmm.data.reading import Reading
 from jaxmm.data.sources import read_sources
 from jaxmm.data.text import boxes
-from jaxmm.data.text.template import ChatOptions, Template
+from jaxmm.data.text.chat_options import ChatOptions
+from jaxmm.data.text.template import Template
 from jaxmm.data.text.tokenizer import load_tokenizer
 from jaxmm.errors import UserError, nearest
 from jaxmm.hf.processors import limits

@@ -44,7 +44,7 @@ def completed_config(recipe: Recipe, dtype: str, has_other_tokenizer: bool) -> t
     template = recipe.template
     if isinstance(template.tokenizer, ByT5Tokenizer):
         template.tokenizer = template.tokenizer.as_transformers()
-    template.tokenizer.add_tokens(image_codes(template.image_tokens), special_tokens=True)
+    template.tokenizer.add_tokens(image_codes(template.codebook.size), special_tokens=True)
     if isinstance(family, HearingFamily):
         config[family.audio_token_key] = template.tokenizer.convert_tokens_to_ids(family.audio_token)
     key = family.image_token_key

@@ -74,7 +74,7 @@ def _of_piece(
     is_answer = np.append(flags & ANSWER > 0, False)[token_of]
     turns = np.concatenate([[0], np.cumsum(np.diff(is_answer.astype(np.int8)) != 0)])[cut]
 
-    is_image = (tokens >= template.image_offset) & (tokens < template.vocab_size)
+    is_image = (tokens >= template.codebook.offset) & (tokens < template.vocab_size)
     classes = np.where(np.isin(tokens, template.special_ids), SEPARATOR, TEXT)
     classes[is_image] = MODALITIES.index("image")
     own = np.full(size, -1, np.int64)  # the modality inside whose medium a position lies

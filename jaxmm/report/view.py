@@ -187,7 +187,7 @@ class Viewer:
         values, slots = batch.text.values[b, here], batch.slots_BT[b, here]
         learnt = _learnt(batch, b, here, name)
         is_special = np.isin(values, self.template.special_ids) | (values >= self.template.vocab_size)
-        is_drawn = (values >= self.template.image_offset) & (values < self.template.vocab_size)
+        is_drawn = (values >= self.template.codebook.offset) & (values < self.template.vocab_size)
         # What is shown as one thing: runs of text, each special token by itself, image tokens, the slots of one tile,
         # or of one stream without tiles.
         thing = np.where(is_special, np.arange(1, len(values) + 1), 0)
@@ -250,7 +250,7 @@ class Viewer:
 
     def _drawn_name(self, tokens: np.ndarray) -> str:
         """``256 image tokens: 5 7 0 ...``, their ids in the codebook."""
-        ids = (tokens[:SHOWN_IDS] - self.template.image_offset).tolist()
+        ids = (tokens[:SHOWN_IDS] - self.template.codebook.offset).tolist()
         more = " ..." if len(tokens) > len(ids) else ""
         return f"{len(tokens)} image token{'' if len(tokens) == 1 else 's'}: {' '.join(map(str, ids))}{more}"
 

@@ -188,7 +188,7 @@ def make_program(config: ConfigDict, recipe: Recipe, *, steps: int, targets: int
         "sources": sources,
         "z_loss": options.z_loss,
         "logit_softcap": recipe.model.decoder.logit_softcap,
-        "image_offset": recipe.template.image_offset if recipe.template.predict_image_tokens else 0,
+        "image_offset": recipe.template.codebook.offset if recipe.template.codebook.is_learnt else 0,
     }
     objective = objective_of(recipe, model, targets, sources) if recipe.preference else None
     noise_of = make_noise(model, config.seed)

@@ -195,8 +195,8 @@ def test_images_stand_where_they_were_said(both):
     encoded = template.encode(Document((turn, Turn("assistant", (Text("z"),), True)), "here"))
     assert len(encoded.image_at) == 2
     for at in encoded.image_at:
-        assert encoded.tokens[at - 1] == template.image_start_id
-        assert encoded.tokens[at] == template.image_end_id
+        assert encoded.tokens[at - 1] == template.own.image_start_id
+        assert encoded.tokens[at] == template.own.image_end_id
 
 
 TRIMMED = (  # as Gemma 3's, which trims each text by itself

@@ -13,7 +13,8 @@ from test_chat import byte_level, flags_of, turns_of
 from jaxmm.batch import ANSWER, TARGET
 from jaxmm.data.documents import Document, Text, Turn
 from jaxmm.data.text.byt5 import ByT5Tokenizer
-from jaxmm.data.text.template import ChatOptions, Template
+from jaxmm.data.text.chat_options import ChatOptions
+from jaxmm.data.text.template import Template
 from jaxmm.errors import UserError
 
 HEAD = "<|im_start|>{{ message.role }}\n"
@@ -317,7 +318,7 @@ def test_pictures_in_a_conversation_that_the_template_rewrites_keep_their_places
     turn = Turn("user", (Text("x "), picture(8, 8), Text(" y")), False)
     found = encoded(template, turn, Turn("assistant", (Text("<think>z</think>a"),), True))
     at = int(found.image_at[0])
-    assert found.tokens[at - 1] == template.image_start_id
+    assert found.tokens[at - 1] == template.own.image_start_id
     text = template.tokenizer.decode(found.tokens)
     assert "x <|image_start|><|image_end|> y<|im_end|>" in text
 

@@ -63,11 +63,11 @@ def load(lengths: Lengths, *rows: list[int], budgets: Budgets = BUDGETS) -> Load
 def test_image_tokens_stand_between_separators_and_are_targets_where_asked(predict):
     template = template_of(8, predict)
     encoded = template.encode(drawn((Tokens((5,)), Text("a")), Tokens((7, 0)), Text("b")))
-    first, start, end = template.image_offset, template.image_start_id, template.image_end_id
+    first, start, end = template.codebook.offset, template.own.image_start_id, template.own.image_end_id
     assert template.vocab_size == first + 8
     flags = np.repeat(encoded.run_flags, np.diff(np.append(encoded.run_starts, len(encoded.tokens))))
     a, b = ord("a") + 3, ord("b") + 3
-    user, assistant, stop = template.role_ids["user"], template.role_ids["assistant"], template.end_id
+    user, assistant, stop = template.own.role_ids["user"], template.own.role_ids["assistant"], template.end_id
     answer = [start, first + 7, first, end, b, stop]
     assert encoded.tokens.tolist() == [user, start, first + 5, end, a, stop, assistant, *answer]
     assert encoded.tokens[encoded.image_at].tolist() == [first + 5, first + 7]
@@ -82,7 +82,7 @@ def test_a_page_of_image_tokens_is_learnt_in_pretraining():
     template = template_of(4, True, "pretrain")
     encoded = template.encode(plain("x", Tokens((1, 2, 3))))
     flags = np.repeat(encoded.run_flags, np.diff(np.append(encoded.run_starts, len(encoded.tokens))))
-    first = template.image_offset
+    first = template.codebook.offset
     learnt = encoded.tokens[(flags & TARGET) > 0].tolist()
     assert learnt == [ord("x") + 3, first + 1, first + 2, first + 3, template.eos_id]
 
@@ -126,7 +126,7 @@ def test_split_documents_keep_every_run_of_image_tokens_in_one_piece(seed):
     whole = []
     for b, piece in enumerate(pieces):
         values = loaded.batch.text.values[b, : piece.last - piece.first]
-        is_start, is_end = values == template.image_start_id, values == template.image_end_id
+        is_start, is_end = values == template.own.image_start_id, values == template.own.image_end_id
         assert is_start.sum() == is_end.sum()
         assert (np.cumsum(is_start) - np.cumsum(is_end) >= 0).all()
         whole += values.tolist()

@@ -53,7 +53,7 @@ def test_rows_hold_what_the_plan_says(lengths_of, template, seed):
     plan = Plan([lengths], [1], BUDGETS, 4, seed)
     loaded = Assembler([lengths], BUDGETS, IMAGE)(plan.batch(0))
     batch = loaded.batch
-    separators = [template.image_start_id, template.image_end_id]
+    separators = [template.own.image_start_id, template.own.image_end_id]
     for b, row in enumerate(loaded.rows):
         segments, slots = batch.text.segments[b], batch.slots_BT[b]
         lengths_in_row = np.bincount(segments, minlength=len(row) + 1)[1:]
@@ -82,9 +82,9 @@ def test_a_question_with_an_image_is_laid_out_as_written_by_hand(lengths_of, tem
     lengths = lengths_of([chat(("ab", picture(8, 16, 1), "c"), "de")])
     loaded = load(lengths, [0])
     batch = loaded.batch
-    user, assistant = template.role_ids["user"], template.role_ids["assistant"]
+    user, assistant = template.own.role_ids["user"], template.own.role_ids["assistant"]
     a, b, c, d, e = (ord(x) + 3 for x in "abcde")  # ByT5's bytes begin at 3
-    start, end, stop = template.image_start_id, template.image_end_id, template.end_id
+    start, end, stop = template.own.image_start_id, template.own.image_end_id, template.end_id
     tokens = [user, a, b, start, 0, 0, end, c, stop, assistant, d, e, stop]
     assert batch.text.values[0, :13].tolist() == tokens
     assert batch.slots_BT[0, :13].tolist() == [-1] * 4 + [0, 1] + [-1] * 7

@@ -18,7 +18,8 @@ from jaxmm.data.packing.pieces import Piece
 from jaxmm.data.packing.plan import Budgets
 from jaxmm.data.prepare.index import InMemory
 from jaxmm.data.text.chat import Markup
-from jaxmm.data.text.template import ChatOptions, Template
+from jaxmm.data.text.chat_options import ChatOptions
+from jaxmm.data.text.template import Template
 from jaxmm.errors import UserError
 
 PICTURE = picture(16, 16)

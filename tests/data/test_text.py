@@ -162,9 +162,9 @@ def test_image_places_hold_and_are_never_targets(templates, objective, said):
     flags = flags_of(encoded)
     images = sum(isinstance(part, Image) for turn in said for part in turn.parts)
     at = encoded.image_at
-    assert len(at) == images == int((encoded.tokens == template.image_start_id).sum())
-    assert (encoded.tokens[at - 1] == template.image_start_id).all()
-    assert (encoded.tokens[at] == template.image_end_id).all()
+    assert len(at) == images == int((encoded.tokens == template.own.image_start_id).sum())
+    assert (encoded.tokens[at - 1] == template.own.image_start_id).all()
+    assert (encoded.tokens[at] == template.own.image_end_id).all()
     assert not flags[at].any()
     assert not flags[at - 1].any()
 
@@ -215,7 +215,7 @@ def test_texts_on_both_sides_of_an_image_are_tokenized_apart(templates, texts):
         return tokens[template.bos_id is not None : -1]
 
     mixed = [part for text in texts for part in (Text(text), PICTURE)]
-    separators = [template.image_start_id, template.image_end_id]
+    separators = [template.own.image_start_id, template.own.image_end_id]
     assert ids(*mixed) == [token for text in texts for token in ids(Text(text)) + separators]
 
 
@@ -305,7 +305,7 @@ def test_a_codebook_that_a_tokenizer_names_stays_where_it_is(tokenizer):
     first.tokenizer.add_tokens(image_codes(4), special_tokens=True)
     first.tokenizer.add_tokens(["<image>"], special_tokens=True)
     again = Template(copy.deepcopy(first.tokenizer), "sft", image_tokens=4)
-    assert again.image_offset == first.image_offset
+    assert again.codebook.offset == first.codebook.offset
     assert again.vocab_size == first.vocab_size + 1
     for size in (3, 5):
         with pytest.raises(UserError, match=rf"image_tokens is {size}, but the tokenizer has a codebook of 4 tokens"):

@@ -134,7 +134,7 @@ def test_stamps_stand_before_their_frames_and_are_no_targets(tmp_path):
     lengths = lengths_in(tmp_path, spec, document(Text("a"), film(12), Text("b")))
     loaded = loaded_of(pickle.loads(pickle.dumps(lengths)))
     batch, slots = loaded.batch, loaded.batch.slots_BT[0]
-    start, end = TEMPLATE.image_start_id, TEMPLATE.image_end_id
+    start, end = TEMPLATE.own.image_start_id, TEMPLATE.own.image_end_id
     length = int(lengths.tokens_E[0])
     said = ["soft" if slot != IGNORED else int(token) for token, slot in zip(batch.text.values[0], slots, strict=True)]
     numbers = sampling.frame_numbers(6, 12, 4.0, STAMPED)

@@ -13,59 +13,25 @@ import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from jaxmm.batch import ANSWER, TARGET
-from jaxmm.data.documents import Document, Part, Text, Tokens, Turn
-from jaxmm.data.text import prefix_format
+from jaxmm.data.documents import Document, Turn
+from jaxmm.data.text import codebook, prefix_format
 from jaxmm.data.text.chat import ChatFormat, Chunk, Markup, Markups, Medium, Special, Step
-from jaxmm.data.text.chat_template import THINKING, without_thinking
-from jaxmm.data.text.codebook import image_offset
-from jaxmm.data.text.encoded import Encoded, Writer, of_turn
-from jaxmm.data.text.own_format import (
-    END,
-    IMAGE_END,
-    IMAGE_START,
-    OURS,
-    ROLE_MARKERS,
-    SPECIAL_TOKENS,
-    Symbol,
-    Thought,
-    has_chat_template,
-)
-from jaxmm.data.text.prefix_format import PROMPT
+from jaxmm.data.text.chat_options import ChatOptions
+from jaxmm.data.text.codebook import Codebook, image_offset
+from jaxmm.data.text.encoded import Encoded, Writer
+from jaxmm.data.text.own_format import END, OURS, SPECIAL_TOKENS, has_chat_template
+from jaxmm.data.text.own_turns import OwnTurns
 from jaxmm.data.text.special_tokens import SpecialTokens
-from jaxmm.data.text.tokenizer import Ids, text_encoder
-from jaxmm.data.text.tool_calls import in_words
+from jaxmm.data.text.tokenizer import Ids
 from jaxmm.errors import UserError, nearest
 
 # Parts of the fingerprint: raise one with any change to what our own template, or a folder's, writes.
 FORMAT, CHAT_FORMAT = 3, 4
 OBJECTIVES = ("pretrain", "sft")
-LEARN = ("all", "last", "prompt")
-
-
-class ChatOptions(NamedTuple):
-    """Which parts of conversations are learnt, and which special tokens they may hold.
-
-    Attributes:
-      learn: "all" answers, the "last" one of each conversation, or "prompt": all answers and the prompts too.
-      thinking: "learn" it, "mask" it (it is read but not learnt), or "off": it is left out of data and prompts.
-      special_tokens, special_tokens_in: as in ``SpecialTokens``.
-    """
-
-    learn: str = "all"
-    thinking: str = "learn"
-    special_tokens: str = ""
-    special_tokens_in: str = "assistant,document"
-
-    def check(self) -> None:
-        """Raises UserError for a value that is not allowed."""
-        for key, value, known in (("learn", self.learn, LEARN), ("thinking", self.thinking, THINKING)):
-            if value not in known:
-                raise UserError(f"config.data.{key} '{value}' is not one of {', '.join(known)}{nearest(value, known)}")
 
 
 def _compared(one: Encoded, other: Encoded, document: Document) -> Encoded:
@@ -89,7 +55,7 @@ class Template:
     With ``has_prefix``, a conversation is one question and one answer, as ``prefix_format.py`` has it: images, the
     begin token, the question and a line's end, then the answer and the end token. The first of them are no targets.
 
-    Discrete image tokens stand between the same separators. Their ids count from ``image_offset``, after the
+    Discrete image tokens stand between the same separators. Their ids count from ``codebook.offset``, after the
     tokenizer's. With ``predict_image_tokens`` they are targets wherever text in their place would be, but they are
     never flagged ANSWER, on which exact match is measured.
     """
@@ -124,12 +90,7 @@ class Template:
           UserError: if ``objective`` is not one of OBJECTIVES, there is no codebook to predict from, a token of the
             markup is not there, or what is asked for makes no sense with prompts that are seen as a whole.
         """
-        if image_tokens < 0:
-            raise UserError(f"config.data.image_tokens is {image_tokens}: give the size of the codebook, or 0 for none")
-        if predict_image_tokens and not image_tokens:
-            raise UserError(
-                "config.data.predict_image_tokens=True needs config.data.image_tokens: the size of the codebook"
-            )
+        codebook.check(image_tokens, predict_image_tokens)
         if objective not in OBJECTIVES:
             known = f"{', '.join(OBJECTIVES)}{nearest(objective, OBJECTIVES)}"
             raise UserError(f"config.data.objective '{objective}' is not one of {known}")
@@ -160,19 +121,18 @@ class Template:
         self.notes: tuple[str, ...] = tuple(self.chat.template.notes) if self.chat else ()
         if has_prefix:
             self.notes += prefix_format.notes(tokenizer)
-        self.image_start_id, self.image_end_id = ids.get(IMAGE_START, -1), ids.get(IMAGE_END, -1)
         self.end_id: int = self.chat.stop_ids[0] if self.chat else ids.get(END, tokenizer.eos_token_id)
-        self.role_ids = {role: ids[marker] for role, marker in ROLE_MARKERS.items() if marker in ids}
         self.bos_id: int | None = tokenizer.bos_token_id
         self.eos_id: int = self.end_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
         self.pad_id: int = self.eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        self.image_tokens, self.predict_image_tokens = image_tokens, predict_image_tokens
-        self.image_offset = image_offset(tokenizer, image_tokens)  # of the codebook's first token
-        self.vocab_size: int = max(len(tokenizer), self.image_offset + image_tokens)
-        self._ids = text_encoder(tokenizer)
-        (self._newline,) = self._ids(["\n"])
+        self.codebook = Codebook(image_tokens, image_offset(tokenizer, image_tokens), predict_image_tokens)
+        self.vocab_size: int = max(len(tokenizer), self.codebook.offset + image_tokens)
+        self.own = OwnTurns(
+            tokenizer, ids, self.end_id, self.eos_id, objective == "sft", has_prefix, chat.thinking, self.special,
+            self.markups, self.codebook,
+        )  # fmt: skip
         # In pretrain an answer ends at the end of its line.
-        newline = {int(self._newline[0])} if objective == "pretrain" and len(self._newline) == 1 else set()
+        newline = {int(self.own.newline[0])} if objective == "pretrain" and len(self.own.newline) == 1 else set()
         learnt = set(self.chat.stop_ids) if self.chat else {self.end_id}
         self.stop_ids: tuple[int, ...] = tuple(sorted(learnt | {self.eos_id, *ends} | newline))
         self.fingerprint = self._fingerprint(CHAT_FORMAT if self.chat else FORMAT)
@@ -194,7 +154,7 @@ class Template:
         old.tokenizer.chat_template = self.written
         old.chat = ChatFormat(old.tokenizer, self.markup, as_0_1=True)
         old.lead, old.notes = "", tuple(old.chat.template.notes)
-        old._ids = text_encoder(old.tokenizer)
+        old.own = self.own.of(old.tokenizer)
         old.fingerprint = fingerprint
         return old
 
@@ -228,19 +188,20 @@ class Template:
 
     def _encode_all(self, documents: Sequence[Document]) -> list[Encoded]:
         """The same of documents without the answers that theirs are compared with."""
-        turns = [document.turns if document.verdict else self._learnt(document.turns) for document in documents]
+        is_sft = self.objective == "sft"  # else all is learnt
+        turns = [self.options.learnt(d.turns) if is_sft and not d.verdict else d.turns for d in documents]
         steps = [self._steps(own, tools=document.tools) for own, document in zip(turns, documents, strict=True)]
         turns = [
-            own if step else self._own(own, document.tools, document.origin)
+            own if step else self.own.arranged(own, document.tools, document.origin)
             for own, step, document in zip(turns, steps, documents, strict=True)
         ]
-        texts = self._texts(turn for own, step in zip(turns, steps, strict=True) if step is None for turn in own)
+        texts = self.own.texts(turn for own, step in zip(turns, steps, strict=True) if step is None for turn in own)
         chunks = self._chunks(steps)
         encoded = []
         for document, said, own in zip(documents, turns, steps, strict=True):
             writer = Writer([turn.weight for turn in said])
             if own is None:
-                self._write(writer, said, texts, origin=document.origin)
+                self.own.write(writer, said, texts, origin=document.origin)
             else:
                 self._write_steps(writer, own, chunks, origin=document.origin)
             letters, symbols = self.special.said(document.turns)
@@ -254,63 +215,20 @@ class Template:
         """
         writer, steps = Writer(), self._steps(turns, is_open=True)
         if steps is None:
-            turns = self._own(turns, "")
-            self._write(writer, turns, self._texts(turns), is_open=True)
+            turns = self.own.arranged(turns, "")
+            self.own.write(writer, turns, self.own.texts(turns), is_open=True)
         else:
             self._write_steps(writer, steps, self._chunks([steps]))
         return writer.encoded()
 
     def stamp(self, text: str) -> list[int]:
         """Returns the ids of text inside a medium, as a time stamp; names of special tokens in it count as such."""
-        names = sorted(self.tokenizer.get_added_vocab(), key=len, reverse=True)
-        pieces = re.split(f"({'|'.join(map(re.escape, names))})", text) if names else [text]
-        ids: list[int] = []
-        for n, piece in enumerate(pieces):
-            if piece:
-                ids += [self.tokenizer.convert_tokens_to_ids(piece)] if n % 2 else map(int, self._ids([piece])[0])
-        return ids
+        return self.own.stamp(text)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of ids; special tokens, image tokens and ids of the padded vocabulary are dropped."""
-        kept = [i for i in map(int, ids) if 0 <= i < self.image_offset]
+        kept = [i for i in map(int, ids) if 0 <= i < self.codebook.offset]
         return self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-
-    def _learnt(self, turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
-        """Sets which turns are targets by ``config.data.learn``, unless the data itself says otherwise."""
-        learn = self.options.learn
-        if learn == "all" or self.objective == "pretrain" or any(turn.role == "document" for turn in turns):
-            return turns
-        if learn == "prompt":
-            return tuple(turn._replace(target=turn.target or turn.role != "assistant") for turn in turns)
-        last = max((n for n, turn in enumerate(turns) if turn.role == "assistant"), default=-1)
-        return tuple(turn._replace(target=turn.target and n == last) for n, turn in enumerate(turns))
-
-    def _own(self, turns: Sequence[Turn], tools: str, origin: str = "") -> tuple[Turn, ...]:
-        """Turns in our own format: tools told in words, thinking at the front of answers, special tokens cut out.
-
-        With prompts, the first turn is the prompt, as it is written.
-        """
-        own = tuple(turn._replace(parts=tuple(self._parts(turn)), thinking="") for turn in in_words(turns, tools))
-        if not self.has_prefix:
-            return own
-        return prefix_format.arranged(own, Symbol(self.bos_id or 0), self.objective == "sft", origin)
-
-    def _parts(self, turn: Turn) -> Iterator[Any]:
-        thinking = self.options.thinking
-        parts: list[Any] = list(turn.parts)
-        if turn.role == "assistant" and thinking != "learn" and parts and isinstance(first := parts[0], Text):
-            answer = without_thinking(first.text)
-            thought = first.text.removesuffix(answer)
-            parts[0:1] = [Thought(thought)] * bool(thought and thinking == "mask") + [Text(answer)] * bool(answer)
-        if turn.thinking and thinking != "off":
-            before = f"<think>\n{turn.thinking.strip()}\n</think>\n\n"
-            parts.insert(0, Thought(before) if thinking == "mask" else Text(before))
-        for part in parts:
-            if isinstance(part, Text) and self.special.may_hold(turn.role):
-                for piece, is_token in self.special.cut(part.text):
-                    yield Symbol(self.tokenizer.convert_tokens_to_ids(piece)) if is_token else Text(piece)
-            else:
-                yield part
 
     def _steps(self, turns: Sequence[Turn], is_open: bool = False, tools: str = "") -> list[Step] | None:
         """What the tokenizer's chat template writes of a conversation; None for a page, or if our own format does."""
@@ -331,77 +249,12 @@ class Template:
             if isinstance(step, Special):
                 writer.add([step.token], step.flags)
             elif isinstance(step, Medium):
-                self._write_slots(writer, step.part, step.flags, origin)
+                self.codebook.write_place(writer, step.part, step.flags, origin)
             else:
                 ids, flags = next(chunks)
                 starts = [0, *(np.flatnonzero(np.diff(flags)) + 1).tolist(), len(ids)]
                 for first, last in itertools.pairwise(starts):
                     writer.add(ids[first:last], int(flags[first]) if last > first else 0)
-
-    def _write_medium(self, writer: Writer, part: Part, flags: int, origin: str) -> None:
-        around = self.markups.around(part, writer.number_of(part))
-        if around == (IMAGE_START, IMAGE_END):
-            before, after = [self.image_start_id], [self.image_end_id]
-        else:
-            before, after = map(self.stamp, around)
-        writer.add(before, 0)
-        self._write_slots(writer, part, flags, origin)
-        writer.add(after, 0)
-
-    def _write_slots(self, writer: Writer, part: Part, flags: int, origin: str) -> None:
-        """Writes the place of a medium, without the markup around it."""
-        writer.add_image()
-        if isinstance(part, Tokens):
-            writer.add(self._image_ids(part, origin), flags & ~ANSWER if self.predict_image_tokens else 0)
-
-    def _texts(self, turns: Iterable[Turn]) -> Iterator[Ids]:
-        """Yields the ids of each text part, in order."""
-        said = [
-            (part.text, self._has_markers(turn) or turn.role == PROMPT)
-            for turn in turns for part in turn.parts if isinstance(part, Text | Thought)
-        ]  # fmt: skip
-        alone = iter(self._ids([text for text, is_marked in said if not is_marked]))
-        marked = iter(self._ids.after_special([text for text, is_marked in said if is_marked]))
-        return (next(marked if is_marked else alone) for _, is_marked in said)
-
-    def _has_markers(self, turn: Turn) -> bool:
-        return self.objective == "sft" and turn.role != "document" and not self.has_prefix
-
-    def _write(
-        self, writer: Writer, turns: Sequence[Turn], texts: Iterator[Ids], is_open: bool = False, origin: str = ""
-    ) -> None:
-        """Writes turns; ``texts`` gives the ids of their text parts."""
-        if turns and self.bos_id is not None and not self.has_prefix:
-            writer.add([self.bos_id], 0)
-        for i, turn in enumerate(turns):
-            is_last = i == len(turns) - 1
-            with_markers = self._has_markers(turn)
-            all_targets = self.objective == "pretrain" or turn.role == "document"
-            is_target = (turn.target or all_targets) and turn.weight > 0
-            flags = of_turn(TARGET * is_target | ANSWER * (turn.role == "assistant"), i, turn.weight)
-            flags *= turn.role != PROMPT
-            if with_markers:
-                writer.add([self.role_ids[turn.role]], 0)
-            for part in turn.parts:
-                if isinstance(part, Text | Thought):
-                    writer.add(next(texts), flags if isinstance(part, Text) else flags & ~TARGET)
-                    continue
-                if isinstance(part, Symbol):
-                    writer.add([part.token], flags)
-                    continue
-                self._write_medium(writer, part, flags, origin)
-            if is_last and is_open and turn.role in ("document", "assistant"):
-                return
-            if turn.role == PROMPT:
-                continue
-            if with_markers:
-                writer.add([self.end_id], flags)
-            elif self.objective == "sft" or (is_last and not is_open):
-                writer.add([self.eos_id], flags)
-            else:
-                writer.add(self._newline, flags)
-        if is_open and self.objective == "sft" and not self.has_prefix:
-            writer.add([self.role_ids["assistant"]], 0)
 
     def _fingerprint(self, format: int) -> str:
         """Returns a hash of everything that decides the ids; it is the same on every machine."""
@@ -409,7 +262,7 @@ class Template:
         state: dict[str, Any] = {
             "format": format,
             "objective": self.objective,
-            "image_tokens": [self.image_tokens, self.predict_image_tokens],
+            "image_tokens": [self.codebook.size, self.codebook.is_learnt],
             "markup": self.markup.key,
             **{
                 f"{kind}_markup": around.key
@@ -430,16 +283,3 @@ class Template:
         else:
             state["class"] = type(tokenizer).__name__
         return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
-
-    def _image_ids(self, tokens: Tokens, origin: str) -> np.ndarray:
-        ids = np.array(tokens.ids, np.int64)
-        where = f"{origin} has" if origin else "there are"
-        if not self.image_tokens:
-            raise UserError(f"{where} image tokens, but config.data.image_tokens is 0: give the size of the codebook")
-        outside = ids[(ids < 0) | (ids >= self.image_tokens)]
-        if len(outside):
-            raise UserError(
-                f"{where} the image token {outside[0]}, but config.data.image_tokens is {self.image_tokens}: "
-                f"ids are 0 to {self.image_tokens - 1}"
-            )
-        return ids + self.image_offset
