@@ -4,20 +4,16 @@ A start goes on from the newest one that is whole over all processes, if it is n
 new, or whose bytes have changed, gets its pieces from processes that hold the same ones. The shared checkpoints in the
 workdir stay what counts: a near one saves the steps since, no more.
 
-``near.json`` in the workdir has the number of the run's life, which is another one after each start from a shared
-checkpoint: parts of steps that were then done again are never taken for the run's.
+``near.json`` in the workdir has the number of the run, by which its folder on a node is named, and that of its life,
+which is another one after each start from a shared checkpoint: parts of steps that were then done again are never taken
+for the run's.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
-import os
-import re
 import secrets
-import shutil
-import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,16 +21,18 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 
 from jaxmm.atomic import read_json, write_json
 from jaxmm.checkpoints import checksums, near_part
 from jaxmm.checkpoints.named import differences, named
+from jaxmm.checkpoints.near_folder import NearFolder
 from jaxmm.checkpoints.near_part import Head, Key, Part
-from jaxmm.checkpoints.pieces import Piece, groups, here, holders, joined, shards
+from jaxmm.checkpoints.pieces import Piece, groups, here, holders, joined, places, shards
 from jaxmm.errors import UserError
 from jaxmm.runtime.barrier import Barrier
 from jaxmm.sharding import sent
-from jaxmm.workdir.folder import has_saved, local
+from jaxmm.workdir.folder import has_saved
 from jaxmm.workdir.spool import name_of
 
 FILE = "near.json"  # in the workdir
@@ -43,7 +41,23 @@ KEEP = 2
 
 def forget(workdir: Path) -> None:
     """Ends the life of the run: its near checkpoints no longer count. For a start that saves none."""
-    (workdir / FILE).unlink(missing_ok=True)
+    if is_alive(workdir):
+        write_json(workdir / FILE, {"id": _number(workdir, "id")})
+
+
+def is_alive(workdir: Path) -> bool:
+    """Whether near checkpoints of the run may count."""
+    return bool(_number(workdir, "run"))
+
+
+def _number(workdir: Path, key: str) -> int:
+    """Of ``near.json``; 0 where there is none."""
+    number = read_json(workdir / FILE).get(key)
+    return number if isinstance(number, int) and number > 0 else 0
+
+
+def _drawn() -> int:
+    return secrets.randbelow(1 << 40) + 1
 
 
 class Chosen(NamedTuple):
@@ -51,7 +65,7 @@ class Chosen(NamedTuple):
 
     Attributes:
       record: of the run.
-      owners: by a part's number the process that has it, and has compared its bytes.
+      owners: by a part's place the process that has it, and has compared its bytes.
       lacking: the processes that have no part of their own.
     """
 
@@ -64,29 +78,36 @@ class Chosen(NamedTuple):
 class Near:
     """The near checkpoints of one run; a context manager, whose end waits for the save in flight.
 
-    In a job of several processes each calls every method, with the same arguments.
+    In a job of several processes each makes one and calls every method, with the same arguments. A process goes by its
+    place in the mesh, not by its number in the job, which the next start may give to another machine.
 
     Args:
       folder: ``config.checkpoint.near_dir``; '' is a folder of this user in the system's temporary one.
       workdir: of the run.
-      mesh: sizes of its axes, by name.
+      mesh: of the run.
       say: prints a line.
+
+    Raises:
+      UserError: if nothing can be written in the folder.
     """
 
     _numbers = itertools.count()  # of the instances, the same in all processes of a job
 
-    def __init__(self, folder: str, workdir: Path, mesh: Mapping[str, int], say: Callable[[str], None]) -> None:
-        name = name_of(workdir.resolve())
-        asked = local("config.checkpoint.near_dir", folder)
-        root = Path(asked) if asked else Path(tempfile.gettempdir()) / f"jaxmm-near-{os.getuid()}"
-        short = re.sub(r"[^\w.-]", "_", name.rpartition("/")[2])[:60]
-        self.folder = root.absolute() / f"{short}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
-        self._workdir, self._mesh, self._say = workdir, dict(mesh), say
+    def __init__(self, folder: str, workdir: Path, mesh: Mesh, say: Callable[[str], None]) -> None:
+        self._workdir, self._mesh, self._say = workdir, dict(mesh.shape), say
         self._index, self._count = jax.process_index(), jax.process_count()
+        processes = [device.process_index for device in mesh.devices.flat]
+        self._places = places(processes)  # by process
+        self._dealt = [self._places[process] for process in processes]  # by device of the mesh
         self._barrier = Barrier(f"near checkpoints {next(self._numbers)}")
+        number = (_number(workdir, "id") or _drawn()) if self._index == 0 else 0
+        self._id = self._barrier.largest(number, "the folder of near checkpoints")
+        self._folder = NearFolder(folder, name_of(workdir.resolve()), self._id)
+        with self._barrier.agreed("the folder of near checkpoints"):
+            self._folder.check()
         self._run = self._start = 0  # numbers of the run's life, and of this start
         self._groups: list[list[int]] = []
-        self._parts: dict[Key, dict[int, Part]] = {}  # that are whole here, by the number of the process that saved
+        self._parts: dict[Key, dict[int, Part]] = {}  # that are whole here, by their places
         self._chosen: Chosen | None = None
         self._saving: threading.Thread | None = None
         self._error: Exception | None = None
@@ -96,6 +117,11 @@ class Near:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.wait()
+
+    @property
+    def folder(self) -> Path:
+        """Of this run, on this node."""
+        return self._folder.path
 
     # Choosing
 
@@ -107,13 +133,13 @@ class Near:
         Args:
           shared: the step of the shared checkpoint; 0 for none.
         """
+        if line := self._folder.others_line():
+            self._say(line)
         is_known = self._index == 0 and has_saved(self._workdir)
-        number = read_json(self._workdir / FILE).get("run") if is_known else 0
-        self._run = self._barrier.largest(number if isinstance(number, int) else 0, "near checkpoints")
+        self._run = self._barrier.largest(_number(self._workdir, "run") if is_known else 0, "near checkpoints")
         if not self._run:
-            if any(self.folder.glob("[0-9]*")):
-                self._say(f"near checkpoints in {self.folder} are of a run that {FILE} in the workdir does not name: "
-                          f"passed over")  # fmt: skip
+            if self._folder.parts():
+                self._say(f"near checkpoints in {self.folder} no longer count: passed over")
             return None
         self._parts = self._found(shared)
         while (chosen := self._newest()) and not self._compared(chosen):
@@ -128,7 +154,7 @@ class Near:
         found: dict[Key, dict[int, Part]] = {}
         others = 0
         unfit: set[str] = set()
-        for folder in sorted(self.folder.glob("[0-9]*")):
+        for folder in self._folder.parts():
             part = Part.read(folder)
             fault = checksums.look(folder) if part else None
             if part is None or fault:
@@ -140,18 +166,22 @@ class Near:
                 if why := self._unfit(part.head):
                     unfit.add(why)
                 else:
-                    found.setdefault(part.head.key, {})[part.head.number] = part
+                    found.setdefault(part.head.key, {})[part.head.place] = part
         for why in sorted(unfit):
             self._say(why)
         if others:
-            self._say(f"near checkpoints in {self.folder} are of an earlier life of this run, or of another one in "
-                      f"its place: passed over")  # fmt: skip
+            self._say(f"near checkpoints in {self.folder} are of an earlier life of this run: passed over")
         return found
 
     def _unfit(self, head: Head) -> str:
         """Why this job cannot go on from a part, by its layout; '' where it can."""
-        if (head.processes, head.mesh) == (self._count, self._mesh):
+        if (head.processes, head.mesh, head.dealt) == (self._count, self._mesh, self._dealt):
             return ""
+        if (head.processes, head.mesh) == (self._count, self._mesh):
+            return (
+                f"near checkpoint {head.step} was saved by processes that had other devices of the mesh than they "
+                f"have here: passed over"
+            )
         was, now = (
             f"{count} process{'es' * (count > 1)} on mesh {mesh}"
             for count, mesh in ((head.processes, head.mesh), (self._count, self._mesh))
@@ -160,17 +190,22 @@ class Near:
 
     def _newest(self) -> Chosen | None:
         """The newest whole one of those that all processes have in ``_parts``."""
-        listed = [[self._index, *key, number] for key, parts in self._parts.items() for number in parts]
+        listed = [[self._index, *key, place] for key, parts in self._parts.items() for place in parts]
         seers: dict[Key, dict[int, set[int]]] = {}
-        for process, step, start, number in self._barrier.gathered(listed, "near checkpoints"):
-            seers.setdefault(Key(step, start), {}).setdefault(number, set()).add(process)
+        for process, step, start, place in self._barrier.gathered(listed, "near checkpoints"):
+            seers.setdefault(Key(step, start), {}).setdefault(place, set()).add(process)
         keys = sorted(seers)
         known = [rank for rank, key in enumerate(keys, 1) if self._is_whole(key, seers[key])]
         if not (rank := self._barrier.largest(max(known, default=0), "the newest near checkpoint")):
             return None
         key = keys[rank - 1]
-        owners = {number: number if number in at else min(at) for number, at in sorted(seers[key].items())}
-        lacking = [number for number in range(self._count) if number not in seers[key].get(number, ())]
+        at_place = {place: process for process, place in self._places.items()}
+        owners = {
+            place: at_place[place] if at_place[place] in at else min(at) for place, at in sorted(seers[key].items())
+        }
+        lacking = [
+            process for process in range(self._count) if process not in seers[key].get(self._places[process], ())
+        ]
         first = min(owners)  # of a part whose bytes its owner compares
         record = [self._parts[key][first].head.record] if owners[first] == self._index else []
         (of_run,) = self._barrier.gathered(record, "the record of a near checkpoint")
@@ -187,10 +222,10 @@ class Near:
         """Whether all bytes are those that were written; else the parts with others are forgotten."""
         parts = self._parts.get(chosen.key, {})
         faults = 0
-        for number in [number for number, owner in chosen.owners.items() if owner == self._index]:
-            if fault := checksums.verify(parts[number].folder):
-                self._say(f"warning: ignoring the near checkpoint {parts[number].folder}: {fault.text}")
-                del parts[number]
+        for place in [place for place, owner in chosen.owners.items() if owner == self._index]:
+            if fault := checksums.verify(parts[place].folder):
+                self._say(f"warning: ignoring the near checkpoint {parts[place].folder}: {fault.text}")
+                del parts[place]
                 faults += 1
         if not parts:
             self._parts.pop(chosen.key, None)
@@ -225,7 +260,7 @@ class Near:
                     f"near checkpoint {part.folder} does not fit this run: {found[0]}; use the config and the version "
                     f"of jaxmm that it was saved with, or remove it to go on from the shared one"
                 )
-        own = parts.get(self._index)
+        own = parts.get(self._places[self._index])
         arrays = {}
         try:
             for name, leaf in wanted.items():
@@ -237,16 +272,17 @@ class Near:
                         values |= self._exchanged(name, leaf, piece, processes)
                 arrays[name] = joined(leaf, values)
         except (OSError, LookupError) as error:
-            raise UserError(f"near checkpoint {self.folder}/{self._chosen.key.step}.*: {error}; remove it to go on "
-                            f"from the shared one") from error  # fmt: skip
+            why = "its arrays are cut otherwise than those of this run" if isinstance(error, LookupError) else error
+            raise UserError(f"near checkpoint {self.folder}/{self._chosen.key.step}.*: {why}; remove it to go on from "
+                            f"the shared one") from error  # fmt: skip
         return jax.tree.unflatten(jax.tree.structure(abstract_state), arrays.values())
 
     def _exchanged(self, name: str, leaf: Any, piece: Piece, processes: set[int]) -> dict[Piece, Any]:
         """A piece that some process lacks, from one that has it; all processes take part."""
         assert self._chosen
-        number = min(processes & self._chosen.owners.keys())
-        source = self._chosen.owners[number]
-        part = self._parts.get(self._chosen.key, {}).get(number) if source == self._index else None
+        place = min({self._places[process] for process in processes} & self._chosen.owners.keys())
+        source = self._chosen.owners[place]
+        part = self._parts.get(self._chosen.key, {}).get(place) if source == self._index else None
         shape = [end - begin for begin, end in piece]
         values = sent(part.piece(name, piece) if part else None, shape, leaf.dtype, source)
         return {piece: values} if self._index in processes else {}
@@ -254,31 +290,15 @@ class Near:
     # Saving
 
     def begin(self) -> None:
-        """Begins to save: a life of the run of its own, unless it goes on from a near checkpoint.
-
-        Raises:
-          UserError: if nothing can be written in the folder.
-        """
-        with self._barrier.agreed("the folder of near checkpoints"):
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            except OSError as error:
-                raise UserError(
-                    f"{self.folder}: near checkpoints cannot be written there ({error.strerror}): name another folder "
-                    f"by config.checkpoint.near_dir"
-                ) from error
+        """Begins to save: a life of the run of its own, unless it goes on from a near checkpoint."""
         is_new = not self._run or self._chosen is None
-        number = secrets.randbelow(1 << 40) + 1 if self._index == 0 else 0
-        self._start = self._barrier.largest(number, "the first near checkpoint")
+        self._start = self._barrier.largest(_drawn() if self._index == 0 else 0, "the first near checkpoint")
         if is_new:
             self._run = self._start
             if self._index == 0:
-                write_json(self._workdir / FILE, {"run": self._run})
-        after = self._chosen.key if self._chosen else Key(-1, 0)
-        for folder in self.folder.glob("*"):
-            match = re.fullmatch(r"\.?(\d+)\.(\d+)\.\d+(\.half)?", folder.name)
-            if match and int(match[2]) != self._start and (is_new or match[3] or int(match[1]) > after.step):
-                shutil.rmtree(folder, ignore_errors=True)
+                write_json(self._workdir / FILE, {"id": self._id, "run": self._run})
+        self._folder.make()
+        self._folder.remove_others(self._start, -1 if is_new or not self._chosen else self._chosen.key.step)
 
     def save(self, step: int, state: Any, record: Mapping[str, Any]) -> None:
         """Saves in the background; returns once the arrays may be donated.
@@ -290,9 +310,9 @@ class Near:
           record: of the run; strict JSON.
         """
         arrays = named(state)
-        self._groups = self._groups or groups(arrays.values())
+        self._groups = self._groups or groups(arrays.values(), self._places)
         head = Head(
-            self._run, step, self._start, self._index, self._count, self._mesh, self._groups,
+            self._run, step, self._start, self._places[self._index], self._count, self._mesh, self._dealt, self._groups,
             json.loads(json.dumps(record, allow_nan=False)),
         )  # fmt: skip
         for array in arrays.values():
@@ -305,10 +325,7 @@ class Near:
     def _write(self, head: Head, pieces: dict[str, tuple[Any, Mapping[Piece, Any]]]) -> None:
         try:
             near_part.write(self.folder / head.name, head, pieces)
-            steps = sorted({int(folder.name.partition(".")[0]) for folder in self.folder.glob(f"[0-9]*.{head.number}")})
-            for folder in self.folder.glob("[0-9]*"):
-                if len(steps) >= KEEP and int(folder.name.partition(".")[0]) < steps[-KEEP]:
-                    shutil.rmtree(folder, ignore_errors=True)
+            self._folder.keep_newest(KEEP, head.place)
         except Exception as error:  # one that is not told would pass for a save
             self._error = error
 
@@ -321,6 +338,6 @@ class Near:
             self._say(f"warning: a near checkpoint could not be written in {self.folder} ({error}): the run goes on, "
                       f"and a restart goes on from an older one")  # fmt: skip
 
-    def clear(self) -> None:
-        """Removes all that is on this node: a shared checkpoint has it. All processes have waited before."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def clear(self, step: int) -> None:
+        """Removes what a shared checkpoint of this step has from this node. All processes have waited before."""
+        self._folder.remove(up_to=step)

@@ -46,19 +46,21 @@ class Head(NamedTuple):
     Attributes:
       run: number of the run's life, in which steps are done once.
       step, start: the checkpoint, and the number of the start that saved it.
-      number: of the process that saved it.
+      place: in the mesh, of the process that saved it.
       processes: how many there were.
       mesh: sizes of the mesh's axes.
-      groups: the processes that hold a piece, for all pieces.
+      dealt: the place of the process of each of its devices.
+      groups: the places of the processes that hold a piece, for all pieces.
       record: of the run, as ``Record.to_json`` has it.
     """
 
     run: int
     step: int
     start: int
-    number: int
+    place: int
     processes: int
     mesh: dict[str, int]
+    dealt: list[int]
     groups: list[list[int]]
     record: dict[str, Any]
 
@@ -69,7 +71,7 @@ class Head(NamedTuple):
     @property
     def name(self) -> str:
         """Of its folder."""
-        return f"{self.step}.{self.start}.{self.number}"
+        return f"{self.step}.{self.start}.{self.place}"
 
 
 class Part(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -23,12 +23,21 @@ def holders(leaf: Any) -> dict[Piece, set[int]]:
     return found
 
 
-def groups(leaves: Iterable[Any]) -> list[list[int]]:
-    """By which processes pieces are held, each group once: a state is whole where one of each group is there."""
+def places(processes: Iterable[int]) -> dict[int, int]:
+    """Processes, numbered as the first of their devices come in a mesh.
+
+    Args:
+      processes: of each device of the mesh.
+    """
+    return {process: place for place, process in enumerate(dict.fromkeys(processes))}
+
+
+def groups(leaves: Iterable[Any], places: Mapping[int, int]) -> list[list[int]]:
+    """The places of the processes that hold a piece, each group once: a state is whole where one of each is there."""
     found: set[frozenset[int]] = set()
     for shape, sharding in {(tuple(leaf.shape), leaf.sharding) for leaf in leaves}:
         found |= {frozenset(held) for held in holders(jax.ShapeDtypeStruct(shape, np.int8, sharding=sharding)).values()}
-    return sorted(map(sorted, found))
+    return sorted(sorted(places[process] for process in group) for group in found)
 
 
 def shards(array: jax.Array) -> dict[Piece, jax.Array]:

@@ -111,6 +111,7 @@ class _Loop:
         self.run_time, self.step_ends = run_time, step_ends
         self.evaluated: tuple[int, dict[str, Figures]] = (-1, {})  # at which step, and what
         self.monitor = Monitor(run, logger)
+        self.has_compiled = False
         self.has_saved = bool(run.start)  # a shared checkpoint, without which no near one counts
 
     def __call__(self, stop: Stop) -> int:
@@ -137,7 +138,7 @@ class _Loop:
             if stopped_by:
                 break
             assert self.compiled_step, "there are steps to do"
-            with run_time.of("compiling"):
+            with run_time.of("compiling"), self._all_compiling():
                 dispatch = self.compiled_step.of(batch)
             state, metrics = dispatch(state, batch)
             self.step_ends.begun(metrics)
@@ -164,6 +165,12 @@ class _Loop:
         """Makes this start a part of the run's life: at once, or with the run's first step, before which it is none."""
         run = self.run
         self.run_time.begin(run.workdir if run.is_first else None, run.start, run.say)
+
+    def _all_compiling(self) -> contextlib.AbstractContextManager[None]:
+        """The first time all processes leave it together: XLA:CPU's collectives give up on one that comes 30 s later
+        to the first of them, and one whose caches are empty may compile for longer than another by any time."""
+        has_compiled, self.has_compiled = self.has_compiled, True
+        return contextlib.nullcontext() if has_compiled else self.run.barrier.together("the compiled step")
 
     def _first_state(self) -> TrainState:
         with self.run.barrier.together("the first state"):
@@ -212,8 +219,10 @@ class _Loop:
         self.step_ends.paused()
 
     def _save(self, step: int, state: TrainState, metric: float | None, *, is_last: bool = False) -> None:
-        if step == self.run.start and not self.run.is_from_near:
-            return  # it is what the run has begun with
+        if step == self.run.start and not self.run.is_from_near:  # it is what the run has begun with
+            if self.run.near and is_last:
+                self.run.near.clear(step)  # what a kill after that save has left
+            return
         self.run_time.beat_steps()  # what comes after this one may be done again
         with self.run_time.of("saving"):
             self._save_now(step, state, metric, is_last)
@@ -229,7 +238,7 @@ class _Loop:
             if is_last:
                 run.checkpoints.wait()
         if run.near and is_last:
-            run.near.clear()
+            run.near.clear(step)
 
     def _save_near(self, step: int, state: TrainState) -> None:
         run = self.run

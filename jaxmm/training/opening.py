@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 
 import jaxmm
 from jaxmm import formatting, sharding, zigzag
-from jaxmm.checkpoints.near import FILE as NEAR
+from jaxmm.atomic import read_lines
+from jaxmm.checkpoints.near import is_alive
 from jaxmm.data.encoding_file import settled_otherwise
 from jaxmm.data.media.table import MEDIA
 from jaxmm.data.packing.limits import FIRST
@@ -38,7 +39,7 @@ def opening_lines(run: Run, state: TrainState) -> Iterator[str]:
     yield from _row_lines(run)
     if run.near:
         yield f"near checkpoints: every {run.config.checkpoint.near_every} steps, on each node in {run.near.folder}"
-    elif (run.workdir / NEAR).exists():
+    elif is_alive(run.workdir):
         yield (
             "near checkpoints of this run are passed over, and no longer count from the next step on: "
             "config.checkpoint.near_every is 0"
@@ -250,8 +251,25 @@ def _resume_lines(run: Run) -> Iterator[str]:
         seen = ", ".join(f"{n} of {name}" for name, n in run.by_source(run.plan.origin.seen).items())
         yield f"the data has changed ({'; '.join(run.changed)}); examples seen so far: {seen}"
     yield f"{name_of(run.workdir)} has a checkpoint: going on at step {run.start + 1} of {run.steps}"
+    if run.is_from_near and run.is_first:
+        yield from lost_lines(run)
     if line := jump_of_rate(run.config, run.record.schedule_steps if run.record else 0, run.start, run.steps):
         yield line
+
+
+def lost_lines(run: Run) -> Iterator[str]:
+    """What the workdir lacks of the steps before a near checkpoint: a store has not what died with a machine."""
+    assert run.record
+    every = run.record.config["log"]["every"]
+    logged = [line["step"] for line in read_lines(run.workdir / "metrics.jsonl") if "loss" in line]
+    last = max(logged, default=0)
+    if every > 0 and last < run.start - run.start % every:
+        yield (
+            f"metrics.jsonl has nothing of steps {last + 1} to {run.start}, which are done: it was only on the machine "
+            f"of process 0; in timeline.jsonl their time may count as down"
+        )
+    if (lost := (run.record.skipped_lines or 0) - run.skipped.lines()) > 0:
+        yield f"skipped.jsonl lacks {lost} lines, which were only on that machine"
 
 
 def jump_of_rate(config: ConfigDict, before: int, start: int, steps: int) -> str:

@@ -79,7 +79,7 @@ class Run:
         if config.checkpoint.near_every:
             # Processes but the first keep what prints now: their loggers print nothing.
             say: Callable[[str], None] = (lambda line: self.say(line)) if self.is_first else self.say
-            self.near = Near(config.checkpoint.near_dir, workdir, dict(self.mesh.shape), say)
+            self.near = Near(config.checkpoint.near_dir, workdir, self.mesh, say)
         self.start, self.record = self._first_step()
         if not self.start:
             self._refuse_foreign()

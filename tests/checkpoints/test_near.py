@@ -15,18 +15,23 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from small_run import by_variables, environment, free_port
 
+from jaxmm.atomic import read_json, write_json
 from jaxmm.checkpoints import near_part
-from jaxmm.checkpoints.near import Near
-from jaxmm.checkpoints.pieces import groups
+from jaxmm.checkpoints.near import Near, forget, is_alive
+from jaxmm.checkpoints.pieces import groups, places
 from jaxmm.errors import UserError
 from jaxmm.workdir.folder import note_first_save
 
-MESH = {"data": 2, "fsdp": 4}
+
+def make_mesh(is_turned: bool = False) -> Mesh:
+    """Two rows of devices, those of two processes; turned, the second process comes first."""
+    devices = np.array(jax.devices()).reshape(2, 4)
+    return Mesh(devices[::-1] if is_turned else devices, ("data", "fsdp"))
 
 
-def make_state(step: int) -> dict[str, jax.Array]:
+def make_state(step: int, mesh: Mesh | None = None) -> dict[str, jax.Array]:
     """Arrays of all layouts: split by one axis or both, whole, a scalar, one in half precision with odd values."""
-    mesh = Mesh(np.array(jax.devices()).reshape(2, 4), tuple(MESH))
+    mesh = mesh or make_mesh()
     odd = np.array([1.5, jnp.nan, -0.0, jnp.inf], jnp.bfloat16)
     layouts = {
         "rows": (np.arange(64, dtype=np.float32).reshape(8, 8) + step, P("fsdp")),
@@ -56,9 +61,9 @@ def made(tmp_path, said):
     """Makes the near checkpoints of one run, which has saved step 4."""
     note_first_save(tmp_path, 4)
 
-    def make(mesh: dict[str, int] = MESH) -> Near:
+    def make(mesh: Mesh | None = None) -> Near:
         said.clear()
-        return Near(str(tmp_path / "near"), tmp_path, mesh, said.append)
+        return Near(str(tmp_path / "near"), tmp_path, mesh or make_mesh(), said.append)
 
     return make
 
@@ -111,7 +116,7 @@ def test_a_flipped_bit_anywhere_means_the_one_before_and_is_told(made, saved, sa
 
 
 def test_another_mesh_is_told_and_passed_over(made, saved, said):
-    assert made({"data": 8, "fsdp": 1}).choose(4) is None
+    assert made(Mesh(np.array(jax.devices()).reshape(8, 1), ("data", "fsdp"))).choose(4) is None
     assert "near checkpoint 8 was saved by 1 process on mesh {'data': 2, 'fsdp': 4}, and here are" in said[1]
 
 
@@ -122,12 +127,9 @@ def test_steps_that_were_done_again_from_a_shared_checkpoint_are_never_taken(mad
         assert steps(saved) == [], "of the life before"
         near.save(9, make_state(9), {})
     assert made().choose(8).key.step == 9
-    (saved.parents[1] / "near.json").write_text('{"run": 1}')
+    write_json(saved.parents[1] / "near.json", read_json(saved.parents[1] / "near.json") | {"run": 1})
     assert made().choose(8) is None
     assert "earlier life" in said[0]
-    (saved.parents[1] / "near.json").unlink()
-    assert made().choose(8) is None
-    assert "are of a run that near.json in the workdir does not name" in said[0]
 
 
 def test_a_start_from_a_near_one_goes_on_with_its_life_and_drops_what_is_newer(made, saved):
@@ -158,20 +160,48 @@ def test_a_state_may_be_donated_and_a_save_that_fails_is_told_and_ends_nothing(m
     near = made()
     assert near.choose(4).key.step == 10
     assert_same_bits(near.restore(make_state(0)), make_state(10))
-    near.clear()
+    near.clear(10)
     assert not saved.exists()
 
 
 def test_a_state_is_whole_where_one_of_each_group_of_processes_is_there():
-    assert groups(make_state(0).values()) == [[0]]
+    assert groups(make_state(0).values(), {0: 3}) == [[3]]
 
 
-def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, said):
+def test_processes_are_numbered_by_their_places_in_the_mesh():
+    assert places([2, 2, 0, 0, 1, 1]) == {2: 0, 0: 1, 1: 2}
+
+
+def test_runs_whose_workdirs_have_one_path_keep_their_near_checkpoints(made, saved, said):
+    (saved.parents[1] / "near.json").unlink()  # the workdir of another run, as another container has it
+    with made() as near:
+        assert near.choose(4) is None
+        assert "near checkpoints of other runs whose workdirs had this path, " in said[0]
+        assert str(saved) in said[0]
+        near.begin()
+        near.save(9, make_state(9), {})
+    near.clear(9)
+    assert steps(saved) == ["7", "8"]
+
+
+def test_a_start_that_saves_none_ends_what_they_count_for_and_the_next_removes_them(made, saved, said):
+    forget(saved.parents[1])
+    assert not is_alive(saved.parents[1])
+    with made() as near:
+        assert near.choose(4) is None
+        assert "no longer count" in said[0]
+        near.begin()
+    assert steps(saved) == []
+
+
+def test_a_folder_in_which_nothing_can_be_written_is_one_line_at_once_and_nothing_is_left(tmp_path, said):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"near_dir"):
-        Near(str(tmp_path / "file"), tmp_path, MESH, said.append).begin()
+        Near(str(tmp_path / "file"), tmp_path, make_mesh(), said.append)
     with pytest.raises(UserError, match="near_dir=gs://b/x: a URL"):
-        Near("gs://b/x", tmp_path, MESH, said.append)
+        Near("gs://b/x", tmp_path, make_mesh(), said.append)
+    Near(str(tmp_path / "a/b"), tmp_path, make_mesh(), said.append)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 PROGRAM = """
@@ -181,27 +211,27 @@ import jax, numpy as np
 from jaxmm.runtime import startup
 startup.join_processes()
 sys.path.insert(0, sys.argv[2])
-from test_near import MESH, assert_same_bits, flip, make_state
+from test_near import flip, make_mesh, make_state
 from jaxmm.checkpoints.near import Near
 from jaxmm.runtime.barrier import Barrier
 
 root, me = Path(sys.argv[1]), jax.process_index()
 together = Barrier("test")
 
-def near(told=print):
-    return Near(str(root / f"node{me}"), root, MESH, told)
+def near(told=print, mesh=None):
+    return Near(str(root / f"node{me}"), root, mesh or make_mesh(), told)
 
-def state(step):
-    return {name: x for name, x in make_state(step).items() if name != "both"}
+def state(step, mesh=None):
+    return {name: x for name, x in make_state(step, mesh).items() if name != "both"}
 
-def check(step, lacking=(), shared=4):
-    told, one = [], near(lambda line: told.append(line))
+def check(step, lacking=(), shared=4, mesh=None):
+    told, one = [], near(lambda line: told.append(line), mesh)
     chosen = one.choose(shared)
     assert (chosen and chosen.key.step) == step, (told, chosen)
     if step:
         assert chosen.lacking == list(lacking) and chosen.record == {"position": step}, chosen
-        for name, array in one.restore(state(0)).items():
-            want = state(step)[name]
+        for name, array in one.restore(state(0, mesh)).items():
+            want = state(step, mesh)[name]
             for mine, theirs in zip(array.addressable_shards, want.addressable_shards):
                 assert np.asarray(mine.data).tobytes() == np.asarray(theirs.data).tobytes(), name
     together.largest(0, "a check")
@@ -215,6 +245,10 @@ for step in (5, 6, 7):
     one.save(step, state(step), {"position": step})
 one.wait()
 check(7)
+check(7, [0, 1], mesh=make_mesh(True))  # what was process 0's is now process 1's
+mixed = np.array(jax.devices()).reshape(4, 2).T.reshape(2, 4)  # devices of both in each row
+told, _ = check(None, mesh=jax.sharding.Mesh(mixed, ("data", "fsdp")))
+assert "by processes that had other devices of the mesh" in told[0], told
 if me == 1:  # a new node: its pieces are replicas of process 0's
     shutil.rmtree(one.folder)
 told, _ = check(7, [1])

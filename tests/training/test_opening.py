@@ -110,3 +110,14 @@ def test_the_closing_line_asks_with_the_media_that_a_run_has_and_of_text_with_no
 
     assert asked_with(source((16, 16, IMAGE_KIND, 0, 0))) == "--image=PICTURE.png "
     assert asked_with() == ""
+
+
+def test_lines_of_steps_that_died_with_a_machine_are_told(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 10, "loss": 1.0}\n{"step": 12, "eval": {}}\n')
+    record = SimpleNamespace(config={"log": {"every": 5}}, skipped_lines=3)
+    run = SimpleNamespace(workdir=tmp_path, record=record, start=14, skipped=SimpleNamespace(lines=lambda: 3))
+    assert list(opening.lost_lines(run)) == [], "step 15 would be the next"  # type: ignore[arg-type]
+    run.start, run.skipped.lines = 22, lambda: 1
+    metrics, skipped = opening.lost_lines(run)  # type: ignore[arg-type]
+    assert "metrics.jsonl has nothing of steps 11 to 22, which are done" in metrics
+    assert "skipped.jsonl lacks 2 lines" in skipped

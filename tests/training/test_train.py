@@ -331,6 +331,7 @@ def test_a_run_that_dies_goes_on_from_its_near_checkpoint_with_the_bits_of_one_t
         with pytest.raises(RuntimeError, match="struck"):
             train.main(argv)
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["2", "4"]
+    (left,) = near.glob("*/6.*")
     begun = Run(config_of([*argv[:-1], "--config.checkpoint.near_every=0"]), workdir)
     assert (begun.start, begun.is_from_near) == (4, False), "one that asks for no near ones has none"
     capsys.readouterr()
@@ -343,6 +344,10 @@ def test_a_run_that_dies_goes_on_from_its_near_checkpoint_with_the_bits_of_one_t
     steps = [[line["step"] for line in each if "loss" in line] for each in lines]
     assert steps[0] == steps[1]
     assert not list(near.iterdir()), "the workdir has all"
+    left.mkdir(parents=True)  # as a kill after the last save leaves it
+    assert train.main(argv) == 0
+    assert "is finished: 8 of 8 steps are done" in capsys.readouterr().out
+    assert not list(near.iterdir())
 
 
 def test_a_new_run_s_first_near_checkpoint_is_a_shared_one_too(arguments, tmp_path):

@@ -55,7 +55,7 @@ def saves(
     if jax.process_count() > 1:
         return {}, ["what a save takes is measured in one process: those of a job would write into several folders"]
     count = max(LEAST, math.ceil(SECONDS / step_seconds))
-    near = Near(str(folder / "near"), run.workdir, dict(run.mesh.shape), print)
+    near = Near(str(folder / "near"), run.workdir, run.mesh, print)
     near.begin()
 
     def shared() -> float:
