@@ -1,8 +1,8 @@
 """Checkpoints of a run: each is one atomic whole of arrays and a small JSON record, restored onto any mesh.
 
 Orbax writes and prunes them. A state travels as a flat ``{"params.decoder.embedding": array}``: so NamedTuples and
-empty optimizer states need nothing special, a part of it is a prefix, and differences are told by name. One that was
-cut short, lost a file or changed a bit later (``checksums``) is never chosen; one that cannot be read is never touched.
+empty optimizer states need nothing special, a part of it is a prefix, and differences are told by name. Which of them
+are as they were written says ``inventory``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import itertools
 import json
 import math
 import secrets
-import shutil
 import sys
 import threading
 import time
@@ -23,12 +22,14 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from jaxmm.checkpoints import checksums
-from jaxmm.checkpoints.checksums import META, METRICS, STATE, Fault
-from jaxmm.checkpoints.manager import METRIC_KEY, make_manager, restore_args
-from jaxmm.checkpoints.named import differences, is_within, named
+from jaxmm.checkpoints import checksums, disk_arrays
+from jaxmm.checkpoints.checksums import META, STATE
+from jaxmm.checkpoints.disk_arrays import check_fit, first_line
+from jaxmm.checkpoints.inventory import Inventory
+from jaxmm.checkpoints.manager import METRIC_KEY, make_manager
+from jaxmm.checkpoints.named import is_within, named
 from jaxmm.checkpoints.parted import Parts
-from jaxmm.checkpoints.stored import Stored, local_steps
+from jaxmm.checkpoints.stored import Stored
 from jaxmm.errors import StrandedError, UserError
 from jaxmm.runtime.barrier import SECONDS, Barrier
 from jaxmm.workdir.objects import StoreError
@@ -38,7 +39,6 @@ if TYPE_CHECKING:  # importing it takes a third of a second: methods do, once a 
 
 PyTree = Any
 
-ASIDE, WHY = ".incomplete", "fault.txt"  # what a broken checkpoint's name ends with, and a file in it that says why
 FILE_BYTES = 1 << 28  # about, of a file of arrays that goes to a store: some are in memory at once
 
 
@@ -74,7 +74,7 @@ class Checkpoints:
             raise UserError(f"checkpoints to keep: {keep} newest and {keep_best} best; keep at least the newest 1")
         self.folder = folder.resolve()  # TensorStore takes no path with '..'
         self._keep, self._keep_best = keep, keep_best
-        self._on_save, self._say = on_save, say
+        self._on_save = on_save
         self._manager: ocp.CheckpointManager | None = None  # made by the first save
         self._saving: int | None = None
         self._stored = Stored.of(self.folder)  # where the workdir is in a store
@@ -82,9 +82,8 @@ class Checkpoints:
         self._unsent: Exception | None = None  # why the last save is not in the store
         self._parts: Parts | None = None  # of a job of several processes, none of which sees another's spool
         self._sealing, self._has_failed = 0, False  # its step, for Orbax's thread; whether the last save failed
-        self._faults: dict[int, Fault | None] = {}
-        self._verified: set[tuple[int, str]] = set()  # (step, part) whose bytes were found to be those written
         self._barrier = Barrier(f"checkpoints {next(self._numbers)}")
+        self._inventory = Inventory(self.folder, self._stored, lambda: self._is_parted, self._barrier, say)
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -101,17 +100,19 @@ class Checkpoints:
     @property
     def place(self) -> str:
         """The folder, or its URL in a store."""
-        return self._stored.url if self._stored else str(self.folder)
+        return self._inventory.place
 
     # What is there
 
     def steps(self) -> list[int]:
         """The steps of the checkpoints from which nothing is missing, ascending. Waits for the save in flight."""
-        return [step for step, fault in self._look().items() if not fault]
+        self.wait()
+        return self._inventory.steps()
 
     def faults(self) -> dict[int, str]:
         """What is wrong with the others, by step."""
-        return {step: fault.text for step, fault in self._look().items() if fault}
+        self.wait()
+        return self._inventory.faults()
 
     def latest(self) -> int | None:
         """The step of the newest checkpoint that is as it was written, bit for bit, or None.
@@ -119,19 +120,13 @@ class Checkpoints:
         Raises:
           UserError: if there is one that cannot be read, and may be newer: nobody knows whether it is broken.
         """
-        for step in reversed(self._look()):
-            fault = self._faults[step] or self._verify(step)
-            if not fault:
-                return step
-            if not fault.is_proven:
-                raise self._cannot_be_read(step, fault.text)
-        return None
+        self.wait()
+        return self._inventory.latest()
 
     def best(self) -> int | None:
         """The step of the intact checkpoint with the lowest metric (the newest of equals), or None."""
-        metrics = {step: value for step in self.steps() if (value := self._metric(step)) is not None}
-        by_metric = sorted(metrics, key=lambda step: (metrics[step], -step))
-        return next((step for step in by_metric if not self._verify(step)), None)
+        self.wait()
+        return self._inventory.best()
 
     def best_line(self) -> str:
         """Names the best checkpoint, '' where none was evaluated when it was saved."""
@@ -142,7 +137,8 @@ class Checkpoints:
         """The record saved with the checkpoint of ``step`` (default: the newest)."""
         import orbax.checkpoint as ocp
 
-        path = self._path(self._chosen(step, META))
+        self.wait()
+        path = self._path(self._inventory.chosen(step, META))
         return dict(ocp.JsonCheckpointHandler().restore(path / META))
 
     # Saving
@@ -203,7 +199,7 @@ class Checkpoints:
             self._wait_for_store(self._stored, step)
         if jax.process_index() == 0:
             self._on_save(step)
-            self._clean(step)
+            self._inventory.remove_broken(step)
 
     def _send(self, manager: ocp.CheckpointManager, stored: Stored, step: int) -> None:
         """Sends the save in flight to the store once it is whole here; in a thread."""
@@ -278,164 +274,34 @@ class Checkpoints:
         return self._restore(abstract_part, key, step)
 
     def _restore(self, abstract: PyTree, key: str, step: int | None) -> PyTree:
-        path = self._path(self._chosen(step, STATE))
+        self.wait()
+        step = self._inventory.chosen(step, STATE)
         wanted = named(abstract, key)
         if not wanted:
             return abstract
-        read = self._read_shards if self._is_parted else self._read_whole
-        restored = read(path, wanted, key)
+        if self._is_parted:
+            restored = self._read_shards(step, wanted, key)
+        else:
+            restored = disk_arrays.read(self._path(step), wanted, key, self._inventory.told(step))
         return jax.tree.unflatten(jax.tree.structure(abstract), [restored[name] for name in wanted])
 
-    def _read_shards(self, path: Path, wanted: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    def _read_shards(self, step: int, wanted: Mapping[str, Any], key: str) -> Mapping[str, Any]:
         """From the store, as no process has the whole here."""
         assert self._stored
-        arrays = self._stored.arrays(int(path.name))
+        arrays = self._stored.arrays(step)
         saved = {name: leaf for name, leaf in arrays.look(wanted).items() if is_within(name, key)}
-        self._check_fit(path, saved, wanted)
+        check_fit(saved, wanted, self._inventory.told(step))
         return arrays.read(wanted)
-
-    def _read_whole(self, path: Path, wanted: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-        import orbax.checkpoint as ocp
-
-        with ocp.PyTreeCheckpointer() as reader:
-            saved = reader.metadata(path / STATE).item_metadata.tree
-            saved = {name: leaf for name, leaf in saved.items() if is_within(name, key)}
-            # Orbax itself would cast, crop or pad an array that differs.
-            self._check_fit(path, saved, wanted)
-            try:
-                return reader.restore(
-                    path / STATE,
-                    args=ocp.args.PyTreeRestore(
-                        item=wanted,
-                        restore_args={name: restore_args(leaf) for name, leaf in wanted.items()},
-                        partial_restore=True,
-                    ),
-                )
-            except Exception as error:
-                cause = error.__cause__ or error  # Orbax wraps TensorStore's in a bare Exception
-                if not isinstance(cause, OSError | ValueError):
-                    raise
-                raise UserError(
-                    f"checkpoint {self._told(int(path.name))} cannot be read ({_first_line(cause)}); remove it to go "
-                    f"on from an older one"
-                ) from error
-
-    def _check_fit(self, path: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-        if found := differences(saved, wanted):
-            more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-            raise UserError(
-                f"checkpoint {self._told(int(path.name))} does not fit this run: {found[0]}{more}; "
-                "use the config it was saved with, or another workdir"
-            )
 
     # Parts
 
     def _path(self, step: int) -> Path:
         return self.folder / str(step)
 
-    def _told(self, step: int) -> str:
-        return f"{self.place}/{step}"
-
-    def _look(self) -> dict[int, Fault | None]:
-        """What is missing from each checkpoint, by step, ascending; a line for each fault that is new."""
-        self.wait()
-        steps = self._stored.steps() if self._stored else local_steps(self.folder)
-        for step in steps:
-            if step not in self._faults:
-                fault = self._stored.look(step) if self._stored else checksums.look(self._path(step))
-                self._note(step, fault, told=jax.process_index() == 0)
-        self._faults = {step: self._faults[step] for step in steps}
-        return self._faults
-
-    def _verify(self, step: int, part: str = "") -> Fault | None:
-        """Compares the checkpoint's bytes with their checksums, each process some of its files."""
-        if fault := self._faults[step]:
-            return fault
-        if {(step, part), (step, "")} & self._verified:
-            return None
-        path = self._path(step)
-        own = self._compared(step, part)
-        worst = self._barrier.largest(0 if not own else 1 if own.is_proven else 2, f"the reading of {path}")
-        fault = own or (
-            Fault("a file that another process read is not as it was written", worst == 1, True) if worst else None
-        )
-        self._note(step, fault, told=own is not None)
-        if not fault:
-            self._verified.add((step, part))
-            if part != META and jax.process_index() == 0 and not checksums.has_record(path):
-                self._say(f"checkpoint {path} has no checksums (version 0.1 wrote none): it is taken as it is")
-        return fault
-
-    def _compared(self, step: int, part: str) -> Fault | None:
-        """What differs in this process's share of the files; from a store they are fetched first."""
-        path = self._path(step)
-        if not self._stored:
-            return checksums.verify(path, part, (jax.process_index(), jax.process_count()))
-        if self._is_parted and part in ("", STATE):
-            share = (jax.process_index(), jax.process_count())
-            return self._compared(step, META) or self._stored.compare(step, STATE, share)
-        if fault := self._stored.fetch(step, part):
-            return fault
-        if fault := checksums.verify(path, part):
-            self._stored.forget(step)  # it may be this copy that has changed
-            fault = self._stored.fetch(step, part) or checksums.verify(path, part)
-        return fault
-
-    def _note(self, step: int, fault: Fault | None, told: bool) -> None:
-        self._faults[step] = fault
-        if fault and told:
-            kind = "unreadable" if not fault.is_proven else "damaged" if fault.differs else "incomplete"
-            aside = f"takes away its {checksums.RECORD}" if self._stored else f"renames it to {step}{ASIDE}"
-            way = f" (the next save {aside})" if fault.is_proven else ""
-            self._say(f"warning: ignoring the {kind} checkpoint {self._told(step)}: {fault.text}{way}")
-
-    def _cannot_be_read(self, step: int, why: str) -> UserError:
-        older = max((other for other in self.steps() if other < step), default=None)
-        way = f"move it to another folder to go on from step {older}" if older is not None else "give another --workdir"
-        return UserError(
-            f"checkpoint {self._told(step)} cannot be read ({why}), which does not prove it broken: nothing was "
-            f"changed; mend that, or {way}"
-        )
-
-    def _chosen(self, step: int | None, part: str) -> int:
-        """The step, or the newest intact one; what is read of it has its checksums."""
-        if step is None and (latest := self.latest()) is not None:
-            return latest
-        steps = self.steps()
-        if step in steps and (fault := self._verify(step, part)):
-            if not fault.is_proven:
-                raise self._cannot_be_read(step, fault.text)
-            steps = self.steps()
-        if step is None or step not in steps:
-            bad = "".join(f"; {n} cannot be read: {text}" for n, text in [*self.faults().items()][-3:])
-            have = (", ".join(map(str, steps)) or "none") + bad
-            which = "no complete checkpoint" if step is None else f"no complete checkpoint of step {step}"
-            raise UserError(f"{self.place} holds {which} (complete: {have}); train first, or give another workdir")
-        return step
-
-    def _metric(self, step: int) -> float | None:
-        import orbax.checkpoint as ocp
-
-        path = self._path(step) / METRICS
-        if self._stored and self._stored.fetch(step, METRICS):
-            return None
-        if not (path / METRICS).is_file() or self._verify(step, METRICS):
-            return None
-        return float(ocp.JsonCheckpointHandler(filename=METRICS).restore(path)[METRIC_KEY])
-
     def _writer(self) -> ocp.CheckpointManager:
         if self._manager is None:
-            self._look()
-            if jax.process_index() == 0:
-                for step in (step for step, fault in self._faults.items() if fault and fault.is_proven):
-                    self._put_aside(step)
-                if self._stored:
-                    self._stored.remove_unfinished(0, self._say)
-            if self._stored:  # what is here in part, or of a save that the store has not
-                for step in local_steps(self.folder):
-                    if self._is_parted or (step, "") not in self._verified:
-                        self._stored.forget(step)
-            self._faults = {step: fault for step, fault in self._faults.items() if not (fault and fault.is_proven)}
+            self.wait()
+            self._inventory.put_aside_broken()
             if self._stored and self._is_parted:
                 number = secrets.randbelow(1 << 40) + 1 if jax.process_index() == 0 else 0
                 job = self._barrier.largest(number, "the first save")
@@ -459,35 +325,6 @@ class Checkpoints:
             checksums.wait_for_promise(folder)
             checksums.write_record(folder)
 
-    def _put_aside(self, step: int) -> None:
-        """Renames a broken checkpoint: in its place Orbax would count it, and refuse to save its step again."""
-        aside, fault = self.folder / f"{step}{ASIDE}", self._faults[step]
-        if self._stored:
-            self._stored.put_aside(step, fault.text if fault else "")
-            return
-        shutil.rmtree(aside, ignore_errors=True)
-        self._path(step).rename(aside)
-        with contextlib.suppress(OSError):
-            (aside / WHY).write_text(f"{fault.text if fault else ''}\n")
-
-    def _clean(self, saved: int) -> None:
-        """Removes the broken checkpoints of before a step that is saved. One that may be whole stays."""
-        if self._stored:
-            self._stored.remove_unfinished(saved, self._say)
-            return
-        for aside in self.folder.glob(f"*{ASIDE}"):
-            step = aside.name.removesuffix(ASIDE)
-            if step.isdecimal() and int(step) < saved:
-                fault = checksums.look(aside)
-                if (aside / WHY).exists() or (fault and fault.is_proven):
-                    shutil.rmtree(aside, ignore_errors=True)
-                    self._say(f"removed {aside}: it was broken, and step {saved} is saved")
-
     def _save_failed(self, step: int, error: Exception) -> UserError:
         self._saving, self._has_failed = None, True
-        return UserError(f"the checkpoint of step {step} could not be saved in {self.folder}: {_first_line(error)}")
-
-
-def _first_line(error: BaseException) -> str:
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return line if len(line) <= 240 else f"{line[:100]} ... {line[-130:]}"  # the system's reason comes last
+        return UserError(f"the checkpoint of step {step} could not be saved in {self.folder}: {first_line(error)}")

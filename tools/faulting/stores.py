@@ -1,4 +1,7 @@
-"""Object stores on this machine, and kills of ``train`` with its workdir in one: nothing saved is lost."""
+"""Object stores on this machine, and kills of ``train`` with its workdir in one: nothing saved is lost.
+
+A run is one process, or two that share no disk: each has a spool of its own.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +17,15 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from faulting import jobs
 from faulting.bench import LIMIT, Bench
+from faulting.jobs import Own, named, started
 from faulting.kills import NEVER
 from faulting.moments import Moment, of_train
-from faulting.process import Process, working_folder
-from faulting.trial import Trial, judged
+from faulting.trial import Ended, Trial, judged
 from jaxmm.workdir.objects import Objects
 from jaxmm.workdir.place import Place
 from jaxmm.workdir.spool import Spool
@@ -83,38 +87,41 @@ def _until_made(make: urllib.request.Request, server: subprocess.Popen[bytes]) -
 
 
 def train(bench: Bench, rng: random.Random) -> Iterator[Trial]:
-    """A life in a store: killed, started again with its spool or on a machine that has none, and left to its end."""
-    kind, place = rng.choice(kinds()), bench.place()
-    with serving(kind, place) as (root, found, server), _environment(found | {"JAXMM_SPOOL": str(place / "spool")}):
+    """A life in a store: killed, started again with its spools or on machines that have none, and left to its end."""
+    kind, nodes, place = rng.choice(kinds()), rng.choice((1, 2)), bench.place()
+    spools = [place / f"spool{number}" for number in range(nodes)]
+    with serving(kind, place) as (root, found, server), _environment(found | {"JAXMM_SPOOL": str(spools[0])}):
         url, cache = f"{root}/runs/run", bench.place("cache")
         where = Place.read("url", url)
         objects, spool = Objects(where), Spool.make(where).folder
-        argv = ["-m", "jaxmm.train", *bench.train_arguments(Path("URL"), f"--config.data.cache={cache}"),
-                f"--workdir={url}"]  # fmt: skip
+        arguments = (f"--config.data.cache={cache}", f"--workdir={url}")
         moments = []
 
-        def start() -> Process:
-            out = bench.place()
-            environment = bench.environment | found | {"JAXMM_SPOOL": str(place / "spool")}
-            return Process(argv, out / "said.txt", environment, working_folder(out))
+        def own(number: int) -> Own:
+            return Own(variables=found | {"JAXMM_SPOOL": str(spools[number])})
 
         for _ in range(KILLS):
             moment = _moment(rng, spool, cache, objects)
-            with start() as process, _away(rng, server) as away:
-                if moment.wait(process, LIMIT * bench.slack):
+            with started(bench, nodes, arguments, own) as processes, _away(rng, server) as away:
+                if moment.wait(processes[0], LIMIT * bench.slack):
                     moments.append(f"{moment.what}{away}")
-            if moments and rng.random() < 0.5:
-                shutil.rmtree(spool)
-                moments[-1] += ", its spool lost"
-        with start() as process:
-            ended = process.ended(LIMIT * bench.slack)
-        verdict, told = judged(ended, lambda: wrong(bench, objects, place / "fetched"))
+                    for process in rng.sample(processes, nodes):
+                        process.kill()
+                        time.sleep(rng.uniform(0, 0.3) if nodes > 1 else 0)
+            for number in range(nodes):
+                if moments and rng.random() < 0.5:
+                    shutil.rmtree(spools[number], ignore_errors=True)
+                    moments[-1] += f", the spool of node {number} lost" if nodes > 1 else ", its spool lost"
+        newest = max((int(step) for step, is_whole in _steps(objects).items() if is_whole), default=0)
+        with started(bench, nodes, arguments, own) as processes:
+            every = [process.ended(LIMIT * bench.slack) for process in processes]
+        verdict, told = judged(every[0], lambda: wrong(bench, objects, place / "fetched", every, newest))
     for what in moments or [NEVER]:
-        yield Trial("", f"train in {kind}:// killed {what}", verdict, told)
+        yield Trial("", f"train on {named(nodes)} in {kind}:// killed {what}", verdict, told)
 
 
-def wrong(bench: Bench, objects: Objects, to: Path) -> str:
-    """In what the run in a store differs from ``bench.whole``, or ''."""
+def wrong(bench: Bench, objects: Objects, to: Path, every: Sequence[Ended], newest: int) -> str:
+    """In what the run in a store differs from one that nothing interrupted, or ''; as ``jobs.wrong``."""
     names = objects.names()
     for name in names:
         objects.download(name, to / name)
@@ -122,7 +129,16 @@ def wrong(bench: Bench, objects: Objects, to: Path) -> str:
         return f"checkpoints of steps {', '.join(left)} are in the store"
     if "train.lock" in names:
         return "its lock is still there"
-    return bench.wrong_run(to)
+    return jobs.wrong(bench, len(every), to, every, newest)
+
+
+def _steps(objects: Objects) -> dict[str, bool]:
+    """The steps of checkpoints in the store, and whether each is whole."""
+    found: dict[str, bool] = {}
+    for name in objects.names("checkpoints/"):
+        _, step, rest = name.split("/", 2)
+        found[step] = found.get(step, False) or rest == "checksums.json"
+    return found
 
 
 def _moment(rng: random.Random, spool: Path, cache: Path, objects: Objects) -> Moment:
@@ -130,18 +146,14 @@ def _moment(rng: random.Random, spool: Path, cache: Path, objects: Objects) -> M
     if rng.random() < 0.6:
         return of_train(rng, spool, cache)
 
-    def steps() -> dict[str, bool]:
-        found: dict[str, bool] = {}
-        for name in objects.names("checkpoints/"):
-            _, step, rest = name.split("/", 2)
-            found[step] = found.get(step, False) or rest == "checksums.json"
-        return found
-
-    before = steps()
+    before = _steps(objects)
     if rng.random() < 0.7:
-        return Moment("as it sends a checkpoint", lambda: bool(steps().keys() - before), rng.uniform(0, 0.05))
-    return Moment("once a checkpoint is sent", lambda: any(steps()[step] for step in steps().keys() - before),
-                  rng.uniform(0, 0.05))  # fmt: skip
+        return Moment("as it sends a checkpoint", lambda: bool(_steps(objects).keys() - before), rng.uniform(0, 0.05))
+    return Moment(
+        "once a checkpoint is sent",
+        lambda: any(is_whole for step, is_whole in _steps(objects).items() if step not in before),
+        rng.uniform(0, 0.05),
+    )
 
 
 @contextlib.contextmanager
