@@ -158,7 +158,7 @@ def get_config() -> ConfigDict:
     config.preference.unwanted = 1.0  # of kto, weight of those that they do not
 
     config.compute = ConfigDict()
-    config.compute.dtype = ""  # of activations; "" is bfloat16, on CPU float32
+    config.compute.dtype = ""  # of activations; "" is bfloat16, on most CPUs float32
     config.compute.matmul = ""  # what linear maps of layers multiply in: "" is compute.dtype, or "fp8"
     config.compute.attention = ""  # "blocks", on TPUs "splash", on GPUs "fused" or "hopper"; "" is the best there is
     config.compute.remat = "none"  # what is computed again in the backward pass: or "dots", "offload", "full"

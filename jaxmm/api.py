@@ -45,6 +45,7 @@ from jaxmm.models import multimodal
 from jaxmm.models.tables import Head, dense
 from jaxmm.models.tree import Params
 from jaxmm.recipe import Recipe, fitted, read_data, read_recipe, train_corpus
+from jaxmm.training import cpu_dtype
 from jaxmm.training.loss import batch_loss
 from jaxmm.training.objectives import needs_answers, objective_of
 from jaxmm.workdir.spool import opened
@@ -82,10 +83,16 @@ def _checked(config: ConfigDict) -> ConfigDict:
     return whole
 
 
+def _recipe(config: ConfigDict) -> Recipe:
+    """Of a new run."""
+    cpu_dtype.settle(config)
+    return read_recipe(config)
+
+
 def _planned(config: ConfigDict) -> tuple[Corpus, Plan]:
     corpus = train_corpus(config, read_data(config))
     budgets = read_budgets(config, corpus)
-    if config.objective and needs_answers(recipe := read_recipe(config)):
+    if config.objective and needs_answers(recipe := _recipe(config)):
         fingerprint = references.fingerprint_of(Base.find(config.init_from), recipe, config.seed)
         references.check_pictures(config, corpus.lengths)
         references.attach(corpus.lengths, fingerprint, recipe, budgets)
@@ -191,7 +198,7 @@ def make_model(config: ConfigDict) -> Model:
     Raises:
       UserError: for what is wrong with the config.
     """
-    return Model(read_recipe(_checked(config)))
+    return Model(_recipe(_checked(config)))
 
 
 class TrainedModel:

@@ -92,6 +92,7 @@ def estimate(config: Any, target: Target, documents: int, is_formula: bool = Fal
     from jaxmm.models.flops import attended_shares, batch_flops, forward_flops, parameter_counts
     from jaxmm.models.multimodal import abstract_params
     from jaxmm.recipe import read_recipe
+    from jaxmm.training import cpu_dtype
     from jaxmm.training.objectives import parts_of_reference
     from jaxmm.training.program import make_program
 
@@ -99,6 +100,8 @@ def estimate(config: Any, target: Target, documents: int, is_formula: bool = Fal
         raise UserError("--formula knows nothing of the network between slices: leave it out, or name one slice")
     mesh = sharding.make_mesh(config.mesh, target.devices)
     sharding.check_rows(mesh, config.batch_size, config.accumulation)
+    if target.platform == "cpu":
+        cpu_dtype.settle(config)
     recipe = with_media(read_recipe(config, platform=target.platform))
     check_states(recipe.model.decoder, mesh)
     sharding.check_experts(mesh, recipe.model.decoder.experts)

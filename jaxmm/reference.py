@@ -11,6 +11,7 @@ unless config.preference.reference=asked.
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ from jaxmm.models.tree import Params
 from jaxmm.recipe import eval_corpus, fitted, read_recipe, train_corpus
 from jaxmm.runtime import startup
 from jaxmm.runtime.barrier import Barrier
+from jaxmm.training import cpu_dtype
 from jaxmm.training.objectives import asks_reference
 from jaxmm.training.preference_evaluator import PreferenceEvaluator
 
@@ -43,6 +45,8 @@ def main(argv: list[str]) -> int:
     startup.join_processes()
     startup.keep_compiled(cache_folder(config))
     startup.split_cpu(config.mesh, config.batch_size)
+    if line := cpu_dtype.settle(config):  # as the run will
+        print(line, file=sys.stderr)
     recipe = read_recipe(config)
     if recipe.preference is None or not recipe.preference.has_reference:
         raise UserError(f"config.objective is '{config.objective}', which has no reference: dpo, ipo and kto have one")

@@ -35,7 +35,7 @@ TINY = (
     "--config.connector.mlp=32", "--config.decoder.width=32", "--config.decoder.layers=2", "--config.decoder.heads=2",
     "--config.decoder.head_dim=16", "--config.decoder.mlp=64", "--config.log.every=2", "--config.eval.every=4",
     "--config.checkpoint.every=2", "--config.log.tensorboard=False", "--config.optimizer.warmup=2",
-    "--config.monitor.attention_every=-1",
+    "--config.monitor.attention_every=-1", "--config.compute.dtype=float32",  # on every processor
     "--config.optimizer.schedule=constant",  # one that does not depend on the steps
 )  # fmt: skip
 

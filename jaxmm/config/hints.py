@@ -24,7 +24,7 @@ _SPLIT = "use config.accumulation: it splits config.batch_size, and does not mul
 _LENGTH = "use config.seq_len, positions of a packed row; config.data.long_documents says what becomes of longer texts"
 _TEMPLATE = "leave it out: the chat template is that of the folder in config.init_from or config.data.tokenizer"
 _WARMUP = "use config.optimizer.warmup"
-_DTYPE = "use config.compute.dtype=bfloat16; '' is bfloat16 but on CPUs, and there is no float16"
+_DTYPE = "use config.compute.dtype=bfloat16; '' is bfloat16 but on most CPUs, and there is no float16"
 _FP8 = "use config.compute.matmul=fp8: inputs and kernels in e4m3, gradients in e5m2, a scale a row"
 _FOLDER = "use --workdir"
 _MODEL = "use config.init_from: a Hugging Face folder on this machine, or the workdir of a run"

@@ -265,7 +265,7 @@ KEYS: dict[str, Key] = {
     "preference.wanted": Key(1.0, "of kto, weight of answers that people want", least=0, most=1e4),
     "preference.unwanted": Key(1.0, "of kto, weight of those that they do not", least=0, most=1e4),
     "compute.dtype": Key(
-        "", 'of activations; "" is bfloat16, on CPU float32', choices=("", "float32", "bfloat16")
+        "", 'of activations; "" is bfloat16, on most CPUs float32', choices=("", "float32", "bfloat16")
     ),  # float16 would need a scaled loss
     "compute.matmul": Key(
         "", 'what linear maps of layers multiply in: "" is compute.dtype, or "fp8"', choices=("", "fp8"),

@@ -57,6 +57,8 @@ def _model_lines(run: Run, state: TrainState) -> Iterator[str]:
         f"jaxmm {jaxmm.__version__} on {jax.devices()[0].device_kind}, {shape}; compute in {recipe.compute.dtype}, "
         f"attention by '{recipe.compute.attention}'"
     )
+    if run.dtype_line:
+        yield run.dtype_line
     if line := matmul_line(recipe.model, jax.devices()[0], recipe.compute.dtype):
         yield line
     frozen = ", ".join(recipe.trainable.frozen)

@@ -30,6 +30,7 @@ from jaxmm.hf.init_from import parse, run_and_step
 from jaxmm.hf.pretrained import MODEL
 from jaxmm.recipe import Recipe, clips_of, eval_corpus, fitted, own_media, parse_clips, read_recipe, train_corpus
 from jaxmm.runtime.barrier import Barrier
+from jaxmm.training import cpu_dtype
 from jaxmm.training.compiled_step import CompiledStep
 from jaxmm.training.machine_record import MACHINE, machine_record
 from jaxmm.training.objectives import needs_answers
@@ -53,6 +54,7 @@ class Run:
       base: the model beneath its adapters; None where checkpoints hold everything.
       record: of the checkpoint gone on from; None for a run that begins.
       near: its near checkpoints; None for none.
+      dtype_line: why it computes in its dtype; '' where that is what its config or its device says.
       is_from_near: whether it goes on from one of them.
       say: prints a line; a logger's, once there is one.
     """
@@ -83,6 +85,7 @@ class Run:
         self.start, self.record = self._first_step()
         if not self.start:
             self._refuse_foreign()
+        self.dtype_line = cpu_dtype.settle(config, self.record and self.record.config)
         self.recipe = self._recipe()
         self.beginning = self._beginning()
         self.base = self._base()

@@ -41,7 +41,7 @@ from jaxmm.report.run_curves import charts
 from jaxmm.report.run_data import read_run
 from jaxmm.runtime import program_cache
 from jaxmm.runtime.barrier import Barrier
-from jaxmm.training import goodput, logger, loop, slow_steps, throughput
+from jaxmm.training import cpu_dtype, goodput, logger, loop, slow_steps, throughput
 from jaxmm.training.goodput import RunTime
 from jaxmm.training.opening import jump_of_rate
 from jaxmm.training.progress import Progress, count, counts_of
@@ -379,6 +379,16 @@ def test_a_run_killed_before_its_first_save_begins_again_from_what_its_config_sa
     assert run.start == 0
     assert run.recipe.start is None
     assert (run.skipped.met, len(run.skipped)) == (0, 0)
+
+
+def test_a_processor_that_is_faster_in_bfloat16_is_new_runs_choice_and_no_older_one_s(
+    stopped, arguments, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(cpu_dtype, "units_here", lambda: "amx_bf16")
+    asked = [*arguments, "--config.compute.dtype="]
+    begun = Run(config_of(asked), tmp_path / "new")
+    assert (begun.recipe.compute.dtype, begun.config.compute.dtype) == ("bfloat16", "bfloat16")
+    assert Run(config_of(asked), shutil.copytree(stopped, tmp_path / "run")).recipe.compute.dtype == "float32"
 
 
 def test_what_was_skipped_in_steps_that_were_not_saved_does_not_count(stopped, arguments, tmp_path):
