@@ -79,24 +79,28 @@ def test_each_config_is_one_of_the_recipes_here():
 @pytest.mark.parametrize(
     ("name", "init_from", "millions"),
     [
-        ("siglip2_qwen3_connector", "vision:{}/tower,decoder:{}/small", 428 + 596 + 14),
-        ("siglip2_qwen3_connector", "vision:{}/tower,decoder:{}/large", 428 + 1721 + 17),
+        pytest.param(
+            "siglip2_qwen3_connector", "vision:{}/tower,decoder:{}/small", 428 + 596 + 14, marks=pytest.mark.full
+        ),
+        pytest.param(
+            "siglip2_qwen3_connector", "vision:{}/tower,decoder:{}/large", 428 + 1721 + 17, marks=pytest.mark.full
+        ),
         ("siglip2_qwen3", "vision:{}/tower,decoder:{}/large", 428 + 1721 + 17),
         ("llava_1_5", "{}/llava", 7051),
         ("qwen2_5_vl", "{}/qwen", 8292),
-        ("qwen3_vl", "{}/qwen3", 4438),
+        pytest.param("qwen3_vl", "{}/qwen3", 4438, marks=pytest.mark.full),
         ("qwen3_vl_moe", "{}/qwen3_moe", 31071),
-        ("qwen3_5", "{}/qwen3_5", 9410),
-        ("gemma3", "{}/gemma", 4300),
+        pytest.param("qwen3_5", "{}/qwen3_5", 9410, marks=pytest.mark.full),
+        pytest.param("gemma3", "{}/gemma", 4300, marks=pytest.mark.full),
         ("gemma4", "{}/gemma4", 31273),
-        ("internvl3", "{}/intern", 7945),
+        pytest.param("internvl3", "{}/intern", 7945, marks=pytest.mark.full),
         ("paligemma2", "{}/paligemma2", 3032),
-        ("paddleocr_vl", "{}/paddleocr", 800),
+        pytest.param("paddleocr_vl", "{}/paddleocr", 800, marks=pytest.mark.full),
         ("early_fusion", "", 7014),
         ("qwen2_5_vl_lora", "{}/qwen", 8292 + 20),
         ("qwen3_vl_qlora", "{}/qwen3_8b", 8767 + 22),
         ("gemma3_lora", "{}/gemma", 4300 + 39),
-        ("dpo", "{}/qwen", 8292 + 50),
+        pytest.param("dpo", "{}/qwen", 8292 + 50, marks=pytest.mark.full),
     ],
 )
 def test_a_recipe_at_its_true_size_has_a_step_that_fits_its_mesh(name, init_from, millions, released):
@@ -214,7 +218,7 @@ def test_both_stages_of_a_tower_and_a_decoder_run_and_what_they_make_is_served(s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["video", "audio"])
+@pytest.mark.parametrize("name", ["video", pytest.param("audio", marks=pytest.mark.full)])
 def test_a_demo_of_clips_runs_small_and_its_figures_are_in_the_summary(name, tmp_path, monkeypatch):
     for source, count in (("training_source", 60), ("test_source", 30)):
         monkeypatch.setattr(DEMOS[name], source, functools.partial(getattr(DEMOS[name], source), examples=count))

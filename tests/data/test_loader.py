@@ -390,7 +390,7 @@ class Slow:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("workers", "count"), [(0, 10_000), (1, 4_000)])
+@pytest.mark.parametrize(("workers", "count"), [(0, 4_000), pytest.param(1, 4_000, marks=pytest.mark.full)])
 def test_memory_is_flat_over_thousands_of_batches(folder, workers, count):
     """In a process of its own, whose memory nothing else grows."""
     program = (

@@ -135,7 +135,7 @@ def started(info: Path, cache: Path, workers: int) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("workers", "kills"), [(1, 14), (2, 6)])
+@pytest.mark.parametrize(("workers", "kills"), [pytest.param(1, 14, marks=pytest.mark.full), (2, 6)])
 def test_killing_at_random_moments_leads_to_the_same_bytes(tmp_path, workers, kills):
     info = write_many(tmp_path / "data", 40, 60)
     process = started(info, tmp_path / "reference", workers)

@@ -6,12 +6,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytest
-from parities.models import CASES
 from parities.tiny.parts import Case
 
-# Each family's first case, and decoders and towers that none of these has.
-BESIDE_FIRST = ("qwen2, some windows", "lfm2, experts", "gemma4, e2b")
-ONE_A_FAMILY = (*{case.family: case.name for case in reversed(CASES)}.values(), *BESIDE_FIRST)
+# One of each mechanism of a tower, a connector or a decoder; the logits of most others are in tests/hf/goldens.
+ONE_A_MECHANISM = (
+    "siglip2 + llama", "lfm2, experts", "llava-onevision", "qwen2.5-vl", "qwen3-vl, experts", "qwen3.5, experts",
+    "paligemma", "gemma3", "gemma4, e2b", "internvl", "smolvlm", "mistral3", "glm-4.5v", "glm-ocr", "paddleocr-vl",
+)  # fmt: skip
 # One of each kind of what a cache holds or a position is.
 CACHES = (
     "lfm2, experts", "qwen2.5-vl", "qwen3.5", "paligemma2", "gemma4, e2b", "mistral3",

@@ -32,10 +32,9 @@ CASES = {
 }  # fmt: skip
 # Those that CI trains, one of each mechanism; `pytest --slow --full` trains all.
 TRAINED = {
-    "lfm2, experts": "convolutions, and experts in some layers",
     "qwen2.5-vl": "windows in the tower", "qwen3-vl, experts": "DeepStack, and an axis for experts",
     "qwen3.5, experts": "DeltaNet", "gemma4, e2b": "embeddings of layers, shared keys and values",
-    "paligemma2": "prefixes", "internvl": "tiles, a frozen tower", "mistral3": "rotary angles in two dimensions",
+    "internvl": "tiles, a frozen tower",
 }  # fmt: skip
 MESH = ("--config.mesh.data=2",)  # beside fsdp and tensor
 MESHES = {"qwen3_vl_moe": ("--config.mesh.data=1", "--config.mesh.expert=2")}

@@ -106,9 +106,9 @@ def folders(tmp_path_factory) -> Callable[[str], Path]:
 @pytest.mark.parametrize(
     ("kind", "mesh", "devices", "held_as"),
     [
-        ("llama", {"data": 1}, 1, ""),
+        pytest.param("llama", {"data": 1}, 1, "", marks=pytest.mark.full),
         ("llama", {"fsdp": 2, "tensor": 2}, 4, ""),
-        ("qwen3_vl_moe_text", {"expert": 8}, 8, ""),
+        pytest.param("qwen3_vl_moe_text", {"expert": 8}, 8, "", marks=pytest.mark.full),
         ("qwen3_vl_moe_text", {"fsdp": 8}, 8, "bfloat16"),
     ],
 )

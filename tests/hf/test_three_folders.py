@@ -43,7 +43,7 @@ pytestmark = pytest.mark.usefixtures("whole_transformers")
 ALONE = {"vision": "vision_model.", "audio": "", "text": "model.", "lm_head": "lm_head.", "connector": ""}
 PAIRS = [
     ("siglip2_vision_model", "qwen2_audio_encoder"),
-    pytest.param(("siglip_vision_model", "qwen3_asr_encoder"), marks=pytest.mark.slow),
+    pytest.param(("siglip_vision_model", "qwen3_asr_encoder"), marks=[pytest.mark.slow, pytest.mark.full]),
 ]
 
 

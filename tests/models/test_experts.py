@@ -108,6 +108,10 @@ def slow(*values):
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
+def full(*values):
+    return pytest.param(*values, marks=[pytest.mark.slow, pytest.mark.full])
+
+
 @pytest.mark.parametrize(
     ("sizes", "platform"),
     [
@@ -115,10 +119,10 @@ def slow(*values):
         ({"expert": 4, "tensor": 2}, "cpu"),  # more devices than a position has experts
         slow({"fsdp": 2, "expert": 2, "tensor": 2}, "tpu"),
         slow({"expert": 8}, "cpu"),
-        slow({"fsdp": 2, "expert": 4}, "cpu"),
+        full({"fsdp": 2, "expert": 4}, "cpu"),
         slow({"fsdp": 2, "expert": 2, "context": 2}, "cpu"),
-        slow({"fsdp": 2, "tensor": 2, "context": 2}, "cpu"),
-        slow({"fsdp": 8}, "cpu"),
+        full({"fsdp": 2, "tensor": 2, "context": 2}, "cpu"),
+        full({"fsdp": 8}, "cpu"),
     ],
     ids=str,
 )

@@ -201,6 +201,7 @@ def test_processes_of_one_job_give_the_losses_and_figures_of_one_process(tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.full  # the same of clips is in training/test_clip_runs.py
 def test_batches_without_images_in_some_processes_or_in_all_have_the_losses_of_one_process(tmp_path):
     data = small_run.make_data(tmp_path)
     arguments = [*small_run.arguments(data, tmp_path / "cache"), f"--config.steps={STEPS}", "--config.log.every=1"]

@@ -118,6 +118,7 @@ def test_the_rows_of_scale_give_their_figures_and_a_device_holds_its_share(tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.full
 def test_the_row_of_deltanet_gives_its_figures_and_packed_is_as_alone(tmp_path):
     output = tmp_path / "delta.json"
     done = run("--only=delta", "--scale=0.05", "--repeats=1", f"--output={output}", part="scale")

@@ -141,7 +141,7 @@ def test_a_family_whose_positions_are_seconds_trains_on_vectors_as_on_videos(tmp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["qwen2_audio", "qwen3_asr"])
+@pytest.mark.parametrize("family", ["qwen2_audio", pytest.param("qwen3_asr", marks=pytest.mark.full)])
 def test_a_model_that_only_hears_trains_on_vectors_as_on_recordings(tmp_path, family):
     folder = whole_folder(family, tmp_path / "model")
     with on_one_device():

@@ -73,7 +73,7 @@ def full(*values):
     [
         ({"fsdp": 4}, ()),
         full({"data": 2, "fsdp": 2}, ("--config.compute.remat=full",)),
-        slow({"data": 4}, ("--config.accumulation=2",)),
+        full({"data": 4}, ("--config.accumulation=2",)),
         full({"fsdp": 2}, ("--config.optimizer.freeze=vision,decoder",)),
         slow({"fsdp": 4}, CLIPS),
     ],
@@ -85,7 +85,7 @@ def test_parameters_are_gathered_and_gradients_summed_as_the_formula_says(sizes,
     assert_close(found | {"reduce-scatter over fsdp": scattered}, wanted)
 
 
-@pytest.mark.parametrize(("remat", "clips"), [slow("none", ()), full("full", ()), slow("full", CLIPS)])
+@pytest.mark.parametrize(("remat", "clips"), [full("none", ()), full("full", ()), slow("full", CLIPS)])
 def test_tensor_adds_up_activations_as_the_formula_says(remat, clips):
     program, budgets, rows, *more = program_of({"data": 2, "tensor": 2}, f"--config.compute.remat={remat}", *clips)
     found, wanted = sent(program, budgets, rows, *more)
@@ -102,20 +102,20 @@ def test_tensor_adds_up_activations_as_the_formula_says(remat, clips):
     assert_close(found, wanted)
 
 
-@pytest.mark.parametrize(("remat", "clips"), [full("none", ()), slow("dots", ()), ("full", ()), slow("none", CLIPS)])
+@pytest.mark.parametrize(("remat", "clips"), [full("none", ()), full("dots", ()), ("full", ()), slow("none", CLIPS)])
 def test_context_gathers_keys_and_values_as_the_formula_says(remat, clips):
     found, wanted = sent(*program_of({"context": 2}, f"--config.compute.remat={remat}", *clips))
     assert_close(found, wanted)
 
 
-@pytest.mark.parametrize("remat", [slow("none"), full("dots"), slow("full")])
+@pytest.mark.parametrize("remat", [full("none"), full("dots"), slow("full")])
 def test_experts_gather_positions_and_not_kernels_as_the_formula_says(remat):
     experts = ExpertSpec(8, 2, 32, normalised=True)
     found, wanted = sent(*program_of({"data": 2, "expert": 2}, f"--config.compute.remat={remat}", experts=experts))
     assert_close(found, wanted)
 
 
-@pytest.mark.parametrize(("remat", "near"), [slow("none", 0.05), slow("full", 0.15)])
+@pytest.mark.parametrize(("remat", "near"), [full("none", 0.05), slow("full", 0.15)])
 def test_a_step_with_recordings_and_videos_holds_what_the_formula_says(remat, near):
     large = ("--config.audio.width=64", "--config.audio.layers=4", "--config.audio.mlp=256", "--config.audio.mels=80")
     program, budgets, rows, accumulation, mesh = program_of(

@@ -77,7 +77,7 @@ def test_two_processes_evaluate_to_the_figures_of_one_and_the_first_alone_tells_
 @pytest.mark.parametrize(
     ("where", "line"),
     [
-        ("reading", "process 1 of 2 did not come to the checkpoint within 20 s"),
+        pytest.param("reading", "process 1 of 2 did not come to the checkpoint within 20 s", marks=pytest.mark.full),
         ("within a batch", "process 1 of 2 did not come to the end of batch 1 of an evaluation within 20 s"),
         ("samples", "process 1 of 2 did not come to the answers of colours at step 2 within 30 s"),
     ],

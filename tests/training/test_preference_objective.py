@@ -184,6 +184,10 @@ def slow(*values: Any) -> Any:
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
+def full(*values: Any) -> Any:
+    return pytest.param(*values, marks=[pytest.mark.slow, pytest.mark.full])
+
+
 @pytest.mark.parametrize("objective", [slow(one) if one in ("ipo", "simpo") else one for one in OBJECTIVES])
 def test_a_packed_pair_is_two_answers_alone_by_the_formula_of_its_paper(objective, packed, alone):
     metrics, found = packed(objective)
@@ -204,7 +208,7 @@ def test_a_judged_answer_is_right_by_how_it_stands_to_the_other_prompts_answers(
 @pytest.mark.parametrize(("objective", "rows", "accumulation", "sizes"), [
     ("dpo", [[0, 2], [1]], 1, {"context": 2, "fsdp": 2, "tensor": 2}),
     ("kto", [[1, 2], [0]], 2, {"context": 2, "tensor": 2}),
-    slow("dpo", [[1, 2], [0]], 2, {}), slow("kto", [[0, 2], [1]], 1, {"fsdp": 2}),
+    full("dpo", [[1, 2], [0]], 2, {}), full("kto", [[0, 2], [1]], 1, {"fsdp": 2}),
 ])  # fmt: skip
 def test_rows_microbatches_and_meshes_change_nothing(
     objective, rows, accumulation, sizes, tiny, adapted, lengths_of, packed
@@ -219,7 +223,9 @@ def test_rows_microbatches_and_meshes_change_nothing(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sizes", [{"data": 2, "fsdp": 4}, {"data": 4, "tensor": 2}])
+@pytest.mark.parametrize(
+    "sizes", [pytest.param({"data": 2, "fsdp": 4}, marks=pytest.mark.full), {"data": 4, "tensor": 2}]
+)
 def test_dropout_of_adapters_is_the_same_on_another_mesh(sizes, tiny, adapted, lengths_of):
     spec = PreferenceSpec("dpo", beta=0.3)
     batch = batch_of(lengths_of, documents(spec), [[0, 1], [2], *[[]] * 6])

@@ -106,8 +106,16 @@ def test_accumulation_changes_neither_loss_nor_gradients(tiny, batch, whole, acc
 # Every axis alone and in pairs, on all eight devices; `tensor` also on two, which divide every head, and `context` on
 # four, as a row's length is to be a multiple of 32 times as many.
 FAST = [{"data": 4, "tensor": 2}, {"fsdp": 2, "context": 4}]
-SLOW = [{"tensor": 2}, {"fsdp": 4, "tensor": 2}, {"tensor": 2, "context": 4}]
-FULL = [{"data": 8}, {"fsdp": 8}, {"tensor": 8}, {"context": 4}, {"data": 2, "fsdp": 4}, {"data": 2, "context": 4}]
+SLOW = [{"fsdp": 4, "tensor": 2}, {"tensor": 2, "context": 4}]
+FULL = [
+    {"tensor": 2},
+    {"data": 8},
+    {"fsdp": 8},
+    {"tensor": 8},
+    {"context": 4},
+    {"data": 2, "fsdp": 4},
+    {"data": 2, "context": 4},
+]
 
 
 @pytest.mark.parametrize(
@@ -116,7 +124,7 @@ FULL = [{"data": 8}, {"fsdp": 8}, {"tensor": 8}, {"context": 4}, {"data": 2, "fs
         *[(sizes, 1) for sizes in FAST],
         *[pytest.param(sizes, 1, marks=pytest.mark.slow) for sizes in SLOW],
         *[pytest.param(sizes, 1, marks=[pytest.mark.slow, pytest.mark.full]) for sizes in FULL],
-        pytest.param({"context": 2}, 2, marks=pytest.mark.slow),
+        pytest.param({"context": 2}, 2, marks=[pytest.mark.slow, pytest.mark.full]),
         pytest.param({"data": 2, "fsdp": 2, "tensor": 2}, 2, marks=pytest.mark.slow),
     ],
 )
