@@ -9,9 +9,10 @@ formula, in seconds, and are labelled so. Bytes of state and gradients follow fr
 ``model_flops`` are those of the formula that MFU is counted by, of all devices; ``compiler_flops`` are what the
 compiler counts in one device's program, recomputation and padding included. Most compilers count what a loop runs once.
 ``roofline`` is a forecast: the least time of a step at the published peaks of the device, which of its units binds, and
-what is waited for in the order of the compiled schedule. No data is read: rows are taken as full, of documents of equal
-length, and budgets that the data would choose as half of the row's positions, which pictures and recordings share where
-the model takes both. A model from random weights has the towers that ``config.data.media`` names.
+what is waited for in the order of the compiled schedule. ``save`` is one too: how fast a device's state must be copied.
+No data is read: rows are taken as full, of documents of equal length, and budgets that the data would choose as half of
+the row's positions, which pictures and recordings share where the model takes both. A model from random weights has the
+towers that ``config.data.media`` names.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from jaxmm.errors import UserError
 from jaxmm.estimation import hlo, printed
 from jaxmm.estimation.formula import by_formula, shard_bytes
 from jaxmm.estimation.hlo import Program
+from jaxmm.estimation.saving import saved_bytes, saving
 from jaxmm.estimation.target import Target, errors_of_libraries, read_target
 from jaxmm.training import throughput
 
@@ -146,6 +148,10 @@ def estimate(config: Any, target: Target, documents: int, is_formula: bool = Fal
         if text is not None:
             shares = attended_shares(recipe.model.base, row)
             figures["roofline"] = roofline.of_program(text, machine, mesh, flops, shares)
+    if seconds := figures.get("roofline", {}).get("least_seconds"):
+        has_base = recipe.model.adapter is not None and bool(config.init_from)
+        count = saved_bytes(state, recipe.trainable, has_base=has_base)
+        figures["save"] = saving(count, config.checkpoint.every, seconds)
     if "fits" not in figures:
         figures["fits"] = figures["peak_bytes"] <= (1 - RESERVED) * target.memory
     return figures
@@ -248,7 +254,7 @@ def main(argv: list[str]) -> int:
     if args.output:
         atomic.write_json(Path(args.output), figures)
     print(formatting.table(printed.rows(figures)))
-    for line in printed.forecast(figures.get("roofline", {})):
+    for line in printed.forecast(figures.get("roofline", {}), figures.get("save", {})):
         print(line)
     if matmul := figures["compute"].get("matmul"):
         print(f"  no time here counts config.compute.matmul={matmul}: matmuls are taken at the peak in bfloat16")

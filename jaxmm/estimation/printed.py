@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxmm import formatting
+from jaxmm.estimation.saving import PART
 
 UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
 WAITS = 3  # that are printed
@@ -18,10 +19,10 @@ def in_units(count: float) -> str:
 
 
 def rows(figures: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Rows of a table: all figures but the roofline's, and whether the step fits, which ``verdict`` says."""
+    """Rows of a table: all figures but the forecasts, and whether the step fits, which ``verdict`` says."""
     found: list[tuple[str, Any]] = []
     for name, value in figures.items():
-        if name in ("roofline", "fits"):
+        if name in ("roofline", "save", "fits"):
             continue
         if name == "target":
             value = {**value, "mesh": " ".join(f"{axis}={size}" for axis, size in value["mesh"].items())}
@@ -42,8 +43,8 @@ def _cell(key: str, value: Any) -> Any:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def forecast(roofline: Mapping[str, Any]) -> list[str]:
-    """The roofline in a few lines; [] where no time is known."""
+def forecast(roofline: Mapping[str, Any], save: Mapping[str, Any]) -> list[str]:
+    """The roofline in a few lines, and the save in one; [] where no time is known."""
     if "least_seconds" not in roofline:
         return []
     lines = ["", "Forecast, at published peaks; nothing of it was measured:"]
@@ -61,7 +62,16 @@ def forecast(roofline: Mapping[str, Any]) -> list[str]:
             lines.append(f"  waits {wait['seconds']:.2g} s for the {wait['what']}, over {wait['over']}")
         if unknown := roofline["kernels_of_unknown_flops"]:
             lines.append(f"  the FLOPs of {unknown} calls of kernels are not known, and not counted")
-    return lines + [f"  {hint}" for hint in roofline["would_change_it"]]
+    lines += [f"  {hint}" for hint in roofline["would_change_it"]]
+    return lines + ([_save_line(save)] if save else [])
+
+
+def _save_line(save: Mapping[str, Any]) -> str:
+    return (
+        f"  a save copies {in_units(save['bytes'])} of each device to its host: from "
+        f"{in_units(save['copied_per_second'])}/s on that is at most {PART:.0%} of the "
+        f"{save['seconds_between']:,.0f} s between two (config.checkpoint.every={save['every']})"
+    )
 
 
 def verdict(figures: Mapping[str, Any]) -> str:

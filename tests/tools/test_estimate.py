@@ -24,7 +24,7 @@ from jaxmm.corpus import unseen_budgets
 from jaxmm.data.assemble import empty_batch
 from jaxmm.data.packing.limits import Budgets
 from jaxmm.errors import UserError
-from jaxmm.estimation import collectives, hlo
+from jaxmm.estimation import collectives, hlo, printed, saving
 from jaxmm.estimation import target as estimate_target
 from jaxmm.recipe import read_recipe
 
@@ -265,6 +265,13 @@ ENTRY %main (p: bf16[64,8], room: bf16[256,8]) -> bf16[64,8] {{
     assert found == {("ragged-all-to-all", "expert"): 2 * 64 * 8 * 2}
 
 
+def test_a_save_is_told_by_what_it_copies_of_a_device_and_how_fast_for_a_hundredth_of_the_time():
+    figures = saving.saving(5_000, every=100, step_seconds=0.5)
+    assert figures == {"bytes": 5_000, "every": 100, "seconds_between": 50.0, "copied_per_second": 10_000.0}
+    assert saving.saving(5_000, every=0, step_seconds=0.5) == {}
+    assert "from 9.77 KiB/s on that is at most 1% of the 50 s between two" in printed._save_line(figures)
+
+
 def test_gpus_are_estimated_by_a_formula_that_says_so(capsys):
     arguments = [f"--config={small_run.ROOT / 'configs/base.py'}", *small_run.TINY, "--config.mesh.fsdp=-1"]
     assert estimate.main([*arguments, "--config.mesh.data=1", "--target=gpu:h100:8"]) == 0
@@ -274,6 +281,7 @@ def test_gpus_are_estimated_by_a_formula_that_says_so(capsys):
     assert "all-gather over fsdp" in shown
     assert "which binds" in shown
     assert "least time of a step" in shown
+    assert "a save copies" in shown
     assert "Fits: at its peak a device holds" in shown
     assert estimate.main([*arguments, "--config.mesh.data=1", "--config.mesh.fsdp=4", "--formula"]) == 0
     of_cpu = capsys.readouterr().out
