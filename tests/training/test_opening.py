@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+import small_run
 from conftest import IMAGE
 
-from jaxmm import sharding
+from jaxmm import command, sharding, train
 from jaxmm.clip_spec import AudioSpec, VideoSpec
 from jaxmm.data.packing.lengths import Lengths
 from jaxmm.data.packing.limits import Budgets
@@ -121,3 +123,13 @@ def test_lines_of_steps_that_died_with_a_machine_are_told(tmp_path):
     metrics, skipped = opening.lost_lines(run)  # type: ignore[arg-type]
     assert "metrics.jsonl has nothing of steps 11 to 22, which are done" in metrics
     assert "skipped.jsonl lacks 2 lines" in skipped
+
+
+def test_a_schedule_of_another_length_is_told_where_it_changes_the_rate(tmp_path):
+    arguments = small_run.arguments(tmp_path, tmp_path)
+    cosine = [*arguments, "--config.optimizer.schedule=cosine", "--config.optimizer.rate=1.0"]
+    config, constant = (command.parse(flags, train.FLAGS).config for flags in (cosine, arguments))
+    assert re.search(r"rate at step 8 is 0\.[5-9]\d*, and would have been 0\.0", opening.jump_of_rate(config, 8, 7, 16))
+    assert opening.jump_of_rate(config, 8, 7, 8) == ""
+    assert opening.jump_of_rate(config, 16, 7, 16) == ""
+    assert opening.jump_of_rate(constant, 8, 7, 16) == ""

@@ -11,21 +11,16 @@ import re
 import shlex
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 import urllib.request
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 import small_run
-from conftest import IMAGE, random_documents, rows_of
 from ml_collections import ConfigDict
 from prometheus_client.parser import text_string_to_metric_families
-from small_run import PAGES, ROOT, assert_same_bits, saved, start, wait_for
+from small_run import PAGES, assert_same_bits, saved, start, wait_for
 
 from jaxmm import command, evaluate, generate, inspect, train
 from jaxmm.atomic import read_lines
@@ -33,21 +28,16 @@ from jaxmm.checkpoints import checksums
 from jaxmm.checkpoints.checkpoint import Checkpoints
 from jaxmm.checkpoints.near import Near
 from jaxmm.config.file import load_workdir
-from jaxmm.data.assemble import Assembler
-from jaxmm.data.packing.plan import Budgets
 from jaxmm.errors import UserError
-from jaxmm.models.flops import batch_flops
 from jaxmm.report.run_curves import charts
 from jaxmm.report.run_data import read_run
 from jaxmm.runtime import program_cache
 from jaxmm.runtime.barrier import Barrier
-from jaxmm.training import cpu_dtype, goodput, logger, loop, slow_steps, throughput
+from jaxmm.training import cpu_dtype, goodput, logger, loop, slow_steps
 from jaxmm.training.goodput import RunTime
-from jaxmm.training.opening import jump_of_rate
-from jaxmm.training.progress import Progress, count, counts_of
+from jaxmm.training.progress import counts_of
 from jaxmm.training.prometheus import Endpoint
 from jaxmm.training.run import Run
-from jaxmm.workdir import own_folders
 from jaxmm.workdir.folder import Claim
 
 
@@ -116,16 +106,6 @@ def test_prometheus_reads_what_the_log_has_and_every_figure_has_a_gauge_of_its_o
     assert families["jaxmm_run_info"].samples[0].labels["run"] == finished.name
 
 
-def test_a_port_that_is_in_use_ends_a_run_with_a_line_before_anything_is_made(arguments, tmp_path):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=rf"config\.log\.prometheus: 127\.0\.0\.1:{port}: Address already in use"):
-            train.main([*arguments, f"--config.log.prometheus=127.0.0.1:{port}", f"--workdir={tmp_path / 'run'}"])
-    assert not (tmp_path / "run" / "config.json").exists()
-
-
 def test_a_run_leaves_every_file_it_promises(finished):
     summary = json.loads((finished / "summary.json").read_text())
     assert set(summary) == set(logger.Summary._fields)
@@ -191,37 +171,6 @@ def test_the_page_of_a_run_draws_all_that_the_log_has(finished):
         "memory",
     }  # fmt: skip
     assert (finished / "report.html").stat().st_size < 3_000_000
-
-
-def test_the_compiled_step_is_the_very_same_program_with_the_monitor_on_and_off(arguments, tmp_path):
-    def text(every: int) -> str:
-        flags = [*arguments, f"--config.monitor.attention_every={every}"]
-        run = Run(command.parse(flags, train.FLAGS, about="").config, tmp_path / f"{every}")
-        with jax.set_mesh(run.mesh):
-            state, batch = run.program.abstract_state(run.mesh), run.abstract_batch()
-            return str(run.program.jitted(run.mesh).lower(state, batch).as_text())
-
-    assert text(1) == text(-1)
-
-
-def test_the_counts_of_the_parts_of_a_batch_add_up_to_those_of_the_whole(tiny, lengths_of):
-    lengths = lengths_of(random_documents(16, seed=5))
-    rows = rows_of(lengths, *((2 * row, 2 * row + 1) for row in range(8)))
-    assemble = Assembler([lengths], Budgets(tokens=128, patches=128, items=8, targets=128), IMAGE)
-
-    def counted(loaded) -> throughput.Counts:
-        return count(loaded, 8, batch_flops(tiny.spec, loaded.batch))
-
-    whole = counted(assemble(rows))
-    parts = [counted(assemble(rows[at : at + 2])._replace(all_rows=rows)) for at in range(0, 8, 2)]
-    assert len({part.images for part in parts}) > 1, "uneven parts"
-    for name in throughput.OF_ROWS:
-        assert sum(getattr(part, name) for part in parts) == getattr(whole, name), name
-    of_all = ("examples", "token_capacity", "patch_capacity")
-    assert [[getattr(part, name) for name in of_all] for part in parts] == [[16, 8 * 128, 8 * 128]] * 4
-    media = {"image": 1, "features": 2, "video": 4, "video_features": 8, "audio": 16, "audio_features": 32}
-    of_clips = counted(assemble(rows)._replace(media=media))
-    assert (of_clips.images, of_clips.videos, of_clips.recordings) == (3, 12, 48), "vectors are media, too"
 
 
 def test_a_run_stopped_and_resumed_has_the_bits_of_one_that_was_not(finished, resumed):
@@ -368,19 +317,6 @@ def test_a_checkpoint_under_another_step_s_name_is_refused(stopped, arguments, t
         Run(config_of(arguments), workdir)
 
 
-def test_a_run_killed_before_its_first_save_begins_again_from_what_its_config_says(arguments, tmp_path):
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / own_folders.MARK).touch()
-    (tmp_path / "model" / "config.json").write_text('{"model_type": "qwen3_vl"}')  # of another start, without weights
-    (tmp_path / "metrics.jsonl").write_text('{"step": 2}\n{"step": 4}\n')
-    (tmp_path / "first_save.json").write_text('{"step": 0}')
-    (tmp_path / "skipped.jsonl").write_text('{"file": "a", "record": 1, "reason": "missing"}\n' * 200)
-    run = Run(config_of(arguments), tmp_path)
-    assert run.start == 0
-    assert run.recipe.start is None
-    assert (run.skipped.met, len(run.skipped)) == (0, 0)
-
-
 def test_a_processor_that_is_faster_in_bfloat16_is_new_runs_choice_and_no_older_one_s(
     stopped, arguments, tmp_path, monkeypatch
 ):
@@ -410,26 +346,6 @@ def test_a_second_train_on_a_workdir_is_refused_and_changes_nothing(stopped, arg
         assert every_file(workdir) == before
 
 
-def test_a_start_that_fails_before_its_first_step_leaves_nothing(arguments, tmp_path, monkeypatch):
-    def refuse(run):
-        own_folders.make(run.workdir / "model")
-        raise UserError("no room on the device")
-
-    monkeypatch.setattr(Run, "initial_state", refuse)
-    with pytest.raises(UserError, match="no room on the device"):
-        train.main([*arguments, f"--workdir={tmp_path / 'runs' / 'new'}"])
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_schedule_of_another_length_is_told_where_it_changes_the_rate(arguments):
-    config = config_of([*arguments, "--config.optimizer.schedule=cosine", "--config.optimizer.rate=1.0"])
-    assert re.search(r"rate at step 8 is 0\.[5-9]\d*, and would have been 0\.0", jump_of_rate(config, 8, 7, 16))
-    assert jump_of_rate(config, 8, 7, 8) == ""
-    assert jump_of_rate(config, 16, 7, 16) == ""
-    constant = config_of(arguments)
-    assert jump_of_rate(constant, 8, 7, 16) == ""
-
-
 def test_evaluate_repeats_the_figures_of_the_run_and_every_process_reads_the_checkpoints(finished, monkeypatch, capsys):
     met: dict[int, list[str]] = {0: [], 1: []}
     read: list[str] = []
@@ -444,22 +360,6 @@ def test_evaluate_repeats_the_figures_of_the_run_and_every_process_reads_the_che
         assert process or len(read) == len(set(read))  # a second look at the same bytes would be as long as the first
     assert met[0] == met[1]
     assert capsys.readouterr().out.count("the checkpoint of step 8; the best by its evaluation loss is that of") == 1
-
-
-@pytest.mark.parametrize(
-    ("met", "seen", "part", "is_end", "stops"),
-    [
-        (10, 100, 0.05, False, True), (5, 100, 0.05, False, False), (10, 100, 0.1, False, False),
-        (1, 100, 0.0, False, True), (20, 40, 0.05, True, False), (21, 40, 0.05, False, True),
-        (3, 4, 0.05, False, False), (3, 4, 0.05, True, True), (2, 4, 0.05, True, False), (4, 4, 1.0, True, False),
-    ],
-)  # fmt: skip
-def test_more_documents_that_cannot_be_used_than_the_config_allows_end_a_run(tmp_path, met, seen, part, is_end, stops):
-    config = ConfigDict({"data": {"max_skipped": part}})
-    run = SimpleNamespace(skipped=SimpleNamespace(met=met), config=config, workdir=tmp_path)
-    told = Progress.too_many_skipped(SimpleNamespace(run=run, examples_seen=seen), is_end)
-    most = part if seen >= 100 else 0.5
-    assert stops is bool(told and f"more than {most:.1%}" in str(told) and "config.data.max_skipped" in str(told))
 
 
 def test_generate_answers_about_a_picture(finished, data, capsys):
@@ -546,35 +446,6 @@ def test_init_from_another_run_starts_with_its_weights_alone(finished, arguments
     assert names
     assert_same_bits({name: theirs[name] for name in names}, {name: ours[name] for name in names})
     assert int(ours["step"]) == 1
-
-
-def test_a_mixture_name_that_is_not_there_lists_what_is(arguments, tmp_path):
-    with pytest.raises(UserError, match="colours"):
-        train.main([*arguments, "--config.data.mixture=colors:1", f"--workdir={tmp_path}"])
-
-
-def test_a_mesh_that_does_not_divide_the_devices_is_refused(arguments, tmp_path):
-    with pytest.raises(UserError, match="8 devices"):
-        train.main([*arguments, "--config.mesh.fsdp=3", f"--workdir={tmp_path}"])
-
-
-def test_a_batch_that_does_not_divide_the_mesh_is_refused(arguments, tmp_path):
-    with pytest.raises(UserError, match=r"config\.batch_size 6"):
-        train.main([*arguments, "--config.batch_size=6", f"--workdir={tmp_path}"])
-
-
-def test_an_image_larger_than_a_row_is_refused_by_name(arguments, tmp_path):
-    with pytest.raises(UserError, match=r"colours\.json.*patch_budget"):
-        train.main([*arguments, "--config.patch_budget=4", f"--workdir={tmp_path}"])
-
-
-def test_a_mistake_ends_in_one_line_and_status_1(tmp_path):
-    command = [sys.executable, "-m", "jaxmm.train", f"--config={ROOT / 'configs/base.py'}", "--config.data.pth=x"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1
-    assert "data.path" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
 
 
 def test_sigterm_saves_and_says_how_to_go_on(arguments, tmp_path):
