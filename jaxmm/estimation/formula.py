@@ -35,7 +35,8 @@ def by_formula(
     The state, gradients, and what the forward pass keeps; then the larger of two: the head with its gradient and a
     chunk of logits, or one layer that is recomputed, with its parameters gathered, or dequantised. What is kept is
     counted by JAX, and taken to be split over the devices of ``data``, ``fsdp``, ``expert`` and ``context``; what a
-    fused kernel or a compiler saves of it is not known here.
+    fused kernel or a compiler saves of it is not known here, nor are slots that a CPU leaves empty behind the choices
+    of each expert.
 
     Args:
       rows: of the global batch.
@@ -59,7 +60,7 @@ def by_formula(
     kept, again = _kept_of_row(program, budgets, mesh)
     of_slots, of_gradients = _slot_bytes(recipe, budgets.tokens, mesh)
     if recipe.compute.remat == "none" and of_slots:
-        kept += of_slots * len(decoder.layers_of("experts"))
+        kept += _kept_of_slots(recipe, budgets.tokens, mesh) * len(decoder.layers_of("experts"))
     again += of_gradients + of_slots * (recipe.compute.remat != "none")
     is_quantized = any(one.is_quantized for one in holdings(recipe.model).values())
     of_layer = again * at_once // shards + (_layer_bytes(recipe, state.params, mesh) if again or is_quantized else 0)
@@ -155,20 +156,60 @@ def _split_over(names: Any, shape: Any, mesh: Any) -> set[str]:
     return {axis for entry in entries for axis in ((entry,) if isinstance(entry, str) else entry or ())}
 
 
-def _slot_bytes(recipe: Any, tokens: int, mesh: Any) -> tuple[int, int]:
-    """Of a row in a layer of experts: what slots keep beyond one for each choice, and the gradients of all slots.
+def _slots(recipe: Any, mesh: Any) -> tuple[int, int]:
+    """(slots of a position, the part of an expert's width that a device has).
 
-    Where experts are split over devices, each has room for all choices of all of them that it may be sent. A slot keeps
-    what goes into its expert, three times the expert's width, and what comes out.
+    Where experts are split over devices, each has room for all choices of all of them that it may be sent.
     """
-    decoder, split = recipe.model.decoder, mesh.shape["expert"]
+    experts, tensor = recipe.model.decoder.experts, mesh.shape["tensor"]
+    slots = mesh.shape["expert"] * min(experts.chosen, experts.count // mesh.shape["expert"])
+    return slots, experts.mlp // tensor if experts.mlp % tensor == 0 else experts.mlp
+
+
+def _slot_bytes(recipe: Any, tokens: int, mesh: Any) -> tuple[int, int]:
+    """Of a row in a layer of experts: what slots hold beyond one for each choice, and the gradients of all slots.
+
+    A slot holds what goes into its expert, three times the expert's width, and what comes out.
+    """
+    decoder = recipe.model.decoder
     if decoder.experts is None:
         return 0, 0
-    k, mlp = decoder.experts.chosen, decoder.experts.mlp
-    slots = split * min(k, decoder.experts.count // split)
-    width = mlp // mesh.shape["tensor"] if mlp % mesh.shape["tensor"] == 0 else mlp
+    slots, width = _slots(recipe, mesh)
     of_slot = _item(recipe) * tokens * (2 * decoder.width + 3 * width)
-    return (slots - k) * of_slot, slots * of_slot
+    return (slots - decoder.experts.chosen) * of_slot, slots * of_slot
+
+
+def _kept_of_slots(recipe: Any, tokens: int, mesh: Any) -> int:
+    """Of a row in a layer of experts: what the backward pass keeps beyond a slot for each choice, without remat.
+
+    JAX keeps of a slot what each operation's derivative takes: more than what a layer holds that is made again. Where
+    devices of ``expert`` make a part of each position's sum, each keeps what experts give to the choices of all.
+    """
+    import jax
+
+    from jaxmm.models.experts import through_slots
+    from jaxmm.models.grouped import Groups, Maps
+    from jaxmm.models.layers import activation
+
+    decoder, split = recipe.model.decoder, mesh.shape["expert"]
+    (slots, width), k = _slots(recipe, mesh), decoder.experts.chosen
+
+    def of(slots: int) -> int:
+        def kept(x: Any, groups: Any, *kernels: Any) -> Any:
+            def through(x: Any, gate: Any, up: Any, down: Any) -> Any:
+                return through_slots(x, groups, (Maps(gate), Maps(up), Maps(down)), activation(decoder.activation))
+
+            return jax.vjp(through, x, *kernels)[1]
+
+        def shape(*shape: int, dtype: Any = recipe.compute.dtype) -> Any:
+            return jax.ShapeDtypeStruct(shape, dtype)
+
+        groups = Groups(shape(1, dtype="int32"), shape(1, dtype="int32"))
+        into, out = shape(1, decoder.width, width), shape(1, width, decoder.width)
+        return total_bytes(jax.eval_shape(kept, shape(slots, decoder.width), groups, into, into, out))
+
+    of_choices = (split - 1) * k * decoder.width * _item(recipe) if split <= k else 0
+    return tokens * ((slots - k) * (of(2) - of(1)) + of_choices)
 
 
 def _keys_of(tower: Any) -> list[tuple[int, int, int]]:

@@ -98,11 +98,11 @@ def through_experts(
         y_NKD = _through_all(x_ND, experts_NK, maps, act, held.over)
     else:
         places = sort_by_expert(experts_NK - held.first, maps[0].experts)
-        y_NKD = collect(_through(spread(x_ND, places), places.groups, maps, act), places)
+        y_NKD = collect(through_slots(spread(x_ND, places), places.groups, maps, act), places)
     return jnp.einsum("nkd,nk->nd", y_NKD, weights_NK).reshape(shape)
 
 
-def _through(x_SD: jax.Array, groups: Groups, maps: tuple[Maps, Maps, Maps], act: Callable) -> jax.Array:
+def through_slots(x_SD: jax.Array, groups: Groups, maps: tuple[Maps, Maps, Maps], act: Callable) -> jax.Array:
     """Slots through the MLP of their expert."""
     gate, up, down = maps
     return down(act(gate(x_SD, groups)) * up(x_SD, groups), groups)
@@ -127,7 +127,7 @@ def _through_all(
         start_PH + jnp.cumsum(size_PPH, 0) - size_PPH,
     )  # fmt: skip
     mine = jax.tree.map(lambda x: x[lax.axis_index(axis)], groups)
-    y_SD = _through(exchange(spread(x_ND, own), slices, slots, axis), mine, maps, act)
+    y_SD = through_slots(exchange(spread(x_ND, own), slices, slots, axis), mine, maps, act)
     return collect(exchange(y_SD, slices.reversed(), N * K, axis), own)
 
 

@@ -126,12 +126,12 @@ def test_a_step_with_recordings_and_videos_holds_what_the_formula_says(remat, ne
     assert wanted["peak_bytes"] == pytest.approx(found["peak_bytes"], rel=near)
 
 
-@pytest.mark.slow
-def test_experts_of_several_devices_hold_room_for_all_choices_as_the_formula_says():
+@pytest.mark.parametrize("remat", [full("none"), slow("full")])
+def test_experts_of_several_devices_hold_room_for_all_choices_as_the_formula_says(remat):
     """Each of four devices has slots for the choices of all four: those of one device alone would be a quarter."""
     experts = ExpertSpec(16, 4, 512, normalised=True)
     program, budgets, rows, accumulation, mesh = program_of(
-        {"expert": 4}, "--config.seq_len=1024", "--config.compute.remat=full", experts=experts
+        {"expert": 4}, "--config.seq_len=1024", f"--config.compute.remat={remat}", experts=experts
     )
     found, _ = estimate.compiled(program, budgets, rows, mesh)
     wanted = estimate_formula.by_formula(program, budgets, rows, accumulation, mesh, "cpu")
