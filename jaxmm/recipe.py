@@ -19,7 +19,7 @@ from jaxmm.hf.adapter_record import Begun
 from jaxmm.hf.pretrained import Pretrained
 from jaxmm.image_spec import ImageSpec
 from jaxmm.model_recipe import adapted, clips_of, own_media, parse_clips, read_begun, read_beneath
-from jaxmm.models.attention import choose_backend
+from jaxmm.models.attention import check_mask, choose_backend
 from jaxmm.models.multimodal import Compute, ModelSpec
 from jaxmm.models.trainable import Trainable, check_patterns
 from jaxmm.training.preference import PreferenceSpec, make_preference
@@ -96,13 +96,21 @@ def read_recipe(config: ConfigDict, workdir: Path | None = None, platform: str =
     )  # fmt: skip
 
 
+def widest_head(model: ModelSpec) -> int:
+    towers = [part.width // part.heads for part in (model.vision, model.audio) if part]
+    of_global = model.decoder.global_attention
+    return max(model.decoder.head_dim, of_global.head_dim if of_global else 0, *towers)
+
+
 def read_compute(config: ConfigDict, model: ModelSpec, image: ImageSpec, platform: str) -> Compute:
     on_cpu = platform == "cpu"
     layers = max(part.layers for part in (model.vision, model.audio, model.decoder) if part)
     dtype = config.compute.dtype or ("float32" if on_cpu else "bfloat16")
     try:
         longest = config.seq_len if model.decoder.window else 0
-        backend = choose_backend(config.compute.attention, platform, longest, dtype)
+        backend = choose_backend(config.compute.attention, platform, longest, dtype, widest_head(model))
+        decoder = model.decoder
+        check_mask(backend, decoder.mask, decoder.attention_softcap, is_split=config.mesh.context != 1)
     except ValueError as error:
         raise UserError(f"config.compute.attention: {error}") from error
     return Compute(

@@ -90,7 +90,7 @@ def check_attention(run: Run) -> None:
     if backend in BACKENDS:
         run.say(f"attention by '{backend}': looking whether it is right on this machine")
     with Barrier("attention").agreed("config.compute.attention"):
-        if line := require_attention(backend, run.recipe.compute.dtype):
+        if line := require_attention(backend, run.recipe.compute.dtype, run.say):
             run.say(line)
 
 

@@ -74,8 +74,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     programs = [shutil.which(name) for name in ("chromium", "chromedriver")]
     is_here = {
         name: importlib.util.find_spec(name) is not None
-        for name in ("selenium", "ray", "wandb", "s3fs", "moto", "flask", "libtpu", "openai")
-    }
+        for name in (
+            "selenium", "ray", "wandb", "s3fs", "moto", "flask", "libtpu", "openai", "tokamax", "dew_flash_attn",
+        )
+    }  # fmt: skip
     run = {
         "slow": config.getoption("--slow"),
         "full": config.getoption("--full"),
@@ -85,6 +87,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         "wandb": is_here["wandb"],
         "libtpu": is_here["libtpu"],
         "openai": is_here["openai"],
+        "tokamax": is_here["tokamax"],
+        "flash3": is_here["dew_flash_attn"],
         "s3": is_here["s3fs"] and is_here["moto"] and is_here["flask"],
     }
     out = [item for item in items if any(item.get_closest_marker(mark) and not on for mark, on in run.items())]

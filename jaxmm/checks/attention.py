@@ -18,6 +18,7 @@ TOLERANCES = {"float32": 1e-4, "bfloat16": 2e-2}
 ROWS, SMALL, LARGE = 2, 200, 600  # positions; neither a multiple of a block
 OUTPUTS = ("out", "dq", "dk", "dv")
 PADDING = "padding"
+KINDS = {"causal": "causal", "two-way": "runs", "window": "any", "images": "whole"}  # as ``attention`` is told
 
 
 class Case(NamedTuple):
@@ -52,10 +53,11 @@ CASES = (
 
 
 def rows(backend: str, dtype: str) -> Iterator[Row]:
-    """A row for each case, and a proof kept where all are right; one that says why, where the backend does not run."""
+    """A row for each case, and a proof kept where all that the backend takes are right; one that says why, where it
+    does not run."""
     import jax
 
-    from jaxmm.models.attention import choose_backend
+    from jaxmm.models.attention import check_mask, choose_backend
 
     platform = jax.default_backend()
     length = SMALL if platform == "cpu" else LARGE
@@ -66,6 +68,11 @@ def rows(backend: str, dtype: str) -> Iterator[Row]:
         return
     verdicts = set()
     for case in CASES:
+        try:
+            check_mask(backend, KINDS[case.kind], case.softcap)
+        except ValueError as error:
+            yield Row(case.name, NOT_HERE, str(error))
+            continue
         row = tried(case.name, functools.partial(held_against_float64, case, backend, dtype, length))
         verdicts.add(row.verdict)
         yield row
@@ -107,7 +114,7 @@ def held_against_float64(case: Case, backend: str, dtype: str, length: int) -> R
     rng = np.random.default_rng(len(case.name))
     shapes = [(ROWS, length, n, case.head) for n in (case.heads, case.kv_heads, case.kv_heads, case.heads)]
     q, k, v, grad = (jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes)
-    run = forward_and_backward(backend, case.softcap)
+    run = forward_and_backward(backend, case.softcap, KINDS[case.kind])
     # Else float32 matmuls of GPUs round to TF32, those of TPUs to bfloat16: the logic is what is asked here.
     with jax.default_matmul_precision("highest" if dtype == "float32" else "default"):
         results = [np.asarray(x.astype(jnp.float32)) for x in run(q, k, v, grad, *intervals)]
@@ -123,7 +130,7 @@ def held_against_float64(case: Case, backend: str, dtype: str, length: int) -> R
 
 
 @functools.cache
-def forward_and_backward(backend: str, softcap: float) -> Callable[..., Any]:
+def forward_and_backward(backend: str, softcap: float, mask: str) -> Callable[..., Any]:
     """Output and gradients by a backend; cases of equal shapes share a program."""
     import jax
 
@@ -131,7 +138,7 @@ def forward_and_backward(backend: str, softcap: float) -> Callable[..., Any]:
 
     def run(q, k, v, grad, start, end):
         def attend(q, k, v):
-            return attention(q, k, v, (start, end), softcap=softcap, backend=backend)
+            return attention(q, k, v, (start, end), softcap=softcap, backend=backend, mask=mask)
 
         out, pull = jax.vjp(attend, q, k, v)
         return out, *pull(grad)

@@ -1,18 +1,21 @@
 """The proof that an attention backend is right on this machine: a file that ``jaxmm check`` leaves, and runs look for.
 
-It counts for this code, these versions of JAX and its libraries, this kind of device and this driver.
+It counts for this code, these versions of JAX, its libraries and a backend's own package, this kind of device and this
+driver.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.metadata
 from pathlib import Path
 
 import jax
 
 from jaxmm import atomic
 from jaxmm.data.prepare.remote import default_cache
+from jaxmm.models.kernels.device import PACKAGES
 from jaxmm.runtime import program_cache
 
 FOLDER = "proofs"  # of the cache
@@ -21,8 +24,16 @@ FOLDER = "proofs"  # of the cache
 def place(backend: str, dtype: str) -> Path:
     """The file of a proof, by what it counts for."""
     device = jax.local_devices()[0]
-    known = backend, dtype, program_cache.CODE, device.device_kind, device.client.platform_version
+    known = backend, dtype, program_cache.CODE, of_package(backend), device.device_kind, device.client.platform_version
     return default_cache() / FOLDER / f"{backend}-{dtype}-{hashlib.sha256(repr(known).encode()).hexdigest()[:16]}.json"
+
+
+def of_package(backend: str) -> str:
+    """The version of the package that a backend is of; '' where it is of this one, or of JAX."""
+    if not (module := PACKAGES.get(backend, "")):
+        return ""
+    names = importlib.metadata.packages_distributions().get(module, [])
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in sorted(set(names)))
 
 
 def keep(backend: str, dtype: str) -> None:

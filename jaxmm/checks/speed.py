@@ -130,4 +130,4 @@ def attend_by(name: str) -> Callable[..., Any]:
         return lambda q, k, v, segments: jax.nn.dot_product_attention(
             q, k, v, is_causal=True, implementation=implementation
         )
-    return lambda q, k, v, segments: attention(q, k, v, causal(segments), backend=name)
+    return lambda q, k, v, segments: attention(q, k, v, causal(segments), backend=name, mask="causal")

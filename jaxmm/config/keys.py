@@ -276,8 +276,8 @@ KEYS: dict[str, Key] = {
         ),
     ),
     "compute.attention": Key(
-        "", '"blocks", on TPUs "splash", on GPUs "fused" or "hopper"; "" is the best there is',
-        choices=("", "blocks", "splash", "fused", "hopper"),
+        "", '"blocks", on TPUs "splash", on GPUs "fused", "hopper", "tokamax" or "flash3"',
+        choices=("", "blocks", "splash", "fused", "hopper", "tokamax", "flash3"),
     ),
     "compute.remat": Key(
         "none", 'what is computed again in the backward pass: or "dots", "offload", "full"',

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxmm import per_device, sharding, zigzag
+from jaxmm.models.kernels import device
 from jaxmm.models.kernels.interval_blocks import Logits, block_attention
 
 Intervals = tuple[jax.Array, jax.Array]  # start and end, int32 (B, T)
@@ -23,19 +24,27 @@ Intervals = tuple[jax.Array, jax.Array]  # start and end, int32 (B, T)
 BACKENDS = {
     "blocks": "XLA, anywhere", "splash": "JAX's Pallas kernels for TPUs", "fused": "Pallas kernels of ours for GPUs",
     "hopper": "Pallas kernels of ours for Hopper GPUs, never chosen by itself",
+    "tokamax": "tokamax's Pallas kernels for Hopper GPUs, never chosen by itself",
+    "flash3": "FlashAttention-3 for Hopper GPUs, causal masks and whole segments, never chosen by itself",
 }  # fmt: skip
-_PLATFORMS = {"splash": "tpu", "fused": "gpu", "hopper": "gpu"}  # which alone it runs on
+_PLATFORMS = {"splash": "tpu", "fused": "gpu", "hopper": "gpu", "tokamax": "gpu", "flash3": "gpu"}  # its only one
+# What all intervals of a row are, as ``attention`` is told.
+MASKS = {
+    "any": "any intervals", "whole": "all of a segment start where it does, which windows do not",
+    "causal": "whole, and none goes beyond its query", "runs": "each position sees all of its segment",
+}  # fmt: skip
 BLOCK, LARGEST_BLOCK = 64, 512  # positions; of "blocks"
 _GROUPS = {"cpu": 64}  # queries that "blocks" computes at a time; elsewhere 1024
 
 
-def choose_backend(name: str, platform: str, longest: int, dtype: str = "") -> str:
+def choose_backend(name: str, platform: str, longest: int, dtype: str = "", head: int = 0) -> str:
     """Returns the backend to use: ``name``, or for '' the best one.
 
     Args:
       platform: "cpu", "tpu" or "gpu"; "" for one that is not to be asked.
       longest: positions of the longest row in which some layer sees a window; 0 where none does.
       dtype: that is computed in, where it is known.
+      head: width of the widest head, where it is known.
 
     Raises:
       ValueError: if there is no such backend, or it cannot be it here.
@@ -47,17 +56,23 @@ def choose_backend(name: str, platform: str, longest: int, dtype: str = "") -> s
             f"attention backend '{name}' runs on {_PLATFORMS[name].upper()}s, not on {platform}: give '' for the best "
             f"here"
         )
-    if name == "hopper" and platform:
-        from jaxmm.models.kernels import hopper
-
-        hopper.require(dtype)
-    if platform != "tpu" or name in ("blocks", "fused", "hopper"):
+    if platform and name in device.PACKAGES:
+        device.require(name, dtype, head)
+    if platform != "tpu" or name not in ("splash", ""):
         return name or ("fused" if platform == "gpu" else "blocks")
     from jaxmm.models.kernels.splash import LONGEST
 
     if name and longest > LONGEST:
         raise ValueError(f"'splash' takes windows in rows of at most {LONGEST} positions, not {longest}: give ''")
     return "splash" if longest <= LONGEST else "blocks"
+
+
+def check_mask(backend: str, mask: str, softcap: float, is_split: bool = False) -> None:
+    """Raises ValueError where a backend does not take a key of MASKS, soft-capped logits or rows split over devices."""
+    if backend == "flash3":
+        from jaxmm.models.kernels import flash3
+
+        flash3.check(mask, softcap, is_split)
 
 
 def block_of_tiles(tile: int) -> int:
@@ -72,7 +87,7 @@ def block_of_tiles(tile: int) -> int:
 def attention(
     q_BTHD, k_BTKD, v_BTKD, intervals: Intervals, *,
     scale: float = 0.0, softcap: float = 0.0, backend: str = "", block: int = BLOCK, group: int = 0,
-    whole: bool = False,
+    mask: str = "any",
 ):  # fmt: skip
     """Softmax attention over intervals, with grouped key-value heads (H a multiple of K).
 
@@ -88,8 +103,8 @@ def attention(
       backend: one of BACKENDS; '' is "blocks".
       block: of "blocks", the side of the squares that are computed or skipped.
       group: of "blocks", queries that are computed at a time, 0 for the platform's best.
-      whole: that all intervals of a segment start where it does, which windows do not: "splash" then takes rows of any
-        length.
+      mask: what is known of the intervals, a key of MASKS: where they are more than "any", "splash" takes rows of any
+        length; "flash3" takes "causal" and "runs".
     Returns:
       (B, T, H, D) in the dtype of ``q_BTHD``.
     """
@@ -104,7 +119,7 @@ def attention(
         from jaxmm.models.kernels.splash import LONGEST, splash_attention
 
         run = functools.partial(splash_attention, scale=scale, softcap=softcap)
-        with_starts = whole and T > LONGEST
+        with_starts = mask != "any" and T > LONGEST
     elif chosen == "fused":
         from jaxmm.models.kernels.fused import fused_attention
 
@@ -113,6 +128,14 @@ def attention(
         from jaxmm.models.kernels.hopper import hopper_attention
 
         run = functools.partial(hopper_attention, scale=scale, softcap=softcap)
+    elif chosen == "tokamax":
+        from jaxmm.models.kernels.tokamax import tokamax_attention
+
+        run = functools.partial(tokamax_attention, scale=scale, softcap=softcap)
+    elif chosen == "flash3":
+        from jaxmm.models.kernels.flash3 import flash3_attention
+
+        run = functools.partial(flash3_attention, scale=scale, softcap=softcap, mask=mask)
     else:
         block = min(block, -(-T // 16) * 16)
         group = group or _GROUPS.get(sharding.platform(), 1024)

@@ -33,7 +33,7 @@ class AttentionContext(NamedTuple):
     intervals: attn.Intervals
 
 
-# How the positions of a layer meet: ``(q, k, v, intervals, cache=, kind=, layer=, number=, backend=, whole=, scale=,
+# How the positions of a layer meet: ``(q, k, v, intervals, cache=, kind=, layer=, number=, backend=, mask=, scale=,
 # softcap=, is_handed=)`` gives what they take, and what the layers hand on from one to the next: a cache, or what
 # a probe has found. ``layer`` counts the layers of this kind of attention, ``number`` those of any; ``is_handed``: keys
 # and values are those of an earlier layer, which a cache holds already.
@@ -41,23 +41,23 @@ Attend = Callable[..., tuple[jax.Array, Any]]
 
 
 def attend_own(
-    q_BTHD, k_BTKD, v_BTKD, intervals, *, cache: Cache | None, kind: str, layer, number, backend: str, whole: bool,
+    q_BTHD, k_BTKD, v_BTKD, intervals, *, cache: Cache | None, kind: str, layer, number, backend: str, mask: str,
     is_handed: bool = False, **logits,
 ):  # fmt: skip
     """Positions meet those of their own pass, which a cache then holds, where there is one."""
     del number
-    out_BTHD = attn.attention(q_BTHD, k_BTKD, v_BTKD, intervals, backend=backend, whole=whole, **logits)
+    out_BTHD = attn.attention(q_BTHD, k_BTKD, v_BTKD, intervals, backend=backend, mask=mask, **logits)
     if cache is not None and not is_handed:
         cache = cache.filled(kind, layer, zigzag.unshard(k_BTKD), zigzag.unshard(v_BTKD))
     return out_BTHD, cache
 
 
 def attend_cached(
-    q_B1HD, k_B1KD, v_B1KD, intervals, *, cache: Cache, kind: str, layer, number, backend: str, whole: bool,
+    q_B1HD, k_B1KD, v_B1KD, intervals, *, cache: Cache, kind: str, layer, number, backend: str, mask: str,
     is_handed: bool = False, **logits,
 ):  # fmt: skip
     """One position a row meets all that its row's cache holds, itself included."""
-    del number, backend, whole  # one query needs none of them
+    del number, backend, mask  # one query needs none of them
     cache = cache if is_handed else cache.added(kind, layer, k_B1KD, v_B1KD)
     return attn.decode_attention(q_B1HD, *cache.of(kind, layer), intervals, **logits), cache
 

@@ -252,7 +252,7 @@ class Decoder(nnx.Module):
             else:
                 where = jax.tree.map(lambda a, b: jnp.where(mine["is_local"], a, b), places[True], places[False])
             of_layer = {"cache": cache, "layer": mine["place"]}
-            of_attention = {"number": mine["attention"], "backend": compute.attention, "whole": not spec.window}
+            of_attention = {"number": mine["attention"], "backend": compute.attention, "mask": spec.mask}
             meet = Mixing(
                 functools.partial(mixing.attend, **of_layer, **of_attention),
                 functools.partial(mixing.recur, **of_layer),

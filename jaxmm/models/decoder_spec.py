@@ -257,6 +257,11 @@ class DecoderSpec:
         """Coordinates of a text position."""
         return max(1, len(self.rope_sections))
 
+    @property
+    def mask(self) -> str:
+        """What is known of the intervals of all layers: a key of ``attention.MASKS``."""
+        return "any" if self.window else "whole" if self.bidirectional_blocks else "causal"
+
     def is_local(self) -> np.ndarray:
         """bool (layers,): which layers see a window."""
         return np.array([bool(self.window) and i not in self.global_layers for i in range(self.layers)])

@@ -76,12 +76,12 @@ class Attended(NamedTuple):
 
 def attend_probed(
     q_BTHD, k_BTKD, v_BTKD, intervals: attn.Intervals, *, queries: Queries, cache: Attended, kind: str, layer,
-    number, backend: str, whole: bool, is_handed: bool = False, scale: float = 0.0, softcap: float = 0.0,
+    number, backend: str, mask: str, is_handed: bool = False, scale: float = 0.0, softcap: float = 0.0,
 ):  # fmt: skip
     """Attention as in training, and what the queries of this layer attend to."""
     del kind, layer, is_handed
     out_BTHD = attn.attention(
-        q_BTHD, k_BTKD, v_BTKD, intervals, backend=backend, whole=whole, scale=scale, softcap=softcap
+        q_BTHD, k_BTKD, v_BTKD, intervals, backend=backend, mask=mask, scale=scale, softcap=softcap
     )
     q_BTHD, k_BTKD, start_BT, end_BT = (zigzag.unshard(x) for x in (q_BTHD, k_BTKD, *intervals))
     logits = Logits(scale or q_BTHD.shape[-1] ** -0.5, softcap)

@@ -15,7 +15,8 @@ from test_fused import as_if_on_a_gpu
 
 from jaxmm.checks.oracle import dense, mask_by_definition
 from jaxmm.models import attention as attn
-from jaxmm.models.kernels.hopper import LARGEST_HEAD, hopper_attention
+from jaxmm.models.kernels.device import LARGEST_HEAD
+from jaxmm.models.kernels.hopper import hopper_attention
 
 T = 200  # two blocks of 128, the last one padded
 

@@ -161,7 +161,7 @@ def test_devices_run_it_on_their_own_rows_heads_and_queries(monkeypatch, longest
         def dealt(q, k, v):
             dealt_qkv = map(zigzag.shard, (q, k, v))
             edges = tuple(map(zigzag.shard, intervals))
-            return zigzag.unshard(attn.attention(*dealt_qkv, edges, backend="splash", whole=True))
+            return zigzag.unshard(attn.attention(*dealt_qkv, edges, backend="splash", mask="whole"))
 
         out, pull = jax.vjp(dealt, q, k, v)
         return out, *pull(grad)

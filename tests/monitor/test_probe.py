@@ -66,7 +66,7 @@ class Layers:
         real = attn.attention
 
         def listening(q_BTHD, k_BTKD, *rest: Any, **options: Any) -> jax.Array:
-            if q_BTHD.shape[1] == BUDGETS.tokens and options.get("whole") is not None:
+            if q_BTHD.shape[1] == BUDGETS.tokens and options.get("mask") is not None:
                 jax.debug.callback(lambda q, k: self.found.append((q, k)), q_BTHD, k_BTKD, ordered=True)
             return real(q_BTHD, k_BTKD, *rest, **options)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from jaxmm.checks import step as check_step
 from jaxmm.checks.row import FAILED, MEASURED, NOT_HERE, RIGHT, WRONG, Row
 from jaxmm.errors import UserError
 from jaxmm.models import attention as attn
+from jaxmm.models.kernels import device
 
 # A part whose process does what its argument says.
 MADE = """
@@ -110,7 +112,9 @@ def test_every_backend_has_its_parts_and_what_must_be_right_comes_first():
     names = [part.name for part in check.PARTS]
     assert len(set(names)) == len(names)
     for backend in attn.BACKENDS:
-        assert {f"attention-{backend}-bfloat16", f"attention-{backend}-float32", f"speed-{backend}"} <= set(names)
+        assert {f"attention-{backend}-bfloat16", f"speed-{backend}"} <= set(names)
+        assert (f"attention-{backend}-float32" in names) == (backend not in required.BACKENDS), "they refuse it"
+    assert check.ASKED_FOR == required.BACKENDS == tuple(device.PACKAGES)
     proofs = [part.must_be_right for part in check.PARTS]
     assert proofs == sorted(proofs, reverse=True)
     assert all(callable(importlib.import_module(part.module).rows) for part in check.PARTS)
@@ -192,6 +196,10 @@ def test_steps_run_with_the_fastest_backend_that_was_right():
     rows[1] = row_of("attention-fused-bfloat16", RIGHT)
     assert check.attention_for_steps(rows) == "fused"
     assert check.attention_for_steps(rows[:4]) == "", "nothing was measured"
+    for name in ("attention-{}-bfloat16", "speed-{}"):
+        rows += [{**row, "part": name.format("tokamax")} for row in rows if row["part"] == name.format("fused")]
+    rows[-1]["figures"] = {rate: 400.0}
+    assert "packed rows: tokamax (400 TFLOP/s, by config.compute.attention=tokamax)" in check.summary(rows)
 
 
 def test_useful_work_is_that_of_pairs_that_see_each_other():
@@ -262,6 +270,7 @@ def test_a_backend_that_must_be_proven_is_held_against_float64_once(monkeypatch,
         verdict = WRONG if dtype == "float16" else RIGHT
         if verdict == RIGHT:
             proof.keep(backend, dtype)
+        yield Row("soft-cap", NOT_HERE, "it takes none")
         yield Row("window", verdict, "dq 3.0e-01 (limit 0.02)")
 
     monkeypatch.setattr(check_attention, "rows", rows)
@@ -275,3 +284,28 @@ def test_a_backend_that_must_be_proven_is_held_against_float64_once(monkeypatch,
     monkeypatch.setattr(proof.program_cache, "CODE", "of another version")
     required.require_attention("hopper", "bfloat16")
     assert len(asked) == 4
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_proof_that_does_not_end_is_told_and_ends_the_process_with_a_line(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(required, "EVERY", 0.01)
+    monkeypatch.setattr(required, "LIMIT", 0.03)
+    said, ended = [], threading.Event()
+
+    def end_at_once(line):
+        said.append(line)
+        ended.set()
+        raise SystemExit  # of the thread that watches
+
+    def rows(backend, dtype):
+        yield Row("window", RIGHT, "")
+        assert ended.wait(60)
+
+    monkeypatch.setattr(required, "end_at_once", end_at_once)
+    monkeypatch.setattr(check_attention, "rows", rows)
+    required.require_attention("hopper", "bfloat16", said.append)
+    *told, last = said
+    assert told
+    assert all(" of 9 cases beside float64 after 0.0" in line for line in told)
+    assert last.startswith("attention by 'hopper' was held against float64 for 0.03 s, and 1 of 9 cases were done")

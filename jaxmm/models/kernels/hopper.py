@@ -17,6 +17,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as mgpu
 
+from jaxmm.models.kernels import device
 from jaxmm.models.kernels.interval_blocks import Logits
 from jaxmm.models.kernels.ranges import ranges
 from jaxmm.models.kernels.warpgroups import (
@@ -36,9 +37,6 @@ from jaxmm.models.kernels.warpgroups import (
     times_transposed,
 )
 
-CAPABILITY = "9.0"  # what has these matmuls: H100, H200, GH200
-LARGEST_HEAD = 128  # two sums of 256 numbers a key are more than a warpgroup has registers for
-DTYPES = ("bfloat16", "float16")
 BLOCK = 64  # positions of a warpgroup
 PROGRAM = BLOCK * GROUPS  # positions of a program
 _MASKED = -1e30  # finite, so that a row of masked logits gives no NaN
@@ -51,20 +49,6 @@ class Kind(NamedTuple):
 
     logits: Logits
     interpret: Any = None
-
-
-def require(dtype: str = "") -> None:
-    """Raises ValueError where JAX's first device is a GPU without these instructions, or for dtypes other than DTYPES;
-    '' is one that is not known yet."""
-    device = jax.devices()[0]
-    has = getattr(device, "compute_capability", CAPABILITY) if device.platform == "gpu" else CAPABILITY
-    if has != CAPABILITY:
-        raise ValueError(
-            f"attention backend 'hopper' runs on GPUs of compute capability {CAPABILITY} (H100, H200), and this one, "
-            f"{device.device_kind}, has {has}: use 'fused'"
-        )
-    if dtype and dtype not in DTYPES:
-        raise ValueError(f"attention backend 'hopper' computes in {' or '.join(DTYPES)}, not in {dtype}: use 'fused'")
 
 
 def hopper_attention(
@@ -80,12 +64,11 @@ def hopper_attention(
     Returns:
       (B, T, H, D) in the dtype of ``q_BTHD``; an empty interval gives 0.
     Raises:
-      ValueError: for heads wider than LARGEST_HEAD, and dtypes other than DTYPES.
+      ValueError: for what ``device.require`` does not take: two sums of more than 128 numbers a key are more than a
+        warpgroup has registers for.
     """
     T, D = q_BTHD.shape[1], q_BTHD.shape[-1]
-    require(q_BTHD.dtype.name)
-    if D > LARGEST_HEAD:
-        raise ValueError(f"attention by 'hopper' takes heads of at most {LARGEST_HEAD}, not {D}: use 'fused'")
+    device.require("hopper", q_BTHD.dtype.name, D)
 
     def padded(x):
         rest = [(0, 0), (0, -D % 64)] if x.ndim == 4 else []

@@ -188,7 +188,7 @@ class SelfAttention(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array, intervals: attn.Intervals, compute: Compute) -> jax.Array:
         out_BTHD = attn.attention(
-            self.query(x_BTD), self.key(x_BTD), self.value(x_BTD), intervals, backend=compute.attention, whole=True
+            self.query(x_BTD), self.key(x_BTD), self.value(x_BTD), intervals, backend=compute.attention, mask="runs"
         )
         return self.out(out_BTHD)
 

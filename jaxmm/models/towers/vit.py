@@ -232,7 +232,7 @@ class SelfAttention(nnx.Module):
             q_BNHD, k_BNHD = rope.rotate(q_BNHD, rotation), rope.rotate(k_BNHD, rotation)
         out_BNHD = attn.attention(
             q_BNHD, k_BNHD, v_BNHD, intervals, scale=spec.attention_scale,
-            backend=compute.attention, block=attn.block_of_tiles(compute.tile), whole=True,
+            backend=compute.attention, block=attn.block_of_tiles(compute.tile), mask="runs",
         )  # fmt: skip
         return self.out(out_BNHD)
 
