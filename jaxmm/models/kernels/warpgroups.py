@@ -6,6 +6,7 @@ here, and all else of the kernels is the same in both.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,6 +19,8 @@ GROUPS = 2  # warpgroups that compute
 STEPS = 2  # blocks that are held in shared memory
 TILE = mgpu.Layout.WGMMA
 ROWS, COLUMNS = TILE.reduce(1), TILE.reduce(0)  # a number for each row of a tile, for each column
+# jax 0.10 asks for an index, later releases take none.
+_NO_INDEX = ((),) if "idx" in inspect.signature(mgpu.load).parameters else ()
 _REGISTERS = 232, 40  # a thread's, of those that compute and of the one that loads
 
 
@@ -29,7 +32,7 @@ def full(shape: tuple[int, ...], value: float, layout: Any, interpret: Any):
 
 def load(ref: Any, layout: Any, interpret: Any):
     """Numbers of shared memory, one for each row (ROWS) or column (COLUMNS) of a tile, in registers."""
-    return ref[...] if interpret else mgpu.load(ref, (), layout=layout)
+    return ref[...] if interpret else mgpu.load(ref, *_NO_INDEX, layout=layout)
 
 
 def iota(shape: tuple[int, int], dim: int, interpret: Any):
@@ -55,7 +58,11 @@ def plus_product(total, a, b: Any, interpret: Any):
     """total + a @ b, of ``a`` in registers and a block in shared memory."""
     a = a.astype(b.dtype)
     if interpret:
-        return total + jnp.dot(a, b[...], preferred_element_type=jnp.float32)
+        total = total + jnp.dot(a, b[...], preferred_element_type=jnp.float32)
+        # Copies come after plain reads only behind a fence, as newer interpreters check; a matmul of a warpgroup reads
+        # as copies write.
+        mgpu.commit_smem()
+        return total
     return pl.run_state(lambda out: mgpu.wgmma(out, a, b))(mgpu.ACC.init(total))
 
 
