@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from jaxmm.errors import StrandedError, UserError, end_at_once
-from jaxmm.runtime.jax_internals import absent_processes, coordinator, gone_process, is_deadline
+from jaxmm.runtime.jax_internals import absent_processes, coordinator, failed_collective, gone_process, is_deadline
 
 SECONDS = 600  # that a process is waited for; JAXMM_BARRIER_SECONDS changes it
 _POLL, _DAY = 0.002, 86400  # seconds
@@ -192,6 +192,24 @@ class Barrier:
                 f"{_missing(str(error))} of {jax.process_count()} did not come to {where} within {self._seconds} s: "
                 f"its log says where it is; JAXMM_BARRIER_SECONDS waits longer"
             ) from error
+
+
+@contextmanager
+def collectives() -> Iterator[None]:
+    """A block whose collectives may fail, as another process has ended or is slow: then that is one line.
+
+    Raises:
+      StrandedError: in place of the collective's error.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if not (why := failed_collective(str(error))):
+            raise
+        raise StrandedError(
+            f"a collective with the other processes failed ({why}): one of them has ended, as its log says, or came "
+            f"30 s late"
+        ) from error
 
 
 class Stop:

@@ -97,6 +97,16 @@ def is_deadline(message: str) -> bool:
     return "DEADLINE_EXCEEDED" in message
 
 
+def failed_collective(message: str) -> str:
+    """What an error says of a collective on CPUs that another process did not come to, or left; '' for another error.
+
+    Gloo, by which XLA:CPU's processes reach each other, gives up after 30 s where it builds the connection and in a
+    reduce-scatter, whatever ``xla_cpu_collective_timeout_seconds`` says.
+    """
+    found = re.search(r"Gloo [^\n]*? failed: [^\n]*", message)
+    return found[0][:200] if found else ""
+
+
 def absent_processes(message: str) -> list[int]:
     """The processes that a barrier's error names: a number a line, after a heading. [] where it names none."""
     _, _, names = message.partition("timed out task names:")

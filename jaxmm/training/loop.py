@@ -18,7 +18,7 @@ from jaxmm.checkpoints.record import PlanRecord, Record
 from jaxmm.data.assemble import Loaded
 from jaxmm.data.loader import batches
 from jaxmm.report.run_page import write_report
-from jaxmm.runtime.barrier import Stop
+from jaxmm.runtime.barrier import Stop, collectives
 from jaxmm.training.closing import close
 from jaxmm.training.compiled_step import CompiledStep
 from jaxmm.training.evaluator import Evaluator, Figures, mean_loss
@@ -56,6 +56,7 @@ def train(run: Run, run_time: RunTime | None = None, endpoint: Endpoint | None =
                 ) as logger,
                 _told_end(run_time) as ending,
                 StepEnds(clock) as step_ends,
+                collectives(),
             ):
                 run.say = logger.say
                 run_time.busy_until = step_ends.busy_until

@@ -29,6 +29,7 @@ from jaxmm.runtime.barrier import Barrier, Stop
 from jaxmm.training.run import Run
 
 STEPS = 4
+GLOO = "UNKNOWN: Gloo ReduceScatter failed: [external/gloo/gloo/transport/tcp/buffer.cc:72] Read timeout [127.0.0.1]:2"
 
 
 def finished(processes: list[subprocess.Popen], workdir: Path) -> list[dict[str, Any]]:
@@ -332,3 +333,11 @@ def test_a_signal_is_noted_and_one_that_nohup_ignores_stays_ignored(number, igno
             assert stop.signal == (0 if ignored else number)
     finally:
         signal.signal(number, old)
+
+
+def test_a_collective_that_another_process_left_is_one_line():
+    said = r"^a collective .* failed \(Gloo ReduceScatter failed: .* Read timeout"
+    with pytest.raises(StrandedError, match=said), barrier.collectives():
+        raise jax.errors.JaxRuntimeError(f"{GLOO}\nmore")
+    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"), barrier.collectives():
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
