@@ -185,10 +185,14 @@ class Stored:
     def send_left(self) -> None:
         """Sends the checkpoints that are whole here and newer than all that are there.
 
-        Only for a spool that was the last to write.
+        Only for a spool that was the last to write. One process's part of a save that was not joined goes: it restores
+        nothing, and the run would be taken for one that has saved.
         """
-        newest = max(self.steps(), default=-1)
+        there = self.steps()
+        newest = max(there, default=-1)
         for step in local_steps(self.folder):
+            if step not in there and not checksums.has_record(self.folder / str(step)):
+                self.forget(step)
             is_whole = checksums.has_record(self.folder / str(step)) and not checksums.verify(self.folder / str(step))
             if step > newest and is_whole:
                 self.send(step)

@@ -170,6 +170,7 @@ def test_the_part_of_one_process_is_never_sent_as_a_whole_checkpoint(machine, pl
     assert (again.spool.folder / "checkpoints/4").is_dir()
     again.stored.send_left()
     assert again.stored.steps() == []
+    assert not has_saved(again.spool.folder), "the run begins anew: nothing of it is saved"
 
 
 def test_a_save_lasts_for_all_processes_until_the_first_has_pruned(machine, monkeypatch):
