@@ -196,6 +196,7 @@ def parts_that_differ(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> set
 
 
 @pytest.mark.slow
+@pytest.mark.full  # test_tutorials.py runs both stages too
 def test_both_stages_of_a_tower_and_a_decoder_run_and_what_they_make_is_served(small, tmp_path):
     start = split_folder(made_folders.folder_of("qwen3", tmp_path / "whole"), tmp_path)
     first = [*small, f"--config.init_from={start}", "--config.image.merge=3", "--config.connector.mlp=32"]
@@ -233,6 +234,7 @@ def test_a_demo_of_clips_runs_small_and_its_figures_are_in_the_summary(name, tmp
 
 
 @pytest.mark.slow
+@pytest.mark.full  # test_ready_media.py trains on such tokens too
 def test_early_fusion_runs_small(small, tmp_path):
     rng = np.random.default_rng(0)
     records = [

@@ -138,6 +138,7 @@ def test_it_is_evaluated_asked_and_exported_in_parts(finished, arguments, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.full  # the start of a run refuses the same, below
 def test_a_model_that_was_trained_on_other_media_says_so(arguments, tmp_path):
     """Its towers are settled at its first start."""
     pages = tmp_path / "pages.jsonl"

@@ -90,6 +90,7 @@ def test_an_export_merges_into_the_weights_as_stored(qwen_vl, finished, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.full  # models/test_quantized.py has the numbers
 def test_random_weights_and_those_of_another_run_are_quantised_too(plain, finished, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     plain = [*plain, *small_run.UNSEEN]
