@@ -160,7 +160,7 @@ def get_config() -> ConfigDict:
     config.compute = ConfigDict()
     config.compute.dtype = ""  # of activations; "" is bfloat16, on most CPUs float32
     config.compute.matmul = ""  # what linear maps of layers multiply in: "" is compute.dtype, or "fp8"
-    config.compute.attention = ""  # "blocks", on TPUs "splash", on GPUs "fused", "hopper", "tokamax" or "flash3"
+    config.compute.attention = ""  # best of "blocks", "splash" (TPUs), "fused" (GPUs); or hopper, tokamax, flash3
     config.compute.remat = "none"  # what is computed again in the backward pass: or "dots", "offload", "full"
     config.compute.unroll = 0  # layers a scan iteration runs; 0 is all of them on CPU, 1 elsewhere
 

@@ -24,7 +24,7 @@ from jaxmm.checkpoints.checkpoint import Checkpoints
 from jaxmm.checkpoints.chosen import chosen_step
 from jaxmm.checkpoints.params import pretrained_params, saved_params
 from jaxmm.config import consistency
-from jaxmm.config.file import load_file, load_workdir, settled
+from jaxmm.config.file import load_file, load_weights_of, load_workdir, settled
 from jaxmm.config.keys import flat
 from jaxmm.config.packaged import path_of
 from jaxmm.corpus import Corpus, make_assembler, read_budgets, read_steps
@@ -84,8 +84,9 @@ def _checked(config: ConfigDict) -> ConfigDict:
 
 
 def _recipe(config: ConfigDict) -> Recipe:
-    """Of a new run."""
-    cpu_dtype.settle(config)
+    """Of a new run; in a job of several processes, which need not all ask, only the config says what it computes in."""
+    if jax.process_count() == 1:
+        cpu_dtype.settle(config)
     return read_recipe(config)
 
 
@@ -283,7 +284,7 @@ def load(folder: str | os.PathLike[str], step: str | int = "") -> TrainedModel:
         with jax.set_mesh(mesh):
             params, _ = pretrained_params(recipe, recipe.start, mesh, seed=0)
         return TrainedModel(Model(recipe), params, generation(path))
-    recipe = read_recipe(load_workdir(str(path)), path)
+    recipe = read_recipe(load_weights_of(str(path)), path)
     chosen = chosen_step(path, str(step))
     checkpoints = Checkpoints(path / "checkpoints")
     chosen = checkpoints.latest() if chosen is None else chosen

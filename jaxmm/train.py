@@ -77,7 +77,7 @@ def main(argv: list[str], age: float = 0.0) -> int:
                 f"{name_of(workdir)} is finished: {run.start} of {run.steps} steps are done. "
                 f"To go on, raise {key}; to start anew, give another --workdir."
             )
-            if run.near:
+            if run.near and not run.is_from_near:
                 run.near.clear(run.start)  # what a kill after the last save has left
             return 0
         check_attention(run)

@@ -13,6 +13,7 @@ from pathlib import Path
 from jaxmm.errors import UserError
 from jaxmm.workdir.folder import local
 
+TRIES = 100  # to write in a folder that other processes make and remove
 _PART = re.compile(r"\.?(\d+)\.(\d+)\.\d+(\.half)?")  # step, start and place of a part; one that is being written
 
 
@@ -34,19 +35,23 @@ class NearFolder:
 
     def check(self) -> None:
         """Raises UserError where nothing can be written. Leaves nothing."""
-        made = [path for path in (self.path, *self.path.parents) if not path.exists()]
-        try:
-            self.make()
-            tempfile.TemporaryFile(dir=self.path).close()
-        except OSError as error:
-            raise UserError(
-                f"{self.path}: near checkpoints cannot be written there ({error.strerror}): name another folder by "
-                f"config.checkpoint.near_dir"
-            ) from error
-        finally:
-            for path in made:
-                with contextlib.suppress(OSError):  # it was not made, or another process has put something there
-                    path.rmdir()
+        for tries_left in reversed(range(TRIES)):
+            made = [path for path in (self.path, *self.path.parents) if not path.exists()]
+            try:
+                self.make()
+                tempfile.TemporaryFile(dir=self.path).close()
+                return
+            except OSError as error:
+                if isinstance(error, FileNotFoundError) and tries_left:
+                    continue  # another process of this node looks too, and has removed what it had made
+                raise UserError(
+                    f"{self.path}: near checkpoints cannot be written there ({error.strerror}): name another folder "
+                    f"by config.checkpoint.near_dir"
+                ) from error
+            finally:
+                for path in made:
+                    with contextlib.suppress(OSError):  # it was not made, or another process has put something there
+                        path.rmdir()
 
     def make(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -54,7 +59,8 @@ class NearFolder:
     def others_line(self) -> str:
         """Names what lies here of other runs whose workdirs had the same path, '' for nothing."""
         others = [path for path in self.root.glob(f"{self._of_path}*") if path != self.path]
-        size = sum(_size(file) for folder in others for file in folder.rglob("*"))
+        # os.walk passes over what its run removes meanwhile.
+        size = sum(_size(Path(at, name)) for folder in others for at, _, names in os.walk(folder) for name in names)
         if not size:
             return ""
         few = ", ".join(map(str, sorted(others)[:3])) + (" ..." if len(others) > 3 else "")
@@ -96,5 +102,5 @@ def _step(path: Path) -> int:
 
 def _size(path: Path) -> int:
     with contextlib.suppress(OSError):
-        return path.stat().st_size if path.is_file() else 0
+        return path.stat().st_size
     return 0

@@ -14,7 +14,7 @@ from jaxmm import sharding
 from jaxmm.checkpoints.base import Base, beneath, found_again, held, kept
 from jaxmm.checkpoints.checkpoint import Checkpoints
 from jaxmm.checkpoints.chosen import chosen_step
-from jaxmm.config.file import load_workdir
+from jaxmm.config.file import load_weights_of
 from jaxmm.errors import UserError
 from jaxmm.hf import folder as hf
 from jaxmm.hf.adapter_record import Begun
@@ -102,7 +102,7 @@ def _begun_params(recipe: Recipe, begun: Begun, mesh: Mesh, init_from: str) -> d
     if is_peft(folder):
         assert recipe.start is not None, "else the recipe would have refused it"
         return read_peft(folder, recipe.start.layout, recipe.model.base, recipe.start.decoder).params
-    their = read_recipe(load_workdir(str(folder)), folder)
+    their = read_recipe(load_weights_of(str(folder)), folder)
     own, base = own_params(folder, their, mesh, chosen_step(folder, step))
     if base is None or base.fingerprint != Base.find(init_from, base.format).fingerprint:
         beneath_it = f"that in {base.init_from}" if base else "one of random weights"
@@ -133,7 +133,7 @@ def _base_params(recipe: Recipe, mesh: Mesh, workdir: Path, *, init_from: str, s
 
 def _run_params(run: Path, recipe: Recipe, mesh: Mesh, step: str) -> Params:
     """The parameters of another run's checkpoint, its adapters merged into its maps; as the model holds them."""
-    theirs = load_workdir(str(run))
+    theirs = load_weights_of(str(run))
     _, where = _place(recipe.model, mesh)
     if not (theirs.adapter.rank or theirs.adapter.init_from):
         params = saved_params(run, recipe._replace(model=recipe.model.plain), mesh, chosen_step(run, step))

@@ -64,8 +64,9 @@ class Parts:
         for name in self._stored.join(step, [f"ocdbt.process_{number}" for number in range(self._count)]):
             self._stored.fetch_one(step, name)  # so that its checksum is of what the store has
             entries[name] = checksums.entry(folder / name)
-        (folder / RECORD).write_text(checksums.record_text(entries))
-        self._stored.seal(step)
+        record = checksums.record_text(entries)
+        self._stored.seal(step, record)
+        (folder / RECORD).write_text(record)  # last: with it the folder would pass for a whole checkpoint
 
     def end(self, step: int) -> None:
         """Ends a save, by the first process: for the others it lasts until then, so that all list the same checkpoints

@@ -161,11 +161,15 @@ class Stored:
         self._objects.join_array_stores(self._name(step, state), [f"{part}/" for part in parts])
         return [name for name in self.names(step) if name.startswith((f"{state}manifest", f"{state}d/"))]
 
-    def seal(self, step: int) -> None:
-        """Makes a checkpoint count whose other files are there, after all small files that it counts on."""
+    def seal(self, step: int, record: str) -> None:
+        """Makes a checkpoint count whose other files are there, after all small files that it counts on.
+
+        Args:
+          record: the text of its RECORD.
+        """
         self._spool.send()
         self._objects.delete(self._name(step, WHY))
-        self._objects.upload(self.folder / str(step) / RECORD, self._name(step, RECORD))
+        self.write(step, RECORD, record.encode())
 
     def send(self, step: int) -> None:
         """Sends a checkpoint that is whole in the spool, after all small files that it counts on.
@@ -180,7 +184,7 @@ class Stored:
         paths = {path.relative_to(local).as_posix(): path for path in local.rglob("*") if path.is_file()}
         paths.pop(RECORD, None)
         self.send_files(step, paths)
-        self.seal(step)
+        self.seal(step, (local / RECORD).read_text())
 
     def send_left(self) -> None:
         """Sends the checkpoints that are whole here and newer than all that are there.

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 from jaxmm.checks import attention, proof
 from jaxmm.checks.row import NOT_HERE, RIGHT, Row, one_line
 from jaxmm.errors import UserError, end_at_once
+from jaxmm.models.kernels.device import PACKAGES
 
-BACKENDS = ("hopper", "tokamax", "flash3")
-LIMIT, EVERY = 540.0, 60.0  # seconds: less than other processes wait for one, and after which a line says how far it is
+BACKENDS = tuple(PACKAGES)
+LIMIT, EVERY = 540.0, 60.0  # seconds: less than others wait by default, and after which a line says how far it is
 
 
 def require_attention(backend: str, dtype: str, say: Callable[[str], None] = print) -> str:

@@ -259,3 +259,14 @@ def load_workdir(name: str) -> ConfigDict:
       UserError: if there is no run, or its ``config.json`` cannot be read.
     """
     return settled(run_config(name), str(Path(name) / "config.json"), unknown=True)
+
+
+def load_weights_of(name: str) -> ConfigDict:
+    """The config of a run whose weights alone are asked for, maybe on another machine: attention is what is best here.
+
+    Raises:
+      UserError: as ``load_workdir``.
+    """
+    config = load_workdir(name)
+    config.compute.attention = ""
+    return config

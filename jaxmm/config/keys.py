@@ -276,7 +276,7 @@ KEYS: dict[str, Key] = {
         ),
     ),
     "compute.attention": Key(
-        "", '"blocks", on TPUs "splash", on GPUs "fused", "hopper", "tokamax" or "flash3"',
+        "", '"" is the best of "blocks", "splash" (TPUs), "fused" (GPUs); or "hopper", "tokamax", "flash3"',
         choices=("", "blocks", "splash", "fused", "hopper", "tokamax", "flash3"),
     ),
     "compute.remat": Key(

@@ -111,6 +111,8 @@ def attention(
     T, H, K = q_BTHD.shape[1], q_BTHD.shape[2], k_BTKD.shape[2]
     if H % K:
         raise ValueError(f"{H} attention heads are no multiple of {K} key-value heads")
+    if mask not in MASKS:
+        raise ValueError(f"mask '{mask}' is not one of {', '.join(MASKS)}")
     scale = scale or q_BTHD.shape[-1] ** -0.5
     run: Callable[..., jax.Array]
     with_starts = False

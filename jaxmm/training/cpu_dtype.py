@@ -45,13 +45,17 @@ def settle(config: ConfigDict, before: Mapping[str, Any] | None = None) -> str:
     Returns:
       A line that says why; '' where the config says what it is, or it is float32 as on most CPUs.
     """
-    if config.compute.dtype or jax.default_backend() != "cpu":
+    if config.compute.dtype:
+        return ""
+    if before is not None:
+        config.compute.dtype = before.get("compute", {}).get("dtype", "")
+    if jax.default_backend() != "cpu":
         return ""
     units = units_here()
     if before is not None:
-        kept = config.compute.dtype = before.get("compute", {}).get("dtype", "")
+        kept = config.compute.dtype
         is_narrow, faster = kept == "bfloat16", "bfloat16" if units else "float32"
-        told = f"compute.dtype: {kept or 'float32'}, as the run began"
+        told = f"compute.dtype: {kept}, as the run began" if kept else "compute.dtype: float32, as on CPUs before"
         return (told if is_narrow else "") if is_narrow == bool(units) else f"{told}; {faster} would be faster here"
     if Barrier("dtype").largest(int(not units), "the choice of compute.dtype"):
         return ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import jax
@@ -202,6 +203,19 @@ def test_a_folder_in_which_nothing_can_be_written_is_one_line_at_once_and_nothin
         Near("gs://b/x", tmp_path, make_mesh(), said.append)
     Near(str(tmp_path / "a/b"), tmp_path, make_mesh(), said.append)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_processes_of_a_node_may_look_at_its_folder_at_once(tmp_path, said, monkeypatch):
+    """Each removes what it has made, which may be what another is about to write in."""
+
+    def removed(dir: Path, write=tempfile.TemporaryFile):
+        monkeypatch.setattr(tempfile, "TemporaryFile", write)
+        dir.rmdir()
+        return write(dir=dir)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", removed)
+    Near(str(tmp_path / "near"), tmp_path, make_mesh(), said.append)
+    assert tempfile.TemporaryFile is not removed
 
 
 PROGRAM = """

@@ -30,7 +30,7 @@ CASES = {
     "internvl": "internvl3", "smolvlm": "base", "mistral3": "base", "pixtral": "base", "glm-4.1v": "base",
     "glm-4.5v": "qwen3_vl_moe", "glm-ocr": "base", "paddleocr-vl": "base",
 }  # fmt: skip
-# Those that CI trains, one of each mechanism; `pytest --slow --full` trains all.
+# Those that CI trains, one of each of the most involved mechanisms; `pytest --slow --full` trains all.
 TRAINED = {
     "qwen2.5-vl": "windows in the tower", "qwen3-vl, experts": "DeepStack, and an axis for experts",
     "qwen3.5, experts": "DeltaNet", "gemma4, e2b": "embeddings of layers, shared keys and values",

@@ -38,7 +38,7 @@ def settled(asked: str, units: str, before: str | None, monkeypatch) -> tuple[st
         ("", "", None, "", ""),
         ("", "amx_bf16", None, "bfloat16", "bfloat16, which this processor multiplies faster"),
         ("float32", "amx_bf16", None, "float32", ""),
-        ("", "amx_bf16", "", "", "float32, as the run began; bfloat16 would be faster here"),
+        ("", "amx_bf16", "", "", "float32, as on CPUs before; bfloat16 would be faster here"),
         ("", "", "", "", ""),
         ("", "", "bfloat16", "bfloat16", "bfloat16, as the run began; float32 would be faster here"),
         ("", "amx_bf16", "bfloat16", "bfloat16", "bfloat16, as the run began"),
@@ -56,6 +56,7 @@ def test_a_job_computes_in_bfloat16_only_where_all_its_machines_are_faster_in_it
     assert settled("", "amx_bf16", None, monkeypatch) == ("", "")
 
 
-def test_accelerators_have_the_dtype_that_they_had(monkeypatch):
+def test_accelerators_have_the_dtype_that_they_had_and_keep_what_a_run_began_with(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert settled("", "amx_bf16", None, monkeypatch) == ("", "")
+    assert settled("", "", "bfloat16", monkeypatch) == ("bfloat16", ""), "for the next start on a CPU"

@@ -283,7 +283,11 @@ def test_a_run_that_dies_goes_on_from_its_near_checkpoint_with_the_bits_of_one_t
     (left,) = near.glob("*/6.*")
     begun = Run(config_of([*argv[:-1], "--config.checkpoint.near_every=0"]), workdir)
     assert (begun.start, begun.is_from_near) == (4, False), "one that asks for no near ones has none"
-    capsys.readouterr()
+    (workdir / "summary.json").write_text("{}")
+    assert train.main([*argv, "--config.steps=5"]) == 0
+    assert "is finished: 6 of 5 steps are done" in capsys.readouterr().out
+    assert left.is_dir(), "nothing else has its steps"
+    (workdir / "summary.json").unlink()
     assert train.main(argv) == 0
     said = capsys.readouterr().err
     assert "near checkpoint 6 of 1 process is whole: going on from it; the shared one is of step 4" in said

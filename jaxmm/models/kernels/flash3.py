@@ -30,10 +30,8 @@ def flash3_attention(
     B, T, _, D = q_BTHD.shape
     device.require("flash3", q_BTHD.dtype.name, D)
     check(mask, softcap, k_BSKD.shape[1] != T)
-    try:
-        from dew_flash_attn import flash_mha_varlen
-    except OSError as error:
-        raise ValueError(f"attention by 'flash3': its library does not load ({error}); it needs CUDA 13") from error
+    from dew_flash_attn import flash_mha_varlen
+
     seen_BT = end_BT > start_BT
     offsets = offsets_of(start_BT, seen_BT)
     q_NHD, k_NKD, v_NKD = (x.reshape(B * T, *x.shape[2:]) for x in (q_BTHD, k_BSKD, v_BSKD))

@@ -26,7 +26,7 @@ def tokamax_attention(
     Returns:
       (B, T, H, D) in the dtype of ``q_BTHD``; an empty interval gives 0.
     Raises:
-      ValueError: where it cannot run, for and for what ``device.require`` does not take.
+      ValueError: for what ``device.require`` does not take.
     """
     if implementation == "mosaic_gpu":
         device.require("tokamax", q_BTHD.dtype.name, q_BTHD.shape[-1])
