@@ -96,19 +96,13 @@ def read_recipe(config: ConfigDict, workdir: Path | None = None, platform: str =
     )  # fmt: skip
 
 
-def widest_head(model: ModelSpec) -> int:
-    towers = [part.width // part.heads for part in (model.vision, model.audio) if part]
-    of_global = model.decoder.global_attention
-    return max(model.decoder.head_dim, of_global.head_dim if of_global else 0, *towers)
-
-
 def read_compute(config: ConfigDict, model: ModelSpec, image: ImageSpec, platform: str) -> Compute:
     on_cpu = platform == "cpu"
     layers = max(part.layers for part in (model.vision, model.audio, model.decoder) if part)
     dtype = config.compute.dtype or ("float32" if on_cpu else "bfloat16")
     try:
         longest = config.seq_len if model.decoder.window else 0
-        backend = choose_backend(config.compute.attention, platform, longest, dtype, widest_head(model))
+        backend = choose_backend(config.compute.attention, platform, longest, dtype, model.widest_head)
         decoder = model.decoder
         check_mask(backend, decoder.mask, decoder.attention_softcap, is_split=config.mesh.context != 1)
     except ValueError as error:

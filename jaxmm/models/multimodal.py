@@ -64,6 +64,13 @@ class ModelSpec:
         return tuple(part for part in PARTS if getattr(self, part) is not None)
 
     @property
+    def widest_head(self) -> int:
+        """The width of the widest head of attention."""
+        towers = [part.width // part.heads for part in (self.vision, self.audio) if part]
+        of_global = self.decoder.global_attention
+        return max(self.decoder.head_dim, of_global.head_dim if of_global else 0, *towers)
+
+    @property
     def base(self) -> ModelSpec:
         """The model without adapters."""
         return dataclasses.replace(self, adapter=None)
