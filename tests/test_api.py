@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -199,6 +200,11 @@ def test_a_run_answers_as_generate_does(workdir, tmp_path, capsys):
     assert model.answer([path, opened], max_tokens=8) == capsys.readouterr().out.removesuffix("\n")
     older = jaxmm.load(workdir, "2")
     assert older.answer(path, "Colour?", max_tokens=8) == told
+    elsewhere = shutil.copytree(workdir, tmp_path / "of_a_gpu")
+    config = json.loads((elsewhere / "config.json").read_text())
+    config["compute"]["attention"] = "fused"
+    (elsewhere / "config.json").write_text(json.dumps(config))
+    assert jaxmm.load(elsewhere).answer(path, "Colour?", max_tokens=8) == told, "attention is what is best here"
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16", "F"])

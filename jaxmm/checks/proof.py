@@ -29,7 +29,7 @@ def place(backend: str, dtype: str) -> Path:
 
 
 def of_package(backend: str) -> str:
-    """The version of the package that a backend is of; '' where it is of this one, or of JAX."""
+    """The version of the package that a backend of Hopper GPUs leans on; '' for the others."""
     if not (module := PACKAGES.get(backend, "")):
         return ""
     names = importlib.metadata.packages_distributions().get(module, [])
