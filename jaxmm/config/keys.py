@@ -276,7 +276,8 @@ KEYS: dict[str, Key] = {
         ),
     ),
     "compute.attention": Key(
-        "", '"" is the best of "blocks", "splash" (TPUs), "fused" (GPUs); or "hopper", "tokamax", "flash3"',
+        "",
+        'best of "blocks", "splash" (TPUs), "fused" (GPUs); or hopper, tokamax, flash3',
         choices=("", "blocks", "splash", "fused", "hopper", "tokamax", "flash3"),
     ),
     "compute.remat": Key(
