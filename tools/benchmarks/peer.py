@@ -197,25 +197,25 @@ ROWS = [
         "small",
         "tower 4x192 at 224/16, decoder 4x256, MLP 688, vocabulary 4096; four documents of 196 image and 60 text "
         "positions in a row",
-        {"time / torch-float32": "<= 0.55", "time / torch's best": "<= 1.0", "peak memory / torch-float32": "<= 1.0"},
+        {"time / torch-float32": "<= 0.45", "time / torch's best": "<= 0.75", "peak memory / torch-float32": "<= 1.0"},
         functools.partial(compare, SMALL),
     ),
     Row(
         "wide",
         "tower 12x384, MLP 1536, decoder 8x512, MLP 1376, vocabulary 32000; the same rows",
-        {"time / torch-float32": "<= 0.6"},
+        {"time / torch-float32": "<= 0.5", "time / torch's best": "<= 0.75"},
         functools.partial(compare, WIDE),
     ),
     Row(
         "drawn_1",
         "sizes drawn by the seed, loader included",
-        {"time / torch-float32": "<= 0.7"},
+        {"time / torch-float32": "<= 0.55", "time / torch's best": "<= 0.75"},
         functools.partial(of_drawn, 1),
     ),
     Row(
         "drawn_2",
         "sizes drawn by the seed, loader included",
-        {"time / torch-float32": "<= 0.7"},
+        {"time / torch-float32": "<= 0.55", "time / torch's best": "<= 0.75"},
         functools.partial(of_drawn, 2),
     ),
 ]

@@ -254,7 +254,7 @@ ROWS = [
         attention_rows,
     ),
     Row("packed", "lognormal documents of text, packed or padded", {"packed / padded": ">= 2.5"}, packed),
-    Row("first_step", "configs/base.py, from the command on", {"warm": "<= 6", "cold": "<= 12"}, first_step),
+    Row("first_step", "configs/base.py, from the command on", {"warm": "<= 6", "cold": "<= 10"}, first_step),
     Row(
         "shards",
         "configs/base.py under fsdp",
