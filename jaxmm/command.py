@@ -30,7 +30,7 @@ from jaxmm.config.help import help_of_keys
 from jaxmm.config.hints import advice, hint
 from jaxmm.config.key import KINDS, Value
 from jaxmm.config.keys import KEYS, flat, same_end
-from jaxmm.errors import StrandedError, UserError, end_at_once, error_line, nearest, refusal
+from jaxmm.errors import STRANDED, StrandedError, UserError, end_at_once, error_line, nearest, refusal
 from jaxmm.workdir.folder import local
 from jaxmm.workdir.spool import opened
 
@@ -63,7 +63,7 @@ def _status(main: Callable[[list[str]], int | None]) -> int | None:
             )
         return main(sys.argv[1:])
     except StrandedError as error:
-        end_at_once(str(error))
+        end_at_once(str(error), STRANDED)
     except UserError as error:
         print(error_line(error), file=sys.stderr, flush=True)
         return 1

@@ -12,13 +12,18 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import NoReturn
 
+STRANDED = 75  # as sysexits.h has EX_TEMPFAIL: try again
+
 
 class UserError(Exception):
     """A mistake in what the user asked for. The message says what, where and what to do, in one line."""
 
 
 class StrandedError(UserError):
-    """Other processes of the job are missing: on the way out nothing may wait for them, or for a device."""
+    """Other processes of the job are missing: on the way out nothing may wait for them, or for a device.
+
+    The exit status is ``STRANDED``, not 1: nobody made a mistake, and the same command goes on.
+    """
 
 
 # What the system refuses: no mistake of the program's.
@@ -50,11 +55,11 @@ def refusal(error: OSError) -> UserError | None:
     return UserError(f"{where}{error.strerror}; what was written whole before stays")
 
 
-def end_at_once(line: str) -> NoReturn:
-    """Ends the process with the line and exit status 1, from any thread: nothing is waited for."""
+def end_at_once(line: str, status: int = 1) -> NoReturn:
+    """Ends the process with the line and the exit status, from any thread: nothing is waited for."""
     with contextlib.suppress(OSError):  # who would read it has gone
         print(error_line(line), file=sys.stderr, flush=True)
-    os._exit(1)
+    os._exit(status)
 
 
 def extra(name: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from jaxmm.errors import StrandedError, UserError, end_at_once
+from jaxmm.errors import STRANDED, StrandedError, UserError, end_at_once
 from jaxmm.runtime.jax_internals import absent_processes, coordinator, failed_collective, gone_process, is_deadline
 
 SECONDS = 600  # that a process is waited for; JAXMM_BARRIER_SECONDS changes it
@@ -176,7 +176,7 @@ class Barrier:
                 self._meet(f"{name}/look{looks}", where, 5 + self._seconds // 10)
             except StrandedError as error:
                 if not done.is_set():
-                    end_at_once(str(error))
+                    end_at_once(str(error), STRANDED)
             if jax.process_index() == 0 and not done.is_set():
                 print(f"{where} takes longer than {looks * self._seconds} s; all processes are alive", file=sys.stderr)
 

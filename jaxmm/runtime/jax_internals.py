@@ -98,12 +98,14 @@ def is_deadline(message: str) -> bool:
 
 
 def failed_collective(message: str) -> str:
-    """What an error says of a collective on CPUs that another process did not come to, or left; '' for another error.
+    """What an error says of a collective that another process did not come to, or left; '' for another error.
 
     Gloo, by which XLA:CPU's processes reach each other, gives up after 30 s where it builds the connection and in a
-    reduce-scatter, whatever ``xla_cpu_collective_timeout_seconds`` says.
+    reduce-scatter, whatever ``xla_cpu_collective_timeout_seconds`` says. NCCL's words are those of ``ncclRemoteError``.
     """
-    found = re.search(r"Gloo [^\n]*? failed: [^\n]*", message)
+    found = re.search(
+        r"Gloo [^\n]*? failed: [^\n]*|NCCL operation [^\n]*? failed: remote process exited[^\n]*", message
+    )
     return found[0][:200] if found else ""
 
 

@@ -23,7 +23,7 @@ from small_run import by_variables, free_port, start
 
 from jaxmm import command, train
 from jaxmm.data.packing.plan import Row
-from jaxmm.errors import StrandedError, UserError
+from jaxmm.errors import STRANDED, StrandedError, UserError
 from jaxmm.runtime import barrier, startup
 from jaxmm.runtime.barrier import Barrier, Stop
 from jaxmm.training.run import Run
@@ -253,7 +253,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step_and_one_that_is_s
     finally:
         for process in running:
             process.kill()
-    assert running[0].returncode == 1, output
+    assert running[0].returncode == STRANDED, output
     assert "error: process 1 of 2 did not come to the end of step" in output or "did not come to step" in output
     assert "Traceback" not in output
 
@@ -339,5 +339,10 @@ def test_a_collective_that_another_process_left_is_one_line():
     said = r"^a collective .* failed \(Gloo ReduceScatter failed: .* Read timeout"
     with pytest.raises(StrandedError, match=said), barrier.collectives():
         raise jax.errors.JaxRuntimeError(f"{GLOO}\nmore")
+    nccl = "INTERNAL: NCCL operation ncclGroupEnd() failed: remote process exited or there was a network error"
+    with pytest.raises(StrandedError, match=r"failed \(NCCL operation ncclGroupEnd"), barrier.collectives():
+        raise jax.errors.JaxRuntimeError(nccl)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="cuda error"), barrier.collectives():
+        raise jax.errors.JaxRuntimeError("INTERNAL: NCCL operation ncclGroupEnd() failed: unhandled cuda error")
     with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"), barrier.collectives():
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")

@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from jaxmm.config.keys import KEYS
+from jaxmm.errors import STRANDED
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "tools/launch"
@@ -207,18 +208,55 @@ def test_the_package_is_built_from_what_the_image_copies_alone(image, tmp_path):
     assert {"jaxmm/train.py", "jaxmm/configs/base.py", "jaxmm/report/run.html"} <= set(names)
 
 
-@pytest.mark.parametrize(("status", "requeued"), [(143, True), (0, False), (1, False)])
-def test_a_slurm_job_that_saved_after_a_signal_is_queued_again_and_no_other_one(tmp_path, status, requeued):
+@pytest.fixture
+def slurm(tmp_path):
+    """Runs slurm.sbatch where srun is one task on this machine, and ``python`` a script."""
     for folder in ("bin", ".venv/bin"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / ".venv/bin/activate").write_text("")
-    executable(tmp_path / "bin/srun", f'echo "srun $*"; exit {status}')
+    executable(tmp_path / "bin/srun", 'echo "srun $1"; shift; exec "$@"')
     executable(tmp_path / "bin/scontrol", 'echo "scontrol $*"')
-    done = run(LAUNCH / "slurm.sbatch", tmp_path, "--workdir=my run", SLURM_JOB_ID="7")
+
+    def job(python: str, **variables: str) -> subprocess.CompletedProcess:
+        executable(tmp_path / "bin/python", f'echo "python $*"; {python}')
+        return run(LAUNCH / "slurm.sbatch", tmp_path, "--workdir=my run", SLURM_JOB_ID="7", **variables)
+
+    return job
+
+
+@pytest.mark.parametrize(
+    ("status", "restarts", "requeued"),
+    [
+        (0, 0, False),
+        (1, 0, False),  # an error of the user's
+        (127, 0, False),
+        (143, 20, True),  # saved after SIGTERM
+        (STRANDED, 0, True),
+        (137, 19, True),  # killed
+        (134, 20, False),  # crashed once too often
+    ],
+)
+def test_a_slurm_job_is_queued_again_where_it_may_go_on(slurm, status, restarts, requeued):
+    done = slurm(f"exit {status}", **({"SLURM_RESTART_COUNT": str(restarts)} if restarts else {}))
     assert done.returncode == status, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0] == "srun --kill-on-bad-exit=1 python -m jaxmm.train --workdir=my run"
-    assert lines[1:] == ["scontrol requeue 7"] * requeued
+    assert lines[:2] == ["srun --kill-on-bad-exit=1", "python -m jaxmm.train --workdir=my run"]
+    assert lines[2:] == ["scontrol requeue 7"] * requeued
+    assert ("after 20 restarts" in done.stderr) == (restarts == 20 and status != 143)
+
+
+def test_an_error_of_one_process_stands_above_the_signals_by_which_slurm_ends_the_others(slurm, tmp_path):
+    largest = 'shift; "$@" || first=$?; other=143; exit $((first > other ? first : other))'
+    executable(tmp_path / "bin/srun", largest)
+    done = slurm("exit 1")
+    assert done.returncode == 1
+    assert "scontrol" not in done.stdout
+
+
+def test_a_slurm_task_waits_for_a_process_that_saves(slurm):
+    both = "kill -TERM $PPID; kill -TERM $$; sleep 60"
+    done = slurm(f"trap 'sleep 0.3; echo saved; exit 143' TERM; {both} & wait")
+    assert done.stdout.splitlines()[-2:] == ["saved", "scontrol requeue 7"], done.stdout + done.stderr
 
 
 def pod(tmp_path: Path, **pythons: str) -> subprocess.CompletedProcess:
