@@ -189,7 +189,9 @@ def compiled(program: Any, budgets: Any, rows: int, mesh: Any) -> tuple[dict[str
     cost: Any = done.cost_analysis() or {}
     seconds = time.perf_counter() - began
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    peak = max(memory.peak_memory_in_bytes, held + memory.temp_size_in_bytes)
+    peak = held + memory.temp_size_in_bytes
+    if not memory.host_temp_size_in_bytes:  # else the compiler's peak has what lies on the host in it
+        peak = max(peak, memory.peak_memory_in_bytes)
     figures = {
         "compile_seconds": seconds,
         "argument_bytes": memory.argument_size_in_bytes,

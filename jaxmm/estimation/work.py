@@ -88,7 +88,8 @@ class Reader:
 
     def _flops(self, place: str, one: Instruction) -> Work:
         if one.kind == "fusion":
-            return self._inside(one.attribute("calls"))
+            inside = one.attribute("calls")
+            return self._inside(inside).scaled(1 / self._groups(one, inside))
         if one.kind == "custom-call":
             known = self._kernel(one, self.operands(place, one))
             is_kernel = "tpu_custom_call" in one.rest
@@ -101,6 +102,16 @@ class Reader:
             return Work()
         taken = self.operands(place, one) if one.kind.startswith("reduce") else one.arrays
         return Work(other=float(taken[0].items if taken else 0))
+
+    def _groups(self, one: Instruction, inside: str) -> int:
+        """How many groups a fusion that is a grouped matmul of a TPU's has; 1 for others.
+
+        It is written as a matmul of all rows by the kernels of all groups and a mask. What runs skips the blocks of
+        rows that are not of a group (``ITERATION_SKIPPER_MODE_GROUP_STARTS``): each row meets one kernel.
+        """
+        groups = re.search(r'"num_groups_in_ragged_dot":"(\d+)"', one.rest)
+        is_matmul = any(each.kind == "convolution" for each in self.program.computations.get(inside, []))
+        return max(1, int(groups[1])) if groups and is_matmul else 1
 
     def _bytes(self, place: str, one: Instruction) -> float:
         if one.kind in FREE or one.kind.endswith("-done") or any(name in one.rest for name in FREE_CALLS):

@@ -99,6 +99,34 @@ def test_a_matmul_that_is_written_as_a_convolution_is_one():
     assert flops == 2 * (2 * 16384) * 16 * (2 * 72)
 
 
+def test_a_grouped_matmul_of_a_tpu_counts_each_row_with_one_kernel():
+    """As libtpu 0.0.52 writes ``lax.ragged_dot``: all rows by the kernels of all groups, of which it skips blocks."""
+    ragged = 'backend_config={"convolution_algorithm_config":{"is_ragged_dot":true,"num_groups_in_ragged_dot":"8"}}'
+    dilated = "{size=8 stride=7 lhs_dilate=8}"
+    program = hlo.read(f"""
+%grouped (k: bf16[8,16,32], x: bf16[64,16]) -> bf16[8,64,32] {{
+  %k = bf16[8,16,32]{{2,1,0}} parameter(0)
+  %x = bf16[64,16]{{1,0}} parameter(1)
+  %all = bf16[8,64,16]{{2,1,0}} broadcast(%x), dimensions={{1,2}}
+  ROOT %c = bf16[8,64,32]{{2,1,0}} convolution(%all, %k), window={dilated}, dim_labels=0bf_0io->0bf
+}}
+
+%skipping (k: bf16[8,16,32], x: bf16[64,16]) -> bf16[8,64,32] {{
+  %k = bf16[8,16,32]{{2,1,0}} parameter(0)
+  %x = bf16[64,16]{{1,0}} parameter(1)
+  ROOT %inner = bf16[8,64,32]{{2,1,0}} fusion(%k, %x), kind=kOutput, calls=%grouped, {ragged}
+}}
+
+ENTRY %main (k: bf16[8,16,32], x: bf16[64,16]) -> bf16[8,64,32] {{
+  %k = bf16[8,16,32]{{2,1,0}} parameter(0)
+  %x = bf16[64,16]{{1,0}} parameter(1)
+  ROOT %outer = bf16[8,64,32]{{2,1,0}} fusion(%k, %x), kind=kCustom, calls=%skipping, {ragged}
+}}
+""")
+    ((entry, (*_, outer)),) = [(name, each) for name, each in program.computations.items() if each[-1].name == "outer"]
+    assert Reader(program).work(entry, outer).matrix == 2 * 64 * 16 * 32
+
+
 def test_bytes_are_of_what_is_read_and_written_in_large_memory_with_its_padding():
     bfloat16 = "bf16[512,72]{1,0:T(8,128)(2,1)}"
     padded = 512 * 128 * 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
 from collections.abc import Callable
@@ -25,9 +26,10 @@ class Moment(NamedTuple):
         """Whether it came before the process ended."""
         end = time.monotonic() + limit
         while process.is_running() and time.monotonic() < end:
-            if self.has_come():
-                time.sleep(self.later)
-                return process.is_running()
+            with contextlib.suppress(FileNotFoundError):  # folders may go while they are looked at
+                if self.has_come():
+                    time.sleep(self.later)
+                    return process.is_running()
             time.sleep(TICK)
         return False
 
