@@ -30,7 +30,10 @@ JOBSET = {
     "kind": str,
     "metadata": {"name": str},
     "spec": {
-        "failurePolicy": {"maxRestarts": int},
+        "failurePolicy": {
+            "maxRestarts": int,
+            "rules": [{"name": str, "action": str, "onJobFailureReasons": [str]}],
+        },
         "replicatedJobs": [
             {
                 "name": str,
@@ -40,6 +43,14 @@ JOBSET = {
                         "parallelism": int,
                         "completions": int,
                         "backoffLimit": int,
+                        "podFailurePolicy": {
+                            "rules": [
+                                {
+                                    "action": str,
+                                    "onExitCodes": {"containerName": str, "operator": str, "values": [int]},
+                                }
+                            ]
+                        },
                         "completionMode": str,
                         "template": {
                             "spec": {
@@ -126,6 +137,12 @@ def test_the_jobset_has_fields_that_kubernetes_knows_and_that_agree():
     job = workers["template"]["spec"]
     assert workers["replicas"] == 1, "the numbers of pods are those of one job"
     assert job["completionMode"] == "Indexed"
+    (rule,) = jobset["spec"]["failurePolicy"]["rules"]
+    (of_pods,) = job["podFailurePolicy"]["rules"]  # an error of the user's ends it all
+    assert (rule["action"], rule["onJobFailureReasons"]) == ("FailJobSet", ["PodFailurePolicy"])
+    assert (of_pods["action"], of_pods["onExitCodes"]["values"]) == ("FailJob", [1])
+    assert of_pods["onExitCodes"]["containerName"] == job["template"]["spec"]["containers"][0]["name"]
+    assert job["template"]["spec"]["restartPolicy"] == "Never", "a policy of pods asks for that"
     pod = job["template"]["spec"]
     (container,) = pod["containers"]
     env = {
