@@ -87,8 +87,9 @@ class Claim:
     """Holds a workdir for one ``train``; a context manager. Whoever only reads needs none.
 
     On one machine the kernel keeps the lock and lets go of it when its holder dies. A file system may keep locks for
-    each machine alone, or keep those of a machine that has died: so the holder also sets the file's time again and
-    again, and one on another machine that gives no sign for ``silence`` seconds no longer counts.
+    each machine alone, or for each mount, as those do that a container mounts by itself; or it may keep those of a
+    machine that has died. So the holder also sets the file's time again and again, and one of another machine or mount
+    that gives no sign for ``silence`` seconds no longer counts.
 
     Args:
       workdir: made if it is not there. On the way out it is removed again if nothing else is in it.
@@ -159,6 +160,7 @@ class Claim:
                 except FileNotFoundError:
                     continue
             try:
+                self._record["device"] = os.fstat(file).st_dev
                 if self._is_free(file, is_new):
                     os.ftruncate(file, 0)
                     os.pwrite(file, json.dumps(self._record).encode(), 0)
@@ -194,8 +196,8 @@ class Claim:
         held_by = _read(file)
         if not held_by and has_locks and not is_locked:  # its maker was slower than we, or was killed at once
             return True
-        is_here = held_by.get("machine") == self._record["machine"]
-        if is_locked and is_here and holder.runs(held_by):
+        is_here = all(held_by.get(key) == self._record[key] for key in ("machine", "device"))
+        if is_locked and is_here and not holder.has_ended(held_by):
             raise held(self._workdir, held_by)
         if (is_locked or not (has_locks and is_here)) and not self._falls_silent(held_by):
             return False

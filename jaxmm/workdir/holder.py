@@ -1,4 +1,4 @@
-"""Who holds a workdir: what a ``train`` notes of itself, and whether the process that a note is of still runs."""
+"""Who holds a workdir: what a ``train`` notes of itself, and whether the process that a note is of has ended."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import datetime
 import os
 import secrets
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from jaxmm.json_text import parse_json
 def note() -> dict[str, Any]:
     """Of this process; its ``token`` is of this note alone."""
     return {
-        "host": socket.gethostname(), "pid": os.getpid(), "machine": machine(), "token": secrets.token_hex(8),
+        "host": socket.gethostname(), "pid": os.getpid(), "pids": pid_space(), "machine": machine(),
+        "token": secrets.token_hex(8),
         "since": datetime.datetime.now().astimezone().isoformat(" ", "seconds"),
     }  # fmt: skip
 
@@ -37,17 +39,29 @@ def machine() -> str:
     return socket.gethostname()
 
 
-def runs(holder: dict[str, Any]) -> bool:
-    """Whether the process is there, as far as can be told: another container numbers its own."""
-    if holder.get("host") != socket.gethostname():
-        return True
+def pid_space() -> str | None:
+    """Names the space that numbers our processes: containers of one host name have their own. None where unknown."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return None if sys.platform == "linux" else ""
+
+
+def has_ended(holder: dict[str, Any]) -> bool:
+    """Whether the process is known to have ended: its number is one of those that we see, and nobody's.
+
+    A number that another process has since got only hides that it has ended.
+    """
+    ours = {"host": socket.gethostname(), "machine": machine(), "pids": pid_space()}
+    if ours["pids"] is None or any(holder.get(key) != value for key, value in ours.items()):
+        return False
     try:
         os.kill(int(holder["pid"]), 0)
     except ProcessLookupError:
-        return False
-    except (OSError, LookupError, ValueError):
+        return True
+    except (OSError, LookupError, ValueError, TypeError):
         pass
-    return True
+    return False
 
 
 def who(holder: dict[str, Any]) -> str:

@@ -20,7 +20,8 @@ class StoreLock:
     """Holds a workdir in a store for one ``train``; a context manager.
 
     A store keeps no locks. So the holder writes its note again and again, and one that gives no such sign for
-    ``silence`` seconds no longer counts; nor does one whose process is known to have ended, as it was on this machine.
+    ``silence`` seconds no longer counts; nor does one whose process is known to have ended, as it ran on this machine
+    and in this container.
 
     Args:
       objects: of the workdir.
@@ -74,11 +75,8 @@ class StoreLock:
             held_by, seen = holder.read(there[0]), there[1]
             if held_by.get("token") == self._note["token"]:  # the answer to our write was lost
                 return seen
-            if not self._has_ended(held_by) and not self._falls_silent(held_by, seen):
+            if not holder.has_ended(held_by) and not self._falls_silent(held_by, seen):
                 seen = None
-
-    def _has_ended(self, held_by: dict[str, Any]) -> bool:
-        return held_by.get("machine") == self._note["machine"] and not holder.runs(held_by)
 
     def _falls_silent(self, held_by: dict[str, Any], seen: bytes) -> bool:
         """Waits until the holder has given no sign of life for long enough; False if its note has gone meanwhile.
@@ -96,7 +94,7 @@ class StoreLock:
                 return False
             if there[1] != seen:
                 raise held(url, holder.read(there[0]))
-            if self._has_ended(held_by):
+            if holder.has_ended(held_by):
                 break
         self._say(f"{url} was last trained in by {who}, which gives no sign of life any more: going on")
         return True

@@ -18,7 +18,7 @@ import small_gcs
 
 from jaxmm.command import parse
 from jaxmm.errors import UserError
-from jaxmm.workdir import store_lock
+from jaxmm.workdir import holder, store_lock
 from jaxmm.workdir.folder import LOCK
 from jaxmm.workdir.objects import Objects, StoreAway, StoreError
 from jaxmm.workdir.outgoing import outgoing
@@ -179,15 +179,15 @@ with StoreLock(Objects(Place.read("", sys.argv[1])), beat=0.2):
 
 
 def test_a_second_train_says_who_holds_the_store_and_a_killed_one_blocks_nobody(place):
-    holder = subprocess.Popen([sys.executable, "-c", HOLDER, place.url], stdout=subprocess.PIPE, text=True)
-    assert holder.stdout is not None
-    assert holder.stdout.readline() == "held\n"
+    first = subprocess.Popen([sys.executable, "-c", HOLDER, place.url], stdout=subprocess.PIPE, text=True)
+    assert first.stdout is not None
+    assert first.stdout.readline() == "held\n"
     lines: list[str] = []
-    with pytest.raises(UserError, match=rf"{place.url} is being trained in by process {holder.pid} on .*--workdir"):
+    with pytest.raises(UserError, match=rf"{place.url} is being trained in by process {first.pid} on .*--workdir"):
         StoreLock(Objects(place), lines.append, silence=20).__enter__()
     assert "waiting up to 20 s for a sign of life" in lines[0]
-    holder.kill()
-    holder.communicate()
+    first.kill()
+    first.communicate()
     assert Objects(place).names() == [LOCK]
     with StoreLock(Objects(place), silence=60):
         pass
@@ -230,6 +230,28 @@ def test_a_holder_elsewhere_that_gives_no_sign_is_passed_over_and_ends_when_it_c
             time.sleep(0.01)
     assert "another train has taken over" in ended[0]
     assert objects.names() == [LOCK]
+
+
+@pytest.mark.parametrize(
+    ("other", "is_known"),
+    [
+        ({}, True),
+        ({"pids": "pid:[1]"}, False),
+        ({"host": "b"}, False),
+        ({"machine": "b"}, False),
+        ({"pids": None}, False),
+    ],
+)
+def test_a_holder_has_ended_only_where_its_number_is_one_of_ours_and_nobodys(tmp_path, other, is_known):
+    """Containers may share a host name, a kernel and this store, and each numbers its own processes."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    objects, lines = Objects(Place.read("", f"file://{tmp_path}/store")), []
+    objects.write(LOCK, json.dumps(holder.note() | {"pid": gone.pid, **other}).encode())
+    with StoreLock(objects, lines.append, silence=0.1):
+        pass
+    assert lines == [] if is_known else "waiting up to" in lines[0]
+    assert not holder.has_ended(holder.note())
 
 
 # The spool

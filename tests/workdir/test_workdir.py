@@ -14,6 +14,7 @@ import pytest
 
 from jaxmm.errors import UserError
 from jaxmm.workdir import folder as workdir
+from jaxmm.workdir import holder
 from jaxmm.workdir.folder import Claim, has_saved, local, note_first_save
 
 HOLDER = """
@@ -35,13 +36,13 @@ def elsewhere(folder: Path, age: float = 0.0) -> Path:
 
 
 def test_a_second_train_says_who_holds_the_workdir_and_a_killed_one_blocks_nobody(tmp_path):
-    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    assert holder.stdout is not None
-    assert holder.stdout.readline() == "held\n"
-    with pytest.raises(UserError, match=rf"is being trained in by process {holder.pid} on .* \(since 20.*--workdir"):
+    first = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert first.stdout is not None
+    assert first.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match=rf"is being trained in by process {first.pid} on .* \(since 20.*--workdir"):
         Claim(tmp_path).__enter__()
-    holder.kill()
-    holder.communicate()
+    first.kill()
+    first.communicate()
     assert (tmp_path / workdir.LOCK).exists()
     with Claim(tmp_path):
         pass
@@ -82,6 +83,14 @@ def test_a_holder_elsewhere_that_gives_a_sign_of_life_is_respected(tmp_path, mon
 
     monkeypatch.setattr(workdir.time, "sleep", sleep)
     with pytest.raises(UserError, match="process 4 on node7"):
+        Claim(tmp_path, lambda line: None).__enter__()
+
+
+def test_a_holder_on_this_machine_by_another_mount_whose_locks_are_its_own_is_respected(tmp_path, monkeypatch):
+    lock = tmp_path / workdir.LOCK
+    lock.write_text(json.dumps(holder.note() | {"device": -1}))
+    monkeypatch.setattr(workdir.time, "sleep", lambda seconds: os.utime(lock, (time.time() + 1,) * 2))
+    with pytest.raises(UserError, match=f"process {os.getpid()} on"):
         Claim(tmp_path, lambda line: None).__enter__()
 
 
