@@ -29,6 +29,9 @@ _BLOCK = 1 << 26  # bytes
 _THREADS = 4  # each holds one object in memory
 # Of the answers that are no use to repeat; TensorStore's errors begin with absl's name of their kind.
 _FINAL = re.compile("INVALID_ARGUMENT|NOT_FOUND|PERMISSION_DENIED|UNAUTHENTICATED|FAILED_PRECONDITION|UNIMPLEMENTED")
+_PASSING = re.compile("ABORTED|UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED")  # whatever their HTTP status
+_SHORT = "OUT_OF_RANGE"  # of a read beyond the object's end
+_RIGHTS = re.compile("PERMISSION_DENIED|UNAUTHENTICATED|(ExpiredToken|InvalidToken|TokenRefreshRequired):")
 _CODE = re.compile(r"http_response_code='(\d+)'")
 _INNER = re.compile(r"All \d+ retry attempts failed: ")
 _WAYS = {
@@ -44,6 +47,10 @@ class StoreError(UserError):
 
 class StoreAway(StoreError):
     """The store gives no answer, or none of use, for longer than it may."""
+
+
+class CutShort(StoreError):
+    """The object ends before the bytes that are asked of it."""
 
 
 class Objects:
@@ -130,9 +137,16 @@ class Objects:
                 out.write(block)
 
     def blocks(self, name: str, size: int = 0) -> Iterator[bytes]:
-        """The bytes of an object, a large one of known size in blocks. Raises FileNotFoundError if there is none."""
+        """The bytes of an object, a large one of known size in blocks; fewer where it has been cut short.
+
+        Raises:
+          FileNotFoundError: if there is no such object.
+        """
         for start in range(0, max(size, 1), _BLOCK):
-            found = self._read_part(name, slice(start, min(start + _BLOCK, size)) if size > _BLOCK else None)
+            try:
+                found = self._read_part(name, slice(start, min(start + _BLOCK, size)) if size > _BLOCK else None)
+            except CutShort:  # its end proves that, as that of a small one does
+                return
             if found.state == "missing":
                 raise FileNotFoundError(2, "is not in the store", f"{self.place.url}/{name}")
             yield found.value
@@ -213,9 +227,12 @@ class Objects:
         """Raises StoreError for an answer that will not change by itself."""
         code = match[1] if (match := _CODE.search(told)) else ""
         place, kind = self.place, _FINAL.match(told)
-        if code in ("408", "429") or not (kind or code.startswith("4")):
+        if told.startswith(_SHORT) or code == "416":
+            raise CutShort(f"{place.url} is not whole ({why[:200]}): give an older checkpoint, or put it back")
+        is_denied = code in ("401", "403") or _RIGHTS.match(told)
+        if code in ("408", "429") or not (kind or code.startswith("4")) or (_PASSING.match(told) and not is_denied):
             return
-        if code in ("401", "403") or (kind and kind[0] in ("PERMISSION_DENIED", "UNAUTHENTICATED")):
+        if is_denied:
             raise StoreError(f"{place.url} may not be used ({why[:200]}): {_WAYS[place.scheme]}")
         if "credentials" in told.lower():
             raise StoreError(f"{place.url}: there are no credentials for it ({why[:200]}): {_WAYS[place.scheme]}")

@@ -234,10 +234,10 @@ class Mirror:
         self._thread.join()
         try:
             self._spool.send()
-        except StoreError as away:
+        except (StoreError, OSError) as away:
             line = (
-                f"{away}: what is not there yet stays in {self._spool.folder}, and the same command on this machine "
-                f"sends it first"
+                f"{self._told(away)}: what is not there yet stays in {self._spool.folder}, and the same command on "
+                f"this machine sends it first"
             )
             if error is None:
                 raise UserError(line) from away
@@ -249,11 +249,17 @@ class Mirror:
             try:
                 self._spool.send(objects)
                 is_told = False
-            except StoreError as away:  # the next look sends it
+            except (StoreError, OSError) as away:  # the next look sends it; the spool's disk may be full for a while
                 if not is_told:
-                    _to_stderr(f"warning: {away}: the run goes on, and what is not there yet stays in "
+                    _to_stderr(f"warning: {self._told(away)}: the run goes on, and what is not there yet stays in "
                                f"{self._spool.folder}")  # fmt: skip
                 is_told = True
+
+    def _told(self, error: StoreError | OSError) -> str:
+        """What the store says, or the disk."""
+        if isinstance(error, StoreError):
+            return str(error)
+        return f"{error.filename or self._spool.folder}: {error.strerror or error}"
 
 
 def opened(flag: str, text: str, reads: bool) -> str:

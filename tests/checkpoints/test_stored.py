@@ -242,6 +242,20 @@ def test_an_object_that_is_gone_or_a_damaged_record_is_passed_over_with_a_line(m
         restored(Machine(tmp_path / "three", place))
 
 
+def test_a_large_object_that_was_cut_short_is_passed_over_with_a_line(machine, tmp_path, place, monkeypatch):
+    machine.save(4, 6)
+    monkeypatch.setattr("jaxmm.workdir.objects._BLOCK", 100)
+    folder = tmp_path / "store/run/checkpoints/6"
+    cut = max((folder / "state").rglob("d/*"), key=lambda path: path.stat().st_size)
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    other = Machine(tmp_path / "two", place)
+    assert restored(other) == 4
+    assert [str(cut.relative_to(folder)) in line and "cut short" in line for line in other.lines] == [True]
+    fault = other.stored.compare(6, "state", (0, 1))
+    assert fault is not None
+    assert fault.is_proven
+
+
 def test_a_checkpoint_that_a_run_prunes_while_it_is_looked_at_is_missing(machine, monkeypatch):
     machine.save(4)
     monkeypatch.setattr(Stored, "steps", lambda self: [2, 4])  # as they were listed

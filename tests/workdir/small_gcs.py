@@ -86,6 +86,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return 304, b"", generation
         if match := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or ""):
             start, end = int(match[1]), min(int(match[2]) + 1, len(there[0]))
+            if start >= end:
+                return 416, b"", 0
             self.range = f"bytes {start}-{end - 1}/{len(there[0])}"
             return 206, there[0][start:end], generation
         return 200, there[0], generation

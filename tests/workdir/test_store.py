@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import subprocess
@@ -19,8 +20,9 @@ import small_gcs
 from jaxmm.command import parse
 from jaxmm.errors import UserError
 from jaxmm.workdir import holder, store_lock
+from jaxmm.workdir import spool as spool_module
 from jaxmm.workdir.folder import LOCK
-from jaxmm.workdir.objects import Objects, StoreAway, StoreError
+from jaxmm.workdir.objects import CutShort, Objects, StoreAway, StoreError
 from jaxmm.workdir.outgoing import outgoing
 from jaxmm.workdir.place import Place
 from jaxmm.workdir.spool import MARK, OWNER, Mirror, Spool, name_of, opened, publish
@@ -134,6 +136,8 @@ def test_a_large_object_is_fetched_in_blocks(place, tmp_path, monkeypatch):
     Objects(place).write("x", data)
     Objects(place).download("x", tmp_path / "x", len(data))
     assert (tmp_path / "x").read_bytes() == data
+    for size in (3500, 4500, 6000):  # it was longer once: its end lies in a block, and blocks lie behind its end
+        assert b"".join(Objects(place).blocks("x", size)) == data[: 3500 if size == 3500 else 3000]
 
 
 def test_a_store_that_is_away_is_asked_again_with_a_line_and_then_given_up(server, monkeypatch):
@@ -163,6 +167,38 @@ def test_a_refusal_is_told_at_once_and_says_what_to_do(server, status, told):
     with pytest.raises(StoreError, match=f"gs://bucket/run.*{told}"):
         Objects(Place.read("", "gs://bucket/run"), patience=60).write("x", b"1")
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("told", "status", "kind"),
+    [
+        ("ABORTED: RequestTimeout: of S3", 400, None),
+        ("ABORTED: ConditionalRequestConflict: of S3", 409, None),
+        ("ABORTED: All 3 retry attempts failed: Forbidden", 403, StoreError),
+        ("ExpiredToken: of S3", 400, StoreError),
+        ("OUT_OF_RANGE: Range Not Satisfiable", 416, CutShort),
+    ],
+)
+def test_an_answer_that_may_change_by_itself_is_no_refusal(told, status, kind):
+    objects = Objects(Place.read("", "s3://bucket/run"))
+    with pytest.raises(kind) if kind else contextlib.nullcontext():
+        objects._refuse(f"{told} [http_response_code='{status}']", told)
+
+
+def test_a_conflict_is_asked_again_and_a_lost_race_stays_lost(server):
+    objects, left = Objects(Place.read("", "gs://bucket/run")), [2]
+
+    def fail(method, name):
+        left[0] -= 1
+        return 409 if left[0] >= 0 else 0
+
+    server.fail = fail
+    tag = objects.write_if("x", b"1", None)
+    assert server.objects["run/x"][0] == b"1"
+    left[0] = 1
+    server.objects["run/x"] = b"2", 7  # another's, meanwhile
+    assert objects.write_if("x", b"3", tag) is None
+    assert server.objects["run/x"][0] == b"2"
 
 
 # The lock
@@ -356,6 +392,25 @@ def test_a_store_that_refuses_at_the_end_is_one_line_and_the_files_stay(server, 
     server.fail = lambda method, name: 0
     assert Spool.make(Place.read("", "gs://bucket/run")).own()
     assert spool.objects.read("summary.json") == b"{}"
+
+
+def test_a_spool_whose_disk_is_full_for_a_while_sends_again_afterwards(place, monkeypatch, capsys):
+    def full(path, value):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    mine = Spool.make(place)
+    mine.own()
+    with Mirror(mine, every=0.01), monkeypatch.context() as patch:
+        patch.setattr(spool_module, "write_json", full)
+        while "No space left on device: the run goes on" not in capsys.readouterr().err:
+            time.sleep(0.01)
+        patch.undo()
+        written(mine.folder, {"metrics.jsonl": "1\n"})
+        while mine.objects.read("metrics.jsonl") != b"1\n":
+            time.sleep(0.01)
+    monkeypatch.setattr(spool_module, "write_json", full)
+    with pytest.raises(UserError, match=rf"{mine.folder}: No space left on device: what is not there yet stays in"):
+        Mirror(mine, every=60).__enter__().__exit__(None, None, None)
 
 
 def test_a_folder_that_a_command_writes_is_sent_whole_and_its_config_last(server, tmp_path):
