@@ -157,9 +157,9 @@ def told(counts: Mapping[str, int]) -> str:
 
 def frozen(counts: Counts, recipe: Recipe) -> list[str]:
     """The towers that what was encoded needs no more; where nothing was, all."""
-    found, heard = counts.encoded + counts.kept, MEDIA["audio"].plural
-    is_idle = {"vision": bool(found.keys() - {heard}), "audio": heard in found}
-    return [part for part in recipe.model.parts if is_idle.get(part, False) or (part in is_idle and not found)]
+    encoded, heard = counts.encoded + counts.kept, MEDIA["audio"].plural
+    is_idle = {"vision": bool(encoded.keys() - {heard}), "audio": heard in encoded}
+    return [part for part in recipe.model.parts if is_idle.get(part, False) or (part in is_idle and not encoded)]
 
 
 if __name__ == "__main__":

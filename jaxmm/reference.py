@@ -82,16 +82,16 @@ def ask(asked: PreferenceEvaluator, params: Params, fingerprint: str, barrier: B
     if any(others != counts for others in barrier.each(counts, "what the reference was asked before")):
         raise UserError("the processes have not the same cache: set config.data.cache to a folder that all of them see")
     answers = asked.answers(params, {name: ~is_known_E for name, is_known_E in known.items()})
-    for source, (logps_E2, checksums_E), found in zip(sources, before, answers, strict=True):
+    for source, (logps_E2, checksums_E), answer in zip(sources, before, answers, strict=True):
         is_known_E, is_long_E = known[source.name], source.is_long(source.all_needs, asked.budgets)
         logps_E2[~is_known_E & is_long_E], logps_E2[~is_known_E & ~is_long_E] = np.nan, np.inf
-        logps_E2[found.examples] = np.reshape(found.logps, (-1, 2))
-        checksums_E[found.examples] = found.checksums
+        logps_E2[answer.examples] = np.reshape(answer.logps, (-1, 2))
+        checksums_E[answer.examples] = answer.checksums
         with barrier.agreed(f"what the reference says of {source.name}"):
             if jax.process_index() == 0:
                 file = references.save(source, fingerprint, recipe, Reference(logps_E2, checksums_E))
                 noun = references.noun_of(source)
-                print(f"{source.name}: {told(noun, logps_E2, is_known_E, len(found.examples))}: {file}")
+                print(f"{source.name}: {told(noun, logps_E2, is_known_E, len(answer.examples))}: {file}")
 
 
 def known_pairs(asked: PreferenceEvaluator, before: Sequence[Reference]) -> dict[str, np.ndarray]:

@@ -161,8 +161,8 @@ def _patterns_of(name: str, start: Pretrained | None, model: ModelSpec) -> list[
     if name in map(".".join, TABLES):  # the projection, where it is the embedding
         return tables
     theirs = named_maps(start.layout) if start else []
-    if found := called(theirs, name):
-        return [".".join(path) for path in found]
+    if matching := called(theirs, name):
+        return [".".join(path) for path in matching]
     if any(matches(path, name) for path in paths):
         raise UserError(f"config.adapter.targets: '{name}' is a convolution in other places, and has no adapter here")
     if name in ("all", "all-linear"):  # as other programs write it

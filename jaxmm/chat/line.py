@@ -65,8 +65,8 @@ class Job:
 
     def run(self) -> None:
         try:
-            for found in () if self.is_left() else self._work(self):
-                self._found.put(found)
+            for event in () if self.is_left() else self._work(self):
+                self._found.put(event)
                 if self.is_left():
                     break
         except UserError as error:
@@ -81,13 +81,13 @@ class Job:
         try:
             while True:
                 try:
-                    found = self._found.get(timeout=TELL_EVERY)
+                    event = self._found.get(timeout=TELL_EVERY)
                 except queue.Empty:
                     yield Waiting(self._line.ahead(self))
                     continue
-                if found is None:
+                if event is None:
                     return
-                yield found
+                yield event
         finally:
             self.leave()
 

@@ -50,10 +50,10 @@ def read(path: Path, wanted: Mapping[str, Any], key: str, told: str) -> Mapping[
 
 def check_fit(saved: Mapping[str, Any], wanted: Mapping[str, Any], told: str) -> None:
     """Raises UserError if names, shapes or dtypes of what is saved differ from those of what is wanted."""
-    if found := differences(saved, wanted):
-        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    if differing := differences(saved, wanted):
+        more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
         raise UserError(
-            f"checkpoint {told} does not fit this run: {found[0]}{more}; "
+            f"checkpoint {told} does not fit this run: {differing[0]}{more}; "
             "use the config it was saved with, or another workdir"
         )
 

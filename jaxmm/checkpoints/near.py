@@ -151,7 +151,7 @@ class Near:
 
     def _found(self, shared: int) -> dict[Key, dict[int, Part]]:
         """The parts on this node that this job may go on from, from the sizes of their files."""
-        found: dict[Key, dict[int, Part]] = {}
+        parts: dict[Key, dict[int, Part]] = {}
         others = 0
         unfit: set[str] = set()
         for folder in self._folder.parts():
@@ -166,12 +166,12 @@ class Near:
                 if why := self._unfit(part.head):
                     unfit.add(why)
                 else:
-                    found.setdefault(part.head.key, {})[part.head.place] = part
+                    parts.setdefault(part.head.key, {})[part.head.place] = part
         for why in sorted(unfit):
             self._say(why)
         if others:
             self._say(f"near checkpoints in {self.folder} are of an earlier life of this run: passed over")
-        return found
+        return parts
 
     def _unfit(self, head: Head) -> str:
         """Why this job cannot go on from a part, by its layout; '' where it can."""
@@ -255,10 +255,10 @@ class Near:
         assert self._chosen
         wanted, parts = named(abstract_state), self._parts.get(self._chosen.key, {})
         for part in parts.values():
-            if found := differences(part.shapes(), wanted):
+            if differing := differences(part.shapes(), wanted):
                 raise UserError(
-                    f"near checkpoint {part.folder} does not fit this run: {found[0]}; use the config and the version "
-                    f"of jaxmm that it was saved with, or remove it to go on from the shared one"
+                    f"near checkpoint {part.folder} does not fit this run: {differing[0]}; use the config and the "
+                    f"version of jaxmm that it was saved with, or remove it to go on from the shared one"
                 )
         own = parts.get(self._places[self._index])
         arrays = {}

@@ -17,10 +17,10 @@ def holders(leaf: Any) -> dict[Piece, set[int]]:
     Args:
       leaf: with a shape and a sharding.
     """
-    found: dict[Piece, set[int]] = {}
+    by_piece: dict[Piece, set[int]] = {}
     for device, index in leaf.sharding.devices_indices_map(tuple(leaf.shape)).items():
-        found.setdefault(_piece(index, leaf.shape), set()).add(device.process_index)
-    return found
+        by_piece.setdefault(_piece(index, leaf.shape), set()).add(device.process_index)
+    return by_piece
 
 
 def places(processes: Iterable[int]) -> dict[int, int]:
@@ -34,10 +34,12 @@ def places(processes: Iterable[int]) -> dict[int, int]:
 
 def groups(leaves: Iterable[Any], places: Mapping[int, int]) -> list[list[int]]:
     """The places of the processes that hold a piece, each group once: a state is whole where one of each is there."""
-    found: set[frozenset[int]] = set()
+    together: set[frozenset[int]] = set()
     for shape, sharding in {(tuple(leaf.shape), leaf.sharding) for leaf in leaves}:
-        found |= {frozenset(held) for held in holders(jax.ShapeDtypeStruct(shape, np.int8, sharding=sharding)).values()}
-    return sorted(sorted(places[process] for process in group) for group in found)
+        together |= {
+            frozenset(held) for held in holders(jax.ShapeDtypeStruct(shape, np.int8, sharding=sharding)).values()
+        }
+    return sorted(sorted(places[process] for process in group) for group in together)
 
 
 def shards(array: jax.Array) -> dict[Piece, jax.Array]:

@@ -103,8 +103,8 @@ def said(source: Lengths, fingerprint: str, recipe: Recipe) -> Reference:
     file = file_of(source, fingerprint, recipe)
     if not is_whole(file):
         return Reference(np.full((len(source), 2), np.nan, np.float32), np.zeros(len(source), np.uint32))
-    found = np.load(file)
-    return Reference(found["logps"].copy(), found["checksum"].copy())
+    arrays = np.load(file)
+    return Reference(arrays["logps"].copy(), arrays["checksum"].copy())
 
 
 def save(source: Lengths, fingerprint: str, recipe: Recipe, known: Reference) -> Path:
@@ -160,10 +160,10 @@ def attach(sources: Sequence[Lengths], fingerprint: str, recipe: Recipe, budgets
         file = file_of(source, fingerprint, recipe)
         lacking, why = len(source), ""
         if is_whole(file):
-            found = np.load(file, mmap_mode="r")
-            source.reference = Reference(found["logps"], found["checksum"])
+            arrays = np.load(file, mmap_mode="r")
+            source.reference = Reference(arrays["logps"], arrays["checksum"])
             fits = ~source.is_long(source.all_needs, budgets)
-            lacking = int((np.isnan(found["logps"]).any(1) & fits).sum())
+            lacking = int((np.isnan(arrays["logps"]).any(1) & fits).sum())
             why = " (they were longer than a row then)"
         if lacking:
             why = why or _kept_otherwise(source, fingerprint, recipe)

@@ -39,8 +39,8 @@ def of_package(backend: str) -> str:
 def keep(backend: str, dtype: str) -> None:
     """Notes that a backend was right; where nothing can be written it is held against float64 again each time."""
     with contextlib.suppress(OSError):
-        found = {"backend": backend, "dtype": dtype, "device": jax.local_devices()[0].device_kind}
-        atomic.write_json(place(backend, dtype), found)
+        proof = {"backend": backend, "dtype": dtype, "device": jax.local_devices()[0].device_kind}
+        atomic.write_json(place(backend, dtype), proof)
 
 
 def is_kept(backend: str, dtype: str) -> bool:

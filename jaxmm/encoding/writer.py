@@ -101,14 +101,14 @@ class Writer:
         self, chunk: Sequence[tuple[int, Document | Skip]], record_file: IO[str], skipped_file: IO[str]
     ) -> Counts:
         counts = Counts()
-        found = self._looked(chunk)
-        media = [one for of_one in found if not isinstance(of_one, str) for one in of_one]
+        looked = self._looked(chunk)
+        media = [one for of_one in looked if not isinstance(of_one, str) for one in of_one]
         missing = [one for one in media if not one.is_kept]
         counts.kept.update(_plural(one) for one in media)
         counts.kept.subtract(_plural(one) for one in missing)
         bad = self._encode(missing)
         counts.encoded.update(_plural(one) for one in missing if one.path not in bad)
-        for (_, document), of_one in zip(chunk, found, strict=True):
+        for (_, document), of_one in zip(chunk, looked, strict=True):
             if isinstance(of_one, str):
                 reason = of_one
             else:
@@ -129,26 +129,26 @@ class Writer:
 
         A document is asked about unless all its files are there and its record says no more than their names.
         """
-        found: list[list[Medium] | str] = []
+        of_each: list[list[Medium] | str] = []
         asked: list[int] = []
         for k, (number, document) in enumerate(chunk):
             if isinstance(document, Skip):
-                found.append(document.reason)
+                of_each.append(document.reason)
                 continue
             parts = [(part, self._path(number, n)) for n, part in enumerate(media_of(document))]
             media = [Medium(part, path, path.exists()) for part, path in parts]
-            found.append(media)
+            of_each.append(media)
             if any(isinstance(one.part, Video) or not one.is_kept for one in media):
                 asked.append(k)
         documents = [document for _, document in (chunk[k] for k in asked) if not isinstance(document, Skip)]
         for k, taken in zip(asked, self.take(documents) if documents else (), strict=True):
-            before = found[k]
+            before = of_each[k]
             if isinstance(taken, str) or isinstance(before, str):
-                found[k] = taken if isinstance(taken, str) else before
+                of_each[k] = taken if isinstance(taken, str) else before
                 continue
             items = (item for item in taken if not isinstance(item.part, Tokens))
-            found[k] = [_taken(one, item) for one, item in zip(before, items, strict=True)]
-        return found
+            of_each[k] = [_taken(one, item) for one, item in zip(before, items, strict=True)]
+        return of_each
 
     def _encode(self, missing: Sequence[Medium]) -> dict[Path, str]:
         """Writes files that are not there yet, or do not fit; returns why some cannot be."""

@@ -75,7 +75,7 @@ class NamedMap(NamedTuple):
 
 def named_maps(layout: Layout) -> list[NamedMap]:
     """The linear maps and tables of a model, in the order of its tensors, but for convolutions; then experts' maps."""
-    found = []
+    named = []
     is_tied, shapes = layout.spec.decoder.tie_embeddings, flat_axes(layout.spec.plain)
     sides = {path: outputs for path, (_, outputs) in kernel_dims(layout.spec).items()} | dict.fromkeys(TABLES, (1,))
     for rule in layout.rules:
@@ -92,8 +92,8 @@ def named_maps(layout: Layout) -> list[NamedMap]:
         maps = tuple(path if is_table else path[:-1] for path in kernels)
         outputs = tuple(math.prod(shapes[path][0][dim] for dim in sides[path]) for path in kernels)
         heads = shapes[kernels[0]][0][-2] if transforms.TRANSFORMS[rule.transform].by_heads else 0
-        found.append(NamedMap(name, common, released, maps, outputs, rule.layers, heads))
-    return [*found, *_of_experts(layout)]
+        named.append(NamedMap(name, common, released, maps, outputs, rule.layers, heads))
+    return [*named, *_of_experts(layout)]
 
 
 def _of_experts(layout: Layout) -> Iterator[NamedMap]:

@@ -32,16 +32,16 @@ class PanAndScan(OneSize):
     call_keys = (split_key, *OWN)
 
     def settings(self, processor: Settings, config: Mapping[str, Any], spec: ModelSpec, where: Path) -> dict[str, Any]:
-        found = super().settings(processor, config, spec, where)
+        inherited = super().settings(processor, config, spec, where)
         if not processor.get(self.split_key):
-            return found
+            return inherited
         own = {key: default if processor.get(key) is None else processor[key] for key, default in OWN.items()}
         try:
             split = SplitSpec(
-                side=found["side"], grid="slices", least_slice=int(own[LEAST]), most=int(own[MOST]),
+                side=inherited["side"], grid="slices", least_slice=int(own[LEAST]), most=int(own[MOST]),
                 above=float(own[ABOVE]), intro=self.intro, whole=self.whole_text, between=self.between,
                 square=self.square_text,
             )  # fmt: skip
         except ValueError as error:
             raise UserError(f"{where}: its image processor has {own}, which is not supported: {error}") from error
-        return found | {"split": split}
+        return inherited | {"split": split}

@@ -55,7 +55,7 @@ def by_parameter(
     for one in maps:
         if one.experts:
             by_wrapped.setdefault(one.module, []).append(one)
-    found, wrapped = dict[str, Factors](), dict[tuple[str, str], list[str]]()
+    by_name, wrapped = dict[str, Factors](), dict[tuple[str, str], list[str]]()
     patterns = {
         module: re.compile(re.escape(module).replace(re.escape("{i}"), r"(\d+)") + rf"(?:{re.escape(INNER)})*")
         for module in by_wrapped
@@ -63,7 +63,7 @@ def by_parameter(
     for name, factors in by_module.items():
         match = next(((module, m[1]) for module, p in patterns.items() if (m := p.fullmatch(name))), None)
         if match is None:
-            found[name] = factors
+            by_name[name] = factors
         else:
             wrapped.setdefault(match, []).append(name)
     for (module, number), wrappers_of in wrapped.items():
@@ -78,8 +78,8 @@ def by_parameter(
         for one, wrapper in zip(meant, expected, strict=True):
             factors = by_module[wrapper]
             name = one.common.replace("{i}", number)
-            found[name] = Factors(one.name.replace("{i}", number), factors.into, factors.out, factors.magnitude)
-    return found
+            by_name[name] = Factors(one.name.replace("{i}", number), factors.into, factors.out, factors.magnitude)
+    return by_name
 
 
 def _is_meant(name: str, targets: Collection[str]) -> bool:

@@ -101,10 +101,10 @@ def of_map(
     """The factors of a map of ours, by path."""
     layers, rank = shape[: inputs[0]], part.into.shape[1]
     into, out = (tuple(shape[dim] for dim in side) for side in (inputs, outputs))
-    found = {
+    arrays = {
         "into": part.into.swapaxes(1, 2).reshape(*layers, *into, rank),
         "out": part.out.swapaxes(1, 2).reshape(*layers, rank, *out),
     }
     if part.magnitude is not None:
-        found["magnitude"] = part.magnitude.reshape(*layers, *out)
-    return {(*factors_at(path), name): np.ascontiguousarray(x) for name, x in found.items()}
+        arrays["magnitude"] = part.magnitude.reshape(*layers, *out)
+    return {(*factors_at(path), name): np.ascontiguousarray(x) for name, x in arrays.items()}

@@ -201,7 +201,7 @@ def _stacks(
       UserError: for modules that mean no map of the model.
     """
     by_common = {one.common: one for one in maps}
-    found: dict[str, dict[int, Factors]] = {}
+    by_layer: dict[str, dict[int, Factors]] = {}
     unused, unknown, misshapen = list[str](), list[str](), list[str]()
     for module, factors in by_module.items():
         where = next(((by_common[name], n) for name, n in _numbered(module) if name in by_common), None)
@@ -230,7 +230,7 @@ def _stacks(
             misshapen.append(f"{factors.name} of {inputs} to {outputs}")
             continue
         parts = peft_experts.split(factors, each) if one.experts else [factors]
-        found.setdefault(one.common, {}).update({layer * each + n: part for n, part in enumerate(parts)})
+        by_layer.setdefault(one.common, {}).update({layer * each + n: part for n, part in enumerate(parts)})
     if unknown:
         raise UserError(f"{folder} has {len(unknown)} adapters that mean no linear map of this model: {_some(unknown)}")
     if misshapen:
@@ -238,7 +238,7 @@ def _stacks(
             f"{folder} has adapters of another base: {len(misshapen)} do not fit: {_some(misshapen)}; config.init_from "
             f"must be the model that they were learnt over, which {CONFIG} names"
         )
-    return [(by_common[name], of_layers) for name, of_layers in found.items()], unused
+    return [(by_common[name], of_layers) for name, of_layers in by_layer.items()], unused
 
 
 def _check_lengths(factors: Factors, *, is_needed: bool, kind: str, folder: Path) -> None:
@@ -294,7 +294,7 @@ def _whole(
     wanted = {tensor.name: tensor for tensor in names.tensors(layout.rules, shapes)}
     if unknown := [name for common, name in own.items() if common not in wanted]:
         raise UserError(f"{folder} has {len(unknown)} tensors that this model has no place for: {_some(unknown)}")
-    found: dict[ParamPath, np.ndarray] = {}
+    tables: dict[ParamPath, np.ndarray] = {}
     have = Counter(wanted[common].rule for common in own)
     for common, name in own.items():
         _, rule, at = wanted[common]
@@ -307,7 +307,7 @@ def _whole(
             raise UserError(f"{folder}: {name} is trained whole in some layers alone: not supported")
         for path, value in zip(paths, transforms.into_parts(array, rule.transform, parts), strict=True):
             if at:
-                found.setdefault(path, np.zeros(shapes[path], np.float32))[at] = value
+                tables.setdefault(path, np.zeros(shapes[path], np.float32))[at] = value
             else:
-                found[path] = value
-    return found
+                tables[path] = value
+    return tables

@@ -50,7 +50,7 @@ def of_both(stacks: list[tuple[NamedMap, T]], are_equal: bool, folder: Path) -> 
             f"{folder}: the adapters of {tables[0].name} and of {tables[1].name} differ, and both are of one table in "
             f"this model: train them with ensure_weight_tying"
         )
-    return [(one, found) for one, found in stacks if one.common != HEAD]
+    return [(one, of_layers) for one, of_layers in stacks if one.common != HEAD]
 
 
 def check_beneath(name: str, saved: tensor_files.Checkpoint, base: tensor_files.Checkpoint, module: str) -> None:

@@ -69,12 +69,12 @@ class Peft(NamedTuple):
     def left_out(self) -> list[str]:
         """What vLLM leaves out with no more than a line in its log, unless its class and its flags provide for it."""
         parts = dict.fromkeys(path[0] for path in self.paths if path[0] != "decoder")
-        found = [f"adapters of {' and '.join(parts)}, without --enable-tower-connector-lora"] if parts else []
+        left = [f"adapters of {' and '.join(parts)}, without --enable-tower-connector-lora"] if parts else []
         if any(path in TABLES for path in self.paths):
-            found.append("adapters of embed_tokens and lm_head, where its class has no embedding_modules")
+            left.append("adapters of embed_tokens and lm_head, where its class has no embedding_modules")
         if self.config["target_parameters"]:
-            found.append("adapters of experts, where its class has no is_3d_moe_weight")
-        return found
+            left.append("adapters of experts, where its class has no is_3d_moe_weight")
+        return left
 
     def not_served(self) -> list[str]:
         """What PEFT follows and vLLM does not: it has one scale for all, and no DoRA and no modules beside adapters."""
@@ -84,12 +84,12 @@ class Peft(NamedTuple):
             scale_of(kind, rank.get(name, self.config["r"]), alpha.get(name, self.config["lora_alpha"]))
             for name in (*rank, *alpha)
         } | {scale_of(kind, self.config["r"], self.config["lora_alpha"])}
-        found = {
+        is_in = {
             "DoRA": self.config["use_dora"],
             "modules_to_save": bool(self.config["modules_to_save"]),
             "maps of different scale": max(scales) > min(scales) * (1 + 1e-9),
         }
-        return [name for name, is_there in found.items() if is_there]
+        return [name for name, is_there in is_in.items() if is_there]
 
     def write(self, folder: Path, dtype: Any) -> int:
         """Writes both. Returns the number of bytes of all tensors."""
@@ -120,13 +120,15 @@ def peft_of(
     if spec is None:
         raise ValueError("the model has no adapters")
     adapted = {one.path: one for one in model_maps(model)}
-    found = [one for one in named_maps(layout) if any(path in adapted for path in one.paths)]
-    if lost := sorted(set(adapted) - {path for one in found for path in one.paths}):
+    adapted_maps = [one for one in named_maps(layout) if any(path in adapted for path in one.paths)]
+    if lost := sorted(set(adapted) - {path for one in adapted_maps for path in one.paths}):
         raise UserError(
             f"the adapter of {'.'.join(lost[0])} has no place in a PEFT folder, as it is no Linear in the class of "
             f"transformers: {MERGE}"
         )
-    if taken := [one for one in found if not one.experts and one.name.split(".")[-1] in layout.taken_for_experts]:
+    if taken := [
+        one for one in adapted_maps if not one.experts and one.name.split(".")[-1] in layout.taken_for_experts
+    ]:
         raise UserError(
             f"the adapter of {'.'.join(taken[0].paths[0])} has no place in a PEFT folder, as PEFT takes each "
             f"{taken[0].name.split('.')[-1]} of this class for its experts': {MERGE}"
@@ -135,7 +137,7 @@ def peft_of(
     sizes: dict[str, tuple[int, float]] = {}  # by module, with {i}: rank and alpha
     targets: list[str] = []
     of_experts: dict[str, list[tuple[str, np.ndarray, np.ndarray]]] = {}  # by module: parameters, and their factors
-    for one in found:
+    for one in adapted_maps:
         maps = [adapted.get(path) for path in one.paths]
         scale = next(m.scale for m in maps if m)
         for at, name in _layers(one, params, maps):
@@ -159,7 +161,7 @@ def peft_of(
     for module, parameters in of_experts.items():
         for wrapper, (_, into, out) in zip(peft_experts.wrappers(module, len(parameters)), parameters, strict=True):
             tensors |= {f"{PREFIX}{wrapper}.{INTO}": into, f"{PREFIX}{wrapper}.{OUT}": out}
-    modules, saved = _whole(layout, model, params, whole, {one.name for one in found})
+    modules, saved = _whole(layout, model, params, whole, {one.name for one in adapted_maps})
     (rank, alpha), _ = Counter(sizes.values()).most_common(1)[0]
     config = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(base), "inference_mode": True,

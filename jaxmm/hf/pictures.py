@@ -237,8 +237,8 @@ class ByFramePixels(ByPixels):
 
     def settings(self, processor: Settings, config: Mapping[str, Any], spec: ModelSpec, where: Path) -> dict[str, Any]:
         frames = spec.seeing[0].frames
-        found = super().settings(processor, config, spec, where)
-        limits = {ours: found[ours] // frames for ours, _ in EDGES if ours in found}
+        inherited = super().settings(processor, config, spec, where)
+        limits = {ours: inherited[ours] // frames for ours, _ in EDGES if ours in inherited}
         return limits | {"least_side": "floor"}
 
     def own_limits(self, processor: Settings, defaults: Settings, spec: ModelSpec) -> Limits:

@@ -110,8 +110,8 @@ def foreign_shapes(transform: str, shapes: Sequence[Shape]) -> list[Shape]:
     """The shapes that the foreign tensor of one parameter, or of several ones fused, may have."""
     one = TRANSFORMS[transform]
     of_each = zip(*(one.shapes(shape) for shape in shapes), strict=True)
-    found = {whole for parts in of_each if (whole := _fused(parts, one.axis)) is not None}
-    return sorted(found | {_swapped(shape) for shape in found} if one.either_way else found)
+    fused = {whole for parts in of_each if (whole := _fused(parts, one.axis)) is not None}
+    return sorted(fused | {_swapped(shape) for shape in fused} if one.either_way else fused)
 
 
 def _fused(parts: Sequence[Shape], axis: int) -> Shape | None:

@@ -66,17 +66,17 @@ class Videos:
     def check(self, folder: Path, config: Settings, mean: Sequence[float], std: Sequence[float]) -> None:
         """Raises UserError where a folder makes other pixels of frames than the tower takes; arguments as of
         ``settings``, and what pictures are normalised by."""
-        found, chosen = _read(folder), self._of(folder)
+        stored, chosen = _read(folder), self._of(folder)
         for key, own in (("image_mean", mean), ("image_std", std)):
-            said = found.get(key, own)
+            said = stored.get(key, own)
             if tuple(said if isinstance(said, Sequence) else [said] * 3) != tuple(own):
                 raise UserError(
                     f"{folder}: its video processor has {key}={said}, its image processor {list(own)}: make them equal"
                 )
         square = dict.fromkeys(("height", "width"), _side(config)) if not chosen.most else None
-        if square and found.get("size", square) != square:
+        if square and stored.get("size", square) != square:
             raise UserError(
-                f"{folder}: its video processor makes frames of {found['size']}, its tower takes {square}: make them "
+                f"{folder}: its video processor makes frames of {stored['size']}, its tower takes {square}: make them "
                 f"equal"
             )
 

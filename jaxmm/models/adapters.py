@@ -182,27 +182,27 @@ def begin(
     Args:
       base: the kernels of the maps, by path, as they are held: of a quantised one, its own numbers count.
     """
-    found: dict[ParamPath, jax.Array] = {}
+    arrays: dict[ParamPath, jax.Array] = {}
     for number, one in enumerate(maps):
         kernel = base[one.kernel]
         layers, inputs, outputs = _dims(kernel, one)
         into, out = (*layers, *inputs, one.rank), jnp.zeros((*layers, one.rank, *outputs), jnp.float32)
         random = jax.random.fold_in(key, number)
         if one.is_table:
-            found[(*one.lora, "into")] = jnp.zeros(into, jnp.float32)
-            found[(*one.lora, "out")] = _begun(random, out.shape, outputs, spec, one)
+            arrays[(*one.lora, "into")] = jnp.zeros(into, jnp.float32)
+            arrays[(*one.lora, "out")] = _begun(random, out.shape, outputs, spec, one)
             continue
         if spec.start == "pissa":
             principal = over_layers(functools.partial(_principal, one=one, inputs=math.prod(inputs)), layers, kernel)
             factors = principal[0].reshape(into), principal[1].reshape(out.shape)
-            found[(*one.lora, FIRST[0])], found[(*one.lora, FIRST[1])] = factors
+            arrays[(*one.lora, FIRST[0])], arrays[(*one.lora, FIRST[1])] = factors
         else:
             factors = _begun(random, into, inputs, spec, one), out
-        found[(*one.lora, "into")], found[(*one.lora, "out")] = factors
+        arrays[(*one.lora, "into")], arrays[(*one.lora, "out")] = factors
         if spec.kind == "dora":
             lengths = functools.partial(_lengths, inputs=len(inputs))
-            found[(*one.lora, "magnitude")] = over_layers(lengths, layers, kernel)
-    return found
+            arrays[(*one.lora, "magnitude")] = over_layers(lengths, layers, kernel)
+    return arrays
 
 
 def _begun(key: jax.Array, shape: tuple[int, ...], side: tuple[int, ...], spec: AdapterSpec, one: Map) -> jax.Array:
@@ -262,12 +262,12 @@ def _merged(kernel: jax.Array, factors: Mapping[str, jax.Array], *, scale: float
 
 def noise(maps: Sequence[Map], shapes: Mapping[ParamPath, tuple[int, ...]], key: jax.Array) -> Params:
     """Random keys of dropout, a key a layer of each linear map; a tree to be joined with the parameters."""
-    found = {}
+    arrays = {}
     for number, one in enumerate(maps):
         if one.is_table:
             continue
         layers = shapes[one.kernel][: one.inputs[0]]
         keys = jax.random.split(jax.random.fold_in(key, number), layers or (1,))
         data = jax.random.key_data(keys)
-        found[(*one.lora, "noise")] = data if layers else data[0]
-    return nested(found)
+        arrays[(*one.lora, "noise")] = data if layers else data[0]
+    return nested(arrays)

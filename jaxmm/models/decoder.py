@@ -209,9 +209,9 @@ class Decoder(nnx.Module):
         """
         places = self.places(positions_BTA, segments_BT, blocks_BT)
         layers = len(self.spec.attention_layers())
-        found = Attended.empty(layers, self.spec.heads, groups, queries, by_head)
+        sums = Attended.empty(layers, self.spec.heads, groups, queries, by_head)
         mixing = Mixing(functools.partial(attend_probed, queries=queries))
-        return self._run(x_BTD, found, places, segments_BT, mixing, deep, own_LBTI, compute)[1]
+        return self._run(x_BTD, sums, places, segments_BT, mixing, deep, own_LBTI, compute)[1]
 
     def step(self, x_B1D, cache: Cache, compute: Compute, own_LB1I=None):
         """Runs one more embedded text position of each row; returns (hidden states (B, 1, D), Cache)."""
@@ -221,12 +221,12 @@ class Decoder(nnx.Module):
 
     def _states(self, x_BTD, segments_BT) -> dict[str, Any]:
         """Shapes and dtypes of the states of layers that carry one, by mixer, with a leading dim of layers."""
-        stacks, found = Stacks(self.blocks, self.spec), {}
+        stacks, states = Stacks(self.blocks, self.spec), {}
         for kind in set(self.spec.mixer_of_layers()) - set(ATTENTIONS):
             mixer, layers = stacks.first_of(kind), len(self.spec.layers_of(kind))
             state = jax.eval_shape(lambda x, s, mixer=mixer: mixer.prefill(x, s)[1], x_BTD, segments_BT)
-            found[kind] = jax.tree.map(lambda x, n=layers: jax.ShapeDtypeStruct((n, *x.shape), x.dtype), state)
-        return found
+            states[kind] = jax.tree.map(lambda x, n=layers: jax.ShapeDtypeStruct((n, *x.shape), x.dtype), state)
+        return states
 
     def _run(
         self, x_BTD, cache: Any, places: dict[bool, AttentionContext], segments_BT, mixing: Mixing,

@@ -104,17 +104,17 @@ def held(
     params: Mapping[ParamPath, jax.Array], holdings: Mapping[ParamPath, Holding]
 ) -> dict[ParamPath, jax.Array]:  # fmt: skip
     """Parameters as they are held, from those of the model that holds all as arrays; those not named stay."""
-    found: dict[ParamPath, jax.Array] = {}
+    arrays: dict[ParamPath, jax.Array] = {}
     for path, value in params.items():
         one = holdings.get(path)
         if one is None:
-            found[path] = value
+            arrays[path] = value
         elif one.is_quantized:
             made = over_layers(one.quantize, value.shape[: one.layers], value)
-            found |= {(*path, name): array for name, array in made.items()}
+            arrays |= {(*path, name): array for name, array in made.items()}
         else:
-            found[path] = value.astype(one.kind)
-    return found
+            arrays[path] = value.astype(one.kind)
+    return arrays
 
 
 def kernel_at(params: Mapping[ParamPath, jax.Array], path: ParamPath, one: Holding | None) -> Kernel:
@@ -129,13 +129,13 @@ def restored(
 ) -> dict[ParamPath, jax.Array]:  # fmt: skip
     """The inverse of ``held``, as float32: what was rounded stays so."""
     parts = {(*path, name) for path, one in holdings.items() for name in one.names}
-    found = {path: value for path, value in params.items() if path not in parts}
+    whole = {path: value for path, value in params.items() if path not in parts}
     as_float = functools.partial(as_array, dtype=jnp.float32)
     for path, one in holdings.items():
         if one.is_quantized and (*path, "codes") in params:
             kernel = kernel_at(params, path, one)
             assert isinstance(kernel, Quantized)
-            found[path] = over_layers(as_float, kernel.arrays["codes"].shape[: one.layers], kernel)
-        elif path in found:
-            found[path] = found[path].astype(jnp.float32)
-    return found
+            whole[path] = over_layers(as_float, kernel.arrays["codes"].shape[: one.layers], kernel)
+        elif path in whole:
+            whole[path] = whole[path].astype(jnp.float32)
+    return whole

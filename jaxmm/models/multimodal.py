@@ -161,10 +161,10 @@ class MultimodalModel(nnx.Module):
 
     def _audio_features(self, batch: Batch, compute: Compute) -> jax.Array:
         """The audio tower's outputs, then ready-made ones; without recordings the tower is not run."""
-        found = [self.heard(batch, compute)] if "audio" in batch.media else []
+        features = [self.heard(batch, compute)] if "audio" in batch.media else []
         if "audio_features" in batch.media:
-            found.append(batch.media["audio_features"].values.astype(jnp.dtype(compute.dtype)))
-        return jnp.concatenate(found, axis=1) if len(found) > 1 else found[0]
+            features.append(batch.media["audio_features"].values.astype(jnp.dtype(compute.dtype)))
+        return jnp.concatenate(features, axis=1) if len(features) > 1 else features[0]
 
     def _inputs(self, batch: Batch, soft: SoftTokens, compute: Compute) -> tuple[Any, ...]:
         """What the decoder takes: embeddings and soft tokens in their places, and where these are."""
@@ -249,11 +249,11 @@ def _abstract(spec: ModelSpec) -> MultimodalModel:
 @functools.cache
 def _declared(spec: ModelSpec) -> tuple[tuple[ParamPath, jax.ShapeDtypeStruct, dict[str, Any]], ...]:
     """Path, shape and dtype, and metadata of every parameter."""
-    found = []
+    declared = []
     for path, variable in nnx.to_flat_state(nnx.state(_abstract(spec), nnx.Param)):
         x = variable.get_value()
-        found.append((tuple(map(str, path)), jax.ShapeDtypeStruct(x.shape, x.dtype), variable.get_metadata()))
-    return tuple(found)
+        declared.append((tuple(map(str, path)), jax.ShapeDtypeStruct(x.shape, x.dtype), variable.get_metadata()))
+    return tuple(declared)
 
 
 def flat_axes(spec: ModelSpec) -> dict[ParamPath, tuple[tuple[int, ...], tuple[str | None, ...]]]:
@@ -281,15 +281,15 @@ def kernel_dims(spec: ModelSpec) -> dict[ParamPath, tuple[tuple[int, ...], tuple
 @functools.cache
 def holdings(spec: ModelSpec) -> dict[ParamPath, Holding]:
     """What is not held as float32, by the paths of the plain model."""
-    found: dict[ParamPath, Holding] = {}
+    by_path: dict[ParamPath, Holding] = {}
     for path, x, metadata in _declared(spec.plain) if spec.frozen else ():
         axes, inputs = tuple(metadata["axes"]), metadata["inputs"]
         kind = spec.frozen.kind_of(path, len(axes), inputs) if spec.frozen else ""
         if kind != "float32":
             axes = axes[metadata["copies"] :]
             layers = x.ndim - len(axes)
-            found[path] = Holding(kind, x.shape[layers:], axes, inputs, layers)
-    return found
+            by_path[path] = Holding(kind, x.shape[layers:], axes, inputs, layers)
+    return by_path
 
 
 def hold_params(params: Params, spec: ModelSpec) -> Params:

@@ -49,8 +49,8 @@ class Probe:
             def of(part: tuple[Batch, Queries]) -> Attended:
                 return apply(params, *part, groups, by_head, compute, method="attended")
 
-            found = of((batch, queries)) if parts == 1 else _added_up(of, (batch, queries), parts)
-            return jax.tree.map(lambda x: sharding.constrain(x, *[None] * x.ndim), found)
+            sums = of((batch, queries)) if parts == 1 else _added_up(of, (batch, queries), parts)
+            return jax.tree.map(lambda x: sharding.constrain(x, *[None] * x.ndim), sums)
 
         self._run = jax.jit(attended, static_argnums=3)
 
@@ -102,8 +102,8 @@ class AttentionMonitor:
         """
         stands = standing(loaded, self._lengths, self._template)
         queries = choose_queries(loaded, stands, self._most, self._group_S)
-        found = self._probe(params, batch, sharding.place_batch(queries, self._mesh))
-        return figures(np.asarray(found.sums_LHGX, np.float64), self._names, self._media)
+        attended = self._probe(params, batch, sharding.place_batch(queries, self._mesh))
+        return figures(np.asarray(attended.sums_LHGX, np.float64), self._names, self._media)
 
 
 def _groups(lengths: Sequence[Lengths]) -> tuple[list[str], np.ndarray]:

@@ -125,11 +125,11 @@ def looks(probe: Probe, params: Any, rows: Rows) -> Iterator[Look]:
     """Looks at each answer, one row at a time. ``probe`` has a group for each token of the longest."""
     for b, (ids, shown) in enumerate(zip(rows.answers, rows.shown, strict=True)):
         batch: Batch = jax.tree.map(lambda x, b=b: x[b : b + 1], rows.batch)
-        found = probe(params, batch, rows.queries[b])
-        sums_AX = np.asarray(found.sums_LHGX)[:, :, : len(ids)].sum((0, 1))
+        attended = probe(params, batch, rows.queries[b])
+        sums_AX = np.asarray(attended.sums_LHGX)[:, :, : len(ids)].sum((0, 1))
         mass_XA = (sums_AX.astype(np.float64) / np.maximum(sums_AX[:, COUNT:], 1.0)).T[: len(CLASSES)]
         columns = sum(len(one.places) for one in shown)
-        maps_LHAS = np.asarray(found.maps_LBHQC)[:, 0, :, : len(ids), :columns]
+        maps_LHAS = np.asarray(attended.maps_LBHQC)[:, 0, :, : len(ids), :columns]
         yield Look(rows.texts[b], shown, mass_XA, maps_LHAS)
 
 

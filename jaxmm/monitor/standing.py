@@ -42,7 +42,7 @@ class Standing(NamedTuple):
 def standing(loaded: Loaded, lengths: Sequence[Lengths], template: Template) -> Standing:
     """What stands at the positions of the rows that this process has loaded."""
     shape = loaded.batch.slots_BT.shape
-    found = Standing(*(np.zeros(shape, np.int32) for _ in Standing._fields))
+    of_all = Standing(*(np.zeros(shape, np.int32) for _ in Standing._fields))
     for b, row in enumerate(loaded.rows):
         at = 0
         for piece in row:
@@ -50,9 +50,9 @@ def standing(loaded: Loaded, lengths: Sequence[Lengths], template: Template) -> 
             at = here.stop
             tokens, slots = loaded.batch.text.values[b, here], loaded.batch.slots_BT[b, here]
             of_piece = _of_piece(lengths[piece.source], piece, tokens, slots, template)
-            for whole, part in zip(found, of_piece, strict=True):
+            for whole, part in zip(of_all, of_piece, strict=True):
                 whole[b, here] = part
-    return found
+    return of_all
 
 
 def _of_piece(

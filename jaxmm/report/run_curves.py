@@ -52,7 +52,7 @@ def _by_name(
     runs: Sequence[RunData], above: Sequence[str], below: Sequence[str], told: str = "{}", first: int = 0, **more: Any
 ) -> list[Curve]:
     """A curve for each run and each name between two paths: of "sources", NAME, "loss"."""
-    found: list[dict[str, tuple[list[int], list[float]]]] = []  # of each run, by name
+    of_runs: list[dict[str, tuple[list[int], list[float]]]] = []  # of each run, by name
     known: dict[str, None] = {}
     for run in runs:
         of_run: dict[str, tuple[list[int], list[float]]] = {}
@@ -64,11 +64,11 @@ def _by_name(
                     steps, values = of_run.setdefault(name, ([], []))
                     steps.append(line["step"])
                     values.append(value)
-        found.append(of_run)
+        of_runs.append(of_run)
     return [
         Curve(told.format(name), run, first + place, *of_run[name], **more)
         for place, name in enumerate(known)
-        for run, of_run in enumerate(found)
+        for run, of_run in enumerate(of_runs)
         if name in of_run
     ]
 
@@ -140,7 +140,7 @@ def _modality(name: str) -> str:
 
 
 def _gains(runs: Sequence[RunData]) -> list[Curve]:
-    found: list[Curve] = []
+    curves: list[Curve] = []
     pairs = list(dict.fromkeys(
         (source, modality)
         for run in runs for _, figures in run.evaluations()
@@ -151,8 +151,8 @@ def _gains(runs: Sequence[RunData]) -> list[Curve]:
         name = modality if len(sources) == 1 else f"{source}: {modality}"
         for run in range(len(runs)):
             read = _at("eval", source, "media_gain", modality)
-            found += _curve(runs, run, name, read, place=place, dots=True)
-    return found
+            curves += _curve(runs, run, name, read, place=place, dots=True)
+    return curves
 
 
 def _optimizer(runs: Sequence[RunData]) -> Iterator[Chart]:
@@ -179,23 +179,23 @@ def _optimizer(runs: Sequence[RunData]) -> Iterator[Chart]:
 def _loads(runs: Sequence[RunData]) -> list[Curve]:
     """Of the busiest and the idlest expert of a layer; of one run with few experts, of each over all layers too."""
     extremes = {"busiest": "most", "idlest": "least"}
-    found = [
+    curves = [
         curve
         for place, (name, key) in enumerate(extremes.items())
         for curve in _each(runs, name, "expert_load", key, place=place)
     ]
     loads = runs[0].last("expert_load", "experts") if len(runs) == 1 else None
     for number in range(len(loads)) if isinstance(loads, list) and len(loads) <= SHOWN_EXPERTS else ():
-        found += _curve(runs, 0, f"expert {number}", _nth(number, "expert_load", "experts"), place=2 + number)
-    return found
+        curves += _curve(runs, 0, f"expert {number}", _nth(number, "expert_load", "experts"), place=2 + number)
+    return curves
 
 
 def _nth(number: int, *path: str) -> Read:
     """One of the figures of a list."""
 
     def read(line: Step) -> float | None:
-        found = at(line, *path)
-        return figure({"": found[number]}, "") if isinstance(found, list) and number < len(found) else None
+        values = at(line, *path)
+        return figure({"": values[number]}, "") if isinstance(values, list) and number < len(values) else None
 
     return read
 
@@ -207,8 +207,10 @@ def _norm(*path: str) -> Read:
         parts = at(line, *path)
         if (whole := figure(parts, "all")) is not None:
             return whole
-        found = [norm for part in parts if (norm := figure(parts, part)) is not None] if isinstance(parts, dict) else []
-        return math.hypot(*found) if found else None
+        values = (
+            [norm for part in parts if (norm := figure(parts, part)) is not None] if isinstance(parts, dict) else []
+        )
+        return math.hypot(*values) if values else None
 
     return read
 

@@ -60,8 +60,8 @@ class RunData(NamedTuple):
     def last(self, *path: str) -> Any:
         """The newest value at a path of the log's lines, or None."""
         for line in reversed(self.lines):
-            if (found := at(line, *path)) is not None:
-                return found
+            if (value := at(line, *path)) is not None:
+                return value
         return None
 
     def evaluations(self) -> list[tuple[int, dict[str, Any]]]:
@@ -134,11 +134,11 @@ def figure(tree: Any, *path: str) -> float | None:
 
 def names(lines: Iterable[Mapping[str, Any]], *path: str) -> list[str]:
     """The keys of the mappings at a path of all lines, in the order in which they first come."""
-    found: dict[str, None] = {}
+    seen: dict[str, None] = {}
     for line in lines:
         if isinstance(value := at(line, *path), dict):
-            found |= dict.fromkeys(value)
-    return list(found)
+            seen |= dict.fromkeys(value)
+    return list(seen)
 
 
 def is_table(value: Any, rows: int, columns: int) -> bool:

@@ -108,8 +108,8 @@ def _page(
     attention = [attention_json(run, int(part * ATTENTION) // len(runs)) if part else None for run in runs]
     samples, notes = [], list(others)
     for run in runs:
-        found, left = samples_json(run, int(part * SAMPLES) // len(runs))
-        samples.append(found)
+        shown, left = samples_json(run, int(part * SAMPLES) // len(runs))
+        samples.append(shown)
         notes += left
     if not part:
         notes.append("the attention monitor is left out, to keep the page small")

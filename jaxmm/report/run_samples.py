@@ -64,8 +64,8 @@ def _heads(source: dict[str, Any]) -> int:
 
 def _source(file: dict[str, Any]) -> dict[str, Any]:
     """What a file of samples has, without samples that are not whole."""
-    found = file.get("samples")
-    samples = [told for one in found if (told := _sample(one))] if isinstance(found, list) else []
+    listed = file.get("samples")
+    samples = [told for one in listed if (told := _sample(one))] if isinstance(listed, list) else []
     return {
         "source": str(file.get("source", "")),
         "step": file.get("step") if isinstance(file.get("step"), int) else None,

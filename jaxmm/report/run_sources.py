@@ -41,8 +41,8 @@ def largest(runs: Sequence[RunData], most: int = MOST) -> tuple[list[RunData], l
 
 
 def _keys(line: Any, *path: str) -> Iterable[str]:
-    found = at(line, *path)
-    return found if isinstance(found, dict) else ()
+    value = at(line, *path)
+    return value if isinstance(value, dict) else ()
 
 
 def _cut(run: RunData, trained: set[str], asked: set[str]) -> RunData:

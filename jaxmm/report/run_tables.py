@@ -57,8 +57,8 @@ def balance(run: RunData) -> str:
     weights = [max(n, 1) for n in steps]
 
     def mean(*path: str) -> float | None:
-        found = [(figure(line, "balance", *path), weight) for line, weight in zip(lines, weights, strict=True)]
-        known = [(value, weight) for value, weight in found if value is not None]
+        weighted = [(figure(line, "balance", *path), weight) for line, weight in zip(lines, weights, strict=True)]
+        known = [(value, weight) for value, weight in weighted if value is not None]
         return sum(v * w for v, w in known) / sum(w for _, w in known) if known else None
 
     told = []
@@ -98,10 +98,10 @@ def evaluations(runs: Sequence[RunData]) -> str:
         rows: list[tuple[int, int, dict[str, float]]] = []
         left = False
         for i, run in enumerate(runs):
-            found = [(step, dict(_flat(of[source]))) for step, of in run.evaluations() if source in of]
-            chosen = spread(len(found), max(4, MOST_EVALUATIONS // len(runs)))
-            left |= len(chosen) < len(found)
-            rows += [(i, *found[n]) for n in chosen]
+            every = [(step, dict(_flat(of[source]))) for step, of in run.evaluations() if source in of]
+            chosen = spread(len(every), max(4, MOST_EVALUATIONS // len(runs)))
+            left |= len(chosen) < len(every)
+            rows += [(i, *every[n]) for n in chosen]
         columns = list(dict.fromkeys(name for *_, figures in rows for name in figures))
         beside = [name for name in columns if name.rpartition(": ")[2] in SMALL]
         main = [name for name in columns if name not in beside]

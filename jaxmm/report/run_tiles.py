@@ -90,9 +90,9 @@ def _few(told: Sequence[str]) -> str:
 
 def goodput(run: RunData) -> dict[str, float]:
     """Seconds of the run's life so far by kind; {} where it does not tell."""
-    found = at(run.summary, "goodput", "seconds") if run.state == "finished" else None
-    found = found if isinstance(found, dict) else run.last("goodput")
-    seconds = {kind: figure(found, kind) or 0.0 for kind in found} if isinstance(found, dict) else {}
+    given = at(run.summary, "goodput", "seconds") if run.state == "finished" else None
+    given = given if isinstance(given, dict) else run.last("goodput")
+    seconds = {kind: figure(given, kind) or 0.0 for kind in given} if isinstance(given, dict) else {}
     return {kind: value for kind, value in seconds.items() if value > 0}
 
 

@@ -89,10 +89,10 @@ def _starts_of(timeline: Sequence[dict[str, Any]]) -> list[_Start]:
             starts.append(_Start(step, down))
         elif starts:
             start = starts[-1]
-            found = {kind: figure(line, "seconds", kind) or 0.0 for kind in at(line, "seconds") or ()}
-            for kind, value in found.items():
+            by_kind = {kind: figure(line, "seconds", kind) or 0.0 for kind in at(line, "seconds") or ()}
+            for kind, value in by_kind.items():
                 start.seconds[kind] += value
-            counted.append((start, start.last, step, {kind: found.get(kind, 0.0) for kind in OF_STEPS}))
+            counted.append((start, start.last, step, {kind: by_kind.get(kind, 0.0) for kind in OF_STEPS}))
             start.last, start.why = step, str(line.get("why", ""))
         before = now if now is not None else before
     return starts

@@ -18,12 +18,12 @@ def kept(values: Sequence[float], most: int) -> list[int]:
         return list(range(count))
     array = np.asarray(values, float)
     edges = np.linspace(1, count - 1, max(1, (most - 2) // 2) + 1).astype(int)
-    found = {0, count - 1}
+    places = {0, count - 1}
     for start, stop in itertools.pairwise(edges.tolist()):
         if start < stop:
             part = array[start:stop]
-            found |= {int(start + part.argmin()), int(start + part.argmax())}
-    return sorted(found)
+            places |= {int(start + part.argmin()), int(start + part.argmax())}
+    return sorted(places)
 
 
 def spread(count: int, most: int) -> list[int]:

@@ -163,7 +163,7 @@ class GroupNorms:
             lowered = jax.jit(self._norms, out_shardings=sharding.replicated(self._mesh)).lower(*inputs)
             self._compiled = {layout: compile_lowered(lowered, step_options())}
         self._barrier.largest(0, where := f"the gradients of {name}")
-        found = self._compiled[layout](*inputs)
-        self._barrier.wait_for(found, f"the end of {where}")
-        norms, loss_sum, weight_sum = jax.device_get(found)
+        results = self._compiled[layout](*inputs)
+        self._barrier.wait_for(results, f"the end of {where}")
+        norms, loss_sum, weight_sum = jax.device_get(results)
         return {part: float(norm) for part, norm in norms.items()}, float(loss_sum), float(weight_sum)

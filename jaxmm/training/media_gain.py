@@ -102,10 +102,10 @@ def media_gain(
 
 
 def _by_example(scored: Sequence[Scored]) -> dict[int, list[Scored]]:
-    found: dict[int, list[Scored]] = {}
+    by_example: dict[int, list[Scored]] = {}
     for one in sorted(scored, key=lambda one: one.piece[1:3]):
-        found.setdefault(one.piece.example, []).append(one)
-    return found
+        by_example.setdefault(one.piece.example, []).append(one)
+    return by_example
 
 
 def _starts(lengths: Lengths, example: int) -> tuple[slice, np.ndarray, np.ndarray]:

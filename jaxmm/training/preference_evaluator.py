@@ -99,8 +99,8 @@ class PreferenceEvaluator(Evaluator):
         if beneath := self._beneath:
             base = only(params, lambda path: not is_factor(path))
             steps.append(lambda batch: beneath(base, batch))
-        found, lengths = self._asked(steps, self.corpus.lengths), self.corpus.lengths
-        figures = {source.name: self._figures(source, [own[i] for own in found]) for i, source in enumerate(lengths)}
+        answers, lengths = self._asked(steps, self.corpus.lengths), self.corpus.lengths
+        figures = {source.name: self._figures(source, [own[i] for own in answers]) for i, source in enumerate(lengths)}
         for modality in MODALITIES:
             swaps = {i: of[modality] for i, of in enumerate(self._swaps) if modality in of}
             swaps = {i: one for i, one in swaps.items() if one.is_swapped_E.any()}
@@ -125,11 +125,11 @@ class PreferenceEvaluator(Evaluator):
         Pairs that cannot be read are left out, as are those without files, and those that no row holds.
         """
         plan, assemble = self._planned(self.corpus.lengths, which, has_checksums=True)
-        found: list[dict[int, int]] = [{} for _ in self.corpus.lengths]
+        by_source: list[dict[int, int]] = [{} for _ in self.corpus.lengths]
         for loaded in batches(plan, assemble, 0, len(plan)) if len(plan) else ():
             for (source, example), checksum in loaded.checksums.items():
-                found[source][example] = checksum
-        return found
+                by_source[source][example] = checksum
+        return by_source
 
     def _planned(
         self, lengths: Sequence[Lengths], which: Mapping[str, np.ndarray] | None, has_checksums: bool
@@ -149,11 +149,11 @@ class PreferenceEvaluator(Evaluator):
     ) -> list[list[Answers]]:  # fmt: skip
         """By step and source; ``lengths`` and ``which`` as in ``Evaluator._run``."""
         plan, assemble = self._planned(lengths, which, has_checksums)
-        found = [[Answers([], [], [], [], []) for _ in lengths] for _ in steps]
+        answers = [[Answers([], [], [], [], []) for _ in lengths] for _ in steps]
         for loaded, predictions in self._predicted(plan, assemble, steps) if len(plan) else ():
-            for asked, own in zip(predictions, found, strict=True):
+            for asked, own in zip(predictions, answers, strict=True):
                 add_answers(asked, loaded, lengths, own)
-        return found
+        return answers
 
     def _figures(self, source: Lengths, found: list[Answers]) -> Figures:
         count, spec = len(found[0].examples), self.spec

@@ -67,8 +67,8 @@ def make_objective(
         parts = halves_BRC2.shape[0] // slope_BC2.shape[0]
         weights_BR = -_dot("bcz,brcz->br", jnp.repeat(slope_BC2, parts, 0), halves_BRC2)
         sloped, terms = cross_entropy(x_BRD, head, targets.tokens_BR, weights_BR, softcap=logit_softcap)
-        found = target_sums(targets, terms, sources) | sums(figures, pairs, spec, sources)
-        return sloped + lax.stop_gradient(value - sloped), found
+        all_sums = target_sums(targets, terms, sources) | sums(figures, pairs, spec, sources)
+        return sloped + lax.stop_gradient(value - sloped), all_sums
 
     return Objective(
         total=lambda batch: _pairs(batch).weights_BC.sum(), loss=loss, known=known if spec.judges else None

@@ -86,12 +86,12 @@ class Stragglers:
         """
         spent = loop - self._before[0], self._data, self._barrier, idle - self._before[1]
         self._data = self._barrier = 0.0
-        found = slowest([Window(*numbers) for numbers in self._gather(spent)])
-        who = (found["process"], found["cause"]) if found["cost"] > COSTLY else None
+        straggler = slowest([Window(*numbers) for numbers in self._gather(spent)])
+        who = (straggler["process"], straggler["cause"]) if straggler["cost"] > COSTLY else None
         if who and who != self._told:
-            self._say(_line(found))
+            self._say(_line(straggler))
         self._told = who
-        return found
+        return straggler
 
     def begin_window(self, loop: float, idle: float) -> None:
         """Begins one, after the log is written."""

@@ -51,13 +51,13 @@ class FrameDecoder:
         """The frame at a place, or the last one before it. Raises BadMedia if that is too far off."""
         self._seek(place)
         while not self.is_ended and (self.last is None or self.last[0] < place):
-            found, self.next = self.next or next(self.frames, None), None
-            if found is None:
+            following, self.next = self.next or next(self.frames, None), None
+            if following is None:
                 self.is_ended = True
-            elif found[0] <= place or self.last is None:
-                self.last = found
+            elif following[0] <= place or self.last is None:
+                self.last = following
             else:
-                self.next = found
+                self.next = following
                 break
         if self.last is not None and abs(self.last[0] - place) <= TOLERANCE:
             return self.last[1]

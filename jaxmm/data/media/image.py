@@ -208,8 +208,8 @@ def _by_company(count: Callable[[Extents, ImageSpec], Array], extents: Extents, 
     alone = count(extents, spec)
     if (beside := mosaic.beside_others(spec)) is spec:
         return alone
-    found = np.asarray(np.where(extents.together > 1, count(extents, beside), alone))
-    return found if found.ndim else int(found)
+    counts = np.asarray(np.where(extents.together > 1, count(extents, beside), alone))
+    return counts if counts.ndim else int(counts)
 
 
 def _units(extents: Extents, spec: ImageSpec) -> Array:

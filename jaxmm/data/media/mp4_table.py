@@ -93,14 +93,14 @@ def _moov_range(file: IO[bytes]) -> tuple[int, int]:
 def _boxes(body: memoryview, kind: bytes) -> Iterator[memoryview]:
     place = 0
     while place + 8 <= len(body):
-        size, found = struct.unpack_from(">I4s", body, place)
+        size, name = struct.unpack_from(">I4s", body, place)
         head = 8
         if size == 1:
             (size,), head = struct.unpack_from(">Q", body, place + 8), 16
         size = size or len(body) - place
         if size < head:
             raise ValueError("a box is smaller than its head")
-        if found == kind:
+        if name == kind:
             yield body[place + head : place + size]
         place += size
 
@@ -108,10 +108,10 @@ def _boxes(body: memoryview, kind: bytes) -> Iterator[memoryview]:
 def _box(body: memoryview, *kinds: bytes) -> memoryview:
     """The box at a path. Raises LookupError if there is none."""
     for kind in kinds:
-        found = next(_boxes(body, kind), None)
-        if found is None:
+        inner = next(_boxes(body, kind), None)
+        if inner is None:
             raise LookupError(kind)
-        body = found
+        body = inner
     return body
 
 

@@ -46,10 +46,10 @@ def checksums(are_asked: bool = True) -> Iterator[dict[str, int]]:
     Args:
       are_asked: whether there are to be any.
     """
-    found: dict[str, int] = {}
-    token = _opened.set(found if are_asked else None)
+    by_path: dict[str, int] = {}
+    token = _opened.set(by_path if are_asked else None)
     try:
-        yield found
+        yield by_path
     finally:
         _opened.reset(token)
 
@@ -77,8 +77,8 @@ def opened_file(part: Any, most: int = 1 << 62) -> Iterator[IO[bytes]]:
             raise BadMedia("empty")
         if size > most:
             raise BadMedia("too large")
-        if part.path and (found := _opened.get()) is not None:
-            found[part.path] = checksum_of(file, size)
+        if part.path and (by_path := _opened.get()) is not None:
+            by_path[part.path] = checksum_of(file, size)
         file.seek(0)
         yield file
 

@@ -57,8 +57,8 @@ def frame_count(count: Any, rate: Any, video: VideoSpec) -> Any:
     if video.sampling in RULES:
         pairs = np.stack(np.broadcast_arrays(np.asarray(count, np.float64), rate))
         each, at = np.unique(pairs.reshape(2, -1), axis=1, return_inverse=True)
-        found = np.array([_count_by_rule(int(n), float(of), video) for n, of in each.T], np.int64)
-        taken = found[at.reshape(-1)].reshape(pairs.shape[1:])
+        counts = np.array([_count_by_rule(int(n), float(of), video) for n, of in each.T], np.int64)
+        taken = counts[at.reshape(-1)].reshape(pairs.shape[1:])
         return taken if taken.ndim else int(taken)
     wanted = np.asarray(count, np.float64) / rate * video.fps
     if video.sampling in ("ends", "even"):

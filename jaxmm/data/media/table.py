@@ -127,10 +127,10 @@ def text_tokens(extents: Extents) -> np.ndarray:
 
 def have_intro(extents: Extents, spec: ImageSpec) -> np.ndarray:
     """Returns bool (n,): which media have text before them in what is prepared."""
-    found = np.zeros(len(extents.kind), bool)
+    have = np.zeros(len(extents.kind), bool)
     for medium, which in by_medium(extents.kind):
-        found[slice(None) if which is None else which] = medium.has_intro(extents.those(which), spec)
-    return found
+        have[slice(None) if which is None else which] = medium.has_intro(extents.those(which), spec)
+    return have
 
 
 def described(kinds: np.ndarray) -> dict[str, Any]:

@@ -130,8 +130,8 @@ def _list_header(video: Video) -> tuple[VideoHeader, range]:
 
 
 def _list_frames(video: Video, known: VideoHeader, numbers: list[int]) -> Iterator[np.ndarray]:
-    found, those = _list_header(video)
-    if found != known:
+    header, those = _list_header(video)
+    if header != known:
         raise BadMedia("changed")
     seen, shown = -1, np.empty(0, np.uint8)
     for number in numbers:
@@ -234,19 +234,19 @@ MOST_WALKED = 64  # a timeline is some 150 KB for ten minutes
 
 def _film(file: IO[bytes], kind: str, video: Video) -> _Film:
     identity = None if kind == "mov" else _identity(file)
-    found = _WALKED.get(identity) if identity else None
-    if found is None:
-        found = _found(file, kind)
+    walked = _WALKED.get(identity) if identity else None
+    if walked is None:
+        walked = _found(file, kind)
     if identity:
         if len(_WALKED) >= MOST_WALKED:
             _WALKED.clear()
-        _WALKED[identity] = found
-    rate = rate_of(found.timeline, found.declared)
-    those = part(len(found.timeline.times), rate, video.start, video.stop)
+        _WALKED[identity] = walked
+    rate = rate_of(walked.timeline, walked.declared)
+    those = part(len(walked.timeline.times), rate, video.start, video.stop)
     if not those:
         raise BadMedia("empty part")
-    known = VideoHeader(*found.turn.size(*found.size), len(those), rate)
-    return _Film(known, those.start, found.timeline, found.turn)
+    known = VideoHeader(*walked.turn.size(*walked.size), len(those), rate)
+    return _Film(known, those.start, walked.timeline, walked.turn)
 
 
 def _identity(file: IO[bytes]) -> tuple[int, ...] | None:

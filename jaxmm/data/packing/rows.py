@@ -64,8 +64,8 @@ class Listed(Sequence[Row]):
 
     def __getitem__(self, which: int | slice) -> Row | list[Row]:
         numbers = np.arange(len(self))[which]
-        found = self._rows.reordered(np.atleast_1d(numbers)).listed()
-        return found if isinstance(which, slice) else found[0]
+        listed = self._rows.reordered(np.atleast_1d(numbers)).listed()
+        return listed if isinstance(which, slice) else listed[0]
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self._rows.listed())

@@ -67,11 +67,11 @@ class Alpaca:
             if not isinstance(pair, list | tuple) or len(pair) != 2:
                 raise UserError(f"{origin}: '{self.history}' must be a list of [question, answer]")
             said += [("user", text(origin, "history", pair[0])), ("assistant", text(origin, "history", pair[1]))]
-        found = held(origin, record, self, pictures)
-        said.append(("user", tagged(origin, prompt, pictures, marks_of(found))))
+        media = held(origin, record, self, pictures)
+        said.append(("user", tagged(origin, prompt, pictures, marks_of(media))))
         if column(origin, record, self.response) is not None:
             said.append(("assistant", value(self.response)))
-        unweighed = document(origin, said, found, tools.read_tools(origin, self.tools, told))
+        unweighed = document(origin, said, media, tools.read_tools(origin, self.tools, told))
         return weights.weighed(unweighed, 1.0, self.learnt)
 
 
@@ -106,12 +106,12 @@ class Plain:
         column(origin, record, self.texts[0])
         texts = (text(origin, f"'{name}'", record[name]) for name in self.texts if record.get(name) is not None)
         said = "\n".join(filter(None, texts))
-        found = held(origin, record, self, pictures, is_page=True)
-        if not said and any(one.media for one in found):
+        media = held(origin, record, self, pictures, is_page=True)
+        if not said and any(one.media for one in media):
             raise SkipRecord("empty")  # nothing is learnt from a picture alone
-        has_images = any(one.media for one in found if one.kind is IMAGE)
-        content = said if has_images else tagged(origin, said, pictures, marks_of(found), links=False)
-        return document(origin, [("document", content)], found)
+        has_images = any(one.media for one in media if one.kind is IMAGE)
+        content = said if has_images else tagged(origin, said, pictures, marks_of(media), links=False)
+        return document(origin, [("document", content)], media)
 
 
 def recognise(record: Mapping[str, Any]) -> Alpaca | Plain | None:

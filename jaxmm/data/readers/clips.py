@@ -81,8 +81,8 @@ def video(value: Any, files: Files) -> Film:
         check_settings(value, VIDEO)
         key, inner = _first(value, VIDEO_KEYS)
         if inner is not None:
-            found = _film(Image(decoded(inner))) if _is_base64(key, inner) else video(inner, files)
-            return _with_rate(_with_part(found, value), value)
+            clip = _film(Image(decoded(inner))) if _is_base64(key, inner) else video(inner, files)
+            return _with_rate(_with_part(clip, value), value)
     if isinstance(value, list | tuple) and value:
         if film := next((one for one in value if looks(one, VIDEO)), None):
             raise ValueError(f"a list in the place of a video has its frames, but {film!r:.40} is a video")
@@ -113,8 +113,8 @@ def audio(value: Any, files: Files) -> Sound:
         if isinstance(form, str) and form and of_name(f"a.{form}") not in CLIPS:
             raise ValueError(f"a recording of the format {form!r:.20} is no file: give {', '.join(AUDIO.suffixes[:4])}")
         if inner is not None:
-            found = _sound(Image(decoded(inner))) if _is_base64(key, inner) else audio(inner, files)
-            return _with_part(found, value)
+            clip = _sound(Image(decoded(inner))) if _is_base64(key, inner) else audio(inner, files)
+            return _with_part(clip, value)
     return _sound(files.file(value, AUDIO))
 
 

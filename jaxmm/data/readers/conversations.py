@@ -101,12 +101,12 @@ class Conversation:
             messages = from_text(messages)
         if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
             raise UserError(f"{origin}: '{self.messages}' must be a list of objects, not {messages!r:.40}")
-        found = held(origin, record, self, pictures, single_in_front=single_in_front)
-        said = [self._turn(origin, message, pictures, marks_of(found)) for message in messages]
+        media = held(origin, record, self, pictures, single_in_front=single_in_front)
+        said = [self._turn(origin, message, pictures, marks_of(media)) for message in messages]
         self._add_system(origin, record, said)
         told = record.get(self.tools) if self.tools else None
         unweighed = document(
-            origin, said, without_named_twice(origin, said, found), tools.read_tools(origin, self.tools, told)
+            origin, said, without_named_twice(origin, said, media), tools.read_tools(origin, self.tools, told)
         )
         return weights.weighed(unweighed, 1.0, self.learnt)
 
@@ -151,8 +151,8 @@ class Conversation:
           UserError: for a value that looks like a medium under an unknown key.
         """
         others = {key: value for key, value in message.items() if key not in (self.role_key, self.content_key)}
-        found = {kind: find_media(origin, others, (KNOWN,), pictures, kind)[1] for kind in KINDS}
-        own = {kind: media for kind, media in found.items() if media}
+        by_kind = {kind: find_media(origin, others, (KNOWN,), pictures, kind)[1] for kind in KINDS}
+        own = {kind: media for kind, media in by_kind.items() if media}
         for key, value in others.items():
             kind, how = appears(key, value)
             if how in ("file", "bytes") and kind not in own and NONE not in columns_of(self, kind):

@@ -99,7 +99,7 @@ def held(
     Raises:
       UserError: as ``find_media``.
     """
-    found = []
+    of_kinds = []
     for kind, columns, names in _to_look_at(tuple(record), tuple(columns_of(form, kind) for kind in KINDS)):
         name, own = _in_columns(origin, record, names, columns, pictures, kind)
         if kind is IMAGE:
@@ -107,8 +107,8 @@ def held(
         else:
             is_meant = _may_mean(record, columns, kind)
         in_front = (single_in_front or name != kind.many) and (is_page or name not in (FEATURES, TOKENS))
-        found.append(Held(kind, own, pictures.mark(kind, own) if is_meant else "", in_front, name))
-    return _told_apart(origin, found)
+        of_kinds.append(Held(kind, own, pictures.mark(kind, own) if is_meant else "", in_front, name))
+    return _told_apart(origin, of_kinds)
 
 
 @functools.lru_cache(maxsize=1 << 10)
@@ -116,12 +116,12 @@ def _to_look_at(
     keys: tuple[str, ...], columns_of_kinds: tuple[tuple[str, ...], ...]
 ) -> list[tuple[Kind, tuple[str, ...], tuple[str, ...]]]:
     """Returns each kind that a record with these keys may have, with the format's columns and those of the record."""
-    found = []
+    places = []
     for kind, columns in zip(KINDS, columns_of_kinds, strict=True):
         names = resolved(keys, columns, kind)
         if names or kind is IMAGE or any(name not in (KNOWN, NONE) for name in columns):
-            found.append((kind, columns, names))
-    return found
+            places.append((kind, columns, names))
+    return places
 
 
 def _told_apart(origin: str, found: list[Held]) -> list[Held]:

@@ -231,10 +231,10 @@ def _advice(record: Mapping[str, Any]) -> str:
         if inside and len(inside) == len(record):
             return "it is one object that holds others: give its list of records, as an array or a record a line"
     named = named or "prompt=QUESTION,response=ANSWER"
-    found = {appears(key, value)[0]: key for key, value in record.items() if appears(key, value)[1]}
+    by_kind = {appears(key, value)[0]: key for key, value in record.items() if appears(key, value)[1]}
     for kind in reversed(KINDS):
-        if kind in found and not resolved((found[kind],), BY_NAME[kind.many], kind):
-            named = f"{kind.name}={found[kind]},{named}"
+        if kind in by_kind and not resolved((by_kind[kind],), BY_NAME[kind.many], kind):
+            named = f"{kind.name}={by_kind[kind]},{named}"
     return (
         f"give messages, conversations, or text, or name the columns, as config.data.columns={named}, "
         f"or describe the file in a dataset_info.json"

@@ -75,11 +75,11 @@ def of_example(origin: str, record: Mapping[str, Any], document: Document) -> fl
 
 def check_unweighed(origin: str, record: Mapping[str, Any], *answers: Turn) -> None:
     """Raises UserError for answers to be compared or judged that have a weight, by their own word or the record's."""
-    found = {f"'{key}'": _weight(origin, key, record[key]) for key in OF_EXAMPLE if record.get(key) is not None}
-    found["its answer's weight"] = next((turn.weight for turn in answers if turn.weight != 1), 1.0)
-    if heavy := next((key for key, weight in found.items() if weight != 1), ""):
+    weights = {f"'{key}'": _weight(origin, key, record[key]) for key in OF_EXAMPLE if record.get(key) is not None}
+    weights["its answer's weight"] = next((turn.weight for turn in answers if turn.weight != 1), 1.0)
+    if heavy := next((key for key, weight in weights.items() if weight != 1), ""):
         raise UserError(
-            f"{origin}: {heavy} is {found[heavy]:g}: pairs are not weighed, nor judged answers: remove it, or leave "
+            f"{origin}: {heavy} is {weights[heavy]:g}: pairs are not weighed, nor judged answers: remove it, or leave "
             f"such records out"
         )
 

@@ -42,10 +42,10 @@ def in_words(found: dict[str, Any]) -> str:
 
 def of_source(source: Source, image: ImageSpec) -> Source:
     """A source of which pictures have their text before them, where the spec has such text."""
-    found = settings(image)
-    if not found:  # so that data without it keeps its key
+    intros = settings(image)
+    if not intros:  # so that data without it keeps its key
         return source
-    entry = json.dumps(json.loads(source.entry) | {"intros": found}, sort_keys=True, separators=(",", ":"))
+    entry = json.dumps(json.loads(source.entry) | {"intros": intros}, sort_keys=True, separators=(",", ":"))
     return dataclasses.replace(source, entry=entry, image=image.only(()))
 
 
@@ -80,8 +80,8 @@ def without(
     if image is None or image.split is None or not image.split.intro:
         return text
     for at in places[have_intro(media, image)][::-1].tolist():  # from the last, so that places before it stay
-        before, found, _ = decode(tokens[:at]).rpartition(image.split.intro)  # behind it is only markup
-        text = before + text[len(before) + len(found) :]
+        before, intro, _ = decode(tokens[:at]).rpartition(image.split.intro)  # behind it is only markup
+        text = before + text[len(before) + len(intro) :]
     return text
 
 

@@ -88,10 +88,10 @@ def _is_said(part: Any) -> bool:
 
 def _joined(parts: Iterable[Any]) -> list[Any]:
     """With texts that follow each other as one, so that they are tokenized as a whole."""
-    found: list[Any] = []
+    joined: list[Any] = []
     for part in parts:
-        if isinstance(part, Text) and found and isinstance(found[-1], Text):
-            found[-1] = Text(found[-1].text + part.text)
+        if isinstance(part, Text) and joined and isinstance(joined[-1], Text):
+            joined[-1] = Text(joined[-1].text + part.text)
         else:
-            found.append(part)
-    return found
+            joined.append(part)
+    return joined
