@@ -126,7 +126,7 @@ def theirs(world: World) -> Pass:
     from jaxmm.hf import names
 
     world.model.zero_grad()
-    batch, at, found = packed(world.documents, world.layout.spec), 0, []
+    batch, at, logits_of = packed(world.documents, world.layout.spec), 0, []
     for document in world.documents:
         logits = world.model(**alone(document, world.case, world.layout.spec)).logits[0]
         targets = torch.tensor(batch.targets_BT[0, at : at + len(logits)], dtype=torch.long)
@@ -134,29 +134,29 @@ def theirs(world: World) -> Pass:
         at += len(logits)
         losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
         (losses * weights).sum().backward()
-        found.append(logits.detach().numpy())
+        logits_of.append(logits.detach().numpy())
     parameters = {names.common_name(name): parameter for name, parameter in world.model.named_parameters()}
     gradients = {name: p.grad.numpy() for name, p in parameters.items() if p.grad is not None}
-    return Pass(found, as_released(gradients, [rule for rule in world.layout.rules if ".experts." in rule.name]))
+    return Pass(logits_of, as_released(gradients, [rule for rule in world.layout.rules if ".experts." in rule.name]))
 
 
 def as_released(arrays: dict[str, np.ndarray], rules: list[Any]) -> dict[str, np.ndarray]:
     """Arrays of the classes' parameters by the names of releases, which by these rules have the experts of a layer as
     the classes do, the other way round, or one by one."""
-    found, transform = {}, rules[0].transform if rules else ""
+    released, transform = {}, rules[0].transform if rules else ""
     written = {rule.paths[0].split(".")[-2]: rule.name.rpartition("experts.{j}.")[2] for rule in rules}
     for name, array in arrays.items():
         above, experts, kind = name.rpartition(".experts.")
         if not experts or transform == "one above the other":
-            found[name] = array
+            released[name] = array
         elif transform == "side by side":
-            found[name] = array.swapaxes(1, 2)
+            released[name] = array.swapaxes(1, 2)
         else:
             fused = np.split(array, 2, axis=1) if "up" in kind else []
             parts = {"gate": fused[0], "up": fused[1]} if fused else {"down": array}
             for part, of_experts in parts.items():
-                found |= {f"{above}.experts.{j}.{written[part]}": one for j, one in enumerate(of_experts)}
-    return found
+                released |= {f"{above}.experts.{j}.{written[part]}": one for j, one in enumerate(of_experts)}
+    return released
 
 
 class Difference(NamedTuple):
@@ -235,18 +235,18 @@ def bits_differ(world: World, folder: Path) -> list[str]:
 
 def measured(case: Case, seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        found = world(case, Path(folder) / "theirs", seed)
-        apart = difference(found)
+        both = world(case, Path(folder) / "theirs", seed)
+        apart = difference(both)
         return {
             "case": case.name,
             "family": case.family,
             "seed": seed,
             "logits": apart.logits,
-            "attention": attention_difference(found),
+            "attention": attention_difference(both),
             "gradients": apart.gradients,
             "worst_gradient": apart.tensor,
             "patches": patch_difference(case, Path(folder) / "processor", seed=seed)[0],
-            "bits_differ": bits_differ(found, Path(folder)),
+            "bits_differ": bits_differ(both, Path(folder)),
         }
 
 

@@ -172,7 +172,7 @@ def sought(path: str, numbers: Sequence[int]) -> list[np.ndarray]:
     """PyAV alone: for each frame, from the keyframe before it."""
     import av
 
-    found = []
+    frames = []
     with av.open(path) as opened:
         stream = opened.streams.video[0]
         stream.thread_count = 1
@@ -180,8 +180,8 @@ def sought(path: str, numbers: Sequence[int]) -> list[np.ndarray]:
             place = int(number / FRAME_RATE / float(stream.time_base or 1) + 0.5)
             opened.seek(place, stream=stream)
             frame = next(frame for frame in opened.decode(stream) if (frame.pts or 0) >= place)
-            found.append(frame.to_ndarray(format="rgb24"))
-    return found
+            frames.append(frame.to_ndarray(format="rgb24"))
+    return frames
 
 
 def audio(settings: Settings) -> Measured:
@@ -282,13 +282,13 @@ def fill(settings: Settings) -> Measured:
     for i in range(settings.repeats):
         source = Lengths(MixedIndex(settings.count(1 << 17), settings.seed + i), MIXED)
         budgets = choose_budgets([source], [1.0], ROW, 0, 0, MIXED.merge)
-        found = fill_of(Plan([source], [1.0], budgets, 64, settings.seed), source, budgets)
-        fills.setdefault("fill of the binding budget", []).append(max(found.values()))
+        fill = fill_of(Plan([source], [1.0], budgets, 64, settings.seed), source, budgets)
+        fills.setdefault("fill of the binding budget", []).append(max(fill.values()))
         for name in ("patches", "audio"):
-            fills.setdefault(f"{name} fill", []).append(found[name])
+            fills.setdefault(f"{name} fill", []).append(fill[name])
         only = Budgets(**{name: limit * (1 if name == "tokens" else 1000) for name, limit in budgets._asdict().items()})
-        found = fill_of(Plan([source], [1.0], only, 64, settings.seed), source, only)
-        fills.setdefault("with no budget but tokens", []).append(found["tokens"])
+        fill = fill_of(Plan([source], [1.0], only, 64, settings.seed), source, only)
+        fills.setdefault("with no budget but tokens", []).append(fill["tokens"])
     note = f"the last sample's rows: {budgets}; a document is {source.total_tokens / len(source):.0f} tokens"
     return Measured({name: Figure(samples, "") for name, samples in fills.items()}, [note])
 
@@ -313,8 +313,8 @@ def memory(settings: Settings) -> Measured:
         film(folder / f"{n}.mp4", 64 + 8 * n, GROUPS[n % 2], rng, (240, 320))
     command = [sys.executable, "-m", "benchmarks.clips", str(folder), str(batches)]
     done = subprocess.run(command, check=True, cwd=TOOLS, capture_output=True, text=True)
-    found = json.loads(done.stdout)
-    held = np.array(found["MiB"])
+    measured = json.loads(done.stdout)
+    held = np.array(measured["MiB"])
     warm = len(held) // 5
     slope = float(np.polyfit(np.arange(len(held) - warm), held[warm:], 1)[0])
     return Measured(
@@ -323,7 +323,7 @@ def memory(settings: Settings) -> Measured:
             "after a fifth of the batches": Figure([held[warm]], "MiB"),
             "at the end": Figure([held[-1]], "MiB"),
         },
-        [f"{batches} batches in {found['seconds']:.0f} s; growth: the slope of the line through the last four fifths"],
+        [f"{batches} batches in {measured['seconds']:.0f} s; growth: the slope through the last four fifths"],
     )
 
 

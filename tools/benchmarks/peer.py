@@ -112,11 +112,11 @@ def compare(case: PeerCase, settings: Settings) -> Measured:
             for turn in range(1, settings.repeats + 1):
                 tell(f"jaxmm beside {theirs}: turn {turn} of {settings.repeats}")
                 for side in (ours, other):
-                    found = side.steps(STEPS)
+                    stepped = side.steps(STEPS)
                     seconds[f"{side.name} beside {theirs}"] = [
-                        *seconds.get(f"{side.name} beside {theirs}", []), float(np.median(found["seconds"]))
+                        *seconds.get(f"{side.name} beside {theirs}", []), float(np.median(stepped["seconds"]))
                     ]  # fmt: skip
-                    peaks[side.name] = max(found["peak"], peaks.get(side.name, 0.0))
+                    peaks[side.name] = max(stepped["peak"], peaks.get(side.name, 0.0))
     where = "documents are read and their JPEGs decoded while it steps" if case.loader else "the batch is in memory"
     notes = [f"{case.rows} rows of {case.length} positions; {where}", *pairs(seconds)]
     if left_out:
@@ -153,15 +153,15 @@ def figures(seconds: dict[str, list[float]], peaks: dict[str, float]) -> dict[st
     """Ratios pair by pair, times and memory."""
     ratios = ratios_of(seconds)
     best = max(ratios, key=lambda theirs: float(np.median(ratios[theirs])))
-    found = {f"time / {theirs}": Figure(ratios[theirs], "") for theirs in ratios}
-    found["time / torch's best"] = Figure(ratios[best], "")
-    found["peak memory / torch-float32"] = Figure([peaks["jaxmm"] / peaks["torch-float32"]], "")
+    table = {f"time / {theirs}": Figure(ratios[theirs], "") for theirs in ratios}
+    table["time / torch's best"] = Figure(ratios[best], "")
+    table["peak memory / torch-float32"] = Figure([peaks["jaxmm"] / peaks["torch-float32"]], "")
     for theirs in ratios:
-        found[f"jaxmm beside {theirs}"] = Figure([1000 * s for s in seconds[f"jaxmm beside {theirs}"]], "ms")
-        found[theirs] = Figure([1000 * s for s in seconds[f"{theirs} beside {theirs}"]], "ms")
+        table[f"jaxmm beside {theirs}"] = Figure([1000 * s for s in seconds[f"jaxmm beside {theirs}"]], "ms")
+        table[theirs] = Figure([1000 * s for s in seconds[f"{theirs} beside {theirs}"]], "ms")
     for side, peak in peaks.items():
-        found[f"peak memory, {side}"] = Figure([peak / 2**20], "MiB")
-    return found
+        table[f"peak memory, {side}"] = Figure([peak / 2**20], "MiB")
+    return table
 
 
 def drawn(seed: int) -> PeerCase:
@@ -182,8 +182,8 @@ def drawn(seed: int) -> PeerCase:
 
 def of_drawn(number: int, settings: Settings) -> Measured:
     case = drawn(100 * number + settings.seed)
-    found = compare(case, settings)
-    return found._replace(notes=[*found.notes, str(case)])
+    measured = compare(case, settings)
+    return measured._replace(notes=[*measured.notes, str(case)])
 
 
 SMALL = PeerCase()

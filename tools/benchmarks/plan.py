@@ -51,8 +51,8 @@ def greedy_knapsack(lengths: Sequence[int], row: int, group: int = 1000) -> int:
         left = sorted(lengths[start : start + group])
         while left:
             rows, room = rows + 1, row
-            while (found := bisect.bisect_right(left, room) - 1) >= 0:
-                room -= left.pop(found)
+            while (place := bisect.bisect_right(left, room) - 1) >= 0:
+                room -= left.pop(place)
     return rows
 
 
@@ -148,14 +148,14 @@ def planning(settings: Settings) -> Measured:
     """Shuffle, mixture, packing and order of the rows, each sample in a process of its own."""
     examples, index = settings.count(EXAMPLES), Path(settings.folder) / "index"
     made_plan(examples, index)  # counts the lengths
-    found = [in_new_process("plan", examples, index) for _ in range(max(1, settings.repeats // 2))]
+    planned = [in_new_process("plan", examples, index) for _ in range(max(1, settings.repeats // 2))]
     return Measured(
         {
-            "planned": Figure([each["examples"] / each["seconds"] for each in found], "examples/s"),
-            "peak memory": Figure([each["peak_bytes"] / 1e9 for each in found], "GB"),
-            "fill": Figure([each["fill"] for each in found], ""),
+            "planned": Figure([each["examples"] / each["seconds"] for each in planned], "examples/s"),
+            "peak memory": Figure([each["peak_bytes"] / 1e9 for each in planned], "GB"),
+            "fill": Figure([each["fill"] for each in planned], ""),
         },
-        [f"{found[0]['examples']} examples in {found[0]['batches']} batches of {BATCH} rows, on one core"],
+        [f"{planned[0]['examples']} examples in {planned[0]['batches']} batches of {BATCH} rows, on one core"],
     )
 
 
@@ -163,17 +163,17 @@ def far_batch(settings: Settings) -> Measured:
     """The last batch of a plan whose table is on disk, each sample in a new process, records read and laid out."""
     examples, index = settings.count(EXAMPLES), Path(settings.folder) / "index"
     batch = int(in_new_process("plan", examples, index)["batches"]) - 1
-    found = []
+    measured = []
     for _ in range(settings.repeats):
         began = time.perf_counter()
-        found.append(in_new_process("batch", examples, index, batch))
-        found[-1]["whole"] = time.perf_counter() - began
+        measured.append(in_new_process("batch", examples, index, batch))
+        measured[-1]["whole"] = time.perf_counter() - began
     return Measured(
         {
-            "process": Figure([each["whole"] for each in found], "s"),
-            "reads beyond the batch": Figure([each["reads_beyond"] for each in found], ""),
-            "reads": Figure([each["reads"] for each in found], ""),
-            "pieces in the batch": Figure([each["pieces"] for each in found], ""),
+            "process": Figure([each["whole"] for each in measured], "s"),
+            "reads beyond the batch": Figure([each["reads_beyond"] for each in measured], ""),
+            "reads": Figure([each["reads"] for each in measured], ""),
+            "pieces in the batch": Figure([each["pieces"] for each in measured], ""),
         },
         [f"batch {batch}; process: from its start to its end, imports included"],
     )
@@ -230,8 +230,8 @@ def one_batch(examples: int, index: Path, batch: int) -> dict[str, float]:
 
 
 def main(what: str, examples: str, index: str, *batch: str) -> None:
-    found = {"plan": plan_all, "batch": one_batch}[what](int(examples), Path(index), *map(int, batch))  # type: ignore[operator]
-    print(json.dumps(found))
+    measured = {"plan": plan_all, "batch": one_batch}[what](int(examples), Path(index), *map(int, batch))  # type: ignore[operator]
+    print(json.dumps(measured))
 
 
 MADE = "an index of text lengths, lognormal (mean 298, sigma 0.8), in two sources mixed 1 to 3, rows of 2048 tokens"

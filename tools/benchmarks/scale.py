@@ -58,13 +58,13 @@ def attention_rows(settings: Settings) -> Measured:
         name: functools.partial(lambda s: jax.block_until_ready(step(q, k, v, s)), s) for name, s in segments.items()
     }
     things["dense"] = lambda: jax.block_until_ready(plain(q, k, v))
-    found = in_turns(things, settings.repeats)
+    times = in_turns(things, settings.repeats)
     area = float((lengths / T) @ (lengths / T))
     return Measured(
         {
-            "documents / one": ratio(found["documents"], found["one"]),
-            "one / dense": ratio(found["one"], found["dense"]),
-            **{name: Figure([1000 * s for s in seconds], "ms") for name, seconds in found.items()},
+            "documents / one": ratio(times["documents"], times["one"]),
+            "one / dense": ratio(times["one"], times["dense"]),
+            **{name: Figure([1000 * s for s in seconds], "ms") for name, seconds in times.items()},
         },
         [f"a row of {T} positions, {HEADS} heads of {HEAD}; the documents' squares are {area:.3f} of the row's"],
     )
@@ -107,13 +107,13 @@ def packed(settings: Settings) -> Measured:
             (budgets, [[piece_of(made, TOGETHER * n + i)] for i in range(TOGETHER)]) for n, budgets in enumerate(padded)
         ]),
     }  # fmt: skip
-    found = in_turns(things, settings.repeats)
+    times = in_turns(things, settings.repeats)
     fill = lengths.sum() / (len(in_rows) * rows * ROW)
     waste = lengths.sum() / sum(TOGETHER * budgets.tokens for budgets in padded)
     return Measured(
         {
-            "packed / padded": ratio(found["padded"], found["packed"]),
-            **{name: Figure([lengths.sum() / s for s in seconds], "tokens/s") for name, seconds in found.items()},
+            "packed / padded": ratio(times["padded"], times["packed"]),
+            **{name: Figure([lengths.sum() / s for s in seconds], "tokens/s") for name, seconds in times.items()},
         },
         [
             f"{len(lengths)} documents, lognormal with median {median} and sigma {SIGMA}: packed into rows of {ROW} "
@@ -235,13 +235,13 @@ def shards(settings: Settings) -> Measured:
     jax.config.update("jax_num_cpu_devices", 8)
     config = command.parse([f"--config={CONFIG}"], {}).config
     program = make_program(config, read_recipe(config), steps=1, targets=256, sources=1)
-    found = {}
+    held = {}
     for devices in (1, 2, 4, 8):
         mesh = sharding.make_mesh({"data": 1, "fsdp": devices}, jax.devices()[:devices])
         state = program.abstract_state(mesh)
-        found[devices] = {"parameters": shard_bytes(state.params), "moments": shard_bytes(state.opt_state)}
+        held[devices] = {"parameters": shard_bytes(state.params), "moments": shard_bytes(state.opt_state)}
     return Measured({
-        f"{what}, fsdp {n}": Figure([n * found[n][what] / found[1][what]], "of 1/N")
+        f"{what}, fsdp {n}": Figure([n * held[n][what] / held[1][what]], "of 1/N")
         for n in (2, 4, 8) for what in ("parameters", "moments")
     })  # fmt: skip
 

@@ -114,8 +114,8 @@ class Bench:
             return f"metrics.jsonl has steps {list(steps)}"
         if not (workdir / "summary.json").exists():
             return "there is no summary.json"
-        found = arrays(workdir / "checkpoints" / str(STEPS))
-        other = [name for name in self._arrays if found.get(name) != self._arrays[name]]
+        arrays_now = arrays(workdir / "checkpoints" / str(STEPS))
+        other = [name for name in self._arrays if arrays_now.get(name) != self._arrays[name]]
         return f"{len(other)} of {len(self._arrays)} arrays differ: {other[0]}" if other else ""
 
 
@@ -166,12 +166,12 @@ def arrays(checkpoint: Path) -> dict[str, str]:
         return {}
     base = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{state}/"}}
     keys = [key.decode() for key in tensorstore.KvStore.open(base).result().list().result()]
-    found = {}
+    checksums = {}
     for name in sorted(key.removesuffix("/.zarray") for key in keys if key.endswith("/.zarray")):
         store = tensorstore.open({"driver": "zarr", "kvstore": {**base, "path": f"{name}/"}}).result()
         array = store.read().result()
-        found[name] = hashlib.sha256(f"{array.dtype} {array.shape} ".encode() + array.tobytes()).hexdigest()
-    return found
+        checksums[name] = hashlib.sha256(f"{array.dtype} {array.shape} ".encode() + array.tobytes()).hexdigest()
+    return checksums
 
 
 def contents(folder: Path) -> dict[str, bytes]:

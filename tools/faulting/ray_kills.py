@@ -177,13 +177,13 @@ def ours(output: str) -> str:
 
 def differs(workdir: Path, whole: Path) -> str:
     """In what the run differs from one that nothing interrupted, or ''."""
-    (found, broken), (right, _) = metrics(workdir), metrics(whole)
-    if broken or list(found) != list(right):
-        return f"metrics.jsonl has {broken} broken lines, and steps {list(found)}"
+    (lines, broken), (right, _) = metrics(workdir), metrics(whole)
+    if broken or list(lines) != list(right):
+        return f"metrics.jsonl has {broken} broken lines, and steps {list(lines)}"
     other = [a["step"] for a, b in zip(logged(workdir), logged(whole), strict=True) if rows(a) != rows(b)]
     if other:
         return f"other rows than an undisturbed run's from step {other[0]} on"
-    worst = max(abs(found[step] - right[step]) for step in right) / max(right.values())
+    worst = max(abs(lines[step] - right[step]) for step in right) / max(right.values())
     return f"losses differ by {worst:.1e}" if worst > CLOSE else ""
 
 
@@ -212,22 +212,22 @@ def fresh(workdir: Path, before: set[Job], driver: Process) -> set[Job]:
 
 def jobs_of(workdir: Path) -> set[Job]:
     """The processes of the run in this workdir that Ray's workers keep."""
-    found = set()
+    running = set()
     for pid, parent, words in processes():
         if "jaxmm.train" in words and {f"--workdir={workdir}", f"--workdir=file://{workdir}"} & set(words):
-            found.add(Job(pid, parent))
-    return found
+            running.add(Job(pid, parent))
+    return running
 
 
 def descendants(pid: int) -> list[int]:
     children: dict[int, list[int]] = {}
     for child, parent, _ in processes():
         children.setdefault(parent, []).append(child)
-    found, rest = list[int](), [pid]
+    below, rest = list[int](), [pid]
     while rest:
         rest += (new := children.get(rest.pop(), []))
-        found += new
-    return found
+        below += new
+    return below
 
 
 def processes() -> Iterator[tuple[int, int, list[str]]]:

@@ -99,13 +99,13 @@ def tile_patches(pixels: np.ndarray, spec: ModelSpec, number: int) -> list[tuple
     rows, columns = pixels.shape[0] // side, pixels.shape[1] // side
     pixels = pixels[: rows * side, : columns * side]  # a tower does not see the rest
     order, _ = travelling_order(rows, columns, connector.merge, vision.window)
-    found = [
+    tokens = [
         (values, [0, index // columns, index % columns], number)
         for index, values in zip(order.tolist(), cut(pixels, side)[order], strict=True)
     ]
     nothing = np.zeros(side * side * 3, np.uint8)
-    found += [(nothing, [0, -1, k], number) for k in range(vision.class_tokens)]
-    return found + [(nothing, [0, 0, 0], 0)] * (-len(found) % connector.merge**2)
+    tokens += [(nothing, [0, -1, k], number) for k in range(vision.class_tokens)]
+    return tokens + [(nothing, [0, 0, 0], 0)] * (-len(tokens) % connector.merge**2)
 
 
 def packed(documents: Sequence[Document], spec: ModelSpec) -> Batch:
@@ -213,27 +213,27 @@ def alone(document: Document, case: Case, spec: ModelSpec) -> dict[str, Any]:
                 placed = ([*[IMAGE_TOKEN] * row, part.row_break] * (count // row))[:-1]
             ids += placed
             kinds += [1] * len(placed)
-    found = {"input_ids": torch.tensor([ids])}
+    inputs = {"input_ids": torch.tensor([ids])}
     if case.family in (*QWEN, "gemma4", "paddleocr_vl"):
-        found["mm_token_type_ids"] = torch.tensor([kinds])
+        inputs["mm_token_type_ids"] = torch.tensor([kinds])
     if case.family == "gemma3":
-        found["token_type_ids"] = torch.tensor([kinds])
+        inputs["token_type_ids"] = torch.tensor([kinds])
     if case.family == "paligemma":
         behind = suffix(document)
-        found["token_type_ids"] = torch.tensor([[0] * (len(ids) - behind) + [1] * behind])
+        inputs["token_type_ids"] = torch.tensor([[0] * (len(ids) - behind) + [1] * behind])
     squares = [part for part in document if isinstance(part, Squares)]
     if squares:  # the whole picture comes first, and pictures are filled up to as many tiles
         values = np.zeros((len(squares), max(len(part.tiles) for part in squares), *squares[0].tiles.shape[1:]))
         for i, part in enumerate(squares):
             values[i, : len(part.tiles)] = (np.roll(part.tiles, 1, axis=0) / 255 - 0.5) / 0.5
-        found["pixel_values"] = torch.tensor(values.transpose(0, 1, 4, 2, 3), dtype=torch.float32)
-        found["image_sizes"] = torch.tensor([[part.height, part.width] for part in squares])
+        inputs["pixel_values"] = torch.tensor(values.transpose(0, 1, 4, 2, 3), dtype=torch.float32)
+        inputs["image_sizes"] = torch.tensor([[part.height, part.width] for part in squares])
         if squares[0].most:
-            found["batch_num_images"] = torch.tensor([len(squares)])
-        return found
+            inputs["batch_num_images"] = torch.tensor([len(squares)])
+        return inputs
     pictures = [(part.pixels / 255 - 0.5) / 0.5 for part in document if isinstance(part, Picture)]
     if not pictures:
-        return found
+        return inputs
     shapes = [[p.shape[0] // side, p.shape[1] // side] for p in pictures]
     if case.family == "lfm2_vl":
         longest = max(rows * columns for rows, columns in shapes)
@@ -241,8 +241,8 @@ def alone(document: Document, case: Case, spec: ModelSpec) -> dict[str, Any]:
         for i, picture in enumerate(pictures):
             patches = cut(picture, side)
             values[i, : len(patches)], mask[i, : len(patches)] = patches, 1
-        found["pixel_values"] = torch.tensor(values, dtype=torch.float32)
-        found["pixel_attention_mask"], found["spatial_shapes"] = torch.tensor(mask), torch.tensor(shapes)
+        inputs["pixel_values"] = torch.tensor(values, dtype=torch.float32)
+        inputs["pixel_attention_mask"], inputs["spatial_shapes"] = torch.tensor(mask), torch.tensor(shapes)
     elif case.family == "gemma4":
         longest = max(rows * columns for rows, columns in shapes)
         values = np.zeros((len(pictures), longest, side * side * 3))
@@ -250,8 +250,8 @@ def alone(document: Document, case: Case, spec: ModelSpec) -> dict[str, Any]:
         for i, (picture, (rows, columns)) in enumerate(zip(pictures, shapes, strict=True)):
             values[i, : rows * columns] = cut((picture + 1) / 2, side)
             places[i, : rows * columns] = [[n % columns, n // columns] for n in range(rows * columns)]
-        found["pixel_values"] = torch.tensor(values, dtype=torch.float32)
-        found["image_position_ids"] = torch.tensor(places)
+        inputs["pixel_values"] = torch.tensor(values, dtype=torch.float32)
+        inputs["image_position_ids"] = torch.tensor(places)
     elif case.family in QWEN:
         flat = []
         for picture, (rows, columns) in zip(pictures, shapes, strict=True):
@@ -259,19 +259,19 @@ def alone(document: Document, case: Case, spec: ModelSpec) -> dict[str, Any]:
             blocks = picture.reshape(rows, side, columns, side, 3).transpose(0, 2, 4, 1, 3)
             frames = np.repeat(blocks.reshape(rows * columns, 3, 1, side, side)[order], vision.frames, axis=2)
             flat.append(frames.reshape(rows * columns, -1))
-        found["pixel_values"] = torch.tensor(np.concatenate(flat), dtype=torch.float32)
-        found["image_grid_thw"] = torch.tensor([[1, *shape] for shape in shapes])
+        inputs["pixel_values"] = torch.tensor(np.concatenate(flat), dtype=torch.float32)
+        inputs["image_grid_thw"] = torch.tensor([[1, *shape] for shape in shapes])
     elif case.family == "paddleocr_vl":
         cuts = [cut(picture, side).reshape(-1, side, side, 3).transpose(0, 3, 1, 2) for picture in pictures]
-        found["pixel_values"] = torch.tensor(np.concatenate(cuts), dtype=torch.float32)
-        found["image_grid_thw"] = torch.tensor([[1, *shape] for shape in shapes])
+        inputs["pixel_values"] = torch.tensor(np.concatenate(cuts), dtype=torch.float32)
+        inputs["image_grid_thw"] = torch.tensor([[1, *shape] for shape in shapes])
     elif case.family in ("idefics3", "smolvlm"):  # (batch, pictures, ...)
-        found["pixel_values"] = torch.tensor(np.stack(pictures).transpose(0, 3, 1, 2)[None], dtype=torch.float32)
+        inputs["pixel_values"] = torch.tensor(np.stack(pictures).transpose(0, 3, 1, 2)[None], dtype=torch.float32)
     elif case.family in ("mistral3", "llava_pixtral"):  # pictures are padded to one size
         height, width = (max(picture.shape[axis] for picture in pictures) for axis in (0, 1))
         padded = [np.pad(p, [(0, height - p.shape[0]), (0, width - p.shape[1]), (0, 0)]) for p in pictures]
-        found["pixel_values"] = torch.tensor(np.stack(padded).transpose(0, 3, 1, 2), dtype=torch.float32)
-        found["image_sizes"] = torch.tensor([p.shape[:2] for p in pictures])
+        inputs["pixel_values"] = torch.tensor(np.stack(padded).transpose(0, 3, 1, 2), dtype=torch.float32)
+        inputs["image_sizes"] = torch.tensor([p.shape[:2] for p in pictures])
     else:
-        found["pixel_values"] = torch.tensor(np.stack(pictures).transpose(0, 3, 1, 2), dtype=torch.float32)
-    return found
+        inputs["pixel_values"] = torch.tensor(np.stack(pictures).transpose(0, 3, 1, 2), dtype=torch.float32)
+    return inputs

@@ -36,31 +36,31 @@ class Draw:
 def rope(draw: Draw, head_dim: int, length: int) -> dict[str, Any]:
     """``rope_parameters`` of any kind, whose trained length documents pass or do not."""
     kind = draw.of("default", "linear", "dynamic", "yarn", "longrope", "llama3")
-    found: dict[str, Any] = {"rope_type": kind, "rope_theta": draw.of(100.0, 10000.0, 500000.0, 1e6)}
+    drawn: dict[str, Any] = {"rope_type": kind, "rope_theta": draw.of(100.0, 10000.0, 500000.0, 1e6)}
     if kind in ("linear", "dynamic", "llama3", "yarn"):
-        found["factor"] = draw.of(1.0, 2.0, 8.0, 3.5)
+        drawn["factor"] = draw.of(1.0, 2.0, 8.0, 3.5)
     if kind in ("llama3", "yarn", "longrope"):
-        found["original_max_position_embeddings"] = draw.of(8, 32, length)
+        drawn["original_max_position_embeddings"] = draw.of(8, 32, length)
     if kind == "llama3":
-        found |= {"low_freq_factor": draw.of(1.0, 2.0), "high_freq_factor": draw.of(4.0, 5.0)}
+        drawn |= {"low_freq_factor": draw.of(1.0, 2.0), "high_freq_factor": draw.of(4.0, 5.0)}
     if kind == "yarn":
-        found |= draw.of({}, {"beta_fast": 16.0, "beta_slow": 2.0}, {"truncate": False}, {"attention_factor": 1.3},
+        drawn |= draw.of({}, {"beta_fast": 16.0, "beta_slow": 2.0}, {"truncate": False}, {"attention_factor": 1.3},
                          {"mscale": 1.0, "mscale_all_dim": 0.7})  # fmt: skip
     if kind == "longrope":
         for name in ("short_factor", "long_factor"):
-            found[name] = [float(x) for x in np.round(draw.rng.uniform(1, 4, head_dim // 2), 3)]
-        found |= draw.of({}, {"factor": 4.0}, {"attention_factor": 1.2})
-    return found
+            drawn[name] = [float(x) for x in np.round(draw.rng.uniform(1, 4, head_dim // 2), 3)]
+        drawn |= draw.of({}, {"factor": 4.0}, {"attention_factor": 1.2})
+    return drawn
 
 
 def axes(draw: Draw, turning: int, length: int, interleaved: bool = False) -> dict[str, Any]:
     """``rope_parameters`` with positions of three axes, over so many dims of a head."""
     kind = draw.of("default", "default", "default", "linear", "yarn")
-    found: dict[str, Any] = {"rope_type": kind, "rope_theta": draw.of(10000.0, 5e6)}
-    found |= {"factor": draw.of(2.0, 3.5)} if kind != "default" else {}
-    found |= {"original_max_position_embeddings": draw.of(8, 32, length)} if kind == "yarn" else {}
-    found |= {"mrope_section": sections(draw, turning // 2)}
-    return found | ({"mrope_interleaved": True} if interleaved else {})
+    drawn: dict[str, Any] = {"rope_type": kind, "rope_theta": draw.of(10000.0, 5e6)}
+    drawn |= {"factor": draw.of(2.0, 3.5)} if kind != "default" else {}
+    drawn |= {"original_max_position_embeddings": draw.of(8, 32, length)} if kind == "yarn" else {}
+    drawn |= {"mrope_section": sections(draw, turning // 2)}
+    return drawn | ({"mrope_interleaved": True} if interleaved else {})
 
 
 def sections(draw: Draw, count: int) -> list[int]:
@@ -81,7 +81,7 @@ def decoder(draw: Draw, kind: str, free_head_dim: bool = True) -> dict[str, Any]
     heads = draw.between(1, 6)
     kv = draw.of(*(n for n in range(1, heads + 1) if heads % n == 0))
     length = draw.of(12, 64, 4096)
-    found: dict[str, Any] = {
+    drawn: dict[str, Any] = {
         "model_type": kind, "vocab_size": VOCABULARY + draw.between(0, 60), "intermediate_size": draw.between(9, 80),
         "num_hidden_layers": draw.between(1, 5), "num_attention_heads": heads, "num_key_value_heads": kv,
         "max_position_embeddings": length, "rms_norm_eps": draw.of(1e-5, 1e-6, 1e-3),
@@ -90,14 +90,14 @@ def decoder(draw: Draw, kind: str, free_head_dim: bool = True) -> dict[str, Any]
     }  # fmt: skip
     head_dim = 2 * draw.between(2, 8)
     if free_head_dim and draw.maybe():
-        found["head_dim"] = head_dim
-        found["hidden_size"] = heads * draw.between(3, 12)
+        drawn["head_dim"] = head_dim
+        drawn["hidden_size"] = heads * draw.between(3, 12)
     else:
-        found["hidden_size"] = heads * head_dim
+        drawn["hidden_size"] = heads * head_dim
         if kind in OWN_HEAD_DIM:
-            found["head_dim"] = head_dim
-    found["rope_parameters"] = rope(draw, head_dim, length)
-    return found | FEATURES[kind](draw, found)
+            drawn["head_dim"] = head_dim
+    drawn["rope_parameters"] = rope(draw, head_dim, length)
+    return drawn | FEATURES[kind](draw, drawn)
 
 
 OWN_HEAD_DIM = ("qwen3", "qwen3_moe", "qwen3_vl_text", "qwen3_vl_moe_text", "qwen3_5_text", "qwen3_5_moe_text",
@@ -117,15 +117,15 @@ def layer_types(draw: Draw, config: dict[str, Any], other: str) -> dict[str, Any
 
 
 def some_windows(draw: Draw, config: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {
+    drawn: dict[str, Any] = {
         "use_sliding_window": draw.maybe(), "sliding_window": draw.between(1, 12),
         "max_window_layers": draw.between(0, config["num_hidden_layers"]),
     }  # fmt: skip
     if draw.between(1, 4) == 1:
         kinds = "full_attention", "sliding_attention"
-        found["layer_types"] = [draw.of(*kinds) for _ in range(config["num_hidden_layers"])]
-        found["use_sliding_window"] = True
-    return found
+        drawn["layer_types"] = [draw.of(*kinds) for _ in range(config["num_hidden_layers"])]
+        drawn["use_sliding_window"] = True
+    return drawn
 
 
 def experts(draw: Draw, count: int = 0) -> dict[str, Any]:
@@ -138,13 +138,13 @@ def experts(draw: Draw, count: int = 0) -> dict[str, Any]:
 
 
 def experts_of_some_layers(draw: Draw, config: dict[str, Any]) -> dict[str, Any]:
-    found = experts(draw) | {"decoder_sparse_step": draw.of(1, 1, 2, 3)}
+    drawn = experts(draw) | {"decoder_sparse_step": draw.of(1, 1, 2, 3)}
     if draw.between(1, 3) == 1:
-        found["mlp_only_layers"] = draw.some(config["num_hidden_layers"])
+        drawn["mlp_only_layers"] = draw.some(config["num_hidden_layers"])
     # Square tensors of experts are refused: nobody can tell their sides.
-    while config["hidden_size"] in (found["moe_intermediate_size"], 2 * found["moe_intermediate_size"]):
-        found["moe_intermediate_size"] += 1
-    return found
+    while config["hidden_size"] in (drawn["moe_intermediate_size"], 2 * drawn["moe_intermediate_size"]):
+        drawn["moe_intermediate_size"] += 1
+    return drawn
 
 
 def convolutions(draw: Draw, config: dict[str, Any]) -> dict[str, Any]:

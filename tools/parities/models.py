@@ -30,13 +30,13 @@ def let_torchvision_import() -> None:
     """
     import torch
 
-    found = importlib.util.find_spec("torchvision")
-    if found is None or not found.submodule_search_locations:
+    package = importlib.util.find_spec("torchvision")
+    if package is None or not package.submodule_search_locations:
         return
     if hasattr(torch.ops.torchvision, "nms"):
         return
     library = torch.library.Library("torchvision", "FRAGMENT")
-    source = Path(found.submodule_search_locations[0], "_meta_registrations.py").read_text()
+    source = Path(package.submodule_search_locations[0], "_meta_registrations.py").read_text()
     for name in sorted(set(re.findall(r'"(?:torchvision::)?(\w+)"\)', source))):
         library.define(f"{name}(Tensor x) -> Tensor")
     _KEPT.append(library)
@@ -97,15 +97,15 @@ def turned(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def fused(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Experts as Qwen3.5's releases have them: one tensor of all of a layer, where ``transformers`` writes each."""
-    found: dict[str, np.ndarray] = {name: x for name, x in tensors.items() if ".experts." not in name}
+    joined: dict[str, np.ndarray] = {name: x for name, x in tensors.items() if ".experts." not in name}
     for prefix in sorted({name.partition("experts.")[0] + "experts." for name in tensors if ".experts." in name}):
         count = sum(name.startswith(prefix) for name in tensors) // 3
         of = {
             part: np.stack([tensors[f"{prefix}{n}.{part}_proj.weight"] for n in range(count)])
             for part in ("gate", "up", "down")
         }
-        found |= {f"{prefix}gate_up_proj": np.concatenate([of["gate"], of["up"]], 1), f"{prefix}down_proj": of["down"]}
-    return found
+        joined |= {f"{prefix}gate_up_proj": np.concatenate([of["gate"], of["up"]], 1), f"{prefix}down_proj": of["down"]}
+    return joined
 
 
 # What makes of the tensors that ``transformers`` writes those that releases have, by family.

@@ -124,8 +124,8 @@ def processor_of(family: str, config: Any, published: bool) -> Any:
     """The family's image processor, for the sizes of a config."""
     vision = config.vision_config
     patch = vision.patch_size if isinstance(vision.patch_size, int) else vision.patch_size[0]
-    found = getattr(vision, "image_size", 0)
-    side = found if isinstance(found, int) else found[0]
+    given = getattr(vision, "image_size", 0)
+    side = given if isinstance(given, int) else given[0]
     square = {"height": side, "width": side}
     if family == "lfm2_vl":
         least, most = (64, 256) if published else (4, 20)
@@ -189,23 +189,23 @@ def their_tiles(side: Side, data: bytes, is_alone: bool = True) -> list[np.ndarr
     """float (height, width, 3), from 0 to 255, of each tile that a picture becomes; ``is_alone``: in its document."""
     processor, patch, merge = side.theirs, side.image.patch_size, side.image.merge
     picture = PIL.Image.open(io.BytesIO(data))
-    found = processor([picture] if is_alone else [[picture, picture]], return_tensors="np")
-    values = np.asarray(found["pixel_values"], np.float64)
+    inputs = processor([picture] if is_alone else [[picture, picture]], return_tensors="np")
+    values = np.asarray(inputs["pixel_values"], np.float64)
     if side.family == "lfm2_vl":
         tiles = []
-        for tile, (rows, columns) in zip(values, np.asarray(found["spatial_shapes"]).tolist(), strict=True):
+        for tile, (rows, columns) in zip(values, np.asarray(inputs["spatial_shapes"]).tolist(), strict=True):
             blocks = tile[: rows * columns].reshape(rows, columns, patch, patch, 3)
             tiles.append(blocks.transpose(0, 2, 1, 3, 4).reshape(rows * patch, columns * patch, 3))
     elif side.family == "gemma4":
-        columns, rows = (np.asarray(found["image_position_ids"])[0].max(0) + 1).tolist()
+        columns, rows = (np.asarray(inputs["image_position_ids"])[0].max(0) + 1).tolist()
         blocks = values[0, : rows * columns].reshape(rows, columns, patch, patch, 3)
         tiles = [blocks.transpose(0, 2, 1, 3, 4).reshape(rows * patch, columns * patch, 3)]
     elif side.family == "paddleocr_vl":
-        _, rows, columns = np.asarray(found["image_grid_thw"])[0].tolist()
+        _, rows, columns = np.asarray(inputs["image_grid_thw"])[0].tolist()
         blocks = values.reshape(rows, columns, 3, patch, patch)
         tiles = [blocks.transpose(0, 3, 1, 4, 2).reshape(rows * patch, columns * patch, 3)]
     elif side.family in QWEN:
-        _, rows, columns = np.asarray(found["image_grid_thw"])[0].tolist()
+        _, rows, columns = np.asarray(inputs["image_grid_thw"])[0].tolist()
         groups = rows // merge, columns // merge, merge, merge
         blocks = values.reshape(*groups, 3, processor.temporal_patch_size, patch, patch)[:, :, :, :, :, 0]
         tiles = [blocks.transpose(0, 2, 5, 1, 3, 6, 4).reshape(rows * patch, columns * patch, 3)]

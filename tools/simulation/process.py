@@ -28,12 +28,12 @@ def memory() -> dict[str, int]:
     """Bytes of this process: its own; and of files that it maps, which the processes of a machine share and which the
     system may drop."""
     kinds = {"Anonymous": "own", "Rss": "resident"}
-    found = {}
+    sizes = {}
     for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
         name, _, rest = line.partition(":")
         if name in kinds:
-            found[kinds[name]] = int(rest.split()[0]) * 1024
-    return {"own": found["own"], "mapped": found["resident"] - found["own"]}
+            sizes[kinds[name]] = int(rest.split()[0]) * 1024
+    return {"own": sizes["own"], "mapped": sizes["resident"] - sizes["own"]}
 
 
 def peak() -> int:
@@ -58,12 +58,12 @@ class Stages:
         """Does it, and notes seconds, own memory after it, and by how much it was above that meanwhile."""
         forget_peak()
         began = time.process_time()
-        found = what()
+        result = what()
         self.seconds.setdefault(name, []).append(time.process_time() - began)
         now = memory()
         self.own[name] = now["own"]
         self.spike[name] = max(self.spike.get(name, 0), peak() - now["own"] - now["mapped"])
-        return found
+        return result
 
 
 def run(folders: list[Path], cache: Path, batch_size: int, seq_len: int, first: int, count: int) -> dict[str, Any]:
