@@ -241,10 +241,12 @@ class Checkpoints:
         self.wait()
 
     def close(self) -> None:
-        """Waits for the save in flight and ends Orbax's threads."""
+        """Waits for the save in flight, ends Orbax's threads, and lets go of what was fetched."""
         try:
             self.wait()
         finally:
+            if self._stored:
+                self._stored.release()
             manager, self._manager = self._manager, None
             # Orbax says once more why a save failed.
             with contextlib.suppress(OSError, ValueError) if self._has_failed else contextlib.nullcontext():

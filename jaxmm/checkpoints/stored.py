@@ -7,12 +7,15 @@ the first to be deleted; what has none is the rest of a save that was cut short.
 from __future__ import annotations
 
 import collections
+import contextlib
+import fcntl
 import math
 import re
 import shutil
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 from jaxmm.checkpoints import checksums
 from jaxmm.checkpoints.checksums import METRICS, RECORD, STATE, Fault
@@ -24,6 +27,7 @@ from jaxmm.workdir.objects import StoreError
 from jaxmm.workdir.spool import CHECKPOINTS, Spool
 
 WHY = "fault.txt"  # of a broken checkpoint, in the place of its record
+_HELD = ".{}.read"  # in a spool that only reads: the lock of a checkpoint, of which processes may read the copy
 
 
 class Stored:
@@ -38,6 +42,7 @@ class Stored:
         self.url = f"{spool.url}/{CHECKPOINTS}"
         self.folder = folder
         self._spool, self._objects = spool, spool.objects
+        self._held: dict[int, IO[str]] = {}  # by step
 
     @classmethod
     def of(cls, folder: Path) -> Stored | None:
@@ -67,9 +72,15 @@ class Stored:
         return Fault(f"{lost[0]} is missing", True) if lost else None
 
     def fetch(self, step: int, part: str = "") -> Fault | None:
-        """Copies the files of a checkpoint, or of one part of it, that are not here yet. Returns why it could not."""
+        """Copies the files of a checkpoint, or of one part of it, that are not here yet. Returns why it could not.
+
+        In a spool that only reads, nobody removes them before ``release``.
+        """
         try:
             with self._spool.alone():
+                if self._spool.only_reads:
+                    self._hold(step)
+                    self._remove_gone()
                 return self._fetch(step, part)
         except FileNotFoundError as error:
             return Fault(f"{error.filename} is missing", True)
@@ -92,6 +103,33 @@ class Stored:
             lambda name: self._objects.download(self._name(step, name), local / name, wanted[name].bytes), lacking
         )
         return None
+
+    def _hold(self, step: int) -> None:
+        if step not in self._held:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._held[step] = (self.folder / _HELD.format(step)).open("w")
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(self._held[step], fcntl.LOCK_SH)
+
+    def release(self) -> None:
+        """Lets go of what was fetched: others may remove it once the store no longer has it."""
+        while self._held:
+            self._held.popitem()[1].close()
+
+    def _remove_gone(self) -> None:
+        """Removes the copies of checkpoints that the store no longer has, but those that are being read."""
+        others = [step for step in local_steps(self.folder) if step not in self._held]
+        for step in set(others) - set(self.steps()) if others else ():
+            lock = self.folder / _HELD.format(step)
+            with lock.open("w") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue
+                except OSError:  # a file system without locks
+                    pass
+                self.forget(step)
+                lock.unlink()
 
     def compare(self, step: int, part: str, share: tuple[int, int]) -> Fault | None:
         """Compares the objects of a part with their checksums, and keeps nothing of them.

@@ -32,6 +32,7 @@ SENT = ".sent.json"  # in a spool: size, time and tag of each file that the stor
 OWNER = "spool.json"  # in the store: the token of the spool that wrote last
 CHECKPOINTS = "checkpoints"
 KEPT = "config.json"  # no run removes it: where it is gone, somebody has cleaned the folder, and nothing is deleted
+_READ = ".read"  # ends the name of a spool of commands that only read
 _EVERY = 15.0  # seconds from one look for changed files to the next
 
 
@@ -76,6 +77,11 @@ class Spool:
     @property
     def url(self) -> str:
         return self.objects.place.url
+
+    @property
+    def only_reads(self) -> bool:
+        """Whether nothing is here but copies of what the store has."""
+        return self.folder.name.endswith(_READ)
 
     def fetch(self, *, reads: bool = False) -> None:
         """Makes the small files here those of the store. Several processes may ask at once.
@@ -273,7 +279,7 @@ def opened(flag: str, text: str, reads: bool) -> str:
     """
     if not is_url(text):
         return os.path.expanduser(text)
-    spool = Spool.make(Place.read(flag, text), ".read" if reads else "")
+    spool = Spool.make(Place.read(flag, text), _READ if reads else "")
     if reads:
         spool.fetch(reads=True)
         if not any(spool._files()):

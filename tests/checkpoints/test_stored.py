@@ -14,12 +14,12 @@ from jaxmm.checkpoints import checksums
 from jaxmm.checkpoints.checkpoint import Checkpoints
 from jaxmm.checkpoints.parted import Parts
 from jaxmm.checkpoints.record import Record
-from jaxmm.checkpoints.stored import Stored
+from jaxmm.checkpoints.stored import Stored, local_steps
 from jaxmm.errors import UserError
 from jaxmm.workdir.folder import has_saved, note_first_save
 from jaxmm.workdir.objects import Objects, StoreAway
 from jaxmm.workdir.place import Place
-from jaxmm.workdir.spool import MARK, Spool
+from jaxmm.workdir.spool import MARK, Spool, opened
 
 RECORD = {
     "position": 4, "steps": 8, "config": {}, "data": {}, "versions": {}, "examples_seen": 9, "plan": None,
@@ -272,6 +272,26 @@ def test_a_changed_bit_in_the_copy_here_is_fetched_again(machine, tmp_path, plac
     file.write_bytes(bytes(file.stat().st_size))
     assert restored(other) == 4
     assert other.lines == []
+
+
+def test_of_what_commands_have_read_stays_what_the_store_has_or_somebody_reads(machine, place, monkeypatch, tmp_path):
+    monkeypatch.setenv("JAXMM_SPOOL", str(tmp_path / "spools"))
+
+    def read() -> Checkpoints:
+        reader = Checkpoints(Path(opened("--workdir", place.url, reads=True)) / "checkpoints")
+        reader.restore(state(0))
+        return reader
+
+    (machine.spool.folder / "config.json").write_text("{}")
+    machine.save(2, keep=1, keep_best=0)
+    first = read()
+    machine.save(4, keep=1, keep_best=0)
+    read().close()
+    assert local_steps(first.folder) == [2, 4]
+    first.close()
+    read().close()
+    assert local_steps(first.folder) == [4]
+    assert machine.stored.steps() == [4]
 
 
 def test_shards_are_read_from_the_store_once_its_bytes_are_compared(machine, tmp_path, place, monkeypatch):

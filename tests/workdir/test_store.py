@@ -419,7 +419,7 @@ def test_a_folder_that_a_command_writes_is_sent_whole_and_its_config_last(server
         written(folder, {"config.json": "{}", "model.safetensors": "x", "deep/a": ""})
     puts = [name.removeprefix("models/mine/") for method, name in server.requests if method == "POST"]
     assert puts == ["deep/a", "model.safetensors", "config.json"]
-    assert list((tmp_path / "spools").iterdir()) == []
+    assert list((tmp_path / "spools").glob("outgoing-*")) == []
     with pytest.raises(UserError, match=f"--output {url} exists"), outgoing("--output", url):
         pass
     with outgoing("--output", str(tmp_path / "here")) as folder:
@@ -428,6 +428,18 @@ def test_a_folder_that_a_command_writes_is_sent_whole_and_its_config_last(server
         written(folder, {"config.json": "{}"})
         raise ZeroDivisionError
     assert "models/other/config.json" not in server.objects
+
+
+def test_what_a_killed_export_has_left_goes_with_the_next_but_not_what_another_writes(tmp_path):
+    spools, url = tmp_path / "spools", f"file://{tmp_path}/models"
+    written(spools / "outgoing-killed", {"model.safetensors": "x"})
+    with outgoing("--output", f"{url}/a") as one:
+        assert not (spools / "outgoing-killed").exists()
+        written(one, {"config.json": "{}"})
+        with outgoing("--output", f"{url}/b") as two:
+            written(two, {"config.json": "{}"})
+            assert (one / "config.json").exists()
+    assert (tmp_path / "models/a/config.json").exists()
 
 
 def test_seconds_that_are_none_are_one_line(monkeypatch):
