@@ -147,7 +147,9 @@ def estimate(config: Any, target: Target, documents: int, is_formula: bool = Fal
         figures |= of_compiled
         if text is not None:
             shares = attended_shares(recipe.model.base, row)
-            figures["roofline"] = roofline.of_program(text, machine, mesh, flops, shares)
+            choices = chosen_on_a_device(recipe.model.decoder, config.batch_size * budgets.tokens, mesh)
+            of_microbatch = choices / config.accumulation
+            figures["roofline"] = roofline.of_program(text, machine, mesh, flops, shares, of_microbatch)
     if seconds := figures.get("roofline", {}).get("least_seconds"):
         has_base = recipe.model.adapter is not None and bool(config.init_from)
         count = saved_bytes(state, recipe.trainable, has_base=has_base)
@@ -155,6 +157,11 @@ def estimate(config: Any, target: Target, documents: int, is_formula: bool = Fal
     if "fits" not in figures:
         figures["fits"] = figures["peak_bytes"] <= (1 - RESERVED) * target.memory
     return figures
+
+
+def chosen_on_a_device(decoder: Any, positions: int, mesh: Any) -> float:
+    """Choices of experts that a device multiplies, where all have as many; ``tensor`` splits the kernels."""
+    return positions * decoder.experts.chosen * mesh.shape["tensor"] / mesh.size if decoder.experts else 0.0
 
 
 def compiled(program: Any, budgets: Any, rows: int, mesh: Any) -> tuple[dict[str, Any], Program | None]:

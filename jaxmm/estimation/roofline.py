@@ -44,15 +44,17 @@ def attention_kernels(program: Program, shares: Mapping[str, float]) -> Kernel:
 
 
 def of_program(
-    program: Program, machine: Machine | None, mesh: Any, model_flops: float, shares: Mapping[str, float]
+    program: Program, machine: Machine | None, mesh: Any, model_flops: float, shares: Mapping[str, float],
+    choices: float = 0.0,
 ) -> dict[str, Any]:  # fmt: skip
     """The figures of a compiled program; without a machine whose peaks are known, only what it does.
 
     Args:
       model_flops: of a step on all devices.
       shares: as of ``attention_kernels``.
+      choices: of experts, a device's share of a microbatch's; 0 without experts.
     """
-    reader = Reader(program, attention_kernels(program, shares))
+    reader = Reader(program, attention_kernels(program, shares), choices)
     work, users = _whole(reader)
     found, parts = collectives(program, mesh), all_collectives(program, mesh)
     figures: dict[str, Any] = {

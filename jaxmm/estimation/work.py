@@ -60,10 +60,11 @@ class Reader:
 
     Args:
       kernel: see ``Kernel``.
+      choices: of experts, that a device has to multiply in a microbatch; 0 is as many as its slots.
     """
 
-    def __init__(self, program: Program, kernel: Kernel = lambda call, operands: None) -> None:
-        self.program, self._kernel = program, kernel
+    def __init__(self, program: Program, kernel: Kernel = lambda call, operands: None, choices: float = 0.0) -> None:
+        self.program, self._kernel, self._choices = program, kernel, choices
         self._by_name = {
             name: {each.name: each for each in instructions} for name, instructions in program.computations.items()
         }
@@ -88,9 +89,15 @@ class Reader:
 
     def _flops(self, place: str, one: Instruction) -> Work:
         if one.kind == "fusion":
-            inside = one.attribute("calls")
-            return self._inside(inside).scaled(1 / self._groups(one, inside))
+            inside = self._inside(one.attribute("calls"))
+            if matmul := grouped(one, self.operands(place, one)):
+                return Work(matmul.flops * self._held(matmul), inside.other / matmul.groups)
+            return inside
         if one.kind == "custom-call":
+            if matmul := grouped(one, self.operands(place, one)):
+                return Work(matmul.flops * self._held(matmul))
+            if "ragged-dot-metadata" in one.op_name:
+                return Work()
             known = self._kernel(one, self.operands(place, one))
             is_kernel = "tpu_custom_call" in one.rest
             return Work(matrix=known or 0.0, unknown=int(is_kernel and known is None))
@@ -103,15 +110,9 @@ class Reader:
         taken = self.operands(place, one) if one.kind.startswith("reduce") else one.arrays
         return Work(other=float(taken[0].items if taken else 0))
 
-    def _groups(self, one: Instruction, inside: str) -> int:
-        """How many groups a fusion that is a grouped matmul of a TPU's has; 1 for others.
-
-        It is written as a matmul of all rows by the kernels of all groups and a mask. What runs skips the blocks of
-        rows that are not of a group (``ITERATION_SKIPPER_MODE_GROUP_STARTS``): each row meets one kernel.
-        """
-        groups = re.search(r'"num_groups_in_ragged_dot":"(\d+)"', one.rest)
-        is_matmul = any(each.kind == "convolution" for each in self.program.computations.get(inside, []))
-        return max(1, int(groups[1])) if groups and is_matmul else 1
+    def _held(self, matmul: Grouped) -> float:
+        """The part of a grouped matmul's slots that hold a choice."""
+        return min(1.0, self._choices / matmul.rows) if self._choices else 1.0
 
     def _bytes(self, place: str, one: Instruction) -> float:
         if one.kind in FREE or one.kind.endswith("-done") or any(name in one.rest for name in FREE_CALLS):
@@ -119,8 +120,9 @@ class Reader:
         names = self._by_name[place]
         taken = [names[name] for name in dict.fromkeys(one.operands) if name in names]
         if one.kind in ("copy-start", "async-start"):  # (from, to, ...), or ((from), to, ...)
-            arrays = [array for array in one.arrays if array.dims]
-            return float(sum(arrays[-1].held_bytes for array in arrays[-2:] if not array.space)) if arrays else 0.0
+            ends = [array for array in one.arrays if array.dims][-2:]  # of a slice, the whole array may be either
+            moved = min((array.held_bytes for array in ends), default=0)
+            return float(moved * sum(not array.space for array in ends))
         if one.kind == "fusion":
             inside = one.attribute("calls")
             reads = sum(self._read(inside, number, each) for number, each in enumerate(self._taken(place, one)))
@@ -129,6 +131,9 @@ class Reader:
             return 2.0 * _held(one.arrays)
         if one.kind == "dynamic-update-slice":
             return 2.0 * _held(taken[1].arrays if len(taken) > 1 else one.arrays)
+        if one.kind == "custom-call" and (matmul := grouped(one, self.operands(place, one))):
+            arrays = [array for each in (*taken, one) for array in each.arrays if not array.space]
+            return sum(array.held_bytes * (self._held(matmul) if len(array.dims) == 2 else 1) for array in arrays)
         given = one.arrays[-1:] if one.kind.endswith("-start") else one.arrays
         return float(sum(_held(each.arrays) for each in taken) + _held(given))
 
@@ -194,6 +199,33 @@ class Reader:
 def _held(arrays: Sequence[Array]) -> int:
     """Bytes of those in a device's large memory."""
     return sum(array.held_bytes for array in arrays if not array.space)
+
+
+class Grouped(NamedTuple):
+    """A grouped matmul, ``lax.ragged_dot`` or its gradient of the kernels.
+
+    Attributes:
+      flops: where each row, or slot, meets the kernel of its group.
+    """
+
+    groups: int
+    rows: int
+    flops: float
+
+
+def grouped(one: Instruction, operands: Sequence[Array]) -> Grouped | None:
+    """What a call or a fusion is of a grouped matmul; None for others.
+
+    libtpu calls a kernel of its own (``ragged-dot-none``), or writes a fusion of the matmul of all rows by the kernels
+    of all groups, of which it skips the blocks that are not of a row's group (``ITERATION_SKIPPER_MODE_GROUP_STARTS``).
+    """
+    is_call = one.kind == "custom-call" and one.op_name.endswith("ragged-dot-none")
+    if not is_call and '"is_ragged_dot":true' not in one.rest:
+        return None
+    arrays = [array for array in (*operands, *one.arrays) if array.dtype not in ("s32", "pred")]
+    kernels = next((array.dims for array in arrays if len(array.dims) == 3), ())
+    rows = max((array.dims[0] for array in arrays if len(array.dims) == 2), default=0)
+    return Grouped(kernels[0], rows, 2.0 * rows * kernels[1] * kernels[2]) if kernels and rows else None
 
 
 def _dot(one: Instruction, operands: Sequence[Array]) -> float:

@@ -125,6 +125,29 @@ ENTRY %main (k: bf16[8,16,32], x: bf16[64,16]) -> bf16[8,64,32] {{
 """)
     ((entry, (*_, outer)),) = [(name, each) for name, each in program.computations.items() if each[-1].name == "outer"]
     assert Reader(program).work(entry, outer).matrix == 2 * 64 * 16 * 32
+    assert Reader(program, choices=16).work(entry, outer).matrix == 2 * 16 * 16 * 32
+
+
+def test_a_kernel_for_grouped_matmuls_counts_and_reads_the_slots_that_hold_a_choice():
+    """As libtpu 0.0.52 calls it on a v5p: rows by kernels, and rows by rows, the gradient of the kernels."""
+    said = 'custom_call_target="tpu_custom_call", metadata={op_name="ragged_dot_general/ragged-dot-none"}'
+    program = hlo.read(f"""
+ENTRY %main (e: s32[9], x: bf16[1024,128], k: bf16[8,128,256], y: bf16[1024,256]) -> bf16[8,128,256] {{
+  %e = s32[9]{{0}} parameter(0)
+  %x = bf16[1024,128]{{1,0:T(8,128)(2,1)}} parameter(1)
+  %k = bf16[8,128,256]{{2,1,0:T(8,128)(2,1)}} parameter(2)
+  %y = bf16[1024,256]{{1,0:T(8,128)(2,1)}} custom-call(%e, %x, %k), {said}
+  ROOT %g = bf16[8,128,256]{{2,1,0:T(8,128)(2,1)}} custom-call(%e, %x, %y), {said}
+}}
+""")
+    ((entry, (*_, forward, gradient)),) = program.computations.items()
+    reader = Reader(program, choices=128)  # an eighth of the slots, as with eight devices in ``expert``
+    rows, kernels, ends = 2 * 1024 * (128 + 256), 2 * 8 * 128 * 256, 4 * 9
+    for one in (forward, gradient):
+        work = reader.work(entry, one)
+        assert (work.matrix, work.unknown) == (2 * 128 * 128 * 256, 0)
+        assert work.bytes == rows / 8 + kernels + ends
+    assert Reader(program).work(entry, forward).bytes == rows + kernels + ends
 
 
 def test_bytes_are_of_what_is_read_and_written_in_large_memory_with_its_padding():
@@ -146,6 +169,9 @@ def test_bytes_are_of_what_is_read_and_written_in_large_memory_with_its_padding(
     )
     begun = (f"%x = {bfloat16} parameter(0)", "%i = s32[]{:S(6)} parameter(1)")
     assert work_of(*begun, f"ROOT %y = {bfloat16} copy(%x)")[1] == 2 * padded
+    part, host = "bf16[8,72]{1,0:T(8,128)(2,1)}", bfloat16.replace(")}", ")S(5)}")
+    sent = f"(({host}, {part}, s32[], s32[]), {host}, u32[]{{:S(2)}}) async-start(%x, %x, %i, %i), calls=%put"
+    assert work_of(*begun, f"ROOT %y = {sent}")[1] == padded / 64, "a part that goes to the host is read here"
     cut = "%y = bf16[8,72]{1,0:T(8,128)(2,1)S(1)} fusion(%x, %i), kind=kLoop, calls=%cut"
     assert work_of(*begun, cut, more=fused)[1] == padded / 64, "only the slice is read; the sum is in a faster memory"
     put = f"ROOT %z = {bfloat16} fusion(%x, %y, %i), kind=kLoop, calls=%set"
